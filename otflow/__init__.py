@@ -1,0 +1,36 @@
+"""Optimisation over probability measures in Wasserstein-2 space."""
+
+from otflow import errors, functionals, kernels, schemes
+from otflow.flow import flow
+from otflow.functionals import (
+    Entropy,
+    Functional,
+    Interaction,
+    OfExpectation,
+    Potential,
+)
+from otflow.measures import Measure, Particles
+from otflow.schemes import BirthDeath, ExplicitEuler, Langevin, chain
+from otflow.trajectory import Trajectory
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BirthDeath",
+    "Entropy",
+    "ExplicitEuler",
+    "Functional",
+    "Interaction",
+    "Langevin",
+    "Measure",
+    "OfExpectation",
+    "Particles",
+    "Potential",
+    "Trajectory",
+    "chain",
+    "errors",
+    "flow",
+    "functionals",
+    "kernels",
+    "schemes",
+]

@@ -1,0 +1,27 @@
+"""Load a heavy third-party package on first use, or say how to install it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = ["lazy_import"]
+
+_EXTRAS = {"matplotlib": "plot", "tqdm": "plot", "sklearn": "demo"}
+
+
+def lazy_import(name: str) -> Any:
+    """Import and return the module `name`, e.g. ``"ot"`` or ``"scipy.optimize"``.
+
+    Raises
+    ------
+    ImportError
+        If it is missing; the message names the extra of otflow that brings it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        extra = _EXTRAS.get(name.partition(".")[0])
+        cure = f"pip install 'otflow[{extra}]'" if extra else "reinstall otflow"
+        msg = f"{name} is needed here and cannot be imported: {cure}"
+        raise ImportError(msg) from error

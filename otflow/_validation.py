@@ -1,0 +1,215 @@
+"""Checks at the door: each raises a typed error that names the argument and the cure."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otflow._typing import ArrayLike, Seed
+
+__all__ = [
+    "as_float_tensor",
+    "as_generator",
+    "as_points",
+    "as_weights",
+    "check_like",
+    "check_option",
+    "coordinate_limit",
+    "non_negative_int",
+    "positive",
+    "real",
+]
+
+# Squares of coordinates, summed over points, must stay far from overflow.
+_COORDINATE_LIMITS = {torch.float64: 1e150, torch.float32: 1e15}
+
+
+def coordinate_limit(dtype: torch.dtype) -> float:
+    """Return the largest |coordinate| whose squared distances stay finite in `dtype`."""
+    return _COORDINATE_LIMITS[dtype]
+
+
+def as_float_tensor(x: ArrayLike, name: str) -> Tensor:
+    """Return `x` as a dense real float32/float64 tensor; dtype and device are kept."""
+    if isinstance(x, np.ndarray):
+        if x.dtype.kind not in "fiuc" or x.dtype.itemsize > 16:
+            msg = f"{name} must be a numeric array, got dtype {x.dtype}"
+            raise TypeError(msg)
+        # A copy: a read-only array is welcome, and the caller's memory is never shared.
+        x = torch.from_numpy(np.array(x, order="C"))
+    if not isinstance(x, Tensor):
+        msg = (
+            f"{name} must be a torch.Tensor or numpy.ndarray, got {type(x).__name__}; "
+            f"use torch.tensor(..., dtype=torch.float64) so that the dtype is explicit"
+        )
+        raise TypeError(msg)
+    if x.layout != torch.strided or x.is_quantized or x.device.type == "meta":
+        msg = (
+            f"{name} must be a dense tensor, got layout {x.layout} on device "
+            f"{x.device}; use .to_dense() or materialise it first"
+        )
+        raise TypeError(msg)
+    if x.dtype in (torch.float16, torch.bfloat16):
+        msg = (
+            f"{name} has dtype {x.dtype}, too coarse for transport; "
+            f"use float32/float64, e.g. {name}.float()"
+        )
+        raise ValueError(msg)
+    if x.dtype not in _COORDINATE_LIMITS:
+        msg = (
+            f"{name} must be float32 or float64, got {x.dtype}; "
+            f"nothing is cast silently: use {name}.double()"
+        )
+        raise TypeError(msg)
+    return x
+
+
+def as_points(x: ArrayLike, name: str = "points") -> Tensor:
+    """Check an (n, d) cloud of finite points, n >= 1 and d >= 1."""
+    x = as_float_tensor(x, name)
+    if x.ndim != 2:
+        cure = f"; use {name}[:, None] for points on the line" if x.ndim == 1 else ""
+        msg = f"{name} must have shape (n, d), got {tuple(x.shape)}{cure}"
+        raise ValueError(msg)
+    if x.shape[0] == 0:
+        msg = f"{name} is empty: shape {tuple(x.shape)}; at least one point is needed"
+        raise ValueError(msg)
+    if x.shape[1] == 0:
+        msg = f"{name} has dimension 0: shape {tuple(x.shape)}; d >= 1 is needed"
+        raise ValueError(msg)
+    limit = coordinate_limit(x.dtype)
+    good = x.detach().abs() < limit  # False for NaN and infinity too
+    if not bool(good.all()):
+        i, j = (int(k) for k in (~good).nonzero()[0])
+        entry = float(x.detach()[i, j])
+        if math.isfinite(entry):
+            msg = (
+                f"{name}[{i}, {j}] = {entry:.3g} is too large: squared distances "
+                f"overflow beyond {limit:.0e} in {x.dtype}; rescale the points"
+            )
+        else:
+            msg = f"{name} must be finite, got {entry} at index ({i}, {j})"
+        raise ValueError(msg)
+    return x
+
+
+def as_weights(
+    weights: ArrayLike, points: Tensor, *, normalize: bool, name: str = "weights"
+) -> Tensor:
+    """Check n weights against their points: finite, non-negative, of sum 1."""
+    weights = as_float_tensor(weights, name)
+    n = points.shape[0]
+    if weights.shape != (n,):
+        msg = f"{name} must have shape ({n},), one per point, got {tuple(weights.shape)}"
+        raise ValueError(msg)
+    check_like(weights, points, name, "points")
+    weights = weights.detach()
+    if not bool(torch.isfinite(weights).all()):
+        i = int((~torch.isfinite(weights)).nonzero()[0])
+        msg = f"{name} must be finite, got {float(weights[i])} at index {i}"
+        raise ValueError(msg)
+    if bool((weights < 0).any()):
+        i = int((weights < 0).nonzero()[0])
+        msg = f"{name} must be non-negative, got {float(weights[i]):.6g} at index {i}"
+        raise ValueError(msg)
+    total = float(weights.sum(dtype=torch.float64))
+    if total == 0.0:
+        msg = f"{name} are all zero: a probability measure needs mass 1"
+        raise ValueError(msg)
+    if normalize:
+        return weights / weights.sum()
+    tolerance = 1e-6 if weights.dtype == torch.float32 else 1e-9
+    if abs(total - 1.0) > max(tolerance, n * torch.finfo(weights.dtype).eps):
+        msg = (
+            f"{name} must sum to 1, got {total:.9g}; "
+            f"pass normalize=True to divide them by their sum"
+        )
+        raise ValueError(msg)
+    return weights
+
+
+def check_like(x: Tensor, other: Tensor, name: str, other_name: str) -> None:
+    """Refuse to mix dtypes (TypeError) or devices (ValueError)."""
+    if x.dtype != other.dtype:
+        msg = (
+            f"{name} has dtype {x.dtype} but {other_name} has {other.dtype}; "
+            f"nothing is cast silently: convert one with .to({other.dtype})"
+        )
+        raise TypeError(msg)
+    if x.device != other.device:
+        msg = (
+            f"{name} is on {x.device} but {other_name} is on {other.device}; "
+            f"move one with .to('{other.device}')"
+        )
+        raise ValueError(msg)
+
+
+def real(value: Any, name: str) -> float:
+    """Return a finite real number as a float; bool and str are refused."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        msg = f"{name} must be a real number, got {type(value).__name__} {value!r}"
+        raise TypeError(msg)
+    number = float(value)
+    if not math.isfinite(number):
+        msg = f"{name} must be finite, got {number}"
+        raise ValueError(msg)
+    return number
+
+
+def positive(value: Any, name: str, *, or_zero: bool = False) -> float:
+    """Return a finite real number > 0 (or >= 0) as a float."""
+    number = real(value, name)
+    if number < 0 or (number == 0 and not or_zero):
+        kind = "non-negative" if or_zero else "positive"
+        msg = f"{name} must be {kind}, got {number}"
+        raise ValueError(msg)
+    return number
+
+
+def non_negative_int(value: Any, name: str, *, minimum: int = 0) -> int:
+    """Return an integer >= `minimum`; floats, bools and strings are refused."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+        msg = f"{name} must be an integer, got {type(value).__name__} {value!r}"
+        raise TypeError(msg)
+    if value < minimum:
+        msg = f"{name} must be at least {minimum}, got {int(value)}"
+        raise ValueError(msg)
+    return int(value)
+
+
+def check_option(value: Any, name: str, options: Collection[str]) -> str:
+    """Return `value` if it is one of `options`; else name the nearest one."""
+    if isinstance(value, str) and value in options:
+        return value
+    close = difflib.get_close_matches(str(value), list(options), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    msg = f"{name} must be one of {sorted(options)}, got {value!r}{hint}"
+    raise (ValueError if isinstance(value, str) else TypeError)(msg)
+
+
+def as_generator(seed: Seed, device: torch.device) -> torch.Generator:
+    """Return a generator on `device`: the given one, one of that seed, or a fresh one.
+
+    The global random state is neither read nor written.
+    """
+    if isinstance(seed, torch.Generator):
+        if seed.device.type != device.type:
+            msg = (
+                f"generator is on {seed.device} but the measure is on {device}; "
+                f"use torch.Generator(device={str(device)!r})"
+            )
+            raise ValueError(msg)
+        return seed
+    generator = torch.Generator(device=device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(non_negative_int(seed, "generator"))
+    return generator

@@ -1,0 +1,191 @@
+"""Errors that say what was wrong, why, and the cure.
+
+A caller's mistake is a ``ValueError`` or a ``TypeError``, raised before any work.
+What a caller may want to catch by name has a class of its own, here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "Diverged",
+    "Interrupted",
+    "InvalidFunctional",
+    "NonFinite",
+    "NotConverged",
+    "OtflowError",
+    "Unsupported",
+]
+
+
+class OtflowError(Exception):
+    """Base class of every error that otflow defines.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> issubclass(of.errors.Diverged, of.errors.OtflowError)
+    True
+    """
+
+
+class Unsupported(OtflowError, TypeError):
+    """A representation was asked for something that it cannot do.
+
+    The message names the reason and the cure: which representation or which scheme
+    can do it.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> of.Particles(torch.zeros(3, 2)).density()
+    Traceback (most recent call last):
+        ...
+    otflow.errors.Unsupported: Particles has no density: ...
+    """
+
+
+class InvalidFunctional(OtflowError, TypeError):
+    """A functional returned something that is not a differentiable scalar.
+
+    Raised when ``value`` returns a non-tensor, a tensor with more than one entry, an
+    integer or complex tensor, a tensor on another device, or a tensor that is detached
+    from the measure.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: x)  # (n, d), not (n,)
+    >>> F.value(of.Particles(torch.zeros(3, 2)))
+    Traceback (most recent call last):
+        ...
+    otflow.errors.InvalidFunctional: ...
+    """
+
+
+class NonFinite(OtflowError, ArithmeticError):
+    """A functional or its gradient is NaN or infinite at a given measure.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: x.sum(-1) / 0.0)
+    >>> F.velocity(of.Particles(torch.ones(3, 2)))
+    Traceback (most recent call last):
+        ...
+    otflow.errors.NonFinite: ...
+    """
+
+
+class Diverged(OtflowError, ArithmeticError):
+    """A flow left the finite numbers; nothing computed before is lost.
+
+    Parameters
+    ----------
+    message : str
+        What happened and what to try.
+    measure : Measure, optional
+        The last good measure.
+    step : int, optional
+        Index of the step that failed, counted from 0.
+    trajectory : Trajectory, optional
+        Everything recorded up to the last good measure.
+
+    Attributes
+    ----------
+    measure, step, trajectory
+        As above; ``flow`` fills in the last two.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: x.square().sum(-1))
+    >>> try:
+    ...     of.flow(F, of.Particles(torch.ones(3, 2)), of.ExplicitEuler(), dt=1e9, steps=99)
+    ... except of.errors.Diverged as error:
+    ...     len(error.trajectory.times) > 0
+    True
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        measure: Any = None,
+        step: int | None = None,
+        trajectory: Any = None,
+    ) -> None:
+        super().__init__(message)
+        self.measure = measure
+        self.step = step
+        self.trajectory = trajectory
+
+
+class NotConverged(OtflowError, RuntimeError):
+    """An inner solver stopped before its tolerance; no number is returned as if it had.
+
+    Parameters
+    ----------
+    message : str
+        What stopped, how far it got, what to try.
+    info : mapping, optional
+        What the solver knew when it stopped (residual, iterations, ...).
+    result : object, optional
+        The unfinished result, for a caller who wants it all the same.
+
+    Attributes
+    ----------
+    info, result
+        As above.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> error = of.errors.NotConverged("stopped after 3 iterations", info={"residual": 0.1})
+    >>> error.info["residual"]
+    0.1
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        info: Mapping[str, Any] | None = None,
+        result: Any = None,
+    ) -> None:
+        super().__init__(message)
+        self.info = dict(info or {})
+        self.result = result
+
+
+class Interrupted(OtflowError, KeyboardInterrupt):
+    """The user interrupted a flow; the trajectory so far is in ``trajectory``.
+
+    It is a ``KeyboardInterrupt``, so a program that handles Ctrl-C goes on doing so.
+
+    Parameters
+    ----------
+    message : str
+        Where the flow stopped.
+    trajectory : Trajectory
+        Everything recorded before the interrupt.
+
+    Attributes
+    ----------
+    trajectory
+        As above.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> issubclass(of.errors.Interrupted, KeyboardInterrupt)
+    True
+    """
+
+    def __init__(self, message: str, *, trajectory: Any) -> None:
+        super().__init__(message)
+        self.trajectory = trajectory

@@ -1,0 +1,270 @@
+"""The only loop: time, records, progress and failure belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otflow._lazy import lazy_import
+from otflow._typing import Seed
+from otflow._validation import as_generator, non_negative_int, positive
+from otflow.errors import Diverged, Interrupted, InvalidFunctional, NonFinite
+from otflow.functionals import Functional
+from otflow.measures import Measure
+from otflow.schemes import Scheme, Step
+from otflow.trajectory import Trajectory
+
+__all__ = ["flow"]
+
+
+def flow(
+    F: Functional,
+    mu: Measure,
+    scheme: Scheme,
+    *,
+    dt: float | Callable[[int], float],
+    steps: int,
+    every: int = 1,
+    record: Mapping[str, Callable[[Any], Any]] | None = None,
+    stop: Callable[[Step], bool] | None = None,
+    generator: Seed = None,
+    progress: bool = False,
+) -> Trajectory:
+    r"""Minimise F from `mu`: repeat a scheme's step and record what happens.
+
+    .. math:: \partial_t \mu = \nabla\cdot(\mu \nabla F'[\mu]), \qquad \mu_0 = \mu
+
+    for the transport schemes; see each scheme for the equation it discretises.
+
+    Parameters
+    ----------
+    F : Functional
+        What to minimise.
+    mu : Measure
+        Where to start; it is not modified.
+    scheme : Scheme
+        How to step, e.g. ``ExplicitEuler()``.
+    dt : float or callable
+        Time step, > 0, or a function of the step's index.
+    steps : int
+        Number of steps, >= 0.
+    every : int
+        Record at every so many steps, and at the end.
+    record : mapping of str to callable, optional
+        Functions of the measure to record, e.g. another functional. They run without
+        gradients.
+    stop : callable, optional
+        Predicate on the `Step` just made; True ends the flow there.
+    generator : torch.Generator or int, optional
+        Source of randomness, or its seed. By default a fresh one; its seed is kept in
+        the trajectory. The global random state is not touched.
+    progress : bool
+        Show a tqdm bar (extra ``plot``).
+
+    Returns
+    -------
+    Trajectory
+        Times, records, snapshots, the final measure, the report of each step.
+
+    Raises
+    ------
+    Diverged
+        If the measure or its energy leaves the finite numbers. The error carries the
+        step, the last good measure and the trajectory up to it.
+    Interrupted
+        On Ctrl-C, with the trajectory so far; it is a ``KeyboardInterrupt``.
+    TypeError, ValueError
+        If an argument is of the wrong kind or out of range, before any work.
+
+    Notes
+    -----
+    Cost: that of the steps. Energies that a step computes on its way are not computed
+    again. An exception of the user's own code passes through unchanged, with a note of
+    the step, and the trajectory so far as its attribute ``trajectory``.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+    >>> mu = of.Particles(torch.tensor([[1.0], [2.0]]))
+    >>> run = of.flow(F, mu, of.ExplicitEuler(), dt=0.5, steps=4, every=2)
+    >>> run.records["energy"]
+    tensor([1.2500, 0.0781, 0.0049])
+    """
+    _check_kind(F, Functional, "F")
+    _check_kind(mu, Measure, "mu")
+    _check_kind(scheme, Scheme, "scheme")
+    length = _step_length(dt)
+    steps = non_negative_int(steps, "steps")
+    every = non_negative_int(every, "every", minimum=1)
+    if stop is not None and not callable(stop):
+        msg = f"stop must be a predicate on a Step, got {type(stop).__name__}"
+        raise TypeError(msg)
+    source = as_generator(generator, mu.device)
+    recorder = _Recorder(F, scheme, record, source)
+
+    previous = current = (0.0, mu)
+    status, message = "finished", f"made all {steps} steps"
+    with _progress_bar(steps, progress) as bar:
+        try:
+            state = scheme.init(F, mu)
+            for k in range(steps):
+                time, mu = current
+                step = scheme.step(F, mu, length(k), state, source)
+                if k % every == 0:
+                    recorder.add(time, mu, step.info.get("energy"))
+                    bar.set_postfix(energy=f"{float(recorder.energy):.4g}")
+                recorder.info.append(step.info)
+                state = step.state
+                previous = current
+                taken = step.info.get("dt")
+                current = (
+                    time + (length(k) if taken is None else taken),
+                    step.measure,
+                )
+                bar.update()
+                if stop is not None and stop(step):
+                    status = "stopped"
+                    message = f"the stop predicate held after step {k}"
+                    break
+            recorder.add(*current)
+            bar.set_postfix(energy=f"{float(recorder.energy):.4g}")
+        except (Diverged, NonFinite) as error:
+            k = len(recorder.info)
+            # Where the functional is not finite at the current measure, the last good
+            # one is the one before.
+            good = previous if isinstance(error, NonFinite) else current
+            text = f"the flow diverged in step {k}: {error}"
+            trajectory = recorder.close(good, "diverged", text)
+            raise Diverged(
+                text, measure=good[1], step=k, trajectory=trajectory
+            ) from error
+        except KeyboardInterrupt as error:
+            text = f"interrupted in step {len(recorder.info)}"
+            trajectory = recorder.close(current, "interrupted", text)
+            msg = f"{text}; the trajectory so far is in the error's `trajectory`"
+            raise Interrupted(msg, trajectory=trajectory) from error
+        except Exception as error:
+            k = len(recorder.info)
+            text = f"step {k} of {steps} raised {type(error).__name__}"
+            error.add_note(
+                f"in otflow.flow: {text}; the trajectory so far is in the error's "
+                f"attribute `trajectory`"
+            )
+            error.trajectory = recorder.close(current, "failed", text)  # type: ignore[attr-defined]
+            raise
+    return recorder.close(current, status, message)
+
+
+class _Recorder:
+    """Collects rows of a trajectory and hands them over, whatever happened."""
+
+    def __init__(
+        self,
+        F: Functional,
+        scheme: Scheme,
+        record: Mapping[str, Callable[[Any], Any]] | None,
+        generator: torch.Generator,
+    ) -> None:
+        record = dict(record or {})
+        for name, function in record.items():
+            if name == "energy":
+                msg = "the record name 'energy' is taken: the energy is always recorded"
+                raise ValueError(msg)
+            if not callable(function):
+                msg = (
+                    f"record[{name!r}] must be a function of the measure, "
+                    f"got {type(function).__name__}"
+                )
+                raise TypeError(msg)
+        self.functional, self.scheme, self.functions = F, scheme, record
+        self.seed = generator.initial_seed()
+        self.times: list[float] = []
+        self.rows: dict[str, list[Tensor]] = {"energy": [], **{n: [] for n in record}}
+        self.snapshots: list[Measure] = []
+        self.info: list[Mapping[str, Any]] = []
+
+    @property
+    def energy(self) -> Tensor:
+        """The last recorded energy."""
+        return self.rows["energy"][-1]
+
+    def add(self, time: float, mu: Measure, energy: Tensor | None = None) -> None:
+        """Record one row; the energy is computed unless it is known."""
+        versions = (mu.points._version, mu.weights._version)
+        with torch.no_grad():
+            if energy is None:
+                energy = self.scheme.energy(self.functional, mu)
+            row = {"energy": energy}
+            for name, function in self.functions.items():
+                row[name] = torch.as_tensor(function(mu), device=mu.device)
+        if versions != (mu.points._version, mu.weights._version):
+            msg = "a record modified the measure in place; work on a copy, .clone()"
+            raise InvalidFunctional(msg)
+        if not bool(torch.isfinite(energy)):
+            msg = f"the energy is {float(energy)} at time {time:g}"
+            raise NonFinite(msg)
+        for name, entry in row.items():
+            self.rows[name].append(entry.detach())
+        self.times.append(time)
+        self.snapshots.append(mu)
+
+    def close(self, last: tuple[float, Measure], status: str, message: str) -> Trajectory:
+        """Return the trajectory, ending at `last` if it can still be evaluated."""
+        if not self.snapshots or self.snapshots[-1] is not last[1]:
+            try:
+                self.add(*last)
+            except Exception:
+                # Already failing: what was recorded before must survive.
+                if status in ("finished", "stopped"):
+                    raise
+        return Trajectory(
+            times=torch.tensor(self.times, dtype=torch.float64),
+            records={
+                name: torch.stack(rows) if rows else torch.empty(0)
+                for name, rows in self.rows.items()
+            },
+            snapshots=tuple(self.snapshots),
+            final=last[1],
+            info=tuple(self.info),
+            seed=self.seed,
+            status=status,
+            message=message,
+        )
+
+
+def _check_kind(value: Any, kind: type, name: str) -> None:
+    if not isinstance(value, kind):
+        hint = f"; write {value.__name__}()" if isinstance(value, type) else ""
+        msg = f"{name} must be a {kind.__name__}, got {value!r:.80}{hint}"
+        raise TypeError(msg)
+
+
+def _step_length(dt: Any) -> Callable[[int], float]:
+    if callable(dt):
+        return lambda k: positive(dt(k), f"dt({k})")
+    fixed = positive(dt, "dt")
+    return lambda _: fixed
+
+
+class _SilentBar:
+    """Stands in for tqdm when no progress is wanted."""
+
+    def __enter__(self) -> _SilentBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def update(self) -> None:
+        """Do nothing."""
+
+    def set_postfix(self, **_: str) -> None:
+        """Do nothing."""
+
+
+def _progress_bar(steps: int, progress: bool) -> Any:
+    return lazy_import("tqdm").tqdm(total=steps) if progress else _SilentBar()

@@ -1,0 +1,279 @@
+"""A functional is its value; derivatives, algebra and convexity bounds follow."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self, final
+
+from torch import Tensor
+
+from otflow._typing import ArrayLike
+from otflow._validation import real
+from otflow.measures import Measure
+
+__all__ = ["Functional", "Scaled", "Sum"]
+
+
+class Functional(ABC):
+    r"""A function :math:`F : \mathcal P(\mathbb R^d) \to \mathbb R` to be minimised.
+
+    `value` is the only thing to write. From it follow the first variation
+    :math:`F'[\mu]`, the velocity :math:`v = -\nabla F'[\mu]` of its Wasserstein gradient
+    flow :math:`\partial_t \mu = \nabla\cdot(\mu \nabla F'[\mu])`
+    :cite:p:`ambrosio2008gradient`, sums and multiples. A closed form may override a
+    derivative for speed alone; the contract tests compare it with autodiff.
+
+    See Also
+    --------
+    otflow.flow : Minimise a functional.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> class Concentration(of.Functional):
+    ...     def value(self, mu):
+    ...         return mu.expectation(lambda x: x.square().sum(-1)) ** 2
+    >>> F, mu = Concentration(), of.Particles(torch.tensor([[1.0], [3.0]]))
+    >>> F.value(mu)
+    tensor(25.)
+    >>> F.first_variation(mu)  # 2 E|x|^2 |x|^2
+    tensor([10., 90.])
+    >>> F.velocity(mu)  # -4 E|x|^2 x
+    tensor([[-20.],
+            [-60.]])
+    """
+
+    @abstractmethod
+    def value(self, mu: Measure) -> Tensor:
+        r"""Return :math:`F(\mu)` as a 0-d tensor.
+
+        Written with torch operations on ``mu.points`` and ``mu.weights``, or with
+        ``mu.expectation``, ``mu.interaction``, ``mu.internal``. Weights are free (not
+        renormalised) when they are differentiated.
+        """
+
+    @final
+    def __call__(self, mu: Measure) -> Tensor:
+        """Return ``value(mu)``, so that a functional is also a record of a flow."""
+        return self.value(mu)
+
+    def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
+        r"""Return :math:`F'[\mu]`, :math:`dF/dw_i` at the atoms or anywhere else.
+
+        Parameters
+        ----------
+        mu : Measure
+            Where to differentiate; it needs the capability ``mass_gradient``.
+        x : Tensor or ndarray, shape (m, d), optional
+            Where to evaluate; the points of `mu` by default.
+
+        Returns
+        -------
+        Tensor, shape (n,) or (m,)
+            Defined up to a constant; detached.
+        """
+        return mu.mass_gradient(self.value, x)
+
+    def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`F(\mu)` and :math:`-\nabla F'[\mu]` in one pass.
+
+        Parameters
+        ----------
+        mu : Measure
+            Where to differentiate.
+
+        Returns
+        -------
+        value : Tensor
+            0-d, detached.
+        velocity : Tensor
+            A tangent at `mu`, (n, d) on particles; detached.
+        """
+        value, gradient = mu.value_and_position_gradient(self.value)
+        return value, -gradient
+
+    @final
+    def velocity(self, mu: Measure) -> Tensor:
+        r"""Return :math:`v = -\nabla F'[\mu]`; on particles :math:`-\frac1{w_i}\partial_{x_i}F`.
+
+        Parameters
+        ----------
+        mu : Measure
+            Where to differentiate.
+
+        Returns
+        -------
+        Tensor
+            A tangent at `mu`, (n, d) on particles.
+        """
+        return self.value_and_velocity(mu)[1]
+
+    def split_entropy(self) -> tuple[float, Functional]:
+        r"""Return ``(temperature, rest)`` with F = temperature * Entropy + rest.
+
+        Schemes that treat entropy by noise or by a proximal map ask for it.
+        """
+        return 0.0, self
+
+    def resample(self, generator: torch.Generator) -> Functional:  # noqa: ARG002
+        """Return an unbiased random copy (a minibatch), or itself if not stochastic."""
+        return self
+
+    @property
+    def displacement_modulus(self) -> float | None:
+        r"""A :math:`\lambda` such that F is :math:`\lambda`-convex, None if unknown.
+
+        For functionals that are finite on atoms: along the interpolation :math:`\mu_t =
+        ((1-t)\,\pi^1 + t\,\pi^2)_\#\gamma` of every coupling :math:`\gamma`,
+        :math:`F(\mu_t) \le (1-t)F(\mu_0) + tF(\mu_1) - \tfrac\lambda2 t(1-t)
+        \int|x-y|^2 d\gamma`. For internal energies: along generalised geodesics.
+        """
+        return None
+
+    def __add__(self, other: object) -> Functional:
+        """Return the sum of two functionals."""
+        if not isinstance(other, Functional):
+            return NotImplemented
+        return Sum((self, other))
+
+    def __mul__(self, factor: object) -> Functional:
+        """Return the functional times a real number."""
+        if isinstance(factor, (Functional, Tensor, str)):
+            return NotImplemented
+        return Scaled(real(factor, "the factor of a functional"), self)
+
+    __rmul__ = __mul__
+
+
+class Sum(Functional):
+    r"""The sum :math:`\sum_k F_k`; the empty sum is zero.
+
+    Each part keeps its own fast derivatives; convexity bounds add.
+
+    Parameters
+    ----------
+    parts : tuple of Functional
+        Terms; nested sums are flattened.
+
+    Attributes
+    ----------
+    parts : tuple of Functional
+        Terms.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: x.square().sum(-1))
+    >>> (F + 2 * F).value(of.Particles(torch.ones(3, 2)))
+    tensor(6.)
+    """
+
+    def __init__(self, parts: tuple[Functional, ...]) -> None:
+        flat: list[Functional] = []
+        for part in parts:
+            flat.extend(part.parts if isinstance(part, Sum) else (part,))
+        self.parts = tuple(flat)
+
+    def value(self, mu: Measure) -> Tensor:
+        r"""Return :math:`\sum_k F_k(\mu)`."""
+        total = mu.weights.new_zeros(())
+        for part in self.parts:
+            total = total + part.value(mu)
+        return total
+
+    def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
+        """Return the sum of the parts' first variations."""
+        total = mu.weights.new_zeros(mu.n if x is None else len(x))
+        for part in self.parts:
+            total = total + part.first_variation(mu, x)
+        return total
+
+    def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        """Return the sums of the parts' values and velocities."""
+        if not self.parts:
+            return mu.value_and_position_gradient(lambda nu: 0.0 * nu.points.sum())
+        value, velocity = self.parts[0].value_and_velocity(mu)
+        for part in self.parts[1:]:
+            f, v = part.value_and_velocity(mu)
+            value, velocity = value + f, velocity + v
+        return value, velocity
+
+    def split_entropy(self) -> tuple[float, Functional]:
+        """Return the sum of the temperatures and the sum of the rests."""
+        splits = [part.split_entropy() for part in self.parts]
+        return sum(t for t, _ in splits), Sum(tuple(rest for _, rest in splits))
+
+    def resample(self, generator: torch.Generator) -> Sum:
+        """Return the sum of resampled parts."""
+        return Sum(tuple(part.resample(generator) for part in self.parts))
+
+    @property
+    def displacement_modulus(self) -> float | None:
+        """The sum of the parts' bounds, None if one is unknown."""
+        bounds = [part.displacement_modulus for part in self.parts]
+        known = [bound for bound in bounds if bound is not None]
+        return sum(known) if len(known) == len(bounds) else None
+
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, self.parts)) or "0"
+
+
+class Scaled(Functional):
+    """The multiple c F of a functional.
+
+    Parameters
+    ----------
+    factor : float
+        The number c, of either sign.
+    functional : Functional
+        The functional F.
+
+    Attributes
+    ----------
+    factor, functional
+        As above.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = -3 * of.Potential(lambda x: x.square().sum(-1))
+    >>> F.value(of.Particles(torch.ones(3, 2)))
+    tensor(-6.)
+    """
+
+    def __init__(self, factor: float, functional: Functional) -> None:
+        self.factor = factor
+        self.functional = functional
+
+    def value(self, mu: Measure) -> Tensor:
+        r"""Return :math:`c\,F(\mu)`."""
+        return self.factor * self.functional.value(mu)
+
+    def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
+        """Return c times the first variation."""
+        return self.factor * self.functional.first_variation(mu, x)
+
+    def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        """Return c times the value and c times the velocity."""
+        value, velocity = self.functional.value_and_velocity(mu)
+        return self.factor * value, self.factor * velocity
+
+    def split_entropy(self) -> tuple[float, Functional]:
+        """Return c times the temperature and c times the rest."""
+        temperature, rest = self.functional.split_entropy()
+        return self.factor * temperature, Scaled(self.factor, rest)
+
+    def resample(self, generator: torch.Generator) -> Self:
+        """Return the multiple of the resampled functional."""
+        return type(self)(self.factor, self.functional.resample(generator))
+
+    @property
+    def displacement_modulus(self) -> float | None:
+        """The bound times c; for c < 0 unknown, for c = 0 zero."""
+        if self.factor == 0:
+            return 0.0
+        bound = self.functional.displacement_modulus
+        return None if bound is None or self.factor < 0 else self.factor * bound
+
+    def __repr__(self) -> str:
+        return f"{self.factor:g} * {self.functional!r}"

@@ -1,0 +1,59 @@
+"""Nonlinear functions of an integral: R(int Phi dmu)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from otflow._typing import Ground
+from otflow.functionals.base import Functional
+from otflow.measures import Measure
+
+__all__ = ["OfExpectation"]
+
+
+class OfExpectation(Functional):
+    r"""A function of an expectation, :math:`F(\mu) = R\bigl(\int \Phi\, d\mu\bigr)`.
+
+    First variation :math:`F'[\mu](x) = \nabla R(\int\Phi\,d\mu)\cdot\Phi(x)`. With R
+    convex, F is convex in the linear sense; the risk of a two-layer network is of this
+    form :cite:p:`chizat2018global`.
+
+    Parameters
+    ----------
+    R : callable
+        Function (m,) -> 0-d tensor.
+    Phi : callable
+        Batched features (n, d) -> (n, m), or (n,) for a 0-d integral.
+
+    Attributes
+    ----------
+    R, Phi
+        As above.
+
+    Notes
+    -----
+    Memory O(n m) for the features.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.OfExpectation(lambda m: m.square().sum(), lambda x: x)  # |mean|^2
+    >>> mu = of.Particles(torch.tensor([[1.0], [3.0]]))
+    >>> F.value(mu), F.velocity(mu)
+    (tensor(4.), tensor([[-4.],
+            [-4.]]))
+    """
+
+    def __init__(self, R: Callable[[Tensor], Tensor], Phi: Ground) -> None:
+        for name, function in (("R", R), ("Phi", Phi)):
+            if not callable(function):
+                msg = f"{name} must be a function, got {type(function).__name__}"
+                raise TypeError(msg)
+        self.R = R
+        self.Phi = Phi
+
+    def value(self, mu: Measure) -> Tensor:
+        r"""Return :math:`R(\sum_i w_i \Phi(x_i))`."""
+        return self.R(mu.expectation(self.Phi))

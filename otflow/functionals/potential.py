@@ -1,0 +1,60 @@
+"""Potential energy: the linear functional of a measure."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from otflow._typing import Ground
+from otflow._validation import real
+from otflow.functionals.base import Functional
+from otflow.measures import Measure
+
+__all__ = ["Potential"]
+
+
+class Potential(Functional):
+    r"""Potential energy :math:`F(\mu) = \int V\, d\mu`.
+
+    First variation :math:`F'[\mu] = V`, velocity :math:`-\nabla V`. If V is
+    :math:`\lambda`-convex then so is F along every interpolation
+    :cite:p:`mccann1997convexity`.
+
+    Parameters
+    ----------
+    V : callable
+        Batched potential (..., d) -> (...), written with torch operations.
+    modulus : float, optional
+        A :math:`\lambda` such that :math:`V - \tfrac\lambda2|x|^2` is convex; unknown
+        by default. You vouch for it: certificates rest on it.
+
+    Attributes
+    ----------
+    V, modulus
+        As above.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    >>> F.velocity(of.Particles(torch.tensor([[2.0]])))
+    tensor([[-2.]])
+    """
+
+    def __init__(self, V: Ground, *, modulus: float | None = None) -> None:
+        if not callable(V):
+            msg = f"V must be a function (..., d) -> (...), got {type(V).__name__}"
+            raise TypeError(msg)
+        self.V = V
+        self.modulus = None if modulus is None else real(modulus, "modulus")
+
+    def value(self, mu: Measure) -> Tensor:
+        r"""Return :math:`\sum_i w_i V(x_i)`."""
+        return mu.expectation(self.V)
+
+    @property
+    def displacement_modulus(self) -> float | None:
+        """The declared modulus of V."""
+        return self.modulus
+
+    def __repr__(self) -> str:
+        return f"Potential({getattr(self.V, '__name__', type(self.V).__name__)})"

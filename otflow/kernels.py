@@ -1,0 +1,365 @@
+r"""Interaction kernels :math:`W(z) = \varphi(|z|^2)` as radial profiles, safe at zero."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from otflow._autodiff import tiles
+from otflow._validation import positive, real
+
+__all__ = [
+    "Energy",
+    "Gaussian",
+    "Log",
+    "PowerLaw",
+    "Quadratic",
+    "RadialKernel",
+    "Riesz",
+]
+
+
+class RadialKernel(ABC):
+    r"""A kernel :math:`W(z) = \varphi(|z|^2)` with its slope in closed form.
+
+    A child states `profile` :math:`\varphi(s)` and `slope` :math:`\varphi'(s)`, s the
+    squared distance, so that :math:`\nabla W(z) = 2\varphi'(|z|^2)\,z`. Where the slope
+    is infinite at 0 it is set to 0 there: the force between coincident points has no
+    direction and, by symmetry, counts as zero. A kernel that is itself infinite at 0 is
+    `singular`: an atom does not interact with itself.
+
+    Attributes
+    ----------
+    singular : bool
+        Whether W(0) is infinite; then the pairs i = j are left out.
+    smooth : bool
+        Whether the slope is bounded at 0.
+    modulus : float or None
+        A :math:`\lambda` such that W is :math:`\lambda`-convex, None if there is none.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> W = of.kernels.Gaussian(1.0)
+    >>> W(torch.zeros(2))
+    tensor(1.)
+    """
+
+    singular: ClassVar[bool] = False
+    smooth: bool = True
+    modulus: float | None = None
+
+    @abstractmethod
+    def profile(self, s: Tensor) -> Tensor:
+        r"""Return :math:`\varphi(s)` at squared distances s >= 0; differentiable."""
+
+    @abstractmethod
+    def slope(self, s: Tensor) -> Tensor:
+        r"""Return :math:`\varphi'(s)`, with 0 in place of an infinity at s = 0."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return W(z) for differences z (..., d)."""
+        return self.profile(z.square().sum(-1))
+
+    def sweep(
+        self, x: Tensor, w: Tensor, *, gradients: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        r"""Return :math:`\tfrac12\sum w_i w_j W(x_i - x_j)` and its gradients in x and w.
+
+        Each unordered pair of tiles is visited once. Time O(n^2 d), memory O(n d).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n, d)
+            Points.
+        w : Tensor, shape (n,)
+            Masses.
+        gradients : bool
+            Whether to compute the gradients too.
+
+        Returns
+        -------
+        energy : Tensor
+            0-d.
+        gradients : tuple of Tensor
+            In x (n, d) and in w (n,); empty if not asked for.
+        """
+        x, w = x.detach(), w.detach()
+        x = x - x.mean(0)  # differences of centred points cancel less
+        potential = torch.zeros_like(w)
+        force = torch.zeros_like(x)
+        blocks = list(tiles(len(x)))
+        for k, i in enumerate(blocks):
+            for j in blocks[k:]:
+                self._tile(x, w, i, j, potential, force if gradients else None)
+        energy = 0.5 * (w @ potential)
+        return energy, ((2.0 * w[:, None] * force, potential) if gradients else ())
+
+    def _tile(
+        self,
+        x: Tensor,
+        w: Tensor,
+        i: slice,
+        j: slice,
+        potential: Tensor,
+        force: Tensor | None,
+    ) -> None:
+        """Add one pair of blocks to the potential and to the force, both ways."""
+        # The transpose with unit stride makes each coordinate one contiguous row.
+        a, b = x[i].T, x[j].T
+        s = (a[0][:, None] - b[0]).square_()
+        for p, q in zip(a[1:], b[1:], strict=True):
+            difference = p[:, None] - q
+            s.addcmul_(difference, difference)
+        on_diagonal = self.singular and i == j
+        if on_diagonal:
+            s.fill_diagonal_(1.0)
+        phi = self.profile(s)
+        if on_diagonal:
+            phi.fill_diagonal_(0.0)
+        potential[i] += phi @ w[j]
+        if i != j:
+            potential[j] += w[i] @ phi
+        if force is None:
+            return
+        slope = self.slope(s)  # the gradient of W is 2 slope z; the 2 comes at the end
+        if on_diagonal:
+            slope.fill_diagonal_(0.0)
+        if self.smooth:
+            wx, wy = w[i, None] * x[i], w[j, None] * x[j]
+            force[i] += (slope @ w[j])[:, None] * x[i] - slope @ wy
+            if i != j:
+                force[j] += (w[i] @ slope)[:, None] * x[j] - slope.T @ wx
+            return
+        for axis, (p, q) in enumerate(zip(a, b, strict=True)):
+            # An unbounded slope times a small difference: subtract before multiplying.
+            pull = (p[:, None] - q).mul_(slope)
+            force[i, axis] += pull @ w[j]
+            if i != j:
+                force[j, axis] -= w[i] @ pull
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k[0] != "_")
+        return f"{type(self).__name__}({values})"
+
+
+class Gaussian(RadialKernel):
+    r"""Gaussian kernel :math:`W(z) = \exp(-|z|^2 / 2\sigma^2)`.
+
+    Parameters
+    ----------
+    sigma : float
+        Standard deviation, > 0.
+
+    Attributes
+    ----------
+    modulus : float
+        :math:`-1/\sigma^2`, the Hessian's least eigenvalue (at z = 0).
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> round(float(of.kernels.Gaussian(2.0)(torch.tensor([2.0]))), 4)
+    0.6065
+    """
+
+    def __init__(self, sigma: float) -> None:
+        self.sigma = positive(sigma, "sigma")
+
+    @property
+    def modulus(self) -> float:  # type: ignore[override]
+        """The least eigenvalue of the Hessian."""
+        return -1.0 / self.sigma**2
+
+    def profile(self, s: Tensor) -> Tensor:
+        r"""Return :math:`\exp(-s/2\sigma^2)`."""
+        return (s * (-0.5 / self.sigma**2)).exp()
+
+    def slope(self, s: Tensor) -> Tensor:
+        r"""Return :math:`-\exp(-s/2\sigma^2)/2\sigma^2`."""
+        return self.profile(s) * (-0.5 / self.sigma**2)
+
+
+class PowerLaw(RadialKernel):
+    r"""Attraction-repulsion :math:`W(z) = |z|^a/a - |z|^b/b`, with :math:`|z|^0/0 := \log|z|`.
+
+    For :math:`a > b` points attract from afar and repel at close range. (2, 0): in the
+    plane the minimiser is uniform on the unit disk, on the line it is Wigner's
+    semicircle of radius :math:`\sqrt2`. (4, 2) on the line: two atoms at distance 1.
+
+    Parameters
+    ----------
+    attraction : float
+        Exponent a > b.
+    repulsion : float
+        Exponent b.
+
+    Notes
+    -----
+    Singular if an exponent is <= 0.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> W = of.kernels.PowerLaw(4, 2)
+    >>> W(torch.tensor([1.0]))
+    tensor(-0.2500)
+    """
+
+    def __init__(self, attraction: float, repulsion: float) -> None:
+        self.attraction = real(attraction, "attraction")
+        self.repulsion = real(repulsion, "repulsion")
+        if self.attraction <= self.repulsion:
+            msg = (
+                f"attraction must exceed repulsion, got {self.attraction:g} <= "
+                f"{self.repulsion:g}: the energy would be unbounded below; swap them"
+            )
+            raise ValueError(msg)
+
+    @property
+    def singular(self) -> bool:  # type: ignore[override]
+        """Whether W is infinite at 0."""
+        return self.repulsion <= 0
+
+    @property
+    def smooth(self) -> bool:  # type: ignore[override]
+        """Whether the slope is bounded at 0."""
+        return self.repulsion >= 2
+
+    def profile(self, s: Tensor) -> Tensor:
+        r"""Return :math:`s^{a/2}/a - s^{b/2}/b`."""
+        return _power(s, self.attraction) - _power(s, self.repulsion)
+
+    def slope(self, s: Tensor) -> Tensor:
+        r"""Return :math:`\tfrac12(s^{a/2-1} - s^{b/2-1})`."""
+        return _power_slope(s, self.attraction) - _power_slope(s, self.repulsion)
+
+
+class Quadratic(RadialKernel):
+    r"""Quadratic attraction :math:`W(z) = |z|^2/2`; the energy is half the variance.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> of.kernels.Quadratic()(torch.tensor([2.0]))
+    tensor(2.)
+    """
+
+    modulus = 1.0
+
+    def profile(self, s: Tensor) -> Tensor:
+        """Return s/2."""
+        return 0.5 * s
+
+    def slope(self, s: Tensor) -> Tensor:
+        """Return 1/2."""
+        return torch.full_like(s, 0.5)
+
+
+class Log(RadialKernel):
+    r"""Logarithmic repulsion :math:`W(z) = -\log|z|`, the Coulomb kernel of the plane.
+
+    Singular: an atom does not interact with itself.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> of.kernels.Log()(torch.tensor([1.0]))
+    tensor(0.)
+    """
+
+    singular = True
+    smooth = False
+
+    def profile(self, s: Tensor) -> Tensor:
+        r"""Return :math:`-\tfrac12\log s`."""
+        return -_power(s, 0.0)
+
+    def slope(self, s: Tensor) -> Tensor:
+        r"""Return :math:`-1/2s`."""
+        return -_power_slope(s, 0.0)
+
+
+class Energy(RadialKernel):
+    r"""Negative distance :math:`W(z) = -|z|`, the kernel of the energy distance.
+
+    Finite at 0 with a kink there; its gradient at 0 counts as 0.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> of.kernels.Energy()(torch.tensor([3.0, 4.0]))
+    tensor(-5.)
+    """
+
+    smooth = False
+
+    def profile(self, s: Tensor) -> Tensor:
+        r"""Return :math:`-\sqrt s`."""
+        return -_power(s, 1.0)
+
+    def slope(self, s: Tensor) -> Tensor:
+        r"""Return :math:`-1/2\sqrt s`."""
+        return -_power_slope(s, 1.0)
+
+
+class Riesz(RadialKernel):
+    r"""Riesz repulsion :math:`W(z) = |z|^{-p}/p`, p > 0.
+
+    In dimension d >= 3 the Coulomb kernel is p = d - 2. Singular: an atom does not
+    interact with itself.
+
+    Parameters
+    ----------
+    p : float
+        Exponent, > 0.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> of.kernels.Riesz(1.0)(torch.tensor([0.0, 0.0, 2.0]))
+    tensor(0.5000)
+    """
+
+    singular = True
+    smooth = False
+
+    def __init__(self, p: float) -> None:
+        self.p = positive(p, "p")
+
+    def profile(self, s: Tensor) -> Tensor:
+        r"""Return :math:`s^{-p/2}/p`."""
+        return -_power(s, -self.p)
+
+    def slope(self, s: Tensor) -> Tensor:
+        r"""Return :math:`-\tfrac12 s^{-p/2-1}`."""
+        return -_power_slope(s, -self.p)
+
+
+def _power(s: Tensor, a: float) -> Tensor:
+    """Return |z|^a / a, log|z| for a = 0, from s = |z|^2; gradient 0 at infinite slope."""
+    if a == 2:
+        return 0.5 * s
+    if a >= 4:  # below, a second derivative at 0 would be 0 times infinity
+        return s.pow(0.5 * a) / a
+    zero = s == 0
+    safe = s.masked_fill(zero, 1.0)
+    if a == 0:
+        return (0.5 * safe.log()).masked_fill(zero, -torch.inf)
+    power = safe.sqrt() if a == 1 else safe.pow(0.5 * a)
+    return (power / a).masked_fill(zero, 0.0 if a > 0 else -torch.inf)
+
+
+def _power_slope(s: Tensor, a: float) -> Tensor:
+    """Return d/ds of `_power`, with 0 at s = 0 where it is infinite."""
+    if a == 2:
+        return torch.full_like(s, 0.5)
+    if a > 2:
+        return 0.5 * s.pow(0.5 * a - 1)
+    zero = s == 0
+    safe = s.masked_fill(zero, 1.0)
+    power = safe.reciprocal() if a == 0 else safe.pow(0.5 * a - 1)
+    return (0.5 * power).masked_fill_(zero, 0.0)

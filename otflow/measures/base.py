@@ -1,0 +1,259 @@
+"""What every representation of a probability measure can do, must do, and may refuse."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NoReturn, Self, final
+
+import torch
+from torch import Tensor
+
+from otflow._autodiff import pair_sum
+from otflow._typing import ArrayLike, Ground, Value
+from otflow._validation import check_like
+from otflow.errors import InvalidFunctional, Unsupported
+from otflow.kernels import RadialKernel
+
+__all__ = ["Measure"]
+
+
+class Measure(ABC):
+    r"""A quadrature rule plus a tangent space.
+
+    A measure stands for :math:`\mu \approx \sum_i w_i \delta_{x_i}`: atoms, cell centres
+    or quadrature nodes `points` (n, d) with masses `weights` (n,) of sum 1. Functionals
+    see it through `expectation`, `interaction` and `internal`; schemes move it by
+    `push`. A measure is immutable: every verb returns a new one.
+
+    A new representation is one file: it states `points` and `weights`, the four required
+    verbs (`value_and_position_gradient`, `push`, `inner`, `displacement_to`), and
+    whichever capabilities it has (`density`, `mass_gradient`, `diffuse`, `reweight`,
+    `sample`). A capability it lacks raises `Unsupported` with the entry of `cures`.
+
+    Attributes
+    ----------
+    points : Tensor, shape (n, d)
+        Nodes of the quadrature rule.
+    weights : Tensor, shape (n,)
+        Masses of the nodes, non-negative, of sum 1.
+
+    See Also
+    --------
+    otflow.Particles : A weighted sum of Diracs.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> mu = of.Particles(torch.tensor([[0.0], [2.0]]))
+    >>> float(mu.expectation(lambda x: x.square().sum(-1)))
+    2.0
+    """
+
+    points: Tensor
+    weights: Tensor
+
+    cures: ClassVar[dict[str, str]] = {}
+    """Why a capability is missing and what to use in its place, by its name."""
+
+    # Required ------------------------------------------------------------------------
+
+    @abstractmethod
+    def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`F(\mu)` and the tangent :math:`\nabla F'[\mu]`, in one pass.
+
+        `value` maps a measure to a 0-d tensor; the tangent has the shape that `push`
+        takes.
+        """
+
+    @abstractmethod
+    def push(self, tangent: Tensor, dt: float) -> Self:
+        r"""Move along a tangent for a time: the exponential map at :math:`\mu`."""
+
+    @abstractmethod
+    def inner(self, u: Tensor, v: Tensor) -> Tensor:
+        r"""Return :math:`\langle u, v\rangle_{L^2(\mu)} = \int u\cdot v\, d\mu`."""
+
+    @abstractmethod
+    def displacement_to(self, other: Self) -> Tensor:
+        """Return the tangent whose `push` for time 1 gives `other`.
+
+        The coupling is the representation's natural one (own index, own level, ...);
+        it is optimal only if the caller made it so.
+        """
+
+    # Capabilities --------------------------------------------------------------------
+
+    def density(self) -> Tensor:
+        """Return the density at the measure's own points, (n,)."""
+        self._refuse("density", "density")
+
+    def mass_gradient(self, value: Value, x: ArrayLike | None = None) -> Tensor:
+        r"""Return the first variation :math:`F'[\mu]` at the points, or at `x` (m, d).
+
+        It is :math:`\partial F / \partial w_i`, masses free; defined up to a constant.
+        """
+        self._refuse("mass_gradient", "mass gradient")
+
+    def diffuse(self, variance: float, generator: torch.Generator) -> Self:
+        r"""Run the heat flow for a time: :math:`\mu * N(0, \mathrm{variance}\, I)`."""
+        self._refuse("diffuse", "heat flow")
+
+    def reweight(self, log_rate: Tensor, dt: float) -> Self:
+        r"""Multiply masses by :math:`\exp(dt\,\mathrm{log\_rate})` and renormalise."""
+        self._refuse("reweight", "masses of its own to change")
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw n independent points, (n, d)."""
+        self._refuse("sample", "sampler")
+
+    # Derived, final ------------------------------------------------------------------
+
+    @final
+    def position_gradient(self, value: Value) -> Tensor:
+        r"""Return the tangent :math:`\nabla F'[\mu]`, minus the velocity."""
+        return self.value_and_position_gradient(value)[1]
+
+    @final
+    def expectation(self, f: Ground) -> Tensor:
+        r"""Return :math:`\int f\, d\mu = \sum_i w_i f(x_i)`.
+
+        Parameters
+        ----------
+        f : callable
+            Batched: (n, d) -> (n,) gives a 0-d tensor, (n, d) -> (n, m) gives (m,).
+
+        Returns
+        -------
+        Tensor
+            The integral.
+
+        Raises
+        ------
+        InvalidFunctional
+            If `f` does not return one value, or one row, per point.
+        """
+        values = f(self.points)
+        n = self.points.shape[0]
+        if not isinstance(values, Tensor) or values.ndim < 1 or values.shape[0] != n:
+            got = (
+                f"shape {tuple(values.shape)}"
+                if isinstance(values, Tensor)
+                else type(values).__name__
+            )
+            msg = (
+                f"a ground function must map (n, d) = {tuple(self.points.shape)} to "
+                f"({n},) or ({n}, m), got {got}; reduce over the last axis, "
+                f"e.g. .sum(-1)"
+            )
+            raise InvalidFunctional(msg)
+        if values.dtype != self.weights.dtype:
+            msg = (
+                f"a ground function returned {values.dtype} for points of dtype "
+                f"{self.points.dtype}; build its constants with the dtype of x"
+            )
+            raise InvalidFunctional(msg)
+        return self.weights @ values if values.ndim <= 2 else torch.tensordot(
+            self.weights, values, dims=1
+        )
+
+    @final
+    def interaction(self, W: Ground, *, diagonal: bool = True) -> Tensor:
+        r"""Return :math:`\tfrac12 \sum_{ij} w_i w_j W(x_i - x_j)`, with the 1/2.
+
+        Tile by tile and differentiable to any order: time O(n^2 d), memory O(n d).
+
+        Parameters
+        ----------
+        W : callable
+            Takes differences z (..., d) to (...).
+        diagonal : bool
+            Whether the pairs i = j count. A kernel that is infinite at 0 leaves
+            them out.
+
+        Returns
+        -------
+        Tensor
+            The energy, 0-d.
+        """
+
+        def energy(
+            x: Tensor, a: Tensor, y: Tensor, b: Tensor, is_diagonal: bool
+        ) -> Tensor:
+            z = x[:, None, :] - y[None, :, :]
+            if is_diagonal and not diagonal:
+                keep = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+                i, j = keep.nonzero(as_tuple=True)
+                return 0.5 * (a[i] * b[j] * _pairs(W, z[i, j])).sum()
+            return 0.5 * (a @ _pairs(W, z) @ b)
+
+        sweep = W.sweep if isinstance(W, RadialKernel) and W.singular != diagonal else None
+        return pair_sum(energy, self.points, self.weights, sweep=sweep)
+
+    @final
+    def internal(self, e: Ground) -> Tensor:
+        r"""Return :math:`\int e(\rho)\, d\mu`, e the energy per unit of mass.
+
+        Raises
+        ------
+        Unsupported
+            If the measure has no density.
+        """
+        return self.weights @ e(self.density())
+
+    @final
+    def norm(self, u: Tensor) -> Tensor:
+        r"""Return :math:`\|u\|_{L^2(\mu)}`: the W2 speed of the tangent `u`."""
+        return self.inner(u, u).sqrt()
+
+    @property
+    def n(self) -> int:
+        """Number of points."""
+        return self.points.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the ground space."""
+        return self.points.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the points."""
+        return self.points.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device that holds the measure."""
+        return self.points.device
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(n={self.n}, d={self.dim}, "
+            f"dtype={str(self.dtype).removeprefix('torch.')}, device={self.device})"
+        )
+
+    # Helpers for the children --------------------------------------------------------
+
+    def _refuse(self, capability: str, what: str) -> NoReturn:
+        name = type(self).__name__
+        cure = self.cures.get(capability, "use a representation that has it")
+        msg = f"{name} has no {what}: {cure}"
+        raise Unsupported(msg)
+
+    def _check_tangent(self, tangent: Tensor, name: str = "tangent") -> None:
+        if not isinstance(tangent, Tensor) or tangent.shape != self.points.shape:
+            got = getattr(tangent, "shape", type(tangent).__name__)
+            msg = f"{name} must have shape {tuple(self.points.shape)}, got {got}"
+            raise ValueError(msg)
+        check_like(tangent, self.points, name, "points")
+
+
+def _pairs(W: Ground, z: Tensor) -> Tensor:
+    values = W(z)
+    if not isinstance(values, Tensor) or values.shape != z.shape[:-1]:
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
+        msg = (
+            f"an interaction W must map differences {tuple(z.shape)} to "
+            f"{tuple(z.shape[:-1])}, got {got}; reduce over the last axis, e.g. .sum(-1)"
+        )
+        raise InvalidFunctional(msg)
+    return values

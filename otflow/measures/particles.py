@@ -1,0 +1,344 @@
+"""Weighted particles: a sum of Diracs, the first-class citizen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from otflow._autodiff import second_gradient, value_and_gradient
+from otflow._typing import ArrayLike, Value
+from otflow._validation import (
+    as_points,
+    as_weights,
+    check_like,
+    coordinate_limit,
+    non_negative_int,
+    positive,
+    real,
+)
+from otflow.errors import Diverged
+from otflow.measures.base import Measure
+
+__all__ = ["Particles"]
+
+
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class Particles(Measure):
+    r"""Weighted particles :math:`\mu = \sum_{i=1}^n w_i\, \delta_{x_i}`.
+
+    The Wasserstein gradient of F at an atom is :math:`\nabla F'[\mu](x_i) =
+    \frac1{w_i}\frac{\partial F}{\partial x_i}`, and its first variation is
+    :math:`F'[\mu](x_i) = \partial F/\partial w_i`, masses free
+    :cite:p:`ambrosio2008gradient`. At an atom of weight zero the quotient is 0/0 and the
+    gradient of the first variation is taken instead. Particles have no density.
+
+    Parameters
+    ----------
+    points : Tensor or ndarray, shape (n, d)
+        Positions, float32 or float64; copied, detached.
+    weights : Tensor or ndarray, shape (n,), optional
+        Masses, non-negative, of sum 1; uniform 1/n by default.
+    normalize : bool
+        Divide the weights by their sum instead of refusing a sum other than 1.
+
+    Attributes
+    ----------
+    points : Tensor, shape (n, d)
+        Positions.
+    weights : Tensor, shape (n,)
+        Masses.
+    is_uniform : bool
+        Whether every mass is 1/n.
+
+    Raises
+    ------
+    ValueError
+        If a shape is wrong, an entry is not finite, weights are negative or do not sum
+        to 1, or the dtype is a half precision.
+    TypeError
+        If the kind or dtype of an argument is wrong; nothing is cast.
+
+    Notes
+    -----
+    Memory O(n d); `value_and_position_gradient` costs one value and one backward pass.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> mu = of.Particles(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+    >>> mu.push(torch.ones(2, 2), dt=0.5).points
+    tensor([[0.5000, 0.5000],
+            [1.5000, 1.5000]])
+    """
+
+    points: Tensor
+    weights: Tensor
+    is_uniform: bool
+
+    cures: ClassVar[dict[str, str]] = {
+        "density": (
+            "a sum of Diracs is singular, so an internal energy such as Entropy is "
+            "infinite on it; flow it with Langevin(), which turns entropy into noise, "
+            "or represent the measure by a density"
+        ),
+    }
+
+    def __init__(
+        self,
+        points: ArrayLike,
+        weights: ArrayLike | None = None,
+        *,
+        normalize: bool = False,
+    ) -> None:
+        x = as_points(points).detach().clone(memory_format=torch.contiguous_format)
+        n = x.shape[0]
+        if weights is None:
+            w, is_uniform = x.new_full((n,), 1.0 / n), True
+        else:
+            w = as_weights(weights, x, normalize=normalize).clone()
+            is_uniform = bool((w == w[0]).all())
+        self._set(x, w, is_uniform)
+
+    def _set(self, points: Tensor, weights: Tensor, is_uniform: bool) -> None:
+        object.__setattr__(self, "points", points)
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "is_uniform", is_uniform)
+
+    def _with(
+        self,
+        points: Tensor | None = None,
+        weights: Tensor | None = None,
+        is_uniform: bool | None = None,
+    ) -> Self:
+        """Return a copy with other tensors, unchecked; a graph on them stays alive."""
+        new = object.__new__(type(self))
+        new._set(
+            self.points if points is None else points,
+            self.weights if weights is None else weights,
+            (self.is_uniform and weights is None) if is_uniform is None else is_uniform,
+        )
+        return new
+
+    # Derivatives ---------------------------------------------------------------------
+
+    def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`F(\mu)` and :math:`\frac1{w_i}\frac{\partial F}{\partial x_i}`.
+
+        Parameters
+        ----------
+        value : callable
+            Maps a measure to a 0-d tensor.
+
+        Returns
+        -------
+        value : Tensor
+            0-d, detached.
+        gradient : Tensor, shape (n, d)
+            The Wasserstein gradient at the atoms; minus the velocity.
+
+        Raises
+        ------
+        InvalidFunctional
+            If `value` does not return a differentiable 0-d tensor.
+        NonFinite
+            If the value or the gradient is NaN or infinite.
+        """
+        f, grad = value_and_gradient(lambda x: value(self._with(x)), self.points)
+        if self.is_uniform:
+            return f, grad * self.n
+        empty = self.weights == 0
+        if not bool(empty.any()):
+            return f, grad / self.weights[:, None]
+        grad = grad / self.weights.masked_fill(empty, 1.0)[:, None]
+        grad[empty] = second_gradient(
+            lambda x, w: value(self._with(x, w)), self.points, self.weights, empty
+        )
+        return f, grad
+
+    def mass_gradient(self, value: Value, x: ArrayLike | None = None) -> Tensor:
+        r"""Return :math:`\partial F/\partial w_i` at the atoms, or at probes `x`.
+
+        Probes are appended as atoms of mass zero and F is differentiated in their
+        masses, so the answer is exact anywhere.
+
+        Parameters
+        ----------
+        value : callable
+            Maps a measure to a 0-d tensor.
+        x : Tensor or ndarray, shape (m, d), optional
+            Probe points; the atoms by default.
+
+        Returns
+        -------
+        Tensor, shape (n,) or (m,)
+            The first variation, up to a constant.
+        """
+        points, weights = self.points, self.weights
+        if x is not None:
+            x = self._check_probes(x)
+            points = torch.cat([points, x])
+            weights = torch.cat([weights, weights.new_zeros(len(x))])
+        grad = value_and_gradient(lambda w: value(self._with(points, w)), weights)[1]
+        return grad if x is None else grad[self.n :]
+
+    # Moves ---------------------------------------------------------------------------
+
+    def push(self, tangent: Tensor, dt: float) -> Self:
+        r"""Return :math:`\sum_i w_i\, \delta_{x_i + dt\, v_i}`.
+
+        Parameters
+        ----------
+        tangent : Tensor, shape (n, d)
+            Velocity of each atom.
+        dt : float
+            Time, of either sign.
+
+        Returns
+        -------
+        Particles
+            The moved measure; weights are shared.
+
+        Raises
+        ------
+        Diverged
+            If a position leaves the finite numbers; the error carries `self`.
+        """
+        self._check_tangent(tangent)
+        return self._moved(torch.add(self.points, tangent.detach(), alpha=real(dt, "dt")))
+
+    def diffuse(self, variance: float, generator: torch.Generator) -> Self:
+        r"""Add independent noise :math:`N(0, \mathrm{variance}\, I)` to each atom.
+
+        Parameters
+        ----------
+        variance : float
+            Variance per axis, >= 0.
+        generator : torch.Generator
+            Source of the noise; the global random state is not touched.
+
+        Returns
+        -------
+        Particles
+            A sample of the heat flow; weights are shared.
+        """
+        scale = positive(variance, "variance", or_zero=True) ** 0.5
+        noise = torch.empty_like(self.points).normal_(generator=generator)
+        return self._moved(torch.add(self.points, noise, alpha=scale))
+
+    def reweight(self, log_rate: Tensor, dt: float) -> Self:
+        r"""Return weights :math:`\propto w_i \exp(dt\, r_i)`, same positions.
+
+        Parameters
+        ----------
+        log_rate : Tensor, shape (n,)
+            Growth rate r of each atom; a constant added to it changes nothing.
+        dt : float
+            Time.
+
+        Returns
+        -------
+        Particles
+            Mass is 1 again; atoms of weight zero stay at zero.
+        """
+        if not isinstance(log_rate, Tensor) or log_rate.shape != self.weights.shape:
+            got = getattr(log_rate, "shape", type(log_rate).__name__)
+            msg = f"log_rate must have shape ({self.n},), got {got}"
+            raise ValueError(msg)
+        check_like(log_rate, self.weights, "log_rate", "weights")
+        log_weights = self.weights.log() + real(dt, "dt") * log_rate.detach()
+        weights = torch.softmax(log_weights, dim=0)
+        if not bool(torch.isfinite(weights).all()):
+            msg = "reweighting gave NaN: log_rate has a non-finite entry"
+            raise Diverged(msg, measure=self)
+        return self._with(weights=weights, is_uniform=False)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw n points independently, with replacement.
+
+        Parameters
+        ----------
+        n : int
+            Number of draws, >= 1.
+        generator : torch.Generator
+            Source of randomness.
+
+        Returns
+        -------
+        Tensor, shape (n, d)
+            The draws.
+        """
+        n = non_negative_int(n, "n", minimum=1)
+        index = torch.multinomial(
+            self.weights, n, replacement=True, generator=generator
+        )
+        return self.points[index]
+
+    # Geometry ------------------------------------------------------------------------
+
+    def inner(self, u: Tensor, v: Tensor) -> Tensor:
+        r"""Return :math:`\sum_i w_i\, u_i\cdot v_i`.
+
+        Parameters
+        ----------
+        u, v : Tensor, shape (n, d)
+            Tangents.
+
+        Returns
+        -------
+        Tensor
+            0-d.
+        """
+        self._check_tangent(u, "u")
+        self._check_tangent(v, "v")
+        return self.weights @ (u * v).sum(-1)
+
+    def displacement_to(self, other: Self) -> Tensor:
+        """Return ``other.points - self.points``: atom i goes to atom i.
+
+        Parameters
+        ----------
+        other : Particles
+            Same size, dimension and weights.
+
+        Returns
+        -------
+        Tensor, shape (n, d)
+            ``self.push(displacement, 1.0)`` is `other`.
+
+        Raises
+        ------
+        ValueError
+            If sizes or weights differ: no map by index carries one to the other.
+        """
+        self._check_tangent(other.points, "other.points")
+        if not torch.equal(self.weights, other.weights):
+            msg = (
+                "displacement_to goes by index and needs equal weights; for an optimal "
+                "coupling use otflow.metrics.transport_plan"
+            )
+            raise ValueError(msg)
+        return other.points - self.points
+
+    # Helpers -------------------------------------------------------------------------
+
+    def _moved(self, points: Tensor) -> Self:
+        # One reduction catches NaN, infinity and overflow to come: with NaN the
+        # comparison is False.
+        if not bool(points.abs().max() < coordinate_limit(points.dtype)):
+            msg = (
+                "positions left the finite numbers; take a smaller dt, or use JKO or "
+                "ExplicitEuler(backtracking=True)"
+            )
+            raise Diverged(msg, measure=self)
+        return self._with(points)
+
+    def _check_probes(self, x: ArrayLike) -> Tensor:
+        x = as_points(x, "x")
+        check_like(x, self.points, "x", "points")
+        if x.shape[1] != self.dim:
+            msg = f"x must have shape (m, {self.dim}), got {tuple(x.shape)}"
+            raise ValueError(msg)
+        return x.detach()

@@ -1,0 +1,100 @@
+"""What a scheme is: one pure step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otflow.functionals import Functional
+from otflow.measures import Measure
+
+__all__ = ["Scheme", "Step"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step returns: the new measure, the state to carry, and a report.
+
+    Parameters
+    ----------
+    measure : Measure
+        The new measure.
+    state : object
+        Whatever the scheme wants back at the next step.
+    info : mapping
+        The report. ``"energy"`` is the energy of the *incoming* measure where the step
+        computed it on its way; ``"dt"`` the time in fact taken, where it is not the one
+        asked for.
+
+    Attributes
+    ----------
+    measure, state, info
+        As above.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F, mu = of.Potential(lambda x: x.square().sum(-1)), of.Particles(torch.ones(1, 1))
+    >>> step = of.ExplicitEuler().step(F, mu, 0.25, None, torch.Generator())
+    >>> step.measure.points, step.info["energy"]
+    (tensor([[0.5000]]), tensor(1.))
+    """
+
+    measure: Measure
+    state: Any = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Scheme(ABC):
+    """One pure step of a discretised flow.
+
+    ``step(F, mu, dt, state, generator)`` returns a `Step` and changes nothing: no
+    in-place update, no global random state, no counter inside the scheme. What must
+    survive from step to step is the `state`. The loop is `otflow.flow`, alone.
+
+    Attributes
+    ----------
+    order : int
+        Order in dt of the error at a fixed time, for smooth problems.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> class Halfway(of.schemes.Scheme):  # a scheme of one's own
+    ...     def step(self, F, mu, dt, state, generator):
+    ...         middle = mu.push(F.velocity(mu), dt / 2)
+    ...         return of.schemes.Step(mu.push(F.velocity(middle), dt), state)
+    >>> F, mu = of.Potential(lambda x: x.square().sum(-1)), of.Particles(torch.ones(1, 1))
+    >>> of.flow(F, mu, Halfway(), dt=0.5, steps=2).final.points
+    tensor([[0.2500]])
+    """
+
+    order: int = 1
+
+    def init(self, F: Functional, mu: Measure) -> Any:  # noqa: ARG002
+        """Return the state before the first step; None by default."""
+        return None
+
+    @abstractmethod
+    def step(
+        self,
+        F: Functional,
+        mu: Measure,
+        dt: float,
+        state: Any,
+        generator: torch.Generator,
+    ) -> Step:
+        """Advance `mu` by one step of length `dt`."""
+
+    def energy(self, F: Functional, mu: Measure) -> Tensor:
+        """Return the energy that a flow by this scheme records; F itself by default."""
+        return F.value(mu)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k[0] != "_")
+        return f"{type(self).__name__}({values})"
