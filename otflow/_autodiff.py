@@ -6,6 +6,7 @@ that are evaluated and differentiated tile by tile, to any order, in O(n d) memo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from otflow.errors import InvalidFunctional, NonFinite
 
 __all__ = [
+    "check_finite",
     "check_scalar",
     "gradient",
     "leaf",
@@ -31,7 +33,7 @@ PairEnergy = Callable[..., Tensor]
 """``e(*rows_i, *rows_j, diagonal)`` -> 0-d tensor: the energy of two blocks of rows."""
 
 Sweep = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
-"""``sweep(*rows, gradients=...)`` -> the whole sum and its gradients, () if unwanted."""
+"""``sweep(*rows, gradients=...)`` -> the sum and its gradients, () if unwanted."""
 
 
 def leaf(x: Tensor) -> Tensor:
@@ -66,10 +68,10 @@ def check_scalar(value: Any, like: Tensor) -> Tensor:
     return value
 
 
-def _check_finite(x: Tensor, what: str) -> None:
+def check_finite(x: Tensor, what: str) -> None:
     # One reduction on the good path: a sum is finite only if its terms are, and a sum
     # of finite terms that overflows is looked at again, entry by entry.
-    if bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all()):
+    if math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all()):
         return
     bad = (~torch.isfinite(x)).nonzero()
     where = f", first at index {tuple(int(i) for i in bad[0])}" if x.ndim else ""
@@ -108,7 +110,7 @@ def value_and_gradient(
                 "work on a copy: x = mu.points.clone()"
             )
             raise InvalidFunctional(msg)
-        _check_finite(value.detach(), "the functional's value")
+        check_finite(value.detach(), "the functional's value")
         if not value.requires_grad:
             if unused:
                 return value.detach(), torch.zeros_like(x)
@@ -118,8 +120,10 @@ def value_and_gradient(
                 "`value`"
             )
             raise InvalidFunctional(msg)
-        (grad,) = _grad(value, (x,))
-    _check_finite(grad, "the functional's gradient")
+        (grad,) = torch.autograd.grad(value, x, allow_unused=True)
+        if grad is None:  # it depends on something else that records gradients
+            grad = torch.zeros_like(x)
+    check_finite(grad, "the functional's gradient")
     return value.detach(), grad
 
 
@@ -144,7 +148,7 @@ def second_gradient(
         if not total.requires_grad:
             return torch.zeros_like(x[rows].detach())
         (grad,) = _grad(total, (x,))
-    _check_finite(grad, "the gradient of the first variation")
+    check_finite(grad, "the gradient of the first variation")
     return grad[rows]
 
 
@@ -227,26 +231,35 @@ class _PairGradient(torch.autograd.Function):
     def forward(ctx: Any, energy: PairEnergy, tile: int, *rows: Tensor) -> Any:
         ctx.energy, ctx.tile = energy, tile
         ctx.save_for_backward(*rows)
+        ctx.set_materialize_grads(False)
         return _sweep(energy, tile, rows, gradients=True)[1]
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
+    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
         rows = ctx.saved_tensors
         energy, count = ctx.energy, len(rows)
+        # Only the gradients that are used are differentiated: a second derivative that
+        # is infinite, times a cotangent of zero, would be NaN.
+        used = [k for k, u in enumerate(upstream) if u is not None]
+        if not used:
+            return (None,) * (2 + count)
+        cotangents = [u for u in upstream if u is not None]
+        width = count + len(used)
 
         def along(*args: Any) -> Tensor:
-            """Derivative of `energy` in its rows, along the upstream cotangents."""
+            """Return the derivative of `energy` in its rows along the cotangents."""
             *blocks, diagonal = args
-            x = (*blocks[:count], *blocks[2 * count : 3 * count])
-            u = (*blocks[count : 2 * count], *blocks[3 * count :])
+            x = (*blocks[:count], *blocks[width : width + count])
+            u = (*blocks[count:width], *blocks[width + count :])
             part = energy(*x, diagonal)
             if not part.requires_grad:
                 return part
             grads = _grad(part, x, create_graph=True)
-            terms = [(g * v).sum() for g, v in zip(grads, u, strict=True)]
+            chosen = [grads[k + side] for side in (0, count) for k in used]
+            terms = [(g * v).sum() for g, v in zip(chosen, u, strict=True)]
             return torch.stack(terms).sum()
 
-        grads = _PairGradient.apply(along, ctx.tile, *rows, *upstream)  # type: ignore[no-untyped-call]
+        grads = _PairGradient.apply(along, ctx.tile, *rows, *cotangents)  # type: ignore[no-untyped-call]
         # `along` is linear in the cotangents: its gradient in them is the gradient
         # itself, which autograd already has.
         return None, None, *grads[:count]

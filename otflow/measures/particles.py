@@ -327,7 +327,8 @@ class Particles(Measure):
     def _moved(self, points: Tensor) -> Self:
         # One reduction catches NaN, infinity and overflow to come: with NaN the
         # comparison is False.
-        if not bool(points.abs().max() < coordinate_limit(points.dtype)):
+        largest = float(torch.linalg.vector_norm(points, ord=torch.inf))
+        if not largest < coordinate_limit(points.dtype):
             msg = (
                 "positions left the finite numbers; take a smaller dt, or use JKO or "
                 "ExplicitEuler(backtracking=True)"

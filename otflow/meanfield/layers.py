@@ -1,0 +1,253 @@
+"""Two-layer networks, of built-in neurons and of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from otflow.errors import InvalidFunctional
+from otflow.meanfield.network import Network
+from otflow.meanfield.units import Elementwise, Unit, as_activation
+
+__all__ = ["CustomLayer", "TwoLayer"]
+
+
+class TwoLayer(Network):
+    r"""Two-layer network, neurons :math:`\sigma(x;\theta) = a\,\varphi(w\cdot x + b)`.
+
+    A neuron is one row :math:`\theta = (a_1, \dots, a_m, w_1, \dots, w_d, b)`. On N
+    equal atoms, in the three scalings,
+
+    .. math:: f(x) = \frac1N\sum_i \sigma(x;\theta_i),\qquad
+        \frac1{\sqrt N}\sum_i \sigma(x;\theta_i),\qquad \sum_i \sigma(x;\theta_i) :
+
+    the mean field :cite:p:`mei2018mean,rotskoff2018parameters,chizat2018global`, the
+    scaling of the neural tangent kernel :cite:p:`jacot2018neural`, the plain sum.
+
+    Parameters
+    ----------
+    activation : str or callable
+        "relu", "tanh", "erf", "sigmoid", an elementwise function of torch tensors, or a
+        `Unit` of one's own, which brings its slope and so needs no autodiff.
+    outputs : int, optional
+        Number m of outputs; by default one output (m = 1), and f has shape (n,).
+    bias : bool
+        Whether a neuron has a bias b, so that p = m + d + 1, or none, p = m + d.
+    scaling : str
+        "mean-field", "ntk" or "sum".
+    offset : float or sequence of float, optional
+        A constant added to f, one number per output; it is not trained.
+
+    Attributes
+    ----------
+    activation : callable
+        The function :math:`\varphi`.
+    outputs, bias, scaling, offset
+        As above.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or, when the network is used, if the dimension of the
+        particles is not p.
+
+    Notes
+    -----
+    The Wasserstein flow moves each neuron at a speed that does not shrink with N in the
+    mean field. In the scaling "ntk" its velocity is :math:`\sqrt N` times larger: a
+    gradient step of rate :math:`\eta` on the usual parameters is an Euler step of
+    dt = :math:`\eta/N`, under which neurons move by :math:`O(1/\sqrt N)`
+    :cite:p:`chizat2019lazy`. Time O(n N d), memory O(n N) with gradients and O(n + N)
+    without.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> network = of.meanfield.TwoLayer("relu", bias=False)
+    >>> mu = of.Particles(torch.tensor([[1.0, 2.0], [-1.0, 1.0]]))  # rows (a, w)
+    >>> network(mu, torch.tensor([[3.0], [-3.0]]))  # (relu(2 x) - relu(x)) / 2
+    tensor([1.5000, 0.0000])
+    """
+
+    def __init__(
+        self,
+        activation: str | Elementwise,
+        *,
+        outputs: int | None = None,
+        bias: bool = True,
+        scaling: str = "mean-field",
+        offset: float | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(outputs, scaling, offset)
+        self.activation = as_activation(activation)
+        if not isinstance(bias, bool):
+            msg = f"bias must be True or False, got {bias!r}"
+            raise TypeError(msg)
+        self.bias = bias
+
+    @property
+    def unit(self) -> Unit | None:
+        """The activation, if it states its slope; else None."""
+        return self.activation if isinstance(self.activation, Unit) else None
+
+    def split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the outer weights a (N, m) and the inner ones (w, b) (N, q)."""
+        m = self.outputs or 1
+        return theta[:, :m], theta[:, m:]
+
+    def check_neurons(self, theta: Tensor, d: int) -> None:
+        """Refuse neurons that are not of dimension p = m + d + 1 (m + d, no bias)."""
+        m, b = self.outputs or 1, int(self.bias)
+        if theta.shape[1] != m + d + b:
+            name = "(a, w, b)" if self.bias else "(a, w)"
+            sizes = "m + d + 1" if self.bias else "m + d"
+            msg = (
+                f"a neuron {name} has p = {sizes} = {m + d + b} numbers, for m = {m} "
+                f"output{'s' * (m > 1)} and inputs of dimension d = {d}; the particles "
+                f"have dimension {theta.shape[1]}"
+            )
+            raise ValueError(msg)
+
+    def inputs(self, X: Tensor) -> Tensor:
+        """Return the data, with a last column of ones if there is a bias."""
+        if not self.bias:
+            return super().inputs(X)
+        X = X.detach()
+        return torch.cat([X, X.new_ones(len(X), 1)], dim=1)
+
+    def hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
+        r"""Return :math:`\varphi(w_i\cdot x_k + b_i)`, (n, N)."""
+        z = inputs @ self.split(theta)[1].T
+        h = self.activation(z)
+        if not isinstance(h, Tensor) or h.shape != z.shape or h.dtype != z.dtype:
+            got = (
+                f"{tuple(h.shape)} of {h.dtype}"
+                if isinstance(h, Tensor)
+                else type(h).__name__
+            )
+            msg = (
+                f"an activation acts entry by entry: it must map {tuple(z.shape)} of "
+                f"{z.dtype} to the same, got {got}"
+            )
+            raise InvalidFunctional(msg)
+        return h
+
+    def sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
+        r"""Return :math:`a_i\,\varphi(w_i\cdot x_k + b_i)`, (n, N) or (n, N, m)."""
+        a, _ = self.split(theta)
+        h = self.hidden(inputs, theta)
+        return h * a[:, 0] if self.outputs is None else h[:, :, None] * a
+
+    def read_out(self, hidden: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
+        r"""Return :math:`\sum_i m_i a_i h_{ki}`, (n,) or (n, m)."""
+        a, _ = self.split(theta)
+        if self.outputs is None:
+            return hidden @ (masses * a[:, 0])
+        return hidden @ (masses[:, None] * a)
+
+    def correlate(self, hidden: Tensor, theta: Tensor, slope: Tensor) -> Tensor:
+        r"""Return :math:`a_i\cdot\sum_k g_k h_{ki}`, (N,)."""
+        a, _ = self.split(theta)
+        if self.outputs is None:
+            return a[:, 0] * (slope @ hidden)
+        return (a * (hidden.T @ slope)).sum(-1)
+
+    def __repr__(self) -> str:
+        name = getattr(self.activation, "name", None) or getattr(
+            self.activation, "__name__", type(self.activation).__name__
+        )
+        bias = "" if self.bias else ", bias=False"
+        return f"TwoLayer({name!r}{bias}{self._options()})"
+
+
+class CustomLayer(Network):
+    r"""Network of neurons of one's own, :math:`f(x) = s_N\sum_i w_i\,\sigma(x;\theta_i)`.
+
+    Parameters
+    ----------
+    sigma : callable
+        Takes inputs (n, d) and neurons (N, p) to outputs (n, N), or (n, N, m) if
+        `outputs` is m; each entry depends on its own input and neuron only. Written
+        with torch operations.
+    outputs : int, optional
+        Number m of outputs; by default one, without an axis of its own.
+    scaling : str
+        "mean-field", "ntk" or "sum".
+    offset : float or sequence of float, optional
+        A constant added to f, one number per output; it is not trained.
+
+    Attributes
+    ----------
+    function : callable
+        The function :math:`\sigma`.
+    outputs, scaling, offset
+        As above.
+
+    Raises
+    ------
+    InvalidFunctional
+        When it is used, if `sigma` returns another shape or dtype.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> def bump(x, theta):  # a exp(-|x - c|^2 / 2), theta = (a, c)
+    ...     square = (x[:, None] - theta[:, 1:]).square().sum(-1)
+    ...     return theta[:, 0] * torch.exp(-square / 2)
+    >>> network = of.meanfield.CustomLayer(bump)
+    >>> network(of.Particles(torch.tensor([[3.0, 0.0]])), torch.zeros(1, 1))
+    tensor([3.])
+    """
+
+    def __init__(
+        self,
+        sigma: Callable[[Tensor, Tensor], Tensor],
+        *,
+        outputs: int | None = None,
+        scaling: str = "mean-field",
+        offset: float | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(outputs, scaling, offset)
+        if not callable(sigma):
+            msg = f"sigma must be a function of (x, theta), got {type(sigma).__name__}"
+            raise TypeError(msg)
+        self.function = sigma
+
+    def hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
+        r"""Return :math:`\sigma(x_k;\theta_i)`."""
+        return self.sigma(inputs, theta)
+
+    def sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
+        r"""Return :math:`\sigma(x_k;\theta_i)`, (n, N) or (n, N, m), its shape checked."""
+        values = self.function(inputs, theta)
+        shape = (len(inputs), len(theta), *([self.outputs] if self.outputs else []))
+        if not isinstance(values, Tensor) or values.shape != shape:
+            got = getattr(values, "shape", type(values).__name__)
+            msg = (
+                f"sigma must map inputs {tuple(inputs.shape)} and neurons "
+                f"{tuple(theta.shape)} to shape {shape}, got {got}"
+            )
+            raise InvalidFunctional(msg)
+        if values.dtype != theta.dtype:
+            msg = (
+                f"sigma returned {values.dtype} for neurons of {theta.dtype}; build its "
+                f"constants with the dtype of theta"
+            )
+            raise InvalidFunctional(msg)
+        return values
+
+    def read_out(self, hidden: Tensor, theta: Tensor, masses: Tensor) -> Tensor:  # noqa: ARG002
+        r"""Return :math:`\sum_i m_i\,\sigma(x_k;\theta_i)`."""
+        return torch.tensordot(hidden, masses, dims=([1], [0]))
+
+    def correlate(self, hidden: Tensor, theta: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG002
+        r"""Return :math:`\sum_k g_k\cdot\sigma(x_k;\theta_i)`."""
+        if self.outputs is None:
+            return slope @ hidden
+        return torch.einsum("km,kim->i", slope, hidden)
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        return f"CustomLayer({name}{self._options()})"

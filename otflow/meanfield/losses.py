@@ -1,0 +1,230 @@
+"""Losses of a network's outputs, each with its slope in closed form."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from otflow._autodiff import value_and_gradient
+from otflow._typing import ArrayLike
+from otflow._validation import as_float_tensor, check_like, check_option
+from otflow.errors import InvalidFunctional
+
+__all__ = ["LOSSES", "CustomLoss", "Loss", "Square", "as_loss"]
+
+PerSample: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""A loss (outputs, targets) -> (n,), one number per sample."""
+
+
+class Loss(ABC):
+    r"""A loss :math:`\ell(f, y)` of one sample, and its slope in f."""
+
+    name: str
+
+    @abstractmethod
+    def targets(self, y: ArrayLike, X: Tensor, outputs: int | None) -> Tensor:
+        """Return the targets, checked against the inputs and the number of outputs."""
+
+    @abstractmethod
+    def values(self, f: Tensor, y: Tensor) -> Tensor:
+        r"""Return :math:`\ell(f_k, y_k)`, (n,); differentiable."""
+
+    @abstractmethod
+    def total_and_slope(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`\sum_k \ell(f_k, y_k)` and :math:`\partial\ell/\partial f`."""
+
+
+class Square(Loss):
+    r""":math:`\tfrac12|f - y|^2`, summed over outputs."""
+
+    name = "square"
+
+    def targets(self, y: ArrayLike, X: Tensor, outputs: int | None) -> Tensor:
+        y = as_float_tensor(y, "y").detach()
+        check_like(y, X, "y", "X")
+        _check_shape(y, X, outputs)
+        _check_finite_targets(y)
+        return y
+
+    def values(self, f: Tensor, y: Tensor) -> Tensor:
+        return _over_outputs(0.5 * (f - y).square())
+
+    def total_and_slope(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        residual = f - y
+        return 0.5 * residual.square().sum(), residual
+
+
+class Logistic(Loss):
+    r""":math:`\log(1 + e^{-yf})` for labels -1 and +1, summed over outputs."""
+
+    name = "logistic"
+
+    def targets(self, y: ArrayLike, X: Tensor, outputs: int | None) -> Tensor:
+        y = _as_tensor(y).to(X.dtype)
+        _check_device(y, X)
+        _check_shape(y, X, outputs)
+        wrong = y.abs() != 1
+        if bool(wrong.any()):
+            found = sorted({float(value) for value in y.flatten()[:1000]})[:4]
+            hint = "; use 2 * y - 1 for labels 0 and 1" if set(found) <= {0, 1} else ""
+            index = tuple(int(i) for i in wrong.nonzero()[0])
+            msg = (
+                f"y must hold the labels -1 and +1 for the loss 'logistic', got "
+                f"{float(y[index]):g} at index {index}{hint}"
+            )
+            raise ValueError(msg)
+        return y
+
+    def values(self, f: Tensor, y: Tensor) -> Tensor:
+        return _over_outputs(-functional.logsigmoid(y * f))
+
+    def total_and_slope(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        margin = y * f
+        return -functional.logsigmoid(margin).sum(), -y * torch.sigmoid(-margin)
+
+
+class CrossEntropy(Loss):
+    r""":math:`\log\sum_c e^{f_c} - f_y` for classes y in 0, ..., m - 1."""
+
+    name = "cross-entropy"
+
+    def targets(self, y: ArrayLike, X: Tensor, outputs: int | None) -> Tensor:
+        if outputs is None or outputs < 2:
+            msg = (
+                "the loss 'cross-entropy' needs one output per class: "
+                "TwoLayer(..., outputs=number of classes)"
+            )
+            raise ValueError(msg)
+        y = _as_tensor(y)
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+            msg = (
+                f"y must hold integer classes for the loss 'cross-entropy', got "
+                f"{y.dtype}; use y.long()"
+            )
+            raise TypeError(msg)
+        _check_device(y, X)
+        _check_shape(y, X, None)
+        y = y.long()
+        wrong = (y < 0) | (y >= outputs)
+        if bool(wrong.any()):
+            k = int(wrong.nonzero()[0])
+            msg = (
+                f"y must hold classes 0, ..., {outputs - 1}, one per output, got "
+                f"{int(y[k])} at index {k}"
+            )
+            raise ValueError(msg)
+        return y
+
+    def values(self, f: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(f, y, reduction="none")
+
+    def total_and_slope(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = torch.log_softmax(f, dim=1)
+        slope = log_p.exp()
+        index = y[:, None]
+        slope.scatter_add_(1, index, slope.new_full((1, 1), -1.0).expand_as(index))
+        return -log_p.gather(1, index).sum(), slope
+
+
+class CustomLoss(Loss):
+    """A user's function (f, y) -> (n,), with its slope by autodiff."""
+
+    def __init__(self, function: PerSample) -> None:
+        self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
+
+    def targets(self, y: ArrayLike, X: Tensor, outputs: int | None) -> Tensor:  # noqa: ARG002
+        y = _as_tensor(y)
+        _check_device(y, X)
+        if y.ndim == 0 or len(y) != len(X):
+            _refuse_shape(y, X, f"({len(X)}, ...)")
+        if y.is_floating_point():
+            _check_finite_targets(y)
+        return y
+
+    def values(self, f: Tensor, y: Tensor) -> Tensor:
+        values = self.function(f, y)
+        if not isinstance(values, Tensor) or values.shape != f.shape[:1]:
+            got = getattr(values, "shape", type(values).__name__)
+            msg = (
+                f"a loss must map outputs {tuple(f.shape)} and targets "
+                f"{tuple(y.shape)} to one number per sample, {(len(f),)}, got {got}; "
+                f"for a torch loss use reduction='none', and sum over outputs"
+            )
+            raise InvalidFunctional(msg)
+        return values
+
+    def total_and_slope(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return value_and_gradient(lambda g: self.values(g, y).sum(), f)
+
+
+LOSSES: Mapping[str, Loss] = MappingProxyType(
+    {loss.name: loss for loss in (Square(), Logistic(), CrossEntropy())}
+)
+"""The built-in losses, by name."""
+
+
+def as_loss(loss: str | PerSample) -> Loss:
+    """Return the built-in loss of that name, or wrap the user's own function."""
+    if isinstance(loss, type):
+        msg = f"loss must be a function; write {loss.__name__}(reduction='none')"
+        raise TypeError(msg)
+    if not isinstance(loss, str) and callable(loss):
+        return CustomLoss(loss)
+    return LOSSES[check_option(loss, "loss", LOSSES)]
+
+
+# Helpers -----------------------------------------------------------------------------
+
+
+def _over_outputs(values: Tensor) -> Tensor:
+    return values if values.ndim == 1 else values.sum(-1)
+
+
+def _as_tensor(y: ArrayLike) -> Tensor:
+    if isinstance(y, np.ndarray):
+        return torch.from_numpy(np.array(y, order="C"))
+    if not isinstance(y, Tensor):
+        msg = f"y must be a torch.Tensor or numpy.ndarray, got {type(y).__name__}"
+        raise TypeError(msg)
+    return y.detach()
+
+
+def _check_device(y: Tensor, X: Tensor) -> None:
+    if y.device != X.device:
+        msg = f"y is on {y.device} but X is on {X.device}; move one with .to(...)"
+        raise ValueError(msg)
+
+
+def _check_shape(y: Tensor, X: Tensor, outputs: int | None) -> None:
+    shape = (len(X),) if outputs is None else (len(X), outputs)
+    if y.shape != shape:
+        _refuse_shape(y, X, str(shape))
+
+
+def _refuse_shape(y: Tensor, X: Tensor, expected: str) -> None:
+    n = len(X)
+    if y.ndim > 0 and len(y) != n:
+        cure = f": X has {n} rows and y has {len(y)}"
+    elif y.ndim == 2 and expected == f"({n},)":
+        m = y.shape[1]
+        cure = "; use y[:, 0]" if m == 1 else f"; or TwoLayer(..., outputs={m})"
+    else:
+        cure = ""
+    msg = f"y must have shape {expected}, got {tuple(y.shape)}{cure}"
+    raise ValueError(msg)
+
+
+def _check_finite_targets(y: Tensor) -> None:
+    good = torch.isfinite(y)
+    if not bool(good.all()):
+        index = tuple(int(i) for i in (~good).nonzero()[0])
+        msg = f"y must be finite, got {float(y[index])} at index {index}"
+        raise ValueError(msg)

@@ -1,0 +1,257 @@
+"""The risk of a network on data, as a functional of the measure of its neurons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otflow._autodiff import check_finite, tiles
+from otflow._typing import ArrayLike
+from otflow._validation import as_points, check_like, non_negative_int
+from otflow.errors import Unsupported
+from otflow.functionals import Functional, OfExpectation, Potential
+from otflow.measures import Measure, Particles
+from otflow.meanfield.fused import value_and_gradient
+from otflow.meanfield.layers import TwoLayer
+from otflow.meanfield.losses import PerSample, Square, as_loss
+from otflow.meanfield.network import Network, block_rows
+
+__all__ = ["Decomposition", "Risk"]
+
+
+class Risk(Functional):
+    r"""Risk :math:`F(\mu) = \frac1n\sum_k \ell(f_\mu(x_k), y_k)` of a network.
+
+    The output :math:`f_\mu(x) = s_N\int\sigma(x;\theta)\,d\mu(\theta)` is linear in the
+    measure, so F is convex in :math:`\mu` wherever the loss is convex
+    :cite:p:`chizat2018global,mei2018mean`. With :math:`g_k = \partial_f\ell(f_\mu(x_k),
+    y_k)`,
+
+    .. math:: F'[\mu](\theta) = \frac{s_N}n\sum_k g_k\cdot\sigma(x_k;\theta), \qquad
+        v = -\nabla_\theta F'[\mu].
+
+    In the mean field (:math:`s_N = 1`, N atoms of mass 1/N) the velocity is -N times the
+    gradient of the loss in the parameters of a neuron: explicit Euler is gradient
+    descent with learning rate N dt.
+
+    Parameters
+    ----------
+    network : TwoLayer or CustomLayer
+        What a neuron computes and how outputs are scaled.
+    X : Tensor or ndarray, shape (n, d)
+        Inputs; copied. Their dtype is that of the measures to come.
+    y : Tensor or ndarray, shape (n,) or (n, m)
+        Targets: numbers for "square", labels -1 and +1 for "logistic", integer classes
+        (n,) for "cross-entropy", anything with n rows for a loss of one's own.
+    loss : str or callable
+        "square", :math:`\tfrac12|f - y|^2`; "logistic", :math:`\log(1 + e^{-yf})`;
+        "cross-entropy", :math:`-\log\mathrm{softmax}(f)_y`; or a function (f, y) -> (n,),
+        one loss per sample. Summed over outputs, averaged over data.
+    batch_size : int, optional
+        Number of samples that `resample` draws; all by default.
+
+    Attributes
+    ----------
+    network, X, y, batch_size
+        As above; `y` as the loss takes it.
+    loss : str
+        Name of the loss.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If data are empty, not finite, of mismatched sizes, dtypes or devices, or not
+        what the loss takes.
+
+    Notes
+    -----
+    On particles with a built-in unit, value and velocity come from one pass over blocks
+    of data: the time of two products (n, d) x (d, N), memory O(N p) beside the data.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> X = torch.tensor([[-1.0], [0.0], [1.0]])
+    >>> risk = of.meanfield.Risk(of.meanfield.TwoLayer("tanh"), X, X[:, 0].sin())
+    >>> neurons = of.Particles(torch.randn(50, 3))  # rows (a, w, b)
+    >>> run = of.flow(risk, neurons, of.ExplicitEuler(), dt=0.1, steps=200, every=200)
+    >>> bool(run.records["energy"][-1] < 0.1 * run.records["energy"][0])
+    True
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        loss: str | PerSample = "square",
+        batch_size: int | None = None,
+    ) -> None:
+        if not isinstance(network, Network):
+            hint = "; write TwoLayer('relu')" if network is TwoLayer else ""
+            msg = f"network must be a TwoLayer or CustomLayer, got {network!r:.80}{hint}"
+            raise TypeError(msg)
+        X = as_points(X, "X").detach()
+        self.network = network
+        self._loss = as_loss(loss)
+        self._dim = X.shape[1]
+        self.y = self._loss.targets(y, X, network.outputs).clone()
+        if batch_size is not None:
+            batch_size = non_negative_int(batch_size, "batch_size", minimum=1)
+            if batch_size > len(X):
+                msg = f"batch_size must be at most n = {len(X)}, got {batch_size}"
+                raise ValueError(msg)
+        self.batch_size = batch_size
+        self._inputs = network.inputs(X)
+
+    @property
+    def X(self) -> Tensor:
+        """The inputs, (n, d)."""
+        return self._inputs[:, : self._dim]
+
+    @property
+    def loss(self) -> str:
+        """The name of the loss."""
+        return self._loss.name
+
+    def outputs(self, mu: Measure) -> Tensor:
+        r"""Return :math:`f_\mu(x_k)` at the data.
+
+        Parameters
+        ----------
+        mu : Measure
+            Measure over neurons.
+
+        Returns
+        -------
+        Tensor, shape (n,) or (n, m)
+            Differentiable in the measure's points and weights.
+        """
+        self._check(mu)
+        masses = self.network.masses(mu.weights)
+        return self.network.evaluate(self._inputs, mu.points, masses)
+
+    def value(self, mu: Measure) -> Tensor:
+        r"""Return :math:`\frac1n\sum_k \ell(f_\mu(x_k), y_k)`."""
+        return self._loss.values(self.outputs(mu), self.y).mean()
+
+    def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        r"""Return the risk and its velocity; in closed form for built-in units."""
+        unit = self.network.unit if isinstance(self.network, TwoLayer) else None
+        if unit is None or not isinstance(mu, Particles):
+            return super().value_and_velocity(mu)
+        self._check(mu)
+        with torch.no_grad():
+            value, gradient = value_and_gradient(
+                self.network,
+                unit,
+                self._loss,
+                self._inputs,
+                self.y,
+                mu.points,
+                self.network.masses(mu.weights),
+            )
+            velocity = gradient.mul_(-self.network.scale(mu.weights))
+        check_finite(value, "the functional's value")
+        check_finite(velocity, "the functional's gradient")
+        return value, velocity
+
+    def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
+        r"""Return :math:`\frac{s_N}n\sum_k g_k\cdot\sigma(x_k;\theta)` at atoms or at `x`."""
+        if not isinstance(mu, Particles):
+            return super().first_variation(mu, x)
+        self._check(mu)
+        probes = None if x is None else as_points(x, "x").detach()
+        if probes is not None:
+            check_like(probes, mu.points, "x", "points")
+            self.network.check_neurons(probes, self._dim)
+        with torch.no_grad():
+            total = self._correlate(mu, probes)
+            variation = total * (self.network.scale(mu.weights) / len(self.y))
+        check_finite(variation, "the functional's gradient")
+        return variation
+
+    def _correlate(self, mu: Measure, probes: Tensor | None) -> Tensor:
+        """Return the sum over data of g_k . sigma(x_k; theta), block by block."""
+        network, theta = self.network, mu.points
+        masses = network.masses(mu.weights)
+        at = theta if probes is None else probes
+        total = at.new_zeros(len(at))
+        for rows in tiles(len(self.y), block_rows(max(len(theta), len(at)), theta)):
+            inputs = self._inputs[rows]
+            hidden = network.hidden(inputs, theta)
+            f = network.add_offset(network.read_out(hidden, theta, masses))
+            slope = self._loss.total_and_slope(f, self.y[rows])[1]
+            if probes is not None:
+                hidden = network.hidden(inputs, probes)
+            total += network.correlate(hidden, at, slope)
+        return total
+
+    def resample(self, generator: torch.Generator) -> Risk:
+        """Return the risk of a batch drawn without replacement; unbiased.
+
+        Itself if no batch size was given.
+        """
+        if self.batch_size is None:
+            return self
+        order = torch.randperm(
+            len(self.y), generator=generator, device=generator.device
+        )
+        index = order[: self.batch_size].to(self.y.device)
+        return self._on(index)
+
+    def _on(self, index: Tensor) -> Risk:
+        """Return the risk of some of the data, unchecked."""
+        new = object.__new__(type(self))
+        new.network, new._loss, new._dim = self.network, self._loss, self._dim
+        new.y, new._inputs = self.y[index], self._inputs[index]
+        new.batch_size = None
+        return new
+
+    def decompose(self) -> Decomposition:
+        r"""Return F = constant + potential + interaction, for the square loss.
+
+        With targets reduced by the network's offset,
+
+        .. math:: F(\mu) = \tfrac12\overline{|y|^2} + \int E\,d\mu
+            + \tfrac12\iint K\,d\mu\,d\mu, \qquad
+            E(\theta) = -\overline{y\cdot\sigma(\theta)},\quad
+            K(\theta, \theta') = \overline{\sigma(\theta)\cdot\sigma(\theta')},
+
+        where bars are means over the data :cite:p:`rotskoff2018parameters`.
+
+        Returns
+        -------
+        Decomposition
+            The parts.
+
+        Raises
+        ------
+        Unsupported
+            For another loss, which is not quadratic in the measure, or another scaling,
+            in which the parts would depend on the number of atoms.
+        """
+        if not isinstance(self._loss, Square):
+            msg = (
+                f"the risk with loss {self.loss!r} is not quadratic in the measure and "
+                f"has no kernel; use loss='square'"
+            )
+            raise Unsupported(msg)
+        if self.network.scaling != "mean-field":
+            msg = (
+                f"in the scaling {self.network.scaling!r} the parts depend on the number "
+                f"of atoms; use scaling='mean-field'"
+            )
+            raise Unsupported(msg)
+        return _decompose(self)
+
+    def _check(self, mu: Measure) -> None:
+        check_like(mu.points, self._inputs, "the measure", "X")
+        self.network.check_neurons(mu.points, self._dim)
+
+    def __repr__(self) -> str:
+        batch = "" if self.batch_size is None else f", batch_size={self.batch_size}"
+        return f"Risk({self.network!r}, n={len(self.y)}, loss={self.loss!r}{batch})"

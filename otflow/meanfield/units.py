@@ -1,0 +1,146 @@
+"""Neuron nonlinearities with their slopes in closed form."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from otflow._validation import check_option
+
+__all__ = ["UNITS", "Elementwise", "Unit", "as_activation"]
+
+Elementwise: TypeAlias = Callable[[Tensor], Tensor]
+"""A function applied entry by entry, differentiable by torch."""
+
+
+class Unit(ABC):
+    r"""An elementwise nonlinearity :math:`\varphi` with its slope :math:`\varphi'`.
+
+    A child states both; `meanfield.Risk` then evaluates velocities without autodiff.
+    An activation given as a plain function needs no slope, and goes through autodiff.
+
+    Attributes
+    ----------
+    name : str
+        How it is printed.
+    homogeneous : bool
+        Whether :math:`\varphi(z) = z\,\varphi'(z)`, as for relu.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> class Softplus(of.meanfield.Unit):
+    ...     name = "softplus"
+    ...
+    ...     def __call__(self, z):
+    ...         return torch.nn.functional.softplus(z)
+    ...
+    ...     def slope(self, z, value, out):
+    ...         return torch.sigmoid(z, out=out)
+    >>> of.meanfield.TwoLayer(Softplus())
+    TwoLayer('softplus')
+    """
+
+    name: ClassVar[str]
+    homogeneous: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, z: Tensor) -> Tensor:
+        r"""Return :math:`\varphi(z)`, differentiable by torch."""
+
+    @abstractmethod
+    def slope(self, z: Tensor, value: Tensor, out: Tensor) -> Tensor:
+        r"""Write :math:`\varphi'(z)` into `out`, given ``value = self(z)``.
+
+        `out` may be the tensor `z`, or `value`.
+        """
+
+    def evaluate(self, z: Tensor, out: Tensor) -> Tensor:
+        r"""Write :math:`\varphi(z)` into `out`, which may be the tensor `z`."""
+        return out.copy_(self(z))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Relu(Unit):
+    r""":math:`\varphi(z) = \max(z, 0)`, with slope 0 at 0."""
+
+    name = "relu"
+    homogeneous = True
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return torch.relu(z)
+
+    def evaluate(self, z: Tensor, out: Tensor) -> Tensor:
+        return torch.clamp(z, min=0, out=out)
+
+    def slope(self, z: Tensor, value: Tensor, out: Tensor) -> Tensor:  # noqa: ARG002
+        return torch.sign(value, out=out)
+
+
+class Tanh(Unit):
+    r""":math:`\varphi = \tanh`, with slope :math:`1 - \varphi^2`."""
+
+    name = "tanh"
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return torch.tanh(z)
+
+    def evaluate(self, z: Tensor, out: Tensor) -> Tensor:
+        return torch.tanh(z, out=out)
+
+    def slope(self, z: Tensor, value: Tensor, out: Tensor) -> Tensor:  # noqa: ARG002
+        return torch.mul(value, value, out=out).neg_().add_(1)
+
+
+class Sigmoid(Unit):
+    r""":math:`\varphi(z) = 1/(1 + e^{-z})`, with slope :math:`\varphi - \varphi^2`."""
+
+    name = "sigmoid"
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(z)
+
+    def evaluate(self, z: Tensor, out: Tensor) -> Tensor:
+        return torch.sigmoid(z, out=out)
+
+    def slope(self, z: Tensor, value: Tensor, out: Tensor) -> Tensor:  # noqa: ARG002
+        return torch.addcmul(value, value, value, value=-1, out=out)
+
+
+class Erf(Unit):
+    r""":math:`\varphi = \mathrm{erf}`, with slope :math:`\frac{2}{\sqrt\pi}e^{-z^2}`."""
+
+    name = "erf"
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return torch.erf(z)
+
+    def evaluate(self, z: Tensor, out: Tensor) -> Tensor:
+        return torch.erf(z, out=out)
+
+    def slope(self, z: Tensor, value: Tensor, out: Tensor) -> Tensor:  # noqa: ARG002
+        return torch.mul(z, z, out=out).neg_().exp_().mul_(2 / math.sqrt(math.pi))
+
+
+UNITS: Mapping[str, Unit] = MappingProxyType(
+    {unit.name: unit for unit in (Relu(), Tanh(), Sigmoid(), Erf())}
+)
+"""The built-in units, by name."""
+
+
+def as_activation(activation: str | Elementwise) -> Elementwise:
+    """Return the built-in unit of that name, or the user's own function."""
+    if isinstance(activation, type):
+        msg = f"activation must be a function; write {activation.__name__}()"
+        raise TypeError(msg)
+    if not isinstance(activation, str) and callable(activation):
+        return activation
+    return UNITS[check_option(activation, "activation", UNITS)]

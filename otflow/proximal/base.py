@@ -1,0 +1,75 @@
+"""What a proximal solver is: one minimisation, with its certificate."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from otflow.functionals import Functional
+from otflow.measures import Measure
+
+__all__ = ["ProxResult", "ProximalSolver"]
+
+M = TypeVar("M", bound=Measure)
+
+
+@dataclass(frozen=True)
+class ProxResult(Generic[M]):
+    """A proximal step and what is known of it.
+
+    Parameters
+    ----------
+    measure : Measure
+        The minimiser found.
+    warm : object
+        What the solver wants back at the next step.
+    iterations : int
+        Evaluations of the functional with its velocity.
+    residual : float
+        Norm of the objective's gradient over the norm of the displacement.
+    certificate : mapping
+        What was proved, in the solver's own words.
+
+    Attributes
+    ----------
+    measure, warm, iterations, residual, certificate
+        As above.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    >>> mu = of.Particles(torch.tensor([[2.0], [4.0]], dtype=torch.float64))
+    >>> result = of.proximal.ParticleProximal().solve(F, mu, 1.0)
+    >>> result.certificate["guarantee"]
+    'exact'
+    """
+
+    measure: M
+    warm: Any
+    iterations: int
+    residual: float
+    certificate: Mapping[str, Any]
+
+
+class ProximalSolver(ABC, Generic[M]):
+    r"""Solves :math:`\operatorname{argmin}_\nu F(\nu) + W_2^2(\mu, \nu) / (2\,dt)`.
+
+    One solver for each representation, or several; `JKO` is the scheme that calls it.
+
+    See Also
+    --------
+    otflow.JKO : The scheme.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> isinstance(of.proximal.ParticleProximal(), of.proximal.ProximalSolver)
+    True
+    """
+
+    @abstractmethod
+    def solve(self, F: Functional, mu: M, dt: float, warm: Any = None) -> ProxResult[M]:
+        """Return the minimiser; a solve that did not converge says so."""

@@ -1,0 +1,41 @@
+"""What every test shares: one thread, reproducible randomness, hypothesis profiles."""
+
+from __future__ import annotations
+
+import os
+
+# Set before matplotlib is imported by anything: no test opens a window.
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# The contracts are modules of assertions that tests inherit; pytest must rewrite them.
+pytest.register_assert_rewrite("tests.contracts", "tests.exact")
+
+# Small tensors on several threads are slow whenever another process runs.
+torch.set_num_threads(1)
+
+settings.register_profile(
+    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "ci", settings.get_profile("default"), derandomize=True, print_blob=True
+)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(autouse=True)
+def _reproducible():
+    """Start each test from one global seed; check that it restores the dtype."""
+    torch.manual_seed(0)
+    dtype = torch.get_default_dtype()
+    yield
+    assert torch.get_default_dtype() == dtype, "the test changed the default dtype"
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """Return a generator with a fixed seed."""
+    return torch.Generator().manual_seed(0)

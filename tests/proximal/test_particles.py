@@ -1,0 +1,388 @@
+"""The JKO step on particles: exact sequences, certificates, failures that say so."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.proximal import ParticleProximal
+from tests import exact
+
+
+def cloud(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=generator, dtype=torch.float64)
+
+
+def double_well() -> of.Potential:
+    """Potential of modulus -1: (x^2 - 1)^2 / 4 per axis."""
+    return of.Potential(
+        lambda x: 0.25 * (x.square() - 1).square().sum(-1), modulus=-1.0
+    )
+
+
+class TestExactSequences:
+    def test_dyson_particles_follow_the_exact_jko_sequence(self):
+        n, c, dt, steps = 24, 2.0, 0.3, 25
+        solver = ParticleProximal(tolerance=1e-13)
+        run = of.flow(
+            exact.dyson(), exact.hermite(n, c), of.JKO(solver), dt=dt, steps=steps
+        )
+        for k, mu in enumerate(run.snapshots):
+            scale = exact.breathing_jko(c, dt, k, kappa=1 / n)
+            expected = exact.hermite(n, scale).points
+            assert torch.allclose(mu.points, expected, rtol=0, atol=1e-10)
+        assert all(info["certified"] for info in run.info)
+
+    @pytest.mark.parametrize("weighted", [False, True])
+    @pytest.mark.parametrize(("lam", "dt"), [(1.0, 0.5), (3.0, 4.0), (-0.5, 1.0)])
+    def test_quadratic_potential_contracts_by_one_over_one_plus_lam_dt(
+        self, weighted, lam, dt
+    ):
+        x = cloud(30, 3)
+        w = torch.rand(30, generator=torch.Generator().manual_seed(1)).double()
+        mu = of.Particles(x, w / w.sum() if weighted else None)
+        F = exact.quadratic(lam)
+        run = of.flow(F, mu, of.JKO(), dt=dt, steps=6)
+        expected = exact.decay_jko(lam, dt, 6) * x
+        assert torch.allclose(run.final.points, expected, rtol=1e-12, atol=0)
+        assert {info["guarantee"] for info in run.info} == {"exact"}
+        rate = (run.records["energy"][1:] / run.records["energy"][:-1]).log()
+        assert torch.allclose(rate, torch.full_like(rate, -2 * math.log1p(lam * dt)))
+
+    def test_w2_to_a_target_shrinks_by_one_over_one_plus_dt(self):
+        """Oracle 15: F = W2^2(., nu)/2, the step is the geodesic at dt/(1 + dt)."""
+        x, dt = cloud(20, 2), 0.7
+        shift = torch.tensor([3.0, -1.0], dtype=torch.float64)
+        target = of.Particles(1.5 * x + shift)
+
+        class ToTarget(of.Functional):
+            def value(self, mu):
+                return 0.5 * of.metrics.wasserstein2_squared(mu, target)
+
+        solver = ParticleProximal(tolerance=1e-11)
+        run = of.flow(ToTarget(), of.Particles(x), of.JKO(solver), dt=dt, steps=3)
+        start = float(of.metrics.wasserstein2(run.snapshots[0], target))
+        for k, mu in enumerate(run.snapshots):
+            distance = float(of.metrics.wasserstein2(mu, target))
+            assert distance == pytest.approx(
+                exact.decay_jko(1.0, dt, k) * start, rel=1e-9
+            )
+        first = of.metrics.geodesic(run.snapshots[0], target, dt / (1 + dt))
+        gap = of.metrics.wasserstein2(run.snapshots[1], first)
+        assert float(gap) < 1e-8
+
+    def test_power_law_4_2_splits_into_two_atoms(self):
+        """Oracle 10: half the mass at -1/2, half at 1/2, energy -1/16."""
+        mu = of.Particles(torch.linspace(-1, 1, 40, dtype=torch.float64)[:, None])
+        F = of.Interaction(of.kernels.PowerLaw(4, 2))
+        run = of.flow(F, mu, of.JKO(), dt=5.0, steps=40, every=40)
+        assert float(run.records["energy"][-1]) == pytest.approx(-1 / 16, abs=1e-10)
+        expected = exact.TWO_ATOMS.repeat_interleave(20, 0)
+        ends = run.final.points.sort(0).values
+        assert torch.allclose(ends, expected, atol=1e-5)
+
+    def test_observed_order_in_dt_is_one(self):
+        n, c, t = 10, 2.0, 1.0
+        steps = [10, 20, 40, 80]
+        truth = exact.hermite(n, exact.breathing(c, t, kappa=1 / n)).points
+        errors = []
+        for k in steps:
+            run = of.flow(
+                exact.dyson(), exact.hermite(n, c), of.JKO(), dt=t / k, steps=k, every=k
+            )
+            errors.append(float((run.final.points - truth).abs().max()))
+        slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+        assert slopes[-1] == pytest.approx(1.0, abs=0.1)
+
+    def test_rate_of_convex_functional(self):
+        """Oracle 3: W2 to the minimiser falls at least by 1/(1 + lam dt) a step."""
+        F = exact.quadratic(1.0) + of.Potential(
+            lambda x: 0.1 * x.square().sum(-1).square(), modulus=0.0
+        )
+        mu, dt = of.Particles(cloud(15, 2)), 0.4
+        run = of.flow(F, mu, of.JKO(), dt=dt, steps=8)
+        sizes = [float(m.norm(m.points)) for m in run.snapshots]
+        for a, b in zip(sizes, sizes[1:], strict=False):
+            assert b <= a / (1 + dt) * (1 + 1e-6)
+
+
+class TestCertificate:
+    def test_every_step_dissipates(self):
+        F = double_well() + of.Interaction(of.kernels.Gaussian(0.5))
+        run = of.flow(F, of.Particles(cloud(80, 2)), of.JKO(), dt=0.5, steps=6)
+        for info in run.info:
+            spent = info["energy_before"] - info["energy_after"]
+            assert spent >= info["w2"] ** 2 / (2 * 0.5) - 1e-14
+            assert info["converged"]
+            assert info["coupling_optimal"]
+
+    def test_w2_is_the_exact_distance(self):
+        F = double_well() + of.Interaction(of.kernels.Gaussian(0.5))
+        mu = of.Particles(cloud(60, 2))
+        result = ParticleProximal().solve(F, mu, 2.0)
+        w2 = float(of.metrics.wasserstein2(mu, result.measure))
+        assert result.certificate["w2"] == pytest.approx(w2, rel=1e-10)
+
+    def test_bound_holds(self):
+        """A sloppy solve lies within its own bound of a tight one."""
+        F = double_well() + 0.5 * of.Interaction(
+            lambda z: 0.25 * z.square().sum(-1).square(), modulus=0.0
+        )
+        mu, dt = of.Particles(cloud(40, 2)), 0.6
+        exact_step = ParticleProximal(tolerance=1e-13).solve(F, mu, dt)
+        for tolerance in (0.5, 1e-1, 1e-2):
+            sloppy = ParticleProximal(tolerance=tolerance).solve(F, mu, dt)
+            w2 = float(of.metrics.wasserstein2(exact_step.measure, sloppy.measure))
+            bound = sloppy.certificate["bound"]
+            assert bound is not None
+            assert w2 <= bound
+            assert bound <= 100 * tolerance
+        assert exact_step.certificate["bound"] < 1e-12
+
+    @pytest.mark.parametrize("dt", [0.9, 1.1])
+    def test_bound_needs_a_strongly_convex_objective(self, dt):
+        """Modulus -1: the bound exists for dt < 1 and not beyond."""
+        result = ParticleProximal().solve(double_well(), of.Particles(cloud(9, 1)), dt)
+        assert (result.certificate["bound"] is not None) == (dt < 1)
+        assert result.certificate["guarantee"] == ("exact" if dt < 1 else "stationary")
+
+    def test_relabelling_finds_the_cheaper_coupling(self):
+        """Points that would cross on a line are relabelled, and the energy obeys."""
+        x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+
+        class Swap(of.Functional):
+            """Symmetric in the atoms, least where they sit at -2 and 2."""
+
+            def value(self, mu):
+                spread = mu.expectation(lambda x: x.square().sum(-1))
+                tilt = mu.expectation(lambda x: x.sum(-1))
+                return (spread - 4).square() + tilt.square()
+
+        solver = ParticleProximal()
+        problem_start = of.Particles(x.flip(0))
+        result = solver.solve(Swap(), of.Particles(x), 1.0)
+        w2 = of.metrics.wasserstein2(of.Particles(x), result.measure)
+        assert result.certificate["w2"] == pytest.approx(float(w2), rel=1e-12)
+        assert result.measure.points[0] < result.measure.points[1]
+        assert solver.solve(Swap(), problem_start, 1.0).certificate["certified"]
+
+    def test_relabelling_happens_and_certifies(self):
+        """Repelling particles at a long step cross; the assignment mends it."""
+        F = of.Interaction(of.kernels.PowerLaw(2, 0))
+        mu = of.Particles(0.2 * cloud(60, 2, seed=3))
+        result = ParticleProximal(tolerance=1e-4).solve(F, mu, 3.0)
+        assert result.certificate["relabellings"] > 0
+        assert result.certificate["certified"]
+        u = mu.displacement_to(result.measure)
+        kept = math.sqrt(float(mu.inner(u, u)))
+        assert kept == pytest.approx(result.certificate["w2"], rel=1e-9)
+
+    def test_a_matched_coupling_needs_no_relabelling(self):
+        result = ParticleProximal().solve(
+            exact.quadratic(), of.Particles(cloud(50, 2)), 0.1
+        )
+        assert result.certificate["relabellings"] == 0
+
+    def test_without_certify_nothing_is_claimed(self):
+        F = of.Interaction(of.kernels.Gaussian(0.5))
+        solver = ParticleProximal(certify=False)
+        certificate = solver.solve(
+            2.0 * F + of.OfExpectation(lambda m: m.square().sum(), lambda x: x),
+            of.Particles(cloud(20, 2)),
+            0.2,
+        ).certificate
+        assert certificate["guarantee"] == "none"
+        assert not certificate["certified"]
+        assert certificate["w2"] > 0
+
+
+class TestUnequalWeights:
+    def test_trap_8_is_an_upper_bound_and_says_so(self):
+        """Atoms that split would do better: the guarantee is only an upper bound."""
+        tau = 1.0
+        mu = of.Particles(
+            torch.tensor([[1.0], [-1.0]], dtype=torch.float64),
+            torch.tensor([2 / 3, 1 / 3], dtype=torch.float64),
+        )
+        width = 0.2
+
+        def mismatch(x):  # wants mass 1/3 at 1, 2/3 at -1, smoothly
+            return torch.stack(
+                [(-(x - c).square().sum(-1) / width).exp() for c in (1.0, -1.0)], -1
+            )
+
+        goal = torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)
+        F = of.OfExpectation(lambda m: 40 * (m - goal).square().sum(), mismatch)
+        result = ParticleProximal().solve(F, mu, tau)
+        assert result.certificate["guarantee"] in ("upper-bound", "none")
+        assert not result.certificate["certified"]
+        objective = result.certificate["energy_after"] + result.certificate[
+            "w2"
+        ] ** 2 / (2 * tau)
+        # Split a sixth of the mass off each... the true step moves 1/3 from 1 to -1.
+        split = of.Particles(
+            torch.tensor([[1.0], [-1.0], [-1.0]], dtype=torch.float64),
+            torch.tensor([1 / 3, 1 / 3, 1 / 3], dtype=torch.float64),
+        )
+        better = float(F(split)) + (1 / 3) * 4 / (2 * tau)
+        assert better < objective - 0.1
+
+    def test_w2_is_exact_for_unequal_weights(self):
+        w = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+        mu = of.Particles(cloud(4, 2), w)
+        F = of.OfExpectation(lambda m: m.square().sum(), lambda x: x.square())
+        result = ParticleProximal().solve(F, mu, 3.0)
+        w2 = float(of.metrics.wasserstein2(mu, result.measure))
+        assert result.certificate["w2"] == pytest.approx(w2, rel=1e-9)
+        assert result.certificate["guarantee"] == "upper-bound"
+
+    def test_replanning_lowers_the_objective(self):
+        """Where the kept coupling is not optimal the plan replaces it."""
+        w = torch.rand(40, generator=torch.Generator().manual_seed(5)).double()
+        mu = of.Particles(0.2 * cloud(40, 2, seed=3), w / w.sum())
+        F = of.Interaction(of.kernels.PowerLaw(2, 0))
+        solver = ParticleProximal(tolerance=1e-4)
+        result = solver.solve(F, mu, 3.0)
+        naive = ParticleProximal(tolerance=1e-4, certify=False).solve(F, mu, 3.0)
+        c, b = result.certificate, naive.certificate
+        assert c["relabellings"] > 0
+        assert (
+            c["energy_after"] + c["w2"] ** 2 / 6 < b["energy_after"] + b["w2"] ** 2 / 6
+        )
+        assert c["energy_after"] + c["w2"] ** 2 / 6 <= c["energy_before"]
+
+    def test_zero_weight_atoms(self):
+        """They move by explicit Euler and change nothing else."""
+        x = cloud(5, 2)
+        w = torch.tensor([0.25, 0.25, 0.0, 0.25, 0.25], dtype=torch.float64)
+        full = ParticleProximal().solve(exact.quadratic(), of.Particles(x, w), 0.5)
+        keep = [0, 1, 3, 4]
+        part = ParticleProximal().solve(exact.quadratic(), of.Particles(x[keep]), 0.5)
+        assert torch.allclose(full.measure.points[keep], part.measure.points)
+        assert torch.allclose(full.measure.points[2], 0.5 * x[2])
+
+
+class TestSinkhorn:
+    def test_step_approaches_the_exact_one_as_the_blur_vanishes(self):
+        mu, F = of.Particles(cloud(25, 2)), exact.quadratic()
+        gaps = []
+        for blur in (0.5, 0.05):
+            solver = ParticleProximal(blur=blur, tolerance=1e-3)
+            result = solver.solve(F, mu, 0.5)
+            assert result.certificate["guarantee"] == "sinkhorn"
+            assert result.certificate["blur"] == blur
+            assert result.certificate["w2"] is None
+            assert not result.certificate["certified"]
+            gaps.append(
+                float((result.measure.points - mu.points / 1.5).norm(dim=1).max())
+            )
+        assert gaps[1] < 0.2 * gaps[0]
+        assert gaps[1] < 0.05
+
+
+class TestFailuresSayS:
+    def test_budget_spent_is_flagged(self):
+        F = double_well() + of.Interaction(of.kernels.PowerLaw(2, 0))
+        solver = ParticleProximal(tolerance=1e-12, max_gradients=3)
+        certificate = solver.solve(F, of.Particles(cloud(30, 2)), 5.0).certificate
+        assert certificate["gradients"] <= 4
+        assert not certificate["converged"]
+        assert certificate["guarantee"] == "none"
+        assert certificate["energy_after"] <= certificate["energy_before"]
+
+    def test_entropy_is_refused_with_the_cure(self):
+        F = exact.quadratic() + of.Entropy()
+        with pytest.raises(of.errors.Unsupported, match="Langevin"):
+            of.flow(F, of.Particles(cloud(5, 2)), of.JKO(), dt=0.1, steps=1)
+
+    def test_a_solver_class_in_place_of_an_instance(self):
+        with pytest.raises(TypeError, match=r"write ParticleProximal\(\)"):
+            of.JKO(ParticleProximal)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"tolerance": 0}, "tolerance must be positive"),
+            ({"max_gradients": 0}, "max_gradients must be at least 1"),
+            ({"max_gradients": 1.5}, "max_gradients must be an integer"),
+            ({"blur": -1.0}, "blur must be positive"),
+            ({"certify": 1}, "certify must be True or False"),
+            ({"memory": 0}, "memory must be at least 1"),
+        ],
+    )
+    def test_bad_options(self, options, message):
+        with pytest.raises((TypeError, ValueError), match=message):
+            ParticleProximal(**options)
+
+    @pytest.mark.parametrize("dt", [0.0, -1.0, math.nan, math.inf, True, "1"])
+    def test_bad_dt(self, dt):
+        with pytest.raises((TypeError, ValueError), match="dt must be"):
+            ParticleProximal().solve(exact.quadratic(), of.Particles(cloud(3, 1)), dt)
+
+    def test_other_measures_are_refused(self):
+        class Other(of.Measure):
+            points = torch.zeros(1, 1)
+            weights = torch.ones(1)
+
+            def value_and_position_gradient(self, value):
+                raise AssertionError
+
+            def push(self, tangent, dt):
+                raise AssertionError
+
+            def inner(self, u, v):
+                raise AssertionError
+
+            def displacement_to(self, other):
+                raise AssertionError
+
+        with pytest.raises(of.errors.Unsupported, match="steps Particles, got Other"):
+            ParticleProximal().solve(exact.quadratic(), Other(), 0.1)
+        with pytest.raises(of.errors.Unsupported, match="JKO\\(solver="):
+            of.proximal.default_solver(Other())
+
+
+class TestScheme:
+    def test_warm_start_saves_gradients_and_keeps_the_answer(self):
+        F = double_well() + of.Interaction(of.kernels.Gaussian(0.5))
+        mu = of.Particles(cloud(60, 2))
+        warm = of.flow(F, mu, of.JKO(), dt=0.3, steps=8)
+        cold = [mu]
+        spent = 0
+        for _ in range(8):
+            result = ParticleProximal().solve(F, cold[-1], 0.3)
+            spent += result.iterations
+            cold.append(result.measure)
+        assert sum(info["gradients"] for info in warm.info) < spent
+        assert torch.allclose(warm.final.points, cold[-1].points, atol=1e-5)
+
+    def test_a_stationary_measure_stays(self):
+        mu = of.Particles(torch.zeros(4, 2, dtype=torch.float64))
+        result = ParticleProximal().solve(exact.quadratic(), mu, 1.0)
+        assert torch.equal(result.measure.points, mu.points)
+        assert result.certificate["certified"]
+        assert result.iterations == 1
+
+    def test_float32(self):
+        mu = of.Particles(cloud(30, 2).float())
+        result = ParticleProximal().solve(exact.quadratic(), mu, 1.0)
+        assert result.measure.dtype == torch.float32
+        assert torch.allclose(result.measure.points, mu.points / 2, atol=1e-6)
+        assert result.certificate["converged"]
+
+    def test_the_step_is_pure(self):
+        mu = of.Particles(cloud(10, 2))
+        before = mu.points.clone()
+        state = torch.random.get_rng_state()
+        scheme, generator = of.JKO(), torch.Generator()
+        F = double_well()
+        one = scheme.step(F, mu, 0.2, scheme.init(F, mu), generator)
+        two = scheme.step(F, mu, 0.2, scheme.init(F, mu), generator)
+        assert torch.equal(mu.points, before)
+        assert torch.equal(one.measure.points, two.measure.points)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        assert not one.measure.points.requires_grad

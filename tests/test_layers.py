@@ -1,0 +1,354 @@
+"""The architecture, enforced on the syntax trees of the sources.
+
+Imports point down the rows of ``ROWS``; heavy or delicate third-party modules each have
+one door; every file is short and says what it is for.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "otflow"
+
+# A module imports first-party modules of the rows above its own. Modules that share a
+# row, or a package, may import one another as long as no cycle arises.
+ROWS = [
+    {"errors", "_typing", "_lazy", "_validation", "_autodiff"},
+    {"kernels"},
+    {"measures"},
+    {"metrics"},
+    {"functionals"},
+    {"proximal"},
+    {"schemes"},
+    {"trajectory"},
+    {"flow"},
+    {"meanfield"},
+    {"analysis"},
+    {"plotting"},
+    {"__main__"},
+]
+ROW = {name: depth for depth, names in enumerate(ROWS) for name in names}
+
+MAXIMUM_LINES = 400
+OPTIMAL_TRANSPORT = {"ot", "geomloss"}
+DIFFERENTIATION = ("torch.autograd", "torch.func")
+IMPORTERS = {"lazy_import", "importlib.import_module", "import_module", "__import__"}
+
+
+def module_name(path: str) -> str:
+    """Return the dotted module name of a source path such as ``otflow/flow.py``."""
+    parts = path.removesuffix(".py").split("/")
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def top_name(module: str) -> str:
+    """Return the row entry a first-party module belongs to: ``a.b.c`` gives ``b``."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(
+    tree: ast.Module, path: str, modules: set[str]
+) -> Iterator[tuple[ast.stmt | ast.Call, str]]:
+    """Yield each import with each module that it imports.
+
+    ``from a import b`` imports the module ``a.b`` if there is one, and else ``a``;
+    ``lazy_import("a")`` imports ``a``.
+    """
+    package = path.split("/")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                kept = package[: len(package) - node.level + 1]
+                base = ".".join([*kept, *filter(None, [base])])
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                external = not base.startswith("otflow")
+                yield node, full if full in modules or external else base
+        elif isinstance(node, ast.Call) and dotted(node.func) in IMPORTERS:
+            named = node.args and isinstance(node.args[0], ast.Constant)
+            yield node, str(node.args[0].value) if named else "?"
+
+
+def inside_functions(tree: ast.Module) -> set[ast.AST]:
+    """Return every node that stands inside a function."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    return {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, functions)
+        for inner in ast.walk(node)
+        if inner is not node
+    }
+
+
+def dotted(node: ast.AST) -> str:
+    """Return ``a.b.c`` for the expression ``a.b.c``, and else the empty string."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        prefix = dotted(node.value)
+        return f"{prefix}.{node.attr}" if prefix else ""
+    return ""
+
+
+def is_part_of(module: str, *wholes: str) -> bool:
+    """Return whether `module` is one of `wholes` or lies inside one."""
+    return any(module == whole or module.startswith(f"{whole}.") for whole in wholes)
+
+
+def first_party_faults(
+    path: str, tree: ast.Module, modules: set[str]
+) -> Iterator[tuple[int, str]]:
+    """Check the direction of the imports of otflow's own modules."""
+    own = top_name(module_name(path))
+    local = inside_functions(tree)
+    for node, target in imports(tree, path, modules):
+        if not is_part_of(target, "otflow"):
+            continue
+        if node in local:
+            yield node.lineno, f"imports {target} inside a function"
+        if target == "otflow":
+            if own not in {"", "__main__"}:
+                yield node.lineno, "imports from the top level of otflow"
+            continue
+        other = top_name(target)
+        if own in {"", other}:
+            continue
+        if other not in ROW:
+            yield node.lineno, f"imports {target}, which has no row"
+        elif own in ROW and ROW[other] > ROW[own]:
+            yield node.lineno, f"imports {target}, which lies below it"
+
+
+def third_party_faults(
+    path: str, tree: ast.Module, modules: set[str]
+) -> Iterator[tuple[int, str]]:
+    """Check that heavy and delicate third-party modules are used at their one door."""
+    local = inside_functions(tree)
+    for node, target in imports(tree, path, modules):
+        root = target.split(".")[0]
+        if root == "?" and path != "otflow/_lazy.py":
+            yield node.lineno, "imports a module that is not named literally"
+        if root in OPTIMAL_TRANSPORT:
+            if not path.startswith("otflow/metrics/"):
+                yield node.lineno, f"imports {root} outside metrics/"
+            elif node not in local:
+                yield node.lineno, f"imports {root} outside a function"
+        if root in {"matplotlib", "mpl_toolkits"} and path != "otflow/plotting.py":
+            yield node.lineno, f"imports {root} outside plotting.py"
+        if is_part_of(target, *DIFFERENTIATION) and path != "otflow/_autodiff.py":
+            yield node.lineno, f"imports {target} outside _autodiff.py"
+    if path != "otflow/_autodiff.py":
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and dotted(node) in DIFFERENTIATION:
+                yield node.lineno, f"uses {dotted(node)} outside _autodiff.py"
+
+
+def form_faults(path: str, source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Check what concerns one file alone: its length, its docstring, no printing."""
+    lines = len(source.splitlines())
+    if lines >= MAXIMUM_LINES:
+        yield lines, f"has {lines} lines, not fewer than {MAXIMUM_LINES}"
+    summary = (ast.get_docstring(tree, clean=False) or "").split("\n")[0]
+    if not summary.strip().endswith("."):
+        yield 1, "has no docstring whose first line is a sentence on what it is for"
+    if path != "otflow/__main__.py":
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and dotted(node.func) == "print":
+                yield node.lineno, "prints"
+
+
+def cycle_faults(trees: Mapping[str, ast.Module], modules: set[str]) -> Iterator[str]:
+    """Check that the modules of each row and of each package import without a cycle."""
+    graph = {
+        module_name(path): {
+            target
+            for _, target in imports(tree, path, modules)
+            if target in modules
+            and ROW.get(top_name(target)) == ROW.get(top_name(module_name(path)))
+        }
+        for path, tree in trees.items()
+        if module_name(path) != "otflow"
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        yield "modules import in a cycle: " + " <- ".join(error.args[1])
+
+
+def faults(sources: Mapping[str, str]) -> list[str]:
+    """Return every breach of the architecture in `sources`, a mapping path -> text."""
+    trees = {path: ast.parse(text) for path, text in sources.items()}
+    modules = {module_name(path) for path in sources}
+    found = [
+        f"otflow/{name}: has no row in tests/test_layers.py"
+        for name in sorted({top_name(module) for module in modules} - {"", *ROW})
+    ]
+    for path, tree in trees.items():
+        rules = [
+            *first_party_faults(path, tree, modules),
+            *third_party_faults(path, tree, modules),
+            *form_faults(path, sources[path], tree),
+        ]
+        found += [f"{path}:{line}: {text}" for line, text in sorted(rules)]
+    return found + list(cycle_faults(trees, modules))
+
+
+def test_the_package_keeps_its_architecture():
+    sources = {
+        path.relative_to(PACKAGE.parent).as_posix(): path.read_text("utf-8")
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+    assert "otflow/__init__.py" in sources
+    assert not faults(sources), "\n" + "\n".join(faults(sources))
+
+
+GOOD = {
+    "otflow/__init__.py": '"""All."""\nfrom otflow.flow import flow',
+    "otflow/_lazy.py": (
+        '"""Lazy."""\nimport importlib\n'
+        "def lazy_import(name):\n    return importlib.import_module(name)"
+    ),
+    "otflow/errors.py": '"""Errors."""',
+    "otflow/_validation.py": '"""Checks."""\nfrom otflow.errors import OtflowError',
+    "otflow/_autodiff.py": '"""Gradients."""\nimport torch\ng = torch.autograd.grad',
+    "otflow/kernels.py": '"""Kernels."""\nfrom otflow import errors\nimport torch',
+    "otflow/measures/__init__.py": (
+        '"""Measures."""\nfrom otflow.measures.base import Measure\n'
+        "from .particles import Particles"
+    ),
+    "otflow/measures/base.py": '"""Base."""\nfrom otflow.errors import OtflowError',
+    "otflow/measures/particles.py": '"""Atoms."""\nfrom .base import Measure',
+    "otflow/metrics/__init__.py": '"""Distances."""',
+    "otflow/metrics/wasserstein.py": (
+        '"""Distance."""\nfrom otflow.measures import Particles\n'
+        "def plan():\n    import ot\n    return lazy_import('geomloss')"
+    ),
+    "otflow/flow.py": '"""Loop."""\nfrom otflow.measures.base import Measure',
+    "otflow/plotting.py": '"""Figures."""\nimport matplotlib.pyplot as plt',
+    "otflow/__main__.py": '"""Demo."""\nimport otflow as of\nprint(1)',
+}
+
+BAD = {
+    "upwards": ("otflow/kernels.py", '"""K."""\nfrom otflow.flow import flow', "below"),
+    "upwards, as a package": (
+        "otflow/measures/base.py",
+        '"""B."""\nfrom otflow import metrics',
+        "below",
+    ),
+    "upwards, relatively": (
+        "otflow/measures/base.py",
+        '"""B."""\nfrom ..flow import flow',
+        "below",
+    ),
+    "upwards, for the types": (
+        "otflow/kernels.py",
+        '"""K."""\nif TYPE_CHECKING:\n    import otflow.plotting',
+        "below",
+    ),
+    "from the top level": (
+        "otflow/flow.py",
+        '"""F."""\nfrom otflow import Particles',
+        "top level",
+    ),
+    "first-party inside a function": (
+        "otflow/flow.py",
+        '"""F."""\ndef f():\n    from otflow.measures import Measure',
+        "inside a function",
+    ),
+    "cycle in a package": (
+        "otflow/measures/base.py",
+        '"""B."""\nfrom otflow.measures.particles import Particles',
+        "cycle",
+    ),
+    "cycle through a package": (
+        "otflow/measures/base.py",
+        '"""B."""\nfrom otflow.measures import Particles',
+        "cycle",
+    ),
+    "cycle in a row": (
+        "otflow/errors.py",
+        '"""E."""\nfrom otflow import _validation',
+        "cycle",
+    ),
+    "no row": ("otflow/utils.py", '"""U."""', "no row"),
+    "import of no row": (
+        "otflow/flow.py",
+        '"""F."""\nfrom otflow.utils import helper',
+        "no row",
+    ),
+    "autograd by attribute": (
+        "otflow/kernels.py",
+        '"""K."""\nimport torch\ng = torch.autograd.grad',
+        "outside _autodiff.py",
+    ),
+    "autograd by import": (
+        "otflow/kernels.py",
+        '"""K."""\nfrom torch import autograd',
+        "outside _autodiff.py",
+    ),
+    "func by import": (
+        "otflow/kernels.py",
+        '"""K."""\nfrom torch.func import vmap',
+        "outside _autodiff.py",
+    ),
+    "ot outside metrics": (
+        "otflow/kernels.py",
+        '"""K."""\ndef f():\n    import ot',
+        "outside metrics/",
+    ),
+    "ot at import time": (
+        "otflow/metrics/wasserstein.py",
+        '"""W."""\nimport ot.lp',
+        "outside a function",
+    ),
+    "ot outside metrics, lazily": (
+        "otflow/proximal/particles.py",
+        '"""P."""\ndef f():\n    ot = lazy_import("ot")',
+        "outside metrics/",
+    ),
+    "geomloss by call at import time": (
+        "otflow/metrics/sinkhorn.py",
+        '"""S."""\ngeomloss = lazy_import("geomloss")',
+        "outside a function",
+    ),
+    "import by an unknown name": (
+        "otflow/flow.py",
+        '"""F."""\nimport importlib\nm = importlib.import_module("o" + "t")',
+        "not named literally",
+    ),
+    "geomloss at import time": (
+        "otflow/metrics/sinkhorn.py",
+        '"""S."""\nfrom geomloss import SamplesLoss',
+        "outside a function",
+    ),
+    "matplotlib elsewhere": (
+        "otflow/analysis.py",
+        '"""A."""\ndef f():\n    import matplotlib.pyplot',
+        "outside plotting.py",
+    ),
+    "too long": ("otflow/flow.py", '"""F."""' + "\n" * 399 + "x = 1", "400 lines"),
+    "no docstring": ("otflow/flow.py", "x = 1", "no docstring"),
+    "docstring starts late": ("otflow/flow.py", '"""\nF.\n"""', "no docstring"),
+    "prints": ("otflow/flow.py", '"""F."""\nprint(1)', "prints"),
+}
+
+
+def test_the_checker_accepts_a_good_package():
+    assert faults(GOOD) == []
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_the_checker_refuses(case):
+    path, text, message = BAD[case]
+    found = faults(GOOD | {path: text})
+    assert len(found) == 1, found
+    assert message in found[0]

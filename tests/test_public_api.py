@@ -1,0 +1,136 @@
+"""What a user sees: the names, their documentation, the cost of the import."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import otflow
+
+ROOT = Path(__file__).parent.parent
+
+SUBMODULES = [
+    name for name in otflow.__all__ if inspect.ismodule(getattr(otflow, name))
+]
+
+EXPECTED = [
+    "BirthDeath",
+    "Entropy",
+    "ExplicitEuler",
+    "Functional",
+    "Interaction",
+    "Langevin",
+    "Measure",
+    "OfExpectation",
+    "Particles",
+    "Potential",
+    "Trajectory",
+    "chain",
+    "errors",
+    "flow",
+    "functionals",
+    "kernels",
+    "schemes",
+]
+
+# Packages that take long to import, and that most programs never need. torch imports
+# some of them when they are installed; the question is what otflow adds.
+HEAVY = [
+    "geomloss",
+    "matplotlib",
+    "networkx",
+    "ot",
+    "scipy.optimize",
+    "scipy.stats",
+    "sklearn",
+    "tqdm",
+]
+
+
+def public_objects() -> dict[str, object]:
+    """Return every public class and function under the name a user writes."""
+    modules = {"otflow": otflow} | {
+        f"otflow.{name}": getattr(otflow, name) for name in SUBMODULES
+    }
+    return {
+        f"{prefix}.{name}": getattr(module, name)
+        for prefix, module in modules.items()
+        for name in module.__all__
+        if inspect.isclass(getattr(module, name))
+        or inspect.isfunction(getattr(module, name))
+    }
+
+
+def test_top_level_names():
+    assert sorted(EXPECTED) == otflow.__all__
+
+
+@pytest.mark.parametrize("name", ["otflow", *(f"otflow.{n}" for n in SUBMODULES)])
+def test_all_is_sorted_and_true(name):
+    module = sys.modules[name]
+    assert list(module.__all__) == sorted(set(module.__all__))
+    assert [n for n in module.__all__ if not hasattr(module, n)] == []
+
+
+@pytest.mark.parametrize("name", public_objects())
+def test_every_public_object_has_an_example(name):
+    documentation = inspect.getdoc(public_objects()[name]) or ""
+    assert re.search(r"^Examples\n-{8}$", documentation, re.MULTILINE), name
+    assert ">>> " in documentation, name
+
+
+@pytest.mark.parametrize("name", public_objects())
+def test_every_public_object_hides_its_module_of_definition_only(name):
+    thing = public_objects()[name]
+    assert thing.__module__.startswith("otflow."), f"{name} is not otflow's own"
+
+
+def modules_added(statement: str) -> list[str]:
+    """Return the heavy modules that a statement loads in a fresh interpreter."""
+    program = (
+        "import sys, torch, numpy; before = set(sys.modules)\n"
+        f"{statement}\n"
+        f"print(*sorted((set(sys.modules) - before) & {set(HEAVY)!r}))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert run.stderr == ""
+    return run.stdout.split()
+
+
+def test_the_import_is_light():
+    assert modules_added("import otflow") == []
+
+
+def test_the_list_of_heavy_modules_can_fail():
+    assert "scipy.stats" in modules_added("import scipy.stats")
+
+
+def test_there_is_one_version():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    declared = pyproject["project"]["version"]
+    assert importlib.metadata.version("otflow") == declared
+    assert otflow.__version__ == declared
+    assert f"\nversion: {declared}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+
+
+def test_the_api_pages_list_every_public_submodule():
+    page = (ROOT / "docs" / "api" / "index.rst").read_text("utf-8")
+    listed = re.findall(r"^   otflow\.(\w+)$", page, re.MULTILINE)
+    assert sorted(listed) == sorted(SUBMODULES)
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (Path(otflow.__file__).parent / "py.typed").exists()
