@@ -1,6 +1,6 @@
 """Optimisation over probability measures in Wasserstein-2 space."""
 
-from otflow import errors, functionals, kernels, schemes
+from otflow import errors, functionals, kernels, meanfield, schemes
 from otflow.flow import flow
 from otflow.functionals import (
     Entropy,
@@ -32,5 +32,6 @@ __all__ = [
     "flow",
     "functionals",
     "kernels",
+    "meanfield",
     "schemes",
 ]

@@ -1,4 +1,4 @@
-"""The demo: a network on real digits by three dynamics, then particles to equilibrium."""
+"""The demo: a network on real digits by three dynamics, then a cloud to its disk."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ def _judge(rows: list[Row], disk: Trajectory) -> int:
     energy: Any = float(disk.records["energy"][-1])
     if missed or abs(energy - DISK_ENERGY) > 2e-3:
         say(
-            f"MISSED: accuracies {flows}, yardstick {yardstick}, disk energy {energy:.4f}"
+            f"MISSED: accuracies {flows}, yardstick {yardstick}, disk {energy:.4f}"
         )
         return 1
     return 0

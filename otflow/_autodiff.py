@@ -69,6 +69,7 @@ def check_scalar(value: Any, like: Tensor) -> Tensor:
 
 
 def check_finite(x: Tensor, what: str) -> None:
+    """Raise `NonFinite`, naming `what`, if an entry of `x` is NaN or infinite."""
     # One reduction on the good path: a sum is finite only if its terms are, and a sum
     # of finite terms that overflows is looked at again, entry by entry.
     if math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all()):
@@ -111,18 +112,19 @@ def value_and_gradient(
             )
             raise InvalidFunctional(msg)
         check_finite(value.detach(), "the functional's value")
-        if not value.requires_grad:
-            if unused:
-                return value.detach(), torch.zeros_like(x)
-            msg = (
-                "the functional's value is detached from the measure: it carries no "
-                "gradient; remove .detach(), .numpy(), .item() or torch.no_grad() from "
-                "`value`"
-            )
-            raise InvalidFunctional(msg)
-        (grad,) = torch.autograd.grad(value, x, allow_unused=True)
-        if grad is None:  # it depends on something else that records gradients
-            grad = torch.zeros_like(x)
+        grad = None
+        if value.requires_grad:
+            (grad,) = torch.autograd.grad(value, x, allow_unused=True)
+    if grad is None:
+        if unused:
+            return value.detach(), torch.zeros_like(x)
+        msg = (
+            "the functional's value is detached from the measure: it carries no "
+            "gradient in its points, or in its weights where those are asked for; "
+            "remove .detach(), .numpy(), .item() or torch.no_grad() from `value`, and "
+            "integrate with the weights, e.g. mu.expectation(f) in place of f.mean()"
+        )
+        raise InvalidFunctional(msg)
     check_finite(grad, "the functional's gradient")
     return value.detach(), grad
 

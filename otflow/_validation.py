@@ -1,4 +1,4 @@
-"""Checks at the door: each raises a typed error that names the argument and the cure."""
+"""Checks at the door: each raises a typed error that names argument and cure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COORDINATE_LIMITS = {torch.float64: 1e150, torch.float32: 1e15}
 
 
 def coordinate_limit(dtype: torch.dtype) -> float:
-    """Return the largest |coordinate| whose squared distances stay finite in `dtype`."""
+    """Return the largest |coordinate| whose squares stay finite in `dtype`."""
     return _COORDINATE_LIMITS[dtype]
 
 
@@ -107,7 +107,9 @@ def as_weights(
     weights = as_float_tensor(weights, name)
     n = points.shape[0]
     if weights.shape != (n,):
-        msg = f"{name} must have shape ({n},), one per point, got {tuple(weights.shape)}"
+        msg = (
+            f"{name} must have shape ({n},), one per point, got {tuple(weights.shape)}"
+        )
         raise ValueError(msg)
     check_like(weights, points, name, "points")
     weights = weights.detach()

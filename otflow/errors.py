@@ -105,7 +105,9 @@ class Diverged(OtflowError, ArithmeticError):
     >>> import torch, otflow as of
     >>> F = of.Potential(lambda x: x.square().sum(-1))
     >>> try:
-    ...     of.flow(F, of.Particles(torch.ones(3, 2)), of.ExplicitEuler(), dt=1e9, steps=99)
+    ...     of.flow(
+    ...         F, of.Particles(torch.ones(3, 2)), of.ExplicitEuler(), dt=1e9, steps=99
+    ...     )
     ... except of.errors.Diverged as error:
     ...     len(error.trajectory.times) > 0
     True
@@ -145,7 +147,9 @@ class NotConverged(OtflowError, RuntimeError):
     Examples
     --------
     >>> import otflow as of
-    >>> error = of.errors.NotConverged("stopped after 3 iterations", info={"residual": 0.1})
+    >>> error = of.errors.NotConverged(
+    ...     "stopped after 3 iterations", info={"residual": 0.1}
+    ... )
     >>> error.info["residual"]
     0.1
     """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,59 +105,63 @@ def flow(
         msg = f"stop must be a predicate on a Step, got {type(stop).__name__}"
         raise TypeError(msg)
     source = as_generator(generator, mu.device)
-    recorder = _Recorder(F, scheme, record, source)
+    recorder = _Recorder(F, mu, scheme, record, source)
 
-    previous = current = (0.0, mu)
     status, message = "finished", f"made all {steps} steps"
-    with _progress_bar(steps, progress) as bar:
-        try:
-            state = scheme.init(F, mu)
-            for k in range(steps):
-                time, mu = current
-                step = scheme.step(F, mu, length(k), state, source)
-                if k % every == 0:
-                    recorder.add(time, mu, step.info.get("energy"))
-                    bar.set_postfix(energy=f"{float(recorder.energy):.4g}")
-                recorder.info.append(step.info)
-                state = step.state
-                previous = current
-                taken = step.info.get("dt")
-                current = (
-                    time + (length(k) if taken is None else taken),
-                    step.measure,
-                )
-                bar.update()
-                if stop is not None and stop(step):
-                    status = "stopped"
-                    message = f"the stop predicate held after step {k}"
-                    break
-            recorder.add(*current)
-            bar.set_postfix(energy=f"{float(recorder.energy):.4g}")
-        except (Diverged, NonFinite) as error:
-            k = len(recorder.info)
-            # Where the functional is not finite at the current measure, the last good
-            # one is the one before.
-            good = previous if isinstance(error, NonFinite) else current
-            text = f"the flow diverged in step {k}: {error}"
-            trajectory = recorder.close(good, "diverged", text)
-            raise Diverged(
-                text, measure=good[1], step=k, trajectory=trajectory
-            ) from error
-        except KeyboardInterrupt as error:
-            text = f"interrupted in step {len(recorder.info)}"
-            trajectory = recorder.close(current, "interrupted", text)
-            msg = f"{text}; the trajectory so far is in the error's `trajectory`"
-            raise Interrupted(msg, trajectory=trajectory) from error
-        except Exception as error:
-            k = len(recorder.info)
-            text = f"step {k} of {steps} raised {type(error).__name__}"
-            error.add_note(
-                f"in otflow.flow: {text}; the trajectory so far is in the error's "
-                f"attribute `trajectory`"
-            )
-            error.trajectory = recorder.close(current, "failed", text)  # type: ignore[attr-defined]
-            raise
-    return recorder.close(current, status, message)
+    with _progress_bar(steps, progress) as bar, _nothing_lost(recorder, steps):
+        state = scheme.init(F, mu)
+        for k in range(steps):
+            h = length(k)
+            step = scheme.step(F, recorder.current.measure, h, state, source)
+            if k % every == 0:
+                recorder.add(step.info.get("energy"))
+                bar.set_postfix(energy=f"{float(recorder.energy):.4g}")
+            recorder.advance(step, h)
+            state = step.state
+            bar.update()
+            if stop is not None and stop(step):
+                status = "stopped"
+                message = f"the stop predicate held after step {k}"
+                break
+        recorder.add()
+        bar.set_postfix(energy=f"{float(recorder.energy):.4g}")
+    return recorder.trajectory(status, message)
+
+
+@contextmanager
+def _nothing_lost(recorder: _Recorder, steps: int) -> Iterator[None]:
+    """Hand the trajectory so far to whatever exception ends the loop."""
+    try:
+        yield
+    except (Diverged, NonFinite) as error:
+        k = len(recorder.info)
+        text = f"the flow diverged in step {k}: {error}"
+        if isinstance(error, NonFinite):
+            recorder.step_back()  # the functional is not finite at the current measure
+        trajectory = recorder.salvage("diverged", text)
+        raise Diverged(
+            text, measure=trajectory.final, step=k, trajectory=trajectory
+        ) from error
+    except KeyboardInterrupt as error:
+        text = f"interrupted in step {len(recorder.info)} of {steps}"
+        msg = f"{text}; the trajectory so far is in the error's `trajectory`"
+        trajectory = recorder.salvage("interrupted", text)
+        raise Interrupted(msg, trajectory=trajectory) from error
+    except Exception as error:
+        text = f"step {len(recorder.info)} of {steps} raised {type(error).__name__}"
+        error.add_note(
+            f"in otflow.flow: {text}; the trajectory so far is in the error's "
+            f"attribute `trajectory`"
+        )
+        error.trajectory = recorder.salvage("failed", text)  # type: ignore[attr-defined]
+        raise
+
+
+class _Moment(NamedTuple):
+    """A measure on the way and its time."""
+
+    time: float
+    measure: Measure
 
 
 class _Recorder:
@@ -165,6 +170,7 @@ class _Recorder:
     def __init__(
         self,
         F: Functional,
+        mu: Measure,
         scheme: Scheme,
         record: Mapping[str, Callable[[Any], Any]] | None,
         generator: torch.Generator,
@@ -182,6 +188,7 @@ class _Recorder:
                 raise TypeError(msg)
         self.functional, self.scheme, self.functions = F, scheme, record
         self.seed = generator.initial_seed()
+        self.previous = self.current = _Moment(0.0, mu)
         self.times: list[float] = []
         self.rows: dict[str, list[Tensor]] = {"energy": [], **{n: [] for n in record}}
         self.snapshots: list[Measure] = []
@@ -192,8 +199,20 @@ class _Recorder:
         """The last recorded energy."""
         return self.rows["energy"][-1]
 
-    def add(self, time: float, mu: Measure, energy: Tensor | None = None) -> None:
-        """Record one row; the energy is computed unless it is known."""
+    def advance(self, step: Step, dt: float) -> None:
+        """Go on to the measure that a step has made."""
+        taken = step.info.get("dt")
+        time = self.current.time + (dt if taken is None else taken)
+        self.previous, self.current = self.current, _Moment(time, step.measure)
+        self.info.append(step.info)
+
+    def step_back(self) -> None:
+        """Return to the measure before."""
+        self.current = self.previous
+
+    def add(self, energy: Tensor | None = None) -> None:
+        """Record the current measure; the energy is computed unless it is known."""
+        time, mu = self.current
         versions = (mu.points._version, mu.weights._version)
         with torch.no_grad():
             if energy is None:
@@ -212,15 +231,16 @@ class _Recorder:
         self.times.append(time)
         self.snapshots.append(mu)
 
-    def close(self, last: tuple[float, Measure], status: str, message: str) -> Trajectory:
-        """Return the trajectory, ending at `last` if it can still be evaluated."""
-        if not self.snapshots or self.snapshots[-1] is not last[1]:
-            try:
-                self.add(*last)
-            except Exception:
-                # Already failing: what was recorded before must survive.
-                if status in ("finished", "stopped"):
-                    raise
+    def salvage(self, status: str, message: str) -> Trajectory:
+        """Return what there is when the loop has failed, to the current measure."""
+        if not self.snapshots or self.snapshots[-1] is not self.current.measure:
+            # What was recorded before must survive whatever fails here.
+            with suppress(Exception):
+                self.add()
+        return self.trajectory(status, message)
+
+    def trajectory(self, status: str, message: str) -> Trajectory:
+        """Return the records so far."""
         return Trajectory(
             times=torch.tensor(self.times, dtype=torch.float64),
             records={
@@ -228,7 +248,7 @@ class _Recorder:
                 for name, rows in self.rows.items()
             },
             snapshots=tuple(self.snapshots),
-            final=last[1],
+            final=self.current.measure,
             info=tuple(self.info),
             seed=self.seed,
             status=status,

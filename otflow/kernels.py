@@ -1,4 +1,4 @@
-r"""Interaction kernels :math:`W(z) = \varphi(|z|^2)` as radial profiles, safe at zero."""
+r"""Interaction kernels :math:`W(z) = \varphi(|z|^2)`: radial profiles, safe at zero."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class RadialKernel(ABC):
     def sweep(
         self, x: Tensor, w: Tensor, *, gradients: bool
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        r"""Return :math:`\tfrac12\sum w_i w_j W(x_i - x_j)` and its gradients in x and w.
+        r"""Return :math:`\tfrac12\sum w_i w_j W(x_i - x_j)` and its gradients.
 
         Each unordered pair of tiles is visited once. Time O(n^2 d), memory O(n d).
 
@@ -184,9 +184,10 @@ class Gaussian(RadialKernel):
 
 
 class PowerLaw(RadialKernel):
-    r"""Attraction-repulsion :math:`W(z) = |z|^a/a - |z|^b/b`, with :math:`|z|^0/0 := \log|z|`.
+    r"""Attraction-repulsion :math:`W(z) = |z|^a/a - |z|^b/b`.
 
-    For :math:`a > b` points attract from afar and repel at close range. (2, 0): in the
+    The power 0 stands for the logarithm, :math:`|z|^0/0 := \log|z|`. For :math:`a > b`
+    points attract from afar and repel at close range. (2, 0): in the
     plane the minimiser is uniform on the unit disk, on the line it is Wigner's
     semicircle of radius :math:`\sqrt2`. (4, 2) on the line: two atoms at distance 1.
 
@@ -340,7 +341,7 @@ class Riesz(RadialKernel):
 
 
 def _power(s: Tensor, a: float) -> Tensor:
-    """Return |z|^a / a, log|z| for a = 0, from s = |z|^2; gradient 0 at infinite slope."""
+    """Return |z|^a / a, or log|z| for a = 0, from s = |z|^2; no NaN gradient at 0."""
     if a == 2:
         return 0.5 * s
     if a >= 4:  # below, a second derivative at 0 would be 0 times infinity

@@ -50,7 +50,9 @@ class Trajectory:
     --------
     >>> import torch, otflow as of
     >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1))
-    >>> run = of.flow(F, of.Particles(torch.ones(1, 1)), of.ExplicitEuler(), dt=0.5, steps=2)
+    >>> run = of.flow(
+    ...     F, of.Particles(torch.ones(1, 1)), of.ExplicitEuler(), dt=0.5, steps=2
+    ... )
     >>> run
     Trajectory(finished after 2 steps, t = 1: energy 0.5 -> 0.03125)
     >>> run.times

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Self, final
 
+import torch
 from torch import Tensor
 
 from otflow._typing import ArrayLike
@@ -18,8 +19,8 @@ class Functional(ABC):
     r"""A function :math:`F : \mathcal P(\mathbb R^d) \to \mathbb R` to be minimised.
 
     `value` is the only thing to write. From it follow the first variation
-    :math:`F'[\mu]`, the velocity :math:`v = -\nabla F'[\mu]` of its Wasserstein gradient
-    flow :math:`\partial_t \mu = \nabla\cdot(\mu \nabla F'[\mu])`
+    :math:`F'[\mu]`, the velocity :math:`v = -\nabla F'[\mu]` of its Wasserstein
+    gradient flow :math:`\partial_t \mu = \nabla\cdot(\mu \nabla F'[\mu])`
     :cite:p:`ambrosio2008gradient`, sums and multiples. A closed form may override a
     derivative for speed alone; the contract tests compare it with autodiff.
 
@@ -94,7 +95,7 @@ class Functional(ABC):
 
     @final
     def velocity(self, mu: Measure) -> Tensor:
-        r"""Return :math:`v = -\nabla F'[\mu]`; on particles :math:`-\frac1{w_i}\partial_{x_i}F`.
+        r"""Return :math:`v = -\nabla F'[\mu]`, on particles minus dF/dx_i over w_i.
 
         Parameters
         ----------
@@ -115,7 +116,7 @@ class Functional(ABC):
         """
         return 0.0, self
 
-    def resample(self, generator: torch.Generator) -> Functional:  # noqa: ARG002
+    def resample(self, generator: torch.Generator) -> Functional:
         """Return an unbiased random copy (a minibatch), or itself if not stochastic."""
         return self
 
@@ -143,6 +144,9 @@ class Functional(ABC):
         return Scaled(real(factor, "the factor of a functional"), self)
 
     __rmul__ = __mul__
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
 
 class Sum(Functional):
@@ -172,7 +176,7 @@ class Sum(Functional):
         flat: list[Functional] = []
         for part in parts:
             flat.extend(part.parts if isinstance(part, Sum) else (part,))
-        self.parts = tuple(flat)
+        self.parts: tuple[Functional, ...] = tuple(flat)
 
     def value(self, mu: Measure) -> Tensor:
         r"""Return :math:`\sum_k F_k(\mu)`."""

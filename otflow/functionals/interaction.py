@@ -69,4 +69,6 @@ class Interaction(Functional):
 
     def __repr__(self) -> str:
         name = self.W if isinstance(self.W, RadialKernel) else None
-        return f"Interaction({name or getattr(self.W, '__name__', type(self.W).__name__)})"
+        return (
+            f"Interaction({name or getattr(self.W, '__name__', type(self.W).__name__)})"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from otflow._autodiff import check_scalar
 from otflow._typing import Ground
 from otflow._validation import real
 from otflow.functionals.base import Functional
@@ -49,7 +50,7 @@ class Potential(Functional):
 
     def value(self, mu: Measure) -> Tensor:
         r"""Return :math:`\sum_i w_i V(x_i)`."""
-        return mu.expectation(self.V)
+        return check_scalar(mu.expectation(self.V), mu.points)
 
     @property
     def displacement_modulus(self) -> float | None:

@@ -26,18 +26,20 @@ def value_and_gradient(
     r"""Return :math:`\frac1n\sum_k\ell(f_k, y_k)` and :math:`\nabla F'(\theta_i)/s_N`.
 
     With g the slope of the loss at :math:`f = \sum_i m_i\sigma(\cdot;\theta_i)`, the
-    second is :math:`\frac1n\sum_k g_k\cdot\nabla_\theta\sigma(x_k;\theta_i)`, whose parts
-    are, for :math:`z_{ki} = \tilde w_i\cdot\tilde x_k`,
+    second is :math:`\frac1n\sum_k g_k\cdot\nabla_\theta\sigma(x_k;\theta_i)`. With rows
+    :math:`\tilde x` of `inputs`, weights :math:`\tilde w` of a neuron on them, and
+    :math:`z_{ki} = \tilde w_i\cdot\tilde x_k`, its parts are
 
     .. math:: \partial_a : \frac1n\sum_k g_k\,\varphi(z_{ki}), \qquad
-        \partial_{\tilde w} : \frac1n\sum_k (g_k\cdot a_i)\,\varphi'(z_{ki})\,\tilde x_k.
+        \partial_{\tilde w} :
+        \frac1n\sum_k (g_k\cdot a_i)\,\varphi'(z_{ki})\,\tilde x_k.
 
     No mass divides it. The hidden values of a block of rows are made, used for f, and
     used again for the gradient before they leave the cache. Time: two products
     (n, q) x (q, N); memory O(N q) and two blocks.
     """
     n, count = len(inputs), len(theta)
-    a, w = (part.contiguous() for part in network.split(theta))
+    a, w = (part.contiguous() for part in network._split(theta))
     transposed = w.T.contiguous()
     outer = masses[:, None] * a
     scalar = network.outputs is None
@@ -54,7 +56,7 @@ def value_and_gradient(
         z = torch.mm(x, transposed, out=z_block[: len(x)])
         h = unit.evaluate(z, h_block[: len(x)])
         f = h @ outer[:, 0] if scalar else h @ outer
-        part, slope = loss.total_and_slope(network.add_offset(f), y[block])
+        part, slope = loss.total_and_slope(network._add_offset(f), y[block])
         total += part
         g = slope[:, None] if scalar else slope
         if not short:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from otflow.errors import InvalidFunctional
 from otflow.meanfield.network import Network
-from otflow.meanfield.units import Elementwise, Unit, as_activation
+from otflow.meanfield.units import Elementwise, as_activation
 
 __all__ = ["CustomLayer", "TwoLayer"]
 
@@ -29,7 +29,7 @@ class TwoLayer(Network):
     Parameters
     ----------
     activation : str or callable
-        "relu", "tanh", "erf", "sigmoid", an elementwise function of torch tensors, or a
+        "relu", "tanh", "erf", "sigmoid"; an elementwise function of torch tensors; or a
         `Unit` of one's own, which brings its slope and so needs no autodiff.
     outputs : int, optional
         Number m of outputs; by default one output (m = 1), and f has shape (n,).
@@ -87,17 +87,12 @@ class TwoLayer(Network):
             raise TypeError(msg)
         self.bias = bias
 
-    @property
-    def unit(self) -> Unit | None:
-        """The activation, if it states its slope; else None."""
-        return self.activation if isinstance(self.activation, Unit) else None
-
-    def split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return the outer weights a (N, m) and the inner ones (w, b) (N, q)."""
         m = self.outputs or 1
         return theta[:, :m], theta[:, m:]
 
-    def check_neurons(self, theta: Tensor, d: int) -> None:
+    def _check_neurons(self, theta: Tensor, d: int) -> None:
         """Refuse neurons that are not of dimension p = m + d + 1 (m + d, no bias)."""
         m, b = self.outputs or 1, int(self.bias)
         if theta.shape[1] != m + d + b:
@@ -110,16 +105,16 @@ class TwoLayer(Network):
             )
             raise ValueError(msg)
 
-    def inputs(self, X: Tensor) -> Tensor:
+    def _inputs(self, X: Tensor) -> Tensor:
         """Return the data, with a last column of ones if there is a bias."""
         if not self.bias:
-            return super().inputs(X)
+            return super()._inputs(X)
         X = X.detach()
         return torch.cat([X, X.new_ones(len(X), 1)], dim=1)
 
-    def hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
+    def _hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
         r"""Return :math:`\varphi(w_i\cdot x_k + b_i)`, (n, N)."""
-        z = inputs @ self.split(theta)[1].T
+        z = inputs @ self._split(theta)[1].T
         h = self.activation(z)
         if not isinstance(h, Tensor) or h.shape != z.shape or h.dtype != z.dtype:
             got = (
@@ -134,22 +129,22 @@ class TwoLayer(Network):
             raise InvalidFunctional(msg)
         return h
 
-    def sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
+    def _sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
         r"""Return :math:`a_i\,\varphi(w_i\cdot x_k + b_i)`, (n, N) or (n, N, m)."""
-        a, _ = self.split(theta)
-        h = self.hidden(inputs, theta)
+        a, _ = self._split(theta)
+        h = self._hidden(inputs, theta)
         return h * a[:, 0] if self.outputs is None else h[:, :, None] * a
 
-    def read_out(self, hidden: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
+    def _read_out(self, hidden: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
         r"""Return :math:`\sum_i m_i a_i h_{ki}`, (n,) or (n, m)."""
-        a, _ = self.split(theta)
+        a, _ = self._split(theta)
         if self.outputs is None:
             return hidden @ (masses * a[:, 0])
         return hidden @ (masses[:, None] * a)
 
-    def correlate(self, hidden: Tensor, theta: Tensor, slope: Tensor) -> Tensor:
+    def _correlate(self, hidden: Tensor, theta: Tensor, slope: Tensor) -> Tensor:
         r"""Return :math:`a_i\cdot\sum_k g_k h_{ki}`, (N,)."""
-        a, _ = self.split(theta)
+        a, _ = self._split(theta)
         if self.outputs is None:
             return a[:, 0] * (slope @ hidden)
         return (a * (hidden.T @ slope)).sum(-1)
@@ -163,7 +158,7 @@ class TwoLayer(Network):
 
 
 class CustomLayer(Network):
-    r"""Network of neurons of one's own, :math:`f(x) = s_N\sum_i w_i\,\sigma(x;\theta_i)`.
+    r"""Network of one's own neurons, :math:`f(x) = s_N\sum_i w_i\,\sigma(x;\theta_i)`.
 
     Parameters
     ----------
@@ -215,12 +210,12 @@ class CustomLayer(Network):
             raise TypeError(msg)
         self.function = sigma
 
-    def hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
+    def _hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
         r"""Return :math:`\sigma(x_k;\theta_i)`."""
-        return self.sigma(inputs, theta)
+        return self._sigma(inputs, theta)
 
-    def sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
-        r"""Return :math:`\sigma(x_k;\theta_i)`, (n, N) or (n, N, m), its shape checked."""
+    def _sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
+        r"""Return :math:`\sigma(x_k;\theta_i)`, (n, N) or (n, N, m), checked."""
         values = self.function(inputs, theta)
         shape = (len(inputs), len(theta), *([self.outputs] if self.outputs else []))
         if not isinstance(values, Tensor) or values.shape != shape:
@@ -232,17 +227,19 @@ class CustomLayer(Network):
             raise InvalidFunctional(msg)
         if values.dtype != theta.dtype:
             msg = (
-                f"sigma returned {values.dtype} for neurons of {theta.dtype}; build its "
-                f"constants with the dtype of theta"
+                f"sigma returned {values.dtype} for neurons of {theta.dtype}; build "
+                f"its constants with the dtype of theta"
             )
             raise InvalidFunctional(msg)
         return values
 
-    def read_out(self, hidden: Tensor, theta: Tensor, masses: Tensor) -> Tensor:  # noqa: ARG002
+    def _read_out(self, hidden: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
         r"""Return :math:`\sum_i m_i\,\sigma(x_k;\theta_i)`."""
-        return torch.tensordot(hidden, masses, dims=([1], [0]))
+        if self.outputs is None:
+            return hidden @ masses
+        return torch.einsum("kim,i->km", hidden, masses)
 
-    def correlate(self, hidden: Tensor, theta: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG002
+    def _correlate(self, hidden: Tensor, theta: Tensor, slope: Tensor) -> Tensor:
         r"""Return :math:`\sum_k g_k\cdot\sigma(x_k;\theta_i)`."""
         if self.outputs is None:
             return slope @ hidden

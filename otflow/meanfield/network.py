@@ -42,8 +42,8 @@ class Network(ABC):
 
     One point :math:`\theta_i \in \mathbb R^p` of the measure is one neuron. The factor
     :math:`s_N` is 1 for the scaling "mean-field", :math:`\sqrt N` for "ntk" and N for
-    "sum"; N counts the atoms that carry mass, so on N equal atoms the sum has the factor
-    1/N, :math:`1/\sqrt N` or 1.
+    "sum"; N counts the atoms that carry mass, so on N equal atoms the sum over them has
+    the factor 1/N, :math:`1/\sqrt N` or 1.
 
     Parameters
     ----------
@@ -67,8 +67,8 @@ class Network(ABC):
     Examples
     --------
     >>> import otflow as of
-    >>> issubclass(of.meanfield.TwoLayer, of.meanfield.Network)
-    True
+    >>> of.meanfield.TwoLayer("tanh", outputs=2, scaling="ntk").scaling
+    'ntk'
     """
 
     def __init__(
@@ -97,8 +97,8 @@ class Network(ABC):
         """
         X = as_points(X, "X")
         check_like(X, mu.points, "X", "the measure")
-        self.check_neurons(mu.points, X.shape[1])
-        return self.evaluate(self.inputs(X), mu.points, self.masses(mu.weights))
+        self._check_neurons(mu.points, X.shape[1])
+        return self._evaluate(self._inputs(X), mu.points, self._masses(mu.weights))
 
     def features(self, theta: ArrayLike, X: ArrayLike) -> Tensor:
         r"""Return what each neuron makes of each input, :math:`\sigma(x_k;\theta_i)`.
@@ -117,70 +117,70 @@ class Network(ABC):
         """
         theta, X = as_points(theta, "theta"), as_points(X, "X")
         check_like(X, theta, "X", "theta")
-        self.check_neurons(theta, X.shape[1])
-        return self.sigma(self.inputs(X), theta)
+        self._check_neurons(theta, X.shape[1])
+        return self._sigma(self._inputs(X), theta)
 
     # What a child states -------------------------------------------------------------
 
-    def check_neurons(self, theta: Tensor, d: int) -> None:
+    def _check_neurons(self, theta: Tensor, d: int) -> None:  # noqa: B027
         """Refuse neurons of a dimension that does not fit inputs of dimension `d`."""
 
-    def inputs(self, X: Tensor) -> Tensor:
+    def _inputs(self, X: Tensor) -> Tensor:
         """Return a copy of the data in the form that the other methods take, (n, q)."""
         return X.detach().clone()
 
     @abstractmethod
-    def hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
+    def _hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
         """Return what there is to compute per input and neuron, (n, N, ...)."""
 
     @abstractmethod
-    def sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
+    def _sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
         r"""Return :math:`\sigma(x_k;\theta_i)`, (n, N) or (n, N, m)."""
 
     @abstractmethod
-    def read_out(self, hidden: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
+    def _read_out(self, hidden: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
         r"""Return :math:`\sum_i m_i\,\sigma(x_k;\theta_i)`, (n,) or (n, m)."""
 
     @abstractmethod
-    def correlate(self, hidden: Tensor, theta: Tensor, slope: Tensor) -> Tensor:
+    def _correlate(self, hidden: Tensor, theta: Tensor, slope: Tensor) -> Tensor:
         r"""Return :math:`\sum_k g_k\cdot\sigma(x_k;\theta_i)`, (N,)."""
 
     # What follows --------------------------------------------------------------------
 
-    def scale(self, weights: Tensor) -> Tensor:
+    def _scale(self, weights: Tensor) -> Tensor:
         r"""Return the factor :math:`s_N`, 0-d."""
         if self.scaling == "mean-field":
             return weights.new_ones(())
         count = (weights.detach() > 0).sum().to(weights.dtype)
         return count.sqrt() if self.scaling == "ntk" else count
 
-    def masses(self, weights: Tensor) -> Tensor:
+    def _masses(self, weights: Tensor) -> Tensor:
         r"""Return :math:`s_N w_i`, (N,)."""
-        return weights if self.scaling == "mean-field" else self.scale(weights) * weights
+        if self.scaling == "mean-field":
+            return weights
+        return self._scale(weights) * weights
 
-    def add_offset(self, f: Tensor) -> Tensor:
+    def _add_offset(self, f: Tensor) -> Tensor:
         """Return the outputs with the constant added."""
         return f if self.offset is None else f + f.new_tensor(self.offset)
 
-    def evaluate(self, inputs: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
+    def _evaluate(self, inputs: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
         """Return the outputs at checked inputs, block by block of rows."""
         blocks = [
-            self.read_out(self.hidden(inputs[rows], theta), theta, masses)
+            self._read_out(self._hidden(inputs[rows], theta), theta, masses)
             for rows in tiles(len(inputs), block_rows(len(theta), theta))
         ]
-        return self.add_offset(torch.cat(blocks))
+        return self._add_offset(torch.cat(blocks))
 
     def _options(self) -> str:
         named = {"outputs": self.outputs, "offset": self.offset}
-        shown = {key: value for key, value in named.items() if value is not None}
+        shown: dict[str, object] = {k: v for k, v in named.items() if v is not None}
         if self.scaling != "mean-field":
             shown["scaling"] = self.scaling
         return "".join(f", {key}={value!r}" for key, value in shown.items())
 
 
-def _as_offset(
-    offset: Any, outputs: int | None
-) -> float | tuple[float, ...] | None:
+def _as_offset(offset: Any, outputs: int | None) -> float | tuple[float, ...] | None:
     """Return the offset as plain numbers, which have neither dtype nor device."""
     if offset is None:
         return None

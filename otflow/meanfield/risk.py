@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -11,14 +9,16 @@ from otflow._autodiff import check_finite, tiles
 from otflow._typing import ArrayLike
 from otflow._validation import as_points, check_like, non_negative_int
 from otflow.errors import Unsupported
-from otflow.functionals import Functional, OfExpectation, Potential
-from otflow.measures import Measure, Particles
+from otflow.functionals import Functional
+from otflow.meanfield.decomposition import Decomposition, decompose
 from otflow.meanfield.fused import value_and_gradient
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.losses import PerSample, Square, as_loss
 from otflow.meanfield.network import Network, block_rows
+from otflow.meanfield.units import Unit
+from otflow.measures import Measure, Particles
 
-__all__ = ["Decomposition", "Risk"]
+__all__ = ["Risk"]
 
 
 class Risk(Functional):
@@ -32,9 +32,8 @@ class Risk(Functional):
     .. math:: F'[\mu](\theta) = \frac{s_N}n\sum_k g_k\cdot\sigma(x_k;\theta), \qquad
         v = -\nabla_\theta F'[\mu].
 
-    In the mean field (:math:`s_N = 1`, N atoms of mass 1/N) the velocity is -N times the
-    gradient of the loss in the parameters of a neuron: explicit Euler is gradient
-    descent with learning rate N dt.
+    On N atoms of mass 1/N the velocity is -N times the gradient of the loss in the
+    parameters of a neuron: explicit Euler is gradient descent of learning rate N dt.
 
     Parameters
     ----------
@@ -47,8 +46,8 @@ class Risk(Functional):
         (n,) for "cross-entropy", anything with n rows for a loss of one's own.
     loss : str or callable
         "square", :math:`\tfrac12|f - y|^2`; "logistic", :math:`\log(1 + e^{-yf})`;
-        "cross-entropy", :math:`-\log\mathrm{softmax}(f)_y`; or a function (f, y) -> (n,),
-        one loss per sample. Summed over outputs, averaged over data.
+        "cross-entropy", :math:`-\log\mathrm{softmax}(f)_y`; or a function
+        (f, y) -> (n,), one loss per sample. Summed over outputs, averaged over data.
     batch_size : int, optional
         Number of samples that `resample` draws; all by default.
 
@@ -92,7 +91,10 @@ class Risk(Functional):
     ) -> None:
         if not isinstance(network, Network):
             hint = "; write TwoLayer('relu')" if network is TwoLayer else ""
-            msg = f"network must be a TwoLayer or CustomLayer, got {network!r:.80}{hint}"
+            msg = (
+                f"network must be a TwoLayer or a CustomLayer, "
+                f"got {network!r:.80}{hint}"
+            )
             raise TypeError(msg)
         X = as_points(X, "X").detach()
         self.network = network
@@ -105,7 +107,7 @@ class Risk(Functional):
                 msg = f"batch_size must be at most n = {len(X)}, got {batch_size}"
                 raise ValueError(msg)
         self.batch_size = batch_size
-        self._inputs = network.inputs(X)
+        self._inputs = network._inputs(X)
 
     @property
     def X(self) -> Tensor:
@@ -131,8 +133,8 @@ class Risk(Functional):
             Differentiable in the measure's points and weights.
         """
         self._check(mu)
-        masses = self.network.masses(mu.weights)
-        return self.network.evaluate(self._inputs, mu.points, masses)
+        masses = self.network._masses(mu.weights)
+        return self.network._evaluate(self._inputs, mu.points, masses)
 
     def value(self, mu: Measure) -> Tensor:
         r"""Return :math:`\frac1n\sum_k \ell(f_\mu(x_k), y_k)`."""
@@ -140,54 +142,58 @@ class Risk(Functional):
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
         r"""Return the risk and its velocity; in closed form for built-in units."""
-        unit = self.network.unit if isinstance(self.network, TwoLayer) else None
-        if unit is None or not isinstance(mu, Particles):
+        network = self.network
+        if (
+            not isinstance(mu, Particles)
+            or not isinstance(network, TwoLayer)
+            or not isinstance(network.activation, Unit)
+        ):
             return super().value_and_velocity(mu)
         self._check(mu)
         with torch.no_grad():
             value, gradient = value_and_gradient(
-                self.network,
-                unit,
+                network,
+                network.activation,
                 self._loss,
                 self._inputs,
                 self.y,
                 mu.points,
-                self.network.masses(mu.weights),
+                network._masses(mu.weights),
             )
-            velocity = gradient.mul_(-self.network.scale(mu.weights))
+            velocity = gradient.mul_(-network._scale(mu.weights))
         check_finite(value, "the functional's value")
         check_finite(velocity, "the functional's gradient")
         return value, velocity
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
-        r"""Return :math:`\frac{s_N}n\sum_k g_k\cdot\sigma(x_k;\theta)` at atoms or at `x`."""
+        r"""Return :math:`\frac{s_N}n\sum_k g_k\cdot\sigma(x_k;\theta)`, in blocks."""
         if not isinstance(mu, Particles):
             return super().first_variation(mu, x)
         self._check(mu)
         probes = None if x is None else as_points(x, "x").detach()
         if probes is not None:
             check_like(probes, mu.points, "x", "points")
-            self.network.check_neurons(probes, self._dim)
+            self.network._check_neurons(probes, self._dim)
         with torch.no_grad():
             total = self._correlate(mu, probes)
-            variation = total * (self.network.scale(mu.weights) / len(self.y))
+            variation = total * (self.network._scale(mu.weights) / len(self.y))
         check_finite(variation, "the functional's gradient")
         return variation
 
     def _correlate(self, mu: Measure, probes: Tensor | None) -> Tensor:
         """Return the sum over data of g_k . sigma(x_k; theta), block by block."""
         network, theta = self.network, mu.points
-        masses = network.masses(mu.weights)
+        masses = network._masses(mu.weights)
         at = theta if probes is None else probes
         total = at.new_zeros(len(at))
         for rows in tiles(len(self.y), block_rows(max(len(theta), len(at)), theta)):
             inputs = self._inputs[rows]
-            hidden = network.hidden(inputs, theta)
-            f = network.add_offset(network.read_out(hidden, theta, masses))
+            hidden = network._hidden(inputs, theta)
+            f = network._add_offset(network._read_out(hidden, theta, masses))
             slope = self._loss.total_and_slope(f, self.y[rows])[1]
             if probes is not None:
-                hidden = network.hidden(inputs, probes)
-            total += network.correlate(hidden, at, slope)
+                hidden = network._hidden(inputs, probes)
+            total += network._correlate(hidden, at, slope)
         return total
 
     def resample(self, generator: torch.Generator) -> Risk:
@@ -197,9 +203,8 @@ class Risk(Functional):
         """
         if self.batch_size is None:
             return self
-        order = torch.randperm(
-            len(self.y), generator=generator, device=generator.device
-        )
+        n = len(self.y)
+        order = torch.randperm(n, generator=generator, device=generator.device)
         index = order[: self.batch_size].to(self.y.device)
         return self._on(index)
 
@@ -242,15 +247,15 @@ class Risk(Functional):
             raise Unsupported(msg)
         if self.network.scaling != "mean-field":
             msg = (
-                f"in the scaling {self.network.scaling!r} the parts depend on the number "
-                f"of atoms; use scaling='mean-field'"
+                f"in the scaling {self.network.scaling!r} the parts depend on the "
+                f"number of atoms; use scaling='mean-field'"
             )
             raise Unsupported(msg)
-        return _decompose(self)
+        return decompose(self.network, self._inputs, self.y)
 
     def _check(self, mu: Measure) -> None:
         check_like(mu.points, self._inputs, "the measure", "X")
-        self.network.check_neurons(mu.points, self._dim)
+        self.network._check_neurons(mu.points, self._dim)
 
     def __repr__(self) -> str:
         batch = "" if self.batch_size is None else f", batch_size={self.batch_size}"

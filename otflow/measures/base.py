@@ -1,4 +1,4 @@
-"""What every representation of a probability measure can do, must do, and may refuse."""
+"""What every representation of a measure must do, can do, and may refuse."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ __all__ = ["Measure"]
 class Measure(ABC):
     r"""A quadrature rule plus a tangent space.
 
-    A measure stands for :math:`\mu \approx \sum_i w_i \delta_{x_i}`: atoms, cell centres
-    or quadrature nodes `points` (n, d) with masses `weights` (n,) of sum 1. Functionals
+    A measure stands for :math:`\mu \approx \sum_i w_i \delta_{x_i}`: atoms, cell
+    centres or quadrature nodes `points` (n, d) with masses `weights` (n,) of sum 1.
+    Functionals
     see it through `expectation`, `interaction` and `internal`; schemes move it by
     `push`. A measure is immutable: every verb returns a new one.
 
-    A new representation is one file: it states `points` and `weights`, the four required
+    A new representation is one file: it states `points` and `weights`, the required
     verbs (`value_and_position_gradient`, `push`, `inner`, `displacement_to`), and
     whichever capabilities it has (`density`, `mass_gradient`, `diffuse`, `reweight`,
     `sample`). A capability it lacks raises `Unsupported` with the entry of `cures`.
@@ -152,8 +153,10 @@ class Measure(ABC):
                 f"{self.points.dtype}; build its constants with the dtype of x"
             )
             raise InvalidFunctional(msg)
-        return self.weights @ values if values.ndim <= 2 else torch.tensordot(
-            self.weights, values, dims=1
+        return (
+            self.weights @ values
+            if values.ndim <= 2
+            else torch.tensordot(self.weights, values, dims=1)
         )
 
     @final
@@ -186,7 +189,9 @@ class Measure(ABC):
                 return 0.5 * (a[i] * b[j] * _pairs(W, z[i, j])).sum()
             return 0.5 * (a @ _pairs(W, z) @ b)
 
-        sweep = W.sweep if isinstance(W, RadialKernel) and W.singular != diagonal else None
+        sweep = (
+            W.sweep if isinstance(W, RadialKernel) and W.singular != diagonal else None
+        )
         return pair_sum(energy, self.points, self.weights, sweep=sweep)
 
     @final
@@ -253,7 +258,7 @@ def _pairs(W: Ground, z: Tensor) -> Tensor:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
         msg = (
             f"an interaction W must map differences {tuple(z.shape)} to "
-            f"{tuple(z.shape[:-1])}, got {got}; reduce over the last axis, e.g. .sum(-1)"
+            f"{tuple(z.shape[:-1])}, got {got}; reduce over the last axis: .sum(-1)"
         )
         raise InvalidFunctional(msg)
     return values

@@ -32,8 +32,8 @@ class Particles(Measure):
     The Wasserstein gradient of F at an atom is :math:`\nabla F'[\mu](x_i) =
     \frac1{w_i}\frac{\partial F}{\partial x_i}`, and its first variation is
     :math:`F'[\mu](x_i) = \partial F/\partial w_i`, masses free
-    :cite:p:`ambrosio2008gradient`. At an atom of weight zero the quotient is 0/0 and the
-    gradient of the first variation is taken instead. Particles have no density.
+    :cite:p:`ambrosio2008gradient`. At an atom of weight zero the quotient is 0/0 and
+    the gradient of the first variation is taken instead. Particles have no density.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ class Particles(Measure):
     # Derivatives ---------------------------------------------------------------------
 
     def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
-        r"""Return :math:`F(\mu)` and :math:`\frac1{w_i}\frac{\partial F}{\partial x_i}`.
+        r"""Return :math:`F(\mu)` and :math:`\frac1{w_i}\partial F/\partial x_i`.
 
         Parameters
         ----------
@@ -207,7 +207,9 @@ class Particles(Measure):
             If a position leaves the finite numbers; the error carries `self`.
         """
         self._check_tangent(tangent)
-        return self._moved(torch.add(self.points, tangent.detach(), alpha=real(dt, "dt")))
+        return self._moved(
+            torch.add(self.points, tangent.detach(), alpha=real(dt, "dt"))
+        )
 
     def diffuse(self, variance: float, generator: torch.Generator) -> Self:
         r"""Add independent noise :math:`N(0, \mathrm{variance}\, I)` to each atom.

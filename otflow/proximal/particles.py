@@ -23,9 +23,10 @@ MAX_RELABELLINGS = 20
 
 
 class ParticleProximal(ProximalSolver[Particles]):
-    r"""Solve :math:`\min_y F(y) + W_2^2(\mu, \nu_y)/(2\,dt)`, :math:`\nu_y = \sum_i w_i\delta_{y_i}`.
+    r"""Solve :math:`\min_y F(\nu_y) + W_2^2(\mu, \nu_y)/(2\,dt)` over positions y.
 
-    While the coupling :math:`x_i \to y_i` is kept the objective is
+    Here :math:`\nu_y = \sum_i w_i\delta_{y_i}`. While the coupling :math:`x_i \to y_i`
+    is kept the objective is
 
     .. math:: \Psi(y) = F(y) + \frac{1}{2\,dt}\sum_i w_i |y_i - x_i|^2, \qquad
         \tfrac{1}{w_i}\partial_{y_i}\Psi = \tfrac{1}{dt}(y_i - x_i) - v[\nu_y](y_i),
@@ -37,8 +38,8 @@ class ParticleProximal(ProximalSolver[Particles]):
     certificate, and if it finds a cheaper coupling the solver relabels and goes on.
 
     For unequal weights a minimiser may split atoms, which fixed weights cannot. The
-    coupling is then POT's optimal plan, alternated with y; W2 is exact, the objective an
-    upper bound of the JKO value, and the guarantee says so.
+    coupling is then POT's optimal plan, alternated with y; W2 is exact, the objective
+    an upper bound of the JKO value, and the guarantee says so.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Minimise F + |. - centre|^2 / (2 dt) where W2 is flat: L-BFGS in the measure's metric."""
+"""Minimise where W2 is flat: L-BFGS in the metric of the measure."""
 
 from __future__ import annotations
 

@@ -39,7 +39,10 @@ class Step:
     Examples
     --------
     >>> import torch, otflow as of
-    >>> F, mu = of.Potential(lambda x: x.square().sum(-1)), of.Particles(torch.ones(1, 1))
+    >>> F, mu = (
+    ...     of.Potential(lambda x: x.square().sum(-1)),
+    ...     of.Particles(torch.ones(1, 1)),
+    ... )
     >>> step = of.ExplicitEuler().step(F, mu, 0.25, None, torch.Generator())
     >>> step.measure.points, step.info["energy"]
     (tensor([[0.5000]]), tensor(1.))
@@ -69,14 +72,17 @@ class Scheme(ABC):
     ...     def step(self, F, mu, dt, state, generator):
     ...         middle = mu.push(F.velocity(mu), dt / 2)
     ...         return of.schemes.Step(mu.push(F.velocity(middle), dt), state)
-    >>> F, mu = of.Potential(lambda x: x.square().sum(-1)), of.Particles(torch.ones(1, 1))
+    >>> F, mu = (
+    ...     of.Potential(lambda x: x.square().sum(-1)),
+    ...     of.Particles(torch.ones(1, 1)),
+    ... )
     >>> of.flow(F, mu, Halfway(), dt=0.5, steps=2).final.points
     tensor([[0.2500]])
     """
 
     order: int = 1
 
-    def init(self, F: Functional, mu: Measure) -> Any:  # noqa: ARG002
+    def init(self, F: Functional, mu: Measure) -> Any:
         """Return the state before the first step; None by default."""
         return None
 

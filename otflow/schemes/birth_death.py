@@ -15,12 +15,13 @@ __all__ = ["BirthDeath"]
 
 
 class BirthDeath(Scheme):
-    r"""Birth-death on the weights, :math:`\dot w_i = -\alpha\, w_i\,(F'[\mu](x_i) - \bar F')`.
+    r"""Birth-death on the weights, :math:`\dot w_i = -\alpha w_i (F'(x_i) - \bar F')`.
 
     .. math:: w_i \leftarrow \frac{w_i\, e^{-\alpha\,dt\,F'[\mu](x_i)}}
         {\sum_j w_j\, e^{-\alpha\,dt\,F'[\mu](x_j)}}
 
-    Atoms of high first variation lose mass to those of low :cite:p:`rotskoff2019global`.
+    Atoms of high first variation lose mass to those of low
+    :cite:p:`rotskoff2019global`.
     It is the Fisher-Rao gradient flow of F at speed :math:`\alpha`; chained with a
     transport scheme it is Wasserstein-Fisher-Rao, along which :math:`\frac{dF}{dt} =
     -\int|\nabla F'|^2 d\mu - \alpha\,\mathrm{Var}_\mu F'`. Alone it cannot leave the
@@ -56,7 +57,7 @@ class BirthDeath(Scheme):
         mu: Measure,
         dt: float,
         state: Any,
-        generator: torch.Generator,  # noqa: ARG002
+        generator: torch.Generator,
     ) -> Step:
         """Reweight by minus the first variation."""
         moved = mu.reweight(-self.rate * F.first_variation(mu), dt)

@@ -80,7 +80,7 @@ class ExplicitEuler(Scheme):
         mu: Measure,
         dt: float,
         state: Any,
-        generator: torch.Generator,  # noqa: ARG002
+        generator: torch.Generator,
     ) -> Step:
         """Push along the velocity, for `dt` or for less under backtracking."""
         energy, velocity = F.value_and_velocity(mu)

@@ -15,10 +15,13 @@ __all__ = ["JKO"]
 
 
 class JKO(Scheme):
-    r"""Minimising movements, :math:`\mu^{k+1} = \operatorname{argmin}_\nu F(\nu) + \frac{W_2^2(\mu^k, \nu)}{2\,dt}`.
+    r"""Minimising movements: implicit Euler in Wasserstein space.
 
-    Implicit Euler in Wasserstein space :cite:p:`jordan1998variational`: first order in
-    dt, and every step dissipates, :math:`F(\mu^{k+1}) + W_2^2/(2\,dt) \le F(\mu^k)`,
+    .. math:: \mu^{k+1} = \operatorname{argmin}_\nu F(\nu)
+        + \frac{W_2^2(\mu^k, \nu)}{2\,dt}
+
+    The scheme of :cite:t:`jordan1998variational` is of first order in dt, and every
+    step dissipates, :math:`F(\mu^{k+1}) + W_2^2/(2\,dt) \le F(\mu^k)`,
     whatever dt. If F is :math:`\lambda`-convex then :math:`W_2(\mu^k, \mu^*) \le
     (1 + \lambda\,dt)^{-k}\, W_2(\mu^0, \mu^*)`.
 
@@ -65,7 +68,7 @@ class JKO(Scheme):
         mu: Measure,
         dt: float,
         state: Any,
-        generator: torch.Generator,  # noqa: ARG002
+        generator: torch.Generator,
     ) -> Step:
         """Solve for the proximal step, warm-started by the one before."""
         solver = self.solver or default_solver(mu)

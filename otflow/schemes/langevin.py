@@ -20,11 +20,11 @@ class Langevin(Scheme):
     .. math:: x_i \leftarrow x_i + dt\, v_G(x_i) + \sqrt{2\tau\,dt}\;\xi_i,
         \qquad \xi_i \sim N(0, I),
 
-    which discretises :math:`d\theta = -\nabla G'[\rho_t](\theta)\,dt + \sqrt{2\tau}\,dW`
-    and the Fokker-Planck equation :math:`\partial_t\rho = \nabla\cdot(\rho\nabla G'[\rho])
-    + \tau\Delta\rho` :cite:p:`mei2018mean`. The temperature :math:`\tau` (the inverse of
-    :math:`\beta`) is read off F by ``F.split_entropy()``: state the objective once. Weak
-    order 1.
+    which discretises :math:`d\theta = -\nabla G'[\rho_t](\theta)\,dt +
+    \sqrt{2\tau}\,dW` and the Fokker-Planck equation :math:`\partial_t\rho =
+    \nabla\cdot(\rho\nabla G'[\rho]) + \tau\Delta\rho` :cite:p:`mei2018mean`. The
+    temperature :math:`\tau` (the inverse of :math:`\beta`) is read off F by
+    ``F.split_entropy()``: state the objective once. Weak order 1.
 
     The entropy of particles has no value, so the recorded energy is that of G alone and
     ``info["temperature"]`` says what was left out.
@@ -62,8 +62,8 @@ class Langevin(Scheme):
         temperature, rest = F.split_entropy()
         if temperature < 0:
             msg = (
-                f"the entropy has the negative factor {temperature:g}: the flow would be "
-                f"a backward heat equation; minimise + temperature * Entropy()"
+                f"the entropy has the negative factor {temperature:g}: the flow would "
+                f"be a backward heat equation; minimise + temperature * Entropy()"
             )
             raise ValueError(msg)
         return temperature, rest

@@ -34,8 +34,12 @@ class Minibatch(Scheme):
     --------
     >>> import torch, otflow as of
     >>> X = torch.linspace(-1, 1, 64)[:, None]
-    >>> risk = of.meanfield.Risk(of.meanfield.TwoLayer("tanh"), X, X[:, 0], batch_size=8)
-    >>> mu = of.Particles(torch.randn(20, 3, generator=torch.Generator().manual_seed(0)))
+    >>> risk = of.meanfield.Risk(
+    ...     of.meanfield.TwoLayer("tanh"), X, X[:, 0], batch_size=8
+    ... )
+    >>> mu = of.Particles(
+    ...     torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    ... )
     >>> scheme = of.schemes.Minibatch(of.ExplicitEuler())
     >>> run = of.flow(risk, mu, scheme, dt=0.1, steps=50, every=50, generator=0)
     >>> bool(run.records["energy"][-1] < run.records["energy"][0])

@@ -19,8 +19,8 @@ class Resample(Scheme):
 
     Systematic resampling: atom i is copied :math:`\lfloor n w_i\rfloor` or
     :math:`\lceil n w_i\rceil` times, without bias. Applied when :math:`1/\sum w_i^2 <
-    \mathrm{threshold}\cdot n`, else the step is the identity. It takes no time: chain it
-    after `BirthDeath`, and with a scheme that moves the copies apart.
+    \mathrm{threshold}\cdot n`, else the step is the identity. It takes no time: chain
+    it after `BirthDeath`, and with a scheme that moves the copies apart.
 
     Parameters
     ----------
@@ -51,9 +51,9 @@ class Resample(Scheme):
 
     def step(
         self,
-        F: Functional,  # noqa: ARG002
+        F: Functional,
         mu: Measure,
-        dt: float,  # noqa: ARG002
+        dt: float,
         state: Any,
         generator: torch.Generator,
     ) -> Step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ class TestExactSequences:
                 exact.dyson(), exact.hermite(n, c), of.JKO(), dt=t / k, steps=k, every=k
             )
             errors.append(float((run.final.points - truth).abs().max()))
-        slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+        slopes = [math.log2(a / b) for a, b in pairwise(errors)]
         assert slopes[-1] == pytest.approx(1.0, abs=0.1)
 
     def test_rate_of_convex_functional(self):
@@ -106,7 +107,7 @@ class TestExactSequences:
         mu, dt = of.Particles(cloud(15, 2)), 0.4
         run = of.flow(F, mu, of.JKO(), dt=dt, steps=8)
         sizes = [float(m.norm(m.points)) for m in run.snapshots]
-        for a, b in zip(sizes, sizes[1:], strict=False):
+        for a, b in pairwise(sizes):
             assert b <= a / (1 + dt) * (1 + 1e-6)
 
 

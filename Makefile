@@ -1,0 +1,106 @@
+# Everything a user or a developer runs. A fresh machine needs Python 3.11+, make and a
+# C compiler; each target installs what it needs, and no more, into .venv.
+
+PYTHON ?= python3
+# Worker processes of pytest (pytest-xdist); 0 runs the tests in one process.
+WORKERS ?= 0
+# Extra arguments, as in `make test ARGS="-k entropy"`.
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+DOCS_OUTPUT := docs/_build/html
+
+# Small tensor operations on several threads are slow whenever another process runs, so
+# tests and documentation use one thread. The demonstration and the benchmarks do not.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+HEADLESS := MPLBACKEND=Agg
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow test-all coverage doctest lint docstrings types docs \
+        bench format clean distclean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' \
+	  $(firstword $(MAKEFILE_LIST))
+
+# ---- environment ---------------------------------------------------------------------
+# One stamp per extra, in one virtual environment. pip compiles what it installs to
+# bytecode, without which every import of torch takes about twice as long.
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "otflow needs Python 3.11 or later; try make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+# ---- use -----------------------------------------------------------------------------
+
+demo: $(VENV)/.installed-demo ## run the demonstration; results in demo-output/
+	$(HEADLESS) $(BIN)/python -m otflow --output demo-output $(ARGS)
+
+bench: $(VENV)/.installed-demo ## time otflow side by side with POT, GeomLoss and torch
+	$(HEADLESS) $(BIN)/python -m benchmarks $(ARGS)
+
+# ---- tests ---------------------------------------------------------------------------
+
+PYTEST := $(ONE_THREAD) $(HEADLESS) $(BIN)/python -m pytest
+ALL_TESTS := -m "slow or not slow"
+
+test: $(VENV)/.installed-test ## run the tests that are not slow
+	$(PYTEST) --numprocesses $(WORKERS) $(ARGS)
+
+test-slow: $(VENV)/.installed-test ## run the slow tests
+	$(PYTEST) --numprocesses $(WORKERS) -m slow $(ARGS)
+
+test-all: $(VENV)/.installed-test ## run every test
+	$(PYTEST) --numprocesses $(WORKERS) $(ALL_TESTS) $(ARGS)
+
+coverage: $(VENV)/.installed-test ## run every test and report branch coverage
+	$(PYTEST) --numprocesses $(WORKERS) $(ALL_TESTS) --cov --cov-report=term $(ARGS)
+
+doctest: $(VENV)/.installed-test ## run the examples of the docstrings
+	$(PYTEST) -p tests.doctests --doctest-modules otflow $(ARGS)
+
+# ---- checks --------------------------------------------------------------------------
+
+lint: $(VENV)/.installed-lint ## check style, formatting and project metadata
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/validate-pyproject pyproject.toml
+	$(BIN)/sp-repo-review .
+
+docstrings: $(VENV)/.installed-lint ## check that every public object is documented
+	$(BIN)/interrogate otflow
+	$(BIN)/python tools/check_docstrings.py
+
+types: $(VENV)/.installed-lint ## check the types (mypy --strict)
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-lint ## format the sources and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# ---- documentation -------------------------------------------------------------------
+
+docs: $(VENV)/.installed-docs ## build the documentation, with every tutorial executed
+	$(ONE_THREAD) $(HEADLESS) $(BIN)/python -m sphinx \
+	  --builder html --fail-on-warning --keep-going --nitpicky docs $(DOCS_OUTPUT)
+	@echo "Open $(DOCS_OUTPUT)/index.html"
+
+# ---- cleaning ------------------------------------------------------------------------
+
+clean: ## remove what the targets made, but keep the environment
+	rm -rf build dist demo-output bench-output htmlcov .coverage .coverage.* \
+	  .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+	  docs/_build docs/api/generated docs/api/backreferences docs/tutorials \
+	  docs/sg_execution_times.rst
+	find otflow tests tutorials benchmarks docs tools -name __pycache__ -type d \
+	  -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean ## remove the environment as well
+	rm -rf $(VENV)

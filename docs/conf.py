@@ -1,0 +1,115 @@
+"""Configuration of the documentation, built offline and strictly by `make docs`."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
+
+import inventories  # noqa: E402
+
+import otflow  # noqa: E402
+
+PYPROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))
+
+# ---- project -------------------------------------------------------------------------
+
+project = "otflow"
+author = "otflow developers"
+project_copyright = "2026, otflow developers"
+version = release = PYPROJECT["project"]["version"]
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinxcontrib.bibtex",
+    "numpydoc",
+    "sphinx_gallery.gen_gallery",
+    "offline_mathjax",
+]
+templates_path = ["_templates"]
+exclude_patterns = [
+    "_build",
+    "api/backreferences",
+    "sg_execution_times.rst",
+    "tutorials/sg_execution_times.rst",
+]
+nitpicky = True
+default_role = None
+highlight_language = "python"
+
+# ---- API pages -----------------------------------------------------------------------
+
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autosummary_imported_members = True
+# An object that stands at the top level is documented there, and only there.
+autosummary_context = {"top_level": set(otflow.__all__)}
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = True
+
+numpydoc_show_class_members = False
+numpydoc_attributes_as_param_list = True
+numpydoc_xref_param_type = False
+numpydoc_validation_checks = set(PYPROJECT["tool"]["otflow"]["docstrings"]["always"])
+numpydoc_validation_exclude = {r"\.__\w+__$"}
+
+# ---- references to other projects and to the literature ------------------------------
+
+intersphinx_mapping = inventories.write(HERE / "_build" / "inventories")
+intersphinx_timeout = 1
+bibtex_bibfiles = ["references.bib"]
+bibtex_default_style = "plain"
+bibtex_reference_style = "author_year"
+
+# ---- tutorials -----------------------------------------------------------------------
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../tutorials",
+    "gallery_dirs": "tutorials",
+    "filename_pattern": r"plot_",
+    "within_subsection_order": "FileNameSortKey",
+    "doc_module": ("otflow",),
+    "backreferences_dir": "api/backreferences",
+    "inspect_global_variables": True,
+    "abort_on_example_error": True,
+    "matplotlib_animations": (True, "html5"),
+    "reset_modules": ("gallery_reset.reset",),
+    "remove_config_comments": True,
+    "download_all_examples": False,
+    "show_memory": False,
+    "show_signature": False,
+    "min_reported_time": 1,
+}
+
+# ---- pages ---------------------------------------------------------------------------
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"otflow {version}"
+html_static_path = ["_static"]
+html_css_files = ["otflow.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_theme_options = {
+    "logo": {"text": "otflow"},
+    "navbar_align": "left",
+    "navbar_end": ["theme-switcher"],
+    "navigation_with_keys": False,
+    "show_prev_next": True,
+    "show_toc_level": 2,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "pygments_light_style": "tango",
+    # Code of 88 columns needs the room of the right-hand side bar; prose can spare it.
+    "secondary_sidebar_items": {
+        page: ["page-toc"]
+        for page in ("concepts", "conventions", "extending", "survey")
+    },
+}
+html_sidebars = {"index": [], "references": []}

@@ -1,0 +1,231 @@
+"""A measure of neurons from a torch module, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from otflow.errors import Unsupported
+from otflow.meanfield.layers import TwoLayer
+from otflow.meanfield.units import Elementwise, as_activation
+from otflow.measures import Particles
+
+__all__ = ["Activation", "from_module", "to_module"]
+
+_MODULES: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+
+
+class Activation(nn.Module):
+    """A module that applies an activation entry by entry.
+
+    For activations that have no module in torch, such as erf, or a function of one's
+    own; `from_module` reads it back.
+
+    Parameters
+    ----------
+    activation : str or callable
+        As for `TwoLayer`.
+
+    Attributes
+    ----------
+    activation : callable
+        The function.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> of.meanfield.Activation("erf")(torch.zeros(2))
+    tensor([0., 0.])
+    """
+
+    def __init__(self, activation: str | Elementwise) -> None:
+        super().__init__()
+        self.activation = as_activation(activation)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the activation of each entry."""
+        return self.activation(z)
+
+    def extra_repr(self) -> str:
+        """Return the name of the activation."""
+        return repr(self.activation)
+
+
+def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
+    r"""Return the network at a measure as ``Sequential(Linear, activation, Linear)``.
+
+    Its outer weights are :math:`s_N w_i a_i`, so it computes the same outputs, always of
+    shape (n, m): (n, 1) where ``network(mu, X)`` is (n,). Its parameters are copies,
+    trainable, of the dtype and on the device of `mu`.
+
+    Parameters
+    ----------
+    mu : Particles
+        Measure over neurons.
+    network : TwoLayer
+        What the neurons compute.
+
+    Returns
+    -------
+    torch.nn.Sequential
+        A plain torch network of as many hidden units as `mu` has atoms.
+
+    Raises
+    ------
+    TypeError
+        If `mu` is not made of particles or `network` is not a `TwoLayer`.
+    ValueError
+        If the dimension of the particles leaves no inputs.
+
+    See Also
+    --------
+    from_module : The way back.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> network, mu = of.meanfield.TwoLayer("tanh"), of.Particles(torch.randn(50, 3))
+    >>> module, x = of.meanfield.to_module(mu, network), torch.randn(7, 1)
+    >>> torch.allclose(module(x)[:, 0], network(mu, x), atol=1e-6)
+    True
+    """
+    if not isinstance(mu, Particles):
+        msg = f"mu must be Particles, got {type(mu).__name__}"
+        raise TypeError(msg)
+    if not isinstance(network, TwoLayer):
+        msg = (
+            f"network must be a TwoLayer, got {network!r:.80}: other neurons have no "
+            f"torch module of two Linear layers"
+        )
+        raise TypeError(msg)
+    m = network.outputs or 1
+    d = mu.dim - m - int(network.bias)
+    network._check_neurons(mu.points, max(d, 1))
+    a, w = network._split(mu.points)
+    options: dict[str, Any] = {"dtype": mu.dtype, "device": mu.device}
+    inner = nn.utils.skip_init(nn.Linear, d, mu.n, bias=network.bias, **options)
+    has_offset = network.offset is not None
+    outer = nn.utils.skip_init(nn.Linear, mu.n, m, bias=has_offset, **options)
+    with torch.no_grad():
+        inner.weight.copy_(w[:, :d])
+        if network.bias:
+            inner.bias.copy_(w[:, d])
+        outer.weight.copy_((network._masses(mu.weights)[:, None] * a).T)
+        if has_offset:
+            outer.bias.copy_(outer.bias.new_tensor(network.offset))
+    name = getattr(network.activation, "name", "")
+    if name in _MODULES and network.activation is as_activation(name):
+        middle = _MODULES[name]()
+    elif isinstance(network.activation, nn.Module):
+        middle = network.activation
+    else:
+        middle = Activation(network.activation)
+    return nn.Sequential(inner, middle, outer)
+
+
+def from_module(
+    module: nn.Sequential, *, scaling: str = "mean-field"
+) -> tuple[Particles, TwoLayer]:
+    r"""Return a two-layer torch network as equal particles and a `TwoLayer`.
+
+    With N hidden units of outer weights :math:`c_i`, the particles are
+    :math:`\theta_i = (N c_i/s_N, w_i, b_i)`, so that :math:`s_N w_i a_i = c_i`: in the
+    mean field a_i is N times the outer weight. Flow them, and go back by `to_module`.
+
+    Parameters
+    ----------
+    module : torch.nn.Sequential
+        ``Sequential(Linear, activation, Linear)``, the activation one of ``ReLU``,
+        ``Tanh``, ``Sigmoid`` or an `Activation`. It is not modified.
+    scaling : str
+        "mean-field", "ntk" or "sum", as for `TwoLayer`.
+
+    Returns
+    -------
+    mu : Particles
+        The neurons, of mass 1/N each.
+    network : TwoLayer
+        Of one output without an axis of its own if the module has one; the last bias
+        is its `offset`, a constant.
+
+    Raises
+    ------
+    TypeError
+        If `module` is not a ``Sequential``.
+    Unsupported
+        If its layers are others.
+
+    See Also
+    --------
+    to_module : The way back.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> mlp = torch.nn.Sequential(
+    ...     torch.nn.Linear(2, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1)
+    ... )
+    >>> mu, network = of.meanfield.from_module(mlp)
+    >>> x = torch.randn(5, 2)
+    >>> torch.allclose(network(mu, x), mlp(x)[:, 0], atol=1e-5)
+    True
+    """
+    if not isinstance(module, nn.Sequential):
+        msg = (
+            f"module must be a torch.nn.Sequential, got {type(module).__name__}; write "
+            f"Sequential(Linear, activation, Linear) of its layers"
+        )
+        raise TypeError(msg)
+    layers = list(module)
+    inner, middle, outer = layers if len(layers) == 3 else (None, None, None)
+    # Linear itself, not a child of it: LazyLinear has no weights yet.
+    if type(inner) is not nn.Linear or type(outer) is not nn.Linear or middle is None:
+        names = ", ".join(type(layer).__name__ for layer in layers)
+        msg = (
+            f"module must be Sequential(Linear, activation, Linear), got "
+            f"Sequential({names}); a deeper network is not one measure of neurons"
+        )
+        raise Unsupported(msg)
+    network = TwoLayer(
+        _activation_of(middle),
+        outputs=None if outer.out_features == 1 else outer.out_features,
+        bias=inner.bias is not None,
+        scaling=scaling,
+        offset=_offset_of(outer),
+    )
+    with torch.no_grad():
+        columns = [outer.weight.T, inner.weight]
+        if inner.bias is not None:
+            columns.append(inner.bias[:, None])
+        theta = torch.cat(columns, dim=1)
+        unit = Particles(theta)
+        factor = network._masses(unit.weights)[:, None]
+        theta[:, : outer.out_features] /= factor
+    return Particles(theta), network
+
+
+def _activation_of(module: nn.Module) -> str | Elementwise:
+    if isinstance(module, Activation):
+        return module.activation
+    for name, kind in _MODULES.items():
+        if type(module) is kind:
+            return name
+    msg = (
+        f"the activation must be ReLU, Tanh, Sigmoid or an Activation, got "
+        f"{type(module).__name__}; if it acts entry by entry, wrap it as "
+        f"otflow.meanfield.Activation(f)"
+    )
+    raise Unsupported(msg)
+
+
+def _offset_of(outer: nn.Linear) -> Any:
+    if outer.bias is None:
+        return None
+    offset = outer.bias.detach()
+    return offset[0] if outer.out_features == 1 else offset

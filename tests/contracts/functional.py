@@ -1,0 +1,217 @@
+"""The laws of every functional; the test of each class inherits them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+import otflow as of
+from tests import clouds
+from tests.clouds import assert_plain, assert_untouched, normal, state
+from tests.differences import derivative, gradient_field, second_difference
+
+Functional = of.Functional
+
+
+class FunctionalContract:
+    """A child says how to make a functional (`make`), and may choose the measures.
+
+    Functionals of measures without `mass_gradient` set `has_first_variation = False`.
+    """
+
+    dim = 2
+    has_first_variation = True
+
+    def make(self) -> of.Functional:
+        """Return the functional."""
+        raise NotImplementedError
+
+    def measure(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> of.Measure:
+        """Return a measure at which the functional is smooth, by its seed."""
+        return clouds.weighted(7, self.dim, seed=seed, dtype=dtype)
+
+    def measures(self) -> list[of.Measure]:
+        """Return the measures on which the laws are tried."""
+        return [
+            self.measure(),
+            clouds.uniform(6, self.dim),
+            clouds.degenerate(self.dim),
+        ]
+
+    def tangent(self, mu: of.Measure, seed: int = 0) -> Tensor:
+        """Return a tangent at `mu`."""
+        return normal(*mu.points.shape, seed=seed + 55, dtype=mu.dtype)
+
+    # Value ----------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_value_and_derivatives_keep_dtype_and_carry_no_graph(self, dtype):
+        F, mu = self.make(), self.measure(dtype)
+        before = state(mu)
+        value, velocity = F.value_and_velocity(mu)
+        found = [value, velocity, F.velocity(mu), F.value(mu), F(mu)]
+        if self.has_first_variation:
+            found += [F.first_variation(mu), F.first_variation(mu, mu.points + 0.1)]
+            assert found[-1].shape == found[-2].shape == (mu.n,)
+        assert {x.dtype for x in found} == {dtype}
+        assert_plain(*found)
+        assert value.shape == ()
+        assert velocity.shape == self.tangent(mu).shape
+        assert_untouched(mu, before)
+
+    def test_value_is_the_same_by_every_road(self):
+        F = self.make()
+        for mu in self.measures():
+            value = F.value(mu)
+            torch.testing.assert_close(F(mu), value)
+            torch.testing.assert_close(F.value_and_velocity(mu)[0], value)
+
+    def test_float32_agrees_with_float64(self):
+        F, mu, nu = self.make(), self.measure(torch.float32), self.measure()
+        value, velocity = F.value_and_velocity(mu)
+        reference, expected = F.value_and_velocity(nu)
+        assert float(value) == pytest.approx(float(reference), rel=1e-3, abs=1e-4)
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(
+            velocity.double(), expected, rtol=0, atol=2e-3 * (1 + scale)
+        )
+
+    def test_using_it_does_not_change_it(self):
+        F = self.make()
+        before = copy.deepcopy(vars(F))
+        for mu in self.measures():
+            F.value_and_velocity(mu)
+        assert vars(F).keys() == before.keys()
+        for name, old in before.items():
+            new = vars(F)[name]
+            same = torch.equal(new, old) if isinstance(new, Tensor) else True
+            assert same, name
+
+    def test_its_repr_is_one_short_line(self):
+        text = repr(self.make())
+        assert "\n" not in text
+        assert 0 < len(text) < 120
+        assert "0x" not in text
+
+    # Derivatives ----------------------------------------------------------------------
+
+    def test_velocity_is_minus_the_derivative_along_transport(self):
+        F = self.make()
+        for mu in self.measures():
+            velocity = F.velocity(mu)
+            for seed in range(3):
+                v = self.tangent(mu, seed)
+                expected = derivative(lambda t, m=mu, v=v: F.value(m.push(v, t)), 1e-4)
+                found = -mu.inner(velocity, v)
+                torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+    def test_first_variation_is_the_derivative_in_the_masses(self):
+        F = self.make()
+        if not self.has_first_variation:
+            with pytest.raises(of.errors.Unsupported):
+                F.first_variation(self.measure())
+            return
+        for mu in self.measures():
+            found = F.first_variation(mu)
+            for seed in range(3):
+                rate = normal(mu.n, seed=seed)
+                change = mu.weights * (rate - mu.weights @ rate)
+                expected = derivative(lambda t, m=mu, r=rate: F.value(m.reweight(r, t)))
+                torch.testing.assert_close(
+                    found @ change, expected, rtol=1e-7, atol=1e-9
+                )
+
+    def test_velocity_is_minus_the_gradient_of_the_first_variation(self):
+        F = self.make()
+        if not self.has_first_variation:
+            return
+        for mu in self.measures():
+            expected = -gradient_field(
+                lambda x, m=mu: F.first_variation(m, x), mu.points
+            )
+            scale = float(expected.abs().max())
+            torch.testing.assert_close(
+                F.velocity(mu), expected, rtol=0, atol=1e-7 * (1 + scale)
+            )
+
+    def test_its_own_derivatives_are_those_of_autodiff(self):
+        F = self.make()
+        for mu in self.measures():
+            for found, expected in zip(
+                F.value_and_velocity(mu),
+                Functional.value_and_velocity(F, mu),
+                strict=True,
+            ):
+                torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+            if not self.has_first_variation:
+                continue
+            for x in (None, mu.points + 0.3):
+                torch.testing.assert_close(
+                    F.first_variation(mu, x),
+                    Functional.first_variation(F, mu, x),
+                    rtol=1e-10,
+                    atol=1e-11,
+                )
+
+    def test_probes_may_be_arrays(self):
+        if not self.has_first_variation:
+            return
+        F, mu = self.make(), self.measure()
+        x = normal(3, self.dim, seed=31)
+        assert torch.equal(F.first_variation(mu, x.numpy()), F.first_variation(mu, x))
+
+    # Algebra --------------------------------------------------------------------------
+
+    def test_sums_and_multiples(self):
+        F, mu = self.make(), self.measure()
+        G = of.Potential(lambda x: x.square().sum(-1).cos())
+        total = 2 * F + G * -0.5 + F
+        value, velocity = total.value_and_velocity(mu)
+        (f, u), (g, v) = F.value_and_velocity(mu), G.value_and_velocity(mu)
+        torch.testing.assert_close(value, 3 * f - 0.5 * g)
+        torch.testing.assert_close(velocity, 3 * u - 0.5 * v)
+        torch.testing.assert_close(total.value(mu), value)
+        if self.has_first_variation:
+            for x in (None, mu.points + 0.2):
+                torch.testing.assert_close(
+                    total.first_variation(mu, x),
+                    3 * F.first_variation(mu, x) - 0.5 * G.first_variation(mu, x),
+                )
+
+    def test_split_entropy_restores_the_functional(self):
+        F, mu = self.make(), self.measure()
+        temperature, rest = F.split_entropy()
+        assert isinstance(rest, of.Functional)
+        total = rest.value(mu)
+        if temperature:
+            total = total + temperature * of.Entropy().value(mu)
+        torch.testing.assert_close(total, F.value(mu))
+        assert rest.split_entropy()[0] == 0
+
+    def test_a_draw_of_it_is_a_functional(self, generator):
+        F, mu = self.make(), self.measure()
+        draw = F.resample(generator)
+        assert isinstance(draw, of.Functional)
+        assert draw.value(mu).shape == ()
+
+    # Convexity ------------------------------------------------------------------------
+
+    def test_a_declared_modulus_bounds_every_second_difference(self):
+        F = self.make()
+        modulus = F.displacement_modulus
+        if modulus is None:
+            return
+        for seed in range(20):
+            mu = self.measure(seed=seed)
+            nu = mu.push(self.tangent(mu, seed), 0.3 + 0.1 * seed)
+            u = mu.displacement_to(nu)
+            moved = (nu.points - mu.points).square().sum(-1)
+            cost = float(mu.weights @ moved)  # of the coupling by index
+            for t in (0.1, 0.5, 0.9):
+                found = second_difference(
+                    lambda s, m=mu, u=u: float(F.value(m.push(u, s))), t, 0.05
+                )
+                assert found >= modulus * cost - 1e-9 * (1 + abs(found))

@@ -1,0 +1,126 @@
+"""Interaction energies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import otflow as of
+from tests import clouds, exact
+from tests.clouds import normal
+from tests.contracts.functional import FunctionalContract
+
+
+class TestGaussianKernel(FunctionalContract):
+    def make(self):
+        return of.Interaction(of.kernels.Gaussian(0.9))
+
+
+class TestQuadraticKernel(FunctionalContract):
+    dim = 3
+
+    def make(self):
+        return of.Interaction(of.kernels.Quadratic())
+
+
+class TestPowerLaw(FunctionalContract):
+    dim = 1
+
+    def make(self):
+        return of.Interaction(of.kernels.PowerLaw(4, 2))
+
+
+class TestFunction(FunctionalContract):
+    def make(self):
+        return of.Interaction(lambda z: z.square().sum(-1).cosh(), modulus=0.0)
+
+
+class TestOddPart(FunctionalContract):
+    """An odd part of W cancels in the energy, and so in all derivatives."""
+
+    def make(self):
+        return of.Interaction(lambda z: z[..., 0].sin() + z.square().sum(-1))
+
+
+class Singular(FunctionalContract):
+    """Atoms that coincide have infinite energy: the laws hold where they do not."""
+
+    def measures(self):
+        empty = of.Particles(
+            normal(5, self.dim, seed=3),
+            torch.tensor([0.3, 0.0, 0.2, 0.5, 0.0], dtype=torch.float64),
+        )
+        return [self.measure(), clouds.uniform(6, self.dim), empty]
+
+
+class TestLog(Singular):
+    def make(self):
+        return of.Interaction(of.kernels.Log())
+
+
+class TestRiesz(Singular):
+    dim = 3
+
+    def make(self):
+        return of.Interaction(of.kernels.Riesz(1.0))
+
+
+class TestDyson(Singular):
+    def make(self):
+        return exact.dyson()
+
+
+class TestEnergyKernel(Singular):
+    """Finite, but kinked where atoms coincide."""
+
+    def make(self):
+        return of.Interaction(of.kernels.Energy())
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [of.kernels.Log(), of.kernels.Riesz(1.0), of.kernels.PowerLaw(2, 0)],
+    ids=repr,
+)
+def test_coincident_atoms_of_a_singular_kernel_are_an_error_not_a_number(kernel):
+    mu = of.Particles(torch.zeros(2, 2, dtype=torch.float64))
+    with pytest.raises(of.errors.NonFinite, match=r"value is inf.*not finite"):
+        of.Interaction(kernel).velocity(mu)
+
+
+def test_a_kink_exerts_no_force_on_coincident_atoms():
+    mu = of.Particles(torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64))
+    expected = torch.tensor([[-1.0], [-1.0], [2.0]], dtype=torch.float64) / 3
+    for W in (of.kernels.Energy(), lambda z: -z.norm(dim=-1)):
+        torch.testing.assert_close(of.Interaction(W).velocity(mu), expected)
+
+
+def test_the_first_variation_of_an_even_kernel_is_the_convolution():
+    mu, x = clouds.weighted(), normal(4, 2, seed=5)
+    W = lambda z: (-z.square().sum(-1)).exp()
+    expected = W(x[:, None] - mu.points[None]) @ mu.weights
+    torch.testing.assert_close(of.Interaction(W).first_variation(mu, x), expected)
+
+
+def test_a_rigid_translation_is_free_so_the_modulus_is_at_most_zero():
+    assert of.Interaction(of.kernels.Quadratic()).displacement_modulus == 0
+    assert of.Interaction(of.kernels.Gaussian(0.5)).displacement_modulus == -4
+    assert of.Interaction(of.kernels.Log()).displacement_modulus is None
+    assert of.Interaction(lambda z: z.sum(-1)).displacement_modulus is None
+    W = of.kernels.Gaussian(0.5)
+    assert of.Interaction(W, modulus=-5).displacement_modulus == -5
+
+
+def test_its_repr_names_the_kernel():
+    assert repr(of.Interaction(of.kernels.Log())) == "Interaction(Log())"
+
+    def pull(z):
+        return z.square().sum(-1)
+
+    assert repr(of.Interaction(pull)) == "Interaction(pull)"
+
+
+@pytest.mark.parametrize("bad", [None, 3.0, "gaussian"])
+def test_it_refuses_what_is_no_function(bad):
+    with pytest.raises(TypeError, match=r"^W must be a function \(\.\.\., d\)"):
+        of.Interaction(bad)

@@ -1,0 +1,109 @@
+"""Every tutorial runs to its last assertion, and so does the code of the manual."""
+
+from __future__ import annotations
+
+import ast
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+TUTORIALS = sorted((ROOT / "tutorials").glob("plot_*.py"))
+PAGES = [
+    ROOT / "docs" / f"{name}.rst" for name in ("conventions", "concepts", "extending")
+]
+
+MAXIMUM_LINES = 150
+
+
+@pytest.fixture(autouse=True)
+def _no_windows():
+    """Draw off screen, from matplotlib's defaults, and leave no figure behind."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.use("agg")
+        yield
+        plt.close("all")
+
+
+def code_blocks(page: Path) -> Iterator[tuple[int, str]]:
+    """Yield each Python code block of a page with the number of its first line."""
+    lines = [*page.read_text("utf-8").splitlines(), "end"]
+    start, block = 0, []
+    for number, line in enumerate(lines, 1):
+        if line.strip() == ".. code-block:: python":
+            start, block = number + 1, []
+        elif start and line[:1].strip():  # back at the margin: the block is over
+            yield start, "\n".join(block)
+            start = 0
+        elif start:
+            block.append(line.removeprefix("   "))
+
+
+def is_labelled(ax: plt.Axes) -> bool:
+    """Return whether a reader can tell what the axes show."""
+    if not ax.axison:
+        return True
+    shared_x = any(
+        ax.get_shared_x().joined(ax, b) and b.get_xlabel() for b in ax.figure.axes
+    )
+    shared_y = any(
+        ax.get_shared_y().joined(ax, b) and b.get_ylabel() for b in ax.figure.axes
+    )
+    return bool((ax.get_xlabel() or shared_x) and (ax.get_ylabel() or shared_y))
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorial_runs(path):
+    state = torch.random.get_rng_state()
+    namespace = runpy.run_path(str(path))
+    figures = [plt.figure(number) for number in plt.get_fignums()]
+    assert figures, "a tutorial shows something"
+    for figure in figures:
+        assert all(is_labelled(ax) for ax in figure.axes), figure
+    # Seeds are passed, not set: the same numbers come out in any order of pages.
+    assert torch.equal(state, torch.random.get_rng_state())
+    # An animation warns if it dies without having been drawn.
+    for value in namespace.values():
+        if isinstance(value, mpl.animation.Animation):
+            value.to_jshtml()
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorial_is_short_and_ends_with_an_assertion(path):
+    source = path.read_text("utf-8")
+    assert len(source.splitlines()) < MAXIMUM_LINES
+    last = ast.parse(source).body[-1]
+    assert isinstance(last, ast.Assert)
+    assert any(isinstance(node, ast.Name) for node in ast.walk(last.test)), (
+        "it can fail"
+    )
+
+
+def test_there_are_tutorials():
+    assert len(TUTORIALS) >= 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_of_the_manual_runs(page):
+    namespace = {"__name__": page.stem}
+    blocks = list(code_blocks(page))
+    assert blocks
+    for start, block in blocks:
+        # Empty lines in front give tracebacks the line numbers of the page.
+        exec(compile("\n" * start + block, str(page), "exec"), namespace)
+
+
+def test_code_blocks_are_found_with_their_lines(tmp_path):
+    page = tmp_path / "page.rst"
+    page.write_text(
+        "Text.\n\n.. code-block:: python\n\n   a = 1\n\n   b = 2\n\nText.\n"
+    )
+    ((start, block),) = code_blocks(page)
+    assert block.strip() == "a = 1\n\nb = 2"
+    assert page.read_text().splitlines()[start] == "   a = 1"
