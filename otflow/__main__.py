@@ -287,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     prox = ParticleProximal(tolerance=0.1, max_gradients=20)
     jko_row, jko, jko_spent = train_by_flow(
-        digits, "JKO", JKO(prox), 30.0, gradients, gradients
+        digits, "JKO", JKO(prox), 10.0, gradients, gradients
     )
     say(f"2. {n} particles under W(z) = |z|^2/2 - log|z|: the uniform disk")
     steps = 10 if options.quick else 60

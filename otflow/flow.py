@@ -115,7 +115,7 @@ def flow(
             step = scheme.step(F, recorder.current.measure, h, state, source)
             if k % every == 0:
                 recorder.add(step.info.get("energy"))
-                bar.set_postfix(energy=f"{float(recorder.energy):.4g}")
+                bar.set_postfix(energy=f"{float(recorder.energy):.4g}", refresh=False)
             recorder.advance(step, h)
             state = step.state
             bar.update()
@@ -124,7 +124,7 @@ def flow(
                 message = f"the stop predicate held after step {k}"
                 break
         recorder.add()
-        bar.set_postfix(energy=f"{float(recorder.energy):.4g}")
+        bar.set_postfix(energy=f"{float(recorder.energy):.4g}", refresh=False)
     return recorder.trajectory(status, message)
 
 
@@ -282,7 +282,7 @@ class _SilentBar:
     def update(self) -> None:
         """Do nothing."""
 
-    def set_postfix(self, **_: str) -> None:
+    def set_postfix(self, **_: object) -> None:
         """Do nothing."""
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 import torch
+from scipy.optimize import brentq
 from scipy.special import roots_hermite
 from torch import Tensor
 
@@ -126,6 +127,20 @@ def tilted(weights: Tensor, potential: Tensor, t: float) -> Tensor:
     """Return the masses at time t of birth-death of rate 1 for int V dmu; any step."""
     masses = weights * (-t * (potential - potential.min())).exp()
     return masses / masses.sum()
+
+
+def two_masses(w: float, t: float) -> float:
+    """Return the mass at 1 of w delta_1 + (1 - w) delta_0 under birth-death of rate 1.
+
+    The functional is (int x dmu)^2 / 2, so w' = -w^2 (1 - w), and its solution is
+    -1/w + log(w / (1 - w)) = -t + constant.
+    """
+
+    def phase(w: float) -> float:
+        return -1 / w + math.log(w / (1 - w))
+
+    start = phase(w)
+    return float(brentq(lambda v: phase(v) - start + t, 1e-6, w, xtol=1e-15))
 
 
 # Minimisers ---------------------------------------------------------------------------

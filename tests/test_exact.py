@@ -48,6 +48,13 @@ def test_dyson_energy_is_that_of_the_points(n):
     assert exact.dyson_energy(n, c) == pytest.approx(energy, rel=1e-12)
 
 
+def test_two_masses_solve_their_equation():
+    h, t = 1e-4, 0.7
+    before, w, after = (exact.two_masses(0.8, t + k * h) for k in (-1, 0, 1))
+    assert (after - before) / (2 * h) == pytest.approx(-(w**2) * (1 - w), rel=1e-7)
+    assert exact.two_masses(0.8, 0.0) == pytest.approx(0.8)
+
+
 def test_disk_energy_is_least_at_the_unit_disk():
     assert exact.disk_energy(1.0) == exact.DISK_ENERGY
     assert exact.disk_energy(1.0) < min(map(exact.disk_energy, (0.99, 1.01)))

@@ -10,12 +10,11 @@ pulls each of them to the origin. As a functional of the measure :math:`\mu` of 
     F(\mu) = \int \tfrac12 |x|^2 \, d\mu(x)
            - \tfrac12 \iint \log|x - y| \, d\mu(x) \, d\mu(y) .
 
-Its minimiser is known. At a minimum the first variation
-:math:`F'[\mu](x) = \tfrac12|x|^2 - \int \log|x - y| \, d\mu(y)` is constant on the
-support of :math:`\mu`; take the Laplacian of both sides: :math:`0 = 2 - 2\pi\mu(x)`. The
-density is :math:`1/\pi` on its support, which by symmetry is **the unit disk**. There
-:math:`\int \log|x - y| \, d\mu(y) = -(1 - |x|^2)/2`, so that :math:`F' = \tfrac12` on
-the disk and
+Its minimiser is known. There the first variation :math:`F'[\mu](x) = \tfrac12|x|^2 -
+\int \log|x - y| \, d\mu(y)` is constant on the support of :math:`\mu`; the Laplacian of
+both sides is :math:`0 = 2 - 2\pi\mu(x)`. The density is :math:`1/\pi` on its support,
+by symmetry **the unit disk**. As :math:`\int \log|x - y| \, d\mu(y) = -(1 - |x|^2)/2`
+there, :math:`F' = \tfrac12` on the disk and
 
 .. math:: \min F = \tfrac12 \int |x|^2 d\mu + \tfrac14 \int (1 - |x|^2) \, d\mu
                  = \tfrac14 + \tfrac18 = \tfrac38 .
@@ -47,18 +46,17 @@ start = of.Particles(0.5 * noise + torch.tensor([1.5, 0.0]))
 # Flow
 # ----
 # Explicit Euler moves each particle along the velocity :math:`v = -\nabla F'[\mu]`. The
-# energy is always recorded; here the mean and the second moment are recorded too. Their
-# evolution along the exact flow of n particles is known: repulsion is in balance, so the
-# mean obeys :math:`\dot m = -m`; and because :math:`z \cdot \nabla \log|z| = 1` the second
-# moment obeys :math:`\dot s = -2 s + 1 - 1/n`.
+# energy is always recorded; here the mean and the second moment are too. Along the
+# exact flow of n particles both are known: repulsions cancel, so that
+# :math:`\dot m = -m`, and since :math:`z \cdot \nabla \log|z| = 1` the second moment
+# obeys :math:`\dot s = -2 s + 1 - 1/n`.
 
 moments = {
     "mean": lambda mu: mu.expectation(lambda x: x),
     "second": lambda mu: mu.expectation(lambda x: x.square().sum(-1)),
 }
-euler = of.flow(
-    F, start, of.ExplicitEuler(), dt=0.05, steps=160, every=4, record=moments
-)
+scheme = of.ExplicitEuler()
+euler = of.flow(F, start, scheme, dt=0.05, steps=160, every=4, record=moments)
 print(euler)
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 4), layout="constrained")
@@ -73,15 +71,15 @@ plt.show()
 # %%
 # Three schemes
 # -------------
-# Backtracking halves a step until the energy falls enough, so any ``dt`` is safe, but the
-# times are its own. JKO minimises :math:`F(\nu) + W_2^2(\mu, \nu) / (2\,dt)` at each step:
-# it is stable for every ``dt``, and reports what it proved. "Stationary" says that the
-# gradient of this objective vanishes to tolerance and that the coupling of both ends is
-# the optimal one, by an exact assignment.
+# Backtracking halves a step until the energy falls enough, so any ``dt`` is safe, but
+# the times are its own. JKO minimises :math:`F(\nu) + W_2^2(\mu, \nu) / (2\,dt)`: it
+# decreases the energy for every ``dt`` and reports what it proved. "Stationary" says
+# that the gradient of that objective vanishes to tolerance and that the coupling of
+# both ends is optimal, by an exact assignment.
 
 jko = of.flow(F, start, of.JKO(), dt=0.2, steps=40, record=moments)
-safe = of.ExplicitEuler(backtracking=True)
-safe = of.flow(F, start, safe, dt=1.0, steps=40, record=moments)
+scheme = of.ExplicitEuler(backtracking=True)
+safe = of.flow(F, start, scheme, dt=1.0, steps=40, record=moments)
 runs = {"explicit Euler, dt = 0.05": euler, "JKO, dt = 0.2": jko, "backtracking": safe}
 print({step["guarantee"] for step in jko.info})
 
@@ -104,9 +102,9 @@ plt.show()
 # %%
 # Is it the minimiser?
 # --------------------
-# The first variation can be asked for anywhere. Along circles of radius r, its mean must
-# be 1/2 inside the disk and :math:`r^2/2 - \log r`, which is larger, outside: nowhere can
-# a particle be put to lower the energy.
+# The first variation can be asked for anywhere. Its mean on a circle of radius r must
+# be 1/2 inside the disk and the larger :math:`r^2/2 - \log r` outside: nowhere can a
+# particle be put to lower the energy.
 
 radii = torch.linspace(0.02, 1.6, 50, dtype=torch.float64)
 angles = torch.linspace(0, 2 * math.pi, 49, dtype=torch.float64)[:-1]

@@ -2,13 +2,12 @@
 
 from otflow.meanfield.decomposition import Decomposition
 from otflow.meanfield.layers import CustomLayer, TwoLayer
-from otflow.meanfield.modules import Activation, from_module, to_module
+from otflow.meanfield.modules import from_module, to_module
 from otflow.meanfield.risk import Risk
 from otflow.meanfield.tangent import empirical_ntk, nngp_kernel, ntk_kernel
 from otflow.meanfield.units import Unit
 
 __all__ = [
-    "Activation",
     "CustomLayer",
     "Decomposition",
     "Risk",

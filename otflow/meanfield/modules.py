@@ -12,7 +12,7 @@ from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.units import Elementwise, as_activation
 from otflow.measures import Particles
 
-__all__ = ["Activation", "from_module", "to_module"]
+__all__ = ["from_module", "to_module"]
 
 _MODULES: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -21,32 +21,12 @@ _MODULES: dict[str, type[nn.Module]] = {
 }
 
 
-class Activation(nn.Module):
-    """A module that applies an activation entry by entry.
+class _Activation(nn.Module):
+    """A module that applies an activation entry by entry, for those torch has not."""
 
-    For activations that have no module in torch, such as erf, or a function of one's
-    own; `from_module` reads it back.
-
-    Parameters
-    ----------
-    activation : str or callable
-        As for `TwoLayer`.
-
-    Attributes
-    ----------
-    activation : callable
-        The function.
-
-    Examples
-    --------
-    >>> import torch, otflow as of
-    >>> of.meanfield.Activation("erf")(torch.zeros(2))
-    tensor([0., 0.])
-    """
-
-    def __init__(self, activation: str | Elementwise) -> None:
+    def __init__(self, activation: Elementwise) -> None:
         super().__init__()
-        self.activation = as_activation(activation)
+        self.activation = activation
 
     def forward(self, z: Tensor) -> Tensor:
         """Return the activation of each entry."""
@@ -60,8 +40,8 @@ class Activation(nn.Module):
 def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
     r"""Return the network at a measure as ``Sequential(Linear, activation, Linear)``.
 
-    Its outer weights are :math:`s_N w_i a_i`, so it computes the same outputs, always of
-    shape (n, m): (n, 1) where ``network(mu, X)`` is (n,). Its parameters are copies,
+    Its outer weights are :math:`s_N w_i a_i`, so it computes the same outputs, always
+    with an axis: (n, 1) where ``network(mu, X)`` is (n,). Its parameters are copies,
     trainable, of the dtype and on the device of `mu`.
 
     Parameters
@@ -109,9 +89,11 @@ def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
     network._check_neurons(mu.points, max(d, 1))
     a, w = network._split(mu.points)
     options: dict[str, Any] = {"dtype": mu.dtype, "device": mu.device}
-    inner = nn.utils.skip_init(nn.Linear, d, mu.n, bias=network.bias, **options)
+    # Empty: the global random state is not drawn on for numbers to be overwritten.
+    empty: Any = nn.utils.skip_init
+    inner = empty(nn.Linear, d, mu.n, bias=network.bias, **options)
     has_offset = network.offset is not None
-    outer = nn.utils.skip_init(nn.Linear, mu.n, m, bias=has_offset, **options)
+    outer = empty(nn.Linear, mu.n, m, bias=has_offset, **options)
     with torch.no_grad():
         inner.weight.copy_(w[:, :d])
         if network.bias:
@@ -125,12 +107,15 @@ def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
     elif isinstance(network.activation, nn.Module):
         middle = network.activation
     else:
-        middle = Activation(network.activation)
+        middle = _Activation(network.activation)
     return nn.Sequential(inner, middle, outer)
 
 
 def from_module(
-    module: nn.Sequential, *, scaling: str = "mean-field"
+    module: nn.Sequential,
+    *,
+    activation: str | Elementwise | None = None,
+    scaling: str = "mean-field",
 ) -> tuple[Particles, TwoLayer]:
     r"""Return a two-layer torch network as equal particles and a `TwoLayer`.
 
@@ -141,8 +126,10 @@ def from_module(
     Parameters
     ----------
     module : torch.nn.Sequential
-        ``Sequential(Linear, activation, Linear)``, the activation one of ``ReLU``,
-        ``Tanh``, ``Sigmoid`` or an `Activation`. It is not modified.
+        ``Sequential(Linear, activation, Linear)``. It is not modified.
+    activation : str or callable, optional
+        What the middle layer does, as for `TwoLayer`; read off the module if it is a
+        ``ReLU``, ``Tanh`` or ``Sigmoid``, or was made by `to_module`.
     scaling : str
         "mean-field", "ntk" or "sum", as for `TwoLayer`.
 
@@ -193,7 +180,7 @@ def from_module(
         )
         raise Unsupported(msg)
     network = TwoLayer(
-        _activation_of(middle),
+        _activation_of(middle) if activation is None else activation,
         outputs=None if outer.out_features == 1 else outer.out_features,
         bias=inner.bias is not None,
         scaling=scaling,
@@ -204,22 +191,20 @@ def from_module(
         if inner.bias is not None:
             columns.append(inner.bias[:, None])
         theta = torch.cat(columns, dim=1)
-        unit = Particles(theta)
-        factor = network._masses(unit.weights)[:, None]
-        theta[:, : outer.out_features] /= factor
+        mu = Particles(theta)
+        theta[:, : outer.out_features] /= network._masses(mu.weights)[:, None]
     return Particles(theta), network
 
 
 def _activation_of(module: nn.Module) -> str | Elementwise:
-    if isinstance(module, Activation):
+    if isinstance(module, _Activation):
         return module.activation
     for name, kind in _MODULES.items():
         if type(module) is kind:
             return name
     msg = (
-        f"the activation must be ReLU, Tanh, Sigmoid or an Activation, got "
-        f"{type(module).__name__}; if it acts entry by entry, wrap it as "
-        f"otflow.meanfield.Activation(f)"
+        f"the activation must be ReLU, Tanh or Sigmoid, got {type(module).__name__}; "
+        f"if it acts entry by entry, say so: from_module(module, activation=module[1])"
     )
     raise Unsupported(msg)
 

@@ -23,9 +23,9 @@ def nngp_kernel(
 ) -> Tensor:
     r"""Return the covariance :math:`E[\varphi(w\cdot x)\,\varphi(w\cdot z)]`.
 
-    For :math:`w \sim N(0, I)` and a of mean 0 and variance 1 it is the covariance of the
-    Gaussian process to which the scaling "ntk" tends at initialisation. With t the angle
-    between x and z,
+    For :math:`w \sim N(0, I)` and a of mean 0 and variance 1 it is the covariance of
+    the Gaussian process to which the scaling "ntk" tends at initialisation. With t the
+    angle between x and z,
 
     .. math:: \text{relu}: \frac{|x||z|}{2\pi}\bigl(\sin t + (\pi - t)\cos t\bigr),
         \qquad \text{erf}: \frac2\pi\arcsin
@@ -103,7 +103,10 @@ def ntk_kernel(
 def empirical_ntk(
     network: TwoLayer, mu: Measure, X: ArrayLike, Z: ArrayLike | None = None
 ) -> Tensor:
-    r"""Return :math:`\int \nabla_\theta\sigma(x;\theta)\cdot\nabla_\theta\sigma(z;\theta)\,d\mu`.
+    r"""Return the tangent kernel of a network at a measure of neurons.
+
+    .. math:: K_\mu(x, z) = \int \nabla_\theta\sigma(x;\theta)\cdot
+        \nabla_\theta\sigma(z;\theta)\,d\mu(\theta)
 
     Along the flow of a risk on n data the outputs obey :math:`\dot f(x) =
     -\frac{s_N^2}n\sum_k K_\mu(x, x_k)\,g_k`, g the slope of the loss. On N equal atoms
@@ -136,9 +139,8 @@ def empirical_ntk(
     >>> import torch, otflow as of
     >>> network = of.meanfield.TwoLayer("relu", bias=False)
     >>> mu = of.Particles(torch.tensor([[2.0, 1.0]]))  # one neuron, 2 relu(x)
-    >>> of.meanfield.empirical_ntk(
-    ...     network, mu, torch.tensor([[3.0]])
-    ... )  # 3^2 + (2 * 3)^2
+    >>> x = torch.tensor([[3.0]])
+    >>> of.meanfield.empirical_ntk(network, mu, x)  # relu(x)^2 + (2 x)^2
     tensor([[45.]])
     """
     if not isinstance(network, TwoLayer) or network.outputs is not None:

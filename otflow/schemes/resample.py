@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from otflow._validation import positive
+from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure, Particles
 from otflow.schemes.base import Scheme, Step
@@ -58,11 +59,20 @@ class Resample(Scheme):
         generator: torch.Generator,
     ) -> Step:
         """Resample if needed; `info` says whether."""
+        if not isinstance(mu, Particles):
+            msg = (
+                f"Resample copies atoms and {type(mu).__name__} has none; "
+                f"leave it out of the chain"
+            )
+            raise Unsupported(msg)
         n = mu.n
         size = 1.0 / float(mu.weights.square().sum())
         if size >= self.threshold * n:
             return Step(mu, state, {"resampled": False})
-        offset = torch.rand(1, generator=generator, dtype=mu.dtype, device=mu.device)
+        # In (0, 1], so that no place falls on an atom of weight zero.
+        offset = 1.0 - torch.rand(
+            1, generator=generator, dtype=mu.dtype, device=mu.device
+        )
         places = (torch.arange(n, device=mu.device) + offset) / n
         edges = mu.weights.cumsum(0)
         index = torch.searchsorted(edges / edges[-1], places).clamp_(max=n - 1)

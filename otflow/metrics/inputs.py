@@ -1,0 +1,97 @@
+"""Two measures at the door of a distance: checked, alike, and with their graphs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from otflow._typing import ArrayLike
+from otflow._validation import as_points, check_like
+from otflow.measures import Measure, Particles
+
+__all__ = ["Cloud", "CloudLike", "check_memory", "cloud", "clouds"]
+
+CloudLike: TypeAlias = Particles | ArrayLike
+"""Particles, or points (n, d) of equal weights 1/n."""
+
+# What one distance may allocate, as a share of the memory of the machine.
+MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Points and weights with their graphs; ``weights=None`` stands for 1/n each."""
+
+    points: Tensor
+    weights: Tensor | None
+
+    @property
+    def masses(self) -> Tensor:
+        """The weights over their sum: float64, on the CPU, detached."""
+        if self.weights is None:
+            n = len(self.points)
+            return torch.full((n,), 1.0 / n, dtype=torch.float64)
+        w = self.weights.detach().to("cpu", torch.float64)
+        return w / w.sum()
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every mass is 1/n."""
+        w = self.weights
+        return w is None or bool((w == w[0]).all())
+
+
+def cloud(mu: CloudLike, name: str) -> Cloud:
+    """Check one argument of a distance; what carries a graph goes on carrying it."""
+    if isinstance(mu, Particles):
+        points = as_points(mu.points, f"{name}.points")
+        free = mu.weights.requires_grad or not mu.is_uniform
+        return Cloud(points, mu.weights if free else None)
+    if isinstance(mu, Measure):
+        msg = (
+            f"{name} must be Particles or points (n, d), got {type(mu).__name__}; "
+            f"for the distance between its quadrature nodes use "
+            f"Particles({name}.points, {name}.weights)"
+        )
+        raise TypeError(msg)
+    return Cloud(as_points(mu, name), None)
+
+
+def clouds(
+    mu: CloudLike, nu: CloudLike, names: tuple[str, str] = ("mu", "nu")
+) -> tuple[Cloud, Cloud]:
+    """Check both arguments of a distance: one dtype, one device, one dimension."""
+    p, q = cloud(mu, names[0]), cloud(nu, names[1])
+    check_like(q.points, p.points, names[1], names[0])
+    d, e = p.points.shape[1], q.points.shape[1]
+    if d != e:
+        msg = (
+            f"{names[0]} lies in dimension {d} but {names[1]} in dimension {e}; "
+            f"a distance needs one space for both"
+        )
+        raise ValueError(msg)
+    return p, q
+
+
+def check_memory(needed: int, what: str, cure: str, device: torch.device) -> None:
+    """Refuse, before it starts, what needs more than its share of the memory."""
+    total = _total_memory(device)
+    if needed > MEMORY_SHARE * total:
+        msg = (
+            f"{what} needs {needed} bytes ({needed / 2**30:.3g} GiB), more than "
+            f"{MEMORY_SHARE:.0%} of the {total / 2**30:.3g} GiB of {device}; {cure}"
+        )
+        raise MemoryError(msg)
+
+
+def _total_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # not POSIX: assume a small machine
+        return 8 * 2**30

@@ -1,0 +1,342 @@
+"""Figures: what is drawn is what was measured, where it was asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+import otflow as of
+from otflow import plotting
+from tests.clouds import normal
+
+
+@pytest.fixture(autouse=True)
+def _off_screen():
+    """Draw off screen and leave neither figures nor settings behind."""
+    mpl.use("agg")
+    settings = dict(mpl.rcParams)
+    yield
+    plt.close("all")
+    assert dict(mpl.rcParams) == settings, "a global setting was changed"
+    assert mpl.get_backend().lower() == "agg"
+
+
+def spring(x):
+    return 0.5 * x.square().sum(-1)
+
+
+def run_in(
+    d: int, scheme: of.schemes.Scheme | None = None, n: int = 12
+) -> of.Trajectory:
+    mu = of.Particles(normal(n, d, seed=1))
+    scheme = scheme or of.ExplicitEuler()
+    return of.flow(of.Potential(spring), mu, scheme, dt=0.1, steps=10, generator=0)
+
+
+DRAW = {
+    "energy": lambda ax: plotting.energy(run_in(2), ax=ax),
+    "particles, line": lambda ax: plotting.particles(run_in(1).final, ax=ax),
+    "particles, plane": lambda ax: plotting.particles(run_in(2).final, ax=ax),
+    "trails, line": lambda ax: plotting.trails(run_in(1), ax=ax),
+    "trails, plane": lambda ax: plotting.trails(run_in(2), ax=ax),
+}
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_draws_where_it_is_told(name):
+    figure, (ax, other) = plt.subplots(1, 2)
+    assert DRAW[name](ax) is ax
+    assert plt.get_fignums() == [figure.number]
+    assert not other.has_data()
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_makes_one_labelled_figure_of_its_own(name):
+    ax = DRAW[name](None)
+    assert plt.get_fignums() == [ax.figure.number]
+    assert ax.get_xlabel()
+    assert ax.get_ylabel()
+    assert ax.has_data()
+    ax.figure.canvas.draw()
+
+
+def test_a_figure_is_drawn_from_float32_too():
+    mu = of.Particles(torch.randn(5, 2))
+    ax = plotting.particles(mu)
+    np.testing.assert_array_equal(ax.collections[-1].get_offsets(), mu.points)
+
+
+# Energy -------------------------------------------------------------------------------
+
+
+def test_energy_is_the_record_against_time():
+    run = run_in(2)
+    line = plotting.energy(run, label="spring").lines[-1]
+    np.testing.assert_array_equal(line.get_xdata(), run.times)
+    np.testing.assert_array_equal(line.get_ydata(), run.records["energy"])
+    assert line.get_label() == "spring"
+
+
+def test_energy_above_a_minimum_on_a_logarithmic_axis():
+    run = run_in(2)
+    ax = plotting.energy(run, minimum=-1.0, log=True)
+    np.testing.assert_array_equal(ax.lines[-1].get_ydata(), run.records["energy"] + 1)
+    assert ax.get_yscale() == "log"
+    assert ax.get_ylabel() == "energy - -1"
+
+
+def test_curves_in_one_figure_differ_in_colour():
+    ax = plotting.energy(run_in(2))
+    plotting.energy(run_in(1), ax=ax)
+    plotting.energy(run_in(1), ax=ax, color="black")
+    first, second, third = (line.get_color() for line in ax.lines)
+    assert first != second
+    assert third == "black"
+
+
+def test_any_scalar_record_is_drawn():
+    spread = {
+        "variance": lambda mu: mu.points.var(),
+        "mean": lambda mu: mu.points.mean(0),
+    }
+    mu = of.Particles(normal(5, 2))
+    F = of.Potential(spring)
+    run = of.flow(F, mu, of.ExplicitEuler(), dt=0.1, steps=3, record=spread)
+    ax = plotting.energy(run, record="variance")
+    np.testing.assert_array_equal(ax.lines[-1].get_ydata(), run.records["variance"])
+    assert ax.get_ylabel() == "variance"
+    with pytest.raises(ValueError, match=r"'mean' has shape \(4, 2\): not one number"):
+        plotting.energy(run, record="mean")
+    with pytest.raises(ValueError, match="no record 'entropy'; there are"):
+        plotting.energy(run, record="entropy")
+
+
+def test_a_logarithm_of_what_is_not_positive_is_refused():
+    run = run_in(2)
+    least = float(run.records["energy"][-1])
+    with pytest.raises(ValueError, match="0 at time 1; pass a smaller minimum"):
+        plotting.energy(run, minimum=least, log=True)
+    assert plt.get_fignums() == [], "no empty figure is left behind"
+
+
+# Particles ----------------------------------------------------------------------------
+
+
+def test_area_is_proportional_to_weight():
+    w = torch.tensor([0.5, 0.25, 0.25, 0.0], dtype=torch.float64)
+    mu = of.Particles(normal(4, 2), w)
+    dots = plotting.particles(mu).collections[-1]
+    np.testing.assert_array_equal(dots.get_offsets(), mu.points)
+    np.testing.assert_allclose(dots.get_sizes() / dots.get_sizes().sum(), w)
+    dots = plotting.particles(mu, size=9.0).collections[-1]
+    np.testing.assert_allclose(dots.get_sizes().mean(), 9.0)
+
+
+def test_more_particles_have_smaller_markers():
+    few, many = (
+        plotting.particles(of.Particles(normal(n, 2))).collections[-1].get_sizes()[0]
+        for n in (100, 1000)
+    )
+    assert many < few
+
+
+def test_the_histogram_shows_the_mass():
+    x = torch.tensor([[0.0], [1.0], [1.01], [3.0]], dtype=torch.float64)
+    w = torch.tensor([0.1, 0.2, 0.2, 0.5], dtype=torch.float64)
+    ax = plotting.particles(of.Particles(x, w))
+    masses = [bar.get_height() * bar.get_width() for bar in ax.patches]
+    assert sum(masses) == pytest.approx(1)
+    assert max(masses) == pytest.approx(0.5)
+    np.testing.assert_array_equal(ax.collections[-1].get_offsets()[:, 0], x[:, 0])
+
+
+def test_one_atom_is_drawn():
+    for d in (1, 2):
+        ax = plotting.particles(of.Particles(torch.zeros(1, d)))
+        ax.figure.canvas.draw()
+
+
+def test_lengths_are_the_same_on_both_axes_of_the_plane():
+    assert plotting.particles(run_in(2).final).get_aspect() == 1.0
+
+
+def test_more_dimensions_need_a_choice():
+    mu = of.Particles(normal(6, 4))
+    with pytest.raises(ValueError, match=r"dimension 4 .* choose .* axes=\(0, 1\)"):
+        plotting.particles(mu)
+    ax = plotting.particles(mu, axes=(3, 1))
+    np.testing.assert_array_equal(
+        ax.collections[-1].get_offsets(), mu.points[:, [3, 1]]
+    )
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("x[3]", "x[1]")
+    ax = plotting.particles(mu, axes=(2,))
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("x[2]", "density")
+
+
+@pytest.mark.parametrize(
+    ("axes", "error", "message"),
+    [
+        ((0, 4), ValueError, "from 0 to 3"),
+        ((0, 1, 2), ValueError, "choose one or two"),
+        ((), ValueError, "choose one or two"),
+        (1, ValueError, "choose one or two"),
+        ((0, -1), ValueError, "at least 0"),
+        ((0, 1.0), TypeError, "must be an integer"),
+    ],
+)
+def test_a_bad_choice_of_axes_is_refused(axes, error, message):
+    with pytest.raises(error, match=message):
+        plotting.particles(of.Particles(normal(6, 4)), axes=axes)
+
+
+def test_a_bad_size_is_refused():
+    with pytest.raises(ValueError, match="size must be positive"):
+        plotting.particles(run_in(2).final, size=0)
+
+
+# Trails -------------------------------------------------------------------------------
+
+
+def test_trails_in_the_plane_are_the_recorded_positions():
+    run = run_in(2)
+    lines, ends = plotting.trails(run).collections[-2:]
+    for i, path in enumerate(lines.get_segments()):
+        np.testing.assert_array_equal(path, [mu.points[i] for mu in run.snapshots])
+    np.testing.assert_array_equal(ends.get_offsets(), run.final.points)
+
+
+def test_trails_on_the_line_go_along_time():
+    run = run_in(1)
+    ax = plotting.trails(run, count=3)
+    lines = ax.collections[-2].get_segments()
+    assert len(lines) == 3
+    np.testing.assert_array_equal(lines[0][:, 0], run.times)
+    np.testing.assert_array_equal(
+        lines[0][:, 1], [mu.points[0, 0] for mu in run.snapshots]
+    )
+    np.testing.assert_array_equal(lines[-1][-1, 1], run.final.points[-1, 0])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("time", "x[0]")
+
+
+def test_atoms_that_come_and_go_have_no_trails():
+    class Halve(of.schemes.Scheme):
+        def step(self, F, mu, dt, state, generator):
+            return of.schemes.Step(of.Particles(mu.points[: mu.n // 2]), state)
+
+    run = of.flow(
+        of.Potential(spring), of.Particles(normal(16, 2)), Halve(), dt=1.0, steps=2
+    )
+    with pytest.raises(ValueError, match="number of points changes"):
+        plotting.trails(run)
+    animation = plotting.animate(run)  # a film can
+    animation.to_jshtml()
+    assert len(animation._fig.axes[0].collections[-1].get_sizes()) == 4
+
+
+# Animation ----------------------------------------------------------------------------
+
+
+def frames_of(animation) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Draw every frame; return titles, positions and areas."""
+    ax = animation._fig.axes[0]
+    seen = []
+    for frame in animation.new_frame_seq():
+        animation._func(frame)
+        dots = ax.collections[-1]
+        seen.append((ax.get_title(), dots.get_offsets(), dots.get_sizes()))
+    animation.to_jshtml()  # it has been drawn: no warning when it is dropped
+    return seen
+
+
+def test_an_animation_shows_the_snapshots_with_time_and_energy():
+    run = run_in(2, of.chain(of.ExplicitEuler(), of.BirthDeath(rate=3.0)))
+    seen = frames_of(plotting.animate(run))
+    assert len(seen) == len(run.snapshots)
+    for k, (title, positions, areas) in enumerate(seen):
+        mu, energy = run.snapshots[k], run.records["energy"][k]
+        assert title == f"t = {run.times[k]:.3g},  energy = {energy:.4g}"
+        np.testing.assert_array_equal(positions, mu.points)
+        np.testing.assert_allclose(areas / areas.sum(), mu.weights)
+
+
+@pytest.mark.parametrize(("frames", "times"), [(3, [0.0, 0.5, 1.0]), (1, [1.0])])
+def test_frames_are_thinned_and_the_end_is_shown(frames, times):
+    seen = frames_of(plotting.animate(run_in(2), frames=frames))
+    assert [title.split(",")[0] for title, *_ in seen] == [
+        f"t = {t:.3g}" for t in times
+    ]
+
+
+def test_the_limits_hold_every_snapshot_and_do_not_move():
+    run = run_in(2)
+    animation = plotting.animate(run)
+    ax = animation._fig.axes[0]
+    limits = (ax.get_xlim(), ax.get_ylim())
+    frames_of(animation)
+    assert (ax.get_xlim(), ax.get_ylim()) == limits
+    x = torch.cat([mu.points for mu in run.snapshots])
+    for axis, (low, high) in enumerate(limits):
+        assert low < x[:, axis].min()
+        assert x[:, axis].max() < high
+    widths = [high - low for low, high in limits]
+    assert widths[0] == pytest.approx(widths[1])
+    np.testing.assert_array_equal(animation._fig.get_size_inches() * ax.figure.dpi, 400)
+
+
+def test_an_animation_draws_into_given_axes():
+    figure, ax = plt.subplots()
+    animation = plotting.animate(run_in(3), axes=(0, 2), ax=ax)
+    assert animation._fig is figure
+    assert ax.get_ylabel() == "x[2]"
+    frames_of(animation)
+
+
+def test_points_that_never_move_have_a_window():
+    mu = of.Particles(torch.full((3, 2), 7.0))
+    run = of.flow(
+        of.Potential(lambda x: 0 * x[:, 0]), mu, of.ExplicitEuler(), dt=1, steps=1
+    )
+    animation = plotting.animate(run)
+    low, high = animation._fig.axes[0].get_xlim()
+    assert low < 7 < high
+    frames_of(animation)
+
+
+def test_the_line_is_not_animated():
+    with pytest.raises(ValueError, match="on the line use trails"):
+        plotting.animate(run_in(1))
+
+
+# Wrong arguments ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draw", [plotting.energy, plotting.trails, plotting.animate])
+def test_a_measure_is_not_a_trajectory(draw):
+    with pytest.raises(TypeError, match="must be a Trajectory, got Particles"):
+        draw(of.Particles(torch.zeros(2, 2)))
+
+
+def test_a_trajectory_is_not_a_measure():
+    with pytest.raises(TypeError, match=r"must be a Measure, got Trajectory; .* final"):
+        plotting.particles(run_in(2))
+
+
+def test_a_flow_that_recorded_nothing_says_why():
+    mu = of.Particles(torch.zeros(2, 2))
+    with pytest.raises(of.errors.Diverged) as caught:
+        of.flow(
+            of.Potential(lambda x: x.sum(-1) / 0), mu, of.ExplicitEuler(), dt=1, steps=1
+        )
+    with pytest.raises(ValueError, match="no recorded time: the flow diverged"):
+        plotting.energy(caught.value.trajectory)
+
+
+def test_importing_it_does_not_import_matplotlib():
+    code = "import sys, otflow.plotting; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
