@@ -1,6 +1,16 @@
 """Optimisation over probability measures in Wasserstein-2 space."""
 
-from otflow import errors, functionals, kernels, meanfield, schemes
+from otflow import (
+    analysis,
+    errors,
+    functionals,
+    kernels,
+    meanfield,
+    metrics,
+    plotting,
+    proximal,
+    schemes,
+)
 from otflow.flow import flow
 from otflow.functionals import (
     Entropy,
@@ -10,12 +20,13 @@ from otflow.functionals import (
     Potential,
 )
 from otflow.measures import Measure, Particles
-from otflow.schemes import BirthDeath, ExplicitEuler, Langevin, chain
+from otflow.schemes import JKO, BirthDeath, ExplicitEuler, Langevin, chain
 from otflow.trajectory import Trajectory
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "JKO",
     "BirthDeath",
     "Entropy",
     "ExplicitEuler",
@@ -27,11 +38,15 @@ __all__ = [
     "Particles",
     "Potential",
     "Trajectory",
+    "analysis",
     "chain",
     "errors",
     "flow",
     "functionals",
     "kernels",
     "meanfield",
+    "metrics",
+    "plotting",
+    "proximal",
     "schemes",
 ]

@@ -316,9 +316,7 @@ def _judge(rows: list[Row], disk: Trajectory) -> int:
     missed = [a for a in flows if a < 97.0 or a < yardstick - 0.5]
     energy: Any = float(disk.records["energy"][-1])
     if missed or abs(energy - DISK_ENERGY) > 2e-3:
-        say(
-            f"MISSED: accuracies {flows}, yardstick {yardstick}, disk {energy:.4f}"
-        )
+        say(f"MISSED: accuracies {flows}, yardstick {yardstick}, disk {energy:.4f}")
         return 1
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,7 @@ __all__ = [
     "pair_sum",
     "second_gradient",
     "tiles",
+    "unmodified",
     "value_and_gradient",
 ]
 
@@ -39,6 +41,16 @@ Sweep = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 def leaf(x: Tensor) -> Tensor:
     """Return a detached alias of `x` that records gradients."""
     return x.detach().requires_grad_()
+
+
+@contextmanager
+def unmodified(*tensors: Tensor, by: str) -> Iterator[None]:
+    """Refuse code that writes into `tensors`."""
+    versions = [tensor._version for tensor in tensors]
+    yield
+    if versions != [tensor._version for tensor in tensors]:
+        msg = f"{by} modified the measure in place; work on a copy: mu.points.clone()"
+        raise InvalidFunctional(msg)
 
 
 def check_scalar(value: Any, like: Tensor) -> Tensor:
@@ -101,16 +113,13 @@ def value_and_gradient(
     With ``unused=True`` a value that does not depend on `x` has gradient zero; else it
     is an error, as a value detached from the graph is most often a mistake.
     """
+    if torch.is_inference_mode_enabled():
+        msg = "torch.inference_mode() forbids derivatives; use torch.no_grad() instead"
+        raise RuntimeError(msg)
     with torch.enable_grad():
         x = leaf(x)
-        version = x._version
-        value = check_scalar(function(x), x)
-        if x._version != version:
-            msg = (
-                "the functional modified the measure's points in place; "
-                "work on a copy: x = mu.points.clone()"
-            )
-            raise InvalidFunctional(msg)
+        with unmodified(x, by="the functional"):
+            value = check_scalar(function(x), x)
         check_finite(value.detach(), "the functional's value")
         grad = None
         if value.requires_grad:

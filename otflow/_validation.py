@@ -19,6 +19,7 @@ __all__ = [
     "as_generator",
     "as_points",
     "as_weights",
+    "check_generator",
     "check_like",
     "check_option",
     "coordinate_limit",
@@ -39,11 +40,12 @@ def coordinate_limit(dtype: torch.dtype) -> float:
 def as_float_tensor(x: ArrayLike, name: str) -> Tensor:
     """Return `x` as a dense real float32/float64 tensor; dtype and device are kept."""
     if isinstance(x, np.ndarray):
-        if x.dtype.kind not in "fiuc" or x.dtype.itemsize > 16:
-            msg = f"{name} must be a numeric array, got dtype {x.dtype}"
+        widest = 16 if x.dtype.kind == "c" else 8
+        if x.dtype.kind not in "fiuc" or x.dtype.itemsize > widest:
+            msg = f"{name} must be a numeric array that torch knows, got {x.dtype}"
             raise TypeError(msg)
         # A copy: a read-only array is welcome, and the caller's memory is never shared.
-        x = torch.from_numpy(np.array(x, order="C"))
+        x = torch.from_numpy(np.array(x, dtype=x.dtype.newbyteorder("="), order="C"))
     if not isinstance(x, Tensor):
         msg = (
             f"{name} must be a torch.Tensor or numpy.ndarray, got {type(x).__name__}; "
@@ -215,3 +217,13 @@ def as_generator(seed: Seed, device: torch.device) -> torch.Generator:
     else:
         generator.manual_seed(non_negative_int(seed, "generator"))
     return generator
+
+
+def check_generator(generator: Any) -> None:
+    """Refuse what is no generator: None would mean the global random state."""
+    if not isinstance(generator, torch.Generator):
+        msg = (
+            f"generator must be a torch.Generator, got {type(generator).__name__}; "
+            f"use torch.Generator().manual_seed(0)"
+        )
+        raise TypeError(msg)

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from otflow._autodiff import unmodified
 from otflow._lazy import lazy_import
 from otflow._typing import Seed
 from otflow._validation import as_generator, non_negative_int, positive
-from otflow.errors import Diverged, Interrupted, InvalidFunctional, NonFinite
+from otflow.errors import Diverged, Interrupted, NonFinite
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.schemes import Scheme, Step
@@ -175,6 +176,12 @@ class _Recorder:
         record: Mapping[str, Callable[[Any], Any]] | None,
         generator: torch.Generator,
     ) -> None:
+        if record is not None and not isinstance(record, Mapping):
+            msg = (
+                f"record must be a mapping of names to functions of the measure, got "
+                f"{type(record).__name__}; e.g. record={{'risk': risk}}"
+            )
+            raise TypeError(msg)
         record = dict(record or {})
         for name, function in record.items():
             if name == "energy":
@@ -213,19 +220,24 @@ class _Recorder:
     def add(self, energy: Tensor | None = None) -> None:
         """Record the current measure; the energy is computed unless it is known."""
         time, mu = self.current
-        versions = (mu.points._version, mu.weights._version)
-        with torch.no_grad():
+        with torch.no_grad(), unmodified(mu.points, mu.weights, by="a record"):
             if energy is None:
                 energy = self.scheme.energy(self.functional, mu)
             row = {"energy": energy}
             for name, function in self.functions.items():
                 row[name] = torch.as_tensor(function(mu), device=mu.device)
-        if versions != (mu.points._version, mu.weights._version):
-            msg = "a record modified the measure in place; work on a copy, .clone()"
-            raise InvalidFunctional(msg)
         if not bool(torch.isfinite(energy)):
             msg = f"the energy is {float(energy)} at time {time:g}"
             raise NonFinite(msg)
+        for name, entry in row.items():
+            first = self.rows[name][0] if self.rows[name] else entry
+            if entry.shape != first.shape:
+                msg = (
+                    f"record[{name!r}] had shape {tuple(first.shape)} and now has "
+                    f"{tuple(entry.shape)}; records of one name are stacked: keep the "
+                    f"shape, or compute it from the trajectory's snapshots"
+                )
+                raise ValueError(msg)
         for name, entry in row.items():
             self.rows[name].append(entry.detach())
         self.times.append(time)
@@ -235,16 +247,17 @@ class _Recorder:
         """Return what there is when the loop has failed, to the current measure."""
         if not self.snapshots or self.snapshots[-1] is not self.current.measure:
             # What was recorded before must survive whatever fails here.
-            with suppress(Exception):
+            with suppress(Exception, KeyboardInterrupt):
                 self.add()
         return self.trajectory(status, message)
 
     def trajectory(self, status: str, message: str) -> Trajectory:
         """Return the records so far."""
+        k = len(self.snapshots)  # the last to be appended, should Ctrl-C come between
         return Trajectory(
-            times=torch.tensor(self.times, dtype=torch.float64),
+            times=torch.tensor(self.times[:k], dtype=torch.float64),
             records={
-                name: torch.stack(rows) if rows else torch.empty(0)
+                name: torch.stack(rows[:k]) if k else torch.empty(0)
                 for name, rows in self.rows.items()
             },
             snapshots=tuple(self.snapshots),

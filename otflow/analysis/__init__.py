@@ -1,5 +1,21 @@
 """What a flow can be held to: convexity, dissipation, orders and rates."""
 
+from otflow.analysis.certificates import (
+    DissipationReport,
+    dissipation,
+    energy_dissipation,
+    minimizing_movement,
+)
+from otflow.analysis.convexity import ConvexityReport, displacement_convexity
 from otflow.analysis.rates import exponential_rate, observed_order
 
-__all__ = ["exponential_rate", "observed_order"]
+__all__ = [
+    "ConvexityReport",
+    "DissipationReport",
+    "displacement_convexity",
+    "dissipation",
+    "energy_dissipation",
+    "exponential_rate",
+    "minimizing_movement",
+    "observed_order",
+]

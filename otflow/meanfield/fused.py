@@ -39,7 +39,7 @@ def value_and_gradient(
     (n, q) x (q, N); memory O(N q) and two blocks.
     """
     n, count = len(inputs), len(theta)
-    a, w = (part.contiguous() for part in network._split(theta))
+    a, w = network._split(theta)
     transposed = w.T.contiguous()
     outer = masses[:, None] * a
     scalar = network.outputs is None
@@ -49,8 +49,8 @@ def value_and_gradient(
     rows = min(n, block_rows(count, theta, 1 if short else 2))
     z_block = theta.new_empty(rows, count)
     h_block = z_block if short else torch.empty_like(z_block)
-    total = theta.new_zeros(())
-    grad_a, grad_w = torch.zeros_like(a), torch.zeros_like(w)
+    total, gradient = theta.new_zeros(()), torch.zeros_like(theta)
+    grad_a, grad_w = network._split(gradient)  # views
     for block in tiles(n, rows):
         x = inputs[block]
         z = torch.mm(x, transposed, out=z_block[: len(x)])
@@ -68,7 +68,7 @@ def value_and_gradient(
             bent.mul_(torch.mm(g, a.T, out=h))
         grad_w.addmm_(bent.T, x)
     if short:
-        grad_a = (w * grad_w).sum(1, keepdim=True)
+        torch.sum(w * grad_w, dim=1, keepdim=True, out=grad_a)
     if scalar:
         grad_w.mul_(a)
-    return total / n, torch.cat([grad_a, grad_w], dim=1).div_(n)
+    return total / n, gradient.div_(n)

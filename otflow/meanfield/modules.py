@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -9,15 +10,15 @@ from torch import Tensor, nn
 
 from otflow.errors import Unsupported
 from otflow.meanfield.layers import TwoLayer
-from otflow.meanfield.units import Elementwise, as_activation
+from otflow.meanfield.units import UNITS, Elementwise, Relu, Sigmoid, Tanh, Unit
 from otflow.measures import Particles
 
 __all__ = ["from_module", "to_module"]
 
-_MODULES: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
+_MODULES: dict[type[Unit], type[nn.Module]] = {
+    Relu: nn.ReLU,
+    Tanh: nn.Tanh,
+    Sigmoid: nn.Sigmoid,
 }
 
 
@@ -101,11 +102,11 @@ def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
         outer.weight.copy_((network._masses(mu.weights)[:, None] * a).T)
         if has_offset:
             outer.bias.copy_(outer.bias.new_tensor(network.offset))
-    name = getattr(network.activation, "name", "")
-    if name in _MODULES and network.activation is as_activation(name):
-        middle = _MODULES[name]()
+    middle: nn.Module
+    if type(network.activation) in _MODULES:
+        middle = _MODULES[type(network.activation)]()
     elif isinstance(network.activation, nn.Module):
-        middle = network.activation
+        middle = copy.deepcopy(network.activation)
     else:
         middle = _Activation(network.activation)
     return nn.Sequential(inner, middle, outer)
@@ -128,8 +129,8 @@ def from_module(
     module : torch.nn.Sequential
         ``Sequential(Linear, activation, Linear)``. It is not modified.
     activation : str or callable, optional
-        What the middle layer does, as for `TwoLayer`; read off the module if it is a
-        ``ReLU``, ``Tanh`` or ``Sigmoid``, or was made by `to_module`.
+        What the middle layer does, as for `TwoLayer`. It need not be said for ``ReLU``,
+        ``Tanh`` and ``Sigmoid``, nor for the erf or the function of a `to_module`.
     scaling : str
         "mean-field", "ntk" or "sum", as for `TwoLayer`.
 
@@ -196,12 +197,12 @@ def from_module(
     return Particles(theta), network
 
 
-def _activation_of(module: nn.Module) -> str | Elementwise:
+def _activation_of(module: nn.Module) -> Elementwise:
     if isinstance(module, _Activation):
         return module.activation
-    for name, kind in _MODULES.items():
+    for unit, kind in _MODULES.items():
         if type(module) is kind:
-            return name
+            return UNITS[unit.name]
     msg = (
         f"the activation must be ReLU, Tanh or Sigmoid, got {type(module).__name__}; "
         f"if it acts entry by entry, say so: from_module(module, activation=module[1])"

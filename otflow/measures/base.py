@@ -261,4 +261,10 @@ def _pairs(W: Ground, z: Tensor) -> Tensor:
             f"{tuple(z.shape[:-1])}, got {got}; reduce over the last axis: .sum(-1)"
         )
         raise InvalidFunctional(msg)
+    if values.dtype != z.dtype:
+        msg = (
+            f"an interaction W returned {values.dtype} for differences of dtype "
+            f"{z.dtype}; build its constants with the dtype of z"
+        )
+        raise InvalidFunctional(msg)
     return values

@@ -8,11 +8,12 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from otflow._autodiff import second_gradient, value_and_gradient
+from otflow._autodiff import second_gradient, unmodified, value_and_gradient
 from otflow._typing import ArrayLike, Value
 from otflow._validation import (
     as_points,
     as_weights,
+    check_generator,
     check_like,
     coordinate_limit,
     non_negative_int,
@@ -122,6 +123,14 @@ class Particles(Measure):
         )
         return new
 
+    def _evaluate(
+        self, value: Value, points: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Return the value with other tensors, into which it must not write."""
+        nu = self._with(points, weights)
+        with unmodified(nu.points, nu.weights, by="the functional"):
+            return value(nu)
+
     # Derivatives ---------------------------------------------------------------------
 
     def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
@@ -146,7 +155,7 @@ class Particles(Measure):
         NonFinite
             If the value or the gradient is NaN or infinite.
         """
-        f, grad = value_and_gradient(lambda x: value(self._with(x)), self.points)
+        f, grad = value_and_gradient(lambda x: self._evaluate(value, x), self.points)
         if self.is_uniform:
             return f, grad * self.n
         empty = self.weights == 0
@@ -154,7 +163,7 @@ class Particles(Measure):
             return f, grad / self.weights[:, None]
         grad = grad / self.weights.masked_fill(empty, 1.0)[:, None]
         grad[empty] = second_gradient(
-            lambda x, w: value(self._with(x, w)), self.points, self.weights, empty
+            lambda x, w: self._evaluate(value, x, w), self.points, self.weights, empty
         )
         return f, grad
 
@@ -181,7 +190,9 @@ class Particles(Measure):
             x = self._check_probes(x)
             points = torch.cat([points, x])
             weights = torch.cat([weights, weights.new_zeros(len(x))])
-        grad = value_and_gradient(lambda w: value(self._with(points, w)), weights)[1]
+        grad = value_and_gradient(lambda w: self._evaluate(value, points, w), weights)[
+            1
+        ]
         return grad if x is None else grad[self.n :]
 
     # Moves ---------------------------------------------------------------------------
@@ -226,6 +237,7 @@ class Particles(Measure):
         Particles
             A sample of the heat flow; weights are shared.
         """
+        check_generator(generator)
         scale = positive(variance, "variance", or_zero=True) ** 0.5
         noise = torch.empty_like(self.points).normal_(generator=generator)
         return self._moved(torch.add(self.points, noise, alpha=scale))
@@ -272,6 +284,7 @@ class Particles(Measure):
         Tensor, shape (n, d)
             The draws.
         """
+        check_generator(generator)
         n = non_negative_int(n, "n", minimum=1)
         index = torch.multinomial(
             self.weights, n, replacement=True, generator=generator

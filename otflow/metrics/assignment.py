@@ -1,4 +1,4 @@
-r"""The optimal assignment: which point goes where when both clouds have equal masses."""
+"""The optimal assignment: which point goes where when all masses are equal."""
 
 from __future__ import annotations
 
@@ -121,33 +121,43 @@ def match(cost: Tensor) -> Tensor:
     return sigma
 
 
-def network_simplex(cost: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def network_simplex(
+    cost: Tensor, a: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return POT's optimal plan (n, m) with its potentials, checked by duality.
 
     Every mass must be positive: at atoms of mass zero POT fills the potentials in.
     """
     ot = lazy_import("ot")
+    # Its tolerances are absolute: costs of size 1, whatever the units of the points.
+    unit = float(cost.max()) or 1.0
     try:
         plan, log = cast(
             "tuple[Any, dict[str, Any]]",
-            ot.emd(a.numpy(), b.numpy(), cost.numpy(), numItermax=MAX_PIVOTS, log=True),
+            ot.emd(
+                a.numpy(),
+                b.numpy(),
+                (cost / unit).numpy(),
+                numItermax=MAX_PIVOTS,
+                log=True,
+            ),
         )
     except UserWarning as warning:  # the caller turned warnings into errors
         raise _stopped_early(str(warning)) from warning
     if log["result_code"] != 1:
         raise _stopped_early(str(log["warning"]))
-    g = torch.from_numpy(np.asarray(log["v"], dtype=np.float64))
+    g = unit * torch.from_numpy(np.asarray(log["v"], dtype=np.float64))
     f = (cost - g).amin(dim=1)  # feasible whatever g is
     plan = torch.from_numpy(plan)
     primal, dual = float((plan * cost).sum()), float(a @ f + b @ g)
     total = float(a.sum())
-    scale = float(cost.max()) * total
-    if not abs(primal - dual) <= 1e-9 * primal + 1e-12 * scale:
+    gap = primal - dual
+    if not abs(gap) <= 1e-9 * primal + 1e-12 * unit * total:
         msg = (
-            f"the exact transport solver left a duality gap of {(primal - dual) / total:.3g} "
+            f"the exact transport solver left a duality gap of {gap / total:.3g} "
             f"at cost {primal / total:.6g}; rescale the points, or use fewer"
         )
-        raise NotConverged(msg, info={"gap": (primal - dual) / total}, result=plan)
+        raise NotConverged(msg, info={"gap": gap / total}, result=plan)
     return plan, f, g
 
 

@@ -1,4 +1,4 @@
-r"""Optimal transport on the line: sort, and merge the steps of the quantile functions."""
+"""Optimal transport on the line: merge the steps of both quantile functions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def staircase(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     r"""Return the optimal plan between weighted points on the line, and potentials.
 
-    The plan is :math:`(F_\mu^{-1}, F_\nu^{-1})_\# \mathrm{Leb}[0, 1]`; over the sorted
-    points its cells form a staircase, along which :math:`f_i + g_j = |x_i - y_j|^2` gives
-    the potentials one by one :cite:p:`peyre2019computational`. Where the staircase
+    The plan is :math:`(F_\mu^{-1}, F_\nu^{-1})_\# \mathrm{Leb}[0, 1]`; over sorted
+    points its cells form a staircase, along which :math:`f_i + g_j = |x_i - y_j|^2`
+    gives the potentials one by one :cite:p:`peyre2019computational`. Where the staircase
     steps diagonally, both corners serve; their mean is taken, so that a measure is at
     distance 0 from itself with potentials 0.
 
@@ -39,7 +39,8 @@ def staircase(
     right = b[j].cumsum(0)[:-1].clamp_max(1.0)
 
     f, g = torch.zeros_like(x), torch.zeros_like(y)
-    for order, is_down in (_down_first(down, right), _right_first(down, right)):
+    order, down_first = _down_first(down, right)
+    for is_down in (down_first, _right_first(down, right)):
         rows, columns = _path(is_down), _path(~is_down)
         before_down, before_right = columns[:-1][is_down], rows[:-1][~is_down]
         f_steps = x.diff() * (x[1:] + x[:-1] - 2 * y[before_down])
@@ -60,11 +61,9 @@ def _down_first(down: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     return order, order < len(down)
 
 
-def _right_first(down: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    order = torch.cat([right, down]).argsort(stable=True)
-    is_down = order >= len(right)
-    # Renumbered as in the other order: down first, then right.
-    return torch.where(is_down, order - len(right), order + len(down)), is_down
+def _right_first(down: Tensor, right: Tensor) -> Tensor:
+    """Return which steps go down, where at equal levels those to the right go first."""
+    return torch.cat([right, down]).argsort(stable=True) >= len(right)
 
 
 def _path(moves: Tensor) -> Tensor:

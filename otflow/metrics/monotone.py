@@ -1,4 +1,4 @@
-r"""Prove that the coupling by index is optimal, as it is between a JKO step's two ends."""
+"""Prove that the coupling by index is optimal, as at a JKO step's two ends."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SWEEPS = 8
 
 
 def supporting_potential(x: Tensor, y: Tensor) -> Tensor | None:
-    r"""Return :math:`\varphi` with :math:`\varphi_j \ge \varphi_i + x_i\cdot(y_j - y_i)`, or None.
+    r"""Return a convex potential with subgradients x at y, or None.
 
-    Such a :math:`\varphi` exists if and only if the coupling :math:`x_i \to y_i` is
+    It obeys :math:`\varphi_j \ge \varphi_i + x_i\cdot(y_j - y_i)`. Such a :math:`\varphi` exists if and only if the coupling :math:`x_i \to y_i` is
     optimal for the cost :math:`|x-y|^2`: then :math:`x_i` is a subgradient at
     :math:`y_i` of a convex function :cite:p:`villani2003topics`. The search starts from
     the quadratic function whose gradient fits best, then raises each value to its
@@ -68,7 +68,8 @@ def _best_quadratic(x: Tensor, y: Tensor) -> Tensor:
     sums = scales[:, None] + scales
     good = sums > 1e-12 * scales[-1]  # an axis along which y is flat has no slope
     slopes = torch.where(good, cross / sums.masked_fill(~good, 1.0), 0.0)
-    return 0.5 * ((y @ (axes @ slopes @ axes.T)) * y).sum(1)
+    images: Tensor = y @ axes @ slopes @ axes.T
+    return 0.5 * (images * y).sum(1)
 
 
 def _highest_planes(x: Tensor, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,8 @@ class ParticleProximal(ProximalSolver[Particles]):
         Whether to prove the coupling optimal. Without it ``w2`` is an upper bound.
     blur : float, optional
         Replace :math:`W_2^2/2` by GeomLoss's debiased Sinkhorn divergence of this blur
-        :cite:p:`feydy2019interpolating`; then nothing is certified.
+        :cite:p:`feydy2019interpolating`; then nothing is certified. Its gradients are
+        right to about a percent: give a tolerance of 1e-2 or so.
     memory : int
         Pairs that L-BFGS keeps; 2 memory n d numbers.
 

@@ -116,6 +116,12 @@ def test_a_read_only_array_is_accepted():
     assert of.Particles(x).n == 3
 
 
+def test_an_array_of_the_other_byte_order_is_accepted():
+    x = normal(3, 2).numpy()
+    swapped = x.astype(x.dtype.newbyteorder())
+    assert torch.equal(of.Particles(swapped).points, of.Particles(x).points)
+
+
 def test_points_that_require_gradients_are_detached():
     x = normal(3, 2).requires_grad_()
     mu = of.Particles(2 * x, torch.softmax(x[:, 0], 0))

@@ -1,0 +1,207 @@
+"""The permutation quotient: whether two clouds, or two networks, are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from otflow._typing import ArrayLike
+from otflow._validation import as_points, check_like
+from otflow.metrics.assignment import assignment, match, squared_distances
+from otflow.metrics.symmetries import Symmetry, Trivial
+from otflow.metrics.wasserstein import safe_sqrt
+
+__all__ = ["align", "best_matching", "quotient_distance"]
+
+GroundMetric = Callable[[Tensor, Tensor], Tensor]
+"""Distances of rows to rows: (N, p), (N, p) -> (N, N)."""
+
+
+def quotient_distance(
+    theta: ArrayLike,
+    xi: ArrayLike,
+    *,
+    ground: GroundMetric | None = None,
+    symmetry: Symmetry | None = None,
+    normalize: bool = True,
+) -> Tensor:
+    r"""Return the distance between two clouds of N points up to permutation.
+
+    .. math:: \tilde d(\Theta, \Xi)^2 = \frac1N \min_\sigma
+        \sum_{i=1}^N d\bigl(\theta_i, \xi_{\sigma(i)}\bigr)^2
+
+    For the Euclidean d it is :math:`W_2` of the empirical measures
+    :cite:p:`yang2020meanfield`. The survey's Remark 1 omits the 1/N; without it the distance
+    grows like :math:`\sqrt N`.
+
+    Parameters
+    ----------
+    theta, xi : Tensor or ndarray, shape (N, p)
+        Points, or neurons as rows.
+    ground : callable, optional
+        Another ground metric: (N, p), (N, p) -> (N, N) distances d; Euclidean by
+        default.
+    symmetry : Symmetry, optional
+        Take d up to a symmetry of neurons too, `metrics.symmetries`; then networks that
+        differ by it and by the order of their neurons are at distance 0.
+    normalize : bool
+        Whether to divide by N; False gives the survey's formula.
+
+    Returns
+    -------
+    Tensor
+        0-d; differentiable once, the matching kept; gradient 0 at distance 0.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the clouds differ in size, dimension, dtype or device, or `ground` does not
+        return an (N, N) tensor.
+
+    Notes
+    -----
+    Time O(N^2 p) where the order is right already, O(N^3) at worst; memory O(N^2).
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> theta = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> of.metrics.quotient_distance(theta, theta.flip(0))
+    tensor(0.)
+    """
+    theta, xi = _pair(theta, xi)
+    symmetry = symmetry or Trivial()
+    sigma, choice = _match(theta, xi, ground, symmetry)
+    x = symmetry.canonical(theta)
+    y = _aligned(symmetry, xi, sigma, choice)
+    if ground is None:
+        squares = (x - y).square().sum(1)
+    else:
+        squares = _distances(ground, x, y).diagonal().square()
+    return safe_sqrt(squares.mean() if normalize else squares.sum())
+
+
+def best_matching(
+    theta: ArrayLike,
+    xi: ArrayLike,
+    *,
+    ground: GroundMetric | None = None,
+    symmetry: Symmetry | None = None,
+) -> Tensor:
+    r"""Return the permutation :math:`\sigma` that attains `quotient_distance`.
+
+    Parameters
+    ----------
+    theta, xi : Tensor or ndarray, shape (N, p)
+        Points, or neurons as rows.
+    ground, symmetry
+        As `quotient_distance`.
+
+    Returns
+    -------
+    Tensor, shape (N,), int64
+        ``xi[sigma[i]]`` is matched with ``theta[i]``.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> theta = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> of.metrics.best_matching(theta, theta.flip(0))
+    tensor([1, 0])
+    """
+    theta, xi = _pair(theta, xi)
+    return _match(theta, xi, ground, symmetry or Trivial())[0]
+
+
+def align(
+    theta: ArrayLike,
+    xi: ArrayLike,
+    *,
+    ground: GroundMetric | None = None,
+    symmetry: Symmetry | None = None,
+) -> Tensor:
+    r"""Return the copy of `xi`, permuted and transformed, that lies nearest to `theta`.
+
+    It computes the same function as `xi`. Under a symmetry that does not keep distances
+    (`symmetries.Scale`) it consists of canonical representatives, to be compared with
+    ``symmetry.canonical(theta)``.
+
+    Parameters
+    ----------
+    theta, xi : Tensor or ndarray, shape (N, p)
+        Points, or neurons as rows.
+    ground, symmetry
+        As `quotient_distance`.
+
+    Returns
+    -------
+    Tensor, shape (N, p)
+        Row i is the neuron of `xi` matched with ``theta[i]``.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> theta = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> sign = of.metrics.symmetries.Sign()
+    >>> of.metrics.align(theta, -theta.flip(0), symmetry=sign)
+    tensor([[1., 2.],
+            [3., 4.]])
+    """
+    theta, xi = _pair(theta, xi)
+    symmetry = symmetry or Trivial()
+    return _aligned(symmetry, xi, *_match(theta, xi, ground, symmetry))
+
+
+def _pair(theta: ArrayLike, xi: ArrayLike) -> tuple[Tensor, Tensor]:
+    x, y = as_points(theta, "theta"), as_points(xi, "xi")
+    check_like(y, x, "xi", "theta")
+    if x.shape != y.shape:
+        msg = (
+            f"theta has shape {tuple(x.shape)} but xi has {tuple(y.shape)}: the "
+            f"quotient is between clouds of one size; for two sizes use wasserstein2"
+        )
+        raise ValueError(msg)
+    return x, y
+
+
+def _match(
+    theta: Tensor, xi: Tensor, ground: GroundMetric | None, symmetry: Symmetry
+) -> tuple[Tensor, Tensor]:
+    """Return the permutation, and which image of each matched neuron is nearest."""
+    x = symmetry.canonical(theta.detach())
+    images = symmetry.orbit(symmetry.canonical(xi.detach()))
+    if ground is None and len(images) == 1:
+        sigma = assignment(x, images[0])
+        return sigma, torch.zeros_like(sigma)
+    costs = torch.stack([_cost(ground, x, image) for image in images])
+    best = costs.min(dim=0)
+    sigma = match(best.values.contiguous())
+    choice = best.indices[torch.arange(len(sigma)), sigma]
+    return sigma.to(x.device), choice.to(x.device)
+
+
+def _cost(ground: GroundMetric | None, x: Tensor, y: Tensor) -> Tensor:
+    """Return squared distances, float64, on the CPU."""
+    if ground is not None:
+        return _distances(ground, x, y).detach().to("cpu", torch.float64).square()
+    s, t = (z.to("cpu", torch.float64) for z in (x, y))
+    return squared_distances(s, t)
+
+
+def _aligned(symmetry: Symmetry, xi: Tensor, sigma: Tensor, choice: Tensor) -> Tensor:
+    images = torch.stack(symmetry.orbit(symmetry.canonical(xi)))
+    return images[choice, sigma]
+
+
+def _distances(ground: GroundMetric, x: Tensor, y: Tensor) -> Tensor:
+    d = ground(x, y)
+    if not isinstance(d, Tensor) or d.shape != (len(x), len(y)):
+        got = tuple(d.shape) if isinstance(d, Tensor) else type(d).__name__
+        msg = f"ground must return distances ({len(x)}, {len(y)}), got {got}"
+        raise ValueError(msg)
+    if not bool(torch.isfinite(d.detach()).all()) or bool((d.detach() < 0).any()):
+        msg = "ground returned a negative or non-finite distance"
+        raise ValueError(msg)
+    return d

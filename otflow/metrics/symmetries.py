@@ -1,0 +1,153 @@
+r"""Symmetries of neurons: changes of parameters that leave the function alone.
+
+A neuron is a row (a_1..a_m, w_1..w_d[, b]): output weights, input weights, bias.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from otflow._validation import check_option, non_negative_int
+
+__all__ = ["Scale", "Sign", "Symmetry", "Trivial", "of_activation"]
+
+
+class Symmetry(ABC):
+    r"""A group that acts on neurons without changing what they compute.
+
+    The distance between two neurons up to the symmetry is :math:`\min_g d(\theta,
+    g\,\theta')`, over canonical representatives where the group does not keep
+    distances.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> isinstance(of.metrics.symmetries.Sign(), of.metrics.symmetries.Symmetry)
+    True
+    """
+
+    def canonical(self, theta: Tensor) -> Tensor:
+        """Return the canonical representative of each neuron, (N, p); itself here."""
+        return theta
+
+    @abstractmethod
+    def orbit(self, theta: Tensor) -> list[Tensor]:
+        """Return the images of canonical neurons under the isometries, each (N, p)."""
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
+        return f"{type(self).__name__}({values})"
+
+
+class Trivial(Symmetry):
+    """No symmetry but permutation.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> len(of.metrics.symmetries.Trivial().orbit(torch.ones(1, 3)))
+    1
+    """
+
+    def orbit(self, theta: Tensor) -> list[Tensor]:
+        """Return the neurons as they are."""
+        return [theta]
+
+
+class Sign(Symmetry):
+    r"""Odd activations (tanh, erf): :math:`(a, w, b) \sim (-a, -w, -b)`.
+
+    An isometry of every norm, so nothing need be chosen canonically.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> of.metrics.symmetries.Sign().orbit(torch.tensor([[1.0, 2.0]]))
+    [tensor([[1., 2.]]), tensor([[-1., -2.]])]
+    """
+
+    def orbit(self, theta: Tensor) -> list[Tensor]:
+        """Return the neurons and their opposites."""
+        return [theta, -theta]
+
+
+class Scale(Symmetry):
+    r"""Positively homogeneous activations (relu): :math:`(a, w, b) \sim (a/s, sw, sb)`.
+
+    Scaling changes distances, so each neuron is first balanced, :math:`|a| = |(w, b)|`
+    with the product kept, which is where :math:`|a|^2 + |(w, b)|^2` is least. A neuron
+    that computes 0, :math:`a = 0` or :math:`(w, b) = 0`, is represented by 0.
+
+    Parameters
+    ----------
+    outputs : int
+        Number m of output weights at the head of each row.
+
+    Attributes
+    ----------
+    outputs
+        As above.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> of.metrics.symmetries.Scale().canonical(torch.tensor([[1.0, 4.0]]))
+    tensor([[2., 2.]])
+    """
+
+    def __init__(self, outputs: int = 1) -> None:
+        self.outputs = non_negative_int(outputs, "outputs", minimum=1)
+
+    def canonical(self, theta: Tensor) -> Tensor:
+        """Return each neuron balanced, |a| = |(w, b)|."""
+        if theta.shape[1] <= self.outputs:
+            msg = (
+                f"neurons of {theta.shape[1]} parameters have no input weights beside "
+                f"{self.outputs} output weights; check Scale(outputs=...)"
+            )
+            raise ValueError(msg)
+        a, w = theta[:, : self.outputs], theta[:, self.outputs :]
+        # .norm has gradient 0 at 0, where a root of squares has NaN.
+        size_a, size_w = a.norm(dim=1), w.norm(dim=1)
+        dead = (size_a == 0) | (size_w == 0)
+        ratio = size_w.masked_fill(dead, 1.0) / size_a.masked_fill(dead, 1.0)
+        root = ratio.sqrt()[:, None]
+        balanced = torch.cat([a * root, w / root], dim=1)
+        return balanced.masked_fill(dead[:, None], 0.0)
+
+    def orbit(self, theta: Tensor) -> list[Tensor]:
+        """Return the balanced neurons as they are."""
+        return [theta]
+
+
+def of_activation(name: str, outputs: int = 1) -> Symmetry:
+    """Return the symmetry of neurons of a built-in activation.
+
+    Parameters
+    ----------
+    name : str
+        "relu", "tanh", "erf" or "sigmoid".
+    outputs : int
+        Number of output weights at the head of each row.
+
+    Returns
+    -------
+    Symmetry
+        Scale, Sign, Sign, or none but permutation.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> of.metrics.symmetries.of_activation("relu", outputs=10)
+    Scale(outputs=10)
+    """
+    known = {
+        "relu": Scale(outputs),
+        "tanh": Sign(),
+        "erf": Sign(),
+        "sigmoid": Trivial(),
+    }
+    return known[check_option(name, "name", known)]

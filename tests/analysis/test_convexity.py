@@ -1,0 +1,206 @@
+"""Displacement convexity along geodesics: equalities, bounds, and violations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.analysis import displacement_convexity
+from tests import clouds, exact
+from tests.measures.intervals import Intervals
+
+ENDS = {
+    "equal weights": lambda seed: (
+        clouds.uniform(seed=seed),
+        clouds.uniform(seed=seed + 50),
+    ),
+    "one dimension": lambda seed: (
+        clouds.uniform(6, 1, seed=seed),
+        clouds.uniform(6, 1, seed=seed + 50),
+    ),
+    "weights": lambda seed: (
+        clouds.weighted(5, seed=seed),
+        clouds.weighted(8, seed=seed + 50),
+    ),
+    "empty atoms": lambda seed: (
+        clouds.degenerate(seed=seed),
+        clouds.uniform(4, seed=seed),
+    ),
+}
+
+
+def ends(*, d=2, seed=0):
+    return clouds.uniform(7, d, seed=seed), clouds.uniform(7, d, seed=seed + 50)
+
+
+@pytest.mark.parametrize("kind", ENDS)
+@pytest.mark.parametrize("lam", [2.0, -0.7])
+def test_a_quadratic_potential_has_its_modulus_everywhere(kind, lam):
+    a, b = ENDS[kind](0)
+    report = displacement_convexity(exact.quadratic(lam, center=0.4), a, b)
+    assert report.curvature.shape == report.times.shape == (19,)
+    expected = torch.full_like(report.curvature, lam)
+    torch.testing.assert_close(report.curvature, expected, rtol=0, atol=1e-11)
+    assert report.w2 == pytest.approx(
+        math.sqrt(float(of.metrics.wasserstein2_squared(a, b))), rel=1e-12
+    )
+    assert report.declared_modulus == lam
+    assert not report.violates_declared
+
+
+LAMBDA_CONVEX = {
+    "|x|^4": (of.Potential(lambda x: x.square().sum(-1).square()), 0.0),
+    "cos 3x": (of.Potential(lambda x: (3 * x).cos().sum(-1)), -9.0),
+    "|z|^4": (of.Interaction(lambda z: z.square().sum(-1).square()), 0.0),
+    "Gaussian kernel": (of.Interaction(of.kernels.Gaussian(0.8)), -1 / 0.64),
+    "double well": (of.Potential(lambda x: 0.25 * (x**2 - 1).square().sum(-1)), -1.0),
+}
+
+
+@pytest.mark.parametrize("name", LAMBDA_CONVEX)
+@pytest.mark.parametrize("kind", ENDS)
+@pytest.mark.parametrize("times", [5, 21, torch.tensor([0.0, 0.1, 0.5, 0.55, 1.0])])
+def test_no_curvature_is_below_the_modulus(kind, name, times):
+    F, modulus = LAMBDA_CONVEX[name]
+    for seed in range(5):
+        a, b = ENDS[kind](seed)
+        report = displacement_convexity(F, a, b, times=times)
+        assert report.minimum >= modulus - report.roundoff
+        assert report.roundoff < 1e-8
+
+
+def test_the_modulus_of_the_cosine_is_attained_in_the_limit():
+    # Near the top of cos(3x) the curvature is -9, and second differences see
+    # -(sin(3s/2) / (3s/2))^2 9 over a spacing s.
+    F = of.Potential(lambda x: (3 * x).cos().sum(-1), modulus=-9.0)
+    x = torch.tensor([[0.1]], dtype=torch.float64)
+    report = displacement_convexity(F, of.Particles(-x), of.Particles(x))
+    s = 0.2 / 20
+    expected = -9 * (math.sin(1.5 * s) / (1.5 * s)) ** 2
+    assert report.minimum == pytest.approx(expected, rel=1e-7)
+    assert report.time == pytest.approx(0.5)
+    assert not report.violates_declared
+
+
+def test_a_false_modulus_is_refuted():
+    x = torch.tensor([[0.5], [2.5]], dtype=torch.float64)
+    F = of.Potential(lambda x: (3 * x).cos().sum(-1), modulus=-4.0)
+    report = displacement_convexity(F, of.Particles(-x), of.Particles(x))
+    assert report.minimum < -4.5
+    assert report.violates_declared
+    where = report.times.tolist().index(report.time)
+    assert float(report.curvature[where]) == report.minimum
+
+
+def test_the_curvature_is_that_of_the_energy_along_the_geodesic():
+    a, b = ends()
+    F = of.Interaction(of.kernels.Gaussian(1.0))
+    report = displacement_convexity(F, a, b, times=11)
+    y = b.points[of.metrics.assignment(a.points, b.points)]
+    path = [
+        float(F.value(of.Particles((1 - t) * a.points + t * y)))
+        for t in torch.linspace(0, 1, 11, dtype=torch.float64)
+    ]
+    assert report.values.tolist() == pytest.approx(path, rel=1e-12)
+    middle = (path[6] - 2 * path[5] + path[4]) / 0.01 / report.w2**2
+    assert float(report.curvature[4]) == pytest.approx(middle, rel=1e-9)
+
+
+def test_the_entropy_of_a_dilation():
+    # The cells of a dilated density grow by s(t) = 1 + t (r - 1): F = const - log s.
+    edges = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    a, b = Intervals(edges), Intervals(3 * edges)
+    report = displacement_convexity(of.Entropy(), a, b)
+    s = 1 + 2 * torch.linspace(0, 1, 21, dtype=torch.float64)
+    expected = -s.log().diff().diff() / 0.05**2 / report.w2**2
+    torch.testing.assert_close(report.curvature, expected, rtol=1e-9, atol=0)
+    assert report.minimum > 0
+    assert report.time == pytest.approx(0.95)
+    assert report.declared_modulus == 0
+    assert not report.violates_declared
+
+
+def test_the_loss_of_a_network_is_not_displacement_convex():
+    # f(x) = a tanh(w x + b), y = tanh x: delta_(1,1,0) and delta_(-1,-1,0) are both
+    # exact, and so is every mixture of them; half way along the geodesic f is zero.
+    x = torch.linspace(-2, 2, 41, dtype=torch.float64)
+
+    def features(theta):
+        a, w, b = theta.T
+        return a[:, None] * (w[:, None] * x + b[:, None]).tanh()
+
+    loss = of.OfExpectation(lambda f: 0.5 * (f - x.tanh()).square().mean(), features)
+    theta = torch.tensor([[1.0, 1.0, 0.0]], dtype=torch.float64)
+    report = displacement_convexity(
+        loss, of.Particles(theta), of.Particles(-theta), times=5
+    )
+    assert report.values.tolist() == pytest.approx(
+        [0, 0.1156, 0.2640, 0.1156, 0], abs=1e-4
+    )
+    # (0.1156 - 2 * 0.2640 + 0.1156) / 0.25^2 over W2^2 = 8
+    assert report.minimum == pytest.approx(-0.594, abs=1e-3)
+    assert report.time == 0.5
+    assert report.declared_modulus is None
+    assert not report.violates_declared
+    both = torch.cat([theta, -theta])
+    for t in (0.0, 0.3, 0.5, 1.0):
+        mixture = of.Particles(both, torch.tensor([1 - t, t], dtype=torch.float64))
+        assert float(loss.value(mixture)) < 1e-30
+
+
+def test_e_the_script_of_the_design():
+    a, b = ends(d=2)
+    report = of.analysis.displacement_convexity(
+        of.Potential(lambda x: 0.25 * (x.square() - 1).square().sum(-1)), a, b
+    )
+    assert -1 <= report.minimum <= float(report.curvature[0])
+    assert 0 < report.time < 1
+    assert report.declared_modulus is None
+    assert not report.violates_declared
+
+
+def test_equal_ends_have_no_geodesic():
+    a = clouds.uniform()
+    with pytest.raises(ValueError, match=r"^a and b coincide: there is no geodesic"):
+        displacement_convexity(exact.quadratic(), a, a)
+
+
+def test_a_functional_that_is_infinite_on_the_way_is_named():
+    x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    with pytest.raises(
+        of.errors.NonFinite, match="functional along the geodesic is inf"
+    ):
+        displacement_convexity(
+            of.Interaction(of.kernels.Log()), of.Particles(0 * x), of.Particles(x)
+        )
+
+
+@pytest.mark.parametrize(
+    ("times", "kind"),
+    [
+        (2, ValueError),
+        (3.0, TypeError),
+        (torch.tensor([0.0, 0.5]), ValueError),
+        (torch.tensor([0.0, 0.5, 0.5, 1.0]), ValueError),
+        (torch.tensor([-0.1, 0.5, 1.0]), ValueError),
+        (torch.tensor([0.0, 0.5, 1.1]), ValueError),
+        (torch.tensor([0, 1, 2]), TypeError),
+    ],
+)
+def test_times_are_increasing_numbers_between_0_and_1(times, kind):
+    a, b = ends()
+    with pytest.raises(kind, match=r"^times must be"):
+        displacement_convexity(exact.quadratic(), a, b, times=times)
+
+
+def test_nothing_is_left_behind():
+    a, b = ends()
+    before = clouds.state(a), clouds.state(b), clouds.global_state()
+    report = displacement_convexity(exact.quadratic(), a, b)
+    clouds.assert_untouched(a, before[0])
+    clouds.assert_untouched(b, before[1])
+    assert clouds.global_state() == before[2]
+    clouds.assert_plain(report.times, report.curvature, report.values)

@@ -1,0 +1,99 @@
+"""The slopes of the built-in units, and the activations that are let in."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.meanfield.units import UNITS
+from tests.clouds import normal
+from tests.differences import derivative
+
+Z = torch.cat([3 * normal(200, seed=1), torch.tensor([-40.0, -6.0, 6.0, 40.0])])
+BY_HAND = {
+    "relu": lambda z: max(z, 0.0),
+    "tanh": math.tanh,
+    "sigmoid": lambda z: 1 / (1 + math.exp(-z)),
+    "erf": math.erf,
+}
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_values_are_those_of_the_formula(name):
+    expected = torch.tensor([BY_HAND[name](float(z)) for z in Z], dtype=torch.float64)
+    unit = UNITS[name]
+    torch.testing.assert_close(unit(Z), expected, rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(unit.evaluate(Z, torch.empty_like(Z)), unit(Z))
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_the_slope_is_the_derivative(name):
+    unit = UNITS[name]
+    z = Z[Z.abs() > 0.01]  # away from the corner of relu
+    slope = unit.slope(z, unit(z), torch.empty_like(z))
+    torch.testing.assert_close(
+        slope, derivative(lambda h: unit(z + h)), rtol=1e-9, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_slope_is_that_of_autodiff_wherever_it_is_written(name, dtype):
+    unit, z = UNITS[name], Z.to(dtype)
+    leaf = z.clone().requires_grad_()
+    unit(leaf).sum().backward()
+    value = unit(z)
+    eps = torch.finfo(dtype).eps
+    for out in (torch.empty_like(z), z.clone(), value.clone()):
+        # Where it is written over its input, the input is still what it was at entry.
+        source = out if torch.equal(out, z) else z.clone()
+        found = unit.slope(source, value.clone(), out)
+        assert found is out
+        torch.testing.assert_close(found, leaf.grad, rtol=0, atol=4 * eps)
+
+
+def test_the_slope_of_relu_at_its_corner_is_zero():
+    zero = torch.zeros(1)
+    assert float(UNITS["relu"].slope(zero, zero, torch.ones(1))) == 0
+
+
+def test_the_slope_of_erf_is_never_subnormal():
+    # Subnormal numbers make the products that follow ten times slower.
+    for dtype in (torch.float32, torch.float64):
+        z = torch.linspace(0, 40, 5000, dtype=dtype)
+        slope = UNITS["erf"].slope(z, z, torch.empty_like(z))
+        assert float(slope[slope > 0].min()) > torch.finfo(dtype).tiny
+        assert (slope == 0).any()
+
+
+def test_only_relu_is_homogeneous():
+    z = normal(50, seed=2)
+    for name, unit in UNITS.items():
+        product = z * unit.slope(z, unit(z), torch.empty_like(z))
+        assert unit.homogeneous == torch.allclose(product, unit(z)), name
+
+
+def test_activations_that_are_refused():
+    with pytest.raises(
+        ValueError, match=r"^activation must be one of .*'relu'"
+    ) as error:
+        of.meanfield.TwoLayer("rellu")
+    assert "did you mean 'relu'?" in str(error.value)
+    with pytest.raises(
+        TypeError, match=r"^activation must be a function; write Tanh\(\)"
+    ):
+        of.meanfield.TwoLayer(torch.nn.Tanh)
+    with pytest.raises(TypeError, match=r"^activation must be one of"):
+        of.meanfield.TwoLayer(3)
+
+
+def test_an_activation_that_is_not_elementwise_is_refused_when_used():
+    mu, X = of.Particles(normal(5, 3)), normal(4, 1)
+    for function in (lambda z: z.sum(1), lambda z: z.float(), lambda _: None):
+        with pytest.raises(
+            of.errors.InvalidFunctional, match="an activation acts entry by entry"
+        ):
+            of.meanfield.TwoLayer(function)(mu, X)
