@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -43,14 +42,24 @@ def leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_()
 
 
-@contextmanager
-def unmodified(*tensors: Tensor, by: str) -> Iterator[None]:
-    """Refuse code that writes into `tensors`."""
-    versions = [tensor._version for tensor in tensors]
-    yield
-    if versions != [tensor._version for tensor in tensors]:
-        msg = f"{by} modified the measure in place; work on a copy: mu.points.clone()"
-        raise InvalidFunctional(msg)
+class unmodified:
+    """Refuse code that writes into `tensors`; on the path of every step, so lean."""
+
+    __slots__ = ("by", "tensors", "versions")
+
+    def __init__(self, *tensors: Tensor, by: str) -> None:
+        self.tensors, self.by = tensors, by
+
+    def __enter__(self) -> None:
+        self.versions = [tensor._version for tensor in self.tensors]
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None and self.versions != [t._version for t in self.tensors]:
+            msg = (
+                f"{self.by} modified the measure in place; "
+                f"work on a copy: mu.points.clone()"
+            )
+            raise InvalidFunctional(msg)
 
 
 def check_scalar(value: Any, like: Tensor) -> Tensor:
@@ -84,7 +93,9 @@ def check_finite(x: Tensor, what: str) -> None:
     """Raise `NonFinite`, naming `what`, if an entry of `x` is NaN or infinite."""
     # One reduction on the good path: a sum is finite only if its terms are, and a sum
     # of finite terms that overflows is looked at again, entry by entry.
-    if math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all()):
+    if math.isfinite(float(x.sum() if x.ndim else x)):
+        return
+    if bool(torch.isfinite(x).all()):
         return
     bad = (~torch.isfinite(x)).nonzero()
     where = f", first at index {tuple(int(i) for i in bad[0])}" if x.ndim else ""

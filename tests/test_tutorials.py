@@ -11,6 +11,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from matplotlib.animation import Animation
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "tutorials").glob("plot_*.py"))
@@ -62,7 +63,7 @@ def test_tutorial_runs(path):
     assert torch.equal(state, torch.random.get_rng_state())
     # An animation warns if it dies without having been drawn.
     for value in namespace.values():
-        if isinstance(value, mpl.animation.Animation):
+        if isinstance(value, Animation):
             value.to_jshtml()
 
 

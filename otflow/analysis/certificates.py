@@ -145,7 +145,8 @@ def minimizing_movement(trajectory: Trajectory) -> DissipationReport:
     r"""Compare the energy lost in each step with :math:`W_2^2(\mu^k, \mu^{k+1})/2dt`.
 
     A JKO step loses at least that much, :math:`F(\mu^{k+1}) + W_2^2/2dt \le F(\mu^k)`,
-    whatever dt, for :math:`\mu^k` itself competes in its minimisation :cite:p:`jordan1998variational`: ``slack`` is not negative.
+    whatever dt, for :math:`\mu^k` itself competes in its minimisation
+    :cite:p:`jordan1998variational`: ``slack`` is not negative.
     Distances are computed anew, by exact transport between particles.
 
     Parameters

@@ -102,14 +102,7 @@ def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
         outer.weight.copy_((network._masses(mu.weights)[:, None] * a).T)
         if has_offset:
             outer.bias.copy_(outer.bias.new_tensor(network.offset))
-    middle: nn.Module
-    if type(network.activation) in _MODULES:
-        middle = _MODULES[type(network.activation)]()
-    elif isinstance(network.activation, nn.Module):
-        middle = copy.deepcopy(network.activation)
-    else:
-        middle = _Activation(network.activation)
-    return nn.Sequential(inner, middle, outer)
+    return nn.Sequential(inner, _module_of(network.activation), outer)
 
 
 def from_module(
@@ -195,6 +188,15 @@ def from_module(
         mu = Particles(theta)
         theta[:, : outer.out_features] /= network._masses(mu.weights)[:, None]
     return Particles(theta), network
+
+
+def _module_of(activation: Elementwise) -> nn.Module:
+    if isinstance(activation, nn.Module):
+        return copy.deepcopy(activation)
+    for unit, kind in _MODULES.items():
+        if type(activation) is unit:
+            return kind()
+    return _Activation(activation)
 
 
 def _activation_of(module: nn.Module) -> Elementwise:

@@ -15,8 +15,8 @@ def staircase(
 
     The plan is :math:`(F_\mu^{-1}, F_\nu^{-1})_\# \mathrm{Leb}[0, 1]`; over sorted
     points its cells form a staircase, along which :math:`f_i + g_j = |x_i - y_j|^2`
-    gives the potentials one by one :cite:p:`peyre2019computational`. Where the staircase
-    steps diagonally, both corners serve; their mean is taken, so that a measure is at
+    gives the potentials one by one :cite:p:`peyre2019computational`. Where it steps
+    diagonally, both corners serve; their mean is taken, so that a measure is at
     distance 0 from itself with potentials 0.
 
     Parameters

@@ -33,8 +33,8 @@ def quotient_distance(
         \sum_{i=1}^N d\bigl(\theta_i, \xi_{\sigma(i)}\bigr)^2
 
     For the Euclidean d it is :math:`W_2` of the empirical measures
-    :cite:p:`yang2020meanfield`. The survey's Remark 1 omits the 1/N; without it the distance
-    grows like :math:`\sqrt N`.
+    :cite:p:`yang2020meanfield`. The survey's Remark 1 omits the 1/N; without it the
+    distance grows like :math:`\sqrt N`.
 
     Parameters
     ----------

@@ -41,7 +41,8 @@ def sinkhorn_divergence(
         points for a gradient close to that of W2.
     scaling : float
         Ratio of successive blurs in the annealing, in (0, 1); closer to 1 is slower and
-        more precise. GeomLoss's own default, 0.5, can be a quarter off.
+        more precise. The gradient needs more of it than the value: between small clouds
+        it was off by up to 10 % at 0.9, a few percent at 0.99 and 0.3 % at 0.999.
     reach : float, optional
         Length beyond which mass is created rather than moved (unbalanced transport).
 

@@ -1,176 +1,37 @@
-r"""Exact W2 between weighted particles: plan, distance, gradients."""
+r"""The exact W2 distance between weighted particles, differentiable."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from otflow._autodiff import tiles
-from otflow.errors import NotConverged
-from otflow.metrics.assignment import assignment, network_simplex, squared_distances
+from otflow.metrics.assignment import assignment
 from otflow.metrics.inputs import Cloud, CloudLike, clouds
-from otflow.metrics.line import staircase
+from otflow.metrics.plan import Plan, couple
 
-__all__ = ["Plan", "transport_plan", "wasserstein2", "wasserstein2_squared"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    r"""An optimal transport plan, sparse, with the potentials that prove it optimal.
-
-    Parameters
-    ----------
-    rows, columns : Tensor, shape (k,)
-        Cells that carry mass: from atom ``rows`` to atom ``columns``.
-    masses : Tensor, shape (k,)
-        Their masses, of sum 1.
-    cost : Tensor
-        :math:`W_2^2`, 0-d.
-    f, g : Tensor, shapes (n,) and (m,)
-        Kantorovich potentials: :math:`f_i + g_j \le |x_i - y_j|^2`, with equality on
-        the plan. They are c-transforms of one another, so right at atoms without mass.
-    gap : float
-        Duality gap, cost minus the dual value: 0 up to round-off.
-
-    Attributes
-    ----------
-    rows, columns, masses, cost, f, g, gap
-        As above.
-
-    Examples
-    --------
-    >>> import torch, otflow as of
-    >>> x = torch.tensor([[0.0], [1.0]])
-    >>> of.metrics.transport_plan(x, x + 1).dense()
-    tensor([[0.5000, 0.0000],
-            [0.0000, 0.5000]])
-    """
-
-    rows: Tensor
-    columns: Tensor
-    masses: Tensor
-    cost: Tensor
-    f: Tensor
-    g: Tensor
-    gap: float
-
-    def dense(self) -> Tensor:
-        """Return the plan as a matrix (n, m)."""
-        plan = self.masses.new_zeros(len(self.f), len(self.g))
-        plan[self.rows, self.columns] = self.masses
-        return plan
-
-
-def transport_plan(mu: CloudLike, nu: CloudLike) -> Plan:
-    r"""Return an optimal plan for :math:`W_2^2 = \min_P \sum_{ij} P_{ij}|x_i - y_j|^2`.
-
-    Exact: sorting on the line, POT's network simplex :cite:p:`flamary2021pot`
-    otherwise, with a limit on pivots that is out of reach, its status and its duality
-    gap checked.
-
-    Parameters
-    ----------
-    mu, nu : Particles, or Tensor or ndarray of shape (n, d)
-        Measures; an array stands for equal weights. Detached.
-
-    Returns
-    -------
-    Plan
-        On the dtype and device of the points; solved in float64 on the CPU.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If the measures differ in dimension, dtype or device.
-    MemoryError
-        If the cost matrix would exceed half of the memory.
-    NotConverged
-        If the solver stopped early or left a duality gap.
-
-    Notes
-    -----
-    Time O((n + m) log(n + m)) on the line, about O(n^3) otherwise; memory O(n m) except
-    on the line.
-
-    Examples
-    --------
-    >>> import torch, otflow as of
-    >>> plan = of.metrics.transport_plan(torch.zeros(2, 2), torch.ones(3, 2))
-    >>> float(plan.cost)
-    2.0
-    """
-    p, q = clouds(mu, nu)
-    return _plan(p, q)
-
-
-def wasserstein2_squared(mu: CloudLike, nu: CloudLike) -> Tensor:
-    r"""Return :math:`W_2^2(\mu, \nu)`, with :math:`|x - y|^2` and no 1/2.
-
-    Parameters
-    ----------
-    mu, nu : Particles, or Tensor or ndarray of shape (n, d)
-        Measures; an array stands for equal weights.
-
-    Returns
-    -------
-    Tensor
-        0-d; differentiable once in points (:math:`\partial_{x_i} = 2\sum_j P_{ij}
-        (x_i - y_j)`) and in weights (the potentials, up to a constant).
-
-    Raises
-    ------
-    ValueError, TypeError, MemoryError, NotConverged
-        As `transport_plan`.
-
-    Notes
-    -----
-    Cost: as `assignment` for equal weights in equal number, else as `transport_plan`.
-
-    Examples
-    --------
-    >>> import torch, otflow as of
-    >>> x = torch.tensor([[0.0], [1.0]], requires_grad=True)
-    >>> of.metrics.wasserstein2_squared(x, x.detach() + 3.0)
-    tensor(9., grad_fn=<...>)
-    """
-    p, q = clouds(mu, nu)
-    x, y = p.points, q.points
-    carries_mass = any(
-        c.weights is not None and c.weights.requires_grad for c in (p, q)
-    )
-    if len(x) == len(y) and p.is_uniform and q.is_uniform and not carries_mass:
-        aligned = y[assignment(x, y)]
-        return (x - aligned).square().sum(1).mean()
-    plan = _plan(p, q)
-    moved = (x[plan.rows] - y[plan.columns]).square().sum(1)
-    total = plan.masses @ moved
-    # The gradient in the masses is the potential; as a term it adds 0 to the value.
-    for c, potential in ((p, plan.f), (q, plan.g)):
-        if c.weights is not None and c.weights.requires_grad:
-            centred = potential - potential.mean()
-            total = total + (c.weights - c.weights.detach()) @ centred
-    return total
+__all__ = ["root", "wasserstein2", "wasserstein2_squared"]
 
 
 def wasserstein2(mu: CloudLike, nu: CloudLike) -> Tensor:
-    r"""Return the Wasserstein distance :math:`W_2(\mu, \nu)`, the root.
+    r"""Return :math:`W_2(\mu, \nu) = (\min_P \sum_{ij} P_{ij} |x_i - y_j|^2)^{1/2}`.
+
+    Exact; the metric of :cite:p:`villani2003topics`, with :math:`|x-y|^2` and no 1/2.
 
     Parameters
     ----------
-    mu, nu : Particles, or Tensor or ndarray of shape (n, d)
-        Measures; an array stands for equal weights.
+    mu, nu : Particles, Tensor or ndarray
+        Measures; points (n, d) stand for equal weights 1/n.
 
     Returns
     -------
     Tensor
-        0-d; differentiable as `wasserstein2_squared`, with gradient 0 at distance 0.
+        0-d, in the dtype and on the device of `mu`. Gradients as those of
+        `wasserstein2_squared`, and 0 where the distance is 0.
 
-    Raises
-    ------
-    ValueError, TypeError, MemoryError, NotConverged
-        As `transport_plan`.
+    See Also
+    --------
+    otflow.metrics.wasserstein2_squared : Its square; smoother, with the errors raised.
+    otflow.metrics.sinkhorn_divergence : Smooth, for many points.
 
     Examples
     --------
@@ -179,58 +40,100 @@ def wasserstein2(mu: CloudLike, nu: CloudLike) -> Tensor:
     >>> of.metrics.wasserstein2(x, x + torch.tensor([3.0, 4.0]))
     tensor(5.)
     """
-    return safe_sqrt(wasserstein2_squared(mu, nu))
+    return root(wasserstein2_squared(mu, nu))
 
 
-def safe_sqrt(x: Tensor) -> Tensor:
-    """Return the root with gradient 0, in place of infinity, at 0."""
-    zero = x <= 0
-    return x.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
+def wasserstein2_squared(mu: CloudLike, nu: CloudLike) -> Tensor:
+    r"""Return :math:`W_2^2(\mu, \nu) = \min_P \sum_{ij} P_{ij} |x_i - y_j|^2`, exactly.
+
+    Differentiable in points and weights of both measures:
+
+    .. math:: \frac{\partial}{\partial x_i} = 2\sum_j P_{ij}(x_i - y_j), \qquad
+        \frac{\partial}{\partial a_i} = f_i - \sum_k a_k f_k,
+
+    f the potential of `Plan`. Weights are divided by their sums, so the gradient in
+    them is centred; with particles, :math:`-\frac1{a_i}\partial_{x_i} W_2^2/2 = T(x_i) -
+    x_i` is the velocity towards the other measure.
+
+    Parameters
+    ----------
+    mu, nu : Particles, Tensor or ndarray
+        Measures; points (n, d) stand for equal weights 1/n.
+
+    Returns
+    -------
+    Tensor
+        0-d, in the dtype and on the device of `mu`.
+
+    Raises
+    ------
+    ValueError
+        If dimensions or devices differ, or a point is not finite.
+    TypeError
+        If dtypes differ, or a measure is not made of atoms.
+    MemoryError
+        If the cost matrix would exceed half of the memory.
+    NotConverged
+        If the solver stopped early; a value above W2 is never returned as W2.
+
+    Notes
+    -----
+    Solved in float64 on the CPU: O(n log n) on the line, else as `assignment` and
+    `transport_plan`. Where the plan is degenerate, as for equal masses, the distance has
+    a kink in the weights and the gradient is one subgradient of many; for a flow of the
+    weights use `sinkhorn_divergence`. Second derivatives are those at a fixed plan.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> x = torch.tensor([[0.0], [2.0]], requires_grad=True)
+    >>> d = of.metrics.wasserstein2_squared(x, torch.tensor([[1.0], [2.0]]))
+    >>> d
+    tensor(0.5000, grad_fn=...)
+    >>> d.backward()
+    >>> x.grad
+    tensor([[-1.],
+            [ 0.]])
+    """
+    p, q = clouds(mu, nu)
+    x, y = p.points.to("cpu", torch.float64), q.points.to("cpu", torch.float64)
+    plan = _plan(p, q, x.detach(), y.detach())
+    distances = (x[plan.rows] - y[plan.columns]).square().sum(1)
+    value = plan.masses @ distances
+    for own, index, potential in ((p, plan.rows, plan.f), (q, plan.columns, plan.g)):
+        if own.weights is not None and own.weights.requires_grad:
+            value = value + _weight_term(own, index, potential, plan, distances)
+    return value.to(p.points)
 
 
-def _plan(p: Cloud, q: Cloud) -> Plan:
-    like = p.points
-    x = p.points.detach().to("cpu", torch.float64)
-    y = q.points.detach().to("cpu", torch.float64)
-    a, b = p.masses, q.masses
-    # Atoms without mass take no part; their potentials come by c-transform.
-    rows, columns = a.nonzero()[:, 0], b.nonzero()[:, 0]
-    if x.shape[1] == 1:
-        i, j, masses, _, g = staircase(x[rows, 0], a[rows], y[columns, 0], b[columns])
-    else:
-        shift = x[rows].mean(0)
-        cost = squared_distances(x[rows] - shift, y[columns] - shift)
-        dense, _, g = network_simplex(cost, a[rows], b[columns])
-        i, j = dense.nonzero(as_tuple=True)
-        masses = dense[i, j]
-    i, j = rows[i], columns[j]
-    moved = (x[i] - y[j]).square().sum(1)
-    f = _c_transform(x, y[columns], g)
-    g = _c_transform(y, x[rows], f[rows])
-    total = masses @ moved
-    gap = float(total - a @ f - b @ g)
-    size = float(x.square().max() + y.square().max())
-    if not abs(gap) <= 1e-9 * float(total) + 1e-12 * size:
-        msg = f"the transport plan left a duality gap of {gap:.3g} at cost {total:.6g}"
-        raise NotConverged(msg, info={"gap": gap})
-    return Plan(
-        rows=i.to(like.device),
-        columns=j.to(like.device),
-        masses=masses.to(like),
-        cost=total.to(like),
-        f=f.to(like),
-        g=g.to(like),
-        gap=gap,
-    )
+def root(square: Tensor) -> Tensor:
+    """Return the square root, with gradient 0 at 0."""
+    zero = square <= 0
+    return square.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
 
 
-def _c_transform(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
-    """Return min_j |x_i - y_j|^2 - g_j, block by block."""
-    parts = [
-        (torch.cdist(block, y, compute_mode=_DIRECT).square() - g).amin(dim=1)
-        for block in (x[rows] for rows in tiles(len(x)))
-    ]
-    return torch.cat(parts)
+def _plan(p: Cloud, q: Cloud, x: Tensor, y: Tensor) -> Plan:
+    free = any(c.weights is not None and c.weights.requires_grad for c in (p, q))
+    if free or len(x) != len(y) or not (p.is_uniform and q.is_uniform):
+        return couple(x, p.masses, y, q.masses)
+    # No potentials are wanted: the assignment is found faster where clouds are close.
+    sigma, nothing = assignment(x, y), x.new_zeros(0)
+    rows = torch.arange(len(x))
+    return Plan(rows, sigma, p.masses, x.new_zeros(()), nothing, nothing)
 
 
-_DIRECT = "donot_use_mm_for_euclid_dist"
+def _weight_term(
+    own: Cloud, index: Tensor, potential: Tensor, plan: Plan, distances: Tensor
+) -> Tensor:
+    """Return a term of value 0 whose gradient in the weights is the potential.
+
+    The potential is kept a function of its own points, f(x) = |x - y|^2 - g, so that
+    the gradient of the first variation is right too, at atoms of mass zero above all.
+    """
+    assert own.weights is not None
+    a = own.weights.to("cpu", torch.float64)
+    a = a / a.sum()
+    mass = own.masses[index]
+    share = torch.where(mass > 0, plan.masses / mass, (plan.masses == 0).double())
+    moving = torch.zeros_like(potential).index_add(0, index, share * distances)
+    return (a - a.detach()) @ (potential + (moving - moving.detach()))

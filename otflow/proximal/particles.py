@@ -110,7 +110,7 @@ class ParticleProximal(ProximalSolver[Particles]):
     def __init__(
         self,
         *,
-        tolerance: float = 1e-6,
+        tolerance: float = 1e-4,
         max_gradients: int = 200,
         certify: bool = True,
         blur: float | None = None,
@@ -308,7 +308,8 @@ class _Problem:
 
     def _sinkhorn(self, nu: Particles) -> Tensor:
         assert self.blur is not None
-        return sinkhorn_divergence(self.source, nu, blur=self.blur)
+        # Gradients need a slower annealing than values.
+        return sinkhorn_divergence(self.source, nu, blur=self.blur, scaling=0.99)
 
     def cost(self, point: Point[Particles]) -> float:
         """Return the transport cost of the kept coupling."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -68,10 +70,11 @@ def test_a_measure_becomes_a_module_of_equal_outputs(
 
 
 def test_the_module_is_plain_torch_and_a_copy():
-    mu = clouds.uniform(6, 4)
-    module = to_module(mu, TwoLayer("tanh"))
+    mu, network = clouds.uniform(6, 4), TwoLayer("tanh")
+    module = to_module(mu, pickle.loads(pickle.dumps(network)))
     assert [type(layer) for layer in module] == [nn.Linear, nn.Tanh, nn.Linear]
     assert module[2].bias is None
+    assert "(1): _Activation(Erf())" in repr(to_module(mu, TwoLayer("erf")))
     before = mu.points.clone()
     for parameter in module.parameters():
         assert parameter.requires_grad

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -115,6 +116,15 @@ class TestOwnNeuronAndLoss(RiskContract):
     def make(self, dtype=torch.float64):
         X, y = problem(9, self.inputs, None, "square", dtype)
         return Risk(self.network, X, y, loss=quartic)
+
+
+class TestOwnVectorNeuron(RiskContract):
+    network = of.meanfield.CustomLayer(
+        lambda x, t: torch.tanh(x @ t[:, 2:].T)[:, :, None] * t[:, :2],
+        outputs=2,
+        scaling="ntk",
+    )
+    outputs = 2
 
 
 # The fused closed form ----------------------------------------------------------------
@@ -426,6 +436,7 @@ def test_arrays_are_welcome():
             "^X has dtype torch.float16",
         ),
         (torch.ones(5, 2, dtype=torch.complex128), TypeError, "^X must be float32"),
+        (torch.ones(5, 2).to_sparse(), TypeError, "^X must be a dense tensor"),
         (
             [[1.0, 2.0]],
             TypeError,
@@ -518,5 +529,6 @@ def test_copies_and_reprs():
     X, y = problem(9, 2, None, "square")
     F, mu = Risk(TwoLayer("erf"), X, y, batch_size=3), clouds.uniform(9, 4)
     assert repr(F) == "Risk(TwoLayer('erf'), n=9, loss='square', batch_size=3)"
-    G = copy.deepcopy(F)
-    assert torch.equal(G.velocity(mu), F.velocity(mu))
+    for G in (copy.deepcopy(F), pickle.loads(pickle.dumps(F))):
+        assert torch.equal(G.velocity(mu), F.velocity(mu))
+        assert repr(G) == repr(F)

@@ -65,8 +65,7 @@ def test_the_slope_of_erf_is_never_subnormal():
     for dtype in (torch.float32, torch.float64):
         z = torch.linspace(0, 40, 5000, dtype=dtype)
         slope = UNITS["erf"].slope(z, z, torch.empty_like(z))
-        assert float(slope[slope > 0].min()) > torch.finfo(dtype).tiny
-        assert (slope == 0).any()
+        assert torch.finfo(dtype).tiny < float(slope.min()) < 1e-30
 
 
 def test_only_relu_is_homogeneous():

@@ -1,0 +1,220 @@
+"""The permutation quotient: W2 of the empirical measures, and symmetries of neurons."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import otflow as of
+from otflow.metrics import align, best_matching, quotient_distance, wasserstein2
+from otflow.metrics.symmetries import Scale, Sign, Trivial, of_activation
+from tests.clouds import normal
+
+
+def shuffle(x: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))]
+
+
+class TestRemark1:
+    @pytest.mark.parametrize("n", [5, 20, 100, 300])
+    def test_equals_w2_of_the_empirical_measures(self, n):
+        """Row D14, with erratum E4: the factor is 1/sqrt(N)."""
+        x, y = normal(n, 3), normal(n, 3, seed=1) + 1
+        d = float(quotient_distance(x, y))
+        w2 = float(wasserstein2(of.Particles(x), of.Particles(y)))
+        assert d == pytest.approx(w2, rel=1e-12)
+        raw = float(quotient_distance(x, y, normalize=False))
+        assert raw / d == pytest.approx(math.sqrt(n), rel=1e-13)
+
+    def test_brute_force(self):
+        x, y = normal(7, 2), normal(7, 2, seed=1)
+        costs = (x[:, None] - y).square().sum(-1)
+        best = min(
+            float(costs[torch.arange(7), list(p)].mean())
+            for p in itertools.permutations(range(7))
+        )
+        assert float(quotient_distance(x, y)) == pytest.approx(best**0.5, rel=1e-12)
+
+    def test_without_the_factor_it_diverges(self):
+        """The un-normalised distance of two fixed laws grows like sqrt(N)."""
+        raw = [
+            float(
+                quotient_distance(normal(n, 1), normal(n, 1, seed=1) + 2, normalize=0)
+            )
+            for n in (50, 200, 800)
+        ]
+        for small, large in itertools.pairwise(raw):
+            assert large / small == pytest.approx(2.0, rel=0.15)
+
+    @given(seed=st.integers(0, 1000), n=st.integers(1, 12))
+    def test_permutation_invariance(self, seed, n):
+        x, y = normal(n, 2, seed=seed), normal(n, 2, seed=seed + 1)
+        d = float(quotient_distance(x, y))
+        moved = float(quotient_distance(shuffle(x, seed), shuffle(y, seed + 7)))
+        assert moved == pytest.approx(d, rel=1e-12)
+        assert float(quotient_distance(x, shuffle(x, seed))) == 0.0
+
+    def test_matching_and_aligned_copy(self):
+        x = normal(30, 4)
+        y = shuffle(x) + 1e-3 * normal(30, 4, seed=2)
+        sigma = best_matching(x, y)
+        assert torch.equal(align(x, y), y[sigma])
+        assert float((align(x, y) - x).abs().max()) < 1e-2
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("d", "trials"), [(1, 400), (2, 30)])
+    def test_converges_to_the_distance_of_the_laws(self, d, trials):
+        """Row D15: N(0, I) against N(m, S), Bures in closed form, slope <= -0.4."""
+        mean = torch.full((d,), 1.0, dtype=torch.float64)
+        exact = math.sqrt(d * (1.0 + (2.0 - 1.0) ** 2))  # S = 4 I
+        sizes, errors = [50, 100, 200, 400, 800], []
+        for n in sizes:
+            values = [
+                float(
+                    quotient_distance(
+                        normal(n, d, seed=s), 2 * normal(n, d, seed=s + 500) + mean
+                    )
+                )
+                for s in range(trials)
+            ]
+            errors.append(
+                math.sqrt(sum((v - exact) ** 2 for v in values) / len(values))
+            )
+        slope = of.analysis.observed_order(sizes, errors)
+        assert slope <= -0.4
+
+
+class TestGroundMetric:
+    def test_any_ground_metric(self):
+        x, y = normal(6, 2), normal(6, 2, seed=1)
+
+        def manhattan(a, b):
+            return (a[:, None] - b).abs().sum(-1)
+
+        best = min(
+            float(manhattan(x, y)[torch.arange(6), list(p)].square().mean())
+            for p in itertools.permutations(range(6))
+        )
+        value = quotient_distance(x, y, ground=manhattan)
+        assert float(value) == pytest.approx(best**0.5, rel=1e-12)
+
+    def test_euclidean_given_by_hand_agrees(self):
+        x, y = normal(40, 3), normal(40, 3, seed=1)
+        d = quotient_distance(x, y, ground=lambda a, b: (a[:, None] - b).norm(dim=-1))
+        assert float(d) == pytest.approx(float(quotient_distance(x, y)), rel=1e-12)
+
+    def test_wrong_shape(self):
+        with pytest.raises(ValueError, match=r"must return distances \(3, 3\)"):
+            quotient_distance(normal(3, 2), normal(3, 2), ground=lambda a, _: a)
+
+    def test_negative(self):
+        with pytest.raises(ValueError, match="negative or non-finite"):
+            quotient_distance(
+                normal(3, 2), normal(3, 2), ground=lambda a, b: -(a @ b.T).square()
+            )
+
+
+def same_function(theta, xi, activation, outputs=None):
+    network = of.meanfield.TwoLayer(activation, outputs=outputs)
+    X = normal(50, 3, seed=9)
+    a, b = (network(of.Particles(t), X) for t in (theta, xi))
+    return float((a - b).abs().max())
+
+
+class TestSymmetries:
+    @pytest.mark.parametrize("activation", ["tanh", "erf"])
+    def test_sign(self, activation):
+        theta = normal(20, 5)
+        signs = torch.sign(normal(20, 1, seed=3))
+        xi = shuffle(signs * theta)
+        assert same_function(theta, xi, activation) < 1e-12
+        symmetry = of_activation(activation)
+        assert float(quotient_distance(theta, xi, symmetry=symmetry)) <= 1e-12
+        assert float(quotient_distance(theta, xi)) > 0.5
+        assert torch.allclose(align(theta, xi, symmetry=symmetry), theta)
+
+    @pytest.mark.parametrize("outputs", [None, 3])
+    def test_scale(self, outputs):
+        m = outputs or 1
+        theta = normal(20, m + 4)
+        s = normal(20, 1, seed=3).exp()
+        xi = shuffle(torch.cat([theta[:, :m] / s, theta[:, m:] * s], dim=1))
+        assert same_function(theta, xi, "relu", outputs) < 1e-12
+        symmetry = of_activation("relu", outputs=m)
+        assert float(quotient_distance(theta, xi, symmetry=symmetry)) <= 1e-12
+        assert float(quotient_distance(theta, xi)) > 0.1
+        aligned = align(theta, xi, symmetry=symmetry)
+        assert torch.allclose(aligned, symmetry.canonical(theta))
+        assert same_function(theta, aligned, "relu", outputs) < 1e-12
+
+    def test_scale_does_not_identify_different_networks(self):
+        theta, xi = normal(20, 5), normal(20, 5, seed=1)
+        assert float(quotient_distance(theta, xi, symmetry=Scale())) > 0.3
+        assert float(quotient_distance(theta, -theta, symmetry=Scale())) > 0.3
+
+    def test_dead_neurons_are_one(self):
+        theta = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]], dtype=torch.float64)
+        xi = torch.tensor([[0.0, -5.0, 1.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+        theta.requires_grad_()
+        d = quotient_distance(theta, xi, symmetry=Scale())
+        assert float(d.detach()) == 0.0
+        (grad,) = torch.autograd.grad(d, theta)
+        assert torch.isfinite(grad).all()
+
+    def test_sign_brute_force(self):
+        x, y = normal(5, 2), normal(5, 2, seed=1)
+        best = min(
+            float((x - torch.tensor(s).double()[:, None] * y[list(p)]).square().sum())
+            for p in itertools.permutations(range(5))
+            for s in itertools.product([1, -1], repeat=5)
+        )
+        value = float(quotient_distance(x, y, symmetry=Sign()))
+        assert value == pytest.approx(math.sqrt(best / 5), rel=1e-12)
+
+    def test_sigmoid_has_none(self):
+        assert isinstance(of_activation("sigmoid"), Trivial)
+
+    def test_unknown_activation_names_the_nearest(self):
+        with pytest.raises(ValueError, match="did you mean 'relu'"):
+            of_activation("rleu")
+
+    def test_too_few_parameters(self):
+        with pytest.raises(ValueError, match="check Scale"):
+            Scale(outputs=3).canonical(normal(2, 3))
+
+
+class TestAutograd:
+    @pytest.mark.parametrize("symmetry", [None, Sign(), Scale()])
+    def test_finite_differences(self, symmetry):
+        y = normal(6, 3, seed=1)
+        x = normal(6, 3).requires_grad_()
+        value = quotient_distance(x, y, symmetry=symmetry)
+        (grad,) = torch.autograd.grad(value, x)
+        u, h = normal(6, 3, seed=4), 1e-6
+        x = x.detach()
+        up = quotient_distance(x + h * u, y, symmetry=symmetry)
+        down = quotient_distance(x - h * u, y, symmetry=symmetry)
+        expected = float((up - down) / (2 * h))
+        assert float((grad * u).sum()) == pytest.approx(expected, rel=1e-6)
+
+
+class TestRefusals:
+    def test_sizes(self):
+        with pytest.raises(ValueError, match="for two sizes use wasserstein2"):
+            quotient_distance(normal(3, 2), normal(4, 2))
+
+    def test_dtypes(self):
+        with pytest.raises(TypeError, match="nothing is cast silently"):
+            quotient_distance(normal(3, 2), normal(3, 2).float())
+
+    def test_callers_tensors_are_left_alone(self):
+        x, y = normal(8, 3), normal(8, 3, seed=1)
+        before = x.clone(), y.clone()
+        align(x, y, symmetry=Scale())
+        assert torch.equal(x, before[0])
+        assert torch.equal(y, before[1])
