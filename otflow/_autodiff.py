@@ -273,7 +273,7 @@ class _PairGradient(torch.autograd.Function):
             *blocks, diagonal = args
             x = (*blocks[:count], *blocks[width : width + count])
             u = (*blocks[count:width], *blocks[width + count :])
-            part = energy(*x, diagonal)
+            part: Tensor = energy(*x, diagonal)
             if not part.requires_grad:
                 return part
             grads = _grad(part, x, create_graph=True)

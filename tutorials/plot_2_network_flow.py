@@ -13,15 +13,15 @@ the empirical measure of its neurons,
 
 The square loss :math:`L(\mu) = \frac{1}{2n} \sum_k (f_\mu(x_k) - y_k)^2` is then a
 functional of a measure, and gradient descent on the parameters is its Wasserstein
-gradient flow: equations (1) to (9) of the survey :cite:p:`yang2020mean`. This tutorial
+gradient flow: equations (1) to (9) of the survey :cite:p:`yang2020meanfield`. This tutorial
 checks that, number by number.
 """
 
 # %%
 # A teacher and a student
 # -----------------------
-# The teacher has three neurons, the student 300, near zero at first. A neuron is one row
-# :math:`(a, w_1, w_2)`.
+# The teacher has three neurons; the student has 300, near zero at first. A neuron is
+# one row :math:`(a, w_1, w_2)`.
 
 import matplotlib.pyplot as plt
 import torch
@@ -50,9 +50,9 @@ def student(N: int) -> of.Particles:
 # Gradient descent is explicit Euler
 # ----------------------------------
 # Neuron i has the velocity :math:`-N \, \partial L / \partial \theta_i`, equation (9),
-# so descent with learning rate :math:`N \, dt` is the Euler step of length dt. Without the
-# factor N each neuron would move less, the more of them there are. Here is the same
-# network in plain torch, trained by torch's own optimiser.
+# so descent with learning rate :math:`N \, dt` is the Euler step of length dt. Without
+# the factor N, many neurons would move less than few. Here is the same network in plain
+# torch, trained by torch's own optimiser.
 
 N, dt = 300, 0.1
 theta = student(N).points.clone().requires_grad_()
@@ -106,34 +106,31 @@ def ridges(mu: of.Particles, sign: int) -> of.Particles:
     return of.Particles(heights[sign * a[:, 0] > 0])
 
 
-fig, axes = plt.subplots(
-    1, 2, figsize=(7, 5), layout="constrained", sharex=True, sharey=True
-)
+fig, axes = plt.subplots(1, 2, figsize=(8.5, 4.3), layout="constrained")
 for ax, time, mu in zip(axes, (0, 100), (run.snapshots[0], run.final), strict=True):
     ax.plot(*torch.stack([0 * rays, 5 * rays]).unbind(-1), color="0.8", zorder=0)
     of.plotting.particles(ridges(mu, 1), size=12, label="a > 0", ax=ax)
     of.plotting.particles(ridges(mu, -1), size=12, label="a < 0", ax=ax)
-    ax.set(title=f"neurons at t = {time}", xlabel="ridge, x", ylabel="ridge, y")
+    ax.set(title=f"t = {time}", xlabel="ridge, x", ylabel="ridge, y", xlim=(-4, 6))
 axes[1].legend()
 plt.show()
 
 # %%
 # The width hardly matters
 # ------------------------
-# In this scaling the neurons move by the same amount at every width, and the loss
-# curves tend to that of the limit :math:`N \to \infty`.
+# Neurons move by the same amount at every width, and the loss curves tend to a limit.
 
 fig, ax = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
 moved = {}
 for width in (20, 80, 320, 1280):
     start = student(width)
     wide = of.flow(risk, start, of.ExplicitEuler(), dt=dt, steps=300, every=3)
-    moved[width] = float((wide.final.points - start.points).norm(dim=1).mean())
-    of.plotting.energy(wide, log=True, label=f"N = {width}", ax=ax)
+    moved[width] = float(start.norm(start.displacement_to(wide.final)))
+    label = f"N = {width}, moved {moved[width]:.2f}"
+    of.plotting.energy(wide, log=True, label=label, ax=ax)
 ax.set_ylabel("loss")
 ax.legend()
 plt.show()
-print({width: round(length, 3) for width, length in moved.items()})
 
 # %%
 # Back to torch

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otflow.errors import Unsupported
 from otflow.functionals import Functional
-from otflow.measures import Measure
+from otflow.measures import Measure, Particles
 from otflow.metrics import wasserstein2_squared
 from otflow.trajectory import Trajectory
 
@@ -163,6 +164,8 @@ def minimizing_movement(trajectory: Trajectory) -> DissipationReport:
     ------
     ValueError
         If a step was not recorded: take ``every=1``.
+    Unsupported
+        If the flow is not one of particles.
 
     Notes
     -----
@@ -184,7 +187,12 @@ def minimizing_movement(trajectory: Trajectory) -> DissipationReport:
             f"measures recorded; record every step: flow(..., every=1)"
         )
         raise ValueError(msg)
-    ends = zip(trajectory.snapshots[:-1], trajectory.snapshots[1:], strict=True)
+    atoms = [nu for nu in trajectory.snapshots if isinstance(nu, Particles)]
+    if len(atoms) < len(trajectory.snapshots):
+        name = type(trajectory.final).__name__
+        msg = f"exact distances are those between particles, got {name}"
+        raise Unsupported(msg)
+    ends = zip(atoms[:-1], atoms[1:], strict=True)
     squares = torch.tensor(
         [float(wasserstein2_squared(mu, nu)) for mu, nu in ends], dtype=torch.float64
     )

@@ -12,7 +12,7 @@ from otflow._autodiff import check_finite
 from otflow._validation import as_float_tensor, non_negative_int
 from otflow.functionals import Functional
 from otflow.measures import Measure, Particles
-from otflow.metrics import assignment, transport_plan
+from otflow.metrics import aligned_ends
 
 __all__ = ["ConvexityReport", "displacement_convexity"]
 
@@ -165,17 +165,6 @@ def _times(times: int | Tensor) -> Tensor:
 def _geodesic(a: Measure, b: Measure) -> tuple[Callable[[float], Measure], float]:
     """Return the map from times to measures, and the squared length."""
     if isinstance(a, Particles) and isinstance(b, Particles):
-        a, b = _coupled(a, b)
+        a, b = aligned_ends(a, b)
     tangent = a.displacement_to(b)
     return lambda t: a.push(tangent, t), float(a.inner(tangent, tangent))
-
-
-def _coupled(a: Particles, b: Particles) -> tuple[Particles, Particles]:
-    """Return both measures with one atom for each pair of an optimal coupling."""
-    if a.n == b.n and a.is_uniform and b.is_uniform:
-        return a, Particles(b.points[assignment(a.points, b.points)])
-    plan = transport_plan(a, b)
-    return (
-        Particles(a.points[plan.rows], plan.masses, normalize=True),
-        Particles(b.points[plan.columns], plan.masses, normalize=True),
-    )

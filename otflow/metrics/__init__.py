@@ -1,12 +1,23 @@
 """Distances between measures, and between networks."""
 
+from otflow.metrics import symmetries
 from otflow.metrics.assignment import assignment
+from otflow.metrics.geodesic import aligned_ends, geodesic
 from otflow.metrics.plan import Plan, transport_plan
+from otflow.metrics.quotient import align, best_matching, quotient_distance
+from otflow.metrics.sinkhorn import sinkhorn_divergence
 from otflow.metrics.wasserstein import wasserstein2, wasserstein2_squared
 
 __all__ = [
     "Plan",
+    "align",
+    "aligned_ends",
     "assignment",
+    "best_matching",
+    "geodesic",
+    "quotient_distance",
+    "sinkhorn_divergence",
+    "symmetries",
     "transport_plan",
     "wasserstein2",
     "wasserstein2_squared",

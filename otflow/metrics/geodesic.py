@@ -5,7 +5,7 @@ from __future__ import annotations
 from otflow._validation import real
 from otflow.measures import Particles
 from otflow.metrics.assignment import assignment
-from otflow.metrics.wasserstein import transport_plan
+from otflow.metrics.plan import transport_plan
 
 __all__ = ["aligned_ends", "geodesic"]
 

@@ -21,11 +21,11 @@ def supporting_potential(x: Tensor, y: Tensor) -> Tensor | None:
     A :math:`\varphi` with :math:`\varphi_j \ge \varphi_i + x_i\cdot(y_j - y_i)` exists
     if and only if the coupling :math:`x_i \to y_i` is optimal for the cost
     :math:`|x-y|^2`: then :math:`x_i` is a subgradient at :math:`y_i` of a convex
-    function :cite:p:`villani2003topics`. The search starts from the quadratic function whose
-    gradient fits best, then raises each value to its highest supporting plane, among
-    near neighbours until nothing changes, and the planes of all pairs check the
-    outcome. None means that the coupling is not optimal, or that the search was given
-    up.
+    function :cite:p:`villani2003topics`. The search starts from the quadratic
+    function whose gradient fits best, then raises each value to its highest
+    supporting plane, among near neighbours until nothing changes, and the planes of
+    all pairs check the outcome. None means that the coupling is not optimal, or that
+    the search was given up.
 
     Time O(n^2 d) where the coupling is a smooth monotone map; memory O(n (d + 256)).
 

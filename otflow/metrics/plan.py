@@ -198,6 +198,8 @@ def _c_transform(x: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     if len(x) == 0:
         return x.new_zeros(0), torch.zeros(0, dtype=torch.int64)
     heights = y.square().sum(1) - g
-    parts = [torch.addmm(heights, x[i], y.T, alpha=-2).min(dim=1) for i in tiles(len(x))]
+    parts = [
+        torch.addmm(heights, x[i], y.T, alpha=-2).min(dim=1) for i in tiles(len(x))
+    ]
     values = torch.cat([p.values for p in parts]) + x.square().sum(1)
     return values, torch.cat([p.indices for p in parts])

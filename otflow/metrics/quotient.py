@@ -11,7 +11,7 @@ from otflow._typing import ArrayLike
 from otflow._validation import as_points, check_like
 from otflow.metrics.assignment import assignment, match, squared_distances
 from otflow.metrics.symmetries import Symmetry, Trivial
-from otflow.metrics.wasserstein import safe_sqrt
+from otflow.metrics.wasserstein import root
 
 __all__ = ["align", "best_matching", "quotient_distance"]
 
@@ -80,7 +80,7 @@ def quotient_distance(
         squares = (x - y).square().sum(1)
     else:
         squares = _distances(ground, x, y).diagonal().square()
-    return safe_sqrt(squares.mean() if normalize else squares.sum())
+    return root(squares.mean() if normalize else squares.sum())
 
 
 def best_matching(

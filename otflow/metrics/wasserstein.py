@@ -52,8 +52,8 @@ def wasserstein2_squared(mu: CloudLike, nu: CloudLike) -> Tensor:
         \frac{\partial}{\partial a_i} = f_i - \sum_k a_k f_k,
 
     f the potential of `Plan`. Weights are divided by their sums, so the gradient in
-    them is centred; with particles, :math:`-\frac1{a_i}\partial_{x_i} W_2^2/2 = T(x_i) -
-    x_i` is the velocity towards the other measure.
+    them is centred; with particles, :math:`-\frac1{a_i}\partial_{x_i} W_2^2/2 =
+    T(x_i) - x_i` is the velocity towards the other measure.
 
     Parameters
     ----------
@@ -79,8 +79,8 @@ def wasserstein2_squared(mu: CloudLike, nu: CloudLike) -> Tensor:
     Notes
     -----
     Solved in float64 on the CPU: O(n log n) on the line, else as `assignment` and
-    `transport_plan`. Where the plan is degenerate, as for equal masses, the distance has
-    a kink in the weights and the gradient is one subgradient of many; for a flow of the
+    `transport_plan`. Where the plan is degenerate, as for equal masses, the distance
+    has a kink in the weights and the gradient is one subgradient of many; for a flow of the
     weights use `sinkhorn_divergence`. Second derivatives are those at a fixed plan.
 
     Examples

@@ -145,6 +145,16 @@ def test_explicit_euler_breaks_it_when_dt_is_large():
         assert math.copysign(1, report.slack) == sign
 
 
+def test_distances_are_those_between_particles():
+    F, mu = of.Potential(lambda x: x.square().sum(-1)), uniform(0.0, 1.0)
+    run = of.flow(F, mu, of.ExplicitEuler(), dt=0.01, steps=2)
+    assert energy_dissipation(F, run).residual == pytest.approx(0, abs=1e-2)
+    with pytest.raises(
+        of.errors.Unsupported, match=r"between particles, got Intervals"
+    ):
+        minimizing_movement(run)
+
+
 def test_every_step_must_be_recorded():
     run = of.flow(
         exact.quadratic(),

@@ -39,7 +39,8 @@ class TestJKO(SchemeContract):
 @pytest.mark.parametrize("tau", [0.05, 1.0, 20.0])
 def test_the_dyson_gas_follows_its_exact_sequence(tau):
     n, c, k = 10, 0.9, 6
-    run = of.flow(exact.dyson(), exact.hermite(n, c), of.JKO(), dt=tau, steps=k)
+    scheme = of.JKO(of.proximal.ParticleProximal(tolerance=1e-7))
+    run = of.flow(exact.dyson(), exact.hermite(n, c), scheme, dt=tau, steps=k)
     for step, nu in enumerate(run.snapshots):
         scale = exact.breathing_jko(c, tau, step, kappa=1 / n)
         expected = scale * exact.hermite_zeros(n)
