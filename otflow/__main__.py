@@ -117,7 +117,7 @@ def train_by_hand(digits: Digits, gradients: int) -> tuple[Row, list[float]]:
 
 
 def train_by_flow(
-    digits: Digits, name: str, scheme: Scheme, dt: float, steps: int, gradients: int
+    digits: Digits, name: str, scheme: Scheme, dt: float, gradients: int, most: int = 1
 ) -> tuple[Row, Trajectory, list[int]]:
     """Flow the measure over neurons; stop when the gradients are spent."""
     network = meanfield.TwoLayer("relu", outputs=10)
@@ -129,7 +129,8 @@ def train_by_flow(
 
     def enough(step: Step) -> bool:
         spent.append(spent[-1] + step.info.get("gradients", 1))
-        return spent[-1] >= gradients
+        # A step may not overspend: stop while the largest one would still fit.
+        return spent[-1] > gradients - most
 
     start = time.perf_counter()
     run = flow(
@@ -137,7 +138,7 @@ def train_by_flow(
         neurons,
         scheme,
         dt=dt,
-        steps=steps,
+        steps=gradients,
         stop=enough,
         generator=SEED,
         progress=True,
@@ -184,8 +185,9 @@ def _certificate(run: Trajectory) -> str:
     if certified:
         return f"{sum(certified)}/{len(certified)} steps certified"
     energy = run.records["energy"]
-    falls = bool((energy.diff() <= 1e-6 * energy.abs().max()).all())
-    return "energy fell at each step" if falls else "energy rose"
+    # Round-off in float32 is not a rise.
+    rises = int((energy.diff() > 1e-6 * energy.abs().max()).sum())
+    return f"none; energy rose in {rises} of {len(run.info)} steps"
 
 
 def _radius_check(mu: Measure) -> str:
@@ -283,11 +285,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     by_hand, adam = train_by_hand(digits, gradients)
     euler_row, euler, euler_spent = train_by_flow(
-        digits, "explicit Euler", ExplicitEuler(), 3.0, gradients, gradients
+        digits, "explicit Euler", ExplicitEuler(), 3.0, gradients
     )
-    prox = ParticleProximal(tolerance=0.1, max_gradients=20)
+    most = 12
+    prox = ParticleProximal(tolerance=0.2, max_gradients=most)
     jko_row, jko, jko_spent = train_by_flow(
-        digits, "JKO", JKO(prox), 10.0, gradients, gradients
+        digits, "JKO", JKO(prox), 10.0, gradients, most + 1
     )
     say(f"2. {n} particles under W(z) = |z|^2/2 - log|z|: the uniform disk")
     steps = 10 if options.quick else 60

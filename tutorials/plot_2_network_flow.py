@@ -13,7 +13,7 @@ the empirical measure of its neurons,
 
 The square loss :math:`L(\mu) = \frac{1}{2n} \sum_k (f_\mu(x_k) - y_k)^2` is then a
 functional of a measure, and gradient descent on the parameters is its Wasserstein
-gradient flow: equations (1) to (9) of the survey :cite:p:`yang2020meanfield`. This tutorial
+gradient flow: equations (1) to (10) of :cite:t:`yang2020meanfield`. This tutorial
 checks that, number by number.
 """
 

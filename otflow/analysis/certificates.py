@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -192,7 +193,7 @@ def minimizing_movement(trajectory: Trajectory) -> DissipationReport:
         name = type(trajectory.final).__name__
         msg = f"exact distances are those between particles, got {name}"
         raise Unsupported(msg)
-    ends = zip(atoms[:-1], atoms[1:], strict=True)
+    ends = pairwise(atoms)
     squares = torch.tensor(
         [float(wasserstein2_squared(mu, nu)) for mu, nu in ends], dtype=torch.float64
     )

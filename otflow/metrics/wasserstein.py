@@ -80,8 +80,9 @@ def wasserstein2_squared(mu: CloudLike, nu: CloudLike) -> Tensor:
     -----
     Solved in float64 on the CPU: O(n log n) on the line, else as `assignment` and
     `transport_plan`. Where the plan is degenerate, as for equal masses, the distance
-    has a kink in the weights and the gradient is one subgradient of many; for a flow of the
-    weights use `sinkhorn_divergence`. Second derivatives are those at a fixed plan.
+    has a kink in the weights and the gradient is one subgradient of many; for a flow of
+    the weights use `sinkhorn_divergence`. Second derivatives are those at a fixed
+    plan.
 
     Examples
     --------

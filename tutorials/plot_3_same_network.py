@@ -1,0 +1,147 @@
+r"""
+When are two networks the same?
+===============================
+
+The neurons of a layer have no natural order: permute them, and the network computes the
+same function. A distance between networks should not see the order either. The way to
+make the Euclidean distance of parameters blind to it is to take the quotient,
+
+.. math::
+
+    \tilde d(\Theta, \Xi)^2 = \min_{\sigma} \frac1N
+        \sum_{i=1}^N |\theta_i - \xi_{\sigma(i)}|^2 ,
+
+and that is :math:`W_2^2` between the empirical measures of the neurons: Remark 1 of the
+survey :cite:p:`yang2020meanfield`, with the factor 1/N that it leaves out. So geometry,
+and not only dynamics, leads from networks to the Wasserstein distance.
+"""
+
+# %%
+# Permutations
+# ------------
+# A network and its shuffled copy: far apart as lists of numbers, at distance 0 as
+# networks. The matching that attains the minimum is the permutation itself.
+
+import matplotlib.pyplot as plt
+import torch
+
+import otflow as of
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+N = 400
+X = normal(200, 2, seed=0)
+network = of.meanfield.TwoLayer("tanh")
+
+theta = normal(N, 4, seed=1)  # rows (a, w_1, w_2, b)
+order = torch.randperm(N, generator=torch.Generator().manual_seed(2))
+shuffled = theta[order]
+
+listed = (theta - shuffled).square().sum(1).mean().sqrt()
+same = of.metrics.quotient_distance(theta, shuffled)
+matching = of.metrics.best_matching(theta, shuffled)
+print(f"as lists {listed:.3f}, as networks {same:.3f}")
+assert torch.equal(shuffled[matching], theta)
+assert torch.allclose(
+    network(of.Particles(theta), X), network(of.Particles(shuffled), X), atol=1e-13
+)
+
+# %%
+# The factor 1/N
+# --------------
+# Draw the neurons of two networks from two laws. With the factor the distance tends to
+# :math:`W_2` of the laws, here Gaussian and known; without it, it grows like
+# :math:`\sqrt N`.
+
+spread, shift = torch.tensor([0.5, 2.0]).double(), torch.tensor([1.0, 1.0]).double()
+exact = (shift.square().sum() + (1 - spread).square().sum()).sqrt()
+sizes = [25, 50, 100, 200, 400, 800]
+clouds = [
+    (normal(n, 2, seed=n), normal(n, 2, seed=n + 1) * spread + shift) for n in sizes
+]
+right = [float(of.metrics.quotient_distance(x, y)) for x, y in clouds]
+wrong = [float(of.metrics.quotient_distance(x, y, normalize=False)) for x, y in clouds]
+w2 = [float(of.metrics.wasserstein2(x, y)) for x, y in clouds]
+
+fig, ax = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+ax.plot(sizes, wrong, "s-", label="without 1/N")
+ax.plot(sizes, right, "o-", label="with 1/N")
+ax.axhline(exact, color="0.3", lw=1, label="distance of the laws, exact")
+ax.set(xlabel="neurons N", ylabel="distance of two samples")
+ax.legend()
+plt.show()
+
+# %%
+# Symmetries of a neuron
+# ----------------------
+# Permutations are not all. As tanh is odd, :math:`(a, w, b)` and :math:`(-a, -w, -b)`
+# compute the same; as relu is homogeneous, so do :math:`(a, w, b)` and :math:`(a/s, sw,
+# sb)`. The distance can be taken up to these as well.
+
+flips = torch.where(normal(N, 1, seed=3) > 0, 1.0, -1.0)
+factors = normal(N, 1, seed=4).exp()
+copies = {
+    "tanh": flips * shuffled,
+    "relu": torch.cat([shuffled[:, :1] / factors, shuffled[:, 1:] * factors], dim=1),
+}
+modulo = {}
+for name, copy in copies.items():
+    symmetry = of.metrics.symmetries.of_activation(name)
+    modulo[name] = of.metrics.quotient_distance(theta, copy, symmetry=symmetry)
+    permuted = of.metrics.quotient_distance(theta, copy)
+    print(f"{name}: up to order {permuted:.3f}, up to symmetry {modulo[name]:.1e}")
+
+# %%
+# Two trained networks
+# --------------------
+# Train twice, from independent starts. Half-way between both lists of parameters lies a
+# network of no use. Half-way between one and the *aligned* copy of the other, which
+# computes the same as the other, the loss has hardly risen: the segment is then a
+# geodesic of :math:`W_2`, up to signs.
+
+risk = of.meanfield.Risk(network, X, X[:, 0].sin() * X[:, 1].cos())
+scale = torch.tensor([1.0, 2.0, 2.0, 1.0], dtype=torch.float64)
+scheme = of.ExplicitEuler(backtracking=True)
+first, second = (
+    of.flow(
+        risk, of.Particles(normal(N, 4, seed=seed) * scale), scheme, dt=2.0, steps=800
+    )
+    for seed in (5, 6)
+)
+A, B = first.final.points, second.final.points
+sign = of.metrics.symmetries.Sign()
+others = {
+    "as they come": B,
+    "aligned by order": of.metrics.align(A, B),
+    "aligned by order and sign": of.metrics.align(A, B, symmetry=sign),
+}
+
+fig, ax = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+ts = torch.linspace(0, 1, 21, dtype=torch.float64)
+barrier = {}
+for label, other in others.items():
+    path = torch.stack([risk(of.Particles((1 - t) * A + t * other)) for t in ts])
+    barrier[label] = float(path.max())
+    ax.semilogy(ts, path, label=label)
+ax.set(xlabel="position between the networks", ylabel="loss")
+ax.legend()
+plt.show()
+print(barrier)
+
+# %%
+# What must hold
+# --------------
+
+assert same == 0 < listed
+assert torch.allclose(torch.tensor(right), torch.tensor(w2), rtol=1e-12)
+assert abs(right[-1] - exact) < 0.1 * exact
+assert max(modulo.values()) < 1e-7
+ends = max(first.records["energy"][-1], second.records["energy"][-1])
+outputs = [network(of.Particles(points), X) for points in others.values()]
+assert all(torch.allclose(f, outputs[0], atol=1e-12) for f in outputs)
+assert barrier["aligned by order and sign"] < 5 * ends
+assert barrier["as they come"] > 100 * ends
