@@ -40,6 +40,11 @@ exclude_patterns = [
     "tutorials/sg_execution_times.rst",
 ]
 nitpicky = True
+# Private to their package: a type variable, and the base class of the networks.
+nitpick_ignore = [
+    ("py:obj", "otflow.proximal.base.M"),
+    ("py:class", "otflow.meanfield.network.Network"),
+]
 default_role = None
 highlight_language = "python"
 

@@ -285,8 +285,8 @@ class Log(RadialKernel):
     Examples
     --------
     >>> import torch, otflow as of
-    >>> of.kernels.Log()(torch.tensor([1.0]))
-    tensor(0.)
+    >>> of.kernels.Log()(torch.tensor([2.0]))
+    tensor(-0.6931)
     """
 
     singular = True

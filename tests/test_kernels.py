@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import otflow as of
-from otflow._autodiff import TILE
+from otflow.kernels import TILE
 from tests import clouds, exact
 from tests.clouds import normal
 from tests.test_autodiff import KERNELS
