@@ -285,8 +285,8 @@ def animate(
     >>> mu = of.Particles(torch.randn(30, 2))
     >>> run = of.flow(F, mu, of.ExplicitEuler(), dt=0.1, steps=9)
     >>> animation = of.plotting.animate(run, frames=3)
-    >>> "t = 0" in animation.to_jshtml()
-    True
+    >>> animation.to_jshtml().count("data:image/png")
+    3
     """
     _check_trajectory(trajectory)
     frames = non_negative_int(frames, "frames", minimum=1)

@@ -12,7 +12,6 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from matplotlib.animation import Animation
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "tutorials").glob("plot_*.py"))
@@ -55,17 +54,15 @@ def is_labelled(ax: plt.Axes) -> bool:
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_tutorial_runs(path):
     state = torch.random.get_rng_state()
-    namespace = runpy.run_path(str(path))
+    namespace = runpy.run_path(str(path))  # holds on to animations, which need it
     figures = [plt.figure(number) for number in plt.get_fignums()]
     assert figures, "a tutorial shows something"
     for figure in figures:
+        figure.canvas.draw()
         assert all(is_labelled(ax) for ax in figure.axes), figure
     # Seeds are passed, not set: the same numbers come out in any order of pages.
     assert torch.equal(state, torch.random.get_rng_state())
-    # An animation warns if it dies without having been drawn.
-    for value in namespace.values():
-        if isinstance(value, Animation):
-            value.to_jshtml()
+    assert "of" in namespace
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)

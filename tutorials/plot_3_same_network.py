@@ -125,12 +125,12 @@ ts = torch.linspace(0, 1, 21, dtype=torch.float64)
 barrier = {}
 for label, other in others.items():
     path = torch.stack([risk(of.Particles((1 - t) * A + t * other)) for t in ts])
-    barrier[label] = float(path.max())
+    barrier[label] = path.max()
+    print(f"highest loss, {label}: {barrier[label]:.1e}")
     ax.semilogy(ts, path, label=label)
 ax.set(xlabel="position between the networks", ylabel="loss")
 ax.legend()
 plt.show()
-print(barrier)
 
 # %%
 # What must hold

@@ -6,7 +6,6 @@ from otflow.metrics.geodesic import aligned_ends, geodesic
 from otflow.metrics.plan import Plan, transport_plan
 from otflow.metrics.quotient import align, best_matching, quotient_distance
 from otflow.metrics.sinkhorn import sinkhorn_divergence
-from otflow.metrics.sinkhorn import sinkhorn_divergence
 from otflow.metrics.wasserstein import wasserstein2, wasserstein2_squared
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "quotient_distance",
     "sinkhorn_divergence",
     "symmetries",
-    "sinkhorn_divergence",
     "transport_plan",
     "wasserstein2",
     "wasserstein2_squared",
