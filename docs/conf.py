@@ -117,4 +117,15 @@ html_theme_options = {
         for page in ("concepts", "conventions", "extending", "survey")
     },
 }
-html_sidebars = {"index": [], "references": []}
+# Pages without a section of their own have an empty bar, and their code needs the width.
+html_sidebars = {
+    page: []
+    for page in (
+        "index",
+        "references",
+        "concepts",
+        "conventions",
+        "extending",
+        "survey",
+    )
+}

@@ -192,8 +192,9 @@ def check_option(value: Any, name: str, options: Collection[str]) -> str:
     """Return `value` if it is one of `options`; else name the nearest one."""
     if isinstance(value, str) and value in options:
         return value
-    close = difflib.get_close_matches(str(value), list(options), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    lower = {option.lower(): option for option in options}
+    close = difflib.get_close_matches(str(value).lower(), list(lower), n=1)
+    hint = f"; did you mean {lower[close[0]]!r}?" if close else ""
     msg = f"{name} must be one of {sorted(options)}, got {value!r}{hint}"
     raise (ValueError if isinstance(value, str) else TypeError)(msg)
 

@@ -49,6 +49,9 @@ class Interaction(Functional):
     """
 
     def __init__(self, W: Ground, *, modulus: float | None = None) -> None:
+        if isinstance(W, type):
+            msg = f"W is the class {W.__name__}; write {W.__name__}() with its options"
+            raise TypeError(msg)
         if not callable(W):
             msg = f"W must be a function (..., d) -> (...), got {type(W).__name__}"
             raise TypeError(msg)

@@ -68,6 +68,12 @@ def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
     --------
     from_module : The way back.
 
+    Notes
+    -----
+    Masses and scaling go into the outer weights, :math:`s_N m_i a_i`. To go on as the
+    flow would, descend with learning rate N dt in the inner layer and dt/N in the outer
+    one (mean-field scaling, equal masses); or come back by `from_module`.
+
     Examples
     --------
     >>> import torch, otflow as of

@@ -2,7 +2,7 @@
 
 from otflow.metrics import symmetries
 from otflow.metrics.assignment import assignment
-from otflow.metrics.geodesic import aligned_ends, geodesic
+from otflow.metrics.geodesic import action, aligned_ends, geodesic, length
 from otflow.metrics.plan import Plan, transport_plan
 from otflow.metrics.quotient import align, best_matching, quotient_distance
 from otflow.metrics.sinkhorn import sinkhorn_divergence
@@ -10,11 +10,13 @@ from otflow.metrics.wasserstein import wasserstein2, wasserstein2_squared
 
 __all__ = [
     "Plan",
+    "action",
     "align",
     "aligned_ends",
     "assignment",
     "best_matching",
     "geodesic",
+    "length",
     "quotient_distance",
     "sinkhorn_divergence",
     "symmetries",

@@ -1,13 +1,21 @@
-r"""Wasserstein geodesics between particle measures."""
+"""Geodesics of W2 between particles; length and action of a path of measures."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
 
 from otflow._validation import real
 from otflow.measures import Particles
 from otflow.metrics.assignment import assignment
+from otflow.metrics.inputs import CloudLike
 from otflow.metrics.plan import transport_plan
+from otflow.metrics.wasserstein import wasserstein2, wasserstein2_squared
 
-__all__ = ["aligned_ends", "geodesic"]
+__all__ = ["action", "aligned_ends", "geodesic", "length"]
 
 
 def aligned_ends(mu: Particles, nu: Particles) -> tuple[Particles, Particles]:
@@ -83,3 +91,77 @@ def geodesic(mu: Particles, nu: Particles, t: float) -> Particles:
     t = real(t, "t")
     start, end = aligned_ends(mu, nu)
     return start.push(start.displacement_to(end), t)
+
+
+def length(path: Sequence[CloudLike]) -> Tensor:
+    r"""Return :math:`\sum_k W_2(\mu_k, \mu_{k+1})`, the length of a path of measures.
+
+    Of a fine path, :math:`\int \|v_t\| dt`; never less than the distance between its
+    ends, and independent of the speed.
+
+    Parameters
+    ----------
+    path : sequence of Particles, Tensor or ndarray
+        Two measures or more.
+
+    Returns
+    -------
+    Tensor
+        0-d; differentiable.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> of.metrics.length([torch.tensor([[z]]) for z in (0.0, 1.0, 0.5)])
+    tensor(1.5000)
+    """
+    _check_path(path)
+    return torch.stack([wasserstein2(mu, nu) for mu, nu in pairwise(path)]).sum()
+
+
+def action(path: Sequence[CloudLike], times: Iterable[float] | None = None) -> Tensor:
+    r"""Return :math:`\sum_k W_2^2(\mu_k, \mu_{k+1}) / (t_{k+1} - t_k)`.
+
+    Of a fine path, :math:`\int \|v_t\|^2 dt` :cite:p:`benamou2000computational`. Over
+    [0, 1] it is never less than the square of the `length`, with equality at constant
+    speed; nor than :math:`W_2^2` between the ends, with equality on the geodesic.
+
+    Parameters
+    ----------
+    path : sequence of Particles, Tensor or ndarray
+        Two measures or more.
+    times : iterable of float, optional
+        Increasing, one per measure; evenly spread over [0, 1] by default.
+
+    Returns
+    -------
+    Tensor
+        0-d; differentiable.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> of.metrics.action([torch.tensor([[z]]) for z in (0.0, 1.0, 0.5)])
+    tensor(2.5000)
+    """
+    _check_path(path)
+    count = len(path)
+    clock = range(count) if times is None else times
+    unit = count - 1 if times is None else 1
+    instants = [real(float(t) / unit, "times") for t in clock]
+    if len(instants) != count:
+        msg = f"times must be one per measure, {count} of them, got {len(instants)}"
+        raise ValueError(msg)
+    parts = []
+    for (mu, nu), (start, end) in zip(pairwise(path), pairwise(instants), strict=True):
+        if end <= start:
+            msg = f"times must increase, got {start:g} and then {end:g}"
+            raise ValueError(msg)
+        parts.append(wasserstein2_squared(mu, nu) / (end - start))
+    return torch.stack(parts).sum()
+
+
+def _check_path(path: Sequence[CloudLike]) -> None:
+    if len(path) < 2:
+        msg = f"a path has two measures or more, got {len(path)}"
+        raise ValueError(msg)

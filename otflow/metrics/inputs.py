@@ -32,7 +32,7 @@ class Cloud:
     @property
     def masses(self) -> Tensor:
         """The weights over their sum: float64, on the CPU, detached."""
-        if self.weights is None:
+        if self.weights is None or self.is_uniform:
             n = len(self.points)
             return torch.full((n,), 1.0 / n, dtype=torch.float64)
         w = self.weights.detach().to("cpu", torch.float64)

@@ -36,7 +36,7 @@ def staircase(
     i, j = x.argsort(stable=True), y.argsort(stable=True)
     x, y = x[i], y[j]
     down = a[i].cumsum(0)[:-1].clamp_max(1.0)
-    right = b[j].cumsum(0)[:-1].clamp_max(1.0)
+    right = _snap(b[j].cumsum(0)[:-1].clamp_max(1.0), down)
 
     f, g = torch.zeros_like(x), torch.zeros_like(y)
     order, down_first = _down_first(down, right)
@@ -53,6 +53,17 @@ def staircase(
     masses = torch.cat([levels.new_zeros(1), levels, levels.new_ones(1)]).diff()
     kept = masses > 0
     return i[rows[kept]], j[columns[kept]], masses[kept], f, g
+
+
+def _snap(levels: Tensor, marks: Tensor) -> Tensor:
+    """Move the levels that meet a mark up to round-off onto it."""
+    if len(marks) == 0:
+        return levels
+    tolerance = (len(levels) + len(marks)) * torch.finfo(levels.dtype).eps
+    above = torch.searchsorted(marks, levels).clamp_max(len(marks) - 1)
+    for mark in (marks[above], marks[(above - 1).clamp_min(0)]):
+        levels = torch.where((levels - mark).abs() <= tolerance, mark, levels)
+    return levels
 
 
 def _down_first(down: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from otflow._typing import ArrayLike
-from otflow._validation import as_points, check_like
 from otflow.metrics.assignment import assignment, match, squared_distances
+from otflow.metrics.inputs import CloudLike, clouds
 from otflow.metrics.symmetries import Symmetry, Trivial
 from otflow.metrics.wasserstein import root
 
@@ -20,8 +19,8 @@ GroundMetric = Callable[[Tensor, Tensor], Tensor]
 
 
 def quotient_distance(
-    theta: ArrayLike,
-    xi: ArrayLike,
+    theta: CloudLike,
+    xi: CloudLike,
     *,
     ground: GroundMetric | None = None,
     symmetry: Symmetry | None = None,
@@ -38,8 +37,8 @@ def quotient_distance(
 
     Parameters
     ----------
-    theta, xi : Tensor or ndarray, shape (N, p)
-        Points, or neurons as rows.
+    theta, xi : Particles, or Tensor or ndarray of shape (N, p)
+        Points, or neurons as rows; of equal weights.
     ground : callable, optional
         Another ground metric: (N, p), (N, p) -> (N, N) distances d; Euclidean by
         default.
@@ -84,8 +83,8 @@ def quotient_distance(
 
 
 def best_matching(
-    theta: ArrayLike,
-    xi: ArrayLike,
+    theta: CloudLike,
+    xi: CloudLike,
     *,
     ground: GroundMetric | None = None,
     symmetry: Symmetry | None = None,
@@ -94,8 +93,8 @@ def best_matching(
 
     Parameters
     ----------
-    theta, xi : Tensor or ndarray, shape (N, p)
-        Points, or neurons as rows.
+    theta, xi : Particles, or Tensor or ndarray of shape (N, p)
+        Points, or neurons as rows; of equal weights.
     ground, symmetry
         As `quotient_distance`.
 
@@ -116,8 +115,8 @@ def best_matching(
 
 
 def align(
-    theta: ArrayLike,
-    xi: ArrayLike,
+    theta: CloudLike,
+    xi: CloudLike,
     *,
     ground: GroundMetric | None = None,
     symmetry: Symmetry | None = None,
@@ -130,8 +129,8 @@ def align(
 
     Parameters
     ----------
-    theta, xi : Tensor or ndarray, shape (N, p)
-        Points, or neurons as rows.
+    theta, xi : Particles, or Tensor or ndarray of shape (N, p)
+        Points, or neurons as rows; of equal weights.
     ground, symmetry
         As `quotient_distance`.
 
@@ -154,9 +153,12 @@ def align(
     return _aligned(symmetry, xi, *_match(theta, xi, ground, symmetry))
 
 
-def _pair(theta: ArrayLike, xi: ArrayLike) -> tuple[Tensor, Tensor]:
-    x, y = as_points(theta, "theta"), as_points(xi, "xi")
-    check_like(y, x, "xi", "theta")
+def _pair(theta: CloudLike, xi: CloudLike) -> tuple[Tensor, Tensor]:
+    p, q = clouds(theta, xi, ("theta", "xi"))
+    x, y = p.points, q.points
+    if not (p.is_uniform and q.is_uniform):
+        msg = "neurons are matched one to one, at equal weights; use wasserstein2"
+        raise ValueError(msg)
     if x.shape != y.shape:
         msg = (
             f"theta has shape {tuple(x.shape)} but xi has {tuple(y.shape)}: the "

@@ -137,11 +137,12 @@ def _check_size(n: int, m: int, x: Tensor) -> None:
 
 
 def _check_blur(blur: float, diameter: float, dtype: torch.dtype) -> None:
-    # Exponents are |x - y|^2 / 2 blur^2; their round-off must stay below 1.
-    least = diameter * float(torch.finfo(dtype).eps) ** 0.5
-    if blur < least or blur < float(torch.finfo(dtype).tiny) ** 0.5:
+    # Its square must not vanish, or GeomLoss returns NaN.
+    kind = torch.finfo(dtype)
+    least = max(diameter * float(kind.eps), float(kind.tiny) ** 0.5)
+    if blur < least:
         msg = (
-            f"blur = {blur:g} is too small in {dtype} for points {diameter:.3g} apart: "
-            f"below {least:.2g} the kernel is all round-off; take a larger blur"
+            f"blur = {blur:g} is lost in the round-off of {dtype} for points "
+            f"{diameter:.3g} apart; take at least {least:.2g}"
         )
         raise ValueError(msg)

@@ -31,7 +31,8 @@ class ExplicitEuler(Scheme):
     backtracking : bool
         Whether to halve dt until the Armijo condition holds.
     sufficient_decrease : float
-        The constant c, in (0, 1).
+        The constant c, in (0, 1). Near 0 a step at the limit of stability is accepted,
+        which hardly makes progress; near 1 steps are short.
     max_halvings : int
         Give up after so many: the measure then stays where it is, for no time, and
         ``info["stalled"]`` is True. It is what happens at a minimum, at round-off.
@@ -61,7 +62,7 @@ class ExplicitEuler(Scheme):
         self,
         backtracking: bool = False,
         *,
-        sufficient_decrease: float = 1e-4,
+        sufficient_decrease: float = 0.1,
         max_halvings: int = 60,
     ) -> None:
         if not isinstance(backtracking, bool):

@@ -283,6 +283,9 @@ class MeasureContract:
         moved = mu.push(v, 0.01)
         results = [moved.points, moved.weights, mu.displacement_to(moved)]
         results += [mu.position_gradient(f) for f in self.values()]
+        if "reweight" in self.capabilities:
+            rated = mu.reweight(mu.points[:, 0].clone().requires_grad_(), 0.1)
+            results.append(rated.weights)
         for name in sorted(self.capabilities):
             result = self.call(mu, name)
             is_measure = isinstance(result, of.Measure)
