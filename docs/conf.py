@@ -117,7 +117,7 @@ html_theme_options = {
         for page in ("concepts", "conventions", "extending", "survey")
     },
 }
-# Pages without a section of their own have an empty bar, and their code needs the width.
+# Pages without a section of their own: an empty bar would take the width of code.
 html_sidebars = {
     page: []
     for page in (

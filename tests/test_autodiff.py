@@ -7,7 +7,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import otflow as of
-from otflow._autodiff import TILE, gradient, pair_sum, second_gradient, tiles
+from otflow._autodiff import (
+    TILE,
+    check_finite,
+    gradient,
+    pair_sum,
+    second_gradient,
+    tiles,
+)
 from tests import clouds
 from tests.clouds import normal
 
@@ -279,4 +286,28 @@ def test_second_gradient_is_that_of_the_first_variation():
     total = w @ x.pow(3).sum(-1)
     torch.testing.assert_close(found, 2 * total * 3 * x[rows].square())
     flat = second_gradient(lambda _, w: w.square().sum(), x, w, rows)
-    assert torch.equal(flat, torch.zeros(2, 2, dtype=torch.float64))
+    none = second_gradient(lambda x, w: w.sum() + 0 * x.sum(), x, w, rows)
+    for zero in (flat, none):
+        assert torch.equal(zero, torch.zeros(2, 2, dtype=torch.float64))
+        clouds.assert_plain(zero)
+
+
+def test_a_sum_that_overflows_is_no_infinite_entry():
+    check_finite(torch.full((4,), 1e308, dtype=torch.float64), "x")
+    with pytest.raises(of.errors.NonFinite, match=r"^x is inf, first at index \(2,\)"):
+        check_finite(torch.tensor([1.0, 2.0, torch.inf, -torch.inf]), "x")
+
+
+def test_a_sum_that_is_constant_in_its_rows_has_derivatives_zero():
+    x = normal(5, 2).requires_grad_()
+    first = torch.zeros(5, 2, dtype=torch.float64)
+
+    def energy(x, _, diagonal):
+        return torch.full((), float(len(x)), dtype=x.dtype)
+
+    value = pair_sum(energy, x)
+    (grad,) = torch.autograd.grad(value, x, create_graph=True)
+    (second,) = torch.autograd.grad(grad.sum(), x)
+    assert value.item() == 5
+    assert torch.equal(grad, first)
+    assert torch.equal(second, first)

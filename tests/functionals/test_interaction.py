@@ -124,3 +124,8 @@ def test_its_repr_names_the_kernel():
 def test_it_refuses_what_is_no_function(bad):
     with pytest.raises(TypeError, match=r"^W must be a function \(\.\.\., d\)"):
         of.Interaction(bad)
+
+
+def test_a_kernel_s_class_is_not_a_kernel():
+    with pytest.raises(TypeError, match=r"^W is the class Log; write Log\(\)"):
+        of.Interaction(of.kernels.Log)
