@@ -47,7 +47,7 @@ def test_finite_differences_in_points_and_weights_of_both(pair, distance, d):
     grads = torch.autograd.grad(distance(p, q), (x, a, y, b))
     for k, (leaf, grad) in enumerate(zip((x, a, y, b), grads, strict=True)):
         if pair != "plan" and k in (1, 3):
-            continue  # kinks: see the test of one-sided derivatives
+            continue  # a kink, of equal masses: tested below
         u = normal(*leaf.shape, seed=20 + k)
         tensors = [t.detach() for t in (x, a, y, b)]
         values = []

@@ -202,8 +202,65 @@ class TestAutograd:
         expected = float((up - down) / (2 * h))
         assert float((grad * u).sum()) == pytest.approx(expected, rel=1e-6)
 
+    def test_ground_metric(self):
+        y = normal(6, 3, seed=1)
+
+        def ground(a, b):
+            return (a[:, None] - b).abs().sum(-1)
+
+        x = normal(6, 3).requires_grad_()
+        (grad,) = torch.autograd.grad(quotient_distance(x, y, ground=ground), x)
+        u, h = normal(6, 3, seed=4), 1e-6
+        up, down = (
+            float(quotient_distance(x.detach() + s * h * u, y, ground=ground))
+            for s in (1, -1)
+        )
+        expected = (up - down) / (2 * h)
+        assert float((grad * u).sum()) == pytest.approx(expected, rel=1e-6)
+
+    @pytest.mark.parametrize("symmetry", [None, Sign(), Scale()])
+    def test_gradient_zero_at_distance_zero(self, symmetry):
+        x = normal(6, 3).requires_grad_()
+        value = quotient_distance(x, shuffle(x.detach()), symmetry=symmetry)
+        (grad,) = torch.autograd.grad(value, x)
+        assert float(value.detach()) == 0.0
+        assert torch.equal(grad, torch.zeros_like(grad))
+
+    def test_aligned_copy_carries_the_graph(self):
+        x = normal(6, 3)
+        y = shuffle(x).requires_grad_()
+        align(x, y, symmetry=Sign())[0].sum().backward()
+        assert int((y.grad != 0).any(dim=1).sum()) == 1
+
+
+class TestMetricOfOrbits:
+    @pytest.mark.parametrize("symmetry", [None, Sign(), Scale()])
+    @given(seed=st.integers(0, 1000), n=st.integers(1, 6))
+    def test_laws(self, symmetry, seed, n):
+        x, y, z = (normal(n, 3, seed=seed + k) for k in range(3))
+
+        def d(a, b):
+            return float(quotient_distance(a, b, symmetry=symmetry))
+
+        assert d(x, y) == pytest.approx(d(y, x), rel=1e-12)
+        assert d(x, z) <= d(x, y) + d(y, z) + 1e-12
+        assert d(x, shuffle(x, seed)) == 0.0
+        assert d(x, y) > 0
+
 
 class TestRefusals:
+    def test_particles_are_networks_too(self):
+        x, y = normal(5, 2), normal(5, 2, seed=1)
+        mu, nu = of.Particles(x), of.Particles(y)
+        assert torch.equal(best_matching(mu, nu), best_matching(x, y))
+        w = torch.tensor([0.1, 0.3, 0.2, 0.2, 0.2], dtype=torch.float64)
+        with pytest.raises(ValueError, match="at equal weights; use wasserstein2"):
+            quotient_distance(mu, of.Particles(y, w))
+
+    def test_dimensions(self):
+        with pytest.raises(ValueError, match="theta lies in dimension 2 but xi in"):
+            quotient_distance(normal(3, 2), normal(3, 3))
+
     def test_sizes(self):
         with pytest.raises(ValueError, match="for two sizes use wasserstein2"):
             quotient_distance(normal(3, 2), normal(4, 2))

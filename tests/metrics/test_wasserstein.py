@@ -360,6 +360,43 @@ class TestRefusals:
         with pytest.raises(TypeError, match=r"torch.Tensor or numpy.ndarray, got list"):
             wasserstein2([[0.0]], cloud(1, 1))
 
+    def test_a_warning_of_the_solver_is_an_error_for_everyone(self, monkeypatch):
+        """Also for a caller who ignores warnings."""
+        import importlib
+        import warnings
+
+        module = importlib.import_module("otflow.metrics.assignment")
+        monkeypatch.setattr(module, "MAX_PIVOTS", 3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(of.errors.NotConverged, match="use fewer") as caught:
+                assignment(cloud(300, 2), cloud(300, 2, 1))
+        assert caught.value.info["max_pivots"] == 3
+
+    def test_a_duality_gap_is_an_error(self, monkeypatch):
+        """A solver that claims success with a plan that is not optimal."""
+        import ot
+
+        def lies(a, b, M, **options):
+            zeros = {"u": 0 * a, "v": 0 * b, "result_code": 1, "warning": None}
+            return a[:, None] * b / a.sum(), zeros
+
+        monkeypatch.setattr(ot, "emd", lies)
+        mu = of.Particles(cloud(20, 2), weights(20))
+        with pytest.raises(of.errors.NotConverged, match="left a duality gap of"):
+            transport_plan(mu, of.Particles(cloud(15, 2, 1)))
+
+    def test_measures_that_are_not_atoms(self):
+        class Cells(of.Measure):
+            value_and_position_gradient = push = inner = displacement_to = None
+
+        with pytest.raises(TypeError, match=r"use Particles\(nu.points, nu.weights\)"):
+            wasserstein2(cloud(3, 2), Cells())
+
+    def test_half_precision(self):
+        with pytest.raises(ValueError, match="too coarse for transport"):
+            wasserstein2(cloud(3, 2).half(), cloud(3, 2).half())
+
     def test_float32_and_global_state(self):
         x = cloud(40, 2).float()
         state = torch.random.get_rng_state()

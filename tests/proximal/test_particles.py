@@ -388,3 +388,29 @@ class TestScheme:
         assert torch.equal(one.measure.points, two.measure.points)
         assert torch.equal(torch.random.get_rng_state(), state)
         assert not one.measure.points.requires_grad
+
+
+class TestDiskEquilibrium:
+    def test_particles_relax_to_the_uniform_unit_disk(self):
+        """Oracle 8: under |z|^2/2 - log|z| in the plane, by certified steps."""
+        n = 300
+        F = of.Interaction(of.kernels.PowerLaw(2, 0))
+        solver = ParticleProximal(tolerance=1e-3)
+        run = of.flow(
+            F, of.Particles(0.4 * cloud(n, 2) + 1), of.JKO(solver), dt=2.0, steps=25
+        )
+        assert all(info["certified"] for info in run.info)
+        x = run.final.points - run.final.points.mean(0)
+        assert torch.allclose(run.final.points.mean(0), 0.4 * cloud(n, 2).mean(0) + 1)
+        # The virial theorem, exact for n particles.
+        assert float(x.square().sum(1).mean()) == pytest.approx(
+            0.5 * (1 - 1 / n), rel=1e-5
+        )
+        radius = x.norm(dim=1)
+        assert 0.95 < float(radius.max()) < 1
+        for r in (0.3, 0.5, 0.7, 0.9):  # the mass within r is r^2
+            assert float((radius < r).double().mean()) == pytest.approx(r * r, abs=0.03)
+        energy = float(run.records["energy"][-1])
+        assert energy == pytest.approx(
+            exact.DISK_ENERGY - math.log(n) / (4 * n), abs=1 / n
+        )
