@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from otflow._typing import Ground
+from otflow._autodiff import check_finite, tiles
+from otflow._typing import ArrayLike, Ground
 from otflow._validation import real
 from otflow.functionals.base import Functional
 from otflow.kernels import RadialKernel
-from otflow.measures import Measure
+from otflow.measures import Measure, Particles
+from otflow.measures.base import check_kernel
 
 __all__ = ["Interaction"]
 
@@ -64,6 +67,24 @@ class Interaction(Functional):
         r"""Return :math:`\tfrac12\sum_{ij} w_i w_j W(x_i - x_j)`."""
         singular = isinstance(self.W, RadialKernel) and self.W.singular
         return mu.interaction(self.W, diagonal=not singular)
+
+    def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
+        r"""Return :math:`\tfrac12\sum_j w_j (W(x - x_j) + W(x_j - x))`.
+
+        At m points away from the atoms in time O(n m d), tile by tile.
+        """
+        if x is None or not isinstance(mu, Particles):
+            return super().first_variation(mu, x)
+        probes = mu.check_probes(x)
+        potential = mu.weights.new_zeros(len(probes))
+        with torch.no_grad():
+            for i in tiles(len(probes)):
+                for j in tiles(mu.n):
+                    z = probes[i, None, :] - mu.points[j]
+                    both = check_kernel(self.W, z) + check_kernel(self.W, -z)
+                    potential[i] += 0.5 * (both @ mu.weights[j])
+        check_finite(potential, "the first variation")
+        return potential
 
     @property
     def displacement_modulus(self) -> float | None:

@@ -186,8 +186,8 @@ class Measure(ABC):
             if is_diagonal and not diagonal:
                 keep = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
                 i, j = keep.nonzero(as_tuple=True)
-                return 0.5 * (a[i] * b[j] * _pairs(W, z[i, j])).sum()
-            return 0.5 * (a @ _pairs(W, z) @ b)
+                return 0.5 * (a[i] * b[j] * check_kernel(W, z[i, j])).sum()
+            return 0.5 * (a @ check_kernel(W, z) @ b)
 
         sweep = (
             W.sweep if isinstance(W, RadialKernel) and W.singular != diagonal else None
@@ -252,7 +252,8 @@ class Measure(ABC):
         check_like(tangent, self.points, name, "points")
 
 
-def _pairs(W: Ground, z: Tensor) -> Tensor:
+def check_kernel(W: Ground, z: Tensor) -> Tensor:
+    """Return W(z), refused unless it is one number for each difference."""
     values = W(z)
     if not isinstance(values, Tensor) or values.shape != z.shape[:-1]:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values)

@@ -187,7 +187,7 @@ class Particles(Measure):
         """
         points, weights = self.points, self.weights
         if x is not None:
-            x = self._check_probes(x)
+            x = self.check_probes(x)
             points = torch.cat([points, x])
             weights = torch.cat([weights, weights.new_zeros(len(x))])
         grad = value_and_gradient(lambda w: self._evaluate(value, points, w), weights)[
@@ -351,7 +351,19 @@ class Particles(Measure):
             raise Diverged(msg, measure=self)
         return self._with(points)
 
-    def _check_probes(self, x: ArrayLike) -> Tensor:
+    def check_probes(self, x: ArrayLike) -> Tensor:
+        """Return `x` as points (m, d) like those of the measure, or refuse it.
+
+        Parameters
+        ----------
+        x : Tensor or ndarray, shape (m, d)
+            Points at which something is asked.
+
+        Returns
+        -------
+        Tensor, shape (m, d)
+            Detached.
+        """
         x = as_points(x, "x")
         check_like(x, self.points, "x", "points")
         if x.shape[1] != self.dim:

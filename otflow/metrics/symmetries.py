@@ -102,7 +102,7 @@ class Scale(Symmetry):
         self.outputs = non_negative_int(outputs, "outputs", minimum=1)
 
     def canonical(self, theta: Tensor) -> Tensor:
-        """Return each neuron balanced, |a| = |(w, b)|."""
+        r"""Return each neuron balanced, :math:`|a| = |(w, b)|`."""
         if theta.shape[1] <= self.outputs:
             msg = (
                 f"neurons of {theta.shape[1]} parameters have no input weights beside "

@@ -94,6 +94,21 @@ class TestAssignment:
         moved = y[assignment(x, y)] - x
         assert torch.allclose(moved, (y - x), atol=1e-6)
 
+    @pytest.mark.parametrize("n", [30, 300])
+    def test_clouds_far_from_one_another(self, n):
+        """Costs of size 1e16 would swallow the differences between them."""
+        x, y = cloud(n, 2), cloud(n, 2, 1) + 1e8
+        assert torch.equal(assignment(x, y), assignment(x, y - 1e8))
+
+    @pytest.mark.parametrize("apart", [1e-3, 1e-6])
+    def test_an_exchange_of_close_points_is_found(self, apart):
+        """It shortens the cost by 2 apart^2 only."""
+        x = cloud(60, 2)
+        x[1] = x[0] + apart
+        y = x.clone()
+        y[:2] = x[[1, 0]]
+        assert assignment(x, y)[:2].tolist() == [1, 0]
+
     def test_dtype_and_device_of_the_answer(self):
         x = cloud(10, 2).float()
         assert assignment(x, x).dtype == torch.int64
@@ -125,6 +140,33 @@ class TestPlan:
         assert float((C - plan.f[:, None] - plan.g).min()) > -1e-12
         dual = float(mu.weights @ plan.f + nu.weights @ plan.g)
         assert dual == pytest.approx(float(plan.cost), rel=1e-10)
+
+    @pytest.mark.parametrize("d", [1, 2])
+    def test_atoms_without_mass_are_listed_beside_their_partners(self, d):
+        mu = of.Particles(cloud(12, d), weights(12, 1, zeros=4))
+        nu = of.Particles(cloud(10, d, 3), weights(10, 2, zeros=3))
+        plan = transport_plan(mu, nu)
+        costs = (mu.points[:, None] - nu.points).square().sum(-1)
+        slack = costs - plan.f[:, None] - plan.g
+        assert float(slack[plan.rows, plan.columns].abs().max()) < 1e-13
+        assert float(slack[4:, 3:].min()) > -1e-13
+        assert sorted(plan.rows[plan.rows < 4].tolist()) == [0, 1, 2, 3]
+        assert sorted(plan.columns[plan.columns < 3].tolist()) == [0, 1, 2]
+        assert (plan.masses[(plan.rows < 4) | (plan.columns < 3)] == 0).all()
+
+    @pytest.mark.parametrize("d", [1, 3])
+    def test_equal_masses_give_a_permutation(self, d):
+        plan = transport_plan(cloud(40, d), cloud(40, d, 1))
+        assert float((plan.masses - 1 / 40).abs().max()) < 1e-15
+        assert plan.rows.sort().values.tolist() == list(range(40))
+        assert plan.columns.sort().values.tolist() == list(range(40))
+
+    @pytest.mark.parametrize(("n", "m"), [(7, 49), (30, 10), (6, 9)])
+    def test_steps_of_the_line_that_meet_up_to_round_off(self, n, m):
+        """No cell carries a mass of round-off; there are n + m - gcd(n, m)."""
+        plan = transport_plan(cloud(n, 1), cloud(m, 1, 1))
+        assert len(plan.masses) == n + m - math.gcd(n, m)
+        assert float(plan.masses.min()) > 0.5 / (n * m)
 
     def test_line_quantile_formula(self):
         """W2^2 on the line is the L2 distance of the quantile functions."""
