@@ -129,15 +129,14 @@ def value_and_gradient(
         raise RuntimeError(msg)
     with torch.enable_grad():
         x = leaf(x)
-        with unmodified(x, by="the functional"):
-            value = check_scalar(function(x), x)
-        check_finite(value.detach(), "the functional's value")
-        grad = None
-        if value.requires_grad:
-            (grad,) = torch.autograd.grad(value, x, allow_unused=True)
+        live = check_scalar(function(x), x)
+        value, grad = live.detach(), None
+        check_finite(value, "the functional's value")
+        if live.requires_grad:
+            (grad,) = torch.autograd.grad(live, x, allow_unused=True)
     if grad is None:
         if unused:
-            return value.detach(), torch.zeros_like(x)
+            return value, torch.zeros_like(x)
         msg = (
             "the functional's value is detached from the measure: it carries no "
             "gradient in its points, or in its weights where those are asked for; "
@@ -146,7 +145,7 @@ def value_and_gradient(
         )
         raise InvalidFunctional(msg)
     check_finite(grad, "the functional's gradient")
-    return value.detach(), grad
+    return value, grad
 
 
 def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

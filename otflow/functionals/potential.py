@@ -50,7 +50,8 @@ class Potential(Functional):
 
     def value(self, mu: Measure) -> Tensor:
         r"""Return :math:`\sum_i w_i V(x_i)`."""
-        return check_scalar(mu.expectation(self.V), mu.points)
+        value = mu.expectation(self.V)
+        return check_scalar(value, mu.points) if value.ndim else value
 
     @property
     def displacement_modulus(self) -> float | None:
