@@ -20,6 +20,7 @@ __all__ = [
     "as_points",
     "as_weights",
     "check_generator",
+    "check_kind",
     "check_like",
     "check_option",
     "coordinate_limit",
@@ -153,6 +154,14 @@ def check_like(x: Tensor, other: Tensor, name: str, other_name: str) -> None:
             f"move one with .to('{other.device}')"
         )
         raise ValueError(msg)
+
+
+def check_kind(value: Any, kind: type, name: str) -> None:
+    """Refuse what is not a `kind`; a class in place of an instance gets the cure."""
+    if not isinstance(value, kind):
+        hint = f"; write {value.__name__}()" if isinstance(value, type) else ""
+        msg = f"{name} must be a {kind.__name__}, got {value!r:.80}{hint}"
+        raise TypeError(msg)
 
 
 def real(value: Any, name: str) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from otflow._autodiff import unmodified
 from otflow._lazy import lazy_import
 from otflow._typing import Seed
-from otflow._validation import as_generator, non_negative_int, positive
+from otflow._validation import as_generator, check_kind, non_negative_int, positive
 from otflow.errors import Diverged, Interrupted, NonFinite
 from otflow.functionals import Functional
 from otflow.measures import Measure
@@ -96,9 +96,9 @@ def flow(
     >>> run.records["energy"]
     tensor([1.2500, 0.0781, 0.0049])
     """
-    _check_kind(F, Functional, "F")
-    _check_kind(mu, Measure, "mu")
-    _check_kind(scheme, Scheme, "scheme")
+    check_kind(F, Functional, "F")
+    check_kind(mu, Measure, "mu")
+    check_kind(scheme, Scheme, "scheme")
     length = _step_length(dt)
     steps = non_negative_int(steps, "steps")
     every = non_negative_int(every, "every", minimum=1)
@@ -267,13 +267,6 @@ class _Recorder:
             status=status,
             message=message,
         )
-
-
-def _check_kind(value: Any, kind: type, name: str) -> None:
-    if not isinstance(value, kind):
-        hint = f"; write {value.__name__}()" if isinstance(value, type) else ""
-        msg = f"{name} must be a {kind.__name__}, got {value!r:.80}{hint}"
-        raise TypeError(msg)
 
 
 def _step_length(dt: Any) -> Callable[[int], float]:

@@ -12,7 +12,7 @@ from otflow._validation import non_negative_int, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Particles
-from otflow.metrics import assignment, sinkhorn_divergence, transport_plan
+from otflow.metrics import Plan, assignment, sinkhorn_divergence, transport_plan
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.quasi_newton import Memory, Point, minimise
 
@@ -177,7 +177,7 @@ class ParticleProximal(ProximalSolver[Particles]):
             used += spent
             if self.blur is not None or not self.certify:
                 break
-            coupling = problem.couple(point.measure)
+            coupling = problem.couple(point)
             if coupling.is_kept or used >= self.max_gradients:
                 break
             if relabellings == MAX_RELABELLINGS:
@@ -191,7 +191,7 @@ class ParticleProximal(ProximalSolver[Particles]):
         certificate = self._certificate(problem, start, point, coupling)
         certificate.update(gradients=used, relabellings=relabellings)
         return ProxResult(
-            problem.with_empty_atoms(point.measure, start),
+            _with_empty_atoms(point.measure, start, dt),
             _Warm(memory, dt),
             used,
             certificate["residual"],
@@ -304,6 +304,7 @@ class _Problem:
             objective=self.dt * energy + float(half) + 0.5 * self.constant,
             gradient=gradient,
             displacement=displacement,
+            velocity=velocity,
         )
 
     def _sinkhorn(self, nu: Particles) -> Tensor:
@@ -316,10 +317,9 @@ class _Problem:
         moved = float(point.measure.inner(point.displacement, point.displacement))
         return moved + self.constant
 
-    def couple(self, nu: Particles) -> _Coupling:
-        """Find the optimal coupling from the source to `nu`."""
-        displacement = self.centre.displacement_to(nu)
-        kept = float(nu.inner(displacement, displacement)) + self.constant
+    def couple(self, point: Point[Particles]) -> _Coupling:
+        """Find the optimal coupling from the source to a point."""
+        nu, kept = point.measure, self.cost(point)
         if nu.is_uniform:
             index = assignment(self.source.points, nu.points)
             relabelled = nu.push(nu.points[index] - nu.points, 1.0)
@@ -328,7 +328,7 @@ class _Problem:
         else:
             plan = transport_plan(self.source, nu)
             best, relabelled = float(plan.cost), nu
-            problem = self._around(plan.rows, plan.columns, plan.masses, best, nu)
+            problem = self._around(plan, nu)
         # Equal up to round-off in sums of squares of this size.
         scale = float(nu.inner(nu.points, nu.points))
         slack = 16 * torch.finfo(nu.dtype).eps * (kept + scale * 1e-3)
@@ -339,29 +339,24 @@ class _Problem:
             measure=relabelled,
         )
 
-    def _around(
-        self, rows: Tensor, columns: Tensor, masses: Tensor, cost: float, nu: Particles
-    ) -> _Problem:
+    def _around(self, plan: Plan, nu: Particles) -> _Problem:
         """Keep a plan: its barycentres replace the source, up to a constant."""
         x = self.source.points
         total = torch.zeros_like(x)
-        total.index_add_(0, columns, masses[:, None] * x[rows])
+        total.index_add_(0, plan.columns, plan.masses[:, None] * x[plan.rows])
         empty = nu.weights == 0
         centres = total / nu.weights.masked_fill(empty, 1.0)[:, None]
         centres = torch.where(empty[:, None], x, centres)
         centre = self.source.push(centres - x, 1.0)
         moved = centre.displacement_to(nu)
-        return replace(
-            self, centre=centre, constant=cost - float(nu.inner(moved, moved))
-        )
+        constant = float(plan.cost) - float(nu.inner(moved, moved))
+        return replace(self, centre=centre, constant=constant)
 
-    def with_empty_atoms(self, nu: Particles, start: Point[Particles]) -> Particles:
-        """Move the atoms without mass by explicit Euler; the measure is the same."""
-        if nu.is_uniform or not bool((nu.weights == 0).any()):
-            return nu
-        _, velocity = self.functional.value_and_velocity(start.measure)
-        goal = start.measure.points + self.dt * velocity
-        empty = nu.weights[:, None] == 0
-        return nu.push(
-            torch.where(empty, goal - nu.points, torch.zeros_like(goal)), 1.0
-        )
+
+def _with_empty_atoms(nu: Particles, start: Point[Particles], dt: float) -> Particles:
+    """Move the atoms without mass by explicit Euler; the measure is the same."""
+    if nu.is_uniform or not bool((nu.weights == 0).any()):
+        return nu
+    goal = start.measure.points + dt * start.velocity
+    empty = nu.weights[:, None] == 0
+    return nu.push(torch.where(empty, goal - nu.points, torch.zeros_like(goal)), 1.0)

@@ -30,6 +30,7 @@ class Point(Generic[M]):
     objective: float  # dt F + half the transport cost
     gradient: Tensor  # of the objective, a tangent: displacement - dt velocity
     displacement: Tensor  # from the centre
+    velocity: Tensor  # of the functional's flow
 
 
 Evaluate = Callable[[M], Point[M]]

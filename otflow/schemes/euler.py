@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from otflow._validation import non_negative_int, real
-from otflow.errors import Diverged, NonFinite
+from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.schemes.base import Scheme, Step
@@ -107,5 +107,5 @@ def _try_push(mu: Measure, velocity: Any, dt: float) -> Measure | None:
     """Return the pushed measure, None where it leaves the finite numbers."""
     try:
         return mu.push(velocity, dt)
-    except (Diverged, NonFinite):
+    except Diverged:
         return None

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from otflow._validation import check_kind
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.proximal import ProximalSolver, default_solver
@@ -56,10 +57,8 @@ class JKO(Scheme):
     """
 
     def __init__(self, solver: ProximalSolver[Any] | None = None) -> None:
-        if solver is not None and not isinstance(solver, ProximalSolver):
-            hint = f"; write {solver.__name__}()" if isinstance(solver, type) else ""
-            msg = f"solver must be a ProximalSolver, got {solver!r}{hint}"
-            raise TypeError(msg)
+        if solver is not None:
+            check_kind(solver, ProximalSolver, "solver")
         self.solver = solver
 
     def step(

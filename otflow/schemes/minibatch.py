@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otflow._validation import check_kind
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.schemes.base import Scheme, Step
@@ -47,9 +48,7 @@ class Minibatch(Scheme):
     """
 
     def __init__(self, scheme: Scheme) -> None:
-        if not isinstance(scheme, Scheme):
-            msg = f"scheme must be a Scheme, got {type(scheme).__name__}"
-            raise TypeError(msg)
+        check_kind(scheme, Scheme, "scheme")
         self.scheme = scheme
 
     @property
