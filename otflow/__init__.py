@@ -13,13 +13,17 @@ from otflow import (
 )
 from otflow.flow import flow
 from otflow.functionals import (
+    KL,
+    Congestion,
     Entropy,
     Functional,
     Interaction,
+    Internal,
     OfExpectation,
     Potential,
+    PowerEntropy,
 )
-from otflow.measures import Measure, Particles
+from otflow.measures import GridDensity, Measure, Particles
 from otflow.schemes import JKO, BirthDeath, ExplicitEuler, Langevin, chain
 from otflow.trajectory import Trajectory
 
@@ -27,16 +31,21 @@ __version__ = "0.1.0"
 
 __all__ = [
     "JKO",
+    "KL",
     "BirthDeath",
+    "Congestion",
     "Entropy",
     "ExplicitEuler",
     "Functional",
+    "GridDensity",
     "Interaction",
+    "Internal",
     "Langevin",
     "Measure",
     "OfExpectation",
     "Particles",
     "Potential",
+    "PowerEntropy",
     "Trajectory",
     "analysis",
     "chain",

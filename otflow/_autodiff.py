@@ -18,6 +18,7 @@ from otflow.errors import InvalidFunctional, NonFinite
 __all__ = [
     "check_finite",
     "check_scalar",
+    "entrywise_derivative",
     "gradient",
     "leaf",
     "pair_sum",
@@ -151,6 +152,16 @@ def value_and_gradient(
 def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return the gradient of a batched ground function (n, d) -> (n,), row by row."""
     return value_and_gradient(lambda y: function(y).sum(), x, unused=True)[1]
+
+
+def entrywise_derivative(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return f'(x) of an entrywise function; overflow is left for the caller to see."""
+    with torch.enable_grad():
+        x = leaf(x)
+        total = function(x).sum()
+        if not total.requires_grad:
+            return torch.zeros_like(x.detach())
+        return _grad(total, (x,))[0]
 
 
 def second_gradient(

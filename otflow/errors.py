@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "BoxWarning",
     "Diverged",
     "Interrupted",
     "InvalidFunctional",
@@ -29,6 +30,20 @@ class OtflowError(Exception):
     --------
     >>> import otflow as of
     >>> issubclass(of.errors.Diverged, of.errors.OtflowError)
+    True
+    """
+
+
+class BoxWarning(UserWarning):
+    """Mass has come within one cell of the border of a box that stands for all space.
+
+    From then on the flow is that in a room with walls. Enlarge the box, or say that
+    walls are meant: ``GridDensity(..., walls=True)``.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> issubclass(of.errors.BoxWarning, UserWarning)
     True
     """
 

@@ -1,17 +1,23 @@
 """Functionals of a measure: one abstract method, `value`."""
 
 from otflow.functionals.base import Functional, Scaled, Sum
+from otflow.functionals.divergence import KL
 from otflow.functionals.expectation import OfExpectation
 from otflow.functionals.interaction import Interaction
-from otflow.functionals.internal import Entropy
+from otflow.functionals.internal import Entropy, Internal
 from otflow.functionals.potential import Potential
+from otflow.functionals.power import Congestion, PowerEntropy
 
 __all__ = [
+    "KL",
+    "Congestion",
     "Entropy",
     "Functional",
     "Interaction",
+    "Internal",
     "OfExpectation",
     "Potential",
+    "PowerEntropy",
     "Scaled",
     "Sum",
 ]

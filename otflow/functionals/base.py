@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Self, final
 
 import torch
@@ -116,6 +117,14 @@ class Functional(ABC):
         """
         return 0.0, self
 
+    def terms(self) -> tuple[tuple[float, Functional], ...]:
+        r"""Return pairs ``(c_k, F_k)`` with :math:`F = \sum_k c_k F_k`.
+
+        Proximal solvers ask for it, to treat each kind of term by the method that is
+        best for it. Sums and multiples are taken apart; the rest is a term by itself.
+        """
+        return ((1.0, self),)
+
     def resample(self, generator: torch.Generator) -> Functional:
         """Return an unbiased random copy (a minibatch), or itself if not stochastic."""
         return self
@@ -128,8 +137,16 @@ class Functional(ABC):
         ((1-t)\,\pi^1 + t\,\pi^2)_\#\gamma` of every coupling :math:`\gamma`,
         :math:`F(\mu_t) \le (1-t)F(\mu_0) + tF(\mu_1) - \tfrac\lambda2 t(1-t)
         \int|x-y|^2 d\gamma`. For internal energies: along generalised geodesics.
+        It holds in every dimension; `modulus_in` may know more of one.
         """
         return None
+
+    def modulus_in(self, dim: int) -> float | None:
+        """Return `displacement_modulus` for measures on a space of dimension `dim`.
+
+        McCann's condition on an internal energy depends on the dimension.
+        """
+        return self.displacement_modulus
 
     def __add__(self, other: object) -> Functional:
         """Return the sum of two functionals."""
@@ -207,6 +224,14 @@ class Sum(Functional):
         splits = [part.split_entropy() for part in self.parts]
         return sum(t for t, _ in splits), Sum(tuple(rest for _, rest in splits))
 
+    def terms(self) -> tuple[tuple[float, Functional], ...]:
+        """Return the terms of all the parts."""
+        return tuple(term for part in self.parts for term in part.terms())
+
+    def modulus_in(self, dim: int) -> float | None:
+        """Return the sum of the bounds in this dimension, None if one is unknown."""
+        return _sum_of_bounds(part.modulus_in(dim) for part in self.parts)
+
     def resample(self, generator: torch.Generator) -> Sum:
         """Return the sum of resampled parts."""
         return Sum(tuple(part.resample(generator) for part in self.parts))
@@ -214,9 +239,7 @@ class Sum(Functional):
     @property
     def displacement_modulus(self) -> float | None:
         """The sum of the parts' bounds, None if one is unknown."""
-        bounds = [part.displacement_modulus for part in self.parts]
-        known = [bound for bound in bounds if bound is not None]
-        return sum(known) if len(known) == len(bounds) else None
+        return _sum_of_bounds(part.displacement_modulus for part in self.parts)
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.parts)) or "0"
@@ -267,6 +290,14 @@ class Scaled(Functional):
         temperature, rest = self.functional.split_entropy()
         return self.factor * temperature, Scaled(self.factor, rest)
 
+    def terms(self) -> tuple[tuple[float, Functional], ...]:
+        """Return the terms of the functional, times c."""
+        return tuple((self.factor * c, term) for c, term in self.functional.terms())
+
+    def modulus_in(self, dim: int) -> float | None:
+        """Return c times the bound in this dimension; for c < 0 unknown."""
+        return self._times(self.functional.modulus_in(dim))
+
     def resample(self, generator: torch.Generator) -> Self:
         """Return the multiple of the resampled functional."""
         return type(self)(self.factor, self.functional.resample(generator))
@@ -274,10 +305,17 @@ class Scaled(Functional):
     @property
     def displacement_modulus(self) -> float | None:
         """The bound times c; for c < 0 unknown, for c = 0 zero."""
+        return self._times(self.functional.displacement_modulus)
+
+    def _times(self, bound: float | None) -> float | None:
         if self.factor == 0:
             return 0.0
-        bound = self.functional.displacement_modulus
         return None if bound is None or self.factor < 0 else self.factor * bound
 
     def __repr__(self) -> str:
         return f"{self.factor:g} * {self.functional!r}"
+
+
+def _sum_of_bounds(bounds: Iterable[float | None]) -> float | None:
+    known = list(bounds)
+    return None if None in known else sum(b for b in known if b is not None)

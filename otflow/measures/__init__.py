@@ -1,6 +1,8 @@
 """Representations of a probability measure."""
 
 from otflow.measures.base import Measure
+from otflow.measures.box import Box
+from otflow.measures.grid import GridDensity
 from otflow.measures.particles import Particles
 
-__all__ = ["Measure", "Particles"]
+__all__ = ["Box", "GridDensity", "Measure", "Particles"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, NoReturn, Self, final
 
@@ -159,11 +160,12 @@ class Measure(ABC):
             else torch.tensordot(self.weights, values, dims=1)
         )
 
-    @final
     def interaction(self, W: Ground, *, diagonal: bool = True) -> Tensor:
         r"""Return :math:`\tfrac12 \sum_{ij} w_i w_j W(x_i - x_j)`, with the 1/2.
 
-        Tile by tile and differentiable to any order: time O(n^2 d), memory O(n d).
+        Tile by tile and differentiable to any order: time O(n^2 d), memory O(n d). A
+        representation with more structure (a regular grid, a density in each cell)
+        overrides it by a faster or a sharper rule.
 
         Parameters
         ----------
@@ -198,12 +200,26 @@ class Measure(ABC):
     def internal(self, e: Ground) -> Tensor:
         r"""Return :math:`\int e(\rho)\, d\mu`, e the energy per unit of mass.
 
+        Where there is no mass there is no energy, even if e is infinite at 0; the
+        derivative in the mass is e(0) there, which may be infinite.
+
         Raises
         ------
         Unsupported
             If the measure has no density.
         """
-        return self.weights @ e(self.density())
+        rho = self.density()
+        empty = rho == 0
+        if not bool(empty.any()):
+            return self.weights @ e(rho)
+        at_zero = float(e(torch.zeros_like(rho[:1])))
+        if math.isfinite(at_zero):
+            vacuum = at_zero * self.weights
+        else:  # 0 with an infinite derivative of the right sign
+            vacuum = torch.special.entr(self.weights)
+            vacuum = -vacuum if at_zero < 0 else vacuum
+        filled = self.weights * e(rho.masked_fill(empty, 1.0))
+        return torch.where(empty, vacuum, filled).sum()
 
     @final
     def norm(self, u: Tensor) -> Tensor:

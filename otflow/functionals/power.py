@@ -1,0 +1,238 @@
+"""Porous medium, fast diffusion and hard congestion: internal energies by a power."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from otflow._validation import positive
+from otflow.errors import NonFinite
+from otflow.functionals.internal import Internal
+from otflow.measures import Measure
+
+__all__ = ["Congestion", "PowerEntropy"]
+
+
+class PowerEntropy(Internal):
+    r"""Tsallis entropy :math:`F(\mu) = \frac1{m-1}\int \rho^m\, dx`, :math:`m \ne 1`.
+
+    Its gradient flow is :math:`\partial_t\rho = \Delta\rho^m`: the porous medium
+    equation for m > 1, whose supports are compact and spread with finite speed
+    :cite:p:`otto2001geometry`, fast diffusion for m < 1. The self-similar solutions of
+    Barenblatt are known in closed form :cite:p:`vazquez2007porous`. Displacement
+    convex where McCann's condition :math:`m \ge 1 - 1/d` holds
+    :cite:p:`mccann1997convexity`. As m tends to 1 it is `Entropy` up to a constant.
+
+    Parameters
+    ----------
+    m : float
+        Exponent, > 0 and not 1. In dimension d it must exceed (d - 2)/d, else mass
+        escapes to infinity.
+
+    Attributes
+    ----------
+    m
+        As above.
+
+    Raises
+    ------
+    ValueError
+        If m is not positive, is 1, or is at most (d - 2)/d for the measure at hand.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> of.PowerEntropy(0.6).displacement_modulus, of.PowerEntropy(0.6).modulus_in(2)
+    (None, 0.0)
+    """
+
+    def __init__(self, m: float) -> None:
+        self.m = positive(m, "m")
+        if self.m == 1.0:
+            msg = "m must not be 1: the limit is the entropy, use Entropy()"
+            raise ValueError(msg)
+        super().__init__(self._per_mass, modulus=0.0 if self.m > 1 else None)
+
+    def _per_mass(self, r: Tensor) -> Tensor:
+        return r.pow(self.m - 1) / (self.m - 1)
+
+    def check_dimension(self, dim: int) -> None:
+        """Refuse an exponent at or below the critical (d - 2)/d."""
+        if self.m <= (dim - 2) / dim:
+            msg = (
+                f"m = {self.m:g} is at most (d - 2)/d = {(dim - 2) / dim:g} in "
+                f"dimension {dim}: diffusion so fast loses mass at infinity; take a "
+                f"larger m"
+            )
+            raise ValueError(msg)
+
+    def value(self, mu: Measure) -> Tensor:
+        r"""Return :math:`\int \rho^{m-1} d\mu / (m - 1)`."""
+        self.check_dimension(mu.dim)
+        return super().value(mu)
+
+    def modulus_in(self, dim: int) -> float | None:
+        """Return 0 where McCann's condition m >= 1 - 1/d holds, else None."""
+        return 0.0 if self.m >= 1 - 1 / dim else None
+
+    def slope(self, r: Tensor) -> Tensor:
+        """Return m r^(m-1) / (m-1)."""
+        return r.pow(self.m - 1) * (self.m / (self.m - 1))
+
+    def curvature(self, r: Tensor) -> Tensor:
+        """Return m r^(m-2)."""
+        return self.m * r.pow(self.m - 2)
+
+    def log_proximal(
+        self,
+        rhs: Tensor,
+        entropic: float,
+        strength: float,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Solve c z + s m/(m-1) exp((m-1) z) = rhs by Newton's method.
+
+        The left side is convex in z for m > 1 and concave for m < 1. From the side on
+        which the root lies Newton's method is monotone; no bracket is needed.
+
+        Parameters
+        ----------
+        rhs, entropic, strength, start
+            As in `Internal.log_proximal`.
+
+        Returns
+        -------
+        Tensor
+            The logarithm of the density.
+        """
+        if strength == 0:
+            return rhs / entropic
+        k, weight = self.m - 1, strength * self.m / (self.m - 1)
+        # Where the power dominates, its own root; elsewhere that of the linear part.
+        ratio = (rhs / weight).clamp_min(torch.finfo(rhs.dtype).tiny)
+        power, linear = ratio.log() / k, rhs / entropic
+        if k > 0:
+            z = torch.where(rhs > 0, torch.minimum(linear, power.clamp_min(0)), linear)
+        else:
+            z = torch.where(rhs < 0, torch.maximum(linear, power.clamp_max(0)), linear)
+        tolerance = 8 * torch.finfo(rhs.dtype).eps
+        for _ in range(100):
+            term = weight * (k * z).exp()
+            step = (entropic * z + term - rhs) / (entropic + k * term)
+            z = z - step
+            if bool((step.abs() <= tolerance * (1 + z.abs())).all()):
+                break
+        else:
+            return super().log_proximal(rhs, entropic, strength, z)
+        return z
+
+    def conjugate_slope(self, s: Tensor) -> Tensor:
+        """Return ((m-1) s_+ / m)^(1/(m-1)); for m < 1, s must be negative."""
+        if self.m > 1:
+            return (s.clamp_min(0) * ((self.m - 1) / self.m)).pow(1 / (self.m - 1))
+        if bool((s >= 0).any()):
+            msg = (
+                "the conjugate of a fast-diffusion energy is infinite at potentials "
+                ">= 0: fix the additive constant so that they are negative"
+            )
+            raise NonFinite(msg)
+        return (s * ((self.m - 1) / self.m)).pow(1 / (self.m - 1))
+
+    def __repr__(self) -> str:
+        return f"PowerEntropy({self.m:g})"
+
+
+class Congestion(Internal):
+    r"""Hard congestion: :math:`F(\mu) = 0` if :math:`\rho \le \bar\rho`, else infinite.
+
+    The limit of :math:`\int(\rho/\bar\rho)^m` as m grows. A crowd that would rather
+    move with velocity :math:`-\nabla V` flows under ``Potential(V) + Congestion(1.0)``
+    :cite:p:`maury2010macroscopic`. Its proximal map is the projection min(rho, bound).
+    Displacement convex: modulus 0.
+
+    Parameters
+    ----------
+    max_density : float
+        The bound :math:`\bar\rho > 0`, mass per unit of volume. Measures have mass 1,
+        so the free volume must exceed 1/bound.
+    tolerance : float
+        Relative violation that counts as none: solvers meet a constraint to a
+        tolerance.
+
+    Attributes
+    ----------
+    max_density, tolerance
+        As above.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Congestion(2.0)
+    >>> F.log_proximal(torch.tensor([0.0, 5.0]), entropic=1.0, strength=1.0).exp()
+    tensor([1., 2.])
+    """
+
+    def __init__(self, max_density: float, *, tolerance: float = 1e-3) -> None:
+        super().__init__(self._nothing, modulus=0.0)
+        self.max_density = positive(max_density, "max_density")
+        self.tolerance = positive(tolerance, "tolerance", or_zero=True)
+
+    @staticmethod
+    def _nothing(r: Tensor) -> Tensor:
+        return 0.0 * r
+
+    def value(self, mu: Measure) -> Tensor:
+        """Return 0.
+
+        Raises
+        ------
+        NonFinite
+            If the density exceeds the bound: the value is infinite.
+        """
+        largest = float(mu.density().detach().max())
+        if largest > self.max_density * (1 + self.tolerance):
+            msg = (
+                f"the density reaches {largest:.6g}, above max_density = "
+                f"{self.max_density:g}: the energy is infinite; start from a measure "
+                f"below the bound, or raise the bound"
+            )
+            raise NonFinite(msg)
+        return super().value(mu)
+
+    def slope(self, r: Tensor) -> Tensor:
+        """Return 0, the slope below the bound."""
+        return torch.zeros_like(r)
+
+    def curvature(self, r: Tensor) -> Tensor:
+        """Return 0."""
+        return torch.zeros_like(r)
+
+    def log_proximal(
+        self,
+        rhs: Tensor,
+        entropic: float,
+        strength: float,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Return min(rhs / c, log bound).
+
+        Parameters
+        ----------
+        rhs, entropic, strength, start
+            As in `Internal.log_proximal`.
+
+        Returns
+        -------
+        Tensor
+            The logarithm of the density.
+        """
+        return (rhs / entropic).clamp_max(math.log(self.max_density))
+
+    def conjugate_slope(self, s: Tensor) -> Tensor:
+        """Return the bound where s > 0, else 0."""
+        return torch.where(s > 0, self.max_density, 0.0).to(s.dtype)
+
+    def __repr__(self) -> str:
+        return f"Congestion({self.max_density:g})"

@@ -1,0 +1,223 @@
+"""A box cut into equal cells: the geometry of a density on a regular grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otflow._validation import non_negative_int, real
+
+__all__ = ["Box"]
+
+MAX_DIM = 3
+
+
+@dataclass(frozen=True)
+class Box:
+    """The box of corners `lower` and `upper`, cut into ``shape`` cells.
+
+    Cells are numbered in C order. A *face* separates two neighbouring cells; faces are
+    numbered axis by axis, and those in the border of the box are left out.
+
+    Parameters
+    ----------
+    lower, upper : tuple of float
+        Corners.
+    shape : tuple of int
+        Number of cells along each axis.
+
+    Attributes
+    ----------
+    lower, upper, shape
+        As above.
+    """
+
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, lower: Any, upper: Any, shape: Any) -> Box:
+        """Return the box of these corners, each a number or one number an axis."""
+        shape = (shape,) if not isinstance(shape, Sequence) else shape
+        cells = tuple(non_negative_int(n, "shape", minimum=2) for n in shape)
+        if not 1 <= len(cells) <= MAX_DIM:
+            msg = (
+                f"a grid has one to {MAX_DIM} axes, got shape {cells}; in higher "
+                f"dimension use Particles or Gaussian"
+            )
+            raise ValueError(msg)
+        low = _corner(lower, "lower", len(cells))
+        high = _corner(upper, "upper", len(cells))
+        if any(a >= b for a, b in zip(low, high, strict=True)):
+            msg = f"lower must lie below upper on every axis, got {low} and {high}"
+            raise ValueError(msg)
+        return cls(low, high, cells)
+
+    @property
+    def dim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def n(self) -> int:
+        """Number of cells."""
+        return math.prod(self.shape)
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Length of a cell along each axis."""
+        return tuple(
+            (b - a) / n
+            for a, b, n in zip(self.lower, self.upper, self.shape, strict=True)
+        )
+
+    @property
+    def cell_volume(self) -> float:
+        """Volume of a cell."""
+        return math.prod(self.spacing)
+
+    @property
+    def face_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of the array of inner faces across each axis."""
+        return tuple(
+            tuple(n - (a == axis) for a, n in enumerate(self.shape))
+            for axis in range(self.dim)
+        )
+
+    @property
+    def n_faces(self) -> int:
+        """Number of inner faces."""
+        return sum(math.prod(shape) for shape in self.face_shapes)
+
+    def axes(self, like: Tensor) -> list[Tensor]:
+        """Return the centres along each axis, in the dtype and on the device of `like`.
+
+        Parameters
+        ----------
+        like : Tensor
+            Gives dtype and device.
+
+        Returns
+        -------
+        list of Tensor
+            Each of shape (n_axis,).
+        """
+        return [
+            a + h * (torch.arange(n, dtype=like.dtype, device=like.device) + 0.5)
+            for a, h, n in zip(self.lower, self.spacing, self.shape, strict=True)
+        ]
+
+    def centres(self, like: Tensor) -> Tensor:
+        """Return the centres of the cells, (n, d)."""
+        grids = torch.meshgrid(*self.axes(like), indexing="ij")
+        return torch.stack([g.reshape(-1) for g in grids], dim=-1)
+
+    def split_faces(self, tangent: Tensor) -> list[Tensor]:
+        """Return the entries of a tangent (n_faces,) across each axis, as arrays."""
+        parts = tangent.split([math.prod(shape) for shape in self.face_shapes])
+        return [p.reshape(s) for p, s in zip(parts, self.face_shapes, strict=True)]
+
+    def join_faces(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the tangent (n_faces,) of arrays across each axis."""
+        return torch.cat([p.reshape(-1) for p in parts])
+
+    def gradient(self, f: Tensor) -> Tensor:
+        """Return the differences of a function of the cells over the spacing.
+
+        Parameters
+        ----------
+        f : Tensor, shape (n,)
+            One value a cell.
+
+        Returns
+        -------
+        Tensor, shape (n_faces,)
+            Slopes across the inner faces.
+        """
+        f = f.reshape(self.shape)
+        return self.join_faces(
+            [f.diff(dim=axis) / h for axis, h in enumerate(self.spacing)]
+        )
+
+    def divergence(self, flux: Tensor) -> Tensor:
+        """Return the outflow of each cell over its volume; nothing leaves the box.
+
+        Parameters
+        ----------
+        flux : Tensor, shape (n_faces,)
+            Flow per area through each inner face, positive upwards.
+
+        Returns
+        -------
+        Tensor, shape (n,)
+            Minus the adjoint of `gradient`.
+        """
+        total = flux.new_zeros(self.shape)
+        for axis, (part, h) in enumerate(
+            zip(self.split_faces(flux), self.spacing, strict=True)
+        ):
+            n = self.shape[axis]
+            total.narrow(axis, 0, n - 1).add_(part, alpha=1 / h)
+            total.narrow(axis, 1, n - 1).sub_(part, alpha=1 / h)
+        return total.reshape(-1)
+
+    def neighbours(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values of the cells below and above each inner face.
+
+        Parameters
+        ----------
+        f : Tensor, shape (n,)
+            One value a cell.
+
+        Returns
+        -------
+        below, above : Tensor, shape (n_faces,)
+            Values on both sides.
+        """
+        f = f.reshape(self.shape)
+        sides = []
+        for start in (0, 1):
+            parts = [f.narrow(a, start, n - 1) for a, n in enumerate(self.shape)]
+            sides.append(self.join_faces(parts))
+        return sides[0], sides[1]
+
+    def cell_of(self, x: Tensor) -> Tensor:
+        """Return the index of the cell that holds each point (m, d): (m,), int64.
+
+        Raises
+        ------
+        ValueError
+            If a point lies outside the box.
+        """
+        index = torch.zeros_like(x[:, 0], dtype=torch.int64)
+        for axis, (a, b, n) in enumerate(
+            zip(self.lower, self.upper, self.shape, strict=True)
+        ):
+            t = (x[:, axis] - a) / (b - a)
+            outside = ~((t >= 0) & (t <= 1))
+            if bool(outside.any()):
+                k = int(outside.nonzero()[0])
+                msg = (
+                    f"point {k} lies outside the box: coordinate {axis} is "
+                    f"{float(x[k, axis]):.6g}, not in [{a:g}, {b:g}]; enlarge the box "
+                    f"or drop the point"
+                )
+                raise ValueError(msg)
+            index = index * n + (t * n).long().clamp_max(n - 1)
+        return index
+
+
+def _corner(value: Any, name: str, dim: int) -> tuple[float, ...]:
+    if isinstance(value, (Sequence, Tensor)) or hasattr(value, "__len__"):
+        entries = [float(v) if isinstance(v, Tensor) else v for v in value]
+        if len(entries) != dim:
+            msg = f"{name} must have {dim} entries, one an axis, got {len(entries)}"
+            raise ValueError(msg)
+        return tuple(real(v, name) for v in entries)
+    return (real(value, name),) * dim

@@ -1,0 +1,88 @@
+"""Sort the terms of a functional by the method that a proximal solver has for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otflow.functionals import (
+    Entropy,
+    Functional,
+    Interaction,
+    Internal,
+    Potential,
+)
+from otflow.functionals.internal import combine
+
+__all__ = ["Terms", "sort_terms"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    r"""The terms of :math:`F = \int V d\mu + \kappa H + \mathcal U + \dots` by kind.
+
+    Parameters
+    ----------
+    potentials : tuple of (float, Potential)
+        Linear terms; `V` is their sum as a ground function.
+    temperature : float
+        The factor :math:`\kappa` of the entropy, of either sign.
+    internal : Internal or None
+        The sum of all other internal energies, as one.
+    interactions : tuple of (float, Interaction)
+        Quadratic terms.
+    others : tuple of (float, Functional)
+        Everything else.
+
+    Attributes
+    ----------
+    potentials, temperature, internal, interactions, others
+        As above.
+    """
+
+    potentials: tuple[tuple[float, Potential], ...]
+    temperature: float
+    internal: Internal | None
+    interactions: tuple[tuple[float, Interaction], ...]
+    others: tuple[tuple[float, Functional], ...]
+
+    def V(self, x: Tensor) -> Tensor:
+        """Return the sum of the potentials at points (n, d): (n,)."""
+        total = torch.zeros_like(x[..., 0])
+        for c, term in self.potentials:
+            total = total + c * term.V(x)
+        return total
+
+    @property
+    def max_density(self) -> float:
+        """The bound on the density, infinite where there is none."""
+        return torch.inf if self.internal is None else self.internal.max_density
+
+
+def sort_terms(F: Functional) -> Terms:
+    """Sort ``F.terms()`` by kind; terms with factor 0 are dropped."""
+    potentials, interactions, others = [], [], []
+    internals: list[tuple[float, Internal]] = []
+    temperature = 0.0
+    for c, term in F.terms():
+        if c == 0:
+            continue
+        if isinstance(term, Entropy):
+            temperature += c
+        elif isinstance(term, Internal):
+            internals.append((c, term))
+        elif isinstance(term, Potential):
+            potentials.append((c, term))
+        elif isinstance(term, Interaction):
+            interactions.append((c, term))
+        else:
+            others.append((c, term))
+    return Terms(
+        potentials=tuple(potentials),
+        temperature=temperature,
+        internal=combine(internals),
+        interactions=tuple(interactions),
+        others=tuple(others),
+    )
