@@ -23,7 +23,7 @@ from otflow.functionals import (
     Potential,
     PowerEntropy,
 )
-from otflow.measures import GridDensity, Measure, Particles
+from otflow.measures import Gaussian, GridDensity, Measure, Particles
 from otflow.schemes import JKO, BirthDeath, ExplicitEuler, Langevin, chain
 from otflow.trajectory import Trajectory
 
@@ -37,6 +37,7 @@ __all__ = [
     "Entropy",
     "ExplicitEuler",
     "Functional",
+    "Gaussian",
     "GridDensity",
     "Interaction",
     "Internal",

@@ -29,6 +29,7 @@ EXPECTED = [
     "Entropy",
     "ExplicitEuler",
     "Functional",
+    "Gaussian",
     "GridDensity",
     "Interaction",
     "Internal",

@@ -2,7 +2,8 @@
 
 from otflow.measures.base import Measure
 from otflow.measures.box import Box
+from otflow.measures.gaussian import Gaussian
 from otflow.measures.grid import GridDensity
 from otflow.measures.particles import Particles
 
-__all__ = ["Box", "GridDensity", "Measure", "Particles"]
+__all__ = ["Box", "Gaussian", "GridDensity", "Measure", "Particles"]

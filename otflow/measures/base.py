@@ -196,12 +196,12 @@ class Measure(ABC):
         )
         return pair_sum(energy, self.points, self.weights, sweep=sweep)
 
-    @final
     def internal(self, e: Ground) -> Tensor:
         r"""Return :math:`\int e(\rho)\, d\mu`, e the energy per unit of mass.
 
         Where there is no mass there is no energy, even if e is infinite at 0; the
-        derivative in the mass is e(0) there, which may be infinite.
+        derivative in the mass is e(0) there, which may be infinite. A representation
+        whose density has a closed form may override it.
 
         Raises
         ------

@@ -1,0 +1,91 @@
+"""Covariances by their factors: checks at the door, and the optimal map of two."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from otflow._typing import ArrayLike
+from otflow._validation import as_float_tensor, as_points, check_like, coordinate_limit
+
+__all__ = ["check_state", "cholesky", "optimal_factor"]
+
+
+def check_state(state: Tensor) -> str | None:
+    """Return what is wrong with a mean above a transposed factor, None if nothing."""
+    largest = float(torch.linalg.vector_norm(state, ord=torch.inf))
+    # With NaN the comparison is False.
+    if not largest < coordinate_limit(state.dtype):
+        return (
+            "mean or covariance left the finite numbers; take a smaller dt, or use "
+            "JKO or ExplicitEuler(backtracking=True)"
+        )
+    s = torch.linalg.svdvals(state[1:])
+    least, largest = float(s[-1]), float(s[0])
+    if not least > len(s) * torch.finfo(state.dtype).eps * largest:
+        return (
+            f"the covariance became singular: standard deviations along its axes from "
+            f"{least:.3g} to {largest:.3g}; take a smaller dt, or use JKO, whose steps "
+            f"keep it regular"
+        )
+    return None
+
+
+def optimal_factor(source: Tensor, target: Tensor) -> Tensor:
+    r"""Return the factor TL of the covariance L'L'^T with the optimal map T.
+
+    T is symmetric, >= 0 and :math:`T\Sigma T = \Sigma'`. :math:`TL = L'O` with the
+    orthogonal factor O of :math:`L'^\top L`: no root and no inverse is formed.
+    """
+    if _is_optimal(source, target):
+        return target
+    u, _, vh = torch.linalg.svd(target.T @ source)
+    rotated: Tensor = target @ (u @ vh)
+    return rotated
+
+
+def _is_optimal(source: Tensor, target: Tensor) -> bool:
+    r"""Whether :math:`T = L'L^{-1}` is symmetric and >= 0, so that it is optimal.
+
+    That is asked of :math:`L^\top T L = L^\top L'`, without an inverse, to round-off.
+    """
+    product = source.T @ target
+    scale = float(torch.linalg.matrix_norm(source) * torch.linalg.matrix_norm(target))
+    slack = 8 * len(source) * torch.finfo(source.dtype).eps * scale
+    if not float((product - product.T).abs().max()) <= slack:
+        return False
+    return float(torch.linalg.eigvalsh(0.5 * (product + product.T))[0]) >= -slack
+
+
+def cholesky(covariance: ArrayLike, mean: Tensor) -> Tensor:
+    """Return the Cholesky factor of a covariance, or say what is wrong with it."""
+    S = as_float_tensor(covariance, "covariance").detach()
+    d = len(mean)
+    if S.shape != (d, d):
+        cure = "; use torch.diag(covariance)" if S.shape == (d,) else ""
+        msg = f"covariance must have shape ({d}, {d}), got {tuple(S.shape)}{cure}"
+        raise ValueError(msg)
+    check_like(S, mean, "covariance", "mean")
+    as_points(S, "covariance")
+    eps = torch.finfo(S.dtype).eps
+    largest = float(S.abs().max())
+    skew = float((S - S.T).abs().max())
+    if skew > 16 * d * eps * largest:
+        msg = (
+            f"covariance must be symmetric, entries differ from their mirror images by "
+            f"{skew:.3g}; use 0.5 * (covariance + covariance.T)"
+        )
+        raise ValueError(msg)
+    S = 0.5 * (S + S.T)
+    factor, failure = torch.linalg.cholesky_ex(S)
+    least = float(torch.linalg.eigvalsh(S)[0])
+    if bool(failure) or least <= d * eps * largest:
+        msg = (
+            f"covariance must be positive definite, its smallest eigenvalue is "
+            f"{least:.3g} and its largest entry {largest:.3g}; add a multiple of the "
+            f"identity above {max(-least, 0.0) + 2 * d * eps * largest:.3g}, or drop "
+            f"the directions without spread"
+        )
+        raise ValueError(msg)
+    result: Tensor = factor
+    return result

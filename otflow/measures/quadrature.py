@@ -1,0 +1,118 @@
+"""Nodes that integrate against a standard Gaussian, whitened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otflow._validation import non_negative_int
+
+__all__ = ["Nodes", "gaussian_nodes"]
+
+# Up to this dimension a tensor rule is affordable; its nodes per axis. Even numbers:
+# no node at the mean, where a kernel's kink or pole may be.
+TENSOR_DIM = 3
+PER_AXIS = {1: 32, 2: 20, 3: 12}
+
+# Nodes of the low-discrepancy rule above it: twice a power of two.
+LOW_DISCREPANCY = 2048
+
+
+@dataclass(frozen=True)
+class Nodes:
+    r"""Nodes z_k and masses with :math:`\sum_k w_k f(z_k) \approx E f(z)`.
+
+    Mean zero and second moment the identity, to round-off.
+
+    Parameters
+    ----------
+    points : Tensor, shape (k, d)
+        Nodes, float64, on the CPU.
+    weights : Tensor, shape (k,)
+        Masses, of sum 1.
+    rule : str
+        Which rule, how many nodes, exact to which degree.
+
+    Attributes
+    ----------
+    points, weights, rule
+        As above.
+    """
+
+    points: Tensor
+    weights: Tensor
+    rule: str
+
+
+def gaussian_nodes(dim: int, nodes: int | None = None) -> Nodes:
+    """Return the rule for a dimension: tensor Gauss-Hermite to d = 3, then Sobol.
+
+    Parameters
+    ----------
+    dim : int
+        Dimension, >= 1.
+    nodes : int, optional
+        Nodes per axis for d <= 3, at least 2; the number of all nodes above, even and
+        more than 2 d.
+
+    Returns
+    -------
+    Nodes
+        The same ones at each call.
+    """
+    if dim <= TENSOR_DIM:
+        per_axis = PER_AXIS[dim] if nodes is None else nodes
+        return _tensor(dim, non_negative_int(per_axis, "nodes", minimum=2))
+    count = non_negative_int(
+        LOW_DISCREPANCY if nodes is None else nodes, "nodes", minimum=2 * dim + 2
+    )
+    if count % 2:
+        msg = f"nodes must be even, they come in pairs z, -z; got {count}"
+        raise ValueError(msg)
+    return _antithetic(dim, count)
+
+
+@lru_cache(maxsize=16)
+def _tensor(dim: int, per_axis: int) -> Nodes:
+    if per_axis > 100:
+        msg = (
+            f"nodes must be at most 100 per axis, got {per_axis}: the masses of the "
+            f"outer nodes underflow"
+        )
+        raise ValueError(msg)
+    z, w = np.polynomial.hermite_e.hermegauss(per_axis)
+    z, w = 0.5 * (z - z[::-1]), w + w[::-1]
+    w /= w.sum()
+    z /= np.sqrt(w @ z**2)
+    axis, masses = torch.from_numpy(z), torch.from_numpy(w)
+    points = torch.cartesian_prod(*[axis] * dim).reshape(-1, dim)
+    weights = torch.cartesian_prod(*[masses] * dim).reshape(-1, dim).prod(-1)
+    rule = (
+        f"Gauss-Hermite, {per_axis} nodes per axis: exact for polynomials of degree "
+        f"{2 * per_axis - 1} in each coordinate of the factor"
+    )
+    return Nodes(points, weights, rule)
+
+
+@lru_cache(maxsize=16)
+def _antithetic(dim: int, count: int) -> Nodes:
+    # Scrambled once and for all. The plain sequence misses the radius in many
+    # dimensions: E|z|^4 is wrong by half at d = 32 with 4,096 nodes, scrambled by 1%.
+    engine = torch.quasirandom.SobolEngine(  # type: ignore[no-untyped-call]
+        dim, scramble=True, seed=0
+    )
+    uniform = engine.draw(count // 2, dtype=torch.float64)
+    edge = 2.0**-31  # half a cell of the generator: 0 and 1 have no quantile
+    half = torch.special.ndtri(uniform.clamp(edge, 1 - edge))
+    z = torch.cat([half, -half])
+    factor = torch.linalg.cholesky(z.T @ z / count)
+    z = torch.linalg.solve_triangular(factor, z.T, upper=False).T.contiguous()
+    rule = (
+        f"antithetic Sobol, {count} nodes, whitened: exact for polynomials of degree "
+        f"3, the rest about as {count}^-1"
+    )
+    return Nodes(z, z.new_full((count,), 1.0 / count), rule)
