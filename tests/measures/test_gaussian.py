@@ -130,7 +130,7 @@ def test_gauss_hermite_is_exact_far_beyond(d):
 
 
 def test_an_integral_on_the_line_is_that_of_scipy():
-    mu = of.Gaussian(torch.tensor([0.3]).double(), torch.tensor([[0.49]]).double())
+    mu = of.Gaussian(np.array([0.3]), np.array([[0.49]]))
     f = lambda x: 1 / (1 + x**2 / 4)
     weight = lambda x: (
         math.exp(-0.5 * ((x - 0.3) / 0.7) ** 2) / math.sqrt(2 * math.pi * 0.49)
