@@ -4,6 +4,9 @@ Everything is float64. A name ending in ``_euler`` or ``_jko`` is the exact solu
 that *scheme*, not of the flow, so it separates the error of a solver (machine
 precision) from the error of a time step (order 1). Conventions as in
 ``docs/conventions.rst``: velocity -grad F', JKO step argmin F + W2^2 / 2 tau.
+
+What has a density is in ``exact_gaussians.py`` and ``exact_densities.py``, and found
+here by name.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from scipy.special import roots_hermite
 from torch import Tensor
 
 import otflow as of
+from tests.exact_densities import *  # noqa: F403
+from tests.exact_gaussians import *  # noqa: F403
 
 # Shapes that only breathe -------------------------------------------------------------
 #
