@@ -1,14 +1,22 @@
 """Proximal solvers: one minimisation for each representation."""
 
 from otflow.errors import Unsupported
-from otflow.measures import Measure, Particles
+from otflow.measures import Gaussian, Measure, Particles
 from otflow.proximal.base import ProximalSolver, ProxResult
+from otflow.proximal.gaussian import GaussianProximal
 from otflow.proximal.particles import ParticleProximal
 
-__all__ = ["ParticleProximal", "ProxResult", "ProximalSolver", "default_solver"]
+__all__ = [
+    "GaussianProximal",
+    "ParticleProximal",
+    "ProxResult",
+    "ProximalSolver",
+    "default_solver",
+]
 
 _DEFAULTS: dict[type[Measure], type[ProximalSolver[Measure]]] = {
     Particles: ParticleProximal,  # type: ignore[dict-item]
+    Gaussian: GaussianProximal,  # type: ignore[dict-item]
 }
 
 

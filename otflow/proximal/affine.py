@@ -1,0 +1,121 @@
+"""Optimal maps from one Gaussian, in coordinates where the transport cost is |c|^2."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["OptimalMaps", "entropy_gradient", "entropy_hessian", "mean_hessian"]
+
+
+class OptimalMaps:
+    r"""The maps :math:`x \mapsto m' + B(x - m)`, B symmetric, from a Gaussian.
+
+    With the factor's singular values :math:`L = U\sigma V^\top`, symmetric C and
+
+    .. math:: B - I = U\Big(C_{ij}\sqrt{2/(\sigma_i^2 + \sigma_j^2)}\Big)U^\top
+
+    the cost is :math:`\|BL - L\|_F^2 = \|C\|_F^2`: coordinates c = (m' - m, C), of
+    shape (1 + d, d), map isometrically to tangents.
+
+    Parameters
+    ----------
+    factor : Tensor, shape (d, d)
+        The factor L.
+
+    Attributes
+    ----------
+    degrees : int
+        Number of independent coordinates.
+    """
+
+    def __init__(self, factor: Tensor) -> None:
+        self.factor = factor
+        self._u, s, self._vh = torch.linalg.svd(factor)
+        both = torch.hypot(s[:, None], s[None, :])
+        self._scale = math.sqrt(2.0) / both
+        self._ratio = math.sqrt(2.0) * s[:, None] / both
+        d = len(s)
+        self.degrees = d + d * (d + 1) // 2
+
+    def tangent(self, coordinates: Tensor) -> Tensor:
+        """Return the tangent to the map's image: rows m' - m and (BL - L)^T."""
+        rows = self._vh.T @ (self._ratio * coordinates[1:]) @ self._u.T
+        return torch.cat([coordinates[:1], rows])
+
+    def project(self, tangent: Tensor) -> Tensor:
+        """Return the coordinates nearest to a tangent; the adjoint of `tangent`."""
+        C = self._ratio * (self._vh @ tangent[1:] @ self._u)
+        return torch.cat([tangent[:1], 0.5 * (C + C.T)])
+
+    def is_optimal(self, coordinates: Tensor) -> bool:
+        """Whether B is positive semi-definite, to round-off."""
+        B = self._scale * coordinates[1:]
+        B = B + torch.eye(len(B), dtype=B.dtype, device=B.device)
+        slack = 8 * len(B) * torch.finfo(B.dtype).eps
+        values = torch.linalg.eigvalsh(B)
+        return float(values[0]) >= -slack * float(values.abs().max())
+
+    def quadratic_step(
+        self,
+        mean: Tensor,
+        curvature: Tensor,
+        stiffness: Tensor,
+        force: Tensor,
+        dt: float,
+        strength: float,
+    ) -> Tensor | None:
+        r"""Return the JKO step of a quadratic energy and entropy, in closed form.
+
+        Parameters
+        ----------
+        mean : Tensor, shape (d,)
+            Where the mean starts.
+        curvature, stiffness : Tensor, shape (d, d)
+            Hessian of the potential, as the spread and as the mean feel it.
+        force : Tensor, shape (d,)
+            Gradient of the potential at 0.
+        dt : float
+            Step.
+        strength : float
+            Temperature times dt.
+
+        Returns
+        -------
+        Tensor or None
+            Coordinates of the map; None if the objective has no minimum.
+        """
+        eye = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
+        spread, fault = torch.linalg.cholesky_ex(eye + dt * curvature)
+        shift, second = torch.linalg.cholesky_ex(eye + dt * stiffness)
+        if bool(fault) or bool(second):
+            return None
+        goal = torch.cholesky_solve((mean - dt * force)[:, None], shift)[:, 0]
+        # In y = R^T x the potential is gone, and the entropy alone moves R^{-1} L.
+        inner = torch.linalg.solve_triangular(spread, self.factor, upper=False)
+        u, s, vh = torch.linalg.svd(inner)
+        s = 0.5 * (s + torch.hypot(s, s.new_tensor(2.0 * math.sqrt(strength))))
+        factor = torch.linalg.solve_triangular(spread.T, (u * s) @ vh, upper=True)
+        moved = torch.cat([(goal - mean)[None], (factor - self.factor).T])
+        return self.project(moved)
+
+
+def entropy_gradient(factor: Tensor) -> Tensor:
+    r"""Return the gradient of :math:`-\log|\det L|`, a tangent: 0 and -L^{-1}."""
+    rows = -torch.linalg.inv(factor)
+    return torch.cat([torch.zeros_like(rows[:1]), rows])
+
+
+def entropy_hessian(factor: Tensor, tangent: Tensor) -> Tensor:
+    r"""Return its derivative along a tangent: 0 and :math:`L^{-1}P^\top L^{-1}`."""
+    inner = torch.linalg.solve(factor, tangent[1:].T)
+    rows = torch.linalg.solve(factor, inner, left=False)
+    return torch.cat([torch.zeros_like(rows[:1]), rows])
+
+
+def mean_hessian(factor: Tensor, gradient: Tensor) -> Tensor:
+    r"""Return A of the affine gradient AL of a potential: its mean Hessian."""
+    A: Tensor = torch.linalg.solve(factor.T, gradient[1:])
+    return 0.5 * (A + A.T)

@@ -1,0 +1,400 @@
+"""The JKO step on Gaussians: Newton over optimal maps, exact for quadratic energies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from otflow._validation import check_kind, non_negative_int, positive
+from otflow.errors import Diverged, NonFinite, Unsupported
+from otflow.functionals import Entropy, Functional, Sum
+from otflow.measures import Gaussian
+from otflow.proximal.affine import (
+    OptimalMaps,
+    entropy_gradient,
+    entropy_hessian,
+    mean_hessian,
+)
+from otflow.proximal.base import ProximalSolver, ProxResult
+from otflow.proximal.terms import sort_terms
+
+__all__ = ["GaussianProximal"]
+
+# Halvings of a trial step before the search gives up, and Armijo's constant.
+MAX_HALVINGS = 30
+DECREASE = 1e-4
+
+# The quadratic model is tried again while it cuts the gradient by this factor.
+CONTRACTION = 0.25
+
+# Shorter maps of the same law taken before the solver stops.
+MAX_TURNS = 20
+
+
+class GaussianProximal(ProximalSolver[Gaussian]):
+    r"""Solve :math:`\min_\nu F(\nu) + W_2^2(\mu, \nu)/(2\,dt)` over Gaussians.
+
+    Every Gaussian is reached from :math:`\mu = N(m, LL^\top)` by one optimal map
+    :math:`x \mapsto m' + B(x - m)` with B symmetric :cite:p:`bhatia2019bures`, and
+    :math:`W_2^2 = |m' - m|^2 + |BL - L|_F^2`. So the JKO step is
+
+    .. math:: \min_{m',\,B = B^\top} dt\, F\big(N(m', BLL^\top B)\big)
+        + \tfrac12 |m' - m|^2 + \tfrac12 \|BL - L\|_F^2,
+
+    without a constraint, and strongly convex where F is convex along generalised
+    geodesics. All matrices B have the same minimum: the optimal map is the cheapest.
+
+    For a potential with Hessian A, with entropy at temperature :math:`\kappa`, the step
+    is in closed form, whether A commutes with the covariance or not. With
+    :math:`RR^\top = I + dt\,A` and the singular values :math:`R^{-1}L = U s V^\top`,
+
+    .. math:: L' = R^{-\top} U\,\tfrac12\big(s + \sqrt{s^2 + 4\,dt\,\kappa}\big)V^\top.
+
+    It solves the optimality condition :math:`\Sigma = C\Sigma'C` with :math:`C = I +
+    dt\,(A - \kappa\Sigma'^{-1})`; for A = 0 it is the entropy's proximal map of
+    :cite:t:`diao2023forward`. Any F has such a quadratic model at a Gaussian, from its
+    gradient: it is used while it converges fast, once if F is quadratic. Then Newton's
+    method with conjugate gradients takes over, with the Hessian of the entropy in
+    closed form and that of the rest by differences of its velocity.
+
+    Parameters
+    ----------
+    tolerance : float
+        Stop when the gradient of the objective is below it times the displacement, both
+        in :math:`L^2(\mu)`, or is at round-off.
+    max_gradients : int
+        Budget of evaluations of F with its velocity, per step.
+
+    Attributes
+    ----------
+    tolerance, max_gradients
+        As above.
+    flat : bool
+        True: tangents at different Gaussians may be added, node by node.
+
+    Notes
+    -----
+    The certificate holds
+
+    ``energy_before``, ``energy_after``, ``decrease``
+        F at both ends, and F(before) - F(after) - w2^2 / (2 dt), >= 0.
+    ``w2``
+        Distance between both ends, exact if ``map_optimal``, else an upper bound.
+    ``residual``, ``converged``, ``gradients``
+        Relative residual, whether it met the tolerance, evaluations spent.
+    ``map_optimal``
+        Whether B is positive semi-definite, and so the optimal map.
+    ``bound``
+        Where the functional's modulus :math:`\lambda` is known, the map is optimal and
+        :math:`1 + dt\,\lambda > 0`: the norm of the gradient over :math:`1 +
+        dt\,\lambda`, an upper bound on the W2 distance to the exact step. Else None.
+    ``guarantee``
+        ``"exact"``: the step among Gaussians is unique and within ``bound``; for
+        quadratic energies and entropy it is that among all measures. ``"stationary"``:
+        a critical point of the JKO objective, with the optimal map. ``"none"``: not
+        converged, or the map not optimal.
+    ``certified``
+        Whether the guarantee is not ``"none"``.
+
+    Time: `gradients` times the cost of F and O(d^3).
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0) + of.Entropy()
+    >>> mu = of.Gaussian(torch.tensor([4.0]), torch.tensor([[1.0]]))
+    >>> result = of.proximal.GaussianProximal().solve(F, mu, dt=1.0)
+    >>> result.measure.mean, result.measure.covariance  # at rest in its spread
+    (tensor([2.]), tensor([[1.]]))
+    >>> result.certificate["guarantee"]
+    'exact'
+    """
+
+    flat: ClassVar[bool] = True
+
+    def __init__(self, *, tolerance: float = 1e-9, max_gradients: int = 1000) -> None:
+        self.tolerance = positive(tolerance, "tolerance")
+        self.max_gradients = non_negative_int(max_gradients, "max_gradients", minimum=1)
+
+    def solve(
+        self, F: Functional, mu: Gaussian, dt: float, warm: Any = None
+    ) -> ProxResult[Gaussian]:
+        """Return the proximal step of length `dt` from `mu`.
+
+        Parameters
+        ----------
+        F : Functional
+            What to minimise.
+        mu : Gaussian
+            Where to step from.
+        dt : float
+            Step, > 0.
+        warm : object, optional
+            Not used.
+
+        Returns
+        -------
+        ProxResult
+            The new Gaussian and the certificate.
+
+        Raises
+        ------
+        Unsupported
+            If `mu` is not a `Gaussian`, or F bounds the density.
+        ValueError
+            If the entropy has a negative factor.
+        """
+        check_kind(F, Functional, "F")
+        dt = positive(dt, "dt")
+        if not isinstance(mu, Gaussian):
+            msg = (
+                f"GaussianProximal steps a Gaussian, got {type(mu).__name__}; "
+                f"use JKO() without a solver to get the representation's own"
+            )
+            raise Unsupported(msg)
+        problem = _Problem.of(F, mu, dt)
+        start = problem.at(torch.zeros_like(mu.state))
+        point = self._by_models(problem, start)
+        point = self._by_newton(problem, point)
+        for _ in range(MAX_TURNS):
+            if point.is_optimal or problem.used >= self.max_gradients:
+                break
+            # The same law at a lower cost, by its optimal map.
+            turned = problem.at(problem.maps.project(mu.displacement_to(point.measure)))
+            if not turned.objective < point.objective:
+                break
+            point = self._by_newton(problem, turned)
+        certificate = self._certificate(problem, start, point)
+        return ProxResult(
+            point.measure, None, problem.used, certificate["residual"], certificate
+        )
+
+    def _by_models(self, problem: _Problem, start: _Point) -> _Point:
+        """Minimise quadratic models for as long as each cuts the gradient well."""
+        point = start
+        while not self._converged(problem, point) and problem.used < self.max_gradients:
+            guess = problem.minimise_model(point)
+            trial = None if guess is None else problem.try_at(guess)
+            if trial is None or trial.objective > point.objective + point.noise:
+                return point
+            before, point = point, trial
+            if point.size > CONTRACTION * before.size:
+                return point if point.size < before.size else before
+        return point
+
+    def _by_newton(self, problem: _Problem, point: _Point) -> _Point:
+        """Minimise by Newton's method; the objective never increases."""
+        first = point.size
+        while not self._converged(problem, point) and problem.used < self.max_gradients:
+            accuracy = min(0.1, point.size / first if first > 0 else 0.1)
+            direction = self._newton_direction(problem, point, accuracy)
+            found = self._search(problem, point, direction)
+            if found is None:
+                break
+            point = found
+        return point
+
+    def _newton_direction(
+        self, problem: _Problem, point: _Point, accuracy: float
+    ) -> Tensor:
+        """Solve for Newton's step by conjugate gradients, till negative curvature."""
+        residual = -point.gradient
+        step, direction = torch.zeros_like(residual), residual
+        square = float((residual * residual).sum())
+        # Products come from differences: they hold half of the digits.
+        target = max(accuracy, 1e-5) ** 2 * square
+        for _ in range(problem.maps.degrees):
+            if problem.used >= self.max_gradients:
+                break
+            product = problem.hessian(point, direction)
+            curvature = float((direction * product).sum())
+            if not curvature > 0:
+                return step if bool(step.any()) else residual
+            length = square / curvature
+            step = step + length * direction
+            residual = residual - length * product
+            previous, square = square, float((residual * residual).sum())
+            if square <= target:
+                break
+            direction = residual + (square / previous) * direction
+        return step if bool(step.any()) else -point.gradient
+
+    def _search(self, problem: _Problem, point: _Point, p: Tensor) -> _Point | None:
+        """Backtrack until the objective falls enough; None if it never does."""
+        slope = float((point.gradient * p).sum())
+        if not slope < 0:
+            p, slope = -point.gradient, -(point.size**2)
+        length = 1.0
+        for _ in range(MAX_HALVINGS):
+            if problem.used >= self.max_gradients:
+                return None
+            found = problem.try_at(point.coordinates + length * p)
+            if found is not None:
+                if found.objective <= point.objective + DECREASE * length * slope:
+                    return found
+                # A decrease that drowns in round-off: a smaller gradient is progress.
+                level = found.objective <= point.objective + point.noise
+                if level and found.size < 0.9 * point.size:
+                    return found
+            length *= 0.5
+        return None
+
+    def _converged(self, problem: _Problem, point: _Point) -> bool:
+        moved = float(torch.linalg.vector_norm(point.coordinates))
+        return point.size <= self.tolerance * moved + problem.floor(point)
+
+    def _certificate(
+        self, problem: _Problem, start: _Point, point: _Point
+    ) -> dict[str, Any]:
+        moved = float(torch.linalg.vector_norm(point.coordinates))
+        converged, dt = self._converged(problem, point), problem.dt
+        bound, modulus = None, problem.functional.modulus_in(problem.mu.dim)
+        if point.is_optimal and modulus is not None and 1 + dt * modulus > 0:
+            bound = point.size / (1 + dt * modulus)
+        decrease = start.energy - point.energy - moved**2 / (2 * dt)
+        descends = decrease >= -(start.noise + point.noise) / dt
+        guarantee = "none"
+        if converged and point.is_optimal and descends:
+            guarantee = "stationary" if bound is None else "exact"
+        return {
+            "energy_before": start.energy,
+            "energy_after": point.energy,
+            "decrease": decrease,
+            "w2": moved,
+            "residual": point.size / moved if moved > 0 else point.size,
+            "converged": converged,
+            "map_optimal": point.is_optimal,
+            "bound": bound,
+            "gradients": problem.used,
+            "guarantee": guarantee,
+            "certified": guarantee != "none",
+        }
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A Gaussian with the objective's value and gradient there."""
+
+    measure: Gaussian
+    coordinates: Tensor  # of the map that leads to it
+    energy: float  # F
+    objective: float  # dt F + half the transport cost
+    gradient: Tensor  # of the objective, in coordinates
+    slope: Tensor  # of the part of F without entropy: a tangent
+    whole: Tensor  # of F: a tangent
+    is_optimal: bool
+    noise: float  # round-off of the objective
+
+    @property
+    def size(self) -> float:
+        """Norm of the gradient."""
+        return float(torch.linalg.vector_norm(self.gradient))
+
+
+@dataclass
+class _Problem:
+    """The objective in coordinates of the maps; it counts its evaluations."""
+
+    functional: Functional
+    rest: Functional  # F without entropy
+    potentials: Functional  # of these the mean feels the Hessian
+    temperature: float
+    mu: Gaussian
+    dt: float
+    maps: OptimalMaps
+    used: int = 0
+
+    @classmethod
+    def of(cls, F: Functional, mu: Gaussian, dt: float) -> _Problem:
+        """Take F apart, or say why it cannot be done."""
+        terms = sort_terms(F)
+        if terms.max_density < torch.inf:
+            msg = (
+                "a bound on the density saturates, and no Gaussian does: congestion "
+                "needs Quantiles or a GridDensity; or use PowerEntropy(m) with a large "
+                "m"
+            )
+            raise Unsupported(msg)
+        temperature, rest = F.split_entropy()
+        if temperature < 0:
+            msg = (
+                f"the entropy has the negative factor {temperature:g}: F has no "
+                f"minimum, all mass would collapse; minimise + temperature * Entropy()"
+            )
+            raise ValueError(msg)
+        parts = tuple(c * term for c, term in terms.potentials)
+        others = terms.interactions or terms.others or terms.internal is not None
+        potentials = Sum(parts) if others else rest
+        return cls(F, rest, potentials, temperature, mu, dt, OptimalMaps(mu.factor))
+
+    def at(self, coordinates: Tensor) -> _Point:
+        """Evaluate the objective and its gradient."""
+        nu = self.mu.push(self.maps.tangent(coordinates), 1.0)
+        value, velocity = self.rest.value_and_velocity(nu)
+        self.used += 1
+        energy, whole = float(value), -velocity
+        if self.temperature:
+            energy += self.temperature * float(Entropy().value(nu))
+            whole = whole + self.temperature * entropy_gradient(nu.factor)
+        gradient = coordinates + self.dt * self.maps.project(whole)
+        half = 0.5 * float((coordinates * coordinates).sum())
+        eps = torch.finfo(nu.dtype).eps
+        return _Point(
+            measure=nu,
+            coordinates=coordinates,
+            energy=energy,
+            objective=self.dt * energy + half,
+            gradient=gradient,
+            slope=-velocity,
+            whole=whole,
+            is_optimal=self.maps.is_optimal(coordinates),
+            noise=8 * eps * (self.dt * abs(energy) + half),
+        )
+
+    def try_at(self, coordinates: Tensor) -> _Point | None:
+        """Evaluate, or return None where the measure or F is not finite."""
+        try:
+            return self.at(coordinates)
+        except (Diverged, NonFinite):
+            self.used += 1
+            return None
+
+    def hessian(self, point: _Point, direction: Tensor) -> Tensor:
+        """Return the Hessian of the objective times a direction."""
+        tangent, nu = self.maps.tangent(direction), point.measure
+        reach = torch.finfo(nu.dtype).eps ** 0.5 * float(nu.factor.abs().max())
+        h = reach / float(tangent.abs().max())
+        try:
+            velocity = self.rest.velocity(nu.push(tangent, h))
+            change = (-velocity - point.slope) / h
+        except (Diverged, NonFinite):
+            change = torch.zeros_like(tangent)
+        self.used += 1
+        if self.temperature:
+            bent = entropy_hessian(nu.factor, tangent)
+            change = change + self.temperature * bent
+        return direction + self.dt * self.maps.project(change)
+
+    def minimise_model(self, point: _Point) -> Tensor | None:
+        """Minimise with a quadratic in place of the rest; None if it has no minimum."""
+        nu, dt = point.measure, self.dt
+        curvature = mean_hessian(nu.factor, point.slope)
+        if self.potentials is self.rest:
+            stiffness = curvature
+        else:
+            stiffness = mean_hessian(nu.factor, -self.potentials.velocity(nu))
+            self.used += 1
+        force = point.slope[0] - stiffness @ nu.mean
+        return self.maps.quadratic_step(
+            self.mu.mean, curvature, stiffness, force, dt, dt * self.temperature
+        )
+
+    def floor(self, point: _Point) -> float:
+        """Return the size of the gradient's round-off."""
+        norm = torch.linalg.vector_norm
+        scale = norm(self.mu.state) + norm(point.measure.state)
+        eps = torch.finfo(scale.dtype).eps
+        return 8 * eps * float(scale + self.dt * norm(point.whole))
