@@ -35,6 +35,13 @@ class Box:
     ----------
     lower, upper, shape
         As above.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> box = of.measures.Box.of(0.0, [1.0, 2.0], (10, 10))
+    >>> box.spacing, box.n_faces
+    ((0.1, 0.2), 180)
     """
 
     lower: tuple[float, ...]
@@ -120,7 +127,7 @@ class Box:
 
     def split_faces(self, tangent: Tensor) -> list[Tensor]:
         """Return the entries of a tangent (n_faces,) across each axis, as arrays."""
-        parts = tangent.split([math.prod(shape) for shape in self.face_shapes])
+        parts = torch.split(tangent, [math.prod(s) for s in self.face_shapes])
         return [p.reshape(s) for p, s in zip(parts, self.face_shapes, strict=True)]
 
     def join_faces(self, parts: Sequence[Tensor]) -> Tensor:
@@ -158,13 +165,33 @@ class Box:
         Tensor, shape (n,)
             Minus the adjoint of `gradient`.
         """
-        total = flux.new_zeros(self.shape)
-        for axis, (part, h) in enumerate(
-            zip(self.split_faces(flux), self.spacing, strict=True)
-        ):
+        shares = self.over_spacing(flux)
+        return self.collect(shares, -shares)
+
+    def over_spacing(self, faces: Tensor) -> Tensor:
+        """Return the entries of a tangent (n_faces,), each over the spacing across."""
+        parts = zip(self.split_faces(faces), self.spacing, strict=True)
+        return self.join_faces([part / h for part, h in parts])
+
+    def collect(self, below: Tensor, above: Tensor) -> Tensor:
+        """Return, for each cell, the sum over its faces of what is meant for it.
+
+        Parameters
+        ----------
+        below, above : Tensor, shape (n_faces,)
+            What each face gives to the cell below it and to the cell above it.
+
+        Returns
+        -------
+        Tensor, shape (n,)
+            The adjoint of `neighbours`.
+        """
+        total = below.new_zeros(self.shape)
+        sides = zip(self.split_faces(below), self.split_faces(above), strict=True)
+        for axis, (to_below, to_above) in enumerate(sides):
             n = self.shape[axis]
-            total.narrow(axis, 0, n - 1).add_(part, alpha=1 / h)
-            total.narrow(axis, 1, n - 1).sub_(part, alpha=1 / h)
+            total.narrow(axis, 0, n - 1).add_(to_below)
+            total.narrow(axis, 1, n - 1).add_(to_above)
         return total.reshape(-1)
 
     def neighbours(self, f: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,6 +238,34 @@ class Box:
                 raise ValueError(msg)
             index = index * n + (t * n).long().clamp_max(n - 1)
         return index
+
+    def interpolate(self, values: Tensor, x: Tensor) -> Tensor:
+        """Return the multilinear interpolation of cell values at points (m, d): (m,).
+
+        Beyond the outermost centres it is constant.
+
+        Raises
+        ------
+        ValueError
+            If a point lies outside the box.
+        """
+        self.cell_of(x)  # refuses points outside
+        result = torch.zeros_like(x[:, 0])
+        low, part = [], []
+        for axis, (a, h, n) in enumerate(
+            zip(self.lower, self.spacing, self.shape, strict=True)
+        ):
+            t = ((x[:, axis] - a) / h - 0.5).clamp(0, n - 1)
+            low.append(t.floor().long().clamp_max(n - 2))
+            part.append(t - low[-1])
+        for corner in range(2**self.dim):
+            index, weight = torch.zeros_like(low[0]), torch.ones_like(result)
+            for axis, n in enumerate(self.shape):
+                up = corner >> axis & 1
+                index = index * n + low[axis] + up
+                weight = weight * (part[axis] if up else 1 - part[axis])
+            result = result + weight * values[index]
+        return result
 
 
 def _corner(value: Any, name: str, dim: int) -> tuple[float, ...]:

@@ -1,0 +1,267 @@
+"""What a density on a grid is: its state, its derivatives, its geometry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from otflow._autodiff import unmodified, value_and_gradient
+from otflow._typing import ArrayLike, Value
+from otflow._validation import as_float_tensor, as_points, check_like, real
+from otflow.errors import Diverged
+from otflow.measures.base import Measure
+from otflow.measures.box import Box
+from otflow.measures.grid_checks import (
+    check_border,
+    check_connected,
+    check_density,
+    free_cells,
+)
+
+__all__ = ["CellMasses"]
+
+
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class CellMasses(Measure):
+    """Masses in the cells of a box: what `GridDensity` knows before it can move.
+
+    Attributes
+    ----------
+    points, weights, box, is_free, walls
+        As in `GridDensity`.
+
+    See Also
+    --------
+    otflow.GridDensity : The class to use.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> of.GridDensity.__mro__[1].__name__
+    'CellMasses'
+    """
+
+    points: Tensor
+    weights: Tensor
+    box: Box
+    is_free: Tensor
+    walls: bool
+
+    cures: ClassVar[dict[str, str]] = {}
+
+    def __init__(
+        self,
+        density: ArrayLike,
+        lower: Any,
+        upper: Any,
+        *,
+        obstacles: ArrayLike | None = None,
+        walls: bool = False,
+        normalize: bool = False,
+    ) -> None:
+        rho = as_float_tensor(density, "density").detach()
+        box = Box.of(lower, upper, tuple(rho.shape))
+        free = free_cells(obstacles, rho)
+        check_density(rho, free)
+        weights = rho.reshape(-1) * box.cell_volume
+        total = float(weights.sum(dtype=torch.float64))
+        if normalize:
+            weights = weights / total
+        elif abs(total - 1) > (1e-5 if rho.dtype == torch.float32 else 1e-9):
+            msg = (
+                f"the density must integrate to 1, got {total:.9g}; pass "
+                f"normalize=True to divide it by its integral"
+            )
+            raise ValueError(msg)
+        if not bool(free.all()):
+            check_connected(weights.reshape(box.shape), free.reshape(box.shape))
+        if not isinstance(walls, bool):
+            msg = f"walls must be True or False, got {walls!r}"
+            raise TypeError(msg)
+        self._set(box.centres(weights), weights, box, free, walls)
+        check_border(self.box, self.weights, self.is_free, walls=self.walls)
+
+    def _set(
+        self, points: Tensor, weights: Tensor, box: Box, is_free: Tensor, walls: bool
+    ) -> None:
+        object.__setattr__(self, "points", points)
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "box", box)
+        object.__setattr__(self, "is_free", is_free)
+        object.__setattr__(self, "walls", walls)
+
+    def with_weights(self, weights: Tensor) -> Self:
+        """Return a density of other masses on the same grid; nothing is checked.
+
+        Parameters
+        ----------
+        weights : Tensor, shape (n,)
+            Masses of the cells; a graph on them stays alive.
+
+        Returns
+        -------
+        GridDensity
+            It shares the grid with this one.
+        """
+        new = object.__new__(type(self))
+        new._set(self.points, weights, self.box, self.is_free, self.walls)
+        return new
+
+    def moved(self, weights: Tensor) -> Self:
+        """Return the outcome of a step: finite, non-negative, of the same total mass.
+
+        Parameters
+        ----------
+        weights : Tensor, shape (n,)
+            Masses of the cells.
+
+        Returns
+        -------
+        GridDensity
+            On the same grid; warns if the box has become too small.
+
+        Raises
+        ------
+        Diverged
+            If a mass is NaN, infinite or negative; the error carries `self`.
+        """
+        weights = weights.detach()
+        if not bool((weights >= 0).all() & weights.sum().isfinite()):
+            msg = (
+                "cell masses left the non-negative finite numbers; take a smaller dt "
+                "or use JKO"
+            )
+            raise Diverged(msg, measure=self)
+        new = self.with_weights(weights)
+        check_border(self.box, new.weights, self.is_free, walls=self.walls)
+        return new
+
+    # Density --------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of cells along each axis."""
+        return self.box.shape
+
+    @property
+    def grid(self) -> Tensor:
+        """The density as an array of shape ``shape``."""
+        return self.density().reshape(self.shape)
+
+    def density(self) -> Tensor:
+        """Return the density in each cell, (n,)."""
+        return self.weights / self.box.cell_volume
+
+    def density_at(self, x: ArrayLike) -> Tensor:
+        """Return the density of the cell that holds each point (m, d): (m,).
+
+        Raises
+        ------
+        ValueError
+            If a point lies outside the box.
+        """
+        return self.density()[self.box.cell_of(self._probes(x))]
+
+    def check_same_grid(self, other: Measure) -> None:
+        """Refuse (ValueError) a measure that does not live on the same cells."""
+        if not isinstance(other, CellMasses) or other.box != self.box:
+            msg = (
+                f"both densities must live on the same grid, got {other!r} beside "
+                f"{self!r} on {self.box}"
+            )
+            raise ValueError(msg)
+
+    def _probes(self, x: ArrayLike) -> Tensor:
+        x = as_points(x, "x").detach()
+        check_like(x, self.points, "x", "points")
+        if x.shape[1] != self.dim:
+            msg = f"x must have shape (m, {self.dim}), got {tuple(x.shape)}"
+            raise ValueError(msg)
+        return x
+
+    # Derivatives ----------------------------------------------------------------------
+
+    def _evaluate(self, value: Value, weights: Tensor) -> Tensor:
+        nu = self.with_weights(weights)
+        with unmodified(nu.points, nu.weights, by="the functional"):
+            return value(nu)
+
+    def value_and_mass_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`F(\mu)` and :math:`\partial F/\partial w_i`, in one pass.
+
+        Parameters
+        ----------
+        value : callable
+            Maps a measure to a 0-d tensor.
+
+        Returns
+        -------
+        value : Tensor
+            0-d, detached.
+        gradient : Tensor, shape (n,)
+            The first variation at the centres; 0 in obstacles.
+        """
+        f, grad = value_and_gradient(lambda w: self._evaluate(value, w), self.weights)
+        return f, torch.where(self.is_free, grad, 0.0)
+
+    def mass_gradient(self, value: Value, x: ArrayLike | None = None) -> Tensor:
+        r"""Return :math:`\partial F/\partial w_i`, at the cells or at `x`.
+
+        Between centres it is interpolated linearly along each axis, and beyond the
+        outermost ones it is constant.
+        """
+        gradient = self.value_and_mass_gradient(value)[1]
+        if x is None:
+            return gradient
+        return self.box.interpolate(gradient, self._probes(x))
+
+    def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`F(\mu)` and the slopes of :math:`F'` across inner faces.
+
+        Parameters
+        ----------
+        value : callable
+            Maps a measure to a 0-d tensor.
+
+        Returns
+        -------
+        value : Tensor
+            0-d, detached.
+        gradient : Tensor, shape (n_faces,)
+            Zero on the faces of obstacles.
+        """
+        f, grad = self.value_and_mass_gradient(value)
+        return f, self.box.gradient(grad) * self.open_faces(grad.dtype)
+
+    def open_faces(self, dtype: torch.dtype) -> Tensor:
+        """Return 1 for the faces between two free cells and 0 for the others."""
+        below, above = self.box.neighbours(self.is_free)
+        return (below & above).to(dtype)
+
+    def inner(self, u: Tensor, v: Tensor) -> Tensor:
+        r"""Return :math:`\sum_f |f|\, h\, \bar\rho_f\, u_f v_f`.
+
+        The density of a face is the mean of both sides.
+        """
+        self._check_tangent(u, "u")
+        self._check_tangent(v, "v")
+        below, above = self.box.neighbours(self.weights)
+        return (0.5 * (below + above)) @ (u * v * self.open_faces(self.dtype))
+
+    # Helpers --------------------------------------------------------------------------
+
+    def _moves(self, tangent: Tensor, dt: float) -> Tensor:
+        """Return the displacements through the faces, 0 at obstacles."""
+        self._check_tangent(tangent)
+        return tangent.detach() * (real(dt, "dt") * self.open_faces(self.dtype))
+
+    def _check_tangent(self, tangent: Tensor, name: str = "tangent") -> None:
+        n = self.box.n_faces
+        if not isinstance(tangent, Tensor) or tangent.shape != (n,):
+            got = getattr(tangent, "shape", type(tangent).__name__)
+            msg = f"{name} must have shape ({n},), one entry a face, got {got}"
+            raise ValueError(msg)
+        check_like(tangent, self.points, name, "points")
