@@ -23,7 +23,7 @@ from otflow.functionals import (
     Potential,
     PowerEntropy,
 )
-from otflow.measures import Gaussian, GridDensity, Measure, Particles
+from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
 from otflow.schemes import JKO, BirthDeath, ExplicitEuler, Langevin, chain
 from otflow.trajectory import Trajectory
 
@@ -47,6 +47,7 @@ __all__ = [
     "Particles",
     "Potential",
     "PowerEntropy",
+    "Quantiles",
     "Trajectory",
     "analysis",
     "chain",

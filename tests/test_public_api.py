@@ -39,6 +39,7 @@ EXPECTED = [
     "Particles",
     "Potential",
     "PowerEntropy",
+    "Quantiles",
     "Trajectory",
     "chain",
     "errors",

@@ -5,5 +5,6 @@ from otflow.measures.box import Box
 from otflow.measures.gaussian import Gaussian
 from otflow.measures.grid import GridDensity
 from otflow.measures.particles import Particles
+from otflow.measures.quantiles import Quantiles
 
-__all__ = ["Box", "Gaussian", "GridDensity", "Measure", "Particles"]
+__all__ = ["Box", "Gaussian", "GridDensity", "Measure", "Particles", "Quantiles"]

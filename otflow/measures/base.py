@@ -180,21 +180,7 @@ class Measure(ABC):
         Tensor
             The energy, 0-d.
         """
-
-        def energy(
-            x: Tensor, a: Tensor, y: Tensor, b: Tensor, is_diagonal: bool
-        ) -> Tensor:
-            z = x[:, None, :] - y[None, :, :]
-            if is_diagonal and not diagonal:
-                keep = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
-                i, j = keep.nonzero(as_tuple=True)
-                return 0.5 * (a[i] * b[j] * check_kernel(W, z[i, j])).sum()
-            return 0.5 * (a @ check_kernel(W, z) @ b)
-
-        sweep = (
-            W.sweep if isinstance(W, RadialKernel) and W.singular != diagonal else None
-        )
-        return pair_sum(energy, self.points, self.weights, sweep=sweep)
+        return pair_energy(W, self.points, self.weights, diagonal=diagonal)
 
     def internal(self, e: Ground) -> Tensor:
         r"""Return :math:`\int e(\rho)\, d\mu`, e the energy per unit of mass.
@@ -266,6 +252,23 @@ class Measure(ABC):
             msg = f"{name} must have shape {tuple(self.points.shape)}, got {got}"
             raise ValueError(msg)
         check_like(tangent, self.points, name, "points")
+
+
+def pair_energy(
+    W: Ground, points: Tensor, weights: Tensor, *, diagonal: bool = True
+) -> Tensor:
+    r"""Return :math:`\tfrac12 \sum_{ij} w_i w_j W(x_i - x_j)` tile by tile."""
+
+    def energy(x: Tensor, a: Tensor, y: Tensor, b: Tensor, is_diagonal: bool) -> Tensor:
+        z = x[:, None, :] - y[None, :, :]
+        if is_diagonal and not diagonal:
+            keep = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+            i, j = keep.nonzero(as_tuple=True)
+            return 0.5 * (a[i] * b[j] * check_kernel(W, z[i, j])).sum()
+        return 0.5 * (a @ check_kernel(W, z) @ b)
+
+    sweep = W.sweep if isinstance(W, RadialKernel) and W.singular != diagonal else None
+    return pair_sum(energy, points, weights, sweep=sweep)
 
 
 def check_kernel(W: Ground, z: Tensor) -> Tensor:

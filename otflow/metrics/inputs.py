@@ -45,7 +45,7 @@ class Cloud:
         return w is None or bool((w == w[0]).all())
 
 
-def cloud(mu: CloudLike, name: str) -> Cloud:
+def cloud(mu: CloudLike | Measure, name: str) -> Cloud:
     """Check one argument of a distance; what carries a graph goes on carrying it."""
     if isinstance(mu, Particles):
         points = as_points(mu.points, f"{name}.points")
@@ -62,7 +62,9 @@ def cloud(mu: CloudLike, name: str) -> Cloud:
 
 
 def clouds(
-    mu: CloudLike, nu: CloudLike, names: tuple[str, str] = ("mu", "nu")
+    mu: CloudLike | Measure,
+    nu: CloudLike | Measure,
+    names: tuple[str, str] = ("mu", "nu"),
 ) -> tuple[Cloud, Cloud]:
     """Check both arguments of a distance: one dtype, one device, one dimension."""
     p, q = cloud(mu, names[0]), cloud(nu, names[1])

@@ -5,22 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from otflow.measures import Quantiles
 from otflow.metrics.assignment import assignment
 from otflow.metrics.inputs import Cloud, CloudLike, clouds
 from otflow.metrics.plan import Plan, couple
+from otflow.metrics.steps import between_quantiles
 
 __all__ = ["root", "wasserstein2", "wasserstein2_squared"]
 
 
-def wasserstein2(mu: CloudLike, nu: CloudLike) -> Tensor:
+def wasserstein2(mu: CloudLike | Quantiles, nu: CloudLike | Quantiles) -> Tensor:
     r"""Return :math:`W_2(\mu, \nu) = (\min_P \sum_{ij} P_{ij} |x_i - y_j|^2)^{1/2}`.
 
     Exact; the metric of :cite:p:`villani2003topics`, with :math:`|x-y|^2` and no 1/2.
 
     Parameters
     ----------
-    mu, nu : Particles, Tensor or ndarray
-        Measures; points (n, d) stand for equal weights 1/n.
+    mu, nu : Particles, Tensor or ndarray; or both Quantiles
+        Measures; points (n, d) stand for equal weights 1/n. Between two `Quantiles` it
+        is the distance of their densities.
 
     Returns
     -------
@@ -43,7 +46,9 @@ def wasserstein2(mu: CloudLike, nu: CloudLike) -> Tensor:
     return root(wasserstein2_squared(mu, nu))
 
 
-def wasserstein2_squared(mu: CloudLike, nu: CloudLike) -> Tensor:
+def wasserstein2_squared(
+    mu: CloudLike | Quantiles, nu: CloudLike | Quantiles
+) -> Tensor:
     r"""Return :math:`W_2^2(\mu, \nu) = \min_P \sum_{ij} P_{ij} |x_i - y_j|^2`, exactly.
 
     Differentiable in points and weights of both measures:
@@ -57,8 +62,9 @@ def wasserstein2_squared(mu: CloudLike, nu: CloudLike) -> Tensor:
 
     Parameters
     ----------
-    mu, nu : Particles, Tensor or ndarray
-        Measures; points (n, d) stand for equal weights 1/n.
+    mu, nu : Particles, Tensor or ndarray; or both Quantiles
+        Measures; points (n, d) stand for equal weights 1/n. Between two `Quantiles` it
+        is the distance of their densities.
 
     Returns
     -------
@@ -96,6 +102,8 @@ def wasserstein2_squared(mu: CloudLike, nu: CloudLike) -> Tensor:
     tensor([[-1.],
             [ 0.]])
     """
+    if isinstance(mu, Quantiles) and isinstance(nu, Quantiles):
+        return between_quantiles(mu, nu)
     p, q = clouds(mu, nu)
     x, y = p.points.to("cpu", torch.float64), q.points.to("cpu", torch.float64)
     plan = _plan(p, q, x.detach(), y.detach())
