@@ -154,14 +154,18 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return value_and_gradient(lambda y: function(y).sum(), x, unused=True)[1]
 
 
-def entrywise_derivative(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return f'(x) of an entrywise function; overflow is left for the caller to see."""
+def entrywise_derivative(
+    function: Callable[[Tensor], Tensor], x: Tensor, order: int = 1
+) -> Tensor:
+    """Return f' or a higher derivative of an entrywise function; overflow is let by."""
     with torch.enable_grad():
         x = leaf(x)
-        total = function(x).sum()
-        if not total.requires_grad:
-            return torch.zeros_like(x.detach())
-        return _grad(total, (x,))[0]
+        y = function(x)
+        for k in range(order):
+            if not y.requires_grad:
+                return torch.zeros_like(x.detach())
+            (y,) = _grad(y.sum(), (x,), create_graph=k + 1 < order)
+        return y.detach()
 
 
 def second_gradient(

@@ -230,7 +230,7 @@ class Sum(Functional):
 
     def modulus_in(self, dim: int) -> float | None:
         """Return the sum of the bounds in this dimension, None if one is unknown."""
-        return _sum_of_bounds(part.modulus_in(dim) for part in self.parts)
+        return sum_of_bounds(part.modulus_in(dim) for part in self.parts)
 
     def resample(self, generator: torch.Generator) -> Sum:
         """Return the sum of resampled parts."""
@@ -239,7 +239,7 @@ class Sum(Functional):
     @property
     def displacement_modulus(self) -> float | None:
         """The sum of the parts' bounds, None if one is unknown."""
-        return _sum_of_bounds(part.displacement_modulus for part in self.parts)
+        return sum_of_bounds(part.displacement_modulus for part in self.parts)
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.parts)) or "0"
@@ -316,6 +316,7 @@ class Scaled(Functional):
         return f"{self.factor:g} * {self.functional!r}"
 
 
-def _sum_of_bounds(bounds: Iterable[float | None]) -> float | None:
+def sum_of_bounds(bounds: Iterable[float | None]) -> float | None:
+    """Return the sum of bounds on convexity, None if one is unknown."""
     known = list(bounds)
     return None if None in known else sum(b for b in known if b is not None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,13 +10,14 @@ from torch import Tensor
 from otflow._autodiff import entrywise_derivative
 from otflow._typing import Ground
 from otflow._validation import real
-from otflow.errors import NotConverged
+from otflow.errors import NonFinite
 from otflow.functionals.base import Functional, Sum
+from otflow.functionals.roots import increasing_root
 from otflow.measures import Measure
 
-__all__ = ["Entropy", "Internal", "combine"]
+__all__ = ["Entropy", "Internal"]
 
-MAX_NEWTON = 200
+START = 20.0  # Newton's method starts at log densities no larger than that
 
 
 class Internal(Functional):
@@ -47,6 +47,11 @@ class Internal(Functional):
     max_density : float
         Densities above it have infinite energy; ``inf`` for most.
 
+    Raises
+    ------
+    TypeError
+        If `e` is not a function of the density.
+
     See Also
     --------
     otflow.Entropy, otflow.PowerEntropy, otflow.Congestion : Those with closed forms.
@@ -57,13 +62,18 @@ class Internal(Functional):
     >>> F = of.Internal(lambda r: r)  # U(r) = r^2: the porous medium m = 2
     >>> F.log_proximal(torch.tensor([2.0]), entropic=1.0, strength=1.0)  # z + 2e^z = 2
     tensor([0.])
+    >>> F.convexity_margin(torch.tensor([0.5, 2.0]), dim=3) >= 0  # McCann's condition
+    tensor([True, True])
     """
 
     max_density: float = math.inf
 
     def __init__(self, e: Ground, *, modulus: float | None = None) -> None:
-        if not callable(e):
-            msg = f"e must be a function of the density, got {type(e).__name__}"
+        if not callable(e) or isinstance(e, (type, Functional)):
+            msg = (
+                f"e must be a function of the density, the energy per unit of mass "
+                f"(n,) -> (n,), got {e!r:.80}"
+            )
             raise TypeError(msg)
         self.e = e
         self.modulus = None if modulus is None else real(modulus, "modulus")
@@ -83,16 +93,38 @@ class Internal(Functional):
         """The declared modulus."""
         return self.modulus
 
+    def check_dimension(self, dim: int) -> None:
+        """Raise ValueError if the flow does not exist in dimension `dim`; solvers ask.
+
+        Most exist in every dimension.
+        """
+
     # Pointwise maps -------------------------------------------------------------------
 
     def slope(self, r: Tensor) -> Tensor:
         """Return U'(r) at densities r > 0."""
-        return entrywise_derivative(lambda s: s * self.e(s), r)
+        return entrywise_derivative(self._energy, r)
 
     def curvature(self, r: Tensor) -> Tensor:
         """Return U''(r) at densities r > 0."""
-        h = torch.finfo(r.dtype).eps ** (1 / 3) * r
-        return (self.slope(r + h) - self.slope(r - h)) / (2 * h)
+        return entrywise_derivative(self._energy, r, order=2)
+
+    def pressure(self, r: Tensor) -> Tensor:
+        """Return r U'(r) - U(r) at densities r > 0."""
+        return r * self.slope(r) - self._energy(r)
+
+    def convexity_margin(self, r: Tensor, dim: int) -> Tensor:
+        r"""Return how far McCann's condition in dimension d holds at densities r > 0.
+
+        With the pressure :math:`p = rU' - U` it is the lesser of p and of
+        :math:`r p' - (1 - 1/d)\,p`. F is displacement convex in dimension d if both are
+        nowhere negative :cite:p:`mccann1997convexity`; numbers at some densities do not
+        prove it, but a negative one refutes it.
+        """
+        pressure = self.pressure(r)
+        return torch.minimum(
+            pressure, r * r * self.curvature(r) - (1 - 1 / dim) * pressure
+        )
 
     def log_proximal(
         self,
@@ -109,7 +141,7 @@ class Internal(Functional):
         Parameters
         ----------
         rhs : Tensor
-            Right-hand sides, of any shape.
+            Right-hand sides, of any shape; a graph on them is kept.
         entropic : float
             The weight c > 0 of the logarithm.
         strength : float
@@ -125,47 +157,104 @@ class Internal(Functional):
         Raises
         ------
         NotConverged
-            If the safeguarded Newton method does not settle: U is not convex.
+            If the safeguarded Newton method does not settle.
+        ValueError
+            If U is so concave at the root that the map is not one.
         """
-        z = rhs / (entropic + strength) if start is None else start
+        target = rhs.detach()
 
-        def function(z: Tensor) -> tuple[Tensor, Tensor]:
-            r = z.exp()
-            return (
-                entropic * z + strength * self.slope(r) - rhs,
-                entropic + strength * r * self.curvature(r),
-            )
+        def function(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            own, steepness = self._log_slope(z)
+            linear, own = entropic * z, strength * own
+            size = linear.abs() + own.abs() + target.abs()
+            return linear + own - target, entropic + strength * steepness, size
 
-        return bracketed_newton(function, z).clamp_max(math.log(self.max_density))
+        unit = strength * float(self.slope(target.new_ones(1)))
+        z = target / (entropic + strength) if start is None else start.detach()
+        z = z.clamp(-START, START)
+        typical = target.abs() + entropic * (1 + z.abs()) + abs(unit)
+        z = increasing_root(function, z, typical)
+        slope = function(z)[1]
+        self._check_increasing(z, slope)
+        if rhs.requires_grad:  # dz/drhs by the implicit function theorem
+            z = z + (rhs - target) / slope
+        return z.clamp_max(math.log(self.max_density))
 
     def conjugate_slope(self, s: Tensor) -> Tensor:
         r"""Return :math:`(U^*)'(s) = \operatorname{argmax}_{r\ge0}\, s r - U(r)`.
 
         The density in equilibrium with the potential s: the inverse of U', and 0 below
         U'(0).
+
+        Raises
+        ------
+        NonFinite
+            If s lies above all slopes of U, where the supremum is infinite.
         """
-        tiny = torch.finfo(s.dtype).tiny ** 0.5
-        empty = s <= self.slope(torch.full_like(s, tiny))
-        if bool(empty.all()):
-            return torch.zeros_like(s)
-        target = torch.where(empty, s[~empty].mean(), s)
+        limit = _log_limit(s.dtype)
+        highest = min(limit, math.log(self.max_density))
+        least, most = self.slope(s.new_tensor([-limit, highest]).exp()).tolist()
+        if math.isinf(self.max_density) and bool((s >= most).any()):
+            msg = (
+                f"the conjugate of {self!r} is infinite at {float(s.max()):.6g}, above "
+                f"all slopes of its U; fix the additive constant of the potentials so "
+                f"that they are smaller"
+            )
+            raise NonFinite(msg)
+        empty, full = s <= least, s >= most
+        between = ~(empty | full)
+        r = torch.where(full, self.max_density, torch.zeros_like(s))
+        if not bool(between.any()):
+            return r
+        target = s[between].detach()
 
-        def function(z: Tensor) -> tuple[Tensor, Tensor]:
-            r = z.exp()
-            return self.slope(r) - target, r * self.curvature(r)
+        def function(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            own, steepness = self._log_slope(z)
+            return own - target, steepness, own.abs() + target.abs()
 
-        r = bracketed_newton(function, torch.zeros_like(s)).exp()
-        return r.clamp_max(self.max_density).masked_fill(empty, 0.0)
+        start = torch.zeros_like(target)
+        unit = self.slope(start[:1] + 1).abs() + torch.finfo(s.dtype).tiny
+        z = increasing_root(function, start, target.abs() + unit)
+        self._check_increasing(z, function(z)[1])
+        return r.masked_scatter(between, z.exp().clamp_max(self.max_density))
 
     def conjugate(self, s: Tensor) -> Tensor:
         r"""Return the Legendre transform :math:`U^*(s) = \sup_{r\ge0}\, s r - U(r)`."""
         r = self.conjugate_slope(s)
         inside = r > 0
         safe = torch.where(inside, r, 1.0)
-        return torch.where(inside, s * r - safe * self.e(safe), 0.0)
+        return torch.where(inside, s * r - self._energy(safe), 0.0)
+
+    def _energy(self, r: Tensor) -> Tensor:
+        """Return U(r)."""
+        return r * self.e(r)
+
+    def _log_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return U'(e^z) and its derivative in z, linear in z at extreme densities."""
+        limit = _log_limit(z.dtype)
+        near = z.clamp(-limit, limit)
+        r = near.exp()
+        steepness = r * self.curvature(r)
+        return self.slope(r) + steepness * (z - near), steepness
+
+    def _check_increasing(self, z: Tensor, slope: Tensor) -> None:
+        bad = slope < 0
+        if bool(bad.any()):
+            r = float(z[bad][0].exp())
+            msg = (
+                f"the U of {self!r} is concave at density {r:.6g}, where it has no "
+                f"proximal map; proximal solvers need a convex U: flow it with "
+                f"ExplicitEuler(), or add a convex term"
+            )
+            raise ValueError(msg)
 
     def __repr__(self) -> str:
         return f"Internal({getattr(self.e, '__name__', type(self.e).__name__)})"
+
+
+def _log_limit(dtype: torch.dtype) -> float:
+    """Return the |log density| up to which 1/r^3 and r^3 do not overflow."""
+    return 0.32 * math.log(torch.finfo(dtype).max)
 
 
 class Entropy(Internal):
@@ -231,122 +320,3 @@ class Entropy(Internal):
 
     def __repr__(self) -> str:
         return "Entropy()"
-
-
-class Combined(Internal):
-    """A sum of multiples of internal energies as one, with the least of their bounds.
-
-    A single term keeps its own closed forms.
-    """
-
-    def __init__(
-        self, terms: Sequence[tuple[float, Internal]], max_density: float
-    ) -> None:
-        super().__init__(self._per_mass)
-        self.terms_of_density = tuple(terms)
-        self.max_density = max_density
-
-    def _per_mass(self, r: Tensor) -> Tensor:
-        total = torch.zeros_like(r)
-        for c, term in self.terms_of_density:
-            total = total + c * term.e(r)
-        return total
-
-    def slope(self, r: Tensor) -> Tensor:
-        """Return the sum of the slopes."""
-        total = torch.zeros_like(r)
-        for c, term in self.terms_of_density:
-            total = total + c * term.slope(r)
-        return total
-
-    def curvature(self, r: Tensor) -> Tensor:
-        """Return the sum of the curvatures."""
-        total = torch.zeros_like(r)
-        for c, term in self.terms_of_density:
-            total = total + c * term.curvature(r)
-        return total
-
-    def log_proximal(
-        self,
-        rhs: Tensor,
-        entropic: float,
-        strength: float,
-        start: Tensor | None = None,
-    ) -> Tensor:
-        """Return the single term's map, or that of the sum, below the bound."""
-        bound = math.log(self.max_density)
-        if not self.terms_of_density:
-            return (rhs / entropic).clamp_max(bound)
-        if len(self.terms_of_density) == 1:
-            ((c, term),) = self.terms_of_density
-            z = term.log_proximal(rhs, entropic, c * strength, start)
-            return z.clamp_max(bound)
-        return super().log_proximal(rhs, entropic, strength, start)
-
-    def conjugate_slope(self, s: Tensor) -> Tensor:
-        """Return the density in equilibrium with s, below the bound."""
-        if not self.terms_of_density:
-            return torch.where(s > 0, self.max_density, 0.0)
-        if len(self.terms_of_density) == 1:
-            ((c, term),) = self.terms_of_density
-            return term.conjugate_slope(s / c).clamp_max(self.max_density)
-        return super().conjugate_slope(s)
-
-
-def combine(terms: Sequence[tuple[float, Internal]]) -> Internal | None:
-    """Return the sum of multiples of internal energies as one; None if there is none.
-
-    Raises
-    ------
-    ValueError
-        If a factor is negative: the sum need not be convex, and has no proximal map.
-    """
-    for c, term in terms:
-        if c < 0:
-            msg = (
-                f"{c:g} * {term!r} is concave: an internal energy with a negative "
-                f"factor has no proximal map; use a positive factor"
-            )
-            raise ValueError(msg)
-    if not terms:
-        return None
-    if len(terms) == 1 and terms[0][0] == 1:
-        return terms[0][1]
-    return Combined(
-        [(c, term) for c, term in terms if math.isinf(term.max_density)],
-        min(term.max_density for _, term in terms),
-    )
-
-
-def bracketed_newton(
-    function: Callable[[Tensor], tuple[Tensor, Tensor]], z: Tensor
-) -> Tensor:
-    """Solve f(z) = 0 entrywise for increasing f; `function` returns f and f'.
-
-    Newton's method within a bracket that shrinks; where a step leaves the bracket, it
-    is bisected or, while one end is unknown, widened.
-    """
-    low, high = torch.full_like(z, -math.inf), torch.full_like(z, math.inf)
-    tolerance = 4 * torch.finfo(z.dtype).eps
-    reach = 1.0
-    for _ in range(MAX_NEWTON):
-        f, slope = function(z)
-        above = ~(f <= 0)  # NaN comes from an overflow, far above
-        high = torch.where(above, z, high)
-        low = torch.where(above, low, z)
-        new = z - f / slope
-        middle = 0.5 * (low + high)
-        middle = torch.where(low.isinf(), high - reach, middle)
-        middle = torch.where(high.isinf(), low + reach, middle)
-        inside = (new > low) & (new < high) & ((new - z).abs() <= 8 * reach)
-        moved = torch.where(inside, new, middle)
-        settled = (f == 0) | ((moved - z).abs() <= tolerance * (1 + z.abs()))
-        z = torch.where(f == 0, z, moved)
-        if bool(settled.all()):
-            return z
-        reach *= 2
-    msg = (
-        "the pointwise proximal map of an internal energy did not settle: its U must "
-        "be convex and its e smooth on densities > 0"
-    )
-    raise NotConverged(msg)

@@ -10,6 +10,7 @@ from torch import Tensor
 from otflow._validation import positive
 from otflow.errors import NonFinite
 from otflow.functionals.internal import Internal
+from otflow.functionals.roots import wright_omega
 from otflow.measures import Measure
 
 __all__ = ["Congestion", "PowerEntropy"]
@@ -92,41 +93,28 @@ class PowerEntropy(Internal):
         strength: float,
         start: Tensor | None = None,
     ) -> Tensor:
-        """Solve c z + s m/(m-1) exp((m-1) z) = rhs by Newton's method.
+        r"""Solve c z + s m/(m-1) exp((m-1) z) = rhs in closed form.
 
-        The left side is convex in z for m > 1 and concave for m < 1. From the side on
-        which the root lies Newton's method is monotone; no bracket is needed.
+        With k = m - 1 and :math:`y = (sm/c)\,e^{kz}`, it is :math:`y + \log y =
+        \log(sm/c) + k\,\mathrm{rhs}/c`: Wright's omega function.
 
         Parameters
         ----------
         rhs, entropic, strength, start
-            As in `Internal.log_proximal`.
+            As in `Internal.log_proximal`; the start is not needed.
 
         Returns
         -------
         Tensor
             The logarithm of the density.
         """
+        linear = rhs / entropic
         if strength == 0:
-            return rhs / entropic
-        k, weight = self.m - 1, strength * self.m / (self.m - 1)
-        # Where the power dominates, its own root; elsewhere that of the linear part.
-        ratio = (rhs / weight).clamp_min(torch.finfo(rhs.dtype).tiny)
-        power, linear = ratio.log() / k, rhs / entropic
-        if k > 0:
-            z = torch.where(rhs > 0, torch.minimum(linear, power.clamp_min(0)), linear)
-        else:
-            z = torch.where(rhs < 0, torch.maximum(linear, power.clamp_max(0)), linear)
-        tolerance = 8 * torch.finfo(rhs.dtype).eps
-        for _ in range(100):
-            term = weight * (k * z).exp()
-            step = (entropic * z + term - rhs) / (entropic + k * term)
-            z = z - step
-            if bool((step.abs() <= tolerance * (1 + z.abs())).all()):
-                break
-        else:
-            return super().log_proximal(rhs, entropic, strength, z)
-        return z
+            return linear
+        k, ratio = self.m - 1, math.log(strength * self.m / entropic)
+        y = wright_omega(ratio + k * linear)
+        # Two forms of one number: the first cancels where the power dominates.
+        return torch.where(y < 1, linear - y / k, (y.clamp_min(1).log() - ratio) / k)
 
     def conjugate_slope(self, s: Tensor) -> Tensor:
         """Return ((m-1) s_+ / m)^(1/(m-1)); for m < 1, s must be negative."""

@@ -14,7 +14,7 @@ from otflow.functionals import (
     Internal,
     Potential,
 )
-from otflow.functionals.internal import combine
+from otflow.functionals.combined import combine
 
 __all__ = ["Terms", "sort_terms"]
 

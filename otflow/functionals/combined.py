@@ -1,0 +1,125 @@
+"""A sum of internal energies is one internal energy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from otflow.functionals.base import sum_of_bounds
+from otflow.functionals.internal import Internal
+
+__all__ = ["Combined", "combine"]
+
+
+class Combined(Internal):
+    """A sum of positive multiples of internal energies as one, below the least bound.
+
+    A single term keeps its own closed forms.
+    """
+
+    def __init__(
+        self, terms: Sequence[tuple[float, Internal]], max_density: float
+    ) -> None:
+        super().__init__(self._per_mass)
+        self.parts = tuple(terms)
+        self.max_density = max_density
+
+    def _per_mass(self, r: Tensor) -> Tensor:
+        total = torch.zeros_like(r)
+        for c, term in self.parts:
+            total = total + c * term.e(r)
+        return total
+
+    @property
+    def displacement_modulus(self) -> float | None:
+        """The sum of the bounds; the constraint adds nothing."""
+        return sum_of_bounds(_times(c, t.displacement_modulus) for c, t in self.parts)
+
+    def modulus_in(self, dim: int) -> float | None:
+        """Return the sum of the bounds in this dimension."""
+        return sum_of_bounds(_times(c, term.modulus_in(dim)) for c, term in self.parts)
+
+    def check_dimension(self, dim: int) -> None:
+        """Ask every term."""
+        for _, term in self.parts:
+            term.check_dimension(dim)
+
+    def slope(self, r: Tensor) -> Tensor:
+        """Return the sum of the slopes."""
+        total = torch.zeros_like(r)
+        for c, term in self.parts:
+            total = total + c * term.slope(r)
+        return total
+
+    def curvature(self, r: Tensor) -> Tensor:
+        """Return the sum of the curvatures."""
+        total = torch.zeros_like(r)
+        for c, term in self.parts:
+            total = total + c * term.curvature(r)
+        return total
+
+    def log_proximal(
+        self,
+        rhs: Tensor,
+        entropic: float,
+        strength: float,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Return the single term's map, or that of the sum, below the bound."""
+        bound = math.log(self.max_density)
+        if not self.parts:
+            return (rhs / entropic).clamp_max(bound)
+        if len(self.parts) == 1:
+            ((c, term),) = self.parts
+            z = term.log_proximal(rhs, entropic, c * strength, start)
+            return z.clamp_max(bound)
+        return super().log_proximal(rhs, entropic, strength, start)
+
+    def conjugate_slope(self, s: Tensor) -> Tensor:
+        """Return the density in equilibrium with s, below the bound."""
+        if not self.parts:
+            return torch.where(s > 0, self.max_density, torch.zeros_like(s))
+        if len(self.parts) == 1:
+            ((c, term),) = self.parts
+            if math.isfinite(self.max_density):  # below the bound, U* need not end
+                s = s.clamp_max(float(self.slope(s.new_tensor([self.max_density]))))
+            return term.conjugate_slope(s / c).clamp_max(self.max_density)
+        return super().conjugate_slope(s)
+
+    def __repr__(self) -> str:
+        names = [f"{c:g} * {term!r}" for c, term in self.parts]
+        if math.isfinite(self.max_density):
+            names.append(f"Congestion({self.max_density:g})")
+        return " + ".join(names)
+
+
+def combine(terms: Sequence[tuple[float, Internal]]) -> Internal | None:
+    """Return the sum of multiples of internal energies as one; None if there is none.
+
+    Raises
+    ------
+    ValueError
+        If a factor is negative: the sum need not be convex, and has no proximal map.
+    """
+    for c, term in terms:
+        if c < 0:
+            msg = (
+                f"{c:g} * {term!r} is concave: an internal energy with a negative "
+                f"factor has no proximal map; use a positive factor"
+            )
+            raise ValueError(msg)
+    if not terms:
+        return None
+    if len(terms) == 1 and (terms[0][0] == 1 or math.isfinite(terms[0][1].max_density)):
+        return terms[0][1]
+    return Combined(
+        [(c, term) for c, term in terms if math.isinf(term.max_density)],
+        min(term.max_density for _, term in terms),
+    )
+
+
+def _times(c: float, bound: float | None) -> float | None:
+    return None if bound is None else c * bound
