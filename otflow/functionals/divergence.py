@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from otflow._typing import Ground
@@ -57,19 +58,26 @@ class KL(Functional):
         self.modulus = None if modulus is None else real(modulus, "modulus")
         if isinstance(target, GridDensity):
             self._potential = Potential(_MinusLog(target), modulus=modulus)
-        elif callable(target):
+        elif callable(target) and not isinstance(target, (type, Functional)):
             self._potential = Potential(target, modulus=modulus)
         else:
             msg = (
                 f"the target must be a potential (..., d) -> (...) or a GridDensity, "
-                f"got {type(target).__name__}"
+                f"got {target!r:.80}"
             )
             raise TypeError(msg)
 
     def value(self, mu: Measure) -> Tensor:
-        r"""Return :math:`\int\log\rho\,d\mu + \int V\,d\mu`."""
+        r"""Return :math:`\int\log\rho\,d\mu + \int V\,d\mu`.
+
+        Raises
+        ------
+        ValueError
+            If `mu` does not live on the grid of the target, or is free to enter the
+            obstacles of the target.
+        """
         if isinstance(self.target, GridDensity):
-            self.target.check_same_grid(mu)
+            _check_cells(mu, self.target)
         return Entropy().value(mu) + self._potential.value(mu)
 
     def split_entropy(self) -> tuple[float, Functional]:
@@ -83,23 +91,38 @@ class KL(Functional):
     @property
     def displacement_modulus(self) -> float | None:
         """The declared modulus of V."""
-        return self.modulus
+        return self._potential.displacement_modulus
 
     def __repr__(self) -> str:
-        return f"KL({getattr(self._potential.V, '__name__', self.target)})"
+        V = self.target
+        name = getattr(V, "__name__", type(V).__name__)
+        return f"KL({V!r})" if isinstance(V, GridDensity) else f"KL({name})"
 
 
 class _MinusLog:
     """The potential -log nu of a density on a grid, constant on each cell."""
 
     def __init__(self, target: GridDensity) -> None:
-        if not bool((target.density()[target.is_free] > 0).all()):
+        empty = target.is_free & ~(target.density() > 0)
+        if bool(empty.any()):
             msg = (
-                "the target density vanishes somewhere, where the relative entropy is "
-                "infinite; mix it with a little uniform mass"
+                f"the target density vanishes in {int(empty.sum())} of "
+                f"{target.n} cells, where the relative entropy is infinite; mix it "
+                f"with a little uniform mass, or make obstacles of these cells"
             )
             raise ValueError(msg)
         self.target = target
 
     def __call__(self, x: Tensor) -> Tensor:
-        return -self.target.density_at(x).log()
+        rho = self.target.density_at(x)
+        return -torch.where(rho > 0, rho, 1.0).log()  # 0 in obstacles
+
+
+def _check_cells(mu: Measure, target: GridDensity) -> None:
+    target.check_same_grid(mu)
+    if isinstance(mu, GridDensity) and bool((mu.is_free & ~target.is_free).any()):
+        msg = (
+            "the measure may enter obstacles of the target density, where the relative "
+            "entropy is infinite; give it obstacles=~target.is_free.reshape(shape)"
+        )
+        raise ValueError(msg)

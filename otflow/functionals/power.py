@@ -11,7 +11,7 @@ from otflow._validation import positive
 from otflow.errors import NonFinite
 from otflow.functionals.internal import Internal
 from otflow.functionals.roots import wright_omega
-from otflow.measures import Measure
+from otflow.measures import GridDensity, Measure
 
 __all__ = ["Congestion", "PowerEntropy"]
 
@@ -52,7 +52,7 @@ class PowerEntropy(Internal):
     def __init__(self, m: float) -> None:
         self.m = positive(m, "m")
         if self.m == 1.0:
-            msg = "m must not be 1: the limit is the entropy, use Entropy()"
+            msg = "m must not be 1: the limit is the entropy; use Entropy()"
             raise ValueError(msg)
         super().__init__(self._per_mass, modulus=0.0 if self.m > 1 else None)
 
@@ -122,8 +122,9 @@ class PowerEntropy(Internal):
             return (s.clamp_min(0) * ((self.m - 1) / self.m)).pow(1 / (self.m - 1))
         if bool((s >= 0).any()):
             msg = (
-                "the conjugate of a fast-diffusion energy is infinite at potentials "
-                ">= 0: fix the additive constant so that they are negative"
+                f"the conjugate of {self!r} is infinite at potentials >= 0, got "
+                f"{float(s.max()):.6g}; fix their additive constant so that they are "
+                f"negative"
             )
             raise NonFinite(msg)
         return (s * ((self.m - 1) / self.m)).pow(1 / (self.m - 1))
@@ -178,7 +179,10 @@ class Congestion(Internal):
         ------
         NonFinite
             If the density exceeds the bound: the value is infinite.
+        ValueError
+            If mass 1 does not fit on the grid of `mu` below the bound.
         """
+        self._check_room(mu)
         largest = float(mu.density().detach().max())
         if largest > self.max_density * (1 + self.tolerance):
             msg = (
@@ -188,6 +192,18 @@ class Congestion(Internal):
             )
             raise NonFinite(msg)
         return super().value(mu)
+
+    def _check_room(self, mu: Measure) -> None:
+        if not isinstance(mu, GridDensity):
+            return
+        room = int(mu.is_free.sum()) * mu.box.cell_volume
+        if room * self.max_density * (1 + self.tolerance) < 1:
+            msg = (
+                f"max_density = {self.max_density:g} is below the mean density "
+                f"{1 / room:.6g}: mass 1 does not fit in the free volume {room:.6g}; "
+                f"raise the bound or enlarge the box"
+            )
+            raise ValueError(msg)
 
     def slope(self, r: Tensor) -> Tensor:
         """Return 0, the slope below the bound."""
@@ -220,7 +236,7 @@ class Congestion(Internal):
 
     def conjugate_slope(self, s: Tensor) -> Tensor:
         """Return the bound where s > 0, else 0."""
-        return torch.where(s > 0, self.max_density, 0.0).to(s.dtype)
+        return torch.where(s > 0, self.max_density, torch.zeros_like(s))
 
     def __repr__(self) -> str:
         return f"Congestion({self.max_density:g})"

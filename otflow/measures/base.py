@@ -193,18 +193,20 @@ class Measure(ABC):
         ------
         Unsupported
             If the measure has no density.
+        InvalidFunctional
+            If `e` does not return one value per density, of its dtype.
         """
         rho = self.density()
         empty = rho == 0
         if not bool(empty.any()):
-            return self.weights @ e(rho)
-        at_zero = float(e(torch.zeros_like(rho[:1])))
+            return self.weights @ check_energy(e, rho)
+        at_zero = float(check_energy(e, torch.zeros_like(rho[:1])))
         if math.isfinite(at_zero):
             vacuum = at_zero * self.weights
         else:  # 0 with an infinite derivative of the right sign
             vacuum = torch.special.entr(self.weights)
             vacuum = -vacuum if at_zero < 0 else vacuum
-        filled = self.weights * e(rho.masked_fill(empty, 1.0))
+        filled = self.weights * check_energy(e, rho.masked_fill(empty, 1.0))
         return torch.where(empty, vacuum, filled).sum()
 
     @final
@@ -285,6 +287,25 @@ def check_kernel(W: Ground, z: Tensor) -> Tensor:
         msg = (
             f"an interaction W returned {values.dtype} for differences of dtype "
             f"{z.dtype}; build its constants with the dtype of z"
+        )
+        raise InvalidFunctional(msg)
+    return values
+
+
+def check_energy(e: Ground, rho: Tensor) -> Tensor:
+    """Return e(rho), refused unless it is one number for each density."""
+    values = e(rho)
+    if not isinstance(values, Tensor) or values.shape != rho.shape:
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
+        msg = (
+            f"an energy per unit of mass e must map densities {tuple(rho.shape)} to "
+            f"{tuple(rho.shape)}, entry by entry, got {got}; a constant c is c + 0 * r"
+        )
+        raise InvalidFunctional(msg)
+    if values.dtype != rho.dtype:
+        msg = (
+            f"an energy per unit of mass e returned {values.dtype} for densities of "
+            f"dtype {rho.dtype}; build its constants with the dtype of r"
         )
         raise InvalidFunctional(msg)
     return values

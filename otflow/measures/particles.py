@@ -81,9 +81,10 @@ class Particles(Measure):
 
     cures: ClassVar[dict[str, str]] = {
         "density": (
-            "a sum of Diracs is singular, so an internal energy such as Entropy is "
-            "infinite on it; flow it with Langevin(), which turns entropy into noise, "
-            "or represent the measure by a density"
+            "a sum of Diracs is singular, so internal energies such as Entropy, "
+            "PowerEntropy and Congestion mean nothing on it; represent the measure by "
+            "a density (GridDensity, Quantiles, Gaussian), or flow an entropy with "
+            "Langevin(), which turns it into noise"
         ),
     }
 

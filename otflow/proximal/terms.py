@@ -61,8 +61,27 @@ class Terms:
         return torch.inf if self.internal is None else self.internal.max_density
 
 
-def sort_terms(F: Functional) -> Terms:
-    """Sort ``F.terms()`` by kind; terms with factor 0 are dropped."""
+def sort_terms(F: Functional, dim: int | None = None) -> Terms:
+    """Sort ``F.terms()`` by kind; terms with factor 0 are dropped.
+
+    Parameters
+    ----------
+    F : Functional
+        What is to be minimised.
+    dim : int, optional
+        Dimension of the space; given it, a term that has no flow there is refused.
+
+    Returns
+    -------
+    Terms
+        The terms; internal energies other than the entropy are one.
+
+    Raises
+    ------
+    ValueError
+        If an internal energy has a negative factor, or no flow in this dimension:
+        `PowerEntropy` needs m > (d - 2)/d.
+    """
     potentials, interactions, others = [], [], []
     internals: list[tuple[float, Internal]] = []
     temperature = 0.0
@@ -79,10 +98,13 @@ def sort_terms(F: Functional) -> Terms:
             interactions.append((c, term))
         else:
             others.append((c, term))
+    internal = combine(internals)
+    if internal is not None and dim is not None:
+        internal.check_dimension(dim)
     return Terms(
         potentials=tuple(potentials),
         temperature=temperature,
-        internal=combine(internals),
+        internal=internal,
         interactions=tuple(interactions),
         others=tuple(others),
     )

@@ -47,9 +47,10 @@ class TestPotentialOnIntervals(OnIntervals):
 
 
 CURE = (
-    r"Particles has no density: a sum of Diracs is singular, so an internal energy "
-    r"such as Entropy is infinite on it; flow it with Langevin\(\), which turns "
-    r"entropy into noise, or represent the measure by a density"
+    r"Particles has no density: a sum of Diracs is singular, so internal energies such "
+    r"as Entropy, PowerEntropy and Congestion mean nothing on it; represent the "
+    r"measure by a density \(GridDensity, Quantiles, Gaussian\), or flow an entropy "
+    r"with Langevin\(\), which turns it into noise"
 )
 
 
