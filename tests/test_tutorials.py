@@ -16,7 +16,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "tutorials").glob("plot_*.py"))
 PAGES = [
-    ROOT / "docs" / f"{name}.rst" for name in ("conventions", "concepts", "extending")
+    ROOT / "docs" / f"{name}.rst"
+    for name in ("conventions", "concepts", "solvers", "extending")
 ]
 
 MAXIMUM_LINES = 150

@@ -1,0 +1,141 @@
+"""A flow in motion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from otflow._lazy import lazy_import
+from otflow._validation import non_negative_int
+from otflow.measures import GridDensity, Measure
+from otflow.plotting.canvas import (
+    areas_of,
+    array,
+    check_trajectory,
+    coordinates,
+    label_plane,
+    new_axes,
+    next_color,
+)
+from otflow.plotting.densities import draw_picture, picture
+from otflow.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from matplotlib.animation import FuncAnimation
+    from matplotlib.axes import Axes
+
+__all__ = ["animate"]
+
+
+def animate(
+    trajectory: Trajectory,
+    *,
+    axes: Sequence[int] | None = None,
+    frames: int = 40,
+    ax: Axes | None = None,
+) -> FuncAnimation:
+    r"""Animate a flow in the plane; the title shows the time and the energy.
+
+    Clouds are drawn as dots and densities on a grid as pictures. The limits, and the
+    colours of a density, are those of the whole flow and do not move. A notebook shows
+    the result by ``HTML(animation.to_jshtml())``; a file is written by
+    ``animation.save(path)``. Keep a reference to it: matplotlib stops an animation that
+    nobody holds.
+
+    Parameters
+    ----------
+    trajectory : Trajectory
+        What `otflow.flow` returned.
+    axes : sequence of int, optional
+        The two coordinates to draw, counted from 0; needed in more than two dimensions.
+    frames : int
+        Number of frames at most, evenly spaced over the snapshots; both ends are shown.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure of 400 x 400 pixels by default.
+
+    Returns
+    -------
+    matplotlib.animation.FuncAnimation
+        The animation.
+
+    Raises
+    ------
+    ValueError
+        If the points are on a line, or `axes` is missing or wrong.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+    >>> mu = of.Particles(torch.randn(30, 2))
+    >>> run = of.flow(F, mu, of.ExplicitEuler(), dt=0.1, steps=9)
+    >>> animation = of.plotting.animate(run, frames=3)
+    >>> animation.to_jshtml().count("data:image/png")
+    3
+    """
+    check_trajectory(trajectory)
+    frames = non_negative_int(frames, "frames", minimum=1)
+    shown = coordinates(trajectory.snapshots[0], axes)
+    if len(shown) == 1:
+        msg = "animate draws two coordinates; for points on the line use trails"
+        raise ValueError(msg)
+    last = len(trajectory.snapshots) - 1
+    chosen = np.unique(np.linspace(0, last, min(frames, last + 1)).round().astype(int))
+    chosen[-1] = last  # a single frame shows the end
+    snapshots = [trajectory.snapshots[k] for k in chosen]
+    times, energies = trajectory.times, trajectory.records["energy"]
+    titles = [f"t = {times[k]:.3g},  energy = {energies[k]:.4g}" for k in chosen]
+    ax = new_axes(ax, figsize=(4.0, 4.0))
+    grids = [mu for mu in snapshots if isinstance(mu, GridDensity)]
+    show = _pictures(grids, shown, ax) if grids else _dots(snapshots, shown, ax)
+    label_plane(ax, shown)
+
+    def draw(frame: int) -> tuple[Any]:
+        ax.set_title(titles[frame])
+        return (show(frame),)
+
+    kind: Any = lazy_import("matplotlib.animation").FuncAnimation
+    made: FuncAnimation = kind(ax.figure, draw, frames=len(chosen), interval=80)
+    return made
+
+
+def _dots(
+    snapshots: Sequence[Measure], shown: list[int], ax: Axes
+) -> Callable[[int], Any]:
+    """Draw clouds of points as dots; return what shows a frame."""
+    clouds = [array(mu.points)[:, shown] for mu in snapshots]
+    areas = [areas_of(mu) for mu in snapshots]
+    low = np.min([cloud.min(0) for cloud in clouds], axis=0)
+    high = np.max([cloud.max(0) for cloud in clouds], axis=0)
+    # The same length on both axes; a single point still gets a window.
+    half = 0.55 * max((high - low).max(), 1e-6 * (1 + np.abs(high).max()))
+    middle = 0.5 * (low + high)
+    ax.set_xlim(middle[0] - half, middle[0] + half)
+    ax.set_ylim(middle[1] - half, middle[1] + half)
+    x, y = clouds[0].T
+    color = next_color(ax)
+    dots = ax.scatter(x, y, s=areas[0], color=color, lw=0, alpha=0.75)
+
+    def show(frame: int) -> Any:
+        dots.set_offsets(clouds[frame])
+        dots.set_sizes(areas[frame])
+        return dots
+
+    return show
+
+
+def _pictures(
+    snapshots: Sequence[GridDensity], shown: list[int], ax: Axes
+) -> Callable[[int], Any]:
+    """Draw densities as pictures; return what shows a frame."""
+    pictures = [picture(mu, shown) for mu in snapshots]
+    largest = max(float(p.max()) for p in pictures)
+    image = draw_picture(snapshots[0], shown, ax, pictures[0], largest)
+
+    def show(frame: int) -> Any:
+        image.set_data(pictures[frame])
+        return image
+
+    return show

@@ -1,0 +1,107 @@
+"""What the drawing functions share: checks, colours, axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from otflow._lazy import lazy_import
+from otflow._validation import non_negative_int, positive
+from otflow.measures import Measure
+from otflow.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "areas_of",
+    "array",
+    "check_kind",
+    "check_trajectory",
+    "coordinates",
+    "label_plane",
+    "new_axes",
+    "next_color",
+]
+
+# The colours of Okabe and Ito, told apart by colour-blind readers too.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+# Ink of all the markers together, in square points, and the bounds for one of them.
+INK, SMALLEST, LARGEST = 3000.0, 2.0, 40.0
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def check_kind(value: Any, kind: type, name: str, cure: str) -> None:
+    """Refuse what is not a `kind`, with the cure."""
+    if not isinstance(value, kind):
+        got = type(value).__name__
+        msg = f"{name} must be a {kind.__name__}, got {got}; {cure}"
+        raise TypeError(msg)
+
+
+def check_trajectory(trajectory: Any) -> None:
+    """Refuse what is not a trajectory, or one without a record."""
+    check_kind(trajectory, Trajectory, "trajectory", "pass what otflow.flow returned")
+    if not len(trajectory.times):
+        msg = f"the trajectory has no recorded time: {trajectory.message}"
+        raise ValueError(msg)
+
+
+def coordinates(mu: Measure, axes: Sequence[int] | None) -> list[int]:
+    """Return the one or two coordinates to draw."""
+    cure = "choose one or two coordinates, e.g. axes=(0, 1)"
+    if axes is None:
+        if mu.dim > 2:
+            msg = f"points of dimension {mu.dim} cannot be drawn whole; {cure}"
+            raise ValueError(msg)
+        return list(range(mu.dim))
+    if not isinstance(axes, (tuple, list)) or len(axes) not in (1, 2):
+        msg = f"axes is {axes!r}: {cure}"
+        raise ValueError(msg)
+    shown = [non_negative_int(i, "an entry of axes") for i in axes]
+    if max(shown) >= mu.dim:
+        msg = f"axes is {axes!r} but coordinates go from 0 to {mu.dim - 1}"
+        raise ValueError(msg)
+    return shown
+
+
+def areas_of(mu: Measure, size: float | None = None) -> Array:
+    """Return areas of markers in square points, proportional to the weights."""
+    size = np.clip(INK / mu.n, SMALLEST, LARGEST) if size is None else size
+    return positive(size, "size") * mu.n * array(mu.weights)
+
+
+def array(x: torch.Tensor) -> Array:
+    """Return a tensor as a float64 array."""
+    return x.detach().to("cpu", torch.float64).numpy()
+
+
+def new_axes(ax: Axes | None, figsize: tuple[float, float] = (4.8, 3.6)) -> Axes:
+    """Return `ax`, or plain axes in a new figure."""
+    if ax is not None:
+        return ax
+    pyplot = lazy_import("matplotlib.pyplot")
+    _, new = pyplot.subplots(figsize=figsize, dpi=100, layout="constrained")
+    new.set_prop_cycle(color=COLORS)
+    new.spines[["top", "right"]].set_visible(False)
+    made: Axes = new
+    return made
+
+
+def next_color(ax: Axes) -> Any:
+    """Return the next colour of the axes, one cycle for every kind of artist."""
+    (line,) = ax.plot([], [])
+    line.remove()
+    return line.get_color()
+
+
+def label_plane(ax: Axes, shown: list[int]) -> None:
+    """Name the coordinates; lengths are equal on both, as in the distance itself."""
+    ax.set_xlabel(f"x[{shown[0]}]")
+    ax.set_ylabel(f"x[{shown[1]}]")
+    ax.set_aspect("equal")
