@@ -340,3 +340,104 @@ def test_a_flow_that_recorded_nothing_says_why():
 def test_importing_it_does_not_import_matplotlib():
     code = "import sys, otflow.plotting; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+# Densities ----------------------------------------------------------------------------
+
+
+def bell(shape, lower=-3.0, upper=3.0, **options):
+    """Return a Gaussian density on a grid."""
+    return of.GridDensity.from_function(
+        lambda x: (-x.square().sum(-1)).exp(),
+        lower,
+        upper,
+        shape,
+        dtype=torch.float64,
+        **options,
+    )
+
+
+def test_a_density_on_the_line_is_drawn_by_steps_of_its_mass():
+    mu = bell(30)
+    ax = of.plotting.density(mu, label="grid")
+    values, edges, _ = ax.patches[-1].get_data()
+    assert edges[0] == -3
+    assert edges[-1] == 3
+    assert (values * np.diff(edges)).sum() == pytest.approx(1)
+    np.testing.assert_allclose(values, mu.density())
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("x[0]", "density")
+
+
+def test_quantiles_are_drawn_by_their_cells():
+    edges = torch.tensor([0.0, 1.0, 1.5, 4.0], dtype=torch.float64)
+    values, found, _ = of.plotting.density(of.Quantiles(edges)).patches[-1].get_data()
+    np.testing.assert_allclose(found, edges)
+    np.testing.assert_allclose(values * np.diff(found), 1 / 3)
+
+
+def test_a_gaussian_is_a_bell_or_ellipses():
+    covariance = torch.tensor([[4.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+    mu = of.Gaussian(torch.tensor([1.0, -1.0], dtype=torch.float64), covariance)
+    x, y = of.plotting.density(mu, axes=(0,)).lines[-1].get_data()
+    assert np.trapezoid(y, x) == pytest.approx(1, abs=1e-3)
+    assert x[y.argmax()] == pytest.approx(1)
+    one, two = (line.get_data() for line in of.plotting.density(mu).lines[-2:])
+    for (a, b), deviations in ((one, 1), (two, 2)):
+        z = np.stack([a - 1, b + 1])
+        squared = (z * np.linalg.solve(covariance.numpy(), z)).sum(0)
+        np.testing.assert_allclose(squared, deviations**2)
+
+
+def test_a_picture_has_x_to_the_right_and_y_up():
+    mu = of.GridDensity.from_function(
+        lambda x: (x[:, 0] > 0).double() * (x[:, 1] > 2).double(),
+        (-1.0, 0.0),
+        (1.0, 3.0),
+        (8, 6),
+        walls=True,
+        dtype=torch.float64,
+    )
+    image = of.plotting.density(mu).images[-1]
+    assert tuple(image.get_extent()) == (-1, 1, 0, 3)
+    assert image.origin == "lower"
+    values = image.get_array()
+    assert values.shape == (6, 8)
+    assert values[5, 7] > 0
+    assert values[0, 7] == values[5, 0] == 0
+    swapped = of.plotting.density(mu, axes=(1, 0)).images[-1]
+    np.testing.assert_array_equal(swapped.get_array(), values.T)
+
+
+def test_a_marginal_keeps_the_mass():
+    mu = bell((8, 10, 12))
+    values, edges, _ = of.plotting.density(mu, axes=(1,)).patches[-1].get_data()
+    assert (values * np.diff(edges)).sum() == pytest.approx(1)
+    picture = of.plotting.density(mu, axes=(0, 2)).images[-1].get_array()
+    assert picture.shape == (12, 8)
+    assert picture.sum() * mu.box.spacing[0] * mu.box.spacing[2] == pytest.approx(1)
+    with pytest.raises(ValueError, match="dimension 3 cannot be drawn whole"):
+        of.plotting.density(mu)
+
+
+def test_obstacles_are_shown():
+    blocked = torch.zeros(6, 5, dtype=torch.bool)
+    blocked[2, 1:4] = True
+    images = of.plotting.density(bell((6, 5), walls=True, obstacles=blocked)).images
+    assert len(images) == 2
+    assert int((~images[-1].get_array().mask).sum()) == 3
+
+
+def test_atoms_have_no_density_to_draw():
+    with pytest.raises(of.errors.Unsupported, match=r"plotting\.particles"):
+        of.plotting.density(of.Particles(torch.zeros(3, 1)))
+
+
+def test_a_flow_on_a_grid_is_animated_as_pictures():
+    start = bell((12, 12), walls=True)
+    run = of.flow(of.Entropy(), start, of.ExplicitEuler(), dt=0.01, steps=4)
+    animation = of.plotting.animate(run, frames=3)
+    ax = animation._fig.axes[0]
+    assert animation.to_jshtml().count("data:image/png") == 3
+    largest = max(float(mu.density().max()) for mu in run.snapshots)
+    assert ax.images[0].get_clim() == (0, largest)
+    np.testing.assert_allclose(ax.images[0].get_array(), run.final.grid.T)
