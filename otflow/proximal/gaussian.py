@@ -285,13 +285,9 @@ class _Point:
     gradient: Tensor  # of the objective, in coordinates
     slope: Tensor  # of the part of F without entropy: a tangent
     whole: Tensor  # of F: a tangent
+    size: float  # norm of the gradient
     is_optimal: bool
     noise: float  # round-off of the objective
-
-    @property
-    def size(self) -> float:
-        """Norm of the gradient."""
-        return float(torch.linalg.vector_norm(self.gradient))
 
 
 @dataclass
@@ -350,6 +346,7 @@ class _Problem:
             gradient=gradient,
             slope=-velocity,
             whole=whole,
+            size=float(torch.linalg.vector_norm(gradient)),
             is_optimal=self.maps.is_optimal(coordinates),
             noise=8 * eps * (self.dt * abs(energy) + half),
         )
