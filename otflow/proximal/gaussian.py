@@ -30,9 +30,6 @@ DECREASE = 1e-4
 # The quadratic model is tried again while it cuts the gradient by this factor.
 CONTRACTION = 0.25
 
-# Shorter maps of the same law taken before the solver stops.
-MAX_TURNS = 20
-
 
 class GaussianProximal(ProximalSolver[Gaussian]):
     r"""Solve :math:`\min_\nu F(\nu) + W_2^2(\mu, \nu)/(2\,dt)` over Gaussians.
@@ -44,8 +41,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
     .. math:: \min_{m',\,B = B^\top} dt\, F\big(N(m', BLL^\top B)\big)
         + \tfrac12 |m' - m|^2 + \tfrac12 \|BL - L\|_F^2,
 
-    without a constraint, and strongly convex where F is convex along generalised
-    geodesics. All matrices B have the same minimum: the optimal map is the cheapest.
+    over B >= 0; strongly convex where F is convex along generalised geodesics. All
+    matrices B have the same minimum, as the optimal map is the cheapest.
 
     For a potential with Hessian A, with entropy at temperature :math:`\kappa`, the step
     is in closed form, whether A commutes with the covariance or not. With
@@ -82,11 +79,11 @@ class GaussianProximal(ProximalSolver[Gaussian]):
     ``energy_before``, ``energy_after``, ``decrease``
         F at both ends, and F(before) - F(after) - w2^2 / (2 dt), >= 0.
     ``w2``
-        Distance between both ends, exact if ``map_optimal``, else an upper bound.
+        Distance between both ends, an upper bound unless ``map_optimal``.
     ``residual``, ``converged``, ``gradients``
         Relative residual, whether it met the tolerance, evaluations spent.
     ``map_optimal``
-        Whether B is positive semi-definite, and so the optimal map.
+        Whether B was found to be positive semi-definite, and so the optimal map.
     ``bound``
         Where the functional's modulus :math:`\lambda` is known, the map is optimal and
         :math:`1 + dt\,\lambda > 0`: the norm of the gradient over :math:`1 +
@@ -94,10 +91,11 @@ class GaussianProximal(ProximalSolver[Gaussian]):
     ``guarantee``
         ``"exact"``: the step among Gaussians is unique and within ``bound``; for
         quadratic energies and entropy it is that among all measures. ``"stationary"``:
-        a critical point of the JKO objective, with the optimal map. ``"none"``: not
-        converged, or the map not optimal.
+        a critical point of the JKO objective, with the optimal map. ``"upper-bound"``:
+        a critical point of an upper bound of it, the map not optimal; where nodes are
+        too few for F and dt is huge. ``"none"``: not converged.
     ``certified``
-        Whether the guarantee is not ``"none"``.
+        Whether the guarantee is ``"exact"`` or ``"stationary"``.
 
     Time: `gradients` times the cost of F and O(d^3).
 
@@ -159,14 +157,9 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         start = problem.at(torch.zeros_like(mu.state))
         point = self._by_models(problem, start)
         point = self._by_newton(problem, point)
-        for _ in range(MAX_TURNS):
-            if point.is_optimal or problem.used >= self.max_gradients:
-                break
-            # The same law at a lower cost, by its optimal map.
-            turned = problem.at(problem.maps.project(mu.displacement_to(point.measure)))
-            if not turned.objective < point.objective:
-                break
-            point = self._by_newton(problem, turned)
+        if not self._converged(problem, point):
+            problem.inside = False
+            point = self._by_newton(problem, point)
         certificate = self._certificate(problem, start, point)
         return ProxResult(
             point.measure, None, problem.used, certificate["residual"], certificate
@@ -255,9 +248,11 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         if point.is_optimal and modulus is not None and 1 + dt * modulus > 0:
             bound = point.size / (1 + dt * modulus)
         decrease = start.energy - point.energy - moved**2 / (2 * dt)
-        descends = decrease >= -(start.noise + point.noise) / dt
-        guarantee = "none"
-        if converged and point.is_optimal and descends:
+        if not converged or decrease < -(start.noise + point.noise) / dt:
+            guarantee = "none"
+        elif not point.is_optimal:
+            guarantee = "upper-bound"
+        else:
             guarantee = "stationary" if bound is None else "exact"
         return {
             "energy_before": start.energy,
@@ -270,7 +265,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
             "bound": bound,
             "gradients": problem.used,
             "guarantee": guarantee,
-            "certified": guarantee != "none",
+            "certified": guarantee in ("exact", "stationary"),
         }
 
 
@@ -302,6 +297,7 @@ class _Problem:
     dt: float
     maps: OptimalMaps
     used: int = 0
+    inside: bool = True  # keep to optimal maps
 
     @classmethod
     def of(cls, F: Functional, mu: Gaussian, dt: float) -> _Problem:
@@ -352,7 +348,13 @@ class _Problem:
         )
 
     def try_at(self, coordinates: Tensor) -> _Point | None:
-        """Evaluate, or return None where the measure or F is not finite."""
+        """Evaluate, or return None where F is not finite or the map not optimal.
+
+        Turned back to its optimal map a law costs less, so no minimum is lost, unless
+        the quadrature sees the turn.
+        """
+        if self.inside and not self.maps.is_optimal(coordinates):
+            return None
         try:
             return self.at(coordinates)
         except (Diverged, NonFinite):
