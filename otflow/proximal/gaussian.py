@@ -160,10 +160,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         if not self._converged(problem, point):
             problem.inside = False
             point = self._by_newton(problem, point)
-        certificate = self._certificate(problem, start, point)
-        return ProxResult(
-            point.measure, None, problem.used, certificate["residual"], certificate
-        )
+        report = self._certificate(problem, start, point)
+        return ProxResult(point.measure, None, problem.used, report["residual"], report)
 
     def _by_models(self, problem: _Problem, start: _Point) -> _Point:
         """Minimise quadratic models for as long as each cuts the gradient well."""
@@ -183,29 +181,25 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         first = point.size
         while not self._converged(problem, point) and problem.used < self.max_gradients:
             accuracy = min(0.1, point.size / first if first > 0 else 0.1)
-            direction = self._newton_direction(problem, point, accuracy)
-            found = self._search(problem, point, direction)
+            step = self._newton_step(problem, point, accuracy)
+            found = self._search(problem, point, step)
             if found is None:
                 break
             point = found
         return point
 
-    def _newton_direction(
-        self, problem: _Problem, point: _Point, accuracy: float
-    ) -> Tensor:
+    def _newton_step(self, problem: _Problem, point: _Point, accuracy: float) -> Tensor:
         """Solve for Newton's step by conjugate gradients, till negative curvature."""
         residual = -point.gradient
         step, direction = torch.zeros_like(residual), residual
         square = float((residual * residual).sum())
         # Products come from differences: they hold half of the digits.
         target = max(accuracy, 1e-5) ** 2 * square
-        for _ in range(problem.maps.degrees):
-            if problem.used >= self.max_gradients:
-                break
+        for _ in range(min(problem.maps.degrees, self.max_gradients - problem.used)):
             product = problem.hessian(point, direction)
             curvature = float((direction * product).sum())
             if not curvature > 0:
-                return step if bool(step.any()) else residual
+                break
             length = square / curvature
             step = step + length * direction
             residual = residual - length * product
@@ -236,13 +230,13 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         return None
 
     def _converged(self, problem: _Problem, point: _Point) -> bool:
-        moved = float(torch.linalg.vector_norm(point.coordinates))
+        moved = norm(point.coordinates)
         return point.size <= self.tolerance * moved + problem.floor(point)
 
     def _certificate(
         self, problem: _Problem, start: _Point, point: _Point
     ) -> dict[str, Any]:
-        moved = float(torch.linalg.vector_norm(point.coordinates))
+        moved = norm(point.coordinates)
         converged, dt = self._converged(problem, point), problem.dt
         bound, modulus = None, problem.functional.modulus_in(problem.mu.dim)
         if point.is_optimal and modulus is not None and 1 + dt * modulus > 0:
@@ -279,7 +273,6 @@ class _Point:
     objective: float  # dt F + half the transport cost
     gradient: Tensor  # of the objective, in coordinates
     slope: Tensor  # of the part of F without entropy: a tangent
-    whole: Tensor  # of F: a tangent
     size: float  # norm of the gradient
     is_optimal: bool
     noise: float  # round-off of the objective
@@ -298,6 +291,8 @@ class _Problem:
     maps: OptimalMaps
     used: int = 0
     inside: bool = True  # keep to optimal maps
+    steepest: float = 0.0  # largest gradient of F met
+    scale: float = 0.0  # size of the terms of F, which may cancel in it
 
     @classmethod
     def of(cls, F: Functional, mu: Gaussian, dt: float) -> _Problem:
@@ -333,6 +328,8 @@ class _Problem:
             whole = whole + self.temperature * entropy_gradient(nu.factor)
         gradient = coordinates + self.dt * self.maps.project(whole)
         half = 0.5 * float((coordinates * coordinates).sum())
+        self.steepest = max(self.steepest, norm(whole))
+        self.scale = max(self.scale, abs(energy) + norm(whole) * norm(nu.state))
         eps = torch.finfo(nu.dtype).eps
         return _Point(
             measure=nu,
@@ -341,10 +338,9 @@ class _Problem:
             objective=self.dt * energy + half,
             gradient=gradient,
             slope=-velocity,
-            whole=whole,
-            size=float(torch.linalg.vector_norm(gradient)),
+            size=norm(gradient),
             is_optimal=self.maps.is_optimal(coordinates),
-            noise=8 * eps * (self.dt * abs(energy) + half),
+            noise=8 * eps * (self.dt * self.scale + half),
         )
 
     def try_at(self, coordinates: Tensor) -> _Point | None:
@@ -393,7 +389,11 @@ class _Problem:
 
     def floor(self, point: _Point) -> float:
         """Return the size of the gradient's round-off."""
-        norm = torch.linalg.vector_norm
+        eps = torch.finfo(self.mu.dtype).eps
         scale = norm(self.mu.state) + norm(point.measure.state)
-        eps = torch.finfo(scale.dtype).eps
-        return 8 * eps * float(scale + self.dt * norm(point.whole))
+        return 8 * eps * (scale + self.dt * self.steepest)
+
+
+def norm(x: Tensor) -> float:
+    """Return the Frobenius norm."""
+    return float(torch.linalg.vector_norm(x))
