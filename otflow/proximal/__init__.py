@@ -1,10 +1,15 @@
 """Proximal solvers: one minimisation for each representation."""
 
+from collections.abc import Callable
+from typing import Any
+
 from otflow.errors import Unsupported
-from otflow.measures import Gaussian, Measure, Particles
+from otflow.functionals import Functional
+from otflow.measures import Gaussian, GridDensity, Measure, Particles
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.gaussian import GaussianProximal
 from otflow.proximal.particles import ParticleProximal
+from otflow.proximal.terms import sort_terms
 
 __all__ = [
     "GaussianProximal",
@@ -14,19 +19,41 @@ __all__ = [
     "default_solver",
 ]
 
-_DEFAULTS: dict[type[Measure], type[ProximalSolver[Measure]]] = {
-    Particles: ParticleProximal,  # type: ignore[dict-item]
-    Gaussian: GaussianProximal,  # type: ignore[dict-item]
-}
+
+def _always(*_: Any) -> bool:
+    return True
 
 
-def default_solver(mu: Measure) -> ProximalSolver[Measure]:
+def _is_constrained(mu: Measure, F: Functional | None) -> bool:
+    """Whether a grid has obstacles or F bounds the density."""
+    blocked = isinstance(mu, GridDensity) and not bool(mu.is_free.all())
+    return blocked or (F is not None and sort_terms(F).max_density < float("inf"))
+
+
+# A representation, a condition on the measure and the functional, the solver: the
+# first line that fits is taken.
+_DEFAULTS: list[
+    tuple[
+        type[Measure],
+        Callable[[Measure, Functional | None], bool],
+        Callable[[], ProximalSolver[Any]],
+    ]
+] = [
+    (Particles, _always, ParticleProximal),
+    (Gaussian, _always, GaussianProximal),
+]
+
+
+def default_solver(mu: Measure, F: Functional | None = None) -> ProximalSolver[Any]:
     """Return the default proximal solver for the representation of `mu`.
 
     Parameters
     ----------
     mu : Measure
         The measure to step.
+    F : Functional, optional
+        What to minimise. On a grid the choice depends on its terms: a bound on the
+        density, or obstacles in the grid, need another solver than smooth energies.
 
     Returns
     -------
@@ -44,8 +71,8 @@ def default_solver(mu: Measure) -> ProximalSolver[Measure]:
     >>> type(of.proximal.default_solver(of.Particles(torch.zeros(1, 1)))).__name__
     'ParticleProximal'
     """
-    for kind, solver in _DEFAULTS.items():
-        if isinstance(mu, kind):
+    for kind, fits, solver in _DEFAULTS:
+        if isinstance(mu, kind) and fits(mu, F):
             return solver()
     msg = (
         f"there is no default proximal solver for {type(mu).__name__}; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from otflow.functionals import Functional
 from otflow.measures import Measure
@@ -59,6 +59,12 @@ class ProximalSolver(ABC, Generic[M]):
 
     One solver for each representation, or several; `JKO` is the scheme that calls it.
 
+    Attributes
+    ----------
+    flat : bool
+        Whether :math:`W_2` is Euclidean in the tangents of the representation, so that
+        they may be added: it is what the stages of ``JKO(order=2)`` need.
+
     See Also
     --------
     otflow.JKO : The scheme.
@@ -69,6 +75,8 @@ class ProximalSolver(ABC, Generic[M]):
     >>> isinstance(of.proximal.ParticleProximal(), of.proximal.ProximalSolver)
     True
     """
+
+    flat: ClassVar[bool] = False
 
     @abstractmethod
     def solve(self, F: Functional, mu: M, dt: float, warm: Any = None) -> ProxResult[M]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ class ParticleProximal(ProximalSolver[Particles]):
     ----------
     tolerance, max_gradients, certify, blur, memory
         As above.
+    flat : bool
+        True: positions of atoms, coupled by their index, may be added.
 
     Notes
     -----
@@ -106,6 +108,8 @@ class ParticleProximal(ProximalSolver[Particles]):
     tensor([[1.],
             [2.]], dtype=torch.float64)
     """
+
+    flat: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -70,7 +70,7 @@ class JKO(Scheme):
         generator: torch.Generator,
     ) -> Step:
         """Solve for the proximal step, warm-started by the one before."""
-        solver = self.solver or default_solver(mu)
+        solver = self.solver or default_solver(mu, F)
         result = solver.solve(F, mu, dt, warm=state)
         energy = torch.as_tensor(
             result.certificate["energy_before"], dtype=mu.dtype, device=mu.device
