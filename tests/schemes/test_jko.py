@@ -96,7 +96,7 @@ def test_two_atoms_are_found():
 
 def test_entropy_on_particles_is_refused_with_the_cure():
     F = exact.quadratic() + of.Entropy()
-    with pytest.raises(of.errors.Unsupported, match=r"flow it with Langevin\(\)"):
+    with pytest.raises(of.errors.Unsupported, match=r"with Langevin\(\)"):
         of.flow(F, clouds.uniform(), of.JKO(), dt=0.1, steps=1)
 
 
