@@ -10,6 +10,7 @@ from torch import Tensor
 
 from otflow.functionals.base import sum_of_bounds
 from otflow.functionals.internal import Internal
+from otflow.functionals.power import Congestion
 
 __all__ = ["Combined", "combine"]
 
@@ -104,7 +105,10 @@ def combine(terms: Sequence[tuple[float, Internal]]) -> Internal | None:
     ValueError
         If a factor is negative: the sum need not be convex, and has no proximal map.
     """
+    flat = []
     for c, term in terms:
+        inner = term.parts if isinstance(term, Combined) else ((1.0, term),)
+        flat += [(c * a, part) for a, part in inner if not isinstance(part, Congestion)]
         if c < 0:
             msg = (
                 f"{c:g} * {term!r} is concave: an internal energy with a negative "
@@ -113,12 +117,9 @@ def combine(terms: Sequence[tuple[float, Internal]]) -> Internal | None:
             raise ValueError(msg)
     if not terms:
         return None
-    if len(terms) == 1 and (terms[0][0] == 1 or math.isfinite(terms[0][1].max_density)):
+    if len(terms) == 1 and (terms[0][0] == 1 or isinstance(terms[0][1], Congestion)):
         return terms[0][1]
-    return Combined(
-        [(c, term) for c, term in terms if math.isinf(term.max_density)],
-        min(term.max_density for _, term in terms),
-    )
+    return Combined(flat, min(term.max_density for _, term in terms))
 
 
 def _times(c: float, bound: float | None) -> float | None:

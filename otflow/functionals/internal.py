@@ -159,7 +159,7 @@ class Internal(Functional):
         NotConverged
             If the safeguarded Newton method does not settle.
         ValueError
-            If U is so concave at the root that the map is not one.
+            If U is so concave at the root that there is no proximal map.
         """
         target = rhs.detach()
 
@@ -238,12 +238,12 @@ class Internal(Functional):
         return self.slope(r) + steepness * (z - near), steepness
 
     def _check_increasing(self, z: Tensor, slope: Tensor) -> None:
-        bad = slope < 0
+        bad = ~(slope >= 0)  # NaN is bad
         if bool(bad.any()):
             r = float(z[bad][0].exp())
             msg = (
-                f"the U of {self!r} is concave at density {r:.6g}, where it has no "
-                f"proximal map; proximal solvers need a convex U: flow it with "
+                f"the U of {self!r} is not convex at density {r:.6g}, so it has no "
+                f"proximal map there; proximal solvers need a convex U: flow it with "
                 f"ExplicitEuler(), or add a convex term"
             )
             raise ValueError(msg)

@@ -49,7 +49,7 @@ def increasing_root(
     """
     eps = torch.finfo(z.dtype).eps
     low, high = torch.full_like(z, -torch.inf), torch.full_like(z, torch.inf)
-    reach, width = 1.0, torch.full_like(z, torch.inf)
+    reach, width = 32.0, torch.full_like(z, torch.inf)
     for step in range(MAX_STEPS):
         f, slope, size = function(z)
         above = torch.where(f.isnan(), z > 0, f > 0)
@@ -61,16 +61,17 @@ def increasing_root(
         middle = torch.where(low.isinf(), high - reach, middle)
         middle = torch.where(high.isinf(), low + reach, middle)
         inside = (new > low) & (new < high)
+        inside &= ((new - z).abs() <= reach) | ((high - low) < torch.inf)
         if step % 3 == 2:
             inside &= (high - low <= 0.5 * width) | (high - low).isinf()
             width = high - low
         moved = torch.where(inside, new, middle)
-        exact = f.abs() <= 2 * eps * size
+        exact = (f.abs() <= 2 * eps * size) & (size < torch.inf)
         settled = exact | ((moved - z).abs() <= 4 * eps * (1 + z.abs()))
         z = torch.where(exact, z, moved)
         if bool(settled.all()):
             return z
-        reach *= 2
+        reach *= 4
     worst = int((~settled).reshape(-1).nonzero()[0])
     msg = (
         f"a pointwise map of an internal energy did not settle in {MAX_STEPS} steps, "
@@ -97,6 +98,6 @@ def wright_omega(x: Tensor) -> Tensor:
     for _ in range(2):
         r = t - y - y.log()
         w = 1 + y
-        a = 2 * w * (w + 2 * r / 3)
-        y = y * (1 + r / w * (a - r) / (a - 2 * r))
+        a, part = 2 * w + 4 * r / 3, r / w
+        y = y * (1 + part * (a - part) / (a - 2 * part))
     return torch.where(far, x.exp(), y)

@@ -1,0 +1,146 @@
+"""Relative entropy: to a potential, and to a density on the same grid."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import otflow as of
+from tests import exact
+from tests.clouds import normal
+from tests.functionals.on_intervals import OnIntervals
+
+
+def well(x):
+    return 0.5 * x.square().sum(-1)
+
+
+class TestKL(OnIntervals):
+    def make(self):
+        return of.KL(well, modulus=1.0)
+
+
+class TestHotKL(OnIntervals):
+    def make(self):
+        return 0.5 * of.KL(lambda x: x.square().square().sum(-1))
+
+
+def grid(seed=0, shape=(6, 5), **options):
+    rho = normal(*shape, seed=seed).exp()
+    return of.GridDensity(rho, -1.0, 1.0, walls=True, normalize=True, **options)
+
+
+# Values -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [1, 2, 6])
+def test_it_is_the_divergence_of_gaussians(d):
+    zero, eye = (f(d, dtype=torch.float64) for f in (torch.zeros, torch.eye))
+    m, S = normal(d), exact.spd(d)
+    mu = of.Gaussian(m, S)
+    F = of.KL(well, modulus=1.0)
+    expected = exact.gaussian_kl(m, S, zero, eye)
+    normalisation = 0.5 * d * math.log(2 * math.pi)
+    assert float(F.value(mu)) + normalisation == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_grid_is_compared_with_a_grid():
+    mu, nu = grid(0), grid(1)
+    F = of.KL(nu)
+    expected = (mu.weights * (mu.weights / nu.weights).log()).sum()
+    torch.testing.assert_close(F.value(mu), expected)
+    assert float(F.value(nu)) == pytest.approx(0, abs=1e-15)
+    assert float(F.value(mu)) > 0
+    torch.testing.assert_close(F.velocity(nu), torch.zeros(nu.box.n_faces).double())
+    first = F.first_variation(mu)
+    torch.testing.assert_close(first, 1 + (mu.weights / nu.weights).log())
+
+
+def test_the_grid_of_a_potential_is_that_potential():
+    nu = of.GridDensity.from_function(
+        lambda x: torch.exp(-well(x)), -3, 3, (30,), dtype=torch.float64, walls=True
+    )
+    mu = of.GridDensity.from_function(
+        lambda x: torch.exp(-well(x - 1)), -3, 3, (30,), dtype=torch.float64, walls=True
+    )
+    shift = of.KL(nu).value(mu) - of.KL(well).value(mu)
+    torch.testing.assert_close(of.KL(nu).value(nu) - of.KL(well).value(nu), shift)
+    torch.testing.assert_close(of.KL(nu).velocity(mu), of.KL(well).velocity(mu))
+
+
+# Parts --------------------------------------------------------------------------------
+
+
+def test_its_parts_are_entropy_and_potential():
+    F = of.KL(well, modulus=1.0)
+    temperature, V = F.split_entropy()
+    assert temperature == 1.0
+    assert isinstance(V, of.Potential)
+    assert V.displacement_modulus == F.displacement_modulus == F.modulus_in(3) == 1.0
+    assert [(c, type(term)) for c, term in F.terms()] == [
+        (1.0, of.Entropy),
+        (1.0, of.Potential),
+    ]
+    assert of.KL(well).displacement_modulus is None
+    assert (2 * F).split_entropy()[0] == 2.0
+    particles = of.Particles(normal(5, 2))
+    torch.testing.assert_close(V.value(particles), of.Potential(well).value(particles))
+
+
+def test_its_repr_names_the_target():
+    class Module:
+        def __call__(self, x):
+            return x.sum(-1)
+
+    assert repr(of.KL(well)) == "KL(well)"
+    assert repr(of.KL(Module())) == "KL(Module)"
+    assert (
+        repr(of.KL(grid())) == "KL(GridDensity(n=30, d=2, dtype=float64, device=cpu))"
+    )
+
+
+# Refusals -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [1.0, None, of.Entropy(), of.Entropy, normal(3)])
+def test_what_is_no_target_is_refused(target):
+    with pytest.raises(TypeError, match=r"^the target must be a potential"):
+        of.KL(target)
+    with pytest.raises(TypeError, match=r"^modulus must be a real number"):
+        of.KL(well, modulus="1")
+
+
+def test_another_grid_is_refused():
+    F = of.KL(grid())
+    gaussian = of.Gaussian(torch.zeros(2).double(), torch.eye(2).double())
+    finer = grid(shape=(12, 5))
+    for mu in (finer, gaussian, of.Particles(normal(4, 2))):
+        with pytest.raises(ValueError, match=r"must live on the same grid, got"):
+            F.value(mu)
+
+
+def test_a_target_that_vanishes_is_refused():
+    rho = torch.ones(6, 5)
+    rho[1:3, 2] = 0
+    nu = of.GridDensity(rho, -1.0, 1.0, walls=True, normalize=True)
+    with pytest.raises(ValueError, match=r"vanishes in 2 of 30 cells, .* uniform mass"):
+        of.KL(nu)
+
+
+def test_obstacles_of_the_target_bind_the_measure():
+    obstacles = torch.zeros(6, 5, dtype=torch.bool)
+    obstacles[2, 1:3] = True
+    rho = torch.where(obstacles, 0.0, normal(6, 5).exp())
+    walls = {"obstacles": obstacles, "walls": True, "normalize": True}
+    nu = of.GridDensity(rho, -1.0, 1.0, **walls)
+    mu = of.GridDensity(rho.square(), -1.0, 1.0, **walls)
+    F = of.KL(nu)
+    assert float(F.value(nu)) == pytest.approx(0, abs=1e-15)
+    assert 0 < float(F.value(mu)) < math.inf
+    assert bool(torch.isfinite(F.velocity(mu)).all())
+    with pytest.raises(ValueError, match=r"may enter obstacles .* give it obstacles="):
+        F.value(grid())
+    # The other way round the target says nothing of where the measure cannot go.
+    assert math.isfinite(float(of.KL(grid()).value(mu)))

@@ -1,0 +1,86 @@
+"""The terms of a functional by kind: sums, multiples, and what has no solver."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.functionals.combined import Combined
+from otflow.proximal.terms import sort_terms
+from tests.clouds import normal
+
+V = of.Potential(lambda x: x.square().sum(-1))
+W = of.Interaction(of.kernels.Gaussian(1.0))
+
+
+class Concentration(of.Functional):
+    def value(self, mu):
+        return mu.expectation(lambda x: x.square().sum(-1)) ** 2
+
+
+def test_every_kind_finds_its_place():
+    U, other = of.PowerEntropy(2.0), Concentration()
+    terms = sort_terms(2 * (V + 3 * W) + 0.5 * of.Entropy() + U + other)
+    assert terms.potentials == ((2.0, V),)
+    assert terms.interactions == ((6.0, W),)
+    assert terms.temperature == 0.5
+    assert terms.internal is U
+    assert terms.others == ((1.0, other),)
+    assert terms.max_density == torch.inf
+
+
+def test_potentials_add():
+    x = normal(5, 2)
+    centred = of.Potential(lambda x: (x - 1).square().sum(-1))
+    terms = sort_terms(V + -0.5 * centred + of.KL(lambda x: x.sum(-1)))
+    expected = V.V(x) - 0.5 * centred.V(x) + x.sum(-1)
+    torch.testing.assert_close(terms.V(x), expected)
+    assert terms.temperature == 1.0
+    assert not bool(sort_terms(of.Entropy()).V(x).any())
+
+
+def test_entropies_add_and_may_cancel():
+    assert sort_terms(of.Entropy() + -1 * of.Entropy()).temperature == 0
+    assert sort_terms(-0.3 * of.Entropy()).temperature == -0.3
+    assert sort_terms(of.Entropy()).internal is None
+
+
+def test_internal_energies_are_one():
+    F = of.PowerEntropy(2.0) + 3 * of.Internal(torch.sqrt) + of.Congestion(5.0)
+    terms = sort_terms(F + of.Congestion(4.0))
+    assert isinstance(terms.internal, Combined)
+    assert terms.max_density == terms.internal.max_density == 4.0
+    r = torch.tensor([0.3, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(terms.internal.e(r), r + 3 * r.sqrt())
+    assert sort_terms(0.1 * of.Congestion(4.0)).max_density == 4.0
+
+
+def test_a_factor_of_zero_drops_the_term():
+    terms = sort_terms(0 * of.PowerEntropy(2.0) + 0 * V + 0 * of.Congestion(1.0))
+    assert terms.internal is None
+    assert terms.potentials == ()
+    assert terms.max_density == torch.inf
+
+
+def test_sums_and_their_parts_have_the_same_terms():
+    F = V + of.Entropy()
+    terms = sort_terms(2 * (F + W) + -1 * F)
+    assert [c for c, _ in terms.potentials] == [2.0, -1.0]
+    assert terms.temperature == 1.0
+
+
+def test_a_negative_internal_energy_is_refused():
+    with pytest.raises(ValueError, match=r"-1 \* PowerEntropy\(2\) is concave: .* pos"):
+        sort_terms(V + -1 * of.PowerEntropy(2.0))
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_too_fast_a_diffusion_is_refused_in_its_dimension(factor):
+    F = V + factor * of.PowerEntropy(0.3) + of.Congestion(2.0)
+    sort_terms(F)
+    sort_terms(F, dim=2)
+    with pytest.raises(
+        ValueError, match=r"at most \(d - 2\)/d = 0.333333 in dimension"
+    ):
+        sort_terms(F, dim=3)
