@@ -204,8 +204,13 @@ class CellMasses(Measure):
         gradient : Tensor, shape (n,)
             The first variation at the centres; 0 in obstacles.
         """
-        f, grad = value_and_gradient(lambda w: self._evaluate(value, w), self.weights)
-        return f, torch.where(self.is_free, grad, 0.0)
+
+        def free(w: Tensor) -> Tensor:
+            # Inside an obstacle F' may be infinite, as that of the entropy at density
+            # 0; nothing is asked there.
+            return self._evaluate(value, torch.where(self.is_free, w, 0.0))
+
+        return value_and_gradient(free, self.weights)
 
     def mass_gradient(self, value: Value, x: ArrayLike | None = None) -> Tensor:
         r"""Return :math:`\partial F/\partial w_i`, at the cells or at `x`.
