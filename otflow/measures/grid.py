@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 from otflow._typing import ArrayLike, Ground
-from otflow._validation import real
+from otflow._validation import as_points, positive
 from otflow.measures.box import Box
-from otflow.measures.grid_base import CellMasses
 from otflow.measures.grid_checks import free_cells
-from otflow.measures.grid_flux import check_courant, displacement, upwind
+from otflow.measures.grid_convolution import convolution
+from otflow.measures.grid_heat import heat
+from otflow.measures.grid_images import brightness, counts, resampled
+from otflow.measures.grid_moves import MovingCells
 
 __all__ = ["GridDensity"]
 
 
-class GridDensity(CellMasses):
+class GridDensity(MovingCells):
     r"""A density on a box, constant on the cells of a regular grid, 1-D to 3-D.
 
     Nothing flows through the walls of the box, nor through obstacles. The first
@@ -130,55 +132,156 @@ class GridDensity(CellMasses):
             rho = rho * free_cells(obstacles, rho).reshape(box.shape)
         return cls(rho, lower, upper, obstacles=obstacles, walls=walls, normalize=True)
 
-    # Moves ----------------------------------------------------------------------------
-
-    def push(self, tangent: Tensor, dt: float) -> Self:
-        r"""Move mass by the upwind fluxes :math:`v^+ \rho_- - v^-\rho_+` of the faces.
+    @classmethod
+    def from_image(
+        cls,
+        image: Any,
+        lower: Any = None,
+        upper: Any = None,
+        *,
+        shape: Any = None,
+        invert: bool = False,
+        obstacles: ArrayLike | None = None,
+        walls: bool = True,
+        dtype: torch.dtype | None = None,
+        device: Any = None,
+    ) -> Self:
+        r"""Return a picture as a density, x to the right and y up.
 
         Parameters
         ----------
-        tangent : Tensor, shape (n_faces,)
-            Velocity through each inner face.
-        dt : float
-            Time, of either sign.
+        image : ndarray or Tensor
+            (H, W) grey, (H, W, 3) colours or (H, W, 4) with opacity, the first row on
+            top; uint8, bool or floating point. The density is its brightness.
+        lower, upper : float or sequence of float, optional
+            Corners of the box; without both, it is 1 wide from the origin and pixels
+            are square.
+        shape : tuple of int, optional
+            Cells along x and y, of which each takes the average of the pixels in it; by
+            default (W, H), one cell a pixel.
+        invert : bool
+            Whether the dark parts hold the mass.
+        obstacles, walls
+            As for the class, but that by default the frame is a wall.
+        dtype, device : optional
+            Of the masses; torch's defaults if not given.
 
         Returns
         -------
         GridDensity
-            Mass is kept to round-off; masses stay non-negative under the CFL condition.
+            Of mass 1, on W x H cells.
 
         Raises
         ------
-        Diverged
-            If dt is above the CFL limit: a cell would lose more mass than it has.
+        TypeError, ValueError
+            If the image is no such array.
         """
-        moves = self._moves(tangent, dt)
-        check_courant(self.box, self.weights, moves, real(dt, "dt"), self)
-        # Under the CFL condition a mass below zero is round-off.
-        return self.moved(upwind(self.box, self.weights, moves).clamp_min(0))
+        dtype = dtype or torch.get_default_dtype()
+        rho = brightness(image, invert=invert, dtype=dtype, device=device)
+        if lower is None and upper is None:
+            width, height = rho.shape
+            lower, upper = 0.0, (1.0, height / width)
+        box = Box.of(lower, upper, tuple(rho.shape) if shape is None else shape)
+        rho = resampled(rho, box.shape)
+        if obstacles is not None:
+            rho = rho * free_cells(obstacles, rho).reshape(box.shape)
+        return cls(rho, lower, upper, obstacles=obstacles, walls=walls, normalize=True)
 
-    def displacement_to(self, other: Self) -> Tensor:
-        r"""Return the tangent whose `push` for time 1 gives `other`.
-
-        Its flux is a cumulative sum in 1-D and, otherwise, that of least kinetic
-        energy. An upwind step reaches no further than the next cell.
+    @classmethod
+    def from_samples(
+        cls,
+        points: ArrayLike,
+        lower: Any,
+        upper: Any,
+        shape: Any,
+        *,
+        bandwidth: float = 0.0,
+        obstacles: ArrayLike | None = None,
+        walls: bool = False,
+    ) -> Self:
+        r"""Return the histogram of points, smoothed on request.
 
         Parameters
         ----------
-        other : GridDensity
-            On the same grid.
+        points : Tensor or ndarray, shape (m, d)
+            Samples inside the box; they give dtype and device.
+        lower, upper : float or sequence of float
+            Corners of the box.
+        shape : int or tuple of int
+            Number of cells along each axis.
+        bandwidth : float
+            Standard deviation, along each axis, of a heat flow after counting; >= 0.
+        obstacles, walls
+            As for the class.
 
         Returns
         -------
-        Tensor, shape (n_faces,)
-            Velocities through the faces.
+        GridDensity
+            Each sample has the mass 1/m.
 
         Raises
         ------
-        Unsupported
-            If mass would have to cross empty cells, or more than one cell.
+        ValueError
+            If a sample lies outside the box or in an obstacle.
         """
-        self.check_same_grid(other)
-        return displacement(
-            self.box, self.weights, other.weights, self.open_faces(self.dtype)
-        )
+        x = as_points(points).detach()
+        box = Box.of(lower, upper, shape)
+        if x.shape[1] != box.dim:
+            msg = f"points must have shape (m, {box.dim}), got {tuple(x.shape)}"
+            raise ValueError(msg)
+        mass = counts(box, x)
+        free = free_cells(obstacles, mass.reshape(box.shape))
+        inside = mass.masked_fill(free, 0.0)
+        variance = positive(bandwidth, "bandwidth", or_zero=True) ** 2
+        if float(inside.sum()) == 0:  # else the class says so
+            mass = heat(box, mass, 0.5 * variance, free)
+        rho = mass.reshape(box.shape) / box.cell_volume
+        return cls(rho, lower, upper, obstacles=obstacles, walls=walls, normalize=True)
+
+    # Interactions ---------------------------------------------------------------------
+
+    def convolve(self, W: Ground, *, diagonal: bool = True) -> Tensor:
+        r"""Return :math:`W * \mu` at the centres, (n,), W standing for its even part.
+
+        It is the gradient of `interaction` in the masses. To convolve many densities
+        with one kernel, make a `otflow.measures.Convolution`.
+
+        Parameters
+        ----------
+        W : callable
+            Takes differences z (..., d) to (...).
+        diagonal : bool
+            Whether a finite kernel counts between a cell and itself.
+
+        Returns
+        -------
+        Tensor, shape (n,)
+            Differentiable in the masses.
+        """
+        kernel = convolution(self.box, W, self.weights, diagonal=diagonal)
+        return kernel(self.weights)
+
+    def interaction(self, W: Ground, *, diagonal: bool = True) -> Tensor:
+        r"""Return :math:`\tfrac12\sum_{ij} w_i w_j \bar W_{i-j}`, with the 1/2.
+
+        By fast Fourier transforms. A kernel that is infinite at 0 is averaged over each
+        pair of cells, a cell with itself included: see `otflow.measures.Convolution`.
+
+        Parameters
+        ----------
+        W : callable
+            Takes differences z (..., d) to (...).
+        diagonal : bool
+            Whether a finite kernel counts between a cell and itself; an infinite one
+            does, by its average.
+
+        Returns
+        -------
+        Tensor
+            The energy, 0-d.
+
+        Notes
+        -----
+        Time O(n log n), memory O(2^d n).
+        """
+        return 0.5 * (self.weights @ self.convolve(W, diagonal=diagonal))

@@ -40,7 +40,7 @@ class CellMasses(Measure):
     Examples
     --------
     >>> import otflow as of
-    >>> of.GridDensity.__mro__[1].__name__
+    >>> of.GridDensity.__mro__[2].__name__
     'CellMasses'
     """
 
