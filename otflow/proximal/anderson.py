@@ -1,0 +1,78 @@
+"""Anderson acceleration of a fixed-point iteration."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["Anderson"]
+
+# Share of the trace that is added to the normal equations.
+RIDGE = 1e-12
+
+
+class Anderson:
+    r"""Find x = T(x) from the values that T took so far :cite:p:`walker2011anderson`.
+
+    With g = T(x) - x, the next point is x + g minus the combination of the last
+    differences of x + g whose differences of g fit g best in the norm
+    :math:`\sum_i w_i g_i^2`. On a linear T it is as fast as GMRES.
+
+    Parameters
+    ----------
+    memory : int
+        Differences kept; 0 is the plain iteration.
+    weights : Tensor
+        Of the norm; they hold throughout.
+
+    Attributes
+    ----------
+    memory, weights
+        As above.
+
+    Notes
+    -----
+    A step costs O(memory n); 2 memory n numbers are kept.
+    """
+
+    def __init__(self, memory: int, weights: Tensor) -> None:
+        self.memory, self.weights = memory, weights
+        self._root = weights.sqrt().reshape(-1)
+        n = len(self._root)
+        self._moves = self._root.new_zeros(memory, n)
+        self._changes = self._root.new_zeros(memory, n)
+        self._gram = torch.zeros(
+            memory, memory, dtype=torch.float64, device=weights.device
+        )
+        self._count = 0
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def forget(self) -> None:
+        """Drop what was learnt of T."""
+        self._count, self._last = 0, None
+
+    def advance(self, x: Tensor, g: Tensor) -> Tensor:
+        """Return the next point, given the residual g = T(x) - x at x."""
+        new = x + g
+        if self.memory == 0:
+            return new
+        weighted = g.reshape(-1) * self._root
+        if self._last is not None:
+            i = self._count % self.memory
+            torch.sub(new.reshape(-1), self._last[0], out=self._moves[i])
+            torch.sub(weighted, self._last[1], out=self._changes[i])
+            self._count += 1
+            k = min(self._count, self.memory)
+            row = (self._changes[:k] @ self._changes[i]).to(torch.float64)
+            self._gram[i, :k] = row
+            self._gram[:k, i] = row
+        self._last = (new.reshape(-1), weighted)
+        k = min(self._count, self.memory)
+        if k == 0:
+            return new
+        gram = self._gram[:k, :k]
+        ridge = RIDGE * gram.trace() + torch.finfo(torch.float64).tiny
+        right = (self._changes[:k] @ weighted).to(torch.float64)
+        identity = torch.eye(k, dtype=torch.float64, device=gram.device)
+        share = torch.linalg.solve_ex(gram + ridge * identity, right)[0]
+        return new - (share.to(x.dtype) @ self._moves[:k]).reshape(x.shape)

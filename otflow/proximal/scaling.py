@@ -1,0 +1,150 @@
+"""The scaling iteration of the debiased entropic step, as a fixed-point map."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from otflow._autodiff import check_finite
+from otflow.functionals import Sum
+from otflow.measures import GridDensity
+from otflow.proximal.gibbs import GibbsKernel
+from otflow.proximal.terms import Terms
+
+__all__ = ["Iterate", "Scaling", "obstacle_correction"]
+
+# Largest share of mass that may fall victim to underflow.
+LOST = 1e-13
+
+
+class Iterate(NamedTuple):
+    """One evaluation of the fixed-point map at x."""
+
+    image: Tensor  # T(x)
+    log_density: Tensor  # of the new density
+    log_a: Tensor  # scaling on the side of the new density
+    change: Tensor  # T(x) - x, 0 where the old density vanishes
+    residual: float  # L1 error of the plan's first marginal
+    lost: float  # mass where numbers underflowed
+
+
+@dataclass(frozen=True)
+class Scaling:
+    r"""The map of which the debiased entropic JKO step is the fixed point.
+
+    The plan is :math:`a(y) K(x, y) b(x)`. The variable is :math:`x = \log K a` on the
+    support of the old density :math:`\mu`, where :math:`b = \mu / K a`:
+
+    .. math:: q = K b, \qquad
+        (\tfrac\varepsilon2 + dt\,\kappa) \log\rho + dt\,(U'(\rho) + V + \kappa)
+        = \varepsilon \log q, \qquad a = \rho / q .
+
+    Its Jacobian is symmetric in :math:`L^2(\mu)`.
+    """
+
+    kernel: GibbsKernel
+    source: GridDensity
+    log_source: Tensor  # log mu in the box's shape, minus infinity in vacuum
+    terms: Terms
+    dt: float
+    potential: Tensor  # V plus first variations, in the box's shape
+    correction: Tensor | None  # of obstacles, times eps
+    is_free: Tensor | None  # None: everywhere
+    safely: bool  # in the log domain
+
+    @property
+    def entropic(self) -> float:
+        """Coefficient of the logarithm of the density."""
+        return 0.5 * self.kernel.eps + self.dt * self.terms.temperature
+
+    def evaluate(self, x: Tensor, start: Tensor | None) -> Iterate:
+        """Return T(x) and what was met on the way."""
+        support = self.log_source > -math.inf
+        log_b = self.log_source - x
+        log_q, floor_q, cut_b = self._convolve(log_b)
+        z = self.log_density(log_q, start)
+        log_a = z - log_q
+        image, floor_a, cut_a = self._convolve(log_a)
+        change = torch.where(support, image - x, 0.0)
+        old = self.source.weights.reshape(x.shape)
+        terms = [(old * change.expm1().abs_()).sum()]
+        if not self.safely:
+            lost_old = (log_b < cut_b) | (image <= floor_a)
+            lost_new = (log_a < cut_a) | (log_q <= floor_q)
+            new = z.exp().mul_(self.kernel.box.cell_volume)
+            terms.append((old * lost_old).sum() + (new * lost_new).sum())
+        residual, lost = (*torch.stack(terms).tolist(), 0.0)[:2]
+        return Iterate(image, z, log_a, change, residual, lost)
+
+    def log_density(self, log_q: Tensor, start: Tensor | None) -> Tensor:
+        """Return the pointwise proximal map of F and of minus (eps/2) H."""
+        right = self.kernel.eps * log_q - self.dt * self.potential
+        if self.correction is not None:
+            right = right + self.correction
+        internal, temperature = self.terms.internal, self.terms.temperature
+        if internal is None:
+            z = right / self.entropic
+            z = self._blank(z)
+            # The additive constant is free: fix it by the mass.
+            return z - (z.logsumexp(tuple(range(z.ndim))) + self._log_volume)
+        z = internal.log_proximal(
+            right - self.dt * temperature, self.entropic, self.dt, start
+        )
+        return self._blank(z)
+
+    def weights(self, iterate: Iterate) -> Tensor:
+        """Return the masses of the plan's second marginal, its first being exact."""
+        log_q = self._convolve(self.log_source - iterate.image)[0]
+        return (iterate.log_a + log_q).exp() * self.kernel.box.cell_volume
+
+    def start(self, log_a: Tensor) -> Tensor:
+        """Return x for a given scaling."""
+        return self._convolve(log_a)[0]
+
+    @property
+    def _log_volume(self) -> float:
+        return math.log(self.kernel.box.cell_volume)
+
+    def _blank(self, z: Tensor) -> Tensor:
+        return z if self.is_free is None else z.masked_fill(~self.is_free, -math.inf)
+
+    def _convolve(self, log_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log K v, the floor of the results and the cut of the sources."""
+        if self.safely:
+            none = log_v.new_tensor(-math.inf)
+            return self.kernel.log_apply_safely(log_v), none, none
+        out, floor = self.kernel.log_apply(log_v)
+        return out, floor, floor
+
+
+def potential_of(mu: GridDensity, terms: Terms) -> Tensor:
+    """Return the sum of the potentials at the cells, in the box's shape."""
+    V = terms.V(mu.points).reshape(mu.shape)
+    if not bool(mu.is_free.all()):
+        V = torch.where(mu.is_free.reshape(mu.shape), V, 0.0)
+    check_finite(V.detach(), "the potential")
+    return V
+
+
+def nonlocal_part(terms: Terms) -> Sum | None:
+    """Return interactions and other terms as one functional, None without any."""
+    parts = (*terms.interactions, *terms.others)
+    return Sum(tuple(c * term for c, term in parts)) if parts else None
+
+
+def obstacle_correction(kernel: GibbsKernel, is_free: Tensor) -> Tensor:
+    r"""Return eps log s, s the scaling that makes :math:`s K s` stochastic.
+
+    Beside an obstacle the kernel loses mass. With this term the uniform density on the
+    free cells is at rest, as it is without obstacles.
+    """
+    log_s = torch.zeros(is_free.shape, dtype=kernel.dtype, device=is_free.device)
+    log_s = log_s.masked_fill(~is_free, -math.inf)
+    for _ in range(60):
+        image = kernel.log_apply_safely(log_s)
+        log_s = (0.5 * (log_s - image)).masked_fill(~is_free, -math.inf)
+    return kernel.eps * torch.where(is_free, log_s, 0.0)
