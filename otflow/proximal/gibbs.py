@@ -74,10 +74,10 @@ class GibbsKernel:
         Entries of log_v far below its maximum are lost to underflow, and so are results
         below the floor, which come back as the floor.
         """
-        shift = log_v.amax() - self.top
-        out = self.apply((log_v - shift).exp_())
+        shift = log_v.detach().amax() - self.top
+        out = self.apply((log_v - shift).exp())
         floor = shift + self.bottom
-        return out.log_().add_(shift).clamp_min_(floor), floor
+        return (out.log() + shift).clamp_min(floor), floor
 
     def log_apply_safely(self, log_v: Tensor) -> Tensor:
         """Return log K exp(log_v) where nothing underflows, whatever the range."""
@@ -136,10 +136,8 @@ class _Blocks:
         """Return log(M exp(log_v)) along an axis; log_v may hold minus infinity."""
         moved = log_v.movedim(axis, -1)
         rows = moved.reshape(-1, self.n)
-        out = torch.empty_like(rows)
         step = max(1, TEMPORARY // (self.n * self.count))
-        for start in range(0, len(rows), step):
-            out[start : start + step] = self._rows(rows[start : start + step])
+        out = torch.cat([self._rows(chunk) for chunk in rows.split(step)])
         return out.reshape(moved.shape).movedim(-1, axis)
 
     def _rows(self, log_v: Tensor) -> Tensor:
@@ -148,12 +146,12 @@ class _Blocks:
         )
         blocks = padded.reshape(len(log_v), self.count, self.size).transpose(0, 1)
         lowest = torch.finfo(log_v.dtype).min / 4
-        top = blocks.amax(-1, keepdim=True).clamp_min(lowest)  # (count, rows, 1)
+        top = blocks.detach().amax(-1, keepdim=True).clamp_min(lowest)
         sums = (blocks - top).exp() @ self.scaled  # (count, rows, n)
         exponent = top + self.shift
-        largest = exponent.masked_fill(sums == 0, lowest).amax(0)
-        total = ((exponent - largest).clamp_max(0).exp_() * sums).sum(0)
-        return total.log_() + largest
+        largest = exponent.masked_fill(sums.detach() == 0, lowest).amax(0)
+        total = ((exponent - largest).clamp_max(0).exp() * sums).sum(0)
+        return total.log() + largest
 
 
 def _along(matrix: Tensor, v: Tensor, axis: int) -> Tensor:

@@ -41,10 +41,8 @@ def c_transform(box: Box, phi: Tensor, dt: float) -> Tensor:
         cost = (i[:, None] - i).square() * (h * h / (2 * dt))
         moved = out.movedim(axis, -1)
         rows = moved.reshape(-1, n)
-        best = torch.empty_like(rows)
-        step = max(1, TEMPORARY // (n * n))
-        for k in range(0, len(rows), step):
-            best[k : k + step] = (rows[k : k + step, None, :] + cost).amin(-1)
+        chunks = rows.split(max(1, TEMPORARY // (n * n)))
+        best = torch.cat([(chunk[:, None, :] + cost).amin(-1) for chunk in chunks])
         out = best.reshape(moved.shape).movedim(-1, axis)
     return out
 
@@ -54,12 +52,12 @@ def dual_value(
 ) -> float:
     r"""Return a lower bound of :math:`\min_\nu F(\nu) + W_2^2(\mu, \nu)/(2\,dt)`.
 
-    For any :math:`\phi`, with :math:`\phi^c(x) = \inf_y |x - y|^2/(2\,dt) - \phi(y)`,
-    it is :math:`\int\phi^c d\mu - \int U^*(-\phi - V)`. Here :math:`\phi` is
-    the c-transform of a function on the centres, so it is known between them, and
-    :math:`|x|^2/2 - dt\,\phi^c` is convex, so its mean over a cell is at most that of
-    its linear interpolation. The midpoint rule for V and U* is the one thing not
-    bounded.
+    For any :math:`\phi` with :math:`\phi^c(x) = \inf_y |x - y|^2/(2\,dt) - \phi(y)` it
+    is :math:`\int\phi^c d\mu - \int U^*(-\phi - V)`. Here :math:`\phi` is itself the
+    c-transform of a function g on the centres, which defines it between them; and
+    :math:`|x|^2/2 - dt\,\phi^c` is convex and at most :math:`|x|^2/2 - dt\,g` at the
+    centres, so its mean over a cell is at most that of the linear interpolation. What
+    is left to the midpoint rule is the integral of U*.
 
     Parameters
     ----------
@@ -68,37 +66,34 @@ def dual_value(
     mu : Tensor
         Masses, in the box's shape.
     phi : Tensor
-        Where to start: minus the first variation at the new density, minus infinity in
+        Minus the first variation at the new density, or near it; minus infinity in
         obstacles.
     terms : Terms
         Potentials and internal energies only.
     V : Tensor
-        The potential in the box's shape.
+        The potential, in the box's shape.
     dt : float
         Step.
 
     Returns
     -------
     float
-        Minus infinity if phi is good for nothing.
+        The bound, however good phi is.
     """
     g = c_transform(box, phi, dt)
-    phi = c_transform(box, g, dt)
-    free = phi.new_ones(()).bool() if V is None else torch.isfinite(V)
-    s = torch.where(free, -phi - V, -math.inf)
-    s, transport = s[free].to(torch.float64), float(_mean_over_cells(box, g, mu, dt))
-    energy = internal_energy(terms)
-    # The best constant to add to phi, where it is known in closed form.
+    s = (-c_transform(box, g, dt) - V)[phi > -math.inf].to(torch.float64)
+    transport = float(_integral(box, g, mu, dt))
+    kappa, energy = terms.temperature, _internal(terms)
+    # A constant may be added to phi: the best one, where it is in closed form.
     if energy is None:  # U* is 0 up to 0 and infinite above
         return transport - float(s.max())
-    if terms.internal is None:  # the mass of (U*)' is to be 1
-        kappa = terms.temperature
+    if terms.internal is None:  # the density (U*)' is to have mass 1
         mass = (s / kappa - 1.0).logsumexp(0) + math.log(box.cell_volume)
         return transport - kappa * (1.0 + float(mass))
     return transport - float(energy.conjugate(s).sum()) * box.cell_volume
 
 
-def internal_energy(terms: Terms) -> Internal | None:
+def _internal(terms: Terms) -> Internal | None:
     """Return entropy and other internal energies as one."""
     parts: list[tuple[float, Internal]] = []
     if terms.temperature:
@@ -108,14 +103,13 @@ def internal_energy(terms: Terms) -> Internal | None:
     return combine(parts)
 
 
-def _mean_over_cells(box: Box, g: Tensor, mu: Tensor, dt: float) -> Tensor:
-    """Return a lower bound of the integral of g, |x|^2/2 - dt g convex, against mu.
+def _integral(box: Box, g: Tensor, mu: Tensor, dt: float) -> Tensor:
+    """Bound the integral of phi^c against a density constant on cells from below.
 
-    Beyond the last centres slopes are those that lead into the box, so that g goes on
-    constant.
+    Towards the walls |x|^2/2 - dt g goes on with the slope of the wall's coordinate,
+    the largest that it can have; that is g goes on constant.
     """
-    for axis in range(box.dim):
-        n = box.shape[axis]
+    for axis, n in enumerate(box.shape):
         below = torch.cat([g.narrow(axis, 0, 1), g.narrow(axis, 0, n - 1)], axis)
         above = torch.cat([g.narrow(axis, 1, n - 1), g.narrow(axis, n - 1, 1)], axis)
         g = 0.75 * g + 0.125 * (below + above)

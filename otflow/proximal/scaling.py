@@ -10,19 +10,22 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import check_finite
-from otflow.functionals import Sum
+from otflow.functionals import Internal, Sum
 from otflow.measures import GridDensity
 from otflow.proximal.gibbs import GibbsKernel
 from otflow.proximal.terms import Terms
 
-__all__ = ["Iterate", "Scaling", "obstacle_correction"]
-
-# Largest share of mass that may fall victim to underflow.
-LOST = 1e-13
+__all__ = [
+    "Iterate",
+    "Scaling",
+    "nonlocal_part",
+    "obstacle_correction",
+    "potential_of",
+]
 
 
 class Iterate(NamedTuple):
-    """One evaluation of the fixed-point map at x."""
+    """One evaluation of the fixed-point map at x, arrays in the box's shape."""
 
     image: Tensor  # T(x)
     log_density: Tensor  # of the new density
@@ -43,7 +46,7 @@ class Scaling:
         (\tfrac\varepsilon2 + dt\,\kappa) \log\rho + dt\,(U'(\rho) + V + \kappa)
         = \varepsilon \log q, \qquad a = \rho / q .
 
-    Its Jacobian is symmetric in :math:`L^2(\mu)`.
+    Its Jacobian is symmetric in :math:`L^2(\mu)`, where vacuum does not count.
     """
 
     kernel: GibbsKernel
@@ -63,62 +66,78 @@ class Scaling:
 
     def evaluate(self, x: Tensor, start: Tensor | None) -> Iterate:
         """Return T(x) and what was met on the way."""
-        support = self.log_source > -math.inf
         log_b = self.log_source - x
-        log_q, floor_q, cut_b = self._convolve(log_b)
+        log_q, floor_q = self._convolve(log_b)
         z = self.log_density(log_q, start)
         log_a = z - log_q
-        image, floor_a, cut_a = self._convolve(log_a)
-        change = torch.where(support, image - x, 0.0)
+        image, floor_a = self._convolve(log_a)
+        change = torch.where(self.log_source > -math.inf, image - x, 0.0)
         old = self.source.weights.reshape(x.shape)
-        terms = [(old * change.expm1().abs_()).sum()]
+        sums = [(old * change.expm1().abs_()).sum()]
         if not self.safely:
-            lost_old = (log_b < cut_b) | (image <= floor_a)
-            lost_new = (log_a < cut_a) | (log_q <= floor_q)
+            # The floor of the results is also what the sources were cut at.
+            lost = ((log_b <= floor_q) | (image <= floor_a)).to(old.dtype)
+            lost_new = ((log_a <= floor_a) | (log_q <= floor_q)).to(old.dtype)
             new = z.exp().mul_(self.kernel.box.cell_volume)
-            terms.append((old * lost_old).sum() + (new * lost_new).sum())
-        residual, lost = (*torch.stack(terms).tolist(), 0.0)[:2]
-        return Iterate(image, z, log_a, change, residual, lost)
+            sums.append((old * lost).sum() + (new * lost_new).sum())
+        residual, lost_mass = (*torch.stack(sums).tolist(), 0.0)[:2]
+        return Iterate(image, z, log_a, change, residual, lost_mass)
 
     def log_density(self, log_q: Tensor, start: Tensor | None) -> Tensor:
         """Return the pointwise proximal map of F and of minus (eps/2) H."""
+        right = self.right_side(log_q)
+        internal = self.terms.internal
+        if internal is None:
+            z = self._blank(right / self.entropic)
+            # The additive constant is free: the mass fixes it.
+            volume = math.log(self.kernel.box.cell_volume)
+            return z - (z.logsumexp(tuple(range(z.ndim))) + volume)
+        return self._blank(internal.log_proximal(right, self.entropic, self.dt, start))
+
+    def right_side(self, log_q: Tensor) -> Tensor:
+        """Return eps log q minus what does not depend on the new density."""
         right = self.kernel.eps * log_q - self.dt * self.potential
         if self.correction is not None:
             right = right + self.correction
-        internal, temperature = self.terms.internal, self.terms.temperature
+        return right - self.dt * self.terms.temperature
+
+    def implicit_log_density(self, log_q: Tensor) -> Tensor:
+        """Return `log_density`, differentiable in log q and in the potential."""
+        internal = self.terms.internal
         if internal is None:
-            z = right / self.entropic
-            z = self._blank(z)
-            # The additive constant is free: fix it by the mass.
-            return z - (z.logsumexp(tuple(range(z.ndim))) + self._log_volume)
-        z = internal.log_proximal(
-            right - self.dt * temperature, self.entropic, self.dt, start
-        )
-        return self._blank(z)
+            return self.log_density(log_q, None)
+        with torch.no_grad():
+            z = self.log_density(log_q, None)
+        slope = self.entropic + self.dt * elasticity(internal, z)
+        inside = z < math.log(internal.max_density)
+        if self.is_free is not None:
+            inside &= self.is_free
+        right = self.right_side(log_q)
+        return z + torch.where(inside, (right - right.detach()) / slope, 0.0)
 
-    def weights(self, iterate: Iterate) -> Tensor:
-        """Return the masses of the plan's second marginal, its first being exact."""
-        log_q = self._convolve(self.log_source - iterate.image)[0]
-        return (iterate.log_a + log_q).exp() * self.kernel.box.cell_volume
+    def log_weights(self, image: Tensor, log_a: Tensor) -> Tensor:
+        """Return the plan's second marginal, its first being exact: log masses."""
+        log_q = self._convolve(self.log_source - image)[0]
+        return log_a + log_q + math.log(self.kernel.box.cell_volume)
 
-    def start(self, log_a: Tensor) -> Tensor:
-        """Return x for a given scaling."""
-        return self._convolve(log_a)[0]
-
-    @property
-    def _log_volume(self) -> float:
-        return math.log(self.kernel.box.cell_volume)
+    def convolve(self, log_v: Tensor) -> Tensor:
+        """Return log K v."""
+        return self._convolve(log_v)[0]
 
     def _blank(self, z: Tensor) -> Tensor:
         return z if self.is_free is None else z.masked_fill(~self.is_free, -math.inf)
 
-    def _convolve(self, log_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log K v, the floor of the results and the cut of the sources."""
+    def _convolve(self, log_v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log K v and the floor of the results."""
         if self.safely:
-            none = log_v.new_tensor(-math.inf)
-            return self.kernel.log_apply_safely(log_v), none, none
-        out, floor = self.kernel.log_apply(log_v)
-        return out, floor, floor
+            return self.kernel.log_apply_safely(log_v), log_v.new_tensor(-math.inf)
+        return self.kernel.log_apply(log_v)
+
+
+def elasticity(internal: Internal, z: Tensor) -> Tensor:
+    """Return r U''(r) at r = exp(z), its limit where r underflows."""
+    r = z.clamp_min(0.5 * math.log(torch.finfo(z.dtype).tiny)).exp()
+    return r * internal.curvature(r)
 
 
 def potential_of(mu: GridDensity, terms: Terms) -> Tensor:
