@@ -18,8 +18,10 @@ from otflow.errors import InvalidFunctional, NonFinite
 __all__ = [
     "check_finite",
     "check_scalar",
+    "differentiable_gradient",
     "entrywise_derivative",
     "gradient",
+    "implicit",
     "leaf",
     "pair_sum",
     "second_gradient",
@@ -189,6 +191,54 @@ def second_gradient(
 
 
 # Sums over pairs, tile by tile -------------------------------------------------------
+
+
+def differentiable_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return the gradient of a scalar function at `x`, in the graph of `x`."""
+    with torch.enable_grad():
+        at = x if x.requires_grad else leaf(x)
+        return _grad(check_scalar(function(at), x), (at,), create_graph=True)[0]
+
+
+def implicit(
+    step: Callable[[Tensor], Tensor],
+    fixed: Tensor,
+    adjoint: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor],
+) -> Tensor:
+    r"""Return the fixed point of `step` with its derivative in what `step` closes over.
+
+    Of :math:`x = T(x, p)` the derivative is :math:`(I - J)^{-1} \partial_p T`, with J =
+    :math:`\partial_x T`: the gradient g that comes in is replaced by the solution of
+    :math:`y = g + J^\top y`, which `adjoint` returns.
+
+    Parameters
+    ----------
+    step : callable
+        T, a tensor of the shape of `fixed` again, written with torch operations.
+    fixed : Tensor
+        The fixed point.
+    adjoint : callable
+        Takes :math:`y \mapsto J^\top y` and g to the solution.
+
+    Returns
+    -------
+    Tensor
+        One more evaluation of T at the fixed point; once differentiable.
+    """
+    fixed = fixed.detach()
+    new = step(fixed)
+    if not new.requires_grad:
+        return new
+    with torch.enable_grad():
+        at = leaf(fixed)
+        image = step(at)
+
+    def transposed(y: Tensor) -> Tensor:
+        (g,) = torch.autograd.grad(image, at, y, retain_graph=True)
+        return g
+
+    new.register_hook(lambda g: adjoint(transposed, g))  # type: ignore[no-untyped-call]
+    return new
 
 
 def tiles(n: int, tile: int = TILE) -> Iterator[slice]:

@@ -8,11 +8,13 @@ from otflow.functionals import Functional
 from otflow.measures import Gaussian, GridDensity, Measure, Particles
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.gaussian import GaussianProximal
+from otflow.proximal.grid_sinkhorn import GridSinkhorn
 from otflow.proximal.particles import ParticleProximal
 from otflow.proximal.terms import sort_terms
 
 __all__ = [
     "GaussianProximal",
+    "GridSinkhorn",
     "ParticleProximal",
     "ProxResult",
     "ProximalSolver",
@@ -41,6 +43,7 @@ _DEFAULTS: list[
 ] = [
     (Particles, _always, ParticleProximal),
     (Gaussian, _always, GaussianProximal),
+    (GridDensity, _always, GridSinkhorn),
 ]
 
 

@@ -74,5 +74,6 @@ class Anderson:
         ridge = RIDGE * gram.trace() + torch.finfo(torch.float64).tiny
         right = (self._changes[:k] @ weighted).to(torch.float64)
         identity = torch.eye(k, dtype=torch.float64, device=gram.device)
-        share = torch.linalg.solve_ex(gram + ridge * identity, right)[0]
-        return new - (share.to(x.dtype) @ self._moves[:k]).reshape(x.shape)
+        share: Tensor = torch.linalg.solve_ex(gram + ridge * identity, right)[0]
+        past: Tensor = share.to(x.dtype) @ self._moves[:k]
+        return new - past.reshape(x.shape)

@@ -26,8 +26,8 @@ class GibbsKernel:
 
     .. math:: K(x, y) \propto \sum_{\text{images } y'} e^{-|x - y'|^2/2\varepsilon}
 
-    It is the heat kernel of the box at time eps/2 without flux through the walls, scaled
-    so that its rows sum to 1; a product over axes, so it is applied axis by axis.
+    It is the heat kernel of the box at time eps/2 without flux through the walls, with
+    rows that sum to 1; a product over axes, so it is applied axis by axis.
 
     Parameters
     ----------
@@ -97,10 +97,8 @@ class GibbsKernel:
                 continue
             shift = log_b.amax() - self.top
             out = (log_b - shift).exp()
-            for k, matrix in enumerate(self.matrices):
-                if k == axis:
-                    matrix = self._moments[k].matrix
-                out = _along(matrix, out, k)
+            for k, heat in enumerate(self.matrices):
+                out = _along(self._moments[k].matrix if k == axis else heat, out, k)
             total += float((log_a + out.log() + shift).exp().sum(dtype=torch.float64))
         return total * self.box.cell_volume
 
@@ -137,7 +135,7 @@ class _Blocks:
         moved = log_v.movedim(axis, -1)
         rows = moved.reshape(-1, self.n)
         step = max(1, TEMPORARY // (self.n * self.count))
-        out = torch.cat([self._rows(chunk) for chunk in rows.split(step)])
+        out = torch.cat([self._rows(chunk) for chunk in torch.split(rows, step)])
         return out.reshape(moved.shape).movedim(-1, axis)
 
     def _rows(self, log_v: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from otflow.functionals import Entropy
-from otflow.functionals.internal import Internal, combine
+from otflow.functionals import Entropy, Internal
+from otflow.functionals.combined import combine
 from otflow.measures import Box
 from otflow.proximal.terms import Terms
 
@@ -41,7 +41,7 @@ def c_transform(box: Box, phi: Tensor, dt: float) -> Tensor:
         cost = (i[:, None] - i).square() * (h * h / (2 * dt))
         moved = out.movedim(axis, -1)
         rows = moved.reshape(-1, n)
-        chunks = rows.split(max(1, TEMPORARY // (n * n)))
+        chunks = torch.split(rows, max(1, TEMPORARY // (n * n)))
         best = torch.cat([(chunk[:, None, :] + cost).amin(-1) for chunk in chunks])
         out = best.reshape(moved.shape).movedim(-1, axis)
     return out

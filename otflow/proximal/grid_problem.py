@@ -1,0 +1,105 @@
+"""A step on a grid made ready for its iteration, cold or warm, and read off it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otflow.functionals import Sum
+from otflow.measures import GridDensity
+from otflow.proximal.gibbs import GibbsKernel
+from otflow.proximal.scaling import (
+    Iterate,
+    Scaling,
+    elasticity,
+    obstacle_correction,
+    potential_of,
+)
+from otflow.proximal.terms import Terms
+
+__all__ = ["Warm", "damping_of", "measure_of", "pose", "slope_of", "start_of"]
+
+
+@dataclass(frozen=True)
+class Warm:
+    """The last scalings, good for the same cells and any dt."""
+
+    problem: Scaling
+    iterate: Iterate
+
+    def fits(self, mu: GridDensity) -> bool:
+        """Whether they are arrays on the same cells."""
+        old = self.problem.source
+        return (
+            (old.box, old.dtype, old.device) == (mu.box, mu.dtype, mu.device)
+        ) and torch.equal(old.is_free, mu.is_free)
+
+    def log_a(self, problem: Scaling) -> Tensor:
+        """Return log a: half the log density minus dt/eps times F'."""
+        own = self.problem
+        scale = (problem.dt / problem.kernel.eps) / (own.dt / own.kernel.eps)
+        if scale == 1:
+            return self.iterate.log_a
+        half = 0.5 * self.iterate.log_density
+        slope = torch.where(half > -math.inf, self.iterate.log_a - half, 0.0)
+        return half + scale * slope
+
+
+def pose(
+    terms: Terms, mu: GridDensity, dt: float, eps: float, warm: Warm | None
+) -> Scaling:
+    """Return the problem of a step, with its local terms."""
+    old = None if warm is None else warm.problem
+    if old is not None and old.kernel.eps == eps:
+        kernel, correction = old.kernel, old.correction
+    else:
+        kernel, correction = GibbsKernel(mu.box, eps, mu.weights), None
+    is_free = None
+    if not bool(mu.is_free.all()):
+        is_free = mu.is_free.reshape(mu.shape)
+        if correction is None:
+            correction = obstacle_correction(kernel, is_free)
+    return Scaling(
+        kernel=kernel,
+        source=mu,
+        log_source=mu.grid.log(),
+        terms=terms,
+        dt=dt,
+        potential=potential_of(mu, terms),
+        correction=correction,
+        is_free=is_free,
+        safely=old is not None and old.safely,
+    )
+
+
+def start_of(problem: Scaling, warm: Warm | None) -> Tensor:
+    """Return where the iteration starts."""
+    if warm is None:
+        return torch.zeros_like(problem.log_source)
+    return problem.convolve(warm.log_a(problem))
+
+
+def damping_of(problem: Scaling) -> float:
+    """Return a factor on steps: without curvature of F the plain map oscillates."""
+    mu, internal = problem.source, problem.terms.internal
+    slope = torch.full_like(mu.weights, problem.entropic)
+    if internal is not None:
+        slope = slope + problem.dt * elasticity(internal, mu.density().log())
+    response = float((mu.weights * (problem.kernel.eps / slope)).sum())
+    return 1 / max(1.0, response)
+
+
+def slope_of(rest: Sum, mu: GridDensity) -> Tensor:
+    """Return the first variation of nonlocal terms, in the box's shape."""
+    return rest.first_variation(mu).reshape(mu.shape)
+
+
+def measure_of(problem: Scaling, iterate: Iterate) -> GridDensity:
+    """Return the plan's second marginal, its mass that of the first to the last bit."""
+    mu = problem.source
+    weights = problem.log_weights(iterate.image, iterate.log_a).exp().reshape(-1)
+    total = mu.weights.sum(dtype=torch.float64) / weights.sum(dtype=torch.float64)
+    return mu.moved(weights * total.to(weights.dtype))
