@@ -208,7 +208,8 @@ class FunctionalContract:
             mu = self.measure(seed=seed)
             nu = mu.push(self.tangent(mu, seed), 0.3 + 0.1 * seed)
             u = mu.displacement_to(nu)
-            cost = float(mu.inner(u, u))  # of the coupling of `displacement_to`
+            moved = (mu.push(u, 1.0).points - mu.points).square().sum(-1)
+            cost = float(mu.weights @ moved)  # of the coupling of `displacement_to`
             for t in (0.1, 0.5, 0.9):
                 found = second_difference(
                     lambda s, m=mu, u=u: float(F.value(m.push(u, s))), t, 0.05
