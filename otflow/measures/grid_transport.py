@@ -102,6 +102,7 @@ def _integrate(mass: Tensor, origins: Tensor, walls: Tensor) -> Tensor:
     curve = 6 * m - 3 * (a + b)
     # The mass of the cell below the origin, by a parabola with the edge values a, b.
     part = s * (a + s * (0.5 * (b - a + curve) - s * curve / 3))
+    part = torch.where(s == 1, m, part)
     low, high = cell[..., :-1], cell[..., 1:]
     sums = torch.cat([torch.zeros_like(mass[..., :1]), mass.cumsum(-1)], dim=-1)
     whole = sums.gather(-1, high) - sums.gather(-1, torch.minimum(low + 1, high))

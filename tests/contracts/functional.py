@@ -45,6 +45,18 @@ class FunctionalContract:
         """Return a tangent at `mu`."""
         return normal(*mu.points.shape, seed=seed + 55, dtype=mu.dtype)
 
+    def probes(self, mu: of.Measure, shift: float) -> Tensor:
+        """Return places, one for each point, where the first variation is asked."""
+        return mu.points + shift
+
+    def derivative_along(self, F: of.Functional, mu: of.Measure, v: Tensor) -> Tensor:
+        """Return the derivative of F as `mu` is pushed along `v`."""
+        return derivative(lambda t: F.value(mu.push(v, t)), 1e-4)
+
+    def slopes(self, F: of.Functional, mu: of.Measure) -> Tensor:
+        """Return the gradient of the first variation where tangents live."""
+        return gradient_field(lambda x: F.first_variation(mu, x), mu.points)
+
     # Value ----------------------------------------------------------------------------
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -54,7 +66,10 @@ class FunctionalContract:
         value, velocity = F.value_and_velocity(mu)
         found = [value, velocity, F.velocity(mu), F.value(mu), F(mu)]
         if self.has_first_variation:
-            found += [F.first_variation(mu), F.first_variation(mu, mu.points + 0.1)]
+            found += [
+                F.first_variation(mu),
+                F.first_variation(mu, self.probes(mu, 0.1)),
+            ]
             assert found[-1].shape == found[-2].shape == (mu.n,)
         assert {x.dtype for x in found} == {dtype}
         assert_plain(*found)
@@ -104,7 +119,7 @@ class FunctionalContract:
             velocity = F.velocity(mu)
             for seed in range(3):
                 v = self.tangent(mu, seed)
-                expected = derivative(lambda t, m=mu, v=v: F.value(m.push(v, t)), 1e-4)
+                expected = self.derivative_along(F, mu, v)
                 found = -mu.inner(velocity, v)
                 torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
@@ -129,9 +144,7 @@ class FunctionalContract:
         if not self.has_first_variation:
             return
         for mu in self.measures():
-            expected = -gradient_field(
-                lambda x, m=mu: F.first_variation(m, x), mu.points
-            )
+            expected = -self.slopes(F, mu)
             scale = float(expected.abs().max())
             torch.testing.assert_close(
                 F.velocity(mu), expected, rtol=0, atol=1e-7 * (1 + scale)
@@ -148,7 +161,7 @@ class FunctionalContract:
                 torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
             if not self.has_first_variation:
                 continue
-            for x in (None, mu.points + 0.3):
+            for x in (None, self.probes(mu, 0.3)):
                 torch.testing.assert_close(
                     F.first_variation(mu, x),
                     Functional.first_variation(F, mu, x),
@@ -175,7 +188,7 @@ class FunctionalContract:
         torch.testing.assert_close(velocity, 3 * u - 0.5 * v)
         torch.testing.assert_close(total.value(mu), value)
         if self.has_first_variation:
-            for x in (None, mu.points + 0.2):
+            for x in (None, self.probes(mu, 0.2)):
                 torch.testing.assert_close(
                     total.first_variation(mu, x),
                     3 * F.first_variation(mu, x) - 0.5 * G.first_variation(mu, x),
