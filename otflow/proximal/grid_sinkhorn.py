@@ -322,6 +322,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         damping = damping_of(problem)
         x = start_of(problem, warm)
         z: Tensor | None = None
+        plain: Tensor | None = None  # the next point without acceleration
         level, is_fresh = math.inf, rest is None
         for k in range(1, self.max_iterations + 1):
             iterate = problem.evaluate(x, z)
@@ -329,9 +330,13 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
             if finite and iterate.lost <= 64 * torch.finfo(x.dtype).eps:
                 z = iterate.log_density
             elif not problem.safely:
-                problem, z = replace(problem, safely=True), None
+                problem, z, plain = replace(problem, safely=True), None, None
                 anderson.forget()
                 x = start_of(problem, warm)
+                continue
+            elif plain is not None:  # where mass is tiny acceleration may go astray
+                anderson.forget()
+                x, z, plain = plain, None, None
                 continue
             else:
                 msg = (
@@ -350,5 +355,6 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
                 continue
             is_fresh = rest is None
             if k < self.max_iterations:
+                plain = x + damping * iterate.change
                 x = anderson.advance(x, damping * iterate.change)
         return problem, iterate, k
