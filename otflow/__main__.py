@@ -1,8 +1,9 @@
-"""The demo: a network on real digits by three dynamics, then a cloud to its disk."""
+"""The demo: a network on real digits, a cloud to its disk, a photograph in a rock."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -16,8 +17,8 @@ from torch import Tensor
 from otflow import kernels, meanfield, plotting
 from otflow._lazy import lazy_import
 from otflow.flow import flow
-from otflow.functionals import Interaction
-from otflow.measures import Measure, Particles
+from otflow.functionals import Interaction, PowerEntropy
+from otflow.measures import GridDensity, Measure, Particles
 from otflow.proximal import ParticleProximal
 from otflow.schemes import JKO, ExplicitEuler, Scheme, Step
 from otflow.trajectory import Trajectory
@@ -25,6 +26,7 @@ from otflow.trajectory import Trajectory
 WIDTH = 1024
 GRADIENTS = 300
 SEED = 0
+FIGURES = ("energy.png", "neurons.png", "particles.gif", "photograph.png")
 DISK_ENERGY = 3 / 8  # of the uniform unit disk, exact for a continuum of particles
 
 
@@ -33,7 +35,7 @@ class Row:
     """One line of the table."""
 
     what: str
-    gradients: int
+    gradients: int | None
     loss: str
     accuracy: str
     energy: str
@@ -180,6 +182,55 @@ def relax_disk(
     return row, run
 
 
+# The densities ------------------------------------------------------------------------
+
+
+def soak_photograph(n: int, steps: int) -> tuple[Row, Trajectory]:
+    """Let a photograph, dark is dense, seep through a porous medium."""
+    picture = lazy_import("sklearn.datasets").load_sample_image("china.jpg")
+    side = picture.shape[0]
+    cells = picture[:, 100 : 100 + side][:: side // n, :: side // n]
+    photo = GridDensity.from_image(
+        cells, 0.0, 1.0, invert=True, walls=True, dtype=torch.float64
+    )
+    return _seep("photograph", photo, 2e-4, steps)
+
+
+def spread_barenblatt(n: int, steps: int) -> tuple[Row, float]:
+    """Spread Barenblatt's profile; return its L1 distance to the exact JKO steps."""
+    rate = 32 / math.pi  # of R^4 along the exact flow
+    dt = (0.30**4 - 0.15**4) / rate / 10
+    radius = 0.15
+    row, run = _seep("Barenblatt", _paraboloid(radius, n), dt, steps)
+    for _ in range(steps):
+        before, radius = radius, 1.1 * radius
+        for _ in range(40):  # Newton on (R - before) / dt = rate / (4 R^3)
+            excess = (radius - before) / dt - 0.25 * rate / radius**3
+            radius -= excess / (1 / dt + 0.75 * rate / radius**4)
+    exact = _paraboloid(radius, n)
+    return row, float((run.final.weights - exact.weights).abs().sum())
+
+
+def _paraboloid(radius: float, n: int) -> GridDensity:
+    return GridDensity.from_function(
+        lambda x: (1 - (x - 0.5).square().sum(-1) / radius**2).clamp_min(0),
+        0.0,
+        1.0,
+        (n, n),
+        dtype=torch.float64,
+    )
+
+
+def _seep(name: str, mu: GridDensity, dt: float, steps: int) -> tuple[Row, Trajectory]:
+    start = time.perf_counter()
+    run = flow(PowerEntropy(2), mu, JKO(), dt=dt, steps=steps, progress=True)
+    seconds = time.perf_counter() - start
+    energy = run.records["energy"]
+    change = f"{float(energy[0]):.4f} to {float(energy[-1]):.4f}"
+    row = Row(f"{name}, JKO", None, "-", "-", change, _certificate(run), seconds)
+    return row, run
+
+
 def _certificate(run: Trajectory) -> str:
     certified = [bool(info["certified"]) for info in run.info if "certified" in info]
     if certified:
@@ -210,7 +261,7 @@ def table(rows: list[Row]) -> str:
     cells = [head] + [
         (
             r.what,
-            str(r.gradients),
+            "-" if r.gradients is None else str(r.gradients),
             r.loss,
             r.accuracy,
             r.energy,
@@ -229,11 +280,12 @@ def figures(
     losses: dict[str, tuple[list[int], list[float]]],
     neurons: Measure,
     disk: Trajectory,
+    photo: Trajectory,
 ) -> list[Path]:
     """Write the figures and return their paths."""
     pyplot = lazy_import("matplotlib.pyplot")
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / name for name in ("energy.png", "neurons.png", "particles.gif")]
+    paths = [folder / name for name in FIGURES]
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name, (spent, values) in losses.items():
@@ -264,6 +316,14 @@ def figures(
 
     animation = plotting.animate(disk)
     animation.save(paths[2], writer="pillow", fps=12, dpi=80)
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(10, 3.6), layout="constrained")
+    middle = len(photo.snapshots) // 3
+    for axis, k in zip(axes, (0, middle, -1), strict=True):
+        plotting.density(photo.snapshots[k], ax=axis)
+        axis.set_title(f"t = {float(photo.times[k]):.1e}")
+    figure.suptitle("A photograph seeps through a porous medium")
+    figure.savefig(paths[3], dpi=120)
     pyplot.close("all")
     return paths
 
@@ -298,28 +358,38 @@ def main(arguments: list[str] | None = None) -> int:
     loose = ParticleProximal(tolerance=1e-2)
     disk_jko_row, disk_jko = relax_disk("JKO", JKO(loose), 1.0, steps // 5, n)
 
+    cells, some = (32, 3) if options.quick else (128, 10)
+    say(f"3. Porous medium on {cells} x {cells} cells: a photograph, then Barenblatt's")
+    photo_row, photo = soak_photograph(cells, some)
+    front_row, front = spread_barenblatt(cells, some)
+
     rows = [by_hand, euler_row, jko_row, disk_euler_row, disk_jko_row]
+    rows += [photo_row, front_row]
     say()
     say(table(rows))
     say(f"disk by JKO: {_radius_check(disk_jko.final)}")
+    say(f"Barenblatt: L1 distance to the exact JKO steps {front:.1e}")
     losses: dict[str, tuple[list[int], list[float]]] = {
         "PyTorch loop (Adam)": (list(range(len(adam))), adam),
         "explicit Euler": (euler_spent, euler.records["energy"].tolist()),
         "JKO": (jko_spent, jko.records["energy"].tolist()),
     }
-    paths = figures(options.output, losses, jko.final, disk)
+    paths = figures(options.output, losses, jko.final, disk, photo)
     say("figures: " + ", ".join(str(path) for path in paths))
     say(f"total {time.perf_counter() - began:.0f} s")
-    return 0 if options.quick else _judge(rows, disk_jko)
+    return 0 if options.quick else _judge(rows, disk_jko, front)
 
 
-def _judge(rows: list[Row], disk: Trajectory) -> int:
+def _judge(rows: list[Row], disk: Trajectory, front: float) -> int:
     """Say which promise of the demo was not kept, if any."""
     yardstick, *flows = (float(r.accuracy.split()[0]) for r in rows[:3])
     missed = [a for a in flows if a < 97.0 or a < yardstick - 0.5]
     energy: Any = float(disk.records["energy"][-1])
-    if missed or abs(energy - DISK_ENERGY) > 2e-3:
-        say(f"MISSED: accuracies {flows}, yardstick {yardstick}, disk {energy:.4f}")
+    if missed or abs(energy - DISK_ENERGY) > 2e-3 or front > 6e-4:
+        say(
+            f"MISSED: accuracies {flows}, yardstick {yardstick}, disk {energy:.4f}, "
+            f"front {front:.1e}"
+        )
         return 1
     return 0
 
