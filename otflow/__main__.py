@@ -359,9 +359,7 @@ def main(arguments: list[str] | None = None) -> int:
     disk_jko_row, disk_jko = relax_disk("JKO", JKO(loose), 1.0, steps // 5, n)
 
     cells, some = (32, 3) if options.quick else (128, 10)
-    say(
-        f"3. Porous medium on {cells} x {cells} cells: a photograph, a Barenblatt profile"
-    )
+    say(f"3. Porous medium on {cells} x {cells} cells: a photograph, a front")
     photo_row, photo = soak_photograph(cells, some)
     front_row, front = spread_barenblatt(cells, some)
 
