@@ -29,8 +29,9 @@ class Measure(ABC):
 
     A new representation is one file: it states `points` and `weights`, the required
     verbs (`value_and_position_gradient`, `push`, `inner`, `displacement_to`), and
-    whichever capabilities it has (`density`, `mass_gradient`, `diffuse`, `reweight`,
-    `sample`). A capability it lacks raises `Unsupported` with the entry of `cures`.
+    whichever capabilities it has (`density`, `mass_gradient`, `transport`, `diffuse`,
+    `reweight`, `sample`). A capability it lacks raises `Unsupported` with the entry of
+    `cures`.
 
     Attributes
     ----------
@@ -95,6 +96,15 @@ class Measure(ABC):
         It is :math:`\partial F / \partial w_i`, masses free; defined up to a constant.
         """
         self._refuse("mass_gradient", "mass gradient")
+
+    def transport(self, tangent: Tensor, dt: float) -> Self:
+        r"""Push forward by :math:`x + dt\,v(x)` and remap the outcome onto the cells.
+
+        For a representation whose points are fixed in space and whose `push` is a flux
+        with a limit on dt; elsewhere `push` moves the points themselves.
+        """
+        cure = "its points move, so that its push is exact for every dt; use push"
+        self._refuse("transport", "fixed cells to remap onto", cure)
 
     def diffuse(self, variance: float, generator: torch.Generator) -> Self:
         r"""Run the heat flow for a time: :math:`\mu * N(0, \mathrm{variance}\, I)`."""
@@ -242,9 +252,11 @@ class Measure(ABC):
 
     # Helpers for the children --------------------------------------------------------
 
-    def _refuse(self, capability: str, what: str) -> NoReturn:
+    def _refuse(
+        self, capability: str, what: str, cure: str = "use a representation that has it"
+    ) -> NoReturn:
         name = type(self).__name__
-        cure = self.cures.get(capability, "use a representation that has it")
+        cure = self.cures.get(capability, cure)
         msg = f"{name} has no {what}: {cure}"
         raise Unsupported(msg)
 

@@ -81,3 +81,7 @@ class ProximalSolver(ABC, Generic[M]):
     @abstractmethod
     def solve(self, F: Functional, mu: M, dt: float, warm: Any = None) -> ProxResult[M]:
         """Return the minimiser; a solve that did not converge says so."""
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k[0] != "_")
+        return f"{type(self).__name__}({values})"

@@ -232,6 +232,20 @@ class MeasureContract:
         assert rho.dtype == dtype
         assert bool((rho > 0).all())
 
+    def test_transport_keeps_the_mass_where_cells_are_fixed(self):
+        mu = self.make()
+        v = self.tangent(mu)
+        if type(mu).transport is of.Measure.transport:
+            with pytest.raises(of.errors.Unsupported, match=r"use push$"):
+                mu.transport(v, 0.01)
+            return
+        moved = mu.transport(v, 0.01)
+        assert type(moved) is type(mu)
+        assert torch.equal(moved.points, mu.points)
+        assert not torch.equal(moved.weights, mu.weights)
+        assert float(moved.weights.sum()) == pytest.approx(1, abs=1e-12)
+        assert bool((moved.weights >= 0).all())
+
     def test_diffuse(self):
         if self.refuses("diffuse"):
             return
