@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["lazy_import"]
 
-_EXTRAS = {"matplotlib": "plot", "tqdm": "plot", "sklearn": "demo"}
+_EXTRAS = {"matplotlib": "plot", "tqdm": "plot", "sklearn": "demo", "numba": "fast"}
 
 
 def lazy_import(name: str) -> Any:
