@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["OptimalMaps", "entropy_gradient", "entropy_hessian", "mean_hessian"]
+__all__ = ["OptimalMaps", "entropy_gradient", "entropy_hessian", "mean_hessian", "norm"]
 
 
 class OptimalMaps:
@@ -119,3 +119,8 @@ def mean_hessian(factor: Tensor, gradient: Tensor) -> Tensor:
     r"""Return A of the affine gradient AL of a potential: its mean Hessian."""
     A: Tensor = torch.linalg.solve(factor.T, gradient[1:])
     return 0.5 * (A + A.T)
+
+
+def norm(x: Tensor) -> float:
+    """Return the Frobenius norm."""
+    return float(torch.linalg.vector_norm(x))

@@ -17,6 +17,7 @@ from otflow.proximal.affine import (
     entropy_gradient,
     entropy_hessian,
     mean_hessian,
+    norm,
 )
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.terms import sort_terms
@@ -323,13 +324,15 @@ class _Problem:
         value, velocity = self.rest.value_and_velocity(nu)
         self.used += 1
         energy, whole = float(value), -velocity
+        size = abs(energy) + norm(velocity) * norm(nu.state)
         if self.temperature:
-            energy += self.temperature * float(Entropy().value(nu))
+            heat = self.temperature * float(Entropy().value(nu))
+            energy, size = energy + heat, size + abs(heat)
             whole = whole + self.temperature * entropy_gradient(nu.factor)
         gradient = coordinates + self.dt * self.maps.project(whole)
         half = 0.5 * float((coordinates * coordinates).sum())
         self.steepest = max(self.steepest, norm(whole))
-        self.scale = max(self.scale, abs(energy) + norm(whole) * norm(nu.state))
+        self.scale = max(self.scale, size)
         eps = torch.finfo(nu.dtype).eps
         return _Point(
             measure=nu,
@@ -392,8 +395,3 @@ class _Problem:
         eps = torch.finfo(self.mu.dtype).eps
         scale = norm(self.mu.state) + norm(point.measure.state)
         return 8 * eps * (scale + self.dt * self.steepest)
-
-
-def norm(x: Tensor) -> float:
-    """Return the Frobenius norm."""
-    return float(torch.linalg.vector_norm(x))
