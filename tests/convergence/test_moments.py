@@ -1,0 +1,59 @@
+"""Keller-Segel: no closed form, but the second moment is known; so are blow-ups."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.analysis import observed_order
+from tests import exact
+
+F64 = {"dtype": torch.float64}
+
+
+def second(mu):
+    return float(mu.expectation(lambda x: x.square().sum(-1)))
+
+
+def attraction(strength):
+    """Return entropy and the attraction a log|z|; `kernels.Log` is -log|z|."""
+    return of.Entropy() + -strength * of.Interaction(of.kernels.Log())
+
+
+def plane(n, variance=0.3):
+    """Return a Gaussian on n x n cells."""
+    cells = exact.gaussian_cells(
+        torch.zeros(2, **F64), torch.tensor([variance, variance], **F64), -4, 4, (n, n)
+    )
+    return of.GridDensity(cells, -4.0, 4.0, normalize=True)
+
+
+def moment_error(n, strength, tau=0.02, steps=4):
+    """Return how far the moment after some JKO steps is from the exact one."""
+    run = of.flow(attraction(strength), plane(n), of.JKO(), dt=tau, steps=steps)
+    assert all(info["converged"] for info in run.info)
+    expected = second(run.snapshots[0])
+    for info in run.info:
+        expected = exact.log_moment_jko(expected, tau, info["w2"], 2, strength)
+    return abs(second(run.final) - expected)
+
+
+@pytest.mark.parametrize("strength", [1.0, 4.0, 5.0])
+def test_the_second_moment_in_the_plane_is_that_of_the_virial(strength):
+    """Masses 2 pi, the critical 8 pi, and 10 pi, before the blow-up."""
+    sizes = (32, 64)
+    found = [moment_error(n, strength) for n in sizes]
+    assert observed_order([1 / n for n in sizes], found) > 1.8
+    assert found[-1] < 5e-3
+
+
+def test_mass_decides_between_spreading_and_blow_up():
+    """The moment grows below the critical mass 8 pi, a = 4, and falls above it."""
+    mu = plane(32)
+    rates = []
+    for strength in (2.0, 6.0):
+        run = of.flow(attraction(strength), mu, of.JKO(), dt=0.01, steps=3)
+        rates.append((second(run.final) - second(mu)) / 0.03)
+        assert bool((run.records["energy"].diff() < 0).all())
+    assert rates == pytest.approx([2.0, -2.0], abs=0.35)
