@@ -70,6 +70,25 @@ def test_the_grid_of_a_potential_is_that_potential():
     torch.testing.assert_close(of.KL(nu).velocity(mu), of.KL(well).velocity(mu))
 
 
+def test_a_flow_ends_at_the_density_of_another_grid():
+    """Every step lowers it; rest is the target, up to the blur of the solver."""
+
+    def density(f):
+        return of.GridDensity.from_function(
+            f, -1.0, 1.0, (24, 20), walls=True, dtype=torch.float64
+        )
+
+    nu = density(lambda x: 1.5 + (3 * x[:, 0]).sin() * (2 * x[:, 1]).cos())
+    mu = density(lambda x: torch.exp(-4 * (x - 0.3).square().sum(-1)))
+    run = of.flow(of.KL(nu), mu, of.JKO(), dt=0.1, steps=25)
+    energy = run.records["energy"]
+    assert all(info["converged"] for info in run.info)
+    assert float(energy[0]) > 0.5
+    assert bool((energy.diff() < 1e-9).all())
+    assert 0 <= float(energy[-1]) < 1e-5
+    assert float((run.final.weights - nu.weights).abs().sum()) < 5e-3
+
+
 # Parts --------------------------------------------------------------------------------
 
 
