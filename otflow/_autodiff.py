@@ -23,11 +23,13 @@ __all__ = [
     "gradient",
     "implicit",
     "leaf",
+    "line_derivatives",
     "pair_sum",
     "second_gradient",
     "tiles",
     "unmodified",
     "value_and_gradient",
+    "value_gradient_product",
 ]
 
 # A tile's distance matrix (TILE x TILE, float64: 0.5 MB) stays in the L2 cache.
@@ -168,6 +170,55 @@ def entrywise_derivative(
                 return torch.zeros_like(x.detach())
             (y,) = _grad(y.sum(), (x,), create_graph=k + 1 < order)
         return y.detach()
+
+
+def line_derivatives(
+    function: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return f, f' and f'' of a batched ground function (n, 1) -> (n,) on the line."""
+    with torch.enable_grad():
+        x = leaf(x)
+        values = function(x)
+        zero = torch.zeros_like(x[:, 0])
+        if not values.requires_grad:
+            return values.detach(), zero, zero
+        (first,) = _grad(values.sum(), (x,), create_graph=True)
+        second = _grad(first.sum(), (x,))[0] if first.requires_grad else zero[:, None]
+    check_finite(first.detach(), "the gradient of the potential")
+    check_finite(second, "the second derivative of the potential")
+    return values.detach(), first.detach()[:, 0], second[:, 0]
+
+
+def value_gradient_product(
+    function: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """Return F, its gradient, and the map from v to the Hessian times v, at `x`.
+
+    The graph of the gradient is kept, so that a product costs one backward pass.
+    """
+    with torch.enable_grad():
+        x = leaf(x)
+        live = check_scalar(function(x), x)
+        check_finite(live.detach(), "the functional's value")
+        slope = torch.zeros_like(x)
+        if live.requires_grad:
+            (slope,) = _grad(live, (x,), create_graph=True)
+    check_finite(slope.detach(), "the functional's gradient")
+
+    def product(v: Tensor) -> Tensor:
+        if not slope.requires_grad:
+            return torch.zeros_like(v)
+        (result,) = torch.autograd.grad(
+            slope,
+            (x,),
+            v,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return result
+
+    return live.detach(), slope.detach(), product
 
 
 def second_gradient(

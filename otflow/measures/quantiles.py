@@ -43,7 +43,7 @@ class Quantiles(Measure):
 
     On the line W2 is flat: the distance of two measures is the :math:`L^2` distance of
     their quantile functions :cite:p:`santambrogio2015optimal`. `inner` is *lumped*,
-    :math:`\sum_i \ell_i u_i v_i`. The product of the linear interpolants of the
+    :math:`\sum_i \ell_i u_i v_i`; the product of the linear interpolants of the
     displacements a, b at both ends of a cell, which gives the exact :math:`W_2^2` of
     two such densities, has :math:`w\,(a^2+ab+b^2)/3` where the lumped one has
     :math:`w\,(a^2+b^2)/2`: that is more, by :math:`w\,(a-b)^2/6`, of second order in
@@ -81,10 +81,6 @@ class Quantiles(Measure):
     See Also
     --------
     otflow.proximal.QuantileProximal : The JKO step, in time O(n) per iteration.
-
-    Notes
-    -----
-    Memory O(n); `value_and_position_gradient` costs one value and one backward pass.
 
     Examples
     --------
@@ -174,7 +170,7 @@ class Quantiles(Measure):
     ) -> Self:
         r"""Return the quantiles of the density proportional to f on an interval.
 
-        By Gauss quadrature and Newton's method, near machine precision for smooth f.
+        By Gauss quadrature and Newton's method: near round-off for smooth f.
 
         Parameters
         ----------
@@ -277,7 +273,7 @@ class Quantiles(Measure):
     # Density --------------------------------------------------------------------------
 
     def density(self) -> Tensor:
-        """Return the density in each cell, mass over length, (n,)."""
+        """Return mass over length of each cell, (n,)."""
         return self.weights / self.edges.diff()
 
     def interaction(self, W: Ground, *, diagonal: bool = True) -> Tensor:
@@ -301,7 +297,7 @@ class Quantiles(Measure):
         check_generator(generator)
         n = non_negative_int(n, "n", minimum=1)
         cell = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        share = torch.empty_like(self.edges[:1].expand(n)).uniform_(generator=generator)
+        share = self.edges.new_empty(n).uniform_(generator=generator)
         low, high = self.edges[cell], self.edges[cell + 1]
         return (low + share * (high - low))[:, None]
 
@@ -310,12 +306,13 @@ class Quantiles(Measure):
     def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
         r"""Return :math:`F(\mu)` and :math:`\frac{1}{\ell_i}\partial F/\partial q_i`.
 
-        The gradient, (n + 1, 1), is minus the velocity. Detached.
+        The gradient, (n + 1, 1), is minus the velocity.
         """
-        f, grad = value_and_gradient(lambda q: self._evaluate(value, q), self.edges)
+        f, grad = value_and_gradient(lambda q: self.evaluate(value, q), self.edges)
         return f, (grad / self.lumped)[:, None]
 
-    def _evaluate(self, value: Value, edges: Tensor) -> Tensor:
+    def evaluate(self, value: Value, edges: Tensor) -> Tensor:
+        """Return a value at other quantiles, unchecked; a graph on them stays."""
         nu = self._with(edges)
         with unmodified(nu.edges, nu.points, nu.weights, by="the functional"):
             return value(nu)

@@ -5,11 +5,12 @@ from typing import Any
 
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
-from otflow.measures import Gaussian, GridDensity, Measure, Particles
+from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.gaussian import GaussianProximal
 from otflow.proximal.grid_sinkhorn import GridSinkhorn
 from otflow.proximal.particles import ParticleProximal
+from otflow.proximal.quantiles import QuantileProximal
 from otflow.proximal.terms import sort_terms
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ParticleProximal",
     "ProxResult",
     "ProximalSolver",
+    "QuantileProximal",
     "default_solver",
 ]
 
@@ -44,6 +46,7 @@ _DEFAULTS: list[
     (Particles, _always, ParticleProximal),
     (Gaussian, _always, GaussianProximal),
     (GridDensity, _always, GridSinkhorn),
+    (Quantiles, _always, QuantileProximal),
 ]
 
 

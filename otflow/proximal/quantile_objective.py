@@ -1,0 +1,226 @@
+"""The objective of a JKO step on quantiles, with its gradient and banded Hessian."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from otflow._autodiff import line_derivatives, value_gradient_product
+from otflow.errors import InvalidFunctional, NonFinite
+from otflow.functionals import Functional, Interaction
+from otflow.functionals.base import Scaled
+from otflow.kernels import Energy, Log, PowerLaw, RadialKernel, Riesz
+from otflow.measures import Quantiles
+from otflow.proximal.springs import Springs
+from otflow.proximal.terms import Terms, sort_terms
+
+__all__ = ["Expansion", "Objective"]
+
+# Conjugate gradients stop at this share of the right-hand side, or after so many steps.
+FORCING = 1e-3
+MAX_PRODUCTS = 200
+
+Product: TypeAlias = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The objective at some quantiles, to second order."""
+
+    edges: Tensor
+    energy: float  # F
+    objective: float  # dt F + half the squared distance
+    gradient: Tensor  # of the objective in the edges, (n + 1,)
+    band: Springs  # its Hessian but for the nonlocal terms
+    concavity: float  # how far the band may be from convex, per unit of lumped mass
+    product: Product | None  # nonlocal part of the Hessian, times v
+
+    def solve(
+        self, rhs: Tensor, lumped: Tensor, extra: Springs | None = None
+    ) -> Tensor:
+        """Return the Hessian (made positive, plus `extra`) inverse, times `rhs`."""
+        band = self.band if extra is None else self.band.plus(extra)
+        x = band.solve(rhs)
+        if x is None:
+            # Each cell's block is at least -concavity times its lumped mass.
+            band = Springs(band.rows + self.concavity * lumped, band.springs)
+            x = band.solve(rhs)
+        if x is None:
+            msg = "the Hessian of the JKO objective on quantiles is not finite"
+            raise NonFinite(msg)
+        return x if self.product is None else self._conjugate_gradients(band, rhs, x)
+
+    def _conjugate_gradients(
+        self, band: Springs, rhs: Tensor, solved: Tensor
+    ) -> Tensor:
+        """Solve with the nonlocal terms, preconditioned by the band.
+
+        Along negative curvature the search stops where it is: a direction of descent.
+        """
+        assert self.product is not None
+        x, r, z = torch.zeros_like(rhs), rhs, solved
+        p, rz = z, float(rhs @ z)
+        target = FORCING**2 * rz
+        for k in range(MAX_PRODUCTS):
+            q = band.times(p) + self.product(p)
+            curvature = float(p @ q)
+            if not curvature > 0:
+                return solved if k == 0 else x
+            alpha = rz / curvature
+            x, r = x + alpha * p, r - alpha * q
+            found = band.solve(r)
+            if found is None:
+                break
+            z, before = found, rz
+            rz = float(r @ z)
+            if rz <= target:
+                break
+            p = z + (rz / before) * p
+        return x
+
+
+class Objective:
+    r"""The function :math:`dt\,F(q) + \tfrac12\sum_i \ell_i (q_i - p_i)^2`.
+
+    Internal energies and potentials have a tridiagonal Hessian in closed form, from
+    :math:`U', U''` and :math:`V', V''`. Interactions and all other terms are
+    differentiated twice by autodiff, as products of the Hessian and a vector. The
+    quantiles are float64, and F is evaluated in the dtype of the measure.
+
+    Parameters
+    ----------
+    F : Functional
+        What is minimised.
+    mu : Quantiles
+        Where the step starts.
+    dt : float
+        Its length.
+    """
+
+    def __init__(self, F: Functional, mu: Quantiles, dt: float) -> None:
+        self.mu, self.dt = mu, dt
+        self.terms: Terms = sort_terms(F, mu.dim)
+        if self.terms.temperature < 0:
+            msg = (
+                f"{self.terms.temperature:g} * Entropy() is concave: a JKO step with "
+                f"it has no minimiser; use a positive factor"
+            )
+            raise ValueError(msg)
+        self.centre = mu.edges.to(torch.float64)
+        self.weights = mu.weights.to(torch.float64)
+        self.lumped = mu.lumped.to(torch.float64)
+        self.nonlocal_terms = (*self.terms.interactions, *self.terms.others)
+        self.modulus = _modulus(self.terms)
+        self.start = self.expand(self.centre)
+
+    def norm(self, tangent: Tensor) -> float:
+        """Return the lumped length of a displacement of the quantiles."""
+        return math.sqrt(float(self.lumped @ tangent.square()))
+
+    def expand(self, q: Tensor) -> Expansion:
+        """Return value, gradient and Hessian at quantiles (n + 1,), gaps > 0."""
+        w, dt = self.weights, self.dt
+        force, stiffness, energy = self._internal(q.diff())
+        d = q - self.centre
+        gradient, rows = self.lumped * d, self.lumped.clone()
+        concavity = 0.0
+        pull = torch.zeros_like(w)
+        bend = pull
+        if self.terms.potentials:
+            dtype = self.mu.dtype
+            x = (0.5 * (q[1:] + q[:-1]))[:, None].to(dtype)
+            values, slope, curve = line_derivatives(self._potential, x)
+            energy = energy + w @ values.to(w)
+            pull, bend = 0.5 * w * slope.to(w), 0.25 * w * curve.to(w)
+            concavity = dt * max(0.0, -float(curve.min()))
+        left, right = dt * (pull + force), dt * (pull - force)
+        gradient[:-1] += left
+        gradient[1:] += right
+        # The node at the centre of a cell: two anchors, and a spring of negative sign.
+        rows[:-1] += 2 * dt * bend
+        rows[1:] += 2 * dt * bend
+        band = Springs(rows, dt * (stiffness - bend))
+        product = None
+        if self.nonlocal_terms:
+            value, slope, product = self._nonlocal(q)
+            energy, gradient = energy + value, gradient + dt * slope
+        total = float(energy)
+        if not math.isfinite(total):
+            msg = "the energy of quantiles is not finite; look for an overflow"
+            raise NonFinite(msg)
+        half = 0.5 * float(self.lumped @ d.square())
+        objective = dt * total + half
+        return Expansion(q, total, objective, gradient, band, concavity, product)
+
+    def _internal(self, gaps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return pressure, its slope -dP/dg >= 0 (n,), and the energy of the cells."""
+        w, kappa, internal = self.weights, self.terms.temperature, self.terms.internal
+        r = w / gaps
+        pressure, stiffness = kappa * r, kappa * r / gaps
+        energy = kappa * (w @ r.log()) if kappa else w.new_zeros(())
+        if internal is not None:
+            e = internal.e(r)
+            pressure = pressure + r * (internal.slope(r) - e)
+            stiffness = stiffness + (r * r * internal.curvature(r)).clamp_min(0) / gaps
+            energy = energy + w @ e
+        return pressure, stiffness, energy
+
+    def _potential(self, x: Tensor) -> Tensor:
+        values = self.terms.V(x)
+        if values.shape != x.shape[:1]:
+            msg = (
+                f"V must map (n, d) = {tuple(x.shape)} to ({len(x)},), got "
+                f"{tuple(values.shape)}; reduce over the last axis: .sum(-1)"
+            )
+            raise InvalidFunctional(msg)
+        return values
+
+    def _nonlocal(self, q: Tensor) -> tuple[Tensor, Tensor, Product]:
+        """Return value, gradient and dt times the Hessian of the other terms."""
+        own, wide = self.mu.dtype, self.centre.dtype
+        value, slope, times = value_gradient_product(
+            lambda edges: self.mu.evaluate(self._sum, edges), q.to(own)
+        )
+
+        def product(v: Tensor) -> Tensor:
+            return self.dt * times(v.to(own)).to(wide)
+
+        return value.to(wide), slope.to(wide), product
+
+    def _sum(self, nu: Quantiles) -> Tensor:
+        total = nu.weights.new_zeros(())
+        for c, term in self.nonlocal_terms:
+            total = total + c * term.value(nu)
+        return total
+
+
+def _modulus(terms: Terms) -> float | None:
+    r"""Return a convexity bound in the quantiles, at most 0; None if unknown.
+
+    Sums at the centres of cells do not see quantiles that alternate, so that a
+    positive modulus of a term is lost; a negative one holds, since the lumped product
+    exceeds that of the nodes. Internal energies are convex in each gap.
+    """
+    total = 0.0
+    for c, term in (*terms.potentials, *terms.interactions, *terms.others):
+        bound = Scaled(c, term).modulus_in(1)
+        if bound is None and isinstance(term, Interaction) and c > 0:
+            bound = 0.0 if _is_convex_apart(term.W) else None
+        if bound is None:
+            return None
+        total += min(bound, 0.0)
+    return total
+
+
+def _is_convex_apart(W: object) -> bool:
+    """Whether a kernel is convex on the half-line: quantiles never change order."""
+    if isinstance(W, PowerLaw):
+        return W.attraction >= 1 and W.repulsion <= 1
+    if isinstance(W, RadialKernel) and W.modulus is not None and W.modulus >= 0:
+        return True
+    return isinstance(W, (Log, Riesz, Energy))
