@@ -104,7 +104,6 @@ def _search(
 ) -> tuple[Expansion | None, int]:
     """Backtrack until the objective falls enough; None if it never does."""
     slope = float(point.gradient @ step)
-    noise = 16 * torch.finfo(torch.float64).eps * abs(point.objective)
     length = _longest(point.edges.diff(), step.diff())
     for trial in range(1, min(MAX_HALVINGS, budget) + 1):
         q = point.edges + length * step
@@ -118,7 +117,7 @@ def _search(
             return found, trial
         # Close to the minimum a decrease drowns in round-off; there a smaller gradient
         # is progress.
-        is_level = found.objective <= point.objective + noise
+        is_level = found.objective <= point.objective + point.noise
         if is_level and _residual(problem, found.gradient) < 0.9 * residual:
             return found, trial
         length *= 0.5
@@ -198,10 +197,15 @@ class _State:
         """Return a bound on what the objective loses by s z > 0 and A q - b != s."""
         return float((self.z * (self.s + self.primal.abs())).sum())
 
+    def dual_floor(self, problem: Objective) -> float:
+        """Return the residual that the last place of the multipliers brings about."""
+        spread = math.sqrt(float(problem.lumped.reciprocal().sum()))
+        return 8 * torch.finfo(torch.float64).eps * float(self.z.max()) * spread
+
     def noise(self) -> float:
         """Return the share of `lost` that the last place of the quantiles makes up."""
         largest = float(self.point.edges.abs().max())
-        return 4 * torch.finfo(torch.float64).eps * largest * float(self.z.sum())
+        return 16 * torch.finfo(torch.float64).eps * largest * float(self.z.sum())
 
 
 def interior_point(
@@ -246,7 +250,8 @@ def interior_point(
     while True:
         residual = _residual(problem, state.dual)
         moved = problem.norm(state.point.edges - problem.centre)
-        small, lost = floor(problem, state.point), state.lost()
+        lost = state.lost()
+        small = floor(problem, state.point) + state.dual_floor(problem)
         settled = (
             residual <= max(tolerance, 1e-9) * moved + small
             and lost <= (COMPLEMENTARITY * moved + small) ** 2 + state.noise()

@@ -34,6 +34,7 @@ class Expansion:
 
     edges: Tensor
     energy: float  # F
+    noise: float  # round-off of the objective
     objective: float  # dt F + half the squared distance
     gradient: Tensor  # of the objective in the edges, (n + 1,)
     band: Springs  # its Hessian but for the nonlocal terms
@@ -125,7 +126,7 @@ class Objective:
     def expand(self, q: Tensor) -> Expansion:
         """Return value, gradient and Hessian at quantiles (n + 1,), gaps > 0."""
         w, dt = self.weights, self.dt
-        force, stiffness, energy = self._internal(q.diff())
+        force, stiffness, parts = self._internal(q.diff())
         d = q - self.centre
         gradient, rows = self.lumped * d, self.lumped.clone()
         concavity = 0.0
@@ -135,7 +136,7 @@ class Objective:
             dtype = self.mu.dtype
             x = (0.5 * (q[1:] + q[:-1]))[:, None].to(dtype)
             values, slope, curve = line_derivatives(self._potential, x)
-            energy = energy + w @ values.to(w)
+            parts.append(w * values.to(w))
             pull, bend = 0.5 * w * slope.to(w), 0.25 * w * curve.to(w)
             concavity = dt * max(0.0, -float(curve.min()))
         left, right = dt * (pull + force), dt * (pull - force)
@@ -148,27 +149,31 @@ class Objective:
         product = None
         if self.nonlocal_terms:
             value, slope, product = self._nonlocal(q)
-            energy, gradient = energy + value, gradient + dt * slope
-        total = float(energy)
+            parts.append(value.reshape(1))
+            gradient = gradient + dt * slope
+        total = sum(float(part.sum()) for part in parts)
+        size = sum(float(part.abs().sum()) for part in parts)
         if not math.isfinite(total):
             msg = "the energy of quantiles is not finite; look for an overflow"
             raise NonFinite(msg)
         half = 0.5 * float(self.lumped @ d.square())
-        objective = dt * total + half
-        return Expansion(q, total, objective, gradient, band, concavity, product)
+        noise = 16 * torch.finfo(self.mu.dtype).eps * (dt * size + half)
+        return Expansion(
+            q, total, noise, dt * total + half, gradient, band, concavity, product
+        )
 
-    def _internal(self, gaps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return pressure, its slope -dP/dg >= 0 (n,), and the energy of the cells."""
+    def _internal(self, gaps: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return pressure, its slope -dP/dg >= 0, and energies of the cells, (n,)."""
         w, kappa, internal = self.weights, self.terms.temperature, self.terms.internal
         r = w / gaps
         pressure, stiffness = kappa * r, kappa * r / gaps
-        energy = kappa * (w @ r.log()) if kappa else w.new_zeros(())
+        energies = [kappa * w * r.log()] if kappa else []
         if internal is not None:
             e = internal.e(r)
             pressure = pressure + r * (internal.slope(r) - e)
             stiffness = stiffness + (r * r * internal.curvature(r)).clamp_min(0) / gaps
-            energy = energy + w @ e
-        return pressure, stiffness, energy
+            energies.append(w * e)
+        return pressure, stiffness, energies
 
     def _potential(self, x: Tensor) -> Tensor:
         values = self.terms.V(x)
