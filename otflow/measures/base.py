@@ -118,16 +118,17 @@ class Measure(ABC):
         """Draw n independent points, (n, d)."""
         self._refuse("sample", "sampler")
 
-    # Derived, final ------------------------------------------------------------------
+    # Derived -------------------------------------------------------------------------
 
     @final
     def position_gradient(self, value: Value) -> Tensor:
         r"""Return the tangent :math:`\nabla F'[\mu]`, minus the velocity."""
         return self.value_and_position_gradient(value)[1]
 
-    @final
     def expectation(self, f: Ground) -> Tensor:
         r"""Return :math:`\int f\, d\mu = \sum_i w_i f(x_i)`.
+
+        A representation whose tangents live elsewhere than its points overrides it.
 
         Parameters
         ----------
@@ -144,31 +145,7 @@ class Measure(ABC):
         InvalidFunctional
             If `f` does not return one value, or one row, per point.
         """
-        values = f(self.points)
-        n = self.points.shape[0]
-        if not isinstance(values, Tensor) or values.ndim < 1 or values.shape[0] != n:
-            got = (
-                f"shape {tuple(values.shape)}"
-                if isinstance(values, Tensor)
-                else type(values).__name__
-            )
-            msg = (
-                f"a ground function must map (n, d) = {tuple(self.points.shape)} to "
-                f"({n},) or ({n}, m), got {got}; reduce over the last axis, "
-                f"e.g. .sum(-1)"
-            )
-            raise InvalidFunctional(msg)
-        if values.dtype != self.weights.dtype:
-            msg = (
-                f"a ground function returned {values.dtype} for points of dtype "
-                f"{self.points.dtype}; build its constants with the dtype of x"
-            )
-            raise InvalidFunctional(msg)
-        return (
-            self.weights @ values
-            if values.ndim <= 2
-            else torch.tensordot(self.weights, values, dims=1)
-        )
+        return integrate(f, self.points, self.weights)
 
     def interaction(self, W: Ground, *, diagonal: bool = True) -> Tensor:
         r"""Return :math:`\tfrac12 \sum_{ij} w_i w_j W(x_i - x_j)`, with the 1/2.
@@ -266,6 +243,35 @@ class Measure(ABC):
             msg = f"{name} must have shape {tuple(self.points.shape)}, got {got}"
             raise ValueError(msg)
         check_like(tangent, self.points, name, "points")
+
+
+def integrate(f: Ground, points: Tensor, weights: Tensor) -> Tensor:
+    r"""Return :math:`\sum_i w_i f(x_i)`, refused unless f is a ground function."""
+    values = f(points)
+    n = points.shape[0]
+    if not isinstance(values, Tensor) or values.ndim < 1 or values.shape[0] != n:
+        got = (
+            f"shape {tuple(values.shape)}"
+            if isinstance(values, Tensor)
+            else type(values).__name__
+        )
+        msg = (
+            f"a ground function must map (n, d) = {tuple(points.shape)} to "
+            f"({n},) or ({n}, m), got {got}; reduce over the last axis, "
+            f"e.g. .sum(-1)"
+        )
+        raise InvalidFunctional(msg)
+    if values.dtype != weights.dtype:
+        msg = (
+            f"a ground function returned {values.dtype} for points of dtype "
+            f"{points.dtype}; build its constants with the dtype of x"
+        )
+        raise InvalidFunctional(msg)
+    return (
+        weights @ values
+        if values.ndim <= 2
+        else torch.tensordot(weights, values, dims=1)
+    )
 
 
 def pair_energy(

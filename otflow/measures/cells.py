@@ -18,9 +18,10 @@ __all__ = ["cell_interaction"]
 
 # Cells fewer places apart than this interact by the exact average of the kernel.
 BAND = 4
-# Gauss-Legendre nodes in u, with z = u^POWER: nodes crowd where W may be singular.
+# Gauss-Legendre nodes in u, with z = g u^p: nodes crowd where W may be singular, as
+# closely as squares of z stay above the least numbers.
 NODES = 32
-POWER = 8
+POWERS = {torch.float64: 8, torch.float32: 4}
 
 
 @lru_cache
@@ -92,7 +93,7 @@ def cell_interaction(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
 
 
 def _second_primitive(W: Ground, length: Tensor) -> Tensor:
-    t, w = (r.to(length) for r in _rule(POWER))
+    t, w = (r.to(length) for r in _rule(POWERS[length.dtype]))
     return length * length * (_even(W, length[:, None] * t) @ w)
 
 
@@ -109,7 +110,7 @@ def _check_integrable(W: Ground) -> None:
     if not isinstance(W, RadialKernel) or not W.singular:
         return
     one = torch.ones(1, dtype=torch.float64)
-    coarse, fine = (float(_even(W, t) @ w) for t, w in (_rule(POWER), _rule(2 * POWER)))
+    coarse, fine = (float(_even(W, t) @ w) for t, w in (_rule(8), _rule(16)))
     if abs(fine - coarse) > 1e-3 * max(abs(fine), float(one)):
         msg = (
             f"{W!r} is not integrable at 0 on the line: the energy of a density under "

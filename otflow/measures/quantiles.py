@@ -22,7 +22,7 @@ from otflow._validation import (
     real,
 )
 from otflow.errors import Diverged
-from otflow.measures.base import Measure
+from otflow.measures.base import Measure, integrate
 from otflow.measures.cells import cell_interaction
 from otflow.measures.levels import graded_masses, inverse_distribution
 
@@ -34,8 +34,8 @@ class Quantiles(Measure):
     r"""A density on the line, constant between neighbouring quantiles.
 
     The state is the quantiles :math:`q_0 < \dots < q_n` at fixed levels. Cell i, from
-    :math:`q_i` to :math:`q_{i+1}`, has the mass :math:`w_i` for ever, the density
-    :math:`\rho_i = w_i/(q_{i+1}-q_i)` and its centre as quadrature node. A tangent
+    :math:`q_i` to :math:`q_{i+1}`, has the mass :math:`w_i` for ever and the density
+    :math:`\rho_i = w_i/(q_{i+1}-q_i)`; the points are the centres. A tangent
     moves the quantiles, (n + 1, 1); between them the mass of a cell stretches evenly,
     so `push` is exact. Quantile i answers for half of the mass on either side,
     :math:`\ell_i = (w_{i-1}+w_i)/2`; the gradient is
@@ -54,8 +54,7 @@ class Quantiles(Measure):
     edges : Tensor or ndarray, shape (n + 1,)
         Quantiles, strictly increasing, float32 or float64; copied, detached.
     weights : Tensor or ndarray, shape (n,), optional
-        Masses of the cells, positive, of sum 1; 1/n each by default. Smaller masses
-        near the ends resolve tails and free boundaries.
+        Masses, positive, of sum 1; 1/n by default. Smaller ones resolve the ends.
     normalize : bool
         Divide the weights by their sum instead of refusing a sum other than 1.
 
@@ -99,16 +98,14 @@ class Quantiles(Measure):
 
     cures: ClassVar[dict[str, str]] = {
         "mass_gradient": (
-            "its masses are fixed and only quantiles move; ask a GridDensity or "
-            "Particles for a first variation"
+            "its masses are fixed; ask a GridDensity or Particles for a first variation"
         ),
         "diffuse": (
             "quantiles do not follow noise; add Entropy() to the functional and flow "
             "it with JKO() or ExplicitEuler()"
         ),
         "reweight": (
-            "its masses are fixed and only quantiles move; use a GridDensity or "
-            "Particles for birth and death"
+            "its masses are fixed; use a GridDensity or Particles for birth and death"
         ),
     }
 
@@ -175,18 +172,17 @@ class Quantiles(Measure):
         Parameters
         ----------
         f : callable
-            Batched (m, 1) -> (m,), non-negative; its integral need not be 1. Where it
-            vanishes at the ends of the interval the support is cut to where it is
-            positive.
+            Batched (m, 1) -> (m,), non-negative, of any integral. Where it vanishes at
+            the ends of the interval, that is cut to where it is positive.
         lower, upper : float
             Ends of the interval.
         n : int
             Number of cells.
         grading : float
             Exponent :math:`\gamma \ge 1` of the levels :math:`u^\gamma/(u^\gamma +
-            (1-u)^\gamma)`, u = k/n: 1 for equal masses, more for small cells at the
-            ends. Where a density vanishes like :math:`x^p` at the end of its support,
-            :math:`\gamma = p + 1` gives cells of comparable lengths.
+            (1-u)^\gamma)`, u = k/n: 1 for equal masses, more for smaller ones at the
+            ends. If the density vanishes like :math:`x^p` at the end of its support,
+            :math:`\gamma = p + 1` makes lengths comparable.
         dtype, device : optional
             Of the quantiles; torch's defaults if not given.
         """
@@ -207,8 +203,8 @@ class Quantiles(Measure):
     ) -> Self:
         r"""Return the values of a quantile function at equal or graded levels.
 
-        Where it is infinite at the levels 0 or 1, the outermost quantile is put at a
-        quarter of the mass of the last cell.
+        Where it is infinite at 0 or 1, the outermost quantile is put at a quarter of
+        the mass of its cell.
 
         Parameters
         ----------
@@ -238,8 +234,7 @@ class Quantiles(Measure):
     def from_samples(cls, x: ArrayLike, n: int) -> Self:
         """Return n cells of equal mass at the quantiles of points on the line.
 
-        Quantiles interpolate linearly between order statistics, from the least point
-        to the greatest.
+        They interpolate order statistics, from the least point to the greatest.
 
         Parameters
         ----------
@@ -275,6 +270,15 @@ class Quantiles(Measure):
     def density(self) -> Tensor:
         """Return mass over length of each cell, (n,)."""
         return self.weights / self.edges.diff()
+
+    def expectation(self, f: Ground) -> Tensor:
+        r"""Return :math:`\int f\,d\mu \approx \sum_i \ell_i f(q_i)`: at the quantiles.
+
+        The trapezoidal rule, of second order like the values at the centres. With it a
+        potential moves each quantile by its own gradient there, so that V-convexity
+        carries over whole and quantiles keep their order under a convex V.
+        """
+        return integrate(f, self.edges[:, None], self.lumped)
 
     def interaction(self, W: Ground, *, diagonal: bool = True) -> Tensor:
         r"""Return :math:`\tfrac12\iint W(x-y)\,d\mu\,d\mu` of the density itself.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from otflow._autodiff import line_derivatives, value_gradient_product
 from otflow.errors import InvalidFunctional, NonFinite
-from otflow.functionals import Functional, Interaction
+from otflow.functionals import Functional, Interaction, Potential
 from otflow.functionals.base import Scaled
 from otflow.kernels import Energy, Log, PowerLaw, RadialKernel, Riesz
 from otflow.measures import Quantiles
@@ -21,8 +21,8 @@ from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["Expansion", "Objective"]
 
-# Conjugate gradients stop at this share of the right-hand side, or after so many steps.
-FORCING = 1e-3
+# Conjugate gradients stop at this share of the first residual, or after so many steps.
+FORCING = 1e-4
 MAX_PRODUCTS = 200
 
 Product: TypeAlias = Callable[[Tensor], Tensor]
@@ -48,41 +48,44 @@ class Expansion:
         band = self.band if extra is None else self.band.plus(extra)
         x = band.solve(rhs)
         if x is None:
-            # Each cell's block is at least -concavity times its lumped mass.
+            # The potentials' part is at least -concavity times the lumped masses.
             band = Springs(band.rows + self.concavity * lumped, band.springs)
             x = band.solve(rhs)
         if x is None:
             msg = "the Hessian of the JKO objective on quantiles is not finite"
             raise NonFinite(msg)
-        return x if self.product is None else self._conjugate_gradients(band, rhs, x)
+        if self.product is None:
+            return x
+        return self._conjugate_gradients(band, x)
 
-    def _conjugate_gradients(
-        self, band: Springs, rhs: Tensor, solved: Tensor
-    ) -> Tensor:
-        """Solve with the nonlocal terms, preconditioned by the band.
+    def _conjugate_gradients(self, band: Springs, solved: Tensor) -> Tensor:
+        """Correct the band's solution for the nonlocal terms, preconditioned by it.
 
-        Along negative curvature the search stops where it is: a direction of descent.
+        What the band solves exactly, stiff bounds above all, never enters a product
+        with it. Along negative curvature the search stops: a direction of descent.
         """
         assert self.product is not None
-        x, r, z = torch.zeros_like(rhs), rhs, solved
-        p, rz = z, float(rhs @ z)
+        r, x = -self.product(solved), torch.zeros_like(solved)
+        z = band.solve(r)
+        if z is None:
+            return solved
+        p, band_p, rz = z, r, float(r @ z)
         target = FORCING**2 * rz
-        for k in range(MAX_PRODUCTS):
-            q = band.times(p) + self.product(p)
+        for _ in range(MAX_PRODUCTS):
+            q = band_p + self.product(p)
             curvature = float(p @ q)
             if not curvature > 0:
-                return solved if k == 0 else x
+                break
             alpha = rz / curvature
             x, r = x + alpha * p, r - alpha * q
-            found = band.solve(r)
-            if found is None:
+            z, before = band.solve(r), rz
+            if z is None:
                 break
-            z, before = found, rz
             rz = float(r @ z)
             if rz <= target:
                 break
-            p = z + (rz / before) * p
-        return x
+            p, band_p = z + (rz / before) * p, r + (rz / before) * band_p
+        return solved + x
 
 
 class Objective:
@@ -130,22 +133,16 @@ class Objective:
         d = q - self.centre
         gradient, rows = self.lumped * d, self.lumped.clone()
         concavity = 0.0
-        pull = torch.zeros_like(w)
-        bend = pull
         if self.terms.potentials:
-            dtype = self.mu.dtype
-            x = (0.5 * (q[1:] + q[:-1]))[:, None].to(dtype)
+            x = q[:, None].to(self.mu.dtype)
             values, slope, curve = line_derivatives(self._potential, x)
-            parts.append(w * values.to(w))
-            pull, bend = 0.5 * w * slope.to(w), 0.25 * w * curve.to(w)
+            parts.append(self.lumped * values.to(w))
+            gradient += dt * self.lumped * slope.to(w)
+            rows += dt * self.lumped * curve.to(w)
             concavity = dt * max(0.0, -float(curve.min()))
-        left, right = dt * (pull + force), dt * (pull - force)
-        gradient[:-1] += left
-        gradient[1:] += right
-        # The node at the centre of a cell: two anchors, and a spring of negative sign.
-        rows[:-1] += 2 * dt * bend
-        rows[1:] += 2 * dt * bend
-        band = Springs(rows, dt * (stiffness - bend))
+        gradient[:-1] += dt * force
+        gradient[1:] -= dt * force
+        band = Springs(rows, dt * stiffness)
         product = None
         if self.nonlocal_terms:
             value, slope, product = self._nonlocal(q)
@@ -205,11 +202,12 @@ class Objective:
 
 
 def _modulus(terms: Terms) -> float | None:
-    r"""Return a convexity bound in the quantiles, at most 0; None if unknown.
+    r"""Return a convexity bound in the quantiles; None if unknown.
 
-    Sums at the centres of cells do not see quantiles that alternate, so that a
-    positive modulus of a term is lost; a negative one holds, since the lumped product
-    exceeds that of the nodes. Internal energies are convex in each gap.
+    That of V carries over: the nodes of an expectation are the quantiles, with the
+    masses of the lumped product. Internal energies are convex in each gap. Of all
+    others a negative bound holds, since the lumped product exceeds that of any nodes
+    in between; a positive one is not claimed.
     """
     total = 0.0
     for c, term in (*terms.potentials, *terms.interactions, *terms.others):
@@ -218,7 +216,7 @@ def _modulus(terms: Terms) -> float | None:
             bound = 0.0 if _is_convex_apart(term.W) else None
         if bound is None:
             return None
-        total += min(bound, 0.0)
+        total += bound if isinstance(term, Potential) else min(bound, 0.0)
     return total
 
 

@@ -63,16 +63,16 @@ class QuantileProximal(ProximalSolver[Quantiles]):
     ``w2``
         Distance between both ends in the lumped metric, exact.
     ``residual``, ``converged``, ``gradients``
-        Relative residual, whether it met the tolerance, evaluations spent.
+        Residual over the displacement (alone, where nothing moved but by round-off),
+        whether it met the tolerance, evaluations spent.
     ``excess``
         Largest density over its bound, minus 1; 0 where it is kept or there is none.
     ``bound``
         Upper bound on the lumped W2 distance to the exact minimiser among densities
         with these masses: with residual r, complementarity gap g of the bounds and m
         = 1 + dt lambda > 0 it is (r + sqrt(r^2 + 4 m g)) / 2m; without bounds r/m.
-        Where a convexity modulus is known, else None. Positive moduli count as 0 (the
-        nodes do not see alternating quantiles), and repulsive kernels that are convex
-        on the half-line, as the logarithm, count as convex.
+        Where a convexity modulus is known, else None. Repulsive kernels that are
+        convex on the half-line, as the logarithm, count as convex.
     ``guarantee``
         ``"exact"``: the step is unique and within ``bound``. ``"stationary"``: a
         critical point of the objective. ``"none"``: not converged.
@@ -205,6 +205,7 @@ def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> dict[str
     point = found.point
     moved = problem.norm(point.edges - problem.centre)
     start = problem.start.energy
+    still = 1e3 * torch.finfo(nu.dtype).eps * problem.norm(problem.centre)
     most = problem.terms.max_density
     density = problem.weights / point.edges.diff()
     excess = max(0.0, float(density.max()) / most - 1.0)
@@ -227,7 +228,7 @@ def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> dict[str
         "energy_after": point.energy,
         "w2": moved,
         "decrease": decrease,
-        "residual": found.residual / moved if moved > 0 else found.residual,
+        "residual": found.residual / moved if moved > still else found.residual,
         "converged": found.converged,
         "gradients": found.iterations,
         "excess": excess,

@@ -211,10 +211,13 @@ class TestLogGas:
 
     def test_the_confinement_may_be_a_potential(self):
         """The mean is at 0, so that x^2/2 confines as the quadratic kernel does."""
-        mu = self.start(20)
-        F = exact.quadratic() + of.Interaction(of.kernels.Log())
-        one, other = end(F, mu, 0.2, 0.4), end(exact.dyson(), mu, 0.2, 0.4)
-        assert distance(one, other) < 2e-3
+        F, gaps = exact.quadratic() + of.Interaction(of.kernels.Log()), []
+        for n in (15, 30):
+            mu = self.start(n)
+            gaps.append(
+                distance(end(F, mu, 0.2, 0.4), end(exact.dyson(), mu, 0.2, 0.4))
+            )
+        assert gaps[1] < 0.3 * gaps[0] < 0.01
 
 
 def test_quadratic_attraction_and_entropy():
@@ -313,10 +316,7 @@ class TestCrowd:
         full = False
         for i, nu in enumerate(run.snapshots):
             expected = cells_of(exact.crowded_ball_jko(c, 1, dt, i), n, 1.0)
-            # The last quantile moves like the centre of its cell.
-            gap = (nu.edges - expected.edges).abs()
-            assert float(gap.max()) < 0.5 / n
-            assert float(gap[3:-3].max()) < 2e-3 / n
+            assert float((nu.edges - expected.edges).abs().max()) < 1e-5
             self.check(nu, n)
             full = full or float(nu.edges[-1]) < 0.5 + 1e-5
         assert full

@@ -85,6 +85,14 @@ def test_the_gradient_is_over_the_lumped_masses():
     torch.testing.assert_close(velocity, torch.full_like(velocity, -3.0))
 
 
+def test_a_potential_moves_each_quantile_by_its_own_gradient():
+    mu = TestOtherMasses().make()
+    velocity = of.Potential(lambda x: x.sin().sum(-1)).velocity(mu)
+    torch.testing.assert_close(velocity[:, 0], -mu.edges.cos())
+    second = mu.expectation(lambda x: x.square().sum(-1))
+    torch.testing.assert_close(second, mu.inner(mu.edges[:, None], mu.edges[:, None]))
+
+
 def test_inner_exceeds_the_exact_w2_by_the_strain_of_the_cells():
     mu, v = TestOtherMasses().make(), normal(9, 1, seed=3)
     nu = mu.push(v, 0.1)

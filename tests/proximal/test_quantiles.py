@@ -154,6 +154,17 @@ def test_it_agrees_with_a_general_minimiser(name):
     assert ours.edges.numpy() == pytest.approx(found.x, abs=1e-4)
 
 
+def test_a_convex_potential_alone_keeps_the_order_of_uneven_cells():
+    # As particles: each quantile by itself, with the whole modulus of V.
+    mu, lam, dt = make(), 2.0, 50.0
+    result = QuantileProximal().solve(exact.quadratic(lam, 0.3), mu, dt)
+    expected = 0.3 + (mu.edges - 0.3) / (1 + lam * dt)
+    torch.testing.assert_close(result.measure.edges, expected, rtol=0, atol=1e-13)
+    short = QuantileProximal(max_iterations=1).solve(exact.quadratic(lam), mu, dt)
+    displacement = dt * float(mu.norm(exact.quadratic(lam).velocity(mu)))
+    assert short.certificate["bound"] == pytest.approx(displacement / (1 + lam * dt))
+
+
 def test_a_concave_potential_is_met_with_a_shift():
     # dt times the least curvature is -3: the objective is not convex.
     F, mu = 3.0 * double_well() + 1e-3 * of.Entropy(), line(-0.4, 0.5)
@@ -185,7 +196,10 @@ def test_derivatives_of_the_objective(name):
     for seed in range(3):
         v = normal(7, seed=seed)
         slope = derivative(
-            lambda t, v=v: torch.tensor(problem.expand(q + t * v).objective), 1e-4
+            lambda t, v=v: torch.tensor(
+                problem.expand(q + t * v).objective, dtype=v.dtype
+            ),
+            1e-4,
         )
         assert float(at.gradient @ v) == pytest.approx(float(slope), rel=1e-6, abs=1e-8)
         bend = derivative(lambda t, v=v: problem.expand(q + t * v).gradient, 1e-4)
