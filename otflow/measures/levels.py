@@ -10,13 +10,26 @@ from otflow._typing import Ground
 from otflow._validation import non_negative_int, real
 from otflow.errors import InvalidFunctional
 
-__all__ = ["graded_masses", "inverse_distribution"]
+__all__ = ["check_increasing", "graded_masses", "inverse_distribution"]
 
 # Panels per quantile (and at least so many) of the integral of a density, and the
 # Gauss-Legendre nodes in each.
 PANELS_PER_CELL = 8
 MIN_PANELS = 4096
 NODES = 8
+
+
+def check_increasing(edges: Tensor) -> None:
+    """Refuse quantiles that cross or coincide, and name the first."""
+    wrong = edges.diff() <= 0
+    if bool(wrong.any()):
+        i = int(wrong.nonzero()[0])
+        msg = (
+            f"quantiles must increase strictly, but edges[{i}] = {float(edges[i]):.9g} "
+            f">= edges[{i + 1}] = {float(edges[i + 1]):.9g}; sort them, and merge "
+            f"cells whose edges coincide"
+        )
+        raise ValueError(msg)
 
 
 def graded_masses(n: int, grading: float) -> tuple[Tensor, Tensor]:

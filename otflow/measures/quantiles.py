@@ -24,7 +24,7 @@ from otflow._validation import (
 from otflow.errors import Diverged
 from otflow.measures.base import Measure, integrate
 from otflow.measures.cells import cell_interaction
-from otflow.measures.levels import graded_masses, inverse_distribution
+from otflow.measures.levels import check_increasing, graded_masses, inverse_distribution
 
 __all__ = ["Quantiles"]
 
@@ -124,7 +124,7 @@ class Quantiles(Measure):
             )
             raise ValueError(msg)
         q = as_points(q[:, None], "edges")[:, 0].detach().clone()
-        _check_increasing(q)
+        check_increasing(q)
         n = len(q) - 1
         if weights is None:
             w = q.new_full((n,), 1.0 / n)
@@ -386,15 +386,3 @@ class Quantiles(Measure):
 def _lump(weights: Tensor) -> Tensor:
     nothing = weights.new_zeros(1)
     return 0.5 * (torch.cat([weights, nothing]) + torch.cat([nothing, weights]))
-
-
-def _check_increasing(edges: Tensor) -> None:
-    wrong = edges.diff() <= 0
-    if bool(wrong.any()):
-        i = int(wrong.nonzero()[0])
-        msg = (
-            f"quantiles must increase strictly, but edges[{i}] = {float(edges[i]):.9g} "
-            f">= edges[{i + 1}] = {float(edges[i + 1]):.9g}; sort them, and merge "
-            f"cells whose edges coincide"
-        )
-        raise ValueError(msg)
