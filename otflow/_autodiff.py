@@ -201,23 +201,15 @@ def value_gradient_product(
         x = leaf(x)
         live = check_scalar(function(x), x)
         check_finite(live.detach(), "the functional's value")
-        slope = torch.zeros_like(x)
-        if live.requires_grad:
-            (slope,) = _grad(live, (x,), create_graph=True)
+        grads = _grad(live, (x,), create_graph=True) if live.requires_grad else ()
+    slope = grads[0] if grads else torch.zeros_like(x.detach())
     check_finite(slope.detach(), "the functional's gradient")
 
     def product(v: Tensor) -> Tensor:
         if not slope.requires_grad:
             return torch.zeros_like(v)
-        (result,) = torch.autograd.grad(
-            slope,
-            (x,),
-            v,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return result
+        options = {"retain_graph": True, "materialize_grads": True}
+        return torch.autograd.grad(slope, (x,), v, allow_unused=True, **options)[0]
 
     return live.detach(), slope.detach(), product
 
