@@ -311,6 +311,7 @@ def test_a_blur_that_does_not_fit_the_grid():
     "mu",
     [
         bump(),
+        of.Quantiles(torch.linspace(0, 1, 9, dtype=torch.float64)),
         of.Gaussian(ZERO, EYE),
     ],
     ids=lambda mu: type(mu).__name__,

@@ -57,3 +57,33 @@ def test_mass_decides_between_spreading_and_blow_up():
         rates.append((second(run.final) - second(mu)) / 0.03)
         assert bool((run.records["energy"].diff() < 0).all())
     assert rates == pytest.approx([2.0, -2.0], abs=0.35)
+
+
+# The modified model on the line -------------------------------------------------------
+
+
+def line_error(n, chi, tau=0.02, steps=5):
+    """Return the error of the moment on n quantiles; W = 2 chi log|x|, unit mass."""
+    mu = of.Quantiles.from_quantile(torch.special.ndtri, n, **F64)
+    run = of.flow(attraction(2 * chi), mu, of.JKO(), dt=tau, steps=steps)
+    assert all(info["converged"] for info in run.info)
+    expected = second(mu)
+    for info in run.info:
+        expected = exact.log_moment_jko(expected, tau, info["w2"], 1, 2 * chi)
+    return second(run.final) - expected
+
+
+@pytest.mark.parametrize("chi", [0.0, 0.5, 1.0])
+def test_the_second_moment_on_the_line_is_that_of_the_virial(chi):
+    assert abs(line_error(60, chi)) < 1e-10
+
+
+def test_quantiles_know_the_critical_strength():
+    """At chi = 1 the flow keeps the moment; JKO steps lose W2^2 each, O(tau) in all."""
+    mu = of.Quantiles.from_quantile(torch.special.ndtri, 40, **F64)
+    lost = []
+    for tau in (0.1, 0.05, 0.025):
+        run = of.flow(attraction(2.0), mu, of.JKO(), dt=tau, steps=round(0.2 / tau))
+        lost.append(second(mu) - second(run.final))
+    assert min(lost) > 0
+    assert observed_order([0.1, 0.05, 0.025], lost) == pytest.approx(1, abs=0.1)
