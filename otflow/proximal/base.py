@@ -17,7 +17,7 @@ M = TypeVar("M", bound=Measure)
 
 @dataclass(frozen=True)
 class ProxResult(Generic[M]):
-    """A proximal step and what is known of it.
+    r"""A proximal step and what is known of it.
 
     Parameters
     ----------
@@ -30,7 +30,12 @@ class ProxResult(Generic[M]):
     residual : float
         Norm of the objective's gradient over the norm of the displacement.
     certificate : mapping
-        What was proved, in the solver's own words.
+        What was proved. Every solver gives ``energy_before``, ``energy_after``, ``w2``
+        (None if unknown), ``decrease``, ``residual``, ``converged``, ``guarantee``,
+        ``certified`` and ``bound``: where F is :math:`\lambda`-convex, a
+        :math:`\beta` such that the exact step is within W2 distance :math:`\beta` and
+        the objective within :math:`\beta^2(1/dt + \lambda)/2` of its least value, as
+        the norm of its gradient over :math:`1/dt + \lambda` is; else None.
 
     Attributes
     ----------

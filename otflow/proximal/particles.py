@@ -73,6 +73,8 @@ class ParticleProximal(ProximalSolver[Particles]):
     ``w2``
         Distance between both ends: exact if ``coupling_optimal``, else an upper bound;
         None with a blur.
+    ``decrease``
+        F(before) - F(after) - w2^2 / (2 dt); None with a blur.
     ``residual``, ``converged``, ``gradients``
         Relative residual, whether it met the tolerance, evaluations spent.
     ``relabellings``
@@ -226,10 +228,13 @@ class ParticleProximal(ProximalSolver[Particles]):
             w2 = problem.cost(point) ** 0.5 if coupling is None else coupling.w2
         # With the plan's barycentres in place of the atoms, the bound is not one on
         # the distance to the JKO step.
-        bound, modulus = None, problem.functional.displacement_modulus
+        bound, modulus = None, problem.functional.modulus_in(mu.dim)
         own = self.blur is None and problem.centre is problem.source
         if own and modulus is not None and 1 + problem.dt * modulus > 0:
             bound = absolute / (1 + problem.dt * modulus)
+        decrease = None
+        if w2 is not None:
+            decrease = start.energy - point.energy - w2**2 / (2 * problem.dt)
         if not converged:
             guarantee = "none"
         elif self.blur is not None:
@@ -243,6 +248,7 @@ class ParticleProximal(ProximalSolver[Particles]):
         return {
             "energy_before": start.energy,
             "energy_after": point.energy,
+            "decrease": decrease,
             "w2": w2,
             "residual": absolute / moved if moved > 0 else absolute,
             "converged": converged,

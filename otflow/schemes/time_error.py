@@ -1,0 +1,158 @@
+"""A bound on the error that the steps of the JKO scheme add up to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from otflow.errors import Unsupported
+
+__all__ = ["time_error"]
+
+# Constants tried in Young's inequality; each gives a bound, the least one counts.
+YOUNG = torch.logspace(-3, 3, 25, dtype=torch.float64)
+
+
+def time_error(reports: Iterable[Mapping[str, Any]], *, inner: bool) -> list[float]:
+    r"""Return bounds on :math:`W_2(\mu(t_n), \mu^n)`, one for each step and one for 0.
+
+    Parameters
+    ----------
+    reports : iterable of mapping
+        The ``info`` of successive steps of ``JKO()``.
+    inner : bool
+        Whether to count the error of the inner solves.
+
+    Returns
+    -------
+    list of float
+        One more than there are single steps.
+
+    Raises
+    ------
+    Unsupported
+        If a report does not hold what is needed; the message says what and the cure.
+
+    Notes
+    -----
+    Let D(s) be :math:`d^2(\mu(s), \cdot)` interpolated linearly in time between
+    :math:`\mu^{n-1}` and :math:`\mu^n`, d = W2, :math:`\tau` the step,
+    :math:`\delta` its length and :math:`\Delta` the energy that it loses. The
+    inequality of the step,
+
+    .. math:: \tfrac{1}{2\tau}\big(d^2(\mu^n, \nu) - d^2(\mu^{n-1}, \nu)\big)
+        + \tfrac\lambda2 d^2(\mu^n, \nu)
+        \le F(\nu) - F(\mu^n) - \tfrac{\delta^2}{2\tau},
+
+    at :math:`\nu = \mu(s)`, plus that of the flow, :math:`\tfrac12\frac{d}{ds}
+    d^2(\mu(s), \nu) + \tfrac\lambda2 d^2(\mu(s), \nu) \le F(\nu) - F(\mu(s))`, at both
+    ends of the step, is with :math:`\ell = s/\tau` in [0, 1]
+
+    .. math:: D' \le 2(1-\ell)\Delta - \tfrac{\delta^2}{\tau} - \lambda D
+        - \lambda\, d^2(\mu^n, \mu(s)).
+
+    For :math:`\lambda = 0` its integral is :math:`\tau^2 E` of
+    :cite:t:`nochetto2000posteriori`. Else the last term is compared with D by the
+    triangle and Young's inequalities, with the constant of least outcome.
+
+    A solve that is off by :math:`\beta` misses the least value of the JKO objective by
+    :math:`\beta^2 (1/\tau + \lambda)/2`; from that follow bounds on :math:`\Delta` and
+    :math:`\delta` of the exact step, and :math:`\beta` is added to the root of D.
+    """
+    errors = [0.0]
+    before = None
+    for k, report in enumerate(_single(reports)):
+        step = _checked(report, k, inner=inner)
+        if before is not None and step["energy_before"] != before:
+            _refuse(
+                k,
+                f"starts at the energy {step['energy_before']:.17g} where the step "
+                f"before ended at {before:.17g}: the functional or the measure changed "
+                f"in between",
+                "flow one functional by JKO() alone",
+            )
+        before = step["energy_after"]
+        errors.append(_advance(errors[-1], step, inner=inner))
+    return errors
+
+
+def _single(reports: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Take adaptive steps apart."""
+    for report in reports:
+        yield from report.get("substeps", (report,))
+
+
+def _checked(report: Mapping[str, Any], k: int, *, inner: bool) -> Mapping[str, Any]:
+    """Refuse a report that lacks something."""
+    if report.get("order") != 1 or "energy_after" not in report:
+        cure = "use JKO() of order 1, whose steps the estimate is about"
+        _refuse(k, "is not a proximal step", cure)
+    modulus, dt = report["modulus"], report["dt"]
+    if modulus is None:
+        cure = "state it where you know it, e.g. Potential(V, modulus=0.0)"
+        _refuse(k, "minimised a functional of unknown convexity", cure)
+    if 1 + dt * modulus <= 0:
+        cure = f"take dt < {-1 / modulus:.3g}"
+        _refuse(k, f"is too long for the modulus {modulus:g}", cure)
+    if report["w2"] is None:
+        cure = "use a solver that knows it (without blur)"
+        _refuse(k, "does not know its length", cure)
+    if inner and (report["bound"] is None or "w2_upper" in report):
+        cure = (
+            "use Particles, Quantiles or a Gaussian, or estimate the error of the time "
+            "steps alone: time_error(inner=False)"
+        )
+        _refuse(k, "bounds neither its length nor its error exactly", cure)
+    return report
+
+
+def _advance(error: float, step: Mapping[str, Any], *, inner: bool) -> float:
+    """Return the bound after a step from the bound before it."""
+    tau, modulus, length = step["dt"], step["modulus"], step["w2"]
+    off = step["bound"] if inner else 0.0
+    gap = 0.5 * off**2 * (1 / tau + modulus)
+    lost = step["energy_before"] - step["energy_after"]
+    rate, extra = _rates(modulus)
+    # Integrals over the step of exp(-rate s), and of that times s / tau.
+    whole, ramp = _moments(rate * tau)
+    whole, ramp = whole * tau, ramp * tau
+    # 2 lost <= surplus + length^2 / tau for the exact step.
+    surplus = 2 * (lost - length**2 / (2 * tau) + gap)
+    factor = (ramp - whole) / tau + extra * ramp
+    least, most = max(length - off, 0.0) ** 2, (length + off) ** 2
+    squared = (-rate * tau).exp() * error**2 + surplus * ramp
+    squared = squared + torch.where(factor < 0, factor * least, factor * most)
+    return math.sqrt(max(float(squared.min()), 0.0)) + off
+
+
+def _rates(modulus: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rates at which D decays, and the factors of length^2 that they cost."""
+    if modulus > 0:
+        # d^2(mu_n, .) >= D / (1 + c) - (1 - l) length^2 / c; or it is left out.
+        rate = modulus * (1 + 1 / (1 + YOUNG))
+        extra = modulus / YOUNG
+        return (
+            torch.cat([rate, rate.new_tensor([modulus])]),
+            torch.cat([extra, extra.new_zeros(1)]),
+        )
+    # d^2(mu_n, .) <= (1 + c) D + (1 - l) (1 + 1/c) length^2.
+    return modulus * (2 + YOUNG), -modulus * (1 + 1 / YOUNG)
+
+
+def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the integrals over [0, 1] of exp(-x u) and of u exp(-x u)."""
+    small = x.abs() < 1e-3
+    y = torch.where(small, 1.0, x)
+    whole = -torch.expm1(-y) / y
+    ramp = (whole - (-y).exp()) / y
+    series = 1 - x / 2 + x**2 / 6 - x**3 / 24
+    ramp_series = 0.5 - x / 3 + x**2 / 8 - x**3 / 30
+    return torch.where(small, series, whole), torch.where(small, ramp_series, ramp)
+
+
+def _refuse(k: int, what: str, cure: str) -> None:
+    msg = f"no bound on the error of the time steps: step {k} {what}; {cure}"
+    raise Unsupported(msg)

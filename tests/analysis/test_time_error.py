@@ -1,0 +1,239 @@
+"""The a-posteriori bound on the error of JKO steps in time, against exact flows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import otflow as of
+from tests import clouds, exact
+
+
+def accurate(tolerance=1e-10):
+    return of.JKO(of.proximal.ParticleProximal(tolerance=tolerance))
+
+
+def linear(lam, stated, dt, time=2.0, scheme=None):
+    """Return bounds and true errors for V = lam |x|^2 / 2 of a stated modulus."""
+    F = of.Potential(lambda x: 0.5 * lam * x.square().sum(-1), modulus=stated)
+    mu = clouds.weighted()
+    steps = round(time / dt)
+    run = of.flow(F, mu, scheme or accurate(), dt=dt, steps=steps)
+    errors = [
+        float(nu.norm(exact.decay(lam, float(t)) * mu.points - nu.points))
+        for t, nu in zip(run.times, run.snapshots, strict=True)
+    ]
+    return run.time_error(), torch.tensor(errors, dtype=torch.float64)
+
+
+# The bound is one, and it is tight ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lam", "stated", "factor"),
+    [(1.0, 1.0, 1.4), (1.0, 0.5, 2.2), (1.0, 0.0, 3.7), (-1.0, -1.0, 2.3)],
+)
+def test_it_dominates_the_error_of_a_quadratic_potential(lam, stated, factor):
+    for dt in (0.2, 0.05):
+        bound, error = linear(lam, stated, dt)
+        assert bound[0] == error[0] == 0
+        assert bool((bound[1:] >= error[1:]).all())
+        # Of one step the bound is O(dt^1.5) and the error O(dt^2): look later.
+        assert bound[-1] <= factor * error[-1]
+
+
+def test_it_is_of_order_one():
+    steps = (0.1, 0.05, 0.025)
+    for lam, stated in [(1.0, 1.0), (1.0, 0.0), (-1.0, -1.0)]:
+        ends = [float(linear(lam, stated, dt)[0][-1]) for dt in steps]
+        assert of.analysis.observed_order(steps, ends) == pytest.approx(1, abs=0.1)
+
+
+def test_it_dominates_the_error_of_an_ornstein_uhlenbeck_flow():
+    # Neither commutes with the other.
+    A = torch.tensor([[2.0, -0.7], [-0.7, 1.0]], dtype=torch.float64)
+    S = torch.tensor([[1.0, 0.3], [0.3, 0.5]], dtype=torch.float64)
+    T, lam = 0.5, float(torch.linalg.eigvalsh(A)[0])
+    F = of.Potential(lambda x: 0.5 * ((x @ A) * x).sum(-1), modulus=lam)
+    F = F + T * of.Entropy()
+    mu = of.Gaussian(torch.tensor([1.0, -2.0], dtype=torch.float64), S)
+    rest = T * torch.linalg.inv(A)
+    for dt in (0.2, 0.05):
+        run = of.flow(F, mu, of.JKO(), dt=dt, steps=round(2 / dt))
+        bound = run.time_error()
+        for k, (t, nu) in enumerate(zip(run.times, run.snapshots, strict=True)):
+            E = torch.matrix_exp(-float(t) * A)
+            expected = of.Gaussian(E @ mu.mean, rest + E @ (S - rest) @ E)
+            error = float(nu.norm(nu.displacement_to(expected)))
+            # Forming a covariance costs half of the digits.
+            assert error <= bound[k] + 1e-7
+        assert bound[k] <= 5 * error
+
+
+def test_it_dominates_the_error_of_the_dyson_gas():
+    # Convex along generalised geodesics of the line, though not for every coupling.
+    n, c = 8, 0.9
+    F = of.Interaction(of.kernels.PowerLaw(2, 0), modulus=0.0)
+    size = float(exact.hermite_zeros(n).square().mean().sqrt())
+    for dt in (0.2, 0.05):
+        run = of.flow(F, exact.hermite(n, c), accurate(), dt=dt, steps=round(1 / dt))
+        bound = run.time_error()
+        for k in range(1, len(bound)):
+            scale = exact.breathing_jko(c, dt, k, kappa=1 / n)
+            error = abs(scale - exact.breathing(c, k * dt, kappa=1 / n)) * size
+            assert error <= bound[k]
+        assert bound[-1] <= 4 * error
+
+
+def test_it_dominates_the_error_in_a_double_well():
+    # W = (x^2 - 1)^2/4 is -1-convex; the reference is of order three.
+    F = of.Potential(lambda x: (x.square() - 1).square().sum(-1) / 4, modulus=-1.0)
+    mu = of.Particles(torch.tensor([[0.2], [-0.5], [2.0]], dtype=torch.float64))
+    solver = of.proximal.ParticleProximal(tolerance=1e-12)
+    fine = of.flow(F, mu, of.JKO(solver, order=3), dt=0.01, steps=200, every=10)
+    run = of.flow(F, mu, accurate(), dt=0.1, steps=20)
+    bound = run.time_error()
+    for k, (nu, ref) in enumerate(zip(run.snapshots, fine.snapshots, strict=True)):
+        assert float(nu.norm(nu.displacement_to(ref))) <= bound[k] + 1e-6
+    assert float(bound[5]) < 0.2
+
+
+def test_steps_may_vary_and_records_may_be_few():
+    F, mu = exact.quadratic(1.0), clouds.uniform()
+    F = of.Potential(F.V, modulus=1.0)
+    run = of.flow(F, mu, accurate(), dt=lambda k: 0.05 * (1 + k % 3), steps=11, every=4)
+    bound = run.time_error()
+    assert bound.shape == run.times.shape == (4,)
+    for b, t, nu in zip(bound, run.times, run.snapshots, strict=True):
+        expected = exact.decay(1.0, float(t)) * mu.points
+        assert float(nu.norm(nu.points - expected)) <= b
+    whole = of.flow(F, mu, accurate(), dt=lambda k: 0.05 * (1 + k % 3), steps=11)
+    assert torch.equal(bound, whole.time_error()[[0, 4, 8, 11]])
+
+
+def test_for_a_convex_energy_it_is_the_sum_of_nochetto_savare_and_verdi():
+    dt = 0.1
+    F = of.Potential(lambda x: (x.square().sum(-1) + 1).sqrt(), modulus=0.0)
+    mu = clouds.uniform()
+    run = of.flow(F, mu, accurate(), dt=dt, steps=10)
+    E = [
+        (i["energy_before"] - i["energy_after"]) / dt - i["w2"] ** 2 / dt**2
+        for i in run.info
+    ]
+    expected = math.sqrt(sum(dt**2 * e for e in E))
+    assert float(run.time_error(inner=False)[-1]) == pytest.approx(expected, rel=1e-9)
+    # The a-priori bound of Ambrosio, Gigli and Savare follows from it.
+    assert expected <= dt / math.sqrt(2) * float(mu.norm(F.velocity(mu)))
+
+
+# Inexact inner solves -----------------------------------------------------------------
+
+
+def test_errors_of_the_inner_solves_are_counted():
+    dt = 0.01
+    crude = of.JKO(of.proximal.ParticleProximal(tolerance=0.3))
+    F = of.Potential(lambda x: (x.square().sum(-1) + 0.1).sqrt(), modulus=0.0)
+    mu = clouds.uniform(20, 3)
+    solver = of.proximal.ParticleProximal(tolerance=1e-12)
+    fine = of.flow(F, mu, of.JKO(solver, order=3), dt=dt, steps=50)
+    run = of.flow(F, mu, crude, dt=dt, steps=50)
+    assert max(info["bound"] for info in run.info) > 1e-6
+    bound, alone = run.time_error(), run.time_error(inner=False)
+    assert bool((bound[1:] > alone[1:]).all())
+    for k, (nu, ref) in enumerate(zip(run.snapshots, fine.snapshots, strict=True)):
+        assert float(nu.norm(nu.displacement_to(ref))) <= bound[k] + 1e-9
+
+
+def test_exact_solves_need_no_correction():
+    bound, _ = linear(1.0, 1.0, 0.1, scheme=accurate(1e-13))
+    F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    run = of.flow(F, clouds.weighted(), accurate(1e-13), dt=0.1, steps=20)
+    torch.testing.assert_close(bound, run.time_error(inner=False), rtol=1e-6, atol=0)
+
+
+# Refusals -----------------------------------------------------------------------------
+
+
+def refusal(scheme, F=None, mu=None, **options):
+    F = (
+        of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+        if F is None
+        else F
+    )
+    run = of.flow(F, clouds.uniform() if mu is None else mu, scheme, dt=0.1, steps=2)
+    with pytest.raises(of.errors.Unsupported) as caught:
+        run.time_error(**options)
+    text = str(caught.value)
+    assert text.startswith("no bound on the error of the time steps: step ")
+    return text
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [of.ExplicitEuler(), of.JKO(order=2), of.chain(of.JKO(), of.BirthDeath())],
+)
+def test_other_schemes_are_refused(scheme):
+    assert "step 0 is not a proximal step; use JKO() of order 1" in refusal(scheme)
+
+
+def test_unknown_convexity_is_refused():
+    F = of.Potential(lambda x: x.square().sum(-1))
+    assert "unknown convexity; state it" in refusal(of.JKO(), F)
+
+
+def test_a_step_too_long_for_the_modulus_is_refused():
+    F = of.Potential(lambda x: x.square().sum(-1), modulus=-20.0)
+    assert "is too long for the modulus -20; take dt < 0.05" in refusal(of.JKO(), F)
+
+
+def test_an_unknown_distance_is_refused():
+    scheme = of.JKO(of.proximal.ParticleProximal(blur=0.1, tolerance=1e-2))
+    assert "does not know its length; use a solver" in refusal(scheme)
+
+
+def test_a_functional_that_changes_is_refused():
+    X = torch.linspace(-1, 1, 16, dtype=torch.float64)[:, None]
+    risk = of.meanfield.Risk(
+        of.meanfield.TwoLayer("tanh"), X, X[:, 0] ** 2, batch_size=4
+    )
+
+    class Stated(of.Functional):
+        def __init__(self, risk):
+            self.risk = risk
+
+        def value(self, mu):
+            return self.risk.value(mu)
+
+        def resample(self, generator):
+            return Stated(self.risk.resample(generator))
+
+        def modulus_in(self, dim):
+            return 0.0
+
+    text = refusal(of.schemes.Minibatch(of.JKO()), Stated(risk), clouds.uniform(5, 3))
+    assert "step 1 starts at the energy" in text
+    assert "flow one functional by JKO() alone" in text
+
+
+def test_a_distance_that_is_an_estimate_is_refused_unless_asked_for():
+    mu = of.GridDensity.from_function(
+        lambda x: torch.exp(-2 * (x - 0.5).square().sum(-1)),
+        lower=-4,
+        upper=4,
+        shape=(64,),
+        dtype=torch.float64,
+    )
+    F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0) + of.Entropy()
+    text = refusal(of.JKO(), F, mu)
+    assert "neither its length nor its error exactly" in text
+    assert "time_error(inner=False)" in text
+    run = of.flow(F, mu, of.JKO(), dt=0.1, steps=10)
+    estimate = run.time_error(inner=False)
+    error = abs(exact_mean(run) - 0.5 * math.exp(-1.0))
+    assert error < float(estimate[-1]) < 10 * error
+
+
+def exact_mean(run):
+    return float(run.final.expectation(lambda x: x[:, 0]))
