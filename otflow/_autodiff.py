@@ -184,9 +184,9 @@ def line_derivatives(
             return values.detach(), zero, zero
         (first,) = _grad(values.sum(), (x,), create_graph=True)
         second = _grad(first.sum(), (x,))[0] if first.requires_grad else zero[:, None]
-    check_finite(values.detach(), "the potential")
-    check_finite(first.detach(), "the gradient of the potential")
-    check_finite(second, "the second derivative of the potential")
+    check_finite(values.detach(), "a ground function")
+    check_finite(first.detach(), "the gradient of a ground function")
+    check_finite(second, "the second derivative of a ground function")
     return values.detach(), first.detach()[:, 0], second[:, 0]
 
 

@@ -11,9 +11,11 @@ from otflow._autodiff import (
     TILE,
     check_finite,
     gradient,
+    line_derivatives,
     pair_sum,
     second_gradient,
     tiles,
+    value_gradient_product,
 )
 from tests import clouds
 from tests.clouds import normal
@@ -311,3 +313,34 @@ def test_a_sum_that_is_constant_in_its_rows_has_derivatives_zero():
     assert value.item() == 5
     assert torch.equal(grad, first)
     assert torch.equal(second, first)
+
+
+# On the line, and products with the Hessian -------------------------------------------
+
+
+def test_two_derivatives_of_a_ground_function_on_the_line():
+    x = normal(7, 1)
+    f, first, second = line_derivatives(lambda x: x.sin().sum(-1), x)
+    for found, expected in zip(
+        (f, first, second), (x.sin(), x.cos(), -x.sin()), strict=True
+    ):
+        torch.testing.assert_close(found, expected[:, 0])
+        assert not found.requires_grad
+    for flat in (lambda x: 3 * x[:, 0], lambda x: torch.ones_like(x[:, 0])):
+        assert float(line_derivatives(flat, x)[2].abs().max()) == 0
+    with pytest.raises(of.errors.NonFinite, match="a ground function is nan"):
+        line_derivatives(lambda x: (x - 9).log().sum(-1), x)
+
+
+def test_products_with_a_hessian():
+    matrix = normal(5, 5)
+    x, v, w = normal(5, seed=1), normal(5, seed=2), normal(5, seed=3)
+    f, slope, product = value_gradient_product(lambda x: (x @ matrix @ x) ** 2, x)
+    symmetric, q = matrix + matrix.T, x @ matrix @ x
+    torch.testing.assert_close(f, q**2)
+    torch.testing.assert_close(slope, 2 * q * (symmetric @ x))
+    for u in (v, w):  # the graph is kept
+        expected = 2 * (symmetric @ x) * (symmetric @ x @ u) + 2 * q * (symmetric @ u)
+        torch.testing.assert_close(product(u), expected)
+    flat = value_gradient_product(lambda x: x.sum(), x)[2]
+    assert float(flat(v).abs().max()) == 0

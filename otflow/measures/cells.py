@@ -9,18 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._autodiff import line_derivatives, tiles
 from otflow._typing import Ground
 from otflow.errors import NonFinite
 from otflow.kernels import RadialKernel
 from otflow.measures.base import check_kernel, pair_energy
 
-__all__ = ["cell_interaction"]
+__all__ = ["cell_interaction", "far_hessian", "near_interaction"]
 
 # Cells fewer places apart than this interact by the exact average of the kernel.
 BAND = 4
 # Gauss-Legendre nodes in u, with z = g u^p: nodes crowd where W may be singular, as
 # closely as squares of z stay above the least numbers.
 NODES = 32
+# Of the two-point Gauss rule, from the centre, in lengths of the cell.
+REACH = 0.5 / math.sqrt(3.0)
 POWERS = {torch.float64: 8, torch.float32: 4}
 
 
@@ -62,21 +65,24 @@ def cell_interaction(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
     Tensor
         0-d; differentiable to any order. Time O(n^2), memory O(n).
     """
-    gaps, centres = edges.diff(), 0.5 * (edges[1:] + edges[:-1])
-    reach = gaps * (0.5 / math.sqrt(3.0))
-    nodes = torch.cat([centres - reach, centres + reach])
-    # A kernel that is not known to be finite at 0 is not asked for its value there.
-    finite = isinstance(W, RadialKernel) and not W.singular
     _check_integrable(W)
+    # A kernel that is not known to be finite at 0 is not asked for its value there.
+    finite = _is_finite(W)
+    nodes = torch.cat(_nodes(edges))
     halves = 0.5 * torch.cat([weights, weights])
     far = pair_energy(W, nodes[:, None], halves, diagonal=finite)
+    return far + near_interaction(edges, weights, W)
 
-    n = len(gaps)
+
+def near_interaction(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
+    """Return what `cell_interaction` adds to the energy of its Gauss nodes."""
+    gaps, centres = edges.diff(), 0.5 * (edges[1:] + edges[:-1])
+    n, reach = len(gaps), gaps * REACH
     primitives = [
         _second_primitive(W, edges[k:] - edges[:-k]) for k in range(1, min(BAND, n) + 1)
     ]
     own = 2.0 * primitives[0] / (gaps * gaps) - 0.5 * _even(W, 2.0 * reach)
-    if finite:
+    if _is_finite(W):
         own = own - 0.5 * _even(W, torch.zeros_like(gaps))
     near = 0.5 * (weights * weights) @ own
     for k in range(1, len(primitives)):
@@ -89,7 +95,49 @@ def cell_interaction(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
         offsets = torch.stack([inner, -inner, outer, -outer])
         through_nodes = _even(W, apart + offsets).mean(0)
         near = near + (weights[:-k] * weights[k:]) @ (average - through_nodes)
-    return far + near
+    return near
+
+
+def far_hessian(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
+    r"""Return the Hessian of the energy of the Gauss nodes, (n + 1, n + 1), dense.
+
+    Of nodes x with masses a it is the Laplacian of the complete graph with weights
+    :math:`a_i a_j W''(x_i - x_j)`; each node is a fixed mean of both ends of its cell.
+    Time and memory O(n^2).
+    """
+    n, left, right = len(weights), 0.5 + REACH, 0.5 - REACH
+    sides = list(zip(_nodes(edges), ((left, right), (right, left)), strict=True))
+    hessian = edges.new_zeros(n + 1, n + 1)
+    for x, to in sides:
+        for y, other in sides:
+            for rows in tiles(n):
+                z = (x[rows, None] - y).reshape(-1, 1)
+                same = z == 0  # a node and itself
+                curve = line_derivatives(
+                    lambda u: _even(W, u[:, 0]), z.masked_fill(same, 1.0)
+                )[2]
+                pull = curve.masked_fill(same[:, 0], 0.0).reshape(-1, n)
+                pull = pull * (0.25 * weights[rows, None] * weights)
+                total = pull.sum(1)
+                first, last = rows.start, rows.start + len(total)
+                for e, a in enumerate(to):
+                    block = hessian[first + e : last + e]
+                    for f, b in enumerate(other):
+                        block[:, f : n + f] -= a * b * pull
+                    for f, b in enumerate(to):
+                        own = torch.arange(len(total), device=total.device)
+                        block[own, first + f + own] += a * b * total
+    return hessian
+
+
+def _nodes(edges: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the lower and the upper Gauss nodes of all cells."""
+    centres, reach = 0.5 * (edges[1:] + edges[:-1]), edges.diff() * REACH
+    return centres - reach, centres + reach
+
+
+def _is_finite(W: Ground) -> bool:
+    return isinstance(W, RadialKernel) and not W.singular
 
 
 def _second_primitive(W: Ground, length: Tensor) -> Tensor:

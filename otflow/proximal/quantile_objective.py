@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from otflow._autodiff import line_derivatives, value_gradient_product
+from otflow._autodiff import (
+    line_derivatives,
+    value_and_gradient,
+    value_gradient_product,
+)
 from otflow.errors import InvalidFunctional, NonFinite
 from otflow.functionals import Functional, Interaction, Potential
 from otflow.functionals.base import Scaled
 from otflow.kernels import Energy, Log, PowerLaw, RadialKernel, Riesz
 from otflow.measures import Quantiles
+from otflow.measures.cells import far_hessian, near_interaction
 from otflow.proximal.springs import Springs
 from otflow.proximal.terms import Terms, sort_terms
 
@@ -24,6 +30,9 @@ __all__ = ["Expansion", "Objective"]
 # Conjugate gradients stop at this share of the first residual, or after so many steps.
 FORCING = 1e-4
 MAX_PRODUCTS = 200
+
+# Up to so many cells the Hessian of interactions is a dense matrix: 32 MB.
+DENSE = 2048
 
 Product: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -92,8 +101,8 @@ class Objective:
     r"""The function :math:`dt\,F(q) + \tfrac12\sum_i \ell_i (q_i - p_i)^2`.
 
     Internal energies and potentials have a tridiagonal Hessian in closed form, from
-    :math:`U', U''` and :math:`V', V''`. Interactions and all other terms are
-    differentiated twice by autodiff, as products of the Hessian and a vector. The
+    :math:`U', U''` and :math:`V', V''`. Interactions and all other terms enter by
+    products of their Hessian and a vector, by autodiff or a dense matrix. The
     quantiles are float64, and F is evaluated in the dtype of the measure.
 
     Parameters
@@ -118,7 +127,6 @@ class Objective:
         self.centre = mu.edges.to(torch.float64)
         self.weights = mu.weights.to(torch.float64)
         self.lumped = mu.lumped.to(torch.float64)
-        self.nonlocal_terms = (*self.terms.interactions, *self.terms.others)
         self.modulus = _modulus(self.terms)
         self.start = self.expand(self.centre)
 
@@ -144,7 +152,7 @@ class Objective:
         gradient[1:] -= dt * force
         band = Springs(rows, dt * stiffness)
         product = None
-        if self.nonlocal_terms:
+        if self.terms.interactions or self.terms.others:
             value, slope, product = self._nonlocal(q)
             parts.append(value.reshape(1))
             gradient = gradient + dt * slope
@@ -185,20 +193,56 @@ class Objective:
     def _nonlocal(self, q: Tensor) -> tuple[Tensor, Tensor, Product]:
         """Return value, gradient and dt times the Hessian of the other terms."""
         own, wide = self.mu.dtype, self.centre.dtype
-        value, slope, times = value_gradient_product(
-            lambda edges: self.mu.evaluate(self._sum, edges), q.to(own)
+        edges, pairs = q.to(own), self.terms.interactions
+        if not pairs or self.mu.n > DENSE:
+            value, slope, times = value_gradient_product(
+                self._value(*pairs, *self.terms.others), edges
+            )
+            return value.to(wide), slope.to(wide), self._scaled(times)
+        # The products of a dense matrix are cheaper than those by autodiff.
+        value, slope = value_and_gradient(self._value(*pairs), edges)
+        times = _products(pairs, edges, self.mu.weights)
+        if not self.terms.others:
+            return value.to(wide), slope.to(wide), self._scaled(times)
+        rest, other, more = value_gradient_product(
+            self._value(*self.terms.others), edges
         )
+        both = self._scaled(lambda v: times(v) + more(v))
+        return (value + rest).to(wide), (slope + other).to(wide), both
 
-        def product(v: Tensor) -> Tensor:
-            return self.dt * times(v.to(own)).to(wide)
+    def _value(self, *terms: tuple[float, Functional]) -> Callable[[Tensor], Tensor]:
+        def total(nu: Quantiles) -> Tensor:
+            return torch.stack([c * term.value(nu) for c, term in terms]).sum()
 
-        return value.to(wide), slope.to(wide), product
+        return lambda edges: self.mu.evaluate(total, edges)
 
-    def _sum(self, nu: Quantiles) -> Tensor:
-        total = nu.weights.new_zeros(())
-        for c, term in self.nonlocal_terms:
-            total = total + c * term.value(nu)
-        return total
+    def _scaled(self, times: Product) -> Product:
+        own, wide, dt = self.mu.dtype, self.centre.dtype, self.dt
+        return lambda v: dt * times(v.to(own)).to(wide)
+
+
+def _products(
+    pairs: tuple[tuple[float, Interaction], ...], edges: Tensor, weights: Tensor
+) -> Product:
+    """Return the Hessian of interactions as a product; it is made at the first."""
+
+    def near(q: Tensor) -> Tensor:
+        energies = [c * near_interaction(q, weights, term.W) for c, term in pairs]
+        return torch.stack(energies).sum()
+
+    @cache
+    def parts() -> tuple[Tensor, Product]:
+        far = sum(
+            (c * far_hessian(edges, weights, term.W) for c, term in pairs),
+            start=edges.new_zeros(()),
+        )
+        return far, value_gradient_product(near, edges)[2]
+
+    def product(v: Tensor) -> Tensor:
+        far, near_product = parts()
+        return far @ v + near_product(v)
+
+    return product
 
 
 def _modulus(terms: Terms) -> float | None:
