@@ -20,7 +20,15 @@ from otflow.proximal.scaling import (
 )
 from otflow.proximal.terms import Terms
 
-__all__ = ["Warm", "damping_of", "measure_of", "pose", "slope_of", "start_of"]
+__all__ = [
+    "Warm",
+    "damping_of",
+    "measure_of",
+    "pose",
+    "slope_of",
+    "start_of",
+    "stiffness",
+]
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,14 @@ def damping_of(problem: Scaling) -> float:
         slope = slope + problem.dt * elasticity(internal, mu.density().log())
     response = float((mu.weights * (problem.kernel.eps / slope)).sum())
     return 1 / max(1.0, response)
+
+
+def stiffness(mu: GridDensity, terms: Terms) -> float:
+    r"""Return the mean of :math:`\rho\,U''(\rho)` without the entropy's part."""
+    if terms.internal is None:
+        return 0.0
+    mean = mu.weights * elasticity(terms.internal, mu.density().log())
+    return float(torch.where(mu.weights > 0, mean, 0.0).sum())
 
 
 def slope_of(rest: Sum, mu: GridDensity) -> Tensor:

@@ -24,20 +24,23 @@ from otflow.proximal.grid_problem import (
     pose,
     slope_of,
     start_of,
+    stiffness,
 )
 from otflow.proximal.scaling import Iterate, Scaling, nonlocal_part
 from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["GridSinkhorn"]
 
-# Variance of the kernel in squares of the spacing: by default, at most by default, and
-# at least; and by default at most in dt.
-DEFAULT_EPS, LARGE_EPS, LEAST_EPS = 0.6, 3.0, 0.25
-SHARE_OF_DT = 0.02
+# Variance of the kernel in squares of the spacing: by default, and at least. On finer
+# grids, its share of dt and how stiff the iteration may be.
+DEFAULT_EPS, LEAST_EPS = 0.6, 0.25
+SHARE_OF_DT, MAX_STIFFNESS = 0.02, 200.0
 # Standard deviation of the kernel in sides of the box, at most.
 MAX_BLUR = 0.25
 # Factor on the residual after which nonlocal first variations are computed anew.
 REFRESH = 0.1
+# Growth of the change over that of the point before, at which a point is refused.
+MAX_GROWTH = 4.0
 
 
 class GridSinkhorn(ProximalSolver[GridDensity]):
@@ -73,7 +76,10 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     ----------
     eps : float, optional
         Variance of the kernel, in squares of length. By default 0.6 squares of the
-        spacing, or 0.02 dt if that is more, up to 3 squares of the spacing.
+        spacing; on fine grids more, up to the larger of 0.02 dt and the mean of
+        :math:`dt\,\rho\,U''(\rho)/200`. That is a small part of what the step does, and
+        the number of iterations, which grows like the root of :math:`dt\,\rho\,U''/
+        \varepsilon`, does not grow with the grid.
     tolerance : float
         Stop when the first marginal of the plan is right to it in L1. It is kept above
         round-off, 1e-4 in float32.
@@ -283,7 +289,11 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         square = max(mu.box.spacing) ** 2
         eps = self.eps
         if eps is None:
-            eps = max(DEFAULT_EPS * square, min(SHARE_OF_DT * dt, LARGE_EPS * square))
+            least = DEFAULT_EPS * square
+            wanted = dt * max(SHARE_OF_DT, stiffness(mu, terms) / MAX_STIFFNESS)
+            # By factors of root 2, so that the kernel seldom changes along a flow.
+            power = math.floor(max(0.0, 2 * math.log2(wanted / least)))
+            eps = least * 2 ** (power / 2)
         if eps < LEAST_EPS * square:
             msg = (
                 f"eps = {eps:.3g} is too small for the grid: a kernel so narrow does "
@@ -318,32 +328,32 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         if rest is not None:
             problem = replace(problem, potential=own + slope_of(rest, problem.source))
         tolerance = self._tolerance(problem.source)
+        lost = 64 * torch.finfo(problem.log_source.dtype).eps
         anderson = Anderson(self.memory, problem.source.grid)
         damping = damping_of(problem)
         x = start_of(problem, warm)
         z: Tensor | None = None
-        plain: Tensor | None = None  # the next point without acceleration
         level, is_fresh = math.inf, rest is None
+        last: tuple[Tensor, float] | None = None
         for k in range(1, self.max_iterations + 1):
             iterate = problem.evaluate(x, z)
-            finite = math.isfinite(iterate.residual)
-            if finite and iterate.lost <= 64 * torch.finfo(x.dtype).eps:
-                z = iterate.log_density
-            elif not problem.safely:
-                problem, z, plain = replace(problem, safely=True), None, None
+            sound = math.isfinite(iterate.residual) and iterate.lost <= lost
+            if last is not None and not (sound and iterate.size <= MAX_GROWTH * last[1]):
+                # Extrapolated too far: a plain step, and what was learnt is forgotten.
+                x, z, last = last[0], None, None
                 anderson.forget()
-                x = start_of(problem, warm)
                 continue
-            elif plain is not None:  # where mass is tiny acceleration may go astray
-                anderson.forget()
-                x, z, plain = plain, None, None
+            if not sound:
+                if problem.safely:
+                    msg = (
+                        f"the scaling iteration left the finite numbers after {k} "
+                        f"evaluations; take a smaller dt or a larger eps"
+                    )
+                    raise Diverged(msg, measure=problem.source)
+                problem, z = replace(problem, safely=True), None
+                x = start_of(problem, warm) if k == 1 else x
                 continue
-            else:
-                msg = (
-                    f"the scaling iteration left the finite numbers after {k} "
-                    f"evaluations; take a smaller dt, a larger eps or a shorter memory"
-                )
-                raise Diverged(msg, measure=problem.source)
+            z = iterate.log_density
             done = iterate.residual <= tolerance
             if done and is_fresh:
                 break
@@ -351,10 +361,11 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
                 slope = slope_of(rest, measure_of(problem, iterate))
                 problem = replace(problem, potential=own + slope)
                 # Below the tolerance right after a renewal: then it no longer matters.
-                level, is_fresh = iterate.residual, done
+                level, is_fresh, last = iterate.residual, done, None
                 continue
             is_fresh = rest is None
             if k < self.max_iterations:
-                plain = x + damping * iterate.change
-                x = anderson.advance(x, damping * iterate.change)
+                step = damping * iterate.change
+                last = (x + step, iterate.size)
+                x = anderson.advance(x, step)
         return problem, iterate, k

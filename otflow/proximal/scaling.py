@@ -32,6 +32,7 @@ class Iterate(NamedTuple):
     log_a: Tensor  # scaling on the side of the new density
     change: Tensor  # T(x) - x, 0 where the old density vanishes
     residual: float  # L1 error of the plan's first marginal
+    size: float  # of the change, in L2 of the old density
     lost: float  # mass where numbers underflowed
 
 
@@ -73,15 +74,15 @@ class Scaling:
         image, floor_a = self._convolve(log_a)
         change = torch.where(self.log_source > -math.inf, image - x, 0.0)
         old = self.source.weights.reshape(x.shape)
-        sums = [(old * change.expm1().abs_()).sum()]
+        sums = [(old * change.expm1().abs_()).sum(), (old * change.square()).sum()]
         if not self.safely:
             # The floor of the results is also what the sources were cut at.
             lost = ((log_b <= floor_q) | (image <= floor_a)).to(old.dtype)
             lost_new = ((log_a <= floor_a) | (log_q <= floor_q)).to(old.dtype)
             new = z.exp().mul_(self.kernel.box.cell_volume)
             sums.append((old * lost).sum() + (new * lost_new).sum())
-        residual, lost_mass = (*torch.stack(sums).tolist(), 0.0)[:2]
-        return Iterate(image, z, log_a, change, residual, lost_mass)
+        residual, square, lost_mass = (*torch.stack(sums).tolist(), 0.0)[:3]
+        return Iterate(image, z, log_a, change, residual, square**0.5, lost_mass)
 
     def log_density(self, log_q: Tensor, start: Tensor | None) -> Tensor:
         """Return the pointwise proximal map of F and of minus (eps/2) H."""
