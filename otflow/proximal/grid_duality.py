@@ -10,41 +10,10 @@ from torch import Tensor
 from otflow.functionals import Entropy, Internal
 from otflow.functionals.combined import combine
 from otflow.measures import Box
+from otflow.proximal.c_transform import c_transform
 from otflow.proximal.terms import Terms
 
-__all__ = ["c_transform", "dual_value"]
-
-# Entries of the largest temporary array.
-TEMPORARY = 2**20
-
-
-def c_transform(box: Box, phi: Tensor, dt: float) -> Tensor:
-    r"""Return :math:`\phi^c(x) = \min_y |x - y|^2/(2\,dt) - \phi(y)` between cells.
-
-    Parameters
-    ----------
-    box : Box
-        Cells.
-    phi : Tensor
-        In the box's shape; minus infinity where y may not lie.
-    dt : float
-        Step, > 0.
-
-    Returns
-    -------
-    Tensor
-        In the box's shape; axis by axis in time O(n^(d+1)).
-    """
-    out = -phi
-    for axis, (n, h) in enumerate(zip(box.shape, box.spacing, strict=True)):
-        i = torch.arange(n, dtype=phi.dtype, device=phi.device)
-        cost = (i[:, None] - i).square() * (h * h / (2 * dt))
-        moved = out.movedim(axis, -1)
-        rows = moved.reshape(-1, n)
-        chunks = torch.split(rows, max(1, TEMPORARY // (n * n)))
-        best = torch.cat([(chunk[:, None, :] + cost).amin(-1) for chunk in chunks])
-        out = best.reshape(moved.shape).movedim(-1, axis)
-    return out
+__all__ = ["dual_value"]
 
 
 def dual_value(
@@ -80,9 +49,10 @@ def dual_value(
     float
         The bound, however good phi is.
     """
-    g = c_transform(box, phi, dt)
-    s = (-c_transform(box, g, dt) - V)[phi > -math.inf].to(torch.float64)
-    transport = float(_integral(box, g, mu, dt))
+    g = c_transform(phi.reshape(-1), box, dt)
+    twice = c_transform(g, box, dt).reshape(box.shape)
+    s = (-twice - V)[phi > -math.inf].to(torch.float64)
+    transport = float(_integral(box, g.reshape(box.shape), mu, dt))
     kappa, energy = terms.temperature, _internal(terms)
     # A constant may be added to phi: the best one, where it is in closed form.
     if energy is None:  # U* is 0 up to 0 and infinite above

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,17 +15,18 @@ from otflow.proximal.scaling import (
     Iterate,
     Scaling,
     elasticity,
+    nonlocal_part,
     obstacle_correction,
     potential_of,
 )
 from otflow.proximal.terms import Terms
 
 __all__ = [
+    "Coupled",
     "Warm",
     "damping_of",
     "measure_of",
     "pose",
-    "slope_of",
     "start_of",
     "stiffness",
 ]
@@ -54,6 +55,64 @@ class Warm:
         half = 0.5 * self.iterate.log_density
         slope = torch.where(half > -math.inf, self.iterate.log_a - half, 0.0)
         return half + scale * slope
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """The fixed-point map with the first variation of nonlocal terms, if any."""
+
+    problem: Scaling
+    rest: Sum | None
+    own: Tensor  # the potential of the local terms
+
+    @classmethod
+    def of(cls, problem: Scaling) -> Coupled:
+        """Return the map of a problem with all of its terms."""
+        return cls(problem, nonlocal_part(problem.terms), problem.potential)
+
+    @property
+    def weights(self) -> Tensor:
+        """Weights of the norm of a state."""
+        mu = self.problem.source.grid
+        return mu if self.rest is None else torch.stack([mu, mu])
+
+    def start(self, x: Tensor) -> Tensor:
+        """Return the state that begins at x."""
+        if self.rest is None:
+            return x
+        return torch.stack([x, self._slope(self.problem.source)])
+
+    def evaluate(self, state: Tensor, start: Tensor | None) -> tuple[Scaling, Iterate]:
+        """Return the problem at the state's first variation, and the map's iterate.
+
+        The change is that of the state; the residual counts also what the change of the
+        first variation would do to the new density.
+        """
+        if self.rest is None:
+            return self.problem, self.problem.evaluate(state, start)
+        x, slope = state
+        scale = self.problem.dt / self.problem.kernel.eps
+        now = replace(self.problem, potential=self.own + slope / scale)
+        iterate = now.evaluate(x, start)
+        if not math.isfinite(iterate.residual):
+            return now, iterate
+        mass = iterate.log_density.exp() * now.kernel.box.cell_volume
+        mass = mass / mass.sum()
+        move = self._slope(now.source.with_weights(mass.reshape(-1))) - slope
+        move = move - (mass * move).sum()  # a constant is nothing
+        error, square = torch.stack(
+            [(mass * move.abs()).sum(), (mass * move.square()).sum()]
+        ).tolist()
+        return now, iterate._replace(
+            change=torch.stack([iterate.change, move]),
+            residual=iterate.residual + error,
+            size=math.hypot(iterate.size, square**0.5),
+        )
+
+    def _slope(self, mu: GridDensity) -> Tensor:
+        assert self.rest is not None
+        scale = self.problem.dt / self.problem.kernel.eps
+        return scale * self.rest.first_variation(mu).reshape(mu.shape)
 
 
 def pose(
@@ -106,11 +165,6 @@ def stiffness(mu: GridDensity, terms: Terms) -> float:
         return 0.0
     mean = mu.weights * elasticity(terms.internal, mu.density().log())
     return float(torch.where(mu.weights > 0, mean, 0.0).sum())
-
-
-def slope_of(rest: Sum, mu: GridDensity) -> Tensor:
-    """Return the first variation of nonlocal terms, in the box's shape."""
-    return rest.first_variation(mu).reshape(mu.shape)
 
 
 def measure_of(problem: Scaling, iterate: Iterate) -> GridDensity:

@@ -18,15 +18,15 @@ from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.grid_certificate import certificate
 from otflow.proximal.grid_implicit import attach
 from otflow.proximal.grid_problem import (
+    Coupled,
     Warm,
     damping_of,
     measure_of,
     pose,
-    slope_of,
     start_of,
     stiffness,
 )
-from otflow.proximal.scaling import Iterate, Scaling, nonlocal_part
+from otflow.proximal.scaling import Iterate, Scaling
 from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["GridSinkhorn"]
@@ -34,11 +34,9 @@ __all__ = ["GridSinkhorn"]
 # Variance of the kernel in squares of the spacing: by default, and at least. On finer
 # grids, its share of dt and how stiff the iteration may be.
 DEFAULT_EPS, LEAST_EPS = 0.6, 0.25
-SHARE_OF_DT, MAX_STIFFNESS = 0.02, 200.0
+SHARE_OF_DT, MAX_STIFFNESS = 0.02, 100.0
 # Standard deviation of the kernel in sides of the box, at most.
 MAX_BLUR = 0.25
-# Factor on the residual after which nonlocal first variations are computed anew.
-REFRESH = 0.1
 # Growth of the change over that of the point before, at which a point is refused.
 MAX_GROWTH = 4.0
 
@@ -70,14 +68,14 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     :math:`L^2(\mu)`, and Anderson acceleration in that norm finds its fixed point
     :cite:p:`walker2011anderson`. Potentials and internal energies enter by their
     pointwise proximal map; interactions and other terms by their first variation at
-    the new density, renewed until it no longer matters: the step is implicit in all.
+    the new density, a second variable of the iteration: the step is implicit in all.
 
     Parameters
     ----------
     eps : float, optional
         Variance of the kernel, in squares of length. By default 0.6 squares of the
         spacing; on fine grids more, up to the larger of 0.02 dt and the mean of
-        :math:`dt\,\rho\,U''(\rho)/200`. That is a small part of what the step does, and
+        :math:`dt\,\rho\,U''(\rho)/100`. That is a small part of what the step does, and
         the number of iterations, which grows like the root of :math:`dt\,\rho\,U''/
         \varepsilon`, does not grow with the grid.
     tolerance : float
@@ -323,49 +321,42 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     def _iterate(
         self, problem: Scaling, warm: Warm | None
     ) -> tuple[Scaling, Iterate, int]:
-        """Return the fixed point, with the problem as its nonlocal terms are there."""
-        own, rest = problem.potential, nonlocal_part(problem.terms)
-        if rest is not None:
-            problem = replace(problem, potential=own + slope_of(rest, problem.source))
+        """Return the fixed point, with the problem as its nonlocal terms are there.
+
+        Beside x the state holds dt/eps times their first variation, if there are any.
+        """
+        coupled = Coupled.of(problem)
         tolerance = self._tolerance(problem.source)
         lost = 64 * torch.finfo(problem.log_source.dtype).eps
-        anderson = Anderson(self.memory, problem.source.grid)
+        state = coupled.start(start_of(problem, warm))
+        anderson = Anderson(self.memory, coupled.weights)
         damping = damping_of(problem)
-        x = start_of(problem, warm)
         z: Tensor | None = None
-        level, is_fresh = math.inf, rest is None
         last: tuple[Tensor, float] | None = None
         for k in range(1, self.max_iterations + 1):
-            iterate = problem.evaluate(x, z)
+            now, iterate = coupled.evaluate(state, z)
             sound = math.isfinite(iterate.residual) and iterate.lost <= lost
-            if last is not None and not (sound and iterate.size <= MAX_GROWTH * last[1]):
+            grown = last is not None and iterate.size > MAX_GROWTH * last[1]
+            if last is not None and (grown or not sound):
                 # Extrapolated too far: a plain step, and what was learnt is forgotten.
-                x, z, last = last[0], None, None
+                state, z, last = last[0], None, None
                 anderson.forget()
-                continue
-            if not sound:
-                if problem.safely:
+            elif not sound:
+                if now.safely:
                     msg = (
                         f"the scaling iteration left the finite numbers after {k} "
                         f"evaluations; take a smaller dt or a larger eps"
                     )
                     raise Diverged(msg, measure=problem.source)
                 problem, z = replace(problem, safely=True), None
-                x = start_of(problem, warm) if k == 1 else x
-                continue
-            z = iterate.log_density
-            done = iterate.residual <= tolerance
-            if done and is_fresh:
+                coupled = replace(coupled, problem=problem)
+                if k == 1:
+                    state = coupled.start(start_of(problem, warm))
+            elif iterate.residual <= tolerance:
                 break
-            if rest is not None and (done or iterate.residual <= REFRESH * level):
-                slope = slope_of(rest, measure_of(problem, iterate))
-                problem = replace(problem, potential=own + slope)
-                # Below the tolerance right after a renewal: then it no longer matters.
-                level, is_fresh, last = iterate.residual, done, None
-                continue
-            is_fresh = rest is None
-            if k < self.max_iterations:
+            elif k < self.max_iterations:
+                z = iterate.log_density
                 step = damping * iterate.change
-                last = (x + step, iterate.size)
-                x = anderson.advance(x, step)
-        return problem, iterate, k
+                last = (state + step, iterate.size)
+                state = anderson.advance(state, step)
+        return now, iterate, k
