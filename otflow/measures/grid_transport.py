@@ -25,7 +25,8 @@ def remap(box: Box, weights: Tensor, moves: Tensor, is_free: Tensor) -> Tensor:
     weights : Tensor, shape (n,)
         Masses.
     moves : Tensor, shape (n_faces,)
-        Displacement of each face along its axis, 0 at obstacles.
+        Displacement of each face along its axis, 0 at obstacles. Between two empty
+        cells it does not matter.
     is_free : Tensor of bool, shape (n,)
         False in obstacles.
 
@@ -43,17 +44,17 @@ def remap(box: Box, weights: Tensor, moves: Tensor, is_free: Tensor) -> Tensor:
     closed = box.split_faces(~(below & above))
     fields = [m / h for m, h in zip(box.split_faces(moves), box.spacing, strict=True)]
     mass = weights.reshape(box.shape)
-    all_free = bool(is_free.all())
     for axis in range(box.dim):
-        walls = _with_ends(closed[axis].movedim(axis, -1), True)
-        arrivals = _arrivals(_with_ends(fields[axis].movedim(axis, -1), 0.0), walls)
         rows = mass.movedim(axis, -1)
-        origins = torch.where(walls, _indices(arrivals), _origins(arrivals, 0.0))
-        mass = _integrate(rows, origins, walls).movedim(-1, axis)
+        walls = _with_ends(closed[axis].movedim(axis, -1), True)
+        bears = walls | _with_ends((rows[..., 1:] > 0) | (rows[..., :-1] > 0), True)
+        ends = _arrivals(_with_ends(fields[axis].movedim(axis, -1), 0.0), walls, bears)
+        origins = _origins(ends, walls, bears, 0.0)
+        origins = torch.where(walls, _indices(ends), origins)
         for later in range(axis + 1, box.dim):
-            fields[later] = _carried(
-                fields[later], fields[axis], later, axis, smooth=all_free
-            )
+            is_open = ~closed[later]
+            fields[later] = _carried(fields, mass, is_open, later, axis)
+        mass = _integrate(rows, origins, walls).movedim(-1, axis)
     return mass.reshape(-1)
 
 
@@ -67,29 +68,68 @@ def _with_ends(x: Tensor, value: float | bool) -> Tensor:
     return torch.cat([end, x, end], dim=-1)
 
 
-def _arrivals(moves: Tensor, walls: Tensor) -> Tensor:
+def _rising(x: Tensor) -> Tensor:
+    return x.cummax(-1).values
+
+
+def _rising_from_right(x: Tensor) -> Tensor:
+    return x.flip(-1).cummin(-1).values.flip(-1)
+
+
+def _arrivals(moves: Tensor, walls: Tensor, bears: Tensor) -> Tensor:
     """Return where faces arrive, in cells: in order, and not beyond the next wall."""
     start = _indices(moves)
-    left = torch.where(walls, start, -torch.inf).cummax(-1).values
-    right = torch.where(walls, start, torch.inf).flip(-1).cummin(-1).values.flip(-1)
+    left = _rising(torch.where(walls, start, -torch.inf))
+    right = _rising_from_right(torch.where(walls, start, torch.inf))
     end = torch.minimum(torch.maximum(start + moves, left), right)
-    # Faces that pass one another meet half way.
-    first = end.cummax(-1).values
-    last = end.flip(-1).cummin(-1).values.flip(-1)
-    return 0.5 * (first + last)
+    # Faces that pass one another meet half way; those between empty cells give way.
+    first = _rising(torch.where(bears, end, -torch.inf))
+    last = _rising_from_right(torch.where(bears, end, torch.inf))
+    middle = 0.5 * (first + last)
+    low = _rising(torch.where(bears, middle, -torch.inf))
+    high = _rising_from_right(torch.where(bears, middle, torch.inf))
+    return _rising(torch.minimum(torch.maximum(end, low), high))
 
 
-def _origins(arrivals: Tensor, offset: float) -> Tensor:
-    """Return where the faces (offset 0) or centres (1/2) came from, in cells."""
+def _origins(arrivals: Tensor, walls: Tensor, bears: Tensor, offset: float) -> Tensor:
+    """Return where the faces (offset 0) or centres (1/2) came from, in cells.
+
+    The linear inverse, then a step of Newton's method on the cubic through four faces:
+    its error must be O(h^3), as it is differentiated.
+    """
     n = arrivals.shape[-1] - 1
     wanted = _indices(arrivals if offset == 0 else arrivals[..., :-1]) + offset
     wanted = wanted.contiguous()
     k = torch.searchsorted(arrivals.contiguous(), wanted, right=True) - 1
     k = k.clamp(0, n - 1)
     low, high = arrivals.gather(-1, k), arrivals.gather(-1, k + 1)
-    gap = high - low
-    part = (wanted - low) / torch.where(gap > 0, gap, 1.0)
-    return (k + part).clamp(0, n)
+    gap = torch.where(high > low, high - low, 1.0)
+    t = ((wanted - low) / gap).clamp(0, 1)
+    excess = _excess(t, k, arrivals, _all_three(bears) & ~walls)
+    t = (t + excess / gap).clamp(0, 1)
+    return _rising(k + t)
+
+
+def _excess(t: Tensor, k: Tensor, values: Tensor, smooth: Tensor) -> Tensor:
+    """Return by how much the chord from entry k to k + 1 exceeds the cubic, at t.
+
+    Second differences count at the entries where `smooth` is True; if only one end of
+    the chord has one, the parabola stands for the cubic, and else the chord itself.
+    """
+    bend = torch.zeros_like(values)
+    bend[..., 1:-1] = values.diff(dim=-1).diff(dim=-1)
+    here, there = smooth[..., :-1], smooth[..., 1:]
+    left, right = bend[..., :-1], bend[..., 1:]
+    first = torch.where(here, left, torch.where(there, right, 0.0)).gather(-1, k)
+    second = torch.where(there, right, torch.where(here, left, 0.0)).gather(-1, k)
+    return t * (1 - t) / 6 * ((2 - t) * first + (1 + t) * second)
+
+
+def _all_three(known: Tensor) -> Tensor:
+    """Return where an entry and both its neighbours are known; not at the ends."""
+    result = torch.zeros_like(known)
+    result[..., 1:-1] = known[..., :-2] & known[..., 1:-1] & known[..., 2:]
+    return result
 
 
 def _integrate(mass: Tensor, origins: Tensor, walls: Tensor) -> Tensor:
@@ -138,35 +178,43 @@ def _edges(mass: Tensor, walls: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _carried(
-    field: Tensor, sweep: Tensor, own: int, axis: int, *, smooth: bool
+    fields: list[Tensor], mass: Tensor, is_open: Tensor, own: int, axis: int
 ) -> Tensor:
-    """Return a displacement along `own`, as a function of where `axis` has led it."""
-    n = sweep.shape[own]
-    # The sweep on the faces across `own`: the mean of both sides.
-    sweep = 0.5 * (sweep.narrow(own, 0, n - 1) + sweep.narrow(own, 1, n - 1))
+    """Return the displacement along `own` as a function of where `axis` has led it."""
+    n = mass.shape[own]
+    m = mass.shape[axis]
+    # On the faces across `own`: the mean of both sides, or that side which has mass.
+    filled = mass > 0
+    known = filled.narrow(axis, 0, m - 1) | filled.narrow(axis, 1, m - 1)
+    one, two = (known.narrow(own, k, n - 1) for k in (0, 1))
+    first, second = (fields[axis].narrow(own, k, n - 1) for k in (0, 1))
+    share = torch.where(one == two, 0.5, one.to(mass.dtype))
+    sweep = share * first + (1 - share) * second
     moves = _with_ends(sweep.movedim(axis, -1), 0.0)
+    beside = (mass.narrow(own, 0, n - 1) + mass.narrow(own, 1, n - 1)).movedim(axis, -1)
     walls = torch.zeros_like(moves, dtype=torch.bool)
     walls[..., 0] = walls[..., -1] = True
-    place = _origins(_arrivals(moves, walls), 0.5) - 0.5  # in units of centres
-    values = field.movedim(axis, -1)
-    return _interpolate(values, place, smooth=smooth).movedim(-1, axis)
+    bears = walls | _with_ends((beside[..., 1:] > 0) | (beside[..., :-1] > 0), True)
+    place = _origins(_arrivals(moves, walls, bears), walls, bears, 0.5) - 0.5
+    known = (beside > 0) & is_open.movedim(axis, -1)
+    values = fields[own].movedim(axis, -1)
+    return _interpolate(values, place, known).movedim(-1, axis)
 
 
-def _interpolate(values: Tensor, place: Tensor, *, smooth: bool) -> Tensor:
-    """Return values between the entries of rows, cubic if smooth, else linear."""
-    n = values.shape[-1]
-    if not smooth or n < 4:
-        place = place.clamp(0, n - 1)
-        k = place.floor().long().clamp_max(n - 2)
-        t = place - k
-        return values.gather(-1, k) * (1 - t) + values.gather(-1, k + 1) * t
-    k = place.floor().long().clamp(1, n - 3)
+def _interpolate(values: Tensor, place: Tensor, known: Tensor) -> Tensor:
+    """Return values between the entries of rows, cubic where all of them are known."""
+    k = place.floor().long().clamp(0, values.shape[-1] - 2)
     t = place - k
-    cubic = (
-        -t * (t - 1) * (t - 2) / 6,
-        (t + 1) * (t - 1) * (t - 2) / 2,
-        -(t + 1) * t * (t - 2) / 2,
-        (t + 1) * t * (t - 1) / 6,
-    )
-    terms = [c * values.gather(-1, k + j - 1) for j, c in enumerate(cubic)]
-    return terms[0] + terms[1] + terms[2] + terms[3]
+    filled = _filled(values, known)
+    low, high = filled.gather(-1, k), filled.gather(-1, k + 1)
+    return low + t * (high - low) - _excess(t, k, values, _all_three(known))
+
+
+def _filled(values: Tensor, known: Tensor) -> Tensor:
+    """Return rows with the nearest known entry in place of each unknown one."""
+    n = values.shape[-1]
+    here = torch.arange(n, device=values.device).expand_as(values)
+    left = here.masked_fill(~known, -n).cummax(-1).values
+    right = _rising_from_right(here.masked_fill(~known, 2 * n))
+    nearest = torch.where(here - left <= right - here, left, right)
+    return values.gather(-1, torch.where(known.any(-1, keepdim=True), nearest, here))
