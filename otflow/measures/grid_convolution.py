@@ -208,18 +208,23 @@ def _near(box: Box, W: Ground, pairs: list[tuple[int, ...]], like: Tensor) -> Te
     towards it, and the shells that are left out follow as a geometric series.
     """
     scale = like.new_tensor(box.spacing)
-    offsets = like.new_tensor(pairs)
+    place = {k: i for i, k in enumerate(pairs)}
     totals = like.new_zeros(len(pairs))
     last_two = like.new_zeros(2, len(pairs))
     depth = 40 if like.dtype == torch.float64 else 20
     for corner in itertools.product(range(-NEAR - 1, NEAR + 1), repeat=box.dim):
+        met = [
+            k for k in itertools.product(*((c, c + 1) for c in corner)) if k in place
+        ]
+        if not met:
+            continue
+        index = torch.tensor([place[k] for k in met], device=like.device)
         for level, z, w in _cube(corner, depth, like):
-            values = w * check_kernel(W, z * scale)
-            hats = (1 - (z[:, None] - offsets).abs()).clamp_min(0).prod(-1)
-            sums = values @ hats
-            totals = totals + sums
+            hats = (1 - (z[:, None] - like.new_tensor(met)).abs()).prod(-1)
+            sums = (w * check_kernel(W, z * scale)) @ hats
+            totals = totals.index_add(0, index, sums)
             if level >= depth - 2:
-                last_two[level - depth + 2] += sums
+                last_two[level - depth + 2, index] += sums
     before, last = last_two
     ratio = torch.where(before != 0, last / torch.where(before != 0, before, 1.0), 0.0)
     if bool((ratio > 0.99).any()):
