@@ -212,7 +212,9 @@ class Sum(Functional):
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
         """Return the sums of the parts' values and velocities."""
         if not self.parts:
-            return mu.value_and_position_gradient(lambda nu: 0.0 * nu.points.sum())
+            return mu.value_and_position_gradient(
+                lambda nu: 0.0 * (nu.points.sum() + nu.weights.sum())
+            )
         value, velocity = self.parts[0].value_and_velocity(mu)
         for part in self.parts[1:]:
             f, v = part.value_and_velocity(mu)
