@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -29,6 +31,7 @@ def flow(
     *,
     dt: float | Callable[[int], float],
     steps: int,
+    until: float | None = None,
     every: int = 1,
     record: Mapping[str, Callable[[Any], Any]] | None = None,
     stop: Callable[[Step], bool] | None = None,
@@ -53,6 +56,9 @@ def flow(
         Time step, > 0, or a function of the step's index.
     steps : int
         Number of steps, >= 0.
+    until : float, optional
+        End of time: steps stop there, the last one cut short to meet it. `steps` is
+        then the most that are made; ``status`` is ``"unfinished"`` if they are too few.
     every : int
         Record at every so many steps, and at the end.
     record : mapping of str to callable, optional
@@ -102,6 +108,7 @@ def flow(
     length = _step_length(dt)
     steps = non_negative_int(steps, "steps")
     every = non_negative_int(every, "every", minimum=1)
+    end = math.inf if until is None else positive(until, "until", or_zero=True)
     if stop is not None and not callable(stop):
         msg = f"stop must be a predicate on a Step, got {type(stop).__name__}"
         raise TypeError(msg)
@@ -112,12 +119,15 @@ def flow(
     with _progress_bar(steps, progress) as bar, _nothing_lost(recorder, steps):
         state = scheme.init(F, mu)
         for k in range(steps):
-            h = length(k)
+            left = end - recorder.current.time
+            if left <= 0:
+                break
+            h = _cut(length(k), left)
             step = scheme.step(F, recorder.current.measure, h, state, source)
             if k % every == 0:
                 recorder.add(step.info.get("energy"))
                 bar.set_postfix(energy=f"{float(recorder.energy):.4g}", refresh=False)
-            recorder.advance(step, h)
+            recorder.advance(step, h, end)
             state = step.state
             bar.update()
             if stop is not None and stop(step):
@@ -126,6 +136,12 @@ def flow(
                 break
         recorder.add()
         bar.set_postfix(energy=f"{float(recorder.energy):.4g}", refresh=False)
+    if status == "finished" and until is not None:
+        time, made = recorder.current.time, len(recorder.info)
+        message = f"reached time {end:g} in {made} steps"
+        if time < end:
+            status = "unfinished"
+            message = f"made all {steps} steps and is at time {time:g} of {end:g}"
     return recorder.trajectory(status, message)
 
 
@@ -206,10 +222,12 @@ class _Recorder:
         """The last recorded energy."""
         return self.rows["energy"][-1]
 
-    def advance(self, step: Step, dt: float) -> None:
+    def advance(self, step: Step, dt: float, end: float) -> None:
         """Go on to the measure that a step has made."""
         taken = step.info.get("dt")
         time = self.current.time + (dt if taken is None else taken)
+        if math.isclose(time, end, rel_tol=4 * sys.float_info.epsilon):
+            time = end
         self.previous, self.current = self.current, _Moment(time, step.measure)
         self.info.append(step.info)
 
@@ -267,6 +285,11 @@ class _Recorder:
             status=status,
             message=message,
         )
+
+
+def _cut(h: float, left: float) -> float:
+    """Return the step, or the time left where no step worth making would follow."""
+    return left if h >= left * (1 - 1e-9) else h
 
 
 def _step_length(dt: Any) -> Callable[[int], float]:

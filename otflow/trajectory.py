@@ -34,8 +34,8 @@ class Trajectory:
     seed : int
         Seed of the generator that the flow used; reruns give the same run.
     status : str
-        ``"finished"``, ``"stopped"`` (by the predicate), ``"diverged"``,
-        ``"interrupted"`` or ``"failed"``.
+        ``"finished"``, ``"stopped"`` (by the predicate), ``"unfinished"`` (too few
+        steps for ``until``), ``"diverged"``, ``"interrupted"`` or ``"failed"``.
     message : str
         One line on how it ended.
 

@@ -34,7 +34,7 @@ class ProxResult(Generic[M]):
         (None if unknown), ``decrease``, ``residual``, ``converged``, ``guarantee``,
         ``certified`` and ``bound``: where F is :math:`\lambda`-convex, a
         :math:`\beta` such that the exact step is within W2 distance :math:`\beta` and
-        the objective within :math:`\beta^2(1/dt + \lambda)/2` of its least value, as
+        the objective within :math:`\beta^2(1/dt + \lambda)` of its least value, as
         the norm of its gradient over :math:`1/dt + \lambda` is; else None.
 
     Attributes

@@ -1,5 +1,6 @@
 """Schemes: pure one-step objects."""
 
+from otflow.schemes.adaptive import Adaptive
 from otflow.schemes.base import Scheme, Step
 from otflow.schemes.birth_death import BirthDeath
 from otflow.schemes.chain import Chain, chain
@@ -11,6 +12,7 @@ from otflow.schemes.resample import Resample
 
 __all__ = [
     "JKO",
+    "Adaptive",
     "BirthDeath",
     "Chain",
     "ExplicitEuler",

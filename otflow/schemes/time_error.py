@@ -59,7 +59,7 @@ def time_error(reports: Iterable[Mapping[str, Any]], *, inner: bool) -> list[flo
     triangle and Young's inequalities, with the constant of least outcome.
 
     A solve that is off by :math:`\beta` misses the least value of the JKO objective by
-    :math:`\beta^2 (1/\tau + \lambda)/2`; from that follow bounds on :math:`\Delta` and
+    :math:`\beta^2 (1/\tau + \lambda)`; from that follow bounds on :math:`\Delta` and
     :math:`\delta` of the exact step, and :math:`\beta` is added to the root of D.
     """
     errors = [0.0]
@@ -113,7 +113,7 @@ def _advance(error: float, step: Mapping[str, Any], *, inner: bool) -> float:
     """Return the bound after a step from the bound before it."""
     tau, modulus, length = step["dt"], step["modulus"], step["w2"]
     off = step["bound"] if inner else 0.0
-    gap = 0.5 * off**2 * (1 / tau + modulus)
+    gap = off**2 * (1 / tau + modulus)
     lost = step["energy_before"] - step["energy_after"]
     rate, extra = _rates(modulus)
     # Integrals over the step of exp(-rate s), and of that times s / tau.

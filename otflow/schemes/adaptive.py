@@ -1,0 +1,315 @@
+"""Time steps chosen by the estimated error of each, around any scheme."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otflow._validation import check_kind, positive
+from otflow.errors import Diverged, NonFinite, NotConverged, Unsupported
+from otflow.functionals import Functional
+from otflow.measures import Measure
+from otflow.schemes.base import Scheme, Step
+
+__all__ = ["Adaptive"]
+
+# Share of the step that should just meet the tolerance, and limits of its change.
+SAFETY = 0.9
+SHRINK = 0.2
+GROW = 4.0
+
+
+class Adaptive(Scheme):
+    r"""Choose each time step so that its estimated error meets a tolerance.
+
+    A trial step h is accepted if its error e is below the tolerance and the energy has
+    not increased; else it is made again, shorter. An error of order p + 1 in h gives
+    the next one,
+
+    .. math:: h \leftarrow h\,\min\Big(4, \max\big(0.2,\; 0.9\,
+        (\mathrm{tolerance}/e)^{1/(p+1)}\big)\Big),
+
+    the elementary controller of :cite:t:`hairer1993solving`; after a rejection it does
+    not grow. The error is the scheme's own, ``info["error"]``, where it gives one, as
+    ``JKO(order=2)`` does. Else the step is *doubled*: made once with h and once as two
+    steps of h/2, which are kept; e is the distance of both over :math:`2^p - 1`.
+
+    Parameters
+    ----------
+    scheme : Scheme
+        What makes the steps.
+    tolerance : float
+        Largest error of one step, in the units of `distance`.
+    distance : callable, optional
+        Distance of two measures, for doubled steps. By default the length of
+        ``displacement_to``, an upper bound on W2 that is W2 itself on `Quantiles` and
+        Gaussians; on cells fixed in space half the L1 distance, a share of the mass.
+    descent : bool
+        Whether to reject a step that raises the energy.
+    min_dt : float, optional
+        Give up below it; by default 1e-10 of the longest step.
+
+    Attributes
+    ----------
+    scheme, tolerance, distance, descent, min_dt
+        As above.
+
+    Notes
+    -----
+    ``dt`` of the flow is the longest step, and the first one tried; the state carries
+    the next. Time ends are met by ``flow(..., until=T)``. ``info`` holds
+
+    ``dt``, ``next_dt``, ``rejected``
+        Time in fact taken, the next trial, trials thrown away.
+    ``error``, ``error_order``
+        The estimate and its p.
+    ``energy``, ``energy_after``
+        At both ends.
+    ``stalled``
+        Whether no step, however short, lowers the energy: at a minimum, at round-off.
+        The measure then stays where it is, for no time.
+    ``substeps``
+        The reports of the one or two steps of the scheme; what all of them know
+        (``certified``, ``converged``) is repeated beside.
+
+    A trial that diverges, or whose inner solve does not converge, is rejected too.
+    Schemes that draw random numbers are refused: the distance between one step and two
+    halves, each with noise of its own, says nothing of dt.
+
+    Cost: a step and the trials thrown away; three times that where steps are doubled;
+    one value of F a trial where the scheme does not report ``energy_after``.
+
+    Raises
+    ------
+    NotConverged
+        If the error is above the tolerance, or an inner solve fails, at every dt.
+    Unsupported
+        If the scheme draws random numbers.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: x.square().sum(-1) / 2, modulus=1.0)
+    >>> mu = of.Particles(torch.ones(1, 1, dtype=torch.float64))
+    >>> scheme = of.schemes.Adaptive(of.JKO(order=2), tolerance=1e-3)
+    >>> run = of.flow(F, mu, scheme, dt=1.0, steps=200, until=5.0)
+    >>> bool(run.times[-1] == 5.0), len(run.info) < 50
+    (True, True)
+    >>> abs(run.final.points.item() - 2.718281828**-5) < 1e-3
+    True
+    """
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        *,
+        tolerance: float,
+        distance: Callable[[Any, Any], Any] | None = None,
+        descent: bool = True,
+        min_dt: float | None = None,
+    ) -> None:
+        check_kind(scheme, Scheme, "scheme")
+        self.scheme = scheme
+        self.tolerance = positive(tolerance, "tolerance")
+        if distance is not None and not callable(distance):
+            msg = (
+                f"distance must be a function of two measures, got "
+                f"{type(distance).__name__}; e.g. otflow.metrics.wasserstein2"
+            )
+            raise TypeError(msg)
+        self.distance = distance
+        if not isinstance(descent, bool):
+            msg = f"descent must be True or False, got {descent!r}"
+            raise TypeError(msg)
+        self.descent = descent
+        self.min_dt = None if min_dt is None else positive(min_dt, "min_dt")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """That of the inner scheme."""
+        return self.scheme.order
+
+    def init(self, F: Functional, mu: Measure) -> _State:
+        """Return the inner scheme's state; no step is known yet."""
+        return _State(self.scheme.init(F, mu), None)
+
+    def step(
+        self,
+        F: Functional,
+        mu: Measure,
+        dt: float,
+        state: _State,
+        generator: torch.Generator,
+    ) -> Step:
+        """Try steps of at most `dt` until one is accepted."""
+        h = dt if state.next_dt is None else min(state.next_dt, dt)
+        least = 1e-10 * dt if self.min_dt is None else min(self.min_dt, dt)
+        rejected = 0
+        while True:
+            trial = self._try(F, mu, h, state.inner, generator)
+            if trial.fault is None:
+                growth = 1.0 if rejected else GROW
+                following = h * min(growth, trial.factor(self.tolerance))
+                # A step cut by `dt` says nothing against a longer one planned.
+                if not rejected and state.next_dt is not None:
+                    following = max(following, state.next_dt if h == dt else 0.0)
+                info = {**trial.info, "next_dt": following, "rejected": rejected}
+                return Step(trial.measure, _State(trial.state, following), info)
+            if h <= least:
+                return self._give_up(mu, state, trial, h, rejected)
+            rejected += 1
+            h = max(h * min(0.5, trial.factor(self.tolerance)), least)
+
+    def energy(self, F: Functional, mu: Measure) -> Tensor:
+        """Return the inner scheme's energy."""
+        return self.scheme.energy(F, mu)
+
+    def _give_up(
+        self, mu: Measure, state: _State, trial: _Trial, h: float, rejected: int
+    ) -> Step:
+        if trial.rises:
+            info = {**trial.info, "dt": 0.0, "energy_after": trial.info["energy"]}
+            info.update(next_dt=h, rejected=rejected, stalled=True, substeps=())
+            return Step(mu, state, info)
+        msg = (
+            f"no step down to dt = {h:.3g} is good enough: {trial.fault}; loosen the "
+            f"tolerance, or look for a kink or a singularity of the functional here"
+        )
+        raise NotConverged(msg, info=trial.info)
+
+    def _try(
+        self,
+        F: Functional,
+        mu: Measure,
+        h: float,
+        state: Any,
+        generator: torch.Generator,
+    ) -> _Trial:
+        """Make a step of length h and judge it."""
+        before = generator.get_state()
+        try:
+            step = self.scheme.step(F, mu, h, state, generator)
+            substeps: tuple[Step, ...] = (step,)
+            error, order = step.info.get("error"), step.info.get("error_order")
+            if error is None:
+                half = self.scheme.step(F, mu, 0.5 * h, state, generator)
+                rest = self.scheme.step(F, half.measure, 0.5 * h, half.state, generator)
+                substeps, order = (half, rest), self.order
+                error = self._distance(step.measure, rest.measure) / (2**order - 1)
+                if step.info.get("dt", h) != h:  # then both ends differ in time
+                    error = math.inf
+        except (Diverged, NonFinite) as fault:
+            return _Trial(
+                mu, state, {"dt": h}, None, 1, f"it diverges ({fault})", False
+            )
+        finally:
+            drawn = not torch.equal(before, generator.get_state())
+            if drawn:
+                generator.set_state(before)
+        if drawn:
+            msg = (
+                f"{self.scheme!r} draws random numbers, and the distance of two steps "
+                f"with different noise says nothing of dt; use it with a fixed dt"
+            )
+            raise Unsupported(msg)
+        assert order is not None
+        return self._judge(F, mu, h, substeps, float(error), order)
+
+    def _judge(
+        self,
+        F: Functional,
+        mu: Measure,
+        h: float,
+        substeps: tuple[Step, ...],
+        error: float,
+        order: int,
+    ) -> _Trial:
+        first, last = substeps[0].info, substeps[-1]
+        energy = first.get("energy")
+        with torch.no_grad():
+            energy = self.energy(F, mu) if energy is None else energy
+            after = last.info.get("energy_after")
+            after = self.energy(F, last.measure) if after is None else after
+        a, b = float(energy), float(after)
+        slack = 64 * torch.finfo(mu.dtype).eps * (abs(a) + abs(b))
+        taken = sum(step.info.get("dt", h / len(substeps)) for step in substeps)
+        info = {
+            **_common(tuple(step.info for step in substeps)),
+            "energy": energy,
+            "energy_after": b,
+            "dt": taken,
+            "error": error,
+            "error_order": order,
+            "stalled": False,
+            "substeps": tuple(step.info for step in substeps),
+        }
+        fault, rises = None, False
+        if len(substeps) > 1 and not math.isclose(taken, h, rel_tol=1e-9):
+            fault, rises = "the scheme shortens its steps of itself", True
+        elif not error <= self.tolerance:
+            fault = f"its error {error:.3g} is above the tolerance {self.tolerance:.3g}"
+        elif info.get("converged") is False:
+            fault = "the inner solve does not converge"
+        elif self.descent and not b <= a + slack:
+            fault, rises = f"the energy rises from {a:.9g} to {b:.9g}", True
+        return _Trial(last.measure, last.state, info, error, order, fault, rises)
+
+    def _distance(self, a: Measure, b: Measure) -> float:
+        if self.distance is not None:
+            return float(self.distance(a, b))
+        if type(a).transport is not Measure.transport:
+            return 0.5 * float((a.weights - b.weights).abs().sum())
+        try:
+            return float(a.norm(a.displacement_to(b)))
+        except ValueError as error:
+            msg = (
+                f"one step and two halves cannot be compared ({error}); say how, e.g. "
+                f"distance=otflow.metrics.wasserstein2"
+            )
+            raise Unsupported(msg) from error
+
+
+@dataclass(frozen=True)
+class _State:
+    """The inner scheme's state and the step to try next."""
+
+    inner: Any
+    next_dt: float | None
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A step made, and what is wrong with it."""
+
+    measure: Measure
+    state: Any
+    info: dict[str, Any]
+    error: float | None
+    order: int
+    fault: str | None
+    rises: bool
+
+    def factor(self, tolerance: float) -> float:
+        """Return what the controller multiplies the step by."""
+        if self.error is None or not self.error < float("inf"):
+            return SHRINK
+        if self.error == 0:
+            return GROW
+        wanted = SAFETY * math.pow(tolerance / self.error, 1 / (self.order + 1))
+        return min(GROW, max(SHRINK, wanted))
+
+
+def _common(reports: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:
+    """Return what one report says, or the verdicts that two agree on."""
+    if len(reports) == 1:
+        return {k: v for k, v in reports[0].items() if k != "stages"}
+    return {
+        key: all(report[key] for report in reports)
+        for key in ("converged", "certified")
+        if all(key in report for report in reports)
+    }
