@@ -210,14 +210,14 @@ def test_jko_radii_of_the_porous_medium_in_the_plane():
 def test_semicircle_is_in_equilibrium():
     """The derivative of |z|^2/2 - log|z| against it vanishes on its support."""
     law = exact.semicircle()
-    x = law.quantile((torch.arange(1_000_000, dtype=torch.float64) + 0.5) / 1_000_000)
+    x = law.quantile((torch.arange(300_000, dtype=torch.float64) + 0.5) / 300_000)
     for y in (0.0, 0.4, -0.9):
         middle = float(law.quantile(law.cdf(torch.tensor([y], dtype=torch.float64))))
         assert middle == pytest.approx(y, abs=1e-12)
         z = y - x
-        close = z.abs() < 1e-3  # the principal value: leave out a window
+        close = z.abs() < 2e-3  # the principal value: leave out a window
         force = float((z - 1 / torch.where(close, torch.inf, z)).mean())
-        assert force == pytest.approx(0, abs=2e-3)
+        assert force == pytest.approx(0, abs=3e-3)
 
 
 @pytest.mark.parametrize("d", [2, 3])

@@ -87,9 +87,9 @@ class Breathing:
 class Barenblatt:
     """Rows 4, 5, 6: a Barenblatt profile stays one, in lam x^2/2 too."""
 
-    def __init__(self, m, lam, grading):
-        self.m, self.lam, self.grading = m, lam, grading
-        self.profile = exact.barenblatt(m, 1, 0.5)
+    def __init__(self, m, lam, grading, scale=0.5):
+        self.m, self.lam, self.grading, self.scale = m, lam, grading, scale
+        self.profile = exact.barenblatt(m, 1, scale)
 
     def functional(self):
         power = of.PowerEntropy(self.m)
@@ -99,11 +99,11 @@ class Barenblatt:
         return cells_of(self.profile, n, self.grading)
 
     def flow(self, t, n):
-        scale = exact.barenblatt_scale(self.m, 1, 0.5, t, self.lam)
+        scale = exact.barenblatt_scale(self.m, 1, self.scale, t, self.lam)
         return cells_of(self.profile.at(scale), n, self.grading)
 
     def sequence(self, dt, k, n):
-        scale = exact.barenblatt_scale_jko(self.m, 1, 0.5, dt, k, self.lam)
+        scale = exact.barenblatt_scale_jko(self.m, 1, self.scale, dt, k, self.lam)
         return cells_of(self.profile.at(scale), n, self.grading)
 
 
@@ -135,6 +135,26 @@ def test_the_step_converges_at_first_order_to_the_exact_flow(case):
     n = 800
     observed = order_in_time(case.functional(), case.start(n), case.flow(0.5, n))
     assert observed == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [CASES["heat"], CASES["Ornstein-Uhlenbeck"], Barenblatt(2.0, 0.0, 2.0, 1.2)],
+    ids=["heat", "Ornstein-Uhlenbeck", "porous medium 2"],
+)
+def test_runge_kutta_steps_are_of_order_two_and_three(case):
+    # Against the same cells with short steps of order 3: the error of the step alone.
+    F, mu, time, steps = case.functional(), case.start(40), 0.5, (0.05, 0.025, 0.0125)
+
+    def end(dt, order):
+        k = round(time / dt)
+        scheme = of.JKO(order=order)
+        return of.flow(F, mu, scheme, dt=dt, steps=k, every=k).final
+
+    reference = end(1 / 320, 3)
+    for order in (2, 3):
+        errors = [distance(end(dt, order), reference) for dt in steps]
+        assert observed_order(steps, errors) == pytest.approx(order, abs=0.1)
 
 
 def test_heat_between_walls():

@@ -207,6 +207,33 @@ def test_quantiles_and_particles_follow_the_semicircle():
     assert float(S) == pytest.approx(variance, rel=2 / n)
 
 
+def test_a_grid_and_particles_follow_the_disk():
+    """The same W in the plane keeps a disk uniform; its moment |x|^2 is R^2/2."""
+    dt, steps, R = 0.2, 4, 0.6
+    radius = exact.breathing_jko(R, dt, steps, 1.0)
+    second = exact.uniform_ball(2, radius).second_moment
+    cells = exact.uniform_ball(2, R).cells(-1.5, 1.5, (32, 32))
+    grid = of.GridDensity(cells, -1.5, 1.5, normalize=True)
+    for mu, tolerance in ((grid, 2e-3), (exact.disk(300, R), 1e-2)):
+        _, S = moments(flow(exact.dyson(), mu, dt, steps))
+        assert float(S.trace()) == pytest.approx(second, rel=tolerance)
+        assert abs(float(S[0, 0] - S[1, 1])) < 1e-2 * second
+
+
+# Far tails ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "half"), [(400, 2.5), (400, 2.0), (800, 1.5)])
+def test_masses_of_any_size_do_not_stop_a_grid(n, half):
+    """At the border of the box the density is as small as exp(-100)."""
+    m, S = exact.fokker_planck_jko(*START, DT, 2, **LINE)
+    energy = exact.fokker_planck_energy(m, S, **LINE)
+    cells = exact.gaussian_cells(START[0], START[1].diagonal(), -half, half, (n,))
+    mu = of.GridDensity(cells, -half, half, normalize=True)
+    assert float(mu.density().min()) < 1e-18
+    assert max(errors(FOKKER_PLANCK, mu, DT, 2, m, S, energy)) < 2e-5
+
+
 # The distance to a target -------------------------------------------------------------
 
 
