@@ -11,7 +11,7 @@ from torch import Tensor
 from otflow._autodiff import unmodified, value_and_gradient
 from otflow._typing import ArrayLike, Value
 from otflow._validation import as_float_tensor, as_points, check_like, real
-from otflow.errors import Diverged
+from otflow.errors import Diverged, NonFinite
 from otflow.measures.base import Measure
 from otflow.measures.box import Box
 from otflow.measures.grid_checks import (
@@ -126,13 +126,23 @@ class CellMasses(Measure):
         Raises
         ------
         Diverged
-            If a mass is NaN, infinite or negative; the error carries `self`.
+            If a mass is NaN, infinite or negative, or mass was lost or made; the error
+            carries `self`.
         """
         weights = weights.detach()
         if not bool((weights >= 0).all() & weights.sum().isfinite()):
             msg = (
                 "cell masses left the non-negative finite numbers; take a smaller dt "
                 "or use JKO"
+            )
+            raise Diverged(msg, measure=self)
+        kept, total = (
+            float(w.detach().sum(dtype=torch.float64)) for w in (self.weights, weights)
+        )
+        if abs(total - kept) > (1e-5 if weights.dtype == torch.float32 else 1e-9):
+            msg = (
+                f"a step changed the mass from {kept:.9g} to {total:.9g}: nothing may "
+                f"leave through a wall or an obstacle; stop the velocity there"
             )
             raise Diverged(msg, measure=self)
         new = self.with_weights(weights)
@@ -210,7 +220,17 @@ class CellMasses(Measure):
             # 0; nothing is asked there.
             return self._evaluate(value, torch.where(self.is_free, w, 0.0))
 
-        return value_and_gradient(free, self.weights)
+        try:
+            return value_and_gradient(free, self.weights)
+        except NonFinite as error:
+            empty = int((self.is_free & (self.weights == 0)).sum())
+            if empty == 0:
+                raise
+            msg = (
+                f"{error}. The density vanishes in {empty} cells, where an entropy has "
+                f"an infinite slope: flow it by JKO(), or diffuse it a little first"
+            )
+            raise NonFinite(msg) from error
 
     def mass_gradient(self, value: Value, x: ArrayLike | None = None) -> Tensor:
         r"""Return :math:`\partial F/\partial w_i`, at the cells or at `x`.

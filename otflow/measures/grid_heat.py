@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,16 +19,15 @@ REACH = 9.0
 BLOCK = 1024
 # Terms of the exponential series that are left out carry less than this mass.
 TAIL = 1e-17
-# The series is summed for at most so many mean jumps at a time.
-JUMPS = 400.0
+# So many jumps on average are made by a series of positive terms.
+JUMPS = 100.0
 
 
 def heat(box: Box, weights: Tensor, time: float, is_free: Tensor) -> Tensor:
     r"""Return :math:`e^{t\Delta_h} w`, no flux through walls and obstacles.
 
     Without obstacles it is the product of one heat kernel an axis, each exact, positive
-    and symmetric; with them, the exponential series of the jumps from cell to cell,
-    whose terms are positive.
+    and symmetric; with them, the exponential series of the jumps from cell to cell.
 
     Parameters
     ----------
@@ -47,12 +47,12 @@ def heat(box: Box, weights: Tensor, time: float, is_free: Tensor) -> Tensor:
 
     Notes
     -----
-    Without obstacles O(n times the cells along an axis); with them O(n t / h^2).
+    Without obstacles O(n times the cells along an axis); with them O(n sqrt(t) / h).
     """
     if time == 0:
         return weights
     if not bool(is_free.all()):
-        return _series(box, weights, time, is_free)
+        return _around_obstacles(box, weights, time, is_free)
     mass = weights.reshape(box.shape)
     for axis, (n, h) in enumerate(zip(box.shape, box.spacing, strict=True)):
         period = _kernel(n, time / h**2).to(weights)
@@ -88,12 +88,18 @@ def _kernel(n: int, time: float) -> Tensor:
     return ring / ring.sum()
 
 
-def _series(box: Box, weights: Tensor, time: float, is_free: Tensor) -> Tensor:
+def _around_obstacles(
+    box: Box, weights: Tensor, time: float, is_free: Tensor
+) -> Tensor:
+    r"""Return :math:`e^{-r t} \sum_k \frac{(rt)^k}{k!} P^k w`, P one jump at rate r.
+
+    All but the last jumps go by the Chebyshev series of the same exponential,
+    :math:`e^{-rt}(I_0(rt) + 2\sum_k I_k(rt)\, T_k(P))\, w`, which needs the square root
+    of the number of terms; those last ones make every mass positive that can be.
+    """
     below, above = box.neighbours(is_free)
     rates = box.over_spacing(box.over_spacing((below & above).to(weights.dtype)))
     rate = 2 * sum(1 / h**2 for h in box.spacing)
-    rounds = math.ceil(rate * time / JUMPS)
-    mean = rate * time / rounds
 
     def jump(mass: Tensor) -> Tensor:
         """Return the masses after one jump, a step of explicit Euler at its limit."""
@@ -101,15 +107,32 @@ def _series(box: Box, weights: Tensor, time: float, is_free: Tensor) -> Tensor:
         flux = rates / rate * (down - up)
         return mass + box.collect(-flux, flux)
 
-    for _ in range(rounds):
-        chance, left, term = math.exp(-mean), 1.0, weights
-        total, k = chance * term, 0
+    last = min(rate * time, JUMPS)
+    total = weights.sum()
+    if rate * time > last:
+        weights = _chebyshev(jump, weights, rate * time - last).clamp_min(0)
+        weights = weights * (total / weights.sum())
+    chance, left, term = math.exp(-last), 1.0, weights
+    result, k = chance * term, 0
+    left -= chance
+    while left > TAIL and k < 10 * last + 100:
+        k += 1
+        chance *= last / k
         left -= chance
-        while left > TAIL and k < 10 * mean + 100:
-            k += 1
-            chance *= mean / k
-            left -= chance
-            term = jump(term).clamp_min(0)  # round-off
-            total = total + chance * term
-        weights = total * (weights.sum() / total.sum())
-    return weights
+        term = jump(term).clamp_min(0)  # round-off
+        result = result + chance * term
+    return result * (total / result.sum())
+
+
+def _chebyshev(
+    jump: Callable[[Tensor], Tensor], weights: Tensor, mean: float
+) -> Tensor:
+    """Return exp(-mean (1 - P)) of the masses for a symmetric P with norm 1."""
+    count = math.ceil(REACH * math.sqrt(mean) + REACH**2)
+    bessel = lazy_import("scipy.special").ive(range(count + 1), mean)
+    before, term = weights, jump(weights)
+    result = float(bessel[0]) * before + 2 * float(bessel[1]) * term
+    for factor in bessel[2:]:
+        before, term = term, 2 * jump(term) - before
+        result = result + 2 * float(factor) * term
+    return result

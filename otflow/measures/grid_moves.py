@@ -135,7 +135,7 @@ class MovingCells(CellMasses):
 
         Notes
         -----
-        O(n times the cells along an axis); with obstacles O(n variance / h^2).
+        O(n times the cells along an axis); with obstacles O(n deviation / h).
         """
         check_generator(generator)
         time = 0.5 * positive(variance, "variance", or_zero=True)

@@ -364,3 +364,5 @@ def test_other_masses_on_the_same_grid_share_it():
     with pytest.raises(of.errors.Diverged, match="smaller dt") as caught:
         mu.moved(-mu.weights)
     assert caught.value.measure is mu
+    with pytest.raises(of.errors.Diverged, match=r"mass from 1 to 0\.75: .* a wall"):
+        mu.moved(0.75 * mu.weights)
