@@ -108,7 +108,7 @@ def test_the_entropy_of_a_vacuum_is_finite_and_its_slope_is_not():
     rho[3] = 0
     mu = of.GridDensity(rho, 0, 8, walls=True, normalize=True)
     assert float(of.Entropy().value(mu)) == pytest.approx(-math.log(7))
-    with pytest.raises(of.errors.NonFinite, match=r"gradient is -inf.*vanishes in 1 cells.*JKO"):
+    with pytest.raises(of.errors.NonFinite, match=r"vanishes in 1 cells.*JKO"):
         of.Entropy().velocity(mu)
 
 
