@@ -47,7 +47,8 @@ class GibbsKernel:
 
     Notes
     -----
-    Time O(d n^(d+1)) for n cells an axis. In the log domain n/16 exponentials a cell.
+    Time O(d n^(d+1)) for n cells an axis. In the log domain n/16 exponentials a cell,
+    and n in rows where logarithms range too widely for that.
     """
 
     def __init__(self, box: Box, eps: float, like: Tensor) -> None:
@@ -129,6 +130,7 @@ class _Blocks:
         self.scaled = (blocks - shift).exp().to(dtype)  # (count, size, n)
         self.shift = shift.to(dtype)  # (count, 1, n)
         self.matrix = log.exp().to(dtype)
+        self.log = log.to(dtype)
 
     def apply(self, log_v: Tensor, axis: int) -> Tensor:
         """Return log(M exp(log_v)) along an axis; log_v may hold minus infinity."""
@@ -143,13 +145,31 @@ class _Blocks:
             log_v, (0, self.count * self.size - self.n), value=-math.inf
         )
         blocks = padded.reshape(len(log_v), self.count, self.size).transpose(0, 1)
-        lowest = torch.finfo(log_v.dtype).min / 4
+        limits = torch.finfo(log_v.dtype)
+        lowest = limits.min / 4
         top = blocks.detach().amax(-1, keepdim=True).clamp_min(lowest)
         sums = (blocks - top).exp() @ self.scaled  # (count, rows, n)
         exponent = top + self.shift
         largest = exponent.masked_fill(sums.detach() == 0, lowest).amax(0)
         total = ((exponent - largest).clamp_max(0).exp() * sums).sum(0)
-        return total.log() + largest
+        out = total.log() + largest
+        # What underflowed in a block is below tiny times the block's own bound.
+        bound = exponent.masked_fill(top == lowest, -math.inf).amax(0)
+        cut = bound + math.log(limits.tiny / limits.eps)
+        cut_off = (out.detach() < cut).any(-1).nonzero()[:, 0]
+        if len(cut_off) == 0:
+            return out
+        return out.index_put((cut_off,), self._plainly(log_v[cut_off]))
+
+    def _plainly(self, log_v: Tensor) -> Tensor:
+        """Return the same by one exponential for each entry of the matrix."""
+        step = max(1, TEMPORARY // self.n**2)
+        return torch.cat(
+            [
+                torch.logsumexp(rows[:, None, :] + self.log, -1)
+                for rows in torch.split(log_v, step)
+            ]
+        )
 
 
 def _along(matrix: Tensor, v: Tensor, axis: int) -> Tensor:

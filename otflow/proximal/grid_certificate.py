@@ -29,9 +29,9 @@ def certificate(
     """Return the entries that `GridSinkhorn` documents, iterations apart."""
     mu, dt, eps = problem.source, problem.dt, problem.kernel.eps
     after = float(F.value(nu))
-    w2 = math.sqrt(max(0.0, _squared_distance(problem, iterate, nu)))
-    decrease = energy_before - after - w2 * w2 / (2 * dt)
     bias = eps * eps / (16 * dt) * (_fisher(mu) + _fisher(nu))
+    w2 = math.sqrt(max(0.0, _squared_distance(problem, iterate, nu) - 2 * dt * bias))
+    decrease = energy_before - after - w2 * w2 / (2 * dt)
     upper = bound = None
     if duality:
         log_b = problem.log_source - iterate.image

@@ -99,7 +99,6 @@ class Coupled:
         mass = iterate.log_density.exp() * now.kernel.box.cell_volume
         mass = mass / mass.sum()
         move = self._slope(now.source.with_weights(mass.reshape(-1))) - slope
-        move = move - (mass * move).sum()  # a constant is nothing
         error, square = torch.stack(
             [(mass * move.abs()).sum(), (mass * move.square()).sum()]
         ).tolist()

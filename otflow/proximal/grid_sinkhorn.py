@@ -108,16 +108,16 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     Beside them the kernel is corrected so that the uniform density is at rest.
 
     Where numbers would underflow the iteration goes on in the log domain, where it
-    costs about ten times as much; ``log_domain`` says so.
+    costs about thirty times as much; ``log_domain`` says so.
 
     The certificate holds
 
     ``energy_before``, ``energy_after``, ``decrease``
         F at both ends, and F(before) - F(after) - w2^2 / (2 dt).
     ``w2``
-        Debiased estimate of the distance between both ends, relative error
-        O(eps^2); ``w2_upper`` the root of the plan's cost, which is no less than the
-        distance between the densities, constant on each cell.
+        Debiased estimate of the distance between both ends, less ``bias``; and
+        ``w2_upper``, the root of the plan's cost: no less than the distance between the
+        densities, constant on each cell.
     ``residual``, ``converged``, ``iterations``, ``log_domain``, ``eps``
         L1 error of the first marginal, whether it met the tolerance, evaluations of
         the map (two convolutions each), the log domain, the kernel's variance.
