@@ -13,9 +13,9 @@ has as its Wasserstein gradient flow the Fokker-Planck equation :math:`\partial_
 :math:`m\,e^{-t}` and variance :math:`1 + (s^2 - 1) e^{-2t}`.
 
 The objective is stated once. Four representations carry it, each by the method that is
-best for it: particles turn the entropy into noise, quantiles and Gaussians solve a small
-convex problem for each JKO step, a grid solves an entropic transport problem with its
-bias taken off. What they agree on is physics; what they differ in is discretisation.
+best for it: particles turn the entropy into noise, quantiles and Gaussians solve a
+small convex problem for each JKO step, a grid solves an entropic transport problem with
+its bias taken off. What they agree on is physics; what they differ in is discretisation.
 """
 
 # %%
@@ -63,9 +63,7 @@ dt, steps = 0.05, 40
 runs = {}
 for name, mu in starts.items():
     scheme = of.Langevin() if name == "particles" else of.JKO()
-    runs[name] = of.flow(
-        F, mu, scheme, dt=dt, steps=steps, record=moments, generator=0
-    )
+    runs[name] = of.flow(F, mu, scheme, dt=dt, steps=steps, record=moments, generator=0)
     print(f"{name:10s}", runs[name])
 
 # %%
