@@ -114,7 +114,7 @@ html_theme_options = {
     # Code of 88 columns needs the room of the right-hand side bar; prose can spare it.
     "secondary_sidebar_items": {
         page: ["page-toc"]
-        for page in ("concepts", "conventions", "extending", "survey")
+        for page in ("concepts", "conventions", "solvers", "extending", "survey")
     },
 }
 # Pages without a section of their own: an empty bar would take the width of code.
@@ -125,6 +125,7 @@ html_sidebars = {
         "references",
         "concepts",
         "conventions",
+        "solvers",
         "extending",
         "survey",
     )

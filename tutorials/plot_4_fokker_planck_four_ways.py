@@ -15,7 +15,7 @@ has as its Wasserstein gradient flow the Fokker-Planck equation :math:`\partial_
 The objective is stated once. Four representations carry it, each by the method that is
 best for it: particles turn the entropy into noise, quantiles and Gaussians solve a
 small convex problem for each JKO step, a grid solves an entropic transport problem with
-its bias taken off. What they agree on is physics; what they differ in is discretisation.
+its bias taken off. What they agree on is physics; they differ in discretisation.
 """
 
 # %%

@@ -56,7 +56,8 @@ dt = (last**4 - first**4) / rate / steps
 # Ten steps
 # ---------
 # On a grid a JKO step is an entropic transport problem. Left as it is, its entropy
-# would blur the edge; taken off again (debiased), what is left is of second order. Anderson acceleration makes ten times fewer iterations of it.
+# would blur the edge; taken off again (debiased), what is left is of second order.
+# Anderson acceleration makes ten times fewer iterations of it.
 
 F = of.PowerEntropy(2)
 run = of.flow(F, on_grid(first), of.JKO(), dt=dt, steps=steps)

@@ -8,8 +8,8 @@ closer than a density of 1. As a gradient flow :cite:p:`maury2010macroscopic`: m
 .. math:: F(\mu) = \int D \, d\mu \quad\text{subject to}\quad \rho \le \bar\rho .
 
 Walls are obstacles on the grid, and where the crowd is saturated a pressure appears
-that nobody states: it is the dual variable of the constraint. The crowd of this tutorial
-is a photograph.
+that nobody states: it is the dual variable of the constraint. The crowd of this
+tutorial is a photograph.
 """
 
 # %%
