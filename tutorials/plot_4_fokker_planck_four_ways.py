@@ -44,7 +44,9 @@ def bell(x):
 one = torch.ones(1, dtype=torch.float64)
 starts = {
     "particles": of.Particles(mean + sigma * noise),
-    "quantiles": of.Quantiles.from_function(bell, -3.0, 6.0, n=400),
+    "quantiles": of.Quantiles.from_function(
+        bell, -3.0, 6.0, n=400, dtype=torch.float64
+    ),
     "grid": of.GridDensity.from_function(bell, -6, 6, 300, dtype=torch.float64),
     "Gaussian": of.Gaussian(mean * one, sigma**2 * torch.diag(one)),
 }

@@ -110,7 +110,11 @@ plt.show()
 profiles = {}
 for m in (1.5, 2.0, 3.0, 6.0):
     start = of.Quantiles.from_function(
-        lambda x: (1 - x[:, 0].square()).clamp_min(0), -1.0, 1.0, n=400
+        lambda x: (1 - x[:, 0].square()).clamp_min(0),
+        -1.0,
+        1.0,
+        n=400,
+        dtype=torch.float64,
     )
     profiles[m] = of.flow(of.PowerEntropy(m), start, of.JKO(), dt=0.02, steps=25).final
 

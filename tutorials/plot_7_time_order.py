@@ -28,7 +28,11 @@ F = of.KL(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
 def start():
     """Return N(1, 0.6^2) cut at 4 standard deviations, on 200 quantiles."""
     return of.Quantiles.from_function(
-        lambda x: torch.exp(-0.5 * ((x[:, 0] - 1) / 0.6).square()), -1.4, 3.4, n=200
+        lambda x: torch.exp(-0.5 * ((x[:, 0] - 1) / 0.6).square()),
+        -1.4,
+        3.4,
+        n=200,
+        dtype=torch.float64,
     )
 
 
