@@ -45,7 +45,7 @@ def end(order, steps):
 
 
 reference = end(3, 640)
-counts = [5, 10, 20, 40]
+counts = [8, 16, 32, 64]
 errors = {}
 for order in (1, 2, 3):
     ends = [end(order, steps) for steps in counts]
