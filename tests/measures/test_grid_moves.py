@@ -178,7 +178,7 @@ def test_colliding_mass_sticks_where_it_meets():
     assert float(mu.transport(inwards, 1.4).weights[4]) == pytest.approx(1, abs=1e-14)
 
 
-def test_half_a_step_forth_and_back_returns_up_to_third_order():
+def test_there_and_back_misses_by_what_the_two_maps_miss():
     # x + dt v(x), then x - dt v(x): the gap is dt^2 (v . grad) v, exactly seen.
     A = FIELDS[2].double()
     S = 0.09 * torch.eye(2, dtype=torch.float64)
@@ -191,6 +191,21 @@ def test_half_a_step_forth_and_back_returns_up_to_third_order():
         there_and_back = mu.transport(v, dt).transport(v, -dt)
         assert distance(there_and_back, expected) < 2e-2 * dt
         assert distance(there_and_back, mu) > 0.5 * dt**2
+
+
+@pytest.mark.parametrize("shape", [(2,), (3,), (2, 2), (3, 2), (2, 3, 2), (4, 2, 3)])
+def test_the_smallest_grids_move_too(shape):
+    mu = of.GridDensity(normal(*shape).abs(), 0, 1, walls=True, normalize=True)
+    v = 0.3 * normal(mu.box.n_faces, seed=1)
+    g = torch.Generator().manual_seed(0)
+    nu = mu.push(v, 0.1)
+    again = mu.push(mu.displacement_to(nu), 1.0)
+    torch.testing.assert_close(again.weights, nu.weights, rtol=0, atol=1e-14)
+    for moved in (mu.transport(v, 0.5), mu.diffuse(0.1, g), mu.transport(v, 1e3)):
+        assert bool((moved.weights >= 0).all())
+        assert float(moved.weights.sum()) == pytest.approx(1, abs=1e-14)
+    assert mu.sample(4, g).shape == (4, mu.dim)
+    assert math.isfinite(mu.interaction(of.kernels.Riesz(0.5), diagonal=False))
 
 
 # Upwind fluxes ------------------------------------------------------------------------

@@ -146,7 +146,7 @@ def fokker_planck_cells(n, t, d):
     return gaussian_cells(mean, covariance.diagonal(), -5, 5, (n,) * d)
 
 
-@pytest.mark.parametrize(("d", "sizes"), [(1, (40, 80, 160)), (2, (20, 40))])
+@pytest.mark.parametrize(("d", "sizes"), [(1, (30, 60, 120)), (2, (20, 40))])
 @pytest.mark.parametrize("scheme", [of.ExplicitEuler(), of.Langevin()])
 def test_fokker_planck_has_order_one_in_space(d, sizes, scheme):
     errors = []
@@ -162,14 +162,14 @@ def test_fokker_planck_has_order_one_in_space(d, sizes, scheme):
 # Porous medium ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("d", "sizes"), [(1, (30, 60, 120)), (2, (24, 48))])
+@pytest.mark.parametrize(("d", "sizes"), [(1, (25, 50, 100)), (2, (24, 48))])
 def test_a_barenblatt_profile_spreads_with_order_one_in_space(d, sizes):
     t, errors = 0.05, []
     end = barenblatt(2, d, barenblatt_scale(2, d, 0.5, t))
     for n in sizes:
         rho = barenblatt(2, d, 0.5).cells(-1.5, 1.5, (n,) * d)
         mu = of.GridDensity(rho, -1.5, 1.5, normalize=True)
-        final = run(of.PowerEntropy(2), mu, t, 0.3 / n**2)
+        final = run(of.PowerEntropy(2), mu, t, 0.35 / n**2)
         errors.append(distance(final, end.cells(-1.5, 1.5, (n,) * d)))
         # The front moves at finite speed: far away it is vacuum.
         outside = mu.points.norm(dim=-1) > end.scale + 12 / n
