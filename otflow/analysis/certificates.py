@@ -149,12 +149,14 @@ def minimizing_movement(trajectory: Trajectory) -> DissipationReport:
     A JKO step loses at least that much, :math:`F(\mu^{k+1}) + W_2^2/2dt \le F(\mu^k)`,
     whatever dt, for :math:`\mu^k` itself competes in its minimisation
     :cite:p:`jordan1998variational`: ``slack`` is not negative.
-    Distances are computed anew, by exact transport between particles.
+    Between particles distances are computed anew, by exact transport. Otherwise they
+    are those that the steps report, ``info["w2"]``: exact on quantiles and Gaussians,
+    an estimate on a grid.
 
     Parameters
     ----------
     trajectory : Trajectory
-        A flow of particles, every step recorded.
+        A flow whose every step is recorded.
 
     Returns
     -------
@@ -166,11 +168,11 @@ def minimizing_movement(trajectory: Trajectory) -> DissipationReport:
     ValueError
         If a step was not recorded: take ``every=1``.
     Unsupported
-        If the flow is not one of particles.
+        If it is not a flow of particles and a step does not report its length.
 
     Notes
     -----
-    One exact transport problem for each step.
+    One exact transport problem for each step of particles.
 
     Examples
     --------
@@ -188,20 +190,28 @@ def minimizing_movement(trajectory: Trajectory) -> DissipationReport:
             f"measures recorded; record every step: flow(..., every=1)"
         )
         raise ValueError(msg)
-    atoms = [nu for nu in trajectory.snapshots if isinstance(nu, Particles)]
-    if len(atoms) < len(trajectory.snapshots):
-        name = type(trajectory.final).__name__
-        msg = f"exact distances are those between particles, got {name}"
-        raise Unsupported(msg)
-    ends = pairwise(atoms)
-    squares = torch.tensor(
-        [float(wasserstein2_squared(mu, nu)) for mu, nu in ends], dtype=torch.float64
-    )
+    squares = torch.tensor(_squared_lengths(trajectory), dtype=torch.float64)
     energy = trajectory.records["energy"].double().cpu()
     times = trajectory.times
     return DissipationReport(
         times=times, drop=-energy.diff(), dissipated=squares / (2 * times.diff())
     )
+
+
+def _squared_lengths(trajectory: Trajectory) -> list[float]:
+    """Return W2 squared of each step."""
+    atoms = [nu for nu in trajectory.snapshots if isinstance(nu, Particles)]
+    if len(atoms) == len(trajectory.snapshots):
+        return [float(wasserstein2_squared(mu, nu)) for mu, nu in pairwise(atoms)]
+    lengths = [report.get("w2") for report in trajectory.info]
+    if None in lengths:
+        msg = (
+            f"exact distances are those between particles, got "
+            f"{type(trajectory.final).__name__}, and step {lengths.index(None)} does "
+            f"not report its own; flow it with JKO(), whose solver does"
+        )
+        raise Unsupported(msg)
+    return [float(w2) ** 2 for w2 in lengths if w2 is not None]
 
 
 def _check_recorded(trajectory: Trajectory, least: int) -> None:
