@@ -159,7 +159,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         self,
         *,
         eps: float | None = None,
-        tolerance: float = 1e-5,
+        tolerance: float = 2e-5,
         max_iterations: int = 1000,
         memory: int = 12,
         certify: bool = True,

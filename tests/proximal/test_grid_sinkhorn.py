@@ -81,7 +81,7 @@ def test_a_step_keeps_mass_and_dissipates(name, d):
     assert bool((nu.weights >= 0).all())
     assert report["energy_before"] == pytest.approx(float(F.value(mu)), rel=1e-12)
     assert report["energy_after"] == pytest.approx(float(F.value(nu)), rel=1e-12)
-    assert report["residual"] == result.residual <= 1e-5
+    assert report["residual"] == result.residual <= 2e-5
     assert report["iterations"] == result.iterations
     cost = report["w2"] ** 2 / (2 * dt)
     assert report["decrease"] == pytest.approx(

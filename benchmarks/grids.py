@@ -1,0 +1,126 @@
+"""JKO steps on grids: accuracy, iterations, cost, memory, and solvers side by side."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from torch import Tensor
+
+import otflow as of
+from benchmarks.memory import peak_extra_megabytes
+from benchmarks.timing import Row, at_most
+
+STEPS, START, END = 10, 0.15, 0.30
+
+
+def barenblatt(n: int, dim: int, radius: float) -> Tensor:
+    """Return Barenblatt's profile for m = 2, averaged over n^dim cells of a box."""
+    axis = (torch.arange(2 * n, dtype=torch.float64) + 0.5) / (2 * n) - 0.5
+    square = sum(x.square() for x in torch.meshgrid(*[axis] * dim, indexing="ij"))
+    fine = (1 - square / radius**2).clamp_min(0)
+    profile = fine.reshape((n, 2) * dim).mean(tuple(range(1, 2 * dim, 2)))
+    return profile * (n**dim / profile.sum())
+
+
+def rate(dim: int) -> float:
+    """Return A, with R' = A R^(-1-d) along the flow."""
+    ball = math.pi ** (dim / 2) / math.gamma(dim / 2 + 1)
+    return 4 / (ball * 2 / (dim + 2))
+
+
+def jko_radius(dim: int, dt: float) -> float:
+    """Return the radius after the steps, (R+ - R)/dt = A R+^(-1-d)."""
+    radius = START
+    for _ in range(STEPS):
+        low, high = radius, 2 * END
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            ahead = middle - radius > dt * rate(dim) * middle ** (-1 - dim)
+            low, high = (low, middle) if ahead else (middle, high)
+        radius = low
+    return radius
+
+
+class Spreading:
+    """Ten steps of the porous medium from radius .15 to .30 in the unit box."""
+
+    def __init__(self, n: int, dim: int = 2) -> None:
+        self.n, self.dim = n, dim
+        power = dim + 2
+        self.dt = (END**power - START**power) / (rate(dim) * power * STEPS)
+        self.start = of.GridDensity(barenblatt(n, dim, START), -0.5, 0.5)
+        self.expected = barenblatt(n, dim, jko_radius(dim, self.dt))
+
+    def run(
+        self, solver: of.proximal.ProximalSolver[of.GridDensity], steps: int = STEPS
+    ) -> tuple[float, float, float]:
+        """Return the L1 error, iterations a step, and seconds."""
+        F, mu, warm, spent = of.PowerEntropy(2.0), self.start, None, 0
+        begin = time.perf_counter()
+        for _ in range(steps):
+            result = solver.solve(F, mu, self.dt, warm)
+            mu, warm = result.measure, result.warm
+            spent += result.iterations
+        seconds = time.perf_counter() - begin
+        error = float((mu.grid - self.expected).abs().sum() / self.n**self.dim)
+        return error, spent / steps, seconds
+
+
+def entropic() -> list[Row]:
+    """Report the step by entropic transport in the plane and in space."""
+    error, iterations, seconds = Spreading(128).run(of.proximal.GridSinkhorn())
+    plane = "porous medium, 128 x 128, ten entropic steps"
+    rows = [
+        at_most(f"{plane}: L1 to the exact steps", error, 6e-4),
+        at_most(f"{plane}: iterations a step", iterations, 22),
+        at_most(f"{plane}: seconds", seconds, 2.0, " s"),
+    ]
+    error, _, seconds = Spreading(96, 3).run(of.proximal.GridSinkhorn())
+    space = "porous medium, 96^3, ten entropic steps"
+    rows.append(at_most(f"{space}: L1 to the exact steps", error, 3e-3))
+    rows.append(at_most(f"{space}: seconds", seconds, 60, " s"))
+    return rows
+
+
+def growth() -> Row:
+    """Compare the time of an iteration on grids of 256^2 and 512^2 cells."""
+    times = []
+    for n in (256, 512):
+        problem = Spreading(n)
+        solver = of.proximal.GridSinkhorn(max_iterations=12, certify=False)
+        problem.run(solver, 1)
+        times.append(min(problem.run(solver, 1)[2] for _ in range(3)) / 12)
+    label = "entropic iteration, 512^2 / 256^2 cells (n^3: 8, cells: 4)"
+    return at_most(label, times[1] / times[0], 9.0)
+
+
+def memory() -> Row:
+    """Measure the peak memory of a step on 512 x 512 cells."""
+    setup = (
+        "import torch\ntorch.set_num_threads(1)\nimport otflow as of\n"
+        "from benchmarks.grids import Spreading\n"
+        "Spreading(16).run(of.proximal.GridSinkhorn(), 1)\n"
+        "problem = Spreading(512)"
+    )
+    work = "problem.run(of.proximal.GridSinkhorn(max_iterations=20), 2)"
+    megabytes = peak_extra_megabytes(setup, work)
+    return at_most("entropic step, 512 x 512, extra memory", megabytes, 500, " MB")
+
+
+def duel() -> list[Row]:
+    """Compare the time of ten steps with back-and-forth's at its own tolerance."""
+    rival = getattr(of.proximal, "BackAndForth", None)
+    if rival is None:
+        return []
+    problem = Spreading(128)
+    ours = min(problem.run(of.proximal.GridSinkhorn())[2] for _ in range(3))
+    error, _, theirs = problem.run(rival())
+    label = f"ten steps, 128 x 128: entropic / back-and-forth (L1 {error:.1e})"
+    return [at_most(label, ours / theirs, 0.1)]
+
+
+def run() -> list[Row]:
+    """Return all rows."""
+    return [*entropic(), growth(), memory(), *duel()]
