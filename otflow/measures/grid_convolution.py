@@ -66,6 +66,8 @@ class Convolution:
     Notes
     -----
     Time O(n log n), memory O(2^d n); the graded quadrature is for few pairs of cells.
+    Averages of singular kernels are right to 6 digits or more unless cells are more
+    than 4 times as long as wide.
 
     Examples
     --------
@@ -142,7 +144,7 @@ def _table(box: Box, W: Ground, like: Tensor, diagonal: bool) -> Tensor:
             table[(0,) * box.dim] = 0.0
     else:
         table = _averaged(box, W, lengths)
-        near = list(itertools.product(range(-NEAR, NEAR + 1), repeat=box.dim))
+        near = list(itertools.product(*(range(-r, r + 1) for r in _reach(box))))
         near = [k for k in near if _inside(k, box, radial=radial)]
         values = _near(box, W, near, like)
         table[tuple(torch.tensor(near, device=like.device).T)] = values
@@ -154,6 +156,12 @@ def _table(box: Box, W: Ground, like: Tensor, diagonal: bool) -> Tensor:
     axes = tuple(range(box.dim))
     mirrored = table.flip(axes).roll((1,) * box.dim, axes)  # the entry at minus k
     return 0.5 * (table + mirrored)
+
+
+def _reach(box: Box) -> list[int]:
+    """Return how many cells along each axis count as near: more if they are narrow."""
+    widest = max(box.spacing)
+    return [min(8, math.ceil(NEAR * widest / h - 1e-9)) for h in box.spacing]
 
 
 def _inside(k: tuple[int, ...], box: Box, *, radial: bool) -> bool:
@@ -212,7 +220,7 @@ def _near(box: Box, W: Ground, pairs: list[tuple[int, ...]], like: Tensor) -> Te
     totals = like.new_zeros(len(pairs))
     last_two = like.new_zeros(2, len(pairs))
     depth = 40 if like.dtype == torch.float64 else 20
-    for corner in itertools.product(range(-NEAR - 1, NEAR + 1), repeat=box.dim):
+    for corner in itertools.product(*(range(-r - 1, r + 1) for r in _reach(box))):
         met = [
             k for k in itertools.product(*((c, c + 1) for c in corner)) if k in place
         ]

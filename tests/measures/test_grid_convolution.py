@@ -105,6 +105,17 @@ def test_the_mean_inverse_distance_in_a_square_and_in_a_cube():
         assert float(own(first)[0]) == pytest.approx(n * exact, rel=1e-10)
 
 
+@pytest.mark.parametrize("W", [of.kernels.Log(), of.kernels.Riesz(1.0)])
+def test_cells_may_be_longer_than_wide(W):
+    # A constant density is the same on every grid, and so is its energy.
+    found = []
+    for shape in ((16, 16), (8, 16), (8, 32), (16, 4)):
+        rho = torch.ones(shape, dtype=torch.float64)
+        mu = of.GridDensity(rho, 0, 1, walls=True)
+        found.append(float(mu.interaction(W, diagonal=False)))
+    assert found == pytest.approx([found[0]] * 4, rel=1e-6)
+
+
 def test_a_kernel_of_the_user_that_is_infinite_at_zero_is_averaged_too():
     for shape in SHAPES:
         mu = rough(shape)
