@@ -8,7 +8,7 @@ from torch import Tensor
 from otflow._typing import ArrayLike
 from otflow._validation import as_float_tensor, as_points, check_like, coordinate_limit
 
-__all__ = ["check_state", "cholesky", "optimal_factor"]
+__all__ = ["check_state", "cholesky", "optimal_rotation"]
 
 
 def check_state(state: Tensor) -> str | None:
@@ -31,17 +31,18 @@ def check_state(state: Tensor) -> str | None:
     return None
 
 
-def optimal_factor(source: Tensor, target: Tensor) -> Tensor:
-    r"""Return the factor TL of the covariance L'L'^T with the optimal map T.
+def optimal_rotation(source: Tensor, target: Tensor) -> Tensor:
+    r"""Return the orthogonal O with TL = L'O, T the optimal map.
 
-    T is symmetric, >= 0 and :math:`T\Sigma T = \Sigma'`. :math:`TL = L'O` with the
-    orthogonal factor O of :math:`L'^\top L`: no root and no inverse is formed.
+    T is symmetric, >= 0 and :math:`T\Sigma T = \Sigma'`; O is the orthogonal factor of
+    :math:`L'^\top L`, so that no root and no inverse is formed. It is the identity, to
+    the last digit, where :math:`L'L^{-1}` is optimal by itself.
     """
     if _is_optimal(source, target):
-        return target
+        return torch.eye(len(source), dtype=source.dtype, device=source.device)
     u, _, vh = torch.linalg.svd(target.T @ source)
-    rotated: Tensor = target @ (u @ vh)
-    return rotated
+    rotation: Tensor = u @ vh
+    return rotation
 
 
 def _is_optimal(source: Tensor, target: Tensor) -> bool:

@@ -23,7 +23,7 @@ from otflow._validation import (
 from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.kernels import RadialKernel
 from otflow.measures.base import Measure, check_kernel
-from otflow.measures.covariance import check_state, cholesky, optimal_factor
+from otflow.measures.covariance import check_state, cholesky, optimal_rotation
 from otflow.measures.quadrature import gaussian_nodes
 
 __all__ = ["Gaussian"]
@@ -84,8 +84,8 @@ class Gaussian(Measure):
     Notes
     -----
     With n nodes a value costs that of its ground function at n points and a product,
-    O(n d^2); moves cost O(d^3). The distance between two Gaussians (Bures's) is
-    ``mu.norm(mu.displacement_to(nu))``.
+    O(n d^2); moves cost O(d^3). The distance between two Gaussians is
+    `otflow.metrics.wasserstein2`, or ``mu.norm(mu.displacement_to(nu))``.
 
     Examples
     --------
@@ -366,7 +366,7 @@ class Gaussian(Measure):
             msg = f"other has dimension {other.dim} but self has {self.dim}"
             raise ValueError(msg)
         check_like(other.mean, self.mean, "other", "self")
-        factor = optimal_factor(self.factor, other.factor)
+        factor = other.factor @ optimal_rotation(self.factor, other.factor)
         return torch.cat([other.mean[None], factor.T]) - self.state
 
     # Helpers --------------------------------------------------------------------------

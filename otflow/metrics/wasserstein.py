@@ -2,28 +2,34 @@ r"""The exact W2 distance between weighted particles, differentiable."""
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
-from otflow.measures import Quantiles
+from otflow.measures import Gaussian, Quantiles
 from otflow.metrics.assignment import assignment
+from otflow.metrics.bures import between_gaussians
 from otflow.metrics.inputs import Cloud, CloudLike, clouds
 from otflow.metrics.plan import Plan, couple
 from otflow.metrics.steps import between_quantiles
 
 __all__ = ["root", "wasserstein2", "wasserstein2_squared"]
 
+Distant: TypeAlias = CloudLike | Quantiles | Gaussian
+"""What has a distance to another of its kind."""
 
-def wasserstein2(mu: CloudLike | Quantiles, nu: CloudLike | Quantiles) -> Tensor:
+
+def wasserstein2(mu: Distant, nu: Distant) -> Tensor:
     r"""Return :math:`W_2(\mu, \nu) = (\min_P \sum_{ij} P_{ij} |x_i - y_j|^2)^{1/2}`.
 
     Exact; the metric of :cite:p:`villani2003topics`, with :math:`|x-y|^2` and no 1/2.
 
     Parameters
     ----------
-    mu, nu : Particles, Tensor or ndarray; or both Quantiles
-        Measures; points (n, d) stand for equal weights 1/n. Between two `Quantiles` it
-        is the distance of their densities.
+    mu, nu : Particles, Tensor or ndarray; or both Quantiles; or both Gaussian
+        Measures; points (n, d) stand for equal weights 1/n. Between two `Quantiles`, or
+        two `Gaussian`, it is the distance of their densities.
 
     Returns
     -------
@@ -46,9 +52,7 @@ def wasserstein2(mu: CloudLike | Quantiles, nu: CloudLike | Quantiles) -> Tensor
     return root(wasserstein2_squared(mu, nu))
 
 
-def wasserstein2_squared(
-    mu: CloudLike | Quantiles, nu: CloudLike | Quantiles
-) -> Tensor:
+def wasserstein2_squared(mu: Distant, nu: Distant) -> Tensor:
     r"""Return :math:`W_2^2(\mu, \nu) = \min_P \sum_{ij} P_{ij} |x_i - y_j|^2`, exactly.
 
     Differentiable in points and weights of both measures:
@@ -62,9 +66,9 @@ def wasserstein2_squared(
 
     Parameters
     ----------
-    mu, nu : Particles, Tensor or ndarray; or both Quantiles
-        Measures; points (n, d) stand for equal weights 1/n. Between two `Quantiles` it
-        is the distance of their densities.
+    mu, nu : Particles, Tensor or ndarray; or both Quantiles; or both Gaussian
+        Measures; points (n, d) stand for equal weights 1/n. Between two `Quantiles`, or
+        two `Gaussian`, it is the distance of their densities.
 
     Returns
     -------
@@ -104,6 +108,8 @@ def wasserstein2_squared(
     """
     if isinstance(mu, Quantiles) and isinstance(nu, Quantiles):
         return between_quantiles(mu, nu)
+    if isinstance(mu, Gaussian) and isinstance(nu, Gaussian):
+        return between_gaussians(mu, nu)
     p, q = clouds(mu, nu)
     x, y = p.points.to("cpu", torch.float64), q.points.to("cpu", torch.float64)
     plan = _plan(p, q, x.detach(), y.detach())
