@@ -107,6 +107,22 @@ def test_orders_on_fokker_planck(d, scheme):
     assert order(F, mu, scheme, law(*expected), steps) == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize("d", DIMENSIONS)
+@pytest.mark.parametrize("stated", [2, 3])
+def test_higher_orders_where_covariance_and_hessian_do_not_commute(d, stated):
+    mu = gaussian(d)
+    F, A, b = ornstein_uhlenbeck(d)
+    if d > 1:
+        S = mu.covariance
+        assert float((A @ S - S @ A).abs().max()) > 0.02
+    expected = law(
+        *exact.fokker_planck(mu.mean, mu.covariance, 1.0, A=A, b=b, temperature=0.7)
+    )
+    scheme = of.JKO(order=stated)
+    assert scheme.order == stated
+    assert order(F, mu, scheme, expected) == pytest.approx(stated, abs=0.1)
+
+
 @pytest.mark.parametrize("d", [1, 2, 4, 8, 16, 32])
 @pytest.mark.parametrize("tau", [0.05, 3.0])
 def test_fokker_planck_by_its_exact_jko_sequence(d, tau):
