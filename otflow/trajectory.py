@@ -114,7 +114,7 @@ class Trajectory:
         Hypotheses: F is :math:`\lambda`-convex along generalised geodesics, as
         ``F.modulus_in(d)`` promises, and :math:`1 + \tau\lambda > 0`. The estimate was
         not copied but derived from the evolution variational inequalities of the flow
-        and of the step, see `otflow.schemes.time_error`; with :math:`E_k \le
+        and of the step, in ``otflow/schemes/time_error.py``; with :math:`E_k \le
         \tfrac12(|v^{k-1}|^2 - |v^k|^2)` and equal steps it gives the a-priori bound
         :math:`\tau\,|v^0|/\sqrt2`. What the representation itself leaves out (number of
         atoms, quantiles, the family of Gaussians) is no part of it. Differences of
@@ -135,9 +135,10 @@ class Trajectory:
         for report in self.info:
             ends.append(ends[-1] + len(report.get("substeps", (report,))))
         at = torch.tensor([errors[k] for k in ends], dtype=torch.float64)
-        time = torch.tensor([0.0, *(r["dt"] for r in self.info)], dtype=torch.float64)
-        gaps = (time.cumsum(0)[None, :] - self.times[:, None]).abs()
-        return at[gaps.argmin(1)]
+        taken = torch.tensor([0.0, *(r["dt"] for r in self.info)], dtype=torch.float64)
+        reached = taken.cumsum(0)
+        middle = 0.5 * (reached[1:] + reached[:-1])
+        return at[torch.searchsorted(middle, self.times)]
 
     def __repr__(self) -> str:
         head = f"{self.status} after {len(self.info)} steps"

@@ -59,6 +59,13 @@ class Adaptive(Scheme):
     scheme, tolerance, distance, descent, min_dt
         As above.
 
+    Raises
+    ------
+    NotConverged
+        If the error is above the tolerance, or an inner solve fails, at every dt.
+    Unsupported
+        If the scheme draws random numbers.
+
     Notes
     -----
     ``dt`` of the flow is the longest step, and the first one tried; the state carries
@@ -83,13 +90,6 @@ class Adaptive(Scheme):
 
     Cost: a step and the trials thrown away; three times that where steps are doubled;
     one value of F a trial where the scheme does not report ``energy_after``.
-
-    Raises
-    ------
-    NotConverged
-        If the error is above the tolerance, or an inner solve fails, at every dt.
-    Unsupported
-        If the scheme draws random numbers.
 
     Examples
     --------

@@ -54,6 +54,13 @@ class JKO(Scheme):
     solver, order
         As above.
 
+    Raises
+    ------
+    Unsupported
+        At the first step, if the representation does not carry this order.
+    Diverged
+        If a stage would start from a point that is no measure.
+
     See Also
     --------
     otflow.schemes.Adaptive : Chooses dt from the estimated error.
@@ -75,7 +82,8 @@ class JKO(Scheme):
         F(before) - F(after) - w2^2 / (2 dt). It is positive when dt is small, but no
         theorem keeps it so: a step of order 2 or 3 may raise the energy.
     ``w2``
-        Length of the step in tangents, an upper bound on the distance of its ends.
+        Length of the step in tangents, an upper bound on the distance of its ends; on
+        a grid up to the error of the remap.
     ``error``, ``error_order``
         Where W2 is flat: distance to a companion of order p = ``error_order`` on the
         same stages, :math:`O(dt^{p+1})`. For order 2 it is :math:`|x^+ - (x +
@@ -92,13 +100,6 @@ class JKO(Scheme):
     :cite:p:`matthes2019variational` needs the measure extrapolated along the optimal
     map of two steps, which a grid solver knows up to its blur; order 3 would need
     several.
-
-    Raises
-    ------
-    Unsupported
-        At the first step, if the representation does not carry this order.
-    Diverged
-        If a stage would start from a point that is no measure.
 
     Examples
     --------

@@ -108,7 +108,7 @@ def test_it_dominates_the_error_in_a_double_well():
     F = of.Potential(lambda x: (x.square() - 1).square().sum(-1) / 4, modulus=-1.0)
     mu = of.Particles(torch.tensor([[0.2], [-0.5], [2.0]], dtype=torch.float64))
     solver = of.proximal.ParticleProximal(tolerance=1e-12)
-    fine = of.flow(F, mu, of.JKO(solver, order=3), dt=0.01, steps=200, every=10)
+    fine = of.flow(F, mu, of.JKO(solver, order=3), dt=0.025, steps=80, every=4)
     run = of.flow(F, mu, accurate(), dt=0.1, steps=20)
     bound = run.time_error()
     for k, (nu, ref) in enumerate(zip(run.snapshots, fine.snapshots, strict=True)):

@@ -23,7 +23,7 @@ class TestEmbedded(SchemeContract):
     steps = ()
 
     def make(self):
-        return Adaptive(particles(2), tolerance=1e-3)
+        return Adaptive(of.JKO(order=2), tolerance=1e-3)
 
 
 class TestDoubled(SchemeContract):
@@ -306,6 +306,15 @@ def test_a_trial_that_diverges_is_rejected():
     run = of.flow(F, clouds.uniform(), scheme, dt=1e60, steps=3)
     assert run.converged
     assert run.info[0]["rejected"] > 10
+
+
+def test_quantiles_that_would_cross_are_no_obstacle():
+    # A stiff potential: the second stage of a long step would reverse their order.
+    mu = of.Quantiles(torch.linspace(-1, 1, 6, dtype=torch.float64))
+    scheme = Adaptive(of.JKO(order=2), tolerance=1e-2)
+    run = of.flow(exact.quadratic(50.0), mu, scheme, dt=1.0, steps=3)
+    assert run.info[0]["rejected"] > 0
+    assert run.info[0]["dt"] < 0.1
 
 
 def test_a_scheme_that_shortens_its_own_steps_is_compared_at_equal_times():

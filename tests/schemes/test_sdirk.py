@@ -22,7 +22,7 @@ class TestOrderTwo(SchemeContract):
     steps = (0.1, 0.05, 0.025)
 
     def make(self):
-        return particles(2, 1e-9)
+        return of.JKO(order=2)
 
     def problem(self, dtype=torch.float64):
         F, _ = super().problem(dtype)
@@ -31,9 +31,8 @@ class TestOrderTwo(SchemeContract):
     def error(self, dt):
         n, c = 8, 0.9
         steps = round(1 / dt)
-        run = of.flow(
-            exact.dyson(), exact.hermite(n, c), self.make(), dt=dt, steps=steps
-        )
+        scheme = particles(int(self.order), 1e-9)
+        run = of.flow(exact.dyson(), exact.hermite(n, c), scheme, dt=dt, steps=steps)
         expected = exact.breathing(c, 1.0, kappa=1 / n) * exact.hermite_zeros(n)
         return float((run.final.points[:, 0] - expected).abs().max())
 
@@ -42,7 +41,7 @@ class TestOrderThree(TestOrderTwo):
     order = 3
 
     def make(self):
-        return particles(3, 1e-9)
+        return of.JKO(order=3)
 
 
 # The methods --------------------------------------------------------------------------
@@ -202,26 +201,17 @@ def test_without_fixed_cells_the_trapezoidal_rule_is_refused():
         )
 
 
-class Halving(of.proximal.ProximalSolver):
-    """A flat solver that halves all distances to 0, however short the step."""
-
-    flat = True
-
-    def solve(self, F, mu, dt, warm=None):
-        half = mu.push(-0.5 * mu.edges[:, None], 1.0)
-        certificate = {"energy_before": 0.0, "energy_after": 0.0, "certified": True}
-        return of.proximal.ProxResult(half, None, 1, 0.0, certificate)
-
-
 def test_a_base_point_that_is_no_measure_is_refused_with_the_cure():
-    # From halved quantiles the second stage starts beyond 0: their order is reversed.
-    mu = of.Quantiles(torch.linspace(-1, 1, 5, dtype=torch.float64))
-    scheme = of.JKO(Halving(), order=2)
+    # A stiff potential pulls so hard that the second stage would start beyond 0, where
+    # the order of the quantiles is reversed.
+    F, mu = exact.quadratic(50.0), of.Quantiles(torch.linspace(-1, 1, 5).double())
     with pytest.raises(
         of.errors.Diverged,
         match=r"stage 2 of 2 would start from a point that is no measure: quantiles 0 "
         r"and 1 crossed; take a smaller dt, or JKO\(order=1\)",
     ) as caught:
-        of.flow(exact.quadratic(), mu, scheme, dt=0.1, steps=1)
+        of.flow(F, mu, of.JKO(order=2), dt=1.0, steps=1)
     assert caught.value.measure is caught.value.trajectory.final
     assert torch.equal(caught.value.measure.edges, mu.edges)
+    assert of.flow(F, mu, of.JKO(), dt=1.0, steps=1).converged
+    assert of.flow(F, mu, of.JKO(order=2), dt=0.01, steps=1).converged
