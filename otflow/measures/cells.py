@@ -15,7 +15,7 @@ from otflow.errors import NonFinite
 from otflow.kernels import RadialKernel
 from otflow.measures.base import check_kernel, pair_energy
 
-__all__ = ["cell_interaction", "far_hessian", "near_interaction"]
+__all__ = ["cell_interaction", "far_hessian", "lump", "near_interaction"]
 
 # Cells fewer places apart than this interact by the exact average of the kernel.
 BAND = 4
@@ -40,7 +40,9 @@ def _rule(power: int) -> tuple[Tensor, Tensor]:
 def cell_interaction(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
     r"""Return :math:`\tfrac12\iint W(x - y)\,d\mu\,d\mu` of a step density.
 
-    Cells that are far apart interact through two Gauss nodes each. Let :math:`I(g) =
+    A smooth kernel is summed over the quantiles with their lumped masses, as an
+    expectation is. For all others, cells that are far apart interact through two Gauss
+    nodes each. Let :math:`I(g) =
     \int_0^g (g - z)\,W(z)\,dz`, the second primitive of W. The average of W over the
     cells i and j > i is the second difference
 
@@ -65,6 +67,8 @@ def cell_interaction(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
     Tensor
         0-d; differentiable to any order. Time O(n^2), memory O(n).
     """
+    if _is_smooth(W):
+        return pair_energy(W, edges[:, None], lump(weights))
     _check_integrable(W)
     # A kernel that is not known to be finite at 0 is not asked for its value there.
     finite = _is_finite(W)
@@ -75,7 +79,9 @@ def cell_interaction(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
 
 
 def near_interaction(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
-    """Return what `cell_interaction` adds to the energy of its Gauss nodes."""
+    """Return what `cell_interaction` adds to the energy of its nodes."""
+    if _is_smooth(W):
+        return edges.new_zeros(())
     gaps, centres = edges.diff(), 0.5 * (edges[1:] + edges[:-1])
     n, reach = len(gaps), gaps * REACH
     primitives = [
@@ -99,35 +105,51 @@ def near_interaction(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
 
 
 def far_hessian(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
-    r"""Return the Hessian of the energy of the Gauss nodes, (n + 1, n + 1), dense.
+    r"""Return the Hessian of the energy of the nodes, (n + 1, n + 1), dense.
 
     Of nodes x with masses a it is the Laplacian of the complete graph with weights
-    :math:`a_i a_j W''(x_i - x_j)`; each node is a fixed mean of both ends of its cell.
-    Time and memory O(n^2).
+    :math:`a_i a_j W''(x_i - x_j)`; a Gauss node is a fixed mean of both ends of its
+    cell. Time and memory O(n^2).
     """
+    if _is_smooth(W):
+        masses, x = lump(weights), edges
+        pull = torch.cat([_pull(W, x[i], masses[i], x, masses) for i in tiles(len(x))])
+        return torch.diag(pull.sum(1)) - pull
     n, left, right = len(weights), 0.5 + REACH, 0.5 - REACH
     sides = list(zip(_nodes(edges), ((left, right), (right, left)), strict=True))
-    hessian = edges.new_zeros(n + 1, n + 1)
+    hessian, halves = edges.new_zeros(n + 1, n + 1), 0.5 * weights
     for x, to in sides:
         for y, other in sides:
             for rows in tiles(n):
-                z = (x[rows, None] - y).reshape(-1, 1)
-                same = z == 0  # a node and itself
-                curve = line_derivatives(
-                    lambda u: _even(W, u[:, 0]), z.masked_fill(same, 1.0)
-                )[2]
-                pull = curve.masked_fill(same[:, 0], 0.0).reshape(-1, n)
-                pull = pull * (0.25 * weights[rows, None] * weights)
+                pull = _pull(W, x[rows], halves[rows], y, halves)
                 total = pull.sum(1)
-                first, last = rows.start, rows.start + len(total)
+                own = torch.arange(len(total), device=total.device)
                 for e, a in enumerate(to):
-                    block = hessian[first + e : last + e]
+                    block = hessian[rows.start + e : rows.stop + e]
                     for f, b in enumerate(other):
                         block[:, f : n + f] -= a * b * pull
                     for f, b in enumerate(to):
-                        own = torch.arange(len(total), device=total.device)
-                        block[own, first + f + own] += a * b * total
+                        block[own, rows.start + f + own] += a * b * total
     return hessian
+
+
+def _pull(W: Ground, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:
+    """Return a_i b_j W''(x_i - y_j), with 0 for a node and itself."""
+    z = (x[:, None] - y).reshape(-1, 1)
+    same = z == 0
+    curve = line_derivatives(lambda u: _even(W, u[:, 0]), z.masked_fill(same, 1.0))[2]
+    curve = curve.masked_fill(same[:, 0], 0.0).reshape(len(x), len(y))
+    return a[:, None] * curve * b
+
+
+def lump(weights: Tensor) -> Tensor:
+    """Return half of the mass on either side of each quantile, (n + 1,)."""
+    nothing = weights.new_zeros(1)
+    return 0.5 * (torch.cat([weights, nothing]) + torch.cat([nothing, weights]))
+
+
+def _is_smooth(W: Ground) -> bool:
+    return _is_finite(W) and W.smooth  # type: ignore[attr-defined]
 
 
 def _nodes(edges: Tensor) -> tuple[Tensor, Tensor]:

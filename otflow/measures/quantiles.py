@@ -23,7 +23,7 @@ from otflow._validation import (
 )
 from otflow.errors import Diverged
 from otflow.measures.base import Measure, integrate
-from otflow.measures.cells import cell_interaction
+from otflow.measures.cells import cell_interaction, lump
 from otflow.measures.levels import check_increasing, graded_masses, inverse_distribution
 
 __all__ = ["Quantiles"]
@@ -137,7 +137,7 @@ class Quantiles(Measure):
                     f"edges[{i + 1}]"
                 )
                 raise ValueError(msg)
-        self._set(q, w, _lump(w))
+        self._set(q, w, lump(w))
 
     def _set(self, edges: Tensor, weights: Tensor, lumped: Tensor) -> None:
         object.__setattr__(self, "edges", edges)
@@ -283,11 +283,12 @@ class Quantiles(Measure):
     def interaction(self, W: Ground, *, diagonal: bool = True) -> Tensor:
         r"""Return :math:`\tfrac12\iint W(x-y)\,d\mu\,d\mu` of the density itself.
 
-        Cells that are far apart interact through two Gauss nodes each; a cell with
-        itself and with its neighbours by the exact average of W, so that an integrable
-        singularity at 0 (the logarithm; Riesz with p < 1) does no harm. A density has
-        no pairs i = j to leave out: `diagonal` makes no difference. Time O(n^2),
-        memory O(n).
+        A smooth kernel is summed over the quantiles, as an expectation is. Under any
+        other, cells that are far apart interact through two Gauss nodes each; a cell
+        with itself and with its neighbours by the exact average of W, so that an
+        integrable singularity at 0 (the logarithm, Riesz with p < 1) does no harm. A
+        density has no pairs i = j to leave out: `diagonal` makes no difference. Time
+        O(n^2), memory O(n).
 
         Raises
         ------
@@ -381,8 +382,3 @@ class Quantiles(Measure):
             msg = f"{name} must have shape {shape}, one row for each edge, got {got}"
             raise ValueError(msg)
         check_like(tangent, self.edges, name, "edges")
-
-
-def _lump(weights: Tensor) -> Tensor:
-    nothing = weights.new_zeros(1)
-    return 0.5 * (torch.cat([weights, nothing]) + torch.cat([nothing, weights]))

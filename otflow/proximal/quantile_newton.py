@@ -34,13 +34,6 @@ class Solution:
     iterations: int
 
 
-def floor(problem: Objective, point: Expansion) -> float:
-    """Return the residual that the last place of the quantiles brings about."""
-    reach = torch.maximum(point.edges.abs(), problem.centre.abs())
-    error = point.band.diagonal * reach / problem.lumped
-    return 2 * torch.finfo(torch.float64).eps * problem.norm(error)
-
-
 def _residual(problem: Objective, gradient: Tensor) -> float:
     return math.sqrt(float((gradient.square() / problem.lumped).sum()))
 
@@ -88,7 +81,7 @@ def newton(problem: Objective, tolerance: float, budget: int) -> Solution:
     while True:
         residual = _residual(problem, point.gradient)
         moved = problem.norm(point.edges - problem.centre)
-        settled = residual <= tolerance * moved + floor(problem, point)
+        settled = residual <= tolerance * moved + point.floor
         if settled or used >= budget:
             return Solution(point, residual, 0.0, settled, used)
         step = point.solve(-point.gradient, problem.lumped)
@@ -186,12 +179,11 @@ class _State:
     dual: Tensor  # gradient of the Lagrangian
     primal: Tensor  # A q - b - s
 
-    def merit(self, problem: Objective, target: float, scale: float) -> float:
-        """Return the sum of the squares of all residuals, of s z = target too."""
-        ell = problem.lumped
-        excess = (self.s * self.z - target) / scale
-        squares = self.primal.square().sum() + excess.square().sum()
-        return float((self.dual.square() / ell).sum() + ell.mean() * squares)
+    def merit(self, problem: Objective, target: float, stiffness: Tensor) -> float:
+        """Return the squares of all residuals, each as an energy."""
+        dual = (self.dual.square() / problem.lumped).sum()
+        excess = (self.s * self.z - target).square().sum() / target
+        return float(dual + excess + stiffness @ self.primal.square())
 
     def lost(self) -> float:
         """Return a bound on what the objective loses by s z > 0 and A q - b != s."""
@@ -204,8 +196,12 @@ class _State:
 
     def noise(self) -> float:
         """Return the share of `lost` that the last place of the quantiles makes up."""
+        return 2 * self.last_place() * float(self.z.sum())
+
+    def last_place(self) -> float:
+        """Return a few units in the last place of the quantiles."""
         largest = float(self.point.edges.abs().max())
-        return 16 * torch.finfo(torch.float64).eps * largest * float(self.z.sum())
+        return 8 * torch.finfo(torch.float64).eps * largest
 
 
 def interior_point(
@@ -251,11 +247,12 @@ def interior_point(
         residual = _residual(problem, state.dual)
         moved = problem.norm(state.point.edges - problem.centre)
         lost = state.lost()
-        small = floor(problem, state.point) + state.dual_floor(problem)
+        small = state.point.floor + state.dual_floor(problem)
+        rest = small + 1e-4 * COMPLEMENTARITY * width
         settled = (
             residual <= max(tolerance, 1e-9) * moved + small
-            and lost <= (COMPLEMENTARITY * moved + small) ** 2 + state.noise()
-            and float((state.primal.abs() / roomy).max()) <= 1e-9
+            and lost <= (COMPLEMENTARITY * moved + rest) ** 2 + state.noise()
+            and bool((state.primal.abs() <= 1e-9 * roomy + state.last_place()).all())
         )
         if settled or used >= budget:
             return Solution(state.point, residual, lost, settled, used)
@@ -270,7 +267,8 @@ def interior_point(
         length = min(_longest(state.s, ds, 0.99), _longest(state.z, dz, 0.99))
         if bounds.gaps is None:
             length = min(length, _longest(state.point.edges.diff(), dq.diff()))
-        before, found = state.merit(problem, target, scale), None
+        stiffness = state.z / roomy
+        before, found = state.merit(problem, target, stiffness), None
         for _ in range(min(MAX_HALVINGS, budget - used)):
             used += 1
             q = state.point.edges + length * dq
@@ -279,7 +277,7 @@ def interior_point(
                 trial = at(
                     problem.expand(q), state.s + length * ds, state.z + length * dz
                 )
-                after = trial.merit(problem, target, scale)
+                after = trial.merit(problem, target, stiffness)
                 if after <= (1 - 0.02 * length) * before + 4 * small**2:
                     found = trial
                     break

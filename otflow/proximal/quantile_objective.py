@@ -45,6 +45,7 @@ class Expansion:
     energy: float  # F
     noise: float  # round-off of the objective
     objective: float  # dt F + half the squared distance
+    floor: float  # round-off of the gradient, as the length of a displacement
     gradient: Tensor  # of the objective in the edges, (n + 1,)
     band: Springs  # its Hessian but for the nonlocal terms
     concavity: float  # how far the band may be from convex, per unit of lumped mass
@@ -140,7 +141,8 @@ class Objective:
         force, stiffness, parts = self._internal(q.diff())
         d = q - self.centre
         gradient, rows = self.lumped * d, self.lumped.clone()
-        concavity = 0.0
+        reach = torch.maximum(q.abs(), self.centre.abs())
+        concavity, coarse = 0.0, torch.zeros_like(q)
         if self.terms.potentials:
             x = q[:, None].to(self.mu.dtype)
             values, slope, curve = line_derivatives(self._potential, x)
@@ -148,6 +150,7 @@ class Objective:
             gradient += dt * self.lumped * slope.to(w)
             rows += dt * self.lumped * curve.to(w)
             concavity = dt * max(0.0, -float(curve.min()))
+            coarse += dt * (slope.abs() + curve.abs() * reach)
         gradient[:-1] += dt * force
         gradient[1:] -= dt * force
         band = Springs(rows, dt * stiffness)
@@ -156,15 +159,31 @@ class Objective:
             value, slope, product = self._nonlocal(q)
             parts.append(value.reshape(1))
             gradient = gradient + dt * slope
+            # Neighbours interact by second differences, which cancel.
+            cancelled = 1 + float(reach.max()) / float(q.diff().min())
+            coarse += dt * cancelled * slope.abs() / self.lumped
         total = sum(float(part.sum()) for part in parts)
         size = sum(float(part.abs().sum()) for part in parts)
         if not math.isfinite(total):
             msg = "the energy of quantiles is not finite; look for an overflow"
             raise NonFinite(msg)
         half = 0.5 * float(self.lumped @ d.square())
-        noise = 16 * torch.finfo(self.mu.dtype).eps * (dt * size + half)
+        # F is as exact as the dtype of the measure; the rest is float64.
+        own = torch.finfo(self.mu.dtype).eps
+        floor = 2 * torch.finfo(torch.float64).eps * self.norm(
+            band.diagonal * reach / self.lumped
+        ) + 4 * own * self.norm(coarse)
+        noise = 16 * own * (dt * size + half)
         return Expansion(
-            q, total, noise, dt * total + half, gradient, band, concavity, product
+            q,
+            total,
+            noise,
+            dt * total + half,
+            floor,
+            gradient,
+            band,
+            concavity,
+            product,
         )
 
     def _internal(self, gaps: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -250,8 +269,8 @@ def _modulus(terms: Terms) -> float | None:
 
     That of V carries over: the nodes of an expectation are the quantiles, with the
     masses of the lumped product. Internal energies are convex in each gap. Of all
-    others a negative bound holds, since the lumped product exceeds that of any nodes
-    in between; a positive one is not claimed.
+    others a negative bound holds, since the lumped product is that of the quantiles
+    and exceeds that of nodes in between; a positive one is not claimed.
     """
     total = 0.0
     for c, term in (*terms.potentials, *terms.interactions, *terms.others):

@@ -218,7 +218,7 @@ def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> dict[str
         # What the cast to the dtype of the measure moved.
         bound += problem.norm(point.edges - nu.edges.to(point.edges))
     decrease = start - point.energy - moved**2 / (2 * problem.dt)
-    noise = 4 * (problem.start.noise + point.noise) / problem.dt
+    noise = (4 * (problem.start.noise + point.noise) + found.gap) / problem.dt
     if not found.converged:
         guarantee = "none"
     else:

@@ -73,7 +73,10 @@ class Springs:
             reduction, which for springs >= 0 and rows > 0 never subtracts.
         """
         if float(self.springs.max()) > STIFF * float(self.rows.min()):
-            found = _reduce(*(x.cpu().numpy() for x in (self.rows, self.springs, rhs)))
+            with np.errstate(invalid="ignore", over="ignore"):
+                found = _reduce(
+                    *(x.cpu().numpy() for x in (self.rows, self.springs, rhs))
+                )
         else:
             found = _lapack(self.diagonal, self.springs, rhs)
         if found is None or not np.isfinite(found).all():

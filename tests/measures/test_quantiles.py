@@ -204,6 +204,15 @@ def test_riesz_energy_of_a_uniform_density(p):
     assert float(value) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_smooth_kernel_is_summed_over_the_quantiles():
+    mu = TestOtherMasses().make()
+    atoms = of.Particles(mu.edges[:, None], mu.lumped)
+    for W in (of.kernels.Quadratic(), of.kernels.Gaussian(0.7)):
+        F = of.Interaction(W)
+        torch.testing.assert_close(F.value(mu), F.value(atoms))
+        torch.testing.assert_close(F.velocity(mu), F.velocity(atoms))
+
+
 def test_a_kernel_with_a_kink_is_exact_on_a_uniform_density():
     # -E|x - y|/2 on [0, 1] is -1/6.
     value = of.Interaction(of.kernels.Energy()).value(line(n=7))

@@ -277,6 +277,33 @@ def test_congestion_with_an_interaction():
     assert float(nu.expectation(lambda x: x)[0]) == pytest.approx(0, abs=1e-9)
 
 
+def test_stiff_energies_beside_a_wall():
+    F = exact.quadratic(8.0, -0.3) + 2.0 * of.Entropy() + of.PowerEntropy(4.0)
+    edges = torch.tensor([-4.5, 2.9, 14.5], dtype=torch.float64)
+    result = QuantileProximal(lower=-4.5).solve(F, of.Quantiles(edges), 80.0)
+    free = QuantileProximal().solve(F, of.Quantiles(edges), 80.0)
+    assert result.certificate["guarantee"] == "exact"
+    apart = float(free.measure.norm(result.measure.displacement_to(free.measure)))
+    assert apart <= result.certificate["bound"] + free.certificate["bound"]
+
+
+@given(
+    st.integers(1, 20),
+    st.integers(0, 99),
+    st.floats(1e-3, 1e3),
+    st.sampled_from([1.0, 1.2, 5.0]),
+    st.sampled_from([torch.float64, torch.float32]),
+)
+def test_a_crowd_makes_its_step_for_any_cells_and_any_dt(n, seed, dt, room, dtype):
+    mu = make(n, seed, dtype)
+    F = exact.quadratic(1.0, 0.5) + of.Congestion(room * float(mu.density().max()))
+    result = QuantileProximal(lower=float(mu.edges[0])).solve(F, mu, dt)
+    assert result.certificate["guarantee"] == "exact"
+    assert result.certificate["certified"]
+    assert result.certificate["excess"] < 1e-6
+    assert result.measure.dtype == dtype
+
+
 def test_a_crowd_that_is_full_rests():
     F = exact.quadratic() + of.Congestion(1.0)
     mu = line(-0.5, 0.5, 32)
@@ -295,8 +322,7 @@ def test_float32_comes_back_in_kind(name):
     double = of.Quantiles(
         single.edges.double(), single.weights.double(), normalize=True
     )
-    solver = QuantileProximal(tolerance=1e-5)
-    result = solver.solve(F, single, 0.1)
+    result = QuantileProximal().solve(F, single, 0.1)
     nu = result.measure
     assert nu.dtype == nu.weights.dtype == torch.float32
     assert result.certificate["converged"]
