@@ -128,7 +128,7 @@ class Objective:
         self.centre = mu.edges.to(torch.float64)
         self.weights = mu.weights.to(torch.float64)
         self.lumped = mu.lumped.to(torch.float64)
-        self.modulus = _modulus(self.terms)
+        self.modulus = _modulus(F)
         self.start = self.expand(self.centre)
 
     def norm(self, tangent: Tensor) -> float:
@@ -264,16 +264,16 @@ def _products(
     return product
 
 
-def _modulus(terms: Terms) -> float | None:
+def _modulus(F: Functional) -> float | None:
     r"""Return a convexity bound in the quantiles; None if unknown.
 
     That of V carries over: the nodes of an expectation are the quantiles, with the
-    masses of the lumped product. Internal energies are convex in each gap. Of all
-    others a negative bound holds, since the lumped product is that of the quantiles
-    and exceeds that of nodes in between; a positive one is not claimed.
+    masses of the lumped product. Of all others a negative bound holds, since the
+    lumped product is that of the quantiles and exceeds that of nodes in between; a
+    positive one is not claimed.
     """
     total = 0.0
-    for c, term in (*terms.potentials, *terms.interactions, *terms.others):
+    for c, term in F.terms():
         bound = Scaled(c, term).modulus_in(1)
         if bound is None and isinstance(term, Interaction) and c > 0:
             bound = 0.0 if _is_convex_apart(term.W) else None

@@ -165,6 +165,15 @@ def test_a_convex_potential_alone_keeps_the_order_of_uneven_cells():
     assert short.certificate["bound"] == pytest.approx(displacement / (1 + lam * dt))
 
 
+def test_a_user_energy_is_convex_only_if_declared():
+    mu, e = make(), lambda r: r + 0.1 * r.log()
+    for modulus, guarantee in ((None, "stationary"), (0.0, "exact")):
+        F = of.Internal(e, modulus=modulus) + exact.quadratic()
+        assert (
+            QuantileProximal().solve(F, mu, 0.1).certificate["guarantee"] == guarantee
+        )
+
+
 def test_a_concave_potential_is_met_with_a_shift():
     # dt times the least curvature is -3: the objective is not convex.
     F, mu = 3.0 * double_well() + 1e-3 * of.Entropy(), line(-0.4, 0.5)
