@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from otflow.functionals import Sum
+from otflow.functionals import Internal, PowerEntropy, Sum
+from otflow.functionals.combined import combine
 from otflow.measures import GridDensity
 from otflow.proximal.gibbs import GibbsKernel
 from otflow.proximal.scaling import (
@@ -21,12 +22,16 @@ from otflow.proximal.scaling import (
 )
 from otflow.proximal.terms import Terms
 
+# Power iterations that look for the stiffest mode, and the change that probes it.
+POWERS, SMALL = 4, 1e-2
+
 __all__ = [
     "Coupled",
     "Warm",
     "damping_of",
     "measure_of",
     "pose",
+    "share_repulsion",
     "start_of",
     "stiffness",
 ]
@@ -96,8 +101,8 @@ class Coupled:
         iterate = now.evaluate(x, start)
         if not math.isfinite(iterate.residual):
             return now, iterate
-        mass = iterate.log_density.exp() * now.kernel.box.cell_volume
-        mass = mass / mass.sum()
+        z = iterate.log_density
+        mass = (z - z.logsumexp(tuple(range(z.ndim)))).exp()
         move = self._slope(now.source.with_weights(mass.reshape(-1))) - slope
         error, square = torch.stack(
             [(mass * move.abs()).sum(), (mass * move.square()).sum()]
@@ -156,6 +161,46 @@ def damping_of(problem: Scaling) -> float:
         slope = slope + problem.dt * elasticity(internal, mu.density().log())
     response = float((mu.weights * (problem.kernel.eps / slope)).sum())
     return 1 / max(1.0, response)
+
+
+def share_repulsion(terms: Terms, mu: GridDensity, dt: float, eps: float) -> Terms:
+    r"""Move a local part of repulsive nonlocal terms to the internal energy.
+
+    What is explicit in the iteration must not push harder than what is implicit
+    resists. So :math:`\tfrac c2\int\rho^2` is added to the internal energy and taken
+    off the rest, with c such that on average over :math:`\mu` it is as stiff as the rest
+    along its stiffest mode. F stays what it is.
+    """
+    rest = nonlocal_part(terms)
+    if rest is None:
+        return terms
+    response = _stiffest(rest, mu)
+    resistance = 0.5 * eps + dt * (terms.temperature + stiffness(mu, terms))
+    if dt * response <= 0.25 * resistance:
+        return terms
+    square = PowerEntropy(2.0)
+    c = response / float(mu.weights @ mu.density())
+    parts: list[tuple[float, Internal]] = [(0.5 * c, square)]
+    if terms.internal is not None:
+        parts.append((1.0, terms.internal))
+    others = (*terms.others, (-0.5 * c, square))
+    return replace(terms, internal=combine(parts), others=others)
+
+
+def _stiffest(rest: Sum, mu: GridDensity) -> float:
+    """Return the largest eigenvalue of F'' in L2(mu), by power iterations."""
+    x = mu.points - mu.weights @ mu.points
+    v = x.sum(-1) + x.square().sum(-1) / mu.box.spacing[0]
+    there, value = rest.first_variation(mu), 0.0
+    for _ in range(POWERS):
+        v = v - mu.weights @ v
+        v = v / (mu.weights @ v.square()).sqrt().clamp_min(torch.finfo(v.dtype).tiny)
+        step = SMALL / float(v.abs().max().clamp_min(1.0))
+        moved = mu.with_weights(mu.weights * (1 + step * v))
+        image = (rest.first_variation(moved) - there) / step
+        value = float(mu.weights @ (v * image))
+        v = image
+    return value
 
 
 def stiffness(mu: GridDensity, terms: Terms) -> float:

@@ -23,6 +23,7 @@ from otflow.proximal.grid_problem import (
     damping_of,
     measure_of,
     pose,
+    share_repulsion,
     start_of,
     stiffness,
 )
@@ -69,6 +70,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     :cite:p:`walker2011anderson`. Potentials and internal energies enter by their
     pointwise proximal map; interactions and other terms by their first variation at
     the new density, a second variable of the iteration: the step is implicit in all.
+    Of a stiff repulsion a local part is moved to the internal energy, and back.
 
     Parameters
     ----------
@@ -274,6 +276,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         self, F: Functional, mu: GridDensity, dt: float, warm: Any
     ) -> tuple[Scaling, Iterate, int]:
         terms = sort_terms(F)
+        terms = share_repulsion(terms, mu, dt, self._variance(mu, dt, terms))
         eps = self._variance(mu, dt, terms)
         kept = warm if isinstance(warm, Warm) and warm.fits(mu) else None
         problem = pose(terms, mu, dt, eps, kept)

@@ -203,10 +203,12 @@ def test_the_log_gas_in_the_plane():
 def test_the_log_gas_on_the_line():
     mu = density(exact.semicircle(1.0).cells(-2.0, 2.0, (100,)), -2.0, 2.0)
     F = of.Interaction(of.kernels.PowerLaw(2, 0))
-    mu, _, _ = run(F, mu, 0.05, 3, eps=0.004)
-    radius = exact.breathing_jko(1.0, 0.05, 3, kappa=2.0)
+    mu, _, iterations = run(F, mu, 0.05, 5)
+    radius = exact.breathing_jko(1.0, 0.05, 5, kappa=2.0)
     expected = exact.semicircle(radius)
-    assert distance(mu, expected.cells(-2.0, 2.0, (100,))) <= 1e-2
+    assert distance(mu, expected.cells(-2.0, 2.0, (100,))) <= 2.5e-3
+    # A repulsion this stiff is beyond an iteration that is explicit in it.
+    assert iterations <= 40
 
 
 @pytest.mark.parametrize("mass", [4 * math.pi, 8 * math.pi])
