@@ -81,10 +81,9 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         F at both ends, and F(before) - F(after) - w2^2 / (2 dt), >= 0.
     ``w2``
         Distance between both ends, an upper bound unless ``map_optimal``.
-    ``residual``, ``converged``, ``gradients``
-        Relative residual, whether it met the tolerance, evaluations spent.
-    ``map_optimal``
-        Whether B was found to be positive semi-definite, and so the optimal map.
+    ``residual``, ``converged``, ``map_optimal``, ``gradients``
+        Relative residual, whether it met the tolerance or is at round-off, whether
+        B >= 0, evaluations spent.
     ``bound``
         Where the functional's modulus :math:`\lambda` is known, the map is optimal and
         :math:`1 + dt\,\lambda > 0`: the norm of the gradient over :math:`1 +
@@ -156,8 +155,9 @@ class GaussianProximal(ProximalSolver[Gaussian]):
             raise Unsupported(msg)
         problem = _Problem.of(F, mu, dt)
         start = problem.at(torch.zeros_like(mu.state))
-        point = self._by_models(problem, start)
-        point = self._by_newton(problem, point)
+        point = self._by_newton(problem, self._by_models(problem, start))
+        # Turned back to its optimal map a law costs less, and no minimum was lost,
+        # unless the quadrature sees the turn.
         if not self._converged(problem, point):
             problem.inside = False
             point = self._by_newton(problem, point)
@@ -292,7 +292,7 @@ class _Problem:
     maps: OptimalMaps
     used: int = 0
     inside: bool = True  # keep to optimal maps
-    steepest: float = 0.0  # largest gradient of F met
+    steepest: float = 0.0  # size of the terms of the gradient of F, which cancel
     scale: float = 0.0  # size of the terms of F, which may cancel in it
 
     @classmethod
@@ -323,15 +323,16 @@ class _Problem:
         nu = self.mu.push(self.maps.tangent(coordinates), 1.0)
         value, velocity = self.rest.value_and_velocity(nu)
         self.used += 1
-        energy, whole = float(value), -velocity
+        energy, whole, steepness = float(value), -velocity, norm(velocity)
         size = abs(energy) + norm(velocity) * norm(nu.state)
         if self.temperature:
             heat = self.temperature * float(Entropy().value(nu))
             energy, size = energy + heat, size + abs(heat)
-            whole = whole + self.temperature * entropy_gradient(nu.factor)
+            pressure = self.temperature * entropy_gradient(nu.factor)
+            whole, steepness = whole + pressure, steepness + norm(pressure)
         gradient = coordinates + self.dt * self.maps.project(whole)
         half = 0.5 * float((coordinates * coordinates).sum())
-        self.steepest = max(self.steepest, norm(whole))
+        self.steepest = max(self.steepest, steepness)
         self.scale = max(self.scale, size)
         eps = torch.finfo(nu.dtype).eps
         return _Point(
@@ -347,11 +348,7 @@ class _Problem:
         )
 
     def try_at(self, coordinates: Tensor) -> _Point | None:
-        """Evaluate, or return None where F is not finite or the map not optimal.
-
-        Turned back to its optimal map a law costs less, so no minimum is lost, unless
-        the quadrature sees the turn.
-        """
+        """Evaluate, or return None where F is not finite or the map not optimal."""
         if self.inside and not self.maps.is_optimal(coordinates):
             return None
         try:
@@ -363,23 +360,24 @@ class _Problem:
     def hessian(self, point: _Point, direction: Tensor) -> Tensor:
         """Return the Hessian of the objective times a direction."""
         tangent, nu = self.maps.tangent(direction), point.measure
-        reach = torch.finfo(nu.dtype).eps ** 0.5 * float(nu.factor.abs().max())
-        h = reach / float(tangent.abs().max())
+        h = float(nu.factor.abs().max()) / float(tangent.abs().max())
+        h *= torch.finfo(nu.dtype).eps ** 0.5
         try:
             velocity = self.rest.velocity(nu.push(tangent, h))
             change = (-velocity - point.slope) / h
         except (Diverged, NonFinite):
             change = torch.zeros_like(tangent)
         self.used += 1
+        self._met(norm(change) / norm(tangent), nu)
         if self.temperature:
-            bent = entropy_hessian(nu.factor, tangent)
-            change = change + self.temperature * bent
+            change = change + self.temperature * entropy_hessian(nu.factor, tangent)
         return direction + self.dt * self.maps.project(change)
 
     def minimise_model(self, point: _Point) -> Tensor | None:
         """Minimise with a quadratic in place of the rest; None if it has no minimum."""
         nu, dt = point.measure, self.dt
         curvature = mean_hessian(nu.factor, point.slope)
+        self._met(float(torch.linalg.matrix_norm(curvature, 2)), nu)
         if self.potentials is self.rest:
             stiffness = curvature
         else:
@@ -389,6 +387,10 @@ class _Problem:
         return self.maps.quadratic_step(
             self.mu.mean, curvature, stiffness, force, dt, dt * self.temperature
         )
+
+    def _met(self, curvature: float, nu: Gaussian) -> None:
+        """Note a second derivative: the state is rounded, and its gradient with it."""
+        self.steepest = max(self.steepest, curvature * norm(nu.state))
 
     def floor(self, point: _Point) -> float:
         """Return the size of the gradient's round-off."""

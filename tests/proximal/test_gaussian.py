@@ -260,6 +260,17 @@ def test_huge_steps_and_many_nonconvex_starts_converge():
             assert result.certificate["guarantee"] == "stationary"
 
 
+@pytest.mark.parametrize("dt", [1.0, 1e3, 1e9])
+def test_at_rest_a_step_stops_at_round_off(dt):
+    # Terms that cancel leave a gradient that no step can make smaller.
+    F = CASES["repulsion"] + 0.1 * of.Entropy()
+    run = of.flow(F, gaussian(2), of.JKO(), dt=dt, steps=5 if dt > 1 else 40)
+    assert all(info["converged"] for info in run.info)
+    assert max(info["iterations"] for info in run.info) < 60
+    assert run.info[-1]["iterations"] <= 20
+    assert run.info[-1]["w2"] < 1e-6
+
+
 def test_float32_is_as_good_as_it_can_be():
     mu, A, b = gaussian(4, dtype=torch.float32), exact.spd(4, seed=3), normal(4, seed=9)
     F = exact.quadratic_form(A, b.float()) + of.Entropy()
