@@ -86,7 +86,7 @@ class Trajectory:
             - \frac{W_2^2(\mu^{k-1}, \mu^k)}{\tau_k^2},
 
         the a-posteriori estimate of :cite:t:`nochetto2000posteriori` in Hilbert spaces,
-        carried to W2 by :cite:t:`ambrosio2008gradient`, section 4. It is of order 1 in
+        carried to W2 by :cite:t:`ambrosio2008gradient`, chapter 4. It is of order 1 in
         dt. If F is :math:`\lambda`-convex, of either sign, it is sharpened or mended
         accordingly: errors decay, or grow, in time.
 
@@ -113,12 +113,12 @@ class Trajectory:
         -----
         Hypotheses: F is :math:`\lambda`-convex along generalised geodesics, as
         ``F.modulus_in(d)`` promises, and :math:`1 + \tau\lambda > 0`. The estimate was
-        not copied but derived from the evolution variational inequalities of the flow
-        and of the step, in ``otflow/schemes/time_error.py``; with :math:`E_k \le
-        \tfrac12(|v^{k-1}|^2 - |v^k|^2)` and equal steps it gives the a-priori bound
-        :math:`\tau\,|v^0|/\sqrt2`. What the representation itself leaves out (number of
-        atoms, quantiles, the family of Gaussians) is no part of it. Differences of
-        energies lose digits: use float64.
+        not copied from there but derived anew, from the evolution variational
+        inequalities of the flow and of the step (``otflow/schemes/time_error.py``).
+        With :math:`E_k \le \tfrac12(|v^{k-1}|^2 - |v^k|^2)` and equal steps it gives
+        their a-priori bound :math:`\tau\,|v^0|/\sqrt2`. What the representation itself
+        leaves out (number of atoms, quantiles, the family of Gaussians) is no part of
+        it. Differences of energies lose digits: use float64.
 
         Examples
         --------

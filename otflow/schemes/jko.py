@@ -11,6 +11,7 @@ from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.proximal import ProximalSolver, default_solver
+from otflow.proximal.terms import sort_terms
 from otflow.schemes.base import Scheme, Step
 from otflow.schemes.stages import TABLEAUS, runge_kutta_step
 from otflow.schemes.trapezoid import trapezoidal_step
@@ -57,7 +58,8 @@ class JKO(Scheme):
     Raises
     ------
     Unsupported
-        At the first step, if the representation does not carry this order.
+        At the first step, if the representation does not carry this order, or F bounds
+        the density and the order is not 1.
     Diverged
         If a stage would start from a point that is no measure.
 
@@ -97,9 +99,9 @@ class JKO(Scheme):
     quantiles may cross: that is refused, with a smaller dt as the cure.
 
     On a grid other roads to order 2 were set aside. BDF2
-    :cite:p:`matthes2019variational` needs the measure extrapolated along the optimal
-    map of two steps, which a grid solver knows up to its blur; order 3 would need
-    several.
+    :cite:p:`matthes2019variational,gallouet2024geodesic` needs the measure
+    extrapolated along the optimal map of two steps, which a grid solver knows up to
+    its blur; order 3 would need several.
 
     Examples
     --------
@@ -139,6 +141,13 @@ class JKO(Scheme):
     ) -> Step:
         """Solve for the proximal steps, warm-started by those of the step before."""
         solver = self.solver or default_solver(mu, F)
+        if self.order > 1 and sort_terms(F).max_density < torch.inf:
+            msg = (
+                f"JKO(order={self.order}) takes stages from extrapolated densities, "
+                f"which a bound on the density does not admit; use order=1, or "
+                f"PowerEntropy(m) with a large m"
+            )
+            raise Unsupported(msg)
         if self.order == 1:
             step = _proximal_step(solver, F, mu, dt, state)
         elif solver.flat:

@@ -201,6 +201,41 @@ def test_without_fixed_cells_the_trapezoidal_rule_is_refused():
         )
 
 
+@pytest.mark.parametrize("order", [2, 3])
+def test_a_bound_on_the_density_is_refused(order):
+    F = exact.quadratic(1.0) + of.Congestion(2.0)
+    mu = of.Quantiles(torch.linspace(-1, 1, 9, dtype=torch.float64))
+    with pytest.raises(of.errors.Unsupported, match=r"use order=1, or PowerEntropy"):
+        of.flow(F, mu, of.JKO(order=order), dt=0.1, steps=1)
+
+
+FLAT = [
+    clouds.uniform(),
+    of.Quantiles(torch.linspace(-1, 1, 9, dtype=torch.float64).sinh()),
+    of.Gaussian(
+        torch.tensor([1.0, -2.0], dtype=torch.float64),
+        torch.tensor([[1.0, 0.3], [0.3, 0.5]], dtype=torch.float64),
+    ),
+]
+
+
+@pytest.mark.parametrize("mu", FLAT)
+def test_a_flat_solver_moves_by_a_tangent_as_long_as_the_distance(mu):
+    # It is what the stages rest upon; the couplings by index, level and node agree.
+    F = of.Potential(lambda x: (x.square().sum(-1) + 1).sqrt() + 0.3 * x[..., 0])
+    solver = of.proximal.default_solver(mu, F)
+    assert solver.flat
+    result = solver.solve(F, mu, 0.3)
+    nu = result.measure
+    tangent = mu.displacement_to(nu)
+    moved = mu.push(tangent, 1.0)
+    torch.testing.assert_close(moved.points, nu.points, rtol=0, atol=1e-12)
+    assert result.certificate["w2"] == pytest.approx(float(mu.norm(tangent)), rel=1e-9)
+    # Stationary: the displacement is dt times the new velocity.
+    gap = tangent - 0.3 * F.velocity(nu)
+    assert float(mu.norm(gap)) < 1e-3 * float(mu.norm(tangent))
+
+
 def test_a_base_point_that_is_no_measure_is_refused_with_the_cure():
     # A stiff potential pulls so hard that the second stage would start beyond 0, where
     # the order of the quantiles is reversed.
