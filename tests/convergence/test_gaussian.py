@@ -165,6 +165,23 @@ def test_the_relative_entropy_and_the_distance_decay_at_the_rate_of_the_modulus(
     assert rate == pytest.approx(lam, rel=0.05)
 
 
+@pytest.mark.parametrize("d", [1, 3])
+def test_the_a_posteriori_bound_on_the_error_in_time_holds(d):
+    mu = gaussian(d)
+    F, A, b = ornstein_uhlenbeck(d)
+    run = of.flow(F, mu, of.JKO(), dt=0.05, steps=20)
+    bound = run.time_error()
+    for t, limit, nu in zip(
+        run.times.tolist(), bound.tolist(), run.snapshots, strict=True
+    ):
+        moments = exact.fokker_planck(
+            mu.mean, mu.covariance, t, A=A, b=b, temperature=0.7
+        )
+        error = distance(nu, law(*moments))
+        assert error <= limit + 1e-12
+    assert limit < 3 * error  # and it is not idle
+
+
 # 3: rates of the JKO scheme -----------------------------------------------------------
 
 
