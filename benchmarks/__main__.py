@@ -6,7 +6,16 @@ import sys
 
 import torch
 
-from benchmarks import grids, imports, loop, metrics, ornstein_uhlenbeck, pairs, risk
+from benchmarks import (
+    grids,
+    imports,
+    loop,
+    metrics,
+    ornstein_uhlenbeck,
+    pairs,
+    quantiles,
+    risk,
+)
 from benchmarks.timing import show
 
 
@@ -15,7 +24,16 @@ def main() -> int:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"{'what':<66} {'measured':>8}   {'target':<10}")
     missed = 0
-    for module in (risk, pairs, loop, metrics, grids, ornstein_uhlenbeck, imports):
+    for module in (
+        risk,
+        pairs,
+        loop,
+        metrics,
+        quantiles,
+        grids,
+        ornstein_uhlenbeck,
+        imports,
+    ):
         rows = module.run()
         show(rows)
         missed += sum(not row.met for row in rows)
