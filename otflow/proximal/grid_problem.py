@@ -168,7 +168,7 @@ def share_repulsion(terms: Terms, mu: GridDensity, dt: float, eps: float) -> Ter
 
     What is explicit in the iteration must not push harder than what is implicit
     resists. So :math:`\tfrac c2\int\rho^2` is added to the internal energy and taken
-    off the rest, with c such that on average over :math:`\mu` it is as stiff as the rest
+    off the rest, c such that on average over :math:`\mu` it is as stiff as the rest
     along its stiffest mode. F stays what it is.
     """
     rest = nonlocal_part(terms)
