@@ -1,0 +1,168 @@
+"""Two-sided bounds on a JKO step between densities that are constant on cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from otflow.measures.box import Box
+from otflow.proximal.c_transform import c_transform
+from otflow.proximal.pressure import PressureProblem
+from otflow.proximal.push_forward import Sweep, row_costs
+
+__all__ = ["below_bound", "dual_value", "transport_cost"]
+
+HALVINGS = 60
+
+
+def transport_cost(sweeps: Sequence[Sweep], box: Box, relocated: float) -> float:
+    r"""Return an upper bound of :math:`W_2^2`, the cost of a plan.
+
+    Each sweep moves one coordinate, which no other sweep moves, along rows whose
+    densities are constant on cells: it costs the squared distances on the line, which
+    are exact. In 1-D the sum is :math:`W_2^2`.
+
+    Parameters
+    ----------
+    sweeps : sequence of Sweep
+        One for each axis.
+    box : Box
+        The grid.
+    relocated : float
+        Mass that was moved afterwards, at worst through the whole box.
+
+    Returns
+    -------
+    float
+        The cost.
+    """
+    total = sum(row_costs(sweep, box.spacing[sweep.axis]) for sweep in sweeps)
+    sides = zip(box.lower, box.upper, strict=True)
+    return total + relocated * sum((b - a) ** 2 for a, b in sides)
+
+
+def below_bound(masses: Tensor, room: Tensor, bound: float) -> tuple[Tensor, float]:
+    """Return masses below a bound on the density, and how much mass that moved.
+
+    What exceeds the bound goes to the cells that hold mass already, in proportion to
+    what is left in them, and to other free cells only if these are full.
+
+    Parameters
+    ----------
+    masses : Tensor, shape (n,)
+        Masses of the cells.
+    room : Tensor, shape (n,)
+        Free volume of the cells.
+    bound : float
+        The bound, possibly infinite.
+    """
+    if math.isinf(bound):
+        return masses, 0.0
+    most = bound * room
+    kept = torch.minimum(masses, most)
+    excess = float((masses - kept).sum())
+    for allowed in (masses > 0, room > 0):
+        left = torch.where(allowed, most - kept, 0.0)
+        total = float(left.sum())
+        if total > 0:
+            share = min(excess, total)
+            kept = kept + left * (share / total)
+            excess -= share
+    return torch.minimum(kept, most), float((masses - kept).clamp_min(0).sum())
+
+
+def dual_value(problem: PressureProblem, pressure: Tensor) -> float:
+    r"""Return a lower bound of :math:`\int V d\nu + \int U(\nu) + W_2^2/(2\,dt)`.
+
+    It holds for all densities that are constant on cells. With the potentials
+    :math:`\psi = \phi^c` of nodes, :math:`\psi - |x|^2/(2\,dt)` and :math:`\phi -
+    |y|^2/(2\,dt)` interpolated linearly along each axis satisfy :math:`\psi(x) +
+    \phi(y) \le |x - y|^2/(2\,dt)` everywhere, since :math:`x \cdot y` is linear in
+    each; and their means over cells are in closed form. The additive constant is the
+    best one. Between a density and itself the bound is too low by
+    :math:`\sum_a h_a^2/(6\,dt)`.
+
+    Parameters
+    ----------
+    problem : PressureProblem
+        The step.
+    pressure : Tensor, shape (n,)
+        Any pressure.
+
+    Returns
+    -------
+    float
+        The bound.
+    """
+    box, dt, room = problem.box, problem.dt, problem.room
+    phi, wide = _with_border(problem, pressure)
+    psi = c_transform(phi.reshape(-1), wide, dt).reshape(phi.shape)
+    low = sum(h * h for h in box.spacing) / (12 * dt)
+    is_free = room > 0
+    gain = float(problem.masses @ (_cell_means(psi).reshape(-1) - low))
+    mean = torch.where(is_free, _cell_means(phi).reshape(-1) - low, 0.0)
+    s = torch.where(is_free, -mean - problem.V, 0.0)
+
+    def mass(shift: float) -> float:
+        density = problem.internal.conjugate_slope(s - shift)
+        return float((room * density).sum())
+
+    # The best constant makes the mass 1; the bound is concave in it.
+    centre = float(s[is_free].max())
+    reach = max(abs(centre), low, 1e-12)
+    high = centre
+    while mass(high) > 1:
+        high, reach = high + reach, 2 * reach
+    least = high - reach
+    while mass(least) < 1:
+        least, reach = least - reach, 2 * reach
+    for _ in range(HALVINGS):
+        middle = 0.5 * (least + high)
+        least, high = (middle, high) if mass(middle) > 1 else (least, middle)
+    loss = room * problem.internal.conjugate(s - high)
+    return gain - high - float(loss.sum())
+
+
+def _with_border(problem: PressureProblem, pressure: Tensor) -> tuple[Tensor, Box]:
+    """Return the potential with one more cell around, and beside obstacles."""
+    box = problem.box
+    is_free = (problem.room > 0).reshape(box.shape)
+    phi = torch.where(is_free, (-problem.V - pressure).reshape(box.shape), 0.0)
+    if not bool(is_free.all()):
+        total, count = phi, is_free.to(phi.dtype)
+        for axis in range(box.dim):
+            total, count = _spread(total, axis), _spread(count, axis)
+        near = total / count.clamp_min(1)
+        phi = torch.where(is_free, phi, torch.where(count > 0, near, -math.inf))
+    for axis, n in enumerate(box.shape):
+        first, second = phi.narrow(axis, 0, 1), phi.narrow(axis, 1, 1)
+        last, other = phi.narrow(axis, n - 1, 1), phi.narrow(axis, n - 2, 1)
+        low = torch.where(torch.isfinite(second), 2 * first - second, first)
+        high = torch.where(torch.isfinite(other), 2 * last - other, last)
+        phi = torch.cat([low, phi, high], axis)
+    return phi, Box(
+        tuple(a - h for a, h in zip(box.lower, box.spacing, strict=True)),
+        tuple(b + h for b, h in zip(box.upper, box.spacing, strict=True)),
+        tuple(n + 2 for n in box.shape),
+    )
+
+
+def _spread(x: Tensor, axis: int) -> Tensor:
+    """Return the sum of each entry and its two neighbours along an axis."""
+    n = x.shape[axis]
+    out = x.clone()
+    out.narrow(axis, 0, n - 1).add_(x.narrow(axis, 1, n - 1))
+    out.narrow(axis, 1, n - 1).add_(x.narrow(axis, 0, n - 1))
+    return out
+
+
+def _cell_means(f: Tensor) -> Tensor:
+    """Return the means over inner cells of what is linear between centres."""
+    for axis in range(f.ndim):
+        n = f.shape[axis] - 2
+        sides = f.narrow(axis, 0, n) + f.narrow(axis, 2, n)
+        f = 0.75 * f.narrow(axis, 1, n) + 0.125 * sides
+    return f

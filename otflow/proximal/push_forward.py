@@ -1,0 +1,253 @@
+"""Carry the masses of a grid along a gradient map, one axis after the other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otflow.measures.box import Box
+from otflow.proximal.c_transform import along_axis
+
+__all__ = ["Sweep", "cut_points", "mixed_potentials", "push_forward", "remap"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One axis of a push-forward.
+
+    Parameters
+    ----------
+    before, after : Tensor
+        Masses of the cells, as arrays; rows along the axis keep their sums.
+    """
+
+    axis: int
+    before: Tensor
+    after: Tensor
+
+
+def push_forward(
+    masses: Tensor, phi: Tensor, box: Box, dt: float
+) -> tuple[Tensor, list[Sweep], Tensor]:
+    r"""Return the masses of :math:`T_\#\mu` with :math:`T^{-1}(y) = y - dt\,\nabla\phi`.
+
+    The minimum over y in :math:`\phi^c(x) = \min_y |x - y|^2/(2\,dt) - \phi(y)` is
+    taken along one axis after the other, so the optimal map is a composition of maps
+    that move one coordinate each: with :math:`\phi` minimised over the last k axes, a
+    function of the new place on the others and of the old place on these, the next
+    axis is an optimal map on every row. Each row is remapped by its cumulative masses.
+
+    Parameters
+    ----------
+    masses : Tensor, shape (n,)
+        Masses of the cells.
+    phi : Tensor, shape (n,)
+        Potential at the new place; minus infinity where no mass may go.
+    box : Box
+        The grid.
+    dt : float
+        Step.
+
+    Returns
+    -------
+    masses : Tensor, shape (n,)
+        Of the same total; non-negative.
+    sweeps : list of Sweep
+        What each axis did.
+    mobility : Tensor
+        Mass per cell that passes the faces of the last axis: the array of inner faces.
+    """
+    current = masses.reshape(box.shape)
+    sweeps = []
+    mobility = current
+    for axis, potential in enumerate(mixed_potentials(phi.reshape(box.shape), box, dt)):
+        cuts = cut_points(potential, axis, box.spacing[axis], dt)
+        moved, mobility = remap(current, cuts, axis)
+        sweeps.append(Sweep(axis, current, moved))
+        current = moved
+    return current.reshape(-1), sweeps, mobility
+
+
+def mixed_potentials(phi: Tensor, box: Box, dt: float) -> list[Tensor]:
+    """Return, for each axis, the potential in new places up to it and old ones after.
+
+    Parameters
+    ----------
+    phi : Tensor
+        An array on the grid.
+    box : Box
+        The grid.
+    dt : float
+        Step.
+
+    Returns
+    -------
+    list of Tensor
+        Arrays on the grid, the last of them `phi`.
+    """
+    potentials = [phi]
+    for axis in reversed(range(1, box.dim)):
+        values = -potentials[0]
+        lowest, nearest = along_axis(values, axis, box.spacing[axis], dt)
+        lowest = lowest - _dip(values, nearest, axis, box.spacing[axis], dt)
+        potentials.insert(0, -lowest)
+    return potentials
+
+
+def _dip(values: Tensor, nearest: Tensor, axis: int, h: float, dt: float) -> Tensor:
+    """Return how far the quadratic spline through the entries lies below the least.
+
+    Its slope is linear between the midpoints of neighbours, so its minimum depends
+    smoothly on the entries: the argmin may be anywhere between them.
+    """
+    n = values.shape[axis]
+    shape = [n if a == axis else 1 for a in range(values.ndim)]
+    own = torch.arange(n, device=values.device).reshape(shape)
+    unit = h * h / (2.0 * dt)
+
+    def entry(shift: int) -> Tensor:
+        index = nearest + shift
+        found = torch.gather(values, axis, index.clamp(0, n - 1))
+        found = found + unit * (index - own).to(values.dtype).square()
+        return torch.where((index < 0) | (index >= n), math.inf, found)
+
+    at, below, above = entry(0), entry(-1), entry(1)
+    at = torch.where(torch.isfinite(at), at, 0.0)
+    falling = torch.where(torch.isfinite(below), at - below, 0.0).clamp_max(0)
+    rising = torch.where(torch.isfinite(above), above - at, 0.0).clamp_min(0)
+    slope, bend = 0.5 * (rising + falling), rising - falling
+    safe = torch.where(bend > 0, bend, 1.0)
+    return torch.where(bend > 0, slope.square() / (2 * safe) - bend / 8, 0.0)
+
+
+def cut_points(phi: Tensor, axis: int, h: float, dt: float) -> Tensor:
+    r"""Return where the map of a row cuts its mass, in cells from its lower end.
+
+    Parameters
+    ----------
+    phi : Tensor
+        Potential of every row along the axis.
+    axis : int
+        The axis.
+    h, dt : float
+        Spacing and step.
+
+    Returns
+    -------
+    Tensor
+        For each inner face, along the last axis, the place whose mass to the left goes
+        left of the face: :math:`y - dt\,\partial\phi`, non-decreasing.
+    """
+    phi = phi.movedim(axis, -1)
+    n = phi.shape[-1]
+    place = torch.arange(n, dtype=phi.dtype, device=phi.device) + 0.5
+    scale = dt / h**2
+    wins = torch.isfinite(phi)
+    if bool(wins.all()):
+        cuts = (place + 0.5)[:-1] - scale * phi.diff(dim=-1)
+        if bool((cuts.diff(dim=-1) >= 0).all()):
+            return cuts.clamp(0, n)
+    index = torch.arange(n, device=phi.device)
+    while True:
+        # The next winners on both sides of each face.
+        left = torch.where(wins, index, -1).cummax(-1).values[..., :-1]
+        right = torch.where(wins, index, n).flip(-1).cummin(-1).values.flip(-1)
+        right = right[..., 1:]
+        a, b = left.clamp_min(0), right.clamp_max(n - 1)
+        rise = torch.gather(phi, -1, b) - torch.gather(phi, -1, a)
+        gap = (b - a).clamp_min(1).to(phi.dtype)
+        cuts = 0.5 * (place[a] + place[b]) - scale * rise / gap
+        # No winner on one side: all the mass goes to the other.
+        cuts = torch.where(right == n, float(n), torch.where(left < 0, 0.0, cuts))
+        # A winner whose share ends before it starts never wins.
+        ends = torch.nn.functional.pad(cuts, (0, 1), value=math.inf)
+        starts = torch.nn.functional.pad(cuts, (1, 0), value=-math.inf)
+        lost = wins & (ends < starts)
+        if not bool(lost.any()):
+            return cuts.clamp(0, n)
+        wins = wins & ~lost
+
+
+def remap(masses: Tensor, cuts: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Return the masses between the cut points of each row, and densities there.
+
+    Within a cell the density is linear, with the slope of van Leer's limiter: exact
+    for linear densities, and never negative.
+
+    Parameters
+    ----------
+    masses : Tensor
+        Array of masses.
+    cuts : Tensor
+        As from `cut_points`.
+    axis : int
+        The axis of the rows.
+
+    Returns
+    -------
+    masses : Tensor
+        Rows keep their sums.
+    density : Tensor
+        Mass per cell at the cut points, arranged as the inner faces.
+    """
+    m = masses.movedim(axis, -1)
+    n = m.shape[-1]
+    steps = m.diff(dim=-1)
+    a, b = steps[..., :-1], steps[..., 1:]
+    centred, least = 0.5 * (a + b).abs(), 2 * torch.minimum(a.abs(), b.abs())
+    slope = torch.where(a * b > 0, a.sign() * torch.minimum(centred, least), 0.0)
+    slope = torch.nn.functional.pad(slope, (1, 1))
+    below = m.cumsum(-1)
+    total = below[..., -1:]
+    cell = cuts.floor().long().clamp_(0, n - 1)
+    t = cuts - cell
+    here, tilt = torch.gather(m, -1, cell), torch.gather(slope, -1, cell)
+    level = torch.gather(below, -1, cell) - here + here * t + 0.5 * tilt * (t * t - t)
+    level = torch.cat([torch.zeros_like(total), level, total], -1)
+    # Levels that should be equal differ by round-off.
+    new = level.diff(dim=-1).clamp_min(0)
+    density = here + tilt * (t - 0.5)
+    return new.movedim(-1, axis), density.movedim(-1, axis)
+
+
+def row_costs(sweep: Sweep, h: float) -> float:
+    r"""Return the summed :math:`W_2^2` of all rows of a sweep, exactly.
+
+    On the line the optimal coupling joins equal levels; both quantiles are linear
+    between the levels of the cells' edges.
+    """
+    before = sweep.before.movedim(sweep.axis, -1)
+    after = sweep.after.movedim(sweep.axis, -1)
+    n = before.shape[-1]
+    before, after = before.reshape(-1, n), after.reshape(-1, n)
+    keep = before.sum(-1) > 0
+    before, after = before[keep].double(), after[keep].double()
+    total = before.sum(-1, keepdim=True)
+    after = after * (total / after.sum(-1, keepdim=True))
+    zero = torch.zeros_like(total)
+    low = torch.cat([zero, before.cumsum(-1)], -1)
+    high = torch.cat([zero, after.cumsum(-1)], -1)
+    high[..., -1] = low[..., -1]
+    levels = torch.cat([low, high], -1).sort(-1).values
+    gaps = levels.diff(dim=-1)
+    middle = 0.5 * (levels[..., 1:] + levels[..., :-1])
+    first, first_tilt = _quantile(low, before, middle)
+    second, second_tilt = _quantile(high, after, middle)
+    away = first - second
+    # The difference is linear on each piece: its mean square is at the middle plus 1/12.
+    stretch = (first_tilt - second_tilt) * gaps
+    return float((gaps * (away.square() + stretch.square() / 12)).sum()) * h * h
+
+
+def _quantile(levels: Tensor, masses: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the quantile and its slope in each row at levels inside of pieces."""
+    n = masses.shape[-1]
+    cell = torch.searchsorted(levels, at.contiguous(), right=True).sub_(1).clamp_(0, n - 1)
+    mass = torch.gather(masses, -1, cell)
+    tilt = torch.where(mass > 0, 1 / mass.masked_fill(mass == 0, 1.0), 0.0)
+    start = torch.gather(levels, -1, cell)
+    part = ((at - start) * tilt).clamp(0, 1)
+    return cell + part, tilt
