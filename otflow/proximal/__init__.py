@@ -8,12 +8,14 @@ from otflow.functionals import Functional
 from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.gaussian import GaussianProximal
+from otflow.proximal.grid_back_and_forth import BackAndForth
 from otflow.proximal.grid_sinkhorn import GridSinkhorn
 from otflow.proximal.particles import ParticleProximal
 from otflow.proximal.quantiles import QuantileProximal
 from otflow.proximal.terms import sort_terms
 
 __all__ = [
+    "BackAndForth",
     "GaussianProximal",
     "GridSinkhorn",
     "ParticleProximal",
@@ -45,6 +47,7 @@ _DEFAULTS: list[
 ] = [
     (Particles, _always, ParticleProximal),
     (Gaussian, _always, GaussianProximal),
+    (GridDensity, _is_constrained, BackAndForth),
     (GridDensity, _always, GridSinkhorn),
     (Quantiles, _always, QuantileProximal),
 ]

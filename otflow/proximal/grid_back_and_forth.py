@@ -72,7 +72,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
     The certificate holds
 
     ``energy_before``, ``energy_after``, ``decrease``
-        F at both ends, and F(before) - F(after) - w2^2 / (2 dt).
+        F at both ends, which never increases, and F(before) - F(after) - w2^2 / (2 dt),
+        at least -``gap``.
     ``w2``
         An upper bound of the distance between both ends, the cost of a plan; the
         distance itself in 1-D.
@@ -84,6 +85,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
         no conjugate there.
     ``residual``, ``converged``
         Mass at the wrong density, and whether it met the tolerance.
+    ``stayed``
+        Whether the measure is returned as it was, as the step would not lower F: it is
+        at rest up to the size of the cells.
     ``relocated``
         Mass that was moved to meet the bound on the density exactly.
     ``linearisations``
@@ -94,8 +98,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
         dt\,\lambda)}`, an upper bound on the W2 distance to the exact step, read on
         densities that are constant on cells; about a cell at best. Else None.
     ``guarantee``
-        ``"exact"``: within ``bound`` of the step. ``"optimal"``: the objective is within
-        ``gap`` of its minimum. ``"stationary"``: so for the last linearisation.
+        ``"exact"``: within ``bound`` of the step. ``"optimal"``: the objective is
+        within ``gap`` of its minimum. ``"stationary"``: so for the last linearisation.
         ``"none"``: not converged.
     ``certified``
         Whether the guarantee is not ``"none"``.
@@ -187,14 +191,14 @@ class BackAndForth(ProximalSolver[GridDensity]):
         if not math.isfinite(point.residual):
             msg = "the dual of the JKO step left the finite numbers; take a smaller dt"
             raise Diverged(msg, measure=mu)
-        certificate = self._certificate(F, mu, problem, point, before, converged)
+        certificate = self._certificate(F, mu, problem, point, before)
+        certificate["converged"] = converged
         measure, found = certificate.pop("measure"), rounds > 0
         certificate["linearisations"] = rounds
-        bound = None
-        modulus = F.modulus_in(mu.dim)
-        gap = certificate["gap"]
-        if gap is not None and modulus is not None and not found and 1 + dt * modulus > 0:
-            bound = math.sqrt(2 * dt * gap / (1 + dt * modulus))
+        gap, modulus, bound = certificate["gap"], F.modulus_in(mu.dim), None
+        if gap is not None and modulus is not None and not found:
+            convexity = 1 + dt * modulus
+            bound = math.sqrt(2 * dt * gap / convexity) if convexity > 0 else None
         certificate["bound"] = bound
         guarantee = "none"
         if converged:
@@ -234,7 +238,6 @@ class BackAndForth(ProximalSolver[GridDensity]):
         problem: PressureProblem,
         point: Iterate,
         before: float,
-        converged: bool,
     ) -> dict[str, Any]:
         """Return the step with what is known of it."""
         dt, internal = problem.dt, problem.internal
@@ -242,16 +245,18 @@ class BackAndForth(ProximalSolver[GridDensity]):
             point.masses, problem.room, internal.max_density
         )
         measure = mu.moved(masses.to(mu.dtype))
+        after = float(F.value(measure))
         square = transport_cost(point.sweeps, mu.box, relocated)
-        density = masses / mu.box.cell_volume
-        filled = density > 0
-        energy = internal.e(density[filled]) @ masses[filled]
+        stayed = not after < before
+        if stayed:
+            masses, measure, after, square = problem.masses, mu, before, 0.0
+        filled = masses > 0
+        energy = internal.e(masses[filled] / mu.box.cell_volume) @ masses[filled]
         primal = float(energy + problem.V @ masses) + square / (2 * dt)
         try:
             dual = dual_value(problem, point.pressure)
         except NonFinite:
             dual = None
-        after = float(F.value(measure))
         return {
             "measure": measure,
             "energy_before": before,
@@ -262,8 +267,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
             "dual": dual,
             "gap": None if dual is None else max(primal - dual, 0.0),
             "residual": point.residual,
-            "converged": converged,
-            "relocated": relocated,
+            "relocated": 0.0 if stayed else relocated,
+            "stayed": stayed,
         }
 
 

@@ -110,10 +110,7 @@ def solve_laplacian(
     levels = [L]
     while max(levels[-1].rest.shape) > COARSEST:
         levels.append(levels[-1].coarser())
-    inverses = [
-        torch.where(M.diagonal > 0, 1 / M.diagonal.masked_fill(M.diagonal <= 0, 1.0), 0.0)
-        for M in levels
-    ]
+    inverses = [_inverse(M.diagonal) for M in levels]
     z = _cycle(levels, inverses, r)
     d, rz = z, (r * z).sum()
     for k in range(1, limit + 1):
@@ -146,6 +143,10 @@ def _cycle(levels: list[GridLaplacian], inverses: list[Tensor], r: Tensor) -> Te
     for _ in range(SWEEPS):
         p = p + step * (r - L.apply(p))
     return p
+
+
+def _inverse(x: Tensor) -> Tensor:
+    return torch.where(x > 0, 1 / x.masked_fill(x <= 0, 1.0), 0.0)
 
 
 def blocks(x: Tensor) -> Tensor:

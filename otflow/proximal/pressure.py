@@ -102,9 +102,7 @@ class PressureProblem:
     def wanted(self, pressure: Tensor) -> Tensor:
         """Return the density in equilibrium with a pressure, the largest if several."""
         tiny = torch.finfo(pressure.dtype).tiny
-        return self.internal.conjugate_slope(
-            torch.where(pressure == 0, tiny, pressure)
-        )
+        return self.internal.conjugate_slope(torch.where(pressure == 0, tiny, pressure))
 
     def at(self, pressure: Tensor) -> Iterate:
         """Return the masses that a pressure drives."""
@@ -183,8 +181,7 @@ class PressureProblem:
         box = self.box
         shape = tuple((n + 1) // 2 for n in box.shape)
         upper = tuple(
-            a + 2 * h * n
-            for a, h, n in zip(box.lower, box.spacing, shape, strict=True)
+            a + 2 * h * n for a, h, n in zip(box.lower, box.spacing, shape, strict=True)
         )
         room = blocks(self.room.reshape(box.shape))
         weighted = torch.where(self.room > 0, self.V, 0.0) * self.room

@@ -32,7 +32,7 @@ class Sweep:
 def push_forward(
     masses: Tensor, phi: Tensor, box: Box, dt: float
 ) -> tuple[Tensor, list[Sweep], Tensor]:
-    r"""Return the masses of :math:`T_\#\mu` with :math:`T^{-1}(y) = y - dt\,\nabla\phi`.
+    r"""Return the masses of :math:`T_\#\mu`, :math:`T^{-1}(y) = y - dt\,\nabla\phi`.
 
     The minimum over y in :math:`\phi^c(x) = \min_y |x - y|^2/(2\,dt) - \phi(y)` is
     taken along one axis after the other, so the optimal map is a composition of maps
@@ -237,7 +237,7 @@ def row_costs(sweep: Sweep, h: float) -> float:
     first, first_tilt = _quantile(low, before, middle)
     second, second_tilt = _quantile(high, after, middle)
     away = first - second
-    # The difference is linear on each piece: its mean square is at the middle plus 1/12.
+    # The difference is linear on each piece: Simpson's rule is exact for its square.
     stretch = (first_tilt - second_tilt) * gaps
     return float((gaps * (away.square() + stretch.square() / 12)).sum()) * h * h
 
@@ -245,7 +245,9 @@ def row_costs(sweep: Sweep, h: float) -> float:
 def _quantile(levels: Tensor, masses: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     """Return the quantile and its slope in each row at levels inside of pieces."""
     n = masses.shape[-1]
-    cell = torch.searchsorted(levels, at.contiguous(), right=True).sub_(1).clamp_(0, n - 1)
+    cell = (
+        torch.searchsorted(levels, at.contiguous(), right=True).sub_(1).clamp_(0, n - 1)
+    )
     mass = torch.gather(masses, -1, cell)
     tilt = torch.where(mass > 0, 1 / mass.masked_fill(mass == 0, 1.0), 0.0)
     start = torch.gather(levels, -1, cell)
