@@ -28,6 +28,27 @@ def test_a_potential_and_interaction_under_explicit_euler():
     assert float(run.final.points.square().sum(-1).mean()) > 1
 
 
+def test_b_entropy_on_a_grid_by_jko():
+    rho = of.GridDensity.from_function(
+        lambda x: torch.exp(-8 * (x - 1).square().sum(-1)),
+        lower=-4.0,
+        upper=4.0,
+        shape=(160,),
+    )
+    F = of.Potential(square) + of.Entropy()
+    run = of.flow(F, rho, of.JKO(), dt=0.05, steps=20)
+    assert run.final.dtype == torch.float32
+    assert all(step["certified"] for step in run.info)
+    # The same line with a Gaussian is its oracle.
+    bell = of.Gaussian(torch.ones(1), torch.eye(1) / 16)
+    law = of.flow(F, bell, of.JKO(), dt=0.05, steps=20).final
+    mean = run.final.expectation(lambda x: x[:, 0])
+    second = run.final.expectation(lambda x: x[:, 0].square())
+    torch.testing.assert_close(mean, law.mean[0], rtol=0, atol=1e-4)
+    variance = law.covariance[0, 0]
+    torch.testing.assert_close(second - mean.square(), variance, rtol=0, atol=1e-3)
+
+
 def test_d_a_functional_of_one_s_own_is_only_its_value():
     class Concentration(of.Functional):
         def value(self, mu):

@@ -74,7 +74,10 @@ class Scaling:
         image, floor_a = self._convolve(log_a)
         change = torch.where(self.log_source > -math.inf, image - x, 0.0)
         old = self.source.weights.reshape(x.shape)
-        sums = [(old * change.expm1().abs_()).sum(), (old * change.square()).sum()]
+        # A far tail may be off by more than an exponential can hold.
+        far = (self.log_source + change + math.log(self.kernel.box.cell_volume)).exp()
+        error = torch.where(change > 1, far, old * change.expm1().abs_())
+        sums = [error.sum(), (old * change.square()).sum()]
         if not self.safely:
             # The floor of the results is also what the sources were cut at.
             lost = ((log_b <= floor_q) | (image <= floor_a)).to(old.dtype)
