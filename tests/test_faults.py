@@ -228,6 +228,9 @@ def test_a_real_signal_keeps_the_trajectory():
     code = """
         import signal, torch, otflow as of
 
+        # A job in the background inherits signals that are ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
         def alarm(mu):
             if float(mu.points.max()) < 0.5:
                 signal.raise_signal(signal.SIGINT)
