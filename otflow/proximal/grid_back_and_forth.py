@@ -163,7 +163,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
         Unsupported
             If `mu` is not a `GridDensity`.
         NonFinite
-            If F is infinite at `mu`: its density exceeds a bound.
+            If F is infinite at `mu`: its density exceeds a bound, or the potential is
+            not finite in a free cell.
         ValueError
             If an internal energy has a negative factor or no flow in this dimension, or
             mass 1 does not fit in the free volume below the bound on the density.
@@ -179,11 +180,11 @@ class BackAndForth(ProximalSolver[GridDensity]):
             )
             raise Unsupported(msg)
         terms = sort_terms(F, mu.dim)
+        problem = _problem(terms, mu, dt)
         before = float(F.value(mu))
         if not math.isfinite(before):
             msg = f"F is {before} at the measure to step from; start where it is finite"
             raise NonFinite(msg)
-        problem = _problem(terms, mu, dt)
         start = _first_pressure(problem) if warm is None else warm.to(problem.V)
         point, steps, converged, rounds, problem = self._solve(
             terms, mu, problem, start

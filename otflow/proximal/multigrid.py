@@ -111,7 +111,9 @@ def solve_laplacian(
     while max(levels[-1].rest.shape) > COARSEST:
         levels.append(levels[-1].coarser())
     inverses = [_inverse(M.diagonal) for M in levels]
-    z = _cycle(levels, inverses, r)
+    # Coarse corrections spread to where the matrix is 0.
+    acts = L.diagonal > 0
+    z = _cycle(levels, inverses, r) * acts
     d, rz = z, (r * z).sum()
     for k in range(1, limit + 1):
         q = L.apply(d)
@@ -122,7 +124,7 @@ def solve_laplacian(
         r = r - (rz / bend) * q
         if float(r.norm()) <= goal:
             return p, k
-        z = _cycle(levels, inverses, r)
+        z = _cycle(levels, inverses, r) * acts
         rz, before = (r * z).sum(), rz
         d = z + (rz / before) * d
     return p, limit

@@ -11,24 +11,32 @@ from torch import Tensor
 from otflow.functionals import Internal
 from otflow.measures.box import Box
 from otflow.proximal.multigrid import GridLaplacian, blocks, solve_laplacian
-from otflow.proximal.push_forward import Sweep, cut_points, push_forward
+from otflow.proximal.push_forward import Sweep, push_forward
 
 __all__ = ["Iterate", "PressureProblem", "lowest_pressure", "maximise"]
 
 # Coarser grids are used down to so many cells along the shortest axis, with so many
 # Newton steps each, until the residual is this share of the mass.
 SMALLEST, COARSE_STEPS, COARSE_RESIDUAL = 8, 12, 1e-3
+# Newton steps that may pass without a lesser residual.
+PATIENCE = 10
+# Pressures so close to the least, relative to the largest, are the least.
+ROUND_OFF = 1e-14
+# Anderson mixing, near the solution: steps that it remembers, and its ridge.
+MEMORY, RIDGE = 4, 1e-10
+# Bisection for a constant: how often, and how far it looks for a bracket.
+HALVINGS, REACH = 50, 1e12
 # A start whose residual is below it needs no coarser grid.
 NEAR = 0.02
 # Newton systems are solved to this relative residual, in at most so many iterations.
 INEXACT, MAX_INNER = 1e-2, 60
 # A trial step may overshoot the maximum along its direction until the slope there is
 # minus this share of the slope at the start.
-OVERSHOOT, MAX_TRIALS = 0.5, 12
+OVERSHOOT, MAX_TRIALS = 0.5, 16
 # ... or if it cuts the residual by this factor.
 CONTRACTION = 0.9
-# Least share of a cell's length that its source is taken to have.
-LEAST_STRETCH = 0.05
+# It goes on while the slope is more than this share of that at the start.
+STEEP = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,8 @@ class Iterate:
         The push-forward.
     wanted : Tensor, shape (n,)
         The masses in equilibrium with the pressure.
-    faces : list of Tensor
-        How much mass a unit of pressure drives through the inner faces.
+    mobility : list of Tensor
+        How much mass passes the inner faces of each axis for a shift by a cell.
     sweeps : list of Sweep
         The transport.
     residual : float
@@ -55,7 +63,7 @@ class Iterate:
     pressure: Tensor
     masses: Tensor
     wanted: Tensor
-    mobility: Tensor
+    mobility: list[Tensor]
     sweeps: list[Sweep]
     residual: float
 
@@ -105,7 +113,11 @@ class PressureProblem:
         return self.internal.conjugate_slope(torch.where(pressure == 0, tiny, pressure))
 
     def at(self, pressure: Tensor) -> Iterate:
-        """Return the masses that a pressure drives."""
+        """Return the masses that a pressure drives; round-off above p_0 is dropped."""
+        if math.isfinite(self.lowest):
+            slack = ROUND_OFF * float(pressure.abs().max())
+            at_least = pressure <= self.lowest + slack
+            pressure = pressure.masked_fill(at_least, self.lowest)
         phi = self.potential(pressure)
         masses, sweeps, mobility = push_forward(self.masses, phi, self.box, self.dt)
         wanted = self.room * self.wanted(pressure)
@@ -118,25 +130,39 @@ class PressureProblem:
 
     def laplacian(self, point: Iterate) -> GridLaplacian:
         """Return minus the derivative of the excess in the pressure, nearly."""
-        shape, dim = self.box.shape, self.box.dim
-        phi = self.potential(point.pressure).reshape(shape)
+        shape = self.box.shape
         is_free = self.room.reshape(shape) > 0
-        masses, faces = point.masses.reshape(shape), []
-        for axis, h in enumerate(self.box.spacing):
+        beside = None if bool(is_free.all()) else self._beside_obstacles(point)
+        faces = []
+        for axis, (flow, h) in enumerate(
+            zip(point.mobility, self.box.spacing, strict=True)
+        ):
             n = shape[axis]
             low, high = is_free.narrow(axis, 0, n - 1), is_free.narrow(axis, 1, n - 1)
-            if axis == dim - 1:
-                flow = point.mobility
-            else:
-                cuts = cut_points(phi, axis, h, self.dt)
-                zero = torch.zeros_like(cuts[..., :1])
-                ends = torch.cat([zero, cuts, zero + n], -1)
-                stretch = ends.diff(dim=-1).movedim(-1, axis).clamp_min(LEAST_STRETCH)
-                source = masses / stretch
-                flow = source.narrow(axis, 0, n - 1) + source.narrow(axis, 1, n - 1)
-                flow = 0.5 * flow
-            faces.append(flow.clamp_min(0) * (low & high) * (self.dt / h**2))
+            least = min(point.residual, 1.0) * self._typical_mass()
+            # Far from the solution cells that are empty now may have to pass mass.
+            passing = flow.clamp_min(least)
+            if beside is not None:
+                # Round a corner mass moves diagonally, which faces do not know of.
+                both = beside.narrow(axis, 0, n - 1) + beside.narrow(axis, 1, n - 1)
+                passing = torch.maximum(passing, 0.5 * both)
+            faces.append(passing * (low & high) * (self.dt / h**2))
         return GridLaplacian.of(faces, self._softness(point).reshape(shape))
+
+    def _beside_obstacles(self, point: Iterate) -> Tensor:
+        """Return the masses of the cells that touch an obstacle, 0 elsewhere."""
+        near = self.room.reshape(self.box.shape) <= 0
+        for axis, n in enumerate(self.box.shape):
+            wide = near.clone()
+            wide.narrow(axis, 0, n - 1).logical_or_(near.narrow(axis, 1, n - 1))
+            wide.narrow(axis, 1, n - 1).logical_or_(near.narrow(axis, 0, n - 1))
+            near = wide
+        return point.masses.reshape(self.box.shape) * near
+
+    def _typical_mass(self) -> float:
+        """Return the mass of a well filled cell."""
+        most = self.internal.max_density * float(self.room.max())
+        return min(most, float(self.masses.max()))
 
     def _softness(self, point: Iterate) -> Tensor:
         """Return how much more mass is wanted for a unit of pressure."""
@@ -148,8 +174,8 @@ class PressureProblem:
         usable = usable & (bend > 0)
         return torch.where(usable, self.room / torch.where(usable, bend, 1.0), 0.0)
 
-    def newton(self, point: Iterate) -> tuple[Iterate | None, int]:
-        """Return the next iterate, None if none is better, and the inner iterations."""
+    def newton(self, point: Iterate) -> Tensor:
+        """Return the change of the pressure by a projected Newton step."""
         L = self.laplacian(point)
         shape, p, excess = self.box.shape, point.pressure, point.excess
         diagonal = L.diagonal.reshape(-1)
@@ -159,20 +185,56 @@ class PressureProblem:
         fixed = torch.where(moves | (diagonal == 0), 0.0, -above).reshape(shape)
         mask = moves.reshape(shape)
         rhs = (excess.reshape(shape) - L.apply(fixed)) * mask
-        step, inner = solve_laplacian(L.inside(mask), rhs, INEXACT, MAX_INNER)
-        goal = (p + torch.where(mask, step, fixed).reshape(-1)).clamp_min(self.lowest)
-        direction = goal - p
-        start = float(excess @ direction)
-        length = 1.0
+        step, _ = solve_laplacian(L.inside(mask), rhs, INEXACT, MAX_INNER)
+        goal = p + torch.where(mask, step, fixed).reshape(-1)
+        return goal.clamp_min(self.lowest) - p
+
+    def search(self, point: Iterate, direction: Tensor) -> Iterate | None:
+        """Return a point along a direction where the dual has all but turned."""
+        start = float(point.excess @ direction)
+        length, best = 1.0, None
         for _ in range(MAX_TRIALS):
-            trial = self.at((p + length * direction).clamp_min(self.lowest))
+            goal = point.pressure + length * direction
+            trial = self.at(goal.clamp_min(self.lowest))
             slope = float(trial.excess @ direction)
-            uphill = math.isfinite(slope) and slope >= -OVERSHOOT * abs(start)
+            finite = math.isfinite(slope)
+            uphill = finite and slope >= -OVERSHOOT * abs(start)
             if uphill or trial.residual <= CONTRACTION * point.residual:
-                return trial, inner
-            share = start / (start - slope) if math.isfinite(slope) else 0.0
-            length *= min(max(share, 0.1), 0.9)
-        return None, inner
+                best = trial
+                if not slope > STEEP * abs(start):
+                    return best
+                length *= 2.0  # as steep as at the start: go on
+            elif best is not None:
+                return best
+            else:
+                share = start / (start - slope) if finite else 0.0
+                length *= min(max(share, 0.1), 0.9)
+        return best
+
+    def at_rest(self) -> Tensor:
+        """Return the pressure of the energy's minimiser: a start for large steps.
+
+        It is (c - V), the constant such that the mass is 1, but at least the lowest.
+        """
+        is_free = self.room > 0
+        V = torch.where(is_free, self.V, 0.0)
+        total = float(self.masses.sum())
+
+        def mass(c: float) -> float:
+            return float((self.room * self.internal.conjugate_slope(c - V)).sum())
+
+        low = self.lowest
+        least = max(low, -1.0) + float(V[is_free].min())
+        most, reach = float(V[is_free].max()) + max(low, 0.0), 1.0
+        while mass(most) < total:
+            most, reach = most + reach, 2 * reach
+        reach = 1.0
+        while mass(least) > total and reach < REACH:
+            least, reach = least - reach, 2 * reach
+        for _ in range(HALVINGS):
+            middle = 0.5 * (least + most)
+            least, most = (middle, most) if mass(middle) < total else (least, middle)
+        return (most - V).clamp_min(low)
 
     # Coarser grids --------------------------------------------------------------------
 
@@ -201,8 +263,18 @@ class PressureProblem:
         room = blocks(self.room.reshape(shape))
         return (total / torch.where(room > 0, room, 1.0)).reshape(-1)
 
-    def prolong(self, coarse: Tensor, box: Box) -> Tensor:
-        """Return a pressure of blocks at the cells, interpolated linearly."""
+    def prolong(self, coarse: PressureProblem, pressure: Tensor) -> Tensor:
+        """Return a pressure of blocks at the cells.
+
+        The potential is interpolated linearly, as it has to be smooth where the
+        pressure acts.
+        """
+        acts = (pressure > self.lowest).to(pressure.dtype)
+        phi = self._interpolate(-coarse.V - pressure, coarse.box)
+        near = self._interpolate(acts, coarse.box) > 0
+        return torch.where(near, -self.V - phi, self.lowest).clamp_min(self.lowest)
+
+    def _interpolate(self, coarse: Tensor, box: Box) -> Tensor:
         p = coarse.reshape(box.shape)
         for axis, n in enumerate(self.box.shape):
             m = p.shape[axis]
@@ -210,7 +282,7 @@ class PressureProblem:
             near = index // 2
             far = (near + 2 * (index % 2) - 1).clamp(0, m - 1)
             p = 0.75 * p.index_select(axis, near) + 0.25 * p.index_select(axis, far)
-        return p.reshape(-1).clamp_min(self.lowest)
+        return p.reshape(-1)
 
 
 def maximise(
@@ -245,19 +317,65 @@ def maximise(
         below, _, _ = maximise(
             coarse, problem.restrict(start), COARSE_RESIDUAL, COARSE_STEPS
         )
-        trial = problem.at(problem.prolong(below.pressure, coarse.box))
-        if not point.residual <= trial.residual:
-            point = trial
-    best, steps = point, 0
-    while not best.residual <= tolerance and steps < limit:
-        found, _ = problem.newton(point)
+        for guess in (problem.prolong(coarse, below.pressure), problem.at_rest()):
+            trial = problem.at(guess)
+            if not point.residual <= trial.residual:
+                point = trial
+    best, steps = _climb(problem, point, tolerance, limit)
+    if not best.residual <= max(NEAR, tolerance):
+        other = problem.at(problem.at_rest())
+        other, more = _climb(problem, other, tolerance, limit)
+        steps += more
+        if not best.residual <= other.residual:
+            best = other
+    return best, steps, best.residual <= tolerance
+
+
+def _climb(
+    problem: PressureProblem, point: Iterate, tolerance: float, limit: int
+) -> tuple[Iterate, int]:
+    """Return the best of the Newton iterates from a point, and their number."""
+    best, steps, last = point, 0, 0
+    memory: list[tuple[Tensor, Tensor]] = []
+    while not best.residual <= tolerance and steps < min(limit, last + PATIENCE):
+        change = problem.newton(point)
+        direction = change
+        if point.residual < NEAR:
+            direction = _mixed(point.pressure, change, memory)
+            goal = (point.pressure + direction).clamp_min(problem.lowest)
+            direction = goal - point.pressure
+            memory = [*memory, (point.pressure, change)][-MEMORY:]
+        found = None
+        if float(point.excess @ direction) > 0:
+            found = problem.search(point, direction)
+        if found is None and direction is not change:
+            found, memory = problem.search(point, change), []
         steps += 1
         if found is None:
             break
         point = found
         if not best.residual <= point.residual:
-            best = point
-    return best, steps, best.residual <= tolerance
+            best, last = point, steps
+    return best, steps
+
+
+def _mixed(
+    pressure: Tensor, change: Tensor, memory: list[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Return Anderson's mixture of this change and those before.
+
+    Newton's matrix is not the exact derivative, so steps contract by a factor, and
+    those of few cells, beside an obstacle for instance, by a poor one.
+    """
+    if not memory:
+        return change
+    moves = torch.stack([pressure - p for p, _ in memory])
+    differences = torch.stack([change - c for _, c in memory])
+    gram = differences @ differences.T
+    ridge = RIDGE * gram.trace() * torch.eye(len(memory)).to(gram)
+    share = torch.linalg.solve(gram + ridge, differences @ change)
+    mixed: Tensor = change - share @ (moves + differences)
+    return mixed
 
 
 def lowest_pressure(internal: Internal, like: Tensor) -> float:

@@ -31,7 +31,7 @@ class Sweep:
 
 def push_forward(
     masses: Tensor, phi: Tensor, box: Box, dt: float
-) -> tuple[Tensor, list[Sweep], Tensor]:
+) -> tuple[Tensor, list[Sweep], list[Tensor]]:
     r"""Return the masses of :math:`T_\#\mu`, :math:`T^{-1}(y) = y - dt\,\nabla\phi`.
 
     The minimum over y in :math:`\phi^c(x) = \min_y |x - y|^2/(2\,dt) - \phi(y)` is
@@ -57,15 +57,27 @@ def push_forward(
         Of the same total; non-negative.
     sweeps : list of Sweep
         What each axis did.
-    mobility : Tensor
-        Mass per cell that passes the faces of the last axis: the array of inner faces.
+    mobility : list of Tensor
+        For each axis, the array of its inner faces: how much mass passes a face when
+        its cut point moves by a cell, carried along by the later sweeps.
     """
     current = masses.reshape(box.shape)
-    sweeps = []
-    mobility = current
+    sweeps: list[Sweep] = []
+    mobility: list[Tensor] = []
     for axis, potential in enumerate(mixed_potentials(phi.reshape(box.shape), box, dt)):
-        cuts = cut_points(potential, axis, box.spacing[axis], dt)
-        moved, mobility = remap(current, cuts, axis)
+        h = box.spacing[axis]
+        for before, faces in enumerate(mobility):
+            n = box.shape[before]
+            low = potential.narrow(before, 0, n - 1)
+            high = potential.narrow(before, 1, n - 1)
+            mean = 0.5 * (low + high)
+            # Beside an obstacle: as on the free side.
+            mean = torch.where(torch.isfinite(mean), mean, torch.maximum(low, high))
+            cuts = cut_points(mean, axis, h, dt)
+            mobility[before] = remap(faces, cuts, axis)[0]
+        cuts = cut_points(potential, axis, h, dt)
+        moved, density = remap(current, cuts, axis)
+        mobility.append(density)
         sweeps.append(Sweep(axis, current, moved))
         current = moved
     return current.reshape(-1), sweeps, mobility
