@@ -3,7 +3,7 @@ A crowd leaves a room
 =====================
 
 People want to walk down the gradient of their distance to the exit, and cannot stand
-closer than a density of 1. As a gradient flow :cite:p:`maury2010macroscopic`: minimise
+closer than a given density. As a gradient flow :cite:p:`maury2010macroscopic`: minimise
 
 .. math:: F(\mu) = \int D \, d\mu \quad\text{subject to}\quad \rho \le \bar\rho .
 
@@ -72,7 +72,7 @@ def distance_to_exit():
     return torch.from_numpy(ways)
 
 
-ways = distance_to_exit().clone()
+ways = distance_to_exit()
 crowd = torch.zeros(width, height, dtype=torch.float64)
 crowd[3:43, 6:42] = photo.grid.reshape(40, 2, 36, 2).mean((1, 3))  # half the size
 start = of.GridDensity(
@@ -97,6 +97,10 @@ for ax, k in zip(panels.flat, (0, 8, 20, 36), strict=True):
     ax.set_title(f"t = {float(run.times[k]):.2g}, "
                  f"{100 * float(run.records['inside'][k]):.0f} % inside")  # fmt: skip
 plt.show()
+
+# %%
+# Watch it
+# --------
 
 animation = of.plotting.animate(run, frames=37)
 plt.show()
