@@ -59,6 +59,7 @@ HEAVY = [
     "geomloss",
     "matplotlib",
     "networkx",
+    "numba",
     "ot",
     "scipy.optimize",
     "scipy.stats",
