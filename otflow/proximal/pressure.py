@@ -19,7 +19,7 @@ __all__ = ["Iterate", "PressureProblem", "lowest_pressure", "maximise"]
 # Newton steps each, until the residual is this share of the mass.
 SMALLEST, COARSE_STEPS, COARSE_RESIDUAL = 8, 12, 1e-3
 # Newton steps that may pass without a lesser residual.
-PATIENCE = 10
+PATIENCE = 16
 # Pressures so close to the least, relative to the largest, are the least.
 ROUND_OFF = 1e-14
 # Anderson mixing, near the solution: steps that it remembers, and its ridge.
@@ -28,6 +28,8 @@ MEMORY, RIDGE = 4, 1e-10
 HALVINGS, REACH = 50, 1e12
 # A start whose residual is below it needs no coarser grid.
 NEAR = 0.02
+# A residual above so many tolerances is tried again from the energy's minimiser.
+NEARLY = 10.0
 # Newton systems are solved to this relative residual, in at most so many iterations.
 INEXACT, MAX_INNER = 1e-2, 60
 # A trial step may overshoot the maximum along its direction until the slope there is
@@ -322,7 +324,7 @@ def maximise(
             if not point.residual <= trial.residual:
                 point = trial
     best, steps = _climb(problem, point, tolerance, limit)
-    if not best.residual <= max(NEAR, tolerance):
+    if not best.residual <= NEARLY * tolerance:
         other = problem.at(problem.at_rest())
         other, more = _climb(problem, other, tolerance, limit)
         steps += more
@@ -338,9 +340,12 @@ def _climb(
     best, steps, last = point, 0, 0
     memory: list[tuple[Tensor, Tensor]] = []
     while not best.residual <= tolerance and steps < min(limit, last + PATIENCE):
+        wasted = steps - last
+        if wasted == PATIENCE // 2:  # back to the best, and on without mixing
+            point, memory = best, []
         change = problem.newton(point)
         direction = change
-        if point.residual < NEAR:
+        if point.residual < NEAR and wasted < PATIENCE // 2:
             direction = _mixed(point.pressure, change, memory)
             goal = (point.pressure + direction).clamp_min(problem.lowest)
             direction = goal - point.pressure
