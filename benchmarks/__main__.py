@@ -7,6 +7,7 @@ import sys
 import torch
 
 from benchmarks import (
+    back_and_forth,
     grids,
     imports,
     loop,
@@ -31,6 +32,7 @@ def main() -> int:
         metrics,
         quantiles,
         grids,
+        back_and_forth,
         ornstein_uhlenbeck,
         imports,
     ):
