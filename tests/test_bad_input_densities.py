@@ -130,6 +130,14 @@ def test_a_box_that_is_too_small_warns():
         mu.diffuse(0.05, torch.Generator())
 
 
+def test_a_box_too_small_warns_once_in_a_flow():
+    bell = lambda x: torch.exp(-2 * x.square().sum(-1))
+    mu = of.GridDensity.from_function(bell, -2.2, 2.2, 22, dtype=torch.float64)
+    with pytest.warns(of.errors.BoxWarning) as caught:
+        of.flow(of.Entropy(), mu, of.JKO(), dt=0.1, steps=8)
+    assert len(caught) == 1
+
+
 def test_a_step_above_the_cfl_limit():
     mu = bump()
     F = of.Potential(lambda x: 3 * x.sum(-1))

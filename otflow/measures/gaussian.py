@@ -219,13 +219,15 @@ class Gaussian(Measure):
         Raises
         ------
         Unsupported
-            If W is a kernel that is infinite at 0, to which the rule is blind.
+            If W is infinite at 0, to which the rule is blind: it is percents off.
         NonFinite
             If W is infinite at a node.
         """
-        if isinstance(W, RadialKernel) and W.singular:
+        at_zero = check_kernel(W, torch.zeros_like(self.mean)[None])
+        if bool(at_zero.isinf()) or (isinstance(W, RadialKernel) and W.singular):
+            name = getattr(W, "__name__", repr(W))
             msg = (
-                f"{W!r} is infinite at 0, and a quadrature of smooth functions is "
+                f"{name} is infinite at 0, and a quadrature of smooth functions is "
                 f"wrong for it; use Quantiles, GridDensity or Particles, or a smooth "
                 f"kernel"
             )
@@ -234,9 +236,8 @@ class Gaussian(Measure):
         energy = 0.5 * (self.weights @ check_kernel(W, difference))
         if not bool(torch.isfinite(energy)):
             msg = (
-                "the interaction is not finite at a node of the quadrature; an odd "
-                "number of nodes per axis puts one at 0: take an even one, or a smooth "
-                "kernel"
+                "the interaction is not finite at a node of the quadrature; use a "
+                "smooth kernel, or Quantiles, GridDensity or Particles"
             )
             raise NonFinite(msg)
         return energy

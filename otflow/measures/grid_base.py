@@ -121,7 +121,7 @@ class CellMasses(Measure):
         Returns
         -------
         GridDensity
-            On the same grid; warns if the box has become too small.
+            On the same grid; warns if the box has just become too small.
 
         Raises
         ------
@@ -146,7 +146,13 @@ class CellMasses(Measure):
             )
             raise Diverged(msg, measure=self)
         new = self.with_weights(weights)
-        check_border(self.box, new.weights, self.is_free, walls=self.walls)
+        check_border(
+            self.box,
+            new.weights,
+            self.is_free,
+            walls=self.walls,
+            before=self.weights,
+        )
         return new
 
     # Density --------------------------------------------------------------------------

@@ -72,20 +72,36 @@ def check_connected(mass: Tensor, free: Tensor) -> None:
         raise ValueError(msg)
 
 
-def check_border(box: Box, weights: Tensor, is_free: Tensor, *, walls: bool) -> None:
-    """Warn (BoxWarning) of mass beside a border that stands for all space."""
+def check_border(
+    box: Box,
+    weights: Tensor,
+    is_free: Tensor,
+    *,
+    walls: bool,
+    before: Tensor | None = None,
+) -> None:
+    """Warn (BoxWarning) of mass beside a border that stands for all space.
+
+    Once along a flow: not if there was as much `before`, when it warned.
+    """
     if walls or not bool(is_free.all()):
         return
-    mass = weights.detach().reshape(box.shape)
-    share = max(
-        float(mass.select(axis, end).sum())
-        for axis in range(box.dim)
-        for end in (0, -1)
-    )
-    if share > BORDER_SHARE:
+    share = _border_share(box, weights)
+    if share > BORDER_SHARE and (
+        before is None or _border_share(box, before) <= BORDER_SHARE
+    ):
         msg = (
             f"{share:.2%} of the mass lies within one cell of the border of the box "
             f"{box.lower} to {box.upper}: it is too small; enlarge it, or pass "
             f"walls=True if the border is a wall"
         )
         warnings.warn(msg, BoxWarning, stacklevel=4)
+
+
+def _border_share(box: Box, weights: Tensor) -> float:
+    """Return the largest mass of a layer of outermost cells."""
+    mass = weights.detach().reshape(box.shape)
+    layers = [
+        mass.select(axis, end).sum() for axis in range(box.dim) for end in (0, -1)
+    ]
+    return float(torch.stack(layers).max())

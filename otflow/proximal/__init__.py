@@ -31,9 +31,17 @@ def _always(*_: Any) -> bool:
 
 
 def _is_constrained(mu: Measure, F: Functional | None) -> bool:
-    """Whether a grid has obstacles or F bounds the density."""
+    """Whether F bounds the density, or a grid has obstacles and F is of known kinds.
+
+    Fast diffusion has no bounded pressure, and a user's own terms may be too stiff to
+    be linearised: not for `BackAndForth`.
+    """
     blocked = isinstance(mu, GridDensity) and not bool(mu.is_free.all())
-    return blocked or (F is not None and sort_terms(F).max_density < float("inf"))
+    if F is None:
+        return blocked
+    terms = sort_terms(F)
+    bounded = terms.max_density < float("inf")
+    return not terms.is_fast and (bounded or (blocked and not terms.others))
 
 
 # A representation, a condition on the measure and the functional, the solver: the
@@ -61,8 +69,10 @@ def default_solver(mu: Measure, F: Functional | None = None) -> ProximalSolver[A
     mu : Measure
         The measure to step.
     F : Functional, optional
-        What to minimise. On a grid the choice depends on its terms: a bound on the
-        density, or obstacles in the grid, need another solver than smooth energies.
+        What to minimise. On a grid the choice depends on its terms: `BackAndForth`
+        for a bound on the density, and with obstacles unless there are terms other
+        than potentials, internal energies and interactions; else, and for fast
+        diffusion, `GridSinkhorn`.
 
     Returns
     -------

@@ -49,8 +49,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
     improved on coarser grids first.
 
     Potentials may be nonconvex; obstacles and walls hold no density; `Entropy` and
-    `PowerEntropy` go as well. Interactions and other terms are linearised, again and
-    again until the density settles.
+    `PowerEntropy` with m > 1 go as well. Interactions and other terms are linearised,
+    again and again until the density settles.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
         Raises
         ------
         Unsupported
-            If `mu` is not a `GridDensity`.
+            If `mu` is not a `GridDensity`, or F holds a fast diffusion.
         NonFinite
             If F is infinite at `mu`: its density exceeds a bound, or the potential is
             not finite in a free cell.
@@ -180,6 +180,12 @@ class BackAndForth(ProximalSolver[GridDensity]):
             )
             raise Unsupported(msg)
         terms = sort_terms(F, mu.dim)
+        if terms.is_fast:
+            msg = (
+                "BackAndForth works with the pressure, which under fast diffusion "
+                "(PowerEntropy(m), m < 1) is unbounded in vacuum; use GridSinkhorn()"
+            )
+            raise Unsupported(msg)
         problem = _problem(terms, mu, dt)
         before = float(F.value(mu))
         if not math.isfinite(before):

@@ -146,8 +146,10 @@ def pose(
     )
 
 
-def start_of(problem: Scaling, warm: Warm | None) -> Tensor:
+def start_of(problem: Scaling, warm: Tensor | Warm | None) -> Tensor:
     """Return where the iteration starts."""
+    if isinstance(warm, Tensor):
+        return warm
     if warm is None:
         return torch.zeros_like(problem.log_source)
     return problem.convolve(warm.log_a(problem))

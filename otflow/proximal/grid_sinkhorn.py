@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from otflow.proximal.anderson import Anderson
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.grid_certificate import certificate
 from otflow.proximal.grid_implicit import attach
+from otflow.proximal.grid_nested import nest
 from otflow.proximal.grid_problem import (
     Coupled,
     Warm,
@@ -27,7 +29,7 @@ from otflow.proximal.grid_problem import (
     start_of,
     stiffness,
 )
-from otflow.proximal.scaling import Iterate, Scaling
+from otflow.proximal.scaling import Iterate, Scaling, nonlocal_part
 from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["GridSinkhorn"]
@@ -38,6 +40,8 @@ DEFAULT_EPS, LEAST_EPS = 0.6, 0.25
 SHARE_OF_DT, MAX_STIFFNESS = 0.02, 100.0
 # Standard deviation of the kernel in sides of the box, at most.
 MAX_BLUR = 0.25
+# Evaluations without half the residual, at which a nonlocal term is linearised instead.
+PATIENCE = 80
 # Growth of the change over that of the point before, at which a point is refused.
 MAX_GROWTH = 4.0
 
@@ -229,6 +233,10 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
             duality=self.certify,
         )
         result["iterations"] = iterations
+        if not result["converged"] and not result["energy_after"] <= before:
+            result.update(energy_after=before, decrease=0.0, w2=0.0, bound=None)
+            result["w2_upper"] = 0.0 if self.certify else None
+            return ProxResult(mu, None, iterations, iterate.residual, result)
         return ProxResult(
             nu, Warm(problem, iterate), iterations, iterate.residual, result
         )
@@ -277,12 +285,26 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     def _solve(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any
     ) -> tuple[Scaling, Iterate, int]:
-        terms = sort_terms(F)
-        terms = share_repulsion(terms, mu, dt, self._variance(mu, dt, terms))
+        plain = sort_terms(F)
+        own = self._variance(mu, dt, plain)
+        terms = share_repulsion(plain, mu, dt, own)
         eps = self._variance(mu, dt, terms)
         kept = warm if isinstance(warm, Warm) and warm.fits(mu) else None
         problem = pose(terms, mu, dt, eps, kept)
-        return self._iterate(problem, kept)
+        patience = PATIENCE if nonlocal_part(terms) is not None else None
+        tolerance, budget = self._tolerance(mu), self.max_iterations
+        done = self._iterate(problem, kept, budget, tolerance, patience)
+        if patience is None or done[1].residual <= tolerance or done[2] >= budget:
+            return done
+        solve = partial(self._iterate, tolerance=0.25 * tolerance)
+        used = done[2]
+        outer = nest(pose(plain, mu, dt, own, None), solve, tolerance, budget - used)
+        used += outer[2]
+        if not outer[1].residual <= tolerance and used < budget:
+            # Singular repulsions settle slowly, but they do.
+            outer = self._iterate(problem, kept, budget - used, tolerance)
+            used += outer[2]
+        return outer[0], outer[1], used
 
     def _tolerance(self, mu: GridDensity) -> float:
         return max(self.tolerance, 1e3 * torch.finfo(mu.dtype).eps)
@@ -324,22 +346,31 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         return eps
 
     def _iterate(
-        self, problem: Scaling, warm: Warm | None
+        self,
+        problem: Scaling,
+        start: Tensor | Warm | None,
+        budget: int,
+        tolerance: float,
+        patience: int | None = None,
     ) -> tuple[Scaling, Iterate, int]:
         """Return the fixed point, with the problem as its nonlocal terms are there.
 
         Beside x the state holds dt/eps times their first variation, if there are any.
+        The iteration is given up if the residual is not halved in `patience` steps.
         """
         coupled = Coupled.of(problem)
-        tolerance = self._tolerance(problem.source)
         lost = 64 * torch.finfo(problem.log_source.dtype).eps
-        state = coupled.start(start_of(problem, warm))
+        state = coupled.start(start_of(problem, start))
         anderson = Anderson(self.memory, coupled.weights)
         damping = damping_of(problem)
         z: Tensor | None = None
         last: tuple[Tensor, float] | None = None
-        for k in range(1, self.max_iterations + 1):
+        least, since = math.inf, 0
+        for k in range(1, max(budget, 1) + 1):
             now, iterate = coupled.evaluate(state, z)
+            since += 1
+            if iterate.residual < 0.5 * least:
+                least, since = iterate.residual, 0
             sound = math.isfinite(iterate.residual) and iterate.lost <= lost
             grown = last is not None and iterate.size > MAX_GROWTH * last[1]
             if last is not None and (grown or not sound):
@@ -356,10 +387,10 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
                 problem, z = replace(problem, safely=True), None
                 coupled = replace(coupled, problem=problem)
                 if k == 1:
-                    state = coupled.start(start_of(problem, warm))
-            elif iterate.residual <= tolerance:
+                    state = coupled.start(start_of(problem, start))
+            elif iterate.residual <= tolerance or since == patience:
                 break
-            elif k < self.max_iterations:
+            elif k < budget:
                 z = iterate.log_density
                 step = damping * iterate.change
                 last = (state + step, iterate.size)

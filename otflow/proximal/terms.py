@@ -18,6 +18,9 @@ from otflow.functionals.combined import combine
 
 __all__ = ["Terms", "sort_terms"]
 
+# A slope of U at the density 1e-300 that no logarithm reaches.
+STEEP = -1e4
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -59,6 +62,14 @@ class Terms:
     def max_density(self) -> float:
         """The bound on the density, infinite where there is none."""
         return torch.inf if self.internal is None else self.internal.max_density
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether U' falls to minus infinity like a power in vacuum: fast diffusion."""
+        if self.internal is None:
+            return False
+        r = torch.tensor([1e-300], dtype=torch.float64)
+        return bool(self.internal.slope(r) < STEEP)
 
 
 def sort_terms(F: Functional, dim: int | None = None) -> Terms:

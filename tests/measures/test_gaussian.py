@@ -231,13 +231,18 @@ def test_the_gaussian_interaction(d):
     assert float(value) == pytest.approx(expected, rel=1e-3)
 
 
-def test_singular_kernels_are_refused_and_poles_at_a_node_named():
+@pytest.mark.parametrize(
+    "W", [of.kernels.Log(), lambda z: -z.square().sum(-1).log()], ids=["named", "own"]
+)
+def test_kernels_infinite_at_zero_are_refused(W):
     with pytest.raises(of.errors.Unsupported, match="use Quantiles, GridDensity"):
-        of.Interaction(of.kernels.Log()).value(gaussian())
-    pole = lambda z: -z.square().sum(-1).log()
-    assert bool(torch.isfinite(gaussian().interaction(pole)))
-    with pytest.raises(of.errors.NonFinite, match="odd number of nodes per axis"):
-        gaussian(nodes=9).interaction(pole)
+        of.Interaction(W).value(gaussian())
+
+
+def test_an_interaction_that_is_infinite_at_a_node_is_named():
+    far = lambda z: torch.where(z.square().sum(-1) > 1.0, torch.inf, 0.0).to(z)
+    with pytest.raises(of.errors.NonFinite, match="use a smooth kernel"):
+        gaussian().interaction(far)
 
 
 def test_draws_have_the_law():

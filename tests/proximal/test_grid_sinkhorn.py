@@ -453,3 +453,31 @@ def test_refusals():
     assert solver.solve(-0.15 * F + QUADRATIC, mu, dt).certificate["converged"]
     with pytest.raises(ValueError, match="entropy's total factor is negative"):
         solver.solve(-0.2 * F + QUADRATIC, mu, dt)
+
+
+class _Spring(of.Functional):
+    """Three times the squared distance of the mean from 1."""
+
+    def value(self, mu):
+        return 3 * (mu.expectation(lambda x: x[..., 0]) - 1) ** 2
+
+
+@pytest.mark.parametrize("dt", [0.05, 0.2])
+def test_a_term_that_is_stiff_in_the_masses_is_solved_in_an_outer_iteration(dt):
+    bell = lambda x: torch.exp(-2 * (x - 0.3).square().sum(-1))
+    mu = of.GridDensity.from_function(bell, -4.0, 4.0, 64, dtype=torch.float64)
+    result = of.proximal.GridSinkhorn().solve(_Spring(), mu, dt)
+    assert result.certificate["converged"]
+    assert result.iterations < 300
+    mean = float(result.measure.expectation(lambda x: x[..., 0]))
+    assert mean == pytest.approx((0.3 + 6 * dt) / (1 + 6 * dt), abs=2e-4)
+
+
+def test_a_step_that_did_not_converge_and_raises_the_energy_is_not_taken():
+    bell = lambda x: torch.exp(-2 * (x - 0.3).square().sum(-1))
+    mu = of.GridDensity.from_function(bell, -4.0, 4.0, 64, dtype=torch.float64)
+    result = of.proximal.GridSinkhorn(max_iterations=2).solve(_Spring(), mu, 0.2)
+    assert not result.certificate["converged"]
+    assert not result.certificate["certified"]
+    assert result.measure is mu
+    assert result.certificate["energy_after"] == float(_Spring().value(mu))
