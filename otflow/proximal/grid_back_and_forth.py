@@ -44,9 +44,10 @@ class BackAndForth(ProximalSolver[GridDensity]):
     Each iteration goes forth, by the c-transform along one axis after the other, and
     brings the masses along the same axes, exactly conserved; and back, by a Newton
     step for the pressure where it acts, :math:`-dt\,\nabla\cdot(\nu\nabla\delta) +
-    (U^*)''\delta = \nu - (U^*)'(p)`, with multigrid. The dual is concave: a step is
+    (U^*)''\delta = \nu - (U^*)'(p)`, with multigrid and Anderson mixing, where the
+    published method has a fixed preconditioner. The dual is concave: a step is
     shortened where the slope along it turns. A start that is far from the solution is
-    improved on coarser grids first.
+    improved on coarser grids first; ``iterations`` counts the steps on the grid itself.
 
     Potentials may be nonconvex; obstacles and walls hold no density; `Entropy` and
     `PowerEntropy` with m > 1 go as well. Interactions and other terms are linearised,
@@ -95,8 +96,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
     ``bound``
         Where the functional's modulus :math:`\lambda` is known, nothing was linearised
         and :math:`1 + dt\,\lambda > 0`: :math:`\sqrt{2\,dt\,\mathrm{gap} / (1 +
-        dt\,\lambda)}`, an upper bound on the W2 distance to the exact step, read on
-        densities that are constant on cells; about a cell at best. Else None.
+        dt\,\lambda)}`, a bound on the W2 distance to the exact step, about a cell at
+        best; up to the O(h^2) by which means over cells spoil convexity. Else None.
     ``guarantee``
         ``"exact"``: within ``bound`` of the step. ``"optimal"``: the objective is
         within ``gap`` of its minimum. ``"stationary"``: so for the last linearisation.

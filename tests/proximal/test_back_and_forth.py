@@ -187,6 +187,14 @@ class TestStep:
         assert float(found) == pytest.approx(float(expected), rel=2e-3)
         assert result.residual == 0
 
+    def test_steps_much_shorter_than_a_cell_add_up(self):
+        """50 steps of an eighth of a cell at most: it shrinks by (1 + dt)^-50."""
+        mu, dt = ball(64), 0.005
+        run = of.flow(quadratic() + of.Congestion(1.0), mu, of.JKO(), dt=dt, steps=50)
+        truth = exact.crowded_ball_jko(0.5, 2, dt, 50)
+        second = run.final.points.square().sum(-1) @ run.final.weights
+        assert float(second) == pytest.approx(truth.second_moment, rel=0.01)
+
     def test_an_interaction_is_linearised_until_it_settles(self):
         """|z|^2/2 is the potential |x - mean|^2/2 in disguise."""
         mu = ball(48)
@@ -287,6 +295,10 @@ class TestBadInput:
     def test_other_measures(self):
         with pytest.raises(Unsupported, match="steps a GridDensity, got Particles"):
             BackAndForth().solve(quadratic(), of.Particles(torch.zeros(2, 2)), 0.1)
+
+    def test_fast_diffusion_is_for_the_other_solver(self):
+        with pytest.raises(Unsupported, match="use GridSinkhorn"):
+            BackAndForth().solve(of.PowerEntropy(0.75), ball(32), 0.1)
 
     def test_a_bound_below_the_mean_density(self):
         mu = of.GridDensity(torch.full((8,), 0.5).double(), 0.0, 2.0, walls=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -103,6 +104,13 @@ def test_one_axis_at_a_time(axis, compiled):
     expected = (cost + f.movedim(axis, -1)[..., None, :]).min(-1)
     assert torch.allclose(value, expected.values.movedim(-1, axis), atol=1e-14)
     assert torch.equal(index, expected.indices.movedim(-1, axis))
+
+
+def test_the_compiler_that_is_missing_is_named(monkeypatch):
+    c_transform.__globals__["_compiled"].cache_clear()
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(ImportError, match=r"pip install 'otflow\[fast\]'"):
+        c_transform(random(37), BOXES[0], 1.0, compiled=True)
 
 
 def test_bad_input_is_refused():
