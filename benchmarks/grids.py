@@ -96,17 +96,17 @@ def growth() -> Row:
     return at_most(label, times[1] / times[0], 9.0)
 
 
-def memory() -> Row:
+def memory(solver: str, steps: int) -> Row:
     """Measure the peak memory of a step on 512 x 512 cells."""
     setup = (
         "import torch\ntorch.set_num_threads(1)\nimport otflow as of\n"
         "from benchmarks.grids import Spreading\n"
-        "Spreading(16).run(of.proximal.GridSinkhorn(), 1)\n"
+        f"Spreading(16).run(of.proximal.{solver}(), 1)\n"
         "problem = Spreading(512)"
     )
-    work = "problem.run(of.proximal.GridSinkhorn(max_iterations=20), 2)"
+    work = f"problem.run(of.proximal.{solver}(max_iterations=20), {steps})"
     megabytes = peak_extra_megabytes(setup, work)
-    return at_most("entropic step, 512 x 512, extra memory", megabytes, 500, " MB")
+    return at_most(f"{solver} step, 512 x 512, extra memory", megabytes, 500, " MB")
 
 
 def duel() -> list[Row]:
@@ -123,4 +123,5 @@ def duel() -> list[Row]:
 
 def run() -> list[Row]:
     """Return all rows."""
-    return [*entropic(), growth(), memory(), *duel()]
+    memories = memory("GridSinkhorn", 2), memory("BackAndForth", 1)
+    return [*entropic(), growth(), *memories, *duel()]

@@ -107,7 +107,8 @@ class Trajectory:
         ------
         Unsupported
             If a step was not one of ``JKO()`` of order 1, the convexity of F is not
-            known, or a distance is not; the message names the cure.
+            known, or a distance is not; or, without `inner`, if a step lost less energy
+            than an exact one does. The message names the cure.
 
         Notes
         -----

@@ -308,8 +308,8 @@ def test_points_that_never_move_have_a_window():
     frames_of(animation)
 
 
-def test_the_line_is_not_animated():
-    with pytest.raises(ValueError, match="on the line use trails"):
+def test_particles_on_the_line_are_not_animated():
+    with pytest.raises(of.errors.Unsupported, match="use trails"):
         plotting.animate(run_in(1))
 
 
@@ -441,3 +441,26 @@ def test_a_flow_on_a_grid_is_animated_as_pictures():
     largest = max(float(mu.density().max()) for mu in run.snapshots)
     assert ax.images[0].get_clim() == (0, largest)
     np.testing.assert_allclose(ax.images[0].get_array(), run.final.grid.T)
+
+
+@pytest.mark.parametrize("kind", ["grid", "marginal", "quantiles", "gaussian"])
+def test_a_density_on_the_line_is_animated_as_a_curve(kind):
+    bell = lambda x: torch.exp(-2 * (x - 0.3).square().sum(-1))
+    mu = {
+        "grid": lambda: of.GridDensity.from_function(bell, -4.0, 4.0, 40),
+        "marginal": lambda: of.GridDensity.from_function(bell, -4.0, 4.0, (40, 40)),
+        "quantiles": lambda: of.Quantiles.from_function(bell, -4.0, 4.0, n=40),
+        "gaussian": lambda: of.Gaussian(torch.tensor([0.3]), torch.tensor([[0.25]])),
+    }[kind]()
+    F = of.Potential(lambda x: 0.5 * x.square().sum(-1)) + of.Entropy()
+    run = of.flow(F, mu, of.JKO(), dt=0.2, steps=3)
+    animation = plotting.animate(run, axes=(0,))
+    ax = animation._fig.axes[0]
+    assert animation.to_jshtml().count("data:image/png") == 4  # it ends on the last
+    (drawn,) = ax.lines or ax.patches
+    last = of.plotting.density(run.final, axes=(0,))
+    (wanted,) = last.lines or last.patches
+    for a, b in zip(drawn.get_data(), wanted.get_data(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert ax.get_xlabel() == "x[0]"
+    assert ax.get_ylim()[1] > float(drawn.get_data()[kind == "gaussian"].max())

@@ -9,7 +9,8 @@ import numpy as np
 
 from otflow._lazy import lazy_import
 from otflow._validation import non_negative_int
-from otflow.measures import GridDensity, Measure
+from otflow.errors import Unsupported
+from otflow.measures import GridDensity, Measure, Particles
 from otflow.plotting.canvas import (
     areas_of,
     array,
@@ -19,7 +20,7 @@ from otflow.plotting.canvas import (
     new_axes,
     next_color,
 )
-from otflow.plotting.densities import draw_picture, picture
+from otflow.plotting.densities import curve, draw_picture, picture
 from otflow.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ def animate(
     frames: int = 40,
     ax: Axes | None = None,
 ) -> FuncAnimation:
-    r"""Animate a flow in the plane; the title shows the time and the energy.
+    r"""Animate a flow; the title shows the time and the energy.
 
-    Clouds are drawn as dots and densities on a grid as pictures. The limits, and the
+    In the plane clouds are drawn as dots and densities on a grid as pictures; on the
+    line a density is drawn as a curve. The limits, and the
     colours of a density, are those of the whole flow and do not move. A notebook shows
     the result by ``HTML(animation.to_jshtml())``; a file is written by
     ``animation.save(path)``. Keep a reference to it: matplotlib stops an animation that
@@ -49,7 +51,8 @@ def animate(
     trajectory : Trajectory
         What `otflow.flow` returned.
     axes : sequence of int, optional
-        The two coordinates to draw, counted from 0; needed in more than two dimensions.
+        One or two coordinates to draw, counted from 0; needed in more than two
+        dimensions. With one, what is drawn is the density.
     frames : int
         Number of frames at most, evenly spaced over the snapshots; both ends are shown.
     ax : matplotlib.axes.Axes, optional
@@ -62,8 +65,10 @@ def animate(
 
     Raises
     ------
+    Unsupported
+        If particles are on a line, where they have no density: use `trails`.
     ValueError
-        If the points are on a line, or `axes` is missing or wrong.
+        If `axes` is missing or wrong.
 
     Examples
     --------
@@ -78,9 +83,9 @@ def animate(
     check_trajectory(trajectory)
     frames = non_negative_int(frames, "frames", minimum=1)
     shown = coordinates(trajectory.snapshots[0], axes)
-    if len(shown) == 1:
-        msg = "animate draws two coordinates; for points on the line use trails"
-        raise ValueError(msg)
+    if len(shown) == 1 and isinstance(trajectory.final, Particles):
+        msg = "animate draws particles in two coordinates; on the line use trails"
+        raise Unsupported(msg)
     last = len(trajectory.snapshots) - 1
     chosen = np.unique(np.linspace(0, last, min(frames, last + 1)).round().astype(int))
     chosen[-1] = last  # a single frame shows the end
@@ -89,8 +94,11 @@ def animate(
     titles = [f"t = {times[k]:.3g},  energy = {energies[k]:.4g}" for k in chosen]
     ax = new_axes(ax, figsize=(4.0, 4.0))
     grids = [mu for mu in snapshots if isinstance(mu, GridDensity)]
-    show = _pictures(grids, shown, ax) if grids else _dots(snapshots, shown, ax)
-    label_plane(ax, shown)
+    if len(shown) == 1:
+        show = _curves(snapshots, shown[0], ax)
+    else:
+        show = _pictures(grids, shown, ax) if grids else _dots(snapshots, shown, ax)
+        label_plane(ax, shown)
 
     def draw(frame: int) -> tuple[Any]:
         ax.set_title(titles[frame])
@@ -137,5 +145,34 @@ def _pictures(
     def show(frame: int) -> Any:
         image.set_data(pictures[frame])
         return image
+
+    return show
+
+
+def _curves(snapshots: Sequence[Measure], axis: int, ax: Axes) -> Callable[[int], Any]:
+    """Draw densities as curves; return what shows a frame."""
+    curves = [curve(mu, axis) for mu in snapshots]
+    x, heights = curves[0]
+    steps = len(x) > len(heights)
+    color = next_color(ax)
+    drawn: Any
+    if steps:
+        drawn = ax.stairs(heights, x, color=color)
+    else:
+        (drawn,) = ax.plot(x, heights, color=color)
+    ax.set_xlim(
+        min(float(x[0]) for x, _ in curves), max(float(x[-1]) for x, _ in curves)
+    )
+    ax.set_ylim(0, 1.05 * max(float(h.max()) for _, h in curves))
+    ax.set_xlabel(f"x[{axis}]")
+    ax.set_ylabel("density")
+
+    def show(frame: int) -> Any:
+        x, heights = curves[frame]
+        if steps:
+            drawn.set_data(heights, x)
+        else:
+            drawn.set_data(x, heights)
+        return drawn
 
     return show

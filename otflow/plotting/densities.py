@@ -22,7 +22,7 @@ from otflow.plotting.canvas import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["density", "draw_picture", "picture"]
+__all__ = ["curve", "density", "draw_picture", "picture"]
 
 # Light paper to dark ink, printed as seen; obstacles are grey.
 COLORMAP, OBSTACLE = "YlGnBu", "0.55"
@@ -93,23 +93,29 @@ def density(
             ax.plot(x, y, color=color, label=name, alpha=1 / deviations)
         label_plane(ax, shown)
         return ax
-    if isinstance(mu, GridDensity):
-        edges, heights = _marginal_steps(mu, shown[0])
-        ax.stairs(heights, edges, color=color, label=label)
-    elif isinstance(mu, Quantiles):
-        ax.stairs(array(mu.density()), array(mu.edges), color=color, label=label)
-    elif isinstance(mu, Gaussian):
-        x, heights = _bell(mu, shown[0])
-        ax.plot(x, heights, color=color, label=label)
+    x, heights = curve(mu, shown[0])
+    if len(x) > len(heights):
+        ax.stairs(heights, x, color=color, label=label)
     else:
-        msg = (
-            f"{type(mu).__name__} has no density to draw; draw it as points with "
-            f"plotting.particles"
-        )
-        raise Unsupported(msg)
+        ax.plot(x, heights, color=color, label=label)
     ax.set_xlabel(f"x[{shown[0]}]")
     ax.set_ylabel("density")
     return ax
+
+
+def curve(mu: Measure, axis: int) -> tuple[Array, Array]:
+    """Return the marginal along an axis: edges and heights of steps, or a bell."""
+    if isinstance(mu, GridDensity):
+        return _marginal_steps(mu, axis)
+    if isinstance(mu, Quantiles):
+        return array(mu.edges), array(mu.density())
+    if isinstance(mu, Gaussian):
+        return _bell(mu, axis)
+    msg = (
+        f"{type(mu).__name__} has no density to draw; draw it as points with "
+        f"plotting.particles"
+    )
+    raise Unsupported(msg)
 
 
 def picture(mu: GridDensity, shown: Sequence[int]) -> Array:

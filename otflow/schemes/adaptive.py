@@ -178,7 +178,8 @@ class Adaptive(Scheme):
             return Step(mu, state, info)
         msg = (
             f"no step down to dt = {h:.3g} is good enough: {trial.fault}; loosen the "
-            f"tolerance, or look for a kink or a singularity of the functional here"
+            f"tolerance, refine the grid, which limits how exact a step can be, or "
+            f"look for a kink or a singularity of the functional here"
         )
         raise NotConverged(msg, info=trial.info)
 

@@ -14,6 +14,8 @@ __all__ = ["time_error"]
 
 # Constants tried in Young's inequality; each gives a bound, the least one counts.
 YOUNG = torch.logspace(-3, 3, 25, dtype=torch.float64)
+# Missing dissipation, over the square of a length, that is not put down to round-off.
+CONTRADICTION = 0.1
 
 
 def time_error(reports: Iterable[Mapping[str, Any]], *, inner: bool) -> list[float]:
@@ -75,6 +77,8 @@ def time_error(reports: Iterable[Mapping[str, Any]], *, inner: bool) -> list[flo
                 "flow one functional by JKO() alone",
             )
         before = step["energy_after"]
+        if not inner:
+            _check_dissipation(k, step, errors[-1])
         errors.append(_advance(errors[-1], step, inner=inner))
     return errors
 
@@ -107,6 +111,23 @@ def _checked(report: Mapping[str, Any], k: int, *, inner: bool) -> Mapping[str, 
         )
         _refuse(k, "bounds neither its length nor its error exactly", cure)
     return report
+
+
+def _check_dissipation(k: int, step: Mapping[str, Any], error: float) -> None:
+    """Refuse a step, taken for exact, that lost less than an exact one of its length.
+
+    An exact one loses at least (1/tau + modulus/2) length^2; what is missing, as the
+    square of a length, must not matter beside the estimate.
+    """
+    tau, square = step["dt"], step["w2"] ** 2
+    least = (1 / tau + 0.5 * step["modulus"]) * square
+    missing = least - (step["energy_before"] - step["energy_after"])
+    if tau * missing > CONTRADICTION * (error**2 + square):
+        what = (
+            f"lost less energy than an exact step of its length, by {missing:.3g} of "
+            f"{least:.3g}: errors of the inner solves outweigh those of the time steps"
+        )
+        _refuse(k, what, "take a finer grid or a longer dt, or Quantiles or a Gaussian")
 
 
 def _advance(error: float, step: Mapping[str, Any], *, inner: bool) -> float:

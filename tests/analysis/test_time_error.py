@@ -253,3 +253,13 @@ def test_a_distance_that_is_an_estimate_is_refused_unless_asked_for():
 
 def exact_mean(run):
     return float(run.final.expectation(lambda x: x[:, 0]))
+
+
+def test_a_grid_too_coarse_for_its_steps_gives_no_estimate_instead_of_zero():
+    F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    bell = lambda x: torch.exp(-2 * (x - 0.3).square().sum(-1))
+    ends = (-4.0, -3.0), (4.0, 3.0)
+    mu = of.GridDensity.from_function(bell, *ends, (32, 20), dtype=torch.float64)
+    run = of.flow(F + 0.2 * of.Entropy(), mu, of.JKO(), dt=0.05, steps=2)
+    with pytest.raises(of.errors.Unsupported, match=r"lost less energy .* finer grid"):
+        run.time_error(inner=False)
