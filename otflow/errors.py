@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "BlurWarning",
     "BoxWarning",
     "Diverged",
     "Interrupted",
@@ -44,6 +45,20 @@ class BoxWarning(UserWarning):
     --------
     >>> import otflow as of
     >>> issubclass(of.errors.BoxWarning, UserWarning)
+    True
+    """
+
+
+class BlurWarning(UserWarning):
+    """The blur of an entropic step outweighed the step, which raised the energy.
+
+    The kernel must reach the next cell, and on a coarse grid that is far beside what a
+    short step moves. Take a finer grid, a longer step, or ``BackAndForth()``.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> issubclass(of.errors.BlurWarning, UserWarning)
     True
     """
 

@@ -7,12 +7,19 @@ from torch import Tensor
 
 from otflow._typing import Ground
 from otflow._validation import real
+from otflow.errors import Unsupported
 from otflow.functionals.base import Functional
 from otflow.functionals.internal import Entropy
 from otflow.functionals.potential import Potential
 from otflow.measures import GridDensity, Measure
 
 __all__ = ["KL"]
+
+_ON_CELLS = (
+    "the density of the target is constant on the cells of a grid, so the relative "
+    "entropy to it is one of a GridDensity on the same grid; for other measures give "
+    "KL a smooth potential V with exp(-V) in proportion to the density"
+)
 
 
 class KL(Functional):
@@ -39,6 +46,8 @@ class KL(Functional):
 
     Raises
     ------
+    Unsupported
+        If the target is a grid's density and the measure is no `GridDensity`.
     ValueError
         If the target is a grid's density and vanishes somewhere, or the measure lives
         on another grid.
@@ -72,6 +81,8 @@ class KL(Functional):
 
         Raises
         ------
+        Unsupported
+            If the target is a grid's density and `mu` is no `GridDensity`.
         ValueError
             If `mu` does not live on the grid of the target, or is free to enter the
             obstacles of the target.
@@ -114,13 +125,18 @@ class _MinusLog:
         self.target = target
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            # Constant on cells: an honest gradient in positions would be zero.
+            raise Unsupported(_ON_CELLS)
         rho = self.target.density_at(x)
         return -torch.where(rho > 0, rho, 1.0).log()  # 0 in obstacles
 
 
 def _check_cells(mu: Measure, target: GridDensity) -> None:
+    if not isinstance(mu, GridDensity):
+        raise Unsupported(_ON_CELLS)
     target.check_same_grid(mu)
-    if isinstance(mu, GridDensity) and bool((mu.is_free & ~target.is_free).any()):
+    if bool((mu.is_free & ~target.is_free).any()):
         msg = (
             "the measure may enter obstacles of the target density, where the relative "
             "entropy is infinite; give it obstacles=~target.is_free.reshape(shape)"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from otflow.errors import BlurWarning
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.grid_duality import dual_value
 from otflow.proximal.scaling import Iterate, Scaling
 
-__all__ = ["certificate"]
+__all__ = ["certificate", "warn_of_blur"]
 
 
 def certificate(
@@ -60,6 +63,23 @@ def certificate(
         "guarantee": guarantee,
         "certified": guarantee != "none" and decrease >= -slack,
     }
+
+
+def warn_of_blur(known: Mapping[str, Any], dt: float, *, already: bool) -> bool:
+    """Warn of a solved step that raised the energy; return whether it ever did.
+
+    A flow is warned once: `already` is the answer of the step before.
+    """
+    before, after = known["energy_before"], known["energy_after"]
+    raised = known["converged"] and not known["certified"] and after > before
+    if raised and not already:
+        msg = (
+            f"eps = {known['eps']:.3g} is too large for dt = {dt:.3g}: the blur "
+            f"outweighed the step, which raised the energy from {before:.6g} to "
+            f"{after:.6g}; take a finer grid, a longer dt, or JKO(BackAndForth())"
+        )
+        warnings.warn(msg, BlurWarning, stacklevel=3)
+    return raised or already
 
 
 def _squared_distance(problem: Scaling, iterate: Iterate, nu: GridDensity) -> float:

@@ -22,6 +22,12 @@ from otflow.proximal.scaling import (
 )
 from otflow.proximal.terms import Terms
 
+# Variance of the kernel in squares of the spacing: by default, and at least. On finer
+# grids, its share of dt and how stiff the iteration may be.
+DEFAULT_EPS, LEAST_EPS = 0.6, 0.25
+SHARE_OF_DT, MAX_STIFFNESS = 0.02, 100.0
+# Standard deviation of the kernel in sides of the box, at most.
+MAX_BLUR = 0.25
 # Power iterations that look for the stiffest mode, and the change that probes it.
 POWERS, SMALL = 4, 1e-2
 
@@ -34,6 +40,7 @@ __all__ = [
     "share_repulsion",
     "start_of",
     "stiffness",
+    "variance_of",
 ]
 
 
@@ -43,6 +50,7 @@ class Warm:
 
     problem: Scaling
     iterate: Iterate
+    blurred: bool = False  # a step has raised the energy
 
     def fits(self, mu: GridDensity) -> bool:
         """Whether they are arrays on the same cells."""
@@ -203,6 +211,42 @@ def _stiffest(rest: Sum, mu: GridDensity) -> float:
         value = float(mu.weights @ (v * image))
         v = image
     return value
+
+
+def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> float:
+    """Return eps, by default or given; refused where it cannot be borne."""
+    square = max(mu.box.spacing) ** 2
+    if eps is None:
+        least = DEFAULT_EPS * square
+        wanted = dt * max(SHARE_OF_DT, stiffness(mu, terms) / MAX_STIFFNESS)
+        # By factors of root 2, so that the kernel seldom changes along a flow.
+        power = math.floor(max(0.0, 2 * math.log2(wanted / least)))
+        eps = least * 2 ** (power / 2)
+    if eps < LEAST_EPS * square:
+        msg = (
+            f"eps = {eps:.3g} is too small for the grid: a kernel so narrow does "
+            f"not reach the next cell and pins the mass; take at least "
+            f"{DEFAULT_EPS:g} squares of the spacing, {DEFAULT_EPS * square:.3g}, "
+            f"or a finer grid"
+        )
+        raise ValueError(msg)
+    side = min(n * h for n, h in zip(mu.shape, mu.box.spacing, strict=True))
+    if math.sqrt(eps) > MAX_BLUR * side:
+        msg = (
+            f"eps = {eps:.3g} is too large for the box: its kernel spans more than "
+            f"{MAX_BLUR:g} of the shortest side, {side:g}; take a smaller eps or "
+            f"more cells"
+        )
+        raise ValueError(msg)
+    if 0.5 * eps + dt * terms.temperature <= 0:
+        msg = (
+            f"the entropy's total factor is negative: temperature "
+            f"{terms.temperature:g} + eps/(2 dt) = {0.5 * eps / dt:.3g}; the step "
+            f"has no minimiser; take a smaller dt or a larger eps, above "
+            f"{-2 * dt * terms.temperature:.3g}"
+        )
+        raise ValueError(msg)
+    return eps
 
 
 def stiffness(mu: GridDensity, terms: Terms) -> float:

@@ -16,7 +16,7 @@ from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.anderson import Anderson
 from otflow.proximal.base import ProximalSolver, ProxResult
-from otflow.proximal.grid_certificate import certificate
+from otflow.proximal.grid_certificate import certificate, warn_of_blur
 from otflow.proximal.grid_implicit import attach
 from otflow.proximal.grid_nested import nest
 from otflow.proximal.grid_problem import (
@@ -27,19 +27,13 @@ from otflow.proximal.grid_problem import (
     pose,
     share_repulsion,
     start_of,
-    stiffness,
+    variance_of,
 )
 from otflow.proximal.scaling import Iterate, Scaling, nonlocal_part
-from otflow.proximal.terms import Terms, sort_terms
+from otflow.proximal.terms import sort_terms
 
 __all__ = ["GridSinkhorn"]
 
-# Variance of the kernel in squares of the spacing: by default, and at least. On finer
-# grids, its share of dt and how stiff the iteration may be.
-DEFAULT_EPS, LEAST_EPS = 0.6, 0.25
-SHARE_OF_DT, MAX_STIFFNESS = 0.02, 100.0
-# Standard deviation of the kernel in sides of the box, at most.
-MAX_BLUR = 0.25
 # Evaluations without half the residual, at which a nonlocal term is linearised instead.
 PATIENCE = 80
 # Growth of the change over that of the point before, at which a point is refused.
@@ -211,6 +205,11 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         ValueError
             If eps is too small for the grid, too large for the box, or too small for
             an entropy of negative factor.
+
+        Warns
+        -----
+        BlurWarning
+            If eps is too large for `dt`: the step raised the energy.
         """
         check_kind(F, Functional, "F")
         dt = positive(dt, "dt")
@@ -237,9 +236,10 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
             result.update(energy_after=before, decrease=0.0, w2=0.0, bound=None)
             result["w2_upper"] = 0.0 if self.certify else None
             return ProxResult(mu, None, iterations, iterate.residual, result)
-        return ProxResult(
-            nu, Warm(problem, iterate), iterations, iterate.residual, result
-        )
+        already = isinstance(warm, Warm) and warm.blurred
+        blurred = warn_of_blur(result, dt, already=already)
+        kept = Warm(problem, iterate, blurred)
+        return ProxResult(nu, kept, iterations, iterate.residual, result)
 
     def differentiable_step(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any = None
@@ -286,9 +286,9 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         self, F: Functional, mu: GridDensity, dt: float, warm: Any
     ) -> tuple[Scaling, Iterate, int]:
         plain = sort_terms(F)
-        own = self._variance(mu, dt, plain)
+        own = variance_of(mu, dt, plain, self.eps)
         terms = share_repulsion(plain, mu, dt, own)
-        eps = self._variance(mu, dt, terms)
+        eps = variance_of(mu, dt, terms, self.eps)
         kept = warm if isinstance(warm, Warm) and warm.fits(mu) else None
         problem = pose(terms, mu, dt, eps, kept)
         patience = PATIENCE if nonlocal_part(terms) is not None else None
@@ -308,42 +308,6 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
 
     def _tolerance(self, mu: GridDensity) -> float:
         return max(self.tolerance, 1e3 * torch.finfo(mu.dtype).eps)
-
-    def _variance(self, mu: GridDensity, dt: float, terms: Terms) -> float:
-        """Return eps, refused where the grid, the box or F does not bear it."""
-        square = max(mu.box.spacing) ** 2
-        eps = self.eps
-        if eps is None:
-            least = DEFAULT_EPS * square
-            wanted = dt * max(SHARE_OF_DT, stiffness(mu, terms) / MAX_STIFFNESS)
-            # By factors of root 2, so that the kernel seldom changes along a flow.
-            power = math.floor(max(0.0, 2 * math.log2(wanted / least)))
-            eps = least * 2 ** (power / 2)
-        if eps < LEAST_EPS * square:
-            msg = (
-                f"eps = {eps:.3g} is too small for the grid: a kernel so narrow does "
-                f"not reach the next cell and pins the mass; take at least "
-                f"{DEFAULT_EPS:g} squares of the spacing, {DEFAULT_EPS * square:.3g}, "
-                f"or a finer grid"
-            )
-            raise ValueError(msg)
-        side = min(n * h for n, h in zip(mu.shape, mu.box.spacing, strict=True))
-        if math.sqrt(eps) > MAX_BLUR * side:
-            msg = (
-                f"eps = {eps:.3g} is too large for the box: its kernel spans more than "
-                f"{MAX_BLUR:g} of the shortest side, {side:g}; take a smaller eps or "
-                f"more cells"
-            )
-            raise ValueError(msg)
-        if 0.5 * eps + dt * terms.temperature <= 0:
-            msg = (
-                f"the entropy's total factor is negative: temperature "
-                f"{terms.temperature:g} + eps/(2 dt) = {0.5 * eps / dt:.3g}; the step "
-                f"has no minimiser; take a smaller dt or a larger eps, above "
-                f"{-2 * dt * terms.temperature:.3g}"
-            )
-            raise ValueError(msg)
-        return eps
 
     def _iterate(
         self,

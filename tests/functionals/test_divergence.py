@@ -135,9 +135,12 @@ def test_another_grid_is_refused():
     F = of.KL(grid())
     gaussian = of.Gaussian(torch.zeros(2).double(), torch.eye(2).double())
     finer = grid(shape=(12, 5))
-    for mu in (finer, gaussian, of.Particles(normal(4, 2))):
-        with pytest.raises(ValueError, match=r"must live on the same grid, got"):
-            F.value(mu)
+    with pytest.raises(ValueError, match=r"must live on the same grid, got"):
+        F.value(finer)
+    for mu in (gaussian, of.Particles(normal(4, 2))):
+        for ask in (F.value, F.velocity, F.split_entropy()[1].velocity):
+            with pytest.raises(of.errors.Unsupported, match=r"give KL a smooth poten"):
+                ask(mu)
 
 
 def test_a_target_that_vanishes_is_refused():

@@ -88,6 +88,24 @@ class OwnPressure(of.Functional):
         return mu.internal(lambda r: r)
 
 
+def to_a_density(mu):
+    """Return the relative entropy to a density on the grid of mu, or on a line."""
+    if not isinstance(mu, of.GridDensity):
+        mu = on_grid(64, dtype=mu.dtype)
+    obstacles = ~mu.is_free.reshape(mu.shape)
+    wide = torch.exp(-bowl(mu.points)).reshape(mu.shape)
+    rho = torch.where(obstacles, 0.0, wide)
+    target = of.GridDensity(
+        rho,
+        mu.box.lower,
+        mu.box.upper,
+        obstacles=obstacles if bool(obstacles.any()) else None,
+        walls=True,
+        normalize=True,
+    )
+    return of.KL(target)
+
+
 def towards_one():
     return of.OfExpectation(lambda m: (m - 1).square().sum(), lambda x: x)
 
@@ -104,6 +122,7 @@ FUNCTIONALS = {
     "fast diffusion": lambda: of.PowerEntropy(0.8),
     "congestion": lambda: of.Potential(bowl) + of.Congestion(2.0),
     "relative entropy": lambda: of.KL(bowl),
+    "to a density": to_a_density,
     "internal": lambda: of.Internal(lambda r: r + 0.5 * torch.log(r)),
     "own": SquaredMoment,
     "own pressure": OwnPressure,
@@ -135,6 +154,8 @@ def refusal(measure, functional):
     """Return the error and its cure, None where there is a step."""
     if measure.startswith("particles") and functional in LOCAL:
         return of.errors.Unsupported, r"GridDensity, Quantiles, Gaussian.*Langevin\(\)"
+    if functional == "to a density" and not measure.startswith("grid"):
+        return of.errors.Unsupported, r"on the same grid; .* a smooth potential"
     if measure.startswith("gaussian"):
         if functional == "congestion":
             return of.errors.Unsupported, r"Quantiles or a GridDensity; or use PowerEnt"
@@ -149,7 +170,9 @@ def refusal(measure, functional):
 @pytest.mark.parametrize("functional", FUNCTIONALS)
 @pytest.mark.parametrize("measure", MEASURES)
 def test_a_step_or_the_cure(measure, functional):
-    mu, F = MEASURES[measure](), FUNCTIONALS[functional]()
+    mu = MEASURES[measure]()
+    make = FUNCTIONALS[functional]
+    F = make(mu) if functional == "to a density" else make()
     expected = refusal(measure, functional)
     if expected is not None:
         with pytest.raises(expected[0], match=expected[1]):

@@ -481,3 +481,14 @@ def test_a_step_that_did_not_converge_and_raises_the_energy_is_not_taken():
     assert not result.certificate["certified"]
     assert result.measure is mu
     assert result.certificate["energy_after"] == float(_Spring().value(mu))
+
+
+def test_a_blur_that_outweighs_the_steps_warns_once_in_a_flow():
+    bell = lambda x: torch.exp(-2 * (x - 0.3).square().sum(-1))
+    ends = {"lower": -3.0, "upper": 3.0, "walls": True, "dtype": torch.float64}
+    mu = of.GridDensity.from_function(bell, shape=(12, 14, 10), **ends)
+    F = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+    with pytest.warns(of.errors.BlurWarning, match=r"raised the energy.*finer") as seen:
+        run = of.flow(F, mu, of.JKO(), dt=0.05, steps=3)
+    assert len(seen) == 1
+    assert run.info[0]["energy_after"] > run.info[0]["energy_before"]
