@@ -68,7 +68,8 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     :cite:p:`walker2011anderson`. Potentials and internal energies enter by their
     pointwise proximal map; interactions and other terms by their first variation at
     the new density, a second variable of the iteration: the step is implicit in all.
-    Of a stiff repulsion a local part is moved to the internal energy, and back.
+    Of a stiff repulsion a local part is moved to the internal energy, and back. Where
+    this stalls, the first variation is found by an outer iteration.
 
     Parameters
     ----------
