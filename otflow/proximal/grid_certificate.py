@@ -13,7 +13,7 @@ from torch import Tensor
 from otflow.errors import BlurWarning
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.proximal.grid_duality import dual_value
+from otflow.proximal.grid_duality import distance_bound, dual_value
 from otflow.proximal.scaling import Iterate, Scaling
 
 __all__ = ["certificate", "warn_of_blur"]
@@ -42,7 +42,7 @@ def certificate(
             iterate.log_a, log_b, safely=problem.safely
         )
         upper = math.sqrt(cost)
-        bound = _bound(F, problem, iterate, after + cost / (2 * dt))
+        bound = _bound(F, problem, iterate, nu, after + cost / (2 * dt))
     guarantee = "none"
     if converged:
         guarantee = "stationary" if bound is None else "exact"
@@ -110,7 +110,7 @@ def _fisher(mu: GridDensity) -> float:
 
 
 def _bound(
-    F: Functional, problem: Scaling, iterate: Iterate, primal: float
+    F: Functional, problem: Scaling, iterate: Iterate, nu: GridDensity, primal: float
 ) -> float | None:
     """Return a bound on the distance to the exact step, None if there is none."""
     terms, mu, dt = problem.terms, problem.source, problem.dt
@@ -123,10 +123,10 @@ def _bound(
     phi = problem.kernel.eps * (iterate.log_a - 0.5 * iterate.log_density)
     if problem.correction is not None:
         phi = phi - problem.correction
+    V = problem.potential
     if problem.is_free is not None:
         phi = phi.masked_fill(~problem.is_free, -math.inf)
-    value = dual_value(
-        mu.box, mu.weights.reshape(mu.shape), phi / dt, terms, problem.potential, dt
-    )
-    gap = primal - value
-    return math.sqrt(2 * gap / (1 / dt + modulus)) if gap > 0 else 0.0
+    value = dual_value(mu.box, mu.weights.reshape(mu.shape), phi / dt, terms, V, dt)
+    if problem.is_free is not None:
+        V = V.masked_fill(~problem.is_free, math.nan)
+    return distance_bound(primal - value, nu.weights.reshape(mu.shape), V, modulus, dt)

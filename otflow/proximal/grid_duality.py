@@ -13,7 +13,7 @@ from otflow.measures import Box
 from otflow.proximal.c_transform import c_transform
 from otflow.proximal.terms import Terms
 
-__all__ = ["dual_value"]
+__all__ = ["distance_bound", "dual_value"]
 
 
 def dual_value(
@@ -61,6 +61,46 @@ def dual_value(
         mass = (s / kappa - 1.0).logsumexp(0) + math.log(box.cell_volume)
         return transport - kappa * (1.0 + float(mass))
     return transport - float(energy.conjugate(s).sum()) * box.cell_volume
+
+
+def distance_bound(
+    gap: float, masses: Tensor, V: Tensor, modulus: float | None, dt: float
+) -> float | None:
+    r"""Return a bound on the W2 distance to the exact step, from a gap of duality.
+
+    The objective is :math:`(1/dt + \lambda)`-convex along generalised geodesics, so a
+    measure within a gap of its minimum is within :math:`\sqrt{2\,\mathrm{gap}/(1/dt +
+    \lambda)}` of the minimiser. Both sides of the gap read V at the centres of cells:
+    its mean over a cell is above that by a 24th of its second difference, and its least
+    value in a cell below it by up to an eighth. A sixth is added for both.
+
+    Parameters
+    ----------
+    gap : float
+        Objective at the measure minus a lower bound of its minimum.
+    masses, V : Tensor
+        Of the new density, and the potential, in the box's shape; V infinite or NaN in
+        obstacles.
+    modulus : float or None
+        The :math:`\lambda`, if known.
+    dt : float
+        Step.
+
+    Returns
+    -------
+    float or None
+        None if the modulus is unknown, or dt too long for it.
+    """
+    if modulus is None or 1 + dt * modulus <= 0:
+        return None
+    unseen = 0.0
+    for axis, n in enumerate(V.shape):
+        if n > 2:
+            bend = V.diff(n=2, dim=axis).nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
+            first, last = bend.narrow(axis, 0, 1), bend.narrow(axis, n - 3, 1)
+            bend = torch.cat([first, bend, last], axis)
+            unseen += float((masses * bend).sum(dtype=torch.float64)) / 6
+    return math.sqrt(2 * dt * (max(gap, 0.0) + unseen) / (1 + dt * modulus))
 
 
 def _internal(terms: Terms) -> Internal | None:

@@ -130,11 +130,13 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         finer grid.
     ``bound``
         Where F is :math:`\lambda`-convex along generalised geodesics, local, and
-        :math:`1 + dt\,\lambda > 0`: :math:`\sqrt{2\,\mathrm{gap}/(1/dt + \lambda)}`,
+        :math:`1 + dt\,\lambda > 0`: :math:`\sqrt{2(\mathrm{gap} + b)/(1/dt + \lambda)}`,
         a bound on the W2 distance to the exact step, from the gap between F +
         w2_upper^2 / (2 dt) and the value of the exact dual problem at the potential
-        found. The plan's blur makes it about :math:`\sqrt{d\,\varepsilon}`, a cell; the
-        error itself is far smaller. None if unknown or not asked for.
+        found; b is a sixth of the mean second difference of V, which is read at the
+        centres of cells. The plan's blur makes it about
+        :math:`\sqrt{d\,\varepsilon}`, a cell; the error itself is far smaller. None if
+        unknown or not asked for.
     ``guarantee``
         ``"exact"``: the exact step is unique and within ``bound``. ``"stationary"``: a
         critical point of the debiased objective. ``"none"``: not converged.

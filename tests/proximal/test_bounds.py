@@ -1,0 +1,131 @@
+"""What certificates claim, against exact JKO steps: bounds, lower bounds, distances."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.proximal import BackAndForth, GridSinkhorn, QuantileProximal
+from otflow.proximal.grid_duality import distance_bound, dual_value
+from otflow.proximal.terms import sort_terms
+from tests import exact
+from tests.proximal.test_grid_sinkhorn import bell, exact_distance
+
+F64 = torch.float64
+SOLVERS = {"scalings": GridSinkhorn, "dual": BackAndForth}
+TWO = ("scalings", "dual")
+
+
+def porous(m=2.0, dt=0.02, n=60):
+    """Return functional, measure, the exact step and the least objective."""
+    start = exact.barenblatt(m, 1, 0.5)
+    end = start.at(exact.barenblatt_scale_jko(m, 1, 0.5, dt, 1))
+    mu = of.GridDensity(start.cells(-1.5, 1.5, (n,)), -1.5, 1.5, normalize=True)
+    least = exact.barenblatt_energy(m, 1, end.scale) + start.w2(end.scale) ** 2 / 2 / dt
+    return of.PowerEntropy(m), mu, end.quantile, least
+
+
+def normal(lam=4.0, kappa=1.0, dt=0.05, n=80, half=6.0, mean=0.5, variance=0.3):
+    """Return the same for lam x^2/2 + kappa H and a Gaussian."""
+    law = torch.tensor([mean], dtype=F64), torch.tensor([[variance]], dtype=F64)
+    A, b = torch.tensor([[lam]], dtype=F64), torch.zeros(1, dtype=F64)
+    problem = {"A": A, "b": b, "temperature": kappa}
+    m, S = exact.fokker_planck_jko(*law, dt, **problem)
+    cells = exact.gaussian_cells(law[0], law[1].diagonal(), -half, half, (n,))
+    mu = of.GridDensity(cells, -half, half, normalize=True)
+    cost = exact.gaussian_w2(*law, m, S) ** 2 / (2 * dt)
+    least = exact.fokker_planck_energy(m, S, **problem) + cost
+    F = exact.quadratic(lam) + kappa * of.Entropy()
+    return F, mu, lambda q: m[0] + S[0, 0].sqrt() * torch.special.ndtri(q), least
+
+
+# A bound is one, converged or not -----------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [1, 2, 5, 200])
+@pytest.mark.parametrize("name", TWO)
+def test_the_bound_holds_for_a_step_that_stopped_early(name, budget):
+    for (F, mu, quantile, _), dt in ((porous(), 0.02), (normal(1.0, dt=0.5), 0.5)):
+        result = SOLVERS[name](max_iterations=budget).solve(F, mu, dt)
+        report = result.certificate
+        error = exact_distance(result.measure, quantile)
+        assert error <= report["bound"]
+        assert report["converged"] == (report["guarantee"] == "exact")
+        assert report["converged"] == report["certified"]
+        assert budget > 1 or not report["converged"]
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("name", TWO)
+def test_the_bound_holds_where_the_step_is_thinner_than_a_cell(name, kappa):
+    F, mu, quantile, _ = normal(100.0, kappa, dt=1.0, half=4.0, n=40, variance=0.25)
+    if kappa == 0:
+        F = exact.quadratic(100.0)
+    result = SOLVERS[name]().solve(F, mu, 1.0)
+    error = exact_distance(result.measure, quantile)
+    h = mu.box.spacing[0]
+    assert 0.1 * h < error <= result.certificate["bound"] < h
+
+
+def test_the_bound_adds_a_sixth_of_the_bend_of_the_potential():
+    masses = torch.tensor([0.0, 0.25, 0.5, 0.25, 0.0], dtype=F64)
+    V = torch.tensor([4.0, 1.0, 0.0, 1.0, 4.0], dtype=F64)  # second differences 2
+    assert distance_bound(3.0, masses, V, 1.0, 0.5) == pytest.approx(
+        math.sqrt(2 * (3 + 2 / 6) / (2 + 1))
+    )
+    assert distance_bound(-1.0, masses, -V, 0.0, 0.5) == 0.0
+    blocked = torch.tensor([math.nan, 1.0, 0.0, 1.0, math.inf], dtype=F64)
+    wanted = math.sqrt(2 * (0.5 * 2 / 6) * 0.5)
+    assert distance_bound(0.0, masses, blocked, 0.0, 0.5) == pytest.approx(wanted)
+    square = torch.outer(masses, masses), V[:, None] + 3 * V
+    assert distance_bound(0.0, *square, 0.0, 0.5) == pytest.approx(math.sqrt(8 / 6))
+    assert distance_bound(0.0, masses, V, None, 0.5) is None
+    assert distance_bound(0.0, masses, V, -2.0, 0.5) is None
+
+
+# The dual value is a lower bound, and close -------------------------------------------
+
+
+def dual_of(F, mu, dt, phi):
+    """Return the dual value at minus the first variation phi."""
+    V = sort_terms(F).V(mu.points).reshape(mu.shape)
+    weights = mu.weights.reshape(mu.shape)
+    return dual_value(mu.box, weights, phi.reshape(mu.shape), sort_terms(F), V, dt)
+
+
+@pytest.mark.parametrize("n", [60, 240])
+@pytest.mark.parametrize("problem", [porous, normal])
+def test_the_dual_value_is_below_the_least_objective_by_a_cell(problem, n):
+    # The exact step is the source pushed by (id + dt grad F'), so phi = F'(end) + c.
+    dt = 0.1
+    if problem is porous:
+        F, mu, _, least = porous(dt=dt, n=n)
+        end = exact.barenblatt(2.0, 1, exact.barenblatt_scale_jko(2.0, 1, 0.5, dt, 1))
+        density = end.density(mu.points)
+        # Where the density vanishes: the slope of the profile, continued below 0.
+        inside = 1 - (mu.points[:, 0] / end.scale).square()
+        phi = -2 * torch.where(density > 0, density, end.height * inside)
+    else:
+        F, mu, _, least = normal(1.0, dt=dt, n=n)
+        mean, S = torch.tensor([0.5], dtype=F64), torch.tensor([[0.3]], dtype=F64)
+        A, b = torch.ones(1, 1, dtype=F64), torch.zeros(1, dtype=F64)
+        m, S = exact.fokker_planck_jko(mean, S, dt, A=A, b=b)
+        x = mu.points[:, 0]
+        phi = -0.5 * x.square() + 0.5 * (x - m[0]).square() / S[0, 0]
+    cell = mu.box.spacing[0] ** 2 / dt
+    gap = least - dual_of(F, mu, dt, phi)
+    assert 0 < gap < 0.25 * cell
+    # A wrong potential lies lower.
+    wrong = phi + 0.3 * mu.points[:, 0].sin()
+    assert least - dual_of(F, mu, dt, wrong) > gap + 1e-3
+
+
+def test_the_dual_value_of_a_potential_alone():
+    # Of a linear potential g x a Dirac would be moved by -dt g: least = g m - dt g^2/2.
+    F, mu, dt, g = of.Potential(lambda x: 2 * x[..., 0]), bell(80), 0.1, 2.0
+    value = dual_of(F, mu, dt, -g * mu.points[:, 0])
+    least = g * float(mu.weights @ mu.points[:, 0]) - dt * g * g / 2
+    assert least - 0.25 * mu.box.spacing[0] ** 2 / dt < value <= least + 1e-12
