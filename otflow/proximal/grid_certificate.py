@@ -46,8 +46,9 @@ def certificate(
     guarantee = "none"
     if converged:
         guarantee = "stationary" if bound is None else "exact"
-    # What an error in the marginal does to the cost, times a safe factor.
-    slack = 100 * iterate.residual * (abs(energy_before) + eps / dt)
+    # What an error in the marginal does to the cost, times a safe factor: at rest the
+    # decrease is noise, of up to six times this size.
+    slack = 10 * iterate.residual * (abs(energy_before) + eps / dt)
     return {
         "energy_before": energy_before,
         "energy_after": after,
@@ -115,9 +116,7 @@ def _bound(
     """Return a bound on the distance to the exact step, None if there is none."""
     terms, mu, dt = problem.terms, problem.source, problem.dt
     modulus = F.modulus_in(mu.dim)
-    if terms.interactions or terms.others or terms.temperature < 0:
-        return None
-    if modulus is None or 1 + dt * modulus <= 0:
+    if terms.interactions or terms.others or modulus is None:
         return None
     # Minus the first variation at the new density, also where that underflows.
     phi = problem.kernel.eps * (iterate.log_a - 0.5 * iterate.log_density)

@@ -130,7 +130,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         finer grid.
     ``bound``
         Where F is :math:`\lambda`-convex along generalised geodesics, local, and
-        :math:`1 + dt\,\lambda > 0`: :math:`\sqrt{2(\mathrm{gap} + b)/(1/dt + \lambda)}`,
+        :math:`1 + dt\,\lambda > 0`: :math:`\sqrt{2(\mathrm{gap}+b)/(1/dt+\lambda)}`,
         a bound on the W2 distance to the exact step, from the gap between F +
         w2_upper^2 / (2 dt) and the value of the exact dual problem at the potential
         found; b is a sixth of the mean second difference of V, which is read at the

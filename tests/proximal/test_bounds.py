@@ -129,3 +129,71 @@ def test_the_dual_value_of_a_potential_alone():
     value = dual_of(F, mu, dt, -g * mu.points[:, 0])
     least = g * float(mu.weights @ mu.points[:, 0]) - dt * g * g / 2
     assert least - 0.25 * mu.box.spacing[0] ** 2 / dt < value <= least + 1e-12
+
+
+def test_the_dual_value_of_a_single_target_is_the_cost_of_reaching_it():
+    # Masses are spread over their cells: their distance to a point is known.
+    mu = bell(12, 2, width=0.3)
+    dt, phi = 0.3, torch.full((mu.n,), -math.inf, dtype=F64)
+    phi[5 * 12 + 7] = 0.8
+    F, goal = of.Potential(lambda x: x[..., 0] + 2 * x[..., 1]), mu.points[5 * 12 + 7]
+    spread = sum(h * h for h in mu.box.spacing) / 12
+    inner = of.GridDensity(
+        torch.nn.functional.pad(mu.grid[1:-1, 1:-1], (1, 1, 1, 1)),
+        -2.5, 2.5, normalize=True,
+    )  # fmt: skip
+    square = inner.weights @ (inner.points - goal).square().sum(-1) + spread
+    wanted = float(square / (2 * dt) + goal[0] + 2 * goal[1])
+    assert dual_of(F, inner, dt, phi) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_dip_of_the_potential_costs_the_dual_value_a_cell():
+    # The c-transform of the c-transform fills it.
+    F, mu, dt = of.Potential(lambda x: 2 * x[..., 0]), bell(80), 0.1
+    phi = -2 * mu.points[:, 0]
+    dip = phi.clone()
+    dip[40] -= 3.0
+    lost = dual_of(F, mu, dt, phi) - dual_of(F, mu, dt, dip)
+    assert 0 <= lost < mu.box.spacing[0] ** 2 / dt
+
+
+# Distances and decreases --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eps", [0.02, 0.05])
+def test_the_debiased_distance_of_a_translation(eps):
+    # The step is x - dt. The bias taken off is as large as the square of it.
+    mu, dt = bell(160, half=4.0), 0.05
+    report = GridSinkhorn(eps=eps).solve(of.Potential(lambda x: x[..., 0]), mu, dt)
+    report = report.certificate
+    assert report["bias"] == pytest.approx(eps**2 / (8 * dt) / 0.25, rel=1e-2)
+    assert report["w2"] == pytest.approx(dt, rel=2e-3)
+    assert report["decrease"] == pytest.approx(dt / 2, rel=2e-3)
+
+
+def test_a_blur_too_large_for_the_step_is_not_certified():
+    # It is the minimiser of another objective: F rises.
+    report = GridSinkhorn(eps=0.1).solve(exact.quadratic(), bell(60), 1e-3).certificate
+    assert report["converged"]
+    assert report["energy_after"] > report["energy_before"]
+    assert not report["certified"]
+
+
+def test_no_bound_where_the_step_is_too_long_for_the_modulus():
+    F = of.Potential(lambda x: x.cos().sum(-1), modulus=-1.0) + of.Entropy()
+    for name in TWO:
+        assert SOLVERS[name]().solve(F, bell(), 0.5).certificate["bound"] > 0
+        assert SOLVERS[name]().solve(F, bell(), 1.5).certificate["bound"] is None
+
+
+def test_beside_obstacles_the_bound_is_a_cell_too():
+    blocked = torch.arange(60) >= 40
+    mu = of.GridDensity.from_function(
+        lambda x: (-2 * (x[..., 0] + 0.3).square()).exp(),
+        -1.5, 1.5, (60,), obstacles=blocked, walls=True, dtype=F64,
+    )  # fmt: skip
+    F = exact.quadratic(1.0, 1.0) + of.Entropy()
+    for name in TWO:
+        report = SOLVERS[name]().solve(F, mu, 0.05).certificate
+        assert report["guarantee"] == "exact"
+        assert 0.4 < report["bound"] / mu.box.spacing[0] < 0.9
