@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 
 import otflow as of
+from otflow.schemes.time_error import YOUNG, _moments, time_error
 from tests import clouds, exact
 
 
@@ -144,6 +147,85 @@ def test_for_a_convex_energy_it_is_the_sum_of_nochetto_savare_and_verdi():
     assert expected <= dt / math.sqrt(2) * float(mu.norm(F.velocity(mu)))
 
 
+def report(lam, tau, x, y, bound=0.0):
+    """Return the report of a step from x to y in lam x^2 / 2."""
+    return {
+        "order": 1,
+        "dt": tau,
+        "modulus": lam,
+        "w2": abs(y - x),
+        "bound": bound,
+        "energy_before": 0.5 * lam * x * x,
+        "energy_after": 0.5 * lam * y * y,
+    }
+
+
+def integrated(D, lam, step, young):
+    """Return D after a step, integrating the inequality of its docstring as it is."""
+    tau, lost = step["dt"], step["energy_before"] - step["energy_after"]
+    square = step["w2"] ** 2
+
+    def slope(s, D):
+        rest = 1 - s / tau
+        if lam > 0:  # D <= (1 + y) a^2 + rest (1 + 1/y) delta^2, a to the new measure
+            last = -lam * (D - rest * (1 + 1 / young) * square) / (1 + young)
+        else:  # a^2 <= (1 + y) D + rest (1 + 1/y) delta^2
+            last = -lam * ((1 + young) * D + rest * (1 + 1 / young) * square)
+        return 2 * rest * lost - square / tau - lam * D + last
+
+    found = solve_ivp(slope, (0, tau), [D], rtol=1e-11, atol=1e-14)
+    return float(found.y[0, -1])
+
+
+@pytest.mark.parametrize(("lam", "tau"), [(1.0, 0.3), (4.0, 0.5), (-1.0, 0.3)])
+def test_it_is_the_integral_of_the_inequality(lam, tau):
+    x, reports, D = 1.0, [], 0.0
+    for _ in range(2):
+        y = x / (1 + lam * tau)
+        reports.append(report(lam, tau, x, y))
+        found = time_error(reports, inner=True)[-1] ** 2
+        D = min(integrated(D, lam, reports[-1], float(c)) for c in YOUNG)
+        if lam < 0:
+            assert found == pytest.approx(D, rel=1e-9)
+        else:  # which may also leave the last term out
+            assert found <= D * (1 + 1e-9)
+        D, x = found, y
+        assert math.sqrt(D) >= abs(x - math.exp(-lam * tau * len(reports)))
+
+
+@pytest.mark.parametrize("lam", [1.0, 4.0])
+def test_with_the_constant_of_least_outcome(lam, monkeypatch):
+    monkeypatch.setattr("otflow.schemes.time_error.YOUNG", YOUNG[12:13])  # 1
+    step = report(lam, 0.3, 1.0, 1.0 / (1 + 0.3 * lam))
+    wanted = integrated(0.0, lam, step, float(YOUNG[12]))
+    plain = time_error([{**step, "modulus": 0.0}], inner=True)[-1] ** 2
+    found = time_error([step], inner=True)[-1] ** 2
+    assert found <= min(wanted, plain) * (1 + 1e-12)
+    # Without the last term: D' = 2 rest Delta - delta^2 / tau - lam D.
+    lost, square, tau = (
+        step["energy_before"] - step["energy_after"],
+        step["w2"] ** 2,
+        0.3,
+    )
+    alone = solve_ivp(
+        lambda s, D: 2 * (1 - s / tau) * lost - square / tau - lam * D,
+        (0, tau), [0.0], rtol=1e-11, atol=1e-14,
+    )  # fmt: skip
+    assert found == pytest.approx(min(wanted, float(alone.y[0, -1])), rel=1e-8)
+
+
+def test_the_moments_are_smooth_where_the_series_takes_over():
+    x = torch.tensor([1e-9, 1e-5, 9.9e-4, -9.9e-4, 1.1e-3, 0.5, -2.0])
+    x = x.to(torch.float64)
+    whole, ramp = _moments(x)
+    torch.testing.assert_close(whole, -torch.expm1(-x) / x, rtol=1e-12, atol=0)
+    # The integral of s exp(-x s) over [0, 1], by Gauss-Legendre.
+    nodes, weights = np.polynomial.legendre.leggauss(12)
+    t, w = torch.from_numpy(0.5 + 0.5 * nodes), torch.from_numpy(0.5 * weights)
+    expected = (w * t * (-x[:, None] * t).exp()).sum(-1)
+    torch.testing.assert_close(ramp, expected, rtol=1e-12, atol=0)
+
+
 # Inexact inner solves -----------------------------------------------------------------
 
 
@@ -160,6 +242,21 @@ def test_errors_of_the_inner_solves_are_counted():
     assert bool((bound[1:] > alone[1:]).all())
     for k, (nu, ref) in enumerate(zip(run.snapshots, fine.snapshots, strict=True)):
         assert float(nu.norm(nu.displacement_to(ref))) <= bound[k] + 1e-9
+
+
+@pytest.mark.parametrize("stiffness", [0.05, 3.0])
+@pytest.mark.parametrize("miss", [-0.4, -0.1, 0.1, 0.4, 2.0])
+def test_a_miss_costs_what_it_may_hide(stiffness, miss):
+    # Of all exact steps within the miss the bound must cover the one there was.
+    tau, x = 0.2, 1.0
+    lam = stiffness / tau
+    best = x / (1 + stiffness)
+    crude = report(lam, tau, x, best + miss, bound=abs(miss))
+    exact_one = report(lam, tau, x, best)
+    found = time_error([crude], inner=True)[-1]
+    assert found >= time_error([exact_one], inner=True)[-1] + abs(miss) - 1e-12
+    assert found >= abs(best + miss - math.exp(-lam * tau))
+    assert found > time_error([crude], inner=False)[-1]
 
 
 def test_exact_solves_need_no_correction():

@@ -1,0 +1,117 @@
+"""Reports of steps made of several: the worst stage counts, the whole is summed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.proximal import GridSinkhorn, ParticleProximal, ProximalSolver
+from tests import clouds, exact
+
+
+class Scripted(ProximalSolver):
+    """A solver whose certificates are overwritten in turn."""
+
+    flat = True
+
+    def __init__(self, solver, *entries):
+        self.solver, self.entries = solver, list(entries)
+
+    def solve(self, F, mu, dt, warm=None):
+        result = self.solver.solve(F, mu, dt)
+        entries = self.entries.pop(0)
+        certificate = {**result.certificate, **entries}
+        residual = entries.get("residual", result.residual)
+        return replace(result, certificate=certificate, residual=residual)
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+@pytest.mark.parametrize("key", ["converged", "certified"])
+def test_one_bad_stage_is_told(bad, key):
+    entries = [{"residual": size} for size in (1e-3, 5e-4, 3e-3)]
+    entries[bad][key] = False
+    solver = Scripted(ParticleProximal(), *entries)
+    F, mu = exact.quadratic(), clouds.uniform()
+    info = of.flow(F, mu, of.JKO(solver, order=3), dt=0.1, steps=1).info[0]
+    assert info[key] is False
+    assert info["guarantee"] == ("none" if key == "certified" else "stages")
+    assert info["residual"] == pytest.approx(3e-3)
+
+
+def cells():
+    return of.GridDensity.from_function(
+        lambda x: (-2 * x.square().sum(-1)).exp(), -3, 3, (90,), dtype=torch.float64
+    )
+
+
+def test_the_trapezoidal_report_is_that_of_the_whole_step():
+    # x is moved by -dt: half of it explicitly.
+    F, mu, dt = of.Potential(lambda x: x[..., 0], modulus=0.0), cells(), 0.2
+    info = of.flow(F, mu, of.JKO(GridSinkhorn(), order=2), dt=dt, steps=1).info[0]
+    assert info["w2"] == pytest.approx(dt, rel=2e-2)
+    assert info["energy_before"] == pytest.approx(float(F(mu)), abs=1e-12)
+    lost = info["energy_before"] - info["energy_after"]
+    assert lost == pytest.approx(dt, rel=1e-3)
+    assert info["decrease"] == pytest.approx(lost - info["w2"] ** 2 / (2 * dt))
+    assert info["bound"] is None
+    assert info["guarantee"] == "stages"
+    assert len(info["stages"]) == 1
+
+
+def test_a_trapezoidal_step_is_certified_if_its_half_is():
+    solver = Scripted(GridSinkhorn(), {"certified": False, "w2": None})
+    solver.flat = False
+    info = of.flow(
+        exact.quadratic(), cells(), of.JKO(solver, order=2), dt=0.1, steps=1
+    ).info[0]
+    assert info["guarantee"] == "none"
+    assert info["w2"] is None
+    assert info["decrease"] is None
+
+
+# The controller of adaptive steps -----------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_next_step_is_that_of_the_elementary_controller(order):
+    scheme = of.JKO(ParticleProximal(tolerance=1e-12), order=order)
+    F, mu, tolerance = exact.quadratic(), clouds.uniform(), 1e-2
+    adaptive = of.schemes.Adaptive(scheme, tolerance=tolerance)
+    info = of.flow(F, mu, adaptive, dt=0.1, steps=1).info[0]
+    p = info["error_order"]
+    assert p == 1
+    factor = 0.9 * (tolerance / info["error"]) ** (1 / (p + 1))
+    assert 0.2 < factor < 4
+    assert info["next_dt"] == pytest.approx(0.1 * factor)
+
+
+def test_after_a_rejection_the_step_does_not_grow():
+    adaptive = of.schemes.Adaptive(of.ExplicitEuler(), tolerance=1e-3)
+    info = of.flow(exact.quadratic(), clouds.uniform(), adaptive, dt=0.15, steps=1)
+    info = info.info[0]
+    assert info["rejected"] > 0
+    factor = 0.9 * (1e-3 / info["error"]) ** 0.5
+    assert factor > 1  # it would have grown
+    assert info["next_dt"] == info["dt"]
+
+
+def test_on_fixed_cells_the_error_is_a_share_of_the_mass():
+    F, mu, dt = exact.quadratic(), cells(), 0.1
+    scheme = of.JKO(GridSinkhorn())
+    adaptive = of.schemes.Adaptive(scheme, tolerance=1.0)
+    run = of.flow(F, mu, adaptive, dt=dt, steps=1)
+    one = of.flow(F, mu, scheme, dt=dt, steps=1).final
+    moved = (one.weights - run.final.weights).clamp_min(0).sum()
+    assert run.info[0]["error"] == pytest.approx(float(moved), rel=1e-3)
+
+
+def test_a_step_that_shortens_itself_is_not_compared_with_longer_ones():
+    F, mu = exact.quadratic(), clouds.uniform()
+    inner = of.ExplicitEuler(backtracking=True)
+    run = of.flow(F, mu, of.schemes.Adaptive(inner, tolerance=1e9), dt=50.0, steps=2)
+    for info, before in zip(run.info, run.snapshots[:-1], strict=True):
+        whole = of.flow(F, before, inner, dt=info["dt"], steps=1).info[0]
+        assert whole["halvings"] == 0
