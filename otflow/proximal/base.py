@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+from otflow._validation import check_kind, positive
+from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure
 
@@ -86,6 +88,19 @@ class ProximalSolver(ABC, Generic[M]):
     @abstractmethod
     def solve(self, F: Functional, mu: M, dt: float, warm: Any = None) -> ProxResult[M]:
         """Return the minimiser; a solve that did not converge says so."""
+
+    def _admit(self, F: Functional, mu: Measure, dt: float, kind: type[M]) -> float:
+        """Refuse what cannot be stepped from measures of this kind; return dt."""
+        check_kind(F, Functional, "F")
+        dt = positive(dt, "dt")
+        if not isinstance(mu, kind):
+            name = kind.__name__ if kind.__name__[-1] == "s" else f"a {kind.__name__}"
+            msg = (
+                f"{type(self).__name__} steps {name}, got {type(mu).__name__}; use "
+                f"JKO() without a solver to get the representation's own"
+            )
+            raise Unsupported(msg)
+        return dt
 
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k[0] != "_")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from otflow._validation import check_kind, non_negative_int, positive
+from otflow._validation import non_negative_int, positive
 from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.functionals import Entropy, Functional, Sum
 from otflow.measures import Gaussian
@@ -145,14 +145,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         ValueError
             If the entropy has a negative factor.
         """
-        check_kind(F, Functional, "F")
-        dt = positive(dt, "dt")
-        if not isinstance(mu, Gaussian):
-            msg = (
-                f"GaussianProximal steps a Gaussian, got {type(mu).__name__}; "
-                f"use JKO() without a solver to get the representation's own"
-            )
-            raise Unsupported(msg)
+        dt = self._admit(F, mu, dt, Gaussian)
         problem = _Problem.of(F, mu, dt)
         start = problem.at(torch.zeros_like(mu.state))
         point = self._by_newton(problem, self._by_models(problem, start))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow._validation import check_kind, non_negative_int, positive
+from otflow._validation import non_negative_int, positive
 from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.functionals import Congestion, Entropy, Functional, Internal
 from otflow.functionals.combined import combine
@@ -174,14 +174,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
         Diverged
             If the masses left the finite numbers; the error carries `mu`.
         """
-        check_kind(F, Functional, "F")
-        dt = positive(dt, "dt")
-        if not isinstance(mu, GridDensity):
-            msg = (
-                f"BackAndForth steps a GridDensity, got {type(mu).__name__}; use JKO() "
-                f"without a solver to get the representation's own"
-            )
-            raise Unsupported(msg)
+        dt = self._admit(F, mu, dt, GridDensity)
         terms = sort_terms(F, mu.dim)
         if terms.is_fast:
             msg = (

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow._validation import check_kind, non_negative_int, positive
-from otflow.errors import Diverged, Unsupported
+from otflow._validation import non_negative_int, positive
+from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.anderson import Anderson
@@ -214,14 +214,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         BlurWarning
             If eps is too large for `dt`: the step raised the energy.
         """
-        check_kind(F, Functional, "F")
-        dt = positive(dt, "dt")
-        if not isinstance(mu, GridDensity):
-            msg = (
-                f"GridSinkhorn steps a GridDensity, got {type(mu).__name__}; "
-                f"use JKO() without a solver to get the representation's own"
-            )
-            raise Unsupported(msg)
+        dt = self._admit(F, mu, dt, GridDensity)
         before = float(F.value(mu))
         problem, iterate, iterations = self._solve(F, mu, dt, warm)
         nu = measure_of(problem, iterate)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from otflow._validation import non_negative_int, positive
-from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Particles
 from otflow.metrics import Plan, assignment, sinkhorn_divergence, transport_plan
@@ -157,13 +156,7 @@ class ParticleProximal(ProximalSolver[Particles]):
         Unsupported
             If `mu` is not `Particles`, or F holds an entropy.
         """
-        dt = positive(dt, "dt")
-        if not isinstance(mu, Particles):
-            msg = (
-                f"ParticleProximal steps Particles, got {type(mu).__name__}; "
-                f"use JKO() without a solver to get the representation's own"
-            )
-            raise Unsupported(msg)
+        dt = self._admit(F, mu, dt, Particles)
         problem = _Problem(F, mu, dt, mu, blur=self.blur)
         start = problem.at(mu)
         memory = Memory(size=self.memory)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from otflow._validation import non_negative_int, positive, real
-from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Quantiles
 from otflow.proximal.base import ProximalSolver, ProxResult
@@ -149,13 +148,7 @@ class QuantileProximal(ProximalSolver[Quantiles]):
         Diverged
             If a cell shrinks to an atom.
         """
-        dt = positive(dt, "dt")
-        if not isinstance(mu, Quantiles):
-            msg = (
-                f"QuantileProximal steps Quantiles, got {type(mu).__name__}; "
-                f"use JKO() without a solver to get the representation's own"
-            )
-            raise Unsupported(msg)
+        dt = self._admit(F, mu, dt, Quantiles)
         problem = Objective(F, mu, dt)
         bounds = self._bounds(problem)
         if bounds is None:
