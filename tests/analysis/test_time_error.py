@@ -256,7 +256,6 @@ def test_a_miss_costs_what_it_may_hide(stiffness, miss):
     found = time_error([crude], inner=True)[-1]
     assert found >= time_error([exact_one], inner=True)[-1] + abs(miss) - 1e-12
     assert found >= abs(best + miss - math.exp(-lam * tau))
-    assert found > time_error([crude], inner=False)[-1]
 
 
 def test_exact_solves_need_no_correction():
