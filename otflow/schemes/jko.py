@@ -74,9 +74,11 @@ class JKO(Scheme):
     ``info["converged"]`` False and is not certified; its energy has not increased.
     With it go
 
-    ``dt``, ``modulus``
-        The step, and the convexity of F in this dimension, None if unknown: what
-        `Trajectory.time_error` needs.
+    ``solver``
+        Name of the class of the solver, chosen or given.
+    ``dt``, ``order``, ``modulus``
+        The step and its order, and the convexity of F in this dimension, None if
+        unknown: what `Trajectory.time_error` needs.
 
     With a higher order ``info`` holds, of the step as a whole,
 
@@ -162,7 +164,13 @@ class JKO(Scheme):
             )
             raise Unsupported(msg)
         modulus = F.modulus_in(mu.dim)
-        info = {**step.info, "dt": dt, "order": self.order, "modulus": modulus}
+        info = {
+            **step.info,
+            "solver": type(solver).__name__,
+            "dt": dt,
+            "order": self.order,
+            "modulus": modulus,
+        }
         return Step(step.measure, step.state, info)
 
 

@@ -105,3 +105,16 @@ def test_what_is_no_solver_is_refused():
         of.JKO(of.proximal.ParticleProximal)
     with pytest.raises(TypeError, match=r"^solver must be a ProximalSolver, got 3"):
         of.JKO(3)
+
+
+def test_info_names_the_solver():
+    bell = lambda x: torch.exp(-2 * x.square().sum(-1))
+    mu = of.GridDensity.from_function(bell, -4.0, 4.0, 40, dtype=torch.float64)
+    bowl = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+    names = {
+        of.flow(F, mu, of.JKO(order=order), dt=0.1, steps=1).info[0]["solver"]
+        for F, order in ((bowl + of.Entropy(), 1), (bowl + of.Entropy(), 2))
+    }
+    assert names == {"GridSinkhorn"}
+    (info,) = of.flow(bowl + of.Congestion(2.0), mu, of.JKO(), dt=0.1, steps=1).info
+    assert info["solver"] == "BackAndForth"
