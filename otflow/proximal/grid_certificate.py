@@ -72,7 +72,8 @@ def warn_of_blur(known: Mapping[str, Any], dt: float, *, already: bool) -> bool:
     A flow is warned once: `already` is the answer of the step before.
     """
     before, after = known["energy_before"], known["energy_after"]
-    raised = known["converged"] and not known["certified"] and after > before
+    rises = after - before > known["residual"] * abs(before)  # not noise at rest
+    raised = known["converged"] and not known["certified"] and rises
     if raised and not already:
         msg = (
             f"eps = {known['eps']:.3g} is too large for dt = {dt:.3g}: the blur "
