@@ -2,16 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from otflow._validation import check_like
-from otflow.measures import Quantiles
+from otflow.measures import GridDensity, Measure, Quantiles
 
-__all__ = ["between_quantiles"]
+__all__ = ["Steps", "between_steps"]
 
 
-def between_quantiles(mu: Quantiles, nu: Quantiles) -> Tensor:
+@dataclass(frozen=True)
+class Steps:
+    """Intervals in order, a mass spread evenly over each; vacuum may lie between.
+
+    Parameters
+    ----------
+    left, right : Tensor, shape (n,)
+        Ends of the intervals.
+    masses : Tensor, shape (n,)
+        Masses, > 0, of sum 1.
+    """
+
+    left: Tensor
+    right: Tensor
+    masses: Tensor
+
+    @classmethod
+    def of(cls, mu: Measure) -> Steps | None:
+        """Return the steps of a density on the line, None for any other measure."""
+        if isinstance(mu, Quantiles):
+            return cls(mu.edges[:-1], mu.edges[1:], mu.weights)
+        if isinstance(mu, GridDensity) and mu.dim == 1:
+            full = mu.weights > 0
+            half = 0.5 * mu.box.spacing[0]
+            centres, masses = mu.points[full, 0], mu.weights[full]
+            return cls(centres - half, centres + half, masses / masses.sum())
+        return None
+
+    @property
+    def levels(self) -> Tensor:
+        """Values of the distribution function at the ends of the steps, (n + 1,)."""
+        inner = self.masses.cumsum(0)[:-1].clamp(0.0, 1.0)
+        return torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)])
+
+    def quantiles(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the quantile function at both ends of the intervals between levels."""
+        own, middle = self.levels, 0.5 * (levels[1:] + levels[:-1])
+        k = torch.searchsorted(own.detach(), middle.detach(), right=True) - 1
+        k = k.clamp(0, len(self.masses) - 1)
+        slope = (self.right - self.left)[k] / (own[k + 1] - own[k])
+        return (
+            self.left[k] + (levels[:-1] - own[k]) * slope,
+            self.left[k] + (levels[1:] - own[k]) * slope,
+        )
+
+
+def between_steps(mu: Steps, nu: Steps) -> Tensor:
     r"""Return :math:`W_2^2 = \int_0^1 |Q_\mu(s) - Q_\nu(s)|^2\,ds` of step densities.
 
     Quantile functions are piecewise linear: between neighbouring levels of either
@@ -20,33 +68,20 @@ def between_quantiles(mu: Quantiles, nu: Quantiles) -> Tensor:
 
     Parameters
     ----------
-    mu, nu : Quantiles
-        Measures of one dtype on one device.
+    mu, nu : Steps
+        Of one dtype on one device.
 
     Returns
     -------
     Tensor
-        0-d, differentiable in the quantiles.
+        0-d, differentiable in the ends and in the masses.
     """
-    check_like(nu.edges, mu.edges, "nu", "mu")
-    if mu.weights.shape == nu.weights.shape and torch.equal(mu.weights, nu.weights):
-        masses, d = mu.weights, mu.edges - nu.edges
+    check_like(nu.left, mu.left, "nu", "mu")
+    if mu.masses.shape == nu.masses.shape and torch.equal(mu.masses, nu.masses):
+        masses, a, b = mu.masses, mu.left - nu.left, mu.right - nu.right
     else:
-        own, other = _levels(mu), _levels(nu)
-        levels = torch.cat([own, other]).sort().values
+        levels = torch.cat([mu.levels, nu.levels]).sort().values
         masses = levels.diff()
-        d = _at(mu.edges, own, levels) - _at(nu.edges, other, levels)
-    a, b = d[:-1], d[1:]
+        (a0, b0), (a1, b1) = mu.quantiles(levels), nu.quantiles(levels)
+        a, b = a0 - a1, b0 - b1
     return masses @ (a * a + a * b + b * b) / 3.0
-
-
-def _levels(mu: Quantiles) -> Tensor:
-    inner = mu.weights.cumsum(0)[:-1].clamp(0.0, 1.0)
-    return torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)])
-
-
-def _at(edges: Tensor, own: Tensor, levels: Tensor) -> Tensor:
-    """Interpolate the quantile function linearly between its own levels."""
-    k = (torch.searchsorted(own, levels, right=True) - 1).clamp(0, len(own) - 2)
-    share = ((levels - own[k]) / (own[k + 1] - own[k])).clamp(0.0, 1.0)
-    return edges[k] + share * (edges[k + 1] - edges[k])

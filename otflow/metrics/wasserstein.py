@@ -7,16 +7,16 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from otflow.measures import Gaussian, Quantiles
+from otflow.measures import Gaussian, GridDensity, Measure, Quantiles
 from otflow.metrics.assignment import assignment
 from otflow.metrics.bures import between_gaussians
 from otflow.metrics.inputs import Cloud, CloudLike, clouds
 from otflow.metrics.plan import Plan, couple
-from otflow.metrics.steps import between_quantiles
+from otflow.metrics.steps import Steps, between_steps
 
 __all__ = ["root", "wasserstein2", "wasserstein2_squared"]
 
-Distant: TypeAlias = CloudLike | Quantiles | Gaussian
+Distant: TypeAlias = CloudLike | Quantiles | GridDensity | Gaussian
 """What has a distance to another of its kind."""
 
 
@@ -27,9 +27,10 @@ def wasserstein2(mu: Distant, nu: Distant) -> Tensor:
 
     Parameters
     ----------
-    mu, nu : Particles, Tensor or ndarray; or both Quantiles; or both Gaussian
-        Measures; points (n, d) stand for equal weights 1/n. Between two `Quantiles`, or
-        two `Gaussian`, it is the distance of their densities.
+    mu, nu : Particles, Tensor or ndarray; or two densities of one kind
+        Measures; points (n, d) stand for equal weights 1/n. Between two `Gaussian`, and
+        between densities on the line, `Quantiles` or a `GridDensity`, it is the
+        distance of the densities.
 
     Returns
     -------
@@ -66,9 +67,10 @@ def wasserstein2_squared(mu: Distant, nu: Distant) -> Tensor:
 
     Parameters
     ----------
-    mu, nu : Particles, Tensor or ndarray; or both Quantiles; or both Gaussian
-        Measures; points (n, d) stand for equal weights 1/n. Between two `Quantiles`, or
-        two `Gaussian`, it is the distance of their densities.
+    mu, nu : Particles, Tensor or ndarray; or two densities of one kind
+        Measures; points (n, d) stand for equal weights 1/n. Between two `Gaussian`, and
+        between densities on the line, `Quantiles` or a `GridDensity`, it is the
+        distance of the densities.
 
     Returns
     -------
@@ -106,8 +108,9 @@ def wasserstein2_squared(mu: Distant, nu: Distant) -> Tensor:
     tensor([[-1.],
             [ 0.]])
     """
-    if isinstance(mu, Quantiles) and isinstance(nu, Quantiles):
-        return between_quantiles(mu, nu)
+    steps, others = (Steps.of(m) if isinstance(m, Measure) else None for m in (mu, nu))
+    if steps is not None and others is not None:
+        return between_steps(steps, others)
     if isinstance(mu, Gaussian) and isinstance(nu, Gaussian):
         return between_gaussians(mu, nu)
     p, q = clouds(mu, nu)

@@ -62,3 +62,53 @@ def test_two_kinds_or_two_dtypes_are_refused():
     single = of.Quantiles(mu.edges.float())
     with pytest.raises(TypeError, match="nothing is cast silently"):
         wasserstein2(mu, single)
+
+
+# Grids on the line --------------------------------------------------------------------
+
+
+def grid(density, lower=-1.0, upper=1.0, **options):
+    rho = torch.tensor(density, dtype=torch.float64)
+    return of.GridDensity(rho, lower, upper, walls=True, normalize=True, **options)
+
+
+def test_a_grid_on_the_line_is_a_step_density_too():
+    mu = grid([1.0, 2.0, 3.0, 2.0])
+    same = of.Quantiles(
+        torch.linspace(-1, 1, 5, dtype=torch.float64), mu.weights, normalize=True
+    )
+    nu = make(6, 5)
+    expected = wasserstein2_squared(same, nu)
+    torch.testing.assert_close(wasserstein2_squared(mu, nu), expected)
+    torch.testing.assert_close(wasserstein2_squared(nu, mu), expected)
+    assert float(wasserstein2(mu, same)) < 1e-14
+
+
+def test_mass_crosses_a_vacuum():
+    # Half of the mass on [-1, -0.5] goes to [0.5, 1]: every bit of it by 1.5.
+    left, both = grid([1.0, 0.0, 0.0, 0.0]), grid([1.0, 0.0, 0.0, 1.0])
+    s = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    at = torch.where(s < 0.5, s - 1, s)  # the quantile function of both
+    expected = (at - (0.5 * s - 1)).square().mean()
+    found = wasserstein2_squared(left, both)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)
+    shifted = grid([0.0, 0.0, 0.0, 1.0])
+    assert float(wasserstein2(left, shifted)) == pytest.approx(1.5, rel=1e-14)
+
+
+def test_the_distance_of_grids_has_a_gradient_in_the_masses():
+    mu, nu = grid([1.0, 2.0, 3.0, 2.0]), grid([2.0, 1.0, 1.0, 1.0, 3.0])
+    rate = normal(mu.n, seed=1)
+    value = lambda m: wasserstein2_squared(m, nu)
+    expected = derivative(lambda t: value(mu.reweight(rate, t)))
+    change = mu.weights * (rate - mu.weights @ rate)
+    found = mu.mass_gradient(value) @ change
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-10)
+
+
+def test_grids_in_the_plane_are_refused_with_the_cure():
+    mu = of.GridDensity.from_function(
+        lambda x: torch.ones_like(x[:, 0]), 0, 1, (3, 3), walls=True
+    )
+    with pytest.raises(TypeError, match=r"Particles\(mu\.points, mu\.weights\)"):
+        wasserstein2(mu, mu)
