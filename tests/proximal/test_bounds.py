@@ -328,3 +328,78 @@ def test_a_map_that_is_not_optimal_is_told(monkeypatch):
     assert report["bound"] is None
     assert not report["map_optimal"]
     assert not report["certified"]
+
+
+# Converged or not ---------------------------------------------------------------------
+
+
+def test_scalings_converged_if_the_residual_says_so():
+    seen = set()
+    for budget in (1, 2, 4, 8, 10, 12, 14, 16, 20, 30, 40, 60):
+        solver = GridSinkhorn(max_iterations=budget)
+        result = solver.solve(of.Entropy(), bell(), 0.5)
+        converged = result.certificate["converged"]
+        assert converged == (result.residual <= 2e-5)
+        seen.add((converged, result.residual <= 2e-3))
+    assert seen == {(True, True), (False, True), (False, False)}
+
+
+def test_the_residual_of_scalings_is_the_error_of_the_first_marginal():
+    mu = bell()
+    for budget in (6, 16):
+        solver = GridSinkhorn(max_iterations=budget)
+        warm = solver.solve(of.Entropy(), mu, 0.5).warm
+        problem, x = warm.problem, warm.iterate.image + 0.1 * mu.points[:, 0].sin()
+        found = problem.evaluate(x, None)
+        image = problem.kernel.log_apply_safely(found.log_a)
+        marginal = (problem.log_source - x + image).exp() * mu.box.cell_volume
+        wanted = float((marginal - mu.weights).abs().sum())
+        assert found.residual == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
+def test_newton_on_quantiles_converged_if_the_gradient_says_so(tolerance):
+    F = exact.quadratic(2.0, 3.0) + of.PowerEntropy(3.0)
+    mu, seen = uneven(), set()
+    for dt in (0.2, 50.0):
+        for budget in (1, 2, 3, 5, 8, 12, 16, 24, 40):
+            solver = QuantileProximal(tolerance=tolerance, max_iterations=budget)
+            result = solver.solve(F, mu, dt)
+            converged = result.certificate["converged"]
+            assert converged == (result.residual <= tolerance)
+            seen.add(converged)
+    assert seen == {True, False}
+
+
+def test_the_warm_start_of_other_obstacles_is_not_used():
+    mask = torch.arange(40) >= 34
+    free = bell()
+    mu = of.GridDensity(
+        free.grid.masked_fill(mask, 0), -2.5, 2.5, obstacles=mask, walls=True,
+        normalize=True,
+    )  # fmt: skip
+    F, solver = of.Entropy(), GridSinkhorn()
+    cold = solver.solve(F, mu, 0.5)
+    warm = solver.solve(F, mu, 0.5, warm=solver.solve(F, free, 0.5).warm)
+    assert float(warm.measure.weights[mask].sum()) == 0
+    assert warm.iterations == cold.iterations
+    assert torch.equal(warm.measure.weights, cold.measure.weights)
+
+
+def test_a_kernel_with_a_smooth_repulsion_is_not_convex_on_the_half_line():
+    F = of.Interaction(of.kernels.PowerLaw(4, 2))
+    report = QuantileProximal().solve(F, uneven(), 0.1).certificate
+    assert report["bound"] is None
+    assert report["guarantee"] == "stationary"
+
+
+def test_anderson_forgets():
+    from otflow.proximal.anderson import Anderson
+
+    mixing, x = Anderson(4, torch.ones(3, dtype=F64)), torch.zeros(3, dtype=F64)
+    for k in range(3):
+        x = mixing.advance(x, (-(k + 1.0)) * x + torch.arange(3.0, dtype=F64))
+    g = torch.tensor([1.0, -1.0, 0.5], dtype=F64)
+    assert not torch.equal(mixing.advance(x, g), x + g)
+    mixing.forget()
+    assert torch.equal(mixing.advance(x, g), x + g)

@@ -58,6 +58,9 @@ FUNCTIONALS = {
     "user's kernel": of.Interaction(lambda z: z.square().sum(-1).cosh()) + of.Entropy(),
     "Keller-Segel": of.Entropy() + (-1.0) * of.Interaction(of.kernels.Log()),
     "another": Spread() + of.Entropy(),
+    "another and a kernel": Spread()
+    + of.Interaction(of.kernels.Gaussian(0.4))
+    + of.Entropy(),
 }
 CONVEX = [
     name
@@ -69,6 +72,7 @@ CONVEX = [
         "user's kernel",
         "Keller-Segel",
         "another",
+        "another and a kernel",
         "user's energy",
     )
 ]
