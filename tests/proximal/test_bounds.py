@@ -14,6 +14,7 @@ from otflow.proximal import (
     GridSinkhorn,
     QuantileProximal,
 )
+from otflow.proximal.duality import _cell_means, transport_cost
 from otflow.proximal.grid_duality import distance_bound, dual_value
 from otflow.proximal.terms import sort_terms
 from tests import exact
@@ -403,3 +404,19 @@ def test_anderson_forgets():
     assert not torch.equal(mixing.advance(x, g), x + g)
     mixing.forget()
     assert torch.equal(mixing.advance(x, g), x + g)
+
+
+# Parts of the dual step ---------------------------------------------------------------
+
+
+def test_means_over_cells_are_those_of_the_linear_interpolation():
+    # Of x^2 it is that at the centre plus h^2 / 4, an axis.
+    x = torch.arange(7, dtype=F64)
+    found = _cell_means(x[:, None].square() + 3 * x.square())
+    inner = x[1:-1].square()
+    torch.testing.assert_close(found, inner[:, None] + 3 * inner + 0.25 + 0.75)
+
+
+def test_relocated_mass_counts_as_carried_across_the_box():
+    box = of.measures.Box.of(0.0, [3.0, 4.0], (6, 6))
+    assert transport_cost([], box, 0.5) == pytest.approx(0.5 * 25)
