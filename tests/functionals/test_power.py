@@ -9,6 +9,7 @@ import torch
 from scipy.special import gammaln
 
 import otflow as of
+from otflow.functionals.combined import combine
 from tests import clouds, exact
 from tests.functionals.on_intervals import OnIntervals
 from tests.measures.intervals import Intervals, uniform
@@ -223,3 +224,15 @@ def test_a_bound_below_the_mean_density_is_refused():
     ):
         of.Congestion(1.5).value(mu)
     assert float(of.Congestion(1.7).value(mu)) == 0
+
+
+def test_a_sum_of_energies_is_kept_below_the_bound():
+    # Two smooth terms and a bound: the generic map, cut at log 2.
+    terms = [(1.0, of.PowerEntropy(2.0)), (0.5, of.PowerEntropy(3.0))]
+    free, cut = combine(terms), combine([*terms, (1.0, of.Congestion(2.0))])
+    rhs = torch.linspace(-3, 30, 40, dtype=torch.float64)
+    z = free.log_proximal(rhs, 0.3, 0.7)
+    assert bool((z > 0.7).any())
+    found = cut.log_proximal(rhs, 0.3, 0.7)
+    torch.testing.assert_close(found, z.clamp_max(math.log(2.0)), rtol=1e-12, atol=0)
+    assert float(cut.conjugate_slope(rhs).max()) == 2.0

@@ -83,3 +83,14 @@ def test_no_root_is_no_number():
     z = torch.zeros(2, dtype=torch.float64)
     with pytest.raises(NotConverged, match="did not settle in 400 steps"):
         increasing_root(lambda z: (1 + 0 * z, 0 * z, 1 + 0 * z), z, 1.0)
+
+
+def test_a_cliff_is_bisected():
+    # Newton's steps jump from one side of a steep arctangent to the other.
+    def cliff(z):
+        t = 1e4 * (z - 1.0)
+        return t.atan(), 1e4 / (1 + t.square()), torch.ones_like(z)
+
+    start = torch.tensor([-3.0, 0.0, 0.9, 5.0], dtype=torch.float64)
+    root = increasing_root(cliff, start, 1.0)
+    torch.testing.assert_close(root, torch.ones_like(start), rtol=1e-12, atol=0)

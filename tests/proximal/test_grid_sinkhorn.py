@@ -407,6 +407,27 @@ def test_derivatives_of_the_step(rest, d):
     assert float(t.grad) == pytest.approx(float(by_V), rel=1e-6, abs=1e-8)
 
 
+def test_a_full_place_passes_no_derivative_of_the_potential():
+    # Where the bound acts the density does not answer to V; elsewhere it does.
+    mu, dt = bell(40), 0.5
+    solver = GridSinkhorn(tolerance=1e-11)
+    V, to_V = 3.0 * mu.points.square().sum(-1), normal(mu.n, seed=1)
+    bound = of.Congestion(float(mu.density().max()))
+
+    def step(t):
+        F = of.Potential(lambda _: V + t * to_V) + bound + 0.05 * of.Entropy()
+        return solver.differentiable_step(F, mu, dt)
+
+    t = torch.zeros((), dtype=F64, requires_grad=True)
+    nu = step(t)
+    full = nu.density() > bound.max_density * (1 - 1e-6)
+    assert 3 < int(full.sum()) < mu.n // 2
+    loss(nu).backward()
+    with torch.no_grad():
+        expected = derivative(lambda h: loss(step(h)), 1e-4)
+    assert float(t.grad) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_the_derivative_in_a_mass_that_is_zero():
     mu, dt = bell(30), 0.05
     solver, F = GridSinkhorn(tolerance=1e-11), of.PowerEntropy(2.0)
