@@ -464,3 +464,13 @@ def test_a_density_on_the_line_is_animated_as_a_curve(kind):
         np.testing.assert_array_equal(a, b)
     assert ax.get_xlabel() == "x[0]"
     assert ax.get_ylim()[1] > float(drawn.get_data()[kind == "gaussian"].max())
+
+
+def test_obstacles_are_drawn_where_they_are():
+    blocked = torch.zeros(4, 2, dtype=torch.bool)
+    blocked[3, 0] = True  # right, below
+    rho = torch.ones(4, 2, dtype=torch.float64).masked_fill(blocked, 0.0)
+    mu = of.GridDensity(rho, 0, (4, 2), obstacles=blocked, walls=True, normalize=True)
+    for axes, place in (((0, 1), (0, 3)), ((1, 0), (3, 0))):
+        shade = of.plotting.density(mu, axes=axes).images[1].get_array()
+        assert [tuple(k) for k in np.argwhere(~shade.mask)] == [place]

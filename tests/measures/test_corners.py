@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -98,13 +97,3 @@ def test_a_box_full_up_to_the_tolerance_of_a_bound_is_admitted():
     assert float(of.Congestion(0.9995).value(mu)) == 0
     with pytest.raises(ValueError, match="mass 1 does not fit"):
         of.Congestion(0.99).value(mu)
-
-
-def test_obstacles_are_drawn_where_they_are():
-    blocked = torch.zeros(4, 2, dtype=torch.bool)
-    blocked[3, 0] = True  # right, below
-    rho = torch.ones(4, 2, dtype=F64).masked_fill(blocked, 0.0)
-    mu = of.GridDensity(rho, 0, (4, 2), obstacles=blocked, walls=True, normalize=True)
-    for axes, place in (((0, 1), (0, 3)), ((1, 0), (3, 0))):
-        shade = of.plotting.density(mu, axes=axes).images[1].get_array()
-        assert [tuple(k) for k in np.argwhere(~shade.mask)] == [place]
