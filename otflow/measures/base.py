@@ -11,7 +11,7 @@ from torch import Tensor
 
 from otflow._autodiff import pair_sum
 from otflow._typing import ArrayLike, Ground, Value
-from otflow._validation import check_like
+from otflow._validation import as_points, check_like
 from otflow.errors import InvalidFunctional, Unsupported
 from otflow.kernels import RadialKernel
 
@@ -236,6 +236,27 @@ class Measure(ABC):
         cure = self.cures.get(capability, cure)
         msg = f"{name} has no {what}: {cure}"
         raise Unsupported(msg)
+
+    @final
+    def check_probes(self, x: ArrayLike) -> Tensor:
+        """Return `x` as points (m, d) like those of the measure, or refuse it.
+
+        Parameters
+        ----------
+        x : Tensor or ndarray, shape (m, d)
+            Points at which something is asked.
+
+        Returns
+        -------
+        Tensor, shape (m, d)
+            Detached.
+        """
+        x = as_points(x, "x")
+        check_like(x, self.points, "x", "points")
+        if x.shape[1] != self.dim:
+            msg = f"x must have shape (m, {self.dim}), got {tuple(x.shape)}"
+            raise ValueError(msg)
+        return x.detach()
 
     def _check_tangent(self, tangent: Tensor, name: str = "tangent") -> None:
         if not isinstance(tangent, Tensor) or tangent.shape != self.points.shape:

@@ -127,10 +127,7 @@ class GridDensity(MovingCells):
                 f"({box.n},), got {got}; reduce over the last axis, e.g. .sum(-1)"
             )
             raise ValueError(msg)
-        rho = values.reshape(box.shape)
-        if obstacles is not None:
-            rho = rho * free_cells(obstacles, rho).reshape(box.shape)
-        return cls(rho, lower, upper, obstacles=obstacles, walls=walls, normalize=True)
+        return cls._in_proportion(values.reshape(box.shape), box, obstacles, walls)
 
     @classmethod
     def from_image(
@@ -182,10 +179,7 @@ class GridDensity(MovingCells):
             width, height = rho.shape
             lower, upper = 0.0, (1.0, height / width)
         box = Box.of(lower, upper, tuple(rho.shape) if shape is None else shape)
-        rho = resampled(rho, box.shape)
-        if obstacles is not None:
-            rho = rho * free_cells(obstacles, rho).reshape(box.shape)
-        return cls(rho, lower, upper, obstacles=obstacles, walls=walls, normalize=True)
+        return cls._in_proportion(resampled(rho, box.shape), box, obstacles, walls)
 
     @classmethod
     def from_samples(
@@ -237,6 +231,22 @@ class GridDensity(MovingCells):
             mass = heat(box, mass, 0.5 * variance, free)
         rho = mass.reshape(box.shape) / box.cell_volume
         return cls(rho, lower, upper, obstacles=obstacles, walls=walls, normalize=True)
+
+    @classmethod
+    def _in_proportion(
+        cls, rho: Tensor, box: Box, obstacles: ArrayLike | None, walls: bool
+    ) -> Self:
+        """Return the density of mass 1 in proportion to `rho` on the free cells."""
+        if obstacles is not None:
+            rho = rho * free_cells(obstacles, rho).reshape(box.shape)
+        return cls(
+            rho,
+            box.lower,
+            box.upper,
+            obstacles=obstacles,
+            walls=walls,
+            normalize=True,
+        )
 
     # Interactions ---------------------------------------------------------------------
 

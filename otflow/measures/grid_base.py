@@ -10,7 +10,7 @@ from torch import Tensor
 
 from otflow._autodiff import unmodified, value_and_gradient
 from otflow._typing import ArrayLike, Value
-from otflow._validation import as_float_tensor, as_points, check_like, real
+from otflow._validation import as_float_tensor, check_like, real
 from otflow.errors import Diverged, NonFinite
 from otflow.measures.base import Measure
 from otflow.measures.box import Box
@@ -179,7 +179,7 @@ class CellMasses(Measure):
         ValueError
             If a point lies outside the box.
         """
-        return self.density()[self.box.cell_of(self._probes(x))]
+        return self.density()[self.box.cell_of(self.check_probes(x))]
 
     def check_same_grid(self, other: Measure) -> None:
         """Refuse (ValueError) a measure that does not live on the same cells."""
@@ -189,14 +189,6 @@ class CellMasses(Measure):
                 f"{self!r} on {self.box}"
             )
             raise ValueError(msg)
-
-    def _probes(self, x: ArrayLike) -> Tensor:
-        x = as_points(x, "x").detach()
-        check_like(x, self.points, "x", "points")
-        if x.shape[1] != self.dim:
-            msg = f"x must have shape (m, {self.dim}), got {tuple(x.shape)}"
-            raise ValueError(msg)
-        return x
 
     # Derivatives ----------------------------------------------------------------------
 
@@ -247,7 +239,7 @@ class CellMasses(Measure):
         gradient = self.value_and_mass_gradient(value)[1]
         if x is None:
             return gradient
-        return self.box.interpolate(gradient, self._probes(x))
+        return self.box.interpolate(gradient, self.check_probes(x))
 
     def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
         r"""Return :math:`F(\mu)` and the slopes of :math:`F'` across inner faces.

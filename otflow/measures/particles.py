@@ -351,23 +351,3 @@ class Particles(Measure):
             )
             raise Diverged(msg, measure=self)
         return self._with(points)
-
-    def check_probes(self, x: ArrayLike) -> Tensor:
-        """Return `x` as points (m, d) like those of the measure, or refuse it.
-
-        Parameters
-        ----------
-        x : Tensor or ndarray, shape (m, d)
-            Points at which something is asked.
-
-        Returns
-        -------
-        Tensor, shape (m, d)
-            Detached.
-        """
-        x = as_points(x, "x")
-        check_like(x, self.points, "x", "points")
-        if x.shape[1] != self.dim:
-            msg = f"x must have shape (m, {self.dim}), got {tuple(x.shape)}"
-            raise ValueError(msg)
-        return x.detach()

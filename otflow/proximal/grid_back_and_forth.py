@@ -11,8 +11,7 @@ from torch import Tensor
 
 from otflow._validation import non_negative_int, positive
 from otflow.errors import Diverged, NonFinite, Unsupported
-from otflow.functionals import Congestion, Entropy, Functional, Internal
-from otflow.functionals.combined import combine
+from otflow.functionals import Congestion, Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.duality import below_bound, dual_value, transport_cost
@@ -194,19 +193,18 @@ class BackAndForth(ProximalSolver[GridDensity]):
         if not math.isfinite(point.residual):
             msg = "the dual of the JKO step left the finite numbers; take a smaller dt"
             raise Diverged(msg, measure=mu)
-        certificate = self._certificate(F, mu, problem, point, before)
+        measure, certificate = self._certificate(F, mu, problem, point, before)
         certificate["converged"] = converged
-        measure, found = certificate.pop("measure"), rounds > 0
         certificate["linearisations"] = rounds
         gap, bound = certificate["gap"], None
-        if gap is not None and not found:
+        if gap is not None and not rounds:
             V = torch.where(mu.is_free, problem.V, math.nan).reshape(mu.shape)
             masses = measure.weights.double().reshape(mu.shape)
             bound = distance_bound(gap, masses, V, F.modulus_in(mu.dim), dt)
         certificate["bound"] = bound
         guarantee = "none"
         if converged:
-            guarantee = "stationary" if found else "optimal"
+            guarantee = "stationary" if rounds else "optimal"
             guarantee = "exact" if bound is not None else guarantee
         certificate["guarantee"] = guarantee
         certificate["certified"] = converged
@@ -242,8 +240,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
         problem: PressureProblem,
         point: Iterate,
         before: float,
-    ) -> dict[str, Any]:
-        """Return the step with what is known of it."""
+    ) -> tuple[GridDensity, dict[str, Any]]:
+        """Return the step, and what is known of it."""
         dt, internal = problem.dt, problem.internal
         masses, relocated = below_bound(
             point.masses, problem.room, internal.max_density
@@ -261,8 +259,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
             dual = dual_value(problem, point.pressure)
         except NonFinite:
             dual = None
-        return {
-            "measure": measure,
+        return measure, {
             "energy_before": before,
             "energy_after": after,
             "w2": math.sqrt(square),
@@ -279,13 +276,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
 def _problem(terms: Terms, mu: GridDensity, dt: float) -> PressureProblem:
     """Return the dual problem, in float64."""
     points, masses = mu.points.double(), mu.weights.double()
-    parts: list[tuple[float, Internal]] = []
-    if terms.temperature != 0:
-        parts.append((terms.temperature, Entropy()))
-    if terms.internal is not None:
-        parts.append((1.0, terms.internal))
     # Without an internal energy: a bound that no density of mass 1 reaches.
-    internal = combine(parts) or Congestion(2.0 / mu.box.cell_volume)
+    internal = terms.energy or Congestion(2.0 / mu.box.cell_volume)
     V = torch.where(mu.is_free, terms.V(points).detach(), 0.0)
     if not bool(torch.isfinite(V).all()):
         msg = (

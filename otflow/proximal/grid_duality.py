@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from otflow.functionals import Entropy, Internal
-from otflow.functionals.combined import combine
 from otflow.measures import Box
 from otflow.proximal.c_transform import c_transform
 from otflow.proximal.terms import Terms
@@ -53,7 +51,7 @@ def dual_value(
     twice = c_transform(g, box, dt).reshape(box.shape)
     s = (-twice - V)[phi > -math.inf].to(torch.float64)
     transport = float(_integral(box, g.reshape(box.shape), mu, dt))
-    kappa, energy = terms.temperature, _internal(terms)
+    kappa, energy = terms.temperature, terms.energy
     # A constant may be added to phi: the best one, where it is in closed form.
     if energy is None:  # U* is 0 up to 0 and infinite above
         return transport - float(s.max())
@@ -101,16 +99,6 @@ def distance_bound(
             bend = torch.cat([first, bend, last], axis)
             unseen += float((masses * bend).sum(dtype=torch.float64)) / 6
     return math.sqrt(2 * dt * (max(gap, 0.0) + unseen) / (1 + dt * modulus))
-
-
-def _internal(terms: Terms) -> Internal | None:
-    """Return entropy and other internal energies as one."""
-    parts: list[tuple[float, Internal]] = []
-    if terms.temperature:
-        parts.append((terms.temperature, Entropy()))
-    if terms.internal is not None:
-        parts.append((1.0, terms.internal))
-    return combine(parts)
 
 
 def _integral(box: Box, g: Tensor, mu: Tensor, dt: float) -> Tensor:

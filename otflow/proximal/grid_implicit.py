@@ -13,7 +13,7 @@ from otflow.errors import NotConverged
 from otflow.functionals import Sum
 from otflow.measures import GridDensity
 from otflow.proximal.anderson import Anderson
-from otflow.proximal.scaling import Iterate, Scaling, nonlocal_part, potential_of
+from otflow.proximal.scaling import Iterate, Scaling, potential_of
 
 __all__ = ["attach"]
 
@@ -40,7 +40,7 @@ def attach(
             f"nothing; raise max_iterations"
         )
         raise NotConverged(msg, info={"residual": iterate.residual})
-    rest = nonlocal_part(problem.terms)
+    rest = problem.terms.nonlocal_part
     tiny = torch.finfo(mu.dtype).tiny ** 0.7
     # In vacuum the derivative in the mass is finite, that of its logarithm is not.
     problem = replace(problem, log_source=(mu.grid + tiny).log())

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from otflow.proximal.anderson import Anderson
-from otflow.proximal.scaling import Iterate, Scaling, nonlocal_part
+from otflow.proximal.scaling import Iterate, Scaling, normalised
 
 __all__ = ["nest"]
 
@@ -52,7 +52,7 @@ def nest(
     used : int
         Evaluations.
     """
-    rest = nonlocal_part(problem.terms)
+    rest = problem.terms.nonlocal_part
     assert rest is not None
     mu, scale = problem.source, problem.dt / problem.kernel.eps
     local = replace(problem.terms, interactions=(), others=())
@@ -65,8 +65,7 @@ def nest(
         now = replace(problem, potential=problem.potential + g, terms=local)
         now, iterate, spent = solve(now, x, min(BUDGET, budget - used))
         used += spent
-        z = iterate.log_density
-        mass = (z - z.logsumexp(tuple(range(z.ndim)))).exp()
+        mass = normalised(iterate.log_density)
         nu = mu.with_weights(mass.reshape(-1))
         move = rest.first_variation(nu).reshape(mu.shape) - g
         error = scale * float((mass * (move - (mass * move).sum()).abs()).sum())

@@ -16,7 +16,7 @@ from otflow.proximal.scaling import (
     Iterate,
     Scaling,
     elasticity,
-    nonlocal_part,
+    normalised,
     obstacle_correction,
     potential_of,
 )
@@ -81,7 +81,7 @@ class Coupled:
     @classmethod
     def of(cls, problem: Scaling) -> Coupled:
         """Return the map of a problem with all of its terms."""
-        return cls(problem, nonlocal_part(problem.terms), problem.potential)
+        return cls(problem, problem.terms.nonlocal_part, problem.potential)
 
     @property
     def weights(self) -> Tensor:
@@ -109,8 +109,7 @@ class Coupled:
         iterate = now.evaluate(x, start)
         if not math.isfinite(iterate.residual):
             return now, iterate
-        z = iterate.log_density
-        mass = (z - z.logsumexp(tuple(range(z.ndim)))).exp()
+        mass = normalised(iterate.log_density)
         move = self._slope(now.source.with_weights(mass.reshape(-1))) - slope
         error, square = torch.stack(
             [(mass * move.abs()).sum(), (mass * move.square()).sum()]
@@ -181,7 +180,7 @@ def share_repulsion(terms: Terms, mu: GridDensity, dt: float, eps: float) -> Ter
     off the rest, c such that on average over :math:`\mu` it is as stiff as the rest
     along its stiffest mode. F stays what it is.
     """
-    rest = nonlocal_part(terms)
+    rest = terms.nonlocal_part
     if rest is None:
         return terms
     response = _stiffest(rest, mu)

@@ -29,7 +29,7 @@ from otflow.proximal.grid_problem import (
     start_of,
     variance_of,
 )
-from otflow.proximal.scaling import Iterate, Scaling, nonlocal_part
+from otflow.proximal.scaling import Iterate, Scaling
 from otflow.proximal.terms import sort_terms
 
 __all__ = ["GridSinkhorn"]
@@ -267,10 +267,12 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
 
         Raises
         ------
+        Unsupported
+            If `mu` is not a `GridDensity`.
         NotConverged
             If the step, or the adjoint equation in the backward pass, did not converge.
         """
-        dt = positive(dt, "dt")
+        dt = self._admit(F, mu, dt, GridDensity)
         with torch.no_grad():
             start = mu.with_weights(mu.weights.detach())
             problem, iterate, _ = self._solve(F, start, dt, warm)
@@ -281,13 +283,13 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     def _solve(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any
     ) -> tuple[Scaling, Iterate, int]:
-        plain = sort_terms(F)
+        plain = sort_terms(F, mu.dim)
         own = variance_of(mu, dt, plain, self.eps)
         terms = share_repulsion(plain, mu, dt, own)
         eps = variance_of(mu, dt, terms, self.eps)
         kept = warm if isinstance(warm, Warm) and warm.fits(mu) else None
         problem = pose(terms, mu, dt, eps, kept)
-        patience = PATIENCE if nonlocal_part(terms) is not None else None
+        patience = PATIENCE if terms.nonlocal_part is not None else None
         tolerance, budget = self._tolerance(mu), self.max_iterations
         done = self._iterate(problem, kept, budget, tolerance, patience)
         if patience is None or done[1].residual <= tolerance or done[2] >= budget:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import check_finite
-from otflow.functionals import Internal, Sum
+from otflow.functionals import Internal
 from otflow.measures import GridDensity
 from otflow.proximal.gibbs import GibbsKernel
 from otflow.proximal.terms import Terms
@@ -18,7 +18,7 @@ from otflow.proximal.terms import Terms
 __all__ = [
     "Iterate",
     "Scaling",
-    "nonlocal_part",
+    "normalised",
     "obstacle_correction",
     "potential_of",
 ]
@@ -144,6 +144,11 @@ def elasticity(internal: Internal, z: Tensor) -> Tensor:
     return r * internal.curvature(r)
 
 
+def normalised(z: Tensor) -> Tensor:
+    """Return exp(z) over its sum: the masses of a log density, or of log masses."""
+    return (z - z.logsumexp(tuple(range(z.ndim)))).exp()
+
+
 def potential_of(mu: GridDensity, terms: Terms) -> Tensor:
     """Return the sum of the potentials at the cells, in the box's shape."""
     V = terms.V(mu.points).reshape(mu.shape)
@@ -151,12 +156,6 @@ def potential_of(mu: GridDensity, terms: Terms) -> Tensor:
         V = torch.where(mu.is_free.reshape(mu.shape), V, 0.0)
     check_finite(V.detach(), "the potential")
     return V
-
-
-def nonlocal_part(terms: Terms) -> Sum | None:
-    """Return interactions and other terms as one functional, None without any."""
-    parts = (*terms.interactions, *terms.others)
-    return Sum(tuple(c * term for c, term in parts)) if parts else None
 
 
 def obstacle_correction(kernel: GibbsKernel, is_free: Tensor) -> Tensor:

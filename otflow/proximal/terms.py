@@ -13,6 +13,7 @@ from otflow.functionals import (
     Interaction,
     Internal,
     Potential,
+    Sum,
 )
 from otflow.functionals.combined import combine
 
@@ -57,6 +58,22 @@ class Terms:
         for c, term in self.potentials:
             total = total + c * term.V(x)
         return total
+
+    @property
+    def energy(self) -> Internal | None:
+        """Entropy and other internal energies as one, None without any."""
+        parts: list[tuple[float, Internal]] = []
+        if self.temperature:
+            parts.append((self.temperature, Entropy()))
+        if self.internal is not None:
+            parts.append((1.0, self.internal))
+        return combine(parts)
+
+    @property
+    def nonlocal_part(self) -> Sum | None:
+        """Interactions and other terms as one functional, None without any."""
+        parts = (*self.interactions, *self.others)
+        return Sum(tuple(c * term for c, term in parts)) if parts else None
 
     @property
     def max_density(self) -> float:

@@ -460,6 +460,14 @@ def test_the_differentiable_step_is_the_step():
 # Refusals -----------------------------------------------------------------------------
 
 
+def test_the_differentiable_step_refuses_another_measure_and_a_lost_mass():
+    atoms = of.Particles(normal(4, 1))
+    with pytest.raises(of.errors.Unsupported, match="steps a GridDensity, got Part"):
+        GridSinkhorn().differentiable_step(QUADRATIC, atoms, 0.1)
+    with pytest.raises(ValueError, match=r"at most \(d - 2\)/d"):
+        GridSinkhorn().differentiable_step(of.PowerEntropy(0.3), bell(8, 3), 0.1)
+
+
 def test_refusals():
     F = of.Entropy()
     with pytest.raises(of.errors.Unsupported, match="steps a GridDensity, got Part"):
