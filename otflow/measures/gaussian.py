@@ -367,8 +367,9 @@ class Gaussian(Measure):
             msg = f"other has dimension {other.dim} but self has {self.dim}"
             raise ValueError(msg)
         check_like(other.mean, self.mean, "other", "self")
-        factor = other.factor @ optimal_rotation(self.factor, other.factor)
-        return torch.cat([other.mean[None], factor.T]) - self.state
+        turn = optimal_rotation(self.factor, other.factor)
+        goal = torch.cat([other.mean[None].double(), turn.T @ other.factor.T.double()])
+        return (goal - self.state.double()).to(self.dtype)
 
     # Helpers --------------------------------------------------------------------------
 

@@ -7,6 +7,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from otflow._validation import check_like
+from otflow.errors import NonFinite
 from otflow.measures import Gaussian, GridDensity, Measure, Quantiles
 from otflow.metrics.assignment import assignment
 from otflow.metrics.bures import between_gaussians
@@ -50,7 +52,8 @@ def wasserstein2(mu: Distant, nu: Distant) -> Tensor:
     >>> of.metrics.wasserstein2(x, x + torch.tensor([3.0, 4.0]))
     tensor(5.)
     """
-    return root(wasserstein2_squared(mu, nu))
+    square, like = _squared(mu, nu)
+    return root(square).to(like)
 
 
 def wasserstein2_squared(mu: Distant, nu: Distant) -> Tensor:
@@ -108,11 +111,24 @@ def wasserstein2_squared(mu: Distant, nu: Distant) -> Tensor:
     tensor([[-1.],
             [ 0.]])
     """
+    square, like = _squared(mu, nu)
+    return square.to(like)
+
+
+def _squared(mu: Distant, nu: Distant) -> tuple[Tensor, Tensor]:
+    """Return the squared distance in float64, and a tensor of the dtype to return.
+
+    The root is taken before the dtype is narrowed: the square of a distance of 1e-25
+    is 0 in float32.
+    """
     steps, others = (Steps.of(m) if isinstance(m, Measure) else None for m in (mu, nu))
     if steps is not None and others is not None:
-        return between_steps(steps, others)
+        assert isinstance(mu, Measure)
+        assert isinstance(nu, Measure)
+        check_like(nu.points, mu.points, "nu", "mu")
+        return _finite(between_steps(steps, others)), mu.points
     if isinstance(mu, Gaussian) and isinstance(nu, Gaussian):
-        return between_gaussians(mu, nu)
+        return _finite(between_gaussians(mu, nu)), mu.mean
     p, q = clouds(mu, nu)
     x, y = p.points.to("cpu", torch.float64), q.points.to("cpu", torch.float64)
     plan = _plan(p, q, x.detach(), y.detach())
@@ -121,7 +137,17 @@ def wasserstein2_squared(mu: Distant, nu: Distant) -> Tensor:
     for own, index, potential in ((p, plan.rows, plan.f), (q, plan.columns, plan.g)):
         if own.weights is not None and own.weights.requires_grad:
             value = value + _weight_term(own, index, potential, plan, distances)
-    return value.to(p.points)
+    return _finite(value), p.points
+
+
+def _finite(square: Tensor) -> Tensor:
+    if not bool(square.detach().isfinite()):
+        msg = (
+            f"the squared distance is {float(square.detach())}: a mass or a coordinate "
+            f"of mu or nu is not a finite number, or too large to be squared"
+        )
+        raise NonFinite(msg)
+    return square
 
 
 def root(square: Tensor) -> Tensor:

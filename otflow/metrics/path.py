@@ -1,0 +1,69 @@
+"""A monotone map on the line as a broken line, and its Kantorovich potential."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Path"]
+
+
+@dataclass(frozen=True)
+class Path:
+    r"""A broken line of nodes (x, y), both non-decreasing, and its potential.
+
+    :math:`\varphi'(x) = 2(x - T(x))`, T the map whose graph is the line. Between two
+    nodes T is linear, :math:`\varphi` rises by :math:`\Delta x\,(x + x' - y - y')`,
+    and Simpson's rule integrates it exactly.
+
+    Parameters
+    ----------
+    x, y : Tensor, shape (k,)
+        Nodes.
+    heights : Tensor, shape (k,)
+        The potential at the nodes.
+    integrals : Tensor, shape (k,)
+        Its integral from the first node.
+    """
+
+    x: Tensor
+    y: Tensor
+    heights: Tensor
+    integrals: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, left: Tensor, right: Tensor) -> Path:
+        """Return the path through both ends of each coupled interval, (k, 2) each.
+
+        It is prolonged to the outermost of the cells from `left` to `right`.
+        """
+        x = torch.cat([left[:1], x.reshape(-1), right[-1:]])
+        flat = y.reshape(-1)
+        y = torch.cat([flat[:1], flat, flat[-1:]])
+        steps, apart = x.diff(), x - y
+        rises = steps * (apart[1:] + apart[:-1])
+        heights = torch.cat([x.new_zeros(1), rises.cumsum(0)])
+        parts = _simpson(heights[:-1], steps, apart[:-1], apart[1:])
+        return cls(x, y, heights, torch.cat([x.new_zeros(1), parts.cumsum(0)]))
+
+    def means(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the mean of the potential over cells."""
+        rise = self._integral(right) - self._integral(left)
+        return rise / (right - left)
+
+    def _integral(self, at: Tensor) -> Tensor:
+        k = torch.searchsorted(self.x, at, right=True) - 1
+        k = k.clamp(0, len(self.x) - 2)
+        width = (self.x[k + 1] - self.x[k]).clamp_min(torch.finfo(at.dtype).tiny)
+        step = at - self.x[k]
+        y = self.y[k] + (step / width).clamp(0.0, 1.0) * (self.y[k + 1] - self.y[k])
+        start = self.x[k] - self.y[k]
+        return self.integrals[k] + _simpson(self.heights[k], step, start, at - y)
+
+
+def _simpson(height: Tensor, step: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Return the integral over a step; x - T(x) is linear, from `start` to `end`."""
+    # height + step t (2 start + t (end - start)), integrated over t and times step.
+    return step * (height + step * (2 * start + end) / 3.0)
