@@ -1,0 +1,107 @@
+"""Newton directions for the semi-dual of entropic transport."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Curvature"]
+
+# Up to here the matrix is formed; beyond, conjugate gradients multiply by it.
+DIRECT = 200
+MAX_CONJUGATE = 400
+
+
+@dataclass(frozen=True)
+class Curvature:
+    r"""The matrix diag(diagonal) - shares^T diag(rows) shares, :math:`\succeq 0`.
+
+    Parameters
+    ----------
+    shares : Tensor, shape (n, m)
+        Of row sums 1.
+    rows : Tensor, shape (n,)
+        Non-negative.
+    diagonal : Tensor, shape (m,)
+        Non-negative.
+    is_singular : bool
+        Whether constants are in the kernel.
+    """
+
+    shares: Tensor
+    rows: Tensor
+    diagonal: Tensor
+    is_singular: bool
+
+    def solver(self) -> Callable[[Tensor, float], Tensor]:
+        """Return a map from a slope and a radius to a step no longer than it."""
+        return self._by_eigenvectors() if len(self.diagonal) <= DIRECT else self._by_cg
+
+    @property
+    def _scale(self) -> Tensor:
+        tiny = torch.finfo(self.diagonal.dtype).tiny
+        return self.diagonal.clamp_min(tiny).rsqrt()
+
+    def _by_eigenvectors(self) -> Callable[[Tensor, float], Tensor]:
+        """Shift the scaled matrix until the step keeps within the radius."""
+        scale = self._scale
+        scaled = self.shares * scale
+        matrix = -(scaled.T @ (self.rows[:, None] * scaled))
+        matrix.diagonal().add_(1.0)
+        values, vectors = torch.linalg.eigh(matrix)
+        values = values.clamp_min(0.0)
+
+        def solve(slope: Tensor, radius: float) -> Tensor:
+            part, shift = vectors.T @ (scale * slope), 1e-16
+            while True:
+                move: Tensor = scale * (vectors @ (part / (values + shift)))
+                if self.is_singular:
+                    move = move - 0.5 * (move.max() + move.min())
+                longest = float(move.abs().max())
+                if longest <= radius:
+                    return move
+                if not shift < 1e12:
+                    return (
+                        move * (radius / longest)
+                        if longest < float("inf")
+                        else (torch.zeros_like(move))
+                    )
+                shift *= 4.0
+
+        return solve
+
+    def _by_cg(self, slope: Tensor, radius: float) -> Tensor:
+        """Stop conjugate gradients where they reach the radius."""
+        scale = self._scale
+        # Constants change nothing in the singular case: kept out with their round-off.
+        flat = 1.0 / scale if self.is_singular else torch.zeros_like(scale)
+        size = torch.linalg.vector_norm(flat)
+        flat = flat / size.masked_fill(size == 0, 1.0)
+        x, r = torch.zeros_like(slope), scale * slope
+        r = r - (flat @ r) * flat
+        p, square = r.clone(), float(r @ r)
+        start = square
+        for _ in range(MAX_CONJUGATE):
+            image = self.shares.T @ (self.rows * (self.shares @ (scale * p)))
+            image = p - scale * image
+            bend = float(p @ image)
+            if not bend > 1e-15 * float(p @ p):
+                # Flat, up to round-off: as far as the radius allows.
+                x = p if float(p @ p) > 0 else x
+                longest = float((scale * x).abs().max())
+                return scale * x * (radius / longest if longest > 0 else 0.0)
+            x = x + (square / bend) * p
+            if float((scale * x).abs().max()) > radius:
+                break
+            r = r - (square / bend) * image
+            r = r - (flat @ r) * flat
+            new = float(r @ r)
+            if new <= 1e-20 * start:
+                break
+            p, square = r + (new / square) * p, new
+        move: Tensor = scale * x
+        longest = float(move.abs().max())
+        return move * min(1.0, radius / longest) if longest > 0 else move
