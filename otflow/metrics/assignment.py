@@ -11,16 +11,28 @@ from torch import Tensor
 from otflow._lazy import lazy_import
 from otflow._typing import ArrayLike
 from otflow.errors import NotConverged
+from otflow.metrics.duals import SHARE, along_the_plan, proved, squares
 from otflow.metrics.inputs import check_memory, clouds
-from otflow.metrics.monotone import supporting_potential
+from otflow.metrics.monotone import round_off, supporting_potential
 
-__all__ = ["assignment", "match", "network_simplex", "squared_distances"]
+__all__ = [
+    "assignment",
+    "brought_near",
+    "check_pairs",
+    "index_potential",
+    "match",
+    "network_simplex",
+    "squared_distances",
+]
 
 # The network simplex pivots; POT's own limit, 1e5, is met from 2,000 points on.
 MAX_PIVOTS = 10**8
 
 # Up to here the shortest-path solver is instant, and loading POT is not.
 SMALL = 256
+
+# An answer is solved again from itself; once is the rule.
+REPEATS = 4
 
 
 def assignment(x: ArrayLike, y: ArrayLike) -> Tensor:
@@ -83,54 +95,143 @@ def assignment(x: ArrayLike, y: ArrayLike) -> Tensor:
         sigma = torch.empty(len(s), dtype=torch.int64)
         sigma[s[:, 0].argsort(stable=True)] = t[:, 0].argsort(stable=True)
         return sigma.to(device)
-    # Each cloud about its own mean: the optimal assignment is the same, and the costs
-    # of clouds far from one another do not cancel.
-    s, t = s - s.mean(0), t - t.mean(0)
-    if supporting_potential(s, t) is not None:
+    t, _ = brought_near(s, t)
+    if index_potential(s, t, s.new_full((len(s),), 1.0 / len(s))) is not None:
         return torch.arange(len(s), device=device)
     return match(squared_distances(s, t)).to(device)
 
 
+def brought_near(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return y moved towards x, and by how much; the optimal plan is the same.
+
+    The costs of clouds far from one another would cancel. Clouds that overlap stay as
+    they are: a difference of two given points has no round-off to speak of.
+    """
+    middles = x.median(0).values, y.median(0).values
+    shift = middles[1] - middles[0]
+    spread = max(
+        float((z - middle).abs().max())
+        for z, middle in zip((x, y), middles, strict=True)
+    )
+    if float(shift.abs().max()) <= spread:
+        shift = torch.zeros_like(shift)
+    return y - shift, shift
+
+
+def index_potential(x: Tensor, y: Tensor, masses: Tensor) -> Tensor | None:
+    """Return potentials on y that prove the coupling by index optimal, or None.
+
+    A convex potential is searched for by products of matrices, whose round-off is that
+    of squares of coordinates. Where that could hide a share of 1e-10 of the cost, the
+    differences of the points decide.
+    """
+    cost = float(masses @ (x - y).square().sum(1))
+    if cost == 0.0:
+        return torch.zeros_like(masses)
+    middle = x.median(0).values
+    s, t = x - middle, y - middle
+    phi = supporting_potential(s, t)
+    if phi is None:
+        return None
+    g = t.square().sum(1) - 2 * phi
+    if 2 * round_off(s, t) <= SHARE * cost:
+        return g
+    return proved(x, y, g, masses)
+
+
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """Return |x_i - y_j|^2, (n, m), without cancellation, if there is memory for it."""
+    check_pairs(len(x), len(y), x.device)
+    return squares(x, y)
+
+
+def check_pairs(n: int, m: int, device: torch.device) -> None:
+    """Refuse an exact transport of n to m points for which there is no memory."""
     # The cost matrix, and at most five more arrays of its size in the solvers.
     check_memory(
-        48 * len(x) * len(y),
-        f"an exact transport of {len(x)} points to {len(y)}",
+        48 * n * m,
+        f"an exact transport of {n} points to {m}",
         "take fewer points: Particles(mu.sample(n, generator))",
-        x.device,
+        device,
     )
-    distance = lazy_import("scipy.spatial.distance")
-    return torch.from_numpy(distance.cdist(x.numpy(), y.numpy(), "sqeuclidean"))
 
 
 def match(cost: Tensor) -> Tensor:
-    """Return the permutation that minimises the sum of cost[i, sigma(i)]."""
+    """Return the permutation that minimises the sum of cost[i, sigma(i)].
+
+    Solvers carry potentials as large as the largest cost, and lose what is below their
+    round-off. So the answer is solved again, relabelled and with its own costs
+    subtracted, where all potentials start at 0, until nothing is gained.
+    """
+    optimize = lazy_import("scipy.optimize")
     n = len(cost)
-    near = cost.argmin(dim=1) == torch.arange(n)
+    rows = torch.arange(n)
+    near = cost.argmin(dim=1) == rows
     if n <= SMALL or int(near.sum()) >= n / 2:
-        optimize = lazy_import("scipy.optimize")
-        return torch.from_numpy(optimize.linear_sum_assignment(cost.numpy())[1])
-    # Masses 1, not 1/n: the flows of the simplex are then integers, exactly.
-    ones = torch.ones(n, dtype=torch.float64)
-    plan, _, _ = network_simplex(cost, ones, ones)
-    sigma = plan.argmax(dim=1)
-    if not torch.equal(sigma.sort().values, torch.arange(n)):
-        msg = "the transport plan of equal masses is not a permutation"
-        raise NotConverged(msg, result=plan)
+        sigma = torch.from_numpy(optimize.linear_sum_assignment(cost.numpy())[1])
+    else:
+        # Masses 1, not 1/n: the flows of the simplex are then integers, exactly.
+        ones = torch.ones(n, dtype=torch.float64)
+        plan, _, _ = network_simplex(cost, ones, ones)
+        sigma = plan.argmax(dim=1)
+        if not torch.equal(sigma.sort().values, rows):
+            msg = "the transport plan of equal masses is not a permutation"
+            raise NotConverged(msg, result=plan)
+    for _ in range(REPEATS):
+        own = cost[rows, sigma]
+        rest = cost[:, sigma] - own
+        change = torch.from_numpy(optimize.linear_sum_assignment(rest.numpy())[1])
+        if not float(rest[rows, change].sum()) < -1e-12 * float(own.sum()):
+            return sigma
+        sigma = sigma[change]
     return sigma
 
 
 def network_simplex(
     cost: Tensor, a: Tensor, b: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return POT's optimal plan (n, m) with its potentials, checked by duality.
+    """Return an optimal plan (n, m) with its potentials, checked by duality.
 
     Every mass must be positive: at atoms of mass zero POT fills the potentials in.
+    Where they show that the plan can be improved, the costs less the potentials are
+    solved again: they are small where they matter.
     """
+    f, g = torch.zeros_like(a), torch.zeros_like(b)
+    total, limit = float(a.sum()), float(cost.max())
+    rest, best = cost, None
+    for _ in range(REPEATS):
+        plan, dual = _simplex(rest.clamp_max(limit), a, b)
+        f, g = along_the_plan(cost, plan, g + dual)
+        rest = cost - f[:, None] - g
+        least = rest.min(dim=1)
+        gap = -float(a @ least.values.clamp_max(0.0))
+        primal = float((plan * cost).sum())
+        # Each entry of `rest` has the round-off of its three parts.
+        sizes = f.abs() + g[least.indices].abs()
+        sizes = sizes + cost.gather(1, least.indices[:, None])[:, 0]
+        round_off = 4 * torch.finfo(cost.dtype).eps * float(a @ sizes)
+        if best is None or gap < best[0]:
+            best = gap, round_off, primal, plan, f, g
+        if gap <= SHARE * primal:
+            break
+        limit = min(limit, 1e4 * gap / total)
+    gap, round_off, primal, plan, f, g = best
+    # Feasible to the last digit, whatever the plan.
+    f = f + (cost - f[:, None] - g).amin(dim=1).clamp_max(0.0)
+    if not gap <= SHARE * primal + round_off:
+        msg = (
+            f"the exact transport solver left a duality gap of {gap / total:.3g} "
+            f"at cost {primal / total:.6g}; use sinkhorn_divergence"
+        )
+        raise NotConverged(msg, info={"gap": gap / total}, result=plan)
+    return plan, f, g
+
+
+def _simplex(cost: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return POT's plan and its potentials on the columns."""
     ot = lazy_import("ot")
     # Its tolerances are absolute: costs of size 1, whatever the units of the points.
-    unit = float(cost.max()) or 1.0
+    unit = float(cost.abs().max()) or 1.0
     try:
         plan, log = cast(
             "tuple[Any, dict[str, Any]]",
@@ -146,19 +247,8 @@ def network_simplex(
         raise _stopped_early(str(warning)) from warning
     if log["result_code"] != 1:
         raise _stopped_early(str(log["warning"]))
-    g = unit * torch.from_numpy(np.asarray(log["v"], dtype=np.float64))
-    f = (cost - g).amin(dim=1)  # feasible whatever g is
-    plan = torch.from_numpy(plan)
-    primal, dual = float((plan * cost).sum()), float(a @ f + b @ g)
-    total = float(a.sum())
-    gap = primal - dual
-    if not abs(gap) <= 1e-9 * primal + 1e-12 * unit * total:
-        msg = (
-            f"the exact transport solver left a duality gap of {gap / total:.3g} "
-            f"at cost {primal / total:.6g}; rescale the points, or use fewer"
-        )
-        raise NotConverged(msg, info={"gap": gap / total}, result=plan)
-    return plan, f, g
+    dual = unit * torch.from_numpy(np.asarray(log["v"], dtype=np.float64))
+    return torch.from_numpy(plan), dual
 
 
 def _stopped_early(reason: str) -> NotConverged:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from otflow._typing import ArrayLike
 from otflow._validation import as_points, check_like
-from otflow.measures import Measure, Particles
+from otflow.measures import GridDensity, Measure, Particles
 
 __all__ = ["Cloud", "CloudLike", "check_memory", "cloud", "clouds"]
 
@@ -51,6 +51,8 @@ def cloud(mu: CloudLike | Measure, name: str) -> Cloud:
         points = as_points(mu.points, f"{name}.points")
         free = mu.weights.requires_grad or not mu.is_uniform
         return Cloud(points, mu.weights if free else None)
+    if isinstance(mu, GridDensity):
+        raise TypeError(_grid_message(mu, name))
     if isinstance(mu, Measure):
         msg = (
             f"{name} must be Particles or points (n, d), got {type(mu).__name__}; "
@@ -59,6 +61,18 @@ def cloud(mu: CloudLike | Measure, name: str) -> Cloud:
         )
         raise TypeError(msg)
     return Cloud(as_points(mu, name), None)
+
+
+def _grid_message(mu: GridDensity, name: str) -> str:
+    cells = int((mu.weights > 0).sum())
+    cure = f"Particles({name}.sample(2000, generator))"
+    if 48 * cells**2 <= MEMORY_SHARE * _total_memory(torch.device("cpu")):
+        cure = f"Particles({name}.points, {name}.weights), up to a cell, or {cure}"
+    return (
+        f"{name} is a GridDensity in dimension {mu.dim}: a distance between densities "
+        f"is known on the line only; that between particles which stand for it is "
+        f"near: {cure}"
+    )
 
 
 def clouds(

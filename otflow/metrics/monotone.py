@@ -8,7 +8,7 @@ from torch import Tensor
 from otflow._autodiff import tiles
 from otflow._lazy import lazy_import
 
-__all__ = ["supporting_potential"]
+__all__ = ["round_off", "supporting_potential"]
 
 # Near neighbours that every point starts with, and sweeps over all pairs.
 NEIGHBOURS = 10
@@ -37,10 +37,13 @@ def supporting_potential(x: Tensor, y: Tensor) -> Tensor | None:
     Returns
     -------
     Tensor or None
-        Shape (n,). The inequality holds up to round-off.
+        Shape (n,). The inequality holds up to `round_off`; what that may hide is for
+        the caller to judge.
     """
-    norms = x.square().sum(1).max() * y.square().sum(1).max()
-    slack = 8 * torch.finfo(x.dtype).eps * float(norms.sqrt())
+    slack = round_off(x, y)
+    # Clouds without order are told from a few pairs, before any pair of all is seen.
+    if not _is_monotone(x, y, _shifted(len(x)), slack):
+        return None
     phi = _best_quadratic(x, y)
     sources: Tensor | None = None
     for _ in range(SWEEPS):
@@ -60,6 +63,17 @@ def supporting_potential(x: Tensor, y: Tensor) -> Tensor | None:
             return None
         phi = settled
     return None
+
+
+def round_off(x: Tensor, y: Tensor) -> float:
+    """Return the round-off of products of these points."""
+    norms = x.square().sum(1).max() * y.square().sum(1).max()
+    return 8 * torch.finfo(x.dtype).eps * float(norms.sqrt())
+
+
+def _shifted(n: int) -> Tensor:
+    """Return the numbers of the next rows of each, (n, k)."""
+    return (torch.arange(n)[:, None] + torch.arange(1, NEIGHBOURS + 1)) % n
 
 
 def _best_quadratic(x: Tensor, y: Tensor) -> Tensor:

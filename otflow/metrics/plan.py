@@ -7,11 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otflow._autodiff import tiles
-from otflow.metrics.assignment import network_simplex, squared_distances
+from otflow.metrics.assignment import (
+    brought_near,
+    index_potential,
+    network_simplex,
+    squared_distances,
+)
+from otflow.metrics.duals import transform
 from otflow.metrics.inputs import CloudLike, clouds
 from otflow.metrics.line import staircase
-from otflow.metrics.monotone import supporting_potential
 
 __all__ = ["Plan", "couple", "transport_plan"]
 
@@ -36,8 +40,10 @@ class Plan:
     f : Tensor, shape (n,)
         Potential on :math:`\mu`: the first variation of :math:`W_2^2` there.
     g : Tensor, shape (m,)
-        Potential on :math:`\nu`: :math:`f_i + g_j \le |x_i - y_j|^2`, with equality on
-        the cells, and :math:`\sum a_i f_i = \sum b_j g_j = W_2^2/2`.
+        Potential on :math:`\nu`: :math:`f_i + g_j \le |x_i - y_j|^2` for all i and j,
+        with equality on the cells (but beside an atom of mass zero of :math:`\nu` that
+        another of :math:`\mu` keeps lower), and :math:`\sum a_i f_i = \sum b_j g_j =
+        W_2^2/2`.
 
     Attributes
     ----------
@@ -144,28 +150,33 @@ def transport_plan(mu: CloudLike, nu: CloudLike) -> Plan:
 
 def couple(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Plan:
     """Return the optimal plan of float64 tensors on the CPU, masses of sum 1."""
-    # Each cloud about its own mean: the plan is the same, and round-off is small.
-    x_mean, y_mean = a @ x, b @ y
-    shift = x_mean - y_mean
-    x, y = x - x_mean, y - y_mean
+    raw, middle = y, x.median(0).values
+    y, shift = brought_near(x, y)
     i, j = a.nonzero()[:, 0], b.nonzero()[:, 0]
     rows, columns, masses, f, g = _couple_atoms(x[i], a[i], y[j], b[j])
     rows, columns = i[rows], j[columns]
 
-    # POT fills potentials in at atoms of mass zero; what their mass would cost is the
-    # c-transform. Each joins the plan beside the partner that attains it.
+    # What the mass of an atom without mass would cost is the transform of the other
+    # measure's potential. Each joins the plan beside the partner that attains it.
     idle_rows, idle_columns = (a == 0).nonzero()[:, 0], (b == 0).nonzero()[:, 0]
-    f_idle, partners = _c_transform(x[idle_rows], y[j], g)
-    g_idle, sources = _c_transform(y[idle_columns], x[i], f)
+    f_idle, partners = transform(x[idle_rows], y[j], g)
+    g_idle, sources = transform(y[idle_columns], x[i], f)
     rows = torch.cat([rows, idle_rows, i[sources]])
     columns = torch.cat([columns, j[partners], idle_columns])
     masses = torch.cat([masses, masses.new_zeros(len(rows) - len(masses))])
+    # Both cannot be at their highest where two such atoms meet: g gives way.
+    between, _ = (
+        transform(y[idle_columns], x[idle_rows], f_idle)
+        if len(idle_rows)
+        else (g_idle, None)
+    )
+    g_idle = torch.minimum(g_idle, between)
     f = a.index_put((torch.cat([i, idle_rows]),), torch.cat([f, f_idle]))
     g = b.index_put((torch.cat([j, idle_columns]),), torch.cat([g, g_idle]))
 
-    cost = masses @ (x[rows] - y[columns] + shift).square().sum(1)
-    f += 2 * (x @ shift)
-    g -= 2 * (y @ shift)
+    cost = masses @ (x[rows] - raw[columns]).square().sum(1)
+    f -= 2 * ((x - middle) @ shift)
+    g += 2 * ((y - middle) @ shift)
     f += 0.5 * cost - a @ f
     g += 0.5 * cost - b @ g
     return Plan(rows, columns, masses, cost, f, g)
@@ -178,10 +189,9 @@ def _couple_atoms(
     if x.shape[1] == 1:
         return staircase(x[:, 0], a, y[:, 0], b)
     if torch.equal(a, b):
-        phi = supporting_potential(x, y)
-        if phi is not None:
+        g = index_potential(x, y, a)
+        if g is not None:
             index = torch.arange(len(x))
-            g = y.square().sum(1) - 2 * phi
             return index, index, a, (x - y).square().sum(1) - g, g
     if len(a) == len(b) and bool((a == a[0]).all() and (b == b[0]).all()):
         scale = 1.0 / len(a)  # masses 1 make the plan a permutation, exactly
@@ -191,15 +201,3 @@ def _couple_atoms(
     dense, f, g = network_simplex(squared_distances(x, y), a, b)
     rows, columns = dense.nonzero(as_tuple=True)
     return rows, columns, scale * dense[rows, columns], f, g
-
-
-def _c_transform(x: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the minimum over j of |x_i - y_j|^2 - g_j, and its j, for every i."""
-    if len(x) == 0:
-        return x.new_zeros(0), torch.zeros(0, dtype=torch.int64)
-    heights = y.square().sum(1) - g
-    parts = [
-        torch.addmm(heights, x[i], y.T, alpha=-2).min(dim=1) for i in tiles(len(x))
-    ]
-    values = torch.cat([p.values for p in parts]) + x.square().sum(1)
-    return values, torch.cat([p.indices for p in parts])
