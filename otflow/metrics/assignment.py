@@ -198,7 +198,7 @@ def network_simplex(
     """
     f, g = torch.zeros_like(a), torch.zeros_like(b)
     total, limit = float(a.sum()), float(cost.max())
-    rest, best = cost, None
+    rest, best = cost, (float("inf"), 0.0, 0.0, cost, f, g)
     for _ in range(REPEATS):
         plan, dual = _simplex(rest.clamp_max(limit), a, b)
         f, g = along_the_plan(cost, plan, g + dual)
@@ -210,7 +210,7 @@ def network_simplex(
         sizes = f.abs() + g[least.indices].abs()
         sizes = sizes + cost.gather(1, least.indices[:, None])[:, 0]
         round_off = 4 * torch.finfo(cost.dtype).eps * float(a @ sizes)
-        if best is None or gap < best[0]:
+        if gap < best[0]:
             best = gap, round_off, primal, plan, f, g
         if gap <= SHARE * primal:
             break

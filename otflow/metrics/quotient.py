@@ -7,7 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from otflow.metrics.assignment import assignment, match, squared_distances
+from otflow.metrics.assignment import (
+    assignment,
+    check_pairs,
+    match,
+    squared_distances,
+)
 from otflow.metrics.inputs import CloudLike, clouds
 from otflow.metrics.symmetries import Symmetry, Trivial
 from otflow.metrics.wasserstein import root
@@ -177,6 +182,7 @@ def _match(
     if ground is None and len(images) == 1:
         sigma = assignment(x, images[0])
         return sigma, torch.zeros_like(sigma)
+    check_pairs(len(images) * len(x), len(x), x.device)
     costs = torch.stack([_cost(ground, x, image) for image in images])
     best = costs.min(dim=0)
     sigma = match(best.values.contiguous())
