@@ -134,6 +134,11 @@ class Adaptive(Scheme):
         """That of the inner scheme."""
         return self.scheme.order
 
+    @property
+    def effects(self) -> frozenset[str]:  # type: ignore[override]
+        """Those of the inner scheme."""
+        return self.scheme.effects
+
     def init(self, F: Functional, mu: Measure) -> _State:
         """Return the inner scheme's state; no step is known yet."""
         return _State(self.scheme.init(F, mu), None)
