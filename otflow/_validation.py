@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 import numbers
 from collections.abc import Collection
@@ -16,7 +17,6 @@ from otflow._typing import ArrayLike, Seed
 
 __all__ = [
     "as_float_tensor",
-    "as_generator",
     "as_points",
     "as_weights",
     "check_generator",
@@ -27,6 +27,7 @@ __all__ = [
     "non_negative_int",
     "positive",
     "real",
+    "seed_and_stream",
 ]
 
 # Squares of coordinates, summed over points, must stay far from overflow.
@@ -208,10 +209,12 @@ def check_option(value: Any, name: str, options: Collection[str]) -> str:
     raise (ValueError if isinstance(value, str) else TypeError)(msg)
 
 
-def as_generator(seed: Seed, device: torch.device) -> torch.Generator:
-    """Return a generator on `device`: the given one, one of that seed, or a fresh one.
+def seed_and_stream(seed: Seed, device: torch.device) -> tuple[int, torch.Generator]:
+    """Return one integer and the generator made from it, on `device`.
 
-    The global random state is neither read nor written.
+    The integer is the one given, or drawn from the generator given, or fresh. It is
+    hashed before it seeds the stream, so that ``manual_seed`` of the same integer gives
+    other numbers. The global random state is neither read nor written.
     """
     if isinstance(seed, torch.Generator):
         if seed.device.type != device.type:
@@ -220,13 +223,16 @@ def as_generator(seed: Seed, device: torch.device) -> torch.Generator:
                 f"use torch.Generator(device={str(device)!r})"
             )
             raise ValueError(msg)
-        return seed
-    generator = torch.Generator(device=device)
-    if seed is None:
-        generator.seed()
+        drawn = torch.randint(2**63 - 1, (), generator=seed, device=seed.device)
+        number = int(drawn)
+    elif seed is None:
+        number = torch.Generator().seed()
     else:
-        generator.manual_seed(non_negative_int(seed, "generator"))
-    return generator
+        number = non_negative_int(seed, "generator")
+    digest = hashlib.blake2b(f"otflow.flow {number}".encode(), digest_size=8).digest()
+    stream = torch.Generator(device=device)
+    stream.manual_seed(int.from_bytes(digest, "big"))
+    return number, stream
 
 
 def check_generator(generator: Any) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "InvalidFunctional",
     "NonFinite",
     "NotConverged",
+    "NotConvergedWarning",
     "OtflowError",
     "Unsupported",
 ]
@@ -61,6 +62,35 @@ class BlurWarning(UserWarning):
     >>> issubclass(of.errors.BlurWarning, UserWarning)
     True
     """
+
+
+class NotConvergedWarning(UserWarning):
+    """Steps of a flow did not converge; it warns once, at its end.
+
+    Those steps are approximate and not certified; ``run.info`` says which they are.
+
+    Parameters
+    ----------
+    message : str
+        How many steps, the first, the worst residual, the cure.
+    trajectory : Trajectory, optional
+        The run, for those who turn warnings into errors.
+
+    Attributes
+    ----------
+    trajectory
+        As above.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> issubclass(of.errors.NotConvergedWarning, UserWarning)
+    True
+    """
+
+    def __init__(self, message: str, *, trajectory: Any = None) -> None:
+        super().__init__(message)
+        self.trajectory = trajectory
 
 
 class Unsupported(OtflowError, TypeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -14,11 +15,16 @@ from torch import Tensor
 from otflow._autodiff import unmodified
 from otflow._lazy import lazy_import
 from otflow._typing import Seed
-from otflow._validation import as_generator, check_kind, non_negative_int, positive
-from otflow.errors import Diverged, Interrupted, NonFinite
+from otflow._validation import (
+    check_kind,
+    non_negative_int,
+    positive,
+    seed_and_stream,
+)
+from otflow.errors import Diverged, Interrupted, NonFinite, NotConvergedWarning
 from otflow.functionals import Functional
 from otflow.measures import Measure
-from otflow.schemes import Scheme, Step
+from otflow.schemes import Scheme, Step, reports
 from otflow.trajectory import Trajectory
 
 __all__ = ["flow"]
@@ -67,8 +73,11 @@ def flow(
     stop : callable, optional
         Predicate on the `Step` just made; True ends the flow there.
     generator : torch.Generator or int, optional
-        Source of randomness, or its seed. By default a fresh one; its seed is kept in
-        the trajectory. The global random state is not touched.
+        The flow makes its random numbers from one integer, ``run.seed``: the one given,
+        or one drawn from the generator given, or a fresh one. Passing
+        ``generator=run.seed`` repeats the run bit for bit on the same device. The
+        stream is the flow's own: a start drawn from ``manual_seed(0)`` and a flow with
+        ``generator=0`` share no numbers. The global random state is not touched.
     progress : bool
         Show a tqdm bar (extra ``plot``).
 
@@ -86,6 +95,12 @@ def flow(
         On Ctrl-C, with the trajectory so far; it is a ``KeyboardInterrupt``.
     TypeError, ValueError
         If an argument is of the wrong kind or out of range, before any work.
+
+    Warns
+    -----
+    NotConvergedWarning
+        Once, at the end, if solves of the steps did not converge: how many, the first,
+        the worst residual and the cure. ``run.converged`` is then False.
 
     Notes
     -----
@@ -112,8 +127,8 @@ def flow(
     if stop is not None and not callable(stop):
         msg = f"stop must be a predicate on a Step, got {type(stop).__name__}"
         raise TypeError(msg)
-    source = as_generator(generator, mu.device)
-    recorder = _Recorder(F, mu, scheme, record, source)
+    recorder = _Recorder(F, mu, scheme, record)
+    recorder.seed, source = seed_and_stream(generator, mu.device)
 
     status, message = "finished", f"made all {steps} steps"
     with _progress_bar(steps, progress) as bar, _nothing_lost(recorder, steps):
@@ -142,7 +157,28 @@ def flow(
         if time < end:
             status = "unfinished"
             message = f"made all {steps} steps and is at time {time:g} of {end:g}"
-    return recorder.trajectory(status, message)
+    trajectory = recorder.trajectory(status, message)
+    _warn_of_solves(trajectory)
+    return trajectory
+
+
+def _warn_of_solves(trajectory: Trajectory) -> None:
+    """Say once which steps did not converge, in the name of flow's caller."""
+    info = trajectory.info
+    bad = [k for k, report in enumerate(info) if reports.converged(report) is False]
+    if not bad:
+        return
+    sizes = [reports.worst_residual(info[k]) for k in bad]
+    worst = max((size for size in sizes if size is not None), default=math.nan)
+    what = f"{len(bad)} of {len(info)} steps did not converge, the first is step "
+    what += f"{bad[0]}, the worst residual {worst:.3g}"
+    kinks = sum(reports.stalled(info[k]) for k in bad)
+    cure = "take a smaller dt, or JKO(solver) with a larger budget or tolerance"
+    if kinks:
+        what += f"; in {kinks} the objective no longer fell, as at a kink of F"
+        cure = "smooth the kink, or take a smaller dt"
+    msg = f"{what}; these steps are approximate and not certified: {cure}"
+    warnings.warn(NotConvergedWarning(msg, trajectory=trajectory), stacklevel=3)
 
 
 @contextmanager
@@ -190,7 +226,6 @@ class _Recorder:
         mu: Measure,
         scheme: Scheme,
         record: Mapping[str, Callable[[Any], Any]] | None,
-        generator: torch.Generator,
     ) -> None:
         if record is not None and not isinstance(record, Mapping):
             msg = (
@@ -210,7 +245,7 @@ class _Recorder:
                 )
                 raise TypeError(msg)
         self.functional, self.scheme, self.functions = F, scheme, record
-        self.seed = generator.initial_seed()
+        self.seed = 0
         self.previous = self.current = _Moment(0.0, mu)
         self.times: list[float] = []
         self.rows: dict[str, list[Tensor]] = {"energy": [], **{n: [] for n in record}}

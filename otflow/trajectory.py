@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from otflow.measures import Measure
+from otflow.schemes import reports
 from otflow.schemes.time_error import time_error
 
 __all__ = ["Trajectory"]
+
+# Relative round-off of an energy, in units of that of its dtype.
+ROUND_OFF = 64.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Trajectory:
     info : tuple of mapping
         The report of every step, recorded or not.
     seed : int
-        Seed of the generator that the flow used; reruns give the same run.
+        The integer from which the flow made its random numbers: the same flow with
+        ``generator=run.seed`` repeats the run bit for bit.
     status : str
         ``"finished"``, ``"stopped"`` (by the predicate), ``"unfinished"`` (too few
         steps for ``until``), ``"diverged"``, ``"interrupted"`` or ``"failed"``.
@@ -71,9 +76,39 @@ class Trajectory:
     message: str
 
     @property
-    def converged(self) -> bool:
-        """Whether the flow ended as asked: all its steps, or the stop predicate."""
-        return self.status in ("finished", "stopped")
+    def converged(self) -> bool | None:
+        """Whether the flow ended as asked and every solve of its steps converged.
+
+        False if it diverged, was interrupted, failed or had too few steps for `until`,
+        or if one solve did not converge, however schemes are nested. None if it ended
+        as asked and no step solved anything, as with explicit schemes.
+        """
+        if self.status not in ("finished", "stopped"):
+            return False
+        verdicts = self._verdicts
+        return all(verdicts) if verdicts else None
+
+    @property
+    def _verdicts(self) -> list[bool]:
+        """Whether each step converged, of those that say so."""
+        found = (reports.converged(report) for report in self.info)
+        return [verdict for verdict in found if verdict is not None]
+
+    @property
+    def _rises(self) -> int:
+        """How many steps raised the energy, beyond round-off, as far as is known.
+
+        A step whose report holds no energy of both ends counts by the energies of
+        successive snapshots; where only some steps are recorded, so many intervals.
+        """
+        energies = self.records.get("energy", torch.empty(0))
+        dtype = energies.dtype if energies.is_floating_point() else torch.float64
+        noise = ROUND_OFF * torch.finfo(dtype).eps
+        told = [reports.rose(report, noise) for report in self.info]
+        if None not in told:
+            return sum(map(bool, told))
+        size = torch.maximum(energies[1:].abs(), energies[:-1].abs())
+        return int((energies.diff() > noise * size).sum())
 
     def time_error(self, *, inner: bool = True) -> Tensor:
         r"""Return bounds on :math:`W_2(\mu(t), \mu_t)` of a JKO flow to the exact one.
@@ -145,8 +180,12 @@ class Trajectory:
         head = f"{self.status} after {len(self.info)} steps"
         if not len(self.times):
             return f"Trajectory({head})"
-        energy = self.records["energy"]
+        energy, verdicts = self.records["energy"], self._verdicts
+        words = [f"energy {float(energy[0]):.6g} -> {float(energy[-1]):.6g}"]
+        if verdicts:
+            words.append(f"{sum(verdicts)}/{len(verdicts)} steps converged")
+        if self._rises:
+            words.append(f"energy rose in {self._rises}")
         return (
-            f"Trajectory({head}, t = {float(self.times[-1]):.6g}: "
-            f"energy {float(energy[0]):.6g} -> {float(energy[-1]):.6g})"
+            f"Trajectory({head}, t = {float(self.times[-1]):.6g}: {', '.join(words)})"
         )

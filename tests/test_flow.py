@@ -114,7 +114,7 @@ def test_the_stop_predicate_sees_each_step():
         "stopped",
         "the stop predicate held after step 2",
     )
-    assert run.converged
+    assert run.converged is None  # nothing was solved
     assert len(run.info) == 3
     assert run.times.tolist() == pytest.approx([0.0, 0.2, 0.3])
     assert run.final is seen[-1].measure
@@ -142,11 +142,42 @@ def test_the_seed_is_kept_even_when_none_was_given():
     assert not torch.equal(run.final.points, noisy().final.points)
 
 
-def test_a_seed_or_its_generator_are_the_same():
-    one = noisy(generator=7)
-    two = noisy(generator=torch.Generator().manual_seed(7))
+def test_the_seed_of_a_run_repeats_it_whatever_it_was_given():
+    generator = torch.Generator().manual_seed(7)
+    generator.seed()
+    runs = [noisy(generator=g) for g in (generator, generator, None, 7, 2**64 + 5)]
+    for run in runs:
+        again = noisy(generator=run.seed)
+        assert again.seed == run.seed
+        assert torch.equal(run.final.points, again.final.points)
+    finals = [run.final.points for run in runs]
+    for k, left in enumerate(finals):
+        assert not any(torch.equal(left, right) for right in finals[:k])
+    assert [run.seed for run in runs[3:]] == [7, 2**64 + 5]
+
+
+def test_a_generator_of_a_seed_gives_the_same_run_each_time():
+    one, two = (noisy(generator=torch.Generator().manual_seed(7)) for _ in range(2))
+    assert one.seed == two.seed
     assert torch.equal(one.final.points, two.final.points)
-    assert one.seed == two.seed == 7
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+def test_a_flow_shares_no_numbers_with_a_start_of_the_same_seed(seed):
+    start = clouds.normal(1000, 1, seed=seed)
+    for generator in (seed, torch.Generator().manual_seed(seed)):
+        run = of.flow(
+            of.Entropy(),
+            of.Particles(torch.zeros(1000, 1, dtype=torch.float64)),
+            of.Langevin(),
+            dt=0.5,
+            steps=1,
+            generator=generator,
+        )
+        noise = run.final.points
+        both = torch.cat([start, noise]).flatten()
+        assert len(both.unique()) == 2000
+        assert abs(float(torch.corrcoef(torch.cat([start, noise], 1).T)[0, 1])) < 0.15
 
 
 def test_threads_do_not_disturb_one_another():
@@ -162,6 +193,98 @@ def test_threads_do_not_disturb_one_another():
         found = list(pool.map(run, range(8)))
     for left, right in zip(found, expected, strict=True):
         assert torch.equal(left, right)
+
+
+# Solves that did not converge ---------------------------------------------------------
+
+CRUDE = of.proximal.ParticleProximal(tolerance=1e-9, max_gradients=8)
+WELL = of.Potential(lambda x: 0.25 * (x.square() - 1).square().sum(-1))
+
+
+def crude(scheme, dt=2.0, steps=3, F=WELL):
+    return of.flow(F, clouds.uniform(), scheme, dt=dt, steps=steps)
+
+
+NESTED = {
+    "JKO": of.JKO(CRUDE),
+    "stages": of.JKO(CRUDE, order=3),
+    "chain": of.chain(of.JKO(CRUDE), of.BirthDeath()),
+    "chain of chains": of.chain(of.BirthDeath(), of.chain(of.JKO(CRUDE))),
+    "minibatch": of.schemes.Minibatch(of.JKO(CRUDE)),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_solves_that_did_not_converge_are_told_once(name):
+    with pytest.warns(of.errors.NotConvergedWarning) as caught:
+        run = crude(NESTED[name])
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    text = str(caught[0].message)
+    assert "3 of 3 steps did not converge, the first is step 0" in text
+    assert "worst residual" in text
+    assert "nan" not in text
+    assert run.converged is False
+    assert run.status == "finished"
+    assert "0/3 steps converged" in repr(run)
+    assert caught[0].message.trajectory is run
+
+
+@pytest.mark.parametrize(
+    "cure",
+    [
+        {"scheme": of.JKO(CRUDE), "dt": 1e-6},
+        {"scheme": of.JKO(of.proximal.ParticleProximal(tolerance=1e-9))},
+        {
+            "scheme": of.JKO(
+                of.proximal.ParticleProximal(tolerance=0.5, max_gradients=8)
+            )
+        },
+    ],
+    ids=["a smaller dt", "a larger budget", "a larger tolerance"],
+)
+def test_the_cures_of_the_warning_work(cure):
+    run = crude(**cure)
+    assert run.converged is True
+    assert "3/3 steps converged" in repr(run)
+
+
+def test_a_run_is_converged_only_if_every_solve_was():
+    now = [0]
+
+    def potential(x):  # much steeper in the last step
+        return (1e4 if now[0] == 2 else 1.0) * (x.square() - 1).square().sum(-1)
+
+    def dt(k):
+        now[0] = k
+        return 0.01
+
+    solver = of.proximal.ParticleProximal(tolerance=1e-3, max_gradients=9)
+    with pytest.warns(of.errors.NotConvergedWarning, match="1 of 3 .* is step 2,"):
+        run = of.flow(
+            of.Potential(potential), clouds.uniform(), of.JKO(solver), dt=dt, steps=3
+        )
+    assert [info["converged"] for info in run.info] == [True, True, False]
+    assert run.converged is False
+    assert "2/3 steps converged" in repr(run)
+
+
+def test_warnings_that_are_errors_lose_nothing():
+    with pytest.raises(of.errors.NotConvergedWarning) as caught:
+        crude(NESTED["JKO"])
+    assert len(caught.value.trajectory.info) == 3
+
+
+def test_steps_that_raise_the_energy_are_counted():
+    F = exact.quadratic(1.0)
+    grows = of.flow(F, clouds.uniform(), of.ExplicitEuler(), dt=2.5, steps=4)
+    assert repr(grows).endswith("energy rose in 4)")
+    falls = of.flow(F, clouds.uniform(), of.ExplicitEuler(), dt=0.5, steps=4)
+    assert "rose" not in repr(falls)
+    assert "rose" not in repr(noisy())  # its energy leaves the entropy out
+    still = of.Particles(clouds.normal(50, 2, dtype=torch.float32) * 0)
+    rest = of.flow(F, still, of.ExplicitEuler(), dt=0.5, steps=4)
+    assert "rose" not in repr(rest)
 
 
 # The trajectory and the bar -----------------------------------------------------------

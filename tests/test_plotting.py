@@ -474,3 +474,31 @@ def test_obstacles_are_drawn_where_they_are():
     for axes, place in (((0, 1), (0, 3)), ((1, 0), (3, 0))):
         shade = of.plotting.density(mu, axes=axes).images[1].get_array()
         assert [tuple(k) for k in np.argwhere(~shade.mask)] == [place]
+
+
+# Files --------------------------------------------------------------------------------
+
+
+def small_film():
+    """Return an animation of two tiny frames."""
+    return plotting.animate(run_in(2, of.ExplicitEuler()), frames=2)
+
+
+def test_a_film_is_written_by_the_ffmpeg_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # none of the system's
+    before = mpl.rcParams["animation.ffmpeg_path"]
+    small_film().save(tmp_path / "a.mp4", dpi=40)
+    written = (tmp_path / "a.mp4").read_bytes()
+    assert written[4:8] == b"ftyp"
+    assert len(written) > 1000
+    assert mpl.rcParams["animation.ffmpeg_path"] == before
+
+
+def test_without_ffmpeg_a_film_is_refused_with_a_cure_that_works(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    film = small_film()
+    with pytest.raises(of.errors.Unsupported, match=r"imageio-ffmpeg, or .*\.gif"):
+        film.save(tmp_path / "a.mp4")
+    film.save(str(tmp_path / "a.gif"), dpi=40)
+    assert (tmp_path / "a.gif").read_bytes()[:3] == b"GIF"

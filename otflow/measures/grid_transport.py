@@ -9,6 +9,10 @@ from otflow.measures.box import Box
 
 __all__ = ["remap"]
 
+# Faces are put in order by the mass beside them: those of a row with more than these
+# shares of the largest, in turn.
+SHARES = (1e-1, 1e-2, 1e-4, 1e-8, 1e-16, 0.0)
+
 
 def remap(box: Box, weights: Tensor, moves: Tensor, is_free: Tensor) -> Tensor:
     r"""Return the masses of the push-forward by :math:`x \mapsto x + m(x)`.
@@ -47,8 +51,9 @@ def remap(box: Box, weights: Tensor, moves: Tensor, is_free: Tensor) -> Tensor:
     for axis in range(box.dim):
         rows = mass.movedim(axis, -1)
         walls = _with_ends(closed[axis].movedim(axis, -1), True)
-        bears = walls | _with_ends((rows[..., 1:] > 0) | (rows[..., :-1] > 0), True)
-        ends = _arrivals(_with_ends(fields[axis].movedim(axis, -1), 0.0), walls, bears)
+        heavy = _with_ends(torch.maximum(rows[..., 1:], rows[..., :-1]), 0.0)
+        bears = walls | (heavy > 0)
+        ends = _arrivals(_with_ends(fields[axis].movedim(axis, -1), 0.0), walls, heavy)
         origins = _origins(ends, walls, bears, 0.0)
         origins = torch.where(walls, _indices(ends), origins)
         for later in range(axis + 1, box.dim):
@@ -76,18 +81,26 @@ def _rising_from_right(x: Tensor) -> Tensor:
     return x.flip(-1).cummin(-1).values.flip(-1)
 
 
-def _arrivals(moves: Tensor, walls: Tensor, bears: Tensor) -> Tensor:
-    """Return where faces arrive, in cells: in order, and not beyond the next wall."""
+def _arrivals(moves: Tensor, walls: Tensor, heavy: Tensor) -> Tensor:
+    """Return where faces arrive, in cells: in order, and not beyond the next wall.
+
+    Faces that pass one another meet half way, those beside much mass first: what
+    hardly bears any gives way to what does, or the fast tail of a density, where
+    logarithms have steep slopes, would sweep its bulk along.
+    """
     start = _indices(moves)
-    left = _rising(torch.where(walls, start, -torch.inf))
-    right = _rising_from_right(torch.where(walls, start, torch.inf))
-    end = torch.minimum(torch.maximum(start + moves, left), right)
-    # Faces that pass one another meet half way; those between empty cells give way.
-    first = _rising(torch.where(bears, end, -torch.inf))
-    last = _rising_from_right(torch.where(bears, end, torch.inf))
-    middle = 0.5 * (first + last)
-    low = _rising(torch.where(bears, middle, -torch.inf))
-    high = _rising_from_right(torch.where(bears, middle, torch.inf))
+    low = _rising(torch.where(walls, start, -torch.inf))
+    high = _rising_from_right(torch.where(walls, start, torch.inf))
+    end = start + moves
+    largest = heavy.amax(-1, keepdim=True)
+    for share in SHARES:
+        bears = walls | (heavy > share * largest)
+        end = torch.minimum(torch.maximum(end, low), high)
+        first = _rising(torch.where(bears, end, -torch.inf))
+        last = _rising_from_right(torch.where(bears, end, torch.inf))
+        middle = 0.5 * (first + last)
+        low = _rising(torch.where(bears, middle, -torch.inf))
+        high = _rising_from_right(torch.where(bears, middle, torch.inf))
     return _rising(torch.minimum(torch.maximum(end, low), high))
 
 

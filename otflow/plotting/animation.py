@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,11 +42,12 @@ def animate(
     r"""Animate a flow; the title shows the time and the energy.
 
     In the plane clouds are drawn as dots and densities on a grid as pictures; on the
-    line a density is drawn as a curve. The limits, and the
-    colours of a density, are those of the whole flow and do not move. A notebook shows
-    the result by ``HTML(animation.to_jshtml())``; a file is written by
-    ``animation.save(path)``. Keep a reference to it: matplotlib stops an animation that
-    nobody holds.
+    line a density is drawn as a curve. The limits, and the colours of a density, are
+    those of the whole flow and do not move. A notebook shows the result by
+    ``HTML(animation.to_jshtml())``; a file, e.g. ``flow.gif`` or ``flow.mp4``, is
+    written by ``animation.save(path)``. Films need the program ffmpeg or the package
+    imageio-ffmpeg, which brings it. Keep a reference to the animation: matplotlib stops
+    one that nobody holds.
 
     Parameters
     ----------
@@ -104,9 +107,43 @@ def animate(
         ax.set_title(titles[frame])
         return (show(frame),)
 
-    kind: Any = lazy_import("matplotlib.animation").FuncAnimation
-    made: FuncAnimation = kind(ax.figure, draw, frames=len(chosen), interval=80)
+    made: FuncAnimation = _film()(ax.figure, draw, frames=len(chosen), interval=80)
     return made
+
+
+@cache
+def _film() -> Any:
+    """Return matplotlib's class of animations, with a `save` that finds ffmpeg."""
+    module = lazy_import("matplotlib.animation")
+
+    class Film(module.FuncAnimation):  # type: ignore[misc, name-defined]
+        def save(self, filename: Any, writer: Any = None, **options: Any) -> None:
+            """Write a file; the writer follows the name where none is given."""
+            if writer is None and Path(filename).suffix.lower() in (".gif", ".webp"):
+                writer = "pillow"
+            if writer in (None, "ffmpeg"):
+                settings = _with_ffmpeg(module, filename)
+            else:
+                settings = {}
+            with lazy_import("matplotlib").rc_context(settings):
+                super().save(filename, writer=writer, **options)
+
+    return Film
+
+
+def _with_ffmpeg(module: Any, filename: Any) -> dict[str, str]:
+    """Return settings by which matplotlib finds ffmpeg, or refuse to write a film."""
+    if module.writers.is_available("ffmpeg"):
+        return {"animation.writer": "ffmpeg"}
+    try:
+        ffmpeg = lazy_import("imageio_ffmpeg").get_ffmpeg_exe()
+    except (ImportError, RuntimeError) as error:
+        msg = (
+            f"to write {filename} a film needs ffmpeg, which is not to be found: pip "
+            f"install imageio-ffmpeg, or save to a name that ends in .gif"
+        )
+        raise Unsupported(msg) from error
+    return {"animation.writer": "ffmpeg", "animation.ffmpeg_path": ffmpeg}
 
 
 def _dots(

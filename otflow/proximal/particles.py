@@ -13,12 +13,17 @@ from otflow.functionals import Functional
 from otflow.measures import Particles
 from otflow.metrics import Plan, assignment, sinkhorn_divergence, transport_plan
 from otflow.proximal.base import ProximalSolver, ProxResult
-from otflow.proximal.quasi_newton import Memory, Point, minimise
+from otflow.proximal.certificate import certify
+from otflow.proximal.quasi_newton import Memory, Point, minimise, round_off
 
 __all__ = ["ParticleProximal"]
 
 # Cheaper couplings taken before the solver stops.
 MAX_RELABELLINGS = 20
+# A gradient within so many times what it is known to is as small as can be asked.
+KNOWN = 3.0
+# Round-off of an energy, in units of that of the dtype.
+NOISE = 64.0
 
 
 class ParticleProximal(ProximalSolver[Particles]):
@@ -163,17 +168,19 @@ class ParticleProximal(ProximalSolver[Particles]):
         if isinstance(warm, _Warm) and warm.fits(mu, dt):
             memory = warm.memory
 
-        point, used, relabellings = start, 1, 0
+        point, used, relabellings, stalled = start, 1, 0, False
         coupling: _Coupling | None = None
         while True:
-            point, memory, spent = minimise(
+            outcome = minimise(
                 problem.at,
                 point,
                 memory,
-                converged=self._converged,
-                budget=self.max_gradients - used,
+                converged=lambda p, x=problem: self._converged(p, x),  # type: ignore[misc]
+                # Where the descent has stalled a cheaper coupling is taken, no more.
+                budget=0 if stalled else self.max_gradients - used,
             )
-            used += spent
+            point, memory = outcome.point, outcome.memory
+            used, stalled = used + outcome.used, stalled or outcome.stalled
             if self.blur is not None or not self.certify:
                 break
             coupling = problem.couple(point)
@@ -187,8 +194,27 @@ class ParticleProximal(ProximalSolver[Particles]):
             point = problem.at(coupling.measure)
             used += 1
 
-        certificate = self._certificate(problem, start, point, coupling)
-        certificate.update(gradients=used, relabellings=relabellings)
+        # The level at which the gradient is known: by the stiffness seen, and where
+        # the descent stalled by a measurement.
+        known = problem.floor(point) * memory.stiffness(point.measure)
+        converged = self._converged(point, problem)
+        if stalled and not converged:
+            measured = round_off(point, problem.at)
+            used += 2
+            size = float(point.measure.norm(point.gradient))
+            converged, known = size <= KNOWN * measured, max(known, measured)
+            stalled = not converged
+        certificate = self._certificate(
+            problem,
+            start,
+            point,
+            coupling,
+            converged=converged,
+            known=known,
+            gradients=used,
+            relabellings=relabellings,
+            stalled=stalled,
+        )
         return ProxResult(
             _with_empty_atoms(point.measure, start, dt),
             _Warm(memory, dt),
@@ -197,12 +223,11 @@ class ParticleProximal(ProximalSolver[Particles]):
             certificate,
         )
 
-    def _converged(self, point: Point[Particles]) -> bool:
+    def _converged(self, point: Point[Particles], problem: _Problem) -> bool:
         mu = point.measure
-        eps = torch.finfo(mu.dtype).eps
         moved = float(mu.norm(point.displacement))
-        floor = 8 * eps * float(mu.norm(mu.points))
-        return float(mu.norm(point.gradient)) <= self.tolerance * moved + floor
+        size = float(mu.norm(point.gradient))
+        return size <= self.tolerance * moved + problem.floor(point)
 
     def _certificate(
         self,
@@ -210,11 +235,14 @@ class ParticleProximal(ProximalSolver[Particles]):
         start: Point[Particles],
         point: Point[Particles],
         coupling: _Coupling | None,
+        *,
+        converged: bool,
+        known: float,
+        **own: Any,
     ) -> dict[str, Any]:
-        mu = point.measure
+        mu, dt = point.measure, problem.dt
         absolute = float(mu.norm(point.gradient))
         moved = float(mu.norm(point.displacement))
-        converged = self._converged(point)
         optimal = coupling is not None and coupling.is_kept
         w2 = None
         if self.blur is None:
@@ -222,15 +250,10 @@ class ParticleProximal(ProximalSolver[Particles]):
         # With the plan's barycentres in place of the atoms, the bound is not one on
         # the distance to the JKO step.
         bound, modulus = None, problem.functional.modulus_in(mu.dim)
-        own = self.blur is None and problem.centre is problem.source
-        if own and modulus is not None and 1 + problem.dt * modulus > 0:
-            bound = absolute / (1 + problem.dt * modulus)
-        decrease = None
-        if w2 is not None:
-            decrease = start.energy - point.energy - w2**2 / (2 * problem.dt)
-        if not converged:
-            guarantee = "none"
-        elif self.blur is not None:
+        is_own = self.blur is None and problem.centre is problem.source
+        if is_own and modulus is not None and 1 + dt * modulus > 0:
+            bound = (absolute + known) / (1 + dt * modulus)
+        if self.blur is not None:
             guarantee = "sinkhorn"
         elif bound is not None:
             guarantee = "exact"
@@ -238,19 +261,24 @@ class ParticleProximal(ProximalSolver[Particles]):
             guarantee = "none"
         else:
             guarantee = "stationary" if mu.is_uniform else "upper-bound"
-        return {
-            "energy_before": start.energy,
-            "energy_after": point.energy,
-            "decrease": decrease,
-            "w2": w2,
-            "residual": absolute / moved if moved > 0 else absolute,
-            "converged": converged,
-            "coupling_optimal": optimal,
-            "bound": bound,
-            "blur": self.blur,
-            "guarantee": guarantee,
-            "certified": guarantee in ("exact", "stationary"),
-        }
+        # What the objective is known to: its round-off, and that of its gradient along
+        # the step.
+        noise = NOISE * torch.finfo(mu.dtype).eps
+        noise *= max(abs(start.energy), abs(point.energy), moved**2 / dt)
+        return certify(
+            energy_before=start.energy,
+            energy_after=point.energy,
+            dt=dt,
+            w2=w2,
+            residual=absolute / moved if moved > 0 else absolute,
+            converged=converged,
+            guarantee=guarantee,
+            bound=bound,
+            noise=noise + known * (moved + known) / dt,
+            coupling_optimal=optimal,
+            blur=self.blur,
+            **own,
+        )
 
 
 @dataclass(frozen=True)
@@ -310,6 +338,12 @@ class _Problem:
             velocity=velocity,
         )
 
+    def floor(self, point: Point[Particles]) -> float:
+        """Return the round-off of the displacement, for the gradient is no better."""
+        nu, source = point.measure, self.source
+        size = max(float(nu.norm(nu.points)), float(source.norm(source.points)))
+        return 8 * torch.finfo(nu.dtype).eps * size
+
     def _sinkhorn(self, nu: Particles) -> Tensor:
         assert self.blur is not None
         # Gradients need a slower annealing than values.
@@ -328,13 +362,15 @@ class _Problem:
             relabelled = nu.push(nu.points[index] - nu.points, 1.0)
             moved = self.source.displacement_to(relabelled)
             best, problem = float(nu.inner(moved, moved)), self
+            scale = float(nu.norm(nu.points)) * max(kept, 0.0) ** 0.5
         else:
             plan = transport_plan(self.source, nu)
             best, relabelled = float(plan.cost), nu
             problem = self._around(plan, nu)
-        # Both are sums of squares of differences, exact up to round-off of their own
-        # size, however far from the origin the points are.
-        slack = 16 * torch.finfo(nu.dtype).eps * kept
+        # Sums of squares of differences are exact up to round-off of their own size; the
+        # new points are rounded to their place, which far from the origin is more.
+        rounded = float(nu.norm(nu.points)) * max(kept, 0.0) ** 0.5
+        slack = 16 * torch.finfo(nu.dtype).eps * (kept + rounded)
         return _Coupling(
             w2=max(min(best, kept), 0.0) ** 0.5,
             is_kept=best >= kept - slack,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,13 +12,21 @@ from torch import Tensor
 from otflow.errors import Diverged, NonFinite
 from otflow.measures import Measure
 
-__all__ = ["Memory", "Point", "minimise"]
+__all__ = ["Memory", "Outcome", "Point", "minimise", "round_off"]
 
 M = TypeVar("M", bound=Measure)
 
 # Halvings of a trial step before the search gives up, and Armijo's constant.
 MAX_HALVINGS = 30
 DECREASE = 1e-4
+# Evaluations without any progress before a descent ends.
+PATIENCE = 25
+# Share of the budget for which the gradient may stay as it is, while the objective
+# falls by no more than a share of its whole fall.
+SLOW = 0.25
+SHARE = 1e-2
+# Multiples of it, modulo 1, follow no pattern.
+GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,11 @@ class Memory:
             return self
         return replace(self, pairs=(*self.pairs, (s, y))[-self.size :])
 
+    def stiffness(self, measure: Measure) -> float:
+        """Return the largest curvature seen, at least 1: that of half a square."""
+        seen = [float(measure.norm(y) / measure.norm(s)) for s, y in self.pairs]
+        return max([1.0, *seen])
+
     def direction(self, measure: Measure, gradient: Tensor) -> Tensor:
         """Return minus the approximate inverse Hessian times the gradient.
 
@@ -72,6 +85,38 @@ class Memory:
         return -q
 
 
+@dataclass(frozen=True)
+class Outcome(Generic[M]):
+    """Where a descent ended, what it knows, what it spent."""
+
+    point: Point[M]
+    memory: Memory
+    used: int
+    stalled: bool  # neither the objective nor its gradient fell any more
+
+
+def round_off(point: Point[M], evaluate: Evaluate[M]) -> float:
+    """Return to what size the gradient at a point is known in its dtype.
+
+    The gradient is taken anew where every coordinate is off by one unit in its last
+    place: no number of this dtype determines it better. Two evaluations, with signs
+    that follow no pattern of the atoms.
+    """
+    mu = point.measure
+    x = mu.points
+    count = torch.arange(1, x.numel() + 1, device=x.device, dtype=torch.float64)
+    sign = ((count * GOLDEN) % 1.0 < 0.5).to(x.dtype).reshape(x.shape) * 2 - 1
+    unit = torch.finfo(x.dtype).eps * x.abs() * sign
+    sizes = [0.0]
+    for side in (1.0, -1.0):
+        try:
+            beside = evaluate(mu.push(unit, side))
+        except (Diverged, NonFinite):
+            continue
+        sizes.append(float(mu.norm(beside.gradient - point.gradient)))
+    return max(sizes)
+
+
 def minimise(
     evaluate: Evaluate[M],
     start: Point[M],
@@ -79,13 +124,16 @@ def minimise(
     *,
     converged: Callable[[Point[M]], bool],
     budget: int,
-) -> tuple[Point[M], Memory, int]:
+) -> Outcome[M]:
     """Descend from `start` until `converged`, within a budget of evaluations.
 
-    The objective never increases. Returns the last point, the memory, and the number
-    of evaluations; the caller asks `converged` again.
+    The objective never increases but by its round-off. Where for `PATIENCE`
+    evaluations neither it nor the gradient falls, as at round-off, or for a share of
+    the budget both hardly do, as at a kink, the descent has stalled and ends, at the
+    least gradient of the least objective. The caller asks `converged` again.
     """
     point, used = start, 0
+    watch = _Watch(start, budget)
     while not converged(point) and used < budget:
         direction = memory.direction(point.measure, point.gradient)
         slope = float(point.measure.inner(point.gradient, direction))
@@ -93,17 +141,64 @@ def minimise(
             memory = replace(memory, pairs=())
             direction = -point.gradient
             slope = -float(point.measure.inner(direction, direction))
-        found, trials = _search(evaluate, point, direction, slope, budget - used)
+        found, trials = _search(
+            evaluate, point, direction, slope, budget - used, watch.least
+        )
         used += trials
         if found is None:
             if not memory.pairs:
-                break
+                return Outcome(watch.best, memory, used, used < budget)
             memory = replace(memory, pairs=())
             continue
         step = point.measure.displacement_to(found.measure)
         memory = memory.add(point.measure, step, found.gradient - point.gradient)
         point = found
-    return point, memory, used
+        if watch.has_stalled(point, used):
+            return Outcome(watch.best, memory, used, not converged(watch.best))
+    return Outcome(point, memory, used, False)
+
+
+class _Watch(Generic[M]):
+    """Keeps the least objective and gradient so far, and when they last fell."""
+
+    def __init__(self, start: Point[M], budget: int) -> None:
+        self.first = self.mark = self.least = start.objective
+        self.best, self.size = start, _size(start)
+        self.half = self.size
+        self.fell = self.smaller = self.halved = 0
+        self.slow = max(PATIENCE, int(SLOW * budget))
+        self.falls = [(0, start.objective)]
+
+    def has_stalled(self, point: Point[M], used: int) -> bool:
+        """Take note of a point; say whether there was no progress for too long."""
+        self.least = min(self.least, point.objective)
+        self.falls.append((used, self.least))
+        if self.mark - self.least > _noise(point):
+            self.mark, self.fell = self.least, used
+        size = _size(point)
+        if size < 0.9 * self.size:
+            self.smaller = used
+        if size <= 0.5 * self.half:
+            self.half, self.halved = size, used
+        if size < self.size or self.best.objective > self.least + _noise(point):
+            self.best, self.size = point, size
+        if used - max(self.fell, self.smaller) >= PATIENCE:
+            return True
+        # At a kink the gradient stays while the falls of the objective shrink.
+        if used - self.halved < self.slow:
+            return False
+        then = max(k for k, _ in self.falls if k <= used - self.slow)
+        before = min(fall for k, fall in self.falls if k <= then)
+        return before - self.least <= SHARE * (self.first - self.least)
+
+
+def _size(point: Point[Any]) -> float:
+    return float(point.measure.norm(point.gradient))
+
+
+def _noise(point: Point[Any]) -> float:
+    """Return the round-off of the objective."""
+    return 8 * torch.finfo(point.measure.dtype).eps * abs(point.objective)
 
 
 def _search(
@@ -112,15 +207,21 @@ def _search(
     direction: Tensor,
     slope: float,
     budget: int,
+    least: float,
 ) -> tuple[Point[M] | None, int]:
     """Backtrack until the objective falls enough; None if it never does."""
     mu = point.measure
-    # Close to the minimum a decrease drowns in round-off; there a smaller gradient at
-    # an equal objective is progress.
-    noise = 8 * torch.finfo(mu.dtype).eps * abs(point.objective)
-    size = float(mu.inner(point.gradient, point.gradient))
+    # Close to the minimum a decrease drowns in round-off; there a smaller slope along
+    # the direction, at an equal objective, is progress: the approximate conditions of
+    # Wolfe. `least` keeps such steps from adding up.
+    noise = _noise(point)
+    # A step within the round-off of the points goes nowhere.
+    whole = float(mu.norm(direction))
+    still = 0.5 * torch.finfo(mu.dtype).eps * float(mu.norm(mu.points))
     length = 1.0
     for trial in range(1, min(MAX_HALVINGS, budget) + 1):
+        if length * whole <= still and trial > 1:
+            return None, trial - 1
         try:
             found = evaluate(mu.push(direction, length))
         except (Diverged, NonFinite):
@@ -128,9 +229,9 @@ def _search(
             continue
         if found.objective <= point.objective + DECREASE * length * slope:
             return found, trial
-        if found.objective <= point.objective + noise:
-            after = float(mu.inner(found.gradient, found.gradient))
-            if after < 0.9 * size:
+        if found.objective <= min(point.objective, least + noise) + noise:
+            after = float(mu.inner(found.gradient, direction))
+            if abs(after) <= 0.9 * abs(slope):
                 return found, trial
         # The minimiser of the parabola through both values and the slope, kept in
         # [0.1, 0.5] of the trial.

@@ -14,7 +14,9 @@ from otflow._validation import check_kind, positive
 from otflow.errors import Diverged, NonFinite, NotConverged, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure
+from otflow.proximal.certificate import certify
 from otflow.schemes.base import Scheme, Step
+from otflow.schemes.reports import converged
 
 __all__ = ["Adaptive"]
 
@@ -81,8 +83,8 @@ class Adaptive(Scheme):
         Whether no step, however short, lowers the energy: at a minimum, at round-off.
         The measure then stays where it is, for no time.
     ``substeps``
-        The reports of the one or two steps of the scheme; what all of them know
-        (``certified``, ``converged``) is repeated beside.
+        The reports of the one or two steps of the scheme. The words of one report are
+        repeated beside; those of two are derived for the whole, ``w2`` being the sum.
 
     A trial that diverges, or whose inner solve does not converge, is rejected too.
     Schemes that draw random numbers are refused: the distance between one step and two
@@ -134,6 +136,11 @@ class Adaptive(Scheme):
         """That of the inner scheme."""
         return self.scheme.order
 
+    @property
+    def effects(self) -> frozenset[str]:  # type: ignore[override]
+        """Those of the inner scheme."""
+        return self.scheme.effects
+
     def init(self, F: Functional, mu: Measure) -> _State:
         """Return the inner scheme's state; no step is known yet."""
         return _State(self.scheme.init(F, mu), None)
@@ -173,8 +180,11 @@ class Adaptive(Scheme):
         self, mu: Measure, state: _State, trial: _Trial, h: float, rejected: int
     ) -> Step:
         if trial.rises:
-            info = {**trial.info, "dt": 0.0, "energy_after": trial.info["energy"]}
-            info.update(next_dt=h, rejected=rejected, stalled=True, substeps=())
+            # The words of a certificate would be those of a step thrown away.
+            known = ("energy", "error", "error_order")
+            info = {name: trial.info[name] for name in known}
+            info.update(dt=0.0, energy_after=float(info["energy"]), substeps=())
+            info.update(next_dt=h, rejected=rejected, stalled=True)
             return Step(mu, state, info)
         msg = (
             f"no step down to dt = {h:.3g} is good enough: {trial.fault}; loosen the "
@@ -240,7 +250,7 @@ class Adaptive(Scheme):
         slack = 64 * torch.finfo(mu.dtype).eps * (abs(a) + abs(b))
         taken = sum(step.info.get("dt", h / len(substeps)) for step in substeps)
         info = {
-            **_common(tuple(step.info for step in substeps)),
+            **_common(tuple(step.info for step in substeps), taken, slack),
             "energy": energy,
             "energy_after": b,
             "dt": taken,
@@ -254,7 +264,7 @@ class Adaptive(Scheme):
             fault, rises = "the scheme shortens its steps of itself", True
         elif not error <= self.tolerance:
             fault = f"its error {error:.3g} is above the tolerance {self.tolerance:.3g}"
-        elif info.get("converged") is False:
+        elif converged(info) is False:
             fault = "the inner solve does not converge"
         elif self.descent and not b <= a + slack:
             fault, rises = f"the energy rises from {a:.9g} to {b:.9g}", True
@@ -305,12 +315,26 @@ class _Trial:
         return min(GROW, max(SHRINK, wanted))
 
 
-def _common(reports: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:
-    """Return what one report says, or the verdicts that two agree on."""
-    if len(reports) == 1:
-        return {k: v for k, v in reports[0].items() if k != "stages"}
-    return {
-        key: all(report[key] for report in reports)
-        for key in ("converged", "certified")
-        if all(key in report for report in reports)
-    }
+def _common(
+    infos: tuple[Mapping[str, Any], ...], dt: float, noise: float
+) -> dict[str, Any]:
+    """Return what one report says, or the words of the step that two make up."""
+    if len(infos) == 1:
+        return dict(infos[0])
+    verdicts = [converged(info) for info in infos]
+    if None in verdicts:
+        return {}
+    if not all("guarantee" in info for info in infos):
+        return {"converged": all(verdicts)}
+    certified = all(info["certified"] for info in infos)
+    lengths = [info["w2"] for info in infos]
+    return certify(
+        energy_before=infos[0]["energy_before"],
+        energy_after=infos[-1]["energy_after"],
+        dt=dt,
+        w2=None if None in lengths else sum(lengths),
+        residual=max(info["residual"] for info in infos),
+        converged=all(verdicts),
+        guarantee="stages" if certified else "none",
+        noise=noise,
+    )

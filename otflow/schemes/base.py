@@ -64,6 +64,11 @@ class Scheme(ABC):
     ----------
     order : int
         Order in dt of the error at a fixed time, for smooth problems.
+    effects : frozenset of str
+        Which parts of the flow of F a step advances by dt: ``"transport"`` and
+        ``"reaction"``. `chain` refuses two schemes with an effect in common, since
+        they would advance it by 2 dt. A scheme that says nothing is taken to transport;
+        one that only resamples, projects or watches states ``effects = frozenset()``.
 
     Examples
     --------
@@ -81,6 +86,7 @@ class Scheme(ABC):
     """
 
     order: int = 1
+    effects: frozenset[str] = frozenset({"transport"})
 
     def init(self, F: Functional, mu: Measure) -> Any:
         """Return the state before the first step; None by default."""
@@ -98,7 +104,11 @@ class Scheme(ABC):
         """Advance `mu` by one step of length `dt`."""
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:
-        """Return the energy that a flow by this scheme records; F itself by default."""
+        """Return the energy that a flow by this scheme records; F itself by default.
+
+        A scheme that replaces a part of F which has no value on the representation, as
+        noise replaces the entropy of particles, must override it by the rest's value.
+        """
         return F.value(mu)
 
     def __repr__(self) -> str:

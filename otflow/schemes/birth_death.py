@@ -48,6 +48,8 @@ class BirthDeath(Scheme):
     True
     """
 
+    effects = frozenset({"reaction"})
+
     def __init__(self, rate: float = 1.0) -> None:
         self.rate = positive(rate, "rate")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.schemes.base import Scheme, Step
+from otflow.schemes.reports import converged
 
 __all__ = ["Chain", "chain"]
 
@@ -27,6 +28,17 @@ class Chain(Scheme):
     schemes
         As above.
 
+    Raises
+    ------
+    ValueError
+        If two of them have an effect in common; see `chain`.
+
+    Notes
+    -----
+    ``info["parts"]`` holds the reports of the schemes; ``converged`` stands beside
+    where one of them solves for its step, and means all of those. Nothing is certified
+    of a chain: its parts are, one by one.
+
     See Also
     --------
     otflow.chain : The way to make one.
@@ -39,7 +51,13 @@ class Chain(Scheme):
     """
 
     def __init__(self, schemes: tuple[Scheme, ...]) -> None:
+        _check_effects(schemes)
         self.schemes = schemes
+
+    @property
+    def effects(self) -> frozenset[str]:  # type: ignore[override]
+        """Those of all schemes."""
+        return frozenset().union(*(scheme.effects for scheme in self.schemes))
 
     def init(self, F: Functional, mu: Measure) -> tuple[Any, ...]:
         """Return the tuple of the schemes' states."""
@@ -63,6 +81,9 @@ class Chain(Scheme):
         info: dict[str, Any] = {"parts": tuple(infos), "dt": dt}
         if "energy" in infos[0]:
             info["energy"] = infos[0]["energy"]
+        verdict = converged(info)
+        if verdict is not None:
+            info["converged"] = verdict
         return Step(mu, tuple(states), info)
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:
@@ -93,7 +114,9 @@ def chain(*schemes: Scheme) -> Scheme:
     Raises
     ------
     ValueError
-        If no scheme is given.
+        If no scheme is given, or if two have an effect in common: two that transport
+        would run the flow of F twice as far as the time says, in silence, and two that
+        react likewise. Say in `Scheme.effects` what a scheme of your own does.
     TypeError
         If an argument is not a scheme, e.g. the class in place of an instance.
 
@@ -115,3 +138,20 @@ def chain(*schemes: Scheme) -> Scheme:
             msg = f"chain takes schemes, got {scheme!r}{hint}"
             raise TypeError(msg)
     return schemes[0] if len(schemes) == 1 else Chain(schemes)
+
+
+def _check_effects(schemes: tuple[Scheme, ...]) -> None:
+    """Refuse two schemes that would advance the same part of the flow."""
+    owner: dict[str, Scheme] = {}
+    for scheme in schemes:
+        for effect in sorted(scheme.effects):
+            if effect in owner:
+                first, second = type(owner[effect]).__name__, type(scheme).__name__
+                msg = (
+                    f"{first} and {second} both advance the {effect} of the flow by "
+                    f"dt, which would run it twice as far as the time says; keep one "
+                    f"of them, or, if {second} is your own and does not follow F, "
+                    f"state effects = frozenset() in its class"
+                )
+                raise ValueError(msg)
+            owner[effect] = scheme

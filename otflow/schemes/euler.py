@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,6 +14,11 @@ from otflow.schemes.base import Scheme, Step
 
 __all__ = ["ExplicitEuler"]
 
+# A step so short beside the longest accepted, along which the energy would fall by so
+# small a share of its whole fall, creeps: it has stalled.
+SHORT = 1e-4
+FLAT = 1e-5
+
 
 class ExplicitEuler(Scheme):
     r"""Explicit Euler, :math:`\mu^{k+1} = (\mathrm{id} + dt\, v[\mu^k])_\# \mu^k`.
@@ -24,7 +29,8 @@ class ExplicitEuler(Scheme):
 
     .. math:: F(\mu^{k+1}) \le F(\mu^k) - c\,dt\,\|v\|^2_{L^2(\mu^k)},
 
-    so the recorded energies never increase. The time in fact taken is reported.
+    so the recorded energies never increase. The first trial is dt, or twice the step
+    accepted before where that is less. The time in fact taken is reported.
 
     Parameters
     ----------
@@ -34,8 +40,8 @@ class ExplicitEuler(Scheme):
         The constant c, in (0, 1). Near 0 a step at the limit of stability is accepted,
         which hardly makes progress; near 1 steps are short.
     max_halvings : int
-        Give up after so many: the measure then stays where it is, for no time, and
-        ``info["stalled"]`` is True. It is what happens at a minimum, at round-off.
+        Give up after so many: the measure then stays where it is, for no time. It is
+        what happens at a minimum, at round-off.
 
     Attributes
     ----------
@@ -44,7 +50,10 @@ class ExplicitEuler(Scheme):
 
     Notes
     -----
-    One value-and-velocity a step; with backtracking one value more a trial.
+    One value-and-velocity a step; with backtracking one value more a trial. Then
+    ``info`` holds ``dt``, the time taken, ``halvings``, which lead from the dt asked
+    for to it, ``trials`` and ``stalled``: whether no step was accepted, or one so short
+    that it hardly lowers the energy, as at a kink of F, where steps shrink for ever.
 
     Examples
     --------
@@ -87,20 +96,37 @@ class ExplicitEuler(Scheme):
         energy, velocity = F.value_and_velocity(mu)
         if not self.backtracking:
             return Step(mu.push(velocity, dt), state, {"energy": energy})
-        slope = self.sufficient_decrease * float(mu.inner(velocity, velocity))
-        start = float(energy)
-        for halvings in range(self.max_halvings + 1):
-            trial = dt * 0.5**halvings
+        speed, start = float(mu.inner(velocity, velocity)), float(energy)
+        past = state if isinstance(state, _Past) else _Past(dt, 0.0, start)
+        halvings = 0
+        # The step accepted before, doubled: it grows again where it may.
+        while dt * 0.5**halvings > 2 * past.dt and halvings < self.max_halvings:
+            halvings += 1
+        info: dict[str, Any] = {"energy": energy, "trials": 0}
+        for k in range(halvings, self.max_halvings + 1):
+            trial = dt * 0.5**k
+            info["trials"] += 1
             moved = _try_push(mu, velocity, trial)
             if moved is None:
                 continue
             with torch.no_grad():
                 value = float(F.value(moved))
-            if value <= start - trial * slope:
-                info = {"energy": energy, "dt": trial, "halvings": halvings}
-                return Step(moved, state, {**info, "stalled": False})
-        info = {"energy": energy, "dt": 0.0, "halvings": self.max_halvings}
-        return Step(mu, state, {**info, "stalled": True})
+            if value <= start - self.sufficient_decrease * trial * speed:
+                short = trial <= SHORT * past.longest
+                flat = trial * speed <= FLAT * (past.first - start)
+                info.update(dt=trial, halvings=k, stalled=short and flat)
+                past = _Past(trial, max(trial, past.longest), past.first)
+                return Step(moved, past, info)
+        info.update(dt=0.0, halvings=self.max_halvings, stalled=True)
+        return Step(mu, past, info)
+
+
+class _Past(NamedTuple):
+    """What a step remembers: the one before, the longest, the energy at the start."""
+
+    dt: float
+    longest: float
+    first: float
 
 
 def _try_push(mu: Measure, velocity: Any, dt: float) -> Measure | None:

@@ -40,7 +40,8 @@ class JKO(Scheme):
         \qquad x^+ = y_s.
 
     On a grid ``order=2`` is the trapezoidal rule along the paths of particles: half a
-    step along :math:`-\nabla F'` by ``transport``, then a JKO step of dt/2.
+    step along :math:`-\nabla F'` by ``transport``, then a JKO step of dt/2. Where that
+    raises F, a step of order 1 takes its place, and ``fallback`` is True.
 
     Parameters
     ----------
@@ -84,7 +85,8 @@ class JKO(Scheme):
 
     ``decrease``
         F(before) - F(after) - w2^2 / (2 dt). It is positive when dt is small, but no
-        theorem keeps it so: a step of order 2 or 3 may raise the energy.
+        theorem keeps it so: a step of order 2 or 3 may raise the energy off a grid, and
+        is then not certified.
     ``w2``
         Length of the step in tangents, an upper bound on the distance of its ends; on
         a grid up to the error of the remap.
@@ -92,9 +94,13 @@ class JKO(Scheme):
         Where W2 is flat: distance to a companion of order p = ``error_order`` on the
         same stages, :math:`O(dt^{p+1})`. For order 2 it is :math:`|x^+ - (x +
         dt\,k_1)|`, p = 1.
+    ``fallback``
+        On a grid: whether a step of order 2 raised F and one of order 1, with all its
+        words, took its place. It then cost two proximal steps in place of one.
     ``stages``
-        The solver's certificates. ``certified`` and ``converged`` mean all of them;
-        ``guarantee`` is then ``"stages"``. ``bound`` is None.
+        The solver's certificates. ``converged`` means all of them. If all are
+        certified, and the energy and ``decrease`` of the whole step are good,
+        ``guarantee`` is ``"stages"`` and the step ``certified``. ``bound`` is None.
 
     A step of order p costs p proximal steps, on a grid one proximal step and one
     velocity. The stages of order 2 or 3 start beyond the proximal step before, where

@@ -56,6 +56,11 @@ class Minibatch(Scheme):
         """That of the inner scheme, in expectation."""
         return self.scheme.order
 
+    @property
+    def effects(self) -> frozenset[str]:  # type: ignore[override]
+        """Those of the inner scheme."""
+        return self.scheme.effects
+
     def init(self, F: Functional, mu: Measure) -> Any:
         """Return the inner scheme's state."""
         return self.scheme.init(F, mu)

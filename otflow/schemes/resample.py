@@ -44,6 +44,8 @@ class Resample(Scheme):
     True
     """
 
+    effects: frozenset[str] = frozenset()
+
     def __init__(self, threshold: float = 0.5) -> None:
         self.threshold = positive(threshold, "threshold")
         if self.threshold > 1:

@@ -13,6 +13,7 @@ from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.proximal import ProximalSolver, ProxResult
+from otflow.proximal.certificate import ROUND_OFF, certify
 from otflow.schemes.base import Step
 
 __all__ = ["TABLEAUS", "Tableau", "runge_kutta_step"]
@@ -157,22 +158,21 @@ def _report(
     certificates = [result.certificate for result in results]
     before, after = certificates[0]["energy_before"], certificates[-1]["energy_after"]
     certified = all(c["certified"] for c in certificates)
-    return {
-        "energy": torch.as_tensor(before, dtype=mu.dtype, device=mu.device),
-        "iterations": sum(result.iterations for result in results),
-        "energy_before": before,
-        "energy_after": after,
-        "decrease": before - after - w2**2 / (2 * dt),
-        "w2": w2,
-        "residual": max(result.residual for result in results),
-        "converged": all(c["converged"] for c in certificates),
-        "bound": None,
-        "guarantee": "stages" if certified else "none",
-        "certified": certified,
-        "error": error,
-        "error_order": error_order,
-        "stages": tuple(certificates),
-    }
+    return certify(
+        energy_before=before,
+        energy_after=after,
+        dt=dt,
+        w2=w2,
+        residual=max(result.residual for result in results),
+        converged=all(c["converged"] for c in certificates),
+        guarantee="stages" if certified else "none",
+        noise=ROUND_OFF * torch.finfo(mu.dtype).eps * max(abs(before), abs(after)),
+        energy=torch.as_tensor(before, dtype=mu.dtype, device=mu.device),
+        iterations=sum(result.iterations for result in results),
+        error=error,
+        error_order=error_order,
+        stages=tuple(certificates),
+    )
 
 
 def _combine(factors: list[float], tangents: list[Tensor]) -> Tensor:

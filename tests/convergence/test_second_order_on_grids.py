@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -53,3 +55,72 @@ def test_fokker_planck_on_the_line():
     found = errors(F, start, end, 2, steps, t)
     assert observed_order([t / k for k in steps], found) == pytest.approx(2, abs=0.15)
     assert found[-1] < 0.05 * errors(F, start, end, 1, steps[-1:], t)[0]
+
+
+# Stability: no oscillation, whatever h ------------------------------------------------
+
+DOUBLE_WELL = of.KL(lambda x: 2 * (x[..., 0] ** 2 - 1) ** 2)
+
+
+def left_bell(n):
+    return of.GridDensity.from_function(
+        lambda x: torch.exp(-10 * (x[..., 0] + 1) ** 2), -3, 3, n, dtype=torch.float64
+    )
+
+
+@pytest.mark.parametrize("n", [64, 128])
+@pytest.mark.parametrize("dt", [0.01, 0.05, 0.2])
+def test_the_energy_falls_at_every_step_on_fine_grids_too(n, dt):
+    run = of.flow(DOUBLE_WELL, left_bell(n), of.JKO(order=2), dt=dt, steps=5)
+    assert run.converged
+    assert bool((run.records["energy"].diff() < 0).all())
+    assert not any(info["fallback"] for info in run.info)
+    if dt < 0.1:
+        assert all(info["guarantee"] == "stages" for info in run.info)
+
+
+@pytest.mark.slow
+def test_the_order_is_two_for_short_steps():
+    t, steps = 0.08, (4, 8, 16)
+    energies = []
+    for k in (*steps, 32):
+        run = of.flow(
+            DOUBLE_WELL, left_bell(256), of.JKO(order=2), dt=t / k, steps=k, every=k
+        )
+        assert run.converged
+        assert all(info["certified"] for info in run.info)
+        energies.append(float(run.records["energy"][-1]))
+    gaps = [abs(a - b) for a, b in pairwise(energies)]
+    for i in (0, 1):  # dt = 0.02 to 0.01, and 0.01 to 0.005
+        assert observed_order([2, 1], gaps[i : i + 2]) >= 1.8
+
+
+def test_a_step_that_raises_the_energy_falls_back_to_order_one():
+    dt = 1.0
+    # Downhill to the foot of a cliff: half a step of explicit transport goes over it.
+    V = lambda x: 5 * torch.sigmoid(20 * (x[..., 0] - 1)) - x[..., 0]
+    mu = of.GridDensity.from_function(
+        lambda x: torch.exp(-5 * x[..., 0] ** 2),
+        -2,
+        4,
+        100,
+        dtype=torch.float64,
+        walls=True,
+    )
+    run = of.flow(of.Potential(V), mu, of.JKO(order=2), dt=dt, steps=3)
+    assert run.converged
+    fell_back = [info["fallback"] for info in run.info]
+    assert any(fell_back)
+    assert not all(fell_back)
+    energy = run.records["energy"]
+    for k, info in enumerate(run.info):
+        assert info["energy_before"] == pytest.approx(float(energy[k]), abs=1e-9)
+        assert info["energy_after"] == pytest.approx(float(energy[k + 1]), abs=1e-9)
+        if info["certified"]:
+            assert energy[k + 1] <= energy[k] + 1e-12
+        if info["fallback"]:  # the step is the one of order 1
+            one = of.JKO().step(
+                of.Potential(V), run.snapshots[k], dt, None, torch.Generator()
+            )
+            assert torch.equal(one.measure.weights, run.snapshots[k + 1].weights)
+            assert info["iterations"] > one.info["iterations"]

@@ -178,6 +178,22 @@ def test_colliding_mass_sticks_where_it_meets():
     assert float(mu.transport(inwards, 1.4).weights[4]) == pytest.approx(1, abs=1e-14)
 
 
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("share", [1e-8, 1e-12, 1e-30])
+def test_what_hardly_bears_mass_does_not_sweep_the_bulk_along(seed, share):
+    n = 120
+    x = torch.linspace(-3, 3, n + 1, dtype=torch.float64)
+    centres = 0.5 * (x[1:] + x[:-1])
+    bulk = torch.exp(-8 * (centres + 0.5).square())
+    tail = share * torch.rand(n, generator=torch.Generator().manual_seed(seed)).double()
+    mu = of.GridDensity(bulk + tail, -3, 3, walls=True, normalize=True)
+    calm = 0.3 * torch.sin(x[1:-1])
+    thin = bulk < 1e-6
+    wild = calm + 50 * normal(n - 1, seed=seed) * (thin[1:] & thin[:-1])
+    one, two = mu.transport(calm, 0.5), mu.transport(wild, 0.5)
+    assert float((one.weights - two.weights).abs().sum()) < 1e-4 + 1e3 * share
+
+
 def test_there_and_back_misses_by_what_the_two_maps_miss():
     # x + dt v(x), then x - dt v(x): the gap is dt^2 (v . grad) v, exactly seen.
     A = FIELDS[2].double()

@@ -7,7 +7,7 @@ import torch
 
 import otflow as of
 from tests import clouds, exact
-from tests.contracts.scheme import SchemeContract
+from tests.contracts.scheme import Nudge, SchemeContract
 from tests.schemes.test_minibatch import CENTERS, Draws
 
 
@@ -44,11 +44,10 @@ class TestNoisyChain(SchemeContract):
     def problem(self, dtype=torch.float64):
         return Draws(CENTERS), clouds.weighted(7, 2, dtype=dtype)
 
-    def test_a_chain_of_two_is_one_after_the_other(self):
-        """A chain of chains is the chain of all."""
+    def test_a_chain_of_chains_is_the_chain_of_all(self):
         F, mu = self.problem()
-        nested = of.chain(self.make(), self.make())
-        flat = of.chain(*self.make().schemes, *self.make().schemes)
+        nested = of.chain(self.make(), of.chain(Nudge(), of.schemes.Resample()))
+        flat = of.chain(*self.make().schemes, Nudge(), of.schemes.Resample())
         one, two = (
             of.flow(F, mu, s, dt=0.1, steps=3, generator=0) for s in (nested, flat)
         )
@@ -81,6 +80,8 @@ def test_it_reports_its_parts_and_the_energy_of_the_first():
 
 def test_each_part_has_its_own_state():
     class Counting(of.schemes.Scheme):
+        effects = frozenset()
+
         def __init__(self, start):
             self.start = start
 
@@ -108,3 +109,53 @@ def test_what_is_no_scheme_is_refused():
         of.chain(of.ExplicitEuler)
     with pytest.raises(TypeError, match=r"^chain takes schemes, got 3"):
         of.chain(of.ExplicitEuler(), 3)
+
+
+# No part of the flow twice ------------------------------------------------------------
+
+
+class Undeclared(of.schemes.Scheme):
+    """A scheme of somebody's that says nothing of its effects."""
+
+    def step(self, F, mu, dt, state, generator):
+        return of.schemes.Step(mu.push(F.velocity(mu), dt), state)
+
+
+TRANSPORTS = [
+    of.ExplicitEuler(),
+    of.JKO(),
+    of.Langevin(),
+    of.schemes.Minibatch(of.ExplicitEuler()),
+    of.schemes.Adaptive(of.ExplicitEuler(), tolerance=1e-3),
+    of.chain(of.JKO(), of.BirthDeath()),
+    Undeclared(),
+]
+
+
+@pytest.mark.parametrize("one", TRANSPORTS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("two", TRANSPORTS, ids=lambda s: type(s).__name__)
+def test_two_transports_are_refused(one, two):
+    with pytest.raises(ValueError, match=r"advance the \w+ of the flow by dt"):
+        of.chain(one, two)
+
+
+def test_two_reactions_are_refused():
+    with pytest.raises(ValueError, match="advance the reaction of the flow"):
+        of.chain(of.BirthDeath(), of.ExplicitEuler(), of.BirthDeath())
+
+
+def test_a_chain_runs_the_flow_as_far_as_its_time_says():
+    # V = |x|^2 / 2 from 1 to exp(-t), where two transports gave exp(-2 t).
+    class Watch(Undeclared):
+        effects = frozenset()  # the cure that the refusal names
+
+        def step(self, F, mu, dt, state, generator):
+            return of.schemes.Step(mu, state)
+
+    mu = of.Particles(torch.ones(1, 1, dtype=torch.float64))
+    F = exact.quadratic()
+    for scheme in (of.chain(of.JKO(), of.BirthDeath(), Watch()), of.JKO()):
+        run = of.flow(F, mu, scheme, dt=0.01, steps=100)
+        assert run.converged
+        assert float(run.times[-1]) == pytest.approx(1.0)
+        assert float(run.final.points) == pytest.approx(exact.decay(1.0, 1.0), rel=0.01)

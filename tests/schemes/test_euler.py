@@ -138,6 +138,55 @@ def test_backtracking_gives_up_when_dt_is_beyond_all_halvings():
     assert torch.equal(run.final.points, mu.points)
 
 
+def test_backtracking_remembers_the_step_accepted_before():
+    F, mu = exact.quadratic(1e4), clouds.weighted()
+    run = of.flow(F, mu, of.ExplicitEuler(backtracking=True), dt=1.0, steps=20)
+    assert run.info[0]["trials"] > 10
+    assert all(info["trials"] <= 3 for info in run.info[1:])
+    # It grows again: from a steep wall into a plain.
+    V = lambda x: torch.nn.functional.softplus(30 * (x.sum(-1) - 1)) * 30 + x.sum(-1)
+    mu = of.Particles(torch.full((1, 1), 1.2, dtype=torch.float64))
+    taken = [
+        info["dt"]
+        for info in of.flow(
+            of.Potential(V), mu, of.ExplicitEuler(backtracking=True), dt=1.0, steps=40
+        ).info
+    ]
+    assert taken[0] < 1e-2
+    assert taken[-1] == 1.0
+
+
+def energy_distance():
+    """Return the energy distance to a cloud, which has a kink at each of its points."""
+    y = clouds.normal(100, 2, seed=1)
+
+    class ToCloud(of.Functional):
+        def value(self, mu):
+            to_cloud = mu.expectation(lambda x: (x[:, None] - y).norm(dim=-1).mean(1))
+            return to_cloud - mu.interaction(lambda z: z.norm(dim=-1))
+
+    return ToCloud()
+
+
+@pytest.mark.parametrize("name", ["energy distance", "|x|"])
+def test_backtracking_at_a_kink_says_that_it_stalls(name):
+    kinked = of.Potential(lambda x: x.abs().sum(-1))
+    F = {"energy distance": energy_distance(), "|x|": kinked}[name]
+    mu = of.Particles(clouds.normal(40, 2) + 2)
+    run = of.flow(F, mu, of.ExplicitEuler(backtracking=True), dt=1.0, steps=300)
+    stalled = [info["stalled"] for info in run.info]
+    assert any(stalled)
+    assert not any(stalled[:10])
+    assert sum(info["trials"] for info in run.info) < 3 * 300
+    first = stalled.index(True)
+    energy = run.records["energy"]
+    assert float(energy[first] - energy[-1]) < 1e-2 * float(energy[0] - energy[-1])
+    # A smooth problem of the same length does not stall.
+    smooth = of.Potential(lambda x: (x.square() + 1e-2).sqrt().sum(-1))
+    run = of.flow(smooth, mu, of.ExplicitEuler(backtracking=True), dt=1.0, steps=60)
+    assert not any(info["stalled"] for info in run.info[:20])
+
+
 def test_its_options_are_checked():
     with pytest.raises(TypeError, match=r"^backtracking must be True or False, got 1"):
         of.ExplicitEuler(1)

@@ -13,6 +13,7 @@ from tests.contracts.scheme import SchemeContract
 
 
 class TestJKO(SchemeContract):
+    solves = True
     diverges = False
 
     def make(self):

@@ -41,15 +41,6 @@ class TestMinibatch(SchemeContract):
     def problem(self, dtype=torch.float64):
         return Draws(CENTERS), clouds.weighted(7, 2, dtype=dtype)
 
-    def test_a_chain_of_two_is_one_after_the_other(self):
-        """Each part of a chain draws afresh."""
-        F, mu = self.problem()
-        pair = of.chain(self.make(), self.make())
-        one, two = (
-            of.flow(F, mu, pair, dt=0.1, steps=4, generator=seed) for seed in (0, 1)
-        )
-        assert not torch.equal(one.final.points, two.final.points)
-
 
 class TestWithoutDraws(SchemeContract):
     """A functional that is not stochastic is left as it is."""

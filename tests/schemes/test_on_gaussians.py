@@ -59,6 +59,7 @@ class TestLangevin(OnGaussians):
 
 
 class TestJKO(OnGaussians):
+    solves = True
     diverges = False
 
     def make(self):

@@ -17,6 +17,7 @@ def particles(order, tolerance=1e-12):
 
 
 class TestOrderTwo(SchemeContract):
+    solves = True
     diverges = False
     order = 2
     steps = (0.1, 0.05, 0.025)
@@ -152,7 +153,9 @@ def test_a_step_may_raise_the_energy_and_says_so():
 def test_an_unconverged_stage_is_not_certified():
     solver = of.proximal.ParticleProximal(tolerance=1e-12, max_gradients=2)
     F = of.Interaction(of.kernels.PowerLaw(4, 2))
-    info = of.flow(F, clouds.uniform(), of.JKO(solver, order=2), dt=1.0, steps=1)
+    with pytest.warns(of.errors.NotConvergedWarning, match="1 of 1 steps"):
+        info = of.flow(F, clouds.uniform(), of.JKO(solver, order=2), dt=1.0, steps=1)
+    assert info.converged is False
     assert not info.info[0]["converged"]
     assert not info.info[0]["certified"]
     assert info.info[0]["guarantee"] == "none"

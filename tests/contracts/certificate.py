@@ -1,0 +1,221 @@
+"""The laws of every certificate, against references that share no code with solvers.
+
+What the words mean is in ``docs/conventions.rst``, "Words of a certificate".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import otflow as of
+from otflow.proximal.certificate import CERTIFYING
+from tests.clouds import normal
+from tests.exact_gaussians import fokker_planck_jko, gaussian_cells, gaussian_w2
+
+WORDS = {
+    "energy_before",
+    "energy_after",
+    "decrease",
+    "w2",
+    "residual",
+    "converged",
+    "guarantee",
+    "bound",
+    "certified",
+}
+GUARANTEES = CERTIFYING | {"upper-bound", "sinkhorn", "none"}
+F64 = torch.float64
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A step, how far apart its ends are, and the exact step where it is known."""
+
+    functional: of.Functional
+    start: of.Measure
+    dt: float
+    distance: Callable[[Any, Any], float]
+    exact: Callable[[Any], float] | None = None  # distance to the exact step
+    slack: float = 1e-9  # of distances, as the representation knows them
+
+
+# Problems, by a seed ------------------------------------------------------------------
+
+
+def _numbers(seed: int) -> tuple[float, float, float]:
+    """Return a modulus, a centre and a dt that depend on the seed alone."""
+    a, b, c = torch.rand(
+        3, generator=torch.Generator().manual_seed(seed), dtype=F64
+    ).tolist()
+    return 0.2 + 3 * a, 2 * b - 1, 10 ** (2 * c - 2)
+
+
+def _spring(modulus: float, centre: float) -> of.Potential:
+    return of.Potential(
+        lambda x: 0.5 * modulus * (x - centre).square().sum(-1), modulus=modulus
+    )
+
+
+def particles(seed: int, *, convex: bool = True) -> Problem:
+    """Atoms in a bowl, whose step is known, or in a double well that interacts."""
+    modulus, centre, dt = _numbers(seed)
+    n, d = 3 + 4 * (seed % 5), 1 + seed % 3
+    x, masses = normal(n, d, seed=seed), normal(n, seed=seed + 9).exp()
+    mu = of.Particles(x, masses if seed % 2 else None, normalize=seed % 2 == 1)
+
+    def distance(a: of.Particles, b: of.Particles) -> float:
+        return math.sqrt(float(of.metrics.wasserstein2_squared(a, b)))
+
+    if not convex:
+        F = of.Potential(lambda x: modulus * (x.square() - 1).square().sum(-1))
+        F = F + of.Interaction(of.kernels.Gaussian(0.7))
+        return Problem(F, mu, 10 * dt, distance)
+    goal = (x + dt * modulus * centre) / (1 + dt * modulus)
+
+    def exact(nu: of.Particles) -> float:
+        return distance(nu, of.Particles(goal, mu.weights))
+
+    return Problem(_spring(modulus, centre), mu, dt, distance, exact, 1e-8)
+
+
+def gaussians(seed: int) -> Problem:
+    """A Gaussian in a quadratic bowl with entropy: Fokker-Planck."""
+    modulus, centre, dt = _numbers(seed)
+    d = 1 + seed % 3
+    factor = normal(d, d, seed=seed) / d
+    S = factor @ factor.T + 0.3 * torch.eye(d, dtype=F64)
+    m = normal(1, d, seed=seed + 5)[0]
+    A, b = modulus * torch.eye(d, dtype=F64), torch.full((d,), centre, dtype=F64)
+    goal = fokker_planck_jko(m, S, dt, A=A, b=b, temperature=0.5)
+
+    def distance(a: of.Gaussian, c: of.Gaussian) -> float:
+        return gaussian_w2(a.mean, a.covariance, c.mean, c.covariance)
+
+    def exact(nu: of.Gaussian) -> float:
+        return gaussian_w2(nu.mean, nu.covariance, *goal)
+
+    F = _spring(modulus, centre) + 0.5 * of.Entropy()
+    return Problem(F, of.Gaussian(m, S), dt, distance, exact, 1e-6)
+
+
+def quantiles(seed: int) -> Problem:
+    """Quantiles in a bowl, where each moves by itself."""
+    modulus, centre, dt = _numbers(seed)
+    edges = (normal(9 + seed, seed=seed).exp() + 0.1).cumsum(0)
+    edges = (edges - edges.mean()) / edges.std()
+    mu = of.Quantiles(edges)
+    goal = (edges + dt * modulus * centre) / (1 + dt * modulus)
+
+    def distance(a: of.Quantiles, b: of.Quantiles) -> float:
+        return _line(a.edges.flatten(), a.weights, b.edges.flatten(), b.weights)
+
+    def exact(nu: of.Quantiles) -> float:
+        return distance(nu, of.Quantiles(goal))
+
+    return Problem(_spring(modulus, centre), mu, dt, distance, exact, 1e-8)
+
+
+def cells(seed: int) -> Problem:
+    """A bell on cells in a quadratic bowl with entropy."""
+    modulus, centre, dt = _numbers(seed)
+    n, width = 60 + 10 * (seed % 4), 0.6 + 0.1 * (seed % 3)
+    one = torch.ones(1, dtype=F64)
+    m, S = 0.3 * one, width * one[:, None]
+    masses = gaussian_cells(m, S.diagonal(), -5, 5, (n,))
+    mu = of.GridDensity(masses, -5, 5, normalize=True)
+    m, S = fokker_planck_jko(m, S, dt, A=modulus * one[:, None], b=centre * one)
+    goal = gaussian_cells(m, S.diagonal(), -5, 5, (n,))
+    faces = torch.linspace(-5, 5, n + 1, dtype=F64)
+    h = 10 / n
+
+    def distance(a: of.GridDensity, b: of.GridDensity) -> float:
+        return _line(faces, a.weights, faces, b.weights)
+
+    def exact(nu: of.GridDensity) -> float:
+        return _line(faces, nu.weights, faces, goal / goal.sum())
+
+    # A certificate on cells counts from their centres: up to a share of the spacing.
+    F = _spring(modulus, centre) + of.Entropy()
+    return Problem(F, mu, dt, distance, exact, 0.25 * h)
+
+
+def _line(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> float:
+    """Return the distance of step densities with masses a, b between edges x, y.
+
+    Between the levels of both the quantile functions are linear: Simpson is exact.
+    """
+    heights = [torch.cat([m.new_zeros(1), (m / m.sum()).cumsum(0)]) for m in (a, b)]
+    levels = torch.cat(heights).clamp(0, 1).sort().values
+    low, high = levels[:-1], levels[1:]
+    keep = high - low > 1e-13
+    low, high = low[keep], high[keep]
+
+    def gap(level: Tensor) -> Tensor:
+        return _quantile(x, heights[0], level) - _quantile(y, heights[1], level)
+
+    inner = 1e-3 * (high - low)  # jumps of the quantiles are at the levels themselves
+    one, two = gap(low + inner), gap(high - inner)
+    square = (one * one + one * two + two * two) / 3
+    return math.sqrt(float((square * (high - low)).sum()))
+
+
+def _quantile(edges: Tensor, heights: Tensor, level: Tensor) -> Tensor:
+    k = torch.searchsorted(heights, level, right=True).clamp(1, len(heights) - 1)
+    low, high = heights[k - 1], heights[k]
+    share = ((level - low) / (high - low).clamp_min(1e-300)).clamp(0, 1)
+    return edges[k - 1] + share * (edges[k] - edges[k - 1])
+
+
+# Laws ---------------------------------------------------------------------------------
+
+
+def check(report: Mapping[str, Any], problem: Problem, end: of.Measure) -> None:
+    """Check all words of a report of a step from the problem's start to `end`."""
+    F, mu, dt = problem.functional, problem.start, problem.dt
+    assert set(report) >= WORDS
+    before, after, w2 = (report[k] for k in ("energy_before", "energy_after", "w2"))
+    # Energies are those of the functional.
+    assert before == pytest.approx(float(F.value(mu)), rel=1e-9, abs=1e-9)
+    assert after == pytest.approx(float(F.value(end)), rel=1e-9, abs=1e-9)
+    # The distance is one, or an upper bound.
+    if w2 is None:
+        assert report["decrease"] is None
+    else:
+        found = problem.distance(mu, end)
+        assert math.isfinite(w2)
+        assert w2 >= found - problem.slack - 1e-6 * found
+        lost = before - after - w2 * w2 / (2 * dt)
+        assert report["decrease"] == pytest.approx(lost, rel=1e-9, abs=1e-12)
+    check_flags(report)
+    bound = report["bound"]
+    if bound is not None and problem.exact is not None:
+        assert problem.exact(end) <= bound + problem.slack
+
+
+def check_flags(report: Mapping[str, Any]) -> None:
+    """Check that nothing is claimed which the numbers do not bear out."""
+    assert isinstance(report["converged"], bool)
+    assert isinstance(report["certified"], bool)
+    assert report["guarantee"] in GUARANTEES
+    assert report["certified"] == (report["guarantee"] in CERTIFYING)
+    before, after = report["energy_before"], report["energy_after"]
+    if not report["converged"]:
+        assert report["guarantee"] == "none"
+    if report["guarantee"] != "exact":
+        assert report["bound"] is None
+    else:
+        assert report["bound"] is not None
+    if report["certified"]:
+        noise = report.get("noise", 0.0) + 1e-9 * (1 + abs(before) + abs(after))
+        numbers = [before, after, report["residual"]]
+        numbers += [report[k] for k in ("w2", "bound", "decrease")]
+        assert all(x is None or math.isfinite(x) for x in numbers)
+        assert after <= before + noise
+        assert report["decrease"] is None or report["decrease"] >= -noise
