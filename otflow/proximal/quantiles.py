@@ -8,11 +8,14 @@ from typing import Any
 import torch
 
 from otflow._validation import non_negative_int, positive, real
+from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import Quantiles
 from otflow.proximal.base import ProximalSolver, ProxResult
-from otflow.proximal.quantile_newton import Bounds, Solution, interior_point, newton
+from otflow.proximal.certificate import certify
+from otflow.proximal.quantile_newton import Solution, minimise
 from otflow.proximal.quantile_objective import Objective
+from otflow.proximal.quantile_step import Room
 
 __all__ = ["QuantileProximal"]
 
@@ -150,24 +153,26 @@ class QuantileProximal(ProximalSolver[Quantiles]):
         """
         dt = self._admit(F, mu, dt, Quantiles)
         problem = Objective(F, mu, dt)
-        bounds = self._bounds(problem)
-        if bounds is None:
-            found = newton(problem, self.tolerance, self.max_iterations)
-        else:
+        room = self._room(problem)
+        if problem.terms.max_density < math.inf:
             with torch.no_grad():
                 F.value(mu)  # refuses a density above the bound
-            found = interior_point(problem, bounds, self.tolerance, self.max_iterations)
+        found = minimise(problem, room, self.tolerance, self.max_iterations)
         edges = found.point.edges.to(mu.edges)
+        if bool((edges.diff() <= 0).any()):
+            msg = (
+                f"cells of the step are shorter than the last place of {mu.dtype} "
+                f"quantiles; use float64, or less grading"
+            )
+            raise Diverged(msg, measure=mu)
         nu = mu.moved(edges)
         certificate = _certificate(problem, found, nu)
         return ProxResult(
             nu, None, found.iterations, certificate["residual"], certificate
         )
 
-    def _bounds(self, problem: Objective) -> Bounds | None:
+    def _room(self, problem: Objective) -> Room:
         most = problem.terms.max_density
-        if math.isinf(most) and self.lower is None and self.upper is None:
-            return None
         first, last = float(problem.centre[0]), float(problem.centre[-1])
         slack = 1e-6 * (last - first)
         if self.lower is not None and first < self.lower - slack:
@@ -190,42 +195,30 @@ class QuantileProximal(ProximalSolver[Quantiles]):
                     f"density at most {most:g}; raise the bound or widen the walls"
                 )
                 raise ValueError(msg)
-        gaps = None if math.isinf(most) else problem.weights / most
-        return Bounds(gaps, self.lower, self.upper)
+        lower = -math.inf if self.lower is None else self.lower
+        upper = math.inf if self.upper is None else self.upper
+        return Room(problem.weights / most, lower, upper)
 
 
 def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> dict[str, Any]:
     point = found.point
     moved = problem.norm(point.edges - problem.centre)
-    start = problem.start.energy
     still = 1e3 * torch.finfo(nu.dtype).eps * problem.norm(problem.centre)
-    most = problem.terms.max_density
     density = problem.weights / point.edges.diff()
-    excess = max(0.0, float(density.max()) / most - 1.0)
-    bound, convexity = None, None
-    if problem.modulus is not None:
-        convexity = 1 + problem.dt * problem.modulus
-    if convexity is not None and convexity > 0:
-        r, gap = found.residual, found.gap
-        bound = (r + math.sqrt(r * r + 4 * convexity * gap)) / (2 * convexity)
-        # What the cast to the dtype of the measure moved.
+    excess = max(0.0, float(density.max()) / problem.terms.max_density - 1.0)
+    bound = found.bound
+    if bound is not None:  # with what the cast to the dtype of the measure moved
         bound += problem.norm(point.edges - nu.edges.to(point.edges))
-    decrease = start - point.energy - moved**2 / (2 * problem.dt)
-    noise = (4 * (problem.start.noise + point.noise) + found.gap) / problem.dt
-    if not found.converged:
-        guarantee = "none"
-    else:
-        guarantee = "stationary" if bound is None else "exact"
-    return {
-        "energy_before": start,
-        "energy_after": point.energy,
-        "w2": moved,
-        "decrease": decrease,
-        "residual": found.residual / moved if moved > still else found.residual,
-        "converged": found.converged,
-        "gradients": found.iterations,
-        "excess": excess,
-        "bound": bound,
-        "guarantee": guarantee,
-        "certified": guarantee != "none" and decrease >= -noise,
-    }
+    return certify(
+        energy_before=problem.start.energy,
+        energy_after=point.energy,
+        dt=problem.dt,
+        w2=moved,
+        residual=found.residual / moved if moved > still else found.residual,
+        converged=found.converged,
+        guarantee="stationary" if bound is None else "exact",
+        bound=bound,
+        noise=(4 * (problem.start.noise + point.noise) + found.gap) / problem.dt,
+        gradients=found.iterations,
+        excess=excess,
+    )
