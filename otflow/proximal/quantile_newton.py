@@ -24,7 +24,7 @@ ATOM = 8
 COMPLEMENTARITY = 1e-6
 REST = 1e-10
 # The barrier shrinks by SHRINK once its decrement is below CENTRED times its size.
-SHRINK = 0.1
+SHRINK = 0.03
 CENTRED = 1.0
 # Multipliers stay within this factor of those of the barrier.
 SPREAD = 1e4
@@ -49,11 +49,11 @@ class _State:
     problem: Objective
     room: Room
     point: Expansion
+    slack: Tensor
     z: Tensor
     barrier: float
 
     def __post_init__(self) -> None:
-        self.slack = self.room.slacks(self.point.edges)
         self.springs = self.z / self.slack
         self.band = self.point.chain(self.problem.lumped, self.springs)
         self.rest = self.point.gradient - spread(self.z)  # of the Lagrangian
@@ -69,14 +69,19 @@ class _State:
     @property
     def slope(self) -> Tensor:
         """Gradient of objective and barrier."""
-        return self.point.gradient - spread(self.barrier / self.slack)
+        return self.point.gradient - spread(self.pull / self.slack)
+
+    @property
+    def pull(self) -> Tensor:
+        """Strength of the barrier of each cell, in proportion to its mass."""
+        return self.barrier * self.problem.weights
 
     @property
     def merit(self) -> float:
         """Objective and barrier."""
         value = self.point.objective
         if self.barrier:
-            value -= self.barrier * float(self.slack.log().sum())
+            value -= float(self.pull @ self.slack.log())
         return value
 
     @property
@@ -102,7 +107,7 @@ class _State:
 
     def shrink(self) -> None:
         """Take a smaller barrier once this one's minimum is near."""
-        if self.decrement() ** 2 <= CENTRED * self.barrier * len(self.z):
+        if self.decrement() ** 2 <= CENTRED * self.barrier:
             self.barrier *= SHRINK
 
     def descend(self, budget: int) -> tuple[_State | None, int]:
@@ -113,12 +118,12 @@ class _State:
         if not fall < 0:
             step = self._local(slope).step
             fall = float(slope @ step)
-        force = self.point.pressure + self.barrier / self.slack
-        path = Path(q, step, force, self.band.springs, room, self.problem.lumped)
+        pressure, springs = self.point.pressure, self.point.band.springs
+        path = Path(q, step, pressure, springs, self.slack, room, self.problem.lumped)
         decrement = self.decrement()
         length, merit = path.longest, self.merit
         for trial in range(1, min(MAX_HALVINGS, budget) + 1):
-            found = self._at(path(length), step, length)
+            found = self._at(*path(length), step, length)
             if found is None:
                 length *= 0.25
                 continue
@@ -132,27 +137,28 @@ class _State:
             length *= 0.5
         return None, min(MAX_HALVINGS, budget)
 
-    def _at(self, q: Tensor, step: Tensor, length: float) -> _State | None:
-        slack = self.room.slacks(q)
+    def _at(
+        self, q: Tensor, slack: Tensor, step: Tensor, length: float
+    ) -> _State | None:
         if not bool((slack > 0).all()):
             return None
         try:
-            point = self.problem.expand(q)
+            point = self.problem.expand(q, self.room.least + slack)
         except NonFinite:
             return None
-        target = self.barrier / self.slack
+        target = self.pull / self.slack
         z = self.z + length * (target - self.z - self.springs * step.diff())
-        target = self.barrier / slack
+        target = self.pull / slack
         z = torch.minimum(torch.maximum(z, target / SPREAD), target * SPREAD)
-        return _State(self.problem, self.room, point, z, self.barrier)
+        return _State(self.problem, self.room, point, slack, z, self.barrier)
 
 
 def minimise(problem: Objective, room: Room, tolerance: float, budget: int) -> Solution:
     r"""Descend by Newton's method, the gaps kept above their least values.
 
     A bound on the density is a least length of each cell, kept by a barrier
-    :math:`-\theta\sum\log s_i` of the gaps beyond it, with multipliers z close to
-    :math:`\theta/s` :cite:p:`nocedal2006numerical`; :math:`\theta` shrinks each time
+    :math:`-\theta\sum w_i\log s_i` of the gaps beyond it, with multipliers close to
+    :math:`\theta w/s` :cite:p:`nocedal2006numerical`; :math:`\theta` shrinks each time
     that the minimum under it is near. Walls hold the two ends: each model is minimised
     between them. Objective and barrier together never increase but by round-off. Each
     iteration takes time O(n) plus that of the nonlocal terms.
@@ -186,7 +192,8 @@ def minimise(problem: Objective, room: Room, tolerance: float, budget: int) -> S
         if found is None:
             break
         state = found
-        _refuse_atoms(problem, state.point.edges)
+        if not room.bounded:
+            _refuse_atoms(problem, state.point.edges)
     return Solution(
         state.point, state.residual, state.lost, _bound(state), settled, used
     )
@@ -197,8 +204,7 @@ def _start(problem: Objective, room: Room) -> _State:
 
     They are blended with cells of equal density, which fit by assumption.
     """
-    bounded = bool((room.least > 0).any())
-    q = problem.centre
+    bounded, q = room.bounded, problem.centre
     slack = room.slacks(q)
     if bounded and bool((slack < 0.05 * room.least).any()):
         width, full = float(q[-1] - q[0]), float(room.least.sum())
@@ -210,16 +216,17 @@ def _start(problem: Objective, room: Room) -> _State:
         gaps = room.least + (1 - share) * slack + share * even
         shift = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
         q = shift + problem.lumped @ (q - shift)
-    q = room.inside(q)
+        slack = gaps - room.least
+    q, slack = room.inside(q, slack)
     same = torch.equal(q, problem.centre)
-    point = problem.start if same else problem.expand(q)
-    zero = torch.zeros_like(slack)
+    point = problem.start if same else problem.expand(q, room.least + slack)
+    start = _State(problem, room, point, slack, torch.zeros_like(slack), 0.0)
     if not bounded:
-        return _State(problem, room, point, zero, 0.0)
-    start = _State(problem, room, point, zero, 0.0)
+        return start
     width = float(q[-1] - q[0])
-    barrier = max(start.residual**2, (REST * width) ** 2) / len(slack)
-    return _State(problem, room, point, barrier / start.slack, barrier)
+    barrier = max(start.residual**2, (REST * width) ** 2)
+    z = barrier * problem.weights / slack
+    return _State(problem, room, point, slack, z, barrier)
 
 
 def _length(band: Springs, step: Tensor) -> float:
@@ -243,7 +250,7 @@ def _bound(state: _State) -> float | None:
     if problem.modulus is None or not 1 + problem.dt * problem.modulus > 0:
         return None
     convexity = 1 + problem.dt * problem.modulus
-    gaps = point.edges.diff()
+    gaps = room.least + state.slack
     sure = problem.sure_stiffness(gaps)
     while True:
         band = Springs(convexity * problem.lumped, sure)

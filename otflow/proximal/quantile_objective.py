@@ -119,10 +119,13 @@ class Objective:
         """Return the lumped length of a displacement of the quantiles."""
         return math.sqrt(float(self.lumped @ tangent.square()))
 
-    def expand(self, q: Tensor) -> Expansion:
-        """Return value, gradient and Hessian at quantiles (n + 1,), gaps > 0."""
+    def expand(self, q: Tensor, gaps: Tensor | None = None) -> Expansion:
+        """Return value, gradient and Hessian at quantiles (n + 1,), gaps > 0.
+
+        The gaps may be given, where they are known better than by difference.
+        """
         dt, lumped = self.dt, self.lumped
-        force, stiffness, parts = self._internal(q.diff())
+        force, stiffness, parts = self._internal(q.diff() if gaps is None else gaps)
         d = q - self.centre
         gradient, rows = lumped * d, lumped.clone()
         reach = torch.maximum(q.abs(), self.centre.abs())

@@ -20,6 +20,8 @@ MAX_PRODUCTS = 200
 STRAIGHT = 0.5
 EXPONENTS = (0.25, 8.0)
 POLE = 0.9
+# What at least is left of a gap beyond its least length, under a barrier.
+LEFT = 0.05
 
 Product = Callable[[Tensor], Tensor]
 
@@ -32,22 +34,27 @@ class Room:
     lower: float
     upper: float
 
+    @property
+    def bounded(self) -> bool:
+        """Whether gaps have a least length."""
+        return bool((self.least > 0).any())
+
     def slacks(self, q: Tensor) -> Tensor:
         """Return the gaps beyond the least ones, (n,)."""
         return q.diff() - self.least
 
-    def inside(self, q: Tensor) -> Tensor:
-        """Return quantiles moved, and if need be squeezed, between the walls."""
+    def inside(self, q: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
+        """Return quantiles and slacks moved, if need be squeezed, between the walls."""
         if float(q[0]) < self.lower:
             q = q + (self.lower - q[0])
         if float(q[-1]) > self.upper:
             q = q + (self.upper - q[-1])
         if float(q[0]) < self.lower:
-            slack = self.slacks(q)
             room = self.upper - self.lower - float(self.least.sum())
-            gaps = self.least + slack * (room / float(slack.sum()))
+            slack = slack * (room / float(slack.sum()))
+            gaps = self.least + slack
             q = self.lower + torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
-        return q.clamp(self.lower, self.upper)
+        return q.clamp(self.lower, self.upper), slack
 
 
 @dataclass(frozen=True)
@@ -183,19 +190,27 @@ class Path:
     force of its energy is about :math:`s^{-m}`, with :math:`m = s\,k/f` from the force
     f and the spring k. Where x is small the gap follows a straight line; else it is
     :math:`s\,(1 - m\,t\,x)^{-1/m}`: at t = 1 that is the place of balance with a
-    constant force, however far it is, where a straight step would pass 0 or come near
-    it once in a hundred steps. So the least cell never holds up the others.
+    constant force, however far it is, where a straight step would pass 0. Under a
+    barrier it is :math:`s \max(1 + t\,x, 1/20)`. So no cell holds up the others.
 
     Parameters
     ----------
     q, step : Tensor, shape (n + 1,)
         Start and direction.
     force, spring : Tensor, shape (n,)
-        Of each gap, outward and >= 0.
+        Of each gap, outward and >= 0, without the barrier.
+    slack : Tensor, shape (n,)
+        Gaps beyond the least ones. Under a barrier they are finer than the last place
+        of the quantiles, and have a life of their own.
     room : Room
         Least gaps and walls.
     lumped : Tensor, shape (n + 1,)
         Masses; their mean moves as along the straight line.
+
+    Attributes
+    ----------
+    longest : float
+        The time to try first, at most 1.
     """
 
     def __init__(
@@ -204,12 +219,17 @@ class Path:
         step: Tensor,
         force: Tensor,
         spring: Tensor,
+        slack: Tensor,
         room: Room,
         lumped: Tensor,
     ) -> None:
         self.q, self.step, self.room, self.lumped = q, step, room, lumped
-        self.slack = room.slacks(q)
+        self.slack = slack
         self.share = step.diff() / self.slack
+        self.longest, self.exponent = 1.0, torch.ones_like(self.share)
+        if room.bounded:
+            self.curved = self.share < LEFT - 1
+            return
         held = (force > 0) & (spring > 0)
         exponent = self.slack * spring / torch.where(held, force, 1.0)
         self.exponent = torch.where(held, exponent, 1.0).clamp(*EXPONENTS)
@@ -219,15 +239,22 @@ class Path:
         # Nothing keeps the others apart: a step ends short of where they meet.
         loose = self.share[~held]
         worst = float(-loose.min()) if len(loose) else 0.0
-        self.longest = POLE / worst if worst > POLE else 1.0
+        if worst > POLE:
+            self.longest = POLE / worst
 
-    def __call__(self, t: float) -> Tensor:
-        """Return the quantiles at time t, from 0 to 1."""
-        q = self.q + t * self.step
+    def __call__(self, t: float) -> tuple[Tensor, Tensor]:
+        """Return the quantiles and the slacks at time t, from 0 to 1."""
+        q, x = self.q + t * self.step, t * self.share
+        factor = 1 + x
         if bool(self.curved.any()):
-            x, m = t * self.share, self.exponent
-            factor = (1 - (m * x).clamp_max(POLE)).pow(-1 / m)
-            excess = torch.where(self.curved, self.slack * (factor - 1 - x), 0.0)
+            m = self.exponent
+            if self.room.bounded:
+                bent = factor.clamp_min(LEFT)
+            else:
+                bent = (1 - (m * x).clamp_max(POLE)).pow(-1 / m)
+            factor = torch.where(self.curved, bent, factor)
+            excess = self.slack * (factor - 1 - x)
             shift = torch.cat([excess.new_zeros(1), excess.cumsum(0)])
             q = q + shift - self.lumped @ shift
-        return self.room.inside(q)
+        q, slack = self.room.inside(q, self.slack * factor)
+        return q, slack if self.room.bounded else q.diff()
