@@ -119,7 +119,16 @@ class _State:
             step = self._local(slope).step
             fall = float(slope @ step)
         pressure, springs = self.point.pressure, self.point.band.springs
-        path = Path(q, step, pressure, springs, self.slack, room, self.problem.lumped)
+        path = Path(
+            q,
+            step,
+            pressure,
+            springs,
+            self.springs,
+            self.slack,
+            room,
+            self.problem.lumped,
+        )
         decrement = self.decrement()
         length, merit = path.longest, self.merit
         for trial in range(1, min(MAX_HALVINGS, budget) + 1):
@@ -265,11 +274,10 @@ def _bound(state: _State) -> float | None:
 
 
 def _refuse_atoms(problem: Objective, q: Tensor) -> None:
-    reach = torch.maximum(q[1:].abs(), q[:-1].abs())
     gaps = q.diff()
-    tiny = gaps <= ATOM * torch.finfo(torch.float64).eps * reach
-    if bool(tiny.any()):
-        i = int((gaps / reach).argmin())
+    smallest = ATOM * torch.finfo(torch.float64).eps * float(q.abs().max())
+    if bool((gaps <= smallest).any()):
+        i = int(gaps.argmin())
         cure = "add Entropy() or another internal energy, take a smaller dt, or flow "
         cure += "Particles"
         if problem.terms.others:

@@ -28,10 +28,6 @@ from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["Expansion", "Objective"]
 
-# A row of the Hessian is at least this share of the mass that stands behind it.
-LEAST = 1e-3
-TINY = torch.finfo(torch.float64).tiny
-
 # Up to so many cells the Hessian of interactions is a dense matrix: 32 MB.
 DENSE = 2048
 
@@ -55,12 +51,13 @@ class Expansion:
     def chain(self, lumped: Tensor, extra: Tensor) -> Springs:
         """Return the band and more springs, positive definite.
 
-        Where V is so concave that they are not, each negative row changes its sign.
+        Where V is so concave that they are not, all rows are shifted alike, so that
+        neighbours go the same way.
         """
         band = Springs(self.band.rows, self.band.springs + extra)
-        if bool((band.rows <= 0).any()) and band.solve(lumped) is None:
-            rows = torch.maximum(band.rows.abs(), LEAST * lumped)
-            band = Springs(rows, band.springs)
+        least = float((band.rows / lumped).min())
+        if least <= 0 and band.solve(lumped) is None:
+            band = Springs(band.rows + (1 - least) * lumped, band.springs)
         return band
 
     def floor(self, band: Springs) -> float:
@@ -77,9 +74,11 @@ class Expansion:
         held = pull.square() / torch.where(kept, band.springs, 1.0)
         springs = float(held[kept].sum())
         left, right = _beside(pull.masked_fill(kept, 0.0), 0.0)
+        # No entry of the inverse is negative: errors of one sign are the worst.
         error = self.error + left + right
-        rows = float((error.square() / band.diagonal.clamp_min(TINY)).sum())
-        return math.sqrt(springs) + math.sqrt(rows)
+        moved = band.solve(error)
+        rows = math.inf if moved is None else float(error @ moved)
+        return math.sqrt(springs) + math.sqrt(max(rows, 0.0))
 
 
 class Objective:

@@ -190,8 +190,9 @@ class Path:
     force of its energy is about :math:`s^{-m}`, with :math:`m = s\,k/f` from the force
     f and the spring k. Where x is small the gap follows a straight line; else it is
     :math:`s\,(1 - m\,t\,x)^{-1/m}`: at t = 1 that is the place of balance with a
-    constant force, however far it is, where a straight step would pass 0. Under a
-    barrier it is :math:`s \max(1 + t\,x, 1/20)`. So no cell holds up the others.
+    constant force, however far it is, where a straight step would pass 0. Where the
+    barrier's spring is the stiffer one it is :math:`s \max(1 + t\,x, 1/20)`. So no cell
+    holds up the others.
 
     Parameters
     ----------
@@ -199,6 +200,8 @@ class Path:
         Start and direction.
     force, spring : Tensor, shape (n,)
         Of each gap, outward and >= 0, without the barrier.
+    barrier : Tensor, shape (n,)
+        Spring of the barrier; 0 without one.
     slack : Tensor, shape (n,)
         Gaps beyond the least ones. Under a barrier they are finer than the last place
         of the quantiles, and have a life of their own.
@@ -219,6 +222,7 @@ class Path:
         step: Tensor,
         force: Tensor,
         spring: Tensor,
+        barrier: Tensor,
         slack: Tensor,
         room: Room,
         lumped: Tensor,
@@ -226,33 +230,28 @@ class Path:
         self.q, self.step, self.room, self.lumped = q, step, room, lumped
         self.slack = slack
         self.share = step.diff() / self.slack
-        self.longest, self.exponent = 1.0, torch.ones_like(self.share)
-        if room.bounded:
-            self.curved = self.share < LEFT - 1
-            return
-        held = (force > 0) & (spring > 0)
+        self.exponent = torch.ones_like(self.share)
+        held = (force > 0) & (spring > 0) & (spring >= barrier)
         exponent = self.slack * spring / torch.where(held, force, 1.0)
         self.exponent = torch.where(held, exponent, 1.0).clamp(*EXPONENTS)
         bend = self.exponent * self.share
         near = (bend.abs() <= STRAIGHT) & (self.share >= -STRAIGHT)
-        self.curved = held & ~near
+        self.bent = held & ~near
+        self.cut = ~held & (barrier > 0) & (self.share < LEFT - 1)
         # Nothing keeps the others apart: a step ends short of where they meet.
-        loose = self.share[~held]
+        loose = self.share[~held & (barrier <= 0)]
         worst = float(-loose.min()) if len(loose) else 0.0
-        if worst > POLE:
-            self.longest = POLE / worst
+        self.longest = POLE / worst if worst > POLE else 1.0
 
     def __call__(self, t: float) -> tuple[Tensor, Tensor]:
         """Return the quantiles and the slacks at time t, from 0 to 1."""
         q, x = self.q + t * self.step, t * self.share
         factor = 1 + x
-        if bool(self.curved.any()):
+        if bool((self.bent | self.cut).any()):
             m = self.exponent
-            if self.room.bounded:
-                bent = factor.clamp_min(LEFT)
-            else:
-                bent = (1 - (m * x).clamp_max(POLE)).pow(-1 / m)
-            factor = torch.where(self.curved, bent, factor)
+            bent = (1 - (m * x).clamp_max(POLE)).pow(-1 / m)
+            factor = torch.where(self.bent, bent, factor)
+            factor = torch.where(self.cut, factor.clamp_min(LEFT), factor)
             excess = self.slack * (factor - 1 - x)
             shift = torch.cat([excess.new_zeros(1), excess.cumsum(0)])
             q = q + shift - self.lumped @ shift

@@ -87,6 +87,9 @@ class Springs:
 
 
 def _lapack(diagonal: Tensor, springs: Tensor, rhs: Tensor) -> Array | None:
+    if len(diagonal) == 1:
+        alone: Array = (rhs / diagonal).cpu().numpy()
+        return alone if float(diagonal) > 0 else None
     linalg = lazy_import("scipy.linalg")
     stored = torch.zeros(2, len(diagonal), dtype=torch.float64)
     stored[0] = diagonal
