@@ -1,4 +1,4 @@
-"""The JKO step on quantiles: banded Newton, and an interior point under bounds."""
+"""The JKO step on quantiles: banded Newton between walls, a barrier under bounds."""
 
 from __future__ import annotations
 
@@ -29,21 +29,27 @@ class QuantileProximal(ProximalSolver[Quantiles]):
 
     :math:`\ell_i` the mass that quantile i answers for. Potentials and internal
     energies have a tridiagonal Hessian, so that a Newton step takes time O(n)
-    :cite:p:`nocedal2006numerical`; backtracking keeps gaps positive and lets the
-    objective fall. Where V is so concave that the Hessian is not positive, it is
-    shifted by just as much. Interactions and all other terms enter by exact products
-    of the Hessian and vectors, in conjugate gradients preconditioned by the band.
+    :cite:p:`nocedal2006numerical`; backtracking lets the objective fall, along paths on
+    which each cell follows its own energy, so that the least cell never holds up the
+    others. Where V is so concave that the Hessian is not positive, it is shifted by
+    just as much. Interactions and all other terms enter by exact products of the
+    Hessian and vectors, in conjugate gradients preconditioned by the band.
 
-    A bound on the density, from `Congestion`, is a least length for each cell; walls
-    bound the ends. A primal-dual interior-point method meets both, at the same cost
-    per iteration. Mass is exact throughout.
+    Walls bound the two ends; each model is minimised between them. A bound on the
+    density, from `Congestion`, is a least length for each cell, kept by a primal-dual
+    barrier in proportion to the masses, at the same cost per iteration. Every iterate
+    keeps to walls and bounds. Mass is exact throughout.
 
     Parameters
     ----------
     tolerance : float
-        Stop when the gradient of :math:`dt\,\Phi` is below it times the displacement,
-        both in the lumped :math:`L^2(\mu)`, or is at round-off. With bounds 1e-9 is
-        the least that counts.
+        Stop when the Newton decrement :math:`(g^\top H^{-1} g)^{1/2}` of
+        :math:`dt\,\Phi`, with its gradient g and banded Hessian H, is below it times
+        the displacement, or at round-off. It is the length of the step that is left,
+        in a metric that knows how stiff each cell is: cells of tiny mass count by what
+        they can still change, which the :math:`L^2(\mu)` norm of the gradient does not
+        see. Below a bound on the density, what complementarity lacks must be below
+        the square of 1e-6 times the displacement too.
     max_iterations : int
         Budget of evaluations of F with its derivatives, per step.
     lower, upper : float, optional
@@ -65,21 +71,23 @@ class QuantileProximal(ProximalSolver[Quantiles]):
     ``w2``
         Distance between both ends in the lumped metric, exact.
     ``residual``, ``converged``, ``gradients``
-        Residual over the displacement (alone, where nothing moved but by round-off),
-        whether it met the tolerance, evaluations spent.
+        Newton decrement over the displacement (alone, where nothing moved but by
+        round-off), whether it met the tolerance, evaluations spent.
     ``excess``
         Largest density over its bound, minus 1; 0 where it is kept or there is none.
     ``bound``
         Upper bound on the lumped W2 distance to the exact minimiser among densities
-        with these masses: with residual r, complementarity gap g of the bounds and m
-        = 1 + dt lambda > 0 it is (r + sqrt(r^2 + 4 m g)) / 2m; without bounds r/m.
-        Where a convexity modulus is known, else None. Repulsive kernels that are
+        with these masses, round-off included: with the decrement r in a metric that is
+        proved to lie below the Hessian, complementarity gap c of the bounds and m = 1
+        + dt lambda > 0 it is (r + sqrt(r^2 + 4 c)) / (2 sqrt(m)). Where a convexity
+        modulus is known and the step converged, else None. Repulsive kernels that are
         convex on the half-line, as the logarithm, count as convex.
     ``guarantee``
         ``"exact"``: the step is unique and within ``bound``. ``"stationary"``: a
-        critical point of the objective. ``"none"``: not converged.
+        critical point of the objective: where F is not convex, a flow may rest at one
+        that is not its least. ``"none"``: not converged, or the energy rose.
     ``certified``
-        Whether the guarantee is not ``"none"`` and the energy fell as it must.
+        Whether the guarantee is not ``"none"``.
 
     Linear algebra is float64 and on the CPU, by SciPy (2n numbers go there and back);
     F is evaluated in the dtype and on the device of the measure, and the result comes
@@ -149,7 +157,7 @@ class QuantileProximal(ProximalSolver[Quantiles]):
         NonFinite
             If the density of `mu` exceeds the bound.
         Diverged
-            If a cell shrinks to an atom.
+            If a cell shrinks to an atom, or below the last place of the dtype.
         """
         dt = self._admit(F, mu, dt, Quantiles)
         problem = Objective(F, mu, dt)
