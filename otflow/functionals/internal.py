@@ -13,7 +13,7 @@ from otflow._validation import real
 from otflow.errors import NonFinite
 from otflow.functionals.base import Functional, Sum
 from otflow.functionals.roots import increasing_root
-from otflow.measures import Measure
+from otflow.measures import Gaussian, Measure
 
 __all__ = ["Entropy", "Internal"]
 
@@ -81,12 +81,30 @@ class Internal(Functional):
     def value(self, mu: Measure) -> Tensor:
         r"""Return :math:`\int e(\rho)\, d\mu`.
 
+        On a Gaussian `Entropy` and `PowerEntropy` are in closed form: no density is
+        formed, no rule of quadrature used.
+
         Raises
         ------
         Unsupported
             If `mu` has no density.
+        NonFinite
+            If the energy is infinite, or too large for the dtype of `mu`.
         """
-        return mu.internal(self.e)
+        closed = self.on_gaussian(mu) if isinstance(mu, Gaussian) else None
+        value = mu.internal(self.e) if closed is None else closed
+        if value.ndim == 0 and not bool(value.detach().isfinite()):
+            msg = (
+                f"the energy {self!r} is {float(value.detach())}: e(r) is infinite or "
+                f"too large for {value.dtype} at a density of the measure; use "
+                f"float64, or measure lengths in another unit"
+            )
+            raise NonFinite(msg)
+        return value
+
+    def on_gaussian(self, mu: Gaussian) -> Tensor | None:
+        r"""Return the energy of a Gaussian in closed form, None where none is known."""
+        return None
 
     @property
     def displacement_modulus(self) -> float | None:
@@ -276,6 +294,10 @@ class Entropy(Internal):
 
     def __init__(self) -> None:
         super().__init__(torch.log, modulus=0.0)
+
+    def on_gaussian(self, mu: Gaussian) -> Tensor:
+        r"""Return :math:`-\tfrac12\log\det(2\pi\Sigma) - d/2`."""
+        return -mu.log_volume() - 0.5 * mu.dim
 
     def split_entropy(self) -> tuple[float, Functional]:
         """Return temperature 1 and nothing else."""

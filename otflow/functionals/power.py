@@ -11,7 +11,7 @@ from otflow._validation import positive
 from otflow.errors import NonFinite
 from otflow.functionals.internal import Internal
 from otflow.functionals.roots import wright_omega
-from otflow.measures import GridDensity, Measure
+from otflow.measures import Gaussian, GridDensity, Measure
 
 __all__ = ["Congestion", "PowerEntropy"]
 
@@ -73,6 +73,11 @@ class PowerEntropy(Internal):
         r"""Return :math:`\int \rho^{m-1} d\mu / (m - 1)`."""
         self.check_dimension(mu.dim)
         return super().value(mu)
+
+    def on_gaussian(self, mu: Gaussian) -> Tensor:
+        r"""Return :math:`\det(2\pi\Sigma)^{(1-m)/2} m^{-d/2}/(m-1)`."""
+        logarithm = (1 - self.m) * mu.log_volume() - 0.5 * mu.dim * math.log(self.m)
+        return logarithm.exp() / (self.m - 1)
 
     def modulus_in(self, dim: int) -> float | None:
         """Return 0 where McCann's condition m >= 1 - 1/d holds, else None."""

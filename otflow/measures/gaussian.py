@@ -24,7 +24,7 @@ from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.kernels import RadialKernel
 from otflow.measures.base import Measure, check_kernel
 from otflow.measures.covariance import check_state, cholesky, optimal_rotation
-from otflow.measures.quadrature import gaussian_nodes
+from otflow.measures.quadrature import gaussian_nodes, integrate_energy
 
 __all__ = ["Gaussian"]
 
@@ -56,7 +56,8 @@ class Gaussian(Measure):
         Covariance, symmetric and positive definite.
     nodes : int, optional
         Quadrature nodes: per axis for d <= 3 (tensor Gauss-Hermite; 32, 20, 12 by
-        default), in all above (antithetic low-discrepancy nodes; 2,048).
+        default), in all above (antithetic low-discrepancy nodes; 2,048, or 8 d rounded
+        up to a power of two where that is more).
 
     Attributes
     ----------
@@ -192,23 +193,28 @@ class Gaussian(Measure):
                 msg = f"x must have shape (m, {self.dim}), got {tuple(x.shape)}"
                 raise ValueError(msg)
             z = torch.linalg.solve(self.factor, (x - self.mean).T).T
-        volume: Tensor = torch.linalg.slogdet(self.factor).logabsdet
-        constant = 0.5 * self.dim * math.log(2 * math.pi) + volume
-        return -0.5 * z.square().sum(-1) - constant
+        return -0.5 * z.square().sum(-1) - self.log_volume()
 
     def density(self) -> Tensor:
-        """Return the density at the measure's own points, (n,)."""
-        return self.log_density().exp()
+        """Return the density at the measure's own points, (n,); `NonFinite` if inf."""
+        rho = self.log_density().exp()
+        if bool(rho.detach().isinf().any()):
+            msg = f"a density is too large for {rho.dtype}; use log_density()"
+            raise NonFinite(msg)
+        return rho
+
+    def log_volume(self) -> Tensor:
+        r"""Return :math:`\tfrac12\log\det(2\pi\Sigma)` = -max log density."""
+        volume: Tensor = torch.linalg.slogdet(self.factor).logabsdet
+        return volume + 0.5 * self.dim * math.log(2 * math.pi)
 
     def internal(self, e: Ground) -> Tensor:
-        r"""Return :math:`\int e(\rho)\, d\mu`; the entropy without forming the density.
+        r"""Return :math:`\int e(\rho)\, d\mu`, e the energy per unit of mass.
 
-        In many dimensions densities leave the range of the dtype where their logarithms
-        are harmless.
+        Densities are formed in float64, from their logarithms: in many dimensions they
+        leave the range of float32. Beyond that of float64 it raises `NonFinite`.
         """
-        return (
-            self.weights @ self.log_density() if e is torch.log else super().internal(e)
-        )
+        return integrate_energy(e, self.log_density(), self.weights)
 
     def interaction(self, W: Ground, *, diagonal: bool = True) -> Tensor:
         r"""Return :math:`\tfrac12 E\,W(\sqrt2 L z)`: the law of x - y is Gaussian.

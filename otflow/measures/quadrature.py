@@ -1,4 +1,4 @@
-"""Nodes that integrate against a standard Gaussian, whitened."""
+"""Nodes that integrate against a standard Gaussian, whitened; energies by logs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._autodiff import check_finite
+from otflow._typing import Ground
 from otflow._validation import non_negative_int
+from otflow.errors import NonFinite
+from otflow.measures.base import check_energy
 
-__all__ = ["Nodes", "gaussian_nodes"]
+__all__ = ["Nodes", "gaussian_nodes", "integrate_energy"]
 
 # Up to this dimension a tensor rule is affordable; its nodes per axis. Even numbers:
 # no node at the mean, where a kernel's kink or pole may be.
 TENSOR_DIM = 3
 PER_AXIS = {1: 32, 2: 20, 3: 12}
 
-# Nodes of the low-discrepancy rule above it: twice a power of two.
+# Nodes of the low-discrepancy rule above it: twice a power of two, and at least
+# PER_DIMENSION for each dimension. Whitening turns d by d second moments into the
+# identity; with fewer nodes than that it would bend the nodes out of shape.
 LOW_DISCREPANCY = 2048
+PER_DIMENSION = 8
+# Dimensions for which Sobol's sequence is tabulated.
+MAX_DIM = 21201
+# Beyond it the exponential, or its inverse, leaves the normal numbers of float64.
+LARGEST_LOG = 708.0
 
 
 @dataclass(frozen=True)
@@ -57,23 +68,60 @@ def gaussian_nodes(dim: int, nodes: int | None = None) -> Nodes:
         Dimension, >= 1.
     nodes : int, optional
         Nodes per axis for d <= 3, at least 2; the number of all nodes above, even and
-        more than 2 d.
+        more than 2 d: by default 2,048, or 8 d rounded up to a power of two where that
+        is more.
 
     Returns
     -------
     Nodes
         The same ones at each call.
+
+    Raises
+    ------
+    ValueError
+        If `nodes` is too small, too large or odd, or d above 21,201, where Sobol's
+        sequence ends.
     """
     if dim <= TENSOR_DIM:
         per_axis = PER_AXIS[dim] if nodes is None else nodes
         return _tensor(dim, non_negative_int(per_axis, "nodes", minimum=2))
-    count = non_negative_int(
-        LOW_DISCREPANCY if nodes is None else nodes, "nodes", minimum=2 * dim + 2
-    )
+    if dim > MAX_DIM:
+        msg = (
+            f"a Gaussian in dimension {dim} has no quadrature rule: Sobol's sequence "
+            f"ends at {MAX_DIM}; draw samples, and flow them as Particles"
+        )
+        raise ValueError(msg)
+    if nodes is None:
+        nodes = max(LOW_DISCREPANCY, 1 << (PER_DIMENSION * dim - 1).bit_length())
+    count = non_negative_int(nodes, "nodes", minimum=2 * dim + 2)
     if count % 2:
         msg = f"nodes must be even, they come in pairs z, -z; got {count}"
         raise ValueError(msg)
     return _antithetic(dim, count)
+
+
+def integrate_energy(e: Ground, logs: Tensor, weights: Tensor) -> Tensor:
+    r"""Return :math:`\sum_k w_k\, e(\exp l_k)` from logarithms of densities.
+
+    In float64: in many dimensions a density leaves the range of float32.
+
+    Raises
+    ------
+    NonFinite
+        If a density, or the energy, leaves the range of float64.
+    """
+    most, least = float(logs.detach().max()), float(logs.detach().min())
+    if most > LARGEST_LOG or least < -LARGEST_LOG:
+        msg = (
+            f"densities from exp({least:.6g}) to exp({most:.6g}) leave the range of "
+            f"float64; use Entropy() or PowerEntropy(m), which need only their "
+            f"logarithms, or measure lengths in another unit"
+        )
+        raise NonFinite(msg)
+    energy = weights.double() @ check_energy(e, logs.double().exp())
+    value = energy.to(logs)
+    check_finite(value.detach(), "the energy of a density")
+    return value
 
 
 @lru_cache(maxsize=16)

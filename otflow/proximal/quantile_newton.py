@@ -1,4 +1,4 @@
-"""Minimise over quantiles: damped Newton, and an interior-point method with bounds."""
+"""Minimise over quantiles: Newton's method, with a barrier below least gaps."""
 
 from __future__ import annotations
 
@@ -10,65 +10,177 @@ from torch import Tensor
 
 from otflow.errors import Diverged, NonFinite
 from otflow.proximal.quantile_objective import Expansion, Objective
+from otflow.proximal.quantile_step import Direction, Path, Room, direction, spread
 from otflow.proximal.springs import Springs
 
-__all__ = ["Bounds", "Solution", "interior_point", "newton"]
+__all__ = ["Solution", "minimise"]
 
-# A step goes at most this share of the way to where a gap or a slack would vanish.
-REACH = 0.9
 MAX_HALVINGS = 40
+DECREASE = 1e-4
 # A gap below so many units in the last place of its ends is an atom.
-ATOM = 32
-# Root of the complementarity gap, over the displacement: what bounds the distance.
+ATOM = 8
+# Root of the complementarity gap, over the displacement: what bounds the distance; and
+# over the width of the measure, where next to nothing moves.
 COMPLEMENTARITY = 1e-6
+REST = 1e-10
+# The barrier shrinks by SHRINK once its decrement is below CENTRED times its size.
+SHRINK = 0.03
+CENTRED = 1.0
+# Multipliers stay within this factor of those of the barrier.
+SPREAD = 1e4
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Where a solver stopped: the optimality condition's residual there."""
+    """Where a solver stopped, and how well it meets the conditions of a minimum."""
 
     point: Expansion
-    residual: float  # norm of the (Lagrangian's) gradient, a displacement
-    gap: float  # bound on what is lost by inexact complementarity; 0 without bounds
+    residual: float  # Newton decrement of the Lagrangian, the length of a displacement
+    gap: float  # forces of the bounds times what is left to them
+    bound: float | None  # on the lumped distance to the minimiser, where convex
     converged: bool
     iterations: int
 
 
-def _residual(problem: Objective, gradient: Tensor) -> float:
-    return math.sqrt(float((gradient.square() / problem.lumped).sum()))
+@dataclass
+class _State:
+    """Quantiles with the multipliers z of the least gaps, under a barrier."""
 
+    problem: Objective
+    room: Room
+    point: Expansion
+    slack: Tensor
+    z: Tensor
+    barrier: float
 
-def _longest(values: Tensor, step: Tensor, reach: float = REACH) -> float:
-    """Return the longest step, at most 1, that keeps `values` positive."""
-    ratio = float((-step / values).max())
-    return min(1.0, reach / ratio) if ratio > 0 else 1.0
-
-
-def _refuse_atoms(problem: Objective, q: Tensor) -> None:
-    smallest = ATOM * torch.finfo(torch.float64).eps * float(q.abs().max())
-    gaps = q.diff()
-    if bool((gaps <= smallest).any()):
-        i = int(gaps.argmin())
-        msg = (
-            f"the JKO step shrinks the cell between quantiles {i} and {i + 1} to an "
-            f"atom, which a density cannot represent; add Entropy() or another "
-            f"internal energy, take a smaller dt, or flow Particles"
+    def __post_init__(self) -> None:
+        self.springs = self.z / self.slack
+        self.band = self.point.chain(self.problem.lumped, self.springs)
+        self.rest = self.point.gradient - spread(self.z)  # of the Lagrangian
+        self.aim = self._local(self.rest)
+        self.residual = _length(self.band, self.aim.step)
+        self.lost = float(self.z @ self.slack) + self.aim.lost(
+            self.room, self.point.edges
         )
-        raise Diverged(msg, measure=problem.mu)
+
+    def _local(self, slope: Tensor) -> Direction:
+        return direction(self.band, None, slope, self.point.edges, self.room)
+
+    @property
+    def slope(self) -> Tensor:
+        """Gradient of objective and barrier."""
+        return self.point.gradient - spread(self.pull / self.slack)
+
+    @property
+    def pull(self) -> Tensor:
+        """Strength of the barrier of each cell, in proportion to its mass."""
+        return self.barrier * self.problem.weights
+
+    @property
+    def merit(self) -> float:
+        """Objective and barrier."""
+        value = self.point.objective
+        if self.barrier:
+            value -= float(self.pull @ self.slack.log())
+        return value
+
+    @property
+    def noise(self) -> float:
+        """Round-off of the merit."""
+        eps = torch.finfo(torch.float64).eps
+        return self.point.noise + 16 * eps * abs(self.merit - self.point.objective)
+
+    def decrement(self) -> float:
+        """Return that of objective and barrier together."""
+        return _length(self.band, self._local(self.slope).step)
+
+    def settled(self, tolerance: float) -> bool:
+        """Whether it is a minimum, to the tolerance or to round-off."""
+        edges = self.point.edges
+        moved = self.problem.norm(edges - self.problem.centre)
+        width = float(edges[-1] - edges[0])
+        place = 8 * torch.finfo(torch.float64).eps * float(edges.abs().max())
+        lost = (COMPLEMENTARITY * moved + REST * width) ** 2
+        lost += 2 * place * float(self.z.sum())
+        floor = self.point.floor(self.band)
+        return self.residual <= tolerance * moved + floor and self.lost <= lost
+
+    def shrink(self) -> None:
+        """Take a smaller barrier once this one's minimum is near."""
+        if self.decrement() ** 2 <= CENTRED * self.barrier:
+            self.barrier *= SHRINK
+
+    def descend(self, budget: int) -> tuple[_State | None, int]:
+        """Backtrack along a path till the merit falls; None if it never does."""
+        room, q, slope = self.room, self.point.edges, self.slope
+        step = direction(self.band, self.point.product, slope, q, room).step
+        fall = float(slope @ step)
+        if not fall < 0:
+            step = self._local(slope).step
+            fall = float(slope @ step)
+        pressure, springs = self.point.pressure, self.point.band.springs
+        path = Path(
+            q,
+            step,
+            pressure,
+            springs,
+            self.springs,
+            self.slack,
+            room,
+            self.problem.lumped,
+        )
+        decrement = self.decrement()
+        length, merit = path.longest, self.merit
+        for trial in range(1, min(MAX_HALVINGS, budget) + 1):
+            found = self._at(*path(length), step, length)
+            if found is None:
+                length *= 0.25
+                continue
+            if found.merit <= merit + DECREASE * length * fall:
+                return found, trial
+            # Close to the minimum a decrease drowns in round-off; there a smaller
+            # gradient is progress.
+            level = found.merit <= merit + self.noise
+            if level and found.decrement() < 0.9 * decrement:
+                return found, trial
+            length *= 0.5
+        return None, min(MAX_HALVINGS, budget)
+
+    def _at(
+        self, q: Tensor, slack: Tensor, step: Tensor, length: float
+    ) -> _State | None:
+        if not bool((slack > 0).all()):
+            return None
+        try:
+            point = self.problem.expand(q, self.room.least + slack)
+        except NonFinite:
+            return None
+        target = self.pull / self.slack
+        z = self.z + length * (target - self.z - self.springs * step.diff())
+        target = self.pull / slack
+        z = torch.minimum(torch.maximum(z, target / SPREAD), target * SPREAD)
+        return _State(self.problem, self.room, point, slack, z, self.barrier)
 
 
-def newton(problem: Objective, tolerance: float, budget: int) -> Solution:
-    """Descend by Newton's method with gaps kept positive.
+def minimise(problem: Objective, room: Room, tolerance: float, budget: int) -> Solution:
+    r"""Descend by Newton's method, the gaps kept above their least values.
 
-    The objective never increases but by round-off. Each iteration takes time O(n) plus
-    that of the nonlocal terms.
+    A bound on the density is a least length of each cell, kept by a barrier
+    :math:`-\theta\sum w_i\log s_i` of the gaps beyond it, with multipliers close to
+    :math:`\theta w/s` :cite:p:`nocedal2006numerical`; :math:`\theta` shrinks each time
+    that the minimum under it is near. Walls hold the two ends: each model is minimised
+    between them. Objective and barrier together never increase but by round-off. Each
+    iteration takes time O(n) plus that of the nonlocal terms.
 
     Parameters
     ----------
     problem : Objective
         What to minimise; the start is its centre.
+    room : Room
+        Where quantiles may be.
     tolerance : float
-        Stop where the residual is below it times the displacement.
+        Stop where the Newton decrement is below it times the displacement, or at
+        round-off.
     budget : int
         Expansions to spend.
 
@@ -77,213 +189,104 @@ def newton(problem: Objective, tolerance: float, budget: int) -> Solution:
     Solution
         The last point.
     """
-    point, used = problem.start, 1
+    state, used = _start(problem, room), 1
     while True:
-        residual = _residual(problem, point.gradient)
-        moved = problem.norm(point.edges - problem.centre)
-        settled = residual <= tolerance * moved + point.floor
+        settled = state.settled(tolerance)
         if settled or used >= budget:
-            return Solution(point, residual, 0.0, settled, used)
-        step = point.solve(-point.gradient, problem.lumped)
-        found, trials = _search(problem, point, step, residual, budget - used)
+            break
+        if state.barrier:
+            state.shrink()
+        found, trials = state.descend(budget - used)
         used += trials
         if found is None:
-            return Solution(point, residual, 0.0, False, used)
-        point = found
-
-
-def _search(
-    problem: Objective, point: Expansion, step: Tensor, residual: float, budget: int
-) -> tuple[Expansion | None, int]:
-    """Backtrack until the objective falls enough; None if it never does."""
-    slope = float(point.gradient @ step)
-    length = _longest(point.edges.diff(), step.diff())
-    for trial in range(1, min(MAX_HALVINGS, budget) + 1):
-        q = point.edges + length * step
-        _refuse_atoms(problem, q)
-        try:
-            found = problem.expand(q)
-        except NonFinite:
-            length *= 0.25
-            continue
-        if found.objective <= point.objective + 1e-4 * length * slope:
-            return found, trial
-        # Close to the minimum a decrease drowns in round-off; there a smaller gradient
-        # is progress.
-        is_level = found.objective <= point.objective + point.noise
-        if is_level and _residual(problem, found.gradient) < 0.9 * residual:
-            return found, trial
-        length *= 0.5
-    return None, min(MAX_HALVINGS, budget)
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Least gaps (n,), or None, and walls: linear constraints on the quantiles.
-
-    Each row of A q >= b is a gap or an end; `slacks` is A q - b.
-    """
-
-    gaps: Tensor | None
-    lower: float | None
-    upper: float | None
-
-    def rows(self, q: Tensor) -> Tensor:
-        """Return A q, the gaps and the ends that are bounded."""
-        parts = [] if self.gaps is None else [q.diff()]
-        if self.lower is not None:
-            parts.append(q[:1])
-        if self.upper is not None:
-            parts.append(-q[-1:])
-        return torch.cat(parts)
-
-    def slacks(self, q: Tensor) -> Tensor:
-        """Return A q - b."""
-        parts = [] if self.gaps is None else [self.gaps]
-        ends = [] if self.lower is None else [self.lower]
-        ends += [] if self.upper is None else [-self.upper]
-        return self.rows(q) - torch.cat([*parts, q.new_tensor(ends)])
-
-    def transpose(self, z: Tensor, n: int) -> Tensor:
-        """Return A^T z for multipliers z, (n + 1,)."""
-        result = z.new_zeros(n + 1)
-        if self.gaps is not None:
-            result[1:] += z[:n]
-            result[:-1] -= z[:n]
-            z = z[n:]
-        if self.lower is not None:
-            result[0] += z[0]
-        if self.upper is not None:
-            result[-1] -= z[-1]
-        return result
-
-    def springs(self, weight: Tensor, n: int) -> Springs:
-        """Return A^T diag(weight) A, tridiagonal."""
-        rows, springs = weight.new_zeros(n + 1), weight.new_zeros(n)
-        if self.gaps is not None:
-            springs, weight = weight[:n], weight[n:]
-        if self.lower is not None:
-            rows[0] = weight[0]
-        if self.upper is not None:
-            rows[-1] = weight[-1]
-        return Springs(rows, springs)
-
-
-@dataclass(frozen=True)
-class _State:
-    """Quantiles, slacks and multipliers, with what the conditions leave over."""
-
-    point: Expansion
-    s: Tensor
-    z: Tensor
-    dual: Tensor  # gradient of the Lagrangian
-    primal: Tensor  # A q - b - s
-
-    def merit(self, problem: Objective, target: float, stiffness: Tensor) -> float:
-        """Return the squares of all residuals, each as an energy."""
-        dual = (self.dual.square() / problem.lumped).sum()
-        excess = (self.s * self.z - target).square().sum() / target
-        return float(dual + excess + stiffness @ self.primal.square())
-
-    def lost(self) -> float:
-        """Return a bound on what the objective loses by s z > 0 and A q - b != s."""
-        return float((self.z * (self.s + self.primal.abs())).sum())
-
-    def dual_floor(self, problem: Objective) -> float:
-        """Return the residual that the last place of the multipliers brings about."""
-        spread = math.sqrt(float(problem.lumped.reciprocal().sum()))
-        return 8 * torch.finfo(torch.float64).eps * float(self.z.max()) * spread
-
-    def noise(self) -> float:
-        """Return the share of `lost` that the last place of the quantiles makes up."""
-        return 2 * self.last_place() * float(self.z.sum())
-
-    def last_place(self) -> float:
-        """Return a few units in the last place of the quantiles."""
-        largest = float(self.point.edges.abs().max())
-        return 8 * torch.finfo(torch.float64).eps * largest
-
-
-def interior_point(
-    problem: Objective, bounds: Bounds, tolerance: float, budget: int
-) -> Solution:
-    r"""Minimise under A q >= b by a primal-dual interior-point method.
-
-    Slacks s and multipliers z > 0 solve :math:`\nabla\Phi = A^T z`, :math:`Aq - b = s`,
-    :math:`s z = \mu`, with :math:`\mu \to 0` :cite:p:`nocedal2006numerical`. Each
-    Newton step is one banded solve, and the norm of all residuals decreases.
-
-    Parameters
-    ----------
-    problem, tolerance, budget
-        As for `newton`.
-    bounds : Bounds
-        The constraints.
-
-    Returns
-    -------
-    Solution
-        The last point; its gap is the sum of s z.
-    """
-    n = len(problem.weights)
-
-    def at(point: Expansion, s: Tensor, z: Tensor) -> _State:
-        dual = point.gradient - bounds.transpose(z, n)
-        return _State(point, s, z, dual, bounds.slacks(point.edges) - s)
-
-    # Slacks of a tenth of a cell, or of a mean cell at a wall, keep the start inside.
-    point, used = problem.start, 1
-    width = float(problem.centre[-1] - problem.centre[0])
-    slacks = bounds.slacks(problem.centre)
-    roomy = torch.full_like(slacks, width / n)
-    if bounds.gaps is not None:
-        roomy[:n] = 0.1 * bounds.gaps
-    s = torch.maximum(slacks, roomy)
-    scale = float(point.gradient.cumsum(0).abs().max())
-    scale = max(scale, 1e-3 * width * float(problem.lumped.mean()))
-    state = at(point, s, scale * roomy / s)
-    target = 0.1 * float(state.s @ state.z) / len(s)
-    while True:
-        residual = _residual(problem, state.dual)
-        moved = problem.norm(state.point.edges - problem.centre)
-        lost = state.lost()
-        small = state.point.floor + state.dual_floor(problem)
-        rest = small + 1e-4 * COMPLEMENTARITY * width
-        settled = (
-            residual <= max(tolerance, 1e-9) * moved + small
-            and lost <= (COMPLEMENTARITY * moved + rest) ** 2 + state.noise()
-            and bool((state.primal.abs() <= 1e-9 * roomy + state.last_place()).all())
-        )
-        if settled or used >= budget:
-            return Solution(state.point, residual, lost, settled, used)
-        # Newton's step on the conditions with s z = target.
-        excess = state.s * state.z - target
-        correction = (excess + state.z * state.primal) / state.s
-        springs = bounds.springs(state.z / state.s, n)
-        rhs = -state.dual - bounds.transpose(correction, n)
-        dq = state.point.solve(rhs, problem.lumped, springs)
-        ds = bounds.rows(dq) + state.primal
-        dz = -(excess + state.z * ds) / state.s
-        length = min(_longest(state.s, ds, 0.99), _longest(state.z, dz, 0.99))
-        if bounds.gaps is None:
-            length = min(length, _longest(state.point.edges.diff(), dq.diff()))
-        stiffness = state.z / roomy
-        before, found = state.merit(problem, target, stiffness), None
-        for _ in range(min(MAX_HALVINGS, budget - used)):
-            used += 1
-            q = state.point.edges + length * dq
-            if bool((q.diff() > 0).all()):
-                _refuse_atoms(problem, q)
-                trial = at(
-                    problem.expand(q), state.s + length * ds, state.z + length * dz
-                )
-                after = trial.merit(problem, target, stiffness)
-                if after <= (1 - 0.02 * length) * before + 4 * small**2:
-                    found = trial
-                    break
-            length *= 0.5
-        if found is None:
-            return Solution(state.point, residual, lost, False, used)
+            break
         state = found
-        share = 0.02 if length > 0.9 else 0.2 if length > 0.5 else 0.7
-        target = share * float(state.s @ state.z) / len(s)
+        if not room.bounded:
+            _refuse_atoms(problem, state.point.edges)
+    return Solution(
+        state.point, state.residual, state.lost, _bound(state), settled, used
+    )
+
+
+def _start(problem: Objective, room: Room) -> _State:
+    """Return a state strictly inside: cells that are too short take room from others.
+
+    They are blended with cells of equal density, which fit by assumption.
+    """
+    bounded, q = room.bounded, problem.centre
+    slack = room.slacks(q)
+    if bounded and bool((slack < 0.05 * room.least).any()):
+        width, full = float(q[-1] - q[0]), float(room.least.sum())
+        wide = min(max(width, 1.5 * full), room.upper - room.lower)
+        even = problem.weights * (wide - full)
+        # A density may exceed its bound by a tolerance.
+        lack = (-slack / even).clamp_min(0).max()
+        share = max(0.1, 2 * float(lack / (1 + lack)))
+        gaps = room.least + (1 - share) * slack + share * even
+        shift = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
+        q = shift + problem.lumped @ (q - shift)
+        slack = gaps - room.least
+    q, slack = room.inside(q, slack)
+    same = torch.equal(q, problem.centre)
+    point = problem.start if same else problem.expand(q, room.least + slack)
+    start = _State(problem, room, point, slack, torch.zeros_like(slack), 0.0)
+    if not bounded:
+        return start
+    width = float(q[-1] - q[0])
+    barrier = max(start.residual**2, (REST * width) ** 2)
+    z = barrier * problem.weights / slack
+    return _State(problem, room, point, slack, z, barrier)
+
+
+def _length(band: Springs, step: Tensor) -> float:
+    """Return the length of a step in the metric of a band."""
+    return math.sqrt(max(0.0, float(step @ band.times(step))))
+
+
+def _bound(state: _State) -> float | None:
+    r"""Return a bound on the lumped distance to the minimiser; None if not convex.
+
+    For the displacement e to the minimiser, the Lagrangian's gradient g, the gap c and
+    a symmetric :math:`\tilde H` below the Hessians between both,
+    :math:`|e|_{\tilde H}^2 \le e \cdot g + c`, so that with :math:`r =
+    |g|_{\tilde H^{-1}}` it is :math:`|e|_{\tilde H} \le (r + \sqrt{r^2 + 4c})/2`. Here
+    :math:`\tilde H` is the modulus times the lumped masses, and such springs as are
+    known while no gap grows by a half. That none does, the same bound must show; a
+    spring of which it does not is left out. (The minimiser moves continuously with g,
+    from the point at hand to the true one, and would have to pass a growth by a half.)
+    """
+    problem, point, room = state.problem, state.point, state.room
+    if problem.modulus is None or not 1 + problem.dt * problem.modulus > 0:
+        return None
+    convexity = 1 + problem.dt * problem.modulus
+    gaps = room.least + state.slack
+    sure = problem.sure_stiffness(gaps)
+    while True:
+        band = Springs(convexity * problem.lumped, sure)
+        aim = direction(band, None, state.rest, point.edges, room)
+        r = _length(band, aim.step) + point.floor(band)
+        c = float(state.z @ state.slack) + aim.lost(room, point.edges)
+        length = 0.5 * (r + math.sqrt(r * r + 4 * c))
+        loose = (sure > 0) & (length > 0.5 * gaps * sure.sqrt())
+        if not bool(loose.any()):
+            return length / math.sqrt(convexity)
+        sure = torch.where(loose, 0.0, sure)
+
+
+def _refuse_atoms(problem: Objective, q: Tensor) -> None:
+    gaps = q.diff()
+    smallest = ATOM * torch.finfo(torch.float64).eps * float(q.abs().max())
+    if bool((gaps <= smallest).any()):
+        i = int(gaps.argmin())
+        cure = "add Entropy() or another internal energy, take a smaller dt, or flow "
+        cure += "Particles"
+        if problem.terms.others:
+            cure += (
+                "; a functional of the distance to other quantiles is to be written "
+                "with displacement_to and inner, as the step itself measures"
+            )
+        msg = (
+            f"the JKO step shrinks the cell between quantiles {i} and {i + 1} to an "
+            f"atom, which a density cannot represent; {cure}"
+        )
+        raise Diverged(msg, measure=problem.mu)

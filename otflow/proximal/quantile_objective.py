@@ -17,8 +17,9 @@ from otflow._autodiff import (
     value_gradient_product,
 )
 from otflow.errors import InvalidFunctional, NonFinite
-from otflow.functionals import Functional, Interaction, Potential
+from otflow.functionals import Functional, Interaction, Potential, PowerEntropy
 from otflow.functionals.base import Scaled
+from otflow.functionals.combined import Combined
 from otflow.kernels import Energy, Log, PowerLaw, RadialKernel, Riesz
 from otflow.measures import Quantiles
 from otflow.measures.cells import far_hessian, near_interaction
@@ -26,10 +27,6 @@ from otflow.proximal.springs import Springs
 from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["Expansion", "Objective"]
-
-# Conjugate gradients stop at this share of the first residual, or after so many steps.
-FORCING = 1e-4
-MAX_PRODUCTS = 200
 
 # Up to so many cells the Hessian of interactions is a dense matrix: 32 MB.
 DENSE = 2048
@@ -45,57 +42,43 @@ class Expansion:
     energy: float  # F
     noise: float  # round-off of the objective
     objective: float  # dt F + half the squared distance
-    floor: float  # round-off of the gradient, as the length of a displacement
     gradient: Tensor  # of the objective in the edges, (n + 1,)
+    error: Tensor  # round-off of the gradient at each quantile, (n + 1,)
     band: Springs  # its Hessian but for the nonlocal terms
-    concavity: float  # how far the band may be from convex, per unit of lumped mass
+    pressure: Tensor  # dt times that of each cell, (n,)
     product: Product | None  # nonlocal part of the Hessian, times v
 
-    def solve(
-        self, rhs: Tensor, lumped: Tensor, extra: Springs | None = None
-    ) -> Tensor:
-        """Return the Hessian (made positive, plus `extra`) inverse, times `rhs`."""
-        band = self.band if extra is None else self.band.plus(extra)
-        x = band.solve(rhs)
-        if x is None:
-            # The potentials' part is at least -concavity times the lumped masses.
-            band = Springs(band.rows + self.concavity * lumped, band.springs)
-            x = band.solve(rhs)
-        if x is None:
-            msg = "the Hessian of the JKO objective on quantiles is not finite"
-            raise NonFinite(msg)
-        if self.product is None:
-            return x
-        return self._conjugate_gradients(band, x)
+    def chain(self, lumped: Tensor, extra: Tensor) -> Springs:
+        """Return the band and more springs, positive definite.
 
-    def _conjugate_gradients(self, band: Springs, solved: Tensor) -> Tensor:
-        """Correct the band's solution for the nonlocal terms, preconditioned by it.
-
-        What the band solves exactly, stiff bounds above all, never enters a product
-        with it. Along negative curvature the search stops: a direction of descent.
+        Where V is so concave that they are not, all rows are shifted alike, so that
+        neighbours go the same way.
         """
-        assert self.product is not None
-        r, x = -self.product(solved), torch.zeros_like(solved)
-        z = band.solve(r)
-        if z is None:
-            return solved
-        p, band_p, rz = z, r, float(r @ z)
-        target = FORCING**2 * rz
-        for _ in range(MAX_PRODUCTS):
-            q = band_p + self.product(p)
-            curvature = float(p @ q)
-            if not curvature > 0:
-                break
-            alpha = rz / curvature
-            x, r = x + alpha * p, r - alpha * q
-            z, before = band.solve(r), rz
-            if z is None:
-                break
-            rz = float(r @ z)
-            if rz <= target:
-                break
-            p, band_p = z + (rz / before) * p, r + (rz / before) * band_p
-        return solved + x
+        band = Springs(self.band.rows, self.band.springs + extra)
+        least = float((band.rows / lumped).min())
+        if least <= 0 and band.solve(lumped) is None:
+            band = Springs(band.rows + (1 - least) * lumped, band.springs)
+        return band
+
+    def floor(self, band: Springs) -> float:
+        r"""Return the length that the gradient's round-off has in the metric of `band`.
+
+        Quantiles are known to their last place. A spring pulls wrongly by k times that;
+        in the metric of the same spring this has the length :math:`\sqrt k\,\epsilon`,
+        however small the masses at its ends. Where `band` has no spring, the masses
+        alone hold against it.
+        """
+        reach = self.edges.abs()
+        place = torch.maximum(reach[1:], reach[:-1]) * torch.finfo(torch.float64).eps
+        pull, kept = 2 * self.band.springs * place, band.springs > 0
+        held = pull.square() / torch.where(kept, band.springs, 1.0)
+        springs = float(held[kept].sum())
+        left, right = _beside(pull.masked_fill(kept, 0.0), 0.0)
+        # No entry of the inverse is negative: errors of one sign are the worst.
+        error = self.error + left + right
+        moved = band.solve(error)
+        rows = math.inf if moved is None else float(error @ moved)
+        return math.sqrt(springs) + math.sqrt(max(rows, 0.0))
 
 
 class Objective:
@@ -135,22 +118,28 @@ class Objective:
         """Return the lumped length of a displacement of the quantiles."""
         return math.sqrt(float(self.lumped @ tangent.square()))
 
-    def expand(self, q: Tensor) -> Expansion:
-        """Return value, gradient and Hessian at quantiles (n + 1,), gaps > 0."""
-        w, dt = self.weights, self.dt
-        force, stiffness, parts = self._internal(q.diff())
+    def expand(self, q: Tensor, gaps: Tensor | None = None) -> Expansion:
+        """Return value, gradient and Hessian at quantiles (n + 1,), gaps > 0.
+
+        The gaps may be given, where they are known better than by difference.
+        """
+        dt, lumped = self.dt, self.lumped
+        force, stiffness, parts = self._internal(q.diff() if gaps is None else gaps)
         d = q - self.centre
-        gradient, rows = self.lumped * d, self.lumped.clone()
+        gradient, rows = lumped * d, lumped.clone()
         reach = torch.maximum(q.abs(), self.centre.abs())
-        concavity, coarse = 0.0, torch.zeros_like(q)
+        # F is as exact as the dtype of the measure; the rest is float64.
+        own, wide = torch.finfo(self.mu.dtype).eps, torch.finfo(torch.float64).eps
+        error = 2 * wide * lumped * reach
         if self.terms.potentials:
             x = q[:, None].to(self.mu.dtype)
-            values, slope, curve = line_derivatives(self._potential, x)
-            parts.append(self.lumped * values.to(w))
-            gradient += dt * self.lumped * slope.to(w)
-            rows += dt * self.lumped * curve.to(w)
-            concavity = dt * max(0.0, -float(curve.min()))
-            coarse += dt * (slope.abs() + curve.abs() * reach)
+            values, slope, curve = (
+                v.to(q) for v in line_derivatives(self._potential, x)
+            )
+            parts.append(lumped * values)
+            gradient += dt * lumped * slope
+            rows += dt * lumped * curve
+            error += 4 * own * dt * lumped * (slope.abs() + curve.abs() * reach)
         gradient[:-1] += dt * force
         gradient[1:] -= dt * force
         band = Springs(rows, dt * stiffness)
@@ -160,31 +149,36 @@ class Objective:
             parts.append(value.reshape(1))
             gradient = gradient + dt * slope
             # Neighbours interact by second differences, which cancel.
-            cancelled = 1 + float(reach.max()) / float(q.diff().min())
-            coarse += dt * cancelled * slope.abs() / self.lumped
+            narrow = torch.minimum(*_beside(q.diff(), math.inf))
+            error += 4 * own * dt * slope.abs() * (1 + reach / narrow)
         total = sum(float(part.sum()) for part in parts)
         size = sum(float(part.abs().sum()) for part in parts)
         if not math.isfinite(total):
             msg = "the energy of quantiles is not finite; look for an overflow"
             raise NonFinite(msg)
-        half = 0.5 * float(self.lumped @ d.square())
-        # F is as exact as the dtype of the measure; the rest is float64.
-        own = torch.finfo(self.mu.dtype).eps
-        floor = 2 * torch.finfo(torch.float64).eps * self.norm(
-            band.diagonal * reach / self.lumped
-        ) + 4 * own * self.norm(coarse)
+        half = 0.5 * float(lumped @ d.square())
         noise = 16 * own * (dt * size + half)
+        whole = dt * total + half
         return Expansion(
-            q,
-            total,
-            noise,
-            dt * total + half,
-            floor,
-            gradient,
-            band,
-            concavity,
-            product,
+            q, total, noise, whole, gradient, error, band, dt * force, product
         )
+
+    def sure_stiffness(self, gaps: Tensor) -> Tensor:
+        """Return a lower bound on the springs while no gap grows by a half, (n,).
+
+        The springs of entropies and powers are powers of the gap, and fall with it; of
+        a user's energy no more is known than that it is convex, if that.
+        """
+        wider, internal = 1.5 * gaps, self.terms.internal
+        parts = [(1.0, internal)] if internal is not None else []
+        if isinstance(internal, Combined):
+            parts = list(internal.parts)
+        r = self.weights / wider
+        sure = self.terms.temperature * r / wider
+        for c, part in parts:
+            if isinstance(part, PowerEntropy):
+                sure = sure + c * r * r * part.curvature(r) / wider
+        return self.dt * sure
 
     def _internal(self, gaps: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Return pressure, its slope -dP/dg >= 0, and energies of the cells, (n,)."""
@@ -238,6 +232,12 @@ class Objective:
     def _scaled(self, times: Product) -> Product:
         own, wide, dt = self.mu.dtype, self.centre.dtype, self.dt
         return lambda v: dt * times(v.to(own)).to(wide)
+
+
+def _beside(cells: Tensor, beyond: float) -> tuple[Tensor, Tensor]:
+    """Return what stands left and right of each quantile, (n + 1,) each."""
+    end = cells.new_full((1,), beyond)
+    return torch.cat([end, cells]), torch.cat([cells, end])
 
 
 def _products(

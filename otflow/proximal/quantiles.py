@@ -1,4 +1,4 @@
-"""The JKO step on quantiles: banded Newton, and an interior point under bounds."""
+"""The JKO step on quantiles: banded Newton between walls, a barrier under bounds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 import torch
 
 from otflow._validation import non_negative_int, positive, real
+from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import Quantiles
 from otflow.proximal.base import ProximalSolver, ProxResult
-from otflow.proximal.quantile_newton import Bounds, Solution, interior_point, newton
+from otflow.proximal.certificate import certify
+from otflow.proximal.quantile_newton import Solution, minimise
 from otflow.proximal.quantile_objective import Objective
+from otflow.proximal.quantile_step import Room
 
 __all__ = ["QuantileProximal"]
 
@@ -26,21 +29,27 @@ class QuantileProximal(ProximalSolver[Quantiles]):
 
     :math:`\ell_i` the mass that quantile i answers for. Potentials and internal
     energies have a tridiagonal Hessian, so that a Newton step takes time O(n)
-    :cite:p:`nocedal2006numerical`; backtracking keeps gaps positive and lets the
-    objective fall. Where V is so concave that the Hessian is not positive, it is
-    shifted by just as much. Interactions and all other terms enter by exact products
-    of the Hessian and vectors, in conjugate gradients preconditioned by the band.
+    :cite:p:`nocedal2006numerical`; backtracking lets the objective fall, along paths on
+    which each cell follows its own energy, so that the least cell never holds up the
+    others. Where V is so concave that the Hessian is not positive, it is shifted by
+    just as much. Interactions and all other terms enter by exact products of the
+    Hessian and vectors, in conjugate gradients preconditioned by the band.
 
-    A bound on the density, from `Congestion`, is a least length for each cell; walls
-    bound the ends. A primal-dual interior-point method meets both, at the same cost
-    per iteration. Mass is exact throughout.
+    Walls bound the two ends; each model is minimised between them. A bound on the
+    density, from `Congestion`, is a least length for each cell, kept by a primal-dual
+    barrier in proportion to the masses, at the same cost per iteration. Every iterate
+    keeps to walls and bounds. Mass is exact throughout.
 
     Parameters
     ----------
     tolerance : float
-        Stop when the gradient of :math:`dt\,\Phi` is below it times the displacement,
-        both in the lumped :math:`L^2(\mu)`, or is at round-off. With bounds 1e-9 is
-        the least that counts.
+        Stop when the Newton decrement :math:`(g^\top H^{-1} g)^{1/2}` of
+        :math:`dt\,\Phi`, with its gradient g and banded Hessian H, is below it times
+        the displacement, or at round-off. It is the length of the step that is left,
+        in a metric that knows how stiff each cell is: cells of tiny mass count by what
+        they can still change, which the :math:`L^2(\mu)` norm of the gradient does not
+        see. Below a bound on the density, what complementarity lacks must be below
+        the square of 1e-6 times the displacement too.
     max_iterations : int
         Budget of evaluations of F with its derivatives, per step.
     lower, upper : float, optional
@@ -62,21 +71,23 @@ class QuantileProximal(ProximalSolver[Quantiles]):
     ``w2``
         Distance between both ends in the lumped metric, exact.
     ``residual``, ``converged``, ``gradients``
-        Residual over the displacement (alone, where nothing moved but by round-off),
-        whether it met the tolerance, evaluations spent.
+        Newton decrement over the displacement (alone, where nothing moved but by
+        round-off), whether it met the tolerance, evaluations spent.
     ``excess``
         Largest density over its bound, minus 1; 0 where it is kept or there is none.
     ``bound``
         Upper bound on the lumped W2 distance to the exact minimiser among densities
-        with these masses: with residual r, complementarity gap g of the bounds and m
-        = 1 + dt lambda > 0 it is (r + sqrt(r^2 + 4 m g)) / 2m; without bounds r/m.
-        Where a convexity modulus is known, else None. Repulsive kernels that are
+        with these masses, round-off included: with the decrement r in a metric that is
+        proved to lie below the Hessian, complementarity gap c of the bounds and m = 1
+        + dt lambda > 0 it is (r + sqrt(r^2 + 4 c)) / (2 sqrt(m)). Where a convexity
+        modulus is known and the step converged, else None. Repulsive kernels that are
         convex on the half-line, as the logarithm, count as convex.
     ``guarantee``
         ``"exact"``: the step is unique and within ``bound``. ``"stationary"``: a
-        critical point of the objective. ``"none"``: not converged.
+        critical point of the objective: where F is not convex, a flow may rest at one
+        that is not its least. ``"none"``: not converged, or the energy rose.
     ``certified``
-        Whether the guarantee is not ``"none"`` and the energy fell as it must.
+        Whether the guarantee is not ``"none"``.
 
     Linear algebra is float64 and on the CPU, by SciPy (2n numbers go there and back);
     F is evaluated in the dtype and on the device of the measure, and the result comes
@@ -146,28 +157,30 @@ class QuantileProximal(ProximalSolver[Quantiles]):
         NonFinite
             If the density of `mu` exceeds the bound.
         Diverged
-            If a cell shrinks to an atom.
+            If a cell shrinks to an atom, or below the last place of the dtype.
         """
         dt = self._admit(F, mu, dt, Quantiles)
         problem = Objective(F, mu, dt)
-        bounds = self._bounds(problem)
-        if bounds is None:
-            found = newton(problem, self.tolerance, self.max_iterations)
-        else:
+        room = self._room(problem)
+        if problem.terms.max_density < math.inf:
             with torch.no_grad():
                 F.value(mu)  # refuses a density above the bound
-            found = interior_point(problem, bounds, self.tolerance, self.max_iterations)
+        found = minimise(problem, room, self.tolerance, self.max_iterations)
         edges = found.point.edges.to(mu.edges)
+        if bool((edges.diff() <= 0).any()):
+            msg = (
+                f"cells of the step are shorter than the last place of {mu.dtype} "
+                f"quantiles; use float64, or less grading"
+            )
+            raise Diverged(msg, measure=mu)
         nu = mu.moved(edges)
         certificate = _certificate(problem, found, nu)
         return ProxResult(
             nu, None, found.iterations, certificate["residual"], certificate
         )
 
-    def _bounds(self, problem: Objective) -> Bounds | None:
+    def _room(self, problem: Objective) -> Room:
         most = problem.terms.max_density
-        if math.isinf(most) and self.lower is None and self.upper is None:
-            return None
         first, last = float(problem.centre[0]), float(problem.centre[-1])
         slack = 1e-6 * (last - first)
         if self.lower is not None and first < self.lower - slack:
@@ -190,42 +203,30 @@ class QuantileProximal(ProximalSolver[Quantiles]):
                     f"density at most {most:g}; raise the bound or widen the walls"
                 )
                 raise ValueError(msg)
-        gaps = None if math.isinf(most) else problem.weights / most
-        return Bounds(gaps, self.lower, self.upper)
+        lower = -math.inf if self.lower is None else self.lower
+        upper = math.inf if self.upper is None else self.upper
+        return Room(problem.weights / most, lower, upper)
 
 
 def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> dict[str, Any]:
     point = found.point
     moved = problem.norm(point.edges - problem.centre)
-    start = problem.start.energy
     still = 1e3 * torch.finfo(nu.dtype).eps * problem.norm(problem.centre)
-    most = problem.terms.max_density
     density = problem.weights / point.edges.diff()
-    excess = max(0.0, float(density.max()) / most - 1.0)
-    bound, convexity = None, None
-    if problem.modulus is not None:
-        convexity = 1 + problem.dt * problem.modulus
-    if convexity is not None and convexity > 0:
-        r, gap = found.residual, found.gap
-        bound = (r + math.sqrt(r * r + 4 * convexity * gap)) / (2 * convexity)
-        # What the cast to the dtype of the measure moved.
+    excess = max(0.0, float(density.max()) / problem.terms.max_density - 1.0)
+    bound = found.bound
+    if bound is not None:  # with what the cast to the dtype of the measure moved
         bound += problem.norm(point.edges - nu.edges.to(point.edges))
-    decrease = start - point.energy - moved**2 / (2 * problem.dt)
-    noise = (4 * (problem.start.noise + point.noise) + found.gap) / problem.dt
-    if not found.converged:
-        guarantee = "none"
-    else:
-        guarantee = "stationary" if bound is None else "exact"
-    return {
-        "energy_before": start,
-        "energy_after": point.energy,
-        "w2": moved,
-        "decrease": decrease,
-        "residual": found.residual / moved if moved > still else found.residual,
-        "converged": found.converged,
-        "gradients": found.iterations,
-        "excess": excess,
-        "bound": bound,
-        "guarantee": guarantee,
-        "certified": guarantee != "none" and decrease >= -noise,
-    }
+    return certify(
+        energy_before=problem.start.energy,
+        energy_after=point.energy,
+        dt=problem.dt,
+        w2=moved,
+        residual=found.residual / moved if moved > still else found.residual,
+        converged=found.converged,
+        guarantee="stationary" if bound is None else "exact",
+        bound=bound,
+        noise=(4 * (problem.start.noise + point.noise) + found.gap) / problem.dt,
+        gradients=found.iterations,
+        excess=excess,
+    )

@@ -72,7 +72,9 @@ class Springs:
             By LAPACK; where springs are stiff, as at a bound that is met, by cyclic
             reduction, which for springs >= 0 and rows > 0 never subtracts.
         """
-        if float(self.springs.max()) > STIFF * float(self.rows.min()):
+        if len(self.springs) and float(self.springs.max()) > STIFF * float(
+            self.rows.min()
+        ):
             with np.errstate(invalid="ignore", over="ignore"):
                 found = _reduce(
                     *(x.cpu().numpy() for x in (self.rows, self.springs, rhs))
@@ -85,6 +87,9 @@ class Springs:
 
 
 def _lapack(diagonal: Tensor, springs: Tensor, rhs: Tensor) -> Array | None:
+    if len(diagonal) == 1:
+        alone: Array = (rhs / diagonal).cpu().numpy()
+        return alone if float(diagonal) > 0 else None
     linalg = lazy_import("scipy.linalg")
     stored = torch.zeros(2, len(diagonal), dtype=torch.float64)
     stored[0] = diagonal

@@ -124,18 +124,23 @@ def test_the_certificate_tells_the_truth(name):
 def test_the_bound_holds_for_a_step_that_stopped_early(name):
     F, mu, dt = FUNCTIONALS[name], make(seed=5), 0.3
     best = QuantileProximal().solve(F, mu, dt).measure
-    for budget in (1, 2, 3, 4):
-        result = QuantileProximal(max_iterations=budget).solve(F, mu, dt)
+    errors = []
+    for tolerance in (1.0, 0.3, 0.1, 1e-2, 1e-4):
+        result = QuantileProximal(tolerance=tolerance).solve(F, mu, dt)
         nu, found = result.measure, result.certificate
-        apart = float(mu.norm(nu.displacement_to(best)))
-        assert apart <= found["bound"] * (1 + 1e-9) + 1e-14
-        if not found["converged"]:
-            assert (found["guarantee"], found["certified"]) == ("none", False)
-            assert apart > 1e-10
-            assert found["decrease"] >= -1e-14
-    assert (
-        not QuantileProximal(max_iterations=2).solve(F, mu, dt).certificate["converged"]
-    )
+        errors.append(float(mu.norm(nu.displacement_to(best))))
+        assert found["converged"]
+        assert found["guarantee"] == "exact"
+        assert errors[-1] <= found["bound"] * (1 + 1e-9) + 1e-14
+    assert errors[0] > errors[-1]
+    assert errors[0] > 1e-6  # it had something to bound
+    for budget in (1, 2):
+        result = QuantileProximal(max_iterations=budget).solve(F, mu, dt)
+        found = result.certificate
+        assert not found["converged"]
+        assert (found["guarantee"], found["certified"]) == ("none", False)
+        assert found["bound"] is None
+        assert found["decrease"] >= -1e-14
 
 
 @pytest.mark.parametrize("name", ["porous medium", "double well", "sums"])
@@ -164,9 +169,11 @@ def test_a_convex_potential_alone_keeps_the_order_of_uneven_cells():
     result = QuantileProximal().solve(exact.quadratic(lam, 0.3), mu, dt)
     expected = 0.3 + (mu.edges - 0.3) / (1 + lam * dt)
     torch.testing.assert_close(result.measure.edges, expected, rtol=0, atol=1e-13)
+    assert result.certificate["guarantee"] == "exact"
+    assert result.certificate["bound"] < 1e-12
     short = QuantileProximal(max_iterations=1).solve(exact.quadratic(lam), mu, dt)
-    displacement = dt * float(mu.norm(exact.quadratic(lam).velocity(mu)))
-    assert short.certificate["bound"] == pytest.approx(displacement / (1 + lam * dt))
+    assert not short.certificate["converged"]
+    assert short.certificate["bound"] is None
 
 
 def test_a_user_energy_is_convex_only_if_declared():
@@ -233,6 +240,8 @@ def slsqp(F, mu, dt, most=math.inf, lower=None):
     def objective(q):
         nu = mu._with(torch.from_numpy(q))
         cost = mu.displacement_to(nu)
+        if bool((nu.edges.diff() <= 0).any()):
+            return 1e3  # crossed: no density
         value = F.value(nu) if math.isinf(most) else F.parts[0].value(nu)
         return float(value + mu.inner(cost, cost) / (2 * dt))
 

@@ -1,0 +1,296 @@
+"""What the quadrature of a Gaussian leaves out of a JKO step: nothing, or how much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from otflow._typing import Ground
+from otflow.errors import OtflowError
+from otflow.functionals import (
+    Entropy,
+    Functional,
+    Interaction,
+    OfExpectation,
+    Potential,
+    PowerEntropy,
+)
+from otflow.kernels import Quadratic
+from otflow.measures import Gaussian
+from otflow.measures.quadrature import TENSOR_DIM
+
+__all__ = ["finer_gradient", "integrates_exactly", "polynomial_degree"]
+
+# Names of functions and methods of torch, by what they do to the degree of a polynomial
+# in each coordinate. The first leave it, the second take the greatest of their
+# arguments', the third add them. All others end the proof.
+LINEAR = frozenset(
+    [
+        "sum",
+        "mean",
+        "neg",
+        "negative",
+        "positive",
+        "view",
+        "reshape",
+        "flatten",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "expand_as",
+        "transpose",
+        "permute",
+        "movedim",
+        "select",
+        "narrow",
+        "clone",
+        "contiguous",
+        "roll",
+        "flip",
+        "diff",
+        "cumsum",
+        "trace",
+        "diagonal",
+        "repeat",
+    ]
+)
+LARGEST = frozenset(
+    ["add", "sub", "subtract", "rsub", "stack", "cat", "concat", "concatenate"]
+)
+PRODUCTS = frozenset(
+    [
+        "mul",
+        "multiply",
+        "matmul",
+        "mm",
+        "mv",
+        "bmm",
+        "dot",
+        "inner",
+        "outer",
+        "einsum",
+        "tensordot",
+        "linear",
+    ]
+)
+# Casts have the degree of their first argument; the others see shape and kind alone.
+CASTS = frozenset(["to", "type_as", "double", "float"])
+CONSTANT = frozenset(["zeros_like", "ones_like", "new_zeros", "new_ones"])
+SHAPES = frozenset(["shape", "ndim", "dtype", "device"])
+METHODS = LINEAR | LARGEST | PRODUCTS | CASTS | CONSTANT | {"square", "pow", "div"}
+MOST_NODES = 100  # per axis
+
+
+class _NotShownError(Exception):
+    """That a function is a polynomial is not shown."""
+
+
+class _Polynomial:
+    """Numbers that are polynomials of bounded degree in the coordinates of x.
+
+    It stands for a tensor in a ground function. Only operations that keep it a
+    polynomial are known; any other, and any look at a value, ends the proof.
+    """
+
+    def __init__(self, value: Tensor, degree: int) -> None:
+        self._value, self._degree = value, degree
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> _Polynomial:
+        name = getattr(function, "__name__", "")
+        if name.startswith("__"):  # but add_ writes into a tensor
+            name = name.strip("_").removeprefix("r")
+        return cls._apply(name, function, args, kwargs or {})
+
+    @classmethod
+    def _apply(
+        cls,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> _Polynomial:
+        if "out" in kwargs:
+            raise _NotShownError(name)
+        degrees = [cls._degree_of(a) for a in (*args, *kwargs.values())]
+        if name in LINEAR or name in LARGEST:
+            degree = max(degrees)
+        elif name in PRODUCTS:
+            degree = sum(degrees)
+        elif name in CASTS:
+            degree = degrees[0]
+        elif name in CONSTANT:
+            degree = 0
+        elif name == "square":
+            degree = 2 * max(degrees)
+        elif name == "pow" and args[1] in range(MOST_NODES):  # 2.0 is in range(3)
+            degree = int(args[1]) * degrees[0]
+        elif name in ("div", "divide", "truediv", "true_divide") and not degrees[1]:
+            degree = degrees[0]
+        else:
+            raise _NotShownError(name)
+        plain = [cls._plain(a) for a in args]
+        value = function(*plain, **{k: cls._plain(a) for k, a in kwargs.items()})
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise _NotShownError(name)
+        return cls(value, degree)
+
+    @classmethod
+    def _degree_of(cls, x: Any) -> int:
+        if isinstance(x, _Polynomial):
+            return x._degree
+        if isinstance(x, (tuple, list)):
+            return max((cls._degree_of(y) for y in x), default=0)
+        return 0
+
+    @classmethod
+    def _plain(cls, x: Any) -> Any:
+        if isinstance(x, _Polynomial):
+            return x._value
+        if isinstance(x, (tuple, list)):
+            return type(x)(cls._plain(y) for y in x)
+        return x
+
+    def __getattr__(self, name: str) -> Any:
+        if name in SHAPES:
+            return getattr(self._value, name)
+        if name in ("T", "mT"):
+            return _Polynomial(getattr(self._value, name), self._degree)
+        if name in METHODS:
+            method = getattr(Tensor, name)
+            return lambda *a, **k: self._apply(name, method, (self, *a), k)
+        raise _NotShownError(name)
+
+    def size(self, *args: int) -> Any:
+        return self._value.size(*args)
+
+    def __len__(self) -> int:
+        return len(self._value)
+
+    def __getitem__(self, index: Any) -> _Polynomial:
+        if isinstance(index, _Polynomial):
+            raise _NotShownError
+        return _Polynomial(self._value[index], self._degree)
+
+    def __add__(self, other: Any) -> _Polynomial:
+        return self._apply("add", torch.add, (self, other), {})
+
+    def __radd__(self, other: Any) -> _Polynomial:
+        return self._apply("add", torch.add, (other, self), {})
+
+    def __neg__(self) -> _Polynomial:
+        return _Polynomial(-self._value, self._degree)
+
+    def __sub__(self, other: Any) -> _Polynomial:
+        return self._apply("sub", torch.sub, (self, other), {})
+
+    def __rsub__(self, other: Any) -> _Polynomial:
+        return self._apply("sub", torch.sub, (other, self), {})
+
+    def __mul__(self, other: Any) -> _Polynomial:
+        return self._apply("mul", torch.mul, (self, other), {})
+
+    def __rmul__(self, other: Any) -> _Polynomial:
+        return self._apply("mul", torch.mul, (other, self), {})
+
+    def __truediv__(self, other: Any) -> _Polynomial:
+        return self._apply("div", torch.div, (self, other), {})
+
+    def __pow__(self, exponent: Any) -> _Polynomial:
+        return self._apply("pow", torch.pow, (self, exponent), {})
+
+    def __matmul__(self, other: Any) -> _Polynomial:
+        return self._apply("matmul", torch.matmul, (self, other), {})
+
+    def __rmatmul__(self, other: Any) -> _Polynomial:
+        return self._apply("matmul", torch.matmul, (other, self), {})
+
+    def _look(self, *_: Any) -> NoReturn:
+        raise _NotShownError
+
+    __bool__ = __float__ = __int__ = __index__ = __array__ = _look
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _look
+    __hash__ = _look
+
+
+def polynomial_degree(f: Ground, like: Tensor) -> int | None:
+    """Return a degree that a ground function does not exceed, None if none is shown.
+
+    The function is run on an object that knows only operations of polynomials, and no
+    value: what it returns is a polynomial, and its degree was counted on the way.
+    Points (2, d) are asked for, of the dtype and device of `like`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from otflow.proximal.gaussian_quadrature import polynomial_degree
+    >>> x = torch.zeros(3)
+    >>> polynomial_degree(lambda x: 0.5 * (x - 1).square().sum(-1), x)
+    2
+    >>> polynomial_degree(lambda x: x.abs().sum(-1), x) is None
+    True
+    """
+    points = torch.ones(2, like.shape[-1], dtype=like.dtype, device=like.device)
+    try:
+        with torch.no_grad():
+            found = f(_Polynomial(points, 1))  # type: ignore[arg-type]
+    except Exception:  # whatever a function does with an object that is no tensor
+        return None
+    if isinstance(found, _Polynomial):
+        return found._degree
+    return 0 if isinstance(found, Tensor) else None
+
+
+def integrates_exactly(F: Functional, mu: Gaussian) -> bool:
+    r"""Whether F is shown to be the same by the nodes of `mu` and by integrals.
+
+    Entropy and powers of the density are in closed form. Potentials, kernels and
+    features are shown to be polynomials of a degree for which the rule is exact.
+    """
+    per_axis = round(mu.n ** (1 / mu.dim))
+    most = 2 * per_axis - 1 if mu.dim <= TENSOR_DIM else 3
+
+    def fits(f: Ground) -> bool:
+        degree = polynomial_degree(f, mu.mean)
+        return degree is not None and degree <= most
+
+    for c, term in F.terms():
+        known = c == 0 or isinstance(term, (Entropy, PowerEntropy))
+        if isinstance(term, Potential):
+            known = known or fits(term.V)
+        elif isinstance(term, Interaction):
+            known = known or isinstance(term.W, Quadratic) or fits(term.W)
+        elif isinstance(term, OfExpectation):
+            known = known or fits(term.Phi)
+        if not known:
+            return False
+    return True
+
+
+def finer_gradient(F: Functional, mu: Gaussian) -> Tensor | None:
+    r"""Return the gradient of F at `mu`, by another rule: twice the nodes (per axis).
+
+    A functional of the law has the gradient :math:`L^\top A` below that in the mean, A
+    symmetric, whatever the factor L. None where it cannot be evaluated.
+    """
+    nodes = 2 * mu.n
+    if mu.dim <= TENSOR_DIM:
+        per_axis = round(mu.n ** (1 / mu.dim))
+        # Where there is no rule so fine, a coarser one tells no less.
+        nodes = 2 * per_axis if 2 * per_axis <= MOST_NODES else per_axis // 2
+    try:
+        finer = Gaussian(mu.mean, mu.covariance, nodes=nodes)
+        gradient = -F.velocity(finer)
+    except (OtflowError, ValueError):
+        return None
+    rows = mu.factor.T @ torch.linalg.solve(finer.factor.T, gradient[1:])
+    return torch.cat([gradient[:1], rows])
