@@ -122,18 +122,10 @@ def _judge(trial, reference, q, c, scale, offset, eps, kind) -> None:
     steep = max(np.abs(reference.slope(x)).max() for x in (p, q))
     before, after = reference.energy(p), reference.energy(q)
     relative = min(4 * rounding / gaps, 1.0)
-    size = (
-        abs(before)
-        + abs(after)
-        + reference.strength
-        + 1.0
-        + abs(c["energy_before"]) / scale**2
-    )
+    energies = abs(before) + abs(after) + reference.strength
+    size = energies + 1.0 + abs(c["energy_before"]) / scale**2
     noise = 64 * eps * size + 4 * rounding * steep
-    noise += (
-        relative * (reference.strength + abs(before) + abs(after))
-        + rounding * moved / dt
-    )
+    noise += relative * energies + rounding * moved / dt
     trial.obeys(c, dt, noise * scale**2)
     certified = bool(c["certified"])
     if kind != "bells":
