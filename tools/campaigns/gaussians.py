@@ -211,7 +211,8 @@ def _judge(trial, F, mu, nu, c, dt, scale, offset, heat, solve) -> None:
     polynomial = "quadratic" in trial.problem or "quartic" in trial.problem
     if polynomial and c["guarantee"] in ("exact", "stationary"):
         trial.false_if(
-            off > 1e-6 * moved + 4 * slack, f"converged, off the exact step by {off:.3g}"
+            off > 1e-6 * moved + 4 * slack,
+            f"converged, off the exact step by {off:.3g}",
         )
 
 

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from tools.campaigns import gaussians, lines, metrics, particles, quantiles
+from tools.campaigns import (
+    analysis,
+    gaussians,
+    gradients,
+    grids,
+    lines,
+    metrics,
+    obstacles,
+    particles,
+    quantiles,
+)
 from tools.campaigns.protocol import Family
 
 __all__ = ["FAMILIES"]
 
+MODULES = (
+    particles,
+    quantiles,
+    gaussians,
+    grids,
+    obstacles,
+    lines,
+    metrics,
+    gradients,
+    analysis,
+)
 FAMILIES: dict[str, Family] = {
-    family.name: family
-    for module in (particles, quantiles, gaussians, lines, metrics)
-    for family in module.FAMILIES
+    family.name: family for module in MODULES for family in module.FAMILIES
 }
