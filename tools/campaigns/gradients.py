@@ -33,8 +33,8 @@ def gradient(trial: Trial) -> None:
     if not trial.finite(gradient=slope):
         return
     own = float((slope * direction).sum())
-    size = float(x.detach().abs().max())
-    h = 1e-5 * max(size, 1e-3) if "weights" not in kind else 1e-5 * float(x.min())
+    # Directions are in units of the problem; masses must stay positive.
+    h = 1e-5 * float(x.min()) if "weights" in kind else 1e-5
     with torch.no_grad():
         f = [float(value(x.detach() + k * h * direction)) for k in (-2, -1, 1, 2)]
     near, far = (f[2] - f[1]) / (2 * h), (f[3] - f[0]) / (4 * h)

@@ -146,7 +146,7 @@ def draw_problem(
         W = of.kernels.Gaussian(width * scale)
         F = F + sign * size * square * of.Interaction(W)
         F = F if kind == "attraction" else F + 0.05 * square * of.Entropy()
-    return Problem(F, potentials, strength)
+    return Problem(F, potentials)
 
 
 def laws(trial, cells: Cells, problem: Problem, mu, nu, c, dt, scale) -> None:
