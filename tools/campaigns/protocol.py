@@ -165,7 +165,8 @@ class Trial:
             for k, v in c.items()
             if isinstance(v, (int, float)) and not isinstance(v, bool)
         }
-        self.finite(**numbers)
+        if not self.finite(**numbers):
+            return
         claims, certified = c["guarantee"] in CLAIMS, bool(c["certified"])
         self.false_if(certified and not c["converged"], "certified, not converged")
         self.false_if(
