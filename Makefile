@@ -2,8 +2,11 @@
 # C compiler; each target installs what it needs, and no more, into .venv.
 
 PYTHON ?= python3
-# Worker processes of pytest (pytest-xdist); 0 runs the tests in one process.
-WORKERS ?= 0
+# Worker processes of pytest (pytest-xdist): one for each core; 0 runs the tests in this
+# one. Threads that each of them computes with. What torch reads from the environment
+# reaches it: `ATEN_CPU_CAPABILITY=default make test` uses plain instructions.
+WORKERS ?= auto
+THREADS ?= 1
 # Extra arguments, as in `make test ARGS="-k entropy"`.
 ARGS ?=
 
@@ -14,12 +17,14 @@ DOCS_OUTPUT := docs/_build/html
 # Small tensor operations on several threads are slow whenever another process runs, so
 # tests and documentation use one thread. The demonstration and the benchmarks do not.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+SOME_THREADS := OTFLOW_TEST_THREADS=$(THREADS) OMP_NUM_THREADS=$(THREADS) \
+  MKL_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREADS=$(THREADS)
 HEADLESS := MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all coverage doctest lint docstrings types docs \
-        bench format clean distclean
+.PHONY: help demo test test-slow test-all coverage campaign mutants doctest lint \
+        docstrings types docs bench format clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' \
@@ -49,7 +54,7 @@ bench: $(VENV)/.installed-demo ## time otflow side by side with POT, GeomLoss an
 
 # ---- tests ---------------------------------------------------------------------------
 
-PYTEST := $(ONE_THREAD) $(HEADLESS) $(BIN)/python -m pytest
+PYTEST := $(SOME_THREADS) $(HEADLESS) $(BIN)/python -m pytest
 ALL_TESTS := -m "slow or not slow"
 
 test: $(VENV)/.installed-test ## run the tests that are not slow
@@ -63,6 +68,12 @@ test-all: $(VENV)/.installed-test ## run every test
 
 coverage: $(VENV)/.installed-test ## run every test and report branch coverage
 	$(PYTEST) --numprocesses $(WORKERS) $(ALL_TESTS) --cov --cov-report=term $(ARGS)
+
+campaign: $(VENV)/.installed-test ## random problems against independent references
+	$(ONE_THREAD) $(BIN)/python -m tools.campaign $(ARGS)
+
+mutants: $(VENV)/.installed-test ## how many changed lines the tests notice; by hand
+	$(ONE_THREAD) $(HEADLESS) $(BIN)/python -m tools.mutants $(ARGS)
 
 doctest: $(VENV)/.installed-test ## run the examples of the docstrings
 	$(PYTEST) -p tests.doctests --doctest-modules otflow $(ARGS)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Row", "interleaved", "show"]
+__all__ = ["Row", "interleaved", "seconds", "show"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,13 @@ def at_least(label: str, measured: float, limit: float, unit: str = "") -> Row:
     return Row(label, measured, f">= {limit:g}{unit}", measured >= limit)
 
 
+def seconds(function: Callable[[], object]) -> float:
+    """Return the time of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
 def interleaved(
     *functions: Callable[[], object], repeats: int = 15, warmup: int = 2
 ) -> list[float]:
@@ -47,9 +54,7 @@ def interleaved(
     best = [float("inf")] * len(functions)
     for _ in range(repeats):
         for i, function in enumerate(functions):
-            start = time.perf_counter()
-            function()
-            best[i] = min(best[i], time.perf_counter() - start)
+            best[i] = min(best[i], seconds(function))
     return best
 
 

@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 
 import inventories  # noqa: E402
+import pages  # noqa: E402
 
 import otflow  # noqa: E402
 
@@ -56,7 +57,7 @@ autosummary_generate = True
 autosummary_ignore_module_all = False
 autosummary_imported_members = True
 # An object that stands at the top level is documented there, and only there.
-autosummary_context = {"top_level": set(otflow.__all__)}
+autosummary_context = {"at_the_top": pages.at_the_top(otflow)}
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = True

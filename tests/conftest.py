@@ -11,11 +11,23 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.names import unsettled
+
 # The contracts are modules of assertions that tests inherit; pytest must rewrite them.
 pytest.register_assert_rewrite("tests.contracts", "tests.exact")
 
-# Small tensors on several threads are slow whenever another process runs.
-torch.set_num_threads(1)
+# Small tensors on several threads are slow whenever another process runs: one, unless
+# `make test THREADS=2` asks whether the suite passes with more.
+torch.set_num_threads(int(os.environ.get("OTFLOW_TEST_THREADS", "1")))
+
+
+def pytest_collection_modifyitems(items):
+    """Refuse tests whose names are not the same in every process."""
+    found = unsettled(item.nodeid for item in items)
+    if found:
+        msg = f"names of tests hold addresses; give ids: {found[:3]}"
+        raise pytest.UsageError(msg)
+
 
 settings.register_profile(
     "default", deadline=None, suppress_health_check=[HealthCheck.too_slow]

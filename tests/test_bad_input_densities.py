@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 
 import numpy as np
@@ -11,15 +10,11 @@ import torch
 
 import otflow as of
 from tests.clouds import normal
+from tests.refusals import refused
 
 NAN, INF = float("nan"), float("inf")
 EYE = torch.eye(2, dtype=torch.float64)
 ZERO = torch.zeros(2, dtype=torch.float64)
-
-
-def refused(kind, message):
-    """Expect an error of this kind whose message contains `message`."""
-    return pytest.raises(kind, match=re.escape(message))
 
 
 def changed(entry, value):

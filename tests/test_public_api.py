@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import inspect
 import re
@@ -10,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import jinja2
 import pytest
 
 import otflow
@@ -144,6 +146,51 @@ def test_the_api_pages_list_every_public_submodule():
     page = (ROOT / "docs" / "api" / "index.rst").read_text("utf-8")
     listed = re.findall(r"^   otflow\.(\w+)$", page, re.MULTILINE)
     assert sorted(listed) == sorted(SUBMODULES)
+
+
+def listed_on_pages() -> set[str]:
+    """Return the full names for which the template of the API pages makes a page."""
+    sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+    try:
+        pages = importlib.import_module("pages")
+    finally:
+        sys.path.pop(0)
+    template = (ROOT / "docs/_templates/autosummary/module.rst").read_text("utf-8")
+    environment = jinja2.Environment(autoescape=False)
+    environment.filters["underline"] = str
+    index = (ROOT / "docs/api/index.rst").read_text("utf-8")
+    found = set()
+    for module in re.findall(r"^   (otflow[\w.]*)$", index, re.MULTILINE):
+        names = importlib.import_module(module).__all__
+        members = {name: getattr(sys.modules[module], name) for name in names}
+        classes = {n: m for n, m in members.items() if inspect.isclass(m)}
+        text = environment.from_string(template).render(
+            fullname=module,
+            classes=[n for n, m in classes.items() if not issubclass(m, Exception)],
+            exceptions=[n for n, m in classes.items() if issubclass(m, Exception)],
+            functions=[n for n, m in members.items() if inspect.isfunction(m)],
+            at_the_top=pages.at_the_top(otflow),
+        )
+        found |= {f"{module}.{name}" for name in re.findall(r"^   (\w+)$", text, re.M)}
+    return found
+
+
+def test_every_public_object_has_one_page():
+    listed = listed_on_pages()
+    homes = {}
+    for name, thing in public_objects().items():
+        homes.setdefault(id(thing), []).append(name)
+    for names in homes.values():
+        assert len(listed & set(names)) == 1, names
+    assert {"otflow.Gaussian", "otflow.kernels.Gaussian"} <= listed
+
+
+def test_no_cell_of_a_table_is_read_as_a_numbered_list():
+    for page in (ROOT / "docs").glob("*.rst"):
+        cells = re.findall(
+            r"^ +(?:\* )?- (\(?\w{1,3}[.)]) *$", page.read_text("utf-8"), re.M
+        )
+        assert not cells, f"{page.name}: {cells}; write \\(2)"
 
 
 def test_the_package_says_that_it_is_typed():

@@ -26,14 +26,21 @@ __all__ = ["Network", "block_rows"]
 SCALINGS: Final = ("mean-field", "ntk", "sum")
 
 # A block of hidden values that the L2 cache of one core holds (CPU), or that fills an
-# accelerator and is still small beside its memory.
+# accelerator and is still small beside its memory. Several threads meet at the end of
+# every operation on a block, and where another process holds a core they wait for it
+# each time: their blocks are so many times larger and fewer, and lie in the L3 cache.
 CPU_BLOCK_BYTES: Final = 2**21
+SHARED_BLOCKS: Final = 8
 DEVICE_BLOCK_BYTES: Final = 2**27
 
 
 def block_rows(neurons: int, like: Tensor, buffers: int = 1) -> int:
     """Return how many rows of data to treat at once, so that their block is cached."""
-    size = CPU_BLOCK_BYTES if like.device.type == "cpu" else DEVICE_BLOCK_BYTES
+    if like.device.type != "cpu":
+        size = DEVICE_BLOCK_BYTES
+    else:
+        alone = torch.get_num_threads() == 1
+        size = CPU_BLOCK_BYTES * (1 if alone else SHARED_BLOCKS)
     return max(64, size // (neurons * like.element_size() * buffers))
 
 
