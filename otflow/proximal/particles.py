@@ -362,13 +362,12 @@ class _Problem:
             relabelled = nu.push(nu.points[index] - nu.points, 1.0)
             moved = self.source.displacement_to(relabelled)
             best, problem = float(nu.inner(moved, moved)), self
-            scale = float(nu.norm(nu.points)) * max(kept, 0.0) ** 0.5
         else:
             plan = transport_plan(self.source, nu)
             best, relabelled = float(plan.cost), nu
             problem = self._around(plan, nu)
-        # Sums of squares of differences are exact up to round-off of their own size; the
-        # new points are rounded to their place, which far from the origin is more.
+        # Sums of squares of differences are exact up to round-off of their own size;
+        # that of the new points is more, far from the origin.
         rounded = float(nu.norm(nu.points)) * max(kept, 0.0) ** 0.5
         slack = 16 * torch.finfo(nu.dtype).eps * (kept + rounded)
         return _Coupling(
