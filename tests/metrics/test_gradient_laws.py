@@ -146,3 +146,12 @@ def test_a_network_that_makes_points_and_weights_is_trained(distance):
 
     expected = float(derivative(along, h=2e-5))
     assert float((gradient * u).sum()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_ends_with_free_weights_are_refused_not_detached():
+    mu, nu = of.Particles(normal(4, 2), masses(4, 0)), of.Particles(normal(5, 2))
+    free = mu._with(weights=mu.weights.clone().requires_grad_())
+    with pytest.raises(of.errors.Unsupported, match="detach the weights"):
+        of.metrics.aligned_ends(free, nu)
+    kept = free._with(weights=free.weights.detach())
+    assert of.metrics.aligned_ends(kept, nu)[0].n >= 5
