@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from otflow._validation import real
+from otflow.errors import Unsupported
 from otflow.measures import Particles
 from otflow.metrics.assignment import assignment
 from otflow.metrics.inputs import CloudLike
@@ -35,6 +36,11 @@ def aligned_ends(mu: Particles, nu: Particles) -> tuple[Particles, Particles]:
     tuple of Particles
         The same measures, of equal size and weights.
 
+    Raises
+    ------
+    Unsupported
+        If weights that must be split carry a graph, which a plan would drop.
+
     Examples
     --------
     >>> import torch, otflow as of
@@ -49,6 +55,12 @@ def aligned_ends(mu: Particles, nu: Particles) -> tuple[Particles, Particles]:
             raise TypeError(msg)
     if mu.is_uniform and nu.is_uniform and mu.n == nu.n:
         return mu, Particles(nu.points[assignment(mu.points, nu.points)])
+    if mu.weights.requires_grad or nu.weights.requires_grad:
+        msg = (
+            "the masses of an optimal plan are not differentiated in the weights of "
+            "its ends; detach the weights first"
+        )
+        raise Unsupported(msg)
     plan = transport_plan(mu, nu)
     ends = (mu.points[plan.rows], nu.points[plan.columns])
     a, b = (Particles(x, plan.masses, normalize=True) for x in ends)

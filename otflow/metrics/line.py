@@ -43,8 +43,10 @@ def staircase(
     for is_down in (down_first, _right_first(down, right)):
         rows, columns = _path(is_down), _path(~is_down)
         before_down, before_right = columns[:-1][is_down], rows[:-1][~is_down]
-        f_steps = x.diff() * (x[1:] + x[:-1] - 2 * y[before_down])
-        g_steps = y.diff() * (y[1:] + y[:-1] - 2 * x[before_right])
+        # Sums of differences, which far from the origin do not cancel.
+        below, beside = y[before_down], x[before_right]
+        f_steps = x.diff() * ((x[1:] - below) + (x[:-1] - below))
+        g_steps = y.diff() * ((y[1:] - beside) + (y[:-1] - beside))
         f[i] += 0.5 * torch.cat([f.new_zeros(1), f_steps.cumsum(0)])
         g[j] += 0.5 * torch.cat([g.new_zeros(1), g_steps.cumsum(0)])
     g += (x[0] - y[0]).square()

@@ -55,9 +55,8 @@ class ParticleProximal(ProximalSolver[Particles]):
     certify : bool
         Whether to prove the coupling optimal. Without it ``w2`` is an upper bound.
     blur : float, optional
-        Replace :math:`W_2^2/2` by GeomLoss's debiased Sinkhorn divergence of this blur
-        :cite:p:`feydy2019interpolating`; then nothing is certified. Its gradients are
-        right to about a percent: give a tolerance of 1e-2 or so.
+        Replace :math:`W_2^2/2` by the debiased Sinkhorn divergence of this blur
+        :cite:p:`feydy2019interpolating`; then nothing is certified.
     memory : int
         Pairs that L-BFGS keeps; 2 memory n d numbers.
 
@@ -346,8 +345,7 @@ class _Problem:
 
     def _sinkhorn(self, nu: Particles) -> Tensor:
         assert self.blur is not None
-        # Gradients need a slower annealing than values.
-        return sinkhorn_divergence(self.source, nu, blur=self.blur, scaling=0.99)
+        return sinkhorn_divergence(self.source, nu, blur=self.blur)
 
     def cost(self, point: Point[Particles]) -> float:
         """Return the transport cost of the kept coupling."""
