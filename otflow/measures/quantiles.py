@@ -276,7 +276,10 @@ class Quantiles(Measure):
 
         The trapezoidal rule, of second order like the values at the centres. With it a
         potential moves each quantile by its own gradient there, so that V-convexity
-        carries over whole and quantiles keep their order under a convex V.
+        carries over whole and quantiles keep their order under a convex V. A cell that
+        is wider than the scale of V, or of a smooth kernel, feels it at its ends alone:
+        a far end out of its reach stays there, at rest, where the density would flow
+        back. Start such flows within the reach of their forces.
         """
         return integrate(f, self.edges[:, None], self.lumped)
 
