@@ -252,3 +252,41 @@ def test_a_full_crowd_moves_as_one_till_a_wall_stops_it(grading, dt):
     torch.testing.assert_close(
         stopped.measure.edges, mu.edges + 0.5 * shift, rtol=0, atol=1e-5 * (1 + shift)
     )
+
+
+# A functional of the distance ---------------------------------------------------------
+
+
+class ExactDistance(of.Functional):
+    """Half the squared exact distance to other quantiles."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def value(self, mu):
+        return 0.5 * of.metrics.wasserstein2_squared(mu, self.target)
+
+
+class LumpedDistance(ExactDistance):
+    """The same, as steps measure it."""
+
+    def value(self, mu):
+        v = mu.displacement_to(self.target)
+        return 0.5 * mu.inner(v, v)
+
+
+def test_a_functional_of_the_distance_is_refused_with_a_cure_that_works():
+    n = 100
+    mu = of.Quantiles.from_function(
+        lambda x: torch.exp(-(x[..., 0] ** 2) / 0.02), -1, 1, n, dtype=torch.float64
+    )
+    target = of.Quantiles(torch.linspace(-1, 1, n + 1, dtype=torch.float64))
+    for scheme, dt in ((of.JKO(), 0.1), (of.ExplicitEuler(), 0.01)):
+        with pytest.raises(of.errors.Diverged, match="displacement_to and inner"):
+            of.flow(ExactDistance(target), mu, scheme, dt=dt, steps=60)
+        run = of.flow(LumpedDistance(target), mu, scheme, dt=dt, steps=10)
+        # Along the geodesic: the distance shrinks by 1 + dt, or 1 - dt, a step.
+        factor = 1 / (1 + dt) if isinstance(scheme, of.JKO) else 1 - dt
+        first, last = (float(run.records["energy"][i]) for i in (0, -1))
+        assert last == pytest.approx(first * factor**20, rel=1e-8)
+        assert all(info.get("converged", True) for info in run.info)
