@@ -93,6 +93,19 @@ def sample(session: Path, count: int, seed: int) -> None:
     connection.close()
 
 
+def check_unchanged(folder: Path, session: Path, environment: dict[str, str]) -> None:
+    """Run the tests of each package in the sample as they are; they must pass."""
+    connection = sqlite3.connect(session)
+    rows = connection.execute("select distinct module_path from mutation_specs")
+    packages = sorted({row[0].split("/")[1] for row in rows})
+    connection.close()
+    for package in packages:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", f"tests/{package}"]
+        if subprocess.run(command, cwd=folder, env=environment, check=False).returncode:
+            msg = f"tests/{package} fails without any change: nothing can be learnt"
+            raise SystemExit(msg)
+
+
 def report(session: Path) -> None:
     """Print the tally by package, and every survivor with its change."""
     connection = sqlite3.connect(session)
@@ -151,6 +164,7 @@ def main() -> int:
         for command, *more in (["init"], ["exec"]):
             if command == "exec":
                 sample(session, options.count, options.seed)
+                check_unchanged(folder, session, environment)
             subprocess.run(
                 [*ray, command, *more, str(config), str(session)],
                 check=True,
