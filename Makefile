@@ -72,7 +72,7 @@ coverage: $(VENV)/.installed-test ## run every test and report branch coverage
 campaign: $(VENV)/.installed-test ## random problems against independent references
 	$(ONE_THREAD) $(BIN)/python -m tools.campaign $(ARGS)
 
-mutants: $(VENV)/.installed-test ## how many changed lines the tests notice; by hand
+mutants: $(VENV)/.installed-mutants ## how many changed lines the tests notice; by hand
 	$(ONE_THREAD) $(HEADLESS) $(BIN)/python -m tools.mutants $(ARGS)
 
 doctest: $(VENV)/.installed-test ## run the examples of the docstrings

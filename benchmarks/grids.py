@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -125,3 +126,28 @@ def run() -> list[Row]:
     """Return all rows."""
     memories = memory("GridSinkhorn", 2), memory("BackAndForth", 1)
     return [*entropic(), growth(), *memories, *duel()]
+
+
+def table(sizes: Sequence[int] = (128, 256)) -> str:
+    """Return the rows of the table of docs/solvers.rst, as reStructuredText."""
+    rows = []
+    for n in sizes:
+        problem = Spreading(n)
+        exact = barenblatt(n, 2, END)
+        time_error = float((problem.expected - exact).abs().sum() / n**2)
+        for name in ("GridSinkhorn", "BackAndForth", "FiniteVolume"):
+            solver = getattr(of.proximal, name, None)
+            if solver is None:
+                continue
+            error, iterations, _ = problem.run(solver())
+            rows += [
+                f"   * - ``{name}``, {n} x {n}",
+                f"     - {iterations:.0f}",
+                f"     - {error:.1e}",
+                f"     - {time_error:.1e}",
+            ]
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())

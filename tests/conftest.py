@@ -11,7 +11,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from otflow.proximal import ProxResult
 from tests.names import unsettled
+from tests.watched import Watched, inside_a_flow
 
 # The contracts are modules of assertions that tests inherit; pytest must rewrite them.
 pytest.register_assert_rewrite("tests.contracts", "tests.exact")
@@ -45,6 +47,30 @@ def _reproducible():
     dtype = torch.get_default_dtype()
     yield
     assert torch.get_default_dtype() == dtype, "the test changed the default dtype"
+
+
+@pytest.fixture(autouse=True)
+def _solutions(monkeypatch):
+    """Fail a test that takes a proximal step for a solution without asking.
+
+    A step that did not converge is no solution: the test must have read one of its
+    flags. Steps of a flow are left to the warning of the flow.
+    """
+    watched, init = [], ProxResult.__init__
+
+    def record(self, *args, **options):
+        init(self, *args, **options)
+        if not inside_a_flow():
+            certificate = Watched(self.certificate)
+            object.__setattr__(self, "certificate", certificate)
+            watched.append(certificate)
+
+    monkeypatch.setattr(ProxResult, "__init__", record)
+    yield
+    taken = [dict(c) for c in watched if c.is_taken_for_a_solution]
+    assert not taken, (
+        f"{len(taken)} steps did not converge, and no one asked: {taken[0]}"
+    )
 
 
 @pytest.fixture

@@ -55,6 +55,21 @@ def test_each_page_is_in_the_table_of_contents(page):
     assert f"\n   {page}\n" in (ROOT / "docs" / "index.rst").read_text("utf-8")
 
 
+def test_each_command_that_prints_a_figure_exists():
+    pages = [
+        *(ROOT / "docs").glob("*.rst"),
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+    ]
+    text = " ".join(page.read_text("utf-8") for page in pages)
+    commands = set(re.findall(r"python\s+-m\s+(benchmarks[.\w]*)", text))
+    assert {"benchmarks.grids", "benchmarks.ornstein_uhlenbeck"} <= commands
+    for command in commands:
+        path = ROOT / command.replace(".", "/")
+        path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        assert '__name__ == "__main__"' in path.read_text("utf-8"), command
+
+
 def test_every_cited_work_is_in_the_bibliography():
     keys = set(
         re.findall(r"^@\w+\{(\w+),$", (ROOT / "docs/references.bib").read_text(), re.M)

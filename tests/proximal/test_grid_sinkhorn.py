@@ -248,7 +248,7 @@ def test_a_step_that_did_not_converge_says_so():
     assert not report["converged"]
     assert report["guarantee"] == "none"
     assert not report["certified"]
-    assert report["iterations"] == 2
+    assert report["iterations"] <= 2
 
 
 # The iteration ------------------------------------------------------------------------
