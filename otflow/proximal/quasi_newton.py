@@ -12,7 +12,7 @@ from torch import Tensor
 from otflow.errors import Diverged, NonFinite
 from otflow.measures import Measure
 
-__all__ = ["Memory", "Outcome", "Point", "minimise", "round_off"]
+__all__ = ["Memory", "Outcome", "Point", "last_places", "minimise", "round_off"]
 
 M = TypeVar("M", bound=Measure)
 
@@ -95,6 +95,13 @@ class Outcome(Generic[M]):
     stalled: bool  # neither the objective nor its gradient fell any more
 
 
+def last_places(x: Tensor) -> Tensor:
+    """Return a unit in the last place of each entry, of signs without a pattern."""
+    count = torch.arange(1, x.numel() + 1, device=x.device, dtype=torch.float64)
+    sign = ((count * GOLDEN) % 1.0 < 0.5).to(x.dtype).reshape(x.shape) * 2 - 1
+    return torch.finfo(x.dtype).eps * x.abs() * sign
+
+
 def round_off(point: Point[M], evaluate: Evaluate[M]) -> float:
     """Return to what size the gradient at a point is known in its dtype.
 
@@ -103,10 +110,7 @@ def round_off(point: Point[M], evaluate: Evaluate[M]) -> float:
     that follow no pattern of the atoms.
     """
     mu = point.measure
-    x = mu.points
-    count = torch.arange(1, x.numel() + 1, device=x.device, dtype=torch.float64)
-    sign = ((count * GOLDEN) % 1.0 < 0.5).to(x.dtype).reshape(x.shape) * 2 - 1
-    unit = torch.finfo(x.dtype).eps * x.abs() * sign
+    unit = last_places(mu.points)
     sizes = [0.0]
     for side in (1.0, -1.0):
         try:
