@@ -168,6 +168,7 @@ class ParticleProximal(ProximalSolver[Particles]):
             memory = warm.memory
 
         point, used, relabellings, stalled = start, 1, 0, False
+        settled, known = False, 0.0
         coupling: _Coupling | None = None
         while True:
             outcome = minimise(
@@ -179,7 +180,12 @@ class ParticleProximal(ProximalSolver[Particles]):
                 budget=0 if stalled else self.max_gradients - used,
             )
             point, memory = outcome.point, outcome.memory
-            used, stalled = used + outcome.used, stalled or outcome.stalled
+            used += outcome.used
+            if outcome.stalled:
+                # At a kink, or at the level at which the gradient is known?
+                known, used = round_off(point, problem.at), used + 2
+                settled = float(point.measure.norm(point.gradient)) <= KNOWN * known
+                stalled = not settled
             if self.blur is not None or not self.certify:
                 break
             coupling = problem.couple(point)
@@ -187,22 +193,14 @@ class ParticleProximal(ProximalSolver[Particles]):
                 break
             if relabellings == MAX_RELABELLINGS:
                 break
-            relabellings += 1
+            relabellings, settled = relabellings + 1, False
             problem = coupling.problem
             memory = replace(memory, pairs=())
             point = problem.at(coupling.measure)
             used += 1
 
-        # The level at which the gradient is known: by the stiffness seen, and where
-        # the descent stalled by a measurement.
-        known = problem.floor(point) * memory.stiffness(point.measure)
-        converged = self._converged(point, problem)
-        if stalled and not converged:
-            measured = round_off(point, problem.at)
-            used += 2
-            size = float(point.measure.norm(point.gradient))
-            converged, known = size <= KNOWN * measured, max(known, measured)
-            stalled = not converged
+        converged = settled or self._converged(point, problem)
+        known = max(known, problem.floor(point) * memory.stiffness(point.measure))
         certificate = self._certificate(
             problem,
             start,
@@ -212,7 +210,7 @@ class ParticleProximal(ProximalSolver[Particles]):
             known=known,
             gradients=used,
             relabellings=relabellings,
-            stalled=stalled,
+            stalled=stalled and not converged,
         )
         return ProxResult(
             _with_empty_atoms(point.measure, start, dt),

@@ -12,7 +12,7 @@ from torch import Tensor
 from otflow.errors import Diverged, NonFinite
 from otflow.measures import Measure
 
-__all__ = ["Memory", "Outcome", "Point", "minimise", "round_off"]
+__all__ = ["Memory", "Outcome", "Point", "last_places", "minimise", "round_off"]
 
 M = TypeVar("M", bound=Measure)
 
@@ -95,6 +95,13 @@ class Outcome(Generic[M]):
     stalled: bool  # neither the objective nor its gradient fell any more
 
 
+def last_places(x: Tensor) -> Tensor:
+    """Return a unit in the last place of each entry, of signs without a pattern."""
+    count = torch.arange(1, x.numel() + 1, device=x.device, dtype=torch.float64)
+    sign = ((count * GOLDEN) % 1.0 < 0.5).to(x.dtype).reshape(x.shape) * 2 - 1
+    return torch.finfo(x.dtype).eps * x.abs() * sign
+
+
 def round_off(point: Point[M], evaluate: Evaluate[M]) -> float:
     """Return to what size the gradient at a point is known in its dtype.
 
@@ -103,10 +110,7 @@ def round_off(point: Point[M], evaluate: Evaluate[M]) -> float:
     that follow no pattern of the atoms.
     """
     mu = point.measure
-    x = mu.points
-    count = torch.arange(1, x.numel() + 1, device=x.device, dtype=torch.float64)
-    sign = ((count * GOLDEN) % 1.0 < 0.5).to(x.dtype).reshape(x.shape) * 2 - 1
-    unit = torch.finfo(x.dtype).eps * x.abs() * sign
+    unit = last_places(mu.points)
     sizes = [0.0]
     for side in (1.0, -1.0):
         try:
@@ -115,6 +119,18 @@ def round_off(point: Point[M], evaluate: Evaluate[M]) -> float:
             continue
         sizes.append(float(mu.norm(beside.gradient - point.gradient)))
     return max(sizes)
+
+
+def _roughness(point: Point[M], evaluate: Evaluate[M]) -> float:
+    """Return by how much the objective differs one unit in the last place away."""
+    mu, found = point.measure, [0.0]
+    for side in (1.0, -1.0):
+        try:
+            beside = evaluate(mu.push(last_places(mu.points), side))
+        except (Diverged, NonFinite):
+            continue
+        found.append(abs(beside.objective - point.objective))
+    return max(found)
 
 
 def minimise(
@@ -141,12 +157,13 @@ def minimise(
             memory = replace(memory, pairs=())
             direction = -point.gradient
             slope = -float(point.measure.inner(direction, direction))
-        found, trials = _search(
-            evaluate, point, direction, slope, budget - used, watch.least
-        )
+        found, trials = _search(evaluate, point, direction, slope, budget - used, watch)
         used += trials
         if found is None:
-            if not memory.pairs:
+            if not memory.pairs and watch.noise == 0 and used + 2 < budget:
+                # Terms that cancel make the objective rougher than its size tells.
+                watch.noise, used = 2 * _roughness(point, evaluate), used + 2
+            elif not memory.pairs:
                 return Outcome(watch.best, memory, used, used < budget)
             memory = replace(memory, pairs=())
             continue
@@ -164,7 +181,7 @@ class _Watch(Generic[M]):
     def __init__(self, start: Point[M], budget: int) -> None:
         self.first = self.mark = self.least = start.objective
         self.best, self.size = start, _size(start)
-        self.half = self.size
+        self.half, self.noise = self.size, 0.0
         self.fell = self.smaller = self.halved = 0
         self.slow = max(PATIENCE, int(SLOW * budget))
         self.falls = [(0, start.objective)]
@@ -207,14 +224,14 @@ def _search(
     direction: Tensor,
     slope: float,
     budget: int,
-    least: float,
+    watch: _Watch[M],
 ) -> tuple[Point[M] | None, int]:
     """Backtrack until the objective falls enough; None if it never does."""
     mu = point.measure
     # Close to the minimum a decrease drowns in round-off; there a smaller slope along
     # the direction, at an equal objective, is progress: the approximate conditions of
-    # Wolfe. `least` keeps such steps from adding up.
-    noise = _noise(point)
+    # Wolfe. The least objective so far keeps such steps from adding up.
+    noise, least = max(_noise(point), watch.noise), watch.least
     # A step within the round-off of the points goes nowhere.
     whole = float(mu.norm(direction))
     still = 0.5 * torch.finfo(mu.dtype).eps * float(mu.norm(mu.points))

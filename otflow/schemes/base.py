@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure
 
@@ -109,7 +110,14 @@ class Scheme(ABC):
         A scheme that replaces a part of F which has no value on the representation, as
         noise replaces the entropy of particles, must override it by the rest's value.
         """
-        return F.value(mu)
+        try:
+            return F.value(mu)
+        except Unsupported as error:
+            msg = (
+                f"{error}; if {type(self).__name__} treats that part of F by other "
+                f"means, override its energy(F, mu) by the value of the rest"
+            )
+            raise Unsupported(msg) from error
 
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k[0] != "_")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.schemes.base import Scheme, Step
@@ -50,7 +51,12 @@ class Langevin(Scheme):
         """Push by the smooth part, then diffuse by 2 * temperature * dt."""
         temperature, rest = self._split(F)
         energy, velocity = rest.value_and_velocity(mu)
-        moved = mu.push(velocity, dt).diffuse(2.0 * temperature * dt, generator)
+        try:
+            moved = mu.push(velocity, dt).diffuse(2.0 * temperature * dt, generator)
+        except Diverged as error:
+            # Steps that are stable for every dt refuse the entropy of particles.
+            msg = f"{error.args[0].split(';')[0]}; take a smaller dt"
+            raise Diverged(msg, measure=mu) from error
         return Step(moved, state, {"energy": energy, "temperature": temperature})
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:

@@ -95,6 +95,49 @@ def test_a_false_modulus_is_refuted():
     assert float(report.curvature[where]) == report.minimum
 
 
+def truthful(seed, centre, scale):
+    """Return a functional with a true modulus, by turns of seven kinds."""
+    lam = float(torch.rand(1, generator=torch.Generator().manual_seed(seed))) * 4 - 2
+    square = lambda x: (x - centre).square().sum(-1)
+    return [
+        of.Potential(lambda x: 0.5 * lam * square(x), modulus=lam),
+        of.Potential(lambda x: 0.5 * lam * square(x) + 1e6, modulus=lam),
+        of.Potential(lambda x: (x - centre).norm(dim=-1), modulus=0.0),
+        of.Potential(lambda x: (square(x) + scale**2).sqrt(), modulus=0.0),
+        of.Potential(lambda x: (x - centre).sum(-1), modulus=0.0),
+        of.Interaction(lambda z: z.square().sum(-1).square(), modulus=0.0),
+        of.Interaction(lambda z: z.norm(dim=-1), modulus=0.0),
+    ][seed % 7]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_true_modulus_is_refuted(dtype, offset):
+    tried = 0
+    for seed in range(35):
+        scale = 10.0 ** (seed % 5 - 2)
+        n, d = 1 + seed % 6, 1 + seed % 3
+        a, b = (
+            clouds.normal(n, d, seed=seed + k) * scale + offset * scale for k in (0, 99)
+        )
+        a, b = of.Particles(a.to(dtype)), of.Particles(b.to(dtype))
+        if torch.equal(a.points, b.points):
+            continue  # in this dtype
+        F = truthful(seed, offset * scale, scale)
+        report = displacement_convexity(F, a, b, times=11)
+        assert not report.violates_declared, seed
+        tried += 1
+    assert tried > 30
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1e3])
+def test_false_moduli_are_refuted_at_an_offset_too(offset):
+    x = torch.tensor([[0.5], [2.5]], dtype=torch.float64)
+    F = of.Potential(lambda x: (3 * (x - offset)).cos().sum(-1), modulus=-4.0)
+    a, b = of.Particles(offset - x), of.Particles(offset + x)
+    assert displacement_convexity(F, a, b).violates_declared
+
+
 def test_the_curvature_is_that_of_the_energy_along_the_geodesic():
     a, b = ends()
     F = of.Interaction(of.kernels.Gaussian(1.0))

@@ -285,6 +285,97 @@ class TestSinkhorn:
         assert gaps[1] < 0.05
 
 
+class TestRoundOff:
+    """A step is as good as its dtype can tell, whatever scale, offset and stiffness."""
+
+    @pytest.mark.parametrize("dt", [1.0, 1e4, 1e6])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize(
+        ("scale", "offset"),
+        [(1.0, 0.0), (1e-6, 0.0), (1e6, 0.0), (1.0, 1e3), (1e-3, 1e3), (1.0, 1e6)],
+    )
+    def test_stiff_quadratics_converge_to_round_off(self, scale, offset, dtype, dt):
+        offset = offset * scale
+        stiff = torch.logspace(0, -3, 5, dtype=torch.float64)
+        F = of.Potential(
+            lambda x: 0.5 * (stiff.to(x.dtype) * (x - offset).square()).sum(-1),
+            modulus=1e-3,
+        )
+        for seed in range(3):
+            x = (cloud(20, 5, seed) * scale + offset).to(dtype)
+            result = ParticleProximal().solve(F, of.Particles(x), dt)
+            report = result.certificate
+            assert report["converged"]
+            assert not report["stalled"]
+            assert report["gradients"] < 120
+            goal = (x.double() - offset) / (1 + dt * stiff) + offset
+            error = (result.measure.points.double() - goal).square().sum(-1).mean()
+            assert float(error.sqrt()) <= report["bound"]
+
+    @pytest.mark.parametrize("dt", [1e4, 1e6])
+    @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+    def test_double_wells_in_float32_converge(self, scale, dt):
+        F = of.Potential(
+            lambda x: 0.25 * scale**2 * ((x / scale).square() - 1).square().sum(-1)
+        )
+        for seed in range(5):
+            x = (cloud(20, 3, seed) * scale).float()
+            report = ParticleProximal().solve(F, of.Particles(x), dt).certificate
+            assert report["converged"]
+            assert report["gradients"] < 150
+
+    @pytest.mark.parametrize("dt", [1.0, 10.0, 100.0])
+    @pytest.mark.parametrize("weighted", [False, True])
+    @pytest.mark.parametrize("kernel", ["log", "riesz", "energy"])
+    def test_repelling_atoms_on_a_line_converge(self, kernel, weighted, dt):
+        W = {
+            "log": of.kernels.Log(),
+            "riesz": of.kernels.Riesz(0.5),
+            "energy": of.kernels.Energy(),
+        }[kernel]
+        F = exact.quadratic() + of.Interaction(W)
+        x = cloud(15, 1)
+        w = cloud(15, 1, 5)[:, 0].exp()
+        mu = of.Particles(x, w / w.sum() if weighted else None)
+        report = ParticleProximal().solve(F, mu, dt).certificate
+        assert report["converged"]
+        assert report["guarantee"] == ("upper-bound" if weighted else "stationary")
+
+
+class TestKinks:
+    """Where the gradient jumps a descent stalls: it ends early and says so."""
+
+    @pytest.mark.parametrize("dt", [1.0, 10.0, 100.0])
+    @pytest.mark.parametrize("name", ["|x|", "relu"])
+    def test_a_kink_is_told_before_the_budget_is_spent(self, name, dt):
+        t = torch.linspace(-1, 1, 32, dtype=torch.float64)
+        F, d = {
+            "|x|": (of.Potential(lambda x: x.abs().sum(-1), modulus=0.0), 1),
+            "relu": (
+                of.meanfield.Risk(of.meanfield.TwoLayer("relu"), t[:, None], t.abs()),
+                3,
+            ),
+        }[name]
+        for seed in range(2):
+            mu = of.Particles(cloud(20, d, seed))
+            report = ParticleProximal().solve(F, mu, dt).certificate
+            assert report["stalled"]
+            assert not report["converged"]
+            assert report["guarantee"] == "none"
+            assert report["gradients"] < 180
+            assert report["energy_after"] < report["energy_before"]
+
+    def test_a_flow_at_a_kink_warns_and_its_cures_work(self):
+        mu = of.Particles(cloud(10, 1))
+        kinked = of.Potential(lambda x: x.abs().sum(-1), modulus=0.0)
+        with pytest.warns(of.errors.NotConvergedWarning, match="kink of F.*smooth"):
+            run = of.flow(kinked, mu, of.JKO(), dt=1.0, steps=1)
+        assert run.converged is False
+        smooth = of.Potential(lambda x: (x.square() + 1e-4).sqrt().sum(-1), modulus=0.0)
+        assert of.flow(smooth, mu, of.JKO(), dt=1.0, steps=1).converged
+        assert of.flow(kinked, mu, of.JKO(), dt=0.01, steps=1).converged
+
+
 class TestFailuresSayS:
     def test_budget_spent_is_flagged(self):
         F = double_well() + of.Interaction(of.kernels.PowerLaw(2, 0))

@@ -20,7 +20,9 @@ class TestJKO(SchemeContract):
         return of.JKO()
 
     def problem(self, dtype=torch.float64):
-        F, _ = super().problem(dtype)
+        # No degenerate minimum: the kernel is wider than the bowl is curved.
+        F = of.Potential(lambda x: (x.square().sum(-1) + 1).sqrt(), modulus=0.0)
+        F = F + of.Interaction(of.kernels.Gaussian(1.5))
         return F, clouds.uniform(7, 2, dtype=dtype)
 
     def error(self, dt):

@@ -86,3 +86,31 @@ def test_a_negative_temperature_is_refused_with_the_cure():
     F = exact.quadratic() + -0.5 * of.Entropy()
     with pytest.raises(ValueError, match=r"negative factor -0\.5.*backward heat"):
         of.flow(F, clouds.uniform(), of.Langevin(), dt=0.1, steps=1)
+
+
+def test_the_cure_of_a_diverged_run_is_a_smaller_dt_and_works():
+    F = of.Potential(lambda x: x.square().square().sum(-1)) + 0.1 * of.Entropy()
+    with pytest.raises(of.errors.Diverged, match=r"take a smaller dt$") as caught:
+        of.flow(F, clouds.uniform(), of.Langevin(), dt=1.0, steps=50, generator=0)
+    assert "JKO" not in str(caught.value)
+    run = of.flow(F, clouds.uniform(), of.Langevin(), dt=0.01, steps=50, generator=0)
+    assert run.status == "finished"
+
+
+def test_a_scheme_of_one_s_own_for_an_entropy_is_told_to_override_energy():
+    class Noise(of.schemes.Scheme):
+        def step(self, F, mu, dt, state, generator):
+            temperature, rest = F.split_entropy()
+            moved = mu.push(rest.velocity(mu), dt)
+            return of.schemes.Step(moved.diffuse(2 * temperature * dt, generator))
+
+    class Told(Noise):
+        def energy(self, F, mu):
+            return F.split_entropy()[1].value(mu)
+
+    F = exact.quadratic() + 0.1 * of.Entropy()
+    with pytest.raises(of.errors.Unsupported, match=r"override its energy\(F, mu\)"):
+        of.flow(F, clouds.uniform(), Noise(), dt=0.1, steps=2, generator=0)
+    told = of.flow(F, clouds.uniform(), Told(), dt=0.1, steps=2, generator=0)
+    one = of.flow(F, clouds.uniform(), of.Langevin(), dt=0.1, steps=2, generator=0)
+    assert torch.equal(told.final.points, one.final.points)
