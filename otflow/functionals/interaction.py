@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import check_finite, tiles, value_and_gradient
+from otflow._graphs import records
 from otflow._typing import ArrayLike, Ground
 from otflow._validation import real
 from otflow.functionals.base import Functional
 from otflow.kernels import RadialKernel
 from otflow.measures import Measure, Particles
-from otflow.measures.base import check_kernel
+from otflow.measures.sums import check_kernel
 
 __all__ = ["Interaction"]
 
@@ -76,6 +77,8 @@ class Interaction(Functional):
         if x is None or not isinstance(mu, Particles):
             return super().first_variation(mu, x)
         probes = mu.check_probes(x)
+        if records(mu.points, mu.weights, probes):
+            return super().first_variation(mu, probes)
         potential = mu.weights.new_zeros(len(probes))
         with torch.no_grad():
             for i in tiles(len(probes)):
@@ -91,7 +94,8 @@ class Interaction(Functional):
         more, and nothing is differentiated twice for them.
         """
         empty = mu.weights == 0
-        if not isinstance(mu, Particles) or not bool(empty.any()):
+        recorded = records(mu.points, mu.weights)
+        if not isinstance(mu, Particles) or recorded or not bool(empty.any()):
             return super().value_and_velocity(mu)
         body = mu._with(mu.points[~empty], mu.weights[~empty], mu.is_uniform)
         value, moving = super().value_and_velocity(body)

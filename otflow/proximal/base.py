@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+from torch import Tensor
+
+from otflow._graphs import refuse_graph
 from otflow._validation import check_kind, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
@@ -100,6 +103,15 @@ class ProximalSolver(ABC, Generic[M]):
                 f"JKO() without a solver to get the representation's own"
             )
             raise Unsupported(msg)
+        refuse_graph(
+            "a proximal step",
+            "it is solved by iteration, and its derivative is not there",
+            *(value for value in vars(mu).values() if isinstance(value, Tensor)),
+            cure=(
+                "mu.detach(), or a step that keeps it: that of ExplicitEuler(), or "
+                "on a grid GridSinkhorn().differentiable_step"
+            ),
+        )
         return dt
 
     def __repr__(self) -> str:

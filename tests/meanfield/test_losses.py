@@ -284,7 +284,7 @@ def test_every_kind_of_target_is_taken_exactly_or_refused(loss, dtype):
         elif loss == "logistic" and dtype == torch.uint8:
             assert risk(targets, loss).y.dtype == torch.float64
         else:
-            with pytest.raises((TypeError, ValueError), match="^y "):
+            with pytest.raises((TypeError, ValueError), match=r"^y "):
                 risk(targets, loss, outputs)
 
 
@@ -319,7 +319,7 @@ def test_a_label_beside_one_does_not_become_one_by_rounding():
 @pytest.mark.parametrize("loss", ["square", "logistic", "cross-entropy", "own"])
 def test_targets_that_torch_cannot_hold_are_refused(y, loss):
     own = (lambda f, _: f.square()) if loss == "own" else loss
-    with pytest.raises(TypeError, match="^y must be"):
+    with pytest.raises(TypeError, match=r"^y must be"):
         risk(y, own, 2 if loss == "cross-entropy" else None)
 
 
@@ -340,7 +340,7 @@ def test_complex_targets_of_a_loss_of_ones_own():
     own = risk(y, phase)
     assert bool(torch.isfinite(own.value(clouds.uniform(5, 4))))
     y[2] = complex(math.nan, 0)
-    with pytest.raises(ValueError, match="^y must be finite, got .*index"):
+    with pytest.raises(ValueError, match=r"^y must be finite, got .*index"):
         risk(y, phase)
 
 
@@ -368,13 +368,13 @@ BAD_INPUTS = {
 @pytest.mark.parametrize("X", BAD_INPUTS.values(), ids=BAD_INPUTS)
 def test_inputs_that_are_refused_wherever_they_come_in(X):
     network, mu = TwoLayer("tanh"), clouds.uniform(5, 4)
-    with pytest.raises((TypeError, ValueError), match="^X"):
+    with pytest.raises((TypeError, ValueError), match=r"^X"):
         risk(normal(4), "square", X=X)
-    with pytest.raises((TypeError, ValueError), match="^X"):
+    with pytest.raises((TypeError, ValueError), match=r"^X"):
         network(mu, X)
-    with pytest.raises((TypeError, ValueError), match="^X"):
+    with pytest.raises((TypeError, ValueError), match=r"^X"):
         network.features(mu.points, X)
-    with pytest.raises((TypeError, ValueError), match="^theta"):
+    with pytest.raises((TypeError, ValueError), match=r"^theta"):
         network.features(X, normal(4, 2))
 
 
