@@ -34,6 +34,16 @@ from tests.curves import (
 )
 from tests.differences import derivative
 
+
+@pytest.fixture(autouse=True)
+def every_warning():
+    """Let torch warn of each conversion of a live tensor, not of the first alone."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
 # The law ------------------------------------------------------------------------------
 
 
@@ -601,3 +611,41 @@ def test_a_functional_of_a_velocity_is_differentiated_too():
     found = (Speed().velocity(of.Particles(x)) * u).sum()
     wanted = derivative(lambda t: -6 * Speed().value(of.Particles(x + t * u)))
     torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
+
+
+# Schemes, step by step ----------------------------------------------------------------
+
+EULER = of.ExplicitEuler()
+SCHEMES = {
+    "Euler": EULER,
+    "backtracking": of.ExplicitEuler(backtracking=True),
+    "birth and death": of.BirthDeath(),
+    "Langevin": of.Langevin(),
+    "chain": of.chain(EULER, of.BirthDeath()),
+    "minibatch": of.schemes.Minibatch(EULER),
+    "adaptive": of.schemes.Adaptive(EULER, tolerance=1e-2),
+    "resample": of.schemes.Resample(1.0),
+    "JKO": of.JKO(),
+    "JKO of order 2": of.JKO(order=2),
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("measure", ["particles", "weighted", "quantiles", "line"])
+def test_a_step_of_every_scheme_keeps_a_graph_or_refuses_it(measure, scheme):
+    F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+
+    def step(mu, _):
+        before = SCHEMES[scheme].init(F, mu)
+        return state(SCHEMES[scheme].step(F, mu, 0.01, before, draw()).measure)
+
+    keeping = {"Euler", "backtracking", "minibatch"}
+    if measure != "quantiles":
+        keeping |= {"birth and death", "Langevin", "chain"}
+    if measure == "particles":  # whose masses have no graph
+        keeping |= {"resample"}
+    if scheme in keeping:
+        agrees(ALL[measure], step, moves=True, h=2e-4)
+        return
+    with pytest.raises(of.errors.Unsupported):
+        step(ALL[measure](ONE()), None)

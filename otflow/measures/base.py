@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NoReturn, Self, final
 import torch
 from torch import Tensor
 
-from otflow._graphs import VERSIONS, Immutable
+from otflow._graphs import VERSIONS, Immutable, refuse_graph
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import as_points, check_like
 from otflow.errors import Unsupported
@@ -229,6 +229,21 @@ class Measure(ABC):
         False
         """
         return self._with_each(Tensor.clone)
+
+    @final
+    def refuse_graph(self, what: str, why: str, cure: str) -> None:
+        """Raise `Unsupported` where `what` would lose a graph of this measure.
+
+        Parameters
+        ----------
+        what, why : str
+            What would lose it, and why.
+        cure : str
+            What to use in its place.
+        """
+        held = self._attributes().values()
+        tensors = (value for value in held if isinstance(value, Tensor))
+        refuse_graph(what, why, *tensors, cure=cure)
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> Self:
         new = object.__new__(type(self))

@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from torch import Tensor
-
-from otflow._graphs import refuse_graph
 from otflow._validation import check_kind, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
@@ -103,14 +100,11 @@ class ProximalSolver(ABC, Generic[M]):
                 f"JKO() without a solver to get the representation's own"
             )
             raise Unsupported(msg)
-        refuse_graph(
+        mu.refuse_graph(
             "a proximal step",
             "it is solved by iteration, and its derivative is not there",
-            *(value for value in vars(mu).values() if isinstance(value, Tensor)),
-            cure=(
-                "mu.detach(), or a step that keeps it: that of ExplicitEuler(), or "
-                "on a grid GridSinkhorn().differentiable_step"
-            ),
+            cure="mu.detach(), or a step that keeps it: that of ExplicitEuler(), or "
+            "on a grid GridSinkhorn().differentiable_step",
         )
         return dt
 

@@ -87,8 +87,8 @@ class ExplicitEuler(Scheme):
         energy, velocity = F.value_and_velocity(mu)
         if not self.backtracking:
             return Step(mu.push(velocity, dt), state, {"energy": energy})
-        slope = self.sufficient_decrease * float(mu.inner(velocity, velocity))
-        start = float(energy)
+        slope = self.sufficient_decrease * float(mu.inner(velocity, velocity).detach())
+        start = float(energy.detach())
         for halvings in range(self.max_halvings + 1):
             trial = dt * 0.5**halvings
             moved = _try_push(mu, velocity, trial)
