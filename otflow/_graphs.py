@@ -11,7 +11,7 @@ from torch import Tensor
 from otflow.errors import InvalidFunctional, ModifiedInPlace, Unsupported
 
 __all__ = [
-    "VERSIONS",
+    "COUNTER",
     "Immutable",
     "alias",
     "detached",
@@ -23,8 +23,8 @@ __all__ = [
 ]
 
 
-# Where a measure keeps the counters of writes into its tensors.
-VERSIONS = "_versions"
+# Names under which a measure keeps the counters of writes into its tensors.
+COUNTER = "_writes_into_"
 
 
 class _Mode(threading.local):
@@ -111,30 +111,37 @@ class Immutable:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name, self.counter = name, COUNTER + name
 
     def __set__(self, owner: Any, tensor: Tensor) -> None:
-        state = vars(owner)
-        state[self.name] = tensor
-        state.setdefault(VERSIONS, {})[self.name] = _version(tensor)
+        state = owner.__dict__
+        state[self.name], state[self.counter] = tensor, _version(tensor)
 
     def __get__(self, owner: Any, kind: type) -> Any:
+        # On the path of every access: the good case first, and nothing beside it.
         if owner is None:
             return self
-        state = vars(owner)
+        state = owner.__dict__
+        try:
+            tensor = state[self.name]
+            if state[self.counter] == tensor._version:
+                return tensor
+        except (KeyError, RuntimeError):
+            return self._ask_first(state)
+        msg = (
+            f"the {self.name} of {kind.__name__} were modified in place; a measure is "
+            f"immutable and shares its tensors with others: write into a copy, "
+            f"mu.{self.name}.clone(), and make a new measure of it"
+        )
+        raise ModifiedInPlace(msg)
+
+    def _ask_first(self, state: dict[str, Any]) -> Any:
+        """Return the tensor of a copy or an unpickled measure, or one never counted."""
         try:
             tensor = state[self.name]
         except KeyError:
             raise AttributeError(self.name) from None
-        # Unknown in a copy or an unpickled measure, until it is first asked.
-        known = state.setdefault(VERSIONS, {}).setdefault(self.name, _version(tensor))
-        if known != _version(tensor):
-            msg = (
-                f"the {self.name} of {kind.__name__} were modified in place; a measure "
-                f"is immutable and shares its tensors with others: write into a copy, "
-                f"mu.{self.name}.clone(), and make a new measure of it"
-            )
-            raise ModifiedInPlace(msg)
+        state.setdefault(self.counter, _version(tensor))
         return tensor
 
 

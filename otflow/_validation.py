@@ -271,7 +271,8 @@ def check_scalar(value: Any, like: Tensor) -> Tensor:
 
 def check_finite(x: Tensor, what: str) -> None:
     """Raise `NonFinite`, naming `what`, if an entry of `x` is NaN or infinite."""
-    x = x.detach()
+    if x.requires_grad:
+        x = x.detach()
     # One reduction on the good path: a sum is finite only if its terms are, and a sum
     # of finite terms that overflows is looked at again, entry by entry.
     if math.isfinite(float(x.sum() if x.ndim else x)):

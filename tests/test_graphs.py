@@ -613,6 +613,106 @@ def test_a_functional_of_a_velocity_is_differentiated_too():
     torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
 
 
+# Bad input that carries a graph is refused as any other -------------------------------
+
+
+def live(*numbers):
+    return torch.tensor(numbers, dtype=F64, requires_grad=True)
+
+
+ONES = torch.ones(5, dtype=F64)
+SQUARE = of.Potential(lambda x: x.square().sum(-1))
+LOGARITHM = of.Potential(lambda x: x[:, 0].log())
+BAD = {
+    "points": (ValueError, lambda x: of.Particles(x.log()[:, None])),
+    "huge points": (ValueError, lambda x: of.Particles((1e200 * x)[:, None])),
+    "sum of weights": (ValueError, lambda x: of.Particles(normal(4, 1), x.abs())),
+    "negative weights": (ValueError, lambda x: of.Particles(normal(4, 1), x / x.sum())),
+    "weights that are not finite": (
+        ValueError,
+        lambda x: of.Particles(normal(4, 1), x.log()),
+    ),
+    "edges that cross": (ValueError, lambda x: of.Quantiles(-x.square())),
+    "a mass of zero": (
+        ValueError,
+        lambda x: of.Quantiles(torch.arange(5.0).double(), x),
+    ),
+    "mean": (ValueError, lambda x: of.Gaussian(x.log(), torch.eye(4).double())),
+    "singular": (ValueError, lambda x: of.Gaussian(0 * x, x[:, None] * x)),
+    "skew": (ValueError, lambda x: of.Gaussian(0 * x, x[:, None] * x.exp())),
+    "negative density": (ValueError, lambda x: of.GridDensity(x, 0, 1, walls=True)),
+    "integral": (ValueError, lambda x: of.GridDensity(x.exp(), 0, 1, walls=True)),
+    "mass in an obstacle": (
+        ValueError,
+        lambda x: of.GridDensity(
+            x.exp(), 0, 1, obstacles=torch.arange(4) == 2, normalize=True
+        ),
+    ),
+    "rooms": (
+        ValueError,
+        lambda x: of.GridDensity(
+            x.exp() * (torch.arange(4) != 2),
+            lower=0,
+            upper=1,
+            obstacles=torch.arange(4) == 2,
+            normalize=True,
+        ),
+    ),
+    "quantiles cross": (
+        of.errors.Diverged,
+        lambda x: of.Quantiles(torch.arange(4.0).double()).push(-9 * x[:, None], 1.0),
+    ),
+    "points that leave": (
+        of.errors.Diverged,
+        lambda x: of.Particles(x[:, None]).push(x[:, None], 1e200),
+    ),
+    "a Gaussian that is singular": (
+        of.errors.Diverged,
+        lambda x: of.Gaussian(x[:1], ONES[:1, None]).push(
+            (0 * x[:2] - 1)[:, None], 1.0
+        ),
+    ),
+    "above the CFL limit": (
+        of.errors.Diverged,
+        lambda x: of.GridDensity(ONES, 0, 1, walls=True).push(x, 9.0),
+    ),
+    "rates": (
+        of.errors.Diverged,
+        lambda x: of.Particles(x[:, None]).reweight(x.log(), 1.0),
+    ),
+    "probes outside": (
+        ValueError,
+        lambda x: SQUARE.first_variation(
+            of.GridDensity(ONES, 0, 1, walls=True), x[:, None]
+        ),
+    ),
+    "value": (
+        of.errors.NonFinite,
+        lambda x: of.Potential(lambda y: y[:, 0].log()).velocity(
+            of.Particles(x[:, None])
+        ),
+    ),
+    "gradient": (
+        of.errors.NonFinite,
+        lambda x: of.Potential(lambda y: y[:, 0].clamp_min(0).sqrt()).velocity(
+            of.Particles(x[:, None])
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_with_a_graph_is_refused_as_without(what):
+    error, make = BAD[what]
+    numbers = (0.0, 0.3, -0.2, 2.0)
+    messages = []
+    for x in (live(*numbers), live(*numbers).detach()):
+        with pytest.raises(error) as caught:
+            make(x)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
 # Schemes, step by step ----------------------------------------------------------------
 
 EULER = of.ExplicitEuler()

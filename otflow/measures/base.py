@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NoReturn, Self, final
 import torch
 from torch import Tensor
 
-from otflow._graphs import VERSIONS, Immutable, refuse_graph
+from otflow._graphs import COUNTER, Immutable, refuse_graph
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import as_points, check_like
 from otflow.errors import Unsupported
@@ -327,7 +327,9 @@ class Measure(ABC):
 
 
 def _without_counters(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in state.items() if name != VERSIONS}
+    return {
+        name: value for name, value in state.items() if not name.startswith(COUNTER)
+    }
 
 
 def keep_immutable(kind: type[Any], *names: str) -> None:
