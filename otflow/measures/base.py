@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, ClassVar, NoReturn, Self, final
 
 import torch
@@ -254,9 +255,11 @@ class Measure(ABC):
 
     def _attributes(self) -> dict[str, Any]:
         """Return what the measure holds, in slots too; not the counters of writes."""
-        slots = (s for k in type(self).__mro__ for s in getattr(k, "__slots__", ()))
-        held = {name: getattr(self, name) for name in slots if hasattr(self, name)}
-        return {**held, **_without_counters(vars(self))}
+        state = _without_counters(vars(self))
+        for name in _slots(type(self)):
+            if hasattr(self, name):
+                state[name] = getattr(self, name)
+        return state
 
     def __getstate__(self) -> Any:
         return _without_counters(vars(self))
@@ -324,6 +327,11 @@ class Measure(ABC):
             msg = f"{name} must have shape {tuple(self.points.shape)}, got {got}"
             raise ValueError(msg)
         check_like(tangent, self.points, name, "points")
+
+
+@lru_cache
+def _slots(kind: type) -> tuple[str, ...]:
+    return tuple(s for k in kind.__mro__ for s in getattr(k, "__slots__", ()))
 
 
 def _without_counters(state: dict[str, Any]) -> dict[str, Any]:
