@@ -6,14 +6,24 @@ that are evaluated and differentiated tile by tile, to any order, in O(n d) memo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from otflow.errors import InvalidFunctional, NonFinite
+from otflow._graphs import (
+    alias,
+    detached,
+    leaf,
+    recording,
+    records,
+    unmodified,
+)
+from otflow._validation import check_finite, check_scalar
+from otflow.errors import InvalidFunctional, Unsupported
 
 __all__ = [
     "check_finite",
@@ -42,76 +52,6 @@ Sweep = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 """``sweep(*rows, gradients=...)`` -> the sum and its gradients, () if unwanted."""
 
 
-def leaf(x: Tensor) -> Tensor:
-    """Return a detached alias of `x` that records gradients."""
-    return x.detach().requires_grad_()
-
-
-class unmodified:
-    """Refuse code that writes into `tensors`; on the path of every step, so lean."""
-
-    __slots__ = ("by", "tensors", "versions")
-
-    def __init__(self, *tensors: Tensor, by: str) -> None:
-        self.tensors, self.by = tensors, by
-
-    def __enter__(self) -> None:
-        self.versions = [tensor._version for tensor in self.tensors]
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None and self.versions != [t._version for t in self.tensors]:
-            msg = (
-                f"{self.by} modified the measure in place; "
-                f"work on a copy: mu.points.clone()"
-            )
-            raise InvalidFunctional(msg)
-
-
-def check_scalar(value: Any, like: Tensor) -> Tensor:
-    """Refuse what is not one finite real number on the device of `like`."""
-    if not isinstance(value, Tensor):
-        msg = (
-            f"a functional's value must be a 0-d tensor, got {type(value).__name__}; "
-            f"compute it from mu.points and mu.weights with torch, and do not call "
-            f"float() or .item()"
-        )
-        raise InvalidFunctional(msg)
-    if value.ndim != 0:
-        msg = (
-            f"a functional's value must be a 0-d tensor, got shape "
-            f"{tuple(value.shape)}; average over the measure, e.g. mu.expectation(f)"
-        )
-        raise InvalidFunctional(msg)
-    if not value.is_floating_point():
-        msg = f"a functional's value must be real floating point, got {value.dtype}"
-        raise InvalidFunctional(msg)
-    if value.device != like.device:
-        msg = (
-            f"a functional's value is on {value.device} but the measure is on "
-            f"{like.device}; build its tensors on the measure's device"
-        )
-        raise InvalidFunctional(msg)
-    return value
-
-
-def check_finite(x: Tensor, what: str) -> None:
-    """Raise `NonFinite`, naming `what`, if an entry of `x` is NaN or infinite."""
-    # One reduction on the good path: a sum is finite only if its terms are, and a sum
-    # of finite terms that overflows is looked at again, entry by entry.
-    if math.isfinite(float(x.sum() if x.ndim else x)):
-        return
-    if bool(torch.isfinite(x).all()):
-        return
-    bad = (~torch.isfinite(x)).nonzero()
-    where = f", first at index {tuple(int(i) for i in bad[0])}" if x.ndim else ""
-    first = float(x[tuple(bad[0])]) if x.ndim else float(x)
-    msg = (
-        f"{what} is {first}{where}: the functional is not finite at this measure; "
-        f"look for log(0), division by 0, or an overflow"
-    )
-    raise NonFinite(msg)
-
-
 def _grad(
     value: Tensor, at: tuple[Tensor, ...], *, create_graph: bool = False
 ) -> tuple[Tensor, ...]:
@@ -122,23 +62,33 @@ def _grad(
 
 
 def value_and_gradient(
-    function: Callable[[Tensor], Tensor], x: Tensor, *, unused: bool = False
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    beside: tuple[Tensor, ...] = (),
+    unused: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return a scalar function's value and gradient at `x`, detached and checked.
+    """Return a scalar function's value and gradient at `x`, checked.
 
-    With ``unused=True`` a value that does not depend on `x` has gradient zero; else it
-    is an error, as a value detached from the graph is most often a mistake.
+    If `x`, or a tensor that the function takes `beside` it, has a graph and gradients
+    are recorded, both carry the graphs of all that they depend on; else they are
+    detached, whatever parameters the function has, and the gradient costs one backward
+    pass. With ``unused=True`` a value that does not depend on `x` has gradient zero;
+    else it is an error, as a value detached from the graph is most often a mistake.
     """
     if torch.is_inference_mode_enabled():
         msg = "torch.inference_mode() forbids derivatives; use torch.no_grad() instead"
         raise RuntimeError(msg)
-    with torch.enable_grad():
-        x = leaf(x)
-        live = check_scalar(function(x), x)
-        value, grad = live.detach(), None
-        check_finite(value, "the functional's value")
+    keep = records(x, *beside)
+    with torch.enable_grad(), nullcontext() if keep else detached():
+        at = alias(x) if keep else leaf(x)
+        live = check_scalar(function(at), x)
+        check_finite(live, "the functional's value")
+        value, grad = live if keep else live.detach(), None
         if live.requires_grad:
-            (grad,) = torch.autograd.grad(live, x, allow_unused=True)
+            (grad,) = torch.autograd.grad(
+                live, at, create_graph=keep, allow_unused=True
+            )
     if grad is None:
         if unused:
             return value, torch.zeros_like(x)
@@ -162,14 +112,15 @@ def entrywise_derivative(
     function: Callable[[Tensor], Tensor], x: Tensor, order: int = 1
 ) -> Tensor:
     """Return f' or a higher derivative of an entrywise function; overflow is let by."""
+    keep = records(x)
     with torch.enable_grad():
-        x = leaf(x)
-        y = function(x)
+        at = alias(x) if keep else leaf(x)
+        y = function(at)
         for k in range(order):
             if not y.requires_grad:
                 return torch.zeros_like(x.detach())
-            (y,) = _grad(y.sum(), (x,), create_graph=k + 1 < order)
-        return y.detach()
+            (y,) = _grad(y.sum(), (at,), create_graph=keep or k + 1 < order)
+        return y if keep else y.detach()
 
 
 def line_derivatives(
@@ -220,16 +171,25 @@ def second_gradient(
     """Return d/dx_i of dF/dw_i for the rows where `rows` is True, (k, d).
 
     It is the gradient of the first variation at atoms that carry no mass, where
-    (1/w_i) dF/dx_i is 0/0.
+    (1/w_i) dF/dx_i is 0/0. Like that of `value_and_gradient` it carries the graphs of
+    what it depends on; but a derivative in the masses of these rows would be wrong, as
+    terms that vanish with them are left out: a graph on `w` is refused.
     """
-    with torch.enable_grad():
-        x, w = leaf(x), leaf(w)
-        value = check_scalar(function(x, w), x)
-        (mass,) = _grad(value, (w,), create_graph=True)
+    if records(w):
+        msg = (
+            "the velocity of atoms of mass zero has no derivative in the masses here; "
+            "leave these atoms out (points[weights > 0]), or give weights.detach()"
+        )
+        raise Unsupported(msg)
+    keep = records(x)
+    with torch.enable_grad(), nullcontext() if keep else detached():
+        at, masses = alias(x) if keep else leaf(x), leaf(w)
+        value = check_scalar(function(at, masses), x)
+        (mass,) = _grad(value, (masses,), create_graph=True)
         total = mass[rows].sum()
         if not total.requires_grad:
             return torch.zeros_like(x[rows].detach())
-        (grad,) = _grad(total, (x,))
+        (grad,) = _grad(total, (at,), create_graph=keep)
     check_finite(grad, "the gradient of the first variation")
     return grad[rows]
 
@@ -296,13 +256,24 @@ def pair_sum(
     *rows: Tensor,
     sweep: Sweep | None = None,
     tile: int = TILE,
+    is_closed: bool = True,
 ) -> Tensor:
     """Return ``sum over blocks I, J of energy(*rows[I], *rows[J], I is J)``.
 
     Differentiable in every tensor of `rows`, to any order; each order keeps O(n d)
     memory. Value and first gradient come from one visit of the tiles: that of `sweep`,
     a closed form of the same sum, where given. Time O(n^2 d).
+
+    An `energy` that has parameters with a graph of their own is not closed: each tile
+    is then recorded by itself, and evaluated again for each derivative.
     """
+    if not is_closed and recording():
+        total = rows[0].new_zeros(())
+        for i in tiles(len(rows[0]), tile):
+            for j in tiles(len(rows[0]), tile):
+                blocks = (r[s] for s in (i, j) for r in rows)
+                total = total + checkpoint(energy, *blocks, i == j, use_reentrant=False)
+        return total
     return cast("Tensor", _PairSum.apply(energy, sweep, tile, *rows))  # type: ignore[no-untyped-call]
 
 
@@ -350,7 +321,7 @@ class _PairSum(torch.autograd.Function):
         saved = ctx.saved_tensors
         rows, grads = saved[: len(saved) // 2], saved[len(saved) // 2 :]
         if torch.is_grad_enabled():  # a derivative of this gradient is wanted too
-            grads = _PairGradient.apply(ctx.energy, ctx.tile, *rows)  # type: ignore[no-untyped-call]
+            grads = _PairGradient.apply(ctx.energy, ctx.tile, grads, *rows)  # type: ignore[no-untyped-call]
         return None, None, None, *(upstream[0] * g for g in grads)
 
 
@@ -358,10 +329,18 @@ class _PairGradient(torch.autograd.Function):
     """The gradient of a sum over pairs; differentiable, as the gradient of another."""
 
     @staticmethod
-    def forward(ctx: Any, energy: PairEnergy, tile: int, *rows: Tensor) -> Any:
+    def forward(
+        ctx: Any,
+        energy: PairEnergy,
+        tile: int,
+        known: tuple[Tensor, ...],
+        *rows: Tensor,
+    ) -> Any:
         ctx.energy, ctx.tile = energy, tile
         ctx.save_for_backward(*rows)
         ctx.set_materialize_grads(False)
+        if known:
+            return tuple(g.detach() for g in known)
         return _sweep(energy, tile, rows, gradients=True)[1]
 
     @staticmethod
@@ -372,7 +351,7 @@ class _PairGradient(torch.autograd.Function):
         # is infinite, times a cotangent of zero, would be NaN.
         used = [k for k, u in enumerate(upstream) if u is not None]
         if not used:
-            return (None,) * (2 + count)
+            return (None,) * (3 + count)
         cotangents = [u for u in upstream if u is not None]
         width = count + len(used)
 
@@ -389,7 +368,7 @@ class _PairGradient(torch.autograd.Function):
             terms = [(g * v).sum() for g, v in zip(chosen, u, strict=True)]
             return torch.stack(terms).sum()
 
-        grads = _PairGradient.apply(along, ctx.tile, *rows, *cotangents)  # type: ignore[no-untyped-call]
+        grads = _PairGradient.apply(along, ctx.tile, (), *rows, *cotangents)  # type: ignore[no-untyped-call]
         # `along` is linear in the cotangents: its gradient in them is the gradient
         # itself, which autograd already has.
-        return None, None, *grads[:count]
+        return None, None, None, *grads[:count]

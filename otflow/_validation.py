@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 
 from otflow._typing import ArrayLike, Seed
+from otflow.errors import InvalidFunctional, NonFinite
 
 __all__ = [
     "as_float_tensor",
     "as_points",
     "as_weights",
+    "check_finite",
     "check_generator",
     "check_kind",
     "check_like",
     "check_option",
+    "check_scalar",
     "coordinate_limit",
     "non_negative_int",
     "positive",
@@ -116,16 +119,16 @@ def as_weights(
         )
         raise ValueError(msg)
     check_like(weights, points, name, "points")
-    weights = weights.detach()
-    if not bool(torch.isfinite(weights).all()):
-        i = int((~torch.isfinite(weights)).nonzero()[0])
-        msg = f"{name} must be finite, got {float(weights[i])} at index {i}"
+    masses = weights.detach()  # checked; what is returned keeps its graph
+    if not bool(torch.isfinite(masses).all()):
+        i = int((~torch.isfinite(masses)).nonzero()[0])
+        msg = f"{name} must be finite, got {float(masses[i])} at index {i}"
         raise ValueError(msg)
-    if bool((weights < 0).any()):
-        i = int((weights < 0).nonzero()[0])
-        msg = f"{name} must be non-negative, got {float(weights[i]):.6g} at index {i}"
+    if bool((masses < 0).any()):
+        i = int((masses < 0).nonzero()[0])
+        msg = f"{name} must be non-negative, got {float(masses[i]):.6g} at index {i}"
         raise ValueError(msg)
-    total = float(weights.sum(dtype=torch.float64))
+    total = float(masses.sum(dtype=torch.float64))
     if total == 0.0:
         msg = f"{name} are all zero: a probability measure needs mass 1"
         raise ValueError(msg)
@@ -243,3 +246,50 @@ def check_generator(generator: Any) -> None:
             f"use torch.Generator().manual_seed(0)"
         )
         raise TypeError(msg)
+
+
+def check_scalar(value: Any, like: Tensor) -> Tensor:
+    """Refuse what is not one finite real number on the device of `like`."""
+    if not isinstance(value, Tensor):
+        msg = (
+            f"a functional's value must be a 0-d tensor, got {type(value).__name__}; "
+            f"compute it from mu.points and mu.weights with torch, and do not call "
+            f"float() or .item()"
+        )
+        raise InvalidFunctional(msg)
+    if value.ndim != 0:
+        msg = (
+            f"a functional's value must be a 0-d tensor, got shape "
+            f"{tuple(value.shape)}; average over the measure, e.g. mu.expectation(f)"
+        )
+        raise InvalidFunctional(msg)
+    if not value.is_floating_point():
+        msg = f"a functional's value must be real floating point, got {value.dtype}"
+        raise InvalidFunctional(msg)
+    if value.device != like.device:
+        msg = (
+            f"a functional's value is on {value.device} but the measure is on "
+            f"{like.device}; build its tensors on the measure's device"
+        )
+        raise InvalidFunctional(msg)
+    return value
+
+
+def check_finite(x: Tensor, what: str) -> None:
+    """Raise `NonFinite`, naming `what`, if an entry of `x` is NaN or infinite."""
+    if x.requires_grad:
+        x = x.detach()
+    # One reduction on the good path: a sum is finite only if its terms are, and a sum
+    # of finite terms that overflows is looked at again, entry by entry.
+    if math.isfinite(float(x.sum() if x.ndim else x)):
+        return
+    if bool(torch.isfinite(x).all()):
+        return
+    bad = (~torch.isfinite(x)).nonzero()
+    where = f", first at index {tuple(int(i) for i in bad[0])}" if x.ndim else ""
+    first = float(x[tuple(bad[0])]) if x.ndim else float(x)
+    msg = (
+        f"{what} is {first}{where}: the functional is not finite at this measure; "
+        f"look for log(0), division by 0, or an overflow"
+    )
+    raise NonFinite(msg)

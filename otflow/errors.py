@@ -17,6 +17,7 @@ __all__ = [
     "Diverged",
     "Interrupted",
     "InvalidFunctional",
+    "ModifiedInPlace",
     "NonFinite",
     "NotConverged",
     "NotConvergedWarning",
@@ -124,6 +125,27 @@ class InvalidFunctional(OtflowError, TypeError):
     Traceback (most recent call last):
         ...
     otflow.errors.InvalidFunctional: ...
+    """
+
+
+class ModifiedInPlace(OtflowError, ValueError):
+    """A tensor of a measure was written into; measures are immutable and share tensors.
+
+    The measure, and those that share the tensor, raise it when they are asked for it.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> mu = of.Particles(torch.zeros(3, 2))
+    >>> x = mu.points.clone()  # to be written into
+    >>> mu.points.add_(1.0)  # not to be
+    tensor([[1., 1.],
+            [1., 1.],
+            [1., 1.]])
+    >>> mu.points
+    Traceback (most recent call last):
+        ...
+    otflow.errors.ModifiedInPlace: ...
     """
 
 

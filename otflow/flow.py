@@ -55,7 +55,7 @@ def flow(
     F : Functional
         What to minimise.
     mu : Measure
-        Where to start; it is not modified.
+        Where to start; it is not modified. A graph that it carries ends here.
     scheme : Scheme
         How to step, e.g. ``ExplicitEuler()``.
     dt : float or callable
@@ -123,6 +123,7 @@ def flow(
     length = _step_length(dt)
     steps = non_negative_int(steps, "steps")
     every = non_negative_int(every, "every", minimum=1)
+    mu = mu.detach()
     end = math.inf if until is None else positive(until, "until", or_zero=True)
     if stop is not None and not callable(stop):
         msg = f"stop must be a predicate on a Step, got {type(stop).__name__}"
@@ -138,7 +139,11 @@ def flow(
             if left <= 0:
                 break
             h = _cut(length(k), left)
-            step = scheme.step(F, recorder.current.measure, h, state, source)
+            measure = recorder.current.measure
+            # The caller's own tensors end here: moves share what they do not change,
+            # and what is done to a result must not reach the start.
+            measure = measure if k else measure.clone()
+            step = scheme.step(F, measure, h, state, source)
             if k % every == 0:
                 recorder.add(step.info.get("energy"))
                 bar.set_postfix(energy=f"{float(recorder.energy):.4g}", refresh=False)
@@ -263,7 +268,7 @@ class _Recorder:
         time = self.current.time + (dt if taken is None else taken)
         if math.isclose(time, end, rel_tol=4 * sys.float_info.epsilon):
             time = end
-        self.previous, self.current = self.current, _Moment(time, step.measure)
+        self.previous, self.current = self.current, _Moment(time, step.measure.detach())
         self.info.append(step.info)
 
     def step_back(self) -> None:

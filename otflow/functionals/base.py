@@ -72,7 +72,7 @@ class Functional(ABC):
         Returns
         -------
         Tensor, shape (n,) or (m,)
-            Defined up to a constant; detached.
+            Defined up to a constant; with a graph where the measure carries one.
         """
         return mu.mass_gradient(self.value, x)
 
@@ -87,9 +87,10 @@ class Functional(ABC):
         Returns
         -------
         value : Tensor
-            0-d, detached.
+            0-d.
         velocity : Tensor
-            A tangent at `mu`, (n, d) on particles; detached.
+            A tangent at `mu`, (n, d) on particles. Both carry a graph where the measure
+            carries one; parameters of the functional alone do not make one.
         """
         value, gradient = mu.value_and_position_gradient(self.value)
         return value, -gradient

@@ -233,7 +233,10 @@ class Internal(Functional):
         start = torch.zeros_like(target)
         unit = self.slope(start[:1] + 1).abs() + torch.finfo(s.dtype).tiny
         z = increasing_root(function, start, target.abs() + unit)
-        self._check_increasing(z, function(z)[1])
+        slope = function(z)[1]
+        self._check_increasing(z, slope)
+        if s.requires_grad:  # by the implicit function theorem
+            z = z + (s[between] - target) / slope
         return r.masked_scatter(between, z.exp().clamp_max(self.max_density))
 
     def conjugate(self, s: Tensor) -> Tensor:

@@ -109,7 +109,6 @@ class TwoLayer(Network):
         """Return the data, with a last column of ones if there is a bias."""
         if not self.bias:
             return super()._inputs(X)
-        X = X.detach()
         return torch.cat([X, X.new_ones(len(X), 1)], dim=1)
 
     def _hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:

@@ -71,20 +71,28 @@ class Logistic(Loss):
 
     def targets(self, y: ArrayLike, X: Tensor, outputs: int | None) -> Tensor:
         """Return labels -1 and +1 in the dtype of the inputs."""
-        y = _as_tensor(y).to(X.dtype)
+        y = _as_tensor(y)
+        if y.is_complex() or y.dtype == torch.bool:
+            cure = "2 * y.long() - 1" if y.dtype == torch.bool else "y.real"
+            msg = (
+                f"y must hold the labels -1 and +1 for the loss 'logistic', got "
+                f"{y.dtype}; use {cure}"
+            )
+            raise TypeError(msg)
         _check_device(y, X)
         _check_shape(y, X, outputs)
-        wrong = y.abs() != 1
+        # Before the cast: a label next to 1 is not to become one by rounding.
+        wrong = (y != 1) & (y != -1)
         if bool(wrong.any()):
             found = sorted({float(value) for value in y.flatten()[:1000]})[:4]
             hint = "; use 2 * y - 1 for labels 0 and 1" if set(found) <= {0, 1} else ""
             index = tuple(int(i) for i in wrong.nonzero()[0])
             msg = (
                 f"y must hold the labels -1 and +1 for the loss 'logistic', got "
-                f"{float(y[index]):g} at index {index}{hint}"
+                f"{y[index].item()!r} at index {index}{hint}"
             )
             raise ValueError(msg)
-        return y
+        return y.to(X.dtype)
 
     def values(self, f: Tensor, y: Tensor) -> Tensor:
         r"""Return :math:`\log(1 + e^{-y_k f_k})`."""
@@ -155,7 +163,7 @@ class CustomLoss(Loss):
         _check_device(y, X)
         if y.ndim == 0 or len(y) != len(X):
             _refuse_shape(y, X, f"({len(X)}, ...)")
-        if y.is_floating_point():
+        if y.is_floating_point() or y.is_complex():
             _check_finite_targets(y)
         return y
 
@@ -168,6 +176,13 @@ class CustomLoss(Loss):
                 f"a loss must map outputs {tuple(f.shape)} and targets "
                 f"{tuple(y.shape)} to one number per sample, {(len(f),)}, got {got}; "
                 f"for a torch loss use reduction='none', and sum over outputs"
+            )
+            raise InvalidFunctional(msg)
+        if values.dtype != f.dtype:
+            msg = (
+                f"a loss returned {values.dtype} for outputs of dtype {f.dtype}; it "
+                f"must be real, of the dtype of the outputs: use .to(f.dtype) on the "
+                f"targets"
             )
             raise InvalidFunctional(msg)
         return values
@@ -202,9 +217,19 @@ def _over_outputs(values: Tensor) -> Tensor:
 
 def _as_tensor(y: ArrayLike) -> Tensor:
     if isinstance(y, np.ndarray):
-        return torch.from_numpy(np.array(y, order="C"))
+        widest = 16 if y.dtype.kind == "c" else 8
+        if y.dtype.kind not in "biufc" or y.dtype.itemsize > widest:
+            msg = f"y must be a numeric array that torch knows, got {y.dtype}"
+            raise TypeError(msg)
+        y = torch.from_numpy(np.array(y, dtype=y.dtype.newbyteorder("="), order="C"))
     if not isinstance(y, Tensor):
         msg = f"y must be a torch.Tensor or numpy.ndarray, got {type(y).__name__}"
+        raise TypeError(msg)
+    if y.layout != torch.strided or y.is_quantized or y.device.type == "meta":
+        msg = (
+            f"y must be a dense tensor, got layout {y.layout} on device {y.device}; "
+            f"use .to_dense() or materialise it first"
+        )
         raise TypeError(msg)
     return y.detach()
 
@@ -238,5 +263,5 @@ def _check_finite_targets(y: Tensor) -> None:
     good = torch.isfinite(y)
     if not bool(good.all()):
         index = tuple(int(i) for i in (~good).nonzero()[0])
-        msg = f"y must be finite, got {float(y[index])} at index {index}"
+        msg = f"y must be finite, got {y[index].item()} at index {index}"
         raise ValueError(msg)

@@ -100,7 +100,7 @@ class Network(ABC):
         Returns
         -------
         Tensor, shape (n,) or (n, m)
-            Differentiable, to any order, in the points and weights of `mu`.
+            Differentiable, to any order, in the points and weights of `mu` and in X.
         """
         X = as_points(X, "X")
         check_like(X, mu.points, "X", "the measure")
@@ -120,7 +120,7 @@ class Network(ABC):
         Returns
         -------
         Tensor, shape (n, N) or (n, N, m)
-            Differentiable, to any order, in `theta`.
+            Differentiable, to any order, in `theta` and in `X`.
         """
         theta, X = as_points(theta, "theta"), as_points(X, "X")
         check_like(X, theta, "X", "theta")
@@ -134,7 +134,7 @@ class Network(ABC):
 
     def _inputs(self, X: Tensor) -> Tensor:
         """Return a copy of the data in the form that the other methods take, (n, q)."""
-        return X.detach().clone()
+        return X.clone()
 
     @abstractmethod
     def _hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import check_finite, tiles
+from otflow._graphs import records
 from otflow._typing import ArrayLike
 from otflow._validation import as_points, check_like, non_negative_int
 from otflow.errors import Unsupported
@@ -40,7 +41,8 @@ class Risk(Functional):
     network : TwoLayer or CustomLayer
         What a neuron computes and how outputs are scaled.
     X : Tensor or ndarray, shape (n, d)
-        Inputs; copied. Their dtype is that of the measures to come.
+        Inputs; copied, without a graph: data are constants. Their dtype is that of the
+        measures to come.
     y : Tensor or ndarray, shape (n,) or (n, m)
         Targets: numbers for "square", labels -1 and +1 for "logistic", integer classes
         (n,) for "cross-entropy", anything with n rows for a loss of one's own.
@@ -147,6 +149,7 @@ class Risk(Functional):
             not isinstance(mu, Particles)
             or not isinstance(network, TwoLayer)
             or not isinstance(network.activation, Unit)
+            or records(mu.points, mu.weights)
         ):
             return super().value_and_velocity(mu)
         self._check(mu)
@@ -170,10 +173,12 @@ class Risk(Functional):
         if not isinstance(mu, Particles):
             return super().first_variation(mu, x)
         self._check(mu)
-        probes = None if x is None else as_points(x, "x").detach()
+        probes = None if x is None else as_points(x, "x")
         if probes is not None:
             check_like(probes, mu.points, "x", "points")
             self.network._check_neurons(probes, self._dim)
+        if records(mu.points, mu.weights, mu.points if probes is None else probes):
+            return super().first_variation(mu, probes)
         with torch.no_grad():
             total = self._correlate(mu, probes)
             variation = total * (self.network._scale(mu.weights) / len(self.y))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, NoReturn, Self, final
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, ClassVar, NoReturn, Self, final
 
 import torch
 from torch import Tensor
 
-from otflow._autodiff import pair_sum
+from otflow._graphs import COUNTER, Immutable, refuse_graph
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import as_points, check_like
-from otflow.errors import InvalidFunctional, Unsupported
-from otflow.kernels import RadialKernel
+from otflow.errors import Unsupported
+from otflow.measures.sums import integrate, internal_energy, pair_energy
 
-__all__ = ["Measure"]
+__all__ = ["Measure", "keep_immutable"]
 
 
 class Measure(ABC):
@@ -25,7 +26,9 @@ class Measure(ABC):
     centres or quadrature nodes `points` (n, d) with masses `weights` (n,) of sum 1.
     Functionals
     see it through `expectation`, `interaction` and `internal`; schemes move it by
-    `push`. A measure is immutable: every verb returns a new one.
+    `push`. A measure is immutable: every verb returns a new one. Made of tensors with a
+    graph it keeps the graph, and so does all that is made of it; a verb that cannot
+    raises `Unsupported`. `detach` leaves it behind.
 
     A new representation is one file: it states `points` and `weights`, the required
     verbs (`value_and_position_gradient`, `push`, `inner`, `displacement_to`), and
@@ -183,23 +186,83 @@ class Measure(ABC):
         InvalidFunctional
             If `e` does not return one value per density, of its dtype.
         """
-        rho = self.density()
-        empty = rho == 0
-        if not bool(empty.any()):
-            return self.weights @ check_energy(e, rho)
-        at_zero = float(check_energy(e, torch.zeros_like(rho[:1])))
-        if math.isfinite(at_zero):
-            vacuum = at_zero * self.weights
-        else:  # 0 with an infinite derivative of the right sign
-            vacuum = torch.special.entr(self.weights)
-            vacuum = -vacuum if at_zero < 0 else vacuum
-        filled = self.weights * check_energy(e, rho.masked_fill(empty, 1.0))
-        return torch.where(empty, vacuum, filled).sum()
+        return internal_energy(e, self.density(), self.weights)
 
     @final
     def norm(self, u: Tensor) -> Tensor:
-        r"""Return :math:`\|u\|_{L^2(\mu)}`: the W2 speed of the tangent `u`."""
-        return self.inner(u, u).sqrt()
+        r"""Return :math:`\|u\|_{L^2(\mu)}`: the W2 speed of the tangent `u`.
+
+        Where it is 0 its gradient is set to 0.
+        """
+        square = self.inner(u, u)
+        zero = square == 0
+        return square.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
+
+    def detach(self) -> Self:
+        """Return the same measure without the graph of its tensors.
+
+        Nothing is copied, and a measure without a graph is returned itself.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> x = torch.ones(3, 2, requires_grad=True)
+        >>> of.Particles(x).detach().points.requires_grad
+        False
+        """
+        held = self._attributes().values()
+        if not any(isinstance(t, Tensor) and t.requires_grad for t in held):
+            return self
+        return self._with_each(Tensor.detach)
+
+    @final
+    def clone(self) -> Self:
+        """Return the same measure, with its graph, in tensors of its own.
+
+        Moves of a measure share what they do not change, such as weights; a clone
+        shares nothing.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> mu = of.Particles(torch.zeros(3, 2))
+        >>> mu.clone().points.data_ptr() == mu.points.data_ptr()
+        False
+        """
+        return self._with_each(Tensor.clone)
+
+    @final
+    def refuse_graph(self, what: str, why: str, cure: str) -> None:
+        """Raise `Unsupported` where `what` would lose a graph of this measure.
+
+        Parameters
+        ----------
+        what, why : str
+            What would lose it, and why.
+        cure : str
+            What to use in its place.
+        """
+        held = self._attributes().values()
+        tensors = (value for value in held if isinstance(value, Tensor))
+        refuse_graph(what, why, *tensors, cure=cure)
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        new = object.__new__(type(self))
+        for name, value in self._attributes().items():
+            changed = change(value) if isinstance(value, Tensor) else value
+            object.__setattr__(new, name, changed)
+        return new
+
+    def _attributes(self) -> dict[str, Any]:
+        """Return what the measure holds, in slots too; not the counters of writes."""
+        state = _without_counters(vars(self))
+        for name in _slots(type(self)):
+            if hasattr(self, name):
+                state[name] = getattr(self, name)
+        return state
+
+    def __getstate__(self) -> Any:
+        return _without_counters(vars(self))
 
     @property
     def n(self) -> int:
@@ -249,14 +312,14 @@ class Measure(ABC):
         Returns
         -------
         Tensor, shape (m, d)
-            Detached.
+            With its graph.
         """
         x = as_points(x, "x")
         check_like(x, self.points, "x", "points")
         if x.shape[1] != self.dim:
             msg = f"x must have shape (m, {self.dim}), got {tuple(x.shape)}"
             raise ValueError(msg)
-        return x.detach()
+        return x
 
     def _check_tangent(self, tangent: Tensor, name: str = "tangent") -> None:
         if not isinstance(tangent, Tensor) or tangent.shape != self.points.shape:
@@ -266,85 +329,21 @@ class Measure(ABC):
         check_like(tangent, self.points, name, "points")
 
 
-def integrate(f: Ground, points: Tensor, weights: Tensor) -> Tensor:
-    r"""Return :math:`\sum_i w_i f(x_i)`, refused unless f is a ground function."""
-    values = f(points)
-    n = points.shape[0]
-    if not isinstance(values, Tensor) or values.ndim < 1 or values.shape[0] != n:
-        got = (
-            f"shape {tuple(values.shape)}"
-            if isinstance(values, Tensor)
-            else type(values).__name__
-        )
-        msg = (
-            f"a ground function must map (n, d) = {tuple(points.shape)} to "
-            f"({n},) or ({n}, m), got {got}; reduce over the last axis, "
-            f"e.g. .sum(-1)"
-        )
-        raise InvalidFunctional(msg)
-    if values.dtype != weights.dtype:
-        msg = (
-            f"a ground function returned {values.dtype} for points of dtype "
-            f"{points.dtype}; build its constants with the dtype of x"
-        )
-        raise InvalidFunctional(msg)
-    return (
-        weights @ values
-        if values.ndim <= 2
-        else torch.tensordot(weights, values, dims=1)
-    )
+@lru_cache
+def _slots(kind: type) -> tuple[str, ...]:
+    return tuple(s for k in kind.__mro__ for s in getattr(k, "__slots__", ()))
 
 
-def pair_energy(
-    W: Ground, points: Tensor, weights: Tensor, *, diagonal: bool = True
-) -> Tensor:
-    r"""Return :math:`\tfrac12 \sum_{ij} w_i w_j W(x_i - x_j)` tile by tile."""
-
-    def energy(x: Tensor, a: Tensor, y: Tensor, b: Tensor, is_diagonal: bool) -> Tensor:
-        z = x[:, None, :] - y[None, :, :]
-        if is_diagonal and not diagonal:
-            keep = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
-            i, j = keep.nonzero(as_tuple=True)
-            return 0.5 * (a[i] * b[j] * check_kernel(W, z[i, j])).sum()
-        return 0.5 * (a @ check_kernel(W, z) @ b)
-
-    sweep = W.sweep if isinstance(W, RadialKernel) and W.singular != diagonal else None
-    return pair_sum(energy, points, weights, sweep=sweep)
+def _without_counters(state: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value for name, value in state.items() if not name.startswith(COUNTER)
+    }
 
 
-def check_kernel(W: Ground, z: Tensor) -> Tensor:
-    """Return W(z), refused unless it is one number for each difference."""
-    values = W(z)
-    if not isinstance(values, Tensor) or values.shape != z.shape[:-1]:
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
-        msg = (
-            f"an interaction W must map differences {tuple(z.shape)} to "
-            f"{tuple(z.shape[:-1])}, got {got}; reduce over the last axis: .sum(-1)"
-        )
-        raise InvalidFunctional(msg)
-    if values.dtype != z.dtype:
-        msg = (
-            f"an interaction W returned {values.dtype} for differences of dtype "
-            f"{z.dtype}; build its constants with the dtype of z"
-        )
-        raise InvalidFunctional(msg)
-    return values
+def keep_immutable(kind: type[Any], *names: str) -> None:
+    """Watch these attributes of a class of measures, which hold tensors, for writes."""
+    for name in names:
+        setattr(kind, name, Immutable(name))
 
 
-def check_energy(e: Ground, rho: Tensor) -> Tensor:
-    """Return e(rho), refused unless it is one number for each density."""
-    values = e(rho)
-    if not isinstance(values, Tensor) or values.shape != rho.shape:
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
-        msg = (
-            f"an energy per unit of mass e must map densities {tuple(rho.shape)} to "
-            f"{tuple(rho.shape)}, entry by entry, got {got}; a constant c is c + 0 * r"
-        )
-        raise InvalidFunctional(msg)
-    if values.dtype != rho.dtype:
-        msg = (
-            f"an energy per unit of mass e returned {values.dtype} for densities of "
-            f"dtype {rho.dtype}; build its constants with the dtype of r"
-        )
-        raise InvalidFunctional(msg)
-    return values
+keep_immutable(Measure, "points", "weights")

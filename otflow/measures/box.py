@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otflow._graphs import refuse_graph
 from otflow._validation import non_negative_int, real
 
 __all__ = ["Box"]
@@ -222,6 +223,7 @@ class Box:
         ValueError
             If a point lies outside the box.
         """
+        x = x.detach()  # an index has no derivative
         index = torch.zeros_like(x[:, 0], dtype=torch.int64)
         for axis, (a, b, n) in enumerate(
             zip(self.lower, self.upper, self.shape, strict=True)
@@ -270,7 +272,13 @@ class Box:
 
 def _corner(value: Any, name: str, dim: int) -> tuple[float, ...]:
     if isinstance(value, (Sequence, Tensor)) or hasattr(value, "__len__"):
-        entries = [float(v) if isinstance(v, Tensor) else v for v in value]
+        refuse_graph(
+            "a corner of a box",
+            "a grid is fixed",
+            *(v for v in value if isinstance(v, Tensor)),
+            cure="the numbers alone",
+        )
+        entries = [float(v.detach()) if isinstance(v, Tensor) else v for v in value]
         if len(entries) != dim:
             msg = f"{name} must have {dim} entries, one an axis, got {len(entries)}"
             raise ValueError(msg)

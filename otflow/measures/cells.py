@@ -13,7 +13,7 @@ from otflow._autodiff import line_derivatives, tiles
 from otflow._typing import Ground
 from otflow.errors import NonFinite
 from otflow.kernels import RadialKernel
-from otflow.measures.base import check_kernel, pair_energy
+from otflow.measures.sums import check_kernel, pair_energy
 
 __all__ = ["cell_interaction", "far_hessian", "lump", "near_interaction"]
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from otflow._graphs import records
 from otflow._typing import ArrayLike
 from otflow._validation import as_float_tensor, as_points, check_like, coordinate_limit
+from otflow.errors import NotConverged
 
-__all__ = ["check_state", "cholesky", "optimal_rotation"]
+__all__ = ["check_state", "cholesky", "optimal_rotation", "widened"]
+
+# Of Newton's iteration for an orthogonal factor, and where it converges quadratically.
+POLAR_STEPS = 40
+CLOSE = 1e-3
 
 
 def check_state(state: Tensor) -> str | None:
@@ -51,7 +59,11 @@ def optimal_rotation(source: Tensor, target: Tensor) -> Tensor:
     """
     # Half of the last digit of every entry.
     slack = 0.5 * torch.finfo(source.dtype).eps
+    recorded = records(source, target)
     source, target = source.double(), target.double()
+    if recorded:
+        # Where the map is optimal by itself the rotation still has a derivative.
+        return polar_factor(target.T @ source)
     u, _, vh = torch.linalg.svd(target.T @ source)
     rotation: Tensor = u @ vh
     kept, best = (
@@ -65,9 +77,60 @@ def optimal_rotation(source: Tensor, target: Tensor) -> Tensor:
     return rotation
 
 
+def widened(factor: Tensor, variance: float) -> Tensor:
+    r"""Return a factor of :math:`LL^\top + vI`, by the optimal map from :math:`L`.
+
+    That is :math:`(LL^\top + vI)^{1/2} O` with O the orthogonal factor of L.
+    """
+    if not records(factor):
+        u, s, vh = torch.linalg.svd(factor)
+        widths = torch.hypot(s, s.new_tensor(math.sqrt(variance)))
+        wider: Tensor = (u * widths) @ vh
+        return wider
+    identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+    root = torch.linalg.cholesky(factor @ factor.T + variance * identity)
+    # Of a square root C its orthogonal factor U gives the symmetric one, C U^T.
+    turned: Tensor = root @ polar_factor(root).T @ polar_factor(factor)
+    return turned
+
+
+def polar_factor(matrix: Tensor) -> Tensor:
+    r"""Return the orthogonal factor of a regular matrix, differentiable to any order.
+
+    By Newton's iteration :math:`X \leftarrow \frac12(\gamma X + X^{-\top}/\gamma)`: a
+    singular value decomposition would divide by the differences of the singular values,
+    which are equal for the identity.
+    """
+
+    def step(x: Tensor, *, scaled: bool) -> Tensor:
+        inverse: Tensor = torch.linalg.inv(x).T
+        if not scaled:
+            return 0.5 * (x + inverse)
+        with torch.no_grad():  # every scale leads to the same limit
+            norms = torch.linalg.matrix_norm(torch.stack([inverse, x]))
+            ratio = (norms[0] / norms[1]).sqrt()
+        scaled_mean: Tensor = 0.5 * (ratio * x + inverse / ratio)
+        return scaled_mean
+
+    x = matrix
+    for _ in range(POLAR_STEPS):
+        before, x = x, step(x, scaled=True)
+        if float((x - before).detach().abs().max()) <= CLOSE:
+            break
+    else:
+        msg = (
+            "the orthogonal factor of a covariance's factor was not found: it is next "
+            "to singular; detach the measure, or add a multiple of the identity"
+        )
+        raise NotConverged(msg)
+    for _ in range(4):  # from 1e-3 twice to round-off: derivatives lag behind
+        x = step(x, scaled=False)
+    return x
+
+
 def cholesky(covariance: ArrayLike, mean: Tensor) -> Tensor:
     """Return the Cholesky factor of a covariance, or say what is wrong with it."""
-    S = as_float_tensor(covariance, "covariance").detach()
+    S = as_float_tensor(covariance, "covariance")
     d = len(mean)
     if S.shape != (d, d):
         cure = "; use torch.diag(covariance)" if S.shape == (d,) else ""
@@ -76,8 +139,8 @@ def cholesky(covariance: ArrayLike, mean: Tensor) -> Tensor:
     check_like(S, mean, "covariance", "mean")
     as_points(S, "covariance")
     eps = torch.finfo(S.dtype).eps
-    largest = float(S.abs().max())
-    skew = float((S - S.T).abs().max())
+    largest = float(S.detach().abs().max())
+    skew = float((S - S.T).detach().abs().max())
     if skew > 16 * d * eps * largest:
         msg = (
             f"covariance must be symmetric, entries differ from their mirror images by "
@@ -86,7 +149,7 @@ def cholesky(covariance: ArrayLike, mean: Tensor) -> Tensor:
         raise ValueError(msg)
     S = 0.5 * (S + S.T)
     factor, failure = torch.linalg.cholesky_ex(S)
-    least = float(torch.linalg.eigvalsh(S)[0])
+    least = float(torch.linalg.eigvalsh(S.detach())[0])
     if bool(failure) or least <= d * eps * largest:
         msg = (
             f"covariance must be positive definite, its smallest eigenvalue is "

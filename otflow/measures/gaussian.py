@@ -9,7 +9,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from otflow._autodiff import unmodified, value_and_gradient
+from otflow._autodiff import value_and_gradient
+from otflow._graphs import unmodified
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     as_float_tensor,
@@ -22,9 +23,15 @@ from otflow._validation import (
 )
 from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.kernels import RadialKernel
-from otflow.measures.base import Measure, check_kernel
-from otflow.measures.covariance import check_state, cholesky, optimal_rotation
+from otflow.measures.base import Measure, keep_immutable
+from otflow.measures.covariance import (
+    check_state,
+    cholesky,
+    optimal_rotation,
+    widened,
+)
 from otflow.measures.quadrature import gaussian_nodes, integrate_energy
+from otflow.measures.sums import check_kernel
 
 __all__ = ["Gaussian"]
 
@@ -51,7 +58,7 @@ class Gaussian(Measure):
     Parameters
     ----------
     mean : Tensor or ndarray, shape (d,)
-        Mean, float32 or float64; copied, detached.
+        Mean, float32 or float64; copied, with its graph.
     covariance : Tensor or ndarray, shape (d, d)
         Covariance, symmetric and positive definite.
     nodes : int, optional
@@ -123,7 +130,7 @@ class Gaussian(Measure):
     def __init__(
         self, mean: ArrayLike, covariance: ArrayLike, *, nodes: int | None = None
     ) -> None:
-        m = as_float_tensor(mean, "mean").detach()
+        m = as_float_tensor(mean, "mean")
         if m.ndim != 1 or not len(m):
             cure = "; use mean[None] for a number" if m.ndim == 0 else ""
             msg = f"mean must have shape (d,), got {tuple(m.shape)}{cure}"
@@ -165,7 +172,7 @@ class Gaussian(Measure):
         They weigh 1/n each: of all Gaussians it is the one that makes them likeliest.
         Points in a hyperplane have none; they are a ``ValueError``.
         """
-        x = as_points(x, "x").detach()
+        x = as_points(x, "x")
         n, d = x.shape
         if n <= d:
             msg = (
@@ -187,7 +194,7 @@ class Gaussian(Measure):
         if x is None:
             z = self.nodes
         else:
-            x = as_points(x, "x").detach()
+            x = as_points(x, "x")
             check_like(x, self.mean, "x", "mean")
             if x.shape[1] != self.dim:
                 msg = f"x must have shape (m, {self.dim}), got {tuple(x.shape)}"
@@ -265,9 +272,10 @@ class Gaussian(Measure):
         Returns
         -------
         value : Tensor
-            0-d, detached.
+            0-d.
         gradient : Tensor, shape (1 + d, d)
-            The Wasserstein gradient; minus the velocity.
+            The Wasserstein gradient; minus the velocity. Both carry the graph of what
+            they depend on, where that has one.
 
         Raises
         ------
@@ -308,9 +316,7 @@ class Gaussian(Measure):
             carries `self`.
         """
         self._check_tangent(tangent)
-        return self._moved(
-            torch.add(self.state, tangent.detach(), alpha=real(dt, "dt"))
-        )
+        return self._moved(torch.add(self.state, tangent, alpha=real(dt, "dt")))
 
     def diffuse(self, variance: float, generator: torch.Generator) -> Self:
         r"""Return :math:`N(m, \Sigma + \mathrm{variance}\, I)`: exact, without noise.
@@ -321,9 +327,7 @@ class Gaussian(Measure):
         variance = positive(variance, "variance", or_zero=True)
         if variance == 0:
             return self._at(self.state)
-        u, s, vh = torch.linalg.svd(self.factor)
-        spread = torch.hypot(s, s.new_tensor(math.sqrt(variance)))
-        factor = (u * spread) @ vh
+        factor = widened(self.factor, variance)
         return self._moved(torch.cat([self.mean[None], factor.T]))
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -391,7 +395,10 @@ class Gaussian(Measure):
         check_like(tangent, self.mean, name, "mean")
 
     def _moved(self, state: Tensor) -> Self:
-        fault = check_state(state)
+        fault = check_state(state.detach())
         if fault is not None:
             raise Diverged(fault, measure=self)
         return self._at(state)
+
+
+keep_immutable(Gaussian, "mean", "factor", "nodes")

@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from otflow._graphs import refuse_graph
 from otflow._typing import ArrayLike, Ground
 from otflow._validation import as_points, positive
 from otflow.measures.box import Box
@@ -218,7 +219,13 @@ class GridDensity(MovingCells):
         ValueError
             If a sample lies outside the box or in an obstacle.
         """
-        x = as_points(points).detach()
+        x = as_points(points)
+        refuse_graph(
+            "a histogram",
+            "counts have no derivative in the points",
+            x,
+            cure="points.detach()",
+        )
         box = Box.of(lower, upper, shape)
         if x.shape[1] != box.dim:
             msg = f"points must have shape (m, {box.dim}), got {tuple(x.shape)}"

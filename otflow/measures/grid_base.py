@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from otflow._autodiff import unmodified, value_and_gradient
-from otflow._typing import ArrayLike, Value
+from otflow._autodiff import value_and_gradient
+from otflow._graphs import records, refuse_graph, unmodified
+from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import as_float_tensor, check_like, real
 from otflow.errors import Diverged, NonFinite
-from otflow.measures.base import Measure
+from otflow.measures.base import Measure, keep_immutable
 from otflow.measures.box import Box
 from otflow.measures.grid_checks import (
     check_border,
@@ -20,6 +21,7 @@ from otflow.measures.grid_checks import (
     check_density,
     free_cells,
 )
+from otflow.measures.sums import internal_energy
 
 __all__ = ["CellMasses"]
 
@@ -62,14 +64,14 @@ class CellMasses(Measure):
         walls: bool = False,
         normalize: bool = False,
     ) -> None:
-        rho = as_float_tensor(density, "density").detach()
+        rho = as_float_tensor(density, "density")
         box = Box.of(lower, upper, tuple(rho.shape))
         free = free_cells(obstacles, rho)
-        check_density(rho, free)
+        check_density(rho.detach(), free)
         weights = rho.reshape(-1) * box.cell_volume
-        total = float(weights.sum(dtype=torch.float64))
+        total = float(weights.detach().sum(dtype=torch.float64))
         if normalize:
-            weights = weights / total
+            weights = weights / (weights.sum() if records(weights) else total)
         elif abs(total - 1) > (1e-5 if rho.dtype == torch.float32 else 1e-9):
             msg = (
                 f"the density must integrate to 1, got {total:.9g}; pass "
@@ -77,11 +79,12 @@ class CellMasses(Measure):
             )
             raise ValueError(msg)
         if not bool(free.all()):
-            check_connected(weights.reshape(box.shape), free.reshape(box.shape))
+            mass = weights.detach().reshape(box.shape)
+            check_connected(mass, free.reshape(box.shape))
         if not isinstance(walls, bool):
             msg = f"walls must be True or False, got {walls!r}"
             raise TypeError(msg)
-        self._set(box.centres(weights), weights, box, free, walls)
+        self._set(box.centres(weights.detach()), weights, box, free, walls)
         check_border(self.box, self.weights, self.is_free, walls=self.walls)
 
     def _set(
@@ -129,7 +132,6 @@ class CellMasses(Measure):
             If a mass is NaN, infinite or negative, or mass was lost or made; the error
             carries `self`.
         """
-        weights = weights.detach()
         if not bool((weights >= 0).all() & weights.sum().isfinite()):
             msg = (
                 "cell masses left the non-negative finite numbers; take a smaller dt "
@@ -178,8 +180,17 @@ class CellMasses(Measure):
         ------
         ValueError
             If a point lies outside the box.
+        Unsupported
+            If `x` carries a graph: a density constant on cells has no slope in them.
         """
-        return self.density()[self.box.cell_of(self.check_probes(x))]
+        x = self.check_probes(x)
+        refuse_graph(
+            "the density at points",
+            "it is constant on the cells, and has no derivative in the points",
+            x,
+            cure="x.detach()",
+        )
+        return self.density()[self.box.cell_of(x)]
 
     def check_same_grid(self, other: Measure) -> None:
         """Refuse (ValueError) a measure that does not live on the same cells."""
@@ -189,6 +200,17 @@ class CellMasses(Measure):
                 f"{self!r} on {self.box}"
             )
             raise ValueError(msg)
+
+    def internal(self, e: Ground) -> Tensor:
+        r"""Return :math:`\int e(\rho)\, d\mu` over the free cells.
+
+        In an obstacle, where there is never mass, nothing is asked: e may have infinite
+        derivatives at 0.
+        """
+        rho = self.density()
+        if bool(self.is_free.all()):
+            return internal_energy(e, rho, self.weights)
+        return internal_energy(e, rho[self.is_free], self.weights[self.is_free])
 
     # Derivatives ----------------------------------------------------------------------
 
@@ -208,9 +230,10 @@ class CellMasses(Measure):
         Returns
         -------
         value : Tensor
-            0-d, detached.
+            0-d.
         gradient : Tensor, shape (n,)
-            The first variation at the centres; 0 in obstacles.
+            The first variation at the centres; 0 in obstacles. Both carry the graph of
+            what they depend on, where that has one.
         """
 
         def free(w: Tensor) -> Tensor:
@@ -252,7 +275,7 @@ class CellMasses(Measure):
         Returns
         -------
         value : Tensor
-            0-d, detached.
+            0-d.
         gradient : Tensor, shape (n_faces,)
             Zero on the faces of obstacles.
         """
@@ -279,7 +302,7 @@ class CellMasses(Measure):
     def _moves(self, tangent: Tensor, dt: float) -> Tensor:
         """Return the displacements through the faces, 0 at obstacles."""
         self._check_tangent(tangent)
-        return tangent.detach() * (real(dt, "dt") * self.open_faces(self.dtype))
+        return tangent * (real(dt, "dt") * self.open_faces(self.dtype))
 
     def _check_tangent(self, tangent: Tensor, name: str = "tangent") -> None:
         n = self.box.n_faces
@@ -288,3 +311,6 @@ class CellMasses(Measure):
             msg = f"{name} must have shape ({n},), one entry a face, got {got}"
             raise ValueError(msg)
         check_like(tangent, self.points, name, "points")
+
+
+keep_immutable(CellMasses, "is_free")

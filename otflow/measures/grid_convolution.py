@@ -15,8 +15,8 @@ from otflow._autodiff import check_finite
 from otflow._typing import Ground
 from otflow.errors import InvalidFunctional
 from otflow.kernels import RadialKernel
-from otflow.measures.base import check_kernel
 from otflow.measures.box import Box
+from otflow.measures.sums import check_kernel
 
 __all__ = ["Convolution", "convolution"]
 

@@ -34,7 +34,7 @@ def courant(box: Box, weights: Tensor, moves: Tensor) -> float:
         Above 1 the explicit step could leave a negative mass.
     """
     shares = box.over_spacing(moves)
-    leaving = box.collect(shares.clamp_min(0), -shares.clamp_max(0))
+    leaving = box.collect(shares.clamp_min(0), -shares.clamp_max(0)).detach()
     return float(leaving[weights > 0].max())
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._graphs import refuse_graph
 from otflow.measures.box import Box
 
 __all__ = ["brightness", "counts", "resampled"]
@@ -59,7 +60,16 @@ def brightness(image: Any, *, invert: bool, dtype: torch.dtype, device: Any) -> 
     if min(shape[:2]) < 2:
         msg = f"image must be at least 2 pixels high and wide, got shape {shape}"
         raise ValueError(msg)
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+    if isinstance(image, Tensor):
+        refuse_graph(
+            "a picture",
+            "it is read through numpy",
+            image,
+            cure="GridDensity(density, lower, upper, normalize=True), which keeps it",
+        )
+        array = image.detach().cpu().numpy()
+    else:
+        array = image
     if array.dtype == np.uint8:
         values = array / 255.0
     elif array.dtype.kind in "bf":

@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from otflow._graphs import refuse_graph
 from otflow._validation import (
     check_generator,
     check_like,
@@ -18,6 +19,7 @@ from otflow.measures.grid_base import CellMasses
 from otflow.measures.grid_flux import check_courant, displacement, upwind
 from otflow.measures.grid_heat import heat
 from otflow.measures.grid_transport import remap
+from otflow.measures.sums import refuse_to_draw, reweighted
 
 __all__ = ["MovingCells"]
 
@@ -108,9 +110,17 @@ class MovingCells(CellMasses):
         Raises
         ------
         Unsupported
-            If mass would have to cross empty cells, or more than one cell.
+            If mass would have to cross empty cells, or more than one cell; or if one
+            of the two carries a graph.
         """
         self.check_same_grid(other)
+        refuse_graph(
+            "a displacement between grid densities",
+            "upwind fluxes have a kink where they vanish",
+            self.weights,
+            other.weights,
+            cure="mu.detach(), or Quantiles",
+        )
         return displacement(
             self.box, self.weights, other.weights, self.open_faces(self.dtype)
         )
@@ -166,8 +176,7 @@ class MovingCells(CellMasses):
             msg = f"log_rate must have shape ({self.n},), one entry a cell, got {got}"
             raise ValueError(msg)
         check_like(log_rate, self.weights, "log_rate", "weights")
-        logs = self.weights.detach().log() + real(dt, "dt") * log_rate.detach()
-        return self.moved(torch.softmax(logs, dim=0))
+        return self.moved(reweighted(self.weights, log_rate, real(dt, "dt")))
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n points independently from the density, uniform within each cell.
@@ -185,6 +194,7 @@ class MovingCells(CellMasses):
             The draws.
         """
         check_generator(generator)
+        refuse_to_draw(self.weights)
         n = non_negative_int(n, "n", minimum=1)
         uniform = self.points.new_empty(n, self.dim + 1).uniform_(generator=generator)
         sums = self.weights.detach().cumsum(0)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._graphs import refuse_graph
 from otflow._typing import Ground
 from otflow._validation import non_negative_int, real
 from otflow.errors import InvalidFunctional
@@ -21,6 +22,7 @@ NODES = 8
 
 def check_increasing(edges: Tensor) -> None:
     """Refuse quantiles that cross or coincide, and name the first."""
+    edges = edges.detach()
     wrong = edges.diff() <= 0
     if bool(wrong.any()):
         i = int(wrong.nonzero()[0])
@@ -118,6 +120,12 @@ def _from_below(
                 f"{got}; reduce over the last axis, e.g. .sum(-1)"
             )
             raise InvalidFunctional(msg)
+        refuse_graph(
+            "quantiles of a density",
+            "levels are found by iteration, without a derivative in its parameters",
+            values,
+            cure="Quantiles(edges, weights), or from_quantile, which keep it",
+        )
         values = values.detach().to("cpu", torch.float64)
         bad = ~(values >= 0) | torch.isinf(values)
         if bool(bad.any()):

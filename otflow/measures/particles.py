@@ -8,7 +8,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from otflow._autodiff import second_gradient, unmodified, value_and_gradient
+from otflow._autodiff import second_gradient, value_and_gradient
+from otflow._graphs import records, unmodified
 from otflow._typing import ArrayLike, Value
 from otflow._validation import (
     as_points,
@@ -22,6 +23,7 @@ from otflow._validation import (
 )
 from otflow.errors import Diverged
 from otflow.measures.base import Measure
+from otflow.measures.sums import refuse_to_draw, reweighted
 
 __all__ = ["Particles"]
 
@@ -39,9 +41,9 @@ class Particles(Measure):
     Parameters
     ----------
     points : Tensor or ndarray, shape (n, d)
-        Positions, float32 or float64; copied, detached.
+        Positions, float32 or float64; copied, with their graph.
     weights : Tensor or ndarray, shape (n,), optional
-        Masses, non-negative, of sum 1; uniform 1/n by default.
+        Masses, non-negative, of sum 1; uniform 1/n by default. A graph is kept.
     normalize : bool
         Divide the weights by their sum instead of refusing a sum other than 1.
 
@@ -95,7 +97,7 @@ class Particles(Measure):
         *,
         normalize: bool = False,
     ) -> None:
-        x = as_points(points).detach().clone(memory_format=torch.contiguous_format)
+        x = as_points(points).clone(memory_format=torch.contiguous_format)
         n = x.shape[0]
         if weights is None:
             w, is_uniform = x.new_full((n,), 1.0 / n), True
@@ -145,9 +147,10 @@ class Particles(Measure):
         Returns
         -------
         value : Tensor
-            0-d, detached.
+            0-d.
         gradient : Tensor, shape (n, d)
-            The Wasserstein gradient at the atoms; minus the velocity.
+            The Wasserstein gradient at the atoms; minus the velocity. Both carry the
+            graph of what they depend on, where that has one.
 
         Raises
         ------
@@ -155,18 +158,22 @@ class Particles(Measure):
             If `value` does not return a differentiable 0-d tensor.
         NonFinite
             If the value or the gradient is NaN or infinite.
+        Unsupported
+            If the masses carry a graph and some are zero.
         """
-        f, grad = value_and_gradient(lambda x: self._evaluate(value, x), self.points)
-        if self.is_uniform:
+        f, grad = value_and_gradient(
+            lambda x: self._evaluate(value, x), self.points, beside=(self.weights,)
+        )
+        if self.is_uniform and not records(self.weights):
             return f, grad * self.n
         empty = self.weights == 0
         if not bool(empty.any()):
             return f, grad / self.weights[:, None]
         grad = grad / self.weights.masked_fill(empty, 1.0)[:, None]
-        grad[empty] = second_gradient(
+        at_probes = second_gradient(
             lambda x, w: self._evaluate(value, x, w), self.points, self.weights, empty
         )
-        return f, grad
+        return f, grad.index_put((empty,), at_probes)
 
     def mass_gradient(self, value: Value, x: ArrayLike | None = None) -> Tensor:
         r"""Return :math:`\partial F/\partial w_i` at the atoms, or at probes `x`.
@@ -191,9 +198,9 @@ class Particles(Measure):
             x = self.check_probes(x)
             points = torch.cat([points, x])
             weights = torch.cat([weights, weights.new_zeros(len(x))])
-        grad = value_and_gradient(lambda w: self._evaluate(value, points, w), weights)[
-            1
-        ]
+        grad = value_and_gradient(
+            lambda w: self._evaluate(value, points, w), weights, beside=(points,)
+        )[1]
         return grad if x is None else grad[self.n :]
 
     # Moves ---------------------------------------------------------------------------
@@ -219,9 +226,7 @@ class Particles(Measure):
             If a position leaves the finite numbers; the error carries `self`.
         """
         self._check_tangent(tangent)
-        return self._moved(
-            torch.add(self.points, tangent.detach(), alpha=real(dt, "dt"))
-        )
+        return self._moved(torch.add(self.points, tangent, alpha=real(dt, "dt")))
 
     def diffuse(self, variance: float, generator: torch.Generator) -> Self:
         r"""Add independent noise :math:`N(0, \mathrm{variance}\, I)` to each atom.
@@ -263,8 +268,7 @@ class Particles(Measure):
             msg = f"log_rate must have shape ({self.n},), got {got}"
             raise ValueError(msg)
         check_like(log_rate, self.weights, "log_rate", "weights")
-        log_weights = self.weights.log() + real(dt, "dt") * log_rate.detach()
-        weights = torch.softmax(log_weights, dim=0)
+        weights = reweighted(self.weights, log_rate, real(dt, "dt"))
         if not bool(torch.isfinite(weights).all()):
             msg = "reweighting gave NaN: log_rate has a non-finite entry"
             raise Diverged(msg, measure=self)
@@ -283,9 +287,15 @@ class Particles(Measure):
         Returns
         -------
         Tensor, shape (n, d)
-            The draws.
+            The draws; differentiable in the positions of the atoms drawn.
+
+        Raises
+        ------
+        Unsupported
+            If the masses carry a graph: which atoms are drawn has no derivative.
         """
         check_generator(generator)
+        refuse_to_draw(self.weights)
         n = non_negative_int(n, "n", minimum=1)
         index = torch.multinomial(
             self.weights, n, replacement=True, generator=generator
@@ -343,7 +353,7 @@ class Particles(Measure):
     def _moved(self, points: Tensor) -> Self:
         # One reduction catches NaN, infinity and overflow to come: with NaN the
         # comparison is False.
-        largest = float(torch.linalg.vector_norm(points, ord=torch.inf))
+        largest = float(torch.linalg.vector_norm(points.detach(), ord=torch.inf))
         if not largest < coordinate_limit(points.dtype):
             msg = (
                 "positions left the finite numbers; take a smaller dt, or use JKO or "

@@ -13,7 +13,7 @@ from otflow._autodiff import check_finite
 from otflow._typing import Ground
 from otflow._validation import non_negative_int
 from otflow.errors import NonFinite
-from otflow.measures.base import check_energy
+from otflow.measures.sums import check_energy
 
 __all__ = ["Nodes", "gaussian_nodes", "integrate_energy"]
 

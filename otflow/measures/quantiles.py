@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from otflow._autodiff import unmodified, value_and_gradient
+from otflow._autodiff import value_and_gradient
+from otflow._graphs import unmodified
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     as_float_tensor,
@@ -22,9 +23,10 @@ from otflow._validation import (
     real,
 )
 from otflow.errors import Diverged
-from otflow.measures.base import Measure, integrate
+from otflow.measures.base import Measure, keep_immutable
 from otflow.measures.cells import cell_interaction, lump
 from otflow.measures.levels import check_increasing, graded_masses, inverse_distribution
+from otflow.measures.sums import integrate, refuse_to_draw
 
 __all__ = ["Quantiles"]
 
@@ -52,7 +54,7 @@ class Quantiles(Measure):
     Parameters
     ----------
     edges : Tensor or ndarray, shape (n + 1,)
-        Quantiles, strictly increasing, float32 or float64; copied, detached.
+        Quantiles, strictly increasing, float32 or float64; copied, with their graph.
     weights : Tensor or ndarray, shape (n,), optional
         Masses, positive, of sum 1; 1/n by default. Smaller ones resolve the ends.
     normalize : bool
@@ -123,7 +125,7 @@ class Quantiles(Measure):
                 f"{tuple(q.shape)}"
             )
             raise ValueError(msg)
-        q = as_points(q[:, None], "edges")[:, 0].detach().clone()
+        q = as_points(q[:, None], "edges")[:, 0].clone()
         check_increasing(q)
         n = len(q) - 1
         if weights is None:
@@ -225,7 +227,7 @@ class Quantiles(Measure):
             raise ValueError(msg)
         ends = torch.stack([0.25 * masses[0], 1.0 - 0.25 * masses[-1]])
         tails = quantile(ends)
-        q = q.detach().clone()
+        q = q.clone()
         q[0] = tails[0] if torch.isinf(q[0]) else q[0]
         q[-1] = tails[1] if torch.isinf(q[-1]) else q[-1]
         return cls(q.to(like), masses.to(like), normalize=True)
@@ -249,7 +251,7 @@ class Quantiles(Measure):
             If there are too few points, or so many coincide that quantiles do.
         """
         x = as_float_tensor(x, "x")
-        x = as_points(x[:, None] if x.ndim == 1 else x, "x").detach()
+        x = as_points(x[:, None] if x.ndim == 1 else x, "x")
         n = non_negative_int(n, "n", minimum=1)
         if x.shape[1] != 1:
             msg = f"x must be points on the line, (m, 1) or (m,), got {tuple(x.shape)}"
@@ -303,6 +305,7 @@ class Quantiles(Measure):
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n points independently: a cell by its mass, then uniformly in it."""
         check_generator(generator)
+        refuse_to_draw(self.weights)
         n = non_negative_int(n, "n", minimum=1)
         cell = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         share = self.edges.new_empty(n).uniform_(generator=generator)
@@ -316,7 +319,9 @@ class Quantiles(Measure):
 
         The gradient, (n + 1, 1), is minus the velocity.
         """
-        f, grad = value_and_gradient(lambda q: self.evaluate(value, q), self.edges)
+        f, grad = value_and_gradient(
+            lambda q: self.evaluate(value, q), self.edges, beside=(self.weights,)
+        )
         return f, (grad / self.lumped)[:, None]
 
     def evaluate(self, value: Value, edges: Tensor) -> Tensor:
@@ -336,11 +341,11 @@ class Quantiles(Measure):
         """
         self._check_tangent(tangent)
         step = real(dt, "dt")
-        return self.moved(torch.add(self.edges, tangent.detach()[:, 0], alpha=step))
+        return self.moved(torch.add(self.edges, tangent[:, 0], alpha=step))
 
     def moved(self, edges: Tensor) -> Self:
         """Return the same masses between other quantiles (n + 1,), as `push` does."""
-        largest = float(torch.linalg.vector_norm(edges, ord=torch.inf))
+        largest = float(torch.linalg.vector_norm(edges.detach(), ord=torch.inf))
         if not largest < coordinate_limit(edges.dtype):
             msg = "quantiles left the finite numbers; take a smaller dt, or use JKO()"
             raise Diverged(msg, measure=self)
@@ -388,3 +393,6 @@ class Quantiles(Measure):
             msg = f"{name} must have shape {shape}, one row for each edge, got {got}"
             raise ValueError(msg)
         check_like(tangent, self.edges, name, "edges")
+
+
+keep_immutable(Quantiles, "edges", "lumped")

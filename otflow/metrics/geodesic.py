@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from otflow._graphs import refuse_graph
 from otflow._validation import real
 from otflow.errors import Unsupported
 from otflow.measures import Particles
@@ -53,6 +54,13 @@ def aligned_ends(mu: Particles, nu: Particles) -> tuple[Particles, Particles]:
         if not isinstance(measure, Particles):
             msg = f"{name} must be Particles, got {type(measure).__name__}"
             raise TypeError(msg)
+    refuse_graph(
+        "aligned ends",
+        "the masses of an optimal plan have no derivative here",
+        mu.weights,
+        nu.weights,
+        cure="Particles(mu.points, mu.weights.detach())",
+    )
     if mu.is_uniform and nu.is_uniform and mu.n == nu.n:
         return mu, Particles(nu.points[assignment(mu.points, nu.points)])
     if mu.weights.requires_grad or nu.weights.requires_grad:

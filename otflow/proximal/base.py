@@ -100,6 +100,12 @@ class ProximalSolver(ABC, Generic[M]):
                 f"JKO() without a solver to get the representation's own"
             )
             raise Unsupported(msg)
+        mu.refuse_graph(
+            "a proximal step",
+            "it is solved by iteration, and its derivative is not there",
+            cure="mu.detach(), or a step that keeps it: that of ExplicitEuler(), or "
+            "on a grid GridSinkhorn().differentiable_step",
+        )
         return dt
 
     def __repr__(self) -> str:

@@ -272,7 +272,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         NotConverged
             If the step, or the adjoint equation in the backward pass, did not converge.
         """
-        dt = self._admit(F, mu, dt, GridDensity)
+        dt = self._admit(F, mu.detach(), dt, GridDensity)
         with torch.no_grad():
             start = mu.with_weights(mu.weights.detach())
             problem, iterate, _ = self._solve(F, start, dt, warm)

@@ -154,6 +154,11 @@ class Adaptive(Scheme):
         generator: torch.Generator,
     ) -> Step:
         """Try steps of at most `dt` until one is accepted."""
+        mu.refuse_graph(
+            "a step of controlled length",
+            "its length is found by trial",
+            cure="mu.detach(), or the scheme itself with a fixed dt",
+        )
         h = dt if state.next_dt is None else min(state.next_dt, dt)
         least = 1e-10 * dt if self.min_dt is None else min(self.min_dt, dt)
         rejected = 0

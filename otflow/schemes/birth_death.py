@@ -63,5 +63,5 @@ class BirthDeath(Scheme):
     ) -> Step:
         """Reweight by minus the first variation."""
         moved = mu.reweight(-self.rate * F.first_variation(mu), dt)
-        size = 1.0 / float(moved.weights.square().sum())
+        size = 1.0 / float(moved.weights.detach().square().sum())
         return Step(moved, state, {"effective_size": size})

@@ -96,7 +96,8 @@ class ExplicitEuler(Scheme):
         energy, velocity = F.value_and_velocity(mu)
         if not self.backtracking:
             return Step(mu.push(velocity, dt), state, {"energy": energy})
-        speed, start = float(mu.inner(velocity, velocity)), float(energy)
+        speed = float(mu.inner(velocity, velocity).detach())
+        start = float(energy.detach())
         past = state if isinstance(state, _Past) else _Past(dt, 0.0, start)
         halvings = 0
         # The step accepted before, doubled: it grows again where it may.

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from otflow._graphs import refuse_graph
 from otflow._validation import positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
@@ -67,8 +68,14 @@ class Resample(Scheme):
                 f"leave it out of the chain"
             )
             raise Unsupported(msg)
+        refuse_graph(
+            "resampling",
+            "which atoms are copied has no derivative in their masses",
+            mu.weights,
+            cure="mu.detach()",
+        )
         n = mu.n
-        size = 1.0 / float(mu.weights.square().sum())
+        size = 1.0 / float(mu.weights.detach().square().sum())
         if size >= self.threshold * n:
             return Step(mu, state, {"resampled": False})
         # In (0, 1], so that no place falls on an atom of weight zero.

@@ -300,13 +300,13 @@ class MeasureContract:
         mu = self.make()
         before = state(mu)
         coordinates = self.coordinates(mu).clone()
-        v = self.tangent(mu).requires_grad_()  # a graph must not leak into a measure
+        v = self.tangent(mu)
         surroundings = global_state()
         moved = mu.push(v, 0.01)
         results = [moved.points, moved.weights, mu.displacement_to(moved)]
         results += [mu.position_gradient(f) for f in self.values()]
         if "reweight" in self.capabilities:
-            rated = mu.reweight(mu.points[:, 0].clone().requires_grad_(), 0.1)
+            rated = mu.reweight(mu.points[:, 0].clone(), 0.1)
             results.append(rated.weights)
         for name in sorted(self.capabilities):
             result = self.call(mu, name)

@@ -10,6 +10,7 @@ import torch
 
 import otflow as of
 from otflow.meanfield.losses import LOSSES, as_loss
+from tests import clouds
 from tests.clouds import normal
 
 TwoLayer = of.meanfield.TwoLayer
@@ -241,6 +242,140 @@ def test_a_loss_of_ones_own_takes_any_targets():
 def test_targets_that_are_refused(y, loss, outputs, error, message):
     with pytest.raises(error, match=message):
         risk(y, loss, outputs)
+
+
+KINDS = {
+    "square": {torch.float64},
+    "logistic": {
+        torch.float16,
+        torch.float32,
+        torch.float64,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+    },
+    "cross-entropy": {
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+    },
+}
+EVERY = sorted(
+    {torch.bool, torch.uint8, torch.complex64, torch.complex128, torch.bfloat16}.union(
+        *KINDS.values()
+    ),
+    key=str,
+)
+
+
+@pytest.mark.parametrize("loss", KINDS)
+@pytest.mark.parametrize("dtype", EVERY, ids=str)
+def test_every_kind_of_target_is_taken_exactly_or_refused(loss, dtype):
+    # E7: complex labels were cast to real ones. A target is what it says, or an error.
+    outputs = 2 if loss == "cross-entropy" else None
+    y = torch.tensor([1, 1, 1, 1]).to(dtype)
+    given = [y] if dtype == torch.bfloat16 else [y, y.numpy()]
+    for targets in given:
+        if dtype in KINDS[loss] | ({torch.bfloat16} if loss == "logistic" else set()):
+            assert risk(targets, loss, outputs).y.tolist() == [1, 1, 1, 1]
+        elif loss == "logistic" and dtype == torch.uint8:
+            assert risk(targets, loss).y.dtype == torch.float64
+        else:
+            with pytest.raises((TypeError, ValueError), match=r"^y "):
+                risk(targets, loss, outputs)
+
+
+def test_the_cures_for_labels_of_another_kind_work():
+    with pytest.raises(TypeError, match=r"use 2 \* y.long\(\) - 1$"):
+        risk(torch.tensor([True, False, False, True]), "logistic")
+    y = torch.tensor([True, False, False, True])
+    assert risk(2 * y.long() - 1, "logistic").y.tolist() == [1, -1, -1, 1]
+    with pytest.raises(TypeError, match=r"use y.real$"):
+        risk(torch.tensor([1, -1, -1, 1 + 0j]), "logistic")
+    y = torch.tensor([1, -1, -1, 1 + 0j])
+    assert risk(y.real, "logistic").y.tolist() == [1, -1, -1, 1]
+
+
+def test_a_label_beside_one_does_not_become_one_by_rounding():
+    y = torch.tensor([1, -1, 1, 1 + 1e-12], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"index \(3,\)"):
+        risk(y, "logistic", X=X.float())
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.array(["a", "b", "c", "d"]),
+        np.array([1, 1, 1, None], dtype=object),
+        np.ones(4, dtype=np.longdouble),
+        torch.ones(4, dtype=torch.float64).to_sparse(),
+        torch.ones(4, dtype=torch.float64, device="meta"),
+    ],
+    ids=["strings", "objects", "long double", "sparse", "meta"],
+)
+@pytest.mark.parametrize("loss", ["square", "logistic", "cross-entropy", "own"])
+def test_targets_that_torch_cannot_hold_are_refused(y, loss):
+    own = (lambda f, _: f.square()) if loss == "own" else loss
+    with pytest.raises(TypeError, match=r"^y must be"):
+        risk(y, own, 2 if loss == "cross-entropy" else None)
+
+
+def test_classes_and_labels_of_the_other_byte_order_are_taken():
+    classes = np.array([0, 1, 2, 1])
+    swapped = classes.astype(classes.dtype.newbyteorder())
+    assert risk(swapped, "cross-entropy", 3).y.tolist() == [0, 1, 2, 1]
+    labels = np.array([1.0, -1, -1, 1])
+    swapped = labels.astype(labels.dtype.newbyteorder())
+    assert risk(swapped, "logistic").y.tolist() == [1, -1, -1, 1]
+
+
+def test_complex_targets_of_a_loss_of_ones_own():
+    def phase(f, y):
+        return (torch.exp(1j * f) - y).abs().square()
+
+    y = torch.exp(1j * normal(4))
+    own = risk(y, phase)
+    assert bool(torch.isfinite(own.value(clouds.uniform(5, 4))))
+    y[2] = complex(math.nan, 0)
+    with pytest.raises(ValueError, match=r"^y must be finite, got .*index"):
+        risk(y, phase)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128, torch.int64])
+def test_a_loss_that_changes_the_dtype_is_refused(dtype):
+    F, mu = risk(normal(4), lambda f, y: (f - y).to(dtype)), clouds.uniform(5, 4)
+    for evaluate in (F.value, F.velocity, F.first_variation):
+        with pytest.raises(of.errors.InvalidFunctional, match=r"\.to\(f.dtype\)"):
+            evaluate(mu)
+
+
+BAD_INPUTS = {
+    "complex": X + 0j,
+    "integers": X.round().long(),
+    "bool": X > 0,
+    "half": X.half(),
+    "NaN": X.clone().index_fill_(0, torch.tensor([1]), math.nan),
+    "infinite": X.clone().index_fill_(0, torch.tensor([1]), math.inf),
+    "sparse": X.to_sparse(),
+    "elsewhere": X.to("meta"),
+    "strings": np.array([["a", "b"]] * 4),
+}
+
+
+@pytest.mark.parametrize("X", BAD_INPUTS.values(), ids=BAD_INPUTS)
+def test_inputs_that_are_refused_wherever_they_come_in(X):
+    network, mu = TwoLayer("tanh"), clouds.uniform(5, 4)
+    with pytest.raises((TypeError, ValueError), match=r"^X"):
+        risk(normal(4), "square", X=X)
+    with pytest.raises((TypeError, ValueError), match=r"^X"):
+        network(mu, X)
+    with pytest.raises((TypeError, ValueError), match=r"^X"):
+        network.features(mu.points, X)
+    with pytest.raises((TypeError, ValueError), match=r"^theta"):
+        network.features(X, normal(4, 2))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import torch
 
 import otflow as of
 from otflow.meanfield import network as network_module
-from tests.clouds import assert_plain, assert_untouched, degenerate, normal, state
+from tests.clouds import assert_untouched, degenerate, normal, state
+from tests.differences import derivative
 
 TwoLayer = of.meanfield.TwoLayer
 SCALINGS = ["mean-field", "ntk", "sum"]
@@ -190,9 +191,12 @@ def test_arrays_and_views_are_welcome_and_nothing_is_written():
     wide = torch.zeros(5, 4, dtype=torch.float64)
     wide[:, ::2] = X
     assert torch.equal(network(mu, wide[:, ::2]), expected)
-    found = network(mu, X.clone().requires_grad_())
-    assert_plain(found)
-    assert torch.equal(found, expected)
+    live = X.clone().requires_grad_()
+    found = network(mu, live)
+    assert torch.equal(found.detach(), expected)
+    (slope,) = torch.autograd.grad(found.sum(), live)  # outputs are a function of X too
+    rows = derivative(lambda t: network(mu, X + t).sum())
+    torch.testing.assert_close(slope.sum(), rows, rtol=1e-9, atol=1e-11)
     assert_untouched(mu, before)
     assert torch.equal(X, copy)
 

@@ -61,7 +61,7 @@ class Intervals(Measure):
         return f, (grad / self.lumped)[:, None]
 
     def push(self, tangent: Tensor, dt: float) -> Self:
-        edges = self.edges + dt * tangent.detach()[:, 0]
+        edges = self.edges + dt * tangent[:, 0]
         if not bool((edges.diff() > 0).all()):
             msg = "quantiles crossed; take a smaller dt"
             raise Diverged(msg, measure=self)

@@ -122,10 +122,15 @@ def test_an_array_of_the_other_byte_order_is_accepted():
     assert torch.equal(of.Particles(swapped).points, of.Particles(x).points)
 
 
-def test_points_that_require_gradients_are_detached():
+def test_points_that_require_gradients_keep_their_link_and_detach_cuts_it():
     x = normal(3, 2).requires_grad_()
     mu = of.Particles(2 * x, torch.softmax(x[:, 0], 0))
-    clouds.assert_plain(mu.points, mu.weights, mu.position_gradient(measure.potential))
+    found = (mu.points, mu.weights, mu.position_gradient(measure.potential))
+    assert all(tensor.requires_grad for tensor in found)
+    nu = mu.detach()
+    clouds.assert_plain(nu.points, nu.weights, nu.position_gradient(measure.potential))
+    assert nu.points.data_ptr() == mu.points.data_ptr()  # no copy
+    assert nu.detach() is nu
     assert x.grad is None
 
 

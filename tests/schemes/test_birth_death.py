@@ -35,7 +35,8 @@ def test_a_potential_is_exact_at_any_step():
         steps = round(3 / dt)
         run = of.flow(of.Potential(V), mu, of.BirthDeath(), dt=dt, steps=steps)
         torch.testing.assert_close(run.final.weights, expected, rtol=1e-12, atol=1e-15)
-        assert run.final.points is mu.points
+        assert torch.equal(run.final.points, mu.points)
+        assert run.final.points is run.snapshots[1].points  # shared, not with the start
 
 
 def test_the_rate_is_a_speed():

@@ -1,0 +1,150 @@
+"""Graphs of tensors: whether they are kept, where they lead, who may write."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otflow.errors import InvalidFunctional, ModifiedInPlace, Unsupported
+
+__all__ = [
+    "COUNTER",
+    "Immutable",
+    "alias",
+    "detached",
+    "leaf",
+    "recording",
+    "records",
+    "refuse_graph",
+    "unmodified",
+]
+
+
+# Names under which a measure keeps the counters of writes into its tensors.
+COUNTER = "_writes_into_"
+
+
+class _Mode(threading.local):
+    detached = False
+
+
+_MODE = _Mode()
+
+
+class detached:
+    """Ask, in here, for derivatives in the measure alone; see `recording`."""
+
+    __slots__ = ("before",)
+
+    def __enter__(self) -> None:
+        self.before: bool = _MODE.detached
+        _MODE.detached = True
+
+    def __exit__(self, *_: object) -> None:
+        _MODE.detached = self.before
+
+
+def recording() -> bool:
+    """Return whether graphs of parameters, such as those of a kernel, are wanted.
+
+    Not where a gradient in the measure is taken of which no graph is kept: training
+    and flows do not pay for them.
+    """
+    return torch.is_grad_enabled() and not _MODE.detached
+
+
+def records(*tensors: Tensor) -> bool:
+    """Return whether what is made of these tensors is to carry a graph."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def leaf(x: Tensor) -> Tensor:
+    """Return a detached alias of `x` that records gradients."""
+    return x.detach().requires_grad_()
+
+
+def alias(x: Tensor) -> Tensor:
+    """Return `x` as a variable of its own, in the graph of `x` if that has one.
+
+    The derivative in it is partial: it does not pass through other tensors that were
+    made of `x`, such as weights that depend on the points.
+    """
+    return x.view_as(x) if x.requires_grad else leaf(x)
+
+
+def refuse_graph(what: str, why: str, *tensors: Tensor, cure: str) -> None:
+    """Raise `Unsupported` if a graph on one of the tensors would be lost."""
+    if records(*tensors):
+        msg = f"{what} would lose a graph: {why}; use {cure}"
+        raise Unsupported(msg)
+
+
+class unmodified:
+    """Refuse code that writes into `tensors`; on the path of every step, so lean."""
+
+    __slots__ = ("by", "tensors", "versions")
+
+    def __init__(self, *tensors: Tensor, by: str) -> None:
+        self.tensors, self.by = tensors, by
+
+    def __enter__(self) -> None:
+        self.versions = [tensor._version for tensor in self.tensors]
+
+    def __exit__(self, kind: object, *_: Any) -> None:
+        passed = kind is None or kind is ModifiedInPlace
+        if passed and self.versions != [t._version for t in self.tensors]:
+            msg = (
+                f"{self.by} modified the measure in place; "
+                f"work on a copy: mu.points.clone()"
+            )
+            raise InvalidFunctional(msg)
+
+
+class Immutable:
+    """An attribute that holds a tensor, and tells when someone has written into it.
+
+    Tensors are shared by the measures of which a step keeps them, so a write would
+    change all of these in silence. Torch counts the writes into a tensor and its views.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.counter = name, COUNTER + name
+
+    def __set__(self, owner: Any, tensor: Tensor) -> None:
+        state = owner.__dict__
+        state[self.name], state[self.counter] = tensor, _version(tensor)
+
+    def __get__(self, owner: Any, kind: type) -> Any:
+        # On the path of every access: the good case first, and nothing beside it.
+        if owner is None:
+            return self
+        state = owner.__dict__
+        try:
+            tensor = state[self.name]
+            if state[self.counter] == tensor._version:
+                return tensor
+        except (KeyError, RuntimeError):
+            return self._ask_first(state)
+        msg = (
+            f"the {self.name} of {kind.__name__} were modified in place; a measure is "
+            f"immutable and shares its tensors with others: write into a copy, "
+            f"mu.{self.name}.clone(), and make a new measure of it"
+        )
+        raise ModifiedInPlace(msg)
+
+    def _ask_first(self, state: dict[str, Any]) -> Any:
+        """Return the tensor of a copy or an unpickled measure, or one never counted."""
+        try:
+            tensor = state[self.name]
+        except KeyError:
+            raise AttributeError(self.name) from None
+        state.setdefault(self.counter, _version(tensor))
+        return tensor
+
+
+def _version(tensor: Tensor) -> int:
+    # Tensors of torch.inference_mode() have no counter.
+    return 0 if tensor.is_inference() else tensor._version

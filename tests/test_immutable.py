@@ -1,0 +1,131 @@
+"""Measures are immutable: a write into one is told, and never reaches the start."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import otflow as of
+from otflow._autodiff import value_and_gradient
+from tests.clouds import normal
+from tests.curves import ALL, F64, state, tangent
+
+EDITABLE = {
+    "particles": ("points", "weights"),
+    "quantiles": ("edges", "points", "weights", "lumped"),
+    "gaussian": ("mean", "factor", "nodes", "points", "weights"),
+    "grid": ("points", "weights", "is_free"),
+}
+
+
+def schemes_for(measure):
+    explicit = [of.ExplicitEuler(), of.ExplicitEuler(backtracking=True), of.JKO()]
+    if measure == "particles":
+        return [*explicit, of.BirthDeath(), of.schemes.Resample(), of.Langevin()]
+    return [*explicit, of.BirthDeath()] if measure == "grid" else explicit
+
+
+@pytest.mark.parametrize(
+    ("measure", "scheme"),
+    [(m, s) for m in EDITABLE for s in schemes_for(m)],
+    ids=lambda p: p if isinstance(p, str) else repr(p),
+)
+def test_editing_a_result_leaves_the_start_alone(measure, scheme):
+    # E6: the weights of the start were those of the result.
+    start = ALL[measure](torch.zeros((), dtype=F64))
+    before = {name: getattr(start, name).clone() for name in EDITABLE[measure]}
+    F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    run = of.flow(F, start, scheme, dt=0.05, steps=2, generator=0)
+    for nu in (*run.snapshots[1:], run.final):
+        for name in EDITABLE[measure]:
+            vars(nu)[name].zero_()
+    for name, tensor in before.items():
+        assert torch.equal(getattr(start, name), tensor)
+
+
+@pytest.mark.parametrize(
+    ("measure", "name"), [(m, n) for m in EDITABLE for n in EDITABLE[m]]
+)
+def test_a_write_into_a_measure_is_told_by_all_that_share_it(measure, name):
+    mu = ALL[measure](torch.zeros((), dtype=F64))
+    moved = mu.push(1e-3 * normal(*tangent(mu)), 1.0)
+    shared = getattr(mu, name) is getattr(moved, name)
+    getattr(moved, name).zero_()
+    assert (
+        name in ("weights", "nodes", "lumped", "is_free")
+    ) <= shared or measure == "grid"
+    for nu in (moved, mu) if shared else (moved,):
+        with pytest.raises(of.errors.ModifiedInPlace, match=rf"mu\.{name}\.clone\(\)"):
+            getattr(nu, name)
+    if not shared:
+        getattr(mu, name)
+
+
+def test_the_cure_for_a_write_works_and_the_tensors_given_stay_the_caller_s():
+    x, w = normal(5, 2), normal(5, seed=1).softmax(0)
+    mu = of.Particles(x, w)
+    given = x.clone()
+    x.zero_()  # copied at the door
+    assert torch.equal(mu.points, given)
+    edited = mu.points.clone()
+    edited[0] = 0
+    assert of.Particles(edited, mu.weights).points[0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("measure", ALL)
+def test_copies_and_pickles_of_a_measure_may_be_asked(measure):
+    mu = ALL[measure](torch.zeros((), dtype=F64))
+    mu = mu.push(1e-3 * normal(*tangent(mu)), 1.0)
+    for nu in (copy.deepcopy(mu), pickle.loads(pickle.dumps(mu)), mu.clone()):
+        assert torch.equal(state(nu), state(mu))
+        moved = nu.push(1e-3 * normal(*tangent(nu)), 1.0)
+        assert state(moved).isfinite().all()
+        nu.weights.zero_()
+        with pytest.raises(of.errors.ModifiedInPlace):
+            _ = nu.weights
+
+
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Slotted(of.Measure):
+    """A user's measure, symmetric about the origin, whose state is in a slot."""
+
+    half: torch.Tensor
+
+    @property
+    def points(self):
+        return torch.cat([self.half, -self.half])
+
+    @property
+    def weights(self):
+        return self.half.new_full((2 * len(self.half),), 0.5 / len(self.half))
+
+    def value_and_position_gradient(self, value):
+        f, gradient = value_and_gradient(lambda x: value(Slotted(x)), self.half)
+        return f, len(self.half) * gradient
+
+    def push(self, tangent, dt):
+        return Slotted(self.half + dt * tangent)
+
+    def inner(self, u, v):
+        return (u * v).sum(-1).mean()
+
+    def displacement_to(self, other):
+        return other.half - self.half
+
+
+def test_a_user_s_measure_with_slots_is_detached_cloned_and_flowed():
+    x = normal(4, 2).requires_grad_()
+    mu, F = Slotted(x), of.Potential(lambda y: 0.5 * y.square().sum(-1))
+    assert F.velocity(mu).requires_grad
+    assert not mu.detach().half.requires_grad
+    assert mu.detach().detach().half.data_ptr() == x.data_ptr()
+    assert mu.clone().half.data_ptr() != x.data_ptr()
+    run = of.flow(F, mu, of.ExplicitEuler(), dt=0.1, steps=2)
+    torch.testing.assert_close(run.final.half, 0.81 * x.detach())
+    assert not run.final.half.requires_grad
+    twin = pickle.loads(pickle.dumps(mu.detach()))
+    assert torch.equal(twin.half, x)
