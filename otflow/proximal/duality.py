@@ -15,8 +15,6 @@ from otflow.proximal.push_forward import Sweep, row_costs
 
 __all__ = ["below_bound", "dual_value", "transport_cost"]
 
-HALVINGS = 60
-
 
 def transport_cost(sweeps: Sequence[Sweep], box: Box, relocated: float) -> float:
     r"""Return an upper bound of :math:`W_2^2`, the cost of a plan.
@@ -106,24 +104,10 @@ def dual_value(problem: PressureProblem, pressure: Tensor) -> float:
     mean = torch.where(is_free, _cell_means(phi).reshape(-1) - low, 0.0)
     s = torch.where(is_free, -mean - problem.V, 0.0)
 
-    def mass(shift: float) -> float:
-        density = problem.internal.conjugate_slope(s - shift)
-        return float((room * density).sum())
-
-    # The best constant makes the mass 1; the bound is concave in it.
-    centre = float(s[is_free].max())
-    reach = max(abs(centre), low, 1e-12)
-    high = centre
-    while mass(high) > 1:
-        high, reach = high + reach, 2 * reach
-    least = high - reach
-    while mass(least) < 1:
-        least, reach = least - reach, 2 * reach
-    for _ in range(HALVINGS):
-        middle = 0.5 * (least + high)
-        least, high = (middle, high) if mass(middle) > 1 else (least, middle)
-    loss = room * problem.internal.conjugate(s - high)
-    return gain - high - float(loss.sum())
+    # The best constant makes the mass 1; the bound is concave in it, and holds for any.
+    shift = problem.constant(s)
+    loss = room * problem.internal.conjugate(s - shift)
+    return gain - shift * float(problem.masses.sum()) - float(loss.sum())
 
 
 def _with_border(problem: PressureProblem, pressure: Tensor) -> tuple[Tensor, Box]:
@@ -138,8 +122,9 @@ def _with_border(problem: PressureProblem, pressure: Tensor) -> tuple[Tensor, Bo
         near = total / count.clamp_min(1)
         phi = torch.where(is_free, phi, torch.where(count > 0, near, -math.inf))
     for axis, n in enumerate(box.shape):
-        first, second = phi.narrow(axis, 0, 1), phi.narrow(axis, 1, 1)
-        last, other = phi.narrow(axis, n - 1, 1), phi.narrow(axis, n - 2, 1)
+        inner = min(1, n - 1)  # an axis of one cell goes on constant
+        first, second = phi.narrow(axis, 0, 1), phi.narrow(axis, inner, 1)
+        last, other = phi.narrow(axis, n - 1, 1), phi.narrow(axis, n - 1 - inner, 1)
         low = torch.where(torch.isfinite(second), 2 * first - second, first)
         high = torch.where(torch.isfinite(other), 2 * last - other, last)
         phi = torch.cat([low, phi, high], axis)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from otflow._validation import non_negative_int, positive
 from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.functionals import Congestion, Functional
 from otflow.measures import GridDensity
+from otflow.measures.box import Box
 from otflow.proximal.base import ProximalSolver, ProxResult
+from otflow.proximal.certificate import certify
 from otflow.proximal.duality import below_bound, dual_value, transport_cost
 from otflow.proximal.grid_duality import distance_bound
 from otflow.proximal.pressure import (
@@ -29,6 +31,10 @@ __all__ = ["BackAndForth"]
 # Where an energy has no least pressure, densities below this share of the largest are
 # taken as this share for the first guess.
 DUST = 1e-12
+# Mass by which a room may be too full before it is refused, in round-off of the dtype.
+OVERFULL = 64.0
+# The density has settled if it changes by less than so many tolerances.
+SETTLED = 10.0
 
 
 class BackAndForth(ProximalSolver[GridDensity]):
@@ -187,28 +193,69 @@ class BackAndForth(ProximalSolver[GridDensity]):
             msg = f"F is {before} at the measure to step from; start where it is finite"
             raise NonFinite(msg)
         start = _first_pressure(problem) if warm is None else warm.to(problem.V)
+        if _is_full(problem, self.tolerance, OVERFULL * torch.finfo(mu.dtype).eps):
+            return self._full(F, mu, problem, start, before)
         point, steps, converged, rounds, problem = self._solve(
             terms, mu, problem, start
         )
         if not math.isfinite(point.residual):
             msg = "the dual of the JKO step left the finite numbers; take a smaller dt"
             raise Diverged(msg, measure=mu)
-        measure, certificate = self._certificate(F, mu, problem, point, before)
-        certificate["converged"] = converged
-        certificate["linearisations"] = rounds
-        gap, bound = certificate["gap"], None
-        if gap is not None and not rounds:
+        step = _step(F, mu, problem, point, before)
+        guarantee, bound = "optimal", None
+        if step.gap is None or rounds:
+            guarantee = "stationary"
+            settled = float((step.masses - point.masses).abs().sum())
+            if rounds and step.stayed and settled > SETTLED * self.tolerance:
+                guarantee = "none"  # the step of the linearisation raised F
+        else:
             V = torch.where(mu.is_free, problem.V, math.nan).reshape(mu.shape)
-            masses = measure.weights.double().reshape(mu.shape)
-            bound = distance_bound(gap, masses, V, F.modulus_in(mu.dim), dt)
-        certificate["bound"] = bound
-        guarantee = "none"
-        if converged:
-            guarantee = "stationary" if rounds else "optimal"
-            guarantee = "exact" if bound is not None else guarantee
-        certificate["guarantee"] = guarantee
-        certificate["certified"] = converged
-        return ProxResult(measure, point.pressure, steps, point.residual, certificate)
+            masses = step.masses.reshape(mu.shape)
+            bound = distance_bound(step.gap, masses, V, F.modulus_in(mu.dim), dt)
+            guarantee = "optimal" if bound is None else "exact"
+        known = step.certificate(
+            problem,
+            energy_before=before,
+            residual=point.residual,
+            converged=converged,
+            guarantee=guarantee,
+            bound=bound,
+            linearisations=rounds,
+        )
+        return ProxResult(step.measure, point.pressure, steps, point.residual, known)
+
+    def _full(
+        self,
+        F: Functional,
+        mu: GridDensity,
+        problem: PressureProblem,
+        pressure: Tensor,
+        before: float,
+    ) -> ProxResult[GridDensity]:
+        """Return the step in a room that is full: the measure itself.
+
+        Two densities below the bound differ by at most the mass that would still fit,
+        and no mass goes further than through the whole box.
+        """
+        bound = problem.internal.max_density
+        vacancy = max(
+            bound * float(problem.room.sum()) - float(problem.masses.sum()), 0
+        )
+        over = (problem.masses - bound * problem.room).clamp_min(0).sum()
+        rest = float(over)
+        distance = math.sqrt((vacancy + rest) * _squared_diagonal(problem.box))
+        still = Iterate(pressure, problem.masses, problem.masses, [], [], rest)
+        step = _step(F, mu, problem, still, before)
+        known = step.certificate(
+            problem,
+            energy_before=before,
+            residual=rest,
+            converged=True,
+            guarantee="exact",
+            bound=distance,
+            linearisations=0,
+        )
+        return ProxResult(step.measure, pressure, 0, rest, known)
 
     def _solve(
         self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor
@@ -229,48 +276,107 @@ class BackAndForth(ProximalSolver[GridDensity]):
                 return point, steps, converged, 0, problem
             change = float((point.masses - masses).abs().sum())
             masses, pressure = point.masses, point.pressure
-            if not change > 10 * self.tolerance:
+            if not change > SETTLED * self.tolerance:
                 return point, steps, converged, rounds, problem
         return point, steps, False, rounds, problem
 
-    def _certificate(
-        self,
-        F: Functional,
-        mu: GridDensity,
-        problem: PressureProblem,
-        point: Iterate,
-        before: float,
-    ) -> tuple[GridDensity, dict[str, Any]]:
-        """Return the step, and what is known of it."""
-        dt, internal = problem.dt, problem.internal
-        masses, relocated = below_bound(
-            point.masses, problem.room, internal.max_density
+
+@dataclass(frozen=True)
+class _Step:
+    """A step on cells and its objective between two bounds."""
+
+    measure: GridDensity
+    masses: Tensor
+    energy: float
+    square: float
+    primal: float
+    dual: float | None
+    relocated: float
+    stayed: bool
+
+    @property
+    def gap(self) -> float | None:
+        """The objective less the lower bound of its minimum."""
+        return None if self.dual is None else max(self.primal - self.dual, 0.0)
+
+    def certificate(self, problem: PressureProblem, **words: Any) -> dict[str, Any]:
+        """Return the certificate.
+
+        The objective is known to the gap, or else, of an exact step, up to the cells.
+        """
+        noise = sum(h * h for h in problem.box.spacing) / (6 * problem.dt)
+        if words["guarantee"] == "exact" and self.gap is not None:
+            noise = self.gap
+        return certify(
+            energy_after=self.energy,
+            dt=problem.dt,
+            w2=math.sqrt(self.square),
+            noise=noise,
+            primal=self.primal,
+            dual=self.dual,
+            gap=self.gap,
+            relocated=self.relocated,
+            stayed=self.stayed,
+            **words,
         )
-        measure = mu.moved(masses.to(mu.dtype))
-        after = float(F.value(measure))
-        square = transport_cost(point.sweeps, mu.box, relocated)
-        stayed = not after < before
-        if stayed:
-            masses, measure, after, square = problem.masses, mu, before, 0.0
-        filled = masses > 0
-        energy = internal.e(masses[filled] / mu.box.cell_volume) @ masses[filled]
-        primal = float(energy + problem.V @ masses) + square / (2 * dt)
-        try:
-            dual = dual_value(problem, point.pressure)
-        except NonFinite:
-            dual = None
-        return measure, {
-            "energy_before": before,
-            "energy_after": after,
-            "w2": math.sqrt(square),
-            "decrease": before - after - square / (2 * dt),
-            "primal": primal,
-            "dual": dual,
-            "gap": None if dual is None else max(primal - dual, 0.0),
-            "residual": point.residual,
-            "relocated": 0.0 if stayed else relocated,
-            "stayed": stayed,
-        }
+
+
+def _step(
+    F: Functional,
+    mu: GridDensity,
+    problem: PressureProblem,
+    point: Iterate,
+    before: float,
+) -> _Step:
+    """Return the step of an iterate, or the measure itself where F would not fall."""
+    internal, box = problem.internal, mu.box
+    masses, relocated = below_bound(point.masses, problem.room, internal.max_density)
+    measure = mu.moved(masses.to(mu.dtype))
+    after = float(F.value(measure))
+    square = transport_cost(point.sweeps, box, relocated)
+    stayed = not after < before
+    if stayed:
+        masses, measure, after, square = problem.masses, mu, before, 0.0
+    filled = masses > 0
+    energy = internal.e(masses[filled] / box.cell_volume) @ masses[filled]
+    primal = float(energy + problem.V @ masses) + square / (2 * problem.dt)
+    try:
+        dual: float | None = dual_value(problem, point.pressure)
+    except NonFinite:
+        dual = None
+    if dual is not None and not math.isfinite(dual):
+        dual = None
+    moved = 0.0 if stayed else relocated
+    return _Step(measure, masses, after, square, primal, dual, moved, stayed)
+
+
+def _is_full(problem: PressureProblem, tolerance: float, slack: float) -> bool:
+    """Return whether no more mass fits below the bound, up to a share `tolerance`.
+
+    A share `slack` too much is round-off.
+
+    Raises
+    ------
+    ValueError
+        If the mass does not fit.
+    """
+    bound, room = problem.internal.max_density, float(problem.room.sum())
+    mass = float(problem.masses.sum())
+    if mass > bound * room * (1 + slack):
+        least = mass / room
+        # Rounded up: a bound of six digits that is large enough.
+        unit = 10.0 ** (math.floor(math.log10(least)) - 5)
+        msg = (
+            f"max_density = {bound:g} is below the mean density {least:.6g}: mass 1 "
+            f"does not fit in the free volume {room:.6g}; raise the bound to "
+            f"{math.ceil(least / unit) * unit:.6g} or more, or enlarge the box"
+        )
+        raise ValueError(msg)
+    return mass >= bound * room * (1 - tolerance)
+
+
+def _squared_diagonal(box: Box) -> float:
+    return sum((b - a) ** 2 for a, b in zip(box.lower, box.upper, strict=True))
 
 
 def _problem(terms: Terms, mu: GridDensity, dt: float) -> PressureProblem:

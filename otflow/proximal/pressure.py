@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from otflow.errors import NonFinite
 from otflow.functionals import Internal
 from otflow.measures.box import Box
 from otflow.proximal.multigrid import GridLaplacian, blocks, solve_laplacian
@@ -24,8 +25,8 @@ PATIENCE = 16
 ROUND_OFF = 1e-14
 # Anderson mixing, near the solution: steps that it remembers, and its ridge.
 MEMORY, RIDGE = 4, 1e-10
-# Bisection for a constant: how often, and how far it looks for a bracket.
-HALVINGS, REACH = 50, 1e12
+# Bisection for a constant: how often, to neighbouring numbers at the latest.
+HALVINGS = 100
 # A start whose residual is below it needs no coarser grid.
 NEAR = 0.02
 # A residual above so many tolerances is tried again from the energy's minimiser.
@@ -218,25 +219,40 @@ class PressureProblem:
 
         It is (c - V), the constant such that the mass is 1, but at least the lowest.
         """
+        V = torch.where(self.room > 0, self.V, 0.0)
+        constant = self.constant(-V)
+        return (-constant - V).clamp_min(self.lowest)
+
+    def constant(self, s: Tensor) -> float:
+        r"""Return the c for which :math:`\int (U^*)'(s - c)` is all the mass.
+
+        With r the mean density it lies between :math:`\min s - U'(r)`, where no cell
+        is below the mean, and :math:`\max s - U'(r)`, where none is above it: the
+        bracket is known beforehand. The mass at c is never above all the mass, but
+        for c at the bracket's end.
+        """
         is_free = self.room > 0
-        V = torch.where(is_free, self.V, 0.0)
         total = float(self.masses.sum())
-
-        def mass(c: float) -> float:
-            return float((self.room * self.internal.conjugate_slope(c - V)).sum())
-
-        low = self.lowest
-        least = max(low, -1.0) + float(V[is_free].min())
-        most, reach = float(V[is_free].max()) + max(low, 0.0), 1.0
-        while mass(most) < total:
-            most, reach = most + reach, 2 * reach
-        reach = 1.0
-        while mass(least) > total and reach < REACH:
-            least, reach = least - reach, 2 * reach
+        mean = min(total / float(self.room.sum()), self.internal.max_density)
+        slope = float(self.internal.slope(s.new_tensor([mean])))
+        least, most = (float(x) - slope for x in torch.aminmax(s[is_free]))
         for _ in range(HALVINGS):
             middle = 0.5 * (least + most)
-            least, most = (middle, most) if mass(middle) < total else (least, middle)
-        return (most - V).clamp_min(low)
+            if not least < middle < most:  # neighbouring numbers
+                break
+            if self._filled(s - middle) > total:
+                least = middle
+            else:
+                most = middle
+        return most
+
+    def _filled(self, s: Tensor) -> float:
+        """Return the mass in equilibrium with s, infinite above all slopes of U."""
+        try:
+            density = self.internal.conjugate_slope(s)
+        except NonFinite:
+            return math.inf
+        return float((self.room * density).sum())
 
     # Coarser grids --------------------------------------------------------------------
 
@@ -376,9 +392,14 @@ def _mixed(
         return change
     moves = torch.stack([pressure - p for p, _ in memory])
     differences = torch.stack([change - c for _, c in memory])
-    gram = differences @ differences.T
-    ridge = RIDGE * gram.trace() * torch.eye(len(memory)).to(gram)
-    share = torch.linalg.solve(gram + ridge, differences @ change)
+    # Scaled to unit length, those of different sizes are solved alike.
+    size = differences.norm(dim=-1)
+    usable = torch.isfinite(size) & (size > 0)
+    if not bool(usable.all()):
+        return change
+    unit = differences / size[:, None]
+    gram = unit @ unit.T + RIDGE * torch.eye(len(memory)).to(unit)
+    share = torch.linalg.solve(gram, unit @ change) / size
     mixed: Tensor = change - share @ (moves + differences)
     return mixed
 
