@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,17 +13,11 @@ from otflow._validation import non_negative_int, positive
 from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.functionals import Congestion, Functional
 from otflow.measures import GridDensity
-from otflow.measures.box import Box
 from otflow.proximal.base import ProximalSolver, ProxResult
-from otflow.proximal.certificate import certify
-from otflow.proximal.duality import below_bound, dual_value, transport_cost
+from otflow.proximal.dual_newton import maximise
+from otflow.proximal.dual_step import is_full, squared_diagonal, step_of
 from otflow.proximal.grid_duality import distance_bound
-from otflow.proximal.pressure import (
-    Iterate,
-    PressureProblem,
-    lowest_pressure,
-    maximise,
-)
+from otflow.proximal.pressure import Iterate, PressureProblem, lowest_pressure
 from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["BackAndForth"]
@@ -52,8 +46,10 @@ class BackAndForth(ProximalSolver[GridDensity]):
     step for the pressure where it acts, :math:`-dt\,\nabla\cdot(\nu\nabla\delta) +
     (U^*)''\delta = \nu - (U^*)'(p)`, with multigrid and Anderson mixing, where the
     published method has a fixed preconditioner. The dual is concave: a step is
-    shortened where the slope along it turns. A start that is far from the solution is
-    improved on coarser grids first; ``iterations`` counts the steps on the grid itself.
+    shortened where the slope along it turns, and where :math:`\phi` wins no mass it is
+    raised until it is about to, as the published method does. A start that is far from
+    the solution is improved on coarser grids first; ``iterations`` counts the steps on
+    the grid itself.
 
     Potentials may be nonconvex; obstacles and walls hold no density; `Entropy` and
     `PowerEntropy` with m > 1 go as well. Interactions and other terms are linearised,
@@ -102,19 +98,26 @@ class BackAndForth(ProximalSolver[GridDensity]):
     ``bound``
         Where the functional's modulus :math:`\lambda` is known, nothing was linearised
         and :math:`1 + dt\,\lambda > 0`: :math:`\sqrt{2\,dt\,(\mathrm{gap} + b) / (1 +
-        dt\,\lambda)}`, an upper bound on the W2 distance to the exact step, about a
-        cell at best; b is a sixth of the mean second difference of the potential, which
-        is read at the centres of cells. Else None.
+        dt\,\lambda)}`, an upper bound on the W2 distance to the exact step among all
+        densities, some cells at best; the best density that is constant on cells is as
+        close to it, so within twice the bound. b holds what the integral of
+        :math:`U^*` over cells can exceed its value at the means, by chords, and a
+        sixth of the mean second difference of the potential, which is read at the
+        centres of cells. In a full room it is the length of the box times the root of
+        the mass that would still fit. Else None.
     ``guarantee``
         ``"exact"``: within ``bound`` of the step. ``"optimal"``: the objective is
-        within ``gap`` of its minimum. ``"stationary"``: so for the last linearisation.
-        ``"none"``: not converged.
+        within ``gap`` of its minimum. ``"stationary"``: so for the last linearisation,
+        or where an energy has no conjugate. ``"none"``: not converged, or the last
+        linearisation raised F.
     ``certified``
         Whether the guarantee is not ``"none"``.
 
     Time O(n log n) an iteration, memory O(n); computed in float64. As the map is not
     confined to the free cells, mass could jump over an obstacle thinner than
-    :math:`2\,dt\,|\nabla V|`: take a smaller dt.
+    :math:`2\,dt\,|\nabla V|`: take a smaller dt. A room that is full below the bound
+    stays as it is. In the plane and in space an entropy, or a step that spreads one
+    cell over many, may not settle; the certificate says so.
 
     Examples
     --------
@@ -175,7 +178,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
             not finite in a free cell.
         ValueError
             If an internal energy has a negative factor or no flow in this dimension, or
-            mass 1 does not fit in the free volume below the bound on the density.
+            mass 1 does not fit in the free volume below the bound on the density, up to
+            round-off: the message says which bound does.
         Diverged
             If the masses left the finite numbers; the error carries `mu`.
         """
@@ -193,7 +197,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
             msg = f"F is {before} at the measure to step from; start where it is finite"
             raise NonFinite(msg)
         start = _first_pressure(problem) if warm is None else warm.to(problem.V)
-        if _is_full(problem, self.tolerance, OVERFULL * torch.finfo(mu.dtype).eps):
+        if is_full(problem, self.tolerance, OVERFULL * torch.finfo(mu.dtype).eps):
             return self._full(F, mu, problem, start, before)
         point, steps, converged, rounds, problem = self._solve(
             terms, mu, problem, start
@@ -201,7 +205,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
         if not math.isfinite(point.residual):
             msg = "the dual of the JKO step left the finite numbers; take a smaller dt"
             raise Diverged(msg, measure=mu)
-        step = _step(F, mu, problem, point, before)
+        step = step_of(F, mu, problem, point, before)
         guarantee, bound = "optimal", None
         if step.gap is None or rounds:
             guarantee = "stationary"
@@ -211,7 +215,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
         else:
             V = torch.where(mu.is_free, problem.V, math.nan).reshape(mu.shape)
             masses = step.masses.reshape(mu.shape)
-            bound = distance_bound(step.gap, masses, V, F.modulus_in(mu.dim), dt)
+            bound = distance_bound(step.full_gap, masses, V, F.modulus_in(mu.dim), dt)
+            if bound is not None and not math.isfinite(bound):
+                bound = None
             guarantee = "optimal" if bound is None else "exact"
         known = step.certificate(
             problem,
@@ -243,9 +249,10 @@ class BackAndForth(ProximalSolver[GridDensity]):
         )
         over = (problem.masses - bound * problem.room).clamp_min(0).sum()
         rest = float(over)
-        distance = math.sqrt((vacancy + rest) * _squared_diagonal(problem.box))
-        still = Iterate(pressure, problem.masses, problem.masses, [], [], rest)
-        step = _step(F, mu, problem, still, before)
+        distance = math.sqrt((vacancy + rest) * squared_diagonal(problem.box))
+        lost = torch.zeros_like(pressure, dtype=torch.bool)
+        still = Iterate(pressure, problem.masses, problem.masses, [], [], lost, rest)
+        step = step_of(F, mu, problem, still, before)
         known = step.certificate(
             problem,
             energy_before=before,
@@ -279,104 +286,6 @@ class BackAndForth(ProximalSolver[GridDensity]):
             if not change > SETTLED * self.tolerance:
                 return point, steps, converged, rounds, problem
         return point, steps, False, rounds, problem
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A step on cells and its objective between two bounds."""
-
-    measure: GridDensity
-    masses: Tensor
-    energy: float
-    square: float
-    primal: float
-    dual: float | None
-    relocated: float
-    stayed: bool
-
-    @property
-    def gap(self) -> float | None:
-        """The objective less the lower bound of its minimum."""
-        return None if self.dual is None else max(self.primal - self.dual, 0.0)
-
-    def certificate(self, problem: PressureProblem, **words: Any) -> dict[str, Any]:
-        """Return the certificate.
-
-        The objective is known to the gap, or else, of an exact step, up to the cells.
-        """
-        noise = sum(h * h for h in problem.box.spacing) / (6 * problem.dt)
-        if words["guarantee"] == "exact" and self.gap is not None:
-            noise = self.gap
-        return certify(
-            energy_after=self.energy,
-            dt=problem.dt,
-            w2=math.sqrt(self.square),
-            noise=noise,
-            primal=self.primal,
-            dual=self.dual,
-            gap=self.gap,
-            relocated=self.relocated,
-            stayed=self.stayed,
-            **words,
-        )
-
-
-def _step(
-    F: Functional,
-    mu: GridDensity,
-    problem: PressureProblem,
-    point: Iterate,
-    before: float,
-) -> _Step:
-    """Return the step of an iterate, or the measure itself where F would not fall."""
-    internal, box = problem.internal, mu.box
-    masses, relocated = below_bound(point.masses, problem.room, internal.max_density)
-    measure = mu.moved(masses.to(mu.dtype))
-    after = float(F.value(measure))
-    square = transport_cost(point.sweeps, box, relocated)
-    stayed = not after < before
-    if stayed:
-        masses, measure, after, square = problem.masses, mu, before, 0.0
-    filled = masses > 0
-    energy = internal.e(masses[filled] / box.cell_volume) @ masses[filled]
-    primal = float(energy + problem.V @ masses) + square / (2 * problem.dt)
-    try:
-        dual: float | None = dual_value(problem, point.pressure)
-    except NonFinite:
-        dual = None
-    if dual is not None and not math.isfinite(dual):
-        dual = None
-    moved = 0.0 if stayed else relocated
-    return _Step(measure, masses, after, square, primal, dual, moved, stayed)
-
-
-def _is_full(problem: PressureProblem, tolerance: float, slack: float) -> bool:
-    """Return whether no more mass fits below the bound, up to a share `tolerance`.
-
-    A share `slack` too much is round-off.
-
-    Raises
-    ------
-    ValueError
-        If the mass does not fit.
-    """
-    bound, room = problem.internal.max_density, float(problem.room.sum())
-    mass = float(problem.masses.sum())
-    if mass > bound * room * (1 + slack):
-        least = mass / room
-        # Rounded up: a bound of six digits that is large enough.
-        unit = 10.0 ** (math.floor(math.log10(least)) - 5)
-        msg = (
-            f"max_density = {bound:g} is below the mean density {least:.6g}: mass 1 "
-            f"does not fit in the free volume {room:.6g}; raise the bound to "
-            f"{math.ceil(least / unit) * unit:.6g} or more, or enlarge the box"
-        )
-        raise ValueError(msg)
-    return mass >= bound * room * (1 - tolerance)
-
-
-def _squared_diagonal(box: Box) -> float:
-    return sum((b - a) ** 2 for a, b in zip(box.lower, box.upper, strict=True))
 
 
 def _problem(terms: Terms, mu: GridDensity, dt: float) -> PressureProblem:

@@ -12,7 +12,7 @@ import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
-__all__ = ["GridLaplacian", "blocks", "solve_laplacian"]
+__all__ = ["GridLaplacian", "Multigrid", "blocks", "solve_laplacian"]
 
 # Cells along the longest axis of the coarsest grid, and sweeps of Jacobi there.
 COARSEST, LAST_SWEEPS = 4, 20
@@ -101,16 +101,34 @@ class GridLaplacian:
             faces.append(blocks(coarse, [a for a in axes if a != axis]))
         return GridLaplacian.of(faces, blocks(self.rest, axes))
 
-    def hierarchy(self) -> tuple[list[GridLaplacian], list[list[int]]]:
-        """Return ever coarser matrices, and the axes that were coarsened between."""
-        levels, coarsened = [self], []
+
+@dataclass(frozen=True)
+class Multigrid:
+    """One symmetric cycle from 0 as a preconditioner; on a line the inverse itself."""
+
+    levels: list[GridLaplacian]
+    axes: list[list[int]]
+    inverses: list[Tensor]
+
+    @classmethod
+    def of(cls, L: GridLaplacian) -> Multigrid:
+        """Return the cycle of a matrix, with ever coarser ones."""
+        levels, coarsened = [L], []
         while max(levels[-1].rest.shape) > COARSEST:
             axes = levels[-1].strong_axes()
             if not axes:  # a diagonal matrix
                 break
             coarsened.append(axes)
             levels.append(levels[-1].coarser(axes))
-        return levels, coarsened
+        return cls(levels, coarsened, [_inverse(M.diagonal) for M in levels])
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """Return nearly the solution for the right-hand side r, 0 where L is."""
+        L = self.levels[0]
+        if _is_line(L):
+            return _along_the_line(L, r)
+        # Coarse corrections spread to where the matrix is 0.
+        return _cycle(self.levels, self.axes, self.inverses, r) * (L.diagonal > 0)
 
 
 def solve_laplacian(
@@ -146,7 +164,7 @@ def solve_laplacian(
     goal = tolerance * float(rhs.norm())
     if goal == 0:
         return torch.zeros_like(rhs), 0
-    if rhs.numel() == max(rhs.shape):
+    if _is_line(L):
         return _along_the_line(L, rhs), 0
     p, r, iterations = _conjugate_gradients(L, rhs, goal, limit)
     if not float(r.norm()) <= goal:
@@ -164,11 +182,8 @@ def _conjugate_gradients(
     """Return the iterate of least residual, its residual and the iterations."""
     p, r = torch.zeros_like(rhs), rhs
     best = (p, r, float(r.norm()))
-    levels, axes = L.hierarchy()
-    inverses = [_inverse(M.diagonal) for M in levels]
-    # Coarse corrections spread to where the matrix is 0.
-    acts = L.diagonal > 0
-    z = _cycle(levels, axes, inverses, r) * acts
+    precondition = Multigrid.of(L)
+    z = precondition(r)
     d, rz, steps = z, (r * z).sum(), 0
     while steps < limit:
         steps += 1
@@ -185,7 +200,7 @@ def _conjugate_gradients(
             best = (p, r, size)
         if size <= goal:
             break
-        z = _cycle(levels, axes, inverses, r) * acts
+        z = precondition(r)
         rz, before = (r * z).sum(), rz
         d = z + (rz / before) * d
     return best[0], best[1], steps
@@ -213,6 +228,10 @@ def _cycle(
     for _ in range(SWEEPS):
         p = p + step * (r - L.apply(p))
     return p
+
+
+def _is_line(L: GridLaplacian) -> bool:
+    return L.rest.numel() == max(L.rest.shape)
 
 
 def _along_the_line(L: GridLaplacian, rhs: Tensor) -> Tensor:

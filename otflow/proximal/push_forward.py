@@ -14,6 +14,7 @@ from otflow.proximal.c_transform import along_axis
 __all__ = [
     "Sweep",
     "cut_points",
+    "lifted",
     "mixed_potentials",
     "push_forward",
     "remap",
@@ -172,8 +173,16 @@ def cut_points(phi: Tensor, axis: int, h: float, dt: float) -> Tensor:
         cuts = (place + 0.5)[:-1] - scale * phi.diff(dim=-1)
         if bool((cuts.diff(dim=-1) >= 0).all()):
             return cuts.clamp(0, n)
+    return _winners(phi, scale)[0].clamp(0, n)
+
+
+def _winners(phi: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Return the cuts between the cells that win some mass in a row, and which do."""
+    n = phi.shape[-1]
+    place = torch.arange(n, dtype=phi.dtype, device=phi.device) + 0.5
     index = torch.arange(n, device=phi.device)
-    while True:
+    wins = torch.isfinite(phi)
+    while True:  # at most n times: each time a winner is lost
         # The next winners on both sides of each face.
         left = torch.where(wins, index, -1).cummax(-1).values[..., :-1]
         right = torch.where(wins, index, n).flip(-1).cummin(-1).values.flip(-1)
@@ -189,8 +198,50 @@ def cut_points(phi: Tensor, axis: int, h: float, dt: float) -> Tensor:
         starts = torch.nn.functional.pad(cuts, (1, 0), value=-math.inf)
         lost = wins & (ends < starts)
         if not bool(lost.any()):
-            return cuts.clamp(0, n)
+            return cuts, wins
         wins = wins & ~lost
+
+
+def lifted(phi: Tensor, box: Box, dt: float) -> Tensor:
+    r"""Raise a potential where it wins no mass, up to where it is about to.
+
+    Where :math:`|y|^2/2 - dt\,\phi(y)` lies above its lower convex hull along an axis,
+    y is the best place for no x. There :math:`\phi` is raised to the hull, which leaves
+    :math:`\phi^c` as it is: the step of :cite:t:`jacobs2021back` that raises the dual
+    for certain, one axis after the other.
+
+    Parameters
+    ----------
+    phi : Tensor
+        An array on the grid; minus infinity bars a cell, and stays.
+    box : Box
+        The grid.
+    dt : float
+        Step.
+
+    Returns
+    -------
+    Tensor
+        An array, nowhere less than `phi`.
+    """
+    for axis, h in enumerate(box.spacing):
+        rows, scale = phi.movedim(axis, -1), dt / h**2
+        n = rows.shape[-1]
+        bend = 1.0 - scale * rows.diff(n=2, dim=-1) if n > 2 else rows[..., :0]
+        if bool((bend >= 0).all()):
+            continue
+        wins = _winners(rows, scale)[1]
+        index = torch.arange(n, device=rows.device)
+        a = torch.where(wins, index, -1).cummax(-1).values
+        b = torch.where(wins, index, n).flip(-1).cummin(-1).values.flip(-1)
+        between = (a >= 0) & (b < n) & ~wins & torch.isfinite(rows)
+        a, b = a.clamp_min(0), b.clamp_max(n - 1)
+        share = (index - a).to(rows.dtype) / (b - a).clamp_min(1).to(rows.dtype)
+        low, high = torch.gather(rows, -1, a), torch.gather(rows, -1, b)
+        hull = low + share * (high - low) - (index - a) * (b - index) / (2 * scale)
+        rows = torch.where(between, torch.maximum(rows, hull), rows)
+        phi = rows.movedim(-1, axis)
+    return phi
 
 
 def remap(masses: Tensor, cuts: Tensor, axis: int) -> tuple[Tensor, Tensor]:
