@@ -70,6 +70,8 @@ def step_of(
     problem: PressureProblem,
     point: Iterate,
     before: float,
+    *,
+    stay: bool = False,
 ) -> Step:
     """Return the step of an iterate, or the measure itself where F would not fall."""
     internal, box = problem.internal, mu.box
@@ -77,7 +79,7 @@ def step_of(
     measure = mu.moved(masses.to(mu.dtype))
     after = float(F.value(measure))
     square = transport_cost(point.sweeps, box, relocated)
-    stayed = not after < before
+    stayed = stay or not after < before
     if stayed:
         masses, measure, after, square = problem.masses, mu, before, 0.0
     filled = masses > 0

@@ -252,7 +252,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
         distance = math.sqrt((vacancy + rest) * squared_diagonal(problem.box))
         lost = torch.zeros_like(pressure, dtype=torch.bool)
         still = Iterate(pressure, problem.masses, problem.masses, [], [], lost, rest)
-        step = step_of(F, mu, problem, still, before)
+        # What is above the bound by round-off stays where it is.
+        stay = rest <= OVERFULL * torch.finfo(mu.dtype).eps
+        step = step_of(F, mu, problem, still, before, stay=stay)
         known = step.certificate(
             problem,
             energy_before=before,
