@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from otflow.errors import NonFinite
 from otflow.measures.box import Box
 from otflow.proximal.c_transform import c_transform
 from otflow.proximal.pressure import PressureProblem
@@ -15,7 +16,8 @@ from otflow.proximal.push_forward import Sweep, row_costs
 
 __all__ = ["below_bound", "dual_value", "transport_cost"]
 
-HALVINGS = 60
+# The share of the largest mass of a cell below which a cell is empty.
+DUST = 1e-9
 
 
 def transport_cost(sweeps: Sequence[Sweep], box: Box, relocated: float) -> float:
@@ -74,7 +76,9 @@ def below_bound(masses: Tensor, room: Tensor, bound: float) -> tuple[Tensor, flo
     return torch.minimum(kept, most), float((masses - kept).clamp_min(0).sum())
 
 
-def dual_value(problem: PressureProblem, pressure: Tensor) -> float:
+def dual_value(
+    problem: PressureProblem, pressure: Tensor, masses: Tensor
+) -> tuple[float | None, float]:
     r"""Return a lower bound of :math:`\int V d\nu + \int U(\nu) + W_2^2/(2\,dt)`.
 
     It holds for all densities that are constant on cells. With the potentials
@@ -85,52 +89,70 @@ def dual_value(problem: PressureProblem, pressure: Tensor) -> float:
     best one. Between a density and itself the bound is too low by
     :math:`\sum_a h_a^2/(6\,dt)`.
 
+    For all densities :math:`U^*` has to be integrated over cells, where the bound above
+    takes it at the mean :math:`\bar s` of its argument. It is convex, so its mean is at
+    most that of the chord over the values of the argument in the cell.
+
     Parameters
     ----------
     problem : PressureProblem
         The step.
     pressure : Tensor, shape (n,)
         Any pressure.
+    masses : Tensor, shape (n,)
+        The new masses, or nearly: far from them the pressure is taken a little lower,
+        which costs nothing and keeps :math:`U^*` zero there.
 
     Returns
     -------
-    float
-        The bound.
+    dual : float or None
+        The bound; None if :math:`U^*` is infinite there.
+    unseen : float
+        By how much it can be lower for all densities.
     """
     box, dt, room = problem.box, problem.dt, problem.room
-    phi, wide = _with_border(problem, pressure)
-    psi = c_transform(phi.reshape(-1), wide, dt).reshape(phi.shape)
-    low = sum(h * h for h in box.spacing) / (12 * dt)
     is_free = room > 0
-    gain = float(problem.masses @ (_cell_means(psi).reshape(-1) - low))
-    mean = torch.where(is_free, _cell_means(phi).reshape(-1) - low, 0.0)
+    unit = sum(h * h for h in box.spacing) / dt
+    pressure = pressure - unit / 4 * _far_from(masses.reshape(box.shape)).reshape(-1)
+    phi, wide = _with_border(problem, -problem.V - pressure)
+    psi = c_transform(phi.reshape(-1), wide, dt).reshape(phi.shape)
+    gain = float(problem.masses @ (_cell_means(psi).reshape(-1) - unit / 12))
+    mean = torch.where(is_free, _cell_means(phi).reshape(-1) - unit / 12, 0.0)
     s = torch.where(is_free, -mean - problem.V, 0.0)
+    V, _ = _with_border(problem, problem.V)
+    low, high = (x.reshape(-1) for x in _cell_extremes(-phi - V))
+    try:
+        # The best constant makes the mass 1; the bound is concave in it, and any holds.
+        shift = problem.constant(s)
+        values = (s, torch.minimum(low, s), torch.maximum(high + unit / 8, s))
+        at, below, above = (
+            problem.internal.conjugate(torch.where(is_free, x - shift, -shift))
+            for x in values
+        )
+    except NonFinite:
+        return None, math.inf
+    loss = float((room * at).sum())
+    width = values[2] - values[1]
+    share = (s - values[1]) / torch.where(width > 0, width, 1.0)
+    chord = torch.where(is_free, below + share * (above - below) - at, 0.0)
+    dual = gain - shift * float(problem.masses.sum()) - loss
+    unseen = float((room * chord).sum())
+    return (dual if math.isfinite(dual) else None), max(unseen, 0.0)
 
-    def mass(shift: float) -> float:
-        density = problem.internal.conjugate_slope(s - shift)
-        return float((room * density).sum())
 
-    # The best constant makes the mass 1; the bound is concave in it.
-    centre = float(s[is_free].max())
-    reach = max(abs(centre), low, 1e-12)
-    high = centre
-    while mass(high) > 1:
-        high, reach = high + reach, 2 * reach
-    least = high - reach
-    while mass(least) < 1:
-        least, reach = least - reach, 2 * reach
-    for _ in range(HALVINGS):
-        middle = 0.5 * (least + high)
-        least, high = (middle, high) if mass(middle) > 1 else (least, middle)
-    loss = room * problem.internal.conjugate(s - high)
-    return gain - high - float(loss.sum())
+def _far_from(masses: Tensor) -> Tensor:
+    """Return 1 where neither a cell nor any beside it holds mass, else 0."""
+    near = (masses > DUST * masses.max()).to(masses.dtype)
+    for axis in range(masses.ndim):
+        near = _spread(near, axis)
+    return (near == 0).to(masses.dtype)
 
 
-def _with_border(problem: PressureProblem, pressure: Tensor) -> tuple[Tensor, Box]:
-    """Return the potential with one more cell around, and beside obstacles."""
+def _with_border(problem: PressureProblem, f: Tensor) -> tuple[Tensor, Box]:
+    """Return a function of cells with one more cell around, and beside obstacles."""
     box = problem.box
     is_free = (problem.room > 0).reshape(box.shape)
-    phi = torch.where(is_free, (-problem.V - pressure).reshape(box.shape), 0.0)
+    phi = torch.where(is_free, f.reshape(box.shape), 0.0)
     if not bool(is_free.all()):
         total, count = phi, is_free.to(phi.dtype)
         for axis in range(box.dim):
@@ -138,8 +160,9 @@ def _with_border(problem: PressureProblem, pressure: Tensor) -> tuple[Tensor, Bo
         near = total / count.clamp_min(1)
         phi = torch.where(is_free, phi, torch.where(count > 0, near, -math.inf))
     for axis, n in enumerate(box.shape):
-        first, second = phi.narrow(axis, 0, 1), phi.narrow(axis, 1, 1)
-        last, other = phi.narrow(axis, n - 1, 1), phi.narrow(axis, n - 2, 1)
+        inner = min(1, n - 1)  # an axis of one cell goes on constant
+        first, second = phi.narrow(axis, 0, 1), phi.narrow(axis, inner, 1)
+        last, other = phi.narrow(axis, n - 1, 1), phi.narrow(axis, n - 1 - inner, 1)
         low = torch.where(torch.isfinite(second), 2 * first - second, first)
         high = torch.where(torch.isfinite(other), 2 * last - other, last)
         phi = torch.cat([low, phi, high], axis)
@@ -166,3 +189,18 @@ def _cell_means(f: Tensor) -> Tensor:
         sides = f.narrow(axis, 0, n) + f.narrow(axis, 2, n)
         f = 0.75 * f.narrow(axis, 1, n) + 0.125 * sides
     return f
+
+
+def _cell_extremes(f: Tensor) -> tuple[Tensor, Tensor]:
+    """Return bounds over inner cells of what is linear between centres along axes."""
+    low = high = f
+    for axis in range(f.ndim):
+        n = f.shape[axis] - 2
+        own, others = low.narrow(axis, 1, n), (low.narrow(axis, k, n) for k in (0, 2))
+        for other in others:
+            own = torch.minimum(own, 0.5 * (low.narrow(axis, 1, n) + other))
+        top, others = high.narrow(axis, 1, n), (high.narrow(axis, k, n) for k in (0, 2))
+        for other in others:
+            top = torch.maximum(top, 0.5 * (high.narrow(axis, 1, n) + other))
+        low, high = own, top
+    return low, high

@@ -14,14 +14,10 @@ from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.functionals import Congestion, Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult
-from otflow.proximal.duality import below_bound, dual_value, transport_cost
+from otflow.proximal.dual_newton import maximise
+from otflow.proximal.dual_step import is_full, squared_diagonal, step_of
 from otflow.proximal.grid_duality import distance_bound
-from otflow.proximal.pressure import (
-    Iterate,
-    PressureProblem,
-    lowest_pressure,
-    maximise,
-)
+from otflow.proximal.pressure import Iterate, PressureProblem, lowest_pressure
 from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["BackAndForth"]
@@ -29,6 +25,10 @@ __all__ = ["BackAndForth"]
 # Where an energy has no least pressure, densities below this share of the largest are
 # taken as this share for the first guess.
 DUST = 1e-12
+# Mass by which a room may be too full before it is refused, in round-off of the dtype.
+OVERFULL = 64.0
+# The density has settled if it changes by less than so many tolerances.
+SETTLED = 10.0
 
 
 class BackAndForth(ProximalSolver[GridDensity]):
@@ -46,8 +46,10 @@ class BackAndForth(ProximalSolver[GridDensity]):
     step for the pressure where it acts, :math:`-dt\,\nabla\cdot(\nu\nabla\delta) +
     (U^*)''\delta = \nu - (U^*)'(p)`, with multigrid and Anderson mixing, where the
     published method has a fixed preconditioner. The dual is concave: a step is
-    shortened where the slope along it turns. A start that is far from the solution is
-    improved on coarser grids first; ``iterations`` counts the steps on the grid itself.
+    shortened where the slope along it turns, and where :math:`\phi` wins no mass it is
+    raised until it is about to, as the published method does. A start that is far from
+    the solution is improved on coarser grids first; ``iterations`` counts the steps on
+    the grid itself.
 
     Potentials may be nonconvex; obstacles and walls hold no density; `Entropy` and
     `PowerEntropy` with m > 1 go as well. Interactions and other terms are linearised,
@@ -96,19 +98,26 @@ class BackAndForth(ProximalSolver[GridDensity]):
     ``bound``
         Where the functional's modulus :math:`\lambda` is known, nothing was linearised
         and :math:`1 + dt\,\lambda > 0`: :math:`\sqrt{2\,dt\,(\mathrm{gap} + b) / (1 +
-        dt\,\lambda)}`, an upper bound on the W2 distance to the exact step, about a
-        cell at best; b is a sixth of the mean second difference of the potential, which
-        is read at the centres of cells. Else None.
+        dt\,\lambda)}`, an upper bound on the W2 distance to the exact step among all
+        densities, some cells at best; the best density that is constant on cells is as
+        close to it, so within twice the bound. b holds what the integral of
+        :math:`U^*` over cells can exceed its value at the means, by chords, and a
+        sixth of the mean second difference of the potential, which is read at the
+        centres of cells. In a full room it is the length of the box times the root of
+        the mass that would still fit. Else None.
     ``guarantee``
         ``"exact"``: within ``bound`` of the step. ``"optimal"``: the objective is
-        within ``gap`` of its minimum. ``"stationary"``: so for the last linearisation.
-        ``"none"``: not converged.
+        within ``gap`` of its minimum. ``"stationary"``: so for the last linearisation,
+        or where an energy has no conjugate. ``"none"``: not converged, or the last
+        linearisation raised F.
     ``certified``
         Whether the guarantee is not ``"none"``.
 
     Time O(n log n) an iteration, memory O(n); computed in float64. As the map is not
     confined to the free cells, mass could jump over an obstacle thinner than
-    :math:`2\,dt\,|\nabla V|`: take a smaller dt.
+    :math:`2\,dt\,|\nabla V|`: take a smaller dt. A room that is full below the bound
+    stays as it is. In the plane and in space an entropy, or a step that spreads one
+    cell over many, may not settle; the certificate says so.
 
     Examples
     --------
@@ -169,7 +178,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
             not finite in a free cell.
         ValueError
             If an internal energy has a negative factor or no flow in this dimension, or
-            mass 1 does not fit in the free volume below the bound on the density.
+            mass 1 does not fit in the free volume below the bound on the density, up to
+            round-off: the message says which bound does.
         Diverged
             If the masses left the finite numbers; the error carries `mu`.
         """
@@ -187,28 +197,74 @@ class BackAndForth(ProximalSolver[GridDensity]):
             msg = f"F is {before} at the measure to step from; start where it is finite"
             raise NonFinite(msg)
         start = _first_pressure(problem) if warm is None else warm.to(problem.V)
+        if is_full(problem, self.tolerance, OVERFULL * torch.finfo(mu.dtype).eps):
+            return self._full(F, mu, problem, start, before)
         point, steps, converged, rounds, problem = self._solve(
             terms, mu, problem, start
         )
         if not math.isfinite(point.residual):
             msg = "the dual of the JKO step left the finite numbers; take a smaller dt"
             raise Diverged(msg, measure=mu)
-        measure, certificate = self._certificate(F, mu, problem, point, before)
-        certificate["converged"] = converged
-        certificate["linearisations"] = rounds
-        gap, bound = certificate["gap"], None
-        if gap is not None and not rounds:
+        step = step_of(F, mu, problem, point, before)
+        guarantee, bound = "optimal", None
+        if step.gap is None or rounds:
+            guarantee = "stationary"
+            settled = float((step.masses - point.masses).abs().sum())
+            if rounds and step.stayed and settled > SETTLED * self.tolerance:
+                guarantee = "none"  # the step of the linearisation raised F
+        else:
             V = torch.where(mu.is_free, problem.V, math.nan).reshape(mu.shape)
-            masses = measure.weights.double().reshape(mu.shape)
-            bound = distance_bound(gap, masses, V, F.modulus_in(mu.dim), dt)
-        certificate["bound"] = bound
-        guarantee = "none"
-        if converged:
-            guarantee = "stationary" if rounds else "optimal"
-            guarantee = "exact" if bound is not None else guarantee
-        certificate["guarantee"] = guarantee
-        certificate["certified"] = converged
-        return ProxResult(measure, point.pressure, steps, point.residual, certificate)
+            masses = step.masses.reshape(mu.shape)
+            bound = distance_bound(step.full_gap, masses, V, F.modulus_in(mu.dim), dt)
+            if bound is not None and not math.isfinite(bound):
+                bound = None
+            guarantee = "optimal" if bound is None else "exact"
+        known = step.certificate(
+            problem,
+            energy_before=before,
+            residual=point.residual,
+            converged=converged,
+            guarantee=guarantee,
+            bound=bound,
+            linearisations=rounds,
+        )
+        return ProxResult(step.measure, point.pressure, steps, point.residual, known)
+
+    def _full(
+        self,
+        F: Functional,
+        mu: GridDensity,
+        problem: PressureProblem,
+        pressure: Tensor,
+        before: float,
+    ) -> ProxResult[GridDensity]:
+        """Return the step in a room that is full: the measure itself.
+
+        Two densities below the bound differ by at most the mass that would still fit,
+        and no mass goes further than through the whole box.
+        """
+        bound = problem.internal.max_density
+        vacancy = max(
+            bound * float(problem.room.sum()) - float(problem.masses.sum()), 0
+        )
+        over = (problem.masses - bound * problem.room).clamp_min(0).sum()
+        rest = float(over)
+        distance = math.sqrt((vacancy + rest) * squared_diagonal(problem.box))
+        lost = torch.zeros_like(pressure, dtype=torch.bool)
+        still = Iterate(pressure, problem.masses, problem.masses, [], [], lost, rest)
+        # What is above the bound by round-off stays where it is.
+        stay = rest <= OVERFULL * torch.finfo(mu.dtype).eps
+        step = step_of(F, mu, problem, still, before, stay=stay)
+        known = step.certificate(
+            problem,
+            energy_before=before,
+            residual=rest,
+            converged=True,
+            guarantee="exact",
+            bound=distance,
+            linearisations=0,
+        )
+        return ProxResult(step.measure, pressure, 0, rest, known)
 
     def _solve(
         self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor
@@ -229,48 +285,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
                 return point, steps, converged, 0, problem
             change = float((point.masses - masses).abs().sum())
             masses, pressure = point.masses, point.pressure
-            if not change > 10 * self.tolerance:
+            if not change > SETTLED * self.tolerance:
                 return point, steps, converged, rounds, problem
         return point, steps, False, rounds, problem
-
-    def _certificate(
-        self,
-        F: Functional,
-        mu: GridDensity,
-        problem: PressureProblem,
-        point: Iterate,
-        before: float,
-    ) -> tuple[GridDensity, dict[str, Any]]:
-        """Return the step, and what is known of it."""
-        dt, internal = problem.dt, problem.internal
-        masses, relocated = below_bound(
-            point.masses, problem.room, internal.max_density
-        )
-        measure = mu.moved(masses.to(mu.dtype))
-        after = float(F.value(measure))
-        square = transport_cost(point.sweeps, mu.box, relocated)
-        stayed = not after < before
-        if stayed:
-            masses, measure, after, square = problem.masses, mu, before, 0.0
-        filled = masses > 0
-        energy = internal.e(masses[filled] / mu.box.cell_volume) @ masses[filled]
-        primal = float(energy + problem.V @ masses) + square / (2 * dt)
-        try:
-            dual = dual_value(problem, point.pressure)
-        except NonFinite:
-            dual = None
-        return measure, {
-            "energy_before": before,
-            "energy_after": after,
-            "w2": math.sqrt(square),
-            "decrease": before - after - square / (2 * dt),
-            "primal": primal,
-            "dual": dual,
-            "gap": None if dual is None else max(primal - dual, 0.0),
-            "residual": point.residual,
-            "relocated": 0.0 if stayed else relocated,
-            "stayed": stayed,
-        }
 
 
 def _problem(terms: Terms, mu: GridDensity, dt: float) -> PressureProblem:

@@ -11,7 +11,18 @@ from torch import Tensor
 from otflow.measures.box import Box
 from otflow.proximal.c_transform import along_axis
 
-__all__ = ["Sweep", "cut_points", "mixed_potentials", "push_forward", "remap"]
+__all__ = [
+    "Sweep",
+    "cut_points",
+    "lifted",
+    "mixed_potentials",
+    "push_forward",
+    "remap",
+    "row_costs",
+]
+
+# The share of all the mass below which a row counts as empty.
+VACUUM = 1e-100
 
 
 @dataclass(frozen=True)
@@ -162,8 +173,16 @@ def cut_points(phi: Tensor, axis: int, h: float, dt: float) -> Tensor:
         cuts = (place + 0.5)[:-1] - scale * phi.diff(dim=-1)
         if bool((cuts.diff(dim=-1) >= 0).all()):
             return cuts.clamp(0, n)
+    return _winners(phi, scale)[0].clamp(0, n)
+
+
+def _winners(phi: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Return the cuts between the cells that win some mass in a row, and which do."""
+    n = phi.shape[-1]
+    place = torch.arange(n, dtype=phi.dtype, device=phi.device) + 0.5
     index = torch.arange(n, device=phi.device)
-    while True:
+    wins = torch.isfinite(phi)
+    while True:  # at most n times: each time a winner is lost
         # The next winners on both sides of each face.
         left = torch.where(wins, index, -1).cummax(-1).values[..., :-1]
         right = torch.where(wins, index, n).flip(-1).cummin(-1).values.flip(-1)
@@ -179,8 +198,50 @@ def cut_points(phi: Tensor, axis: int, h: float, dt: float) -> Tensor:
         starts = torch.nn.functional.pad(cuts, (1, 0), value=-math.inf)
         lost = wins & (ends < starts)
         if not bool(lost.any()):
-            return cuts.clamp(0, n)
+            return cuts, wins
         wins = wins & ~lost
+
+
+def lifted(phi: Tensor, box: Box, dt: float) -> Tensor:
+    r"""Raise a potential where it wins no mass, up to where it is about to.
+
+    Where :math:`|y|^2/2 - dt\,\phi(y)` lies above its lower convex hull along an axis,
+    y is the best place for no x. There :math:`\phi` is raised to the hull, which leaves
+    :math:`\phi^c` as it is: the step of :cite:t:`jacobs2021back` that raises the dual
+    for certain, one axis after the other.
+
+    Parameters
+    ----------
+    phi : Tensor
+        An array on the grid; minus infinity bars a cell, and stays.
+    box : Box
+        The grid.
+    dt : float
+        Step.
+
+    Returns
+    -------
+    Tensor
+        An array, nowhere less than `phi`.
+    """
+    for axis, h in enumerate(box.spacing):
+        rows, scale = phi.movedim(axis, -1), dt / h**2
+        n = rows.shape[-1]
+        bend = 1.0 - scale * rows.diff(n=2, dim=-1) if n > 2 else rows[..., :0]
+        if bool((bend >= 0).all()):
+            continue
+        wins = _winners(rows, scale)[1]
+        index = torch.arange(n, device=rows.device)
+        a = torch.where(wins, index, -1).cummax(-1).values
+        b = torch.where(wins, index, n).flip(-1).cummin(-1).values.flip(-1)
+        between = (a >= 0) & (b < n) & ~wins & torch.isfinite(rows)
+        a, b = a.clamp_min(0), b.clamp_max(n - 1)
+        share = (index - a).to(rows.dtype) / (b - a).clamp_min(1).to(rows.dtype)
+        low, high = torch.gather(rows, -1, a), torch.gather(rows, -1, b)
+        hull = low + share * (high - low) - (index - a) * (b - index) / (2 * scale)
+        rows = torch.where(between, torch.maximum(rows, hull), rows)
+        phi = rows.movedim(-1, axis)
+    return phi
 
 
 def remap(masses: Tensor, cuts: Tensor, axis: int) -> tuple[Tensor, Tensor]:
@@ -219,8 +280,9 @@ def remap(masses: Tensor, cuts: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     here, tilt = torch.gather(m, -1, cell), torch.gather(slope, -1, cell)
     level = torch.gather(below, -1, cell) - here + here * t + 0.5 * tilt * (t * t - t)
     level = torch.cat([torch.zeros_like(total), level, total], -1)
-    # Levels that should be equal differ by round-off.
-    new = level.diff(dim=-1).clamp_min(0)
+    # Levels that should be equal differ by round-off; rows keep their sums.
+    level = torch.minimum(level, total).cummax(-1).values
+    new = level.diff(dim=-1)
     density = here + tilt * (t - 0.5)
     return new.movedim(-1, axis), density.movedim(-1, axis)
 
@@ -229,39 +291,46 @@ def row_costs(sweep: Sweep, h: float) -> float:
     r"""Return the summed :math:`W_2^2` of all rows of a sweep, exactly.
 
     On the line the optimal coupling joins equal levels; both quantiles are linear
-    between the levels of the cells' edges.
+    between the levels of the cells' edges. They are read as places within the row, so
+    no row costs more than its mass times the square of its length, whatever the masses.
     """
     before = sweep.before.movedim(sweep.axis, -1)
     after = sweep.after.movedim(sweep.axis, -1)
     n = before.shape[-1]
-    before, after = before.reshape(-1, n), after.reshape(-1, n)
-    keep = before.sum(-1) > 0
-    before, after = before[keep].double(), after[keep].double()
-    total = before.sum(-1, keepdim=True)
-    after = after * (total / after.sum(-1, keepdim=True))
-    zero = torch.zeros_like(total)
-    low = torch.cat([zero, before.cumsum(-1)], -1)
-    high = torch.cat([zero, after.cumsum(-1)], -1)
-    high[..., -1] = low[..., -1]
+    before, after = before.reshape(-1, n).double(), after.reshape(-1, n).double()
+    total, goal = before.sum(-1, keepdim=True), after.sum(-1, keepdim=True)
+    # Rows with next to no mass may lose it to round-off: at worst it goes all the way.
+    dust = VACUUM * total.sum()
+    keep = ((total > dust) & (goal > dust)).squeeze(-1)
+    lost = float(total[~keep].sum()) * n * n
+    before, after, total = before[keep], after[keep], total[keep]
+    after = after * (total / goal[keep])
+    low, high = _levels(before, total), _levels(after, total)
     levels = torch.cat([low, high], -1).sort(-1).values
-    gaps = levels.diff(dim=-1)
-    middle = 0.5 * (levels[..., 1:] + levels[..., :-1])
-    first, first_tilt = _quantile(low, before, middle)
-    second, second_tilt = _quantile(high, after, middle)
-    away = first - second
-    # The difference is linear on each piece: Simpson's rule is exact for its square.
-    stretch = (first_tilt - second_tilt) * gaps
-    return float((gaps * (away.square() + stretch.square() / 12)).sum()) * h * h
+    first = _quantiles(low, levels)
+    second = _quantiles(high, levels)
+    # The difference is linear on each piece: so is the integral of its square exact.
+    a, b = (p - q for p, q in zip(first, second, strict=True))
+    cost = levels.diff(dim=-1) * (a.square() + a * b + b.square()) / 3
+    return (float(cost.sum()) + lost) * h * h
 
 
-def _quantile(levels: Tensor, masses: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the quantile and its slope in each row at levels inside of pieces."""
-    n = masses.shape[-1]
-    cell = (
-        torch.searchsorted(levels, at.contiguous(), right=True).sub_(1).clamp_(0, n - 1)
+def _levels(masses: Tensor, total: Tensor) -> Tensor:
+    """Return the levels of the edges of cells, from 0 to the total."""
+    inner = torch.minimum(masses.cumsum(-1)[..., :-1], total)
+    return torch.cat([torch.zeros_like(total), inner, total], -1)
+
+
+def _quantiles(edges: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the quantile at both ends of each piece between levels, in cells."""
+    n = edges.shape[-1] - 1
+    low, high = levels[..., :-1], levels[..., 1:]
+    middle = 0.5 * (low + high)
+    cell = torch.searchsorted(edges, middle, right=True).sub_(1).clamp_(0, n - 1)
+    start, end = torch.gather(edges, -1, cell), torch.gather(edges, -1, cell + 1)
+    width = end - start
+    safe = torch.where(width > 0, width, 1.0)
+    return (
+        cell + ((low - start) / safe).clamp(0, 1),
+        cell + ((high - start) / safe).clamp(0, 1),
     )
-    mass = torch.gather(masses, -1, cell)
-    tilt = torch.where(mass > 0, 1 / mass.masked_fill(mass == 0, 1.0), 0.0)
-    start = torch.gather(levels, -1, cell)
-    part = ((at - start) * tilt).clamp(0, 1)
-    return cell + part, tilt

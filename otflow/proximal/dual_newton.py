@@ -1,0 +1,265 @@
+"""Newton's method for the pressure of a JKO step: matrix, direction, ascent."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otflow.proximal.multigrid import GridLaplacian, solve_laplacian
+from otflow.proximal.pressure import Iterate, PressureProblem
+
+__all__ = ["maximise"]
+
+# Coarser grids are used down to so many cells along the longest axis, with so many
+# Newton steps each, until the residual is this share of the mass.
+SMALLEST, COARSE_STEPS, COARSE_RESIDUAL = 8, 12, 1e-3
+# Newton steps that may pass without a lesser residual.
+PATIENCE = 16
+# A start whose residual is below it needs no coarser grid.
+NEAR = 0.02
+# A residual above so many tolerances is tried again from the energy's minimiser.
+NEARLY = 10.0
+# Newton systems are solved to this relative residual, in at most so many iterations.
+INEXACT, MAX_INNER = 1e-2, 60
+# Anderson mixing, near the solution: steps that it remembers, and its ridge.
+MEMORY, RIDGE = 4, 1e-10
+# Cells that are nearly empty are treated as if they passed more mass, a share of the
+# residual: less after steps that leave this share of the residual, more after others.
+GOOD, LESS, MORE = 0.5, 0.25, 2.0
+# A trial step may overshoot the maximum along its direction until the slope there is
+# minus this share of the slope at the start.
+OVERSHOOT, MAX_TRIALS = 0.5, 16
+# ... or if it cuts the residual by this factor.
+CONTRACTION = 0.9
+# It goes on while the slope is more than this share of that at the start.
+STEEP = 0.5
+
+
+def maximise(
+    problem: PressureProblem, start: Tensor, tolerance: float, limit: int
+) -> tuple[Iterate, int, bool]:
+    """Take Newton steps until the residual is below a share of the mass.
+
+    Parameters
+    ----------
+    problem : PressureProblem
+        The problem.
+    start : Tensor, shape (n,)
+        A first pressure.
+    tolerance : float
+        The share.
+    limit : int
+        Most Newton steps.
+
+    Returns
+    -------
+    best : Iterate
+        The iterate of least residual.
+    steps : int
+        Newton steps on this grid.
+    converged : bool
+        Whether its residual is below the tolerance.
+    """
+    point = problem.at(start.clamp_min(problem.lowest))
+    small = max(problem.box.shape) < 2 * SMALLEST
+    if not small and not point.residual <= max(NEAR, tolerance):
+        coarse = problem.coarser()
+        below, _, _ = maximise(
+            coarse, problem.restrict(start), COARSE_RESIDUAL, COARSE_STEPS
+        )
+        for guess in (problem.prolong(coarse, below.pressure), problem.at_rest()):
+            trial = problem.at(guess)
+            if not point.residual <= trial.residual:
+                point = trial
+    best, steps = _climb(problem, point, tolerance, limit)
+    if not best.residual <= NEARLY * tolerance:
+        other = problem.at(problem.at_rest())
+        other, more = _climb(problem, other, tolerance, limit)
+        steps += more
+        if not best.residual <= other.residual:
+            best = other
+    return best, steps, best.residual <= tolerance
+
+
+def _climb(
+    problem: PressureProblem, point: Iterate, tolerance: float, limit: int
+) -> tuple[Iterate, int]:
+    """Return the best of the Newton iterates from a point, and their number."""
+    best, steps, last = point, 0, 0
+    memory: list[tuple[Tensor, Tensor]] = []
+    damping = 1.0
+    while not best.residual <= tolerance and steps < min(limit, last + PATIENCE):
+        wasted = steps - last
+        if wasted == PATIENCE // 2:  # back to the best, and on without mixing
+            point, memory = best, []
+        change = _System.at(problem, point, damping).solve()
+        direction = change
+        if point.residual < NEAR and wasted < PATIENCE // 2:
+            direction = _mixed(point.pressure, change, memory)
+            goal = (point.pressure + direction).clamp_min(problem.lowest)
+            direction = goal - point.pressure
+            memory = [*memory, (point.pressure, change)][-MEMORY:]
+        found = _search(problem, point, direction)
+        if found is None and direction is not change:
+            found, memory = _search(problem, point, change), []
+        steps += 1
+        if found is None:
+            break
+        factor = LESS if found.residual <= GOOD * point.residual else MORE
+        damping = min(1.0, damping * factor)
+        point = found
+        if not best.residual <= point.residual:
+            best, last = point, steps
+    return best, steps
+
+
+def _mixed(
+    pressure: Tensor, change: Tensor, memory: list[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Return Anderson's mixture of this change and those before.
+
+    Newton's matrix is not the exact derivative, so steps contract by a factor, and
+    those of few cells, beside an obstacle for instance, by a poor one.
+    """
+    if not memory:
+        return change
+    moves = torch.stack([pressure - p for p, _ in memory])
+    differences = torch.stack([change - c for _, c in memory])
+    # Scaled to unit length, those of different sizes are solved alike.
+    size = differences.norm(dim=-1)
+    usable = torch.isfinite(size) & (size > 0)
+    if not bool(usable.all()):
+        return change
+    unit = differences / size[:, None]
+    gram = unit @ unit.T + RIDGE * torch.eye(len(memory)).to(unit)
+    share = torch.linalg.solve(gram, unit @ change) / size
+    mixed: Tensor = change - share @ (moves + differences)
+    return mixed
+
+
+@dataclass(frozen=True)
+class _System:
+    """The linear system of a projected Newton step.
+
+    The matrix is not the exact derivative of the excess: mass that moves along one axis
+    changes what moves along the others.
+    """
+
+    problem: PressureProblem
+    point: Iterate
+    matrix: GridLaplacian
+    moves: Tensor
+    fixed: Tensor
+    right: Tensor
+
+    @classmethod
+    def at(cls, problem: PressureProblem, point: Iterate, damping: float) -> _System:
+        """Return the system at an iterate."""
+        L = _laplacian(problem, point, damping)
+        shape, excess = problem.box.shape, point.excess
+        diagonal = L.diagonal.reshape(-1)
+        above = point.pressure - problem.lowest
+        # Between the cells that win mass, those that do not are no end of a face.
+        lost = point.lost & (diagonal > 0)
+        moves = ((above * diagonal + excess > 0) & (diagonal > 0)) | lost
+        # Where the pressure is not needed it drops to its least.
+        fixed = torch.where(moves | (diagonal == 0), 0.0, -above).reshape(shape)
+        mask = moves.reshape(shape)
+        right = excess.masked_fill(lost, 0.0).reshape(shape) - L.apply(fixed)
+        return cls(problem, point, L.inside(mask), mask, fixed, right * mask)
+
+    def solve(self) -> Tensor:
+        """Return the change of the pressure."""
+        step, _ = solve_laplacian(self.matrix, self.right, INEXACT, MAX_INNER)
+        return self._projected(torch.where(self.moves, step, self.fixed))
+
+    def _projected(self, step: Tensor) -> Tensor:
+        p = self.point.pressure
+        goal = p + step.reshape(-1).masked_fill(self.point.lost, 0.0)
+        return goal.clamp_min(self.problem.lowest) - p
+
+
+def _search(
+    problem: PressureProblem,
+    point: Iterate,
+    direction: Tensor,
+    trials: int = MAX_TRIALS,
+) -> Iterate | None:
+    """Return a point along a direction where the dual has all but turned."""
+    start = float(point.excess @ direction)
+    if not start > 0:
+        return None
+    length, best = 1.0, None
+    for _ in range(trials):
+        goal = point.pressure + length * direction
+        trial = problem.at(goal.clamp_min(problem.lowest))
+        move = trial.pressure - point.pressure
+        slope = float(trial.excess @ move) / length
+        finite = math.isfinite(slope)
+        uphill = finite and slope >= -OVERSHOOT * abs(start)
+        if uphill or trial.residual <= CONTRACTION * point.residual:
+            best = trial
+            if not slope > STEEP * abs(start):
+                return best
+            length *= 2.0  # as steep as at the start: go on
+        elif best is not None:
+            return best
+        else:
+            share = start / (start - slope) if finite else 0.0
+            length *= min(max(share, 0.1), 0.9)
+    return best
+
+
+def _laplacian(
+    problem: PressureProblem, point: Iterate, damping: float
+) -> GridLaplacian:
+    """Return minus the derivative of the excess in the pressure, nearly."""
+    shape = problem.box.shape
+    is_free = problem.room.reshape(shape) > 0
+    beside = None if bool(is_free.all()) else _beside_obstacles(problem, point)
+    faces = []
+    for axis, (flow, h) in enumerate(
+        zip(point.mobility, problem.box.spacing, strict=True)
+    ):
+        n = shape[axis]
+        low, high = is_free.narrow(axis, 0, n - 1), is_free.narrow(axis, 1, n - 1)
+        least = damping * min(point.residual, 1.0) * _typical_mass(problem)
+        # Far from the solution cells that are empty now may have to pass mass.
+        passing = flow.clamp_min(least)
+        if beside is not None:
+            # Round a corner mass moves diagonally, which faces do not know of.
+            both = beside.narrow(axis, 0, n - 1) + beside.narrow(axis, 1, n - 1)
+            passing = torch.maximum(passing, 0.5 * both)
+        faces.append(passing * (low & high) * (problem.dt / h**2))
+    return GridLaplacian.of(faces, _softness(problem, point).reshape(shape))
+
+
+def _beside_obstacles(problem: PressureProblem, point: Iterate) -> Tensor:
+    """Return the masses of the cells that touch an obstacle, 0 elsewhere."""
+    near = problem.room.reshape(problem.box.shape) <= 0
+    for axis, n in enumerate(problem.box.shape):
+        wide = near.clone()
+        wide.narrow(axis, 0, n - 1).logical_or_(near.narrow(axis, 1, n - 1))
+        wide.narrow(axis, 1, n - 1).logical_or_(near.narrow(axis, 0, n - 1))
+        near = wide
+    return point.masses.reshape(problem.box.shape) * near
+
+
+def _typical_mass(problem: PressureProblem) -> float:
+    """Return the mass of a well filled cell."""
+    most = problem.internal.max_density * float(problem.room.max())
+    return min(most, float(problem.masses.max()))
+
+
+def _softness(problem: PressureProblem, point: Iterate) -> Tensor:
+    """Return how much more mass is wanted for a unit of pressure."""
+    room = torch.where(problem.room > 0, problem.room, 1.0)
+    wanted, top = point.wanted / room, problem.internal.max_density
+    r = torch.maximum(wanted, point.masses / room).clamp_max(top)
+    usable = (r > 0) & (wanted < top) & (problem.room > 0) & ~point.lost
+    bend = problem.internal.curvature(torch.where(usable, r, 1.0))
+    usable = usable & (bend > 0)
+    return torch.where(usable, problem.room / torch.where(usable, bend, 1.0), 0.0)
