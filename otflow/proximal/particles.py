@@ -86,9 +86,8 @@ class ParticleProximal(ProximalSolver[Particles]):
         Whether the coupling of the objective was proved optimal.
     ``bound``
         Where the functional's modulus :math:`\lambda` is known and :math:`1 +
-        dt\,\lambda > 0`: :math:`\|dt\nabla\Psi\| / (1 + dt\,\lambda)` with the round-off
-        of the gradient added, an upper bound
-        on the W2 distance to the exact JKO step. Else None.
+        dt\,\lambda > 0`: :math:`\|dt\nabla\Psi\| / (1 + dt\,\lambda)`, the round-off
+        of the gradient added, an upper bound on the W2 distance to the exact JKO step.
     ``guarantee``
         ``"exact"``: the JKO step is unique and within ``bound``; this holds for any
         weights, since a convex functional of the law gains nothing by splitting atoms.
