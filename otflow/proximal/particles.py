@@ -71,23 +71,22 @@ class ParticleProximal(ProximalSolver[Particles]):
     -----
     The certificate holds
 
-    ``energy_before``, ``energy_after``
-        F at both ends.
-    ``w2``
-        Distance between both ends: exact if ``coupling_optimal``, else an upper bound;
-        None with a blur.
-    ``decrease``
-        F(before) - F(after) - w2^2 / (2 dt); None with a blur.
-    ``residual``, ``converged``, ``gradients``
-        Relative residual, whether it met the tolerance, evaluations spent.
+    ``energy_before``, ``energy_after``, ``decrease``, ``w2``, ``residual``, ...
+        What "Words of a certificate" says in the conventions. ``w2`` is exact if
+        ``coupling_optimal``, and None with a blur; ``residual`` is relative.
+    ``stalled``
+        Whether the descent ended because neither the objective nor its gradient fell,
+        as at a kink of F, and not at the round-off of the gradient.
+    ``gradients``
+        Evaluations spent.
     ``relabellings``
         Times that a cheaper coupling was found and taken.
     ``coupling_optimal``
         Whether the coupling of the objective was proved optimal.
     ``bound``
         Where the functional's modulus :math:`\lambda` is known and :math:`1 +
-        dt\,\lambda > 0`: :math:`\|dt\nabla\Psi\| / (1 + dt\,\lambda)`, an upper bound
-        on the W2 distance to the exact JKO step. Else None.
+        dt\,\lambda > 0`: :math:`\|dt\nabla\Psi\| / (1 + dt\,\lambda)`, the round-off
+        of the gradient added, an upper bound on the W2 distance to the exact JKO step.
     ``guarantee``
         ``"exact"``: the JKO step is unique and within ``bound``; this holds for any
         weights, since a convex functional of the law gains nothing by splitting atoms.
@@ -96,8 +95,6 @@ class ParticleProximal(ProximalSolver[Particles]):
         with weights unequal, among measures of these weights; atoms that split could do
         better. ``"sinkhorn"``: a critical point with the Sinkhorn divergence in place
         of W2. ``"none"``: not converged, or coupling not proved optimal.
-    ``certified``
-        Whether the guarantee is ``"exact"`` or ``"stationary"``.
 
     Atoms of weight zero do not count in the objective; they move by explicit Euler.
 
