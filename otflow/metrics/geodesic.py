@@ -10,7 +10,6 @@ from torch import Tensor
 
 from otflow._graphs import refuse_graph
 from otflow._validation import real
-from otflow.errors import Unsupported
 from otflow.measures import Particles
 from otflow.metrics.assignment import assignment
 from otflow.metrics.inputs import CloudLike
@@ -40,7 +39,7 @@ def aligned_ends(mu: Particles, nu: Particles) -> tuple[Particles, Particles]:
     Raises
     ------
     Unsupported
-        If weights that must be split carry a graph, which a plan would drop.
+        If weights carry a graph, which the masses of a plan would drop.
 
     Examples
     --------
@@ -63,12 +62,6 @@ def aligned_ends(mu: Particles, nu: Particles) -> tuple[Particles, Particles]:
     )
     if mu.is_uniform and nu.is_uniform and mu.n == nu.n:
         return mu, Particles(nu.points[assignment(mu.points, nu.points)])
-    if mu.weights.requires_grad or nu.weights.requires_grad:
-        msg = (
-            "the masses of an optimal plan are not differentiated in the weights of "
-            "its ends; detach the weights first"
-        )
-        raise Unsupported(msg)
     plan = transport_plan(mu, nu)
     ends = (mu.points[plan.rows], nu.points[plan.columns])
     a, b = (Particles(x, plan.masses, normalize=True) for x in ends)
