@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from otflow._validation import non_negative_int, positive
-from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.proximal.anderson import Anderson
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.grid_certificate import certificate, warn_of_blur
 from otflow.proximal.grid_implicit import attach
-from otflow.proximal.grid_nested import nest
-from otflow.proximal.grid_problem import (
-    Coupled,
-    Warm,
-    damping_of,
-    measure_of,
-    pose,
-    share_repulsion,
-    start_of,
-    variance_of,
-)
+from otflow.proximal.grid_iteration import iterate
+from otflow.proximal.grid_local import Local, measure_of, positive_start
+from otflow.proximal.grid_outer import minimise_nonlocal
+from otflow.proximal.grid_problem import Warm, pose, variance_of
 from otflow.proximal.scaling import Iterate, Scaling
 from otflow.proximal.terms import sort_terms
 
 __all__ = ["GridSinkhorn"]
-
-# Evaluations without half the residual, at which a nonlocal term is linearised instead.
-PATIENCE = 80
-# Growth of the change over that of the point before, at which a point is refused.
-MAX_GROWTH = 4.0
 
 
 class GridSinkhorn(ProximalSolver[GridDensity]):
@@ -216,26 +198,26 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         """
         dt = self._admit(F, mu, dt, GridDensity)
         before = float(F.value(mu))
-        problem, iterate, iterations = self._solve(F, mu, dt, warm)
-        nu = measure_of(problem, iterate)
+        problem, now, iterations = self._solve(F, mu, dt, warm)
+        nu = measure_of(problem, now)
         result = certificate(
             F,
             problem,
-            iterate,
+            now,
             nu,
             energy_before=before,
-            converged=iterate.residual <= self._tolerance(mu),
+            converged=now.residual <= self._tolerance(mu),
             duality=self.certify,
         )
         result["iterations"] = iterations
         if not result["converged"] and not result["energy_after"] <= before:
             result.update(energy_after=before, decrease=0.0, w2=0.0, bound=None)
             result["w2_upper"] = 0.0 if self.certify else None
-            return ProxResult(mu, None, iterations, iterate.residual, result)
+            return ProxResult(mu, None, iterations, now.residual, result)
         already = isinstance(warm, Warm) and warm.blurred
         blurred = warn_of_blur(result, dt, already=already)
-        kept = Warm(problem, iterate, blurred)
-        return ProxResult(nu, kept, iterations, iterate.residual, result)
+        kept = Warm(problem, now, blurred)
+        return ProxResult(nu, kept, iterations, now.residual, result)
 
     def differentiable_step(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any = None
@@ -275,86 +257,36 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         dt = self._admit(F, mu, dt, GridDensity)
         with torch.no_grad():
             start = mu.with_weights(mu.weights.detach())
-            problem, iterate, _ = self._solve(F, start, dt, warm)
-        return attach(problem, iterate, mu, tolerance=self._tolerance(mu))
+            problem, now, _ = self._solve(F, start, dt, warm)
+        return attach(problem, now, mu, tolerance=self._tolerance(mu))
 
     # Parts ----------------------------------------------------------------------------
 
     def _solve(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any
     ) -> tuple[Scaling, Iterate, int]:
-        plain = sort_terms(F, mu.dim)
-        own = variance_of(mu, dt, plain, self.eps)
-        terms = share_repulsion(plain, mu, dt, own)
+        terms = sort_terms(F, mu.dim)
         eps = variance_of(mu, dt, terms, self.eps)
         kept = warm if isinstance(warm, Warm) and warm.fits(mu) else None
         problem = pose(terms, mu, dt, eps, kept)
-        patience = PATIENCE if terms.nonlocal_part is not None else None
         tolerance, budget = self._tolerance(mu), self.max_iterations
-        done = self._iterate(problem, kept, budget, tolerance, patience)
-        if patience is None or done[1].residual <= tolerance or done[2] >= budget:
-            return done
-        solve = partial(self._iterate, tolerance=0.25 * tolerance)
-        used = done[2]
-        outer = nest(pose(plain, mu, dt, own, None), solve, tolerance, budget - used)
-        used += outer[2]
-        if not outer[1].residual <= tolerance and used < budget:
-            # Singular repulsions settle slowly, but they do.
-            outer = self._iterate(problem, kept, budget - used, tolerance)
-            used += outer[2]
-        return outer[0], outer[1], used
+        rest = terms.nonlocal_part
+        if rest is None:
+            solved = iterate(
+                problem, kept, memory=self.memory, tolerance=tolerance, budget=budget
+            )
+            return solved.problem, solved.iterate, solved.used
+        local = Local(problem, kept, self.memory)
+        outcome = minimise_nonlocal(
+            rest,
+            mu,
+            local,
+            start=positive_start(problem),
+            scale=dt / eps,
+            tolerance=tolerance,
+            budget=budget,
+        )
+        return (*local.finish(outcome), outcome.spent)
 
     def _tolerance(self, mu: GridDensity) -> float:
         return max(self.tolerance, 1e3 * torch.finfo(mu.dtype).eps)
-
-    def _iterate(
-        self,
-        problem: Scaling,
-        start: Tensor | Warm | None,
-        budget: int,
-        tolerance: float,
-        patience: int | None = None,
-    ) -> tuple[Scaling, Iterate, int]:
-        """Return the fixed point, with the problem as its nonlocal terms are there.
-
-        Beside x the state holds dt/eps times their first variation, if there are any.
-        The iteration is given up if the residual is not halved in `patience` steps.
-        """
-        coupled = Coupled.of(problem)
-        lost = 64 * torch.finfo(problem.log_source.dtype).eps
-        state = coupled.start(start_of(problem, start))
-        anderson = Anderson(self.memory, coupled.weights)
-        damping = damping_of(problem)
-        z: Tensor | None = None
-        last: tuple[Tensor, float] | None = None
-        least, since = math.inf, 0
-        for k in range(1, max(budget, 1) + 1):
-            now, iterate = coupled.evaluate(state, z)
-            since += 1
-            if iterate.residual < 0.5 * least:
-                least, since = iterate.residual, 0
-            sound = math.isfinite(iterate.residual) and iterate.lost <= lost
-            grown = last is not None and iterate.size > MAX_GROWTH * last[1]
-            if last is not None and (grown or not sound):
-                # Extrapolated too far: a plain step, and what was learnt is forgotten.
-                state, z, last = last[0], None, None
-                anderson.forget()
-            elif not sound:
-                if now.safely:
-                    msg = (
-                        f"the scaling iteration left the finite numbers after {k} "
-                        f"evaluations; take a smaller dt or a larger eps"
-                    )
-                    raise Diverged(msg, measure=problem.source)
-                problem, z = replace(problem, safely=True), None
-                coupled = replace(coupled, problem=problem)
-                if k == 1:
-                    state = coupled.start(start_of(problem, start))
-            elif iterate.residual <= tolerance or since == patience:
-                break
-            elif k < budget:
-                z = iterate.log_density
-                step = damping * iterate.change
-                last = (state + step, iterate.size)
-                state = anderson.advance(state, step)
-        return now, iterate, k
