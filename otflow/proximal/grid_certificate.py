@@ -12,6 +12,8 @@ import torch
 from otflow.errors import BlurWarning
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
+from otflow.proximal.certificate import certify
+from otflow.proximal.grid_distance import distance_on_a_line, trusted_distance
 from otflow.proximal.grid_duality import distance_bound, dual_value
 from otflow.proximal.grid_local import transport_cost
 from otflow.proximal.scaling import Iterate, Scaling
@@ -33,9 +35,11 @@ def certificate(
     mu, dt, eps = problem.source, problem.dt, problem.kernel.eps
     after = float(F.value(nu))
     bias = eps * eps / (16 * dt) * (_fisher(mu) + _fisher(nu))
-    cost = 2 * transport_cost(problem, iterate, nu.weights, nu.grid.log())
-    w2 = math.sqrt(max(0.0, cost - 2 * dt * bias))
-    decrease = energy_before - after - w2 * w2 / (2 * dt)
+    if mu.dim == 1:
+        w2: float | None = distance_on_a_line(mu, nu)
+    else:
+        cost = 2 * transport_cost(problem, iterate, nu.weights, nu.grid.log())
+        w2 = trusted_distance(mu, cost, 2 * dt * bias)
     upper = bound = None
     if duality:
         log_b = problem.log_source - iterate.image
@@ -43,28 +47,26 @@ def certificate(
             iterate.log_a, log_b, safely=problem.safely
         )
         upper = math.sqrt(cost)
-        bound = _bound(F, problem, iterate, nu, after + cost / (2 * dt))
-    guarantee = "none"
-    if converged:
-        guarantee = "stationary" if bound is None else "exact"
-    # What an error in the marginal does to the cost, times a safe factor: at rest the
-    # decrease is noise, of up to six times this size.
-    slack = 10 * iterate.residual * (abs(energy_before) + eps / dt)
-    return {
-        "energy_before": energy_before,
-        "energy_after": after,
-        "decrease": decrease,
-        "w2": w2,
-        "w2_upper": upper,
-        "residual": iterate.residual,
-        "converged": converged,
-        "log_domain": problem.safely,
-        "eps": eps,
-        "bias": bias,
-        "bound": bound,
-        "guarantee": guarantee,
-        "certified": guarantee != "none" and decrease >= -slack,
-    }
+        if converged:
+            bound = _bound(F, problem, iterate, nu, after + cost / (2 * dt))
+    convex = "optimal" if problem.terms.nonlocal_part is None else "stationary"
+    return certify(
+        energy_before=energy_before,
+        energy_after=after,
+        dt=dt,
+        w2=w2,
+        residual=iterate.residual,
+        converged=converged,
+        guarantee=convex if bound is None else "exact",
+        bound=bound,
+        # What an error in the marginal does to the cost, times a safe factor: at rest
+        # the decrease is noise, of up to six times this size.
+        noise=10 * iterate.residual * (abs(energy_before) + eps / dt),
+        w2_upper=upper,
+        log_domain=problem.safely,
+        eps=eps,
+        bias=bias,
+    )
 
 
 def warn_of_blur(known: Mapping[str, Any], dt: float, *, already: bool) -> bool:

@@ -83,12 +83,12 @@ class Local:
     def finish(self, outcome: Outcome) -> tuple[Scaling, Iterate]:
         """Return the problem in the potential that was found, and its iterate."""
         solved: Solved = outcome.step.state
-        problem = replace(
-            self.problem,
-            potential=self.problem.potential + outcome.potential,
-            safely=solved.problem.safely,
-        )
-        now = problem.evaluate(solved.x, solved.iterate.log_density)
+        problem, now = solved.problem, solved.iterate
+        # The additional entropy as a potential: the same density, plan and residual.
+        terms = self.problem.terms
+        more = problem.terms.temperature - terms.temperature
+        slope = (more * (now.log_density + 1.0)).nan_to_num(0.0, 0.0, 0.0)
+        problem = replace(problem, terms=terms, potential=problem.potential + slope)
         return problem, now._replace(residual=outcome.residual)
 
 
@@ -108,7 +108,7 @@ def measure_of(problem: Scaling, iterate: Iterate) -> GridDensity:
     mu = problem.source
     weights = problem.log_weights(iterate.image, iterate.log_a).exp().reshape(-1)
     total = mu.weights.sum(dtype=torch.float64) / weights.sum(dtype=torch.float64)
-    return mu.moved(weights * total.to(weights.dtype))
+    return mu.with_weights(weights * total.to(weights.dtype))
 
 
 def transport_cost(

@@ -23,8 +23,10 @@ from otflow.proximal.terms import Terms
 # grids, its share of dt and how stiff the iteration may be.
 DEFAULT_EPS, LEAST_EPS = 0.6, 0.25
 SHARE_OF_DT, MAX_STIFFNESS = 0.02, 100.0
-# Standard deviation of the kernel in sides of the box, at most.
-MAX_BLUR = 0.25
+# Standard deviation of the kernel in sides of the box, at most: if given, by default.
+MAX_BLUR, DEFAULT_BLUR = 0.25, 1 / 12
+# Of an entropy of negative factor: eps over dt times that factor, 2 is the limit.
+MARGIN = 4.0
 
 __all__ = [
     "Warm",
@@ -111,26 +113,29 @@ def damping_of(problem: Scaling) -> float:
 def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> float:
     """Return eps, by default or given; refused where it cannot be borne."""
     square = max(mu.box.spacing) ** 2
+    side = min(n * h for n, h in zip(mu.shape, mu.box.spacing, strict=True))
+    least = DEFAULT_EPS * square
+    # Where a box is as narrow as a cell is long, the least eps is beyond that part.
+    most = max(least, (MAX_BLUR * side) ** 2)
     if eps is None:
-        least = DEFAULT_EPS * square
         wanted = dt * max(SHARE_OF_DT, stiffness(mu, terms) / MAX_STIFFNESS)
-        # By factors of root 2, so that the kernel seldom changes along a flow.
-        power = math.floor(max(0.0, 2 * math.log2(wanted / least)))
-        eps = least * 2 ** (power / 2)
+        wanted = min(wanted, (DEFAULT_BLUR * side) ** 2)
+        wanted = min(max(wanted, -MARGIN * dt * terms.temperature, least), most)
+        # By factors of root 2, so that the kernel seldom changes along a flow; round
+        # numbers are kept off the jumps.
+        eps = least * 2 ** (math.floor(2 * math.log2(wanted / least) + 1e-5) / 2)
     if eps < LEAST_EPS * square:
         msg = (
             f"eps = {eps:.3g} is too small for the grid: a kernel so narrow does "
             f"not reach the next cell and pins the mass; take at least "
-            f"{DEFAULT_EPS:g} squares of the spacing, {DEFAULT_EPS * square:.3g}, "
+            f"{DEFAULT_EPS:g} squares of the spacing, {least:.3g}, "
             f"or a finer grid"
         )
         raise ValueError(msg)
-    side = min(n * h for n, h in zip(mu.shape, mu.box.spacing, strict=True))
-    if math.sqrt(eps) > MAX_BLUR * side:
+    if eps > most:
         msg = (
             f"eps = {eps:.3g} is too large for the box: its kernel spans more than "
-            f"{MAX_BLUR:g} of the shortest side, {side:g}; take a smaller eps or "
-            f"more cells"
+            f"{MAX_BLUR:g} of the shortest side, {side:g}; take at most {most:.3g}"
         )
         raise ValueError(msg)
     if 0.5 * eps + dt * terms.temperature <= 0:
@@ -138,7 +143,7 @@ def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> 
             f"the entropy's total factor is negative: temperature "
             f"{terms.temperature:g} + eps/(2 dt) = {0.5 * eps / dt:.3g}; the step "
             f"has no minimiser; take a smaller dt or a larger eps, above "
-            f"{-2 * dt * terms.temperature:.3g}"
+            f"{-2 * dt * terms.temperature:.3g} if the box bears it: at most {most:.3g}"
         )
         raise ValueError(msg)
     return eps

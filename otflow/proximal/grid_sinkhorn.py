@@ -148,7 +148,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         eps: float | None = None,
         tolerance: float = 2e-5,
         max_iterations: int = 1000,
-        memory: int = 12,
+        memory: int = 16,
         certify: bool = True,
     ) -> None:
         self.eps = None if eps is None else positive(eps, "eps")
@@ -200,23 +200,25 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         before = float(F.value(mu))
         problem, now, iterations = self._solve(F, mu, dt, warm)
         nu = measure_of(problem, now)
+        converged = now.residual <= self._tolerance(mu)
         result = certificate(
             F,
             problem,
             now,
             nu,
             energy_before=before,
-            converged=now.residual <= self._tolerance(mu),
+            converged=converged,
             duality=self.certify,
         )
         result["iterations"] = iterations
-        if not result["converged"] and not result["energy_after"] <= before:
-            result.update(energy_after=before, decrease=0.0, w2=0.0, bound=None)
+        if not converged and not result["energy_after"] <= before:
+            result.update(energy_after=before, decrease=0.0, w2=0.0)
             result["w2_upper"] = 0.0 if self.certify else None
             return ProxResult(mu, None, iterations, now.residual, result)
         already = isinstance(warm, Warm) and warm.blurred
         blurred = warn_of_blur(result, dt, already=already)
         kept = Warm(problem, now, blurred)
+        nu = mu.moved(nu.weights)
         return ProxResult(nu, kept, iterations, now.residual, result)
 
     def differentiable_step(
