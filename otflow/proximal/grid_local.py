@@ -18,6 +18,8 @@ __all__ = ["Local", "measure_of", "positive_start", "transport_cost"]
 
 # Share of the uniform density in the density where the first round begins.
 SHARE = 1e-6
+# Halvings that find how much of a mass goes below the bound on the density.
+BISECTIONS = 60
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,7 @@ class Local:
             problem, x, memory=self.memory, tolerance=tolerance, budget=budget
         )
         problem, now = solved.problem, solved.iterate
-        log = problem.log_weights(now.image, now.log_a)
-        log = log - log.logsumexp(tuple(range(log.ndim)))
+        log = _below(problem, problem.log_weights(now.image, now.log_a))
         nu = problem.source.with_weights(log.exp().reshape(-1))
         V = self.problem.potential.reshape(-1)
         objective = float((nu.weights * V).sum(dtype=torch.float64))
@@ -106,9 +107,35 @@ def positive_start(problem: Scaling) -> Tensor:
 def measure_of(problem: Scaling, iterate: Iterate) -> GridDensity:
     """Return the plan's second marginal, its mass that of the first to the last bit."""
     mu = problem.source
-    weights = problem.log_weights(iterate.image, iterate.log_a).exp().reshape(-1)
+    log = _below(problem, problem.log_weights(iterate.image, iterate.log_a))
+    weights = log.exp().reshape(-1)
     total = mu.weights.sum(dtype=torch.float64) / weights.sum(dtype=torch.float64)
     return mu.with_weights(weights * total.to(weights.dtype))
+
+
+def _below(problem: Scaling, log: Tensor) -> Tensor:
+    """Return log masses of sum 1 that respect the bound on the density, if any.
+
+    The plan's second marginal is off the density of the iterate, which is below the
+    bound, by no more than the residual; so what is above it is no more either. It goes
+    to the cells below, in proportion to what they hold.
+    """
+    axes = tuple(range(log.ndim))
+    log = log - log.logsumexp(axes)
+    most = problem.terms.max_density * problem.kernel.box.cell_volume
+    if not bool((log > math.log(most)).any()):
+        return log
+    low, high = 0.0, 1.0
+    # There is room in the box, so this ends: no cell holds exactly nothing.
+    while float((log + high).clamp_max(math.log(most)).logsumexp(axes)) < 0:
+        low, high = high, 2 * high
+        if not math.isfinite(high):
+            return log
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (low + high)
+        short = (log + middle).clamp_max(math.log(most)).logsumexp(axes) < 0
+        low, high = (middle, high) if bool(short) else (low, middle)
+    return (log + high).clamp_max(math.log(most))
 
 
 def transport_cost(
