@@ -16,7 +16,7 @@ from otflow.proximal.gibbs import GibbsKernel
 from otflow.proximal.terms import Terms
 
 # Round-off of a sum, in units of that of its terms.
-ROUND_OFF = 8.0
+ROUND_OFF = 256.0
 
 __all__ = [
     "Iterate",

@@ -459,7 +459,8 @@ def test_a_guarded_kernel_is_averaged_as_a_singular_one():
         guarded = of.Interaction(lambda z: 2 * (square(z) + 1e-16) ** -0.25)
         value = float(guarded.value(mu))
         infinite = of.Interaction(lambda z: 2 * square(z) ** -0.25)
-        assert value == pytest.approx(float(infinite.value(mu)), rel=1e-5)
+        # The guard itself takes off what lies within 1e-8 of 0, about its root.
+        assert value == pytest.approx(float(infinite.value(mu)), rel=3e-4)
         errors.append(abs(value - 8 / 3))
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-3
