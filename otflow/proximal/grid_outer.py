@@ -198,12 +198,13 @@ def minimise_nonlocal(
             if solved or spent >= budget:
                 break
             last, state, failures, finer = nu, step.state, 0, 1.0
-            loose = loose + 1 if SLACK * ratio < L and step.converged else 0
+            steep = L > 0 and SLACK * ratio < L and step.converged
+            loose = loose + 1 if steep else 0
             if fits and loose < PATIENCE:
                 ahead = anderson.advance(y.log, _finite(nu.log - y.log))
                 y, plain = rounds.extrapolated(ahead), False
                 continue
-            L = max(L / SLACK, ratio) if fits else max(GROWTH * L, 1.1 * ratio)
+            L = max(L / SLACK, ratio, 0.0) if fits else max(GROWTH * L, 1.1 * ratio)
             loose = 0
         elif spent >= budget or failures >= MOST_FAILURES:
             break
