@@ -175,10 +175,10 @@ def minimise_nonlocal(
     anderson = Anderson(MEMORY, y.mass + FLOOR * y.mass.max())
     best: Outcome | None = None
     last = y
-    spent, failures, loose, finer = 0, 0, 0, 1.0
+    spent, failures, loose, finer, least = 0, 0, 0, 1.0, math.inf
     objectives: list[float] = []
     for k in range(1, ROUNDS + 1):
-        coarse = COARSEST if best is None else min(SHARE * best.residual, COARSEST)
+        coarse = min(SHARE * least, COARSEST)
         aim = finer * max(coarse, FINEST * tolerance) / (1 + STIFF * scale * L)
         step = solve(rounds.potential(y, L), L, state, aim, budget - spent)
         spent += step.spent
@@ -192,6 +192,7 @@ def minimise_nonlocal(
         sure = fits if plain else best is not None and residual <= best.residual
         if fall > noise or (fall >= -noise and sure):
             objectives.append(objective)
+            least = min(least, residual)
             effective = y.slope + L * _finite(nu.log - y.log)
             solved = residual <= tolerance
             best = Outcome(step, effective, residual, solved, spent, k, objectives)
