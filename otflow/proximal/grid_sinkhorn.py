@@ -45,13 +45,11 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     The optimal plan is :math:`a(y) K(x, y) b(x)`, K the heat kernel of the box at time
     :math:`\varepsilon/2`, a product over the axes, and a, b are found by the scalings
     of :cite:t:`peyre2015entropic`. Of these the logarithm of :math:`Ka` on the support
-    of :math:`\mu` is the one variable, the map has a Jacobian symmetric in
-    :math:`L^2(\mu)`, and Anderson acceleration in that norm finds its fixed point
-    :cite:p:`walker2011anderson`. Potentials and internal energies enter by their
-    pointwise proximal map; interactions and other terms by their first variation at
-    the new density, a second variable of the iteration: the step is implicit in all.
-    Of a stiff repulsion a local part is moved to the internal energy, and back. Where
-    this stalls, the first variation is found by an outer iteration.
+    of :math:`\mu` is the one variable. Its fixed point is the maximum of a concave dual
+    value, which plain steps raise; Anderson acceleration :cite:p:`walker2011anderson`
+    is kept only where it raises it too. Potentials and internal energies enter by their
+    pointwise proximal map. Interactions and other terms are linearised in rounds, with
+    their relative entropy to the round before, and the objective falls in each.
 
     Parameters
     ----------
@@ -99,7 +97,8 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     ``energy_before``, ``energy_after``, ``decrease``
         F at both ends, and F(before) - F(after) - w2^2 / (2 dt).
     ``w2``
-        Debiased estimate of the distance between both ends, less ``bias``; and
+        On a line the distance between both ends. Else the debiased estimate, less
+        ``bias``; None where that could be off by more than a cell and 5 %. And
         ``w2_upper``, the root of the plan's cost: no less than the distance between the
         densities, constant on each cell.
     ``residual``, ``converged``, ``iterations``, ``log_domain``, ``eps``
@@ -120,11 +119,10 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         :math:`\sqrt{d\,\varepsilon}`, a cell; the error itself is far smaller. None if
         unknown or not asked for.
     ``guarantee``
-        ``"exact"``: the exact step is unique and within ``bound``. ``"stationary"``: a
-        critical point of the debiased objective. ``"none"``: not converged.
-    ``certified``
-        Whether the guarantee is not ``"none"`` and the energy has not increased:
-        ``decrease`` >= 0 up to the residual.
+        ``"exact"``: the exact step is unique and within ``bound``. ``"optimal"``: the
+        minimiser of the debiased objective, which is convex for local terms.
+        ``"stationary"``: a critical point of it, with nonlocal terms. ``"none"``: not
+        converged, or the energy rose.
 
     Time: `iterations` times O(n^(1+1/d)) for n cells in all.
 
