@@ -47,6 +47,11 @@ class Anderson:
         self._count = 0
         self._last: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def has_learnt(self) -> bool:
+        """Whether the next point will be more than a plain step."""
+        return self.memory > 0 and self._last is not None
+
     def forget(self) -> None:
         """Drop what was learnt of T."""
         self._count, self._last = 0, None

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from otflow.errors import BlurWarning
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
+from otflow.proximal.certificate import certify
+from otflow.proximal.grid_distance import distance_on_a_line, trusted_distance
 from otflow.proximal.grid_duality import distance_bound, dual_value
+from otflow.proximal.grid_local import transport_cost
 from otflow.proximal.scaling import Iterate, Scaling
 
 __all__ = ["certificate", "warn_of_blur"]
@@ -33,8 +35,11 @@ def certificate(
     mu, dt, eps = problem.source, problem.dt, problem.kernel.eps
     after = float(F.value(nu))
     bias = eps * eps / (16 * dt) * (_fisher(mu) + _fisher(nu))
-    w2 = math.sqrt(max(0.0, _squared_distance(problem, iterate, nu) - 2 * dt * bias))
-    decrease = energy_before - after - w2 * w2 / (2 * dt)
+    if mu.dim == 1:
+        w2: float | None = distance_on_a_line(mu, nu)
+    else:
+        cost = 2 * transport_cost(problem, iterate, nu.weights, nu.grid.log())
+        w2 = trusted_distance(mu, cost, 2 * dt * bias)
     upper = bound = None
     if duality:
         log_b = problem.log_source - iterate.image
@@ -42,28 +47,26 @@ def certificate(
             iterate.log_a, log_b, safely=problem.safely
         )
         upper = math.sqrt(cost)
-        bound = _bound(F, problem, iterate, nu, after + cost / (2 * dt))
-    guarantee = "none"
-    if converged:
-        guarantee = "stationary" if bound is None else "exact"
-    # What an error in the marginal does to the cost, times a safe factor: at rest the
-    # decrease is noise, of up to six times this size.
-    slack = 10 * iterate.residual * (abs(energy_before) + eps / dt)
-    return {
-        "energy_before": energy_before,
-        "energy_after": after,
-        "decrease": decrease,
-        "w2": w2,
-        "w2_upper": upper,
-        "residual": iterate.residual,
-        "converged": converged,
-        "log_domain": problem.safely,
-        "eps": eps,
-        "bias": bias,
-        "bound": bound,
-        "guarantee": guarantee,
-        "certified": guarantee != "none" and decrease >= -slack,
-    }
+        if converged:
+            bound = _bound(F, problem, iterate, nu, after + cost / (2 * dt))
+    convex = "optimal" if problem.terms.nonlocal_part is None else "stationary"
+    return certify(
+        energy_before=energy_before,
+        energy_after=after,
+        dt=dt,
+        w2=w2,
+        residual=iterate.residual,
+        converged=converged,
+        guarantee=convex if bound is None else "exact",
+        bound=bound,
+        # What an error in the marginal does to the cost, times a safe factor: at rest
+        # the decrease is noise, of up to six times this size.
+        noise=10 * iterate.residual * (abs(energy_before) + eps / dt),
+        w2_upper=upper,
+        log_domain=problem.safely,
+        eps=eps,
+        bias=bias,
+    )
 
 
 def warn_of_blur(known: Mapping[str, Any], dt: float, *, already: bool) -> bool:
@@ -82,27 +85,6 @@ def warn_of_blur(known: Mapping[str, Any], dt: float, *, already: bool) -> bool:
         )
         warnings.warn(msg, BlurWarning, stacklevel=3)
     return raised or already
-
-
-def _squared_distance(problem: Scaling, iterate: Iterate, nu: GridDensity) -> float:
-    r"""Return :math:`2(\mathrm{OT}_\varepsilon - \tfrac\varepsilon2(H + H))`.
-
-    From the dual potentials; K has mass 1, so the constant is right too.
-    """
-    log_new = nu.grid.log()
-    log_b = problem.log_source - iterate.image
-    total = _integral(nu, iterate.log_a - 0.5 * log_new)
-    total += _integral(problem.source, log_b - 0.5 * problem.log_source)
-    if problem.correction is not None:
-        # The potential that holds the uniform density at rest costs nothing.
-        at_rest = problem.correction / problem.kernel.eps
-        total -= _integral(nu, at_rest) + _integral(problem.source, at_rest)
-    return 2 * problem.kernel.eps * total
-
-
-def _integral(mu: GridDensity, f: Tensor) -> float:
-    w = mu.weights.reshape(mu.shape)
-    return float(torch.where(w > 0, w * f, 0.0).sum(dtype=torch.float64))
 
 
 def _fisher(mu: GridDensity) -> float:

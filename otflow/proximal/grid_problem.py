@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from otflow.functionals import Internal, PowerEntropy, Sum
-from otflow.functionals.combined import combine
 from otflow.measures import GridDensity
 from otflow.proximal.gibbs import GibbsKernel
 from otflow.proximal.scaling import (
     Iterate,
     Scaling,
     elasticity,
-    normalised,
     obstacle_correction,
     potential_of,
 )
@@ -26,18 +23,15 @@ from otflow.proximal.terms import Terms
 # grids, its share of dt and how stiff the iteration may be.
 DEFAULT_EPS, LEAST_EPS = 0.6, 0.25
 SHARE_OF_DT, MAX_STIFFNESS = 0.02, 100.0
-# Standard deviation of the kernel in sides of the box, at most.
-MAX_BLUR = 0.25
-# Power iterations that look for the stiffest mode, and the change that probes it.
-POWERS, SMALL = 4, 1e-2
+# Standard deviation of the kernel in sides of the box, at most: if given, by default.
+MAX_BLUR, DEFAULT_BLUR = 0.25, 1 / 12
+# Of an entropy of negative factor: eps over dt times that factor, 2 is the limit.
+MARGIN = 4.0
 
 __all__ = [
-    "Coupled",
     "Warm",
     "damping_of",
-    "measure_of",
     "pose",
-    "share_repulsion",
     "start_of",
     "stiffness",
     "variance_of",
@@ -68,62 +62,6 @@ class Warm:
         half = 0.5 * self.iterate.log_density
         slope = torch.where(half > -math.inf, self.iterate.log_a - half, 0.0)
         return half + scale * slope
-
-
-@dataclass(frozen=True)
-class Coupled:
-    """The fixed-point map with the first variation of nonlocal terms, if any."""
-
-    problem: Scaling
-    rest: Sum | None
-    own: Tensor  # the potential of the local terms
-
-    @classmethod
-    def of(cls, problem: Scaling) -> Coupled:
-        """Return the map of a problem with all of its terms."""
-        return cls(problem, problem.terms.nonlocal_part, problem.potential)
-
-    @property
-    def weights(self) -> Tensor:
-        """Weights of the norm of a state."""
-        mu = self.problem.source.grid
-        return mu if self.rest is None else torch.stack([mu, mu])
-
-    def start(self, x: Tensor) -> Tensor:
-        """Return the state that begins at x."""
-        if self.rest is None:
-            return x
-        return torch.stack([x, self._slope(self.problem.source)])
-
-    def evaluate(self, state: Tensor, start: Tensor | None) -> tuple[Scaling, Iterate]:
-        """Return the problem at the state's first variation, and the map's iterate.
-
-        The change is that of the state; the residual counts also what the change of the
-        first variation would do to the new density.
-        """
-        if self.rest is None:
-            return self.problem, self.problem.evaluate(state, start)
-        x, slope = state
-        scale = self.problem.dt / self.problem.kernel.eps
-        now = replace(self.problem, potential=self.own + slope / scale)
-        iterate = now.evaluate(x, start)
-        if not math.isfinite(iterate.residual):
-            return now, iterate
-        mass = normalised(iterate.log_density)
-        move = self._slope(now.source.with_weights(mass.reshape(-1))) - slope
-        error, square = torch.stack(
-            [(mass * move.abs()).sum(), (mass * move.square()).sum()]
-        ).tolist()
-        return now, iterate._replace(
-            change=torch.stack([iterate.change, move]),
-            residual=iterate.residual + error,
-            size=math.hypot(iterate.size, square**0.5),
-        )
-
-    def _slope(self, mu: GridDensity) -> Tensor:
-        assert self.rest is not None
-        scale = self.problem.dt / self.problem.kernel.eps
-        return scale * self.rest.first_variation(mu).reshape(mu.shape)
 
 
 def pose(
@@ -172,69 +110,32 @@ def damping_of(problem: Scaling) -> float:
     return 1 / max(1.0, response)
 
 
-def share_repulsion(terms: Terms, mu: GridDensity, dt: float, eps: float) -> Terms:
-    r"""Move a local part of repulsive nonlocal terms to the internal energy.
-
-    What is explicit in the iteration must not push harder than what is implicit
-    resists. So :math:`\tfrac c2\int\rho^2` is added to the internal energy and taken
-    off the rest, c such that on average over :math:`\mu` it is as stiff as the rest
-    along its stiffest mode. F stays what it is.
-    """
-    rest = terms.nonlocal_part
-    if rest is None:
-        return terms
-    response = _stiffest(rest, mu)
-    resistance = 0.5 * eps + dt * (terms.temperature + stiffness(mu, terms))
-    if dt * response <= 0.25 * resistance:
-        return terms
-    square = PowerEntropy(2.0)
-    c = response / float(mu.weights @ mu.density())
-    parts: list[tuple[float, Internal]] = [(0.5 * c, square)]
-    if terms.internal is not None:
-        parts.append((1.0, terms.internal))
-    others = (*terms.others, (-0.5 * c, square))
-    return replace(terms, internal=combine(parts), others=others)
-
-
-def _stiffest(rest: Sum, mu: GridDensity) -> float:
-    """Return the largest eigenvalue of F'' in L2(mu), by power iterations."""
-    x = mu.points - mu.weights @ mu.points
-    v = x.sum(-1) + x.square().sum(-1) / mu.box.spacing[0]
-    there, value = rest.first_variation(mu), 0.0
-    for _ in range(POWERS):
-        v = v - mu.weights @ v
-        v = v / (mu.weights @ v.square()).sqrt().clamp_min(torch.finfo(v.dtype).tiny)
-        step = SMALL / float(v.abs().max().clamp_min(1.0))
-        moved = mu.with_weights(mu.weights * (1 + step * v))
-        image = (rest.first_variation(moved) - there) / step
-        value = float(mu.weights @ (v * image))
-        v = image
-    return value
-
-
 def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> float:
     """Return eps, by default or given; refused where it cannot be borne."""
     square = max(mu.box.spacing) ** 2
+    side = min(n * h for n, h in zip(mu.shape, mu.box.spacing, strict=True))
+    least = DEFAULT_EPS * square
+    # Where a box is as narrow as a cell is long, the least eps is beyond that part.
+    most = max(least, (MAX_BLUR * side) ** 2)
     if eps is None:
-        least = DEFAULT_EPS * square
         wanted = dt * max(SHARE_OF_DT, stiffness(mu, terms) / MAX_STIFFNESS)
-        # By factors of root 2, so that the kernel seldom changes along a flow.
-        power = math.floor(max(0.0, 2 * math.log2(wanted / least)))
-        eps = least * 2 ** (power / 2)
+        wanted = min(wanted, (DEFAULT_BLUR * side) ** 2)
+        wanted = min(max(wanted, -MARGIN * dt * terms.temperature, least), most)
+        # By factors of root 2, so that the kernel seldom changes along a flow; round
+        # numbers are kept off the jumps.
+        eps = least * 2 ** (math.floor(2 * math.log2(wanted / least) + 1e-5) / 2)
     if eps < LEAST_EPS * square:
         msg = (
             f"eps = {eps:.3g} is too small for the grid: a kernel so narrow does "
             f"not reach the next cell and pins the mass; take at least "
-            f"{DEFAULT_EPS:g} squares of the spacing, {DEFAULT_EPS * square:.3g}, "
+            f"{DEFAULT_EPS:g} squares of the spacing, {least:.3g}, "
             f"or a finer grid"
         )
         raise ValueError(msg)
-    side = min(n * h for n, h in zip(mu.shape, mu.box.spacing, strict=True))
-    if math.sqrt(eps) > MAX_BLUR * side:
+    if eps > most:
         msg = (
             f"eps = {eps:.3g} is too large for the box: its kernel spans more than "
-            f"{MAX_BLUR:g} of the shortest side, {side:g}; take a smaller eps or "
-            f"more cells"
+            f"{MAX_BLUR:g} of the shortest side, {side:g}; take at most {most:.3g}"
         )
         raise ValueError(msg)
     if 0.5 * eps + dt * terms.temperature <= 0:
@@ -242,7 +143,7 @@ def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> 
             f"the entropy's total factor is negative: temperature "
             f"{terms.temperature:g} + eps/(2 dt) = {0.5 * eps / dt:.3g}; the step "
             f"has no minimiser; take a smaller dt or a larger eps, above "
-            f"{-2 * dt * terms.temperature:.3g}"
+            f"{-2 * dt * terms.temperature:.3g} if the box bears it: at most {most:.3g}"
         )
         raise ValueError(msg)
     return eps
@@ -254,11 +155,3 @@ def stiffness(mu: GridDensity, terms: Terms) -> float:
         return 0.0
     mean = mu.weights * elasticity(terms.internal, mu.density().log())
     return float(torch.where(mu.weights > 0, mean, 0.0).sum())
-
-
-def measure_of(problem: Scaling, iterate: Iterate) -> GridDensity:
-    """Return the plan's second marginal, its mass that of the first to the last bit."""
-    mu = problem.source
-    weights = problem.log_weights(iterate.image, iterate.log_a).exp().reshape(-1)
-    total = mu.weights.sum(dtype=torch.float64) / weights.sum(dtype=torch.float64)
-    return mu.moved(weights * total.to(weights.dtype))

@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from otflow._validation import non_negative_int, positive
-from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.proximal.anderson import Anderson
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.grid_certificate import certificate, warn_of_blur
 from otflow.proximal.grid_implicit import attach
-from otflow.proximal.grid_nested import nest
-from otflow.proximal.grid_problem import (
-    Coupled,
-    Warm,
-    damping_of,
-    measure_of,
-    pose,
-    share_repulsion,
-    start_of,
-    variance_of,
-)
+from otflow.proximal.grid_iteration import iterate
+from otflow.proximal.grid_local import Local, measure_of, positive_start
+from otflow.proximal.grid_outer import minimise_nonlocal
+from otflow.proximal.grid_problem import Warm, pose, variance_of
 from otflow.proximal.scaling import Iterate, Scaling
 from otflow.proximal.terms import sort_terms
 
 __all__ = ["GridSinkhorn"]
-
-# Evaluations without half the residual, at which a nonlocal term is linearised instead.
-PATIENCE = 80
-# Growth of the change over that of the point before, at which a point is refused.
-MAX_GROWTH = 4.0
 
 
 class GridSinkhorn(ProximalSolver[GridDensity]):
@@ -63,13 +45,11 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     The optimal plan is :math:`a(y) K(x, y) b(x)`, K the heat kernel of the box at time
     :math:`\varepsilon/2`, a product over the axes, and a, b are found by the scalings
     of :cite:t:`peyre2015entropic`. Of these the logarithm of :math:`Ka` on the support
-    of :math:`\mu` is the one variable, the map has a Jacobian symmetric in
-    :math:`L^2(\mu)`, and Anderson acceleration in that norm finds its fixed point
-    :cite:p:`walker2011anderson`. Potentials and internal energies enter by their
-    pointwise proximal map; interactions and other terms by their first variation at
-    the new density, a second variable of the iteration: the step is implicit in all.
-    Of a stiff repulsion a local part is moved to the internal energy, and back. Where
-    this stalls, the first variation is found by an outer iteration.
+    of :math:`\mu` is the one variable. Its fixed point is the maximum of a concave dual
+    value, which plain steps raise; Anderson acceleration :cite:p:`walker2011anderson`
+    is kept only where it raises it too. Potentials and internal energies enter by their
+    pointwise proximal map. Interactions and other terms are linearised in rounds, with
+    their relative entropy to the round before, and the objective falls in each.
 
     Parameters
     ----------
@@ -117,7 +97,8 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     ``energy_before``, ``energy_after``, ``decrease``
         F at both ends, and F(before) - F(after) - w2^2 / (2 dt).
     ``w2``
-        Debiased estimate of the distance between both ends, less ``bias``; and
+        On a line the distance between both ends. Else the debiased estimate, less
+        ``bias``; None where that could be off by more than a cell and 5 %. And
         ``w2_upper``, the root of the plan's cost: no less than the distance between the
         densities, constant on each cell.
     ``residual``, ``converged``, ``iterations``, ``log_domain``, ``eps``
@@ -138,11 +119,10 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         :math:`\sqrt{d\,\varepsilon}`, a cell; the error itself is far smaller. None if
         unknown or not asked for.
     ``guarantee``
-        ``"exact"``: the exact step is unique and within ``bound``. ``"stationary"``: a
-        critical point of the debiased objective. ``"none"``: not converged.
-    ``certified``
-        Whether the guarantee is not ``"none"`` and the energy has not increased:
-        ``decrease`` >= 0 up to the residual.
+        ``"exact"``: the exact step is unique and within ``bound``. ``"optimal"``: the
+        minimiser of the debiased objective, which is convex for local terms.
+        ``"stationary"``: a critical point of it, with nonlocal terms. ``"none"``: not
+        converged, or the energy rose.
 
     Time: `iterations` times O(n^(1+1/d)) for n cells in all.
 
@@ -166,7 +146,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         eps: float | None = None,
         tolerance: float = 2e-5,
         max_iterations: int = 1000,
-        memory: int = 12,
+        memory: int = 16,
         certify: bool = True,
     ) -> None:
         self.eps = None if eps is None else positive(eps, "eps")
@@ -216,26 +196,28 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         """
         dt = self._admit(F, mu, dt, GridDensity)
         before = float(F.value(mu))
-        problem, iterate, iterations = self._solve(F, mu, dt, warm)
-        nu = measure_of(problem, iterate)
+        problem, now, iterations = self._solve(F, mu, dt, warm)
+        nu = measure_of(problem, now)
+        converged = now.residual <= self._tolerance(mu)
         result = certificate(
             F,
             problem,
-            iterate,
+            now,
             nu,
             energy_before=before,
-            converged=iterate.residual <= self._tolerance(mu),
+            converged=converged,
             duality=self.certify,
         )
         result["iterations"] = iterations
-        if not result["converged"] and not result["energy_after"] <= before:
-            result.update(energy_after=before, decrease=0.0, w2=0.0, bound=None)
+        if not converged and not result["energy_after"] <= before:
+            result.update(energy_after=before, decrease=0.0, w2=0.0)
             result["w2_upper"] = 0.0 if self.certify else None
-            return ProxResult(mu, None, iterations, iterate.residual, result)
+            return ProxResult(mu, None, iterations, now.residual, result)
         already = isinstance(warm, Warm) and warm.blurred
         blurred = warn_of_blur(result, dt, already=already)
-        kept = Warm(problem, iterate, blurred)
-        return ProxResult(nu, kept, iterations, iterate.residual, result)
+        kept = Warm(problem, now, blurred)
+        nu = mu.moved(nu.weights)
+        return ProxResult(nu, kept, iterations, now.residual, result)
 
     def differentiable_step(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any = None
@@ -275,86 +257,36 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         dt = self._admit(F, mu.detach(), dt, GridDensity)
         with torch.no_grad():
             start = mu.with_weights(mu.weights.detach())
-            problem, iterate, _ = self._solve(F, start, dt, warm)
-        return attach(problem, iterate, mu, tolerance=self._tolerance(mu))
+            problem, now, _ = self._solve(F, start, dt, warm)
+        return attach(problem, now, mu, tolerance=self._tolerance(mu))
 
     # Parts ----------------------------------------------------------------------------
 
     def _solve(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any
     ) -> tuple[Scaling, Iterate, int]:
-        plain = sort_terms(F, mu.dim)
-        own = variance_of(mu, dt, plain, self.eps)
-        terms = share_repulsion(plain, mu, dt, own)
+        terms = sort_terms(F, mu.dim)
         eps = variance_of(mu, dt, terms, self.eps)
         kept = warm if isinstance(warm, Warm) and warm.fits(mu) else None
         problem = pose(terms, mu, dt, eps, kept)
-        patience = PATIENCE if terms.nonlocal_part is not None else None
         tolerance, budget = self._tolerance(mu), self.max_iterations
-        done = self._iterate(problem, kept, budget, tolerance, patience)
-        if patience is None or done[1].residual <= tolerance or done[2] >= budget:
-            return done
-        solve = partial(self._iterate, tolerance=0.25 * tolerance)
-        used = done[2]
-        outer = nest(pose(plain, mu, dt, own, None), solve, tolerance, budget - used)
-        used += outer[2]
-        if not outer[1].residual <= tolerance and used < budget:
-            # Singular repulsions settle slowly, but they do.
-            outer = self._iterate(problem, kept, budget - used, tolerance)
-            used += outer[2]
-        return outer[0], outer[1], used
+        rest = terms.nonlocal_part
+        if rest is None:
+            solved = iterate(
+                problem, kept, memory=self.memory, tolerance=tolerance, budget=budget
+            )
+            return solved.problem, solved.iterate, solved.used
+        local = Local(problem, kept, self.memory)
+        outcome = minimise_nonlocal(
+            rest,
+            mu,
+            local,
+            start=positive_start(problem),
+            scale=dt / eps,
+            tolerance=tolerance,
+            budget=budget,
+        )
+        return (*local.finish(outcome), outcome.spent)
 
     def _tolerance(self, mu: GridDensity) -> float:
         return max(self.tolerance, 1e3 * torch.finfo(mu.dtype).eps)
-
-    def _iterate(
-        self,
-        problem: Scaling,
-        start: Tensor | Warm | None,
-        budget: int,
-        tolerance: float,
-        patience: int | None = None,
-    ) -> tuple[Scaling, Iterate, int]:
-        """Return the fixed point, with the problem as its nonlocal terms are there.
-
-        Beside x the state holds dt/eps times their first variation, if there are any.
-        The iteration is given up if the residual is not halved in `patience` steps.
-        """
-        coupled = Coupled.of(problem)
-        lost = 64 * torch.finfo(problem.log_source.dtype).eps
-        state = coupled.start(start_of(problem, start))
-        anderson = Anderson(self.memory, coupled.weights)
-        damping = damping_of(problem)
-        z: Tensor | None = None
-        last: tuple[Tensor, float] | None = None
-        least, since = math.inf, 0
-        for k in range(1, max(budget, 1) + 1):
-            now, iterate = coupled.evaluate(state, z)
-            since += 1
-            if iterate.residual < 0.5 * least:
-                least, since = iterate.residual, 0
-            sound = math.isfinite(iterate.residual) and iterate.lost <= lost
-            grown = last is not None and iterate.size > MAX_GROWTH * last[1]
-            if last is not None and (grown or not sound):
-                # Extrapolated too far: a plain step, and what was learnt is forgotten.
-                state, z, last = last[0], None, None
-                anderson.forget()
-            elif not sound:
-                if now.safely:
-                    msg = (
-                        f"the scaling iteration left the finite numbers after {k} "
-                        f"evaluations; take a smaller dt or a larger eps"
-                    )
-                    raise Diverged(msg, measure=problem.source)
-                problem, z = replace(problem, safely=True), None
-                coupled = replace(coupled, problem=problem)
-                if k == 1:
-                    state = coupled.start(start_of(problem, start))
-            elif iterate.residual <= tolerance or since == patience:
-                break
-            elif k < budget:
-                z = iterate.log_density
-                step = damping * iterate.change
-                last = (state + step, iterate.size)
-                state = anderson.advance(state, step)
-        return now, iterate, k

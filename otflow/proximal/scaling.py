@@ -15,6 +15,9 @@ from otflow.measures import GridDensity
 from otflow.proximal.gibbs import GibbsKernel
 from otflow.proximal.terms import Terms
 
+# Round-off of a sum, in units of that of its terms.
+ROUND_OFF = 256.0
+
 __all__ = [
     "Iterate",
     "Scaling",
@@ -32,8 +35,21 @@ class Iterate(NamedTuple):
     log_a: Tensor  # scaling on the side of the new density
     change: Tensor  # T(x) - x, 0 where the old density vanishes
     residual: float  # L1 error of the plan's first marginal
-    size: float  # of the change, in L2 of the old density
+    slope: Tensor  # gradient of the dual value in x: second marginal minus first
+    dual: float  # value of the concave dual
+    noise: float  # its round-off
     lost: float  # mass where numbers underflowed
+
+    def rises_from(self, old: Iterate, way: Tensor) -> bool:
+        """Whether the dual value is no less than that of `old`, a `way` in x ago.
+
+        A difference within round-off is taken from the slopes, by the trapezoidal rule.
+        """
+        rise = self.dual - old.dual
+        if not abs(rise) > self.noise + old.noise:
+            mean = 0.5 * (self.slope + old.slope)
+            rise = float((mean * way).sum(dtype=torch.float64))
+        return rise >= 0
 
 
 @dataclass(frozen=True)
@@ -47,7 +63,18 @@ class Scaling:
         (\tfrac\varepsilon2 + dt\,\kappa) \log\rho + dt\,(U'(\rho) + V + \kappa)
         = \varepsilon \log q, \qquad a = \rho / q .
 
-    Its Jacobian is symmetric in :math:`L^2(\mu)`, where vacuum does not count.
+    Its Jacobian is symmetric in :math:`L^2(\mu)`, where vacuum does not count. The
+    fixed point is the maximum of the concave dual value
+
+    .. math:: D(x) = -\int x\,d\mu - \int \Psi(\log q)\,dy, \qquad
+        \varepsilon\,\Psi = (\tfrac\varepsilon2 + dt\,\kappa)\,\rho
+        + dt\,(\rho\,U' - U),
+
+    whose gradient :math:`\mu\,(Ka\,e^{-x} - 1)` is the error of the first marginal:
+    the derivative of :math:`\Psi` is :math:`\rho > 0`, which increases, and log q is
+    convex. With R the largest slope of :math:`\log\rho` in log q, or 1 if that is
+    more, a plain step damped by 1/R raises D by :math:`\mathrm{KL}(\mu|\mu\,Ka\,
+    e^{-x})/R` at least.
     """
 
     kernel: GibbsKernel
@@ -59,6 +86,11 @@ class Scaling:
     correction: Tensor | None  # of obstacles, times eps
     is_free: Tensor | None  # None: everywhere
     safely: bool  # in the log domain
+
+    @property
+    def proved_damping(self) -> float:
+        """The factor on a plain step for which the dual value is proved to rise."""
+        return min(1.0, self.entropic / self.kernel.eps)
 
     @property
     def entropic(self) -> float:
@@ -76,16 +108,50 @@ class Scaling:
         old = self.source.weights.reshape(x.shape)
         # A far tail may be off by more than an exponential can hold.
         far = (self.log_source + change + math.log(self.kernel.box.cell_volume)).exp()
-        error = torch.where(change > 1, far, old * change.expm1().abs_())
-        sums = [error.sum(), (old * change.square()).sum()]
+        slope = torch.where(change > 1, far - old, old * change.expm1())
+        new = z.exp()
+        potential, magnitude = self._potential(log_q, z, new)
+        fixed = old * torch.where(old > 0, x, 0.0)
+        parts = [slope.abs(), fixed, fixed.abs(), potential, magnitude]
+        sums = [part.sum(dtype=torch.float64) for part in parts]
         if not self.safely:
             # The floor of the results is also what the sources were cut at.
             lost = ((log_b <= floor_q) | (image <= floor_a)).to(old.dtype)
             lost_new = ((log_a <= floor_a) | (log_q <= floor_q)).to(old.dtype)
-            new = z.exp().mul_(self.kernel.box.cell_volume)
+            new = new.mul_(self.kernel.box.cell_volume)
             sums.append((old * lost).sum() + (new * lost_new).sum())
-        residual, square, lost_mass = (*torch.stack(sums).tolist(), 0.0)[:3]
-        return Iterate(image, z, log_a, change, residual, square**0.5, lost_mass)
+        residual, first, size, second, more, lost_mass = (
+            *torch.stack(sums).tolist(),
+            0.0,
+        )[:6]
+        noise = ROUND_OFF * torch.finfo(x.dtype).eps * (size + more)
+        dual = -first - second
+        return Iterate(image, z, log_a, change, residual, slope, dual, noise, lost_mass)
+
+    def _potential(
+        self, log_q: Tensor, z: Tensor, rho: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        r"""Return the masses of :math:`\Psi(\log q)` and a bound on their terms.
+
+        Without an internal energy the mass is fixed, and :math:`\Psi` is a logarithm
+        of a sum; else :math:`dt\,(\rho\,U' - U)` comes from the equation for z, where
+        U' is also what holds the density below its bound.
+        """
+        eps, volume = self.kernel.eps, self.kernel.box.cell_volume
+        right, internal = self.right_side(log_q), self.terms.internal
+        if internal is None:
+            w = self._blank(right / self.entropic)
+            total = w.logsumexp(tuple(range(w.ndim))) + math.log(volume)
+            total = total * (self.entropic / eps)
+            return total, total.abs()
+        empty = rho <= torch.finfo(rho.dtype).tiny
+        r = torch.where(empty, 1.0, rho)
+        slope = torch.where(empty, 0.0, right - self.entropic * z) / eps
+        energy = (self.dt / eps) * r * internal.e(r)
+        entropy = (self.entropic / eps) * rho
+        size = volume * (r * slope.abs() + energy.abs() + entropy)
+        value = volume * torch.where(empty, entropy, entropy + r * slope - energy)
+        return value, torch.where(empty, 0.0, size)
 
     def log_density(self, log_q: Tensor, start: Tensor | None) -> Tensor:
         """Return the pointwise proximal map of F and of minus (eps/2) H."""

@@ -1,0 +1,237 @@
+"""The heat kernel of a segment with reflecting ends, as a matrix or in windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+__all__ = ["DenseAxis", "LongAxis"]
+
+# Mirror images of the box on either side that the kernel sees.
+IMAGES = 3
+# Source cells that share one shift in the log domain, by dtype: within a block the
+# logarithms may range over the exponents of that type.
+BLOCK = {torch.float64: 16, torch.float32: 4}
+# Entries of the largest temporary array.
+TEMPORARY = 2**21
+# Rows of a window of a long axis.
+ROWS = 64
+# Standard deviations beyond which a path by a wall does not count beside a direct one.
+FAR = 9.0
+
+
+class DenseAxis:
+    """A short axis: its kernel is one symmetric (n, n) matrix."""
+
+    def __init__(self, n: int, h: float, eps: float, like: Tensor) -> None:
+        self.h = h
+        self.log = _log_heat(n, h, eps).to(like.device)
+        self.dtype = like.dtype
+        self.matrix = self.log.exp().to(like.dtype)
+
+    def apply(self, v: Tensor, axis: int) -> Tensor:
+        """Return K v along an axis."""
+        return _along(self.matrix, v, axis)
+
+    def log_apply(self, log_v: Tensor, axis: int) -> Tensor:
+        """Return log(K exp(log_v)) along an axis, whatever the range."""
+        return _on_last(self._blocks.apply, log_v, axis)
+
+    def log_moment(self, log_v: Tensor, axis: int) -> Tensor:
+        """Return the same for K times the squared distance."""
+        return _on_last(self._moments.apply, log_v, axis)
+
+    def moment(self, v: Tensor, axis: int) -> Tensor:
+        """Return K times the squared distance, applied to v."""
+        return _along(self._moments.matrix, v, axis)
+
+    @cached_property
+    def _blocks(self) -> _Blocks:
+        return _Blocks(self.log, self.dtype)
+
+    @cached_property
+    def _moments(self) -> _Blocks:
+        i = torch.arange(len(self.log), dtype=torch.float64, device=self.log.device)
+        distance = (self.h * (i[:, None] - i)).abs()
+        return _Blocks(self.log + 2 * distance.log(), self.dtype)
+
+
+class LongAxis:
+    r"""A long axis: the kernel depends on the difference, and is applied in windows.
+
+    Beyond its ends an array goes on as its mirror image. Each 64 cells are a product of
+    one matrix with the cells in their reach: where the kernel underflows in plain
+    numbers, everywhere in logarithms. Memory O(n).
+    """
+
+    def __init__(self, n: int, h: float, eps: float, like: Tensor) -> None:
+        self.n, self.h, self.eps, self.like = n, h, eps, like
+        self.count = -(-n // ROWS)
+        deviation = math.sqrt(eps) / h
+        under = math.sqrt(-2 * math.log(torch.finfo(like.dtype).tiny))
+        self.near = min(2 * n, math.ceil(under * deviation))
+        self.far = min(2 * n, n + math.ceil(FAR * deviation))
+
+    def apply(self, v: Tensor, axis: int) -> Tensor:
+        """Return K v along an axis."""
+        return _on_last(self._apply, v, axis)
+
+    def log_apply(self, log_v: Tensor, axis: int) -> Tensor:
+        """Return log(K exp(log_v)) along an axis, whatever the range."""
+        return _on_last(self._log_apply, log_v, axis)
+
+    def log_moment(self, log_v: Tensor, axis: int) -> Tensor:
+        """Return the same for K times the squared distance of the cells."""
+        return _on_last(self._log_moment, log_v, axis)
+
+    def _apply(self, rows: Tensor) -> Tensor:
+        return self._joined(self._windows(rows, self.near) @ self._matrix)
+
+    def _log_apply(self, rows: Tensor) -> Tensor:
+        windows = self._windows(rows, self.far)
+        out = self._blocks.apply(windows.reshape(-1, windows.shape[-1]))
+        return self._joined(out.reshape(*windows.shape[:-1], ROWS))
+
+    def _log_moment(self, rows: Tensor) -> Tensor:
+        # (x - y)^2 = x^2 - 2 x y + y^2 from below the window: what cancels is a part of
+        # round-off times the square of the window, far less than that of a cell.
+        log_v = self._windows(rows.to(torch.float64), self.far)
+        y = self.h * torch.arange(self.n, dtype=torch.float64, device=rows.device)
+        low = y.new_tensor(-self.h)
+        log_y = self._windows((y - low)[None], self.far).log()
+        width = log_v.shape[-1]
+        sums = []
+        for power in (0, 1, 2):
+            wide = (log_v + power * log_y).reshape(-1, width)
+            out = self._exact_blocks.apply(wide)
+            sums.append(self._joined(out.reshape(*log_v.shape[:-1], ROWS)))
+        zeroth, first, second = sums
+        x = y - low
+        square = x.square() - 2 * x * (first - zeroth).exp() + (second - zeroth).exp()
+        return (zeroth + square.clamp_min(0.0).log()).to(rows.dtype)
+
+    def _windows(self, rows: Tensor, reach: int) -> Tensor:
+        """Return what each 64 cells can see, (rows, count, 64 + 2 reach)."""
+        place = torch.arange(-reach, self.count * ROWS + reach, device=rows.device)
+        place = place.remainder(2 * self.n)
+        place = torch.where(place < self.n, place, 2 * self.n - 1 - place)
+        return rows[..., place].unfold(-1, ROWS + 2 * reach, ROWS)
+
+    def _joined(self, out: Tensor) -> Tensor:
+        return out.reshape(*out.shape[:-2], -1)[..., : self.n]
+
+    def _log_matrix(self, reach: int) -> Tensor:
+        """Return log K from a window to its 64 cells, (64 + 2 reach, 64)."""
+        i = torch.arange(ROWS + 2 * reach, dtype=torch.float64, device=self.like.device)
+        away = i[:, None] - reach - i[:ROWS]
+        log = away.square() * (-self.h * self.h / (2 * self.eps))
+        log = log.masked_fill(away.abs() > reach, -math.inf)
+        return log - log[:, 0].logsumexp(0)
+
+    @cached_property
+    def _matrix(self) -> Tensor:
+        return self._log_matrix(self.near).exp().to(self.like.dtype)
+
+    @cached_property
+    def _blocks(self) -> _Blocks:
+        return _Blocks(self._log_matrix(self.far).T, self.like.dtype, self._size)
+
+    @cached_property
+    def _exact_blocks(self) -> _Blocks:
+        if self.like.dtype == torch.float64:
+            return self._blocks
+        return _Blocks(self._log_matrix(self.far).T, torch.float64, self._size)
+
+    @property
+    def _size(self) -> int:
+        """Cells over which the kernel changes by no more than an exponent holds."""
+        most = -0.4 * math.log(torch.finfo(self.like.dtype).tiny)
+        return min(256, int(most * self.eps / (self.far * self.h * self.h)))
+
+
+class _Blocks:
+    """A matrix (m, n) known by its logarithm, in blocks of columns with one shift."""
+
+    def __init__(self, log: Tensor, dtype: torch.dtype, size: int = 0) -> None:
+        m, n = log.shape
+        size = max(size, BLOCK[dtype])
+        self.n, self.size, self.count = n, size, -(-n // size)
+        padded = log.new_full((self.count * size, m), -math.inf)
+        padded[:n] = log.T
+        blocks = padded.reshape(self.count, size, m)
+        shift = blocks.amax(1, keepdim=True).clamp_min(-1e300)
+        self.scaled = (blocks - shift).exp().to(dtype)  # (count, size, m)
+        self.shift = shift.clamp_min(torch.finfo(dtype).min / 8).to(dtype)
+        self.log = log.to(dtype)
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """The matrix itself."""
+        return self.log.exp()
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Return log(M exp(.)) of the rows (k, n): (k, m); they may be -inf."""
+        step = max(1, TEMPORARY // (max(self.log.shape) * self.count))
+        return torch.cat([self._rows(chunk) for chunk in torch.split(rows, step)])
+
+    def _rows(self, log_v: Tensor) -> Tensor:
+        padded = torch.nn.functional.pad(
+            log_v, (0, self.count * self.size - self.n), value=-math.inf
+        )
+        blocks = padded.reshape(len(log_v), self.count, self.size).transpose(0, 1)
+        limits = torch.finfo(log_v.dtype)
+        lowest = limits.min / 4
+        top = blocks.detach().amax(-1, keepdim=True).clamp_min(lowest)
+        sums = (blocks - top).exp() @ self.scaled  # (count, rows, m)
+        exponent = top + self.shift
+        largest = exponent.masked_fill(sums.detach() == 0, lowest).amax(0)
+        total = ((exponent - largest).clamp_max(0).exp() * sums).sum(0)
+        out = total.log() + largest
+        # What underflowed in a block is below tiny times the block's own bound.
+        bound = exponent.masked_fill(top == lowest, -math.inf).amax(0)
+        cut = bound + math.log(limits.tiny / limits.eps)
+        cut_off = (out.detach() < cut).any(-1).nonzero()[:, 0]
+        if len(cut_off) == 0:
+            return out
+        return out.index_put((cut_off,), self._plainly(log_v[cut_off]))
+
+    def _plainly(self, log_v: Tensor) -> Tensor:
+        """Return the same by one exponential for each entry of the matrix."""
+        step = max(1, TEMPORARY // self.log.numel())
+        return torch.cat(
+            [
+                torch.logsumexp(rows[:, None, :] + self.log, -1)
+                for rows in torch.split(log_v, step)
+            ]
+        )
+
+
+def _along(matrix: Tensor, v: Tensor, axis: int) -> Tensor:
+    """Multiply by a symmetric matrix along an axis."""
+    if axis == v.ndim - 1:
+        return v @ matrix
+    before = math.prod(v.shape[:axis])
+    return (matrix @ v.reshape(before, v.shape[axis], -1)).reshape(v.shape)
+
+
+def _on_last(function: Callable[[Tensor], Tensor], v: Tensor, axis: int) -> Tensor:
+    """Apply a function of rows along an axis."""
+    moved = v.movedim(axis, -1)
+    out = function(moved.reshape(-1, moved.shape[-1]))
+    return out.reshape(moved.shape).movedim(-1, axis)
+
+
+def _log_heat(n: int, h: float, eps: float) -> Tensor:
+    """Return the logarithm of the heat kernel between cells of a reflecting segment."""
+    i = torch.arange(n, dtype=torch.float64)
+    terms = []
+    for k in range(-IMAGES, IMAGES + 1):
+        terms.append(i[:, None] - i + 2 * n * k)
+        terms.append(i[:, None] + i + 1 + 2 * n * k)
+    log = torch.logsumexp(torch.stack(terms).square() * (-h * h / (2 * eps)), 0)
+    # The sum over all images is the same for every row.
+    return log - torch.logsumexp(log, 1, keepdim=True)
