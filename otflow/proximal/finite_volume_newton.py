@@ -1,0 +1,299 @@
+"""Newton's method for a step by finite volumes: upwind fluxes through open faces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from otflow._lazy import lazy_import
+
+__all__ = ["Faces", "Flow", "Pointwise", "UpwindStep", "descend"]
+
+Array = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
+
+# Empty cells count as filled to this share of the fullest, and no density as less than
+# the second share: logarithms stay finite.
+DUST, LEAST = 1e-60, 1e-100
+# Armijo's share of the slope, and halvings of a step, at most.
+ARMIJO, MAX_HALVINGS = 1e-4, 30
+# Round-off of the objective, in its size.
+ROUND_OFF = 1e-13
+# A Newton step that promises less than this, in sizes of the objective, is taken whole.
+NOISE = 1e-12
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Open faces between cells, which are numbered among themselves.
+
+    Parameters
+    ----------
+    low, high : ndarray of int, shape (m,)
+        The cells on both sides of each face.
+    conductance : ndarray, shape (m,)
+        One over the squared spacing across each face.
+    n : int
+        Number of cells.
+    """
+
+    low: Index
+    high: Index
+    conductance: Array
+    n: int
+
+    def upstream(self, values: Array) -> tuple[Index, Index]:
+        """Return the cell that each face takes from and the one that it gives to."""
+        up = values >= 0
+        return np.where(up, self.low, self.high), np.where(up, self.high, self.low)
+
+    def matrix(
+        self, diagonal: Array, rows: Index, columns: Index, entries: Array
+    ) -> Any:
+        """Return a sparse matrix of a diagonal and one entry a face."""
+        sparse = lazy_import("scipy.sparse")
+        own = np.arange(self.n)
+        where = (np.concatenate([own, rows]), np.concatenate([own, columns]))
+        data = np.concatenate([diagonal, entries])
+        return sparse.csr_array((data, where), shape=(self.n, self.n))
+
+    def laplacian(self, weights: Array) -> Any:
+        """Return the sparse Laplacian of the graph with these weights on the faces."""
+        total = self.sum_at(self.low, weights) + self.sum_at(self.high, weights)
+        rows = np.concatenate([self.low, self.high])
+        columns = np.concatenate([self.high, self.low])
+        return self.matrix(total, rows, columns, -np.concatenate([weights, weights]))
+
+    def sum_at(self, cells: Index, values: Array) -> Array:
+        """Return, for each cell, the sum of the values that name it."""
+        return np.bincount(cells, values, self.n)
+
+    def outflow(self, flux: Array) -> Array:
+        """Return what leaves each cell by signed fluxes, positive upwards."""
+        return self.sum_at(self.low, flux) - self.sum_at(self.high, flux)
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """A convex energy of the density, U, with its derivatives, entrywise.
+
+    Parameters
+    ----------
+    energy, slope, curvature : callable
+        U, U' and U'' of arrays of densities > 0.
+    """
+
+    energy: Callable[[Array], Array]
+    slope: Callable[[Array], Array]
+    curvature: Callable[[Array], Array]
+
+    def bounded(self, most: float, pressure: Array, stiffness: float) -> Pointwise:
+        """Return it with the bound as an augmented Lagrangian of these multipliers."""
+
+        def excess(r: Array) -> Array:
+            return np.maximum(pressure + stiffness * (r - most), 0.0)
+
+        def energy(r: Array) -> Array:
+            gain = (excess(r) ** 2 - pressure**2) / (2 * stiffness)
+            return self.energy(r) + gain
+
+        def curvature(r: Array) -> Array:
+            return self.curvature(r) + stiffness * (excess(r) > 0)
+
+        return Pointwise(energy, lambda r: self.slope(r) + excess(r), curvature)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Densities that are reached by given velocities through the faces.
+
+    Parameters
+    ----------
+    courant : ndarray, shape (m,)
+        Signed velocity through each face, times the time over the spacing.
+    density : ndarray, shape (n,)
+        The densities at the end, > 0.
+    transport : sparse matrix
+        J, with transposed J times the density the density before.
+    objective : float
+        Energy and kinetic cost per unit of cell volume.
+    """
+
+    courant: Array
+    density: Array
+    transport: Any
+    objective: float
+
+
+@dataclass(frozen=True)
+class UpwindStep:
+    r"""Minimise :math:`\sum_K U(\rho_K) + V_K\rho_K + \sum_f \frac{q_f^2 \rho_f}{2\,
+    dt\,c_f}` over the flows q through the faces, :math:`\rho_f` upstream.
+
+    Parameters
+    ----------
+    faces : Faces
+        The open faces.
+    source : ndarray, shape (n,)
+        Densities before.
+    potential : ndarray, shape (n,)
+        V.
+    energy : Pointwise
+        U.
+    dt : float
+        Step.
+    """
+
+    faces: Faces
+    source: Array
+    potential: Array
+    energy: Pointwise
+    dt: float
+
+    @property
+    def floor(self) -> float:
+        """The least density that is told from zero."""
+        return LEAST * float(self.source.max())
+
+    def transport(self, courant: Array) -> Any:
+        r"""Return J: transposed, it takes new densities to the old ones.
+
+        :math:`\rho_K (1 + \sum q_{out}) = \rho^0_K + \sum q_{in}\rho_L`. It is an
+        M-matrix with rows of sum 1, so densities are positive and mass is kept.
+        """
+        up, down = self.faces.upstream(courant)
+        size = np.abs(courant)
+        diagonal = 1 + self.faces.sum_at(up, size)
+        return self.faces.matrix(diagonal, up, down, -size)
+
+    def arrive(self, courant: Array, source: Array) -> Array:
+        """Return the densities that velocities make of others."""
+        density: Array = factor(self.transport(courant).T).solve(source)
+        return density
+
+    def at(self, courant: Array) -> Flow:
+        """Return the flow of these velocities with its objective."""
+        transport = self.transport(courant)
+        filled = np.maximum(self.source, DUST * self.source.max())
+        density = factor(transport.T).solve(filled)
+        if not (np.isfinite(density).all() and (density > 0).all()):
+            return Flow(courant, density, transport, math.inf)
+        up, _ = self.faces.upstream(courant)
+        kinetic = courant**2 * density[up] / (2 * self.dt * self.faces.conductance)
+        cells = self.energy.energy(np.maximum(density, self.floor))
+        total = float(cells.sum() + self.potential @ density + kinetic.sum())
+        return Flow(courant, density, transport, total)
+
+    def newton(self, flow: Flow) -> tuple[Array, Array, float]:
+        """Return Newton's velocities, its change of the density, and the slope.
+
+        In density and flux the objective is convex and the constraint linear; of its
+        Newton system the potential phi is the multiplier, the only unknown that is left
+        after elimination, and the velocities are its slopes.
+        """
+        faces, q, rho, J = self.faces, flow.courant, flow.density, flow.transport
+        up, down = faces.upstream(q)
+        reach = self.dt * faces.conductance
+        speed = faces.sum_at(up, q**2 / (2 * reach))
+        r = np.maximum(rho, self.floor)
+        bend = self.energy.curvature(r)
+        soft = 1 / bend
+        slope = self.potential + self.energy.slope(r)
+        passing = faces.laplacian(reach * rho[up])
+        sparse = lazy_import("scipy.sparse")
+        system = J.T @ sparse.diags_array(soft) @ J + passing
+        filled = np.maximum(self.source, DUST * self.source.max())
+        rhs = filled - rho + J.T @ (soft * (slope + speed))
+        phi = factor(system).solve(rhs)
+        change = soft * (J @ phi - slope - speed)
+        velocity = reach * (phi[faces.low] - phi[faces.high])
+        turn = np.where(q >= 0, 1.0, -1.0) * (velocity - q)
+        slope_along = float(
+            slope @ change
+            + (np.abs(q) * rho[up] * turn / reach).sum()
+            + (q**2 * change[up] / (2 * reach)).sum()
+        )
+        return velocity, change, slope_along
+
+    def spread(self) -> Array:
+        """Return velocities that bring a little mass to every cell: a first guess."""
+        filled = np.maximum(self.source, DUST * self.source.max())
+        typical = self.source + 1e-3 * self.source.max()
+        scale = float(np.ptp(self.potential) + np.ptp(self.energy.slope(typical)))
+        share = np.minimum(self.dt * self.faces.conductance * scale, 1.0)
+        sparse = lazy_import("scipy.sparse")
+        heat = sparse.eye_array(self.faces.n) + self.faces.laplacian(share)
+        rho = factor(heat).solve(filled)
+        flux = share * (rho[self.faces.low] - rho[self.faces.high])
+        up, _ = self.faces.upstream(flux)
+        courant: Array = flux / rho[up]
+        return courant
+
+    def with_energy(self, energy: Pointwise) -> UpwindStep:
+        """Return the step with another energy."""
+        return replace(self, energy=energy)
+
+
+def descend(
+    step: UpwindStep, courant: Array, tolerance: float, limit: int
+) -> tuple[Flow, float, int]:
+    """Take Newton steps, each shortened until the objective falls.
+
+    Parameters
+    ----------
+    step : UpwindStep
+        The problem.
+    courant : ndarray, shape (m,)
+        Velocities to start from.
+    tolerance : float
+        Stop when Newton's change of the densities sums to less.
+    limit : int
+        Most Newton steps.
+
+    Returns
+    -------
+    flow : Flow
+        The last flow.
+    residual : float
+        Sum of Newton's last change.
+    steps : int
+        Linear systems solved.
+    """
+    flow, residual = step.at(courant), math.inf
+    weight = float(np.abs(step.potential) @ step.source)
+    for k in range(1, limit + 1):
+        velocity, change, slope = step.newton(flow)
+        residual = float(np.abs(change).sum())
+        if not math.isfinite(residual):
+            return flow, math.inf, k
+        if residual <= tolerance:
+            break
+        size = abs(flow.objective) + weight
+        length, found = 1.0, None
+        for _ in range(MAX_HALVINGS):
+            trial = step.at((1 - length) * flow.courant + length * velocity)
+            wanted = flow.objective + ARMIJO * length * min(slope, 0.0)
+            if trial.objective <= wanted + ROUND_OFF * size:
+                found = trial
+                break
+            length *= 0.5
+        if found is None:
+            break
+        flow = found
+    return flow, residual, k
+
+
+def factor(matrix: Any) -> Any:
+    """Return the LU factors of a sparse matrix whose diagonal may serve as pivots."""
+    splu = lazy_import("scipy.sparse.linalg").splu
+    return splu(
+        matrix.tocsc(),
+        permc_spec="MMD_AT_PLUS_A",
+        diag_pivot_thresh=0.0,
+        options={"SymmetricMode": True},
+    )
