@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,10 @@ DUST, LEAST = 1e-60, 1e-100
 ARMIJO, MAX_HALVINGS = 1e-4, 30
 # Round-off of the objective, in its size.
 ROUND_OFF = 1e-13
-# A Newton step that promises less than this, in sizes of the objective, is taken whole.
-NOISE = 1e-12
+# A straight step may leave a cell this share of its density, and multiply a velocity.
+KEPT, LEAP = 0.1, 10.0
+# Sweeps in place of a direct solve, at most, and the share of mass that may be missing.
+SWEEPS, MISSING = 20, 1e-13
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Faces:
 
     def sum_at(self, cells: Index, values: Array) -> Array:
         """Return, for each cell, the sum of the values that name it."""
-        return np.bincount(cells, values, self.n)
+        total: Array = np.bincount(cells, values, self.n).astype(np.float64)
+        return total
 
     def outflow(self, flux: Array) -> Array:
         """Return what leaves each cell by signed fluxes, positive upwards."""
@@ -130,6 +133,16 @@ class Flow:
     objective: float
 
 
+class Newton(NamedTuple):
+    """Newton's step from a flow: where it leads, and what it changes."""
+
+    velocity: Array  # new velocities, by the slopes of phi
+    change: Array  # of the densities
+    flux: Array  # change of the fluxes
+    order: Index  # of the cells, by falling phi
+    slope: float  # of the objective
+
+
 @dataclass(frozen=True)
 class UpwindStep:
     r"""Minimise :math:`\sum_K U(\rho_K) + V_K\rho_K + \sum_f \frac{q_f^2 \rho_f}{2\,
@@ -171,16 +184,28 @@ class UpwindStep:
         diagonal = 1 + self.faces.sum_at(up, size)
         return self.faces.matrix(diagonal, up, down, -size)
 
+    @property
+    def filled(self) -> Array:
+        """The densities before, no cell quite empty."""
+        filled: Array = np.maximum(self.source, DUST * self.source.max())
+        return filled
+
     def arrive(self, courant: Array, source: Array) -> Array:
-        """Return the densities that velocities make of others."""
+        """Return the densities that velocities make of others, by a direct solve."""
         density: Array = factor(self.transport(courant).T).solve(source)
         return density
 
-    def at(self, courant: Array) -> Flow:
-        """Return the flow of these velocities with its objective."""
+    def at(self, courant: Array, order: Index | None = None) -> Flow:
+        """Return the flow of these velocities with its objective.
+
+        `order` is an order of the cells in which most faces lead forwards.
+        """
         transport = self.transport(courant)
-        filled = np.maximum(self.source, DUST * self.source.max())
-        density = factor(transport.T).solve(filled)
+        density = None
+        if order is not None:
+            density = sweep(transport, self.filled, order)
+        if density is None:
+            density = factor(transport.T).solve(self.filled)
         if not (np.isfinite(density).all() and (density > 0).all()):
             return Flow(courant, density, transport, math.inf)
         up, _ = self.faces.upstream(courant)
@@ -189,46 +214,59 @@ class UpwindStep:
         total = float(cells.sum() + self.potential @ density + kinetic.sum())
         return Flow(courant, density, transport, total)
 
-    def newton(self, flow: Flow) -> tuple[Array, Array, float]:
-        """Return Newton's velocities, its change of the density, and the slope.
+    def newton(self, flow: Flow) -> Newton:
+        """Return Newton's step from a flow.
 
         In density and flux the objective is convex and the constraint linear; of its
         Newton system the potential phi is the multiplier, the only unknown that is left
         after elimination, and the velocities are its slopes.
         """
         faces, q, rho, J = self.faces, flow.courant, flow.density, flow.transport
-        up, down = faces.upstream(q)
+        up, _ = faces.upstream(q)
         reach = self.dt * faces.conductance
         speed = faces.sum_at(up, q**2 / (2 * reach))
         r = np.maximum(rho, self.floor)
-        bend = self.energy.curvature(r)
-        soft = 1 / bend
+        soft = 1 / self.energy.curvature(r)
         slope = self.potential + self.energy.slope(r)
-        passing = faces.laplacian(reach * rho[up])
-        sparse = lazy_import("scipy.sparse")
-        system = J.T @ sparse.diags_array(soft) @ J + passing
-        filled = np.maximum(self.source, DUST * self.source.max())
-        rhs = filled - rho + J.T @ (soft * (slope + speed))
+        diagonal = lazy_import("scipy.sparse").diags_array(soft)
+        system = J.T @ diagonal @ J + faces.laplacian(reach * rho[up])
+        rhs = self.filled - rho + J.T @ (soft * (slope + speed))
         phi = factor(system).solve(rhs)
         change = soft * (J @ phi - slope - speed)
         velocity = reach * (phi[faces.low] - phi[faces.high])
-        turn = np.where(q >= 0, 1.0, -1.0) * (velocity - q)
-        slope_along = float(
-            slope @ change
-            + (np.abs(q) * rho[up] * turn / reach).sum()
-            + (q**2 * change[up] / (2 * reach)).sum()
-        )
-        return velocity, change, slope_along
+        turn = velocity - q
+        along = slope @ change + (q * rho[up] * turn / reach).sum()
+        along += (q**2 * change[up] / (2 * reach)).sum()
+        flux = rho[up] * turn + q * change[up]
+        return Newton(velocity, change, flux, np.argsort(-phi), float(along))
+
+    def ahead(self, flow: Flow, newton: Newton, length: float) -> tuple[Flow, Flow]:
+        """Return flows ahead: straight in density and flux, then straight in velocity.
+
+        On the first path a full step meets what is linear exactly; where it would empty
+        a cell it turns into the second, along which densities stay positive.
+        """
+        up, _ = self.faces.upstream(flow.courant)
+        steady = flow.courant + length * (newton.velocity - flow.courant)
+        density = flow.density + length * newton.change
+        flux = flow.courant * flow.density[up] + length * newton.flux
+        up, _ = self.faces.upstream(flux)
+        base, most = density[up], np.abs(flow.courant)
+        sound = base > KEPT * flow.density[up]
+        courant = flux / np.where(sound, base, 1.0)
+        most = LEAP * np.maximum(most, np.abs(newton.velocity))
+        sound &= np.abs(courant) <= most
+        straight = self.at(np.where(sound, courant, steady), newton.order)
+        return straight, self.at(steady, newton.order)
 
     def spread(self) -> Array:
         """Return velocities that bring a little mass to every cell: a first guess."""
-        filled = np.maximum(self.source, DUST * self.source.max())
         typical = self.source + 1e-3 * self.source.max()
         scale = float(np.ptp(self.potential) + np.ptp(self.energy.slope(typical)))
         share = np.minimum(self.dt * self.faces.conductance * scale, 1.0)
         sparse = lazy_import("scipy.sparse")
         heat = sparse.eye_array(self.faces.n) + self.faces.laplacian(share)
-        rho = factor(heat).solve(filled)
+        rho = factor(heat).solve(self.filled)
         flux = share * (rho[self.faces.low] - rho[self.faces.high])
         up, _ = self.faces.upstream(flux)
         courant: Array = flux / rho[up]
@@ -267,33 +305,62 @@ def descend(
     flow, residual = step.at(courant), math.inf
     weight = float(np.abs(step.potential) @ step.source)
     for k in range(1, limit + 1):
-        velocity, change, slope = step.newton(flow)
-        residual = float(np.abs(change).sum())
+        newton = step.newton(flow)
+        residual = float(np.abs(newton.change).sum())
         if not math.isfinite(residual):
             return flow, math.inf, k
         if residual <= tolerance:
             break
         size = abs(flow.objective) + weight
-        length, found = 1.0, None
-        for _ in range(MAX_HALVINGS):
-            trial = step.at((1 - length) * flow.courant + length * velocity)
-            wanted = flow.objective + ARMIJO * length * min(slope, 0.0)
-            if trial.objective <= wanted + ROUND_OFF * size:
-                found = trial
-                break
-            length *= 0.5
+        found = search(step, flow, newton, size)
         if found is None:
             break
         flow = found
     return flow, residual, k
 
 
-def factor(matrix: Any) -> Any:
+def search(step: UpwindStep, flow: Flow, newton: Newton, size: float) -> Flow | None:
+    """Return a flow ahead whose objective is lower, None if there seems to be none."""
+    length = 1.0
+    for _ in range(MAX_HALVINGS):
+        wanted = flow.objective + ARMIJO * length * min(newton.slope, 0.0)
+        trials = step.ahead(flow, newton, length)
+        trial = min(trials, key=lambda found: found.objective)
+        if trial.objective <= wanted + ROUND_OFF * size:
+            return trial
+        length *= 0.5
+    return None
+
+
+def sweep(transport: Any, source: Array, order: Index) -> Array | None:
+    """Return the densities that transport makes of others, None if it takes long.
+
+    In the right order each cell follows those that it takes from, and one sweep is
+    exact. Each further one lets the mass that was sent backwards arrive; the mass that
+    is still on its way is the error.
+    """
+    sparse = lazy_import("scipy.sparse")
+    matrix = transport.T.tocsr()[order][:, order]
+    forth = factor(sparse.tril(matrix), natural=True)
+    back = sparse.triu(matrix, 1).tocsr()
+    b = source[order]
+    density: Array = forth.solve(b)
+    total = b.sum()
+    for _ in range(SWEEPS):
+        if not total - density.sum() > MISSING * total:
+            result = np.empty_like(density)
+            result[order] = density
+            return result
+        density = forth.solve(b - back @ density)
+    return None
+
+
+def factor(matrix: Any, *, natural: bool = False) -> Any:
     """Return the LU factors of a sparse matrix whose diagonal may serve as pivots."""
     splu = lazy_import("scipy.sparse.linalg").splu
     return splu(
         matrix.tocsc(),
-        permc_spec="MMD_AT_PLUS_A",
+        permc_spec="NATURAL" if natural else "MMD_AT_PLUS_A",
         diag_pivot_thresh=0.0,
         options={"SymmetricMode": True},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from otflow.proximal.finite_volume_newton import (
     descend,
     factor,
 )
+from otflow.proximal.terms import Terms
 
 __all__ = ["Local", "Move", "Room", "below", "room_of"]
 
@@ -30,7 +31,7 @@ __all__ = ["Local", "Move", "Room", "below", "room_of"]
 SMOOTHING, LEAST_SMOOTHING, SMOOTHING_OF_U = 1e-3, 1e-9, 1e-6
 # Stiffness of the bound in units of the energy over the density: cold, warm, its growth
 # and the rounds, at most.
-STIFFNESS, WARM_STIFFNESS, GROWTH, ROUNDS = 10.0, 1e3, 10.0, 12
+STIFFNESS, WARM_STIFFNESS, GROWTH, ROUNDS = 10.0, 10.0, 30.0, 12
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Move:
         Velocity through each face, in cells a step.
     pressure : ndarray, shape (m,)
         Multiplier of the bound, 0 without one.
-    kinetic, energy : float
-        Cost of the motion, and the local energy with the smoothing.
+    kinetic : float
+        Cost of the motion.
     residual : float
         Mass that Newton's next step would move, and that is off the bound.
     converged : bool
@@ -84,7 +85,6 @@ class Move:
     courant: Array
     pressure: Array
     kinetic: float
-    energy: float
     residual: float
     converged: bool
     spent: int
@@ -92,7 +92,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Local:
-    r"""The local part of a step: :math:`\int V + c \log\rho\,d\nu + \int U` and a bound.
+    r"""The local part of F: :math:`\int V + c \log\rho\,d\nu + \int U` and a bound.
 
     Parameters
     ----------
@@ -106,6 +106,8 @@ class Local:
         U, and the bound.
     entropy : float
         c >= 0.
+    smoothing : float
+        Added to it.
     dt : float
         Step.
     device : torch.device
@@ -117,18 +119,44 @@ class Local:
     potential: Array
     internal: Internal | None
     entropy: float
+    smoothing: float
     dt: float
     device: torch.device
+
+    @classmethod
+    def of(
+        cls,
+        room: Room,
+        source: Array,
+        potential: Array,
+        terms: Terms,
+        dt: float,
+        device: torch.device,
+    ) -> Local:
+        """Return the local part of these terms, smoothed as much as it needs."""
+        new = cls(
+            room,
+            source,
+            potential,
+            terms.internal,
+            terms.temperature,
+            0.0,
+            dt,
+            device,
+        )
+        return replace(new, smoothing=new._smoothing())
 
     @property
     def bound(self) -> float:
         """The bound on the density, possibly infinite."""
         return math.inf if self.internal is None else self.internal.max_density
 
-    def smoothing(self) -> float:
+    def _smoothing(self) -> float:
         """Return the entropy that is added so that no cell is left undetermined."""
         faces, rho, V = self.room.faces, self.source, self.potential
-        steps = np.abs(V[faces.low] - V[faces.high]) * (rho[faces.low] + rho[faces.high])
+        steps = np.abs(V[faces.low] - V[faces.high]) * (
+            rho[faces.low] + rho[faces.high]
+        )
         typical = float(steps.sum() / (2 * rho.sum()))
         wanted = max(SMOOTHING * typical, LEAST_SMOOTHING * self.scale())
         wanted = max(wanted, SMOOTHING_OF_U * self._steepness())
@@ -172,8 +200,7 @@ class Local:
 
         The bound is met by multipliers, in rounds of growing stiffness.
         """
-        extra = self.smoothing()
-        base = self.pointwise(self.entropy + extra)
+        base = self.pointwise(self.entropy + self.smoothing)
         faces, volume = self.room.faces, self.room.volume
         step = UpwindStep(faces, self.source, self.potential, base, self.dt)
         bounded = math.isfinite(self.bound)
@@ -199,13 +226,25 @@ class Local:
             if spent >= limit or (off <= 0.5 * tolerance):
                 break
         residual = residual * volume + off
-        return self._read(step, flow, base, pressure, residual, tolerance, spent)
+        return self._read(step, flow, pressure, residual, tolerance, spent)
+
+    def spread(self) -> Array:
+        """Return positive densities near the source."""
+        base = self.pointwise(self.entropy + self.smoothing)
+        step = UpwindStep(self.room.faces, self.source, self.potential, base, self.dt)
+        return step.arrive(step.spread(), step.filled)
+
+    def objective(self, move: Move) -> float:
+        """Return the local energy, smoothed, and the cost of a move."""
+        base = self.pointwise(self.entropy + self.smoothing)
+        r = np.maximum(move.density, np.finfo(np.float64).tiny)
+        cells = base.energy(r) + self.potential * move.density
+        return float(cells.sum() * self.room.volume) + move.kinetic
 
     def _read(
         self,
         step: UpwindStep,
         flow: Flow,
-        base: Pointwise,
         pressure: Array,
         residual: float,
         tolerance: float,
@@ -220,14 +259,12 @@ class Local:
         if math.isfinite(self.bound):
             density, correction = below(self.room, density, self.bound)
             flux = flux + correction
-        cells = base.energy(np.maximum(density, step.floor)) + self.potential * density
         return Move(
             density,
             flux,
             flow.courant,
             pressure,
             float(kinetic.sum() * volume),
-            float(cells.sum() * volume),
             residual,
             residual <= tolerance,
             spent,

@@ -13,7 +13,7 @@ from otflow._validation import non_negative_int, positive
 from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.functionals import Congestion, Functional
 from otflow.measures import GridDensity
-from otflow.proximal.base import ProximalSolver, ProxResult
+from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
 from otflow.proximal.duality import below_bound, dual_value, transport_cost
 from otflow.proximal.grid_duality import distance_bound
 from otflow.proximal.pressure import (
@@ -174,6 +174,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
             If the masses left the finite numbers; the error carries `mu`.
         """
         dt = self._admit(F, mu, dt, GridDensity)
+        refuse_obstacles(mu, "BackAndForth")
         terms = sort_terms(F, mu.dim)
         if terms.is_fast:
             msg = (

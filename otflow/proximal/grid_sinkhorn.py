@@ -15,7 +15,7 @@ from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.anderson import Anderson
-from otflow.proximal.base import ProximalSolver, ProxResult
+from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
 from otflow.proximal.grid_certificate import certificate, warn_of_blur
 from otflow.proximal.grid_implicit import attach
 from otflow.proximal.grid_nested import nest
@@ -215,6 +215,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
             If eps is too large for `dt`: the step raised the energy.
         """
         dt = self._admit(F, mu, dt, GridDensity)
+        refuse_obstacles(mu, "GridSinkhorn")
         before = float(F.value(mu))
         problem, iterate, iterations = self._solve(F, mu, dt, warm)
         nu = measure_of(problem, iterate)
@@ -273,6 +274,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
             If the step, or the adjoint equation in the backward pass, did not converge.
         """
         dt = self._admit(F, mu, dt, GridDensity)
+        refuse_obstacles(mu, "GridSinkhorn")
         with torch.no_grad():
             start = mu.with_weights(mu.weights.detach())
             problem, iterate, _ = self._solve(F, start, dt, warm)
