@@ -20,10 +20,10 @@ Index = npt.NDArray[np.int64]
 # Empty cells count as filled to this share of the fullest, and no density as less than
 # the second share: logarithms stay finite.
 DUST, LEAST = 1e-60, 1e-100
-# Armijo's share of the slope, and halvings of a step, at most.
-ARMIJO, MAX_HALVINGS = 1e-4, 30
+# Armijo's share of the slope, and lengths of a step that are tried.
+ARMIJO, MAX_TRIALS = 1e-4, 12
 # Round-off of the objective, in its size.
-ROUND_OFF = 1e-13
+ROUND_OFF = 1e-12
 # A straight step may leave a cell this share of its density, and multiply a velocity.
 KEPT, LEAP = 0.1, 10.0
 # Sweeps in place of a direct solve, at most, and the share of mass that may be missing.
@@ -48,6 +48,11 @@ class Faces:
     high: Index
     conductance: Array
     n: int
+
+    @property
+    def largest(self) -> float:
+        """The largest conductance, 1 without faces."""
+        return float(self.conductance.max(initial=0.0)) or 1.0
 
     def upstream(self, values: Array) -> tuple[Index, Index]:
         """Return the cell that each face takes from and the one that it gives to."""
@@ -145,8 +150,11 @@ class Newton(NamedTuple):
 
 @dataclass(frozen=True)
 class UpwindStep:
-    r"""Minimise :math:`\sum_K U(\rho_K) + V_K\rho_K + \sum_f \frac{q_f^2 \rho_f}{2\,
-    dt\,c_f}` over the flows q through the faces, :math:`\rho_f` upstream.
+    r"""Minimise the energy and the cost of a flow q through the faces.
+
+    .. math:: \sum_K U(\rho_K) + V_K\rho_K + \sum_f \frac{q_f^2\rho_f}{2\,dt\,c_f},
+
+    :math:`\rho_f` the density upstream and c the conductance.
 
     Parameters
     ----------
@@ -202,6 +210,8 @@ class UpwindStep:
         """
         transport = self.transport(courant)
         density = None
+        if not np.isfinite(courant).all():
+            return Flow(courant, self.filled, transport, math.inf)
         if order is not None:
             density = sweep(transport, self.filled, order)
         if density is None:
@@ -214,8 +224,8 @@ class UpwindStep:
         total = float(cells.sum() + self.potential @ density + kinetic.sum())
         return Flow(courant, density, transport, total)
 
-    def newton(self, flow: Flow) -> Newton:
-        """Return Newton's step from a flow.
+    def newton(self, flow: Flow) -> Newton | None:
+        """Return Newton's step from a flow, None if its system is singular.
 
         In density and flux the objective is convex and the constraint linear; of its
         Newton system the potential phi is the multiplier, the only unknown that is left
@@ -231,7 +241,10 @@ class UpwindStep:
         diagonal = lazy_import("scipy.sparse").diags_array(soft)
         system = J.T @ diagonal @ J + faces.laplacian(reach * rho[up])
         rhs = self.filled - rho + J.T @ (soft * (slope + speed))
-        phi = factor(system).solve(rhs)
+        try:
+            phi = factor(system).solve(rhs)
+        except RuntimeError:  # singular to round-off
+            return None
         change = soft * (J @ phi - slope - speed)
         velocity = reach * (phi[faces.low] - phi[faces.high])
         turn = velocity - q
@@ -302,12 +315,19 @@ def descend(
     steps : int
         Linear systems solved.
     """
+    with np.errstate(all="ignore"):  # what is not finite is refused
+        return _descend(step, courant, tolerance, limit)
+
+
+def _descend(
+    step: UpwindStep, courant: Array, tolerance: float, limit: int
+) -> tuple[Flow, float, int]:
     flow, residual = step.at(courant), math.inf
     weight = float(np.abs(step.potential) @ step.source)
     for k in range(1, limit + 1):
         newton = step.newton(flow)
-        residual = float(np.abs(newton.change).sum())
-        if not math.isfinite(residual):
+        residual = math.inf if newton is None else float(np.abs(newton.change).sum())
+        if newton is None or not math.isfinite(residual):
             return flow, math.inf, k
         if residual <= tolerance:
             break
@@ -322,13 +342,18 @@ def descend(
 def search(step: UpwindStep, flow: Flow, newton: Newton, size: float) -> Flow | None:
     """Return a flow ahead whose objective is lower, None if there seems to be none."""
     length = 1.0
-    for _ in range(MAX_HALVINGS):
+    for _ in range(MAX_TRIALS):
         wanted = flow.objective + ARMIJO * length * min(newton.slope, 0.0)
         trials = step.ahead(flow, newton, length)
         trial = min(trials, key=lambda found: found.objective)
         if trial.objective <= wanted + ROUND_OFF * size:
             return trial
-        length *= 0.5
+        # The minimum of the parabola through what is known, not too near either end.
+        excess = trial.objective - flow.objective - length * newton.slope
+        share = 0.1
+        if math.isfinite(excess) and excess > 0:
+            share = min(max(-0.5 * length * newton.slope / excess, 0.1), 0.5)
+        length *= share
     return None
 
 

@@ -166,7 +166,7 @@ class Local:
         """Return a typical difference of the energy's first variation."""
         scale = float(np.ptp(self.potential)) + self._steepness()
         # Where nothing acts: what a move by a cell costs.
-        return scale or 1 / (self.dt * float(self.room.faces.conductance.max()))
+        return scale or 1 / (self.dt * self.room.faces.largest)
 
     def _steepness(self) -> float:
         """Return the change of U' between the largest density and half of it."""

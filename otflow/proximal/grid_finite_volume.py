@@ -25,6 +25,8 @@ __all__ = ["FiniteVolume"]
 
 # Rounds of nonlocal terms may solve so many times the linear systems of a local step.
 PATIENCE = 10
+# Log density where no mass can come, in the rounds.
+EMPTY = -500.0
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         return first + rest
 
     def _with_rounds(
-        self, terms: Terms, mu: GridDensity, local: Local, start: Move | None
+        self, terms: Terms, mu: GridDensity, local: Local, kept: Move | None
     ) -> tuple[Move, int]:
         """Return the move with nonlocal terms, and the linearisations."""
         G = terms.nonlocal_part
@@ -266,7 +268,11 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         cells = local.room.cells
 
         def solve(
-            potential: Tensor, entropy: float, state: Any, tolerance: float, budget: int
+            potential: Tensor,
+            entropy: float,
+            start: Any,
+            tolerance: float,
+            budget: int,
         ) -> LocalStep:
             p = potential.detach().double().cpu().numpy().reshape(-1)[cells]
             own = replace(
@@ -274,9 +280,9 @@ class FiniteVolume(ProximalSolver[GridDensity]):
                 potential=local.potential + p,
                 entropy=local.entropy + entropy,
             )
-            first = start if state is None else state
+            first = kept if start is None else start
             move = own.solve(first, tolerance, min(budget, self.max_iterations))
-            log = torch.full((mu.box.n,), -math.inf, dtype=torch.float64)
+            log = torch.full((mu.box.n,), EMPTY, dtype=torch.float64)
             log[torch.from_numpy(cells)] = torch.from_numpy(
                 np.log(np.maximum(move.density, np.finfo(np.float64).tiny))
             )
@@ -290,15 +296,17 @@ class FiniteVolume(ProximalSolver[GridDensity]):
                 state=move,
             )
 
-        guess = local.spread() if start is None else start.density
-        log = torch.full((mu.box.n,), -math.inf, dtype=torch.float64)
-        log[torch.from_numpy(cells)] = torch.from_numpy(np.log(guess))
+        guess = local.spread() if kept is None else kept.density
+        log = torch.full((mu.box.n,), EMPTY, dtype=torch.float64)
+        log[torch.from_numpy(cells)] = torch.from_numpy(
+            np.log(np.maximum(guess, math.exp(EMPTY)))
+        )
         outcome = minimise_nonlocal(
             G,
             mu,
             solve,
             start=log.to(mu.weights).reshape(mu.shape),
-            scale=local.dt * float(local.room.faces.conductance.max()),
+            scale=local.dt * local.room.faces.largest,
             tolerance=self.tolerance,
             budget=PATIENCE * self.max_iterations,
         )
