@@ -1,4 +1,4 @@
-"""The JKO step on grids by its dual: hard congestion, obstacles, large steps."""
+"""The JKO step on grids by its dual: hard congestion and large steps."""
 
 from __future__ import annotations
 
@@ -106,9 +106,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
     ``certified``
         Whether the guarantee is not ``"none"``.
 
-    Time O(n log n) an iteration, memory O(n); computed in float64. As the map is not
-    confined to the free cells, mass could jump over an obstacle thinner than
-    :math:`2\,dt\,|\nabla V|`: take a smaller dt.
+    Time O(n log n) an iteration, memory O(n); computed in float64. Mass goes along
+    straight lines, so obstacles are refused unless the free cells fill a smaller box.
 
     Examples
     --------
@@ -163,7 +162,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
         Raises
         ------
         Unsupported
-            If `mu` is not a `GridDensity`, or F holds a fast diffusion.
+            If `mu` is not a `GridDensity`, or a straight line may meet an obstacle, or F
+            holds a fast diffusion.
         NonFinite
             If F is infinite at `mu`: its density exceeds a bound, or the potential is
             not finite in a free cell.

@@ -204,6 +204,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
                 f"FiniteVolume needs a factor >= 0: use ExplicitEuler()"
             )
             raise Unsupported(msg)
+        _potential(terms, mu)
         before = float(F.value(mu))
         if not math.isfinite(before):
             msg = f"F is {before} at the measure to step from; start where it is finite"
@@ -319,16 +320,22 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         return move, outcome.rounds
 
 
-def _pose(terms: Terms, mu: GridDensity, dt: float) -> Local:
-    """Return the local part of a step, in float64."""
-    room = room_of(mu)
-    V = terms.V(mu.points.double()).detach().cpu().numpy()[room.cells]
-    if not np.isfinite(V).all():
+def _potential(terms: Terms, mu: GridDensity) -> Array:
+    """Return the potential at the centres in float64, finite in all free cells."""
+    V: Array = terms.V(mu.points.double()).detach().cpu().numpy()
+    if not np.isfinite(V[mu.is_free.cpu().numpy()]).all():
         msg = (
             "the potential must be finite at the centres of the free cells; make the "
             "cells where it is not obstacles"
         )
         raise NonFinite(msg)
+    return V
+
+
+def _pose(terms: Terms, mu: GridDensity, dt: float) -> Local:
+    """Return the local part of a step, in float64."""
+    room = room_of(mu)
+    V = _potential(terms, mu)[room.cells]
     source = mu.weights.detach().double().cpu().numpy()[room.cells] / room.volume
     return Local.of(room, source, V, terms, dt, mu.device)
 

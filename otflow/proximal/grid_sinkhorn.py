@@ -105,9 +105,9 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     Mass is exact to round-off: the new density is the second marginal of a plan whose
     first is :math:`\mu`, by a last half-step. It is positive.
 
-    The walls of the box reflect: the uniform density is at rest. Nothing enters
-    obstacles, but a plan may cut through a corner within one step; take small steps.
-    Beside them the kernel is corrected so that the uniform density is at rest.
+    The walls of the box reflect: the uniform density is at rest. Plans go along
+    straight lines, so obstacles are refused unless the free cells fill a smaller box;
+    beside its walls the kernel is corrected so that the uniform density is at rest.
 
     Where numbers would underflow the iteration goes on in the log domain, where it
     costs about thirty times as much; ``log_domain`` says so.
@@ -204,7 +204,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         Raises
         ------
         Unsupported
-            If `mu` is not a `GridDensity`.
+            If `mu` is not a `GridDensity`, or a straight line may meet an obstacle.
         ValueError
             If eps is too small for the grid, too large for the box, or too small for
             an entropy of negative factor.
@@ -269,7 +269,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         Raises
         ------
         Unsupported
-            If `mu` is not a `GridDensity`.
+            If `mu` is not a `GridDensity`, or a straight line may meet an obstacle.
         NotConverged
             If the step, or the adjoint equation in the backward pass, did not converge.
         """

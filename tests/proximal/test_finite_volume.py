@@ -29,7 +29,7 @@ def two_rooms(shape=(16, 12), door=(), wall=8):
     for k in door:
         blocked[wall, k] = False
     rho = torch.zeros(shape)
-    rho[1:6, 1:-1] = 1.0
+    rho[1 : wall - 2, 1:-1] = 1.0
     return grid(rho, blocked), blocked
 
 
@@ -162,6 +162,33 @@ def test_a_room_with_a_corner_in_space(dtype):
     assert bool((run.records["energy"].diff() < 0).all())
 
 
+@pytest.mark.parametrize("internal", [of.Entropy(), of.PowerEntropy(2)])
+def test_the_uniform_density_is_at_rest_beside_walls_and_obstacles(internal):
+    blocked = torch.zeros(24, 20, dtype=torch.bool)
+    blocked[8:14, 5:9] = True
+    mu = grid(~blocked, blocked)
+    result = FiniteVolume().solve(internal, mu, 0.01)
+    assert result.certificate["converged"]
+    assert float((result.measure.weights - mu.weights).abs().sum()) < 1e-8
+    assert result.certificate["dissipation"] < 1e-12
+
+
+def test_nothing_enters_obstacles():
+    blocked = torch.zeros(32, 32, dtype=torch.bool)
+    blocked[14:18, :20] = True
+    x = torch.linspace(-4, 4, 32, dtype=F64)
+    rho = torch.exp(-2 * ((x[:, None] + 1) ** 2 + (x + 1) ** 2)) * ~blocked
+    mu = grid(rho, blocked, 8.0)
+    F = of.Potential(lambda x: -x[:, 0]) + of.PowerEntropy(2.0)
+    run = of.flow(F, mu, of.JKO(), dt=0.1, steps=4)
+    nu = run.final
+    assert all(report["certified"] for report in run.info)
+    assert float(nu.weights[~nu.is_free].abs().max()) == 0
+    assert float(nu.weights.sum()) == pytest.approx(1, abs=1e-13)
+    assert float(nu.weights @ nu.points[:, 0]) > float(mu.weights @ mu.points[:, 0])
+    assert bool((run.records["energy"].diff() < 0).all())
+
+
 # The minimisation ---------------------------------------------------------------------
 
 
@@ -193,11 +220,12 @@ def test_no_other_fluxes_have_a_lower_objective(name):
     fluxes = result.certificate["fluxes"]
     least = objective(F, mu, fluxes, dt)
     kept = float(result.certificate["energy_after"]) + result.certificate["dissipation"]
-    assert least == pytest.approx(kept, abs=1e-9)
+    # The old masses less the fluxes lose digits where next to nothing is left.
+    assert least == pytest.approx(kept, abs=1e-7)
     for size, _ in itertools.product((1e-2, 1e-3, 1e-4), range(20)):
         other = torch.randn(len(fluxes), generator=generator, dtype=F64)
         other = other * mu.open_faces(F64) * size * float(fluxes.abs().max())
-        assert objective(F, mu, fluxes + other, dt) >= least - 1e-12
+        assert objective(F, mu, fluxes + other, dt) >= least - 1e-7
 
 
 def test_the_optimum_solves_the_stated_equations():
@@ -223,18 +251,16 @@ def test_the_optimum_solves_the_stated_equations():
 def test_the_pressure_of_a_full_room_keeps_the_bound_exactly():
     # Pushed against the right wall a crowd ends as a full block, whatever it was.
     rho = torch.zeros(40, dtype=F64)
-    rho[5:15] = torch.linspace(0.2, 1.0, 10)
+    rho[:25] = torch.linspace(0.3, 1.0, 25)
     blocked = torch.arange(40) == 30
     mu = grid(rho, blocked, 4.0)
-    run = of.flow(
-        rightwards() + of.Congestion(0.8 / (4.0 * 0.3)), mu, of.JKO(), dt=1.0, steps=3
-    )
+    run = of.flow(rightwards() + of.Congestion(2 / 3), mu, of.JKO(), dt=1.0, steps=3)
     assert run.info[-1]["certified"]
     density = run.final.density()
-    assert float(density.max()) <= 0.8 / 1.2
-    full = density[15:30]
-    assert torch.allclose(full, torch.full_like(full, 0.8 / 1.2), rtol=1e-4)
-    assert float(run.final.weights[:14].sum()) < 1e-4
+    assert float(density.max()) <= 2 / 3
+    full = density[16:30]
+    assert torch.allclose(full, torch.full_like(full, 2 / 3), rtol=1e-2)
+    assert float(run.final.weights[:14].sum()) < 1e-3
 
 
 def test_a_certificate_is_the_same_after_a_change_in_the_last_bit():
@@ -304,26 +330,27 @@ def test_other_terms_are_implicit_too(G, dt):
 
 
 def bell(x):
-    return torch.exp(-20 * (x - 0.4).square().sum(-1))
+    return 0.1 + torch.exp(-20 * (x - 0.4).square().sum(-1))
 
 
 @pytest.mark.parametrize("other", [GridSinkhorn, BackAndForth])
-def test_on_an_empty_box_it_is_the_others_step_to_first_order(other):
-    # The exact step of the grid solvers, against an upwind one: h and dt fall together.
-    F = of.Potential(lambda x: 2 * (x - 0.7).square().sum(-1)) + of.PowerEntropy(2)
-    errors, sizes = [], [32, 64, 128]
+@pytest.mark.parametrize("internal", [of.PowerEntropy(2), 0.5 * of.Entropy()])
+def test_on_an_empty_box_it_is_the_others_step_to_first_order(other, internal):
+    # The spacing and dt fall together.
+    F = of.Potential(lambda x: 2 * (x - 0.6).square().sum(-1), modulus=4.0) + internal
+    errors, sizes = [], [20, 40, 80]
     for n in sizes:
         mu = of.GridDensity.from_function(bell, 0.0, 1.0, (n,), walls=True, dtype=F64)
         ends = [
-            of.flow(F, mu, of.JKO(solver()), dt=0.32 / n, steps=n // 8)
+            of.flow(F, mu, of.JKO(solver()), dt=0.4 / n, steps=n // 10)
             for solver in (FiniteVolume, other)
         ]
         assert all(report["converged"] for run in ends for report in run.info)
         a, b = (run.final.weights for run in ends)
         errors.append(float((a - b).abs().sum()))
     order = of.analysis.observed_order([1 / n for n in sizes], errors)
-    assert order > 0.8
-    assert errors[-1] < 0.03
+    assert order > 0.8, errors
+    assert errors[-1] < 0.02
 
 
 # Choices and refusals -----------------------------------------------------------------
@@ -373,7 +400,7 @@ def test_what_it_refuses():
     mu, _ = two_rooms()
     with pytest.raises(Unsupported, match=r"ExplicitEuler\(\)"):
         FiniteVolume().solve(rightwards() + of.Entropy() * -1.0, mu, 0.1)
-    infinite = of.Potential(lambda x: 0.0 / (x[..., 0] < 0.3).to(x) + 0.0)
+    infinite = of.Potential(lambda x: 1.0 / (x[..., 0] < 0.8).to(x))
     with pytest.raises(NonFinite, match="obstacles"):
         FiniteVolume().solve(infinite, grid(torch.ones(8, 8)), 0.1)
     with pytest.raises(NonFinite, match="max_density"):
