@@ -162,7 +162,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
         Raises
         ------
         Unsupported
-            If `mu` is not a `GridDensity`, or a straight line may meet an obstacle, or F
+            If `mu` is not a `GridDensity`, a straight line may meet an obstacle, or F
             holds a fast diffusion.
         NonFinite
             If F is infinite at `mu`: its density exceeds a bound, or the potential is
