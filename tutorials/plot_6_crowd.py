@@ -8,10 +8,10 @@ closer than a given density. As a gradient flow :cite:p:`maury2010macroscopic`: 
 .. math:: F(\mu) = \int D \, d\mu \quad\text{subject to}\quad \rho \le \bar\rho .
 
 Walls are obstacles on the grid, and where the crowd is saturated a pressure appears
-that nobody states: it is the dual variable of the constraint. Beside obstacles ``JKO()``
-steps by finite volumes :cite:p:`cances2020variational`: mass moves through faces
-between free cells only, so none can cross a wall. The crowd of this tutorial is a
-photograph.
+that nobody states: it is the dual variable of the constraint. Beside obstacles
+``JKO()`` steps by finite volumes :cite:p:`cances2020variational`: mass moves through
+faces between free cells only, so none can cross a wall. The crowd of this tutorial is
+a photograph.
 """
 
 # %%

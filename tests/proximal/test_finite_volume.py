@@ -333,24 +333,33 @@ def bell(x):
     return 0.1 + torch.exp(-20 * (x - 0.4).square().sum(-1))
 
 
+def apart(other, n, steps):
+    """Return the L1 distance between two solvers' flows to t = 0.04 on n cells."""
+    F = of.Potential(lambda x: 2 * (x - 0.6).square().sum(-1), modulus=4.0)
+    F = F + of.PowerEntropy(2)
+    mu = of.GridDensity.from_function(bell, 0.0, 1.0, (n,), walls=True, dtype=F64)
+    runs = [
+        of.flow(F, mu, of.JKO(solver()), dt=0.04 / steps, steps=steps)
+        for solver in (FiniteVolume, other)
+    ]
+    assert all(report["converged"] for run in runs for report in run.info)
+    a, b = (run.final.weights for run in runs)
+    return float((a - b).abs().sum())
+
+
 @pytest.mark.parametrize("other", [GridSinkhorn, BackAndForth])
-@pytest.mark.parametrize("internal", [of.PowerEntropy(2), 0.5 * of.Entropy()])
-def test_on_an_empty_box_it_is_the_others_step_to_first_order(other, internal):
-    # The spacing and dt fall together.
-    F = of.Potential(lambda x: 2 * (x - 0.6).square().sum(-1), modulus=4.0) + internal
-    errors, sizes = [], [20, 40, 80]
-    for n in sizes:
-        mu = of.GridDensity.from_function(bell, 0.0, 1.0, (n,), walls=True, dtype=F64)
-        ends = [
-            of.flow(F, mu, of.JKO(solver()), dt=0.4 / n, steps=n // 10)
-            for solver in (FiniteVolume, other)
-        ]
-        assert all(report["converged"] for run in ends for report in run.info)
-        a, b = (run.final.weights for run in ends)
-        errors.append(float((a - b).abs().sum()))
-    order = of.analysis.observed_order([1 / n for n in sizes], errors)
-    assert order > 0.8, errors
-    assert errors[-1] < 0.02
+def test_on_an_empty_box_it_is_close_to_the_others(other):
+    coarse, fine = apart(other, 50, 2), apart(other, 100, 4)
+    assert fine < 0.9 * coarse < 0.9 * 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", [GridSinkhorn, BackAndForth])
+def test_on_an_empty_box_it_is_the_others_step_to_first_order(other):
+    # The spacing and dt fall together; the errors of both have opposite signs.
+    coarse, fine = apart(other, 200, 8), apart(other, 400, 16)
+    assert np.log2(coarse / fine) > 0.75
+    assert fine < 0.003
 
 
 # Choices and refusals -----------------------------------------------------------------
