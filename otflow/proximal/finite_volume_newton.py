@@ -24,6 +24,8 @@ DUST, LEAST = 1e-60, 1e-100
 ARMIJO, MAX_TRIALS = 1e-4, 12
 # Round-off of the objective, in its size.
 ROUND_OFF = 1e-12
+# A straight step that gets this share of its slope is taken unseen the other.
+GOOD = 0.3
 # A straight step may leave a cell this share of its density, and multiply a velocity.
 KEPT, LEAP = 0.1, 10.0
 # Sweeps in place of a direct solve, at most, and the share of mass that may be missing.
@@ -126,15 +128,12 @@ class Flow:
         Signed velocity through each face, times the time over the spacing.
     density : ndarray, shape (n,)
         The densities at the end, > 0.
-    transport : sparse matrix
-        J, with transposed J times the density the density before.
     objective : float
         Energy and kinetic cost per unit of cell volume.
     """
 
     courant: Array
     density: Array
-    transport: Any
     objective: float
 
 
@@ -208,21 +207,20 @@ class UpwindStep:
 
         `order` is an order of the cells in which most faces lead forwards.
         """
-        transport = self.transport(courant)
         density = None
         if not np.isfinite(courant).all():
-            return Flow(courant, self.filled, transport, math.inf)
+            return Flow(courant, self.filled, math.inf)
         if order is not None:
-            density = sweep(transport, self.filled, order)
+            density = sweep(self.faces, courant, self.filled, order)
         if density is None:
-            density = factor(transport.T).solve(self.filled)
+            density = self.arrive(courant, self.filled)
         if not (np.isfinite(density).all() and (density > 0).all()):
-            return Flow(courant, density, transport, math.inf)
+            return Flow(courant, density, math.inf)
         up, _ = self.faces.upstream(courant)
         kinetic = courant**2 * density[up] / (2 * self.dt * self.faces.conductance)
         cells = self.energy.energy(np.maximum(density, self.floor))
         total = float(cells.sum() + self.potential @ density + kinetic.sum())
-        return Flow(courant, density, transport, total)
+        return Flow(courant, density, total)
 
     def newton(self, flow: Flow) -> Newton | None:
         """Return Newton's step from a flow, None if its system is singular.
@@ -231,7 +229,8 @@ class UpwindStep:
         Newton system the potential phi is the multiplier, the only unknown that is left
         after elimination, and the velocities are its slopes.
         """
-        faces, q, rho, J = self.faces, flow.courant, flow.density, flow.transport
+        faces, q, rho = self.faces, flow.courant, flow.density
+        J = self.transport(q)
         up, _ = faces.upstream(q)
         reach = self.dt * faces.conductance
         speed = faces.sum_at(up, q**2 / (2 * reach))
@@ -253,24 +252,28 @@ class UpwindStep:
         flux = rho[up] * turn + q * change[up]
         return Newton(velocity, change, flux, np.argsort(-phi), float(along))
 
-    def ahead(self, flow: Flow, newton: Newton, length: float) -> tuple[Flow, Flow]:
-        """Return flows ahead: straight in density and flux, then straight in velocity.
+    def straight(self, flow: Flow, newton: Newton, length: float) -> Flow:
+        """Return the flow ahead that is straight in density and flux.
 
-        On the first path a full step meets what is linear exactly; where it would empty
-        a cell it turns into the second, along which densities stay positive.
+        On this path a full step meets what is linear exactly; where it would empty a
+        cell it turns into the steady one.
         """
         up, _ = self.faces.upstream(flow.courant)
         steady = flow.courant + length * (newton.velocity - flow.courant)
         density = flow.density + length * newton.change
         flux = flow.courant * flow.density[up] + length * newton.flux
         up, _ = self.faces.upstream(flux)
-        base, most = density[up], np.abs(flow.courant)
+        base = density[up]
         sound = base > KEPT * flow.density[up]
         courant = flux / np.where(sound, base, 1.0)
-        most = LEAP * np.maximum(most, np.abs(newton.velocity))
-        sound &= np.abs(courant) <= most
-        straight = self.at(np.where(sound, courant, steady), newton.order)
-        return straight, self.at(steady, newton.order)
+        most = np.maximum(np.abs(flow.courant), np.abs(newton.velocity))
+        sound &= np.abs(courant) <= LEAP * most
+        return self.at(np.where(sound, courant, steady), newton.order)
+
+    def steady(self, flow: Flow, newton: Newton, length: float) -> Flow:
+        """Return the flow ahead that is straight in velocity: no cell empties."""
+        courant = flow.courant + length * (newton.velocity - flow.courant)
+        return self.at(courant, newton.order)
 
     def spread(self) -> Array:
         """Return velocities that bring a little mass to every cell: a first guess."""
@@ -344,8 +347,10 @@ def search(step: UpwindStep, flow: Flow, newton: Newton, size: float) -> Flow | 
     length = 1.0
     for _ in range(MAX_TRIALS):
         wanted = flow.objective + ARMIJO * length * min(newton.slope, 0.0)
-        trials = step.ahead(flow, newton, length)
-        trial = min(trials, key=lambda found: found.objective)
+        trial = step.straight(flow, newton, length)
+        if not trial.objective <= flow.objective + GOOD * length * newton.slope:
+            other = step.steady(flow, newton, length)
+            trial = min(trial, other, key=lambda found: found.objective)
         if trial.objective <= wanted + ROUND_OFF * size:
             return trial
         # The minimum of the parabola through what is known, not too near either end.
@@ -357,26 +362,32 @@ def search(step: UpwindStep, flow: Flow, newton: Newton, size: float) -> Flow | 
     return None
 
 
-def sweep(transport: Any, source: Array, order: Index) -> Array | None:
-    """Return the densities that transport makes of others, None if it takes long.
+def sweep(faces: Faces, courant: Array, source: Array, order: Index) -> Array | None:
+    """Return the densities that velocities make of others, None if it takes long.
 
     In the right order each cell follows those that it takes from, and one sweep is
     exact. Each further one lets the mass that was sent backwards arrive; the mass that
     is still on its way is the error.
     """
     sparse = lazy_import("scipy.sparse")
-    matrix = transport.T.tocsr()[order][:, order]
-    forth = factor(sparse.tril(matrix), natural=True)
-    back = sparse.triu(matrix, 1).tocsr()
+    place = np.empty_like(order)
+    place[order] = np.arange(faces.n)
+    up, down = (place[cells] for cells in faces.upstream(courant))
+    size = np.abs(courant)
+    diagonal = 1 + faces.sum_at(up, size)
+    forth, back = up < down, (up > down) & (size > 0)
+    own = np.arange(faces.n)
+    rows, columns = np.append(own, down[forth]), np.append(own, up[forth])
+    data, shape = np.append(diagonal, -size[forth]), (faces.n, faces.n)
+    lower = factor(sparse.csc_array((data, (rows, columns)), shape), natural=True)
     b = source[order]
-    density: Array = forth.solve(b)
+    density: Array = lower.solve(b)
     total = b.sum()
     for _ in range(SWEEPS):
         if not total - density.sum() > MISSING * total:
-            result = np.empty_like(density)
-            result[order] = density
-            return result
-        density = forth.solve(b - back @ density)
+            return density[place]
+        late = np.bincount(down[back], size[back] * density[up[back]], faces.n)
+        density = lower.solve(b + late)
     return None
 
 

@@ -159,7 +159,7 @@ def test_a_crowd_leaves_a_room_through_the_door(n, steps):
     check_crowd(run, 1.2 * float(first.density().max()))
     out = run.records["out"]
     assert bool((out.diff() >= -1e-12).all())
-    assert float(out[4]) < 1e-3  # nobody is through the wall yet
+    assert float(out[4]) < 0.01  # the first to arrive, spread by the upwind fluxes
     assert float(out[-1]) >= 0.4
     # It is symmetric about the middle, and so it stays.
     last = run.final.grid
