@@ -13,15 +13,8 @@ from torch import Tensor
 from otflow._lazy import lazy_import
 from otflow.functionals import Congestion, Internal
 from otflow.measures import GridDensity
-from otflow.proximal.finite_volume_newton import (
-    Array,
-    Faces,
-    Flow,
-    Pointwise,
-    UpwindStep,
-    descend,
-    factor,
-)
+from otflow.proximal.finite_volume_faces import Array, Faces, factor
+from otflow.proximal.finite_volume_newton import Flow, Pointwise, UpwindStep, descend
 from otflow.proximal.terms import Terms
 
 __all__ = ["Local", "Move", "Room", "below", "room_of"]

@@ -16,7 +16,7 @@ from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.certificate import certify
-from otflow.proximal.finite_volume_newton import Array
+from otflow.proximal.finite_volume_faces import Array
 from otflow.proximal.finite_volume_step import Local, Move, room_of
 from otflow.proximal.grid_outer import LocalStep, minimise_nonlocal
 from otflow.proximal.terms import Terms, sort_terms

@@ -20,11 +20,11 @@ __all__ = ["LocalSolver", "LocalStep", "Outcome", "minimise_nonlocal"]
 MEMORY, FLOOR = 5, 1e-3
 # A local step is solved to that share of the residual of the round before, at most to
 # the second, and at last to a share of the tolerance.
-SHARE, COARSEST, FINEST = 0.1, 1e-2, 0.2
+SHARE, COARSEST, FINEST, STIFF = 0.1, 1e-2, 0.2, 0.1
 # Growth of L where a round fails, and its fall where the model was too steep by SLACK.
-GROWTH, SLACK = 2.0, 4.0
+GROWTH, SLACK = 2.0, 2.5
 # Rounds that the model must be too steep before L falls, and the least L that grows.
-PATIENCE, LEAST = 3, 1e-3
+PATIENCE, LEAST = 2, 1e-3
 # Rounds, and failures of one round, at most.
 ROUNDS, MOST_FAILURES = 400, 40
 # Power iterations for the first L, and the relative change of masses that they try.
@@ -179,7 +179,7 @@ def minimise_nonlocal(
     objectives: list[float] = []
     for k in range(1, ROUNDS + 1):
         coarse = COARSEST if best is None else min(SHARE * best.residual, COARSEST)
-        aim = max(coarse * finer, FINEST * tolerance)
+        aim = finer * max(coarse, FINEST * tolerance) / (1 + STIFF * scale * L)
         step = solve(rounds.potential(y, L), L, state, aim, budget - spent)
         spent += step.spent
         nu = rounds.point(step.log_density)
@@ -241,8 +241,8 @@ class _Rounds:
         return self.point(log - total)
 
     def potential(self, y: _Point, L: float) -> Tensor:
-        """Return G'[y] - L log y."""
-        return y.slope - L * _finite(y.log)
+        """Return what makes of L times the entropy L KL(.|y), and G'[y]."""
+        return y.slope - L * (_finite(y.log) + 1.0)
 
     def noise(self, *values: float) -> float:
         """Return the round-off of a sum of these."""
