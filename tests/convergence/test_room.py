@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import dijkstra
+from sklearn.datasets import load_sample_image
 
 import otflow as of
 
@@ -33,6 +34,15 @@ def ways_out(free, h):
     return torch.from_numpy(ways)
 
 
+def photograph():
+    """Return the tutorial's crowd, 40 x 36: dark is dense."""
+    picture = load_sample_image("china.jpg")[::6, 60:540:6]
+    photo = of.GridDensity.from_image(
+        picture, (0.0, 0.0), (1.0, 0.9), invert=True, walls=True, dtype=torch.float64
+    )
+    return photo.grid.reshape(40, 2, 36, 2).mean((1, 3))
+
+
 @functools.cache
 def room(fine, *, door=True):
     """Return the crowd at first and F, on 24 fine x 12 fine cells."""
@@ -46,15 +56,17 @@ def room(fine, *, door=True):
     if not door:
         blocked[wall] = True
     rho = torch.zeros(width, height, dtype=torch.float64)
-    i = (torch.arange(10 * fine, dtype=torch.float64) + 0.5) / fine
-    j = (torch.arange(9 * fine, dtype=torch.float64) + 0.5) / fine
-    # Darker and lighter places, the same on every grid.
-    crowd = 0.6 + 0.4 * torch.sin(1.3 * i)[:, None] * torch.cos(1.7 * j)
-    rho[fine : 11 * fine, 3 * fine // 2 : 21 * fine // 2] = crowd
+    crowd = photograph()
+    if fine < 4:
+        crowd = crowd.reshape(20, 2, 18, 2).mean((1, 3))
+    else:
+        crowd = crowd.repeat_interleave(fine // 4, 0).repeat_interleave(fine // 4, 1)
+    x, y = 3 * fine // 4, 3 * fine // 2
+    rho[x : x + 10 * fine, y : y + 9 * fine] = crowd
     start = of.GridDensity(
         rho, (0.0, 0.0), (2.0, 1.0), obstacles=blocked, walls=True, normalize=True
     )
-    bound = 1.0 / float(rho.sum() * h * h)  # that of a place of darkness 1
+    bound = float(start.density().max())
     D = of.Potential(lambda x: ways[start.box.cell_of(x)])
     return start, D + of.Congestion(bound), bound
 
