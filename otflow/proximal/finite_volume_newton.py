@@ -18,7 +18,7 @@ __all__ = ["Flow", "Pointwise", "UpwindStep", "descend"]
 # the second share: logarithms stay finite.
 DUST, LEAST = 1e-60, 1e-100
 # Armijo's share of the slope, and lengths of a step that are tried.
-ARMIJO, MAX_TRIALS = 1e-4, 12
+ARMIJO, MAX_TRIALS = 1e-4, 20
 # Round-off of the objective, in its size.
 ROUND_OFF = 1e-12
 # A straight step that gets this share of its slope is taken unseen the other.
@@ -84,6 +84,11 @@ class Newton(NamedTuple):
     flux: Array  # change of the fluxes
     order: Index  # of the cells, by falling phi
     slope: float  # of the objective
+
+    @property
+    def size(self) -> float:
+        """How much density it would change, or move around in circles."""
+        return float(max(np.abs(self.change).sum(), np.abs(self.flux).sum()))
 
 
 @dataclass(frozen=True)
@@ -244,7 +249,7 @@ def descend(
     courant : ndarray, shape (m,)
         Velocities to start from.
     tolerance : float
-        Stop when Newton's change of the densities sums to less.
+        Stop when Newton's change of the densities, and of the fluxes, sums to less.
     limit : int
         Most Newton steps.
 
@@ -253,7 +258,7 @@ def descend(
     flow : Flow
         The last flow.
     residual : float
-        Sum of Newton's last change.
+        The larger sum of Newton's last change.
     steps : int
         Linear systems solved.
     """
@@ -268,7 +273,7 @@ def _descend(
     weight = float(np.abs(step.potential) @ step.source)
     for k in range(1, limit + 1):
         newton = step.newton(flow)
-        residual = math.inf if newton is None else float(np.abs(newton.change).sum())
+        residual = math.inf if newton is None else newton.size
         if newton is None or not math.isfinite(residual):
             return flow, math.inf, k
         if residual <= tolerance:

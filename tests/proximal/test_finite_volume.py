@@ -254,7 +254,7 @@ def test_the_pressure_of_a_full_room_keeps_the_bound_exactly():
     rho[:25] = torch.linspace(0.3, 1.0, 25)
     blocked = torch.arange(40) == 30
     mu = grid(rho, blocked, 4.0)
-    run = of.flow(rightwards() + of.Congestion(2 / 3), mu, of.JKO(), dt=1.0, steps=3)
+    run = of.flow(rightwards() + of.Congestion(2 / 3), mu, of.JKO(), dt=1.0, steps=8)
     assert run.info[-1]["certified"]
     density = run.final.density()
     assert float(density.max()) <= 2 / 3
@@ -281,7 +281,7 @@ def test_a_step_that_fails_is_halved_and_says_so():
     whole = FiniteVolume().solve(F, mu, 0.1)
     assert whole.certificate["substeps"] == 1
     assert whole.certificate["guarantee"] == "optimal"
-    halved = FiniteVolume(max_iterations=whole.iterations - 1).solve(F, mu, 0.1)
+    halved = FiniteVolume(max_iterations=max(whole.iterations // 2, 1)).solve(F, mu, 0.1)
     check(mu, halved)
     assert halved.certificate["substeps"] > 1
     assert halved.certificate["guarantee"] == "stages"
