@@ -263,25 +263,15 @@ def test_the_pressure_of_a_full_room_keeps_the_bound_exactly():
     assert float(run.final.weights[:14].sum()) < 1e-3
 
 
-def test_a_certificate_is_the_same_after_a_change_in_the_last_bit():
-    mu, _ = two_rooms(door=(4, 5))
-    F = rightwards() + of.Congestion(1.3 * float(mu.density().max()))
-    first = FiniteVolume().solve(F, mu, 0.1)
-    rho = mu.grid * (1 + 1e-13 * torch.randn(mu.shape, dtype=F64))
-    nudged = grid(rho, ~mu.is_free.reshape(mu.shape))
-    second = FiniteVolume().solve(F, nudged, 0.1)
-    assert first.certificate["certified"] == second.certificate["certified"] is True
-    change = (first.measure.weights - second.measure.weights).abs().sum()
-    assert float(change) < 1e-5
-
-
 def test_a_step_that_fails_is_halved_and_says_so():
     mu, _ = two_rooms(door=(4, 5))
     F = rightwards() + of.PowerEntropy(2)
     whole = FiniteVolume().solve(F, mu, 0.1)
     assert whole.certificate["substeps"] == 1
     assert whole.certificate["guarantee"] == "optimal"
-    halved = FiniteVolume(max_iterations=max(whole.iterations // 2, 1)).solve(F, mu, 0.1)
+    halved = FiniteVolume(max_iterations=max(whole.iterations // 2, 1)).solve(
+        F, mu, 0.1
+    )
     check(mu, halved)
     assert halved.certificate["substeps"] > 1
     assert halved.certificate["guarantee"] == "stages"
