@@ -122,10 +122,41 @@ def duel() -> list[Row]:
     return [at_most(label, ours / theirs, 0.1)]
 
 
+def walls() -> list[Row]:
+    """Report the cost of a step by finite volumes, of a crowd in a room."""
+    width, height, steps = 96, 48, 12
+    blocked = torch.zeros(width, height, dtype=torch.bool)
+    blocked[46:50] = True
+    blocked[46:50, 20:28] = False
+    rho = torch.zeros(width, height, dtype=torch.float64)
+    rho[3:43, 6:42] = 1.0
+    mu = of.GridDensity(
+        rho, 0.0, (2.0, 1.0), obstacles=blocked, walls=True, normalize=True
+    )
+
+    def way(x: Tensor) -> Tensor:
+        door = x.new_tensor([0.95, 0.5])
+        through = torch.where(x[:, 0] < 0.95, (x - door).norm(dim=-1), 0.0)
+        return through + (2.0 - x[:, 0].clamp_min(0.95))
+
+    F = of.Potential(way) + of.Congestion(1.2 * float(mu.density().max()))
+    solver, warm, spent = of.proximal.FiniteVolume(), None, 0
+    begin = time.perf_counter()
+    for _ in range(steps):
+        result = solver.solve(F, mu, 0.05, warm)
+        mu, warm, spent = result.measure, result.warm, spent + result.iterations
+    seconds = (time.perf_counter() - begin) / steps
+    room = "crowd in a room with a door, 96 x 48, finite volumes"
+    return [
+        at_most(f"{room}: linear systems a step", spent / steps, 20),
+        at_most(f"{room}: seconds a step", seconds, 0.55, " s"),
+    ]
+
+
 def run() -> list[Row]:
     """Return all rows."""
     memories = memory("GridSinkhorn", 2), memory("BackAndForth", 1)
-    return [*entropic(), growth(), *memories, *duel()]
+    return [*entropic(), growth(), *memories, *duel(), *walls()]
 
 
 def table(sizes: Sequence[int] = (128, 256)) -> str:

@@ -23,7 +23,9 @@ __all__ = ["GridDensity"]
 class GridDensity(MovingCells):
     r"""A density on a box, constant on the cells of a regular grid, 1-D to 3-D.
 
-    Nothing flows through the walls of the box, nor through obstacles. The first
+    Nothing flows through the walls of the box, nor through obstacles: every verb moves
+    mass through faces between free cells, and proximal solvers whose mass goes along
+    straight lines refuse obstacles (`proximal.FiniteVolume` does not). The first
     variation is :math:`F'[\mu]_i = \partial F/\partial w_i`, w the masses of the
     cells. A tangent is one velocity for each inner face between two cells, (n_faces,):
     :math:`v = -\nabla F'` is minus the difference across the face over the spacing.

@@ -6,9 +6,10 @@ from typing import Any
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
-from otflow.proximal.base import ProximalSolver, ProxResult
+from otflow.proximal.base import ProximalSolver, ProxResult, may_cross_obstacles
 from otflow.proximal.gaussian import GaussianProximal
 from otflow.proximal.grid_back_and_forth import BackAndForth
+from otflow.proximal.grid_finite_volume import FiniteVolume
 from otflow.proximal.grid_sinkhorn import GridSinkhorn
 from otflow.proximal.particles import ParticleProximal
 from otflow.proximal.quantiles import QuantileProximal
@@ -16,6 +17,7 @@ from otflow.proximal.terms import sort_terms
 
 __all__ = [
     "BackAndForth",
+    "FiniteVolume",
     "GaussianProximal",
     "GridSinkhorn",
     "ParticleProximal",
@@ -26,22 +28,23 @@ __all__ = [
 ]
 
 
+def _has_obstacles(mu: Measure, _: Functional | None) -> bool:
+    return isinstance(mu, GridDensity) and may_cross_obstacles(mu)
+
+
 def _always(*_: Any) -> bool:
     return True
 
 
-def _is_constrained(mu: Measure, F: Functional | None) -> bool:
-    """Whether F bounds the density, or a grid has obstacles and F is of known kinds.
+def _is_bounded(_: Measure, F: Functional | None) -> bool:
+    """Whether F bounds the density.
 
-    Fast diffusion has no bounded pressure, and a user's own terms may be too stiff to
-    be linearised: not for `BackAndForth`.
+    Fast diffusion has no bounded pressure: not for `BackAndForth`.
     """
-    blocked = isinstance(mu, GridDensity) and not bool(mu.is_free.all())
     if F is None:
-        return blocked
+        return False
     terms = sort_terms(F)
-    bounded = terms.max_density < float("inf")
-    return not terms.is_fast and (bounded or (blocked and not terms.others))
+    return not terms.is_fast and terms.max_density < float("inf")
 
 
 # A representation, a condition on the measure and the functional, the solver: the
@@ -55,7 +58,8 @@ _DEFAULTS: list[
 ] = [
     (Particles, _always, ParticleProximal),
     (Gaussian, _always, GaussianProximal),
-    (GridDensity, _is_constrained, BackAndForth),
+    (GridDensity, _has_obstacles, FiniteVolume),
+    (GridDensity, _is_bounded, BackAndForth),
     (GridDensity, _always, GridSinkhorn),
     (Quantiles, _always, QuantileProximal),
 ]
@@ -69,10 +73,9 @@ def default_solver(mu: Measure, F: Functional | None = None) -> ProximalSolver[A
     mu : Measure
         The measure to step.
     F : Functional, optional
-        What to minimise. On a grid the choice depends on its terms: `BackAndForth`
-        for a bound on the density, and with obstacles unless there are terms other
-        than potentials, internal energies and interactions; else, and for fast
-        diffusion, `GridSinkhorn`.
+        What to minimise. On a grid with obstacles it is `FiniteVolume`; on another one
+        the choice depends on the terms: `BackAndForth` for a bound on the density,
+        else, and for fast diffusion, `GridSinkhorn`.
 
     Returns
     -------

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 from otflow._validation import check_kind, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
-from otflow.measures import Measure
+from otflow.measures import GridDensity, Measure
 
-__all__ = ["ProxResult", "ProximalSolver"]
+__all__ = ["ProxResult", "ProximalSolver", "may_cross_obstacles", "refuse_obstacles"]
 
 M = TypeVar("M", bound=Measure)
 
@@ -71,6 +71,8 @@ class ProximalSolver(ABC, Generic[M]):
     flat : bool
         Whether :math:`W_2` is Euclidean in the tangents of the representation, so that
         they may be added: it is what the stages of ``JKO(order=2)`` need.
+    carries_order_2 : bool
+        Whether ``JKO(order=2)`` keeps its order with this solver.
 
     See Also
     --------
@@ -84,6 +86,7 @@ class ProximalSolver(ABC, Generic[M]):
     """
 
     flat: ClassVar[bool] = False
+    carries_order_2: ClassVar[bool] = True
 
     @abstractmethod
     def solve(self, F: Functional, mu: M, dt: float, warm: Any = None) -> ProxResult[M]:
@@ -111,3 +114,25 @@ class ProximalSolver(ABC, Generic[M]):
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k[0] != "_")
         return f"{type(self).__name__}({values})"
+
+
+def may_cross_obstacles(mu: GridDensity) -> bool:
+    """Return whether a straight line between free cells may meet an obstacle.
+
+    It does not if the free cells fill a box.
+    """
+    if bool(mu.is_free.all()):
+        return False
+    cells = mu.is_free.reshape(mu.shape).nonzero()
+    sides = cells.amax(0) - cells.amin(0) + 1
+    return int(sides.prod()) != len(cells)
+
+
+def refuse_obstacles(mu: GridDensity, solver: str) -> None:
+    """Refuse (Unsupported) a grid where straight lines may meet an obstacle."""
+    if may_cross_obstacles(mu):
+        msg = (
+            f"{solver} moves mass along straight lines, which may cross an obstacle of "
+            f"this grid; use JKO(FiniteVolume()), which JKO() takes by itself"
+        )
+        raise Unsupported(msg)

@@ -1,4 +1,4 @@
-"""The JKO step on grids by its dual: hard congestion, obstacles, large steps."""
+"""The JKO step on grids by its dual: hard congestion and large steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from otflow._validation import non_negative_int, positive
 from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.functionals import Congestion, Functional
 from otflow.measures import GridDensity
-from otflow.proximal.base import ProximalSolver, ProxResult
+from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
 from otflow.proximal.dual_newton import maximise
 from otflow.proximal.dual_step import is_full, squared_diagonal, step_of
 from otflow.proximal.grid_duality import distance_bound
@@ -113,11 +113,11 @@ class BackAndForth(ProximalSolver[GridDensity]):
     ``certified``
         Whether the guarantee is not ``"none"``.
 
-    Time O(n log n) an iteration, memory O(n); computed in float64. As the map is not
-    confined to the free cells, mass could jump over an obstacle thinner than
-    :math:`2\,dt\,|\nabla V|`: take a smaller dt. A room that is full below the bound
-    stays as it is. In the plane and in space an entropy, or a step that spreads one
-    cell over many, may not settle; the certificate says so.
+    Time O(n log n) an iteration, memory O(n); computed in float64. Mass goes along
+    straight lines, so obstacles are refused unless the free cells fill a smaller box.
+    A room that is full below the bound stays as it is. In the plane and in space an
+    entropy, or a step that spreads one cell over many, may not settle; the certificate
+    says so.
 
     Examples
     --------
@@ -172,7 +172,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
         Raises
         ------
         Unsupported
-            If `mu` is not a `GridDensity`, or F holds a fast diffusion.
+            If `mu` is not a `GridDensity`, a straight line may meet an obstacle, or F
+            holds a fast diffusion.
         NonFinite
             If F is infinite at `mu`: its density exceeds a bound, or the potential is
             not finite in a free cell.
@@ -184,6 +185,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
             If the masses left the finite numbers; the error carries `mu`.
         """
         dt = self._admit(F, mu, dt, GridDensity)
+        refuse_obstacles(mu, "BackAndForth")
         terms = sort_terms(F, mu.dim)
         if terms.is_fast:
             msg = (

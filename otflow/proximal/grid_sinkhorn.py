@@ -9,7 +9,7 @@ import torch
 from otflow._validation import non_negative_int, positive
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.proximal.base import ProximalSolver, ProxResult
+from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
 from otflow.proximal.grid_certificate import certificate, warn_of_blur
 from otflow.proximal.grid_implicit import attach
 from otflow.proximal.grid_iteration import iterate
@@ -85,9 +85,9 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     Mass is exact to round-off: the new density is the second marginal of a plan whose
     first is :math:`\mu`, by a last half-step. It is positive.
 
-    The walls of the box reflect: the uniform density is at rest. Nothing enters
-    obstacles, but a plan may cut through a corner within one step; take small steps.
-    Beside them the kernel is corrected so that the uniform density is at rest.
+    The walls of the box reflect: the uniform density is at rest. Plans go along
+    straight lines, so obstacles are refused unless the free cells fill a smaller box;
+    beside its walls the kernel is corrected so that the uniform density is at rest.
 
     Where numbers would underflow the iteration goes on in the log domain, where it
     costs about thirty times as much; ``log_domain`` says so.
@@ -184,7 +184,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         Raises
         ------
         Unsupported
-            If `mu` is not a `GridDensity`.
+            If `mu` is not a `GridDensity`, or a straight line may meet an obstacle.
         ValueError
             If eps is too small for the grid, too large for the box, or too small for
             an entropy of negative factor.
@@ -195,6 +195,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
             If eps is too large for `dt`: the step raised the energy.
         """
         dt = self._admit(F, mu, dt, GridDensity)
+        refuse_obstacles(mu, "GridSinkhorn")
         before = float(F.value(mu))
         problem, now, iterations = self._solve(F, mu, dt, warm)
         nu = measure_of(problem, now)
@@ -250,11 +251,12 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         Raises
         ------
         Unsupported
-            If `mu` is not a `GridDensity`.
+            If `mu` is not a `GridDensity`, or a straight line may meet an obstacle.
         NotConverged
             If the step, or the adjoint equation in the backward pass, did not converge.
         """
         dt = self._admit(F, mu.detach(), dt, GridDensity)
+        refuse_obstacles(mu, "GridSinkhorn")
         with torch.no_grad():
             start = mu.with_weights(mu.weights.detach())
             problem, now, _ = self._solve(F, start, dt, warm)

@@ -156,6 +156,12 @@ class JKO(Scheme):
                 f"PowerEntropy(m) with a large m"
             )
             raise Unsupported(msg)
+        if self.order > 1 and not solver.carries_order_2:
+            msg = (
+                f"{type(solver).__name__} is of first order in time, and so is a step "
+                f"beside obstacles: use JKO() with order=1 and a smaller dt"
+            )
+            raise Unsupported(msg)
         if self.order == 1:
             step = _proximal_step(solver, F, mu, dt, state)
         elif solver.flat:

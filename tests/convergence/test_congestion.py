@@ -26,8 +26,12 @@ def check_crowd(run: of.Trajectory, bound: float = 1.0) -> None:
     assert bool((run.records["energy"].diff() <= 0).all())
     for info in run.info:
         assert info["certified"]
-        assert info["dual"] <= info["primal"]
-        assert info["decrease"] >= -info["gap"]
+        if info["solver"] == "FiniteVolume":
+            fall = info["energy_before"] - info["energy_after"]
+            assert fall >= info["dissipation"] - 1e-5
+        else:
+            assert info["dual"] <= info["primal"]
+            assert info["decrease"] >= -info["gap"]
 
 
 # A column under its weight: V = x over a floor ----------------------------------------
@@ -155,7 +159,7 @@ def test_a_crowd_leaves_a_room_through_the_door(n, steps):
     check_crowd(run, 1.2 * float(first.density().max()))
     out = run.records["out"]
     assert bool((out.diff() >= -1e-12).all())
-    assert float(out[4]) == 0
+    assert float(out[4]) < 0.01  # the first to arrive, spread by the upwind fluxes
     assert float(out[-1]) >= 0.4
     # It is symmetric about the middle, and so it stays.
     last = run.final.grid

@@ -1,0 +1,89 @@
+"""No verb of a density on a grid takes mass through an obstacle, whatever the time."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+import otflow as of
+from otflow.errors import Diverged
+from otflow.measures.grid_flux import courant
+
+F64 = torch.float64
+
+
+@st.composite
+def rooms(draw):
+    """Return a density with mass in several rooms, and the label of each cell."""
+    dim = draw(st.integers(1, 3))
+    most = {1: 24, 2: 10, 3: 6}[dim]
+    shape = tuple(draw(st.integers(2, most)) for _ in range(dim))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    blocked = torch.rand(shape, generator=generator) < draw(
+        st.sampled_from([0.1, 0.3, 0.5])
+    )
+    blocked.view(-1)[0] = False
+    labels = torch.from_numpy(ndimage.label(~blocked.numpy())[0]).reshape(-1)
+    first = labels == labels[0]
+    upper = [draw(st.floats(0.2, 4.0)) for _ in shape]
+    rho = first.reshape(shape).to(F64)
+    mu = of.GridDensity(rho, 0.0, upper, obstacles=blocked, walls=True, normalize=True)
+    mass = torch.rand(mu.n, generator=generator, dtype=F64) ** 4
+    # Every other room holds mass; the rest stay empty.
+    mass = mass * (labels % 2 == labels[0] % 2) * (labels > 0)
+    velocity = torch.randn(mu.box.n_faces, generator=generator, dtype=F64)
+    return mu.with_weights(mass / mass.sum()), labels, velocity
+
+
+def check(mu, nu, labels, *, rounding=1e-13):
+    """Each room keeps its mass; obstacles and empty rooms hold none at all."""
+    for k in range(int(labels.max()) + 1):
+        room = labels == k
+        before, after = float(mu.weights[room].sum()), float(nu.weights[room].sum())
+        assert abs(before - after) < rounding
+        if before == 0:
+            assert after == 0
+    assert float(nu.weights.min()) >= 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(room=rooms(), time=st.sampled_from([1e-3, 0.1, 1.0, 1e3]))
+def test_transport_keeps_every_room(room, time):
+    mu, labels, velocity = room
+    check(mu, mu.transport(velocity, time), labels)
+    check(mu, mu.transport(velocity, -time), labels)
+
+
+@settings(max_examples=60, deadline=None)
+@given(room=rooms(), time=st.sampled_from([1e-3, 0.1, 1.0, 1e3]))
+def test_push_keeps_every_room_or_refuses(room, time):
+    mu, labels, velocity = room
+    limit = courant(mu.box, mu.weights, time * velocity * mu.open_faces(F64))
+    if limit > 1 + 1e-12:
+        with pytest.raises(Diverged, match="CFL"):
+            mu.push(velocity, time)
+        time = time * 0.99 / limit
+    check(mu, mu.push(velocity, time), labels)
+
+
+@settings(max_examples=40, deadline=None)
+@given(room=rooms(), variance=st.sampled_from([1e-4, 0.1, 10.0, 1e3]))
+def test_heat_keeps_every_room(room, variance):
+    mu, labels, _ = room
+    check(mu, mu.diffuse(variance, torch.Generator()), labels, rounding=1e-11)
+
+
+@pytest.mark.parametrize("scheme", [of.ExplicitEuler(), of.Langevin()])
+def test_explicit_flows_do_not_pass_a_closed_wall(scheme):
+    blocked = torch.zeros(12, 6, dtype=torch.bool)
+    blocked[6] = True
+    rho = torch.zeros(12, 6, dtype=F64)
+    rho[1:5] = 1.0
+    mu = of.GridDensity(rho, 0.0, 1.0, obstacles=blocked, walls=True, normalize=True)
+    F = of.Potential(lambda x: -x[..., 0])
+    if isinstance(scheme, of.Langevin):
+        F = F + 0.2 * of.Entropy()
+    last = of.flow(F, mu, scheme, dt=0.02, steps=30, generator=0).final
+    assert float(last.weights.reshape(12, 6)[6:].sum()) == 0
+    assert float(last.weights @ last.points[:, 0]) > 0.3

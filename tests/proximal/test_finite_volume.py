@@ -1,0 +1,421 @@
+"""Steps by finite volumes: walls that hold, exact bounds, convex duality, order one."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+import otflow as of
+from otflow.errors import NonFinite, Unsupported
+from otflow.proximal import BackAndForth, FiniteVolume, GridSinkhorn
+
+F64 = torch.float64
+
+
+def grid(rho, blocked=None, upper=1.0):
+    return of.GridDensity(
+        rho.to(F64), 0.0, upper, obstacles=blocked, walls=True, normalize=True
+    )
+
+
+def two_rooms(shape=(16, 12), door=(), wall=8):
+    """Return a room on the left and the mask of a wall one cell thick."""
+    blocked = torch.zeros(shape, dtype=torch.bool)
+    blocked[wall] = True
+    for k in door:
+        blocked[wall, k] = False
+    rho = torch.zeros(shape)
+    rho[1 : wall - 2, 1:-1] = 1.0
+    return grid(rho, blocked), blocked
+
+
+def rightwards(speed=4.0):
+    return of.Potential(lambda x: -speed * x[..., 0], modulus=0.0)
+
+
+def after_fluxes(mu, fluxes):
+    """Return the masses of mu less the outflow of every cell."""
+    return mu.weights - mu.box.collect(fluxes, -fluxes)
+
+
+def check(mu, result, most=float("inf")):
+    """Check what holds of every step, whatever the energy."""
+    nu, report = result.measure, result.certificate
+    assert report["converged"]
+    assert report["certified"]
+    assert report["w2"] is None
+    assert report["decrease"] is None
+    assert float(nu.weights.min()) >= 0
+    assert abs(float(nu.weights.sum() - mu.weights.sum())) < 1e-14
+    assert float(nu.density().max()) <= most
+    assert torch.allclose(after_fluxes(mu, report["fluxes"]), nu.weights, atol=1e-12)
+    closed = mu.open_faces(F64) == 0
+    assert float(report["fluxes"][closed].abs().sum()) == 0
+    labels, _ = ndimage.label(mu.is_free.reshape(mu.shape).numpy())
+    labels = torch.from_numpy(labels).reshape(-1)
+    for k in range(int(labels.max()) + 1):
+        room = labels == k
+        if k == 0 or float(mu.weights[room].sum()) == 0:
+            assert float(nu.weights[room].sum()) == 0
+    size = max(abs(report["energy_before"]), 1.0)
+    fall = report["energy_before"] - report["energy_after"]
+    assert fall >= report["dissipation"] - 1e-4 * size
+    assert report["dissipation"] >= 0
+
+
+ENERGIES = {
+    "potential": lambda _: rightwards(),
+    "entropy": lambda _: rightwards() + 0.1 * of.Entropy(),
+    "porous medium": lambda _: rightwards() + of.PowerEntropy(2),
+    "cubic": lambda _: rightwards() + 0.1 * of.PowerEntropy(3),
+    "fast diffusion": lambda _: rightwards() + 0.2 * of.PowerEntropy(0.7),
+    "a user's": lambda _: rightwards() + of.Internal(lambda r: r.square()),
+    "congestion": lambda b: rightwards() + of.Congestion(b),
+    "congestion, porous": lambda b: (
+        rightwards() + of.PowerEntropy(2) + of.Congestion(b)
+    ),
+}
+
+
+# Walls --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ENERGIES)
+@pytest.mark.parametrize("dt", [0.01, 0.1, 1.0])
+def test_nothing_passes_a_wall_of_one_cell(name, dt):
+    mu, _ = two_rooms()
+    most = 1.3 * float(mu.density().max())
+    F, result = ENERGIES[name](most), None
+    for _ in range(2):
+        result = FiniteVolume().solve(F, mu, dt, result and result.warm)
+        check(mu, result, most if "congestion" in name else float("inf"))
+        mu = result.measure
+        assert float(mu.weights.reshape(mu.shape)[8:].sum()) == 0
+
+
+@pytest.mark.parametrize("name", ["entropy", "porous medium", "congestion"])
+def test_what_is_beyond_two_doors_has_passed_through_them(name):
+    mu, _ = two_rooms(door=(3, 9))
+    start, passed = mu, 0.0
+    most = 1.3 * float(mu.density().max())
+    F, warm = ENERGIES[name](most), None
+    for _ in range(3):
+        result = FiniteVolume().solve(F, mu, 0.05, warm)
+        check(mu, result, most if name == "congestion" else float("inf"))
+        across = mu.box.split_faces(result.certificate["fluxes"])[0]
+        passed += float(across[7, [3, 9]].sum())
+        assert float(across[7].sum()) == float(across[7, [3, 9]].sum())
+        mu, warm = result.measure, result.warm
+    beyond = float(mu.weights.reshape(mu.shape)[8:].sum())
+    assert beyond > 0.01
+    assert abs(beyond - passed) < 1e-12
+    assert start.weights.reshape(mu.shape)[8:].sum() == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_random_rooms_keep_the_laws(data):
+    dim = data.draw(st.integers(1, 3), "dim")
+    shape = tuple(
+        data.draw(st.integers(3, {1: 30, 2: 12, 3: 6}[dim])) for _ in range(dim)
+    )
+    seed = data.draw(st.integers(0, 10_000), "seed")
+    generator = torch.Generator().manual_seed(seed)
+    blocked = torch.rand(shape, generator=generator) < 0.25
+    labels, count = ndimage.label(~blocked.numpy())
+    if count == 0:
+        return
+    room = torch.from_numpy(labels == 1)
+    rho = torch.rand(shape, generator=generator, dtype=F64) * room
+    if data.draw(st.booleans(), "indicator"):
+        rho = (rho > 0.6 * rho.max()).to(F64)
+    upper = [data.draw(st.floats(0.3, 3.0)) for _ in shape]
+    mu = grid(rho, blocked, upper)
+    most = 1.2 * float(mu.density().max())
+    share = int(room.sum()) * mu.box.cell_volume
+    name = data.draw(st.sampled_from(sorted(ENERGIES)), "energy")
+    dt = data.draw(st.sampled_from([1e-3, 1e-2, 1e-1]), "dt")
+    most = max(most, 1.1 / share)
+    result = FiniteVolume().solve(ENERGIES[name](most), mu, dt)
+    check(mu, result, most if "congestion" in name else float("inf"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_room_with_a_corner_in_space(dtype):
+    blocked = torch.zeros(8, 8, 4, dtype=torch.bool)
+    blocked[3, :6] = True  # an L: mass must go round the end of the wall
+    rho = torch.zeros(8, 8, 4, dtype=dtype)
+    rho[:3] = 1.0
+    mu = of.GridDensity(rho, 0.0, 1.0, obstacles=blocked, walls=True, normalize=True)
+    F = rightwards(1.0) + 0.5 * of.Entropy()
+    run = of.flow(F, mu, of.JKO(), dt=0.05, steps=3)
+    assert all(report["certified"] for report in run.info)
+    assert {report["solver"] for report in run.info} == {"FiniteVolume"}
+    last = run.final
+    assert last.dtype == dtype
+    assert float(last.weights[~last.is_free].sum()) == 0
+    assert float(last.weights.reshape(8, 8, 4)[4:].sum()) > 0.02
+    assert bool((run.records["energy"].diff() < 0).all())
+
+
+@pytest.mark.parametrize("internal", [of.Entropy(), of.PowerEntropy(2)])
+def test_the_uniform_density_is_at_rest_beside_walls_and_obstacles(internal):
+    blocked = torch.zeros(24, 20, dtype=torch.bool)
+    blocked[8:14, 5:9] = True
+    mu = grid(~blocked, blocked)
+    result = FiniteVolume().solve(internal, mu, 0.01)
+    assert result.certificate["converged"]
+    assert float((result.measure.weights - mu.weights).abs().sum()) < 1e-8
+    assert result.certificate["dissipation"] < 1e-12
+
+
+def test_nothing_enters_obstacles():
+    blocked = torch.zeros(32, 32, dtype=torch.bool)
+    blocked[14:18, :20] = True
+    x = torch.linspace(-4, 4, 32, dtype=F64)
+    rho = torch.exp(-2 * ((x[:, None] + 1) ** 2 + (x + 1) ** 2)) * ~blocked
+    mu = grid(rho, blocked, 8.0)
+    F = of.Potential(lambda x: -x[:, 0]) + of.PowerEntropy(2.0)
+    run = of.flow(F, mu, of.JKO(), dt=0.1, steps=4)
+    nu = run.final
+    assert all(report["certified"] for report in run.info)
+    assert float(nu.weights[~nu.is_free].abs().max()) == 0
+    assert float(nu.weights.sum()) == pytest.approx(1, abs=1e-13)
+    assert float(nu.weights @ nu.points[:, 0]) > float(mu.weights @ mu.points[:, 0])
+    assert bool((run.records["energy"].diff() < 0).all())
+
+
+# The minimisation ---------------------------------------------------------------------
+
+
+def objective(F, mu, fluxes, dt):
+    """Return F plus the cost of given fluxes, from the definition."""
+    nu = mu.with_weights(after_fluxes(mu, fluxes))
+    below, above = mu.box.neighbours(nu.weights)
+    upstream = torch.where(fluxes >= 0, below, above)
+    h = mu.box.join_faces(
+        [
+            torch.full(s, x)
+            for s, x in zip(mu.box.face_shapes, mu.box.spacing, strict=True)
+        ]
+    ).to(F64)
+    if float(nu.weights.min()) < 0 or float(upstream[fluxes != 0].min()) <= 0:
+        return float("inf")
+    cost = torch.where(fluxes == 0, 0.0, h**2 * fluxes**2 / (2 * dt * upstream))
+    return float(F.value(nu)) + float(cost.sum())
+
+
+@pytest.mark.parametrize("name", ["entropy", "porous medium", "cubic", "a user's"])
+def test_no_other_fluxes_have_a_lower_objective(name):
+    generator = torch.Generator().manual_seed(1)
+    mu, _ = two_rooms((8, 6), door=(2,), wall=4)
+    mu = grid((mu.grid + 0.2) * mu.is_free.reshape(mu.shape), ~mu.is_free.reshape(8, 6))
+    F, dt = ENERGIES[name](1.0), 0.05
+    result = FiniteVolume(tolerance=1e-10).solve(F, mu, dt)
+    check(mu, result)
+    fluxes = result.certificate["fluxes"]
+    least = objective(F, mu, fluxes, dt)
+    kept = float(result.certificate["energy_after"]) + result.certificate["dissipation"]
+    # The old masses less the fluxes lose digits where next to nothing is left.
+    assert least == pytest.approx(kept, abs=1e-7)
+    for size, _ in itertools.product((1e-2, 1e-3, 1e-4), range(20)):
+        other = torch.randn(len(fluxes), generator=generator, dtype=F64)
+        other = other * mu.open_faces(F64) * size * float(fluxes.abs().max())
+        assert objective(F, mu, fluxes + other, dt) >= least - 1e-7
+
+
+def test_the_optimum_solves_the_stated_equations():
+    mu, _ = two_rooms((10, 6), door=(2,), wall=5)
+    dt, F = 0.1, rightwards() + of.PowerEntropy(2) + 0.05 * of.Entropy()
+    result = FiniteVolume(tolerance=1e-11).solve(F, mu, dt)
+    nu, fluxes = result.measure, result.certificate["fluxes"]
+    below, above = mu.box.neighbours(nu.weights)
+    upstream = torch.where(fluxes >= 0, below, above)
+    moved = mu.box.split_faces(fluxes / upstream.clamp_min(1e-300))
+    drop = mu.box.join_faces(  # phi_K - phi_L
+        [q * h**2 / dt for q, h in zip(moved, mu.box.spacing, strict=True)]
+    )
+    slopes = mu.box.over_spacing(drop)
+    square = mu.box.collect(slopes.clamp_min(0) ** 2, slopes.clamp_max(0) ** 2)
+    phi = F.first_variation(nu) - 0.5 * dt * square
+    down, up = mu.box.neighbours(phi)
+    matters = (upstream > 1e-4 / mu.n) & (mu.open_faces(F64) > 0)
+    assert int(matters.sum()) > 20
+    assert torch.allclose((down - up)[matters], drop[matters], atol=1e-6)
+
+
+def test_the_pressure_of_a_full_room_keeps_the_bound_exactly():
+    # Pushed against the right wall a crowd ends as a full block, whatever it was.
+    rho = torch.zeros(40, dtype=F64)
+    rho[:25] = torch.linspace(0.3, 1.0, 25)
+    blocked = torch.arange(40) == 30
+    mu = grid(rho, blocked, 4.0)
+    run = of.flow(rightwards() + of.Congestion(2 / 3), mu, of.JKO(), dt=1.0, steps=8)
+    assert run.info[-1]["certified"]
+    density = run.final.density()
+    assert float(density.max()) <= 2 / 3
+    full = density[16:30]
+    assert torch.allclose(full, torch.full_like(full, 2 / 3), rtol=1e-2)
+    assert float(run.final.weights[:14].sum()) < 1e-3
+
+
+def test_a_step_that_fails_is_halved_and_says_so():
+    mu, _ = two_rooms(door=(4, 5))
+    F = rightwards() + of.PowerEntropy(2)
+    whole = FiniteVolume().solve(F, mu, 0.1)
+    assert whole.certificate["substeps"] == 1
+    assert whole.certificate["guarantee"] == "optimal"
+    halved = FiniteVolume(max_iterations=whole.iterations - 1).solve(F, mu, 0.1)
+    check(mu, halved)
+    assert halved.certificate["substeps"] > 1
+    assert halved.certificate["guarantee"] == "stages"
+    never = FiniteVolume(max_iterations=1, max_halvings=1).solve(F, mu, 0.1)
+    assert not never.certificate["converged"]
+    assert not never.certificate["certified"]
+    assert never.certificate["guarantee"] == "none"
+
+
+# Nonlocal terms -----------------------------------------------------------------------
+
+
+class Height(of.Functional):
+    """A user's own functional: only its value."""
+
+    def value(self, mu):
+        return 4 * (mu.expectation(lambda x: x[..., 1]) - 0.2).square()
+
+
+@pytest.mark.parametrize(
+    "G",
+    [
+        of.Interaction(of.kernels.Quadratic()),
+        of.Interaction(lambda z: torch.exp(-z.square().sum(-1) / 0.02)),
+        Height(),
+    ],
+)
+@pytest.mark.parametrize("dt", [0.01, 0.1])
+def test_other_terms_are_implicit_too(G, dt):
+    mu, _ = two_rooms((12, 8), door=(3, 4), wall=7)
+    F = rightwards(1.0) + 0.2 * of.Entropy() + G
+    result = FiniteVolume().solve(F, mu, dt)
+    check(mu, result)
+    assert result.certificate["guarantee"] == "stationary"
+    assert result.certificate["rounds"] > 0
+    # With the first variation at the new density it is a local problem's optimum.
+    slope = G.first_variation(result.measure)
+    own = of.Potential(lambda x: slope[mu.box.cell_of(x)])
+    local = FiniteVolume().solve(rightwards(1.0) + 0.2 * of.Entropy() + own, mu, dt)
+    assert local.certificate["converged"]
+    change = (local.measure.weights - result.measure.weights).abs().sum()
+    assert float(change) < 1e-4
+
+
+# Without obstacles --------------------------------------------------------------------
+
+
+def bell(x):
+    return 0.1 + torch.exp(-20 * (x - 0.4).square().sum(-1))
+
+
+def apart(other, n, steps):
+    """Return the L1 distance between two solvers' flows to t = 0.04 on n cells."""
+    F = of.Potential(lambda x: 2 * (x - 0.6).square().sum(-1), modulus=4.0)
+    F = F + of.PowerEntropy(2)
+    mu = of.GridDensity.from_function(bell, 0.0, 1.0, (n,), walls=True, dtype=F64)
+    runs = [
+        of.flow(F, mu, of.JKO(solver()), dt=0.04 / steps, steps=steps)
+        for solver in (FiniteVolume, other)
+    ]
+    assert all(report["converged"] for run in runs for report in run.info)
+    a, b = (run.final.weights for run in runs)
+    return float((a - b).abs().sum())
+
+
+@pytest.mark.parametrize("other", [GridSinkhorn, BackAndForth])
+def test_on_an_empty_box_it_is_close_to_the_others(other):
+    coarse, fine = apart(other, 50, 2), apart(other, 100, 4)
+    assert fine < 0.9 * coarse < 0.9 * 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", [GridSinkhorn, BackAndForth])
+def test_on_an_empty_box_it_is_the_others_step_to_first_order(other):
+    # The spacing and dt fall together; the errors of both have opposite signs.
+    coarse, fine = apart(other, 200, 8), apart(other, 400, 16)
+    assert np.log2(coarse / fine) > 0.75
+    assert fine < 0.003
+
+
+# Choices and refusals -----------------------------------------------------------------
+
+
+def test_it_is_the_default_beside_obstacles_only():
+    mu, _ = two_rooms(door=(3,))
+    for F in (None, rightwards(), of.PowerEntropy(0.7), of.Congestion(9.0), Height()):
+        assert isinstance(of.proximal.default_solver(mu, F), FiniteVolume)
+    free = grid(torch.ones(6, 6))
+    assert isinstance(of.proximal.default_solver(free), GridSinkhorn)
+    # Free cells that fill a box are a smaller box.
+    framed = torch.ones(6, 6, dtype=torch.bool)
+    framed[1:4, 2:6] = False
+    inner = grid((~framed).double(), framed)
+    assert isinstance(of.proximal.default_solver(inner), GridSinkhorn)
+    bounded = of.proximal.default_solver(inner, of.Congestion(30.0))
+    assert isinstance(bounded, BackAndForth)
+
+
+@pytest.mark.parametrize("solver", [GridSinkhorn, BackAndForth])
+def test_straight_lines_are_refused_with_a_cure_that_works(solver):
+    mu, _ = two_rooms(door=(3,))
+    F = rightwards() + of.PowerEntropy(2)
+    with pytest.raises(Unsupported, match=r"obstacle.*JKO\(FiniteVolume\(\)\)"):
+        solver().solve(F, mu, 0.01)
+    with pytest.raises(Unsupported, match="obstacle"):
+        of.flow(F, mu, of.JKO(solver()), dt=0.01, steps=1)
+    run = of.flow(F, mu, of.JKO(FiniteVolume()), dt=0.01, steps=1)
+    assert run.info[0]["certified"]
+    if solver is GridSinkhorn:
+        with pytest.raises(Unsupported, match="obstacle"):
+            solver().differentiable_step(F, mu, 0.01)
+
+
+def test_order_two_is_refused_with_a_cure_that_works():
+    mu, _ = two_rooms(door=(3,))
+    F = rightwards() + of.Entropy()
+    with pytest.raises(Unsupported, match="order=1"):
+        of.flow(F, mu, of.JKO(order=2), dt=0.01, steps=1)
+    with pytest.raises(Unsupported, match="order=1"):
+        of.flow(F, mu, of.JKO(FiniteVolume(), order=2), dt=0.01, steps=1)
+    assert of.flow(F, mu, of.JKO(order=1), dt=0.01, steps=1).info[0]["certified"]
+
+
+def test_what_it_refuses():
+    mu, _ = two_rooms()
+    with pytest.raises(Unsupported, match=r"ExplicitEuler\(\)"):
+        FiniteVolume().solve(rightwards() + of.Entropy() * -1.0, mu, 0.1)
+    infinite = of.Potential(lambda x: 1.0 / (x[..., 0] < 0.8).to(x))
+    with pytest.raises(NonFinite, match="obstacles"):
+        FiniteVolume().solve(infinite, grid(torch.ones(8, 8)), 0.1)
+    with pytest.raises(NonFinite, match="max_density"):
+        FiniteVolume().solve(of.Congestion(0.5 * float(mu.density().max())), mu, 0.1)
+    with pytest.raises(Unsupported, match="GridDensity"):
+        FiniteVolume().solve(rightwards(), of.Particles(torch.zeros(2, 2)), 0.1)
+    for option in ({"tolerance": 0.0}, {"max_iterations": 0}, {"max_halvings": -1}):
+        with pytest.raises(ValueError, match=next(iter(option))):
+            FiniteVolume(**option)
+    with pytest.raises(ValueError, match="dt"):
+        FiniteVolume().solve(rightwards(), mu, 0.0)
+
+
+def test_the_arrays_are_numpys_own():
+    # A tangent's fluxes: same shape, dtype and device as the measure's.
+    mu, _ = two_rooms()
+    report = FiniteVolume().solve(rightwards(), mu, 0.1).certificate
+    assert report["fluxes"].shape == (mu.box.n_faces,)
+    assert report["fluxes"].dtype == mu.dtype
+    assert report["device"] == "cpu"
+    assert np.isfinite(report["dissipation"])
