@@ -28,9 +28,11 @@ class ProxResult(Generic[M]):
     warm : object
         What the solver wants back at the next step.
     iterations : int
-        Evaluations of the functional with its velocity.
+        What it cost: evaluations of the functional with its velocity, or the steps that
+        the solver's own documentation counts.
     residual : float
-        Norm of the objective's gradient over the norm of the displacement.
+        What the solver compared with its tolerance: off grids the norm of the
+        objective's gradient over that of the displacement, on grids a mass.
     certificate : mapping
         What was proved. Every solver gives ``energy_before``, ``energy_after``, ``w2``
         (None if unknown), ``decrease``, ``residual``, ``converged``, ``guarantee``,

@@ -76,7 +76,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
 
     ``energy_before``, ``energy_after``, ``decrease``
         F at both ends, which never increases, and F(before) - F(after) - w2^2 / (2 dt),
-        at least -``gap``.
+        without linearisations at least -``gap``.
     ``w2``
         An upper bound of the distance between both ends, the cost of a plan; the
         distance itself in 1-D.
@@ -84,8 +84,10 @@ class BackAndForth(ProximalSolver[GridDensity]):
         The objective of the step at the result and a lower bound of its minimum, both
         over all densities that are constant on cells, and their difference: the
         objective is no further from its minimum. At the exact step the gap is about
-        :math:`\sum_a h_a^2/(6\,dt)`, from the size of the cells. None if an energy has
-        no conjugate there.
+        :math:`\sum_a h_a^2/(6\,dt)`, from the size of the cells. With interactions and
+        other terms all three belong to the last linear problem, whose energies differ
+        from F by a constant and by what is not linear. None if an energy has no
+        conjugate there.
     ``residual``, ``converged``
         Mass at the wrong density, and whether it met the tolerance.
     ``stayed``
@@ -108,8 +110,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
     ``guarantee``
         ``"exact"``: within ``bound`` of the step. ``"optimal"``: the objective is
         within ``gap`` of its minimum. ``"stationary"``: so for the last linearisation,
-        or where an energy has no conjugate. ``"none"``: not converged, or the last
-        linearisation raised F.
+        or where an energy has no conjugate. ``"none"``: not converged, the energy
+        rose, the decrease is negative, or the last linearisation raised F.
     ``certified``
         Whether the guarantee is not ``"none"``.
 

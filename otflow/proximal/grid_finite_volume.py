@@ -100,7 +100,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
     -----
     It is of first order in dt and in the spacing: fluxes are upwind, and the cost is a
     linearisation of the distance, which it bounds from below and above within a factor
-    only. So the certificate has no ``w2`` and no ``decrease``. It holds
+    only. So ``w2``, ``decrease`` and ``bound`` are None. The certificate holds
 
     ``energy_before``, ``energy_after``
         F at both ends.
@@ -127,7 +127,8 @@ class FiniteVolume(ProximalSolver[GridDensity]):
     ``guarantee``
         ``"optimal"``: the least objective, to the tolerance. ``"stationary"``: a
         critical point, with interactions and other terms. ``"stages"``: each of the
-        ``substeps`` has one of these. ``"none"``: not converged.
+        ``substeps`` has one of these. ``"none"``: not converged,
+        or the energy rose.
 
     Time O(n^1.5) a linear system in the plane, O(n^2) in space; memory O(n log n) and
     O(n^(4/3)), n the number of cells.

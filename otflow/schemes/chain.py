@@ -33,15 +33,15 @@ class Chain(Scheme):
     ValueError
         If two of them have an effect in common; see `chain`.
 
+    See Also
+    --------
+    otflow.chain : The way to make one.
+
     Notes
     -----
     ``info["parts"]`` holds the reports of the schemes; ``converged`` stands beside
     where one of them solves for its step, and means all of those. Nothing is certified
     of a chain: its parts are, one by one.
-
-    See Also
-    --------
-    otflow.chain : The way to make one.
 
     Examples
     --------
