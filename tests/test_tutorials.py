@@ -38,13 +38,20 @@ def code_blocks(page: Path) -> Iterator[tuple[int, str]]:
     lines = [*page.read_text("utf-8").splitlines(), "end"]
     start, block = 0, []
     for number, line in enumerate(lines, 1):
-        if line.strip() == ".. code-block:: python":
-            start, block = number + 1, []
-        elif start and line[:1].strip():  # back at the margin: the block is over
+        if start and line[:1].strip():  # back at the margin: the block is over
             yield start, "\n".join(block)
             start = 0
+        if line.strip() == ".. code-block:: python":
+            start, block = number + 1, []
         elif start:
             block.append(line.removeprefix("   "))
+
+
+def test_no_block_of_code_is_passed_over(tmp_path):
+    page = tmp_path / "page.rst"
+    block = ".. code-block:: python\n\n   x = {}\n\n"
+    page.write_text(block.format(1) + block.format(2) + "Text.\n", "utf-8")
+    assert [code.strip() for _, code in code_blocks(page)] == ["x = 1", "x = 2"]
 
 
 def is_labelled(ax: plt.Axes) -> bool:
