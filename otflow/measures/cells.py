@@ -16,7 +16,7 @@ from otflow.errors import NonFinite
 from otflow.kernels import Gaussian, RadialKernel
 from otflow.measures.gaussian_cells import (
     gaussian_interaction,
-    is_narrow,
+    narrow_hessian,
     wide_interaction,
 )
 from otflow.measures.sums import check_kernel, pair_energy
@@ -120,12 +120,11 @@ def far_hessian(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
 
     Of nodes x with masses a it is the Laplacian of the complete graph with weights
     :math:`a_i a_j W''(x_i - x_j)`; a Gauss node is a fixed mean of both ends of its
-    cell. Time and memory O(n^2). The two nodes of a narrow cell under a Gaussian have
-    its Hessian to a share 1e-4; that of wide cells is not in it.
+    cell. Time and memory O(n^2). Of a Gaussian it is that of the narrow cells.
     """
     if _is_gaussian(W):
-        weights = weights * is_narrow(edges, W)
-    elif _is_lumped(W):
+        return narrow_hessian(edges, weights, W)
+    if _is_lumped(W):
         masses, x = lump(weights), edges
         pull = torch.cat([_pull(W, x[i], masses[i], x, masses) for i in tiles(len(x))])
         return torch.diag(pull.sum(1)) - pull

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otflow._autodiff import pair_sum
+from otflow._autodiff import pair_sum, tiles
 from otflow.kernels import Gaussian
 from otflow.measures.sums import pair_energy
 
-__all__ = ["gaussian_interaction", "is_narrow", "wide_interaction"]
+__all__ = ["gaussian_interaction", "narrow_hessian", "wide_interaction"]
 
 # Gauss-Legendre nodes of a narrow cell. More than six would serve cells up to the
 # standard deviation, at 64 pairs for two cells; closed forms cost less there.
@@ -66,11 +66,6 @@ def gaussian_interaction(edges: Tensor, weights: Tensor, W: Gaussian) -> Tensor:
     return energy
 
 
-def is_narrow(edges: Tensor, W: Gaussian) -> Tensor:
-    """Return which cells are integrated by nodes, (n,)."""
-    return edges.detach().diff() <= _rules(edges.dtype)[-1][0] * W.sigma
-
-
 def wide_interaction(edges: Tensor, weights: Tensor, W: Gaussian) -> Tensor:
     r"""Return the energy of wide cells with all cells.
 
@@ -81,7 +76,8 @@ def wide_interaction(edges: Tensor, weights: Tensor, W: Gaussian) -> Tensor:
     ever, and acts on no pair of cells but a cell and itself. It is taken out, so that
     far cells do not cancel.
     """
-    narrow = is_narrow(edges, W)
+    longest = _rules(edges.dtype)[-1][0] * W.sigma
+    narrow = edges.detach().diff() <= longest
     if bool(narrow.all()):
         return edges.new_zeros(())
     nodes, masses = _nodes(edges, weights, W)
@@ -110,14 +106,48 @@ def wide_interaction(edges: Tensor, weights: Tensor, W: Gaussian) -> Tensor:
     return pair_sum(energy, x, a, b) + slope * (weights @ density)
 
 
+def narrow_hessian(edges: Tensor, weights: Tensor, W: Gaussian) -> Tensor:
+    r"""Return the Hessian of the energy of narrow cells, (n + 1, n + 1), dense.
+
+    Of nodes x with masses a it is the Laplacian of the complete graph with weights
+    :math:`a_i a_j W''(x_i - x_j)`; a node is a fixed mean of both ends of its cell.
+    """
+    own, share, mass = _rule_of_cells(edges, weights, W)
+    x, size = torch.lerp(edges[own], edges[own + 1], share), len(edges)
+
+    def onto_edges(rows: Tensor, own: Tensor, share: Tensor) -> Tensor:
+        out = rows.new_zeros(size, rows.shape[1])
+        out.index_add_(0, own, (1.0 - share)[:, None] * rows)
+        return out.index_add_(0, own + 1, share[:, None] * rows)
+
+    hessian = edges.new_zeros(size, size)
+    for i in tiles(len(x)):
+        s = ((x[i, None] - x) / W.sigma).square()
+        curve = (s - 1.0) * (-0.5 * s).exp() / W.sigma**2
+        pull = mass[i, None] * curve * mass
+        total = torch.diag(pull.sum(1))
+        rows = onto_edges(total, own[i], share[i]) - onto_edges(pull.T, own, share)
+        hessian += onto_edges(rows.T, own[i], share[i])
+    return hessian
+
+
 def _nodes(edges: Tensor, weights: Tensor, W: Gaussian) -> tuple[Tensor, Tensor]:
     """Return nodes and masses of the narrow cells, (m,) each."""
-    gaps, left, shorter = edges.diff(), edges[:-1], 0.0
-    nodes, masses = [], []
+    own, share, mass = _rule_of_cells(edges, weights, W)
+    return torch.lerp(edges[own], edges[own + 1], share), mass
+
+
+def _rule_of_cells(
+    edges: Tensor, weights: Tensor, W: Gaussian
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the cell of each node, its place in it, 0 to 1, and its mass, (m,)."""
+    gaps, shorter = edges.detach().diff(), 0.0
+    cells, shares, masses = [], [], []
     for longest, *rule in _rules(edges.dtype):
-        own = (gaps > shorter) & (gaps <= longest * W.sigma)
-        shorter = longest * W.sigma
         t, w = (r.to(edges.device) for r in rule)
-        nodes.append((left[own][:, None] + gaps[own][:, None] * t).reshape(-1))
+        own = ((gaps > shorter) & (gaps <= longest * W.sigma)).nonzero()[:, 0]
+        shorter = longest * W.sigma
+        cells.append(own.repeat_interleave(len(t)))
+        shares.append(t.repeat(len(own)))
         masses.append((weights[own][:, None] * w).reshape(-1))
-    return torch.cat(nodes), torch.cat(masses)
+    return torch.cat(cells), torch.cat(shares), torch.cat(masses)
