@@ -475,6 +475,35 @@ def attracted_droplet(strength, half=1.8, n=720):
     return energy, (rho > 0).sum() * h
 
 
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("sigma", [0.05, 0.3, 1.0])
+def test_derivatives_of_an_attraction_of_any_range(sigma, dense, monkeypatch):
+    monkeypatch.setattr(quantile_objective, "DENSE", 1000 if dense else 0)
+    q = torch.tensor([-4.0, -0.5, -0.48, -0.3, -0.29, 0.0, 0.2, 3.0]).double()
+    F = of.PowerEntropy(2) + -3.0 * of.Interaction(of.kernels.Gaussian(sigma))
+    problem = Objective(F, of.Quantiles(q), 0.3)
+    at = problem.expand(q)
+    for seed in range(3):
+        v = 0.1 * normal(8, seed=seed)
+        bend = derivative(
+            lambda t, v=v: problem.expand(q + t * v).gradient, 1e-3 * sigma
+        )
+        found = at.band.times(v) + at.product(v)
+        torch.testing.assert_close(found, bend, rtol=1e-5, atol=1e-6)
+
+
+@given(st.integers(0, 10**6), st.floats(-1.5, 1.5))
+def test_the_modulus_of_a_kernel_holds_for_cells_of_any_width(seed, log_sigma):
+    # Of the density, in the exact product, so in the lumped one, which is more.
+    mu, sigma = make(9, seed=seed), 10.0**log_sigma
+    W = of.kernels.Gaussian(sigma)
+    masses = torch.diag(mu.lumped)
+    times = Objective(of.Interaction(W), mu, 1.0).start.product
+    hessian = torch.stack([times(e) for e in torch.eye(10, dtype=torch.float64)])
+    least = torch.linalg.eigvalsh(hessian - W.modulus * masses).min()
+    assert float(least) >= -1e-9 * (1 + sigma**-2)
+
+
 @pytest.mark.parametrize("ends", [1.3, 4.0, 8.0])
 def test_a_wide_end_cell_flows_back_under_an_attraction_of_finite_range(ends):
     # The far quantile feels no force there, but the mass of its cell does.
