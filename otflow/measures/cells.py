@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -12,7 +13,12 @@ from torch import Tensor
 from otflow._autodiff import line_derivatives, tiles
 from otflow._typing import Ground
 from otflow.errors import NonFinite
-from otflow.kernels import RadialKernel
+from otflow.kernels import Gaussian, RadialKernel
+from otflow.measures.gaussian_cells import (
+    gaussian_interaction,
+    narrow_hessian,
+    wide_interaction,
+)
 from otflow.measures.sums import check_kernel, pair_energy
 
 __all__ = ["cell_interaction", "far_hessian", "lump", "near_interaction"]
@@ -40,7 +46,8 @@ def _rule(power: int) -> tuple[Tensor, Tensor]:
 def cell_interaction(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
     r"""Return :math:`\tfrac12\iint W(x - y)\,d\mu\,d\mu` of a step density.
 
-    A smooth kernel is summed over the quantiles with their lumped masses, as an
+    A Gaussian, whose range is finite, is averaged over all cells exactly. Any other
+    smooth kernel is summed over the quantiles with their lumped masses, as an
     expectation is. For all others, cells that are far apart interact through two Gauss
     nodes each. Let :math:`I(g) =
     \int_0^g (g - z)\,W(z)\,dz`, the second primitive of W. The average of W over the
@@ -67,7 +74,9 @@ def cell_interaction(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
     Tensor
         0-d; differentiable to any order. Time O(n^2), memory O(n).
     """
-    if _is_smooth(W):
+    if _is_gaussian(W):
+        return gaussian_interaction(edges, weights, W)
+    if _is_lumped(W):
         return pair_energy(W, edges[:, None], lump(weights))
     _check_integrable(W)
     # A kernel that is not known to be finite at 0 is not asked for its value there.
@@ -80,7 +89,9 @@ def cell_interaction(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
 
 def near_interaction(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
     """Return what `cell_interaction` adds to the energy of its nodes."""
-    if _is_smooth(W):
+    if _is_gaussian(W):
+        return wide_interaction(edges, weights, W)
+    if _is_lumped(W):
         return edges.new_zeros(())
     gaps, centres = edges.diff(), 0.5 * (edges[1:] + edges[:-1])
     n, reach = len(gaps), gaps * REACH
@@ -109,9 +120,11 @@ def far_hessian(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
 
     Of nodes x with masses a it is the Laplacian of the complete graph with weights
     :math:`a_i a_j W''(x_i - x_j)`; a Gauss node is a fixed mean of both ends of its
-    cell. Time and memory O(n^2).
+    cell. Time and memory O(n^2). Of a Gaussian it is that of the narrow cells.
     """
-    if _is_smooth(W):
+    if _is_gaussian(W):
+        return narrow_hessian(edges, weights, W)
+    if _is_lumped(W):
         masses, x = lump(weights), edges
         pull = torch.cat([_pull(W, x[i], masses[i], x, masses) for i in tiles(len(x))])
         return torch.diag(pull.sum(1)) - pull
@@ -148,7 +161,11 @@ def lump(weights: Tensor) -> Tensor:
     return 0.5 * (torch.cat([weights, nothing]) + torch.cat([nothing, weights]))
 
 
-def _is_smooth(W: Ground) -> bool:
+def _is_gaussian(W: Ground) -> TypeGuard[Gaussian]:
+    return type(W) is Gaussian  # a child may have another profile
+
+
+def _is_lumped(W: Ground) -> bool:
     return _is_finite(W) and W.smooth  # type: ignore[attr-defined]
 
 

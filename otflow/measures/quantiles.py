@@ -279,21 +279,22 @@ class Quantiles(Measure):
         The trapezoidal rule, of second order like the values at the centres. With it a
         potential moves each quantile by its own gradient there, so that V-convexity
         carries over whole and quantiles keep their order under a convex V. A cell that
-        is wider than the scale of V, or of a smooth kernel, feels it at its ends alone:
-        a far end out of its reach stays there, at rest, where the density would flow
-        back. Start such flows within the reach of their forces.
+        is wider than the scale of V feels it at its ends alone: a far end out of the
+        reach of V stays there, at rest, where the density would flow back. Start such
+        flows within the reach of V.
         """
         return integrate(f, self.edges[:, None], self.lumped)
 
     def interaction(self, W: Ground, *, diagonal: bool = True) -> Tensor:
         r"""Return :math:`\tfrac12\iint W(x-y)\,d\mu\,d\mu` of the density itself.
 
-        A smooth kernel is summed over the quantiles, as an expectation is. Under any
-        other, cells that are far apart interact through two Gauss nodes each; a cell
-        with itself and with its neighbours by the exact average of W, so that an
-        integrable singularity at 0 (the logarithm, Riesz with p < 1) does no harm. A
-        density has no pairs i = j to leave out: `diagonal` makes no difference. Time
-        O(n^2), memory O(n).
+        A `Gaussian` is averaged over all cells exactly, however wide they are. Any
+        other kernel that is known to be smooth is summed over the quantiles, as an
+        expectation is. Under the rest, far cells interact through two Gauss nodes each;
+        a cell with itself and its neighbours by the exact average of W, so that an
+        integrable singularity at 0 (the logarithm, Riesz with p < 1) does no harm. Of a
+        kernel of one's own no cell should be wider than its range. A density has no
+        pairs i = j to leave out: `diagonal` is ignored. Time O(n^2), memory O(n).
 
         Raises
         ------

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import otflow as of
 from otflow.analysis import observed_order
+from otflow.measures.gaussian_cells import _rules
 from tests import exact
 from tests.clouds import normal
 from tests.contracts.measure import MeasureContract
@@ -204,13 +205,62 @@ def test_riesz_energy_of_a_uniform_density(p):
     assert float(value) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_smooth_kernel_is_summed_over_the_quantiles():
+def test_a_smooth_kernel_without_range_is_summed_over_the_quantiles():
     mu = TestOtherMasses().make()
     atoms = of.Particles(mu.edges[:, None], mu.lumped)
-    for W in (of.kernels.Quadratic(), of.kernels.Gaussian(0.7)):
+    for W in (of.kernels.Quadratic(), of.kernels.PowerLaw(4, 2)):
         F = of.Interaction(W)
         torch.testing.assert_close(F.value(mu), F.value(atoms))
         torch.testing.assert_close(F.velocity(mu), F.velocity(atoms))
+
+
+def gaussian_average(mu, sigma):
+    """Return the energy of a Gaussian kernel by a composite Gauss rule."""
+    x, a = np.polynomial.legendre.leggauss(6)
+    nodes, masses = [], []
+    for left, gap, mass in zip(mu.edges[:-1], mu.edges.diff(), mu.weights, strict=True):
+        panels = math.ceil(4 * float(gap) / sigma)
+        shares = ((np.arange(panels)[:, None] + 0.5 * (x + 1)) / panels).ravel()
+        nodes.append(left + gap * torch.from_numpy(shares))
+        masses.append(mass / panels * torch.from_numpy(np.tile(a / 2, panels)))
+    atoms = of.Particles(torch.cat(nodes)[:, None], torch.cat(masses), normalize=True)
+    return of.Interaction(of.kernels.Gaussian(sigma)).value(atoms)
+
+
+@pytest.mark.parametrize("sigma", [0.2, 0.5, 3.0, 200.0])
+def test_a_gaussian_kernel_is_averaged_exactly_over_cells_of_any_width(sigma):
+    # Cells from 1e-3 to 8: by nodes, by closed forms, and next to one another.
+    edges = torch.tensor([-9.0, -1.0, -0.7, -0.69, 0.0, 0.001, 0.02, 0.5, 6.0])
+    weights = torch.tensor([0.05, 0.2, 0.05, 0.3, 0.02, 0.08, 0.2, 0.1])
+    mu = of.Quantiles(edges.double(), weights.double(), normalize=True)
+    F, h = of.Interaction(of.kernels.Gaussian(sigma)), 1e-2 * min(sigma, 0.1)
+    expected = float(gaussian_average(mu, sigma))
+    assert float(F.value(mu)) == pytest.approx(expected, rel=1e-12)
+    v = torch.zeros_like(mu.edges)[:, None]
+    v[0] = v[-1] = 1.0  # the ends of wide cells
+    slope = [gaussian_average(mu.push(v, t), sigma) for t in (-h, h)]
+    expected = float(slope[1] - slope[0]) / (2 * h)
+    found = -float(mu.inner(F.velocity(mu), v))
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nodes_and_closed_forms_of_a_gaussian_kernel_are_one_function(dtype):
+    """Cells that grow past the length where the rule changes do not notice it."""
+
+    eps = torch.finfo(dtype).eps
+    for longest, _, _ in _rules(dtype):
+        values, forces = [], []
+        for gap in (longest * (1 - 4 * eps), longest * (1 + 4 * eps)):
+            edges = gap * torch.arange(5, dtype=dtype)
+            mu = of.Quantiles(edges)
+            value, velocity = of.Interaction(
+                of.kernels.Gaussian(1.0)
+            ).value_and_velocity(mu)
+            values.append(value)
+            forces.append(velocity)
+        torch.testing.assert_close(*values, rtol=64 * eps, atol=0)
+        torch.testing.assert_close(*forces, rtol=0, atol=200 * eps / longest)
 
 
 def test_a_kernel_with_a_kink_is_exact_on_a_uniform_density():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 import otflow as of
+from otflow.measures.levels import graded_masses
 from otflow.proximal import QuantileProximal, default_solver, quantile_objective
 from otflow.proximal.quantile_objective import Objective
 from otflow.proximal.springs import Springs
@@ -447,3 +448,78 @@ def test_what_it_cannot_step_is_refused_with_the_cure():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         QuantileProximal(**options)
+
+
+# Attraction of finite range -----------------------------------------------------------
+
+
+def attracted_droplet(strength, half=1.8, n=720):
+    """Return energy and width at rest of int rho^2 - strength/2 iint exp(-|z|^2/2).
+
+    At rest 2 rho = strength G * rho - lambda where that is positive: the centred cells
+    of a grid, iterated to a fixed point.
+    """
+    h = 2 * half / n
+    x = (np.arange(n) + 0.5) * h - half
+    G = np.exp(-0.5 * (x[:, None] - x) ** 2)
+    rho = np.exp(-(x**2)) / (np.exp(-(x**2)).sum() * h)
+    for _ in range(3000):
+        pull = 0.5 * strength * G @ rho * h
+        ordered = np.sort(pull)[::-1]
+        level = (ordered.cumsum() * h - 1) / (np.arange(1, n + 1) * h)
+        new = np.maximum(pull - level[ordered > level][-1], 0.0)
+        if np.abs(new - rho).max() < 1e-11:
+            break
+        rho = new
+    energy = (rho**2).sum() * h - 0.5 * strength * rho @ G @ rho * h * h
+    return energy, (rho > 0).sum() * h
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("sigma", [0.05, 0.3, 1.0])
+def test_derivatives_of_an_attraction_of_any_range(sigma, dense, monkeypatch):
+    monkeypatch.setattr(quantile_objective, "DENSE", 1000 if dense else 0)
+    q = torch.tensor([-4.0, -0.5, -0.48, -0.3, -0.29, 0.0, 0.2, 3.0]).double()
+    F = of.PowerEntropy(2) + -3.0 * of.Interaction(of.kernels.Gaussian(sigma))
+    problem = Objective(F, of.Quantiles(q), 0.3)
+    at = problem.expand(q)
+    for seed in range(3):
+        v = 0.1 * normal(8, seed=seed)
+        bend = derivative(
+            lambda t, v=v: problem.expand(q + t * v).gradient, 1e-3 * sigma
+        )
+        found = at.band.times(v) + at.product(v)
+        torch.testing.assert_close(found, bend, rtol=1e-5, atol=1e-6)
+
+
+@given(st.integers(0, 10**6), st.floats(-1.5, 1.5))
+def test_the_modulus_of_a_kernel_holds_for_cells_of_any_width(seed, log_sigma):
+    # Of the density, in the exact product, so in the lumped one, which is more.
+    mu, sigma = make(9, seed=seed), 10.0**log_sigma
+    W = of.kernels.Gaussian(sigma)
+    masses = torch.diag(mu.lumped)
+    times = Objective(of.Interaction(W), mu, 1.0).start.product
+    hessian = torch.stack([times(e) for e in torch.eye(10, dtype=torch.float64)])
+    least = torch.linalg.eigvalsh(hessian - W.modulus * masses).min()
+    assert float(least) >= -1e-9 * (1 + sigma**-2)
+
+
+@pytest.mark.parametrize("ends", [1.3, 4.0, 8.0])
+def test_a_wide_end_cell_flows_back_under_an_attraction_of_finite_range(ends):
+    # The far quantile feels no force there, but the mass of its cell does.
+    F = of.PowerEntropy(2) + -3.0 * of.Interaction(of.kernels.Gaussian(1.0))
+    masses, levels = graded_masses(16, 2.0)
+    edges = 2.4 * (levels - 0.5)
+    edges[0], edges[-1] = -ends, ends
+    mu = of.Quantiles(edges, masses, normalize=True)
+    for _ in range(40):
+        result = QuantileProximal().solve(F, mu, dt=30.0)
+        assert result.certificate["converged"]
+        mu = result.measure
+        if float(mu.norm(F.velocity(mu))) < 1e-8:
+            break
+    assert float(mu.norm(F.velocity(mu))) < 1e-8
+    energy, width = attracted_droplet(3.0)
+    assert energy == pytest.approx(-0.6868, abs=1e-4)
+    assert float(F.value(mu)) == pytest.approx(energy, abs=4e-3)
+    assert float(mu.edges[-1] - mu.edges[0]) == pytest.approx(width, abs=0.1)
