@@ -30,6 +30,7 @@ __all__ = [
     "check_scalar",
     "differentiable_gradient",
     "entrywise_derivative",
+    "entrywise_derivatives",
     "gradient",
     "implicit",
     "leaf",
@@ -121,6 +122,24 @@ def entrywise_derivative(
                 return torch.zeros_like(x.detach())
             (y,) = _grad(y.sum(), (at,), create_graph=keep or k + 1 < order)
         return y if keep else y.detach()
+
+
+def entrywise_derivatives(
+    function: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return f' and f'' of an entrywise function by one evaluation; no graph is kept.
+
+    Overflow is let by.
+    """
+    zero = torch.zeros_like(x.detach())
+    with torch.enable_grad():
+        at = leaf(x)
+        y = function(at)
+        if not y.requires_grad:
+            return zero, zero
+        (first,) = _grad(y.sum(), (at,), create_graph=True)
+        second = _grad(first.sum(), (at,))[0] if first.requires_grad else zero
+    return first.detach(), second.detach()
 
 
 def line_derivatives(

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from otflow._autodiff import entrywise_derivative
+from otflow._autodiff import entrywise_derivative, entrywise_derivatives
 from otflow._typing import Ground
 from otflow._validation import real
 from otflow.errors import NonFinite
@@ -18,6 +18,7 @@ from otflow.measures import Gaussian, Measure
 __all__ = ["Entropy", "Internal"]
 
 START = 20.0  # Newton's method starts at log densities no larger than that
+RUNGS = 128  # log densities at which U' is read first to find where others lie
 
 
 class Internal(Functional):
@@ -230,14 +231,24 @@ class Internal(Functional):
             own, steepness = self._log_slope(z)
             return own - target, steepness, own.abs() + target.abs()
 
-        start = torch.zeros_like(target)
-        unit = self.slope(start[:1] + 1).abs() + torch.finfo(s.dtype).tiny
-        z = increasing_root(function, start, target.abs() + unit)
+        unit = self.slope(target.new_ones(1)).abs() + torch.finfo(s.dtype).tiny
+        z = increasing_root(function, self._near(target, highest), target.abs() + unit)
         slope = function(z)[1]
         self._check_increasing(z, slope)
         if s.requires_grad:  # by the implicit function theorem
             z = z + (s[between] - target) / slope
         return r.masked_scatter(between, z.exp().clamp_max(self.max_density))
+
+    def _near(self, s: Tensor, highest: float) -> Tensor:
+        """Return log densities at which U' is near s, read off a ladder of them."""
+        limit = _log_limit(s.dtype)
+        z = torch.linspace(-limit, highest, RUNGS, dtype=s.dtype, device=s.device)
+        # Where U' overflows it is above all s; it increases but for round-off.
+        slope = self.slope(z.exp()).nan_to_num(math.inf).cummax(0).values
+        above = torch.searchsorted(slope, s.contiguous()).clamp(1, RUNGS - 1)
+        low, high = slope[above - 1], slope[above]
+        share = ((s - low) / (high - low)).nan_to_num(0.5, 0.5, 0.5).clamp(0, 1)
+        return z[above - 1] + share * (z[1] - z[0])
 
     def conjugate(self, s: Tensor) -> Tensor:
         r"""Return the Legendre transform :math:`U^*(s) = \sup_{r\ge0}\, s r - U(r)`."""
@@ -255,8 +266,16 @@ class Internal(Functional):
         limit = _log_limit(z.dtype)
         near = z.clamp(-limit, limit)
         r = near.exp()
-        steepness = r * self.curvature(r)
-        return self.slope(r) + steepness * (z - near), steepness
+        slope, curvature = self._derivatives(r)
+        steepness = r * curvature
+        return slope + steepness * (z - near), steepness
+
+    def _derivatives(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Return U' and U'', from one evaluation where they come by autograd."""
+        own = type(self)
+        if own.slope is Internal.slope and own.curvature is Internal.curvature:
+            return entrywise_derivatives(self._energy, r)
+        return self.slope(r), self.curvature(r)
 
     def _check_increasing(self, z: Tensor, slope: Tensor) -> None:
         bad = ~(slope >= 0)  # NaN is bad

@@ -60,7 +60,8 @@ def increasing_root(
         middle = 0.5 * (low + high)
         middle = torch.where(low.isinf(), high - reach, middle)
         middle = torch.where(high.isinf(), low + reach, middle)
-        inside = (new > low) & (new < high)
+        # A step that ends at an end of the bracket has settled there.
+        inside = (new >= low) & (new <= high)
         inside &= ((new - z).abs() <= reach) | ((high - low) < torch.inf)
         if step % 3 == 2:
             inside &= (high - low <= 0.5 * width) | (high - low).isinf()

@@ -16,8 +16,11 @@ __all__ = ["maximise"]
 # Coarser grids are used down to so many cells along the longest axis, with so many
 # Newton steps each, until the residual is this share of the mass.
 SMALLEST, COARSE_STEPS, COARSE_RESIDUAL = 8, 12, 1e-3
-# Newton steps that may pass without a lesser residual.
-PATIENCE = 16
+# Newton steps that may pass before the residual is this share of what it was.
+PATIENCE, PROGRESS = 16, 0.5
+# Evaluations of the dual, and inner iterations, that a climb may take for each Newton
+# step that it may.
+TRIALS_A_STEP, INNER_A_STEP = 3, 15
 # A start whose residual is below it needs no coarser grid.
 NEAR = 0.02
 # A residual above so many tolerances is tried again from the energy's minimiser.
@@ -60,8 +63,8 @@ def maximise(
         The iterate of least residual.
     steps : int
         Newton steps on this grid.
-    converged : bool
-        Whether its residual is below the tolerance.
+    stalled : bool
+        Whether it ended above the tolerance because the residual fell no more.
     """
     point = problem.at(start.clamp_min(problem.lowest))
     small = max(problem.box.shape) < 2 * SMALLEST
@@ -74,46 +77,55 @@ def maximise(
             trial = problem.at(guess)
             if not point.residual <= trial.residual:
                 point = trial
-    best, steps = _climb(problem, point, tolerance, limit)
+    best, steps, stalled = _climb(problem, point, tolerance, limit)
     if not best.residual <= NEARLY * tolerance:
         other = problem.at(problem.at_rest())
-        other, more = _climb(problem, other, tolerance, limit)
-        steps += more
+        other, more, also = _climb(problem, other, tolerance, limit)
+        steps, stalled = steps + more, stalled and also
         if not best.residual <= other.residual:
             best = other
-    return best, steps, best.residual <= tolerance
+    return best, steps, stalled and not best.residual <= tolerance
 
 
 def _climb(
     problem: PressureProblem, point: Iterate, tolerance: float, limit: int
-) -> tuple[Iterate, int]:
-    """Return the best of the Newton iterates from a point, and their number."""
-    best, steps, last = point, 0, 0
+) -> tuple[Iterate, int, bool]:
+    """Return the best of the Newton iterates, their number, and whether it stalled."""
+    best, steps, last, trials, inner = point, 0, 0, 0, 0
+    goal_residual = PROGRESS * point.residual
     memory: list[tuple[Tensor, Tensor]] = []
     damping = 1.0
-    while not best.residual <= tolerance and steps < min(limit, last + PATIENCE):
+    while not best.residual <= tolerance and steps < limit:
+        spent = trials >= TRIALS_A_STEP * limit or inner >= INNER_A_STEP * limit
+        if spent or steps >= last + PATIENCE:
+            return best, steps, True
         wasted = steps - last
         if wasted == PATIENCE // 2:  # back to the best, and on without mixing
             point, memory = best, []
-        change = _System.at(problem, point, damping).solve()
+        change, used = _System.at(problem, point, damping).solve()
+        inner += used
         direction = change
         if point.residual < NEAR and wasted < PATIENCE // 2:
             direction = _mixed(point.pressure, change, memory)
             goal = (point.pressure + direction).clamp_min(problem.lowest)
             direction = goal - point.pressure
             memory = [*memory, (point.pressure, change)][-MEMORY:]
-        found = _search(problem, point, direction)
+        found, used = _search(problem, point, direction)
+        trials += used
         if found is None and direction is not change:
-            found, memory = _search(problem, point, change), []
+            found, used = _search(problem, point, change)
+            memory, trials = [], trials + used
         steps += 1
         if found is None:
-            break
+            return best, steps, True
         factor = LESS if found.residual <= GOOD * point.residual else MORE
         damping = min(1.0, damping * factor)
         point = found
         if not best.residual <= point.residual:
-            best, last = point, steps
-    return best, steps
+            best = point
+        if not best.residual > goal_residual:
+            last, goal_residual = steps, PROGRESS * best.residual
+    return best, steps, False
 
 
 def _mixed(
@@ -171,10 +183,10 @@ class _System:
         right = excess.masked_fill(lost, 0.0).reshape(shape) - L.apply(fixed)
         return cls(problem, point, L.inside(mask), mask, fixed, right * mask)
 
-    def solve(self) -> Tensor:
-        """Return the change of the pressure."""
-        step, _ = solve_laplacian(self.matrix, self.right, INEXACT, MAX_INNER)
-        return self._projected(torch.where(self.moves, step, self.fixed))
+    def solve(self) -> tuple[Tensor, int]:
+        """Return the change of the pressure, and the inner iterations it took."""
+        step, used = solve_laplacian(self.matrix, self.right, INEXACT, MAX_INNER)
+        return self._projected(torch.where(self.moves, step, self.fixed)), used
 
     def _projected(self, step: Tensor) -> Tensor:
         p = self.point.pressure
@@ -187,13 +199,16 @@ def _search(
     point: Iterate,
     direction: Tensor,
     trials: int = MAX_TRIALS,
-) -> Iterate | None:
-    """Return a point along a direction where the dual has all but turned."""
+) -> tuple[Iterate | None, int]:
+    """Return a point along a direction where the dual has all but turned.
+
+    Also the number of evaluations that it took.
+    """
     start = float(point.excess @ direction)
     if not start > 0:
-        return None
+        return None, 0
     length, best = 1.0, None
-    for _ in range(trials):
+    for used in range(1, trials + 1):
         goal = point.pressure + length * direction
         trial = problem.at(goal.clamp_min(problem.lowest))
         move = trial.pressure - point.pressure
@@ -203,14 +218,14 @@ def _search(
         if uphill or trial.residual <= CONTRACTION * point.residual:
             best = trial
             if not slope > STEEP * abs(start):
-                return best
+                return best, used
             length *= 2.0  # as steep as at the start: go on
         elif best is not None:
-            return best
+            return best, used
         else:
             share = start / (start - slope) if finite else 0.0
             length *= min(max(share, 0.1), 0.9)
-    return best
+    return best, trials
 
 
 def _laplacian(

@@ -29,6 +29,10 @@ DUST = 1e-12
 OVERFULL = 64.0
 # The density has settled if it changes by less than so many tolerances.
 SETTLED = 10.0
+# Linearisations that may pass before the change is this share of what it was.
+PATIENCE, PROGRESS = 4, 0.9
+# Linearisations in succession that may fail to converge.
+MOST_FAILURES = 2
 
 
 class BackAndForth(ProximalSolver[GridDensity]):
@@ -90,6 +94,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
         conjugate there.
     ``residual``, ``converged``
         Mass at the wrong density, and whether it met the tolerance.
+    ``stalled``
+        Whether the solve ended above its tolerance because it improved no more, before
+        its iterations ran out; then it is not converged.
     ``stayed``
         Whether the measure is returned as it was, as the step would not lower F: it is
         at rest up to the size of the cells.
@@ -203,9 +210,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
         start = _first_pressure(problem) if warm is None else warm.to(problem.V)
         if is_full(problem, self.tolerance, OVERFULL * torch.finfo(mu.dtype).eps):
             return self._full(F, mu, problem, start, before)
-        point, steps, converged, rounds, problem = self._solve(
-            terms, mu, problem, start
-        )
+        point, steps, ending, rounds, problem = self._solve(terms, mu, problem, start)
+        converged = ending == "converged"
         if not math.isfinite(point.residual):
             msg = "the dual of the JKO step left the finite numbers; take a smaller dt"
             raise Diverged(msg, measure=mu)
@@ -231,6 +237,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
             guarantee=guarantee,
             bound=bound,
             linearisations=rounds,
+            stalled=ending == "stalled",
         )
         return ProxResult(step.measure, point.pressure, steps, point.residual, known)
 
@@ -267,31 +274,47 @@ class BackAndForth(ProximalSolver[GridDensity]):
             guarantee="exact",
             bound=distance,
             linearisations=0,
+            stalled=False,
         )
         return ProxResult(step.measure, pressure, 0, rest, known)
 
     def _solve(
         self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor
-    ) -> tuple[Iterate, int, bool, int, PressureProblem]:
-        """Solve, and linearise again until the density settles."""
+    ) -> tuple[Iterate, int, str, int, PressureProblem]:
+        """Solve, and linearise again until the density settles.
+
+        The ending is "converged", "stalled" or "limit".
+        """
         curved = (*terms.interactions, *terms.others)
         V, masses, pressure, steps = problem.V, problem.masses, start, 0
+        goal, last, failures = math.inf, 0, 0
         for rounds in range(1, self.max_linearisations + 1):
             if curved:
                 nu = mu.with_weights(masses.to(mu.dtype))
                 slope = sum(c * term.first_variation(nu).double() for c, term in curved)
                 problem = replace(problem, V=V + slope)
-            point, used, converged = maximise(
+            point, used, stalled = maximise(
                 problem, pressure, self.tolerance, self.max_iterations
             )
             steps += used
+            if point.residual <= self.tolerance:
+                ending = "converged"
+            else:
+                ending = "stalled" if stalled else "limit"
             if not curved:
-                return point, steps, converged, 0, problem
+                return point, steps, ending, 0, problem
             change = float((point.masses - masses).abs().sum())
             masses, pressure = point.masses, point.pressure
             if not change > SETTLED * self.tolerance:
-                return point, steps, converged, rounds, problem
-        return point, steps, False, rounds, problem
+                return point, steps, ending, rounds, problem
+            if change <= goal:
+                goal, last = PROGRESS * change, rounds
+            elif rounds >= last + PATIENCE:
+                return point, steps, "stalled", rounds, problem
+            failures = 0 if ending == "converged" else failures + 1
+            if failures == MOST_FAILURES:
+                return point, steps, ending, rounds, problem
+        return point, steps, "limit", rounds, problem
 
 
 def _problem(terms: Terms, mu: GridDensity, dt: float) -> PressureProblem:

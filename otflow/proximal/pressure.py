@@ -18,8 +18,9 @@ __all__ = ["Iterate", "PressureProblem", "lowest_pressure"]
 
 # Pressures so close to the least, relative to the largest, are the least.
 ROUND_OFF = 1e-14
-# Bisection for a constant: how often, to neighbouring numbers at the latest.
-HALVINGS = 100
+# A constant is found when the mass is right to this share, at most so many steps later
+# to neighbouring numbers.
+EXACT, HALVINGS = 1e-13, 200
 
 
 @dataclass(frozen=True)
@@ -136,31 +137,50 @@ class PressureProblem:
 
         With r the mean density it lies between :math:`\min s - U'(r)`, where no cell
         is below the mean, and :math:`\max s - U'(r)`, where none is above it: the
-        bracket is known beforehand. The mass at c is never above all the mass, but
-        for c at the bracket's end.
+        bracket is known beforehand. Within it, Newton's method for the logarithm of
+        the mass, which is linear in c for the entropy; the bracket is halved where
+        that leaves it, or has not halved it in three steps. The mass at c is never
+        above all the mass by more than round-off, but for c at the bracket's end.
         """
         is_free = self.room > 0
         total = float(self.masses.sum())
         mean = min(total / float(self.room.sum()), self.internal.max_density)
         slope = float(self.internal.slope(s.new_tensor([mean])))
         least, most = (float(x) - slope for x in torch.aminmax(s[is_free]))
-        for _ in range(HALVINGS):
-            middle = 0.5 * (least + most)
+        middle, width = 0.5 * (least + most), math.inf
+        for step in range(HALVINGS):
             if not least < middle < most:  # neighbouring numbers
                 break
-            if self._filled(s - middle) > total:
+            mass, rate = self._filled(s - middle)
+            if abs(mass - total) <= EXACT * total:
+                return middle
+            if mass > total:
                 least = middle
             else:
                 most = middle
+            new = math.nan
+            if 0 < mass < math.inf and rate > 0:
+                new = middle + math.log(mass / total) * mass / rate
+            halves = step % 3 < 2 or most - least <= 0.5 * width
+            width = most - least if step % 3 == 2 else width
+            middle = 0.5 * (least + most)
+            if halves and least < new < most:
+                middle = new
         return most
 
-    def _filled(self, s: Tensor) -> float:
-        """Return the mass in equilibrium with s, infinite above all slopes of U."""
+    def _filled(self, s: Tensor) -> tuple[float, float]:
+        """Return the mass in equilibrium with s, and how fast it grows with s.
+
+        The mass is infinite above all slopes of U.
+        """
         try:
             density = self.internal.conjugate_slope(s)
         except NonFinite:
-            return math.inf
-        return float((self.room * density).sum())
+            return math.inf, 0.0
+        between = (density > 0) & (density < self.internal.max_density)
+        bend = self.internal.curvature(torch.where(between, density, 1.0))
+        rate = torch.where(between & (bend > 0), self.room / bend, 0.0)
+        return float((self.room * density).sum()), float(rate.sum())
 
     # Coarser grids --------------------------------------------------------------------
 

@@ -94,3 +94,22 @@ def test_a_cliff_is_bisected():
     start = torch.tensor([-3.0, 0.0, 0.9, 5.0], dtype=torch.float64)
     root = increasing_root(cliff, start, 1.0)
     torch.testing.assert_close(root, torch.ones_like(start), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_settled_roots_are_not_bisected(seed):
+    """Near the end Newton's step is within round-off of an end of the bracket."""
+    generator = torch.Generator().manual_seed(seed)
+    goal = -25 * torch.rand(200, generator=generator, dtype=torch.float64)
+    target = 2 * goal.exp()
+    calls = [0]
+
+    def f(z):
+        calls[0] += 1
+        value = 2 * z.exp()
+        return value - target, value, value + target
+
+    start = goal + 0.3 * torch.rand(200, generator=generator, dtype=torch.float64)
+    root = increasing_root(f, start, target + 2)
+    torch.testing.assert_close(root, goal, rtol=1e-14, atol=1e-14)
+    assert calls[0] <= 8

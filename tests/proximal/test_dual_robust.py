@@ -17,6 +17,7 @@ from otflow.measures import Box
 from otflow.proximal import BackAndForth
 from otflow.proximal.dual_newton import _mixed
 from otflow.proximal.multigrid import GridLaplacian, solve_laplacian
+from otflow.proximal.pressure import PressureProblem
 from otflow.proximal.push_forward import Sweep, lifted, push_forward, row_costs
 
 F64 = torch.float64
@@ -445,3 +446,87 @@ def test_the_bound_holds_against_a_finer_grid(seed):
 @pytest.mark.slow
 def test_most_bounds_are_claimed_and_all_hold():
     assert sum(check_bounds(seed) for seed in range(40)) >= 60
+
+
+# Energies of a user ------------------------------------------------------------------
+
+
+USERS = {
+    "square": (lambda r: r, of.PowerEntropy(2.0)),
+    "cube": (lambda r: r.square() / 2, of.PowerEntropy(3.0)),
+    "entropy": (torch.log, of.Entropy()),
+}
+
+
+def counted(function):
+    """Return an energy of a user, and the list of how many densities it was given."""
+    sizes = []
+
+    def e(r):
+        sizes.append(r.numel())
+        return function(r)
+
+    return of.Internal(e, modulus=0.0), sizes
+
+
+@pytest.mark.parametrize("name", sorted(USERS))
+def test_an_energy_of_a_user_is_read_seldom(name):
+    """The pointwise maps, and the step, of the closed form for few evaluations."""
+    function, known = USERS[name]
+    own, sizes = counted(function)
+    s = torch.linspace(1e-6, 9.0, 100, dtype=F64)
+    torch.testing.assert_close(
+        own.conjugate_slope(s), known.conjugate_slope(s), rtol=1e-11, atol=0
+    )
+    sizes.clear()
+    mu = of.GridDensity.from_function(bell(0.25, 0.3), -2, 2, 60, walls=True, dtype=F64)
+    result = BackAndForth().solve(square() + own, mu, 0.1)
+    expected = BackAndForth().solve(square() + known, mu, 0.1)
+    assert expected.certificate["converged"]
+    assert result.certificate["converged"]
+    distance = of.metrics.wasserstein2(result.measure, expected.measure)
+    assert float(distance) <= 1e-5
+    # A far start and bisection for constants took 980,000, on 100 cells.
+    assert sum(sizes) <= 150_000
+
+
+# A solve that does not improve -------------------------------------------------------
+
+
+def hard_trials():
+    """Problems that took more than ten seconds of CPU time, in their dtype."""
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.rand(24, 24, generator=generator, dtype=F64)
+    flat = of.GridDensity(noise + 0.1, -1, 1, walls=True, normalize=True)
+    bell3 = of.GridDensity.from_function(
+        bell(0.4), -1, 1, (6, 6, 6), walls=True, dtype=F64
+    )
+    line = of.GridDensity.from_function(bell(0.5), -2, 2, 41, walls=True, dtype=F64)
+    W = of.Interaction(of.kernels.Gaussian(0.5))
+    return {
+        "entropy": (square(2.0, 0.3) + 0.3 * of.Entropy(), flat, 30.0),
+        "attraction": (square() + of.PowerEntropy(2.0) + (-10.0) * W, bell3, 60.0),
+        "repulsion": (square() + 8.0 * W + 0.05 * of.Entropy(), line, 60.0),
+    }
+
+
+@pytest.mark.parametrize("name", ["entropy", "attraction", "repulsion"])
+def test_a_solve_that_does_not_improve_ends(name, monkeypatch):
+    """It converges, stalls or meets its limit, for few evaluations of the dual."""
+    F, mu, dt = hard_trials()[name]
+    solver = BackAndForth()
+    calls = [0]
+    at = PressureProblem.at
+
+    def count(problem, pressure):
+        calls[0] += 1
+        return at(problem, pressure)
+
+    monkeypatch.setattr(PressureProblem, "at", count)
+    result = solver.solve(F, mu, dt)
+    known = result.certificate
+    check_words(mu, result)
+    assert not (known["converged"] and known["stalled"])
+    spent = result.iterations >= solver.max_iterations
+    assert known["converged"] or known["stalled"] or spent
+    assert calls[0] <= 1000
