@@ -70,9 +70,10 @@ def as_float_tensor(x: ArrayLike, name: str) -> Tensor:
         )
         raise ValueError(msg)
     if x.dtype not in _COORDINATE_LIMITS:
+        real = f"{name}.real" if x.is_complex() else name
         msg = (
             f"{name} must be float32 or float64, got {x.dtype}; "
-            f"nothing is cast silently: use {name}.double()"
+            f"nothing is cast silently: use {real}.double()"
         )
         raise TypeError(msg)
     return x

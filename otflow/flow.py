@@ -283,7 +283,7 @@ class _Recorder:
                 energy = self.scheme.energy(self.functional, mu)
             row = {"energy": energy}
             for name, function in self.functions.items():
-                row[name] = torch.as_tensor(function(mu), device=mu.device)
+                row[name] = _entry(name, function(mu), mu.device)
         if not bool(torch.isfinite(energy)):
             msg = f"the energy is {float(energy)} at time {time:g}"
             raise NonFinite(msg)
@@ -325,6 +325,17 @@ class _Recorder:
             status=status,
             message=message,
         )
+
+
+def _entry(name: str, entry: Any, device: torch.device) -> Tensor:
+    try:
+        return torch.as_tensor(entry, device=device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        msg = (
+            f"record[{name!r}] returned {type(entry).__name__}, of which no tensor can "
+            f"be made ({error}); return a number or a tensor"
+        )
+        raise TypeError(msg) from error
 
 
 def _cut(h: float, left: float) -> float:

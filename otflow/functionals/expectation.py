@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from otflow._autodiff import check_scalar
 from otflow._typing import Ground
 from otflow.functionals.base import Functional
 from otflow.measures import Measure
@@ -56,4 +57,6 @@ class OfExpectation(Functional):
 
     def value(self, mu: Measure) -> Tensor:
         r"""Return :math:`R(\sum_i w_i \Phi(x_i))`."""
-        return self.R(mu.expectation(self.Phi))
+        value = self.R(mu.expectation(self.Phi))
+        good = isinstance(value, Tensor) and value.ndim == 0
+        return value if good else check_scalar(value, mu.points)

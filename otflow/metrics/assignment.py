@@ -200,7 +200,9 @@ def network_simplex(
     total, limit = float(a.sum()), float(cost.max())
     rest, best = cost, (float("inf"), 0.0, 0.0, cost, f, g)
     for _ in range(REPEATS):
-        plan, dual = _simplex(rest.clamp_max(limit), a, b)
+        costs = rest.clamp_max(limit)
+        plan, dual = _simplex(costs, a, b)
+        plan = _with_all_atoms(plan, costs - dual, a, b)
         f, g = along_the_plan(cost, plan, g + dual)
         rest = cost - f[:, None] - g
         least = rest.min(dim=1)
@@ -249,6 +251,18 @@ def _simplex(cost: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         raise _stopped_early(str(log["warning"]))
     dual = unit * torch.from_numpy(np.asarray(log["v"], dtype=np.float64))
     return torch.from_numpy(plan), dual
+
+
+def _with_all_atoms(plan: Tensor, rest: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Give a cell to each atom whose mass was lost in the round-off of the others."""
+    lost = (plan.amax(1) == 0).nonzero()[:, 0]
+    if len(lost):
+        plan = plan.index_put((lost, rest[lost].argmin(1)), a[lost])
+    lost = (plan.amax(0) == 0).nonzero()[:, 0]
+    if len(lost):
+        high = rest[:, lost] - rest.amin(1, keepdim=True)
+        plan = plan.index_put((high.argmin(0), lost), b[lost])
+    return plan
 
 
 def _stopped_early(reason: str) -> NotConverged:

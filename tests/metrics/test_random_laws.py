@@ -216,3 +216,27 @@ def test_grids_in_the_plane_name_a_cure_that_works(cells):
     generator = torch.Generator().manual_seed(1)
     few = [of.Particles(mu.sample(200, generator)) for _ in "ab"]
     assert 0 < float(wasserstein2(*few)) < 0.2
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("d", [1, 2])
+def test_an_atom_lost_in_the_round_off_of_the_others_still_knows_where_it_goes(d, seed):
+    """The mass 1e-k goes to one atom, of the tight cell, whatever k."""
+    g = torch.Generator().manual_seed(seed)
+    x, y, a, b = (
+        torch.randn(n, k, generator=g, dtype=torch.float64)
+        for n, k in ((6, d), (4, d), (6, 1), (4, 1))
+    )
+    a, b = a[:, 0].exp(), b[:, 0].exp()
+    a, b = a / a.sum(), b / b.sum()
+    a[0] = 10.0 ** -(12 + seed)
+    live = x.clone().requires_grad_()
+    nu = of.Particles(y, b)
+    square = wasserstein2_squared(of.Particles(live, a, normalize=True), nu)
+    (slope,) = torch.autograd.grad(square, live)
+    mu = of.Particles(x, a, normalize=True)
+    plan = transport_plan(mu, nu)
+    torch.testing.assert_close(plan.dense().sum(1), mu.weights, rtol=1e-12, atol=0)
+    goal = x[0] - slope[0] / (2 * mu.weights[0])
+    apart = (x[0] - y).square().sum(1) - plan.g
+    torch.testing.assert_close(goal, y[apart.argmin()], rtol=0, atol=1e-2)
