@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import unmodified
-from otflow._lazy import lazy_import
+from otflow._progress import progress_bar
 from otflow._typing import Seed
 from otflow._validation import (
     check_kind,
@@ -89,7 +89,7 @@ def flow(
     Raises
     ------
     Diverged
-        If the measure or its energy leaves the finite numbers. The error carries the
+        If the measure, its energy or a record is not finite. The error carries the
         step, the last good measure and the trajectory up to it.
     Interrupted
         On Ctrl-C, with the trajectory so far; it is a ``KeyboardInterrupt``.
@@ -132,7 +132,7 @@ def flow(
     recorder.seed, source = seed_and_stream(generator, mu.device)
 
     status, message = "finished", f"made all {steps} steps"
-    with _progress_bar(steps, progress) as bar, _nothing_lost(recorder, steps):
+    with progress_bar(steps, progress) as bar, _nothing_lost(recorder, steps):
         state = scheme.init(F, mu)
         for k in range(steps):
             left = end - recorder.current.time
@@ -150,7 +150,7 @@ def flow(
             recorder.advance(step, h, end)
             state = step.state
             bar.update()
-            if stop is not None and stop(step):
+            if stop is not None and _holds(stop(step)):
                 status = "stopped"
                 message = f"the stop predicate held after step {k}"
                 break
@@ -288,6 +288,12 @@ class _Recorder:
             msg = f"the energy is {float(energy)} at time {time:g}"
             raise NonFinite(msg)
         for name, entry in row.items():
+            if not bool(torch.isfinite(entry).all()):
+                msg = (
+                    f"record[{name!r}] is not finite at time {time:g}; let it return "
+                    f"finite numbers, or compute it from the trajectory's snapshots"
+                )
+                raise NonFinite(msg)
             first = self.rows[name][0] if self.rows[name] else entry
             if entry.shape != first.shape:
                 msg = (
@@ -338,6 +344,17 @@ def _entry(name: str, entry: Any, device: torch.device) -> Tensor:
         raise TypeError(msg) from error
 
 
+def _holds(answer: Any) -> bool:
+    """Return a predicate's answer, refused unless it is a single truth value."""
+    if isinstance(answer, Tensor) and answer.numel() != 1:
+        msg = (
+            f"stop must return True or False, got a tensor of shape "
+            f"{tuple(answer.shape)}; reduce it, e.g. by .all()"
+        )
+        raise TypeError(msg)
+    return bool(answer)
+
+
 def _cut(h: float, left: float) -> float:
     """Return the step, or the time left where no step worth making would follow."""
     return left if h >= left * (1 - 1e-9) else h
@@ -348,23 +365,3 @@ def _step_length(dt: Any) -> Callable[[int], float]:
         return lambda k: positive(dt(k), f"dt({k})")
     fixed = positive(dt, "dt")
     return lambda _: fixed
-
-
-class _SilentBar:
-    """Stands in for tqdm when no progress is wanted."""
-
-    def __enter__(self) -> _SilentBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def update(self) -> None:
-        """Do nothing."""
-
-    def set_postfix(self, **_: object) -> None:
-        """Do nothing."""
-
-
-def _progress_bar(steps: int, progress: bool) -> Any:
-    return lazy_import("tqdm").tqdm(total=steps) if progress else _SilentBar()

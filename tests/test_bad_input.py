@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import otflow as of
-from otflow._validation import as_generator, check_like, check_option
+from otflow._validation import check_like, check_option, seed_and_stream
 from tests import clouds, exact
 from tests.clouds import normal
 from tests.refusals import refused
@@ -537,7 +537,7 @@ def test_a_generator_on_another_device():
 
     message = "generator is on cpu but the measure is on"
     with refused(ValueError, message):
-        as_generator(torch.Generator(), Elsewhere())
+        seed_and_stream(torch.Generator(), Elsewhere())
 
 
 def test_an_unknown_option_names_the_nearest():

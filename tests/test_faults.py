@@ -116,10 +116,20 @@ def test_a_huge_step_keeps_the_last_measure_whose_positions_are_finite():
     assert float(error.measure.points.abs().max()) < 1e150
 
 
-def test_a_record_that_is_nan_is_the_user_s_own_business():
-    trajectory = run(exact.quadratic(), record={"a": lambda _: float("nan")})
-    assert bool(trajectory.records["a"].isnan().all())
-    assert trajectory.status == "finished"
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_a_record_that_is_not_finite_is_named_and_nothing_is_lost(value):
+    reach = 0.9 * float(run(exact.quadratic(), steps=0).final.points.abs().max())
+    late = {"a": lambda mu: value if float(mu.points.abs().max()) < reach else 1.0}
+    with pytest.raises(of.errors.Diverged, match="record") as caught:
+        run(exact.quadratic(), record=late)
+    kept = caught.value.trajectory.records["a"]
+    assert len(kept) >= 1
+    assert bool(torch.isfinite(kept).all())
+
+
+def test_a_predicate_that_is_no_truth_value_is_named():
+    with pytest.raises(TypeError, match="stop must return True or False"):
+        run(exact.quadratic(), stop=lambda _: torch.ones(2) > 0)
 
 
 # F6: exceptions of the user -----------------------------------------------------------

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parent.parent / "otflow"
 # A module imports first-party modules of the rows above its own. Modules that share a
 # row, or a package, may import one another as long as no cycle arises.
 ROWS = [
-    {"errors", "_typing", "_lazy", "_validation", "_graphs", "_autodiff"},
+    {"errors", "_typing", "_lazy", "_progress", "_validation", "_graphs", "_autodiff"},
     {"kernels"},
     {"measures"},
     {"metrics"},

@@ -53,7 +53,7 @@ class Box:
     def of(cls, lower: Any, upper: Any, shape: Any) -> Box:
         """Return the box of these corners, each a number or one number an axis."""
         shape = (shape,) if not isinstance(shape, Sequence) else shape
-        cells = tuple(non_negative_int(n, "shape", minimum=2) for n in shape)
+        cells = tuple(non_negative_int(n, "shape", minimum=1) for n in shape)
         if not 1 <= len(cells) <= MAX_DIM:
             msg = (
                 f"a grid has one to {MAX_DIM} axes, got shape {cells}; in higher "

@@ -129,8 +129,8 @@ def displacement(box: Box, source: Tensor, target: Tensor, is_open: Tensor) -> T
 
 _TOO_FAR = (
     "no single upwind step leads from one grid density to the other: {}; take "
-    "densities less than a cell apart, compare them by otflow.metrics, or take the "
-    "path between Quantiles, Gaussians or Particles"
+    "densities less than a cell apart, compare samples of them by otflow.metrics, or "
+    "take the path between Quantiles, Gaussians or Particles"
 )
 
 

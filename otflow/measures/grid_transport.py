@@ -49,6 +49,8 @@ def remap(box: Box, weights: Tensor, moves: Tensor, is_free: Tensor) -> Tensor:
     fields = [m / h for m, h in zip(box.split_faces(moves), box.spacing, strict=True)]
     mass = weights.reshape(box.shape)
     for axis in range(box.dim):
+        if box.shape[axis] == 1:
+            continue
         rows = mass.movedim(axis, -1)
         walls = _with_ends(closed[axis].movedim(axis, -1), True)
         heavy = _with_ends(torch.maximum(rows[..., 1:], rows[..., :-1]), 0.0)

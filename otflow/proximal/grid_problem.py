@@ -112,8 +112,11 @@ def damping_of(problem: Scaling) -> float:
 
 def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> float:
     """Return eps, by default or given; refused where it cannot be borne."""
-    square = max(mu.box.spacing) ** 2
-    side = min(n * h for n, h in zip(mu.shape, mu.box.spacing, strict=True))
+    # Along an axis of one cell there is no next cell to reach.
+    axes = [(n, h) for n, h in zip(mu.shape, mu.box.spacing, strict=True) if n > 1]
+    axes = axes or [(1, max(mu.box.spacing))]
+    square = max(h for _, h in axes) ** 2
+    side = min(n * h for n, h in axes)
     least = DEFAULT_EPS * square
     # Where a box is as narrow as a cell is long, the least eps is beyond that part.
     most = max(least, (MAX_BLUR * side) ** 2)
