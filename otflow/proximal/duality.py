@@ -14,7 +14,7 @@ from otflow.proximal.c_transform import c_transform
 from otflow.proximal.pressure import PressureProblem
 from otflow.proximal.push_forward import Sweep, row_costs
 
-__all__ = ["below_bound", "dual_value", "transport_cost"]
+__all__ = ["below_bound", "cell_extremes", "cell_means", "dual_value", "transport_cost"]
 
 # The share of the largest mass of a cell below which a cell is empty.
 DUST = 1e-9
@@ -116,11 +116,11 @@ def dual_value(
     pressure = pressure - unit / 4 * _far_from(masses.reshape(box.shape)).reshape(-1)
     phi, wide = _with_border(problem, -problem.V - pressure)
     psi = c_transform(phi.reshape(-1), wide, dt).reshape(phi.shape)
-    gain = float(problem.masses @ (_cell_means(psi).reshape(-1) - unit / 12))
-    mean = torch.where(is_free, _cell_means(phi).reshape(-1) - unit / 12, 0.0)
+    gain = float(problem.masses @ (cell_means(psi).reshape(-1) - unit / 12))
+    mean = torch.where(is_free, cell_means(phi).reshape(-1) - unit / 12, 0.0)
     s = torch.where(is_free, -mean - problem.V, 0.0)
     V, _ = _with_border(problem, problem.V)
-    low, high = (x.reshape(-1) for x in _cell_extremes(-phi - V))
+    low, high = (x.reshape(-1) for x in cell_extremes(-phi - V))
     try:
         # The best constant makes the mass 1; the bound is concave in it, and any holds.
         shift = problem.constant(s)
@@ -182,7 +182,7 @@ def _spread(x: Tensor, axis: int) -> Tensor:
     return out
 
 
-def _cell_means(f: Tensor) -> Tensor:
+def cell_means(f: Tensor) -> Tensor:
     """Return the means over inner cells of what is linear between centres."""
     for axis in range(f.ndim):
         n = f.shape[axis] - 2
@@ -191,7 +191,7 @@ def _cell_means(f: Tensor) -> Tensor:
     return f
 
 
-def _cell_extremes(f: Tensor) -> tuple[Tensor, Tensor]:
+def cell_extremes(f: Tensor) -> tuple[Tensor, Tensor]:
     """Return bounds over inner cells of what is linear between centres along axes."""
     low = high = f
     for axis in range(f.ndim):

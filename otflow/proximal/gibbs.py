@@ -86,7 +86,7 @@ class GibbsKernel:
         total = 0.0
         shift = log_b.amax() - self.top
         for chosen, there in enumerate(self.axes):
-            if safely or isinstance(there, LongAxis):
+            if safely:
                 out = log_b
                 for k, axis in enumerate(self.axes):
                     act = axis.log_moment if k == chosen else axis.log_apply

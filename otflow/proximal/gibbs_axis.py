@@ -18,8 +18,8 @@ IMAGES = 3
 BLOCK = {torch.float64: 16, torch.float32: 4}
 # Entries of the largest temporary array.
 TEMPORARY = 2**21
-# Rows of a window of a long axis.
-ROWS = 64
+# Rows of a window of a long axis, and cells of a block that it sums or leaves out.
+ROWS, CELLS = 64, 16
 # Standard deviations beyond which a path by a wall does not count beside a direct one.
 FAR = 9.0
 
@@ -64,8 +64,9 @@ class LongAxis:
     r"""A long axis: the kernel depends on the difference, and is applied in windows.
 
     Beyond its ends an array goes on as its mirror image. Each 64 cells are a product of
-    one matrix with the cells in their reach: where the kernel underflows in plain
-    numbers, everywhere in logarithms. Memory O(n).
+    one matrix with the cells in their reach. In logarithms they see the whole axis, in
+    blocks of 16 cells, of which only those are summed that can add to the result. No
+    array of n^2 entries is made.
     """
 
     def __init__(self, n: int, h: float, eps: float, like: Tensor) -> None:
@@ -74,7 +75,8 @@ class LongAxis:
         deviation = math.sqrt(eps) / h
         under = math.sqrt(-2 * math.log(torch.finfo(like.dtype).tiny))
         self.near = min(2 * n, math.ceil(under * deviation))
-        self.far = min(2 * n, n + math.ceil(FAR * deviation))
+        far = min(2 * n, n + math.ceil(FAR * deviation))
+        self.reach = CELLS * -(-far // CELLS)
 
     def apply(self, v: Tensor, axis: int) -> Tensor:
         """Return K v along an axis."""
@@ -88,38 +90,72 @@ class LongAxis:
         """Return the same for K times the squared distance of the cells."""
         return _on_last(self._log_moment, log_v, axis)
 
+    def moment(self, v: Tensor, axis: int) -> Tensor:
+        """Return K times the squared distance of the cells, applied to v."""
+        return _on_last(self._moment, v, axis)
+
     def _apply(self, rows: Tensor) -> Tensor:
-        return self._joined(self._windows(rows, self.near) @ self._matrix)
+        return self._joined(self._windows(rows) @ self._matrix)
 
     def _log_apply(self, rows: Tensor) -> Tensor:
-        windows = self._windows(rows, self.far)
-        out = self._blocks.apply(windows.reshape(-1, windows.shape[-1]))
-        return self._joined(out.reshape(*windows.shape[:-1], ROWS))
+        """Sum over the blocks of cells that count, by bounds on what a block adds."""
+        blocks = rows[..., self._places(self.reach)].reshape(len(rows), -1, CELLS)
+        log = self._log_blocks.to(rows.dtype)  # (blocks of a window, CELLS, ROWS)
+        limits = torch.finfo(rows.dtype)
+        tops = blocks.detach().amax(-1).unfold(-1, len(log), ROWS // CELLS)
+        high, low = tops + log.amax((1, 2)), tops + log.amin((1, 2))
+        # All that is below this is less than half of round-off of what is summed.
+        needed = low.amax(-1, keepdim=True) + math.log(limits.eps / (2 * self.n))
+        row, window, block = ((high >= needed) & (tops > -math.inf)).nonzero().T
+        parts = []
+        pairs = torch.arange(len(row), device=rows.device)
+        for k in torch.split(pairs, TEMPORARY // (CELLS * ROWS)):
+            v = blocks[row[k], window[k] * (ROWS // CELLS) + block[k]]
+            parts.append((v[:, :, None] + log[block[k]]).logsumexp(1))
+        sums = torch.cat([*parts, rows.new_empty(0, ROWS)])
+        place = row * self.count + window
+        largest = rows.new_full((len(rows) * self.count, ROWS), limits.min / 4)
+        largest.scatter_reduce_(
+            0, place[:, None].expand(-1, ROWS), sums.detach(), "amax"
+        )
+        total = torch.zeros_like(largest)
+        total = total.index_add(0, place, (sums - largest[place]).exp())
+        out = total.log() + largest
+        return self._joined(out.reshape(len(rows), self.count, ROWS))
+
+    def _moment(self, rows: Tensor) -> Tensor:
+        # A mirror image stands for a cell elsewhere, so (x - y)^2 is expanded as below;
+        # from the middle, and in the finest numbers, what cancels is far below a cell.
+        v, matrix = rows.to(torch.float64), self._matrix.to(torch.float64)
+        y = self.h * torch.arange(self.n, dtype=torch.float64, device=rows.device)
+        y = y - 0.5 * self.h * (self.n - 1)
+        zeroth, first, second = (
+            self._joined(self._windows(v * y**power) @ matrix) for power in (0, 1, 2)
+        )
+        square = y.square() * zeroth - 2 * y * first + second
+        return square.clamp_min(0.0).to(rows.dtype)
 
     def _log_moment(self, rows: Tensor) -> Tensor:
-        # (x - y)^2 = x^2 - 2 x y + y^2 from below the window: what cancels is a part of
-        # round-off times the square of the window, far less than that of a cell.
-        log_v = self._windows(rows.to(torch.float64), self.far)
-        y = self.h * torch.arange(self.n, dtype=torch.float64, device=rows.device)
-        low = y.new_tensor(-self.h)
-        log_y = self._windows((y - low)[None], self.far).log()
-        width = log_v.shape[-1]
-        sums = []
-        for power in (0, 1, 2):
-            wide = (log_v + power * log_y).reshape(-1, width)
-            out = self._exact_blocks.apply(wide)
-            sums.append(self._joined(out.reshape(*log_v.shape[:-1], ROWS)))
-        zeroth, first, second = sums
-        x = y - low
-        square = x.square() - 2 * x * (first - zeroth).exp() + (second - zeroth).exp()
+        # (x - y)^2 = x^2 - 2 x y + y^2 from below the box: what cancels is a part of
+        # round-off times the square of the box, far less than that of a cell.
+        log_v = rows.to(torch.float64)
+        y = self.h * torch.arange(1, self.n + 1, device=rows.device).to(torch.float64)
+        zeroth, first, second = (
+            self._log_apply(log_v + power * y.log()) for power in (0, 1, 2)
+        )
+        square = y.square() - 2 * y * (first - zeroth).exp() + (second - zeroth).exp()
         return (zeroth + square.clamp_min(0.0).log()).to(rows.dtype)
 
-    def _windows(self, rows: Tensor, reach: int) -> Tensor:
-        """Return what each 64 cells can see, (rows, count, 64 + 2 reach)."""
-        place = torch.arange(-reach, self.count * ROWS + reach, device=rows.device)
+    def _places(self, reach: int) -> Tensor:
+        """Return which cells all windows see, in order, mirrored at the ends."""
+        place = torch.arange(-reach, self.count * ROWS + reach, device=self.like.device)
         place = place.remainder(2 * self.n)
-        place = torch.where(place < self.n, place, 2 * self.n - 1 - place)
-        return rows[..., place].unfold(-1, ROWS + 2 * reach, ROWS)
+        return torch.where(place < self.n, place, 2 * self.n - 1 - place)
+
+    def _windows(self, rows: Tensor) -> Tensor:
+        """Return what each 64 cells can see, (rows, count, 64 + 2 near)."""
+        near = self.near
+        return rows[..., self._places(near)].unfold(-1, ROWS + 2 * near, ROWS)
 
     def _joined(self, out: Tensor) -> Tensor:
         return out.reshape(*out.shape[:-2], -1)[..., : self.n]
@@ -129,36 +165,23 @@ class LongAxis:
         i = torch.arange(ROWS + 2 * reach, dtype=torch.float64, device=self.like.device)
         away = i[:, None] - reach - i[:ROWS]
         log = away.square() * (-self.h * self.h / (2 * self.eps))
-        log = log.masked_fill(away.abs() > reach, -math.inf)
-        return log - log[:, 0].logsumexp(0)
+        return log - log[: 2 * reach + 1, 0].logsumexp(0)
 
     @cached_property
     def _matrix(self) -> Tensor:
         return self._log_matrix(self.near).exp().to(self.like.dtype)
 
     @cached_property
-    def _blocks(self) -> _Blocks:
-        return _Blocks(self._log_matrix(self.far).T, self.like.dtype, self._size)
-
-    @cached_property
-    def _exact_blocks(self) -> _Blocks:
-        if self.like.dtype == torch.float64:
-            return self._blocks
-        return _Blocks(self._log_matrix(self.far).T, torch.float64, self._size)
-
-    @property
-    def _size(self) -> int:
-        """Cells over which the kernel changes by no more than an exponent holds."""
-        most = -0.4 * math.log(torch.finfo(self.like.dtype).tiny)
-        return min(256, int(most * self.eps / (self.far * self.h * self.h)))
+    def _log_blocks(self) -> Tensor:
+        return self._log_matrix(self.reach).reshape(-1, CELLS, ROWS)
 
 
 class _Blocks:
     """A matrix (m, n) known by its logarithm, in blocks of columns with one shift."""
 
-    def __init__(self, log: Tensor, dtype: torch.dtype, size: int = 0) -> None:
+    def __init__(self, log: Tensor, dtype: torch.dtype) -> None:
         m, n = log.shape
-        size = max(size, BLOCK[dtype])
+        size = BLOCK[dtype]
         self.n, self.size, self.count = n, size, -(-n // size)
         padded = log.new_full((self.count * size, m), -math.inf)
         padded[:n] = log.T

@@ -109,6 +109,8 @@ def _bound(
     if problem.is_free is not None:
         phi = phi.masked_fill(~problem.is_free, -math.inf)
     value = dual_value(mu.box, mu.weights.reshape(mu.shape), phi / dt, terms, V, dt)
+    if value is None:
+        return None
     if problem.is_free is not None:
         V = V.masked_fill(~problem.is_free, math.nan)
     return distance_bound(primal - value, nu.weights.reshape(mu.shape), V, modulus, dt)

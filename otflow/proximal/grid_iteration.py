@@ -18,7 +18,7 @@ __all__ = ["Solved", "iterate"]
 
 # Share of the largest density that is added to the weights of the acceleration's norm:
 # in far tails the plain map is slow, and a norm that is blind there runs off.
-FLOOR = 1e-4
+FLOOR = 1e-6
 # Mass that may be lost to underflow, in units of round-off.
 MOST_LOST = 64.0
 

@@ -20,11 +20,11 @@ __all__ = ["LocalSolver", "LocalStep", "Outcome", "minimise_nonlocal"]
 MEMORY, FLOOR = 5, 1e-3
 # A local step is solved to that share of the residual of the round before, at most to
 # the second, and at last to a share of the tolerance.
-SHARE, COARSEST, FINEST, STIFF = 0.1, 1e-2, 0.2, 0.1
+SHARE, COARSEST, FINEST, STIFF = 0.1, 3e-2, 0.2, 0.03
 # Growth of L where a round fails, and its fall where the model was too steep by SLACK.
 GROWTH, SLACK = 2.0, 2.5
-# Rounds that the model must be too steep before L falls, and the least L that grows.
-PATIENCE, LEAST = 2, 1e-3
+# First L beside the largest curvature, which few steps meet; the least L that grows.
+FIRST, LEAST = 0.2, 1e-3
 # Rounds, and failures of one round, at most.
 ROUNDS, MOST_FAILURES = 400, 40
 # Power iterations for the first L, and the relative change of masses that they try.
@@ -171,11 +171,11 @@ def minimise_nonlocal(
     """
     rounds = _Rounds(G, mu, scale)
     y, state, plain = rounds.point(start), None, True
-    L = rounds.curvature(y)
+    L = FIRST * rounds.curvature(y)
     anderson = Anderson(MEMORY, y.mass + FLOOR * y.mass.max())
     best: Outcome | None = None
     last = y
-    spent, failures, loose, finer, least = 0, 0, 0, 1.0, math.inf
+    spent, failures, finer, least = 0, 0, 1.0, math.inf
     objectives: list[float] = []
     for k in range(1, ROUNDS + 1):
         coarse = min(SHARE * least, COARSEST)
@@ -200,13 +200,11 @@ def minimise_nonlocal(
                 break
             last, state, failures, finer = nu, step.state, 0, 1.0
             steep = L > 0 and SLACK * ratio < L and step.converged
-            loose = loose + 1 if steep else 0
-            if fits and loose < PATIENCE:
+            if fits and not steep:
                 ahead = anderson.advance(y.log, _finite(nu.log - y.log))
                 y, plain = rounds.extrapolated(ahead), False
                 continue
             L = max(L / SLACK, ratio, 0.0) if fits else max(GROWTH * L, 1.1 * ratio)
-            loose = 0
         elif spent >= budget or failures >= MOST_FAILURES:
             break
         elif plain and fits:  # only the error of the local step can be to blame

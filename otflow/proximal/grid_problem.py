@@ -96,7 +96,8 @@ def start_of(problem: Scaling, warm: Tensor | Warm | None) -> Tensor:
     if isinstance(warm, Tensor):
         return warm
     if warm is None:
-        return torch.zeros_like(problem.log_source)
+        # At rest without F, nearly: a = b = the root of the density.
+        return 0.5 * problem.convolve(problem.log_source)
     return problem.convolve(warm.log_a(problem))
 
 

@@ -14,7 +14,7 @@ from otflow.proximal import (
     GridSinkhorn,
     QuantileProximal,
 )
-from otflow.proximal.duality import _cell_means, transport_cost
+from otflow.proximal.duality import cell_means, transport_cost
 from otflow.proximal.grid_duality import distance_bound, dual_value
 from otflow.proximal.quantile_newton import minimise
 from otflow.proximal.quantile_objective import Objective
@@ -139,33 +139,50 @@ def test_the_dual_value_of_a_potential_alone():
     F, mu, dt, g = of.Potential(lambda x: 2 * x[..., 0]), bell(80), 0.1, 2.0
     value = dual_of(F, mu, dt, -g * mu.points[:, 0])
     least = g * float(mu.weights @ mu.points[:, 0]) - dt * g * g / 2
-    assert least - 0.25 * mu.box.spacing[0] ** 2 / dt < value <= least + 1e-12
+    assert least - 0.4 * mu.box.spacing[0] ** 2 / dt < value <= least + 1e-12
 
 
-def test_the_dual_value_of_a_single_target_is_the_cost_of_reaching_it():
+def test_the_dual_value_of_a_bowl_is_the_cost_of_going_to_its_bottom():
     # Masses are spread over their cells: their distance to a point is known.
-    mu = bell(12, 2, width=0.3)
-    dt, phi = 0.3, torch.full((mu.n,), -math.inf, dtype=F64)
-    phi[5 * 12 + 7] = 0.8
-    F, goal = of.Potential(lambda x: x[..., 0] + 2 * x[..., 1]), mu.points[5 * 12 + 7]
-    spread = sum(h * h for h in mu.box.spacing) / 12
-    inner = of.GridDensity(
-        torch.nn.functional.pad(mu.grid[1:-1, 1:-1], (1, 1, 1, 1)),
-        -2.5, 2.5, normalize=True,
-    )  # fmt: skip
-    square = inner.weights @ (inner.points - goal).square().sum(-1) + spread
-    wanted = float(square / (2 * dt) + goal[0] + 2 * goal[1])
-    assert dual_of(F, inner, dt, phi) == pytest.approx(wanted, rel=1e-12)
+    mu, dt, lam = bell(12, 2, width=0.3), 0.3, 2.0
+    goal = mu.points[5 * 12 + 7]
+    F = of.Potential(lambda x: 0.5 * lam * (x - goal).square().sum(-1))
+    squares = sum(h * h for h in mu.box.spacing)
+    away = mu.weights @ (mu.points - goal).square().sum(-1) + squares / 12
+    least = float(0.5 * lam / (1 + lam * dt) * away)
+    value = dual_of(F, mu, dt, -F.terms()[0][1].V(mu.points))
+    # Of what is not known between centres an eighth for each function, at most.
+    assert least - 0.5 * squares * (1 / dt + lam) < value <= least + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_dual_value_is_below_a_fine_rule_for_steep_potentials(seed):
+    # So U* is not taken at the centres of cells where it is far from linear.
+    a, b, c = torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist()
+    mu, dt = bell(16, half=2.0, center=0.4 * b), 0.05 + 0.2 * c
+    F = of.Potential(lambda x: 20 * a * (x[..., 0] - b).square())
+    F = F + [0.1 * of.Entropy(), of.PowerEntropy(2.0)][seed % 2]
+    solver = GridSinkhorn(certify=False)
+    result = solver.solve(F, mu, dt)
+    assert result.certificate["converged"]
+    # The dual problem at any potential is below the primal at any density.
+    value = dual_of(F, mu, dt, -F.first_variation(result.measure))
+    fine = of.GridDensity(
+        mu.grid.repeat_interleave(20), -2.0, 2.0, walls=True, normalize=True
+    )
+    best = GridSinkhorn().solve(F, fine, dt).certificate
+    assert best["converged"]
+    assert value <= best["energy_after"] + best["w2"] ** 2 / (2 * dt) + 1e-6
 
 
 def test_a_dip_of_the_potential_costs_the_dual_value_a_cell():
-    # The c-transform of the c-transform fills it.
+    # The c-transform of the c-transform fills it, and may even be the better one.
     F, mu, dt = of.Potential(lambda x: 2 * x[..., 0]), bell(80), 0.1
     phi = -2 * mu.points[:, 0]
     dip = phi.clone()
     dip[40] -= 3.0
     lost = dual_of(F, mu, dt, phi) - dual_of(F, mu, dt, dip)
-    assert 0 <= lost < mu.box.spacing[0] ** 2 / dt
+    assert abs(lost) < mu.box.spacing[0] ** 2 / dt
 
 
 # Distances and decreases --------------------------------------------------------------
@@ -217,7 +234,7 @@ def test_beside_obstacles_the_bound_is_a_cell_too():
     for name in TWO:
         report = SOLVERS[name]().solve(F, mu, 0.05).certificate
         assert report["guarantee"] == "exact"
-        assert 0.4 < report["bound"] / mu.box.spacing[0] < 0.9
+        assert 0.4 < report["bound"] / mu.box.spacing[0] < 1.0
 
 
 # Quantiles ----------------------------------------------------------------------------
@@ -429,7 +446,7 @@ def test_anderson_forgets():
 def test_means_over_cells_are_those_of_the_linear_interpolation():
     # Of x^2 it is that at the centre plus h^2 / 4, an axis.
     x = torch.arange(7, dtype=F64)
-    found = _cell_means(x[:, None].square() + 3 * x.square())
+    found = cell_means(x[:, None].square() + 3 * x.square())
     inner = x[1:-1].square()
     torch.testing.assert_close(found, inner[:, None] + 3 * inner + 0.25 + 0.75)
 

@@ -427,16 +427,32 @@ def test_a_long_axis_is_the_dense_one(deviation):
     like, eps = torch.empty(0, dtype=F64), (deviation * h) ** 2
     dense, long = DenseAxis(n, h, eps, like), LongAxis(n, h, eps, like)
     v = normal(3, n).square()
-    torch.testing.assert_close(long.apply(v, 1), dense.apply(v, 1), rtol=1e-12, atol=0)
+    # The long axis takes squared distances apart: (n h / 2)^2 times round-off cancels.
+    for way, error in (("apply", 1e-12), ("moment", 1e-7)):
+        found, wanted = (getattr(axis, way)(v, 1) for axis in (long, dense))
+        torch.testing.assert_close(found, wanted, rtol=error, atol=0)
     places = h * torch.arange(n, dtype=F64)
     steep = (-300 * (places - 3.0).square()).expand(2, n)
     for way in ("log_apply", "log_moment"):
         found, wanted = (getattr(axis, way)(steep, 1) for axis in (long, dense))
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-7)
     assert all(
-        matrix.numel() < n * n / 2
-        for matrix in (long._matrix, long._blocks.log, long._blocks.scaled)
+        matrix.numel() < n * n / 2 for matrix in (long._matrix, long._log_blocks)
     )
+
+
+def test_a_peak_on_a_long_axis_in_the_log_domain_is_in_closed_form():
+    n, h = 10_000, 5e-4
+    axis = LongAxis(n, h, (25 * h) ** 2, torch.empty(0, dtype=F64))
+    places = h * torch.arange(n, dtype=F64)
+    for slope in (1e4, 1e6):
+        log_v = -slope * (places - 2.5).square()
+        # Away from the walls a Gaussian is convolved in closed form.
+        spread = 1 + 2 * slope * axis.eps
+        wanted = -slope * (places - 2.5).square() / spread - 0.5 * math.log(spread)
+        found = axis.log_apply(log_v[None], 1)[0]
+        inner = slice(500, -500)
+        torch.testing.assert_close(found[inner], wanted[inner], rtol=1e-9, atol=0)
 
 
 def test_a_step_on_a_long_axis_is_that_on_a_short_one():
