@@ -70,6 +70,10 @@ class Faces:
         total: Array = np.bincount(cells, values, self.n).astype(np.float64)
         return total
 
+    def at_sides(self, values: Array) -> Array:
+        """Return, for each cell, the sum over its faces of the row of its own side."""
+        return self.sum_at(self.low, values[0]) + self.sum_at(self.high, values[1])
+
     def outflow(self, flux: Array) -> Array:
         """Return what leaves each cell by signed fluxes, positive upwards."""
         return self.sum_at(self.low, flux) - self.sum_at(self.high, flux)

@@ -17,6 +17,7 @@ from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.certificate import certify
 from otflow.proximal.finite_volume_faces import Array
+from otflow.proximal.finite_volume_newton import Interior
 from otflow.proximal.finite_volume_step import Local, Move, room_of
 from otflow.proximal.grid_outer import LocalStep, minimise_nonlocal
 from otflow.proximal.terms import Terms, sort_terms
@@ -37,13 +38,13 @@ class Warm:
     move: Move
     box: Any
 
-    def fit(self, local: Local, box: Any) -> Move | None:
+    def fit(self, local: Local, box: Any) -> Interior | None:
         """Return the move as a start, with its velocities for another length."""
         old = self.local
         if self.box != box or not np.array_equal(old.room.cells, local.room.cells):
             return None
         ratio = local.dt / old.dt
-        return replace(self.move, courant=ratio * self.move.courant)
+        return replace(self.move.state, ways=ratio * self.move.state.ways)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         Mass that Newton's next step would move, and mass off the bound where there is
         pressure; with nonlocal terms also what the change of their first variation
         would move. And whether it met the tolerance.
-    ``substeps``
+    ``divided_into``
         Into how many steps this one was divided, as Newton's method failed: 1 for none.
     ``rounds``
         Linearisations of interactions and other terms; 0 without them.
@@ -127,7 +128,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
     ``guarantee``
         ``"optimal"``: the least objective, to the tolerance. ``"stationary"``: a
         critical point, with interactions and other terms. ``"stages"``: each of the
-        ``substeps`` has one of these. ``"none"``: not converged.
+        ``divided_into`` has one of these. ``"none"``: not converged.
 
     Time O(n^1.5) a linear system in the plane, O(n^2) in space; memory O(n log n) and
     O(n^(4/3)), n the number of cells.
@@ -230,9 +231,9 @@ class FiniteVolume(ProximalSolver[GridDensity]):
             noise=sum(_noise(part) for part in parts),
             dissipation=sum(move.kinetic for move in moves),
             fluxes=_fluxes(mu, parts),
-            substeps=len(parts),
+            divided_into=len(parts),
             rounds=rounds,
-            smoothing=max(part.local.smoothing for part in parts),
+            gap=moves[0].gap if len(parts) == 1 and not rounds else None,
             device="cpu",
         )
         spent = sum(move.spent for move in moves)
@@ -261,7 +262,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         return first + rest
 
     def _with_rounds(
-        self, terms: Terms, mu: GridDensity, local: Local, kept: Move | None
+        self, terms: Terms, mu: GridDensity, local: Local, kept: Interior | None
     ) -> tuple[Move, int]:
         """Return the move with nonlocal terms, and the linearisations."""
         G = terms.nonlocal_part
@@ -281,7 +282,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
                 potential=local.potential + p,
                 entropy=local.entropy + entropy,
             )
-            first = kept if start is None else start
+            first = kept if start is None else start.state
             move = own.solve(first, tolerance, min(budget, self.max_iterations))
             log = torch.full((mu.box.n,), EMPTY, dtype=torch.float64)
             log[torch.from_numpy(cells)] = torch.from_numpy(
@@ -297,7 +298,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
                 state=move,
             )
 
-        guess = local.spread() if kept is None else kept.density
+        guess = local.spread()
         log = torch.full((mu.box.n,), EMPTY, dtype=torch.float64)
         log[torch.from_numpy(cells)] = torch.from_numpy(
             np.log(np.maximum(guess, math.exp(EMPTY)))
@@ -365,11 +366,7 @@ def _fluxes(mu: GridDensity, parts: list[Part]) -> Tensor:
 
 
 def _noise(part: Part) -> float:
-    """Return what the smoothing and the residual may have added to the energy."""
-
-    def entropy(r: Array) -> float:
-        return float((r * np.log(np.maximum(r, 1e-300))).sum())
-
-    local, move = part.local, part.move
-    change = abs(entropy(local.source) - entropy(move.density)) * local.room.volume
-    return local.smoothing * change + move.residual * local.scale()
+    """Return what the gap or the residual may have added to the energy."""
+    if not part.rounds:
+        return part.move.gap
+    return part.move.residual * part.local.unit

@@ -267,11 +267,11 @@ def test_a_step_that_fails_is_halved_and_says_so():
     mu, _ = two_rooms(door=(4, 5))
     F = rightwards() + of.PowerEntropy(2)
     whole = FiniteVolume().solve(F, mu, 0.1)
-    assert whole.certificate["substeps"] == 1
+    assert whole.certificate["divided_into"] == 1
     assert whole.certificate["guarantee"] == "optimal"
     halved = FiniteVolume(max_iterations=whole.iterations - 1).solve(F, mu, 0.1)
     check(mu, halved)
-    assert halved.certificate["substeps"] > 1
+    assert halved.certificate["divided_into"] > 1
     assert halved.certificate["guarantee"] == "stages"
     never = FiniteVolume(max_iterations=1, max_halvings=1).solve(F, mu, 0.1)
     assert not never.certificate["converged"]
