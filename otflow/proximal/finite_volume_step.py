@@ -14,12 +14,8 @@ from otflow._lazy import lazy_import
 from otflow.functionals import Congestion, Internal
 from otflow.measures import GridDensity
 from otflow.proximal.finite_volume_faces import Array, Faces, factor
-from otflow.proximal.finite_volume_newton import (
-    Interior,
-    Pointwise,
-    UpwindStep,
-    descend,
-)
+from otflow.proximal.finite_volume_newton import descend
+from otflow.proximal.finite_volume_problem import Interior, Pointwise, UpwindStep
 from otflow.proximal.terms import Terms
 
 __all__ = ["Local", "Move", "Room", "below", "room_of"]
@@ -30,7 +26,7 @@ LAST = 0.25
 # a room that is full has an interior. What is above is taken elsewhere at the end.
 SPARE = 1e-3
 # First products, in units of the energy: cold, and from a step before.
-COLD, WARM = 0.1, 1e-2
+COLD, WARM = 0.1, 1.0
 
 
 @dataclass(frozen=True)
@@ -194,9 +190,7 @@ class Local:
             self.dt,
         )
 
-    def solve(
-        self, warm: Interior | None, tolerance: float, limit: int
-    ) -> Move:
+    def solve(self, warm: Interior | None, tolerance: float, limit: int) -> Move:
         """Minimise; from the velocities and the multipliers of a move before."""
         volume = self.room.volume
         step = self._step(self.bound * (1 + SPARE * tolerance))

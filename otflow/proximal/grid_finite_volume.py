@@ -17,7 +17,7 @@ from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.certificate import certify
 from otflow.proximal.finite_volume_faces import Array
-from otflow.proximal.finite_volume_newton import Interior
+from otflow.proximal.finite_volume_problem import Interior
 from otflow.proximal.finite_volume_step import Local, Move, room_of
 from otflow.proximal.grid_outer import LocalStep, minimise_nonlocal
 from otflow.proximal.terms import Terms, sort_terms
@@ -73,16 +73,25 @@ class FiniteVolume(ProximalSolver[GridDensity]):
     .. math:: f = dt\,\rho_K\,\frac{\phi_K - \phi_L}{h_f^2}, \qquad \phi_K = F'_K -
         \frac{dt}2 \sum_{L:\,\phi_L < \phi_K} \frac{(\phi_K - \phi_L)^2}{h_f^2} .
 
-    Newton's method has one unknown a cell, found by a sparse direct solver. Each
-    iterate is a flow of the old density: its masses are positive where mass can come,
-    their sum is kept to round-off, and the objective falls from one to the next. A
-    bound on the density is met by multipliers, the pressure, and exactly.
+    Newton's method has one unknown a cell, found by a sparse direct solver, and follows
+    the optima of falling logarithmic barriers. Each iterate is a flow of the old
+    density with positive masses below the bound, their sum is kept to round-off, and
+    each step lowers the objective of its barrier. It stops by a duality gap: for any
+    potential
+    :math:`\phi` the least objective is at least
+
+    .. math:: \int \rho^0\phi - \sup_r \Bigl\{\int r\,\Bigl(\phi + \frac{dt}2
+        \sum_{L:\,\phi_L < \phi_K} \frac{(\phi_K - \phi_L)^2}{h_f^2}\Bigr)
+        - F(r)\Bigr\},
+
+    r all densities of the same mass below the bound, so "optimal" is proved.
 
     Parameters
     ----------
     tolerance : float
-        Stop when the mass that the next Newton step would move, and that is off the
-        bound, is below it.
+        Stop when the duality gap, in units of a typical difference of the first
+        variation of F's local part, and the mass that the next Newton step would move
+        are below it.
     max_iterations : int
         Most linear systems, for each attempt at a step.
     max_halvings : int
@@ -111,16 +120,17 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         Mass that passed each inner face, positive upwards, (n_faces,) like a tangent: 0
         at obstacles; the new masses are the old ones less their outflow.
     ``residual``, ``converged``
-        Mass that Newton's next step would move, and mass off the bound where there is
-        pressure; with nonlocal terms also what the change of their first variation
-        would move. And whether it met the tolerance.
+        The larger of the duality gap, in the unit above, and the mass that Newton's
+        next step would move; with nonlocal terms also what the change of their first
+        variation would move. And whether it met the tolerance.
+    ``gap``
+        A proved bound on the objective (F and the cost of the fluxes) above the least,
+        up to round-off and to a bound on the density that is a thousandth of the
+        tolerance higher. None with ``rounds``, or where the step was divided.
     ``divided_into``
         Into how many steps this one was divided, as Newton's method failed: 1 for none.
     ``rounds``
         Linearisations of interactions and other terms; 0 without them.
-    ``smoothing``
-        An entropy of this factor is added, a thousandth of the upwind scheme's own
-        diffusion; without it what is empty, or full and at rest, is undetermined.
     ``device``
         "cpu": the linear systems are SciPy's. Densities on another device are copied
         there and back, once a step; functions of the points and of the density are
