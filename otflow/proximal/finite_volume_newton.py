@@ -24,6 +24,9 @@ GOOD, BOLD = 0.9, 4
 # Second-order corrections change a product by that factor at most; a corrected step
 # that must be shorter than SHORT gives way to the plain one.
 CLIP, SHORT = 0.1, 0.1
+# With the gap met, that many steps in which Newton's change is not halved end it: what
+# is left is round-off, along which the objective is flat.
+STALL = 5
 # Round-off of the objective, in its size.
 ROUND_OFF = 1e-14
 
@@ -35,6 +38,7 @@ class Outcome(NamedTuple):
     gap: float  # the objective is at most that far above the least
     moved: float  # density that Newton's next step would move
     steps: int  # linear systems
+    settled: bool = False  # the gap is met and nothing more moves, up to round-off
 
 
 class Targets(NamedTuple):
@@ -140,7 +144,7 @@ def descend(
         Factor of the last barrier.
     tolerances : tuple of float
         Stop at the last barrier when the gap is below the first, and Newton's change of
-        the densities and of the fluxes sums to less than the second.
+        the densities and of the fluxes sums to less than the second, or falls no more.
     limit : int
         Most Newton steps.
 
@@ -161,7 +165,7 @@ def _descend(
     limit: int,
 ) -> Outcome:
     gap = moved = math.inf
-    length = 0.0
+    length, best, stalled = 0.0, math.inf, 0
     weight = float(np.abs(step.potential) @ step.source)
     for k in range(1, limit + 1):
         try:
@@ -180,8 +184,11 @@ def _descend(
         newton = plain
         gap = step.gap(state, newton.phi)
         moved = float(max(np.abs(newton.density).sum(), np.abs(newton.flux).sum()))
-        if mu <= least and gap <= tolerances[0] and moved <= tolerances[1]:
-            break
+        if mu <= least and gap <= tolerances[0]:
+            stalled = 0 if moved < 0.5 * best else stalled + 1
+            best = min(best, moved)
+            if moved <= tolerances[1] or stalled >= STALL:
+                return Outcome(state, gap, moved, k, settled=True)
         directions = [plain]
         if mu > least:
             directions.insert(0, system.solve(_corrected(affine, mu)))

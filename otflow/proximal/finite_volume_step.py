@@ -68,7 +68,8 @@ class Move:
     gap : float
         Objective above the least, at most.
     residual : float
-        The gap in units of the energy, or the mass that Newton's next step would move.
+        The gap in units of the energy; without convergence, the mass that Newton's
+        next step would move if that is more.
     converged : bool
         Whether that met the tolerance.
     spent : int
@@ -201,7 +202,9 @@ class Local:
         outcome = descend(
             step, state, least, (tolerance * unit, tolerance / volume), limit
         )
-        residual = max(outcome.gap / unit, outcome.moved * volume)
+        residual = outcome.gap / unit
+        if not outcome.settled:
+            residual = max(residual, outcome.moved * volume)
         flux = outcome.state.flux
         density = np.maximum(step.after(flux), 0.0)
         kinetic = float(step.kinetic(flux, outcome.state.density).sum())
@@ -215,7 +218,7 @@ class Local:
             kinetic * volume,
             outcome.gap * volume,
             residual,
-            residual <= tolerance,
+            outcome.settled and residual <= tolerance,
             outcome.steps,
         )
 

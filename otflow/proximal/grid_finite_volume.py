@@ -90,8 +90,8 @@ class FiniteVolume(ProximalSolver[GridDensity]):
     ----------
     tolerance : float
         Stop when the duality gap, in units of a typical difference of the first
-        variation of F's local part, and the mass that the next Newton step would move
-        are below it.
+        variation of F's local part, is below it, and the mass that the next Newton
+        step would move as well, or falls no more by round-off.
     max_iterations : int
         Most linear systems, for each attempt at a step.
     max_halvings : int
@@ -120,9 +120,9 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         Mass that passed each inner face, positive upwards, (n_faces,) like a tangent: 0
         at obstacles; the new masses are the old ones less their outflow.
     ``residual``, ``converged``
-        The larger of the duality gap, in the unit above, and the mass that Newton's
-        next step would move; with nonlocal terms also what the change of their first
-        variation would move. And whether it met the tolerance.
+        The duality gap, in the unit above, and without convergence the mass that
+        Newton's next step would move if that is more; with nonlocal terms also what the
+        change of their first variation would move. And whether it met the tolerance.
     ``gap``
         A proved bound on the objective (F and the cost of the fluxes) above the least,
         up to round-off and to a bound on the density that is a thousandth of the
