@@ -1,4 +1,4 @@
-"""The faces of a grid as a graph: sparse matrices, and flows solved along them."""
+"""The faces of a grid as a graph: sparse matrices."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ import numpy.typing as npt
 
 from otflow._lazy import lazy_import
 
-__all__ = ["Array", "Faces", "Index", "factor", "sweep"]
+__all__ = ["Array", "Faces", "Index", "factor"]
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
-
-# Sweeps in place of a direct solve, at most, and the share of mass that may be missing.
-SWEEPS, MISSING = 20, 1e-13
 
 
 @dataclass(frozen=True)
@@ -70,46 +67,21 @@ class Faces:
         total: Array = np.bincount(cells, values, self.n).astype(np.float64)
         return total
 
+    def at_sides(self, values: Array) -> Array:
+        """Return, for each cell, the sum over its faces of the row of its own side."""
+        return self.sum_at(self.low, values[0]) + self.sum_at(self.high, values[1])
+
     def outflow(self, flux: Array) -> Array:
         """Return what leaves each cell by signed fluxes, positive upwards."""
         return self.sum_at(self.low, flux) - self.sum_at(self.high, flux)
 
 
-def sweep(faces: Faces, courant: Array, source: Array, order: Index) -> Array | None:
-    """Return the densities that velocities make of others, None if it takes long.
-
-    In the right order each cell follows those that it takes from, and one sweep is
-    exact. Each further one lets the mass that was sent backwards arrive; the mass that
-    is still on its way is the error.
-    """
-    sparse = lazy_import("scipy.sparse")
-    place = np.empty_like(order)
-    place[order] = np.arange(faces.n)
-    up, down = (place[cells] for cells in faces.upstream(courant))
-    size = np.abs(courant)
-    diagonal = 1 + faces.sum_at(up, size)
-    forth, back = up < down, (up > down) & (size > 0)
-    own = np.arange(faces.n)
-    rows, columns = np.append(own, down[forth]), np.append(own, up[forth])
-    data, shape = np.append(diagonal, -size[forth]), (faces.n, faces.n)
-    lower = factor(sparse.csc_array((data, (rows, columns)), shape), natural=True)
-    b = source[order]
-    density: Array = lower.solve(b)
-    total = b.sum()
-    for _ in range(SWEEPS):
-        if not total - density.sum() > MISSING * total:
-            return density[place]
-        late = np.bincount(down[back], size[back] * density[up[back]], faces.n)
-        density = lower.solve(b + late)
-    return None
-
-
-def factor(matrix: Any, *, natural: bool = False) -> Any:
+def factor(matrix: Any) -> Any:
     """Return the LU factors of a sparse matrix whose diagonal may serve as pivots."""
     splu = lazy_import("scipy.sparse.linalg").splu
     return splu(
         matrix.tocsc(),
-        permc_spec="NATURAL" if natural else "MMD_AT_PLUS_A",
+        permc_spec="MMD_AT_PLUS_A",
         diag_pivot_thresh=0.0,
         options={"SymmetricMode": True},
     )

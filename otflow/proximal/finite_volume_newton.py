@@ -1,306 +1,254 @@
-"""Newton's method for a step by finite volumes: upwind fluxes through open faces."""
+"""An interior method for a step by finite volumes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from otflow._lazy import lazy_import
-from otflow.proximal.finite_volume_faces import Array, Faces, Index, factor, sweep
+from otflow.proximal.finite_volume_faces import Array, factor
+from otflow.proximal.finite_volume_problem import Interior, Newton, UpwindStep
 
-__all__ = ["Flow", "Pointwise", "UpwindStep", "descend"]
+__all__ = ["Outcome", "descend"]
 
-# Empty cells count as filled to this share of the fullest, and no density as less than
-# the second share: logarithms stay finite.
-DUST, LEAST = 1e-60, 1e-100
 # Armijo's share of the slope, and lengths of a step that are tried.
-ARMIJO, MAX_TRIALS = 1e-4, 20
+ARMIJO, MAX_TRIALS = 1e-4, 30
+# A step goes that share of the way to where a density, a flux or a slack would be 0.
+FRACTION = 0.99
+# The next products fall by the share that a step to products of 0 would leave; by that
+# share to the power BOLD after a step of at least the length GOOD.
+GOOD, BOLD = 0.9, 4
+# Second-order corrections change a product by that factor at most; a corrected step
+# that must be shorter than SHORT gives way to the plain one.
+CLIP, SHORT = 0.1, 0.1
+# With the gap met, that many steps in which Newton's change is not halved end it: what
+# is left is round-off, along which the objective is flat.
+STALL = 5
 # Round-off of the objective, in its size.
-ROUND_OFF = 1e-12
-# A straight step that gets this share of its slope is taken unseen the other.
-GOOD = 0.3
-# A straight step may leave a cell this share of its density, and multiply a velocity.
-KEPT, LEAP = 0.1, 10.0
+ROUND_OFF = 1e-14
 
 
-@dataclass(frozen=True)
-class Pointwise:
-    """A convex energy of the density, U, with its derivatives, entrywise.
+class Outcome(NamedTuple):
+    """Where the iteration ended."""
 
-    Parameters
-    ----------
-    energy, slope, curvature : callable
-        U, U' and U'' of arrays of densities > 0.
+    state: Interior
+    gap: float  # the objective is at most that far above the least
+    moved: float  # density that Newton's next step would move
+    steps: int  # linear systems
+    settled: bool = False  # the gap is met and nothing more moves, up to round-off
+
+
+class Targets(NamedTuple):
+    """What the products of positive numbers and their multipliers should become."""
+
+    ways: Array | float
+    density: Array | float
+    slack: Array | float
+
+
+class Linearised:
+    """Newton's system at a flow: one factorisation, any targets of the products.
+
+    In density and flux the objective is convex and the balance of mass linear; of its
+    Newton system the potential phi is the multiplier, the only unknown that is left
+    after elimination.
     """
 
-    energy: Callable[[Array], Array]
-    slope: Callable[[Array], Array]
-    curvature: Callable[[Array], Array]
+    def __init__(self, step: UpwindStep, state: Interior) -> None:
+        self.step, self.state = step, state
+        faces, rho, ways = step.faces, state.density, state.ways
+        sides, reach = step.sides, step.reach
+        base = rho[sides]
+        stiffness = 1 / (reach * base)
+        self.q = ways / base
+        self.ease = 1 / (stiffness + state.still / ways)
+        self.share = self.ease * stiffness * self.q
+        stiff = step.energy.curvature(rho) + state.empty / rho
+        if step.bounded:
+            stiff = stiff + state.pressure / (step.bound - rho)
+        loose = self.q**2 * stiffness - self.q * self.share * stiffness
+        self.soft = 1 / (stiff + faces.at_sides(np.maximum(loose, 0.0)))
+        self.slope = step.potential + step.energy.slope(rho)
+        self.slope -= faces.at_sides(self.q**2 / (2 * reach))
+        self.J = faces.matrix(
+            1 + faces.at_sides(self.share),
+            np.append(faces.low, faces.high),
+            np.append(faces.high, faces.low),
+            -self.share.reshape(-1),
+        )
+        diagonal = lazy_import("scipy.sparse").diags_array(self.soft)
+        laplacian = faces.laplacian(self.ease.sum(0))
+        self.factors = factor(self.J.T @ diagonal @ self.J + laplacian)
 
-    def bounded(self, most: float, pressure: Array, stiffness: float) -> Pointwise:
-        """Return it with the bound as an augmented Lagrangian of these multipliers."""
+    def solve(self, targets: Targets) -> Newton:
+        """Return the step that brings the products to their targets, linearised."""
+        step, state = self.step, self.state
+        faces, rho, ways = step.faces, state.density, state.ways
+        slack = step.bound - rho
+        push = targets.ways / ways - self.q / step.reach
+        slope = self.slope - targets.density / rho
+        if step.bounded:
+            slope = slope + targets.slack / slack
+        wanted = slope - faces.at_sides(self.share * push)
+        own = self.ease * push
+        rhs = self.J.T @ (self.soft * wanted) - faces.outflow(own[0] - own[1])
+        phi = self.factors.solve(rhs)
+        change = self.soft * (self.J @ phi - wanted)
+        drop = phi[faces.low] - phi[faces.high]
+        turn = self.ease * (np.stack([drop, -drop]) + push)
+        turn = turn + self.share * change[step.sides]
+        change = -faces.outflow(turn[0] - turn[1])
+        still = (targets.ways - state.still * turn) / ways - state.still
+        empty = (targets.density - state.empty * change) / rho - state.empty
+        pressure = np.zeros(faces.n)
+        if step.bounded:
+            pressure = (targets.slack + state.pressure * change) / slack
+            pressure = pressure - state.pressure
+        return Newton(turn, change, still, empty, pressure, phi)
 
-        def excess(r: Array) -> Array:
-            return np.maximum(pressure + stiffness * (r - most), 0.0)
-
-        def energy(r: Array) -> Array:
-            gain = (excess(r) ** 2 - pressure**2) / (2 * stiffness)
-            return self.energy(r) + gain
-
-        def curvature(r: Array) -> Array:
-            return self.curvature(r) + stiffness * (excess(r) > 0)
-
-        return Pointwise(energy, lambda r: self.slope(r) + excess(r), curvature)
-
-
-@dataclass(frozen=True)
-class Flow:
-    """Densities that are reached by given velocities through the faces.
-
-    Parameters
-    ----------
-    courant : ndarray, shape (m,)
-        Signed velocity through each face, times the time over the spacing.
-    density : ndarray, shape (n,)
-        The densities at the end, > 0.
-    objective : float
-        Energy and kinetic cost per unit of cell volume.
-    """
-
-    courant: Array
-    density: Array
-    objective: float
-
-
-class Newton(NamedTuple):
-    """Newton's step from a flow: where it leads, and what it changes."""
-
-    velocity: Array  # new velocities, by the slopes of phi
-    change: Array  # of the densities
-    flux: Array  # change of the fluxes
-    order: Index  # of the cells, by falling phi
-    slope: float  # of the objective
-
-    @property
-    def size(self) -> float:
-        """How much density it would change, or move around in circles."""
-        return float(max(np.abs(self.change).sum(), np.abs(self.flux).sum()))
+    def falls(self, newton: Newton, mu: float) -> float:
+        """Return the slope of a barrier's objective along a step."""
+        state = self.state
+        slope = self.slope - mu / state.density
+        if self.step.bounded:
+            slope = slope + mu / (self.step.bound - state.density)
+        push = mu / state.ways - self.q / self.step.reach
+        return float(slope @ newton.density - (push * newton.ways).sum())
 
 
-@dataclass(frozen=True)
-class UpwindStep:
-    r"""Minimise the energy and the cost of a flow q through the faces.
-
-    .. math:: \sum_K U(\rho_K) + V_K\rho_K + \sum_f \frac{q_f^2\rho_f}{2\,dt\,c_f},
-
-    :math:`\rho_f` the density upstream and c the conductance.
-
-    Parameters
-    ----------
-    faces : Faces
-        The open faces.
-    source : ndarray, shape (n,)
-        Densities before.
-    potential : ndarray, shape (n,)
-        V.
-    energy : Pointwise
-        U.
-    dt : float
-        Step.
-    """
-
-    faces: Faces
-    source: Array
-    potential: Array
-    energy: Pointwise
-    dt: float
-
-    @property
-    def floor(self) -> float:
-        """The least density that is told from zero."""
-        return LEAST * float(self.source.max())
-
-    def transport(self, courant: Array) -> Any:
-        r"""Return J: transposed, it takes new densities to the old ones.
-
-        :math:`\rho_K (1 + \sum q_{out}) = \rho^0_K + \sum q_{in}\rho_L`. It is an
-        M-matrix with rows of sum 1, so densities are positive and mass is kept.
-        """
-        up, down = self.faces.upstream(courant)
-        size = np.abs(courant)
-        diagonal = 1 + self.faces.sum_at(up, size)
-        return self.faces.matrix(diagonal, up, down, -size)
-
-    @property
-    def filled(self) -> Array:
-        """The densities before, no cell quite empty."""
-        filled: Array = np.maximum(self.source, DUST * self.source.max())
-        return filled
-
-    def arrive(self, courant: Array, source: Array) -> Array:
-        """Return the densities that velocities make of others, by a direct solve."""
-        density: Array = factor(self.transport(courant).T).solve(source)
-        return density
-
-    def at(self, courant: Array, order: Index | None = None) -> Flow:
-        """Return the flow of these velocities with its objective.
-
-        `order` is an order of the cells in which most faces lead forwards.
-        """
-        density = None
-        if not np.isfinite(courant).all():
-            return Flow(courant, self.filled, math.inf)
-        if order is not None:
-            density = sweep(self.faces, courant, self.filled, order)
-        if density is None:
-            density = self.arrive(courant, self.filled)
-        if not (np.isfinite(density).all() and (density > 0).all()):
-            return Flow(courant, density, math.inf)
-        up, _ = self.faces.upstream(courant)
-        kinetic = courant**2 * density[up] / (2 * self.dt * self.faces.conductance)
-        cells = self.energy.energy(np.maximum(density, self.floor))
-        total = float(cells.sum() + self.potential @ density + kinetic.sum())
-        return Flow(courant, density, total)
-
-    def newton(self, flow: Flow) -> Newton | None:
-        """Return Newton's step from a flow, None if its system is singular.
-
-        In density and flux the objective is convex and the constraint linear; of its
-        Newton system the potential phi is the multiplier, the only unknown that is left
-        after elimination, and the velocities are its slopes.
-        """
-        faces, q, rho = self.faces, flow.courant, flow.density
-        J = self.transport(q)
-        up, _ = faces.upstream(q)
-        reach = self.dt * faces.conductance
-        speed = faces.sum_at(up, q**2 / (2 * reach))
-        r = np.maximum(rho, self.floor)
-        soft = 1 / self.energy.curvature(r)
-        slope = self.potential + self.energy.slope(r)
-        diagonal = lazy_import("scipy.sparse").diags_array(soft)
-        system = J.T @ diagonal @ J + faces.laplacian(reach * rho[up])
-        rhs = self.filled - rho + J.T @ (soft * (slope + speed))
-        try:
-            phi = factor(system).solve(rhs)
-        except RuntimeError:  # singular to round-off
-            return None
-        change = soft * (J @ phi - slope - speed)
-        velocity = reach * (phi[faces.low] - phi[faces.high])
-        turn = velocity - q
-        along = slope @ change + (q * rho[up] * turn / reach).sum()
-        along += (q**2 * change[up] / (2 * reach)).sum()
-        flux = rho[up] * turn + q * change[up]
-        return Newton(velocity, change, flux, np.argsort(-phi), float(along))
-
-    def straight(self, flow: Flow, newton: Newton, length: float) -> Flow:
-        """Return the flow ahead that is straight in density and flux.
-
-        On this path a full step meets what is linear exactly; where it would empty a
-        cell it turns into the steady one.
-        """
-        up, _ = self.faces.upstream(flow.courant)
-        steady = flow.courant + length * (newton.velocity - flow.courant)
-        density = flow.density + length * newton.change
-        flux = flow.courant * flow.density[up] + length * newton.flux
-        up, _ = self.faces.upstream(flux)
-        base = density[up]
-        sound = base > KEPT * flow.density[up]
-        courant = flux / np.where(sound, base, 1.0)
-        most = np.maximum(np.abs(flow.courant), np.abs(newton.velocity))
-        sound &= np.abs(courant) <= LEAP * most
-        return self.at(np.where(sound, courant, steady), newton.order)
-
-    def steady(self, flow: Flow, newton: Newton, length: float) -> Flow:
-        """Return the flow ahead that is straight in velocity: no cell empties."""
-        courant = flow.courant + length * (newton.velocity - flow.courant)
-        return self.at(courant, newton.order)
-
-    def spread(self) -> Array:
-        """Return velocities that bring a little mass to every cell: a first guess."""
-        typical = self.source + 1e-3 * self.source.max()
-        scale = float(np.ptp(self.potential) + np.ptp(self.energy.slope(typical)))
-        share = np.minimum(self.dt * self.faces.conductance * scale, 1.0)
-        sparse = lazy_import("scipy.sparse")
-        heat = sparse.eye_array(self.faces.n) + self.faces.laplacian(share)
-        rho = factor(heat).solve(self.filled)
-        flux = share * (rho[self.faces.low] - rho[self.faces.high])
-        up, _ = self.faces.upstream(flux)
-        courant: Array = flux / rho[up]
-        return courant
-
-    def with_energy(self, energy: Pointwise) -> UpwindStep:
-        """Return the step with another energy."""
-        return replace(self, energy=energy)
+def _longest(now: Array, change: Array) -> float:
+    """Return the part of a change that keeps positive numbers positive, at most 1."""
+    worst = float((-change / now).max(initial=0.0))
+    return min(1.0, FRACTION / worst) if worst > 0 else 1.0
 
 
 def descend(
-    step: UpwindStep, courant: Array, tolerance: float, limit: int
-) -> tuple[Flow, float, int]:
-    """Take Newton steps, each shortened until the objective falls.
+    step: UpwindStep,
+    state: Interior,
+    least: float,
+    tolerances: tuple[float, float],
+    limit: int,
+) -> Outcome:
+    """Follow the optima of falling barriers, each step shortened until its falls.
 
     Parameters
     ----------
     step : UpwindStep
         The problem.
-    courant : ndarray, shape (m,)
-        Velocities to start from.
-    tolerance : float
-        Stop when Newton's change of the densities, and of the fluxes, sums to less.
+    state : Interior
+        Where to start.
+    least : float
+        Factor of the last barrier.
+    tolerances : tuple of float
+        Stop at the last barrier when the gap is below the first, and Newton's change of
+        the densities and of the fluxes sums to less than the second, or falls no more.
     limit : int
         Most Newton steps.
 
     Returns
     -------
-    flow : Flow
-        The last flow.
-    residual : float
-        The larger sum of Newton's last change.
-    steps : int
-        Linear systems solved.
+    Outcome
+        The last flow with its gap.
     """
     with np.errstate(all="ignore"):  # what is not finite is refused
-        return _descend(step, courant, tolerance, limit)
+        return _descend(step, state, least, tolerances, limit)
 
 
 def _descend(
-    step: UpwindStep, courant: Array, tolerance: float, limit: int
-) -> tuple[Flow, float, int]:
-    flow, residual = step.at(courant), math.inf
+    step: UpwindStep,
+    state: Interior,
+    least: float,
+    tolerances: tuple[float, float],
+    limit: int,
+) -> Outcome:
+    gap = moved = math.inf
+    length, best, stalled = 0.0, math.inf, 0
     weight = float(np.abs(step.potential) @ step.source)
     for k in range(1, limit + 1):
-        newton = step.newton(flow)
-        residual = math.inf if newton is None else newton.size
-        if newton is None or not math.isfinite(residual):
-            return flow, math.inf, k
-        if residual <= tolerance:
-            break
-        size = abs(flow.objective) + weight
-        found = search(step, flow, newton, size)
+        try:
+            system = Linearised(step, state)
+        except RuntimeError:  # singular to round-off
+            return Outcome(state, math.inf, math.inf, k)
+        affine = system.solve(Targets(0.0, 0.0, 0.0))
+        primal, dual = _lengths(step, state, affine)
+        product = state.product(step)
+        ahead = state.moved(affine, primal, dual).product(step)
+        mu = max(
+            product * min((ahead / product) ** (BOLD if length >= GOOD else 1), 1.0),
+            least,
+        )
+        plain = system.solve(Targets(mu, mu, mu))
+        newton = plain
+        gap = step.gap(state, newton.phi)
+        moved = float(max(np.abs(newton.density).sum(), np.abs(newton.flux).sum()))
+        if mu <= least and gap <= tolerances[0]:
+            stalled = 0 if moved < 0.5 * best else stalled + 1
+            best = min(best, moved)
+            if moved <= tolerances[1] or stalled >= STALL:
+                return Outcome(state, gap, moved, k, settled=True)
+        directions = [plain]
+        if mu > least:
+            directions.insert(0, system.solve(_corrected(affine, mu)))
+        found = None
+        for direction in directions:
+            slope = system.falls(direction, mu)
+            if slope < 0 or direction is plain:
+                found = _search(step, state, direction, slope, mu, weight)
+                if found is not None and (found[1] > SHORT or direction is plain):
+                    break
         if found is None:
             break
-        flow = found
-    return flow, residual, k
+        state, length = found
+    return Outcome(state, gap, moved, k)
 
 
-def search(step: UpwindStep, flow: Flow, newton: Newton, size: float) -> Flow | None:
-    """Return a flow ahead whose objective is lower, None if there seems to be none."""
-    length = 1.0
+def _corrected(affine: Newton, mu: float) -> Targets:
+    """Return targets that make up for what a linearisation leaves of the products."""
+
+    def less(second: Array) -> Array:
+        return np.clip(mu - second, CLIP * mu, mu / CLIP)
+
+    return Targets(
+        less(affine.ways * affine.still),
+        less(affine.density * affine.empty),
+        less(-affine.density * affine.pressure),
+    )
+
+
+def _lengths(step: UpwindStep, state: Interior, newton: Newton) -> tuple[float, float]:
+    """Return how far the positive numbers, and the multipliers, may follow a step."""
+    primal = _longest(state.density, newton.density)
+    primal = min(primal, _longest(state.ways, newton.ways))
+    dual = _longest(state.empty, newton.empty)
+    dual = min(dual, _longest(state.still, newton.still))
+    if step.bounded:
+        primal = min(primal, _longest(step.bound - state.density, -newton.density))
+        dual = min(dual, _longest(state.pressure, newton.pressure))
+    return primal, dual
+
+
+def _search(
+    step: UpwindStep,
+    state: Interior,
+    newton: Newton,
+    slope: float,
+    mu: float,
+    weight: float,
+) -> tuple[Interior, float] | None:
+    """Return a flow ahead with a lower barrier, and how far; None if none is found."""
+    before, _ = step.barrier(state.ways, mu)
+    noise = ROUND_OFF * (abs(before) + weight)
+    length, dual = _lengths(step, state, newton)
     for _ in range(MAX_TRIALS):
-        wanted = flow.objective + ARMIJO * length * min(newton.slope, 0.0)
-        trial = step.straight(flow, newton, length)
-        if not trial.objective <= flow.objective + GOOD * length * newton.slope:
-            other = step.steady(flow, newton, length)
-            trial = min(trial, other, key=lambda found: found.objective)
-        if trial.objective <= wanted + ROUND_OFF * size:
-            return trial
-        # The minimum of the parabola through what is known, not too near either end.
-        excess = trial.objective - flow.objective - length * newton.slope
-        share = 0.1
-        if math.isfinite(excess) and excess > 0:
-            share = min(max(-0.5 * length * newton.slope / excess, 0.1), 0.5)
-        length *= share
-    return None
+        value, density = step.barrier(state.ways + length * newton.ways, mu)
+        if value <= before + ARMIJO * length * min(slope, 0.0) + noise:
+            break
+        length *= 0.5
+    else:
+        return None
+    return replace(state.moved(newton, length, dual), density=density).trusted(
+        step, mu
+    ), length

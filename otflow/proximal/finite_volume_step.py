@@ -14,17 +14,19 @@ from otflow._lazy import lazy_import
 from otflow.functionals import Congestion, Internal
 from otflow.measures import GridDensity
 from otflow.proximal.finite_volume_faces import Array, Faces, factor
-from otflow.proximal.finite_volume_newton import Flow, Pointwise, UpwindStep, descend
+from otflow.proximal.finite_volume_newton import descend
+from otflow.proximal.finite_volume_problem import Interior, Pointwise, UpwindStep
 from otflow.proximal.terms import Terms
 
 __all__ = ["Local", "Move", "Room", "below", "room_of"]
 
-# Entropy that makes the optimum unique, in units of the potential's mean difference
-# between neighbours and of its range, and of the internal energy's slope.
-SMOOTHING, LEAST_SMOOTHING, SMOOTHING_OF_U = 1e-3, 1e-9, 1e-6
-# Stiffness of the bound in units of the energy over the density: cold, warm, its growth
-# and the rounds, at most.
-STIFFNESS, WARM_STIFFNESS, GROWTH, ROUNDS = 10.0, 10.0, 30.0, 12
+# Products of the last barrier sum to this share of what the gap may be.
+LAST = 0.25
+# The bound that the barrier knows lies above the true one by this share of a tolerance:
+# a room that is full has an interior. What is above is taken elsewhere at the end.
+SPARE = 1e-3
+# First products, in units of the energy: cold, and from a step before.
+COLD, WARM = 0.1, 1.0
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,15 @@ class Move:
         New densities of the cells of the room.
     flux : ndarray
         What passed each open face, as a change of density, positive upwards.
-    courant : ndarray
-        Velocity through each face, in cells a step.
-    pressure : ndarray, shape (m,)
-        Multiplier of the bound, 0 without one.
+    state : Interior
+        The flow that the iteration ended with, and its multipliers.
     kinetic : float
         Cost of the motion.
+    gap : float
+        Objective above the least, at most.
     residual : float
-        Mass that Newton's next step would move, and that is off the bound.
+        The gap in units of the energy; without convergence, the mass that Newton's
+        next step would move if that is more.
     converged : bool
         Whether that met the tolerance.
     spent : int
@@ -75,9 +78,9 @@ class Move:
 
     density: Array
     flux: Array
-    courant: Array
-    pressure: Array
+    state: Interior
     kinetic: float
+    gap: float
     residual: float
     converged: bool
     spent: int
@@ -99,8 +102,8 @@ class Local:
         U, and the bound.
     entropy : float
         c >= 0.
-    smoothing : float
-        Added to it.
+    unit : float
+        A typical difference of the energy's first variation.
     dt : float
         Step.
     device : torch.device
@@ -112,7 +115,7 @@ class Local:
     potential: Array
     internal: Internal | None
     entropy: float
-    smoothing: float
+    unit: float
     dt: float
     device: torch.device
 
@@ -126,7 +129,7 @@ class Local:
         dt: float,
         device: torch.device,
     ) -> Local:
-        """Return the local part of these terms, smoothed as much as it needs."""
+        """Return the local part of these terms, with its own unit."""
         new = cls(
             room,
             source,
@@ -137,25 +140,14 @@ class Local:
             dt,
             device,
         )
-        return replace(new, smoothing=new._smoothing())
+        return replace(new, unit=new._scale())
 
     @property
     def bound(self) -> float:
         """The bound on the density, possibly infinite."""
         return math.inf if self.internal is None else self.internal.max_density
 
-    def _smoothing(self) -> float:
-        """Return the entropy that is added so that no cell is left undetermined."""
-        faces, rho, V = self.room.faces, self.source, self.potential
-        steps = np.abs(V[faces.low] - V[faces.high]) * (
-            rho[faces.low] + rho[faces.high]
-        )
-        typical = float(steps.sum() / (2 * rho.sum()))
-        wanted = max(SMOOTHING * typical, LEAST_SMOOTHING * self.scale())
-        wanted = max(wanted, SMOOTHING_OF_U * self._steepness())
-        return max(wanted - self.entropy, 0.0)
-
-    def scale(self) -> float:
+    def _scale(self) -> float:
         """Return a typical difference of the energy's first variation."""
         scale = float(np.ptp(self.potential)) + self._steepness()
         # Where nothing acts: what a move by a cell costs.
@@ -188,80 +180,57 @@ class Local:
 
         return Pointwise(energy, slope, curvature)
 
-    def solve(self, warm: Move | None, tolerance: float, limit: int) -> Move:
-        """Minimise; from the velocities and the pressure of a move before.
+    def _step(self, bound: float) -> UpwindStep:
+        """Return the minimisation below a bound."""
+        return UpwindStep(
+            self.room.faces,
+            self.source,
+            self.potential,
+            self.pointwise(self.entropy),
+            bound,
+            self.dt,
+        )
 
-        The bound is met by multipliers, in rounds of growing stiffness.
-        """
-        base = self.pointwise(self.entropy + self.smoothing)
-        faces, volume = self.room.faces, self.room.volume
-        step = UpwindStep(faces, self.source, self.potential, base, self.dt)
-        bounded = math.isfinite(self.bound)
-        pressure = np.zeros(faces.n) if warm is None else warm.pressure
-        courant = step.spread() if warm is None else warm.courant
-        unit = self.scale() / self.bound
-        stiffness = unit * (STIFFNESS if warm is None else WARM_STIFFNESS)
-        spent, residual, off = 0, math.inf, 0.0
-        for _ in range(ROUNDS if bounded else 1):
-            if bounded:
-                energy = base.bounded(self.bound, pressure, stiffness)
-                step = step.with_energy(energy)
-            flow, residual, used = descend(
-                step, courant, 0.5 * tolerance / volume, limit - spent
-            )
-            spent += used
-            courant = flow.courant
-            if bounded:
-                above = flow.density - self.bound
-                pressure = np.maximum(pressure + stiffness * above, 0.0)
-                off = float(np.abs(above[pressure > 0]).sum() * volume)
-                stiffness *= GROWTH
-            if spent >= limit or (off <= 0.5 * tolerance):
-                break
-        residual = residual * volume + off
-        return self._read(step, flow, pressure, residual, tolerance, spent)
-
-    def spread(self) -> Array:
-        """Return positive densities near the source."""
-        base = self.pointwise(self.entropy + self.smoothing)
-        step = UpwindStep(self.room.faces, self.source, self.potential, base, self.dt)
-        return step.arrive(step.spread(), step.filled)
-
-    def objective(self, move: Move) -> float:
-        """Return the local energy, smoothed, and the cost of a move."""
-        base = self.pointwise(self.entropy + self.smoothing)
-        r = np.maximum(move.density, np.finfo(np.float64).tiny)
-        cells = base.energy(r) + self.potential * move.density
-        return float(cells.sum() * self.room.volume) + move.kinetic
-
-    def _read(
-        self,
-        step: UpwindStep,
-        flow: Flow,
-        pressure: Array,
-        residual: float,
-        tolerance: float,
-        spent: int,
-    ) -> Move:
-        """Return the move of a flow from the true source, empty cells included."""
-        faces, volume = self.room.faces, self.room.volume
-        density = step.arrive(flow.courant, self.source)
-        up, _ = faces.upstream(flow.courant)
-        flux = flow.courant * density[up]
-        kinetic = flow.courant**2 * density[up] / (2 * self.dt * faces.conductance)
+    def solve(self, warm: Interior | None, tolerance: float, limit: int) -> Move:
+        """Minimise; from the velocities and the multipliers of a move before."""
+        volume = self.room.volume
+        step = self._step(self.bound * (1 + SPARE * tolerance))
+        mass = float(self.source.sum())
+        unit = self.unit * mass
+        least = LAST * tolerance * unit / step.count
+        state = step.start(warm, (COLD if warm is None else WARM) * unit)
+        outcome = descend(
+            step, state, least, (tolerance * unit, tolerance / volume), limit
+        )
+        residual = outcome.gap / unit
+        if not outcome.settled:
+            residual = max(residual, outcome.moved * volume)
+        flux = outcome.state.flux
+        density = np.maximum(step.after(flux), 0.0)
+        kinetic = float(step.kinetic(flux, outcome.state.density).sum())
         if math.isfinite(self.bound):
             density, correction = below(self.room, density, self.bound)
             flux = flux + correction
         return Move(
             density,
             flux,
-            flow.courant,
-            pressure,
-            float(kinetic.sum() * volume),
+            outcome.state,
+            kinetic * volume,
+            outcome.gap * volume,
             residual,
-            residual <= tolerance,
-            spent,
+            outcome.settled and residual <= tolerance,
+            outcome.steps,
         )
+
+    def spread(self) -> Array:
+        """Return positive densities near the source."""
+        return self._step(math.inf).spread()
+
+    def objective(self, move: Move) -> float:
+        """Return the local energy and the cost of a move."""
+        r = np.maximum(move.density, np.finfo(np.float64).tiny)
+        cells = self.pointwise(self.entropy).energy(r) + self.potential * move.density
+        return float(cells.sum() * self.room.volume) + move.kinetic
 
 
 def below(room: Room, density: Array, bound: float) -> tuple[Array, Array]:

@@ -17,6 +17,7 @@ from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.certificate import certify
 from otflow.proximal.finite_volume_faces import Array
+from otflow.proximal.finite_volume_problem import Interior
 from otflow.proximal.finite_volume_step import Local, Move, room_of
 from otflow.proximal.grid_outer import LocalStep, minimise_nonlocal
 from otflow.proximal.terms import Terms, sort_terms
@@ -37,13 +38,13 @@ class Warm:
     move: Move
     box: Any
 
-    def fit(self, local: Local, box: Any) -> Move | None:
+    def fit(self, local: Local, box: Any) -> Interior | None:
         """Return the move as a start, with its velocities for another length."""
         old = self.local
         if self.box != box or not np.array_equal(old.room.cells, local.room.cells):
             return None
         ratio = local.dt / old.dt
-        return replace(self.move, courant=ratio * self.move.courant)
+        return replace(self.move.state, ways=ratio * self.move.state.ways)
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,25 @@ class FiniteVolume(ProximalSolver[GridDensity]):
     .. math:: f = dt\,\rho_K\,\frac{\phi_K - \phi_L}{h_f^2}, \qquad \phi_K = F'_K -
         \frac{dt}2 \sum_{L:\,\phi_L < \phi_K} \frac{(\phi_K - \phi_L)^2}{h_f^2} .
 
-    Newton's method has one unknown a cell, found by a sparse direct solver. Each
-    iterate is a flow of the old density: its masses are positive where mass can come,
-    their sum is kept to round-off, and the objective falls from one to the next. A
-    bound on the density is met by multipliers, the pressure, and exactly.
+    Newton's method has one unknown a cell, found by a sparse direct solver, and follows
+    the optima of falling logarithmic barriers. Each iterate is a flow of the old
+    density with positive masses below the bound, their sum is kept to round-off, and
+    each step lowers the objective of its barrier. It stops by a duality gap: for any
+    potential
+    :math:`\phi` the least objective is at least
+
+    .. math:: \int \rho^0\phi - \sup_r \Bigl\{\int r\,\Bigl(\phi + \frac{dt}2
+        \sum_{L:\,\phi_L < \phi_K} \frac{(\phi_K - \phi_L)^2}{h_f^2}\Bigr)
+        - F(r)\Bigr\},
+
+    r all densities of the same mass below the bound, so "optimal" is proved.
 
     Parameters
     ----------
     tolerance : float
-        Stop when the mass that the next Newton step would move, and that is off the
-        bound, is below it.
+        Stop when the duality gap, in units of a typical difference of the first
+        variation of F's local part, is below it, and the mass that the next Newton
+        step would move as well, or falls no more by round-off.
     max_iterations : int
         Most linear systems, for each attempt at a step.
     max_halvings : int
@@ -110,16 +120,17 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         Mass that passed each inner face, positive upwards, (n_faces,) like a tangent: 0
         at obstacles; the new masses are the old ones less their outflow.
     ``residual``, ``converged``
-        Mass that Newton's next step would move, and mass off the bound where there is
-        pressure; with nonlocal terms also what the change of their first variation
-        would move. And whether it met the tolerance.
-    ``substeps``
+        The duality gap, in the unit above, and without convergence the mass that
+        Newton's next step would move if that is more; with nonlocal terms also what the
+        change of their first variation would move. And whether it met the tolerance.
+    ``gap``
+        A proved bound on the objective (F and the cost of the fluxes) above the least,
+        up to round-off and to a bound on the density that is a thousandth of the
+        tolerance higher. None with ``rounds``, or where the step was divided.
+    ``divided_into``
         Into how many steps this one was divided, as Newton's method failed: 1 for none.
     ``rounds``
         Linearisations of interactions and other terms; 0 without them.
-    ``smoothing``
-        An entropy of this factor is added, a thousandth of the upwind scheme's own
-        diffusion; without it what is empty, or full and at rest, is undetermined.
     ``device``
         "cpu": the linear systems are SciPy's. Densities on another device are copied
         there and back, once a step; functions of the points and of the density are
@@ -127,8 +138,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
     ``guarantee``
         ``"optimal"``: the least objective, to the tolerance. ``"stationary"``: a
         critical point, with interactions and other terms. ``"stages"``: each of the
-        ``substeps`` has one of these. ``"none"``: not converged,
-        or the energy rose.
+        ``divided_into`` has one of these. ``"none"``: not converged, or the energy rose.
 
     Time O(n^1.5) a linear system in the plane, O(n^2) in space; memory O(n log n) and
     O(n^(4/3)), n the number of cells.
@@ -231,9 +241,9 @@ class FiniteVolume(ProximalSolver[GridDensity]):
             noise=sum(_noise(part) for part in parts),
             dissipation=sum(move.kinetic for move in moves),
             fluxes=_fluxes(mu, parts),
-            substeps=len(parts),
+            divided_into=len(parts),
             rounds=rounds,
-            smoothing=max(part.local.smoothing for part in parts),
+            gap=moves[0].gap if len(parts) == 1 and not rounds else None,
             device="cpu",
         )
         spent = sum(move.spent for move in moves)
@@ -262,7 +272,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         return first + rest
 
     def _with_rounds(
-        self, terms: Terms, mu: GridDensity, local: Local, kept: Move | None
+        self, terms: Terms, mu: GridDensity, local: Local, kept: Interior | None
     ) -> tuple[Move, int]:
         """Return the move with nonlocal terms, and the linearisations."""
         G = terms.nonlocal_part
@@ -282,7 +292,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
                 potential=local.potential + p,
                 entropy=local.entropy + entropy,
             )
-            first = kept if start is None else start
+            first = kept if start is None else start.state
             move = own.solve(first, tolerance, min(budget, self.max_iterations))
             log = torch.full((mu.box.n,), EMPTY, dtype=torch.float64)
             log[torch.from_numpy(cells)] = torch.from_numpy(
@@ -298,7 +308,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
                 state=move,
             )
 
-        guess = local.spread() if kept is None else kept.density
+        guess = local.spread()
         log = torch.full((mu.box.n,), EMPTY, dtype=torch.float64)
         log[torch.from_numpy(cells)] = torch.from_numpy(
             np.log(np.maximum(guess, math.exp(EMPTY)))
@@ -366,11 +376,7 @@ def _fluxes(mu: GridDensity, parts: list[Part]) -> Tensor:
 
 
 def _noise(part: Part) -> float:
-    """Return what the smoothing and the residual may have added to the energy."""
-
-    def entropy(r: Array) -> float:
-        return float((r * np.log(np.maximum(r, 1e-300))).sum())
-
-    local, move = part.local, part.move
-    change = abs(entropy(local.source) - entropy(move.density)) * local.room.volume
-    return local.smoothing * change + move.residual * local.scale()
+    """Return what the gap or the residual may have added to the energy."""
+    if not part.rounds:
+        return part.move.gap
+    return part.move.residual * part.local.unit
