@@ -138,7 +138,8 @@ class FiniteVolume(ProximalSolver[GridDensity]):
     ``guarantee``
         ``"optimal"``: the least objective, to the tolerance. ``"stationary"``: a
         critical point, with interactions and other terms. ``"stages"``: each of the
-        ``divided_into`` has one of these. ``"none"``: not converged, or the energy rose.
+        ``divided_into`` has one of these. ``"none"``: not converged, or the energy
+        rose.
 
     Time O(n^1.5) a linear system in the plane, O(n^2) in space; memory O(n log n) and
     O(n^(4/3)), n the number of cells.
