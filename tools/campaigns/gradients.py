@@ -161,11 +161,10 @@ def quotient(trial: Trial) -> Case:
 
 
 def _sinkhorn(mu, nu):
-    points = mu.points if isinstance(mu, of.Particles) else mu
+    # The blur is a constant of the problem: it must not move with the points of mu.
     other = nu.points if isinstance(nu, of.Particles) else nu
-    both = torch.cat([points, other]).detach()
-    diameter = float((both.amax(0) - both.amin(0)).norm())
-    return of.metrics.sinkhorn_divergence(mu, nu, blur=0.1 * diameter)
+    diameter = float((other.amax(0) - other.amin(0)).norm())
+    return of.metrics.sinkhorn_divergence(mu, nu, blur=0.2 * diameter)
 
 
 W2 = of.metrics.wasserstein2_squared
