@@ -15,6 +15,8 @@ from otflow.proximal.springs import Springs
 
 __all__ = ["Solution", "minimise"]
 
+# Evaluations whose round-off the gradient of a minimum may carry.
+EVALUATIONS = 4.0
 MAX_HALVINGS = 40
 DECREASE = 1e-4
 # A gap below so many units in the last place of its ends is an atom.
@@ -102,7 +104,11 @@ class _State:
         place = 8 * torch.finfo(torch.float64).eps * float(edges.abs().max())
         lost = (COMPLEMENTARITY * moved + REST * width) ** 2
         lost += 2 * place * float(self.z.sum())
-        floor = self.point.floor(self.band)
+        # The floor is that of one evaluation; the iteration has met several.
+        floor = EVALUATIONS * self.point.floor(self.band)
+        # Round-off that hides more than that hides whether there is a minimum at all.
+        eps = torch.finfo(self.problem.mu.dtype).eps
+        floor = floor if floor <= eps**0.5 * width else 0.0
         return self.residual <= tolerance * moved + floor and self.lost <= lost
 
     def shrink(self) -> None:

@@ -148,16 +148,23 @@ class Objective:
             value, slope, product = self._nonlocal(q)
             parts.append(value.reshape(1))
             gradient = gradient + dt * slope
-            # Neighbours interact by second differences, which cancel.
+            # Neighbours interact by second differences, which cancel; so do the
+            # pressures on both sides of a quantile, whose sums the forces are.
             narrow = torch.minimum(*_beside(q.diff(), math.inf))
-            error += 4 * own * dt * slope.abs() * (1 + reach / narrow)
+            pressure = slope.cumsum(0).abs()
+            sides = torch.maximum(pressure, torch.cat([pressure[:1], pressure[:-1]]))
+            error += 4 * own * dt * slope.abs()
+            error += 4 * own * dt * torch.maximum(slope.abs(), sides) * reach / narrow
         total = sum(float(part.sum()) for part in parts)
         size = sum(float(part.abs().sum()) for part in parts)
         if not math.isfinite(total):
             msg = "the energy of quantiles is not finite; look for an overflow"
             raise NonFinite(msg)
         half = 0.5 * float(lumped @ d.square())
+        # A gap is known to the last place of its ends, which its pressure weighs.
+        ends = torch.maximum(reach[1:], reach[:-1])
         noise = 16 * own * (dt * size + half)
+        noise += 4 * wide * dt * float(force.abs() @ ends)
         whole = dt * total + half
         return Expansion(
             q, total, noise, whole, gradient, error, band, dt * force, product
