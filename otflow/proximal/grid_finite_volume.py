@@ -66,9 +66,9 @@ class FiniteVolume(ProximalSolver[GridDensity]):
     .. math:: \min_{\rho, f}\; F(\rho) + |K| \sum_f \frac{h_f^2 f^2}{2\,dt\,\rho_f},
         \qquad \rho_K = \rho^0_K - \sum_{f \text{ out of } K} f,
 
-    :math:`\rho_f` the new density of the cell that the flux comes from, |K| the volume
-    of a cell. Obstacles and walls have no fluxes, so no mass crosses them, whatever dt.
-    The problem is convex where F is, and has the first-order conditions
+    :math:`\rho_f` the new density of the cell that the flux comes from, :math:`|K|` the
+    volume of a cell. Obstacles and walls have no fluxes, so no mass crosses them,
+    whatever dt. The problem is convex where F is, and has the first-order conditions
 
     .. math:: f = dt\,\rho_K\,\frac{\phi_K - \phi_L}{h_f^2}, \qquad \phi_K = F'_K -
         \frac{dt}2 \sum_{L:\,\phi_L < \phi_K} \frac{(\phi_K - \phi_L)^2}{h_f^2} .
