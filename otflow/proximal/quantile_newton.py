@@ -17,6 +17,9 @@ __all__ = ["Solution", "minimise"]
 
 # Evaluations whose round-off the gradient of a minimum may carry.
 EVALUATIONS = 4.0
+# Lengths, in widths and roots of the dtype's round-off, that it may hide at most: where
+# quantiles merge it grows without end.
+HIDDEN = 100.0
 MAX_HALVINGS = 40
 DECREASE = 1e-4
 # A gap below so many units in the last place of its ends is an atom.
@@ -108,7 +111,7 @@ class _State:
         floor = EVALUATIONS * self.point.floor(self.band)
         # Round-off that hides more than that hides whether there is a minimum at all.
         eps = torch.finfo(self.problem.mu.dtype).eps
-        floor = floor if floor <= eps**0.5 * width else 0.0
+        floor = floor if floor <= HIDDEN * eps**0.5 * max(width, moved) else 0.0
         return self.residual <= tolerance * moved + floor and self.lost <= lost
 
     def shrink(self) -> None:
