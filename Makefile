@@ -7,6 +7,8 @@ PYTHON ?= python3
 # reaches it: `ATEN_CPU_CAPABILITY=default make test` uses plain instructions.
 WORKERS ?= auto
 THREADS ?= 1
+# Examples of hypothesis: the same everywhere, or `make test EXAMPLES=random`.
+EXAMPLES ?= fixed
 # Extra arguments, as in `make test ARGS="-k entropy"`.
 ARGS ?=
 
@@ -17,8 +19,8 @@ DOCS_OUTPUT := docs/_build/html
 # Small tensor operations on several threads are slow whenever another process runs, so
 # tests and documentation use one thread. The demonstration and the benchmarks do not.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-SOME_THREADS := OTFLOW_TEST_THREADS=$(THREADS) OMP_NUM_THREADS=$(THREADS) \
-  MKL_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREADS=$(THREADS)
+SOME_THREADS := OTFLOW_TEST_EXAMPLES=$(EXAMPLES) OTFLOW_TEST_THREADS=$(THREADS) \
+  OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREADS=$(THREADS)
 HEADLESS := MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help

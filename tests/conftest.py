@@ -31,13 +31,18 @@ def pytest_collection_modifyitems(items):
         raise pytest.UsageError(msg)
 
 
+# The examples are the same on every machine: a suite that passes here passes there.
+# `make test EXAMPLES=random` draws new ones, as `make campaign` draws new problems.
 settings.register_profile(
-    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "fixed",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile(
-    "ci", settings.get_profile("default"), derandomize=True, print_blob=True
+    "random", settings.get_profile("fixed"), derandomize=False, print_blob=True
 )
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+settings.load_profile(os.environ.get("OTFLOW_TEST_EXAMPLES", "fixed"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,10 @@
 """How many changed lines the tests notice: ``make mutants``, by hand.
 
 cosmic-ray changes one operator, number or branch of otflow at a time; the tests that
-mirror the file, fast ones and all of its package, should fail then. The sample is drawn
-from a seed that is written down before, evenly from the packages. Changes of ``|`` are
-left out, which are unions of types.
+mirror the file, fast ones and all of its package, should fail then. Of these only those
+are run that execute the changed line, as coverage saw before: the others cannot tell.
+The sample is drawn from a seed that is written down before, evenly from the packages.
+Changes of ``|`` are left out, which are unions of types.
 
 Each survivor is printed with its change and a place for its class: *equivalent* (no
 input shows it), *cosmetic* (a message, a speed), *gap* (a test is missing).
@@ -12,9 +13,11 @@ input shows it), *cosmetic* (a message, a speed), *gap* (a test is missing).
 from __future__ import annotations
 
 import argparse
+import ast
 import collections
 import os
 import random
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -28,30 +31,66 @@ SEED = 20261125
 # Seconds after which the tests of a mutant count as failed: an endless loop is noticed.
 TIMEOUT = 900.0
 LEFT_OUT = ("BitOr", "RemoveDecorator")
+# Which test executed which line, in the copy of the project.
+COVERAGE = Path(".git") / "coverage"
 
 
-def mirrors(module: str, tests: Path) -> list[str]:
-    """Return the test files of a module's package, those of its own name first."""
-    package, stem = module.split("/")[1], Path(module).stem
-    words = set(stem.split("_"))
-    files = sorted((tests / package).glob("test_*.py"))
-    return [
-        str(path)
-        for path in sorted(
-            files, key=lambda p: -len(words & set(p.stem.split("_"))) if words else 0
-        )
-    ]
+def key_of(test: str, module: str) -> int:
+    """Return how far back in the queue a test of the module stands."""
+    words = set(Path(module).stem.split("_"))
+    return -len(words & set(Path(test.split("::", maxsplit=1)[0]).stem.split("_")))
+
+
+def statement(source: str, line: int) -> range:
+    """Return the lines of the innermost statement at a line, without its body."""
+    best = range(line, line + 1)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.stmt) and node.end_lineno is not None:
+            body = getattr(node, "body", None)
+            last = body[0].lineno - 1 if body else node.end_lineno
+            # The walk is breadth first: what comes later lies deeper.
+            if node.lineno <= line <= max(last, node.lineno):
+                best = range(node.lineno, max(last, node.lineno) + 1)
+    return best
+
+
+def witnesses(module: str, line: int) -> list[str]:
+    """Return the tests of the module's package that executed a line of it.
+
+    What runs at import belongs to no test: there it is all that executed the module.
+    """
+    from coverage import CoverageData
+
+    data = CoverageData(str(COVERAGE.resolve()))
+    data.read()
+    seen = data.contexts_by_lineno(str(Path(module).resolve()))
+    source = subprocess.run(
+        ["git", "show", f"HEAD:{module}"], capture_output=True, text=True, check=True
+    ).stdout
+    found = {c for k in statement(source, line) for c in seen.get(k, [])}
+    if "" in found:
+        found = {c for contexts in seen.values() for c in contexts}
+    package = f"tests/{module.split('/')[1]}/"
+    tests = {c.split("|")[0] for c in found if c.startswith(package)}
+    return sorted(tests, key=lambda test: (key_of(test, module), test))
 
 
 def judge() -> int:
-    """Run the mirroring tests of the one file that git says has changed."""
-    status = subprocess.run(
-        ["git", "diff", "--name-only"], capture_output=True, text=True, check=True
-    )
-    changed = [line for line in status.stdout.splitlines() if line.endswith(".py")]
-    tests = [t for module in changed for t in mirrors(module, Path("tests"))]
+    """Run the tests that execute the one line which git says has changed."""
+    diff = subprocess.run(
+        ["git", "diff", "-U0"], capture_output=True, text=True, check=True
+    ).stdout
+    module = re.search(r"^--- a/(.*)$", diff, re.MULTILINE)
+    line = re.search(r"^@@ -(\d+)", diff, re.MULTILINE)
+    if module is None or line is None:
+        return 0  # nothing changed
+    tests = witnesses(module[1], int(line[1]))
+    if not tests:
+        return 0  # no test executes the line: the change survives
+    names = Path(".git") / "tests"
+    names.write_text("\n".join(tests), "utf-8")
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    return subprocess.run([*command, *tests], check=False).returncode
+    return subprocess.run([*command, f"@{names}"], check=False).returncode
 
 
 def copy_of_the_project(folder: Path) -> None:
@@ -93,17 +132,22 @@ def sample(session: Path, count: int, seed: int) -> None:
     connection.close()
 
 
-def check_unchanged(folder: Path, session: Path, environment: dict[str, str]) -> None:
-    """Run the tests of each package in the sample as they are; they must pass."""
-    connection = sqlite3.connect(session)
-    rows = connection.execute("select distinct module_path from mutation_specs")
-    packages = sorted({row[0].split("/")[1] for row in rows})
-    connection.close()
-    for package in packages:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", f"tests/{package}"]
-        if subprocess.run(command, cwd=folder, env=environment, check=False).returncode:
-            msg = f"tests/{package} fails without any change: nothing can be learnt"
-            raise SystemExit(msg)
+def check_unchanged(folder: Path, environment: dict[str, str]) -> None:
+    """Run the tests as they are, and note what each executes; they must pass."""
+    tests = [f"tests/{package}" for package in PACKAGES]
+    options = [
+        "-q",
+        "-n",
+        "auto",
+        "--cov=otflow",
+        "--cov-context=test",
+        "--cov-report=",
+    ]
+    command = [sys.executable, "-m", "pytest", *options, *tests]
+    environment = {**environment, "COVERAGE_FILE": str(folder / COVERAGE)}
+    if subprocess.run(command, cwd=folder, env=environment, check=False).returncode:
+        msg = "the tests fail without any change: nothing can be learnt"
+        raise SystemExit(msg)
 
 
 def report(session: Path) -> None:
@@ -164,7 +208,7 @@ def main() -> int:
         for command, *more in (["init"], ["exec"]):
             if command == "exec":
                 sample(session, options.count, options.seed)
-                check_unchanged(folder, session, environment)
+                check_unchanged(folder, environment)
             subprocess.run(
                 [*ray, command, *more, str(config), str(session)],
                 check=True,
