@@ -99,6 +99,22 @@ class _State:
         """Return that of objective and barrier together."""
         return _length(self.band, self._local(self.slope).step)
 
+    @property
+    def floor(self) -> float:
+        """Length that round-off may hide in the gradient; 0 if it may hide all."""
+        # The floor is that of one evaluation; the iteration has met several.
+        floor = EVALUATIONS * self.point.floor(self.band)
+        # Round-off that hides more than that hides whether there is a minimum at all.
+        eps = torch.finfo(self.problem.mu.dtype).eps
+        moved = self.problem.norm(self.point.edges - self.problem.centre)
+        width = float(self.point.edges[-1] - self.point.edges[0])
+        return floor if floor <= HIDDEN * eps**0.5 * max(width, moved) else 0.0
+
+    @property
+    def drowned(self) -> bool:
+        """Whether the gradient of the Lagrangian is but round-off."""
+        return self.residual <= self.floor
+
     def settled(self, tolerance: float) -> bool:
         """Whether it is a minimum, to the tolerance or to round-off."""
         edges = self.point.edges
@@ -107,12 +123,7 @@ class _State:
         place = 8 * torch.finfo(torch.float64).eps * float(edges.abs().max())
         lost = (COMPLEMENTARITY * moved + REST * width) ** 2
         lost += 2 * place * float(self.z.sum())
-        # The floor is that of one evaluation; the iteration has met several.
-        floor = EVALUATIONS * self.point.floor(self.band)
-        # Round-off that hides more than that hides whether there is a minimum at all.
-        eps = torch.finfo(self.problem.mu.dtype).eps
-        floor = floor if floor <= HIDDEN * eps**0.5 * max(width, moved) else 0.0
-        return self.residual <= tolerance * moved + floor and self.lost <= lost
+        return self.residual <= tolerance * moved + self.floor and self.lost <= lost
 
     def shrink(self) -> None:
         """Take a smaller barrier once this one's minimum is near."""
@@ -148,9 +159,12 @@ class _State:
             if found.merit <= merit + DECREASE * length * fall:
                 return found, trial
             # Close to the minimum a decrease drowns in round-off; there a smaller
-            # gradient is progress.
+            # gradient is progress, and where that drowns too, a smaller gap of the
+            # bounds.
             level = found.merit <= merit + self.noise
-            if level and found.decrement() < 0.9 * decrement:
+            nearer = found.decrement() < 0.9 * decrement
+            tighter = found.drowned and self.drowned and found.lost < 0.9 * self.lost
+            if level and (nearer or tighter):
                 return found, trial
             length *= 0.5
         return None, min(MAX_HALVINGS, budget)
