@@ -20,7 +20,12 @@ EVALUATIONS = 4.0
 # Lengths, in widths and roots of the dtype's round-off, that it may hide at most: where
 # quantiles merge it grows without end.
 HIDDEN = 100.0
-MAX_HALVINGS = 40
+# Trials of one iteration; after so many cuts of a path the next one is damped more, by
+# so large a factor, of which next to nothing is left in the end.
+MAX_TRIALS = 40
+MAX_CUTS = 3
+DAMPEN = 4.0
+LEAST_DAMPING = 0.1
 DECREASE = 1e-4
 # A gap below so many units in the last place of its ends is an atom.
 ATOM = 8
@@ -130,34 +135,25 @@ class _State:
         if self.decrement() ** 2 <= CENTRED * self.barrier:
             self.barrier *= SHRINK
 
-    def descend(self, budget: int) -> tuple[_State | None, int]:
-        """Backtrack along a path till the merit falls; None if it never does."""
-        room, q, slope = self.room, self.point.edges, self.slope
-        step = direction(self.band, self.point.product, slope, q, room).step
-        fall = float(slope @ step)
-        if not fall < 0:
-            step = self._local(slope).step
-            fall = float(slope @ step)
-        pressure, springs = self.point.pressure, self.point.band.springs
-        path = Path(
-            q,
-            step,
-            pressure,
-            springs,
-            self.springs,
-            self.slack,
-            room,
-            self.problem.lumped,
-        )
-        decrement = self.decrement()
-        length, merit = path.longest, self.merit
-        for trial in range(1, min(MAX_HALVINGS, budget) + 1):
-            found = self._at(*path(length), step, length)
+    def descend(self, budget: int, damping: float) -> tuple[_State | None, int, float]:
+        """Backtrack along paths till the merit falls; None if it never does.
+
+        Where a path must be cut short the model is wrong so far out: the next one has
+        masses that weigh more, by `damping` times themselves, and is nearer.
+        """
+        slope, merit = self.slope, self.merit
+        decrement, limit = self.decrement(), min(MAX_TRIALS, budget)
+        path, fall = self._path(slope, damping)
+        length, cuts = path.longest, 0
+        for trial in range(1, limit + 1):
+            found = self._at(*path(length), path.step, length)
             if found is None:
                 length *= 0.25
                 continue
             if found.merit <= merit + DECREASE * length * fall:
-                return found, trial
+                if trial == 1:
+                    damping = damping / DAMPEN if damping > LEAST_DAMPING else 0.0
+                return found, trial, damping
             # Close to the minimum a decrease drowns in round-off; there a smaller
             # gradient is progress, and where that drowns too, a smaller gap of the
             # bounds.
@@ -165,9 +161,31 @@ class _State:
             nearer = found.decrement() < 0.9 * decrement
             tighter = found.drowned and self.drowned and found.lost < 0.9 * self.lost
             if level and (nearer or tighter):
-                return found, trial
-            length *= 0.5
-        return None, min(MAX_HALVINGS, budget)
+                return found, trial, damping
+            length, cuts = 0.5 * length, cuts + 1
+            if cuts == MAX_CUTS:
+                damping = max(1.0, DAMPEN * damping)
+                path, fall = self._path(slope, damping)
+                length, cuts = path.longest, 0
+        return None, limit, damping
+
+    def _path(self, slope: Tensor, damping: float) -> tuple[Path, float]:
+        """Return a path that starts downhill, and how steep it is."""
+        point, lumped = self.point, self.problem.lumped
+        q, room = point.edges, self.room
+        band = self.band
+        if damping:
+            band = Springs(band.rows + damping * lumped, band.springs)
+        step = direction(band, point.product, slope, q, room).step
+        fall = float(slope @ step)
+        if not fall < 0:
+            step = direction(band, None, slope, q, room).step
+            fall = float(slope @ step)
+        springs = point.band.springs
+        path = Path(
+            q, step, point.pressure, springs, self.springs, self.slack, room, lumped
+        )
+        return path, fall
 
     def _at(
         self, q: Tensor, slack: Tensor, step: Tensor, length: float
@@ -212,14 +230,14 @@ def minimise(problem: Objective, room: Room, tolerance: float, budget: int) -> S
     Solution
         The last point.
     """
-    state, used = _start(problem, room), 1
+    state, used, damping = _start(problem, room), 1, 0.0
     while True:
         settled = state.settled(tolerance)
         if settled or used >= budget:
             break
         if state.barrier:
             state.shrink()
-        found, trials = state.descend(budget - used)
+        found, trials, damping = state.descend(budget - used, damping)
         used += trials
         if found is None:
             break
@@ -297,10 +315,10 @@ def _bound(state: _State) -> float | None:
 
 
 def _refuse_atoms(problem: Objective, q: Tensor) -> None:
-    gaps = q.diff()
-    smallest = ATOM * torch.finfo(torch.float64).eps * float(q.abs().max())
-    if bool((gaps <= smallest).any()):
-        i = int(gaps.argmin())
+    gaps, reach = q.diff(), q.abs()
+    place = torch.finfo(torch.float64).eps * torch.maximum(reach[1:], reach[:-1])
+    if bool((gaps <= ATOM * place).any()):
+        i = int((gaps - ATOM * place).argmin())
         cure = "add Entropy() or another internal energy, take a smaller dt, or flow "
         cure += "Particles"
         if problem.terms.others:
