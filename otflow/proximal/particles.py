@@ -120,7 +120,7 @@ class ParticleProximal(ProximalSolver[Particles]):
         max_gradients: int = 200,
         certify: bool = True,
         blur: float | None = None,
-        memory: int = 10,
+        memory: int = 20,
     ) -> None:
         self.tolerance = positive(tolerance, "tolerance")
         self.max_gradients = non_negative_int(max_gradients, "max_gradients", minimum=1)

@@ -20,7 +20,12 @@ EVALUATIONS = 4.0
 # Lengths, in widths and roots of the dtype's round-off, that it may hide at most: where
 # quantiles merge it grows without end.
 HIDDEN = 100.0
-MAX_HALVINGS = 40
+# Trials of one iteration; after so many cuts of a path the next one is damped more, by
+# so large a factor, of which next to nothing is left in the end.
+MAX_TRIALS = 40
+MAX_CUTS = 3
+DAMPEN = 4.0
+LEAST_DAMPING = 0.1
 DECREASE = 1e-4
 # A gap below so many units in the last place of its ends is an atom.
 ATOM = 8
@@ -99,6 +104,22 @@ class _State:
         """Return that of objective and barrier together."""
         return _length(self.band, self._local(self.slope).step)
 
+    @property
+    def floor(self) -> float:
+        """Length that round-off may hide in the gradient; 0 if it may hide all."""
+        # The floor is that of one evaluation; the iteration has met several.
+        floor = EVALUATIONS * self.point.floor(self.band)
+        # Round-off that hides more than that hides whether there is a minimum at all.
+        eps = torch.finfo(self.problem.mu.dtype).eps
+        moved = self.problem.norm(self.point.edges - self.problem.centre)
+        width = float(self.point.edges[-1] - self.point.edges[0])
+        return floor if floor <= HIDDEN * eps**0.5 * max(width, moved) else 0.0
+
+    @property
+    def drowned(self) -> bool:
+        """Whether the gradient of the Lagrangian is but round-off."""
+        return self.residual <= self.floor
+
     def settled(self, tolerance: float) -> bool:
         """Whether it is a minimum, to the tolerance or to round-off."""
         edges = self.point.edges
@@ -107,53 +128,64 @@ class _State:
         place = 8 * torch.finfo(torch.float64).eps * float(edges.abs().max())
         lost = (COMPLEMENTARITY * moved + REST * width) ** 2
         lost += 2 * place * float(self.z.sum())
-        # The floor is that of one evaluation; the iteration has met several.
-        floor = EVALUATIONS * self.point.floor(self.band)
-        # Round-off that hides more than that hides whether there is a minimum at all.
-        eps = torch.finfo(self.problem.mu.dtype).eps
-        floor = floor if floor <= HIDDEN * eps**0.5 * max(width, moved) else 0.0
-        return self.residual <= tolerance * moved + floor and self.lost <= lost
+        return self.residual <= tolerance * moved + self.floor and self.lost <= lost
 
     def shrink(self) -> None:
         """Take a smaller barrier once this one's minimum is near."""
         if self.decrement() ** 2 <= CENTRED * self.barrier:
             self.barrier *= SHRINK
 
-    def descend(self, budget: int) -> tuple[_State | None, int]:
-        """Backtrack along a path till the merit falls; None if it never does."""
-        room, q, slope = self.room, self.point.edges, self.slope
-        step = direction(self.band, self.point.product, slope, q, room).step
-        fall = float(slope @ step)
-        if not fall < 0:
-            step = self._local(slope).step
-            fall = float(slope @ step)
-        pressure, springs = self.point.pressure, self.point.band.springs
-        path = Path(
-            q,
-            step,
-            pressure,
-            springs,
-            self.springs,
-            self.slack,
-            room,
-            self.problem.lumped,
-        )
-        decrement = self.decrement()
-        length, merit = path.longest, self.merit
-        for trial in range(1, min(MAX_HALVINGS, budget) + 1):
-            found = self._at(*path(length), step, length)
+    def descend(self, budget: int, damping: float) -> tuple[_State | None, int, float]:
+        """Backtrack along paths till the merit falls; None if it never does.
+
+        Where a path must be cut short the model is wrong so far out: the next one has
+        masses that weigh more, by `damping` times themselves, and is nearer.
+        """
+        slope, merit = self.slope, self.merit
+        decrement, limit = self.decrement(), min(MAX_TRIALS, budget)
+        path, fall = self._path(slope, damping)
+        length, cuts = path.longest, 0
+        for trial in range(1, limit + 1):
+            found = self._at(*path(length), path.step, length)
             if found is None:
                 length *= 0.25
                 continue
             if found.merit <= merit + DECREASE * length * fall:
-                return found, trial
+                if trial == 1:
+                    damping = damping / DAMPEN if damping > LEAST_DAMPING else 0.0
+                return found, trial, damping
             # Close to the minimum a decrease drowns in round-off; there a smaller
-            # gradient is progress.
+            # gradient is progress, and where that drowns too, a smaller gap of the
+            # bounds.
             level = found.merit <= merit + self.noise
-            if level and found.decrement() < 0.9 * decrement:
-                return found, trial
-            length *= 0.5
-        return None, min(MAX_HALVINGS, budget)
+            nearer = found.decrement() < 0.9 * decrement
+            tighter = found.drowned and self.drowned and found.lost < 0.9 * self.lost
+            if level and (nearer or tighter):
+                return found, trial, damping
+            length, cuts = 0.5 * length, cuts + 1
+            if cuts == MAX_CUTS:
+                damping = max(1.0, DAMPEN * damping)
+                path, fall = self._path(slope, damping)
+                length, cuts = path.longest, 0
+        return None, limit, damping
+
+    def _path(self, slope: Tensor, damping: float) -> tuple[Path, float]:
+        """Return a path that starts downhill, and how steep it is."""
+        point, lumped = self.point, self.problem.lumped
+        q, room = point.edges, self.room
+        band = self.band
+        if damping:
+            band = Springs(band.rows + damping * lumped, band.springs)
+        step = direction(band, point.product, slope, q, room).step
+        fall = float(slope @ step)
+        if not fall < 0:
+            step = direction(band, None, slope, q, room).step
+            fall = float(slope @ step)
+        springs = point.band.springs
+        path = Path(
+            q, step, point.pressure, springs, self.springs, self.slack, room, lumped
+        )
+        return path, fall
 
     def _at(
         self, q: Tensor, slack: Tensor, step: Tensor, length: float
@@ -198,14 +230,14 @@ def minimise(problem: Objective, room: Room, tolerance: float, budget: int) -> S
     Solution
         The last point.
     """
-    state, used = _start(problem, room), 1
+    state, used, damping = _start(problem, room), 1, 0.0
     while True:
         settled = state.settled(tolerance)
         if settled or used >= budget:
             break
         if state.barrier:
             state.shrink()
-        found, trials = state.descend(budget - used)
+        found, trials, damping = state.descend(budget - used, damping)
         used += trials
         if found is None:
             break
@@ -283,10 +315,10 @@ def _bound(state: _State) -> float | None:
 
 
 def _refuse_atoms(problem: Objective, q: Tensor) -> None:
-    gaps = q.diff()
-    smallest = ATOM * torch.finfo(torch.float64).eps * float(q.abs().max())
-    if bool((gaps <= smallest).any()):
-        i = int(gaps.argmin())
+    gaps, reach = q.diff(), q.abs()
+    place = torch.finfo(torch.float64).eps * torch.maximum(reach[1:], reach[:-1])
+    if bool((gaps <= ATOM * place).any()):
+        i = int((gaps - ATOM * place).argmin())
         cure = "add Entropy() or another internal energy, take a smaller dt, or flow "
         cure += "Particles"
         if problem.terms.others:

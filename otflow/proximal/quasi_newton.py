@@ -19,8 +19,9 @@ M = TypeVar("M", bound=Measure)
 # Halvings of a trial step before the search gives up, and Armijo's constant.
 MAX_HALVINGS = 30
 DECREASE = 1e-4
-# Evaluations without any progress before a descent ends.
-PATIENCE = 25
+# Evaluations without any progress before a descent ends. Gradients do not fall at each:
+# where they alone tell, as in float32 close to a stiff minimum, 25 were too few.
+PATIENCE = 40
 # Share of the budget for which the gradient may stay as it is, while the objective
 # falls by no more than a share of its whole fall.
 SLOW = 0.25

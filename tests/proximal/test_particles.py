@@ -312,6 +312,20 @@ class TestRoundOff:
             error = (result.measure.points.double() - goal).square().sum(-1).mean()
             assert float(error.sqrt()) <= report["bound"]
 
+    @pytest.mark.parametrize("rotated", [False, True])
+    def test_no_last_bit_decides_whether_a_stiff_step_converges(self, rotated):
+        stiff, turn = torch.logspace(0, -3, 5), torch.eye(5)
+        if rotated:
+            turn = torch.linalg.qr(cloud(5, 5).float())[0]
+        F = of.Potential(
+            lambda x: 0.5 * (stiff * (x @ turn).square()).sum(-1), modulus=0.99e-3
+        )
+        for k in range(6):
+            x = (cloud(20, 5, 2) * 1e-6).float() * (1 + k * torch.finfo().eps)
+            report = ParticleProximal().solve(F, of.Particles(x), 1e6).certificate
+            assert report["converged"]
+            assert report["gradients"] < 150
+
     @pytest.mark.parametrize("dt", [1e4, 1e6])
     @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
     def test_double_wells_in_float32_converge(self, scale, dt):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import optimize
 
@@ -317,6 +317,7 @@ def test_stiff_energies_beside_a_wall():
     st.sampled_from([1.0, 1.2, 5.0]),
     st.sampled_from([torch.float64, torch.float32]),
 )
+@example(n=1, seed=1, dt=1.001, room=5.0, dtype=torch.float32)
 def test_a_crowd_makes_its_step_for_any_cells_and_any_dt(n, seed, dt, room, dtype):
     mu = make(n, seed, dtype)
     F = exact.quadratic(1.0, 0.5) + of.Congestion(room * float(mu.density().max()))
