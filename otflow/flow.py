@@ -177,11 +177,11 @@ def _warn_of_solves(trajectory: Trajectory) -> None:
     worst = max((size for size in sizes if size is not None), default=math.nan)
     what = f"{len(bad)} of {len(info)} steps did not converge, the first is step "
     what += f"{bad[0]}, the worst residual {worst:.3g}"
-    kinks = sum(reports.stalled(info[k]) for k in bad)
     cure = "take a smaller dt, or JKO(solver) with a larger budget or tolerance"
-    if kinks:
-        what += f"; in {kinks} the objective no longer fell, as at a kink of F"
-        cure = "smooth the kink, or take a smaller dt"
+    ailing = [found for k in bad if (found := reports.remedies(info[k]))]
+    if ailing:
+        cause, cure = ailing[0][0]
+        what += f"; in {len(ailing)} of them {cause}"
     msg = f"{what}; these steps are approximate and not certified: {cure}"
     warnings.warn(NotConvergedWarning(msg, trajectory=trajectory), stacklevel=3)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from otflow.proximal.affine import norm
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.certificate import certify
 from otflow.proximal.gaussian_problem import Point, Problem
+from otflow.proximal.gaussian_quadrature import integrates_exactly
 
 __all__ = ["GaussianProximal"]
 
@@ -58,10 +60,16 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         in :math:`L^2(\mu)`, or is at round-off.
     max_gradients : int
         Budget of evaluations of F with its velocity, per step.
+    quadrature_tolerance : float
+        What the nodes may leave out of a step, over the length of the step plus the
+        deviation of its law, both in W2. Where ``quadrature_error`` is larger the step
+        is made on a finer rule.
+    max_nodes : int
+        Most nodes that a finer rule may have; 0 keeps to those of the measure.
 
     Attributes
     ----------
-    tolerance, max_gradients
+    tolerance, max_gradients, quadrature_tolerance, max_nodes
         As above.
     flat : bool
         True: tangents at different Gaussians may be added, node by node.
@@ -75,16 +83,21 @@ class GaussianProximal(ProximalSolver[Gaussian]):
     ``w2``
         Distance between both ends, an upper bound unless ``map_optimal``.
     ``residual``, ``converged``, ``map_optimal``, ``gradients``
-        Relative residual, whether it met the tolerance or is at round-off, whether
-        B >= 0, evaluations spent.
+        Relative residual, whether it met the tolerance or is at round-off and the
+        nodes met theirs, whether B >= 0, evaluations spent.
     ``quadrature_error``
         0.0 where the nodes are shown to integrate F exactly: entropy, powers of the
         density, and polynomial potentials, kernels and features of a degree that the
         rule is exact for (any function that computes its polynomial by sums, products
         and integer powers). Else an estimate of the W2 distance by which the step
-        misses that of the integrals, from the gradient by twice as many nodes (per
-        axis); it proves nothing. Where it is large against ``w2``, give the Gaussian
-        more ``nodes``, or flow Quantiles or a GridDensity.
+        misses that of the integrals: Newton's step for the gradient by a finer rule.
+        It proves nothing. None if F is not finite at finer nodes.
+    ``nodes``
+        Nodes that the step was made on. Those of the measure, unless the quadrature
+        error called for more: then both energies are by the finer rule, and the measure
+        returned has its nodes, so that the next step starts with it. Where
+        ``max_nodes`` does not suffice the step has not converged; ``cause`` and
+        ``cure`` say so.
     ``bound``
         Where ``quadrature_error`` is 0.0, the functional's modulus :math:`\lambda` is
         known, the map is optimal and :math:`1 + dt\,\lambda > 0`: the norm of the
@@ -100,7 +113,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
     ``certified``
         Whether the guarantee is ``"exact"`` or ``"stationary"``.
 
-    Time: `gradients` times the cost of F and O(d^3).
+    Time: `gradients` times the cost of F at the nodes and O(d^3). Each finer rule
+    starts from the step of the one before.
 
     Examples
     --------
@@ -116,9 +130,20 @@ class GaussianProximal(ProximalSolver[Gaussian]):
 
     flat: ClassVar[bool] = True
 
-    def __init__(self, *, tolerance: float = 1e-9, max_gradients: int = 1000) -> None:
+    def __init__(
+        self,
+        *,
+        tolerance: float = 1e-9,
+        max_gradients: int = 1000,
+        quadrature_tolerance: float = 1e-3,
+        max_nodes: int = 1 << 16,
+    ) -> None:
         self.tolerance = positive(tolerance, "tolerance")
         self.max_gradients = non_negative_int(max_gradients, "max_gradients", minimum=1)
+        self.quadrature_tolerance = positive(
+            quadrature_tolerance, "quadrature_tolerance"
+        )
+        self.max_nodes = non_negative_int(max_nodes, "max_nodes")
 
     def solve(
         self, F: Functional, mu: Gaussian, dt: float, warm: Any = None
@@ -152,12 +177,20 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         problem = Problem.of(F, mu, dt)
         start = problem.at(torch.zeros_like(mu.state))
         point = self._by_newton(problem, self._by_models(problem, start))
-        # Turned back to its optimal map a law costs less, and no minimum was lost,
-        # unless the quadrature sees the turn.
-        if not self._converged(problem, point):
-            problem.inside = False
-            point = self._by_newton(problem, point)
-        report = self._certificate(problem, start, point)
+        is_exact = integrates_exactly(F, mu)
+        error = 0.0 if is_exact else self._quadrature_error(problem, point)
+        while error is not None and not self._resolved(point, error):
+            finer = problem.refined(self.max_nodes)
+            if finer is None or problem.used >= self.max_gradients:
+                break
+            begin = finer.try_at(torch.zeros_like(mu.state))
+            if begin is None:  # F is not finite at the finer nodes
+                error = None
+                break
+            problem, start = finer, begin
+            point = self._by_newton(problem, problem.try_at(point.coordinates) or start)
+            error = self._quadrature_error(problem, point)
+        report = self._certificate(problem, start, point, error)
         return ProxResult(point.measure, None, problem.used, report["residual"], report)
 
     def _by_models(self, problem: Problem, start: Point) -> Point:
@@ -174,7 +207,17 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         return point
 
     def _by_newton(self, problem: Problem, point: Point) -> Point:
-        """Minimise by Newton's method; the objective never increases."""
+        """Minimise by Newton's method, over optimal maps if that succeeds."""
+        point = self._descend(problem, point)
+        # Turned back to its optimal map a law costs less, and no minimum was lost,
+        # unless the quadrature sees the turn.
+        if not self._converged(problem, point):
+            problem.inside = False
+            point = self._descend(problem, point)
+        return point
+
+    def _descend(self, problem: Problem, point: Point) -> Point:
+        """Take steps of Newton's method; the objective never increases."""
         first = point.size
         while not self._converged(problem, point) and problem.used < self.max_gradients:
             accuracy = min(0.1, point.size / first if first > 0 else 0.1)
@@ -230,32 +273,59 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         moved = norm(point.coordinates)
         return point.size <= self.tolerance * moved + problem.floor(point)
 
+    def _quadrature_error(self, problem: Problem, point: Point) -> float | None:
+        """Return by how much a finer rule would move the step on; None if unknown."""
+        missed = problem.missed(point)
+        if missed is None:
+            return None
+        if not bool(missed.any()):  # a functional of the mean and covariance alone
+            return 0.0
+        elsewhere = replace(point, gradient=missed, size=norm(missed))
+        return norm(self._newton_step(problem, elsewhere, 0.1))
+
+    def _resolved(self, point: Point, error: float | None) -> bool:
+        size = norm(point.coordinates) + norm(point.measure.factor)
+        return error is not None and error <= self.quadrature_tolerance * size
+
     def _certificate(
-        self, problem: Problem, start: Point, point: Point
+        self, problem: Problem, start: Point, point: Point, error: float | None
     ) -> dict[str, Any]:
         moved, dt = norm(point.coordinates), problem.dt
         modulus = problem.functional.modulus_in(problem.mu.dim)
         convexity = 1 + dt * modulus if modulus is not None else 0.0
-        bound, error = None, problem.quadrature_error(point)
-        if error is not None and convexity > 0:
-            error /= convexity
+        bound = None
         if not point.is_optimal:
             guarantee = "upper-bound"
         elif error == 0 and convexity > 0:
             guarantee, bound = "exact", point.size / convexity
         else:
             guarantee = "stationary"
+        converged, why = self._converged(problem, point), {}
+        if converged and not self._resolved(point, error):
+            converged, why = False, self._why(problem, error)
         return certify(
             energy_before=start.energy,
             energy_after=point.energy,
             dt=dt,
             w2=moved,
             residual=point.size / moved if moved > 0 else point.size,
-            converged=self._converged(problem, point),
+            converged=converged,
             guarantee=guarantee,
             bound=bound,
             noise=(start.noise + point.noise) / dt,
             map_optimal=point.is_optimal,
             quadrature_error=error,
+            nodes=problem.mu.n,
             gradients=problem.used,
+            **why,
         )
+
+    def _why(self, problem: Problem, error: float | None) -> dict[str, str]:
+        """Say what the nodes leave out, and what helps."""
+        size = "an unknown length" if error is None else f"about {error:.2g} in W2"
+        return {
+            "cause": f"{problem.mu.n} nodes integrate F so that the step is off by "
+            f"{size}",
+            "cure": "allow more nodes by GaussianProximal(max_nodes=...), smooth F, or "
+            "flow Quantiles or a GridDensity",
+        }

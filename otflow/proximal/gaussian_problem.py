@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,10 +17,13 @@ from otflow.proximal.affine import (
     mean_hessian,
     norm,
 )
-from otflow.proximal.gaussian_quadrature import finer_gradient, integrates_exactly
+from otflow.proximal.gaussian_quadrature import finer, finer_gradient
 from otflow.proximal.terms import sort_terms
 
 __all__ = ["Point", "Problem"]
+
+# Coordinates of nodes that a finer rule may have; 32 MiB in float64.
+MOST_NUMBERS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -153,15 +156,23 @@ class Problem:
         """Note a second derivative: the state is rounded, and its gradient with it."""
         self.steepest = max(self.steepest, curvature * norm(nu.state))
 
-    def quadrature_error(self, point: Point) -> float | None:
-        """Return the length by which a finer rule would move on; 0 if shown exact."""
-        if integrates_exactly(self.functional, self.mu):
-            return 0.0
-        finer = finer_gradient(self.functional, point.measure)
-        self.used += 1
-        if finer is None:
+    def refined(self, most: int) -> Problem | None:
+        """Return the same step on the next finer rule, None if its nodes are too many.
+
+        Evaluations go on being counted.
+        """
+        mu = finer(self.mu)
+        if mu.n > most or mu.nodes.numel() > max(MOST_NUMBERS, self.mu.nodes.numel()):
             return None
-        return self.dt * norm(self.maps.project(finer - point.whole))
+        return replace(self, mu=mu, inside=True, steepest=0.0, scale=0.0)
+
+    def missed(self, point: Point) -> Tensor | None:
+        """Return what the nodes leave out of the gradient, by the next finer rule."""
+        found = finer_gradient(self.functional, point.measure)
+        self.used += 1
+        if found is None:
+            return None
+        return self.dt * self.maps.project(found - point.whole)
 
     def floor(self, point: Point) -> float:
         """Return the size of the gradient's round-off."""

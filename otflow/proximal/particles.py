@@ -22,6 +22,13 @@ __all__ = ["ParticleProximal"]
 MAX_RELABELLINGS = 20
 # A gradient within so many times what it is known to is as small as can be asked.
 KNOWN = 3.0
+# Why a descent ends away from round-off, and what helps. Smaller steps do not: they put
+# off the step in which an atom meets the kink.
+KINK = {
+    "cause": "the objective stopped falling, as at a kink of F",
+    "cure": "smooth the kink (|x| by (x^2 + eps^2)^(1/2), relu(z) by "
+    "softplus(k z) / k), or take ExplicitEuler(), which needs no convergence",
+}
 # Round-off of an energy, in units of that of the dtype.
 NOISE = 64.0
 
@@ -76,7 +83,8 @@ class ParticleProximal(ProximalSolver[Particles]):
         ``coupling_optimal``, and None with a blur; ``residual`` is relative.
     ``stalled``
         Whether the descent ended because neither the objective nor its gradient fell,
-        as at a kink of F, and not at the round-off of the gradient.
+        as at a kink of F, and not at the round-off of the gradient. Then ``cause`` and
+        ``cure`` say what helps.
     ``gradients``
         Evaluations spent.
     ``relabellings``
@@ -208,6 +216,7 @@ class ParticleProximal(ProximalSolver[Particles]):
             gradients=used,
             relabellings=relabellings,
             stalled=stalled and not converged,
+            **(KINK if stalled and not converged else {}),
         )
         return ProxResult(
             _with_empty_atoms(point.measure, start, dt),

@@ -106,10 +106,10 @@ class JKO(Scheme):
     velocity. The stages of order 2 or 3 start beyond the proximal step before, where
     quantiles may cross: that is refused, with a smaller dt as the cure.
 
-    On a grid other roads to order 2 were set aside. BDF2
+    Other methods of order 2 do not fit a grid. BDF2
     :cite:p:`matthes2019variational,gallouet2024geodesic` needs the measure
     extrapolated along the optimal map of two steps, which a grid solver knows up to
-    its blur; order 3 would need several.
+    its blur; order 3 needs several.
 
     Examples
     --------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["converged", "rose", "solves", "stalled", "worst_residual"]
+__all__ = ["converged", "remedies", "rose", "solves", "worst_residual"]
 
 Report = Mapping[str, Any]
 
@@ -56,8 +56,8 @@ def converged(report: Report) -> bool | None:
     return all(verdicts) if verdicts else None
 
 
-def stalled(report: Report) -> bool:
-    """Return whether a step, or one that it is made of, says that it stalled.
+def remedies(report: Report) -> list[tuple[str, str]]:
+    """Return what ailed the solves of a step that did not converge, and the cures.
 
     Parameters
     ----------
@@ -66,11 +66,20 @@ def stalled(report: Report) -> bool:
 
     Returns
     -------
-    bool
-        Whether there is an entry ``stalled`` that is True.
+    list of tuple of str
+        ``cause`` and ``cure`` of each solve that names them.
+
+    Examples
+    --------
+    >>> from otflow.schemes.reports import remedies
+    >>> remedies({"converged": False, "cause": "a kink", "cure": "smooth it"})
+    [('a kink', 'smooth it')]
     """
-    inner = (part for name in NESTED for part in report.get(name, ()))
-    return bool(report.get("stalled")) or any(stalled(part) for part in inner)
+    return [
+        (str(solve["cause"]), str(solve["cure"]))
+        for solve in solves(report)
+        if not solve["converged"] and "cause" in solve
+    ]
 
 
 def worst_residual(report: Report) -> float | None:

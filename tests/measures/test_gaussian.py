@@ -423,3 +423,52 @@ def test_birth_and_death_is_refused_with_the_cure():
     F = of.Potential(lambda x: x.square().sum(-1))
     with pytest.raises(of.errors.Unsupported, match="no direction among Gaussians"):
         of.flow(F, gaussian(), of.BirthDeath(), dt=0.1, steps=1)
+
+
+# Finer rules --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("d", "nodes"), [(1, 8), (1, 500), (2, 40), (3, 20), (5, 4096)]
+)
+def test_a_finer_rule_is_white_and_keeps_the_law(d, nodes):
+    mu = gaussian(d)
+    fine = mu.refined(nodes)
+    assert fine.n == (nodes**d if d <= 3 else nodes)
+    assert torch.equal(fine.state, mu.state)
+    assert fine.degree == 3
+    assert "degree 3" in fine.quadrature
+    assert float(fine.weights.sum()) == pytest.approx(1, abs=1e-12)
+    assert float((fine.weights @ fine.nodes).abs().max()) < 1e-12
+    second = fine.nodes.T @ (fine.weights[:, None] * fine.nodes)
+    torch.testing.assert_close(
+        second, torch.eye(d, dtype=second.dtype), rtol=0, atol=1e-12
+    )
+    moved = fine.push(torch.ones_like(fine.state), 0.1)
+    assert (moved.n, moved.degree) == (fine.n, 3)
+
+
+def test_finer_rules_converge_to_integrals_where_gauss_hermite_does_not():
+    one = np.ones((1, 1))
+    mu = of.Gaussian(np.zeros(1), one)
+
+    def error(nu, power):
+        expected = math.sqrt(2 / math.pi) * {1: 1, 3: 2}[power]
+        return abs(float(nu.expectation(lambda x: x[..., 0].abs() ** power)) - expected)
+
+    kinks = [error(mu.refined(k), 1) for k in (64, 256, 1024)]
+    assert kinks[0] > 10 * kinks[1] > 100 * kinks[2]
+    assert kinks[2] < 0.1 * error(
+        of.Gaussian(np.zeros(1), np.ones((1, 1)), nodes=100), 1
+    )
+    # Analytic functions are integrated to round-off by both.
+    for nu in (mu, mu.refined(58)):
+        found = float(nu.expectation(lambda x: x[..., 0].cos()))
+        assert found == pytest.approx(math.exp(-0.5), abs=1e-14)
+    assert error(mu.refined(1024), 3) < 1e-7
+
+
+@pytest.mark.parametrize(("d", "nodes"), [(1, 6), (2, 9), (3, 0), (5, 8), (5, 33)])
+def test_finer_rules_of_bad_size_are_refused(d, nodes):
+    with pytest.raises(ValueError, match="nodes must be"):
+        gaussian(d).refined(nodes)

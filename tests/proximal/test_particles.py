@@ -379,15 +379,50 @@ class TestKinks:
             assert report["gradients"] < 180
             assert report["energy_after"] < report["energy_before"]
 
-    def test_a_flow_at_a_kink_warns_and_its_cures_work(self):
+    def test_a_flow_at_a_kink_warns_once_and_names_smoothing(self):
         mu = of.Particles(cloud(10, 1))
         kinked = of.Potential(lambda x: x.abs().sum(-1), modulus=0.0)
-        with pytest.warns(of.errors.NotConvergedWarning, match="kink of F.*smooth"):
-            run = of.flow(kinked, mu, of.JKO(), dt=1.0, steps=1)
+        with pytest.warns(of.errors.NotConvergedWarning) as caught:
+            run = of.flow(kinked, mu, of.JKO(), dt=1.0, steps=2)
+        assert len(caught) == 1
+        text = str(caught[0].message)
+        assert all(word in text for word in ("kink of F", "smooth", "ExplicitEuler()"))
         assert run.converged is False
+
+    @pytest.mark.parametrize("dt", [0.1, 1.0, 10.0, 100.0])
+    @pytest.mark.parametrize("d", [1, 2])
+    def test_a_smoothed_absolute_value_converges(self, d, dt):
         smooth = of.Potential(lambda x: (x.square() + 1e-4).sqrt().sum(-1), modulus=0.0)
-        assert of.flow(smooth, mu, of.JKO(), dt=1.0, steps=1).converged
-        assert of.flow(kinked, mu, of.JKO(), dt=0.01, steps=1).converged
+        for seed in range(3):
+            x = cloud(20, d, seed)
+            result = ParticleProximal().solve(smooth, of.Particles(x), dt)
+            assert result.certificate["converged"]
+            assert result.certificate["guarantee"] == "exact"
+            # The step of |x| is soft thresholding; smoothing adds at most eps to it.
+            goal = x.sign() * (x.abs() - dt).clamp_min(0)
+            gap = float((result.measure.points - goal).square().sum(-1).mean())
+            assert gap <= 2 * d * dt * 1e-2 + 1e-6
+
+    @pytest.mark.parametrize("dt", [0.1, 1.0, 10.0, 100.0])
+    def test_a_smoothed_relu_converges(self, dt):
+        t = torch.linspace(-1, 1, 32, dtype=torch.float64)
+        network = of.meanfield.TwoLayer(
+            lambda z: torch.nn.functional.softplus(10 * z) / 10
+        )
+        F = of.meanfield.Risk(network, t[:, None], t.abs())
+        for seed in range(3):
+            mu = of.Particles(cloud(20, 3, seed))
+            report = ParticleProximal().solve(F, mu, dt).certificate
+            assert report["converged"]
+            assert report["guarantee"] == "stationary"
+
+    def test_explicit_steps_follow_the_flow_of_a_kink_to_within_a_step(self):
+        x, dt = cloud(20, 1), 0.02
+        kinked = of.Potential(lambda x: x.abs().sum(-1), modulus=0.0)
+        run = of.flow(kinked, of.Particles(x), of.ExplicitEuler(), dt=dt, steps=50)
+        assert run.converged is None
+        goal = x.sign() * (x.abs() - 50 * dt).clamp_min(0)
+        assert float((run.final.points - goal).abs().max()) <= dt * (1 + 1e-9)
 
 
 class TestFailuresSayS:
