@@ -249,8 +249,8 @@ def check_generator(generator: Any) -> None:
         raise TypeError(msg)
 
 
-def check_scalar(value: Any, like: Tensor) -> Tensor:
-    """Refuse what is not one finite real number on the device of `like`."""
+def check_scalar(value: Any, like: Any) -> Tensor:
+    """Refuse what is not one real number on the device of `like`."""
     if not isinstance(value, Tensor):
         msg = (
             f"a functional's value must be a 0-d tensor, got {type(value).__name__}; "

@@ -177,11 +177,10 @@ def _noise(F: Functional, mu: Measure, value: float) -> float:
         noise += 2 * eps * speed * reach
     if isinstance(mu, Particles):
         unit = last_places(x)
-        with torch.no_grad():
-            for side in (1.0, -1.0):
+        for side in (1.0, -1.0):
+            with torch.no_grad(), suppress(NonFinite):
                 beside = float(F.value(mu.push(unit, side)))
-                if math.isfinite(beside):
-                    noise = max(noise, 2 * abs(beside - value))
+                noise = max(noise, 2 * abs(beside - value))
     return noise
 
 

@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Self, final
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
 from otflow._typing import ArrayLike
-from otflow._validation import real
+from otflow._validation import check_finite, check_scalar, real
 from otflow.measures import Measure
 
 __all__ = ["Functional", "Scaled", "Sum"]
+
+# What a subclass may write, and what it is called where it is not finite.
+CHECKED = {
+    "value": "the functional's value",
+    "first_variation": "the functional's first variation",
+    "value_and_velocity": "the functional's value or velocity",
+}
+
+
+def _finite(method: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """Return a method of which no tensor that is not finite is passed on."""
+
+    @wraps(method)
+    def checked(*args: Any, **options: Any) -> Any:
+        answer = method(*args, **options)
+        if method.__name__ == "value":
+            check_scalar(answer, options.get("mu", args[-1]))
+        for part in answer if isinstance(answer, tuple) else (answer,):
+            if isinstance(part, Tensor):
+                check_finite(part, what)
+        return answer
+
+    return checked
 
 
 class Functional(ABC):
@@ -45,13 +69,22 @@ class Functional(ABC):
             [-60.]])
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let no number of a subclass that is NaN or infinite pass for an answer."""
+        super().__init_subclass__(**options)
+        for name, what in CHECKED.items():
+            method = vars(cls).get(name)
+            if callable(method):
+                setattr(cls, name, _finite(method, what))
+
     @abstractmethod
     def value(self, mu: Measure) -> Tensor:
         r"""Return :math:`F(\mu)` as a 0-d tensor.
 
         Written with torch operations on ``mu.points`` and ``mu.weights``, or with
         ``mu.expectation``, ``mu.interaction``, ``mu.internal``. Weights are free (not
-        renormalised) when they are differentiated.
+        renormalised) when they are differentiated. A value that is NaN or infinite
+        raises `NonFinite`, whoever wrote it; so do derivatives.
         """
 
     @final

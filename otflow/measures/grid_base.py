@@ -20,6 +20,7 @@ from otflow.measures.grid_checks import (
     check_connected,
     check_density,
     free_cells,
+    mass_tolerance,
 )
 from otflow.measures.sums import internal_energy
 
@@ -72,7 +73,7 @@ class CellMasses(Measure):
         total = float(weights.detach().sum(dtype=torch.float64))
         if normalize:
             weights = weights / (weights.sum() if records(weights) else total)
-        elif abs(total - 1) > (1e-5 if rho.dtype == torch.float32 else 1e-9):
+        elif abs(total - 1) > mass_tolerance(rho.dtype):
             msg = (
                 f"the density must integrate to 1, got {total:.9g}; pass "
                 f"normalize=True to divide it by its integral"
@@ -97,17 +98,60 @@ class CellMasses(Measure):
         object.__setattr__(self, "walls", walls)
 
     def with_weights(self, weights: Tensor) -> Self:
-        """Return a density of other masses on the same grid; nothing is checked.
+        """Return a density of other masses on the same grid.
 
         Parameters
         ----------
         weights : Tensor, shape (n,)
-            Masses of the cells; a graph on them stays alive.
+            Masses of the cells, >= 0, of sum 1; a graph on them stays alive.
 
         Returns
         -------
         GridDensity
             It shares the grid with this one.
+
+        Raises
+        ------
+        ValueError
+            If the shape or the device differs, a mass is negative, not finite or in an
+            obstacle, or their sum is not 1.
+        TypeError
+            If the dtype differs.
+
+        See Also
+        --------
+        otflow.GridDensity.with_free_weights : For derivatives in masses of any sum.
+        """
+        masses = as_float_tensor(weights, "weights")
+        check_like(masses, self.weights, "weights", "the density")
+        if masses.shape != self.weights.shape:
+            msg = (
+                f"weights must have shape {tuple(self.weights.shape)}, one mass per "
+                f"cell, got {tuple(masses.shape)}; use weights.reshape(-1)"
+            )
+            raise ValueError(msg)
+        check_density(masses.detach(), self.is_free)
+        total = float(masses.detach().sum(dtype=torch.float64))
+        if abs(total - 1) > mass_tolerance(masses.dtype):
+            msg = (
+                f"weights must sum to 1, got {total:.9g}; divide them by their sum, or "
+                f"use with_free_weights to differentiate in masses of any sum"
+            )
+            raise ValueError(msg)
+        return self.with_free_weights(masses)
+
+    def with_free_weights(self, weights: Tensor) -> Self:
+        """Return an argument for a functional whose masses are free: none is checked.
+
+        Parameters
+        ----------
+        weights : Tensor, shape (n,)
+            Masses of the cells, of any sum; a graph on them stays alive.
+
+        Returns
+        -------
+        GridDensity
+            It shares the grid with this one. It is a probability only if `weights` are.
         """
         new = object.__new__(type(self))
         new._set(self.points, weights, self.box, self.is_free, self.walls)
@@ -141,13 +185,13 @@ class CellMasses(Measure):
         kept, total = (
             float(w.detach().sum(dtype=torch.float64)) for w in (self.weights, weights)
         )
-        if abs(total - kept) > (1e-5 if weights.dtype == torch.float32 else 1e-9):
+        if abs(total - kept) > mass_tolerance(weights.dtype):
             msg = (
                 f"a step changed the mass from {kept:.9g} to {total:.9g}: nothing may "
                 f"leave through a wall or an obstacle; stop the velocity there"
             )
             raise Diverged(msg, measure=self)
-        new = self.with_weights(weights)
+        new = self.with_free_weights(weights)
         check_border(
             self.box,
             new.weights,
@@ -215,7 +259,7 @@ class CellMasses(Measure):
     # Derivatives ----------------------------------------------------------------------
 
     def _evaluate(self, value: Value, weights: Tensor) -> Tensor:
-        nu = self.with_weights(weights)
+        nu = self.with_free_weights(weights)
         with unmodified(nu.points, nu.weights, by="the functional"):
             return value(nu)
 

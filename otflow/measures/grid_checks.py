@@ -12,10 +12,21 @@ from otflow._typing import ArrayLike
 from otflow.errors import BoxWarning
 from otflow.measures.box import Box
 
-__all__ = ["check_border", "check_connected", "check_density", "free_cells"]
+__all__ = [
+    "check_border",
+    "check_connected",
+    "check_density",
+    "free_cells",
+    "mass_tolerance",
+]
 
 # Share of the mass in the outermost cells above which a box is too small.
 BORDER_SHARE = 1e-3
+
+
+def mass_tolerance(dtype: torch.dtype) -> float:
+    """Return by how much the masses of a density may miss the sum 1."""
+    return 1e-5 if dtype == torch.float32 else 1e-9
 
 
 def free_cells(obstacles: ArrayLike | None, rho: Tensor) -> Tensor:

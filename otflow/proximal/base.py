@@ -11,8 +11,15 @@ from otflow._validation import check_kind, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import GridDensity, Measure
+from otflow.proximal.certificate import WORDS
 
-__all__ = ["ProxResult", "ProximalSolver", "may_cross_obstacles", "refuse_obstacles"]
+__all__ = [
+    "ProxResult",
+    "ProximalSolver",
+    "may_cross_obstacles",
+    "refuse_obstacles",
+    "solved",
+]
 
 M = TypeVar("M", bound=Measure)
 
@@ -116,6 +123,28 @@ class ProximalSolver(ABC, Generic[M]):
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k[0] != "_")
         return f"{type(self).__name__}({values})"
+
+
+def solved(
+    solver: ProximalSolver[Any], F: Functional, mu: Measure, dt: float, warm: Any = None
+) -> ProxResult[Any]:
+    """Return a solver's result; one that is not complete raises `TypeError`.
+
+    A solver may be the user's own, and schemes read all the words of its certificate.
+    """
+    result = solver.solve(F, mu, dt, warm=warm)
+    name = type(solver).__name__
+    check_kind(result, ProxResult, f"what {name}.solve returns")
+    check_kind(result.measure, Measure, f"the measure of {name}'s result")
+    check_kind(result.certificate, Mapping, f"the certificate of {name}")
+    missing = [word for word in WORDS if word not in result.certificate]
+    if missing:
+        msg = (
+            f"the certificate of {name} lacks {', '.join(missing)}; make it by "
+            f"otflow.proximal.certificate.certify(...), which derives every word"
+        )
+        raise TypeError(msg)
+    return result
 
 
 def may_cross_obstacles(mu: GridDensity) -> bool:

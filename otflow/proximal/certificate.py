@@ -6,10 +6,22 @@ import math
 import sys
 from typing import Any
 
-__all__ = ["CERTIFYING", "certify"]
+__all__ = ["CERTIFYING", "WORDS", "certify"]
 
 # The guarantees of a step that is certified.
 CERTIFYING = frozenset({"exact", "optimal", "stationary", "stages"})
+# What every certificate says.
+WORDS = (
+    "energy_before",
+    "energy_after",
+    "decrease",
+    "w2",
+    "residual",
+    "converged",
+    "guarantee",
+    "bound",
+    "certified",
+)
 # Round-off of an energy that is a long sum, in units of float64's.
 ROUND_OFF = 256.0
 

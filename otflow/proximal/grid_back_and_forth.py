@@ -290,7 +290,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
         goal, last, failures = math.inf, 0, 0
         for rounds in range(1, self.max_linearisations + 1):
             if curved:
-                nu = mu.with_weights(masses.to(mu.dtype))
+                nu = mu.with_free_weights(masses.to(mu.dtype))
                 slope = sum(c * term.first_variation(nu).double() for c, term in curved)
                 problem = replace(problem, V=V + slope)
             point, used, stalled = maximise(

@@ -363,7 +363,7 @@ def _measure(mu: GridDensity, local: Local, density: Array) -> GridDensity:
         above = weights / local.room.volume > local.bound
         down = torch.nextafter(weights, torch.zeros_like(weights))
         weights = torch.where(above, down, weights)
-    return mu.with_weights(weights)
+    return mu.with_free_weights(weights)
 
 
 def _fluxes(mu: GridDensity, parts: list[Part]) -> Tensor:

@@ -75,12 +75,14 @@ def attach(
     state = implicit(step, state, adjoint)
     _, log_a = densities(state)
     log_weights = problem.log_weights(state[:n].reshape(mu.shape), log_a)
-    return mu.with_weights(log_weights.exp().reshape(-1))
+    return mu.with_free_weights(log_weights.exp().reshape(-1))
 
 
 def _slope(rest: Sum, mu: GridDensity, z: Tensor) -> Tensor:
     weights = z.exp().reshape(-1) * mu.box.cell_volume
-    return differentiable_gradient(lambda w: rest.value(mu.with_weights(w)), weights)
+    return differentiable_gradient(
+        lambda w: rest.value(mu.with_free_weights(w)), weights
+    )
 
 
 def _solve_adjoint(

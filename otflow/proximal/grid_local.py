@@ -64,7 +64,7 @@ class Local:
         )
         problem, now = solved.problem, solved.iterate
         log = _below(problem, problem.log_weights(now.image, now.log_a))
-        nu = problem.source.with_weights(log.exp().reshape(-1))
+        nu = problem.source.with_free_weights(log.exp().reshape(-1))
         V = self.problem.potential.reshape(-1)
         objective = float((nu.weights * V).sum(dtype=torch.float64))
         if local.energy is not None:
@@ -110,7 +110,7 @@ def measure_of(problem: Scaling, iterate: Iterate) -> GridDensity:
     log = _below(problem, problem.log_weights(iterate.image, iterate.log_a))
     weights = log.exp().reshape(-1)
     total = mu.weights.sum(dtype=torch.float64) / weights.sum(dtype=torch.float64)
-    return mu.with_weights(weights * total.to(weights.dtype))
+    return mu.with_free_weights(weights * total.to(weights.dtype))
 
 
 def _below(problem: Scaling, log: Tensor) -> Tensor:

@@ -231,7 +231,7 @@ class _Rounds:
     def point(self, log: Tensor) -> _Point:
         """Differentiate G at a log density; it is given a positive one."""
         mass = log.exp() * self.volume
-        nu = self.mu.with_weights(mass.clamp_min(self.tiny).reshape(-1))
+        nu = self.mu.with_free_weights(mass.clamp_min(self.tiny).reshape(-1))
         slope = self.G.first_variation(nu).reshape(self.mu.shape)
         return _Point(log, mass, float(self.G.value(nu)), slope)
 
@@ -286,7 +286,7 @@ class _Rounds:
             v = v - (y.mass * v).sum()
             v = v / (y.mass * v.square()).sum().sqrt().clamp_min(self.tiny)
             step = SMALL / float(v.abs().max().clamp_min(1.0))
-            moved = self.mu.with_weights((y.mass * (1 + step * v)).reshape(-1))
+            moved = self.mu.with_free_weights((y.mass * (1 + step * v)).reshape(-1))
             there = self.G.first_variation(moved).reshape(y.mass.shape)
             image = (there - y.slope) / step
             value = float((y.mass * v * image).sum())

@@ -258,7 +258,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         dt = self._admit(F, mu.detach(), dt, GridDensity)
         refuse_obstacles(mu, "GridSinkhorn")
         with torch.no_grad():
-            start = mu.with_weights(mu.weights.detach())
+            start = mu.with_free_weights(mu.weights.detach())
             problem, now, _ = self._solve(F, start, dt, warm)
         return attach(problem, now, mu, tolerance=self._tolerance(mu))
 

@@ -250,7 +250,11 @@ class Adaptive(Scheme):
         with torch.no_grad():
             energy = self.energy(F, mu) if energy is None else energy
             after = last.info.get("energy_after")
-            after = self.energy(F, last.measure) if after is None else after
+            try:
+                after = self.energy(F, last.measure) if after is None else after
+            except NonFinite as error_beyond:
+                what = f"it diverges ({error_beyond})"
+                return _Trial(mu, last.state, {"dt": h}, None, 1, what, False)
         a, b = float(energy), float(after)
         slack = 64 * torch.finfo(mu.dtype).eps * (abs(a) + abs(b))
         taken = sum(step.info.get("dt", h / len(substeps)) for step in substeps)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 
 from otflow._validation import non_negative_int, real
-from otflow.errors import Diverged
+from otflow.errors import Diverged, NonFinite
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.schemes.base import Scheme, Step
@@ -110,8 +111,7 @@ class ExplicitEuler(Scheme):
             moved = _try_push(mu, velocity, trial)
             if moved is None:
                 continue
-            with torch.no_grad():
-                value = float(F.value(moved))
+            value = _try_value(F, moved)
             if value <= start - self.sufficient_decrease * trial * speed:
                 short = trial <= SHORT * past.longest
                 flat = trial * speed <= FLAT * (past.first - start)
@@ -136,3 +136,12 @@ def _try_push(mu: Measure, velocity: Any, dt: float) -> Measure | None:
         return mu.push(velocity, dt)
     except Diverged:
         return None
+
+
+def _try_value(F: Functional, mu: Measure) -> float:
+    """Return the energy, infinite where F is not finite."""
+    try:
+        with torch.no_grad():
+            return float(F.value(mu))
+    except NonFinite:
+        return math.inf

@@ -11,6 +11,7 @@ from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.proximal import ProximalSolver, default_solver
+from otflow.proximal.base import solved
 from otflow.proximal.terms import sort_terms
 from otflow.schemes.base import Scheme, Step
 from otflow.schemes.stages import TABLEAUS, runge_kutta_step
@@ -166,6 +167,15 @@ class JKO(Scheme):
             step = _proximal_step(solver, F, mu, dt, state)
         elif solver.flat:
             step = runge_kutta_step(solver, F, mu, dt, TABLEAUS[self.order], state)
+        elif self.order == 2 and type(mu).transport is Measure.transport:
+            msg = (
+                f"order 2 needs tangents that add up, or a measure with fixed cells: "
+                f"{type(solver).__name__} does not say that they do, and "
+                f"{type(mu).__name__} has none; let the class of the solver state "
+                f"flat = True if W2 is Euclidean in its tangents, or use "
+                f"JKO(solver) of order 1, or JKO(order=2) without a solver"
+            )
+            raise Unsupported(msg)
         elif self.order == 2:
             step = trapezoidal_step(solver, F, mu, dt, state)
         else:
@@ -189,7 +199,7 @@ class JKO(Scheme):
 def _proximal_step(
     solver: ProximalSolver[Any], F: Functional, mu: Measure, dt: float, state: Any
 ) -> Step:
-    result = solver.solve(F, mu, dt, warm=state)
+    result = solved(solver, F, mu, dt, state)
     before = result.certificate["energy_before"]
     info = {
         "energy": torch.as_tensor(before, dtype=mu.dtype, device=mu.device),

@@ -13,6 +13,7 @@ from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.proximal import ProximalSolver, ProxResult
+from otflow.proximal.base import solved
 from otflow.proximal.certificate import ROUND_OFF, certify
 from otflow.schemes.base import Step
 
@@ -133,7 +134,7 @@ def runge_kutta_step(
                     f"or JKO(order=1), whose steps exist for every dt"
                 )
                 raise Diverged(msg, measure=mu) from error
-        result = solver.solve(F, base, g * dt, warm=warm)
+        result = solved(solver, F, base, g * dt, warm)
         moves.append(base.displacement_to(result.measure))
         results.append(result)
     weights = tableau.rows[-1]

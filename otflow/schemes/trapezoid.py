@@ -10,23 +10,11 @@ from torch import Tensor
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.proximal import ProximalSolver, ProxResult
-from otflow.proximal.certificate import ROUND_OFF, certify
+from otflow.proximal.base import solved
+from otflow.proximal.certificate import ROUND_OFF, WORDS, certify
 from otflow.schemes.base import Step
 
 __all__ = ["trapezoidal_step"]
-
-# What `certify` derives for the whole step, and does not take over from its half.
-WORDS = (
-    "energy_before",
-    "energy_after",
-    "decrease",
-    "w2",
-    "residual",
-    "converged",
-    "guarantee",
-    "bound",
-    "certified",
-)
 
 
 def trapezoidal_step(
@@ -67,7 +55,7 @@ def trapezoidal_step(
     """
     energy, velocity = F.value_and_velocity(mu)
     middle = mu.transport(velocity, 0.5 * dt)
-    half = solver.solve(F, middle, 0.5 * dt, warm=state)
+    half = solved(solver, F, middle, 0.5 * dt, state)
     known = half.certificate
     before, after = float(energy), known["energy_after"]
     # As far as the energies of cells are known: the velocity is that of `mu`.
@@ -77,6 +65,7 @@ def trapezoidal_step(
     w2 = known["w2"]
     if w2 is not None:
         w2 = 0.5 * dt * float(mu.norm(velocity)) + w2
+    # What `certify` derives for the whole step is not taken over from its half.
     own = {key: value for key, value in known.items() if key not in WORDS}
     report = certify(
         energy_before=before,
@@ -107,7 +96,7 @@ def _fallback(
     half: ProxResult[Any],
 ) -> Step:
     """Make a step of order 1 in place of one that raised F."""
-    whole = solver.solve(F, mu, dt)
+    whole = solved(solver, F, mu, dt)
     report = {
         **whole.certificate,
         "energy": energy,

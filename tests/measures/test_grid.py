@@ -366,3 +366,49 @@ def test_other_masses_on_the_same_grid_share_it():
     assert caught.value.measure is mu
     with pytest.raises(of.errors.Diverged, match=r"mass from 1 to 0\.75: .* a wall"):
         mu.moved(0.75 * mu.weights)
+
+
+MASSES = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("masses", "kind", "words"),
+    [
+        (torch.ones(4).double(), ValueError, r"sum to 1, got 4; .*with_free_weights"),
+        (MASSES * (1 + 2e-9), ValueError, "sum to 1"),
+        (MASSES.float() * (1 + 3e-5), ValueError, "sum to 1"),
+        (MASSES * math.nan, ValueError, "must be finite"),
+        (
+            MASSES - torch.tensor([0.3, 0, 0, -0.3]),
+            ValueError,
+            "non-negative, got -0.2",
+        ),
+        (MASSES.reshape(2, 2), ValueError, r"shape \(4,\).*reshape\(-1\)"),
+        (MASSES[:3] / 0.6, ValueError, r"shape \(4,\)"),
+        (MASSES.float(), TypeError, r"torch\.float32 .*\.to\(torch\.float64\)"),
+        ([0.1, 0.2, 0.3, 0.4], TypeError, "torch.Tensor or numpy.ndarray"),
+        (0 * MASSES, ValueError, "zero everywhere"),
+    ],
+)
+def test_other_masses_are_checked_as_a_constructor_checks_them(masses, kind, words):
+    dtype = torch.float32 if "1.00003" in f"{sum(masses)}" else torch.float64
+    mu = of.GridDensity(MASSES.to(dtype) * 4, 0, 1, walls=True)
+    with pytest.raises(kind, match=words):
+        mu.with_weights(masses)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_other_masses_within_the_tolerance_of_a_constructor_are_kept(dtype):
+    off = 8e-6 if dtype == torch.float32 else 8e-10
+    masses = (MASSES * (1 + off)).to(dtype)
+    mu = of.GridDensity(masses * 4, 0, 1, walls=True)
+    assert torch.equal(mu.with_weights(masses).weights, masses)
+    for cured in (masses / masses.sum(), masses):
+        assert torch.equal(mu.with_free_weights(7 * cured).weights, 7 * cured)
+
+
+def test_no_other_mass_may_be_put_into_an_obstacle():
+    wall = torch.tensor([False, False, False, True])
+    mu = of.GridDensity(torch.tensor([1.0, 2.0, 1.0, 0.0]), 0, 1, obstacles=wall)
+    with pytest.raises(ValueError, match="inside an obstacle"):
+        mu.with_weights(MASSES.float())

@@ -55,7 +55,7 @@ def test_it_is_the_gradient_of_the_interaction(shape, W):
     torch.testing.assert_close(gradient, mu.convolve(W), rtol=1e-12, atol=1e-13)
     change = mu.weights * normal(mu.n, seed=3)
     slope = derivative(
-        lambda t: mu.with_weights(mu.weights + t * change).interaction(W)
+        lambda t: mu.with_free_weights(mu.weights + t * change).interaction(W)
     )
     torch.testing.assert_close(gradient @ change, slope, rtol=1e-9, atol=1e-12)
 

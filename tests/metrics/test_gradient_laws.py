@@ -52,7 +52,7 @@ def grid(n, seed, empty=()):
     w[list(empty)] = 0.0
     w = w / w.sum()
     rho = of.GridDensity(w, -2.0, 2.5, walls=True, normalize=True)
-    return [rho.weights], rho.with_weights
+    return [rho.weights], rho.with_free_weights
 
 
 def gaussian(d, seed):

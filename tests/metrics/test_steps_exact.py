@@ -72,7 +72,7 @@ def random_density(seed, dtype):
     upper = lower + scale * float(1 + draw(()))
     return of.GridDensity(
         masses.to(dtype), lower, upper, walls=True, normalize=True
-    ).with_weights(masses.to(dtype))
+    ).with_free_weights(masses.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -167,7 +167,7 @@ def test_gradients_in_masses_are_one_sided_derivatives_of_rationals(seed):
 
 def test_numbers_that_cannot_be_compared_are_a_typed_error():
     mu = of.GridDensity(torch.ones(4).double(), 0, 1, walls=True, normalize=True)
-    bad = mu.with_weights(torch.full((4,), math.nan).double())
+    bad = mu.with_free_weights(torch.full((4,), math.nan).double())
     with pytest.raises(of.errors.NonFinite, match="not a finite number"):
         wasserstein2(mu, bad)
 

@@ -9,6 +9,7 @@ import torch
 
 import otflow as of
 from otflow.proximal import GridSinkhorn, ParticleProximal, ProximalSolver
+from otflow.proximal.certificate import WORDS
 from tests import clouds, exact
 
 
@@ -119,3 +120,49 @@ def test_a_step_that_shortens_itself_is_not_compared_with_longer_ones():
     for info, before in zip(run.info, run.snapshots[:-1], strict=True):
         whole = of.flow(F, before, inner, dt=info["dt"], steps=1).info[0]
         assert whole["halvings"] == 0
+
+
+# A solver of the user's own ----------------------------------------------------------
+
+
+class Laconic(ProximalSolver):
+    """A solver that leaves words out of its certificate, or is no solver."""
+
+    def __init__(self, answer, *, flat):
+        self.answer, self.flat = answer, flat
+
+    def solve(self, F, mu, dt, warm=None):
+        kind = GridSinkhorn() if isinstance(mu, of.GridDensity) else ParticleProximal()
+        return self.answer(kind.solve(F, mu, dt))
+
+
+def without(*words):
+    def answer(result):
+        kept = {k: v for k, v in result.certificate.items() if k not in words}
+        return replace(result, certificate=kept)
+
+    return answer
+
+
+ANSWERS = {
+    "no certificate": (lambda r: replace(r, certificate={}), "energy_before, energy_a"),
+    "None": (lambda r: replace(r, certificate=None), "certificate of Laconic must be"),
+    "no result": (lambda r: r.measure, "Laconic.solve returns must be a ProxResult"),
+    "no measure": (lambda r: replace(r, measure=0.0), "must be a Measure"),
+    "bound": (without("bound"), "lacks bound; .*certify"),
+    **{word: (without(word), f"lacks {word};.*certify") for word in WORDS},
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("make", [clouds.uniform, cells])
+def test_what_a_solver_must_say_is_asked_for_by_name(answer, order, make):
+    given, words = ANSWERS[answer]
+    mu = make()
+    flat = not isinstance(mu, of.GridDensity)
+    if order == 3 and not flat:
+        return
+    scheme = of.JKO(Laconic(given, flat=flat), order=order)
+    with pytest.raises(TypeError, match=words):
+        of.flow(exact.quadratic(), mu, scheme, dt=0.1, steps=1)

@@ -195,15 +195,17 @@ def test_without_a_flat_distance_order_three_is_refused():
         )
 
 
-def test_without_fixed_cells_the_trapezoidal_rule_is_refused():
-    with pytest.raises(of.errors.Unsupported, match="Particles has no fixed cells"):
-        of.flow(
-            exact.quadratic(),
-            clouds.uniform(),
-            of.JKO(Curved(), order=2),
-            dt=1,
-            steps=1,
-        )
+def test_without_flat_tangents_or_fixed_cells_order_two_is_refused_with_cures():
+    def run(scheme):
+        return of.flow(exact.quadratic(), clouds.uniform(), scheme, dt=1, steps=1)
+
+    words = r"Curved does not say.*Particles has none; .*flat = True.*JKO\(order=2\)"
+    with pytest.raises(of.errors.Unsupported, match=words):
+        run(of.JKO(Curved(), order=2))
+    stated = type("Stated", (Curved,), {"flat": True})()
+    cured = run(of.JKO(stated, order=2)), run(of.JKO(order=2)), run(of.JKO(Curved()))
+    assert all(run.converged for run in cured)
+    torch.testing.assert_close(cured[0].final.points, cured[1].final.points)
 
 
 @pytest.mark.parametrize("order", [2, 3])
