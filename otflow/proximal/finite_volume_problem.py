@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from otflow._lazy import lazy_import
-from otflow.proximal.finite_volume_faces import Array, Faces, factor
+from otflow.proximal.finite_volume_faces import Array, Faces, Index
+from otflow.proximal.finite_volume_factors import factor, factor_positive
 
 __all__ = ["Interior", "Newton", "Pointwise", "UpwindStep"]
 
@@ -19,6 +20,9 @@ TRUST = 1e8
 # A start that is taken over is moved by that share towards the centre, at least, and so
 # that this share of the centre's distance from the bound is left.
 INWARDS, MARGIN = 0.1, 0.1
+# A start that is taken over needs a centre only near it: that share of the way from the
+# old density to the level one, which costs the square of it.
+NEAR = 0.05
 
 
 @dataclass(frozen=True)
@@ -162,9 +166,9 @@ class UpwindStep:
         return reach
 
     @property
-    def sides(self) -> Any:
+    def sides(self) -> Index:
         """The cells that each face takes from, upwards and downwards, (2, m)."""
-        return np.stack([self.faces.low, self.faces.high])
+        return self.faces.sides
 
     @property
     def count(self) -> int:
@@ -176,30 +180,25 @@ class UpwindStep:
         faces = self.faces
         sparse = lazy_import("scipy.sparse")
         heat = sparse.eye_array(faces.n) + faces.laplacian(np.ones(len(faces.low)))
-        rho: Array = np.maximum(factor(heat).solve(self.source), 0.0)
+        rho: Array = np.maximum(factor_positive(heat).solve(self.source), 0.0)
         rho += 1e-3 * self.source.mean()
         return rho
 
     def level(self) -> Array:
         """Return fluxes that level the density in each room: a central flow."""
         faces = self.faces
-        laplacian = faces.laplacian(faces.conductance)
-        components = lazy_import("scipy.sparse.csgraph").connected_components
-        _, labels = components(laplacian, directed=False)
+        labels = faces.rooms
         mean = np.bincount(labels, self.source) / np.bincount(labels)
-        # Each room is balanced, so a trace on the diagonal only fixes the constants.
-        trace = lazy_import("scipy.sparse").eye_array(faces.n) * 1e-10 * faces.largest
-        solver = factor(laplacian + trace)
         flux = np.zeros(len(faces.low))
         for _ in range(3):  # the trace leaves a little
             late = self.source - faces.outflow(flux) - mean[labels]
-            phi = solver.solve(late)
+            phi = faces.levelling.solve(late)
             flux += faces.conductance * (phi[faces.low] - phi[faces.high])
         return flux
 
     def start(self, warm: Interior | None, unit: float) -> Interior:
         """Return a flow within the constraints, whose products sum to about `unit`."""
-        flux = self.level()
+        flux = self.level() if warm is None else NEAR * self.level()
         cost = float(self.kinetic(flux, self.after(flux)).sum())
         state = self.centred(flux, (unit + cost) / self.count)
         if warm is None:

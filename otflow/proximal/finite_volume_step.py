@@ -13,7 +13,8 @@ from torch import Tensor
 from otflow._lazy import lazy_import
 from otflow.functionals import Congestion, Internal
 from otflow.measures import GridDensity
-from otflow.proximal.finite_volume_faces import Array, Faces, factor
+from otflow.proximal.finite_volume_faces import Array, Faces
+from otflow.proximal.finite_volume_factors import factor_positive
 from otflow.proximal.finite_volume_newton import descend
 from otflow.proximal.finite_volume_problem import Interior, Pointwise, UpwindStep
 from otflow.proximal.terms import Terms
@@ -249,12 +250,15 @@ def below(room: Room, density: Array, bound: float) -> tuple[Array, Array]:
     laplacian = faces.laplacian(np.ones(len(faces.low)))
     # The balance is zero, so a trace on the diagonal only fixes the constant.
     trace = lazy_import("scipy.sparse").eye_array(faces.n) * 1e-10
-    phi = factor(laplacian + trace).solve(excess - gain)
+    phi = factor_positive(laplacian + trace).solve(excess - gain)
     return np.minimum(kept + gain, bound), phi[faces.low] - phi[faces.high]
 
 
-def room_of(mu: GridDensity) -> Room:
-    """Return the cells that are connected to mass by free cells."""
+def room_of(mu: GridDensity, old: Room | None = None) -> Room:
+    """Return the cells that are connected to mass by free cells.
+
+    A room before, of the same box, is returned itself if its cells are the same.
+    """
     box = mu.box
     free = mu.is_free.reshape(mu.shape).cpu().numpy()
     mass = mu.weights.detach().cpu().numpy()
@@ -264,6 +268,8 @@ def room_of(mu: GridDensity) -> Room:
     reached = np.isin(labels, filled) & (labels > 0)
     index = np.full(box.n, -1)
     cells = np.flatnonzero(reached)
+    if old is not None and np.array_equal(cells, old.cells):
+        return old
     index[cells] = np.arange(len(cells))
     low, high = (s.numpy() for s in box.neighbours(torch.from_numpy(index)))
     ones = torch.ones(box.n_faces, dtype=torch.float64)

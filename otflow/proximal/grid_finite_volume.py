@@ -18,7 +18,7 @@ from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.certificate import certify
 from otflow.proximal.finite_volume_faces import Array
 from otflow.proximal.finite_volume_problem import Interior
-from otflow.proximal.finite_volume_step import Local, Move, room_of
+from otflow.proximal.finite_volume_step import Local, Move, Room, room_of
 from otflow.proximal.grid_outer import LocalStep, minimise_nonlocal
 from otflow.proximal.terms import Terms, sort_terms
 
@@ -38,10 +38,10 @@ class Warm:
     move: Move
     box: Any
 
-    def fit(self, local: Local, box: Any) -> Interior | None:
+    def fit(self, local: Local) -> Interior | None:
         """Return the move as a start, with its velocities for another length."""
         old = self.local
-        if self.box != box or not np.array_equal(old.room.cells, local.room.cells):
+        if old.room is not local.room:
             return None
         ratio = local.dt / old.dt
         return replace(self.move.state, ways=ratio * self.move.state.ways)
@@ -255,8 +255,9 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         self, terms: Terms, mu: GridDensity, dt: float, warm: Any, halvings: int
     ) -> list[Part]:
         """Return the step, or those of its two halves if it fails."""
-        local = _pose(terms, mu, dt)
-        start = warm.fit(local, mu.box) if isinstance(warm, Warm) else None
+        kept = warm if isinstance(warm, Warm) and warm.box == mu.box else None
+        local = _pose(terms, mu, dt, kept.local.room if kept else None)
+        start = kept.fit(local) if kept else None
         if terms.nonlocal_part is None:
             move, rounds = local.solve(start, self.tolerance, self.max_iterations), 0
         else:
@@ -344,9 +345,9 @@ def _potential(terms: Terms, mu: GridDensity) -> Array:
     return V
 
 
-def _pose(terms: Terms, mu: GridDensity, dt: float) -> Local:
-    """Return the local part of a step, in float64."""
-    room = room_of(mu)
+def _pose(terms: Terms, mu: GridDensity, dt: float, room: Room | None) -> Local:
+    """Return the local part of a step, in float64; in a room of a step before."""
+    room = room_of(mu, room)
     V = _potential(terms, mu)[room.cells]
     source = mu.weights.detach().double().cpu().numpy()[room.cells] / room.volume
     return Local.of(room, source, V, terms, dt, mu.device)

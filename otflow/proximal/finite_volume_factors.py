@@ -1,0 +1,114 @@
+"""Factors of the linear systems of a step by finite volumes."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from otflow._lazy import lazy_import
+
+__all__ = ["Array", "Factors", "Index", "Layout", "factor", "factor_positive"]
+
+Array = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
+
+# Products that a factorisation by diagonals may take: about a fifth of a second. Above,
+# the fill of a sparse one is less.
+MOST_PRODUCTS = 1e9
+
+
+class Factors(Protocol):
+    """Solves a system for any right-hand side."""
+
+    def solve(self, rhs: Array) -> Array:
+        """Return the solution."""
+
+
+class Band:
+    """Cholesky factors of a matrix in a band.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If the matrix is not positive definite to round-off.
+    """
+
+    def __init__(self, band: Array, order: Index) -> None:
+        self.order = order
+        linalg = lazy_import("scipy.linalg")
+        self.factors = linalg.cholesky_banded(
+            band, overwrite_ab=True, lower=True, check_finite=False
+        )
+
+    def solve(self, rhs: Array) -> Array:
+        """Return the solution."""
+        solution = np.empty_like(rhs)
+        solution[self.order] = lazy_import("scipy.linalg").cho_solve_banded(
+            (self.factors, True), rhs[self.order], check_finite=False
+        )
+        return solution
+
+
+class Layout:
+    """Where the lower triangle of a symmetric matrix lies in a narrow band.
+
+    Parameters
+    ----------
+    n : int
+        Number of rows.
+    rows, columns : ndarray of int
+        The entries, one of each pair; an entry may be named more than once, and is the
+        sum then.
+
+    Attributes
+    ----------
+    cheap : bool
+        Whether factors in the band cost little.
+    """
+
+    def __init__(self, n: int, rows: Index, columns: Index) -> None:
+        sparse, graphs = (
+            lazy_import("scipy.sparse"),
+            lazy_import("scipy.sparse.csgraph"),
+        )
+        own = np.arange(n)
+        where = (
+            np.concatenate([own, rows, columns]),
+            np.concatenate([own, columns, rows]),
+        )
+        graph = sparse.csr_array((np.ones(len(where[0])), where), shape=(n, n))
+        self.order = graphs.reverse_cuthill_mckee(graph, symmetric_mode=True)
+        rank = np.empty(n, dtype=np.int64)
+        rank[self.order] = own
+        first, second = rank[rows], rank[columns]
+        below = np.abs(first - second)
+        self.n, self.width = n, int(below.max(initial=0)) + 1
+        self.cheap = float(n) * self.width**2 <= MOST_PRODUCTS
+        self.place = np.minimum(first, second) * self.width + below
+
+    def factor(self, entries: Array) -> Band:
+        """Return the factors of the matrix with these entries."""
+        size = self.n * self.width
+        flat = np.bincount(self.place, entries, size).astype(np.float64, copy=False)
+        return Band(flat.reshape(self.n, self.width).T, self.order)
+
+
+def factor_positive(matrix: Any) -> Factors:
+    """Return factors of a sparse, symmetric and positive definite matrix."""
+    lower = lazy_import("scipy.sparse").tril(matrix).tocoo()
+    layout = Layout(matrix.shape[0], lower.row, lower.col)
+    return layout.factor(lower.data) if layout.cheap else factor(matrix)
+
+
+def factor(matrix: Any) -> Factors:
+    """Return the LU factors of a sparse matrix whose diagonal may serve as pivots."""
+    splu = lazy_import("scipy.sparse.linalg").splu
+    factors: Factors = splu(
+        matrix.tocsc(),
+        permc_spec="MMD_AT_PLUS_A",
+        diag_pivot_thresh=0.0,
+        options={"SymmetricMode": True},
+    )
+    return factors
