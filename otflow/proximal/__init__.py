@@ -73,9 +73,9 @@ def default_solver(mu: Measure, F: Functional | None = None) -> ProximalSolver[A
     mu : Measure
         The measure to step.
     F : Functional, optional
-        What to minimise. On a grid with obstacles it is `FiniteVolume`; on another one
-        the choice depends on the terms: `BackAndForth` for a bound on the density,
-        else, and for fast diffusion, `GridSinkhorn`.
+        What to minimise. On a grid with obstacles, unless its free cells fill a smaller
+        box, it is `FiniteVolume`; else the choice depends on the terms: `BackAndForth`
+        for a bound on the density, otherwise, and for fast diffusion, `GridSinkhorn`.
 
     Returns
     -------
