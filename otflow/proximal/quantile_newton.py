@@ -26,6 +26,10 @@ MAX_TRIALS = 40
 MAX_CUTS = 3
 DAMPEN = 4.0
 LEAST_DAMPING = 0.1
+# Share of the budget for which neither the gradient nor what the bounds lack may halve,
+# nor the objective fall by a share of its whole fall, as at a kink.
+SLOW = 0.5
+SHARE = 1e-2
 DECREASE = 1e-4
 # A gap below so many units in the last place of its ends is an atom.
 ATOM = 8
@@ -49,6 +53,7 @@ class Solution:
     gap: float  # forces of the bounds times what is left to them
     bound: float | None  # on the lumped distance to the minimiser, where convex
     converged: bool
+    stalled: bool  # neither the objective nor its gradient fell any more
     iterations: int
 
 
@@ -145,6 +150,9 @@ class _State:
         decrement, limit = self.decrement(), min(MAX_TRIALS, budget)
         path, fall = self._path(slope, damping)
         length, cuts = path.longest, 0
+        # Cells that no energy keeps apart meet; there the path is cut, not the model
+        # wrong.
+        sprung = bool((self.point.band.springs > 0).any())
         for trial in range(1, limit + 1):
             found = self._at(*path(length), path.step, length)
             if found is None:
@@ -162,7 +170,8 @@ class _State:
             tighter = found.drowned and self.drowned and found.lost < 0.9 * self.lost
             if level and (nearer or tighter):
                 return found, trial, damping
-            length, cuts = 0.5 * length, cuts + 1
+            length *= 0.5
+            cuts += sprung and not level  # round-off tells nothing of the model
             if cuts == MAX_CUTS:
                 damping = max(1.0, DAMPEN * damping)
                 path, fall = self._path(slope, damping)
@@ -203,6 +212,28 @@ class _State:
         return _State(self.problem, self.room, point, slack, z, self.barrier)
 
 
+class _Watch:
+    """Keeps when the descent last made progress."""
+
+    def __init__(self, start: _State, budget: int) -> None:
+        self.first = self.objective = start.point.objective
+        self.residual, self.lost = start.residual, start.lost
+        self.slow, self.last = max(25.0, SLOW * budget), 0
+
+    def has_stalled(self, state: _State, used: int) -> bool:
+        """Take note of a state; say whether there was no progress for too long."""
+        objective = state.point.objective
+        enough = SHARE * (self.first - objective) + state.noise
+        better = objective < self.objective - enough
+        if better or state.residual <= 0.5 * self.residual:
+            self.last = used
+        if self.last == used or state.lost < 0.5 * self.lost:
+            self.objective = min(self.objective, objective)
+            self.residual = min(self.residual, state.residual)
+            self.lost, self.last = min(self.lost, state.lost), used
+        return used - self.last >= self.slow
+
+
 def minimise(problem: Objective, room: Room, tolerance: float, budget: int) -> Solution:
     r"""Descend by Newton's method, the gaps kept above their least values.
 
@@ -230,7 +261,8 @@ def minimise(problem: Objective, room: Room, tolerance: float, budget: int) -> S
     Solution
         The last point.
     """
-    state, used, damping = _start(problem, room), 1, 0.0
+    state, used, damping, stalled = _start(problem, room), 1, 0.0, False
+    watch = _Watch(state, budget)
     while True:
         settled = state.settled(tolerance)
         if settled or used >= budget:
@@ -240,12 +272,17 @@ def minimise(problem: Objective, room: Room, tolerance: float, budget: int) -> S
         found, trials, damping = state.descend(budget - used, damping)
         used += trials
         if found is None:
+            stalled = used < budget
             break
         state = found
         if not room.bounded:
             _refuse_atoms(problem, state.point.edges)
+        if watch.has_stalled(state, used):
+            settled = state.settled(tolerance)
+            stalled = not settled
+            break
     return Solution(
-        state.point, state.residual, state.lost, _bound(state), settled, used
+        state.point, state.residual, state.lost, _bound(state), settled, stalled, used
     )
 
 
@@ -315,7 +352,8 @@ def _bound(state: _State) -> float | None:
 
 
 def _refuse_atoms(problem: Objective, q: Tensor) -> None:
-    gaps, reach = q.diff(), q.abs()
+    # Of the ends of the cell, and of where they came from: a kink at 0 has no place.
+    gaps, reach = q.diff(), torch.maximum(q.abs(), problem.centre.abs())
     place = torch.finfo(torch.float64).eps * torch.maximum(reach[1:], reach[:-1])
     if bool((gaps <= ATOM * place).any()):
         i = int((gaps - ATOM * place).argmin())

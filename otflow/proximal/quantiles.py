@@ -73,6 +73,10 @@ class QuantileProximal(ProximalSolver[Quantiles]):
     ``residual``, ``converged``, ``gradients``
         Newton decrement over the displacement (alone, where nothing moved but by
         round-off), whether it met the tolerance, evaluations spent.
+    ``stalled``
+        Whether the descent ended because neither the objective nor its gradient fell,
+        as at a kink of F, or at what cells take for one: a kernel or a potential of a
+        length far below theirs.
     ``excess``
         Largest density over its bound, minus 1; 0 where it is kept or there is none.
     ``bound``
@@ -227,6 +231,7 @@ def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> dict[str
         guarantee="stationary" if bound is None else "exact",
         bound=bound,
         noise=(4 * (problem.start.noise + point.noise) + found.gap) / problem.dt,
+        stalled=found.stalled,
         gradients=found.iterations,
         excess=excess,
     )

@@ -444,8 +444,10 @@ def test_the_bound_holds_against_a_finer_grid(seed):
 
 
 @pytest.mark.slow
-def test_bounds_that_are_claimed_hold():
-    assert sum(check_bounds(seed) for seed in range(40)) >= 1
+def test_most_bounds_are_claimed_and_all_hold():
+    # 58 of 80: the dual stalls under an entropy where cells are empty, and on the finer
+    # grid in four of the steps of a porous medium.
+    assert sum(check_bounds(seed) for seed in range(40)) >= 50
 
 
 # Energies of a user ------------------------------------------------------------------

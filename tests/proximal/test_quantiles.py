@@ -414,6 +414,18 @@ def test_mass_that_would_become_an_atom_is_refused():
     assert isinstance(e.value.measure, of.Quantiles)
 
 
+@pytest.mark.parametrize("dt", [0.01, 1.0, 100.0])
+def test_a_kink_is_told_before_the_budget_is_spent(dt):
+    F = of.Potential(lambda x: x.abs().sum(-1), modulus=0.0) + 0.1 * of.Entropy()
+    with pytest.warns(of.errors.NotConvergedWarning, match="kink of F.*smooth"):
+        info = of.flow(F, line(-1.0, 1.0), of.JKO(), dt=dt, steps=1).info[0]
+    assert info["stalled"]
+    assert not info["converged"]
+    assert info["guarantee"] == "none"
+    assert info["gradients"] < 190
+    assert info["energy_after"] < info["energy_before"]
+
+
 def test_what_it_cannot_step_is_refused_with_the_cure():
     F, mu = exact.quadratic(), line(0.0, 1.0)
     solver = QuantileProximal()
