@@ -42,7 +42,8 @@ class JKO(Scheme):
 
     On a grid ``order=2`` is the trapezoidal rule along the paths of particles: half a
     step along :math:`-\nabla F'` by ``transport``, then a JKO step of dt/2. Where that
-    raises F, a step of order 1 takes its place, and ``fallback`` is True.
+    raises F, or the velocity is not finite (an entropy beside empty cells), a step of
+    order 1 takes its place, and ``fallback`` is True.
 
     Parameters
     ----------
@@ -96,8 +97,9 @@ class JKO(Scheme):
         same stages, :math:`O(dt^{p+1})`. For order 2 it is :math:`|x^+ - (x +
         dt\,k_1)|`, p = 1.
     ``fallback``
-        On a grid: whether a step of order 2 raised F and one of order 1, with all its
-        words, took its place. It then cost two proximal steps in place of one.
+        On a grid: whether a step of order 2 raised F, or had no finite velocity, and
+        one of order 1, with all its words, took its place. A step thrown away has cost
+        a proximal step.
     ``stages``
         The solver's certificates. ``converged`` means all of them. If all are
         certified, and the energy and ``decrease`` of the whole step are good,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from otflow.errors import NonFinite
 from otflow.functionals import Functional
 from otflow.measures import Measure
-from otflow.proximal import ProximalSolver, ProxResult
+from otflow.proximal import ProximalSolver
 from otflow.proximal.base import solved
 from otflow.proximal.certificate import ROUND_OFF, WORDS, certify
 from otflow.schemes.base import Step
@@ -28,7 +28,8 @@ def trapezoidal_step(
 
     No theorem keeps such a step from raising F. Where it does, it is thrown away and a
     JKO step of dt is made in its place, of order 1, which dissipates; ``fallback``
-    tells. Then the step costs two proximal steps and a velocity.
+    tells. Then the step costs two proximal steps and a velocity. The same is done where
+    F has no finite velocity, as an entropy beside empty cells.
 
     Parameters
     ----------
@@ -53,7 +54,10 @@ def trapezoidal_step(
     Unsupported
         If `mu` has no ``transport``.
     """
-    energy, velocity = F.value_and_velocity(mu)
+    try:
+        energy, velocity = F.value_and_velocity(mu)
+    except NonFinite:
+        return _fallback(solver, F, mu, dt)
     middle = mu.transport(velocity, 0.5 * dt)
     half = solved(solver, F, middle, 0.5 * dt, state)
     known = half.certificate
@@ -61,7 +65,7 @@ def trapezoidal_step(
     # As far as the energies of cells are known: the velocity is that of `mu`.
     noise = ROUND_OFF * torch.finfo(mu.dtype).eps * max(abs(before), abs(after))
     if not after - before <= noise:
-        return _fallback(solver, F, mu, dt, energy, half)
+        return _fallback(solver, F, mu, dt, half.iterations)
     w2 = known["w2"]
     if w2 is not None:
         w2 = 0.5 * dt * float(mu.norm(velocity)) + w2
@@ -88,19 +92,15 @@ def trapezoidal_step(
 
 
 def _fallback(
-    solver: ProximalSolver[Any],
-    F: Functional,
-    mu: Measure,
-    dt: float,
-    energy: Tensor,
-    half: ProxResult[Any],
+    solver: ProximalSolver[Any], F: Functional, mu: Measure, dt: float, spent: int = 0
 ) -> Step:
-    """Make a step of order 1 in place of one that raised F."""
+    """Make a step of order 1 in place of one that raised F, or could not be made."""
     whole = solved(solver, F, mu, dt)
+    before = whole.certificate["energy_before"]
     report = {
         **whole.certificate,
-        "energy": energy,
-        "iterations": half.iterations + whole.iterations,
+        "energy": torch.as_tensor(before, dtype=mu.dtype, device=mu.device),
+        "iterations": spent + whole.iterations,
         "fallback": True,
     }
     return Step(whole.measure, whole.warm, report)

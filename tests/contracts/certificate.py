@@ -105,6 +105,21 @@ def gaussians(seed: int) -> Problem:
     return Problem(F, of.Gaussian(m, S), dt, distance, exact, 1e-6)
 
 
+def bent(seed: int) -> Problem:
+    """A Gaussian on a fine rule, across a kink that no rule integrates exactly."""
+    modulus, centre, dt = _numbers(seed)
+    mu = of.Gaussian(normal(1, seed=seed), 0.5 + normal(1, 1, seed=seed + 5).square())
+    F = of.Potential(
+        lambda x: modulus * ((x[..., 0] - centre).square() + 0.01).sqrt(), modulus=0.0
+    )
+    F = F + 0.5 * of.Entropy()
+
+    def distance(a: of.Gaussian, c: of.Gaussian) -> float:
+        return gaussian_w2(a.mean, a.covariance, c.mean, c.covariance)
+
+    return Problem(F, mu.refined(512), dt, distance, slack=1e-6)
+
+
 def quantiles(seed: int) -> Problem:
     """Quantiles in a bowl, where each moves by itself."""
     modulus, centre, dt = _numbers(seed)
@@ -122,14 +137,14 @@ def quantiles(seed: int) -> Problem:
     return Problem(_spring(modulus, centre), mu, dt, distance, exact, 1e-8)
 
 
-def cells(seed: int) -> Problem:
+def cells(seed: int, *, walls: bool = False) -> Problem:
     """A bell on cells in a quadratic bowl with entropy."""
     modulus, centre, dt = _numbers(seed)
     n, width = 60 + 10 * (seed % 4), 0.6 + 0.1 * (seed % 3)
     one = torch.ones(1, dtype=F64)
     m, S = 0.3 * one, width * one[:, None]
     masses = gaussian_cells(m, S.diagonal(), -5, 5, (n,))
-    mu = of.GridDensity(masses, -5, 5, normalize=True)
+    mu = of.GridDensity(masses, -5, 5, normalize=True, walls=walls)
     m, S = fokker_planck_jko(m, S, dt, A=modulus * one[:, None], b=centre * one)
     goal = gaussian_cells(m, S.diagonal(), -5, 5, (n,))
     faces = torch.linspace(-5, 5, n + 1, dtype=F64)

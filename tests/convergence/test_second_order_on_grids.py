@@ -29,17 +29,40 @@ def profiles(d, n, t):
         yield of.GridDensity(cells, -1.5, 1.5, normalize=True)
 
 
+def orders(values):
+    """Return the orders seen between successive halvings of dt."""
+    return [observed_order([2, 1], pair) for pair in pairwise(values)]
+
+
+def gaps(values):
+    """Return what each halving of dt changes, in L1 for tensors of masses.
+
+    On one grid: what the cells leave out is in both, and cancels.
+    """
+    return [float((a - b).abs().sum()) for a, b in pairwise(values)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("d", "n"), [(1, 600), (2, 128)])
 def test_the_porous_medium_with_its_moving_front(d, n):
     start, end = profiles(d, n, 0.1)
     steps = (2, 4, 8, 16)
-    for order, least in ((1, 0.2), (2, 0.1)):
-        found = errors(of.PowerEntropy(2), start, end, order, steps, 0.1)
-        observed = observed_order([0.1 / k for k in steps[1:]], found[1:])
-        # Behind a front the longest step may still be above its order.
-        assert observed > order - least
-    assert found[-1] < 4e-3
+    found = errors(of.PowerEntropy(2), start, end, 1, steps, 0.1)
+    observed = observed_order([0.1 / k for k in steps[1:]], found[1:])
+    assert observed == pytest.approx(1, abs=0.15)
+    # Against the exact profile order 2 meets the error of the cells, which has the
+    # other sign in the plane: 2.12 is seen at 128 cells, 2.07 at 192.
+    ends, energies = [], []
+    for k in steps:
+        run = of.flow(
+            of.PowerEntropy(2), start, of.JKO(order=2), dt=0.1 / k, steps=k, every=k
+        )
+        assert run.converged
+        ends.append(run.final.weights)
+        energies.append(run.records["energy"][-1])
+    assert orders(gaps(ends)) == pytest.approx([2, 2], abs=0.1)
+    assert orders(gaps(energies))[-1] == pytest.approx(2, abs=0.1)
+    assert float((ends[-1] - end.weights).abs().sum()) < 4e-3
 
 
 def test_fokker_planck_on_the_line():
@@ -80,20 +103,53 @@ def test_the_energy_falls_at_every_step_on_fine_grids_too(n, dt):
         assert all(info["guarantee"] == "stages" for info in run.info)
 
 
-@pytest.mark.slow
-def test_the_order_is_two_for_short_steps():
-    t, steps = 0.08, (4, 8, 16)
-    energies = []
-    for k in (*steps, 32):
-        run = of.flow(
-            DOUBLE_WELL, left_bell(256), of.JKO(order=2), dt=t / k, steps=k, every=k
-        )
+def short_steps(n, steps, solver_for=None):
+    """Return the orders in L1 and in energy of ever shorter steps."""
+    t, ends, energies = 0.08, [], []
+    for k in steps:
+        scheme = of.JKO(solver_for and solver_for(k), order=2)
+        run = of.flow(DOUBLE_WELL, left_bell(n), scheme, dt=t / k, steps=k, every=k)
         assert run.converged
         assert all(info["certified"] for info in run.info)
-        energies.append(float(run.records["energy"][-1]))
-    gaps = [abs(a - b) for a, b in pairwise(energies)]
-    for i in (0, 1):  # dt = 0.02 to 0.01, and 0.01 to 0.005
-        assert observed_order([2, 1], gaps[i : i + 2]) >= 1.8
+        ends.append(run.final.weights)
+        energies.append(run.records["energy"][-1])
+    return orders(gaps(ends)), orders(gaps(energies))
+
+
+def test_the_order_in_time_is_two_where_the_blur_does_not_change_with_dt():
+    # The blur eps adds eps^2 / (8 dt) times the Fisher information to F. With eps like
+    # dt^(1/2) that is the same for all dt, and what is left is the error in time.
+    steps, h = (4, 8, 16, 32), 6 / 256
+
+    def solver(k):
+        return of.proximal.GridSinkhorn(eps=1.2 * h**2 * (steps[-1] / k) ** 0.5)
+
+    for found in short_steps(256, steps, solver):
+        assert found == pytest.approx([2, 2], abs=0.1)
+
+
+@pytest.mark.slow
+def test_the_order_is_two_for_short_steps():
+    # By default eps does not fall below a share of h^2. What it adds is like h^4 / dt
+    # then: at 256 cells the last order in L1 is 1.64, at 512 1.90.
+    for found in short_steps(512, (4, 8, 16, 32)):  # dt = 0.02 to 0.0025
+        assert found == pytest.approx([2, 2], abs=0.2)
+
+
+def test_a_density_with_empty_cells_falls_back_to_order_one():
+    mu = of.GridDensity.from_function(
+        lambda x: (x[..., 0].abs() < 0.5).double(), -2, 2, 64, walls=True
+    )
+    F = of.KL(lambda x: 0.5 * x[..., 0] ** 2)
+    run = of.flow(F, mu, of.JKO(order=2), dt=0.05, steps=3)
+    # The entropy has no slope there for the explicit half.
+    assert run.info[0]["fallback"]
+    assert not run.info[-1]["fallback"]
+    assert run.converged
+    assert bool((run.records["energy"].diff() < 0).all())
+    one = of.flow(F, mu, of.JKO(), dt=0.05, steps=1)
+    assert torch.equal(run.snapshots[1].weights, one.final.weights)
+    assert run.info[0]["iterations"] == one.info[0]["iterations"]
 
 
 def test_a_step_that_raises_the_energy_falls_back_to_order_one():
