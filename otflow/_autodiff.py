@@ -18,6 +18,7 @@ from otflow._graphs import (
     alias,
     detached,
     leaf,
+    only_without_mass,
     recording,
     records,
     unmodified,
@@ -208,7 +209,8 @@ def second_gradient(
         total = mass[rows].sum()
         if not total.requires_grad:
             return torch.zeros_like(x[rows].detach())
-        (grad,) = _grad(total, (at,), create_graph=keep)
+        with only_without_mass():
+            (grad,) = _grad(total, (at,), create_graph=keep)
     check_finite(grad, "the gradient of the first variation")
     return grad[rows]
 

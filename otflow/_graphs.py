@@ -16,6 +16,7 @@ __all__ = [
     "alias",
     "detached",
     "leaf",
+    "only_without_mass",
     "recording",
     "records",
     "refuse_graph",
@@ -29,6 +30,7 @@ COUNTER = "_writes_into_"
 
 class _Mode(threading.local):
     detached = False
+    only_without_mass = False
 
 
 _MODE = _Mode()
@@ -45,6 +47,24 @@ class detached:
 
     def __exit__(self, *_: object) -> None:
         _MODE.detached = self.before
+
+
+class only_without_mass:
+    """Ask, in here, for derivatives in the places of atoms without mass alone.
+
+    A distance knows them even where its potentials have no other derivative.
+    """
+
+    def __enter__(self) -> None:
+        _MODE.only_without_mass = True
+
+    def __exit__(self, *_: object) -> None:
+        _MODE.only_without_mass = False
+
+    @staticmethod
+    def active() -> bool:
+        """Return whether nothing else is asked for."""
+        return _MODE.only_without_mass
 
 
 def recording() -> bool:

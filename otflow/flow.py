@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -283,7 +283,12 @@ class _Recorder:
                 energy = self.scheme.energy(self.functional, mu)
             row = {"energy": energy}
             for name, function in self.functions.items():
-                row[name] = _entry(name, function(mu), mu.device)
+                try:
+                    answer = function(mu)
+                except NonFinite as error:
+                    msg = f"record[{name!r}] is not finite at time {time:g}: {error}"
+                    raise NonFinite(msg) from error
+                row[name] = _entry(name, answer, mu.device)
         if not bool(torch.isfinite(energy)):
             msg = f"the energy is {float(energy)} at time {time:g}"
             raise NonFinite(msg)
@@ -346,11 +351,10 @@ def _entry(name: str, entry: Any, device: torch.device) -> Tensor:
 
 def _holds(answer: Any) -> bool:
     """Return a predicate's answer, refused unless it is a single truth value."""
-    if isinstance(answer, Tensor) and answer.numel() != 1:
-        msg = (
-            f"stop must return True or False, got a tensor of shape "
-            f"{tuple(answer.shape)}; reduce it, e.g. by .all()"
-        )
+    shape = getattr(answer, "shape", ())
+    if math.prod(shape) != 1 or isinstance(answer, (str, Sequence, Mapping)):
+        got = f"an array of shape {tuple(shape)}" if shape else type(answer).__name__
+        msg = f"stop must return True or False, got {got}; reduce it, e.g. by .all()"
         raise TypeError(msg)
     return bool(answer)
 

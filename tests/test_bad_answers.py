@@ -33,3 +33,25 @@ def test_the_cure_of_complex_points_keeps_their_real_part():
     with pytest.raises(TypeError, match=r"points\.real\.double\(\)"):
         of.Particles(z)
     assert torch.equal(of.Particles(z.real.double()).points, z.real)
+
+
+ONES = torch.ones(2)
+
+
+@pytest.mark.parametrize("answer", [ONES, ONES.numpy(), [1, 0], (True,), "no", {}])
+def test_a_predicate_that_gives_no_single_truth_is_refused(answer):
+    mu, F = of.Particles(torch.ones(2, 1)), of.Potential(lambda x: x.square().sum(-1))
+    with pytest.raises(TypeError, match=r"stop must return True or False.*\.all\(\)"):
+        of.flow(F, mu, of.ExplicitEuler(), dt=0.1, steps=3, stop=lambda _: answer)
+    for cure in (ONES.all(), ONES.numpy().all(), True, 1, torch.ones(1)):
+        run = of.flow(
+            F, mu, of.ExplicitEuler(), dt=0.1, steps=3, stop=lambda _, c=cure: c
+        )
+        assert run.status == "stopped"
+
+
+def test_a_recorded_functional_that_is_not_finite_is_named():
+    mu, F = of.Particles(torch.ones(2, 1)), of.Potential(lambda x: x.square().sum(-1))
+    bad = of.Potential(lambda x: x.sum(-1) * float("nan"))
+    with pytest.raises(of.errors.Diverged, match=r"record\['bad'\] is not finite"):
+        of.flow(F, mu, of.ExplicitEuler(), dt=0.1, steps=1, record={"bad": bad})

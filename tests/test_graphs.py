@@ -131,6 +131,11 @@ ON_POINTS = {
     "risk square": risk("square"),
     "risk logistic": risk("logistic", scaling="ntk"),
     "risk own": risk(lambda f, y: (f - y).pow(4), torch.sin),
+    "risk of one's own neurons": of.meanfield.Risk(
+        of.meanfield.CustomLayer(lambda x, th: (th[:, 0] * x + th[:, 1]).sin()),
+        normal(6, 1, seed=30),
+        normal(6, seed=31),
+    ),
     "sum": of.Potential(well) + -2 * of.Interaction(of.kernels.Gaussian(0.8)),
 }
 ON_DENSITIES = {
@@ -140,6 +145,7 @@ ON_DENSITIES = {
     "fast diffusion": of.PowerEntropy(0.8),
     "internal": of.Internal(lambda r: (1 + r).log()),
     "divergence": of.KL(well),
+    "congestion": of.Potential(well) + of.Congestion(1e3),
     "interaction Gaussian": of.Interaction(of.kernels.Gaussian(0.8)),
     "interaction function": of.Interaction(KERNELS["function"]),
     "sum": of.Potential(well) + 0.3 * of.Entropy() + of.PowerEntropy(3),

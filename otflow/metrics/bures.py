@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from otflow._graphs import records
 from otflow._validation import check_like
 from otflow.measures import Gaussian
 from otflow.measures.covariance import optimal_rotation
@@ -25,8 +27,7 @@ def between_gaussians(mu: Gaussian, nu: Gaussian) -> Tensor:
     Returns
     -------
     Tensor
-        0-d, float64, differentiable in means and factors; second derivatives are those
-        at a fixed map.
+        0-d, float64, differentiable in means and factors up to three times.
     """
     check_like(nu.mean, mu.mean, "nu", "mu")
     if mu.dim != nu.dim:
@@ -36,7 +37,25 @@ def between_gaussians(mu: Gaussian, nu: Gaussian) -> Tensor:
         )
         raise ValueError(msg)
     source, target = mu.factor.double(), nu.factor.double()
-    # At the minimum the derivative in O vanishes: it may be held fixed.
     turn = optimal_rotation(source.detach(), target.detach())
+    if records(source, target):
+        turn = turn @ _turning(turn.T @ target.T @ source)
     apart = target @ turn - source
     return (nu.mean.double() - mu.mean.double()).square().sum() + apart.square().sum()
+
+
+def _turning(n: Tensor) -> Tensor:
+    r"""Return the R that maximises :math:`\langle R, N\rangle`, 1 here, to order 2.
+
+    At the maximum N is symmetric, :math:`\succeq 0`, and the derivative in R vanishes:
+    the distance is right to order 3. Near it :math:`R = e^\Omega` with
+    :math:`\Omega N + N\Omega = N - N^\top`, solved where N is diagonal.
+    """
+    values, vectors = torch.linalg.eigh(0.5 * (n + n.T).detach())
+    skew = vectors.T @ (n - n.T) @ vectors
+    sums = values[:, None] + values
+    # Where both are 0, as on a line, so is the part of skew.
+    omega = skew / sums.masked_fill(sums <= 0, 1.0)
+    omega = vectors @ (omega - omega.detach()) @ vectors.T
+    turning: Tensor = torch.eye(len(n)).to(n) + omega + 0.5 * omega @ omega
+    return turning

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from otflow.metrics.curvature import Curvature
 
-__all__ = ["Entropy", "Outcome"]
+__all__ = ["Entropy", "Outcome", "noise"]
 
 # A Newton step below this share of epsilon leaves an error of about its square.
 STEP = 1e-7
@@ -128,7 +128,7 @@ class Entropy:
         return out._replace(iterations=count + out.iterations, sweeps=used + out.sweeps)
 
 
-def _noise(sums: Tensor) -> Tensor:
+def noise(sums: Tensor) -> Tensor:
     """Return round-off of the size of these sums, the same at every call."""
     generator = torch.Generator(device=sums.device).manual_seed(0)
     signs = torch.randn(
@@ -170,7 +170,7 @@ def _newton(
         solve = curvature.solver()
         if residual <= EXACT:
             # What is left is round-off: how far would it move the potentials?
-            step = float(solve(_noise(sums), 4.0 * eps).abs().max()) / eps
+            step = float(solve(noise(sums), 4.0 * eps).abs().max()) / eps
             break
         round_off = 1e-15 * (1.0 + abs(height))
         while True:

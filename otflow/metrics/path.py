@@ -56,7 +56,8 @@ class Path:
     def _integral(self, at: Tensor) -> Tensor:
         k = torch.searchsorted(self.x, at, right=True) - 1
         k = k.clamp(0, len(self.x) - 2)
-        width = (self.x[k + 1] - self.x[k]).clamp_min(torch.finfo(at.dtype).tiny)
+        width = self.x[k + 1] - self.x[k]
+        width = width.masked_fill(width <= 0, 1.0)  # there the step is 0 too
         step = at - self.x[k]
         y = self.y[k] + (step / width).clamp(0.0, 1.0) * (self.y[k + 1] - self.y[k])
         start = self.x[k] - self.y[k]

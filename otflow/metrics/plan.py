@@ -13,6 +13,7 @@ from otflow.metrics.assignment import (
     network_simplex,
     squared_distances,
 )
+from otflow.metrics.balance import balanced
 from otflow.metrics.duals import transform
 from otflow.metrics.inputs import CloudLike, clouds
 from otflow.metrics.line import staircase
@@ -154,7 +155,7 @@ def couple(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Plan:
     y, shift = brought_near(x, y)
     i, j = a.nonzero()[:, 0], b.nonzero()[:, 0]
     rows, columns, masses, f, g = _couple_atoms(x[i], a[i], y[j], b[j])
-    rows, columns, masses = _balanced(
+    rows, columns, masses = balanced(
         rows, columns, masses, (x[i], a[i], f), (y[j], b[j], g)
     )
     rows, columns = i[rows], j[columns]
@@ -183,35 +184,6 @@ def couple(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Plan:
     f += 0.5 * cost - a @ f
     g += 0.5 * cost - b @ g
     return Plan(rows, columns, masses, cost, f, g)
-
-
-def _balanced(
-    rows: Tensor,
-    columns: Tensor,
-    masses: Tensor,
-    source: tuple[Tensor, Tensor, Tensor],
-    target: tuple[Tensor, Tensor, Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the cells with the mass of every atom right to its own last digits.
-
-    A solver sees masses to the round-off of 1, in which a small atom drowns; yet where
-    it goes, its barycentre, is asked of its own cells alone.
-    """
-    (x, a, f), (y, b, g) = source, target
-    lost = (torch.bincount(rows, minlength=len(a)) == 0).nonzero()[:, 0]
-    if len(lost):
-        _, partners = transform(x[lost], y, g)
-        rows, columns = torch.cat([rows, lost]), torch.cat([columns, partners])
-        masses = torch.cat([masses, a[lost]])
-    lost = (torch.bincount(columns, minlength=len(b)) == 0).nonzero()[:, 0]
-    if len(lost):
-        _, partners = transform(y[lost], x, f)
-        rows, columns = torch.cat([rows, partners]), torch.cat([columns, lost])
-        masses = torch.cat([masses, b[lost]])
-    for index, own in ((rows, a), (columns, b)):
-        total = torch.zeros_like(own).index_add(0, index, masses)
-        masses = masses * (own / total)[index]
-    return rows, columns, masses
 
 
 def _couple_atoms(

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otflow._known import known_derivatives
 from otflow._validation import positive
 from otflow.errors import NotConverged
 from otflow.metrics.entropic import Entropy, Outcome
+from otflow.metrics.implicit import Atoms, dual_value
 from otflow.metrics.inputs import Cloud, CloudLike, check_memory, clouds
 
 __all__ = ["sinkhorn_divergence"]
@@ -61,9 +63,8 @@ def sinkhorn_divergence(
     Returns
     -------
     Tensor
-        0-d, in the dtype and on the device of `mu`. Differentiable once in points and
-        weights, as the converged divergence is; second derivatives are not those of
-        the divergence.
+        0-d, in the dtype and on the device of `mu`. Differentiable in points and
+        weights, as the converged divergence is, up to three times.
 
     Raises
     ------
@@ -136,6 +137,11 @@ class _Side:
             a = a / a.sum()
         return cls(x, a, a.detach() > 0)
 
+    @classmethod
+    def pair(cls, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> tuple[_Side, _Side]:
+        """Return both sides of points and masses that add up to 1."""
+        return cls(x, a, a.detach() > 0), cls(y, b, b.detach() > 0)
+
     @property
     def atoms(self) -> tuple[Tensor, Tensor]:
         """Points and masses of the atoms with mass, detached."""
@@ -155,18 +161,46 @@ def _divergence(
     ]
     value = parts[0] + parts[1]
     _check_converged(units, cross, own, value, x, y, weighted=_asks(mu) or _asks(nu))
-    # Of value 0, with the gradient of the converged value: at the optimum the
-    # derivatives in the potentials vanish.
-    for side, others, g, o in (
-        (mu, (y, b), cross.g, own[0]),
-        (nu, (x, a), cross.f, own[1]),
-    ):
-        if side.x.requires_grad or side.a.requires_grad:
-            potential, slope = _variation(units, side, others, g, o)
-            at = potential + ((side.x - side.x.detach()) * slope).sum(1)
-            term = side.a @ at
-            value = value + (term - term.detach())
-    return value
+    solved = _Solved(units, (cross.f, cross.g), (own[0], own[1]))
+    state = mu.x, mu.a, nu.x, nu.a
+    return known_derivatives(value, state, solved.gradients, solved.value)
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """The optimal potentials of atoms with mass, from which derivatives are made."""
+
+    units: Entropy
+    cross: tuple[Tensor, Tensor]
+    own: tuple[Outcome, Outcome]
+
+    def gradients(self, *state: Tensor) -> list[Tensor]:
+        """Return the derivatives in points and masses of both, detached.
+
+        At the optimum the derivatives in the potentials vanish.
+        """
+        grads = []
+        mu, nu = _Side.pair(*state)
+        for side, other, g, o in zip(
+            (mu, nu), (nu, mu), reversed(self.cross), self.own, strict=True
+        ):
+            potential, slope = _variation(self.units, side, other.atoms, g, o)
+            grads += [side.a.detach()[:, None] * slope, potential]
+        return grads
+
+    def value(self, *state: Tensor) -> Tensor:
+        """Return the divergence, with the graphs of both, right to third order."""
+        mu, nu = _Side.pair(*state)
+        units, (x, y) = self.units, (mu.x.detach(), nu.x.detach())
+        f = units.potential(_cost(x, nu.atoms[0]), self.cross[1], nu.atoms[1])
+        g = units.potential(_cost(y, mu.atoms[0]), self.cross[0], mu.atoms[1])
+        total = dual_value(units, Atoms(mu.x, mu.a, f), Atoms(nu.x, nu.a, g))
+        for side, own in zip((mu, nu), self.own, strict=True):
+            cost = _cost(side.x.detach(), side.atoms[0])
+            h = units.potential(cost, own.f, side.atoms[1])
+            atoms = Atoms(side.x, side.a, h)
+            total = total - 0.5 * dual_value(units, atoms, atoms)
+        return total
 
 
 def _variation(

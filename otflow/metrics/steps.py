@@ -2,11 +2,13 @@ r"""The exact W2 distance between two step densities on the line."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from otflow._known import known_derivatives
 from otflow.errors import NonFinite
 from otflow.measures import GridDensity, Measure, Quantiles
 from otflow.metrics.path import Path
@@ -116,43 +118,65 @@ def between_steps(mu: Steps, nu: Steps) -> Tensor:
     Returns
     -------
     Tensor
-        0-d, float64, differentiable in the ends and in the masses; second derivatives
-        are those at a fixed plan.
+        0-d, float64, differentiable in the ends and in the masses, and so are its
+        derivatives.
     """
-    lengths, x, y = _couple(_full(mu), _full(nu))
+    lengths, x, y = (t.detach() for t in _couple(_full(mu), _full(nu))[:3])
     a, b = (x - y).unbind(1)
     value = lengths @ ((a + b).square() + a.square() + b.square()) / 6.0
-    if not (mu.masses.requires_grad or nu.masses.requires_grad):
-        return value
-    # Where both quantile functions jump at one level the distance has a kink in the
-    # masses. The mean of two subgradients is taken: either measure jumps first.
-    _, y_swapped, x_swapped = _couple(_full(nu), _full(mu))
-    for own, p, q, p_swapped, q_swapped in (
-        (mu, x, y, x_swapped, y_swapped),
-        (nu, y, x, y_swapped, x_swapped),
-    ):
+    state = mu.left, mu.right, mu.masses, nu.left, nu.right, nu.masses
+    return known_derivatives(value, state, _gradients)
+
+
+def _gradients(*state: Tensor) -> list[Tensor]:
+    """Return the derivatives in ends and masses, with the graph of the state."""
+    mu, nu = Steps(*state[:3]), Steps(*state[3:])
+    lengths, x, y, at, beside = _couple(_full(mu), _full(nu))
+    a, b = (x - y).unbind(1)
+    slopes = torch.stack([2 * a + b, a + 2 * b], 1) * (lengths / 3.0)[:, None]
+    paths = [(x, y), (y, x)]
+    if mu.masses.requires_grad or nu.masses.requires_grad:
+        # Where both quantile functions jump at one level the distance has a kink in the
+        # masses. The mean of two subgradients is taken: either measure jumps first.
+        _, y_swapped, x_swapped, *_ = _couple(_full(nu), _full(mu))
+        swapped = [(x_swapped, y_swapped), (y_swapped, x_swapped)]
+    grads = []
+    for side, (own, place, sign) in enumerate(((mu, at, 1.0), (nu, beside, -1.0))):
+        full = own.masses.detach() > 0
+        ends = torch.stack([1 - place.shares, place.shares])
+        for part in (ends * slopes).sum(2):
+            on_full = part.new_zeros(int(full.sum()))
+            on_full = on_full.index_add(0, place.cell, sign * part)
+            index = full.nonzero()[:, 0]
+            grads.append(torch.zeros_like(own.left).index_put((index,), on_full))
+        potential = torch.zeros_like(own.masses)
         if own.masses.requires_grad:
-            ends = own.left.detach(), own.right.detach()
+            cells = own.left, own.right
             potential = 0.5 * (
-                Path.of(p.detach(), q.detach(), *ends).means(*ends)
-                + Path.of(p_swapped.detach(), q_swapped.detach(), *ends).means(*ends)
+                Path.of(*paths[side], *cells).means(*cells)
+                + Path.of(*swapped[side], *cells).means(*cells)
             )
-            # Of value 0; its gradient in the masses is the potential.
-            value = value + (own.masses - own.masses.detach()) @ potential
-    return value
+        grads.append(potential)
+    return grads
+
+
+class _Place(NamedTuple):
+    """The cell of each coupled interval, and where in it both ends lie, in [0, 1]."""
+
+    cell: Tensor
+    shares: Tensor
 
 
 def _full(steps: Steps) -> Steps:
-    """Return the cells that have mass, their masses without a graph."""
-    masses = steps.masses.detach()
-    full = masses > 0
-    return replace(
-        steps, left=steps.left[full], right=steps.right[full], masses=masses[full]
-    )
+    """Return the cells that have mass."""
+    full = steps.masses.detach() > 0
+    return Steps(steps.left[full], steps.right[full], steps.masses[full])
 
 
-def _couple(mu: Steps, nu: Steps) -> tuple[Tensor, Tensor, Tensor]:
+def _couple(mu: Steps, nu: Steps) -> tuple[Tensor, Tensor, Tensor, _Place, _Place]:
     """Return masses (k,) with both quantile functions at the ends of each, (k, 2).
+
+    And where in the cells of either those ends are.
 
     At levels that both share, mu jumps first.
     """
@@ -164,14 +188,20 @@ def _couple(mu: Steps, nu: Steps) -> tuple[Tensor, Tensor, Tensor]:
         torch.cat([own.value[:1], inner.value, own.value[-1:]]),
     )
     is_own = order < len(own.side) - 2
-    x = _quantiles(mu, own, levels, is_own)
-    y = _quantiles(nu, other, levels, ~is_own)
+    at = _places(own, levels, is_own)
+    beside = _places(other, levels, ~is_own)
     lengths = levels.value.diff() + levels.side.diff()
-    return lengths, x, y
+    return lengths, _quantiles(mu, at), _quantiles(nu, beside), at, beside
 
 
-def _quantiles(mu: Steps, own: _Levels, levels: _Levels, is_own: Tensor) -> Tensor:
-    """Return the quantile function at both ends of the intervals between levels.
+def _quantiles(mu: Steps, place: _Place) -> Tensor:
+    """Return the points of these places."""
+    left, right = mu.left[place.cell, None], mu.right[place.cell, None]
+    return left + place.shares * (right - left)
+
+
+def _places(own: _Levels, levels: _Levels, is_own: Tensor) -> _Place:
+    """Return where the quantile function is at both ends of intervals between levels.
 
     Counting the levels passed tells the cell, so cells whose mass is lost in the
     round-off of the levels, between which nothing lies, do no harm.
@@ -191,9 +221,8 @@ def _quantiles(mu: Steps, own: _Levels, levels: _Levels, is_own: Tensor) -> Tens
         share = at.above(low) / width.masked_fill(empty, 1.0)
         share = share.masked_fill(empty, 0.0).clamp(0.0, 1.0)
         # At the cell's own ends to the last digit.
-        share = share.masked_fill(mine, edge)
-        ends.append(mu.left[cell] + share * (mu.right - mu.left)[cell])
-    return torch.stack(ends, dim=1)
+        ends.append(share.masked_fill(mine, edge))
+    return _Place(cell, torch.stack(ends, dim=1))
 
 
 def _snapped(levels: _Levels, marks: _Levels) -> _Levels:

@@ -7,11 +7,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from otflow._graphs import records
 from otflow._validation import check_like
 from otflow.errors import NonFinite
 from otflow.measures import Gaussian, GridDensity, Measure, Quantiles
 from otflow.metrics.assignment import assignment
 from otflow.metrics.bures import between_gaussians
+from otflow.metrics.forest import Forest, potentials
 from otflow.metrics.inputs import Cloud, CloudLike, clouds
 from otflow.metrics.plan import Plan, couple
 from otflow.metrics.steps import Steps, between_steps
@@ -96,8 +98,10 @@ def wasserstein2_squared(mu: Distant, nu: Distant) -> Tensor:
     Solved in float64 on the CPU: O(n log n) on the line, else as `assignment` and
     `transport_plan`. Where the plan is degenerate, as for equal masses, the distance
     has a kink in the weights and the gradient is one subgradient of many; for a flow of
-    the weights use `sinkhorn_divergence`. Second derivatives are those at a fixed
-    plan.
+    the weights use `sinkhorn_divergence`. Elsewhere the plan of particles is linear in
+    the masses and its potentials in the costs, so that second derivatives are those of
+    the distance; one that a kink does not have raises `Unsupported`. Those between
+    densities are those of the distance too, between Gaussians up to the third.
 
     Examples
     --------
@@ -134,9 +138,8 @@ def _squared(mu: Distant, nu: Distant) -> tuple[Tensor, Tensor]:
     plan = _plan(p, q, x.detach(), y.detach())
     distances = (x[plan.rows] - y[plan.columns]).square().sum(1)
     value = plan.masses @ distances
-    for own, index, potential in ((p, plan.rows, plan.f), (q, plan.columns, plan.g)):
-        if own.weights is not None and own.weights.requires_grad:
-            value = value + _weight_term(own, index, potential, plan, distances)
+    if _is_weighted(p, q):
+        value = value + _weight_term(p, q, plan, distances)
     return _finite(value), p.points
 
 
@@ -156,9 +159,13 @@ def root(square: Tensor) -> Tensor:
     return square.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
 
 
+def _is_weighted(*both: Cloud) -> bool:
+    """Return whether a gradient in weights may be asked for."""
+    return any(c.weights is not None and records(c.weights) for c in both)
+
+
 def _plan(p: Cloud, q: Cloud, x: Tensor, y: Tensor) -> Plan:
-    free = any(c.weights is not None and c.weights.requires_grad for c in (p, q))
-    if free or len(x) != len(y) or not (p.is_uniform and q.is_uniform):
+    if _is_weighted(p, q) or len(x) != len(y) or not (p.is_uniform and q.is_uniform):
         return couple(x, p.masses, y, q.masses)
     # No potentials are wanted: the assignment is found faster where clouds are close.
     sigma, nothing = assignment(x, y), x.new_zeros(0)
@@ -166,18 +173,18 @@ def _plan(p: Cloud, q: Cloud, x: Tensor, y: Tensor) -> Plan:
     return Plan(rows, sigma, p.masses, x.new_zeros(()), nothing, nothing)
 
 
-def _weight_term(
-    own: Cloud, index: Tensor, potential: Tensor, plan: Plan, distances: Tensor
-) -> Tensor:
+def _weight_term(p: Cloud, q: Cloud, plan: Plan, distances: Tensor) -> Tensor:
     """Return a term of value 0 whose gradient in the weights is the potential.
 
-    The potential is kept a function of its own points, f(x) = |x - y|^2 - g, so that
-    the gradient of the first variation is right too, at atoms of mass zero above all.
+    The potentials are functions of the points, so that the derivatives of the first
+    variation and of the velocity are right too.
     """
-    assert own.weights is not None
-    a = own.weights.to("cpu", torch.float64)
-    a = a / a.sum()
-    mass = own.masses[index]
-    share = torch.where(mass > 0, plan.masses / mass, (plan.masses == 0).double())
-    moving = torch.zeros_like(potential).index_add(0, index, share * distances)
-    return (a - a.detach()) @ (potential + (moving - moving.detach()))
+    forest = Forest(plan.rows, plan.columns, plan.masses, p.masses, q.masses)
+    f, g = potentials(forest, distances, plan.f, plan.g)
+    term = distances.new_zeros(())
+    for own, potential in ((p, f), (q, g)):
+        if own.weights is not None and own.weights.requires_grad:
+            a = own.weights.to("cpu", torch.float64)
+            a = a / a.sum()
+            term = term + (a - a.detach()) @ potential
+    return term

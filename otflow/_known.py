@@ -1,0 +1,112 @@
+"""Functions whose derivatives are known in advance, to any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from otflow._graphs import records
+
+__all__ = ["known_derivatives", "linear"]
+
+LinearMap = Callable[..., "Tensor | tuple[Tensor, ...]"]
+"""Takes tensors without graphs to one or more."""
+
+
+def linear(
+    function: LinearMap, transposed: LinearMap, *inputs: Tensor, at: Any = None
+) -> Any:
+    """Return a linear function of tensors, differentiable to any order.
+
+    Parameters
+    ----------
+    function, transposed : callable
+        The map and its transpose, on tensors without graphs.
+    *inputs : Tensor
+        Where to take it.
+    at : Tensor or tuple of Tensor, optional
+        What to return, where that is known up to a constant: then the map itself serves
+        derivatives alone, and is not asked before one of second order is.
+
+    Returns
+    -------
+    Tensor or tuple of Tensor
+        In the graph of the inputs.
+    """
+    return _Linear.apply(function, transposed, at, *inputs)  # type: ignore[no-untyped-call]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, function: LinearMap, transposed: LinearMap, at: Any, *inputs: Tensor
+    ) -> Any:
+        ctx.maps = transposed, function
+        if at is None:
+            return function(*inputs)
+        return tuple(t.clone() for t in at) if isinstance(at, tuple) else at.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        back = linear(*ctx.maps, *upstream)
+        return None, None, None, *(back if isinstance(back, tuple) else (back,))
+
+
+def known_derivatives(
+    value: Tensor,
+    state: tuple[Tensor, ...],
+    gradients: Callable[..., Iterable[Tensor]],
+    function: Callable[..., Tensor] | None = None,
+) -> Tensor:
+    """Return a value whose gradient is known in closed form.
+
+    Parameters
+    ----------
+    value : Tensor
+        0-d.
+    state : tuple of Tensor
+        What it is a function of.
+    gradients : callable
+        Takes the state to the gradients, for those who differentiate once.
+    function : callable, optional
+        Takes the state to the value with its graph, for those who differentiate again;
+        by default the gradients have the graph of the state themselves.
+
+    Returns
+    -------
+    Tensor
+        The same number, in the graph of the state.
+    """
+    if not records(*state):
+        return value
+    known = _Known.apply(gradients, function, value, *state)  # type: ignore[no-untyped-call]
+    return cast("Tensor", known)
+
+
+class _Known(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, gradients: Any, function: Any, value: Tensor, *state: Tensor
+    ) -> Tensor:
+        ctx.gradients, ctx.function = gradients, function
+        ctx.save_for_backward(*state)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        (g,) = upstream
+        state = ctx.saved_tensors
+        if not torch.is_grad_enabled() or ctx.function is None:
+            grads = ctx.gradients(*state)
+            return None, None, None, *(g * grad for grad in grads)
+        # Partial derivatives, whatever else of the state was made of a part of it.
+        state = tuple(t.view_as(t) for t in state)
+        asked = tuple(t for t in state if t.requires_grad)
+        options: Any = {"allow_unused": True, "materialize_grads": True}
+        value = ctx.function(*state)
+        found = iter(torch.autograd.grad(value, asked, create_graph=True, **options))
+        grads = tuple(g * next(found) if t.requires_grad else None for t in state)
+        return None, None, None, *grads

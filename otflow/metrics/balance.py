@@ -1,0 +1,138 @@
+"""The cells of a plan, with the mass of every atom right to its own last digits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from otflow.metrics.duals import transform
+
+__all__ = ["balanced"]
+
+# What the sums of a plan may miss, relative to the mass of the atom.
+ACCURACY = 1e-13
+
+Side = tuple[Tensor, Tensor, Tensor]
+"""Points, masses and potentials of atoms with mass."""
+
+
+def balanced(
+    rows: Tensor, columns: Tensor, masses: Tensor, source: Side, target: Side
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the cells with the mass of every atom right to its own last digits.
+
+    A solver sees masses to the round-off of 1, in which a small atom drowns; yet where
+    it goes, its barycentre, is asked of its own cells alone.
+
+    Parameters
+    ----------
+    rows, columns, masses : Tensor, shape (k,)
+        Cells, right to the round-off of 1.
+    source, target : tuple of Tensor
+        Points, masses and potentials of both measures; every mass is positive.
+
+    Returns
+    -------
+    rows, columns, masses : Tensor
+        Cells, among them one at least of every atom.
+    """
+    (x, a, f), (y, b, g) = source, target
+    lost = (torch.bincount(rows, minlength=len(a)) == 0).nonzero()[:, 0]
+    if len(lost):
+        _, partners = transform(x[lost], y, g)
+        rows, columns = torch.cat([rows, lost]), torch.cat([columns, partners])
+        masses = torch.cat([masses, a[lost]])
+    lost = (torch.bincount(columns, minlength=len(b)) == 0).nonzero()[:, 0]
+    if len(lost):
+        _, partners = transform(y[lost], x, f)
+        rows, columns = torch.cat([rows, partners]), torch.cat([columns, lost])
+        masses = torch.cat([masses, b[lost]])
+    scaled = masses
+    for index, own in ((rows, a), (columns, b)):
+        scaled = scaled * (own / _sums(index, scaled, own))[index]
+    if float((_sums(rows, scaled, a) / a - 1).abs().max()) <= 1e2 * ACCURACY:
+        return rows, columns, scaled
+    return _small_first(rows, columns, masses, source, target)
+
+
+def _sums(index: Tensor, masses: Tensor, own: Tensor) -> Tensor:
+    return torch.zeros_like(own).index_add(0, index, masses)
+
+
+def _small_first(
+    rows: Tensor, columns: Tensor, masses: Tensor, source: Side, target: Side
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Let atoms send out their mass, the smallest first, to those that still have room.
+
+    What an atom cannot place in its own cells goes where the potentials say that it
+    costs least. The largest atoms come last and take the round-off, which is that of
+    their own masses.
+    """
+    n = len(source[1])
+    sides = source, target
+    room = torch.cat([source[1], target[1]]).tolist()
+    cells: list[list[tuple[int, float]]] = [[] for _ in room]
+    for i, j, mass in zip(
+        rows.tolist(), columns.tolist(), masses.tolist(), strict=True
+    ):
+        cells[i].append((n + j, mass))
+        cells[n + j].append((i, mass))
+    placed: dict[tuple[int, int], float] = defaultdict(float)
+    done = [False] * len(room)
+
+    def send(node: int, other: int, mass: float) -> None:
+        row, column = (node, other - n) if node < n else (other, node - n)
+        placed[row, column] += mass
+        room[other] -= mass
+
+    for node in sorted(range(len(room)), key=room.__getitem__):
+        whole = left = room[node]
+        done[node] = True
+        open_cells = [(k, mass) for k, mass in cells[node] if not done[k]]
+        total = sum(mass for _, mass in open_cells)
+        for other, mass in open_cells:
+            sent = min(whole * (mass / total), room[other])
+            if sent > 0:
+                send(node, other, sent)
+                left -= sent
+        while left > ACCURACY * whole:
+            taker = _cheapest(node, left, room, done, sides)
+            if taker is None:
+                break
+            sent = min(left, room[taker])
+            send(node, taker, sent)
+            left -= sent
+        room[node] = 0.0
+    index = torch.tensor(list(placed), dtype=torch.int64)
+    found = torch.tensor(list(placed.values()), dtype=torch.float64)
+    return index[:, 0], index[:, 1], found
+
+
+def _cheapest(
+    node: int,
+    mass: float,
+    room: list[float],
+    done: list[bool],
+    sides: tuple[Side, Side],
+) -> int | None:
+    """Return the atom of the other measure that takes this mass at the least cost.
+
+    One with room for all of it, if there is one; else the roomiest.
+    """
+    n = len(sides[0][1])
+    is_row = node < n
+    own, other = sides if is_row else (sides[1], sides[0])
+    first, k = (n, node) if is_row else (0, node - n)
+    open_ones = [
+        j for j in range(len(other[1])) if not done[first + j] and room[first + j] > 0
+    ]
+    if not open_ones:
+        return None
+    roomy = [j for j in open_ones if room[first + j] >= mass]
+    if not roomy:
+        return first + max(open_ones, key=lambda j: room[first + j])
+    index = torch.tensor(roomy)
+    _, best = transform(own[0][k : k + 1], other[0][index], other[2][index])
+    return first + roomy[int(best)]

@@ -1,0 +1,126 @@
+"""Every public metric and functional has its gradient checked: none is left out."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+import otflow as of
+from tests import test_graphs
+from tests.clouds import normal
+from tests.differences import derivative
+from tests.metrics import test_gradient_laws
+
+F64 = torch.float64
+
+
+def parts(F):
+    """Yield a functional and all that it is made of."""
+    yield F
+    inner = [*getattr(F, "parts", ()), *filter(None, [getattr(F, "functional", None)])]
+    for part in inner:
+        yield from parts(part)
+
+
+def classes(module, base):
+    """Return the public classes of a module that have a value."""
+    found = (getattr(module, name) for name in module.__all__)
+    kinds = {kind for kind in found if inspect.isclass(kind) and issubclass(kind, base)}
+    return {kind for kind in kinds if not inspect.isabstract(kind)}
+
+
+def test_every_functional_is_in_the_matrix():
+    checked = {type(p) for F in test_graphs.FUNCTIONALS.values() for p in parts(F)}
+    public = classes(of.functionals, of.Functional)
+    public |= classes(of.meanfield, of.Functional)
+    assert len(public) >= 10
+    assert public <= checked, public - checked
+
+
+def test_every_kernel_and_network_is_in_the_matrix():
+    kinds = {type(W) for W in test_graphs.KERNELS.values()}
+    public = classes(of.kernels, object) - {of.kernels.RadialKernel}
+    assert public <= kinds, public - kinds
+    networks = {
+        type(F.network)
+        for F in test_graphs.FUNCTIONALS.values()
+        if isinstance(F, of.meanfield.Risk)
+    }
+    assert {of.meanfield.TwoLayer, of.meanfield.CustomLayer} <= networks
+
+
+def test_every_functional_meets_every_representation_that_has_it():
+    """On particles, quantiles, grids and Gaussians, by the pairs that are run."""
+    met = {}
+    for measure, name in test_graphs.PAIRS:
+        kind = type(test_graphs.ALL[measure](torch.zeros((), dtype=F64)))
+        for part in parts(test_graphs.FUNCTIONALS[name]):
+            met.setdefault(type(part), set()).add(kind)
+    on_atoms = {of.Particles}
+    on_densities = {of.Quantiles, of.GridDensity, of.Gaussian}
+    for kind in classes(of.functionals, of.Functional):
+        wanted = on_atoms | on_densities
+        if issubclass(kind, (of.Internal, of.KL)):
+            wanted = on_densities
+        assert wanted <= met[kind], (kind, wanted - met[kind])
+    assert on_atoms <= met[of.meanfield.Risk]
+
+
+# Metrics: those of the law, those of which only a part has a graph, and those whose
+# answers are detached by their documentation.
+LAW = {
+    "action": "action",
+    "length": "length",
+    "quotient_distance": "quotient",
+    "sinkhorn_divergence": "sinkhorn",
+    "wasserstein2": "wasserstein2",
+    "wasserstein2_squared": "wasserstein2_squared",
+}
+MOVES = {
+    "align": lambda x, y: of.metrics.align(y, x),
+    "aligned_ends": lambda x, y: torch.cat(
+        [mu.points for mu in of.metrics.aligned_ends(of.Particles(x), of.Particles(y))]
+    ),
+    "geodesic": lambda x, y: (
+        of.metrics.geodesic(of.Particles(x), of.Particles(y), 0.3).points
+    ),
+}
+DETACHED = {
+    "Plan": lambda x, y: vars(of.metrics.transport_plan(x, y)).values(),
+    "transport_plan": lambda x, y: vars(of.metrics.transport_plan(x, y)).values(),
+    "assignment": lambda x, y: [of.metrics.assignment(x, y)],
+    "best_matching": lambda x, y: [of.metrics.best_matching(x, y)],
+}
+MODULES = {"symmetries"}
+
+
+def test_every_metric_is_in_one_of_the_lists():
+    known = {*LAW, *MOVES, *DETACHED, *MODULES}
+    assert set(of.metrics.__all__) == known
+    laws = {distance for distance, _ in test_gradient_laws.CASES}
+    assert set(LAW.values()) <= laws
+    exact = {pair for d, pair in test_gradient_laws.CASES if d == "wasserstein2"}
+    assert {"weighted", "quantiles", "grids", "Gaussians"} <= exact
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_what_a_metric_moves_follows_the_points(name):
+    x, y, u = normal(6, 2), normal(6, 2, seed=1), normal(6, 2, seed=2)
+    live = x.clone().requires_grad_()
+    found = MOVES[name](live, y)
+    weights = normal(*found.shape, seed=3)
+    (slope,) = torch.autograd.grad((weights * found).sum(), live)
+    wanted = derivative(lambda t: (weights * MOVES[name](x + t * u, y)).sum())
+    assert abs(float(wanted)) > 1e-3
+    torch.testing.assert_close((slope * u).sum(), wanted, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", DETACHED)
+def test_what_is_detached_says_so(name):
+    live = normal(6, 2).requires_grad_()
+    answers = DETACHED[name](live, normal(6, 2, seed=1))
+    assert not any(t.requires_grad for t in answers)
+    if name == "transport_plan":
+        assert "Detached" in of.metrics.transport_plan.__doc__
