@@ -213,14 +213,17 @@ class QuantileProximal(ProximalSolver[Quantiles]):
 
 
 def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> dict[str, Any]:
-    point = found.point
+    # What is said is said of the measure that is returned, after the cast to its dtype.
+    kept = problem.expand(nu.edges.to(found.point.edges))
+    cast = abs(kept.objective - found.point.objective)
+    point, off = kept, problem.norm(found.point.edges - kept.edges)
     moved = problem.norm(point.edges - problem.centre)
     still = 1e3 * torch.finfo(nu.dtype).eps * problem.norm(problem.centre)
     density = problem.weights / point.edges.diff()
     excess = max(0.0, float(density.max()) / problem.terms.max_density - 1.0)
     bound = found.bound
-    if bound is not None:  # with what the cast to the dtype of the measure moved
-        bound += problem.norm(point.edges - nu.edges.to(point.edges))
+    if bound is not None:
+        bound += off
     return certify(
         energy_before=problem.start.energy,
         energy_after=point.energy,
@@ -230,7 +233,7 @@ def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> dict[str
         converged=found.converged,
         guarantee="stationary" if bound is None else "exact",
         bound=bound,
-        noise=(4 * (problem.start.noise + point.noise) + found.gap) / problem.dt,
+        noise=(4 * (problem.start.noise + point.noise) + found.gap + cast) / problem.dt,
         stalled=found.stalled,
         gradients=found.iterations,
         excess=excess,

@@ -226,6 +226,58 @@ def test_the_moments_are_smooth_where_the_series_takes_over():
     torch.testing.assert_close(ramp, expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("length", [1e-3, 0.3, 0.75, 0.99, 1 - 1e-6])
+@pytest.mark.parametrize("lam", [-100.0, -1.0, -0.01])
+def test_every_admissible_step_of_a_negative_modulus_has_a_finite_bound(lam, length):
+    # length = -lam tau: at 1 the step has no minimiser.
+    tau, x, reports = length / -lam, 1.0, []
+    for k in range(1, 4):
+        y = x / (1 - length)
+        reports.append(report(lam, tau, x, y))
+        found, x = time_error(reports, inner=True)[-1], y
+        assert math.isfinite(found)
+        assert found >= abs(x - math.exp(length * k))
+
+
+def test_a_bound_that_overflows_is_refused():
+    # What grows as exp(-lam t) leaves all floats behind; no infinity is returned.
+    reports = [report(-1.0, 0.5, 0.0, 0.0, bound=1.0)] * 2000
+    with pytest.raises(of.errors.Unsupported, match="overflow; ask for the error of"):
+        time_error(reports, inner=True)
+    assert math.isfinite(time_error(reports[:20], inner=True)[-1])
+
+
+@pytest.mark.parametrize("inner", [True, False])
+@pytest.mark.parametrize("lam", [0.5, 3.0])
+def test_round_off_at_rest_is_no_contradiction(lam, inner):
+    F = of.Potential(lambda x: 3 + 0.5 * lam * x.square().sum(-1), modulus=lam)
+    mu = of.Gaussian(
+        torch.ones(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64) * 0.3
+    )
+    run = of.flow(F + of.Entropy(), mu, of.JKO(), dt=1.0, steps=200)
+    bound = run.time_error(inner=inner)
+    assert bool(bound.isfinite().all())
+    assert float(bound[-1]) < 1e-5  # the errors of the first steps have decayed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_energies_are_those_of_the_measures_that_are_returned(dtype):
+    # Quantiles are sought in float64: what is said is said after the cast.
+    F = of.KL(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    mu = of.Quantiles.from_function(
+        lambda x: torch.exp(-2 * (x[:, 0] - 1) ** 2), -1.5, 3.5, 60, dtype=dtype
+    )
+    run = of.flow(F, mu, of.JKO(), dt=0.1, steps=20)
+    for before, after in zip(run.info[:-1], run.info[1:], strict=True):
+        rest = pytest.approx(before["energy_after"], rel=1e-12)
+        assert after["energy_before"] == rest
+    assert all(info["guarantee"] == "exact" for info in run.info)
+    # The same flow in float64, from the start that float32 has.
+    wide = of.Quantiles(mu.edges.double(), mu.weights.double(), normalize=True)
+    other = of.flow(F, wide, of.JKO(), dt=0.1, steps=20).time_error()
+    torch.testing.assert_close(run.time_error(), other, rtol=0.02, atol=0.0)
+
+
 # Inexact inner solves -----------------------------------------------------------------
 
 

@@ -324,8 +324,12 @@ def test_a_crowd_makes_its_step_for_any_cells_and_any_dt(n, seed, dt, room, dtyp
     result = QuantileProximal(lower=float(mu.edges[0])).solve(F, mu, dt)
     assert result.certificate["guarantee"] == "exact"
     assert result.certificate["certified"]
-    assert result.certificate["excess"] < 1e-6
-    assert result.measure.dtype == dtype
+    # Of the quantiles that are returned, which are known to their last place.
+    nu = result.measure
+    place = 0.5 * torch.finfo(dtype).eps * float(nu.edges.abs().max())
+    places = 2 * place / float(nu.edges.diff().min())
+    assert result.certificate["excess"] < 1e-6 + 2 * places
+    assert nu.dtype == dtype
 
 
 def test_a_crowd_that_is_full_rests():
