@@ -113,6 +113,10 @@ def _along_axes(problem: PressureProblem, tolerance: float, limit: int) -> Tenso
         aim = min(tolerance / (4 * problem.box.dim), FINE)
         start = line.at(line.at_rest())
         point, _, _ = _climb(line, start, aim, limit, plain=True)
+        if not point.residual <= aim:
+            other, _, _ = maximise(line, start.pressure, aim, limit)
+            if not point.residual <= other.residual:
+                point = other
         lines.append((line, point.pressure))
     return problem.joined(lines)
 
