@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otflow.functionals import Entropy
+from otflow.functionals.combined import Combined
 from otflow.proximal.multigrid import GridLaplacian, solve_laplacian
 from otflow.proximal.pressure import Iterate, PressureProblem
 
@@ -21,6 +23,8 @@ PATIENCE, PROGRESS = 16, 0.5
 # Evaluations of the dual, and inner iterations, that a climb may take for each Newton
 # step that it may.
 TRIALS_A_STEP, INNER_A_STEP = 3, 15
+# The steps along the axes are solved to it, as they cost next to nothing.
+FINE = 1e-9
 # A start whose residual is below it needs no coarser grid.
 NEAR = 0.02
 # A residual above so many tolerances is tried again from the energy's minimiser.
@@ -68,6 +72,10 @@ def maximise(
     """
     point = problem.at(start.clamp_min(problem.lowest))
     small = max(problem.box.shape) < 2 * SMALLEST
+    if not point.residual <= max(NEAR, tolerance) and _is_product(problem):
+        trial = problem.at(_along_axes(problem, tolerance, limit))
+        if not point.residual <= trial.residual:
+            point = trial
     if not small and not point.residual <= max(NEAR, tolerance):
         coarse = problem.coarser()
         below, _, _ = maximise(
@@ -87,25 +95,61 @@ def maximise(
     return best, steps, stalled and not best.residual <= tolerance
 
 
+def _is_product(problem: PressureProblem) -> bool:
+    """Return whether the energy is that of a product, a sum over the axes."""
+    lines = sum(n > 1 for n in problem.box.shape)
+    energy = problem.internal
+    parts = energy.parts if isinstance(energy, Combined) else ((1.0, energy),)
+    entropy = len(parts) == 1 and isinstance(parts[0][1], Entropy)
+    unbounded = math.isinf(energy.max_density)
+    return lines > 1 and entropy and unbounded and bool((problem.room > 0).all())
+
+
+def _along_axes(problem: PressureProblem, tolerance: float, limit: int) -> Tensor:
+    """Return the pressure of the steps of the marginals along each axis."""
+    lines = []
+    for axis in range(problem.box.dim):
+        line = problem.along(axis)
+        aim = min(tolerance / (4 * problem.box.dim), FINE)
+        start = line.at(line.at_rest())
+        point, _, _ = _climb(line, start, aim, limit, plain=True)
+        if not point.residual <= aim:
+            other, _, _ = maximise(line, start.pressure, aim, limit)
+            if not point.residual <= other.residual:
+                point = other
+        lines.append((line, point.pressure))
+    return problem.joined(lines)
+
+
 def _climb(
-    problem: PressureProblem, point: Iterate, tolerance: float, limit: int
+    problem: PressureProblem,
+    point: Iterate,
+    tolerance: float,
+    limit: int,
+    *,
+    plain: bool = False,
 ) -> tuple[Iterate, int, bool]:
-    """Return the best of the Newton iterates, their number, and whether it stalled."""
+    """Return the best of the Newton iterates, their number, and whether it stalled.
+
+    Plain steps are neither mixed nor damped: on a line, where the matrix is the exact
+    derivative.
+    """
     best, steps, last, trials, inner = point, 0, 0, 0, 0
     goal_residual = PROGRESS * point.residual
     memory: list[tuple[Tensor, Tensor]] = []
-    damping = 1.0
+    damping = 0.0 if plain else 1.0
     while not best.residual <= tolerance and steps < limit:
         spent = trials >= TRIALS_A_STEP * limit or inner >= INNER_A_STEP * limit
-        if spent or steps >= last + PATIENCE:
+        # Plain steps raise the dual; on the way the residual may rise for long.
+        wasted = 0 if plain else steps - last
+        if spent or wasted >= PATIENCE:
             return best, steps, True
-        wasted = steps - last
         if wasted == PATIENCE // 2:  # back to the best, and on without mixing
             point, memory = best, []
         change, used = _System.at(problem, point, damping).solve()
         inner += used
         direction = change
-        if point.residual < NEAR and wasted < PATIENCE // 2:
+        if not plain and point.residual < NEAR and wasted < PATIENCE // 2:
             direction = _mixed(point.pressure, change, memory)
             goal = (point.pressure + direction).clamp_min(problem.lowest)
             direction = goal - point.pressure

@@ -52,8 +52,10 @@ class BackAndForth(ProximalSolver[GridDensity]):
     published method has a fixed preconditioner. The dual is concave: a step is
     shortened where the slope along it turns, and where :math:`\phi` wins no mass it is
     raised until it is about to, as the published method does. A start that is far from
-    the solution is improved on coarser grids first; ``iterations`` counts the steps on
-    the grid itself.
+    the solution is improved on coarser grids first; with an entropy also by the steps
+    of the marginals along each axis, whose product is the step if the source and the
+    density of equilibrium are products. ``iterations`` counts the steps on the grid
+    itself.
 
     Potentials may be nonconvex; obstacles and walls hold no density; `Entropy` and
     `PowerEntropy` with m > 1 go as well. Interactions and other terms are linearised,
@@ -125,8 +127,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
     Time O(n log n) an iteration, memory O(n); computed in float64. Mass goes along
     straight lines, so obstacles are refused unless the free cells fill a smaller box.
     A room that is full below the bound stays as it is. In the plane and in space an
-    entropy, or a step that spreads one cell over many, may not settle; the certificate
-    says so.
+    entropy where nothing is a product, or a step that spreads one cell over many, may
+    not settle; the certificate says so.
 
     Examples
     --------

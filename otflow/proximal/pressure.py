@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -181,6 +182,38 @@ class PressureProblem:
         bend = self.internal.curvature(torch.where(between, density, 1.0))
         rate = torch.where(between & (bend > 0), self.room / bend, 0.0)
         return float((self.room * density).sum()), float(rate.sum())
+
+    # Lines ----------------------------------------------------------------------------
+
+    def along(self, axis: int) -> PressureProblem:
+        """Return the problem of the marginals along an axis.
+
+        The potential is the mean over the others under the marginals of the source. If
+        it is a sum of functions of one coordinate, the source a product and the energy
+        the entropy, then the solution is the sum of those along the axes.
+        """
+        shape = self.box.shape
+        others = tuple(a for a in range(self.box.dim) if a != axis)
+        V = torch.where(self.room > 0, self.V, 0.0).reshape(shape)
+        masses = self.masses.reshape(shape)
+        for a in reversed(others):
+            rest = tuple(k for k in range(self.box.dim) if k != a)
+            share = masses.sum(rest) / masses.sum()
+            V = torch.tensordot(V, share, dims=([a], [0]))
+        box = Box(
+            (self.box.lower[axis],), (self.box.upper[axis],), (self.box.shape[axis],)
+        )
+        room = torch.full_like(V, box.cell_volume)
+        return replace(self, masses=masses.sum(others), V=V, room=room, box=box)
+
+    def joined(self, lines: Sequence[tuple[PressureProblem, Tensor]]) -> Tensor:
+        """Return the pressure whose map is the product of those along the axes."""
+        phi = torch.zeros(self.box.shape, dtype=self.V.dtype, device=self.V.device)
+        for axis, (line, pressure) in enumerate(lines):
+            shape = [-1 if a == axis else 1 for a in range(self.box.dim)]
+            phi = phi - (line.V + pressure).reshape(shape)
+        s = torch.where(self.room > 0, -self.V - phi.reshape(-1), 0.0)
+        return (s - self.constant(s)).clamp_min(self.lowest)
 
     # Coarser grids --------------------------------------------------------------------
 

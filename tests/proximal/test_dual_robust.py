@@ -375,6 +375,57 @@ def test_the_last_bit_of_the_input_decides_nothing(kind):
     assert max(outcomes) <= 1.5 * min(outcomes) + 1
 
 
+def corner(shape, dtype, factor=1.0):
+    """Return an indicator of a few cells in a box of unequal sides."""
+    cells = torch.zeros(shape, dtype=dtype)
+    cells[tuple(slice(n // 4, n // 4 + max(1, n // 3)) for n in shape)] = 1.0
+    sides = [factor * (1.0 + 0.5 * k) for k in range(len(shape))]
+    lower, upper = [-0.4 * a for a in sides], [0.6 * a for a in sides]
+    return of.GridDensity(cells, lower, upper, walls=True, normalize=True)
+
+
+def along(mu, axis):
+    """Return the marginal along an axis."""
+    others = [a for a in range(mu.dim) if a != axis]
+    cells = mu.weights.reshape(mu.shape).sum(others)
+    lower, upper = mu.box.lower[axis], mu.box.upper[axis]
+    return of.GridDensity(cells, lower, upper, walls=True, normalize=True)
+
+
+def tilted(axis):
+    return of.Potential(lambda x: (axis + 1) * (x[..., axis] + 0.2).square())
+
+
+@pytest.mark.parametrize(
+    ("shape", "dt", "dtype"),
+    [
+        ((12, 6, 1), 1.0, F64),
+        ((12, 6, 1), 40.0, torch.float32),
+        ((4, 30), 0.03, F64),
+        ((6, 6, 6), 1.0, torch.float32),
+    ],
+)
+def test_the_entropy_of_a_product_steps_along_each_axis(shape, dt, dtype):
+    """Few cells that spread over the whole box stalled at 1e-3 of the mass."""
+    mu = corner(shape, dtype)
+    F = 0.1 * of.Entropy()
+    for axis in range(len(shape)):
+        F = F + tilted(axis)
+    result = BackAndForth().solve(F, mu, dt)
+    check_words(mu, result)
+    assert result.certificate["converged"]
+    for axis in range(len(shape)):
+        V = of.Potential(lambda x, k=axis: (k + 1) * (x[..., 0] + 0.2).square())
+        line = BackAndForth().solve(V + 0.1 * of.Entropy(), along(mu, axis), dt)
+        assert line.certificate["converged"]
+        gap = along(result.measure, axis).weights - line.measure.weights
+        assert float(gap.abs().sum()) <= 1e-5
+    again = BackAndForth().solve(F, corner(shape, dtype, 1 + 1e-13), dt)
+    assert again.certificate["converged"]
+    gap = again.measure.weights - result.measure.weights
+    assert float(gap.abs().sum()) <= 1e-5
+
+
 # Bounds -------------------------------------------------------------------------------
 
 
