@@ -95,7 +95,8 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         variation of F's local part, is below it, and the mass that the next Newton
         step would move as well, or falls no more by round-off.
     max_iterations : int
-        Most linear systems, for each attempt at a step.
+        Most linear systems, for each attempt at a step; with nonlocal terms, for each
+        round, and 12 times as many in all.
     max_halvings : int
         How often a step that fails is halved.
 
@@ -132,7 +133,8 @@ class FiniteVolume(ProximalSolver[GridDensity]):
     ``divided_into``
         Into how many steps this one was divided, as Newton's method failed: 1 for none.
     ``rounds``
-        Linearisations of interactions and other terms; 0 without them.
+        Linearisations of interactions and other terms; 0 without them, and 1 where
+        each cell's part of them depends on its own density only.
     ``device``
         "cpu": the linear systems are SciPy's. Densities on another device are copied
         there and back, once a step; functions of the points and of the density are
