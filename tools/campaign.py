@@ -26,7 +26,7 @@ LEAST_CONVERGED = 0.95
 BELOW_THE_MARK = {
     "grids-BackAndForth": 0.4,
     "grids-GridSinkhorn": 0.85,
-    "grids-FiniteVolume": 0.6,
+    "grids-FiniteVolume": 0.85,
 }
 MOST_REFUSED = 0.05
 # A worker that does not answer for that many times the limit of CPU time is ended: the

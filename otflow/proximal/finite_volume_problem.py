@@ -33,11 +33,14 @@ class Pointwise:
     ----------
     energy, slope, curvature : callable
         U, U' and U'' of arrays of densities > 0.
+    noise : float
+        Round-off of the sum of U beyond that of float64.
     """
 
     energy: Callable[[Array], Array]
     slope: Callable[[Array], Array]
     curvature: Callable[[Array], Array]
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,8 @@ class Local:
         Step.
     device : torch.device
         Where U is computed.
+    own : Pointwise, optional
+        Terms of a user that see each cell by itself.
     """
 
     room: Room
@@ -119,6 +121,7 @@ class Local:
     unit: float
     dt: float
     device: torch.device
+    own: Pointwise | None = None
 
     @classmethod
     def of(
@@ -179,7 +182,8 @@ class Local:
             own = entropy / r
             return own if U is None else own + U.curvature(on(r)).cpu().numpy()
 
-        return Pointwise(energy, slope, curvature)
+        known = Pointwise(energy, slope, curvature)
+        return known if self.own is None else _sum(known, self.own)
 
     def _step(self, bound: float) -> UpwindStep:
         """Return the minimisation below a bound."""
@@ -232,6 +236,16 @@ class Local:
         r = np.maximum(move.density, np.finfo(np.float64).tiny)
         cells = self.pointwise(self.entropy).energy(r) + self.potential * move.density
         return float(cells.sum() * self.room.volume) + move.kinetic
+
+
+def _sum(a: Pointwise, b: Pointwise) -> Pointwise:
+    """Return the sum of two energies."""
+    return Pointwise(
+        lambda r: a.energy(r) + b.energy(r),
+        lambda r: a.slope(r) + b.slope(r),
+        lambda r: a.curvature(r) + b.curvature(r),
+        a.noise + b.noise,
+    )
 
 
 def below(room: Room, density: Array, bound: float) -> tuple[Array, Array]:

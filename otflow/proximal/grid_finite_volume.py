@@ -19,13 +19,15 @@ from otflow.proximal.certificate import certify
 from otflow.proximal.finite_volume_faces import Array
 from otflow.proximal.finite_volume_problem import Interior
 from otflow.proximal.finite_volume_step import Local, Move, Room, room_of
+from otflow.proximal.finite_volume_terms import cell_by_cell
 from otflow.proximal.grid_outer import LocalStep, minimise_nonlocal
 from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["FiniteVolume"]
 
-# Rounds of nonlocal terms may solve so many times the linear systems of a local step.
-PATIENCE = 10
+# Rounds of nonlocal terms may solve so many times the linear systems of a local step,
+# with those of all halves.
+PATIENCE = 12
 # Log density where no mass can come, in the rounds.
 EMPTY = -500.0
 
@@ -93,7 +95,8 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         variation of F's local part, is below it, and the mass that the next Newton
         step would move as well, or falls no more by round-off.
     max_iterations : int
-        Most linear systems, for each attempt at a step.
+        Most linear systems, for each attempt at a step; with nonlocal terms, for each
+        round, and 12 times as many in all.
     max_halvings : int
         How often a step that fails is halved.
 
@@ -130,7 +133,8 @@ class FiniteVolume(ProximalSolver[GridDensity]):
     ``divided_into``
         Into how many steps this one was divided, as Newton's method failed: 1 for none.
     ``rounds``
-        Linearisations of interactions and other terms; 0 without them.
+        Linearisations of interactions and other terms; 0 without them, and 1 where
+        each cell's part of them depends on its own density only.
     ``device``
         "cpu": the linear systems are SciPy's. Densities on another device are copied
         there and back, once a step; functions of the points and of the density are
@@ -221,7 +225,8 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         if not math.isfinite(before):
             msg = f"F is {before} at the measure to step from; start where it is finite"
             raise NonFinite(msg)
-        parts = self._advance(terms, mu, dt, warm, self.max_halvings)
+        budget = PATIENCE * self.max_iterations
+        parts = self._advance(terms, mu, dt, warm, self.max_halvings, budget)
         last = parts[-1]
         nu, moves = mu.moved(last.measure.weights), [part.move for part in parts]
         residual = max(move.residual for move in moves)
@@ -252,34 +257,63 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         return ProxResult(nu, kept, spent, residual, certificate)
 
     def _advance(
-        self, terms: Terms, mu: GridDensity, dt: float, warm: Any, halvings: int
+        self,
+        terms: Terms,
+        mu: GridDensity,
+        dt: float,
+        warm: Any,
+        halvings: int,
+        budget: int,
     ) -> list[Part]:
-        """Return the step, or those of its two halves if it fails."""
+        """Return the step, or those of its two halves if it fails.
+
+        Of the budget of rounds a half is for this attempt, the rest for its halves.
+        """
         kept = warm if isinstance(warm, Warm) and warm.box == mu.box else None
         local = _pose(terms, mu, dt, kept.local.room if kept else None)
         start = kept.fit(local) if kept else None
         if terms.nonlocal_part is None:
             move, rounds = local.solve(start, self.tolerance, self.max_iterations), 0
         else:
-            move, rounds = self._with_rounds(terms, mu, local, start)
+            move, rounds = self._with_rounds(terms, mu, local, start, budget // 2)
         part = Part(_measure(mu, local, move.density), local, move, rounds)
-        if move.converged or not halvings:
+        share = budget // 4
+        spent_up = terms.nonlocal_part is not None and share < self.max_iterations
+        if move.converged or not halvings or spent_up:
             return [part]
-        first = self._advance(terms, mu, 0.5 * dt, warm, halvings - 1)
+        first = self._advance(terms, mu, 0.5 * dt, warm, halvings - 1, share)
         middle = first[-1]
         if not all(half.move.converged for half in first):
             return [part]
         kept = Warm(middle.local, middle.move, mu.box)
-        rest = self._advance(terms, middle.measure, 0.5 * dt, kept, halvings - 1)
+        rest = self._advance(
+            terms, middle.measure, 0.5 * dt, kept, halvings - 1, budget // 4
+        )
         return first + rest
 
     def _with_rounds(
-        self, terms: Terms, mu: GridDensity, local: Local, kept: Interior | None
+        self,
+        terms: Terms,
+        mu: GridDensity,
+        local: Local,
+        kept: Interior | None,
+        budget: int,
     ) -> tuple[Move, int]:
         """Return the move with nonlocal terms, and the linearisations."""
         G = terms.nonlocal_part
         assert G is not None
         cells = local.room.cells
+        # The rounds have energies of size 1, whatever the units of length.
+        unit = local.unit
+        guess = local.spread()
+        spent = 0
+        own = cell_by_cell(G, mu, cells, guess)
+        if own is not None:
+            whole = replace(local, own=own)
+            move = whole.solve(kept, self.tolerance, self.max_iterations)
+            if move.converged or move.spent >= budget:
+                return move, 1
+            spent = move.spent
 
         def solve(
             potential: Tensor,
@@ -291,8 +325,8 @@ class FiniteVolume(ProximalSolver[GridDensity]):
             p = potential.detach().double().cpu().numpy().reshape(-1)[cells]
             own = replace(
                 local,
-                potential=local.potential + p,
-                entropy=local.entropy + entropy,
+                potential=local.potential + unit * p,
+                entropy=local.entropy + unit * entropy,
             )
             first = kept if start is None else start.state
             move = own.solve(first, tolerance, min(budget, self.max_iterations))
@@ -303,32 +337,31 @@ class FiniteVolume(ProximalSolver[GridDensity]):
             return LocalStep(
                 measure=_measure(mu, local, move.density),
                 log_density=log.to(mu.weights).reshape(mu.shape),
-                objective=local.objective(move),
+                objective=local.objective(move) / unit,
                 residual=move.residual,
                 converged=move.converged,
                 spent=move.spent,
                 state=move,
             )
 
-        guess = local.spread()
         log = torch.full((mu.box.n,), EMPTY, dtype=torch.float64)
         log[torch.from_numpy(cells)] = torch.from_numpy(
             np.log(np.maximum(guess, math.exp(EMPTY)))
         )
         outcome = minimise_nonlocal(
-            G,
+            (1 / unit) * G,
             mu,
             solve,
             start=log.to(mu.weights).reshape(mu.shape),
-            scale=local.dt * local.room.faces.largest,
+            scale=unit * local.dt * local.room.faces.largest,
             tolerance=self.tolerance,
-            budget=PATIENCE * self.max_iterations,
+            budget=budget - spent,
         )
         move = replace(
             outcome.step.state,
             residual=outcome.residual,
             converged=outcome.converged,
-            spent=outcome.spent,
+            spent=spent + outcome.spent,
         )
         return move, outcome.rounds
 

@@ -199,7 +199,7 @@ def objective(F, mu, fluxes, dt):
     upstream = torch.where(fluxes >= 0, below, above)
     h = mu.box.join_faces(
         [
-            torch.full(s, x)
+            torch.full(s, x, dtype=F64)
             for s, x in zip(mu.box.face_shapes, mu.box.spacing, strict=True)
         ]
     ).to(F64)
@@ -220,12 +220,12 @@ def test_no_other_fluxes_have_a_lower_objective(name):
     fluxes = result.certificate["fluxes"]
     least = objective(F, mu, fluxes, dt)
     kept = float(result.certificate["energy_after"]) + result.certificate["dissipation"]
-    # The old masses less the fluxes lose digits where next to nothing is left.
-    assert least == pytest.approx(kept, abs=1e-7)
+    gap = result.certificate["gap"]
+    assert least == pytest.approx(kept, abs=1e-12)
     for size, _ in itertools.product((1e-2, 1e-3, 1e-4), range(20)):
         other = torch.randn(len(fluxes), generator=generator, dtype=F64)
         other = other * mu.open_faces(F64) * size * float(fluxes.abs().max())
-        assert objective(F, mu, fluxes + other, dt) >= least - 1e-7
+        assert objective(F, mu, fluxes + other, dt) >= least - gap - 1e-12
 
 
 def test_the_optimum_solves_the_stated_equations():
@@ -259,8 +259,9 @@ def test_the_pressure_of_a_full_room_keeps_the_bound_exactly():
     density = run.final.density()
     assert float(density.max()) <= 2 / 3
     full = density[16:30]
-    assert torch.allclose(full, torch.full_like(full, 2 / 3), rtol=1e-2)
-    assert float(run.final.weights[:14].sum()) < 1e-3
+    # To ten tolerances: 9e-7 and 6e-7 were measured.
+    assert torch.allclose(full, torch.full_like(full, 2 / 3), rtol=1e-5)
+    assert float(run.final.weights[:14].sum()) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["potential", "congestion", "porous medium"])
@@ -346,6 +347,63 @@ def test_other_terms_are_implicit_too(G, dt):
     assert local.certificate["converged"]
     change = (local.measure.weights - result.measure.weights).abs().sum()
     assert float(change) < 1e-4
+
+
+class Written(of.Functional):
+    """A term of the density as a user writes it, w log rho or w rho or w x."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def value(self, mu):
+        rho = mu.density().clamp_min(torch.finfo(mu.dtype).tiny)
+        each = {"entropy": rho.log(), "power": rho, "potential": -4 * mu.points[:, 0]}
+        return (mu.weights * each[self.name]).sum()
+
+
+TWINS = {
+    "entropy": of.Entropy(),
+    "power": of.PowerEntropy(2),
+    "potential": rightwards(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("dt", [0.003, 0.1, 3.0])
+@pytest.mark.parametrize("name", TWINS)
+def test_a_term_that_a_user_wrote_makes_the_step_of_its_twin(name, dt, dtype):
+    mu, _ = two_rooms(door=(4, 5))
+    mu = of.GridDensity(
+        mu.grid.to(dtype), 0.0, 1.0, obstacles=~mu.is_free.reshape(16, 12), walls=True
+    )
+    rest = 0.3 * of.Entropy() if name == "potential" else rightwards()
+    known = FiniteVolume().solve(rest + TWINS[name], mu, dt)
+    written = FiniteVolume().solve(rest + Written(name), mu, dt)
+    assert known.certificate["converged"]
+    assert written.certificate["converged"]
+    assert written.certificate["guarantee"] == "stationary"
+    assert written.certificate["divided_into"] == 1
+    # A step of its own takes as many systems, and no rounds.
+    assert written.iterations <= known.iterations + 10
+    change = (known.measure.weights - written.measure.weights).abs().sum()
+    assert float(change) <= 10 * (1e-6 if dtype == F64 else 1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e5])
+def test_rounds_do_not_depend_on_the_unit_of_length(size):
+    ends = []
+    for unit in (1.0, size):
+        mu = grid(torch.ones(8, 6), upper=[unit, unit])
+        rho = torch.exp(-20 * (mu.points / unit - 0.4).square().sum(-1))
+        mu = mu.with_weights(rho / rho.sum())
+        W = of.Interaction(of.kernels.Gaussian(0.5 * unit))
+        F = unit**2 * (0.1 * of.Entropy() + W)
+        end = FiniteVolume().solve(F, mu, 1.0)
+        assert end.certificate["converged"]
+        ends.append(end)
+    change = ends[0].measure.weights - ends[1].measure.weights
+    assert float(change.abs().sum()) < 1e-5
+    assert ends[1].iterations <= 1.5 * ends[0].iterations
 
 
 # Without obstacles --------------------------------------------------------------------
