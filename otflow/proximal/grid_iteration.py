@@ -92,6 +92,7 @@ def iterate(
         start, problem, used = _from_wider_kernels(problem, memory, budget)
     x, guess = start_of(problem, start), None
     kept: tuple[Tensor, Iterate] | None = None
+    wide: Warm | None = None
     steps: list[float] = []  # plain steps to fall back on
     while used < budget or kept is None:
         now = problem.evaluate(x, guess)
@@ -101,7 +102,7 @@ def iterate(
         if sound and (
             solved or not steps or kept is None or now.rises_from(kept[1], x - kept[0])
         ):
-            kept, guess = (x, now), now.log_density
+            kept, guess, wide = (x, now), now.log_density, None
             if solved:
                 break
             steps = [usual] if anderson.has_learnt else []
@@ -112,10 +113,15 @@ def iterate(
                 )
                 steps = [usual, *([proved] if proved < usual else [])]
                 used, x, guess = used + more, start_of(problem, warm), None
+                wide = warm
                 anderson.forget()
             else:
                 x = anderson.advance(x, usual * now.change)
             unseen = False
+        elif wide is not None and not sound and not problem.safely:
+            # In the log domain the start from larger eps may be the better one.
+            problem = replace(problem, safely=True)
+            x, guess, wide = start_of(problem, wide), None, None
         elif steps and kept is not None:
             anderson.forget()
             x, guess = kept[0] + steps.pop(0) * kept[1].change, None

@@ -20,7 +20,10 @@ __all__ = ["LocalSolver", "LocalStep", "Outcome", "minimise_nonlocal"]
 MEMORY, FLOOR = 5, 1e-3
 # A local step is solved to that share of the residual of the round before, at most to
 # the second, and at last to a share of the tolerance.
-SHARE, COARSEST, FINEST, STIFF = 0.03, 3e-2, 0.2, 0.03
+SHARE, COARSEST, FINEST, STIFF = 0.1, 3e-2, 0.2, 0.03
+# The share in rounds without more entropy: nothing damps what they are off by, and the
+# extrapolation sees their differences.
+SHARP = 0.03
 # Its change where that error was all that let a round fail.
 FINER = 0.1
 # Growth of L where a round fails, and its fall where the model was too steep by SLACK.
@@ -182,7 +185,7 @@ def minimise_nonlocal(
     spent, failures, finer, least = 0, 0, 1.0, math.inf
     objectives: list[float] = []
     for k in range(1, ROUNDS + 1):
-        coarse = min(SHARE * least, COARSEST)
+        coarse = min((SHARE if L > 0 else SHARP) * least, COARSEST)
         aim = finer * max(coarse, FINEST * tolerance) / (1 + STIFF * scale * L)
         step = solve(rounds.potential(y, L), L, state, aim, budget - spent)
         spent += step.spent

@@ -49,7 +49,6 @@ class Warm:
     problem: Scaling
     iterate: Iterate
     blurred: bool = False  # a step has raised the energy
-    before: Tensor | None = None  # log a one such step earlier
 
     def fits(self, mu: GridDensity) -> bool:
         """Whether they are arrays on the same cells."""
@@ -63,16 +62,10 @@ class Warm:
         own = self.problem
         scale = (problem.dt / problem.kernel.eps) / (own.dt / own.kernel.eps)
         if scale == 1:
-            now = self.iterate.log_a
-            return now if self.before is None else now + _finite(now - self.before)
+            return self.iterate.log_a
         half = 0.5 * self.iterate.log_density
         slope = torch.where(half > -math.inf, self.iterate.log_a - half, 0.0)
         return half + scale * slope
-
-
-def _finite(x: Tensor) -> Tensor:
-    """Return x with 0 in obstacles, where logarithms are minus infinity."""
-    return x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def pose(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from otflow._validation import non_negative_int, positive
 from otflow.functionals import Functional
@@ -217,7 +216,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
             return ProxResult(mu, None, iterations, now.residual, result)
         already = isinstance(warm, Warm) and warm.blurred
         blurred = warn_of_blur(result, dt, already=already)
-        kept = Warm(problem, now, blurred, _log_a_before(problem, warm))
+        kept = Warm(problem, now, blurred)
         nu = mu.moved(nu.weights)
         return ProxResult(nu, kept, iterations, now.residual, result)
 
@@ -293,12 +292,3 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
 
     def _tolerance(self, mu: GridDensity) -> float:
         return max(self.tolerance, 1e3 * torch.finfo(mu.dtype).eps)
-
-
-def _log_a_before(problem: Scaling, warm: Any) -> Tensor | None:
-    """Return the scaling of the step before, if that was of the same length."""
-    if not (isinstance(warm, Warm) and warm.fits(problem.source)):
-        return None
-    old = warm.problem
-    same = (old.dt, old.kernel.eps) == (problem.dt, problem.kernel.eps)
-    return warm.iterate.log_a if same else None
