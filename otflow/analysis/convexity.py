@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otflow._autodiff import check_finite
 from otflow._validation import as_float_tensor, non_negative_int
 from otflow.errors import InvalidFunctional, NonFinite
 from otflow.functionals import Functional
@@ -140,9 +139,7 @@ def displacement_convexity(
     if squared <= 0:
         msg = "a and b coincide: there is no geodesic to look along; move one of them"
         raise ValueError(msg)
-    with torch.no_grad():
-        values = torch.stack([F.value(at(float(s))).double().cpu() for s in t])
-    check_finite(values, "the functional along the geodesic")
+    values = torch.stack([_value(F, at, float(s)) for s in t])
     slopes = values.diff() / t.diff()
     curvature = 2.0 * slopes.diff() / (t[2:] - t[:-2]) / squared
     # Coefficients of a second difference add up to 4 / h^2.
@@ -202,6 +199,20 @@ def _times(times: int | Tensor) -> Tensor:
         msg = "times must be at least three increasing numbers in [0, 1]"
         raise ValueError(msg)
     return t
+
+
+def _value(F: Functional, at: Callable[[float], Measure], s: float) -> Tensor:
+    """Return F at the time s of the geodesic."""
+    try:
+        with torch.no_grad():
+            return F.value(at(s)).double().cpu()
+    except NonFinite as error:
+        msg = (
+            f"the functional along the geodesic is not finite at time {s:g}: {error}; "
+            f"atoms that meet there, or that the plan splits, coincide: a singular "
+            f"kernel is infinite then"
+        )
+        raise NonFinite(msg) from error
 
 
 def _geodesic(a: Measure, b: Measure) -> tuple[Callable[[float], Measure], float]:

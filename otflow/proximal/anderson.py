@@ -50,7 +50,11 @@ class Anderson:
     @property
     def has_learnt(self) -> bool:
         """Whether the next point will be more than a plain step."""
-        return self.memory > 0 and self._last is not None
+        return self.memory > 0 and (self._last is not None or self._count > 0)
+
+    def pause(self) -> None:
+        """Go on with another T of about the same slopes: keep the differences."""
+        self._last = None
 
     def forget(self) -> None:
         """Drop what was learnt of T."""

@@ -6,7 +6,7 @@ import math
 import sys
 from typing import Any
 
-__all__ = ["CERTIFYING", "WORDS", "certify"]
+__all__ = ["CERTIFYING", "KINK", "WORDS", "certify"]
 
 # The guarantees of a step that is certified.
 CERTIFYING = frozenset({"exact", "optimal", "stationary", "stages"})
@@ -22,6 +22,13 @@ WORDS = (
     "bound",
     "certified",
 )
+# Why a descent ends away from round-off, and what helps. Smaller steps do not: they put
+# off the step in which an atom meets the kink.
+KINK = {
+    "cause": "the objective stopped falling, as at a kink of F",
+    "cure": "smooth the kink (|x| by (x^2 + eps^2)^(1/2), relu(z) by "
+    "softplus(k z) / k), or take ExplicitEuler(), which needs no convergence",
+}
 # Round-off of an energy that is a long sum, in units of float64's.
 ROUND_OFF = 256.0
 

@@ -34,7 +34,9 @@ class _Term:
         """Return the measure of these densities."""
         masses = torch.zeros(self.mu.box.n, dtype=torch.float64)
         masses[self.cells] = torch.from_numpy(r * self.volume)
-        return self.mu.with_weights(masses.to(self.mu.weights).clamp_min(self.tiny))
+        return self.mu.with_free_weights(
+            masses.to(self.mu.weights).clamp_min(self.tiny)
+        )
 
     def array(self, x: Tensor) -> Array:
         """Return what a tensor says of the cells."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from otflow.errors import Diverged
 from otflow.proximal.anderson import Anderson
-from otflow.proximal.grid_problem import Warm, damping_of, start_of
+from otflow.proximal.gibbs import GibbsKernel
+from otflow.proximal.grid_problem import Warm, damping_of, largest_blur, start_of
 from otflow.proximal.scaling import Iterate, Scaling
 
 __all__ = ["Solved", "iterate"]
@@ -19,6 +20,11 @@ __all__ = ["Solved", "iterate"]
 # Share of the largest density that is added to the weights of the acceleration's norm:
 # in far tails the plain map is slow, and a norm that is blind there runs off.
 FLOOR = 1e-6
+# Larger eps that a start without a step before comes from, the residual that they are
+# solved to, and evaluations at most.
+WIDER, COARSE, MOST_COARSE = (16.0, 4.0), 0.1, 60
+# Residual of a start that may be worse than none.
+FAR = 0.5
 # Mass that may be lost to underflow, in units of round-off.
 MOST_LOST = 64.0
 
@@ -30,6 +36,7 @@ class Solved(NamedTuple):
     x: Tensor  # the last accepted variable
     iterate: Iterate  # evaluated there
     used: int  # evaluations of the map
+    learnt: Anderson  # differences of the map
 
 
 def iterate(
@@ -39,6 +46,8 @@ def iterate(
     memory: int,
     tolerance: float,
     budget: int,
+    learnt: Anderson | None = None,
+    widen: bool = True,
 ) -> Solved:
     r"""Return the fixed point of the map, the maximum of the concave dual.
 
@@ -58,6 +67,10 @@ def iterate(
         Of the residual.
     budget : int
         Evaluations, at least one.
+    learnt : Anderson, optional
+        Differences of a map of about the same slopes; they are added to.
+    widen : bool
+        Whether to come from larger eps where there is no start, or one that is far off.
 
     Returns
     -------
@@ -71,24 +84,44 @@ def iterate(
     """
     mu = problem.source.grid
     most_lost = MOST_LOST * torch.finfo(mu.dtype).eps
-    anderson = Anderson(memory, mu + FLOOR * mu.max())
+    anderson = learnt or Anderson(memory, mu + FLOOR * mu.max())
+    anderson.pause()
     usual, proved = damping_of(problem), problem.proved_damping
+    used, unseen = 0, start is not None and widen
+    if start is None and widen:
+        start, problem, used = _from_wider_kernels(problem, memory, budget)
     x, guess = start_of(problem, start), None
     kept: tuple[Tensor, Iterate] | None = None
+    wide: Warm | None = None
     steps: list[float] = []  # plain steps to fall back on
-    for k in range(1, max(budget, 1) + 1):
+    while used < budget or kept is None:
         now = problem.evaluate(x, guess)
+        used += 1
         sound = math.isfinite(now.residual) and now.lost <= most_lost
         solved = sound and now.residual <= tolerance
         if sound and (
             solved or not steps or kept is None or now.rises_from(kept[1], x - kept[0])
         ):
-            kept, guess = (x, now), now.log_density
+            kept, guess, wide = (x, now), now.log_density, None
             if solved:
                 break
             steps = [usual] if anderson.has_learnt else []
             steps += [proved] if proved < usual else []
-            x = anderson.advance(x, usual * now.change)
+            if unseen and now.residual > FAR and used < budget:
+                warm, problem, more = _from_wider_kernels(
+                    problem, memory, budget - used
+                )
+                steps = [usual, *([proved] if proved < usual else [])]
+                used, x, guess = used + more, start_of(problem, warm), None
+                wide = warm
+                anderson.forget()
+            else:
+                x = anderson.advance(x, usual * now.change)
+            unseen = False
+        elif wide is not None and not sound and not problem.safely:
+            # In the log domain the start from larger eps may be the better one.
+            problem = replace(problem, safely=True)
+            x, guess, wide = start_of(problem, wide), None, None
         elif steps and kept is not None:
             anderson.forget()
             x, guess = kept[0] + steps.pop(0) * kept[1].change, None
@@ -97,9 +130,42 @@ def iterate(
             x = start_of(problem, start) if kept is None else kept[0]
         else:
             msg = (
-                f"the scaling iteration left the finite numbers after {k} "
+                f"the scaling iteration left the finite numbers after {used} "
                 f"evaluations; take a smaller dt or a larger eps"
             )
             raise Diverged(msg, measure=problem.source)
-    x, now = (x, now) if kept is None else kept
-    return Solved(problem, x, now, k)
+    return Solved(problem, *kept, used, anderson)
+
+
+def _from_wider_kernels(
+    problem: Scaling, memory: int, budget: int
+) -> tuple[Warm | None, Scaling, int]:
+    """Return scalings of the problem with a larger eps, as a start, and evaluations.
+
+    The number of iterations grows with dt F' / eps, which is how far a start may be
+    off, and with the root of the stiffness over eps.
+    """
+    box, eps = problem.kernel.box, problem.kernel.eps
+    warm: Warm | None = None
+    used = 0
+    if problem.correction is not None:  # each kernel would need one of its own
+        return warm, problem, used
+    for wider in WIDER:
+        if wider * eps > largest_blur(box) or used >= budget - 1:
+            continue
+        kernel = GibbsKernel(box, wider * eps, problem.log_source)
+        coarse = replace(problem, kernel=kernel)
+        try:
+            solved = iterate(
+                coarse,
+                start_of(coarse, warm),
+                memory=memory,
+                tolerance=COARSE,
+                budget=min(MOST_COARSE, budget - used - 1),
+                widen=False,
+            )
+        except Diverged:
+            continue
+        warm, used = Warm(solved.problem, solved.iterate), used + solved.used
+        problem = replace(problem, safely=solved.problem.safely)
+    return warm, problem, used

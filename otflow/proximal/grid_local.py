@@ -11,13 +11,11 @@ from torch import Tensor
 from otflow.measures import GridDensity
 from otflow.proximal.grid_iteration import Solved, iterate
 from otflow.proximal.grid_outer import LocalStep, Outcome
-from otflow.proximal.grid_problem import Warm
+from otflow.proximal.grid_problem import Warm, positive_start
 from otflow.proximal.scaling import Iterate, Scaling
 
 __all__ = ["Local", "measure_of", "positive_start", "transport_cost"]
 
-# Share of the uniform density in the density where the first round begins.
-SHARE = 1e-6
 # Halvings that find how much of a mass goes below the bound on the density.
 BISECTIONS = 60
 
@@ -56,11 +54,19 @@ class Local:
             self.problem, terms=more, potential=self.problem.potential + potential
         )
         x: Tensor | Warm | None = self.warm
+        learnt = None
         if start is not None:
-            problem = replace(problem, safely=start.problem.safely)
-            x = start.x
+            old = start.problem
+            problem, x = replace(problem, safely=old.safely), start.x
+            if old.terms.temperature == more.temperature:
+                learnt = start.learnt
         solved = iterate(
-            problem, x, memory=self.memory, tolerance=tolerance, budget=budget
+            problem,
+            x,
+            memory=self.memory,
+            tolerance=tolerance,
+            budget=budget,
+            learnt=learnt,
         )
         problem, now = solved.problem, solved.iterate
         log = _below(problem, problem.log_weights(now.image, now.log_a))
@@ -91,17 +97,6 @@ class Local:
         slope = (more * (now.log_density + 1.0)).nan_to_num(0.0, 0.0, 0.0)
         problem = replace(problem, terms=terms, potential=problem.potential + slope)
         return problem, now._replace(residual=outcome.residual)
-
-
-def positive_start(problem: Scaling) -> Tensor:
-    """Return the log density of the blurred old density and a little everywhere."""
-    mu, kernel = problem.source, problem.kernel
-    free = mu.is_free.reshape(mu.shape)
-    rho = kernel.apply(mu.grid).clamp_min(0.0) * free
-    volume = kernel.box.cell_volume
-    rho = (1 - SHARE) * rho / (rho.sum() * volume)
-    rho = rho + SHARE / (free.sum() * volume)
-    return rho.log().masked_fill(~free, -math.inf)
 
 
 def measure_of(problem: Scaling, iterate: Iterate) -> GridDensity:

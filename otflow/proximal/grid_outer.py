@@ -21,6 +21,11 @@ MEMORY, FLOOR = 5, 1e-3
 # A local step is solved to that share of the residual of the round before, at most to
 # the second, and at last to a share of the tolerance.
 SHARE, COARSEST, FINEST, STIFF = 0.1, 3e-2, 0.2, 0.03
+# The share in rounds without more entropy: nothing damps what they are off by, and the
+# extrapolation sees their differences.
+SHARP = 0.03
+# Its change where that error was all that let a round fail.
+FINER = 0.1
 # Growth of L where a round fails, and its fall where the model was too steep by SLACK.
 GROWTH, SLACK = 2.0, 2.5
 # First L beside the largest curvature, which few steps meet; the least L that grows.
@@ -29,6 +34,8 @@ FIRST, LEAST = 0.2, 1e-3
 ROUNDS, MOST_FAILURES = 400, 40
 # Power iterations for the first L, and the relative change of masses that they try.
 POWERS, SMALL = 6, 1e-3
+# Residual above which nothing is extrapolated.
+FAR = 0.5
 # Round-off of an energy, in units of that of its dtype.
 ROUND_OFF = 64.0
 
@@ -178,7 +185,7 @@ def minimise_nonlocal(
     spent, failures, finer, least = 0, 0, 1.0, math.inf
     objectives: list[float] = []
     for k in range(1, ROUNDS + 1):
-        coarse = min(SHARE * least, COARSEST)
+        coarse = min((SHARE if L > 0 else SHARP) * least, COARSEST)
         aim = finer * max(coarse, FINEST * tolerance) / (1 + STIFF * scale * L)
         step = solve(rounds.potential(y, L), L, state, aim, budget - spent)
         spent += step.spent
@@ -200,15 +207,18 @@ def minimise_nonlocal(
                 break
             last, state, failures, finer = nu, step.state, 0, 1.0
             steep = L > 0 and SLACK * ratio < L and step.converged
-            if fits and not steep:
+            if fits and not steep and residual <= FAR:
                 ahead = anderson.advance(y.log, _finite(nu.log - y.log))
                 y, plain = rounds.extrapolated(ahead), False
                 continue
-            L = max(L / SLACK, ratio, 0.0) if fits else max(GROWTH * L, 1.1 * ratio)
+            if not fits:
+                L = max(GROWTH * L, 1.1 * ratio)
+            elif steep:
+                L = max(L / SLACK, ratio, 0.0)
         elif spent >= budget or failures >= MOST_FAILURES:
             break
         elif plain and fits:  # only the error of the local step can be to blame
-            failures, finer = failures + 1, SHARE * finer
+            failures, finer = failures + 1, FINER * finer
         elif plain:
             failures, L = failures + 1, max(GROWTH * L, 1.1 * ratio, LEAST)
         anderson.forget()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otflow.measures import GridDensity
+from otflow.measures import Box, GridDensity
 from otflow.proximal.gibbs import GibbsKernel
 from otflow.proximal.scaling import (
     Iterate,
@@ -25,13 +25,17 @@ DEFAULT_EPS, LEAST_EPS = 0.6, 0.25
 SHARE_OF_DT, MAX_STIFFNESS = 0.02, 100.0
 # Standard deviation of the kernel in sides of the box, at most: if given, by default.
 MAX_BLUR, DEFAULT_BLUR = 0.25, 1 / 12
+# Share of the uniform density in the density where the first round begins.
+SHARE = 1e-6
 # Of an entropy of negative factor: eps over dt times that factor, 2 is the limit.
 MARGIN = 4.0
 
 __all__ = [
     "Warm",
     "damping_of",
+    "largest_blur",
     "pose",
+    "positive_start",
     "start_of",
     "stiffness",
     "variance_of",
@@ -92,13 +96,33 @@ def pose(
 
 
 def start_of(problem: Scaling, warm: Tensor | Warm | None) -> Tensor:
-    """Return where the iteration starts."""
+    r"""Return where the iteration starts.
+
+    At the fixed point :math:`a = \sqrt\rho\,e^{-(dt/\varepsilon)\,F'}`. Without a step
+    before it is that of the old density, blurred.
+    """
     if isinstance(warm, Tensor):
         return warm
-    if warm is None:
-        # At rest without F, nearly: a = b = the root of the density.
-        return 0.5 * problem.convolve(problem.log_source)
-    return problem.convolve(warm.log_a(problem))
+    if warm is not None:
+        return problem.convolve(warm.log_a(problem))
+    log, terms = positive_start(problem), problem.terms
+    slope = problem.potential + terms.temperature * log
+    if terms.internal is not None:
+        inside = log.exp().clamp_max(terms.max_density)
+        slope = slope + terms.internal.slope(torch.where(inside > 0, inside, 1.0))
+    log_a = 0.5 * log - (problem.dt / problem.kernel.eps) * slope
+    return problem.convolve(log_a.masked_fill(log == -math.inf, -math.inf))
+
+
+def positive_start(problem: Scaling) -> Tensor:
+    """Return the log density of the blurred old density and a little everywhere."""
+    mu, kernel = problem.source, problem.kernel
+    free = mu.is_free.reshape(mu.shape)
+    rho = kernel.apply(mu.grid).clamp_min(0.0) * free
+    volume = kernel.box.cell_volume
+    rho = (1 - SHARE) * rho / (rho.sum() * volume)
+    rho = rho + SHARE / (free.sum() * volume)
+    return rho.log().masked_fill(~free, -math.inf)
 
 
 def damping_of(problem: Scaling) -> float:
@@ -113,11 +137,8 @@ def damping_of(problem: Scaling) -> float:
 
 def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> float:
     """Return eps, by default or given; refused where it cannot be borne."""
-    # Along an axis of one cell there is no next cell to reach.
-    axes = [(n, h) for n, h in zip(mu.shape, mu.box.spacing, strict=True) if n > 1]
-    axes = axes or [(1, max(mu.box.spacing))]
-    square = max(h for _, h in axes) ** 2
-    side = min(n * h for n, h in axes)
+    cell, side = _longest_cell_and_shortest_side(mu.box)
+    square = cell**2
     least = DEFAULT_EPS * square
     # Where a box is as narrow as a cell is long, the least eps is beyond that part.
     most = max(least, (MAX_BLUR * side) ** 2)
@@ -151,6 +172,18 @@ def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> 
         )
         raise ValueError(msg)
     return eps
+
+
+def largest_blur(box: Box) -> float:
+    """Return the largest eps that is chosen by default for its length."""
+    return (DEFAULT_BLUR * _longest_cell_and_shortest_side(box)[1]) ** 2
+
+
+def _longest_cell_and_shortest_side(box: Box) -> tuple[float, float]:
+    # Along an axis of one cell there is no next cell to reach.
+    axes = [(n, h) for n, h in zip(box.shape, box.spacing, strict=True) if n > 1]
+    axes = axes or [(1, max(box.spacing))]
+    return max(h for _, h in axes), min(n * h for n, h in axes)
 
 
 def stiffness(mu: GridDensity, terms: Terms) -> float:

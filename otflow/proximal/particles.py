@@ -13,7 +13,7 @@ from otflow.functionals import Functional
 from otflow.measures import Particles
 from otflow.metrics import Plan, assignment, sinkhorn_divergence, transport_plan
 from otflow.proximal.base import ProximalSolver, ProxResult
-from otflow.proximal.certificate import certify
+from otflow.proximal.certificate import KINK, certify
 from otflow.proximal.quasi_newton import Memory, Point, minimise, round_off
 
 __all__ = ["ParticleProximal"]
@@ -22,13 +22,6 @@ __all__ = ["ParticleProximal"]
 MAX_RELABELLINGS = 20
 # A gradient within so many times what it is known to is as small as can be asked.
 KNOWN = 3.0
-# Why a descent ends away from round-off, and what helps. Smaller steps do not: they put
-# off the step in which an atom meets the kink.
-KINK = {
-    "cause": "the objective stopped falling, as at a kink of F",
-    "cure": "smooth the kink (|x| by (x^2 + eps^2)^(1/2), relu(z) by "
-    "softplus(k z) / k), or take ExplicitEuler(), which needs no convergence",
-}
 # Round-off of an energy, in units of that of the dtype.
 NOISE = 64.0
 

@@ -12,7 +12,7 @@ from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import Quantiles
 from otflow.proximal.base import ProximalSolver, ProxResult
-from otflow.proximal.certificate import certify
+from otflow.proximal.certificate import KINK, certify
 from otflow.proximal.quantile_newton import Solution, minimise
 from otflow.proximal.quantile_objective import Objective
 from otflow.proximal.quantile_step import Room
@@ -76,7 +76,7 @@ class QuantileProximal(ProximalSolver[Quantiles]):
     ``stalled``
         Whether the descent ended because neither the objective nor its gradient fell,
         as at a kink of F, or at what cells take for one: a kernel or a potential of a
-        length far below theirs.
+        length far below theirs. Then ``cause`` and ``cure`` say it in words.
     ``excess``
         Largest density over its bound, minus 1; 0 where it is kept or there is none.
     ``bound``
@@ -237,4 +237,5 @@ def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> dict[str
         stalled=found.stalled,
         gradients=found.iterations,
         excess=excess,
+        **(KINK if found.stalled and not found.converged else {}),
     )

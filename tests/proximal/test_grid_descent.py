@@ -188,9 +188,9 @@ def starts(half):
         yield bell(0.3 + 0.5 * width, (center - 0.5) * 0.2 * half, half)
 
 
-# The attraction at dt = 0.1 and 1 is left out: off the centre its minimum is so flat
-# that a start may take 1,000 evaluations, and is then flagged.
-FLAT = {("attraction", 0.1), ("attraction", 1.0)}
+# The attraction at dt = 1 is left out: in the widest box 2 of 20 starts do not converge
+# and are flagged, and the median is 260 evaluations.
+FLAT = {("attraction", 1.0)}
 HARD = [(name, dt) for name in FAMILIES for dt in STEPS if (name, dt) not in FLAT]
 
 
@@ -217,6 +217,26 @@ def test_a_flat_minimum_is_found_or_flagged(name, dt):
     assert known["energy_after"] <= known["energy_before"]
 
 
+@pytest.mark.parametrize(("half", "start"), [(2.0, 1), (2.5, 0), (3.0, 2)])
+@pytest.mark.parametrize("dt", [0.1, 1.0])
+def test_a_flat_minimum_off_the_centre_is_found(dt, half, start):
+    # A clump that attracts itself is nearly free to move as a whole.
+    mu = next(itertools.islice(starts(half), start, None))
+    result = GridSinkhorn(certify=False).solve(FAMILIES["attraction"], mu, dt)
+    assert result.certificate["converged"]
+    assert result.certificate["energy_after"] < result.certificate["energy_before"]
+    assert result.iterations <= 600
+
+
+def test_the_local_iteration_alone_takes_few_evaluations():
+    # From rest, and at the last eps at once, it took 100 to 500.
+    for width, center in ((0.3, 0.2), (0.15, -1.0), (0.8, 0.0)):
+        result = GridSinkhorn().solve(FAMILIES["trap"], bell(width, center), 0.1)
+        assert result.certificate["converged"]
+        assert result.certificate["certified"]
+        assert result.iterations <= 100
+
+
 @pytest.mark.parametrize("dt", STEPS)
 @pytest.mark.parametrize("name", TWINS)
 def test_a_term_of_a_user_steps_as_the_library_s_own(name, dt):
@@ -229,7 +249,9 @@ def test_a_term_of_a_user_steps_as_the_library_s_own(name, dt):
     assert result.certificate["converged"]
     assert wanted.certificate["converged"]
     assert difference(result.measure, wanted.measure) <= 10 * TOLERANCE
-    assert result.iterations <= 600
+    own_scale = GridSinkhorn(eps=eps).solve(twin + rest, mu, dt)
+    assert own_scale.certificate["converged"]
+    assert own_scale.iterations <= (600 if name == "porous medium" else 250)
 
 
 def block(n=60):

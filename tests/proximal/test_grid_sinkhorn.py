@@ -289,13 +289,30 @@ def test_the_log_domain_is_entered_when_numbers_underflow():
 
 
 @pytest.mark.parametrize("other", [0.05, 0.1, 0.02])
-def test_a_warm_start_saves_iterations_and_changes_nothing(other):
+def test_a_warm_start_changes_nothing(other):
     F, mu, solver = QUADRATIC + of.PowerEntropy(2.0), bell(60), GridSinkhorn()
     first = solver.solve(F, mu, 0.05)
     cold = solver.solve(F, first.measure, other)
     warm = solver.solve(F, first.measure, other, first.warm)
+    assert cold.certificate["converged"]
+    assert warm.certificate["converged"]
     assert difference(cold.measure, warm.measure) < 1e-4
-    assert warm.iterations < cold.iterations
+    # Without a start the iteration comes from larger eps, which may be as good.
+    assert warm.iterations <= cold.iterations + 3
+
+
+def test_warm_starts_save_iterations_in_a_flow():
+    F, solver = of.PowerEntropy(2.0), GridSinkhorn(certify=False)
+    mu, warm, spent = bell(80, width=0.2), None, {"cold": 0, "warm": 0}
+    for _ in range(6):
+        cold = solver.solve(F, mu, 0.02)
+        step = solver.solve(F, mu, 0.02, warm)
+        assert cold.certificate["converged"]
+        assert step.certificate["converged"]
+        mu, warm = step.measure, step.warm
+        spent["cold"] += cold.iterations
+        spent["warm"] += step.iterations
+    assert spent["warm"] < spent["cold"]
 
 
 def test_the_warm_start_of_another_grid_is_not_used():
