@@ -214,7 +214,7 @@ def test_equal_ends_have_no_geodesic():
 def test_a_functional_that_is_infinite_on_the_way_is_named():
     x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
     with pytest.raises(
-        of.errors.NonFinite, match="geodesic is not finite at time 0.*atoms that meet"
+        of.errors.NonFinite, match=r"is not finite at time 0.*atoms that meet"
     ):
         displacement_convexity(
             of.Interaction(of.kernels.Log()), of.Particles(0 * x), of.Particles(x)

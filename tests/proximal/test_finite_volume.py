@@ -194,7 +194,10 @@ def test_nothing_enters_obstacles():
 
 def objective(F, mu, fluxes, dt):
     """Return F plus the cost of given fluxes, from the definition."""
-    nu = mu.with_weights(after_fluxes(mu, fluxes))
+    masses = after_fluxes(mu, fluxes)
+    if float(masses.min()) < 0:
+        return float("inf")
+    nu = mu.with_weights(masses)
     below, above = mu.box.neighbours(nu.weights)
     upstream = torch.where(fluxes >= 0, below, above)
     h = mu.box.join_faces(
@@ -203,7 +206,7 @@ def objective(F, mu, fluxes, dt):
             for s, x in zip(mu.box.face_shapes, mu.box.spacing, strict=True)
         ]
     ).to(F64)
-    if float(nu.weights.min()) < 0 or float(upstream[fluxes != 0].min()) <= 0:
+    if float(upstream[fluxes != 0].min()) <= 0:
         return float("inf")
     cost = torch.where(fluxes == 0, 0.0, h**2 * fluxes**2 / (2 * dt * upstream))
     return float(F.value(nu)) + float(cost.sum())
