@@ -308,7 +308,7 @@ class Gaussian(Measure):
                 "smooth kernel, or Quantiles, GridDensity or Particles"
             )
             raise NonFinite(msg)
-        warn_if_hidden(W, self.nodes, self.factor, values)
+        warn_if_hidden(W, self.nodes, self.weights, self.factor, values)
         return energy
 
     # Derivatives ----------------------------------------------------------------------

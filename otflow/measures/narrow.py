@@ -16,7 +16,7 @@ from otflow.measures.sums import check_kernel
 __all__ = ["gaussian_kernel_energy", "hidden_energy", "unseen_energy", "warn_if_hidden"]
 
 # Parts of the energy that may lie between the nodes unsaid.
-UNSEEN = 0.2
+UNSEEN = 0.1
 
 
 def gaussian_kernel_energy(factor: Tensor, W: Gaussian) -> Tensor:
@@ -72,28 +72,34 @@ def unseen_energy(W: Ground, nodes: Tensor, factor: Tensor) -> float:
         return 0.25 * float(chance) * float(surprise)
 
 
-def hidden_energy(W: Ground, nodes: Tensor, factor: Tensor, values: Tensor) -> float:
+def hidden_energy(
+    W: Ground, nodes: Tensor, weights: Tensor, factor: Tensor, values: Tensor
+) -> float:
     """Return `unseen_energy` where it counts beside what nodes see of W, else 0.
 
-    Seen is the spread of the values of W about their median: a constant is no feature.
+    Seen is the spread of the values of W about their mean: a constant is no feature.
 
     Parameters
     ----------
     W, nodes, factor
         As above.
+    weights : Tensor, shape (n,)
+        Masses of the nodes.
     values : Tensor, shape (n,)
         W at the differences of points that the nodes stand for.
     """
-    values = values.detach()
-    seen = 0.5 * float((values - values.median()).abs().mean())
+    values, weights = values.detach(), weights.detach()
+    seen = 0.5 * float(weights @ (values - weights @ values).abs())
     floor = 64 * torch.finfo(factor.dtype).eps * float(values.abs().max())
     unseen = unseen_energy(W, nodes, factor)
     return unseen if unseen > UNSEEN * seen + floor else 0.0
 
 
-def warn_if_hidden(W: Ground, nodes: Tensor, factor: Tensor, values: Tensor) -> None:
+def warn_if_hidden(
+    W: Ground, nodes: Tensor, weights: Tensor, factor: Tensor, values: Tensor
+) -> None:
     """Warn if the nodes do not see much of the energy of a kernel."""
-    unseen = hidden_energy(W, nodes, factor, values)
+    unseen = hidden_energy(W, nodes, weights, factor, values)
     if unseen > 0:
         msg = (
             f"an interaction kernel is narrower about 0 than the distance of the "

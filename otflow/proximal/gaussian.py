@@ -89,11 +89,11 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         nodes met theirs, whether B >= 0, evaluations spent.
     ``quadrature_error``
         0.0 where the nodes are shown to integrate F exactly: entropy, powers of the
-        density, Gaussian kernels, and polynomial potentials, kernels and features of a degree that the
-        rule is exact for (any function that computes its polynomial by sums, products
-        and integer powers). Else an estimate of the W2 distance by which the step
-        misses that of the integrals: Newton's step for the gradient by finer rules, and
-        what a kernel that is narrow about 0 may hide between the nodes.
+        density, Gaussian kernels, and polynomial potentials, kernels and features of a
+        degree that the rule is exact for (any function that computes its polynomial by
+        sums, products and integer powers). Else an estimate of the W2 distance by which
+        the step misses that of the integrals: Newton's step for the gradient by finer
+        rules, and what a kernel that is narrow about 0 may hide between the nodes.
         It proves nothing. None if F is not finite at finer nodes.
     ``nodes``
         Nodes that the step was made on. Those of the measure, unless the quadrature

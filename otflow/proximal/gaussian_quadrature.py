@@ -326,5 +326,6 @@ def hidden_gradient(F: Functional, mu: Gaussian) -> float:
         if isinstance(term, Interaction) and type(term.W) is not GaussianKernel:
             with torch.no_grad():
                 values = term.W(z)
-            energy += abs(c) * hidden_energy(term.W, mu.nodes, mu.factor, values)
+            found = hidden_energy(term.W, mu.nodes, mu.weights, mu.factor, values)
+            energy += abs(c) * found
     return energy * float(torch.linalg.norm(torch.linalg.inv(mu.factor)))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import warnings
 
 import pytest
 import torch
 from scipy.integrate import quad
+from scipy.optimize import minimize_scalar
 
 import otflow as of
+from otflow.measures.grid_kernels import WIDEST, _gaussian_axis
 from tests.differences import derivative
 
 WIDTHS = [0.005, 0.05, 0.2, 0.45, 0.58, 0.6, 1.0, 2.0, 5.0]  # in cells
@@ -68,8 +72,6 @@ def test_averages_over_pairs_of_cells_by_quadrature(width, n):
 
 
 def test_the_averages_do_not_depend_on_which_formula_gives_them():
-    from otflow.measures.grid_kernels import WIDEST, _gaussian_axis
-
     k = torch.arange(5, dtype=torch.float64)
     below = _gaussian_axis(k, WIDEST)
     above = _gaussian_axis(k, WIDEST * (1 + 1e-13))
@@ -146,3 +148,100 @@ def test_a_ring_too_narrow_for_what_is_affordable_is_said():
         of.Interaction(
             lambda z: ((z.norm(dim=-1) - 0.3) / 5e-4).square().mul(-0.5).exp()
         ).value(mu)
+
+
+# Gaussian measures --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+@pytest.mark.parametrize("sigma", [0.005, 0.05, 0.5, 5.0])
+def test_a_gaussian_kernel_of_any_width_on_a_gaussian(dim, sigma):
+    eye = torch.eye(dim, dtype=torch.float64)
+    mu = of.Gaussian(torch.zeros(dim, dtype=torch.float64), S * S * eye)
+    F = of.Interaction(of.kernels.Gaussian(sigma))
+    value, velocity = F.value_and_velocity(mu)
+    assert float(value) == pytest.approx(exact_energy(dim, sigma), rel=1e-12)
+    # dF/dL^T = s^-1 dF/d log s / d
+    slope = -2 * S / (sigma**2 + 2 * S * S) * exact_energy(dim, sigma)
+    torch.testing.assert_close(velocity[1:], -slope * eye, rtol=1e-10, atol=1e-300)
+    assert float(velocity[0].abs().max()) == 0
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 5])
+@pytest.mark.parametrize("sigma", [1e-4, 0.02, 0.05, 0.1, 0.2, 0.5, 2.0])
+def test_a_kernel_of_the_user_is_right_or_said(dim, sigma):
+    eye = torch.eye(dim, dtype=torch.float64)
+    mu = of.Gaussian(torch.zeros(dim, dtype=torch.float64), S * S * eye)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        found = float(of.Interaction(bump(sigma)).value(mu))
+    said = any(w.category is of.errors.KernelWarning for w in seen)
+    # A low-discrepancy rule is said to be right to about 1/n.
+    near = pytest.approx(
+        exact_energy(dim, sigma), rel=0.03, abs=1 / mu.n if dim > 3 else 0.0
+    )
+    assert said or found == near
+    assert not (said and sigma >= 0.5)
+
+
+KINDS = {
+    "Gaussian": [of.kernels.Gaussian(w) for w in (1e-3, 0.05, 0.15, 1.0)],
+    "Quadratic": [of.kernels.Quadratic()],
+    "Energy": [of.kernels.Energy()],
+    "Log": [of.kernels.Log()],
+    "Riesz": [of.kernels.Riesz(p) for p in (0.1, 0.5)],
+    "PowerLaw": [
+        of.kernels.PowerLaw(*ab) for ab in ((4, 2), (2, 0), (2, 0.1), (1, -0.5))
+    ],
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(of.kernels.__all__) - {"RadialKernel"}))
+def test_every_kernel_on_a_grid_is_near_its_double_integral(name):
+    h = 0.1
+    mu = grid_of_gaussian(1, 80)
+    for W in KINDS[name]:
+
+        def integrand(z, W=W):
+            law = math.exp(-z * z / (4 * S * S)) / math.sqrt(math.pi * S * S) / 2
+            return law * float(W(torch.tensor([z], dtype=torch.float64)))
+
+        cuts = [0.0, 1e-6, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0, 2.0, 5.0]
+        exact = sum(quad(integrand, a, b)[0] for a, b in itertools.pairwise(cuts))
+        found = float(of.Interaction(W).value(mu))
+        assert found == pytest.approx(exact, rel=4 * (h / S) ** 2 * 0.1, abs=1e-9)
+
+
+@pytest.mark.parametrize(("sigma", "c"), [(0.005, 20.0), (0.02, 20.0), (0.3, 2.0)])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_step_of_a_gaussian_is_near_the_exact_one_or_not_certified(sigma, c, own):
+    for dim in (1, 2):
+        W = bump(sigma) if own else of.kernels.Gaussian(sigma)
+        V = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+        eye = torch.eye(dim, dtype=torch.float64)
+        mu = of.Gaussian(torch.zeros(dim, dtype=torch.float64), 0.09 * eye)
+        solver = of.proximal.GaussianProximal(max_nodes=1 << 13)
+        result = solver.solve(V + c * of.Interaction(W), mu, dt=0.5)
+
+        def objective(s, dim=dim):
+            cost = 0.5 * dim * s * s + dim * (s - 0.3) ** 2
+            return cost + c * exact_energy(dim, sigma, s)
+
+        best = min(
+            (
+                minimize_scalar(
+                    objective, bounds=b, method="bounded", options={"xatol": 1e-10}
+                )
+                for b in ((1e-4, 0.1), (0.1, 0.3), (0.3, 1.0))
+            ),
+            key=lambda found: found.fun,
+        ).x
+        off = math.sqrt(dim) * abs(float(result.measure.factor[0, 0].abs()) - best)
+        certificate = result.certificate
+        assert certificate["converged"] or (own and sigma < 0.1 and dim == 2)
+        if certificate["converged"]:
+            assert off < 2 * certificate["quadrature_error"] + 1e-7
+            assert off < 1e-3
+        else:
+            assert not certificate["certified"]
+            assert off < certificate["quadrature_error"]
