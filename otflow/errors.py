@@ -17,6 +17,7 @@ __all__ = [
     "Diverged",
     "Interrupted",
     "InvalidFunctional",
+    "KernelWarning",
     "ModifiedInPlace",
     "NonFinite",
     "NotConverged",
@@ -61,6 +62,21 @@ class BlurWarning(UserWarning):
     --------
     >>> import otflow as of
     >>> issubclass(of.errors.BlurWarning, UserWarning)
+    True
+    """
+
+
+class KernelWarning(UserWarning):
+    """A rule of integration does not see all of an interaction kernel.
+
+    The kernel varies on a length below the distance of the nodes, so that values and
+    velocities are off by about what the message says. Take more nodes or smaller cells,
+    a wider kernel, or one of `otflow.kernels`, which is integrated in closed form.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> issubclass(of.errors.KernelWarning, UserWarning)
     True
     """
 

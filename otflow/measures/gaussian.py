@@ -22,6 +22,7 @@ from otflow._validation import (
     real,
 )
 from otflow.errors import Diverged, NonFinite, Unsupported
+from otflow.kernels import Gaussian as GaussianKernel
 from otflow.kernels import RadialKernel
 from otflow.measures.base import Measure, keep_immutable
 from otflow.measures.covariance import (
@@ -30,6 +31,7 @@ from otflow.measures.covariance import (
     optimal_rotation,
     widened,
 )
+from otflow.measures.narrow import gaussian_kernel_energy, warn_if_hidden
 from otflow.measures.quadrature import (
     Nodes,
     finer_nodes,
@@ -269,8 +271,15 @@ class Gaussian(Measure):
     def interaction(self, W: Ground, *, diagonal: bool = True) -> Tensor:
         r"""Return :math:`\tfrac12 E\,W(\sqrt2 L z)`: the law of x - y is Gaussian.
 
-        Exact where the rule is exact for W, as for quadratic kernels. Time O(n d^2).
-        There is no diagonal: two independent points never coincide.
+        For a Gaussian kernel of any width in closed form, :math:`\tfrac12 \det(I +
+        2\Sigma/\sigma^2)^{-1/2}`. Exact too where the rule is exact for W, as for
+        quadratic kernels. Time O(n d^2). There is no diagonal: two independent points
+        never coincide.
+
+        Warns
+        -----
+        KernelWarning
+            If W is so narrow about 0 that it lies between the nodes.
 
         Raises
         ------
@@ -288,14 +297,18 @@ class Gaussian(Measure):
                 f"kernel"
             )
             raise Unsupported(msg)
+        if type(W) is GaussianKernel:
+            return gaussian_kernel_energy(self.factor, W)
         difference = self.nodes @ (math.sqrt(2.0) * self.factor.T)
-        energy = 0.5 * (self.weights @ check_kernel(W, difference))
+        values = check_kernel(W, difference)
+        energy = 0.5 * (self.weights @ values)
         if not bool(torch.isfinite(energy)):
             msg = (
                 "the interaction is not finite at a node of the quadrature; use a "
                 "smooth kernel, or Quantiles, GridDensity or Particles"
             )
             raise NonFinite(msg)
+        warn_if_hidden(W, self.nodes, self.weights, self.factor, values)
         return energy
 
     # Derivatives ----------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -13,21 +14,29 @@ from torch import Tensor
 
 from otflow._autodiff import check_finite
 from otflow._typing import Ground
-from otflow.errors import InvalidFunctional
-from otflow.kernels import RadialKernel
+from otflow.errors import InvalidFunctional, KernelWarning
+from otflow.kernels import Gaussian, RadialKernel
 from otflow.measures.box import Box
+from otflow.measures.grid_kernels import (
+    HAT,
+    gaussian_table,
+    hat_nodes,
+    seen_along_axes,
+)
 from otflow.measures.sums import check_kernel
 
 __all__ = ["Convolution", "convolution"]
 
 # Pairs of cells up to so many cells apart get the graded quadrature.
 NEAR = 2
-# Gauss rule on [-1, 1] for the weight 1 - |t|, the law of the difference of two points
-# uniform in two cells: exact up to degree 5.
-HAT = ((0.0, 7 / 12), (math.sqrt(0.4), 5 / 24), (-math.sqrt(0.4), 5 / 24))
 # How far W(0) may be from its average over a cell, in distances from the next cell's.
 # By the coarse rule, which reads W(0) itself, more than SUSPECT is looked at closely.
 MOST_OFF, SUSPECT = 0.5, 0.3
+# What the sum over centres may leave out of a kernel, and the rule of three nodes.
+MISSED = 0.01
+# Cells of so many deviations of a Gaussian: its sum over centres is off by two parts in
+# 1000, 2 exp(-2 pi^2 / NARROW^2). No ratio that one would choose.
+NARROW = 1.69
 # Evaluations of a singular kernel above which the rule is kept to nearer cells.
 BUDGET = 40_000_000
 FAR = 16
@@ -36,17 +45,21 @@ FAR = 16
 class Convolution:
     r"""The map from masses to :math:`(W * \mu)(x_i) = \sum_j \bar W_{i-j}\, w_j`.
 
-    W stands for its even part. A finite kernel is taken at the centres. For one that is
-    infinite at 0, or a user's that a guard such as :math:`z^2 + 10^{-16}` alone keeps
-    finite there, the average over the pair of cells,
+    W stands for its even part. A finite kernel that is smooth on the scale of a cell is
+    taken at the centres. For one that is narrow or infinite at 0, or that a guard such
+    as :math:`z^2 + 10^{-16}` alone keeps finite there, the average over the pair of
+    cells,
 
     .. math:: \bar W_k = \frac1{|c|^2} \int_c\int_{c + kh} W(y - x)\, dx\, dy,
 
     counts in its place, that of a cell with itself included: the energy of a density
-    that is constant in the cells is exact. Guarded is a kernel whose W(0) is further
-    from the average over a cell and itself than half of its distance from W at the next
-    cell; for a smooth one it is a sixth, for :math:`|z|` a third. The transform of the
-    kernel is kept, so that further calls cost two transforms of the masses.
+    that is constant in the cells is exact. Narrow is a Gaussian with :math:`\sigma <
+    h/1.69`, whose average is in closed form, or another kernel whose sum over the
+    centres along an axis misses its integral by more than one part in 100, and more
+    than a kink at 0 does. Guarded is a user's kernel whose W(0) is further from the
+    average over a cell and itself than half of its distance from W at the next cell;
+    for a smooth one it is a sixth, for :math:`|z|` a third. The transform of the kernel
+    is kept, so that further calls cost two transforms of the masses.
 
     Parameters
     ----------
@@ -73,7 +86,13 @@ class Convolution:
     -----
     Time O(n log n), memory O(2^d n); the graded quadrature is for few pairs of cells.
     Averages of singular kernels are right to 6 digits or more unless cells are more
-    than 4 times as long as wide.
+    than 4 times as long as wide. Features that are narrower than an eighth of a cell
+    are seen if they are at 0.
+
+    Warns
+    -----
+    KernelWarning
+        If features away from 0 are too narrow for the averages that are affordable.
 
     Examples
     --------
@@ -136,23 +155,25 @@ def convolution(box: Box, W: Ground, like: Tensor, *, diagonal: bool) -> Convolu
 def _table(box: Box, W: Ground, like: Tensor, diagonal: bool) -> Tensor:
     """Return the even part of W at all differences of cells, in the order of an FFT."""
     radial = isinstance(W, RadialKernel)
-    singular = not _resolved(box, W, like)
     # A radial kernel is known from the differences that are >= 0 along each axis.
     steps = [
         torch.arange(n) if radial else torch.fft.fftfreq(2 * n, 1 / (2 * n)).long()
         for n in box.shape
     ]
     lengths = [s.to(like) * h for s, h in zip(steps, box.spacing, strict=True)]
-    if not singular:
+    finite = bool(check_kernel(W, like.new_zeros(1, box.dim)).isfinite().all())
+    if type(W) is Gaussian and max(box.spacing) > NARROW * W.sigma:
+        table = gaussian_table(box, W, steps, like)
+    elif finite and _resolved(box, W, like):
         table = _at(W, lengths)
-        if not diagonal:
-            table[(0,) * box.dim] = 0.0
     else:
-        table = _averaged(box, W, lengths)
+        table = _averaged(box, W, lengths, finite=finite)
         near = list(itertools.product(*(range(-r, r + 1) for r in _reach(box))))
         near = [k for k in near if _inside(k, box, radial=radial)]
         values = _near(box, W, near, like)
         table[tuple(torch.tensor(near, device=like.device).T)] = values
+    if finite and not diagonal:
+        table[(0,) * box.dim] = 0.0
     if radial:
         for axis, n in enumerate(box.shape):
             ring = torch.fft.fftfreq(2 * n, 1 / (2 * n)).long().abs().clamp_max(n - 1)
@@ -164,20 +185,27 @@ def _table(box: Box, W: Ground, like: Tensor, diagonal: bool) -> Tensor:
 
 
 def _resolved(box: Box, W: Ground, like: Tensor) -> bool:
-    """Return whether the centres of cells tell what W is at 0."""
+    """Return whether the centres of cells tell what a finite kernel is between them."""
+    with torch.no_grad():
+        missed = seen_along_axes(box, W, like)[0]
+        if not math.isfinite(missed):  # the table says so
+            return True
+        if isinstance(W, RadialKernel):  # with no guard: finite at 0 or singular
+            return missed <= MISSED
+        return missed <= MISSED and not _guarded(box, W, like)
+
+
+def _guarded(box: Box, W: Ground, like: Tensor) -> bool:
+    """Return whether W at 0 is far from its average over a cell and itself."""
     at_zero = check_kernel(W, like.new_zeros(1, box.dim))
-    if isinstance(W, RadialKernel) or not bool(torch.isfinite(at_zero).all()):
-        return bool(torch.isfinite(at_zero).all())
     steps = torch.diag(like.new_tensor(box.spacing))
     beside = 0.5 * (check_kernel(W, steps) + check_kernel(W, -steps))
     way = (beside - at_zero).abs().max()
-    if not bool(way.isfinite()):  # the table says so
-        return True
-    rough = _hat_rule(box, W, [like.new_zeros(1)] * box.dim).reshape(1)
+    rough = _hat_rule(box, W, [like.new_zeros(1)] * box.dim, HAT).reshape(1)
     if bool((rough - at_zero).abs().max() <= SUSPECT * way):
-        return True  # the rule's part at 0 hides at most that much
+        return False  # the rule's part at 0 hides at most that much
     exact = _near(box, W, [(0,) * box.dim], like)
-    return not bool((exact - at_zero).abs().max() > MOST_OFF * way)
+    return bool((exact - at_zero).abs().max() > MOST_OFF * way)
 
 
 def _reach(box: Box) -> list[int]:
@@ -202,29 +230,56 @@ def _at(W: Ground, lengths: list[Tensor]) -> Tensor:
     return torch.cat(slabs)
 
 
-def _averaged(box: Box, W: Ground, lengths: list[Tensor]) -> Tensor:
-    """Return the averages over pairs of cells by the rule for smooth kernels."""
+def _averaged(box: Box, W: Ground, lengths: list[Tensor], *, finite: bool) -> Tensor:
+    """Return the averages over pairs of cells by a rule for kernels smooth there.
+
+    A finite kernel may have features far from 0. Where three nodes are too few for them
+    it has the finer rule, or is said to be too narrow.
+    """
     total = math.prod(len(x) for x in lengths)
-    if total * len(HAT) ** box.dim <= BUDGET:
-        return _hat_rule(box, W, lengths)
+    rule: tuple[tuple[float, float], ...] = HAT
+    if finite:
+        with torch.no_grad():
+            missed = seen_along_axes(box, W, lengths[0])[1]
+        if missed > MISSED:
+            rule = hat_nodes()
+            if total * len(rule) ** box.dim > BUDGET:
+                rule = HAT
+                _warn(missed)
+    if total * len(rule) ** box.dim <= BUDGET:
+        return _hat_rule(box, W, lengths, rule)
     table = _at(W, lengths)
     # The correction falls off like (h/|z|)^2: it counts for cells that are not far.
     index = [
         torch.nonzero((x / h).abs() <= FAR).reshape(-1)
         for x, h in zip(lengths, box.spacing, strict=True)
     ]
-    part = _hat_rule(box, W, [x[i] for x, i in zip(lengths, index, strict=True)])
-    table[torch.meshgrid(*index, indexing="ij")] = part
+    near = [x[i] for x, i in zip(lengths, index, strict=True)]
+    table[torch.meshgrid(*index, indexing="ij")] = _hat_rule(box, W, near, rule)
     return table
 
 
-def _hat_rule(box: Box, W: Ground, lengths: list[Tensor]) -> Tensor:
-    total = lengths[0].new_zeros([len(x) for x in lengths])
-    for rule in itertools.product(HAT, repeat=box.dim):
+def _warn(missed: float) -> None:
+    msg = (
+        f"an interaction kernel has features narrower than the cells of the grid, away "
+        f"from 0: about {missed:.1%} of it is left out; widen them, or take smaller "
+        f"cells or Particles"
+    )
+    warnings.warn(msg, KernelWarning, stacklevel=3)
+
+
+def _hat_rule(
+    box: Box,
+    W: Ground,
+    lengths: list[Tensor],
+    hat: tuple[tuple[float, float], ...],
+) -> Tensor:
+    sums = lengths[0].new_zeros([len(x) for x in lengths])
+    for rule in itertools.product(hat, repeat=box.dim):
         nodes = zip(lengths, rule, box.spacing, strict=True)
         moved = [x + t * h for x, (t, _), h in nodes]
-        total = total + math.prod(w for _, w in rule) * _at(W, moved)
-    return total
+        sums = sums + math.prod(w for _, w in rule) * _at(W, moved)
+    return sums
 
 
 # Pairs of near cells ------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from otflow._validation import non_negative_int, positive
+from otflow.errors import KernelWarning
 from otflow.functionals import Functional
 from otflow.measures import Gaussian
 from otflow.proximal.affine import norm
@@ -87,10 +89,11 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         nodes met theirs, whether B >= 0, evaluations spent.
     ``quadrature_error``
         0.0 where the nodes are shown to integrate F exactly: entropy, powers of the
-        density, and polynomial potentials, kernels and features of a degree that the
-        rule is exact for (any function that computes its polynomial by sums, products
-        and integer powers). Else an estimate of the W2 distance by which the step
-        misses that of the integrals: Newton's step for the gradient by a finer rule.
+        density, Gaussian kernels, and polynomial potentials, kernels and features of a
+        degree that the rule is exact for (any function that computes its polynomial by
+        sums, products and integer powers). Else an estimate of the W2 distance by which
+        the step misses that of the integrals: Newton's step for the gradient by finer
+        rules, and what a kernel that is narrow about 0 may hide between the nodes.
         It proves nothing. None if F is not finite at finer nodes.
     ``nodes``
         Nodes that the step was made on. Those of the measure, unless the quadrature
@@ -174,6 +177,11 @@ class GaussianProximal(ProximalSolver[Gaussian]):
             If the entropy has a negative factor.
         """
         dt = self._admit(F, mu, dt, Gaussian)
+        with warnings.catch_warnings():  # the certificate says what nodes do not see
+            warnings.simplefilter("ignore", KernelWarning)
+            return self._solve(F, mu, dt)
+
+    def _solve(self, F: Functional, mu: Gaussian, dt: float) -> ProxResult[Gaussian]:
         problem = Problem.of(F, mu, dt)
         start = problem.at(torch.zeros_like(mu.state))
         point = self._by_newton(problem, self._by_models(problem, start))
@@ -278,10 +286,11 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         missed = problem.missed(point)
         if missed is None:
             return None
+        hidden = problem.hidden(point)
         if not bool(missed.any()):  # a functional of the mean and covariance alone
-            return 0.0
+            return hidden
         elsewhere = replace(point, gradient=missed, size=norm(missed))
-        return norm(self._newton_step(problem, elsewhere, 0.1))
+        return norm(self._newton_step(problem, elsewhere, 0.1)) + hidden
 
     def _resolved(self, point: Point, error: float | None) -> bool:
         size = norm(point.coordinates) + norm(point.measure.factor)

@@ -17,7 +17,7 @@ from otflow.proximal.affine import (
     mean_hessian,
     norm,
 )
-from otflow.proximal.gaussian_quadrature import finer, finer_gradient
+from otflow.proximal.gaussian_quadrature import finer, finer_gradients, hidden_gradient
 from otflow.proximal.terms import sort_terms
 
 __all__ = ["Point", "Problem"]
@@ -167,12 +167,17 @@ class Problem:
         return replace(self, mu=mu, inside=True, steepest=0.0, scale=0.0)
 
     def missed(self, point: Point) -> Tensor | None:
-        """Return what the nodes leave out of the gradient, by the next finer rule."""
-        found = finer_gradient(self.functional, point.measure)
+        """Return what the nodes leave out of the gradient, by the worst finer rule."""
+        found = finer_gradients(self.functional, point.measure)
         self.used += 1
         if found is None:
             return None
-        return self.dt * self.maps.project(found - point.whole)
+        missed = [self.dt * self.maps.project(g - point.whole) for g in found]
+        return max(missed, key=norm)
+
+    def hidden(self, point: Point) -> float:
+        """Return the size of what no node sees of the objective's gradient."""
+        return self.dt * hidden_gradient(self.functional, point.measure)
 
     def floor(self, point: Point) -> float:
         """Return the size of the gradient's round-off."""

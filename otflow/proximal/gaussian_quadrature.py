@@ -19,11 +19,19 @@ from otflow.functionals import (
     Potential,
     PowerEntropy,
 )
+from otflow.kernels import Gaussian as GaussianKernel
 from otflow.kernels import Quadratic
 from otflow.measures import Gaussian
+from otflow.measures.narrow import hidden_energy
 from otflow.measures.quadrature import TENSOR_DIM
 
-__all__ = ["finer", "finer_gradient", "integrates_exactly", "polynomial_degree"]
+__all__ = [
+    "finer",
+    "finer_gradients",
+    "hidden_gradient",
+    "integrates_exactly",
+    "polynomial_degree",
+]
 
 # Names of functions and methods of torch, by what they do to the degree of a polynomial
 # in each coordinate. The first leave it, the second take the greatest of their
@@ -87,6 +95,8 @@ HIGHEST = 200  # degree of a polynomial
 # times as many in all.
 GROWTH = 1.8
 FEWEST = 8
+# Nodes per axis of the rule that looks for narrow features, where it is affordable.
+FINEST = {1: 4096, 2: 128}
 
 
 class _NotShownError(Exception):
@@ -258,8 +268,9 @@ def polynomial_degree(f: Ground, like: Tensor) -> int | None:
 def integrates_exactly(F: Functional, mu: Gaussian) -> bool:
     r"""Whether F is shown to be the same by the nodes of `mu` and by integrals.
 
-    Entropy and powers of the density are in closed form. Potentials, kernels and
-    features are shown to be polynomials of a degree for which the rule is exact.
+    Entropy, powers of the density and Gaussian kernels are in closed form. Potentials,
+    kernels and features are shown to be polynomials of a degree for which the rule is
+    exact.
     """
 
     def fits(f: Ground) -> bool:
@@ -271,7 +282,8 @@ def integrates_exactly(F: Functional, mu: Gaussian) -> bool:
         if isinstance(term, Potential):
             known = known or fits(term.V)
         elif isinstance(term, Interaction):
-            known = known or isinstance(term.W, Quadratic) or fits(term.W)
+            known = known or type(term.W) in (GaussianKernel, Quadratic)
+            known = known or fits(term.W)
         elif isinstance(term, OfExpectation):
             known = known or fits(term.Phi)
         if not known:
@@ -287,12 +299,33 @@ def finer(mu: Gaussian) -> Gaussian:
     return mu.refined(max(2 * math.ceil(0.5 * growth * now), FEWEST))
 
 
-def finer_gradient(F: Functional, mu: Gaussian) -> Tensor | None:
-    """Return the gradient of F at `mu` by the next finer rule, None if there is none.
+def finer_gradients(F: Functional, mu: Gaussian) -> list[Tensor] | None:
+    """Return the gradients of F at `mu` by finer rules, None if there are none.
 
-    There is none where F is not finite at the finer nodes, and above dimension 21,201.
+    By the next one and, on the line and in the plane, by one that sees features much
+    narrower than the distance of the nodes of both. There are none where F is not
+    finite at the finer nodes, and above dimension 21,201.
     """
+    rules = [finer(mu)]
+    if mu.dim in FINEST and FINEST[mu.dim] ** mu.dim > rules[0].n:
+        rules.append(mu.refined(FINEST[mu.dim]))
     try:
-        return -F.velocity(finer(mu))
+        return [-F.velocity(rule) for rule in rules]
     except (OtflowError, ValueError):
         return None
+
+
+def hidden_gradient(F: Functional, mu: Gaussian) -> float:
+    r"""Return a bound of the size of the gradient of what no node sees of kernels.
+
+    A kernel that is narrow about 0 has an energy E that is in inverse proportion to
+    :math:`|\det L|`: its gradient is :math:`-E\,L^{-1}`.
+    """
+    energy, z = 0.0, mu.nodes @ (math.sqrt(2.0) * mu.factor.T)
+    for c, term in F.terms():
+        if isinstance(term, Interaction) and type(term.W) is not GaussianKernel:
+            with torch.no_grad():
+                values = term.W(z)
+            found = hidden_energy(term.W, mu.nodes, mu.weights, mu.factor, values)
+            energy += abs(c) * found
+    return energy * float(torch.linalg.norm(torch.linalg.inv(mu.factor)))

@@ -98,7 +98,7 @@ def test_exactness_is_that_of_every_term_and_of_the_rule():
         True,
     ]
     for F in (
-        of.Interaction(of.kernels.Gaussian(1.0)),
+        of.Interaction(lambda z: (-z.square().sum(-1)).exp()),
         of.Internal(lambda r: r),
         of.Potential(lambda x: x.cos().sum(-1)),
     ):

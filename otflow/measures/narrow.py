@@ -1,0 +1,110 @@
+"""Interaction of a Gaussian law: a Gaussian kernel, and what lies between the nodes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from otflow._typing import Ground
+from otflow.errors import KernelWarning
+from otflow.kernels import Gaussian
+from otflow.measures.sums import check_kernel
+
+__all__ = ["gaussian_kernel_energy", "hidden_energy", "unseen_energy", "warn_if_hidden"]
+
+# Parts of the energy that may lie between the nodes unsaid.
+UNSEEN = 0.1
+
+
+def gaussian_kernel_energy(factor: Tensor, W: Gaussian) -> Tensor:
+    r"""Return :math:`\tfrac12\det(I + 2LL^\top/\sigma^2)^{-1/2}`.
+
+    That is :math:`\tfrac12 E\,W(\sqrt2 L z)` for :math:`W(z) = e^{-|z|^2/2\sigma^2}`.
+
+    Parameters
+    ----------
+    factor : Tensor, shape (d, d)
+        The factor L.
+    W : Gaussian
+        Kernel.
+
+    Returns
+    -------
+    Tensor
+        0-d; differentiable to any order. Time O(d^3).
+    """
+    scaled = factor * (math.sqrt(2.0) / W.sigma)
+    one = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+    root = torch.linalg.cholesky(one + scaled.T @ scaled)
+    energy: Tensor = 0.5 * (-root.diagonal().log().sum()).exp()
+    return energy
+
+
+def unseen_energy(W: Ground, nodes: Tensor, factor: Tensor) -> float:
+    r"""Return an estimate of the energy of a kernel that no node of a rule sees.
+
+    No node is nearer to 0 than r. W at 0 is extrapolated from r and 2 r along each
+    axis of the factor, as from a kernel that is smooth on that scale. What it is beside
+    that, at 0, counts with half of the chance that two points are nearer than r.
+
+    Parameters
+    ----------
+    W : callable
+        Takes differences (..., d) to (...), finite at 0.
+    nodes : Tensor, shape (n, d)
+        White nodes z.
+    factor : Tensor, shape (d, d)
+        The factor L.
+    """
+    with torch.no_grad():
+        dim = len(factor)
+        r = nodes.norm(dim=-1).min()
+        z = math.sqrt(2.0) * r * factor.T  # one point on each axis
+        points = torch.cat([0.0 * z[:1], z, -z, 2.0 * z, -2.0 * z])
+        values = check_kernel(W, points)
+        at_zero, (near, far) = values[0], values[1:].reshape(2, 2, dim).mean(1)
+        surprise = (at_zero - (4.0 * near - far) / 3.0).abs().max()
+        half = torch.as_tensor(0.5 * dim, dtype=torch.float64)
+        chance = torch.special.gammainc(half, 0.5 * r.double().cpu().square())
+        return 0.25 * float(chance) * float(surprise)
+
+
+def hidden_energy(
+    W: Ground, nodes: Tensor, weights: Tensor, factor: Tensor, values: Tensor
+) -> float:
+    """Return `unseen_energy` where it counts beside what nodes see of W, else 0.
+
+    Seen is the spread of the values of W about their mean: a constant is no feature.
+
+    Parameters
+    ----------
+    W, nodes, factor
+        As above.
+    weights : Tensor, shape (n,)
+        Masses of the nodes.
+    values : Tensor, shape (n,)
+        W at the differences of points that the nodes stand for.
+    """
+    values, weights = values.detach(), weights.detach()
+    seen = 0.5 * float(weights @ (values - weights @ values).abs())
+    floor = 64 * torch.finfo(factor.dtype).eps * float(values.abs().max())
+    unseen = unseen_energy(W, nodes, factor)
+    return unseen if unseen > UNSEEN * seen + floor else 0.0
+
+
+def warn_if_hidden(
+    W: Ground, nodes: Tensor, weights: Tensor, factor: Tensor, values: Tensor
+) -> None:
+    """Warn if the nodes do not see much of the energy of a kernel."""
+    unseen = hidden_energy(W, nodes, weights, factor, values)
+    if unseen > 0:
+        msg = (
+            f"an interaction kernel is narrower about 0 than the distance of the "
+            f"{len(nodes)} nodes of a Gaussian: an energy of about {unseen:.2g} is "
+            f"left out; take kernels.Gaussian, which is exact, more nodes "
+            f"(mu.refined(...)), or Quantiles"
+        )
+        warnings.warn(msg, KernelWarning, stacklevel=4)
