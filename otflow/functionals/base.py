@@ -74,7 +74,9 @@ class Functional(ABC):
         super().__init_subclass__(**options)
         for name, what in CHECKED.items():
             method = vars(cls).get(name)
-            if callable(method):
+            if isinstance(method, staticmethod):  # as `value = staticmethod(G.value)`
+                setattr(cls, name, staticmethod(_finite(method.__func__, what)))
+            elif callable(method):
                 setattr(cls, name, _finite(method, what))
 
     @abstractmethod
