@@ -99,7 +99,8 @@ class JKO(Scheme):
         On a grid: whether a step of order 2 raised F and one of order 1, with all its
         words, took its place. It then cost two proximal steps in place of one.
     ``stages``
-        The solver's certificates. ``converged`` means all of them. If all are
+        The solver's certificates, with all its entries: a ``gap`` or ``w2_upper`` is
+        that of its own part of the step. ``converged`` means all of them. If all are
         certified, and the energy and ``decrease`` of the whole step are good,
         ``guarantee`` is ``"stages"`` and the step ``certified``. ``bound`` is None.
 
