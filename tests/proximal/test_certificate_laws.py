@@ -86,6 +86,7 @@ SCHEMES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::otflow.errors.BlurWarning")
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", SOLVERS)
