@@ -53,10 +53,11 @@ class BoxWarning(UserWarning):
 
 
 class BlurWarning(UserWarning):
-    """The blur of an entropic step outweighed the step, which raised the energy.
+    """The blur of an entropic step is not small beside the step.
 
     The kernel must reach the next cell, and on a coarse grid that is far beside what a
-    short step moves. Take a finer grid, a longer step, or ``BackAndForth()``.
+    short step moves: such a step diffuses too fast, and may raise the energy. It is not
+    certified. Take a finer grid, a longer step, or ``BackAndForth()``.
 
     Examples
     --------

@@ -12,13 +12,18 @@ import torch
 from otflow.errors import BlurWarning
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.proximal.certificate import certify
+from otflow.proximal.certificate import ROUND_OFF, certify
+from otflow.proximal.grid_blur import blur_of, self_potential
 from otflow.proximal.grid_distance import distance_on_a_line, trusted_distance
 from otflow.proximal.grid_duality import distance_bound, dual_value
 from otflow.proximal.grid_local import transport_cost
 from otflow.proximal.scaling import Iterate, Scaling
 
 __all__ = ["certificate", "warn_of_blur"]
+
+# Errors of energies beside what one more evaluation of the map changes in them: a stiff
+# iteration is that much further from its end.
+SAFE = 10.0
 
 
 def certificate(
@@ -34,7 +39,13 @@ def certificate(
     """Return the entries that `GridSinkhorn` documents, iterations apart."""
     mu, dt, eps = problem.source, problem.dt, problem.kernel.eps
     after = float(F.value(nu))
-    bias = eps * eps / (16 * dt) * (_fisher(mu) + _fisher(nu))
+    new, old = (
+        self_potential(problem, log)
+        for log in (iterate.log_density, problem.log_source)
+    )
+    shape = nu.shape
+    costs = new * nu.weights.reshape(shape) + old * mu.weights.reshape(shape)
+    bias = float(costs.sum(dtype=torch.float64)) / dt
     if mu.dim == 1:
         w2: float | None = distance_on_a_line(mu, nu)
     else:
@@ -49,7 +60,9 @@ def certificate(
         upper = math.sqrt(cost)
         if converged:
             bound = _bound(F, problem, iterate, nu, after + cost / (2 * dt))
-    convex = "optimal" if problem.terms.nonlocal_part is None else "stationary"
+    claim = "optimal" if problem.terms.nonlocal_part is None else "stationary"
+    blur, blurred = blur_of(problem, iterate, nu, new)
+    claim = "none" if blurred else claim if bound is None else "exact"
     return certify(
         energy_before=energy_before,
         energy_after=after,
@@ -57,40 +70,58 @@ def certificate(
         w2=w2,
         residual=iterate.residual,
         converged=converged,
-        guarantee=convex if bound is None else "exact",
+        guarantee=claim,
         bound=bound,
-        # What an error in the marginal does to the cost, times a safe factor: at rest
-        # the decrease is noise, of up to six times this size.
-        noise=10 * iterate.residual * (abs(energy_before) + eps / dt),
+        noise=_noise(problem, iterate, nu)
+        + ROUND_OFF * torch.finfo(mu.dtype).eps * max(abs(energy_before), abs(after)),
         w2_upper=upper,
         log_domain=problem.safely,
         eps=eps,
         bias=bias,
+        blur=blur,
+        blurred=blurred,
     )
 
 
 def warn_of_blur(known: Mapping[str, Any], dt: float, *, already: bool) -> bool:
-    """Warn of a solved step that raised the energy; return whether it ever did.
+    """Warn of a solved step whose blur is not small; return whether there was one.
 
     A flow is warned once: `already` is the answer of the step before.
     """
     before, after = known["energy_before"], known["energy_after"]
-    rises = after - before > known["residual"] * abs(before)  # not noise at rest
-    raised = known["converged"] and not known["certified"] and rises
-    if raised and not already:
+    noise = known["residual"] * abs(before)  # at rest
+    rises = after - before > noise and not known["certified"]
+    blurred = known["converged"] and (known["blurred"] or rises)
+    if blurred and not already:
+        rose = f", which raised the energy to {after:.6g}" if after > before else ""
         msg = (
-            f"eps = {known['eps']:.3g} is too large for dt = {dt:.3g}: the blur "
-            f"outweighed the step, which raised the energy from {before:.6g} to "
-            f"{after:.6g}; take a finer grid, a longer dt, or JKO(BackAndForth())"
+            f"eps = {known['eps']:.3g} is too large for dt = {dt:.3g}: the blur alone "
+            f"moves the density by {known['blur']:.3g}, which is not small beside the "
+            f"step{rose}; the step is not certified; take a finer grid, a longer dt, "
+            f"or JKO(BackAndForth())"
         )
         warnings.warn(msg, BlurWarning, stacklevel=3)
-    return raised or already
+    return blurred or already
 
 
-def _fisher(mu: GridDensity) -> float:
-    r"""Return :math:`4\int|\nabla\sqrt\rho|^2` by differences across the faces."""
-    slopes = mu.box.gradient(mu.density().sqrt()) * mu.open_faces(mu.dtype)
-    return 4 * mu.box.cell_volume * float(slopes.square().sum(dtype=torch.float64))
+def _noise(problem: Scaling, iterate: Iterate, nu: GridDensity) -> float:
+    r"""Return what the residual leaves open in the energies, as far as it is measured.
+
+    The new density is known twice, as that of the iterate and as the second marginal of
+    the plan; the first variation turns their difference into one of energies. The other
+    part is what the dual value would still gain, by its slope.
+    """
+    volume = problem.kernel.box.cell_volume
+    masses = nu.weights.reshape(nu.shape)
+    off = (iterate.log_density.exp() * volume - masses).abs()
+    phi = problem.kernel.eps * (iterate.log_a - 0.5 * iterate.log_density)
+    phi = phi.nan_to_num(0.0, 0.0, 0.0)
+    phi = (phi - (masses * phi).sum()).abs()
+    left = problem.kernel.eps * (iterate.slope * iterate.change).abs()
+    total = (off * phi + left + iterate.residual * masses * phi).sum(
+        dtype=torch.float64
+    )
+    return SAFE * float(total) / problem.dt
 
 
 def _bound(

@@ -105,10 +105,13 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         L1 error of the first marginal, whether it met the tolerance, evaluations of
         the map (two convolutions each), the log domain, the kernel's variance.
     ``bias``
-        :math:`\varepsilon^2/(8\,dt)` times the mean Fisher information of both ends:
-        what the debiased cost adds to F, to leading order. An eps too large for dt
-        shows here and in a ``decrease`` below 0: then take fewer, longer steps or a
-        finer grid.
+        What the debiased cost adds to F: half the costs of both ends to themselves,
+        over dt; to leading order :math:`\varepsilon^2/(8\,dt)` times the mean Fisher
+        information.
+    ``blur``, ``blurred``
+        How far the blur alone moves the density, in W2, and whether that is more than
+        a twentieth of a step of less than a tenth of a cell: eps is then too large for
+        dt, and the step is not certified. Take longer steps or a finer grid.
     ``bound``
         Where F is :math:`\lambda`-convex along generalised geodesics, local, and
         :math:`1 + dt\,\lambda > 0`: :math:`\sqrt{2(\mathrm{gap}+b)/(1/dt+\lambda)}`,
@@ -122,7 +125,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         ``"exact"``: the exact step is unique and within ``bound``. ``"optimal"``: the
         minimiser of the debiased objective, which is convex for local terms.
         ``"stationary"``: a critical point of it, with nonlocal terms. ``"none"``: not
-        converged, or the energy rose.
+        converged, blurred, or the energy rose.
 
     Time: `iterations` times O(n^(1+1/d)) for n cells in all.
 
@@ -192,7 +195,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         Warns
         -----
         BlurWarning
-            If eps is too large for `dt`: the step raised the energy.
+            If eps is too large for `dt`: the step is blurred, or raised the energy.
         """
         dt = self._admit(F, mu, dt, GridDensity)
         refuse_obstacles(mu, "GridSinkhorn")

@@ -101,7 +101,8 @@ class JKO(Scheme):
         one of order 1, with all its words, took its place. A step thrown away has cost
         a proximal step.
     ``stages``
-        The solver's certificates. ``converged`` means all of them. If all are
+        The solver's certificates, with all its entries: a ``gap`` or ``w2_upper`` is
+        that of its own part of the step. ``converged`` means all of them. If all are
         certified, and the energy and ``decrease`` of the whole step are good,
         ``guarantee`` is ``"stages"`` and the step ``certified``. ``bound`` is None.
 

@@ -11,7 +11,7 @@ from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.proximal import ProximalSolver
 from otflow.proximal.base import solved
-from otflow.proximal.certificate import ROUND_OFF, WORDS, certify
+from otflow.proximal.certificate import ROUND_OFF, certify
 from otflow.schemes.base import Step
 
 __all__ = ["trapezoidal_step"]
@@ -69,8 +69,7 @@ def trapezoidal_step(
     w2 = known["w2"]
     if w2 is not None:
         w2 = 0.5 * dt * float(mu.norm(velocity)) + w2
-    # What `certify` derives for the whole step is not taken over from its half.
-    own = {key: value for key, value in known.items() if key not in WORDS}
+    # The solver's own entries are those of its half; they stay in ``stages``.
     report = certify(
         energy_before=before,
         energy_after=after,
@@ -80,13 +79,10 @@ def trapezoidal_step(
         converged=known["converged"],
         guarantee="stages" if known["certified"] else "none",
         noise=noise,
-        **{
-            **own,
-            "energy": energy,
-            "iterations": half.iterations,
-            "fallback": False,
-            "stages": (known,),
-        },
+        energy=energy,
+        iterations=half.iterations,
+        fallback=False,
+        stages=(known,),
     )
     return Step(half.measure, half.warm, report)
 

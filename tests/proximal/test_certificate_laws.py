@@ -120,6 +120,7 @@ def orders(solver, name):
     return "12" if solver.carries_order_2 else "1"
 
 
+@pytest.mark.filterwarnings("ignore::otflow.errors.BlurWarning")
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", SOLVERS)

@@ -435,6 +435,7 @@ def test_in_the_plane_the_distance_is_true_or_not_given(dt, width):
 # Grids of any shape -------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::otflow.errors.BlurWarning")
 @pytest.mark.parametrize(
     ("upper", "shape"),
     [((8.0, 0.08), (64, 64)), ((1.0, 1.0), (3, 40)), ((5.0, 0.5), (60, 2))],

@@ -10,6 +10,7 @@ import torch
 import otflow as of
 from otflow.proximal import GridSinkhorn, ParticleProximal, ProximalSolver
 from otflow.proximal.certificate import WORDS
+from otflow.schemes.reports import rose
 from tests import clouds, exact
 
 
@@ -61,6 +62,42 @@ def test_the_trapezoidal_report_is_that_of_the_whole_step():
     assert info["bound"] is None
     assert info["guarantee"] == "stages"
     assert len(info["stages"]) == 1
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [GridSinkhorn, of.proximal.BackAndForth],
+    ids=lambda kind: kind.__name__,
+)
+def test_a_step_of_order_two_bears_no_entry_of_its_half(solver):
+    """`w2_upper`, `primal`, `dual`, `gap`, `bias` of half a step are in `stages`."""
+    F = exact.quadratic() + of.Entropy()
+    info = of.flow(F, cells(), of.JKO(solver(), order=2), dt=0.1, steps=1).info[0]
+    assert info["converged"]
+    assert not info["fallback"]
+    (half,) = info["stages"]
+    own = {"energy", "iterations", "fallback", "stages"}
+    own |= {"solver", "dt", "order", "modulus"}
+    assert set(info) == own | set(WORDS)
+    assert set(half) > set(WORDS)
+    # What is left is about both ends: half the step was explicit.
+    assert info["energy_before"] > half["energy_before"]
+    if info["w2"] is not None:
+        assert info["w2"] > 1.5 * half["w2"]
+
+
+def test_a_certified_step_did_not_raise_the_energy():
+    """The certificate knows its noise; the trajectory takes its word."""
+    report = {"energy_before": 1.0, "energy_after": 1.0 + 1e-6, "converged": True}
+    assert rose({**report, "certified": False}, 1e-14)
+    assert not rose({**report, "certified": True}, 1e-14)
+    log_gas = exact.quadratic() + of.Interaction(of.kernels.Log())
+    start = of.GridDensity.from_function(
+        lambda x: (x[..., 0].abs() < 1).double(), -2.5, 2.5, 60, dtype=torch.float64
+    )
+    run = of.flow(log_gas, start, of.JKO(), dt=1.0, steps=8)
+    assert run.converged
+    assert run._rises <= sum(not i["certified"] for i in run.info)
 
 
 def test_a_trapezoidal_step_is_certified_if_its_half_is():
