@@ -276,17 +276,17 @@ class Gaussian(Measure):
         quadratic kernels. Time O(n d^2). There is no diagonal: two independent points
         never coincide.
 
-        Warns
-        -----
-        KernelWarning
-            If W is so narrow about 0 that it lies between the nodes.
-
         Raises
         ------
         Unsupported
             If W is infinite at 0, to which the rule is blind: it is percents off.
         NonFinite
             If W is infinite at a node.
+
+        Warns
+        -----
+        KernelWarning
+            If W is so narrow about 0 that it lies between the nodes.
         """
         at_zero = check_kernel(W, torch.zeros_like(self.mean)[None])
         if bool(at_zero.isinf()) or (isinstance(W, RadialKernel) and W.singular):

@@ -82,17 +82,17 @@ class Convolution:
     InvalidFunctional
         If W is too singular to be integrated, as :math:`|z|^{-p}` for p >= d.
 
+    Warns
+    -----
+    KernelWarning
+        If features away from 0 are too narrow for the averages that are affordable.
+
     Notes
     -----
     Time O(n log n), memory O(2^d n); the graded quadrature is for few pairs of cells.
     Averages of singular kernels are right to 6 digits or more unless cells are more
     than 4 times as long as wide. Features that are narrower than an eighth of a cell
     are seen if they are at 0.
-
-    Warns
-    -----
-    KernelWarning
-        If features away from 0 are too narrow for the averages that are affordable.
 
     Examples
     --------

@@ -403,11 +403,24 @@ def exact_mean(run):
     return float(run.final.expectation(lambda x: x[:, 0]))
 
 
-def test_a_grid_too_coarse_for_its_steps_gives_no_estimate_instead_of_zero():
+def test_steps_that_lost_too_little_for_their_length_give_no_estimate():
+    # An exact step loses at least (1 / tau + modulus / 2) length^2.
+    step = report(1.0, 0.1, 1.0, 1 / 1.1)
+    assert time_error([step], inner=False)[-1] > 0
+    short = {**step, "energy_after": step["energy_before"] - 0.5 * step["w2"] ** 2}
+    with pytest.raises(of.errors.Unsupported, match=r"lost less energy .* finer grid"):
+        time_error([short], inner=False)
+
+
+def test_the_estimate_on_a_coarse_grid_is_near_that_of_exact_steps():
     F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    F = F + 0.2 * of.Entropy()
     bell = lambda x: torch.exp(-2 * (x - 0.3).square().sum(-1))
     ends = (-4.0, -3.0), (4.0, 3.0)
     mu = of.GridDensity.from_function(bell, *ends, (32, 20), dtype=torch.float64)
-    run = of.flow(F + 0.2 * of.Entropy(), mu, of.JKO(), dt=0.05, steps=2)
-    with pytest.raises(of.errors.Unsupported, match=r"lost less energy .* finer grid"):
-        run.time_error(inner=False)
+    run = of.flow(F, mu, of.JKO(), dt=0.05, steps=2)
+    centre = torch.full((2,), 0.3, dtype=torch.float64)
+    nu = of.Gaussian(centre, 0.25 * torch.eye(2, dtype=torch.float64))
+    expected = of.flow(F, nu, of.JKO(), dt=0.05, steps=2).time_error()
+    found = run.time_error(inner=False)[1:] / expected[1:]
+    assert bool(((found > 0.7) & (found < 1.6)).all())

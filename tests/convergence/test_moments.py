@@ -50,7 +50,7 @@ def test_the_second_moment_in_the_plane_is_that_of_the_virial(strength):
 
 def test_mass_decides_between_spreading_and_blow_up():
     """The moment grows below the critical mass 8 pi, a = 4, and falls above it."""
-    mu = plane(32)
+    mu = plane(48)
     rates = []
     for strength in (2.0, 6.0):
         run = of.flow(attraction(strength), mu, of.JKO(), dt=0.01, steps=3)
