@@ -105,6 +105,6 @@ def warn_if_hidden(
             f"an interaction kernel is narrower about 0 than the distance of the "
             f"{len(nodes)} nodes of a Gaussian: an energy of about {unseen:.2g} is "
             f"left out; take kernels.Gaussian, which is exact, more nodes "
-            f"(mu.refined(...)), or Quantiles"
+            f"(mu.refined(...)), or on a line Quantiles"
         )
         warnings.warn(msg, KernelWarning, stacklevel=4)

@@ -166,6 +166,8 @@ def refusal(measure, functional):
     return None
 
 
+# In 32 dimensions the points of a Gaussian are so far apart that they miss the bump.
+@pytest.mark.filterwarnings("ignore::otflow.errors.KernelWarning")
 @pytest.mark.filterwarnings("ignore::otflow.errors.BoxWarning")
 @pytest.mark.parametrize("functional", FUNCTIONALS)
 @pytest.mark.parametrize("measure", MEASURES)
