@@ -163,6 +163,8 @@ PAIRS = [
 FUNCTIONALS = {**SINGULAR, **ON_DENSITIES, **ON_POINTS}
 
 
+# The derivatives are those of the nodes, few as they are here.
+@pytest.mark.filterwarnings("ignore::otflow.errors.KernelWarning")
 @pytest.mark.parametrize(("measure", "functional"), PAIRS)
 def test_values_and_derivatives_of_functionals(measure, functional):
     F, make = FUNCTIONALS[functional], ALL[measure]

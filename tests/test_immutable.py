@@ -29,6 +29,7 @@ def schemes_for(measure):
     return [*explicit, of.BirthDeath()] if measure == "grid" else explicit
 
 
+@pytest.mark.filterwarnings("ignore::otflow.errors.BlurWarning")  # on a few cells
 @pytest.mark.parametrize(
     ("measure", "scheme"),
     [(m, s) for m in EDITABLE for s in schemes_for(m)],

@@ -80,8 +80,8 @@ def certify(
     -------
     dict
         ``energy_before``, ``energy_after``, ``decrease``, ``w2``, ``residual``,
-        ``converged``, ``guarantee``, ``bound``, ``certified``, and the entries of
-        the solver's own. A number that is not finite takes ``converged`` and the
+        ``converged``, ``guarantee``, ``bound``, ``certified``, ``noise``, and the
+        entries of the solver's own. A number that is not finite takes ``converged`` and the
         guarantee with it; ``w2``, ``decrease`` and ``bound`` then become None.
 
     Examples
@@ -123,6 +123,7 @@ def certify(
         "guarantee": guarantee,
         "bound": bound if guarantee == "exact" else None,
         "certified": guarantee in CERTIFYING,
+        "noise": noise,
         **own,
     }
 

@@ -116,18 +116,16 @@ def rose(report: Report, noise: float) -> bool | None:
     Returns
     -------
     bool or None
-        Whether ``energy_after`` exceeds ``energy_before``. A certified step has not
-        raised it: its certificate knows the noise of its energies better.
+        Whether ``energy_after`` exceeds ``energy_before`` by more than that, and more
+        than the ``noise`` of a certificate, which knows its energies better.
     """
     if "temperature" in report:
         return False  # noise stands for the entropy, whose energy is not recorded
     parts = [rose(part, noise) for part in report.get("parts", ())]
     if parts:
         return None if all(part is None for part in parts) else any(parts)
-    if report.get("certified") is True:
-        return False
     before, after = report.get("energy_before"), report.get("energy_after")
     if before is None or after is None:
         return None
     a, b = float(before), float(after)
-    return b - a > noise * max(abs(a), abs(b))
+    return b - a > max(noise * max(abs(a), abs(b)), float(report.get("noise", 0.0)))
