@@ -70,7 +70,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
         Stop when the mass at the wrong density is below it: in excess of the bound, or
         unlike :math:`(U^*)'(p)`.
     max_iterations : int
-        Most Newton steps on the grid itself, for each linearisation.
+        Most Newton steps on the grid itself from each start, for each linearisation:
+        up to two starts, and two more of plain steps on a line.
     max_linearisations : int
         Most linearisations of interactions and other terms.
 
