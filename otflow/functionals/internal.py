@@ -254,8 +254,10 @@ class Internal(Functional):
         r"""Return the Legendre transform :math:`U^*(s) = \sup_{r\ge0}\, s r - U(r)`."""
         r = self.conjugate_slope(s)
         inside = r > 0
-        safe = torch.where(inside, r, 1.0)
-        return torch.where(inside, s * r - self._energy(safe), 0.0)
+        r = r[inside]
+        return torch.zeros_like(s).masked_scatter(
+            inside, s[inside] * r - self._energy(r)
+        )
 
     def _energy(self, r: Tensor) -> Tensor:
         """Return U(r)."""

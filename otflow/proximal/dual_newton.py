@@ -92,6 +92,17 @@ def maximise(
         steps, stalled = steps + more, stalled and also
         if not best.residual <= other.residual:
             best = other
+    # On a line the matrix is the exact derivative: plain steps raise the dual to its
+    # end, past kinks of the push-forward that mixing and patience do not pass.
+    is_line = sum(n > 1 for n in problem.box.shape) <= 1
+    for first in (problem.at_rest(), best.pressure) if is_line else ():
+        if best.residual <= tolerance:
+            break
+        other = problem.at(first)
+        other, more, also = _climb(problem, other, tolerance, limit, plain=True)
+        steps, stalled = steps + more, stalled and also
+        if not best.residual <= other.residual:
+            best = other
     return best, steps, stalled and not best.residual <= tolerance
 
 

@@ -108,7 +108,8 @@ def dual_value(
     dual : float or None
         The bound; None if :math:`U^*` is infinite there.
     unseen : float
-        By how much it can be lower for all densities.
+        By how much it can be lower for all densities; infinite where U is known by its
+        sum over cells only.
     """
     box, dt, room = problem.box, problem.dt, problem.room
     is_free = room > 0
@@ -124,20 +125,21 @@ def dual_value(
     try:
         # The best constant makes the mass 1; the bound is concave in it, and any holds.
         shift = problem.constant(s)
-        values = (s, torch.minimum(low, s), torch.maximum(high + unit / 8, s))
-        at, below, above = (
-            problem.internal.conjugate(torch.where(is_free, x - shift, -shift))
-            for x in values
-        )
+        at = problem.internal.conjugate((s - shift)[is_free])
+        loss = float(room[is_free] @ at)
+        dual = gain - shift * float(problem.masses.sum()) - loss
+        if not math.isfinite(dual):
+            return None, math.inf
+        if problem.is_summed:
+            return dual, math.inf
+        ends = (torch.minimum(low, s), torch.maximum(high + unit / 8, s))
+        below, above = (problem.internal.conjugate((x - shift)[is_free]) for x in ends)
     except NonFinite:
         return None, math.inf
-    loss = float((room * at).sum())
-    width = values[2] - values[1]
-    share = (s - values[1]) / torch.where(width > 0, width, 1.0)
-    chord = torch.where(is_free, below + share * (above - below) - at, 0.0)
-    dual = gain - shift * float(problem.masses.sum()) - loss
-    unseen = float((room * chord).sum())
-    return (dual if math.isfinite(dual) else None), max(unseen, 0.0)
+    width = (ends[1] - ends[0])[is_free]
+    share = (s - ends[0])[is_free] / torch.where(width > 0, width, 1.0)
+    chord = below + share * (above - below) - at
+    return dual, max(float(room[is_free] @ chord), 0.0)
 
 
 def _far_from(masses: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
 from otflow.proximal.dual_newton import maximise
 from otflow.proximal.dual_step import is_full, squared_diagonal, step_of
 from otflow.proximal.grid_duality import distance_bound
+from otflow.proximal.own_energy import LocalTerms, taken_cell_by_cell
 from otflow.proximal.pressure import Iterate, PressureProblem, lowest_pressure
 from otflow.proximal.terms import Terms, sort_terms
 
@@ -58,8 +59,10 @@ class BackAndForth(ProximalSolver[GridDensity]):
     itself.
 
     Potentials may be nonconvex; obstacles and walls hold no density; `Entropy` and
-    `PowerEntropy` with m > 1 go as well. Interactions and other terms are linearised,
-    again and again until the density settles.
+    `PowerEntropy` with m > 1 go as well. So does a term that a user wrote as its value
+    only, if its first variation in a cell is :math:`V + U'(\rho)` of that cell and U is
+    convex: this is tried at random densities, and again at the result. Interactions and
+    other terms are linearised, again and again until the density settles.
 
     Parameters
     ----------
@@ -67,7 +70,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
         Stop when the mass at the wrong density is below it: in excess of the bound, or
         unlike :math:`(U^*)'(p)`.
     max_iterations : int
-        Most Newton steps on the grid itself, for each linearisation.
+        Most Newton steps on the grid itself from each start, for each linearisation:
+        up to two starts, and two more of plain steps on a line.
     max_linearisations : int
         Most linearisations of interactions and other terms.
 
@@ -107,11 +111,12 @@ class BackAndForth(ProximalSolver[GridDensity]):
     ``linearisations``
         How often interactions and other terms were linearised; 0 without them.
     ``bound``
-        Where the functional's modulus :math:`\lambda` is known, nothing was linearised
-        and :math:`1 + dt\,\lambda > 0`: :math:`\sqrt{2\,dt\,(\mathrm{gap} + b) / (1 +
-        dt\,\lambda)}`, an upper bound on the W2 distance to the exact step among all
-        densities, some cells at best; the best density that is constant on cells is as
-        close to it, so within twice the bound. b holds what the integral of
+        Where the functional's modulus :math:`\lambda` is known, nothing was linearised,
+        no energy is known by its sum over cells only and :math:`1 + dt\,\lambda > 0`:
+        :math:`\sqrt{2\,dt\,(\mathrm{gap} + b) / (1 + dt\,\lambda)}`, an upper bound on
+        the W2 distance to the exact step among all densities, some cells at best; the
+        best density that is constant on cells is as close to it, so within twice the
+        bound. b holds what the integral of
         :math:`U^*` over cells can exceed its value at the means, by chords, and a
         sixth of the mean second difference of the potential, which is read at the
         centres of cells. In a full room it is the length of the box times the root of
@@ -204,7 +209,18 @@ class BackAndForth(ProximalSolver[GridDensity]):
                 "(PowerEntropy(m), m < 1) is unbounded in vacuum; use GridSinkhorn()"
             )
             raise Unsupported(msg)
-        problem = _problem(terms, mu, dt)
+        taken = taken_cell_by_cell(terms, mu)
+        result = self._step(F, mu, dt, warm, taken)
+        if not taken.hold_at(result.measure.weights.double()):
+            result = self._step(F, mu, dt, warm, LocalTerms(terms, ()))
+        return result
+
+    def _step(
+        self, F: Functional, mu: GridDensity, dt: float, warm: Any, taken: LocalTerms
+    ) -> ProxResult[GridDensity]:
+        """Return the step with these terms."""
+        terms = taken.terms
+        problem = _problem(terms, taken.potential(mu.weights), mu, dt)
         before = float(F.value(mu))
         if not math.isfinite(before):
             msg = f"F is {before} at the measure to step from; start where it is finite"
@@ -224,7 +240,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
             settled = float((step.masses - point.masses).abs().sum())
             if rounds and step.stayed and settled > SETTLED * self.tolerance:
                 guarantee = "none"  # the step of the linearisation raised F
-        else:
+        elif not problem.is_summed:
             V = torch.where(mu.is_free, problem.V, math.nan).reshape(mu.shape)
             masses = step.masses.reshape(mu.shape)
             bound = distance_bound(step.full_gap, masses, V, F.modulus_in(mu.dim), dt)
@@ -319,12 +335,12 @@ class BackAndForth(ProximalSolver[GridDensity]):
         return point, steps, "limit", rounds, problem
 
 
-def _problem(terms: Terms, mu: GridDensity, dt: float) -> PressureProblem:
-    """Return the dual problem, in float64."""
+def _problem(terms: Terms, own: Tensor, mu: GridDensity, dt: float) -> PressureProblem:
+    """Return the dual problem, in float64, with a potential of the cells' own."""
     points, masses = mu.points.double(), mu.weights.double()
     # Without an internal energy: a bound that no density of mass 1 reaches.
     internal = terms.energy or Congestion(2.0 / mu.box.cell_volume)
-    V = torch.where(mu.is_free, terms.V(points).detach(), 0.0)
+    V = torch.where(mu.is_free, terms.V(points).detach() + own, 0.0)
     if not bool(torch.isfinite(V).all()):
         msg = (
             "the potential must be finite at the centres of the free cells; make the "

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from otflow.errors import NonFinite
 from otflow.functionals import Internal
+from otflow.functionals.combined import Combined
 from otflow.measures.box import Box
 from otflow.proximal.multigrid import blocks
+from otflow.proximal.own_energy import OwnEnergy
 from otflow.proximal.push_forward import Sweep, lifted, push_forward
 
 __all__ = ["Iterate", "PressureProblem", "lowest_pressure"]
@@ -91,6 +93,13 @@ class PressureProblem:
     lowest: float
     box: Box
     dt: float
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether U is known by its sum over cells only: that of a user's term."""
+        energy = self.internal
+        parts = energy.parts if isinstance(energy, Combined) else ((1.0, energy),)
+        return any(isinstance(part, OwnEnergy) for _, part in parts)
 
     def potential(self, pressure: Tensor) -> Tensor:
         """Return -V - p, minus infinity in obstacles."""

@@ -19,8 +19,9 @@ from otflow.functionals.combined import combine
 
 __all__ = ["Terms", "sort_terms"]
 
-# A slope of U at the density 1e-300 that no logarithm reaches.
-STEEP = -1e4
+# How many times more U' may fall from the density 1e-150 to 1e-300 than from 1 to
+# 1e-150: a logarithm falls as much.
+STEEP = 4.0
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,10 @@ class Terms:
         """Whether U' falls to minus infinity like a power in vacuum: fast diffusion."""
         if self.internal is None:
             return False
-        r = torch.tensor([1e-300], dtype=torch.float64)
-        return bool(self.internal.slope(r) < STEEP)
+        r = torch.tensor([1e-300, 1e-150, 1.0], dtype=torch.float64)
+        deep, middle, near = self.internal.slope(r).tolist()
+        # Not in units of U, which are those of length.
+        return bool(middle - deep > STEEP * max(near - middle, 0.0))
 
 
 def sort_terms(F: Functional, dim: int | None = None) -> Terms:

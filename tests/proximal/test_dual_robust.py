@@ -583,3 +583,54 @@ def test_a_solve_that_does_not_improve_ends(name, monkeypatch):
     spent = result.iterations >= solver.max_iterations
     assert known["converged"] or known["stalled"] or spent
     assert calls[0] <= 1000
+
+
+def gathered(kind, factor=1.0):
+    """Return a measure on a line, a functional that gathers it, and a step."""
+    if kind == "congestion, nearly full":
+        x = (torch.arange(128, dtype=F64) + 0.5) / 128
+        mu = of.GridDensity(
+            1 + 0.3 * torch.sin(7 * x), 0.0, 1.0, walls=True, normalize=True
+        )
+        most = float(mu.density().max()) * 1.001
+        return mu, of.Potential(lambda x: -2 * x[..., 0]) + of.Congestion(most), 0.002
+
+    def f(x):
+        return factor * (0.05 + torch.exp(-30 * (x[..., 0] - 0.35).square()))
+
+    def V(x):
+        return 2 * (x[..., 0] - 0.6).square() + 4 * x[..., 0].square() - 3 * x[..., 0]
+
+    n, dt, heat = kind
+    mu = of.GridDensity.from_function(f, 0.0, 1.0, n, walls=True, dtype=F64)
+    return mu, of.Potential(lambda x: factor * V(x)) + heat * of.Entropy(), dt
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *[(20, dt, 0.03) for dt in (0.05, 0.1, 0.15, 1.0)],
+        *[(40, dt, 0.1) for dt in (0.05, 0.1, 0.3, 3.0)],
+        (80, 0.25, 0.1),
+        "congestion, nearly full",
+    ],
+)
+def test_a_line_is_solved_past_kinks(kind):
+    mu, F, dt = gathered(kind)
+    known = BackAndForth().solve(F, mu, dt).certificate
+    assert known["converged"]
+    assert known["certified"]
+    # The dual, which no solver need be trusted for, leaves no more than the cells.
+    cells = mu.box.spacing[0] ** 2 / (6 * dt)
+    assert known["gap"] <= 2 * cells + 1e-6
+
+
+@pytest.mark.parametrize("kind", [(20, 0.1, 0.03), (40, 0.1, 0.1), (40, 0.3, 0.1)])
+def test_nor_does_the_last_bit_decide_there(kind):
+    ends = []
+    for factor in (1.0, 1 + 1e-13):
+        mu, F, dt = gathered(kind, factor)
+        ends.append(BackAndForth().solve(F, mu, dt))
+        assert ends[-1].certificate["converged"]
+    change = ends[0].measure.weights - ends[1].measure.weights
+    assert float(change.abs().sum()) <= 1e-5

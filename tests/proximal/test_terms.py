@@ -84,3 +84,11 @@ def test_too_fast_a_diffusion_is_refused_in_its_dimension(factor):
         ValueError, match=r"at most \(d - 2\)/d = 0.333333 in dimension"
     ):
         sort_terms(F, dim=3)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e12])
+def test_fast_diffusion_is_told_in_any_unit(unit):
+    fast = sort_terms(unit * of.PowerEntropy(0.8))
+    assert fast.is_fast
+    for slow in (of.Internal(torch.log), of.PowerEntropy(1.2), of.Congestion(2.0)):
+        assert not sort_terms(unit * slow).is_fast

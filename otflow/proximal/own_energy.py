@@ -1,0 +1,267 @@
+"""A user's terms that see each cell by itself, as a potential and an energy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from otflow.errors import NonFinite
+from otflow.functionals import Functional, Internal, PowerEntropy
+from otflow.functionals.combined import Combined, combine
+from otflow.measures import GridDensity
+from otflow.proximal.terms import Terms
+
+__all__ = ["LocalTerms", "OwnEnergy", "OwnTerm", "taken_cell_by_cell"]
+
+# Log densities from the least to the largest at which a term is read.
+RUNGS, EMPTIEST = 128, -225.0
+# Densities of the trials lie so far, in powers of 10, around the mean.
+AROUND = (-3.0, 1.0)
+# Slopes that are equal are so to this share of the largest: round-off of a long sum.
+ALIKE = 1e-10
+# The slope of an entropy is a logarithm, and that of a power is one, to this share.
+EXACT = 1e-10
+# U' in vacuum may lie so many times deeper than one e-fold below the mean: 225 for the
+# entropy, far more for fast diffusion, which has no bounded pressure.
+DEEPEST = 1e4
+# Random densities at which a term is tried.
+TRIALS = 2
+# At the result the model is the term to this share of the slopes, in cells that hold
+# more than this share of the largest density.
+HELD, EMPTY = 1e-9, 1e-9
+# Relative step of a central difference.
+STEP = torch.finfo(torch.float64).eps ** (1 / 3)
+
+
+class _Cells:
+    """The first variation of a term at densities of the free cells, in float64."""
+
+    def __init__(self, G: Functional, mu: GridDensity) -> None:
+        self.G, self.volume = G, mu.box.cell_volume
+        self.mu = mu.detach()._with_each(_wide)
+        self.cells = mu.is_free.nonzero().reshape(-1)
+        self.mean = 1.0 / (self.volume * len(self.cells))
+
+    def measure(self, r: Tensor) -> GridDensity:
+        """Return the measure of these densities, of any sum."""
+        masses = torch.zeros_like(self.mu.weights)
+        masses[self.cells] = (r * self.volume).clamp_min(torch.finfo(r.dtype).tiny)
+        return self.mu.with_free_weights(masses)
+
+    def slope(self, r: Tensor) -> Tensor:
+        """Return the first variation in the free cells."""
+        found = self.G.first_variation(self.measure(r)).detach()[self.cells]
+        if found.dtype != r.dtype or not bool(torch.isfinite(found).all()):
+            msg = f"the first variation of {self.G!r} is not finite, or not in float64"
+            raise NonFinite(msg)
+        return found
+
+    def value(self, r: Tensor) -> float:
+        """Return the value."""
+        return float(self.G.value(self.measure(r)).detach())
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
+
+
+class OwnEnergy(Internal):
+    r"""The part of a user's term that is a function of the density, :math:`\int U`.
+
+    U' at a density is the term's own first variation in a cell of that density, less
+    the potential V; any densities are read at once, one in each cell. U'' is their
+    difference quotient. U itself is known by its sum only, from the term's value: each
+    cell is given the same share per unit of mass.
+
+    Parameters
+    ----------
+    cells : _Cells
+        The term.
+    V : Tensor, shape (free cells,)
+        Its potential.
+    """
+
+    def __init__(self, cells: _Cells, V: Tensor) -> None:
+        super().__init__(self._per_mass)
+        self.cells, self.V = cells, V
+        # No density of mass 1 is above it.
+        self.max_density = 2.0 / cells.volume
+        self.at_zero = cells.value(torch.zeros_like(V))
+
+    def slope(self, r: Tensor) -> Tensor:
+        """Return U'(r) at densities r of any number."""
+        n, flat = len(self.V), r.reshape(-1)
+        parts = []
+        for part in torch.split(flat, n):
+            placed = torch.full_like(self.V, self.cells.mean)
+            placed[: len(part)] = part
+            parts.append((self.cells.slope(placed) - self.V)[: len(part)])
+        found: Tensor = torch.cat(parts) if parts else torch.zeros_like(flat)
+        return found.reshape(r.shape)
+
+    def curvature(self, r: Tensor) -> Tensor:
+        """Return U''(r), by a difference quotient."""
+        above, below = self.slope((1 + STEP) * r), self.slope((1 - STEP) * r)
+        quotient: Tensor = (above - below) / (2 * STEP * r)
+        return quotient.clamp_min(0.0)
+
+    def _per_mass(self, r: Tensor) -> Tensor:
+        """Return the sum of U over densities r, in equal shares per unit of mass."""
+        n, total = len(self.V), 0.0
+        for part in torch.split(r.reshape(-1), n):
+            placed = torch.zeros_like(self.V)
+            placed[: len(part)] = part
+            linear = self.cells.volume * float(self.V @ placed)
+            total += self.cells.value(placed) - self.at_zero - linear
+        mass = self.cells.volume * float(r.sum())
+        return torch.full_like(r, total / mass if mass > 0 else 0.0)
+
+    def __repr__(self) -> str:
+        return f"OwnEnergy({self.cells.G!r})"
+
+
+@dataclass(frozen=True)
+class OwnTerm:
+    """A user's term as a potential, an entropy and another energy.
+
+    Parameters
+    ----------
+    cells : _Cells
+        The term.
+    V : Tensor, shape (free cells,)
+        The potential.
+    temperature : float
+        The factor of the entropy.
+    energy : Internal or None
+        The other energy.
+    """
+
+    cells: _Cells
+    V: Tensor
+    temperature: float = 0.0
+    energy: Internal | None = None
+
+    def holds_at(self, masses: Tensor) -> bool:
+        """Return whether V + U' is the first variation at these masses of all cells."""
+        r = masses[self.cells.cells] / self.cells.volume
+        held = r > EMPTY * r.max()
+        try:
+            own, safe = self.cells.slope(r)[held], r[held]
+        except NonFinite:
+            return False
+        model = self.V[held] + self.temperature * (safe.log() + 1)
+        if self.energy is not None:
+            model = model + self.energy.slope(safe)
+        size = float(torch.maximum(own.abs(), self.V[held].abs()).max())
+        size += self.temperature * float(safe.log().abs().max())
+        return float((own - model).abs().max()) <= HELD * size
+
+
+@dataclass(frozen=True)
+class LocalTerms:
+    """Terms in which those that see each cell by itself are internal energies.
+
+    Parameters
+    ----------
+    terms : Terms
+        The terms.
+    own : tuple of OwnTerm
+        Those of a user that became a part of `terms`, but for their potentials.
+    """
+
+    terms: Terms
+    own: tuple[OwnTerm, ...]
+
+    def potential(self, like: Tensor) -> Tensor:
+        """Return the sum of the potentials of a user's terms, (n,), in float64."""
+        V = torch.zeros_like(like, dtype=torch.float64)
+        for term in self.own:
+            V[term.cells.cells] += term.V
+        return V
+
+    def hold_at(self, masses: Tensor) -> bool:
+        """Return whether all terms of a user are what they were taken for."""
+        return all(term.holds_at(masses) for term in self.own)
+
+
+def taken_cell_by_cell(terms: Terms, mu: GridDensity) -> LocalTerms:
+    """Return the terms with those of a user that see each cell by itself made local."""
+    found, rest = [], []
+    for c, term in terms.others:
+        own = _own_term(c * term, mu)
+        if own is None:
+            rest.append((c, term))
+        else:
+            found.append(own)
+    parts = [] if terms.internal is None else [(1.0, terms.internal)]
+    parts += [(1.0, own.energy) for own in found if own.energy is not None]
+    changed = replace(
+        terms,
+        others=tuple(rest),
+        temperature=terms.temperature + sum(own.temperature for own in found),
+        internal=combine(parts),
+    )
+    return LocalTerms(changed, tuple(found))
+
+
+def _own_term(G: Functional, mu: GridDensity) -> OwnTerm | None:
+    """Return a term by cells; None if it is not one, or not convex in the density.
+
+    Its first variation in a cell must be V + U'(density of that cell): the same
+    whatever the other cells hold, and U' the same in all cells. Both are tried at
+    random densities.
+    """
+    try:
+        cells = _Cells(G, mu)
+        flat = torch.full_like(cells.mu.weights[cells.cells], cells.mean)
+        level = cells.slope(flat)
+        generator = torch.Generator().manual_seed(0)
+        low, high = AROUND
+        for _ in range(TRIALS):
+            power, coin = torch.rand(2, len(flat), generator=generator).to(level)
+            order = torch.randperm(len(flat), generator=generator).to(level.device)
+            r = cells.mean * 10 ** (low + (high - low) * power)
+            some = coin < 0.5
+            slope = cells.slope(r)
+            mixed = cells.slope(torch.where(some, r, flat))
+            turned = cells.slope(r[order])
+            noise = ALIKE * float(torch.maximum(level.abs(), slope.abs()).max())
+            alone = (mixed - torch.where(some, slope, level)).abs().max()
+            alike = ((turned - level) - (slope - level)[order]).abs().max()
+            if not (float(alone) <= noise and float(alike) <= noise):
+                return None
+        return _by_its_slope(cells, level)
+    except (NonFinite, RuntimeError, TypeError, ValueError):
+        return None  # it refuses such densities, or float64
+
+
+def _by_its_slope(cells: _Cells, level: Tensor) -> OwnTerm | None:
+    """Return the term from its slope where all cells hold the mean density."""
+    energy = OwnEnergy(cells, level - level.mean())
+    middle, top = math.log(cells.mean), math.log(energy.max_density)
+    logs = torch.linspace(EMPTIEST, top, RUNGS).to(level)
+    slope = energy.slope(logs.exp())
+    few = level.new_tensor([middle, middle - 1, EMPTIEST, top])
+    at, below, least, most = energy.slope(few.exp()).tolist()
+    noise = ALIKE * (float(level.abs().max()) + abs(at))
+    if float((slope.cummax(0).values - slope).max()) > noise:
+        return None
+    if at - least > DEEPEST * (at - below) + noise:
+        return None
+    if most - least <= noise:
+        return OwnTerm(cells, level)
+    factor = (most - least) / (top - EMPTIEST)
+    straight = at + factor * (logs - middle)
+    if float((slope - straight).abs().max()) <= EXACT * (most - least) + noise:
+        return OwnTerm(cells, level - factor * (middle + 1), temperature=factor)
+    if top > middle and most > at > least:
+        power = round(math.log((most - least) / (at - least)) / (top - middle), 9)
+        line = least + (most - least) * (power * (logs - top)).exp()
+        if power > 0 and float((slope - line).abs().max()) <= EXACT * (most - least):
+            factor = (most - least) / math.exp(power * top) * power / (power + 1)
+            alone = Combined([(factor, PowerEntropy(power + 1))], math.inf)
+            return OwnTerm(cells, energy.V + least, energy=alone)
+    return OwnTerm(cells, energy.V, energy=energy)
