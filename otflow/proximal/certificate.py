@@ -81,8 +81,8 @@ def certify(
     dict
         ``energy_before``, ``energy_after``, ``decrease``, ``w2``, ``residual``,
         ``converged``, ``guarantee``, ``bound``, ``certified``, ``noise``, and the
-        entries of the solver's own. A number that is not finite takes ``converged`` and the
-        guarantee with it; ``w2``, ``decrease`` and ``bound`` then become None.
+        entries of the solver's own. A number that is not finite takes ``converged`` and
+        the guarantee with it; ``w2``, ``decrease`` and ``bound`` then become None.
 
     Examples
     --------
