@@ -86,7 +86,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
 
     ``energy_before``, ``energy_after``, ``decrease``
         F at both ends, which never increases, and F(before) - F(after) - w2^2 / (2 dt),
-        without linearisations at least -``gap``.
+        without linearisations at least -``gap``. Where mass moves by less than a cell
+        it may be negative, as half a cell is as far as the grid shows; the guarantee is
+        ``"none"`` then.
     ``w2``
         An upper bound of the distance between both ends, the cost of a plan; the
         distance itself in 1-D.
@@ -125,7 +127,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
         ``"exact"``: within ``bound`` of the step. ``"optimal"``: the objective is
         within ``gap`` of its minimum. ``"stationary"``: so for the last linearisation,
         or where an energy has no conjugate. ``"none"``: not converged, the energy
-        rose, the decrease is negative, or the last linearisation raised F.
+        rose, the decrease is negative beyond round-off and what the tolerance leaves,
+        or the last linearisation raised F.
     ``certified``
         Whether the guarantee is not ``"none"``.
 

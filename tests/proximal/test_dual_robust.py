@@ -489,15 +489,14 @@ def check_bounds(seed):
     return claimed
 
 
-@pytest.mark.parametrize("seed", [3, 4, 7, 8, 9, 13])
+@pytest.mark.parametrize("seed", [3, 6, 7, 8, 9, 13])
 def test_the_bound_holds_against_a_finer_grid(seed):
     assert check_bounds(seed) == 2
 
 
 @pytest.mark.slow
 def test_most_bounds_are_claimed_and_all_hold():
-    # 58 of 80: the dual stalls under an entropy where cells are empty, and on the finer
-    # grid in four of the steps of a porous medium.
+    # 64 of 80: the dual stalls in some steps, and others win less than they cost.
     assert sum(check_bounds(seed) for seed in range(40)) >= 50
 
 
@@ -634,3 +633,25 @@ def test_nor_does_the_last_bit_decide_there(kind):
         assert ends[-1].certificate["converged"]
     change = ends[0].measure.weights - ends[1].measure.weights
     assert float(change.abs().sum()) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("n", [10, 20, 40])
+def test_a_step_that_wins_less_than_it_costs_claims_nothing(n, dtype):
+    """By a tenth of a cell: what passes a face is spread over the next cell."""
+    rho = torch.zeros(n, dtype=dtype)
+    rho[n // 5] = 1.0
+    mu = of.GridDensity(rho, 0.0, 1.0, walls=True, normalize=True)
+    most = 1.2 * float(mu.density().max())
+    F = of.Potential(lambda x: -x[..., 0], modulus=0.0) + of.Congestion(most)
+    known = BackAndForth().solve(F, mu, 0.1 / n).certificate
+    assert known["converged"]
+    assert known["energy_after"] < known["energy_before"]
+    assert known["decrease"] < 0
+    assert known["guarantee"] == "none"
+    assert known["bound"] is None
+    # A step of two cells is worth its way.
+    known = BackAndForth().solve(F, mu, 2.0 / n).certificate
+    assert known["converged"]
+    assert known["decrease"] > 0
+    assert known["guarantee"] == "exact"
