@@ -76,7 +76,7 @@ def test_a_step_of_order_two_bears_no_entry_of_its_half(solver):
     assert info["converged"]
     assert not info["fallback"]
     (half,) = info["stages"]
-    own = {"energy", "iterations", "fallback", "stages"}
+    own = {"energy", "iterations", "fallback", "stages", "noise"}
     own |= {"solver", "dt", "order", "modulus"}
     assert set(info) == own | set(WORDS)
     assert set(half) > set(WORDS)
