@@ -100,11 +100,7 @@ def gaussian_nodes(dim: int, nodes: int | None = None) -> Nodes:
         raise ValueError(msg)
     if nodes is None:
         nodes = max(LOW_DISCREPANCY, 1 << (PER_DIMENSION * dim - 1).bit_length())
-    count = non_negative_int(nodes, "nodes", minimum=2 * dim + 2)
-    if count % 2:
-        msg = f"nodes must be even, they come in pairs z, -z; got {count}"
-        raise ValueError(msg)
-    return _antithetic(dim, count)
+    return _antithetic(dim, _even(nodes, 2 * dim + 2))
 
 
 def finer_nodes(dim: int, nodes: int) -> Nodes:
@@ -132,11 +128,16 @@ def finer_nodes(dim: int, nodes: int) -> Nodes:
     """
     if dim > TENSOR_DIM:
         return gaussian_nodes(dim, nodes)
-    per_axis = non_negative_int(nodes, "nodes", minimum=8)
-    if per_axis % 2:
-        msg = f"nodes must be even, they come in pairs z, -z; got {per_axis}"
+    return _trapezoidal(dim, _even(nodes, 8))
+
+
+def _even(nodes: int, minimum: int) -> int:
+    """Check a number of nodes that come in pairs."""
+    count = non_negative_int(nodes, "nodes", minimum=minimum)
+    if count % 2:
+        msg = f"nodes must be even, they come in pairs z, -z; got {count}"
         raise ValueError(msg)
-    return _trapezoidal(dim, per_axis)
+    return count
 
 
 def integrate_energy(e: Ground, logs: Tensor, weights: Tensor) -> Tensor:

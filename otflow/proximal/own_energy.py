@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -93,14 +94,19 @@ class OwnEnergy(Internal):
 
     def slope(self, r: Tensor) -> Tensor:
         """Return U'(r) at densities r of any number."""
-        n, flat = len(self.V), r.reshape(-1)
-        parts = []
-        for part in torch.split(flat, n):
-            placed = torch.full_like(self.V, self.cells.mean)
-            placed[: len(part)] = part
-            parts.append((self.cells.slope(placed) - self.V)[: len(part)])
-        found: Tensor = torch.cat(parts) if parts else torch.zeros_like(flat)
+        parts = [
+            (self.cells.slope(placed) - self.V)[:count]
+            for placed, count in self._placed(r, self.cells.mean)
+        ]
+        found: Tensor = torch.cat(parts) if parts else torch.zeros_like(r)
         return found.reshape(r.shape)
+
+    def _placed(self, r: Tensor, rest: float) -> Iterator[tuple[Tensor, int]]:
+        """Yield densities of all cells that hold those of r in turn, and how many."""
+        for part in torch.split(r.reshape(-1), len(self.V)):
+            placed = torch.full_like(self.V, rest)
+            placed[: len(part)] = part
+            yield placed, len(part)
 
     def curvature(self, r: Tensor) -> Tensor:
         """Return U''(r), by a difference quotient."""
@@ -110,10 +116,8 @@ class OwnEnergy(Internal):
 
     def _per_mass(self, r: Tensor) -> Tensor:
         """Return the sum of U over densities r, in equal shares per unit of mass."""
-        n, total = len(self.V), 0.0
-        for part in torch.split(r.reshape(-1), n):
-            placed = torch.zeros_like(self.V)
-            placed[: len(part)] = part
+        total = 0.0
+        for placed, _ in self._placed(r, 0.0):
             linear = self.cells.volume * float(self.V @ placed)
             total += self.cells.value(placed) - self.at_zero - linear
         mass = self.cells.volume * float(r.sum())
