@@ -95,6 +95,8 @@ class Gaussian(Measure):
     ValueError
         If a shape is wrong, an entry is not finite, the covariance is not symmetric or
         not positive definite, or the dtype is a half precision.
+    MemoryError
+        If the nodes of all axes do not fit into the memory.
     TypeError
         If the kind or dtype of an argument is wrong; nothing is cast.
 
@@ -188,6 +190,8 @@ class Gaussian(Measure):
         ------
         ValueError
             If `nodes` is too small or odd.
+        MemoryError
+            If the nodes of all axes, `nodes` to the power d, do not fit into memory.
 
         Examples
         --------
