@@ -14,7 +14,9 @@ import otflow as of
         lambda k: of.Gaussian(torch.zeros(3), torch.eye(3), nodes=k),
         lambda k: of.Gaussian(torch.zeros(2), torch.eye(2)).refined(k),
         lambda k: of.Gaussian(torch.zeros(9), torch.eye(9), nodes=k**3),
-        lambda k: of.GridDensity.from_function(lambda x: x[:, 0], 0, 1, (k, k, k)),
+        lambda k: of.GridDensity.from_function(
+            lambda x: x[:, 0], 0, 1, (k, k, k), walls=True
+        ),
     ],
 )
 def test_what_does_not_fit_into_the_memory_is_refused_before_it_starts(
