@@ -179,8 +179,8 @@ class RadialKernel(ABC):
 def _is_even(x: Tensor, centred: Tensor) -> bool:
     """Return whether no point is too far away for the distances of the others.
 
-    The sums of x_j times a slope cancel to those of x_i - x_j. The error is the round-off
-    of the largest |x|, which must be that of most distances.
+    The sums of x_j times a slope cancel to those of x_i - x_j. The error is the
+    round-off of the largest |x|, which must be that of most distances.
     """
     n = len(x)
     shifts = [x.roll(k, 0) - x for k in PAIRED if k < n]
