@@ -135,15 +135,25 @@ class FiniteVolume(ProximalSolver[GridDensity]):
 
     r all densities of the same mass below the bound, so "optimal" is proved.
 
+    Interactions are part of the same minimisation. Their second derivative
+    :math:`\sum_k s_k\, r_k r_k^T` has few modes where the kernel is smooth, and always
+    in small rooms; with k of them a system asks for k solutions more, not for another
+    factorisation.
+    With all :math:`s_k > 0` the problem is convex, and the gap proves it as well. Else
+    F is replaced by its tangent in the gap, which tells a critical point; where a
+    combination of modes bends down more than all else bends up, Newton's step along
+    it is turned round, so the barrier's objective falls. If such a step fails, or ends
+    higher than it began, and for other terms of a user, F is linearised in rounds.
+
     Parameters
     ----------
     tolerance : float
         Stop when the duality gap, in units of a typical difference of the first
-        variation of F's local part, is below it, and the mass that the next Newton
-        step would move as well, or falls no more by round-off.
+        variation of what Newton's method knows of F, is below it, and the mass that the
+        next Newton step would move as well, or falls no more by round-off.
     max_iterations : int
-        Most linear systems, for each attempt at a step; with nonlocal terms, for each
-        round, and 12 times as many in all.
+        Most linear systems, for each attempt at a step; in rounds, for each of them,
+        and 12 times as many in all.
     max_halvings : int
         How often a step that fails is halved.
 
@@ -171,29 +181,33 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         at obstacles; the new masses are the old ones less their outflow.
     ``residual``, ``converged``
         The duality gap, in the unit above, and without convergence the mass that
-        Newton's next step would move if that is more; with nonlocal terms also what the
-        change of their first variation would move. And whether it met the tolerance.
+        Newton's next step would move if that is more; with ``rounds`` also what the
+        change of the first variation would move. And whether it met the tolerance.
     ``gap``
         A proved bound on the objective (F and the cost of the fluxes) above the least,
         up to round-off and to a bound on the density that is a thousandth of the
-        tolerance higher. None with ``rounds``, or where the step was divided.
+        tolerance higher. None with ``rounds``, with interactions that are not convex in
+        the masses, or where the step was divided.
     ``divided_into``
         Into how many steps this one was divided, as Newton's method failed: 1 for none.
     ``rounds``
-        Linearisations of interactions and other terms; 0 without them, and 1 where
-        each cell's part of them depends on its own density only.
+        Linearisations of terms that Newton's method does not know: 0 for interactions,
+        unless their modes need more than 5e6 numbers; 1 for terms of a user where each
+        cell's part depends on its own density only.
     ``device``
         "cpu": the linear systems are SciPy's. Densities on another device are copied
-        there and back, once a step; functions of the points and of the density are
-        called on the device of the measure.
+        there and back, once a step; functions of the points and of the density and
+        interactions are called on the device of the measure.
     ``guarantee``
         ``"optimal"``: the least objective, to the tolerance. ``"stationary"``: a
-        critical point, with interactions and other terms. ``"stages"``: each of the
+        critical point, with interactions that are not convex in the masses, such as
+        attraction, and with terms of a user. ``"stages"``: each of the
         ``divided_into`` has one of these. ``"none"``: not converged, or the energy
         rose.
 
     Time O(n^1.5) a linear system in the plane, O(n^2) in space; memory O(n log n) and
-    O(n^(4/3)), n the number of cells.
+    O(n^(4/3)), n the number of cells. With k modes O(k n log n + k^2 n + k^3) more time
+    in the plane, and O(k n) more memory. A flow finds them once.
 
     Examples
     --------
