@@ -1,5 +1,7 @@
 """Interactions in steps by finite volumes: Newton's method takes them whole."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import otflow as of
 from otflow.proximal import FiniteVolume
 from otflow.proximal import finite_volume_coupling as couplings
 from otflow.proximal.finite_volume_coupling import coupling_of
+from otflow.proximal.finite_volume_step import Local
 
 F64 = torch.float64
 
@@ -192,6 +195,81 @@ def test_a_bound_on_the_density_holds_beside_interactions(name, dtype):
         assert result.certificate["certified"]
         assert float(result.measure.density().max()) <= most
         mu, warm = result.measure, result.warm
+
+
+class Height(of.Functional):
+    """A user's own functional: only its value."""
+
+    def value(self, mu):
+        return (mu.expectation(lambda x: x[..., 0]) - 0.2).square()
+
+
+class Heat(of.Functional):
+    """The entropy as a user writes it."""
+
+    def value(self, mu):
+        rho = mu.density().clamp_min(torch.finfo(mu.dtype).tiny)
+        return 0.3 * (mu.weights * rho.log()).sum()
+
+
+@pytest.mark.parametrize("name", ["wide repulsion", "wide attraction"])
+@pytest.mark.parametrize("other", [Height(), Heat()], ids=["Height", "Heat"])
+def test_interactions_beside_terms_of_a_user(name, other):
+    mu = random_start(torch.Generator().manual_seed(6), (7, 5), 1.0, wall=True)
+    known = of.Potential(lambda x: x[..., 0]) + 0.1 * of.Entropy()
+    F = known + 2.0 * KERNELS[name][0] + other
+    result = FiniteVolume().solve(F, mu, 0.05)
+    assert result.certificate["converged"]
+    assert result.certificate["rounds"] > 0
+    assert result.certificate["guarantee"] == "stationary"
+    assert imbalance(F, mu, result, 0.05) < 1e-3
+    if isinstance(other, Heat):
+        twin = known + 2.0 * KERNELS[name][0] + 0.3 * of.Entropy()
+        same = FiniteVolume().solve(twin, mu, 0.05)
+        assert same.certificate["converged"]
+        change = (same.measure.weights - result.measure.weights).abs().sum()
+        assert float(change) < 1e-5
+
+
+def test_a_step_of_attraction_that_rises_is_done_again_in_rounds(monkeypatch):
+    mu = random_start(torch.Generator().manual_seed(2), (8, 6), 1.0)
+    F = 0.5 * of.Entropy() + KERNELS["wide attraction"][0]
+    whole = FiniteVolume().solve(F, mu, 0.1)
+    monkeypatch.setattr(Local, "rises", lambda *_: True)
+    again = FiniteVolume().solve(F, mu, 0.1)
+    assert whole.certificate["converged"]
+    assert again.certificate["converged"]
+    assert whole.certificate["rounds"] == 0 < again.certificate["rounds"]
+    assert again.iterations > whole.iterations
+    change = (whole.measure.weights - again.measure.weights).abs().sum()
+    assert float(change) < 1e-5
+
+
+def test_a_move_rises_if_its_objective_does():
+    mu = random_start(torch.Generator().manual_seed(2), (8, 6), 1.0)
+    result = FiniteVolume().solve(KERNELS["wide attraction"][0], mu, 0.1)
+    assert result.certificate["converged"]
+    local, move = result.warm.local, result.warm.move
+    assert not local.rises(move)
+    worth = local.energy(local.source) - local.objective(move)
+    assert worth > 0
+    assert local.rises(replace(move, kinetic=move.kinetic + 1.01 * worth))
+
+
+@pytest.mark.parametrize("name", ["wide repulsion", "repulsion by a logarithm"])
+def test_the_gap_bounds_the_objective_of_a_sharper_solve(name):
+    mu = random_start(torch.Generator().manual_seed(7), (8, 6), 1.0, wall=True)
+    F = 0.1 * of.Entropy() + 5.0 * KERNELS[name][0]
+    ends = [FiniteVolume(tolerance=t).solve(F, mu, 1.0) for t in (1e-2, 1e-4, 1e-9)]
+    assert all(end.certificate["converged"] for end in ends)
+    reached = [
+        end.certificate["energy_after"] + end.certificate["dissipation"] for end in ends
+    ]
+    for objective, end in zip(reached, ends, strict=True):
+        gap = end.certificate["gap"]
+        assert gap > 0
+        assert objective - gap <= min(reached) + 1e-12
+    assert ends[-1].certificate["gap"] < 1e-7
 
 
 # The modes ----------------------------------------------------------------------------
