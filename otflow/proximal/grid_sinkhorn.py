@@ -211,6 +211,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
             energy_before=before,
             converged=converged,
             duality=self.certify,
+            memory=self.memory,
         )
         result["iterations"] = iterations
         if not converged and not result["energy_after"] <= before:
