@@ -28,8 +28,9 @@ SHARP = 0.03
 FINER = 0.1
 # Growth of L where a round fails, and its fall where the model was too steep by SLACK.
 GROWTH, SLACK = 2.0, 2.5
-# First L beside the largest curvature, which few steps meet; the least L that grows.
-FIRST, LEAST = 0.2, 1e-3
+# First L beside the largest curvature, which few steps meet; the least L that grows, in
+# units of the energy that changes a density by a factor of e.
+FIRST, LEAST = 0.2, 0.05
 # Rounds, and failures of one round, at most.
 ROUNDS, MOST_FAILURES = 400, 40
 # Power iterations for the first L, and the relative change of masses that they try.
@@ -220,7 +221,7 @@ def minimise_nonlocal(
         elif plain and fits:  # only the error of the local step can be to blame
             failures, finer = failures + 1, FINER * finer
         elif plain:
-            failures, L = failures + 1, max(GROWTH * L, 1.1 * ratio, LEAST)
+            failures, L = failures + 1, max(GROWTH * L, 1.1 * ratio, LEAST / scale)
         anderson.forget()
         y, plain = last, True
     if best is None:
@@ -255,8 +256,8 @@ class _Rounds:
         return y.slope - L * (_finite(y.log) + 1.0)
 
     def noise(self, *values: float) -> float:
-        """Return the round-off of a sum of these."""
-        return ROUND_OFF * self.eps * max(1.0, *map(abs, values))
+        """Return the round-off of a sum of these, and of what changes a density."""
+        return ROUND_OFF * self.eps * max(1 / self.scale, *map(abs, values))
 
     def compare(self, y: _Point, nu: _Point, L: float) -> tuple[float, bool]:
         """Return the L that the step from y to nu asked for, and whether L is enough.

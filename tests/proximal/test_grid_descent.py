@@ -319,6 +319,53 @@ def test_what_is_not_smooth_beside_the_entropy_ends_and_is_told(name):
     assert report["energy_after"] <= report["energy_before"] + 1e-9
 
 
+# Nothing rests on the units -----------------------------------------------------------
+
+
+def in_units(name, length, energy):
+    """Return a family of hard steps in other units."""
+    V = of.Potential(lambda x: 0.5 * energy * square(x / length))
+    if name == "attraction":
+        W = lambda z: -50 * energy * torch.exp(-square(z / length) / 0.5)
+        return of.Interaction(W) + V + energy * length * SQUARE
+    if name == "repulsion":
+        W = lambda z: 50 * energy * torch.exp(-square(z / length) / 0.02)
+        return of.Interaction(W) + V + energy * H
+    second = lambda mu: mu.expectation(lambda x: square(x / length))
+    return User(lambda mu: 20 * energy * second(mu) ** 2) + energy * H
+
+
+@pytest.mark.parametrize("energy", [1e6, 1e-6])
+@pytest.mark.parametrize("length", [1.0, 1e3, 1e-3])
+@pytest.mark.parametrize("name", ["attraction", "repulsion", "spread"])
+def test_positions_and_energies_in_other_units_give_the_same_iterates(
+    name, length, energy
+):
+    found = []
+    for x, e in ((1.0, 1.0), (length, energy)):
+        mu, F = bell(0.5 * x, 0.1 * x, 2.5 * x), in_units(name, x, e)
+        dt, eps = 0.1 * x * x / e, 0.01 * x * x
+        problem = posed(F, mu, dt, eps)
+        found.append(
+            minimise_nonlocal(
+                problem.terms.nonlocal_part,
+                mu,
+                Local(problem, None, 16),
+                start=positive_start(problem),
+                scale=dt / eps,
+                tolerance=TOLERANCE,
+                budget=600,
+            )
+        )
+    own, other = found
+    assert own.converged
+    assert other.converged
+    assert own.rounds == other.rounds
+    assert own.spent == other.spent
+    assert own.residual == pytest.approx(other.residual, rel=1e-3)
+    assert difference(own.step.measure, other.step.measure) < 1e-8
+
+
 # Nothing rests on the last bit --------------------------------------------------------
 
 
