@@ -24,6 +24,8 @@ TEMPORARY = 2**21
 ROWS, CELLS = 64, 16
 # Standard deviations beyond which a path by a wall does not count beside a direct one.
 FAR = 9.0
+# Logarithm of what does not count beside another: below round-off over 1e10 cells.
+UNSEEN = 64.0
 # Part of the exponents of a dtype that the kernel may range over within a block.
 RANGE = 0.9
 
@@ -106,10 +108,13 @@ class LongAxis:
         steep = self.h * self.h / self.eps * CELLS * (self.reach + ROWS)
         if steep < RANGE * math.log(torch.finfo(rows.dtype).max):
             return self._log_apply_wide(rows)
-        places = torch.arange(-self.reach, self.n + self.reach, device=rows.device)
-        seen, alpha = self._mirrored(places), self.h * self.h / (2 * self.eps)
+        alpha = self.h * self.h / (2 * self.eps)
+        # The image of cell k is further from all cells than k: by 2 k + 1 squares.
+        seen = min(self.reach, math.ceil(UNSEEN / (2 * alpha)))
+        places = torch.arange(-seen, self.n + seen, device=rows.device)
+        cells = self._mirrored(places)
         at = places.to(torch.float64)
-        out = [log_convolve(v[seen], at, self.n, alpha, TEMPORARY) for v in rows]
+        out = [log_convolve(v[cells], at, self.n, alpha, TEMPORARY) for v in rows]
         return torch.stack(out) - self._log_total
 
     def _log_apply_wide(self, rows: Tensor) -> Tensor:
