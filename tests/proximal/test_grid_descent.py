@@ -189,10 +189,7 @@ def starts(half):
         yield bell(0.3 + 0.5 * width, (center - 0.5) * 0.2 * half, half)
 
 
-# The attraction at dt = 1 is left out: in the widest box 2 of 20 starts do not converge
-# and are flagged, and the median is 260 evaluations.
-FLAT = {("attraction", 1.0)}
-HARD = [(name, dt) for name in FAMILIES for dt in STEPS if (name, dt) not in FLAT]
+HARD = [(name, dt) for name in FAMILIES for dt in STEPS]
 
 
 @pytest.mark.slow
@@ -207,15 +204,6 @@ def test_families_of_hard_steps(name, dt, half):
         spent.append(result.iterations)
     assert statistics.median(spent) <= 250
     assert max(spent) <= 600
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "dt"), sorted(FLAT))
-def test_a_flat_minimum_is_found_or_flagged(name, dt):
-    mu, F = next(iter(starts(2.0))), FAMILIES[name]
-    known = GridSinkhorn().solve(F, mu, dt).certificate
-    assert known["certified"] == known["converged"]
-    assert known["energy_after"] <= known["energy_before"]
 
 
 @pytest.mark.parametrize(("half", "start"), [(2.0, 1), (2.5, 0), (3.0, 2)])
