@@ -412,6 +412,7 @@ def test_steps_that_lost_too_little_for_their_length_give_no_estimate():
         time_error([short], inner=False)
 
 
+@pytest.mark.filterwarnings("ignore::otflow.errors.BlurWarning")  # and it is told
 def test_the_estimate_on_a_coarse_grid_is_near_that_of_exact_steps():
     F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
     F = F + 0.2 * of.Entropy()
