@@ -80,6 +80,8 @@ def blur_of(
     wider = _with_wider_kernel(problem, found, memory)
     blur = blur if wider is None else _distance(nu, wider, own)
     step = _distance(nu, problem.source, phi - own)
+    # Both ends are known to a share of their mass, over about the spread of it.
+    unsure += max(found.residual, UNSURE) * _spread(nu)
     return blur, blur > MOST_BLUR * step + unsure
 
 
@@ -132,6 +134,12 @@ def _distance(nu: GridDensity, other: GridDensity, psi: Tensor) -> float:
     slope = max(_length(nu, psi), _length(other, psi))
     along = gain / slope if slope > 0 else 0.0
     return max(along, distance_along_axes(nu, other))
+
+
+def _spread(nu: GridDensity) -> float:
+    """Return the distance of a density from its mean."""
+    x = nu.points - nu.weights @ nu.points
+    return float((nu.weights @ x.square().sum(-1)).sqrt())
 
 
 def _potential(problem: Scaling, log_a: Tensor, log_nu: Tensor) -> Tensor:
