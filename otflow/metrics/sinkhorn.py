@@ -74,7 +74,8 @@ def sinkhorn_divergence(
     ------
     ValueError
         If a number is out of range, the blur is lost in the round-off of the dtype, the
-        measures differ in dimension or device, or a point is not finite.
+        square of the reach is lost in the range of float64 (below 1e-140), the measures
+        differ in dimension or device, or a point is not finite.
     TypeError
         If dtypes differ, or a measure is not made of atoms.
     MemoryError
