@@ -9,7 +9,7 @@ from torch import Tensor
 
 from otflow._autodiff import gradient
 from otflow._typing import ArrayLike
-from otflow._validation import as_points, check_like, check_option
+from otflow._validation import as_points, check_finite, check_like, check_option
 from otflow.errors import Unsupported
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.units import Unit
@@ -49,6 +49,12 @@ def nngp_kernel(
     Tensor, shape (n, k)
         The kernel, detached: its derivative is infinite where x = z.
 
+    Notes
+    -----
+    Computed in float64, from angles and lengths, without cancellation: right to the
+    round-off of the directions of x and z, which the arcsine may magnify by the
+    length of the smaller. Time O(n k d), memory O(n k).
+
     Examples
     --------
     >>> import torch, otflow as of
@@ -56,7 +62,8 @@ def nngp_kernel(
     tensor([[0.5000, 0.1592],
             [0.1592, 0.5000]])
     """
-    return _kernels(activation, X, Z, bias)[0]
+    value, _, dtype = _kernels(activation, X, Z, bias)
+    return value.to(dtype)
 
 
 def ntk_kernel(
@@ -89,6 +96,12 @@ def ntk_kernel(
     Tensor, shape (n, k)
         The kernel, detached.
 
+    Notes
+    -----
+    Computed in float64, from angles and lengths, without cancellation: right to the
+    round-off of the directions of x and z, which for erf the root may magnify by the
+    length of the smaller. Time O(n k d), memory O(n k).
+
     Examples
     --------
     >>> import torch, otflow as of
@@ -96,8 +109,8 @@ def ntk_kernel(
     tensor([[1.0000, 0.1592],
             [0.1592, 1.0000]])
     """
-    value, slopes, dot = _kernels(activation, X, Z, bias)
-    return value + dot * slopes
+    value, slopes, dtype = _kernels(activation, X, Z, bias)
+    return (value + slopes).to(dtype)
 
 
 def empirical_ntk(
@@ -133,6 +146,8 @@ def empirical_ntk(
     ------
     Unsupported
         If the network has several outputs, or is not a `TwoLayer`.
+    NonFinite
+        If the kernel overflows the dtype of the data.
 
     Examples
     --------
@@ -157,7 +172,9 @@ def empirical_ntk(
         x, z = network._inputs(X), network._inputs(Z)
         (h, s), (k, t) = (_value_and_slope(network, y @ w.T) for y in (x, z))
         outer = (h * mu.weights) @ k.T
-        return outer + (x @ z.T) * ((s * (mu.weights * a[:, 0].square())) @ t.T)
+        kernel = outer + (x @ z.T) * ((s * (mu.weights * a[:, 0].square())) @ t.T)
+    check_finite(kernel, "the empirical tangent kernel")
+    return kernel
 
 
 def _value_and_slope(network: TwoLayer, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,23 +198,59 @@ def _pair(X: ArrayLike, Z: ArrayLike | None) -> tuple[Tensor, Tensor]:
 
 def _kernels(
     activation: str, X: ArrayLike, Z: ArrayLike | None, bias: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return E[phi phi], E[phi' phi'] and x.z."""
+) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Return E[phi phi] and x.z E[phi' phi'] in float64, and the dtype of the data."""
     check_option(activation, "activation", ("erf", "relu"))
-    same = Z is None
     X, Z = _pair(X, Z)
-    dot = X @ Z.T + float(bias)
-    x, z = ((y.square().sum(1) + float(bias)) for y in (X, Z))
+    (p, u), (q, v) = (_polar(y.double(), bias) for y in (X, Z))
+    # The angle by Kahan's formula: a cosine near 1 or -1 has lost half of its digits.
+    mode = "donot_use_mm_for_euclid_dist"
+    apart = torch.cdist(u, v, compute_mode=mode)
+    across = torch.cdist(u, -v, compute_mode=mode)
+    cosine = u @ v.T
     if activation == "erf":
-        square = (1 + 2 * x)[:, None] * (1 + 2 * z)
-        value = (2 / math.pi) * torch.asin((2 * dot / square.sqrt()).clamp(-1, 1))
-        return value, (4 / math.pi) * (square - 4 * dot.square()).rsqrt(), dot
-    norms = x.sqrt()[:, None] * z.sqrt()
-    # Round-off takes the cosine out of [-1, 1]; the zero vector has no angle, and its
-    # kernels are zero by the other factors.
-    cosine = (dot / norms.clamp_min(torch.finfo(X.dtype).tiny)).clamp_(-1, 1)
-    if same:
-        cosine.fill_diagonal_(1.0)
-    angle = torch.acos(cosine)
-    value = norms / (2 * math.pi) * (angle.sin() + (math.pi - angle) * cosine)
-    return value, (math.pi - angle) / (2 * math.pi), dot
+        return *_erf(p, q, cosine, 0.5 * apart * across), X.dtype
+    # To the opposite direction; the zero vector has no angle, but factors 0.
+    rest = 2.0 * torch.atan2(across, apart)
+    half = p[:, None] * q / (2.0 * math.pi)
+    return half * _arc(rest), half * cosine * rest, X.dtype
+
+
+def _polar(y: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
+    """Return the norms of rows, with a last entry 1 if biased, and their directions."""
+    if bias:
+        y = torch.cat([y, y.new_ones(len(y), 1)], dim=1)
+    largest = y.abs().amax(dim=1)
+    # Scaled first, a square can neither overflow nor be lost.
+    y = y / largest.masked_fill(largest == 0, 1.0)[:, None]
+    norms = y.norm(dim=1)
+    return largest * norms, y / norms.masked_fill(norms == 0, 1.0)[:, None]
+
+
+def _erf(p: Tensor, q: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
+    """Return 2/pi times the arcsine and its tangent.
+
+    Over (1 + 2 p^2)(1 + 2 q^2), the determinant is a sum of squares: 1 + 2 p^2 + 2 q^2
+    + 4 p^2 q^2 sin^2, where nothing cancels.
+    """
+    flat, steep = [], []
+    for norm in (p, q):
+        x = math.sqrt(2.0) * norm
+        flat.append(1.0 / torch.hypot(torch.ones_like(x), x))
+        steep.append(x * flat[-1])
+    both = steep[0][:, None] * steep[1]
+    either = torch.hypot(steep[0][:, None] * flat[1], flat[0][:, None] * steep[1])
+    rest = torch.hypot(flat[0][:, None] * flat[1], both * sine)
+    opposite, adjacent = both * cosine, torch.hypot(either, rest)
+    scale = 2.0 / math.pi
+    return scale * torch.atan2(opposite, adjacent), scale * (opposite / adjacent)
+
+
+def _arc(r: Tensor) -> Tensor:
+    """Return sin r - r cos r, to its own digits for r near 0 too, where it is r^3/3."""
+    square = r.square()
+    # The alternating series, of terms (-1)^(k + 1) 2k r^(2k + 1) / (2k + 1)!.
+    series = torch.zeros_like(r)
+    for k in range(10, 0, -1):
+        series = 2.0 * k / math.factorial(2 * k + 1) - square * series
+    return torch.where(r < 1.0, r * square * series, r.sin() - r * r.cos())

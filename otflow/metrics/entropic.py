@@ -8,6 +8,10 @@ The problem is the maximum over potentials f, g of
 
 with :math:`\phi(f) = f` where no mass may be destroyed
 :cite:p:`peyre2019computational`. Every mass is positive and every tensor float64.
+
+Steps are measured by the unit :math:`\varepsilon\rho / (\varepsilon + \rho)` of the
+potentials, the smaller of both: masses depend on :math:`f / \rho`, so that for
+:math:`\rho \ll \varepsilon` a potential known to a share of epsilon is not known.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from otflow.metrics.curvature import Curvature
 
 __all__ = ["Entropy", "Outcome", "noise"]
 
-# A Newton step below this share of epsilon leaves an error of about its square.
+# A Newton step below this share of the unit leaves an error of about its square.
 STEP = 1e-7
 # The marginals of masses of sum 1 hold to round-off.
 EXACT = 1e-14
@@ -37,8 +41,8 @@ MAX_AVERAGED = 400
 class Outcome(NamedTuple):
     """Potentials and what was reached.
 
-    ``step`` is the last change of the potentials over epsilon, ``residual`` the sum of
-    the errors of the marginals, and ``sweeps`` counts evaluations of a soft minimum.
+    ``step`` is the last change of the potentials over their unit, ``residual`` the sum
+    of the errors of the marginals, and ``sweeps`` counts evaluations of a soft minimum.
     """
 
     f: Tensor
@@ -61,10 +65,25 @@ class Entropy:
         """How much of the soft minimum is taken, rho / (rho + epsilon)."""
         return 1.0 / (1.0 + self.epsilon * self.inverse_rho)
 
+    @property
+    def bend(self) -> float:
+        """What damping leaves, epsilon / (rho + epsilon), without cancellation."""
+        return self.epsilon * self.inverse_rho * self.damping
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether f + t, g - t is as good as f, g, up to round-off."""
+        return self.bend < 1e-13
+
+    @property
+    def unit(self) -> float:
+        """The scale of the potentials, epsilon rho / (epsilon + rho)."""
+        return self.epsilon * self.damping
+
     def potential(self, cost: Tensor, g: Tensor, b: Tensor) -> Tensor:
         """Return the best f for a g: a soft minimum over the columns of the cost."""
         rows = (g - cost) / self.epsilon + b.log()
-        return -self.epsilon * self.damping * rows.logsumexp(1)
+        return -self.unit * rows.logsumexp(1)
 
     def shares(self, cost: Tensor, g: Tensor, b: Tensor) -> Tensor:
         """Return where each row sends its mass, of row sums 1."""
@@ -91,8 +110,8 @@ class Entropy:
         for count in range(1, MAX_AVERAGED + 1):  # noqa: B007 - reported
             change = (self.potential(cost, f, a) - f) * (2.0 / 3.0)
             f = f + change
-            step = float(change.abs().max()) / self.epsilon
-            if step <= 1e-12 * (1.0 + float(f.abs().max()) / self.epsilon):
+            step = float(change.abs().max()) / self.unit
+            if step <= 1e-14 * (1.0 + float(f.abs().max()) / self.unit):
                 break
         return Outcome(f, f, step, step, count, count)
 
@@ -137,21 +156,28 @@ def noise(sums: Tensor) -> Tensor:
     return torch.finfo(sums.dtype).eps * sums * signs
 
 
+def _sizes(*parts: Tensor) -> tuple[Tensor, ...]:
+    return tuple(part.abs() for part in parts)
+
+
 def _newton(
     units: Entropy, cost: Tensor, a: Tensor, b: Tensor, g: Tensor, tolerance: float
 ) -> Outcome:
     """Maximise the semi-dual in g, where f is the best for g: concave, smooth.
 
     A step changes no potential by more than a radius, which follows the steps that
-    raised the semi-dual; only such steps are taken.
+    raised the semi-dual; only such steps are taken. Moves are in the unit of the
+    potentials, in which the curvature has entries of the size of the masses.
     """
-    eps = units.epsilon
+    eps, unit = units.epsilon, units.unit
 
-    def evaluate(g: Tensor) -> tuple[float, Tensor]:
+    def evaluate(g: Tensor) -> tuple[float, float, Tensor]:
         f = units.potential(cost, g, b)
-        return float(a @ units.worth(f, eps) + b @ units.worth(g)), f
+        parts = a * units.worth(f, eps), b * units.worth(g)
+        height, size = (float(p.sum() + q.sum()) for p, q in (parts, _sizes(*parts)))
+        return height, 1e-15 * (eps + size), f
 
-    (height, f), used = evaluate(g), 1
+    (height, round_off, f), used = evaluate(g), 1
     step, residual, radius, count = float("inf"), float("inf"), 4.0, 0
     for count in range(1, MAX_NEWTON + 1):  # noqa: B007 - reported
         shares = units.shares(cost, g, b)
@@ -163,22 +189,21 @@ def _newton(
             break
         curvature = Curvature(
             shares,
-            rows * (units.damping / eps),
-            units.inverse_rho * kept + sums / eps,
-            is_singular=units.inverse_rho == 0.0,
+            rows * units.damping**2,
+            units.bend * kept + units.damping * sums,
+            is_singular=units.is_flat,
         )
         solve = curvature.solver()
         if residual <= EXACT:
             # What is left is round-off: how far would it move the potentials?
-            step = float(solve(noise(sums), 4.0 * eps).abs().max()) / eps
+            step = float(solve(noise(sums), 4.0).abs().max())
             break
-        round_off = 1e-15 * (1.0 + abs(height))
         while True:
-            move = solve(slope, radius * eps)
-            new_step = float(move.abs().max()) / eps
-            new_height, new_f = evaluate(g + move)
+            move = solve(slope, radius)
+            new_step = float(move.abs().max())
+            new_height, new_round_off, new_f = evaluate(g + unit * move)
             used += 1
-            expected = float(slope @ move)
+            expected = unit * float(slope @ move)
             # Where a rise cannot be seen any more the quadratic model is trusted.
             blind = expected <= round_off and new_step <= 1.0
             good = new_height - height >= 0.1 * expected or blind
@@ -190,5 +215,5 @@ def _newton(
         step = new_step
         if step >= 0.5 * radius:
             radius = min(4.0 * radius, 1e6)
-        g, f, height = g + move, new_f, new_height
+        g, f, height, round_off = g + unit * move, new_f, new_height, new_round_off
     return Outcome(f, g, step, residual, count, used + count)

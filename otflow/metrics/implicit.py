@@ -125,7 +125,7 @@ class _Newton:
     rows: Tensor
     full: tuple[Tensor, Tensor]
     solver: Callable[[Tensor, float], Tensor]
-    epsilon: float
+    units: Entropy
     columns: Tensor
 
     @classmethod
@@ -135,23 +135,23 @@ class _Newton:
         a, f, b, g = a[full[0]], mu.f[full[0]], b[full[1]], nu.f[full[1]]
         eps = units.epsilon
         plan = _plan(eps, a, b, f, g, cost[full[0]][:, full[1]])
-        # Of phi, -eps phi'' = (eps / rho) exp(-f / rho).
-        bend = eps * units.inverse_rho
-        rows = plan.sum(1) + bend * a * units.kept(f)
-        columns = plan.sum(0) + bend * b * units.kept(g)
+        # Times the unit, so that entries are of the size of the masses. Of phi,
+        # -unit phi'' = bend exp(-f / rho).
+        sums = units.damping * plan.sum(1)
+        rows = sums + units.bend * a * units.kept(f)
+        columns = units.damping * plan.sum(0) + units.bend * b * units.kept(g)
         shares = plan / plan.sum(1, keepdim=True)
-        weights = plan.sum(1).square() / rows
-        curvature = Curvature(shares, weights, columns, units.inverse_rho == 0.0)
-        ratio = plan.sum(1) / rows
-        return cls(
-            shares * ratio[:, None], rows, full, curvature.solver(), eps, columns
-        )
+        curvature = Curvature(shares, sums * (sums / rows), columns, units.is_flat)
+        ratio = sums / rows
+        solver = curvature.solver()
+        return cls(shares * ratio[:, None], rows, full, solver, units, columns)
 
     def __call__(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return the potentials that answer slopes; round-off may not decide them."""
         if not (bool(u.any()) or bool(v.any())):
             return torch.zeros_like(u), torch.zeros_like(v)
-        r, s = self.epsilon * u[self.full[0]], self.epsilon * v[self.full[1]]
+        unit = self.units.unit
+        r, s = unit * u[self.full[0]], unit * v[self.full[1]]
         f, g = self._answer(r, s)
         size = max(float(f.abs().max()), float(g.abs().max()))
         spread = self.columns * float(
@@ -161,7 +161,7 @@ class _Newton:
         if not (error <= DETERMINED * size or size == 0) or not size < float("inf"):
             msg = (
                 f"second derivatives of the Sinkhorn divergence are not determined at "
-                f"the blur {self.epsilon**0.5:.3g}, where parts of the measures "
+                f"the blur {self.units.epsilon**0.5:.3g}, where parts of the measures "
                 f"exchange no mass; take a larger blur"
             )
             raise NotConverged(msg, info={"error": error / size})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -80,11 +81,10 @@ def quotient_distance(
     sigma, choice = _match(theta, xi, ground, symmetry)
     x = symmetry.canonical(theta)
     y = _aligned(symmetry, xi, sigma, choice)
-    if ground is None:
-        squares = (x - y).square().sum(1)
-    else:
-        squares = _distances(ground, x, y).diagonal().square()
-    return root(squares.mean() if normalize else squares.sum())
+    moves = x - y if ground is None else _distances(ground, x, y).diagonal()[:, None]
+    unit = _unit(moves)
+    squares = (moves / unit).square().sum(1)
+    return unit * root(squares.mean() if normalize else squares.sum())
 
 
 def best_matching(
@@ -179,15 +179,28 @@ def _match(
     """Return the permutation, and which image of each matched neuron is nearest."""
     x = symmetry.canonical(theta.detach())
     images = symmetry.orbit(symmetry.canonical(xi.detach()))
-    if ground is None and len(images) == 1:
-        sigma = assignment(x, images[0])
-        return sigma, torch.zeros_like(sigma)
+    if ground is None:
+        unit = _unit(x, *images)
+        x, images = x / unit, [image / unit for image in images]
+        if len(images) == 1:
+            sigma = assignment(x, images[0])
+            return sigma, torch.zeros_like(sigma)
     check_pairs(len(images) * len(x), len(x), x.device)
     costs = torch.stack([_cost(ground, x, image) for image in images])
     best = costs.min(dim=0)
     sigma = match(best.values.contiguous())
     choice = best.indices[torch.arange(len(sigma)), sigma]
     return sigma.to(x.device), choice.to(x.device)
+
+
+def _unit(*clouds: Tensor) -> float:
+    """Return the power of two below the largest entry, for squares within range.
+
+    Such a factor costs no digits, and no matching depends on it.
+    """
+    largest = max(float(z.detach().abs().max()) for z in clouds)
+    lowest = max(largest, float(torch.finfo(clouds[0].dtype).tiny))
+    return 2.0 ** (math.frexp(lowest)[1] - 1)
 
 
 def _cost(ground: GroundMetric | None, x: Tensor, y: Tensor) -> Tensor:

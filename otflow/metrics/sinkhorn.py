@@ -24,9 +24,12 @@ STAGE = 0.7
 # Pairs that take about a minute on one core.
 DENSE_LIMIT = 5000**2
 # What counts as converged: the sum of the errors of the marginals, which bounds those
-# of the value and of the velocity; and the error of the potentials over epsilon.
+# of the value and of the velocity; and the error of the potentials over their unit,
+# which is that of the first variation over epsilon.
 RESIDUAL = 1e-8
 POTENTIALS = 1e-2
+# Of reach and of reach / blur, whose squares are divided by.
+LEAST_REACH = 1e-140
 
 
 def sinkhorn_divergence(
@@ -71,7 +74,8 @@ def sinkhorn_divergence(
     ------
     ValueError
         If a number is out of range, the blur is lost in the round-off of the dtype, the
-        measures differ in dimension or device, or a point is not finite.
+        square of the reach is lost in the range of float64 (below 1e-140), the measures
+        differ in dimension or device, or a point is not finite.
     TypeError
         If dtypes differ, or a measure is not made of atoms.
     MemoryError
@@ -112,7 +116,7 @@ def sinkhorn_divergence(
     diameter = float((upper - lower).norm())
     _check_blur(blur, diameter, p.points.dtype)
     _check_size(len(p.points), len(q.points), p.points.device)
-    inverse_rho = 0.0 if reach is None else 1.0 / reach / reach
+    inverse_rho = 0.0 if reach is None else _inverse_square(reach, blur)
     units = Entropy(blur * blur, inverse_rho)
     first, second = _Side.of(p), _Side.of(q)
     return _divergence(units, first, second, _blurs(blur, diameter, scaling)).to(
@@ -294,6 +298,19 @@ def _check_size(n: int, m: int, device: torch.device) -> None:
         )
         raise MemoryError(msg)
     check_memory(80 * pairs, what, cure, device)
+
+
+def _inverse_square(reach: float, blur: float) -> float:
+    """Return 1 / reach^2, refused where it, or blur^2 / reach^2, overflows."""
+    least = LEAST_REACH * max(1.0, blur)
+    if reach < least:
+        msg = (
+            f"reach = {reach:g} is too small: its square is lost in the range of "
+            f"float64; take at least {least:.2g}, which differs in no digit from "
+            f"reach -> 0"
+        )
+        raise ValueError(msg)
+    return 1.0 / reach / reach
 
 
 def _check_blur(blur: float, diameter: float, dtype: torch.dtype) -> None:

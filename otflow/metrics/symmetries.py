@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from otflow._validation import check_option, non_negative_int
+from otflow._validation import check_finite, check_option, non_negative_int
 
 __all__ = ["Scale", "Sign", "Symmetry", "Trivial", "of_activation"]
 
@@ -102,7 +102,25 @@ class Scale(Symmetry):
         self.outputs = non_negative_int(outputs, "outputs", minimum=1)
 
     def canonical(self, theta: Tensor) -> Tensor:
-        r"""Return each neuron balanced, :math:`|a| = |(w, b)|`."""
+        r"""Return each neuron balanced, :math:`|a| = |(w, b)|`.
+
+        Parameters
+        ----------
+        theta : Tensor, shape (N, p)
+            Neurons, of any finite size: no norm or ratio overflows or is lost.
+
+        Returns
+        -------
+        Tensor, shape (N, p)
+            In the graph of `theta`.
+
+        Raises
+        ------
+        ValueError
+            If there are no input weights.
+        NonFinite
+            If a balanced weight exceeds the range of the dtype.
+        """
         if theta.shape[1] <= self.outputs:
             msg = (
                 f"neurons of {theta.shape[1]} parameters have no input weights beside "
@@ -110,17 +128,25 @@ class Scale(Symmetry):
             )
             raise ValueError(msg)
         a, w = theta[:, : self.outputs], theta[:, self.outputs :]
-        # .norm has gradient 0 at 0, where a root of squares has NaN.
-        size_a, size_w = a.norm(dim=1), w.norm(dim=1)
-        dead = (size_a == 0) | (size_w == 0)
-        ratio = size_w.masked_fill(dead, 1.0) / size_a.masked_fill(dead, 1.0)
-        root = ratio.sqrt()[:, None]
-        balanced = torch.cat([a * root, w / root], dim=1)
-        return balanced.masked_fill(dead[:, None], 0.0)
+        dead = ((a == 0).all(dim=1) | (w == 0).all(dim=1))[:, None]
+        # Directions times sqrt|a| sqrt|w|: the ratio |w| / |a| may overflow.
+        (u, p), (v, q) = (_polar(y.masked_fill(dead, 1.0)) for y in (a, w))
+        balanced = torch.cat([u * p * q, v * q * p], dim=1).masked_fill(dead, 0.0)
+        check_finite(balanced, "a balanced weight")
+        return balanced
 
     def orbit(self, theta: Tensor) -> list[Tensor]:
         """Return the balanced neurons as they are."""
         return [theta]
+
+
+def _polar(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return directions of rows that are not zero, and the roots of their norms."""
+    # Divided by the largest entry first: then no square overflows or is lost.
+    largest = y.detach().abs().amax(dim=1, keepdim=True)
+    y = y / largest
+    norms = y.norm(dim=1, keepdim=True)
+    return y / norms, norms.sqrt() * largest.sqrt()
 
 
 def of_activation(name: str, outputs: int = 1) -> Symmetry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -98,6 +99,88 @@ def test_the_diagonal_is_exact_and_finite():
             rows = torch.cat([size * X, -size * X])
             assert torch.isfinite(ntk(name, rows, rows.clone())).all()
     assert float(nngp("relu", torch.zeros(1, 2))) == 0
+
+
+# Round-off ----------------------------------------------------------------------------
+
+
+def exact_kernels(name, x, z, bias):
+    """Return both kernels of two rows, the Gram determinant without round-off."""
+    x, z = ([Fraction(float(v)) for v in row] + [Fraction(1)] * bias for row in (x, z))
+    xx, zz, dot = (
+        sum((a * b for a, b in zip(u, v, strict=True)), Fraction(0))
+        for u, v in ((x, x), (z, z), (x, z))
+    )
+    if name == "erf":
+        root = math.sqrt((1 + 2 * xx) * (1 + 2 * zz) - 4 * dot * dot)
+        value = 2 / math.pi * math.atan2(2 * dot, root)
+        return value, value + float(dot) * 4 / math.pi / root
+    # sin r - r cos r as the integral of r sin r, where nothing cancels.
+    rest = math.atan2(math.sqrt(xx * zz - dot * dot), -dot)
+    arc = integrate.quad(lambda r: r * math.sin(r), 0, rest, epsabs=0, epsrel=1e-13)[0]
+    value = math.sqrt(xx * zz) / (2 * math.pi) * arc
+    return value, value + float(dot) * rest / (2 * math.pi)
+
+
+def pairs_of_inputs(seed, dtype):
+    """Return rows that are anyhow, nearly equal, nearly opposite, parallel, or zero."""
+    g = torch.Generator().manual_seed(seed)
+    size, other, near = (
+        10.0 ** float(lo + (hi - lo) * torch.rand((), generator=g))
+        for lo, hi in ((-8, 8), (-8, 8), (-16, 0))
+    )
+    d = 1 + seed % 4
+    u, v = torch.randn(2, 1, d, generator=g, dtype=torch.float64)
+    x = (size * u).to(dtype)
+    bent = x.double() * (1 + near * v)
+    rows = other * v, bent, -bent, 3 * x, torch.zeros_like(x)
+    return x, torch.cat([row.to(dtype) for row in rows])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["relu", "erf"])
+def test_kernels_have_their_own_digits_at_any_length_and_angle(name, dtype):
+    # Inputs of lengths 1e-8 to 1e8. Lengths and products are rounded to eps; so are
+    # directions, to which erf answers by the length of the shorter input. Of float32
+    # only the result is rounded.
+    eps, wide = torch.finfo(dtype).eps, torch.finfo(torch.float64).eps
+    for seed, bias in itertools.product(range(40), (False, True)):
+        x, Z = pairs_of_inputs(seed, dtype)
+        found = torch.cat([kernel(name, x, Z, bias=bias) for kernel in (nngp, ntk)])
+        for z, row in zip(Z, found.T, strict=True):
+            p, q = (math.hypot(float(y.double().norm()), bias) for y in (x, z))
+            for got, right in zip(row, exact_kernels(name, x[0], z, bias), strict=True):
+                error = wide * p * q
+                if name == "erf":
+                    error = wide * (1 + min(p, q)) * (abs(right) + min(1.0, p * q))
+                assert abs(float(got) - right) <= eps * abs(right) + 4 * error
+
+
+def test_images_of_ordinary_size_have_a_finite_kernel_in_float32():
+    X = 200 * torch.rand(3, 784, generator=torch.Generator().manual_seed(0))
+    K = ntk("erf", X)
+    expected = torch.tensor([2065.6, 2047.8, 2058.9])
+    torch.testing.assert_close(K.diagonal(), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(K, ntk("erf", X.double()).float())
+
+
+def test_the_longest_inputs_that_are_accepted_have_a_kernel():
+    # At x = z, sqrt(1 + 4 |x|^2) is 2 |x| and the arcsine is pi / 2.
+    for dtype, size in ((torch.float32, 9e14), (torch.float64, 9e149)):
+        X = torch.full((2, 1), size, dtype=dtype)
+        ones = torch.ones(2, 2, dtype=dtype)
+        torch.testing.assert_close(nngp("erf", X), ones)
+        torch.testing.assert_close(ntk("erf", X), 2 / math.pi * size * ones)
+        torch.testing.assert_close(ntk("relu", X) / size, size * ones)
+
+
+def test_an_empirical_kernel_beyond_the_dtype_is_refused_and_smaller_data_cure_it():
+    network = TwoLayer("relu", bias=False)
+    mu = of.Particles(torch.full((2, 2), 9e14))
+    with pytest.raises(of.errors.NonFinite, match="empirical tangent kernel is inf"):
+        empirical(network, mu, torch.full((1, 1), 9e14))
+    x = torch.ones(1, 1)
+    torch.testing.assert_close(empirical(network, mu, x), 2 * 8.1e29 * x)
 
 
 # A2, A3: the output of a random network -----------------------------------------------

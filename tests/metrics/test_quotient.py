@@ -126,6 +126,17 @@ def same_function(theta, xi, activation, outputs=None):
     return float((a - b).abs().max())
 
 
+def log_norm(y):
+    """Return the logarithms of the norms of rows, in float64."""
+    largest = y.double().abs().amax(1)
+    return largest.log() + (y.double() / largest[:, None]).norm(dim=1).log()
+
+
+def direction(y):
+    y = y / y.abs().amax(1, keepdim=True)
+    return y / y.norm(dim=1, keepdim=True)
+
+
 class TestSymmetries:
     @pytest.mark.parametrize("activation", ["tanh", "erf"])
     def test_sign(self, activation):
@@ -156,6 +167,97 @@ class TestSymmetries:
         theta, xi = normal(20, 5), normal(20, 5, seed=1)
         assert float(quotient_distance(theta, xi, symmetry=Scale())) > 0.3
         assert float(quotient_distance(theta, -theta, symmetry=Scale())) > 0.3
+
+    @pytest.mark.parametrize(
+        ("dtype", "low", "high"),
+        [(torch.float32, -44, 38), (torch.float64, -300, 300)],
+    )
+    @pytest.mark.parametrize("outputs", [1, 2])
+    def test_scale_balances_weights_of_any_size(self, dtype, low, high, outputs):
+        """Against logarithms: log |a| = log |w|, their sum kept, directions kept."""
+        g = torch.Generator().manual_seed(outputs)
+
+        def weights(count):
+            powers = low + (high - low) * torch.rand(400, 1, generator=g).double()
+            signs = torch.randn(400, count, generator=g, dtype=torch.float64)
+            return (10.0**powers * signs / signs.abs().amax(1, keepdim=True)).to(dtype)
+
+        a, w = weights(outputs), weights(3)
+        theta = torch.cat([a, w], dim=1)
+        balanced = Scale(outputs).canonical(theta)
+        root = 0.5 * (log_norm(a) + log_norm(w))
+        # A weight that is a subnormal number has few digits.
+        tiny = math.log(torch.finfo(dtype).tiny / torch.finfo(dtype).eps)
+        seen = root > tiny
+        assert int(seen.sum()) > 300
+        for part, before in zip(
+            balanced.split([outputs, 3], dim=1), (a, w), strict=True
+        ):
+            assert torch.isfinite(part).all()
+            found = log_norm(part[seen])
+            torch.testing.assert_close(
+                found, root[seen], rtol=0, atol=1e3 * torch.finfo(dtype).eps
+            )
+            torch.testing.assert_close(
+                direction(part[seen]),
+                direction(before[seen]),
+                rtol=0,
+                atol=8 * torch.finfo(dtype).eps,
+            )
+
+    def test_a_subnormal_output_weight_does_not_overflow(self):
+        theta = torch.tensor([[1e-40, 1.0], [1.0, 2.0]])
+        canonical = Scale().canonical(theta)
+        torch.testing.assert_close(
+            canonical[0], torch.full((2,), 1e-20), rtol=1e-4, atol=0
+        )
+        wide = Scale().canonical(torch.tensor([[1e-310, 1.0]], dtype=torch.float64))
+        torch.testing.assert_close(
+            wide, torch.full_like(wide, 1e-155), rtol=1e-10, atol=0
+        )
+        xi = torch.tensor([[1.0, 1.0], [0.5, 1.0]])
+        # Balanced, (0, 0) and sqrt(2) (1, 1) against (1, 1) and sqrt(1/2) (1, 1).
+        value = float(quotient_distance(theta, xi, symmetry=Scale()))
+        expected = math.sqrt((2 * 0.5 + 2 * (2**0.5 - 1) ** 2) / 2)
+        assert value == pytest.approx(expected, rel=1e-6)
+        aligned = align(theta, theta.flip(0), symmetry=Scale())
+        torch.testing.assert_close(aligned, canonical, rtol=1e-6, atol=0)
+
+    def test_the_gradient_of_a_balanced_neuron_is_finite_at_any_size(self):
+        # For one input, a' = sign(a) sqrt|a w|, of slope sqrt(|w / a|) / 2 in a.
+        a, w = 10.0 ** torch.tensor([[-150.0, 3], [0, 0], [140, -140]]).double().T
+        theta = torch.stack([a, w], dim=1).requires_grad_()
+        (slope,) = torch.autograd.grad(Scale().canonical(theta)[:, 0].sum(), theta)
+        torch.testing.assert_close(
+            slope[:, 0], 0.5 * (w.sqrt() / a.sqrt()), rtol=1e-13, atol=0
+        )
+        torch.testing.assert_close(
+            slope[:, 1], 0.5 * (a.sqrt() / w.sqrt()), rtol=1e-13, atol=0
+        )
+
+    def test_what_exceeds_the_dtype_balanced_is_refused(self):
+        with pytest.raises(of.errors.NonFinite, match="balanced weight is inf"):
+            Scale().canonical(torch.full((1, 9), 3e38))
+
+    @pytest.mark.parametrize("symmetry", [None, Sign(), Scale()])
+    @pytest.mark.parametrize(
+        ("dtype", "units"),
+        [
+            (torch.float32, [-120, -60, 46]),
+            (torch.float64, [-1000, -500, 490]),
+        ],
+    )
+    def test_distance_and_matching_scale_with_the_unit(self, symmetry, dtype, units):
+        x, y = normal(9, 3, dtype=dtype), normal(9, 3, seed=1, dtype=dtype)
+        value = float(quotient_distance(x, y, symmetry=symmetry))
+        sigma = best_matching(x, y, symmetry=symmetry)
+        for power in units:
+            unit = 2.0**power
+            scaled = quotient_distance(unit * x, unit * y, symmetry=symmetry)
+            assert float(scaled) == pytest.approx(unit * value, rel=1e-5, abs=0)
+            assert torch.equal(
+                best_matching(unit * x, unit * y, symmetry=symmetry), sigma
+            )
 
     def test_dead_neurons_are_one(self):
         theta = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]], dtype=torch.float64)
