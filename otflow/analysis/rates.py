@@ -92,6 +92,17 @@ def exponential_rate(
 
 
 def _numbers(values: Any, name: str) -> Tensor:
+    try:
+        numbers = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        msg = (
+            f"{name} must be a sequence of real numbers ({error}); convert it, e.g. "
+            f"[float(x) for x in {name}]"
+        )
+        raise TypeError(msg) from error
+    if numbers.is_complex():
+        msg = f"{name} must be real numbers, got {numbers.dtype}; take .real of them"
+        raise TypeError(msg)
     numbers = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
     if numbers.ndim != 1 or len(numbers) < 2:
         msg = f"{name} must be at least two numbers, got shape {tuple(numbers.shape)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -164,12 +164,27 @@ class Quantiles(Measure):
         n: int,
         *,
         grading: float = 1.0,
+        around: Sequence[float] = (),
         dtype: torch.dtype | None = None,
         device: Any = None,
     ) -> Self:
         r"""Return the quantiles of the density proportional to f on an interval.
 
-        By Gauss quadrature and Newton's method: near round-off for smooth f.
+        By Gauss quadrature on panels and Newton's method. A panel is bisected until the
+        rule on it agrees with that on its halves, to 16 units of round-off of the mass
+        on its nearer side. The mass below each quantile (above, in the upper half) is
+        right to :math:`\varepsilon^{2/3}` of itself, 4e-11 in float64 and 2e-5 in
+        float32, and to the round-off of the places themselves; near round-off for
+        smooth f. Where an estimate of the error is above that, it raises.
+
+        What is narrow must be met by an evaluation to be refined. There are eight in
+        each of 4,096 even panels at first: a peak wider than 1e-4 of the interval is
+        met, a narrower one may be missed in silence. Panels shrink from the start
+        towards the ends of the interval, 0, and each place in `around`: name there
+        where f is narrow.
+
+        The cost is about 70,000 evaluations of a smooth f and at most 540 for each
+        quantile, in batches; of a rough f up to 5 million more.
 
         Parameters
         ----------
@@ -185,13 +200,44 @@ class Quantiles(Measure):
             (1-u)^\gamma)`, u = k/n: 1 for equal masses, more for smaller ones at the
             ends. If the density vanishes like :math:`x^p` at the end of its support,
             :math:`\gamma = p + 1` makes lengths comparable.
+        around : sequence of float
+            Places in the interval where f may be narrow, to within a few times its
+            width.
         dtype, device : optional
-            Of the quantiles; torch's defaults if not given.
+            Of the quantiles, and of the points that f is called with; torch's defaults
+            if not given.
+
+        Raises
+        ------
+        ValueError
+            If f is negative, not finite, or 0 wherever it was evaluated, or cells are
+            shorter than the last place of the dtype.
+        NotConverged
+            If f is too rough, or too noisy, for the accuracy above.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> peak = lambda x: torch.exp(-(1e8 * (x[:, 0] - 0.3)).square())
+        >>> mu = of.Quantiles.from_function(
+        ...     peak, 0.0, 1.0, 2, around=(0.3,), dtype=torch.float64
+        ... )
+        >>> round(float(mu.edges[1]), 9)
+        0.3
         """
         like = torch.empty(0, dtype=dtype, device=device)
         masses, levels = graded_masses(n, grading)
-        q = inverse_distribution(f, lower, upper, levels, like)
-        return cls(q.to(like), masses.to(like), normalize=True)
+        q = inverse_distribution(f, lower, upper, levels, like, around).to(like)
+        wrong = q.diff() <= 0
+        if bool(wrong.any()):
+            i = int(wrong.nonzero()[0])
+            msg = (
+                f"cell {i} of {n} at {float(q[i]):.9g} is shorter than the last place "
+                f"of {like.dtype}; take a smaller n, dtype=torch.float64 if it is not, "
+                f"or the origin near there: f of x - {float(q[i]):.9g}"
+            )
+            raise ValueError(msg)
+        return cls(q, masses.to(like), normalize=True)
 
     @classmethod
     def from_quantile(

@@ -77,7 +77,7 @@ def quotient_distance(
     tensor(0.)
     """
     theta, xi = _pair(theta, xi)
-    symmetry = symmetry or Trivial()
+    symmetry = _symmetry(symmetry)
     sigma, choice = _match(theta, xi, ground, symmetry)
     x = symmetry.canonical(theta)
     y = _aligned(symmetry, xi, sigma, choice)
@@ -116,7 +116,7 @@ def best_matching(
     tensor([1, 0])
     """
     theta, xi = _pair(theta, xi)
-    return _match(theta, xi, ground, symmetry or Trivial())[0]
+    return _match(theta, xi, ground, _symmetry(symmetry))[0]
 
 
 def align(
@@ -154,7 +154,7 @@ def align(
             [3., 4.]])
     """
     theta, xi = _pair(theta, xi)
-    symmetry = symmetry or Trivial()
+    symmetry = _symmetry(symmetry)
     return _aligned(symmetry, xi, *_match(theta, xi, ground, symmetry))
 
 
@@ -171,6 +171,19 @@ def _pair(theta: CloudLike, xi: CloudLike) -> tuple[Tensor, Tensor]:
         )
         raise ValueError(msg)
     return x, y
+
+
+def _symmetry(symmetry: Symmetry | None) -> Symmetry:
+    if symmetry is None:
+        return Trivial()
+    if isinstance(symmetry, type) or not isinstance(symmetry, Symmetry):
+        got = symmetry if isinstance(symmetry, type) else type(symmetry)
+        msg = (
+            f"symmetry must be a Symmetry, got {got.__name__}; e.g. "
+            f"otflow.metrics.symmetries.Sign(), or None"
+        )
+        raise TypeError(msg)
+    return symmetry
 
 
 def _match(
@@ -217,11 +230,23 @@ def _aligned(symmetry: Symmetry, xi: Tensor, sigma: Tensor, choice: Tensor) -> T
 
 
 def _distances(ground: GroundMetric, x: Tensor, y: Tensor) -> Tensor:
+    if not callable(ground):
+        msg = (
+            f"ground must be a function (N, p), (N, p) -> (N, N), got "
+            f"{type(ground).__name__}; e.g. lambda x, y: torch.cdist(x, y, p=1.0)"
+        )
+        raise TypeError(msg)
     d = ground(x, y)
     if not isinstance(d, Tensor) or d.shape != (len(x), len(y)):
         got = tuple(d.shape) if isinstance(d, Tensor) else type(d).__name__
         msg = f"ground must return distances ({len(x)}, {len(y)}), got {got}"
         raise ValueError(msg)
+    if not d.is_floating_point():
+        msg = (
+            f"ground must return real floating-point distances, got {d.dtype}; convert "
+            f"them, e.g. .to(x), or .abs() of complex ones"
+        )
+        raise TypeError(msg)
     if not bool(torch.isfinite(d.detach()).all()) or bool((d.detach() < 0).any()):
         msg = "ground returned a negative or non-finite distance"
         raise ValueError(msg)

@@ -64,7 +64,8 @@ def certify(
     w2 : float or None
         Distance of both ends, or an upper bound of it; None if unknown.
     residual : float
-        What the solver compared with its tolerance.
+        What the solver compared with its tolerance. One that is not finite is reported
+        as the largest float: it overflowed.
     converged : bool
         Whether the residual met the tolerance.
     guarantee : str
@@ -82,7 +83,8 @@ def certify(
         ``energy_before``, ``energy_after``, ``decrease``, ``w2``, ``residual``,
         ``converged``, ``guarantee``, ``bound``, ``certified``, ``noise``, and the
         entries of the solver's own. A number that is not finite takes ``converged`` and
-        the guarantee with it; ``w2``, ``decrease`` and ``bound`` then become None.
+        the guarantee with it; ``w2``, ``decrease`` and ``bound`` then become None,
+        ``residual`` and ``noise`` the largest float.
 
     Examples
     --------
@@ -99,7 +101,7 @@ def certify(
     >>> known["decrease"], known["certified"]
     (0.75, True)
     """
-    numbers = [energy_before, energy_after, residual]
+    numbers = [energy_before, energy_after, residual, noise]
     numbers += [x for x in (w2, bound) if x is not None]
     finite = all(math.isfinite(x) for x in numbers)
     w2, bound = _finite(w2), _finite(bound)
@@ -111,6 +113,7 @@ def certify(
     fell = energy_after - energy_before <= noise
     fell = fell and (decrease is None or decrease >= -noise)
     converged = bool(converged and finite)
+    residual, noise = _capped(residual), _capped(noise)
     if not (converged and fell):
         guarantee = "none"
     return {
@@ -126,6 +129,11 @@ def certify(
         "noise": noise,
         **own,
     }
+
+
+def _capped(x: float) -> float:
+    """Return the largest float for what overflowed, so that it can be compared."""
+    return x if math.isfinite(x) else sys.float_info.max
 
 
 def _finite(x: float | None) -> float | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otflow.errors import NonFinite
 from otflow.proximal.springs import Springs
 
 __all__ = ["Direction", "Path", "Room", "direction", "spread"]
@@ -135,8 +136,12 @@ def _solve(
     inner = Springs(rows, k[i : j - 1])
     found = inner.solve(load)
     if found is None:  # the caller's band is positive definite; then this one is too
-        msg = "the Hessian of the JKO objective on quantiles is not finite"
-        raise ArithmeticError(msg)
+        msg = (
+            "the Hessian of the JKO objective on quantiles is drowned in round-off, or "
+            "not finite: the step is too long beside the curvature of F; take a "
+            "smaller dt"
+        )
+        raise NonFinite(msg)
     whole = known.clone()
     whole[i:j] = found
     if product is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from otflow._validation import non_negative_int, positive, real
+from otflow._validation import coordinate_limit, non_negative_int, positive, real
 from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import Quantiles
@@ -175,6 +175,15 @@ class QuantileProximal(ProximalSolver[Quantiles]):
             msg = (
                 f"cells of the step are shorter than the last place of {mu.dtype} "
                 f"quantiles; use float64, or less grading"
+            )
+            raise Diverged(msg, measure=mu)
+        limit = coordinate_limit(mu.edges.dtype)
+        if not float(edges.abs().max()) < limit:
+            msg = (
+                f"the JKO step carries quantiles beyond {limit:g}: F with the distance "
+                f"falls without end, as for a concave V and a long step; take a "
+                f"smaller dt, or walls with a pressure between them, "
+                f"QuantileProximal(lower=..., upper=...) and F + Entropy()"
             )
             raise Diverged(msg, measure=mu)
         nu = mu.moved(edges)

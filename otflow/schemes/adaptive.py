@@ -281,7 +281,7 @@ class Adaptive(Scheme):
 
     def _distance(self, a: Measure, b: Measure) -> float:
         if self.distance is not None:
-            return float(self.distance(a, b))
+            return _number(self.distance(a, b))
         if type(a).transport is not Measure.transport:
             return 0.5 * float((a.weights - b.weights).abs().sum())
         try:
@@ -292,6 +292,23 @@ class Adaptive(Scheme):
                 f"distance=otflow.metrics.wasserstein2"
             )
             raise Unsupported(msg) from error
+
+
+def _number(distance: Any) -> float:
+    """Return what the user's distance returned, one number >= 0 or infinity."""
+    if isinstance(distance, Tensor) and distance.numel() == 1:
+        distance = distance.detach().cpu().numpy()
+    try:
+        value = math.nan if isinstance(distance, str) else float(distance)
+    except (TypeError, ValueError, RuntimeError):
+        value = math.nan
+    if not value >= 0:
+        msg = (
+            f"distance must return one number >= 0, got {distance!r}; e.g. "
+            f"distance=otflow.metrics.wasserstein2"
+        )
+        raise ValueError(msg)
+    return value
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,206 @@
+"""Quantiles of a density: SciPy's distributions, what is narrow, rough, or too fine."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import otflow as of
+
+F64, F32 = torch.float64, torch.float32
+KINDS = {
+    "normal": (stats.norm, lambda t: torch.exp(-t * t / 2) / math.sqrt(2 * math.pi)),
+    "Cauchy": (stats.cauchy, lambda t: 1 / (math.pi * (1 + t * t))),
+    "block": (stats.uniform, lambda t: ((t >= 0) & (t <= 1)).to(t)),
+    "kink": (stats.laplace, lambda t: 0.5 * torch.exp(-t.abs())),
+}
+
+
+def mixture(seed, narrowest):
+    """Return a random mixture: its density, distribution, half-width, and centres."""
+    draw = np.random.default_rng(seed)
+    count, half = draw.integers(1, 4), 10 ** draw.uniform(-3, 6)
+    centres = np.float32(draw.uniform(-0.9, 0.9, count) * half).astype(float)
+    widths = half * 10 ** draw.uniform(math.log10(narrowest), 0, count)
+    shares = draw.dirichlet(np.ones(count))
+    kinds = [list(KINDS.values())[i] for i in draw.integers(0, len(KINDS), count)]
+    parts = list(zip(kinds, centres, widths, shares, strict=True))
+
+    def density(x):
+        y = x[:, 0]
+        return sum(p / s * f((y - c) / s) for (_, f), c, s, p in parts)
+
+    def distribution(x):
+        return sum(p * law(c, s).cdf(x) for (law, _), c, s, p in parts)
+
+    return density, distribution, half, tuple(centres)
+
+
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("seed", range(24))
+def test_levels_are_those_of_scipy(seed, dtype):
+    narrowest = 1e-6 if dtype == F64 else 1e-3
+    density, distribution, half, centres = mixture(seed, narrowest)
+    n = 3 + seed
+    mu = of.Quantiles.from_function(
+        density, -half, half, n, around=centres, dtype=dtype
+    )
+    assert mu.edges.dtype == dtype
+    q, eps = mu.edges.double().numpy()[1:-1], torch.finfo(dtype).eps
+    low, high = distribution(-half), distribution(half)
+    # A quantile, and the centre of a part, are right to their last places.
+    place = 2 * eps * half
+    below = (distribution(q - place) - low) / (high - low)
+    above = (distribution(q + place) - low) / (high - low)
+    level = np.arange(1, n) / n
+    promised = eps ** (2 / 3)
+    assert (below <= level + promised).all()
+    assert (above >= level - promised).all()
+
+
+@pytest.mark.parametrize("length", [1e1, 1e4, 1e6, 1e9])
+def test_a_cauchy_law_on_a_long_interval(length):
+    mu = of.Quantiles.from_function(
+        lambda x: 1 / (1 + x[:, 0] ** 2), -length, length, 8, dtype=F64
+    )
+    level = np.arange(1, 8) / 8
+    exact = np.tan((2 * level - 1) * math.atan(length))
+    assert np.abs(mu.edges.numpy()[1:-1] - exact).max() < 1e-13
+
+
+@pytest.mark.parametrize("width", [1e-2, 1e-4, 1e-6, 1e-9])
+def test_a_bell_with_half_of_the_mass(width):
+    place = 0.1234567
+
+    def density(x):
+        y = x[:, 0]
+        bell = torch.exp(-0.5 * ((y - place) / width) ** 2) / width
+        return torch.exp(-0.5 * y**2) + bell
+
+    mu = of.Quantiles.from_function(density, -9.0, 9.0, 8, around=(place,), dtype=F64)
+    q = mu.edges.numpy()
+    level = 0.5 * stats.norm.cdf(q) + 0.5 * stats.norm.cdf((q - place) / width)
+    assert np.abs(level - np.arange(9) / 8).max() < 1e-15 / width + 1e-13
+
+
+@pytest.mark.parametrize("place", np.random.default_rng(3).uniform(-1, 1, 12))
+def test_a_peak_that_the_docstring_promises_to_meet(place):
+    width = 2 * 1e-4
+    mu = of.Quantiles.from_function(
+        lambda x: 1 + 1e4 * torch.exp(-0.5 * ((x[:, 0] - place) / width) ** 2),
+        -1.0,
+        1.0,
+        16,
+        dtype=F64,
+    )
+    bell = 1e4 * width * math.sqrt(2 * math.pi)
+
+    def mass(x):
+        return x + 1 + bell * stats.norm.cdf((x - place) / width)
+
+    q = mu.edges.numpy()
+    assert np.abs(mass(q) / mass(1.0) - np.arange(17) / 16).max() < 1e-12
+
+
+def test_a_smooth_density_costs_what_is_said():
+    calls = []
+
+    def density(x):
+        calls.append(len(x))
+        return torch.exp(-0.5 * x[:, 0] ** 2)
+
+    of.Quantiles.from_function(density, -9.0, 9.0, 100, dtype=F64)
+    assert sum(calls) < 70_000 + 540 * 100
+    assert len(calls) < 400
+
+
+@pytest.mark.parametrize("at", [0.0, 0.3, 0.5])
+def test_jumps_are_seen_wherever_they_are(at):
+    # Near an end, or the middle, of a panel a jump is between the same nodes of rules.
+    for shift in (0.0, 3e-6, 2.4e-4, 2.46e-4, 4.85e-4):
+        jump = at + shift
+        mu = of.Quantiles.from_function(
+            lambda x, jump=jump: 1 + 9.0 * (x[:, 0] >= jump), 0.0, 1.0, 4, dtype=F64
+        )
+        q = mu.edges.numpy()
+        mass = q + 9 * np.maximum(0, q - jump)
+        assert np.abs(mass / mass[-1] - np.arange(5) / 4).max() < 1e-12
+
+
+def rough(x):
+    return 1 + torch.sin(1e9 * x[:, 0]).sign()
+
+
+def test_what_is_too_rough_is_refused_and_its_cures_work():
+    with pytest.raises(of.errors.NotConverged, match=r"from_quantile") as error:
+        of.Quantiles.from_function(rough, 0.0, 1.0, 4, dtype=F64)
+    assert error.value.info["error"] > error.value.info["tolerance"]
+    short = of.Quantiles.from_function(rough, 0.0, 1e-7, 4, dtype=F64)
+    assert float(short.edges[2]) == pytest.approx(0.5e-7, rel=0.05)
+    of.Quantiles.from_function(lambda x: 1 + torch.sin(x[:, 0]), 0.0, 1.0, 4)
+    of.Quantiles.from_quantile(lambda u: u, 4)
+    of.Quantiles.from_samples(torch.rand(99, 1), 4)
+
+
+def spike(x):
+    return torch.exp(-(((x[:, 0] - 0.3) / 1e-9) ** 2))
+
+
+def test_what_is_missed_altogether_is_refused_and_its_cures_work():
+    with pytest.raises(ValueError, match=r"f is 0 at all .* around="):
+        of.Quantiles.from_function(spike, 0.0, 1.0, 4, dtype=F64)
+    named = of.Quantiles.from_function(spike, 0.0, 1.0, 4, around=(0.3,), dtype=F64)
+    close = of.Quantiles.from_function(spike, 0.3 - 1e-8, 0.3 + 1e-8, 4, dtype=F64)
+    assert torch.allclose(named.edges[1:-1], close.edges[1:-1], rtol=0, atol=1e-15)
+    exact = stats.norm(0.3, 1e-9 / math.sqrt(2)).ppf([0.25, 0.5, 0.75])
+    assert np.abs(close.edges.numpy()[1:-1] - exact).max() < 1e-15
+
+
+def test_cells_below_the_last_place_are_refused_and_the_cures_work():
+    def bell(x, place=0.3, width=2e-7):
+        return torch.exp(-0.5 * ((x[:, 0] - place) / width) ** 2)
+
+    with pytest.raises(ValueError, match=r"last place of torch.float32"):
+        of.Quantiles.from_function(bell, 0.0, 1.0, 64, around=(0.3,), dtype=F32)
+    of.Quantiles.from_function(bell, 0.0, 1.0, 1, around=(0.3,), dtype=F32)
+    of.Quantiles.from_function(bell, 0.0, 1.0, 64, around=(0.3,), dtype=F64)
+    moved = of.Quantiles.from_function(lambda x: bell(x, 0.0), -0.3, 0.7, 64, dtype=F32)
+    assert float(moved.edges[32]) == pytest.approx(0.0, abs=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "options"),
+    [
+        (TypeError, "around must be a sequence", {"around": 0.3}),
+        (TypeError, "around must be a sequence", {"around": "0.3"}),
+        (TypeError, "around", {"around": (None,)}),
+        (ValueError, "outside of", {"around": (2.0,)}),
+        (ValueError, "finite|around", {"around": (math.nan,)}),
+    ],
+)
+def test_bad_places_are_refused(kind, words, options):
+    with pytest.raises(kind, match=words):
+        of.Quantiles.from_function(lambda x: 1 + x[:, 0], 0.0, 1.0, 4, **options)
+
+
+def test_scales_of_the_density_do_no_harm():
+    for scale in (1e-300, 1e300):
+        mu = of.Quantiles.from_function(
+            lambda x, scale=scale: scale * (1 + x[:, 0]), 0.0, 1.0, 4, dtype=F64
+        )
+        exact = np.sqrt(1 + 3 * np.arange(5) / 4) - 1
+        assert np.abs(mu.edges.numpy() - exact).max() < 1e-14
+
+
+def test_what_is_not_a_real_density_is_refused():
+    with pytest.raises(of.errors.InvalidFunctional, match="real"):
+        of.Quantiles.from_function(lambda x: x[:, 0] * 1j, 0.0, 1.0, 4)
+    with pytest.raises(ValueError, match="divide f"):
+        of.Quantiles.from_function(
+            lambda x: 1e308 + 0 * x[:, 0], 0.0, 1e9, 4, dtype=F64
+        )
+    of.Quantiles.from_function(lambda x: 1 + 0 * x[:, 0], 0.0, 1e9, 4, dtype=F64)
