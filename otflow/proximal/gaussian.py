@@ -270,7 +270,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
 
     def _missed(self, problem: Problem, start: Point, point: Point) -> Missed | None:
         budget = max(self.max_gradients - problem.used, 0)
-        return missed_by(problem, start, point, budget)
+        tolerance = self.quadrature_tolerance
+        return missed_by(problem, start, point, tolerance, budget)
 
     def _resolved(self, point: Point, missed: Missed | None) -> bool:
         if missed is None:

@@ -32,11 +32,16 @@ GROWTH = 1.8
 FEWEST = 8
 # Nodes of the second rule: per axis on the line, of all of them in more dimensions.
 FINEST = 4096
-SCATTERED = 1 << 15
+SCATTERED = 1 << 14
 # A rule of scattered nodes is itself wrong by about that much, relatively, where the
 # others converge geometrically: what it finds is counted above it.
-SCATTER = 5e-4
+SCATTER = 1e-3
 MOST_PER_AXIS = 100  # of Gauss and Hermite
+# Nodes per axis of the rule that judges in two and three dimensions, over those of the
+# judged: enough not to alias alike.
+JUDGE_GROWTH = 1.4
+# A gradient this much smaller than the tolerance needs no Hessian.
+NEGLIGIBLE = 1e-3
 # Coordinates of nodes that a finer rule may have; 32 MiB in float64.
 MOST_NUMBERS = 1 << 22
 # A Hessian is known where two rules agree on it to this part.
@@ -60,20 +65,21 @@ class _Rule:
     """A finer rule: the problem on it, both ends, and what it does not see."""
 
     problem: Problem
-    start: Point
+    start: float  # energy
     point: Point
+    missed: Tensor  # by the judged rule, of the gradient
     blur: float
 
 
 def finer(mu: Gaussian) -> Gaussian:
     """Return the same law on the next finer rule."""
-    return mu.refined(_next(mu))
+    return mu.refined(_next(mu, GROWTH))
 
 
-def _next(mu: Gaussian) -> int:
+def _next(mu: Gaussian, growth: float) -> int:
     per_axis = mu.dim <= TENSOR_DIM
     now = round(mu.n ** (1 / mu.dim)) if per_axis else mu.n
-    growth = GROWTH if per_axis else 2.0
+    growth = growth if per_axis else 2.0
     return max(2 * math.ceil(0.5 * growth * now), FEWEST)
 
 
@@ -94,7 +100,7 @@ def _judges(mu: Gaussian) -> list[tuple[Gaussian, float]]:
     distance of its nodes, in more dimensions nodes that lie on no lines, where each
     rule of d axes has few different coordinates.
     """
-    k = _next(mu)
+    k = _next(mu, GROWTH if mu.dim == 1 else JUDGE_GROWTH)
     first = (mu.refined(k), 0.0)
     if mu.dim == 1:
         other, blur = finer_nodes(1, max(FINEST, 2 * math.ceil(0.75 * k))), 0.0
@@ -106,64 +112,64 @@ def _judges(mu: Gaussian) -> list[tuple[Gaussian, float]]:
 
 
 def missed_by(
-    problem: Problem, start: Point, point: Point, budget: int
+    problem: Problem, start: Point, point: Point, tolerance: float, budget: int
 ) -> Missed | None:
     r"""Return what the nodes leave out of a step; None if F is not finite elsewhere.
 
     With the gradient g of the objective by a finer rule, less that by the nodes, and
     that rule's Hessian H, the distance is :math:`|H^{-1}g|`. A rule that aliases has a
     Hessian that says nothing, often a huge one: where two finer rules do not agree on
-    it, the gradient itself is taken if it is longer, as for H = I.
+    it, the gradient itself is taken if it is longer, as for H = I. So it is where the
+    energies differ too much for the step to stand, and where the gradient is far below
+    the tolerance.
     """
+    F, rules = problem.functional, []
     try:
-        rules = []
         for mu, blur in _judges(problem.mu):
             there = problem.on(mu)
             there.inside = False
-            ends = there.at(torch.zeros_like(point.coordinates))
-            rules.append(_Rule(there, ends, there.at(point.coordinates), blur))
+            end = there.at(point.coordinates)
+            missed = end.gradient - point.gradient
+            rules.append(_Rule(there, float(F.value(mu)), end, missed, blur))
             problem.used += 2
+        ends = [_values(F, end.measure) for end in (start, point)]
     except (OtflowError, ValueError):
         return None
     size = norm(point.coordinates) + norm(point.measure.factor)
     eps = torch.finfo(problem.mu.dtype).eps
-    spread = level = distance = energy = 0.0
+    spread, level = (max(pair) for pair in zip(*ends, strict=True))
+    floor = (start.noise + point.noise) / problem.dt + ROUND_OFF * eps * level
+    energy = hidden = _hidden(F, point.measure)
     for rule in rules:
-        for end in (rule.start, rule.point):
-            s, m = _values(problem.functional, end.measure)
-            spread, level = max(spread, s), max(level, m)
-    for rule, other in zip(rules, rules[::-1], strict=True):
-        off = max(
-            abs(rule.start.energy - start.energy), abs(rule.point.energy - point.energy)
-        )
+        off = abs(rule.start - start.energy)
+        off = max(off, abs(rule.point.energy - point.energy))
         if off > rule.blur * spread:
-            energy = max(energy, off)
-        length = _length(problem, rule, other, point, budget)
-        if length > rule.blur * size:
-            distance = max(distance, length)
-    hidden = _hidden(problem.functional, point.measure)
+            energy = max(energy, hidden + off)
+    seen = max(rules, key=lambda rule: norm(rule.missed))
+    distance = norm(seen.missed)
+    stands = energy <= tolerance * spread + floor
+    if stands and distance > NEGLIGIBLE * tolerance * size:
+        distance = 0.0
+        for rule, other in zip(rules, rules[::-1], strict=True):
+            length = _length(problem, rule, other, budget)
+            if length > rule.blur * size:
+                distance = max(distance, length)
     inverse = torch.linalg.inv(point.measure.factor)
-    return Missed(
-        distance=distance + problem.dt * hidden * norm(inverse),
-        energy=energy + hidden,
-        spread=spread,
-        floor=(start.noise + point.noise) / problem.dt + ROUND_OFF * eps * level,
-    )
+    distance += problem.dt * hidden * norm(inverse)
+    return Missed(distance, energy, spread, floor)
 
 
-def _length(
-    problem: Problem, rule: _Rule, other: _Rule, point: Point, budget: int
-) -> float:
+def _length(problem: Problem, rule: _Rule, other: _Rule, budget: int) -> float:
     """Return how far a rule would move the step on."""
-    missed = rule.point.gradient - point.gradient
-    if not bool(missed.any()):  # a functional of the mean and covariance alone
+    if not bool(rule.missed.any()):  # a functional of the mean and covariance alone
         return 0.0
     before = rule.problem.used
-    step = newton_step(rule.problem, rule.point, missed, 0.1, budget)
+    step = newton_step(rule.problem, rule.point, rule.missed, 0.1, budget)
     problem.used += rule.problem.used - before + 1
     product = other.problem.hessian(other.point, step)
-    known = norm(product + missed) <= AGREE * norm(missed)
-    return norm(step) if known else max(norm(step), norm(missed))
+    missed = norm(rule.missed)
+    known = norm(product + rule.missed) <= AGREE * missed
+    return norm(step) if known else max(norm(step), missed)
 
 
 def _values(F: Functional, mu: Gaussian) -> tuple[float, float]:
