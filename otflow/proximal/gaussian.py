@@ -98,9 +98,15 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         density, Gaussian kernels, and polynomial potentials, kernels and features of a
         degree that the rule is exact for (any function that computes its polynomial by
         sums, products and integer powers). Else an estimate of the W2 distance by which
-        the step misses that of the integrals: Newton's step for the gradient by finer
-        rules, and what a kernel that is narrow about 0 may hide between the nodes.
+        the step misses that of the integrals, by two finer rules that do not alias
+        alike: Newton's step for the gradient that the nodes leave out, with the Hessian
+        of the finer rule, or that gradient itself where the two do not agree on a
+        Hessian; and what a kernel that is narrow about 0 may hide between the nodes.
         It proves nothing. None if F is not finite at finer nodes.
+    ``energy_error``
+        By how much the energies of both ends are off, by the same rules, at most. It
+        must be below ``quadrature_tolerance`` times the mean deviation of the values
+        that F integrates, and is part of ``noise``. None as above.
     ``nodes``
         Nodes that the step was made on. Those of the measure, unless the quadrature
         error called for more: then both energies are by the finer rule, and the measure
@@ -111,7 +117,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         Where ``quadrature_error`` is 0.0, the functional's modulus :math:`\lambda` is
         known, the map is optimal and :math:`1 + dt\,\lambda > 0`: the norm of the
         gradient over :math:`1 + dt\,\lambda`, an upper bound on the W2 distance to the
-        exact step. Else None.
+        exact step. Round-off is added: that of the formulas, and that of F's own
+        arithmetic as other exact rules show it. Else None.
     ``guarantee``
         ``"exact"``: the step among Gaussians is unique and within ``bound``; for
         quadratic energies and entropy it is that among all measures. ``"stationary"``:
