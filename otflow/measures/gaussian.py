@@ -202,8 +202,12 @@ class Gaussian(Measure):
         >>> mu.n, mu.expectation(lambda x: x[..., 0].abs())  # (2 / pi)^(1/2)
         (1000, tensor(0.7979))
         """
+        return self._on(finer_nodes(self.dim, nodes))
+
+    def _on(self, rule: Nodes) -> Self:
+        """Return the same law, with the same factor, on another rule."""
         new = object.__new__(type(self))
-        new._set_rule(self.state, finer_nodes(self.dim, nodes))
+        new._set_rule(self.state, rule)
         return new
 
     @property

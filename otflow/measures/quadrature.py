@@ -18,7 +18,13 @@ from otflow._validation import non_negative_int
 from otflow.errors import NonFinite
 from otflow.measures.sums import check_energy
 
-__all__ = ["Nodes", "finer_nodes", "gaussian_nodes", "integrate_energy"]
+__all__ = [
+    "Nodes",
+    "finer_nodes",
+    "gaussian_nodes",
+    "integrate_energy",
+    "scattered_nodes",
+]
 
 # Up to this dimension a tensor rule is affordable; its nodes per axis. Even numbers:
 # no node at the mean, where a kernel's kink or pole may be.
@@ -136,6 +142,39 @@ def finer_nodes(dim: int, nodes: int) -> Nodes:
     return _trapezoidal(dim, _even(nodes, 8))
 
 
+def scattered_nodes(dim: int, nodes: int, seed: int = 0) -> Nodes:
+    """Return low-discrepancy nodes in any dimension, scrambled by a seed.
+
+    They lie on no lines and are as dense as the law: they see features that are
+    narrower than the distance of equal steps.
+
+    Parameters
+    ----------
+    dim : int
+        Dimension, from 1 to 21,201.
+    nodes : int
+        Number of all nodes, even and more than 2 dim.
+    seed : int
+        Of the scrambling.
+
+    Returns
+    -------
+    Nodes
+        The same ones at each call.
+
+    Raises
+    ------
+    ValueError
+        If `nodes` is too small or odd, or `dim` above 21,201.
+    MemoryError
+        If the nodes do not fit into the memory.
+    """
+    if dim > MAX_DIM:
+        msg = f"Sobol's sequence ends at dimension {MAX_DIM}, got {dim}"
+        raise ValueError(msg)
+    return _antithetic(dim, _even(nodes, 2 * dim + 2), seed)
+
+
 def _even(nodes: int, minimum: int) -> int:
     """Check a number of nodes that come in pairs."""
     count = non_negative_int(nodes, "nodes", minimum=minimum)
@@ -220,12 +259,12 @@ def _product(
 
 
 @lru_cache(maxsize=16)
-def _antithetic(dim: int, count: int) -> Nodes:
+def _antithetic(dim: int, count: int, seed: int = 0) -> Nodes:
     # Scrambled once and for all. The plain sequence misses the radius in many
     # dimensions: E|z|^4 is wrong by half at d = 32 with 4,096 nodes, scrambled by 1%.
     _check_room(count, dim, f"{count} nodes in dimension {dim}")
     engine = torch.quasirandom.SobolEngine(  # type: ignore[no-untyped-call]
-        dim, scramble=True, seed=0
+        dim, scramble=True, seed=seed
     )
     uniform = engine.draw(count // 2, dtype=torch.float64)
     edge = 2.0**-31  # half a cell of the generator: 0 and 1 have no quantile

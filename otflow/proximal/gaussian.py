@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +15,8 @@ from otflow.measures import Gaussian
 from otflow.proximal.affine import norm
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.certificate import certify
-from otflow.proximal.gaussian_problem import Point, Problem
+from otflow.proximal.gaussian_judges import Missed, missed_by, refined, round_off
+from otflow.proximal.gaussian_problem import Point, Problem, newton_step
 from otflow.proximal.gaussian_quadrature import integrates_exactly
 
 __all__ = ["GaussianProximal"]
@@ -27,6 +27,12 @@ DECREASE = 1e-4
 
 # The quadratic model is tried again while it cuts the gradient by this factor.
 CONTRACTION = 0.25
+
+NOTHING = Missed(0.0, 0.0, 0.0, 0.0)  # what nodes that are exact leave out
+# Round-off of two rules differs, most often, by more than a part of either.
+UNLIKE = 4.0
+# Round-off of a law: of its factor's singular vectors, products and sums.
+STORED = 16.0
 
 
 class GaussianProximal(ProximalSolver[Gaussian]):
@@ -92,9 +98,15 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         density, Gaussian kernels, and polynomial potentials, kernels and features of a
         degree that the rule is exact for (any function that computes its polynomial by
         sums, products and integer powers). Else an estimate of the W2 distance by which
-        the step misses that of the integrals: Newton's step for the gradient by finer
-        rules, and what a kernel that is narrow about 0 may hide between the nodes.
+        the step misses that of the integrals, by two finer rules that do not alias
+        alike: Newton's step for the gradient that the nodes leave out, with the Hessian
+        of the finer rule, or that gradient itself where the two do not agree on a
+        Hessian; and what a kernel that is narrow about 0 may hide between the nodes.
         It proves nothing. None if F is not finite at finer nodes.
+    ``energy_error``
+        By how much the energies of both ends are off, by the same rules, at most. It
+        must be below ``quadrature_tolerance`` times the mean deviation of the values
+        that F integrates, and is part of ``noise``. None as above.
     ``nodes``
         Nodes that the step was made on. Those of the measure, unless the quadrature
         error called for more: then both energies are by the finer rule, and the measure
@@ -105,7 +117,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         Where ``quadrature_error`` is 0.0, the functional's modulus :math:`\lambda` is
         known, the map is optimal and :math:`1 + dt\,\lambda > 0`: the norm of the
         gradient over :math:`1 + dt\,\lambda`, an upper bound on the W2 distance to the
-        exact step. Else None.
+        exact step. Round-off is added: that of the formulas, and that of F's own
+        arithmetic as other exact rules show it. Else None.
     ``guarantee``
         ``"exact"``: the step among Gaussians is unique and within ``bound``; for
         quadratic energies and entropy it is that among all measures. ``"stationary"``:
@@ -186,20 +199,21 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         start = problem.at(torch.zeros_like(mu.state))
         point = self._by_newton(problem, self._by_models(problem, start))
         is_exact = integrates_exactly(F, mu)
-        error = 0.0 if is_exact else self._quadrature_error(problem, point)
-        while error is not None and not self._resolved(point, error):
-            finer = problem.refined(self.max_nodes)
+        missed = NOTHING if is_exact else self._missed(problem, start, point)
+        while missed is not None and not self._resolved(point, missed):
+            finer = refined(problem, self.max_nodes)
             if finer is None or problem.used >= self.max_gradients:
                 break
             begin = finer.try_at(torch.zeros_like(mu.state))
             if begin is None:  # F is not finite at the finer nodes
-                error = None
+                missed = None
                 break
             problem, start = finer, begin
             point = self._by_newton(problem, problem.try_at(point.coordinates) or start)
-            error = self._quadrature_error(problem, point)
-        report = self._certificate(problem, start, point, error)
-        return ProxResult(point.measure, None, problem.used, report["residual"], report)
+            missed = self._missed(problem, start, point)
+        used = problem.used
+        report = self._certificate(problem, start, point, missed)
+        return ProxResult(point.measure, None, used, report["residual"], report)
 
     def _by_models(self, problem: Problem, start: Point) -> Point:
         """Minimise quadratic models for as long as each cuts the gradient well."""
@@ -229,33 +243,13 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         first = point.size
         while not self._converged(problem, point) and problem.used < self.max_gradients:
             accuracy = min(0.1, point.size / first if first > 0 else 0.1)
-            step = self._newton_step(problem, point, accuracy)
+            budget = self.max_gradients - problem.used
+            step = newton_step(problem, point, point.gradient, accuracy, budget)
             found = self._search(problem, point, step)
             if found is None:
                 break
             point = found
         return point
-
-    def _newton_step(self, problem: Problem, point: Point, accuracy: float) -> Tensor:
-        """Solve for Newton's step by conjugate gradients, till negative curvature."""
-        residual = -point.gradient
-        step, direction = torch.zeros_like(residual), residual
-        square = float((residual * residual).sum())
-        # Products come from differences: they hold half of the digits.
-        target = max(accuracy, 1e-5) ** 2 * square
-        for _ in range(min(problem.maps.degrees, self.max_gradients - problem.used)):
-            product = problem.hessian(point, direction)
-            curvature = float((direction * product).sum())
-            if not curvature > 0:
-                break
-            length = square / curvature
-            step = step + length * direction
-            residual = residual - length * product
-            previous, square = square, float((residual * residual).sum())
-            if square <= target:
-                break
-            direction = residual + (square / previous) * direction
-        return step if bool(step.any()) else -point.gradient
 
     def _search(self, problem: Problem, point: Point, p: Tensor) -> Point | None:
         """Backtrack until the objective falls enough; None if it never does."""
@@ -281,37 +275,46 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         moved = norm(point.coordinates)
         return point.size <= self.tolerance * moved + problem.floor(point)
 
-    def _quadrature_error(self, problem: Problem, point: Point) -> float | None:
-        """Return by how much a finer rule would move the step on; None if unknown."""
-        missed = problem.missed(point)
-        if missed is None:
-            return None
-        hidden = problem.hidden(point)
-        if not bool(missed.any()):  # a functional of the mean and covariance alone
-            return hidden
-        elsewhere = replace(point, gradient=missed, size=norm(missed))
-        return norm(self._newton_step(problem, elsewhere, 0.1)) + hidden
+    def _missed(self, problem: Problem, start: Point, point: Point) -> Missed | None:
+        budget = max(self.max_gradients - problem.used, 0)
+        tolerance = self.quadrature_tolerance
+        return missed_by(problem, start, point, tolerance, budget)
 
-    def _resolved(self, point: Point, error: float | None) -> bool:
+    def _resolved(self, point: Point, missed: Missed | None) -> bool:
+        if missed is None:
+            return False
         size = norm(point.coordinates) + norm(point.measure.factor)
-        return error is not None and error <= self.quadrature_tolerance * size
+        near = missed.distance <= self.quadrature_tolerance * size
+        allowed = self.quadrature_tolerance * missed.spread + missed.floor
+        return near and missed.energy <= allowed
+
+    def _bound(self, problem: Problem, point: Point, convexity: float) -> float:
+        """Return the bound of an exact step, round-off included."""
+        eps = torch.finfo(problem.mu.dtype).eps
+        gradient = point.size + problem.floor(point)
+        gradient += UNLIKE * round_off(problem, point)
+        # The numbers of both ends, and what singular values make of them.
+        stored = norm(problem.mu.state) + norm(point.measure.state)
+        return gradient / convexity + STORED * eps * stored
 
     def _certificate(
-        self, problem: Problem, start: Point, point: Point, error: float | None
+        self, problem: Problem, start: Point, point: Point, missed: Missed | None
     ) -> dict[str, Any]:
         moved, dt = norm(point.coordinates), problem.dt
         modulus = problem.functional.modulus_in(problem.mu.dim)
         convexity = 1 + dt * modulus if modulus is not None else 0.0
+        converged, why = self._converged(problem, point), {}
         bound = None
         if not point.is_optimal:
             guarantee = "upper-bound"
-        elif error == 0 and convexity > 0:
-            guarantee, bound = "exact", point.size / convexity
+        elif missed is NOTHING and convexity > 0:
+            guarantee = "exact"
+            bound = self._bound(problem, point, convexity)
         else:
             guarantee = "stationary"
-        converged, why = self._converged(problem, point), {}
-        if converged and not self._resolved(point, error):
-            converged, why = False, self._why(problem, error)
+        if converged and not self._resolved(point, missed):
+            converged, why = False, self._why(problem, missed)
+        hidden = 0.0 if missed is None else missed.energy
         return certify(
             energy_before=start.energy,
             energy_after=point.energy,
@@ -321,20 +324,23 @@ class GaussianProximal(ProximalSolver[Gaussian]):
             converged=converged,
             guarantee=guarantee,
             bound=bound,
-            noise=(start.noise + point.noise) / dt,
+            noise=(start.noise + point.noise) / dt + hidden,
             map_optimal=point.is_optimal,
-            quadrature_error=error,
+            quadrature_error=None if missed is None else missed.distance,
+            energy_error=None if missed is None else missed.energy,
             nodes=problem.mu.n,
             gradients=problem.used,
             **why,
         )
 
-    def _why(self, problem: Problem, error: float | None) -> dict[str, str]:
+    def _why(self, problem: Problem, missed: Missed | None) -> dict[str, str]:
         """Say what the nodes leave out, and what helps."""
-        size = "an unknown length" if error is None else f"about {error:.2g} in W2"
+        size = "by an unknown length"
+        if missed is not None:
+            size = f"by about {missed.distance:.2g} in W2, the energy by about "
+            size += f"{missed.energy:.2g}"
         return {
-            "cause": f"{problem.mu.n} nodes integrate F so that the step is off by "
-            f"{size}",
+            "cause": f"{problem.mu.n} nodes integrate F so that the step is off {size}",
             "cure": "allow more nodes by GaussianProximal(max_nodes=...), smooth F, or "
             "flow Quantiles or a GridDensity",
         }

@@ -17,13 +17,9 @@ from otflow.proximal.affine import (
     mean_hessian,
     norm,
 )
-from otflow.proximal.gaussian_quadrature import finer, finer_gradients, hidden_gradient
 from otflow.proximal.terms import sort_terms
 
-__all__ = ["Point", "Problem"]
-
-# Coordinates of nodes that a finer rule may have; 32 MiB in float64.
-MOST_NUMBERS = 1 << 22
+__all__ = ["Point", "Problem", "newton_step"]
 
 
 @dataclass(frozen=True)
@@ -156,31 +152,53 @@ class Problem:
         """Note a second derivative: the state is rounded, and its gradient with it."""
         self.steepest = max(self.steepest, curvature * norm(nu.state))
 
-    def refined(self, most: int) -> Problem | None:
-        """Return the same step on the next finer rule, None if its nodes are too many.
-
-        Evaluations go on being counted.
-        """
-        mu = finer(self.mu)
-        if mu.n > most or mu.nodes.numel() > max(MOST_NUMBERS, self.mu.nodes.numel()):
-            return None
+    def on(self, mu: Gaussian) -> Problem:
+        """Return the same step on another rule; it counts on from here."""
         return replace(self, mu=mu, inside=True, steepest=0.0, scale=0.0)
-
-    def missed(self, point: Point) -> Tensor | None:
-        """Return what the nodes leave out of the gradient, by the worst finer rule."""
-        found = finer_gradients(self.functional, point.measure)
-        self.used += 1
-        if found is None:
-            return None
-        missed = [self.dt * self.maps.project(g - point.whole) for g in found]
-        return max(missed, key=norm)
-
-    def hidden(self, point: Point) -> float:
-        """Return the size of what no node sees of the objective's gradient."""
-        return self.dt * hidden_gradient(self.functional, point.measure)
 
     def floor(self, point: Point) -> float:
         """Return the size of the gradient's round-off."""
         eps = torch.finfo(self.mu.dtype).eps
         scale = norm(self.mu.state) + norm(point.measure.state)
         return 8 * eps * (scale + self.dt * self.steepest)
+
+
+def newton_step(
+    problem: Problem, point: Point, gradient: Tensor, accuracy: float, budget: int
+) -> Tensor:
+    """Solve for Newton's step by conjugate gradients, till negative curvature.
+
+    Parameters
+    ----------
+    problem, point
+        Whose Hessian.
+    gradient : Tensor, shape (1 + d, d)
+        The step that makes it zero is wanted; that of `point`, or a part of it.
+    accuracy : float
+        Relative residual at which to stop.
+    budget : int
+        Most evaluations.
+
+    Returns
+    -------
+    Tensor, shape (1 + d, d)
+        The step; -gradient where the first curvature is not positive.
+    """
+    residual = -gradient
+    step, direction = torch.zeros_like(residual), residual
+    square = float((residual * residual).sum())
+    # Products come from differences: they hold half of the digits.
+    target = max(accuracy, 1e-5) ** 2 * square
+    for _ in range(min(problem.maps.degrees, budget)):
+        product = problem.hessian(point, direction)
+        curvature = float((direction * product).sum())
+        if not curvature > 0:
+            break
+        length = square / curvature
+        step = step + length * direction
+        residual = residual - length * product
+        previous, square = square, float((residual * residual).sum())
+        if square <= target:
+            break
+        direction = residual + (square / previous) * direction
+    return step if bool(step.any()) else -gradient

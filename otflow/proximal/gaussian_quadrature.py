@@ -1,8 +1,7 @@
-"""What the quadrature of a Gaussian leaves out of a JKO step: nothing, or how much."""
+"""Functions that the quadrature of a Gaussian is shown to integrate exactly."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from otflow._typing import Ground
-from otflow.errors import OtflowError
 from otflow.functionals import (
     Entropy,
     Functional,
@@ -22,13 +20,8 @@ from otflow.functionals import (
 from otflow.kernels import Gaussian as GaussianKernel
 from otflow.kernels import Quadratic
 from otflow.measures import Gaussian
-from otflow.measures.narrow import hidden_energy
-from otflow.measures.quadrature import TENSOR_DIM
 
 __all__ = [
-    "finer",
-    "finer_gradients",
-    "hidden_gradient",
     "integrates_exactly",
     "polynomial_degree",
 ]
@@ -85,18 +78,47 @@ PRODUCTS = frozenset(
         "linear",
     ]
 )
+DIVISIONS = frozenset(["div", "divide", "truediv", "true_divide"])
+# Python's operators, with the arguments in turn.
+TURNED = frozenset(["radd", "rsub", "rmul", "rmatmul"])
+# Keywords that leave a function a polynomial, and those that may be one themselves.
+# All others end the proof: rounding_mode and out do what no degree tells.
+SHAPING = frozenset(
+    [
+        "dim",
+        "axis",
+        "keepdim",
+        "dims",
+        "dim0",
+        "dim1",
+        "dim2",
+        "start",
+        "end",
+        "start_dim",
+        "end_dim",
+        "length",
+        "index",
+        "shape",
+        "size",
+        "shifts",
+        "offset",
+        "source",
+        "destination",
+        "n",
+        "alpha",
+        "equation",
+        "dtype",
+        "device",
+    ]
+)
+OPERANDS = frozenset(["input", "other", "tensors", "tensor", "mat2", "vec2", "vec"])
 # Casts have the degree of their first argument; the others see shape and kind alone.
 CASTS = frozenset(["to", "type_as", "double", "float"])
 CONSTANT = frozenset(["zeros_like", "ones_like", "new_zeros", "new_ones"])
 SHAPES = frozenset(["shape", "ndim", "dtype", "device"])
-METHODS = LINEAR | LARGEST | PRODUCTS | CASTS | CONSTANT | {"square", "pow", "div"}
+METHODS = LINEAR | LARGEST | PRODUCTS | CASTS | CONSTANT | DIVISIONS | {"square", "pow"}
 HIGHEST = 200  # degree of a polynomial
-# Nodes per axis of the next finer rule, over those of a rule. In d = 3 they are six
-# times as many in all.
-GROWTH = 1.8
-FEWEST = 8
-# Nodes per axis of the rule that looks for narrow features, where it is affordable.
-FINEST = {1: 4096, 2: 128}
+PRECISE = (torch.float32, torch.float64)
 
 
 class _NotShownError(Exception):
@@ -123,7 +145,8 @@ class _Polynomial:
     ) -> _Polynomial:
         name = getattr(function, "__name__", "")
         if name.startswith("__"):  # but add_ writes into a tensor
-            name = name.strip("_").removeprefix("r")
+            name = name.strip("_")
+            name = name[1:] if name in TURNED else name
         return cls._apply(name, function, args, kwargs or {})
 
     @classmethod
@@ -134,8 +157,7 @@ class _Polynomial:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> _Polynomial:
-        if "out" in kwargs:
-            raise _NotShownError(name)
+        cls._check_keywords(name, args, kwargs)
         degrees = [cls._degree_of(a) for a in (*args, *kwargs.values())]
         if name in LINEAR or name in LARGEST:
             degree = max(degrees)
@@ -149,15 +171,33 @@ class _Polynomial:
             degree = 2 * max(degrees)
         elif name == "pow" and args[1] in range(HIGHEST):  # 2.0 is in range(3)
             degree = int(args[1]) * degrees[0]
-        elif name in ("div", "divide", "truediv", "true_divide") and not degrees[1]:
+        elif name in DIVISIONS and not degrees[1]:
             degree = degrees[0]
         else:
             raise _NotShownError(name)
         plain = [cls._plain(a) for a in args]
         value = function(*plain, **{k: cls._plain(a) for k, a in kwargs.items()})
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        # Integers and half precisions round.
+        if not isinstance(value, Tensor) or value.dtype not in PRECISE:
             raise _NotShownError(name)
         return cls(value, degree)
+
+    @classmethod
+    def _check_keywords(
+        cls, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Refuse keywords that are not known to leave a polynomial what it is."""
+        for key, value in kwargs.items():
+            operand = key in OPERANDS and name in LINEAR | LARGEST | PRODUCTS
+            if not operand and (key not in SHAPING or cls._degree_of(value)):
+                raise _NotShownError(name)
+            if key == "dtype" and name not in CASTS | CONSTANT:
+                raise _NotShownError(name)
+        # view(dtype) reads bits; a product of a list has the sum of all degrees.
+        kinds = any(isinstance(a, torch.dtype) for a in args) and name not in CASTS
+        listed = any(isinstance(a, (tuple, list)) and cls._degree_of(a) for a in args)
+        if kinds or (listed and name in PRODUCTS):
+            raise _NotShownError(name)
 
     @classmethod
     def _degree_of(cls, x: Any) -> int:
@@ -289,43 +329,3 @@ def integrates_exactly(F: Functional, mu: Gaussian) -> bool:
         if not known:
             return False
     return True
-
-
-def finer(mu: Gaussian) -> Gaussian:
-    """Return the same law on the next finer rule."""
-    per_axis = mu.dim <= TENSOR_DIM
-    now = round(mu.n ** (1 / mu.dim)) if per_axis else mu.n
-    growth = GROWTH if per_axis else 2.0
-    return mu.refined(max(2 * math.ceil(0.5 * growth * now), FEWEST))
-
-
-def finer_gradients(F: Functional, mu: Gaussian) -> list[Tensor] | None:
-    """Return the gradients of F at `mu` by finer rules, None if there are none.
-
-    By the next one and, on the line and in the plane, by one that sees features much
-    narrower than the distance of the nodes of both. There are none where F is not
-    finite at the finer nodes, and above dimension 21,201.
-    """
-    rules = [finer(mu)]
-    if mu.dim in FINEST and FINEST[mu.dim] ** mu.dim > rules[0].n:
-        rules.append(mu.refined(FINEST[mu.dim]))
-    try:
-        return [-F.velocity(rule) for rule in rules]
-    except (OtflowError, ValueError):
-        return None
-
-
-def hidden_gradient(F: Functional, mu: Gaussian) -> float:
-    r"""Return a bound of the size of the gradient of what no node sees of kernels.
-
-    A kernel that is narrow about 0 has an energy E that is in inverse proportion to
-    :math:`|\det L|`: its gradient is :math:`-E\,L^{-1}`.
-    """
-    energy, z = 0.0, mu.nodes @ (math.sqrt(2.0) * mu.factor.T)
-    for c, term in F.terms():
-        if isinstance(term, Interaction) and type(term.W) is not GaussianKernel:
-            with torch.no_grad():
-                values = term.W(z)
-            found = hidden_energy(term.W, mu.nodes, mu.weights, mu.factor, values)
-            energy += abs(c) * found
-    return energy * float(torch.linalg.norm(torch.linalg.inv(mu.factor)))

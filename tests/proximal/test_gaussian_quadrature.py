@@ -17,6 +17,7 @@ from tests.clouds import normal
 
 A = exact.spd(3, seed=1)
 b = normal(3, seed=2)
+F64 = torch.float64
 
 POLYNOMIALS = [
     (lambda x: x[..., 0], 1),
@@ -324,3 +325,174 @@ def test_quadratic_energies_are_exact_in_every_dimension(seed):
     error = float(of.metrics.wasserstein2(nu, of.Gaussian(mean, 0.5 * (S + S.T))))
     assert error <= found["bound"] + 1e-6 * scale
     assert found["bound"] <= 1e-8 * scale
+
+
+KEYWORDS = [
+    lambda x: torch.div(x, 1.0, rounding_mode="floor").sum(-1),
+    lambda x: x.div(2, rounding_mode="trunc").sum(-1),
+    lambda x: torch.div(other=x, input=torch.ones_like(x)).sum(-1),
+    lambda x: torch.Tensor.__rtruediv__(x, torch.ones(3, dtype=x.dtype)).sum(-1),
+    lambda x: torch.Tensor.__rpow__(x, 2.0).sum(-1),
+    lambda x: x.view(torch.float32).sum(-1).double(),
+    lambda x: x.half().double().sum(-1),
+    lambda x: x.to(dtype=torch.bfloat16).double().sum(-1),
+    lambda x: torch.sum(x, -1, dtype=torch.float16).double(),
+    lambda x: torch.floor_divide(x, 2).sum(-1),
+    lambda x: torch.remainder(x, 1.0).sum(-1),
+    lambda x: torch.fmod(x, 1.0).sum(-1),
+    lambda x: (x // 1).sum(-1),
+    lambda x: (x % 1).sum(-1),
+    lambda x: x.round(decimals=1).sum(-1),
+    lambda x: torch.clamp(x, min=0).sum(-1),
+    lambda x: torch.linalg.multi_dot([x, x.T])[0],
+]
+
+
+@pytest.mark.parametrize("f", KEYWORDS)
+def test_a_keyword_or_an_operator_that_rounds_or_divides_ends_the_proof(f):
+    assert polynomial_degree(f, b) is None
+
+
+SPELLINGS = [
+    (lambda x: torch.sum(input=x, dim=-1), 1),
+    (lambda x: torch.add(x, x, alpha=2).sum(axis=-1, keepdim=False), 1),
+    (lambda x: torch.mul(x, other=x).sum(-1), 2),
+    (lambda x: torch.stack(tensors=[x[..., 0], x[..., 1]], dim=-1).sum(-1), 1),
+    (lambda x: x.divide(2.0).sum(-1), 1),
+    (lambda x: x.to(dtype=torch.float64).sum(-1), 1),
+    (lambda x: torch.einsum("...i,...i->...", [x, x]), 2),
+]
+
+
+@pytest.mark.parametrize(("f", "degree"), SPELLINGS)
+def test_polynomials_are_recognised_by_keywords_too(f, degree):
+    assert polynomial_degree(f, b) == degree
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("d", [1, 3, 8])
+def test_the_bound_holds_with_round_off(d, dtype, seed):
+    rng = np.random.default_rng([seed, d])
+    for _ in range(3):
+        C = rng.normal(size=(d, d))
+        S = torch.from_numpy(C @ C.T / d + 0.1 * np.eye(d)).to(dtype)
+        mu = of.Gaussian(torch.from_numpy(rng.normal(size=d)).to(dtype), S)
+        dt = float(10 ** rng.uniform(-2, 2))
+        F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0) + of.Entropy()
+        result = GaussianProximal().solve(F, mu, dt)
+        report, nu = result.certificate, result.measure
+        assert report["converged"]
+        assert report["guarantee"] == "exact"
+        # In closed form, in float64, by singular values.
+        u, s, _ = torch.linalg.svd(mu.factor.double())
+        new = (s + (s * s + 4 * dt * (1 + dt)).sqrt()) / (2 * (1 + dt))
+        goal = of.Gaussian(mu.mean.double() / (1 + dt), (u * new.square()) @ u.T)
+        factor = nu.factor.double()
+        found = of.Gaussian(nu.mean.double(), factor @ factor.T)
+        error = float(of.metrics.wasserstein2(found, goal))
+        # The distance itself is known to some units of float64.
+        assert error <= report["bound"] + 1e-15
+        scale = float(mu.state.norm() + nu.state.norm())
+        assert report["bound"] <= 500 * torch.finfo(dtype).eps * (1 + dt) * scale
+
+
+@pytest.mark.parametrize(("dtype", "offset"), [(torch.float32, 1e5), (F64, 1e12)])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_bound_holds_where_large_terms_cancel_in_a_gradient(dtype, offset, seed):
+    rng = np.random.default_rng(seed)
+    m, variance = float(rng.normal()), float(rng.uniform(0.5, 3))
+    V = of.Potential(
+        lambda x: (0.5 * (x + offset).square() - offset * x).sum(-1), modulus=1.0
+    )
+    mu = of.Gaussian(
+        torch.tensor([m], dtype=dtype), torch.tensor([[variance]], dtype=dtype)
+    )
+    result = GaussianProximal(max_gradients=100).solve(V, mu, 0.7)
+    report, nu = result.certificate, result.measure
+    start = (float(mu.mean), abs(float(mu.factor)))
+    error = math.hypot(
+        float(nu.mean) - start[0] / 1.7, abs(float(nu.factor)) - start[1] / 1.7
+    )
+    if report["guarantee"] == "exact":
+        assert error <= report["bound"]
+        assert report["bound"] <= 100 * torch.finfo(dtype).eps * offset
+    else:
+        assert not report["converged"]
+
+
+def random_waves(seed):
+    """Return V on tensors, and E V by means and deviations, of waves and wells."""
+    rng = np.random.default_rng(seed)
+    k, w = float(10 ** rng.uniform(-0.1, 0.9)), float(10 ** rng.uniform(-1.5, 0))
+    a, c = [(1.0, 0.0), (0.0, 1.0), (0.5, 0.7)][seed % 3]
+
+    def V(x):
+        wells = (-0.5 * (x / w).square()).exp()
+        return (a * (k * x).cos() - c * wells).sum(-1)
+
+    def mean(m, s):
+        r = w * w + s * s
+        waves = np.exp(-0.5 * (k * s) ** 2) * np.cos(k * m)
+        wells = w / np.sqrt(r) * np.exp(-0.5 * m * m / r)
+        return float((a * waves - c * wells).sum())
+
+    return V, mean
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("d", [1, 2])
+def test_a_certified_step_is_that_of_the_integrals_whatever_the_nodes_see(d, seed):
+    V, mean = random_waves(seed)
+    rng = np.random.default_rng([seed, d])
+    m0, s0 = rng.normal(size=d), float(10 ** rng.uniform(-0.3, 0.8))
+    dt, kappa = float(10 ** rng.uniform(-1, 1.5)), float(rng.uniform(0.02, 0.07))
+    outer = (lambda e: e + 0.3 * e * e) if seed % 4 == 3 else (lambda e: e)
+    inner = of.OfExpectation(outer, V) if seed % 4 == 3 else of.Potential(V)
+    mu = of.Gaussian(m0, s0**2 * np.eye(d))
+    solver = GaussianProximal(max_nodes=1 << 13)
+    result = solver.solve(inner + kappa * of.Entropy(), mu, dt)
+    report, nu = result.certificate, result.measure
+    if not report["certified"]:
+        assert not report["converged"]
+        return
+
+    def energy(m, s):
+        heat = np.log(s).sum() + d * (0.5 * math.log(2 * math.pi) + 0.5)
+        return outer(mean(m, s)) - kappa * heat
+
+    def objective(p):
+        m, s = p[:d], np.abs(p[d:]) + 1e-12
+        cost = ((m - m0) ** 2).sum() + ((s - s0) ** 2).sum()
+        return dt * energy(m, s) + 0.5 * cost
+
+    m, s = nu.mean.numpy(), nu.covariance.diagonal().sqrt().numpy()
+    before, after = energy(m0, s0 * np.ones(d)), energy(m, s)
+    slack = 2 * report["noise"] + 1e-9
+    assert report["energy_before"] == pytest.approx(before, abs=slack)
+    assert report["energy_after"] == pytest.approx(after, abs=slack)
+    assert report["noise"] <= 1e-2
+    decrease = before - after - report["w2"] ** 2 / (2 * dt)
+    assert report["decrease"] == pytest.approx(decrease, abs=2 * slack)
+    here = np.concatenate([m, s])
+    best = optimize.minimize(objective, here, method="BFGS", options={"gtol": 1e-9})
+    size = report["w2"] + float(np.linalg.norm(s))
+    assert float(np.linalg.norm(best.x - here)) <= 2e-3 * size
+
+
+ALIASED = [(-2.471273, 2.285618, 15.0, 0.07), (0.97, 0.84, 18.0, 0.22)]
+
+
+@pytest.mark.parametrize(("m", "s", "dt", "kappa"), ALIASED)
+def test_a_wave_that_the_nodes_take_for_a_well_is_met_by_finer_rules(m, s, dt, kappa):
+    F = of.Potential(lambda x: (4 * x).cos().sum(-1), modulus=-16.0)
+    F = F + kappa * of.Entropy()
+    mu = of.Gaussian(np.array([m]), np.array([[s * s]]))
+    kept = GaussianProximal(max_nodes=0).solve(F, mu, dt).certificate
+    assert not kept["converged"]
+    assert not kept["certified"]
+    result = GaussianProximal().solve(F, mu, dt)
+    assert result.certificate["certified"]
+    # The wave averages out: the spread is that of the entropy, the mean stays.
+    spread = 0.5 * (s + math.sqrt(s * s + 4 * dt * kappa))
+    assert off(result, m, spread) < 1e-6
