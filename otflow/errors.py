@@ -55,9 +55,10 @@ class BoxWarning(UserWarning):
 class BlurWarning(UserWarning):
     """The blur of an entropic step is not small beside the step.
 
-    The kernel must reach the next cell, and on a coarse grid that is far beside what a
+    The kernel must reach the next cell, and on a coarse grid that is much beside what a
     short step moves: such a step diffuses too fast, and may raise the energy. It is not
-    certified. Take a finer grid, a longer step, or ``BackAndForth()``.
+    certified where the blur is more than a twentieth of it. Take a finer grid, a longer
+    step, or ``BackAndForth()``.
 
     Examples
     --------

@@ -122,8 +122,8 @@ def test_dtype_is_kept(kernel):
 
 @KINDS
 def test_far_from_the_origin_nothing_is_lost(kernel):
-    # Differences of coordinates near 1e6 lose ten digits; centred first, they lose none
-    # beyond those that the coordinates themselves have lost.
+    # Products of coordinates near 1e6 lose ten digits; differences, and products of
+    # centred ones, lose none beyond those that the coordinates themselves have lost.
     x = (normal(50, 2) * 2**20).round() / 2**20
     near, far = of.Particles(x), of.Particles(x + 2.0**20)
     left, right = (of.Interaction(kernel).velocity(mu) for mu in (near, far))
@@ -209,3 +209,30 @@ def test_the_energy_of_a_disk_in_the_limit():
     # The diagonal that is left out is of size log(n)/n.
     assert errors[0] < 0.01
     assert errors[1] < 0.35 * errors[0]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "clusters", [(19, 1), (10, 10), (3, 17), (17, 3)], ids="{0[0]}+{0[1]}".format
+)
+def test_far_points_cost_the_others_no_digit(kernel, dtype, clusters):
+    """Each point feels its neighbours to round-off, however far the others are.
+
+    The kernels know one length, 1, and so does each cluster. The second is so far that
+    its own points are known to a share of that length only; the first is at 0.
+    """
+    eps = torch.finfo(dtype).eps
+    first, second = clusters
+    x = normal(first + second, 2, seed=5)
+    x[first:] += torch.tensor([1e-3 / eps, 0.0], dtype=torch.float64)
+    x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(1))].to(dtype)
+    w = torch.full((len(x),), 1.0 / len(x), dtype=dtype)
+    _, (force, _) = kernel.sweep(x, w, gradients=True)
+    z = x.double()[:, None] - x.double()
+    s = z.square().sum(-1)
+    slope = kernel.slope(s.fill_diagonal_(1.0)).fill_diagonal_(0.0)
+    pulls = 2.0 * slope[..., None] * z / len(x) ** 2
+    size = pulls.norm(dim=-1).sum(1, keepdim=True)
+    off = ((force.double() - pulls.sum(1)).abs() / (size + 1e-300)).max()
+    assert off <= 200 * eps

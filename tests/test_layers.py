@@ -24,6 +24,7 @@ ROWS = [
         "errors",
         "_typing",
         "_lazy",
+        "_memory",
         "_progress",
         "_validation",
         "_graphs",

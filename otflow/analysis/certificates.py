@@ -193,8 +193,12 @@ def minimizing_movement(trajectory: Trajectory) -> DissipationReport:
     squares = torch.tensor(_squared_lengths(trajectory), dtype=torch.float64)
     energy = trajectory.records["energy"].double().cpu()
     times = trajectory.times
+    steps = times.diff()
+    rested = (steps == 0) & (squares == 0)  # a step that stalled took no time
     return DissipationReport(
-        times=times, drop=-energy.diff(), dissipated=squares / (2 * times.diff())
+        times=times,
+        drop=-energy.diff(),
+        dissipated=squares / (2 * steps.masked_fill(rested, 1.0)),
     )
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from otflow._validation import as_float_tensor, non_negative_int
-from otflow.errors import InvalidFunctional, NonFinite
+from otflow.errors import InvalidFunctional, NonFinite, Unsupported
 from otflow.functionals import Functional
-from otflow.measures import Measure, Particles
+from otflow.measures import GridDensity, Measure, Particles
 from otflow.metrics import aligned_ends
 from otflow.proximal.quasi_newton import last_places
 
@@ -100,7 +100,7 @@ def displacement_convexity(
         What to examine.
     a, b : Measure
         Ends of the geodesic, of one kind. Particles are joined by an optimal plan, at
-        any sizes and weights; other measures by their own ``displacement_to``.
+        any sizes and weights; `Quantiles` and `Gaussian` by their ``displacement_to``.
     times : int or Tensor, shape (m + 2,)
         Number of equidistant times in [0, 1], or the times, increasing.
 
@@ -115,6 +115,8 @@ def displacement_convexity(
         If `a` equals `b`, or there are fewer than three increasing times in [0, 1].
     NonFinite
         If F is not finite somewhere on the geodesic.
+    Unsupported
+        If an end is a `GridDensity`, whose moves are no geodesics.
 
     Notes
     -----
@@ -219,5 +221,12 @@ def _geodesic(a: Measure, b: Measure) -> tuple[Callable[[float], Measure], float
     """Return the map from times to measures, and the squared length."""
     if isinstance(a, Particles) and isinstance(b, Particles):
         a, b = aligned_ends(a, b)
+    elif isinstance(a, GridDensity) or isinstance(b, GridDensity):
+        msg = (
+            "the moves of a grid density mix the masses of neighbouring cells, and are "
+            "no geodesic; take Particles(a.points, a.weights), which are as many atoms "
+            "as cells, or Quantiles on the line"
+        )
+        raise Unsupported(msg)
     tangent = a.displacement_to(b)
     return lambda t: a.push(tangent, t), float(a.inner(tangent, tangent))

@@ -10,7 +10,7 @@ from torch import Tensor
 from otflow._autodiff import entrywise_derivative, entrywise_derivatives
 from otflow._typing import Ground
 from otflow._validation import real
-from otflow.errors import NonFinite
+from otflow.errors import NonFinite, NotConverged
 from otflow.functionals.base import Functional, Sum
 from otflow.functionals.roots import increasing_root
 from otflow.measures import Gaussian, Measure
@@ -192,7 +192,11 @@ class Internal(Functional):
         z = target / (entropic + strength) if start is None else start.detach()
         z = z.clamp(-START, START)
         typical = target.abs() + entropic * (1 + z.abs()) + abs(unit)
-        z = increasing_root(function, z, typical)
+        try:
+            z = increasing_root(function, z, typical)
+        except NotConverged:
+            self._check_convex(target)
+            raise
         slope = function(z)[1]
         self._check_increasing(z, slope)
         if rhs.requires_grad:  # dz/drhs by the implicit function theorem
@@ -213,6 +217,8 @@ class Internal(Functional):
         limit = _log_limit(s.dtype)
         highest = min(limit, math.log(self.max_density))
         least, most = self.slope(s.new_tensor([-limit, highest]).exp()).tolist()
+        if least > most:
+            self._check_convex(s)
         if math.isinf(self.max_density) and bool((s >= most).any()):
             msg = (
                 f"the conjugate of {self!r} is infinite at {float(s.max()):.6g}, above "
@@ -278,6 +284,13 @@ class Internal(Functional):
         if own.slope is Internal.slope and own.curvature is Internal.curvature:
             return entrywise_derivatives(self._energy, r)
         return self.slope(r), self.curvature(r)
+
+    def _check_convex(self, like: Tensor) -> None:
+        """Look for a density at which U' falls, on a ladder of them, and say so."""
+        limit = _log_limit(like.dtype)
+        ladder = torch.linspace(-limit, limit, RUNGS, dtype=like.dtype)
+        z = ladder.to(like.device)
+        self._check_increasing(z[1:], self.slope(z.exp()).diff())
 
     def _check_increasing(self, z: Tensor, slope: Tensor) -> None:
         bad = ~(slope >= 0)  # NaN is bad

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from otflow._graphs import refuse_graph
+from otflow._memory import check_memory
 from otflow._validation import non_negative_int, real
 
 __all__ = ["Box"]
@@ -122,7 +123,16 @@ class Box:
         ]
 
     def centres(self, like: Tensor) -> Tensor:
-        """Return the centres of the cells, (n, d)."""
+        """Return the centres of the cells, (n, d).
+
+        Raises
+        ------
+        MemoryError
+            If a few arrays of that shape do not fit into the memory.
+        """
+        what = f"a grid of {self.n} cells"
+        bytes_needed = 4 * like.element_size() * self.n * self.dim
+        check_memory(bytes_needed, what, "take fewer cells", like.device)
         grids = torch.meshgrid(*self.axes(like), indexing="ij")
         return torch.stack([g.reshape(-1) for g in grids], dim=-1)
 

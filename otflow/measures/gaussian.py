@@ -95,6 +95,8 @@ class Gaussian(Measure):
     ValueError
         If a shape is wrong, an entry is not finite, the covariance is not symmetric or
         not positive definite, or the dtype is a half precision.
+    MemoryError
+        If the nodes of all axes do not fit into the memory.
     TypeError
         If the kind or dtype of an argument is wrong; nothing is cast.
 
@@ -146,8 +148,10 @@ class Gaussian(Measure):
             msg = f"mean must have shape (d,), got {tuple(m.shape)}{cure}"
             raise ValueError(msg)
         m = as_points(m[None], "mean")[0].clone()
+        # The rule first: a dimension that has none must not wait for eigenvalues.
+        rule = gaussian_nodes(len(m), nodes)
         factor = cholesky(covariance, m)
-        self._set_rule(torch.cat([m[None], factor.T]), gaussian_nodes(len(m), nodes))
+        self._set_rule(torch.cat([m[None], factor.T]), rule)
 
     def _set_rule(self, state: Tensor, rule: Nodes) -> None:
         z, w = (x.to(state, copy=True) for x in (rule.points, rule.weights))
@@ -188,6 +192,8 @@ class Gaussian(Measure):
         ------
         ValueError
             If `nodes` is too small or odd.
+        MemoryError
+            If the nodes of all axes, `nodes` to the power d, do not fit into memory.
 
         Examples
         --------

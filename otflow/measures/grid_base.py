@@ -22,7 +22,7 @@ from otflow.measures.grid_checks import (
     free_cells,
     mass_tolerance,
 )
-from otflow.measures.sums import internal_energy
+from otflow.measures.sums import integrate, internal_energy
 
 __all__ = ["CellMasses"]
 
@@ -244,6 +244,39 @@ class CellMasses(Measure):
                 f"{self!r} on {self.box}"
             )
             raise ValueError(msg)
+
+    def expectation(self, f: Ground) -> Tensor:
+        r"""Return :math:`\sum_i w_i f(x_i)` over the free cells.
+
+        What f is inside obstacles, where there is no mass, does not count: it may be
+        infinite or NaN there.
+
+        Parameters
+        ----------
+        f : callable
+            Batched: (n, d) -> (n,) gives a 0-d tensor, (n, d) -> (n, m) gives (m,).
+
+        Returns
+        -------
+        Tensor
+            The integral.
+
+        Raises
+        ------
+        InvalidFunctional
+            If `f` does not return one value, or one row, per cell.
+        """
+        if bool(self.is_free.all()):
+            return super().expectation(f)
+
+        def inside(x: Tensor) -> Tensor:
+            values = f(x)
+            if not isinstance(values, Tensor) or values.shape[:1] != x.shape[:1]:
+                return values  # which the caller refuses
+            full = ~self.is_free.reshape(-1, *[1] * (values.ndim - 1))
+            return values.masked_fill(full, 0)
+
+        return integrate(inside, self.points, self.weights)
 
     def internal(self, e: Ground) -> Tensor:
         r"""Return :math:`\int e(\rho)\, d\mu` over the free cells.

@@ -234,18 +234,19 @@ def _averaged(box: Box, W: Ground, lengths: list[Tensor], *, finite: bool) -> Te
     """Return the averages over pairs of cells by a rule for kernels smooth there.
 
     A finite kernel may have features far from 0. Where three nodes are too few for them
-    it has the finer rule, or is said to be too narrow.
+    it has the finer rule; where that has too few, or costs too much, a warning says so.
     """
     total = math.prod(len(x) for x in lengths)
     rule: tuple[tuple[float, float], ...] = HAT
     if finite:
         with torch.no_grad():
-            missed = seen_along_axes(box, W, lengths[0])[1]
+            _, missed, left = seen_along_axes(box, W, lengths[0])
         if missed > MISSED:
             rule = hat_nodes()
             if total * len(rule) ** box.dim > BUDGET:
-                rule = HAT
-                _warn(missed)
+                rule, left = HAT, missed
+            if left > MISSED:
+                _warn(left)
     if total * len(rule) ** box.dim <= BUDGET:
         return _hat_rule(box, W, lengths, rule)
     table = _at(W, lengths)

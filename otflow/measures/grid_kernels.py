@@ -18,8 +18,8 @@ __all__ = ["HAT", "gaussian_table", "hat_nodes", "seen_along_axes"]
 # Gauss nodes of one half of the hat: at round-off for a Gaussian to WIDEST deviations.
 ORDER = 16
 WIDEST = 2.0
-# Gauss nodes between two centres, and halvings of the gap next to 0.
-BETWEEN, LEVELS = 8, 24
+# Gauss nodes of a panel, panels between two centres, halvings of the gap next to 0.
+BETWEEN, PANELS, LEVELS = 8, 8, 24
 # Fewest cells of the window through which a kernel is looked at. The deviation of the
 # window is a quarter of it, so that its own sum over centres is right to round-off.
 FEWEST, NARROWING = 6, 4.0
@@ -79,16 +79,16 @@ def _gaussian_axis(k: Tensor, u: float) -> Tensor:
     return own + bend / u**2
 
 
-def seen_along_axes(box: Box, W: Ground, like: Tensor) -> tuple[float, float]:
+def seen_along_axes(box: Box, W: Ground, like: Tensor) -> tuple[float, float, float]:
     r"""Return what sums over cells leave out of a finite kernel, as shares of it.
 
     Along each axis the even part of W is seen through a smooth window as wide as the
     grid. The first share compares the sum over the centres with the integral, by Gauss
     nodes that crowd towards 0: it is small where W is smooth on the scale of cells. The
     second compares the rule of three nodes with the averages, beyond the cells next to
-    0. Both are in parts of :math:`\int |W - c|`, c the median, so that a constant does
-    not count. A share is 0 where it is no more than a kink at 0 leaves out, as that of
-    :math:`|z|`, or than round-off.
+    0, and the third the finer rule. All are in parts of :math:`\int |W - c|`, c the
+    median, so that a constant does not count. A share is 0 where it is no more than a
+    kink at 0 leaves out, as that of :math:`|z|`, or than round-off.
 
     Parameters
     ----------
@@ -101,17 +101,17 @@ def seen_along_axes(box: Box, W: Ground, like: Tensor) -> tuple[float, float]:
 
     Returns
     -------
-    centres, nodes : float
+    centres, nodes, finer : float
         The shares, the greatest over the axes; infinite where W is not finite.
     """
-    worst = [0.0, 0.0]
+    worst = [0.0, 0.0, 0.0]
     for axis in range(box.dim):
         for i, share in enumerate(_seen(box, W, like, axis)):
             worst[i] = max(worst[i], share)
-    return worst[0], worst[1]
+    return worst[0], worst[1], worst[2]
 
 
-def _seen(box: Box, W: Ground, like: Tensor, axis: int) -> tuple[float, float]:
+def _seen(box: Box, W: Ground, like: Tensor, axis: int) -> tuple[float, float, float]:
     count = max(box.shape[axis] - 1, FEWEST)
 
     def even(k: Tensor) -> Tensor:
@@ -124,31 +124,37 @@ def _seen(box: Box, W: Ground, like: Tensor, axis: int) -> tuple[float, float]:
 
     k = torch.arange(count + 1, dtype=like.dtype, device=like.device)
     x, w = _unit_rule(BETWEEN, k)
-    # The gap next to 0 is halved towards it; the others have the nodes k + x.
+    first = torch.arange(PANELS, dtype=k.dtype, device=k.device)[:, None]
+    y, v = ((first + x) / PANELS).reshape(-1), (w / PANELS).repeat(PANELS)
+    # The gap next to 0 is halved towards it; the others have the nodes k + y.
     scales = 0.5 ** torch.arange(1, LEVELS + 1, dtype=k.dtype, device=k.device)[:, None]
-    inner, outer = (scales * (1.0 + x)).reshape(-1), k[1:-1, None] + x
+    inner, outer = (scales * (1.0 + x)).reshape(-1), k[1:-1, None] + y
     centres, near, gaps = even(k), even(inner), even(outer)
-    if not all(bool(v.isfinite().all()) for v in (centres, near, gaps)):
-        return math.inf, math.inf
+    if not all(bool(f.isfinite().all()) for f in (centres, near, gaps)):
+        return math.inf, math.inf, math.inf
     level = centres.median()
     near, gaps, centres = near - level, gaps - level, centres - level
     near_mass = (scales * w).reshape(-1) * window(inner)
-    gap_mass = w * window(outer)
+    gap_mass = v * window(outer)
     scale = float(near_mass @ near.abs() + (gap_mass * gaps.abs()).sum())
     whole = near_mass @ near + (gap_mass * gaps).sum()
     halves = window(k)
     halves[0], halves[-1] = 0.5, 0.5 * halves[-1]
-    largest = max(float(v.abs().max()) for v in (centres, near, gaps)) + abs(level)
+    largest = max(float(f.abs().max()) for f in (centres, near, gaps)) + abs(level)
     allowed = scale / count**2 + 64 * torch.finfo(like.dtype).eps * count * largest
 
     def share(missed: Tensor) -> float:
         return float(missed.abs()) / scale if float(missed.abs()) > allowed else 0.0
 
-    averages = gaps[1:] @ (w * (1.0 - x)) + gaps[:-1] @ (w * x)  # at 2, 3, ...
+    averages = gaps[1:] @ (v * (1.0 - y)) + gaps[:-1] @ (v * y)  # at 2, 3, ...
     far = k[2:-1]
-    by_nodes = sum(a * (even(far + t) - level) for t, a in HAT)
-    off = ((averages - by_nodes) * window(far))[1:].abs().sum()
-    return share(halves @ centres - whole), share(off)
+
+    def left_out(rule: tuple[tuple[float, float], ...]) -> Tensor:
+        by_nodes = sum(a * (even(far + t) - level) for t, a in rule)
+        return ((averages - by_nodes) * window(far))[1:].abs().sum()
+
+    shares = [share(left_out(rule)) for rule in (HAT, hat_nodes())]
+    return share(halves @ centres - whole), shares[0], shares[1]
 
 
 def hat_nodes() -> tuple[tuple[float, float], ...]:

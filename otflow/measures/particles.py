@@ -167,6 +167,11 @@ class Particles(Measure):
         if self.is_uniform and not records(self.weights):
             return f, grad * self.n
         empty = self.weights == 0
+        if not records(self.weights):
+            # A product with such a mass has lost digits, which a division does not
+            # bring back.
+            kind = torch.finfo(self.dtype)
+            empty = self.weights < kind.tiny / kind.eps
         if not bool(empty.any()):
             return f, grad / self.weights[:, None]
         grad = grad / self.weights.masked_fill(empty, 1.0)[:, None]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import check_finite
+from otflow._memory import check_memory
 from otflow._typing import Ground
 from otflow._validation import non_negative_int
 from otflow.errors import NonFinite
@@ -88,6 +89,8 @@ def gaussian_nodes(dim: int, nodes: int | None = None) -> Nodes:
     ValueError
         If `nodes` is too small, too large or odd, or d above 21,201, where Sobol's
         sequence ends.
+    MemoryError
+        If the nodes of all axes do not fit into the memory.
     """
     if dim <= TENSOR_DIM:
         per_axis = PER_AXIS[dim] if nodes is None else nodes
@@ -125,6 +128,8 @@ def finer_nodes(dim: int, nodes: int) -> Nodes:
     ------
     ValueError
         If `nodes` is too small or odd, or d above 21,201.
+    MemoryError
+        If the nodes of all axes do not fit into the memory.
     """
     if dim > TENSOR_DIM:
         return gaussian_nodes(dim, nodes)
@@ -138,6 +143,13 @@ def _even(nodes: int, minimum: int) -> int:
         msg = f"nodes must be even, they come in pairs z, -z; got {count}"
         raise ValueError(msg)
     return count
+
+
+def _check_room(count: int, dim: int, what: str) -> None:
+    """Refuse a rule of which a few copies would not fit into the memory."""
+    copies = 6  # nodes, masses, moved nodes, values and their gradients
+    take = "take fewer nodes; they count on each axis up to d = 3"
+    check_memory(8 * copies * count * (dim + 1), what, take, torch.device("cpu"))
 
 
 def integrate_energy(e: Ground, logs: Tensor, weights: Tensor) -> Tensor:
@@ -201,6 +213,7 @@ def _product(
     w = w / w.sum()
     z = z / np.sqrt(w @ z**2)
     axis, masses = torch.from_numpy(z), torch.from_numpy(w)
+    _check_room(len(axis) ** dim, dim, f"{len(axis)} nodes on each of {dim} axes")
     points = torch.cartesian_prod(*[axis] * dim).reshape(-1, dim)
     weights = torch.cartesian_prod(*[masses] * dim).reshape(-1, dim).prod(-1)
     return points, weights
@@ -210,6 +223,7 @@ def _product(
 def _antithetic(dim: int, count: int) -> Nodes:
     # Scrambled once and for all. The plain sequence misses the radius in many
     # dimensions: E|z|^4 is wrong by half at d = 32 with 4,096 nodes, scrambled by 1%.
+    _check_room(count, dim, f"{count} nodes in dimension {dim}")
     engine = torch.quasirandom.SobolEngine(  # type: ignore[no-untyped-call]
         dim, scramble=True, seed=0
     )

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from otflow._lazy import lazy_import
+from otflow._memory import check_memory
 from otflow._typing import ArrayLike
 from otflow.errors import NotConverged
 from otflow.metrics.duals import SHARE, along_the_plan, proved, squares
-from otflow.metrics.inputs import check_memory, clouds
+from otflow.metrics.inputs import clouds
 from otflow.metrics.monotone import round_off, supporting_potential
 
 __all__ = [

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from otflow._memory import SHARE, total_memory
 from otflow._typing import ArrayLike
 from otflow._validation import as_points, check_like
 from otflow.measures import GridDensity, Measure, Particles
 
-__all__ = ["Cloud", "CloudLike", "check_memory", "cloud", "clouds"]
+__all__ = ["Cloud", "CloudLike", "cloud", "clouds"]
 
 CloudLike: TypeAlias = Particles | ArrayLike
 """Particles, or points (n, d) of equal weights 1/n."""
-
-# What one distance may allocate, as a share of the memory of the machine.
-MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def cloud(mu: CloudLike | Measure, name: str) -> Cloud:
 def _grid_message(mu: GridDensity, name: str) -> str:
     cells = int((mu.weights > 0).sum())
     cure = f"Particles({name}.sample(2000, generator))"
-    if 48 * cells**2 <= MEMORY_SHARE * _total_memory(torch.device("cpu")):
+    if 48 * cells**2 <= SHARE * total_memory(torch.device("cpu")):
         cure = f"Particles({name}.points, {name}.weights), up to a cell, or {cure}"
     return (
         f"{name} is a GridDensity in dimension {mu.dim}: a distance between densities "
@@ -91,23 +88,3 @@ def clouds(
         )
         raise ValueError(msg)
     return p, q
-
-
-def check_memory(needed: int, what: str, cure: str, device: torch.device) -> None:
-    """Refuse, before it starts, what needs more than its share of the memory."""
-    total = _total_memory(device)
-    if needed > MEMORY_SHARE * total:
-        msg = (
-            f"{what} needs {needed} bytes ({needed / 2**30:.3g} GiB), more than "
-            f"{MEMORY_SHARE:.0%} of the {total / 2**30:.3g} GiB of {device}; {cure}"
-        )
-        raise MemoryError(msg)
-
-
-def _total_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError):  # not POSIX: assume a small machine
-        return 8 * 2**30

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from otflow._known import known_derivatives
+from otflow._memory import check_memory
 from otflow._validation import positive
 from otflow.errors import NotConverged
 from otflow.metrics.entropic import Entropy, Outcome
 from otflow.metrics.implicit import Atoms, dual_value
-from otflow.metrics.inputs import Cloud, CloudLike, check_memory, clouds
+from otflow.metrics.inputs import Cloud, CloudLike, clouds
 
 __all__ = ["sinkhorn_divergence"]
 

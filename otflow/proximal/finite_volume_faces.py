@@ -63,6 +63,14 @@ class Faces:
         return NormalEquations(self)
 
     @cached_property
+    def incidence(self) -> Any:
+        """The outflow of fluxes as a sparse matrix, (n, m)."""
+        m = len(self.low)
+        data = np.concatenate([np.ones(m), -np.ones(m)])
+        where = (np.concatenate([self.low, self.high]), np.tile(np.arange(m), 2))
+        return lazy_import("scipy.sparse").csr_array((data, where), shape=(self.n, m))
+
+    @cached_property
     def levelling(self) -> Factors:
         """Factors of the Laplacian, by the conductances.
 
@@ -151,15 +159,19 @@ class NormalEquations:
                 return self._band(share, diagonal, weights)
             except np.linalg.LinAlgError:
                 pass  # negative by round-off: elimination in another order may do
-        J = self.faces.matrix(
+        J = self.matrix(share)
+        D = lazy_import("scipy.sparse").diags_array(diagonal)
+        sparse: Factors = factor(J.T @ D @ J + self.faces.laplacian(weights))
+        return sparse
+
+    def matrix(self, share: Array) -> Any:
+        """Return J, sparse."""
+        return self.faces.matrix(
             1 + self.faces.at_sides(share),
             np.append(self.faces.low, self.faces.high),
             np.append(self.faces.high, self.faces.low),
             -share.reshape(-1),
         )
-        D = lazy_import("scipy.sparse").diags_array(diagonal)
-        sparse: Factors = factor(J.T @ D @ J + self.faces.laplacian(weights))
-        return sparse
 
     def _band(self, share: Array, diagonal: Array, weights: Array) -> Factors:
         faces = self.faces

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from otflow.proximal.finite_volume_coupling import Response
 from otflow.proximal.finite_volume_faces import Array
 from otflow.proximal.finite_volume_problem import Interior, Newton, UpwindStep
 
@@ -73,9 +74,12 @@ class Linearised:
             stiff = stiff + state.pressure / (step.bound - rho)
         loose = self.q**2 * stiffness - self.q * self.share * stiffness
         self.soft = 1 / (stiff + faces.at_sides(np.maximum(loose, 0.0)))
-        self.slope = step.potential + step.energy.slope(rho)
-        self.slope -= faces.at_sides(self.q**2 / (2 * reach))
+        self.slope = step.slope(rho) - faces.at_sides(self.q**2 / (2 * reach))
         self.factors = faces.normal.factor(self.share, self.soft, self.ease.sum(0))
+        self.response = None
+        if step.coupling is not None and step.coupling.modes is not None:
+            modes = step.coupling.modes
+            self.response = Response(modes, self._answers(modes.columns))
 
     def solve(self, targets: Targets, solves: int = SOLVES) -> Newton:
         """Return the step that brings the products to their targets, linearised."""
@@ -86,6 +90,30 @@ class Linearised:
         slope = self.slope - targets.density / rho
         if step.bounded:
             slope = slope + targets.slack / slack
+        turn, change, phi = self._local(slope, push, solves)
+        if self.response is not None:
+            z = None
+            for _ in range(solves):
+                z = self.response.amplitudes(change, z)
+                field = self.response.R @ z
+                turn, change, phi = self._local(slope + field, push, solves)
+        still = (targets.ways - state.still * turn) / ways - state.still
+        empty = (targets.density - state.empty * change) / rho - state.empty
+        pressure = np.zeros(faces.n)
+        if step.bounded:
+            pressure = (targets.slack + state.pressure * change) / slack
+            pressure = pressure - state.pressure
+        return Newton(turn, change, still, empty, pressure, phi)
+
+    def _local(
+        self, slope: Array, push: Array, solves: int
+    ) -> tuple[Array, Array, Array]:
+        """Return the changes of the ways and of the density, and the potential.
+
+        They answer a slope of the energy and what pushes the ways, local terms alone.
+        """
+        step = self.step
+        faces = step.faces
         wanted = slope - faces.at_sides(self.share * push)
         own = self.ease * push
         soft = self.soft * wanted
@@ -99,14 +127,22 @@ class Linearised:
         change = self.soft * (change - wanted)
         turn = self.ease * (drops + push)
         turn = turn + self.share * change[step.sides]
-        change = -faces.outflow(turn[0] - turn[1])
-        still = (targets.ways - state.still * turn) / ways - state.still
-        empty = (targets.density - state.empty * change) / rho - state.empty
-        pressure = np.zeros(faces.n)
-        if step.bounded:
-            pressure = (targets.slack + state.pressure * change) / slack
-            pressure = pressure - state.pressure
-        return Newton(turn, change, still, empty, pressure, phi)
+        return turn, -faces.outflow(turn[0] - turn[1]), phi
+
+    def _answers(self, slopes: Array) -> Array:
+        """Return minus the changes of the density by slopes, one in each column.
+
+        By the outflow of the fluxes, as any change of the density.
+        """
+        faces = self.step.faces
+        J, out = faces.normal.matrix(self.share), faces.incidence
+        phi = self.factors.solve(J.T @ (self.soft[:, None] * slopes))
+        left = self.soft[:, None] * (slopes - J @ phi)
+        low, high = self.share[0][:, None], self.share[1][:, None]
+        flux = self.ease.sum(0)[:, None] * (out.T @ phi)
+        flux = flux - low * left[faces.low] + high * left[faces.high]
+        answers: Array = out @ flux
+        return answers
 
     def _forward(self, phi: Array) -> tuple[Array, Array]:
         """Return the drops of a potential along each way, and J phi."""
@@ -173,6 +209,8 @@ def _descend(
     gap = moved = math.inf
     length, best, stalled = 0.0, math.inf, 0
     weight = float(np.abs(step.potential) @ step.source)
+    if step.coupling is not None:
+        weight += float(np.abs(step.coupling.field(step.source)) @ step.source)
     for k in range(1, limit + 1):
         try:
             system = Linearised(step, state)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from otflow._lazy import lazy_import
+from otflow.proximal.finite_volume_coupling import Coupling
 from otflow.proximal.finite_volume_faces import Array, Faces, Index
 from otflow.proximal.finite_volume_factors import factor, factor_positive
 
@@ -129,10 +130,12 @@ class Newton(NamedTuple):
 class UpwindStep:
     r"""Minimise the energy and the cost of fluxes f through the faces.
 
-    .. math:: \sum_K U(\rho_K) + V_K\rho_K + \sum_f \frac{f^2}{2\,dt\,c_f\,\rho_f},
-        \qquad 0 \le \rho = \rho^0 - \operatorname{outflow}(f) \le b,
+    .. math:: \sum_K U(\rho_K) + V_K\rho_K + Q(\rho) + \sum_f
+        \frac{f^2}{2\,dt\,c_f\,\rho_f}, \qquad
+        0 \le \rho = \rho^0 - \operatorname{outflow}(f) \le b,
 
-    :math:`\rho_f` the density upstream and c the conductance. It is convex.
+    :math:`\rho_f` the density upstream and c the conductance. It is convex
+    if Q is.
 
     Parameters
     ----------
@@ -148,6 +151,8 @@ class UpwindStep:
         b, possibly infinite.
     dt : float
         Step.
+    coupling : Coupling, optional
+        Q, quadratic.
     """
 
     faces: Faces
@@ -156,6 +161,7 @@ class UpwindStep:
     energy: Pointwise
     bound: float
     dt: float
+    coupling: Coupling | None = None
 
     @property
     def bounded(self) -> bool:
@@ -263,9 +269,23 @@ class UpwindStep:
         cost: Array = flux**2 / (2 * self.dt * self.faces.conductance * density[up])
         return cost
 
+    def cells(self, density: Array) -> Array:
+        """Return the energy, of each cell."""
+        cells = self.energy.energy(density) + self.potential * density
+        if self.coupling is not None:
+            cells = cells + 0.5 * density * self.coupling.field(density)
+        return cells
+
+    def slope(self, density: Array) -> Array:
+        """Return the first variation of the energy."""
+        slope = self.potential + self.energy.slope(density)
+        if self.coupling is not None:
+            slope = slope + self.coupling.field(density)
+        return slope
+
     def objective(self, flux: Array, density: Array) -> float:
         """Return the energy and the cost of fluxes, per unit of cell volume."""
-        cells = self.energy.energy(density) + self.potential * density
+        cells = self.cells(density)
         return float(cells.sum() + self.kinetic(flux, density).sum())
 
     def barrier(self, ways: Array, mu: float) -> tuple[float, Array]:
@@ -275,8 +295,7 @@ class UpwindStep:
             return math.inf, density
         if self.bounded and density.max() >= self.bound:
             return math.inf, density
-        cells = self.energy.energy(density) + self.potential * density
-        cells = cells - mu * np.log(density)
+        cells = self.cells(density) - mu * np.log(density)
         if self.bounded:
             cells = cells - mu * np.log(self.bound - density)
         cost = ways**2 / (2 * self.reach * density[self.sides]) - mu * np.log(ways)
@@ -307,7 +326,7 @@ class UpwindStep:
         above, _ = faces.upstream(drop)
         G = faces.sum_at(above, faces.conductance * drop**2)
         # In differences from phi at the flow's own density, small numbers stay small.
-        excess = phi + 0.5 * self.dt * G - self.potential - self.energy.slope(rho)
+        excess = phi + 0.5 * self.dt * G - self.slope(rho)
         order = np.argsort(-excess)
         total = float(rho.sum())
         left = total - np.cumsum(np.full(faces.n, min(self.bound, total)))

@@ -13,6 +13,7 @@ from torch import Tensor
 from otflow._lazy import lazy_import
 from otflow.functionals import Congestion, Internal
 from otflow.measures import GridDensity
+from otflow.proximal.finite_volume_coupling import Coupling
 from otflow.proximal.finite_volume_faces import Array, Faces
 from otflow.proximal.finite_volume_factors import factor_positive
 from otflow.proximal.finite_volume_newton import descend
@@ -28,6 +29,10 @@ LAST = 0.25
 SPARE = 1e-3
 # First products, in units of the energy: cold, and from a step before.
 COLD, WARM = 0.1, 1.0
+# What stands for a density of 0 where it has a logarithm.
+TINY = float(np.finfo(np.float64).tiny)
+# Round-off of an energy, in its size.
+ROUND_OFF = 1e-12
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,9 @@ class Move:
 
 @dataclass(frozen=True)
 class Local:
-    r"""The local part of F: :math:`\int V + c \log\rho\,d\nu + \int U` and a bound.
+    r"""What a step knows of F: :math:`\int V + c \log\rho\,d\nu + \int U` and a bound.
+
+    And interactions, if they have few modes.
 
     Parameters
     ----------
@@ -111,6 +118,8 @@ class Local:
         Where U is computed.
     own : Pointwise, optional
         Terms of a user that see each cell by itself.
+    coupling : Coupling, optional
+        Interactions.
     """
 
     room: Room
@@ -122,6 +131,7 @@ class Local:
     dt: float
     device: torch.device
     own: Pointwise | None = None
+    coupling: Coupling | None = None
 
     @classmethod
     def of(
@@ -132,6 +142,7 @@ class Local:
         terms: Terms,
         dt: float,
         device: torch.device,
+        coupling: Coupling | None = None,
     ) -> Local:
         """Return the local part of these terms, with its own unit."""
         new = cls(
@@ -143,6 +154,7 @@ class Local:
             0.0,
             dt,
             device,
+            coupling=coupling,
         )
         return replace(new, unit=new._scale())
 
@@ -154,6 +166,8 @@ class Local:
     def _scale(self) -> float:
         """Return a typical difference of the energy's first variation."""
         scale = float(np.ptp(self.potential)) + self._steepness()
+        if self.coupling is not None:
+            scale += float(np.ptp(self.coupling.field(self.source)))
         # Where nothing acts: what a move by a cell costs.
         return scale or 1 / (self.dt * self.room.faces.largest)
 
@@ -194,6 +208,7 @@ class Local:
             self.pointwise(self.entropy),
             bound,
             self.dt,
+            self.coupling,
         )
 
     def solve(self, warm: Interior | None, tolerance: float, limit: int) -> Move:
@@ -221,7 +236,7 @@ class Local:
             flux,
             outcome.state,
             kinetic * volume,
-            outcome.gap * volume,
+            outcome.gap * volume + (self.coupling.doubt if self.coupling else 0.0),
             residual,
             outcome.settled and residual <= tolerance,
             outcome.steps,
@@ -231,11 +246,25 @@ class Local:
         """Return positive densities near the source."""
         return self._step(math.inf).spread()
 
+    def energy(self, density: Array) -> float:
+        """Return the energy that the step knows, of densities that may be 0."""
+        cells = self._step(math.inf).cells(np.maximum(density, TINY))
+        return float(cells.sum() * self.room.volume)
+
     def objective(self, move: Move) -> float:
-        """Return the local energy and the cost of a move."""
-        r = np.maximum(move.density, np.finfo(np.float64).tiny)
-        cells = self.pointwise(self.entropy).energy(r) + self.potential * move.density
-        return float(cells.sum() * self.room.volume) + move.kinetic
+        """Return the energy that the step knows and the cost of a move."""
+        return self.energy(move.density) + move.kinetic
+
+    def rises(self, move: Move) -> bool:
+        """Whether a move ends above the old density, by more than round-off."""
+        before = self.energy(self.source)
+        noise = ROUND_OFF * abs(before) + move.residual * self.unit
+        return self.objective(move) > before + noise
+
+    @property
+    def convex(self) -> bool:
+        """Whether the energy is convex."""
+        return self.coupling is None or self.coupling.convex
 
 
 def _sum(a: Pointwise, b: Pointwise) -> Pointwise:

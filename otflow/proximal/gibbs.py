@@ -44,7 +44,8 @@ class GibbsKernel:
     -----
     Time O(d n^(d+1)) for n cells an axis; along an axis of more than 1024 cells, O(1)
     for each cell in the kernel's reach, and no array of n^2. In the log domain n/16
-    exponentials a cell, and n in rows where logarithms range too widely for that.
+    exponentials a cell, and n in rows where logarithms range too widely for that; along
+    a long axis those of the pairs of cells that count, a few deviations of the kernel.
     """
 
     def __init__(self, box: Box, eps: float, like: Tensor) -> None:

@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from otflow.proximal.gibbs_pairs import log_convolve
+
 __all__ = ["DenseAxis", "LongAxis"]
 
 # Mirror images of the box on either side that the kernel sees.
@@ -22,6 +24,10 @@ TEMPORARY = 2**21
 ROWS, CELLS = 64, 16
 # Standard deviations beyond which a path by a wall does not count beside a direct one.
 FAR = 9.0
+# Logarithm of what does not count beside another: below round-off over 1e10 cells.
+UNSEEN = 64.0
+# Part of the exponents of a dtype that the kernel may range over within a block.
+RANGE = 0.9
 
 
 class DenseAxis:
@@ -64,9 +70,10 @@ class LongAxis:
     r"""A long axis: the kernel depends on the difference, and is applied in windows.
 
     Beyond its ends an array goes on as its mirror image. Each 64 cells are a product of
-    one matrix with the cells in their reach. In logarithms they see the whole axis, in
-    blocks of 16 cells, of which only those are summed that can add to the result. No
-    array of n^2 entries is made.
+    one matrix with the cells in their reach. In logarithms they see the whole axis: a
+    wide kernel, which varies little over 16 cells, as products with blocks of so many,
+    of which only those are summed that can add to the result; a narrow kernel by the
+    pairs of cells that count. No array of n^2 entries is made.
     """
 
     def __init__(self, n: int, h: float, eps: float, like: Tensor) -> None:
@@ -98,9 +105,23 @@ class LongAxis:
         return self._joined(self._windows(rows) @ self._matrix)
 
     def _log_apply(self, rows: Tensor) -> Tensor:
+        steep = self.h * self.h / self.eps * CELLS * (self.reach + ROWS)
+        if steep < RANGE * math.log(torch.finfo(rows.dtype).max):
+            return self._log_apply_wide(rows)
+        alpha = self.h * self.h / (2 * self.eps)
+        # The image of cell k is further from all cells than k: by 2 k + 1 squares.
+        seen = min(self.reach, math.ceil(UNSEEN / (2 * alpha)))
+        places = torch.arange(-seen, self.n + seen, device=rows.device)
+        cells = self._mirrored(places)
+        at = places.to(torch.float64)
+        out = [log_convolve(v[cells], at, self.n, alpha, TEMPORARY) for v in rows]
+        return torch.stack(out) - self._log_total
+
+    def _log_apply_wide(self, rows: Tensor) -> Tensor:
         """Sum over the blocks of cells that count, by bounds on what a block adds."""
         blocks = rows[..., self._places(self.reach)].reshape(len(rows), -1, CELLS)
         log = self._log_blocks.to(rows.dtype)  # (blocks of a window, CELLS, ROWS)
+        shift, scaled = (x.to(rows.dtype) for x in self._scaled_blocks)
         limits = torch.finfo(rows.dtype)
         tops = blocks.detach().amax(-1).unfold(-1, len(log), ROWS // CELLS)
         high, low = tops + log.amax((1, 2)), tops + log.amin((1, 2))
@@ -111,7 +132,9 @@ class LongAxis:
         pairs = torch.arange(len(row), device=rows.device)
         for k in torch.split(pairs, TEMPORARY // (CELLS * ROWS)):
             v = blocks[row[k], window[k] * (ROWS // CELLS) + block[k]]
-            parts.append((v[:, :, None] + log[block[k]]).logsumexp(1))
+            top = v.detach().amax(1, keepdim=True)
+            sums = ((v - top).exp()[:, None] @ scaled[block[k]])[:, 0]
+            parts.append(sums.log() + top + shift[block[k]])
         sums = torch.cat([*parts, rows.new_empty(0, ROWS)])
         place = row * self.count + window
         largest = rows.new_full((len(rows) * self.count, ROWS), limits.min / 4)
@@ -149,6 +172,9 @@ class LongAxis:
     def _places(self, reach: int) -> Tensor:
         """Return which cells all windows see, in order, mirrored at the ends."""
         place = torch.arange(-reach, self.count * ROWS + reach, device=self.like.device)
+        return self._mirrored(place)
+
+    def _mirrored(self, place: Tensor) -> Tensor:
         place = place.remainder(2 * self.n)
         return torch.where(place < self.n, place, 2 * self.n - 1 - place)
 
@@ -168,12 +194,23 @@ class LongAxis:
         return log - log[: 2 * reach + 1, 0].logsumexp(0)
 
     @cached_property
+    def _log_total(self) -> float:
+        """The logarithm of the sum of the Gaussian over all cells in reach."""
+        away = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64)
+        return float((away.square() * (-self.h * self.h / (2 * self.eps))).logsumexp(0))
+
+    @cached_property
     def _matrix(self) -> Tensor:
         return self._log_matrix(self.near).exp().to(self.like.dtype)
 
     @cached_property
     def _log_blocks(self) -> Tensor:
         return self._log_matrix(self.reach).reshape(-1, CELLS, ROWS)
+
+    @cached_property
+    def _scaled_blocks(self) -> tuple[Tensor, Tensor]:
+        shift = self._log_blocks.amax(1)
+        return shift, (self._log_blocks - shift[:, None]).exp()
 
 
 class _Blocks:

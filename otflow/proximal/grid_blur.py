@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from torch import Tensor
 
+from otflow.errors import Diverged
 from otflow.measures import GridDensity
-from otflow.proximal.scaling import Iterate, Scaling, potential_of
+from otflow.proximal.gibbs import GibbsKernel
+from otflow.proximal.grid_distance import distance_along_axes
+from otflow.proximal.grid_iteration import iterate
+from otflow.proximal.grid_local import measure_of
+from otflow.proximal.grid_problem import Warm, start_of
+from otflow.proximal.scaling import (
+    Iterate,
+    Scaling,
+    obstacle_correction,
+    potential_of,
+)
 
 __all__ = ["blur_of", "self_potential"]
 
@@ -15,52 +27,60 @@ __all__ = ["blur_of", "self_potential"]
 # and for what the kernel resolves much faster.
 SWEEPS = 10
 # What is left of it, in the logarithm.
-UNSURE = 1e-4
-# What the blur does to a short step that is certified, in parts of the step, at most;
-# and the longest step that is short, in cells.
-MOST_BLUR, SHORT = 0.05, 0.1
+UNSURE = 1e-5
+# What the blur does to a step that is certified, in parts of the step, at most.
+MOST_BLUR = 0.05
+# The wider kernel of the second solve, in variances: what the blur does is like their
+# square, so it is what this adds. Evaluations of the map that it may take.
+WIDER, BUDGET = math.sqrt(2.0), 100
 
 
 def blur_of(
-    problem: Scaling, iterate: Iterate, nu: GridDensity, own: Tensor
+    problem: Scaling, found: Iterate, nu: GridDensity, own: Tensor, memory: int
 ) -> tuple[float, bool]:
-    r"""Return how far the blur moves a step, and whether that outweighs a short one.
+    r"""Return how far the blur moves a step, and whether that is much beside the step.
 
     With the potential :math:`\varphi` of the debiased cost at :math:`\nu` the step is
     :math:`\nabla\varphi = -dt\,\nabla F'[\nu]`. The debiased cost of :math:`\nu` and
     itself has a potential :math:`\varphi_\nu` too, the exact distance has none. So
-    :math:`\|\nabla\varphi_\nu\|_{L^2(\nu)}` is what the blur alone does in W2; to
-    leading order :math:`\varphi_\nu = \tfrac{\varepsilon^2}4
-    \Delta\sqrt\nu/\sqrt\nu`. It is compared with the largest of the lengths of
-    :math:`\nabla(\varphi - \varphi_\nu)`, which is the step, and of dt times the pulls
-    of potentials, nonlocal terms and internal energies, which cancel at rest.
+    :math:`\|\nabla\varphi_\nu\|_{L^2(\nu)}` is how hard the blur pulls; to leading
+    order :math:`\varphi_\nu = \tfrac{\varepsilon^2}4 \Delta\sqrt\nu/\sqrt\nu`. The
+    parts of F pull with :math:`dt\,\|\nabla V\|` and so on; they cancel at rest.
+
+    A blur that pulls with less than `MOST_BLUR` of the strongest part of F is small,
+    whatever the response. Else the response is measured: the debiased cost is off by
+    :math:`O(\varepsilon^2)`, so the same step with :math:`\sqrt2\,\varepsilon` is as
+    far from this step as this one from the step without blur.
 
     Parameters
     ----------
-    problem, iterate : Scaling, Iterate
+    problem, found : Scaling, Iterate
         Solved.
     nu : GridDensity
         The new density.
     own : Tensor
         `self_potential` of it.
+    memory : int
+        Of the acceleration.
 
     Returns
     -------
     tuple of float and bool
-        The length, and whether it is more than `MOST_BLUR` of a step of less than
-        `SHORT` of a cell. A longer step is not judged: where it ends in a density as
-        thin as a cell, its response is far less than this length.
+        The distance, or the pull where that is small, and whether the distance is more
+        than `MOST_BLUR` of the step.
     """
-    phi = _potential(problem, iterate.log_a, iterate.log_density)
+    phi = _potential(problem, found.log_a, found.log_density)
     V = potential_of(problem.source, problem.terms)
-    others = problem.potential - V
-    parts = (V, others, phi / problem.dt + problem.potential)
-    pull = max(problem.dt * _length(nu, f) for f in parts)
-    blur, step = _length(nu, own), max(pull, _length(nu, phi - own))
-    cell = max(nu.box.spacing)
-    unsure = problem.kernel.eps / cell * max(iterate.residual, UNSURE)
-    short = unsure < pull and step < SHORT * cell
-    return blur, short and blur > MOST_BLUR * step + unsure
+    parts = (V, problem.potential - V, phi / problem.dt + problem.potential)
+    pull = problem.dt * max(_length(nu, f) for f in parts)
+    blur, cell = _length(nu, own), max(nu.box.spacing)
+    unsure = problem.kernel.eps / cell * max(found.residual, UNSURE)
+    if blur <= MOST_BLUR * pull + unsure:
+        return blur, False
+    wider = _with_wider_kernel(problem, found, memory)
+    blur = blur if wider is None else _distance(nu, wider, own)
+    step = _distance(nu, problem.source, phi - own)
+    return blur, blur > MOST_BLUR * step + unsure
 
 
 def self_potential(problem: Scaling, log_density: Tensor) -> Tensor:
@@ -74,6 +94,44 @@ def self_potential(problem: Scaling, log_density: Tensor) -> Tensor:
         log_a = 0.5 * (log_a + log_density - problem.convolve(log_a))
         log_a = log_a.masked_fill(log_density == -math.inf, -math.inf)
     return _potential(problem, log_a, log_density)
+
+
+def _with_wider_kernel(
+    problem: Scaling, found: Iterate, memory: int
+) -> GridDensity | None:
+    """Return the step with a wider kernel, in the same potential; None if not found."""
+    eps, box = WIDER * problem.kernel.eps, problem.kernel.box
+    kernel, correction = GibbsKernel(box, eps, problem.log_source), problem.correction
+    if correction is not None:
+        assert problem.is_free is not None
+        correction = obstacle_correction(kernel, problem.is_free)
+    wide = replace(problem, kernel=kernel, correction=correction)
+    tolerance = max(found.residual, UNSURE)
+    try:
+        solved = iterate(
+            wide,
+            start_of(wide, Warm(problem, found)),
+            memory=memory,
+            tolerance=tolerance,
+            budget=BUDGET,
+            widen=False,
+        )
+    except Diverged:
+        return None
+    if not solved.iterate.residual <= tolerance:
+        return None
+    return measure_of(solved.problem, solved.iterate)
+
+
+def _distance(nu: GridDensity, other: GridDensity, psi: Tensor) -> float:
+    """Return what both marginals and a potential know of W2; no more than it.
+
+    A density whose marginals are at rest may move by the gradient of psi.
+    """
+    gain = abs(float(((other.weights - nu.weights) * psi.reshape(-1)).sum()))
+    slope = max(_length(nu, psi), _length(other, psi))
+    along = gain / slope if slope > 0 else 0.0
+    return max(along, distance_along_axes(nu, other))
 
 
 def _potential(problem: Scaling, log_a: Tensor, log_nu: Tensor) -> Tensor:

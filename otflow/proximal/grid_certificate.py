@@ -35,6 +35,7 @@ def certificate(
     energy_before: float,
     converged: bool,
     duality: bool,
+    memory: int,
 ) -> dict[str, Any]:
     """Return the entries that `GridSinkhorn` documents, iterations apart."""
     mu, dt, eps = problem.source, problem.dt, problem.kernel.eps
@@ -61,7 +62,7 @@ def certificate(
         if converged:
             bound = _bound(F, problem, iterate, nu, after + cost / (2 * dt))
     claim = "optimal" if problem.terms.nonlocal_part is None else "stationary"
-    blur, blurred = blur_of(problem, iterate, nu, new)
+    blur, blurred = blur_of(problem, iterate, nu, new, memory)
     claim = "none" if blurred else claim if bound is None else "exact"
     return certify(
         energy_before=energy_before,

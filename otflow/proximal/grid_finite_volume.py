@@ -16,11 +16,11 @@ from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.certificate import certify
+from otflow.proximal.finite_volume_coupling import Coupling, coupling_of
 from otflow.proximal.finite_volume_faces import Array
 from otflow.proximal.finite_volume_problem import Interior
+from otflow.proximal.finite_volume_rounds import measure_of, solve_in_rounds
 from otflow.proximal.finite_volume_step import Local, Move, Room, room_of
-from otflow.proximal.finite_volume_terms import cell_by_cell
-from otflow.proximal.grid_outer import LocalStep, minimise_nonlocal
 from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["FiniteVolume"]
@@ -28,14 +28,49 @@ __all__ = ["FiniteVolume"]
 # Rounds of nonlocal terms may solve so many times the linear systems of a local step,
 # with those of all halves.
 PATIENCE = 12
-# Log density where no mass can come, in the rounds.
-EMPTY = -500.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The room of a step and the terms of F, by who minimises them."""
+
+    terms: Terms
+    room: Room
+    coupling: Coupling | None  # the interactions
+
+    @classmethod
+    def of(cls, terms: Terms, mu: GridDensity, old: Scene | None) -> Scene:
+        """Return the scene of a step, with what is the same in a step before."""
+        room = room_of(mu, old.room if old else None)
+        coupling = old.coupling if old and old.room is room else None
+        if coupling is None or not coupling.stands_for(terms.interactions):
+            coupling = coupling_of(terms.interactions, mu, room.cells)
+        return cls(terms, room, coupling)
+
+    @property
+    def inside(self) -> Coupling | None:
+        """The interactions, where Newton's method takes them: with few modes.
+
+        Beside terms that are solved in rounds each round shall have one minimum.
+        """
+        known = self.coupling
+        if known is None or known.modes is None:
+            return None
+        return known if known.convex or not self.terms.others else None
+
+    @property
+    def outside(self) -> Functional | None:
+        """What is left for rounds."""
+        if self.inside is None:
+            return self.terms.nonlocal_part
+        return replace(self.terms, interactions=()).nonlocal_part
 
 
 @dataclass(frozen=True)
 class Warm:
     """The last move, good for the same cells and any dt."""
 
+    scene: Scene
     local: Local
     move: Move
     box: Any
@@ -57,6 +92,18 @@ class Part:
     local: Local
     move: Move
     rounds: int
+
+    @property
+    def optimal(self) -> bool:
+        """Whether the gap is that of the whole problem."""
+        return not self.rounds and self.local.convex
+
+    @property
+    def noise(self) -> float:
+        """What the gap or the residual may have added to the energy."""
+        if self.optimal:
+            return self.move.gap
+        return self.move.residual * self.local.unit
 
 
 class FiniteVolume(ProximalSolver[GridDensity]):
@@ -88,15 +135,25 @@ class FiniteVolume(ProximalSolver[GridDensity]):
 
     r all densities of the same mass below the bound, so "optimal" is proved.
 
+    Interactions are part of the same minimisation. Their second derivative
+    :math:`\sum_k s_k\, r_k r_k^T` has few modes where the kernel is smooth, and always
+    in small rooms; with k of them a system asks for k solutions more, not for another
+    factorisation.
+    With all :math:`s_k > 0` the problem is convex, and the gap proves it as well. Else
+    F is replaced by its tangent in the gap, which tells a critical point; where a
+    combination of modes bends down more than all else bends up, Newton's step along
+    it is turned round, so the barrier's objective falls. If such a step fails, or ends
+    higher than it began, and for other terms of a user, F is linearised in rounds.
+
     Parameters
     ----------
     tolerance : float
         Stop when the duality gap, in units of a typical difference of the first
-        variation of F's local part, is below it, and the mass that the next Newton
-        step would move as well, or falls no more by round-off.
+        variation of what Newton's method knows of F, is below it, and the mass that the
+        next Newton step would move as well, or falls no more by round-off.
     max_iterations : int
-        Most linear systems, for each attempt at a step; with nonlocal terms, for each
-        round, and 12 times as many in all.
+        Most linear systems, for each attempt at a step; in rounds, for each of them,
+        and 12 times as many in all.
     max_halvings : int
         How often a step that fails is halved.
 
@@ -124,29 +181,33 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         at obstacles; the new masses are the old ones less their outflow.
     ``residual``, ``converged``
         The duality gap, in the unit above, and without convergence the mass that
-        Newton's next step would move if that is more; with nonlocal terms also what the
-        change of their first variation would move. And whether it met the tolerance.
+        Newton's next step would move if that is more; with ``rounds`` also what the
+        change of the first variation would move. And whether it met the tolerance.
     ``gap``
         A proved bound on the objective (F and the cost of the fluxes) above the least,
         up to round-off and to a bound on the density that is a thousandth of the
-        tolerance higher. None with ``rounds``, or where the step was divided.
+        tolerance higher. None with ``rounds``, with interactions that are not convex in
+        the masses, or where the step was divided.
     ``divided_into``
         Into how many steps this one was divided, as Newton's method failed: 1 for none.
     ``rounds``
-        Linearisations of interactions and other terms; 0 without them, and 1 where
-        each cell's part of them depends on its own density only.
+        Linearisations of terms that Newton's method does not know: 0 for interactions,
+        unless their modes need more than 5e6 numbers; 1 for terms of a user where each
+        cell's part depends on its own density only.
     ``device``
         "cpu": the linear systems are SciPy's. Densities on another device are copied
-        there and back, once a step; functions of the points and of the density are
-        called on the device of the measure.
+        there and back, once a step; functions of the points and of the density and
+        interactions are called on the device of the measure.
     ``guarantee``
         ``"optimal"``: the least objective, to the tolerance. ``"stationary"``: a
-        critical point, with interactions and other terms. ``"stages"``: each of the
+        critical point, with interactions that are not convex in the masses, such as
+        attraction, and with terms of a user. ``"stages"``: each of the
         ``divided_into`` has one of these. ``"none"``: not converged, or the energy
         rose.
 
     Time O(n^1.5) a linear system in the plane, O(n^2) in space; memory O(n log n) and
-    O(n^(4/3)), n the number of cells.
+    O(n^(4/3)), n the number of cells. With k modes O(k n log n + k^2 n + k^3) more time
+    in the plane, and O(k n) more memory. A flow finds them once.
 
     Examples
     --------
@@ -226,7 +287,9 @@ class FiniteVolume(ProximalSolver[GridDensity]):
             msg = f"F is {before} at the measure to step from; start where it is finite"
             raise NonFinite(msg)
         budget = PATIENCE * self.max_iterations
-        parts = self._advance(terms, mu, dt, warm, self.max_halvings, budget)
+        kept = warm if isinstance(warm, Warm) and warm.box == mu.box else None
+        scene = Scene.of(terms, mu, kept.scene if kept else None)
+        parts = self._advance(scene, mu, dt, kept, self.max_halvings, budget)
         last = parts[-1]
         nu, moves = mu.moved(last.measure.weights), [part.move for part in parts]
         residual = max(move.residual for move in moves)
@@ -235,7 +298,8 @@ class FiniteVolume(ProximalSolver[GridDensity]):
             raise Diverged(msg, measure=mu)
         after = float(F.value(nu))
         rounds = sum(part.rounds for part in parts)
-        guarantee = "stationary" if rounds else "optimal"
+        optimal = all(part.optimal for part in parts)
+        guarantee = "optimal" if optimal else "stationary"
         certificate = certify(
             energy_before=before,
             energy_after=after,
@@ -244,24 +308,24 @@ class FiniteVolume(ProximalSolver[GridDensity]):
             residual=residual,
             converged=all(move.converged for move in moves),
             guarantee=guarantee if len(parts) == 1 else "stages",
-            noise=sum(_noise(part) for part in parts),
+            noise=sum(part.noise for part in parts),
             dissipation=sum(move.kinetic for move in moves),
             fluxes=_fluxes(mu, parts),
             divided_into=len(parts),
             rounds=rounds,
-            gap=moves[0].gap if len(parts) == 1 and not rounds else None,
+            gap=moves[0].gap if len(parts) == 1 and optimal else None,
             device="cpu",
         )
         spent = sum(move.spent for move in moves)
-        kept = Warm(last.local, last.move, mu.box)
+        kept = Warm(scene, last.local, last.move, mu.box)
         return ProxResult(nu, kept, spent, residual, certificate)
 
     def _advance(
         self,
-        terms: Terms,
+        scene: Scene,
         mu: GridDensity,
         dt: float,
-        warm: Any,
+        kept: Warm | None,
         halvings: int,
         budget: int,
     ) -> list[Part]:
@@ -269,101 +333,48 @@ class FiniteVolume(ProximalSolver[GridDensity]):
 
         Of the budget of rounds a half is for this attempt, the rest for its halves.
         """
-        kept = warm if isinstance(warm, Warm) and warm.box == mu.box else None
-        local = _pose(terms, mu, dt, kept.local.room if kept else None)
-        start = kept.fit(local) if kept else None
-        if terms.nonlocal_part is None:
-            move, rounds = local.solve(start, self.tolerance, self.max_iterations), 0
-        else:
-            move, rounds = self._with_rounds(terms, mu, local, start, budget // 2)
-        part = Part(_measure(mu, local, move.density), local, move, rounds)
+        part = self._attempt(scene, mu, dt, kept, budget // 2)
         share = budget // 4
-        spent_up = terms.nonlocal_part is not None and share < self.max_iterations
-        if move.converged or not halvings or spent_up:
+        spent_up = part.rounds and share < self.max_iterations
+        if part.move.converged or not halvings or spent_up:
             return [part]
-        first = self._advance(terms, mu, 0.5 * dt, warm, halvings - 1, share)
+        first = self._advance(scene, mu, 0.5 * dt, kept, halvings - 1, share)
         middle = first[-1]
         if not all(half.move.converged for half in first):
             return [part]
-        kept = Warm(middle.local, middle.move, mu.box)
+        kept = Warm(scene, middle.local, middle.move, mu.box)
         rest = self._advance(
-            terms, middle.measure, 0.5 * dt, kept, halvings - 1, budget // 4
+            scene, middle.measure, 0.5 * dt, kept, halvings - 1, budget // 4
         )
         return first + rest
 
-    def _with_rounds(
-        self,
-        terms: Terms,
-        mu: GridDensity,
-        local: Local,
-        kept: Interior | None,
-        budget: int,
-    ) -> tuple[Move, int]:
-        """Return the move with nonlocal terms, and the linearisations."""
-        G = terms.nonlocal_part
+    def _attempt(
+        self, scene: Scene, mu: GridDensity, dt: float, kept: Warm | None, budget: int
+    ) -> Part:
+        """Return the step, undivided."""
+        local = _pose(scene, mu, dt)
+        start = kept.fit(local) if kept else None
+        G, spent = scene.outside, 0
+        if G is None:
+            move = local.solve(start, self.tolerance, self.max_iterations)
+            part = Part(measure_of(mu, local, move.density), local, move, 0)
+            if local.convex or (move.converged and not local.rises(move)):
+                return part
+            # No convexity led there: by rounds that begin at the old density.
+            G, spent = scene.terms.nonlocal_part, move.spent
+            local = _pose(replace(scene, coupling=None), mu, dt)
         assert G is not None
-        cells = local.room.cells
-        # The rounds have energies of size 1, whatever the units of length.
-        unit = local.unit
-        guess = local.spread()
-        spent = 0
-        own = cell_by_cell(G, mu, cells, guess)
-        if own is not None:
-            whole = replace(local, own=own)
-            move = whole.solve(kept, self.tolerance, self.max_iterations)
-            if move.converged or move.spent >= budget:
-                return move, 1
-            spent = move.spent
-
-        def solve(
-            potential: Tensor,
-            entropy: float,
-            start: Any,
-            tolerance: float,
-            budget: int,
-        ) -> LocalStep:
-            p = potential.detach().double().cpu().numpy().reshape(-1)[cells]
-            own = replace(
-                local,
-                potential=local.potential + unit * p,
-                entropy=local.entropy + unit * entropy,
-            )
-            first = kept if start is None else start.state
-            move = own.solve(first, tolerance, min(budget, self.max_iterations))
-            log = torch.full((mu.box.n,), EMPTY, dtype=torch.float64)
-            log[torch.from_numpy(cells)] = torch.from_numpy(
-                np.log(np.maximum(move.density, np.finfo(np.float64).tiny))
-            )
-            return LocalStep(
-                measure=_measure(mu, local, move.density),
-                log_density=log.to(mu.weights).reshape(mu.shape),
-                objective=local.objective(move) / unit,
-                residual=move.residual,
-                converged=move.converged,
-                spent=move.spent,
-                state=move,
-            )
-
-        log = torch.full((mu.box.n,), EMPTY, dtype=torch.float64)
-        log[torch.from_numpy(cells)] = torch.from_numpy(
-            np.log(np.maximum(guess, math.exp(EMPTY)))
-        )
-        outcome = minimise_nonlocal(
-            (1 / unit) * G,
+        move, rounds = solve_in_rounds(
+            G,
             mu,
-            solve,
-            start=log.to(mu.weights).reshape(mu.shape),
-            scale=unit * local.dt * local.room.faces.largest,
+            local,
+            start,
             tolerance=self.tolerance,
-            budget=budget - spent,
+            limit=self.max_iterations,
+            budget=budget,
         )
-        move = replace(
-            outcome.step.state,
-            residual=outcome.residual,
-            converged=outcome.converged,
-            spent=spent + outcome.spent,
-        )
-        return move, outcome.rounds
+        move = replace(move, spent=move.spent + spent)
+        return Part(measure_of(mu, local, move.density), local, move, rounds)
 
 
 def _potential(terms: Terms, mu: GridDensity) -> Array:
@@ -378,26 +389,12 @@ def _potential(terms: Terms, mu: GridDensity) -> Array:
     return V
 
 
-def _pose(terms: Terms, mu: GridDensity, dt: float, room: Room | None) -> Local:
-    """Return the local part of a step, in float64; in a room of a step before."""
-    room = room_of(mu, room)
+def _pose(scene: Scene, mu: GridDensity, dt: float) -> Local:
+    """Return what Newton's method knows of a step, in float64."""
+    room, terms = scene.room, scene.terms
     V = _potential(terms, mu)[room.cells]
     source = mu.weights.detach().double().cpu().numpy()[room.cells] / room.volume
-    return Local.of(room, source, V, terms, dt, mu.device)
-
-
-def _measure(mu: GridDensity, local: Local, density: Array) -> GridDensity:
-    """Return densities of the room as a measure, below the bound in its own numbers."""
-    masses = torch.zeros(mu.box.n, dtype=torch.float64)
-    masses[torch.from_numpy(local.room.cells)] = torch.from_numpy(
-        density * local.room.volume
-    )
-    weights = masses.to(mu.weights)
-    for _ in range(4):  # a product and a quotient may round up
-        above = weights / local.room.volume > local.bound
-        down = torch.nextafter(weights, torch.zeros_like(weights))
-        weights = torch.where(above, down, weights)
-    return mu.with_free_weights(weights)
+    return Local.of(room, source, V, terms, dt, mu.device, scene.inside)
 
 
 def _fluxes(mu: GridDensity, parts: list[Part]) -> Tensor:
@@ -408,10 +405,3 @@ def _fluxes(mu: GridDensity, parts: list[Part]) -> Tensor:
         flux = torch.from_numpy(part.move.flux * room.volume)
         total[torch.from_numpy(room.open_faces)] += flux
     return total.to(mu.weights)
-
-
-def _noise(part: Part) -> float:
-    """Return what the gap or the residual may have added to the energy."""
-    if not part.rounds:
-        return part.move.gap
-    return part.move.residual * part.local.unit

@@ -12,6 +12,7 @@ from torch import Tensor
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.anderson import Anderson
+from otflow.proximal.scaling import normalised
 
 __all__ = ["LocalSolver", "LocalStep", "Outcome", "minimise_nonlocal"]
 
@@ -28,14 +29,22 @@ SHARP = 0.03
 FINER = 0.1
 # Growth of L where a round fails, and its fall where the model was too steep by SLACK.
 GROWTH, SLACK = 2.0, 2.5
-# First L beside the largest curvature, which few steps meet; the least L that grows.
-FIRST, LEAST = 0.2, 1e-3
+# First L beside the largest curvature, which few steps meet; the least L that grows, in
+# units of the energy that changes a density by a factor of e.
+FIRST, LEAST = 0.2, 0.05
 # Rounds, and failures of one round, at most.
 ROUNDS, MOST_FAILURES = 400, 40
 # Power iterations for the first L, and the relative change of masses that they try.
 POWERS, SMALL = 6, 1e-3
-# Residual above which nothing is extrapolated.
-FAR = 0.5
+# Residual above which nothing is extrapolated, unless a round leaves that share of it:
+# a clump that is nearly free to move as a whole goes on for hundreds of rounds.
+FAR, SLOW = 0.5, 0.8
+# Root mean square by which an extrapolation may change a log density: a clump is moved
+# by its width at most, where logarithms are no longer linear in the way.
+MOST, NEARER, HALVINGS = 0.7, 0.25, 60
+# What is gained in sharpness where an extrapolation fails, as it sees small
+# differences; it is lost again where they succeed.
+SHARPER = 0.3
 # Round-off of an energy, in units of that of its dtype.
 ROUND_OFF = 64.0
 
@@ -179,15 +188,21 @@ def minimise_nonlocal(
     rounds = _Rounds(G, mu, scale)
     y, state, plain = rounds.point(start), None, True
     L = FIRST * rounds.curvature(y)
-    anderson = Anderson(MEMORY, y.mass + FLOOR * y.mass.max())
+    beyond = _Extrapolation(rounds, y)
     best: Outcome | None = None
     last = y
     spent, failures, finer, least = 0, 0, 1.0, math.inf
     objectives: list[float] = []
     for k in range(1, ROUNDS + 1):
         coarse = min((SHARE if L > 0 else SHARP) * least, COARSEST)
-        aim = finer * max(coarse, FINEST * tolerance) / (1 + STIFF * scale * L)
-        step = solve(rounds.potential(y, L), L, state, aim, budget - spent)
+        aim = finer * max(beyond.sharper * coarse, FINEST * tolerance)
+        step = solve(
+            rounds.potential(y, L),
+            L,
+            state,
+            aim / (1 + STIFF * scale * L),
+            budget - spent,
+        )
         spent += step.spent
         nu = rounds.point(step.log_density)
         objective = step.objective + nu.value
@@ -198,18 +213,19 @@ def minimise_nonlocal(
         # What is within round-off is judged by the model, or by the residual.
         sure = fits if plain else best is not None and residual <= best.residual
         if fall > noise or (fall >= -noise and sure):
+            slow = best is not None and residual > SLOW * best.residual
             objectives.append(objective)
             least = min(least, residual)
             effective = y.slope + L * _finite(nu.log - y.log)
-            solved = residual <= tolerance
-            best = Outcome(step, effective, residual, solved, spent, k, objectives)
-            if solved or spent >= budget:
+            best = Outcome(
+                step, effective, residual, residual <= tolerance, spent, k, objectives
+            )
+            if best.converged or spent >= budget:
                 break
             last, state, failures, finer = nu, step.state, 0, 1.0
             steep = L > 0 and SLACK * ratio < L and step.converged
-            if fits and not steep and residual <= FAR:
-                ahead = anderson.advance(y.log, _finite(nu.log - y.log))
-                y, plain = rounds.extrapolated(ahead), False
+            if fits and not steep and (residual <= FAR or slow):
+                y, plain = beyond.point(y, nu, fall, plain=plain), False
                 continue
             if not fits:
                 L = max(GROWTH * L, 1.1 * ratio)
@@ -220,8 +236,10 @@ def minimise_nonlocal(
         elif plain and fits:  # only the error of the local step can be to blame
             failures, finer = failures + 1, FINER * finer
         elif plain:
-            failures, L = failures + 1, max(GROWTH * L, 1.1 * ratio, LEAST)
-        anderson.forget()
+            failures, L = failures + 1, max(GROWTH * L, 1.1 * ratio, LEAST / scale)
+        else:
+            beyond.failed(fall)
+        beyond.anderson.forget()
         y, plain = last, True
     if best is None:
         effective = y.slope + L * _finite(nu.log - y.log)
@@ -245,7 +263,7 @@ class _Rounds:
         slope = self.G.first_variation(nu).reshape(self.mu.shape)
         return _Point(log, mass, float(self.G.value(nu)), slope)
 
-    def extrapolated(self, log: Tensor) -> _Point:
+    def normalised_point(self, log: Tensor) -> _Point:
         """Return the point at a log density that need not be of mass 1."""
         total = log.logsumexp(tuple(range(log.ndim))) + math.log(self.volume)
         return self.point(log - total)
@@ -255,8 +273,8 @@ class _Rounds:
         return y.slope - L * (_finite(y.log) + 1.0)
 
     def noise(self, *values: float) -> float:
-        """Return the round-off of a sum of these."""
-        return ROUND_OFF * self.eps * max(1.0, *map(abs, values))
+        """Return the round-off of a sum of these, and of what changes a density."""
+        return ROUND_OFF * self.eps * max(1 / self.scale, *map(abs, values))
 
     def compare(self, y: _Point, nu: _Point, L: float) -> tuple[float, bool]:
         """Return the L that the step from y to nu asked for, and whether L is enough.
@@ -302,6 +320,44 @@ class _Rounds:
             value = float((y.mass * v * image).sum())
             v = image
         return max(value, 0.0)
+
+
+class _Extrapolation:
+    """Where a round begins beyond the end of the one before, and what it learns."""
+
+    def __init__(self, rounds: _Rounds, y: _Point) -> None:
+        self.rounds = rounds
+        self.anderson = Anderson(MEMORY, y.mass + FLOOR * y.mass.max())
+        self.near, self.sharper, self.fell = MOST, 1.0, 0.0
+
+    def failed(self, fall: float) -> None:
+        """Take note that the objective did not fall: too far, or seen too dimly."""
+        if -fall > self.fell:
+            self.near *= NEARER
+        else:
+            self.sharper *= SHARPER
+
+    def point(self, y: _Point, nu: _Point, fall: float, *, plain: bool) -> _Point:
+        """Return the next point after a round from y to nu, whose objective fell.
+
+        It is on the way from nu to the one that the acceleration wants, and near nu.
+        """
+        self.fell = fall if 0 < fall < math.inf else 0.0
+        if not plain:
+            self.sharper = min(1.0, 2 * self.sharper)
+            self.near = min(MOST, 2 * self.near)
+        wanted = self.anderson.advance(y.log, _finite(nu.log - y.log))
+        way = _finite(wanted - nu.log)
+        way = way - (nu.mass * way).sum()
+        length = float((nu.mass * way.square()).sum().sqrt())
+        share = min(1.0, self.near / max(length, self.rounds.tiny))
+        # Also where it would put mass: a far tail may rise above all the rest.
+        for _ in range(HALVINGS):
+            mass = normalised(nu.log + share * way)
+            if share * float((mass * way.square()).sum().sqrt()) <= 2 * self.near:
+                break
+            share *= 0.5
+        return self.rounds.normalised_point(nu.log + share * way)
 
 
 def _finite(x: Tensor) -> Tensor:

@@ -110,8 +110,11 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         information.
     ``blur``, ``blurred``
         How far the blur alone moves the density, in W2, and whether that is more than
-        a twentieth of a step of less than a tenth of a cell: eps is then too large for
-        dt, and the step is not certified. Take longer steps or a finer grid.
+        a twentieth of the step, however long: eps is then too large for dt, and the
+        step is not certified. Where the blur pulls with less than a twentieth of the
+        strongest part of F, ``blur`` is dt times that pull, which is no less in a
+        convex F. Else it is how far the same step with :math:`\sqrt2\,\varepsilon`
+        goes from this one, as the error is of second order: a few evaluations more.
     ``bound``
         Where F is :math:`\lambda`-convex along generalised geodesics, local, and
         :math:`1 + dt\,\lambda > 0`: :math:`\sqrt{2(\mathrm{gap}+b)/(1/dt+\lambda)}`,
@@ -211,6 +214,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
             energy_before=before,
             converged=converged,
             duality=self.certify,
+            memory=self.memory,
         )
         result["iterations"] = iterations
         if not converged and not result["energy_after"] <= before:

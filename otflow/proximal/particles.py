@@ -222,8 +222,11 @@ class ParticleProximal(ProximalSolver[Particles]):
     def _converged(self, point: Point[Particles], problem: _Problem) -> bool:
         mu = point.measure
         moved = float(mu.norm(point.displacement))
-        size = float(mu.norm(point.gradient))
-        return size <= self.tolerance * moved + problem.floor(point)
+        # What each atom's own round-off does not explain: one far atom must not let the
+        # others stop, and all together they stop where no atom's explains the rest.
+        excess = (point.gradient.norm(dim=1) - problem.floors(point)).clamp_min(0.0)
+        size = float((mu.weights @ excess.square()).sqrt())
+        return size <= self.tolerance * moved
 
     def _certificate(
         self,
@@ -336,9 +339,13 @@ class _Problem:
 
     def floor(self, point: Point[Particles]) -> float:
         """Return the round-off of the displacement, for the gradient is no better."""
-        nu, source = point.measure, self.source
-        size = max(float(nu.norm(nu.points)), float(source.norm(source.points)))
-        return 8 * torch.finfo(nu.dtype).eps * size
+        return float((point.measure.weights @ self.floors(point).square()).sqrt())
+
+    def floors(self, point: Point[Particles]) -> Tensor:
+        """Return the round-off of the displacement of each atom."""
+        nu = point.measure
+        x, y = self.source.points.norm(dim=1), nu.points.norm(dim=1)
+        return 8 * torch.finfo(nu.dtype).eps * torch.maximum(x, y)
 
     def _sinkhorn(self, nu: Particles) -> Tensor:
         assert self.blur is not None

@@ -14,8 +14,9 @@ __all__ = ["time_error"]
 
 # Constants tried in Young's inequality; each gives a bound, the least one counts.
 YOUNG = torch.logspace(-3, 3, 25, dtype=torch.float64)
-# Round-off of an energy, over its size; and the part of it by which the same energy may
-# differ between two steps, one of which knew its cells better than by their ends.
+# Round-off of a float64 energy, over its size (a report's noise is that of its dtype);
+# and the part of it by which the same energy may differ between two steps, one of which
+# knew its cells better than by their ends.
 ROUND_OFF = 64 * torch.finfo(torch.float64).eps
 SAME = 1e-9
 # Missing dissipation, over the square of a length, that is not put down to round-off.
@@ -141,7 +142,7 @@ def _check_dissipation(k: int, step: Mapping[str, Any], error: float) -> None:
 def _round_off(step: Mapping[str, Any]) -> float:
     """Return the round-off of the energy that a step loses."""
     size = max(abs(step["energy_before"]), abs(step["energy_after"]))
-    return float(ROUND_OFF * size)
+    return float(max(ROUND_OFF * size, step.get("noise", 0.0)))
 
 
 def _advance(k: int, error: float, step: Mapping[str, Any], *, inner: bool) -> float:

@@ -200,3 +200,17 @@ def test_every_step_must_be_recorded():
     ):
         with pytest.raises(ValueError, match=r"trajectory has 1 records; at least 2"):
             ask(alone)
+
+
+def test_steps_that_took_no_time_cost_nothing():
+    mu = of.Particles(clouds.normal(5, 2))
+    F = of.Potential(lambda x: x.abs().sum(-1))
+    euler = of.ExplicitEuler(backtracking=True, max_halvings=3)
+    run = of.flow(F, mu, euler, dt=1.0, steps=20)
+    rested = run.times.diff() == 0
+    assert rested.any()
+    report = of.analysis.minimizing_movement(run)
+    assert report.dissipated.isfinite().all()
+    assert (report.dissipated[rested] == 0).all()
+    assert math.isfinite(report.slack)
+    assert math.isfinite(report.residual)

@@ -247,3 +247,19 @@ def test_nothing_is_left_behind():
     clouds.assert_untouched(b, before[1])
     assert clouds.global_state() == before[2]
     clouds.assert_plain(report.times, report.curvature, report.values)
+
+
+def test_moves_of_a_grid_are_no_geodesic_and_its_cells_as_atoms_are():
+    a, b = (
+        of.GridDensity.from_function(
+            lambda x, c=c: (-((x - c) ** 2).sum(-1) / 0.02).exp(), 0, 1, 40, walls=True
+        )
+        for c in (0.4, 0.44)
+    )
+    F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    with pytest.raises(of.errors.Unsupported, match="no geodesic"):
+        displacement_convexity(F, a, b)
+    atoms = [of.Particles(mu.points, mu.weights) for mu in (a, b)]
+    report = displacement_convexity(F, *atoms)
+    assert report.minimum == pytest.approx(1.0, abs=report.roundoff)
+    assert not report.violates_declared

@@ -412,6 +412,7 @@ def test_steps_that_lost_too_little_for_their_length_give_no_estimate():
         time_error([short], inner=False)
 
 
+@pytest.mark.filterwarnings("ignore::otflow.errors.BlurWarning")  # and it is told
 def test_the_estimate_on_a_coarse_grid_is_near_that_of_exact_steps():
     F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
     F = F + 0.2 * of.Entropy()
@@ -424,3 +425,12 @@ def test_the_estimate_on_a_coarse_grid_is_near_that_of_exact_steps():
     expected = of.flow(F, nu, of.JKO(), dt=0.05, steps=2).time_error()
     found = run.time_error(inner=False)[1:] / expected[1:]
     assert bool(((found > 0.7) & (found < 1.6)).all())
+
+
+@pytest.mark.parametrize("height", [0.0, 1e3, 1e5, 1e7])
+def test_energies_of_float32_are_known_to_its_round_off(height):
+    V = of.Potential(lambda x: 0.5 * x.square().sum(-1) + height, modulus=1.0)
+    run = of.flow(V, of.Particles(torch.ones(1, 1)), of.JKO(), dt=0.1, steps=5)
+    assert run.converged
+    error = abs(run.final.points.item() - math.exp(-0.5))
+    assert error <= run.time_error()[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import warnings
 
 import pytest
@@ -245,3 +246,18 @@ def test_a_step_of_a_gaussian_is_near_the_exact_one_or_not_certified(sigma, c, o
         else:
             assert not certificate["certified"]
             assert off < certificate["quadrature_error"]
+
+
+@pytest.mark.parametrize("width", [3e-3, 1e-3, 3e-4])
+def test_a_ring_that_the_finer_rule_misses_is_said_with_what_is_left_out(width):
+    """Far from 0 no closed form and no dyadic cut helps: 16 nodes a pair, or a word."""
+    ring = of.Interaction(
+        lambda z: torch.exp(-(z.norm(dim=-1) - 0.3).square() / (2 * width**2))
+    )
+    coarse = of.GridDensity(torch.ones(24, dtype=torch.float64), 0, 1, walls=True)
+    # Constant densities: the integral of the kernel against 1 - |z|, twice, halved.
+    exact = 0.7 * width * math.sqrt(2 * math.pi)
+    with pytest.warns(of.errors.KernelWarning, match="left out") as caught:
+        value = float(ring.value(coarse))
+    said = float(re.search(r"about ([\d.]+)%", str(caught[0].message))[1]) / 100
+    assert abs(value / exact - 1) == pytest.approx(said, rel=0.2)

@@ -279,3 +279,15 @@ def test_samples_are_atoms_in_proportion_to_their_mass():
     expected[0] = expected[1] = mu.weights[0] + mu.weights[1]
     expected[5] = mu.weights[3]
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("mass", [1e-20, 1e-36, 1e-38, 1e-40, 1e-44, 1e-45, 0.0])
+def test_no_mass_is_too_small_for_its_velocity(mass):
+    """Products with a denormal mass have lost digits that no division brings back."""
+    mu = of.Particles(torch.tensor([[2.0], [3.0]]), torch.tensor([mass, 1.0]))
+    F = of.Potential(lambda x: 0.1 * x.square().sum(-1))
+    G = F + of.Interaction(lambda z: 0.5 * z.square().sum(-1))
+    slope = torch.tensor([[-0.4], [-0.6]])
+    torch.testing.assert_close(F.velocity(mu), slope, rtol=1e-6, atol=0)
+    pull = torch.tensor([[1.0], [0.0]])
+    torch.testing.assert_close(G.velocity(mu), slope + pull, rtol=1e-6, atol=1e-7)

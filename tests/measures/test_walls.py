@@ -1,5 +1,7 @@
 """No verb of a density on a grid takes mass through an obstacle, whatever the time."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from scipy import ndimage
 import otflow as of
 from otflow.errors import Diverged
 from otflow.measures.grid_flux import courant
+from tests.clouds import normal
 
 F64 = torch.float64
 
@@ -87,3 +90,24 @@ def test_explicit_flows_do_not_pass_a_closed_wall(scheme):
     last = of.flow(F, mu, scheme, dt=0.02, steps=30, generator=0).final
     assert float(last.weights.reshape(12, 6)[6:].sum()) == 0
     assert float(last.weights @ last.points[:, 0]) > 0.3
+
+
+def test_what_a_function_is_inside_an_obstacle_does_not_count():
+    wall = torch.zeros(6, 5, dtype=torch.bool)
+    wall[3, :3] = True
+    rho = torch.ones(6, 5, dtype=torch.float64).masked_fill(wall, 0.0)
+    mu = of.GridDensity(rho, 0, 1, obstacles=wall, normalize=True)
+    poles = wall.reshape(-1)
+    values = normal(30, seed=1)
+    for bad in (math.inf, -math.inf, math.nan):
+        F = of.Potential(lambda x, bad=bad: values.to(x).masked_fill(poles, bad))
+        plain = of.Potential(lambda x: values.to(x))
+        assert torch.equal(F.value(mu), plain.value(mu))
+        assert torch.equal(F.velocity(mu), plain.velocity(mu))
+        free = mu.is_free
+        torch.testing.assert_close(
+            F.first_variation(mu)[free], plain.first_variation(mu)[free]
+        )
+        pairs = values[:, None].expand(30, 2).masked_fill(poles[:, None], bad)
+        rows = mu.expectation(pairs.to)
+        torch.testing.assert_close(rows, plain.value(mu).expand(2))

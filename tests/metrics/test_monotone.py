@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 
 import pytest
@@ -13,8 +12,6 @@ from hypothesis import strategies as st
 from otflow.metrics import assignment, transport_plan
 from otflow.metrics.monotone import supporting_potential
 from tests.clouds import normal, weighted
-
-inputs = importlib.import_module("otflow.metrics.inputs")
 
 
 def least_cost(x, y):
@@ -97,7 +94,7 @@ def test_rotations_are_not(angle):
 
 def test_the_proof_takes_no_quadratic_memory(monkeypatch):
     """Not even one matrix (n, n) is in the budget here."""
-    monkeypatch.setattr(inputs, "_total_memory", lambda _: 0)
+    monkeypatch.setattr("otflow._memory.total_memory", lambda _: 0)
     x = normal(300, 2)
     y = x - 0.1 * torch.sin(3 * x)
     assert torch.equal(assignment(x, y), torch.arange(300))
@@ -107,7 +104,7 @@ def test_the_proof_takes_no_quadratic_memory(monkeypatch):
 
 def test_potentials_of_weighted_atoms_come_with_the_proof(monkeypatch):
     """Both ends of a JKO step of weighted particles: no solver runs."""
-    monkeypatch.setattr(inputs, "_total_memory", lambda _: 0)
+    monkeypatch.setattr("otflow._memory.total_memory", lambda _: 0)
     mu = weighted(50)
     nu = mu.push(-0.2 * torch.sin(2 * mu.points) + 3.0, 1.0)
     plan = transport_plan(mu, nu)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 
 import pytest
@@ -268,8 +267,7 @@ def test_gradient_mode_is_left_alone():
 
 
 def test_memory_budget(monkeypatch):
-    module = importlib.import_module("otflow.metrics.inputs")
-    monkeypatch.setattr(module, "_total_memory", lambda _: 100_000)
+    monkeypatch.setattr("otflow._memory.total_memory", lambda _: 100_000)
     with pytest.raises(MemoryError, match=r"needs 72000 bytes .*take fewer points"):
         sinkhorn_divergence(normal(30, 2), normal(5, 2), blur=0.1)
 

@@ -396,10 +396,7 @@ class TestRefusals:
             wasserstein2(mu, of.Particles(cloud(50, 2, 1)))
 
     def test_memory_budget(self, monkeypatch):
-        import importlib
-
-        module = importlib.import_module("otflow.metrics.inputs")
-        monkeypatch.setattr(module, "_total_memory", lambda _: 10_000)
+        monkeypatch.setattr("otflow._memory.total_memory", lambda _: 10_000)
         with pytest.raises(MemoryError, match=r"needs 43200 bytes.*take fewer points"):
             transport_plan(cloud(30, 2), of.Particles(cloud(30, 2, 1), weights(30)))
 

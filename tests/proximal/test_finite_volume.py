@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
+from scipy import ndimage, stats
 
 import otflow as of
 from otflow.errors import NonFinite, Unsupported
@@ -328,21 +328,25 @@ class Height(of.Functional):
 
 
 @pytest.mark.parametrize(
-    "G",
+    ("G", "guarantee"),
     [
-        of.Interaction(of.kernels.Quadratic()),
-        of.Interaction(lambda z: torch.exp(-z.square().sum(-1) / 0.02)),
-        Height(),
+        (of.Interaction(of.kernels.Quadratic()), "stationary"),  # concave in masses
+        (
+            of.Interaction(lambda z: torch.exp(-z.square().sum(-1) / 0.02)),
+            "optimal",
+        ),
+        (Height(), "stationary"),
     ],
 )
 @pytest.mark.parametrize("dt", [0.01, 0.1])
-def test_other_terms_are_implicit_too(G, dt):
+def test_other_terms_are_implicit_too(G, guarantee, dt):
     mu, _ = two_rooms((12, 8), door=(3, 4), wall=7)
     F = rightwards(1.0) + 0.2 * of.Entropy() + G
     result = FiniteVolume().solve(F, mu, dt)
     check(mu, result)
-    assert result.certificate["guarantee"] == "stationary"
-    assert result.certificate["rounds"] > 0
+    assert result.certificate["guarantee"] == guarantee
+    # Newton's method knows interactions; a user's functional is linearised in rounds.
+    assert (result.certificate["rounds"] > 0) == isinstance(G, Height)
     # With the first variation at the new density it is a local problem's optimum.
     slope = G.first_variation(result.measure)
     own = of.Potential(lambda x: slope[mu.box.cell_of(x)])
@@ -436,13 +440,49 @@ def test_on_an_empty_box_it_is_close_to_the_others(other):
     assert fine < 0.9 * coarse < 0.9 * 0.01
 
 
+def off_the_gaussian(n, steps):
+    """Return the L1 error at t = 1/4 of an Ornstein-Uhlenbeck flow of a Gaussian."""
+    edges, decay = np.linspace(-6.0, 6.0, n + 1), np.exp(-0.25)
+    start = np.diff(stats.norm.cdf(edges, 1.0, 0.7))
+    spread = np.sqrt(0.49 * decay**2 + 1 - decay**2)
+    exact = np.diff(stats.norm.cdf(edges, decay, spread))
+    mu = of.GridDensity(
+        torch.from_numpy(start * n / 12), -6.0, 6.0, walls=True, normalize=True
+    )
+    F = of.Potential(lambda x: 0.5 * x.square().sum(-1)) + of.Entropy()
+    run = of.flow(F, mu, of.JKO(FiniteVolume()), dt=0.25 / steps, steps=steps)
+    assert all(report["converged"] for report in run.info)
+    return float(np.abs(run.final.weights.numpy() - exact).sum())
+
+
+# The error of upwind fluxes is of first order in h, with a part of second order that is
+# not small until a bell is many cells wide: observed orders rise to 1. For the Gaussian
+# they are 0.83, 0.92 and 0.96 for h alone from 50 cells on, and 1.15, 1.05 and 0.99 for
+# dt alone; for the distance from another solver 0.65, 0.80, 0.88 and 0.94 from 100 on.
+
+
+def test_it_is_of_first_order_against_a_flow_in_closed_form():
+    coarse, fine = off_the_gaussian(200, 8), off_the_gaussian(400, 16)
+    assert 0.9 < np.log2(coarse / fine) < 1.1
+    assert fine < 0.006
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("other", [GridSinkhorn, BackAndForth])
-def test_on_an_empty_box_it_is_the_others_step_to_first_order(other):
-    # The spacing and dt fall together; the errors of both have opposite signs.
-    coarse, fine = apart(other, 200, 8), apart(other, 400, 16)
-    assert np.log2(coarse / fine) > 0.75
-    assert fine < 0.003
+def test_its_order_against_a_flow_in_closed_form_is_nearer_to_one_on_finer_grids():
+    coarse, fine = off_the_gaussian(400, 16), off_the_gaussian(800, 32)
+    assert 0.95 < np.log2(coarse / fine) < 1.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("other", "cells", "least"),
+    [(GridSinkhorn, 400, 0.86), (BackAndForth, 400, 0.86), (BackAndForth, 800, 0.92)],
+)
+def test_on_an_empty_box_it_is_the_others_step_to_first_order(other, cells, least):
+    coarse = apart(other, cells, cells // 25)
+    fine = apart(other, 2 * cells, 2 * cells // 25)
+    assert least < np.log2(coarse / fine) < 1.1
+    assert fine < 0.0015
 
 
 # Choices and refusals -----------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 import otflow as of
 from otflow.proximal import GridSinkhorn
 from otflow.proximal.gibbs_axis import DenseAxis, LongAxis
+from otflow.proximal.gibbs_pairs import log_convolve, supremal_convolution
 from otflow.proximal.grid_distance import distance_on_a_line
 from otflow.proximal.grid_local import Local, positive_start
 from otflow.proximal.grid_outer import minimise_nonlocal
@@ -188,10 +189,7 @@ def starts(half):
         yield bell(0.3 + 0.5 * width, (center - 0.5) * 0.2 * half, half)
 
 
-# The attraction at dt = 1 is left out: in the widest box 2 of 20 starts do not converge
-# and are flagged, and the median is 260 evaluations.
-FLAT = {("attraction", 1.0)}
-HARD = [(name, dt) for name in FAMILIES for dt in STEPS if (name, dt) not in FLAT]
+HARD = [(name, dt) for name in FAMILIES for dt in STEPS]
 
 
 @pytest.mark.slow
@@ -206,15 +204,6 @@ def test_families_of_hard_steps(name, dt, half):
         spent.append(result.iterations)
     assert statistics.median(spent) <= 250
     assert max(spent) <= 600
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "dt"), sorted(FLAT))
-def test_a_flat_minimum_is_found_or_flagged(name, dt):
-    mu, F = next(iter(starts(2.0))), FAMILIES[name]
-    known = GridSinkhorn().solve(F, mu, dt).certificate
-    assert known["certified"] == known["converged"]
-    assert known["energy_after"] <= known["energy_before"]
 
 
 @pytest.mark.parametrize(("half", "start"), [(2.0, 1), (2.5, 0), (3.0, 2)])
@@ -317,6 +306,53 @@ def test_what_is_not_smooth_beside_the_entropy_ends_and_is_told(name):
     assert report["converged"] == (result.residual <= TOLERANCE)
     assert report["converged"] or not report["certified"]
     assert report["energy_after"] <= report["energy_before"] + 1e-9
+
+
+# Nothing rests on the units -----------------------------------------------------------
+
+
+def in_units(name, length, energy):
+    """Return a family of hard steps in other units."""
+    V = of.Potential(lambda x: 0.5 * energy * square(x / length))
+    if name == "attraction":
+        W = lambda z: -50 * energy * torch.exp(-square(z / length) / 0.5)
+        return of.Interaction(W) + V + energy * length * SQUARE
+    if name == "repulsion":
+        W = lambda z: 50 * energy * torch.exp(-square(z / length) / 0.02)
+        return of.Interaction(W) + V + energy * H
+    second = lambda mu: mu.expectation(lambda x: square(x / length))
+    return User(lambda mu: 20 * energy * second(mu) ** 2) + energy * H
+
+
+@pytest.mark.parametrize("energy", [1e6, 1e-6])
+@pytest.mark.parametrize("length", [1.0, 1e3, 1e-3])
+@pytest.mark.parametrize("name", ["attraction", "repulsion", "spread"])
+def test_positions_and_energies_in_other_units_give_the_same_iterates(
+    name, length, energy
+):
+    found = []
+    for x, e in ((1.0, 1.0), (length, energy)):
+        mu, F = bell(0.5 * x, 0.1 * x, 2.5 * x), in_units(name, x, e)
+        dt, eps = 0.1 * x * x / e, 0.01 * x * x
+        problem = posed(F, mu, dt, eps)
+        found.append(
+            minimise_nonlocal(
+                problem.terms.nonlocal_part,
+                mu,
+                Local(problem, None, 16),
+                start=positive_start(problem),
+                scale=dt / eps,
+                tolerance=TOLERANCE,
+                budget=600,
+            )
+        )
+    own, other = found
+    assert own.converged
+    assert other.converged
+    assert own.rounds == other.rounds
+    assert own.spent == other.spent
+    assert own.residual == pytest.approx(other.residual, rel=1e-3)
+    assert difference(own.step.measure, other.step.measure) < 1e-8
 
 
 # Nothing rests on the last bit --------------------------------------------------------
@@ -539,3 +575,71 @@ def test_a_bound_on_the_density_is_never_broken(seed):
     assert float(result.measure.density().max()) <= bound * (1 + 1e-9)
     assert float(result.measure.weights.sum()) == pytest.approx(1, abs=1e-12)
     assert result.certificate["converged"] == (result.residual <= TOLERANCE)
+
+
+# Long axes in the log domain ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_pairs_that_count_are_those_of_the_whole_sum(seed):
+    generator = torch.Generator().manual_seed(seed)
+    n, m, before = (
+        int(torch.randint(low, high, (), generator=generator))
+        for low, high in ((1, 200), (1, 300), (0, 100))
+    )
+    rough, narrow = torch.rand(2, generator=generator, dtype=F64).tolist()
+    v = torch.randn(m, generator=generator, dtype=F64).cumsum(0)
+    v = v * (0.0 if seed % 4 == 0 else 10 ** (4 * rough - 1))
+    if seed % 3 == 0:  # some are no source
+        v[torch.rand(m, generator=generator) < 0.5] = -math.inf
+        v[0] = 0.0
+    places = torch.arange(m, dtype=F64) - before
+    alpha = 10 ** (4 * narrow - 3)
+    x = torch.arange(n, dtype=F64)
+    every = v - alpha * (x[:, None] - places).square()
+    for temporary in (10**6, 50):
+        found = log_convolve(v, places, n, alpha, temporary)
+        torch.testing.assert_close(found, every.logsumexp(1), rtol=1e-12, atol=1e-11)
+    most, best = supremal_convolution(v, places, n, alpha)
+    assert torch.equal(most, every.amax(1))
+    assert torch.equal(every[torch.arange(n), best], most)
+
+
+def test_the_pairs_that_count_carry_derivatives_and_no_source_is_none():
+    v, places = normal(30, seed=3) * 40, torch.arange(30, dtype=F64)
+    v.requires_grad_()
+    torch.autograd.gradcheck(
+        lambda v: log_convolve(v, places, 20, 0.4, 2**20), v, eps=1e-6, atol=1e-8
+    )
+    nothing = torch.full((30,), -math.inf, dtype=F64)
+    assert bool((log_convolve(nothing, places, 20, 0.4, 99) == -math.inf).all())
+
+
+@pytest.mark.parametrize("deviation", [0.8, 3.0, 40.0])
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_a_long_axis_in_logarithms_is_the_dense_one_for_any_source(deviation, dtype):
+    n, h = 1100, 0.01
+    like, eps = torch.empty(0, dtype=dtype), (deviation * h) ** 2
+    dense, long = DenseAxis(n, h, eps, like), LongAxis(n, h, eps, like)
+    x = torch.linspace(-1, 1, n, dtype=dtype)
+    rough = normal(n, seed=5).to(dtype)
+    block = torch.where(x.abs() < 0.3, 0.0, -math.inf).to(dtype)
+    for v in (-500 * x.abs(), 3 * rough, block, 200 * x + block, 800 * (2 * x).sin()):
+        found, wanted = (axis.log_apply(v[None], 1)[0] for axis in (long, dense))
+        size = 1 + wanted.abs()
+        off = ((found - wanted).abs() / size).max()
+        assert float(off) < (1e-12 if dtype == F64 else 2e-5)
+
+
+def test_ten_thousand_cells_in_the_log_domain_are_stepped_without_large_arrays():
+    n, lam, dt, narrow = 10_000, 40.0, 0.1, 2.5e-7
+    mu = bell(0.15, 1.5, 3.0, n)
+    F = of.Potential(lambda x: 0.5 * lam * square(x), modulus=lam)
+    result = GridSinkhorn(eps=narrow, certify=False).solve(F, mu, dt)
+    report = result.certificate
+    assert report["converged"]
+    assert report["log_domain"]
+    mean = float(result.measure.expectation(lambda x: x[..., 0]))
+    assert mean == pytest.approx(1.5 / (1 + lam * dt), rel=1e-6)
+    deviation = float(result.measure.expectation(lambda x: square(x - mean))) ** 0.5
+    assert deviation == pytest.approx(0.15 / (1 + lam * dt), rel=1e-4)

@@ -133,6 +133,7 @@ def test_small_waves_between_walls(k, temperature):
         assert expected == pytest.approx(1 / math.cosh(0.5 * eps * (math.pi * k) ** 2))
 
 
+@pytest.mark.filterwarnings("ignore::otflow.errors.BlurWarning")  # blur is all it does
 def test_without_energy_the_step_is_the_identity_to_second_order():
     mu = wave(50, [1.0, 2.0], 0.5)
     eps = torch.tensor([0.008, 0.004, 0.002])

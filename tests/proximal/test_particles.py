@@ -554,3 +554,19 @@ class TestDiskEquilibrium:
         assert energy == pytest.approx(
             exact.DISK_ENERGY - math.log(n) / (4 * n), abs=1 / n
         )
+
+
+@pytest.mark.parametrize("far", [1e3, 1e6])
+def test_a_far_atom_does_not_let_the_others_rest(far):
+    """Its round-off is greater than their whole step, which is taken all the same."""
+    x = torch.tensor([[0.0, 0.0], [1e-3, 0.0], [far, 0.0]])
+    F = of.Interaction(of.kernels.Gaussian(1e-3))
+    ends, seed = [], torch.Generator()
+    for dtype in (torch.float32, torch.float64):
+        report = of.JKO().step(F, of.Particles(x.to(dtype)), 1e-6, None, seed)
+        assert report.info["converged"]
+        ends.append(report.measure.points.double())
+    single, double = ends
+    moved = double - x.double()
+    assert float(moved[:2].norm()) > 2e-4
+    torch.testing.assert_close(single[:2], double[:2], rtol=1e-5, atol=1e-8)
