@@ -13,7 +13,7 @@ from otflow.functionals.combined import Combined
 from otflow.proximal.multigrid import GridLaplacian, solve_laplacian
 from otflow.proximal.pressure import Iterate, PressureProblem
 
-__all__ = ["maximise"]
+__all__ = ["laplacian", "maximise", "mixed"]
 
 # Coarser grids are used down to so many cells along the longest axis, with so many
 # Newton steps each, until the residual is this share of the mass.
@@ -46,7 +46,12 @@ STEEP = 0.5
 
 
 def maximise(
-    problem: PressureProblem, start: Tensor, tolerance: float, limit: int
+    problem: PressureProblem,
+    start: Tensor,
+    tolerance: float,
+    limit: int,
+    *,
+    separable: bool = True,
 ) -> tuple[Iterate, int, bool]:
     """Take Newton steps until the residual is below a share of the mass.
 
@@ -60,6 +65,9 @@ def maximise(
         The share.
     limit : int
         Most Newton steps.
+    separable : bool
+        Whether the potential may be a sum over the axes: then the steps along them are
+        tried.
 
     Returns
     -------
@@ -72,14 +80,19 @@ def maximise(
     """
     point = problem.at(start.clamp_min(problem.lowest))
     small = max(problem.box.shape) < 2 * SMALLEST
-    if not point.residual <= max(NEAR, tolerance) and _is_product(problem):
+    far = not point.residual <= max(NEAR, tolerance)
+    if far and separable and _is_product(problem):
         trial = problem.at(_along_axes(problem, tolerance, limit))
         if not point.residual <= trial.residual:
             point = trial
     if not small and not point.residual <= max(NEAR, tolerance):
         coarse = problem.coarser()
         below, _, _ = maximise(
-            coarse, problem.restrict(start), COARSE_RESIDUAL, COARSE_STEPS
+            coarse,
+            problem.restrict(start),
+            COARSE_RESIDUAL,
+            COARSE_STEPS,
+            separable=separable,
         )
         for guess in (problem.prolong(coarse, below.pressure), problem.at_rest()):
             trial = problem.at(guess)
@@ -161,7 +174,7 @@ def _climb(
         inner += used
         direction = change
         if not plain and point.residual < NEAR and wasted < PATIENCE // 2:
-            direction = _mixed(point.pressure, change, memory)
+            direction = mixed(point.pressure, change, memory)
             goal = (point.pressure + direction).clamp_min(problem.lowest)
             direction = goal - point.pressure
             memory = [*memory, (point.pressure, change)][-MEMORY:]
@@ -183,7 +196,7 @@ def _climb(
     return best, steps, False
 
 
-def _mixed(
+def mixed(
     pressure: Tensor, change: Tensor, memory: list[tuple[Tensor, Tensor]]
 ) -> Tensor:
     """Return Anderson's mixture of this change and those before.
@@ -225,7 +238,7 @@ class _System:
     @classmethod
     def at(cls, problem: PressureProblem, point: Iterate, damping: float) -> _System:
         """Return the system at an iterate."""
-        L = _laplacian(problem, point, damping)
+        L = laplacian(problem, point, damping)
         shape, excess = problem.box.shape, point.excess
         diagonal = L.diagonal.reshape(-1)
         above = point.pressure - problem.lowest
@@ -283,7 +296,7 @@ def _search(
     return best, trials
 
 
-def _laplacian(
+def laplacian(
     problem: PressureProblem, point: Iterate, damping: float
 ) -> GridLaplacian:
     """Return minus the derivative of the excess in the pressure, nearly."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from otflow.functionals import Congestion, Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
 from otflow.proximal.dual_newton import maximise
+from otflow.proximal.dual_rounds import Settled, settle
 from otflow.proximal.dual_step import is_full, squared_diagonal, step_of
 from otflow.proximal.grid_duality import distance_bound
 from otflow.proximal.own_energy import LocalTerms, taken_cell_by_cell
@@ -30,10 +30,6 @@ DUST = 1e-12
 OVERFULL = 64.0
 # The density has settled if it changes by less than so many tolerances.
 SETTLED = 10.0
-# Linearisations that may pass before the change is this share of what it was.
-PATIENCE, PROGRESS = 4, 0.9
-# Linearisations in succession that may fail to converge.
-MOST_FAILURES = 2
 
 
 class BackAndForth(ProximalSolver[GridDensity]):
@@ -62,7 +58,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
     `PowerEntropy` with m > 1 go as well. So does a term that a user wrote as its value
     only, if its first variation in a cell is :math:`V + U'(\rho)` of that cell and U is
     convex: this is tried at random densities, and again at the result. Interactions and
-    other terms are linearised, again and again until the density settles.
+    other terms are linearised, with as much more of a convex energy as makes the
+    objective fall from one round to the next; Newton's method for the whole, in which
+    they are nonlinear, goes on from the end of a round.
 
     Parameters
     ----------
@@ -73,7 +71,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
         Most Newton steps on the grid itself from each start, for each linearisation:
         up to two starts, and two more of plain steps on a line.
     max_linearisations : int
-        Most linearisations of interactions and other terms.
+        Most linearisations of interactions and other terms. They end before that, not
+        converged, if two in succession could not be solved, if the residual was not
+        halved in eight, or after three times `max_iterations` Newton steps in all.
 
     Attributes
     ----------
@@ -101,7 +101,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
         from F by a constant and by what is not linear. None if an energy has no
         conjugate there.
     ``residual``, ``converged``
-        Mass at the wrong density, and whether it met the tolerance.
+        Mass at the wrong density, and whether it met the tolerance. With interactions
+        and other terms, under their first variation at the result, with the mass by
+        which the densities of two looks at it differ.
     ``stalled``
         Whether the solve ended above its tolerance because it improved no more, before
         its iterations ran out; then it is not converged.
@@ -301,41 +303,25 @@ class BackAndForth(ProximalSolver[GridDensity]):
 
     def _solve(
         self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor
-    ) -> tuple[Iterate, int, str, int, PressureProblem]:
-        """Solve, and linearise again until the density settles.
-
-        The ending is "converged", "stalled" or "limit".
-        """
-        curved = (*terms.interactions, *terms.others)
-        V, masses, pressure, steps = problem.V, problem.masses, start, 0
-        goal, last, failures = math.inf, 0, 0
-        for rounds in range(1, self.max_linearisations + 1):
-            if curved:
-                nu = mu.with_free_weights(masses.to(mu.dtype))
-                slope = sum(c * term.first_variation(nu).double() for c, term in curved)
-                problem = replace(problem, V=V + slope)
-            point, used, stalled = maximise(
-                problem, pressure, self.tolerance, self.max_iterations
+    ) -> Settled:
+        """Solve, in rounds where terms are not local."""
+        if terms.interactions or terms.others:
+            return settle(
+                terms,
+                mu,
+                problem,
+                start,
+                tolerance=self.tolerance,
+                limit=self.max_iterations,
+                most=self.max_linearisations,
             )
-            steps += used
-            if point.residual <= self.tolerance:
-                ending = "converged"
-            else:
-                ending = "stalled" if stalled else "limit"
-            if not curved:
-                return point, steps, ending, 0, problem
-            change = float((point.masses - masses).abs().sum())
-            masses, pressure = point.masses, point.pressure
-            if not change > SETTLED * self.tolerance:
-                return point, steps, ending, rounds, problem
-            if change <= goal:
-                goal, last = PROGRESS * change, rounds
-            elif rounds >= last + PATIENCE:
-                return point, steps, "stalled", rounds, problem
-            failures = 0 if ending == "converged" else failures + 1
-            if failures == MOST_FAILURES:
-                return point, steps, ending, rounds, problem
-        return point, steps, "limit", rounds, problem
+        point, steps, stalled = maximise(
+            problem, start, self.tolerance, self.max_iterations
+        )
+        ending = "stalled" if stalled else "limit"
+        if point.residual <= self.tolerance:
+            ending = "converged"
+        return Settled(point, steps, ending, 0, problem)
 
 
 def _problem(terms: Terms, own: Tensor, mu: GridDensity, dt: float) -> PressureProblem:

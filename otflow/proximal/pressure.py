@@ -274,6 +274,11 @@ class PressureProblem:
 
 
 def lowest_pressure(internal: Internal, like: Tensor) -> float:
-    """Return U'(0), minus infinity for energies that spread to everywhere."""
-    slope = float(internal.slope(like.new_tensor([1e-300])))
-    return slope if slope > -100 else -math.inf
+    """Return U'(0), minus infinity for energies that spread to everywhere.
+
+    Theirs falls like a logarithm, as much over the second half of the exponents as over
+    the first, in any unit of energy; a power that vanishes falls less and less.
+    """
+    densities = like.new_tensor([1e-300, 1e-150, 1e-75])
+    deep, middle, higher = internal.slope(densities).tolist()
+    return -math.inf if middle - deep > higher - middle > 0 else deep

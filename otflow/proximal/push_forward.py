@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from otflow.measures.box import Box
-from otflow.proximal.c_transform import along_axis
 
 __all__ = [
     "Sweep",
@@ -113,37 +112,46 @@ def mixed_potentials(phi: Tensor, box: Box, dt: float) -> list[Tensor]:
     """
     potentials = [phi]
     for axis in reversed(range(1, box.dim)):
-        values = -potentials[0]
-        lowest, nearest = along_axis(values, axis, box.spacing[axis], dt)
-        lowest = lowest - _dip(values, nearest, axis, box.spacing[axis], dt)
-        potentials.insert(0, -lowest)
+        means = _envelope_means(potentials[0], axis, box.spacing[axis], dt)
+        potentials.insert(0, -means)
     return potentials
 
 
-def _dip(values: Tensor, nearest: Tensor, axis: int, h: float, dt: float) -> Tensor:
-    """Return how far the quadratic spline through the entries lies below the least.
+def _envelope_means(phi: Tensor, axis: int, h: float, dt: float) -> Tensor:
+    r"""Return the means over cells of :math:`\min_y |x - y|^2/(2\,dt) - \phi(y)`.
 
-    Its slope is linear between the midpoints of neighbours, so its minimum depends
-    smoothly on the entries: the argmin may be anywhere between them.
+    The integral is exact, piece by piece between the cuts. A cell of mass that is even
+    inside is then moved along the axes before as the dual asks for: the masses brought
+    are the gradient of a concave function, however far a cell is spread.
     """
-    n = values.shape[axis]
-    shape = [n if a == axis else 1 for a in range(values.ndim)]
-    own = torch.arange(n, device=values.device).reshape(shape)
-    unit = h * h / (2.0 * dt)
+    cuts = cut_points(phi, axis, h, dt)
+    rows, unit = phi.movedim(axis, -1), h * h / (6.0 * dt)
+    n = rows.shape[-1]
+    finite = torch.isfinite(rows)
+    cuts = cuts.clamp(0, n)
+    zero = torch.zeros_like(rows[..., :1])
+    starts, ends = torch.cat([zero, cuts], -1), torch.cat([cuts, zero + n], -1)
+    place = torch.arange(n, dtype=rows.dtype, device=rows.device) + 0.5
+    # Beside the highest, which keeps the sums small.
+    top = torch.where(finite, rows, -math.inf).amax(-1, keepdim=True)
+    top = torch.where(torch.isfinite(top), top, 0.0)
+    height = torch.where(finite, rows - top, 0.0)
 
-    def entry(shift: int) -> Tensor:
-        index = nearest + shift
-        found = torch.gather(values, axis, index.clamp(0, n - 1))
-        found = found + unit * (index - own).to(values.dtype).square()
-        return torch.where((index < 0) | (index >= n), math.inf, found)
+    def piece(start: Tensor, end: Tensor, j: Tensor, level: Tensor) -> Tensor:
+        a, b = start - j, end - j
+        return unit * (b - a) * (a * a + a * b + b * b) - level * (end - start)
 
-    at, below, above = entry(0), entry(-1), entry(1)
-    at = torch.where(torch.isfinite(at), at, 0.0)
-    falling = torch.where(torch.isfinite(below), at - below, 0.0).clamp_max(0)
-    rising = torch.where(torch.isfinite(above), above - at, 0.0).clamp_min(0)
-    slope, bend = 0.5 * (rising + falling), rising - falling
-    safe = torch.where(bend > 0, bend, 1.0)
-    return torch.where(bend > 0, slope.square() / (2 * safe) - bend / 8, 0.0)
+    whole = piece(starts, ends, place, height).cumsum(-1)
+    before = torch.cat([zero, whole[..., :-1]], -1)
+    edges = torch.arange(1, n, dtype=rows.dtype, device=rows.device)
+    edges = edges.expand(cuts.shape).contiguous()
+    j = torch.searchsorted(cuts.contiguous(), edges)
+    start, level = torch.gather(starts, -1, j), torch.gather(height, -1, j)
+    inner = torch.gather(before, -1, j) + piece(start, edges, j + 0.5, level)
+    sums = torch.cat([zero, inner, whole[..., -1:]], -1)
+    means = sums.diff(dim=-1) - top
+    means = torch.where(finite.any(-1, keepdim=True), means, math.inf)
+    return means.movedim(-1, axis)
 
 
 def cut_points(phi: Tensor, axis: int, h: float, dt: float) -> Tensor:
@@ -172,8 +180,8 @@ def cut_points(phi: Tensor, axis: int, h: float, dt: float) -> Tensor:
     if bool(wins.all()):
         cuts = (place + 0.5)[:-1] - scale * phi.diff(dim=-1)
         if bool((cuts.diff(dim=-1) >= 0).all()):
-            return cuts.clamp(0, n)
-    return _winners(phi, scale)[0].clamp(0, n)
+            return cuts
+    return _winners(phi, scale)[0]
 
 
 def _winners(phi: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -275,6 +283,8 @@ def remap(masses: Tensor, cuts: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     slope = torch.nn.functional.pad(slope, (1, 1))
     below = m.cumsum(-1)
     total = below[..., -1:]
+    inside = (cuts > 0) & (cuts < n)
+    cuts = cuts.clamp(0, n)
     cell = cuts.floor().long().clamp_(0, n - 1)
     t = cuts - cell
     here, tilt = torch.gather(m, -1, cell), torch.gather(slope, -1, cell)
@@ -283,7 +293,7 @@ def remap(masses: Tensor, cuts: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     # Levels that should be equal differ by round-off; rows keep their sums.
     level = torch.minimum(level, total).cummax(-1).values
     new = level.diff(dim=-1)
-    density = here + tilt * (t - 0.5)
+    density = torch.where(inside, here + tilt * (t - 0.5), 0.0)
     return new.movedim(-1, axis), density.movedim(-1, axis)
 
 

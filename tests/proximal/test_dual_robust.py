@@ -15,7 +15,7 @@ import torch
 import otflow as of
 from otflow.measures import Box
 from otflow.proximal import BackAndForth
-from otflow.proximal.dual_newton import _mixed
+from otflow.proximal.dual_newton import mixed
 from otflow.proximal.multigrid import GridLaplacian, solve_laplacian
 from otflow.proximal.pressure import PressureProblem
 from otflow.proximal.push_forward import Sweep, lifted, push_forward, row_costs
@@ -350,9 +350,9 @@ def test_a_narrow_bell_over_dust_does_not_break_the_mixing(n, dt):
 def test_mixing_steps_that_are_alike_is_no_mixing():
     p = torch.arange(5.0, dtype=F64)
     change = torch.ones(5, dtype=F64)
-    assert torch.equal(_mixed(p, change, [(p - 1, change)]), change)
+    assert torch.equal(mixed(p, change, [(p - 1, change)]), change)
     broken = change * math.nan
-    assert torch.equal(_mixed(p, change, [(p - 1, broken)]), change)
+    assert torch.equal(mixed(p, change, [(p - 1, broken)]), change)
 
 
 @pytest.mark.parametrize("kind", ["congestion", "porous", "entropy"])
