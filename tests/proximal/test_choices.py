@@ -169,6 +169,8 @@ def refusal(measure, functional):
 # In 32 dimensions the points of a Gaussian are so far apart that they miss the bump.
 @pytest.mark.filterwarnings("ignore::otflow.errors.KernelWarning")
 @pytest.mark.filterwarnings("ignore::otflow.errors.BoxWarning")
+# On coarse grids a blur may count beside the step, which the certificate says.
+@pytest.mark.filterwarnings("ignore::otflow.errors.BlurWarning")
 @pytest.mark.parametrize("functional", FUNCTIONALS)
 @pytest.mark.parametrize("measure", MEASURES)
 def test_a_step_or_the_cure(measure, functional):
@@ -196,7 +198,11 @@ def test_a_step_or_the_cure(measure, functional):
         assert math.isfinite(info["w2"])
         assert info["w2"] > 0
     # Weighted atoms could split, where F is not known to be convex.
-    assert info["certified"] == (info["guarantee"] != "upper-bound")
+    blurred = info.get("blurred", False)
+    assert info["certified"] == (info["guarantee"] != "upper-bound" and not blurred)
+    if blurred:
+        assert measure.startswith("grid")
+        assert info["guarantee"] == "none"
     assert float(F.value(run.final)) == pytest.approx(after, rel=1e-6)
 
 
