@@ -73,7 +73,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
     max_linearisations : int
         Most linearisations of interactions and other terms. They end before that, not
         converged, if two in succession could not be solved, if the residual was not
-        halved in eight, or after three times `max_iterations` Newton steps in all.
+        halved in eight, or after 1.5 times `max_iterations` Newton steps in all.
 
     Attributes
     ----------
