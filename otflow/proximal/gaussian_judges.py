@@ -37,9 +37,6 @@ SCATTERED = 1 << 14
 # others converge geometrically: what it finds is counted above it.
 SCATTER = 1e-3
 MOST_PER_AXIS = 100  # of Gauss and Hermite
-# Nodes per axis of the rule that judges in two and three dimensions, over those of the
-# judged: enough not to alias alike.
-JUDGE_GROWTH = 1.4
 # A gradient this much smaller than the tolerance needs no Hessian.
 NEGLIGIBLE = 1e-3
 # Coordinates of nodes that a finer rule may have; 32 MiB in float64.
@@ -100,7 +97,7 @@ def _judges(mu: Gaussian) -> list[tuple[Gaussian, float]]:
     distance of its nodes, in more dimensions nodes that lie on no lines, where each
     rule of d axes has few different coordinates.
     """
-    k = _next(mu, GROWTH if mu.dim == 1 else JUDGE_GROWTH)
+    k = _next(mu, GROWTH)
     first = (mu.refined(k), 0.0)
     if mu.dim == 1:
         other, blur = finer_nodes(1, max(FINEST, 2 * math.ceil(0.75 * k))), 0.0

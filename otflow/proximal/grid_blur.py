@@ -50,7 +50,9 @@ def blur_of(
     A blur that pulls with less than `MOST_BLUR` of the strongest part of F is small,
     whatever the response. Else the response is measured: the debiased cost is off by
     :math:`O(\varepsilon^2)`, so the same step with :math:`\sqrt2\,\varepsilon` is as
-    far from this step as this one from the step without blur.
+    far from this step as this one from the step without blur. Where the parts of F have
+    cancelled to that share, the blur is where the density rests, and it is compared
+    with a cell.
 
     Parameters
     ----------
@@ -82,6 +84,8 @@ def blur_of(
     step = _distance(nu, problem.source, phi - own)
     # Both ends are known to a share of their mass, over about the spread of it.
     unsure += max(found.residual, UNSURE) * _spread(nu)
+    if step <= MOST_BLUR * pull:  # at rest: nothing adds up from step to step
+        step = max(step, cell)
     return blur, blur > MOST_BLUR * step + unsure
 
 
