@@ -80,6 +80,8 @@ def test_the_porous_medium_in_the_plane():
         (0.8, 2, 96, 0.3, 0.5, 2.0, 3e-3),
     ],
 )
+# 32 cells an axis are coarse beside such steps: the blur counts, and is said.
+@pytest.mark.filterwarnings("ignore::otflow.errors.BlurWarning")
 def test_barenblatt_profiles(m, d, n, start, end, half, limit):
     error, time_error, _, _ = spread(m, d, n, 5, start=start, end=end, half=half)
     assert error <= limit
