@@ -113,6 +113,10 @@ class Convolution:
         check_finite(table, "an interaction kernel between the cells")
         self._transform = torch.fft.rfftn(table)
 
+    def is_same(self, other: Convolution) -> bool:
+        """Whether both are the same map."""
+        return self.box == other.box and torch.equal(self._transform, other._transform)
+
     def __call__(self, weights: Tensor) -> Tensor:
         """Return W * mu at the centres; differentiable in the masses.
 

@@ -74,7 +74,7 @@ class Coupling:
         mu: GridDensity,
         cells: Index,
     ) -> None:
-        self.interactions, self.cells = interactions, cells
+        self.cells = cells
         self.n, self.volume = mu.box.n, mu.box.cell_volume
         like = mu.weights.detach().double()
         self.device, self.parts = like.device, []
@@ -85,12 +85,15 @@ class Coupling:
                 kernel = convolution(mu.box, W, like, diagonal=not singular)
                 self.parts.append((c, kernel))
 
-    def stands_for(self, interactions: tuple[tuple[float, Interaction], ...]) -> bool:
-        """Whether it is the energy of these very terms."""
-        return len(interactions) == len(self.interactions) and all(
-            a == b and one is other
-            for (a, one), (b, other) in zip(
-                interactions, self.interactions, strict=True
+    def is_same(self, other: Coupling) -> bool:
+        """Whether both are one energy, by the numbers: a kernel may have changed."""
+        return (
+            self.n == other.n
+            and np.array_equal(self.cells, other.cells)
+            and len(self.parts) == len(other.parts)
+            and all(
+                a == b and one.is_same(two)
+                for (a, one), (b, two) in zip(self.parts, other.parts, strict=True)
             )
         )
 
@@ -111,13 +114,13 @@ class Coupling:
         n = len(self.cells)
         if n == 1:
             return Modes(np.zeros((1, 0)), np.zeros(0), 0.0)
-        if n <= DENSE:
-            matrix = self._centred(np.eye(n))
-            values, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
-            return _counted(values, vectors)
-        size = FIRST
+        size = FIRST if n > DENSE else n
         generator = np.random.default_rng(0)
-        while size * n <= MOST_ENTRIES and size < n:
+        while min(size, n) * n <= MOST_ENTRIES:
+            if size >= n:
+                matrix = self._centred(np.eye(n))
+                values, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
+                return _counted(values, vectors)
             basis = generator.standard_normal((n, size))
             for _ in range(POWERS):
                 basis = np.linalg.qr(self._centred(basis))[0]
@@ -161,15 +164,19 @@ def _counted(values: Array, vectors: Array) -> Modes:
 
 
 def coupling_of(
-    interactions: tuple[tuple[float, Interaction], ...], mu: GridDensity, cells: Index
+    interactions: tuple[tuple[float, Interaction], ...],
+    mu: GridDensity,
+    cells: Index,
+    old: Coupling | None = None,
 ) -> Coupling | None:
     """Return interactions as an energy of the densities of some cells.
 
-    None without any.
+    The old one if it is the same energy, as its modes are known; None without any.
     """
     if not interactions:
         return None
-    return Coupling(interactions, mu, cells)
+    new = Coupling(interactions, mu, cells)
+    return old if old is not None and old.is_same(new) else new
 
 
 class Response:

@@ -33,6 +33,8 @@ COLD, WARM = 0.1, 1.0
 TINY = float(np.finfo(np.float64).tiny)
 # Round-off of an energy, in its size.
 ROUND_OFF = 1e-12
+# Cells of less than this share of the largest density count as empty.
+FILLED = 1e-9
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,17 @@ class Local:
         return math.inf if self.internal is None else self.internal.max_density
 
     def _scale(self) -> float:
-        """Return a typical difference of the energy's first variation."""
-        scale = float(np.ptp(self.potential)) + self._steepness()
+        """Return a typical difference of the energy's first variation.
+
+        Where there is mass, or may come: none climbs above the highest place that is
+        filled, but for what the pressure of the density there is worth.
+        """
+        steepness, field = self._steepness(), self.potential
         if self.coupling is not None:
-            scale += float(np.ptp(self.coupling.field(self.source)))
+            field = field + self.coupling.field(self.source)
+        filled = self.source > FILLED * self.source.max()
+        top = min(float(field[filled].max()) + steepness, float(field.max()))
+        scale = top - float(field.min()) + steepness
         # Where nothing acts: what a move by a cell costs.
         return scale or 1 / (self.dt * self.room.faces.largest)
 

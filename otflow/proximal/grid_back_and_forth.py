@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,6 +31,10 @@ DUST = 1e-12
 OVERFULL = 64.0
 # The density has settled if it changes by less than so many tolerances.
 SETTLED = 10.0
+# Linearisations that may pass before the change is this share of what it was.
+PATIENCE, PROGRESS = 4, 0.9
+# Linearisations in succession that may fail to converge.
+MOST_FAILURES = 2
 
 
 class BackAndForth(ProximalSolver[GridDensity]):
@@ -304,8 +309,14 @@ class BackAndForth(ProximalSolver[GridDensity]):
     def _solve(
         self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor
     ) -> Settled:
-        """Solve, in rounds where terms are not local."""
-        if terms.interactions or terms.others:
+        """Solve, in rounds where terms are not local.
+
+        Without an internal energy no pressure acts, and a linearised step is exact.
+        """
+        curved = bool(terms.interactions or terms.others)
+        if curved and isinstance(problem.internal, Congestion):
+            return self._linearise(terms, mu, problem, start)
+        if curved:
             return settle(
                 terms,
                 mu,
@@ -322,6 +333,37 @@ class BackAndForth(ProximalSolver[GridDensity]):
         if point.residual <= self.tolerance:
             ending = "converged"
         return Settled(point, steps, ending, 0, problem)
+
+    def _linearise(
+        self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor
+    ) -> Settled:
+        """Solve, and linearise again until the density settles."""
+        V, masses, pressure, steps = problem.V, problem.masses, start, 0
+        goal, last, failures = math.inf, 0, 0
+        G = terms.nonlocal_part
+        assert G is not None
+        for rounds in range(1, self.max_linearisations + 1):
+            slope = G.first_variation(mu.with_free_weights(masses.to(mu.dtype)))
+            problem = replace(problem, V=V + slope.double())
+            point, used, stalled = maximise(
+                problem, pressure, self.tolerance, self.max_iterations
+            )
+            steps += used
+            ending = "stalled" if stalled else "limit"
+            if point.residual <= self.tolerance:
+                ending = "converged"
+            change = float((point.masses - masses).abs().sum())
+            masses, pressure = point.masses, point.pressure
+            if not change > SETTLED * self.tolerance:
+                return Settled(point, steps, ending, rounds, problem)
+            if change <= goal:
+                goal, last = PROGRESS * change, rounds
+            elif rounds >= last + PATIENCE:
+                return Settled(point, steps, "stalled", rounds, problem)
+            failures = 0 if ending == "converged" else failures + 1
+            if failures == MOST_FAILURES:
+                return Settled(point, steps, ending, rounds, problem)
+        return Settled(point, steps, "limit", rounds, problem)
 
 
 def _problem(terms: Terms, own: Tensor, mu: GridDensity, dt: float) -> PressureProblem:

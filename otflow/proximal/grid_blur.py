@@ -30,9 +30,12 @@ SWEEPS = 10
 UNSURE = 1e-5
 # What the blur does to a step that is certified, in parts of the step, at most.
 MOST_BLUR = 0.05
-# The wider kernel of the second solve, in variances: what the blur does is like their
-# square, so it is what this adds. Evaluations of the map that it may take.
+# The wider kernels of the further solves, in variances, and the evaluations that each
+# may take. Of the first one's distance that much of a limit decides without a second.
 WIDER, BUDGET = math.sqrt(2.0), 100
+CLEAR = 0.1
+# The second distance is at least so many of the first, for the sake of the quotient.
+LEAST_RATIO = 1.1
 
 
 def blur_of(
@@ -48,9 +51,12 @@ def blur_of(
     parts of F pull with :math:`dt\,\|\nabla V\|` and so on; they cancel at rest.
 
     A blur that pulls with less than `MOST_BLUR` of the strongest part of F is small,
-    whatever the response. Else the response is measured: the debiased cost is off by
-    :math:`O(\varepsilon^2)`, so the same step with :math:`\sqrt2\,\varepsilon` is as
-    far from this step as this one from the step without blur. Where the parts of F have
+    whatever the response. Else the response is measured by the same step with
+    :math:`\sqrt2\,\varepsilon`. The debiased cost is off by :math:`O(\varepsilon^2)`,
+    so that is as far from this step as this one from the step without blur. Where the
+    kernel is as wide as the density it is less, so that a third step with
+    :math:`2\varepsilon` tells by which power the distance a grows to b: this step is
+    :math:`a^2/(b - a)` off, b the distance of the two others. Where the parts of F have
     cancelled to that share, the blur is where the density rests, and it is compared
     with a cell.
 
@@ -68,8 +74,8 @@ def blur_of(
     Returns
     -------
     tuple of float and bool
-        The distance, or the pull where that is small, and whether the distance is more
-        than `MOST_BLUR` of the step.
+        The distance, or the pull where that is small or the distance was not found, and
+        whether that is more than `MOST_BLUR` of the step.
     """
     phi = _potential(problem, found.log_a, found.log_density)
     V = potential_of(problem.source, problem.terms)
@@ -79,14 +85,22 @@ def blur_of(
     unsure = problem.kernel.eps / cell * max(found.residual, UNSURE)
     if blur <= MOST_BLUR * pull + unsure:
         return blur, False
-    wider = _with_wider_kernel(problem, found, memory)
-    blur = blur if wider is None else _distance(nu, wider, own)
     step = _distance(nu, problem.source, phi - own)
+    rests = step <= MOST_BLUR * pull  # nothing adds up from step to step
     # Both ends are known to a share of their mass, over about the spread of it.
     unsure += max(found.residual, UNSURE) * _spread(nu)
-    if step <= MOST_BLUR * pull:  # at rest: nothing adds up from step to step
-        step = max(step, cell)
-    return blur, blur > MOST_BLUR * step + unsure
+    most = MOST_BLUR * (max(step, cell) if rests else step) + unsure
+    wider = _with_wider_kernel(problem, found, memory)
+    if wider is None:
+        return blur, blur > most and not rests
+    first = _distance(nu, measure_of(*wider), own)
+    if CLEAR * most < first <= most:
+        third = _with_wider_kernel(*wider, memory)
+        if third is None:
+            return blur, blur > most and not rests
+        second = _distance(measure_of(*wider), measure_of(*third), own)
+        first /= max(second / first, LEAST_RATIO) - 1.0
+    return first, first > most
 
 
 def self_potential(problem: Scaling, log_density: Tensor) -> Tensor:
@@ -104,7 +118,7 @@ def self_potential(problem: Scaling, log_density: Tensor) -> Tensor:
 
 def _with_wider_kernel(
     problem: Scaling, found: Iterate, memory: int
-) -> GridDensity | None:
+) -> tuple[Scaling, Iterate] | None:
     """Return the step with a wider kernel, in the same potential; None if not found."""
     eps, box = WIDER * problem.kernel.eps, problem.kernel.box
     kernel, correction = GibbsKernel(box, eps, problem.log_source), problem.correction
@@ -126,7 +140,7 @@ def _with_wider_kernel(
         return None
     if not solved.iterate.residual <= tolerance:
         return None
-    return measure_of(solved.problem, solved.iterate)
+    return solved.problem, solved.iterate
 
 
 def _distance(nu: GridDensity, other: GridDensity, psi: Tensor) -> float:

@@ -98,8 +98,8 @@ def warn_of_blur(known: Mapping[str, Any], dt: float, *, already: bool) -> bool:
         msg = (
             f"eps = {known['eps']:.3g} is too large for dt = {dt:.3g}: the blur alone "
             f"moves the density by {known['blur']:.3g}, which is not small beside the "
-            f"step{rose}; the step is not certified; take a finer grid, a longer dt, "
-            f"or JKO(BackAndForth())"
+            f"step{rose}; the step is not certified; take a finer grid with a smaller "
+            f"eps, a longer dt, or JKO(BackAndForth())"
         )
         warnings.warn(msg, BlurWarning, stacklevel=3)
     return blurred or already

@@ -42,9 +42,8 @@ class Scene:
     def of(cls, terms: Terms, mu: GridDensity, old: Scene | None) -> Scene:
         """Return the scene of a step, with what is the same in a step before."""
         room = room_of(mu, old.room if old else None)
-        coupling = old.coupling if old and old.room is room else None
-        if coupling is None or not coupling.stands_for(terms.interactions):
-            coupling = coupling_of(terms.interactions, mu, room.cells)
+        before = old.coupling if old else None
+        coupling = coupling_of(terms.interactions, mu, room.cells, before)
         return cls(terms, room, coupling)
 
     @property
@@ -149,8 +148,9 @@ class FiniteVolume(ProximalSolver[GridDensity]):
     ----------
     tolerance : float
         Stop when the duality gap, in units of a typical difference of the first
-        variation of what Newton's method knows of F, is below it, and the mass that the
-        next Newton step would move as well, or falls no more by round-off.
+        variation of what Newton's method knows of F, where there is mass or may come,
+        is below it, and the mass that the next Newton step would move as well, or falls
+        no more by round-off.
     max_iterations : int
         Most linear systems, for each attempt at a step; in rounds, for each of them,
         and 12 times as many in all.
@@ -394,6 +394,8 @@ def _pose(scene: Scene, mu: GridDensity, dt: float) -> Local:
     room, terms = scene.room, scene.terms
     V = _potential(terms, mu)[room.cells]
     source = mu.weights.detach().double().cpu().numpy()[room.cells] / room.volume
+    # A constant changes no step, and is not to cost digits.
+    V = V - V @ source / source.sum()
     return Local.of(room, source, V, terms, dt, mu.device, scene.inside)
 
 

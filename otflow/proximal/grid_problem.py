@@ -21,7 +21,7 @@ from otflow.proximal.terms import Terms
 
 # Variance of the kernel in squares of the spacing: by default, and at least. On finer
 # grids, its share of dt and how stiff the iteration may be.
-DEFAULT_EPS, LEAST_EPS = 0.6, 0.25
+DEFAULT_EPS, LEAST_EPS = 0.6, 0.4
 SHARE_OF_DT, MAX_STIFFNESS = 0.02, 100.0
 # Standard deviation of the kernel in sides of the box, at most: if given, by default.
 MAX_BLUR, DEFAULT_BLUR = 0.25, 1 / 12

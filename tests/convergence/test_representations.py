@@ -207,6 +207,8 @@ def test_quantiles_and_particles_follow_the_semicircle():
     assert float(S) == pytest.approx(variance, rel=2 / n)
 
 
+# The edge of the disk is sharp, and the blur of it is said.
+@pytest.mark.filterwarnings("ignore::otflow.errors.BlurWarning")
 def test_a_grid_and_particles_follow_the_disk():
     """The same W in the plane keeps a disk uniform; its moment |x|^2 is R^2/2."""
     dt, steps, R = 0.2, 4, 0.6

@@ -323,3 +323,24 @@ class TestBadInput:
             BackAndForth(tolerance=-1.0)
         with pytest.raises(ValueError, match="dt must be positive"):
             BackAndForth().solve(quadratic(), ball(32), 0.0)
+
+
+@pytest.mark.parametrize("sigma", [0.8, 1.5])
+@pytest.mark.parametrize("dt", [0.01, 0.1])
+def test_without_pressure_an_interaction_is_linearised(sigma, dt):
+    F = 5.0 * of.Interaction(of.kernels.Gaussian(sigma)) + of.Potential(
+        lambda x: x.square().sum(-1)
+    )
+    mu = of.GridDensity.from_function(
+        lambda x: (-8 * x.square().sum(-1)).exp(),
+        -2,
+        2,
+        40,
+        walls=True,
+        dtype=torch.float64,
+    )
+    own = BackAndForth().solve(F, mu, dt)
+    assert own.certificate["converged"]
+    other = of.proximal.GridSinkhorn(eps=0.006).solve(F, mu, dt)
+    energies = [r.certificate["energy_after"] for r in (own, other)]
+    assert energies[0] == pytest.approx(energies[1], abs=2e-3)

@@ -182,6 +182,11 @@ def test_a_step_or_the_cure(measure, functional):
         with pytest.raises(expected[0], match=expected[1]):
             of.flow(F, mu, of.JKO(), dt=DT, steps=1)
         return
+    if (measure, functional) == ("gaussian 32-D", "own pressure"):
+        # Of a size of 1e-8, and its integral by scattered nodes is off by a tenth.
+        with pytest.warns(of.errors.NotConvergedWarning, match="nodes integrate F"):
+            of.flow(F, mu, of.JKO(), dt=DT, steps=1)
+        return
     run = of.flow(F, mu, of.JKO(), dt=DT, steps=1)
     (info,) = run.info
     before, after = info["energy_before"], info["energy_after"]

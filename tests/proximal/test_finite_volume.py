@@ -554,3 +554,42 @@ def test_the_arrays_are_numpys_own():
     assert report["fluxes"].dtype == mu.dtype
     assert report["device"] == "cpu"
     assert np.isfinite(report["dissipation"])
+
+
+@pytest.mark.parametrize("height", [1e3, 1e6, 1e10])
+def test_a_slope_that_no_mass_meets_changes_nothing(height):
+    """The tolerance is in units of what the mass sees, not of the whole room."""
+    mu = of.GridDensity.from_function(
+        lambda x: (x[..., 0].abs() < 0.4).double(), -2, 2, 60, walls=True, dtype=F64
+    )
+
+    def step(A):
+        def V(x):
+            z = x[..., 0]
+            return 0.5 * (z - 0.5).square() + A * (z.abs() - 1.5).clamp_min(0.0)
+
+        F = of.Potential(V) + 0.05 * of.Entropy()
+        return FiniteVolume().solve(F, mu, 0.1)
+
+    plain, steep = step(0.0), step(height)
+    assert plain.certificate["converged"]
+    assert steep.certificate["converged"]
+    off = float((plain.measure.weights - steep.measure.weights).abs().sum())
+    assert off < 1e-5
+    energies = [r.certificate["energy_after"] for r in (plain, steep)]
+    assert energies[1] == pytest.approx(energies[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("level", [1e4, -1e7, 1e9])
+def test_a_constant_changes_no_step_under_a_bound(level):
+    mu = of.GridDensity.from_function(
+        lambda x: (-8 * x[..., 0].square()).exp(), -1, 1, 50, walls=True, dtype=F64
+    )
+    ends = []
+    for c in (0.0, level):
+        F = of.Potential(lambda x, c=c: (x[..., 0] - 0.2).square() + c)
+        result = FiniteVolume().solve(F + of.Congestion(2.0), mu, 0.05)
+        assert result.certificate["converged"]
+        ends.append(result.measure.weights)
+    # The potential itself is known to its round-off.
+    assert float((ends[0] - ends[1]).abs().sum()) < 1e-5 + 1e-13 * abs(level)

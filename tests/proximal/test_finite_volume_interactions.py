@@ -344,3 +344,35 @@ def test_a_flow_finds_the_modes_once():
     cold = FiniteVolume().solve(2.0 * F, first.measure, 0.1)
     change = (cold.measure.weights - other.measure.weights).abs().sum()
     assert float(change) < 1e-5
+
+
+def test_a_kernel_that_changed_in_place_is_not_taken_for_the_one_before():
+    W = of.kernels.Gaussian(0.3)
+    F = 5.0 * of.Interaction(W) + of.Potential(lambda x: x[..., 0].square())
+    mu = of.GridDensity.from_function(
+        lambda x: (-8 * x[..., 0].square()).exp(), -2, 2, 40, walls=True, dtype=F64
+    )
+    warm = FiniteVolume().solve(F, mu, 0.1).warm
+    W.sigma = 0.8
+    after, cold = FiniteVolume().solve(F, mu, 0.1, warm=warm), FiniteVolume()
+    cold = cold.solve(F, mu, 0.1)
+    assert after.certificate["converged"]
+    assert cold.certificate["converged"]
+    assert float((after.measure.weights - cold.measure.weights).abs().sum()) < 1e-5
+
+
+def test_rooms_between_those_of_all_modes_and_of_few_are_solved_by_newton():
+    F = 3.0 * of.Interaction(of.kernels.Energy()) + of.Potential(
+        lambda x: x.square().sum(-1)
+    )
+    mu = of.GridDensity.from_function(
+        lambda x: (-2 * x.square().sum(-1)).exp(),
+        -1,
+        1,
+        (28, 28),
+        walls=True,
+        dtype=F64,
+    )
+    certificate = FiniteVolume().solve(F, mu, 2.0).certificate
+    assert certificate["converged"]
+    assert certificate["rounds"] == 0

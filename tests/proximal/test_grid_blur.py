@@ -237,3 +237,23 @@ def test_waves_whose_marginals_are_at_rest_are_seen_to_move():
     with pytest.warns(of.errors.BlurWarning):
         result = GridSinkhorn(eps=0.02).solve(of.Entropy(), mu, 3e-4)
     assert result.certificate["blurred"]
+
+
+@pytest.mark.parametrize(
+    ("eps", "heat", "dt"), [(0.06, 0.0, 1.0), (0.15, 0.0, 1.0), (0.35, 0.02, 2.0)]
+)
+def test_a_kernel_as_wide_as_the_density_is_seen_to_be(eps, heat, dt):
+    """The answer of a wider kernel saturates there: one difference is not enough."""
+    s, start = 0.15, 1.5
+    mu = of.GridDensity.from_function(
+        lambda x: (-(x[..., 0] - start).square() / (2 * s**2)).exp(), -2, 3, 100,
+        walls=True, dtype=F64,
+    )  # fmt: skip
+    F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    if heat:
+        F = F + heat * of.Entropy()
+    with pytest.warns(of.errors.BlurWarning):
+        certificate = GridSinkhorn(eps=eps).solve(F, mu, dt).certificate
+    assert certificate["converged"]
+    assert certificate["blurred"]
+    assert not certificate["certified"]
