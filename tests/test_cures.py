@@ -137,7 +137,7 @@ CASES: dict[str, Case] = {
         r"JKO\(\), or diffuse",
         lambda: of.Entropy().velocity(HALF_EMPTY),
         [
-            lambda: step(of.Entropy(), HALF_EMPTY, dt=1e-3),
+            lambda: step(of.Entropy(), HALF_EMPTY, dt=0.05),
             lambda: euler(of.Entropy(), HALF_EMPTY.diffuse(0.05, torch.Generator())),
         ],
     ),
