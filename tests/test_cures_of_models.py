@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -310,8 +311,8 @@ CASES: dict[str, Case] = {
     "a solver of another grid": (
         of.errors.Unsupported,
         r"use JKO\(\) without a solver",
-        lambda: step(SQUARE, grid(), of.proximal.QuantileProximal()),
-        [lambda: step(SQUARE, grid(), dt=0.2)],
+        lambda: step(SQUARE, grid((60,)), of.proximal.QuantileProximal()),
+        [lambda: step(SQUARE, grid((60,)), dt=0.2)],
     ),
     "a bound without room on a grid": (
         ValueError,
@@ -372,9 +373,9 @@ CASES: dict[str, Case] = {
     "order 3 on a grid": (
         of.errors.Unsupported,
         r"use JKO\(order=2\), or represent the measure by Quantiles",
-        lambda: run(SQUARE, grid((30,)), of.JKO(order=3), dt=1e-2),
+        lambda: run(SQUARE, grid((60,)), of.JKO(order=3), dt=0.2),
         [
-            lambda: run(SQUARE, grid((30,)), of.JKO(order=2), dt=1e-2),
+            lambda: run(SQUARE, grid((60,)), of.JKO(order=2), dt=0.2),
             lambda: run(SQUARE, LINE, of.JKO(order=3), dt=1e-2),
         ],
     ),
@@ -407,6 +408,12 @@ FOLD = of.Potential(lambda x: 8 * x.square().sum(-1))
 GELU = torch.nn.Sequential(linear(2, 3), torch.nn.GELU(), linear(3, 1))
 STANDARD_4 = of.Gaussian(torch.zeros(4, dtype=F64), torch.eye(4, dtype=F64))
 RUN = run(SQUARE, CLOUD, of.JKO())
+
+
+@pytest.fixture(autouse=True)
+def no_figures_left():
+    yield
+    plt.close("all")
 
 
 @pytest.mark.parametrize("case", CASES)
