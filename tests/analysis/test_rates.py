@@ -37,6 +37,8 @@ def test_an_exponential_has_its_rate():
 BAD = [
     ([1.0], [1.0], r"^steps must be at least two numbers, got shape \(1,\)"),
     ([[1.0, 2.0]], [1.0, 2.0], r"^steps must be at least two numbers"),
+    (1.0, [1.0, 2.0], r"^steps must be at least two numbers, got shape \(\)"),
+    ([1.0, 2.0], 1.0, r"^errors must be at least two numbers, got shape \(\)"),
     ([1.0, 2.0], [1.0, 2.0, 3.0], "^steps has 2 entries, but there are 3 to fit"),
     ([1.0, 2.0], [1.0, 0.0], "^errors must be positive .* got 0 at index 1; leave out"),
     ([1.0, -2.0], [1.0, 1.0], "^steps must be positive"),

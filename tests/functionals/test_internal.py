@@ -161,6 +161,30 @@ def test_conjugate_slope_inverts_the_slope(F):
     torch.testing.assert_close(F.conjugate_slope(F.slope(r)), r, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("name", [name for name in ENERGIES if name != "congestion"])
+def test_conjugate_slope_keeps_the_graph_of_its_potentials(name):
+    """Its derivative is 1/U''(r)."""
+    F = ENERGIES[name]
+    r = torch.tensor([0.05, 0.4, 1.0, 1.3], dtype=torch.float64)
+    s = F.slope(r).detach().requires_grad_()
+    (found,) = torch.autograd.grad(F.conjugate_slope(s).sum(), s)
+    torch.testing.assert_close(found, 1 / F.curvature(r), rtol=1e-8, atol=0)
+
+
+def test_conjugate_slope_has_a_derivative_where_the_potential_vanishes_or_is_low():
+    # U = r log r: U'(r) = log r + 1, and U = r^2 / (1 + r): (U*)' = 0 below U'(0) = 0.
+    s = torch.tensor([-3.0, 0.0, 0.7], dtype=torch.float64, requires_grad=True)
+    r = of.Internal(torch.log).conjugate_slope(s)
+    (found,) = torch.autograd.grad(r.sum(), s)
+    expected = (s.detach() - 1).exp()
+    torch.testing.assert_close(r.detach(), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    (found,) = torch.autograd.grad(of.Internal(shifted).conjugate_slope(s).sum(), s)
+    assert found[:2].tolist() == [0.0, 0.0]
+    # 1 - 1/(1 + r)^2 = s.
+    assert float(found[2]) == pytest.approx(0.5 * 0.3**-1.5, rel=1e-12)
+
+
 def test_conjugate_is_the_supremum_and_fenchel_young_holds(F):
     r = torch.tensor([0.05, 0.4, 1.0, 1.3], dtype=torch.float64)
     s = F.slope(r) + (0.5 if isinstance(F, of.Congestion) else 0.0)
@@ -362,6 +386,15 @@ def test_values_at_uniform_densities():
     assert float(of.Entropy().value(mu)) == pytest.approx(exact.uniform_entropy(4.0))
     assert float(of.PowerEntropy(3.0).value(mu)) == pytest.approx(r**2 / 2)
     assert float(of.Internal(shifted).value(mu)) == pytest.approx(r / (1 + r))
+
+
+def test_an_energy_too_large_for_its_dtype_is_refused_with_a_cure_that_works():
+    F, edges = of.Internal(lambda r: r**9), torch.tensor([0.0, 1e-6, 2e-6])
+    message = r"is inf: .* too large for torch.float32 .* use float64, or measure"
+    with pytest.raises(of.errors.NonFinite, match=message):
+        F.value(of.Quantiles(edges))
+    assert float(F.value(of.Quantiles(edges.double()))) == pytest.approx(5e5**9, 1e-6)
+    assert float(F.value(of.Quantiles(1e6 * edges))) == pytest.approx(0.5**9, 1e-5)
 
 
 def test_entropy_of_a_gaussian_is_approached():

@@ -165,6 +165,23 @@ def test_gradients_in_masses_are_one_sided_derivatives_of_rationals(seed):
             assert float(grad[i]) == pytest.approx(slope, rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.parametrize("middle", [0.1, 0.3, 0.6])
+def test_gradients_in_masses_where_the_end_of_a_cell_is_rounded_up(middle):
+    # The length of the first cell, added to its start, passes its end: a potential is
+    # asked for just before one of its nodes.
+    assert -1.1 + (middle + 1.1) > middle
+    edges = torch.tensor([-1.1, middle, 0.9], dtype=torch.float64)
+    nu = of.Quantiles(torch.tensor([0.0, 0.5, 2.0, 2.5, 3.0]).double())
+    leaf = torch.tensor([0.6, 0.4], dtype=torch.float64, requires_grad=True)
+    mu = of.Quantiles(edges, leaf)
+    (grad,) = torch.autograd.grad(wasserstein2_squared(mu, nu), leaf)
+    step, own, other = Fraction(1, 10**40), cells(mu.detach()), cells(nu)
+    for i, (left, right, mass) in enumerate(own):
+        moved = [*own[:i], (left, right, mass + step), *own[i + 1 :]]
+        rise = rational_square(moved, other) - rational_square(own, other)
+        assert float(grad[i]) == pytest.approx(float(rise / step), rel=1e-12)
+
+
 def test_numbers_that_cannot_be_compared_are_a_typed_error():
     mu = of.GridDensity(torch.ones(4).double(), 0, 1, walls=True, normalize=True)
     bad = mu.with_free_weights(torch.full((4,), math.nan).double())

@@ -12,6 +12,7 @@ from scipy import ndimage, stats
 import otflow as of
 from otflow.errors import NonFinite, Unsupported
 from otflow.proximal import BackAndForth, FiniteVolume, GridSinkhorn
+from otflow.proximal.finite_volume_problem import UpwindStep
 
 F64 = torch.float64
 
@@ -114,6 +115,33 @@ def test_what_is_beyond_two_doors_has_passed_through_them(name):
     assert beyond > 0.01
     assert abs(beyond - passed) < 1e-12
     assert start.weights.reshape(mu.shape)[8:].sum() == 0
+
+
+@pytest.mark.parametrize("dt", [0.01, 0.1])
+def test_a_flow_is_resumed_a_tenth_of_its_centres_distance_below_the_bound(
+    dt, monkeypatch
+):
+    resumed, seen = UpwindStep.resumed, []
+
+    def watched(step, old, centre, mu):
+        state = resumed(step, old, centre, mu)
+        seen.append((step.bound - centre.density, step.bound - state.density))
+        return state
+
+    monkeypatch.setattr(UpwindStep, "resumed", watched)
+    mu, _ = two_rooms(door=(3, 9))
+    most, warm = 1.3 * float(mu.density().max()), None
+    for _ in range(3):
+        result = FiniteVolume().solve(ENERGIES["congestion"](most), mu, dt, warm)
+        check(mu, result, most)
+        mu, warm = result.measure, result.warm
+    assert len(seen) == 2
+    for centre, left in seen:
+        assert (left >= 0.1 * centre - 1e-9).all()
+        # It is the old flow, not the centre: that would cost the steps it was to save.
+        assert abs(left - centre).max() > 0.1
+        if dt == 0.1:  # where the bound is met, and no farther inwards than that
+            assert (left / centre).min() == pytest.approx(0.1, abs=1e-9)
 
 
 @settings(max_examples=25, deadline=None)

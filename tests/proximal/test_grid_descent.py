@@ -152,7 +152,7 @@ def test_undamped_the_dual_value_may_fall():
 # Rounds for nonlocal terms ------------------------------------------------------------
 
 
-def rounds(F, mu, dt, budget=1000):
+def rounds(F, mu, dt, budget=1000, tolerance=TOLERANCE):
     """Return what the outer method came to, by itself."""
     problem = posed(F, mu, dt)
     return minimise_nonlocal(
@@ -161,9 +161,20 @@ def rounds(F, mu, dt, budget=1000):
         Local(problem, None, 16),
         start=positive_start(problem),
         scale=dt / problem.kernel.eps,
-        tolerance=TOLERANCE,
+        tolerance=tolerance,
         budget=budget,
     )
+
+
+def test_a_residual_of_the_size_of_the_tolerance_meets_it():
+    # A first round is solved to a share of its own, so the second run makes the same.
+    F, mu = FAMILIES["log gas"], bell()
+    first = rounds(F, mu, 0.01, tolerance=0.1)
+    assert first.converged
+    assert first.rounds == 1
+    again = rounds(F, mu, 0.01, tolerance=first.residual)
+    assert again.converged
+    assert (again.rounds, again.residual) == (1, first.residual)
 
 
 @pytest.mark.parametrize("dt", STEPS)

@@ -217,6 +217,15 @@ def test_doubled_steps_are_certified_if_both_are():
     halves = info["substeps"]
     assert [half["dt"] for half in halves] == [0.5 * info["dt"]] * 2
     assert halves[0]["energy_after"] == pytest.approx(halves[1]["energy_before"])
+    # Its words are those of the whole step: its length is that of the way.
+    assert info["guarantee"] == "stages"
+    assert info["energy_before"] == pytest.approx(float(F(mu)), rel=1e-12)
+    assert info["w2"] == pytest.approx(sum(half["w2"] for half in halves), rel=1e-12)
+    assert info["w2"] >= float(of.metrics.wasserstein2(mu, run.snapshots[1]))
+    assert info["residual"] == max(half["residual"] for half in halves)
+    fall = info["energy_before"] - info["energy_after"]
+    dissipated = info["w2"] ** 2 / (2 * info["dt"])
+    assert info["decrease"] == pytest.approx(fall - dissipated, rel=1e-12)
 
 
 def test_the_bound_on_the_time_error_sees_through_it():
