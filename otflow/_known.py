@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from otflow._graphs import records
+from otflow.errors import Unsupported
 
-__all__ = ["known_derivatives", "linear"]
+__all__ = ["known_derivatives", "linear", "root_of"]
 
 LinearMap = Callable[..., "Tensor | tuple[Tensor, ...]"]
 """Takes tensors without graphs to one or more."""
@@ -110,3 +111,52 @@ class _Known(torch.autograd.Function):
         found = iter(torch.autograd.grad(value, asked, create_graph=True, **options))
         grads = tuple(g * next(found) if t.requires_grad else None for t in state)
         return None, None, None, *grads
+
+
+def root_of(target: Tensor, root: Tensor, slope: Tensor) -> Tensor:
+    """Return the root z of f(z) = target in the graph of the target, entry by entry.
+
+    Parameters
+    ----------
+    target : Tensor
+        Right-hand sides.
+    root, slope : Tensor
+        z, and f' there; without graphs.
+
+    Returns
+    -------
+    Tensor
+        z. Its derivative is 1/f'; one of second order raises `Unsupported`.
+    """
+    if not records(target):
+        return root
+    return cast("Tensor", _Root.apply(target, root, slope))  # type: ignore[no-untyped-call]
+
+
+class _Root(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, target: Tensor, root: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(target, slope)
+        return root.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        target, slope = ctx.saved_tensors
+        return _Once.apply(upstream[0] / slope, target), None, None  # type: ignore[no-untyped-call]
+
+
+class _Once(torch.autograd.Function):
+    """Keep a number in the graph of what it depends on in an unknown way."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor, *__: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_: Any, *__: Tensor) -> Any:
+        msg = (
+            "second derivatives of the pointwise maps of an internal energy are not "
+            "known; differentiate once, or use Entropy() or PowerEntropy(m), whose "
+            "maps are in closed form"
+        )
+        raise Unsupported(msg)

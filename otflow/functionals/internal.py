@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import entrywise_derivative, entrywise_derivatives
+from otflow._known import root_of
 from otflow._typing import Ground
 from otflow._validation import real
 from otflow.errors import NonFinite, NotConverged
@@ -199,8 +200,7 @@ class Internal(Functional):
             raise
         slope = function(z)[1]
         self._check_increasing(z, slope)
-        if rhs.requires_grad:  # dz/drhs by the implicit function theorem
-            z = z + (rhs - target) / slope
+        z = root_of(rhs, z, slope)
         return z.clamp_max(math.log(self.max_density))
 
     def conjugate_slope(self, s: Tensor) -> Tensor:
@@ -241,8 +241,7 @@ class Internal(Functional):
         z = increasing_root(function, self._near(target, highest), target.abs() + unit)
         slope = function(z)[1]
         self._check_increasing(z, slope)
-        if s.requires_grad:  # by the implicit function theorem
-            z = z + (s[between] - target) / slope
+        z = root_of(s[between], z, slope)
         return r.masked_scatter(between, z.exp().clamp_max(self.max_density))
 
     def _near(self, s: Tensor, highest: float) -> Tensor:

@@ -416,3 +416,20 @@ def test_vacuum_has_no_energy_and_the_derivative_e_of_zero():
     torch.testing.assert_close(first, 2 * rho)
     first = of.Internal(lambda r: 5 + r).first_variation(mu)
     torch.testing.assert_close(first, 5 + 2 * rho)
+
+
+def test_second_derivatives_of_pointwise_maps_are_refused_where_they_are_not_known():
+    """Their implicit slope depends on the root, of which a graph has lost sight."""
+    F = of.Internal(lambda r: r.square() / 2)
+    s = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    for found in (F.conjugate_slope(s), F.log_proximal(s, 0.7, 0.4).exp()):
+        (first,) = torch.autograd.grad(found.sum(), s, create_graph=True)
+        assert float(first.detach()) > 0
+        with pytest.raises(of.errors.Unsupported, match="differentiate once"):
+            torch.autograd.grad(first.sum(), s)
+    closed = of.PowerEntropy(3.0)  # the same U, r^3 / 2
+    (first,) = torch.autograd.grad(
+        closed.conjugate_slope(s).sum(), s, create_graph=True
+    )
+    (second,) = torch.autograd.grad(first.sum(), s)
+    assert float(second) == pytest.approx(-1.2423, abs=1e-4)
