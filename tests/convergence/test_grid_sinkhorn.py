@@ -193,6 +193,8 @@ def test_the_error_is_of_second_order_in_eps():
 # Interactions -------------------------------------------------------------------------
 
 
+# The front of the disk is sharp, and the blur of it is said.
+@pytest.mark.filterwarnings("ignore::otflow.errors.BlurWarning")
 def test_the_log_gas_in_the_plane():
     mu = density(exact.uniform_ball(2, 0.6).cells(-1.5, 1.5, (64, 64)), -1.5, 1.5)
     F = of.Interaction(of.kernels.PowerLaw(2, 0))
