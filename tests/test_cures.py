@@ -543,7 +543,7 @@ CASES: dict[str, Case] = {
         ValueError,
         "take at least",
         lambda: step(SQUARE, bump(), of.proximal.GridSinkhorn(eps=1e-6)),
-        [lambda: step(SQUARE, bump(), of.proximal.GridSinkhorn(eps=5e-4))],
+        [lambda: step(SQUARE, bump(), of.proximal.GridSinkhorn(eps=1e-3))],
     ),
     "a blur too large": (
         ValueError,

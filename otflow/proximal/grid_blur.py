@@ -94,7 +94,7 @@ def blur_of(
     if wider is None:
         return blur, blur > most and not rests
     first = _distance(nu, measure_of(*wider), own)
-    if CLEAR * most < first <= most:
+    if max(CLEAR * most, unsure) < first <= most:
         third = _with_wider_kernel(*wider, memory)
         if third is None:
             return blur, blur > most and not rests

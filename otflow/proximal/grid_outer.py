@@ -25,6 +25,8 @@ SHARE, COARSEST, FINEST, STIFF = 0.1, 3e-2, 0.2, 0.03
 # The share in rounds without more entropy: nothing damps what they are off by, and the
 # extrapolation sees their differences.
 SHARP = 0.03
+# An extrapolation whose objective is within round-off must cut the residual to that.
+SURE = 0.9
 # Its change where that error was all that let a round fail.
 FINER = 0.1
 # Growth of L where a round fails, and its fall where the model was too steep by SLACK.
@@ -211,7 +213,7 @@ def minimise_nonlocal(
         fall = math.inf if best is None else objectives[-1] - objective
         noise = rounds.noise(objective, nu.value)
         # What is within round-off is judged by the model, or by the residual.
-        sure = fits if plain else best is not None and residual <= best.residual
+        sure = fits if plain else best is not None and residual <= SURE * best.residual
         if fall > noise or (fall >= -noise and sure):
             slow = best is not None and residual > SLOW * best.residual
             objectives.append(objective)

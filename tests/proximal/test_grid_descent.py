@@ -266,6 +266,7 @@ def block(n=60):
     )
 
 
+@pytest.mark.filterwarnings("ignore::otflow.errors.BlurWarning")
 @pytest.mark.parametrize("dt", [0.1, 1.0])
 @pytest.mark.parametrize("name", ["entropy", "potential", "porous medium"])
 def test_empty_cells_of_the_start_are_filled(name, dt):
@@ -440,6 +441,7 @@ def test_the_distance_on_a_line_is_that_of_the_quantiles():
     assert distance_on_a_line(block(), block()) == 0
 
 
+@pytest.mark.filterwarnings("ignore::otflow.errors.BlurWarning")
 @pytest.mark.parametrize("dt", [0.05, 1.0, 5.0, 20.0, 1e3])
 def test_the_distance_is_true_at_long_steps(dt):
     mu = bell(0.2, half=1.0)
@@ -454,6 +456,7 @@ def test_the_distance_is_true_at_long_steps(dt):
     assert apart == pytest.approx(0.2 * 2 * dt / (1 + 2 * dt), abs=mu.box.spacing[0])
 
 
+@pytest.mark.filterwarnings("ignore::otflow.errors.BlurWarning")
 @pytest.mark.parametrize("dt", [0.05, 0.5, 20.0])
 @pytest.mark.parametrize("width", [0.1, 0.3])
 def test_in_the_plane_the_distance_is_true_or_not_given(dt, width):
