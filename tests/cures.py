@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import matplotlib.pyplot as plt
 import pytest
 
 Case: TypeAlias = tuple[
@@ -16,10 +17,13 @@ Case: TypeAlias = tuple[
 
 
 def check_cures(case: Case) -> None:
-    """Do what is wrong, read the error, and try each of its cures."""
+    """Do what is wrong, read the error, try each of its cures; leave no figure open."""
     kind, words, wrong, cures = case
     with pytest.raises(kind, match=words):
         wrong()
     assert cures
-    for cure in cures:
-        cure()
+    try:
+        for cure in cures:
+            cure()
+    finally:
+        plt.close("all")

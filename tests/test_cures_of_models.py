@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -408,12 +407,6 @@ FOLD = of.Potential(lambda x: 8 * x.square().sum(-1))
 GELU = torch.nn.Sequential(linear(2, 3), torch.nn.GELU(), linear(3, 1))
 STANDARD_4 = of.Gaussian(torch.zeros(4, dtype=F64), torch.eye(4, dtype=F64))
 RUN = run(SQUARE, CLOUD, of.JKO())
-
-
-@pytest.fixture(autouse=True)
-def no_figures_left():
-    yield
-    plt.close("all")
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -295,12 +294,6 @@ CONCAVE = of.Internal(lambda r: -r)
 HEAVY = of.Particles(normal(4, 2), torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=F64))
 FINE = of.GridDensity(torch.ones(4096, dtype=F64), 0, 1, walls=True)
 RUN_ON_A_LINE = of.flow(SQUARE, of.Particles(normal(5, 1)), of.JKO(), dt=0.1, steps=2)
-
-
-@pytest.fixture(autouse=True)
-def no_figures_left():
-    yield
-    plt.close("all")
 
 
 @pytest.mark.parametrize("case", CASES)
