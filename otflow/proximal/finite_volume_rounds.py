@@ -14,7 +14,7 @@ from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.finite_volume_faces import Array
 from otflow.proximal.finite_volume_problem import Interior
-from otflow.proximal.finite_volume_step import Local, Move
+from otflow.proximal.finite_volume_step import TINY, Local, Move
 from otflow.proximal.finite_volume_terms import cell_by_cell
 from otflow.proximal.grid_outer import LocalStep, minimise_nonlocal
 
@@ -86,13 +86,9 @@ def solve_in_rounds(
         )
         first = kept if start is None else start.state
         move = own.solve(first, tolerance, min(budget, limit))
-        log = torch.full((mu.box.n,), EMPTY, dtype=torch.float64)
-        log[torch.from_numpy(cells)] = torch.from_numpy(
-            np.log(np.maximum(move.density, np.finfo(np.float64).tiny))
-        )
         return LocalStep(
             measure=measure_of(mu, local, move.density),
-            log_density=log.to(mu.weights).reshape(mu.shape),
+            log_density=_log_density(mu, local, move.density, TINY),
             objective=local.objective(move) / unit,
             residual=move.residual,
             converged=move.converged,
@@ -100,15 +96,11 @@ def solve_in_rounds(
             state=move,
         )
 
-    log = torch.full((mu.box.n,), EMPTY, dtype=torch.float64)
-    log[torch.from_numpy(cells)] = torch.from_numpy(
-        np.log(np.maximum(guess, math.exp(EMPTY)))
-    )
     outcome = minimise_nonlocal(
         (1 / unit) * G,
         mu,
         solve,
-        start=log.to(mu.weights).reshape(mu.shape),
+        start=_log_density(mu, local, guess, math.exp(EMPTY)),
         scale=unit * local.dt * local.room.faces.largest,
         tolerance=tolerance,
         budget=budget - spent,
@@ -120,6 +112,15 @@ def solve_in_rounds(
         spent=spent + outcome.spent,
     )
     return move, outcome.rounds
+
+
+def _log_density(mu: GridDensity, local: Local, density: Array, least: float) -> Tensor:
+    """Return the logarithm of densities of the room, in the box's shape."""
+    log = torch.full((mu.box.n,), EMPTY, dtype=torch.float64)
+    log[torch.from_numpy(local.room.cells)] = torch.from_numpy(
+        np.log(np.maximum(density, least))
+    )
+    return log.to(mu.weights).reshape(mu.shape)
 
 
 def measure_of(mu: GridDensity, local: Local, density: Array) -> GridDensity:
