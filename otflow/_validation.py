@@ -161,10 +161,12 @@ def check_like(x: Tensor, other: Tensor, name: str, other_name: str) -> None:
         raise ValueError(msg)
 
 
-def check_kind(value: Any, kind: type, name: str) -> None:
+def check_kind(value: Any, kind: type, name: str, *, cure: str = "") -> None:
     """Refuse what is not a `kind`; a class in place of an instance gets the cure."""
     if not isinstance(value, kind):
-        hint = f"; write {value.__name__}()" if isinstance(value, type) else ""
+        hint = f"; {cure}" if cure else ""
+        if isinstance(value, type):
+            hint = f"; write {value.__name__}()"
         msg = f"{name} must be a {kind.__name__}, got {value!r:.80}{hint}"
         raise TypeError(msg)
 
@@ -172,7 +174,10 @@ def check_kind(value: Any, kind: type, name: str) -> None:
 def real(value: Any, name: str) -> float:
     """Return a finite real number as a float; bool and str are refused."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        msg = f"{name} must be a real number, got {type(value).__name__} {value!r}"
+        msg = f"{name} must be a real number, got {type(value).__name__} {value!r:.80}"
+        # Of a tensor the graph would be lost, and on a GPU the time to wait for it.
+        if getattr(value, "shape", None) == ():
+            msg += f"; give float({name})"
         raise TypeError(msg)
     number = float(value)
     if not math.isfinite(number):

@@ -21,7 +21,7 @@ from otflow.metrics.line import staircase
 __all__ = ["Plan", "couple", "transport_plan"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     r"""An optimal plan :math:`P` for :math:`|x-y|^2`, sparse, with its potentials.
 
