@@ -14,7 +14,7 @@ import torch
 
 from tests.messages import messages, names_a_cure
 
-FLOORS = ("distances", "entries", "models", "numbers", "steps")
+FLOORS = ("distances", "entries", "models", "numbers", "steps", "time_errors")
 MODULES = ("tests.test_cures", *(f"tests.test_cures_of_{name}" for name in FLOORS))
 DEVICE = "it takes a second device"
 GUARD = "no input is known that leads there: an earlier check or a safeguard holds"
@@ -49,6 +49,7 @@ def shown():
     return found
 
 
+@pytest.mark.slow  # some 250 calls, and the first of every solver
 def test_every_message_that_names_a_cure_is_provoked():
     seen = shown()
     left = [m for m in messages() if m not in seen]
