@@ -31,6 +31,7 @@ __all__ = [
     "positive",
     "real",
     "seed_and_stream",
+    "unit_of",
 ]
 
 # Squares of coordinates, summed over points, must stay far from overflow.
@@ -40,6 +41,18 @@ _COORDINATE_LIMITS = {torch.float64: 1e150, torch.float32: 1e15}
 def coordinate_limit(dtype: torch.dtype) -> float:
     """Return the largest |coordinate| whose squares stay finite in `dtype`."""
     return _COORDINATE_LIMITS[dtype]
+
+
+def unit_of(*tensors: Tensor) -> float:
+    """Return the power of two below the largest entry, for squares within range.
+
+    Such a factor costs no digits. It is a normal number for entries that are 0.
+    """
+    largest = max(float(z.detach().abs().max()) for z in tensors if z.numel())
+    if not math.isfinite(largest):
+        return 1.0
+    lowest = max(largest, float(torch.finfo(tensors[0].dtype).tiny))
+    return 2.0 ** (math.frexp(lowest)[1] - 1)
 
 
 def as_float_tensor(x: ArrayLike, name: str) -> Tensor:

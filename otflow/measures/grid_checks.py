@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -16,6 +17,7 @@ __all__ = [
     "check_border",
     "check_connected",
     "check_density",
+    "check_units",
     "free_cells",
     "mass_tolerance",
 ]
@@ -63,6 +65,18 @@ def check_density(rho: Tensor, free: Tensor) -> None:
         msg = (
             f"there is density {float(inside.max()):.6g} inside an obstacle; multiply "
             f"it by ~obstacles and normalise"
+        )
+        raise ValueError(msg)
+
+
+def check_units(box: Box, total: float, dtype: torch.dtype) -> None:
+    """Refuse a box of which a corner, or the mass before it is 1, leaves a dtype."""
+    reach = max(*map(abs, box.lower), *map(abs, box.upper))
+    if not (reach <= torch.finfo(dtype).max and 0 < total < math.inf):
+        msg = (
+            f"a box that reaches to {reach:.3g}, with cells of volume "
+            f"{box.cell_volume:.3g}, leaves the range of {dtype}; measure lengths in "
+            f"another unit"
         )
         raise ValueError(msg)
 
