@@ -134,7 +134,9 @@ def _cures_of_blur(problem: Scaling) -> str:
         nonlocal_ = terms.nonlocal_part is not None
         volumes = nonlocal_ or terms.is_fast
         cures.append(f"JKO({'FiniteVolume' if volumes else 'BackAndForth'}())")
-    return f"take {', '.join(cures[:-1])}{' or ' * (len(cures) > 1)}{cures[-1]}"
+    if len(cures) > 1:
+        cures[-1] = f"or {cures[-1]}"
+    return f"take {', '.join(cures)}"
 
 
 def _noise(problem: Scaling, iterate: Iterate, nu: GridDensity) -> float:
