@@ -12,6 +12,7 @@ from torch import Tensor
 from otflow.functionals import Functional, PowerEntropy
 from otflow.functionals.combined import combine
 from otflow.measures import GridDensity
+from otflow.proximal.dual_convex import ascend
 from otflow.proximal.dual_coupled import Coupled, Joint
 from otflow.proximal.dual_newton import maximise
 from otflow.proximal.pressure import Iterate, PressureProblem, lowest_pressure
@@ -157,8 +158,13 @@ def settle(
             y, phi = now.nu, now.phi
             if least > tolerance and now.joint.residual < AGAIN * tried:
                 tried = now.joint.residual
-                joint, used = rounds.coupled.climb(now.joint, tolerance, NEWTON)
-                steps += used
+                joint, used = now.joint, 0
+                if not terms.others:
+                    joint, used = ascend(rounds.coupled, now.joint, tolerance, NEWTON)
+                    steps += used
+                if joint.residual > tolerance:
+                    joint, used = rounds.coupled.climb(joint, tolerance, NEWTON)
+                    steps += used
                 if used and rounds.coupled.falls(now.joint, joint):
                     found.append((joint.residual, joint.point, joint.problem))
         if fits or best[1] is None:
