@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from otflow.proximal.dual_coupled import Coupled, Joint
+from otflow.proximal.pressure import Iterate
 
 __all__ = ["ascend"]
 
-OVERSHOOT, MAX_TRIALS = 0.5, 12
+OVERSHOOT, MAX_TRIALS = 0.5, 16
+SHORTER = 0.4
 STEEP = 0.5
 GOOD, LESS, MORE = 0.5, 0.25, 2.0
 PATIENCE, PROGRESS = 12, 0.5
@@ -35,7 +37,7 @@ def ascend(
             break
         new, length = found
         slope = slope + length * bend
-        factor = LESS if new.residual <= GOOD * joint.residual else MORE
+        factor = LESS if length >= 1.0 else 4.0
         damping = min(1.0, damping * factor)
         joint = new
         if joint.residual < best.residual:
@@ -54,7 +56,7 @@ def _search(
     bend: Tensor,
 ) -> tuple[Joint, float] | None:
     """Return a point along a direction where the dual has all but turned."""
-    start = _slope(coupled, joint, change, bend)
+    start = float(_slope(coupled, joint, change, bend).sum())
     if not start > 0:
         return None
     length, best = 1.0, None
@@ -65,7 +67,8 @@ def _search(
             slope + length * bend,
         )
         move = (trial.phi - joint.phi) / length
-        here = _slope(coupled, trial, move, bend)
+        slopes = _slope(coupled, trial, move, bend)
+        here = float(slopes.sum())
         if here >= -OVERSHOOT * start or trial.residual <= 0.9 * joint.residual:
             best = trial, length
             if not here > STEEP * start:
@@ -74,13 +77,22 @@ def _search(
         elif best is not None:
             return best
         else:
+            filled = switched_on(joint.point, trial.point, slopes)
+            if float(slopes[filled].sum()) < 0.5 * here:
+                change = torch.where(filled, SHORTER * change, change)
+                continue
             length *= min(max(start / (start - here), 0.1), 0.9)
     return best
 
 
-def _slope(coupled: Coupled, joint: Joint, change: Tensor, bend: Tensor) -> float:
-    """Return the slope of the dual at a point."""
+def switched_on(old: Iterate, new: Iterate, slopes: Tensor) -> Tensor:
+    """Return the cells that were empty, and that got too much."""
+    return (slopes < 0) & (old.excess < 0) & (new.masses > 2 * new.wanted)
+
+
+def _slope(coupled: Coupled, joint: Joint, change: Tensor, bend: Tensor) -> Tensor:
+    """Return what each cell adds to the slope of the dual at a point."""
     point = joint.point
     change = torch.where(coupled.is_free, change, 0.0)
     rest = point.wanted - joint.masses
-    return float(rest @ bend - point.excess @ change)
+    return rest * bend - point.excess * change
