@@ -146,7 +146,8 @@ class Coupled:
         memory: list[tuple[Tensor, Tensor]] = []
         while best.residual > tolerance and steps < limit and steps - last < PATIENCE:
             steps += 1
-            change = self.direction(joint, damping, second=self._second(joint.masses))[0]
+            second = self._second(joint.masses)
+            change, _ = self.direction(joint, damping, second)
             if not bool(torch.isfinite(change).all()):
                 break
             found = None

@@ -144,7 +144,8 @@ def settle(
     tried, ending = math.inf, "limit"
     for k in range(1, most + 1):
         aim = min(max(SHARE * least, FINEST * tolerance), COARSEST)
-        now = rounds.solve(y, L, phi, aim, limit)
+        left = min(limit, math.ceil(WORK * limit) - steps)
+        now = rounds.solve(y, L, phi, aim, left)
         steps += now.used
         failures = 0 if now.solved else failures + 1
         fits, ratio = rounds.compare(y, now.nu, L)
@@ -158,13 +159,9 @@ def settle(
             y, phi = now.nu, now.phi
             if least > tolerance and now.joint.residual < AGAIN * tried:
                 tried = now.joint.residual
-                joint, used = now.joint, 0
-                if not terms.others:
-                    joint, used = ascend(rounds.coupled, now.joint, tolerance, NEWTON)
-                    steps += used
-                if joint.residual > tolerance:
-                    joint, used = rounds.coupled.climb(joint, tolerance, NEWTON)
-                    steps += used
+                left = min(NEWTON, max(math.ceil(WORK * limit) - steps, 1))
+                joint, used = rounds.whole(now.joint, tolerance, left)
+                steps += used
                 if used and rounds.coupled.falls(now.joint, joint):
                     found.append((joint.residual, joint.point, joint.problem))
         if fits or best[1] is None:
@@ -251,6 +248,19 @@ class _Rounds:
         nu = self.point(masses)
         joint = self.coupled.settled(phi, local, point)
         return _Round(point, local, phi, nu, point.residual <= aim, used, joint)
+
+    def whole(self, joint: Joint, tolerance: float, limit: int) -> tuple[Joint, int]:
+        """Return what Newton's method makes of the whole, and its steps.
+
+        Interactions are quadratic; where they are convex the whole is a concave dual.
+        """
+        used = 0
+        if not self.terms.others:
+            joint, used = ascend(self.coupled, joint, tolerance, limit)
+        if joint.residual > tolerance and used < limit:
+            joint, more = self.coupled.climb(joint, tolerance, limit - used)
+            used += more
+        return joint, used
 
     def compare(self, y: _Point, nu: _Point, L: float) -> tuple[bool, float]:
         """Return whether L is enough from y to nu, and the L that they ask for.
