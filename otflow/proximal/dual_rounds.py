@@ -34,7 +34,7 @@ PATIENCE, PROGRESS = 8, 0.5
 # Local steps in succession that may miss their aim.
 MOST_FAILURES = 2
 # Newton steps in all, for each that one start of a local step may take.
-WORK = 1.5
+WORK = 1.25
 # The density has settled if it changes by less than so many tolerances.
 SETTLED = 10.0
 # The whole is tried again where a round is off by less than this share of before.
