@@ -22,8 +22,7 @@ from otflow._validation import (
     seed_and_stream,
 )
 from otflow.errors import Diverged, Interrupted, NonFinite, NotConvergedWarning
-from otflow.functionals import Functional
-from otflow.functionals.base import check_functional
+from otflow.functionals.base import Functional, check_functional
 from otflow.measures import Measure
 from otflow.schemes import Scheme, Step, reports
 from otflow.trajectory import Trajectory
@@ -186,8 +185,7 @@ def _warn_of_solves(trajectory: Trajectory) -> None:
     if ailing:
         cause, cure = ailing[0][0]
         what += f"; in {len(ailing)} of them {cause}"
-    msg = f"{what}; these steps are not certified, and the "
-    msg += f"measure may have stayed: {cure}"
+    msg = f"{what}; they are not certified, and the measure may have stayed: {cure}"
     warnings.warn(NotConvergedWarning(msg, trajectory=trajectory), stacklevel=3)
 
 

@@ -16,6 +16,7 @@ SQUARE = of.Potential(lambda x: x.square().sum(-1))
 CLOUD, OTHER = of.Particles(normal(5, 2)), of.Particles(normal(5, 2, seed=1))
 X, Y = normal(6, 2), normal(6, seed=1)
 HUGE = torch.zeros(1, dtype=F64).expand(10**5, 2)
+LONG = torch.linspace(0, 1, 10**5, dtype=F64)[:, None]
 LABELS = torch.ones(6, dtype=F64)
 S = of.metrics.sinkhorn_divergence
 GENERATOR = torch.Generator()
@@ -84,7 +85,7 @@ CASES: dict[str, Case] = {
     "a divergence of too many points": (
         MemoryError,
         "take fewer points",
-        lambda: S(HUGE, HUGE, blur=0.1),
+        lambda: S(LONG, LONG, blur=0.1),
         [lambda: S(of.Particles(CLOUD.sample(3, GENERATOR)), OTHER, blur=0.1)],
     ),
     "a transport that takes too many pivots": (

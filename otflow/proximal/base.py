@@ -9,8 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from otflow._validation import check_kind, positive
 from otflow.errors import Unsupported
-from otflow.functionals import Functional
-from otflow.functionals.base import check_functional
+from otflow.functionals.base import Functional, check_functional
 from otflow.measures import GridDensity, Measure
 from otflow.proximal.certificate import WORDS
 
