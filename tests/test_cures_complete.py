@@ -14,7 +14,15 @@ import torch
 
 from tests.messages import messages, names_a_cure
 
-FLOORS = ("distances", "entries", "models", "numbers", "steps", "time_errors")
+FLOORS = (
+    "distances",
+    "entries",
+    "first_hours",
+    "models",
+    "numbers",
+    "steps",
+    "time_errors",
+)
 MODULES = ("tests.test_cures", *(f"tests.test_cures_of_{name}" for name in FLOORS))
 DEVICE = "it takes a second device"
 GUARD = "no input is known that leads there: an earlier check or a safeguard holds"

@@ -88,6 +88,12 @@ CASES: dict[str, Case] = {
         lambda: S(LONG, LONG, blur=0.1),
         [lambda: S(of.Particles(CLOUD.sample(3, GENERATOR)), OTHER, blur=0.1)],
     ),
+    "a blur that cannot be squared": (
+        ValueError,
+        "too large to be squared",
+        lambda: S(1e149 * normal(3, 1), 1e149 * normal(2, 1), blur=2e150),
+        [lambda: S(1e149 * normal(3, 1), 1e149 * normal(2, 1), blur=1e150)],
+    ),
     "a transport that takes too many pivots": (
         of.errors.NotConverged,
         "use fewer points, or sinkhorn_divergence",

@@ -55,7 +55,7 @@ class Langevin(Scheme):
             moved = mu.push(velocity, dt).diffuse(2.0 * temperature * dt, generator)
         except Diverged as error:
             # Steps that are stable for every dt refuse the entropy of particles.
-            msg = error.args[0].split(", or use JKO")[0]
+            msg = error.args[0].split(", or ")[0]
             if "; " not in msg:
                 msg = f"{msg}; take a smaller dt"
             raise Diverged(msg, measure=mu) from error
