@@ -29,6 +29,11 @@ DECREASE = 1e-4
 CONTRACTION = 0.25
 
 NOTHING = Missed(0.0, 0.0, 0.0, 0.0)  # what nodes that are exact leave out
+ROSE = {
+    "cause": "the rule of the nodes has a critical point whose objective is above that "
+    "of the start: the derivatives of F are not those of its values there",
+    "cure": "smooth F, or flow a GridDensity, which takes values",
+}
 # Round-off of two rules differs, most often, by more than a part of either.
 UNLIKE = 4.0
 # Round-off of a law: of its factor's singular vectors, products and sums.
@@ -201,6 +206,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         is_exact = integrates_exactly(F, mu)
         missed = NOTHING if is_exact else self._missed(problem, start, point)
         while missed is not None and not self._resolved(point, missed):
+            if missed.contradicted:  # no finer rule will do
+                break
             finer = refined(problem, self.max_nodes)
             if finer is None or problem.used >= self.max_gradients:
                 break
@@ -209,7 +216,10 @@ class GaussianProximal(ProximalSolver[Gaussian]):
                 missed = None
                 break
             problem, start = finer, begin
-            point = self._by_newton(problem, problem.try_at(point.coordinates) or start)
+            # The step of a coarse rule may be worse than none by a finer one.
+            trial = problem.try_at(point.coordinates)
+            falls = trial is not None and trial.objective <= start.objective
+            point = self._by_newton(problem, trial if trial and falls else start)
             missed = self._missed(problem, start, point)
         used = problem.used
         report = self._certificate(problem, start, point, missed)
@@ -286,7 +296,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         size = norm(point.coordinates) + norm(point.measure.factor)
         near = missed.distance <= self.quadrature_tolerance * size
         allowed = self.quadrature_tolerance * missed.spread + missed.floor
-        return near and missed.energy <= allowed
+        return near and missed.energy <= allowed and not missed.contradicted
 
     def _bound(self, problem: Problem, point: Point, convexity: float) -> float:
         """Return the bound of an exact step, round-off included."""
@@ -315,7 +325,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         if converged and not self._resolved(point, missed):
             converged, why = False, self._why(problem, missed)
         hidden = 0.0 if missed is None else missed.energy
-        return certify(
+        report = certify(
             energy_before=start.energy,
             energy_after=point.energy,
             dt=dt,
@@ -332,6 +342,10 @@ class GaussianProximal(ProximalSolver[Gaussian]):
             gradients=problem.used,
             **why,
         )
+        if report["converged"] and report["guarantee"] == "none":
+            # A zero of the gradient above where it began is no minimum of F.
+            report |= {"converged": False, **ROSE}
+        return report
 
     def _why(self, problem: Problem, missed: Missed | None) -> dict[str, str]:
         """Say what the nodes leave out, and what helps."""
@@ -339,6 +353,14 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         if missed is not None:
             size = f"by about {missed.distance:.2g} in W2, the energy by about "
             size += f"{missed.energy:.2g}"
+        if missed is not None and missed.contradicted:
+            return {
+                "cause": f"the derivatives of F are not those of its values, as at a "
+                f"jump, a spike between the nodes or a part that is detached: the step "
+                f"is off {size}",
+                "cure": "smooth F (1[x > a] by sigmoid((x - a) / eps)), or flow a "
+                "GridDensity, which takes values",
+            }
         return {
             "cause": f"{problem.mu.n} nodes integrate F so that the step is off {size}",
             "cure": "allow more nodes by GaussianProximal(max_nodes=...), smooth F, or "
