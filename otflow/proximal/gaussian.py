@@ -119,7 +119,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         the step misses that of the integrals, by two finer rules that do not alias
         alike: Newton's step for the gradient that the nodes leave out, with the Hessian
         of the finer rule, or that gradient itself where the two do not agree on a
-        Hessian; the gradient is by derivatives and by values. And what a kernel that is narrow about 0 may hide between the nodes.
+        Hessian; the gradient is by derivatives and by values. And what a kernel that is
+        narrow about 0 may hide between the nodes.
         It proves nothing. None if F is not finite at finer nodes.
     ``energy_error``
         By how much the energies of both ends are off, by the same rules, at most. It
