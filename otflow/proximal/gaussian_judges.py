@@ -131,7 +131,7 @@ def missed_by(
     Hessian that says nothing, often a huge one: where two finer rules do not agree on
     it, the gradient itself is taken if it is longer, as for H = I. So it is where the
     energies differ too much for the step to stand, and where the gradient is far below
-    the tolerance. The same is asked of the gradient by values, of which a jump is a part
+    the tolerance. The same is asked of the gradient by values: a jump is a part of it
     that derivatives leave out.
     """
     F, rules = problem.functional, []
