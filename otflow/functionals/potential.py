@@ -23,7 +23,9 @@ class Potential(Functional):
     Parameters
     ----------
     V : callable
-        Batched potential (..., d) -> (...), written with torch operations.
+        Batched potential (..., d) -> (...), written with torch operations. It must be
+        continuous where a velocity is asked for: that is by automatic differentiation,
+        which does not see a jump. On particles and quantiles nothing tells so.
     modulus : float, optional
         A :math:`\lambda` such that :math:`V - \tfrac\lambda2|x|^2` is convex; unknown
         by default. You vouch for it: certificates rest on it.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from otflow.measures.quadrature import (
 )
 from otflow.proximal.affine import norm
 from otflow.proximal.gaussian_problem import Point, Problem, newton_step
+from otflow.proximal.gaussian_values import LINES, Gap, gap_by_nodes, gap_on_lines
 
 __all__ = ["Missed", "finer", "missed_by", "refined", "round_off"]
 
@@ -49,6 +52,15 @@ MOST_NUMBERS = 1 << 22
 AGREE = 0.5
 # Round-off of a sum of values, in units of their mean size.
 ROUND_OFF = 64.0
+PER_LINE = 256  # fewest nodes on a line
+# Nodes of the rule that tells a jump from what more nodes resolve.
+SEEING = 1 << 16
+# Derivatives are not those of F where they miss this part of their own mean length.
+CONTRADICTION = 0.05
+
+
+Look = Callable[[Gaussian], Gap]
+"""How far derivatives are from values, by nodes or on lines."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,7 @@ class Missed:
     energy: float  # the larger of the two ends
     spread: float  # of the values that the integrals are of, to compare it with
     floor: float  # round-off of the energies
+    contradicted: bool = False  # values and derivatives differ on the finest rule too
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,8 @@ def missed_by(
     Hessian that says nothing, often a huge one: where two finer rules do not agree on
     it, the gradient itself is taken if it is longer, as for H = I. So it is where the
     energies differ too much for the step to stand, and where the gradient is far below
-    the tolerance.
+    the tolerance. The same is asked of the gradient by values: a jump is a part of it
+    that derivatives leave out.
     """
     F, rules = problem.functional, []
     try:
@@ -134,6 +148,10 @@ def missed_by(
             rules.append(_Rule(there, float(F.value(mu)), end, missed, blur))
             problem.used += 2
         ends = [_values(F, end.measure) for end in (start, point)]
+        looks = _looks(problem, rules)
+        pairs = zip(looks, rules, strict=False)  # a rule for each look
+        gaps = [look(rule.point.measure) for look, rule in pairs]
+        problem.used += len(gaps)
     except (OtflowError, ValueError):
         return None
     size = norm(point.coordinates) + norm(point.measure.factor)
@@ -146,31 +164,104 @@ def missed_by(
         off = max(off, abs(rule.point.energy - point.energy))
         if off > rule.blur * spread:
             energy = max(energy, hidden + off)
-    seen = max(rules, key=lambda rule: norm(rule.missed))
-    distance = norm(seen.missed)
+    allowed = tolerance * size
     stands = energy <= tolerance * spread + floor
-    if stands and distance > NEGLIGIBLE * tolerance * size:
-        distance = 0.0
-        for rule, other in zip(rules, rules[::-1], strict=True):
-            length = _length(problem, rule, other, budget)
-            if length > rule.blur * size:
-                distance = max(distance, length)
+    distance = 0.0
+    for rule, other in zip(rules, rules[::-1], strict=True):
+        length = norm(rule.missed)
+        if stands and length > NEGLIGIBLE * allowed:
+            length = _length(problem, rule, other, rule.missed, budget)
+            length = length if length > rule.blur * size else 0.0
+        distance = max(distance, length)
+    excess = 0.0
+    for k, (look, gap) in enumerate(zip(looks, gaps, strict=True)):
+        own = problem.dt * problem.maps.project(gap.tangent)
+        if norm(own) <= NEGLIGIBLE * allowed:
+            continue
+        # Lines are no rule of their own: the gap there is added to the first rule's.
+        rule = rules[k if problem.mu.dim == 1 else 0]
+        missed = rule.missed + own
+        length = norm(missed)
+        if stands and length > NEGLIGIBLE * allowed:
+            length = _length_by_values(problem, rule, look, gap, missed, budget)
+        distance = max(distance, length)
+        part = min(norm(own) / norm(missed), 1.0) if bool(missed.any()) else 1.0
+        excess = max(excess, part * length / allowed)
     inverse = torch.linalg.inv(point.measure.factor)
     distance += problem.dt * hidden * norm(inverse)
-    return Missed(distance, energy, spread, floor)
+    contradicted = _contradicted(problem, point, gaps, excess)
+    return Missed(distance, energy, spread, floor, contradicted)
 
 
-def _length(problem: Problem, rule: _Rule, other: _Rule, budget: int) -> float:
-    """Return how far a rule would move the step on."""
-    if not bool(rule.missed.any()):  # a functional of the mean and covariance alone
-        return 0.0
+def _looks(problem: Problem, rules: list[_Rule]) -> list[Look]:
+    """Return how values are compared with derivatives, by rules without scatter."""
+    dim, rest = problem.mu.dim, problem.rest
+    if dim == 1:
+        return [partial(gap_by_nodes, rest)] * len(rules)
+    per_line = PER_LINE
+    looks: list[Look] = []
+    if dim <= TENSOR_DIM:  # lines as fine as the rule, which grows
+        per_line = max(per_line, 2 * round(rules[0].problem.mu.n ** (1 / dim)))
+        looks = [partial(gap_by_nodes, rest)]
+    return [*looks, partial(gap_on_lines, rest, per_line=per_line)]
+
+
+def _contradicted(
+    problem: Problem, point: Point, gaps: list[Gap], excess: float
+) -> bool:
+    """Whether values and derivatives differ by too much on the finest rule too.
+
+    Too much is a part of the derivatives, however short the step, or a length of the
+    step above what is allowed, by the factor `excess`. What is too narrow for the rules
+    at hand is met by finer ones; a jump is not.
+    """
+    worst = max(gaps, key=lambda gap: gap.share)
+    part = worst.share > CONTRADICTION
+    if not part and excess <= 1:
+        return False
+    mu, dim = point.measure, problem.mu.dim
+    if worst is gaps[-1] and dim > 1:
+        seen = gap_on_lines(problem.rest, mu, SEEING // LINES)
+    else:
+        per_axis = 2 * int(0.5 * SEEING ** (1 / dim))
+        seen = gap_by_nodes(problem.rest, mu.refined(per_axis))
+    problem.used += 1
+    long = excess * norm(seen.tangent) > norm(worst.tangent) and excess > 1
+    return long or (part and seen.share > CONTRADICTION)
+
+
+def _length(
+    problem: Problem, rule: _Rule, other: _Rule, missed: Tensor, budget: int
+) -> float:
+    """Return how far a gradient that was missed would move the step on."""
     before = rule.problem.used
-    step = newton_step(rule.problem, rule.point, rule.missed, 0.1, budget)
+    step = newton_step(rule.problem, rule.point, missed, 0.1, budget)
     problem.used += rule.problem.used - before + 1
     product = other.problem.hessian(other.point, step)
-    missed = norm(rule.missed)
-    known = norm(product + rule.missed) <= AGREE * missed
-    return norm(step) if known else max(norm(step), missed)
+    known = norm(product + missed) <= AGREE * norm(missed)
+    return norm(step) if known else max(norm(step), norm(missed))
+
+
+def _length_by_values(
+    problem: Problem, rule: _Rule, look: Look, gap: Gap, missed: Tensor, budget: int
+) -> float:
+    """Return how far the gradient by values would move the step on.
+
+    The Hessian is of derivatives, and as wrong as these may be: a spike that a node
+    meets by chance makes it huge. So the step must cut the gradient by values.
+    """
+    before, there = rule.problem.used, rule.problem
+    step = newton_step(there, rule.point, missed, 0.1, budget)
+    problem.used += there.used - before + 2
+    try:
+        end = there.at(rule.point.coordinates + step)
+        tangent = look(end.measure).tangent - gap.tangent
+    except (OtflowError, ValueError):
+        return max(norm(step), norm(missed))
+    change = end.gradient - rule.point.gradient
+    change = change + problem.dt * problem.maps.project(tangent)
+    known = norm(change + missed) <= AGREE * norm(missed)
+    return norm(step) if known else max(norm(step), norm(missed))
 
 
 def _values(F: Functional, mu: Gaussian) -> tuple[float, float]:

@@ -79,6 +79,8 @@ class _Polynomial:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> _Polynomial:
+        if not torch.is_grad_enabled():  # what derivatives do not see
+            raise _NotShownError(name)
         cls._check_keywords(name, args, kwargs)
         degrees = [cls._degree_of(a) for a in (*args, *kwargs.values())]
         if name in LINEAR or name in LARGEST:
@@ -218,7 +220,7 @@ def polynomial_degree(f: Ground, like: Tensor) -> int | None:
     """
     points = torch.ones(2, like.shape[-1], dtype=like.dtype, device=like.device)
     try:
-        with torch.no_grad():
+        with torch.enable_grad():
             found = f(_Polynomial(points, 1))  # type: ignore[arg-type]
     except Exception:  # whatever a function does with an object that is no tensor
         return None
