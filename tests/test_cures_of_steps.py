@@ -11,6 +11,7 @@ import otflow as of
 from otflow.schemes import Adaptive
 from tests.clouds import normal
 from tests.cures import Case, check_cures
+from tests.proximal.test_gaussian_values import AtTheTop, jump
 
 F64 = torch.float64
 SQUARE = of.Potential(lambda x: x.square().sum(-1))
@@ -100,6 +101,21 @@ CASES: dict[str, Case] = {
             lambda: flow(SOFTPLUS + 0.1 * of.Entropy(), LINE, dt=1.0),
             lambda: flow(KINK + 0.1 * of.Entropy(), LINE, of.ExplicitEuler(), dt=1e-3),
         ],
+    ),
+    "a jump, on a law": (
+        of.errors.NotConvergedWarning,
+        r"not those of its values, .*; .*smooth F \(1\[x > a\] by sigmoid.*GridDensity",
+        lambda: flow(JUMP + 0.5 * of.Entropy(), LAW, dt=1.0),
+        [
+            lambda: flow(SMOOTH_JUMP + 0.5 * of.Entropy(), LAW, dt=1.0),
+            lambda: flow(JUMP + 0.5 * of.Entropy(), LONG_BELL, dt=1.0),
+        ],
+    ),
+    "a critical point above the start": (
+        of.errors.NotConvergedWarning,
+        r"objective is above that of the start.* smooth F, or flow a GridDensity",
+        lambda: flow(COSINE, LAW, of.JKO(AtTheTop()), dt=1.0),
+        [lambda: flow(COSINE + 0.1 * of.Entropy(), LONG_BELL, dt=0.5)],
     ),
     "nodes that do not suffice": (
         of.errors.NotConvergedWarning,
@@ -285,6 +301,15 @@ NEAR_ONE = of.Potential(lambda x: (x - 1).square().sum(-1), modulus=2.0)
 SMOOTHER = of.Potential(lambda x: (x.square() + 4).sqrt().sum(-1), modulus=0.0)
 SOFTPLUS = of.Potential(
     lambda x: (torch.nn.functional.softplus(9 * x) / 9).sum(-1), modulus=0.0
+)
+JUMP = of.Potential(jump)
+SMOOTH_JUMP = of.Potential(
+    lambda x: torch.sigmoid((x[..., 0] - 0.5) / 0.02) + 0.5 * x[..., 0].square()
+)
+COSINE = of.Potential(lambda x: 4 * x[..., 0].cos())
+LAW = of.Gaussian(torch.tensor([0.5], dtype=F64), torch.tensor([[0.09]], dtype=F64))
+LONG_BELL = of.GridDensity.from_function(
+    lambda x: (-(x[..., 0] - 0.5).square() / 0.18).exp(), -4, 4, 160, dtype=F64
 )
 SPLIT = of.chain(of.ExplicitEuler(), of.BirthDeath())
 FOREIGN = type("Foreign", (), {})()
