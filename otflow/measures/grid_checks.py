@@ -25,6 +25,9 @@ __all__ = [
 # Share of the mass beside the border above which a box is too small, and how far from
 # it that is: a share of the side, at least a cell.
 BORDER_SHARE, BORDER_WIDTH = 1e-3, 1 / 40
+# Mass in that layer does not reach the border where its mean is above so many times the
+# mass of the outermost cell.
+REACHED = 20.0
 
 
 def mass_tolerance(dtype: torch.dtype) -> float:
@@ -134,6 +137,8 @@ def _border_share(box: Box, weights: Tensor) -> float:
     shares = []
     for axis, n in enumerate(box.shape):
         wide = max(1, int(BORDER_WIDTH * n))
-        inner = mass.narrow(axis, wide, n - 2 * wide).sum() if n > 2 * wide else 0.0
-        shares.append(float(mass.sum() - inner))
+        along = mass.movedim(axis, 0).reshape(n, -1).sum(1)
+        ends = (along,) if n == 1 else (along[:wide], along[-wide:].flip(0))
+        layers = (min(end.sum(), REACHED * wide * end[0]) for end in ends)
+        shares.append(float(sum(layers)))
     return max(shares)

@@ -30,9 +30,10 @@ RESIDUAL = 1e-8
 POTENTIALS = 1e-2
 # Of reach and of reach / blur, whose squares are divided by.
 LEAST_REACH = 1e-140
-# Diameters in a blur from which the limit of a blur without end is right to 1e-8 of its
-# square. Potentials are of that size, but known to the round-off of blur^2 only.
-WIDE = 1e3
+# Diameters in a blur from which the limit of a blur without end is right to 1e-8 of
+# their square: with a reach it is off by up to D^4 / (8 blur^2). Potentials are of that
+# size, but known to the round-off of blur^2 only.
+WIDE = 4e3
 # Blurs whose square is a float64.
 LARGEST = 1e150
 
@@ -97,7 +98,7 @@ def sinkhorn_divergence(
 
     Notes
     -----
-    For a blur beyond 1e3 diameters of both clouds together the divergence is that of a
+    For a blur beyond 4e3 diameters of both clouds together the divergence is that of a
     blur without end, half the squared distance of the means, whatever the reach; it is
     right to 1e-8 squares of the diameter.
 

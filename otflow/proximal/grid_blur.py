@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from otflow.errors import Diverged
@@ -26,8 +27,10 @@ __all__ = ["blur_of", "self_potential"]
 # Sweeps for the coupling of a density with itself. Their error falls by half at least,
 # and for what the kernel resolves much faster.
 SWEEPS = 10
-# What is left of it, in the logarithm.
-UNSURE = 1e-5
+# To what share of the mass the further solves are made, at most, and in parts of what
+# is to be told; the least is what the iteration reaches in a dtype.
+UNSURE, PART = 1e-5, 0.2
+FLOOR = 1e3
 # What the blur does to a step that is certified, in parts of the step, at most.
 MOST_BLUR = 0.05
 # The wider kernels of the further solves, in variances, and the evaluations that each
@@ -82,25 +85,30 @@ def blur_of(
     parts = (V, problem.potential - V, phi / problem.dt + problem.potential)
     pull = problem.dt * max(_length(nu, f) for f in parts)
     blur, cell = _length(nu, own), max(nu.box.spacing)
-    unsure = problem.kernel.eps / cell * max(found.residual, UNSURE)
-    if blur <= MOST_BLUR * pull + unsure:
+    if blur <= MOST_BLUR * pull:
         return blur, False
     step = _distance(nu, problem.source, phi - own)
     rests = step <= MOST_BLUR * pull  # nothing adds up from step to step
-    # Both ends are known to a share of their mass, over about the spread of it.
-    unsure += max(found.residual, UNSURE) * _spread(nu)
-    most = MOST_BLUR * (max(step, cell) if rests else step) + unsure
-    wider = _with_wider_kernel(problem, found, memory)
-    if wider is None:
-        return blur, blur > most and not rests
-    first = _distance(nu, measure_of(*wider), own)
+    most = MOST_BLUR * (max(step, cell) if rests else step)
+    # All ends are known to a share of their mass, over about the spread of it: it must
+    # be small beside what is to be told.
+    spread = _spread(nu)
+    least = FLOOR * torch.finfo(nu.dtype).eps
+    share = min(max(PART * most / spread, least), UNSURE) if spread > 0 else UNSURE
+    solves = _Solves(memory, max(share, least))
+    unsure = solves.tolerance * spread
+    here = solves.again(problem, found)
+    wider = None if here is None else solves.wider(*here)
+    if here is None or wider is None or unsure > most:
+        return blur, not rests
+    first = _distance(measure_of(*here), measure_of(*wider), own)
     if max(CLEAR * most, unsure) < first <= most:
-        third = _with_wider_kernel(*wider, memory)
+        third = solves.wider(*wider)
         if third is None:
-            return blur, blur > most and not rests
+            return blur, not rests
         second = _distance(measure_of(*wider), measure_of(*third), own)
         first /= max(second / first, LEAST_RATIO) - 1.0
-    return first, first > most
+    return first, first > most + unsure
 
 
 def self_potential(problem: Scaling, log_density: Tensor) -> Tensor:
@@ -116,31 +124,47 @@ def self_potential(problem: Scaling, log_density: Tensor) -> Tensor:
     return _potential(problem, log_a, log_density)
 
 
-def _with_wider_kernel(
-    problem: Scaling, found: Iterate, memory: int
-) -> tuple[Scaling, Iterate] | None:
-    """Return the step with a wider kernel, in the same potential; None if not found."""
-    eps, box = WIDER * problem.kernel.eps, problem.kernel.box
-    kernel, correction = GibbsKernel(box, eps, problem.log_source), problem.correction
-    if correction is not None:
-        assert problem.is_free is not None
-        correction = obstacle_correction(kernel, problem.is_free)
-    wide = replace(problem, kernel=kernel, correction=correction)
-    tolerance = max(found.residual, UNSURE)
-    try:
-        solved = iterate(
-            wide,
-            start_of(wide, Warm(problem, found)),
-            memory=memory,
-            tolerance=tolerance,
-            budget=BUDGET,
-            widen=False,
-        )
-    except Diverged:
-        return None
-    if not solved.iterate.residual <= tolerance:
-        return None
-    return solved.problem, solved.iterate
+@dataclass(frozen=True)
+class _Solves:
+    """The same step once more, in the same potential; None where it is not found."""
+
+    memory: int
+    tolerance: float
+
+    def again(self, problem: Scaling, found: Iterate) -> tuple[Scaling, Iterate] | None:
+        """Return the step itself, to the tolerance of these solves."""
+        if found.residual <= self.tolerance:
+            return problem, found
+        return self._solved(problem, problem, found)
+
+    def wider(self, problem: Scaling, found: Iterate) -> tuple[Scaling, Iterate] | None:
+        """Return the step with a wider kernel."""
+        eps, box = WIDER * problem.kernel.eps, problem.kernel.box
+        kernel = GibbsKernel(box, eps, problem.log_source)
+        correction = problem.correction
+        if correction is not None:
+            assert problem.is_free is not None
+            correction = obstacle_correction(kernel, problem.is_free)
+        wide = replace(problem, kernel=kernel, correction=correction)
+        return self._solved(wide, problem, found)
+
+    def _solved(
+        self, posed: Scaling, problem: Scaling, found: Iterate
+    ) -> tuple[Scaling, Iterate] | None:
+        try:
+            solved = iterate(
+                posed,
+                start_of(posed, Warm(problem, found)),
+                memory=self.memory,
+                tolerance=self.tolerance,
+                budget=BUDGET,
+                widen=False,
+            )
+        except Diverged:
+            return None
+        if not solved.iterate.residual <= self.tolerance:
+            return None
+        return solved.problem, solved.iterate
 
 
 def _distance(nu: GridDensity, other: GridDensity, psi: Tensor) -> float:
