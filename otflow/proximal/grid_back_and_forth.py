@@ -351,6 +351,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
                 ending = "converged"
             change = float((point.masses - masses).abs().sum())
             masses, pressure = point.masses, point.pressure
+            # The step is that of its own linearisation once nothing changes.
+            point = replace(point, residual=max(point.residual, change / SETTLED))
             if not change > SETTLED * self.tolerance:
                 return Settled(point, steps, ending, rounds, problem)
             if change <= goal:

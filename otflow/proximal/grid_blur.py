@@ -26,7 +26,7 @@ __all__ = ["blur_of", "self_potential"]
 
 # Sweeps for the coupling of a density with itself. Their error falls by half at least,
 # and for what the kernel resolves much faster.
-SWEEPS = 10
+SWEEPS, SWEPT = 10, 4.0
 # To what share of the mass the further solves are made, at most, and in parts of what
 # is to be told; the least is what the iteration reaches in a dtype.
 UNSURE, PART = 1e-5, 0.2
@@ -85,7 +85,7 @@ def blur_of(
     parts = (V, problem.potential - V, phi / problem.dt + problem.potential)
     pull = problem.dt * max(_length(nu, f) for f in parts)
     blur, cell = _length(nu, own), max(nu.box.spacing)
-    if blur <= MOST_BLUR * pull:
+    if blur <= MOST_BLUR * pull + _left_of_sweeps(problem, own, found.log_density):
         return blur, False
     step = _distance(nu, problem.source, phi - own)
     rests = step <= MOST_BLUR * pull  # nothing adds up from step to step
@@ -100,12 +100,12 @@ def blur_of(
     here = solves.again(problem, found)
     wider = None if here is None else solves.wider(*here)
     if here is None or wider is None or unsure > most:
-        return blur, not rests
+        return blur, blur > most and not rests
     first = _distance(measure_of(*here), measure_of(*wider), own)
     if max(CLEAR * most, unsure) < first <= most:
         third = solves.wider(*wider)
         if third is None:
-            return blur, not rests
+            return blur, blur > most and not rests
         second = _distance(measure_of(*wider), measure_of(*third), own)
         first /= max(second / first, LEAST_RATIO) - 1.0
     return first, first > most + unsure
@@ -119,9 +119,24 @@ def self_potential(problem: Scaling, log_density: Tensor) -> Tensor:
     """
     log_a = 0.5 * log_density
     for _ in range(SWEEPS):
-        log_a = 0.5 * (log_a + log_density - problem.convolve(log_a))
-        log_a = log_a.masked_fill(log_density == -math.inf, -math.inf)
+        log_a = _swept(problem, log_a, log_density)
     return _potential(problem, log_a, log_density)
+
+
+def _swept(problem: Scaling, log_a: Tensor, log_density: Tensor) -> Tensor:
+    log_a = 0.5 * (log_a + log_density - problem.convolve(log_a))
+    return log_a.masked_fill(log_density == -math.inf, -math.inf)
+
+
+def _left_of_sweeps(problem: Scaling, own: Tensor, log_density: Tensor) -> float:
+    """Return by how much a pull differs from that of sweeps without end, at most.
+
+    The error falls by half at least: it is no more than twice what one more changes.
+    """
+    phi = own if problem.correction is None else own + problem.correction
+    log_a = 0.5 * log_density + phi / problem.kernel.eps
+    more = _potential(problem, _swept(problem, log_a, log_density), log_density)
+    return SWEPT * _length(problem.source, more - own)
 
 
 @dataclass(frozen=True)

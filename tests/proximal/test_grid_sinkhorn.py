@@ -117,6 +117,7 @@ def attenuation(k, eps, ratio):
     return g / (1 - (0.5 - ratio) * (1 - g * g))
 
 
+@pytest.mark.filterwarnings("ignore::otflow.errors.BlurWarning")  # of so short a step
 @pytest.mark.parametrize("temperature", [0.0, 0.4, -0.1])
 @pytest.mark.parametrize("k", [1, 3])
 def test_small_waves_between_walls(k, temperature):
