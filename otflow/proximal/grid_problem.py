@@ -22,8 +22,8 @@ from otflow.proximal.terms import Terms
 
 # Variance of the kernel in squares of the spacing: by default, and at least.
 DEFAULT_EPS, LEAST_EPS = 0.6, 0.4
-# On finer grids: its share of dt, for an energy of size 1, and how stiff the iteration
-# may be.
+# On finer grids: its share of dt times an energy, which is the temperature or what the
+# terms without density vary by, and how stiff the iteration may be.
 SHARE_OF_DT, MAX_STIFFNESS = 0.02, 100.0
 # Standard deviation of the kernel in sides of the box, at most: if given, by default.
 MAX_BLUR, DEFAULT_BLUR = 0.25, 1 / 12
@@ -164,12 +164,14 @@ def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> 
     # Where a box is as narrow as a cell is long, the least eps is beyond that part.
     most = max(least, (MAX_BLUR * side) ** 2)
     if eps is None:
-        wanted = dt * max(SHARE_OF_DT, stiffness(mu, terms) / MAX_STIFFNESS)
+        heat = SHARE_OF_DT * max(terms.temperature, 0.0)
+        wanted = dt * max(heat, stiffness(mu, terms) / MAX_STIFFNESS)
+        wanted = max(wanted, _for_what_moves(mu, dt, terms))
         wanted = min(wanted, (DEFAULT_BLUR * side) ** 2)
         wanted = min(max(wanted, -MARGIN * dt * terms.temperature, least), most)
-        # By factors of root 2, so that the kernel seldom changes along a flow; round
-        # numbers are kept off the jumps.
-        eps = least * 2 ** (math.floor(2 * math.log2(wanted / least) + 1e-5) / 2)
+        # The nearest of factors of root 2, so that the kernel seldom changes along a
+        # flow; round numbers are kept off the jumps.
+        eps = least * 2 ** (round(2 * math.log2(wanted / least) + 1e-5) / 2)
     if eps < LEAST_EPS * square:
         msg = (
             f"eps = {eps:.3g} is too small for the grid: a kernel so narrow does "
@@ -216,6 +218,45 @@ def _longest_cell_and_shortest_side(mu: GridDensity) -> tuple[float, float]:
     axes = [(n, h) for n, h in zip(counts, spacing, strict=True) if n > 1]
     axes = axes or [(1, max(spacing))]
     return max(h for _, h in axes), min(n * h for n, h in axes)
+
+
+def _for_what_moves(mu: GridDensity, dt: float, terms: Terms) -> float:
+    r"""Return the variance for terms other than internal energies.
+
+    It is a share of dt times the standard deviation of their F' under the density, in
+    units of F, so that no constant counts. A kernel as wide as the density blurs it; so
+    it is no more than the variance after the step, along the narrowest axis: they
+    contract the density by the factor :math:`1 + dt\,\lambda`, where
+    :math:`\lambda |x - m|^2/2` fits F' best. Terms that are not local are
+    differentiated in a density that is positive everywhere.
+    """
+    f, rest = potential_of(mu, terms).reshape(-1), terms.nonlocal_part
+    if rest is not None:
+        free = mu.is_free.to(mu.dtype)
+        masses = (1 - SHARE) * mu.weights + SHARE * free / free.sum()
+        f = f + rest.first_variation(mu.with_free_weights(masses))
+    squares = (mu.points - mu.weights @ mu.points).square()
+    variances = (mu.weights @ squares).tolist()
+    least = min(
+        (v for v, n in zip(variances, mu.shape, strict=True) if n > 1), default=0.0
+    )
+    energy, f = _standardised(mu, f)
+    length, q = _standardised(mu, 0.5 * squares.sum(-1))
+    fit = float(mu.weights @ (f * q)) * (energy / length) if length > 0 else 0.0
+    contraction = 1.0 + dt * max(fit, 0.0)
+    return min(SHARE_OF_DT * dt * energy, least / contraction / contraction)
+
+
+def _standardised(mu: GridDensity, f: Tensor) -> tuple[float, Tensor]:
+    """Return the standard deviation under a density, and f of mean 0, deviation 1."""
+    f = torch.where(mu.weights > 0, f, 0.0)
+    f = f - mu.weights @ f
+    f = torch.where(mu.weights > 0, f, 0.0)
+    unit = f.abs().max().clamp_min(torch.finfo(f.dtype).tiny)
+    f = f / unit  # squares of any unit
+    deviation = (mu.weights @ f.square()).sqrt()
+    f = torch.where(deviation > 0, f / deviation, 0.0)
+    return float(unit) * float(deviation), f
 
 
 def stiffness(mu: GridDensity, terms: Terms) -> float:

@@ -55,12 +55,13 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     ----------
     eps : float, optional
         Variance of the kernel, in squares of length, one for all axes. By default 0.6
-        squares of the longest spacing; on fine grids more, up to the larger of 0.02 dt
-        and the mean of :math:`dt\,\rho\,U''(\rho)/100`. That is a small part of what
-        the step does where F varies by about 1. Where F is in other units, so that dt
-        is long or short, give eps: 0.02 dt times the size of F. The number of
-        iterations, which grows like the root of :math:`dt\,\rho\,U''/\varepsilon`,
-        does not grow with the grid. Cells much
+        squares of the longest spacing; on fine grids more, up to the largest of
+        :math:`0.02\,dt\,\kappa`, the mean of :math:`dt\,\rho\,U''(\rho)/100`, and 0.02
+        dt times the standard deviation under :math:`\mu` of the F' of all other terms,
+        the last at most the variance that they leave. So it has units: c F with dt/c
+        is the same step, by the same iterations. It is a small part of what the step
+        does, and the number of iterations, which grows like the root of
+        :math:`dt\,\rho\,U''/\varepsilon`, does not grow with the grid. Cells much
         longer along one axis than along another are blurred along the other: refine
         the long ones, or take `FiniteVolume` or `BackAndForth`.
     tolerance : float

@@ -1,7 +1,12 @@
-"""The default eps fits the free room; the warning of a blur is about one problem."""
+"""The default eps has units, fits the free room, and its warning is about one problem.
+
+An oracle for the units: F to c F with dt to dt/c is the same step, and so are lengths
+times s with F times s^2.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 
@@ -34,10 +39,76 @@ class Spread(of.Functional):
         return mu.expectation(square) ** 2
 
 
+def problems(s=1.0):
+    """Return energies in which a length s is 1, times s^2, on a line."""
+    V = of.Potential(lambda x: s**2 * (square(x / s) - 1) ** 2)
+    H = s**2 * of.Entropy()
+    return {
+        "potential": V,
+        "heat": H,
+        "V + Entropy": V + 0.3 * H,
+        "power": V + s**3 * of.PowerEntropy(2.0),
+        "interaction": of.Interaction(lambda z: s**2 * torch.exp(-square(z / s))) + H,
+        "log": s**2 * of.Interaction(of.kernels.Log()) + V,
+        "congestion": V + of.Congestion(2.0 / s),
+        "user": s**-2 * Spread() + H,
+    }
+
+
 def solved(F, mu, dt):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BlurWarning)
         return GridSinkhorn(certify=False).solve(F, mu, dt)
+
+
+def assert_same(one, other, length=1.0):
+    first, second = one.certificate, other.certificate
+    assert first["converged"]
+    assert second["converged"]
+    assert second["eps"] == pytest.approx(length**2 * first["eps"], rel=1e-9)
+    off = (one.measure.weights - other.measure.weights).abs().sum()
+    assert float(off) < 1e-5
+    assert first["blurred"] == second["blurred"]
+
+
+@pytest.mark.parametrize("dt", [0.02, 0.5])
+@pytest.mark.parametrize("name", problems())
+def test_an_energy_in_other_units_gives_the_same_step(name, dt):
+    F, mu = problems()[name], bell()
+    own = solved(F, mu, dt)
+    for c in (1e-4, 1e-2, 1e4):
+        assert_same(own, solved(c * F, mu, dt / c))
+
+
+@pytest.mark.parametrize("s", [1e-3, 1e3])
+@pytest.mark.parametrize("name", problems())
+def test_lengths_in_other_units_give_the_same_step(name, s):
+    own = solved(problems()[name], bell(), 0.2)
+    assert_same(own, solved(problems(s)[name], bell(scale=s), 0.2), s)
+
+
+@pytest.mark.parametrize(
+    ("strength", "dt"),
+    [(s, k / s) for s in (1e-3, 1.0, 1e3) for k in (0.03, 0.3, 3.0)],
+)
+def test_a_bowl_of_any_strength_moves_a_bell_as_in_closed_form(strength, dt):
+    """Weak or strong, the default is not flagged where cells resolve the end."""
+    mu = bell(0.6, 4.0, 200, 0.5)
+    F = of.Potential(lambda x: 0.5 * strength * square(x), modulus=strength)
+    factor = 1 / (1 + strength * dt)
+    assert 0.6 * factor > 2 * mu.box.spacing[0]
+    result = GridSinkhorn().solve(F, mu, dt)  # a warning would be an error
+    assert result.certificate["converged"]
+    assert not result.certificate["blurred"]
+    mean = [m.weights @ m.points for m in (mu, result.measure)]
+    variance = [
+        m.weights @ square(m.points - x)
+        for m, x in zip((mu, result.measure), mean, strict=True)
+    ]
+    length = 1 - factor
+    assert abs(float(mean[1] / mean[0]) - factor) < 0.06 * length
+    ratio = math.sqrt(float(variance[1] / variance[0]))
+    assert abs(ratio - factor) < 0.06 * length
 
 
 # The room ----------------------------------------------------------------------------

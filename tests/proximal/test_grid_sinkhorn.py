@@ -361,7 +361,9 @@ def test_eps_grows_with_dt_and_stiffness_only():
         return GridSinkhorn(certify=False).solve(F, mu, dt).certificate["eps"] / square
 
     assert eps(of.Entropy(), 0.01) == pytest.approx(0.6)
-    assert 0.6 < eps(of.Entropy(), 0.2) <= 0.02 * 0.2 / square
+    # By factors of root 2: the nearest one.
+    share = eps(of.Entropy(), 0.2) / (0.02 * 0.2 / square)
+    assert 2**-0.25 <= share <= 2**0.25
     assert eps(F, 0.4) > eps(of.Entropy(), 0.4)
 
 
