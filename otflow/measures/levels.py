@@ -201,13 +201,12 @@ class _Density:
             if float(values[i]) == math.inf:
                 msg = (
                     f"{msg} and next to it; if f is singular there, take "
-                    f"dtype=torch.float64 if it is not, or smooth it, or from_quantile"
+                    f"dtype=torch.float64 if it is not, or smooth f, or use from_quantile"
                 )
             raise ValueError(msg)
         self.calls += len(at)
         self.highest = max(self.highest, float(values.max()))
         return values.reshape(x.shape)
-
 
     def _beside(self, at: Tensor, values: Tensor) -> Tensor:
         """Return values where those that are infinite at one place are the next ones.
@@ -235,9 +234,11 @@ def _from_below(density: _Density, found: Panels, levels: Tensor, eps: float) ->
     k = (torch.searchsorted(below, targets, right=True) - 1).clamp(first, last)
     low, high = ends[k].clone(), ends[k + 1].clone()
     wanted, width = targets - below[k], high - low
-    least = 1e-300 * density.highest
+    # Only to divide: a share of the highest value would stop steps far from a pole.
+    least = torch.finfo(torch.float64).tiny
     share = wanted / parts[k].clamp_min(1e-300 * total)
     x = low + width * share.clamp(0.0, 1.0)
+    settled = targets == 0
     for _ in range(MAX_STEPS):
         excess = rule(density, ends[k], x)[0] - wanted
         low, high = torch.where(excess < 0, x, low), torch.where(excess < 0, high, x)
@@ -245,8 +246,10 @@ def _from_below(density: _Density, found: Panels, levels: Tensor, eps: float) ->
         inside = (step > low) & (step < high)
         new = torch.where(inside, step, 0.5 * (low + high))
         place = 2.0**-51 * torch.maximum(new.abs(), width)
-        settled = (new - x).abs() <= place
-        x = new
+        # What is settled stays. Its next step leaves the bounds, one of which it is.
+        least_step = torch.minimum((step - x).abs(), (new - x).abs())
+        settled = settled | (least_step <= place)
+        x = torch.where(settled, x, new)
         if bool(settled.all()):
             break
     _refuse_doubt(found, k, targets, eps)

@@ -100,7 +100,8 @@ def _end_weights() -> Tensor:
 class _Cells:
     """Panels (m,), integrated as a whole and by two parts.
 
-    `high` and `low` bound the values seen; `peak`, at `where`, is the highest value
+    `high` and `low` bound the values seen, `spread` is their range without those at the
+    ends and the highest; `peak`, at `where`, is the highest value
     that was ever seen inside, by the panel or by those that it is a part of.
     """
 
@@ -111,6 +112,7 @@ class _Cells:
     error: Tensor
     high: Tensor
     low: Tensor
+    spread: Tensor
     peak: Tensor
     where: Tensor
 
@@ -181,6 +183,7 @@ def _cells(
         torch.stack([(whole - left - right).abs(), lower, upper]).max(0).values,
         high,
         values.min(1).values,
+        values[:, :-2].topk(2).values[:, 1] - values[:, :-2].min(1).values,
         torch.where(new, high, peak),
         torch.where(new, place, where),
     )
@@ -203,8 +206,8 @@ def _hidden(
 
     `unfit` are cells that are cut no more though their rules differ. What they saw is
     no guide to the mass of a singularity: it is seen as far as the places go. Let A be
-    its mean on the distances 4 to 16 from the highest value, in units of 16 round-offs,
-    a that on 16 to 64, and :math:`\rho = A/a`. If it is a power of the distance, its
+    its mean on the distances 4 to 16 from the highest value, in units of 16 round-offs
+    (or of a 16th of the cell), a that on 16 to 64, and :math:`\rho = A/a`. If it is a power of the distance, its
     mass m on 4 to 16 leaves :math:`m\,\rho^2/(16 - 4\rho)` within 1, the sum of a
     geometric series. The mass that was seen there counts if it is more.
     """
@@ -215,7 +218,9 @@ def _hidden(
     width = cells.stop - cells.start
     at = at[width[at].argsort()[:MAX_SPOTS]].sort().values
     spot, highest = cells.where[at], cells.peak[at]
-    unit = PLACE * eps * cells.reach[at]
+    place = PLACE * eps * cells.reach[at]
+    # The highest value is that close to the singularity of its cell.
+    unit = torch.maximum(place, width[at] / 16)
     lower, upper = cells.start[0], cells.stop[-1]
     hidden = torch.zeros_like(unit)
     beside = torch.zeros_like(unit)
@@ -236,7 +241,8 @@ def _hidden(
     i = torch.searchsorted(cells.stop, spot - unit, right=True)
     j = torch.searchsorted(cells.start, spot + unit)
     total = torch.cat([none.new_zeros(1), (cells.left + cells.right).cumsum(0)])
-    hidden = torch.maximum(hidden, total[j] - total[i])
+    # Twice: the rounded places of the panels beside it count too.
+    hidden = 2 * torch.maximum(hidden, total[j] - total[i])
     # Cells next to each other see the same singularity: the highest speaks for it.
     one = (highest > GROWTH * beside).nonzero()[:, 0]
     if not len(one):
@@ -247,7 +253,7 @@ def _hidden(
     top = top.scatter_reduce(0, group, highest[one], "amax")
     one, group = (x[highest[one] == top[group]] for x in (one, group))
     one = one[torch.cat([group.new_ones(1), group.diff()]) > 0]
-    return spot[one], unit[one], hidden[one]
+    return spot[one], place[one], hidden[one]
 
 
 def adapt(
@@ -298,7 +304,10 @@ def adapt(
         above = mass.flip(0).cumsum(0).flip(0)
         nearer = torch.minimum(below, above).clamp_min(floor * float(below[-1]))
         places = eps * cells.reach * (cells.high - cells.low)
-        allowed = torch.maximum(TOLERANCE * eps * nearer, places)
+        # One value, or one close to an end, says nothing of the variation: a
+        # singularity beside it would excuse itself.
+        inside = eps * cells.reach * cells.spread
+        allowed = torch.maximum(TOLERANCE * eps * nearer, inside)
         width = cells.stop - cells.start
         lost = (cells.peak > 2 * cells.high) & (cells.peak * width > allowed)
         split = ((cells.error > allowed) | lost) & (width > PLACE * eps * cells.reach)
@@ -308,7 +317,9 @@ def adapt(
         cells = cells.part(~split).join(cells.part(split).parts(density))
     most = torch.maximum(cells.error, cells.peak * width)
     error = torch.where(lost, most, cells.error)
-    unfit = (cells.error > TOLERANCE * eps * nearer) | lost
+    # In panels of a few last places all rules see the same few values, and agree.
+    blind = width <= 4 * PLACE * eps * cells.reach
+    unfit = (cells.error > TOLERANCE * eps * nearer) | lost | blind
     spots, near, hidden = _hidden(density, cells, unfit, eps)
     return Panels(
         torch.cat(
