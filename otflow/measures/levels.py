@@ -200,8 +200,8 @@ class _Density:
             )
             if float(values[i]) == math.inf:
                 msg = (
-                    f"{msg} and next to it; if f is singular there, take "
-                    f"dtype=torch.float64 if it is not, or smooth f, or use from_quantile"
+                    f"{msg} and next to it; if f is singular there, take dtype="
+                    f"torch.float64 if it is not, or smooth f, or use from_quantile"
                 )
             raise ValueError(msg)
         self.calls += len(at)
