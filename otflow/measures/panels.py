@@ -208,8 +208,9 @@ def _hidden(
     no guide to the mass of a singularity: it is seen as far as the places go. Let A be
     its mean on the distances 4 to 16 from the highest value, in units of 16 round-offs
     (or of a 16th of the cell), a that on 16 to 64, and :math:`\rho = A/a`. If it is a
-    power of the distance, its mass m on 4 to 16 leaves :math:`m\,\rho^2/(16 - 4\rho)` within 1, the sum of a
-    geometric series. The mass that was seen there counts if it is more; all twice.
+    power of the distance, its mass m on 4 to 16 leaves
+    :math:`m\,\rho^2/(16 - 4\rho)` within 1, the sum of a geometric series.
+    The mass that was seen there counts if it is more; all twice.
     """
     none = cells.start.new_zeros(0)
     at = unfit.nonzero()[:, 0]
