@@ -24,6 +24,16 @@ def cells(n=8):
     return of.GridDensity(torch.ones(n, dtype=F64), 0, 1, walls=True)
 
 
+def pole(y):
+    """Return a density that is singular at 0."""
+    return y[:, 0].abs() ** -0.8
+
+
+def steep(y):
+    """Return one that overflows in float32."""
+    return y[:, 0] ** -0.93
+
+
 def quantiles(f, lower=-4.0, upper=4.0, **options):
     options = {"n": 16, "dtype": F64, **options}
     return of.Quantiles.from_function(f, lower, upper, **options)
@@ -266,6 +276,33 @@ CASES: dict[str, Case] = {
             lambda: quantiles(bell),
             lambda: of.Quantiles.from_quantile(lambda u: u, 8, dtype=F64),
             lambda: of.Quantiles.from_samples(normal(50, 1), 8),
+        ],
+    ),
+    "a density that is singular off the origin": (
+        of.errors.NotConverged,
+        r"write f in y = x - m, .*; or smooth f .*; or use from_quantile",
+        lambda: quantiles(lambda x: pole(x - 0.3), 0.0, 1.0),
+        [
+            lambda: quantiles(pole, -0.3, 0.7),
+            lambda: quantiles(
+                lambda x: (1e-6 + (x - 0.3).square().sum(-1)) ** -0.4,
+                0.0,
+                1.0,
+                around=(0.3,),
+            ),
+            lambda: of.Quantiles.from_quantile(lambda u: u**5, 8, dtype=F64),
+        ],
+    ),
+    "a density that overflows at the origin": (
+        ValueError,
+        r"singular there, take dtype=torch\.float64 .*, or smooth f, or use from_quant",
+        lambda: quantiles(steep, 0.0, 1.0, dtype=torch.float32),
+        [
+            lambda: quantiles(steep, 0.0, 1.0),
+            lambda: quantiles(
+                lambda x: (x[:, 0] + 1e-3) ** -0.93, 0.0, 1.0, dtype=torch.float32
+            ),
+            lambda: of.Quantiles.from_quantile(lambda u: u**14, 8, dtype=F64),
         ],
     ),
     "cells below the last place": (

@@ -108,7 +108,7 @@ def inverse_distribution(
     """
     lower, upper = _interval(lower, upper, like)
     places = _places(around, lower, upper)
-    density = _Density(f, like)
+    density = _Density(f, like, lower, upper)
     places += [x for x in (lower, upper, 0.0) if lower <= x <= upper]
     eps = torch.finfo(like.dtype).eps
     found = adapt(density, lower, upper, places, float(levels[1]), eps)
@@ -164,8 +164,9 @@ def _places(around: Sequence[float], lower: float, upper: float) -> list[float]:
 class _Density:
     """A function that is called with float64 places of any shape, checked."""
 
-    def __init__(self, f: Ground, like: Tensor) -> None:
+    def __init__(self, f: Ground, like: Tensor, lower: float, upper: float) -> None:
         self.f, self.like, self.sign = f, like, 1.0
+        self.lower, self.upper = lower, upper
         self.calls, self.highest = 0, 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -188,6 +189,8 @@ class _Density:
             cure="Quantiles(edges, weights), or from_quantile, which keep it",
         )
         values = values.detach().to("cpu", torch.float64)
+        if bool((values == torch.inf).any()):
+            values = self._beside(at, values)
         bad = ~(values >= 0) | torch.isinf(values)
         if bool(bad.any()):
             i = int(bad.nonzero()[0])
@@ -195,10 +198,30 @@ class _Density:
                 f"f must be finite and non-negative, got {float(values[i]):g} at "
                 f"x = {float(at[i, 0]):g}"
             )
+            if float(values[i]) == math.inf:
+                msg = (
+                    f"{msg} and next to it; if f is singular there, take dtype="
+                    f"torch.float64 if it is not, or smooth f, or use from_quantile"
+                )
             raise ValueError(msg)
         self.calls += len(at)
         self.highest = max(self.highest, float(values.max()))
         return values.reshape(x.shape)
+
+    def _beside(self, at: Tensor, values: Tensor) -> Tensor:
+        """Return values where those that are infinite at one place are the next ones.
+
+        A singularity is met by its last place, if at all.
+        """
+        i = (values == torch.inf).nonzero()[:, 0]
+        x = at[i.to(at.device)]
+        sides = [
+            self.f(torch.nextafter(x, torch.full_like(x, end)))
+            for end in (self.lower, self.upper)
+        ]
+        values = values.clone()
+        values[i] = torch.minimum(*sides).detach().to(values)
+        return values
 
 
 def _from_below(density: _Density, found: Panels, levels: Tensor, eps: float) -> Tensor:
@@ -211,9 +234,11 @@ def _from_below(density: _Density, found: Panels, levels: Tensor, eps: float) ->
     k = (torch.searchsorted(below, targets, right=True) - 1).clamp(first, last)
     low, high = ends[k].clone(), ends[k + 1].clone()
     wanted, width = targets - below[k], high - low
-    least = 1e-300 * density.highest
+    # Only to divide: a share of the highest value would stop steps far from a pole.
+    least = torch.finfo(torch.float64).tiny
     share = wanted / parts[k].clamp_min(1e-300 * total)
     x = low + width * share.clamp(0.0, 1.0)
+    settled = targets == 0
     for _ in range(MAX_STEPS):
         excess = rule(density, ends[k], x)[0] - wanted
         low, high = torch.where(excess < 0, x, low), torch.where(excess < 0, high, x)
@@ -221,11 +246,14 @@ def _from_below(density: _Density, found: Panels, levels: Tensor, eps: float) ->
         inside = (step > low) & (step < high)
         new = torch.where(inside, step, 0.5 * (low + high))
         place = 2.0**-51 * torch.maximum(new.abs(), width)
-        settled = (new - x).abs() <= place
-        x = new
+        # What is settled stays. Its next step leaves the bounds, one of which it is.
+        least_step = torch.minimum((step - x).abs(), (new - x).abs())
+        settled = settled | (least_step <= place)
+        x = torch.where(settled, x, new)
         if bool(settled.all()):
             break
     _refuse_doubt(found, k, targets, eps)
+    _refuse_hidden(found, x, targets, density.sign, eps)
     x[0] = _support_end(density, ends, first)
     return x
 
@@ -247,6 +275,34 @@ def _refuse_doubt(found: Panels, k: Tensor, targets: Tensor, eps: float) -> None
             f"it is not, or from_quantile or from_samples, which need no integral"
         )
         info = {"error": worst, "tolerance": promised, "panels": len(found.masses)}
+        raise NotConverged(msg, info=info)
+
+
+def _refuse_hidden(
+    found: Panels, x: Tensor, targets: Tensor, sign: float, eps: float
+) -> None:
+    """Raise where a singularity has mass that places do not resolve."""
+    if not len(found.spots) or len(x) < 2:
+        return
+    total = float(found.masses.sum())
+    below, at = found.hidden_below(x[1:])
+    # A wrong total moves all levels; not that of a quantile at the singularity itself.
+    rest = found.hidden.sum() - at
+    doubt = below / targets[1:] + torch.where(at > 0, 0.0, rest / total)
+    worst, promised = float(doubt.max()), eps ** (2 / 3)
+    if worst > promised:
+        i = int(found.hidden.argmax())
+        digits = 17 if eps < 1e-9 else 9
+        spot, near = sign * float(found.spots[i]), float(found.near[i])
+        msg = (
+            f"the masses below the quantiles are known to {worst:.2g} of themselves "
+            f"only, not to {promised:.2g}: f is singular near x = m = "
+            f"{spot:.{digits}g}, and places there are known to {near:.2g}; write f in "
+            f"y = x - m, with lower and upper less m, since places are fine at y = 0, "
+            f"and add m to the edges; or smooth f over a length that places resolve, "
+            f"with around=(m,); or use from_quantile, which needs no integral"
+        )
+        info = {"error": worst, "tolerance": promised, "place": spot}
         raise NotConverged(msg, info=info)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,11 @@ END = 1e-6
 # place, the least width of a panel.
 TOLERANCE = 16.0
 PLACE = 16.0
+# So many panels that the round-off of places left unfit, the narrowest, are looked at
+# for a singularity. It is one if a value in it is this much above those beside it: next
+# to a jump, or in a kink, the values are as high.
+MAX_SPOTS = 2**14
+GROWTH = 1.1
 
 Density = Callable[[Tensor], Tensor]
 
@@ -37,18 +43,36 @@ class Panels:
     """Masses (n,) of panels between their ends (n + 1,), and what they are known to.
 
     `errors` are the differences of Gauss rules on a panel and on its two parts;
-    `places` what is left open by the round-off of the places alone.
+    `places` what is left open by the round-off of the places alone. Where the density
+    grows beyond what places resolve, at `spots` (k,), `hidden` is the mass within the
+    distances `near`, as far as it was seen or follows from the growth.
     """
 
     ends: Tensor
     masses: Tensor
     errors: Tensor
     places: Tensor
+    spots: Tensor
+    near: Tensor
+    hidden: Tensor
 
     def mirrored(self) -> Panels:
         """Return the same panels from above, of the density at -x."""
-        errors, places = self.errors.flip(0), self.places.flip(0)
-        return Panels(-self.ends.flip(0), self.masses.flip(0), errors, places)
+        x = [-self.ends, self.masses, self.errors, self.places]
+        x += [-self.spots, self.near, self.hidden]
+        return Panels(*(y.flip(0) for y in x))
+
+    def hidden_below(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the hidden mass below places x, and that which x is too near to tell.
+
+        A quantile near a spot is known to its round-off, whatever the mass there.
+        """
+        stop, order = (self.spots + self.near).sort()
+        below = torch.cat([stop.new_zeros(1), self.hidden[order].cumsum(0)])
+        start, order = (self.spots - self.near).sort()
+        begun = torch.cat([stop.new_zeros(1), self.hidden[order].cumsum(0)])
+        under = below[torch.searchsorted(stop, x)]
+        return under, begun[torch.searchsorted(start, x, right=True)] - under
 
 
 def _gauss() -> tuple[Tensor, Tensor]:
@@ -76,7 +100,8 @@ def _end_weights() -> Tensor:
 class _Cells:
     """Panels (m,), integrated as a whole and by two parts.
 
-    `high` and `low` bound the values seen; `peak`, at `where`, is the highest value
+    `high` and `low` bound the values seen, `spread` is their range without those at the
+    ends and the highest; `peak`, at `where`, is the highest value
     that was ever seen inside, by the panel or by those that it is a part of.
     """
 
@@ -87,6 +112,7 @@ class _Cells:
     error: Tensor
     high: Tensor
     low: Tensor
+    spread: Tensor
     peak: Tensor
     where: Tensor
 
@@ -157,6 +183,7 @@ def _cells(
         torch.stack([(whole - left - right).abs(), lower, upper]).max(0).values,
         high,
         values.min(1).values,
+        values[:, :-2].topk(2).values[:, 1] - values[:, :-2].min(1).values,
         torch.where(new, high, peak),
         torch.where(new, place, where),
     )
@@ -172,6 +199,64 @@ def _graded(lower: float, upper: float, around: Sequence[float]) -> Tensor:
     return torch.cat([ends[:1], ends[1:][ends.diff() > 0]])
 
 
+def _hidden(
+    density: Density, cells: _Cells, unfit: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return spots where the density outgrows places, distances, and masses there.
+
+    `unfit` are cells that are cut no more though their rules differ. What they saw is
+    no guide to the mass of a singularity: it is seen as far as the places go. Let A be
+    its mean on the distances 4 to 16 from the highest value, in units of 16 round-offs
+    (or of a 16th of the cell), a that on 16 to 64, and :math:`\rho = A/a`. If it is a
+    power of the distance, its mass m on 4 to 16 leaves
+    :math:`m\,\rho^2/(16 - 4\rho)` within 1, the sum of a geometric series.
+    The mass that was seen there counts if it is more; all twice.
+    """
+    none = cells.start.new_zeros(0)
+    at = unfit.nonzero()[:, 0]
+    if not len(at):
+        return none, none, none
+    width = cells.stop - cells.start
+    at = at[width[at].argsort()[:MAX_SPOTS]].sort().values
+    spot, highest = cells.where[at], cells.peak[at]
+    place = PLACE * eps * cells.reach[at]
+    # The highest value is that close to the singularity of its cell.
+    unit = torch.maximum(place, width[at] / 16)
+    lower, upper = cells.start[0], cells.stop[-1]
+    hidden = torch.zeros_like(unit)
+    beside = torch.zeros_like(unit)
+    for sign in (-1.0, 1.0):
+        ends = [(spot + sign * 4.0**j * unit).clamp(lower, upper) for j in (1, 2, 3)]
+        mass, values = rule(density, ends[0], ends[1])
+        more = rule(density, ends[1], ends[2])[0]
+        near = mass / (ends[1] - ends[0])
+        far = more / (ends[2] - ends[1])
+        ratio = (near / far).nan_to_num(1.0, math.inf)
+        rest = mass.abs() * ratio.square() / (4.0 * (4.0 - ratio))
+        rest = torch.where(ratio < 4.0, rest, math.inf)
+        # Beyond an end of the interval there is neither mass nor a value.
+        hidden += torch.where(mass == 0, 0.0, rest)
+        seen = torch.where(mass == 0, 0.0, values.max(1).values)
+        beside = torch.maximum(beside, seen)
+    # What was seen.
+    i = torch.searchsorted(cells.stop, spot - unit, right=True)
+    j = torch.searchsorted(cells.start, spot + unit)
+    total = torch.cat([none.new_zeros(1), (cells.left + cells.right).cumsum(0)])
+    # Twice: the rounded places of the panels beside it count too.
+    hidden = 2 * torch.maximum(hidden, total[j] - total[i])
+    # Cells next to each other see the same singularity: the highest speaks for it.
+    one = (highest > GROWTH * beside).nonzero()[:, 0]
+    if not len(one):
+        return none, none, none
+    apart = spot[one].diff() > 64 * unit[one][1:]
+    group = torch.cat([one.new_zeros(1), apart.to(one).cumsum(0)])
+    top = none.new_zeros(int(group[-1]) + 1)
+    top = top.scatter_reduce(0, group, highest[one], "amax")
+    one, group = (x[highest[one] == top[group]] for x in (one, group))
+    one = one[torch.cat([group.new_ones(1), group.diff()]) > 0]
+    return spot[one], place[one], hidden[one]
+
+
 def adapt(
     density: Density,
     lower: float,
@@ -185,7 +270,8 @@ def adapt(
     A panel may be off by 16 `eps` times the mass up to and including it, from the
     nearer end, or `floor` times the whole mass if that is more; and by what the
     round-off of places leaves open, :math:`\mathrm{eps}\,|x|` times the variation of
-    the density in it. A value that was seen is not forgotten: a panel is cut until
+    the density in it. Where it outgrows the places, `hidden` bounds what that misses.
+    A value that was seen is not forgotten: a panel is cut until
     its own nodes come within half of the highest value found in it, so that a peak
     that one node hit is not lost by the nodes of the parts.
 
@@ -219,7 +305,10 @@ def adapt(
         above = mass.flip(0).cumsum(0).flip(0)
         nearer = torch.minimum(below, above).clamp_min(floor * float(below[-1]))
         places = eps * cells.reach * (cells.high - cells.low)
-        allowed = torch.maximum(TOLERANCE * eps * nearer, places)
+        # One value, or one close to an end, says nothing of the variation: a
+        # singularity beside it would excuse itself.
+        inside = eps * cells.reach * cells.spread
+        allowed = torch.maximum(TOLERANCE * eps * nearer, inside)
         width = cells.stop - cells.start
         lost = (cells.peak > 2 * cells.high) & (cells.peak * width > allowed)
         split = ((cells.error > allowed) | lost) & (width > PLACE * eps * cells.reach)
@@ -229,6 +318,10 @@ def adapt(
         cells = cells.part(~split).join(cells.part(split).parts(density))
     most = torch.maximum(cells.error, cells.peak * width)
     error = torch.where(lost, most, cells.error)
+    # In panels of a few last places all rules see the same few values, and agree.
+    blind = width <= 4 * PLACE * eps * cells.reach
+    unfit = (cells.error > TOLERANCE * eps * nearer) | lost | blind
+    spots, near, hidden = _hidden(density, cells, unfit, eps)
     return Panels(
         torch.cat(
             [torch.stack([cells.start, cells.middle], 1).reshape(-1), cells.stop[-1:]]
@@ -236,4 +329,7 @@ def adapt(
         torch.stack([cells.left, cells.right], 1).reshape(-1),
         (0.5 * error).repeat_interleave(2),
         (0.5 * places).repeat_interleave(2),
+        spots,
+        near,
+        hidden,
     )

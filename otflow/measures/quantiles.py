@@ -174,8 +174,13 @@ class Quantiles(Measure):
         rule on it agrees with that on its halves, to 16 units of round-off of the mass
         on its nearer side. The mass below each quantile (above, in the upper half) is
         right to :math:`\varepsilon^{2/3}` of itself, 4e-11 in float64 and 2e-5 in
-        float32, and to the round-off of the places themselves; near round-off for
-        smooth f. Where an estimate of the error is above that, it raises.
+        float32, and to 16 units of round-off of the places themselves; near round-off
+        for smooth f. Where an estimate of the error is above that, it raises.
+
+        A singularity :math:`|x-m|^p`, :math:`-1<p<0`, has about the mass
+        :math:`(\varepsilon |m|)^{p+1}` where places do not resolve it. That is too
+        much for p below about -1/4: give f in y = x - m then, and add m to the edges.
+        Near y = 0 places are fine.
 
         What is narrow must be met by an evaluation to be refined. There are eight in
         each of 4,096 even panels at first: a peak wider than 1e-4 of the interval is
@@ -214,7 +219,7 @@ class Quantiles(Measure):
             If f is negative, not finite, or 0 wherever it was evaluated, or cells are
             shorter than the last place of the dtype.
         NotConverged
-            If f is too rough, or too noisy, for the accuracy above.
+            If f is too rough, too noisy, or too singular for the accuracy above.
 
         Examples
         --------

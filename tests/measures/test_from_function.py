@@ -204,3 +204,88 @@ def test_what_is_not_a_real_density_is_refused():
             lambda x: 1e308 + 0 * x[:, 0], 0.0, 1e9, 4, dtype=F64
         )
     of.Quantiles.from_function(lambda x: 1 + 0 * x[:, 0], 0.0, 1e9, 4, dtype=F64)
+
+
+def power_law(seed, dtype):
+    """Return a random |x - m|^p + b on (0, 1), its m, and the mass below places."""
+    draw = np.random.default_rng(seed)
+    m = draw.choice([draw.uniform(), 10 ** draw.uniform(-6, 0), 0.0, 0.5, 1.0])
+    m = float(torch.tensor(m, dtype=dtype))
+    p, b = draw.uniform(-0.95, 1.0), draw.choice([0.0, 10 ** draw.uniform(-3, 3)])
+
+    def mass(x):
+        return np.sign(x - m) * abs(x - m) ** (p + 1) / (p + 1) + b * x
+
+    def share(x):
+        return (mass(x) - mass(0.0)) / (mass(1.0) - mass(0.0))
+
+    return lambda x: (x[:, 0] - m).abs() ** p + b, m, p, share
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("dtype", [F64, F32])
+def test_masses_about_a_singularity_are_right_or_refused(dtype, named):
+    eps, found, refused, steep = torch.finfo(dtype).eps, [], [], []
+    for seed in range(12):
+        f, m, p, share = power_law(seed, dtype)
+        around = (m,) if named else ()
+        try:
+            mu = of.Quantiles.from_function(
+                f, 0.0, 1.0, 3 + seed, around=around, dtype=dtype
+            )
+        except of.errors.NotConverged as error:
+            refused.append((p, m, error.info["place"]))
+            continue
+        except ValueError as error:
+            steep.append((p, m, str(error)))
+            continue
+        q = mu.edges.double().numpy()[1:-1]
+        level, place = np.arange(1, 3 + seed) / (3 + seed), 32 * eps * abs(q)
+        slack = eps ** (2 / 3) * np.minimum(level, 1 - level)
+        assert (share(q - place) <= level + slack).all()
+        assert (share(q + place) >= level - slack).all()
+        found.append(p)
+    assert 4 <= len(found) < 12
+    assert min(found) < 0
+    for p, m, place in refused:
+        assert p < -0.15
+        assert m > 0
+        assert place == pytest.approx(m, rel=1e3 * eps)
+    # What overflows at 0 itself.
+    for p, m, words in steep:
+        assert (m, dtype) == (0.0, F32)
+        assert p < -0.8
+        assert "singular" in words
+
+
+@pytest.mark.parametrize(
+    ("m", "p", "dtype"),
+    [(0.1037, -0.8, F64), (0.1037, -0.5, F64), (0.3, -0.9, F64), (0.567, -0.75, F32)],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_singularity_that_places_do_not_resolve_is_refused(m, p, dtype, named):
+    m = float(torch.tensor(m, dtype=dtype))
+    around = (m,) if named else ()
+    with pytest.raises(of.errors.NotConverged, match=r"singular near .* y = x - m"):
+        of.Quantiles.from_function(
+            lambda x: (x[:, 0] - m).abs() ** p, 0.0, 1.0, 3, around=around, dtype=dtype
+        )
+    # The cure: at 0 places are fine.
+    mu = of.Quantiles.from_function(
+        lambda y: y[:, 0].abs() ** p, -m, 1.0 - m, 3, dtype=dtype
+    )
+    y = mu.edges.double().numpy()
+    mass = np.sign(y) * abs(y) ** (p + 1)
+    share = (mass - mass[0]) / (mass[-1] - mass[0])
+    assert np.abs(share - np.arange(4) / 3).max() < torch.finfo(dtype).eps ** (2 / 3)
+    back = of.Quantiles(mu.edges + m, mu.weights)
+    assert torch.equal(back.edges, mu.push(torch.ones_like(mu.edges)[:, None], m).edges)
+
+
+@pytest.mark.parametrize("p", [-0.5, -0.8, -0.947])
+def test_quantiles_far_from_a_steep_end_are_settled(p):
+    # The highest value is 1e306: a share of it must not bound the slopes elsewhere.
+    mu = of.Quantiles.from_function(
+        lambda x: x[:, 0] ** p, 0.0, 1.0, 10, around=(0.0,), dtype=F64
+    )
+    assert np.abs(mu.edges.numpy() ** (1 + p) - np.arange(11) / 10).max() < 1e-13
