@@ -321,9 +321,9 @@ def test_a_bound_and_walls_that_do_not_bind_change_the_step_by_no_more_than_its_
     rng = np.random.default_rng(seed)
     n, grading = int(rng.integers(5, 100)), float(rng.choice([1, 2, 4]))
     k, m = float(10 ** rng.uniform(-1, 1)), float(rng.normal())
-    dt = float(10 ** rng.uniform(-3, 1.5))
+    dt, spread = float(10 ** rng.uniform(-3, 1.5)), float(rng.uniform(0.1, 2))
     mu = of.Quantiles.from_quantile(
-        lambda u: math.sqrt(2) * torch.erfinv(2 * u - 1) * rng.uniform(0.1, 1.5),
+        lambda u: spread * torch.erfinv(2 * u - 1),
         n,
         grading=grading,
         dtype=torch.float64,
