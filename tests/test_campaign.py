@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import otflow as of
 from tools.campaigns import FAMILIES
 from tools.campaigns.line_reference import LineProblem
 from tools.campaigns.lines import step_w2
+from tools.campaigns.particles import KINDS, Units
 from tools.campaigns.protocol import Family, Trial, Verdict, run_trial
 
 
@@ -168,3 +170,47 @@ def test_the_reference_with_entropy_is_stationary_from_any_start():
     for _ in range(50):
         other = q + 1e-3 * np.diff(q).min() * rng.normal(size=41)
         assert objective(other) > least
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_reference_with_bounds_that_do_not_bind_is_that_without(seed):
+    """Far walls, with a quartic that is huge there, and masses that differ a lot."""
+    rng = np.random.default_rng(seed)
+    n, grading = int(rng.integers(60, 120)), 4
+    levels = np.linspace(-1, 1, n + 1)
+    levels = np.sign(levels) * (1 - (1 - np.abs(levels)) ** grading)
+    w = 0.5 * np.diff(levels)
+    p = np.arctanh(0.999 * levels) * rng.uniform(0.1, 2) + rng.normal()
+    k, m = 10 ** rng.uniform(-1, 1), 2 * rng.normal()
+    free = LineProblem(
+        *(p, w, 10 ** rng.uniform(-1, 2), lambda z: k * (z - m) ** 4 / 4),
+        slope=lambda z: k * (z - m) ** 3,
+        curvature=lambda z: 3 * k * (z - m) ** 2,
+    )
+    q, width = free.solve(), np.ptp(p)
+    assert (np.diff(q) > 0).all()
+    bounded = replace(
+        free,
+        most=1.5 * float((w / np.diff(q)).max()),
+        lower=min(p[0], q[0]) - 3 * width - 3,
+        upper=max(p[-1], q[-1]) + 3 * width + 3,
+    )
+    # A quarter of what the campaign allows it.
+    assert free.norm(bounded.solve() - q) < 5e-7 * (free.norm(q - p) + 0.1 * width)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_slope_of_particles_is_that_of_the_energy_of_unequal_masses(kind, seed):
+    rng = np.random.default_rng(seed)
+    n, d = int(rng.integers(2, 6)), int(rng.integers(1, 4))
+    problem = KINDS[kind](Trial(seed, rng), d, Units(0.5, 3.0))
+    z, u, w = *rng.normal(size=(2, n, d)), rng.dirichlet(np.ones(n))
+    h = 1e-6
+    change = problem.energy(z + h * u, w) - problem.energy(z - h * u, w)
+    slope = float((w[:, None] * problem.slope(z, w) * u).sum())
+    assert change / (2 * h) == pytest.approx(slope, rel=1e-6, abs=1e-7)
+    # The same number for otflow, in its units.
+    mu = of.Particles(3.0 + 0.5 * torch.as_tensor(z), torch.as_tensor(w))
+    value = float(problem.functional.value(mu)) / 0.25
+    assert value == pytest.approx(problem.energy(z, w), rel=1e-9)

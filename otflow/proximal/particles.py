@@ -22,6 +22,8 @@ __all__ = ["ParticleProximal"]
 MAX_RELABELLINGS = 20
 # A gradient within so many times what it is known to is as small as can be asked.
 KNOWN = 3.0
+# Last places of the points that a bound allows the gradient.
+SUMS = 8.0
 # Round-off of an energy, in units of that of the dtype.
 NOISE = 64.0
 
@@ -49,7 +51,8 @@ class ParticleProximal(ProximalSolver[Particles]):
     ----------
     tolerance : float
         Stop when the gradient of :math:`dt\,\Psi` is below it times the displacement,
-        both in :math:`L^2(\mu)`, or is at round-off.
+        both in :math:`L^2(\mu)`, or is at round-off: within a unit in the last place of
+        each coordinate, or what such units change it by.
     max_gradients : int
         Budget of evaluations of F with its velocity, per step.
     certify : bool
@@ -222,11 +225,9 @@ class ParticleProximal(ProximalSolver[Particles]):
     def _converged(self, point: Point[Particles], problem: _Problem) -> bool:
         mu = point.measure
         moved = float(mu.norm(point.displacement))
-        # What each atom's own round-off does not explain: one far atom must not let the
-        # others stop, and all together they stop where no atom's explains the rest.
-        excess = (point.gradient.norm(dim=1) - problem.floors(point)).clamp_min(0.0)
-        size = float((mu.weights @ excess.square()).sqrt())
-        return size <= self.tolerance * moved
+        # What rounding does not explain; no far atom or coordinate lets others stop.
+        excess = (point.gradient.abs() - problem.places(point)).clamp_min(0.0)
+        return float(mu.norm(excess)) <= self.tolerance * moved
 
     def _certificate(
         self,
@@ -338,14 +339,15 @@ class _Problem:
         )
 
     def floor(self, point: Point[Particles]) -> float:
-        """Return the round-off of the displacement, for the gradient is no better."""
-        return float((point.measure.weights @ self.floors(point).square()).sqrt())
+        """Return to what the gradient is known at least, all its sums counted."""
+        return SUMS * float(point.measure.norm(self.places(point)))
 
-    def floors(self, point: Point[Particles]) -> Tensor:
-        """Return the round-off of the displacement of each atom."""
-        nu = point.measure
-        x, y = self.source.points.norm(dim=1), nu.points.norm(dim=1)
-        return 8 * torch.finfo(nu.dtype).eps * torch.maximum(x, y)
+    def places(self, point: Point[Particles]) -> Tensor:
+        """Return a unit in the last place of each coordinate, (n, d)."""
+        # The nearest point of the dtype is off by half of it: with dt Hess F up to 1
+        # the gradient there is within a whole one. Close numbers differ exactly.
+        x, y = self.source.points, point.measure.points
+        return torch.finfo(y.dtype).eps * torch.maximum(x.abs(), y.abs())
 
     def _sinkhorn(self, nu: Particles) -> Tensor:
         assert self.blur is not None

@@ -570,3 +570,50 @@ def test_a_far_atom_does_not_let_the_others_rest(far):
     moved = double - x.double()
     assert float(moved[:2].norm()) > 2e-4
     torch.testing.assert_close(single[:2], double[:2], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("d", [1, 11, 20])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_far_from_the_origin_a_step_is_within_a_last_place(d, weighted):
+    """Single precision tells places apart to a unit, and the step is no worse."""
+    scale, offset, n = 2.0**15, -(2.0**24), 40
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        turn = torch.linalg.qr(cloud(d, d, seed + 50))[0]
+        curvatures = 10 ** (-2 + 2 * torch.rand(d, generator=generator).double())
+        H = turn @ torch.diag(curvatures) @ turn.T
+        F = of.Potential(
+            lambda x, H=H: 0.5 * ((x - offset) @ H.to(x) * (x - offset)).sum(-1),
+            modulus=0.0,
+        )
+        weights = torch.rand(n, generator=generator) ** 3 if weighted else None
+        x = (offset + scale * cloud(n, d, seed)).float()
+        mu = of.Particles(x, weights, normalize=weighted)
+        for dt in (1e-3, 0.02, 1.0):
+            result = ParticleProximal().solve(F, mu, dt)
+            assert result.certificate["converged"]
+            inverse = torch.linalg.inv(torch.eye(d, dtype=torch.float64) + dt * H)
+            start = x.double() - offset
+            end, w = result.measure.points.double() - offset, mu.weights.double()
+            off = (w @ (end - start @ inverse).square().sum(1)).sqrt()
+            moved = (w @ (start - start @ inverse).square().sum(1)).sqrt()
+            place = torch.finfo(torch.float32).eps * abs(offset) * d**0.5
+            assert float(off) <= 1.1e-4 * float(moved) + 1.5 * place
+            assert float(off) <= result.certificate["bound"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_far_coordinate_does_not_let_the_others_rest(dtype):
+    """Its last place is longer than the whole step of the other coordinate."""
+    far = 1.0 / torch.finfo(dtype).eps
+    for seed in range(3):
+        x = cloud(20, 2, seed).to(dtype)
+        x[:, 0] += far
+        F = of.Potential(lambda x: 0.5 * (x[:, 1] - 3).square(), modulus=0.0)
+        mu = of.Particles(x)
+        result = ParticleProximal().solve(F, mu, 0.1)
+        assert result.certificate["converged"]
+        goal = (x[:, 1] + 0.3) / 1.1
+        torch.testing.assert_close(
+            result.measure.points[:, 1], goal, rtol=2e-4, atol=2e-4
+        )

@@ -311,3 +311,34 @@ def test_a_functional_of_the_distance_is_refused_with_a_cure_that_works():
         first, last = (float(run.records["energy"][i]) for i in (0, -1))
         assert last == pytest.approx(first * factor**20, rel=1e-8)
         assert all(info.get("converged", True) for info in run.info)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_bound_and_walls_that_do_not_bind_change_the_step_by_no_more_than_its_bound(
+    seed,
+):
+    """The step without them is the reference; with them the barrier leaves a gap."""
+    rng = np.random.default_rng(seed)
+    n, grading = int(rng.integers(5, 100)), float(rng.choice([1, 2, 4]))
+    k, m = float(10 ** rng.uniform(-1, 1)), float(rng.normal())
+    dt, spread = float(10 ** rng.uniform(-3, 1.5)), float(rng.uniform(0.1, 2))
+    mu = of.Quantiles.from_quantile(
+        lambda u: spread * torch.erfinv(2 * u - 1),
+        n,
+        grading=grading,
+        dtype=torch.float64,
+    )
+    F = of.Potential(lambda x: 0.25 * k * (x[..., 0] - m) ** 4, modulus=0.0)
+    free = QuantileProximal().solve(F, mu, dt)
+    most = 1.5 * float(max(x.density().max() for x in (mu, free.measure)))
+    low, high = float(mu.edges[0]), float(mu.edges[-1])
+    far = 3 * (high - low) + 3
+    solver = QuantileProximal(lower=low - abs(m) - far, upper=high + abs(m) + far)
+    crowd = solver.solve(F + of.Congestion(most), mu, dt)
+    for result in (free, crowd):
+        assert result.certificate["converged"]
+        assert result.certificate["guarantee"] == "exact"
+    off = crowd.measure.edges - free.measure.edges
+    length = math.sqrt(float(mu.lumped @ off.square()))
+    assert length <= crowd.certificate["bound"] + free.certificate["bound"]
+    assert crowd.certificate["bound"] <= 1e-5 * crowd.certificate["w2"]

@@ -11,7 +11,8 @@ from scipy.linalg import LinAlgError, solveh_banded
 __all__ = ["LineProblem"]
 
 Function = Callable[[np.ndarray], np.ndarray]
-# Weights of the barrier, from that of a first guess to one that does not matter.
+# Weights of the barrier in units of the objective, from that of a first guess to one
+# that does not matter.
 BARRIERS = np.logspace(-1, -13, 13)
 
 
@@ -60,9 +61,10 @@ class LineProblem:
         """Return the minimiser; ArithmeticError if Newton's method does not settle."""
         q = self._inside()
         bounded = np.isfinite([self.most, self.lower, self.upper]).any()
-        unit = self._size(q)
-        for barrier in BARRIERS * unit if bounded else [0.0]:
-            q = self._newton(q, barrier)
+        for barrier in BARRIERS if bounded else [0.0]:
+            # The first guess may lie far off, where a quartic is a million times what
+            # it is at the minimum: the unit is that of the last point.
+            q = self._newton(q, barrier * self._size(q))
         return q
 
     # Parts ----------------------------------------------------------------------------

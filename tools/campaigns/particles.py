@@ -121,7 +121,8 @@ def repulsion(trial: Trial, d: int, units: Callable) -> Problem:
 
     def slope(z: np.ndarray, w: np.ndarray) -> np.ndarray:
         difference, square = pairs(z)
-        force = w[:, None] * square[..., None] ** (-p / 2 - 1) * difference
+        # Of atom i on atom j, at [i, j]: the mass is that of i.
+        force = w[:, None, None] * square[..., None] ** (-p / 2 - 1) * difference
         return z + strength * force.sum(0)
 
     def V(x: torch.Tensor) -> torch.Tensor:
