@@ -171,7 +171,10 @@ def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> 
         wanted = min(max(wanted, -MARGIN * dt * terms.temperature, least), most)
         # The nearest of factors of root 2, so that the kernel seldom changes along a
         # flow; round numbers are kept off the jumps.
-        eps = least * 2 ** (round(2 * math.log2(wanted / least) + 1e-5) / 2)
+        steps = 2 * math.log2(wanted / least) + 1e-5
+        eps = least * 2 ** (round(steps) / 2)
+        if eps > most:
+            eps = least * 2 ** (math.floor(steps) / 2)
     if eps < LEAST_EPS * square:
         msg = (
             f"eps = {eps:.3g} is too small for the grid: a kernel so narrow does "

@@ -89,6 +89,8 @@ def test_a_solver_that_stops_early_claims_nothing(name, seed):
     law.check(result.certificate, problem, result.measure)
 
 
+# Where a crude solve at a long dt ends is no matter here.
+@pytest.mark.filterwarnings("ignore::otflow.errors.BoxWarning")
 @pytest.mark.parametrize("name", SOLVERS)
 def test_some_crude_solves_do_not_converge(name):
     solver, crude, problems = SOLVERS[name]

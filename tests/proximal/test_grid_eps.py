@@ -111,6 +111,19 @@ def test_a_bowl_of_any_strength_moves_a_bell_as_in_closed_form(strength, dt):
     assert abs(ratio - factor) < 0.06 * length
 
 
+@pytest.mark.parametrize("n", range(3, 40, 4))
+@pytest.mark.parametrize("dt", [0.1, 1.0, 1e3])
+def test_the_default_is_legal_on_every_grid(n, dt):
+    """As large as a box bears, where heat or an entropy too negative asks for more."""
+    mu = bell(half=1.0, shape=n)
+    most = (0.25 * 2.0) ** 2
+    assert solved(of.Entropy(), mu, dt).certificate["eps"] <= max(
+        most, 0.6 * mu.box.spacing[0] ** 2
+    )
+    with pytest.raises(ValueError, match="total factor is negative"):
+        solved(-10 * of.Entropy(), mu, dt)
+
+
 # The room ----------------------------------------------------------------------------
 
 
