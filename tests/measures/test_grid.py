@@ -343,7 +343,7 @@ def test_wrong_kinds_are_refused():
 
 
 def test_a_box_that_is_too_small_warns_unless_walls_are_meant():
-    with pytest.warns(of.errors.BoxWarning, match=r"25.00% .* enlarge it, or .*walls"):
+    with pytest.warns(of.errors.BoxWarning, match=r"50.00% .* enlarge it, or .*walls"):
         of.GridDensity(GOOD, 0, 1)
     made()  # no warning: pytest makes it an error
 
