@@ -85,7 +85,7 @@ class TestLangevin(TestEuler):
     """On a grid the noise of Langevin is the heat flow itself."""
 
     descends = False  # what it reports is the energy without the entropy
-    cure = "take a smaller dt"
+    cure = r"take \|dt\| <= "
 
     def make(self):
         return of.Langevin()
