@@ -12,6 +12,7 @@ from otflow.schemes import Adaptive
 from tests.clouds import normal
 from tests.cures import Case, check_cures
 from tests.proximal.test_gaussian_values import AtTheTop, jump
+from tests.schemes.test_langevin import Noise, Told
 
 F64 = torch.float64
 SQUARE = of.Potential(lambda x: x.square().sum(-1))
@@ -51,20 +52,6 @@ def flow(F, mu, scheme=None, dt=0.1, steps=1, **options):
 def step(F, mu, solver, dt=0.1):
     """Make a step and require that it converged."""
     assert flow(F, mu, of.JKO(solver), dt=dt).converged
-
-
-class Noise(of.schemes.Scheme):
-    """A scheme of one's own, by noise in place of an entropy."""
-
-    def step(self, F, mu, dt, state, generator):
-        temperature, rest = F.split_entropy()
-        moved = mu.push(rest.velocity(mu), dt)
-        return of.schemes.Step(moved.diffuse(2 * temperature * dt, generator))
-
-
-class Told(Noise):
-    def energy(self, F, mu):
-        return F.split_entropy()[1].value(mu)
 
 
 class Halve(of.schemes.Scheme):

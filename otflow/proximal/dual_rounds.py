@@ -141,11 +141,10 @@ def settle(
     phi = -problem.V - start - y.slope
     best: tuple[float, Iterate | None, PressureProblem] = (math.inf, None, problem)
     steps, failures, since, goal, least = 0, 0, 0, math.inf, math.inf
-    tried, ending = math.inf, "limit"
+    tried, ending, work = math.inf, "limit", math.ceil(WORK * limit)
     for k in range(1, most + 1):
         aim = min(max(SHARE * least, FINEST * tolerance), COARSEST)
-        left = min(limit, math.ceil(WORK * limit) - steps)
-        now = rounds.solve(y, L, phi, aim, left)
+        now = rounds.solve(y, L, phi, aim, min(limit, work - steps))
         steps += now.used
         failures = 0 if now.solved else failures + 1
         fits, ratio = rounds.compare(y, now.nu, L)
@@ -159,7 +158,7 @@ def settle(
             y, phi = now.nu, now.phi
             if least > tolerance and now.joint.residual < AGAIN * tried:
                 tried = now.joint.residual
-                left = min(NEWTON, max(math.ceil(WORK * limit) - steps, 1))
+                left = min(NEWTON, max(work - steps, 1))
                 joint, used = rounds.whole(now.joint, tolerance, left)
                 steps += used
                 if used and rounds.coupled.falls(now.joint, joint):
@@ -174,7 +173,7 @@ def settle(
         if failures == MOST_FAILURES or k - since > PATIENCE:
             ending = "stalled"
             break
-        if steps >= WORK * limit:
+        if steps >= work:
             break
         L = rounds.adapted(L, ratio, fits)
     residual, point, problem = best

@@ -97,17 +97,21 @@ def test_the_cure_of_a_diverged_run_is_a_smaller_dt_and_works():
     assert run.status == "finished"
 
 
+class Noise(of.schemes.Scheme):
+    """A scheme of one's own, by noise in place of an entropy."""
+
+    def step(self, F, mu, dt, state, generator):
+        temperature, rest = F.split_entropy()
+        moved = mu.push(rest.velocity(mu), dt)
+        return of.schemes.Step(moved.diffuse(2 * temperature * dt, generator))
+
+
+class Told(Noise):
+    def energy(self, F, mu):
+        return F.split_entropy()[1].value(mu)
+
+
 def test_a_scheme_of_one_s_own_for_an_entropy_is_told_to_override_energy():
-    class Noise(of.schemes.Scheme):
-        def step(self, F, mu, dt, state, generator):
-            temperature, rest = F.split_entropy()
-            moved = mu.push(rest.velocity(mu), dt)
-            return of.schemes.Step(moved.diffuse(2 * temperature * dt, generator))
-
-    class Told(Noise):
-        def energy(self, F, mu):
-            return F.split_entropy()[1].value(mu)
-
     F = exact.quadratic() + 0.1 * of.Entropy()
     with pytest.raises(of.errors.Unsupported, match=r"override its energy\(F, mu\)"):
         of.flow(F, clouds.uniform(), Noise(), dt=0.1, steps=2, generator=0)
