@@ -31,6 +31,7 @@ ROWS = [
         "_autodiff",
         "_known",
     },
+    {"numerics"},
     {"kernels"},
     {"measures"},
     {"metrics"},

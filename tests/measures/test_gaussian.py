@@ -12,7 +12,7 @@ from scipy.integrate import quad
 from scipy.linalg import sqrtm
 
 import otflow as of
-from otflow.measures.quadrature import gaussian_nodes
+from otflow.measures.gaussian.quadrature import gaussian_nodes
 from tests import exact
 from tests.clouds import global_state, normal
 from tests.contracts.measure import MeasureContract

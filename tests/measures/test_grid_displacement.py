@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.measures import grid_flux
-from otflow.measures.grid_flux import courant
+from otflow.measures.grid import upwind as grid_flux
+from otflow.measures.grid.upwind import courant
 
 
 @pytest.mark.parametrize(

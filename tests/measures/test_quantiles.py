@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import otflow as of
 from otflow.analysis import observed_order
-from otflow.measures.gaussian_cells import _rules
+from otflow.measures.quantiles.gaussian_kernel import _rules
 from tests import exact
 from tests.clouds import normal
 from tests.contracts.measure import MeasureContract

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 import otflow as of
 from otflow.errors import Diverged
-from otflow.measures.grid_flux import courant
+from otflow.measures.grid.upwind import courant
 from tests.clouds import normal
 
 F64 = torch.float64

@@ -10,11 +10,11 @@ import torch
 import otflow as of
 from otflow.errors import NonFinite, Unsupported
 from otflow.measures import Box
+from otflow.numerics.multigrid import GridLaplacian, solve_laplacian
 from otflow.proximal import BackAndForth
-from otflow.proximal.c_transform import c_transform
-from otflow.proximal.duality import below_bound
-from otflow.proximal.multigrid import GridLaplacian, solve_laplacian
-from otflow.proximal.push_forward import Sweep, push_forward, remap, row_costs
+from otflow.proximal.grid.c_transform import c_transform
+from otflow.proximal.grid.duality import below_bound
+from otflow.proximal.grid.push_forward import Sweep, push_forward, remap, row_costs
 from tests import exact_densities as exact
 from tests.exact import quadratic
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from otflow.measures import Box
-from otflow.proximal.c_transform import along_axis, c_transform, has_compiler
+from otflow.proximal.grid.c_transform import along_axis, c_transform, has_compiler
 
 BOXES = [
     Box.of(-1.0, 2.0, (37,)),

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.measures.box import Box
+from otflow.measures.grid.box import Box
+from otflow.numerics.krylov import gmres
 from otflow.proximal import BackAndForth
-from otflow.proximal.krylov import gmres
-from otflow.proximal.pressure import lowest_pressure
-from otflow.proximal.push_forward import mixed_potentials, push_forward, remap
+from otflow.proximal.grid.pressure import lowest_pressure
+from otflow.proximal.grid.push_forward import mixed_potentials, push_forward, remap
 
 double = torch.float64
 

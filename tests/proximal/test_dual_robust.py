@@ -14,11 +14,11 @@ import torch
 
 import otflow as of
 from otflow.measures import Box
+from otflow.numerics.multigrid import GridLaplacian, solve_laplacian
 from otflow.proximal import BackAndForth
-from otflow.proximal.dual_newton import mixed
-from otflow.proximal.multigrid import GridLaplacian, solve_laplacian
-from otflow.proximal.pressure import PressureProblem
-from otflow.proximal.push_forward import Sweep, lifted, push_forward, row_costs
+from otflow.proximal.grid.back_and_forth.newton import mixed
+from otflow.proximal.grid.pressure import PressureProblem
+from otflow.proximal.grid.push_forward import Sweep, lifted, push_forward, row_costs
 
 F64 = torch.float64
 

@@ -12,7 +12,7 @@ from scipy import ndimage, stats
 import otflow as of
 from otflow.errors import NonFinite, Unsupported
 from otflow.proximal import BackAndForth, FiniteVolume, GridSinkhorn
-from otflow.proximal.finite_volume_problem import UpwindStep
+from otflow.proximal.grid.finite_volume.problem import UpwindStep
 
 F64 = torch.float64
 

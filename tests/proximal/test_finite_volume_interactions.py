@@ -9,9 +9,9 @@ from scipy import optimize
 
 import otflow as of
 from otflow.proximal import FiniteVolume
-from otflow.proximal import finite_volume_coupling as couplings
-from otflow.proximal.finite_volume_coupling import coupling_of
-from otflow.proximal.finite_volume_step import Local
+from otflow.proximal.grid.finite_volume import coupling as couplings
+from otflow.proximal.grid.finite_volume.coupling import coupling_of
+from otflow.proximal.grid.finite_volume.step import Local
 
 F64 = torch.float64
 

@@ -11,7 +11,7 @@ from scipy.optimize import brentq, root
 
 import otflow as of
 from otflow.proximal import GaussianProximal
-from otflow.proximal.affine import OptimalMaps, entropy_gradient, entropy_hessian
+from otflow.proximal.gaussian.maps import OptimalMaps, entropy_gradient, entropy_hessian
 from tests import exact
 from tests.clouds import assert_untouched, normal, state
 from tests.differences import derivative

@@ -11,7 +11,7 @@ from scipy import optimize
 
 import otflow as of
 from otflow.proximal import GaussianProximal
-from otflow.proximal.gaussian_quadrature import integrates_exactly, polynomial_degree
+from otflow.proximal.gaussian.exactness import integrates_exactly, polynomial_degree
 from tests import exact
 from tests.clouds import normal
 

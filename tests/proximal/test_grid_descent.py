@@ -11,12 +11,15 @@ import torch
 
 import otflow as of
 from otflow.proximal import GridSinkhorn
-from otflow.proximal.gibbs_axis import DenseAxis, LongAxis
-from otflow.proximal.gibbs_pairs import log_convolve, supremal_convolution
-from otflow.proximal.grid_distance import distance_on_a_line
-from otflow.proximal.grid_local import Local, positive_start
-from otflow.proximal.grid_outer import minimise_nonlocal
-from otflow.proximal.grid_problem import pose, variance_of
+from otflow.proximal.grid.rounds import minimise_nonlocal
+from otflow.proximal.grid.sinkhorn.distance import distance_on_a_line
+from otflow.proximal.grid.sinkhorn.kernel_axis import DenseAxis, LongAxis
+from otflow.proximal.grid.sinkhorn.kernel_pairs import (
+    log_convolve,
+    supremal_convolution,
+)
+from otflow.proximal.grid.sinkhorn.local import Local, positive_start
+from otflow.proximal.grid.sinkhorn.problem import pose, variance_of
 from otflow.proximal.terms import sort_terms
 from tests.clouds import normal
 

@@ -10,9 +10,9 @@ import torch
 
 import otflow as of
 from otflow.measures import Box
+from otflow.numerics.anderson import Anderson
 from otflow.proximal import GridSinkhorn
-from otflow.proximal.anderson import Anderson
-from otflow.proximal.gibbs import GibbsKernel
+from otflow.proximal.grid.sinkhorn.kernel import GibbsKernel
 from tests import exact
 from tests.clouds import assert_untouched, normal, state
 from tests.differences import derivative

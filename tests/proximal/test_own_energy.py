@@ -7,7 +7,7 @@ import torch
 
 import otflow as of
 from otflow.proximal import BackAndForth
-from otflow.proximal.own_energy import OwnEnergy, taken_cell_by_cell
+from otflow.proximal.grid.own_energy import OwnEnergy, taken_cell_by_cell
 from otflow.proximal.terms import sort_terms
 
 F64 = torch.float64

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 import otflow as of
-from otflow.measures.levels import graded_masses
+from otflow.measures.quantiles.levels import graded_masses
+from otflow.numerics.tridiagonal import Springs
 from otflow.proximal import QuantileProximal, default_solver, quantile_objective
-from otflow.proximal.quantile_objective import Objective
-from otflow.proximal.springs import Springs
+from otflow.proximal.quantiles.objective import Objective
 from tests import exact
 from tests.clouds import assert_untouched, normal, state
 from tests.differences import derivative
