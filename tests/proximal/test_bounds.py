@@ -21,7 +21,7 @@ from otflow.proximal.quantiles.objective import Objective
 from otflow.proximal.quantiles.step import Room
 from otflow.proximal.terms import sort_terms
 from tests import exact
-from tests.proximal.test_grid_sinkhorn import bell, exact_distance
+from tests.proximal.grid.test_grid_sinkhorn import bell, exact_distance
 
 F64 = torch.float64
 SOLVERS = {"scalings": GridSinkhorn, "dual": BackAndForth}

@@ -79,9 +79,9 @@ def inverse_distribution(
 ) -> Tensor:
     """Return the quantiles of the density f / int f at `levels`, float64 on the CPU.
 
-    The masses are found by `otflow.measures.quantiles.panels.adapt`. The ends of the
-    support are found to a panel, then by bisection. Within the panel that holds a level,
-    Newton's method kept inside it solves for the quantile.
+    The masses are found by `panels.adapt`. The ends of the support are found to a
+    panel, then by bisection. Within the panel that holds a level, Newton's method kept
+    inside it solves for the quantile.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from otflow.analysis import observed_order
 from otflow.measures.grid.heat import heat
 from tests.clouds import normal
 from tests.exact_gaussians import cosine_cells, gaussian_cells, gaussian_density
-from tests.measures.grids import face_velocity, two_rooms
+from tests.measures.grid.fields import face_velocity, two_rooms
 
 FIELDS = {
     1: torch.tensor([[0.8]]),

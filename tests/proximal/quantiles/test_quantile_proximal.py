@@ -14,7 +14,8 @@ from scipy import optimize
 import otflow as of
 from otflow.measures.quantiles.levels import graded_masses
 from otflow.numerics.tridiagonal import Springs
-from otflow.proximal import QuantileProximal, default_solver, quantile_objective
+from otflow.proximal import QuantileProximal, default_solver
+from otflow.proximal.quantiles import objective as quantile_objective
 from otflow.proximal.quantiles.objective import Objective
 from tests import exact
 from tests.clouds import assert_untouched, normal, state
