@@ -8,7 +8,7 @@ import torch
 from scipy.special import wrightomega
 
 from otflow.errors import NotConverged
-from otflow.functionals.roots import increasing_root, wright_omega
+from otflow.numerics.roots import increasing_root, wright_omega
 
 
 def test_wright_omega_is_that_of_scipy():
