@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otflow._autodiff import pair_sum, tiles
+from otflow._pairs import pair_sum, tiles
 from otflow.kernels import Gaussian
 from otflow.measures.sums import pair_energy
 

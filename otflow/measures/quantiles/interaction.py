@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otflow._autodiff import line_derivatives, tiles
+from otflow._autodiff import line_derivatives
+from otflow._pairs import tiles
 from otflow._typing import Ground
 from otflow.errors import NonFinite
 from otflow.kernels import Gaussian, RadialKernel
