@@ -31,6 +31,7 @@ __all__ = [
     "positive",
     "real",
     "seed_and_stream",
+    "unit_of",
 ]
 
 # Squares of coordinates, summed over points, must stay far from overflow.
@@ -40,6 +41,18 @@ _COORDINATE_LIMITS = {torch.float64: 1e150, torch.float32: 1e15}
 def coordinate_limit(dtype: torch.dtype) -> float:
     """Return the largest |coordinate| whose squares stay finite in `dtype`."""
     return _COORDINATE_LIMITS[dtype]
+
+
+def unit_of(*tensors: Tensor) -> float:
+    """Return the power of two below the largest entry, for squares within range.
+
+    Such a factor costs no digits. It is a normal number for entries that are 0.
+    """
+    largest = max(float(z.detach().abs().max()) for z in tensors if z.numel())
+    if not math.isfinite(largest):
+        return 1.0
+    lowest = max(largest, float(torch.finfo(tensors[0].dtype).tiny))
+    return 2.0 ** (math.frexp(lowest)[1] - 1)
 
 
 def as_float_tensor(x: ArrayLike, name: str) -> Tensor:
@@ -161,10 +174,12 @@ def check_like(x: Tensor, other: Tensor, name: str, other_name: str) -> None:
         raise ValueError(msg)
 
 
-def check_kind(value: Any, kind: type, name: str) -> None:
+def check_kind(value: Any, kind: type, name: str, *, cure: str = "") -> None:
     """Refuse what is not a `kind`; a class in place of an instance gets the cure."""
     if not isinstance(value, kind):
-        hint = f"; write {value.__name__}()" if isinstance(value, type) else ""
+        hint = f"; {cure}" if cure else ""
+        if isinstance(value, type):
+            hint = f"; write {value.__name__}()"
         msg = f"{name} must be a {kind.__name__}, got {value!r:.80}{hint}"
         raise TypeError(msg)
 
@@ -172,7 +187,10 @@ def check_kind(value: Any, kind: type, name: str) -> None:
 def real(value: Any, name: str) -> float:
     """Return a finite real number as a float; bool and str are refused."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        msg = f"{name} must be a real number, got {type(value).__name__} {value!r}"
+        msg = f"{name} must be a real number, got {type(value).__name__} {value!r:.80}"
+        # Of a tensor the graph would be lost, and on a GPU the time to wait for it.
+        if getattr(value, "shape", None) == ():
+            msg += f"; give float({name})"
         raise TypeError(msg)
     number = float(value)
     if not math.isfinite(number):

@@ -39,7 +39,7 @@ class OtflowError(Exception):
 
 
 class BoxWarning(UserWarning):
-    """Mass has come within one cell of the border of a box that stands for all space.
+    """Mass has come to the border of a box that stands for all space.
 
     From then on the flow is that in a room with walls. Enlarge the box, or say that
     walls are meant: ``GridDensity(..., walls=True)``.

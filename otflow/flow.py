@@ -22,7 +22,7 @@ from otflow._validation import (
     seed_and_stream,
 )
 from otflow.errors import Diverged, Interrupted, NonFinite, NotConvergedWarning
-from otflow.functionals import Functional
+from otflow.functionals.base import Functional, check_functional
 from otflow.measures import Measure
 from otflow.schemes import Scheme, Step, reports
 from otflow.trajectory import Trajectory
@@ -101,6 +101,9 @@ def flow(
     NotConvergedWarning
         Once, at the end, if solves of the steps did not converge: how many, the first,
         the worst residual and the cure. ``run.converged`` is then False.
+    BlurWarning, BoxWarning
+        On grids, once: if the blur of `GridSinkhorn` is not small beside the step, or
+        mass has come to the border of a box that stands for all space.
 
     Notes
     -----
@@ -117,7 +120,7 @@ def flow(
     >>> run.records["energy"]
     tensor([1.2500, 0.0781, 0.0049])
     """
-    check_kind(F, Functional, "F")
+    check_functional(F)
     check_kind(mu, Measure, "mu")
     check_kind(scheme, Scheme, "scheme")
     length = _step_length(dt)
@@ -182,7 +185,7 @@ def _warn_of_solves(trajectory: Trajectory) -> None:
     if ailing:
         cause, cure = ailing[0][0]
         what += f"; in {len(ailing)} of them {cause}"
-    msg = f"{what}; these steps are approximate and not certified: {cure}"
+    msg = f"{what}; they are not certified, and the measure may have stayed: {cure}"
     warnings.warn(NotConvergedWarning(msg, trajectory=trajectory), stacklevel=3)
 
 

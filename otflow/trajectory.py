@@ -19,7 +19,7 @@ __all__ = ["Trajectory"]
 ROUND_OFF = 64.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """The record of a flow.
 

@@ -400,7 +400,7 @@ def test_gradients_that_are_not_finite():
 
 
 GROUND = {
-    "not reduced": (lambda x: x, "got shape (3, 2)", False),
+    "not reduced": (lambda x: x, "got (n, 2)", False),
     "a scalar": (lambda x: x.sum(), "to (3,) or (3, m), got shape ()", True),
     "another length": (lambda x: x[:2, 0], "got shape (2,)", True),
     "no tensor": (lambda x: x.detach().numpy(), "got ndarray", True),
@@ -416,7 +416,7 @@ GROUND = {
 def test_bad_potentials(case):
     function, message, everywhere = GROUND[case]
     mu = clouds.uniform(3, 2)
-    with refused(of.errors.InvalidFunctional, message if everywhere else "(2,)"):
+    with refused(of.errors.InvalidFunctional, message):
         of.Potential(function).value(mu)
     if everywhere:
         with refused(of.errors.InvalidFunctional, message):

@@ -114,7 +114,7 @@ def test_obstacles_that_disconnect_mass():
 
 def test_a_box_that_is_too_small_warns():
     rho = torch.ones(10, dtype=torch.float64)
-    message = r"10.00% of the mass lies within one cell of the border .* walls=True"
+    message = r"20.00% of the mass lies beside the border .* walls=True"
     with pytest.warns(of.errors.BoxWarning, match=message):
         of.GridDensity(rho, 0.0, 1.0)
     with warnings.catch_warnings():

@@ -51,7 +51,7 @@ def dissipation(F: Functional, mu: Measure) -> Tensor:
     return mu.inner(velocity, velocity)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DissipationReport:
     r"""Energy lost against energy dissipated, interval by interval of a trajectory.
 
@@ -150,8 +150,8 @@ def minimizing_movement(trajectory: Trajectory) -> DissipationReport:
     whatever dt, for :math:`\mu^k` itself competes in its minimisation
     :cite:p:`jordan1998variational`: ``slack`` is not negative.
     Between particles distances are computed anew, by exact transport. Otherwise they
-    are those that the steps report, ``info["w2"]``: exact on quantiles and Gaussians,
-    an estimate on a grid.
+    are those that the steps report, ``info["w2"]``: exact on Gaussians, the lumped
+    length on quantiles (never less than W2), an estimate on a grid.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from otflow.proximal.quasi_newton import last_places
 __all__ = ["ConvexityReport", "displacement_convexity"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConvexityReport:
     r"""What second differences along one geodesic say of convexity.
 

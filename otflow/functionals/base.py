@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from otflow._typing import ArrayLike
-from otflow._validation import check_finite, check_scalar, real
+from otflow._validation import check_finite, check_kind, check_scalar, real
 from otflow.measures import Measure
 
-__all__ = ["Functional", "Scaled", "Sum"]
+__all__ = ["Functional", "Scaled", "Sum", "check_functional"]
 
 # What a subclass may write, and what it is called where it is not finite.
 CHECKED = {
@@ -358,3 +358,14 @@ def sum_of_bounds(bounds: Iterable[float | None]) -> float | None:
     """Return the sum of bounds on convexity, None if one is unknown."""
     known = list(bounds)
     return None if None in known else sum(b for b in known if b is not None)
+
+
+def check_functional(F: Any) -> None:
+    """Refuse what is no functional, and say how a function is made one."""
+    check_kind(
+        F,
+        Functional,
+        "F",
+        cure="of a function V of points make Potential(V), of a function of the "
+        "measure a subclass of Functional with the method value(self, mu)",
+    )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from otflow._autodiff import check_scalar
 from otflow._typing import Ground
 from otflow._validation import real
+from otflow.errors import InvalidFunctional
 from otflow.functionals.base import Functional
 from otflow.measures import Measure
 
@@ -51,7 +51,14 @@ class Potential(Functional):
     def value(self, mu: Measure) -> Tensor:
         r"""Return :math:`\sum_i w_i V(x_i)`."""
         value = mu.expectation(self.V)
-        return check_scalar(value, mu.points) if value.ndim else value
+        if value.ndim:
+            msg = (
+                f"V must map points (n, d) to n values, got (n, "
+                f"{', '.join(map(str, value.shape))}); reduce over the last axis, "
+                f"e.g. x.square().sum(-1)"
+            )
+            raise InvalidFunctional(msg)
+        return value
 
     @property
     def displacement_modulus(self) -> float | None:

@@ -13,7 +13,7 @@ from otflow.meanfield.network import Network
 __all__ = ["Decomposition", "decompose"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decomposition:
     r"""The parts of a risk :math:`F = c + \int E\,d\mu + \tfrac12\iint K\,d\mu\,d\mu`.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from otflow._graphs import COUNTER, Immutable, refuse_graph
 from otflow._typing import ArrayLike, Ground, Value
-from otflow._validation import as_points, check_like
+from otflow._validation import as_points, check_like, unit_of
 from otflow.errors import Unsupported
 from otflow.measures.sums import integrate, internal_energy, pair_energy
 
@@ -192,11 +192,14 @@ class Measure(ABC):
     def norm(self, u: Tensor) -> Tensor:
         r"""Return :math:`\|u\|_{L^2(\mu)}`: the W2 speed of the tangent `u`.
 
-        Where it is 0 its gradient is set to 0.
+        Where it is 0 its gradient is set to 0. Tangents whose squares underflow or
+        overflow are measured too.
         """
+        unit = unit_of(u)
+        u = u / unit
         square = self.inner(u, u)
         zero = square == 0
-        return square.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
+        return unit * square.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
 
     def detach(self) -> Self:
         """Return the same measure without the graph of its tensors.

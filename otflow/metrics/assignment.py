@@ -11,6 +11,7 @@ from torch import Tensor
 from otflow._lazy import lazy_import
 from otflow._memory import check_memory
 from otflow._typing import ArrayLike
+from otflow._validation import unit_of
 from otflow.errors import NotConverged
 from otflow.metrics.duals import SHARE, along_the_plan, proved, squares
 from otflow.metrics.inputs import clouds
@@ -96,6 +97,9 @@ def assignment(x: ArrayLike, y: ArrayLike) -> Tensor:
         sigma = torch.empty(len(s), dtype=torch.int64)
         sigma[s[:, 0].argsort(stable=True)] = t[:, 0].argsort(stable=True)
         return sigma.to(device)
+    # Squares of the smallest points would underflow; no assignment depends on units.
+    unit = unit_of(s, t)
+    s, t = s / unit, t / unit
     t, _ = brought_near(s, t)
     if index_potential(s, t, s.new_full((len(s),), 1.0 / len(s))) is not None:
         return torch.arange(len(s), device=device)

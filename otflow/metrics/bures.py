@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from otflow._graphs import records
-from otflow._validation import check_like
+from otflow._validation import check_like, unit_of
 from otflow.measures import Gaussian
 from otflow.measures.gaussian.covariance import optimal_rotation
 
@@ -14,7 +14,9 @@ __all__ = ["between_gaussians"]
 
 
 def between_gaussians(mu: Gaussian, nu: Gaussian) -> Tensor:
-    r"""Return :math:`W_2^2 = |m - m'|^2 + \min_O \|L'O - L\|_F^2`, O orthogonal.
+    r"""Return a vector whose length is :math:`W_2`, of Gaussians.
+
+    .. math:: W_2^2 = |m - m'|^2 + \min_O \|L'O - L\|_F^2, \qquad O^\top O = 1.
 
     The distance of Bures :cite:p:`bhatia2019bures`, as a sum of squares: close laws
     keep their digits. Time O(d^3); the work is done in float64.
@@ -27,7 +29,8 @@ def between_gaussians(mu: Gaussian, nu: Gaussian) -> Tensor:
     Returns
     -------
     Tensor
-        0-d, float64, differentiable in means and factors up to three times.
+        The entries of m' - m and L'O - L, (d + d^2,), float64, differentiable in means
+        and factors up to three times.
     """
     check_like(nu.mean, mu.mean, "nu", "mu")
     if mu.dim != nu.dim:
@@ -37,11 +40,13 @@ def between_gaussians(mu: Gaussian, nu: Gaussian) -> Tensor:
         )
         raise ValueError(msg)
     source, target = mu.factor.double(), nu.factor.double()
-    turn = optimal_rotation(source.detach(), target.detach())
+    # No rotation depends on units, and products of tiny factors would underflow.
+    s, t = (factor / unit_of(factor) for factor in (source, target))
+    turn = optimal_rotation(s.detach(), t.detach())
     if records(source, target):
-        turn = turn @ _turning(turn.T @ target.T @ source)
+        turn = turn @ _turning(turn.T @ t.T @ s)
     apart = target @ turn - source
-    return (nu.mean.double() - mu.mean.double()).square().sum() + apart.square().sum()
+    return torch.cat([nu.mean.double() - mu.mean.double(), apart.reshape(-1)])
 
 
 def _turning(n: Tensor) -> Tensor:

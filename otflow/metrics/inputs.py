@@ -65,10 +65,14 @@ def _grid_message(mu: GridDensity, name: str) -> str:
     cure = f"Particles({name}.sample(2000, generator))"
     if 48 * cells**2 <= SHARE * total_memory(torch.device("cpu")):
         cure = f"Particles({name}.points, {name}.weights), up to a cell, or {cure}"
+    known = (
+        "wasserstein2 between densities is known on the line only"
+        if mu.dim > 1
+        else "only wasserstein2 compares densities on the line, two of them"
+    )
     return (
-        f"{name} is a GridDensity in dimension {mu.dim}: a distance between densities "
-        f"is known on the line only; that between particles which stand for it is "
-        f"near: {cure}"
+        f"{name} is a GridDensity in dimension {mu.dim}, and this distance takes "
+        f"particles ({known}); particles that stand for it: {cure}"
     )
 
 

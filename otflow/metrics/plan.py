@@ -2,11 +2,12 @@ r"""The optimal plan between weighted particles, with the potentials that prove 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from otflow._validation import unit_of
 from otflow.metrics.assignment import (
     brought_near,
     index_potential,
@@ -21,7 +22,7 @@ from otflow.metrics.line import staircase
 __all__ = ["Plan", "couple", "transport_plan"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     r"""An optimal plan :math:`P` for :math:`|x-y|^2`, sparse, with its potentials.
 
@@ -151,6 +152,15 @@ def transport_plan(mu: CloudLike, nu: CloudLike) -> Plan:
 
 def couple(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Plan:
     """Return the optimal plan of float64 tensors on the CPU, masses of sum 1."""
+    # Squares of the smallest points would underflow; no plan depends on units.
+    unit = unit_of(x, y)
+    plan = _couple(x / unit, a, y / unit, b)
+    cost, f, g = (unit * (unit * z) for z in (plan.cost, plan.f, plan.g))
+    return replace(plan, cost=cost, f=f, g=g)
+
+
+def _couple(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Plan:
+    """Return the plan of points of size 1."""
     raw, middle = y, x.median(0).values
     y, shift = brought_near(x, y)
     i, j = a.nonzero()[:, 0], b.nonzero()[:, 0]

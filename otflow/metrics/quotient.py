@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from otflow._validation import unit_of
 from otflow.metrics.assignment import (
     assignment,
     check_pairs,
@@ -82,7 +82,7 @@ def quotient_distance(
     x = symmetry.canonical(theta)
     y = _aligned(symmetry, xi, sigma, choice)
     moves = x - y if ground is None else _distances(ground, x, y).diagonal()[:, None]
-    unit = _unit(moves)
+    unit = unit_of(moves)
     squares = (moves / unit).square().sum(1)
     return unit * root(squares.mean() if normalize else squares.sum())
 
@@ -193,7 +193,7 @@ def _match(
     x = symmetry.canonical(theta.detach())
     images = symmetry.orbit(symmetry.canonical(xi.detach()))
     if ground is None:
-        unit = _unit(x, *images)
+        unit = unit_of(x, *images)
         x, images = x / unit, [image / unit for image in images]
         if len(images) == 1:
             sigma = assignment(x, images[0])
@@ -204,16 +204,6 @@ def _match(
     sigma = match(best.values.contiguous())
     choice = best.indices[torch.arange(len(sigma)), sigma]
     return sigma.to(x.device), choice.to(x.device)
-
-
-def _unit(*clouds: Tensor) -> float:
-    """Return the power of two below the largest entry, for squares within range.
-
-    Such a factor costs no digits, and no matching depends on it.
-    """
-    largest = max(float(z.detach().abs().max()) for z in clouds)
-    lowest = max(largest, float(torch.finfo(clouds[0].dtype).tiny))
-    return 2.0 ** (math.frexp(lowest)[1] - 1)
 
 
 def _cost(ground: GroundMetric | None, x: Tensor, y: Tensor) -> Tensor:

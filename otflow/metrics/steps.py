@@ -56,6 +56,10 @@ class Steps:
             raise NonFinite(msg)
         return cls(edges[:-1], edges[1:], masses / masses.sum())
 
+    def over(self, unit: float) -> Steps:
+        """Return these steps with lengths measured in another unit."""
+        return Steps(self.left / unit, self.right / unit, self.masses)
+
 
 @dataclass(frozen=True)
 class _Levels:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from otflow._graphs import records
-from otflow._validation import check_like
+from otflow._validation import check_like, unit_of
 from otflow.errors import NonFinite
 from otflow.measures import Gaussian, GridDensity, Measure, Quantiles
 from otflow.metrics.assignment import assignment
@@ -40,7 +40,8 @@ def wasserstein2(mu: Distant, nu: Distant) -> Tensor:
     -------
     Tensor
         0-d, in the dtype and on the device of `mu`. Gradients as those of
-        `wasserstein2_squared`, and 0 where the distance is 0.
+        `wasserstein2_squared`, and 0 where the distance is 0. Lengths are measured in a
+        unit of their size: a distance of 1e-200, whose square is 0, has its digits.
 
     See Also
     --------
@@ -54,8 +55,8 @@ def wasserstein2(mu: Distant, nu: Distant) -> Tensor:
     >>> of.metrics.wasserstein2(x, x + torch.tensor([3.0, 4.0]))
     tensor(5.)
     """
-    square, like = _squared(mu, nu)
-    return root(square).to(like)
+    value, like = _measured(mu, nu, squared=False)
+    return value.to(like)
 
 
 def wasserstein2_squared(mu: Distant, nu: Distant) -> Tensor:
@@ -92,6 +93,8 @@ def wasserstein2_squared(mu: Distant, nu: Distant) -> Tensor:
         If the cost matrix would exceed half of the memory.
     NotConverged
         If the solver stopped early; a value above W2 is never returned as W2.
+    NonFinite
+        If the value is too large for its dtype.
 
     Notes
     -----
@@ -115,42 +118,53 @@ def wasserstein2_squared(mu: Distant, nu: Distant) -> Tensor:
     tensor([[-1.],
             [ 0.]])
     """
-    square, like = _squared(mu, nu)
-    return square.to(like)
+    value, like = _measured(mu, nu, squared=True)
+    return value.to(like)
 
 
-def _squared(mu: Distant, nu: Distant) -> tuple[Tensor, Tensor]:
-    """Return the squared distance in float64, and a tensor of the dtype to return.
+def _measured(mu: Distant, nu: Distant, *, squared: bool) -> tuple[Tensor, Tensor]:
+    """Return the distance or its square in float64, and a tensor like the result.
 
     The root is taken before the dtype is narrowed: the square of a distance of 1e-25
-    is 0 in float32.
+    is 0 in float32. And lengths are measured in a unit of their size, a power of two,
+    as the square of 1e-200 is 0 in float64. The square itself is not: its gradient
+    would carry the square of the unit.
     """
     steps, others = (Steps.of(m) if isinstance(m, Measure) else None for m in (mu, nu))
     if steps is not None and others is not None:
         assert isinstance(mu, Measure)
         assert isinstance(nu, Measure)
         check_like(nu.points, mu.points, "nu", "mu")
-        return _finite(between_steps(steps, others)), mu.points
-    if isinstance(mu, Gaussian) and isinstance(nu, Gaussian):
-        return _finite(between_gaussians(mu, nu)), mu.mean
-    p, q = clouds(mu, nu)
-    x, y = p.points.to("cpu", torch.float64), q.points.to("cpu", torch.float64)
-    plan = _plan(p, q, x.detach(), y.detach())
-    distances = (x[plan.rows] - y[plan.columns]).square().sum(1)
-    value = plan.masses @ distances
-    if _is_weighted(p, q):
-        value = value + _weight_term(p, q, plan, distances)
-    return _finite(value), p.points
-
-
-def _finite(square: Tensor) -> Tensor:
-    if not bool(square.detach().isfinite()):
+        ends = (steps.left, steps.right, others.left, others.right)
+        unit = 1.0 if squared else unit_of(*ends)
+        square, like = between_steps(steps.over(unit), others.over(unit)), mu.points
+    elif isinstance(mu, Gaussian) and isinstance(nu, Gaussian):
+        vector, like = between_gaussians(mu, nu), mu.mean
+        unit = 1.0 if squared else unit_of(vector)
+        square = (vector / unit).square().sum()
+    else:
+        p, q = clouds(mu, nu)
+        x, y = p.points.to("cpu", torch.float64), q.points.to("cpu", torch.float64)
+        unit = 1.0 if squared else unit_of(x, y)
+        x, y = x / unit, y / unit
+        plan = _plan(p, q, x.detach(), y.detach())
+        moves = x[plan.rows] - y[plan.columns]
+        if _is_weighted(p, q):
+            distances = moves.square().sum(1)
+            square = plan.masses @ distances + _weight_term(p, q, plan, distances)
+        else:
+            own = 1.0 if squared else unit_of(moves)  # far below that of the clouds
+            unit, square = unit * own, plan.masses @ (moves / own).square().sum(1)
+        like = p.points
+    value = square if squared else unit * root(square)
+    if not float(value.detach()) <= torch.finfo(like.dtype).max:  # NaN is not
         msg = (
-            f"the squared distance is {float(square.detach())}: a mass or a coordinate "
-            f"of mu or nu is not a finite number, or too large to be squared"
+            f"the {'squared ' if squared else ''}distance is {float(value.detach())} "
+            f"in {like.dtype}: a mass or a coordinate of mu or nu is not a finite "
+            f"number, or too large{' to be squared' if squared else ''}"
         )
         raise NonFinite(msg)
-    return square
+    return value, like
 
 
 def root(square: Tensor) -> Tensor:

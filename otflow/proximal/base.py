@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from otflow._validation import check_kind, positive
 from otflow.errors import Unsupported
-from otflow.functionals import Functional
+from otflow.functionals.base import Functional, check_functional
 from otflow.measures import GridDensity, Measure
 from otflow.proximal.certificate import WORDS
 
@@ -24,7 +24,7 @@ __all__ = [
 M = TypeVar("M", bound=Measure)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ProxResult(Generic[M]):
     r"""A proximal step and what is known of it.
 
@@ -103,7 +103,7 @@ class ProximalSolver(ABC, Generic[M]):
 
     def _admit(self, F: Functional, mu: Measure, dt: float, kind: type[M]) -> float:
         """Refuse what cannot be stepped from measures of this kind; return dt."""
-        check_kind(F, Functional, "F")
+        check_functional(F)
         dt = positive(dt, "dt")
         if not isinstance(mu, kind):
             name = kind.__name__ if kind.__name__[-1] == "s" else f"a {kind.__name__}"

@@ -49,8 +49,9 @@ class Adaptive(Scheme):
         Largest error of one step, in the units of `distance`.
     distance : callable, optional
         Distance of two measures, for doubled steps. By default the length of
-        ``displacement_to``, an upper bound on W2 that is W2 itself on `Quantiles` and
-        Gaussians; on cells fixed in space half the L1 distance, a share of the mass.
+        ``displacement_to``, an upper bound on W2 that is W2 itself on Gaussians, and on
+        `Quantiles` up to the second order in the cells; on cells fixed in space half
+        the L1 distance, a share of the mass.
     descent : bool
         Whether to reject a step that raises the energy.
     min_dt : float, optional

@@ -17,7 +17,7 @@ from otflow.measures import Measure
 __all__ = ["Scheme", "Step"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """What one step returns: the new measure, the state to carry, and a report.
 

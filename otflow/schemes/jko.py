@@ -74,8 +74,9 @@ class JKO(Scheme):
     -----
     ``info`` is the solver's certificate (energies at both ends, W2, residual,
     iterations, bound, guarantee, certified). A solve that did not converge has
-    ``info["converged"]`` False and is not certified; its energy has not increased.
-    With it go
+    ``info["converged"]`` False and is not certified. Particles, quantiles and
+    Gaussians then have an energy that has not increased, and may not have moved at all;
+    on a grid the energy may have risen. With it go
 
     ``solver``
         Name of the class of the solver, chosen or given.

@@ -55,7 +55,9 @@ class Langevin(Scheme):
             moved = mu.push(velocity, dt).diffuse(2.0 * temperature * dt, generator)
         except Diverged as error:
             # Steps that are stable for every dt refuse the entropy of particles.
-            msg = f"{error.args[0].split(';')[0]}; take a smaller dt"
+            msg = error.args[0].split(", or ")[0]
+            if "; " not in msg:
+                msg = f"{msg}; take a smaller dt"
             raise Diverged(msg, measure=mu) from error
         return Step(moved, state, {"energy": energy, "temperature": temperature})
 

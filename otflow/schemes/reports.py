@@ -116,8 +116,9 @@ def rose(report: Report, noise: float) -> bool | None:
     Returns
     -------
     bool or None
-        Whether ``energy_after`` exceeds ``energy_before`` by more than that, and more
-        than the ``noise`` of a certificate, which knows its energies better.
+        Whether ``energy_after`` exceeds ``energy_before`` by more than that and, if the
+        solve converged, by more than the ``noise`` of its certificate. Else the noise
+        is the residual of a solve that went wrong, and hides what it did.
     """
     if "temperature" in report:
         return False  # noise stands for the entropy, whose energy is not recorded
@@ -128,4 +129,5 @@ def rose(report: Report, noise: float) -> bool | None:
     if before is None or after is None:
         return None
     a, b = float(before), float(after)
-    return b - a > max(noise * max(abs(a), abs(b)), float(report.get("noise", 0.0)))
+    known = 0.0 if report.get("converged") is False else report.get("noise", 0.0)
+    return b - a > max(noise * max(abs(a), abs(b)), float(known))

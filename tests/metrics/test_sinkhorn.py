@@ -332,3 +332,41 @@ def test_too_many_points_are_refused_before_any_work():
     x = torch.zeros(5001, 1)
     with pytest.raises(MemoryError, match=r"densely .* take fewer points"):
         sinkhorn_divergence(x, x + 1, blur=0.1)
+
+
+# Any blur -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e-130, 1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("reach", [None, 0.3, 50.0])
+def test_a_blur_of_any_width_gives_half_the_squared_distance_of_means(reach, scale):
+    """To leading order; the next one is the fourth power of lengths over blur^2."""
+    generator = torch.Generator().manual_seed(3)
+    x, y = (torch.randn(n, 2, generator=generator, dtype=torch.float64) for n in (5, 7))
+    a = torch.rand(5, generator=generator, dtype=torch.float64)
+    y = y + 1
+    gap = a @ x / a.sum() - y.mean(0)
+    reach = None if reach is None else reach * scale
+    for blur in (1e3, 1e4, 3e4, 1e5, 1e6, 1e9, 1e15, 1e60, 1e100, 1e154, 1e160, 1e300):
+        if blur * scale > 1e307:
+            continue
+        z = (x * scale).requires_grad_()
+        mu = of.Particles(z, a, normalize=True)
+        value = of.metrics.sinkhorn_divergence(
+            mu, y * scale, blur=blur * scale, reach=reach
+        )
+        (slope,) = torch.autograd.grad(value / scale**2, z)
+        error = 100.0 / blur / blur + 3e-7
+        assert float(value.detach()) / scale**2 == pytest.approx(
+            0.5 * float(gap.square().sum()), abs=error
+        )
+        wanted = (a / a.sum())[:, None] * gap
+        torch.testing.assert_close(slope * scale, wanted, rtol=0, atol=error)
+
+
+def test_a_blur_too_large_to_be_squared_is_refused_and_its_cure_works():
+    x = 1e149 * torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    distance = lambda blur: of.metrics.sinkhorn_divergence(x, x + 1e149, blur=blur)
+    with pytest.raises(ValueError, match="too large to be squared; take at most 1e"):
+        distance(2e150)
+    assert bool(torch.isfinite(distance(1e150)))

@@ -92,6 +92,8 @@ def test_a_certified_step_did_not_raise_the_energy():
     assert rose(report, 1e-14)
     assert rose({**report, "noise": 1e-7}, 1e-14)
     assert not rose({**report, "noise": 1e-5}, 1e-14)
+    # The noise of a solve that went wrong is its residual: it excuses nothing.
+    assert rose({**report, "noise": 1e-5, "converged": False}, 1e-14)
     log_gas = exact.quadratic() + of.Interaction(of.kernels.Log())
     start = of.GridDensity.from_function(
         lambda x: (x[..., 0].abs() < 1).double(), -2.5, 2.5, 60, dtype=torch.float64

@@ -19,6 +19,7 @@ from otflow.measures.grid.checks import (
     check_border,
     check_connected,
     check_density,
+    check_units,
     free_cells,
     mass_tolerance,
 )
@@ -71,6 +72,7 @@ class CellMasses(Measure):
         check_density(rho.detach(), free)
         weights = rho.reshape(-1) * box.cell_volume
         total = float(weights.detach().sum(dtype=torch.float64))
+        check_units(box, total, rho.dtype)
         if normalize:
             weights = weights / (weights.sum() if records(weights) else total)
         elif abs(total - 1) > mass_tolerance(rho.dtype):

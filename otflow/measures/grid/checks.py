@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -16,12 +17,14 @@ __all__ = [
     "check_border",
     "check_connected",
     "check_density",
+    "check_units",
     "free_cells",
     "mass_tolerance",
 ]
 
-# Share of the mass in the outermost cells above which a box is too small.
-BORDER_SHARE = 1e-3
+# Share of the mass beside the border above which a box is too small, and how far from
+# it that is: a share of the side, at least a cell.
+BORDER_SHARE, BORDER_WIDTH = 1e-3, 1 / 40
 
 
 def mass_tolerance(dtype: torch.dtype) -> float:
@@ -66,6 +69,18 @@ def check_density(rho: Tensor, free: Tensor) -> None:
         raise ValueError(msg)
 
 
+def check_units(box: Box, total: float, dtype: torch.dtype) -> None:
+    """Refuse a box of which a corner, or the mass before it is 1, leaves a dtype."""
+    reach = max(*map(abs, box.lower), *map(abs, box.upper))
+    if not (reach <= torch.finfo(dtype).max and 0 < total < math.inf):
+        msg = (
+            f"a box that reaches to {reach:.3g}, with cells of volume "
+            f"{box.cell_volume:.3g}, leaves the range of {dtype}; measure lengths in "
+            f"another unit"
+        )
+        raise ValueError(msg)
+
+
 def check_connected(mass: Tensor, free: Tensor) -> None:
     """Refuse mass on both sides of an obstacle that has no way round."""
     ndimage = lazy_import("scipy.ndimage")
@@ -102,17 +117,23 @@ def check_border(
         before is None or _border_share(box, before) <= BORDER_SHARE
     ):
         msg = (
-            f"{share:.2%} of the mass lies within one cell of the border of the box "
-            f"{box.lower} to {box.upper}: it is too small; enlarge it, or pass "
-            f"walls=True if the border is a wall"
+            f"{share:.2%} of the mass lies beside the border of the box {box.lower} to "
+            f"{box.upper}: it is too small; enlarge it, or pass walls=True if the "
+            f"border is a wall"
         )
         warnings.warn(msg, BoxWarning, stacklevel=4)
 
 
 def _border_share(box: Box, weights: Tensor) -> float:
-    """Return the largest mass of a layer of outermost cells."""
+    """Return the mass of both outermost layers along an axis, the largest of all axes.
+
+    A layer of one cell holds ever less mass as the grid is refined: the layers of a
+    fine grid are a share of the side.
+    """
     mass = weights.detach().reshape(box.shape)
-    layers = [
-        mass.select(axis, end).sum() for axis in range(box.dim) for end in (0, -1)
-    ]
-    return float(torch.stack(layers).max())
+    shares = []
+    for axis, n in enumerate(box.shape):
+        wide = max(1, int(BORDER_WIDTH * n))
+        inner = mass.narrow(axis, wide, n - 2 * wide).sum() if n > 2 * wide else 0.0
+        shares.append(float(mass.sum() - inner))
+    return max(shares)

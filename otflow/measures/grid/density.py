@@ -66,7 +66,8 @@ class GridDensity(MovingCells):
     Warns
     -----
     BoxWarning
-        If more than 0.1 % of the mass lies in the outermost cells.
+        If along an axis more than 0.1 % of the mass lies in the outermost cells, or
+        within 1/40 of the side from its ends.
 
     Notes
     -----

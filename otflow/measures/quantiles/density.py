@@ -203,7 +203,8 @@ class Quantiles(Measure):
             Exponent :math:`\gamma \ge 1` of the levels :math:`u^\gamma/(u^\gamma +
             (1-u)^\gamma)`, u = k/n: 1 for equal masses, more for smaller ones at the
             ends. If the density vanishes like :math:`x^p` at the end of its support,
-            :math:`\gamma = p + 1` makes lengths comparable.
+            :math:`\gamma = p + 1` makes lengths comparable. Take 2 for a bell: with 1
+            its tails are one wide cell each, see `expectation`.
         around : sequence of float
             Places in the interval where f may be narrow, to within a few times its
             width.
@@ -326,12 +327,16 @@ class Quantiles(Measure):
     def expectation(self, f: Ground) -> Tensor:
         r"""Return :math:`\int f\,d\mu \approx \sum_i \ell_i f(q_i)`: at the quantiles.
 
-        The trapezoidal rule, of second order like the values at the centres. With it a
-        potential moves each quantile by its own gradient there, so that V-convexity
-        carries over whole and quantiles keep their order under a convex V. A cell that
-        is wider than the scale of V feels it at its ends alone: a far end out of the
-        reach of V stays there, at rest, where the density would flow back. Start such
-        flows within the reach of V.
+        The trapezoidal rule, of second order in the length of the cells. Their length
+        need not fall with n: at equal masses the outermost cell of a bell spans its
+        whole tail, the error falls like 1/n only, and grows with the interval. For the
+        standard normal law on (-6, 6) with n = 100, E x^2 is 1.27 with ``grading=1``
+        and 1.004 with ``grading=2``, which gives the ends smaller masses. With the
+        rule at the quantiles a potential moves each quantile by its own gradient there.
+        So the convexity of V carries over whole, and quantiles keep their order under a
+        convex V. A cell that is wider than the scale of V feels it at its ends alone: a
+        far end out of the reach of V stays there, at rest, where the density would flow
+        back. Start such flows within the reach of V.
         """
         return integrate(f, self.edges[:, None], self.lumped)
 

@@ -29,6 +29,10 @@ __all__ = ["Missed", "finer", "missed_by", "refined", "round_off"]
 # Nodes per axis of the next finer rule, over those of a rule. In d = 3 they are six
 # times as many in all.
 GROWTH = 1.8
+# And of the rule that judges one. The first rule is of Gauss and Hermite, the finer
+# ones are sums of equal steps: 22 of these miss as much as 12 nodes of the former, in
+# one direction, so that their difference told a seventh of what either misses.
+JUDGE = 2.0
 FEWEST = 8
 # Nodes of the second rule: per axis on the line, of all of them in more dimensions.
 FINEST = 4096
@@ -97,7 +101,7 @@ def _judges(mu: Gaussian) -> list[tuple[Gaussian, float]]:
     distance of its nodes, in more dimensions nodes that lie on no lines, where each
     rule of d axes has few different coordinates.
     """
-    k = _next(mu, GROWTH)
+    k = _next(mu, JUDGE)
     first = (mu.refined(k), 0.0)
     if mu.dim == 1:
         other, blur = finer_nodes(1, max(FINEST, 2 * math.ceil(0.75 * k))), 0.0

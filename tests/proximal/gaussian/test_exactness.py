@@ -440,9 +440,8 @@ def random_waves(seed):
     return V, mean
 
 
-@pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("d", [1, 2])
-def test_a_certified_step_is_that_of_the_integrals_whatever_the_nodes_see(d, seed):
+def certified_step_of_the_integrals(d, seed):
+    """Return whether a step is certified; check then that it is the true one."""
     V, mean = random_waves(seed)
     rng = np.random.default_rng([seed, d])
     m0, s0 = rng.normal(size=d), float(10 ** rng.uniform(-0.3, 0.8))
@@ -455,7 +454,7 @@ def test_a_certified_step_is_that_of_the_integrals_whatever_the_nodes_see(d, see
     report, nu = result.certificate, result.measure
     if not report["certified"]:
         assert not report["converged"]
-        return
+        return False
 
     def energy(m, s):
         heat = np.log(s).sum() + d * (0.5 * math.log(2 * math.pi) + 0.5)
@@ -478,6 +477,18 @@ def test_a_certified_step_is_that_of_the_integrals_whatever_the_nodes_see(d, see
     best = optimize.minimize(objective, here, method="BFGS", options={"gtol": 1e-9})
     size = report["w2"] + float(np.linalg.norm(s))
     assert float(np.linalg.norm(best.x - here)) <= 2e-3 * size
+    return True
+
+
+# Seeds, and how many of the steps are certified at the least: 12, 5 and 4 are, or more.
+# The rules up to max_nodes see the shorter waves in one dimension only.
+CERTIFIED = {1: (range(12), 10), 2: (range(12), 4), 3: (range(24), 3)}
+
+
+@pytest.mark.parametrize("d", CERTIFIED)
+def test_a_certified_step_is_that_of_the_integrals_whatever_the_nodes_see(d):
+    seeds, least = CERTIFIED[d]
+    assert sum(certified_step_of_the_integrals(d, seed) for seed in seeds) >= least
 
 
 ALIASED = [(-2.471273, 2.285618, 15.0, 0.07), (0.97, 0.84, 18.0, 0.22)]

@@ -142,7 +142,8 @@ def test_the_plain_step_never_lowers_the_dual_value(name):
 
 def test_undamped_the_dual_value_may_fall():
     # So the test above can fail, and the proof needs its factor.
-    problem = posed(FAMILIES["trap"], bell(), 0.1)
+    mu = bell()
+    problem = posed(FAMILIES["trap"], mu, 0.1, 0.6 * mu.box.spacing[0] ** 2)
     problem = problem.__class__(**{**vars(problem), "safely": True})
     x, values = torch.zeros(80, dtype=F64), []
     for _ in range(60):

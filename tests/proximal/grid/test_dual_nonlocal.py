@@ -8,7 +8,13 @@ from otflow.measures.grid.box import Box
 from otflow.numerics.krylov import gmres
 from otflow.proximal import BackAndForth
 from otflow.proximal.grid.pressure import lowest_pressure
-from otflow.proximal.grid.push_forward import mixed_potentials, push_forward, remap
+from otflow.proximal.grid.push_forward import (
+    Sweep,
+    mixed_potentials,
+    push_forward,
+    remap,
+    row_costs,
+)
 
 double = torch.float64
 
@@ -120,6 +126,31 @@ class TestStep:
         slope = 0.1 * nu.density().log() + (nu.points[:, 0] - 0.2) ** 2
         slope = (slope + 8.0 * W.first_variation(nu))[nu.weights > 1e-6]
         assert float(slope.max() - slope.min()) < 5e-3
+
+    @pytest.mark.parametrize("start", [20, 60])
+    def test_a_short_step_under_repulsion_beats_what_is_near(self, start):
+        """The objective is convex: no step on the way back or beyond is lower."""
+        rho = torch.zeros(128, dtype=double)
+        rho[start : start + 40] = 1.0
+        mu = of.GridDensity(rho, -0.5, 0.5, walls=True, normalize=True)
+        W = of.Interaction(of.kernels.Gaussian(0.2))
+        F = of.Potential(lambda x: (x[..., 0] - 0.2) ** 2, modulus=2.0) + 0.4 * W
+        F = F + 0.01 * of.Entropy()
+        dt, h = 0.02, mu.box.spacing[0]
+        result = BackAndForth().solve(F, mu, dt)
+        assert result.certificate["converged"]
+        assert result.certificate["certified"]
+        nu = result.measure
+
+        def objective(masses):
+            other = mu.with_weights(masses)
+            sweep = Sweep(1, mu.weights.reshape(1, -1), masses.reshape(1, -1))
+            return float(F.value(other)) + row_costs(sweep, h) / (2 * dt)
+
+        least = objective(nu.weights)
+        for k in (0.1, 0.3, 1.0):
+            mixed = (1 - k) * nu.weights + k * mu.weights
+            assert least <= objective(mixed) + 1e-5
 
 
 def test_gmres_solves_a_system_in_as_many_steps_as_unknowns():

@@ -146,7 +146,8 @@ class Coupled:
         memory: list[tuple[Tensor, Tensor]] = []
         while best.residual > tolerance and steps < limit and steps - last < PATIENCE:
             steps += 1
-            change = self._direction(joint, damping)
+            second = self._second(joint.masses)
+            change, _ = self.direction(joint, damping, second)
             if not bool(torch.isfinite(change).all()):
                 break
             found = None
@@ -204,7 +205,20 @@ class Coupled:
             noise += joint.residual * float(reach.max() - reach.min())
         return self.objective(new) <= self.objective(old) + noise
 
-    def _direction(self, joint: Joint, damping: float) -> Tensor:
+    def direction(
+        self, joint: Joint, damping: float, second: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return Newton's change of the potential, and that of the masses.
+
+        Parameters
+        ----------
+        joint : Joint
+            Where to step from.
+        damping : float
+            How much more mass nearly empty cells are taken to pass.
+        second : callable
+            The second variation of G, a map of changes of masses.
+        """
         problem, point = joint.problem, joint.point
         shape = problem.box.shape
         L = laplacian(problem, point, damping)
@@ -214,11 +228,12 @@ class Coupled:
         passes = diagonal > EMPTY * float(diagonal.max())
         acts = (above * diagonal + point.excess > 0) & passes
         cycle = Multigrid.of(L.inside(acts.reshape(shape)))
-        second = self._second(joint.masses)
         # Where next to no mass is the pressure stays.
         drop = torch.where(passes & ~acts & self.is_free, above, 0.0)
         # Rows are weighed alike, as the matrix is nearly symmetric.
         weights = torch.where(acts, diagonal, diagonal.max()).sqrt()
+        behind = point.masses - joint.masses
+        lag = second(behind)
 
         def moved(change: Tensor) -> Tensor:
             return L.apply(change.reshape(shape)).reshape(-1) - softness * change
@@ -237,8 +252,20 @@ class Coupled:
             change = torch.where(acts, cycle(inside).reshape(-1), outside)
             return change * weights
 
-        right = torch.where(acts, -point.excess / weights, drop * weights)
-        return gmres(apply, precondition, right, INEXACT, PRODUCTS)[0] / weights
+        inside = -(point.excess + softness * lag) / weights
+        right = torch.where(acts, inside, (drop - lag) * weights)
+        change = gmres(apply, precondition, right, INEXACT, PRODUCTS)[0] / weights
+        return change, behind + moved(change)
+
+    def product(self, change: Tensor) -> Tensor:
+        """Return the second variation of a quadratic G, applied to a change."""
+        out = torch.zeros_like(change)
+        for sign in (1.0, -1.0):
+            part = (sign * change).clamp_min(0.0)
+            size = float(part.sum())
+            if size > 0:
+                out = out + sign * size * self.slope(part / size)
+        return out
 
     def _second(self, masses: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the second variation as a map of changes of masses."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from otflow.functionals import Functional, PowerEntropy
 from otflow.functionals.combined import combine
 from otflow.measures import GridDensity
+from otflow.proximal.grid.back_and_forth.convex import ascend
 from otflow.proximal.grid.back_and_forth.coupled import Coupled, Joint
 from otflow.proximal.grid.back_and_forth.newton import maximise
 from otflow.proximal.grid.pressure import Iterate, PressureProblem, lowest_pressure
@@ -33,7 +34,7 @@ PATIENCE, PROGRESS = 8, 0.5
 # Local steps in succession that may miss their aim.
 MOST_FAILURES = 2
 # Newton steps in all, for each that one start of a local step may take.
-WORK = 1.5
+WORK = 1.25
 # The density has settled if it changes by less than so many tolerances.
 SETTLED = 10.0
 # The whole is tried again where a round is off by less than this share of before.
@@ -143,7 +144,8 @@ def settle(
     tried, ending = math.inf, "limit"
     for k in range(1, most + 1):
         aim = min(max(SHARE * least, FINEST * tolerance), COARSEST)
-        now = rounds.solve(y, L, phi, aim, limit)
+        left = min(limit, math.ceil(WORK * limit) - steps)
+        now = rounds.solve(y, L, phi, aim, left)
         steps += now.used
         failures = 0 if now.solved else failures + 1
         fits, ratio = rounds.compare(y, now.nu, L)
@@ -157,7 +159,8 @@ def settle(
             y, phi = now.nu, now.phi
             if least > tolerance and now.joint.residual < AGAIN * tried:
                 tried = now.joint.residual
-                joint, used = rounds.coupled.climb(now.joint, tolerance, NEWTON)
+                left = min(NEWTON, max(math.ceil(WORK * limit) - steps, 1))
+                joint, used = rounds.whole(now.joint, tolerance, left)
                 steps += used
                 if used and rounds.coupled.falls(now.joint, joint):
                     found.append((joint.residual, joint.point, joint.problem))
@@ -245,6 +248,19 @@ class _Rounds:
         nu = self.point(masses)
         joint = self.coupled.settled(phi, local, point)
         return _Round(point, local, phi, nu, point.residual <= aim, used, joint)
+
+    def whole(self, joint: Joint, tolerance: float, limit: int) -> tuple[Joint, int]:
+        """Return what Newton's method makes of the whole, and its steps.
+
+        Interactions are quadratic; where they are convex the whole is a concave dual.
+        """
+        used = 0
+        if not self.terms.others:
+            joint, used = ascend(self.coupled, joint, tolerance, limit)
+        if joint.residual > tolerance and used < limit:
+            joint, more = self.coupled.climb(joint, tolerance, limit - used)
+            used += more
+        return joint, used
 
     def compare(self, y: _Point, nu: _Point, L: float) -> tuple[bool, float]:
         """Return whether L is enough from y to nu, and the L that they ask for.

@@ -232,9 +232,6 @@ class BackAndForth(ProximalSolver[GridDensity]):
         terms = taken.terms
         problem = _problem(terms, taken.potential(mu.weights), mu, dt)
         before = float(F.value(mu))
-        if not math.isfinite(before):
-            msg = f"F is {before} at the measure to step from; start where it is finite"
-            raise NonFinite(msg)
         start = _first_pressure(problem) if warm is None else warm.to(problem.V)
         if is_full(problem, self.tolerance, OVERFULL * torch.finfo(mu.dtype).eps):
             return self._full(F, mu, problem, start, before)

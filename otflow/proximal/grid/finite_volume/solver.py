@@ -283,9 +283,6 @@ class FiniteVolume(ProximalSolver[GridDensity]):
             raise Unsupported(msg)
         _potential(terms, mu)
         before = float(F.value(mu))
-        if not math.isfinite(before):
-            msg = f"F is {before} at the measure to step from; start where it is finite"
-            raise NonFinite(msg)
         budget = PATIENCE * self.max_iterations
         kept = warm if isinstance(warm, Warm) and warm.box == mu.box else None
         scene = Scene.of(terms, mu, kept.scene if kept else None)

@@ -156,7 +156,7 @@ def _from_wider_kernels(
     if problem.correction is not None:  # each kernel would need one of its own
         return warm, problem, used
     for wider in WIDER:
-        if wider * eps > largest_blur(box) or used >= budget - 1:
+        if wider * eps > largest_blur(problem.source) or used >= budget - 1:
             continue
         kernel = GibbsKernel(box, wider * eps, problem.log_source)
         coarse = replace(problem, kernel=kernel)

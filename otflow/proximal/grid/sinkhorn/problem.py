@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otflow.measures import Box, GridDensity
+from otflow.functionals import Functional
+from otflow.measures import GridDensity
 from otflow.proximal.grid.sinkhorn.kernel import GibbsKernel
 from otflow.proximal.grid.sinkhorn.scaling import (
     Iterate,
@@ -19,9 +20,10 @@ from otflow.proximal.grid.sinkhorn.scaling import (
 )
 from otflow.proximal.terms import Terms
 
-# Variance of the kernel in squares of the spacing: by default, and at least. On finer
-# grids, its share of dt and how stiff the iteration may be.
+# Variance of the kernel in squares of the spacing: by default, and at least.
 DEFAULT_EPS, LEAST_EPS = 0.6, 0.4
+# On finer grids: its share of dt times an energy, which is the temperature or what the
+# terms without density vary by, and how stiff the iteration may be.
 SHARE_OF_DT, MAX_STIFFNESS = 0.02, 100.0
 # Standard deviation of the kernel in sides of the box, at most: if given, by default.
 MAX_BLUR, DEFAULT_BLUR = 0.25, 1 / 12
@@ -29,11 +31,16 @@ MAX_BLUR, DEFAULT_BLUR = 0.25, 1 / 12
 SHARE = 1e-6
 # Of an entropy of negative factor: eps over dt times that factor, 2 is the limit.
 MARGIN = 4.0
+# A dt that is longer or shorter by more than that is another one to a warning: else a
+# flow whose dt varies would warn at each step.
+OTHER_DT = 1.5
 
 __all__ = [
+    "Told",
     "Warm",
     "damping_of",
     "largest_blur",
+    "least_eps",
     "pose",
     "positive_start",
     "start_of",
@@ -43,12 +50,26 @@ __all__ = [
 
 
 @dataclass(frozen=True)
+class Told:
+    """What a warning of a blur was about."""
+
+    F: Functional
+    dts: tuple[float, ...]
+
+    def covers(self, F: Functional, dt: float) -> bool:
+        """Whether it was about this functional and about this dt."""
+        return F is self.F and any(
+            dt <= OTHER_DT * old and old <= OTHER_DT * dt for old in self.dts
+        )
+
+
+@dataclass(frozen=True)
 class Warm:
     """The last scalings, good for the same cells and any dt."""
 
     problem: Scaling
     iterate: Iterate
-    blurred: bool = False  # a step has raised the energy
+    told: Told | None = None  # of a blur, in this flow
 
     def fits(self, mu: GridDensity) -> bool:
         """Whether they are arrays on the same cells."""
@@ -137,13 +158,15 @@ def damping_of(problem: Scaling) -> float:
 
 def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> float:
     """Return eps, by default or given; refused where it cannot be borne."""
-    cell, side = _longest_cell_and_shortest_side(mu.box)
+    cell, side = _longest_cell_and_shortest_side(mu)
     square = cell**2
     least = DEFAULT_EPS * square
     # Where a box is as narrow as a cell is long, the least eps is beyond that part.
     most = max(least, (MAX_BLUR * side) ** 2)
     if eps is None:
-        wanted = dt * max(SHARE_OF_DT, stiffness(mu, terms) / MAX_STIFFNESS)
+        heat = SHARE_OF_DT * max(terms.temperature, 0.0)
+        wanted = dt * max(heat, stiffness(mu, terms) / MAX_STIFFNESS)
+        wanted = max(wanted, _for_what_moves(mu, dt, terms))
         wanted = min(wanted, (DEFAULT_BLUR * side) ** 2)
         wanted = min(max(wanted, -MARGIN * dt * terms.temperature, least), most)
         # By factors of root 2, so that the kernel seldom changes along a flow; round
@@ -174,16 +197,66 @@ def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> 
     return eps
 
 
-def largest_blur(box: Box) -> float:
+def largest_blur(mu: GridDensity) -> float:
     """Return the largest eps that is chosen by default for its length."""
-    return (DEFAULT_BLUR * _longest_cell_and_shortest_side(box)[1]) ** 2
+    return (DEFAULT_BLUR * _longest_cell_and_shortest_side(mu)[1]) ** 2
 
 
-def _longest_cell_and_shortest_side(box: Box) -> tuple[float, float]:
-    # Along an axis of one cell there is no next cell to reach.
-    axes = [(n, h) for n, h in zip(box.shape, box.spacing, strict=True) if n > 1]
-    axes = axes or [(1, max(box.spacing))]
+def least_eps(mu: GridDensity) -> float:
+    """Return the least eps that is chosen by default: it reaches the next cell."""
+    return DEFAULT_EPS * _longest_cell_and_shortest_side(mu)[0] ** 2
+
+
+def _longest_cell_and_shortest_side(mu: GridDensity) -> tuple[float, float]:
+    # Of the room that is free, a box. Along an axis of one cell there is no next one.
+    free = mu.is_free.reshape(mu.shape)
+    counts = [
+        int(free.movedim(k, 0).reshape(n, -1).any(1).sum())
+        for k, n in enumerate(mu.shape)
+    ]
+    spacing = mu.box.spacing
+    axes = [(n, h) for n, h in zip(counts, spacing, strict=True) if n > 1]
+    axes = axes or [(1, max(spacing))]
     return max(h for _, h in axes), min(n * h for n, h in axes)
+
+
+def _for_what_moves(mu: GridDensity, dt: float, terms: Terms) -> float:
+    r"""Return the variance for terms other than internal energies.
+
+    It is a share of dt times the standard deviation of their F' under the density, in
+    units of F, so that no constant counts. A kernel as wide as the density blurs it; so
+    it is no more than the variance after the step, along the narrowest axis: they
+    contract the density by the factor :math:`1 + dt\,\lambda`, where
+    :math:`\lambda |x - m|^2/2` fits F' best. Terms that are not local are
+    differentiated in a density that is positive everywhere.
+    """
+    f, rest = potential_of(mu, terms).reshape(-1), terms.nonlocal_part
+    if rest is not None:
+        free = mu.is_free.to(mu.dtype)
+        masses = (1 - SHARE) * mu.weights + SHARE * free / free.sum()
+        f = f + rest.first_variation(mu.with_free_weights(masses))
+    squares = (mu.points - mu.weights @ mu.points).square()
+    variances = (mu.weights @ squares).tolist()
+    least = min(
+        (v for v, n in zip(variances, mu.shape, strict=True) if n > 1), default=0.0
+    )
+    energy, f = _standardised(mu, f)
+    length, q = _standardised(mu, 0.5 * squares.sum(-1))
+    fit = float(mu.weights @ (f * q)) * (energy / length) if length > 0 else 0.0
+    contraction = 1.0 + dt * max(fit, 0.0)
+    return min(SHARE_OF_DT * dt * energy, least / contraction / contraction)
+
+
+def _standardised(mu: GridDensity, f: Tensor) -> tuple[float, Tensor]:
+    """Return the standard deviation under a density, and f of mean 0, deviation 1."""
+    f = torch.where(mu.weights > 0, f, 0.0)
+    f = f - mu.weights @ f
+    f = torch.where(mu.weights > 0, f, 0.0)
+    unit = f.abs().max().clamp_min(torch.finfo(f.dtype).tiny)
+    f = f / unit  # squares of any unit
+    deviation = (mu.weights @ f.square()).sqrt()
+    f = torch.where(deviation > 0, f / deviation, 0.0)
+    return float(unit) * float(deviation), f
 
 
 def stiffness(mu: GridDensity, terms: Terms) -> float:

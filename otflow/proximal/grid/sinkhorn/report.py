@@ -17,6 +17,7 @@ from otflow.proximal.grid.gap import distance_bound, dual_value
 from otflow.proximal.grid.sinkhorn.blur import blur_of, self_potential
 from otflow.proximal.grid.sinkhorn.distance import distance_on_a_line, trusted_distance
 from otflow.proximal.grid.sinkhorn.local import transport_cost
+from otflow.proximal.grid.sinkhorn.problem import MARGIN, Told, least_eps
 from otflow.proximal.grid.sinkhorn.scaling import Iterate, Scaling
 
 __all__ = ["certificate", "warn_of_blur"]
@@ -24,6 +25,8 @@ __all__ = ["certificate", "warn_of_blur"]
 # Errors of energies beside what one more evaluation of the map changes in them: a stiff
 # iteration is that much further from its end.
 SAFE = 10.0
+# Ratios of lengths of cells, or of eps to the least one, that a cure speaks of.
+UNEVEN = 1.5
 
 
 def certificate(
@@ -84,25 +87,56 @@ def certificate(
     )
 
 
-def warn_of_blur(known: Mapping[str, Any], dt: float, *, already: bool) -> bool:
-    """Warn of a solved step whose blur is not small; return whether there was one.
+def warn_of_blur(
+    known: Mapping[str, Any], F: Functional, problem: Scaling, told: Told | None
+) -> Told | None:
+    """Warn of a solved step whose blur is not small; return what has been told.
 
-    A flow is warned once: `already` is the answer of the step before.
+    A flow is warned once: `told` is the answer of the step before.
     """
-    before, after = known["energy_before"], known["energy_after"]
+    before, after, dt = known["energy_before"], known["energy_after"], problem.dt
     noise = known["residual"] * abs(before)  # at rest
     rises = after - before > noise and not known["certified"]
     blurred = known["converged"] and (known["blurred"] or rises)
-    if blurred and not already:
-        rose = f", which raised the energy to {after:.6g}" if after > before else ""
-        msg = (
-            f"eps = {known['eps']:.3g} is too large for dt = {dt:.3g}: the blur alone "
-            f"moves the density by {known['blur']:.3g}, which is not small beside the "
-            f"step{rose}; the step is not certified; take a finer grid with a smaller "
-            f"eps, a longer dt, or JKO(BackAndForth())"
+    if not blurred or (told is not None and told.covers(F, dt)):
+        return told
+    rose = f", which raised the energy to {after:.6g}" if after > before else ""
+    msg = (
+        f"eps = {known['eps']:.3g} is too large for dt = {dt:.3g}: the blur alone "
+        f"moves the density by {known['blur']:.3g}, which is not small beside the "
+        f"step{rose}; the step is not certified; {_cures_of_blur(problem)}"
+    )
+    warnings.warn(msg, BlurWarning, stacklevel=3)
+    earlier = told.dts if told is not None and told.F is F else ()
+    return Told(F, (*earlier, dt))
+
+
+def _cures_of_blur(problem: Scaling) -> str:
+    """Return what makes the blur small beside the step."""
+    mu, terms, eps = problem.source, problem.terms, problem.kernel.eps
+    cells = [(h, k) for k, h in enumerate(mu.box.spacing) if mu.shape[k] > 1]
+    finer, (longest, axis) = "a finer grid", max(cells, default=(0.0, 0))
+    if longest > UNEVEN * min(cells, default=(0.0, 0))[0]:
+        finer += (
+            f" along axis {axis}: one eps serves all axes, and must reach the next "
+            f"cell along it"
         )
-        warnings.warn(msg, BlurWarning, stacklevel=3)
-    return blurred or already
+    least = max(least_eps(mu), -MARGIN * problem.dt * terms.temperature)
+    if eps > UNEVEN * least:
+        # The blur grows like the square of eps, which by default grows with dt.
+        cures = [f"eps = {least:.2g}", f"{finer} with a smaller eps"]
+    elif terms.temperature < 0 and least > least_eps(mu):
+        cures = ["a shorter dt, which bears a smaller eps"]
+    else:
+        cures = [f"{finer} with a smaller eps", "a longer dt"]
+    if terms.temperature >= 0:
+        # The dual of a step that repels may have no maximum; fast diffusion has none.
+        nonlocal_ = terms.nonlocal_part is not None
+        volumes = nonlocal_ or terms.is_fast
+        cures.append(f"JKO({'FiniteVolume' if volumes else 'BackAndForth'}())")
+    if len(cures) > 1:
+        cures[-1] = f"or {cures[-1]}"
+    return f"take {', '.join(cures)}"
 
 
 def _noise(problem: Scaling, iterate: Iterate, nu: GridDensity) -> float:

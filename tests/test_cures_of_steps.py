@@ -1,0 +1,328 @@
+"""Cures of steps that do not converge, and of what is asked of them too early."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.schemes import Adaptive
+from tests.clouds import normal
+from tests.cures import Case, check_cures
+
+F64 = torch.float64
+SQUARE = of.Potential(lambda x: x.square().sum(-1))
+HILL = of.Potential(lambda x: -0.5 * x.square().sum(-1), modulus=-1.0)
+KINK = of.Potential(lambda x: x.abs().sum(-1), modulus=0.0)
+SMOOTH = of.Potential(lambda x: (x.square() + 0.01).sqrt().sum(-1), modulus=0.0)
+CLOUD = of.Particles(normal(5, 2))
+LINE = of.Quantiles(torch.linspace(-1, 1, 9, dtype=F64))
+BELL = of.Gaussian(torch.tensor([2.0], dtype=F64), torch.tensor([[9.0]], dtype=F64))
+WALL = torch.zeros(6, 6, dtype=torch.bool)
+WALL[3, :4] = True
+GENERATOR = torch.Generator()
+
+
+def cells(n=32, dtype=F64, **options):
+    return of.GridDensity.from_function(
+        lambda x: (-30 * (x - 0.5).square().sum(-1)).exp(),
+        0,
+        1,
+        n,
+        walls=True,
+        dtype=dtype,
+        **options,
+    )
+
+
+def room():
+    rho = torch.ones(6, 6, dtype=F64).masked_fill(WALL, 0.0)
+    return of.GridDensity(rho, 0, 1, obstacles=WALL, normalize=True, walls=True)
+
+
+def flow(F, mu, scheme=None, dt=0.1, steps=1, **options):
+    scheme = of.JKO() if scheme is None else scheme
+    return of.flow(F, mu, scheme, dt=dt, steps=steps, generator=0, **options)
+
+
+def step(F, mu, solver, dt=0.1):
+    """Make a step and require that it converged."""
+    assert flow(F, mu, of.JKO(solver), dt=dt).converged
+
+
+class Noise(of.schemes.Scheme):
+    """A scheme of one's own, by noise in place of an entropy."""
+
+    def step(self, F, mu, dt, state, generator):
+        temperature, rest = F.split_entropy()
+        moved = mu.push(rest.velocity(mu), dt)
+        return of.schemes.Step(moved.diffuse(2 * temperature * dt, generator))
+
+
+class Told(Noise):
+    def energy(self, F, mu):
+        return F.split_entropy()[1].value(mu)
+
+
+class Halve(of.schemes.Scheme):
+    def step(self, F, mu, dt, state, generator):
+        return of.schemes.Step(of.Particles(mu.points[: (mu.n + 1) // 2]), state)
+
+
+def barrier(x):
+    return torch.where(x[..., 0] < 0.1, torch.inf, x[..., 0])
+
+
+def step_of(n):
+    solver = of.proximal.GridSinkhorn(max_iterations=n)
+    return solver.differentiable_step(SQUARE + of.Entropy(), cells(), 0.05)
+
+
+CASES: dict[str, Case] = {
+    "steps that ran out of their budget": (
+        of.errors.NotConvergedWarning,
+        r"take a smaller dt, or JKO\(solver\) with a larger budget or tolerance",
+        lambda: flow(WELLS, CLOUD, of.JKO(budget(3)), dt=1.0),
+        [
+            lambda: flow(WELLS, CLOUD, of.JKO(budget(3)), dt=1e-9),
+            lambda: flow(WELLS, CLOUD, of.JKO(budget(500)), dt=1.0),
+            lambda: flow(WELLS, CLOUD, of.JKO(budget(3, tolerance=10.0)), dt=1.0),
+        ],
+    ),
+    "a kink of the functional": (
+        of.errors.NotConvergedWarning,
+        r"smooth the kink .*, or take ExplicitEuler\(\)",
+        lambda: flow(KINK + 0.1 * of.Entropy(), LINE, dt=1.0),
+        [
+            lambda: flow(SMOOTH + 0.1 * of.Entropy(), LINE, dt=1.0),
+            lambda: flow(SOFTPLUS + 0.1 * of.Entropy(), LINE, dt=1.0),
+            lambda: flow(KINK + 0.1 * of.Entropy(), LINE, of.ExplicitEuler(), dt=1e-3),
+        ],
+    ),
+    "nodes that do not suffice": (
+        of.errors.NotConvergedWarning,
+        r"allow more nodes by GaussianProximal\(max_nodes=.*, smooth F, or flow",
+        lambda: flow(SMOOTH + 0.1 * of.Entropy(), BELL, few(64), dt=1.0),
+        [
+            lambda: flow(SMOOTH + 0.1 * of.Entropy(), BELL, few(4096), dt=1.0),
+            lambda: flow(SMOOTHER + 0.1 * of.Entropy(), BELL, few(64), dt=1.0),
+            lambda: flow(SMOOTH + 0.1 * of.Entropy(), LINE, dt=1.0),
+            lambda: flow(SMOOTH + 0.1 * of.Entropy(), cells(), dt=0.5),
+        ],
+    ),
+    "a record whose shape changes": (
+        ValueError,
+        "keep the shape, or compute it from the trajectory's snapshots",
+        lambda: flow(SQUARE, CLOUD, Halve(), record={"x": lambda mu: mu.points}),
+        [
+            lambda: flow(
+                SQUARE, CLOUD, Halve(), record={"x": lambda mu: mu.points.mean(0)}
+            ),
+            lambda: [mu.points for mu in flow(SQUARE, CLOUD, Halve()).snapshots],
+        ],
+    ),
+    "an atom between quantiles": (
+        of.errors.Diverged,
+        r"add Entropy\(\) or another internal energy, take a smaller dt, or flow Part",
+        lambda: step(KINK, LINE, of.proximal.QuantileProximal(), dt=1.0),
+        [
+            lambda: flow(SMOOTH + of.Entropy(), LINE, dt=1.0),
+            lambda: step(SMOOTH, LINE, of.proximal.QuantileProximal(), dt=0.01),
+            lambda: flow(KINK, of.Particles(LINE.points), of.ExplicitEuler(), dt=0.1),
+        ],
+    ),
+    "a potential of a row": (
+        of.errors.InvalidFunctional,
+        r"reduce over the last axis: \.sum\(-1\)",
+        lambda: flow(of.Potential(lambda x: x.square()), LINE),
+        [lambda: flow(of.Potential(lambda x: x.square().sum(-1)), LINE)],
+    ),
+    "a Hessian drowned in a long step": (
+        (of.errors.NonFinite, of.errors.Diverged),
+        "take a smaller dt",
+        lambda: of.proximal.QuantileProximal().solve(WELL, LINE, 1e18),
+        [lambda: flow(WELL, LINE, dt=1.0)],
+    ),
+    "a concave step without end": (
+        of.errors.Diverged,
+        r"take a smaller dt, or walls .* QuantileProximal\(lower=",
+        lambda: flow(HILL, LINE, dt=1e6),
+        [
+            lambda: flow(HILL, LINE, dt=0.5),
+            lambda: flow(
+                HILL + of.Entropy(),
+                LINE,
+                of.JKO(of.proximal.QuantileProximal(lower=-2.0, upper=2.0)),
+                dt=1e6,
+            ),
+        ],
+    ),
+    "a tolerance out of reach": (
+        of.errors.NotConverged,
+        "loosen the tolerance",
+        lambda: flow(
+            SQUARE, CLOUD, Adaptive(of.ExplicitEuler(), tolerance=1e-12, min_dt=0.01)
+        ),
+        [
+            lambda: flow(
+                SQUARE, CLOUD, Adaptive(of.ExplicitEuler(), tolerance=1e-2, min_dt=1e-3)
+            )
+        ],
+    ),
+    "steps that cannot be compared": (
+        of.errors.Unsupported,
+        r"say how, e\.g\. distance=otflow\.metrics\.wasserstein2",
+        lambda: flow(SQUARE, CLOUD, Adaptive(SPLIT, tolerance=0.01)),
+        [
+            lambda: flow(
+                SQUARE,
+                CLOUD,
+                Adaptive(SPLIT, tolerance=0.01, distance=of.metrics.wasserstein2),
+            )
+        ],
+    ),
+    "a distance that returns no number": (
+        ValueError,
+        r"e\.g\. distance=otflow\.metrics\.wasserstein2",
+        lambda: flow(
+            SQUARE, CLOUD, Adaptive(of.JKO(), tolerance=0.1, distance=lambda *_: None)
+        ),
+        [
+            lambda: flow(
+                SQUARE,
+                CLOUD,
+                Adaptive(of.JKO(), tolerance=0.1, distance=of.metrics.wasserstein2),
+            )
+        ],
+    ),
+    "noise of one's own in place of an entropy": (
+        of.errors.Unsupported,
+        r"override its energy\(F, mu\) by the value of the rest",
+        lambda: flow(SQUARE + of.Entropy(), CLOUD, Noise()),
+        [lambda: flow(SQUARE + of.Entropy(), CLOUD, Told())],
+    ),
+    "a class in a chain": (
+        TypeError,
+        r"write JKO\(\)",
+        lambda: of.chain(of.JKO, of.BirthDeath()),
+        [lambda: of.chain(of.JKO(), of.BirthDeath())],
+    ),
+    "order 2 beside obstacles": (
+        of.errors.Unsupported,
+        r"use JKO\(\) with order=1 and a smaller dt",
+        lambda: flow(SQUARE + of.Entropy(), room(), of.JKO(order=2)),
+        [lambda: flow(SQUARE + of.Entropy(), room(), of.JKO(order=1), dt=0.01)],
+    ),
+    "noise of a long step": (
+        of.errors.Diverged,
+        "take a smaller dt$",
+        lambda: flow(QUARTIC + of.Entropy(), CLOUD, of.Langevin(), dt=1.0, steps=50),
+        [lambda: flow(QUARTIC + of.Entropy(), CLOUD, of.Langevin(), dt=1e-3, steps=9)],
+    ),
+    "a stage that is no measure": (
+        of.errors.Diverged,
+        r"take a smaller dt, or JKO\(order=1\)",
+        lambda: flow(25 * SQUARE, LINE, of.JKO(order=2), dt=1.0),
+        [
+            lambda: flow(25 * SQUARE, LINE, of.JKO(order=2), dt=1e-3),
+            lambda: flow(25 * SQUARE, LINE, of.JKO(order=1), dt=1.0),
+        ],
+    ),
+    "a derivative of a step that stopped": (
+        of.errors.NotConverged,
+        "raise max_iterations",
+        lambda: step_of(2),
+        [lambda: step_of(500)],
+    ),
+    "a barrier for finite volumes": (
+        (of.errors.NonFinite, of.errors.Diverged),
+        "make the cells where it is not obstacles",
+        lambda: step(of.Potential(barrier) + of.Entropy(), cells(), FV()),
+        [lambda: step(of.Potential(barrier) + of.Entropy(), blocked(), FV())],
+    ),
+    "a class of solvers": (
+        TypeError,
+        r"write ParticleProximal\(\)",
+        lambda: of.JKO(of.proximal.ParticleProximal),
+        [lambda: of.JKO(of.proximal.ParticleProximal())],
+    ),
+    "a step of cells below the last place": (
+        of.errors.Diverged,
+        "use float64",
+        lambda: flow(NEAR_ONE, of.Quantiles(LINE.edges.float()), dt=1e10),
+        [lambda: flow(NEAR_ONE, LINE, dt=1e10)],
+    ),
+    "an adjoint that takes too long": (
+        of.errors.NotConverged,
+        "take a smaller dt or a larger eps",
+        lambda: few_adjoint(0.5, 1e-3),
+        [lambda: few_adjoint(1e-3, 1e-3), lambda: few_adjoint(0.5, 3e-2)],
+    ),
+    "a map differentiated twice": (
+        of.errors.Unsupported,
+        r"differentiate once, or use Entropy\(\) or PowerEntropy\(m\)",
+        lambda: slopes(of.Internal(lambda r: r), 2),
+        [
+            lambda: slopes(of.Internal(lambda r: r), 1),
+            lambda: slopes(of.Entropy(), 2),
+            lambda: slopes(of.PowerEntropy(2.0), 2),
+        ],
+    ),
+    "a measure without a solver": (
+        of.errors.Unsupported,
+        r"give one: JKO\(solver=\.\.\.\)",
+        lambda: of.proximal.default_solver(FOREIGN),
+        [lambda: step(SQUARE, CLOUD, of.proximal.ParticleProximal())],
+    ),
+}
+FV = of.proximal.FiniteVolume
+WELL = of.Potential(lambda x: 0.25 * (x.square() - 1).square().sum(-1))
+WELLS = of.Potential(lambda x: (3 * x).cos().sum(-1) + x.square().sum(-1))
+QUARTIC = of.Potential(lambda x: x.square().square().sum(-1))
+NEAR_ONE = of.Potential(lambda x: (x - 1).square().sum(-1), modulus=2.0)
+SMOOTHER = of.Potential(lambda x: (x.square() + 4).sqrt().sum(-1), modulus=0.0)
+SOFTPLUS = of.Potential(
+    lambda x: (torch.nn.functional.softplus(9 * x) / 9).sum(-1), modulus=0.0
+)
+SPLIT = of.chain(of.ExplicitEuler(), of.BirthDeath())
+FOREIGN = type("Foreign", (), {})()
+
+
+def slopes(F, times):
+    """Differentiate a pointwise map of an internal energy."""
+    s = torch.linspace(0.5, 1, 3, dtype=F64, requires_grad=True)
+    r = F.conjugate_slope(s)
+    for _ in range(times):
+        (r,) = torch.autograd.grad(r.square().sum(), s, create_graph=True)
+
+
+def few_adjoint(dt, eps):
+    """Differentiate a step by few iterations."""
+    w = cells().weights.clone().requires_grad_()
+    solver = of.proximal.GridSinkhorn(eps=eps)
+    with mock.patch("otflow.proximal.grid.sinkhorn.derivative.MAX_ADJOINT", 20):
+        nu = solver.differentiable_step(
+            SQUARE + of.Entropy(), cells().with_free_weights(w), dt
+        )
+        nu.weights.square().sum().backward()
+
+
+def budget(n, **options):
+    return of.proximal.ParticleProximal(max_gradients=n, **options)
+
+
+def few(nodes):
+    return of.JKO(of.proximal.GaussianProximal(max_nodes=nodes))
+
+
+def blocked():
+    x = torch.linspace(0.5 / 32, 1 - 0.5 / 32, 32, dtype=F64)
+    rho = (-30 * (x - 0.5).square()).exp().masked_fill(x < 0.1, 0.0)
+    return of.GridDensity(rho, 0, 1, obstacles=x < 0.1, normalize=True, walls=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_cures_that_an_error_names_work(case):
+    check_cures(CASES[case])
