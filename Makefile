@@ -49,7 +49,7 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 
 # Threads that wait do so asleep: spinning ones are 10 times slower on a busy machine.
 demo: $(VENV)/.installed-demo ## run the demonstration; results in demo-output/
-	OMP_WAIT_POLICY=passive $(HEADLESS) $(BIN)/python -m otflow --output demo-output $(ARGS)
+	OMP_WAIT_POLICY=passive $(HEADLESS) $(BIN)/python -m demo --output demo-output $(ARGS)
 
 bench: $(VENV)/.installed-demo ## time otflow side by side with POT, GeomLoss and torch
 	$(HEADLESS) $(BIN)/python -m benchmarks $(ARGS)

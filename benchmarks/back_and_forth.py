@@ -12,7 +12,7 @@ from benchmarks.grids import Spreading
 from benchmarks.memory import peak_extra_megabytes
 from benchmarks.timing import Row, at_least, at_most, interleaved
 from otflow.measures import Box
-from otflow.proximal.c_transform import c_transform, has_compiler
+from otflow.proximal.grid.c_transform import c_transform, has_compiler
 
 
 class Crowd:

@@ -46,7 +46,7 @@ nitpicky = True
 nitpick_ignore = [
     ("py:obj", "otflow.proximal.base.M"),
     ("py:class", "otflow.meanfield.network.Network"),
-    ("py:class", "otflow.measures.grid_moves.MovingCells"),
+    ("py:class", "otflow.measures.grid.moves.MovingCells"),
 ]
 default_role = None
 highlight_language = "python"

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from otflow._autodiff import tiles
+from otflow._pairs import tiles
 from otflow._validation import positive, real
 
 # Rows of a block: its distances stay in the second-level cache. Not a power of two,

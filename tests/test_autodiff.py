@@ -8,15 +8,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import otflow as of
 from otflow._autodiff import (
-    TILE,
     check_finite,
     gradient,
     line_derivatives,
-    pair_sum,
     second_gradient,
-    tiles,
     value_gradient_product,
 )
+from otflow._pairs import TILE, pair_sum, tiles
 from tests import clouds
 from tests.clouds import normal
 

@@ -302,7 +302,7 @@ def turned(least, detach=False):
     covariance = (0.5 * (covariance + covariance.T)).requires_grad_()
     mu = of.Gaussian(torch.zeros(4, dtype=F64), covariance)
     nu = of.Gaussian(torch.zeros(4, dtype=F64), eye)
-    with mock.patch("otflow.measures.covariance.POLAR_STEPS", STEPS):
+    with mock.patch("otflow.measures.gaussian.covariance.POLAR_STEPS", STEPS):
         mu = mu.detach() if detach else mu
         mu.norm(mu.displacement_to(nu))
 

@@ -11,7 +11,7 @@ import otflow as of
 from otflow.schemes import Adaptive
 from tests.clouds import normal
 from tests.cures import Case, check_cures
-from tests.proximal.test_gaussian_values import AtTheTop, jump
+from tests.proximal.gaussian.test_values import AtTheTop, jump
 from tests.schemes.test_langevin import Noise, Told
 
 F64 = torch.float64
@@ -314,7 +314,7 @@ def few_adjoint(dt, eps):
     """Differentiate a step by few iterations."""
     w = cells().weights.clone().requires_grad_()
     solver = of.proximal.GridSinkhorn(eps=eps)
-    with mock.patch("otflow.proximal.grid_implicit.MAX_ADJOINT", 20):
+    with mock.patch("otflow.proximal.grid.sinkhorn.derivative.MAX_ADJOINT", 20):
         nu = solver.differentiable_step(
             SQUARE + of.Entropy(), cells().with_free_weights(w), dt
         )

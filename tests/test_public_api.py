@@ -49,6 +49,7 @@ EXPECTED = [
     "functionals",
     "kernels",
     "meanfield",
+    "measures",
     "metrics",
     "plotting",
     "proximal",

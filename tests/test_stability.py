@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.functionals.roots import increasing_root
+from otflow.numerics.roots import increasing_root
 from tests import exact
 from tests.clouds import normal
 from tests.stability import Outcome, assert_stable, of_step

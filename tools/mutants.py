@@ -37,8 +37,13 @@ COVERAGE = Path(".git") / "coverage"
 
 def key_of(test: str, module: str) -> int:
     """Return how far back in the queue a test of the module stands."""
-    words = set(Path(module).stem.split("_"))
-    return -len(words & set(Path(test.split("::", maxsplit=1)[0]).stem.split("_")))
+    mirrored = words_of(module) & words_of(test.split("::", maxsplit=1)[0])
+    return -len(mirrored)
+
+
+def words_of(path: str) -> set[str]:
+    """Return the words of a path's folders and file: a/b_c.py gives a, b, c."""
+    return set(re.split(r"[/_]", path.removesuffix(".py")))
 
 
 def statement(source: str, line: int) -> range:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from otflow._autodiff import check_finite, tiles, value_and_gradient
+from otflow._autodiff import check_finite, value_and_gradient
 from otflow._graphs import records
+from otflow._pairs import tiles
 from otflow._typing import ArrayLike, Ground
 from otflow._validation import real
 from otflow.functionals.base import Functional

@@ -13,8 +13,8 @@ from otflow._typing import Ground
 from otflow._validation import real
 from otflow.errors import NonFinite, NotConverged
 from otflow.functionals.base import Functional, Sum
-from otflow.functionals.roots import increasing_root
 from otflow.measures import Gaussian, Measure
+from otflow.numerics.roots import increasing_root
 
 __all__ = ["Entropy", "Internal"]
 

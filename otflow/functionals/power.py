@@ -10,8 +10,8 @@ from torch import Tensor
 from otflow._validation import positive
 from otflow.errors import NonFinite
 from otflow.functionals.internal import Internal
-from otflow.functionals.roots import wright_omega
 from otflow.measures import Gaussian, GridDensity, Measure
+from otflow.numerics.roots import wright_omega
 
 __all__ = ["Congestion", "PowerEntropy"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from otflow._autodiff import tiles
+from otflow._pairs import tiles
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.losses import Loss
 from otflow.meanfield.network import block_rows

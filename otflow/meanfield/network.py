@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otflow._autodiff import tiles
+from otflow._pairs import tiles
 from otflow._typing import ArrayLike
 from otflow._validation import (
     as_points,

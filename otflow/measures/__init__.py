@@ -1,12 +1,12 @@
 """Representations of a probability measure."""
 
 from otflow.measures.base import Measure
-from otflow.measures.box import Box
-from otflow.measures.gaussian import Gaussian
-from otflow.measures.grid import GridDensity
-from otflow.measures.grid_convolution import Convolution
+from otflow.measures.gaussian.law import Gaussian
+from otflow.measures.grid.box import Box
+from otflow.measures.grid.convolution import Convolution
+from otflow.measures.grid.density import GridDensity
 from otflow.measures.particles import Particles
-from otflow.measures.quantiles import Quantiles
+from otflow.measures.quantiles.density import Quantiles
 
 __all__ = [
     "Box",

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from otflow._autodiff import pair_sum
 from otflow._graphs import recording, records, refuse_graph
+from otflow._pairs import pair_sum
 from otflow._typing import Ground
 from otflow.errors import InvalidFunctional
 from otflow.kernels import RadialKernel

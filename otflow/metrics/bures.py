@@ -8,7 +8,7 @@ from torch import Tensor
 from otflow._graphs import records
 from otflow._validation import check_like, unit_of
 from otflow.measures import Gaussian
-from otflow.measures.covariance import optimal_rotation
+from otflow.measures.gaussian.covariance import optimal_rotation
 
 __all__ = ["between_gaussians"]
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otflow._autodiff import tiles
 from otflow._lazy import lazy_import
+from otflow._pairs import tiles
 
 __all__ = ["along_the_plan", "proved", "squares", "transform"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from otflow._autodiff import tiles
 from otflow._lazy import lazy_import
+from otflow._pairs import tiles
 
 __all__ = ["round_off", "supporting_potential"]
 

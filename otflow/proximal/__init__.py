@@ -8,9 +8,7 @@ from otflow.functionals import Functional
 from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
 from otflow.proximal.base import ProximalSolver, ProxResult, may_cross_obstacles
 from otflow.proximal.gaussian import GaussianProximal
-from otflow.proximal.grid_back_and_forth import BackAndForth
-from otflow.proximal.grid_finite_volume import FiniteVolume
-from otflow.proximal.grid_sinkhorn import GridSinkhorn
+from otflow.proximal.grid import BackAndForth, FiniteVolume, GridSinkhorn
 from otflow.proximal.particles import ParticleProximal
 from otflow.proximal.quantiles import QuantileProximal
 from otflow.proximal.terms import sort_terms

@@ -14,7 +14,7 @@ import torch
 
 import otflow as of
 from otflow.analysis import observed_order
-from otflow.measures.levels import graded_masses
+from otflow.measures.quantiles.levels import graded_masses
 from otflow.proximal import QuantileProximal
 from tests import exact
 

@@ -8,7 +8,7 @@ import torch
 import otflow as of
 from otflow.errors import Diverged
 from otflow.measures import Box
-from otflow.measures.grid_heat import heat
+from otflow.measures.grid.heat import heat
 
 F64 = torch.float64
 

@@ -13,7 +13,7 @@ from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 
 import otflow as of
-from otflow.measures.grid_kernels import WIDEST, _gaussian_axis
+from otflow.measures.grid.kernels import WIDEST, _gaussian_axis
 from tests.differences import derivative
 
 WIDTHS = [0.005, 0.05, 0.2, 0.45, 0.58, 0.6, 1.0, 2.0, 5.0]  # in cells

@@ -14,14 +14,14 @@ from otflow.proximal import (
     GridSinkhorn,
     QuantileProximal,
 )
-from otflow.proximal.duality import cell_means, transport_cost
-from otflow.proximal.grid_duality import distance_bound, dual_value
-from otflow.proximal.quantile_newton import minimise
-from otflow.proximal.quantile_objective import Objective
-from otflow.proximal.quantile_step import Room
+from otflow.proximal.grid.duality import cell_means, transport_cost
+from otflow.proximal.grid.gap import distance_bound, dual_value
+from otflow.proximal.quantiles.newton import minimise
+from otflow.proximal.quantiles.objective import Objective
+from otflow.proximal.quantiles.step import Room
 from otflow.proximal.terms import sort_terms
 from tests import exact
-from tests.proximal.test_grid_sinkhorn import bell, exact_distance
+from tests.proximal.grid.test_grid_sinkhorn import bell, exact_distance
 
 F64 = torch.float64
 SOLVERS = {"scalings": GridSinkhorn, "dual": BackAndForth}
@@ -355,7 +355,7 @@ def test_the_report_of_a_gaussian_step_is_true(tolerance):
 
 
 def test_a_map_that_is_not_optimal_is_told(monkeypatch):
-    from otflow.proximal.affine import OptimalMaps
+    from otflow.proximal.gaussian.maps import OptimalMaps
 
     monkeypatch.setattr(OptimalMaps, "is_optimal", lambda *_: False)
     report = GaussianProximal().solve(exact.quadratic(), law(), 0.5).certificate
@@ -432,7 +432,7 @@ def test_a_kernel_with_a_smooth_repulsion_is_not_convex_on_the_half_line():
 
 
 def test_anderson_forgets():
-    from otflow.proximal.anderson import Anderson
+    from otflow.numerics.anderson import Anderson
 
     mixing, x = Anderson(4, torch.ones(3, dtype=F64)), torch.zeros(3, dtype=F64)
     for k in range(3):

@@ -1,0 +1,5 @@
+"""Gaussian measures."""
+
+from otflow.measures.gaussian.law import Gaussian
+
+__all__ = ["Gaussian"]

@@ -1,0 +1,470 @@
+"""Gaussian measures: an affine image of the standard one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from otflow._autodiff import value_and_gradient
+from otflow._graphs import unmodified
+from otflow._typing import ArrayLike, Ground, Value
+from otflow._validation import (
+    as_float_tensor,
+    as_points,
+    check_generator,
+    check_like,
+    non_negative_int,
+    positive,
+    real,
+)
+from otflow.errors import Diverged, NonFinite, Unsupported
+from otflow.kernels import Gaussian as GaussianKernel
+from otflow.kernels import RadialKernel
+from otflow.measures.base import Measure, keep_immutable
+from otflow.measures.gaussian.covariance import (
+    check_state,
+    cholesky,
+    optimal_rotation,
+    widened,
+)
+from otflow.measures.gaussian.narrow import gaussian_kernel_energy, warn_if_hidden
+from otflow.measures.gaussian.quadrature import (
+    Nodes,
+    finer_nodes,
+    gaussian_nodes,
+    integrate_energy,
+)
+from otflow.measures.sums import check_kernel
+
+__all__ = ["Gaussian"]
+
+
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class Gaussian(Measure):
+    r"""The Gaussian law :math:`N(m, LL^\top)` in any dimension.
+
+    It is the image of the standard Gaussian under :math:`z \mapsto m + L z`, and it
+    moves by affine maps: a tangent :math:`t` of shape (1 + d, d) moves the point of
+    the node z by :math:`t_0 + z\, t_{1:}`, so row 0 moves the mean and the others move
+    :math:`L^\top`. Since z is white, :math:`\langle s, t\rangle_{L^2(\mu)} = \sum s t`,
+    and gradients are :math:`(\partial F/\partial m, \partial F/\partial L^\top)`. The
+    flow of F on Gaussians is its flow in W2 projected to affine velocities
+    :cite:p:`lambert2022variational`, and is the flow itself if F is the sum of
+    quadratic potentials, quadratic interactions and entropy.
+
+    Expectations are sums over whitened nodes, :math:`x_k = m + L z_k`: exact, to
+    round-off, for polynomials of degree 3, hence for quadratic potentials; what else is
+    exact is told by `quadrature`. Pairs of independent points differ by
+    :math:`\sqrt2 L z`, so an interaction costs one sum, not a double one. Density and
+    entropy are in closed form.
+
+    Parameters
+    ----------
+    mean : Tensor or ndarray, shape (d,)
+        Mean, float32 or float64; copied, with its graph.
+    covariance : Tensor or ndarray, shape (d, d)
+        Covariance, symmetric and positive definite.
+    nodes : int, optional
+        Quadrature nodes: per axis for d <= 3 (tensor Gauss-Hermite; 32, 20, 12 by
+        default), in all above (antithetic low-discrepancy nodes; 2,048, or 8 d rounded
+        up to a power of two where that is more).
+
+    Attributes
+    ----------
+    mean : Tensor, shape (d,)
+        Mean.
+    factor : Tensor, shape (d, d)
+        The L above: any invertible matrix, at first the Cholesky factor.
+    nodes : Tensor, shape (n, d)
+        Whitened nodes z.
+    points : Tensor, shape (n, d)
+        Their images.
+    weights : Tensor, shape (n,)
+        Masses of the nodes.
+    quadrature : str
+        The rule, its size and the degree to which it is exact.
+    degree : int
+        That degree: in each coordinate of the factor for d <= 3, in all of them above.
+
+    Raises
+    ------
+    ValueError
+        If a shape is wrong, an entry is not finite, the covariance is not symmetric or
+        not positive definite, or the dtype is a half precision.
+    MemoryError
+        If the nodes of all axes do not fit into the memory.
+    TypeError
+        If the kind or dtype of an argument is wrong; nothing is cast.
+
+    Notes
+    -----
+    With n nodes a value costs that of its ground function at n points and a product,
+    O(n d^2); moves cost O(d^3). The distance between two Gaussians is
+    `otflow.metrics.wasserstein2`, or ``mu.norm(mu.displacement_to(nu))``.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> mu = of.Gaussian(torch.zeros(2), torch.diag(torch.tensor([1.0, 4.0])))
+    >>> round(float(mu.expectation(lambda x: x.square().sum(-1))), 4)
+    5.0
+    >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1)) + of.Entropy()
+    >>> run = of.flow(F, mu, of.ExplicitEuler(), dt=0.1, steps=100)
+    >>> run.final.covariance  # that of exp(-|x|^2/2)
+    tensor([[1.0000, 0.0000],
+            [0.0000, 1.0000]])
+    """
+
+    mean: Tensor
+    factor: Tensor
+    nodes: Tensor
+    points: Tensor
+    weights: Tensor
+    quadrature: str
+    degree: int
+
+    cures: ClassVar[dict[str, str]] = {
+        "mass_gradient": (
+            "the masses of its nodes are those of a quadrature rule, and a first "
+            "variation that is not quadratic is no direction among Gaussians; use "
+            "`velocity`, or ask a GridDensity or Particles(mu.sample(...))"
+        ),
+        "reweight": (
+            "a Gaussian times a function is no Gaussian; use a GridDensity, or "
+            "Particles(mu.sample(...)), for birth and death"
+        ),
+    }
+
+    def __init__(
+        self, mean: ArrayLike, covariance: ArrayLike, *, nodes: int | None = None
+    ) -> None:
+        m = as_float_tensor(mean, "mean")
+        if m.ndim != 1 or not len(m):
+            cure = "; use mean[None] for a number" if m.ndim == 0 else ""
+            msg = f"mean must have shape (d,), got {tuple(m.shape)}{cure}"
+            raise ValueError(msg)
+        m = as_points(m[None], "mean")[0].clone()
+        # The rule first: a dimension that has none must not wait for eigenvalues.
+        rule = gaussian_nodes(len(m), nodes)
+        factor = cholesky(covariance, m)
+        self._set_rule(torch.cat([m[None], factor.T]), rule)
+
+    def _set_rule(self, state: Tensor, rule: Nodes) -> None:
+        z, w = (x.to(state, copy=True) for x in (rule.points, rule.weights))
+        object.__setattr__(self, "quadrature", rule.rule)
+        object.__setattr__(self, "degree", rule.degree)
+        self._set(state, z, w)
+
+    def _set(self, state: Tensor, z: Tensor, weights: Tensor) -> None:
+        object.__setattr__(self, "mean", state[0])
+        object.__setattr__(self, "factor", state[1:].T)
+        object.__setattr__(self, "nodes", z)
+        object.__setattr__(self, "points", torch.addmm(state[0], z, state[1:]))
+        object.__setattr__(self, "weights", weights)
+
+    def _at(self, state: Tensor) -> Self:
+        """Return a copy with another (m, L^T), unchecked; a graph on it stays alive."""
+        new = object.__new__(type(self))
+        object.__setattr__(new, "quadrature", self.quadrature)
+        object.__setattr__(new, "degree", self.degree)
+        new._set(state, self.nodes, self.weights)
+        return new
+
+    def refined(self, nodes: int) -> Self:
+        """Return the same law, with the same factor, on a rule of more nodes.
+
+        Parameters
+        ----------
+        nodes : int
+            Per axis for d <= 3, even and at least 8: equal steps, which are finer than
+            Gauss-Hermite where many are wanted. In all above, low-discrepancy nodes.
+
+        Returns
+        -------
+        Gaussian
+            Its moves keep the rule. A graph stays.
+
+        Raises
+        ------
+        ValueError
+            If `nodes` is too small or odd.
+        MemoryError
+            If the nodes of all axes, `nodes` to the power d, do not fit into memory.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> mu = of.Gaussian(torch.zeros(1), torch.ones(1, 1)).refined(1000)
+        >>> mu.n, mu.expectation(lambda x: x[..., 0].abs())  # (2 / pi)^(1/2)
+        (1000, tensor(0.7979))
+        """
+        return self._on(finer_nodes(self.dim, nodes))
+
+    def _on(self, rule: Nodes) -> Self:
+        """Return the same law, with the same factor, on another rule."""
+        new = object.__new__(type(self))
+        new._set_rule(self.state, rule)
+        return new
+
+    @property
+    def state(self) -> Tensor:
+        r"""Mean and factor as one tensor :math:`(m, L^\top)`, (1 + d, d)."""
+        return torch.cat([self.mean[None], self.factor.T])
+
+    @property
+    def covariance(self) -> Tensor:
+        r"""The covariance :math:`LL^\top`, (d, d)."""
+        return self.factor @ self.factor.T
+
+    @classmethod
+    def from_samples(cls, x: ArrayLike, *, nodes: int | None = None) -> Self:
+        """Return the Gaussian with the mean and the covariance of points x (n, d).
+
+        They weigh 1/n each: of all Gaussians it is the one that makes them likeliest.
+        Points in a hyperplane have none; they are a ``ValueError``.
+        """
+        x = as_points(x, "x")
+        n, d = x.shape
+        if n <= d:
+            msg = (
+                f"{n} points lie in a hyperplane of dimension {d} space, so their "
+                f"covariance is singular; give more than {d} points"
+            )
+            raise ValueError(msg)
+        mean = x.mean(0)
+        centred = x - mean
+        return cls(mean, centred.T @ centred / n, nodes=nodes)
+
+    # Integrals ------------------------------------------------------------------------
+
+    def log_density(self, x: ArrayLike | None = None) -> Tensor:
+        r"""Return :math:`\log\rho` at the measure's own points, or at `x` (m, d).
+
+        By a solve with the factor; the covariance is never inverted.
+        """
+        if x is None:
+            z = self.nodes
+        else:
+            x = as_points(x, "x")
+            check_like(x, self.mean, "x", "mean")
+            if x.shape[1] != self.dim:
+                msg = f"x must have shape (m, {self.dim}), got {tuple(x.shape)}"
+                raise ValueError(msg)
+            z = torch.linalg.solve(self.factor, (x - self.mean).T).T
+        return -0.5 * z.square().sum(-1) - self.log_volume()
+
+    def density(self) -> Tensor:
+        """Return the density at the measure's own points, (n,); `NonFinite` if inf."""
+        rho = self.log_density().exp()
+        if bool(rho.detach().isinf().any()):
+            msg = f"a density is too large for {rho.dtype}; use log_density()"
+            raise NonFinite(msg)
+        return rho
+
+    def log_volume(self) -> Tensor:
+        r"""Return :math:`\tfrac12\log\det(2\pi\Sigma)` = -max log density."""
+        volume: Tensor = torch.linalg.slogdet(self.factor).logabsdet
+        return volume + 0.5 * self.dim * math.log(2 * math.pi)
+
+    def internal(self, e: Ground) -> Tensor:
+        r"""Return :math:`\int e(\rho)\, d\mu`, e the energy per unit of mass.
+
+        Densities are formed in float64, from their logarithms: in many dimensions they
+        leave the range of float32. Beyond that of float64 it raises `NonFinite`.
+        """
+        return integrate_energy(e, self.log_density(), self.weights)
+
+    def interaction(self, W: Ground, *, diagonal: bool = True) -> Tensor:
+        r"""Return :math:`\tfrac12 E\,W(\sqrt2 L z)`: the law of x - y is Gaussian.
+
+        For a Gaussian kernel of any width in closed form, :math:`\tfrac12 \det(I +
+        2\Sigma/\sigma^2)^{-1/2}`. Exact too where the rule is exact for W, as for
+        quadratic kernels. Time O(n d^2). There is no diagonal: two independent points
+        never coincide.
+
+        Raises
+        ------
+        Unsupported
+            If W is infinite at 0, to which the rule is blind: it is percents off.
+        NonFinite
+            If W is infinite at a node.
+
+        Warns
+        -----
+        KernelWarning
+            If W is so narrow about 0 that it lies between the nodes.
+        """
+        at_zero = check_kernel(W, torch.zeros_like(self.mean)[None])
+        if bool(at_zero.isinf()) or (isinstance(W, RadialKernel) and W.singular):
+            name = getattr(W, "__name__", repr(W))
+            msg = (
+                f"{name} is infinite at 0, and a quadrature of smooth functions is "
+                f"wrong for it; use Quantiles, GridDensity or Particles, or a smooth "
+                f"kernel"
+            )
+            raise Unsupported(msg)
+        if type(W) is GaussianKernel:
+            return gaussian_kernel_energy(self.factor, W)
+        difference = self.nodes @ (math.sqrt(2.0) * self.factor.T)
+        values = check_kernel(W, difference)
+        energy = 0.5 * (self.weights @ values)
+        if not bool(torch.isfinite(energy)):
+            msg = (
+                "the interaction is not finite at a node of the quadrature; use a "
+                "smooth kernel, or Quantiles, GridDensity or Particles"
+            )
+            raise NonFinite(msg)
+        warn_if_hidden(W, self.nodes, self.weights, self.factor, values)
+        return energy
+
+    # Derivatives ----------------------------------------------------------------------
+
+    def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
+        r"""Return the value and the affine field that is its gradient.
+
+        That is :math:`(\partial F/\partial m, \partial F/\partial L^\top)`. For a
+        functional of the law :math:`\partial F/\partial L = A L` with A symmetric; for
+        :math:`\int V d\mu` it is :math:`A = E\,\nabla^2 V`.
+
+        Parameters
+        ----------
+        value : callable
+            Maps a measure to a 0-d tensor.
+
+        Returns
+        -------
+        value : Tensor
+            0-d.
+        gradient : Tensor, shape (1 + d, d)
+            The Wasserstein gradient; minus the velocity. Both carry the graph of what
+            they depend on, where that has one.
+
+        Raises
+        ------
+        InvalidFunctional
+            If `value` does not return a differentiable 0-d tensor.
+        NonFinite
+            If the value or the gradient is NaN or infinite.
+        """
+
+        def evaluate(state: Tensor) -> Tensor:
+            nu = self._at(state)
+            with unmodified(nu.points, nu.weights, nu.nodes, by="the functional"):
+                return value(nu)
+
+        return value_and_gradient(evaluate, self.state)
+
+    # Moves ----------------------------------------------------------------------------
+
+    def push(self, tangent: Tensor, dt: float) -> Self:
+        r"""Add :math:`dt\,t` to the mean and the transposed factor.
+
+        Parameters
+        ----------
+        tangent : Tensor, shape (1 + d, d)
+            Velocity of the mean, and below it that of the transposed factor.
+        dt : float
+            Time, of either sign.
+
+        Returns
+        -------
+        Gaussian
+            The moved measure, with the same nodes.
+
+        Raises
+        ------
+        Diverged
+            If it leaves the finite numbers or its covariance is singular; the error
+            carries `self`.
+        """
+        self._check_tangent(tangent)
+        return self._moved(torch.add(self.state, tangent, alpha=real(dt, "dt")))
+
+    def diffuse(self, variance: float, generator: torch.Generator) -> Self:
+        r"""Return :math:`N(m, \Sigma + \mathrm{variance}\, I)`: exact, without noise.
+
+        It is reached by the optimal map; the generator is not used.
+        """
+        check_generator(generator)
+        variance = positive(variance, "variance", or_zero=True)
+        if variance == 0:
+            return self._at(self.state)
+        factor = widened(self.factor, variance)
+        return self._moved(torch.cat([self.mean[None], factor.T]))
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw n independent points of the law itself, (n, d)."""
+        check_generator(generator)
+        z = self.mean.new_empty(non_negative_int(n, "n", minimum=1), self.dim)
+        z.normal_(generator=generator)
+        return torch.addmm(self.mean, z, self.factor.T)
+
+    # Geometry -------------------------------------------------------------------------
+
+    def inner(self, u: Tensor, v: Tensor) -> Tensor:
+        r"""Return :math:`\sum u_{ij} v_{ij} = \int u\cdot v\,d\mu`."""
+        self._check_tangent(u, "u")
+        self._check_tangent(v, "v")
+        return (u * v).sum()
+
+    def displacement_to(self, other: Self) -> Tensor:
+        r"""Return the optimal displacement: its norm is :math:`W_2`.
+
+        The optimal map is :math:`x \mapsto m' + T(x - m)` with T symmetric and
+        :math:`T\Sigma T = \Sigma'` :cite:p:`bhatia2019bures`. It is
+        :math:`TL = L'O` with the orthogonal factor O of :math:`L'^\top L`, so no root
+        and no inverse is formed. Where node by node is already optimal O is the
+        identity and `push` for time 1 gives `other` itself; else the law of `other`,
+        on turned nodes.
+
+        Parameters
+        ----------
+        other : Gaussian
+            Of the same dimension.
+
+        Returns
+        -------
+        Tensor, shape (1 + d, d)
+            ``self.push(displacement, 1.0)`` has the law of `other`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `other` is not a Gaussian of this dimension and dtype.
+        """
+        if not isinstance(other, Gaussian):
+            msg = f"other must be a Gaussian, got {type(other).__name__}"
+            raise TypeError(msg)
+        if other.dim != self.dim:
+            msg = f"other has dimension {other.dim} but self has {self.dim}"
+            raise ValueError(msg)
+        check_like(other.mean, self.mean, "other", "self")
+        turn = optimal_rotation(self.factor, other.factor)
+        goal = torch.cat([other.mean[None].double(), turn.T @ other.factor.T.double()])
+        return (goal - self.state.double()).to(self.dtype)
+
+    # Helpers --------------------------------------------------------------------------
+
+    def _check_tangent(self, tangent: Tensor, name: str = "tangent") -> None:
+        shape = (1 + self.dim, self.dim)
+        if not isinstance(tangent, Tensor) or tangent.shape != shape:
+            got = getattr(tangent, "shape", type(tangent).__name__)
+            msg = (
+                f"{name} must have shape {shape}, a row for the mean above those for "
+                f"the factor, got {got}"
+            )
+            raise ValueError(msg)
+        check_like(tangent, self.mean, name, "mean")
+
+    def _moved(self, state: Tensor) -> Self:
+        fault = check_state(state.detach())
+        if fault is not None:
+            raise Diverged(fault, measure=self)
+        return self._at(state)
+
+
+keep_immutable(Gaussian, "mean", "factor", "nodes")

@@ -1,0 +1,144 @@
+"""What a density on a grid must satisfy, checked at the door."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from otflow._lazy import lazy_import
+from otflow._typing import ArrayLike
+from otflow.errors import BoxWarning
+from otflow.measures.grid.box import Box
+
+__all__ = [
+    "check_border",
+    "check_connected",
+    "check_density",
+    "check_units",
+    "free_cells",
+    "mass_tolerance",
+]
+
+# Share of the mass beside the border above which a box is too small, and how far from
+# it that is: a share of the side, at least a cell.
+BORDER_SHARE, BORDER_WIDTH = 1e-3, 1 / 40
+# Mass in that layer does not reach the border where its mean is above so many times the
+# mass of the outermost cell.
+REACHED = 20.0
+
+
+def mass_tolerance(dtype: torch.dtype) -> float:
+    """Return by how much the masses of a density may miss the sum 1."""
+    return 1e-5 if dtype == torch.float32 else 1e-9
+
+
+def free_cells(obstacles: ArrayLike | None, rho: Tensor) -> Tensor:
+    """Return which cells are free (n,), from a mask of obstacles of the right kind."""
+    if obstacles is None:
+        return torch.ones(rho.numel(), dtype=torch.bool, device=rho.device)
+    mask = torch.as_tensor(obstacles, device=rho.device)
+    if mask.dtype != torch.bool or mask.shape != rho.shape:
+        msg = (
+            f"obstacles must be a bool array of shape {tuple(rho.shape)}, got "
+            f"{mask.dtype} of shape {tuple(mask.shape)}"
+        )
+        raise (TypeError if mask.dtype != torch.bool else ValueError)(msg)
+    if bool(mask.all()):
+        msg = "obstacles fill the whole box: no cell is free"
+        raise ValueError(msg)
+    return ~mask.reshape(-1)
+
+
+def check_density(rho: Tensor, free: Tensor) -> None:
+    """Refuse a density that is negative, not finite, zero, or inside an obstacle."""
+    bad = ~(torch.isfinite(rho) & (rho >= 0))
+    if bool(bad.any()):
+        index = tuple(int(i) for i in bad.nonzero()[0])
+        kind = "finite" if not bool(torch.isfinite(rho[index])) else "non-negative"
+        msg = f"the density must be {kind}, got {float(rho[index]):.6g} at cell {index}"
+        raise ValueError(msg)
+    if float(rho.sum()) == 0:
+        msg = "the density is zero everywhere: a probability measure needs mass 1"
+        raise ValueError(msg)
+    inside = rho.reshape(-1)[~free]
+    if bool((inside > 0).any()):
+        msg = (
+            f"there is density {float(inside.max()):.6g} inside an obstacle; multiply "
+            f"it by ~obstacles and normalise"
+        )
+        raise ValueError(msg)
+
+
+def check_units(box: Box, total: float, dtype: torch.dtype) -> None:
+    """Refuse a box of which a corner, or the mass before it is 1, leaves a dtype."""
+    reach = max(*map(abs, box.lower), *map(abs, box.upper))
+    if not (reach <= torch.finfo(dtype).max and 0 < total < math.inf):
+        msg = (
+            f"a box that reaches to {reach:.3g}, with cells of volume "
+            f"{box.cell_volume:.3g}, leaves the range of {dtype}; measure lengths in "
+            f"another unit"
+        )
+        raise ValueError(msg)
+
+
+def check_connected(mass: Tensor, free: Tensor) -> None:
+    """Refuse mass on both sides of an obstacle that has no way round."""
+    ndimage = lazy_import("scipy.ndimage")
+    labels, count = ndimage.label(free.cpu().numpy())
+    if count < 2:
+        return
+    labels = torch.from_numpy(labels).to(mass.device)
+    shares = [float(mass[labels == k].sum()) for k in range(1, count + 1)]
+    if sum(share > 0 for share in shares) > 1:
+        msg = (
+            f"obstacles disconnect the mass: {count} separate rooms hold the shares "
+            f"{', '.join(f'{s:.3g}' for s in shares)}; open a door between them, or "
+            f"flow each room by itself"
+        )
+        raise ValueError(msg)
+
+
+def check_border(
+    box: Box,
+    weights: Tensor,
+    is_free: Tensor,
+    *,
+    walls: bool,
+    before: Tensor | None = None,
+) -> None:
+    """Warn (BoxWarning) of mass beside a border that stands for all space.
+
+    Once along a flow: not if there was as much `before`, when it warned.
+    """
+    if walls or not bool(is_free.all()):
+        return
+    share = _border_share(box, weights)
+    if share > BORDER_SHARE and (
+        before is None or _border_share(box, before) <= BORDER_SHARE
+    ):
+        msg = (
+            f"{share:.2%} of the mass lies beside the border of the box {box.lower} to "
+            f"{box.upper}: it is too small; enlarge it, or pass walls=True if the "
+            f"border is a wall"
+        )
+        warnings.warn(msg, BoxWarning, stacklevel=4)
+
+
+def _border_share(box: Box, weights: Tensor) -> float:
+    """Return the mass of both outermost layers along an axis, the largest of all axes.
+
+    A layer of one cell holds ever less mass as the grid is refined: the layers of a
+    fine grid are a share of the side.
+    """
+    mass = weights.detach().reshape(box.shape)
+    shares = []
+    for axis, n in enumerate(box.shape):
+        wide = max(1, int(BORDER_WIDTH * n))
+        along = mass.movedim(axis, 0).reshape(n, -1).sum(1)
+        ends = (along,) if n == 1 else (along[:wide], along[-wide:].flip(0))
+        layers = (min(end.sum(), REACHED * wide * end[0]) for end in ends)
+        shares.append(float(sum(layers)))
+    return max(shares)

@@ -1,0 +1,353 @@
+"""Convolution of a kernel with the masses of a grid, by fast Fourier transform."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otflow._autodiff import check_finite
+from otflow._typing import Ground
+from otflow.errors import InvalidFunctional, KernelWarning
+from otflow.kernels import Gaussian, RadialKernel
+from otflow.measures.grid.box import Box
+from otflow.measures.grid.kernels import (
+    HAT,
+    gaussian_table,
+    hat_nodes,
+    seen_along_axes,
+)
+from otflow.measures.sums import check_kernel
+
+__all__ = ["Convolution", "convolution"]
+
+# Pairs of cells up to so many cells apart get the graded quadrature.
+NEAR = 2
+# How far W(0) may be from its average over a cell, in distances from the next cell's.
+# By the coarse rule, which reads W(0) itself, more than SUSPECT is looked at closely.
+MOST_OFF, SUSPECT = 0.5, 0.3
+# What the sum over centres may leave out of a kernel, and the rule of three nodes.
+MISSED = 0.01
+# Cells of so many deviations of a Gaussian: its sum over centres is off by two parts in
+# 1000, 2 exp(-2 pi^2 / NARROW^2). No ratio that one would choose.
+NARROW = 1.69
+# Evaluations of a singular kernel above which the rule is kept to nearer cells.
+BUDGET = 40_000_000
+FAR = 16
+
+
+class Convolution:
+    r"""The map from masses to :math:`(W * \mu)(x_i) = \sum_j \bar W_{i-j}\, w_j`.
+
+    W stands for its even part. A finite kernel that is smooth on the scale of a cell is
+    taken at the centres. For one that is narrow or infinite at 0, or that a guard such
+    as :math:`z^2 + 10^{-16}` alone keeps finite there, the average over the pair of
+    cells,
+
+    .. math:: \bar W_k = \frac1{|c|^2} \int_c\int_{c + kh} W(y - x)\, dx\, dy,
+
+    counts in its place, that of a cell with itself included: the energy of a density
+    that is constant in the cells is exact. Narrow is a Gaussian with :math:`\sigma <
+    h/1.69`, whose average is in closed form, or another kernel whose sum over the
+    centres along an axis misses its integral by more than one part in 100, and more
+    than a kink at 0 does. Guarded is a user's kernel whose W(0) is further from the
+    average over a cell and itself than half of its distance from W at the next cell;
+    for a smooth one it is a sixth, for :math:`|z|` a third. The transform of the kernel
+    is kept, so that further calls cost two transforms of the masses.
+
+    Parameters
+    ----------
+    box : Box
+        The grid.
+    W : callable
+        Takes differences z (..., d) to (...).
+    like : Tensor
+        Gives dtype and device.
+    diagonal : bool
+        Whether a finite kernel counts between a cell and itself.
+
+    Attributes
+    ----------
+    box
+        As above.
+
+    Raises
+    ------
+    InvalidFunctional
+        If W is too singular to be integrated, as :math:`|z|^{-p}` for p >= d.
+
+    Warns
+    -----
+    KernelWarning
+        If features away from 0 are too narrow for the averages that are affordable.
+
+    Notes
+    -----
+    Time O(n log n), memory O(2^d n); the graded quadrature is for few pairs of cells.
+    Averages of singular kernels are right to 6 digits or more unless cells are more
+    than 4 times as long as wide. Features that are narrower than an eighth of a cell
+    are seen if they are at 0.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> box = of.measures.Box.of(0.0, 1.0, 4)
+    >>> masses = torch.full((4,), 0.25)
+    >>> W = of.measures.Convolution(box, lambda z: z.square().sum(-1), masses)
+    >>> W(masses).round(decimals=2)
+    tensor([0.2200, 0.0900, 0.0900, 0.2200])
+    """
+
+    def __init__(
+        self, box: Box, W: Ground, like: Tensor, *, diagonal: bool = True
+    ) -> None:
+        self.box = box
+        self._padded = [2 * n for n in box.shape]
+        table = _table(box, W, like, diagonal)
+        check_finite(table, "an interaction kernel between the cells")
+        self._transform = torch.fft.rfftn(table)
+
+    def is_same(self, other: Convolution) -> bool:
+        """Whether both are the same map."""
+        return self.box == other.box and torch.equal(self._transform, other._transform)
+
+    def __call__(self, weights: Tensor) -> Tensor:
+        """Return W * mu at the centres; differentiable in the masses.
+
+        Parameters
+        ----------
+        weights : Tensor, shape (n,)
+            Masses of the cells.
+
+        Returns
+        -------
+        Tensor, shape (n,)
+            The potential of the masses.
+        """
+        axes = tuple(range(self.box.dim))
+        mass = weights.reshape(self.box.shape)
+        transform = torch.fft.rfftn(mass, s=self._padded, dim=axes) * self._transform
+        whole: Tensor = torch.fft.irfftn(transform, s=self._padded, dim=axes)
+        return whole[tuple(slice(n) for n in self.box.shape)].reshape(-1)
+
+
+_KEPT: OrderedDict[tuple[object, ...], Convolution] = OrderedDict()
+_MOST_KEPT = 4
+
+
+def convolution(box: Box, W: Ground, like: Tensor, *, diagonal: bool) -> Convolution:
+    """Return a `Convolution`, the same one again for a kernel known by its numbers."""
+    options = tuple(sorted(vars(W).items())) if isinstance(W, RadialKernel) else ()
+    numbers = all(isinstance(value, (int, float)) for _, value in options)
+    if not isinstance(W, RadialKernel) or not numbers:
+        return Convolution(box, W, like, diagonal=diagonal)
+    key = (type(W), options, box, like.dtype, like.device, diagonal)
+    if key not in _KEPT:
+        with torch.no_grad():
+            _KEPT[key] = Convolution(box, W, like, diagonal=diagonal)
+        if len(_KEPT) > _MOST_KEPT:
+            _KEPT.popitem(last=False)
+    return _KEPT[key]
+
+
+def _table(box: Box, W: Ground, like: Tensor, diagonal: bool) -> Tensor:
+    """Return the even part of W at all differences of cells, in the order of an FFT."""
+    radial = isinstance(W, RadialKernel)
+    # A radial kernel is known from the differences that are >= 0 along each axis.
+    steps = [
+        torch.arange(n) if radial else torch.fft.fftfreq(2 * n, 1 / (2 * n)).long()
+        for n in box.shape
+    ]
+    lengths = [s.to(like) * h for s, h in zip(steps, box.spacing, strict=True)]
+    finite = bool(check_kernel(W, like.new_zeros(1, box.dim)).isfinite().all())
+    if type(W) is Gaussian and max(box.spacing) > NARROW * W.sigma:
+        table = gaussian_table(box, W, steps, like)
+    elif finite and _resolved(box, W, like):
+        table = _at(W, lengths)
+    else:
+        table = _averaged(box, W, lengths, finite=finite)
+        near = list(itertools.product(*(range(-r, r + 1) for r in _reach(box))))
+        near = [k for k in near if _inside(k, box, radial=radial)]
+        values = _near(box, W, near, like)
+        table[tuple(torch.tensor(near, device=like.device).T)] = values
+    if finite and not diagonal:
+        table[(0,) * box.dim] = 0.0
+    if radial:
+        for axis, n in enumerate(box.shape):
+            ring = torch.fft.fftfreq(2 * n, 1 / (2 * n)).long().abs().clamp_max(n - 1)
+            table = table.index_select(axis, ring.to(like.device))
+        return table
+    axes = tuple(range(box.dim))
+    mirrored = table.flip(axes).roll((1,) * box.dim, axes)  # the entry at minus k
+    return 0.5 * (table + mirrored)
+
+
+def _resolved(box: Box, W: Ground, like: Tensor) -> bool:
+    """Return whether the centres of cells tell what a finite kernel is between them."""
+    with torch.no_grad():
+        missed = seen_along_axes(box, W, like)[0]
+        if not math.isfinite(missed):  # the table says so
+            return True
+        if isinstance(W, RadialKernel):  # with no guard: finite at 0 or singular
+            return missed <= MISSED
+        return missed <= MISSED and not _guarded(box, W, like)
+
+
+def _guarded(box: Box, W: Ground, like: Tensor) -> bool:
+    """Return whether W at 0 is far from its average over a cell and itself."""
+    at_zero = check_kernel(W, like.new_zeros(1, box.dim))
+    steps = torch.diag(like.new_tensor(box.spacing))
+    beside = 0.5 * (check_kernel(W, steps) + check_kernel(W, -steps))
+    way = (beside - at_zero).abs().max()
+    rough = _hat_rule(box, W, [like.new_zeros(1)] * box.dim, HAT).reshape(1)
+    if bool((rough - at_zero).abs().max() <= SUSPECT * way):
+        return False  # the rule's part at 0 hides at most that much
+    exact = _near(box, W, [(0,) * box.dim], like)
+    return bool((exact - at_zero).abs().max() > MOST_OFF * way)
+
+
+def _reach(box: Box) -> list[int]:
+    """Return how many cells along each axis count as near: more if they are narrow."""
+    widest = max(box.spacing)
+    return [min(8, math.ceil(NEAR * widest / h - 1e-9)) for h in box.spacing]
+
+
+def _inside(k: tuple[int, ...], box: Box, *, radial: bool) -> bool:
+    return all(
+        (0 if radial else -n) <= step < n for step, n in zip(k, box.shape, strict=True)
+    )
+
+
+def _at(W: Ground, lengths: list[Tensor]) -> Tensor:
+    """Return W on the product of the coordinates along each axis, slab by slab."""
+    slabs = []
+    rows = max(1, 2**18 // math.prod(len(x) for x in lengths[1:]))
+    for block in torch.split(lengths[0], rows):
+        grids = torch.meshgrid(block, *lengths[1:], indexing="ij")
+        slabs.append(check_kernel(W, torch.stack(grids, dim=-1)))
+    return torch.cat(slabs)
+
+
+def _averaged(box: Box, W: Ground, lengths: list[Tensor], *, finite: bool) -> Tensor:
+    """Return the averages over pairs of cells by a rule for kernels smooth there.
+
+    A finite kernel may have features far from 0. Where three nodes are too few for them
+    it has the finer rule; where that has too few, or costs too much, a warning says so.
+    """
+    total = math.prod(len(x) for x in lengths)
+    rule: tuple[tuple[float, float], ...] = HAT
+    if finite:
+        with torch.no_grad():
+            _, missed, left = seen_along_axes(box, W, lengths[0])
+        if missed > MISSED:
+            rule = hat_nodes()
+            if total * len(rule) ** box.dim > BUDGET:
+                rule, left = HAT, missed
+            if left > MISSED:
+                _warn(left)
+    if total * len(rule) ** box.dim <= BUDGET:
+        return _hat_rule(box, W, lengths, rule)
+    table = _at(W, lengths)
+    # The correction falls off like (h/|z|)^2: it counts for cells that are not far.
+    index = [
+        torch.nonzero((x / h).abs() <= FAR).reshape(-1)
+        for x, h in zip(lengths, box.spacing, strict=True)
+    ]
+    near = [x[i] for x, i in zip(lengths, index, strict=True)]
+    table[torch.meshgrid(*index, indexing="ij")] = _hat_rule(box, W, near, rule)
+    return table
+
+
+def _warn(missed: float) -> None:
+    msg = (
+        f"an interaction kernel has features narrower than the cells of the grid, away "
+        f"from 0: about {missed:.1%} of it is left out; widen them, or take smaller "
+        f"cells or Particles"
+    )
+    warnings.warn(msg, KernelWarning, stacklevel=3)
+
+
+def _hat_rule(
+    box: Box,
+    W: Ground,
+    lengths: list[Tensor],
+    hat: tuple[tuple[float, float], ...],
+) -> Tensor:
+    sums = lengths[0].new_zeros([len(x) for x in lengths])
+    for rule in itertools.product(hat, repeat=box.dim):
+        nodes = zip(lengths, rule, box.spacing, strict=True)
+        moved = [x + t * h for x, (t, _), h in nodes]
+        sums = sums + math.prod(w for _, w in rule) * _at(W, moved)
+    return sums
+
+
+# Pairs of near cells ------------------------------------------------------------------
+
+
+def _near(box: Box, W: Ground, pairs: list[tuple[int, ...]], like: Tensor) -> Tensor:
+    """Return the averages over the pairs of cells that are k cells apart.
+
+    The difference of two points of the cells has the density prod (1 - |z_a - k_a|), a
+    polynomial in each unit cube. Cubes with the origin at a corner are cut dyadically
+    towards it, and the shells that are left out follow as a geometric series.
+    """
+    scale = like.new_tensor(box.spacing)
+    place = {k: i for i, k in enumerate(pairs)}
+    totals = like.new_zeros(len(pairs))
+    last_two = like.new_zeros(2, len(pairs))
+    depth = 40 if like.dtype == torch.float64 else 20
+    for corner in itertools.product(*(range(-r - 1, r + 1) for r in _reach(box))):
+        met = [
+            k for k in itertools.product(*((c, c + 1) for c in corner)) if k in place
+        ]
+        if not met:
+            continue
+        index = torch.tensor([place[k] for k in met], device=like.device)
+        for level, z, w in _cube(corner, depth, like):
+            hats = (1 - (z[:, None] - like.new_tensor(met)).abs()).prod(-1)
+            sums = (w * check_kernel(W, z * scale)) @ hats
+            totals = totals.index_add(0, index, sums)
+            if level >= depth - 2:
+                last_two[level - depth + 2, index] += sums
+    before, last = last_two
+    ratio = torch.where(before != 0, last / torch.where(before != 0, before, 1.0), 0.0)
+    if bool((ratio > 0.99).any()):
+        msg = (
+            "the kernel is too singular at 0 for a density: its integral diverges, as "
+            "that of |z|^-p does for p >= d; use a weaker singularity, or Particles"
+        )
+        raise InvalidFunctional(msg)
+    rest: Tensor = last * ratio / (1 - ratio)
+    return totals + rest
+
+
+def _cube(
+    corner: tuple[int, ...], depth: int, like: Tensor
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield level, nodes (m, d) and weights (m,) of a quadrature of a unit cube."""
+    dim = len(corner)
+    nodes, weights = _gauss(10 if dim < 3 else 8, dim, like)
+    if any(c not in (-1, 0) for c in corner):
+        yield 0, nodes + like.new_tensor(corner), weights
+        return
+    signs = like.new_tensor([1.0 if c == 0 else -1.0 for c in corner])
+    cubes = [b for b in itertools.product((0.0, 1.0), repeat=dim) if any(b)]
+    shell = torch.cat([0.5 * (nodes + like.new_tensor(b)) for b in cubes])
+    shell_weights = (weights * 0.5**dim).repeat(len(cubes))
+    for level in range(depth):
+        yield level, signs * shell * 0.5**level, shell_weights * 0.5 ** (dim * level)
+
+
+def _gauss(count: int, dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the Gauss-Legendre rule of the unit cube, (m, d) and (m,)."""
+    roots, masses = np.polynomial.legendre.leggauss(count)
+    x, w = torch.from_numpy(0.5 * (roots + 1)), torch.from_numpy(0.5 * masses)
+    nodes = torch.cartesian_prod(*[x] * dim).reshape(-1, dim)
+    weights = torch.cartesian_prod(*[w] * dim).reshape(-1, dim).prod(-1)
+    return nodes.to(like), weights.to(like)

@@ -1,0 +1,207 @@
+"""Interaction energy of a density that is constant on neighbouring intervals."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otflow._autodiff import line_derivatives
+from otflow._pairs import tiles
+from otflow._typing import Ground
+from otflow.errors import NonFinite
+from otflow.kernels import Gaussian, RadialKernel
+from otflow.measures.quantiles.gaussian_kernel import (
+    gaussian_interaction,
+    narrow_hessian,
+    wide_interaction,
+)
+from otflow.measures.sums import check_kernel, pair_energy
+
+__all__ = ["cell_interaction", "far_hessian", "lump", "near_interaction"]
+
+# Cells fewer places apart than this interact by the exact average of the kernel.
+BAND = 4
+# Gauss-Legendre nodes in u, with z = g u^p: nodes crowd where W may be singular, as
+# closely as squares of z stay above the least numbers.
+NODES = 32
+# Of the two-point Gauss rule, from the centre, in lengths of the cell.
+REACH = 0.5 / math.sqrt(3.0)
+POWERS = {torch.float64: 8, torch.float32: 4}
+
+
+@lru_cache
+def _rule(power: int) -> tuple[Tensor, Tensor]:
+    """Return nodes t and weights of the integral of (1 - t) f(t) over (0, 1)."""
+    x, a = np.polynomial.legendre.leggauss(NODES)
+    u = torch.from_numpy(0.5 * (x + 1.0))
+    t = u.pow(power)
+    w = torch.from_numpy(0.5 * a) * power * u.pow(power - 1) * (1.0 - t)
+    return t, w
+
+
+def cell_interaction(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
+    r"""Return :math:`\tfrac12\iint W(x - y)\,d\mu\,d\mu` of a step density.
+
+    A Gaussian, whose range is finite, is averaged over all cells exactly. Any other
+    smooth kernel is summed over the quantiles with their lumped masses, as an
+    expectation is. For all others, cells that are far apart interact through two Gauss
+    nodes each. Let :math:`I(g) =
+    \int_0^g (g - z)\,W(z)\,dz`, the second primitive of W. The average of W over the
+    cells i and j > i is the second difference
+
+    .. math:: \frac{I(q_{j+1}-q_i) - I(q_j-q_i) - I(q_{j+1}-q_{i+1}) + I(q_j-q_{i+1})}
+        {g_i g_j},
+
+    and :math:`2 I(g_i)/g_i^2` over a cell and itself, finite for every integrable
+    singularity. It replaces the nodes for cells less than `BAND` places apart: for a
+    logarithm the nodes alone would err by a share 1/n.
+
+    Parameters
+    ----------
+    edges : Tensor, shape (n + 1,)
+        Increasing.
+    weights : Tensor, shape (n,)
+        Masses of the cells.
+    W : callable
+        Kernel of the difference.
+
+    Returns
+    -------
+    Tensor
+        0-d; differentiable to any order. Time O(n^2), memory O(n).
+    """
+    if _is_gaussian(W):
+        return gaussian_interaction(edges, weights, W)
+    if _is_lumped(W):
+        return pair_energy(W, edges[:, None], lump(weights))
+    _check_integrable(W)
+    # A kernel that is not known to be finite at 0 is not asked for its value there.
+    finite = _is_finite(W)
+    nodes = torch.cat(_nodes(edges))
+    halves = 0.5 * torch.cat([weights, weights])
+    far = pair_energy(W, nodes[:, None], halves, diagonal=finite)
+    return far + near_interaction(edges, weights, W)
+
+
+def near_interaction(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
+    """Return what `cell_interaction` adds to the energy of its nodes."""
+    if _is_gaussian(W):
+        return wide_interaction(edges, weights, W)
+    if _is_lumped(W):
+        return edges.new_zeros(())
+    gaps, centres = edges.diff(), 0.5 * (edges[1:] + edges[:-1])
+    n, reach = len(gaps), gaps * REACH
+    primitives = [
+        _second_primitive(W, edges[k:] - edges[:-k]) for k in range(1, min(BAND, n) + 1)
+    ]
+    own = 2.0 * primitives[0] / (gaps * gaps) - 0.5 * _even(W, 2.0 * reach)
+    if _is_finite(W):
+        own = own - 0.5 * _even(W, torch.zeros_like(gaps))
+    near = 0.5 * (weights * weights) @ own
+    for k in range(1, len(primitives)):
+        second = primitives[k] - primitives[k - 1][:-1] - primitives[k - 1][1:]
+        if k > 1:
+            second = second + primitives[k - 2][1:-1]
+        average = second / (gaps[:-k] * gaps[k:])
+        apart = centres[k:] - centres[:-k]
+        inner, outer = reach[k:] - reach[:-k], reach[k:] + reach[:-k]
+        offsets = torch.stack([inner, -inner, outer, -outer])
+        through_nodes = _even(W, apart + offsets).mean(0)
+        near = near + (weights[:-k] * weights[k:]) @ (average - through_nodes)
+    return near
+
+
+def far_hessian(edges: Tensor, weights: Tensor, W: Ground) -> Tensor:
+    r"""Return the Hessian of the energy of the nodes, (n + 1, n + 1), dense.
+
+    Of nodes x with masses a it is the Laplacian of the complete graph with weights
+    :math:`a_i a_j W''(x_i - x_j)`; a Gauss node is a fixed mean of both ends of its
+    cell. Time and memory O(n^2). Of a Gaussian it is that of the narrow cells.
+    """
+    if _is_gaussian(W):
+        return narrow_hessian(edges, weights, W)
+    if _is_lumped(W):
+        masses, x = lump(weights), edges
+        pull = torch.cat([_pull(W, x[i], masses[i], x, masses) for i in tiles(len(x))])
+        return torch.diag(pull.sum(1)) - pull
+    n, left, right = len(weights), 0.5 + REACH, 0.5 - REACH
+    sides = list(zip(_nodes(edges), ((left, right), (right, left)), strict=True))
+    hessian, halves = edges.new_zeros(n + 1, n + 1), 0.5 * weights
+    for x, to in sides:
+        for y, other in sides:
+            for rows in tiles(n):
+                pull = _pull(W, x[rows], halves[rows], y, halves)
+                total = pull.sum(1)
+                own = torch.arange(len(total), device=total.device)
+                for e, a in enumerate(to):
+                    block = hessian[rows.start + e : rows.stop + e]
+                    for f, b in enumerate(other):
+                        block[:, f : n + f] -= a * b * pull
+                    for f, b in enumerate(to):
+                        block[own, rows.start + f + own] += a * b * total
+    return hessian
+
+
+def _pull(W: Ground, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:
+    """Return a_i b_j W''(x_i - y_j), with 0 for a node and itself."""
+    z = (x[:, None] - y).reshape(-1, 1)
+    same = z == 0
+    curve = line_derivatives(lambda u: _even(W, u[:, 0]), z.masked_fill(same, 1.0))[2]
+    curve = curve.masked_fill(same[:, 0], 0.0).reshape(len(x), len(y))
+    return a[:, None] * curve * b
+
+
+def lump(weights: Tensor) -> Tensor:
+    """Return half of the mass on either side of each quantile, (n + 1,)."""
+    nothing = weights.new_zeros(1)
+    return 0.5 * (torch.cat([weights, nothing]) + torch.cat([nothing, weights]))
+
+
+def _is_gaussian(W: Ground) -> TypeGuard[Gaussian]:
+    return type(W) is Gaussian  # a child may have another profile
+
+
+def _is_lumped(W: Ground) -> bool:
+    return _is_finite(W) and W.smooth  # type: ignore[attr-defined]
+
+
+def _nodes(edges: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the lower and the upper Gauss nodes of all cells."""
+    centres, reach = 0.5 * (edges[1:] + edges[:-1]), edges.diff() * REACH
+    return centres - reach, centres + reach
+
+
+def _is_finite(W: Ground) -> bool:
+    return isinstance(W, RadialKernel) and not W.singular
+
+
+def _second_primitive(W: Ground, length: Tensor) -> Tensor:
+    t, w = (r.to(length) for r in _rule(POWERS[length.dtype]))
+    return length * length * (_even(W, length[:, None] * t) @ w)
+
+
+def _even(W: Ground, z: Tensor) -> Tensor:
+    """Return the even part of W at differences z on the line."""
+    z = z[..., None]
+    if isinstance(W, RadialKernel):
+        return check_kernel(W, z)
+    return 0.5 * (check_kernel(W, z) + check_kernel(W, -z))
+
+
+def _check_integrable(W: Ground) -> None:
+    """Refuse a singularity that is not integrable: two rules would differ for it."""
+    if not isinstance(W, RadialKernel) or not W.singular:
+        return
+    one = torch.ones(1, dtype=torch.float64)
+    coarse, fine = (float(_even(W, t) @ w) for t, w in (_rule(8), _rule(16)))
+    if abs(fine - coarse) > 1e-3 * max(abs(fine), float(one)):
+        msg = (
+            f"{W!r} is not integrable at 0 on the line: the energy of a density under "
+            f"it is infinite; use Particles, which leave out the pairs i = j"
+        )
+        raise NonFinite(msg)

@@ -1,0 +1,329 @@
+"""Levels of mass, and the quantiles of a density at them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from otflow._graphs import refuse_graph
+from otflow._typing import Ground
+from otflow._validation import coordinate_limit, non_negative_int, real
+from otflow.errors import InvalidFunctional, NotConverged
+from otflow.measures.quantiles.panels import Panels, adapt, rule
+
+__all__ = ["check_increasing", "graded_masses", "inverse_distribution"]
+
+# Newton steps, kept between bounds that halve where it leaves them.
+MAX_STEPS = 60
+
+
+def check_increasing(edges: Tensor) -> None:
+    """Refuse quantiles that cross or coincide, and name the first."""
+    edges = edges.detach()
+    wrong = edges.diff() <= 0
+    if bool(wrong.any()):
+        i = int(wrong.nonzero()[0])
+        msg = (
+            f"quantiles must increase strictly, but edges[{i}] = {float(edges[i]):.9g} "
+            f">= edges[{i + 1}] = {float(edges[i + 1]):.9g}; sort them, and merge "
+            f"cells whose edges coincide"
+        )
+        raise ValueError(msg)
+
+
+def graded_masses(n: int, grading: float) -> tuple[Tensor, Tensor]:
+    r"""Return masses (n,) and levels (n + 1,) with small cells at both ends.
+
+    The levels are :math:`s(k/n)` with :math:`s(u) = u^\gamma/(u^\gamma+(1-u)^\gamma)`:
+    equal masses for :math:`\gamma = 1`; for larger ones the mass of the k-th cell from
+    an end grows like :math:`(k/n)^{\gamma-1}`. They are symmetric.
+
+    Parameters
+    ----------
+    n : int
+        Number of cells, >= 1.
+    grading : float
+        The exponent, >= 1.
+
+    Returns
+    -------
+    masses, levels : Tensor
+        float64.
+    """
+    n = non_negative_int(n, "n", minimum=1)
+    gamma = real(grading, "grading")
+    if gamma < 1:
+        msg = f"grading must be at least 1 (equal masses), got {gamma:g}"
+        raise ValueError(msg)
+    u = torch.arange(n + 1, dtype=torch.float64) / n
+    left, right = u.pow(gamma), (1.0 - u).pow(gamma)
+    levels = left / (left + right)
+    # The right half mirrors the left, where differences of small levels are exact.
+    masses = levels.diff()
+    half = n // 2
+    if half:
+        masses[n - half :] = masses[:half].flip(0)
+    return masses / masses.sum(), levels
+
+
+def inverse_distribution(
+    f: Ground,
+    lower: float,
+    upper: float,
+    levels: Tensor,
+    like: Tensor,
+    around: Sequence[float] = (),
+) -> Tensor:
+    """Return the quantiles of the density f / int f at `levels`, float64 on the CPU.
+
+    The masses are found by `panels.adapt`. The ends of the support are found to a
+    panel, then by bisection. Within the panel that holds a level, Newton's method kept
+    inside it solves for the quantile.
+
+    Parameters
+    ----------
+    f : callable
+        Batched (m, 1) -> (m,), non-negative.
+    lower, upper : float
+        The interval outside of which f counts as 0.
+    levels : Tensor
+        Increasing, from 0 to 1, symmetric about 1/2.
+    like : Tensor
+        Whose dtype and device `f` is called with.
+    around : sequence of float
+        Places where f may be narrow; beside them the ends and 0 always count.
+
+    Returns
+    -------
+    Tensor
+        Of the shape of `levels`.
+
+    Raises
+    ------
+    NotConverged
+        If the masses below the quantiles are not known to eps^(2/3) of the levels.
+    """
+    lower, upper = _interval(lower, upper, like)
+    places = _places(around, lower, upper)
+    density = _Density(f, like, lower, upper)
+    places += [x for x in (lower, upper, 0.0) if lower <= x <= upper]
+    eps = torch.finfo(like.dtype).eps
+    found = adapt(density, lower, upper, places, float(levels[1]), eps)
+    scale = density.highest
+    if scale == 0.0:
+        msg = (
+            f"f is 0 at all {density.calls} places where it was evaluated in "
+            f"[{lower:g}, {upper:g}]; name one where it is positive, around=(x,), or "
+            f"take an interval that is close about it"
+        )
+        raise ValueError(msg)
+    if not 0.0 < float(found.masses.sum()) < math.inf:
+        msg = (
+            f"the integral of f over [{lower:g}, {upper:g}] leaves the floating-point "
+            f"numbers, with values up to {scale:g}; divide f by {scale:g}"
+        )
+        raise ValueError(msg)
+    # Levels close to 1 are found from above: 1 - level is exact for small masses.
+    n = len(levels) - 1
+    low = _from_below(density, found, levels[: n // 2 + 1], eps)
+    density.sign = -1.0
+    high = _from_below(density, found.mirrored(), levels[: n - n // 2], eps)
+    return torch.cat([low, -high.flip(0)])
+
+
+def _interval(lower: float, upper: float, like: Tensor) -> tuple[float, float]:
+    lower, upper = real(lower, "lower"), real(upper, "upper")
+    limit = coordinate_limit(like.dtype)
+    if not max(abs(lower), abs(upper)) < limit:
+        msg = (
+            f"lower and upper must be within {limit:g} in {like.dtype}, got "
+            f"{lower:g} and {upper:g}; take a shorter interval"
+        )
+        raise ValueError(msg)
+    if not lower < upper:
+        msg = f"lower must be below upper, got {lower:g} and {upper:g}"
+        raise ValueError(msg)
+    return lower, upper
+
+
+def _places(around: Sequence[float], lower: float, upper: float) -> list[float]:
+    if isinstance(around, str) or not isinstance(around, Iterable):
+        msg = f"around must be a sequence of numbers, got {around!r}; use around=(x,)"
+        raise TypeError(msg)
+    places = [real(x, "around") for x in around]
+    for x in places:
+        if not lower <= x <= upper:
+            msg = f"around holds {x:g}, outside of [{lower:g}, {upper:g}]; leave it out"
+            raise ValueError(msg)
+    return places
+
+
+class _Density:
+    """A function that is called with float64 places of any shape, checked."""
+
+    def __init__(self, f: Ground, like: Tensor, lower: float, upper: float) -> None:
+        self.f, self.like, self.sign = f, like, 1.0
+        self.lower, self.upper = lower, upper
+        self.calls, self.highest = 0, 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        at = (self.sign * x).reshape(-1, 1).to(self.like)
+        values = self.f(at)
+        if not isinstance(values, Tensor) or values.shape != at.shape[:1]:
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
+            msg = (
+                f"f must map points (m, 1) = {tuple(at.shape)} to ({len(at)},), got "
+                f"{got}; reduce over the last axis, e.g. .sum(-1)"
+            )
+            raise InvalidFunctional(msg)
+        if values.is_complex():
+            msg = f"f must be real, got {values.dtype}; take .real or .abs() of it"
+            raise InvalidFunctional(msg)
+        refuse_graph(
+            "quantiles of a density",
+            "levels are found by iteration, without a derivative in its parameters",
+            values,
+            cure="Quantiles(edges, weights), or from_quantile, which keep it",
+        )
+        values = values.detach().to("cpu", torch.float64)
+        if bool((values == torch.inf).any()):
+            values = self._beside(at, values)
+        bad = ~(values >= 0) | torch.isinf(values)
+        if bool(bad.any()):
+            i = int(bad.nonzero()[0])
+            msg = (
+                f"f must be finite and non-negative, got {float(values[i]):g} at "
+                f"x = {float(at[i, 0]):g}"
+            )
+            if float(values[i]) == math.inf:
+                msg = (
+                    f"{msg} and next to it; if f is singular there, take dtype="
+                    f"torch.float64 if it is not, or smooth f, or use from_quantile"
+                )
+            raise ValueError(msg)
+        self.calls += len(at)
+        self.highest = max(self.highest, float(values.max()))
+        return values.reshape(x.shape)
+
+    def _beside(self, at: Tensor, values: Tensor) -> Tensor:
+        """Return values where those that are infinite at one place are the next ones.
+
+        A singularity is met by its last place, if at all.
+        """
+        i = (values == torch.inf).nonzero()[:, 0]
+        x = at[i.to(at.device)]
+        sides = [
+            self.f(torch.nextafter(x, torch.full_like(x, end)))
+            for end in (self.lower, self.upper)
+        ]
+        values = values.clone()
+        values[i] = torch.minimum(*sides).detach().to(values)
+        return values
+
+
+def _from_below(density: _Density, found: Panels, levels: Tensor, eps: float) -> Tensor:
+    ends, parts = found.ends, found.masses
+    below = torch.cat([parts.new_zeros(1), parts.cumsum(0)])
+    total = float(below[-1])
+    filled = (parts > 0).nonzero()[:, 0]
+    first, last = int(filled[0]), int(filled[-1])
+    targets = levels * total
+    k = (torch.searchsorted(below, targets, right=True) - 1).clamp(first, last)
+    low, high = ends[k].clone(), ends[k + 1].clone()
+    wanted, width = targets - below[k], high - low
+    # Only to divide: a share of the highest value would stop steps far from a pole.
+    least = torch.finfo(torch.float64).tiny
+    share = wanted / parts[k].clamp_min(1e-300 * total)
+    x = low + width * share.clamp(0.0, 1.0)
+    settled = targets == 0
+    for _ in range(MAX_STEPS):
+        excess = rule(density, ends[k], x)[0] - wanted
+        low, high = torch.where(excess < 0, x, low), torch.where(excess < 0, high, x)
+        step = x - excess / density(x).clamp_min(least)
+        inside = (step > low) & (step < high)
+        new = torch.where(inside, step, 0.5 * (low + high))
+        place = 2.0**-51 * torch.maximum(new.abs(), width)
+        # What is settled stays. Its next step leaves the bounds, one of which it is.
+        least_step = torch.minimum((step - x).abs(), (new - x).abs())
+        settled = settled | (least_step <= place)
+        x = torch.where(settled, x, new)
+        if bool(settled.all()):
+            break
+    _refuse_doubt(found, k, targets, eps)
+    _refuse_hidden(found, x, targets, density.sign, eps)
+    x[0] = _support_end(density, ends, first)
+    return x
+
+
+def _refuse_doubt(found: Panels, k: Tensor, targets: Tensor, eps: float) -> None:
+    """Raise where masses below levels are not known well enough."""
+    errors, places = found.errors.cumsum(0), found.places.cumsum(0)
+    total = float(found.masses.sum())
+    # The parts of one panel share its error: that of the next one counts too.
+    k = (k + 1).clamp_max(len(errors) - 1)
+    doubt = (errors[k] - places[k]).clamp_min(0.0)[1:]
+    doubt = torch.cat([doubt / targets[1:], (errors - places)[-1:] / total])
+    worst, promised = float(doubt.max()), eps ** (2 / 3)
+    if worst > promised:
+        msg = (
+            f"the masses below the quantiles are known to {worst:.2g} of themselves "
+            f"only, not to {promised:.2g}: f is rough or noisy on {len(found.masses)} "
+            f"panels; take a shorter interval, a smoother f, dtype=torch.float64 where "
+            f"it is not, or from_quantile or from_samples, which need no integral"
+        )
+        info = {"error": worst, "tolerance": promised, "panels": len(found.masses)}
+        raise NotConverged(msg, info=info)
+
+
+def _refuse_hidden(
+    found: Panels, x: Tensor, targets: Tensor, sign: float, eps: float
+) -> None:
+    """Raise where a singularity has mass that places do not resolve."""
+    if not len(found.spots) or len(x) < 2:
+        return
+    total = float(found.masses.sum())
+    below, at = found.hidden_below(x[1:])
+    # A wrong total moves all levels; not that of a quantile at the singularity itself.
+    rest = found.hidden.sum() - at
+    doubt = below / targets[1:] + torch.where(at > 0, 0.0, rest / total)
+    worst, promised = float(doubt.max()), eps ** (2 / 3)
+    if worst > promised:
+        i = int(found.hidden.argmax())
+        digits = 17 if eps < 1e-9 else 9
+        spot, near = sign * float(found.spots[i]), float(found.near[i])
+        msg = (
+            f"the masses below the quantiles are known to {worst:.2g} of themselves "
+            f"only, not to {promised:.2g}: f is singular near x = m = "
+            f"{spot:.{digits}g}, and places there are known to {near:.2g}; write f in "
+            f"y = x - m, with lower and upper less m, since places are fine at y = 0, "
+            f"and add m to the edges; or smooth f over a length that places resolve, "
+            f"with around=(m,); or use from_quantile, which needs no integral"
+        )
+        info = {"error": worst, "tolerance": promised, "place": spot}
+        raise NotConverged(msg, info=info)
+
+
+def _support_end(density: _Density, ends: Tensor, first: int) -> float:
+    """Return the point from which on, upwards, the density is positive."""
+    start, stop = ends[first : first + 1], ends[first + 1 : first + 2]
+    if float(density(start)[0]) > 0:
+        if first == 0:
+            return float(start)
+        outside, inside = float(ends[first - 1]), float(start)
+    else:
+        t = torch.linspace(0.0, 1.0, 65, dtype=torch.float64)
+        values = density(start + (stop - start) * t)
+        i = max(1, int((values > 0).to(torch.int8).argmax()))
+        outside = float(start + (stop - start) * t[i - 1])
+        inside = float(start + (stop - start) * t[i])
+    one = torch.ones(1, dtype=torch.float64)
+    for _ in range(60):
+        middle = 0.5 * (outside + inside)
+        if float(density(middle * one)[0]) > 0:
+            inside = middle
+        else:
+            outside = middle
+    return outside

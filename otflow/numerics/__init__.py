@@ -1,0 +1,1 @@
+"""Iterations and linear systems on vectors: no measure is known here."""

@@ -1,0 +1,5 @@
+"""The JKO step on Gaussians."""
+
+from otflow.proximal.gaussian.solver import GaussianProximal
+
+__all__ = ["GaussianProximal"]

@@ -1,0 +1,255 @@
+"""Functions that the quadrature of a Gaussian is shown to integrate exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from otflow._typing import Ground
+from otflow.functionals import (
+    Entropy,
+    Functional,
+    Interaction,
+    OfExpectation,
+    Potential,
+    PowerEntropy,
+)
+from otflow.kernels import Gaussian as GaussianKernel
+from otflow.kernels import Quadratic
+from otflow.measures import Gaussian
+from otflow.proximal.gaussian.polynomials import (
+    CASTS,
+    CONSTANT,
+    DIVISIONS,
+    LARGEST,
+    LINEAR,
+    OPERANDS,
+    PRODUCTS,
+    SHAPES,
+    SHAPING,
+    TURNED,
+)
+
+__all__ = [
+    "integrates_exactly",
+    "polynomial_degree",
+]
+
+METHODS = LINEAR | LARGEST | PRODUCTS | CASTS | CONSTANT | DIVISIONS | {"square", "pow"}
+HIGHEST = 200  # degree of a polynomial
+PRECISE = (torch.float32, torch.float64)
+
+
+class _NotShownError(Exception):
+    """That a function is a polynomial is not shown."""
+
+
+class _Polynomial:
+    """Numbers that are polynomials of bounded degree in the coordinates of x.
+
+    It stands for a tensor in a ground function. Only operations that keep it a
+    polynomial are known; any other, and any look at a value, ends the proof.
+    """
+
+    def __init__(self, value: Tensor, degree: int) -> None:
+        self._value, self._degree = value, degree
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> _Polynomial:
+        name = getattr(function, "__name__", "")
+        if name.startswith("__"):  # but add_ writes into a tensor
+            name = name.strip("_")
+            name = name[1:] if name in TURNED else name
+        return cls._apply(name, function, args, kwargs or {})
+
+    @classmethod
+    def _apply(
+        cls,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> _Polynomial:
+        if not torch.is_grad_enabled():  # what derivatives do not see
+            raise _NotShownError(name)
+        cls._check_keywords(name, args, kwargs)
+        degrees = [cls._degree_of(a) for a in (*args, *kwargs.values())]
+        if name in LINEAR or name in LARGEST:
+            degree = max(degrees)
+        elif name in PRODUCTS:
+            degree = sum(degrees)
+        elif name in CASTS:
+            degree = degrees[0]
+        elif name in CONSTANT:
+            degree = 0
+        elif name == "square":
+            degree = 2 * max(degrees)
+        elif name == "pow" and args[1] in range(HIGHEST):  # 2.0 is in range(3)
+            degree = int(args[1]) * degrees[0]
+        elif name in DIVISIONS and not degrees[1]:
+            degree = degrees[0]
+        else:
+            raise _NotShownError(name)
+        plain = [cls._plain(a) for a in args]
+        value = function(*plain, **{k: cls._plain(a) for k, a in kwargs.items()})
+        # Integers and half precisions round.
+        if not isinstance(value, Tensor) or value.dtype not in PRECISE:
+            raise _NotShownError(name)
+        return cls(value, degree)
+
+    @classmethod
+    def _check_keywords(
+        cls, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Refuse keywords that are not known to leave a polynomial what it is."""
+        for key, value in kwargs.items():
+            operand = key in OPERANDS and name in LINEAR | LARGEST | PRODUCTS
+            if not operand and (key not in SHAPING or cls._degree_of(value)):
+                raise _NotShownError(name)
+            if key == "dtype" and name not in CASTS | CONSTANT:
+                raise _NotShownError(name)
+        # view(dtype) reads bits; a product of a list has the sum of all degrees.
+        kinds = any(isinstance(a, torch.dtype) for a in args) and name not in CASTS
+        listed = any(isinstance(a, (tuple, list)) and cls._degree_of(a) for a in args)
+        if kinds or (listed and name in PRODUCTS):
+            raise _NotShownError(name)
+
+    @classmethod
+    def _degree_of(cls, x: Any) -> int:
+        if isinstance(x, _Polynomial):
+            return x._degree
+        if isinstance(x, (tuple, list)):
+            return max((cls._degree_of(y) for y in x), default=0)
+        return 0
+
+    @classmethod
+    def _plain(cls, x: Any) -> Any:
+        if isinstance(x, _Polynomial):
+            return x._value
+        if isinstance(x, (tuple, list)):
+            return type(x)(cls._plain(y) for y in x)
+        return x
+
+    def __getattr__(self, name: str) -> Any:
+        if name in SHAPES:
+            return getattr(self._value, name)
+        if name in ("T", "mT"):
+            return _Polynomial(getattr(self._value, name), self._degree)
+        if name in METHODS:
+            method = getattr(Tensor, name)
+            return lambda *a, **k: self._apply(name, method, (self, *a), k)
+        raise _NotShownError(name)
+
+    def size(self, *args: int) -> Any:
+        return self._value.size(*args)
+
+    def __len__(self) -> int:
+        return len(self._value)
+
+    def __getitem__(self, index: Any) -> _Polynomial:
+        if isinstance(index, _Polynomial):
+            raise _NotShownError
+        return _Polynomial(self._value[index], self._degree)
+
+    def __add__(self, other: Any) -> _Polynomial:
+        return self._apply("add", torch.add, (self, other), {})
+
+    def __radd__(self, other: Any) -> _Polynomial:
+        return self._apply("add", torch.add, (other, self), {})
+
+    def __neg__(self) -> _Polynomial:
+        return _Polynomial(-self._value, self._degree)
+
+    def __sub__(self, other: Any) -> _Polynomial:
+        return self._apply("sub", torch.sub, (self, other), {})
+
+    def __rsub__(self, other: Any) -> _Polynomial:
+        return self._apply("sub", torch.sub, (other, self), {})
+
+    def __mul__(self, other: Any) -> _Polynomial:
+        return self._apply("mul", torch.mul, (self, other), {})
+
+    def __rmul__(self, other: Any) -> _Polynomial:
+        return self._apply("mul", torch.mul, (other, self), {})
+
+    def __truediv__(self, other: Any) -> _Polynomial:
+        return self._apply("div", torch.div, (self, other), {})
+
+    def __pow__(self, exponent: Any) -> _Polynomial:
+        return self._apply("pow", torch.pow, (self, exponent), {})
+
+    def __matmul__(self, other: Any) -> _Polynomial:
+        return self._apply("matmul", torch.matmul, (self, other), {})
+
+    def __rmatmul__(self, other: Any) -> _Polynomial:
+        return self._apply("matmul", torch.matmul, (other, self), {})
+
+    def _look(self, *_: Any) -> NoReturn:
+        raise _NotShownError
+
+    __bool__ = __float__ = __int__ = __index__ = __array__ = _look
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _look
+    __hash__ = _look
+
+
+def polynomial_degree(f: Ground, like: Tensor) -> int | None:
+    """Return a degree that a ground function does not exceed, None if none is shown.
+
+    The function is run on an object that knows only operations of polynomials, and no
+    value: what it returns is a polynomial, and its degree was counted on the way.
+    Points (2, d) are asked for, of the dtype and device of `like`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from otflow.proximal.gaussian.exactness import polynomial_degree
+    >>> x = torch.zeros(3)
+    >>> polynomial_degree(lambda x: 0.5 * (x - 1).square().sum(-1), x)
+    2
+    >>> polynomial_degree(lambda x: x.abs().sum(-1), x) is None
+    True
+    """
+    points = torch.ones(2, like.shape[-1], dtype=like.dtype, device=like.device)
+    try:
+        with torch.enable_grad():
+            found = f(_Polynomial(points, 1))  # type: ignore[arg-type]
+    except Exception:  # whatever a function does with an object that is no tensor
+        return None
+    if isinstance(found, _Polynomial):
+        return found._degree
+    return 0 if isinstance(found, Tensor) else None
+
+
+def integrates_exactly(F: Functional, mu: Gaussian) -> bool:
+    r"""Whether F is shown to be the same by the nodes of `mu` and by integrals.
+
+    Entropy, powers of the density and Gaussian kernels are in closed form. Potentials,
+    kernels and features are shown to be polynomials of a degree for which the rule is
+    exact.
+    """
+
+    def fits(f: Ground) -> bool:
+        degree = polynomial_degree(f, mu.mean)
+        return degree is not None and degree <= mu.degree
+
+    for c, term in F.terms():
+        known = c == 0 or isinstance(term, (Entropy, PowerEntropy))
+        if isinstance(term, Potential):
+            known = known or fits(term.V)
+        elif isinstance(term, Interaction):
+            known = known or type(term.W) in (GaussianKernel, Quadratic)
+            known = known or fits(term.W)
+        elif isinstance(term, OfExpectation):
+            known = known or fits(term.Phi)
+        if not known:
+            return False
+    return True

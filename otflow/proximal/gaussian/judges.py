@@ -1,0 +1,325 @@
+"""What the nodes of a Gaussian leave out of a JKO step, as finer rules judge it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from otflow._autodiff import value_and_gradient
+from otflow.errors import OtflowError
+from otflow.functionals import Functional, Interaction
+from otflow.kernels import Gaussian as GaussianKernel
+from otflow.measures import Gaussian
+from otflow.measures.gaussian.narrow import hidden_energy
+from otflow.measures.gaussian.quadrature import (
+    PER_AXIS,
+    TENSOR_DIM,
+    finer_nodes,
+    gaussian_nodes,
+    scattered_nodes,
+)
+from otflow.proximal.gaussian.maps import norm
+from otflow.proximal.gaussian.problem import Point, Problem, newton_step
+from otflow.proximal.gaussian.values import LINES, Gap, gap_by_nodes, gap_on_lines
+
+__all__ = ["Missed", "finer", "missed_by", "refined", "round_off"]
+
+# Nodes per axis of the next finer rule, over those of a rule. In d = 3 they are six
+# times as many in all.
+GROWTH = 1.8
+# And of the rule that judges one. The first rule is of Gauss and Hermite, the finer
+# ones are sums of equal steps: 22 of these miss as much as 12 nodes of the former, in
+# one direction, so that their difference told a seventh of what either misses.
+JUDGE = 2.0
+FEWEST = 8
+# Nodes of the second rule: per axis on the line, of all of them in more dimensions.
+FINEST = 4096
+SCATTERED = 1 << 14
+# A rule of scattered nodes is itself wrong by about that much, relatively, where the
+# others converge geometrically: what it finds is counted above it.
+SCATTER = 1e-3
+MOST_PER_AXIS = 100  # of Gauss and Hermite
+# A gradient this much smaller than the tolerance needs no Hessian.
+NEGLIGIBLE = 1e-3
+# Coordinates of nodes that a finer rule may have; 32 MiB in float64.
+MOST_NUMBERS = 1 << 22
+# A Hessian is known where two rules agree on it to this part.
+AGREE = 0.5
+# Round-off of a sum of values, in units of their mean size.
+ROUND_OFF = 64.0
+PER_LINE = 256  # fewest nodes on a line
+# Nodes of the rule that tells a jump from what more nodes resolve.
+SEEING = 1 << 16
+# Derivatives are not those of F where they miss this part of their own mean length.
+CONTRADICTION = 0.05
+
+
+Look = Callable[[Gaussian], Gap]
+"""How far derivatives are from values, by nodes or on lines."""
+
+
+@dataclass(frozen=True)
+class Missed:
+    """What the nodes leave out of a step."""
+
+    distance: float  # in W2 between the step and that of the integrals
+    energy: float  # the larger of the two ends
+    spread: float  # of the values that the integrals are of, to compare it with
+    floor: float  # round-off of the energies
+    contradicted: bool = False  # values and derivatives differ on the finest rule too
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A finer rule: the problem on it, both ends, and what it does not see."""
+
+    problem: Problem
+    start: float  # energy
+    point: Point
+    missed: Tensor  # by the judged rule, of the gradient
+    blur: float
+
+
+def finer(mu: Gaussian) -> Gaussian:
+    """Return the same law on the next finer rule."""
+    return mu.refined(_next(mu, GROWTH))
+
+
+def _next(mu: Gaussian, growth: float) -> int:
+    per_axis = mu.dim <= TENSOR_DIM
+    now = round(mu.n ** (1 / mu.dim)) if per_axis else mu.n
+    growth = growth if per_axis else 2.0
+    return max(2 * math.ceil(0.5 * growth * now), FEWEST)
+
+
+def refined(problem: Problem, most: int) -> Problem | None:
+    """Return the same step on the next finer rule, None if its nodes are too many.
+
+    Evaluations go on being counted.
+    """
+    mu = finer(problem.mu)
+    room = max(MOST_NUMBERS, problem.mu.nodes.numel())
+    return None if mu.n > most or mu.nodes.numel() > room else problem.on(mu)
+
+
+def _judges(mu: Gaussian) -> list[tuple[Gaussian, float]]:
+    """Return two finer rules that do not alias alike, and what each does not see.
+
+    The next one; and on the line equal steps that see features much narrower than the
+    distance of its nodes, in more dimensions nodes that lie on no lines, where each
+    rule of d axes has few different coordinates.
+    """
+    k = _next(mu, JUDGE)
+    first = (mu.refined(k), 0.0)
+    if mu.dim == 1:
+        other, blur = finer_nodes(1, max(FINEST, 2 * math.ceil(0.75 * k))), 0.0
+    elif mu.dim <= TENSOR_DIM:
+        other, blur = scattered_nodes(mu.dim, SCATTERED, 1), SCATTER
+    else:
+        other, blur = scattered_nodes(mu.dim, k, 1), 0.0
+    return [first, (mu._on(other), blur)]
+
+
+def missed_by(
+    problem: Problem, start: Point, point: Point, tolerance: float, budget: int
+) -> Missed | None:
+    r"""Return what the nodes leave out of a step; None if F is not finite elsewhere.
+
+    With the gradient g of the objective by a finer rule, less that by the nodes, and
+    that rule's Hessian H, the distance is :math:`|H^{-1}g|`. A rule that aliases has a
+    Hessian that says nothing, often a huge one: where two finer rules do not agree on
+    it, the gradient itself is taken if it is longer, as for H = I. So it is where the
+    energies differ too much for the step to stand, and where the gradient is far below
+    the tolerance. The same is asked of the gradient by values: a jump is a part of it
+    that derivatives leave out.
+    """
+    F, rules = problem.functional, []
+    try:
+        for mu, blur in _judges(problem.mu):
+            there = problem.on(mu)
+            there.inside = False
+            end = there.at(point.coordinates)
+            missed = end.gradient - point.gradient
+            rules.append(_Rule(there, float(F.value(mu)), end, missed, blur))
+            problem.used += 2
+        ends = [_values(F, end.measure) for end in (start, point)]
+        looks = _looks(problem, rules)
+        pairs = zip(looks, rules, strict=False)  # a rule for each look
+        gaps = [look(rule.point.measure) for look, rule in pairs]
+        problem.used += len(gaps)
+    except (OtflowError, ValueError):
+        return None
+    size = norm(point.coordinates) + norm(point.measure.factor)
+    eps = torch.finfo(problem.mu.dtype).eps
+    spread, level = (max(pair) for pair in zip(*ends, strict=True))
+    floor = (start.noise + point.noise) / problem.dt + ROUND_OFF * eps * level
+    energy = hidden = _hidden(F, point.measure)
+    for rule in rules:
+        off = abs(rule.start - start.energy)
+        off = max(off, abs(rule.point.energy - point.energy))
+        if off > rule.blur * spread:
+            energy = max(energy, hidden + off)
+    allowed = tolerance * size
+    stands = energy <= tolerance * spread + floor
+    distance = 0.0
+    for rule, other in zip(rules, rules[::-1], strict=True):
+        length = norm(rule.missed)
+        if stands and length > NEGLIGIBLE * allowed:
+            length = _length(problem, rule, other, rule.missed, budget)
+            length = length if length > rule.blur * size else 0.0
+        distance = max(distance, length)
+    excess = 0.0
+    for k, (look, gap) in enumerate(zip(looks, gaps, strict=True)):
+        own = problem.dt * problem.maps.project(gap.tangent)
+        if norm(own) <= NEGLIGIBLE * allowed:
+            continue
+        # Lines are no rule of their own: the gap there is added to the first rule's.
+        rule = rules[k if problem.mu.dim == 1 else 0]
+        missed = rule.missed + own
+        length = norm(missed)
+        if stands and length > NEGLIGIBLE * allowed:
+            length = _length_by_values(problem, rule, look, gap, missed, budget)
+        distance = max(distance, length)
+        part = min(norm(own) / norm(missed), 1.0) if bool(missed.any()) else 1.0
+        excess = max(excess, part * length / allowed)
+    inverse = torch.linalg.inv(point.measure.factor)
+    distance += problem.dt * hidden * norm(inverse)
+    contradicted = _contradicted(problem, point, gaps, excess)
+    return Missed(distance, energy, spread, floor, contradicted)
+
+
+def _looks(problem: Problem, rules: list[_Rule]) -> list[Look]:
+    """Return how values are compared with derivatives, by rules without scatter."""
+    dim, rest = problem.mu.dim, problem.rest
+    if dim == 1:
+        return [partial(gap_by_nodes, rest)] * len(rules)
+    per_line = PER_LINE
+    looks: list[Look] = []
+    if dim <= TENSOR_DIM:  # lines as fine as the rule, which grows
+        per_line = max(per_line, 2 * round(rules[0].problem.mu.n ** (1 / dim)))
+        looks = [partial(gap_by_nodes, rest)]
+    return [*looks, partial(gap_on_lines, rest, per_line=per_line)]
+
+
+def _contradicted(
+    problem: Problem, point: Point, gaps: list[Gap], excess: float
+) -> bool:
+    """Whether values and derivatives differ by too much on the finest rule too.
+
+    Too much is a part of the derivatives, however short the step, or a length of the
+    step above what is allowed, by the factor `excess`. What is too narrow for the rules
+    at hand is met by finer ones; a jump is not.
+    """
+    worst = max(gaps, key=lambda gap: gap.share)
+    part = worst.share > CONTRADICTION
+    if not part and excess <= 1:
+        return False
+    mu, dim = point.measure, problem.mu.dim
+    if worst is gaps[-1] and dim > 1:
+        seen = gap_on_lines(problem.rest, mu, SEEING // LINES)
+    else:
+        per_axis = 2 * int(0.5 * SEEING ** (1 / dim))
+        seen = gap_by_nodes(problem.rest, mu.refined(per_axis))
+    problem.used += 1
+    long = excess * norm(seen.tangent) > norm(worst.tangent) and excess > 1
+    return long or (part and seen.share > CONTRADICTION)
+
+
+def _length(
+    problem: Problem, rule: _Rule, other: _Rule, missed: Tensor, budget: int
+) -> float:
+    """Return how far a gradient that was missed would move the step on."""
+    before = rule.problem.used
+    step = newton_step(rule.problem, rule.point, missed, 0.1, budget)
+    problem.used += rule.problem.used - before + 1
+    product = other.problem.hessian(other.point, step)
+    known = norm(product + missed) <= AGREE * norm(missed)
+    return norm(step) if known else max(norm(step), norm(missed))
+
+
+def _length_by_values(
+    problem: Problem, rule: _Rule, look: Look, gap: Gap, missed: Tensor, budget: int
+) -> float:
+    """Return how far the gradient by values would move the step on.
+
+    The Hessian is of derivatives, and as wrong as these may be: a spike that a node
+    meets by chance makes it huge. So the step must cut the gradient by values.
+    """
+    before, there = rule.problem.used, rule.problem
+    step = newton_step(there, rule.point, missed, 0.1, budget)
+    problem.used += there.used - before + 2
+    try:
+        end = there.at(rule.point.coordinates + step)
+        tangent = look(end.measure).tangent - gap.tangent
+    except (OtflowError, ValueError):
+        return max(norm(step), norm(missed))
+    change = end.gradient - rule.point.gradient
+    change = change + problem.dt * problem.maps.project(tangent)
+    known = norm(change + missed) <= AGREE * norm(missed)
+    return norm(step) if known else max(norm(step), norm(missed))
+
+
+def _values(F: Functional, mu: Gaussian) -> tuple[float, float]:
+    """Return mean deviation and mean size of what F integrates over the nodes.
+
+    That is the derivative by the masses of the nodes: V for a potential, W / 2 for an
+    interaction, the features times a gradient for a function of expectations.
+    """
+
+    def value(weights: Tensor) -> Tensor:
+        nu = mu._at(mu.state.detach())
+        object.__setattr__(nu, "weights", weights)
+        return F.value(nu)
+
+    w = mu.weights.detach()
+    found = value_and_gradient(value, w, unused=True)[1]
+    return float(w @ (found - w @ found).abs()), float(w @ found.abs())
+
+
+def _hidden(F: Functional, mu: Gaussian) -> float:
+    r"""Return a bound of the energy of kernels that no node sees.
+
+    A kernel that is narrow about 0 has an energy E that is in inverse proportion to
+    :math:`|\det L|`: its gradient is :math:`-E\,L^{-1}`.
+    """
+    energy, z = 0.0, mu.nodes @ (math.sqrt(2.0) * mu.factor.T)
+    for c, term in F.terms():
+        if isinstance(term, Interaction) and type(term.W) is not GaussianKernel:
+            with torch.no_grad():
+                values = term.W(z)
+            found = hidden_energy(term.W, mu.nodes, mu.weights, mu.factor, values)
+            energy += abs(c) * found
+    return energy
+
+
+def round_off(problem: Problem, point: Point) -> float:
+    """Return the round-off of the gradient where the nodes integrate F exactly.
+
+    Rules with more nodes do so too: they differ by the round-off of F's own arithmetic
+    alone, which no formula tells, as where large terms cancel in V.
+    """
+    worst = 0.0
+    for mu in _exact(problem.mu):
+        there = problem.on(mu)
+        there.inside = False
+        try:
+            found = there.at(point.coordinates).gradient
+        except OtflowError:
+            return math.inf
+        problem.used += 1
+        worst = max(worst, norm(found - point.gradient))
+    return worst
+
+
+def _exact(mu: Gaussian) -> list[Gaussian]:
+    """Return the law on other rules that are exact to its degree at least."""
+    if mu.dim > TENSOR_DIM:
+        return [mu._on(scattered_nodes(mu.dim, mu.n, 1))]
+    k = (mu.degree + 1) // 2  # nodes per axis of the rule of Gauss and Hermite
+    counts = {min(max(k, PER_AXIS[mu.dim]) + more, MOST_PER_AXIS) for more in (1, 3)}
+    return [mu._on(gaussian_nodes(mu.dim, c)) for c in sorted(counts)]

@@ -1,0 +1,204 @@
+"""The objective of a JKO step on Gaussians, in coordinates of optimal maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from otflow.errors import Diverged, NonFinite, Unsupported
+from otflow.functionals import Entropy, Functional, Sum
+from otflow.measures import Gaussian
+from otflow.proximal.gaussian.maps import (
+    OptimalMaps,
+    entropy_gradient,
+    entropy_hessian,
+    mean_hessian,
+    norm,
+)
+from otflow.proximal.terms import sort_terms
+
+__all__ = ["Point", "Problem", "newton_step"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A Gaussian with the objective's value and gradient there."""
+
+    measure: Gaussian
+    coordinates: Tensor  # of the map that leads to it
+    energy: float  # F
+    objective: float  # dt F + half the transport cost
+    gradient: Tensor  # of the objective, in coordinates
+    slope: Tensor  # of the part of F without entropy: a tangent
+    whole: Tensor  # of F: a tangent
+    size: float  # norm of the gradient
+    is_optimal: bool
+    noise: float  # round-off of the objective
+
+
+@dataclass
+class Problem:
+    """The objective in coordinates of the maps; it counts its evaluations."""
+
+    functional: Functional
+    rest: Functional  # F without entropy
+    potentials: Functional  # of these the mean feels the Hessian
+    temperature: float
+    mu: Gaussian
+    dt: float
+    maps: OptimalMaps
+    used: int = 0
+    inside: bool = True  # keep to optimal maps
+    steepest: float = 0.0  # size of the terms of the gradient of F, which cancel
+    scale: float = 0.0  # size of the terms of F, which may cancel in it
+
+    @classmethod
+    def of(cls, F: Functional, mu: Gaussian, dt: float) -> Problem:
+        """Take F apart, or say why it cannot be done."""
+        terms = sort_terms(F)
+        if terms.max_density < torch.inf:
+            msg = (
+                "a bound on the density saturates, and no Gaussian does: congestion "
+                "needs Quantiles or a GridDensity; or use PowerEntropy(m) with a large "
+                "m"
+            )
+            raise Unsupported(msg)
+        temperature, rest = F.split_entropy()
+        if temperature < 0:
+            msg = (
+                f"the entropy has the negative factor {temperature:g}: F has no "
+                f"minimum, all mass would collapse; minimise + temperature * Entropy()"
+            )
+            raise ValueError(msg)
+        parts = tuple(c * term for c, term in terms.potentials)
+        others = terms.interactions or terms.others or terms.internal is not None
+        potentials = Sum(parts) if others else rest
+        return cls(F, rest, potentials, temperature, mu, dt, OptimalMaps(mu.factor))
+
+    def at(self, coordinates: Tensor) -> Point:
+        """Evaluate the objective and its gradient."""
+        nu = self.mu.push(self.maps.tangent(coordinates), 1.0)
+        value, velocity = self.rest.value_and_velocity(nu)
+        self.used += 1
+        energy, whole, steepness = float(value), -velocity, norm(velocity)
+        size = abs(energy) + norm(velocity) * norm(nu.state)
+        if self.temperature:
+            heat = self.temperature * float(Entropy().value(nu))
+            energy, size = energy + heat, size + abs(heat)
+            pressure = self.temperature * entropy_gradient(nu.factor)
+            whole, steepness = whole + pressure, steepness + norm(pressure)
+        gradient = coordinates + self.dt * self.maps.project(whole)
+        half = 0.5 * float((coordinates * coordinates).sum())
+        self.steepest = max(self.steepest, steepness)
+        self.scale = max(self.scale, size)
+        eps = torch.finfo(nu.dtype).eps
+        return Point(
+            measure=nu,
+            coordinates=coordinates,
+            energy=energy,
+            objective=self.dt * energy + half,
+            gradient=gradient,
+            slope=-velocity,
+            whole=whole,
+            size=norm(gradient),
+            is_optimal=self.maps.is_optimal(coordinates),
+            noise=8 * eps * (self.dt * self.scale + half),
+        )
+
+    def try_at(self, coordinates: Tensor) -> Point | None:
+        """Evaluate, or return None where F is not finite or the map not optimal."""
+        if self.inside and not self.maps.is_optimal(coordinates):
+            return None
+        try:
+            return self.at(coordinates)
+        except (Diverged, NonFinite):
+            self.used += 1
+            return None
+
+    def hessian(self, point: Point, direction: Tensor) -> Tensor:
+        """Return the Hessian of the objective times a direction."""
+        tangent, nu = self.maps.tangent(direction), point.measure
+        h = float(nu.factor.abs().max()) / float(tangent.abs().max())
+        h *= torch.finfo(nu.dtype).eps ** 0.5
+        try:
+            velocity = self.rest.velocity(nu.push(tangent, h))
+            change = (-velocity - point.slope) / h
+        except (Diverged, NonFinite):
+            change = torch.zeros_like(tangent)
+        self.used += 1
+        self._met(norm(change) / norm(tangent), nu)
+        if self.temperature:
+            change = change + self.temperature * entropy_hessian(nu.factor, tangent)
+        return direction + self.dt * self.maps.project(change)
+
+    def minimise_model(self, point: Point) -> Tensor | None:
+        """Minimise with a quadratic in place of the rest; None if it has no minimum."""
+        nu, dt = point.measure, self.dt
+        curvature = mean_hessian(nu.factor, point.slope)
+        self._met(float(torch.linalg.matrix_norm(curvature, 2)), nu)
+        if self.potentials is self.rest:
+            stiffness = curvature
+        else:
+            stiffness = mean_hessian(nu.factor, -self.potentials.velocity(nu))
+            self.used += 1
+        force = point.slope[0] - stiffness @ nu.mean
+        return self.maps.quadratic_step(
+            self.mu.mean, curvature, stiffness, force, dt, dt * self.temperature
+        )
+
+    def _met(self, curvature: float, nu: Gaussian) -> None:
+        """Note a second derivative: the state is rounded, and its gradient with it."""
+        self.steepest = max(self.steepest, curvature * norm(nu.state))
+
+    def on(self, mu: Gaussian) -> Problem:
+        """Return the same step on another rule; it counts on from here."""
+        return replace(self, mu=mu, inside=True, steepest=0.0, scale=0.0)
+
+    def floor(self, point: Point) -> float:
+        """Return the size of the gradient's round-off."""
+        eps = torch.finfo(self.mu.dtype).eps
+        scale = norm(self.mu.state) + norm(point.measure.state)
+        return 8 * eps * (scale + self.dt * self.steepest)
+
+
+def newton_step(
+    problem: Problem, point: Point, gradient: Tensor, accuracy: float, budget: int
+) -> Tensor:
+    """Solve for Newton's step by conjugate gradients, till negative curvature.
+
+    Parameters
+    ----------
+    problem, point
+        Whose Hessian.
+    gradient : Tensor, shape (1 + d, d)
+        The step that makes it zero is wanted; that of `point`, or a part of it.
+    accuracy : float
+        Relative residual at which to stop.
+    budget : int
+        Most evaluations.
+
+    Returns
+    -------
+    Tensor, shape (1 + d, d)
+        The step; -gradient where the first curvature is not positive.
+    """
+    residual = -gradient
+    step, direction = torch.zeros_like(residual), residual
+    square = float((residual * residual).sum())
+    # Products come from differences: they hold half of the digits.
+    target = max(accuracy, 1e-5) ** 2 * square
+    for _ in range(min(problem.maps.degrees, budget)):
+        product = problem.hessian(point, direction)
+        curvature = float((direction * product).sum())
+        if not curvature > 0:
+            break
+        length = square / curvature
+        step = step + length * direction
+        residual = residual - length * product
+        previous, square = square, float((residual * residual).sum())
+        if square <= target:
+            break
+        direction = residual + (square / previous) * direction
+    return step if bool(step.any()) else -gradient

@@ -1,0 +1,135 @@
+"""A dual step with a convex interaction: Newton's method for one concave dual."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from otflow.proximal.grid.back_and_forth.coupled import Coupled, Joint
+from otflow.proximal.grid.pressure import Iterate
+
+__all__ = ["ascend"]
+
+# A trial may overshoot the maximum along its direction until the slope there is minus
+# this share of the slope at the start, or if it cuts the residual by the second.
+OVERSHOOT, CONTRACTION, MAX_TRIALS = 0.5, 0.9, 16
+# A step is doubled while the slope is more than this share of that at the start.
+STEEP = 0.5
+# Cells that fill at once are shortened by this share, if half of the slope is theirs.
+SHORTER, THEIRS = 0.4, 0.5
+# Damping falls after a whole step and grows after a shortened one.
+LESS, MORE = 0.25, 4.0
+# Steps that may pass before the residual is this share of what it was.
+PATIENCE, PROGRESS = 12, 0.5
+
+
+def ascend(
+    coupled: Coupled, joint: Joint, tolerance: float, limit: int
+) -> tuple[Joint, int]:
+    r"""Raise the dual of a local problem and a convex quadratic term, by Newton steps.
+
+    With :math:`G'[m] = Km`, K positive, the step minimises :math:`E(\nu) + G(\nu)`,
+    and its dual in the potential and in masses m
+
+    .. math:: \int\phi^c d\mu - \int U^*(-\phi - V - Km) - \tfrac12\int m\,Km
+
+    is concave in both. A step goes along one line in both, and is shortened where the
+    slope along it turns. The masses of Newton's step are those that the potential
+    brings, to first order, so the system is that of `Coupled`. Where K is not positive
+    the slope need not rise; the caller compares objectives.
+
+    Parameters
+    ----------
+    coupled : Coupled
+        The problem; its G is quadratic.
+    joint : Joint
+        Where to start.
+    tolerance : float
+        Of the residual.
+    limit : int
+        Most steps.
+
+    Returns
+    -------
+    best : Joint
+        The iterate of least residual.
+    steps : int
+        How many steps were taken.
+    """
+    is_line = sum(n > 1 for n in coupled.problem.box.shape) <= 1
+    # On a line the matrix is the exact derivative.
+    damping = 0.0 if is_line else 1.0
+    best, steps, last = joint, 0, 0
+    goal = PROGRESS * joint.residual
+    slope = joint.problem.V - coupled.problem.V
+    while best.residual > tolerance and steps < limit and steps - last < PATIENCE:
+        change, moved = coupled.direction(joint, damping, coupled.product)
+        finite = torch.isfinite(change) & torch.isfinite(moved)
+        if not bool(finite.all()):
+            break
+        bend = coupled.product(moved)
+        steps += 1
+        found = _search(coupled, joint, slope, change, moved, bend)
+        if found is None:
+            break
+        joint, length = found
+        slope = slope + length * bend
+        damping = min(1.0, damping * (LESS if length >= 1.0 else MORE))
+        if joint.residual < best.residual:
+            best = joint
+        if best.residual <= goal:
+            goal, last = PROGRESS * best.residual, steps
+    return best, steps
+
+
+def _search(
+    coupled: Coupled,
+    joint: Joint,
+    slope: Tensor,
+    change: Tensor,
+    moved: Tensor,
+    bend: Tensor,
+) -> tuple[Joint, float] | None:
+    """Return a point along a direction where the dual has all but turned."""
+    start = float(_slopes(coupled, joint, change, bend).sum())
+    if not start > 0:
+        return None
+    length, best = 1.0, None
+    for _ in range(MAX_TRIALS):
+        trial = coupled.at(
+            joint.phi + length * change,
+            joint.masses + length * moved,
+            slope + length * bend,
+        )
+        move = (trial.phi - joint.phi) / length
+        slopes = _slopes(coupled, trial, move, bend)
+        here = float(slopes.sum())
+        contracts = trial.residual <= CONTRACTION * joint.residual
+        if here >= -OVERSHOOT * start or contracts:
+            best = trial, length
+            if not here > STEEP * start:
+                return best
+            length *= 2.0
+            continue
+        if best is not None:
+            return best
+        # An empty cell wins mass at once where it passes its neighbours, which nothing
+        # at the start tells: these are shortened, not all.
+        filled = _filled(joint.point, trial.point, slopes)
+        if float(slopes[filled].sum()) < THEIRS * here:
+            change = torch.where(filled, SHORTER * change, change)
+        else:
+            length *= min(max(start / (start - here), 0.1), 0.9)
+    return best
+
+
+def _filled(old: Iterate, new: Iterate, slopes: Tensor) -> Tensor:
+    """Return the cells that wanted more mass, and got too much."""
+    return (slopes < 0) & (old.excess < 0) & (new.masses > 2 * new.wanted)
+
+
+def _slopes(coupled: Coupled, joint: Joint, change: Tensor, bend: Tensor) -> Tensor:
+    """Return what each cell adds to the slope of the dual at a point."""
+    point = joint.point
+    change = torch.where(coupled.is_free, change, 0.0)
+    return (point.wanted - joint.masses) * bend - point.excess * change

@@ -1,0 +1,282 @@
+"""Newton's method for a dual step together with its terms that are not local."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from otflow.functionals import Functional
+from otflow.measures import GridDensity
+from otflow.numerics.krylov import gmres
+from otflow.numerics.multigrid import Multigrid
+from otflow.proximal.grid.back_and_forth.newton import laplacian, mixed
+from otflow.proximal.grid.duality import transport_cost
+from otflow.proximal.grid.pressure import Iterate, PressureProblem
+from otflow.proximal.grid.push_forward import lifted, push_forward
+
+__all__ = ["Coupled", "Joint"]
+
+# Newton systems are solved to this relative residual, in at most so many products.
+INEXACT, PRODUCTS = 1e-2, 40
+# A step is shortened until it cuts the residual by this share of its length.
+CUT, HALVINGS = 0.1, 6
+# The residual may rise by this factor, if it is this share of what it was so many steps
+# later.
+RISE, PROGRESS, PATIENCE = 1.5, 0.5, 8
+# Further away, a step that cuts the residual by less ends the climb.
+POOR = 0.9
+# Below this residual the steps are mixed with so many of those before.
+NEAR, MEMORY = 0.02, 4
+# Mass that is moved to read the second variation of a term from its first.
+SHIFT = 1e-4
+# Cells that are nearly empty are treated as if they passed more mass, a share of the
+# residual: less after steps that leave this share of the residual, more after others.
+GOOD, LESS, MORE = 0.5, 0.25, 2.0
+# Cells that pass less than this share of the most are left out.
+EMPTY = 1e-9
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A potential, the masses that it drives, and the step linearised at these.
+
+    Parameters
+    ----------
+    phi : Tensor, shape (n,)
+        The potential.
+    point : Iterate
+        What the potential drives under the first variation at its own masses.
+    problem : PressureProblem
+        The problem with that first variation.
+    masses : Tensor, shape (n,)
+        Where it was taken.
+    residual : float
+        Mass at the wrong density, and by which the two masses differ.
+    """
+
+    phi: Tensor
+    point: Iterate
+    problem: PressureProblem
+    masses: Tensor
+    residual: float
+
+
+class Coupled:
+    r"""A dual step whose potential is :math:`V + G'[\nu]` at its own result.
+
+    The unknown is :math:`\phi`; it drives the masses m, and the pressure is :math:`p =
+    -\phi - V - G'[m]`. With K the derivative of the masses and :math:`S = (U^*)''`,
+    Newton's step solves
+
+    .. math:: (K + S + S G'' K)\,\delta\phi = (U^*)'(p) - m
+
+    where the pressure acts, and :math:`(1 + G'' K)\,\delta\phi = 0` elsewhere, by
+    GMRES: :math:`G''` is smooth, so a matrix without it is nearly the inverse.
+
+    Parameters
+    ----------
+    G : Functional
+        The terms that are not local.
+    mu : GridDensity
+        Gives the grid, in the dtype in which G is taken.
+    problem : PressureProblem
+        The local part.
+    """
+
+    def __init__(
+        self, G: Functional, mu: GridDensity, problem: PressureProblem
+    ) -> None:
+        self.G, self.mu, self.problem = G, mu, problem
+        self.is_free = problem.room > 0
+        self.by_log = math.isinf(problem.lowest)
+
+    def slope(self, masses: Tensor) -> Tensor:
+        """Return G' at the masses, 0 in obstacles."""
+        nu = self.mu.with_free_weights(masses.to(self.mu.dtype))
+        found = self.G.first_variation(nu).detach().double()
+        return torch.where(self.is_free, found, 0.0)
+
+    def at(self, phi: Tensor, masses: Tensor, slope: Tensor) -> Joint:
+        """Return what a potential drives, given its masses and G' there."""
+        problem = replace(self.problem, V=self.problem.V + slope)
+        s = torch.where(self.is_free, -phi - problem.V, 0.0)
+        if self.by_log:  # of any height: the map is the same
+            s = s - problem.constant(s)
+        point = problem.at(s.clamp_min(problem.lowest))
+        moved = float((point.masses - masses).abs().sum())
+        phi = -problem.V - point.pressure
+        return Joint(phi, point, problem, masses, point.residual + moved)
+
+    def driven(self, phi: Tensor) -> Joint:
+        """Return what a potential drives."""
+        phi, masses = self.masses(phi)
+        return self.at(phi, masses, self.slope(masses))
+
+    def settled(self, phi: Tensor, local: PressureProblem, point: Iterate) -> Joint:
+        """Return what the solution of a local problem drives.
+
+        The first variation is one up to a constant: where the pressure acts its mean
+        stays as it was in the local problem.
+        """
+        phi, masses = self.masses(phi)
+        slope = self.slope(masses)
+        acts = point.masses * (point.pressure > local.lowest)
+        weights = acts if float(acts.sum()) > 0 else point.masses
+        change = self.problem.V + slope - local.V
+        return self.at(phi - (weights @ change) / weights.sum(), masses, slope)
+
+    def masses(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a potential, raised where it wins nothing, and its masses."""
+        box, dt = self.problem.box, self.problem.dt
+        phi = torch.where(self.is_free, phi, -math.inf)
+        phi = lifted(phi.reshape(box.shape), box, dt).reshape(-1)
+        return phi, push_forward(self.problem.masses, phi, box, dt)[0]
+
+    def climb(self, joint: Joint, tolerance: float, limit: int) -> tuple[Joint, int]:
+        """Return the best of Newton's iterates and their number.
+
+        At kinks of the masses the residual may rise for some steps.
+        """
+        best, damping, steps, last = joint, 1.0, 0, 0
+        goal = PROGRESS * joint.residual
+        memory: list[tuple[Tensor, Tensor]] = []
+        while best.residual > tolerance and steps < limit and steps - last < PATIENCE:
+            steps += 1
+            second = self._second(joint.masses)
+            change, _ = self.direction(joint, damping, second)
+            if not bool(torch.isfinite(change).all()):
+                break
+            found = None
+            if joint.residual < NEAR:
+                mixture = mixed(joint.phi, change, memory)
+                memory = [*memory, (joint.phi, change)][-MEMORY:]
+                found = self._search(joint, mixture)
+            if found is None:
+                found = self._search(joint, change)
+            if found is None:
+                break
+            factor = LESS if found.residual <= GOOD * joint.residual else MORE
+            damping = min(1.0, damping * factor)
+            slow = found.residual > POOR * joint.residual
+            joint = found
+            if joint.residual < best.residual:
+                best = joint
+            if best.residual <= goal:
+                goal, last = PROGRESS * best.residual, steps
+            if slow and joint.residual >= NEAR:
+                break
+        return best, steps
+
+    def _search(self, joint: Joint, direction: Tensor) -> Joint | None:
+        """Return the point along a direction, shortened until the residual is fair."""
+        length, best = 1.0, None
+        for _ in range(HALVINGS):
+            trial = self.driven(joint.phi + length * direction)
+            if best is None or trial.residual < best.residual:
+                best = trial
+            if trial.residual <= (1 - CUT * length) * joint.residual:
+                return trial
+            length *= 0.5
+        fair = RISE * joint.residual if joint.residual < NEAR else POOR * joint.residual
+        return best if best is not None and best.residual <= fair else None
+
+    def objective(self, joint: Joint) -> float:
+        """Return the objective, terms of all kinds, at what a potential drives."""
+        problem, masses = self.problem, joint.point.masses
+        filled = masses > 0
+        density = (masses[filled] / problem.room[filled]).clamp_max(
+            problem.internal.max_density
+        )
+        local = float(problem.internal.e(density) @ masses[filled])
+        square = transport_cost(joint.point.sweeps, problem.box, 0.0)
+        nu = self.mu.with_free_weights(masses.to(self.mu.dtype))
+        rest = float(problem.V @ masses) + float(self.G.value(nu))
+        return local + rest + square / (2 * problem.dt)
+
+    def falls(self, old: Joint, new: Joint) -> bool:
+        """Return whether the objective fell, but for what residuals leave open."""
+        noise = 0.0
+        for joint in (old, new):
+            reach = joint.phi[self.is_free & (joint.point.masses > 0)]
+            noise += joint.residual * float(reach.max() - reach.min())
+        return self.objective(new) <= self.objective(old) + noise
+
+    def direction(
+        self, joint: Joint, damping: float, second: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return Newton's change of the potential, and that of the masses.
+
+        Parameters
+        ----------
+        joint : Joint
+            Where to step from.
+        damping : float
+            How much more mass nearly empty cells are taken to pass.
+        second : callable
+            The second variation of G, a map of changes of masses.
+        """
+        problem, point = joint.problem, joint.point
+        shape = problem.box.shape
+        L = laplacian(problem, point, damping)
+        softness = L.rest.reshape(-1)
+        diagonal = L.diagonal.reshape(-1)
+        above = point.pressure - problem.lowest
+        passes = diagonal > EMPTY * float(diagonal.max())
+        acts = (above * diagonal + point.excess > 0) & passes
+        cycle = Multigrid.of(L.inside(acts.reshape(shape)))
+        # Where next to no mass is the pressure stays.
+        drop = torch.where(passes & ~acts & self.is_free, above, 0.0)
+        # Rows are weighed alike, as the matrix is nearly symmetric.
+        weights = torch.where(acts, diagonal, diagonal.max()).sqrt()
+        behind = point.masses - joint.masses
+        lag = second(behind)
+
+        def moved(change: Tensor) -> Tensor:
+            return L.apply(change.reshape(shape)).reshape(-1) - softness * change
+
+        def apply(y: Tensor) -> Tensor:
+            change = y / weights
+            passed = moved(change)
+            answer = change + second(passed)
+            inside = (passed + softness * answer) / weights
+            return torch.where(acts, inside, answer * weights)
+
+        def precondition(r: Tensor) -> Tensor:
+            outside = (r / weights).masked_fill(acts, 0.0)
+            inside = r * weights - L.apply(outside.reshape(shape)).reshape(-1)
+            inside = inside.masked_fill(~acts, 0.0).reshape(shape)
+            change = torch.where(acts, cycle(inside).reshape(-1), outside)
+            return change * weights
+
+        inside = -(point.excess + softness * lag) / weights
+        right = torch.where(acts, inside, (drop - lag) * weights)
+        change = gmres(apply, precondition, right, INEXACT, PRODUCTS)[0] / weights
+        return change, behind + moved(change)
+
+    def product(self, change: Tensor) -> Tensor:
+        """Return the second variation of a quadratic G, applied to a change."""
+        out = torch.zeros_like(change)
+        for sign in (1.0, -1.0):
+            part = (sign * change).clamp_min(0.0)
+            size = float(part.sum())
+            if size > 0:
+                out = out + sign * size * self.slope(part / size)
+        return out
+
+    def _second(self, masses: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the second variation as a map of changes of masses."""
+        here = self.slope(masses)
+
+        def second(change: Tensor) -> Tensor:
+            size = float(change.abs().sum())
+            if not size > 0:
+                return torch.zeros_like(change)
+            step = SHIFT / size
+            there = self.slope((masses + step * change).clamp_min(0.0))
+            return (there - here) / step
+
+        return second

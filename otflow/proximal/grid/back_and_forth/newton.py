@@ -1,0 +1,348 @@
+"""Newton's method for the pressure of a JKO step: matrix, direction, ascent."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otflow.functionals import Entropy
+from otflow.functionals.combined import Combined
+from otflow.numerics.multigrid import GridLaplacian, solve_laplacian
+from otflow.proximal.grid.pressure import Iterate, PressureProblem
+
+__all__ = ["laplacian", "maximise", "mixed"]
+
+# Coarser grids are used down to so many cells along the longest axis, with so many
+# Newton steps each, until the residual is this share of the mass.
+SMALLEST, COARSE_STEPS, COARSE_RESIDUAL = 8, 12, 1e-3
+# Newton steps that may pass before the residual is this share of what it was.
+PATIENCE, PROGRESS = 16, 0.5
+# Evaluations of the dual, and inner iterations, that a climb may take for each Newton
+# step that it may.
+TRIALS_A_STEP, INNER_A_STEP = 3, 15
+# The steps along the axes are solved to it, as they cost next to nothing.
+FINE = 1e-9
+# A start whose residual is below it needs no coarser grid.
+NEAR = 0.02
+# A residual above so many tolerances is tried again from the energy's minimiser.
+NEARLY = 10.0
+# Newton systems are solved to this relative residual, in at most so many iterations.
+INEXACT, MAX_INNER = 1e-2, 60
+# Anderson mixing, near the solution: steps that it remembers, and its ridge.
+MEMORY, RIDGE = 4, 1e-10
+# Cells that are nearly empty are treated as if they passed more mass, a share of the
+# residual: less after steps that leave this share of the residual, more after others.
+GOOD, LESS, MORE = 0.5, 0.25, 2.0
+# A trial step may overshoot the maximum along its direction until the slope there is
+# minus this share of the slope at the start.
+OVERSHOOT, MAX_TRIALS = 0.5, 16
+# ... or if it cuts the residual by this factor.
+CONTRACTION = 0.9
+# It goes on while the slope is more than this share of that at the start.
+STEEP = 0.5
+
+
+def maximise(
+    problem: PressureProblem,
+    start: Tensor,
+    tolerance: float,
+    limit: int,
+    *,
+    separable: bool = True,
+) -> tuple[Iterate, int, bool]:
+    """Take Newton steps until the residual is below a share of the mass.
+
+    Parameters
+    ----------
+    problem : PressureProblem
+        The problem.
+    start : Tensor, shape (n,)
+        A first pressure.
+    tolerance : float
+        The share.
+    limit : int
+        Most Newton steps.
+    separable : bool
+        Whether the potential may be a sum over the axes: then the steps along them are
+        tried.
+
+    Returns
+    -------
+    best : Iterate
+        The iterate of least residual.
+    steps : int
+        Newton steps on this grid.
+    stalled : bool
+        Whether it ended above the tolerance because the residual fell no more.
+    """
+    point = problem.at(start.clamp_min(problem.lowest))
+    small = max(problem.box.shape) < 2 * SMALLEST
+    far = not point.residual <= max(NEAR, tolerance)
+    if far and separable and _is_product(problem):
+        trial = problem.at(_along_axes(problem, tolerance, limit))
+        if not point.residual <= trial.residual:
+            point = trial
+    if not small and not point.residual <= max(NEAR, tolerance):
+        coarse = problem.coarser()
+        below, _, _ = maximise(
+            coarse,
+            problem.restrict(start),
+            COARSE_RESIDUAL,
+            COARSE_STEPS,
+            separable=separable,
+        )
+        for guess in (problem.prolong(coarse, below.pressure), problem.at_rest()):
+            trial = problem.at(guess)
+            if not point.residual <= trial.residual:
+                point = trial
+    best, steps, stalled = _climb(problem, point, tolerance, limit)
+    if not best.residual <= NEARLY * tolerance:
+        other = problem.at(problem.at_rest())
+        other, more, also = _climb(problem, other, tolerance, limit)
+        steps, stalled = steps + more, stalled and also
+        if not best.residual <= other.residual:
+            best = other
+    # On a line the matrix is the exact derivative: plain steps raise the dual to its
+    # end, past kinks of the push-forward that mixing and patience do not pass.
+    is_line = sum(n > 1 for n in problem.box.shape) <= 1
+    for first in (problem.at_rest(), best.pressure) if is_line else ():
+        if best.residual <= tolerance:
+            break
+        other = problem.at(first)
+        other, more, also = _climb(problem, other, tolerance, limit, plain=True)
+        steps, stalled = steps + more, stalled and also
+        if not best.residual <= other.residual:
+            best = other
+    return best, steps, stalled and not best.residual <= tolerance
+
+
+def _is_product(problem: PressureProblem) -> bool:
+    """Return whether the energy is that of a product, a sum over the axes."""
+    lines = sum(n > 1 for n in problem.box.shape)
+    energy = problem.internal
+    parts = energy.parts if isinstance(energy, Combined) else ((1.0, energy),)
+    entropy = len(parts) == 1 and isinstance(parts[0][1], Entropy)
+    unbounded = math.isinf(energy.max_density)
+    return lines > 1 and entropy and unbounded and bool((problem.room > 0).all())
+
+
+def _along_axes(problem: PressureProblem, tolerance: float, limit: int) -> Tensor:
+    """Return the pressure of the steps of the marginals along each axis."""
+    lines = []
+    for axis in range(problem.box.dim):
+        line = problem.along(axis)
+        aim = min(tolerance / (4 * problem.box.dim), FINE)
+        start = line.at(line.at_rest())
+        point, _, _ = _climb(line, start, aim, limit, plain=True)
+        if not point.residual <= aim:
+            other, _, _ = maximise(line, start.pressure, aim, limit)
+            if not point.residual <= other.residual:
+                point = other
+        lines.append((line, point.pressure))
+    return problem.joined(lines)
+
+
+def _climb(
+    problem: PressureProblem,
+    point: Iterate,
+    tolerance: float,
+    limit: int,
+    *,
+    plain: bool = False,
+) -> tuple[Iterate, int, bool]:
+    """Return the best of the Newton iterates, their number, and whether it stalled.
+
+    Plain steps are neither mixed nor damped: on a line, where the matrix is the exact
+    derivative.
+    """
+    best, steps, last, trials, inner = point, 0, 0, 0, 0
+    goal_residual = PROGRESS * point.residual
+    memory: list[tuple[Tensor, Tensor]] = []
+    damping = 0.0 if plain else 1.0
+    while not best.residual <= tolerance and steps < limit:
+        spent = trials >= TRIALS_A_STEP * limit or inner >= INNER_A_STEP * limit
+        # Plain steps raise the dual; on the way the residual may rise for long.
+        wasted = 0 if plain else steps - last
+        if spent or wasted >= PATIENCE:
+            return best, steps, True
+        if wasted == PATIENCE // 2:  # back to the best, and on without mixing
+            point, memory = best, []
+        change, used = _System.at(problem, point, damping).solve()
+        inner += used
+        direction = change
+        if not plain and point.residual < NEAR and wasted < PATIENCE // 2:
+            direction = mixed(point.pressure, change, memory)
+            goal = (point.pressure + direction).clamp_min(problem.lowest)
+            direction = goal - point.pressure
+            memory = [*memory, (point.pressure, change)][-MEMORY:]
+        found, used = _search(problem, point, direction)
+        trials += used
+        if found is None and direction is not change:
+            found, used = _search(problem, point, change)
+            memory, trials = [], trials + used
+        steps += 1
+        if found is None:
+            return best, steps, True
+        factor = LESS if found.residual <= GOOD * point.residual else MORE
+        damping = min(1.0, damping * factor)
+        point = found
+        if not best.residual <= point.residual:
+            best = point
+        if not best.residual > goal_residual:
+            last, goal_residual = steps, PROGRESS * best.residual
+    return best, steps, False
+
+
+def mixed(
+    pressure: Tensor, change: Tensor, memory: list[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Return Anderson's mixture of this change and those before.
+
+    Newton's matrix is not the exact derivative, so steps contract by a factor, and
+    those of few cells, beside an obstacle for instance, by a poor one.
+    """
+    if not memory:
+        return change
+    moves = torch.stack([pressure - p for p, _ in memory])
+    differences = torch.stack([change - c for _, c in memory])
+    # Scaled to unit length, those of different sizes are solved alike.
+    size = differences.norm(dim=-1)
+    usable = torch.isfinite(size) & (size > 0)
+    if not bool(usable.all()):
+        return change
+    unit = differences / size[:, None]
+    gram = unit @ unit.T + RIDGE * torch.eye(len(memory)).to(unit)
+    share = torch.linalg.solve(gram, unit @ change) / size
+    mixed: Tensor = change - share @ (moves + differences)
+    return mixed
+
+
+@dataclass(frozen=True)
+class _System:
+    """The linear system of a projected Newton step.
+
+    The matrix is not the exact derivative of the excess: mass that moves along one axis
+    changes what moves along the others.
+    """
+
+    problem: PressureProblem
+    point: Iterate
+    matrix: GridLaplacian
+    moves: Tensor
+    fixed: Tensor
+    right: Tensor
+
+    @classmethod
+    def at(cls, problem: PressureProblem, point: Iterate, damping: float) -> _System:
+        """Return the system at an iterate."""
+        L = laplacian(problem, point, damping)
+        shape, excess = problem.box.shape, point.excess
+        diagonal = L.diagonal.reshape(-1)
+        above = point.pressure - problem.lowest
+        # Between the cells that win mass, those that do not are no end of a face.
+        lost = point.lost & (diagonal > 0)
+        moves = ((above * diagonal + excess > 0) & (diagonal > 0)) | lost
+        # Where the pressure is not needed it drops to its least.
+        fixed = torch.where(moves | (diagonal == 0), 0.0, -above).reshape(shape)
+        mask = moves.reshape(shape)
+        right = excess.masked_fill(lost, 0.0).reshape(shape) - L.apply(fixed)
+        return cls(problem, point, L.inside(mask), mask, fixed, right * mask)
+
+    def solve(self) -> tuple[Tensor, int]:
+        """Return the change of the pressure, and the inner iterations it took."""
+        step, used = solve_laplacian(self.matrix, self.right, INEXACT, MAX_INNER)
+        return self._projected(torch.where(self.moves, step, self.fixed)), used
+
+    def _projected(self, step: Tensor) -> Tensor:
+        p = self.point.pressure
+        goal = p + step.reshape(-1).masked_fill(self.point.lost, 0.0)
+        return goal.clamp_min(self.problem.lowest) - p
+
+
+def _search(
+    problem: PressureProblem,
+    point: Iterate,
+    direction: Tensor,
+    trials: int = MAX_TRIALS,
+) -> tuple[Iterate | None, int]:
+    """Return a point along a direction where the dual has all but turned.
+
+    Also the number of evaluations that it took.
+    """
+    start = float(point.excess @ direction)
+    if not start > 0:
+        return None, 0
+    length, best = 1.0, None
+    for used in range(1, trials + 1):
+        goal = point.pressure + length * direction
+        trial = problem.at(goal.clamp_min(problem.lowest))
+        move = trial.pressure - point.pressure
+        slope = float(trial.excess @ move) / length
+        finite = math.isfinite(slope)
+        uphill = finite and slope >= -OVERSHOOT * abs(start)
+        if uphill or trial.residual <= CONTRACTION * point.residual:
+            best = trial
+            if not slope > STEEP * abs(start):
+                return best, used
+            length *= 2.0  # as steep as at the start: go on
+        elif best is not None:
+            return best, used
+        else:
+            share = start / (start - slope) if finite else 0.0
+            length *= min(max(share, 0.1), 0.9)
+    return best, trials
+
+
+def laplacian(
+    problem: PressureProblem, point: Iterate, damping: float
+) -> GridLaplacian:
+    """Return minus the derivative of the excess in the pressure, nearly."""
+    shape = problem.box.shape
+    is_free = problem.room.reshape(shape) > 0
+    beside = None if bool(is_free.all()) else _beside_obstacles(problem, point)
+    faces = []
+    for axis, (flow, h) in enumerate(
+        zip(point.mobility, problem.box.spacing, strict=True)
+    ):
+        n = shape[axis]
+        low, high = is_free.narrow(axis, 0, n - 1), is_free.narrow(axis, 1, n - 1)
+        least = damping * min(point.residual, 1.0) * _typical_mass(problem)
+        # Far from the solution cells that are empty now may have to pass mass.
+        passing = flow.clamp_min(least)
+        if beside is not None:
+            # Round a corner mass moves diagonally, which faces do not know of.
+            both = beside.narrow(axis, 0, n - 1) + beside.narrow(axis, 1, n - 1)
+            passing = torch.maximum(passing, 0.5 * both)
+        faces.append(passing * (low & high) * (problem.dt / h**2))
+    return GridLaplacian.of(faces, _softness(problem, point).reshape(shape))
+
+
+def _beside_obstacles(problem: PressureProblem, point: Iterate) -> Tensor:
+    """Return the masses of the cells that touch an obstacle, 0 elsewhere."""
+    near = problem.room.reshape(problem.box.shape) <= 0
+    for axis, n in enumerate(problem.box.shape):
+        wide = near.clone()
+        wide.narrow(axis, 0, n - 1).logical_or_(near.narrow(axis, 1, n - 1))
+        wide.narrow(axis, 1, n - 1).logical_or_(near.narrow(axis, 0, n - 1))
+        near = wide
+    return point.masses.reshape(problem.box.shape) * near
+
+
+def _typical_mass(problem: PressureProblem) -> float:
+    """Return the mass of a well filled cell."""
+    most = problem.internal.max_density * float(problem.room.max())
+    return min(most, float(problem.masses.max()))
+
+
+def _softness(problem: PressureProblem, point: Iterate) -> Tensor:
+    """Return how much more mass is wanted for a unit of pressure."""
+    room = torch.where(problem.room > 0, problem.room, 1.0)
+    wanted, top = point.wanted / room, problem.internal.max_density
+    r = torch.maximum(wanted, point.masses / room).clamp_max(top)
+    usable = (r > 0) & (wanted < top) & (problem.room > 0) & ~point.lost
+    bend = problem.internal.curvature(torch.where(usable, r, 1.0))
+    usable = usable & (bend > 0)
+    return torch.where(usable, problem.room / torch.where(usable, bend, 1.0), 0.0)

@@ -1,0 +1,392 @@
+"""The JKO step on grids by its dual: hard congestion and large steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otflow._validation import non_negative_int, positive
+from otflow.errors import Diverged, NonFinite, Unsupported
+from otflow.functionals import Congestion, Functional
+from otflow.measures import GridDensity
+from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
+from otflow.proximal.grid.back_and_forth.newton import maximise
+from otflow.proximal.grid.back_and_forth.rounds import Settled, settle
+from otflow.proximal.grid.back_and_forth.step import is_full, squared_diagonal, step_of
+from otflow.proximal.grid.gap import distance_bound
+from otflow.proximal.grid.own_energy import LocalTerms, taken_cell_by_cell
+from otflow.proximal.grid.pressure import Iterate, PressureProblem, lowest_pressure
+from otflow.proximal.terms import Terms, sort_terms
+
+__all__ = ["BackAndForth"]
+
+# Where an energy has no least pressure, densities below this share of the largest are
+# taken as this share for the first guess.
+DUST = 1e-12
+# Mass by which a room may be too full before it is refused, in round-off of the dtype.
+OVERFULL = 64.0
+# The density has settled if it changes by less than so many tolerances.
+SETTLED = 10.0
+# Linearisations that may pass before the change is this share of what it was.
+PATIENCE, PROGRESS = 4, 0.9
+# Linearisations in succession that may fail to converge.
+MOST_FAILURES = 2
+
+
+class BackAndForth(ProximalSolver[GridDensity]):
+    r"""Solve :math:`\min_\nu F(\nu) + W_2^2(\mu, \nu)/(2\,dt)` on a grid by its dual.
+
+    The dual of :cite:t:`jacobs2021back`, :math:`\max_\phi \int\phi^c d\mu -
+    \int U^*(-\phi - V)`, is solved in the pressure :math:`p = -\phi - V \ge U'(0)`:
+    where p exceeds its least the density is :math:`(U^*)'(p)`, the bound of hard
+    congestion for instance; elsewhere it lies below. In between, a crowd that is not
+    full, it is what the map brings: the step is :math:`\nu = T_\#\mu` with
+    :math:`T^{-1}(y) = y - dt\,\nabla\phi`.
+
+    Each iteration goes forth, by the c-transform along one axis after the other, and
+    brings the masses along the same axes, exactly conserved; and back, by a Newton
+    step for the pressure where it acts, :math:`-dt\,\nabla\cdot(\nu\nabla\delta) +
+    (U^*)''\delta = \nu - (U^*)'(p)`, with multigrid and Anderson mixing, where the
+    published method has a fixed preconditioner. The dual is concave: a step is
+    shortened where the slope along it turns, and where :math:`\phi` wins no mass it is
+    raised until it is about to, as the published method does. A start that is far from
+    the solution is improved on coarser grids first; with an entropy also by the steps
+    of the marginals along each axis, whose product is the step if the source and the
+    density of equilibrium are products. ``iterations`` counts the steps on the grid
+    itself.
+
+    Potentials may be nonconvex; obstacles and walls hold no density; `Entropy` and
+    `PowerEntropy` with m > 1 go as well. So does a term that a user wrote as its value
+    only, if its first variation in a cell is :math:`V + U'(\rho)` of that cell and U is
+    convex: this is tried at random densities, and again at the result. Interactions and
+    other terms are linearised, with as much more of a convex energy as makes the
+    objective fall from one round to the next; Newton's method for the whole, in which
+    they are nonlinear, goes on from the end of a round.
+
+    Parameters
+    ----------
+    tolerance : float
+        Stop when the mass at the wrong density is below it: in excess of the bound, or
+        unlike :math:`(U^*)'(p)`.
+    max_iterations : int
+        Most Newton steps on the grid itself from each start, for each linearisation:
+        up to two starts, and two more of plain steps on a line.
+    max_linearisations : int
+        Most linearisations of interactions and other terms. They end before that, not
+        converged, if two in succession could not be solved, if the residual was not
+        halved in eight, or after 1.5 times `max_iterations` Newton steps in all.
+
+    Attributes
+    ----------
+    tolerance, max_iterations, max_linearisations
+        As above.
+
+    Notes
+    -----
+    The certificate holds
+
+    ``energy_before``, ``energy_after``, ``decrease``
+        F at both ends, which never increases, and F(before) - F(after) - w2^2 / (2 dt),
+        without linearisations at least -``gap``. Where mass moves by less than a cell
+        it may be negative, as half a cell is as far as the grid shows; the guarantee is
+        ``"none"`` then.
+    ``w2``
+        An upper bound of the distance between both ends, the cost of a plan; the
+        distance itself in 1-D.
+    ``primal``, ``dual``, ``gap``
+        The objective of the step at the result and a lower bound of its minimum, both
+        over all densities that are constant on cells, and their difference: the
+        objective is no further from its minimum. At the exact step the gap is about
+        :math:`\sum_a h_a^2/(6\,dt)`, from the size of the cells. With interactions and
+        other terms all three belong to the last linear problem, whose energies differ
+        from F by a constant and by what is not linear. None if an energy has no
+        conjugate there.
+    ``residual``, ``converged``
+        Mass at the wrong density, and whether it met the tolerance. With interactions
+        and other terms, under their first variation at the result, with the mass by
+        which the densities of two looks at it differ.
+    ``stalled``
+        Whether the solve ended above its tolerance because it improved no more, before
+        its iterations ran out; then it is not converged.
+    ``stayed``
+        Whether the measure is returned as it was, as the step would not lower F: it is
+        at rest up to the size of the cells.
+    ``relocated``
+        Mass that was moved to meet the bound on the density exactly.
+    ``linearisations``
+        How often interactions and other terms were linearised; 0 without them.
+    ``bound``
+        Where the functional's modulus :math:`\lambda` is known, nothing was linearised,
+        no energy is known by its sum over cells only and :math:`1 + dt\,\lambda > 0`:
+        :math:`\sqrt{2\,dt\,(\mathrm{gap} + b) / (1 + dt\,\lambda)}`, an upper bound on
+        the W2 distance to the exact step among all densities, some cells at best; the
+        best density that is constant on cells is as close to it, so within twice the
+        bound. b holds what the integral of
+        :math:`U^*` over cells can exceed its value at the means, by chords, and a
+        sixth of the mean second difference of the potential, which is read at the
+        centres of cells. In a full room it is the length of the box times the root of
+        the mass that would still fit. Else None.
+    ``guarantee``
+        ``"exact"``: within ``bound`` of the step. ``"optimal"``: the objective is
+        within ``gap`` of its minimum. ``"stationary"``: so for the last linearisation,
+        or where an energy has no conjugate. ``"none"``: not converged, the energy
+        rose, the decrease is negative beyond round-off and what the tolerance leaves,
+        or the last linearisation raised F.
+    ``certified``
+        Whether the guarantee is not ``"none"``.
+
+    Time O(n log n) an iteration, memory O(n); computed in float64. Mass goes along
+    straight lines, so obstacles are refused unless the free cells fill a smaller box.
+    A room that is full below the bound stays as it is. In the plane and in space an
+    entropy where nothing is a product, or a step that spreads one cell over many, may
+    not settle; the certificate says so.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> rho = torch.zeros(64, dtype=torch.float64)
+    >>> rho[32:] = 0.5
+    >>> mu = of.GridDensity(rho, lower=0.0, upper=4.0, walls=True)  # on [2, 4]
+    >>> F = of.Potential(lambda x: x[..., 0], modulus=0.0) + of.Congestion(0.75)
+    >>> result = of.proximal.BackAndForth().solve(F, mu, dt=3.0)
+    >>> float(result.measure.density().max())
+    0.75
+    >>> round(float(result.measure.points[result.measure.weights > 0].max()), 2)
+    1.34
+    """
+
+    def __init__(
+        self,
+        *,
+        tolerance: float = 1e-6,
+        max_iterations: int = 60,
+        max_linearisations: int = 30,
+    ) -> None:
+        self.tolerance = positive(tolerance, "tolerance")
+        self.max_iterations = non_negative_int(
+            max_iterations, "max_iterations", minimum=1
+        )
+        self.max_linearisations = non_negative_int(
+            max_linearisations, "max_linearisations", minimum=1
+        )
+
+    def solve(
+        self, F: Functional, mu: GridDensity, dt: float, warm: Any = None
+    ) -> ProxResult[GridDensity]:
+        """Return the proximal step of length `dt` from `mu`.
+
+        Parameters
+        ----------
+        F : Functional
+            What to minimise.
+        mu : GridDensity
+            Where to step from.
+        dt : float
+            Step, > 0.
+        warm : object, optional
+            The pressure of the step before.
+
+        Returns
+        -------
+        ProxResult
+            The new density, the pressure for the next step, and the certificate.
+
+        Raises
+        ------
+        Unsupported
+            If `mu` is not a `GridDensity`, a straight line may meet an obstacle, or F
+            holds a fast diffusion.
+        NonFinite
+            If F is infinite at `mu`: its density exceeds a bound, or the potential is
+            not finite in a free cell.
+        ValueError
+            If an internal energy has a negative factor or no flow in this dimension, or
+            mass 1 does not fit in the free volume below the bound on the density, up to
+            round-off: the message says which bound does.
+        Diverged
+            If the masses left the finite numbers; the error carries `mu`.
+        """
+        dt = self._admit(F, mu, dt, GridDensity)
+        refuse_obstacles(mu, "BackAndForth")
+        terms = sort_terms(F, mu.dim)
+        if terms.is_fast:
+            msg = (
+                "BackAndForth works with the pressure, which under fast diffusion "
+                "(PowerEntropy(m), m < 1) is unbounded in vacuum; use GridSinkhorn()"
+            )
+            raise Unsupported(msg)
+        taken = taken_cell_by_cell(terms, mu)
+        result = self._step(F, mu, dt, warm, taken)
+        if not taken.hold_at(result.measure.weights.double()):
+            result = self._step(F, mu, dt, warm, LocalTerms(terms, ()))
+        return result
+
+    def _step(
+        self, F: Functional, mu: GridDensity, dt: float, warm: Any, taken: LocalTerms
+    ) -> ProxResult[GridDensity]:
+        """Return the step with these terms."""
+        terms = taken.terms
+        problem = _problem(terms, taken.potential(mu.weights), mu, dt)
+        before = float(F.value(mu))
+        start = _first_pressure(problem) if warm is None else warm.to(problem.V)
+        if is_full(problem, self.tolerance, OVERFULL * torch.finfo(mu.dtype).eps):
+            return self._full(F, mu, problem, start, before)
+        point, steps, ending, rounds, problem = self._solve(terms, mu, problem, start)
+        converged = ending == "converged"
+        if not math.isfinite(point.residual):
+            msg = "the dual of the JKO step left the finite numbers; take a smaller dt"
+            raise Diverged(msg, measure=mu)
+        step = step_of(F, mu, problem, point, before)
+        guarantee, bound = "optimal", None
+        if step.gap is None or rounds:
+            guarantee = "stationary"
+            settled = float((step.masses - point.masses).abs().sum())
+            if rounds and step.stayed and settled > SETTLED * self.tolerance:
+                guarantee = "none"  # the step of the linearisation raised F
+        elif not problem.is_summed:
+            V = torch.where(mu.is_free, problem.V, math.nan).reshape(mu.shape)
+            masses = step.masses.reshape(mu.shape)
+            bound = distance_bound(step.full_gap, masses, V, F.modulus_in(mu.dim), dt)
+            if bound is not None and not math.isfinite(bound):
+                bound = None
+            guarantee = "optimal" if bound is None else "exact"
+        known = step.certificate(
+            problem,
+            energy_before=before,
+            residual=point.residual,
+            converged=converged,
+            guarantee=guarantee,
+            bound=bound,
+            linearisations=rounds,
+            stalled=ending == "stalled",
+        )
+        return ProxResult(step.measure, point.pressure, steps, point.residual, known)
+
+    def _full(
+        self,
+        F: Functional,
+        mu: GridDensity,
+        problem: PressureProblem,
+        pressure: Tensor,
+        before: float,
+    ) -> ProxResult[GridDensity]:
+        """Return the step in a room that is full: the measure itself.
+
+        Two densities below the bound differ by at most the mass that would still fit,
+        and no mass goes further than through the whole box.
+        """
+        bound = problem.internal.max_density
+        vacancy = max(
+            bound * float(problem.room.sum()) - float(problem.masses.sum()), 0
+        )
+        over = (problem.masses - bound * problem.room).clamp_min(0).sum()
+        rest = float(over)
+        distance = math.sqrt((vacancy + rest) * squared_diagonal(problem.box))
+        lost = torch.zeros_like(pressure, dtype=torch.bool)
+        still = Iterate(pressure, problem.masses, problem.masses, [], [], lost, rest)
+        # What is above the bound by round-off stays where it is.
+        stay = rest <= OVERFULL * torch.finfo(mu.dtype).eps
+        step = step_of(F, mu, problem, still, before, stay=stay)
+        known = step.certificate(
+            problem,
+            energy_before=before,
+            residual=rest,
+            converged=True,
+            guarantee="exact",
+            bound=distance,
+            linearisations=0,
+            stalled=False,
+        )
+        return ProxResult(step.measure, pressure, 0, rest, known)
+
+    def _solve(
+        self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor
+    ) -> Settled:
+        """Solve, in rounds where terms are not local.
+
+        Without an internal energy no pressure acts, and a linearised step is exact.
+        """
+        curved = bool(terms.interactions or terms.others)
+        if curved and isinstance(problem.internal, Congestion):
+            return self._linearise(terms, mu, problem, start)
+        if curved:
+            return settle(
+                terms,
+                mu,
+                problem,
+                start,
+                tolerance=self.tolerance,
+                limit=self.max_iterations,
+                most=self.max_linearisations,
+            )
+        point, steps, stalled = maximise(
+            problem, start, self.tolerance, self.max_iterations
+        )
+        ending = "stalled" if stalled else "limit"
+        if point.residual <= self.tolerance:
+            ending = "converged"
+        return Settled(point, steps, ending, 0, problem)
+
+    def _linearise(
+        self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor
+    ) -> Settled:
+        """Solve, and linearise again until the density settles."""
+        V, masses, pressure, steps = problem.V, problem.masses, start, 0
+        goal, last, failures = math.inf, 0, 0
+        G = terms.nonlocal_part
+        assert G is not None
+        for rounds in range(1, self.max_linearisations + 1):
+            slope = G.first_variation(mu.with_free_weights(masses.to(mu.dtype)))
+            problem = replace(problem, V=V + slope.double())
+            point, used, stalled = maximise(
+                problem, pressure, self.tolerance, self.max_iterations
+            )
+            steps += used
+            ending = "stalled" if stalled else "limit"
+            if point.residual <= self.tolerance:
+                ending = "converged"
+            change = float((point.masses - masses).abs().sum())
+            masses, pressure = point.masses, point.pressure
+            # The step is that of its own linearisation once nothing changes.
+            point = replace(point, residual=max(point.residual, change / SETTLED))
+            if not change > SETTLED * self.tolerance:
+                return Settled(point, steps, ending, rounds, problem)
+            if change <= goal:
+                goal, last = PROGRESS * change, rounds
+            elif rounds >= last + PATIENCE:
+                return Settled(point, steps, "stalled", rounds, problem)
+            failures = 0 if ending == "converged" else failures + 1
+            if failures == MOST_FAILURES:
+                return Settled(point, steps, ending, rounds, problem)
+        return Settled(point, steps, "limit", rounds, problem)
+
+
+def _problem(terms: Terms, own: Tensor, mu: GridDensity, dt: float) -> PressureProblem:
+    """Return the dual problem, in float64, with a potential of the cells' own."""
+    points, masses = mu.points.double(), mu.weights.double()
+    # Without an internal energy: a bound that no density of mass 1 reaches.
+    internal = terms.energy or Congestion(2.0 / mu.box.cell_volume)
+    V = torch.where(mu.is_free, terms.V(points).detach() + own, 0.0)
+    if not bool(torch.isfinite(V).all()):
+        msg = (
+            "the potential must be finite at the centres of the free cells; make the "
+            "cells where it is not obstacles"
+        )
+        raise NonFinite(msg)
+    room = mu.box.cell_volume * mu.is_free.to(masses.dtype)
+    lowest = lowest_pressure(internal, masses)
+    return PressureProblem(masses, V, room, internal, lowest, mu.box, dt)
+
+
+def _first_pressure(problem: PressureProblem) -> Tensor:
+    """Return the pressure in equilibrium with the source."""
+    density = problem.masses / problem.box.cell_volume
+    dust = DUST * float(density.max())
+    if math.isinf(problem.lowest):
+        return problem.internal.slope(density.clamp_min(dust))
+    slope = problem.internal.slope(density.clamp_min(dust))
+    return torch.where(density > dust, slope, problem.lowest).clamp_min(problem.lowest)

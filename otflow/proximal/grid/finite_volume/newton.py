@@ -1,0 +1,298 @@
+"""An interior method for a step by finite volumes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from otflow.proximal.grid.finite_volume.coupling import Response
+from otflow.proximal.grid.finite_volume.faces import Array
+from otflow.proximal.grid.finite_volume.problem import Interior, Newton, UpwindStep
+
+__all__ = ["Outcome", "descend"]
+
+# Armijo's share of the slope, and lengths of a step that are tried.
+ARMIJO, MAX_TRIALS = 1e-4, 30
+# A step goes that share of the way to where a density, a flux or a slack would be 0.
+FRACTION = 0.99
+# The next products fall by the share that a step to products of 0 would leave; by that
+# share to the power BOLD after a step of at least the length GOOD.
+GOOD, BOLD = 0.9, 4
+# Second-order corrections change a product by that factor at most; a corrected step
+# that must be shorter than SHORT gives way to the plain one.
+CLIP, SHORT = 0.1, 0.1
+# A direction is solved for once, and as often again with what its own equations leave:
+# the products that make the matrix lose digits.
+SOLVES = 2
+# With the gap met, that many steps in which Newton's change is not halved end it: what
+# is left is round-off, along which the objective is flat.
+STALL = 5
+# Round-off of the objective, in its size.
+ROUND_OFF = 1e-14
+
+
+class Outcome(NamedTuple):
+    """Where the iteration ended."""
+
+    state: Interior
+    gap: float  # the objective is at most that far above the least
+    moved: float  # density that Newton's next step would move
+    steps: int  # linear systems
+    settled: bool = False  # the gap is met and nothing more moves, up to round-off
+
+
+class Targets(NamedTuple):
+    """What the products of positive numbers and their multipliers should become."""
+
+    ways: Array | float
+    density: Array | float
+    slack: Array | float
+
+
+class Linearised:
+    """Newton's system at a flow: one factorisation, any targets of the products.
+
+    In density and flux the objective is convex and the balance of mass linear; of its
+    Newton system the potential phi is the multiplier, the only unknown that is left
+    after elimination.
+    """
+
+    def __init__(self, step: UpwindStep, state: Interior) -> None:
+        self.step, self.state = step, state
+        faces, rho, ways = step.faces, state.density, state.ways
+        sides, reach = step.sides, step.reach
+        base = rho[sides]
+        stiffness = 1 / (reach * base)
+        self.q = ways / base
+        self.ease = 1 / (stiffness + state.still / ways)
+        self.share = self.ease * stiffness * self.q
+        stiff = step.energy.curvature(rho) + state.empty / rho
+        if step.bounded:
+            stiff = stiff + state.pressure / (step.bound - rho)
+        loose = self.q**2 * stiffness - self.q * self.share * stiffness
+        self.soft = 1 / (stiff + faces.at_sides(np.maximum(loose, 0.0)))
+        self.slope = step.slope(rho) - faces.at_sides(self.q**2 / (2 * reach))
+        self.factors = faces.normal.factor(self.share, self.soft, self.ease.sum(0))
+        self.response = None
+        if step.coupling is not None and step.coupling.modes is not None:
+            modes = step.coupling.modes
+            self.response = Response(modes, self._answers(modes.columns))
+
+    def solve(self, targets: Targets, solves: int = SOLVES) -> Newton:
+        """Return the step that brings the products to their targets, linearised."""
+        step, state = self.step, self.state
+        faces, rho, ways = step.faces, state.density, state.ways
+        slack = step.bound - rho
+        push = targets.ways / ways - self.q / step.reach
+        slope = self.slope - targets.density / rho
+        if step.bounded:
+            slope = slope + targets.slack / slack
+        turn, change, phi = self._local(slope, push, solves)
+        if self.response is not None:
+            z = None
+            for _ in range(solves):
+                z = self.response.amplitudes(change, z)
+                field = self.response.R @ z
+                turn, change, phi = self._local(slope + field, push, solves)
+        still = (targets.ways - state.still * turn) / ways - state.still
+        empty = (targets.density - state.empty * change) / rho - state.empty
+        pressure = np.zeros(faces.n)
+        if step.bounded:
+            pressure = (targets.slack + state.pressure * change) / slack
+            pressure = pressure - state.pressure
+        return Newton(turn, change, still, empty, pressure, phi)
+
+    def _local(
+        self, slope: Array, push: Array, solves: int
+    ) -> tuple[Array, Array, Array]:
+        """Return the changes of the ways and of the density, and the potential.
+
+        They answer a slope of the energy and what pushes the ways, local terms alone.
+        """
+        step = self.step
+        faces = step.faces
+        wanted = slope - faces.at_sides(self.share * push)
+        own = self.ease * push
+        soft = self.soft * wanted
+        phi = np.zeros(faces.n)
+        for _ in range(solves):
+            drops, change = self._forward(phi)
+            left = soft - self.soft * change
+            back = self.share * left[step.sides] - own - self.ease * drops
+            phi = phi + self.factors.solve(left + faces.outflow(back[0] - back[1]))
+        drops, change = self._forward(phi)
+        change = self.soft * (change - wanted)
+        turn = self.ease * (drops + push)
+        turn = turn + self.share * change[step.sides]
+        return turn, -faces.outflow(turn[0] - turn[1]), phi
+
+    def _answers(self, slopes: Array) -> Array:
+        """Return minus the changes of the density by slopes, one in each column.
+
+        By the outflow of the fluxes, as any change of the density.
+        """
+        faces = self.step.faces
+        J, out = faces.normal.matrix(self.share), faces.incidence
+        phi = self.factors.solve(J.T @ (self.soft[:, None] * slopes))
+        left = self.soft[:, None] * (slopes - J @ phi)
+        low, high = self.share[0][:, None], self.share[1][:, None]
+        flux = self.ease.sum(0)[:, None] * (out.T @ phi)
+        flux = flux - low * left[faces.low] + high * left[faces.high]
+        answers: Array = out @ flux
+        return answers
+
+    def _forward(self, phi: Array) -> tuple[Array, Array]:
+        """Return the drops of a potential along each way, and J phi."""
+        faces = self.step.faces
+        drop = phi[faces.low] - phi[faces.high]
+        drops = np.stack([drop, -drop])
+        return drops, phi + faces.at_sides(self.share * drops)
+
+    def falls(self, newton: Newton, mu: float) -> float:
+        """Return the slope of a barrier's objective along a step."""
+        state = self.state
+        slope = self.slope - mu / state.density
+        if self.step.bounded:
+            slope = slope + mu / (self.step.bound - state.density)
+        push = mu / state.ways - self.q / self.step.reach
+        return float(slope @ newton.density - (push * newton.ways).sum())
+
+
+def _longest(now: Array, change: Array) -> float:
+    """Return the part of a change that keeps positive numbers positive, at most 1."""
+    worst = float((-change / now).max(initial=0.0))
+    return min(1.0, FRACTION / worst) if worst > 0 else 1.0
+
+
+def descend(
+    step: UpwindStep,
+    state: Interior,
+    least: float,
+    tolerances: tuple[float, float],
+    limit: int,
+) -> Outcome:
+    """Follow the optima of falling barriers, each step shortened until its falls.
+
+    Parameters
+    ----------
+    step : UpwindStep
+        The problem.
+    state : Interior
+        Where to start.
+    least : float
+        Factor of the last barrier.
+    tolerances : tuple of float
+        Stop at the last barrier when the gap is below the first, and Newton's change of
+        the densities and of the fluxes sums to less than the second, or falls no more.
+    limit : int
+        Most Newton steps.
+
+    Returns
+    -------
+    Outcome
+        The last flow with its gap.
+    """
+    with np.errstate(all="ignore"):  # what is not finite is refused
+        return _descend(step, state, least, tolerances, limit)
+
+
+def _descend(
+    step: UpwindStep,
+    state: Interior,
+    least: float,
+    tolerances: tuple[float, float],
+    limit: int,
+) -> Outcome:
+    gap = moved = math.inf
+    length, best, stalled = 0.0, math.inf, 0
+    weight = float(np.abs(step.potential) @ step.source)
+    if step.coupling is not None:
+        weight += float(np.abs(step.coupling.field(step.source)) @ step.source)
+    for k in range(1, limit + 1):
+        try:
+            system = Linearised(step, state)
+        except RuntimeError:  # singular to round-off
+            return Outcome(state, math.inf, math.inf, k)
+        affine = system.solve(Targets(0.0, 0.0, 0.0), 1)
+        primal, dual = _lengths(step, state, affine)
+        product = state.product(step)
+        ahead = state.moved(affine, primal, dual).product(step)
+        mu = max(
+            product * min((ahead / product) ** (BOLD if length >= GOOD else 1), 1.0),
+            least,
+        )
+        plain = system.solve(Targets(mu, mu, mu))
+        newton = plain
+        gap = step.gap(state, newton.phi)
+        moved = float(max(np.abs(newton.density).sum(), np.abs(newton.flux).sum()))
+        if gap <= tolerances[0]:
+            stalled = 0 if moved < 0.5 * best else stalled + 1
+            best = min(best, moved)
+            if moved <= tolerances[1] or stalled >= STALL:
+                return Outcome(state, gap, moved, k, settled=True)
+        directions = [plain]
+        if mu > least:
+            directions.insert(0, system.solve(_corrected(affine, mu)))
+        found = None
+        for direction in directions:
+            slope = system.falls(direction, mu)
+            if slope < 0 or direction is plain:
+                found = _search(step, state, direction, slope, mu, weight)
+                if found is not None and (found[1] > SHORT or direction is plain):
+                    break
+        if found is None:
+            break
+        state, length = found
+    return Outcome(state, gap, moved, k)
+
+
+def _corrected(affine: Newton, mu: float) -> Targets:
+    """Return targets that make up for what a linearisation leaves of the products."""
+
+    def less(second: Array) -> Array:
+        return np.clip(mu - second, CLIP * mu, mu / CLIP)
+
+    return Targets(
+        less(affine.ways * affine.still),
+        less(affine.density * affine.empty),
+        less(-affine.density * affine.pressure),
+    )
+
+
+def _lengths(step: UpwindStep, state: Interior, newton: Newton) -> tuple[float, float]:
+    """Return how far the positive numbers, and the multipliers, may follow a step."""
+    primal = _longest(state.density, newton.density)
+    primal = min(primal, _longest(state.ways, newton.ways))
+    dual = _longest(state.empty, newton.empty)
+    dual = min(dual, _longest(state.still, newton.still))
+    if step.bounded:
+        primal = min(primal, _longest(step.bound - state.density, -newton.density))
+        dual = min(dual, _longest(state.pressure, newton.pressure))
+    return primal, dual
+
+
+def _search(
+    step: UpwindStep,
+    state: Interior,
+    newton: Newton,
+    slope: float,
+    mu: float,
+    weight: float,
+) -> tuple[Interior, float] | None:
+    """Return a flow ahead with a lower barrier, and how far; None if none is found."""
+    before, _ = step.barrier(state.ways, mu)
+    noise = ROUND_OFF * (abs(before) + weight) + step.energy.noise
+    length, dual = _lengths(step, state, newton)
+    for _ in range(MAX_TRIALS):
+        value, density = step.barrier(state.ways + length * newton.ways, mu)
+        if value <= before + ARMIJO * length * min(slope, 0.0) + noise:
+            break
+        length *= 0.5
+    else:
+        return None
+    return replace(state.moved(newton, length, dual), density=density).trusted(
+        step, mu
+    ), length

@@ -1,0 +1,137 @@
+"""A step by finite volumes with terms that it does not know: rounds of local steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otflow.functionals import Functional
+from otflow.measures import GridDensity
+from otflow.proximal.grid.finite_volume.faces import Array
+from otflow.proximal.grid.finite_volume.problem import Interior
+from otflow.proximal.grid.finite_volume.step import TINY, Local, Move
+from otflow.proximal.grid.finite_volume.terms import cell_by_cell
+from otflow.proximal.grid.rounds import LocalStep, minimise_nonlocal
+
+__all__ = ["measure_of", "solve_in_rounds"]
+
+# Log density where no mass can come, in the rounds.
+EMPTY = -500.0
+
+
+def solve_in_rounds(
+    G: Functional,
+    mu: GridDensity,
+    local: Local,
+    kept: Interior | None,
+    *,
+    tolerance: float,
+    limit: int,
+    budget: int,
+) -> tuple[Move, int]:
+    """Return the move with terms beside the local ones, and the linearisations.
+
+    Parameters
+    ----------
+    G : Functional
+        The other terms.
+    mu : GridDensity
+        Where to step from.
+    local : Local
+        What the step knows.
+    kept : Interior or None
+        A start.
+    tolerance : float
+        Of the residual.
+    limit : int
+        Most linear systems of a round.
+    budget : int
+        And of all.
+
+    Returns
+    -------
+    Move, int
+        The last round's move, with the residual of all terms, and how many rounds.
+    """
+    cells = local.room.cells
+    # The rounds have energies of size 1, whatever the units of length.
+    unit = local.unit
+    guess = local.spread()
+    spent = 0
+    own = cell_by_cell(G, mu, cells, guess)
+    if own is not None:
+        whole = replace(local, own=own)
+        move = whole.solve(kept, tolerance, limit)
+        if move.converged or move.spent >= budget:
+            return move, 1
+        spent = move.spent
+
+    def solve(
+        potential: Tensor,
+        entropy: float,
+        start: Any,
+        tolerance: float,
+        budget: int,
+    ) -> LocalStep:
+        p = potential.detach().double().cpu().numpy().reshape(-1)[cells]
+        own = replace(
+            local,
+            potential=local.potential + unit * p,
+            entropy=local.entropy + unit * entropy,
+        )
+        first = kept if start is None else start.state
+        move = own.solve(first, tolerance, min(budget, limit))
+        return LocalStep(
+            measure=measure_of(mu, local, move.density),
+            log_density=_log_density(mu, local, move.density, TINY),
+            objective=local.objective(move) / unit,
+            residual=move.residual,
+            converged=move.converged,
+            spent=move.spent,
+            state=move,
+        )
+
+    outcome = minimise_nonlocal(
+        (1 / unit) * G,
+        mu,
+        solve,
+        start=_log_density(mu, local, guess, math.exp(EMPTY)),
+        scale=unit * local.dt * local.room.faces.largest,
+        tolerance=tolerance,
+        budget=budget - spent,
+    )
+    move = replace(
+        outcome.step.state,
+        residual=outcome.residual,
+        converged=outcome.converged,
+        spent=spent + outcome.spent,
+    )
+    return move, outcome.rounds
+
+
+def _log_density(mu: GridDensity, local: Local, density: Array, least: float) -> Tensor:
+    """Return the logarithm of densities of the room, in the box's shape."""
+    log = torch.full((mu.box.n,), EMPTY, dtype=torch.float64)
+    log[torch.from_numpy(local.room.cells)] = torch.from_numpy(
+        np.log(np.maximum(density, least))
+    )
+    return log.to(mu.weights).reshape(mu.shape)
+
+
+def measure_of(mu: GridDensity, local: Local, density: Array) -> GridDensity:
+    """Return densities of the room as a measure, below the bound in its own numbers."""
+    masses = torch.zeros(mu.box.n, dtype=torch.float64)
+    masses[torch.from_numpy(local.room.cells)] = torch.from_numpy(
+        density * local.room.volume
+    )
+    weights = masses.to(mu.weights)
+    for _ in range(4):  # a product and a quotient may round up
+        above = weights / local.room.volume > local.bound
+        down = torch.nextafter(weights, torch.zeros_like(weights))
+        weights = torch.where(above, down, weights)
+    return mu.with_free_weights(weights)

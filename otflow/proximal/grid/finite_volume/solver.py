@@ -1,0 +1,406 @@
+"""The JKO step on grids by finite volumes: no mass crosses an obstacle."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otflow._validation import non_negative_int, positive
+from otflow.errors import Diverged, NonFinite, Unsupported
+from otflow.functionals import Functional
+from otflow.measures import GridDensity
+from otflow.proximal.base import ProximalSolver, ProxResult
+from otflow.proximal.certificate import certify
+from otflow.proximal.grid.finite_volume.coupling import Coupling, coupling_of
+from otflow.proximal.grid.finite_volume.faces import Array
+from otflow.proximal.grid.finite_volume.problem import Interior
+from otflow.proximal.grid.finite_volume.rounds import measure_of, solve_in_rounds
+from otflow.proximal.grid.finite_volume.step import Local, Move, Room, room_of
+from otflow.proximal.terms import Terms, sort_terms
+
+__all__ = ["FiniteVolume"]
+
+# Rounds of nonlocal terms may solve so many times the linear systems of a local step,
+# with those of all halves.
+PATIENCE = 12
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The room of a step and the terms of F, by who minimises them."""
+
+    terms: Terms
+    room: Room
+    coupling: Coupling | None  # the interactions
+
+    @classmethod
+    def of(cls, terms: Terms, mu: GridDensity, old: Scene | None) -> Scene:
+        """Return the scene of a step, with what is the same in a step before."""
+        room = room_of(mu, old.room if old else None)
+        before = old.coupling if old else None
+        coupling = coupling_of(terms.interactions, mu, room.cells, before)
+        return cls(terms, room, coupling)
+
+    @property
+    def inside(self) -> Coupling | None:
+        """The interactions, where Newton's method takes them: with few modes.
+
+        Beside terms that are solved in rounds each round shall have one minimum.
+        """
+        known = self.coupling
+        if known is None or known.modes is None:
+            return None
+        return known if known.convex or not self.terms.others else None
+
+    @property
+    def outside(self) -> Functional | None:
+        """What is left for rounds."""
+        if self.inside is None:
+            return self.terms.nonlocal_part
+        return replace(self.terms, interactions=()).nonlocal_part
+
+
+@dataclass(frozen=True)
+class Warm:
+    """The last move, good for the same cells and any dt."""
+
+    scene: Scene
+    local: Local
+    move: Move
+    box: Any
+
+    def fit(self, local: Local) -> Interior | None:
+        """Return the move as a start, with its velocities for another length."""
+        old = self.local
+        if old.room is not local.room:
+            return None
+        ratio = local.dt / old.dt
+        return replace(self.move.state, ways=ratio * self.move.state.ways)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A step, or one of the halves that it was divided into."""
+
+    measure: GridDensity
+    local: Local
+    move: Move
+    rounds: int
+
+    @property
+    def optimal(self) -> bool:
+        """Whether the gap is that of the whole problem."""
+        return not self.rounds and self.local.convex
+
+    @property
+    def noise(self) -> float:
+        """What the gap or the residual may have added to the energy."""
+        if self.optimal:
+            return self.move.gap
+        return self.move.residual * self.local.unit
+
+
+class FiniteVolume(ProximalSolver[GridDensity]):
+    r"""Step on a grid by fluxes through the faces between free cells.
+
+    In place of :math:`W_2^2/(2\,dt)` it has the cost of fluxes f, upwind, in one step,
+    the LJKO scheme of :cite:t:`cances2020variational`:
+
+    .. math:: \min_{\rho, f}\; F(\rho) + |K| \sum_f \frac{h_f^2 f^2}{2\,dt\,\rho_f},
+        \qquad \rho_K = \rho^0_K - \sum_{f \text{ out of } K} f,
+
+    :math:`\rho_f` the new density of the cell that the flux comes from, :math:`|K|` the
+    volume of a cell. Obstacles and walls have no fluxes, so no mass crosses them,
+    whatever dt. The problem is convex where F is, and has the first-order conditions
+
+    .. math:: f = dt\,\rho_K\,\frac{\phi_K - \phi_L}{h_f^2}, \qquad \phi_K = F'_K -
+        \frac{dt}2 \sum_{L:\,\phi_L < \phi_K} \frac{(\phi_K - \phi_L)^2}{h_f^2} .
+
+    Newton's method has one unknown a cell, found by a sparse direct solver, and follows
+    the optima of falling logarithmic barriers. Each iterate is a flow of the old
+    density with positive masses below the bound, their sum is kept to round-off, and
+    each step lowers the objective of its barrier. It stops by a duality gap: for any
+    potential
+    :math:`\phi` the least objective is at least
+
+    .. math:: \int \rho^0\phi - \sup_r \Bigl\{\int r\,\Bigl(\phi + \frac{dt}2
+        \sum_{L:\,\phi_L < \phi_K} \frac{(\phi_K - \phi_L)^2}{h_f^2}\Bigr)
+        - F(r)\Bigr\},
+
+    r all densities of the same mass below the bound, so "optimal" is proved.
+
+    Interactions are part of the same minimisation. Their second derivative
+    :math:`\sum_k s_k\, r_k r_k^T` has few modes where the kernel is smooth, and always
+    in small rooms; with k of them a system asks for k solutions more, not for another
+    factorisation.
+    With all :math:`s_k > 0` the problem is convex, and the gap proves it as well. Else
+    F is replaced by its tangent in the gap, which tells a critical point; where a
+    combination of modes bends down more than all else bends up, Newton's step along
+    it is turned round, so the barrier's objective falls. If such a step fails, or ends
+    higher than it began, and for other terms of a user, F is linearised in rounds.
+
+    Parameters
+    ----------
+    tolerance : float
+        Stop when the duality gap, in units of a typical difference of the first
+        variation of what Newton's method knows of F, where there is mass or may come,
+        is below it, and the mass that the next Newton step would move as well, or falls
+        no more by round-off.
+    max_iterations : int
+        Most linear systems, for each attempt at a step; in rounds, for each of them,
+        and 12 times as many in all.
+    max_halvings : int
+        How often a step that fails is halved.
+
+    Attributes
+    ----------
+    tolerance, max_iterations, max_halvings
+        As above.
+
+    See Also
+    --------
+    otflow.proximal.GridSinkhorn, otflow.proximal.BackAndForth : Without obstacles.
+
+    Notes
+    -----
+    It is of first order in dt and in the spacing: fluxes are upwind, and the cost is a
+    linearisation of the distance, which it bounds from below and above within a factor
+    only. So ``w2``, ``decrease`` and ``bound`` are None. The certificate holds
+
+    ``energy_before``, ``energy_after``
+        F at both ends.
+    ``dissipation``
+        The cost of the fluxes, :math:`\ge 0`: F(before) - F(after) is at least that.
+    ``fluxes``
+        Mass that passed each inner face, positive upwards, (n_faces,) like a tangent: 0
+        at obstacles; the new masses are the old ones less their outflow.
+    ``residual``, ``converged``
+        The duality gap, in the unit above, and without convergence the mass that
+        Newton's next step would move if that is more; with ``rounds`` also what the
+        change of the first variation would move. And whether it met the tolerance.
+    ``gap``
+        A proved bound on the objective (F and the cost of the fluxes) above the least,
+        up to round-off and to a bound on the density that is a thousandth of the
+        tolerance higher. None with ``rounds``, with interactions that are not convex in
+        the masses, or where the step was divided.
+    ``divided_into``
+        Into how many steps this one was divided, as Newton's method failed: 1 for none.
+    ``rounds``
+        Linearisations of terms that Newton's method does not know: 0 for interactions,
+        unless their modes need more than 5e6 numbers; 1 for terms of a user where each
+        cell's part depends on its own density only.
+    ``device``
+        "cpu": the linear systems are SciPy's. Densities on another device are copied
+        there and back, once a step; functions of the points and of the density and
+        interactions are called on the device of the measure.
+    ``guarantee``
+        ``"optimal"``: the least objective, to the tolerance. ``"stationary"``: a
+        critical point, with interactions that are not convex in the masses, such as
+        attraction, and with terms of a user. ``"stages"``: each of the
+        ``divided_into`` has one of these. ``"none"``: not converged, or the energy
+        rose.
+
+    Time O(n^1.5) a linear system in the plane, O(n^2) in space; memory O(n log n) and
+    O(n^(4/3)), n the number of cells. With k modes O(k n log n + k^2 n + k^3) more time
+    in the plane, and O(k n) more memory. A flow finds them once.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> rho = torch.zeros(40, dtype=torch.float64)
+    >>> rho[:10] = 1.0
+    >>> wall = torch.arange(40) == 20
+    >>> mu = of.GridDensity(rho, 0.0, 4.0, obstacles=wall, walls=True)
+    >>> F = of.Potential(lambda x: -5 * x[..., 0]) + of.Congestion(2.0)
+    >>> result = of.proximal.FiniteVolume().solve(F, mu, dt=10.0)
+    >>> float(result.measure.weights[20:].sum()), result.certificate["certified"]
+    (0.0, True)
+    >>> float(result.measure.density().max()) <= 2.0
+    True
+    """
+
+    carries_order_2 = False
+
+    def __init__(
+        self,
+        *,
+        tolerance: float = 1e-6,
+        max_iterations: int = 100,
+        max_halvings: int = 6,
+    ) -> None:
+        self.tolerance = positive(tolerance, "tolerance")
+        self.max_iterations = non_negative_int(
+            max_iterations, "max_iterations", minimum=1
+        )
+        self.max_halvings = non_negative_int(max_halvings, "max_halvings")
+
+    def solve(
+        self, F: Functional, mu: GridDensity, dt: float, warm: Any = None
+    ) -> ProxResult[GridDensity]:
+        """Return the step of length `dt` from `mu`.
+
+        Parameters
+        ----------
+        F : Functional
+            What to minimise.
+        mu : GridDensity
+            Where to step from.
+        dt : float
+            Step, > 0.
+        warm : object, optional
+            ``ProxResult.warm`` of a step before, of any length.
+
+        Returns
+        -------
+        ProxResult
+            The new density and the certificate.
+
+        Raises
+        ------
+        Unsupported
+            If `mu` is not a `GridDensity`, or an entropy has a negative factor.
+        NonFinite
+            If F is infinite at `mu`: its density exceeds a bound, or the potential is
+            not finite in a free cell.
+        ValueError
+            If an internal energy is not convex, or has no flow in this dimension, or
+            mass 1 does not fit in the free volume below the bound on the density.
+        Diverged
+            If the first Newton step leaves the finite numbers; the error carries `mu`.
+        """
+        dt = self._admit(F, mu, dt, GridDensity)
+        terms = sort_terms(F, mu.dim)
+        if terms.temperature < 0:
+            msg = (
+                f"an entropy of factor {terms.temperature:g} makes the step concave; "
+                f"FiniteVolume needs a factor >= 0: use ExplicitEuler()"
+            )
+            raise Unsupported(msg)
+        _potential(terms, mu)
+        before = float(F.value(mu))
+        budget = PATIENCE * self.max_iterations
+        kept = warm if isinstance(warm, Warm) and warm.box == mu.box else None
+        scene = Scene.of(terms, mu, kept.scene if kept else None)
+        parts = self._advance(scene, mu, dt, kept, self.max_halvings, budget)
+        last = parts[-1]
+        nu, moves = mu.moved(last.measure.weights), [part.move for part in parts]
+        residual = max(move.residual for move in moves)
+        if not math.isfinite(residual):
+            msg = "the flow of the step left the finite numbers; take a smaller dt"
+            raise Diverged(msg, measure=mu)
+        after = float(F.value(nu))
+        rounds = sum(part.rounds for part in parts)
+        optimal = all(part.optimal for part in parts)
+        guarantee = "optimal" if optimal else "stationary"
+        certificate = certify(
+            energy_before=before,
+            energy_after=after,
+            dt=dt,
+            w2=None,
+            residual=residual,
+            converged=all(move.converged for move in moves),
+            guarantee=guarantee if len(parts) == 1 else "stages",
+            noise=sum(part.noise for part in parts),
+            dissipation=sum(move.kinetic for move in moves),
+            fluxes=_fluxes(mu, parts),
+            divided_into=len(parts),
+            rounds=rounds,
+            gap=moves[0].gap if len(parts) == 1 and optimal else None,
+            device="cpu",
+        )
+        spent = sum(move.spent for move in moves)
+        kept = Warm(scene, last.local, last.move, mu.box)
+        return ProxResult(nu, kept, spent, residual, certificate)
+
+    def _advance(
+        self,
+        scene: Scene,
+        mu: GridDensity,
+        dt: float,
+        kept: Warm | None,
+        halvings: int,
+        budget: int,
+    ) -> list[Part]:
+        """Return the step, or those of its two halves if it fails.
+
+        Of the budget of rounds a half is for this attempt, the rest for its halves.
+        """
+        part = self._attempt(scene, mu, dt, kept, budget // 2)
+        share = budget // 4
+        spent_up = part.rounds and share < self.max_iterations
+        if part.move.converged or not halvings or spent_up:
+            return [part]
+        first = self._advance(scene, mu, 0.5 * dt, kept, halvings - 1, share)
+        middle = first[-1]
+        if not all(half.move.converged for half in first):
+            return [part]
+        kept = Warm(scene, middle.local, middle.move, mu.box)
+        rest = self._advance(
+            scene, middle.measure, 0.5 * dt, kept, halvings - 1, budget // 4
+        )
+        return first + rest
+
+    def _attempt(
+        self, scene: Scene, mu: GridDensity, dt: float, kept: Warm | None, budget: int
+    ) -> Part:
+        """Return the step, undivided."""
+        local = _pose(scene, mu, dt)
+        start = kept.fit(local) if kept else None
+        G, spent = scene.outside, 0
+        if G is None:
+            move = local.solve(start, self.tolerance, self.max_iterations)
+            part = Part(measure_of(mu, local, move.density), local, move, 0)
+            if local.convex or (move.converged and not local.rises(move)):
+                return part
+            # No convexity led there: by rounds that begin at the old density.
+            G, spent = scene.terms.nonlocal_part, move.spent
+            local = _pose(replace(scene, coupling=None), mu, dt)
+        assert G is not None
+        move, rounds = solve_in_rounds(
+            G,
+            mu,
+            local,
+            start,
+            tolerance=self.tolerance,
+            limit=self.max_iterations,
+            budget=budget,
+        )
+        move = replace(move, spent=move.spent + spent)
+        return Part(measure_of(mu, local, move.density), local, move, rounds)
+
+
+def _potential(terms: Terms, mu: GridDensity) -> Array:
+    """Return the potential at the centres in float64, finite in all free cells."""
+    V: Array = terms.V(mu.points.double()).detach().cpu().numpy()
+    if not np.isfinite(V[mu.is_free.cpu().numpy()]).all():
+        msg = (
+            "the potential must be finite at the centres of the free cells; make the "
+            "cells where it is not obstacles"
+        )
+        raise NonFinite(msg)
+    return V
+
+
+def _pose(scene: Scene, mu: GridDensity, dt: float) -> Local:
+    """Return what Newton's method knows of a step, in float64."""
+    room, terms = scene.room, scene.terms
+    V = _potential(terms, mu)[room.cells]
+    source = mu.weights.detach().double().cpu().numpy()[room.cells] / room.volume
+    # A constant changes no step, and is not to cost digits.
+    V = V - V @ source / source.sum()
+    return Local.of(room, source, V, terms, dt, mu.device, scene.inside)
+
+
+def _fluxes(mu: GridDensity, parts: list[Part]) -> Tensor:
+    """Return the mass that passed each face."""
+    total = torch.zeros(mu.box.n_faces, dtype=torch.float64)
+    for part in parts:
+        room = part.local.room
+        flux = torch.from_numpy(part.move.flux * room.volume)
+        total[torch.from_numpy(room.open_faces)] += flux
+    return total.to(mu.weights)

@@ -1,0 +1,331 @@
+"""A step by finite volumes: from a density and terms to arrays, solved, and back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otflow._lazy import lazy_import
+from otflow.functionals import Congestion, Internal
+from otflow.measures import GridDensity
+from otflow.proximal.grid.finite_volume.coupling import Coupling
+from otflow.proximal.grid.finite_volume.faces import Array, Faces
+from otflow.proximal.grid.finite_volume.factors import factor_positive
+from otflow.proximal.grid.finite_volume.newton import descend
+from otflow.proximal.grid.finite_volume.problem import Interior, Pointwise, UpwindStep
+from otflow.proximal.terms import Terms
+
+__all__ = ["Local", "Move", "Room", "below", "room_of"]
+
+# Products of the last barrier sum to this share of what the gap may be.
+LAST = 0.25
+# The bound that the barrier knows lies above the true one by this share of a tolerance:
+# a room that is full has an interior. What is above is taken elsewhere at the end.
+SPARE = 1e-3
+# First products, in units of the energy: cold, and from a step before.
+COLD, WARM = 0.1, 1.0
+# What stands for a density of 0 where it has a logarithm.
+TINY = float(np.finfo(np.float64).tiny)
+# Round-off of an energy, in its size.
+ROUND_OFF = 1e-12
+# Cells of less than this share of the largest density count as empty.
+FILLED = 1e-9
+
+
+@dataclass(frozen=True)
+class Room:
+    """The free cells that mass can reach, and the faces between them.
+
+    Parameters
+    ----------
+    cells : ndarray of int, shape (m,)
+        Indices of the cells in the grid.
+    open_faces : ndarray of int
+        Indices in a tangent of the faces between them.
+    faces : Faces
+        These faces.
+    volume : float
+        Of a cell.
+    """
+
+    cells: Any
+    open_faces: Any
+    faces: Faces
+    volume: float
+
+
+@dataclass(frozen=True)
+class Move:
+    """What a step did.
+
+    Parameters
+    ----------
+    density : ndarray, shape (m,)
+        New densities of the cells of the room.
+    flux : ndarray
+        What passed each open face, as a change of density, positive upwards.
+    state : Interior
+        The flow that the iteration ended with, and its multipliers.
+    kinetic : float
+        Cost of the motion.
+    gap : float
+        Objective above the least, at most.
+    residual : float
+        The gap in units of the energy; without convergence, the mass that Newton's
+        next step would move if that is more.
+    converged : bool
+        Whether that met the tolerance.
+    spent : int
+        Linear systems solved.
+    """
+
+    density: Array
+    flux: Array
+    state: Interior
+    kinetic: float
+    gap: float
+    residual: float
+    converged: bool
+    spent: int
+
+
+@dataclass(frozen=True)
+class Local:
+    r"""What a step knows of F: :math:`\int V + c \log\rho\,d\nu + \int U` and a bound.
+
+    And interactions, if they have few modes.
+
+    Parameters
+    ----------
+    room : Room
+        Where.
+    source : ndarray, shape (m,)
+        Densities before.
+    potential : ndarray, shape (m,)
+        V.
+    internal : Internal or None
+        U, and the bound.
+    entropy : float
+        c >= 0.
+    unit : float
+        A typical difference of the energy's first variation.
+    dt : float
+        Step.
+    device : torch.device
+        Where U is computed.
+    own : Pointwise, optional
+        Terms of a user that see each cell by itself.
+    coupling : Coupling, optional
+        Interactions.
+    """
+
+    room: Room
+    source: Array
+    potential: Array
+    internal: Internal | None
+    entropy: float
+    unit: float
+    dt: float
+    device: torch.device
+    own: Pointwise | None = None
+    coupling: Coupling | None = None
+
+    @classmethod
+    def of(
+        cls,
+        room: Room,
+        source: Array,
+        potential: Array,
+        terms: Terms,
+        dt: float,
+        device: torch.device,
+        coupling: Coupling | None = None,
+    ) -> Local:
+        """Return the local part of these terms, with its own unit."""
+        new = cls(
+            room,
+            source,
+            potential,
+            terms.internal,
+            terms.temperature,
+            0.0,
+            dt,
+            device,
+            coupling=coupling,
+        )
+        return replace(new, unit=new._scale())
+
+    @property
+    def bound(self) -> float:
+        """The bound on the density, possibly infinite."""
+        return math.inf if self.internal is None else self.internal.max_density
+
+    def _scale(self) -> float:
+        """Return a typical difference of the energy's first variation.
+
+        Where there is mass, or may come: none climbs above the highest place that is
+        filled, but for what the pressure of the density there is worth.
+        """
+        steepness, field = self._steepness(), self.potential
+        if self.coupling is not None:
+            field = field + self.coupling.field(self.source)
+        filled = self.source > FILLED * self.source.max()
+        top = min(float(field[filled].max()) + steepness, float(field.max()))
+        scale = top - float(field.min()) + steepness
+        # Where nothing acts: what a move by a cell costs.
+        return scale or 1 / (self.dt * self.room.faces.largest)
+
+    def _steepness(self) -> float:
+        """Return the change of U' between the largest density and half of it."""
+        most = np.array([1.0, 0.5]) * self.source.max()
+        top, half = self.pointwise(self.entropy).slope(most)
+        return float(top - half)
+
+    def pointwise(self, entropy: float) -> Pointwise:
+        """Return U plus an entropy, without the bound."""
+        U = None if isinstance(self.internal, Congestion) else self.internal
+
+        def on(r: Array) -> Tensor:
+            return torch.from_numpy(r).to(self.device)
+
+        def energy(r: Array) -> Array:
+            own = entropy * r * np.log(r)
+            return own if U is None else own + r * U.e(on(r)).cpu().numpy()
+
+        def slope(r: Array) -> Array:
+            own = entropy * (np.log(r) + 1)
+            return own if U is None else own + U.slope(on(r)).cpu().numpy()
+
+        def curvature(r: Array) -> Array:
+            own = entropy / r
+            return own if U is None else own + U.curvature(on(r)).cpu().numpy()
+
+        known = Pointwise(energy, slope, curvature)
+        return known if self.own is None else _sum(known, self.own)
+
+    def _step(self, bound: float) -> UpwindStep:
+        """Return the minimisation below a bound."""
+        return UpwindStep(
+            self.room.faces,
+            self.source,
+            self.potential,
+            self.pointwise(self.entropy),
+            bound,
+            self.dt,
+            self.coupling,
+        )
+
+    def solve(self, warm: Interior | None, tolerance: float, limit: int) -> Move:
+        """Minimise; from the velocities and the multipliers of a move before."""
+        volume = self.room.volume
+        step = self._step(self.bound * (1 + SPARE * tolerance))
+        mass = float(self.source.sum())
+        unit = self.unit * mass
+        least = LAST * tolerance * unit / step.count
+        state = step.start(warm, (COLD if warm is None else WARM) * unit)
+        outcome = descend(
+            step, state, least, (tolerance * unit, tolerance / volume), limit
+        )
+        residual = outcome.gap / unit
+        if not outcome.settled:
+            residual = max(residual, outcome.moved * volume)
+        flux = outcome.state.flux
+        density = np.maximum(step.after(flux), 0.0)
+        kinetic = float(step.kinetic(flux, outcome.state.density).sum())
+        if math.isfinite(self.bound):
+            density, correction = below(self.room, density, self.bound)
+            flux = flux + correction
+        return Move(
+            density,
+            flux,
+            outcome.state,
+            kinetic * volume,
+            outcome.gap * volume + (self.coupling.doubt if self.coupling else 0.0),
+            residual,
+            outcome.settled and residual <= tolerance,
+            outcome.steps,
+        )
+
+    def spread(self) -> Array:
+        """Return positive densities near the source."""
+        return self._step(math.inf).spread()
+
+    def energy(self, density: Array) -> float:
+        """Return the energy that the step knows, of densities that may be 0."""
+        cells = self._step(math.inf).cells(np.maximum(density, TINY))
+        return float(cells.sum() * self.room.volume)
+
+    def objective(self, move: Move) -> float:
+        """Return the energy that the step knows and the cost of a move."""
+        return self.energy(move.density) + move.kinetic
+
+    def rises(self, move: Move) -> bool:
+        """Whether a move ends above the old density, by more than round-off."""
+        before = self.energy(self.source)
+        noise = ROUND_OFF * abs(before) + move.residual * self.unit
+        return self.objective(move) > before + noise
+
+    @property
+    def convex(self) -> bool:
+        """Whether the energy is convex."""
+        return self.coupling is None or self.coupling.convex
+
+
+def _sum(a: Pointwise, b: Pointwise) -> Pointwise:
+    """Return the sum of two energies."""
+    return Pointwise(
+        lambda r: a.energy(r) + b.energy(r),
+        lambda r: a.slope(r) + b.slope(r),
+        lambda r: a.curvature(r) + b.curvature(r),
+        a.noise + b.noise,
+    )
+
+
+def below(room: Room, density: Array, bound: float) -> tuple[Array, Array]:
+    """Return densities below a bound, and the flux that takes the excess elsewhere.
+
+    The excess goes to the cells with mass in proportion to the room they have left, by
+    the flux of least square through the open faces.
+    """
+    faces = room.faces
+    excess = np.maximum(density - bound, 0.0)
+    if not excess.any():
+        return density, np.zeros(len(faces.low))
+    kept = density - excess
+    left = (bound - kept) * (density > 0)
+    gain = left * (excess.sum() / left.sum()) if left.sum() > 0 else excess
+    laplacian = faces.laplacian(np.ones(len(faces.low)))
+    # The balance is zero, so a trace on the diagonal only fixes the constant.
+    trace = lazy_import("scipy.sparse").eye_array(faces.n) * 1e-10
+    phi = factor_positive(laplacian + trace).solve(excess - gain)
+    return np.minimum(kept + gain, bound), phi[faces.low] - phi[faces.high]
+
+
+def room_of(mu: GridDensity, old: Room | None = None) -> Room:
+    """Return the cells that are connected to mass by free cells.
+
+    A room before, of the same box, is returned itself if its cells are the same.
+    """
+    box = mu.box
+    free = mu.is_free.reshape(mu.shape).cpu().numpy()
+    mass = mu.weights.detach().cpu().numpy()
+    labels, _ = lazy_import("scipy.ndimage").label(free)
+    labels = labels.reshape(-1)
+    filled = np.unique(labels[mass > 0])
+    reached = np.isin(labels, filled) & (labels > 0)
+    index = np.full(box.n, -1)
+    cells = np.flatnonzero(reached)
+    if old is not None and np.array_equal(cells, old.cells):
+        return old
+    index[cells] = np.arange(len(cells))
+    low, high = (s.numpy() for s in box.neighbours(torch.from_numpy(index)))
+    ones = torch.ones(box.n_faces, dtype=torch.float64)
+    conductance = box.over_spacing(box.over_spacing(ones)).numpy()
+    is_open = np.flatnonzero((low >= 0) & (high >= 0))
+    faces = Faces(low[is_open], high[is_open], conductance[is_open], len(cells))
+    return Room(cells, is_open, faces, box.cell_volume)

@@ -1,0 +1,349 @@
+"""Carry the masses of a grid along a gradient map, one axis after the other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otflow.measures.grid.box import Box
+
+__all__ = [
+    "Sweep",
+    "cut_points",
+    "lifted",
+    "mixed_potentials",
+    "push_forward",
+    "remap",
+    "row_costs",
+]
+
+# The share of all the mass below which a row counts as empty.
+VACUUM = 1e-100
+# Cuts that are no further apart, in cells, are the same.
+SAME = 1e-9
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One axis of a push-forward.
+
+    Parameters
+    ----------
+    before, after : Tensor
+        Masses of the cells, as arrays; rows along the axis keep their sums.
+    """
+
+    axis: int
+    before: Tensor
+    after: Tensor
+
+
+def push_forward(
+    masses: Tensor, phi: Tensor, box: Box, dt: float
+) -> tuple[Tensor, list[Sweep], list[Tensor]]:
+    r"""Return the masses of :math:`T_\#\mu`, :math:`T^{-1}(y) = y - dt\,\nabla\phi`.
+
+    The minimum over y in :math:`\phi^c(x) = \min_y |x - y|^2/(2\,dt) - \phi(y)` is
+    taken along one axis after the other, so the optimal map is a composition of maps
+    that move one coordinate each: with :math:`\phi` minimised over the last k axes, a
+    function of the new place on the others and of the old place on these, the next
+    axis is an optimal map on every row. Each row is remapped by its cumulative masses.
+
+    Parameters
+    ----------
+    masses : Tensor, shape (n,)
+        Masses of the cells.
+    phi : Tensor, shape (n,)
+        Potential at the new place; minus infinity where no mass may go.
+    box : Box
+        The grid.
+    dt : float
+        Step.
+
+    Returns
+    -------
+    masses : Tensor, shape (n,)
+        Of the same total; non-negative.
+    sweeps : list of Sweep
+        What each axis did.
+    mobility : list of Tensor
+        For each axis, the array of its inner faces: how much mass passes a face when
+        its cut point moves by a cell, carried along by the later sweeps.
+    """
+    current = masses.reshape(box.shape)
+    sweeps: list[Sweep] = []
+    mobility: list[Tensor] = []
+    for axis, potential in enumerate(mixed_potentials(phi.reshape(box.shape), box, dt)):
+        h = box.spacing[axis]
+        for before, faces in enumerate(mobility):
+            n = box.shape[before]
+            low = potential.narrow(before, 0, n - 1)
+            high = potential.narrow(before, 1, n - 1)
+            mean = 0.5 * (low + high)
+            # Beside an obstacle: as on the free side.
+            mean = torch.where(torch.isfinite(mean), mean, torch.maximum(low, high))
+            cuts = cut_points(mean, axis, h, dt)
+            mobility[before] = remap(faces, cuts, axis)[0]
+        cuts = cut_points(potential, axis, h, dt)
+        moved, density = remap(current, cuts, axis)
+        mobility.append(density)
+        sweeps.append(Sweep(axis, current, moved))
+        current = moved
+    return current.reshape(-1), sweeps, mobility
+
+
+def mixed_potentials(phi: Tensor, box: Box, dt: float) -> list[Tensor]:
+    """Return, for each axis, the potential in new places up to it and old ones after.
+
+    Parameters
+    ----------
+    phi : Tensor
+        An array on the grid.
+    box : Box
+        The grid.
+    dt : float
+        Step.
+
+    Returns
+    -------
+    list of Tensor
+        Arrays on the grid, the last of them `phi`.
+    """
+    potentials = [phi]
+    for axis in reversed(range(1, box.dim)):
+        means = _envelope_means(potentials[0], axis, box.spacing[axis], dt)
+        potentials.insert(0, -means)
+    return potentials
+
+
+def _envelope_means(phi: Tensor, axis: int, h: float, dt: float) -> Tensor:
+    r"""Return the means over cells of :math:`\min_y |x - y|^2/(2\,dt) - \phi(y)`.
+
+    The integral is exact, piece by piece between the cuts. A cell of mass that is even
+    inside is then moved along the axes before as the dual asks for: the masses brought
+    are the gradient of a concave function, however far a cell is spread.
+    """
+    cuts = cut_points(phi, axis, h, dt)
+    rows, unit = phi.movedim(axis, -1), h * h / (6.0 * dt)
+    n = rows.shape[-1]
+    finite = torch.isfinite(rows)
+    cuts = cuts.clamp(0, n)
+    zero = torch.zeros_like(rows[..., :1])
+    starts, ends = torch.cat([zero, cuts], -1), torch.cat([cuts, zero + n], -1)
+    place = torch.arange(n, dtype=rows.dtype, device=rows.device) + 0.5
+    # Beside the highest, which keeps the sums small.
+    top = torch.where(finite, rows, -math.inf).amax(-1, keepdim=True)
+    top = torch.where(torch.isfinite(top), top, 0.0)
+    height = torch.where(finite, rows - top, 0.0)
+
+    def piece(start: Tensor, end: Tensor, j: Tensor, level: Tensor) -> Tensor:
+        a, b = start - j, end - j
+        return unit * (b - a) * (a * a + a * b + b * b) - level * (end - start)
+
+    whole = piece(starts, ends, place, height).cumsum(-1)
+    before = torch.cat([zero, whole[..., :-1]], -1)
+    edges = torch.arange(1, n, dtype=rows.dtype, device=rows.device)
+    edges = edges.expand(cuts.shape).contiguous()
+    j = torch.searchsorted(cuts.contiguous(), edges)
+    start, level = torch.gather(starts, -1, j), torch.gather(height, -1, j)
+    inner = torch.gather(before, -1, j) + piece(start, edges, j + 0.5, level)
+    sums = torch.cat([zero, inner, whole[..., -1:]], -1)
+    means = sums.diff(dim=-1) - top
+    means = torch.where(finite.any(-1, keepdim=True), means, math.inf)
+    return means.movedim(-1, axis)
+
+
+def cut_points(phi: Tensor, axis: int, h: float, dt: float) -> Tensor:
+    r"""Return where the map of a row cuts its mass, in cells from its lower end.
+
+    Parameters
+    ----------
+    phi : Tensor
+        Potential of every row along the axis.
+    axis : int
+        The axis.
+    h, dt : float
+        Spacing and step.
+
+    Returns
+    -------
+    Tensor
+        For each inner face, along the last axis, the place whose mass to the left goes
+        left of the face: :math:`y - dt\,\partial\phi`, non-decreasing.
+    """
+    phi = phi.movedim(axis, -1)
+    n = phi.shape[-1]
+    place = torch.arange(n, dtype=phi.dtype, device=phi.device) + 0.5
+    scale = dt / h**2
+    wins = torch.isfinite(phi)
+    if bool(wins.all()):
+        cuts = (place + 0.5)[:-1] - scale * phi.diff(dim=-1)
+        # Where a potential was raised to the hull cuts agree up to round-off.
+        if bool((cuts.diff(dim=-1) >= -SAME).all()):
+            return cuts.cummax(-1).values
+    return _winners(phi, scale)[0]
+
+
+def _winners(phi: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Return the cuts between the cells that win some mass in a row, and which do."""
+    n = phi.shape[-1]
+    place = torch.arange(n, dtype=phi.dtype, device=phi.device) + 0.5
+    index = torch.arange(n, device=phi.device)
+    wins = torch.isfinite(phi)
+    while True:  # at most n times: each time a winner is lost
+        # The next winners on both sides of each face.
+        left = torch.where(wins, index, -1).cummax(-1).values[..., :-1]
+        right = torch.where(wins, index, n).flip(-1).cummin(-1).values.flip(-1)
+        right = right[..., 1:]
+        a, b = left.clamp_min(0), right.clamp_max(n - 1)
+        rise = torch.gather(phi, -1, b) - torch.gather(phi, -1, a)
+        gap = (b - a).clamp_min(1).to(phi.dtype)
+        cuts = 0.5 * (place[a] + place[b]) - scale * rise / gap
+        # No winner on one side: all the mass goes to the other.
+        cuts = torch.where(right == n, float(n), torch.where(left < 0, 0.0, cuts))
+        # A winner whose share ends before it starts never wins.
+        ends = torch.nn.functional.pad(cuts, (0, 1), value=math.inf)
+        starts = torch.nn.functional.pad(cuts, (1, 0), value=-math.inf)
+        lost = wins & (ends < starts)
+        if not bool(lost.any()):
+            return cuts, wins
+        wins = wins & ~lost
+
+
+def lifted(phi: Tensor, box: Box, dt: float) -> Tensor:
+    r"""Raise a potential where it wins no mass, up to where it is about to.
+
+    Where :math:`|y|^2/2 - dt\,\phi(y)` lies above its lower convex hull along an axis,
+    y is the best place for no x. There :math:`\phi` is raised to the hull, which leaves
+    :math:`\phi^c` as it is: the step of :cite:t:`jacobs2021back` that raises the dual
+    for certain, one axis after the other.
+
+    Parameters
+    ----------
+    phi : Tensor
+        An array on the grid; minus infinity bars a cell, and stays.
+    box : Box
+        The grid.
+    dt : float
+        Step.
+
+    Returns
+    -------
+    Tensor
+        An array, nowhere less than `phi`.
+    """
+    for axis, h in enumerate(box.spacing):
+        rows, scale = phi.movedim(axis, -1), dt / h**2
+        n = rows.shape[-1]
+        bend = 1.0 - scale * rows.diff(n=2, dim=-1) if n > 2 else rows[..., :0]
+        if bool((bend >= 0).all()):
+            continue
+        wins = _winners(rows, scale)[1]
+        index = torch.arange(n, device=rows.device)
+        a = torch.where(wins, index, -1).cummax(-1).values
+        b = torch.where(wins, index, n).flip(-1).cummin(-1).values.flip(-1)
+        between = (a >= 0) & (b < n) & ~wins & torch.isfinite(rows)
+        a, b = a.clamp_min(0), b.clamp_max(n - 1)
+        share = (index - a).to(rows.dtype) / (b - a).clamp_min(1).to(rows.dtype)
+        low, high = torch.gather(rows, -1, a), torch.gather(rows, -1, b)
+        hull = low + share * (high - low) - (index - a) * (b - index) / (2 * scale)
+        rows = torch.where(between, torch.maximum(rows, hull), rows)
+        phi = rows.movedim(-1, axis)
+    return phi
+
+
+def remap(masses: Tensor, cuts: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Return the masses between the cut points of each row, and densities there.
+
+    Within a cell the density is linear, with the slope of van Leer's limiter: exact
+    for linear densities, and never negative.
+
+    Parameters
+    ----------
+    masses : Tensor
+        Array of masses.
+    cuts : Tensor
+        As from `cut_points`.
+    axis : int
+        The axis of the rows.
+
+    Returns
+    -------
+    masses : Tensor
+        Rows keep their sums.
+    density : Tensor
+        Mass per cell at the cut points, arranged as the inner faces.
+    """
+    m = masses.movedim(axis, -1)
+    n = m.shape[-1]
+    steps = m.diff(dim=-1)
+    a, b = steps[..., :-1], steps[..., 1:]
+    centred, least = 0.5 * (a + b).abs(), 2 * torch.minimum(a.abs(), b.abs())
+    slope = torch.where(a * b > 0, a.sign() * torch.minimum(centred, least), 0.0)
+    slope = torch.nn.functional.pad(slope, (1, 1))
+    below = m.cumsum(-1)
+    total = below[..., -1:]
+    inside = (cuts > 0) & (cuts < n)
+    cuts = cuts.clamp(0, n)
+    cell = cuts.floor().long().clamp_(0, n - 1)
+    t = cuts - cell
+    here, tilt = torch.gather(m, -1, cell), torch.gather(slope, -1, cell)
+    level = torch.gather(below, -1, cell) - here + here * t + 0.5 * tilt * (t * t - t)
+    level = torch.cat([torch.zeros_like(total), level, total], -1)
+    # Levels that should be equal differ by round-off; rows keep their sums.
+    level = torch.minimum(level, total).cummax(-1).values
+    new = level.diff(dim=-1)
+    density = torch.where(inside, here + tilt * (t - 0.5), 0.0)
+    return new.movedim(-1, axis), density.movedim(-1, axis)
+
+
+def row_costs(sweep: Sweep, h: float) -> float:
+    r"""Return the summed :math:`W_2^2` of all rows of a sweep, exactly.
+
+    On the line the optimal coupling joins equal levels; both quantiles are linear
+    between the levels of the cells' edges. They are read as places within the row, so
+    no row costs more than its mass times the square of its length, whatever the masses.
+    """
+    before = sweep.before.movedim(sweep.axis, -1)
+    after = sweep.after.movedim(sweep.axis, -1)
+    n = before.shape[-1]
+    before, after = before.reshape(-1, n).double(), after.reshape(-1, n).double()
+    total, goal = before.sum(-1, keepdim=True), after.sum(-1, keepdim=True)
+    # Rows with next to no mass may lose it to round-off: at worst it goes all the way.
+    dust = VACUUM * total.sum()
+    keep = ((total > dust) & (goal > dust)).squeeze(-1)
+    lost = float(total[~keep].sum()) * n * n
+    before, after, total = before[keep], after[keep], total[keep]
+    after = after * (total / goal[keep])
+    low, high = _levels(before, total), _levels(after, total)
+    levels = torch.cat([low, high], -1).sort(-1).values
+    first = _quantiles(low, levels)
+    second = _quantiles(high, levels)
+    # The difference is linear on each piece: so is the integral of its square exact.
+    a, b = (p - q for p, q in zip(first, second, strict=True))
+    cost = levels.diff(dim=-1) * (a.square() + a * b + b.square()) / 3
+    return (float(cost.sum()) + lost) * h * h
+
+
+def _levels(masses: Tensor, total: Tensor) -> Tensor:
+    """Return the levels of the edges of cells, from 0 to the total."""
+    inner = torch.minimum(masses.cumsum(-1)[..., :-1], total)
+    return torch.cat([torch.zeros_like(total), inner, total], -1)
+
+
+def _quantiles(edges: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the quantile at both ends of each piece between levels, in cells."""
+    n = edges.shape[-1] - 1
+    low, high = levels[..., :-1], levels[..., 1:]
+    middle = 0.5 * (low + high)
+    cell = torch.searchsorted(edges, middle, right=True).sub_(1).clamp_(0, n - 1)
+    start, end = torch.gather(edges, -1, cell), torch.gather(edges, -1, cell + 1)
+    width = end - start
+    safe = torch.where(width > 0, width, 1.0)
+    return (
+        cell + ((low - start) / safe).clamp(0, 1),
+        cell + ((high - start) / safe).clamp(0, 1),
+    )

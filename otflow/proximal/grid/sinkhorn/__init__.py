@@ -1,0 +1,5 @@
+"""The JKO step on grids by debiased entropic transport."""
+
+from otflow.proximal.grid.sinkhorn.solver import GridSinkhorn
+
+__all__ = ["GridSinkhorn"]

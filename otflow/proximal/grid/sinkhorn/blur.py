@@ -1,0 +1,211 @@
+"""How far the blur of an entropic step on a grid moves what it returns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from otflow.errors import Diverged
+from otflow.measures import GridDensity
+from otflow.proximal.grid.sinkhorn.distance import distance_along_axes
+from otflow.proximal.grid.sinkhorn.iteration import iterate
+from otflow.proximal.grid.sinkhorn.kernel import GibbsKernel
+from otflow.proximal.grid.sinkhorn.local import measure_of
+from otflow.proximal.grid.sinkhorn.problem import Warm, start_of
+from otflow.proximal.grid.sinkhorn.scaling import (
+    Iterate,
+    Scaling,
+    obstacle_correction,
+    potential_of,
+)
+
+__all__ = ["blur_of", "self_potential"]
+
+# Sweeps for the coupling of a density with itself. Their error falls by half at least,
+# and for what the kernel resolves much faster.
+SWEEPS, SWEPT = 10, 4.0
+# To what share of the mass the further solves are made, at most, and in parts of what
+# is to be told; the least is what the iteration reaches in a dtype.
+UNSURE, PART = 1e-5, 0.2
+FLOOR = 1e3
+# What the blur does to a step that is certified, in parts of the step, at most.
+MOST_BLUR = 0.05
+# The wider kernels of the further solves, in variances, and the evaluations that each
+# may take. Of the first one's distance that much of a limit decides without a second.
+WIDER, BUDGET = math.sqrt(2.0), 100
+CLEAR = 0.1
+# The second distance is at least so many of the first, for the sake of the quotient.
+LEAST_RATIO = 1.1
+
+
+def blur_of(
+    problem: Scaling, found: Iterate, nu: GridDensity, own: Tensor, memory: int
+) -> tuple[float, bool]:
+    r"""Return how far the blur moves a step, and whether that is much beside the step.
+
+    With the potential :math:`\varphi` of the debiased cost at :math:`\nu` the step is
+    :math:`\nabla\varphi = -dt\,\nabla F'[\nu]`. The debiased cost of :math:`\nu` and
+    itself has a potential :math:`\varphi_\nu` too, the exact distance has none. So
+    :math:`\|\nabla\varphi_\nu\|_{L^2(\nu)}` is how hard the blur pulls; to leading
+    order :math:`\varphi_\nu = \tfrac{\varepsilon^2}4 \Delta\sqrt\nu/\sqrt\nu`. The
+    parts of F pull with :math:`dt\,\|\nabla V\|` and so on; they cancel at rest.
+
+    A blur that pulls with less than `MOST_BLUR` of the strongest part of F is small,
+    whatever the response. Else the response is measured by the same step with
+    :math:`\sqrt2\,\varepsilon`. The debiased cost is off by :math:`O(\varepsilon^2)`,
+    so that is as far from this step as this one from the step without blur. Where the
+    kernel is as wide as the density it is less, so that a third step with
+    :math:`2\varepsilon` tells by which power the distance a grows to b: this step is
+    :math:`a^2/(b - a)` off, b the distance of the two others. Where the parts of F have
+    cancelled to that share, the blur is where the density rests, and it is compared
+    with a cell.
+
+    Parameters
+    ----------
+    problem, found : Scaling, Iterate
+        Solved.
+    nu : GridDensity
+        The new density.
+    own : Tensor
+        `self_potential` of it.
+    memory : int
+        Of the acceleration.
+
+    Returns
+    -------
+    tuple of float and bool
+        The distance, or the pull where that is small or the distance was not found, and
+        whether that is more than `MOST_BLUR` of the step.
+    """
+    phi = _potential(problem, found.log_a, found.log_density)
+    V = potential_of(problem.source, problem.terms)
+    parts = (V, problem.potential - V, phi / problem.dt + problem.potential)
+    pull = problem.dt * max(_length(nu, f) for f in parts)
+    blur, cell = _length(nu, own), max(nu.box.spacing)
+    if blur <= MOST_BLUR * pull + _left_of_sweeps(problem, own, found.log_density):
+        return blur, False
+    step = _distance(nu, problem.source, phi - own)
+    rests = step <= MOST_BLUR * pull  # nothing adds up from step to step
+    most = MOST_BLUR * (max(step, cell) if rests else step)
+    # All ends are known to a share of their mass, over about the spread of it: it must
+    # be small beside what is to be told.
+    spread = _spread(nu)
+    least = FLOOR * torch.finfo(nu.dtype).eps
+    share = min(max(PART * most / spread, least), UNSURE) if spread > 0 else UNSURE
+    solves = _Solves(memory, max(share, least))
+    unsure = solves.tolerance * spread
+    here = solves.again(problem, found)
+    wider = None if here is None else solves.wider(*here)
+    if here is None or wider is None or unsure > most:
+        return blur, blur > most and not rests
+    first = _distance(measure_of(*here), measure_of(*wider), own)
+    if max(CLEAR * most, unsure) < first <= most:
+        third = solves.wider(*wider)
+        if third is None:
+            return blur, blur > most and not rests
+        second = _distance(measure_of(*wider), measure_of(*third), own)
+        first /= max(second / first, LEAST_RATIO) - 1.0
+    return first, first > most + unsure
+
+
+def self_potential(problem: Scaling, log_density: Tensor) -> Tensor:
+    r"""Return :math:`\varepsilon(\log a - \tfrac12\log\rho)` with :math:`a\,Ka = \rho`.
+
+    Its mean over :math:`\rho`, twice, is the debiased cost of :math:`\rho` and itself.
+    It is 0 where :math:`\rho` is.
+    """
+    log_a = 0.5 * log_density
+    for _ in range(SWEEPS):
+        log_a = _swept(problem, log_a, log_density)
+    return _potential(problem, log_a, log_density)
+
+
+def _swept(problem: Scaling, log_a: Tensor, log_density: Tensor) -> Tensor:
+    log_a = 0.5 * (log_a + log_density - problem.convolve(log_a))
+    return log_a.masked_fill(log_density == -math.inf, -math.inf)
+
+
+def _left_of_sweeps(problem: Scaling, own: Tensor, log_density: Tensor) -> float:
+    """Return by how much a pull differs from that of sweeps without end, at most.
+
+    The error falls by half at least: it is no more than twice what one more changes.
+    """
+    phi = own if problem.correction is None else own + problem.correction
+    log_a = 0.5 * log_density + phi / problem.kernel.eps
+    more = _potential(problem, _swept(problem, log_a, log_density), log_density)
+    return SWEPT * _length(problem.source, more - own)
+
+
+@dataclass(frozen=True)
+class _Solves:
+    """The same step once more, in the same potential; None where it is not found."""
+
+    memory: int
+    tolerance: float
+
+    def again(self, problem: Scaling, found: Iterate) -> tuple[Scaling, Iterate] | None:
+        """Return the step itself, to the tolerance of these solves."""
+        if found.residual <= self.tolerance:
+            return problem, found
+        return self._solved(problem, problem, found)
+
+    def wider(self, problem: Scaling, found: Iterate) -> tuple[Scaling, Iterate] | None:
+        """Return the step with a wider kernel."""
+        eps, box = WIDER * problem.kernel.eps, problem.kernel.box
+        kernel = GibbsKernel(box, eps, problem.log_source)
+        correction = problem.correction
+        if correction is not None:
+            assert problem.is_free is not None
+            correction = obstacle_correction(kernel, problem.is_free)
+        wide = replace(problem, kernel=kernel, correction=correction)
+        return self._solved(wide, problem, found)
+
+    def _solved(
+        self, posed: Scaling, problem: Scaling, found: Iterate
+    ) -> tuple[Scaling, Iterate] | None:
+        try:
+            solved = iterate(
+                posed,
+                start_of(posed, Warm(problem, found)),
+                memory=self.memory,
+                tolerance=self.tolerance,
+                budget=BUDGET,
+                widen=False,
+            )
+        except Diverged:
+            return None
+        if not solved.iterate.residual <= self.tolerance:
+            return None
+        return solved.problem, solved.iterate
+
+
+def _distance(nu: GridDensity, other: GridDensity, psi: Tensor) -> float:
+    """Return what both marginals and a potential know of W2; no more than it.
+
+    A density whose marginals are at rest may move by the gradient of psi.
+    """
+    gain = abs(float(((other.weights - nu.weights) * psi.reshape(-1)).sum()))
+    slope = max(_length(nu, psi), _length(other, psi))
+    along = gain / slope if slope > 0 else 0.0
+    return max(along, distance_along_axes(nu, other))
+
+
+def _spread(nu: GridDensity) -> float:
+    """Return the distance of a density from its mean."""
+    x = nu.points - nu.weights @ nu.points
+    return float((nu.weights @ x.square().sum(-1)).sqrt())
+
+
+def _potential(problem: Scaling, log_a: Tensor, log_nu: Tensor) -> Tensor:
+    phi = problem.kernel.eps * (log_a - 0.5 * log_nu)
+    if problem.correction is not None:
+        phi = phi - problem.correction
+    return phi.nan_to_num(0.0, 0.0, 0.0)
+
+
+def _length(nu: GridDensity, f: Tensor) -> float:
+    slopes = nu.box.gradient(f.reshape(nu.shape)) * nu.open_faces(nu.dtype)
+    return float(nu.norm(slopes))

@@ -1,0 +1,106 @@
+"""The debiased entropic step as a differentiable function: implicit derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from otflow._autodiff import differentiable_gradient, implicit
+from otflow.errors import NotConverged
+from otflow.functionals import Sum
+from otflow.measures import GridDensity
+from otflow.numerics.anderson import Anderson
+from otflow.proximal.grid.sinkhorn.scaling import Iterate, Scaling, potential_of
+
+__all__ = ["attach"]
+
+# Of the adjoint equation: differences kept, evaluations at most.
+MEMORY, MAX_ADJOINT = 40, 2000
+
+
+def attach(
+    problem: Scaling,
+    iterate: Iterate,
+    mu: GridDensity,
+    *,
+    tolerance: float,
+) -> GridDensity:
+    """Return the step of a solved problem, its weights differentiable in the data.
+
+    The state is x, and beside it the nonlocal first variation, if any; it is the fixed
+    point of one evaluation of the map in the graph of the data.
+    """
+    if iterate.residual > tolerance:
+        msg = (
+            f"the step stopped at residual {iterate.residual:.2e}, above the tolerance "
+            f"{tolerance:.2e}: the derivative of what is not a fixed point means "
+            f"nothing; raise max_iterations"
+        )
+        raise NotConverged(msg, info={"residual": iterate.residual})
+    rest = problem.terms.nonlocal_part
+    tiny = torch.finfo(mu.dtype).tiny ** 0.7
+    # In vacuum the derivative in the mass is finite, that of its logarithm is not.
+    problem = replace(problem, log_source=(mu.grid + tiny).log())
+    own = potential_of(mu, problem.terms)
+    n = mu.n
+
+    def densities(state: Tensor) -> tuple[Tensor, Tensor]:
+        x = state[:n].reshape(mu.shape)
+        potential = own if rest is None else own + state[n:].reshape(mu.shape)
+        now = replace(problem, potential=potential)
+        log_q = now.convolve(now.log_source - x)
+        z = now.implicit_log_density(log_q)
+        return z, z - log_q
+
+    def step(state: Tensor) -> Tensor:
+        z, log_a = densities(state)
+        image = problem.convolve(log_a).reshape(-1)
+        if rest is None:
+            return image
+        return torch.cat([image, _slope(rest, mu, z)])
+
+    state = iterate.image.reshape(-1)
+    scale = mu.weights.detach() + tiny
+    if rest is not None:
+        slope = problem.potential - own.detach()
+        state = torch.cat([state, slope.reshape(-1)])
+        scale = torch.cat([scale, scale])
+
+    def adjoint(transposed: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
+        return _solve_adjoint(transposed, right, scale)
+
+    state = implicit(step, state, adjoint)
+    _, log_a = densities(state)
+    log_weights = problem.log_weights(state[:n].reshape(mu.shape), log_a)
+    return mu.with_free_weights(log_weights.exp().reshape(-1))
+
+
+def _slope(rest: Sum, mu: GridDensity, z: Tensor) -> Tensor:
+    weights = z.exp().reshape(-1) * mu.box.cell_volume
+    return differentiable_gradient(
+        lambda w: rest.value(mu.with_free_weights(w)), weights
+    )
+
+
+def _solve_adjoint(
+    transposed: Callable[[Tensor], Tensor], right: Tensor, scale: Tensor
+) -> Tensor:
+    """Solve y = right + J^T y for y / scale, the scale in which J is symmetric."""
+    right = right / scale
+    size = float((scale * right.square()).sum().sqrt())
+    tolerance = 1e-10 if right.dtype == torch.float64 else 1e-5
+    anderson = Anderson(MEMORY, scale)
+    y = right
+    for _ in range(MAX_ADJOINT):
+        g = right + transposed(scale * y) / scale - y
+        if float((scale * g.square()).sum().sqrt()) <= tolerance * size:
+            return scale * y
+        y = anderson.advance(y, 0.5 * g)
+    msg = (
+        f"the adjoint equation of the step did not converge in {MAX_ADJOINT} "
+        f"iterations; take a smaller dt or a larger eps"
+    )
+    raise NotConverged(msg)

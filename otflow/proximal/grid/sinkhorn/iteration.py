@@ -1,0 +1,176 @@
+"""The scaling iteration, accelerated where its dual value rises."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from otflow.errors import Diverged
+from otflow.numerics.anderson import Anderson
+from otflow.proximal.grid.sinkhorn.kernel import GibbsKernel
+from otflow.proximal.grid.sinkhorn.problem import (
+    Warm,
+    damping_of,
+    largest_blur,
+    start_of,
+)
+from otflow.proximal.grid.sinkhorn.scaling import Iterate, Scaling
+
+__all__ = ["Solved", "iterate"]
+
+# Share of the largest density that is added to the weights of the acceleration's norm:
+# in far tails the plain map is slow, and a norm that is blind there runs off.
+FLOOR = 1e-6
+# Larger eps that a start without a step before comes from, the residual that they are
+# solved to, and evaluations at most.
+WIDER, COARSE, MOST_COARSE = (16.0, 4.0), 0.1, 60
+# Residual of a start that may be worse than none.
+FAR = 0.5
+# Mass that may be lost to underflow, in units of round-off.
+MOST_LOST = 64.0
+
+
+class Solved(NamedTuple):
+    """A scaling problem and where its iteration stopped."""
+
+    problem: Scaling  # in the log domain if that was needed
+    x: Tensor  # the last accepted variable
+    iterate: Iterate  # evaluated there
+    used: int  # evaluations of the map
+    learnt: Anderson  # differences of the map
+
+
+def iterate(
+    problem: Scaling,
+    start: Tensor | Warm | None,
+    *,
+    memory: int,
+    tolerance: float,
+    budget: int,
+    learnt: Anderson | None = None,
+    widen: bool = True,
+) -> Solved:
+    r"""Return the fixed point of the map, the maximum of the concave dual.
+
+    An accelerated point is kept if the dual value rises. If not, the plain step is
+    taken from the last point kept, and what was learnt is forgotten. If that does not
+    rise either, the step is damped to what is proved to rise: see `Scaling`.
+
+    Parameters
+    ----------
+    problem : Scaling
+        With local terms, or with the first variation of others in its potential.
+    start : Tensor, Warm or None
+        Where to start.
+    memory : int
+        Differences that the acceleration keeps.
+    tolerance : float
+        Of the residual.
+    budget : int
+        Evaluations, at least one.
+    learnt : Anderson, optional
+        Differences of a map of about the same slopes; they are added to.
+    widen : bool
+        Whether to come from larger eps where there is no start, or one that is far off.
+
+    Returns
+    -------
+    Solved
+        The last point that was kept.
+
+    Raises
+    ------
+    Diverged
+        If the iteration leaves the finite numbers in the log domain.
+    """
+    mu = problem.source.grid
+    most_lost = MOST_LOST * torch.finfo(mu.dtype).eps
+    anderson = learnt or Anderson(memory, mu + FLOOR * mu.max())
+    anderson.pause()
+    usual, proved = damping_of(problem), problem.proved_damping
+    used, unseen = 0, start is not None and widen
+    if start is None and widen:
+        start, problem, used = _from_wider_kernels(problem, memory, budget)
+    x, guess = start_of(problem, start), None
+    kept: tuple[Tensor, Iterate] | None = None
+    wide: Warm | None = None
+    steps: list[float] = []  # plain steps to fall back on
+    while used < budget or kept is None:
+        now = problem.evaluate(x, guess)
+        used += 1
+        sound = math.isfinite(now.residual) and now.lost <= most_lost
+        solved = sound and now.residual <= tolerance
+        if sound and (
+            solved or not steps or kept is None or now.rises_from(kept[1], x - kept[0])
+        ):
+            kept, guess, wide = (x, now), now.log_density, None
+            if solved:
+                break
+            steps = [usual] if anderson.has_learnt else []
+            steps += [proved] if proved < usual else []
+            if unseen and now.residual > FAR and used < budget:
+                warm, problem, more = _from_wider_kernels(
+                    problem, memory, budget - used
+                )
+                steps = [usual, *([proved] if proved < usual else [])]
+                used, x, guess = used + more, start_of(problem, warm), None
+                wide = warm
+                anderson.forget()
+            else:
+                x = anderson.advance(x, usual * now.change)
+            unseen = False
+        elif wide is not None and not sound and not problem.safely:
+            # In the log domain the start from larger eps may be the better one.
+            problem = replace(problem, safely=True)
+            x, guess, wide = start_of(problem, wide), None, None
+        elif steps and kept is not None:
+            anderson.forget()
+            x, guess = kept[0] + steps.pop(0) * kept[1].change, None
+        elif not problem.safely:
+            problem, guess = replace(problem, safely=True), None
+            x = start_of(problem, start) if kept is None else kept[0]
+        else:
+            msg = (
+                f"the scaling iteration left the finite numbers after {used} "
+                f"evaluations; take a smaller dt or a larger eps"
+            )
+            raise Diverged(msg, measure=problem.source)
+    return Solved(problem, *kept, used, anderson)
+
+
+def _from_wider_kernels(
+    problem: Scaling, memory: int, budget: int
+) -> tuple[Warm | None, Scaling, int]:
+    """Return scalings of the problem with a larger eps, as a start, and evaluations.
+
+    The number of iterations grows with dt F' / eps, which is how far a start may be
+    off, and with the root of the stiffness over eps.
+    """
+    box, eps = problem.kernel.box, problem.kernel.eps
+    warm: Warm | None = None
+    used = 0
+    if problem.correction is not None:  # each kernel would need one of its own
+        return warm, problem, used
+    for wider in WIDER:
+        if wider * eps > largest_blur(problem.source) or used >= budget - 1:
+            continue
+        kernel = GibbsKernel(box, wider * eps, problem.log_source)
+        coarse = replace(problem, kernel=kernel)
+        try:
+            solved = iterate(
+                coarse,
+                start_of(coarse, warm),
+                memory=memory,
+                tolerance=COARSE,
+                budget=min(MOST_COARSE, budget - used - 1),
+                widen=False,
+            )
+        except Diverged:
+            continue
+        warm, used = Warm(solved.problem, solved.iterate), used + solved.used
+        problem = replace(problem, safely=solved.problem.safely)
+    return warm, problem, used

@@ -1,0 +1,232 @@
+"""The scaling iteration of the debiased entropic step, as a fixed-point map."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from otflow._autodiff import check_finite
+from otflow.functionals import Internal
+from otflow.measures import GridDensity
+from otflow.proximal.grid.sinkhorn.kernel import GibbsKernel
+from otflow.proximal.terms import Terms
+
+# Round-off of a sum, in units of that of its terms.
+ROUND_OFF = 256.0
+
+__all__ = [
+    "Iterate",
+    "Scaling",
+    "obstacle_correction",
+    "potential_of",
+]
+
+
+class Iterate(NamedTuple):
+    """One evaluation of the fixed-point map at x, arrays in the box's shape."""
+
+    image: Tensor  # T(x)
+    log_density: Tensor  # of the new density
+    log_a: Tensor  # scaling on the side of the new density
+    change: Tensor  # T(x) - x, 0 where the old density vanishes
+    residual: float  # L1 error of the plan's first marginal
+    slope: Tensor  # gradient of the dual value in x: second marginal minus first
+    dual: float  # value of the concave dual
+    noise: float  # its round-off
+    lost: float  # mass where numbers underflowed
+
+    def rises_from(self, old: Iterate, way: Tensor) -> bool:
+        """Whether the dual value is no less than that of `old`, a `way` in x ago.
+
+        A difference within round-off is taken from the slopes, by the trapezoidal rule.
+        """
+        rise = self.dual - old.dual
+        if not abs(rise) > self.noise + old.noise:
+            mean = 0.5 * (self.slope + old.slope)
+            rise = float((mean * way).sum(dtype=torch.float64))
+        return rise >= 0
+
+
+@dataclass(frozen=True)
+class Scaling:
+    r"""The map of which the debiased entropic JKO step is the fixed point.
+
+    The plan is :math:`a(y) K(x, y) b(x)`. The variable is :math:`x = \log K a` on the
+    support of the old density :math:`\mu`, where :math:`b = \mu / K a`:
+
+    .. math:: q = K b, \qquad
+        (\tfrac\varepsilon2 + dt\,\kappa) \log\rho + dt\,(U'(\rho) + V + \kappa)
+        = \varepsilon \log q, \qquad a = \rho / q .
+
+    Its Jacobian is symmetric in :math:`L^2(\mu)`, where vacuum does not count. The
+    fixed point is the maximum of the concave dual value
+
+    .. math:: D(x) = -\int x\,d\mu - \int \Psi(\log q)\,dy, \qquad
+        \varepsilon\,\Psi = (\tfrac\varepsilon2 + dt\,\kappa)\,\rho
+        + dt\,(\rho\,U' - U),
+
+    whose gradient :math:`\mu\,(Ka\,e^{-x} - 1)` is the error of the first marginal:
+    the derivative of :math:`\Psi` is :math:`\rho > 0`, which increases, and log q is
+    convex. With R the largest slope of :math:`\log\rho` in log q, or 1 if that is
+    more, a plain step damped by 1/R raises D by :math:`\mathrm{KL}(\mu|\mu\,Ka\,
+    e^{-x})/R` at least.
+    """
+
+    kernel: GibbsKernel
+    source: GridDensity
+    log_source: Tensor  # log mu in the box's shape, minus infinity in vacuum
+    terms: Terms
+    dt: float
+    potential: Tensor  # V plus first variations, in the box's shape
+    correction: Tensor | None  # of obstacles, times eps
+    is_free: Tensor | None  # None: everywhere
+    safely: bool  # in the log domain
+
+    @property
+    def proved_damping(self) -> float:
+        """The factor on a plain step for which the dual value is proved to rise."""
+        return min(1.0, self.entropic / self.kernel.eps)
+
+    @property
+    def entropic(self) -> float:
+        """Coefficient of the logarithm of the density."""
+        return 0.5 * self.kernel.eps + self.dt * self.terms.temperature
+
+    def evaluate(self, x: Tensor, start: Tensor | None) -> Iterate:
+        """Return T(x) and what was met on the way."""
+        log_b = self.log_source - x
+        log_q, floor_q = self._convolve(log_b)
+        z = self.log_density(log_q, start)
+        log_a = z - log_q
+        image, floor_a = self._convolve(log_a)
+        change = torch.where(self.log_source > -math.inf, image - x, 0.0)
+        old = self.source.weights.reshape(x.shape)
+        # A far tail may be off by more than an exponential can hold.
+        far = (self.log_source + change + math.log(self.kernel.box.cell_volume)).exp()
+        slope = torch.where(change > 1, far - old, old * change.expm1())
+        new = z.exp()
+        potential, magnitude = self._potential(log_q, z, new)
+        fixed = old * torch.where(old > 0, x, 0.0)
+        parts = [slope.abs(), fixed, fixed.abs(), potential, magnitude]
+        sums = [part.sum(dtype=torch.float64) for part in parts]
+        if not self.safely:
+            # The floor of the results is also what the sources were cut at.
+            lost = ((log_b <= floor_q) | (image <= floor_a)).to(old.dtype)
+            lost_new = ((log_a <= floor_a) | (log_q <= floor_q)).to(old.dtype)
+            new = new.mul_(self.kernel.box.cell_volume)
+            sums.append((old * lost).sum() + (new * lost_new).sum())
+        residual, first, size, second, more, lost_mass = (
+            *torch.stack(sums).tolist(),
+            0.0,
+        )[:6]
+        noise = ROUND_OFF * torch.finfo(x.dtype).eps * (size + more)
+        dual = -first - second
+        return Iterate(image, z, log_a, change, residual, slope, dual, noise, lost_mass)
+
+    def _potential(
+        self, log_q: Tensor, z: Tensor, rho: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        r"""Return the masses of :math:`\Psi(\log q)` and a bound on their terms.
+
+        Without an internal energy the mass is fixed, and :math:`\Psi` is a logarithm
+        of a sum; else :math:`dt\,(\rho\,U' - U)` comes from the equation for z, where
+        U' is also what holds the density below its bound.
+        """
+        eps, volume = self.kernel.eps, self.kernel.box.cell_volume
+        right, internal = self.right_side(log_q), self.terms.internal
+        if internal is None:
+            w = self._blank(right / self.entropic)
+            total = w.logsumexp(tuple(range(w.ndim))) + math.log(volume)
+            total = total * (self.entropic / eps)
+            return total, total.abs()
+        empty = rho <= torch.finfo(rho.dtype).tiny
+        r = torch.where(empty, 1.0, rho)
+        slope = torch.where(empty, 0.0, right - self.entropic * z) / eps
+        energy = (self.dt / eps) * r * internal.e(r)
+        entropy = (self.entropic / eps) * rho
+        size = volume * (r * slope.abs() + energy.abs() + entropy)
+        value = volume * torch.where(empty, entropy, entropy + r * slope - energy)
+        return value, torch.where(empty, 0.0, size)
+
+    def log_density(self, log_q: Tensor, start: Tensor | None) -> Tensor:
+        """Return the pointwise proximal map of F and of minus (eps/2) H."""
+        right = self.right_side(log_q)
+        internal = self.terms.internal
+        if internal is None:
+            z = self._blank(right / self.entropic)
+            # The additive constant is free: the mass fixes it.
+            volume = math.log(self.kernel.box.cell_volume)
+            return z - (z.logsumexp(tuple(range(z.ndim))) + volume)
+        return self._blank(internal.log_proximal(right, self.entropic, self.dt, start))
+
+    def right_side(self, log_q: Tensor) -> Tensor:
+        """Return eps log q minus what does not depend on the new density."""
+        right = self.kernel.eps * log_q - self.dt * self.potential
+        if self.correction is not None:
+            right = right + self.correction
+        return right - self.dt * self.terms.temperature
+
+    def implicit_log_density(self, log_q: Tensor) -> Tensor:
+        """Return `log_density`, differentiable in log q and in the potential."""
+        internal = self.terms.internal
+        if internal is None:
+            return self.log_density(log_q, None)
+        with torch.no_grad():
+            z = self.log_density(log_q, None)
+        slope = self.entropic + self.dt * elasticity(internal, z)
+        inside = z < math.log(internal.max_density)
+        if self.is_free is not None:
+            inside &= self.is_free
+        right = self.right_side(log_q)
+        return z + torch.where(inside, (right - right.detach()) / slope, 0.0)
+
+    def log_weights(self, image: Tensor, log_a: Tensor) -> Tensor:
+        """Return the plan's second marginal, its first being exact: log masses."""
+        log_q = self._convolve(self.log_source - image)[0]
+        return log_a + log_q + math.log(self.kernel.box.cell_volume)
+
+    def convolve(self, log_v: Tensor) -> Tensor:
+        """Return log K v."""
+        return self._convolve(log_v)[0]
+
+    def _blank(self, z: Tensor) -> Tensor:
+        return z if self.is_free is None else z.masked_fill(~self.is_free, -math.inf)
+
+    def _convolve(self, log_v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log K v and the floor of the results."""
+        if self.safely:
+            return self.kernel.log_apply_safely(log_v), log_v.new_tensor(-math.inf)
+        return self.kernel.log_apply(log_v)
+
+
+def elasticity(internal: Internal, z: Tensor) -> Tensor:
+    """Return r U''(r) at r = exp(z), its limit where r underflows."""
+    r = z.clamp_min(0.5 * math.log(torch.finfo(z.dtype).tiny)).exp()
+    return r * internal.curvature(r)
+
+
+def potential_of(mu: GridDensity, terms: Terms) -> Tensor:
+    """Return the sum of the potentials at the cells, in the box's shape."""
+    V = terms.V(mu.points).reshape(mu.shape)
+    if not bool(mu.is_free.all()):
+        V = torch.where(mu.is_free.reshape(mu.shape), V, 0.0)
+    check_finite(V.detach(), "the potential")
+    return V
+
+
+def obstacle_correction(kernel: GibbsKernel, is_free: Tensor) -> Tensor:
+    r"""Return eps log s, s the scaling that makes :math:`s K s` stochastic.
+
+    Beside an obstacle the kernel loses mass. With this term the uniform density on the
+    free cells is at rest, as it is without obstacles.
+    """
+    log_s = torch.zeros(is_free.shape, dtype=kernel.dtype, device=is_free.device)
+    log_s = log_s.masked_fill(~is_free, -math.inf)
+    for _ in range(60):
+        image = kernel.log_apply_safely(log_s)
+        log_s = (0.5 * (log_s - image)).masked_fill(~is_free, -math.inf)
+    return kernel.eps * torch.where(is_free, log_s, 0.0)

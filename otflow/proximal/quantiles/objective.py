@@ -1,0 +1,299 @@
+"""The objective of a JKO step on quantiles, with its gradient and banded Hessian."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from otflow._autodiff import (
+    line_derivatives,
+    value_and_gradient,
+    value_gradient_product,
+)
+from otflow.errors import InvalidFunctional, NonFinite
+from otflow.functionals import Functional, Interaction, Potential, PowerEntropy
+from otflow.functionals.base import Scaled
+from otflow.functionals.combined import Combined
+from otflow.kernels import Energy, Log, PowerLaw, RadialKernel, Riesz
+from otflow.measures import Quantiles
+from otflow.measures.quantiles.interaction import far_hessian, near_interaction
+from otflow.numerics.tridiagonal import Springs
+from otflow.proximal.terms import Terms, sort_terms
+
+__all__ = ["Expansion", "Objective"]
+
+# Up to so many cells the Hessian of interactions is a dense matrix: 32 MB.
+DENSE = 2048
+
+Product: TypeAlias = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The objective at some quantiles, to second order."""
+
+    edges: Tensor
+    energy: float  # F
+    noise: float  # round-off of the objective
+    objective: float  # dt F + half the squared distance
+    gradient: Tensor  # of the objective in the edges, (n + 1,)
+    error: Tensor  # round-off of the gradient at each quantile, (n + 1,)
+    band: Springs  # its Hessian but for the nonlocal terms
+    pressure: Tensor  # dt times that of each cell, (n,)
+    product: Product | None  # nonlocal part of the Hessian, times v
+
+    def chain(self, lumped: Tensor, extra: Tensor) -> Springs:
+        """Return the band and more springs, positive definite.
+
+        Where V is so concave that they are not, all rows are shifted alike, so that
+        neighbours go the same way.
+        """
+        band = Springs(self.band.rows, self.band.springs + extra)
+        least = float((band.rows / lumped).min())
+        if least <= 0 and band.solve(lumped) is None:
+            band = Springs(band.rows + (1 - least) * lumped, band.springs)
+        return band
+
+    def floor(self, band: Springs) -> float:
+        r"""Return the length that the gradient's round-off has in the metric of `band`.
+
+        Quantiles are known to their last place. A spring pulls wrongly by k times that;
+        in the metric of the same spring this has the length :math:`\sqrt k\,\epsilon`,
+        however small the masses at its ends. Where `band` has no spring, the masses
+        alone hold against it.
+        """
+        reach = self.edges.abs()
+        place = torch.maximum(reach[1:], reach[:-1]) * torch.finfo(torch.float64).eps
+        pull, kept = 2 * self.band.springs * place, band.springs > 0
+        held = pull.square() / torch.where(kept, band.springs, 1.0)
+        springs = float(held[kept].sum())
+        left, right = _beside(pull.masked_fill(kept, 0.0), 0.0)
+        # No entry of the inverse is negative: errors of one sign are the worst.
+        error = self.error + left + right
+        moved = band.solve(error)
+        rows = math.inf if moved is None else float(error @ moved)
+        return math.sqrt(springs) + math.sqrt(max(rows, 0.0))
+
+
+class Objective:
+    r"""The function :math:`dt\,F(q) + \tfrac12\sum_i \ell_i (q_i - p_i)^2`.
+
+    Internal energies and potentials have a tridiagonal Hessian in closed form, from
+    :math:`U', U''` and :math:`V', V''`. Interactions and all other terms enter by
+    products of their Hessian and a vector, by autodiff or a dense matrix. The
+    quantiles are float64, and F is evaluated in the dtype of the measure.
+
+    Parameters
+    ----------
+    F : Functional
+        What is minimised.
+    mu : Quantiles
+        Where the step starts.
+    dt : float
+        Its length.
+    """
+
+    def __init__(self, F: Functional, mu: Quantiles, dt: float) -> None:
+        self.mu, self.dt = mu, dt
+        self.terms: Terms = sort_terms(F, mu.dim)
+        if self.terms.temperature < 0:
+            msg = (
+                f"{self.terms.temperature:g} * Entropy() is concave: a JKO step with "
+                f"it has no minimiser; use a positive factor"
+            )
+            raise ValueError(msg)
+        self.centre = mu.edges.to(torch.float64)
+        self.weights = mu.weights.to(torch.float64)
+        self.lumped = mu.lumped.to(torch.float64)
+        self.modulus = _modulus(F)
+        self.start = self.expand(self.centre)
+
+    def norm(self, tangent: Tensor) -> float:
+        """Return the lumped length of a displacement of the quantiles."""
+        return math.sqrt(float(self.lumped @ tangent.square()))
+
+    def expand(self, q: Tensor, gaps: Tensor | None = None) -> Expansion:
+        """Return value, gradient and Hessian at quantiles (n + 1,), gaps > 0.
+
+        The gaps may be given, where they are known better than by difference.
+        """
+        dt, lumped = self.dt, self.lumped
+        force, stiffness, parts = self._internal(q.diff() if gaps is None else gaps)
+        d = q - self.centre
+        gradient, rows = lumped * d, lumped.clone()
+        reach = torch.maximum(q.abs(), self.centre.abs())
+        # F is as exact as the dtype of the measure; the rest is float64.
+        own, wide = torch.finfo(self.mu.dtype).eps, torch.finfo(torch.float64).eps
+        error = 2 * wide * lumped * reach
+        if self.terms.potentials:
+            x = q[:, None].to(self.mu.dtype)
+            values, slope, curve = (
+                v.to(q) for v in line_derivatives(self._potential, x)
+            )
+            parts.append(lumped * values)
+            gradient += dt * lumped * slope
+            rows += dt * lumped * curve
+            error += 4 * own * dt * lumped * (slope.abs() + curve.abs() * reach)
+        gradient[:-1] += dt * force
+        gradient[1:] -= dt * force
+        band = Springs(rows, dt * stiffness)
+        product = None
+        if self.terms.interactions or self.terms.others:
+            value, slope, product = self._nonlocal(q)
+            parts.append(value.reshape(1))
+            gradient = gradient + dt * slope
+            # Neighbours interact by second differences, which cancel; so do the
+            # pressures on both sides of a quantile, whose sums the forces are.
+            narrow = torch.minimum(*_beside(q.diff(), math.inf))
+            pressure = slope.cumsum(0).abs()
+            sides = torch.maximum(pressure, torch.cat([pressure[:1], pressure[:-1]]))
+            error += 4 * own * dt * slope.abs()
+            error += 4 * own * dt * torch.maximum(slope.abs(), sides) * reach / narrow
+        total = sum(float(part.sum()) for part in parts)
+        size = sum(float(part.abs().sum()) for part in parts)
+        if not math.isfinite(total):
+            msg = "the energy of quantiles is not finite; look for an overflow"
+            raise NonFinite(msg)
+        half = 0.5 * float(lumped @ d.square())
+        # A gap is known to the last place of its ends, which its pressure weighs.
+        ends = torch.maximum(reach[1:], reach[:-1])
+        noise = 16 * own * (dt * size + half)
+        noise += 4 * wide * dt * float(force.abs() @ ends)
+        whole = dt * total + half
+        return Expansion(
+            q, total, noise, whole, gradient, error, band, dt * force, product
+        )
+
+    def sure_stiffness(self, gaps: Tensor) -> Tensor:
+        """Return a lower bound on the springs while no gap grows by a half, (n,).
+
+        The springs of entropies and powers are powers of the gap, and fall with it; of
+        a user's energy no more is known than that it is convex, if that.
+        """
+        wider, internal = 1.5 * gaps, self.terms.internal
+        parts = [(1.0, internal)] if internal is not None else []
+        if isinstance(internal, Combined):
+            parts = list(internal.parts)
+        r = self.weights / wider
+        sure = self.terms.temperature * r / wider
+        for c, part in parts:
+            if isinstance(part, PowerEntropy):
+                sure = sure + c * r * r * part.curvature(r) / wider
+        return self.dt * sure
+
+    def _internal(self, gaps: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return pressure, its slope -dP/dg >= 0, and energies of the cells, (n,)."""
+        w, kappa, internal = self.weights, self.terms.temperature, self.terms.internal
+        r = w / gaps
+        pressure, stiffness = kappa * r, kappa * r / gaps
+        energies = [kappa * w * r.log()] if kappa else []
+        if internal is not None:
+            e = internal.e(r)
+            pressure = pressure + r * (internal.slope(r) - e)
+            stiffness = stiffness + (r * r * internal.curvature(r)).clamp_min(0) / gaps
+            energies.append(w * e)
+        return pressure, stiffness, energies
+
+    def _potential(self, x: Tensor) -> Tensor:
+        values = self.terms.V(x)
+        if values.shape != x.shape[:1]:
+            msg = (
+                f"V must map (n, d) = {tuple(x.shape)} to ({len(x)},), got "
+                f"{tuple(values.shape)}; reduce over the last axis: .sum(-1)"
+            )
+            raise InvalidFunctional(msg)
+        return values
+
+    def _nonlocal(self, q: Tensor) -> tuple[Tensor, Tensor, Product]:
+        """Return value, gradient and dt times the Hessian of the other terms."""
+        own, wide = self.mu.dtype, self.centre.dtype
+        edges, pairs = q.to(own), self.terms.interactions
+        if not pairs or self.mu.n > DENSE:
+            value, slope, times = value_gradient_product(
+                self._value(*pairs, *self.terms.others), edges
+            )
+            return value.to(wide), slope.to(wide), self._scaled(times)
+        # The products of a dense matrix are cheaper than those by autodiff.
+        value, slope = value_and_gradient(self._value(*pairs), edges)
+        times = _products(pairs, edges, self.mu.weights)
+        if not self.terms.others:
+            return value.to(wide), slope.to(wide), self._scaled(times)
+        rest, other, more = value_gradient_product(
+            self._value(*self.terms.others), edges
+        )
+        both = self._scaled(lambda v: times(v) + more(v))
+        return (value + rest).to(wide), (slope + other).to(wide), both
+
+    def _value(self, *terms: tuple[float, Functional]) -> Callable[[Tensor], Tensor]:
+        def total(nu: Quantiles) -> Tensor:
+            return torch.stack([c * term.value(nu) for c, term in terms]).sum()
+
+        return lambda edges: self.mu.evaluate(total, edges)
+
+    def _scaled(self, times: Product) -> Product:
+        own, wide, dt = self.mu.dtype, self.centre.dtype, self.dt
+        return lambda v: dt * times(v.to(own)).to(wide)
+
+
+def _beside(cells: Tensor, beyond: float) -> tuple[Tensor, Tensor]:
+    """Return what stands left and right of each quantile, (n + 1,) each."""
+    end = cells.new_full((1,), beyond)
+    return torch.cat([end, cells]), torch.cat([cells, end])
+
+
+def _products(
+    pairs: tuple[tuple[float, Interaction], ...], edges: Tensor, weights: Tensor
+) -> Product:
+    """Return the Hessian of interactions as a product; it is made at the first."""
+
+    def near(q: Tensor) -> Tensor:
+        energies = [c * near_interaction(q, weights, term.W) for c, term in pairs]
+        return torch.stack(energies).sum()
+
+    @cache
+    def parts() -> tuple[Tensor, Product]:
+        far = sum(
+            (c * far_hessian(edges, weights, term.W) for c, term in pairs),
+            start=edges.new_zeros(()),
+        )
+        return far, value_gradient_product(near, edges)[2]
+
+    def product(v: Tensor) -> Tensor:
+        far, near_product = parts()
+        return far @ v + near_product(v)
+
+    return product
+
+
+def _modulus(F: Functional) -> float | None:
+    r"""Return a convexity bound in the quantiles; None if unknown.
+
+    That of V carries over: the nodes of an expectation are the quantiles, with the
+    masses of the lumped product. Of all others a negative bound holds, since the
+    lumped product is that of the quantiles and exceeds that of nodes in between; a
+    positive one is not claimed.
+    """
+    total = 0.0
+    for c, term in F.terms():
+        bound = Scaled(c, term).modulus_in(1)
+        if bound is None and isinstance(term, Interaction) and c > 0:
+            bound = 0.0 if _is_convex_apart(term.W) else None
+        if bound is None:
+            return None
+        total += bound if isinstance(term, Potential) else min(bound, 0.0)
+    return total
+
+
+def _is_convex_apart(W: object) -> bool:
+    """Whether a kernel is convex on the half-line: quantiles never change order."""
+    if isinstance(W, PowerLaw):
+        return W.attraction >= 1 and W.repulsion <= 1
+    if isinstance(W, RadialKernel) and W.modulus is not None and W.modulus >= 0:
+        return True
+    return isinstance(W, (Log, Riesz, Energy))

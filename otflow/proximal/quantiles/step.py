@@ -1,0 +1,264 @@
+"""Directions and paths of a descent over quantiles, between walls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otflow.errors import NonFinite
+from otflow.numerics.tridiagonal import Springs
+
+__all__ = ["Direction", "Path", "Room", "direction", "spread"]
+
+# Conjugate gradients stop at this share of the first residual, or after so many steps.
+FORCING = 1e-4
+MAX_PRODUCTS = 200
+# Share of a gap, times its exponent, that a step may change along a straight line; the
+# exponents that a curve may have; and how much of the pole of its growth it may use.
+STRAIGHT = 0.5
+EXPONENTS = (0.25, 8.0)
+POLE = 0.9
+# What at least is left of a gap beyond its least length, under a barrier.
+LEFT = 0.05
+
+Product = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where quantiles may be: walls at the ends, and least gaps (n,), 0 for none."""
+
+    least: Tensor
+    lower: float
+    upper: float
+
+    @property
+    def bounded(self) -> bool:
+        """Whether gaps have a least length."""
+        return bool((self.least > 0).any())
+
+    def slacks(self, q: Tensor) -> Tensor:
+        """Return the gaps beyond the least ones, (n,)."""
+        return q.diff() - self.least
+
+    def inside(self, q: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
+        """Return quantiles and slacks moved, if need be squeezed, between the walls."""
+        if float(q[0]) < self.lower:
+            q = q + (self.lower - q[0])
+        if float(q[-1]) > self.upper:
+            q = q + (self.upper - q[-1])
+        if float(q[0]) < self.lower:
+            room = self.upper - self.lower - float(self.least.sum())
+            slack = slack * (room / float(slack.sum()))
+            gaps = self.least + slack
+            q = self.lower + torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
+        return q.clamp(self.lower, self.upper), slack
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A step of quantiles, and the forces with which the walls bound it, >= 0."""
+
+    step: Tensor
+    lower: float
+    upper: float
+
+    def lost(self, room: Room, q: Tensor) -> float:
+        """Return forces times distances of the walls, what complementarity lacks."""
+        ends = (
+            (self.lower, float(q[0]) - room.lower),
+            (
+                self.upper,
+                room.upper - float(q[-1]),
+            ),
+        )
+        return sum(force * gap for force, gap in ends if force)
+
+
+def spread(forces: Tensor) -> Tensor:
+    """Return what forces between neighbours, (n,), add up to on them, (n + 1,)."""
+    total = forces.new_zeros(len(forces) + 1)
+    total[1:] += forces
+    total[:-1] -= forces
+    return total
+
+
+def direction(
+    band: Springs, product: Product | None, slope: Tensor, q: Tensor, room: Room
+) -> Direction:
+    """Minimise the quadratic model with these derivatives, the ends between walls.
+
+    It starts without walls and adds those that are passed. The band is an M-matrix: to
+    hold one end pushes the other the same way, so that none is ever let go again.
+    """
+    low, high = room.lower - float(q[0]), room.upper - float(q[-1])
+    ends: tuple[float | None, float | None] = (None, None)
+    while True:
+        step = _solve(band, product, -slope, ends)
+        first = low if ends[0] is None and float(step[0]) < low else ends[0]
+        last = high if ends[1] is None and float(step[-1]) > high else ends[1]
+        if (first, last) == ends:
+            break
+        ends = (first, last)
+    force = slope + band.times(step)
+    if product is not None and ends != (None, None):
+        force = force + product(step)
+    return Direction(
+        step,
+        0.0 if ends[0] is None else max(0.0, float(force[0])),
+        0.0 if ends[1] is None else max(0.0, -float(force[-1])),
+    )
+
+
+def _solve(
+    band: Springs,
+    product: Product | None,
+    rhs: Tensor,
+    ends: tuple[float | None, float | None],
+) -> Tensor:
+    """Solve with given values at the ends, None where they are free."""
+    first, last = ends
+    i, j = int(first is not None), len(rhs) - int(last is not None)
+    known = torch.zeros_like(rhs)
+    known[0], known[-1] = first or 0.0, last or 0.0
+    if i == j:
+        return known
+    rows, load, k = band.rows[i:j].clone(), rhs[i:j].clone(), band.springs
+    if first is not None:
+        rows[0] += k[0]
+        load[0] += k[0] * first
+    if last is not None:
+        rows[-1] += k[-1]
+        load[-1] += k[-1] * last
+    inner = Springs(rows, k[i : j - 1])
+    found = inner.solve(load)
+    if found is None:  # the caller's band is positive definite; then this one is too
+        msg = (
+            "the Hessian of the JKO objective on quantiles is drowned in round-off, or "
+            "not finite: the step is too long beside the curvature of F; take a "
+            "smaller dt"
+        )
+        raise NonFinite(msg)
+    whole = known.clone()
+    whole[i:j] = found
+    if product is None:
+        return whole
+    return whole + _conjugate_gradients(inner, product, whole, i, j)
+
+
+def _conjugate_gradients(
+    band: Springs, product: Product, solved: Tensor, i: int, j: int
+) -> Tensor:
+    """Correct the band's solution for the nonlocal terms, preconditioned by it.
+
+    What the band solves exactly, stiff bounds above all, never enters a product with
+    it. Along negative curvature the search stops: a direction of descent.
+    """
+    correction = torch.zeros_like(solved)
+
+    def times(v: Tensor) -> Tensor:
+        padded = torch.zeros_like(solved)
+        padded[i:j] = v
+        return product(padded)[i:j]
+
+    r = -product(solved)[i:j]
+    x, z = torch.zeros_like(r), band.solve(r)
+    if z is None:
+        return correction
+    p, band_p, rz = z, r, float(r @ z)
+    target = FORCING**2 * rz
+    for _ in range(MAX_PRODUCTS):
+        q = band_p + times(p)
+        curvature = float(p @ q)
+        if not curvature > 0:
+            break
+        alpha = rz / curvature
+        x, r = x + alpha * p, r - alpha * q
+        z, before = band.solve(r), rz
+        if z is None:
+            break
+        rz = float(r @ z)
+        if rz <= target:
+            break
+        p, band_p = z + (rz / before) * p, r + (rz / before) * band_p
+    correction[i:j] = x
+    return correction
+
+
+class Path:
+    r"""A curve of quantiles with a given direction at its start; gaps stay positive.
+
+    Let a gap beyond its least have the length s and a share x = ds/s to change by. The
+    force of its energy is about :math:`s^{-m}`, with :math:`m = s\,k/f` from the force
+    f and the spring k. Where x is small the gap follows a straight line; else it is
+    :math:`s\,(1 - m\,t\,x)^{-1/m}`: at t = 1 that is the place of balance with a
+    constant force, however far it is, where a straight step would pass 0. Where the
+    barrier's spring is the stiffer one it is :math:`s \max(1 + t\,x, 1/20)`. So no cell
+    holds up the others.
+
+    Parameters
+    ----------
+    q, step : Tensor, shape (n + 1,)
+        Start and direction.
+    force, spring : Tensor, shape (n,)
+        Of each gap, outward and >= 0, without the barrier.
+    barrier : Tensor, shape (n,)
+        Spring of the barrier; 0 without one.
+    slack : Tensor, shape (n,)
+        Gaps beyond the least ones. Under a barrier they are finer than the last place
+        of the quantiles, and have a life of their own.
+    room : Room
+        Least gaps and walls.
+    lumped : Tensor, shape (n + 1,)
+        Masses; their mean moves as along the straight line.
+
+    Attributes
+    ----------
+    longest : float
+        The time to try first, at most 1.
+    """
+
+    def __init__(
+        self,
+        q: Tensor,
+        step: Tensor,
+        force: Tensor,
+        spring: Tensor,
+        barrier: Tensor,
+        slack: Tensor,
+        room: Room,
+        lumped: Tensor,
+    ) -> None:
+        self.q, self.step, self.room, self.lumped = q, step, room, lumped
+        self.slack = slack
+        self.share = step.diff() / self.slack
+        self.exponent = torch.ones_like(self.share)
+        held = (force > 0) & (spring > 0) & (spring >= barrier)
+        exponent = self.slack * spring / torch.where(held, force, 1.0)
+        self.exponent = torch.where(held, exponent, 1.0).clamp(*EXPONENTS)
+        bend = self.exponent * self.share
+        near = (bend.abs() <= STRAIGHT) & (self.share >= -STRAIGHT)
+        self.bent = held & ~near
+        self.cut = ~held & (barrier > 0) & (self.share < LEFT - 1)
+        # Nothing keeps the others apart: a step ends short of where they meet.
+        loose = self.share[~held & (barrier <= 0)]
+        worst = float(-loose.min()) if len(loose) else 0.0
+        self.longest = POLE / worst if worst > POLE else 1.0
+
+    def __call__(self, t: float) -> tuple[Tensor, Tensor]:
+        """Return the quantiles and the slacks at time t, from 0 to 1."""
+        q, x = self.q + t * self.step, t * self.share
+        factor = 1 + x
+        if bool((self.bent | self.cut).any()):
+            m = self.exponent
+            bent = (1 - (m * x).clamp_max(POLE)).pow(-1 / m)
+            factor = torch.where(self.bent, bent, factor)
+            factor = torch.where(self.cut, factor.clamp_min(LEFT), factor)
+            excess = self.slack * (factor - 1 - x)
+            shift = torch.cat([excess.new_zeros(1), excess.cumsum(0)])
+            q = q + shift - self.lumped @ shift
+        q, slack = self.room.inside(q, self.slack * factor)
+        return q, slack if self.room.bounded else q.diff()
