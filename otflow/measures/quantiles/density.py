@@ -152,7 +152,7 @@ class Quantiles(Measure):
         object.__setattr__(self, "lumped", lumped)
 
     def with_free_edges(self, edges: Tensor) -> Self:
-        """Return an argument for a functional whose quantiles are free: none is checked.
+        """Return an argument for a functional whose edges are free: none is checked.
 
         Parameters
         ----------
