@@ -216,7 +216,7 @@ class Measure(ABC):
         held = self._attributes().values()
         if not any(isinstance(t, Tensor) and t.requires_grad for t in held):
             return self
-        return self._with_each(Tensor.detach)
+        return self.map_tensors(Tensor.detach)
 
     @final
     def clone(self) -> Self:
@@ -232,7 +232,7 @@ class Measure(ABC):
         >>> mu.clone().points.data_ptr() == mu.points.data_ptr()
         False
         """
-        return self._with_each(Tensor.clone)
+        return self.map_tensors(Tensor.clone)
 
     @final
     def refuse_graph(self, what: str, why: str, cure: str) -> None:
@@ -249,7 +249,27 @@ class Measure(ABC):
         tensors = (value for value in held if isinstance(value, Tensor))
         refuse_graph(what, why, *tensors, cure=cure)
 
-    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Self:
+    @final
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return the same measure with each of its tensors replaced; none is checked.
+
+        Parameters
+        ----------
+        change : callable
+            Takes each tensor that the measure holds to the one in its place.
+
+        Returns
+        -------
+        Measure
+            Of the same kind.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> mu = of.Particles(torch.zeros(3, 2)).map_tensors(torch.Tensor.double)
+        >>> mu.dtype
+        torch.float64
+        """
         new = object.__new__(type(self))
         for name, value in self._attributes().items():
             changed = change(value) if isinstance(value, Tensor) else value

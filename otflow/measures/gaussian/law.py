@@ -166,12 +166,33 @@ class Gaussian(Measure):
         object.__setattr__(self, "points", torch.addmm(state[0], z, state[1:]))
         object.__setattr__(self, "weights", weights)
 
-    def _at(self, state: Tensor) -> Self:
-        """Return a copy with another (m, L^T), unchecked; a graph on it stays alive."""
+    def with_free_state(
+        self, state: Tensor, nodes: Tensor | None = None, weights: Tensor | None = None
+    ) -> Self:
+        r"""Return an argument for a functional whose state is free: none is checked.
+
+        Parameters
+        ----------
+        state : Tensor, shape (1 + d, d)
+            Mean and factor :math:`(m, L^\top)`; a graph on them stays alive.
+        nodes : Tensor, shape (n, d), optional
+            White nodes; those of this measure by default.
+        weights : Tensor, shape (n,), optional
+            Masses of the nodes; those of this measure by default.
+
+        Returns
+        -------
+        Gaussian
+            It shares what it is given.
+        """
         new = object.__new__(type(self))
         object.__setattr__(new, "quadrature", self.quadrature)
         object.__setattr__(new, "degree", self.degree)
-        new._set(state, self.nodes, self.weights)
+        new._set(
+            state,
+            self.nodes if nodes is None else nodes,
+            self.weights if weights is None else weights,
+        )
         return new
 
     def refined(self, nodes: int) -> Self:
@@ -202,10 +223,21 @@ class Gaussian(Measure):
         >>> mu.n, mu.expectation(lambda x: x[..., 0].abs())  # (2 / pi)^(1/2)
         (1000, tensor(0.7979))
         """
-        return self._on(finer_nodes(self.dim, nodes))
+        return self.with_nodes(finer_nodes(self.dim, nodes))
 
-    def _on(self, rule: Nodes) -> Self:
-        """Return the same law, with the same factor, on another rule."""
+    def with_nodes(self, rule: Nodes) -> Self:
+        """Return the same law, with the same factor, on another rule.
+
+        Parameters
+        ----------
+        rule : Nodes
+            White nodes and their masses, as of ``otflow.measures.gaussian.quadrature``.
+
+        Returns
+        -------
+        Gaussian
+            Of the same mean and covariance.
+        """
         new = object.__new__(type(self))
         new._set_rule(self.state, rule)
         return new
@@ -352,7 +384,7 @@ class Gaussian(Measure):
         """
 
         def evaluate(state: Tensor) -> Tensor:
-            nu = self._at(state)
+            nu = self.with_free_state(state)
             with unmodified(nu.points, nu.weights, nu.nodes, by="the functional"):
                 return value(nu)
 
@@ -392,7 +424,7 @@ class Gaussian(Measure):
         check_generator(generator)
         variance = positive(variance, "variance", or_zero=True)
         if variance == 0:
-            return self._at(self.state)
+            return self.with_free_state(self.state)
         factor = widened(self.factor, variance)
         return self._moved(torch.cat([self.mean[None], factor.T]))
 
@@ -464,7 +496,7 @@ class Gaussian(Measure):
         fault = check_state(state.detach())
         if fault is not None:
             raise Diverged(fault, measure=self)
-        return self._at(state)
+        return self.with_free_state(state)
 
 
 keep_immutable(Gaussian, "mean", "factor", "nodes")
