@@ -13,7 +13,7 @@ from otflow.functionals import Functional
 from otflow.measures import Particles
 from otflow.metrics import Plan, assignment, sinkhorn_divergence, transport_plan
 from otflow.proximal.base import ProximalSolver, ProxResult
-from otflow.proximal.certificate import KINK, certify
+from otflow.proximal.certificate import KINK, Certificate, certify
 from otflow.proximal.quasi_newton import Memory, Point, minimise, round_off
 
 __all__ = ["ParticleProximal"]
@@ -209,7 +209,7 @@ class ParticleProximal(ProximalSolver[Particles]):
             coupling,
             converged=converged,
             known=known,
-            gradients=used,
+            iterations=used,
             relabellings=relabellings,
             stalled=stalled and not converged,
             **(KINK if stalled and not converged else {}),
@@ -217,9 +217,7 @@ class ParticleProximal(ProximalSolver[Particles]):
         return ProxResult(
             _with_empty_atoms(point.measure, start, dt),
             _Warm(memory, dt),
-            used,
-            certificate["residual"],
-            certificate,
+            certificate=certificate,
         )
 
     def _converged(self, point: Point[Particles], problem: _Problem) -> bool:
@@ -239,7 +237,7 @@ class ParticleProximal(ProximalSolver[Particles]):
         converged: bool,
         known: float,
         **own: Any,
-    ) -> dict[str, Any]:
+    ) -> Certificate:
         mu, dt = point.measure, problem.dt
         absolute = float(mu.norm(point.gradient))
         moved = float(mu.norm(point.displacement))
