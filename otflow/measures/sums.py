@@ -75,7 +75,8 @@ def integrate(
         raise InvalidFunctional(msg)
     if skipped is not None:
         values = values.masked_fill(skipped.reshape(-1, *[1] * (values.ndim - 1)), 0)
-    return torch.tensordot(weights, values, dims=1)
+    total: Tensor = torch.tensordot(weights, values, dims=1)
+    return total
 
 
 def internal_energy(e: Ground, rho: Tensor, weights: Tensor) -> Tensor:
