@@ -105,13 +105,37 @@ class Particles(Measure):
             is_uniform = bool((w == w[0]).all())
         self._hold(points=x, weights=w, is_uniform=is_uniform)
 
-    def _with(
+    def with_free_atoms(
         self,
         points: Tensor | None = None,
         weights: Tensor | None = None,
+        *,
         is_uniform: bool = False,
     ) -> Self:
-        """Return a copy with other tensors, unchecked; a graph on them stays alive."""
+        """Return an argument for a functional whose atoms are free: none is checked.
+
+        Parameters
+        ----------
+        points : Tensor, shape (m, d), optional
+            Atoms; those of this measure by default. A graph on them stays alive.
+        weights : Tensor, shape (m,), optional
+            Masses, of any sum; those of this measure by default.
+        is_uniform : bool, optional
+            Whether `weights` that are given are known to be equal.
+
+        Returns
+        -------
+        Particles
+            It shares what it is given. It is a probability only if `weights` are.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> mu = of.Particles(torch.tensor([[1.0], [3.0]]))
+        >>> half = mu.with_free_atoms(weights=torch.tensor([0.5, 0.0]))
+        >>> float(half.expectation(lambda x: x.sum(-1)))
+        0.5
+        """
         points = self.points if points is None else points
         if weights is None:
             return self._changed(points=points)
@@ -121,7 +145,7 @@ class Particles(Measure):
         self, value: Value, points: Tensor, weights: Tensor | None = None
     ) -> Tensor:
         """Return the value with other tensors, into which it must not write."""
-        nu = self._with(points, weights)
+        nu = self.with_free_atoms(points, weights)
         with unmodified(nu.points, nu.weights, by="the functional"):
             return value(nu)
 
@@ -263,7 +287,7 @@ class Particles(Measure):
         if not bool(torch.isfinite(weights).all()):
             msg = "reweighting gave NaN: log_rate has a non-finite entry"
             raise Diverged(msg, measure=self)
-        return self._with(weights=weights, is_uniform=False)
+        return self.with_free_atoms(weights=weights, is_uniform=False)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n points independently, with replacement.
@@ -351,4 +375,4 @@ class Particles(Measure):
                 "ExplicitEuler(backtracking=True)"
             )
             raise Diverged(msg, measure=self)
-        return self._with(points)
+        return self.with_free_atoms(points)

@@ -146,8 +146,26 @@ class Quantiles(Measure):
                 raise ValueError(msg)
         self._hold(edges=q, points=_centres(q), weights=w, lumped=lump(w))
 
-    def _with(self, edges: Tensor) -> Self:
-        """Return a copy with other quantiles, unchecked; a graph on them stays."""
+    def with_free_edges(self, edges: Tensor) -> Self:
+        """Return an argument for a functional whose edges are free: none is checked.
+
+        Parameters
+        ----------
+        edges : Tensor, shape (n + 1,)
+            Quantiles; a graph on them stays alive.
+
+        Returns
+        -------
+        Quantiles
+            It shares the masses of the cells with this one.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> mu = of.Quantiles(torch.tensor([0.0, 1.0, 2.0]))
+        >>> mu.with_free_edges(2 * mu.edges).edges
+        tensor([0., 2., 4.])
+        """
         return self._changed(edges=edges, points=_centres(edges))
 
     # Ways to make one -----------------------------------------------------------------
@@ -380,7 +398,7 @@ class Quantiles(Measure):
 
     def evaluate(self, value: Value, edges: Tensor) -> Tensor:
         """Return a value at other quantiles, unchecked; a graph on them stays."""
-        nu = self._with(edges)
+        nu = self.with_free_edges(edges)
         with unmodified(nu.edges, nu.points, nu.weights, by="the functional"):
             return value(nu)
 
@@ -412,7 +430,7 @@ class Quantiles(Measure):
                 f"quantiles with displacement_to and inner"
             )
             raise Diverged(msg, measure=self)
-        return self._with(edges)
+        return self.with_free_edges(edges)
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         r"""Return the lumped product :math:`\sum_i \ell_i\,u_i v_i` of tangents."""
