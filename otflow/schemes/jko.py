@@ -189,7 +189,7 @@ class JKO(Scheme):
                 f"represent the measure by Quantiles, a Gaussian or Particles"
             )
             raise Unsupported(msg)
-        modulus = F.modulus_in(mu.dim)
+        modulus = F.modulus(mu.dim)
         info = {
             **step.info,
             "solver": type(solver).__name__,
