@@ -151,7 +151,7 @@ class Trajectory(Generic[M]):
         Notes
         -----
         Hypotheses: F is :math:`\lambda`-convex along generalised geodesics, as
-        ``F.modulus_in(d)`` promises, and :math:`1 + \tau\lambda > 0`. The estimate
+        ``F.modulus(d)`` promises, and :math:`1 + \tau\lambda > 0`. The estimate
         is derived from the evolution variational inequalities of the flow and of the
         step (``otflow/schemes/time_error.py``).
         With :math:`E_k \le \tfrac12(|v^{k-1}|^2 - |v^k|^2)` and equal steps it gives

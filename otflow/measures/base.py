@@ -61,6 +61,9 @@ class Measure(ABC):
     cures: ClassVar[dict[str, str]] = {}
     """Why a capability is missing and what to use in its place, by its name."""
 
+    _tangent_layout: ClassVar[str] = ""
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     # Required ------------------------------------------------------------------------
 
     @abstractmethod
@@ -249,6 +252,19 @@ class Measure(ABC):
         tensors = (value for value in held if isinstance(value, Tensor))
         refuse_graph(what, why, *tensors, cure=cure)
 
+    def _hold(self, **attributes: Any) -> None:
+        """Set what the measure is made of; from then on it is immutable."""
+        for name, value in attributes.items():
+            object.__setattr__(self, name, value)
+
+    def _changed(self, **attributes: Any) -> Self:
+        """Return a copy that holds these in place of its own, unchecked."""
+        new = object.__new__(type(self))
+        for name in self.__dataclass_fields__:
+            value = attributes[name] if name in attributes else getattr(self, name)
+            object.__setattr__(new, name, value)
+        return new
+
     @final
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Return the same measure with each of its tensors replaced; none is checked.
@@ -271,9 +287,8 @@ class Measure(ABC):
         torch.float64
         """
         new = object.__new__(type(self))
-        for name, value in self._attributes().items():
-            changed = change(value) if isinstance(value, Tensor) else value
-            object.__setattr__(new, name, changed)
+        held = self._attributes().items()
+        new._hold(**{k: change(v) if isinstance(v, Tensor) else v for k, v in held})
         return new
 
     def _attributes(self) -> dict[str, Any]:
@@ -344,10 +359,15 @@ class Measure(ABC):
             raise ValueError(msg)
         return x
 
+    @property
+    def _tangent_shape(self) -> tuple[int, ...]:
+        return tuple(self.points.shape)
+
     def _check_tangent(self, tangent: Tensor, name: str = "tangent") -> None:
-        if not isinstance(tangent, Tensor) or tangent.shape != self.points.shape:
+        shape = self._tangent_shape
+        if not isinstance(tangent, Tensor) or tangent.shape != shape:
             got = getattr(tangent, "shape", type(tangent).__name__)
-            msg = f"{name} must have shape {tuple(self.points.shape)}, got {got}"
+            msg = f"{name} must have shape {shape}{self._tangent_layout}, got {got}"
             raise ValueError(msg)
         check_like(tangent, self.points, name, "points")
 

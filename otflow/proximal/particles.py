@@ -247,7 +247,7 @@ class ParticleProximal(ProximalSolver[Particles]):
             w2 = problem.cost(point) ** 0.5 if coupling is None else coupling.w2
         # With the plan's barycentres in place of the atoms, the bound is not one on
         # the distance to the JKO step.
-        bound, modulus = None, problem.functional.modulus_in(mu.dim)
+        bound, modulus = None, problem.functional.modulus(mu.dim)
         is_own = self.blur is None and problem.centre is problem.source
         if is_own and modulus is not None and 1 + dt * modulus > 0:
             bound = (absolute + known) / (1 + dt * modulus)

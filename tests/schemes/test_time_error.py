@@ -373,7 +373,7 @@ def test_a_functional_that_changes_is_refused():
         def resample(self, generator):
             return Stated(self.risk.resample(generator))
 
-        def modulus_in(self, dim):
+        def modulus(self, dim):
             return 0.0
 
     text = refusal(of.schemes.Minibatch(of.JKO()), Stated(risk), clouds.uniform(5, 3))

@@ -103,10 +103,10 @@ def gap_on_lines(F: Functional, mu: Gaussian, per_line: int) -> Gap:
 
 def _derivatives(F: Functional, mu: Gaussian) -> tuple[Tensor, Tensor]:
     """Return the derivatives of F by the masses (n,) and by the white nodes (n, d)."""
-    state = mu.state.detach()
+    fixed = mu.detach()
 
     def value(both: Tensor) -> Tensor:
-        return F.value(mu.with_free_state(state, both[:, 1:], both[:, 0]))
+        return F.value(fixed.with_free_nodes(both[:, 1:], both[:, 0]))
 
     both = torch.cat([mu.weights[:, None], mu.nodes], 1).detach()
     found = value_and_gradient(value, both, unused=True)[1]

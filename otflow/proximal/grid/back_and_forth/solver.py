@@ -250,7 +250,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
         elif not problem.is_summed:
             V = torch.where(mu.is_free, problem.V, math.nan).reshape(mu.shape)
             masses = step.masses.reshape(mu.shape)
-            bound = distance_bound(step.full_gap, masses, V, F.modulus_in(mu.dim), dt)
+            bound = distance_bound(step.full_gap, masses, V, F.modulus(mu.dim), dt)
             if bound is not None and not math.isfinite(bound):
                 bound = None
             guarantee = "optimal" if bound is None else "exact"

@@ -164,7 +164,7 @@ def _bound(
 ) -> float | None:
     """Return a bound on the distance to the exact step, None if there is none."""
     terms, mu, dt = problem.terms, problem.source, problem.dt
-    modulus = F.modulus_in(mu.dim)
+    modulus = F.modulus(mu.dim)
     if terms.interactions or terms.others or modulus is None:
         return None
     # Minus the first variation at the new density, also where that underflows.
