@@ -88,7 +88,7 @@ def dual_value(
     unit = sum(h * h for h in box.spacing) / dt
     pressure = pressure - unit / 4 * _far_from(masses.reshape(box.shape)).reshape(-1)
     phi, wide = _with_border(problem, -problem.V - pressure)
-    psi = c_transform(phi.reshape(-1), wide, dt).reshape(phi.shape)
+    psi = c_transform(phi.reshape(-1), wide, dt)[0].reshape(phi.shape)
     gain = float(problem.masses @ (cell_means(psi).reshape(-1) - unit / 12))
     mean = torch.where(is_free, cell_means(phi).reshape(-1) - unit / 12, 0.0)
     s = torch.where(is_free, -mean - problem.V, 0.0)
