@@ -16,10 +16,11 @@ from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
 from otflow.proximal.grid.back_and_forth.newton import maximise
 from otflow.proximal.grid.back_and_forth.rounds import Settled, settle
-from otflow.proximal.grid.back_and_forth.step import is_full, squared_diagonal, step_of
+from otflow.proximal.grid.back_and_forth.step import is_full, step_of
 from otflow.proximal.grid.gap import distance_bound
 from otflow.proximal.grid.own_energy import LocalTerms, taken_cell_by_cell
 from otflow.proximal.grid.pressure import Iterate, PressureProblem, lowest_pressure
+from otflow.proximal.grid.push_forward import squared_diagonal
 from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["BackAndForth"]
