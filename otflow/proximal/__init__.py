@@ -9,8 +9,9 @@ from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
 from otflow.proximal.base import ProximalSolver, ProxResult, may_cross_obstacles
 from otflow.proximal.gaussian import GaussianProximal
 from otflow.proximal.grid import BackAndForth, FiniteVolume, GridSinkhorn
-from otflow.proximal.particles import ParticleProximal
+from otflow.proximal.particles import ParticleProximal, SinkhornParticles
 from otflow.proximal.quantiles import QuantileProximal
+from otflow.proximal.tangent import TangentProximal
 from otflow.proximal.terms import sort_terms
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "ProxResult",
     "ProximalSolver",
     "QuantileProximal",
+    "SinkhornParticles",
+    "TangentProximal",
     "default_solver",
 ]
 

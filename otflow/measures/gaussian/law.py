@@ -127,6 +127,8 @@ class Gaussian(Measure):
     quadrature: str
     degree: int
 
+    flat: ClassVar[bool] = True
+
     cures: ClassVar[dict[str, str]] = {
         "mass_gradient": (
             "the masses of its nodes are those of a quadrature rule, and a first "

@@ -102,6 +102,8 @@ class Quantiles(Measure):
     weights: Tensor
     lumped: Tensor
 
+    flat: ClassVar[bool] = True
+
     cures: ClassVar[dict[str, str]] = {
         "mass_gradient": (
             "its masses are fixed; ask a GridDensity or Particles for a first variation"
