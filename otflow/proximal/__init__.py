@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from otflow.errors import Unsupported
+from otflow._validation import check_kind
 from otflow.functionals import Functional
 from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
 from otflow.proximal.base import ProximalSolver, ProxResult, may_cross_obstacles
@@ -81,12 +81,8 @@ def default_solver(mu: Measure, F: Functional | None = None) -> ProximalSolver[A
     Returns
     -------
     ProximalSolver
-        Fresh, with default options.
-
-    Raises
-    ------
-    Unsupported
-        If the representation has none.
+        Fresh, with default options. A representation of your own gets
+        `TangentProximal`.
 
     Examples
     --------
@@ -94,11 +90,8 @@ def default_solver(mu: Measure, F: Functional | None = None) -> ProximalSolver[A
     >>> type(of.proximal.default_solver(of.Particles(torch.zeros(1, 1)))).__name__
     'ParticleProximal'
     """
+    check_kind(mu, Measure, "mu")
     for kind, fits, solver in _DEFAULTS:
         if isinstance(mu, kind) and fits(mu, F):
             return solver()
-    msg = (
-        f"there is no default proximal solver for {type(mu).__name__}; "
-        f"give one: JKO(solver=...)"
-    )
-    raise Unsupported(msg)
+    return TangentProximal()

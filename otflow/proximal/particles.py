@@ -17,7 +17,7 @@ from otflow.numerics.lbfgs import last_places
 from otflow.proximal.base import ProxResult
 from otflow.proximal.tangent import Objective, Place, TangentProximal, descend
 
-__all__ = ["ParticleProximal", "SinkhornParticles"]
+__all__ = ["ParticleObjective", "ParticleProximal", "SinkhornParticles"]
 
 # Cheaper couplings taken before the solver stops.
 MAX_RELABELLINGS = 20
@@ -167,7 +167,7 @@ class ParticleProximal(TangentProximal[Particles]):
                 self.blur, max_gradients=self.max_gradients, **options
             )
             return solver.solve(F, mu, dt, warm)
-        objective = _Objective(F, mu, dt, centre=mu)
+        objective = ParticleObjective(F, mu, dt, centre=mu)
         start = point = objective.start()
         memory = self._memory(objective, start, warm)
         used, relabellings, stalled, known = 1, 0, False, 0.0
@@ -259,7 +259,7 @@ class SinkhornParticles(TangentProximal[Particles]):
     ) -> ProxResult[Particles]:
         """Return the proximal step of length `dt` from `mu`; see `ParticleProximal`."""
         dt = self._admit(F, mu, dt, Particles)
-        objective = _Objective(F, mu, dt, centre=mu, blur=self.blur)
+        objective = ParticleObjective(F, mu, dt, centre=mu, blur=self.blur)
         start, end, used = self._descend(objective, warm)
         return self._result(
             objective,
@@ -287,12 +287,12 @@ class _Coupling:
 
     w2: float
     is_kept: bool
-    objective: _Objective
+    objective: ParticleObjective
     measure: Particles
 
 
 @dataclass(frozen=True)
-class _Objective(Objective[Particles]):
+class ParticleObjective(Objective[Particles]):
     """The objective dt F(y) + (|y - centre|^2 + constant) / 2 over positions y."""
 
     centre: Particles = field(kw_only=True)
@@ -370,7 +370,7 @@ class _Objective(Objective[Particles]):
         w2 = max(min(best, kept), 0.0) ** 0.5
         return _Coupling(w2, best >= kept - slack, objective, nu)
 
-    def _around(self, plan: Plan, nu: Particles) -> _Objective:
+    def _around(self, plan: Plan, nu: Particles) -> ParticleObjective:
         """Keep a plan: its barycentres replace the source, up to a constant."""
         x = self.source.points
         total = torch.zeros_like(x)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import value_and_gradient
-from otflow._validation import non_negative_int, positive
+from otflow._validation import non_negative_int, positive, unit_of
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure
@@ -152,7 +152,8 @@ def _derivative(F: Functional, mu: Measure, u: Tensor) -> tuple[Tensor, Tensor]:
     # Where a tangent has no length, as at atoms without mass, it has no slope either.
     diagonal = metric(torch.ones_like(u))
     diagonal = diagonal.masked_fill(diagonal == 0, 1.0)
-    right = slopes.flatten()
+    unit = unit_of(slopes)
+    right = slopes.flatten() / unit
     tolerance = 64 * torch.finfo(u.dtype).eps
     found, residual = gmres(
         metric, lambda r: r / diagonal, right, tolerance, min(PRODUCTS, len(right))
@@ -163,7 +164,7 @@ def _derivative(F: Functional, mu: Measure, u: Tensor) -> tuple[Tensor, Tensor]:
             f"that no gradient was found; add the verb pull_back, which gives it"
         )
         raise Unsupported(msg)
-    return energy, found.reshape(u.shape)
+    return energy, unit * found.reshape(u.shape)
 
 
 @dataclass(frozen=True)
@@ -219,17 +220,18 @@ class Warm:
     weights: Tensor
 
     def fit(self, objective: Objective[Any], start: Place[Any]) -> Memory | None:
-        """Return the pairs in the metric of another step, None if they do not fit."""
+        """Return the pairs in the product of another step, None if they do not fit.
+
+        Where tangents are not flat those of another measure mislead.
+        """
         pairs, mu, like = self.memory.pairs, objective.source, start.gradient
-        if self.dt != objective.dt or not pairs:
+        if not (mu.flat and self.dt == objective.dt and pairs):
             return None
-        s = pairs[0].step
+        s, w = pairs[0].step, self.weights
         if (s.shape, s.dtype, s.device) != (like.shape, like.dtype, like.device):
             return None
-        w = self.weights
-        if mu.flat and (w is mu.weights or torch.equal(w, mu.weights)):
-            return self.memory
-        return self.memory.anew(objective.inner)
+        same = w is mu.weights or torch.equal(w, mu.weights)
+        return self.memory if same else self.memory.anew(objective.inner)
 
 
 class TangentProximal(ProximalSolver[M]):
