@@ -72,7 +72,7 @@ def test_the_sweep_is_the_sum_over_pairs(kernel, n):
     found, (dx, dw) = kernel.sweep(x, w, gradients=True)
     alone, nothing = kernel.sweep(x, w, gradients=False)
     # A lambda hides the kernel, so this goes by autodiff.
-    expected = mu._with(x, w).interaction(
+    expected = mu.with_free_atoms(x, w).interaction(
         lambda z: kernel(z), diagonal=not kernel.singular
     )
     assert nothing == ()

@@ -98,7 +98,9 @@ class Interaction(Functional):
         recorded = records(mu.points, mu.weights)
         if not isinstance(mu, Particles) or recorded or not bool(empty.any()):
             return super().value_and_velocity(mu)
-        body = mu._with(mu.points[~empty], mu.weights[~empty], mu.is_uniform)
+        body = mu.with_free_atoms(
+            mu.points[~empty], mu.weights[~empty], is_uniform=mu.is_uniform
+        )
         value, moving = super().value_and_velocity(body)
         velocity = torch.empty_like(mu.points)
         velocity[~empty] = moving

@@ -113,13 +113,38 @@ class Particles(Measure):
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "is_uniform", is_uniform)
 
-    def _with(
+    def with_free_atoms(
         self,
         points: Tensor | None = None,
         weights: Tensor | None = None,
+        *,
         is_uniform: bool | None = None,
     ) -> Self:
-        """Return a copy with other tensors, unchecked; a graph on them stays alive."""
+        """Return an argument for a functional whose atoms are free: none is checked.
+
+        Parameters
+        ----------
+        points : Tensor, shape (m, d), optional
+            Atoms; those of this measure by default. A graph on them stays alive.
+        weights : Tensor, shape (m,), optional
+            Masses, of any sum; those of this measure by default.
+        is_uniform : bool, optional
+            Whether the masses are known to be equal; by default False for `weights`
+            that are given.
+
+        Returns
+        -------
+        Particles
+            It shares what it is given. It is a probability only if `weights` are.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> mu = of.Particles(torch.tensor([[1.0], [3.0]]))
+        >>> half = mu.with_free_atoms(weights=torch.tensor([0.5, 0.0]))
+        >>> float(half.expectation(lambda x: x.sum(-1)))
+        0.5
+        """
         new = object.__new__(type(self))
         new._set(
             self.points if points is None else points,
@@ -132,7 +157,7 @@ class Particles(Measure):
         self, value: Value, points: Tensor, weights: Tensor | None = None
     ) -> Tensor:
         """Return the value with other tensors, into which it must not write."""
-        nu = self._with(points, weights)
+        nu = self.with_free_atoms(points, weights)
         with unmodified(nu.points, nu.weights, by="the functional"):
             return value(nu)
 
@@ -279,7 +304,7 @@ class Particles(Measure):
         if not bool(torch.isfinite(weights).all()):
             msg = "reweighting gave NaN: log_rate has a non-finite entry"
             raise Diverged(msg, measure=self)
-        return self._with(weights=weights, is_uniform=False)
+        return self.with_free_atoms(weights=weights, is_uniform=False)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n points independently, with replacement.
@@ -367,4 +392,4 @@ class Particles(Measure):
                 "ExplicitEuler(backtracking=True)"
             )
             raise Diverged(msg, measure=self)
-        return self._with(points)
+        return self.with_free_atoms(points)

@@ -259,7 +259,9 @@ def test_the_first_variation_is_the_slope_along_mixtures():
 
     def mixture(t):
         both = torch.cat([mu.points, nu.points])
-        return mu._with(both, torch.cat([(1 - t) * mu.weights, t * nu.weights]))
+        return mu.with_free_atoms(
+            both, torch.cat([(1 - t) * mu.weights, t * nu.weights])
+        )
 
     expected = nu.weights @ F.first_variation(
         mu, nu.points

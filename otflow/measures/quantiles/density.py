@@ -153,8 +153,26 @@ class Quantiles(Measure):
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "lumped", lumped)
 
-    def _with(self, edges: Tensor) -> Self:
-        """Return a copy with other quantiles, unchecked; a graph on them stays."""
+    def with_free_edges(self, edges: Tensor) -> Self:
+        """Return an argument for a functional whose edges are free: none is checked.
+
+        Parameters
+        ----------
+        edges : Tensor, shape (n + 1,)
+            Quantiles; a graph on them stays alive.
+
+        Returns
+        -------
+        Quantiles
+            It shares the masses of the cells with this one.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> mu = of.Quantiles(torch.tensor([0.0, 1.0, 2.0]))
+        >>> mu.with_free_edges(2 * mu.edges).edges
+        tensor([0., 2., 4.])
+        """
         new = object.__new__(type(self))
         new._set(edges, self.weights, self.lumped)
         return new
@@ -389,7 +407,7 @@ class Quantiles(Measure):
 
     def evaluate(self, value: Value, edges: Tensor) -> Tensor:
         """Return a value at other quantiles, unchecked; a graph on them stays."""
-        nu = self._with(edges)
+        nu = self.with_free_edges(edges)
         with unmodified(nu.edges, nu.points, nu.weights, by="the functional"):
             return value(nu)
 
@@ -421,7 +439,7 @@ class Quantiles(Measure):
                 f"quantiles with displacement_to and inner"
             )
             raise Diverged(msg, measure=self)
-        return self._with(edges)
+        return self.with_free_edges(edges)
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         r"""Return the lumped product :math:`\sum_i \ell_i\,u_i v_i` of tangents."""
