@@ -15,12 +15,61 @@ from otflow.measures import Particles
 from otflow.metrics import Plan, assignment, sinkhorn_divergence, transport_plan
 from otflow.numerics.lbfgs import last_places
 from otflow.proximal.base import ProxResult
-from otflow.proximal.tangent import Objective, Place, TangentProximal, descend
+from otflow.proximal.tangent import (
+    Objective,
+    Place,
+    TangentDetails,
+    TangentProximal,
+    descend,
+)
 
 __all__ = ["ParticleObjective", "ParticleProximal", "SinkhornParticles"]
 
 # Cheaper couplings taken before the solver stops.
 MAX_RELABELLINGS = 20
+
+
+@dataclass(frozen=True)
+class ParticleDetails(TangentDetails):
+    """What `ParticleProximal` reports besides the words of a certificate.
+
+    Parameters
+    ----------
+    stalled : bool
+        Whether neither the objective nor its gradient fell any more.
+    relabellings : int
+        Times that a cheaper coupling was found and taken.
+    coupling_optimal : bool
+        Whether the coupling of the objective was proved optimal.
+
+    Attributes
+    ----------
+    stalled, relabellings, coupling_optimal
+        As above.
+    """
+
+    relabellings: int
+    coupling_optimal: bool
+
+
+@dataclass(frozen=True)
+class SinkhornDetails(TangentDetails):
+    """What `SinkhornParticles` reports besides the words of a certificate.
+
+    Parameters
+    ----------
+    stalled : bool
+        Whether neither the objective nor its gradient fell any more.
+    blur : float
+        The blur of the divergence.
+
+    Attributes
+    ----------
+    stalled, blur
+        As above.
+    """
+
+    blur: float
 
 
 class ParticleProximal(TangentProximal[Particles]):
@@ -75,8 +124,8 @@ class ParticleProximal(TangentProximal[Particles]):
         Whether the descent ended because neither the objective nor its gradient fell,
         as at a kink of F, and not at the round-off of the gradient. Then ``cause`` and
         ``cure`` say what helps.
-    ``gradients``
-        Evaluations spent.
+    ``iterations``
+        Evaluations of F with its velocity.
     ``relabellings``
         Times that a cheaper coupling was found and taken.
     ``coupling_optimal``
@@ -95,7 +144,7 @@ class ParticleProximal(TangentProximal[Particles]):
 
     Atoms of weight zero do not count in the objective; they move by explicit Euler.
 
-    Time: `gradients` times the cost of F, plus one assignment, O(n^2 d) when both ends
+    Time: `iterations` times the cost of F, plus one assignment, O(n^2 d) when both ends
     are close and O(n^3) at worst; memory O(n^2) for the assignment alone.
 
     Examples
@@ -207,8 +256,7 @@ class ParticleProximal(TangentProximal[Particles]):
             guarantee=_guarantee(mu, bound, is_optimal=optimal),
             bound=bound,
             measure=_with_empty_atoms(end.point.measure, start, dt),
-            relabellings=relabellings,
-            coupling_optimal=optimal,
+            details=ParticleDetails(end.stalled, relabellings, optimal),
         )
 
 
@@ -244,7 +292,7 @@ class SinkhornParticles(TangentProximal[Particles]):
     >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1))
     >>> mu = of.Particles(torch.tensor([[2.0], [4.0]], dtype=torch.float64))
     >>> solver = of.proximal.SinkhornParticles(0.05, tolerance=1e-2)
-    >>> solver.solve(F, mu, dt=1.0).certificate["guarantee"]
+    >>> solver.solve(F, mu, dt=1.0).certificate.guarantee
     'sinkhorn'
     """
 
@@ -269,7 +317,7 @@ class SinkhornParticles(TangentProximal[Particles]):
             w2=None,
             guarantee="sinkhorn",
             measure=_with_empty_atoms(end.point.measure, start, dt),
-            blur=self.blur,
+            details=SinkhornDetails(end.stalled, self.blur),
         )
 
 

@@ -18,7 +18,15 @@ from otflow.numerics.lbfgs import Memory, Point, beside, last_places, minimise
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.certificate import KINK, certify
 
-__all__ = ["Descent", "Objective", "Place", "TangentProximal", "Warm", "descend"]
+__all__ = [
+    "Descent",
+    "Objective",
+    "Place",
+    "TangentDetails",
+    "TangentProximal",
+    "Warm",
+    "descend",
+]
 
 M = TypeVar("M", bound=Measure)
 
@@ -234,6 +242,24 @@ class Warm:
         return self.memory if same else self.memory.anew(objective.inner)
 
 
+@dataclass(frozen=True)
+class TangentDetails:
+    """What a descent reports besides the words of a certificate.
+
+    Parameters
+    ----------
+    stalled : bool
+        Whether neither the objective nor its gradient fell any more.
+
+    Attributes
+    ----------
+    stalled
+        As above.
+    """
+
+    stalled: bool
+
+
 class TangentProximal(ProximalSolver[M]):
     r"""Solve :math:`\min_u F(\nu_u) + \|u\|_\mu^2 / (2\,dt)` over tangents u.
 
@@ -278,8 +304,8 @@ class TangentProximal(ProximalSolver[M]):
     ``energy_before``, ``energy_after``, ``decrease``, ``w2``, ``residual``, ...
         What "Words of a certificate" says in the conventions. ``w2`` is an upper bound,
         ``residual`` is relative.
-    ``gradients``
-        Evaluations spent.
+    ``iterations``
+        Evaluations of F with its gradient.
     ``stalled``
         Whether the descent ended because neither the objective nor its gradient fell,
         as at a kink of F, and not at the round-off of the gradient. Then ``cause`` and
@@ -295,7 +321,7 @@ class TangentProximal(ProximalSolver[M]):
     >>> result = of.proximal.TangentProximal().solve(F, mu, dt=1.0)
     >>> result.measure.edges
     tensor([0., 1., 2.], dtype=torch.float64)
-    >>> result.certificate["guarantee"]
+    >>> result.certificate.guarantee
     'upper-bound'
     """
 
@@ -378,7 +404,7 @@ class TangentProximal(ProximalSolver[M]):
         guarantee: str,
         bound: float | None = None,
         measure: M | None = None,
-        **own: Any,
+        details: TangentDetails | None = None,
     ) -> ProxResult[M]:
         """Return a step and its certificate."""
         point, dt, moved = end.point, objective.dt, end.point.moved
@@ -396,15 +422,12 @@ class TangentProximal(ProximalSolver[M]):
             guarantee=guarantee,
             bound=bound,
             noise=noise + end.known * (moved + end.known) / dt,
-            gradients=used,
-            stalled=end.stalled,
-            **own,
+            iterations=used,
+            details=details or TangentDetails(stalled=end.stalled),
             **(KINK if end.stalled else {}),
         )
         return ProxResult(
             point.measure if measure is None else measure,
             Warm(end.memory, dt, objective.source.weights),
-            used,
-            certificate["residual"],
-            certificate,
+            certificate=certificate,
         )

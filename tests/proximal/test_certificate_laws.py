@@ -193,9 +193,7 @@ class Lying(ProximalSolver):
 
     def solve(self, F, mu, dt, warm=None):
         result = self.solver.solve(F, mu, dt)
-        certificate = {**result.certificate, **self.lies}
-        residual = self.lies.get("residual", result.residual)
-        return replace(result, certificate=certificate, residual=residual)
+        return replace(result, certificate={**result.certificate, **self.lies})
 
 
 LIES = [

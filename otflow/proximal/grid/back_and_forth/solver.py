@@ -263,8 +263,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
             bound=bound,
             linearisations=rounds,
             stalled=ending == "stalled",
+            iterations=steps,
         )
-        return ProxResult(step.measure, point.pressure, steps, point.residual, known)
+        return ProxResult(step.measure, point.pressure, certificate=known)
 
     def _full(
         self,
@@ -300,8 +301,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
             bound=distance,
             linearisations=0,
             stalled=False,
+            iterations=0,
         )
-        return ProxResult(step.measure, pressure, 0, rest, known)
+        return ProxResult(step.measure, pressure, certificate=known)
 
     def _solve(
         self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor

@@ -12,7 +12,7 @@ import torch
 from otflow.errors import BlurWarning
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.proximal.certificate import ROUND_OFF, certify
+from otflow.proximal.certificate import ROUND_OFF, Certificate, certify
 from otflow.proximal.grid.gap import distance_bound, dual_value
 from otflow.proximal.grid.sinkhorn.blur import blur_of, self_potential
 from otflow.proximal.grid.sinkhorn.distance import distance_on_a_line, trusted_distance
@@ -39,7 +39,7 @@ def certificate(
     converged: bool,
     duality: bool,
     memory: int,
-) -> dict[str, Any]:
+) -> Certificate:
     """Return the entries that `GridSinkhorn` documents, iterations apart."""
     mu, dt, eps = problem.source, problem.dt, problem.kernel.eps
     after = float(F.value(nu))

@@ -11,6 +11,7 @@ from otflow._validation import non_negative_int, positive
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
+from otflow.proximal.certificate import Certificate
 from otflow.proximal.grid.rounds import minimise_nonlocal
 from otflow.proximal.grid.sinkhorn.derivative import attach
 from otflow.proximal.grid.sinkhorn.iteration import iterate
@@ -33,7 +34,7 @@ class _Step:
     problem: Scaling
     iterate: Iterate
     measure: GridDensity
-    known: dict[str, Any]
+    known: Certificate
     iterations: int
 
 
@@ -236,16 +237,16 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
             step = replace(
                 again if again.known["converged"] else step, iterations=spent
             )
-        result, problem, now = step.known, step.problem, step.iterate
-        result["iterations"] = step.iterations
+        problem, now = step.problem, step.iterate
+        result = replace(step.known, iterations=step.iterations)
         if not result["converged"] and not result["energy_after"] <= before:
-            result.update(energy_after=before, decrease=0.0, w2=0.0)
-            result["w2_upper"] = 0.0 if self.certify else None
-            return ProxResult(mu, None, step.iterations, now.residual, result)
+            stayed = replace(result, energy_after=before, w2=0.0)
+            stayed = stayed.also(w2_upper=0.0 if self.certify else None)
+            return ProxResult(mu, certificate=stayed)
         told = warm.told if isinstance(warm, Warm) and warm.fits(mu) else None
         kept = Warm(problem, now, warn_of_blur(result, F, problem, told))
         nu = mu.moved(step.measure.weights)
-        return ProxResult(nu, kept, step.iterations, now.residual, result)
+        return ProxResult(nu, kept, certificate=result)
 
     def differentiable_step(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any = None
