@@ -353,7 +353,7 @@ def test_a_step_too_long_for_the_modulus_is_refused():
 
 
 def test_an_unknown_distance_is_refused():
-    scheme = of.JKO(of.proximal.ParticleProximal(blur=0.1, tolerance=1e-2))
+    scheme = of.JKO(of.proximal.SinkhornParticles(0.1, tolerance=1e-2))
     assert "does not know its length; use a solver" in refusal(scheme)
 
 

@@ -128,6 +128,7 @@ class Gaussian(Measure):
     degree: int
 
     _tangent_layout = ", a row for the mean above those for the factor"
+    flat: ClassVar[bool] = True
 
     cures: ClassVar[dict[str, str]] = {
         "mass_gradient": (
