@@ -98,7 +98,7 @@ class Trajectory(Generic[M]):
         return [verdict for verdict in found if verdict is not None]
 
     @property
-    def _rises(self) -> int:
+    def rises(self) -> int:
         """How many steps raised the energy, beyond round-off, as far as is known.
 
         A step whose report holds no energy of both ends counts by the energies of
@@ -187,8 +187,8 @@ class Trajectory(Generic[M]):
         words = [f"energy {float(energy[0]):.6g} -> {float(energy[-1]):.6g}"]
         if verdicts:
             words.append(f"{sum(verdicts)}/{len(verdicts)} steps converged")
-        if self._rises:
-            words.append(f"energy rose in {self._rises}")
+        if self.rises:
+            words.append(f"energy rose in {self.rises}")
         return (
             f"Trajectory({head}, t = {float(self.times[-1]):.6g}: {', '.join(words)})"
         )

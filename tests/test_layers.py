@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import io
+import re
 import tokenize
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -303,6 +304,16 @@ def test_private_names_are_used_nowhere_else():
     trees = {path: ast.parse(text) for path, text in outside}
     found = list(private_faults(trees, package))
     assert not found, "\n" + "\n".join(found)
+
+
+def test_the_picture_of_the_floors_shows_the_rows():
+    picture = (ROOT / "docs" / "_static" / "floors.svg").read_text("utf-8")
+    labels = re.findall(r'font-weight="bold"[^>]*>([^<]+)<', picture)
+    shown = [name for label in reversed(labels) for name in label.split(", ")]
+    assert shown[0] == "foundations"
+    assert set(shown[1:]) == {name for row in ROWS[1:] for name in row}
+    depths = [ROW[name] for name in shown[1:]]
+    assert depths == sorted(depths)
 
 
 def sources_of(folder: Path) -> dict[str, str]:
