@@ -120,7 +120,7 @@ class ProximalSolver(ABC, Generic[M]):
     def solve(self, F: Functional, mu: M, dt: float, warm: Any = None) -> ProxResult[M]:
         """Return the minimiser; a solve that did not converge says so."""
 
-    def _admit(self, F: Functional, mu: Measure, dt: float, kind: type[M]) -> float:
+    def _admit(self, F: Functional, mu: Measure, dt: float, kind: type[Any]) -> float:
         """Refuse what cannot be stepped from measures of this kind; return dt."""
         check_functional(F)
         dt = positive(dt, "dt")

@@ -150,7 +150,7 @@ class JKO(Scheme):
         solver = self.solver or default_solver(mu, F)
         if self.order > 1:
             self._check_order(solver, F, mu)
-        return _Plan(F, type(mu), solver, F.modulus_in(mu.dim))
+        return _Plan(F, type(mu), solver, F.modulus(mu.dim))
 
     def step(
         self,

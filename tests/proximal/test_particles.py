@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.proximal import ParticleProximal
+from otflow.proximal import ParticleProximal, SinkhornParticles
 from tests import exact
 
 
@@ -272,7 +272,7 @@ class TestSinkhorn:
         mu, F = of.Particles(cloud(25, 2)), exact.quadratic()
         gaps = []
         for blur in (0.5, 0.05):
-            solver = ParticleProximal(blur=blur, tolerance=1e-2)
+            solver = SinkhornParticles(blur, tolerance=1e-2)
             result = solver.solve(F, mu, 0.5)
             assert result.certificate["guarantee"] == "sinkhorn"
             assert result.certificate["blur"] == blur
@@ -283,6 +283,20 @@ class TestSinkhorn:
             )
         assert gaps[1] < 0.2 * gaps[0]
         assert gaps[1] < 0.05
+
+    def test_blur_as_an_option_of_the_exact_solver_warns_and_does_the_same(self):
+        mu, F = of.Particles(cloud(8, 2)), exact.quadratic()
+        with pytest.warns(DeprecationWarning, match=r"SinkhornParticles\(blur\)"):
+            old = ParticleProximal(blur=0.3, tolerance=1e-2)
+        new = SinkhornParticles(0.3, tolerance=1e-2)
+        found, expected = old.solve(F, mu, 0.5), new.solve(F, mu, 0.5)
+        assert found.certificate["converged"]
+        assert torch.equal(found.measure.points, expected.measure.points)
+        assert found.certificate == expected.certificate
+
+    def test_a_bad_blur(self):
+        with pytest.raises(ValueError, match="blur must be positive"):
+            SinkhornParticles(-1.0)
 
 
 class TestRoundOff:
@@ -450,7 +464,6 @@ class TestFailuresSayS:
             ({"tolerance": 0}, "tolerance must be positive"),
             ({"max_gradients": 0}, "max_gradients must be at least 1"),
             ({"max_gradients": 1.5}, "max_gradients must be an integer"),
-            ({"blur": -1.0}, "blur must be positive"),
             ({"certify": 1}, "certify must be True or False"),
             ({"memory": 0}, "memory must be at least 1"),
         ],

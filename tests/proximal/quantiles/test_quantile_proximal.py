@@ -240,7 +240,7 @@ def slsqp(F, mu, dt, most=math.inf, lower=None):
     """Return the constrained minimiser by SciPy's general solver."""
 
     def objective(q):
-        nu = mu._with(torch.from_numpy(q))
+        nu = mu.with_free_edges(torch.from_numpy(q))
         cost = mu.displacement_to(nu)
         if bool((nu.edges.diff() <= 0).any()):
             return 1e3  # crossed: no density
