@@ -75,6 +75,8 @@ def integrate(
         raise InvalidFunctional(msg)
     if skipped is not None:
         values = values.masked_fill(skipped.reshape(-1, *[1] * (values.ndim - 1)), 0)
+    if values.ndim <= 2:  # on the path of every step: a third of the time of tensordot
+        return weights @ values
     total: Tensor = torch.tensordot(weights, values, dims=1)
     return total
 
