@@ -1,4 +1,4 @@
-"""Training as a flow: statements of the survey by Yang and others (2020), and its example."""
+"""Training as a flow: statements of the survey of mean-field networks, its example."""
 
 from __future__ import annotations
 

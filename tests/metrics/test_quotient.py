@@ -23,7 +23,7 @@ def shuffle(x: torch.Tensor, seed: int = 0) -> torch.Tensor:
 class TestRemark1:
     @pytest.mark.parametrize("n", [5, 20, 100, 300])
     def test_equals_w2_of_the_empirical_measures(self, n):
-        """The quotient distance times 1/sqrt(N), a factor that the survey leaves out."""
+        """With the factor 1/sqrt(N), which the survey leaves out."""
         x, y = normal(n, 3), normal(n, 3, seed=1) + 1
         d = float(quotient_distance(x, y))
         w2 = float(wasserstein2(of.Particles(x), of.Particles(y)))
