@@ -98,7 +98,7 @@ class Trajectory(Generic[M]):
         return [verdict for verdict in found if verdict is not None]
 
     @property
-    def _rises(self) -> int:
+    def rises(self) -> int:
         """How many steps raised the energy, beyond round-off, as far as is known.
 
         A step whose report holds no energy of both ends counts by the energies of
@@ -151,7 +151,7 @@ class Trajectory(Generic[M]):
         Notes
         -----
         Hypotheses: F is :math:`\lambda`-convex along generalised geodesics, as
-        ``F.modulus_in(d)`` promises, and :math:`1 + \tau\lambda > 0`. The estimate
+        ``F.modulus(d)`` promises, and :math:`1 + \tau\lambda > 0`. The estimate
         is derived from the evolution variational inequalities of the flow and of the
         step (``otflow/schemes/time_error.py``).
         With :math:`E_k \le \tfrac12(|v^{k-1}|^2 - |v^k|^2)` and equal steps it gives
@@ -187,8 +187,8 @@ class Trajectory(Generic[M]):
         words = [f"energy {float(energy[0]):.6g} -> {float(energy[-1]):.6g}"]
         if verdicts:
             words.append(f"{sum(verdicts)}/{len(verdicts)} steps converged")
-        if self._rises:
-            words.append(f"energy rose in {self._rises}")
+        if self.rises:
+            words.append(f"energy rose in {self.rises}")
         return (
             f"Trajectory({head}, t = {float(self.times[-1]):.6g}: {', '.join(words)})"
         )

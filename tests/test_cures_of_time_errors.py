@@ -55,7 +55,7 @@ class Changes(of.Functional):
     def resample(self, generator):
         return Changes(float(torch.rand((), generator=generator)))
 
-    def modulus_in(self, dim):
+    def modulus(self, dim):
         return 0.0
 
 

@@ -149,7 +149,7 @@ def test_a_kernel_of_the_user_needs_profile_and_slope_alone():
         F.value_and_velocity(mu), G.value_and_velocity(mu), strict=True
     ):
         torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-13)
-    assert F.displacement_modulus is None
+    assert F.modulus(2) is None
 
 
 def test_power_law_needs_attraction_above_repulsion():

@@ -212,10 +212,21 @@ class Risk(Functional):
         n = len(self.y)
         order = torch.randperm(n, generator=generator, device=generator.device)
         index = order[: self.batch_size].to(self.y.device)
-        return self._on(index)
+        return self.subset(index)
 
-    def _on(self, index: Tensor) -> Risk:
-        """Return the risk of some of the data, unchecked."""
+    def subset(self, index: Tensor) -> Risk:
+        """Return the risk of some of the data, the mean over them.
+
+        Parameters
+        ----------
+        index : Tensor, shape (k,)
+            Their rows, not checked.
+
+        Returns
+        -------
+        Risk
+            Of the same network and loss, with copies of these data.
+        """
         new = object.__new__(type(self))
         new.network, new._loss, new._dim = self.network, self._loss, self._dim
         new.y, new._inputs = self.y[index], self._inputs[index]

@@ -387,7 +387,7 @@ class ParticleObjective(Objective[Particles]):
 
     def bound(self, gradient: float) -> float | None:
         """Return a bound on the distance to the exact step, None if there is none."""
-        modulus = self.functional.modulus_in(self.source.dim)
+        modulus = self.functional.modulus(self.source.dim)
         # With the plan's barycentres in place of the atoms, the bound is not one on
         # the distance to the JKO step.
         if self.centre is not self.source or modulus is None:

@@ -195,7 +195,7 @@ class JKO(Scheme):
             solver=type(solver).__name__,
             dt=dt,
             order=self.order,
-            modulus=F.modulus_in(mu.dim),
+            modulus=F.modulus(mu.dim),
         )
         before = torch.as_tensor(info.energy_before, dtype=mu.dtype, device=mu.device)
         return Step(step.measure, step.state, info, before)

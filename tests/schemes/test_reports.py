@@ -98,7 +98,7 @@ def test_a_certified_step_did_not_raise_the_energy():
     )
     run = of.flow(log_gas, start, of.JKO(), dt=1.0, steps=8)
     assert run.converged
-    assert run._rises <= sum(not i["certified"] for i in run.info)
+    assert run.rises <= sum(not i["certified"] for i in run.info)
 
 
 def test_a_trapezoidal_step_is_certified_if_its_half_is():

@@ -350,7 +350,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         self, problem: Problem, start: Point, point: Point, missed: Missed | None
     ) -> Certificate:
         moved, dt = norm(point.coordinates), problem.dt
-        modulus = problem.functional.modulus_in(problem.mu.dim)
+        modulus = problem.functional.modulus(problem.mu.dim)
         convexity = 1 + dt * modulus if modulus is not None else 0.0
         converged, why = self._converged(problem, point), {}
         bound = None

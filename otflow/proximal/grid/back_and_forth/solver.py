@@ -16,10 +16,11 @@ from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
 from otflow.proximal.grid.back_and_forth.newton import maximise
 from otflow.proximal.grid.back_and_forth.rounds import Settled, settle
-from otflow.proximal.grid.back_and_forth.step import is_full, squared_diagonal, step_of
+from otflow.proximal.grid.back_and_forth.step import is_full, step_of
 from otflow.proximal.grid.gap import distance_bound
 from otflow.proximal.grid.own_energy import LocalTerms, taken_cell_by_cell
 from otflow.proximal.grid.pressure import Iterate, PressureProblem, lowest_pressure
+from otflow.proximal.grid.push_forward import squared_diagonal
 from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["BackAndForth"]
@@ -250,7 +251,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
         elif not problem.is_summed:
             V = torch.where(mu.is_free, problem.V, math.nan).reshape(mu.shape)
             masses = step.masses.reshape(mu.shape)
-            bound = distance_bound(step.full_gap, masses, V, F.modulus_in(mu.dim), dt)
+            bound = distance_bound(step.full_gap, masses, V, F.modulus(mu.dim), dt)
             if bound is not None and not math.isfinite(bound):
                 bound = None
             guarantee = "optimal" if bound is None else "exact"
