@@ -41,12 +41,10 @@ exclude_patterns = [
     "tutorials/sg_execution_times.rst",
 ]
 nitpicky = True
-# Private to their package: a type variable, the base class of the networks, the verbs
-# of a density on a grid.
+# Private to their package: a type variable, the base class of the networks.
 nitpick_ignore = [
     ("py:obj", "otflow.proximal.base.M"),
     ("py:class", "otflow.meanfield.network.Network"),
-    ("py:class", "otflow.measures.grid.moves.MovingCells"),
 ]
 default_role = None
 highlight_language = "python"

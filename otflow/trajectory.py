@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from otflow.measures import Measure
+from otflow.proximal import Certificate
 from otflow.schemes import reports
 from otflow.schemes.time_error import time_error
 
 __all__ = ["Trajectory"]
+
+M = TypeVar("M", bound=Measure)
 
 # Relative round-off of an energy, in units of that of its dtype.
 ROUND_OFF = 64.0
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory:
+class Trajectory(Generic[M]):
     """The record of a flow.
 
     Parameters
@@ -33,7 +36,7 @@ class Trajectory:
         The measure at each recorded time.
     final : Measure
         The last good measure.
-    info : tuple of mapping
+    info : tuple of Certificate
         The report of every step, recorded or not.
     seed : int
         The integer from which the flow made its random numbers: the same flow with
@@ -68,9 +71,9 @@ class Trajectory:
 
     times: Tensor
     records: Mapping[str, Tensor]
-    snapshots: tuple[Measure, ...]
-    final: Measure
-    info: tuple[Mapping[str, Any], ...]
+    snapshots: tuple[M, ...]
+    final: M
+    info: tuple[Certificate, ...]
     seed: int
     status: str
     message: str
@@ -148,7 +151,7 @@ class Trajectory:
         Notes
         -----
         Hypotheses: F is :math:`\lambda`-convex along generalised geodesics, as
-        ``F.modulus_in(d)`` promises, and :math:`1 + \tau\lambda > 0`. The estimate
+        ``F.modulus(d)`` promises, and :math:`1 + \tau\lambda > 0`. The estimate
         is derived from the evolution variational inequalities of the flow and of the
         step (``otflow/schemes/time_error.py``).
         With :math:`E_k \le \tfrac12(|v^{k-1}|^2 - |v^k|^2)` and equal steps it gives

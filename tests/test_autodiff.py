@@ -72,7 +72,7 @@ def dense(kernel, x, w):
 def tiled(kernel, x, w, *, diagonal):
     """Return what `Interaction` computes, differentiable in points and weights."""
     mu = of.Particles(torch.zeros(len(x), x.shape[1], dtype=x.dtype))
-    return mu._with(x, w).interaction(kernel, diagonal=diagonal)
+    return mu.with_free_atoms(x, w).interaction(kernel, diagonal=diagonal)
 
 
 def derivatives(f, x, w):

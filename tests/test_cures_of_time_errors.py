@@ -55,12 +55,12 @@ class Changes(of.Functional):
     def resample(self, generator):
         return Changes(float(torch.rand((), generator=generator)))
 
-    def modulus_in(self, dim):
+    def modulus(self, dim):
         return 0.0
 
 
 def blurred(blur):
-    return of.proximal.ParticleProximal(blur=blur, tolerance=1e-2)
+    return of.proximal.SinkhornParticles(blur, tolerance=1e-2)
 
 
 def line_of_cells():

@@ -72,7 +72,7 @@ def test_the_sweep_is_the_sum_over_pairs(kernel, n):
     found, (dx, dw) = kernel.sweep(x, w, gradients=True)
     alone, nothing = kernel.sweep(x, w, gradients=False)
     # A lambda hides the kernel, so this goes by autodiff.
-    expected = mu._with(x, w).interaction(
+    expected = mu.with_free_atoms(x, w).interaction(
         lambda z: kernel(z), diagonal=not kernel.singular
     )
     assert nothing == ()
@@ -149,7 +149,7 @@ def test_a_kernel_of_the_user_needs_profile_and_slope_alone():
         F.value_and_velocity(mu), G.value_and_velocity(mu), strict=True
     ):
         torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-13)
-    assert F.displacement_modulus is None
+    assert F.modulus(2) is None
 
 
 def test_power_law_needs_attraction_above_repulsion():

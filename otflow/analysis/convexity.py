@@ -15,7 +15,7 @@ from otflow.errors import InvalidFunctional, NonFinite, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import GridDensity, Measure, Particles
 from otflow.metrics import aligned_ends
-from otflow.proximal.quasi_newton import last_places
+from otflow.numerics.lbfgs import last_places
 
 __all__ = ["ConvexityReport", "displacement_convexity"]
 
@@ -36,7 +36,7 @@ class ConvexityReport:
     w2 : float
         Length of the geodesic.
     declared_modulus : float or None
-        What F declares: ``F.displacement_modulus``.
+        What F declares: ``F.modulus(d)``, d the dimension of the measures.
     roundoff : float
         How far a curvature may be off because numbers are rounded.
 
@@ -155,7 +155,7 @@ def displacement_convexity(
         curvature=curvature,
         values=values,
         w2=squared**0.5,
-        declared_modulus=F.displacement_modulus,
+        declared_modulus=F.modulus(a.dim),
         roundoff=4.0 * noise / step**2 / squared + _lengths(a, squared) * size,
     )
 

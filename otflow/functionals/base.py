@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import Any, Self, final
+from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor
 
 from otflow._typing import ArrayLike
 from otflow._validation import check_finite, check_kind, check_scalar, real
+from otflow.functionals import legacy
 from otflow.measures import Measure
 
 __all__ = ["Functional", "Scaled", "Sum", "check_functional"]
@@ -38,6 +40,29 @@ def _finite(method: Callable[..., Any], what: str) -> Callable[..., Any]:
         return answer
 
     return checked
+
+
+def _flat(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a method whose terms are functionals that are one term each."""
+
+    @wraps(method)
+    def terms(self: Functional) -> tuple[tuple[float, Functional], ...]:
+        flat: list[tuple[float, Functional]] = []
+        for c, term in method(self):
+            check_functional(term)
+            factor = real(c, "the factor of a term")
+            inner = ((1.0, self),) if term is self else term.terms()
+            flat += [(factor * a, part) for a, part in inner]
+        return tuple(flat)
+
+    return terms
+
+
+_NOT_A_NUMBER = (
+    "modulus(dim) is a method of every functional, not a number; declare a bound by "
+    "overriding it, or by Potential(V, modulus=...), whose number is `convexity`, and "
+    "give an attribute of your own another name"
+)
 
 
 class Functional(ABC):
@@ -69,6 +94,9 @@ class Functional(ABC):
             [-60.]])
     """
 
+    # The entropy, of a module that imports this one.
+    _entropy: ClassVar[Functional]
+
     def __init_subclass__(cls, **options: Any) -> None:
         """Let no number of a subclass that is NaN or infinite pass for an answer."""
         super().__init_subclass__(**options)
@@ -78,6 +106,16 @@ class Functional(ABC):
                 setattr(cls, name, staticmethod(_finite(method.__func__, what)))
             elif callable(method):
                 setattr(cls, name, _finite(method, what))
+        if "modulus" in vars(cls) and not callable(vars(cls)["modulus"]):
+            raise TypeError(_NOT_A_NUMBER)
+        legacy.adopt(cls, lambda: Functional._entropy)
+        if callable(terms := vars(cls).get("terms")):
+            cls.terms = _flat(terms)  # type: ignore[assignment, method-assign]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "modulus":
+            raise TypeError(_NOT_A_NUMBER)
+        super().__setattr__(name, value)
 
     @abstractmethod
     def value(self, mu: Measure) -> Tensor:
@@ -146,18 +184,32 @@ class Functional(ABC):
         """
         return self.value_and_velocity(mu)[1]
 
+    @final
     def split_entropy(self) -> tuple[float, Functional]:
         r"""Return ``(temperature, rest)`` with F = temperature * Entropy + rest.
 
+        Both follow from `terms`; a functional without entropy is the rest itself.
         Schemes that treat entropy by noise or by a proximal map ask for it.
         """
-        return 0.0, self
+        terms = self.terms()
+        heat = [c for c, term in terms if isinstance(term, type(self._entropy))]
+        if not heat:
+            return 0.0, self
+        others = [
+            term if c == 1 else Scaled(c, term)
+            for c, term in terms
+            if not isinstance(term, type(self._entropy))
+        ]
+        return sum(heat), others[0] if len(others) == 1 else Sum(tuple(others))
 
     def terms(self) -> tuple[tuple[float, Functional], ...]:
         r"""Return pairs ``(c_k, F_k)`` with :math:`F = \sum_k c_k F_k`.
 
-        Proximal solvers ask for it, to treat each kind of term by the method that is
-        best for it. Sums and multiples are taken apart; the rest is a term by itself.
+        The one way to take a functional apart: proximal solvers and `Langevin` treat
+        each kind of term by the method that is best for it. By default a functional is
+        one term. A functional made of others overrides it and names these; what they
+        are made of follows. The identity must be exact: bounds on convexity, and with
+        them certificates, rest on it.
         """
         return ((1.0, self),)
 
@@ -165,24 +217,38 @@ class Functional(ABC):
         """Return an unbiased random copy (a minibatch), or itself if not stochastic."""
         return self
 
-    @property
-    def displacement_modulus(self) -> float | None:
-        r"""A :math:`\lambda` such that F is :math:`\lambda`-convex, None if unknown.
+    def modulus(self, dim: int) -> float | None:
+        r"""Return a :math:`\lambda` such that F is :math:`\lambda`-convex, or None.
 
-        For functionals that are finite on atoms: along the interpolation :math:`\mu_t =
-        ((1-t)\,\pi^1 + t\,\pi^2)_\#\gamma` of every coupling :math:`\gamma`,
-        :math:`F(\mu_t) \le (1-t)F(\mu_0) + tF(\mu_1) - \tfrac\lambda2 t(1-t)
-        \int|x-y|^2 d\gamma`. For internal energies: along generalised geodesics.
-        It holds in every dimension; `modulus_in` may know more of one.
+        None if none is known. For functionals that are finite on atoms: along the
+        interpolation :math:`\mu_t = ((1-t)\,\pi^1 + t\,\pi^2)_\#\gamma` of every
+        coupling :math:`\gamma`, :math:`F(\mu_t) \le (1-t)F(\mu_0) + tF(\mu_1) -
+        \tfrac\lambda2 t(1-t) \int|x-y|^2 d\gamma`. For internal energies: along
+        generalised geodesics. Of a functional that is made of others it is by default
+        what the bounds on its `terms` give.
+
+        Parameters
+        ----------
+        dim : int
+            Dimension of the space: McCann's condition on an internal energy depends on
+            it.
         """
-        return None
+        terms = self.terms()
+        if any(term is self for _, term in terms):
+            return None
+        return sum_of_bounds((c, term.modulus(dim)) for c, term in terms)
 
     def modulus_in(self, dim: int) -> float | None:
-        """Return `displacement_modulus` for measures on a space of dimension `dim`.
+        """Return ``modulus(dim)``; the name goes in the next release."""
+        legacy.warn_of("modulus_in(dim)", "modulus(dim)", stacklevel=2)
+        return self.modulus(dim)
 
-        McCann's condition on an internal energy depends on the dimension.
-        """
-        return self.displacement_modulus
+    @property
+    def displacement_modulus(self) -> float | None:
+        """The bound in every dimension; the name goes in the next release."""
+        legacy.warn_of("displacement_modulus", "modulus(dim)", stacklevel=2)
+        # McCann's condition is stricter in each higher dimension.
+        return self.modulus(sys.maxsize)
 
     def __add__(self, other: object) -> Functional:
         """Return the sum of two functionals."""
@@ -257,27 +323,17 @@ class Sum(Functional):
             value, velocity = value + f, velocity + v
         return value, velocity
 
-    def split_entropy(self) -> tuple[float, Functional]:
-        """Return the sum of the temperatures and the sum of the rests."""
-        splits = [part.split_entropy() for part in self.parts]
-        return sum(t for t, _ in splits), Sum(tuple(rest for _, rest in splits))
-
     def terms(self) -> tuple[tuple[float, Functional], ...]:
-        """Return the terms of all the parts."""
-        return tuple(term for part in self.parts for term in part.terms())
+        """Return the parts, which are taken apart in turn."""
+        return tuple((1.0, part) for part in self.parts)
 
-    def modulus_in(self, dim: int) -> float | None:
-        """Return the sum of the bounds in this dimension, None if one is unknown."""
-        return sum_of_bounds(part.modulus_in(dim) for part in self.parts)
+    def modulus(self, dim: int) -> float | None:
+        """Return the sum of the parts' bounds, None if one is unknown."""
+        return sum_of_bounds((1.0, part.modulus(dim)) for part in self.parts)
 
     def resample(self, generator: torch.Generator) -> Sum:
         """Return the sum of resampled parts."""
         return Sum(tuple(part.resample(generator) for part in self.parts))
-
-    @property
-    def displacement_modulus(self) -> float | None:
-        """The sum of the parts' bounds, None if one is unknown."""
-        return sum_of_bounds(part.displacement_modulus for part in self.parts)
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.parts)) or "0"
@@ -323,41 +379,35 @@ class Scaled(Functional):
         value, velocity = self.functional.value_and_velocity(mu)
         return self.factor * value, self.factor * velocity
 
-    def split_entropy(self) -> tuple[float, Functional]:
-        """Return c times the temperature and c times the rest."""
-        temperature, rest = self.functional.split_entropy()
-        return self.factor * temperature, Scaled(self.factor, rest)
-
     def terms(self) -> tuple[tuple[float, Functional], ...]:
-        """Return the terms of the functional, times c."""
-        return tuple((self.factor * c, term) for c, term in self.functional.terms())
+        """Return c times the functional, which is taken apart in turn."""
+        return ((self.factor, self.functional),)
 
-    def modulus_in(self, dim: int) -> float | None:
-        """Return c times the bound in this dimension; for c < 0 unknown."""
-        return self._times(self.functional.modulus_in(dim))
+    def modulus(self, dim: int) -> float | None:
+        """Return c times the bound; for c < 0 it is unknown, for c = 0 zero."""
+        return sum_of_bounds([(self.factor, self.functional.modulus(dim))])
 
     def resample(self, generator: torch.Generator) -> Self:
         """Return the multiple of the resampled functional."""
         return type(self)(self.factor, self.functional.resample(generator))
 
-    @property
-    def displacement_modulus(self) -> float | None:
-        """The bound times c; for c < 0 unknown, for c = 0 zero."""
-        return self._times(self.functional.displacement_modulus)
-
-    def _times(self, bound: float | None) -> float | None:
-        if self.factor == 0:
-            return 0.0
-        return None if bound is None or self.factor < 0 else self.factor * bound
-
     def __repr__(self) -> str:
         return f"{self.factor:g} * {self.functional!r}"
 
 
-def sum_of_bounds(bounds: Iterable[float | None]) -> float | None:
-    """Return the sum of bounds on convexity, None if one is unknown."""
-    known = list(bounds)
-    return None if None in known else sum(b for b in known if b is not None)
+def sum_of_bounds(bounds: Iterable[tuple[float, float | None]]) -> float | None:
+    """Return the sum of c times a bound on convexity, None if one is unknown.
+
+    Nothing is known of a negative multiple, and all of the multiple 0.
+    """
+    total = 0.0
+    for c, bound in bounds:
+        if c == 0:
+            continue
+        if c < 0 or bound is None:
+            return None
+        total += c * bound
+    return total
 
 
 def check_functional(F: Any) -> None:

@@ -34,14 +34,9 @@ class Combined(Internal):
             total = total + c * term.e(r)
         return total
 
-    @property
-    def displacement_modulus(self) -> float | None:
-        """The sum of the bounds; the constraint adds nothing."""
-        return sum_of_bounds(_times(c, t.displacement_modulus) for c, t in self.parts)
-
-    def modulus_in(self, dim: int) -> float | None:
-        """Return the sum of the bounds in this dimension."""
-        return sum_of_bounds(_times(c, term.modulus_in(dim)) for c, term in self.parts)
+    def modulus(self, dim: int) -> float | None:
+        """Return the sum of the bounds; the constraint adds nothing."""
+        return sum_of_bounds((c, term.modulus(dim)) for c, term in self.parts)
 
     def check_dimension(self, dim: int) -> None:
         """Ask every term."""
@@ -120,7 +115,3 @@ def combine(terms: Sequence[tuple[float, Internal]]) -> Internal | None:
     if len(terms) == 1 and (terms[0][0] == 1 or isinstance(terms[0][1], Congestion)):
         return terms[0][1]
     return Combined(flat, min(term.max_density for _, term in terms))
-
-
-def _times(c: float, bound: float | None) -> float | None:
-    return None if bound is None else c * bound

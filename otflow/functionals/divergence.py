@@ -41,8 +41,10 @@ class KL(Functional):
 
     Attributes
     ----------
-    target, modulus
+    target
         As above.
+    convexity : float or None
+        The number given as `modulus`.
 
     Raises
     ------
@@ -56,7 +58,7 @@ class KL(Functional):
     --------
     >>> import torch, otflow as of
     >>> F = of.KL(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
-    >>> F.split_entropy()[0], F.displacement_modulus
+    >>> F.split_entropy()[0], F.modulus(2)
     (1.0, 1.0)
     """
 
@@ -64,7 +66,7 @@ class KL(Functional):
         self, target: Ground | GridDensity, *, modulus: float | None = None
     ) -> None:
         self.target = target
-        self.modulus = None if modulus is None else real(modulus, "modulus")
+        self.convexity = None if modulus is None else real(modulus, "modulus")
         if isinstance(target, GridDensity):
             self._potential = Potential(_MinusLog(target), modulus=modulus)
         elif callable(target) and not isinstance(target, (type, Functional)):
@@ -91,18 +93,9 @@ class KL(Functional):
             _check_cells(mu, self.target)
         return Entropy().value(mu) + self._potential.value(mu)
 
-    def split_entropy(self) -> tuple[float, Functional]:
-        """Return temperature 1 and the potential energy of V."""
-        return 1.0, self._potential
-
     def terms(self) -> tuple[tuple[float, Functional], ...]:
         """Return the entropy and the potential energy."""
         return ((1.0, Entropy()), (1.0, self._potential))
-
-    @property
-    def displacement_modulus(self) -> float | None:
-        """The declared modulus of V."""
-        return self._potential.displacement_modulus
 
     def __repr__(self) -> str:
         V = self.target

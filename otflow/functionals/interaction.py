@@ -37,8 +37,10 @@ class Interaction(Functional):
 
     Attributes
     ----------
-    W, modulus
+    W
         As above.
+    convexity : float or None
+        The number given as `modulus`, or that of the kernel.
 
     Notes
     -----
@@ -63,7 +65,7 @@ class Interaction(Functional):
         self.W = W
         if modulus is None and isinstance(W, RadialKernel):
             modulus = W.modulus
-        self.modulus = None if modulus is None else real(modulus, "modulus")
+        self.convexity = None if modulus is None else real(modulus, "modulus")
 
     def value(self, mu: Measure) -> Tensor:
         r"""Return :math:`\tfrac12\sum_{ij} w_i w_j W(x_i - x_j)`."""
@@ -98,7 +100,9 @@ class Interaction(Functional):
         recorded = records(mu.points, mu.weights)
         if not isinstance(mu, Particles) or recorded or not bool(empty.any()):
             return super().value_and_velocity(mu)
-        body = mu._with(mu.points[~empty], mu.weights[~empty], mu.is_uniform)
+        body = mu.with_free_atoms(
+            mu.points[~empty], mu.weights[~empty], is_uniform=mu.is_uniform
+        )
         value, moving = super().value_and_velocity(body)
         velocity = torch.empty_like(mu.points)
         velocity[~empty] = moving
@@ -124,10 +128,9 @@ class Interaction(Functional):
                 slope[i] += value_and_gradient(total, x[i], unused=True)[1]
         return slope
 
-    @property
-    def displacement_modulus(self) -> float | None:
-        r""":math:`\min(\lambda, 0)`, None if unknown."""
-        return None if self.modulus is None else min(self.modulus, 0.0)
+    def modulus(self, dim: int) -> float | None:
+        r"""Return :math:`\min(\lambda, 0)`, None if unknown."""
+        return None if self.convexity is None else min(self.convexity, 0.0)
 
     def __repr__(self) -> str:
         name = self.W if isinstance(self.W, RadialKernel) else None

@@ -12,7 +12,7 @@ from otflow._known import root_of
 from otflow._typing import Ground
 from otflow._validation import real
 from otflow.errors import NonFinite, NotConverged
-from otflow.functionals.base import Functional, Sum
+from otflow.functionals.base import Functional
 from otflow.measures import Gaussian, Measure
 from otflow.numerics.roots import increasing_root
 
@@ -44,8 +44,10 @@ class Internal(Functional):
 
     Attributes
     ----------
-    e, modulus
+    e
         As above.
+    convexity : float or None
+        The number given as `modulus`.
     max_density : float
         Densities above it have infinite energy; ``inf`` for most.
 
@@ -78,7 +80,7 @@ class Internal(Functional):
             )
             raise TypeError(msg)
         self.e = e
-        self.modulus = None if modulus is None else real(modulus, "modulus")
+        self.convexity = None if modulus is None else real(modulus, "modulus")
 
     def value(self, mu: Measure) -> Tensor:
         r"""Return :math:`\int e(\rho)\, d\mu`.
@@ -108,10 +110,9 @@ class Internal(Functional):
         r"""Return the energy of a Gaussian in closed form, None where none is known."""
         return None
 
-    @property
-    def displacement_modulus(self) -> float | None:
-        """The declared modulus."""
-        return self.modulus
+    def modulus(self, dim: int) -> float | None:
+        """Return the declared modulus."""
+        return self.convexity
 
     def check_dimension(self, dim: int) -> None:
         """Raise ValueError if the flow does not exist in dimension `dim`; solvers ask.
@@ -335,10 +336,6 @@ class Entropy(Internal):
         r"""Return :math:`-\tfrac12\log\det(2\pi\Sigma) - d/2`."""
         return -mu.log_volume() - 0.5 * mu.dim
 
-    def split_entropy(self) -> tuple[float, Functional]:
-        """Return temperature 1 and nothing else."""
-        return 1.0, Sum(())
-
     def slope(self, r: Tensor) -> Tensor:
         """Return log r + 1."""
         return r.log() + 1.0
@@ -378,3 +375,6 @@ class Entropy(Internal):
 
     def __repr__(self) -> str:
         return "Entropy()"
+
+
+Functional._entropy = Entropy()

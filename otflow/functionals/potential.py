@@ -32,8 +32,10 @@ class Potential(Functional):
 
     Attributes
     ----------
-    V, modulus
+    V
         As above.
+    convexity : float or None
+        The number given as `modulus`.
 
     Examples
     --------
@@ -48,7 +50,7 @@ class Potential(Functional):
             msg = f"V must be a function (..., d) -> (...), got {type(V).__name__}"
             raise TypeError(msg)
         self.V = V
-        self.modulus = None if modulus is None else real(modulus, "modulus")
+        self.convexity = None if modulus is None else real(modulus, "modulus")
 
     def value(self, mu: Measure) -> Tensor:
         r"""Return :math:`\sum_i w_i V(x_i)`."""
@@ -62,10 +64,9 @@ class Potential(Functional):
             raise InvalidFunctional(msg)
         return value
 
-    @property
-    def displacement_modulus(self) -> float | None:
-        """The declared modulus of V."""
-        return self.modulus
+    def modulus(self, dim: int) -> float | None:
+        """Return the declared modulus of V."""
+        return self.convexity
 
     def __repr__(self) -> str:
         return f"Potential({getattr(self.V, '__name__', type(self.V).__name__)})"

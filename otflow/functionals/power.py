@@ -45,7 +45,7 @@ class PowerEntropy(Internal):
     Examples
     --------
     >>> import otflow as of
-    >>> of.PowerEntropy(0.6).displacement_modulus, of.PowerEntropy(0.6).modulus_in(2)
+    >>> of.PowerEntropy(0.6).modulus(3), of.PowerEntropy(0.6).modulus(2)
     (None, 0.0)
     """
 
@@ -54,7 +54,7 @@ class PowerEntropy(Internal):
         if self.m == 1.0:
             msg = "m must not be 1: the limit is the entropy; use Entropy()"
             raise ValueError(msg)
-        super().__init__(self._per_mass, modulus=0.0 if self.m > 1 else None)
+        super().__init__(self._per_mass)
 
     def _per_mass(self, r: Tensor) -> Tensor:
         return r.pow(self.m - 1) / (self.m - 1)
@@ -79,7 +79,7 @@ class PowerEntropy(Internal):
         logarithm = (1 - self.m) * mu.log_volume() - 0.5 * mu.dim * math.log(self.m)
         return logarithm.exp() / (self.m - 1)
 
-    def modulus_in(self, dim: int) -> float | None:
+    def modulus(self, dim: int) -> float | None:
         """Return 0 where McCann's condition m >= 1 - 1/d holds, else None."""
         return 0.0 if self.m >= 1 - 1 / dim else None
 

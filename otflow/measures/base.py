@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NoReturn, Self, final
 import torch
 from torch import Tensor
 
-from otflow._graphs import COUNTER, Immutable, refuse_graph
+from otflow._graphs import COUNTER, Immutable, records, refuse_graph
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import as_points, check_like, unit_of
 from otflow.errors import Unsupported
@@ -61,6 +61,15 @@ class Measure(ABC):
     cures: ClassVar[dict[str, str]] = {}
     """Why a capability is missing and what to use in its place, by its name."""
 
+    _tangent_layout: ClassVar[str] = ""
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    flat: ClassVar[bool] = False
+    """Whether tangents at different measures of a flow may be added.
+
+    Then ``mu.push(u + v, 1.0)`` is ``mu.push(u, 1.0).push(v, 1.0)``, and `inner` is the
+    same at both.
+    """
+
     # Required ------------------------------------------------------------------------
 
     @abstractmethod
@@ -108,6 +117,19 @@ class Measure(ABC):
         """
         cure = "its points move, so that its push is exact for every dt; use push"
         self._refuse("transport", "fixed cells to remap onto", cure)
+
+    def pull_back(self, tangent: Tensor, gradient: Tensor) -> Tensor:
+        r"""Return the transposed differential of `push` at a tangent, of a gradient.
+
+        With :math:`\nu_u` for ``push(u, 1.0)`` and a tangent g at :math:`\nu_t`, it is
+        the tangent p at :math:`\mu` with :math:`\langle p, v\rangle_\mu = \langle g,
+        \tfrac{d}{ds}\nu_{t+sv}\rangle_{\nu_t}` for every v: g itself where tangents
+        are `flat`. A proximal solver that has it needs no derivative of `push`.
+        """
+        if not self.flat:
+            cure = "differentiate value(mu.push(tangent, 1.0)) in the tangent"
+            self._refuse("pull_back", "transposed differential of its push", cure)
+        return gradient
 
     def diffuse(self, variance: float, generator: torch.Generator) -> Self:
         r"""Run the heat flow for a time: :math:`\mu * N(0, \mathrm{variance}\, I)`."""
@@ -195,6 +217,11 @@ class Measure(ABC):
         Where it is 0 its gradient is set to 0. Tangents whose squares underflow or
         overflow are measured too.
         """
+        square = self.inner(u, u)
+        kind = torch.finfo(u.dtype)
+        in_range = kind.tiny / kind.eps**2 < float(square) < kind.max
+        if in_range and not records(square):
+            return square.sqrt()
         unit = unit_of(u)
         u = u / unit
         square = self.inner(u, u)
@@ -216,7 +243,7 @@ class Measure(ABC):
         held = self._attributes().values()
         if not any(isinstance(t, Tensor) and t.requires_grad for t in held):
             return self
-        return self._with_each(Tensor.detach)
+        return self.map_tensors(Tensor.detach)
 
     @final
     def clone(self) -> Self:
@@ -232,7 +259,7 @@ class Measure(ABC):
         >>> mu.clone().points.data_ptr() == mu.points.data_ptr()
         False
         """
-        return self._with_each(Tensor.clone)
+        return self.map_tensors(Tensor.clone)
 
     @final
     def refuse_graph(self, what: str, why: str, cure: str) -> None:
@@ -249,11 +276,43 @@ class Measure(ABC):
         tensors = (value for value in held if isinstance(value, Tensor))
         refuse_graph(what, why, *tensors, cure=cure)
 
-    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Self:
+    def _hold(self, **attributes: Any) -> None:
+        """Set what the measure is made of; from then on it is immutable."""
+        for name, value in attributes.items():
+            object.__setattr__(self, name, value)
+
+    def _changed(self, **attributes: Any) -> Self:
+        """Return a copy that holds these in place of its own, unchecked."""
         new = object.__new__(type(self))
-        for name, value in self._attributes().items():
-            changed = change(value) if isinstance(value, Tensor) else value
-            object.__setattr__(new, name, changed)
+        for name in self.__dataclass_fields__:
+            value = attributes[name] if name in attributes else getattr(self, name)
+            object.__setattr__(new, name, value)
+        return new
+
+    @final
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return the same measure with each of its tensors replaced; none is checked.
+
+        Parameters
+        ----------
+        change : callable
+            Takes each tensor that the measure holds to the one in its place.
+
+        Returns
+        -------
+        Measure
+            Of the same kind.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> mu = of.Particles(torch.zeros(3, 2)).map_tensors(torch.Tensor.double)
+        >>> mu.dtype
+        torch.float64
+        """
+        new = object.__new__(type(self))
+        held = self._attributes().items()
+        new._hold(**{k: change(v) if isinstance(v, Tensor) else v for k, v in held})
         return new
 
     def _attributes(self) -> dict[str, Any]:
@@ -324,10 +383,15 @@ class Measure(ABC):
             raise ValueError(msg)
         return x
 
+    @property
+    def _tangent_shape(self) -> tuple[int, ...]:
+        return tuple(self.points.shape)
+
     def _check_tangent(self, tangent: Tensor, name: str = "tangent") -> None:
-        if not isinstance(tangent, Tensor) or tangent.shape != self.points.shape:
+        shape = self._tangent_shape
+        if not isinstance(tangent, Tensor) or tangent.shape != shape:
             got = getattr(tangent, "shape", type(tangent).__name__)
-            msg = f"{name} must have shape {tuple(self.points.shape)}, got {got}"
+            msg = f"{name} must have shape {shape}{self._tangent_layout}, got {got}"
             raise ValueError(msg)
         check_like(tangent, self.points, name, "points")
 

@@ -15,7 +15,6 @@ from otflow._validation import (
     as_points,
     as_weights,
     check_generator,
-    check_like,
     coordinate_limit,
     non_negative_int,
     positive,
@@ -81,6 +80,8 @@ class Particles(Measure):
     weights: Tensor
     is_uniform: bool
 
+    flat: ClassVar[bool] = True
+
     cures: ClassVar[dict[str, str]] = {
         "density": (
             "a sum of Diracs is singular, so internal energies such as Entropy, "
@@ -104,33 +105,49 @@ class Particles(Measure):
         else:
             w = as_weights(weights, x, normalize=normalize).clone()
             is_uniform = bool((w == w[0]).all())
-        self._set(x, w, is_uniform)
+        self._hold(points=x, weights=w, is_uniform=is_uniform)
 
-    def _set(self, points: Tensor, weights: Tensor, is_uniform: bool) -> None:
-        object.__setattr__(self, "points", points)
-        object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "is_uniform", is_uniform)
-
-    def _with(
+    def with_free_atoms(
         self,
         points: Tensor | None = None,
         weights: Tensor | None = None,
-        is_uniform: bool | None = None,
+        *,
+        is_uniform: bool = False,
     ) -> Self:
-        """Return a copy with other tensors, unchecked; a graph on them stays alive."""
-        new = object.__new__(type(self))
-        new._set(
-            self.points if points is None else points,
-            self.weights if weights is None else weights,
-            (self.is_uniform and weights is None) if is_uniform is None else is_uniform,
-        )
-        return new
+        """Return an argument for a functional whose atoms are free: none is checked.
+
+        Parameters
+        ----------
+        points : Tensor, shape (m, d), optional
+            Atoms; those of this measure by default. A graph on them stays alive.
+        weights : Tensor, shape (m,), optional
+            Masses, of any sum; those of this measure by default.
+        is_uniform : bool, optional
+            Whether `weights` that are given are known to be equal.
+
+        Returns
+        -------
+        Particles
+            It shares what it is given. It is a probability only if `weights` are.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> mu = of.Particles(torch.tensor([[1.0], [3.0]]))
+        >>> half = mu.with_free_atoms(weights=torch.tensor([0.5, 0.0]))
+        >>> float(half.expectation(lambda x: x.sum(-1)))
+        0.5
+        """
+        points = self.points if points is None else points
+        if weights is None:
+            return self._changed(points=points)
+        return self._changed(points=points, weights=weights, is_uniform=is_uniform)
 
     def _evaluate(
         self, value: Value, points: Tensor, weights: Tensor | None = None
     ) -> Tensor:
         """Return the value with other tensors, into which it must not write."""
-        nu = self._with(points, weights)
+        nu = self.with_free_atoms(points, weights)
         with unmodified(nu.points, nu.weights, by="the functional"):
             return value(nu)
 
@@ -268,16 +285,11 @@ class Particles(Measure):
         Particles
             Mass is 1 again; atoms of weight zero stay at zero.
         """
-        if not isinstance(log_rate, Tensor) or log_rate.shape != self.weights.shape:
-            got = getattr(log_rate, "shape", type(log_rate).__name__)
-            msg = f"log_rate must have shape ({self.n},), got {got}"
-            raise ValueError(msg)
-        check_like(log_rate, self.weights, "log_rate", "weights")
-        weights = reweighted(self.weights, log_rate, real(dt, "dt"))
+        weights = reweighted(self.weights, log_rate, dt)
         if not bool(torch.isfinite(weights).all()):
             msg = "reweighting gave NaN: log_rate has a non-finite entry"
             raise Diverged(msg, measure=self)
-        return self._with(weights=weights, is_uniform=False)
+        return self.with_free_atoms(weights=weights, is_uniform=False)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n points independently, with replacement.
@@ -365,4 +377,4 @@ class Particles(Measure):
                 "ExplicitEuler(backtracking=True)"
             )
             raise Diverged(msg, measure=self)
-        return self._with(points)
+        return self.with_free_atoms(points)

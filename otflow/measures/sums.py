@@ -10,6 +10,7 @@ from torch import Tensor
 from otflow._graphs import recording, records, refuse_graph
 from otflow._pairs import pair_sum
 from otflow._typing import Ground
+from otflow._validation import check_like, real
 from otflow.errors import InvalidFunctional
 from otflow.kernels import RadialKernel
 
@@ -26,7 +27,13 @@ __all__ = [
 
 def reweighted(weights: Tensor, log_rate: Tensor, dt: float) -> Tensor:
     r"""Return :math:`w_i e^{dt\,r_i}` over their sum; masses of zero stay zero."""
-    exponents = dt * log_rate
+    if not isinstance(log_rate, Tensor) or log_rate.shape != weights.shape:
+        got = getattr(log_rate, "shape", type(log_rate).__name__)
+        shape = tuple(weights.shape)
+        msg = f"log_rate must have shape {shape}, one entry a cell or atom, got {got}"
+        raise ValueError(msg)
+    check_like(log_rate, weights, "log_rate", "weights")
+    exponents = real(dt, "dt") * log_rate
     if not records(weights) or bool((weights > 0).all()):
         return torch.softmax(weights.log() + exponents, dim=0)
     # The logarithm has no derivative at 0, the product has one.
@@ -39,8 +46,13 @@ def reweighted(weights: Tensor, log_rate: Tensor, dt: float) -> Tensor:
     return shares / shares.sum()
 
 
-def integrate(f: Ground, points: Tensor, weights: Tensor) -> Tensor:
-    r"""Return :math:`\sum_i w_i f(x_i)`, refused unless f is a ground function."""
+def integrate(
+    f: Ground, points: Tensor, weights: Tensor, skipped: Tensor | None = None
+) -> Tensor:
+    r"""Return :math:`\sum_i w_i f(x_i)`, refused unless f is a ground function.
+
+    Values at points where `skipped` (n,) is True count as 0, whatever they are.
+    """
     values = f(points)
     n = points.shape[0]
     if not isinstance(values, Tensor) or values.ndim < 1 or values.shape[0] != n:
@@ -61,11 +73,10 @@ def integrate(f: Ground, points: Tensor, weights: Tensor) -> Tensor:
             f"{points.dtype}; build its constants with the dtype of x"
         )
         raise InvalidFunctional(msg)
-    return (
-        weights @ values
-        if values.ndim <= 2
-        else torch.tensordot(weights, values, dims=1)
-    )
+    if skipped is not None:
+        values = values.masked_fill(skipped.reshape(-1, *[1] * (values.ndim - 1)), 0)
+    total: Tensor = torch.tensordot(weights, values, dims=1)
+    return total
 
 
 def internal_energy(e: Ground, rho: Tensor, weights: Tensor) -> Tensor:

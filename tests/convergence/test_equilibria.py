@@ -42,7 +42,7 @@ ENERGIES = {
 def test_the_excess_falls_at_least_at_the_rate_of_the_modulus(name):
     """On quantiles, whose metric is flat; the minimiser is that of the same cells."""
     F = exact.quadratic(LAM) + ENERGIES[name]
-    modulus = F.modulus_in(1)
+    modulus = F.modulus(1)
     assert modulus == LAM
     mu = of.Quantiles.from_quantile(bimodal, 100, **F64)
     least = of.flow(F, mu, of.JKO(), dt=1.0, steps=40).final
@@ -61,7 +61,7 @@ def test_gaussians_contract_to_their_minimiser(d):
     A, b = exact.spd(d, seed=2, lower=LAM, upper=4.0), torch.ones(d, **F64)
     F = exact.quadratic_form(A, b) + 0.7 * of.Entropy()
     rest = exact.fokker_planck_rest(A, b, 0.7)
-    lam = F.displacement_modulus
+    lam = F.modulus(d)
     mu = of.Gaussian(torch.zeros(d, **F64), exact.spd(d, seed=5))
     run = of.flow(F, mu, of.JKO(), dt=DT, steps=10)
     distance = [exact.gaussian_w2(g.mean, g.covariance, *rest) for g in run.snapshots]

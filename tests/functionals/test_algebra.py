@@ -44,19 +44,19 @@ class TestEmptySum(FunctionalContract):
 
 def test_moduli_combine():
     F, G, H = exact.quadratic(2.0), exact.quadratic(-0.5), of.Potential(lambda x: x)
-    assert (F + G).displacement_modulus == 1.5
-    assert (3 * F).displacement_modulus == 6.0
-    assert (3 * G + F).displacement_modulus == 0.5
-    assert (0 * H).displacement_modulus == 0.0
-    assert (0 * H + F).displacement_modulus == 2.0
-    assert (F + 1e-3 * of.Entropy()).displacement_modulus == 2.0
-    assert of.functionals.Sum(()).displacement_modulus == 0
+    assert (F + G).modulus(2) == 1.5
+    assert (3 * F).modulus(2) == 6.0
+    assert (3 * G + F).modulus(2) == 0.5
+    assert (0 * H).modulus(2) == 0.0
+    assert (0 * H + F).modulus(2) == 2.0
+    assert (F + 1e-3 * of.Entropy()).modulus(2) == 2.0
+    assert of.functionals.Sum(()).modulus(2) == 0
     # A bound from below says nothing of -F, and an unknown part of nothing.
-    assert (-1 * F).displacement_modulus is None
-    assert (-1 * G).displacement_modulus is None
-    assert (F + H).displacement_modulus is None
-    assert (2 * H).displacement_modulus is None
-    assert (F + -1 * (F + G)).displacement_modulus is None
+    assert (-1 * F).modulus(2) is None
+    assert (-1 * G).modulus(2) is None
+    assert (F + H).modulus(2) is None
+    assert (2 * H).modulus(2) is None
+    assert (F + -1 * (F + G)).modulus(2) is None
 
 
 def test_temperatures_combine():

@@ -97,12 +97,12 @@ def test_its_parts_are_entropy_and_potential():
     temperature, V = F.split_entropy()
     assert temperature == 1.0
     assert isinstance(V, of.Potential)
-    assert V.displacement_modulus == F.displacement_modulus == F.modulus_in(3) == 1.0
+    assert V.modulus(2) == F.modulus(2) == F.modulus(3) == 1.0
     assert [(c, type(term)) for c, term in F.terms()] == [
         (1.0, of.Entropy),
         (1.0, of.Potential),
     ]
-    assert of.KL(well).displacement_modulus is None
+    assert of.KL(well).modulus(2) is None
     assert (2 * F).split_entropy()[0] == 2.0
     particles = of.Particles(normal(5, 2))
     torch.testing.assert_close(V.value(particles), of.Potential(well).value(particles))

@@ -103,12 +103,12 @@ def test_the_first_variation_of_an_even_kernel_is_the_convolution():
 
 
 def test_a_rigid_translation_is_free_so_the_modulus_is_at_most_zero():
-    assert of.Interaction(of.kernels.Quadratic()).displacement_modulus == 0
-    assert of.Interaction(of.kernels.Gaussian(0.5)).displacement_modulus == -4
-    assert of.Interaction(of.kernels.Log()).displacement_modulus is None
-    assert of.Interaction(lambda z: z.sum(-1)).displacement_modulus is None
+    assert of.Interaction(of.kernels.Quadratic()).modulus(2) == 0
+    assert of.Interaction(of.kernels.Gaussian(0.5)).modulus(2) == -4
+    assert of.Interaction(of.kernels.Log()).modulus(2) is None
+    assert of.Interaction(lambda z: z.sum(-1)).modulus(2) is None
     W = of.kernels.Gaussian(0.5)
-    assert of.Interaction(W, modulus=-5).displacement_modulus == -5
+    assert of.Interaction(W, modulus=-5).modulus(2) == -5
 
 
 def test_its_repr_names_the_kernel():

@@ -131,6 +131,6 @@ def test_the_condition_depends_on_the_dimension(m, convex):
     eye = torch.eye(2, dtype=torch.float64)
     a, b = (of.Gaussian(torch.zeros(2).double(), s * eye) for s in (0.3, 4.0))
     F = of.PowerEntropy(m)
-    assert (F.modulus_in(2) == 0.0) == convex
+    assert (F.modulus(2) == 0.0) == convex
     report = of.analysis.displacement_convexity(F, a, b)
     assert (report.minimum >= -report.roundoff) == convex

@@ -48,8 +48,8 @@ def test_first_variation_is_the_potential_and_velocity_minus_its_gradient():
 
 def test_the_modulus_is_that_declared():
     V = lambda x: x.sum(-1)
-    assert of.Potential(V).displacement_modulus is None
-    assert of.Potential(V, modulus=-2).displacement_modulus == -2.0
+    assert of.Potential(V).modulus(2) is None
+    assert of.Potential(V, modulus=-2).modulus(2) == -2.0
     with pytest.raises(ValueError, match=r"^modulus must be finite, got nan"):
         of.Potential(V, modulus=float("nan"))
     with pytest.raises(TypeError, match=r"^modulus must be a real number, got str"):

@@ -176,7 +176,7 @@ def test_outputs_are_twice_differentiable_in_the_neurons():
     mu = of.Particles(normal(3, 3))
 
     def outputs(points):
-        return network(mu._with(points), X)
+        return network(mu.with_free_atoms(points), X)
 
     points = mu.points.clone().requires_grad_()
     assert torch.autograd.gradcheck(outputs, points)

@@ -82,7 +82,7 @@ def test_velocities_do_not_depend_on_n_and_gradients_are_diluted():
         mu = of.Particles(normal(N, 4, seed=N))
         speeds.append(float(mu.norm(F.velocity(mu))))
         theta = mu.points.clone().requires_grad_()
-        F.value(mu._with(theta)).backward()
+        F.value(mu.with_free_atoms(theta)).backward()
         gradients.append(N * float(theta.grad.square().sum(1).mean().sqrt()))
     assert gradients == pytest.approx(speeds, rel=1e-12)
     assert max(speeds) / min(speeds) < 1.25

@@ -164,7 +164,7 @@ def test_first_variation_at_probes_is_the_derivative_towards_diracs(make, value)
             points = torch.cat([mu.points, probe[None]])
             weights = torch.cat([(1 - eps) * mu.weights, mu.weights.new_tensor([eps])])
             return value(
-                mu._with(points, weights)
+                mu.with_free_atoms(points, weights)
             )  # eps < 0 is no measure, but is fine
 
         expected = derivative(mixture)

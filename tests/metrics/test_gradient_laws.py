@@ -33,8 +33,8 @@ def particles(n, d, seed, *, weighted=True):
     x = normal(n, d, seed=seed)
     mu = of.Particles(x)
     if not weighted:
-        return [x], lambda x: mu._with(x)
-    return [x, masses(n, seed)], lambda x, w: mu._with(x, w)
+        return [x], lambda x: mu.with_free_atoms(x)
+    return [x, masses(n, seed)], lambda x, w: mu.with_free_atoms(x, w)
 
 
 def points(n, d, seed):
@@ -44,7 +44,7 @@ def points(n, d, seed):
 def quantiles(n, seed):
     edges = normal(n + 1, seed=seed).exp().cumsum(0) - 4.0
     mu = of.Quantiles(edges, masses(n, seed))
-    return [edges], mu._with
+    return [edges], mu.with_free_edges
 
 
 def grid(n, seed, empty=()):
@@ -58,7 +58,7 @@ def grid(n, seed, empty=()):
 def gaussian(d, seed):
     mu = of.Gaussian(normal(d, seed=seed), exact.spd(d, seed=seed))
     tensors = [torch.cat([mu.mean[None], mu.factor.T])]
-    return tensors, mu._at
+    return tensors, mu.with_free_state
 
 
 PAIRS = {
@@ -133,7 +133,7 @@ def test_a_network_that_makes_points_and_weights_is_trained(distance):
 
     def loss():
         out = net(z)
-        return distance(shape._with(out[:, :2], out[:, 2].softmax(0)), y)
+        return distance(shape.with_free_atoms(out[:, :2], out[:, 2].softmax(0)), y)
 
     (gradient,) = torch.autograd.grad(loss(), net.weight)
     u = normal(3, 2, seed=4)
@@ -150,8 +150,8 @@ def test_a_network_that_makes_points_and_weights_is_trained(distance):
 
 def test_ends_with_free_weights_are_refused_not_detached():
     mu, nu = of.Particles(normal(4, 2), masses(4, 0)), of.Particles(normal(5, 2))
-    free = mu._with(weights=mu.weights.clone().requires_grad_())
+    free = mu.with_free_atoms(weights=mu.weights.clone().requires_grad_())
     with pytest.raises(of.errors.Unsupported, match=r"weights\.detach"):
         of.metrics.aligned_ends(free, nu)
-    kept = free._with(weights=free.weights.detach())
+    kept = free.with_free_atoms(weights=free.weights.detach())
     assert of.metrics.aligned_ends(kept, nu)[0].n >= 5

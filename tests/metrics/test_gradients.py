@@ -25,7 +25,7 @@ class Half(of.Functional):
 def leaves(mu):
     """Return a copy of a measure on two leaves of the graph."""
     x, w = (t.clone().requires_grad_() for t in (mu.points, mu.weights))
-    return mu._with(x, w), x, w
+    return mu.with_free_atoms(x, w), x, w
 
 
 PAIRS = {
@@ -54,7 +54,13 @@ def test_finite_differences_in_points_and_weights_of_both(pair, distance, d):
         for sign in (1, -1):
             moved = list(tensors)
             moved[k] = moved[k] + sign * STEP * u
-            values.append(float(distance(mu._with(*moved[:2]), nu._with(*moved[2:]))))
+            values.append(
+                float(
+                    distance(
+                        mu.with_free_atoms(*moved[:2]), nu.with_free_atoms(*moved[2:])
+                    )
+                )
+            )
         expected = (values[0] - values[1]) / (2 * STEP)
         assert float((grad * u).sum()) == pytest.approx(expected, rel=1e-6, abs=1e-8)
 
@@ -72,7 +78,11 @@ def test_at_equal_masses_the_weight_gradient_is_a_subgradient(d):
         u = normal(6, seed=seed)
         u -= u.mean()
         slopes = [
-            (float(wasserstein2_squared(mu._with(weights=a + s * u), nu)) - base) / s
+            (
+                float(wasserstein2_squared(mu.with_free_atoms(weights=a + s * u), nu))
+                - base
+            )
+            / s
             for s in (1e-6, -1e-6)
             for a in [mu.weights]
         ]
@@ -97,7 +107,7 @@ def test_weights_count_by_their_ratios():
     p, _, a = leaves(mu)
     (grad,) = torch.autograd.grad(wasserstein2_squared(p, nu), a)
     assert abs(float(grad @ mu.weights)) < 1e-14
-    twice = mu._with(weights=2 * mu.weights)
+    twice = mu.with_free_atoms(weights=2 * mu.weights)
     assert float(wasserstein2_squared(twice, nu)) == pytest.approx(
         float(wasserstein2_squared(mu, nu)), rel=1e-13
     )
@@ -156,7 +166,7 @@ def test_second_derivative_in_points_is_that_of_the_fixed_plan():
     mu, nu = weighted(4), weighted(5, seed=1)
 
     def value(x):
-        return wasserstein2_squared(mu._with(x), nu)
+        return wasserstein2_squared(mu.with_free_atoms(x), nu)
 
     hessian = torch.autograd.functional.hessian(value, mu.points).reshape(8, 8)
     expected = torch.diag(2 * mu.weights.repeat_interleave(2))

@@ -102,7 +102,7 @@ def test_value_and_gradients_of_weighted_clouds_are_the_converged_ones(
         scaling = (0.3, 0.9, 0.99)[k % 3]
         p, w = (t.clone().requires_grad_() for t in (mu.points, mu.weights))
         value = sinkhorn_divergence(
-            mu._with(p, w), nu, blur=float(blurs[k]), scaling=scaling
+            mu.with_free_atoms(p, w), nu, blur=float(blurs[k]), scaling=scaling
         )
         in_points, in_weights = torch.autograd.grad(value, (p, w))
         velocity = -in_points / mu.weights[:, None]
@@ -141,7 +141,7 @@ def test_what_is_not_determined_is_refused_and_the_cure_works():
 
     def gradient(blur):
         w = mu.weights.clone().requires_grad_()
-        value = sinkhorn_divergence(mu._with(weights=w), nu, blur=blur)
+        value = sinkhorn_divergence(mu.with_free_atoms(weights=w), nu, blur=blur)
         return torch.autograd.grad(value, w)[0]
 
     with pytest.raises(of.errors.NotConverged, match="take a larger blur") as caught:
@@ -163,7 +163,9 @@ def test_gradients_against_finite_differences(reach):
 
     def value(x, a, y, b):
         options = {"blur": 0.3, "reach": reach}
-        return sinkhorn_divergence(mu._with(x, a), nu._with(y, b), **options)
+        return sinkhorn_divergence(
+            mu.with_free_atoms(x, a), nu.with_free_atoms(y, b), **options
+        )
 
     tensors = [mu.points, mu.weights, nu.points, nu.weights]
     leaves = [t.clone().requires_grad_() for t in tensors]
@@ -198,7 +200,7 @@ def test_one_dirac_against_itself_and_near_itself():
     """Diameter 0, and far below the blur; finite gradients in points and weights."""
     for apart in (0.0, 1e-9, 1e-200):
         x = torch.zeros(5, 2, dtype=torch.float64)
-        mu = of.Particles(x)._with(
+        mu = of.Particles(x).with_free_atoms(
             x.clone().requires_grad_(),
             torch.full((5,), 0.2, dtype=torch.float64, requires_grad=True),
         )
@@ -241,7 +243,9 @@ def test_atoms_without_mass_do_not_count_and_have_a_first_variation():
 def test_weights_count_by_their_ratios():
     mu, nu = weighted(5), weighted(6, seed=1)
     once = float(sinkhorn_divergence(mu, nu, blur=0.3))
-    twice = sinkhorn_divergence(mu._with(weights=2 * mu.weights), nu, blur=0.3)
+    twice = sinkhorn_divergence(
+        mu.with_free_atoms(weights=2 * mu.weights), nu, blur=0.3
+    )
     assert float(twice) == pytest.approx(once, rel=1e-12)
 
 

@@ -86,7 +86,7 @@ def reference(mu, nu, blur, reach):
 def found(mu, nu, blur, reach):
     """Return the same by the library."""
     x, a = (t.clone().requires_grad_() for t in (mu.points, mu.weights))
-    value = sinkhorn_divergence(mu._with(x, a), nu, blur=blur, reach=reach)
+    value = sinkhorn_divergence(mu.with_free_atoms(x, a), nu, blur=blur, reach=reach)
     return float(value.detach()), *torch.autograd.grad(value, (x, a))
 
 
@@ -94,7 +94,9 @@ def clouds(unit, seed):
     """Return two weighted clouds of 4 and 5 points, some apart by 3 units."""
     mu, nu = weighted(4, seed=seed), weighted(5, seed=seed + 100)
     apart = 3.0 * (seed % 2)
-    return mu._with(unit * mu.points), nu._with(unit * (nu.points + apart))
+    return mu.with_free_atoms(unit * mu.points), nu.with_free_atoms(
+        unit * (nu.points + apart)
+    )
 
 
 BLURS = [1e-3, 0.1, 1.0, 10.0]

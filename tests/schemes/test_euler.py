@@ -42,7 +42,7 @@ def test_one_step_is_gradient_descent_with_step_n_dt():
     mu, dt = clouds.uniform(9), 0.05
     x = mu.points.clone().requires_grad_()
     optimizer = torch.optim.SGD([x], lr=mu.n * dt)
-    F.value(mu._with(x)).backward()
+    F.value(mu.with_free_atoms(x)).backward()
     optimizer.step()
     run = of.flow(F, mu, of.ExplicitEuler(), dt=dt, steps=1)
     torch.testing.assert_close(run.final.points, x.detach(), rtol=1e-14, atol=1e-15)

@@ -127,6 +127,9 @@ class Gaussian(Measure):
     quadrature: str
     degree: int
 
+    _tangent_layout = ", a row for the mean above those for the factor"
+    flat: ClassVar[bool] = True
+
     cures: ClassVar[dict[str, str]] = {
         "mass_gradient": (
             "the masses of its nodes are those of a quadrature rule, and a first "
@@ -151,28 +154,27 @@ class Gaussian(Measure):
         # The rule first: a dimension that has none must not wait for eigenvalues.
         rule = gaussian_nodes(len(m), nodes)
         factor = cholesky(covariance, m)
-        self._set_rule(torch.cat([m[None], factor.T]), rule)
+        self._set(torch.cat([m[None], factor.T]), rule)
 
-    def _set_rule(self, state: Tensor, rule: Nodes) -> None:
+    def _set(self, state: Tensor, rule: Nodes) -> None:
         z, w = (x.to(state, copy=True) for x in (rule.points, rule.weights))
-        object.__setattr__(self, "quadrature", rule.rule)
-        object.__setattr__(self, "degree", rule.degree)
-        self._set(state, z, w)
+        self._hold(quadrature=rule.rule, degree=rule.degree, nodes=z, weights=w)
+        self._hold(**_placed(state, z))
 
-    def _set(self, state: Tensor, z: Tensor, weights: Tensor) -> None:
-        object.__setattr__(self, "mean", state[0])
-        object.__setattr__(self, "factor", state[1:].T)
-        object.__setattr__(self, "nodes", z)
-        object.__setattr__(self, "points", torch.addmm(state[0], z, state[1:]))
-        object.__setattr__(self, "weights", weights)
+    def with_free_state(self, state: Tensor) -> Self:
+        r"""Return an argument for a functional whose state is free: none is checked.
 
-    def _at(self, state: Tensor) -> Self:
-        """Return a copy with another (m, L^T), unchecked; a graph on it stays alive."""
-        new = object.__new__(type(self))
-        object.__setattr__(new, "quadrature", self.quadrature)
-        object.__setattr__(new, "degree", self.degree)
-        new._set(state, self.nodes, self.weights)
-        return new
+        Parameters
+        ----------
+        state : Tensor, shape (1 + d, d)
+            Mean and factor :math:`(m, L^\top)`; a graph on them stays alive.
+
+        Returns
+        -------
+        Gaussian
+            It shares the nodes with this one.
+        """
+        return self._changed(**_placed(state, self.nodes))
 
     def refined(self, nodes: int) -> Self:
         """Return the same law, with the same factor, on a rule of more nodes.
@@ -202,12 +204,41 @@ class Gaussian(Measure):
         >>> mu.n, mu.expectation(lambda x: x[..., 0].abs())  # (2 / pi)^(1/2)
         (1000, tensor(0.7979))
         """
-        return self._on(finer_nodes(self.dim, nodes))
+        return self.with_nodes(finer_nodes(self.dim, nodes))
 
-    def _on(self, rule: Nodes) -> Self:
-        """Return the same law, with the same factor, on another rule."""
+    def with_free_nodes(self, nodes: Tensor, weights: Tensor) -> Self:
+        """Return an argument for a functional whose nodes are free: none is checked.
+
+        Parameters
+        ----------
+        nodes : Tensor, shape (n, d)
+            Whitened nodes, of any moments; a graph on them stays alive.
+        weights : Tensor, shape (n,)
+            Their masses, of any sum; a graph on them stays alive.
+
+        Returns
+        -------
+        Gaussian
+            Of the same mean and factor.
+        """
+        placed = _placed(self.state, nodes)
+        return self._changed(**placed, nodes=nodes, weights=weights)
+
+    def with_nodes(self, rule: Nodes) -> Self:
+        """Return the same law, with the same factor, on another rule.
+
+        Parameters
+        ----------
+        rule : Nodes
+            White nodes and their masses, as of ``otflow.measures.gaussian.quadrature``.
+
+        Returns
+        -------
+        Gaussian
+            Of the same mean and covariance.
+        """
         new = object.__new__(type(self))
-        new._set_rule(self.state, rule)
+        new._set(self.state, rule)
         return new
 
     @property
@@ -352,7 +383,7 @@ class Gaussian(Measure):
         """
 
         def evaluate(state: Tensor) -> Tensor:
-            nu = self._at(state)
+            nu = self.with_free_state(state)
             with unmodified(nu.points, nu.weights, nu.nodes, by="the functional"):
                 return value(nu)
 
@@ -392,7 +423,7 @@ class Gaussian(Measure):
         check_generator(generator)
         variance = positive(variance, "variance", or_zero=True)
         if variance == 0:
-            return self._at(self.state)
+            return self.with_free_state(self.state)
         factor = widened(self.factor, variance)
         return self._moved(torch.cat([self.mean[None], factor.T]))
 
@@ -449,22 +480,21 @@ class Gaussian(Measure):
 
     # Helpers --------------------------------------------------------------------------
 
-    def _check_tangent(self, tangent: Tensor, name: str = "tangent") -> None:
-        shape = (1 + self.dim, self.dim)
-        if not isinstance(tangent, Tensor) or tangent.shape != shape:
-            got = getattr(tangent, "shape", type(tangent).__name__)
-            msg = (
-                f"{name} must have shape {shape}, a row for the mean above those for "
-                f"the factor, got {got}"
-            )
-            raise ValueError(msg)
-        check_like(tangent, self.mean, name, "mean")
+    @property
+    def _tangent_shape(self) -> tuple[int, ...]:
+        return (1 + self.dim, self.dim)
 
     def _moved(self, state: Tensor) -> Self:
         fault = check_state(state.detach())
         if fault is not None:
             raise Diverged(fault, measure=self)
-        return self._at(state)
+        return self.with_free_state(state)
+
+
+def _placed(state: Tensor, z: Tensor) -> dict[str, Tensor]:
+    """Return what of a law depends on its mean and factor."""
+    points = torch.addmm(state[0], z, state[1:])
+    return {"mean": state[0], "factor": state[1:].T, "points": points}
 
 
 keep_immutable(Gaussian, "mean", "factor", "nodes")

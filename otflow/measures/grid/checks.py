@@ -8,18 +8,21 @@ import warnings
 import torch
 from torch import Tensor
 
+from otflow._graphs import records
 from otflow._lazy import lazy_import
 from otflow._typing import ArrayLike
-from otflow.errors import BoxWarning
+from otflow._validation import check_like
+from otflow.errors import BoxWarning, NonFinite
 from otflow.measures.grid.box import Box
 
 __all__ = [
     "check_border",
-    "check_connected",
-    "check_density",
-    "check_units",
+    "check_masses",
+    "explained",
+    "fault_of_step",
     "free_cells",
     "mass_tolerance",
+    "masses_of",
 ]
 
 # Share of the mass beside the border above which a box is too small, and how far from
@@ -52,7 +55,78 @@ def free_cells(obstacles: ArrayLike | None, rho: Tensor) -> Tensor:
     return ~mask.reshape(-1)
 
 
-def check_density(rho: Tensor, free: Tensor) -> None:
+def masses_of(rho: Tensor, box: Box, free: Tensor, *, normalize: bool) -> Tensor:
+    """Return the masses (n,) of a density that passes every check, with its graph."""
+    _check_density(rho.detach(), free)
+    weights = rho.reshape(-1) * box.cell_volume
+    total = _sum(weights)
+    _check_units(box, total, rho.dtype)
+    if normalize:
+        weights = weights / (weights.sum() if records(weights) else total)
+    elif abs(total - 1) > mass_tolerance(rho.dtype):
+        msg = (
+            f"the density must integrate to 1, got {total:.9g}; pass normalize=True to "
+            f"divide it by its integral"
+        )
+        raise ValueError(msg)
+    if not bool(free.all()):
+        mass = weights.detach().reshape(box.shape)
+        _check_connected(mass, free.reshape(box.shape))
+    return weights
+
+
+def check_masses(masses: Tensor, like: Tensor, free: Tensor) -> None:
+    """Refuse masses (n,) that are no probability on the cells of `like`."""
+    check_like(masses, like, "weights", "the density")
+    if masses.shape != like.shape:
+        msg = (
+            f"weights must have shape {tuple(like.shape)}, one mass per cell, got "
+            f"{tuple(masses.shape)}; use weights.reshape(-1)"
+        )
+        raise ValueError(msg)
+    _check_density(masses.detach(), free)
+    total = _sum(masses)
+    if abs(total - 1) > mass_tolerance(masses.dtype):
+        msg = (
+            f"weights must sum to 1, got {total:.9g}; divide them by their sum, or use "
+            f"with_free_weights to differentiate in masses of any sum"
+        )
+        raise ValueError(msg)
+
+
+def fault_of_step(before: Tensor, after: Tensor) -> str | None:
+    """Return what is wrong with the masses after a step, None if nothing."""
+    if not bool((after >= 0).all() & after.sum().isfinite()):
+        return (
+            "cell masses left the non-negative finite numbers; take a smaller dt "
+            "or use JKO"
+        )
+    kept, total = _sum(before), _sum(after)
+    if abs(total - kept) > mass_tolerance(after.dtype):
+        return (
+            f"a step changed the mass from {kept:.9g} to {total:.9g}: nothing may "
+            f"leave through a wall or an obstacle; stop the velocity there"
+        )
+    return None
+
+
+def explained(error: NonFinite, empty: Tensor) -> NonFinite:
+    """Return an error that names the empty cells, if there are any, as the cause."""
+    count = int(empty.sum())
+    if count == 0:
+        return error
+    msg = (
+        f"{error}. The density vanishes in {count} cells, where an entropy has an "
+        f"infinite slope: flow it by JKO(), or diffuse it a little first"
+    )
+    return NonFinite(msg)
+
+
+def _sum(masses: Tensor) -> float:
+    return float(masses.detach().sum(dtype=torch.float64))
+
+
+def _check_density(rho: Tensor, free: Tensor) -> None:
     """Refuse a density that is negative, not finite, zero, or inside an obstacle."""
     bad = ~(torch.isfinite(rho) & (rho >= 0))
     if bool(bad.any()):
@@ -72,7 +146,7 @@ def check_density(rho: Tensor, free: Tensor) -> None:
         raise ValueError(msg)
 
 
-def check_units(box: Box, total: float, dtype: torch.dtype) -> None:
+def _check_units(box: Box, total: float, dtype: torch.dtype) -> None:
     """Refuse a box of which a corner, or the mass before it is 1, leaves a dtype."""
     reach = max(*map(abs, box.lower), *map(abs, box.upper))
     if not (reach <= torch.finfo(dtype).max and 0 < total < math.inf):
@@ -84,7 +158,7 @@ def check_units(box: Box, total: float, dtype: torch.dtype) -> None:
         raise ValueError(msg)
 
 
-def check_connected(mass: Tensor, free: Tensor) -> None:
+def _check_connected(mass: Tensor, free: Tensor) -> None:
     """Refuse mass on both sides of an obstacle that has no way round."""
     ndimage = lazy_import("scipy.ndimage")
     labels, count = ndimage.label(free.cpu().numpy())

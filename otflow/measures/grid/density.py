@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
-from otflow._graphs import refuse_graph
-from otflow._typing import ArrayLike, Ground
-from otflow._validation import as_points, positive
+from otflow._autodiff import value_and_gradient
+from otflow._graphs import refuse_graph, unmodified
+from otflow._typing import ArrayLike, Ground, Value
+from otflow._validation import (
+    as_float_tensor,
+    check_generator,
+    non_negative_int,
+    positive,
+    real,
+)
+from otflow.errors import Diverged, NonFinite
+from otflow.measures.base import Measure, keep_immutable
 from otflow.measures.grid.box import Box
-from otflow.measures.grid.checks import free_cells
+from otflow.measures.grid.checks import (
+    check_border,
+    check_masses,
+    explained,
+    fault_of_step,
+    free_cells,
+    masses_of,
+)
 from otflow.measures.grid.convolution import convolution
 from otflow.measures.grid.heat import heat
-from otflow.measures.grid.images import brightness, counts, resampled
-from otflow.measures.grid.moves import MovingCells
+from otflow.measures.grid.images import (
+    brightness,
+    counts,
+    drawn,
+    frame,
+    resampled,
+    values_at_centres,
+)
+from otflow.measures.grid.remap import remap
+from otflow.measures.grid.upwind import check_courant, displacement, upwind
+from otflow.measures.sums import integrate, internal_energy, refuse_to_draw, reweighted
 
 __all__ = ["GridDensity"]
 
 
-class GridDensity(MovingCells):
+@final
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class GridDensity(Measure):
     r"""A density on a box, constant on the cells of a regular grid, 1-D to 3-D.
 
     Nothing flows through the walls of the box, nor through obstacles: every verb moves
@@ -85,6 +113,35 @@ class GridDensity(MovingCells):
     0.0625
     """
 
+    points: Tensor
+    weights: Tensor
+    box: Box
+    is_free: Tensor
+    walls: bool
+
+    _tangent_layout = ", one entry a face"
+
+    def __init__(
+        self,
+        density: ArrayLike,
+        lower: Any,
+        upper: Any,
+        *,
+        obstacles: ArrayLike | None = None,
+        walls: bool = False,
+        normalize: bool = False,
+    ) -> None:
+        rho = as_float_tensor(density, "density")
+        box = Box.of(lower, upper, tuple(rho.shape))
+        free = free_cells(obstacles, rho)
+        weights = masses_of(rho, box, free, normalize=normalize)
+        if not isinstance(walls, bool):
+            msg = f"walls must be True or False, got {walls!r}"
+            raise TypeError(msg)
+        points = box.centres(weights.detach())
+        self._hold(points=points, weights=weights, box=box, is_free=free, walls=walls)
+        check_border(box, weights, free, walls=walls)
+
     # Other ways to make one -----------------------------------------------------------
 
     @classmethod
@@ -123,15 +180,8 @@ class GridDensity(MovingCells):
         """
         box = Box.of(lower, upper, shape)
         like = torch.empty(0, dtype=dtype, device=device)
-        values = f(box.centres(like))
-        if not isinstance(values, Tensor) or values.shape != (box.n,):
-            got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
-            msg = (
-                f"f must map the centres (n, d) = ({box.n}, {box.dim}) to "
-                f"({box.n},), got {got}; reduce over the last axis, e.g. .sum(-1)"
-            )
-            raise ValueError(msg)
-        return cls._in_proportion(values.reshape(box.shape), box, obstacles, walls)
+        rho = values_at_centres(f, box, like)
+        return cls._in_proportion(rho, box, obstacles, walls)
 
     @classmethod
     def from_image(
@@ -179,10 +229,7 @@ class GridDensity(MovingCells):
         """
         dtype = dtype or torch.get_default_dtype()
         rho = brightness(image, invert=invert, dtype=dtype, device=device)
-        if lower is None and upper is None:
-            width, height = rho.shape
-            lower, upper = 0.0, (1.0, height / width)
-        box = Box.of(lower, upper, tuple(rho.shape) if shape is None else shape)
+        box = frame(rho, lower, upper, shape)
         return cls._in_proportion(resampled(rho, box.shape), box, obstacles, walls)
 
     @classmethod
@@ -222,23 +269,12 @@ class GridDensity(MovingCells):
         ValueError
             If a sample lies outside the box or in an obstacle.
         """
-        x = as_points(points)
-        refuse_graph(
-            "a histogram",
-            "counts have no derivative in the points",
-            x,
-            cure="points.detach()",
-        )
         box = Box.of(lower, upper, shape)
-        if x.shape[1] != box.dim:
-            msg = f"points must have shape (m, {box.dim}), got {tuple(x.shape)}"
-            raise ValueError(msg)
-        mass = counts(box, x)
-        free = free_cells(obstacles, mass.reshape(box.shape))
-        inside = mass.masked_fill(free, 0.0)
+        mass = counts(box, points)
+        free = free_cells(obstacles, mass)
         variance = positive(bandwidth, "bandwidth", or_zero=True) ** 2
-        if float(inside.sum()) == 0:  # else the class says so
-            mass = heat(box, mass, 0.5 * variance, free)
+        # Mass in an obstacle stays there, and the class refuses it.
+        mass = heat(box, mass.reshape(-1), 0.5 * variance, free)
         rho = mass.reshape(box.shape) / box.cell_volume
         return cls(rho, lower, upper, obstacles=obstacles, walls=walls, normalize=True)
 
@@ -249,16 +285,159 @@ class GridDensity(MovingCells):
         """Return the density of mass 1 in proportion to `rho` on the free cells."""
         if obstacles is not None:
             rho = rho * free_cells(obstacles, rho).reshape(box.shape)
-        return cls(
-            rho,
-            box.lower,
-            box.upper,
-            obstacles=obstacles,
-            walls=walls,
-            normalize=True,
-        )
+        low, high = box.lower, box.upper
+        return cls(rho, low, high, obstacles=obstacles, walls=walls, normalize=True)
 
-    # Interactions ---------------------------------------------------------------------
+    def with_weights(self, weights: Tensor) -> Self:
+        """Return a density of other masses on the same grid.
+
+        Parameters
+        ----------
+        weights : Tensor, shape (n,)
+            Masses of the cells, >= 0, of sum 1; a graph on them stays alive.
+
+        Returns
+        -------
+        GridDensity
+            It shares the grid with this one.
+
+        Raises
+        ------
+        ValueError
+            If the shape or the device differs, a mass is negative, not finite or in an
+            obstacle, or their sum is not 1.
+        TypeError
+            If the dtype differs.
+
+        See Also
+        --------
+        otflow.GridDensity.with_free_weights : For derivatives in masses of any sum.
+        """
+        masses = as_float_tensor(weights, "weights")
+        check_masses(masses, self.weights, self.is_free)
+        return self.with_free_weights(masses)
+
+    def with_free_weights(self, weights: Tensor) -> Self:
+        """Return an argument for a functional whose masses are free: none is checked.
+
+        Parameters
+        ----------
+        weights : Tensor, shape (n,)
+            Masses of the cells, of any sum; a graph on them stays alive.
+
+        Returns
+        -------
+        GridDensity
+            It shares the grid with this one. It is a probability only if `weights` are.
+        """
+        return self._changed(weights=weights)
+
+    def moved(self, weights: Tensor) -> Self:
+        """Return the outcome of a step: finite, non-negative, of the same total mass.
+
+        Parameters
+        ----------
+        weights : Tensor, shape (n,)
+            Masses of the cells.
+
+        Returns
+        -------
+        GridDensity
+            On the same grid; warns if the box has just become too small.
+
+        Raises
+        ------
+        Diverged
+            If a mass is NaN, infinite or negative, or mass was lost or made; the error
+            carries `self`.
+        """
+        fault = fault_of_step(self.weights, weights)
+        if fault is not None:
+            raise Diverged(fault, measure=self)
+        before = self.weights
+        check_border(self.box, weights, self.is_free, walls=self.walls, before=before)
+        return self.with_free_weights(weights)
+
+    # Density --------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of cells along each axis."""
+        return self.box.shape
+
+    @property
+    def grid(self) -> Tensor:
+        """The density as an array of shape ``shape``."""
+        return self.density().reshape(self.shape)
+
+    def density(self) -> Tensor:
+        """Return the density in each cell, (n,)."""
+        return self.weights / self.box.cell_volume
+
+    def density_at(self, x: ArrayLike) -> Tensor:
+        """Return the density of the cell that holds each point (m, d): (m,).
+
+        Raises
+        ------
+        ValueError
+            If a point lies outside the box.
+        Unsupported
+            If `x` carries a graph: a density constant on cells has no slope in them.
+        """
+        x = self.check_probes(x)
+        refuse_graph(
+            "the density at points",
+            "it is constant on the cells, and has no derivative in the points",
+            x,
+            cure="x.detach()",
+        )
+        return self.density()[self.box.cell_of(x)]
+
+    def check_same_grid(self, other: Measure) -> None:
+        """Refuse (ValueError) a measure that does not live on the same cells."""
+        if not isinstance(other, GridDensity) or other.box != self.box:
+            msg = (
+                f"both densities must live on the same grid, got {other!r} beside "
+                f"{self!r} on {self.box}"
+            )
+            raise ValueError(msg)
+
+    # Integrals ------------------------------------------------------------------------
+
+    def expectation(self, f: Ground) -> Tensor:
+        r"""Return :math:`\sum_i w_i f(x_i)` over the free cells.
+
+        What f is inside obstacles, where there is no mass, does not count: it may be
+        infinite or NaN there.
+
+        Parameters
+        ----------
+        f : callable
+            Batched: (n, d) -> (n,) gives a 0-d tensor, (n, d) -> (n, m) gives (m,).
+
+        Returns
+        -------
+        Tensor
+            The integral.
+
+        Raises
+        ------
+        InvalidFunctional
+            If `f` does not return one value, or one row, per cell.
+        """
+        full = None if bool(self.is_free.all()) else ~self.is_free
+        return integrate(f, self.points, self.weights, full)
+
+    def internal(self, e: Ground) -> Tensor:
+        r"""Return :math:`\int e(\rho)\, d\mu` over the free cells.
+
+        In an obstacle, where there is never mass, nothing is asked: e may have infinite
+        derivatives at 0.
+        """
+        rho = self.density()
+        if bool(self.is_free.all()):
+            return internal_energy(e, rho, self.weights)
+        return internal_energy(e, rho[self.is_free], self.weights[self.is_free])
 
     def convolve(self, W: Ground, *, diagonal: bool = True) -> Tensor:
         r"""Return :math:`W * \mu` at the centres, (n,), W standing for its even part.
@@ -305,3 +484,251 @@ class GridDensity(MovingCells):
         Time O(n log n), memory O(2^d n).
         """
         return 0.5 * (self.weights @ self.convolve(W, diagonal=diagonal))
+
+    # Derivatives ----------------------------------------------------------------------
+
+    def _evaluate(self, value: Value, weights: Tensor) -> Tensor:
+        nu = self.with_free_weights(weights)
+        with unmodified(nu.points, nu.weights, by="the functional"):
+            return value(nu)
+
+    def value_and_mass_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`F(\mu)` and :math:`\partial F/\partial w_i`, in one pass.
+
+        Parameters
+        ----------
+        value : callable
+            Maps a measure to a 0-d tensor.
+
+        Returns
+        -------
+        value : Tensor
+            0-d.
+        gradient : Tensor, shape (n,)
+            The first variation at the centres; 0 in obstacles. Both carry the graph of
+            what they depend on, where that has one.
+        """
+
+        def free(w: Tensor) -> Tensor:
+            # Inside an obstacle F' may be infinite, as that of the entropy at density
+            # 0; nothing is asked there.
+            return self._evaluate(value, torch.where(self.is_free, w, 0.0))
+
+        try:
+            return value_and_gradient(free, self.weights)
+        except NonFinite as error:
+            raise explained(error, self.is_free & (self.weights == 0)) from error
+
+    def mass_gradient(self, value: Value, x: ArrayLike | None = None) -> Tensor:
+        r"""Return :math:`\partial F/\partial w_i`, at the cells or at `x`.
+
+        Between centres it is interpolated linearly along each axis, and beyond the
+        outermost ones it is constant.
+        """
+        gradient = self.value_and_mass_gradient(value)[1]
+        if x is None:
+            return gradient
+        return self.box.interpolate(gradient, self.check_probes(x))
+
+    def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`F(\mu)` and the slopes of :math:`F'` across inner faces.
+
+        Parameters
+        ----------
+        value : callable
+            Maps a measure to a 0-d tensor.
+
+        Returns
+        -------
+        value : Tensor
+            0-d.
+        gradient : Tensor, shape (n_faces,)
+            Zero on the faces of obstacles.
+        """
+        f, grad = self.value_and_mass_gradient(value)
+        return f, self.box.gradient(grad) * self.open_faces(grad.dtype)
+
+    def open_faces(self, dtype: torch.dtype) -> Tensor:
+        """Return 1 for the faces between two free cells and 0 for the others."""
+        below, above = self.box.neighbours(self.is_free)
+        return (below & above).to(dtype)
+
+    def inner(self, u: Tensor, v: Tensor) -> Tensor:
+        r"""Return :math:`\sum_f |f|\, h\, \bar\rho_f\, u_f v_f`.
+
+        The density of a face is the mean of both sides.
+        """
+        self._check_tangent(u, "u")
+        self._check_tangent(v, "v")
+        below, above = self.box.neighbours(self.weights)
+        return (0.5 * (below + above)) @ (u * v * self.open_faces(self.dtype))
+
+    # Moves ----------------------------------------------------------------------------
+
+    def push(self, tangent: Tensor, dt: float) -> Self:
+        r"""Move mass by the upwind fluxes :math:`v^+ \rho_- - v^-\rho_+` of the faces.
+
+        First order in the spacing; linear in dt > 0, so that its derivative at 0 is
+        exactly that of the energy. `transport` is sharper.
+
+        Parameters
+        ----------
+        tangent : Tensor, shape (n_faces,)
+            Velocity through each inner face.
+        dt : float
+            Time, of either sign.
+
+        Returns
+        -------
+        GridDensity
+            Mass is kept to round-off; masses stay non-negative.
+
+        Raises
+        ------
+        Diverged
+            If dt is above the CFL limit: a cell would send out more mass than it has.
+        """
+        moves = self._moves(tangent, dt)
+        check_courant(self.box, self.weights, moves, real(dt, "dt"), self)
+        # Under the CFL condition a mass below zero is round-off.
+        return self.moved(upwind(self.box, self.weights, moves).clamp_min(0))
+
+    def transport(self, tangent: Tensor, dt: float) -> Self:
+        r"""Return the push-forward by :math:`x \mapsto x + dt\,v(x)`; no CFL limit.
+
+        Masses are kept to round-off and stay non-negative for any dt. Second order in
+        the spacing where density and velocity are smooth, and exact in dt.
+
+        Parameters
+        ----------
+        tangent : Tensor, shape (n_faces,)
+            Velocity through each inner face.
+        dt : float
+            Time, of either sign.
+
+        Returns
+        -------
+        GridDensity
+            Where the map folds, and at walls, mass sticks together.
+
+        Notes
+        -----
+        Time O(n log n), memory O(n).
+        """
+        moves = self._moves(tangent, dt)
+        return self.moved(remap(self.box, self.weights, moves, self.is_free))
+
+    def displacement_to(self, other: Self) -> Tensor:
+        r"""Return the tangent whose `push` for time 1 gives `other`.
+
+        Its flux is a cumulative sum in 1-D and, otherwise, that of least kinetic
+        energy. An upwind step reaches no further than the next cell.
+
+        Parameters
+        ----------
+        other : GridDensity
+            On the same grid.
+
+        Returns
+        -------
+        Tensor, shape (n_faces,)
+            Velocities through the faces.
+
+        Raises
+        ------
+        Unsupported
+            If mass would have to cross empty cells, or more than one cell; or if one
+            of the two carries a graph.
+        """
+        self.check_same_grid(other)
+        refuse_graph(
+            "a displacement between grid densities",
+            "upwind fluxes have a kink where they vanish",
+            self.weights,
+            other.weights,
+            cure="mu.detach(), or Quantiles",
+        )
+        is_open = self.open_faces(self.dtype)
+        return displacement(self.box, self.weights, other.weights, is_open)
+
+    def diffuse(self, variance: float, generator: torch.Generator) -> Self:
+        r"""Run the heat flow :math:`e^{\frac12 s\Delta_h}` for the variance s.
+
+        No heat leaves through walls and obstacles. Exact in time for the difference
+        Laplacian of the grid, positive, deterministic.
+
+        Parameters
+        ----------
+        variance : float
+            Variance per axis that it adds away from the walls, >= 0.
+        generator : torch.Generator
+            Not used: the same call serves measures for which noise is drawn.
+
+        Returns
+        -------
+        GridDensity
+            Of the same mass.
+
+        Notes
+        -----
+        O(n times the cells along an axis); with obstacles O(n deviation / h).
+        """
+        check_generator(generator)
+        time = 0.5 * positive(variance, "variance", or_zero=True)
+        return self.moved(heat(self.box, self.weights, time, self.is_free))
+
+    def reweight(self, log_rate: Tensor, dt: float) -> Self:
+        r"""Return masses :math:`\propto w_i \exp(dt\, r_i)`.
+
+        Parameters
+        ----------
+        log_rate : Tensor, shape (n,)
+            Growth rate r of each cell; a constant added to it changes nothing.
+        dt : float
+            Time.
+
+        Returns
+        -------
+        GridDensity
+            Mass is 1 again; empty cells stay empty.
+
+        Raises
+        ------
+        Diverged
+            If a rate is NaN or infinite.
+        """
+        return self.moved(reweighted(self.weights, log_rate, dt))
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw n points independently from the density, uniform within each cell.
+
+        Parameters
+        ----------
+        n : int
+            Number of draws, >= 1.
+        generator : torch.Generator
+            Source of randomness.
+
+        Returns
+        -------
+        Tensor, shape (n, d)
+            The draws.
+        """
+        check_generator(generator)
+        refuse_to_draw(self.weights)
+        n = non_negative_int(n, "n", minimum=1)
+        return drawn(self.box, self.points, self.weights.detach(), n, generator)
+
+    # Helpers --------------------------------------------------------------------------
+
+    def _moves(self, tangent: Tensor, dt: float) -> Tensor:
+        """Return the displacements through the faces, 0 at obstacles."""
+        self._check_tangent(tangent)
+        return tangent * (real(dt, "dt") * self.open_faces(self.dtype))
+
+    @property
+    def _tangent_shape(self) -> tuple[int, ...]:
+        return (self.box.n_faces,)
+
+
+keep_immutable(GridDensity, "is_free")

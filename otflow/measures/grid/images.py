@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from otflow._graphs import refuse_graph
+from otflow._typing import ArrayLike, Ground
+from otflow._validation import as_points
 from otflow.measures.grid.box import Box
 
-__all__ = ["brightness", "counts", "resampled"]
+__all__ = ["brightness", "counts", "drawn", "frame", "resampled", "values_at_centres"]
 
 # Luminance of linear red, green and blue (ITU-R BT.709).
 LUMINANCE = (0.2126, 0.7152, 0.0722)
@@ -104,6 +106,14 @@ def _refuse_above_one(values: np.ndarray) -> None:
     raise ValueError(msg)
 
 
+def frame(picture: Tensor, lower: Any, upper: Any, shape: Any) -> Box:
+    """Return the box of a picture (W, H): by default 1 wide, with a cell a pixel."""
+    if lower is None and upper is None:
+        width, height = picture.shape
+        lower, upper = 0.0, (1.0, height / width)
+    return Box.of(lower, upper, tuple(picture.shape) if shape is None else shape)
+
+
 def resampled(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return averages over the cells of another grid on the same box; integral kept.
 
@@ -132,20 +142,56 @@ def resampled(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     return values
 
 
-def counts(box: Box, x: Tensor) -> Tensor:
-    """Return the share of the points (m, d) in each cell, (n,); none may be outside.
+def counts(box: Box, points: ArrayLike) -> Tensor:
+    """Return the share of the points in each cell.
 
     Parameters
     ----------
     box : Box
         The grid.
-    x : Tensor, shape (m, d)
-        Points.
+    points : Tensor or ndarray, shape (m, d)
+        Points; none may be outside.
 
     Returns
     -------
-    Tensor, shape (n,)
+    Tensor, shape (n_1, ..., n_d)
         Masses of sum 1.
     """
+    x = as_points(points)
+    refuse_graph(
+        "a histogram",
+        "counts have no derivative in the points",
+        x,
+        cure="points.detach()",
+    )
+    if x.shape[1] != box.dim:
+        msg = f"points must have shape (m, {box.dim}), got {tuple(x.shape)}"
+        raise ValueError(msg)
     index = box.cell_of(x)
-    return torch.bincount(index, minlength=box.n).to(x.dtype) / len(x)
+    shares = torch.bincount(index, minlength=box.n).to(x.dtype) / len(x)
+    return shares.reshape(box.shape)
+
+
+def values_at_centres(f: Ground, box: Box, like: Tensor) -> Tensor:
+    """Return f at the centres of the cells as an array, of dtype and device `like`."""
+    values = f(box.centres(like))
+    if not isinstance(values, Tensor) or values.shape != (box.n,):
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
+        msg = (
+            f"f must map the centres (n, d) = ({box.n}, {box.dim}) to "
+            f"({box.n},), got {got}; reduce over the last axis, e.g. .sum(-1)"
+        )
+        raise ValueError(msg)
+    return values.reshape(box.shape)
+
+
+def drawn(
+    box: Box, centres: Tensor, weights: Tensor, n: int, generator: torch.Generator
+) -> Tensor:
+    """Return n points (n, d), each uniform in a cell that is drawn by its mass."""
+    uniform = centres.new_empty(n, box.dim + 1).uniform_(generator=generator)
+    sums = weights.cumsum(0)
+    cell = torch.searchsorted(sums, uniform[:, 0] * sums[-1], right=True)
+    # A draw of the very total, by rounding, belongs to the last cell with mass.
+    cell = cell.clamp_max(int((weights > 0).nonzero()[-1]))
+    return centres[cell] + (uniform[:, 1:] - 0.5) * uniform.new_tensor(box.spacing)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from otflow.measures.grid.box import Box
 
-__all__ = ["remap"]
+__all__ = ["remap", "remap_rows"]
 
 # Faces are put in order by the mass beside them: those of a row with more than these
 # shares of the largest, in turn.
@@ -61,7 +61,7 @@ def remap(box: Box, weights: Tensor, moves: Tensor, is_free: Tensor) -> Tensor:
         for later in range(axis + 1, box.dim):
             is_open = ~closed[later]
             fields[later] = _carried(fields, mass, is_open, later, axis)
-        mass = _integrate(rows, origins, walls).movedim(-1, axis)
+        mass = remap_rows(rows, origins, *_edges(rows, walls))[0].movedim(-1, axis)
     return mass.reshape(-1)
 
 
@@ -147,14 +147,34 @@ def _all_three(known: Tensor) -> Tensor:
     return result
 
 
-def _integrate(mass: Tensor, origins: Tensor, walls: Tensor) -> Tensor:
-    """Return the masses that lie between consecutive origins."""
-    left, right = _edges(mass, walls)
+def remap_rows(
+    mass: Tensor, cuts: Tensor, left: Tensor, right: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the masses of rows between consecutive cuts, and the densities there.
+
+    Within a cell the density is the parabola of its mass and of its values at both
+    edges; it must not be negative.
+
+    Parameters
+    ----------
+    mass, left, right : Tensor, shape (..., n)
+        Masses of the cells, and the densities at their edges, in mass a cell.
+    cuts : Tensor, shape (..., m + 1)
+        Places in cells, non-decreasing, from 0 to n.
+
+    Returns
+    -------
+    masses : Tensor, shape (..., m)
+        Non-negative; rows that are cut at 0 and n keep their sums.
+    density : Tensor, shape (..., m + 1)
+        In mass a cell; at an edge it is that of the cell above.
+    """
     n = mass.shape[-1]
-    cell = origins.floor().long().clamp_max(n - 1)
-    s = origins - cell
+    cell = cuts.floor().long().clamp_max(n - 1)
+    s = cuts - cell
     m, a, b = (x.gather(-1, cell) for x in (mass, left, right))
     curve = 6 * m - 3 * (a + b)
+    density = a + s * (b - a + curve * (1 - s))
     # The mass of the cell below the origin, by a parabola with the edge values a, b.
     part = s * (a + s * (0.5 * (b - a + curve) - s * curve / 3))
     part = torch.where(s == 1, m, part)
@@ -163,7 +183,7 @@ def _integrate(mass: Tensor, origins: Tensor, walls: Tensor) -> Tensor:
     whole = sums.gather(-1, high) - sums.gather(-1, torch.minimum(low + 1, high))
     first = torch.where(low == high, 0.0, m[..., :-1])
     # No parabola is negative: a sum below zero is round-off.
-    return (first - part[..., :-1] + whole + part[..., 1:]).clamp_min(0)
+    return (first - part[..., :-1] + whole + part[..., 1:]).clamp_min(0), density
 
 
 def _edges(mass: Tensor, walls: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,6 @@ from otflow._validation import (
     as_points,
     as_weights,
     check_generator,
-    check_like,
     coordinate_limit,
     non_negative_int,
     real,
@@ -102,6 +101,9 @@ class Quantiles(Measure):
     weights: Tensor
     lumped: Tensor
 
+    _tangent_layout = ", one row for each edge"
+    flat: ClassVar[bool] = True
+
     cures: ClassVar[dict[str, str]] = {
         "mass_gradient": (
             "its masses are fixed; ask a GridDensity or Particles for a first variation"
@@ -143,19 +145,29 @@ class Quantiles(Measure):
                     f"edges[{i + 1}]"
                 )
                 raise ValueError(msg)
-        self._set(q, w, lump(w))
+        self._hold(edges=q, points=_centres(q), weights=w, lumped=lump(w))
 
-    def _set(self, edges: Tensor, weights: Tensor, lumped: Tensor) -> None:
-        object.__setattr__(self, "edges", edges)
-        object.__setattr__(self, "points", 0.5 * (edges[1:] + edges[:-1])[:, None])
-        object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "lumped", lumped)
+    def with_free_edges(self, edges: Tensor) -> Self:
+        """Return an argument for a functional whose edges are free: none is checked.
 
-    def _with(self, edges: Tensor) -> Self:
-        """Return a copy with other quantiles, unchecked; a graph on them stays."""
-        new = object.__new__(type(self))
-        new._set(edges, self.weights, self.lumped)
-        return new
+        Parameters
+        ----------
+        edges : Tensor, shape (n + 1,)
+            Quantiles; a graph on them stays alive.
+
+        Returns
+        -------
+        Quantiles
+            It shares the masses of the cells with this one.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> mu = of.Quantiles(torch.tensor([0.0, 1.0, 2.0]))
+        >>> mu.with_free_edges(2 * mu.edges).edges
+        tensor([0., 2., 4.])
+        """
+        return self._changed(edges=edges, points=_centres(edges))
 
     # Ways to make one -----------------------------------------------------------------
 
@@ -387,7 +399,7 @@ class Quantiles(Measure):
 
     def evaluate(self, value: Value, edges: Tensor) -> Tensor:
         """Return a value at other quantiles, unchecked; a graph on them stays."""
-        nu = self._with(edges)
+        nu = self.with_free_edges(edges)
         with unmodified(nu.edges, nu.points, nu.weights, by="the functional"):
             return value(nu)
 
@@ -419,7 +431,7 @@ class Quantiles(Measure):
                 f"quantiles with displacement_to and inner"
             )
             raise Diverged(msg, measure=self)
-        return self._with(edges)
+        return self.with_free_edges(edges)
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         r"""Return the lumped product :math:`\sum_i \ell_i\,u_i v_i` of tangents."""
@@ -447,13 +459,13 @@ class Quantiles(Measure):
             raise ValueError(msg)
         return (other.edges - self.edges)[:, None]
 
-    def _check_tangent(self, tangent: Tensor, name: str = "tangent") -> None:
-        shape = (len(self.edges), 1)
-        if not isinstance(tangent, Tensor) or tangent.shape != shape:
-            got = getattr(tangent, "shape", type(tangent).__name__)
-            msg = f"{name} must have shape {shape}, one row for each edge, got {got}"
-            raise ValueError(msg)
-        check_like(tangent, self.edges, name, "edges")
+    @property
+    def _tangent_shape(self) -> tuple[int, ...]:
+        return (len(self.edges), 1)
+
+
+def _centres(edges: Tensor) -> Tensor:
+    return 0.5 * (edges[1:] + edges[:-1])[:, None]
 
 
 keep_immutable(Quantiles, "edges", "lumped")

@@ -85,7 +85,7 @@ def gap_on_lines(F: Functional, mu: Gaussian, per_line: int) -> Gap:
     """
     dim = mu.dim
     directions, feet, rule = _lines(dim, per_line)
-    there = mu._on(rule)
+    there = mu.with_nodes(rule)
     f, slopes = _derivatives(F, there)
     u, feet = directions.to(f), feet.to(f)
     t = finer_nodes(1, per_line).points[:, 0].to(f)
@@ -103,12 +103,10 @@ def gap_on_lines(F: Functional, mu: Gaussian, per_line: int) -> Gap:
 
 def _derivatives(F: Functional, mu: Gaussian) -> tuple[Tensor, Tensor]:
     """Return the derivatives of F by the masses (n,) and by the white nodes (n, d)."""
-    state = mu.state.detach()
+    fixed = mu.detach()
 
     def value(both: Tensor) -> Tensor:
-        nu = mu._at(state)
-        nu._set(state, both[:, 1:], both[:, 0])
-        return F.value(nu)
+        return F.value(fixed.with_free_nodes(both[:, 1:], both[:, 0]))
 
     both = torch.cat([mu.weights[:, None], mu.nodes], 1).detach()
     found = value_and_gradient(value, both, unused=True)[1]

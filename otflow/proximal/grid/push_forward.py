@@ -11,6 +11,7 @@ from torch import Tensor
 
 from otflow.measures import GridDensity
 from otflow.measures.grid.box import Box
+from otflow.measures.grid.remap import remap_rows
 
 __all__ = [
     "Sweep",
@@ -289,19 +290,11 @@ def remap(masses: Tensor, cuts: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     centred, least = 0.5 * (a + b).abs(), 2 * torch.minimum(a.abs(), b.abs())
     slope = torch.where(a * b > 0, a.sign() * torch.minimum(centred, least), 0.0)
     slope = torch.nn.functional.pad(slope, (1, 1))
-    below = m.cumsum(-1)
-    total = below[..., -1:]
+    zero = torch.zeros_like(m[..., :1])
+    ends = torch.cat([zero, cuts.clamp(0, n), zero + n], -1)
+    new, density = remap_rows(m, ends, m - 0.5 * slope, m + 0.5 * slope)
     inside = (cuts > 0) & (cuts < n)
-    cuts = cuts.clamp(0, n)
-    cell = cuts.floor().long().clamp_(0, n - 1)
-    t = cuts - cell
-    here, tilt = torch.gather(m, -1, cell), torch.gather(slope, -1, cell)
-    level = torch.gather(below, -1, cell) - here + here * t + 0.5 * tilt * (t * t - t)
-    level = torch.cat([torch.zeros_like(total), level, total], -1)
-    # Levels that should be equal differ by round-off; rows keep their sums.
-    level = torch.minimum(level, total).cummax(-1).values
-    new = level.diff(dim=-1)
-    density = torch.where(inside, here + tilt * (t - 0.5), 0.0)
+    density = torch.where(inside, density[..., 1:-1], 0.0)
     return new.movedim(-1, axis), density.movedim(-1, axis)
 
 

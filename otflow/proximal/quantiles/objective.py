@@ -281,7 +281,7 @@ def _modulus(F: Functional) -> float | None:
     """
     total = 0.0
     for c, term in F.terms():
-        bound = Scaled(c, term).modulus_in(1)
+        bound = Scaled(c, term).modulus(1)
         if bound is None and isinstance(term, Interaction) and c > 0:
             bound = 0.0 if _is_convex_apart(term.W) else None
         if bound is None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.measures.gaussian.quadrature import gaussian_nodes
 from tests import exact
 from tests.clouds import normal
 from tests.differences import derivative
@@ -32,7 +33,7 @@ def test_a_thousand_dimensions_by_default():
 
 def test_dimensions_without_a_rule_are_refused_with_the_cure():
     with pytest.raises(ValueError, match="flow them as Particles"):
-        of.measures.quadrature.gaussian_nodes(30_000)
+        gaussian_nodes(30_000)
 
 
 ENERGIES = {

@@ -251,7 +251,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
         elif not problem.is_summed:
             V = torch.where(mu.is_free, problem.V, math.nan).reshape(mu.shape)
             masses = step.masses.reshape(mu.shape)
-            bound = distance_bound(step.full_gap, masses, V, F.modulus_in(mu.dim), dt)
+            bound = distance_bound(step.full_gap, masses, V, F.modulus(mu.dim), dt)
             if bound is not None and not math.isfinite(bound):
                 bound = None
             guarantee = "optimal" if bound is None else "exact"
@@ -264,8 +264,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
             bound=bound,
             linearisations=rounds,
             stalled=ending == "stalled",
+            iterations=steps,
         )
-        return ProxResult(step.measure, point.pressure, steps, point.residual, known)
+        return ProxResult(step.measure, point.pressure, certificate=known)
 
     def _full(
         self,
@@ -301,8 +302,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
             bound=distance,
             linearisations=0,
             stalled=False,
+            iterations=0,
         )
-        return ProxResult(step.measure, pressure, 0, rest, known)
+        return ProxResult(step.measure, pressure, certificate=known)
 
     def _solve(
         self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor

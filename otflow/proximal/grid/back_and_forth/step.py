@@ -11,7 +11,7 @@ from torch import Tensor
 
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.proximal.certificate import certify
+from otflow.proximal.certificate import Certificate, certify
 from otflow.proximal.grid.duality import below_bound, dual_value
 from otflow.proximal.grid.pressure import Iterate, PressureProblem
 from otflow.proximal.grid.push_forward import squared_diagonal, transport_cost
@@ -49,7 +49,7 @@ class Step:
         """The gap with what the minimum over all densities can be lower."""
         return math.inf if self.gap is None else self.gap + self.unseen
 
-    def certificate(self, problem: PressureProblem, **words: Any) -> dict[str, Any]:
+    def certificate(self, problem: PressureProblem, **words: Any) -> Certificate:
         """Return the certificate.
 
         Energies are known to round-off of the measure's dtype, and to what the mass

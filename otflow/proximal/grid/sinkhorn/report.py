@@ -15,7 +15,7 @@ from torch import Tensor
 from otflow.errors import BlurWarning
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.proximal.certificate import ROUND_OFF, certify
+from otflow.proximal.certificate import ROUND_OFF, Certificate, certify
 from otflow.proximal.grid.gap import distance_bound, dual_value
 from otflow.proximal.grid.push_forward import distance_along_axes
 from otflow.proximal.grid.sinkhorn.blur import blur_of, self_potential
@@ -78,7 +78,7 @@ class Solution:
 
     def certificate(
         self, F: Functional, before: float, *, duality: bool
-    ) -> dict[str, Any]:
+    ) -> Certificate:
         """Return the entries that `GridSinkhorn` documents."""
         problem, iterate, nu = self.problem, self.iterate, self.measure
         mu, dt = problem.source, problem.dt
@@ -215,7 +215,7 @@ def _bound(
 ) -> float | None:
     """Return a bound on the distance to the exact step, None if there is none."""
     terms, mu, dt = problem.terms, problem.source, problem.dt
-    modulus = F.modulus_in(mu.dim)
+    modulus = F.modulus(mu.dim)
     if terms.interactions or terms.others or modulus is None:
         return None
     phi = problem.potential_at(iterate.log_a, iterate.log_density)

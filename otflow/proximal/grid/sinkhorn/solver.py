@@ -218,16 +218,15 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         before = float(F.value(mu))
         solution = self._solved(F, mu, dt, warm)
         known = solution.certificate(F, before, duality=self.certify)
-        residual, spent = solution.iterate.residual, solution.iterations
         if not known["converged"] and not known["energy_after"] <= before:
-            known.update(energy_after=before, decrease=0.0, w2=0.0)
-            known["w2_upper"] = 0.0 if self.certify else None
-            return ProxResult(mu, None, spent, residual, known)
+            stayed = replace(known, energy_after=before, w2=0.0)
+            stayed = stayed.also(w2_upper=0.0 if self.certify else None)
+            return ProxResult(mu, certificate=stayed)
         told = warm.told if isinstance(warm, Warm) and warm.fits(mu) else None
         told = warn_of_blur(known, F, solution.problem, told)
         kept = Warm(solution.problem, solution.iterate, told)
         nu = mu.moved(solution.measure.weights)
-        return ProxResult(nu, kept, spent, residual, known)
+        return ProxResult(nu, kept, certificate=known)
 
     def differentiable_step(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any = None
