@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from otflow._answers import check_scalar
 from otflow._graphs import (
     alias,
     differentiating,
@@ -15,12 +16,11 @@ from otflow._graphs import (
     records,
     unmodified,
 )
-from otflow._validation import check_finite, check_scalar
+from otflow._validation import check_finite
 from otflow.errors import InvalidFunctional, Unsupported
 
 __all__ = [
     "check_finite",
-    "check_scalar",
     "differentiable_gradient",
     "entrywise_derivative",
     "entrywise_derivatives",
