@@ -18,7 +18,7 @@ from otflow.proximal.grid.back_and_forth.newton import maximise
 from otflow.proximal.grid.back_and_forth.rounds import SETTLED, Settled, settle
 from otflow.proximal.grid.back_and_forth.step import is_full, result_of
 from otflow.proximal.grid.own_energy import LocalTerms, taken_cell_by_cell
-from otflow.proximal.grid.pressure import Iterate, PressureProblem, lowest_pressure
+from otflow.proximal.grid.pressure import Iterate, PressureProblem
 from otflow.proximal.grid.push_forward import squared_diagonal
 from otflow.proximal.terms import Terms, sort_terms
 
@@ -332,19 +332,15 @@ class BackAndForth(ProximalSolver[GridDensity]):
 
 def _problem(terms: Terms, own: Tensor, mu: GridDensity, dt: float) -> PressureProblem:
     """Return the dual problem, in float64, with a potential of the cells' own."""
-    points, masses = mu.points.double(), mu.weights.double()
-    # Without an internal energy: a bound that no density of mass 1 reaches.
-    internal = terms.energy or Congestion(2.0 / mu.box.cell_volume)
-    V = torch.where(mu.is_free, terms.V(points).detach() + own, 0.0)
+    V = terms.V(mu.points.double()).detach() + own
+    V = torch.where(mu.is_free, V, 0.0)
     if not bool(torch.isfinite(V).all()):
         msg = (
             "the potential must be finite at the centres of the free cells; make the "
             "cells where it is not obstacles"
         )
         raise NonFinite(msg)
-    room = mu.box.cell_volume * mu.is_free.to(masses.dtype)
-    lowest = lowest_pressure(internal, masses)
-    return PressureProblem(masses, V, room, internal, lowest, mu.box, dt)
+    return PressureProblem.of(terms, mu, V, dt)
 
 
 def _first_pressure(problem: PressureProblem) -> Tensor:
