@@ -59,8 +59,8 @@ def dual_value(
     :math:`\psi - |x|^2/(2\,dt)` and :math:`\phi - |y|^2/(2\,dt)`, interpolated linearly
     along each axis, satisfy :math:`\psi(x) + \phi(y) \le |x - y|^2/(2\,dt)` everywhere,
     since :math:`x \cdot y` is linear in each; and their means over cells are in closed
-    form. The additive constant is the best one. Between a density and itself the bound is too low by
-    :math:`\sum_a h_a^2/(6\,dt)`.
+    form. The additive constant is the best one. Between a density and itself the bound
+    is too low by :math:`\sum_a h_a^2/(6\,dt)`.
 
     For all densities :math:`U^*` has to be integrated over cells, where the bound above
     takes it at the mean :math:`\bar s` of its argument. It is convex, so its mean is at

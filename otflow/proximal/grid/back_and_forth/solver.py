@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from otflow._validation import non_negative_int, positive
-from otflow.errors import Diverged, NonFinite, Unsupported
+from otflow.errors import Diverged, Unsupported
 from otflow.functionals import Congestion, Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
 from otflow.proximal.grid.back_and_forth.newton import maximise
 from otflow.proximal.grid.back_and_forth.rounds import SETTLED, Settled, settle
 from otflow.proximal.grid.back_and_forth.step import is_full, result_of
-from otflow.proximal.grid.own_energy import LocalTerms, taken_cell_by_cell
+from otflow.proximal.grid.own_energy import LocalTerms, stepped
 from otflow.proximal.grid.pressure import Iterate, PressureProblem
 from otflow.proximal.grid.push_forward import squared_diagonal
 from otflow.proximal.terms import Terms, sort_terms
@@ -217,18 +217,14 @@ class BackAndForth(ProximalSolver[GridDensity]):
                 "(PowerEntropy(m), m < 1) is unbounded in vacuum; use GridSinkhorn()"
             )
             raise Unsupported(msg)
-        taken = taken_cell_by_cell(terms, mu)
-        result = self._step(F, mu, dt, warm, taken)
-        if not taken.hold_at(result.measure.weights.double()):
-            result = self._step(F, mu, dt, warm, LocalTerms(terms, ()))
-        return result
+        return stepped(terms, mu, lambda taken: self._step(F, mu, dt, warm, taken))
 
     def _step(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any, taken: LocalTerms
     ) -> ProxResult[GridDensity]:
         """Return the step with these terms."""
         terms = taken.terms
-        problem = _problem(terms, taken.potential(mu.weights), mu, dt)
+        problem = PressureProblem.of(terms, mu, taken.potential(mu), dt)
         before = float(F.value(mu))
         start = _first_pressure(problem) if warm is None else warm.to(problem.V)
         if is_full(problem, self.tolerance, OVERFULL * torch.finfo(mu.dtype).eps):
@@ -328,19 +324,6 @@ class BackAndForth(ProximalSolver[GridDensity]):
             if failures == MOST_FAILURES:
                 return Settled(point, steps, ending, rounds, problem)
         return Settled(point, steps, "limit", rounds, problem)
-
-
-def _problem(terms: Terms, own: Tensor, mu: GridDensity, dt: float) -> PressureProblem:
-    """Return the dual problem, in float64, with a potential of the cells' own."""
-    V = terms.V(mu.points.double()).detach() + own
-    V = torch.where(mu.is_free, V, 0.0)
-    if not bool(torch.isfinite(V).all()):
-        msg = (
-            "the potential must be finite at the centres of the free cells; make the "
-            "cells where it is not obstacles"
-        )
-        raise NonFinite(msg)
-    return PressureProblem.of(terms, mu, V, dt)
 
 
 def _first_pressure(problem: PressureProblem) -> Tensor:
