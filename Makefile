@@ -89,7 +89,6 @@ lint: $(VENV)/.installed-lint ## check style, formatting and project metadata
 	$(BIN)/sp-repo-review .
 
 docstrings: $(VENV)/.installed-lint ## check that every public object is documented
-	$(BIN)/interrogate otflow
 	$(BIN)/python tools/check_docstrings.py
 
 types: $(VENV)/.installed-lint ## check the types (mypy --strict)

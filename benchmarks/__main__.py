@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import (
     back_and_forth,
+    calls,
     grids,
     imports,
     loop,
@@ -29,6 +30,7 @@ def main() -> int:
         risk,
         pairs,
         loop,
+        calls,
         metrics,
         quantiles,
         grids,

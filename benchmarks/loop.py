@@ -61,6 +61,37 @@ def jko_step() -> Row:
     return at_most(label, step / (12 * gradient + match), 1.0)
 
 
+def small_jko_step() -> list[Row]:
+    """Count the gradients of a step of few particles, and time it in their units."""
+    x = torch.randn(
+        10, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    count = 0
+
+    class Spring(of.Potential):
+        def value_and_velocity(
+            self, mu: of.Measure
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            nonlocal count
+            count += 1
+            return super().value_and_velocity(mu)
+
+    F, mu, steps = Spring(lambda x: 0.5 * x.square().sum(-1)), of.Particles(x), 20
+
+    def flow() -> torch.Tensor:
+        run = of.flow(F, mu, of.JKO(), dt=0.1, steps=steps, every=steps)
+        return run.final.points
+
+    assert torch.allclose(flow(), x / 1.1**steps), "the step has a closed form"
+    mean = count / steps
+    step, gradient = interleaved(flow, lambda: F.value_and_velocity(mu), repeats=40)
+    label = "JKO step, n = 10, quadratic"
+    return [
+        at_most(f"{label}: evaluations of F with its gradient", mean, 10),
+        at_most(f"{label}: time / that of a gradient", step / steps / gradient, 10),
+    ]
+
+
 def run() -> list[Row]:
-    """Return both ratios."""
-    return [euler_overhead(), jko_step()]
+    """Return the ratios, and a count."""
+    return [euler_overhead(), jko_step(), *small_jko_step()]

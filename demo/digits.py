@@ -100,7 +100,7 @@ def train_by_flow(
     spent = [0]
 
     def enough(step: of.schemes.Step) -> bool:
-        spent.append(spent[-1] + step.info.get("gradients", 1))
+        spent.append(spent[-1] + step.info.get("iterations", 1))
         # A step may not overspend: stop while the largest one would still fit.
         return spent[-1] > gradients - most
 

@@ -23,7 +23,7 @@ def relax_disk(
         F, of.Particles(0.4 * cloud + 0.5), scheme, dt=dt, steps=steps, progress=True
     )
     seconds = time.perf_counter() - start
-    gradients = sum(info.get("gradients", 1) for info in run.info)
+    gradients = sum(info.get("iterations", 1) for info in run.info)
     energy = f"{float(run.records['energy'][-1]):.4f} (exact {DISK_ENERGY:.4f})"
     row = Row(f"disk, {name}", gradients, "-", "-", energy, certificates(run), seconds)
     return row, run

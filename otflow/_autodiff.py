@@ -40,6 +40,7 @@ __all__ = [
 def grads_of(
     value: Tensor, at: tuple[Tensor, ...], *, create_graph: bool = False
 ) -> tuple[Tensor, ...]:
+    """Return the gradients of a 0-d tensor; zeros where it does not depend on one."""
     grads = torch.autograd.grad(
         value, at, create_graph=create_graph, allow_unused=True, materialize_grads=True
     )

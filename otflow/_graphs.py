@@ -135,7 +135,7 @@ class Immutable:
 
     def __set__(self, owner: Any, tensor: Tensor) -> None:
         state = owner.__dict__
-        state[self.name], state[self.counter] = tensor, _version(tensor)
+        state[self.name], state[self.counter] = tensor, version_of(tensor)
 
     def __get__(self, owner: Any, kind: type) -> Any:
         # On the path of every access: the good case first, and nothing beside it.
@@ -161,10 +161,10 @@ class Immutable:
             tensor = state[self.name]
         except KeyError:
             raise AttributeError(self.name) from None
-        state.setdefault(self.counter, _version(tensor))
+        state.setdefault(self.counter, version_of(tensor))
         return tensor
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
     # Tensors of torch.inference_mode() have no counter.
     return 0 if tensor.is_inference() else tensor._version

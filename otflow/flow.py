@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,15 +24,18 @@ from otflow._validation import (
 from otflow.errors import Diverged, Interrupted, NonFinite, NotConvergedWarning
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import Measure
+from otflow.proximal import Certificate
 from otflow.schemes import Scheme, Step, reports
 from otflow.trajectory import Trajectory
 
 __all__ = ["flow"]
 
+M = TypeVar("M", bound=Measure)
+
 
 def flow(
     F: Functional,
-    mu: Measure,
+    mu: M,
     scheme: Scheme,
     *,
     dt: float | Callable[[int], float],
@@ -40,10 +43,10 @@ def flow(
     until: float | None = None,
     every: int = 1,
     record: Mapping[str, Callable[[Any], Any]] | None = None,
-    stop: Callable[[Step], bool] | None = None,
+    stop: Callable[[Step[M]], bool] | None = None,
     generator: Seed = None,
     progress: bool = False,
-) -> Trajectory:
+) -> Trajectory[M]:
     r"""Minimise F from `mu`: repeat a scheme's step and record what happens.
 
     .. math:: \partial_t \mu = \nabla\cdot(\mu \nabla F'[\mu]), \qquad \mu_0 = \mu
@@ -148,8 +151,7 @@ def flow(
             measure = measure if k else measure.clone()
             step = scheme.step(F, measure, h, state, source)
             if k % every == 0:
-                recorder.add(step.info.get("energy"))
-                bar.set_postfix(energy=f"{float(recorder.energy):.4g}", refresh=False)
+                bar.set_postfix(energy=recorder.add(step.energy), refresh=False)
             recorder.advance(step, h, end)
             state = step.state
             bar.update()
@@ -157,8 +159,7 @@ def flow(
                 status = "stopped"
                 message = f"the stop predicate held after step {k}"
                 break
-        recorder.add()
-        bar.set_postfix(energy=f"{float(recorder.energy):.4g}", refresh=False)
+        bar.set_postfix(energy=recorder.add(), refresh=False)
     if status == "finished" and until is not None:
         time, made = recorder.current.time, len(recorder.info)
         message = f"reached time {end:g} in {made} steps"
@@ -170,7 +171,7 @@ def flow(
     return trajectory
 
 
-def _warn_of_solves(trajectory: Trajectory) -> None:
+def _warn_of_solves(trajectory: Trajectory[Any]) -> None:
     """Say once which steps did not converge, in the name of flow's caller."""
     info = trajectory.info
     bad = [k for k, report in enumerate(info) if reports.converged(report) is False]
@@ -190,7 +191,7 @@ def _warn_of_solves(trajectory: Trajectory) -> None:
 
 
 @contextmanager
-def _nothing_lost(recorder: _Recorder, steps: int) -> Iterator[None]:
+def _nothing_lost(recorder: _Recorder[Any], steps: int) -> Iterator[None]:
     """Hand the trajectory so far to whatever exception ends the loop."""
     try:
         yield
@@ -218,20 +219,20 @@ def _nothing_lost(recorder: _Recorder, steps: int) -> Iterator[None]:
         raise
 
 
-class _Moment(NamedTuple):
+class _Moment(NamedTuple, Generic[M]):
     """A measure on the way and its time."""
 
     time: float
-    measure: Measure
+    measure: M
 
 
-class _Recorder:
+class _Recorder(Generic[M]):
     """Collects rows of a trajectory and hands them over, whatever happened."""
 
     def __init__(
         self,
         F: Functional,
-        mu: Measure,
+        mu: M,
         scheme: Scheme,
         record: Mapping[str, Callable[[Any], Any]] | None,
     ) -> None:
@@ -257,18 +258,12 @@ class _Recorder:
         self.previous = self.current = _Moment(0.0, mu)
         self.times: list[float] = []
         self.rows: dict[str, list[Tensor]] = {"energy": [], **{n: [] for n in record}}
-        self.snapshots: list[Measure] = []
-        self.info: list[Mapping[str, Any]] = []
+        self.snapshots: list[M] = []
+        self.info: list[Certificate] = []
 
-    @property
-    def energy(self) -> Tensor:
-        """The last recorded energy."""
-        return self.rows["energy"][-1]
-
-    def advance(self, step: Step, dt: float, end: float) -> None:
+    def advance(self, step: Step[M], dt: float, end: float) -> None:
         """Go on to the measure that a step has made."""
-        taken = step.info.get("dt")
-        time = self.current.time + (dt if taken is None else taken)
+        time = self.current.time + step.taken(dt)
         if math.isclose(time, end, rel_tol=4 * sys.float_info.epsilon):
             time = end
         self.previous, self.current = self.current, _Moment(time, step.measure.detach())
@@ -278,8 +273,8 @@ class _Recorder:
         """Return to the measure before."""
         self.current = self.previous
 
-    def add(self, energy: Tensor | None = None) -> None:
-        """Record the current measure; the energy is computed unless it is known."""
+    def add(self, energy: Tensor | None = None) -> str:
+        """Record the current measure and write its energy, computed if not known."""
         time, mu = self.current
         with torch.no_grad(), unmodified(mu.points, mu.weights, by="a record"):
             if energy is None:
@@ -314,8 +309,9 @@ class _Recorder:
             self.rows[name].append(entry.detach())
         self.times.append(time)
         self.snapshots.append(mu)
+        return f"{float(energy):.4g}"
 
-    def salvage(self, status: str, message: str) -> Trajectory:
+    def salvage(self, status: str, message: str) -> Trajectory[M]:
         """Return what there is when the loop has failed, to the current measure."""
         if not self.snapshots or self.snapshots[-1] is not self.current.measure:
             # What was recorded before must survive whatever fails here.
@@ -323,7 +319,7 @@ class _Recorder:
                 self.add()
         return self.trajectory(status, message)
 
-    def trajectory(self, status: str, message: str) -> Trajectory:
+    def trajectory(self, status: str, message: str) -> Trajectory[M]:
         """Return the records so far."""
         k = len(self.snapshots)  # the last to be appended, should Ctrl-C come between
         return Trajectory(

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from otflow.measures import Measure
+from otflow.proximal import Certificate
 from otflow.schemes import reports
 from otflow.schemes.time_error import time_error
 
 __all__ = ["Trajectory"]
+
+M = TypeVar("M", bound=Measure)
 
 # Relative round-off of an energy, in units of that of its dtype.
 ROUND_OFF = 64.0
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory:
+class Trajectory(Generic[M]):
     """The record of a flow.
 
     Parameters
@@ -33,7 +36,7 @@ class Trajectory:
         The measure at each recorded time.
     final : Measure
         The last good measure.
-    info : tuple of mapping
+    info : tuple of Certificate
         The report of every step, recorded or not.
     seed : int
         The integer from which the flow made its random numbers: the same flow with
@@ -68,9 +71,9 @@ class Trajectory:
 
     times: Tensor
     records: Mapping[str, Tensor]
-    snapshots: tuple[Measure, ...]
-    final: Measure
-    info: tuple[Mapping[str, Any], ...]
+    snapshots: tuple[M, ...]
+    final: M
+    info: tuple[Certificate, ...]
     seed: int
     status: str
     message: str
@@ -95,7 +98,7 @@ class Trajectory:
         return [verdict for verdict in found if verdict is not None]
 
     @property
-    def _rises(self) -> int:
+    def rises(self) -> int:
         """How many steps raised the energy, beyond round-off, as far as is known.
 
         A step whose report holds no energy of both ends counts by the energies of
@@ -184,8 +187,8 @@ class Trajectory:
         words = [f"energy {float(energy[0]):.6g} -> {float(energy[-1]):.6g}"]
         if verdicts:
             words.append(f"{sum(verdicts)}/{len(verdicts)} steps converged")
-        if self._rises:
-            words.append(f"energy rose in {self._rises}")
+        if self.rises:
+            words.append(f"energy rose in {self.rises}")
         return (
             f"Trajectory({head}, t = {float(self.times[-1]):.6g}: {', '.join(words)})"
         )

@@ -95,9 +95,10 @@ class Silent(of.proximal.ProximalSolver):
             residual=0.0,
             converged=True,
             guarantee="none",
+            iterations=1,
         )
         certificate = words if self.complete else {"converged": True}
-        return of.proximal.ProxResult(mu, None, 1, 0.0, certificate)
+        return of.proximal.ProxResult(mu, certificate=certificate)
 
 
 def neurons(dtype):

@@ -60,7 +60,7 @@ class Changes(of.Functional):
 
 
 def blurred(blur):
-    return of.proximal.ParticleProximal(blur=blur, tolerance=1e-2)
+    return of.proximal.SinkhornParticles(blur, tolerance=1e-2)
 
 
 def line_of_cells():

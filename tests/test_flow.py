@@ -122,7 +122,7 @@ def test_the_stop_predicate_sees_each_step():
 
 def test_stop_until_stationary():
     F = exact.quadratic()
-    run = flow(10_000, dt=0.5, stop=lambda s: float(s.info["energy"]) < 1e-20)
+    run = flow(10_000, dt=0.5, stop=lambda s: s.info.energy_before < 1e-20)
     assert run.status == "stopped"
     assert float(F.value(run.final)) < 1e-20
 

@@ -1,7 +1,9 @@
 """The architecture, enforced on the syntax trees of the sources.
 
-Imports point down the rows of ``ROWS``; heavy or delicate third-party modules each have
-one door; every file is short and says what it is for.
+Floor = what it does; folder = for which representation; one file stays a file; what all
+share lies beside ``base``. Imports point down the floors, ``ROWS``; heavy or delicate
+third-party modules each have one door; a name with a leading underscore stays in its
+folder; every file has little code and says what it is for.
 """
 
 from __future__ import annotations
@@ -9,13 +11,17 @@ from __future__ import annotations
 import ast
 import graphlib
 import io
+import re
 import tokenize
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "otflow"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "otflow"
+# Whoever uses the package from outside, as a user does.
+OUTSIDE = ("tests", "tools", "demo", "benchmarks", "tutorials")
 
 # A module imports first-party modules of the rows above its own. Modules that share a
 # row, or a package, may import one another as long as no cycle arises.
@@ -198,6 +204,58 @@ def form_faults(path: str, source: str, tree: ast.Module) -> Iterator[tuple[int,
             yield node.lineno, "prints"
 
 
+def is_private(name: str) -> bool:
+    """Return whether a name starts with one underscore."""
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names(tree: ast.Module) -> set[str]:
+    """Return the private functions, classes, constants and attributes of a module."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+    return {name for name in found if is_private(name)}
+
+
+def private_uses(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield the line and the name of each private name of another object or module.
+
+    A class may use the private names that it inherits, through ``self`` or ``cls``.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            inherited = isinstance(node.value, ast.Call) and dotted(node.value.func)
+            if dotted(node.value) not in {"self", "cls"} and inherited != "super":
+                yield node.lineno, node.attr
+        elif isinstance(node, ast.ImportFrom) and is_part_of(
+            node.module or "", "otflow"
+        ):
+            yield from ((node.lineno, a.name) for a in node.names if is_private(a.name))
+
+
+def private_faults(
+    trees: Mapping[str, ast.Module], package: Mapping[str, ast.Module]
+) -> Iterator[str]:
+    """Check that private names of `package` are used in the folder that has them."""
+    owners: dict[str, set[str]] = {}
+    for path, tree in [*package.items(), *trees.items()]:
+        for name in private_names(tree):
+            owners.setdefault(name, set()).add(str(Path(path).parent))
+    ours = {name for tree in package.values() for name in private_names(tree)}
+    ours |= {Path(path).stem for path in package if is_private(Path(path).stem)}
+    for path, tree in trees.items():
+        folder = str(Path(path).parent)
+        for line, name in private_uses(tree):
+            inside = path in package and f"otflow/{name}.py" in package
+            if name in ours and not inside and folder not in owners.get(name, set()):
+                yield f"{path}:{line}: uses {name}, which is private to another folder"
+
+
 def cycle_faults(trees: Mapping[str, ast.Module], modules: set[str]) -> Iterator[str]:
     """Check that the modules of each row and of each package import without a cycle."""
     graph = {
@@ -231,16 +289,40 @@ def faults(sources: Mapping[str, str]) -> list[str]:
             *form_faults(path, sources[path], tree),
         ]
         found += [f"{path}:{line}: {text}" for line, text in sorted(rules)]
-    return found + list(cycle_faults(trees, modules))
+    return [*found, *private_faults(trees, trees), *cycle_faults(trees, modules)]
 
 
 def test_the_package_keeps_its_architecture():
-    sources = {
-        path.relative_to(PACKAGE.parent).as_posix(): path.read_text("utf-8")
-        for path in sorted(PACKAGE.rglob("*.py"))
-    }
+    sources = sources_of(PACKAGE)
     assert "otflow/__init__.py" in sources
     assert not faults(sources), "\n" + "\n".join(faults(sources))
+
+
+def test_private_names_are_used_nowhere_else():
+    package = {path: ast.parse(text) for path, text in sources_of(PACKAGE).items()}
+    outside = [path for root in OUTSIDE for path in sources_of(ROOT / root).items()]
+    assert len(outside) > 100
+    trees = {path: ast.parse(text) for path, text in outside}
+    found = list(private_faults(trees, package))
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_the_picture_of_the_floors_shows_the_rows():
+    picture = (ROOT / "docs" / "_static" / "floors.svg").read_text("utf-8")
+    labels = re.findall(r'font-weight="bold"[^>]*>([^<]+)<', picture)
+    shown = [name for label in reversed(labels) for name in label.split(", ")]
+    assert shown[0] == "foundations"
+    assert set(shown[1:]) == {name for row in ROWS[1:] for name in row}
+    depths = [ROW[name] for name in shown[1:]]
+    assert depths == sorted(depths)
+
+
+def sources_of(folder: Path) -> dict[str, str]:
+    """Return the texts of the modules in a folder by their paths."""
+    return {
+        path.relative_to(ROOT).as_posix(): path.read_text("utf-8")
+        for path in sorted(folder.rglob("*.py"))
+    }
 
 
 GOOD = {
@@ -257,8 +339,20 @@ GOOD = {
         '"""Measures."""\nfrom otflow.measures.base import Measure\n'
         "from .particles import Particles"
     ),
-    "otflow/measures/base.py": '"""Base."""\nfrom otflow.errors import OtflowError',
-    "otflow/measures/particles.py": '"""Atoms."""\nfrom .base import Measure',
+    "otflow/measures/base.py": (
+        '"""Base."""\nfrom otflow.errors import OtflowError\n'
+        "def _helper():\n    return 1\n"
+        "class Measure:\n    def _held(self):\n        return _helper()"
+    ),
+    "otflow/measures/particles.py": (
+        '"""Atoms."""\nfrom .base import Measure, _helper\n'
+        "def total(mu):\n    return mu._held()"
+    ),
+    "otflow/schemes/own.py": (
+        '"""A child elsewhere."""\nfrom otflow.measures import Measure\n'
+        "class Child(Measure):\n"
+        "    def held(self):\n        return self._held() + super()._held()"
+    ),
     "otflow/metrics/__init__.py": '"""Distances."""',
     "otflow/metrics/wasserstein.py": (
         '"""Distance."""\nfrom otflow.measures import Particles\n'
@@ -365,6 +459,16 @@ BAD = {
         "otflow/analysis.py",
         '"""A."""\ndef f():\n    import matplotlib.pyplot',
         "outside plotting/",
+    ),
+    "a private method of another folder": (
+        "otflow/flow.py",
+        '"""F."""\ndef f(mu):\n    return mu._held()',
+        "private to another folder",
+    ),
+    "a private function of another folder": (
+        "otflow/flow.py",
+        '"""F."""\nfrom otflow.measures.base import _helper',
+        "private to another folder",
     ),
     "too long": ("otflow/flow.py", '"""F."""' + "\nx = 1" * 251, "251 lines of code"),
     "no docstring": ("otflow/flow.py", "x = 1", "no docstring"),

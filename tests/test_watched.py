@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 import otflow as of
+from otflow.proximal import Guarantee
 from tests import exact
 from tests.watched import Watched
 
@@ -22,6 +23,11 @@ def test_a_step_that_did_not_converge_must_be_asked():
     assert certificate.is_taken_for_a_solution
     assert not certificate["converged"]
     assert not certificate.is_taken_for_a_solution
+    certificate = step(1)
+    assert certificate["residual"] > 0
+    assert certificate.is_taken_for_a_solution
+    assert not certificate.certified
+    assert not certificate.is_taken_for_a_solution
 
 
 def test_a_step_that_converged_need_not_be_asked():
@@ -30,7 +36,7 @@ def test_a_step_that_converged_need_not_be_asked():
 
 def test_any_flag_will_do_and_no_number():
     for key in ("certified", "guarantee"):
-        certificate = Watched({"converged": False, key: False, "w2": 1.0})
+        certificate = Watched(converged=False, guarantee=Guarantee.NONE, w2=1.0)
         assert certificate["w2"] == 1.0
         assert certificate.is_taken_for_a_solution
         certificate.get(key)

@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from typing import Any
 
-__all__ = ["Watched", "inside_a_flow"]
+from otflow.proximal import Certificate
+
+__all__ = ["Watched", "inside_a_flow", "watch"]
 
 FLAGS = {"converged", "certified", "guarantee"}
 
 
-class Watched(dict):
+class Watched(Certificate):
     """A certificate; `asked` says whether one of its flags was read."""
 
-    def __init__(self, certificate: Any) -> None:
-        super().__init__(certificate)
-        self.asked = False
+    asked = False
+
+    def __getattribute__(self, name: str) -> Any:
+        """Return an attribute, and note that a flag was read, but by its own module."""
+        if name in FLAGS:
+            reader = sys._getframe(1).f_globals["__name__"]
+            if reader != Certificate.__module__:
+                object.__setattr__(self, "asked", True)
+        return super().__getattribute__(name)
 
     def __getitem__(self, key: str) -> Any:
         """Return an entry, and note that it was read."""
-        self.asked = self.asked or key in FLAGS
+        if key in FLAGS:
+            object.__setattr__(self, "asked", True)
         return super().__getitem__(key)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return an entry, and note that it was read."""
-        self.asked = self.asked or key in FLAGS
-        return super().get(key, default)
 
     @property
     def is_taken_for_a_solution(self) -> bool:
         """Whether the step did not converge and nobody asked."""
-        return not self.asked and not super().get("converged", True)
+        return not self.asked and object.__getattribute__(self, "converged") is False
+
+
+def watch(certificate: Certificate) -> Watched:
+    """Return a certificate that is watched."""
+    words = {f.name: getattr(certificate, f.name) for f in fields(certificate)}
+    return Watched(**words)
 
 
 def inside_a_flow() -> bool:

@@ -1,14 +1,17 @@
-"""Check the docstring of every public object against the numpydoc rules.
+"""Check the docstrings, own or inherited, of the whole package.
 
-An object is public when a public module lists it in ``__all__``. The rules are those of
-``[tool.otflow.docstrings]`` in pyproject.toml: some hold everywhere; sections on
-parameters and results, and an example, are asked of every function and class.
+Every function, class and method without a leading underscore has a docstring; a method
+that only fulfils the contract of its base inherits the base's. What a public module
+lists in ``__all__`` follows the numpydoc rules of ``[tool.otflow.docstrings]`` in
+pyproject.toml: some hold everywhere; sections on parameters and results, and an
+example, are asked of every function and class.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 import sys
 import tomllib
 from pathlib import Path
@@ -42,6 +45,29 @@ def own_methods(cls: type) -> list[str]:
     ]
 
 
+def undocumented(top: ModuleType) -> list[str]:
+    """Return what has no docstring, neither of its own nor inherited."""
+    found = []
+    for entry in pkgutil.walk_packages(top.__path__, f"{top.__name__}."):
+        module = importlib.import_module(entry.name)
+        if not module.__doc__:
+            found.append(module.__name__)
+        for name, thing in vars(module).items():
+            if name.startswith("_") or getattr(thing, "__module__", "") != entry.name:
+                continue
+            if not inspect.isclass(thing) and not inspect.isfunction(thing):
+                continue
+            members = own_methods(thing) if inspect.isclass(thing) else []
+            things = {name: thing} | {f"{name}.{m}": getattr(thing, m) for m in members}
+            found += [f"{entry.name}.{k}" for k, v in things.items() if not doc_of(v)]
+    return found
+
+
+def doc_of(thing: object) -> str | None:
+    """Return the docstring of a function, a class or a method, which may inherit it."""
+    return thing.__doc__ if inspect.isclass(thing) else inspect.getdoc(thing)
+
+
 def main() -> int:
     """Print one line for each fault and return the exit status."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -49,7 +75,8 @@ def main() -> int:
     always = rules["always"]
     everything = always | rules["sections"] | rules["examples"]
     checked: set[int] = set()
-    faults: list[str] = []
+    package = importlib.import_module("otflow")
+    faults = [f"{name}: GL08 no docstring" for name in undocumented(package)]
 
     def check(name: str, thing: object, wanted: set[str]) -> None:
         faults.extend(
@@ -58,7 +85,7 @@ def main() -> int:
             if code in wanted
         )
 
-    for module in public_modules(importlib.import_module("otflow")):
+    for module in public_modules(package):
         for name in getattr(module, "__all__", ()):
             thing = getattr(module, name)
             if id(thing) in checked or not (
@@ -70,6 +97,8 @@ def main() -> int:
             check(path, thing, everything)
             if inspect.isclass(thing):
                 for method in own_methods(thing):
+                    if not getattr(thing, method).__doc__:
+                        continue  # inherited, and checked where it stands
                     check(f"{path}.{method}", getattr(thing, method), always)
     for fault in faults:
         print(fault)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +94,7 @@ class DissipationReport:
         return float((self.drop - self.dissipated).min())
 
 
-def energy_dissipation(F: Functional, trajectory: Trajectory) -> DissipationReport:
+def energy_dissipation(F: Functional, trajectory: Trajectory[Any]) -> DissipationReport:
     r"""Compare :math:`F(\mu_s) - F(\mu_t)` with :math:`\int_s^t\!\int|v|^2 d\mu\,dr`.
 
     They are equal along the gradient flow: the energy-dissipation identity
@@ -143,7 +144,7 @@ def energy_dissipation(F: Functional, trajectory: Trajectory) -> DissipationRepo
     return DissipationReport(times=times, drop=-energy.diff(), dissipated=integral)
 
 
-def minimizing_movement(trajectory: Trajectory) -> DissipationReport:
+def minimizing_movement(trajectory: Trajectory[Any]) -> DissipationReport:
     r"""Compare the energy lost in each step with :math:`W_2^2(\mu^k, \mu^{k+1})/2dt`.
 
     A JKO step loses at least that much, :math:`F(\mu^{k+1}) + W_2^2/2dt \le F(\mu^k)`,
@@ -202,7 +203,7 @@ def minimizing_movement(trajectory: Trajectory) -> DissipationReport:
     )
 
 
-def _squared_lengths(trajectory: Trajectory) -> list[float]:
+def _squared_lengths(trajectory: Trajectory[Any]) -> list[float]:
     """Return W2 squared of each step."""
     atoms = [nu for nu in trajectory.snapshots if isinstance(nu, Particles)]
     if len(atoms) == len(trajectory.snapshots):
@@ -218,7 +219,7 @@ def _squared_lengths(trajectory: Trajectory) -> list[float]:
     return [float(w2) ** 2 for w2 in lengths if w2 is not None]
 
 
-def _check_recorded(trajectory: Trajectory, least: int) -> None:
+def _check_recorded(trajectory: Trajectory[Any], least: int) -> None:
     if len(trajectory.snapshots) < least:
         msg = (
             f"the trajectory has {len(trajectory.snapshots)} records; at least {least} "

@@ -15,7 +15,7 @@ from otflow.errors import InvalidFunctional, NonFinite, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import GridDensity, Measure, Particles
 from otflow.metrics import aligned_ends
-from otflow.proximal.quasi_newton import last_places
+from otflow.numerics.lbfgs import last_places
 
 __all__ = ["ConvexityReport", "displacement_convexity"]
 

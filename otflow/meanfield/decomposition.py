@@ -59,12 +59,12 @@ class Decomposition:
 
 def decompose(network: Network, inputs: Tensor, y: Tensor) -> Decomposition:
     """Return the parts of the square risk on checked data."""
-    y = y - network._add_offset(y.new_zeros(()))
+    y = y - network.add_offset(y.new_zeros(()))
     n = len(inputs)
 
     def features(theta: Tensor) -> Tensor:
         """Return sigma at every datum, (N, n) or (N, n m)."""
-        return network._sigma(inputs, theta).transpose(0, 1).flatten(1)
+        return network.sigma(inputs, theta).transpose(0, 1).flatten(1)
 
     def potential(theta: Tensor) -> Tensor:
         """E(theta), (..., p) -> (...)."""

@@ -39,7 +39,7 @@ def value_and_gradient(
     (n, q) x (q, N); memory O(N q) and two blocks.
     """
     n, count = len(inputs), len(theta)
-    a, w = network._split(theta)
+    a, w = network.split(theta)
     transposed = w.T.contiguous()
     outer = masses[:, None] * a
     scalar = network.outputs is None
@@ -50,13 +50,13 @@ def value_and_gradient(
     z_block = theta.new_empty(rows, count)
     h_block = z_block if short else torch.empty_like(z_block)
     total, gradient = theta.new_zeros(()), torch.zeros_like(theta)
-    grad_a, grad_w = network._split(gradient)  # views
+    grad_a, grad_w = network.split(gradient)  # views
     for block in tiles(n, rows):
         x = inputs[block]
         z = torch.mm(x, transposed, out=z_block[: len(x)])
         h = unit.evaluate(z, h_block[: len(x)])
         f = h @ outer[:, 0] if scalar else h @ outer
-        part, slope = loss.total_and_slope(network._add_offset(f), y[block])
+        part, slope = loss.total_and_slope(network.add_offset(f), y[block])
         total += part
         g = slope[:, None] if scalar else slope
         if not short:

@@ -87,13 +87,25 @@ class TwoLayer(Network):
             raise TypeError(msg)
         self.bias = bias
 
-    def _split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the outer weights a (N, m) and the inner ones (w, b) (N, q)."""
+    def split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the outer and the inner weights of neurons.
+
+        Parameters
+        ----------
+        theta : Tensor, shape (N, p)
+            Neurons.
+
+        Returns
+        -------
+        outer : Tensor, shape (N, m)
+            The weights a, a view.
+        inner : Tensor, shape (N, q)
+            The weights (w, b), a view.
+        """
         m = self.outputs or 1
         return theta[:, :m], theta[:, m:]
 
-    def _check_neurons(self, theta: Tensor, d: int) -> None:
-        """Refuse neurons that are not of dimension p = m + d + 1 (m + d, no bias)."""
+    def check_neurons(self, theta: Tensor, d: int) -> None:
         m, b = self.outputs or 1, int(self.bias)
         if theta.shape[1] != m + d + b:
             name = "(a, w, b)" if self.bias else "(a, w)"
@@ -105,15 +117,13 @@ class TwoLayer(Network):
             )
             raise ValueError(msg)
 
-    def _inputs(self, X: Tensor) -> Tensor:
-        """Return the data, with a last column of ones if there is a bias."""
+    def encode(self, X: Tensor) -> Tensor:
         if not self.bias:
-            return super()._inputs(X)
+            return super().encode(X)
         return torch.cat([X, X.new_ones(len(X), 1)], dim=1)
 
-    def _hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
-        r"""Return :math:`\varphi(w_i\cdot x_k + b_i)`, (n, N)."""
-        z = inputs @ self._split(theta)[1].T
+    def hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
+        z = inputs @ self.split(theta)[1].T
         h = self.activation(z)
         if not isinstance(h, Tensor) or h.shape != z.shape or h.dtype != z.dtype:
             got = (
@@ -128,22 +138,19 @@ class TwoLayer(Network):
             raise InvalidFunctional(msg)
         return h
 
-    def _sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
-        r"""Return :math:`a_i\,\varphi(w_i\cdot x_k + b_i)`, (n, N) or (n, N, m)."""
-        a, _ = self._split(theta)
-        h = self._hidden(inputs, theta)
+    def sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
+        a, _ = self.split(theta)
+        h = self.hidden(inputs, theta)
         return h * a[:, 0] if self.outputs is None else h[:, :, None] * a
 
-    def _read_out(self, hidden: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
-        r"""Return :math:`\sum_i m_i a_i h_{ki}`, (n,) or (n, m)."""
-        a, _ = self._split(theta)
+    def read_out(self, hidden: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
+        a, _ = self.split(theta)
         if self.outputs is None:
             return hidden @ (masses * a[:, 0])
         return hidden @ (masses[:, None] * a)
 
-    def _correlate(self, hidden: Tensor, theta: Tensor, slope: Tensor) -> Tensor:
-        r"""Return :math:`a_i\cdot\sum_k g_k h_{ki}`, (N,)."""
-        a, _ = self._split(theta)
+    def correlate(self, hidden: Tensor, theta: Tensor, slope: Tensor) -> Tensor:
+        a, _ = self.split(theta)
         if self.outputs is None:
             return a[:, 0] * (slope @ hidden)
         return (a * (hidden.T @ slope)).sum(-1)
@@ -209,12 +216,10 @@ class CustomLayer(Network):
             raise TypeError(msg)
         self.function = sigma
 
-    def _hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
-        r"""Return :math:`\sigma(x_k;\theta_i)`."""
-        return self._sigma(inputs, theta)
+    def hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
+        return self.sigma(inputs, theta)
 
-    def _sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
-        r"""Return :math:`\sigma(x_k;\theta_i)`, (n, N) or (n, N, m), checked."""
+    def sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
         values = self.function(inputs, theta)
         shape = (len(inputs), len(theta), *([self.outputs] if self.outputs else []))
         if not isinstance(values, Tensor) or values.shape != shape:
@@ -232,14 +237,12 @@ class CustomLayer(Network):
             raise InvalidFunctional(msg)
         return values
 
-    def _read_out(self, hidden: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
-        r"""Return :math:`\sum_i m_i\,\sigma(x_k;\theta_i)`."""
+    def read_out(self, hidden: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
         if self.outputs is None:
             return hidden @ masses
         return torch.einsum("kim,i->km", hidden, masses)
 
-    def _correlate(self, hidden: Tensor, theta: Tensor, slope: Tensor) -> Tensor:
-        r"""Return :math:`\sum_k g_k\cdot\sigma(x_k;\theta_i)`."""
+    def correlate(self, hidden: Tensor, theta: Tensor, slope: Tensor) -> Tensor:
         if self.outputs is None:
             return slope @ hidden
         return torch.einsum("km,kim->i", slope, hidden)

@@ -93,8 +93,8 @@ def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
         raise TypeError(msg)
     m = network.outputs or 1
     d = mu.dim - m - int(network.bias)
-    network._check_neurons(mu.points, max(d, 1))
-    a, w = network._split(mu.points)
+    network.check_neurons(mu.points, max(d, 1))
+    a, w = network.split(mu.points)
     options: dict[str, Any] = {"dtype": mu.dtype, "device": mu.device}
     # Empty: the global random state is not drawn on for numbers to be overwritten.
     empty: Any = nn.utils.skip_init
@@ -105,7 +105,7 @@ def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
         inner.weight.copy_(w[:, :d])
         if network.bias:
             inner.bias.copy_(w[:, d])
-        outer.weight.copy_((network._masses(mu.weights)[:, None] * a).T)
+        outer.weight.copy_((network.masses(mu.weights)[:, None] * a).T)
         if has_offset:
             outer.bias.copy_(outer.bias.new_tensor(network.offset))
     return nn.Sequential(inner, _module_of(network.activation), outer)
@@ -192,7 +192,7 @@ def from_module(
             columns.append(inner.bias[:, None])
         theta = torch.cat(columns, dim=1)
         mu = Particles(theta)
-        theta[:, : outer.out_features] /= network._masses(mu.weights)[:, None]
+        theta[:, : outer.out_features] /= network.masses(mu.weights)[:, None]
     return Particles(theta), network
 
 

@@ -104,8 +104,8 @@ class Network(ABC):
         """
         X = as_points(X, "X")
         check_like(X, mu.points, "X", "the measure")
-        self._check_neurons(mu.points, X.shape[1])
-        return self._evaluate(self._inputs(X), mu.points, self._masses(mu.weights))
+        self.check_neurons(mu.points, X.shape[1])
+        return self.evaluate(self.encode(X), mu.points, self.masses(mu.weights))
 
     def features(self, theta: ArrayLike, X: ArrayLike) -> Tensor:
         r"""Return what each neuron makes of each input, :math:`\sigma(x_k;\theta_i)`.
@@ -124,60 +124,183 @@ class Network(ABC):
         """
         theta, X = as_points(theta, "theta"), as_points(X, "X")
         check_like(X, theta, "X", "theta")
-        self._check_neurons(theta, X.shape[1])
-        return self._sigma(self._inputs(X), theta)
+        self.check_neurons(theta, X.shape[1])
+        return self.sigma(self.encode(X), theta)
 
     # What a child states -------------------------------------------------------------
 
-    def _check_neurons(self, theta: Tensor, d: int) -> None:  # noqa: B027
-        """Refuse neurons of a dimension that does not fit inputs of dimension `d`."""
+    def check_neurons(self, theta: Tensor, d: int) -> None:  # noqa: B027
+        """Raise `ValueError` for neurons whose dimension does not fit the inputs.
 
-    def _inputs(self, X: Tensor) -> Tensor:
-        """Return a copy of the data in the form that the other methods take, (n, q)."""
+        Parameters
+        ----------
+        theta : Tensor, shape (N, p)
+            Neurons.
+        d : int
+            Dimension of the inputs.
+        """
+
+    def encode(self, X: Tensor) -> Tensor:
+        """Return a copy of the data in the form that the other methods take.
+
+        Parameters
+        ----------
+        X : Tensor, shape (n, d)
+            Inputs.
+
+        Returns
+        -------
+        Tensor, shape (n, q)
+            Encoded inputs.
+        """
         return X.clone()
 
     @abstractmethod
-    def _hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
-        """Return what there is to compute per input and neuron, (n, N, ...)."""
+    def hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
+        """Return what there is to compute for each pair of an input and a neuron.
+
+        Parameters
+        ----------
+        inputs : Tensor, shape (n, q)
+            Encoded inputs.
+        theta : Tensor, shape (N, p)
+            Neurons.
+
+        Returns
+        -------
+        Tensor, shape (n, N, ...)
+            Hidden values; `read_out` and `correlate` are linear in them.
+        """
 
     @abstractmethod
-    def _sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
-        r"""Return :math:`\sigma(x_k;\theta_i)`, (n, N) or (n, N, m)."""
+    def sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
+        r"""Return the features :math:`\sigma(x_k;\theta_i)` of encoded inputs.
+
+        Parameters
+        ----------
+        inputs : Tensor, shape (n, q)
+            Encoded inputs.
+        theta : Tensor, shape (N, p)
+            Neurons.
+
+        Returns
+        -------
+        Tensor, shape (n, N) or (n, N, m)
+            Features.
+        """
 
     @abstractmethod
-    def _read_out(self, hidden: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
-        r"""Return :math:`\sum_i m_i\,\sigma(x_k;\theta_i)`, (n,) or (n, m)."""
+    def read_out(self, hidden: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
+        r"""Return :math:`\sum_i m_i\,\sigma(x_k;\theta_i)`.
+
+        Parameters
+        ----------
+        hidden : Tensor, shape (n, N, ...)
+            Hidden values.
+        theta : Tensor, shape (N, p)
+            Neurons.
+        masses : Tensor, shape (N,)
+            Masses :math:`m_i`, see `masses`.
+
+        Returns
+        -------
+        Tensor, shape (n,) or (n, m)
+            Outputs without the offset.
+        """
 
     @abstractmethod
-    def _correlate(self, hidden: Tensor, theta: Tensor, slope: Tensor) -> Tensor:
-        r"""Return :math:`\sum_k g_k\cdot\sigma(x_k;\theta_i)`, (N,)."""
+    def correlate(self, hidden: Tensor, theta: Tensor, slope: Tensor) -> Tensor:
+        r"""Return :math:`\sum_k g_k\cdot\sigma(x_k;\theta_i)`.
+
+        Parameters
+        ----------
+        hidden : Tensor, shape (n, N, ...)
+            Hidden values.
+        theta : Tensor, shape (N, p)
+            Neurons.
+        slope : Tensor, shape (n,) or (n, m)
+            Factors :math:`g_k` of the outputs.
+
+        Returns
+        -------
+        Tensor, shape (N,)
+            One sum for each neuron.
+        """
 
     # What follows --------------------------------------------------------------------
 
-    def _scale(self, weights: Tensor) -> Tensor:
-        r"""Return the factor :math:`s_N`, 0-d."""
+    def scale(self, weights: Tensor) -> Tensor:
+        r"""Return the factor :math:`s_N`.
+
+        Parameters
+        ----------
+        weights : Tensor, shape (N,)
+            Weights of the measure; N counts those that are positive.
+
+        Returns
+        -------
+        Tensor
+            0-d.
+        """
         if self.scaling == "mean-field":
             return weights.new_ones(())
         count = (weights.detach() > 0).sum().to(weights.dtype)
         return count.sqrt() if self.scaling == "ntk" else count
 
-    def _masses(self, weights: Tensor) -> Tensor:
-        r"""Return :math:`s_N w_i`, (N,)."""
+    def masses(self, weights: Tensor) -> Tensor:
+        r"""Return the masses :math:`m_i = s_N w_i`.
+
+        Parameters
+        ----------
+        weights : Tensor, shape (N,)
+            Weights of the measure.
+
+        Returns
+        -------
+        Tensor, shape (N,)
+            Masses, with the graph of the weights.
+        """
         if self.scaling == "mean-field":
             return weights
-        return self._scale(weights) * weights
+        return self.scale(weights) * weights
 
-    def _add_offset(self, f: Tensor) -> Tensor:
-        """Return the outputs with the constant added."""
+    def add_offset(self, f: Tensor) -> Tensor:
+        """Return the outputs with the constant c added.
+
+        Parameters
+        ----------
+        f : Tensor, shape (n,) or (n, m)
+            Outputs without it.
+
+        Returns
+        -------
+        Tensor, shape (n,) or (n, m)
+            Outputs with it.
+        """
         return f if self.offset is None else f + f.new_tensor(self.offset)
 
-    def _evaluate(self, inputs: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
-        """Return the outputs at checked inputs, block by block of rows."""
+    def evaluate(self, inputs: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
+        """Return the outputs at encoded inputs, block by block of rows.
+
+        Parameters
+        ----------
+        inputs : Tensor, shape (n, q)
+            Encoded inputs.
+        theta : Tensor, shape (N, p)
+            Neurons.
+        masses : Tensor, shape (N,)
+            Masses, see `masses`.
+
+        Returns
+        -------
+        Tensor, shape (n,) or (n, m)
+            Outputs with the offset.
+        """
         blocks = [
-            self._read_out(self._hidden(inputs[rows], theta), theta, masses)
+            self.read_out(self.hidden(inputs[rows], theta), theta, masses)
             for rows in tiles(len(inputs), block_rows(len(theta), theta))
         ]
-        return self._add_offset(torch.cat(blocks))
+        return self.add_offset(torch.cat(blocks))
 
     def _options(self) -> str:
         named = {"outputs": self.outputs, "offset": self.offset}

@@ -110,7 +110,7 @@ class Risk(Functional):
                 msg = f"batch_size must be at most n = {len(X)}, got {batch_size}"
                 raise ValueError(msg)
         self.batch_size = batch_size
-        self._inputs = network._inputs(X)
+        self._inputs = network.encode(X)
 
     @property
     def X(self) -> Tensor:
@@ -136,8 +136,8 @@ class Risk(Functional):
             Differentiable in the measure's points and weights.
         """
         self._check(mu)
-        masses = self.network._masses(mu.weights)
-        return self.network._evaluate(self._inputs, mu.points, masses)
+        masses = self.network.masses(mu.weights)
+        return self.network.evaluate(self._inputs, mu.points, masses)
 
     def value(self, mu: Measure) -> Tensor:
         r"""Return :math:`\frac1n\sum_k \ell(f_\mu(x_k), y_k)`."""
@@ -162,9 +162,9 @@ class Risk(Functional):
                 self._inputs,
                 self.y,
                 mu.points,
-                network._masses(mu.weights),
+                network.masses(mu.weights),
             )
-            velocity = gradient.mul_(-network._scale(mu.weights))
+            velocity = gradient.mul_(-network.scale(mu.weights))
         check_finite(value, "the functional's value")
         check_finite(velocity, "the functional's gradient")
         return value, velocity
@@ -177,29 +177,29 @@ class Risk(Functional):
         probes = None if x is None else as_points(x, "x")
         if probes is not None:
             check_like(probes, mu.points, "x", "points")
-            self.network._check_neurons(probes, self._dim)
+            self.network.check_neurons(probes, self._dim)
         if records(mu.points, mu.weights, mu.points if probes is None else probes):
             return super().first_variation(mu, probes)
         with torch.no_grad():
             total = self._correlate(mu, probes)
-            variation = total * (self.network._scale(mu.weights) / len(self.y))
+            variation = total * (self.network.scale(mu.weights) / len(self.y))
         check_finite(variation, "the functional's gradient")
         return variation
 
     def _correlate(self, mu: Measure, probes: Tensor | None) -> Tensor:
         """Return the sum over data of g_k . sigma(x_k; theta), block by block."""
         network, theta = self.network, mu.points
-        masses = network._masses(mu.weights)
+        masses = network.masses(mu.weights)
         at = theta if probes is None else probes
         total = at.new_zeros(len(at))
         for rows in tiles(len(self.y), block_rows(max(len(theta), len(at)), theta)):
             inputs = self._inputs[rows]
-            hidden = network._hidden(inputs, theta)
-            f = network._add_offset(network._read_out(hidden, theta, masses))
+            hidden = network.hidden(inputs, theta)
+            f = network.add_offset(network.read_out(hidden, theta, masses))
             slope = self._loss.total_and_slope(f, self.y[rows])[1]
             if probes is not None:
-                hidden = network._hidden(inputs, probes)
-            total += network._correlate(hidden, at, slope)
+                hidden = network.hidden(inputs, probes)
+            total += network.correlate(hidden, at, slope)
         return total
 
     def resample(self, generator: torch.Generator) -> Risk:
@@ -212,10 +212,21 @@ class Risk(Functional):
         n = len(self.y)
         order = torch.randperm(n, generator=generator, device=generator.device)
         index = order[: self.batch_size].to(self.y.device)
-        return self._on(index)
+        return self.subset(index)
 
-    def _on(self, index: Tensor) -> Risk:
-        """Return the risk of some of the data, unchecked."""
+    def subset(self, index: Tensor) -> Risk:
+        """Return the risk of some of the data, the mean over them.
+
+        Parameters
+        ----------
+        index : Tensor, shape (k,)
+            Their rows, not checked.
+
+        Returns
+        -------
+        Risk
+            Of the same network and loss, with copies of these data.
+        """
         new = object.__new__(type(self))
         new.network, new._loss, new._dim = self.network, self._loss, self._dim
         new.y, new._inputs = self.y[index], self._inputs[index]
@@ -261,7 +272,7 @@ class Risk(Functional):
 
     def _check(self, mu: Measure) -> None:
         check_like(mu.points, self._inputs, "the measure", "X")
-        self.network._check_neurons(mu.points, self._dim)
+        self.network.check_neurons(mu.points, self._dim)
 
     def __repr__(self) -> str:
         batch = "" if self.batch_size is None else f", batch_size={self.batch_size}"

@@ -166,10 +166,10 @@ def empirical_ntk(
         raise Unsupported(msg)
     X, Z = _pair(X, Z)
     check_like(X, mu.points, "X", "the measure")
-    network._check_neurons(mu.points, X.shape[1])
+    network.check_neurons(mu.points, X.shape[1])
     with torch.no_grad():
-        a, w = network._split(mu.points.detach())
-        x, z = network._inputs(X), network._inputs(Z)
+        a, w = network.split(mu.points.detach())
+        x, z = network.encode(X), network.encode(Z)
         (h, s), (k, t) = (_value_and_slope(network, y @ w.T) for y in (x, z))
         outer = (h * mu.weights) @ k.T
         kernel = outer + (x @ z.T) * ((s * (mu.weights * a[:, 0].square())) @ t.T)

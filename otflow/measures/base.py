@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NoReturn, Self, final
 import torch
 from torch import Tensor
 
-from otflow._graphs import COUNTER, Immutable, refuse_graph
+from otflow._graphs import COUNTER, Immutable, records, refuse_graph
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     as_points,
@@ -72,6 +72,12 @@ class Measure(ABC):
 
     _tangent_layout: ClassVar[str] = ""
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    flat: ClassVar[bool] = False
+    """Whether tangents at different measures of a flow may be added.
+
+    Then ``mu.push(u + v, 1.0)`` is ``mu.push(u, 1.0).push(v, 1.0)``, and `inner` is the
+    same at both.
+    """
 
     # Required ------------------------------------------------------------------------
 
@@ -120,6 +126,19 @@ class Measure(ABC):
         """
         cure = "its points move, so that its push is exact for every dt; use push"
         self._refuse("transport", "fixed cells to remap onto", cure)
+
+    def pull_back(self, tangent: Tensor, gradient: Tensor) -> Tensor:
+        r"""Return the transposed differential of `push` at a tangent, of a gradient.
+
+        With :math:`\nu_u` for ``push(u, 1.0)`` and a tangent g at :math:`\nu_t`, it is
+        the tangent p at :math:`\mu` with :math:`\langle p, v\rangle_\mu = \langle g,
+        \tfrac{d}{ds}\nu_{t+sv}\rangle_{\nu_t}` for every v: g itself where tangents
+        are `flat`. A proximal solver that has it needs no derivative of `push`.
+        """
+        if not self.flat:
+            cure = "differentiate value(mu.push(tangent, 1.0)) in the tangent"
+            self._refuse("pull_back", "transposed differential of its push", cure)
+        return gradient
 
     def diffuse(self, variance: float, generator: torch.Generator) -> Self:
         r"""Run the heat flow for a time: :math:`\mu * N(0, \mathrm{variance}\, I)`."""
@@ -311,6 +330,11 @@ class Measure(ABC):
         Where it is 0 its gradient is set to 0. Tangents whose squares underflow or
         overflow are measured too.
         """
+        square = self.inner(u, u)
+        kind = torch.finfo(u.dtype)
+        in_range = kind.tiny / kind.eps**2 < float(square) < kind.max
+        if in_range and not records(square):
+            return square.sqrt()
         unit = unit_of(u)
         u = u / unit
         square = self.inner(u, u)
@@ -332,7 +356,7 @@ class Measure(ABC):
         held = self._attributes().values()
         if not any(isinstance(t, Tensor) and t.requires_grad for t in held):
             return self
-        return self._with_each(Tensor.detach)
+        return self.map_tensors(Tensor.detach)
 
     @final
     def clone(self) -> Self:
@@ -348,7 +372,7 @@ class Measure(ABC):
         >>> mu.clone().points.data_ptr() == mu.points.data_ptr()
         False
         """
-        return self._with_each(Tensor.clone)
+        return self.map_tensors(Tensor.clone)
 
     @final
     def refuse_graph(self, what: str, why: str, cure: str) -> None:
@@ -378,7 +402,27 @@ class Measure(ABC):
             object.__setattr__(new, name, value)
         return new
 
-    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Self:
+    @final
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return the same measure with each of its tensors replaced; none is checked.
+
+        Parameters
+        ----------
+        change : callable
+            Takes each tensor that the measure holds to the one in its place.
+
+        Returns
+        -------
+        Measure
+            Of the same kind.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> mu = of.Particles(torch.zeros(3, 2)).map_tensors(torch.Tensor.double)
+        >>> mu.dtype
+        torch.float64
+        """
         new = object.__new__(type(self))
         held = self._attributes().items()
         new._hold(**{k: change(v) if isinstance(v, Tensor) else v for k, v in held})

@@ -80,6 +80,8 @@ class Particles(Measure):
     weights: Tensor
     is_uniform: bool
 
+    flat: ClassVar[bool] = True
+
     cures: ClassVar[dict[str, str]] = {
         "density": (
             "a sum of Diracs is singular, so internal energies such as Entropy, "

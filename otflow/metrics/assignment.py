@@ -33,6 +33,9 @@ MAX_PIVOTS = 10**8
 # Up to here the shortest-path solver is instant, and loading POT is not.
 SMALL = 256
 
+# Up to here shortest paths cost less than the proof that the identity is optimal.
+FEW = 64
+
 # An answer is solved again from itself; once is the rule.
 REPEATS = 4
 
@@ -101,8 +104,9 @@ def assignment(x: ArrayLike, y: ArrayLike) -> Tensor:
     unit = unit_of(s, t)
     s, t = s / unit, t / unit
     t, _ = brought_near(s, t)
-    if index_potential(s, t, s.new_full((len(s),), 1.0 / len(s))) is not None:
-        return torch.arange(len(s), device=device)
+    n = len(s)
+    if n > FEW and index_potential(s, t, s.new_full((n,), 1.0 / n)) is not None:
+        return torch.arange(n, device=device)
     return match(squared_distances(s, t)).to(device)
 
 
@@ -170,9 +174,10 @@ def match(cost: Tensor) -> Tensor:
     """
     optimize = lazy_import("scipy.optimize")
     n = len(cost)
-    rows = torch.arange(n)
-    near = cost.argmin(dim=1) == rows
-    if n <= SMALL or int(near.sum()) >= n / 2:
+    sigma = rows = torch.arange(n)
+    if n <= FEW:
+        pass  # improved below, if the identity is not optimal
+    elif n <= SMALL or int((cost.argmin(dim=1) == rows).sum()) >= n / 2:
         sigma = torch.from_numpy(optimize.linear_sum_assignment(cost.numpy())[1])
     else:
         # Masses 1, not 1/n: the flows of the simplex are then integers, exactly.

@@ -1,4 +1,4 @@
-"""Increasing scalar equations, solved entrywise."""
+"""Increasing scalar equations, solved entrywise; bisection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from otflow.errors import NotConverged
 
-__all__ = ["increasing_root", "wright_omega"]
+__all__ = ["bisect", "increasing_root", "wright_omega"]
 
 MAX_STEPS = 400
 FAR_LEFT = -40.0  # exp(x) is the Wright function there, to round-off
@@ -80,6 +80,44 @@ def increasing_root(
         f"convex and its e smooth on densities > 0"
     )
     raise NotConverged(msg)
+
+
+def bisect(
+    holds: Callable[[Tensor], Tensor], inside: Tensor, outside: Tensor, halvings: int
+) -> tuple[Tensor, Tensor]:
+    """Narrow intervals on the ends of a condition, entrywise.
+
+    Parameters
+    ----------
+    holds : callable
+        Returns where the condition holds; it does at `inside`.
+    inside, outside : Tensor
+        Ends of the intervals, floats or integers, in either order. Where `outside` is
+        the other end of what is looked at the condition may hold there too.
+    halvings : int
+        How often each interval is halved.
+
+    Returns
+    -------
+    inside, outside : Tensor
+        Ends that are closer; the condition holds at the first.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from otflow.numerics.roots import bisect
+    >>> low, high = torch.tensor(0.0), torch.tensor(4.0)
+    >>> inside, outside = bisect(lambda x: x * x <= 2, low, high, 20)
+    >>> round(float(inside), 4), bool(inside**2 <= 2 < outside**2)
+    (1.4142, True)
+    """
+    for _ in range(halvings):
+        total = inside + outside
+        middle = 0.5 * total if total.is_floating_point() else total // 2
+        fits = holds(middle)
+        inside = torch.where(fits, middle, inside)
+        outside = torch.where(fits, outside, middle)
+    return inside, outside
 
 
 def wright_omega(x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ __all__ = ["animate"]
 
 
 def animate(
-    trajectory: Trajectory,
+    trajectory: Trajectory[Any],
     *,
     axes: Sequence[int] | None = None,
     frames: int = 40,

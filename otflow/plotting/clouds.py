@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -95,7 +95,7 @@ def particles(
 
 
 def trails(
-    trajectory: Trajectory,
+    trajectory: Trajectory[Any],
     *,
     axes: Sequence[int] | None = None,
     count: int = 200,

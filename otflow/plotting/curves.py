@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ __all__ = ["energy"]
 
 
 def energy(
-    trajectory: Trajectory,
+    trajectory: Trajectory[Any],
     *,
     record: str = "energy",
     minimum: float = 0.0,

@@ -3,25 +3,31 @@
 from collections.abc import Callable
 from typing import Any
 
-from otflow.errors import Unsupported
+from otflow._validation import check_kind
 from otflow.functionals import Functional
 from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
 from otflow.proximal.base import ProximalSolver, ProxResult, may_cross_obstacles
+from otflow.proximal.certificate import Certificate, Guarantee
 from otflow.proximal.gaussian import GaussianProximal
 from otflow.proximal.grid import BackAndForth, FiniteVolume, GridSinkhorn
-from otflow.proximal.particles import ParticleProximal
+from otflow.proximal.particles import ParticleProximal, SinkhornParticles
 from otflow.proximal.quantiles import QuantileProximal
+from otflow.proximal.tangent import TangentProximal
 from otflow.proximal.terms import sort_terms
 
 __all__ = [
     "BackAndForth",
+    "Certificate",
     "FiniteVolume",
     "GaussianProximal",
     "GridSinkhorn",
+    "Guarantee",
     "ParticleProximal",
     "ProxResult",
     "ProximalSolver",
     "QuantileProximal",
+    "SinkhornParticles",
+    "TangentProximal",
     "default_solver",
 ]
 
@@ -78,12 +84,8 @@ def default_solver(mu: Measure, F: Functional | None = None) -> ProximalSolver[A
     Returns
     -------
     ProximalSolver
-        Fresh, with default options.
-
-    Raises
-    ------
-    Unsupported
-        If the representation has none.
+        Fresh, with default options. A representation of your own gets
+        `TangentProximal`.
 
     Examples
     --------
@@ -91,11 +93,8 @@ def default_solver(mu: Measure, F: Functional | None = None) -> ProximalSolver[A
     >>> type(of.proximal.default_solver(of.Particles(torch.zeros(1, 1)))).__name__
     'ParticleProximal'
     """
+    check_kind(mu, Measure, "mu")
     for kind, fits, solver in _DEFAULTS:
         if isinstance(mu, kind) and fits(mu, F):
             return solver()
-    msg = (
-        f"there is no default proximal solver for {type(mu).__name__}; "
-        f"give one: JKO(solver=...)"
-    )
-    raise Unsupported(msg)
+    return TangentProximal()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 from otflow._validation import check_kind, positive
 from otflow.errors import Unsupported
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import GridDensity, Measure
-from otflow.proximal.certificate import WORDS
+from otflow.proximal.certificate import WORDS, Certificate
 
 __all__ = [
     "ProxResult",
@@ -24,7 +25,7 @@ __all__ = [
 M = TypeVar("M", bound=Measure)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class ProxResult(Generic[M]):
     r"""A proximal step and what is known of it.
 
@@ -34,23 +35,15 @@ class ProxResult(Generic[M]):
         The minimiser found.
     warm : object
         What the solver wants back at the next step.
-    iterations : int
-        What it cost: evaluations of the functional with its velocity, or the steps that
-        the solver's own documentation counts.
-    residual : float
-        What the solver compared with its tolerance: off grids the norm of the
-        objective's gradient over that of the displacement, on grids a mass.
-    certificate : mapping
-        What was proved. Every solver gives ``energy_before``, ``energy_after``, ``w2``
-        (None if unknown), ``decrease``, ``residual``, ``converged``, ``guarantee``,
-        ``certified`` and ``bound``: where F is :math:`\lambda`-convex, a
-        :math:`\beta` such that the exact step is within W2 distance :math:`\beta` and
-        the objective within :math:`\beta^2(1/dt + \lambda)` of its least value, as
-        the norm of its gradient over :math:`1/dt + \lambda` is; else None.
+    iterations, residual : optional
+        Former places of two words of the certificate: give them to `certify`.
+    certificate : Certificate
+        What was proved, made by ``otflow.proximal.certificate.certify``; a mapping
+        that holds all its words will do.
 
     Attributes
     ----------
-    measure, warm, iterations, residual, certificate
+    measure, warm, certificate
         As above.
 
     Examples
@@ -59,15 +52,47 @@ class ProxResult(Generic[M]):
     >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
     >>> mu = of.Particles(torch.tensor([[2.0], [4.0]], dtype=torch.float64))
     >>> result = of.proximal.ParticleProximal().solve(F, mu, 1.0)
-    >>> result.certificate["guarantee"]
+    >>> result.certificate.guarantee
     'exact'
     """
 
     measure: M
     warm: Any
-    iterations: int
-    residual: float
-    certificate: Mapping[str, Any]
+    certificate: Certificate
+
+    def __init__(
+        self,
+        measure: M,
+        warm: Any = None,
+        iterations: int | None = None,
+        residual: float | None = None,
+        certificate: Any = None,
+    ) -> None:
+        if iterations is not None or residual is not None:
+            msg = (
+                "ProxResult reads iterations and residual from its certificate; make "
+                "it as ProxResult(measure, warm, certificate=certify(iterations=..., "
+                "residual=..., ...))"
+            )
+            warnings.warn(msg, DeprecationWarning, stacklevel=2)
+        if iterations is not None and isinstance(certificate, Mapping):
+            if isinstance(certificate, Certificate):
+                certificate = replace(certificate, iterations=iterations)
+            else:
+                certificate = {**certificate, "iterations": iterations}
+        object.__setattr__(self, "measure", measure)
+        object.__setattr__(self, "warm", warm)
+        object.__setattr__(self, "certificate", certificate)
+
+    @property
+    def iterations(self) -> int:
+        """What the step cost; see `Certificate`."""
+        return self.certificate.iterations or 0
+
+    @property
+    def residual(self) -> float:
+        """What the solver compared with its tolerance; see `Certificate`."""
+        return float(self.certificate["residual"])
 
 
 class ProximalSolver(ABC, Generic[M]):
@@ -101,7 +126,7 @@ class ProximalSolver(ABC, Generic[M]):
     def solve(self, F: Functional, mu: M, dt: float, warm: Any = None) -> ProxResult[M]:
         """Return the minimiser; a solve that did not converge says so."""
 
-    def _admit(self, F: Functional, mu: Measure, dt: float, kind: type[M]) -> float:
+    def _admit(self, F: Functional, mu: Measure, dt: float, kind: type[Any]) -> float:
         """Refuse what cannot be stepped from measures of this kind; return dt."""
         check_functional(F)
         dt = positive(dt, "dt")
@@ -144,7 +169,10 @@ def solved(
             f"otflow.proximal.certificate.certify(...), which derives every word"
         )
         raise TypeError(msg)
-    return result
+    if isinstance(result.certificate, Certificate):
+        return result
+    known = Certificate.of({"dt": dt, **result.certificate})
+    return replace(result, certificate=known)
 
 
 def may_cross_obstacles(mu: GridDensity) -> bool:

@@ -4,13 +4,67 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
-__all__ = ["CERTIFYING", "KINK", "WORDS", "certify"]
+import numpy as np
+from torch import Tensor
+
+__all__ = [
+    "CERTIFYING",
+    "KINK",
+    "NESTED",
+    "WORDS",
+    "Certificate",
+    "Guarantee",
+    "certify",
+    "fell",
+    "round_off",
+]
+
+
+class Guarantee(StrEnum):
+    """What is known of a step, from the most to nothing; each member is its string.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> of.proximal.Guarantee.EXACT == "exact"
+    True
+    """
+
+    EXACT = "exact"
+    """The exact step is unique, and within ``bound`` of the measure."""
+    OPTIMAL = "optimal"
+    """The objective is the least, to the tolerance."""
+    STATIONARY = "stationary"
+    """The measure is a critical point of the objective, to the tolerance."""
+    STAGES = "stages"
+    """Each stage of a step of several has one of these."""
+    UPPER_BOUND = "upper-bound"
+    """A critical point of an upper bound of the objective."""
+    SINKHORN = "sinkhorn"
+    """A critical point of a regularised objective."""
+    NONE = "none"
+    """Nothing is claimed."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Guarantee:
+        known = ", ".join(repr(str(member)) for member in cls)
+        msg = f"a guarantee must be one of {known}, got {value!r}"
+        raise ValueError(msg)
+
+    def __repr__(self) -> str:
+        return repr(str(self))
+
 
 # The guarantees of a step that is certified.
-CERTIFYING = frozenset({"exact", "optimal", "stationary", "stages"})
-# What every certificate says.
+CERTIFYING = frozenset(list(Guarantee)[:4])
+# What every certificate of a solver says.
 WORDS = (
     "energy_before",
     "energy_after",
@@ -22,6 +76,12 @@ WORDS = (
     "bound",
     "certified",
 )
+# What schemes and solvers say besides.
+MORE = ("noise", "iterations", "dt", "solver", "order", "modulus")
+# Entries that hold the certificates of the steps that a step is made of.
+NESTED = ("parts", "substeps", "stages")
+# Words of an earlier release, and what they are now.
+FORMER = {"energy": "energy_before", "gradients": "iterations"}
 # Why a descent ends away from round-off, and what helps. Smaller steps do not: they put
 # off the step in which an atom meets the kink.
 KINK = {
@@ -31,6 +91,154 @@ KINK = {
 }
 # Round-off of an energy that is a long sum, in units of float64's.
 ROUND_OFF = 256.0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Certificate(Mapping[str, Any]):
+    r"""What is known of one step; also a read-only mapping of its words.
+
+    ``info.w2`` and ``info["w2"]`` are the same number. Numbers are those of Python, so
+    that a certificate can be written as JSON: ``json.dumps(info.to_dict())``.
+
+    Parameters
+    ----------
+    energy_before, energy_after : float, optional
+        F at both ends.
+    w2 : float, optional
+        Distance of both ends, or an upper bound of it.
+    residual : float, optional
+        What the solver compared with its tolerance: off grids the norm of the
+        objective's gradient over that of the displacement, on grids a mass.
+    iterations : int, optional
+        What the step cost: evaluations of the functional with its velocity, or the
+        iterations that the solver's own documentation counts.
+    converged : bool, optional
+        Whether the residual met the tolerance; None where a step solves nothing.
+    guarantee : Guarantee, optional
+        What is proved; None where no solver judged the step as a whole.
+    bound : float, optional
+        Where F is :math:`\lambda`-convex, a :math:`\beta` such that the exact step is
+        within W2 distance :math:`\beta` and the objective within :math:`\beta^2(1/dt +
+        \lambda)` of its least value.
+    noise : float, optional
+        What the solver knows its energies to.
+    dt : float, optional
+        The time in fact taken; None if it is the one asked for.
+    solver : str, optional
+        Name of the class of the solver.
+    order : int, optional
+        Order in time of the step.
+    modulus : float, optional
+        Convexity of F in this dimension.
+    details : object, optional
+        What this solver alone reports: a frozen dataclass of its own.
+    entries : mapping
+        What schemes, or solvers without details of their own, add by name.
+
+    Attributes
+    ----------
+    energy_before, energy_after, w2, residual, iterations, converged, guarantee, bound
+        As above.
+    noise, dt, solver, order, modulus, details, entries
+        As above.
+
+    Notes
+    -----
+    The mapping holds the words, the fields of ``details`` and the ``entries``. Where
+    ``guarantee`` is None, as for ``ExplicitEuler()``, words that are None are no keys.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    >>> mu = of.Particles(torch.tensor([[8.0], [4.0]], dtype=torch.float64))
+    >>> info = of.flow(F, mu, of.JKO(), dt=1.0, steps=1).info[0]
+    >>> info.energy_before, info["energy_after"], info.guarantee, info.certified
+    (20.0, 5.0, 'exact', True)
+    """
+
+    energy_before: float | None = None
+    energy_after: float | None = None
+    w2: float | None = None
+    residual: float | None = None
+    iterations: int | None = None
+    converged: bool | None = None
+    guarantee: Guarantee | None = None
+    bound: float | None = None
+    noise: float | None = None
+    dt: float | None = None
+    solver: str | None = None
+    order: int | None = None
+    modulus: float | None = None
+    details: Any = None
+    entries: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, report: Mapping[str, Any]) -> Certificate:
+        """Return the certificate of a plain mapping: words by name, the rest entries.
+
+        Parameters
+        ----------
+        report : mapping
+            What a scheme or a solver says of a step. What it claims is judged as by
+            `certify`; one that denies ``"certified"`` has no guarantee.
+
+        Returns
+        -------
+        Certificate
+            The mapping itself if it is one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a word is not what it should be, e.g. a residual that is no number.
+        """
+        if isinstance(report, cls):
+            return report
+        words, entries = _sorted(report)
+        made = cls(**words, entries=entries)
+        if made.guarantee in CERTIFYING and report.get("certified") is False:
+            made = replace(made, guarantee=Guarantee.NONE)
+        return made if made.guarantee is None else _judged(made)
+
+    @property
+    def decrease(self) -> float | None:
+        """The energy lost beyond the transport cost; None if one is not known."""
+        return _decrease(self.energy_before, self.energy_after, self.w2, self.dt)
+
+    @property
+    def certified(self) -> bool:
+        """Whether the guarantee is exact, optimal, stationary or stages."""
+        return self.guarantee in CERTIFYING
+
+    def also(self, **entries: Any) -> Certificate:
+        """Return the certificate with these entries besides."""
+        return replace(self, entries={**self.entries, **entries})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the mapping as dictionaries, lists, strings and numbers, for JSON."""
+        return {name: _written(value) for name, value in self.items()}
+
+    @cached_property
+    def _view(self) -> dict[str, Any]:
+        own = {} if self.details is None else _fields(self.details)
+        named = {name: getattr(self, name) for name in (*WORDS, *MORE)}
+        if self.guarantee is None:
+            del named["certified"]
+            named = {k: v for k, v in named.items() if v is not None}
+        return {**named, **own, **self.entries}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._view[_current(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._view)
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    def __repr__(self) -> str:
+        return f"Certificate({', '.join(f'{k}={v!r}' for k, v in self.items())})"
 
 
 def certify(
@@ -44,8 +252,10 @@ def certify(
     guarantee: str,
     bound: float | None = None,
     noise: float = 0.0,
+    iterations: int | None = None,
+    details: Any = None,
     **own: Any,
-) -> dict[str, Any]:
+) -> Certificate:
     r"""Return a certificate; what its words mean is derived here and nowhere else.
 
     .. math:: \mathrm{decrease} = F(\mu) - F(\nu) - \frac{W_2^2(\mu, \nu)}{2\,dt}
@@ -69,22 +279,24 @@ def certify(
     converged : bool
         Whether the residual met the tolerance.
     guarantee : str
-        What the solver claims if the step stands all tests.
+        What the solver claims if the step stands all tests, a `Guarantee`.
     bound : float or None
         On the W2 distance to the exact step; only with ``"exact"``.
     noise : float
         What the solver knows its energies to; at least round-off is added.
+    iterations : int, optional
+        What the step cost, in the unit of the solver's documentation.
+    details : object, optional
+        What this solver alone reports: a frozen dataclass of its own.
     **own : object
-        Entries of the solver's own.
+        Entries of the solver's own, where it has no dataclass for them.
 
     Returns
     -------
-    dict
-        ``energy_before``, ``energy_after``, ``decrease``, ``w2``, ``residual``,
-        ``converged``, ``guarantee``, ``bound``, ``certified``, ``noise``, and the
-        entries of the solver's own. A number that is not finite takes ``converged`` and
-        the guarantee with it; ``w2``, ``decrease`` and ``bound`` then become None,
-        ``residual`` and ``noise`` the largest float.
+    Certificate
+        A number that is not finite takes ``converged`` and the guarantee with it;
+        ``w2``, ``decrease`` and ``bound`` then become None, ``residual`` and ``noise``
+        the largest float.
 
     Examples
     --------
@@ -98,37 +310,92 @@ def certify(
     ...     converged=True,
     ...     guarantee="stationary",
     ... )
-    >>> known["decrease"], known["certified"]
+    >>> known.decrease, known.certified
     (0.75, True)
     """
-    numbers = [energy_before, energy_after, residual, noise]
-    numbers += [x for x in (w2, bound) if x is not None]
-    finite = all(math.isfinite(x) for x in numbers)
-    w2, bound = _finite(w2), _finite(bound)
-    decrease = None
-    if w2 is not None:
-        decrease = _finite(energy_before - energy_after - w2 * w2 / (2 * dt))
-    size = max(abs(energy_before), abs(energy_after))
-    noise = noise + ROUND_OFF * sys.float_info.epsilon * size
-    fell = energy_after - energy_before <= noise
-    fell = fell and (decrease is None or decrease >= -noise)
-    converged = bool(converged and finite)
-    residual, noise = _capped(residual), _capped(noise)
-    if not (converged and fell):
-        guarantee = "none"
-    return {
-        "energy_before": energy_before,
-        "energy_after": energy_after,
-        "decrease": decrease,
-        "w2": w2,
-        "residual": residual,
-        "converged": converged,
-        "guarantee": guarantee,
-        "bound": bound if guarantee == "exact" else None,
-        "certified": guarantee in CERTIFYING,
-        "noise": noise,
-        **own,
-    }
+    return Certificate.of(
+        {
+            "energy_before": energy_before,
+            "energy_after": energy_after,
+            "w2": w2,
+            "residual": residual,
+            "converged": converged,
+            "guarantee": guarantee,
+            "bound": bound,
+            "noise": noise,
+            "dt": dt,
+            "iterations": iterations,
+            "details": details,
+            **own,
+        }
+    )
+
+
+def fell(
+    before: float | None,
+    after: float | None,
+    w2: float | None,
+    dt: float | None,
+    noise: float,
+) -> bool:
+    """Return whether a step lowered the energy, and its objective, up to noise.
+
+    Parameters
+    ----------
+    before, after : float or None
+        F at both ends.
+    w2, dt : float or None
+        Length and time of the step.
+    noise : float
+        What the energies are known to; their round-off is added.
+
+    Returns
+    -------
+    bool
+        False if an energy is not known.
+    """
+    if before is None or after is None:
+        return False
+    noise = noise + round_off(before, after)
+    decrease = _decrease(before, after, w2, dt)
+    return after - before <= noise and (decrease is None or decrease >= -noise)
+
+
+def _judged(claim: Certificate) -> Certificate:
+    """Return what is left of a claim."""
+    before, after, noise = claim.energy_before, claim.energy_after, claim.noise or 0.0
+    numbers = (before, after, claim.residual, noise, claim.w2, claim.bound)
+    finite = all(math.isfinite(x) for x in numbers if x is not None)
+    w2, guarantee = _finite(claim.w2), claim.guarantee
+    converged = bool(claim.converged and finite)
+    if not (converged and fell(before, after, w2, claim.dt, noise)):
+        guarantee = Guarantee.NONE
+    if before is not None and after is not None:
+        noise += round_off(before, after)
+    return replace(
+        claim,
+        w2=w2,
+        residual=None if claim.residual is None else _capped(claim.residual),
+        converged=converged,
+        guarantee=guarantee,
+        bound=_finite(claim.bound) if guarantee == Guarantee.EXACT else None,
+        noise=_capped(noise),
+    )
+
+
+def _decrease(
+    before: float | None, after: float | None, w2: float | None, dt: float | None
+) -> float | None:
+    if before is None or after is None or w2 is None or dt is None:
+        return None
+    return _finite(before - after - w2 * w2 / (2 * dt))
+
+
+def round_off(
+    before: float, after: float, eps: float = sys.float_info.epsilon
+) -> float:
+    """Return the round-off of two energies that are long sums."""
+    return ROUND_OFF * eps * max(abs(before), abs(after))
 
 
 def _capped(x: float) -> float:
@@ -138,3 +405,74 @@ def _capped(x: float) -> float:
 
 def _finite(x: float | None) -> float | None:
     return x if x is not None and math.isfinite(x) else None
+
+
+# Plain mappings -----------------------------------------------------------------------
+
+# What each word is made into; the derived ones are not taken from a mapping.
+KINDS: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("energy_before", "energy_after", "w2", "residual"), float),
+    **dict.fromkeys(("bound", "noise", "dt", "modulus"), float),
+    **dict.fromkeys(("iterations", "order"), int),
+    "converged": bool,
+    "guarantee": Guarantee,
+    "solver": str,
+    "details": lambda details: details,
+}
+
+
+def _sorted(report: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the words of a mapping and its other entries, as Python numbers."""
+    words: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
+    for given, value in report.items():
+        name, value = _current(given), _plain(value)  # noqa: PLW2901
+        if name in ("decrease", "certified"):
+            continue
+        if name in NESTED:
+            entries[name] = tuple(Certificate.of(part) for part in value)
+        elif name not in KINDS:
+            entries[name] = value
+        elif value is None or name == "guarantee":
+            words[name] = None if value is None else Guarantee(value)
+        else:
+            try:
+                words[name] = KINDS[name](value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                msg = (
+                    f"{name!r} of a step's report must be of type "
+                    f"{KINDS[name].__name__}, got {value!r}; give an entry of your own "
+                    f"another name"
+                )
+                raise TypeError(msg) from error
+    return words, entries
+
+
+def _plain(value: Any) -> Any:
+    """Return the Python number of a tensor without axes, or of NumPy's."""
+    if isinstance(value, Tensor) and not value.ndim:
+        return value.detach().item()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, Certificate):
+        return value.to_dict()
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, tuple):
+        return [_written(part) for part in value]
+    return str(value) if isinstance(value, Guarantee) else value
+
+
+def _fields(details: Any) -> dict[str, Any]:
+    return {field.name: getattr(details, field.name) for field in fields(details)}
+
+
+def _current(name: str) -> str:
+    """Return the name of a word; one of an earlier release warns."""
+    if name not in FORMER:
+        return name
+    msg = f"{name!r} of a step's report is now {FORMER[name]!r}"
+    warnings.warn(msg, DeprecationWarning, stacklevel=4)
+    return FORMER[name]

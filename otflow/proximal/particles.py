@@ -2,33 +2,77 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import warnings
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from otflow._validation import non_negative_int, positive
+from otflow._validation import positive
 from otflow.functionals import Functional
 from otflow.measures import Particles
 from otflow.metrics import Plan, assignment, sinkhorn_divergence, transport_plan
-from otflow.proximal.base import ProximalSolver, ProxResult
-from otflow.proximal.certificate import KINK, certify
-from otflow.proximal.quasi_newton import Memory, Point, minimise, round_off
+from otflow.numerics.lbfgs import last_places
+from otflow.proximal.base import ProxResult
+from otflow.proximal.tangent import (
+    Objective,
+    Place,
+    TangentDetails,
+    TangentProximal,
+    descend,
+)
 
-__all__ = ["ParticleProximal"]
+__all__ = ["ParticleObjective", "ParticleProximal", "SinkhornParticles"]
 
 # Cheaper couplings taken before the solver stops.
 MAX_RELABELLINGS = 20
-# A gradient within so many times what it is known to is as small as can be asked.
-KNOWN = 3.0
-# Last places of the points that a bound allows the gradient.
-SUMS = 8.0
-# Round-off of an energy, in units of that of the dtype.
-NOISE = 64.0
 
 
-class ParticleProximal(ProximalSolver[Particles]):
+@dataclass(frozen=True)
+class ParticleDetails(TangentDetails):
+    """What `ParticleProximal` reports besides the words of a certificate.
+
+    Parameters
+    ----------
+    stalled : bool
+        Whether neither the objective nor its gradient fell any more.
+    relabellings : int
+        Times that a cheaper coupling was found and taken.
+    coupling_optimal : bool
+        Whether the coupling of the objective was proved optimal.
+
+    Attributes
+    ----------
+    stalled, relabellings, coupling_optimal
+        As above.
+    """
+
+    relabellings: int
+    coupling_optimal: bool
+
+
+@dataclass(frozen=True)
+class SinkhornDetails(TangentDetails):
+    """What `SinkhornParticles` reports besides the words of a certificate.
+
+    Parameters
+    ----------
+    stalled : bool
+        Whether neither the objective nor its gradient fell any more.
+    blur : float
+        The blur of the divergence.
+
+    Attributes
+    ----------
+    stalled, blur
+        As above.
+    """
+
+    blur: float
+
+
+class ParticleProximal(TangentProximal[Particles]):
     r"""Solve :math:`\min_y F(\nu_y) + W_2^2(\mu, \nu_y)/(2\,dt)` over positions y.
 
     Here :math:`\nu_y = \sum_i w_i\delta_{y_i}`. While the coupling :math:`x_i \to y_i`
@@ -58,8 +102,7 @@ class ParticleProximal(ProximalSolver[Particles]):
     certify : bool
         Whether to prove the coupling optimal. Without it ``w2`` is an upper bound.
     blur : float, optional
-        Replace :math:`W_2^2/2` by the debiased Sinkhorn divergence of this blur
-        :cite:p:`feydy2019interpolating`; then nothing is certified.
+        Deprecated: use `SinkhornParticles`.
     memory : int
         Pairs that L-BFGS keeps; 2 memory n d numbers.
 
@@ -76,13 +119,13 @@ class ParticleProximal(ProximalSolver[Particles]):
 
     ``energy_before``, ``energy_after``, ``decrease``, ``w2``, ``residual``, ...
         What "Words of a certificate" says in the conventions. ``w2`` is exact if
-        ``coupling_optimal``, and None with a blur; ``residual`` is relative.
+        ``coupling_optimal``; ``residual`` is relative.
     ``stalled``
         Whether the descent ended because neither the objective nor its gradient fell,
         as at a kink of F, and not at the round-off of the gradient. Then ``cause`` and
         ``cure`` say what helps.
-    ``gradients``
-        Evaluations spent.
+    ``iterations``
+        Evaluations of F with its velocity.
     ``relabellings``
         Times that a cheaper coupling was found and taken.
     ``coupling_optimal``
@@ -97,12 +140,11 @@ class ParticleProximal(ProximalSolver[Particles]):
         ``"stationary"``: a critical point of the JKO objective, with the optimal
         coupling; a lower minimum elsewhere is not excluded. ``"upper-bound"``: the same
         with weights unequal, among measures of these weights; atoms that split could do
-        better. ``"sinkhorn"``: a critical point with the Sinkhorn divergence in place
-        of W2. ``"none"``: not converged, or coupling not proved optimal.
+        better. ``"none"``: not converged, or coupling not proved optimal.
 
     Atoms of weight zero do not count in the objective; they move by explicit Euler.
 
-    Time: `gradients` times the cost of F, plus one assignment, O(n^2 d) when both ends
+    Time: `iterations` times the cost of F, plus one assignment, O(n^2 d) when both ends
     are close and O(n^3) at worst; memory O(n^2) for the assignment alone.
 
     Examples
@@ -126,14 +168,20 @@ class ParticleProximal(ProximalSolver[Particles]):
         blur: float | None = None,
         memory: int = 20,
     ) -> None:
-        self.tolerance = positive(tolerance, "tolerance")
-        self.max_gradients = non_negative_int(max_gradients, "max_gradients", minimum=1)
+        super().__init__(
+            tolerance=tolerance, max_gradients=max_gradients, memory=memory
+        )
         if not isinstance(certify, bool):
             msg = f"certify must be True or False, got {certify!r}"
             raise TypeError(msg)
         self.certify = certify
         self.blur = None if blur is None else positive(blur, "blur")
-        self.memory = non_negative_int(memory, "memory", minimum=1)
+        if blur is not None:
+            msg = (
+                "ParticleProximal(blur=...) certifies nothing and will go; "
+                "use otflow.proximal.SinkhornParticles(blur)"
+            )
+            warnings.warn(msg, DeprecationWarning, stacklevel=2)
 
     def solve(
         self, F: Functional, mu: Particles, dt: float, warm: Any = None
@@ -162,138 +210,123 @@ class ParticleProximal(ProximalSolver[Particles]):
             If `mu` is not `Particles`, or F holds an entropy.
         """
         dt = self._admit(F, mu, dt, Particles)
-        problem = _Problem(F, mu, dt, mu, blur=self.blur)
-        start = problem.at(mu)
-        memory = Memory(size=self.memory)
-        if isinstance(warm, _Warm) and warm.fits(mu, dt):
-            memory = warm.memory
-
-        point, used, relabellings, stalled = start, 1, 0, False
-        settled, known = False, 0.0
+        if self.blur is not None:
+            options = {"tolerance": self.tolerance, "memory": self.memory}
+            solver = SinkhornParticles(
+                self.blur, max_gradients=self.max_gradients, **options
+            )
+            return solver.solve(F, mu, dt, warm)
+        objective = ParticleObjective(F, mu, dt, centre=mu)
+        start = point = objective.start()
+        memory = self._memory(objective, start, warm)
+        used, relabellings, stalled, known = 1, 0, False, 0.0
         coupling: _Coupling | None = None
         while True:
-            outcome = minimise(
-                problem.at,
+            end = descend(
+                objective,
                 point,
                 memory,
-                converged=lambda p, x=problem: self._converged(p, x),  # type: ignore[misc]
+                tolerance=self.tolerance,
                 # Where the descent has stalled a cheaper coupling is taken, no more.
                 budget=0 if stalled else self.max_gradients - used,
             )
-            point, memory = outcome.point, outcome.memory
-            used += outcome.used
-            if outcome.stalled:
-                # At a kink, or at the level at which the gradient is known?
-                known, used = round_off(point, problem.at), used + 2
-                settled = float(point.measure.norm(point.gradient)) <= KNOWN * known
-                stalled = not settled
-            if self.blur is not None or not self.certify:
+            used, known = used + end.used, max(known, end.known)
+            stalled = stalled or end.stalled
+            if not self.certify:
                 break
-            coupling = problem.couple(point)
+            coupling = objective.couple(end.point)
             if coupling.is_kept or used >= self.max_gradients:
                 break
             if relabellings == MAX_RELABELLINGS:
                 break
-            relabellings, settled = relabellings + 1, False
-            problem = coupling.problem
-            memory = replace(memory, pairs=())
-            point = problem.at(coupling.measure)
-            used += 1
+            relabellings, used = relabellings + 1, used + 1
+            objective, memory = coupling.objective, end.memory.empty()
+            point = objective.reach(coupling.measure)
 
-        converged = settled or self._converged(point, problem)
-        known = max(known, problem.floor(point) * memory.stiffness(point.measure))
-        certificate = self._certificate(
-            problem,
-            start,
-            point,
-            coupling,
-            converged=converged,
-            known=known,
-            gradients=used,
-            relabellings=relabellings,
-            stalled=stalled and not converged,
-            **(KINK if stalled and not converged else {}),
-        )
-        return ProxResult(
-            _with_empty_atoms(point.measure, start, dt),
-            _Warm(memory, dt),
-            used,
-            certificate["residual"],
-            certificate,
-        )
-
-    def _converged(self, point: Point[Particles], problem: _Problem) -> bool:
-        mu = point.measure
-        moved = float(mu.norm(point.displacement))
-        # What rounding does not explain; no far atom or coordinate lets others stop.
-        excess = (point.gradient.abs() - problem.places(point)).clamp_min(0.0)
-        return float(mu.norm(excess)) <= self.tolerance * moved
-
-    def _certificate(
-        self,
-        problem: _Problem,
-        start: Point[Particles],
-        point: Point[Particles],
-        coupling: _Coupling | None,
-        *,
-        converged: bool,
-        known: float,
-        **own: Any,
-    ) -> dict[str, Any]:
-        mu, dt = point.measure, problem.dt
-        absolute = float(mu.norm(point.gradient))
-        moved = float(mu.norm(point.displacement))
+        end = replace(end, known=known, stalled=stalled and not end.converged)
+        w2 = coupling.w2 if coupling else objective.cost(end.point) ** 0.5
         optimal = coupling is not None and coupling.is_kept
-        w2 = None
-        if self.blur is None:
-            w2 = problem.cost(point) ** 0.5 if coupling is None else coupling.w2
-        # With the plan's barycentres in place of the atoms, the bound is not one on
-        # the distance to the JKO step.
-        bound, modulus = None, problem.functional.modulus(mu.dim)
-        is_own = self.blur is None and problem.centre is problem.source
-        if is_own and modulus is not None and 1 + dt * modulus > 0:
-            bound = (absolute + known) / (1 + dt * modulus)
-        if self.blur is not None:
-            guarantee = "sinkhorn"
-        elif bound is not None:
-            guarantee = "exact"
-        elif not optimal:
-            guarantee = "none"
-        else:
-            guarantee = "stationary" if mu.is_uniform else "upper-bound"
-        # What the objective is known to: its round-off, and that of its gradient along
-        # the step.
-        noise = NOISE * torch.finfo(mu.dtype).eps
-        noise *= max(abs(start.energy), abs(point.energy), moved**2 / dt)
-        return certify(
-            energy_before=start.energy,
-            energy_after=point.energy,
-            dt=dt,
+        bound = objective.bound(end.point.size + known)
+        return self._result(
+            objective,
+            start,
+            end,
+            used=used,
             w2=w2,
-            residual=absolute / moved if moved > 0 else absolute,
-            converged=converged,
-            guarantee=guarantee,
+            guarantee=_guarantee(mu, bound, is_optimal=optimal),
             bound=bound,
-            noise=noise + known * (moved + known) / dt,
-            coupling_optimal=optimal,
-            blur=self.blur,
-            **own,
+            measure=_with_empty_atoms(end.point.measure, start, dt),
+            details=ParticleDetails(end.stalled, relabellings, optimal),
         )
 
 
-@dataclass(frozen=True)
-class _Warm:
-    """Curvature pairs of the step before, good for the same dt and size."""
+class SinkhornParticles(TangentProximal[Particles]):
+    r"""Solve the particle step with the debiased Sinkhorn divergence in place of W2.
 
-    memory: Memory
-    dt: float
+    It is :math:`\min_y F(\nu_y) + S_\varepsilon(\mu, \nu_y)/dt` over positions y,
+    where :math:`S_\varepsilon` :cite:p:`feydy2019interpolating` is near
+    :math:`W_2^2/2`. The cost is differentiable and couples no atoms by their index;
+    nothing is certified.
 
-    def fits(self, mu: Particles, dt: float) -> bool:
-        """Whether the pairs are tangents at `mu` of the same objective."""
-        return self.dt == dt and all(
-            s.shape == mu.points.shape and s.dtype == mu.dtype and s.device == mu.device
-            for s, _ in self.memory.pairs
+    Parameters
+    ----------
+    blur : float
+        The length :math:`\varepsilon^{1/2}` below which the cost does not see, > 0.
+    **options : object
+        ``tolerance``, ``max_gradients`` and ``memory`` of `TangentProximal`.
+
+    Attributes
+    ----------
+    blur, tolerance, max_gradients, memory
+        As above.
+
+    Notes
+    -----
+    The certificate is that of `TangentProximal`, with ``w2`` None and the entry
+    ``blur``. The guarantee is ``"sinkhorn"``: a critical point with that cost; or
+    ``"none"``.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+    >>> mu = of.Particles(torch.tensor([[2.0], [4.0]], dtype=torch.float64))
+    >>> solver = of.proximal.SinkhornParticles(0.05, tolerance=1e-2)
+    >>> solver.solve(F, mu, dt=1.0).certificate.guarantee
+    'sinkhorn'
+    """
+
+    flat: ClassVar[bool] = True
+
+    def __init__(self, blur: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.blur = positive(blur, "blur")
+
+    def solve(
+        self, F: Functional, mu: Particles, dt: float, warm: Any = None
+    ) -> ProxResult[Particles]:
+        """Return the proximal step of length `dt` from `mu`; see `ParticleProximal`."""
+        dt = self._admit(F, mu, dt, Particles)
+        objective = ParticleObjective(F, mu, dt, centre=mu, blur=self.blur)
+        start, end, used = self._descend(objective, warm)
+        return self._result(
+            objective,
+            start,
+            end,
+            used=used,
+            w2=None,
+            guarantee="sinkhorn",
+            measure=_with_empty_atoms(end.point.measure, start, dt),
+            details=SinkhornDetails(end.stalled, self.blur),
         )
+
+
+def _guarantee(mu: Particles, bound: float | None, *, is_optimal: bool) -> str:
+    if bound is not None:
+        return "exact"
+    if not is_optimal:
+        return "none"
+    return "stationary" if mu.is_uniform else "upper-bound"
 
 
 @dataclass(frozen=True)
@@ -302,86 +335,90 @@ class _Coupling:
 
     w2: float
     is_kept: bool
-    problem: _Problem
+    objective: ParticleObjective
     measure: Particles
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """The objective dt F(y) + |y - centre|^2 / 2 + constant, in L2(mu)."""
+class ParticleObjective(Objective[Particles]):
+    """The objective dt F(y) + (|y - centre|^2 + constant) / 2 over positions y."""
 
-    functional: Functional
-    source: Particles
-    dt: float
-    centre: Particles
-    constant: float = 0.0
+    centre: Particles = field(kw_only=True)
     blur: float | None = None
 
-    def at(self, nu: Particles) -> Point[Particles]:
-        """Evaluate the objective and its gradient at `nu`."""
+    def reach(self, nu: Particles) -> Place[Particles]:
+        """Return the objective at a measure."""
+        return self.at(nu, self.centre.displacement_to(nu))
+
+    def move(
+        self, point: Place[Particles], vector: Tensor, length: float
+    ) -> Place[Particles]:
+        """Move the atoms; the tangent is then exact up to half a last place of them."""
+        return self.reach(point.measure.push(vector, length))
+
+    def difference(self, start: Place[Particles], end: Place[Particles]) -> Tensor:
+        """Return how far the atoms are apart: closer ones than their tangents tell."""
+        return start.measure.displacement_to(end.measure)
+
+    def at(self, nu: Particles, u: Tensor) -> Place[Particles]:
+        """Evaluate F and the cost; atoms without mass have no gradient."""
         value, velocity = self.functional.value_and_velocity(nu)
-        displacement = self.centre.displacement_to(nu)
-        if self.blur is None:
-            half, slope = 0.5 * nu.inner(displacement, displacement), displacement
-        else:
+        half, slope = None, u
+        if self.blur is not None:
             half, slope = nu.value_and_position_gradient(self._sinkhorn)
         gradient = slope - self.dt * velocity
         if not nu.is_uniform:
             gradient = gradient.masked_fill(nu.weights[:, None] == 0, 0.0)
-        energy = float(value)
-        return Point(
-            measure=nu,
-            energy=energy,
-            objective=self.dt * energy + float(half) + 0.5 * self.constant,
-            gradient=gradient,
-            displacement=displacement,
-            velocity=velocity,
-        )
+        return self.place(nu, u, float(value), gradient, half, velocity)
 
-    def floor(self, point: Point[Particles]) -> float:
-        """Return to what the gradient is known at least, all its sums counted."""
-        return SUMS * float(point.measure.norm(self.places(point)))
+    def unit(self, point: Place[Particles]) -> Tensor:
+        """Return a unit in the last place of each coordinate, of mixed signs."""
+        return last_places(point.measure.points)
 
-    def places(self, point: Point[Particles]) -> Tensor:
-        """Return a unit in the last place of each coordinate, (n, d)."""
-        # The nearest point of the dtype is off by half of it: with dt Hess F up to 1
-        # the gradient there is within a whole one. Close numbers differ exactly.
-        x, y = self.source.points, point.measure.points
-        return torch.finfo(y.dtype).eps * torch.maximum(x.abs(), y.abs())
+    def _size(self, point: Place[Particles]) -> Tensor:
+        # The nearest point of the dtype is off by half a unit in its last place: with
+        # dt Hess F up to 1 the gradient there is within a whole one. Close numbers
+        # differ exactly.
+        return torch.maximum(self.source.points.abs(), point.measure.points.abs())
 
     def _sinkhorn(self, nu: Particles) -> Tensor:
         assert self.blur is not None
         return sinkhorn_divergence(self.source, nu, blur=self.blur)
 
-    def cost(self, point: Point[Particles]) -> float:
-        """Return the transport cost of the kept coupling."""
-        moved = float(point.measure.inner(point.displacement, point.displacement))
-        return moved + self.constant
+    def bound(self, gradient: float) -> float | None:
+        """Return a bound on the distance to the exact step, None if there is none."""
+        modulus = self.functional.modulus(self.source.dim)
+        # With the plan's barycentres in place of the atoms, the bound is not one on
+        # the distance to the JKO step.
+        if self.centre is not self.source or modulus is None:
+            return None
+        slope = 1 + self.dt * modulus
+        return gradient / slope if slope > 0 else None
 
-    def couple(self, point: Point[Particles]) -> _Coupling:
+    def cost(self, point: Place[Particles]) -> float:
+        """Return the transport cost of the kept coupling."""
+        return point.moved**2 + self.constant
+
+    def couple(self, point: Place[Particles]) -> _Coupling:
         """Find the optimal coupling from the source to a point."""
         nu, kept = point.measure, self.cost(point)
-        if nu.is_uniform:
-            index = assignment(self.source.points, nu.points)
-            relabelled = nu.push(nu.points[index] - nu.points, 1.0)
-            moved = self.source.displacement_to(relabelled)
-            best, problem = float(nu.inner(moved, moved)), self
-        else:
+        objective, best = self, kept
+        if not nu.is_uniform:
             plan = transport_plan(self.source, nu)
-            best, relabelled = float(plan.cost), nu
-            problem = self._around(plan, nu)
+            best, objective = float(plan.cost), self._around(plan, nu)
+        else:
+            index = assignment(self.source.points, nu.points)
+            if not bool((index.diff() == 1).all()):
+                nu = nu.push(nu.points[index] - nu.points, 1.0)
+                best = self.norm(self.source.displacement_to(nu)) ** 2
         # Sums of squares of differences are exact up to round-off of their own size;
         # that of the new points is more, far from the origin.
-        rounded = float(nu.norm(nu.points)) * max(kept, 0.0) ** 0.5
+        rounded = self.norm(nu.points) * max(kept, 0.0) ** 0.5
         slack = 16 * torch.finfo(nu.dtype).eps * (kept + rounded)
-        return _Coupling(
-            w2=max(min(best, kept), 0.0) ** 0.5,
-            is_kept=best >= kept - slack,
-            problem=problem,
-            measure=relabelled,
-        )
+        w2 = max(min(best, kept), 0.0) ** 0.5
+        return _Coupling(w2, best >= kept - slack, objective, nu)
 
-    def _around(self, plan: Plan, nu: Particles) -> _Problem:
+    def _around(self, plan: Plan, nu: Particles) -> ParticleObjective:
         """Keep a plan: its barycentres replace the source, up to a constant."""
         x = self.source.points
         total = torch.zeros_like(x)
@@ -390,15 +427,16 @@ class _Problem:
         centres = total / nu.weights.masked_fill(empty, 1.0)[:, None]
         centres = torch.where(empty[:, None], x, centres)
         centre = self.source.push(centres - x, 1.0)
-        moved = centre.displacement_to(nu)
-        constant = float(plan.cost) - float(nu.inner(moved, moved))
+        moved = self.norm(centre.displacement_to(nu))
+        constant = float(plan.cost) - moved * moved
         return replace(self, centre=centre, constant=constant)
 
 
-def _with_empty_atoms(nu: Particles, start: Point[Particles], dt: float) -> Particles:
+def _with_empty_atoms(nu: Particles, start: Place[Particles], dt: float) -> Particles:
     """Move the atoms without mass by explicit Euler; the measure is the same."""
     if nu.is_uniform or not bool((nu.weights == 0).any()):
         return nu
+    assert start.velocity is not None
     goal = start.measure.points + dt * start.velocity
     empty = nu.weights[:, None] == 0
     return nu.push(torch.where(empty, goal - nu.points, torch.zeros_like(goal)), 1.0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,9 @@ from otflow._validation import check_kind, positive
 from otflow.errors import Diverged, NonFinite, NotConverged, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure
-from otflow.proximal.certificate import certify
+from otflow.proximal.certificate import Certificate
 from otflow.schemes.base import Scheme, Step
-from otflow.schemes.reports import converged
+from otflow.schemes.reports import composed, converged
 
 __all__ = ["Adaptive"]
 
@@ -153,7 +153,7 @@ class Adaptive(Scheme):
         dt: float,
         state: _State,
         generator: torch.Generator,
-    ) -> Step:
+    ) -> Step[Any]:
         """Try steps of at most `dt` until one is accepted."""
         mu.refuse_graph(
             "a step of controlled length",
@@ -171,8 +171,9 @@ class Adaptive(Scheme):
                 # A step cut by `dt` says nothing against a longer one planned.
                 if not rejected and state.next_dt is not None:
                     following = max(following, state.next_dt if h == dt else 0.0)
-                info = {**trial.info, "next_dt": following, "rejected": rejected}
-                return Step(trial.measure, _State(trial.state, following), info)
+                info = trial.info.also(next_dt=following, rejected=rejected)
+                now = _State(trial.state, following)
+                return Step(trial.measure, now, info, trial.energy)
             if h <= least:
                 return self._give_up(mu, state, trial, h, rejected)
             rejected += 1
@@ -184,14 +185,14 @@ class Adaptive(Scheme):
 
     def _give_up(
         self, mu: Measure, state: _State, trial: _Trial, h: float, rejected: int
-    ) -> Step:
+    ) -> Step[Any]:
         if trial.rises:
             # The words of a certificate would be those of a step thrown away.
-            known = ("energy", "error", "error_order")
-            info = {name: trial.info[name] for name in known}
-            info.update(dt=0.0, energy_after=float(info["energy"]), substeps=())
-            info.update(next_dt=h, rejected=rejected, stalled=True)
-            return Step(mu, state, info)
+            before = trial.info.energy_before
+            own = {k: trial.info[k] for k in ("error", "error_order")}
+            own |= {"substeps": (), "next_dt": h, "rejected": rejected, "stalled": True}
+            info = Certificate(before, before, dt=0.0, entries=own)
+            return Step(mu, state, info, trial.energy)
         msg = (
             f"no step down to dt = {h:.3g} is good enough: {trial.fault}; loosen the "
             f"tolerance, refine the grid, which limits how exact a step can be, or "
@@ -211,19 +212,17 @@ class Adaptive(Scheme):
         before = generator.get_state()
         try:
             step = self.scheme.step(F, mu, h, state, generator)
-            substeps: tuple[Step, ...] = (step,)
+            substeps: tuple[Step[Any], ...] = (step,)
             error, order = step.info.get("error"), step.info.get("error_order")
             if error is None:
                 half = self.scheme.step(F, mu, 0.5 * h, state, generator)
                 rest = self.scheme.step(F, half.measure, 0.5 * h, half.state, generator)
                 substeps, order = (half, rest), self.order
                 error = self._distance(step.measure, rest.measure) / (2**order - 1)
-                if step.info.get("dt", h) != h:  # then both ends differ in time
+                if step.taken(h) != h:  # then both ends differ in time
                     error = math.inf
         except (Diverged, NonFinite) as fault:
-            return _Trial(
-                mu, state, {"dt": h}, None, 1, f"it diverges ({fault})", False
-            )
+            return _Trial.diverged(mu, state, h, fault)
         finally:
             drawn = not torch.equal(before, generator.get_state())
             if drawn:
@@ -242,33 +241,25 @@ class Adaptive(Scheme):
         F: Functional,
         mu: Measure,
         h: float,
-        substeps: tuple[Step, ...],
+        substeps: tuple[Step[Any], ...],
         error: float,
         order: int,
     ) -> _Trial:
-        first, last = substeps[0].info, substeps[-1]
-        energy = first.get("energy")
+        first, last = substeps[0], substeps[-1]
+        infos = tuple(step.info for step in substeps)
         with torch.no_grad():
-            energy = self.energy(F, mu) if energy is None else energy
-            after = last.info.get("energy_after")
+            energy = self.energy(F, mu) if first.energy is None else first.energy
+            b = last.info.energy_after
             try:
-                after = self.energy(F, last.measure) if after is None else after
-            except NonFinite as error_beyond:
-                what = f"it diverges ({error_beyond})"
-                return _Trial(mu, last.state, {"dt": h}, None, 1, what, False)
-        a, b = float(energy), float(after)
-        slack = 64 * torch.finfo(mu.dtype).eps * (abs(a) + abs(b))
-        taken = sum(step.info.get("dt", h / len(substeps)) for step in substeps)
-        info = {
-            **_common(tuple(step.info for step in substeps), taken, slack),
-            "energy": energy,
-            "energy_after": b,
-            "dt": taken,
-            "error": error,
-            "error_order": order,
-            "stalled": False,
-            "substeps": tuple(step.info for step in substeps),
-        }
+                b = float(self.energy(F, last.measure)) if b is None else b
+            except NonFinite as beyond:
+                return _Trial.diverged(mu, last.state, h, beyond)
+        a, eps = float(energy), torch.finfo(mu.dtype).eps
+        slack = 64 * eps * (abs(a) + abs(b))
+        taken = sum(step.taken(h / len(substeps)) for step in substeps)
+        info = replace(
+            _common(infos, taken, eps), energy_before=a, energy_after=b, dt=taken
+        ).also(error=error, error_order=order, stalled=False, substeps=infos)
         fault, rises = None, False
         if len(substeps) > 1 and not math.isclose(taken, h, rel_tol=1e-9):
             fault, rises = "the scheme shortens its steps of itself", True
@@ -278,7 +269,9 @@ class Adaptive(Scheme):
             fault = "the inner solve does not converge"
         elif self.descent and not b <= a + slack:
             fault, rises = f"the energy rises from {a:.9g} to {b:.9g}", True
-        return _Trial(last.measure, last.state, info, error, order, fault, rises)
+        return _Trial(
+            last.measure, last.state, info, energy, error, order, fault, rises
+        )
 
     def _distance(self, a: Measure, b: Measure) -> float:
         if self.distance is not None:
@@ -326,11 +319,18 @@ class _Trial:
 
     measure: Measure
     state: Any
-    info: dict[str, Any]
+    info: Certificate
+    energy: Tensor | None
     error: float | None
     order: int
     fault: str | None
     rises: bool
+
+    @classmethod
+    def diverged(cls, mu: Measure, state: Any, h: float, why: Exception) -> _Trial:
+        """Return a trial that left the finite numbers."""
+        what = f"it diverges ({why})"
+        return cls(mu, state, Certificate(dt=h), None, None, 1, what, rises=False)
 
     def factor(self, tolerance: float) -> float:
         """Return what the controller multiplies the step by."""
@@ -342,26 +342,15 @@ class _Trial:
         return min(GROW, max(SHRINK, wanted))
 
 
-def _common(
-    infos: tuple[Mapping[str, Any], ...], dt: float, noise: float
-) -> dict[str, Any]:
+def _common(infos: tuple[Certificate, ...], dt: float, eps: float) -> Certificate:
     """Return what one report says, or the words of the step that two make up."""
     if len(infos) == 1:
-        return dict(infos[0])
+        return infos[0]
     verdicts = [converged(info) for info in infos]
     if None in verdicts:
-        return {}
-    if not all("guarantee" in info for info in infos):
-        return {"converged": all(verdicts)}
-    certified = all(info["certified"] for info in infos)
-    lengths = [info["w2"] for info in infos]
-    return certify(
-        energy_before=infos[0]["energy_before"],
-        energy_after=infos[-1]["energy_after"],
-        dt=dt,
-        w2=None if None in lengths else sum(lengths),
-        residual=max(info["residual"] for info in infos),
-        converged=all(verdicts),
-        guarantee="stages" if certified else "none",
-        noise=noise,
-    )
+        return Certificate()
+    if any(info.guarantee is None for info in infos):
+        return Certificate(converged=all(verdicts))
+    lengths = [info.w2 for info in infos if info.w2 is not None]
+    w2 = sum(lengths) if len(lengths) == len(infos) else None
+    return composed(infos, dt=dt, w2=w2, eps=eps)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,12 +13,15 @@ from torch import Tensor
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure
+from otflow.proximal.certificate import Certificate
 
 __all__ = ["Scheme", "Step"]
 
+M = TypeVar("M", bound=Measure)
 
-@dataclass(frozen=True, eq=False)
-class Step:
+
+@dataclass(frozen=True, eq=False, init=False)
+class Step(Generic[M]):
     """What one step returns: the new measure, the state to carry, and a report.
 
     Parameters
@@ -27,14 +30,16 @@ class Step:
         The new measure.
     state : object
         Whatever the scheme wants back at the next step.
-    info : mapping
-        The report. ``"energy"`` is the energy of the *incoming* measure where the step
-        computed it on its way; ``"dt"`` the time in fact taken, where it is not the one
-        asked for.
+    info : Certificate or mapping, optional
+        The report. A mapping becomes a `Certificate`: words such as ``"dt"``, the time
+        in fact taken, by name, and the rest as its entries.
+    energy : Tensor, optional
+        The energy of the *incoming* measure, as the scheme records it, where the step
+        computed it on its way: a flow does not compute it again.
 
     Attributes
     ----------
-    measure, state, info
+    measure, state, info, energy
         As above.
 
     Examples
@@ -45,13 +50,35 @@ class Step:
     ...     of.Particles(torch.ones(1, 1)),
     ... )
     >>> step = of.ExplicitEuler().step(F, mu, 0.25, None, torch.Generator())
-    >>> step.measure.points, step.info["energy"]
-    (tensor([[0.5000]]), tensor(1.))
+    >>> step.measure.points, step.energy, step.info.energy_before
+    (tensor([[0.5000]]), tensor(1.), 1.0)
     """
 
-    measure: Measure
-    state: Any = None
-    info: Mapping[str, Any] = field(default_factory=dict)
+    measure: M
+    state: Any
+    info: Certificate
+    energy: Tensor | None
+
+    def __init__(
+        self,
+        measure: M,
+        state: Any = None,
+        info: Mapping[str, Any] | None = None,
+        energy: Tensor | None = None,
+    ) -> None:
+        if energy is None and isinstance(info, dict) and "energy" in info:
+            energy = info["energy"]
+        known = Certificate() if info is None else Certificate.of(info)
+        for name, value in zip(
+            ("measure", "state", "info", "energy"),
+            (measure, state, known, energy),
+            strict=True,
+        ):
+            object.__setattr__(self, name, value)
+
+    def taken(self, dt: float) -> float:
+        """Return the time in fact taken by a step that was asked for dt."""
+        return dt if self.info.dt is None else self.info.dt
 
 
 class Scheme(ABC):
@@ -101,7 +128,7 @@ class Scheme(ABC):
         dt: float,
         state: Any,
         generator: torch.Generator,
-    ) -> Step:
+    ) -> Step[Any]:
         """Advance `mu` by one step of length `dt`."""
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:

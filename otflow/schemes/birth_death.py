@@ -60,7 +60,7 @@ class BirthDeath(Scheme):
         dt: float,
         state: Any,
         generator: torch.Generator,
-    ) -> Step:
+    ) -> Step[Any]:
         """Reweight by minus the first variation."""
         moved = mu.reweight(-self.rate * F.first_variation(mu), dt)
         size = 1.0 / float(moved.weights.detach().square().sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from otflow.functionals import Functional
 from otflow.measures import Measure
+from otflow.proximal.certificate import Certificate
 from otflow.schemes.base import Scheme, Step
 from otflow.schemes.reports import converged
 
@@ -70,21 +72,17 @@ class Chain(Scheme):
         dt: float,
         state: Any,
         generator: torch.Generator,
-    ) -> Step:
+    ) -> Step[Any]:
         """Step each scheme in turn; if the first shortens dt, the others follow it."""
-        states, infos = [], []
+        steps = []
         for scheme, own in zip(self.schemes, state, strict=True):
             step = scheme.step(F, mu, dt, own, generator)
-            mu, dt = step.measure, step.info.get("dt", dt)
-            states.append(step.state)
-            infos.append(step.info)
-        info: dict[str, Any] = {"parts": tuple(infos), "dt": dt}
-        if "energy" in infos[0]:
-            info["energy"] = infos[0]["energy"]
-        verdict = converged(info)
-        if verdict is not None:
-            info["converged"] = verdict
-        return Step(mu, tuple(states), info)
+            mu, dt = step.measure, step.taken(dt)
+            steps.append(step)
+        parts = tuple(step.info for step in steps)
+        info = Certificate(parts[0].energy_before, dt=dt, entries={"parts": parts})
+        info = replace(info, converged=converged(info))
+        return Step(mu, tuple(step.state for step in steps), info, steps[0].energy)
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:
         """Return the first scheme's energy."""

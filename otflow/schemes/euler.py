@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from otflow._validation import non_negative_int, real
 from otflow.errors import Diverged, NonFinite
 from otflow.functionals import Functional
 from otflow.measures import Measure
+from otflow.proximal.certificate import Certificate
 from otflow.schemes.base import Scheme, Step
 
 __all__ = ["ExplicitEuler"]
@@ -92,22 +94,21 @@ class ExplicitEuler(Scheme):
         dt: float,
         state: Any,
         generator: torch.Generator,
-    ) -> Step:
+    ) -> Step[Any]:
         """Push along the velocity, for `dt` or for less under backtracking."""
         energy, velocity = F.value_and_velocity(mu)
-        if not self.backtracking:
-            return Step(mu.push(velocity, dt), state, {"energy": energy})
-        speed = float(mu.inner(velocity, velocity).detach())
         start = float(energy.detach())
+        if not self.backtracking:
+            info = Certificate(energy_before=start)
+            return Step(mu.push(velocity, dt), state, info, energy)
+        speed = float(mu.inner(velocity, velocity).detach())
         past = state if isinstance(state, _Past) else _Past(dt, 0.0, start)
         halvings = 0
         # The step accepted before, doubled: it grows again where it may.
         while dt * 0.5**halvings > 2 * past.dt and halvings < self.max_halvings:
             halvings += 1
-        info: dict[str, Any] = {"energy": energy, "trials": 0}
         for k in range(halvings, self.max_halvings + 1):
             trial = dt * 0.5**k
-            info["trials"] += 1
             moved = _try_push(mu, velocity, trial)
             if moved is None:
                 continue
@@ -115,11 +116,37 @@ class ExplicitEuler(Scheme):
             if value <= start - self.sufficient_decrease * trial * speed:
                 short = trial <= SHORT * past.longest
                 flat = trial * speed <= FLAT * (past.first - start)
-                info.update(dt=trial, halvings=k, stalled=short and flat)
-                past = _Past(trial, max(trial, past.longest), past.first)
-                return Step(moved, past, info)
-        info.update(dt=0.0, halvings=self.max_halvings, stalled=True)
-        return Step(mu, past, info)
+                now = _Past(trial, max(trial, past.longest), past.first)
+                own = Trials(k, k + 1 - halvings, stalled=short and flat)
+                info = Certificate(start, value, dt=trial, details=own)
+                return Step(moved, now, info, energy)
+        own = Trials(self.max_halvings, self.max_halvings + 1 - halvings, stalled=True)
+        info = Certificate(start, start, dt=0.0, details=own)
+        return Step(mu, past, info, energy)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What backtracking reports of a step.
+
+    Parameters
+    ----------
+    halvings : int
+        Halvings that lead from the dt asked for to the one taken.
+    trials : int
+        Trial steps made.
+    stalled : bool
+        Whether no step was accepted, or one so short that it hardly lowers the energy.
+
+    Attributes
+    ----------
+    halvings, trials, stalled
+        As above.
+    """
+
+    halvings: int
+    trials: int
+    stalled: bool
 
 
 class _Past(NamedTuple):

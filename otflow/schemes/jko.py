@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -151,7 +152,7 @@ class JKO(Scheme):
         dt: float,
         state: Any,
         generator: torch.Generator,
-    ) -> Step:
+    ) -> Step[Any]:
         """Solve for the proximal steps, warm-started by those of the step before."""
         solver = self.solver or default_solver(mu, F)
         if self.order > 1 and sort_terms(F).max_density < torch.inf:
@@ -189,25 +190,19 @@ class JKO(Scheme):
                 f"represent the measure by Quantiles, a Gaussian or Particles"
             )
             raise Unsupported(msg)
-        modulus = F.modulus(mu.dim)
-        info = {
-            **step.info,
-            "solver": type(solver).__name__,
-            "dt": dt,
-            "order": self.order,
-            "modulus": modulus,
-        }
-        return Step(step.measure, step.state, info)
+        info = replace(
+            step.info,
+            solver=type(solver).__name__,
+            dt=dt,
+            order=self.order,
+            modulus=F.modulus(mu.dim),
+        )
+        before = torch.as_tensor(info.energy_before, dtype=mu.dtype, device=mu.device)
+        return Step(step.measure, step.state, info, before)
 
 
 def _proximal_step(
     solver: ProximalSolver[Any], F: Functional, mu: Measure, dt: float, state: Any
-) -> Step:
+) -> Step[Any]:
     result = solved(solver, F, mu, dt, state)
-    before = result.certificate["energy_before"]
-    info = {
-        "energy": torch.as_tensor(before, dtype=mu.dtype, device=mu.device),
-        "iterations": result.iterations,
-        **result.certificate,
-    }
-    return Step(result.measure, result.warm, info)
+    return Step(result.measure, result.warm, result.certificate)

@@ -10,6 +10,7 @@ from torch import Tensor
 from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import Measure
+from otflow.proximal.certificate import Certificate
 from otflow.schemes.base import Scheme, Step
 
 __all__ = ["Langevin"]
@@ -47,7 +48,7 @@ class Langevin(Scheme):
         dt: float,
         state: Any,
         generator: torch.Generator,
-    ) -> Step:
+    ) -> Step[Any]:
         """Push by the smooth part, then diffuse by 2 * temperature * dt."""
         temperature, rest = self._split(F)
         energy, velocity = rest.value_and_velocity(mu)
@@ -59,7 +60,9 @@ class Langevin(Scheme):
             if "; " not in msg:
                 msg = f"{msg}; take a smaller dt"
             raise Diverged(msg, measure=mu) from error
-        return Step(moved, state, {"energy": energy, "temperature": temperature})
+        before = float(energy.detach())
+        info = Certificate(before, entries={"temperature": temperature})
+        return Step(moved, state, info, energy)
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:
         """Return the energy of the part without entropy."""

@@ -72,12 +72,12 @@ class Minibatch(Scheme):
         dt: float,
         state: Any,
         generator: torch.Generator,
-    ) -> Step:
+    ) -> Step[Any]:
         """Step on a fresh draw; the draw's energy goes by ``"batch_energy"``."""
         step = self.scheme.step(F.resample(generator), mu, dt, state, generator)
-        info = dict(step.info)
-        if "energy" in info:
-            info["batch_energy"] = info.pop("energy")
+        info = step.info
+        if info.energy_before is not None:
+            info = info.also(batch_energy=info.energy_before)
         return Step(step.measure, step.state, info)
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:

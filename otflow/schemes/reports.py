@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-__all__ = ["converged", "remedies", "rose", "solves", "worst_residual"]
+from otflow.proximal.certificate import (
+    NESTED,
+    Certificate,
+    Guarantee,
+    certify,
+    round_off,
+)
 
-Report = Mapping[str, Any]
-
-# Under these names a report holds those of the steps that it is made of.
-NESTED = ("parts", "substeps", "stages")
+__all__ = ["composed", "converged", "remedies", "rose", "solves", "worst_residual"]
 
 
-def solves(report: Report) -> Iterator[Report]:
+def solves(report: Certificate) -> Iterator[Certificate]:
     """Yield a report, and all those within it, that say whether a solve converged.
 
     Parameters
     ----------
-    report : mapping
+    report : Certificate
         The ``info`` of a step, which may hold ``parts``, ``substeps`` or ``stages``.
 
     Yields
     ------
-    mapping
-        Those with an entry ``converged``.
+    Certificate
+        Those whose ``converged`` is not None.
     """
-    if report.get("converged") is not None:
+    if report.converged is not None:
         yield report
     for name in NESTED:
-        for inner in report.get(name, ()):
+        for inner in report.entries.get(name, ()):
             yield from solves(inner)
 
 
-def converged(report: Report) -> bool | None:
+def converged(report: Certificate) -> bool | None:
     """Return whether every solve of a step converged; None if there was none.
 
     Parameters
     ----------
-    report : mapping
+    report : Certificate
         The ``info`` of a step.
 
     Returns
@@ -48,20 +51,71 @@ def converged(report: Report) -> bool | None:
 
     Examples
     --------
+    >>> from otflow.proximal import Certificate
     >>> from otflow.schemes.reports import converged
-    >>> converged({"parts": ({"converged": True}, {"effective_size": 3.0})})
+    >>> parts = (Certificate(converged=True), Certificate())
+    >>> converged(Certificate(entries={"parts": parts}))
     True
     """
-    verdicts = [bool(solve["converged"]) for solve in solves(report)]
+    verdicts = [solve.converged for solve in solves(report)]
     return all(verdicts) if verdicts else None
 
 
-def remedies(report: Report) -> list[tuple[str, str]]:
+def composed(
+    parts: Sequence[Certificate],
+    *,
+    dt: float,
+    w2: float | None,
+    eps: float,
+    energy_before: float | None = None,
+    **own: Any,
+) -> Certificate:
+    """Return the certificate of a step from those of the steps that it is made of.
+
+    Parameters
+    ----------
+    parts : sequence of Certificate
+        In the order of time, each of a solver.
+    dt : float
+        Step, > 0.
+    w2 : float or None
+        Length of the whole.
+    eps : float
+        That of the dtype in which the energies are computed.
+    energy_before : float, optional
+        F at the start, by default that of the first part.
+    **own : object
+        Entries of the whole.
+
+    Returns
+    -------
+    Certificate
+        It has converged if all parts have, is certified (``"stages"``) if all are,
+        and has the worst residual and the sum of iterations.
+    """
+    before = parts[0]["energy_before"] if energy_before is None else energy_before
+    after = parts[-1]["energy_after"]
+    certified = all(part.certified for part in parts)
+    return certify(
+        energy_before=before,
+        energy_after=after,
+        dt=dt,
+        w2=w2,
+        residual=max(part["residual"] for part in parts),
+        converged=all(part.converged for part in parts),
+        guarantee=Guarantee.STAGES if certified else Guarantee.NONE,
+        noise=round_off(before, after, eps),
+        iterations=sum(part.iterations or 0 for part in parts),
+        **own,
+    )
+
+
+def remedies(report: Certificate) -> list[tuple[str, str]]:
     """Return what ailed the solves of a step that did not converge, and the cures.
 
     Parameters
     ----------
-    report : mapping
+    report : Certificate
         The ``info`` of a step.
 
     Returns
@@ -71,23 +125,25 @@ def remedies(report: Report) -> list[tuple[str, str]]:
 
     Examples
     --------
+    >>> from otflow.proximal import Certificate
     >>> from otflow.schemes.reports import remedies
-    >>> remedies({"converged": False, "cause": "a kink", "cure": "smooth it"})
+    >>> known = {"converged": False, "cause": "a kink", "cure": "smooth it"}
+    >>> remedies(Certificate.of(known))
     [('a kink', 'smooth it')]
     """
     return [
         (str(solve["cause"]), str(solve["cure"]))
         for solve in solves(report)
-        if not solve["converged"] and "cause" in solve
+        if not solve.converged and "cause" in solve
     ]
 
 
-def worst_residual(report: Report) -> float | None:
+def worst_residual(report: Certificate) -> float | None:
     """Return the largest residual among the solves that did not converge.
 
     Parameters
     ----------
-    report : mapping
+    report : Certificate
         The ``info`` of a step.
 
     Returns
@@ -96,19 +152,19 @@ def worst_residual(report: Report) -> float | None:
         None where none is known.
     """
     found = [
-        float(solve["residual"])
+        solve.residual
         for solve in solves(report)
-        if not solve["converged"] and solve.get("residual") is not None
+        if not solve.converged and solve.residual is not None
     ]
     return max(found, default=None)
 
 
-def rose(report: Report, noise: float) -> bool | None:
+def rose(report: Certificate, noise: float) -> bool | None:
     """Return whether a step raised the energy; None if its report does not say.
 
     Parameters
     ----------
-    report : mapping
+    report : Certificate
         The ``info`` of a step.
     noise : float
         Round-off of an energy, relative to its size.
@@ -120,14 +176,13 @@ def rose(report: Report, noise: float) -> bool | None:
         solve converged, by more than the ``noise`` of its certificate. Else the noise
         is the residual of a solve that went wrong, and hides what it did.
     """
-    if "temperature" in report:
+    if "temperature" in report.entries:
         return False  # noise stands for the entropy, whose energy is not recorded
-    parts = [rose(part, noise) for part in report.get("parts", ())]
+    parts = [rose(part, noise) for part in report.entries.get("parts", ())]
     if parts:
         return None if all(part is None for part in parts) else any(parts)
-    before, after = report.get("energy_before"), report.get("energy_after")
-    if before is None or after is None:
+    a, b = report.energy_before, report.energy_after
+    if a is None or b is None:
         return None
-    a, b = float(before), float(after)
-    known = 0.0 if report.get("converged") is False else report.get("noise", 0.0)
-    return b - a > max(noise * max(abs(a), abs(b)), float(known))
+    known = 0.0 if report.converged is False else report.noise or 0.0
+    return b - a > max(noise * max(abs(a), abs(b)), known)

@@ -60,7 +60,7 @@ class Resample(Scheme):
         dt: float,
         state: Any,
         generator: torch.Generator,
-    ) -> Step:
+    ) -> Step[Any]:
         """Resample if needed; `info` says whether."""
         if not isinstance(mu, Particles):
             msg = (

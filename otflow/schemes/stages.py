@@ -14,8 +14,8 @@ from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.proximal import ProximalSolver, ProxResult
 from otflow.proximal.base import solved
-from otflow.proximal.certificate import ROUND_OFF, certify
 from otflow.schemes.base import Step
+from otflow.schemes.reports import composed
 
 __all__ = ["TABLEAUS", "Tableau", "runge_kutta_step"]
 
@@ -86,7 +86,7 @@ def runge_kutta_step(
     dt: float,
     tableau: Tableau,
     state: Any,
-) -> Step:
+) -> Step[Any]:
     r"""Step by a stiffly accurate SDIRK method where tangents add up.
 
     Stage i starts from :math:`z_i = \mu + dt\sum_{j<i} a_{ij} k_j`, reached by `push`,
@@ -140,40 +140,16 @@ def runge_kutta_step(
     weights = tableau.rows[-1]
     gaps = zip(weights, tableau.companion, strict=True)
     gap = mu.norm(_combine([(b - c) / g for b, c in gaps], moves))
-    w2 = float(mu.norm(_combine([b / g for b in weights], moves)))
-    return Step(
-        results[-1].measure,
-        tuple(result.warm for result in results),
-        _report(mu, dt, results, w2, float(gap), tableau.companion_order),
-    )
-
-
-def _report(
-    mu: Measure,
-    dt: float,
-    results: list[ProxResult[Any]],
-    w2: float,
-    error: float,
-    error_order: int,
-) -> dict[str, Any]:
-    certificates = [result.certificate for result in results]
-    before, after = certificates[0]["energy_before"], certificates[-1]["energy_after"]
-    certified = all(c["certified"] for c in certificates)
-    return certify(
-        energy_before=before,
-        energy_after=after,
+    info = composed(
+        [result.certificate for result in results],
         dt=dt,
-        w2=w2,
-        residual=max(result.residual for result in results),
-        converged=all(c["converged"] for c in certificates),
-        guarantee="stages" if certified else "none",
-        noise=ROUND_OFF * torch.finfo(mu.dtype).eps * max(abs(before), abs(after)),
-        energy=torch.as_tensor(before, dtype=mu.dtype, device=mu.device),
-        iterations=sum(result.iterations for result in results),
-        error=error,
-        error_order=error_order,
-        stages=tuple(certificates),
+        w2=float(mu.norm(_combine([b / g for b in weights], moves))),
+        eps=torch.finfo(mu.dtype).eps,
+        error=float(gap),
+        error_order=tableau.companion_order,
+        stages=tuple(result.certificate for result in results),
     )
+    return Step(results[-1].measure, tuple(result.warm for result in results), info)
 
 
 def _combine(factors: list[float], tangents: list[Tensor]) -> Tensor:

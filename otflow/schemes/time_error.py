@@ -153,7 +153,7 @@ def _advance(k: int, error: float, step: Mapping[str, Any], *, inner: bool) -> f
     lost = step["energy_before"] - step["energy_after"] + _round_off(step)
     rate, extra = _rates(modulus)
     # Integrals over the step of exp(-rate s), and of that times s / tau.
-    whole, ramp = _moments(rate * tau)
+    whole, ramp = moments(rate * tau)
     whole, ramp = whole * tau, ramp * tau
     # 2 lost <= surplus + length^2 / tau for the exact step.
     surplus = 2 * (lost - length**2 / (2 * tau) + gap)
@@ -182,7 +182,7 @@ def _rates(modulus: float) -> tuple[torch.Tensor, torch.Tensor]:
     return modulus * (2 + YOUNG), -modulus * (1 + 1 / YOUNG)
 
 
-def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the integrals over [0, 1] of exp(-x u) and of u exp(-x u)."""
     small = x.abs() < 1e-3
     y = torch.where(small, 1.0, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,15 +12,16 @@ from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.proximal import ProximalSolver
 from otflow.proximal.base import solved
-from otflow.proximal.certificate import ROUND_OFF, certify
+from otflow.proximal.certificate import round_off
 from otflow.schemes.base import Step
+from otflow.schemes.reports import composed
 
 __all__ = ["trapezoidal_step"]
 
 
 def trapezoidal_step(
     solver: ProximalSolver[Any], F: Functional, mu: Measure, dt: float, state: Any
-) -> Step:
+) -> Step[Any]:
     r"""Transport by half a step along :math:`-\nabla F'[\mu]`, then half a JKO step.
 
     Along the path of a particle it is :math:`x^+ = x + \tfrac{dt}2 v[\mu](x) +
@@ -60,43 +62,32 @@ def trapezoidal_step(
         return _fallback(solver, F, mu, dt)
     middle = mu.transport(velocity, 0.5 * dt)
     half = solved(solver, F, middle, 0.5 * dt, state)
-    known = half.certificate
+    known, eps = half.certificate, torch.finfo(mu.dtype).eps
     before, after = float(energy), known["energy_after"]
     # As far as the energies of cells are known: the velocity is that of `mu`.
-    noise = ROUND_OFF * torch.finfo(mu.dtype).eps * max(abs(before), abs(after))
-    if not after - before <= noise:
+    if not after - before <= round_off(before, after, eps):
         return _fallback(solver, F, mu, dt, half.iterations)
-    w2 = known["w2"]
+    w2 = known.w2
     if w2 is not None:
         w2 = 0.5 * dt * float(mu.norm(velocity)) + w2
     # The solver's own entries are those of its half; they stay in ``stages``.
-    report = certify(
-        energy_before=before,
-        energy_after=after,
+    info = composed(
+        (known,),
         dt=dt,
         w2=w2,
-        residual=known["residual"],
-        converged=known["converged"],
-        guarantee="stages" if known["certified"] else "none",
-        noise=noise,
-        energy=energy,
-        iterations=half.iterations,
+        eps=eps,
+        energy_before=before,
         fallback=False,
         stages=(known,),
     )
-    return Step(half.measure, half.warm, report)
+    return Step(half.measure, half.warm, info, energy)
 
 
 def _fallback(
     solver: ProximalSolver[Any], F: Functional, mu: Measure, dt: float, spent: int = 0
-) -> Step:
+) -> Step[Any]:
     """Make a step of order 1 in place of one that raised F, or could not be made."""
     whole = solved(solver, F, mu, dt)
-    before = whole.certificate["energy_before"]
-    report = {
-        **whole.certificate,
-        "energy": torch.as_tensor(before, dtype=mu.dtype, device=mu.device),
-        "iterations": spent + whole.iterations,
-        "fallback": True,
-    }
-    return Step(whole.measure, whole.warm, report)
+    info = whole.certificate.also(fallback=True)
+    info = replace(info, iterations=spent + whole.iterations)
+    return Step(whole.measure, whole.warm, info)

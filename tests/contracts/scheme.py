@@ -84,7 +84,7 @@ class SchemeContract:
 
     def test_a_step_reports_the_energy_it_started_from(self):
         scheme, F, mu, step = self.one_step()
-        energy = step.info.get("energy")
+        energy = step.energy
         if energy is not None:
             torch.testing.assert_close(energy, scheme.energy(F, mu))
             assert energy.shape == ()

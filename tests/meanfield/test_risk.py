@@ -356,7 +356,7 @@ def test_a_batch_is_unbiased(loss):
     F = Risk(TwoLayer("tanh", outputs=3), X, y, loss=loss, batch_size=2)
     mu = clouds.weighted(6, 6)
     batches = [
-        F._on(torch.tensor(rows)) for rows in itertools.combinations(range(5), 2)
+        F.subset(torch.tensor(rows)) for rows in itertools.combinations(range(5), 2)
     ]
     assert_same(torch.stack([b.value(mu) for b in batches]).mean(), F.value(mu))
     assert_same(torch.stack([b.velocity(mu) for b in batches]).mean(0), F.velocity(mu))

@@ -13,7 +13,7 @@ from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 
 import otflow as of
-from otflow.measures.grid.kernels import WIDEST, _gaussian_axis
+from otflow.measures.grid.kernels import WIDEST, gaussian_axis
 from tests.differences import derivative
 
 WIDTHS = [0.005, 0.05, 0.2, 0.45, 0.58, 0.6, 1.0, 2.0, 5.0]  # in cells
@@ -74,8 +74,8 @@ def test_averages_over_pairs_of_cells_by_quadrature(width, n):
 
 def test_the_averages_do_not_depend_on_which_formula_gives_them():
     k = torch.arange(5, dtype=torch.float64)
-    below = _gaussian_axis(k, WIDEST)
-    above = _gaussian_axis(k, WIDEST * (1 + 1e-13))
+    below = gaussian_axis(k, WIDEST)
+    above = gaussian_axis(k, WIDEST * (1 + 1e-13))
     torch.testing.assert_close(below, above, rtol=1e-12, atol=1e-14)
 
 

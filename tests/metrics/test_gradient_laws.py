@@ -58,7 +58,7 @@ def grid(n, seed, empty=()):
 def gaussian(d, seed):
     mu = of.Gaussian(normal(d, seed=seed), exact.spd(d, seed=seed))
     tensors = [torch.cat([mu.mean[None], mu.factor.T])]
-    return tensors, mu._at
+    return tensors, mu.with_free_state
 
 
 PAIRS = {

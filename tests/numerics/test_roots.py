@@ -8,7 +8,7 @@ import torch
 from scipy.special import wrightomega
 
 from otflow.errors import NotConverged
-from otflow.numerics.roots import increasing_root, wright_omega
+from otflow.numerics.roots import bisect, increasing_root, wright_omega
 
 
 def test_wright_omega_is_that_of_scipy():
@@ -113,3 +113,20 @@ def test_settled_roots_are_not_bisected(seed):
     root = increasing_root(f, start, target + 2)
     torch.testing.assert_close(root, goal, rtol=1e-14, atol=1e-14)
     assert calls[0] <= 8
+
+
+def test_bisection_ends_on_either_side_of_each_condition():
+    goal = torch.tensor([0.1, 2.0, 3.5], dtype=torch.float64)
+    zero, four = torch.zeros_like(goal), torch.full_like(goal, 4.0)
+    inside, outside = bisect(lambda x: x <= goal, zero, four, 40)
+    assert bool((inside <= goal).all())
+    assert bool((outside > goal).all())
+    assert float((outside - inside).max()) <= 4.0 * 2.0**-40
+    # From the other side, and between integers.
+    inside, outside = bisect(lambda x: x > goal, four, zero, 40)
+    assert bool((inside > goal).all())
+    assert bool((outside <= goal).all())
+    places, ends = torch.tensor([0, 0, 0]), torch.tensor([9, 9, 9])
+    last, first = bisect(lambda k: k * k <= torch.tensor([0, 16, 80]), places, ends, 4)
+    assert last.tolist() == [0, 4, 8]
+    assert first.tolist() == [1, 5, 9]

@@ -6,7 +6,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 import otflow as of
-from otflow.proximal.particles import _Problem
+from otflow.proximal.particles import ParticleObjective
 from tests.clouds import normal
 
 
@@ -24,8 +24,8 @@ def test_a_coupling_is_called_optimal_where_it_is(offset, scale):
             y = y.flip(0)
         x, y = scale * (x + offset), scale * (y + offset)
         mu = of.Particles(x)
-        problem = _Problem(F, mu, 1.0, mu)
-        coupling = problem.couple(problem.at(mu.push(y - x, 1.0)))
+        problem = ParticleObjective(F, mu, 1.0, centre=mu)
+        coupling = problem.couple(problem.reach(mu.push(y - x, 1.0)))
         moved = mu.push(y - x, 1.0).points
         # Points at one offset: their differences are exact.
         costs = ((x - x[0])[:, None] - (moved - x[0])).square().sum(-1).numpy()

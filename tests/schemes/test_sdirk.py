@@ -112,7 +112,7 @@ def test_the_report_is_that_of_the_whole_step(order):
         assert info["converged"]
         assert info["guarantee"] == "stages"
         assert len(info["stages"]) == order
-        assert info["iterations"] == sum(c["gradients"] for c in info["stages"])
+        assert info["iterations"] == sum(c["iterations"] for c in info["stages"])
         assert info["order"] == order
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 import otflow as of
-from otflow.schemes.time_error import YOUNG, _moments, time_error
+from otflow.schemes.time_error import YOUNG, moments, time_error
 from tests import clouds, exact
 
 
@@ -217,7 +217,7 @@ def test_with_the_constant_of_least_outcome(lam, monkeypatch):
 def test_the_moments_are_smooth_where_the_series_takes_over():
     x = torch.tensor([1e-9, 1e-5, 9.9e-4, -9.9e-4, 1.1e-3, 0.5, -2.0])
     x = x.to(torch.float64)
-    whole, ramp = _moments(x)
+    whole, ramp = moments(x)
     torch.testing.assert_close(whole, -torch.expm1(-x) / x, rtol=1e-12, atol=0)
     # The integral of s exp(-x s) over [0, 1], by Gauss-Legendre.
     nodes, weights = np.polynomial.legendre.leggauss(12)
@@ -353,7 +353,7 @@ def test_a_step_too_long_for_the_modulus_is_refused():
 
 
 def test_an_unknown_distance_is_refused():
-    scheme = of.JKO(of.proximal.ParticleProximal(blur=0.1, tolerance=1e-2))
+    scheme = of.JKO(of.proximal.SinkhornParticles(0.1, tolerance=1e-2))
     assert "does not know its length; use a solver" in refusal(scheme)
 
 

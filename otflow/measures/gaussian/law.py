@@ -131,6 +131,7 @@ class Gaussian(Measure):
     degree: int
 
     _tangent_layout = ", a row for the mean above those for the factor"
+    flat: ClassVar[bool] = True
 
     cures: ClassVar[dict[str, str]] = {
         "mass_gradient": (
@@ -167,8 +168,19 @@ class Gaussian(Measure):
         self._hold(quadrature=rule.rule, degree=rule.degree, nodes=z, weights=w)
         self._hold(**_placed(state, z))
 
-    def _at(self, state: Tensor) -> Self:
-        """Return a copy with another (m, L^T), unchecked; a graph on it stays alive."""
+    def with_free_state(self, state: Tensor) -> Self:
+        r"""Return an argument for a functional whose state is free: none is checked.
+
+        Parameters
+        ----------
+        state : Tensor, shape (1 + d, d)
+            Mean and factor :math:`(m, L^\top)`; a graph on them stays alive.
+
+        Returns
+        -------
+        Gaussian
+            It shares the nodes with this one.
+        """
         return self._changed(**_placed(state, self.nodes))
 
     def refined(self, nodes: int) -> Self:
@@ -199,7 +211,7 @@ class Gaussian(Measure):
         >>> mu.n, mu.expectation(lambda x: x[..., 0].abs())  # (2 / pi)^(1/2)
         (1000, tensor(0.7979))
         """
-        return self._on(finer_nodes(self.dim, nodes))
+        return self.with_nodes(finer_nodes(self.dim, nodes))
 
     def with_free_nodes(self, nodes: Tensor, weights: Tensor) -> Self:
         """Return an argument for a functional whose nodes are free: none is checked.
@@ -210,12 +222,28 @@ class Gaussian(Measure):
             Whitened nodes, of any moments; a graph on them stays alive.
         weights : Tensor, shape (n,)
             Their masses, of any sum; a graph on them stays alive.
+
+        Returns
+        -------
+        Gaussian
+            Of the same mean and factor.
         """
         placed = _placed(self.state, nodes)
         return self._changed(**placed, nodes=nodes, weights=weights)
 
-    def _on(self, rule: Nodes) -> Self:
-        """Return the same law, with the same factor, on another rule."""
+    def with_nodes(self, rule: Nodes) -> Self:
+        """Return the same law, with the same factor, on another rule.
+
+        Parameters
+        ----------
+        rule : Nodes
+            White nodes and their masses, as of ``otflow.measures.gaussian.quadrature``.
+
+        Returns
+        -------
+        Gaussian
+            Of the same mean and covariance.
+        """
         new = object.__new__(type(self))
         new._set(self.state, rule)
         return new
@@ -369,7 +397,7 @@ class Gaussian(Measure):
         """
 
         def evaluate(state: Tensor) -> Tensor:
-            nu = self._at(state)
+            nu = self.with_free_state(state)
             with unmodified(nu.points, nu.weights, nu.nodes, by="the functional"):
                 return value(nu)
 
@@ -409,7 +437,7 @@ class Gaussian(Measure):
         check_generator(generator)
         variance = positive(variance, "variance", or_zero=True)
         if variance == 0:
-            return self._at(self.state)
+            return self.with_free_state(self.state)
         factor = widened(self.factor, variance)
         return self._moved(torch.cat([self.mean[None], factor.T]))
 
@@ -474,7 +502,7 @@ class Gaussian(Measure):
         fault = check_state(state.detach())
         if fault is not None:
             raise Diverged(fault, measure=self)
-        return self._at(state)
+        return self.with_free_state(state)
 
 
 def _placed(state: Tensor, z: Tensor) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ class Box:
         """Number of cells."""
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def spacing(self) -> tuple[float, ...]:
         """Length of a cell along each axis."""
         return tuple(
@@ -86,12 +87,12 @@ class Box:
             for a, b, n in zip(self.lower, self.upper, self.shape, strict=True)
         )
 
-    @property
+    @cached_property
     def cell_volume(self) -> float:
         """Volume of a cell."""
         return math.prod(self.spacing)
 
-    @property
+    @cached_property
     def face_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shape of the array of inner faces across each axis."""
         return tuple(
@@ -99,7 +100,7 @@ class Box:
             for axis in range(self.dim)
         )
 
-    @property
+    @cached_property
     def n_faces(self) -> int:
         """Number of inner faces."""
         return sum(math.prod(shape) for shape in self.face_shapes)

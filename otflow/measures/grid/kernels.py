@@ -51,12 +51,12 @@ def gaussian_table(box: Box, W: Gaussian, steps: list[Tensor], like: Tensor) -> 
     """
     table = like.new_ones(())
     for k, h in zip(steps, box.spacing, strict=True):
-        axis = _gaussian_axis(k.to(like.device, torch.float64).abs(), h / W.sigma)
+        axis = gaussian_axis(k.to(like.device, torch.float64).abs(), h / W.sigma)
         table = table[..., None] * axis.to(like.dtype)
     return table
 
 
-def _gaussian_axis(k: Tensor, u: float) -> Tensor:
+def gaussian_axis(k: Tensor, u: float) -> Tensor:
     """Return the averages in one dimension for cells of u standard deviations."""
     if u <= WIDEST:
         t, w = _unit_rule(ORDER, k)

@@ -110,7 +110,7 @@ def displacement(box: Box, source: Tensor, target: Tensor, is_open: Tensor) -> T
     if box.dim == 1:
         flux = _cumulative(source - target) * box.spacing[0]
     else:
-        _check_layers(box, source, target)
+        check_layers(box, source, target)
         flux = _least_energy_flux(box, source, target, is_open)
         # Where there is next to no mass the flux is round-off, and not small beside it.
         dust = DUST * torch.finfo(source.dtype).eps * float(source.max())
@@ -136,7 +136,7 @@ _TOO_FAR = (
 )
 
 
-def _check_layers(box: Box, source: Tensor, target: Tensor) -> None:
+def check_layers(box: Box, source: Tensor, target: Tensor) -> None:
     """Refuse, before any work, where whole layers of cells would be crossed.
 
     What passes between two layers is known from their masses alone, whatever the flux,

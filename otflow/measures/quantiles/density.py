@@ -103,6 +103,7 @@ class Quantiles(Measure):
     lumped: Tensor
 
     _tangent_layout = ", one row for each edge"
+    flat: ClassVar[bool] = True
 
     cures: ClassVar[dict[str, str]] = {
         "mass_gradient": (

@@ -21,7 +21,7 @@ ORDERS = (2, 3, 4, 5, 6)
 
 
 @lru_cache
-def _rules(dtype: torch.dtype) -> tuple[tuple[float, Tensor, Tensor], ...]:
+def rules(dtype: torch.dtype) -> tuple[tuple[float, Tensor, Tensor], ...]:
     r"""Return the longest cell, nodes and weights of each rule, on (0, 1).
 
     For k nodes and a cell of g standard deviations the remainder of the average is at
@@ -76,7 +76,7 @@ def wide_interaction(edges: Tensor, weights: Tensor, W: Gaussian) -> Tensor:
     ever, and acts on no pair of cells but a cell and itself. It is taken out, so that
     far cells do not cancel.
     """
-    longest = _rules(edges.dtype)[-1][0] * W.sigma
+    longest = rules(edges.dtype)[-1][0] * W.sigma
     narrow = edges.detach().diff() <= longest
     if bool(narrow.all()):
         return edges.new_zeros(())
@@ -143,7 +143,7 @@ def _rule_of_cells(
     """Return the cell of each node, its place in it, 0 to 1, and its mass, (m,)."""
     gaps, shorter = edges.detach().diff(), 0.0
     cells, shares, masses = [], [], []
-    for longest, *rule in _rules(edges.dtype):
+    for longest, *rule in rules(edges.dtype):
         t, w = (r.to(edges.device) for r in rule)
         own = ((gaps > shorter) & (gaps <= longest * W.sigma)).nonzero()[:, 0]
         shorter = longest * W.sigma

@@ -13,11 +13,14 @@ from otflow._typing import Ground
 from otflow._validation import coordinate_limit, non_negative_int, real
 from otflow.errors import InvalidFunctional, NotConverged
 from otflow.measures.quantiles.panels import Panels, adapt, rule
+from otflow.numerics.roots import bisect
 
 __all__ = ["check_increasing", "graded_masses", "inverse_distribution"]
 
 # Newton steps, kept between bounds that halve where it leaves them.
 MAX_STEPS = 60
+# Halvings that find where the support of a density ends.
+HALVINGS = 60
 
 
 def check_increasing(edges: Tensor) -> None:
@@ -319,11 +322,10 @@ def _support_end(density: _Density, ends: Tensor, first: int) -> float:
         i = max(1, int((values > 0).to(torch.int8).argmax()))
         outside = float(start + (stop - start) * t[i - 1])
         inside = float(start + (stop - start) * t[i])
-    one = torch.ones(1, dtype=torch.float64)
-    for _ in range(60):
-        middle = 0.5 * (outside + inside)
-        if float(density(middle * one)[0]) > 0:
-            inside = middle
-        else:
-            outside = middle
-    return outside
+    _, end = bisect(
+        lambda x: density(x) > 0,
+        torch.tensor([inside], dtype=torch.float64),
+        torch.tensor([outside], dtype=torch.float64),
+        HALVINGS,
+    )
+    return float(end)

@@ -122,7 +122,7 @@ def _judges(mu: Gaussian) -> list[tuple[Gaussian, float]]:
         other, blur = scattered_nodes(mu.dim, SCATTERED, 1), SCATTER
     else:
         other, blur = scattered_nodes(mu.dim, k, 1), 0.0
-    return [first, (mu._on(other), blur)]
+    return [first, (mu.with_nodes(other), blur)]
 
 
 def missed_by(
@@ -272,7 +272,7 @@ def _values(F: Functional, mu: Gaussian) -> tuple[float, float]:
     """
 
     def value(weights: Tensor) -> Tensor:
-        nu = mu._at(mu.state.detach())
+        nu = mu.with_free_state(mu.state.detach())
         object.__setattr__(nu, "weights", weights)
         return F.value(nu)
 
@@ -319,7 +319,7 @@ def round_off(problem: Problem, point: Point) -> float:
 def _exact(mu: Gaussian) -> list[Gaussian]:
     """Return the law on other rules that are exact to its degree at least."""
     if mu.dim > TENSOR_DIM:
-        return [mu._on(scattered_nodes(mu.dim, mu.n, 1))]
+        return [mu.with_nodes(scattered_nodes(mu.dim, mu.n, 1))]
     k = (mu.degree + 1) // 2  # nodes per axis of the rule of Gauss and Hermite
     counts = {min(max(k, PER_AXIS[mu.dim]) + more, MOST_PER_AXIS) for more in (1, 3)}
-    return [mu._on(gaussian_nodes(mu.dim, c)) for c in sorted(counts)]
+    return [mu.with_nodes(gaussian_nodes(mu.dim, c)) for c in sorted(counts)]

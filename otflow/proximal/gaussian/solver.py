@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,13 +14,13 @@ from otflow.errors import KernelWarning
 from otflow.functionals import Functional
 from otflow.measures import Gaussian
 from otflow.proximal.base import ProximalSolver, ProxResult
-from otflow.proximal.certificate import certify
+from otflow.proximal.certificate import Certificate, certify, fell
 from otflow.proximal.gaussian.exactness import integrates_exactly
 from otflow.proximal.gaussian.judges import Missed, missed_by, refined, round_off
 from otflow.proximal.gaussian.maps import norm
 from otflow.proximal.gaussian.problem import Point, Problem, newton_step
 
-__all__ = ["GaussianProximal"]
+__all__ = ["GaussianDetails", "GaussianProximal"]
 
 # Halvings of a trial step before the search gives up, and Armijo's constant.
 MAX_HALVINGS = 30
@@ -38,6 +39,31 @@ ROSE = {
 UNLIKE = 4.0
 # Round-off of a law: of its factor's singular vectors, products and sums.
 STORED = 16.0
+
+
+@dataclass(frozen=True)
+class GaussianDetails:
+    """What `GaussianProximal` reports besides the words of a certificate.
+
+    Parameters
+    ----------
+    map_optimal : bool
+        Whether the map of the step is optimal, B >= 0.
+    quadrature_error, energy_error : float or None
+        What the nodes leave out of the step and of the energies.
+    nodes : int
+        Nodes that the step was made on.
+
+    Attributes
+    ----------
+    map_optimal, quadrature_error, energy_error, nodes
+        As above.
+    """
+
+    map_optimal: bool
+    quadrature_error: float | None
+    energy_error: float | None
+    nodes: int
 
 
 class GaussianProximal(ProximalSolver[Gaussian]):
@@ -107,7 +133,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         F at both ends, and F(before) - F(after) - w2^2 / (2 dt), >= 0.
     ``w2``
         Distance between both ends, an upper bound unless ``map_optimal``.
-    ``residual``, ``converged``, ``map_optimal``, ``gradients``
+    ``residual``, ``converged``, ``map_optimal``, ``iterations``
         Relative residual, whether it met the tolerance or is at round-off and the
         nodes met theirs without a rise of the objective, whether B >= 0, evaluations
         spent.
@@ -148,7 +174,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
     ``certified``
         Whether the guarantee is ``"exact"`` or ``"stationary"``.
 
-    Time: `gradients` times the cost of F at the nodes and O(d^3). Each finer rule
+    Time: ``iterations`` times the cost of F at the nodes and O(d^3). Each finer rule
     starts from the step of the one before.
 
     Examples
@@ -159,7 +185,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
     >>> result = of.proximal.GaussianProximal().solve(F, mu, dt=1.0)
     >>> result.measure.mean, result.measure.covariance  # at rest in its spread
     (tensor([2.]), tensor([[1.]]))
-    >>> result.certificate["guarantee"]
+    >>> result.certificate.guarantee
     'exact'
     """
 
@@ -235,9 +261,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
             falls = trial is not None and trial.objective <= start.objective
             point = self._by_newton(problem, trial if trial and falls else start)
             missed = self._missed(problem, start, point)
-        used = problem.used
-        report = self._certificate(problem, start, point, missed)
-        return ProxResult(point.measure, None, used, report["residual"], report)
+        known = self._certificate(problem, start, point, missed)
+        return ProxResult(point.measure, certificate=known)
 
     def _by_models(self, problem: Problem, start: Point) -> Point:
         """Minimise quadratic models for as long as each cuts the gradient well."""
@@ -323,7 +348,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
 
     def _certificate(
         self, problem: Problem, start: Point, point: Point, missed: Missed | None
-    ) -> dict[str, Any]:
+    ) -> Certificate:
         moved, dt = norm(point.coordinates), problem.dt
         modulus = problem.functional.modulus(problem.mu.dim)
         convexity = 1 + dt * modulus if modulus is not None else 0.0
@@ -339,8 +364,12 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         contradicted = missed is not None and missed.contradicted
         if contradicted or (converged and not self._resolved(point, missed)):
             converged, why = False, self._why(problem, missed)
-        hidden = 0.0 if missed is None else missed.energy
-        report = certify(
+        noise = (start.noise + point.noise) / dt
+        noise += 0.0 if missed is None else missed.energy
+        if converged and not fell(start.energy, point.energy, moved, dt, noise):
+            # A zero of the gradient above where it began is no minimum of F.
+            converged, why = False, ROSE
+        return certify(
             energy_before=start.energy,
             energy_after=point.energy,
             dt=dt,
@@ -349,18 +378,16 @@ class GaussianProximal(ProximalSolver[Gaussian]):
             converged=converged,
             guarantee=guarantee,
             bound=bound,
-            noise=(start.noise + point.noise) / dt + hidden,
-            map_optimal=point.is_optimal,
-            quadrature_error=None if missed is None else missed.distance,
-            energy_error=None if missed is None else missed.energy,
-            nodes=problem.mu.n,
-            gradients=problem.used,
+            noise=noise,
+            iterations=problem.used,
+            details=GaussianDetails(
+                map_optimal=point.is_optimal,
+                quadrature_error=None if missed is None else missed.distance,
+                energy_error=None if missed is None else missed.energy,
+                nodes=problem.mu.n,
+            ),
             **why,
         )
-        if report["converged"] and report["guarantee"] == "none":
-            # A zero of the gradient above where it began is no minimum of F.
-            report |= {"converged": False, **ROSE}
-        return report
 
     def _why(self, problem: Problem, missed: Missed | None) -> dict[str, str]:
         """Say what the nodes leave out, and what helps."""

@@ -85,7 +85,7 @@ def gap_on_lines(F: Functional, mu: Gaussian, per_line: int) -> Gap:
     """
     dim = mu.dim
     directions, feet, rule = _lines(dim, per_line)
-    there = mu._on(rule)
+    there = mu.with_nodes(rule)
     f, slopes = _derivatives(F, there)
     u, feet = directions.to(f), feet.to(f)
     t = finer_nodes(1, per_line).points[:, 0].to(f)

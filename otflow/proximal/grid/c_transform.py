@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,32 +21,9 @@ __all__ = ["along_axis", "c_transform", "has_compiler"]
 STRIDE = 4
 
 
-@overload
 def c_transform(
-    phi: Tensor,
-    box: Box,
-    dt: float,
-    *,
-    argmin: Literal[False] = ...,
-    compiled: bool | None = ...,
-) -> Tensor: ...
-@overload
-def c_transform(
-    phi: Tensor,
-    box: Box,
-    dt: float,
-    *,
-    argmin: Literal[True],
-    compiled: bool | None = ...,
-) -> tuple[Tensor, Tensor]: ...
-def c_transform(
-    phi: Tensor,
-    box: Box,
-    dt: float,
-    *,
-    argmin: bool = False,
-    compiled: bool | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+    phi: Tensor, box: Box, dt: float, *, compiled: bool | None = None
+) -> tuple[Tensor, Tensor]:
     r"""Return :math:`\phi^c(x) = \min_y |x - y|^2/(2\,dt) - \phi(y)` on cell centres.
 
     The square is a sum over the axes, so the minimum is taken along one axis after the
@@ -62,8 +39,6 @@ def c_transform(
         The grid.
     dt : float
         Step, > 0.
-    argmin : bool
-        Whether to return also the cell where the minimum is attained.
     compiled : bool, optional
         Whether to use the lower envelope of parabolas, compiled by numba, on CPU. By
         default where numba is installed (``pip install 'otflow[fast]'``).
@@ -73,7 +48,7 @@ def c_transform(
     transform : Tensor, shape (n,)
         In the dtype and on the device of `phi`; plus infinity if all cells are barred.
     argmin : Tensor of int64, shape (n,)
-        Index of the minimiser, if asked for; some cell where there is none.
+        Index of the minimiser; some cell where there is none.
 
     Raises
     ------
@@ -93,7 +68,7 @@ def c_transform(
     >>> import torch, otflow as of
     >>> from otflow.proximal.grid.c_transform import c_transform
     >>> box = of.measures.Box.of(0.0, 3.0, (3,))
-    >>> c_transform(torch.tensor([0.0, 0.0, 1.0]), box, dt=0.5)
+    >>> c_transform(torch.tensor([0.0, 0.0, 1.0]), box, dt=0.5)[0]
     tensor([ 0.,  0., -1.])
     """
     check_kind(box, Box, "box")
@@ -106,15 +81,16 @@ def c_transform(
     if not bool((phi < math.inf).all()):
         msg = "phi must be finite or minus infinity in every cell, not NaN or infinity"
         raise ValueError(msg)
-    values, index = -phi.reshape(box.shape), None
+    values = -phi.reshape(box.shape)
+    index = torch.zeros(box.shape, dtype=torch.int64, device=phi.device)
     for axis in reversed(range(box.dim)):
         values, nearest = along_axis(
             values, axis, box.spacing[axis], dt, compiled=compiled
         )
-        if argmin:
-            index = _compose(index, nearest, axis)
-    flat = values.reshape(-1)
-    return flat if index is None else (flat, index.reshape(-1))
+        # The flat index of the minimiser over this axis and those done before.
+        stride = math.prod(box.shape[axis + 1 :])
+        index = nearest * stride + torch.gather(index, axis, nearest)
+    return values.reshape(-1), index.reshape(-1)
 
 
 def along_axis(
@@ -169,15 +145,6 @@ def has_compiler() -> bool:
     except ImportError:
         return False
     return True
-
-
-def _compose(index: Tensor | None, nearest: Tensor, axis: int) -> Tensor:
-    """Return the flat index of the minimiser, over this axis and those done before."""
-    shape = nearest.shape
-    stride = math.prod(shape[axis + 1 :])
-    if index is None:  # the last axis comes first
-        return nearest * stride
-    return nearest * stride + torch.gather(index, axis, nearest)
 
 
 def _by_offsets(values: Tensor, axis: int, unit: float) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,38 +11,11 @@ from otflow.errors import NonFinite
 from otflow.measures.grid.box import Box
 from otflow.proximal.grid.c_transform import c_transform
 from otflow.proximal.grid.pressure import PressureProblem
-from otflow.proximal.grid.push_forward import Sweep, row_costs
 
-__all__ = ["below_bound", "cell_extremes", "cell_means", "dual_value", "transport_cost"]
+__all__ = ["below_bound", "cell_extremes", "cell_means", "dual_value"]
 
 # The share of the largest mass of a cell below which a cell is empty.
 DUST = 1e-9
-
-
-def transport_cost(sweeps: Sequence[Sweep], box: Box, relocated: float) -> float:
-    r"""Return an upper bound of :math:`W_2^2`, the cost of a plan.
-
-    Each sweep moves one coordinate, which no other sweep moves, along rows whose
-    densities are constant on cells: it costs the squared distances on the line, which
-    are exact. In 1-D the sum is :math:`W_2^2`.
-
-    Parameters
-    ----------
-    sweeps : sequence of Sweep
-        One for each axis.
-    box : Box
-        The grid.
-    relocated : float
-        Mass that was moved afterwards, at worst through the whole box.
-
-    Returns
-    -------
-    float
-        The cost.
-    """
-    total = sum(row_costs(sweep, box.spacing[sweep.axis]) for sweep in sweeps)
-    sides = zip(box.lower, box.upper, strict=True)
-    return total + relocated * sum((b - a) ** 2 for a, b in sides)
 
 
 def below_bound(masses: Tensor, room: Tensor, bound: float) -> tuple[Tensor, float]:
@@ -116,7 +88,7 @@ def dual_value(
     unit = sum(h * h for h in box.spacing) / dt
     pressure = pressure - unit / 4 * _far_from(masses.reshape(box.shape)).reshape(-1)
     phi, wide = _with_border(problem, -problem.V - pressure)
-    psi = c_transform(phi.reshape(-1), wide, dt).reshape(phi.shape)
+    psi = c_transform(phi.reshape(-1), wide, dt)[0].reshape(phi.shape)
     gain = float(problem.masses @ (cell_means(psi).reshape(-1) - unit / 12))
     mean = torch.where(is_free, cell_means(phi).reshape(-1) - unit / 12, 0.0)
     s = torch.where(is_free, -mean - problem.V, 0.0)

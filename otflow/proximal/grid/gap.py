@@ -57,8 +57,8 @@ def dual_value(
     """
     box, (mu, phi, V) = _free_box(box, phi > -math.inf, mu, phi, V)
     wide = _widened(box)
-    g = c_transform(_bordered(phi).reshape(-1), wide, dt)
-    twice = c_transform(g, wide, dt).reshape(wide.shape)
+    g = c_transform(_bordered(phi).reshape(-1), wide, dt)[0]
+    twice = c_transform(g, wide, dt)[0].reshape(wide.shape)
     unit = sum(h * h for h in box.spacing) / dt
     means = cell_means(g.reshape(wide.shape))
     transport = float((mu * means).sum(dtype=torch.float64)) - unit / 12

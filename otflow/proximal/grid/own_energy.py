@@ -42,7 +42,7 @@ class _Cells:
 
     def __init__(self, G: Functional, mu: GridDensity) -> None:
         self.G, self.volume = G, mu.box.cell_volume
-        self.mu = mu.detach()._with_each(_wide)
+        self.mu = mu.detach().map_tensors(_wide)
         self.cells = mu.is_free.nonzero().reshape(-1)
         self.mean = 1.0 / (self.volume * len(self.cells))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,12 +13,33 @@ from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import Quantiles
 from otflow.proximal.base import ProximalSolver, ProxResult
-from otflow.proximal.certificate import KINK, certify
+from otflow.proximal.certificate import KINK, Certificate, certify
 from otflow.proximal.quantiles.newton import Solution, minimise
 from otflow.proximal.quantiles.objective import Objective
 from otflow.proximal.quantiles.step import Room
 
-__all__ = ["QuantileProximal"]
+__all__ = ["QuantileDetails", "QuantileProximal"]
+
+
+@dataclass(frozen=True)
+class QuantileDetails:
+    """What `QuantileProximal` reports besides the words of a certificate.
+
+    Parameters
+    ----------
+    stalled : bool
+        Whether neither the objective nor its gradient fell any more.
+    excess : float
+        Largest density over its bound, minus 1; 0 where it is kept.
+
+    Attributes
+    ----------
+    stalled, excess
+        As above.
+    """
+
+    stalled: bool
+    excess: float
 
 
 class QuantileProximal(ProximalSolver[Quantiles]):
@@ -70,7 +92,7 @@ class QuantileProximal(ProximalSolver[Quantiles]):
         F at both ends, and F(before) - F(after) - W2^2 / 2 dt, which is not negative.
     ``w2``
         Distance between both ends in the lumped metric, exact.
-    ``residual``, ``converged``, ``gradients``
+    ``residual``, ``converged``, ``iterations``
         Newton decrement over the displacement (alone, where nothing moved but by
         round-off), whether it met the tolerance, evaluations spent.
     ``stalled``
@@ -106,7 +128,7 @@ class QuantileProximal(ProximalSolver[Quantiles]):
     >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0) + of.Entropy()
     >>> mu = of.Quantiles(torch.linspace(-3.0, 3.0, 5, dtype=torch.float64))
     >>> result = of.proximal.QuantileProximal().solve(F, mu, dt=0.1)
-    >>> result.certificate["guarantee"], result.iterations < 10
+    >>> result.certificate.guarantee, result.iterations < 10
     ('exact', True)
     """
 
@@ -187,10 +209,7 @@ class QuantileProximal(ProximalSolver[Quantiles]):
             )
             raise Diverged(msg, measure=mu)
         nu = mu.moved(edges)
-        certificate = _certificate(problem, found, nu)
-        return ProxResult(
-            nu, None, found.iterations, certificate["residual"], certificate
-        )
+        return ProxResult(nu, certificate=_certificate(problem, found, nu))
 
     def _room(self, problem: Objective) -> Room:
         most = problem.terms.max_density
@@ -221,7 +240,7 @@ class QuantileProximal(ProximalSolver[Quantiles]):
         return Room(problem.weights / most, lower, upper)
 
 
-def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> dict[str, Any]:
+def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> Certificate:
     # What is said is said of the measure that is returned, after the cast to its dtype.
     kept = problem.expand(nu.edges.to(found.point.edges))
     cast = abs(kept.objective - found.point.objective)
@@ -243,8 +262,7 @@ def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> dict[str
         guarantee="stationary" if bound is None else "exact",
         bound=bound,
         noise=(4 * (problem.start.noise + point.noise) + found.gap + cast) / problem.dt,
-        stalled=found.stalled,
-        gradients=found.iterations,
-        excess=excess,
+        iterations=found.iterations,
+        details=QuantileDetails(stalled=found.stalled, excess=excess),
         **(KINK if found.stalled and not found.converged else {}),
     )

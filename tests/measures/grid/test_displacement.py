@@ -46,4 +46,4 @@ def test_what_one_step_can_do_is_not_refused(seed):
     v = torch.randn(mu.box.n_faces, generator=g, dtype=torch.float64)
     nu = mu.push(v, 0.999 / float(courant(mu.box, mu.weights, v)))
     # It need not be a step of least energy; a sum over layers may not refuse it.
-    grid_flux._check_layers(mu.box, mu.weights, nu.weights)
+    grid_flux.check_layers(mu.box, mu.weights, nu.weights)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import otflow as of
 from otflow.analysis import observed_order
-from otflow.measures.quantiles.gaussian_kernel import _rules
+from otflow.measures.quantiles.gaussian_kernel import rules
 from tests import exact
 from tests.clouds import normal
 from tests.contracts.measure import MeasureContract
@@ -249,7 +249,7 @@ def test_nodes_and_closed_forms_of_a_gaussian_kernel_are_one_function(dtype):
     """Cells that grow past the length where the rule changes do not notice it."""
 
     eps = torch.finfo(dtype).eps
-    for longest, _, _ in _rules(dtype):
+    for longest, _, _ in rules(dtype):
         values, forces = [], []
         for gap in (longest * (1 - 4 * eps), longest * (1 + 4 * eps)):
             edges = gap * torch.arange(5, dtype=dtype)

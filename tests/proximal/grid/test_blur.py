@@ -16,7 +16,7 @@ import torch
 
 import otflow as of
 from otflow.proximal import BackAndForth, GridSinkhorn, QuantileProximal
-from otflow.proximal.grid.sinkhorn.distance import distance_along_axes
+from otflow.proximal.grid.push_forward import distance_along_axes
 from tests import exact
 
 F64 = torch.float64

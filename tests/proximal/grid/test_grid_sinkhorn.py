@@ -261,7 +261,7 @@ def test_the_kernel_is_stochastic_symmetric_and_the_same_in_logarithms():
         dense = torch.tensordot(dense, matrix, ([axis], [0])).movedim(-1, axis)
     expected = dense.log()
     torch.testing.assert_close(kernel.log_apply(v)[0], expected)
-    torch.testing.assert_close(kernel.log_apply_safely(v), expected)
+    torch.testing.assert_close(kernel.log_apply(v, safely=True)[0], expected)
 
 
 def test_logarithms_of_any_range():
@@ -272,7 +272,9 @@ def test_logarithms_of_any_range():
     v[::7] = -math.inf
     expected = torch.logsumexp(kernel.axes[0].log + v, 1)
     assert float(expected.max() - expected.min()) > 3000
-    torch.testing.assert_close(kernel.log_apply_safely(v), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        kernel.log_apply(v, safely=True)[0], expected, rtol=1e-12, atol=0
+    )
     # In plain numbers the far end is lost, and comes back as the floor.
     plain, floor = kernel.log_apply(v)
     assert float(plain.min()) == float(floor)
@@ -468,6 +470,23 @@ def test_the_differentiable_step_is_the_step():
     assert not nu.weights.requires_grad
     with pytest.raises(of.errors.NotConverged, match="raise max_iterations"):
         GridSinkhorn(max_iterations=2).differentiable_step(F, mu, 0.05)
+
+
+def test_a_step_that_the_default_blurs_is_the_same_where_it_is_differentiated():
+    # The stiff power asks for a kernel as wide as the bell; the step takes the least.
+    mu, F = bell(60, width=0.15), 0.2 * of.PowerEntropy(4.0)
+    solver = GridSinkhorn(tolerance=1e-8)
+    result = solver.solve(F, mu, 1.0)
+    least = 0.6 * mu.box.spacing[0] ** 2
+    assert result.certificate["converged"]
+    assert result.certificate["eps"] == pytest.approx(least)
+    assert difference(solver.differentiable_step(F, mu, 1.0), result.measure) < 1e-7
+    wide = GridSinkhorn(tolerance=1e-8, eps=16 * least)
+    with pytest.warns(of.errors.BlurWarning):
+        blurred = wide.solve(F, mu, 1.0)
+    assert blurred.certificate["blurred"]  # an eps that was given stays
+    assert difference(wide.differentiable_step(F, mu, 1.0), blurred.measure) < 1e-7
+    assert difference(blurred.measure, result.measure) > 1e-2
 
 
 # Refusals -----------------------------------------------------------------------------

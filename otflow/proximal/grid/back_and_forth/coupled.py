@@ -14,9 +14,8 @@ from otflow.measures import GridDensity
 from otflow.numerics.krylov import gmres
 from otflow.numerics.multigrid import Multigrid
 from otflow.proximal.grid.back_and_forth.newton import laplacian, mixed
-from otflow.proximal.grid.duality import transport_cost
 from otflow.proximal.grid.pressure import Iterate, PressureProblem
-from otflow.proximal.grid.push_forward import lifted, push_forward
+from otflow.proximal.grid.push_forward import lifted, push_forward, transport_cost
 
 __all__ = ["Coupled", "Joint"]
 

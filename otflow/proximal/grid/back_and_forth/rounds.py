@@ -190,7 +190,7 @@ class _Rounds:
     ) -> None:
         self.G, self.terms, self.problem = G, terms, problem
         # A user's term may hold tensors of the measure's own dtype.
-        self.mu = mu if terms.others else mu.detach()._with_each(_wide)
+        self.mu = mu if terms.others else mu.detach().map_tensors(_wide)
         self.is_free = problem.room > 0
         self.room = torch.where(self.is_free, problem.room, 1.0)
         # Where the energy fills the vacuum, densities are compared by logarithms.

@@ -16,10 +16,11 @@ from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
 from otflow.proximal.grid.back_and_forth.newton import maximise
 from otflow.proximal.grid.back_and_forth.rounds import Settled, settle
-from otflow.proximal.grid.back_and_forth.step import is_full, squared_diagonal, step_of
+from otflow.proximal.grid.back_and_forth.step import is_full, step_of
 from otflow.proximal.grid.gap import distance_bound
 from otflow.proximal.grid.own_energy import LocalTerms, taken_cell_by_cell
 from otflow.proximal.grid.pressure import Iterate, PressureProblem, lowest_pressure
+from otflow.proximal.grid.push_forward import squared_diagonal
 from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["BackAndForth"]
@@ -263,8 +264,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
             bound=bound,
             linearisations=rounds,
             stalled=ending == "stalled",
+            iterations=steps,
         )
-        return ProxResult(step.measure, point.pressure, steps, point.residual, known)
+        return ProxResult(step.measure, point.pressure, certificate=known)
 
     def _full(
         self,
@@ -300,8 +302,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
             bound=distance,
             linearisations=0,
             stalled=False,
+            iterations=0,
         )
-        return ProxResult(step.measure, pressure, 0, rest, known)
+        return ProxResult(step.measure, pressure, certificate=known)
 
     def _solve(
         self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.measures.grid.box import Box
-from otflow.proximal.certificate import certify
-from otflow.proximal.grid.duality import below_bound, dual_value, transport_cost
+from otflow.proximal.certificate import Certificate, certify
+from otflow.proximal.grid.duality import below_bound, dual_value
 from otflow.proximal.grid.pressure import Iterate, PressureProblem
+from otflow.proximal.grid.push_forward import squared_diagonal, transport_cost
 
-__all__ = ["Step", "is_full", "squared_diagonal", "step_of"]
+__all__ = ["Step", "is_full", "step_of"]
 
 
 # Round-off of an energy, a long sum, in units of that of the dtype.
@@ -49,7 +49,7 @@ class Step:
         """The gap with what the minimum over all densities can be lower."""
         return math.inf if self.gap is None else self.gap + self.unseen
 
-    def certificate(self, problem: PressureProblem, **words: Any) -> dict[str, Any]:
+    def certificate(self, problem: PressureProblem, **words: Any) -> Certificate:
         """Return the certificate.
 
         Energies are known to round-off of the measure's dtype, and to what the mass
@@ -136,8 +136,3 @@ def is_full(problem: PressureProblem, tolerance: float, slack: float) -> bool:
         )
         raise ValueError(msg)
     return mass >= bound * room * (1 - tolerance)
-
-
-def squared_diagonal(box: Box) -> float:
-    """Return the square of the longest way through a box."""
-    return sum((b - a) ** 2 for a, b in zip(box.lower, box.upper, strict=True))

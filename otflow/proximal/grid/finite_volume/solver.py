@@ -312,10 +312,10 @@ class FiniteVolume(ProximalSolver[GridDensity]):
             rounds=rounds,
             gap=moves[0].gap if len(parts) == 1 and optimal else None,
             device="cpu",
+            iterations=sum(move.spent for move in moves),
         )
-        spent = sum(move.spent for move in moves)
         kept = Warm(scene, last.local, last.move, mu.box)
-        return ProxResult(nu, kept, spent, residual, certificate)
+        return ProxResult(nu, kept, certificate=certificate)
 
     def _advance(
         self,

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from otflow.errors import Diverged
 from otflow.measures import GridDensity
-from otflow.proximal.grid.sinkhorn.distance import distance_along_axes
-from otflow.proximal.grid.sinkhorn.iteration import iterate
+from otflow.proximal.grid.push_forward import distance_along_axes
+from otflow.proximal.grid.sinkhorn.iteration import Warm, iterate, start_of
 from otflow.proximal.grid.sinkhorn.kernel import GibbsKernel
-from otflow.proximal.grid.sinkhorn.local import measure_of
-from otflow.proximal.grid.sinkhorn.problem import Warm, start_of
 from otflow.proximal.grid.sinkhorn.scaling import (
     Iterate,
     Scaling,
+    measure_of,
     obstacle_correction,
     potential_of,
 )
@@ -80,7 +79,7 @@ def blur_of(
         The distance, or the pull where that is small or the distance was not found, and
         whether that is more than `MOST_BLUR` of the step.
     """
-    phi = _potential(problem, found.log_a, found.log_density)
+    phi = problem.potential_at(found.log_a, found.log_density)
     V = potential_of(problem.source, problem.terms)
     parts = (V, problem.potential - V, phi / problem.dt + problem.potential)
     pull = problem.dt * max(_length(nu, f) for f in parts)
@@ -117,15 +116,17 @@ def self_potential(problem: Scaling, log_density: Tensor) -> Tensor:
     Its mean over :math:`\rho`, twice, is the debiased cost of :math:`\rho` and itself.
     It is 0 where :math:`\rho` is.
     """
-    log_a = 0.5 * log_density
-    for _ in range(SWEEPS):
-        log_a = _swept(problem, log_a, log_density)
-    return _potential(problem, log_a, log_density)
+    return problem.potential_at(
+        _swept(problem, 0.5 * log_density, log_density, SWEEPS), log_density
+    )
 
 
-def _swept(problem: Scaling, log_a: Tensor, log_density: Tensor) -> Tensor:
-    log_a = 0.5 * (log_a + log_density - problem.convolve(log_a))
-    return log_a.masked_fill(log_density == -math.inf, -math.inf)
+def _swept(problem: Scaling, log_a: Tensor, log_density: Tensor, sweeps: int) -> Tensor:
+    empty = log_density == -math.inf
+    for _ in range(sweeps):
+        log_a = 0.5 * (log_a + log_density - problem.convolve(log_a))
+        log_a = log_a.masked_fill(empty, -math.inf)
+    return log_a
 
 
 def _left_of_sweeps(problem: Scaling, own: Tensor, log_density: Tensor) -> float:
@@ -135,7 +136,8 @@ def _left_of_sweeps(problem: Scaling, own: Tensor, log_density: Tensor) -> float
     """
     phi = own if problem.correction is None else own + problem.correction
     log_a = 0.5 * log_density + phi / problem.kernel.eps
-    more = _potential(problem, _swept(problem, log_a, log_density), log_density)
+    log_a = _swept(problem, log_a, log_density, 1)
+    more = problem.potential_at(log_a, log_density)
     return SWEPT * _length(problem.source, more - own)
 
 
@@ -199,13 +201,5 @@ def _spread(nu: GridDensity) -> float:
     return float((nu.weights @ x.square().sum(-1)).sqrt())
 
 
-def _potential(problem: Scaling, log_a: Tensor, log_nu: Tensor) -> Tensor:
-    phi = problem.kernel.eps * (log_a - 0.5 * log_nu)
-    if problem.correction is not None:
-        phi = phi - problem.correction
-    return phi.nan_to_num(0.0, 0.0, 0.0)
-
-
 def _length(nu: GridDensity, f: Tensor) -> float:
-    slopes = nu.box.gradient(f.reshape(nu.shape)) * nu.open_faces(nu.dtype)
-    return float(nu.norm(slopes))
+    return float(nu.norm(nu.box.gradient(f)))

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from otflow.errors import Diverged
+from otflow.functionals import Functional
+from otflow.measures import GridDensity
 from otflow.numerics.anderson import Anderson
+from otflow.proximal.grid.sinkhorn.eps import largest_blur
 from otflow.proximal.grid.sinkhorn.kernel import GibbsKernel
-from otflow.proximal.grid.sinkhorn.problem import (
-    Warm,
-    damping_of,
-    largest_blur,
-    start_of,
+from otflow.proximal.grid.sinkhorn.scaling import (
+    SHARE,
+    Iterate,
+    Scaling,
+    elasticity,
+    obstacle_correction,
+    potential_of,
 )
-from otflow.proximal.grid.sinkhorn.scaling import Iterate, Scaling
+from otflow.proximal.terms import Terms
 
-__all__ = ["Solved", "iterate"]
+__all__ = ["Solved", "Told", "Warm", "iterate", "pose", "positive_start", "start_of"]
 
 # Share of the largest density that is added to the weights of the acceleration's norm:
 # in far tails the plain map is slow, and a norm that is blind there runs off.
@@ -32,6 +37,49 @@ WIDER, COARSE, MOST_COARSE = (16.0, 4.0), 0.1, 60
 FAR = 0.5
 # Mass that may be lost to underflow, in units of round-off.
 MOST_LOST = 64.0
+# A dt that is longer or shorter by more than that is another one to a warning: else a
+# flow whose dt varies would warn at each step.
+OTHER_DT = 1.5
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a warning of a blur was about."""
+
+    F: Functional
+    dts: tuple[float, ...]
+
+    def covers(self, F: Functional, dt: float) -> bool:
+        """Whether it was about this functional and about this dt."""
+        return F is self.F and any(
+            dt <= OTHER_DT * old and old <= OTHER_DT * dt for old in self.dts
+        )
+
+
+@dataclass(frozen=True)
+class Warm:
+    """The last scalings, good for the same cells and any dt."""
+
+    problem: Scaling
+    iterate: Iterate
+    told: Told | None = None  # of a blur, in this flow
+
+    def fits(self, mu: GridDensity) -> bool:
+        """Whether they are arrays on the same cells."""
+        old = self.problem.source
+        return (
+            (old.box, old.dtype, old.device) == (mu.box, mu.dtype, mu.device)
+        ) and torch.equal(old.is_free, mu.is_free)
+
+    def log_a(self, problem: Scaling) -> Tensor:
+        """Return log a: half the log density minus dt/eps times F'."""
+        own = self.problem
+        scale = (problem.dt / problem.kernel.eps) / (own.dt / own.kernel.eps)
+        if scale == 1:
+            return self.iterate.log_a
+        half = 0.5 * self.iterate.log_density
+        slope = torch.where(half > -math.inf, self.iterate.log_a - half, 0.0)
+        return half + scale * slope
 
 
 class Solved(NamedTuple):
@@ -174,3 +222,70 @@ def _from_wider_kernels(
         warm, used = Warm(solved.problem, solved.iterate), used + solved.used
         problem = replace(problem, safely=solved.problem.safely)
     return warm, problem, used
+
+
+def pose(
+    terms: Terms, mu: GridDensity, dt: float, eps: float, warm: Warm | None
+) -> Scaling:
+    """Return the problem of a step, with its local terms."""
+    old = None if warm is None else warm.problem
+    if old is not None and old.kernel.eps == eps:
+        kernel, correction = old.kernel, old.correction
+    else:
+        kernel, correction = GibbsKernel(mu.box, eps, mu.weights), None
+    is_free = None
+    if not bool(mu.is_free.all()):
+        is_free = mu.is_free.reshape(mu.shape)
+        if correction is None:
+            correction = obstacle_correction(kernel, is_free)
+    return Scaling(
+        kernel=kernel,
+        source=mu,
+        log_source=mu.grid.log(),
+        terms=terms,
+        dt=dt,
+        potential=potential_of(mu, terms),
+        correction=correction,
+        is_free=is_free,
+        safely=old is not None and old.safely,
+    )
+
+
+def start_of(problem: Scaling, warm: Tensor | Warm | None) -> Tensor:
+    r"""Return where the iteration starts.
+
+    At the fixed point :math:`a = \sqrt\rho\,e^{-(dt/\varepsilon)\,F'}`. Without a step
+    before it is that of the old density, blurred.
+    """
+    if isinstance(warm, Tensor):
+        return warm
+    if warm is not None:
+        return problem.convolve(warm.log_a(problem))
+    log, terms = positive_start(problem), problem.terms
+    slope = problem.potential + terms.temperature * log
+    if terms.internal is not None:
+        inside = log.exp().clamp_max(terms.max_density)
+        slope = slope + terms.internal.slope(torch.where(inside > 0, inside, 1.0))
+    log_a = 0.5 * log - (problem.dt / problem.kernel.eps) * slope
+    return problem.convolve(log_a.masked_fill(log == -math.inf, -math.inf))
+
+
+def positive_start(problem: Scaling) -> Tensor:
+    """Return the log density of the blurred old density and a little everywhere."""
+    mu, kernel = problem.source, problem.kernel
+    free = mu.is_free.reshape(mu.shape)
+    rho = kernel.apply(mu.grid).clamp_min(0.0) * free
+    volume = kernel.box.cell_volume
+    rho = (1 - SHARE) * rho / (rho.sum() * volume)
+    rho = rho + SHARE / (free.sum() * volume)
+    return rho.log().masked_fill(~free, -math.inf)
+
+
+def damping_of(problem: Scaling) -> float:
+    """Return a factor on steps: without curvature of F the plain map oscillates."""
+    mu, internal = problem.source, problem.terms.internal
+    slope = torch.full_like(mu.weights, problem.entropic)
+    if internal is not None:
+        slope = slope + problem.dt * elasticity(internal, mu.density().log())
+    response = float((mu.weights * (problem.kernel.eps / slope)).sum())
+    return 1 / max(1.0, response)

@@ -5,86 +5,138 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from otflow.errors import BlurWarning
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.proximal.certificate import ROUND_OFF, certify
+from otflow.proximal.certificate import ROUND_OFF, Certificate, certify
 from otflow.proximal.grid.gap import distance_bound, dual_value
+from otflow.proximal.grid.push_forward import distance_along_axes
 from otflow.proximal.grid.sinkhorn.blur import blur_of, self_potential
-from otflow.proximal.grid.sinkhorn.distance import distance_on_a_line, trusted_distance
-from otflow.proximal.grid.sinkhorn.local import transport_cost
-from otflow.proximal.grid.sinkhorn.problem import MARGIN, Told, least_eps
-from otflow.proximal.grid.sinkhorn.scaling import Iterate, Scaling
+from otflow.proximal.grid.sinkhorn.eps import MARGIN, least_eps
+from otflow.proximal.grid.sinkhorn.iteration import Told
+from otflow.proximal.grid.sinkhorn.scaling import (
+    Iterate,
+    Scaling,
+    measure_of,
+    transport_cost,
+)
 
-__all__ = ["certificate", "warn_of_blur"]
+__all__ = ["Solution", "warn_of_blur"]
 
 # Errors of energies beside what one more evaluation of the map changes in them: a stiff
 # iteration is that much further from its end.
 SAFE = 10.0
 # Ratios of lengths of cells, or of eps to the least one, that a cure speaks of.
 UNEVEN = 1.5
+# Share of a distance that its estimate may be off by, where that is more than a cell.
+SHARE = 0.05
 
 
-def certificate(
-    F: Functional,
-    problem: Scaling,
-    iterate: Iterate,
-    nu: GridDensity,
-    *,
-    energy_before: float,
-    converged: bool,
-    duality: bool,
-    memory: int,
-) -> dict[str, Any]:
-    """Return the entries that `GridSinkhorn` documents, iterations apart."""
-    mu, dt, eps = problem.source, problem.dt, problem.kernel.eps
-    after = float(F.value(nu))
-    new, old = (
-        self_potential(problem, log)
-        for log in (iterate.log_density, problem.log_source)
-    )
-    shape = nu.shape
-    costs = new * nu.weights.reshape(shape) + old * mu.weights.reshape(shape)
-    bias = float(costs.sum(dtype=torch.float64)) / dt
-    if mu.dim == 1:
-        w2: float | None = distance_on_a_line(mu, nu)
-    else:
-        cost = 2 * transport_cost(problem, iterate, nu.weights, nu.grid.log())
-        w2 = trusted_distance(mu, cost, 2 * dt * bias)
-    upper = bound = None
-    if duality:
-        log_b = problem.log_source - iterate.image
-        cost = problem.kernel.squared_distance(
-            iterate.log_a, log_b, safely=problem.safely
+@dataclass(frozen=True)
+class Solution:
+    """A step that was solved, and what is known of it.
+
+    Parameters
+    ----------
+    problem, iterate : Scaling, Iterate
+        The plan.
+    iterations : int
+        Evaluations of the map.
+    converged : bool
+        Whether the residual met the tolerance.
+    memory : int
+        Of the acceleration, for the solves that measure the blur.
+    """
+
+    problem: Scaling
+    iterate: Iterate
+    iterations: int
+    converged: bool
+    memory: int
+
+    @cached_property
+    def measure(self) -> GridDensity:
+        """The new density."""
+        return measure_of(self.problem, self.iterate)
+
+    @cached_property
+    def own(self) -> Tensor:
+        """The potential of the debiased cost of the new density and itself."""
+        return self_potential(self.problem, self.iterate.log_density)
+
+    @cached_property
+    def blur(self) -> tuple[float, bool]:
+        """How far the blur moves the density, and whether that is much."""
+        return blur_of(self.problem, self.iterate, self.measure, self.own, self.memory)
+
+    def certificate(
+        self, F: Functional, before: float, *, duality: bool
+    ) -> Certificate:
+        """Return the entries that `GridSinkhorn` documents."""
+        problem, iterate, nu = self.problem, self.iterate, self.measure
+        mu, dt = problem.source, problem.dt
+        after = float(F.value(nu))
+        old = self_potential(problem, problem.log_source).reshape(-1)
+        costs = self.own.reshape(-1) * nu.weights + old * mu.weights
+        bias = float(costs.sum(dtype=torch.float64)) / dt
+        if mu.dim == 1:
+            w2: float | None = distance_along_axes(mu, nu)
+        else:
+            cost = 2 * transport_cost(problem, iterate, nu.weights, nu.grid.log())
+            w2 = _trusted_distance(mu, cost, 2 * dt * bias)
+        upper = bound = None
+        if duality:
+            log_b = problem.log_source - iterate.image
+            cost = problem.kernel.squared_distance(
+                iterate.log_a, log_b, safely=problem.safely
+            )
+            upper = math.sqrt(cost)
+            if self.converged:
+                bound = _bound(F, problem, iterate, nu, after + cost / (2 * dt))
+        claim = "optimal" if problem.terms.nonlocal_part is None else "stationary"
+        blur, blurred = self.blur
+        claim = "none" if blurred else claim if bound is None else "exact"
+        round_off = ROUND_OFF * torch.finfo(mu.dtype).eps
+        return certify(
+            energy_before=before,
+            energy_after=after,
+            dt=dt,
+            w2=w2,
+            residual=iterate.residual,
+            converged=self.converged,
+            guarantee=claim,
+            bound=bound,
+            noise=_noise(problem, iterate, nu)
+            + round_off * max(abs(before), abs(after)),
+            w2_upper=upper,
+            iterations=self.iterations,
+            log_domain=problem.safely,
+            eps=problem.kernel.eps,
+            bias=bias,
+            blur=blur,
+            blurred=blurred,
         )
-        upper = math.sqrt(cost)
-        if converged:
-            bound = _bound(F, problem, iterate, nu, after + cost / (2 * dt))
-    claim = "optimal" if problem.terms.nonlocal_part is None else "stationary"
-    blur, blurred = blur_of(problem, iterate, nu, new, memory)
-    claim = "none" if blurred else claim if bound is None else "exact"
-    return certify(
-        energy_before=energy_before,
-        energy_after=after,
-        dt=dt,
-        w2=w2,
-        residual=iterate.residual,
-        converged=converged,
-        guarantee=claim,
-        bound=bound,
-        noise=_noise(problem, iterate, nu)
-        + ROUND_OFF * torch.finfo(mu.dtype).eps * max(abs(energy_before), abs(after)),
-        w2_upper=upper,
-        log_domain=problem.safely,
-        eps=eps,
-        bias=bias,
-        blur=blur,
-        blurred=blurred,
-    )
+
+
+def _trusted_distance(mu: GridDensity, cost: float, bias: float) -> float | None:
+    r"""Return the root of cost - bias where that can be trusted, else None.
+
+    The cost is that of debiased entropic transport, twice; its bias is known to leading
+    order. What is left is taken to be no more than the bias itself: if that could move
+    the distance by more than a cell and 5 %, the estimate is not given.
+    """
+    estimate = math.sqrt(max(0.0, cost - bias))
+    most, least = math.sqrt(max(0.0, cost)), math.sqrt(max(0.0, cost - 2 * bias))
+    off = max(most - estimate, estimate - least)
+    known = off <= max(*mu.box.spacing, SHARE * estimate)
+    return estimate if known else None
 
 
 def warn_of_blur(
@@ -149,8 +201,7 @@ def _noise(problem: Scaling, iterate: Iterate, nu: GridDensity) -> float:
     volume = problem.kernel.box.cell_volume
     masses = nu.weights.reshape(nu.shape)
     off = (iterate.log_density.exp() * volume - masses).abs()
-    phi = problem.kernel.eps * (iterate.log_a - 0.5 * iterate.log_density)
-    phi = phi.nan_to_num(0.0, 0.0, 0.0)
+    phi = problem.potential_at(iterate.log_a, iterate.log_density)
     phi = (phi - (masses * phi).sum()).abs()
     left = problem.kernel.eps * (iterate.slope * iterate.change).abs()
     total = (off * phi + left + iterate.residual * masses * phi).sum(
@@ -167,10 +218,7 @@ def _bound(
     modulus = F.modulus(mu.dim)
     if terms.interactions or terms.others or modulus is None:
         return None
-    # Minus the first variation at the new density, also where that underflows.
-    phi = problem.kernel.eps * (iterate.log_a - 0.5 * iterate.log_density)
-    if problem.correction is not None:
-        phi = phi - problem.correction
+    phi = problem.potential_at(iterate.log_a, iterate.log_density)
     V = problem.potential
     if problem.is_free is not None:
         phi = phi.masked_fill(~problem.is_free, -math.inf)

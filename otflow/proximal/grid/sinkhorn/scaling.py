@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -12,17 +13,27 @@ from torch import Tensor
 from otflow._autodiff import check_finite
 from otflow.functionals import Internal
 from otflow.measures import GridDensity
+from otflow.numerics.roots import bisect
 from otflow.proximal.grid.sinkhorn.kernel import GibbsKernel
 from otflow.proximal.terms import Terms
 
 # Round-off of a sum, in units of that of its terms.
 ROUND_OFF = 256.0
+# Share of the uniform density in a density that shall be positive everywhere.
+SHARE = 1e-6
+# Halvings that find how much of a mass goes below the bound on the density.
+HALVINGS = 60
 
 __all__ = [
+    "SHARE",
     "Iterate",
     "Scaling",
+    "elasticity",
+    "marginal_of",
+    "measure_of",
     "obstacle_correction",
     "potential_of",
+    "transport_cost",
 ]
 
 
@@ -91,7 +102,7 @@ class Scaling:
         """The factor on a plain step for which the dual value is proved to rise."""
         return min(1.0, self.entropic / self.kernel.eps)
 
-    @property
+    @cached_property
     def entropic(self) -> float:
         """Coefficient of the logarithm of the density."""
         return 0.5 * self.kernel.eps + self.dt * self.terms.temperature
@@ -99,50 +110,68 @@ class Scaling:
     def evaluate(self, x: Tensor, start: Tensor | None) -> Iterate:
         """Return T(x) and what was met on the way."""
         log_b = self.log_source - x
-        log_q, floor_q = self._convolve(log_b)
-        z = self.log_density(log_q, start)
+        log_q, floor_q = self.kernel.log_apply(log_b, safely=self.safely)
+        right, volume = self.right_side(log_q), self.kernel.box.cell_volume
+        z, total = self._log_density(right, start)
         log_a = z - log_q
-        image, floor_a = self._convolve(log_a)
+        image, floor_a = self.kernel.log_apply(log_a, safely=self.safely)
         change = torch.where(self.log_source > -math.inf, image - x, 0.0)
         old = self.source.weights.reshape(x.shape)
         # A far tail may be off by more than an exponential can hold.
-        far = (self.log_source + change + math.log(self.kernel.box.cell_volume)).exp()
+        far = (self.log_source + change + math.log(volume)).exp()
         slope = torch.where(change > 1, far - old, old * change.expm1())
         new = z.exp()
-        potential, magnitude = self._potential(log_q, z, new)
         fixed = old * torch.where(old > 0, x, 0.0)
-        parts = [slope.abs(), fixed, fixed.abs(), potential, magnitude]
-        sums = [part.sum(dtype=torch.float64) for part in parts]
-        if not self.safely:
+        if total is None:
+            potential, magnitude = self._potential(right, z, new)
+        else:
+            potential = total * (self.entropic / self.kernel.eps)
+            magnitude = potential.abs()
+        if self.safely:
+            lost = new.new_zeros(())
+        else:
             # The floor of the results is also what the sources were cut at.
-            lost = ((log_b <= floor_q) | (image <= floor_a)).to(old.dtype)
-            lost_new = ((log_a <= floor_a) | (log_q <= floor_q)).to(old.dtype)
-            new = new.mul_(self.kernel.box.cell_volume)
-            sums.append((old * lost).sum() + (new * lost_new).sum())
-        residual, first, size, second, more, lost_mass = (
-            *torch.stack(sums).tolist(),
-            0.0,
-        )[:6]
+            lost = old * ((log_b <= floor_q) | (image <= floor_a))
+            lost = lost + volume * new * ((log_a <= floor_a) | (log_q <= floor_q))
+        parts = (slope.abs(), fixed, fixed.abs(), potential, magnitude, lost)
+        residual, first, size, second, more, lost_mass = torch.stack(
+            [part.sum(dtype=torch.float64) for part in parts]
+        ).tolist()
         noise = ROUND_OFF * torch.finfo(x.dtype).eps * (size + more)
         dual = -first - second
         return Iterate(image, z, log_a, change, residual, slope, dual, noise, lost_mass)
 
+    def _log_density(
+        self, right: Tensor, start: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        r"""Return the pointwise proximal map of F and of minus (eps/2) H.
+
+        Without an internal energy the mass fixes an additive constant. It is returned
+        too, in units in which it is the integral of :math:`\Psi`, else None.
+        """
+        internal = self.terms.internal
+        if internal is None:
+            z = self._blank(right / self.entropic)
+            total = z.logsumexp(tuple(range(z.ndim)))
+            total = total + math.log(self.kernel.box.cell_volume)
+            return z - total, total
+        z = internal.log_proximal(right, self.entropic, self.dt, start)
+        return self._blank(z), None
+
     def _potential(
-        self, log_q: Tensor, z: Tensor, rho: Tensor
+        self, right: Tensor, z: Tensor, rho: Tensor
     ) -> tuple[Tensor, Tensor]:
         r"""Return the masses of :math:`\Psi(\log q)` and a bound on their terms.
 
-        Without an internal energy the mass is fixed, and :math:`\Psi` is a logarithm
-        of a sum; else :math:`dt\,(\rho\,U' - U)` comes from the equation for z, where
-        U' is also what holds the density below its bound.
+        With an internal energy, :math:`dt\,(\rho\,U' - U)` comes from the equation for
+        z, where U' is also what holds the density below its bound.
         """
-        eps, volume = self.kernel.eps, self.kernel.box.cell_volume
-        right, internal = self.right_side(log_q), self.terms.internal
-        if internal is None:
-            w = self._blank(right / self.entropic)
-            total = w.logsumexp(tuple(range(w.ndim))) + math.log(volume)
-            total = total * (self.entropic / eps)
-            return total, total.abs()
+        eps, volume, internal = (
+            self.kernel.eps,
+            self.kernel.box.cell_volume,
+            self.terms.internal,
+        )
+        assert internal is not None
         empty = rho <= torch.finfo(rho.dtype).tiny
         r = torch.where(empty, 1.0, rho)
         slope = torch.where(empty, 0.0, right - self.entropic * z) / eps
@@ -152,17 +181,6 @@ class Scaling:
         value = volume * torch.where(empty, entropy, entropy + r * slope - energy)
         return value, torch.where(empty, 0.0, size)
 
-    def log_density(self, log_q: Tensor, start: Tensor | None) -> Tensor:
-        """Return the pointwise proximal map of F and of minus (eps/2) H."""
-        right = self.right_side(log_q)
-        internal = self.terms.internal
-        if internal is None:
-            z = self._blank(right / self.entropic)
-            # The additive constant is free: the mass fixes it.
-            volume = math.log(self.kernel.box.cell_volume)
-            return z - (z.logsumexp(tuple(range(z.ndim))) + volume)
-        return self._blank(internal.log_proximal(right, self.entropic, self.dt, start))
-
     def right_side(self, log_q: Tensor) -> Tensor:
         """Return eps log q minus what does not depend on the new density."""
         right = self.kernel.eps * log_q - self.dt * self.potential
@@ -171,36 +189,40 @@ class Scaling:
         return right - self.dt * self.terms.temperature
 
     def implicit_log_density(self, log_q: Tensor) -> Tensor:
-        """Return `log_density`, differentiable in log q and in the potential."""
-        internal = self.terms.internal
+        """Return the log density, differentiable in log q and in the potential."""
+        internal, right = self.terms.internal, self.right_side(log_q)
         if internal is None:
-            return self.log_density(log_q, None)
+            return self._log_density(right, None)[0]
         with torch.no_grad():
-            z = self.log_density(log_q, None)
+            z = self._log_density(right, None)[0]
         slope = self.entropic + self.dt * elasticity(internal, z)
         inside = z < math.log(internal.max_density)
         if self.is_free is not None:
             inside &= self.is_free
-        right = self.right_side(log_q)
         return z + torch.where(inside, (right - right.detach()) / slope, 0.0)
 
     def log_weights(self, image: Tensor, log_a: Tensor) -> Tensor:
         """Return the plan's second marginal, its first being exact: log masses."""
-        log_q = self._convolve(self.log_source - image)[0]
+        log_q = self.convolve(self.log_source - image)
         return log_a + log_q + math.log(self.kernel.box.cell_volume)
 
     def convolve(self, log_v: Tensor) -> Tensor:
         """Return log K v."""
-        return self._convolve(log_v)[0]
+        return self.kernel.log_apply(log_v, safely=self.safely)[0]
+
+    def potential_at(self, log_a: Tensor, log_density: Tensor) -> Tensor:
+        r"""Return :math:`\varepsilon(\log a - \tfrac12\log\rho)`, 0 in vacuum.
+
+        Of what the step found it is minus dt times the first variation, also where the
+        density underflows.
+        """
+        phi = self.kernel.eps * (log_a - 0.5 * log_density)
+        if self.correction is not None:
+            phi = phi - self.correction
+        return phi.nan_to_num(0.0, 0.0, 0.0)
 
     def _blank(self, z: Tensor) -> Tensor:
         return z if self.is_free is None else z.masked_fill(~self.is_free, -math.inf)
-
-    def _convolve(self, log_v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log K v and the floor of the results."""
-        if self.safely:
-            return self.kernel.log_apply_safely(log_v), log_v.new_tensor(-math.inf)
-        return self.kernel.log_apply(log_v)
 
 
 def elasticity(internal: Internal, z: Tensor) -> Tensor:
@@ -227,6 +249,73 @@ def obstacle_correction(kernel: GibbsKernel, is_free: Tensor) -> Tensor:
     log_s = torch.zeros(is_free.shape, dtype=kernel.dtype, device=is_free.device)
     log_s = log_s.masked_fill(~is_free, -math.inf)
     for _ in range(60):
-        image = kernel.log_apply_safely(log_s)
+        image = kernel.log_apply(log_s, safely=True)[0]
         log_s = (0.5 * (log_s - image)).masked_fill(~is_free, -math.inf)
     return kernel.eps * torch.where(is_free, log_s, 0.0)
+
+
+def measure_of(problem: Scaling, iterate: Iterate) -> GridDensity:
+    """Return the plan's second marginal, its mass that of the first to the last bit."""
+    mu = problem.source
+    weights = marginal_of(problem, iterate).exp().reshape(-1)
+    total = mu.weights.sum(dtype=torch.float64) / weights.sum(dtype=torch.float64)
+    return mu.with_free_weights(weights * total.to(weights.dtype))
+
+
+def marginal_of(problem: Scaling, iterate: Iterate) -> Tensor:
+    """Return the second marginal: log masses of sum 1 below the bound on the density.
+
+    The plan's second marginal is off the density of the iterate, which is below the
+    bound, by no more than the residual; so what is above it is no more either. It goes
+    to the cells below, in proportion to what they hold.
+    """
+    log = problem.log_weights(iterate.image, iterate.log_a)
+    axes = tuple(range(log.ndim))
+    log = log - log.logsumexp(axes)
+    bound = problem.terms.max_density
+    if math.isinf(bound):
+        return log
+    most = math.log(bound * problem.kernel.box.cell_volume)
+    if not bool((log > most).any()):
+        return log
+
+    def is_all(raised: Tensor) -> Tensor:
+        return (log + raised).clamp_max(most).logsumexp(axes) >= 0
+
+    low, high = log.new_tensor(0.0), log.new_tensor(1.0)
+    # There is room in the box, so this ends: no cell holds exactly nothing.
+    while not bool(is_all(high)):
+        low, high = high, 2 * high
+        if not math.isfinite(high):
+            return log
+    return (log + bisect(is_all, high, low, HALVINGS)[0]).clamp_max(most)
+
+
+def transport_cost(
+    problem: Scaling, iterate: Iterate, new: Tensor, log_new: Tensor
+) -> float:
+    r"""Return :math:`\mathrm{OT}_\varepsilon - \tfrac\varepsilon2(H(\mu) + H(\nu))`.
+
+    From the dual potentials; K has mass 1, so the constant is right too.
+
+    Parameters
+    ----------
+    problem, iterate : Scaling, Iterate
+        The plan, of first marginal :math:`\mu`.
+    new, log_new : Tensor
+        Its second marginal: masses, and the log density in the box's shape.
+    """
+    mu, new = problem.source, new.reshape(log_new.shape)
+    log_b = problem.log_source - iterate.image
+    old = mu.weights.reshape(new.shape)
+    total = _integral(new, iterate.log_a - 0.5 * log_new)
+    total += _integral(old, log_b - 0.5 * problem.log_source)
+    if problem.correction is not None:
+        # The potential that holds the uniform density at rest costs nothing.
+        at_rest = problem.correction / problem.kernel.eps
+        total -= _integral(new, at_rest) + _integral(old, at_rest)
+    return problem.kernel.eps * total
+
+
+def _integral(mass: Tensor, f: Tensor) -> float:
+    return float(torch.where(mass > 0, mass * f, 0.0).sum(dtype=torch.float64))

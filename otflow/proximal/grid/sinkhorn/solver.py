@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,28 +13,18 @@ from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
 from otflow.proximal.grid.rounds import minimise_nonlocal
 from otflow.proximal.grid.sinkhorn.derivative import attach
-from otflow.proximal.grid.sinkhorn.iteration import iterate
-from otflow.proximal.grid.sinkhorn.local import Local, measure_of, positive_start
-from otflow.proximal.grid.sinkhorn.problem import Warm, least_eps, pose, variance_of
-from otflow.proximal.grid.sinkhorn.report import certificate, warn_of_blur
-from otflow.proximal.grid.sinkhorn.scaling import Iterate, Scaling
+from otflow.proximal.grid.sinkhorn.eps import finer_eps, variance_of
+from otflow.proximal.grid.sinkhorn.iteration import (
+    Warm,
+    iterate,
+    pose,
+    positive_start,
+)
+from otflow.proximal.grid.sinkhorn.local import Local
+from otflow.proximal.grid.sinkhorn.report import Solution, warn_of_blur
 from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["GridSinkhorn"]
-
-# A default eps above so many of the least one can be made finer.
-FINER = 1.01
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A step with one eps, and what is known of it."""
-
-    problem: Scaling
-    iterate: Iterate
-    measure: GridDensity
-    known: dict[str, Any]
-    iterations: int
 
 
 class GridSinkhorn(ProximalSolver[GridDensity]):
@@ -225,27 +215,18 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         """
         dt = self._admit(F, mu, dt, GridDensity)
         refuse_obstacles(mu, "GridSinkhorn")
-        terms, before = sort_terms(F, mu.dim), float(F.value(mu))
-        eps, least = variance_of(mu, dt, terms, self.eps), least_eps(mu)
-        step = self._step(F, terms, mu, dt, warm, eps, before)
-        finer = self.eps is None and eps > FINER * least and terms.temperature >= 0
-        if finer and step.known["blurred"]:
-            # The default is wide for the sake of speed: here it is too wide.
-            again = self._step(F, terms, mu, dt, warm, least, before)
-            spent = step.iterations + again.iterations
-            step = replace(
-                again if again.known["converged"] else step, iterations=spent
-            )
-        result, problem, now = step.known, step.problem, step.iterate
-        result["iterations"] = step.iterations
-        if not result["converged"] and not result["energy_after"] <= before:
-            result.update(energy_after=before, decrease=0.0, w2=0.0)
-            result["w2_upper"] = 0.0 if self.certify else None
-            return ProxResult(mu, None, step.iterations, now.residual, result)
+        before = float(F.value(mu))
+        solution = self._solved(F, mu, dt, warm)
+        known = solution.certificate(F, before, duality=self.certify)
+        if not known["converged"] and not known["energy_after"] <= before:
+            stayed = replace(known, energy_after=before, w2=0.0)
+            stayed = stayed.also(w2_upper=0.0 if self.certify else None)
+            return ProxResult(mu, certificate=stayed)
         told = warm.told if isinstance(warm, Warm) and warm.fits(mu) else None
-        kept = Warm(problem, now, warn_of_blur(result, F, problem, told))
-        nu = mu.moved(step.measure.weights)
-        return ProxResult(nu, kept, step.iterations, now.residual, result)
+        told = warn_of_blur(known, F, solution.problem, told)
+        kept = Warm(solution.problem, solution.iterate, told)
+        nu = mu.moved(solution.measure.weights)
+        return ProxResult(nu, kept, certificate=known)
 
     def differentiable_step(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any = None
@@ -286,41 +267,31 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         refuse_obstacles(mu, "GridSinkhorn")
         with torch.no_grad():
             start = mu.with_free_weights(mu.weights.detach())
-            terms = sort_terms(F, mu.dim)
-            eps = variance_of(start, dt, terms, self.eps)
-            problem, now, _ = self._solve(terms, start, dt, warm, eps)
-        return attach(problem, now, mu, tolerance=self._tolerance(mu))
+            found = self._solved(F, start, dt, warm)
+        return attach(found.problem, found.iterate, mu, tolerance=self._tolerance(mu))
 
     # Parts ----------------------------------------------------------------------------
 
-    def _step(
-        self,
-        F: Functional,
-        terms: Terms,
-        mu: GridDensity,
-        dt: float,
-        warm: Any,
-        eps: float,
-        before: float,
-    ) -> _Step:
-        """Return the step with this eps."""
-        problem, now, iterations = self._solve(terms, mu, dt, warm, eps)
-        nu = measure_of(problem, now)
-        known = certificate(
-            F,
-            problem,
-            now,
-            nu,
-            energy_before=before,
-            converged=now.residual <= self._tolerance(mu),
-            duality=self.certify,
-            memory=self.memory,
-        )
-        return _Step(problem, now, nu, known, iterations)
+    def _solved(self, F: Functional, mu: GridDensity, dt: float, warm: Any) -> Solution:
+        """Return the step with the eps that was given, or with the default that fits.
 
-    def _solve(
+        The one home of that choice: it is the same for a step that is certified and for
+        one that is differentiated.
+        """
+        terms = sort_terms(F, mu.dim)
+        eps = variance_of(mu, dt, terms, self.eps)
+        first = self._with_eps(terms, mu, dt, warm, eps)
+        finer = finer_eps(mu, terms, self.eps, eps)
+        if finer is None or not first.blur[1]:
+            return first
+        again = self._with_eps(terms, mu, dt, warm, finer)
+        spent = first.iterations + again.iterations
+        return replace(again if again.converged else first, iterations=spent)
+
+    def _with_eps(
         self, terms: Terms, mu: GridDensity, dt: float, warm: Any, eps: float
-    ) -> tuple[Scaling, Iterate, int]:
+    ) -> Solution:
+        """Return the step with this eps."""
         kept = warm if isinstance(warm, Warm) and warm.fits(mu) else None
         problem = pose(terms, mu, dt, eps, kept)
         tolerance, budget = self._tolerance(mu), self.max_iterations
@@ -329,18 +300,20 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
             solved = iterate(
                 problem, kept, memory=self.memory, tolerance=tolerance, budget=budget
             )
-            return solved.problem, solved.iterate, solved.used
-        local = Local(problem, kept, self.memory)
-        outcome = minimise_nonlocal(
-            rest,
-            mu,
-            local,
-            start=positive_start(problem),
-            scale=dt / eps,
-            tolerance=tolerance,
-            budget=budget,
-        )
-        return (*local.finish(outcome), outcome.spent)
+            problem, now, spent = solved.problem, solved.iterate, solved.used
+        else:
+            local = Local(problem, kept, self.memory)
+            outcome = minimise_nonlocal(
+                rest,
+                mu,
+                local,
+                start=positive_start(problem),
+                scale=dt / eps,
+                tolerance=tolerance,
+                budget=budget,
+            )
+            (problem, now), spent = local.finish(outcome), outcome.spent
+        return Solution(problem, now, spent, now.residual <= tolerance, self.memory)
 
     def _tolerance(self, mu: GridDensity) -> float:
         return max(self.tolerance, 1e3 * torch.finfo(mu.dtype).eps)

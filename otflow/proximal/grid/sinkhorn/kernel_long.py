@@ -1,7 +1,8 @@
-"""The heat kernel of a segment with reflecting ends, as a matrix or in windows."""
+"""The heat kernel of a long segment with reflecting ends, in windows and by pairs."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import cached_property
@@ -9,15 +10,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from otflow.proximal.grid.sinkhorn.kernel_pairs import log_convolve
+from otflow.numerics.roots import bisect
 
-__all__ = ["DenseAxis", "LongAxis"]
+__all__ = [
+    "TEMPORARY",
+    "LongAxis",
+    "log_convolve",
+    "on_last",
+    "supremal_convolution",
+]
 
-# Mirror images of the box on either side that the kernel sees.
-IMAGES = 3
-# Source cells that share one shift in the log domain, by dtype: within a block the
-# logarithms may range over the exponents of that type.
-BLOCK = {torch.float64: 16, torch.float32: 4}
 # Entries of the largest temporary array.
 TEMPORARY = 2**21
 # Rows of a window of a long axis, and cells of a block that it sums or leaves out.
@@ -28,42 +30,6 @@ FAR = 9.0
 UNSEEN = 64.0
 # Part of the exponents of a dtype that the kernel may range over within a block.
 RANGE = 0.9
-
-
-class DenseAxis:
-    """A short axis: its kernel is one symmetric (n, n) matrix."""
-
-    def __init__(self, n: int, h: float, eps: float, like: Tensor) -> None:
-        self.h = h
-        self.log = _log_heat(n, h, eps).to(like.device)
-        self.dtype = like.dtype
-        self.matrix = self.log.exp().to(like.dtype)
-
-    def apply(self, v: Tensor, axis: int) -> Tensor:
-        """Return K v along an axis."""
-        return _along(self.matrix, v, axis)
-
-    def log_apply(self, log_v: Tensor, axis: int) -> Tensor:
-        """Return log(K exp(log_v)) along an axis, whatever the range."""
-        return _on_last(self._blocks.apply, log_v, axis)
-
-    def log_moment(self, log_v: Tensor, axis: int) -> Tensor:
-        """Return the same for K times the squared distance."""
-        return _on_last(self._moments.apply, log_v, axis)
-
-    def moment(self, v: Tensor, axis: int) -> Tensor:
-        """Return K times the squared distance, applied to v."""
-        return _along(self._moments.matrix, v, axis)
-
-    @cached_property
-    def _blocks(self) -> _Blocks:
-        return _Blocks(self.log, self.dtype)
-
-    @cached_property
-    def _moments(self) -> _Blocks:
-        i = torch.arange(len(self.log), dtype=torch.float64, device=self.log.device)
-        distance = (self.h * (i[:, None] - i)).abs()
-        return _Blocks(self.log + 2 * distance.log(), self.dtype)
 
 
 class LongAxis:
@@ -87,19 +53,19 @@ class LongAxis:
 
     def apply(self, v: Tensor, axis: int) -> Tensor:
         """Return K v along an axis."""
-        return _on_last(self._apply, v, axis)
+        return on_last(self._apply, v, axis)
 
     def log_apply(self, log_v: Tensor, axis: int) -> Tensor:
         """Return log(K exp(log_v)) along an axis, whatever the range."""
-        return _on_last(self._log_apply, log_v, axis)
+        return on_last(self._log_apply, log_v, axis)
 
     def log_moment(self, log_v: Tensor, axis: int) -> Tensor:
         """Return the same for K times the squared distance of the cells."""
-        return _on_last(self._log_moment, log_v, axis)
+        return on_last(self._log_moment, log_v, axis)
 
     def moment(self, v: Tensor, axis: int) -> Tensor:
         """Return K times the squared distance of the cells, applied to v."""
-        return _on_last(self._moment, v, axis)
+        return on_last(self._moment, v, axis)
 
     def _apply(self, rows: Tensor) -> Tensor:
         return self._joined(self._windows(rows) @ self._matrix)
@@ -213,85 +179,136 @@ class LongAxis:
         return shift, (self._log_blocks - shift[:, None]).exp()
 
 
-class _Blocks:
-    """A matrix (m, n) known by its logarithm, in blocks of columns with one shift."""
-
-    def __init__(self, log: Tensor, dtype: torch.dtype) -> None:
-        m, n = log.shape
-        size = BLOCK[dtype]
-        self.n, self.size, self.count = n, size, -(-n // size)
-        padded = log.new_full((self.count * size, m), -math.inf)
-        padded[:n] = log.T
-        blocks = padded.reshape(self.count, size, m)
-        shift = blocks.amax(1, keepdim=True).clamp_min(-1e300)
-        self.scaled = (blocks - shift).exp().to(dtype)  # (count, size, m)
-        self.shift = shift.clamp_min(torch.finfo(dtype).min / 8).to(dtype)
-        self.log = log.to(dtype)
-
-    @cached_property
-    def matrix(self) -> Tensor:
-        """The matrix itself."""
-        return self.log.exp()
-
-    def apply(self, rows: Tensor) -> Tensor:
-        """Return log(M exp(.)) of the rows (k, n): (k, m); they may be -inf."""
-        step = max(1, TEMPORARY // (max(self.log.shape) * self.count))
-        return torch.cat([self._rows(chunk) for chunk in torch.split(rows, step)])
-
-    def _rows(self, log_v: Tensor) -> Tensor:
-        padded = torch.nn.functional.pad(
-            log_v, (0, self.count * self.size - self.n), value=-math.inf
-        )
-        blocks = padded.reshape(len(log_v), self.count, self.size).transpose(0, 1)
-        limits = torch.finfo(log_v.dtype)
-        lowest = limits.min / 4
-        top = blocks.detach().amax(-1, keepdim=True).clamp_min(lowest)
-        sums = (blocks - top).exp() @ self.scaled  # (count, rows, m)
-        exponent = top + self.shift
-        largest = exponent.masked_fill(sums.detach() == 0, lowest).amax(0)
-        total = ((exponent - largest).clamp_max(0).exp() * sums).sum(0)
-        out = total.log() + largest
-        # What underflowed in a block is below tiny times the block's own bound.
-        bound = exponent.masked_fill(top == lowest, -math.inf).amax(0)
-        cut = bound + math.log(limits.tiny / limits.eps)
-        cut_off = (out.detach() < cut).any(-1).nonzero()[:, 0]
-        if len(cut_off) == 0:
-            return out
-        return out.index_put((cut_off,), self._plainly(log_v[cut_off]))
-
-    def _plainly(self, log_v: Tensor) -> Tensor:
-        """Return the same by one exponential for each entry of the matrix."""
-        step = max(1, TEMPORARY // self.log.numel())
-        return torch.cat(
-            [
-                torch.logsumexp(rows[:, None, :] + self.log, -1)
-                for rows in torch.split(log_v, step)
-            ]
-        )
-
-
-def _along(matrix: Tensor, v: Tensor, axis: int) -> Tensor:
-    """Multiply by a symmetric matrix along an axis."""
-    if axis == v.ndim - 1:
-        return v @ matrix
-    before = math.prod(v.shape[:axis])
-    return (matrix @ v.reshape(before, v.shape[axis], -1)).reshape(v.shape)
-
-
-def _on_last(function: Callable[[Tensor], Tensor], v: Tensor, axis: int) -> Tensor:
+def on_last(function: Callable[[Tensor], Tensor], v: Tensor, axis: int) -> Tensor:
     """Apply a function of rows along an axis."""
     moved = v.movedim(axis, -1)
     out = function(moved.reshape(-1, moved.shape[-1]))
     return out.reshape(moved.shape).movedim(-1, axis)
 
 
-def _log_heat(n: int, h: float, eps: float) -> Tensor:
-    """Return the logarithm of the heat kernel between cells of a reflecting segment."""
-    i = torch.arange(n, dtype=torch.float64)
-    terms = []
-    for k in range(-IMAGES, IMAGES + 1):
-        terms.append(i[:, None] - i + 2 * n * k)
-        terms.append(i[:, None] + i + 1 + 2 * n * k)
-    log = torch.logsumexp(torch.stack(terms).square() * (-h * h / (2 * eps)), 0)
-    # The sum over all images is the same for every row.
-    return log - torch.logsumexp(log, 1, keepdim=True)
+def log_convolve(
+    v: Tensor, places: Tensor, n: int, alpha: float, temporary: int
+) -> Tensor:
+    r"""Return :math:`\log\sum_y e^{v(y) - \alpha(x - y)^2}` for x = 0, ..., n - 1.
+
+    With :math:`m(x)` the largest exponent, a pair is below the largest of its target by
+    :math:`m(x) + \alpha x^2 - 2 \alpha x y - (v(y) - \alpha y^2)`, which is convex in
+    x: m(x) + alpha x^2 is a largest affine function. So a source counts for the targets
+    of one interval, found by bisection. All that is left out is less than half of
+    round-off.
+
+    Parameters
+    ----------
+    v : Tensor, shape (m,)
+        Logarithms of the sources; minus infinity is no source.
+    places : Tensor, shape (m,)
+        Where they are, increasing integers as float64.
+    n : int
+        Targets.
+    alpha : float
+        Of the Gaussian.
+    temporary : int
+        Pairs that are held at once.
+
+    Returns
+    -------
+    Tensor, shape (n,)
+        Minus infinity where there is no source.
+
+    Notes
+    -----
+    Time O(m log n) and the pairs that count; memory O(m) and `temporary`.
+    """
+    there = v.detach() > -math.inf
+    if not bool(there.all()):
+        v, places = v[there], places[there]
+    if len(v) == 0:
+        return v.new_full((n,), -math.inf)
+    values = v.detach().to(torch.float64)
+    most, best = supremal_convolution(values, places, n, alpha)
+    cut = math.log(2 * len(v) / torch.finfo(v.dtype).eps)
+    first, count = _intervals(values, places, most, places[best], alpha, cut)
+    total = v.new_zeros(n)
+    chunks = _chunks(count, temporary)
+    for low, high in itertools.pairwise(chunks):
+        size = count[low:high]
+        source = torch.repeat_interleave(torch.arange(low, high, device=v.device), size)
+        start = size.cumsum(0) - size
+        own = torch.arange(len(source), device=v.device)
+        target = first[source] + own - start[source - low]
+        known = alpha * (target - places[source]).square() + most[target]
+        term = (v[source] - known.to(v.dtype)).exp()
+        total = total.index_add(0, target, term)
+    return total.log() + most.to(v.dtype)
+
+
+def supremal_convolution(
+    v: Tensor, places: Tensor, n: int, alpha: float
+) -> tuple[Tensor, Tensor]:
+    r"""Return :math:`\max_y v(y) - \alpha(x - y)^2` for x = 0, ..., n - 1, and where.
+
+    The best source does not fall as x grows, so that of a target is between those of
+    its neighbours on a coarser line: all levels together look at O(m + n) pairs each.
+    """
+    device, stride = v.device, 1 << max(0, (n - 1).bit_length())
+    most = v.new_full((n,), -math.inf)
+    best = torch.zeros(n, dtype=torch.int64, device=device)
+    while stride >= 1:
+        offset = 0 if stride >= n else stride
+        x = torch.arange(offset, n, 2 * stride if offset else n, device=device)
+        low, high = torch.zeros_like(x), torch.full_like(x, len(v) - 1)
+        if offset:
+            low = best[x - stride]
+            known = x + stride < n
+            high = torch.where(known, best[(x + stride).clamp_max(n - 1)], high)
+        high = torch.maximum(low, high)
+        size = high - low + 1
+        owner = torch.repeat_interleave(torch.arange(len(x), device=device), size)
+        start = size.cumsum(0) - size
+        source = low[owner] + torch.arange(len(owner), device=device) - start[owner]
+        value = v[source] - alpha * (x[owner] - places[source]).square()
+        top = v.new_full((len(x),), -math.inf)
+        top = top.scatter_reduce(0, owner, value, "amax")
+        is_best = value >= top[owner]
+        most[x] = top
+        best[x] = torch.zeros_like(x).scatter_reduce(
+            0, owner[is_best], source[is_best], "amax"
+        )
+        stride //= 2
+    return most, best
+
+
+def _intervals(
+    v: Tensor, places: Tensor, most: Tensor, best: Tensor, alpha: float, cut: float
+) -> tuple[Tensor, Tensor]:
+    """Return the first target of each source, and how many there are, maybe none."""
+    n = len(most)
+
+    def below(x: Tensor) -> Tensor:
+        return most[x] - v + alpha * (x - places).square()
+
+    # The source is the closest to the largest where the best one passes it.
+    after = torch.searchsorted(best.contiguous(), places.contiguous())
+    near, other = after.clamp(0, n - 1), (after - 1).clamp(0, n - 1)
+    peak = torch.where(below(near) <= below(other), near, other)
+    counts = below(peak) <= cut
+    ends = []
+    for end in (0, n - 1):
+        inside, outside = peak, torch.full_like(peak, end)
+        inside = torch.where(below(outside) <= cut, outside, inside)
+        inside, _ = bisect(lambda x: below(x) <= cut, inside, outside, n.bit_length())
+        ends.append(inside)
+    first, last = ends
+    return first, torch.where(counts, last - first + 1, 0)
+
+
+def _chunks(count: Tensor, most: int) -> list[int]:
+    """Return bounds of runs of sources of at most so many pairs, or of one source."""
+    total = count.cumsum(0)
+    bounds = [0]
+    while bounds[-1] < len(count):
+        done = int(total[bounds[-1] - 1]) if bounds[-1] else 0
+        limit = total.new_tensor([done + most])
+        end = int(torch.searchsorted(total, limit, right=True))
+        bounds.append(max(end, bounds[-1] + 1))
+    return bounds

@@ -1,0 +1,296 @@
+"""Minimise by L-BFGS in a given inner product: the objective falls by construction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from otflow.errors import Diverged, NonFinite
+
+__all__ = ["Memory", "Outcome", "Point", "Space", "last_places", "minimise"]
+
+# Halvings of a trial step before the search gives up, and Armijo's constant.
+MAX_HALVINGS = 30
+DECREASE = 1e-4
+# Evaluations without any progress before a descent ends. Gradients do not fall at each:
+# where they alone tell, as in float32 close to a stiff minimum, 25 were too few.
+PATIENCE = 40
+# Share of the budget for which the gradient may stay as it is, while the objective
+# falls by no more than a share of its whole fall.
+SLOW = 0.25
+SHARE = 1e-2
+# Multiples of it, modulo 1, follow no pattern.
+GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True)
+class Point:
+    """The objective, its gradient and the norm of that, at one place.
+
+    A child adds where the place is.
+    """
+
+    objective: float
+    gradient: Tensor
+    size: float
+
+
+P = TypeVar("P", bound=Point)
+Inner = Callable[[Tensor, Tensor], Tensor]
+
+
+class Space(Protocol[P]):
+    """Where an objective lives: its vectors, their product, and how to move."""
+
+    def inner(self, u: Tensor, v: Tensor, /) -> Tensor:
+        """Return the scalar product of two vectors, 0-d."""
+
+    def norm(self, u: Tensor, /) -> float:
+        """Return the length of a vector."""
+
+    def move(self, point: P, vector: Tensor, length: float, /) -> P:
+        """Return the point at the end of a vector times a length.
+
+        It raises `Diverged` or `NonFinite` where there is none.
+        """
+
+    def difference(self, start: P, end: P, /) -> Tensor:
+        """Return the vector from one point to another."""
+
+    def unit(self, point: P, /) -> Tensor:
+        """Return a vector of one unit in the last place of each coordinate."""
+
+
+class Pair(NamedTuple):
+    """A step, the change of the gradient along it, and their products."""
+
+    step: Tensor
+    change: Tensor
+    curvature: float  # <step, change>
+    square: float  # |change|^2
+    stiffness: float  # |change| / |step|
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The last steps and gradient changes: what L-BFGS knows of the curvature."""
+
+    pairs: tuple[Pair, ...] = ()
+    size: int = 10
+
+    @property
+    def stiffness(self) -> float:
+        """The largest curvature seen, at least 1: that of half a square."""
+        return max([1.0, *(pair.stiffness for pair in self.pairs)])
+
+    def add(self, inner: Inner, s: Tensor, y: Tensor) -> Memory:
+        """Append a pair if its curvature is safely positive."""
+        curvature, length = float(inner(s, y)), float(inner(s, s))
+        if not curvature > 1e-10 * length:
+            return self
+        square = float(inner(y, y))
+        pair = Pair(s, y, curvature, square, (square / length) ** 0.5)
+        return replace(self, pairs=(*self.pairs, pair)[-self.size :])
+
+    def anew(self, inner: Inner) -> Memory:
+        """Return the same pairs in another inner product."""
+        memory = Memory(size=self.size)
+        for pair in self.pairs:
+            memory = memory.add(inner, pair.step, pair.change)
+        return memory
+
+    def empty(self) -> Memory:
+        """Forget the pairs."""
+        return replace(self, pairs=())
+
+    def direction(self, inner: Inner, gradient: Tensor) -> Tensor:
+        """Return minus the approximate inverse Hessian times the gradient.
+
+        The two-loop recursion :cite:p:`nocedal2006numerical`. Without pairs the
+        Hessian is taken for the identity.
+        """
+        if not self.pairs:
+            return -gradient
+        q, shares = gradient, []
+        for pair in reversed(self.pairs):
+            shares.append(inner(pair.step, q) / pair.curvature)
+            q = q - shares[-1] * pair.change
+        last = self.pairs[-1]
+        q = q * (last.curvature / last.square)
+        for pair, share in zip(self.pairs, reversed(shares), strict=True):
+            q = q + (share - inner(pair.change, q) / pair.curvature) * pair.step
+        return -q
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[P]):
+    """Where a descent ended, what it knows, what it spent."""
+
+    point: P
+    memory: Memory
+    used: int
+    converged: bool
+    stalled: bool = False  # neither the objective nor its gradient fell any more
+
+
+def last_places(x: Tensor) -> Tensor:
+    """Return a unit in the last place of each entry, of signs without a pattern."""
+    count = torch.arange(1, x.numel() + 1, device=x.device, dtype=torch.float64)
+    sign = ((count * GOLDEN) % 1.0 < 0.5).to(x.dtype).reshape(x.shape) * 2 - 1
+    return torch.finfo(x.dtype).eps * x.abs() * sign
+
+
+def beside(space: Space[P], point: P) -> list[P]:
+    """Return the points one unit in the last place away, on either side.
+
+    No number of the dtype determines the objective or its gradient better than these
+    differ. One where they are not finite is left out.
+    """
+    unit, found = space.unit(point), []
+    for side in (1.0, -1.0):
+        try:
+            found.append(space.move(point, unit, side))
+        except (Diverged, NonFinite):
+            continue
+    return found
+
+
+def minimise(
+    space: Space[P],
+    start: P,
+    memory: Memory,
+    *,
+    converged: Callable[[P], bool],
+    budget: int,
+) -> Outcome[P]:
+    """Descend from `start` until `converged`, within a budget of evaluations.
+
+    The objective never increases but by its round-off. Where for `PATIENCE`
+    evaluations neither it nor the gradient falls, as at round-off, or for a share of
+    the budget both hardly do, as at a kink, the descent has stalled and ends, at the
+    least gradient of the least objective.
+    """
+    point, used, done = start, 0, converged(start)
+    watch = _Watch(start, budget)
+    while not done and used < budget:
+        direction = memory.direction(space.inner, point.gradient)
+        slope = float(space.inner(point.gradient, direction))
+        if not slope < 0:
+            memory = memory.empty()
+            direction = -point.gradient
+            slope = -float(space.inner(direction, direction))
+        found, trials = _search(space, point, direction, slope, budget - used, watch)
+        used += trials
+        if found is None:
+            if not memory.pairs and watch.noise == 0 and used + 2 < budget:
+                # Terms that cancel make the objective rougher than its size tells.
+                near = beside(space, point)
+                rough = [abs(p.objective - point.objective) for p in near]
+                watch.noise, used = 2 * max(rough, default=0.0), used + 2
+            elif not memory.pairs:
+                return watch.ended(memory, used, converged, stalled=used < budget)
+            memory = memory.empty()
+            continue
+        done = converged(found)
+        # A step that ends the descent was foretold: its pair tells nothing new.
+        if not done:
+            step = space.difference(point, found)
+            memory = memory.add(space.inner, step, found.gradient - point.gradient)
+        point = found
+        if not done and watch.has_stalled(point, used):
+            return watch.ended(memory, used, converged, stalled=True)
+    return Outcome(point, memory, used, done)
+
+
+class _Watch(Generic[P]):
+    """Keeps the least objective and gradient so far, and when they last fell."""
+
+    def __init__(self, start: P, budget: int) -> None:
+        self.first = self.mark = self.least = start.objective
+        self.best, self.half, self.noise = start, start.size, 0.0
+        self.fell = self.smaller = self.halved = 0
+        self.slow = max(PATIENCE, int(SLOW * budget))
+        self.falls = [(0, start.objective)]
+
+    def ended(
+        self,
+        memory: Memory,
+        used: int,
+        converged: Callable[[P], bool],
+        *,
+        stalled: bool,
+    ) -> Outcome[P]:
+        """Return the best point seen as the outcome."""
+        done = converged(self.best)
+        return Outcome(self.best, memory, used, done, stalled and not done)
+
+    def has_stalled(self, point: P, used: int) -> bool:
+        """Take note of a point; say whether there was no progress for too long."""
+        self.least = min(self.least, point.objective)
+        self.falls.append((used, self.least))
+        if self.mark - self.least > _noise(point):
+            self.mark, self.fell = self.least, used
+        if point.size < 0.9 * self.best.size:
+            self.smaller = used
+        if point.size <= 0.5 * self.half:
+            self.half, self.halved = point.size, used
+        high = self.best.objective > self.least + _noise(point)
+        if point.size < self.best.size or high:
+            self.best = point
+        if used - max(self.fell, self.smaller) >= PATIENCE:
+            return True
+        # At a kink the gradient stays while the falls of the objective shrink.
+        if used - self.halved < self.slow:
+            return False
+        then = max(k for k, _ in self.falls if k <= used - self.slow)
+        before = min(fall for k, fall in self.falls if k <= then)
+        return before - self.least <= SHARE * (self.first - self.least)
+
+
+def _noise(point: Point) -> float:
+    """Return the round-off of the objective."""
+    return 8 * torch.finfo(point.gradient.dtype).eps * abs(point.objective)
+
+
+def _search(
+    space: Space[P],
+    point: P,
+    direction: Tensor,
+    slope: float,
+    budget: int,
+    watch: _Watch[P],
+) -> tuple[P | None, int]:
+    """Backtrack until the objective falls enough; None if it never does."""
+    # Close to the minimum a decrease drowns in round-off; there a smaller slope along
+    # the direction, at an equal objective, is progress: the approximate conditions of
+    # Wolfe. The least objective so far keeps such steps from adding up.
+    noise, least = max(_noise(point), watch.noise), watch.least
+    length, shortest = 1.0, 0.0
+    for trial in range(1, min(MAX_HALVINGS, budget) + 1):
+        if trial == 2:
+            # A step within the round-off of the points goes nowhere.
+            whole = space.norm(direction)
+            shortest = 0.5 * space.norm(space.unit(point)) / max(whole, 1e-300)
+        if length <= shortest:
+            return None, trial - 1
+        try:
+            found = space.move(point, direction, length)
+        except (Diverged, NonFinite):
+            length *= 0.25
+            continue
+        if found.objective <= point.objective + DECREASE * length * slope:
+            return found, trial
+        if found.objective <= min(point.objective, least + noise) + noise:
+            after = float(space.inner(found.gradient, direction))
+            if abs(after) <= 0.9 * abs(slope):
+                return found, trial
+        # The minimiser of the parabola through both values and the slope, kept in
+        # [0.1, 0.5] of the trial.
+        rise = found.objective - point.objective - length * slope
+        guess = -0.5 * slope * length**2 / rise if rise > 0 else 0.5 * length
+        length = min(max(guess, 0.1 * length), 0.5 * length)
+    return None, min(MAX_HALVINGS, budget)

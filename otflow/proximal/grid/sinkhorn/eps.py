@@ -1,0 +1,158 @@
+"""The variance of the kernel of an entropic step on a grid: by default, and at most."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from otflow.measures import GridDensity
+from otflow.proximal.grid.sinkhorn.scaling import SHARE, elasticity, potential_of
+from otflow.proximal.terms import Terms
+
+__all__ = [
+    "MARGIN",
+    "finer_eps",
+    "largest_blur",
+    "least_eps",
+    "variance_of",
+]
+
+# Variance of the kernel in squares of the spacing: by default, and at least.
+DEFAULT_EPS, LEAST_EPS = 0.6, 0.4
+# On finer grids: its share of dt times an energy, which is the temperature or what the
+# terms without density vary by, and how stiff the iteration may be.
+SHARE_OF_DT, MAX_STIFFNESS = 0.02, 100.0
+# Standard deviation of the kernel in sides of the box, at most: if given, by default.
+MAX_BLUR, DEFAULT_BLUR = 0.25, 1 / 12
+# Of an entropy of negative factor: eps over dt times that factor, 2 is the limit.
+MARGIN = 4.0
+# A default eps above so many of the least one can be made finer.
+FINER = 1.01
+
+
+def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> float:
+    """Return eps, by default or given; refused where it cannot be borne."""
+    least, side = least_eps(mu), _lengths(mu)[1]
+    # Where a box is as narrow as a cell is long, the least eps is beyond that part.
+    most = max(least, (MAX_BLUR * side) ** 2)
+    if eps is None:
+        heat = SHARE_OF_DT * max(terms.temperature, 0.0)
+        wanted = dt * max(heat, _stiffness(mu, terms) / MAX_STIFFNESS)
+        wanted = max(wanted, _for_what_moves(mu, dt, terms))
+        wanted = min(wanted, largest_blur(mu))
+        wanted = min(max(wanted, -MARGIN * dt * terms.temperature, least), most)
+        # The nearest of factors of root 2, so that the kernel seldom changes along a
+        # flow; round numbers are kept off the jumps.
+        steps = 2 * math.log2(wanted / least) + 1e-5
+        eps = least * 2 ** (round(steps) / 2)
+        if eps > most:
+            eps = least * 2 ** (math.floor(steps) / 2)
+    if eps < LEAST_EPS / DEFAULT_EPS * least:
+        msg = (
+            f"eps = {eps:.3g} is too small for the grid: a kernel so narrow does "
+            f"not reach the next cell and pins the mass; take at least "
+            f"{DEFAULT_EPS:g} squares of the spacing, {least:.3g}, "
+            f"or a finer grid"
+        )
+        raise ValueError(msg)
+    if eps > most:
+        msg = (
+            f"eps = {eps:.3g} is too large for the box: its kernel spans more than "
+            f"{MAX_BLUR:g} of the shortest side, {side:g}; take at most {most:.3g}"
+        )
+        raise ValueError(msg)
+    if 0.5 * eps + dt * terms.temperature <= 0:
+        msg = (
+            f"the entropy's total factor is negative: temperature "
+            f"{terms.temperature:g} + eps/(2 dt) = {0.5 * eps / dt:.3g}; the step "
+            f"has no minimiser; take a smaller dt or a larger eps, above "
+            f"{-2 * dt * terms.temperature:.3g} if the box bears it: at most {most:.3g}"
+        )
+        raise ValueError(msg)
+    return eps
+
+
+def finer_eps(
+    mu: GridDensity, terms: Terms, given: float | None, eps: float
+) -> float | None:
+    """Return the eps for a step that `eps` blurs, None if there is no finer one.
+
+    A default is wide for the sake of speed: a step that it blurs is made again with the
+    least one. One that was given stays.
+    """
+    least = least_eps(mu)
+    is_wide = given is None and terms.temperature >= 0 and eps > FINER * least
+    return least if is_wide else None
+
+
+def largest_blur(mu: GridDensity) -> float:
+    """Return the largest eps that is chosen by default for its length."""
+    return (DEFAULT_BLUR * _lengths(mu)[1]) ** 2
+
+
+def least_eps(mu: GridDensity) -> float:
+    """Return the least eps that is chosen by default: it reaches the next cell."""
+    return DEFAULT_EPS * _lengths(mu)[0] ** 2
+
+
+def _lengths(mu: GridDensity) -> tuple[float, float]:
+    """Return the longest cell and the shortest side of the room that is free, a box.
+
+    Along an axis of one cell there is no next one.
+    """
+    free, axes = mu.is_free.reshape(mu.shape), []
+    for k, (n, h) in enumerate(zip(mu.shape, mu.box.spacing, strict=True)):
+        count = int(free.movedim(k, 0).reshape(n, -1).any(1).sum())
+        if count > 1:
+            axes.append((count, h))
+    axes = axes or [(1, max(mu.box.spacing))]
+    return max(h for _, h in axes), min(n * h for n, h in axes)
+
+
+def _for_what_moves(mu: GridDensity, dt: float, terms: Terms) -> float:
+    r"""Return the variance for terms other than internal energies.
+
+    It is a share of dt times the standard deviation of their F' under the density, in
+    units of F, so that no constant counts. A kernel as wide as the density blurs it; so
+    it is no more than the variance after the step, along the narrowest axis: they
+    contract the density by the factor :math:`1 + dt\,\lambda`, where
+    :math:`\lambda |x - m|^2/2` fits F' best. Terms that are not local are
+    differentiated in a density that is positive everywhere.
+    """
+    f, rest = potential_of(mu, terms).reshape(-1), terms.nonlocal_part
+    if rest is not None:
+        free = mu.is_free.to(mu.dtype)
+        masses = (1 - SHARE) * mu.weights + SHARE * free / free.sum()
+        f = f + rest.first_variation(mu.with_free_weights(masses))
+    squares = (mu.points - mu.weights @ mu.points).square()
+    variances = (mu.weights @ squares).tolist()
+    least = min(
+        (v for v, n in zip(variances, mu.shape, strict=True) if n > 1), default=0.0
+    )
+    energy, f = _standardised(mu, f)
+    length, q = _standardised(mu, 0.5 * squares.sum(-1))
+    fit = float(mu.weights @ (f * q)) * (energy / length) if length > 0 else 0.0
+    contraction = 1.0 + dt * max(fit, 0.0)
+    return min(SHARE_OF_DT * dt * energy, least / contraction / contraction)
+
+
+def _standardised(mu: GridDensity, f: Tensor) -> tuple[float, Tensor]:
+    """Return the standard deviation under a density, and f of mean 0, deviation 1."""
+    f = torch.where(mu.weights > 0, f, 0.0)
+    f = f - mu.weights @ f
+    f = torch.where(mu.weights > 0, f, 0.0)
+    unit = f.abs().max().clamp_min(torch.finfo(f.dtype).tiny)
+    f = f / unit  # squares of any unit
+    deviation = (mu.weights @ f.square()).sqrt()
+    f = torch.where(deviation > 0, f / deviation, 0.0)
+    return float(unit) * float(deviation), f
+
+
+def _stiffness(mu: GridDensity, terms: Terms) -> float:
+    r"""Return the mean of :math:`\rho\,U''(\rho)` without the entropy's part."""
+    if terms.internal is None:
+        return 0.0
+    mean = mu.weights * elasticity(terms.internal, mu.density().log())
+    return float(torch.where(mu.weights > 0, mean, 0.0).sum())

@@ -1,0 +1,433 @@
+"""The JKO step of any measure: a descent over tangents, by `push` and `inner`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from otflow._autodiff import value_and_gradient
+from otflow._validation import non_negative_int, positive, unit_of
+from otflow.errors import Unsupported
+from otflow.functionals import Functional
+from otflow.measures import Measure
+from otflow.numerics.krylov import gmres
+from otflow.numerics.lbfgs import Memory, Point, beside, last_places, minimise
+from otflow.proximal.base import ProximalSolver, ProxResult
+from otflow.proximal.certificate import KINK, certify
+
+__all__ = [
+    "Descent",
+    "Objective",
+    "Place",
+    "TangentDetails",
+    "TangentProximal",
+    "Warm",
+    "descend",
+]
+
+M = TypeVar("M", bound=Measure)
+
+# A gradient within so many times what it is known to is as small as can be asked.
+KNOWN = 3.0
+# Last places of the points that a bound allows the gradient.
+SUMS = 8.0
+# Round-off of an energy, in units of that of the dtype.
+NOISE = 64.0
+# Products with the metric that turn a derivative into a tangent; one is enough where
+# the metric is diagonal.
+PRODUCTS = 200
+
+
+@dataclass(frozen=True)
+class Place(Point, Generic[M]):
+    """A measure reached by a tangent, with the objective and its gradient there."""
+
+    measure: M
+    energy: float  # F
+    displacement: Tensor  # the tangent
+    moved: float  # its norm
+    velocity: Tensor | None = None  # of the functional's flow, where it was asked for
+
+
+@dataclass(frozen=True)
+class Objective(Generic[M]):
+    """The objective dt F(mu.push(u, 1)) + (|u|^2 + constant) / 2 over tangents u."""
+
+    functional: Functional
+    source: M
+    dt: float
+    constant: float = 0.0
+
+    def start(self) -> Place[M]:
+        """Return the objective at the source itself."""
+        return self.at(self.source, self.source.displacement_to(self.source))
+
+    def at(self, nu: M, u: Tensor) -> Place[M]:
+        """Return the objective at the measure `nu` that the tangent `u` reaches."""
+        mu = self.source
+        if mu.flat or type(mu).pull_back is not Measure.pull_back:
+            value, velocity = self.functional.value_and_velocity(nu)
+            slope = -mu.pull_back(u, velocity)
+        else:
+            value, slope = _derivative(self.functional, mu, u)
+        return self.place(nu, u, float(value), u + self.dt * slope)
+
+    def place(
+        self,
+        nu: M,
+        u: Tensor,
+        energy: float,
+        gradient: Tensor,
+        half: Tensor | None = None,
+        velocity: Tensor | None = None,
+    ) -> Place[M]:
+        """Return the place with what follows; `half` the cost is |u|^2/2 by default."""
+        moved = self.norm(u) if nu is not self.source else 0.0
+        cost = 0.5 * (moved * moved + self.constant) if half is None else float(half)
+        return Place(
+            objective=self.dt * energy + cost,
+            gradient=gradient,
+            size=self.norm(gradient),
+            measure=nu,
+            energy=energy,
+            displacement=u,
+            moved=moved,
+            velocity=velocity,
+        )
+
+    # What a descent asks for ----------------------------------------------------------
+
+    def inner(self, u: Tensor, v: Tensor) -> Tensor:
+        """Return the product of two tangents at the source."""
+        return self.source.inner(u, v)
+
+    def norm(self, u: Tensor) -> float:
+        """Return the length of a tangent at the source."""
+        return float(self.source.norm(u))
+
+    def move(self, point: Place[M], vector: Tensor, length: float) -> Place[M]:
+        """Return the place whose tangent is longer by a vector times a length."""
+        u = point.displacement + length * vector
+        return self.at(self.source.push(u, 1.0), u)
+
+    def difference(self, start: Place[M], end: Place[M]) -> Tensor:
+        """Return the difference of two tangents."""
+        return end.displacement - start.displacement
+
+    def unit(self, point: Place[M]) -> Tensor:
+        """Return a unit in the last place of each coordinate, of mixed signs."""
+        return last_places(self._size(point))
+
+    def places(self, point: Place[M]) -> Tensor:
+        """Return a unit in the last place of each coordinate."""
+        size = self._size(point)
+        return torch.finfo(size.dtype).eps * size
+
+    def floor(self, point: Place[M]) -> float:
+        """Return to what the gradient is known at least, all its sums counted."""
+        return SUMS * self.norm(self.places(point))
+
+    def _size(self, point: Place[M]) -> Tensor:
+        x, u = point.measure.points.abs(), point.displacement.abs()
+        return torch.maximum(u, x if x.shape == u.shape else x.max())
+
+
+def _derivative(F: Functional, mu: Measure, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Return F(mu.push(u, 1)) and its gradient in the tangent, by autodiff."""
+
+    def value(tangent: Tensor) -> Tensor:
+        nu = mu.push(tangent, 1.0)
+        if not (nu.points.requires_grad or nu.weights.requires_grad):
+            msg = (
+                f"{type(mu).__name__}.push loses the graph of its tangent, so that no "
+                f"gradient of F passes through it; write it with torch operations, "
+                f"or add the verb pull_back"
+            )
+            raise Unsupported(msg)
+        return F.value(nu)
+
+    energy, slopes = value_and_gradient(value, u)
+
+    def metric(v: Tensor) -> Tensor:
+        """Return the derivative of <., v>."""
+        tangent = v.reshape(u.shape)
+        product = value_and_gradient(lambda w: mu.inner(w, tangent), u, unused=True)
+        return product[1].flatten()
+
+    # Where a tangent has no length, as at atoms without mass, it has no slope either.
+    diagonal = metric(torch.ones_like(u))
+    diagonal = diagonal.masked_fill(diagonal == 0, 1.0)
+    unit = unit_of(slopes)
+    right = slopes.flatten() / unit
+    tolerance = 64 * torch.finfo(u.dtype).eps
+    found, residual = gmres(
+        metric, lambda r: r / diagonal, right, tolerance, min(PRODUCTS, len(right))
+    )
+    if not residual <= tolerance**0.5:
+        msg = (
+            f"the product of tangents of {type(mu).__name__} is so ill-conditioned "
+            f"that no gradient was found; add the verb pull_back, which gives it"
+        )
+        raise Unsupported(msg)
+    return energy, unit * found.reshape(u.shape)
+
+
+@dataclass(frozen=True)
+class Descent(Generic[M]):
+    """Where a descent ended, what it cost, and to what the gradient is known there."""
+
+    point: Place[M]
+    memory: Memory
+    used: int
+    converged: bool
+    stalled: bool  # away from round-off
+    known: float
+
+
+def descend(
+    objective: Objective[M],
+    start: Place[M],
+    memory: Memory,
+    *,
+    tolerance: float,
+    budget: int,
+) -> Descent[M]:
+    """Descend until the gradient is small, or at its round-off."""
+
+    def converged(point: Place[M]) -> bool:
+        # What rounding does not explain; no far atom or coordinate lets others stop.
+        goal = tolerance * point.moved
+        if point.size <= goal:
+            return True
+        excess = (point.gradient.abs() - objective.places(point)).clamp_min(0.0)
+        return objective.norm(excess) <= goal
+
+    end = minimise(objective, start, memory, converged=converged, budget=budget)
+    point, used, known, settled = end.point, end.used, 0.0, end.converged
+    if end.stalled:
+        # At a kink, or at the level at which the gradient is known? It is taken anew
+        # where every coordinate is off by one unit in its last place.
+        near = beside(objective, point)
+        gaps = [objective.norm(p.gradient - point.gradient) for p in near]
+        known, used = max(gaps, default=0.0), used + 2
+        settled = point.size <= KNOWN * known
+    known = max(known, objective.floor(point) * end.memory.stiffness)
+    stalled = end.stalled and not settled
+    return Descent(point, end.memory, used, settled, stalled, known)
+
+
+@dataclass(frozen=True)
+class Warm:
+    """Curvature pairs of the step before, good for the same dt and size."""
+
+    memory: Memory
+    dt: float
+    weights: Tensor
+
+    def fit(self, objective: Objective[Any], start: Place[Any]) -> Memory | None:
+        """Return the pairs in the product of another step, None if they do not fit.
+
+        Where tangents are not flat those of another measure mislead.
+        """
+        pairs, mu, like = self.memory.pairs, objective.source, start.gradient
+        if not (mu.flat and self.dt == objective.dt and pairs):
+            return None
+        s, w = pairs[0].step, self.weights
+        if (s.shape, s.dtype, s.device) != (like.shape, like.dtype, like.device):
+            return None
+        same = w is mu.weights or torch.equal(w, mu.weights)
+        return self.memory if same else self.memory.anew(objective.inner)
+
+
+@dataclass(frozen=True)
+class TangentDetails:
+    """What a descent reports besides the words of a certificate.
+
+    Parameters
+    ----------
+    stalled : bool
+        Whether neither the objective nor its gradient fell any more.
+
+    Attributes
+    ----------
+    stalled
+        As above.
+    """
+
+    stalled: bool
+
+
+class TangentProximal(ProximalSolver[M]):
+    r"""Solve :math:`\min_u F(\nu_u) + \|u\|_\mu^2 / (2\,dt)` over tangents u.
+
+    Here :math:`\nu_u` is ``mu.push(u, 1)`` and the norm is that of ``mu.inner``, so
+    every measure with the required verbs has a JKO step. L-BFGS
+    :cite:p:`nocedal2006numerical` in the product of :math:`\mu` minimises, and the
+    objective falls at every step.
+
+    The length of the tangent is the cost of its own `push`, an upper bound of
+    :math:`W_2(\mu, \nu_u)`. So the objective is an upper bound of that of the JKO step
+    :cite:p:`jordan1998variational`, and the guarantee is never more than
+    ``"upper-bound"``.
+
+    Where the measure declares its tangents `flat` the gradient of F in u is the
+    gradient at the measure pushed. Elsewhere the verb ``pull_back`` of the measure
+    gives it; without that verb automatic differentiation passes through `push`.
+
+    Parameters
+    ----------
+    tolerance : float
+        Stop when the gradient of the objective, times dt, is below it times the
+        displacement, both in :math:`L^2(\mu)`, or is at round-off: within a unit in the
+        last place of each coordinate, or what such units change it by.
+    max_gradients : int
+        Budget of evaluations of F with its gradient, per step.
+    memory : int
+        Pairs that L-BFGS keeps; 2 memory n d numbers.
+
+    Attributes
+    ----------
+    tolerance, max_gradients, memory
+        As above.
+
+    See Also
+    --------
+    otflow.proximal.ParticleProximal : The same descent with the exact distance.
+
+    Notes
+    -----
+    The certificate holds
+
+    ``energy_before``, ``energy_after``, ``decrease``, ``w2``, ``residual``, ...
+        What "Words of a certificate" says in the conventions. ``w2`` is an upper bound,
+        ``residual`` is relative.
+    ``iterations``
+        Evaluations of F with its gradient.
+    ``stalled``
+        Whether the descent ended because neither the objective nor its gradient fell,
+        as at a kink of F, and not at the round-off of the gradient. Then ``cause`` and
+        ``cure`` say what helps.
+    ``guarantee``
+        ``"upper-bound"``: a critical point over tangents. ``"none"``: not converged.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+    >>> mu = of.Quantiles(torch.tensor([0.0, 2.0, 4.0], dtype=torch.float64))
+    >>> result = of.proximal.TangentProximal().solve(F, mu, dt=1.0)
+    >>> result.measure.edges
+    tensor([0., 1., 2.], dtype=torch.float64)
+    >>> result.certificate.guarantee
+    'upper-bound'
+    """
+
+    def __init__(
+        self, *, tolerance: float = 1e-4, max_gradients: int = 200, memory: int = 20
+    ) -> None:
+        self.tolerance = positive(tolerance, "tolerance")
+        self.max_gradients = non_negative_int(max_gradients, "max_gradients", minimum=1)
+        self.memory = non_negative_int(memory, "memory", minimum=1)
+
+    def solve(self, F: Functional, mu: M, dt: float, warm: Any = None) -> ProxResult[M]:
+        """Return the proximal step of length `dt` from `mu`.
+
+        Parameters
+        ----------
+        F : Functional
+            What to minimise.
+        mu : Measure
+            Where to step from.
+        dt : float
+            Step, > 0.
+        warm : object, optional
+            ``ProxResult.warm`` of the step before.
+
+        Returns
+        -------
+        ProxResult
+            The new measure and the certificate.
+
+        Raises
+        ------
+        Unsupported
+            If the measure lies on fixed cells, or its `push` has no derivative.
+        """
+        dt = self._admit(F, mu, dt, Measure)
+        if type(mu).transport is not Measure.transport:
+            msg = (
+                f"TangentProximal needs a push that moves points, and that of "
+                f"{type(mu).__name__} is a flux between fixed cells; use JKO() without "
+                f"a solver to get the representation's own"
+            )
+            raise Unsupported(msg)
+        objective = Objective(F, mu, dt)
+        start, end, used = self._descend(objective, warm)
+        return self._result(
+            objective,
+            start,
+            end,
+            used=used,
+            w2=end.point.moved,
+            guarantee="upper-bound",
+        )
+
+    def _descend(
+        self, objective: Objective[M], warm: Any
+    ) -> tuple[Place[M], Descent[M], int]:
+        """Descend once from the source; return both ends and the evaluations."""
+        start = objective.start()
+        end = descend(
+            objective,
+            start,
+            self._memory(objective, start, warm),
+            tolerance=self.tolerance,
+            budget=self.max_gradients - 1,
+        )
+        return start, end, 1 + end.used
+
+    def _memory(self, objective: Objective[M], start: Place[M], warm: Any) -> Memory:
+        kept = warm.fit(objective, start) if isinstance(warm, Warm) else None
+        return Memory(size=self.memory) if kept is None else kept
+
+    def _result(
+        self,
+        objective: Objective[M],
+        start: Place[M],
+        end: Descent[M],
+        *,
+        used: int,
+        w2: float | None,
+        guarantee: str,
+        bound: float | None = None,
+        measure: M | None = None,
+        details: TangentDetails | None = None,
+    ) -> ProxResult[M]:
+        """Return a step and its certificate."""
+        point, dt, moved = end.point, objective.dt, end.point.moved
+        # What the objective is known to: its round-off, and that of its gradient along
+        # the step.
+        noise = NOISE * torch.finfo(point.gradient.dtype).eps
+        noise *= max(abs(start.energy), abs(point.energy), moved**2 / dt)
+        certificate = certify(
+            energy_before=start.energy,
+            energy_after=point.energy,
+            dt=dt,
+            w2=w2,
+            residual=point.size / moved if moved > 0 else point.size,
+            converged=end.converged,
+            guarantee=guarantee,
+            bound=bound,
+            noise=noise + end.known * (moved + end.known) / dt,
+            iterations=used,
+            details=details or TangentDetails(stalled=end.stalled),
+            **(KINK if end.stalled else {}),
+        )
+        return ProxResult(
+            point.measure if measure is None else measure,
+            Warm(end.memory, dt, objective.source.weights),
+            certificate=certificate,
+        )
