@@ -11,6 +11,7 @@ from otflow import (
     plotting,
     proximal,
     schemes,
+    testing,
 )
 from otflow.flow import flow
 from otflow.functionals import (
@@ -62,4 +63,5 @@ __all__ = [
     "plotting",
     "proximal",
     "schemes",
+    "testing",
 ]

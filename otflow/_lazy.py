@@ -7,7 +7,13 @@ from typing import Any
 
 __all__ = ["lazy_import"]
 
-_EXTRAS = {"matplotlib": "plot", "tqdm": "plot", "sklearn": "demo", "numba": "fast"}
+_EXTRAS = {
+    "matplotlib": "plot",
+    "tqdm": "plot",
+    "sklearn": "demo",
+    "numba": "fast",
+    "pytest": "test",
+}
 
 
 def lazy_import(name: str) -> Any:

@@ -16,7 +16,15 @@ from tests.names import unsettled
 from tests.watched import inside_a_flow, watch
 
 # The contracts are modules of assertions that tests inherit; pytest must rewrite them.
-pytest.register_assert_rewrite("tests.contracts", "tests.exact")
+pytest.register_assert_rewrite(
+    "otflow.testing.capabilities",
+    "otflow.testing.clouds",
+    "otflow.testing.functional",
+    "otflow.testing.measure",
+    "otflow.testing.proximal",
+    "otflow.testing.scheme",
+    "tests.exact",
+)
 
 # Small tensors on several threads are slow whenever another process runs: one, unless
 # `make test THREADS=2` asks whether the suite passes with more.

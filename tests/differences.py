@@ -1,35 +1,10 @@
 """Finite differences: the independent witness of every derivative."""
 
-from __future__ import annotations
+from otflow.testing.differences import (
+    derivative,
+    gradient_field,
+    mean_derivative,
+    second_difference,
+)
 
-from collections.abc import Callable
-
-import torch
-from torch import Tensor
-
-
-def derivative(f: Callable[[float], Tensor], h: float = 1e-3) -> Tensor:
-    """Return f'(0) by the central formula of order 4; error about h^4 + eps/h."""
-    near, far = f(h) - f(-h), f(2 * h) - f(-2 * h)
-    return (8 * near - far) / (12 * h)
-
-
-def mean_derivative(f: Callable[[float], Tensor], h: float = 1e-4) -> Tensor:
-    """Return the mean of f'(0-) and f'(0+), each by a one-sided formula of order 4."""
-    factors = ((48, 1), (-36, 2), (16, 3), (-3, 4))
-    total = sum(c * (f(k * h) - f(-k * h)) for c, k in factors)
-    return torch.as_tensor(total) / (24 * h)
-
-
-def gradient_field(f: Callable[[Tensor], Tensor], x: Tensor, h: float = 1e-3) -> Tensor:
-    """Return the gradients of a batched f, (n, d) -> (n,), row by row: (n, d)."""
-    columns = [
-        derivative(lambda t, e=e: f(x + t * e), h)
-        for e in torch.eye(x.shape[1], dtype=x.dtype)
-    ]
-    return torch.stack(columns, -1)
-
-
-def second_difference(f: Callable[[float], Tensor], t: float, h: float) -> Tensor:
-    """Return (f(t+h) - 2 f(t) + f(t-h)) / h^2."""
-    return (f(t + h) - 2 * f(t) + f(t - h)) / h**2
+__all__ = ["derivative", "gradient_field", "mean_derivative", "second_difference"]

@@ -273,11 +273,20 @@ CASES: dict[str, Case] = {
             lambda: slopes(of.PowerEntropy(2.0), 2),
         ],
     ),
-    "a measure without a solver": (
+    "tangents of fixed cells": (
         of.errors.Unsupported,
-        r"give one: JKO\(solver=\.\.\.\)",
-        lambda: of.proximal.default_solver(FOREIGN),
-        [lambda: step(SQUARE, CLOUD, of.proximal.ParticleProximal())],
+        r"use JKO\(\) without a solver",
+        lambda: step(SQUARE, LONG_BELL, of.proximal.TangentProximal()),
+        [lambda: flow(SQUARE + of.Entropy(), LONG_BELL)],
+    ),
+    "a push without a graph": (
+        of.errors.Unsupported,
+        "write it with torch operations, or add the verb pull_back",
+        lambda: step(SQUARE, Deaf(CLOUD.points), of.proximal.TangentProximal()),
+        [
+            lambda: step(SQUARE, Verbal(CLOUD.points), of.proximal.TangentProximal()),
+            lambda: step(SQUARE, Heard(CLOUD.points), of.proximal.TangentProximal()),
+        ],
     ),
 }
 FV = of.proximal.FiniteVolume
@@ -299,7 +308,26 @@ LONG_BELL = of.GridDensity.from_function(
     lambda x: (-(x[..., 0] - 0.5).square() / 0.18).exp(), -4, 4, 160, dtype=F64
 )
 SPLIT = of.chain(of.ExplicitEuler(), of.BirthDeath())
-FOREIGN = type("Foreign", (), {})()
+
+
+class Heard(of.Particles):
+    """A representation of one's own, which does not say that it is flat."""
+
+    flat = False
+
+
+class Deaf(Heard):
+    """Its push leaves the graph of the tangent behind."""
+
+    def push(self, tangent, dt):
+        return super().push(tangent.detach(), dt)
+
+
+class Verbal(Deaf):
+    """It says what the derivative of its push is."""
+
+    def pull_back(self, tangent, gradient):
+        return gradient
 
 
 def slopes(F, times):

@@ -98,7 +98,7 @@ CASES: dict[str, Case] = {
         of.errors.Unsupported,
         r"use a solver that knows it \(without blur\)",
         lambda: bound(SPRING, CLOUD, of.JKO(blurred(0.1))),
-        [lambda: bound(SPRING, CLOUD, of.JKO(blurred(None)))],
+        [lambda: bound(SPRING, CLOUD, of.JKO(of.proximal.ParticleProximal()))],
     ),
     "an error of steps known by estimates": (
         of.errors.Unsupported,

@@ -54,6 +54,7 @@ EXPECTED = [
     "plotting",
     "proximal",
     "schemes",
+    "testing",
 ]
 
 # Packages that take long to import, and that most programs never need. torch imports
@@ -64,6 +65,7 @@ HEAVY = [
     "networkx",
     "numba",
     "ot",
+    "pytest",
     "scipy.optimize",
     "scipy.stats",
     "sklearn",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 import otflow as of
+from otflow.testing import FunctionalContract
 from tests.clouds import normal
-from tests.contracts.functional import FunctionalContract
 from tests.differences import mean_derivative
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from otflow.testing import FunctionalContract
 from tests.clouds import normal
-from tests.contracts.functional import FunctionalContract
 from tests.measures.intervals import Intervals, uniform
 
 

@@ -7,32 +7,32 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.testing import FunctionalContract
 from tests import clouds, exact
-from tests.contracts.functional import FunctionalContract
 
 
 class TestSum(FunctionalContract):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return exact.quadratic(2.0) + of.Interaction(of.kernels.Gaussian(0.7))
 
 
 class TestMultiple(FunctionalContract):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return 2.5 * exact.quadratic(2.0)
 
 
 class TestNegativeMultiple(FunctionalContract):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return -1.5 * (exact.quadratic(2.0) + of.Interaction(of.kernels.Gaussian(0.7)))
 
 
 class TestZeroMultiple(FunctionalContract):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return 0.0 * of.Potential(lambda x: x.sum(-1).sin())
 
 
 class TestEmptySum(FunctionalContract):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.functionals.Sum(())
 
     def test_its_own_derivatives_are_those_of_autodiff(self):

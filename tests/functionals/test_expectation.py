@@ -6,26 +6,26 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.testing import FunctionalContract
 from tests import clouds
-from tests.contracts.functional import FunctionalContract
 
 
 class TestVector(FunctionalContract):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.OfExpectation(lambda m: m.square().sum(), lambda x: (2 * x).sin())
 
 
 class TestScalar(FunctionalContract):
     dim = 3
 
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.OfExpectation(torch.exp, lambda x: x.square().mean(-1))
 
 
 class TestOfTheUser(FunctionalContract):
     """A functional written as `value` alone has everything else."""
 
-    def make(self):
+    def make(self, dtype=torch.float64):
         class Kurtosis(of.Functional):
             def value(self, mu):
                 x = mu.points - mu.expectation(lambda x: x)

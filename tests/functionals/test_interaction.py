@@ -6,39 +6,39 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.testing import FunctionalContract
 from tests import clouds, exact
 from tests.clouds import normal
-from tests.contracts.functional import FunctionalContract
 
 
 class TestGaussianKernel(FunctionalContract):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Interaction(of.kernels.Gaussian(0.9))
 
 
 class TestQuadraticKernel(FunctionalContract):
     dim = 3
 
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Interaction(of.kernels.Quadratic())
 
 
 class TestPowerLaw(FunctionalContract):
     dim = 1
 
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Interaction(of.kernels.PowerLaw(4, 2))
 
 
 class TestFunction(FunctionalContract):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Interaction(lambda z: z.square().sum(-1).cosh(), modulus=0.0)
 
 
 class TestOddPart(FunctionalContract):
     """An odd part of W cancels in the energy, and so in all derivatives."""
 
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Interaction(lambda z: z[..., 0].sin() + z.square().sum(-1))
 
 
@@ -54,26 +54,26 @@ class Singular(FunctionalContract):
 
 
 class TestLog(Singular):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Interaction(of.kernels.Log())
 
 
 class TestRiesz(Singular):
     dim = 3
 
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Interaction(of.kernels.Riesz(1.0))
 
 
 class TestDyson(Singular):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return exact.dyson()
 
 
 class TestEnergyKernel(Singular):
     """Finite, but kinked where atoms coincide."""
 
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Interaction(of.kernels.Energy())
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.testing import FunctionalContract
 from tests.clouds import normal
-from tests.contracts.functional import FunctionalContract
 
 
 def shifted(r):
@@ -46,57 +46,57 @@ class OnGaussian(FunctionalContract):
 
 
 class TestEntropyOnQuantiles(OnQuantiles):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Entropy()
 
 
 class TestPowerOnQuantiles(OnQuantiles):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.PowerEntropy(2.5)
 
 
 class TestFastOnQuantiles(OnQuantiles):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.PowerEntropy(0.4)
 
 
 class TestInternalOnQuantiles(OnQuantiles):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Internal(shifted)
 
 
 class TestKLOnQuantiles(OnQuantiles):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.KL(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
 
 
 class TestCongestionOnQuantiles(OnQuantiles):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Congestion(9.0) + of.PowerEntropy(2.0)
 
 
 class TestEntropyOnGaussian(OnGaussian):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Entropy()
 
 
 class TestPowerOnGaussian(OnGaussian):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.PowerEntropy(2.5)
 
 
 class TestFastOnGaussian(OnGaussian):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.PowerEntropy(0.7)
 
 
 class TestInternalOnGaussian(OnGaussian):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Internal(shifted)
 
 
 class TestKLOnGaussian(OnGaussian):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.KL(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
 
 

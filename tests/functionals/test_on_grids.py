@@ -16,49 +16,49 @@ from tests.functionals.on_grids import OnGrids, rough
 
 
 class TestPotential(OnGrids):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Potential(lambda x: x.sin().sum(-1), modulus=-1.0)
 
 
 class TestInteraction(OnGrids):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Interaction(of.kernels.Gaussian(1.3))
 
 
 class TestSkewInteraction(OnGrids):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Interaction(lambda z: (0.2 * z[..., 0] + z.cos().sum(-1)).exp())
 
 
 class TestLogInteraction(OnGrids):
     """Infinite at 0, finite as an average over pairs of cells."""
 
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Interaction(of.kernels.PowerLaw(2, 0))
 
 
 class TestEntropy(OnGrids):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Entropy()
 
 
 class TestPowerEntropy(OnGrids):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.PowerEntropy(2.5)
 
 
 class TestFastDiffusion(OnGrids):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.PowerEntropy(0.8)
 
 
 class TestKL(OnGrids):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.KL(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
 
 
 class TestKLOnAGrid(OnGrids):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.KL(rough(6, 5, seed=9))
 
     def measure(self, dtype=torch.float64, seed=0):
@@ -76,7 +76,7 @@ class TestKLOnAGrid(OnGrids):
 
 
 class TestSum(OnGrids):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return (
             of.Potential(lambda x: x.square().sum(-1))
             + 0.3 * of.Entropy()

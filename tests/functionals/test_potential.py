@@ -6,25 +6,25 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.testing import FunctionalContract
 from tests import clouds, exact
 from tests.clouds import normal
-from tests.contracts.functional import FunctionalContract
 
 
 class TestQuadratic(FunctionalContract):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return exact.quadratic(lam=1.7, center=0.3)
 
 
 class TestConcave(FunctionalContract):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return exact.quadratic(lam=-0.8)
 
 
 class TestDoubleWell(FunctionalContract):
     dim = 3
 
-    def make(self):
+    def make(self, dtype=torch.float64):
         # V'' = 3x^2 - 1 >= -1
         return of.Potential(
             lambda x: 0.25 * (x.square() - 1).square().sum(-1), modulus=-1.0
@@ -34,7 +34,7 @@ class TestDoubleWell(FunctionalContract):
 class TestOscillating(FunctionalContract):
     dim = 1
 
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Potential(lambda x: (3 * x).cos().sum(-1), modulus=-9.0)
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.testing import MeasureContract
 from tests import exact
 from tests.clouds import normal
-from tests.contracts.measure import MeasureContract
 from tests.measures.intervals import Intervals, gaussian, uniform
 
 

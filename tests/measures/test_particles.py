@@ -9,10 +9,9 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.testing import ExchangeableContract, measure
 from tests import clouds
 from tests.clouds import normal
-from tests.contracts import measure
-from tests.contracts.measure import ExchangeableContract
 from tests.differences import derivative, gradient_field
 
 

@@ -22,7 +22,8 @@ from otflow.proximal import (
     TangentProximal,
 )
 from otflow.schemes import Adaptive
-from tests.contracts import certificate as law
+from otflow.testing import check_certificate, check_flags
+from tests.proximal import problems as law
 
 # A solver, one that stops at once, its problems: a new solver is a line here, and
 # `test_every_solver_has_its_laws` misses it.
@@ -93,7 +94,7 @@ def test_a_solver_keeps_the_laws(name, seed):
     solver, _, problems = SOLVERS[name]
     problem = problems(seed)
     result = solver().solve(problem.functional, problem.start, problem.dt)
-    law.check(result.certificate, problem, result.measure)
+    check_certificate(result.certificate, problem, result.measure)
     assert result.certificate["converged"]
 
 
@@ -103,7 +104,7 @@ def test_a_solver_that_stops_early_claims_nothing(name, seed):
     solver, crude, problems = SOLVERS[name]
     problem = problems(seed)
     result = solver(**crude).solve(problem.functional, problem.start, problem.dt)
-    law.check(result.certificate, problem, result.measure)
+    check_certificate(result.certificate, problem, result.measure)
 
 
 # Where a crude solve at a long dt ends is no matter here.
@@ -115,7 +116,7 @@ def test_some_crude_solves_do_not_converge(name):
     for seed in SEEDS:
         problem = replace(problems(seed), dt=10.0)
         result = solver(**crude).solve(problem.functional, problem.start, problem.dt)
-        law.check_flags(result.certificate)
+        check_flags(result.certificate)
         verdicts.append(result.certificate["converged"])
     assert name in QUADRATIC or not all(verdicts)
 
@@ -160,7 +161,7 @@ def test_a_scheme_keeps_the_laws(name, scheme, seed):
         if info.get("stalled") and "guarantee" not in info:
             assert scheme.startswith("adaptive")
             continue
-        law.check(info, replace(problem, dt=info["dt"], exact=None), end)
+        check_certificate(info, replace(problem, dt=info["dt"], exact=None), end)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -177,7 +178,7 @@ def test_a_chain_reports_each_part_and_whether_all_converged(name):
     for options in ({}, crude):
         chain = of.chain(of.JKO(solver(**options)), Watch())
         info, end = step(chain, problem)
-        law.check(info["parts"][0], replace(problem, exact=None), end)
+        check_certificate(info["parts"][0], replace(problem, exact=None), end)
         assert info["converged"] == info["parts"][0]["converged"]
         assert "certified" not in info
 
@@ -236,4 +237,4 @@ def test_a_sum_of_two_steps_is_a_step():
     assert len(info["substeps"]) == 2
     assert info["guarantee"] == "stages"
     assert info["w2"] == pytest.approx(sum(s["w2"] for s in info["substeps"]))
-    law.check(info, replace(problem, dt=info["dt"]), end)
+    check_certificate(info, replace(problem, dt=info["dt"]), end)

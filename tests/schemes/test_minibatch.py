@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.testing import SchemeContract
 from tests import clouds, exact
-from tests.contracts.scheme import SchemeContract
 
 
 class Draws(of.Functional):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.testing import SchemeContract
 from tests import exact
 from tests.clouds import normal
-from tests.contracts.scheme import SchemeContract
 
 A, B = exact.spd(2, seed=3), torch.tensor([0.5, -1.0], dtype=torch.float64)
 TEMPERATURE = 0.7

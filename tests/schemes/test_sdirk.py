@@ -7,8 +7,8 @@ import torch
 
 import otflow as of
 from otflow.schemes.stages import TABLEAUS
+from otflow.testing import SchemeContract
 from tests import clouds, exact
-from tests.contracts.scheme import SchemeContract
 
 
 def particles(order, tolerance=1e-12):

@@ -9,8 +9,8 @@ import pytest
 import otflow as of
 from otflow.proximal import ParticleProximal, ProximalSolver
 from otflow.schemes import Adaptive, Minibatch, Resample, Scheme, reports
+from otflow.testing import check_flags
 from tests import clouds, exact
-from tests.contracts import certificate as law
 
 
 class Scripted(ProximalSolver):
@@ -117,7 +117,7 @@ def test_a_run_is_converged_if_solved_and_none_if_nothing_was_solved(name):
         if not solves:
             assert not {"converged", "certified", "guarantee"} & set(info)
         elif "guarantee" in info:
-            law.check_flags(info)
+            check_flags(info)
             assert info["certified"]
 
 

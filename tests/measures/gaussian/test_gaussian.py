@@ -13,9 +13,9 @@ from scipy.linalg import sqrtm
 
 import otflow as of
 from otflow.measures.gaussian.quadrature import gaussian_nodes
+from otflow.testing import MeasureContract
 from tests import exact
 from tests.clouds import global_state, normal
-from tests.contracts.measure import MeasureContract
 from tests.differences import derivative
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.testing import MeasureContract
 from tests.clouds import normal
-from tests.contracts.measure import MeasureContract
 from tests.differences import mean_derivative
 
 

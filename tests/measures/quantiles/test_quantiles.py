@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 import otflow as of
 from otflow.analysis import observed_order
 from otflow.measures.quantiles.gaussian_kernel import rules
+from otflow.testing import MeasureContract
 from tests import exact
 from tests.clouds import normal
-from tests.contracts.measure import MeasureContract
 from tests.differences import derivative
 
 CAPABILITIES = frozenset({"density", "sample"})

@@ -1,4 +1,4 @@
-"""The laws of every certificate, against references that share no code with solvers.
+"""Steps of every representation, with references that share no code with solvers.
 
 What the words mean is in ``docs/conventions.rst``, "Words of a certificate".
 """
@@ -6,44 +6,16 @@ What the words mean is in ``docs/conventions.rst``, "Words of a certificate".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 import otflow as of
-from otflow.proximal.certificate import CERTIFYING
+from otflow.testing import Problem
 from tests.clouds import normal
 from tests.exact_gaussians import fokker_planck_jko, gaussian_cells, gaussian_w2
 
-WORDS = {
-    "energy_before",
-    "energy_after",
-    "decrease",
-    "w2",
-    "residual",
-    "converged",
-    "guarantee",
-    "bound",
-    "certified",
-}
-GUARANTEES = CERTIFYING | {"upper-bound", "sinkhorn", "none"}
 F64 = torch.float64
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A step, how far apart its ends are, and the exact step where it is known."""
-
-    functional: of.Functional
-    start: of.Measure
-    dt: float
-    distance: Callable[[Any, Any], float]
-    exact: Callable[[Any], float] | None = None  # distance to the exact step
-    slack: float = 1e-9  # of distances, as the representation knows them
 
 
 # Problems, by a seed ------------------------------------------------------------------
@@ -129,7 +101,7 @@ def quantiles(seed: int) -> Problem:
     goal = (edges + dt * modulus * centre) / (1 + dt * modulus)
 
     def distance(a: of.Quantiles, b: of.Quantiles) -> float:
-        return _line(a.edges.flatten(), a.weights, b.edges.flatten(), b.weights)
+        return line_distance(a.edges.flatten(), a.weights, b.edges.flatten(), b.weights)
 
     def exact(nu: of.Quantiles) -> float:
         return distance(nu, of.Quantiles(goal))
@@ -151,17 +123,17 @@ def cells(seed: int, *, walls: bool = False) -> Problem:
     h = 10 / n
 
     def distance(a: of.GridDensity, b: of.GridDensity) -> float:
-        return _line(faces, a.weights, faces, b.weights)
+        return line_distance(faces, a.weights, faces, b.weights)
 
     def exact(nu: of.GridDensity) -> float:
-        return _line(faces, nu.weights, faces, goal / goal.sum())
+        return line_distance(faces, nu.weights, faces, goal / goal.sum())
 
     # A certificate on cells counts from their centres: up to a share of the spacing.
     F = _spring(modulus, centre) + of.Entropy()
     return Problem(F, mu, dt, distance, exact, 0.25 * h)
 
 
-def _line(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> float:
+def line_distance(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> float:
     """Return the distance of step densities with masses a, b between edges x, y.
 
     Between the levels of both the quantile functions are linear: Simpson is exact.
@@ -186,51 +158,3 @@ def _quantile(edges: Tensor, heights: Tensor, level: Tensor) -> Tensor:
     low, high = heights[k - 1], heights[k]
     share = ((level - low) / (high - low).clamp_min(1e-300)).clamp(0, 1)
     return edges[k - 1] + share * (edges[k] - edges[k - 1])
-
-
-# Laws ---------------------------------------------------------------------------------
-
-
-def check(report: Mapping[str, Any], problem: Problem, end: of.Measure) -> None:
-    """Check all words of a report of a step from the problem's start to `end`."""
-    F, mu, dt = problem.functional, problem.start, problem.dt
-    assert set(report) >= WORDS
-    before, after, w2 = (report[k] for k in ("energy_before", "energy_after", "w2"))
-    # Energies are those of the functional.
-    assert before == pytest.approx(float(F.value(mu)), rel=1e-9, abs=1e-9)
-    assert after == pytest.approx(float(F.value(end)), rel=1e-9, abs=1e-9)
-    # The distance is one, or an upper bound.
-    if w2 is None:
-        assert report["decrease"] is None
-    else:
-        found = problem.distance(mu, end)
-        assert math.isfinite(w2)
-        assert w2 >= found - problem.slack - 1e-6 * found
-        lost = before - after - w2 * w2 / (2 * dt)
-        assert report["decrease"] == pytest.approx(lost, rel=1e-9, abs=1e-12)
-    check_flags(report)
-    bound = report["bound"]
-    if bound is not None and problem.exact is not None:
-        assert problem.exact(end) <= bound + problem.slack
-
-
-def check_flags(report: Mapping[str, Any]) -> None:
-    """Check that nothing is claimed which the numbers do not bear out."""
-    assert isinstance(report["converged"], bool)
-    assert isinstance(report["certified"], bool)
-    assert report["guarantee"] in GUARANTEES
-    assert report["certified"] == (report["guarantee"] in CERTIFYING)
-    before, after = report["energy_before"], report["energy_after"]
-    if not report["converged"]:
-        assert report["guarantee"] == "none"
-    if report["guarantee"] != "exact":
-        assert report["bound"] is None
-    else:
-        assert report["bound"] is not None
-    if report["certified"]:
-        noise = report.get("noise", 0.0) + 1e-9 * (1 + abs(before) + abs(after))
-        numbers = [before, after, report["residual"]]
-        numbers += [report[k] for k in ("w2", "bound", "decrease")]
-        assert all(x is None or math.isfinite(x) for x in numbers)
-        assert after <= before + noise
-        assert report["decrease"] is None or report["decrease"] >= -noise

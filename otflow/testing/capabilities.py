@@ -1,0 +1,154 @@
+"""What a measure can do, and how it refuses the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from otflow.errors import Unsupported
+from otflow.measures import Measure
+from otflow.testing.clouds import normal
+
+__all__ = ["CapabilityLaws", "interaction", "potential"]
+
+CAPABILITIES = ("density", "mass_gradient", "diffuse", "reweight", "sample")
+
+
+def potential(mu: Measure) -> Tensor:
+    """Return a linear functional that is neither convex nor symmetric."""
+    return mu.expectation(lambda x: (x.square().sum(-1) + x[..., 0]).sin())
+
+
+def interaction(mu: Measure) -> Tensor:
+    """Return a quadratic functional."""
+    return mu.interaction(lambda z: (-z.square().sum(-1)).exp())
+
+
+class CapabilityLaws:
+    """The laws of the capabilities; `MeasureContract` has the others.
+
+    Attributes
+    ----------
+    capabilities : frozenset of str
+        Those that the measure has.
+    """
+
+    capabilities: frozenset[str] = frozenset()
+
+    def make(self, dtype: torch.dtype = torch.float64) -> Measure:
+        """Return a measure of moderate size; the same one at each call."""
+        raise NotImplementedError
+
+    def tangent(self, mu: Measure, seed: int = 0) -> Tensor:
+        """Return a tangent at `mu` that depends on the seed alone."""
+        return normal(*mu.points.shape, seed=seed + 77, dtype=mu.dtype)
+
+    def call(self, mu: Measure, capability: str) -> object:
+        """Exercise one capability with good arguments."""
+        generator = torch.Generator().manual_seed(3)
+        calls: dict[str, Callable[[], object]] = {
+            "density": mu.density,
+            "mass_gradient": lambda: mu.mass_gradient(potential),
+            "diffuse": lambda: mu.diffuse(0.1, generator),
+            "reweight": lambda: mu.reweight(mu.points[:, 0], 0.1),
+            "sample": lambda: mu.sample(5, generator),
+        }
+        return calls[capability]()
+
+    def refuses(self, capability: str) -> bool:
+        """Check the refusal of a missing capability; tell whether it is missing."""
+        if capability in self.capabilities:
+            return False
+        mu = self.make()
+        cure = type(mu).cures.get(capability, "use ")  # its own one, if it has it
+        with pytest.raises(Unsupported) as caught:
+            self.call(mu, capability)
+        assert str(caught.value).startswith(f"{type(mu).__name__} has no ")
+        assert cure in str(caught.value)
+        return True
+
+    @pytest.mark.parametrize("capability", CAPABILITIES)
+    def test_a_capability_works_or_names_the_cure(self, capability: str) -> None:
+        """Check that a capability works or names the cure."""
+        if not self.refuses(capability):
+            assert self.call(self.make(), capability) is not None
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_density(self, dtype: torch.dtype) -> None:
+        """Check that density."""
+        if self.refuses("density"):
+            return
+        mu = self.make(dtype)
+        rho = mu.density()
+        assert rho.shape == (mu.n,)
+        assert rho.dtype == dtype
+        assert bool((rho > 0).all())
+
+    def test_transport_keeps_the_mass_where_cells_are_fixed(self) -> None:
+        """Check that transport keeps the mass where cells are fixed."""
+        mu = self.make()
+        v = self.tangent(mu)
+        if type(mu).transport is Measure.transport:
+            with pytest.raises(Unsupported, match=r"use push$"):
+                mu.transport(v, 0.01)
+            return
+        moved = mu.transport(v, 0.01)
+        assert type(moved) is type(mu)
+        assert torch.equal(moved.points, mu.points)
+        assert not torch.equal(moved.weights, mu.weights)
+        assert float(moved.weights.sum()) == pytest.approx(1, abs=1e-12)
+        assert bool((moved.weights >= 0).all())
+
+    def test_diffuse(self) -> None:
+        """Check that diffuse."""
+        if self.refuses("diffuse"):
+            return
+        for dtype in (torch.float32, torch.float64):
+            mu = self.make(dtype)
+            first, again, other = (
+                mu.diffuse(0.3, torch.Generator().manual_seed(seed))
+                for seed in (1, 1, 2)
+            )
+            assert type(first) is type(mu)
+            assert first.dtype == dtype
+            assert float(first.weights.sum()) == pytest.approx(1, abs=1e-6)
+            assert torch.equal(first.points, again.points)
+            assert not torch.equal(first.points, other.points)
+            still = mu.diffuse(0.0, torch.Generator())
+            torch.testing.assert_close(still.points, mu.points)
+            torch.testing.assert_close(still.weights, mu.weights)
+
+    def test_reweight(self) -> None:
+        """Check that reweight."""
+        if self.refuses("reweight"):
+            return
+        mu = self.make()
+        rate = normal(mu.n, seed=4)
+        twice = mu.reweight(rate, 0.3).reweight(rate, 0.4)
+        torch.testing.assert_close(twice.weights, mu.reweight(rate, 0.7).weights)
+        shifted = mu.reweight(rate + 9.0, 0.7)
+        torch.testing.assert_close(shifted.weights, twice.weights)
+        torch.testing.assert_close(mu.reweight(rate, 0.0).weights, mu.weights)
+        assert float(twice.weights.sum()) == pytest.approx(1, abs=1e-14)
+        assert torch.equal(twice.points, mu.points)
+        expected = mu.weights * (0.7 * rate).exp()
+        torch.testing.assert_close(twice.weights, expected / expected.sum())
+
+    def test_sample(self) -> None:
+        """Check that sample."""
+        if self.refuses("sample"):
+            return
+        mu = self.make()
+        n = 20_000
+        draws, again = (
+            mu.sample(n, torch.Generator().manual_seed(5)) for _ in range(2)
+        )
+        assert draws.shape == (n, mu.dim)
+        assert draws.dtype == mu.dtype
+        assert torch.equal(draws, again)
+        mean = mu.expectation(lambda x: x)
+        spread = (mu.expectation(lambda x: x.square()) - mean.square()).sqrt()
+        assert bool(((draws.mean(0) - mean).abs() < 5 * spread / n**0.5 + 1e-12).all())
