@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from otflow._answers import check_scalar
 from otflow._graphs import (
     alias,
     detached,
@@ -16,12 +17,11 @@ from otflow._graphs import (
     records,
     unmodified,
 )
-from otflow._validation import check_finite, check_scalar
+from otflow._validation import check_finite
 from otflow.errors import InvalidFunctional, Unsupported
 
 __all__ = [
     "check_finite",
-    "check_scalar",
     "differentiable_gradient",
     "entrywise_derivative",
     "entrywise_derivatives",

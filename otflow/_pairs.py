@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from otflow._autodiff import grads_of
 from otflow._graphs import recording
 
-__all__ = ["pair_sum", "tiles"]
+__all__ = ["Sweep", "pair_sum", "tiles"]
 
 # A tile's distance matrix (TILE x TILE, float64: 0.5 MB) stays in the L2 cache.
 TILE = 256
@@ -36,13 +36,15 @@ def tiles(n: int, tile: int = TILE) -> Iterator[slice]:
 def pair_sum(
     energy: PairEnergy,
     *rows: Tensor,
+    others: tuple[Tensor, ...] = (),
     sweep: Sweep | None = None,
     tile: int = TILE,
     is_closed: bool = True,
 ) -> Tensor:
     """Return ``sum over blocks I, J of energy(*rows[I], *rows[J], I is J)``.
 
-    Differentiable in every tensor of `rows`, to any order; each order keeps O(n d)
+    With `others` the second blocks are theirs, and no pair is diagonal. Differentiable
+    in every tensor of `rows` and `others`, to any order; each order keeps O(n d)
     memory. Value and first gradient come from one visit of the tiles: that of `sweep`,
     a closed form of the same sum, where given. Time O(n^2 d).
 
@@ -51,34 +53,50 @@ def pair_sum(
     """
     if not is_closed and recording():
         total = rows[0].new_zeros(())
-        for i in tiles(len(rows[0]), tile):
-            for j in tiles(len(rows[0]), tile):
-                blocks = (r[s] for s in (i, j) for r in rows)
-                total = total + checkpoint(energy, *blocks, i == j, use_reentrant=False)
+        for _i, _j, *blocks in _blocks(tile, len(rows), (*rows, *others)):
+            part = checkpoint(energy, *blocks, use_reentrant=False)
+            total = total + part
         return total
-    return cast("Tensor", _PairSum.apply(energy, sweep, tile, *rows))  # type: ignore[no-untyped-call]
+    tensors = (*rows, *others)
+    return cast("Tensor", _PairSum.apply(energy, sweep, tile, len(rows), *tensors))  # type: ignore[no-untyped-call]
+
+
+def _blocks(tile: int, count: int, rows: tuple[Tensor, ...]) -> Iterator[Any]:
+    """Yield the slices of a pair of blocks, its rows, and whether it is diagonal.
+
+    The first blocks are rows of the first `count` tensors, the second ones those of the
+    rest, or of the same if there is no rest.
+    """
+    left, right = rows[:count], rows[count:] or rows[:count]
+    for i in tiles(len(left[0]), tile):
+        for j in tiles(len(right[0]), tile):
+            blocks = (*(r[i] for r in left), *(r[j] for r in right))
+            yield i, j, *blocks, len(rows) == count and i == j
 
 
 def _sweep(
-    energy: PairEnergy, tile: int, rows: tuple[Tensor, ...], *, gradients: bool
+    energy: PairEnergy,
+    tile: int,
+    count: int,
+    rows: tuple[Tensor, ...],
+    *,
+    gradients: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Visit the tiles once; return the sum and, on request, its gradients."""
-    n, count = len(rows[0]), len(rows)
     total = rows[0].new_zeros(())
     grads = tuple(torch.zeros_like(r) for r in rows) if gradients else ()
-    for i in tiles(n, tile):
-        for j in tiles(n, tile):
-            blocks = tuple(r[s].detach() for s in (i, j) for r in rows)
-            if not gradients:
-                total = total + energy(*blocks, i == j)
-                continue
-            with torch.enable_grad():
-                blocks = tuple(b.requires_grad_() for b in blocks)
-                part = energy(*blocks, i == j)
-            total = total + part.detach()
-            if part.requires_grad:
-                for k, g in enumerate(grads_of(part, blocks)):
-                    grads[k % count][i if k < count else j] += g
+    for i, j, *live, is_diagonal in _blocks(tile, count, rows):
+        blocks = tuple(b.detach() for b in live)
+        if not gradients:
+            total = total + energy(*blocks, is_diagonal)
+            continue
+        with torch.enable_grad():
+            blocks = tuple(b.requires_grad_() for b in blocks)
+            part = energy(*blocks, is_diagonal)
+        total = total + part.detach()
+        if part.requires_grad:
+            for k, g in enumerate(grads_of(part, blocks)):
+                grads[k % len(rows)][i if k < count else j] += g
     return total, grads
 
 
@@ -87,14 +105,19 @@ class _PairSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, energy: PairEnergy, sweep: Sweep | None, tile: int, *rows: Tensor
+        ctx: Any,
+        energy: PairEnergy,
+        sweep: Sweep | None,
+        tile: int,
+        count: int,
+        *rows: Tensor,
     ) -> Tensor:
         gradients = any(ctx.needs_input_grad)
         if sweep is not None:
             total, grads = sweep(*rows, gradients=gradients)
         else:
-            total, grads = _sweep(energy, tile, rows, gradients=gradients)
-        ctx.energy, ctx.tile = energy, tile
+            total, grads = _sweep(energy, tile, count, rows, gradients=gradients)
+        ctx.energy, ctx.tile, ctx.count = energy, tile, count
         ctx.save_for_backward(*rows, *grads)
         return total
 
@@ -103,8 +126,8 @@ class _PairSum(torch.autograd.Function):
         saved = ctx.saved_tensors
         rows, grads = saved[: len(saved) // 2], saved[len(saved) // 2 :]
         if torch.is_grad_enabled():  # a derivative of this gradient is wanted too
-            grads = _PairGradient.apply(ctx.energy, ctx.tile, grads, *rows)  # type: ignore[no-untyped-call]
-        return None, None, None, *(upstream[0] * g for g in grads)
+            grads = _PairGradient.apply(ctx.energy, ctx.tile, ctx.count, grads, *rows)  # type: ignore[no-untyped-call]
+        return None, None, None, None, *(upstream[0] * g for g in grads)
 
 
 class _PairGradient(torch.autograd.Function):
@@ -115,42 +138,48 @@ class _PairGradient(torch.autograd.Function):
         ctx: Any,
         energy: PairEnergy,
         tile: int,
+        count: int,
         known: tuple[Tensor, ...],
         *rows: Tensor,
     ) -> Any:
-        ctx.energy, ctx.tile = energy, tile
+        ctx.energy, ctx.tile, ctx.count = energy, tile, count
         ctx.save_for_backward(*rows)
         ctx.set_materialize_grads(False)
         if known:
             return tuple(g.detach() for g in known)
-        return _sweep(energy, tile, rows, gradients=True)[1]
+        return _sweep(energy, tile, count, rows, gradients=True)[1]
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        rows = ctx.saved_tensors
-        energy, count = ctx.energy, len(rows)
+        rows, count = ctx.saved_tensors, ctx.count
+        energy = ctx.energy
         # Only the gradients that are used are differentiated: a second derivative that
         # is infinite, times a cotangent of zero, would be NaN.
         used = [k for k, u in enumerate(upstream) if u is not None]
         if not used:
-            return (None,) * (3 + count)
-        cotangents = [u for u in upstream if u is not None]
-        width = count + len(used)
+            return (None,) * (4 + len(rows))
+        first = [k for k in used if k < count]
+        # Of the second blocks: their own rows, or the same ones again.
+        second = [k for k in used if k >= count]
+        again = second if len(rows) > count else [count + k for k in first]
+        width, rest = count + len(first), (len(rows) - count) or count
 
         def along(*args: Any) -> Tensor:
             """Return the derivative of `energy` in its rows along the cotangents."""
-            *blocks, diagonal = args
-            x = (*blocks[:count], *blocks[width : width + count])
-            u = (*blocks[count:width], *blocks[width + count :])
-            part: Tensor = energy(*x, diagonal)
+            *blocks, is_diagonal = args
+            x = (*blocks[:count], *blocks[width : width + rest])
+            u = (*blocks[count:width], *blocks[width + rest :])
+            part: Tensor = energy(*x, is_diagonal)
             if not part.requires_grad:
                 return part
             grads = grads_of(part, x, create_graph=True)
-            chosen = [grads[k + side] for side in (0, count) for k in used]
-            terms = [(g * v).sum() for g, v in zip(chosen, u, strict=True)]
-            return torch.stack(terms).sum()
+            pairs = zip((*first, *again), u, strict=True)
+            return torch.stack([(grads[k] * v).sum() for k, v in pairs]).sum()
 
-        grads = _PairGradient.apply(along, ctx.tile, (), *rows, *cotangents)  # type: ignore[no-untyped-call]
+        left = (*rows[:count], *(upstream[k] for k in first))
+        right = (*rows[count:], *(upstream[k] for k in second))
+        grads = _PairGradient.apply(along, ctx.tile, width, (), *left, *right)  # type: ignore[no-untyped-call]
         # `along` is linear in the cotangents: its gradient in them is the gradient
         # itself, which autograd already has.
-        return None, None, None, *grads[:count]
+        own = (*grads[:count], *grads[width : width + len(rows) - count])
+        return None, None, None, None, *own

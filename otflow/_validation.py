@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from otflow._typing import ArrayLike, Seed
-from otflow.errors import InvalidFunctional, NonFinite
+from otflow.errors import NonFinite
 
 __all__ = [
     "as_float_tensor",
@@ -25,7 +25,6 @@ __all__ = [
     "check_kind",
     "check_like",
     "check_option",
-    "check_scalar",
     "coordinate_limit",
     "non_negative_int",
     "positive",
@@ -265,33 +264,6 @@ def check_generator(generator: Any) -> None:
             f"use torch.Generator().manual_seed(0)"
         )
         raise TypeError(msg)
-
-
-def check_scalar(value: Any, like: Any) -> Tensor:
-    """Refuse what is not one real number on the device of `like`."""
-    if not isinstance(value, Tensor):
-        msg = (
-            f"a functional's value must be a 0-d tensor, got {type(value).__name__}; "
-            f"compute it from mu.points and mu.weights with torch, and do not call "
-            f"float() or .item()"
-        )
-        raise InvalidFunctional(msg)
-    if value.ndim != 0:
-        msg = (
-            f"a functional's value must be a 0-d tensor, got shape "
-            f"{tuple(value.shape)}; average over the measure, e.g. mu.expectation(f)"
-        )
-        raise InvalidFunctional(msg)
-    if not value.is_floating_point():
-        msg = f"a functional's value must be real floating point, got {value.dtype}"
-        raise InvalidFunctional(msg)
-    if value.device != like.device:
-        msg = (
-            f"a functional's value is on {value.device} but the measure is on "
-            f"{like.device}; build its tensors on the measure's device"
-        )
-        raise InvalidFunctional(msg)
-    return value
 
 
 def check_finite(x: Tensor, what: str) -> None:

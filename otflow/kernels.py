@@ -1,14 +1,17 @@
-r"""Interaction kernels :math:`W(z) = \varphi(|z|^2)`: radial profiles, safe at zero."""
+"""Interaction kernels: radial profiles that are safe at zero, and plain functions."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from otflow._pairs import tiles
+from otflow._answers import check_map
+from otflow._graphs import recording
+from otflow._pairs import Sweep, tiles
+from otflow._typing import Ground
 from otflow._validation import positive, real
 
 # Rows of a block: its distances stay in the second-level cache. Not a power of two,
@@ -21,16 +24,150 @@ PAIRED, FEW, EVEN = (1, 2, 3, 5, 7, 11), 0.05, 256.0
 
 __all__ = [
     "Energy",
+    "Function",
     "Gaussian",
+    "Kernel",
     "Log",
     "PowerLaw",
     "Quadratic",
     "RadialKernel",
     "Riesz",
+    "as_kernel",
 ]
 
 
-class RadialKernel(ABC):
+class Kernel(ABC):
+    r"""A function W of the difference of two points, and what is known of it.
+
+    Energies and potentials of a measure ask a kernel, and nothing else, how it is to be
+    treated. A plain function becomes a `Function` at the door, by `as_kernel`.
+
+    Attributes
+    ----------
+    singular : bool
+        Whether W(0) is infinite: then the pairs i = j of atoms are left out.
+    smooth : bool
+        Whether the slope is known to be bounded at 0.
+    is_radial : bool
+        Whether W is a function of |z|, hence even.
+    modulus : float or None
+        A :math:`\lambda` such that W is :math:`\lambda`-convex, None if there is none.
+
+    See Also
+    --------
+    RadialKernel, Function : The two kinds.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> W = of.kernels.as_kernel(lambda z: z.sum(-1) + z.square().sum(-1))
+    >>> W(torch.ones(2)), W.even(torch.ones(2))
+    (tensor(4.), tensor(2.))
+    """
+
+    singular: bool = False
+    smooth: bool = False
+    is_radial: bool = False
+    modulus: float | None = None
+
+    @abstractmethod
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return W(z) for differences z (..., d)."""
+
+    def values(self, z: Tensor) -> Tensor:
+        """Return W(z) at differences z (..., d), one number each: else it raises."""
+        what, cure = "an interaction W", "reduce over the last axis: .sum(-1)"
+        return check_map(self(z), z, z.shape[:-1], what, "differences z", cure)
+
+    def even(self, z: Tensor) -> Tensor:
+        """Return (W(z) + W(-z)) / 2: of W an energy sees its even part alone."""
+        if self.is_radial:
+            return self.values(z)
+        return 0.5 * (self.values(z) + self.values(-z))
+
+    def key(self) -> tuple[Any, ...] | None:
+        """Return what the kernel is known by, None if it may change unseen."""
+        return None
+
+    def has_graph(self, like: Tensor) -> bool:
+        """Return whether parameters of its own, as of a network, are being recorded."""
+        if not recording() or self.key() is not None:
+            return False
+        # At a difference other than 0, which a user's kernel need not admit.
+        values = self(torch.ones_like(like[:1]).detach())
+        return bool(getattr(values, "requires_grad", False))  # the sum refuses the rest
+
+    def closed_sweep(self) -> Sweep | None:
+        """Return a closed form of its sums over pairs, None for autodiff."""
+        return None
+
+
+class Function(Kernel):
+    r"""A plain function as a kernel.
+
+    Parameters
+    ----------
+    function : callable
+        Takes differences z (..., d) to (...), written with torch operations.
+    singular : bool
+        Whether pairs i = j are left out, as for a function that is infinite at 0.
+    modulus : float, optional
+        A :math:`\lambda` such that it is :math:`\lambda`-convex.
+
+    Attributes
+    ----------
+    function, singular, modulus
+        As above.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> W = of.kernels.Function(lambda z: -z.norm(dim=-1).log(), singular=True)
+    >>> of.Particles(torch.tensor([[0.0], [1.0]])).interaction(W)
+    tensor(0.)
+    """
+
+    def __init__(
+        self, function: Ground, *, singular: bool = False, modulus: float | None = None
+    ) -> None:
+        self.function = function
+        self.singular = singular
+        self.is_radial = isinstance(function, Kernel) and function.is_radial
+        self.modulus = None if modulus is None else real(modulus, "modulus")
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return the function's values."""
+        return self.function(z)
+
+    def __repr__(self) -> str:
+        return getattr(self.function, "__name__", None) or type(self.function).__name__
+
+
+def as_kernel(W: Ground) -> Kernel:
+    """Return a kernel itself, and a plain function of differences as a `Function`.
+
+    Parameters
+    ----------
+    W : Kernel or callable
+        Takes differences z (..., d) to (...).
+
+    Raises
+    ------
+    TypeError
+        If W is a class, or no function.
+    """
+    if isinstance(W, Kernel):
+        return W
+    if isinstance(W, type):
+        msg = f"W is the class {W.__name__}; write {W.__name__}() with its options"
+        raise TypeError(msg)
+    if not callable(W):
+        msg = f"W must be a function (..., d) -> (...), got {type(W).__name__}"
+        raise TypeError(msg)
+    return Function(W)
+
+
+class RadialKernel(Kernel):
     r"""A kernel :math:`W(z) = \varphi(|z|^2)` with its slope in closed form.
 
     A child states `profile` :math:`\varphi(s)` and `slope` :math:`\varphi'(s)`, s the
@@ -56,9 +193,8 @@ class RadialKernel(ABC):
     tensor(1.)
     """
 
-    singular: ClassVar[bool] = False
     smooth: bool = True
-    modulus: float | None = None
+    is_radial = True
 
     @abstractmethod
     def profile(self, s: Tensor) -> Tensor:
@@ -73,8 +209,18 @@ class RadialKernel(ABC):
         return self.profile(s), self.slope(s)
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Return W(z) for differences z (..., d)."""
+        """Return the profile at the squared distance."""
         return self.profile(z.square().sum(-1))
+
+    def key(self) -> tuple[Any, ...] | None:
+        """Return the class and its numbers; None if there is more than numbers."""
+        held = vars(self)
+        numbers = all(isinstance(value, (int, float)) for value in held.values())
+        return (type(self), *sorted(held.items())) if numbers else None
+
+    def closed_sweep(self) -> Sweep:
+        """Return `sweep`."""
+        return self.sweep
 
     def sweep(
         self, x: Tensor, w: Tensor, *, gradients: bool

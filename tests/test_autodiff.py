@@ -72,7 +72,10 @@ def dense(kernel, x, w):
 def tiled(kernel, x, w, *, diagonal):
     """Return what `Interaction` computes, differentiable in points and weights."""
     mu = of.Particles(torch.zeros(len(x), x.shape[1], dtype=x.dtype))
-    return mu.with_free_atoms(x, w).interaction(kernel, diagonal=diagonal)
+    if not isinstance(kernel, of.kernels.Kernel):
+        kernel = of.kernels.Function(kernel, singular=not diagonal)
+    assert kernel.singular != diagonal
+    return mu.with_free_atoms(x, w).interaction(kernel)
 
 
 def derivatives(f, x, w):

@@ -55,7 +55,7 @@ def assert_good(trajectory, steps, every=1):
     )
 
 
-# F5, F8: not finite -------------------------------------------------------------------
+# Not finite ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("every", [1, 3])
@@ -132,7 +132,7 @@ def test_a_predicate_that_is_no_truth_value_is_named():
         run(exact.quadratic(), stop=lambda _: torch.ones(2) > 0)
 
 
-# F6: exceptions of the user -----------------------------------------------------------
+# Exceptions of the user ---------------------------------------------------------------
 
 
 class Odd(Exception):
@@ -267,7 +267,7 @@ def test_a_real_signal_keeps_the_trajectory():
     )
 
 
-# F7: mutation -------------------------------------------------------------------------
+# Mutation -----------------------------------------------------------------------------
 
 
 def writes(mu, name="points"):
@@ -332,7 +332,7 @@ def test_a_whole_flow_leaves_the_caller_s_measure_alone():
     assert_untouched(mu, before)
 
 
-# F15: memory --------------------------------------------------------------------------
+# Memory -------------------------------------------------------------------------------
 
 
 def test_nothing_in_a_result_holds_a_graph():
@@ -389,7 +389,7 @@ def test_tensors_left_behind_are_seen():
     del kept
 
 
-# F16: global state --------------------------------------------------------------------
+# Global state -------------------------------------------------------------------------
 
 
 def test_no_global_state_is_touched():

@@ -73,7 +73,7 @@ def test_the_sweep_is_the_sum_over_pairs(kernel, n):
     alone, nothing = kernel.sweep(x, w, gradients=False)
     # A lambda hides the kernel, so this goes by autodiff.
     expected = mu.with_free_atoms(x, w).interaction(
-        lambda z: kernel(z), diagonal=not kernel.singular
+        of.kernels.Function(lambda z: kernel(z), singular=kernel.singular)
     )
     assert nothing == ()
     torch.testing.assert_close(found, alone, rtol=1e-15, atol=0)

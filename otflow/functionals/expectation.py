@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from otflow._autodiff import check_scalar
+from otflow._answers import check_scalar
 from otflow._typing import Ground
 from otflow.functionals.base import Functional
 from otflow.measures import Measure

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
-from otflow._autodiff import check_finite, value_and_gradient
+from otflow._autodiff import gradient
 from otflow._graphs import records
-from otflow._pairs import tiles
 from otflow._typing import ArrayLike, Ground
 from otflow._validation import real
 from otflow.functionals.base import Functional
-from otflow.kernels import RadialKernel
+from otflow.kernels import as_kernel
 from otflow.measures import Measure, Particles
-from otflow.measures.sums import check_kernel
 
 __all__ = ["Interaction"]
 
@@ -39,6 +39,8 @@ class Interaction(Functional):
     ----------
     W
         As above.
+    kernel : Kernel
+        W, a plain function wrapped.
     convexity : float or None
         The number given as `modulus`, or that of the kernel.
 
@@ -56,21 +58,14 @@ class Interaction(Functional):
     """
 
     def __init__(self, W: Ground, *, modulus: float | None = None) -> None:
-        if isinstance(W, type):
-            msg = f"W is the class {W.__name__}; write {W.__name__}() with its options"
-            raise TypeError(msg)
-        if not callable(W):
-            msg = f"W must be a function (..., d) -> (...), got {type(W).__name__}"
-            raise TypeError(msg)
         self.W = W
-        if modulus is None and isinstance(W, RadialKernel):
-            modulus = W.modulus
-        self.convexity = None if modulus is None else real(modulus, "modulus")
+        self.kernel = as_kernel(W)
+        declared = self.kernel.modulus if modulus is None else modulus
+        self.convexity = None if declared is None else real(declared, "modulus")
 
     def value(self, mu: Measure) -> Tensor:
         r"""Return :math:`\tfrac12\sum_{ij} w_i w_j W(x_i - x_j)`."""
-        singular = isinstance(self.W, RadialKernel) and self.W.singular
-        return mu.interaction(self.W, diagonal=not singular)
+        return mu.interaction(self.kernel)
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
         r"""Return :math:`\tfrac12\sum_j w_j (W(x - x_j) + W(x_j - x))`.
@@ -80,21 +75,15 @@ class Interaction(Functional):
         if x is None or not isinstance(mu, Particles):
             return super().first_variation(mu, x)
         probes = mu.check_probes(x)
-        if records(mu.points, mu.weights, probes):
-            return super().first_variation(mu, probes)
-        potential = mu.weights.new_zeros(len(probes))
-        with torch.no_grad():
-            for i in tiles(len(probes)):
-                for j in tiles(mu.n):
-                    potential[i] += self._field(probes[i], mu.points[j], mu.weights[j])
-        check_finite(potential, "the first variation")
-        return potential
+        live = records(mu.points, mu.weights, probes)
+        with nullcontext() if live else torch.no_grad():
+            return mu.convolve(self.kernel, probes)
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
         r"""Return the energy and :math:`-\sum_j w_j \nabla W(x_i - x_j)`.
 
         Atoms of mass zero act on nothing: k of them beside n with mass cost O(k n d)
-        more, and nothing is differentiated twice for them.
+        more.
         """
         empty = mu.weights == 0
         recorded = records(mu.points, mu.weights)
@@ -106,34 +95,14 @@ class Interaction(Functional):
         value, moving = super().value_and_velocity(body)
         velocity = torch.empty_like(mu.points)
         velocity[~empty] = moving
-        velocity[empty] = -self._slope(mu.points[empty], body)
+        velocity[empty] = -gradient(
+            lambda x: body.convolve(self.kernel, x), mu.points[empty]
+        )
         return value, velocity
-
-    def _field(self, x: Tensor, y: Tensor, masses: Tensor) -> Tensor:
-        """Return the potential at `x` of masses at `y`, in one block."""
-        z = x[:, None, :] - y
-        if isinstance(self.W, RadialKernel):
-            return check_kernel(self.W, z) @ masses
-        return 0.5 * ((check_kernel(self.W, z) + check_kernel(self.W, -z)) @ masses)
-
-    def _slope(self, x: Tensor, mu: Particles) -> Tensor:
-        """Return the gradient of the potential of `mu` at `x`, tile by tile."""
-        slope = torch.zeros_like(x)
-        for i in tiles(len(x)):
-            for j in tiles(mu.n):
-
-                def total(at: Tensor, j: slice = j) -> Tensor:
-                    return self._field(at, mu.points[j], mu.weights[j]).sum()
-
-                slope[i] += value_and_gradient(total, x[i], unused=True)[1]
-        return slope
 
     def modulus(self, dim: int) -> float | None:
         r"""Return :math:`\min(\lambda, 0)`, None if unknown."""
         return None if self.convexity is None else min(self.convexity, 0.0)
 
     def __repr__(self) -> str:
-        name = self.W if isinstance(self.W, RadialKernel) else None
-        return (
-            f"Interaction({name or getattr(self.W, '__name__', type(self.W).__name__)})"
-        )
+        return f"Interaction({self.kernel!r})"

@@ -13,7 +13,7 @@ from otflow._typing import Ground
 from otflow._validation import real
 from otflow.errors import NonFinite, NotConverged
 from otflow.functionals.base import Functional
-from otflow.measures import Gaussian, Measure
+from otflow.measures import Measure
 from otflow.numerics.roots import increasing_root
 
 __all__ = ["Entropy", "Internal"]
@@ -95,8 +95,7 @@ class Internal(Functional):
         NonFinite
             If the energy is infinite, or too large for the dtype of `mu`.
         """
-        closed = self.on_gaussian(mu) if isinstance(mu, Gaussian) else None
-        value = mu.internal(self.e) if closed is None else closed
+        value = self.energy(mu)
         if value.ndim == 0 and not bool(value.detach().isfinite()):
             msg = (
                 f"the energy {self!r} is {float(value.detach())}: e(r) is infinite or "
@@ -106,9 +105,9 @@ class Internal(Functional):
             raise NonFinite(msg)
         return value
 
-    def on_gaussian(self, mu: Gaussian) -> Tensor | None:
-        r"""Return the energy of a Gaussian in closed form, None where none is known."""
-        return None
+    def energy(self, mu: Measure) -> Tensor:
+        r"""Return the energy unchecked; in closed form where the measure has one."""
+        return mu.internal(self.e)
 
     def modulus(self, dim: int) -> float | None:
         """Return the declared modulus."""
@@ -332,9 +331,9 @@ class Entropy(Internal):
     def __init__(self) -> None:
         super().__init__(torch.log, modulus=0.0)
 
-    def on_gaussian(self, mu: Gaussian) -> Tensor:
-        r"""Return :math:`-\tfrac12\log\det(2\pi\Sigma) - d/2`."""
-        return -mu.log_volume() - 0.5 * mu.dim
+    def energy(self, mu: Measure) -> Tensor:
+        """Return the entropy by the measure's own rule."""
+        return mu.entropy()
 
     def slope(self, r: Tensor) -> Tensor:
         """Return log r + 1."""

@@ -74,8 +74,13 @@ class PowerEntropy(Internal):
         self.check_dimension(mu.dim)
         return super().value(mu)
 
-    def on_gaussian(self, mu: Gaussian) -> Tensor:
-        r"""Return :math:`\det(2\pi\Sigma)^{(1-m)/2} m^{-d/2}/(m-1)`."""
+    def energy(self, mu: Measure) -> Tensor:
+        r"""Return it, of a Gaussian :math:`\det(2\pi\Sigma)^{(1-m)/2} m^{-d/2}/(m-1)`.
+
+        There it needs the logarithm of the density alone.
+        """
+        if not isinstance(mu, Gaussian):
+            return super().energy(mu)
         logarithm = (1 - self.m) * mu.log_volume() - 0.5 * mu.dim * math.log(self.m)
         return logarithm.exp() / (self.m - 1)
 

@@ -47,7 +47,6 @@ class Square(Loss):
     name = "square"
 
     def targets(self, y: ArrayLike, X: Tensor, outputs: int | None) -> Tensor:
-        """Return finite numbers, one per output."""
         y = as_float_tensor(y, "y").detach()
         check_like(y, X, "y", "X")
         _check_shape(y, X, outputs)
@@ -55,11 +54,9 @@ class Square(Loss):
         return y
 
     def values(self, f: Tensor, y: Tensor) -> Tensor:
-        r"""Return :math:`\tfrac12|f_k - y_k|^2`."""
         return _over_outputs(0.5 * (f - y).square())
 
     def total_and_slope(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the total and the residuals."""
         residual = f - y
         return 0.5 * residual.square().sum(), residual
 
@@ -70,7 +67,6 @@ class Logistic(Loss):
     name = "logistic"
 
     def targets(self, y: ArrayLike, X: Tensor, outputs: int | None) -> Tensor:
-        """Return labels -1 and +1 in the dtype of the inputs."""
         y = _as_tensor(y)
         if y.is_complex() or y.dtype == torch.bool:
             cure = "2 * y.long() - 1" if y.dtype == torch.bool else "y.real"
@@ -95,11 +91,9 @@ class Logistic(Loss):
         return y.to(X.dtype)
 
     def values(self, f: Tensor, y: Tensor) -> Tensor:
-        r"""Return :math:`\log(1 + e^{-y_k f_k})`."""
         return _over_outputs(-functional.logsigmoid(y * f))
 
     def total_and_slope(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Return the total and :math:`-y/(1 + e^{yf})`."""
         margin = y * f
         return -functional.logsigmoid(margin).sum(), -y * torch.sigmoid(-margin)
 
@@ -110,7 +104,6 @@ class CrossEntropy(Loss):
     name = "cross-entropy"
 
     def targets(self, y: ArrayLike, X: Tensor, outputs: int | None) -> Tensor:
-        """Return integer classes, (n,)."""
         if outputs is None or outputs < 2:
             msg = (
                 "the loss 'cross-entropy' needs one output per class: "
@@ -138,11 +131,9 @@ class CrossEntropy(Loss):
         return y
 
     def values(self, f: Tensor, y: Tensor) -> Tensor:
-        r"""Return :math:`-\log\mathrm{softmax}(f_k)_{y_k}`."""
         return functional.cross_entropy(f, y, reduction="none")
 
     def total_and_slope(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the total and the probabilities minus the one-hot classes."""
         log_p = torch.log_softmax(f, dim=1)
         slope = log_p.exp()
         index = y[:, None]
@@ -158,7 +149,6 @@ class CustomLoss(Loss):
         self.name = getattr(function, "__name__", type(function).__name__)
 
     def targets(self, y: ArrayLike, X: Tensor, outputs: int | None) -> Tensor:
-        """Return anything with one row per sample."""
         y = _as_tensor(y)
         _check_device(y, X)
         if y.ndim == 0 or len(y) != len(X):
@@ -168,7 +158,6 @@ class CustomLoss(Loss):
         return y
 
     def values(self, f: Tensor, y: Tensor) -> Tensor:
-        """Return what the function returns, its shape checked."""
         values = self.function(f, y)
         if not isinstance(values, Tensor) or values.shape != f.shape[:1]:
             got = getattr(values, "shape", type(values).__name__)
@@ -188,7 +177,6 @@ class CustomLoss(Loss):
         return values
 
     def total_and_slope(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the total and its gradient in f, by autodiff."""
         return value_and_gradient(lambda g: self.values(g, y).sum(), f)
 
 

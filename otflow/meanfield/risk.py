@@ -140,11 +140,9 @@ class Risk(Functional):
         return self.network.evaluate(self._inputs, mu.points, masses)
 
     def value(self, mu: Measure) -> Tensor:
-        r"""Return :math:`\frac1n\sum_k \ell(f_\mu(x_k), y_k)`."""
         return self._loss.values(self.outputs(mu), self.y).mean()
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
-        r"""Return the risk and its velocity; in closed form for built-in units."""
         network = self.network
         if (
             not isinstance(mu, Particles)
@@ -170,7 +168,6 @@ class Risk(Functional):
         return value, velocity
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
-        r"""Return :math:`\frac{s_N}n\sum_k g_k\cdot\sigma(x_k;\theta)`, in blocks."""
         if not isinstance(mu, Particles):
             return super().first_variation(mu, x)
         self._check(mu)

@@ -79,11 +79,9 @@ class Relu(Unit):
         return torch.relu(z)
 
     def evaluate(self, z: Tensor, out: Tensor) -> Tensor:
-        """Write max(z, 0) into `out`."""
         return torch.clamp(z, min=0, out=out)
 
     def slope(self, z: Tensor, value: Tensor, out: Tensor) -> Tensor:
-        """Write the sign of the value into `out`."""
         return torch.sign(value, out=out)
 
 
@@ -96,11 +94,9 @@ class Tanh(Unit):
         return torch.tanh(z)
 
     def evaluate(self, z: Tensor, out: Tensor) -> Tensor:
-        """Write tanh z into `out`."""
         return torch.tanh(z, out=out)
 
     def slope(self, z: Tensor, value: Tensor, out: Tensor) -> Tensor:
-        """Write 1 minus the value squared into `out`."""
         return torch.mul(value, value, out=out).neg_().add_(1)
 
 
@@ -113,11 +109,9 @@ class Sigmoid(Unit):
         return torch.sigmoid(z)
 
     def evaluate(self, z: Tensor, out: Tensor) -> Tensor:
-        """Write the logistic function of z into `out`."""
         return torch.sigmoid(z, out=out)
 
     def slope(self, z: Tensor, value: Tensor, out: Tensor) -> Tensor:
-        """Write the value minus its square into `out`."""
         return torch.addcmul(value, value, value, value=-1, out=out)
 
 
@@ -130,11 +124,9 @@ class Erf(Unit):
         return torch.erf(z)
 
     def evaluate(self, z: Tensor, out: Tensor) -> Tensor:
-        """Write erf z into `out`."""
         return torch.erf(z, out=out)
 
     def slope(self, z: Tensor, value: Tensor, out: Tensor) -> Tensor:
-        """Write the Gaussian of z into `out`."""
         # Subnormal numbers make exp, and the products to come, ten times slower: the
         # slope stops short of them, at 1e-31 in single precision.
         finfo = torch.finfo(z.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
@@ -12,11 +13,19 @@ from torch import Tensor
 
 from otflow._graphs import COUNTER, Immutable, records, refuse_graph
 from otflow._typing import ArrayLike, Ground, Value
-from otflow._validation import as_points, check_like, unit_of
+from otflow._validation import (
+    as_points,
+    check_finite,
+    check_kind,
+    check_like,
+    positive,
+    unit_of,
+)
 from otflow.errors import Unsupported
-from otflow.measures.sums import integrate, internal_energy, pair_energy
+from otflow.kernels import Function, Kernel, as_kernel
+from otflow.measures.sums import integrate, internal_energy, pair_energy, pair_potential
 
-__all__ = ["Measure", "keep_immutable"]
+__all__ = ["Measure", "keep_immutable", "kernel_at_the_door"]
 
 
 class Measure(ABC):
@@ -172,27 +181,131 @@ class Measure(ABC):
         """
         return integrate(f, self.points, self.weights)
 
-    def interaction(self, W: Ground, *, diagonal: bool = True) -> Tensor:
-        r"""Return :math:`\tfrac12 \sum_{ij} w_i w_j W(x_i - x_j)`, with the 1/2.
+    @final
+    def interaction(self, W: Ground, *, diagonal: bool | None = None) -> Tensor:
+        r"""Return :math:`\tfrac12 \iint W(x - y)\, d\mu\, d\mu`, with the 1/2.
 
-        Tile by tile and differentiable to any order: time O(n^2 d), memory O(n d). A
-        representation with more structure (a regular grid, a density in each cell)
-        overrides it by a faster or a sharper rule.
+        On particles the double sum, tile by tile and differentiable to any order, in
+        time O(n^2 d) and memory O(n d); pairs i = j are left out if W is singular. A
+        density integrates W over its cells, or by its law.
 
         Parameters
         ----------
-        W : callable
-            Takes differences z (..., d) to (...).
-        diagonal : bool
-            Whether the pairs i = j count. A kernel that is infinite at 0 leaves
-            them out.
+        W : Kernel or callable
+            Takes differences z (..., d) to (...). A function that is infinite at 0 is
+            ``kernels.Function(W, singular=True)``.
+        diagonal : bool, optional
+            Goes in the next release: the kernel says whether pairs i = j count.
 
         Returns
         -------
         Tensor
             The energy, 0-d.
         """
-        return pair_energy(W, self.points, self.weights, diagonal=diagonal)
+        return self._pair_energy(kernel_at_the_door(W, diagonal))
+
+    @final
+    def convolve(
+        self,
+        W: Ground,
+        x: ArrayLike | None = None,
+        *,
+        diagonal: bool | None = None,
+    ) -> Tensor:
+        r"""Return the potential :math:`(W * \mu)(x_i) = \int W(x_i - y)\, d\mu(y)`.
+
+        W stands for its even part, so that it is the first variation of `interaction`.
+        On particles the sum over the atoms; on a grid by fast Fourier transforms at the
+        cells, and interpolated between their centres; a Gaussian by its nodes, or in
+        closed form for `kernels.Gaussian`; quantiles by the rules of `interaction`.
+        Differentiable in x, in the measure and in parameters of W.
+
+        Parameters
+        ----------
+        W : Kernel or callable
+            Takes differences z (..., d) to (...).
+        x : Tensor or ndarray, shape (m, d), optional
+            Where; at the points of the measure by default, where an atom does not act
+            on itself if W is singular.
+        diagonal : bool, optional
+            Goes in the next release, as in `interaction`.
+
+        Returns
+        -------
+        Tensor, shape (m,) or (n,)
+            Time O(n m d), memory O(n + m).
+
+        Raises
+        ------
+        NonFinite
+            If a potential is infinite, as that of a singular kernel at an atom.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> mu = of.Particles(torch.tensor([[-1.0], [1.0]]))
+        >>> mu.convolve(of.kernels.Quadratic(), torch.tensor([[0.0], [1.0]]))
+        tensor([0.5000, 1.0000])
+        """
+        kernel = kernel_at_the_door(W, diagonal)
+        probes = None if x is None else self.check_probes(x)
+        potential = self._potential(kernel, probes)
+        check_finite(potential, f"the potential of {kernel!r}")
+        return potential
+
+    def entropy(self) -> Tensor:
+        r"""Return :math:`\int \rho\log\rho\, dx`, 0-d; where there is none it raises.
+
+        Raises
+        ------
+        Unsupported
+            If the measure has no density.
+        """
+        return self.internal(torch.log)
+
+    @final
+    def mix(self, other: Measure, share: float) -> Self:
+        r"""Return the mixture :math:`(1 - s)\,\mu + s\,\nu` of two of a kind.
+
+        Particles have the atoms of both, this measure's first, and of a share 0 or 1
+        those of one alone; densities on one grid have the sum of their masses. What is
+        no measure of the kind any more, as a mixture of Gaussians, raises.
+
+        Parameters
+        ----------
+        other : Measure
+            The measure :math:`\nu`, of the same dtype and device. Graphs of both stay.
+        share : float
+            Its share s, from 0 to 1.
+
+        Returns
+        -------
+        Measure
+            Of mass 1.
+
+        Raises
+        ------
+        Unsupported
+            If there is no such measure of this kind.
+        ValueError
+            If the share is no share, or the spaces differ.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> mu, nu = (of.Particles(torch.tensor([[x]])) for x in (0.0, 1.0))
+        >>> mu.mix(nu, 0.25).weights
+        tensor([0.7500, 0.2500])
+        """
+        check_kind(other, Measure, "other")
+        if positive(share, "share", or_zero=True) > 1:
+            msg = f"share must lie between 0 and 1, got {share:g}"
+            raise ValueError(msg)
+        if not isinstance(other, type(self)):
+            cure = "mix draws of both, each Particles(mu.sample(n, generator))"
+            self._refuse("mix", f"mixture with {other!r}", cure)
+        check_like(other.weights, self.weights, "other", "self")
+        return self._mixture(other, float(share))
 
     def internal(self, e: Ground) -> Tensor:
         r"""Return :math:`\int e(\rho)\, d\mu`, e the energy per unit of mass.
@@ -352,6 +465,15 @@ class Measure(ABC):
             f"dtype={str(self.dtype).removeprefix('torch.')}, device={self.device})"
         )
 
+    def _pair_energy(self, W: Kernel) -> Tensor:
+        return pair_energy(W, self.points, self.weights)
+
+    def _mixture(self, other: Self, share: float) -> Self:
+        self._refuse("mix", "mixtures")
+
+    def _potential(self, W: Kernel, x: Tensor | None) -> Tensor:
+        return pair_potential(W, x, self.points, self.weights)
+
     # Helpers for the children --------------------------------------------------------
 
     def _refuse(
@@ -394,6 +516,20 @@ class Measure(ABC):
             msg = f"{name} must have shape {shape}{self._tangent_layout}, got {got}"
             raise ValueError(msg)
         check_like(tangent, self.points, name, "points")
+
+
+def kernel_at_the_door(W: Ground, diagonal: bool | None) -> Kernel:
+    """Return the kernel of a function, and of the option of the last release."""
+    kernel = as_kernel(W)
+    if diagonal is None:
+        return kernel
+    msg = (
+        "diagonal= goes in the next release: a kernel is singular or not; leave the "
+        "pairs i = j out by kernels.Function(W, singular=True)"
+    )
+    warnings.warn(msg, DeprecationWarning, stacklevel=3)
+    same = kernel.singular != diagonal
+    return kernel if same else Function(kernel, singular=not diagonal)
 
 
 @lru_cache

@@ -291,6 +291,13 @@ class Particles(Measure):
             raise Diverged(msg, measure=self)
         return self.with_free_atoms(weights=weights, is_uniform=False)
 
+    def _mixture(self, other: Self, share: float) -> Self:
+        points = torch.cat([self.points, self.check_probes(other.points)])
+        if share in (0.0, 1.0):
+            return self if share == 0 else other
+        weights = torch.cat([(1.0 - share) * self.weights, share * other.weights])
+        return self.with_free_atoms(points, weights)
+
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n points independently, with replacement.
 

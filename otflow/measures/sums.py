@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from otflow._graphs import recording, records, refuse_graph
-from otflow._pairs import pair_sum
+from otflow._answers import check_map
+from otflow._autodiff import grads_of
+from otflow._graphs import alias, detached, leaf, records, refuse_graph
+from otflow._pairs import pair_sum, tiles
 from otflow._typing import Ground
 from otflow._validation import check_like, real
 from otflow.errors import InvalidFunctional
-from otflow.kernels import RadialKernel
+from otflow.kernels import Kernel
 
 __all__ = [
     "check_energy",
-    "check_kernel",
     "integrate",
     "internal_energy",
     "pair_energy",
+    "pair_potential",
     "refuse_to_draw",
     "reweighted",
+    "sum_at",
 ]
 
 
-def reweighted(weights: Tensor, log_rate: Tensor, dt: float) -> Tensor:
+def reweighted(weights: Tensor, log_rate: Tensor, dt: float, each: str = "") -> Tensor:
     r"""Return :math:`w_i e^{dt\,r_i}` over their sum; masses of zero stay zero."""
     if not isinstance(log_rate, Tensor) or log_rate.shape != weights.shape:
         got = getattr(log_rate, "shape", type(log_rate).__name__)
-        shape = tuple(weights.shape)
-        msg = f"log_rate must have shape {shape}, one entry a cell or atom, got {got}"
+        msg = f"log_rate must have shape {tuple(weights.shape)}{each}, got {got}"
         raise ValueError(msg)
     check_like(log_rate, weights, "log_rate", "weights")
     exponents = real(dt, "dt") * log_rate
@@ -94,71 +97,70 @@ def internal_energy(e: Ground, rho: Tensor, weights: Tensor) -> Tensor:
     return torch.where(empty, vacuum, filled).sum()
 
 
-def pair_energy(
-    W: Ground, points: Tensor, weights: Tensor, *, diagonal: bool = True
-) -> Tensor:
-    r"""Return :math:`\tfrac12 \sum_{ij} w_i w_j W(x_i - x_j)` tile by tile."""
+def pair_energy(W: Kernel, points: Tensor, weights: Tensor) -> Tensor:
+    r"""Return :math:`\tfrac12 \sum_{ij} w_i w_j W(x_i - x_j)` tile by tile.
+
+    The pairs i = j are left out if W is singular.
+    """
 
     def energy(x: Tensor, a: Tensor, y: Tensor, b: Tensor, is_diagonal: bool) -> Tensor:
         z = x[:, None, :] - y[None, :, :]
-        if is_diagonal and not diagonal:
+        if is_diagonal and W.singular:
             keep = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
             i, j = keep.nonzero(as_tuple=True)
-            return 0.5 * (a[i] * b[j] * check_kernel(W, z[i, j])).sum()
-        return 0.5 * (a @ check_kernel(W, z) @ b)
+            return 0.5 * (a[i] * b[j] * W.values(z[i, j])).sum()
+        return 0.5 * (a @ W.values(z) @ b)
 
-    sweep = W.sweep if isinstance(W, RadialKernel) and W.singular != diagonal else None
-    closed = not recording() or not has_parameters(W, points)
-    return pair_sum(energy, points, weights, sweep=sweep, is_closed=closed)
-
-
-def has_parameters(W: Ground, points: Tensor) -> bool:
-    """Return whether a kernel has a graph of its own, as a network has."""
-    if isinstance(W, RadialKernel) and all(
-        isinstance(value, (int, float)) for value in vars(W).values()
-    ):
-        return False
-    # At a difference other than 0, which a user's kernel need not admit.
-    values = W(torch.ones_like(points[:1]).detach())
-    return bool(getattr(values, "requires_grad", False))  # the sum refuses the rest
+    closed = not W.has_graph(points)
+    return pair_sum(energy, points, weights, sweep=W.closed_sweep(), is_closed=closed)
 
 
-def check_kernel(W: Ground, z: Tensor) -> Tensor:
-    """Return W(z), refused unless it is one number for each difference."""
-    values = W(z)
-    if not isinstance(values, Tensor) or values.shape != z.shape[:-1]:
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
-        msg = (
-            f"an interaction W must map differences {tuple(z.shape)} to "
-            f"{tuple(z.shape[:-1])}, got {got}; reduce over the last axis: .sum(-1)"
-        )
-        raise InvalidFunctional(msg)
-    if values.dtype != z.dtype:
-        msg = (
-            f"an interaction W returned {values.dtype} for differences of dtype "
-            f"{z.dtype}; build its constants with the dtype of z"
-        )
-        raise InvalidFunctional(msg)
-    return values
+def pair_potential(
+    W: Kernel, x: Tensor | None, points: Tensor, weights: Tensor
+) -> Tensor:
+    r"""Return :math:`\sum_j w_j W(x_i - x_j)`, (m,), of the even part of W.
+
+    At probes x (m, d), or at the points themselves: then the pairs i = j are left out
+    if W is singular. Differentiable to any order. Time O(n m d), memory O(n + m).
+    """
+    if x is not None:
+        return sum_at(W.even, x, points, weights, is_closed=not W.has_graph(points))
+    live = records(points, weights) or W.has_graph(points)
+    with torch.enable_grad(), nullcontext() if live else detached():
+        masses = alias(weights)
+        energy = pair_energy(W, points, masses)
+        return grads_of(energy, (masses,), create_graph=live)[0]
+
+
+def sum_at(
+    f: Ground, x: Tensor, points: Tensor, weights: Tensor, *, is_closed: bool = True
+) -> Tensor:
+    r"""Return :math:`\sum_j w_j f(x_i - x_j)`, (m,), tile by tile.
+
+    An f with parameters that are being recorded is not closed.
+    """
+    if is_closed and not records(x, points, weights):
+        total = torch.zeros_like(x[:, 0])
+        with torch.no_grad():
+            for i in tiles(len(x)):
+                for j in tiles(len(points)):
+                    total[i] += f(x[i][:, None] - points[j]) @ weights[j]
+        return total
+
+    def energy(x: Tensor, a: Tensor, y: Tensor, b: Tensor, _: bool) -> Tensor:
+        return a @ f(x[:, None] - y) @ b
+
+    # It is linear in the masses of the probes: their gradient is the sum.
+    masses, others = leaf(torch.ones_like(x[:, 0])), (points, weights)
+    whole = pair_sum(energy, x, masses, others=others, is_closed=is_closed)
+    return grads_of(whole, (masses,), create_graph=True)[0]
 
 
 def check_energy(e: Ground, rho: Tensor) -> Tensor:
     """Return e(rho), refused unless it is one number for each density."""
-    values = e(rho)
-    if not isinstance(values, Tensor) or values.shape != rho.shape:
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
-        msg = (
-            f"an energy per unit of mass e must map densities {tuple(rho.shape)} to "
-            f"{tuple(rho.shape)}, entry by entry, got {got}; a constant c is c + 0 * r"
-        )
-        raise InvalidFunctional(msg)
-    if values.dtype != rho.dtype:
-        msg = (
-            f"an energy per unit of mass e returned {values.dtype} for densities of "
-            f"dtype {rho.dtype}; build its constants with the dtype of r"
-        )
-        raise InvalidFunctional(msg)
-    return values
+    what, cure = "an energy per unit of mass e", "a constant c is c + 0 * r"
+    each = ", entry by entry"
+    return check_map(e(rho), rho, rho.shape, what, "densities r", cure, each)
 
 
 def refuse_to_draw(weights: Tensor) -> None:

@@ -53,7 +53,6 @@ class Trivial(Symmetry):
     """
 
     def orbit(self, theta: Tensor) -> list[Tensor]:
-        """Return the neurons as they are."""
         return [theta]
 
 
@@ -70,7 +69,6 @@ class Sign(Symmetry):
     """
 
     def orbit(self, theta: Tensor) -> list[Tensor]:
-        """Return the neurons and their opposites."""
         return [theta, -theta]
 
 
@@ -136,7 +134,6 @@ class Scale(Symmetry):
         return balanced
 
     def orbit(self, theta: Tensor) -> list[Tensor]:
-        """Return the balanced neurons as they are."""
         return [theta]
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 __all__ = ["Anderson"]
 
-# Share of the trace that is added to the normal equations.
-RIDGE = 1e-12
+# What is added to the normal equations of differences of unit length.
+RIDGE = 1e-11
 
 
 class Anderson:
@@ -80,9 +80,13 @@ class Anderson:
         if k == 0:
             return new
         gram = self._gram[:k, :k]
-        ridge = RIDGE * gram.trace() + torch.finfo(torch.float64).tiny
         right = (self._changes[:k] @ weighted).to(torch.float64)
-        identity = torch.eye(k, dtype=torch.float64, device=gram.device)
-        share: Tensor = torch.linalg.solve_ex(gram + ridge * identity, right)[0]
+        # Scaled to unit length, differences of different sizes are solved alike.
+        size = gram.diagonal().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+        ridge = RIDGE * torch.eye(k, dtype=torch.float64, device=gram.device)
+        unit = gram / size / size[:, None] + ridge
+        share: Tensor = torch.linalg.solve_ex(unit, right / size)[0] / size
+        if not bool(torch.isfinite(share).all()):
+            return new
         past: Tensor = share.to(x.dtype) @ self._moves[:k]
         return new - past.reshape(x.shape)

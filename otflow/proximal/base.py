@@ -75,19 +75,13 @@ class ProxResult(Generic[M]):
                 "residual=..., ...))"
             )
             warnings.warn(msg, DeprecationWarning, stacklevel=2)
-        if iterations is not None and isinstance(certificate, Mapping):
-            if isinstance(certificate, Certificate):
-                certificate = replace(certificate, iterations=iterations)
-            else:
-                certificate = {**certificate, "iterations": iterations}
-        object.__setattr__(self, "measure", measure)
-        object.__setattr__(self, "warm", warm)
-        object.__setattr__(self, "certificate", certificate)
+            certificate = {**certificate, "iterations": iterations}
+        self.__dict__.update(measure=measure, warm=warm, certificate=certificate)
 
     @property
     def iterations(self) -> int:
         """What the step cost; see `Certificate`."""
-        return self.certificate.iterations or 0
+        return int(self.certificate["iterations"])
 
     @property
     def residual(self) -> float:

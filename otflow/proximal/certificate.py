@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ __all__ = [
     "Certificate",
     "Guarantee",
     "certify",
-    "fell",
     "round_off",
 ]
 
@@ -204,7 +204,10 @@ class Certificate(Mapping[str, Any]):
     @property
     def decrease(self) -> float | None:
         """The energy lost beyond the transport cost; None if one is not known."""
-        return _decrease(self.energy_before, self.energy_after, self.w2, self.dt)
+        before, after, w2, dt = self.energy_before, self.energy_after, self.w2, self.dt
+        if before is None or after is None or w2 is None or dt is None:
+            return None
+        return _finite(before - after - w2 * w2 / (2 * dt))
 
     @property
     def certified(self) -> bool:
@@ -221,7 +224,7 @@ class Certificate(Mapping[str, Any]):
 
     @cached_property
     def _view(self) -> dict[str, Any]:
-        own = {} if self.details is None else _fields(self.details)
+        own = {} if self.details is None else vars(self.details)
         named = {name: getattr(self, name) for name in (*WORDS, *MORE)}
         if self.guarantee is None:
             del named["certified"]
@@ -252,8 +255,6 @@ def certify(
     guarantee: str,
     bound: float | None = None,
     noise: float = 0.0,
-    iterations: int | None = None,
-    details: Any = None,
     **own: Any,
 ) -> Certificate:
     r"""Return a certificate; what its words mean is derived here and nowhere else.
@@ -284,12 +285,9 @@ def certify(
         On the W2 distance to the exact step; only with ``"exact"``.
     noise : float
         What the solver knows its energies to; at least round-off is added.
-    iterations : int, optional
-        What the step cost, in the unit of the solver's documentation.
-    details : object, optional
-        What this solver alone reports: a frozen dataclass of its own.
     **own : object
-        Entries of the solver's own, where it has no dataclass for them.
+        ``iterations`` and ``details``, see `Certificate`, and entries of the solver's
+        own, where it has no dataclass for them.
 
     Returns
     -------
@@ -324,71 +322,32 @@ def certify(
             "bound": bound,
             "noise": noise,
             "dt": dt,
-            "iterations": iterations,
-            "details": details,
             **own,
         }
     )
 
 
-def fell(
-    before: float | None,
-    after: float | None,
-    w2: float | None,
-    dt: float | None,
-    noise: float,
-) -> bool:
-    """Return whether a step lowered the energy, and its objective, up to noise.
-
-    Parameters
-    ----------
-    before, after : float or None
-        F at both ends.
-    w2, dt : float or None
-        Length and time of the step.
-    noise : float
-        What the energies are known to; their round-off is added.
-
-    Returns
-    -------
-    bool
-        False if an energy is not known.
-    """
-    if before is None or after is None:
-        return False
-    noise = noise + round_off(before, after)
-    decrease = _decrease(before, after, w2, dt)
-    return after - before <= noise and (decrease is None or decrease >= -noise)
-
-
 def _judged(claim: Certificate) -> Certificate:
     """Return what is left of a claim."""
     before, after, noise = claim.energy_before, claim.energy_after, claim.noise or 0.0
+    if before is None or after is None:
+        msg = "a step has a guarantee where both its energies are known; name them"
+        raise TypeError(msg)
+    noise += round_off(before, after)
     numbers = (before, after, claim.residual, noise, claim.w2, claim.bound)
     finite = all(math.isfinite(x) for x in numbers if x is not None)
-    w2, guarantee = _finite(claim.w2), claim.guarantee
-    converged = bool(claim.converged and finite)
-    if not (converged and fell(before, after, w2, claim.dt, noise)):
-        guarantee = Guarantee.NONE
-    if before is not None and after is not None:
-        noise += round_off(before, after)
-    return replace(
+    claim = replace(
         claim,
-        w2=w2,
+        w2=_finite(claim.w2),
         residual=None if claim.residual is None else _capped(claim.residual),
-        converged=converged,
-        guarantee=guarantee,
-        bound=_finite(claim.bound) if guarantee == Guarantee.EXACT else None,
+        converged=bool(claim.converged and finite),
         noise=_capped(noise),
     )
-
-
-def _decrease(
-    before: float | None, after: float | None, w2: float | None, dt: float | None
-) -> float | None:
-    if before is None or after is None or w2 is None or dt is None:
-        return None
-    return _finite(before - after - w2 * w2 / (2 * dt))
+    decrease = 0.0 if claim.decrease is None else claim.decrease
+    if not (claim.converged and max(after - before, -decrease) <= noise):
+        claim = replace(claim, guarantee=Guarantee.NONE)
+    kept = claim.bound if claim.guarantee == Guarantee.EXACT else None
+    return replace(claim, bound=kept)
 
 
 def round_off(
@@ -409,42 +368,28 @@ def _finite(x: float | None) -> float | None:
 
 # Plain mappings -----------------------------------------------------------------------
 
-# What each word is made into; the derived ones are not taken from a mapping.
-KINDS: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("energy_before", "energy_after", "w2", "residual"), float),
-    **dict.fromkeys(("bound", "noise", "dt", "modulus"), float),
-    **dict.fromkeys(("iterations", "order"), int),
-    "converged": bool,
-    "guarantee": Guarantee,
-    "solver": str,
-    "details": lambda details: details,
-}
+NUMBERS = ("energy_before", "energy_after", "w2", "residual", "bound", "noise", "dt")
 
 
 def _sorted(report: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the words of a mapping and its other entries, as Python numbers."""
     words: dict[str, Any] = {}
     entries: dict[str, Any] = {}
-    for given, value in report.items():
-        name, value = _current(given), _plain(value)  # noqa: PLW2901
-        if name in ("decrease", "certified"):
-            continue
+    for given, found in report.items():
+        name, value = _current(given), _plain(found)
         if name in NESTED:
-            entries[name] = tuple(Certificate.of(part) for part in value)
-        elif name not in KINDS:
-            entries[name] = value
-        elif value is None or name == "guarantee":
-            words[name] = None if value is None else Guarantee(value)
-        else:
-            try:
-                words[name] = KINDS[name](value)
-            except (TypeError, ValueError, RuntimeError) as error:
-                msg = (
-                    f"{name!r} of a step's report must be of type "
-                    f"{KINDS[name].__name__}, got {value!r}; give an entry of your own "
-                    f"another name"
-                )
-                raise TypeError(msg) from error
+            value = tuple(Certificate.of(part) for part in value)
+        if name in NUMBERS and not isinstance(value, (int, float, NoneType)):
+            msg = (
+                f"{name!r} of a step's report must be a number, got {value!r}; give an "
+                f"entry of your own another name"
+            )
+            raise TypeError(msg)
+        if name == "guarantee" and value is not None:
+            value = Guarantee(value)
+        if name not in ("decrease", "certified"):
+            words_or_entries = words if name in Certificate.__annotations__ else entries
+            words_or_entries[name] = value
     return words, entries
 
 
@@ -463,10 +408,6 @@ def _written(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_written(part) for part in value]
     return str(value) if isinstance(value, Guarantee) else value
-
-
-def _fields(details: Any) -> dict[str, Any]:
-    return {field.name: getattr(details, field.name) for field in fields(details)}
 
 
 def _current(name: str) -> str:

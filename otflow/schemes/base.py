@@ -69,12 +69,7 @@ class Step(Generic[M]):
         if energy is None and isinstance(info, dict) and "energy" in info:
             energy = info["energy"]
         known = Certificate() if info is None else Certificate.of(info)
-        for name, value in zip(
-            ("measure", "state", "info", "energy"),
-            (measure, state, known, energy),
-            strict=True,
-        ):
-            object.__setattr__(self, name, value)
+        self.__dict__.update(measure=measure, state=state, info=known, energy=energy)
 
     def taken(self, dt: float) -> float:
         """Return the time in fact taken by a step that was asked for dt."""

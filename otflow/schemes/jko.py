@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -62,8 +62,8 @@ class JKO(Scheme):
     Raises
     ------
     Unsupported
-        At the first step, if the representation does not carry this order, or F bounds
-        the density and the order is not 1.
+        Before the first step, if the representation does not carry this order, or F
+        bounds the density and the order is not 1.
     Diverged
         If a stage would start from a point that is no measure.
 
@@ -145,6 +145,13 @@ class JKO(Scheme):
             msg = f"order must be 1, 2 or 3, got {order}"
             raise ValueError(msg)
 
+    def init(self, F: Functional, mu: Measure) -> _Plan:
+        """Return what depends on F and the kind of `mu` alone: the solver, chosen."""
+        solver = self.solver or default_solver(mu, F)
+        if self.order > 1:
+            self._check_order(solver, F, mu)
+        return _Plan(F, type(mu), solver, F.modulus(mu.dim))
+
     def step(
         self,
         F: Functional,
@@ -154,55 +161,76 @@ class JKO(Scheme):
         generator: torch.Generator,
     ) -> Step[Any]:
         """Solve for the proximal steps, warm-started by those of the step before."""
-        solver = self.solver or default_solver(mu, F)
-        if self.order > 1 and sort_terms(F).max_density < torch.inf:
-            msg = (
-                f"JKO(order={self.order}) takes stages from extrapolated densities, "
-                f"which a bound on the density does not admit; use order=1, or "
-                f"PowerEntropy(m) with a large m"
-            )
-            raise Unsupported(msg)
-        if self.order > 1 and not solver.carries_order_2:
-            msg = (
-                f"{type(solver).__name__} is of first order in time, and so is a step "
-                f"beside obstacles: use JKO() with order=1 and a smaller dt"
-            )
-            raise Unsupported(msg)
+        plan = self._plan(F, mu, state)
+        solver, warm = plan.solver, plan.warm
         if self.order == 1:
-            step = _proximal_step(solver, F, mu, dt, state)
+            result = solved(solver, F, mu, dt, warm)
+            step = Step(result.measure, result.warm, result.certificate)
         elif solver.flat:
-            step = runge_kutta_step(solver, F, mu, dt, TABLEAUS[self.order], state)
-        elif self.order == 2 and type(mu).transport is Measure.transport:
-            msg = (
-                f"order 2 needs tangents that add up, or a measure with fixed cells: "
-                f"{type(solver).__name__} does not say that they do, and "
-                f"{type(mu).__name__} has none; let the class of the solver state "
-                f"flat = True if W2 is Euclidean in its tangents, or use "
-                f"JKO(solver) of order 1, or JKO(order=2) without a solver"
-            )
-            raise Unsupported(msg)
-        elif self.order == 2:
-            step = trapezoidal_step(solver, F, mu, dt, state)
+            step = runge_kutta_step(solver, F, mu, dt, TABLEAUS[self.order], warm)
         else:
-            msg = (
-                f"order 3 adds up tangents of several measures, which needs a flat W2; "
-                f"{type(solver).__name__} is not of that kind: use JKO(order=2), or "
-                f"represent the measure by Quantiles, a Gaussian or Particles"
-            )
-            raise Unsupported(msg)
+            step = trapezoidal_step(solver, F, mu, dt, warm)
         info = replace(
             step.info,
             solver=type(solver).__name__,
             dt=dt,
             order=self.order,
-            modulus=F.modulus(mu.dim),
+            modulus=plan.modulus,
         )
         before = torch.as_tensor(info.energy_before, dtype=mu.dtype, device=mu.device)
-        return Step(step.measure, step.state, info, before)
+        return Step(step.measure, replace(plan, warm=step.state), info, before)
+
+    def _plan(self, F: Functional, mu: Measure, state: _Plan | None) -> _Plan:
+        """Return the plan of the step before, or another one for another draw of F."""
+        if state and state.functional is F and state.kind is type(mu):
+            return state
+        plan = self.init(F, mu)
+        same = state and type(state.solver) is type(plan.solver)
+        return replace(plan, warm=state.warm) if state and same else plan
+
+    def _check_order(
+        self, solver: ProximalSolver[Any], F: Functional, mu: Measure
+    ) -> None:
+        """Refuse (Unsupported) an order above 1 that the step cannot have."""
+        name = type(solver).__name__
+        if sort_terms(F).max_density < torch.inf:
+            msg = (
+                f"JKO(order={self.order}) takes stages from extrapolated densities, "
+                f"which a bound on the density does not admit; use order=1, or "
+                f"PowerEntropy(m) with a large m"
+            )
+        elif not solver.carries_order_2:
+            msg = (
+                f"{name} is of first order in time, and so is a step "
+                f"beside obstacles: use JKO() with order=1 and a smaller dt"
+            )
+        elif solver.flat:
+            return
+        elif self.order == 3:
+            msg = (
+                f"order 3 adds up tangents of several measures, which needs a flat W2; "
+                f"{name} is not of that kind: use JKO(order=2), or "
+                f"represent the measure by Quantiles, a Gaussian or Particles"
+            )
+        elif type(mu).transport is Measure.transport:
+            msg = (
+                f"order 2 needs tangents that add up, or a measure with fixed cells: "
+                f"{name} does not say that they do, and "
+                f"{type(mu).__name__} has none; let the class of the solver state "
+                f"flat = True if W2 is Euclidean in its tangents, or use "
+                f"JKO(solver) of order 1, or JKO(order=2) without a solver"
+            )
+        else:
+            return
+        raise Unsupported(msg)
 
 
-def _proximal_step(
-    solver: ProximalSolver[Any], F: Functional, mu: Measure, dt: float, state: Any
-) -> Step[Any]:
-    result = solved(solver, F, mu, dt, state)
-    return Step(result.measure, result.warm, result.certificate)
+@dataclass(frozen=True)
+class _Plan:
+    """What the steps of a flow share, and what the solver wants back."""
+
+    functional: Functional = field(repr=False)
+    kind: type[Measure]
+    solver: ProximalSolver[Any]
+    modulus: float | None
+    warm: Any = None

@@ -1,4 +1,4 @@
-"""Crowds below a bound on the density, against their exact solutions; oracle 17."""
+"""Crowds below a bound on the density, against their exact solutions."""
 
 from __future__ import annotations
 

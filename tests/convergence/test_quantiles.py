@@ -158,7 +158,7 @@ def test_runge_kutta_steps_are_of_order_two_and_three(case):
 
 
 def test_heat_between_walls():
-    """Row 1: 1 + a cos(pi x) on [0, 1] decays like exp(-pi^2 t)."""
+    """The density 1 + a cos(pi x) on [0, 1] decays like exp(-pi^2 t)."""
     solver, F, time = QuantileProximal(lower=0.0, upper=1.0), of.Entropy(), 0.1
     steps = (0.01, 0.005, 0.0025, 0.00125)
     errors = [
@@ -174,7 +174,7 @@ def test_heat_between_walls():
 
 
 def test_the_mean_of_fokker_planck_follows_its_own_recursion():
-    """Row 2: m+ = (m + tau lam b)/(1 + tau lam), exactly, on any cells."""
+    """The mean: m+ = (m + tau lam b)/(1 + tau lam), exactly, on any cells."""
     lam, b, dt, k = 1.5, 0.7, 0.1, 12
     mu = gauss(1.0, 20, 1.0).push(torch.full((21, 1), -2.0, dtype=torch.float64), 1.0)
     F = exact.quadratic(lam, b) + of.Entropy()
@@ -184,7 +184,7 @@ def test_the_mean_of_fokker_planck_follows_its_own_recursion():
 
 
 def test_two_flows_approach_each_other_at_the_rate_of_the_modulus():
-    """Row 3: W2 contracts by 1/(1 + lam tau), F - F* by its square."""
+    """W2 contracts by 1/(1 + lam tau), F - F* by its square."""
     lam, dt, k = 1.5, 0.2, 8
     F = exact.quadratic(lam) + of.Entropy()
     one, other = gauss(2.0, 100), gauss(0.4, 100)
@@ -241,7 +241,7 @@ class TestLogGas:
 
 
 def test_quadratic_attraction_and_entropy():
-    """Row 11: the mean stays, the standard deviation breathes with lam = theta."""
+    """The mean stays, the standard deviation breathes with lam = theta."""
     theta, kappa, dt, k, shift = 1.5, 0.6, 0.1, 6, 0.8
     F = theta * of.Interaction(of.kernels.Quadratic()) + kappa * of.Entropy()
     errors, sizes = [], (20, 40, 80)
@@ -256,7 +256,7 @@ def test_quadratic_attraction_and_entropy():
 
 @pytest.mark.parametrize("chi", [0.5, 1.0])
 def test_the_second_moment_of_keller_segel(chi):
-    """Row 13: it grows by 2 (1 - chi) dt - W2^2 in every step, on any cells."""
+    """The moment grows by 2 (1 - chi) dt - W2^2 in every step, on any cells."""
     F = of.Entropy() + (-2 * chi) * of.Interaction(of.kernels.Log())
     mu, dt = gauss(1.0, 24, 2.0), 0.05
     moment = lambda m: float(m.inner(m.edges[:, None], m.edges[:, None]))
@@ -269,7 +269,7 @@ def test_the_second_moment_of_keller_segel(chi):
 
 
 def test_keller_segel_blows_up_above_the_critical_strength():
-    """Row 13: at chi = 3/2 the moment falls by dt a step, and cannot go below 0."""
+    """At chi = 3/2 the moment falls by dt a step, and cannot go below 0."""
     chi, dt = 1.5, 0.02
     F = of.Entropy() + (-2 * chi) * of.Interaction(of.kernels.Log())
     mu = gauss(0.5, 12, 2.0)
@@ -293,7 +293,7 @@ class Distance(of.Functional):
 
 
 def test_half_the_squared_distance_to_a_target():
-    """Row 15: the step goes the share tau/(1 + tau) of the way."""
+    """The step goes the share tau/(1 + tau) of the way."""
     dt, k = 0.3, 3
     share = 1 - exact.decay_jko(1.0, dt, k)
     errors, sizes = [], (20, 40, 80)
@@ -308,7 +308,7 @@ def test_half_the_squared_distance_to_a_target():
 
 
 class TestCrowd:
-    """Row 17: rho <= 1, exact to the cell in which the front lies."""
+    """rho <= 1, exact to the cell in which the front lies."""
 
     @pytest.mark.parametrize("n", [64, 256])
     def test_a_column_falls_on_a_wall(self, n):

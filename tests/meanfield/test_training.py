@@ -1,4 +1,4 @@
-"""Training as a flow: rows A5 to A7, D7, F6, G5 of the survey, and its example."""
+"""Training as a flow: statements of the survey of mean-field networks, its example."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_velocities_do_not_depend_on_n_and_gradients_are_diluted():
     assert max(speeds) / min(speeds) < 1.25
 
 
-# Energy laws (D7, F6) -----------------------------------------------------------------
+# Energy laws --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mu", [clouds.uniform(40, 4), clouds.weighted(15, 4)])

@@ -235,7 +235,11 @@ def test_interaction_counts_pairs_with_one_half():
     matrix = w[:, None] * w * W(x[:, None] - x)
     torch.testing.assert_close(mu.interaction(W), 0.5 * matrix.sum())
     off = 0.5 * (matrix.sum() - matrix.diagonal().sum())
-    torch.testing.assert_close(mu.interaction(W, diagonal=False), off)
+    left_out = of.kernels.Function(W, singular=True)
+    torch.testing.assert_close(mu.interaction(left_out), off)
+    with pytest.warns(DeprecationWarning, match="singular=True") as caught:
+        torch.testing.assert_close(mu.interaction(W, diagonal=False), off)
+    assert caught[0].filename == __file__
 
 
 # Moves --------------------------------------------------------------------------------

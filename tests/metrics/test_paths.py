@@ -35,7 +35,7 @@ def test_a_geodesic_has_the_distance_as_length_and_its_square_as_action(ends):
 
 
 def test_another_speed_keeps_the_length_and_raises_the_action(ends):
-    """Erratum E5: at speed 2t the action is 4/3 of the square of the length."""
+    """At speed 2t the action is 4/3 of the square of the length."""
     x, y, square = ends
     times = unit(400)
     path = straight(x, y, [t**2 for t in times])
@@ -45,7 +45,7 @@ def test_another_speed_keeps_the_length_and_raises_the_action(ends):
 
 
 def test_a_detour_costs_its_own_action(ends):
-    """Row D3: bent by sin(pi t)/2 in one direction, the action grows by pi^2/8."""
+    """Bent by sin(pi t)/2 in one direction, the action grows by pi^2/8."""
     x, y, square = ends
     times = unit(200)
     bend = torch.tensor([0.5, 0.0], dtype=torch.float64)

@@ -23,7 +23,7 @@ def shuffle(x: torch.Tensor, seed: int = 0) -> torch.Tensor:
 class TestRemark1:
     @pytest.mark.parametrize("n", [5, 20, 100, 300])
     def test_equals_w2_of_the_empirical_measures(self, n):
-        """Row D14, with erratum E4: the factor is 1/sqrt(N)."""
+        """With the factor 1/sqrt(N), which the survey leaves out."""
         x, y = normal(n, 3), normal(n, 3, seed=1) + 1
         d = float(quotient_distance(x, y))
         w2 = float(wasserstein2(of.Particles(x), of.Particles(y)))
@@ -69,7 +69,7 @@ class TestRemark1:
     @pytest.mark.slow
     @pytest.mark.parametrize(("d", "trials"), [(1, 400), (2, 30)])
     def test_converges_to_the_distance_of_the_laws(self, d, trials):
-        """Row D15: N(0, I) against N(m, S), Bures in closed form, slope <= -0.4."""
+        """N(0, I) against N(m, S), Bures in closed form, slope <= -0.4."""
         mean = torch.full((d,), 1.0, dtype=torch.float64)
         exact = math.sqrt(d * (1.0 + (2.0 - 1.0) ** 2))  # S = 4 I
         sizes, errors = [50, 100, 200, 400, 800], []

@@ -278,7 +278,7 @@ class TestLaws:
                 )
 
     def test_action_of_a_wrong_coupling_is_larger(self):
-        """Row D3: the optimal coupling's action is W2^2, any other's is more."""
+        """The optimal coupling's action is W2^2, any other's is more."""
         x, y = cloud(60, 2), cloud(60, 2, 1)
         best = float(wasserstein2_squared(x, y))
         a, b = of.metrics.aligned_ends(of.Particles(x), of.Particles(y))

@@ -55,7 +55,7 @@ class TestExactSequences:
         assert torch.allclose(rate, torch.full_like(rate, -2 * math.log1p(lam * dt)))
 
     def test_w2_to_a_target_shrinks_by_one_over_one_plus_dt(self):
-        """Oracle 15: F = W2^2(., nu)/2, the step is the geodesic at dt/(1 + dt)."""
+        """F = W2^2(., nu)/2, the step is the geodesic at dt/(1 + dt)."""
         x, dt = cloud(20, 2), 0.7
         shift = torch.tensor([3.0, -1.0], dtype=torch.float64)
         target = of.Particles(1.5 * x + shift)
@@ -77,7 +77,7 @@ class TestExactSequences:
         assert float(gap) < 1e-8
 
     def test_power_law_4_2_splits_into_two_atoms(self):
-        """Oracle 10: half the mass at -1/2, half at 1/2, energy -1/16."""
+        """Half the mass at -1/2, half at 1/2, energy -1/16."""
         mu = of.Particles(torch.linspace(-1, 1, 40, dtype=torch.float64)[:, None])
         F = of.Interaction(of.kernels.PowerLaw(4, 2))
         run = of.flow(F, mu, of.JKO(), dt=5.0, steps=40, every=40)
@@ -100,7 +100,7 @@ class TestExactSequences:
         assert slopes[-1] == pytest.approx(1.0, abs=0.1)
 
     def test_rate_of_convex_functional(self):
-        """Oracle 3: W2 to the minimiser falls at least by 1/(1 + lam dt) a step."""
+        """W2 to the minimiser falls at least by 1/(1 + lam dt) a step."""
         F = exact.quadratic(1.0) + of.Potential(
             lambda x: 0.1 * x.square().sum(-1).square(), modulus=0.0
         )
@@ -546,7 +546,7 @@ class TestScheme:
 
 class TestDiskEquilibrium:
     def test_particles_relax_to_the_uniform_unit_disk(self):
-        """Oracle 8: under |z|^2/2 - log|z| in the plane, by certified steps."""
+        """Under |z|^2/2 - log|z| in the plane, by certified steps."""
         n = 300
         F = of.Interaction(of.kernels.PowerLaw(2, 0))
         solver = ParticleProximal(tolerance=1e-3)

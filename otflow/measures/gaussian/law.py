@@ -23,7 +23,7 @@ from otflow._validation import (
 )
 from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.kernels import Gaussian as GaussianKernel
-from otflow.kernels import RadialKernel
+from otflow.kernels import Kernel
 from otflow.measures.base import Measure, keep_immutable
 from otflow.measures.gaussian.covariance import (
     check_state,
@@ -31,14 +31,17 @@ from otflow.measures.gaussian.covariance import (
     optimal_rotation,
     widened,
 )
-from otflow.measures.gaussian.narrow import gaussian_kernel_energy, warn_if_hidden
+from otflow.measures.gaussian.narrow import (
+    gaussian_kernel_energy,
+    gaussian_kernel_potential,
+    warn_if_hidden,
+)
 from otflow.measures.gaussian.quadrature import (
     Nodes,
     finer_nodes,
     gaussian_nodes,
     integrate_energy,
 )
-from otflow.measures.sums import check_kernel
 
 __all__ = ["Gaussian"]
 
@@ -139,6 +142,10 @@ class Gaussian(Measure):
         "reweight": (
             "a Gaussian times a function is no Gaussian; use a GridDensity, or "
             "Particles(mu.sample(...)), for birth and death"
+        ),
+        "mix": (
+            "a mixture of Gaussians is no Gaussian; mix draws of both, "
+            "Particles(mu.sample(n, generator))"
         ),
     }
 
@@ -309,48 +316,55 @@ class Gaussian(Measure):
         """
         return integrate_energy(e, self.log_density(), self.weights)
 
-    def interaction(self, W: Ground, *, diagonal: bool = True) -> Tensor:
+    def entropy(self) -> Tensor:
+        r"""Return :math:`-\tfrac12\log\det(2\pi\Sigma) - d/2`: in closed form."""
+        return -self.log_volume() - 0.5 * self.dim
+
+    def _pair_energy(self, W: Kernel) -> Tensor:
         r"""Return :math:`\tfrac12 E\,W(\sqrt2 L z)`: the law of x - y is Gaussian.
 
         For a Gaussian kernel of any width in closed form, :math:`\tfrac12 \det(I +
         2\Sigma/\sigma^2)^{-1/2}`. Exact too where the rule is exact for W, as for
-        quadratic kernels. Time O(n d^2). There is no diagonal: two independent points
-        never coincide.
-
-        Raises
-        ------
-        Unsupported
-            If W is infinite at 0, to which the rule is blind: it is percents off.
-        NonFinite
-            If W is infinite at a node.
-
-        Warns
-        -----
-        KernelWarning
-            If W is so narrow about 0 that it lies between the nodes.
+        quadratic kernels. Time O(n d^2).
         """
-        at_zero = check_kernel(W, torch.zeros_like(self.mean)[None])
-        if bool(at_zero.isinf()) or (isinstance(W, RadialKernel) and W.singular):
-            name = getattr(W, "__name__", repr(W))
-            msg = (
-                f"{name} is infinite at 0, and a quadrature of smooth functions is "
-                f"wrong for it; use Quantiles, GridDensity or Particles, or a smooth "
-                f"kernel"
-            )
-            raise Unsupported(msg)
         if type(W) is GaussianKernel:
             return gaussian_kernel_energy(self.factor, W)
-        difference = self.nodes @ (math.sqrt(2.0) * self.factor.T)
-        values = check_kernel(W, difference)
-        energy = 0.5 * (self.weights @ values)
+        energy = 0.5 * (self.weights @ self._differences(W))
         if not bool(torch.isfinite(energy)):
             msg = (
                 "the interaction is not finite at a node of the quadrature; use a "
                 "smooth kernel, or Quantiles, GridDensity or Particles"
             )
             raise NonFinite(msg)
-        warn_if_hidden(W, self.nodes, self.weights, self.factor, values)
         return energy
+
+    def _potential(self, W: Kernel, x: Tensor | None) -> Tensor:
+        x = self.points if x is None else x
+        if type(W) is GaussianKernel:
+            return gaussian_kernel_potential(self.mean, self.factor, W, x)
+        self._differences(W)  # it tells what the rule cannot see
+        return super()._potential(W, x)
+
+    def _differences(self, W: Kernel) -> Tensor:
+        """Return W at the nodes of x - y; it warns if W lies between the nodes.
+
+        Raises
+        ------
+        Unsupported
+            If W is infinite at 0, to which the rule is blind: it is percents off.
+        """
+        at_zero = W.values(torch.zeros_like(self.mean)[None])
+        if W.singular or bool(at_zero.isinf()):
+            msg = (
+                f"{W!r} is infinite at 0, and a quadrature of smooth functions is "
+                f"wrong for it; use Quantiles, GridDensity or Particles, or a smooth "
+                f"kernel"
+            )
+            raise Unsupported(msg)
+        values = W.values(self.nodes @ (math.sqrt(2.0) * self.factor.T))
+        if bool(values.isfinite().all()):
+            warn_if_hidden(W, self.nodes, self.weights, self.factor, values)
+        return values
 
     # Derivatives ----------------------------------------------------------------------
 

@@ -8,12 +8,16 @@ import warnings
 import torch
 from torch import Tensor
 
-from otflow._typing import Ground
 from otflow.errors import KernelWarning
-from otflow.kernels import Gaussian
-from otflow.measures.sums import check_kernel
+from otflow.kernels import Gaussian, Kernel
 
-__all__ = ["gaussian_kernel_energy", "hidden_energy", "unseen_energy", "warn_if_hidden"]
+__all__ = [
+    "gaussian_kernel_energy",
+    "gaussian_kernel_potential",
+    "hidden_energy",
+    "unseen_energy",
+    "warn_if_hidden",
+]
 
 # Parts of the energy that may lie between the nodes unsaid.
 UNSEEN = 0.1
@@ -43,7 +47,25 @@ def gaussian_kernel_energy(factor: Tensor, W: Gaussian) -> Tensor:
     return energy
 
 
-def unseen_energy(W: Ground, nodes: Tensor, factor: Tensor) -> float:
+def gaussian_kernel_potential(
+    mean: Tensor, factor: Tensor, W: Gaussian, x: Tensor
+) -> Tensor:
+    r"""Return :math:`E\,W(x - m - Lz)` at points x (m, d), in closed form: (m,).
+
+    That is :math:`\det(I + \Sigma/\sigma^2)^{-1/2} \exp(-\tfrac12 (x - m)^\top
+    (\Sigma + \sigma^2 I)^{-1} (x - m))`; differentiable to any order.
+    """
+    scaled = factor / W.sigma
+    one = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+    root = torch.linalg.cholesky(one + scaled @ scaled.T)
+    offsets = (x - mean).T / W.sigma
+    z = torch.linalg.solve_triangular(root, offsets, upper=False)
+    logs = -0.5 * z.square().sum(0) - root.diagonal().log().sum()
+    potential: Tensor = logs.exp()
+    return potential
+
+
+def unseen_energy(W: Kernel, nodes: Tensor, factor: Tensor) -> float:
     r"""Return an estimate of the energy of a kernel that no node of a rule sees.
 
     No node is nearer to 0 than r. W at 0 is extrapolated from r and 2 r along each
@@ -64,7 +86,7 @@ def unseen_energy(W: Ground, nodes: Tensor, factor: Tensor) -> float:
         r = nodes.norm(dim=-1).min()
         z = math.sqrt(2.0) * r * factor.T  # one point on each axis
         points = torch.cat([0.0 * z[:1], z, -z, 2.0 * z, -2.0 * z])
-        values = check_kernel(W, points)
+        values = W.values(points)
         at_zero, (near, far) = values[0], values[1:].reshape(2, 2, dim).mean(1)
         surprise = (at_zero - (4.0 * near - far) / 3.0).abs().max()
         half = torch.as_tensor(0.5 * dim, dtype=torch.float64)
@@ -73,7 +95,7 @@ def unseen_energy(W: Ground, nodes: Tensor, factor: Tensor) -> float:
 
 
 def hidden_energy(
-    W: Ground, nodes: Tensor, weights: Tensor, factor: Tensor, values: Tensor
+    W: Kernel, nodes: Tensor, weights: Tensor, factor: Tensor, values: Tensor
 ) -> float:
     """Return `unseen_energy` where it counts beside what nodes see of W, else 0.
 
@@ -96,7 +118,7 @@ def hidden_energy(
 
 
 def warn_if_hidden(
-    W: Ground, nodes: Tensor, weights: Tensor, factor: Tensor, values: Tensor
+    W: Kernel, nodes: Tensor, weights: Tensor, factor: Tensor, values: Tensor
 ) -> None:
     """Warn if the nodes do not see much of the energy of a kernel."""
     unseen = hidden_energy(W, nodes, weights, factor, values)

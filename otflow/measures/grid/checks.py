@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from otflow.measures.grid.box import Box
 __all__ = [
     "check_border",
     "check_masses",
+    "check_same_box",
+    "check_same_obstacles",
     "explained",
     "fault_of_step",
     "free_cells",
@@ -90,6 +93,26 @@ def check_masses(masses: Tensor, like: Tensor, free: Tensor) -> None:
         msg = (
             f"weights must sum to 1, got {total:.9g}; divide them by their sum, or use "
             f"with_free_weights to differentiate in masses of any sum"
+        )
+        raise ValueError(msg)
+
+
+def check_same_box(mu: Any, other: Any) -> None:
+    """Refuse (ValueError) a measure that is no density on the box of another."""
+    if getattr(other, "box", None) != mu.box:
+        msg = (
+            f"both densities must live on the same grid, got {other!r} beside {mu!r} "
+            f"on {mu.box}"
+        )
+        raise ValueError(msg)
+
+
+def check_same_obstacles(first: Tensor, second: Tensor) -> None:
+    """Refuse (ValueError) densities of which one may enter what bars the other."""
+    if not torch.equal(first, second):
+        msg = (
+            "both densities must have the same obstacles; make both anew with the "
+            "obstacles that they share"
         )
         raise ValueError(msg)
 

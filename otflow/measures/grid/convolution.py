@@ -15,7 +15,8 @@ from torch import Tensor
 from otflow._autodiff import check_finite
 from otflow._typing import Ground
 from otflow.errors import InvalidFunctional, KernelWarning
-from otflow.kernels import Gaussian, RadialKernel
+from otflow.kernels import Gaussian, Kernel
+from otflow.measures.base import kernel_at_the_door
 from otflow.measures.grid.box import Box
 from otflow.measures.grid.kernels import (
     HAT,
@@ -23,7 +24,6 @@ from otflow.measures.grid.kernels import (
     hat_nodes,
     seen_along_axes,
 )
-from otflow.measures.sums import check_kernel
 
 __all__ = ["Convolution", "convolution"]
 
@@ -69,8 +69,9 @@ class Convolution:
         Takes differences z (..., d) to (...).
     like : Tensor
         Gives dtype and device.
-    diagonal : bool
-        Whether a finite kernel counts between a cell and itself.
+    diagonal : bool, optional
+        Goes in the next release: a finite kernel counts between a cell and itself
+        unless it is said to be singular.
 
     Attributes
     ----------
@@ -105,11 +106,11 @@ class Convolution:
     """
 
     def __init__(
-        self, box: Box, W: Ground, like: Tensor, *, diagonal: bool = True
+        self, box: Box, W: Ground, like: Tensor, *, diagonal: bool | None = None
     ) -> None:
         self.box = box
         self._padded = [2 * n for n in box.shape]
-        table = _table(box, W, like, diagonal)
+        table = _table(box, kernel_at_the_door(W, diagonal), like)
         check_finite(table, "an interaction kernel between the cells")
         self._transform = torch.fft.rfftn(table)
 
@@ -141,31 +142,30 @@ _KEPT: OrderedDict[tuple[object, ...], Convolution] = OrderedDict()
 _MOST_KEPT = 4
 
 
-def convolution(box: Box, W: Ground, like: Tensor, *, diagonal: bool) -> Convolution:
+def convolution(box: Box, W: Kernel, like: Tensor) -> Convolution:
     """Return a `Convolution`, the same one again for a kernel known by its numbers."""
-    options = tuple(sorted(vars(W).items())) if isinstance(W, RadialKernel) else ()
-    numbers = all(isinstance(value, (int, float)) for _, value in options)
-    if not isinstance(W, RadialKernel) or not numbers:
-        return Convolution(box, W, like, diagonal=diagonal)
-    key = (type(W), options, box, like.dtype, like.device, diagonal)
+    known = W.key()
+    if known is None:
+        return Convolution(box, W, like)
+    key = (known, box, like.dtype, like.device)
     if key not in _KEPT:
         with torch.no_grad():
-            _KEPT[key] = Convolution(box, W, like, diagonal=diagonal)
+            _KEPT[key] = Convolution(box, W, like)
         if len(_KEPT) > _MOST_KEPT:
             _KEPT.popitem(last=False)
     return _KEPT[key]
 
 
-def _table(box: Box, W: Ground, like: Tensor, diagonal: bool) -> Tensor:
+def _table(box: Box, W: Kernel, like: Tensor) -> Tensor:
     """Return the even part of W at all differences of cells, in the order of an FFT."""
-    radial = isinstance(W, RadialKernel)
+    radial = W.is_radial
     # A radial kernel is known from the differences that are >= 0 along each axis.
     steps = [
         torch.arange(n) if radial else torch.fft.fftfreq(2 * n, 1 / (2 * n)).long()
         for n in box.shape
     ]
     lengths = [s.to(like) * h for s, h in zip(steps, box.spacing, strict=True)]
-    finite = bool(check_kernel(W, like.new_zeros(1, box.dim)).isfinite().all())
+    finite = bool(W.values(like.new_zeros(1, box.dim)).isfinite().all())
     if type(W) is Gaussian and max(box.spacing) > NARROW * W.sigma:
         table = gaussian_table(box, W, steps, like)
     elif finite and _resolved(box, W, like):
@@ -176,7 +176,7 @@ def _table(box: Box, W: Ground, like: Tensor, diagonal: bool) -> Tensor:
         near = [k for k in near if _inside(k, box, radial=radial)]
         values = _near(box, W, near, like)
         table[tuple(torch.tensor(near, device=like.device).T)] = values
-    if finite and not diagonal:
+    if finite and W.singular:  # left out, as pairs of one atom are
         table[(0,) * box.dim] = 0.0
     if radial:
         for axis, n in enumerate(box.shape):
@@ -188,22 +188,21 @@ def _table(box: Box, W: Ground, like: Tensor, diagonal: bool) -> Tensor:
     return 0.5 * (table + mirrored)
 
 
-def _resolved(box: Box, W: Ground, like: Tensor) -> bool:
+def _resolved(box: Box, W: Kernel, like: Tensor) -> bool:
     """Return whether the centres of cells tell what a finite kernel is between them."""
     with torch.no_grad():
         missed = seen_along_axes(box, W, like)[0]
         if not math.isfinite(missed):  # the table says so
             return True
-        if isinstance(W, RadialKernel):  # with no guard: finite at 0 or singular
-            return missed <= MISSED
-        return missed <= MISSED and not _guarded(box, W, like)
+        # A radial kernel is said to be singular, and has no guard.
+        return missed <= MISSED and (W.is_radial or not _guarded(box, W, like))
 
 
-def _guarded(box: Box, W: Ground, like: Tensor) -> bool:
+def _guarded(box: Box, W: Kernel, like: Tensor) -> bool:
     """Return whether W at 0 is far from its average over a cell and itself."""
-    at_zero = check_kernel(W, like.new_zeros(1, box.dim))
+    at_zero = W.values(like.new_zeros(1, box.dim))
     steps = torch.diag(like.new_tensor(box.spacing))
-    beside = 0.5 * (check_kernel(W, steps) + check_kernel(W, -steps))
+    beside = 0.5 * (W.values(steps) + W.values(-steps))
     way = (beside - at_zero).abs().max()
     rough = _hat_rule(box, W, [like.new_zeros(1)] * box.dim, HAT).reshape(1)
     if bool((rough - at_zero).abs().max() <= SUSPECT * way):
@@ -224,17 +223,17 @@ def _inside(k: tuple[int, ...], box: Box, *, radial: bool) -> bool:
     )
 
 
-def _at(W: Ground, lengths: list[Tensor]) -> Tensor:
+def _at(W: Kernel, lengths: list[Tensor]) -> Tensor:
     """Return W on the product of the coordinates along each axis, slab by slab."""
     slabs = []
     rows = max(1, 2**18 // math.prod(len(x) for x in lengths[1:]))
     for block in torch.split(lengths[0], rows):
         grids = torch.meshgrid(block, *lengths[1:], indexing="ij")
-        slabs.append(check_kernel(W, torch.stack(grids, dim=-1)))
+        slabs.append(W.values(torch.stack(grids, dim=-1)))
     return torch.cat(slabs)
 
 
-def _averaged(box: Box, W: Ground, lengths: list[Tensor], *, finite: bool) -> Tensor:
+def _averaged(box: Box, W: Kernel, lengths: list[Tensor], *, finite: bool) -> Tensor:
     """Return the averages over pairs of cells by a rule for kernels smooth there.
 
     A finite kernel may have features far from 0. Where three nodes are too few for them
@@ -275,7 +274,7 @@ def _warn(missed: float) -> None:
 
 def _hat_rule(
     box: Box,
-    W: Ground,
+    W: Kernel,
     lengths: list[Tensor],
     hat: tuple[tuple[float, float], ...],
 ) -> Tensor:
@@ -290,7 +289,7 @@ def _hat_rule(
 # Pairs of near cells ------------------------------------------------------------------
 
 
-def _near(box: Box, W: Ground, pairs: list[tuple[int, ...]], like: Tensor) -> Tensor:
+def _near(box: Box, W: Kernel, pairs: list[tuple[int, ...]], like: Tensor) -> Tensor:
     """Return the averages over the pairs of cells that are k cells apart.
 
     The difference of two points of the cells has the density prod (1 - |z_a - k_a|), a
@@ -311,7 +310,7 @@ def _near(box: Box, W: Ground, pairs: list[tuple[int, ...]], like: Tensor) -> Te
         index = torch.tensor([place[k] for k in met], device=like.device)
         for level, z, w in _cube(corner, depth, like):
             hats = (1 - (z[:, None] - like.new_tensor(met)).abs()).prod(-1)
-            sums = (w * check_kernel(W, z * scale)) @ hats
+            sums = (w * W.values(z * scale)) @ hats
             totals = totals.index_add(0, index, sums)
             if level >= depth - 2:
                 last_two[level - depth + 2, index] += sums

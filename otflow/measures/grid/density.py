@@ -19,11 +19,14 @@ from otflow._validation import (
     real,
 )
 from otflow.errors import Diverged, NonFinite
+from otflow.kernels import Kernel
 from otflow.measures.base import Measure, keep_immutable
 from otflow.measures.grid.box import Box
 from otflow.measures.grid.checks import (
     check_border,
     check_masses,
+    check_same_box,
+    check_same_obstacles,
     explained,
     fault_of_step,
     free_cells,
@@ -41,7 +44,12 @@ from otflow.measures.grid.images import (
 )
 from otflow.measures.grid.remap import remap
 from otflow.measures.grid.upwind import check_courant, displacement, upwind
-from otflow.measures.sums import integrate, internal_energy, refuse_to_draw, reweighted
+from otflow.measures.sums import (
+    integrate,
+    internal_energy,
+    refuse_to_draw,
+    reweighted,
+)
 
 __all__ = ["GridDensity"]
 
@@ -395,12 +403,7 @@ class GridDensity(Measure):
 
     def check_same_grid(self, other: Measure) -> None:
         """Refuse (ValueError) a measure that does not live on the same cells."""
-        if not isinstance(other, GridDensity) or other.box != self.box:
-            msg = (
-                f"both densities must live on the same grid, got {other!r} beside "
-                f"{self!r} on {self.box}"
-            )
-            raise ValueError(msg)
+        check_same_box(self, other)
 
     # Integrals ------------------------------------------------------------------------
 
@@ -439,58 +442,19 @@ class GridDensity(Measure):
             return internal_energy(e, rho, self.weights)
         return internal_energy(e, rho[self.is_free], self.weights[self.is_free])
 
-    def convolve(self, W: Ground, *, diagonal: bool = True) -> Tensor:
-        r"""Return :math:`W * \mu` at the centres, (n,), W standing for its even part.
+    def _potential(self, W: Kernel, x: Tensor | None) -> Tensor:
+        field = convolution(self.box, W, self.weights)(self.weights)
+        return field if x is None else self.box.interpolate(field, x)
 
-        It is the gradient of `interaction` in the masses. To convolve many densities
-        with one kernel, make a `otflow.measures.Convolution`.
+    def _pair_energy(self, W: Kernel) -> Tensor:
+        return 0.5 * (self.weights @ self._potential(W, None))
 
-        Parameters
-        ----------
-        W : callable
-            Takes differences z (..., d) to (...).
-        diagonal : bool
-            Whether a finite kernel counts between a cell and itself.
-
-        Returns
-        -------
-        Tensor, shape (n,)
-            Differentiable in the masses.
-        """
-        kernel = convolution(self.box, W, self.weights, diagonal=diagonal)
-        return kernel(self.weights)
-
-    def interaction(self, W: Ground, *, diagonal: bool = True) -> Tensor:
-        r"""Return :math:`\tfrac12\sum_{ij} w_i w_j \bar W_{i-j}`, with the 1/2.
-
-        By fast Fourier transforms. A kernel that is infinite at 0 is averaged over each
-        pair of cells, a cell with itself included: see `otflow.measures.Convolution`.
-
-        Parameters
-        ----------
-        W : callable
-            Takes differences z (..., d) to (...).
-        diagonal : bool
-            Whether a finite kernel counts between a cell and itself; an infinite one
-            does, by its average.
-
-        Returns
-        -------
-        Tensor
-            The energy, 0-d.
-
-        Notes
-        -----
-        Time O(n log n), memory O(2^d n).
-        """
-        return 0.5 * (self.weights @ self.convolve(W, diagonal=diagonal))
+    def _mixture(self, other: Self, share: float) -> Self:
+        self.check_same_grid(other)
+        check_same_obstacles(self.is_free, other.is_free)
+        return self.moved((1.0 - share) * self.weights + share * other.weights)
 
     # Derivatives ----------------------------------------------------------------------
-
-    def _evaluate(self, value: Value, weights: Tensor) -> Tensor:
-        nu = self.with_free_weights(weights)
-        with unmodified(nu.points, nu.weights, by="the functional"):
-            return value(nu)
 
     def value_and_mass_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
         r"""Return :math:`F(\mu)` and :math:`\partial F/\partial w_i`, in one pass.
@@ -512,7 +476,9 @@ class GridDensity(Measure):
         def free(w: Tensor) -> Tensor:
             # Inside an obstacle F' may be infinite, as that of the entropy at density
             # 0; nothing is asked there.
-            return self._evaluate(value, torch.where(self.is_free, w, 0.0))
+            nu = self.with_free_weights(torch.where(self.is_free, w, 0.0))
+            with unmodified(nu.points, nu.weights, by="the functional"):
+                return value(nu)
 
         try:
             return value_and_gradient(free, self.weights)
@@ -697,7 +663,7 @@ class GridDensity(Measure):
         Diverged
             If a rate is NaN or infinite.
         """
-        return self.moved(reweighted(self.weights, log_rate, dt))
+        return self.moved(reweighted(self.weights, log_rate, dt, ", one entry a cell"))
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n points independently from the density, uniform within each cell.

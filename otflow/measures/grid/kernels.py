@@ -8,10 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otflow._typing import Ground
-from otflow.kernels import Gaussian
+from otflow.kernels import Gaussian, Kernel
 from otflow.measures.grid.box import Box
-from otflow.measures.sums import check_kernel
 
 __all__ = ["HAT", "gaussian_table", "hat_nodes", "seen_along_axes"]
 
@@ -79,7 +77,7 @@ def gaussian_axis(k: Tensor, u: float) -> Tensor:
     return own + bend / u**2
 
 
-def seen_along_axes(box: Box, W: Ground, like: Tensor) -> tuple[float, float, float]:
+def seen_along_axes(box: Box, W: Kernel, like: Tensor) -> tuple[float, float, float]:
     r"""Return what sums over cells leave out of a finite kernel, as shares of it.
 
     Along each axis the even part of W is seen through a smooth window as wide as the
@@ -111,13 +109,13 @@ def seen_along_axes(box: Box, W: Ground, like: Tensor) -> tuple[float, float, fl
     return worst[0], worst[1], worst[2]
 
 
-def _seen(box: Box, W: Ground, like: Tensor, axis: int) -> tuple[float, float, float]:
+def _seen(box: Box, W: Kernel, like: Tensor, axis: int) -> tuple[float, float, float]:
     count = max(box.shape[axis] - 1, FEWEST)
 
     def even(k: Tensor) -> Tensor:
         z = like.new_zeros(*k.shape, box.dim)
         z[..., axis] = k * box.spacing[axis]
-        return 0.5 * (check_kernel(W, z) + check_kernel(W, -z))
+        return W.even(z)
 
     def window(k: Tensor) -> Tensor:
         return (-0.5 * (k * NARROWING / count) ** 2).exp()

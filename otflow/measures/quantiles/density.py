@@ -22,8 +22,9 @@ from otflow._validation import (
     real,
 )
 from otflow.errors import Diverged
+from otflow.kernels import Kernel
 from otflow.measures.base import Measure, keep_immutable
-from otflow.measures.quantiles.interaction import cell_interaction, lump
+from otflow.measures.quantiles.interaction import cell_interaction, cell_potential, lump
 from otflow.measures.quantiles.levels import (
     check_increasing,
     graded_masses,
@@ -114,6 +115,10 @@ class Quantiles(Measure):
         ),
         "reweight": (
             "its masses are fixed; use a GridDensity or Particles for birth and death"
+        ),
+        "mix": (
+            "its masses are fixed; mix draws of both, Particles(mu.sample(n, "
+            "generator)), or densities on one grid"
         ),
     }
 
@@ -357,7 +362,7 @@ class Quantiles(Measure):
         """
         return integrate(f, self.edges[:, None], self.lumped)
 
-    def interaction(self, W: Ground, *, diagonal: bool = True) -> Tensor:
+    def _pair_energy(self, W: Kernel) -> Tensor:
         r"""Return :math:`\tfrac12\iint W(x-y)\,d\mu\,d\mu` of the density itself.
 
         A `Gaussian` is averaged over all cells exactly, however wide they are. Any
@@ -366,7 +371,7 @@ class Quantiles(Measure):
         a cell with itself and its neighbours by the exact average of W, so that an
         integrable singularity at 0 (the logarithm, Riesz with p < 1) does no harm. Of a
         kernel of one's own no cell should be wider than its range. A density has no
-        pairs i = j to leave out: `diagonal` is ignored. Time O(n^2), memory O(n).
+        pairs i = j to leave out. Time O(n^2), memory O(n).
 
         Raises
         ------
@@ -374,6 +379,10 @@ class Quantiles(Measure):
             If W is a singular kernel that is not integrable at 0.
         """
         return cell_interaction(self.edges, self.weights, W)
+
+    def _potential(self, W: Kernel, x: Tensor | None) -> Tensor:
+        x = self.points if x is None else x
+        return cell_potential(self.edges, self.weights, W, x[:, 0])
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n points independently: a cell by its mass, then uniformly in it."""

@@ -289,10 +289,10 @@ def _hidden(F: Functional, mu: Gaussian) -> float:
     """
     energy, z = 0.0, mu.nodes @ (math.sqrt(2.0) * mu.factor.T)
     for c, term in F.terms():
-        if isinstance(term, Interaction) and type(term.W) is not GaussianKernel:
+        if isinstance(term, Interaction) and type(term.kernel) is not GaussianKernel:
             with torch.no_grad():
-                values = term.W(z)
-            found = hidden_energy(term.W, mu.nodes, mu.weights, mu.factor, values)
+                values = term.kernel(z)
+            found = hidden_energy(term.kernel, mu.nodes, mu.weights, mu.factor, values)
             energy += abs(c) * found
     return energy
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from otflow.errors import KernelWarning
 from otflow.functionals import Functional
 from otflow.measures import Gaussian
 from otflow.proximal.base import ProximalSolver, ProxResult
-from otflow.proximal.certificate import Certificate, certify, fell
+from otflow.proximal.certificate import Certificate, Guarantee, certify
 from otflow.proximal.gaussian.exactness import integrates_exactly
 from otflow.proximal.gaussian.judges import Missed, missed_by, refined, round_off
 from otflow.proximal.gaussian.maps import norm
@@ -30,7 +31,7 @@ DECREASE = 1e-4
 CONTRACTION = 0.25
 
 NOTHING = Missed(0.0, 0.0, 0.0, 0.0)  # what nodes that are exact leave out
-ROSE = {
+ROSE: dict[str, Any] = {
     "cause": "the rule of the nodes has a critical point whose objective is above that "
     "of the start: the derivatives of F are not those of its values there",
     "cure": "smooth F, or flow a GridDensity, which takes values",
@@ -349,10 +350,11 @@ class GaussianProximal(ProximalSolver[Gaussian]):
     def _certificate(
         self, problem: Problem, start: Point, point: Point, missed: Missed | None
     ) -> Certificate:
-        moved, dt = norm(point.coordinates), problem.dt
+        moved, dt, used = norm(point.coordinates), problem.dt, problem.used
         modulus = problem.functional.modulus(problem.mu.dim)
         convexity = 1 + dt * modulus if modulus is not None else 0.0
-        converged, why = self._converged(problem, point), {}
+        converged = self._converged(problem, point)
+        why: dict[str, Any] = {}
         bound = None
         if not point.is_optimal:
             guarantee = "upper-bound"
@@ -366,30 +368,31 @@ class GaussianProximal(ProximalSolver[Gaussian]):
             converged, why = False, self._why(problem, missed)
         noise = (start.noise + point.noise) / dt
         noise += 0.0 if missed is None else missed.energy
-        if converged and not fell(start.energy, point.energy, moved, dt, noise):
-            # A zero of the gradient above where it began is no minimum of F.
-            converged, why = False, ROSE
-        return certify(
+        known = partial(
+            certify,
             energy_before=start.energy,
             energy_after=point.energy,
             dt=dt,
             w2=moved,
             residual=point.size / moved if moved > 0 else point.size,
-            converged=converged,
             guarantee=guarantee,
             bound=bound,
             noise=noise,
-            iterations=problem.used,
+            iterations=used,  # those of the proof are not counted
             details=GaussianDetails(
                 map_optimal=point.is_optimal,
                 quadrature_error=None if missed is None else missed.distance,
                 energy_error=None if missed is None else missed.energy,
                 nodes=problem.mu.n,
             ),
-            **why,
         )
+        report = known(converged=converged, **why)
+        if report.converged and report.guarantee == Guarantee.NONE:
+            # A zero of the gradient above where it began is no minimum of F.
+            report = known(converged=False, **ROSE)
+        return report
 
-    def _why(self, problem: Problem, missed: Missed | None) -> dict[str, str]:
+    def _why(self, problem: Problem, missed: Missed | None) -> dict[str, Any]:
         """Say what the nodes leave out, and what helps."""
         size = "by an unknown length"
         if missed is not None:

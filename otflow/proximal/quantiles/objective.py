@@ -20,7 +20,7 @@ from otflow.errors import InvalidFunctional, NonFinite
 from otflow.functionals import Functional, Interaction, Potential, PowerEntropy
 from otflow.functionals.base import Scaled
 from otflow.functionals.combined import Combined
-from otflow.kernels import Energy, Log, PowerLaw, RadialKernel, Riesz
+from otflow.kernels import Energy, Kernel, Log, PowerLaw, Riesz
 from otflow.measures import Quantiles
 from otflow.measures.quantiles.interaction import far_hessian, near_interaction
 from otflow.numerics.tridiagonal import Springs
@@ -253,13 +253,13 @@ def _products(
     """Return the Hessian of interactions as a product; it is made at the first."""
 
     def near(q: Tensor) -> Tensor:
-        energies = [c * near_interaction(q, weights, term.W) for c, term in pairs]
+        energies = [c * near_interaction(q, weights, term.kernel) for c, term in pairs]
         return torch.stack(energies).sum()
 
     @cache
     def parts() -> tuple[Tensor, Product]:
         far = sum(
-            (c * far_hessian(edges, weights, term.W) for c, term in pairs),
+            (c * far_hessian(edges, weights, term.kernel) for c, term in pairs),
             start=edges.new_zeros(()),
         )
         return far, value_gradient_product(near, edges)[2]
@@ -283,17 +283,17 @@ def _modulus(F: Functional) -> float | None:
     for c, term in F.terms():
         bound = Scaled(c, term).modulus(1)
         if bound is None and isinstance(term, Interaction) and c > 0:
-            bound = 0.0 if _is_convex_apart(term.W) else None
+            bound = 0.0 if _is_convex_apart(term.kernel) else None
         if bound is None:
             return None
         total += bound if isinstance(term, Potential) else min(bound, 0.0)
     return total
 
 
-def _is_convex_apart(W: object) -> bool:
+def _is_convex_apart(W: Kernel) -> bool:
     """Whether a kernel is convex on the half-line: quantiles never change order."""
     if isinstance(W, PowerLaw):
         return W.attraction >= 1 and W.repulsion <= 1
-    if isinstance(W, RadialKernel) and W.modulus is not None and W.modulus >= 0:
+    if W.modulus is not None and W.modulus >= 0:
         return True
     return isinstance(W, (Log, Riesz, Energy))

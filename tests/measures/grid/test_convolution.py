@@ -44,7 +44,13 @@ def test_it_is_the_sum_over_pairs_of_the_even_part(shape):
         energy = 0.5 * mu.weights @ even @ mu.weights
         torch.testing.assert_close(mu.interaction(W), energy, rtol=1e-13, atol=0)
         off = energy - 0.5 * (mu.weights.square() * even.diagonal()).sum()
-        torch.testing.assert_close(mu.interaction(W, diagonal=False), off)
+        left_out = of.kernels.Function(W, singular=True)
+        torch.testing.assert_close(mu.interaction(left_out), off)
+        with pytest.warns(DeprecationWarning, match="singular=True"):
+            torch.testing.assert_close(mu.interaction(W, diagonal=False), off)
+        with pytest.warns(DeprecationWarning, match="singular=True"):
+            found = mu.convolve(W, diagonal=False)
+        torch.testing.assert_close(0.5 * mu.weights @ found, off)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -97,7 +103,7 @@ def test_the_mean_inverse_distance_in_a_square_and_in_a_cube():
         n = 4
         rho = torch.ones((n,) * dim, dtype=torch.float64)
         mu = of.GridDensity(rho, 0, 1, walls=True)
-        found = 2 * float(mu.interaction(of.kernels.Riesz(1.0), diagonal=False))
+        found = 2 * float(mu.interaction(of.kernels.Riesz(1.0)))
         assert found == pytest.approx(exact, abs=2e-4)
         own = Convolution(mu.box, of.kernels.Riesz(1.0), mu.weights)
         first = torch.zeros_like(mu.weights)
@@ -112,7 +118,7 @@ def test_cells_may_be_longer_than_wide(W):
     for shape in ((16, 16), (8, 16), (8, 32), (16, 4)):
         rho = torch.ones(shape, dtype=torch.float64)
         mu = of.GridDensity(rho, 0, 1, walls=True)
-        found.append(float(mu.interaction(W, diagonal=False)))
+        found.append(float(mu.interaction(W)))
     assert found == pytest.approx([found[0]] * 4, rel=1e-6)
 
 
@@ -144,7 +150,7 @@ def test_the_energy_of_a_disk_has_order_above_one():
     for n in sizes:
         rho = uniform_ball(2, 1.0).cells(-1.3, 1.3, (n, n), order=16)
         mu = of.GridDensity(rho, -1.3, 1.3, normalize=True)
-        found = float(mu.interaction(of.kernels.Log(), diagonal=False))
+        found = float(mu.interaction(of.kernels.Log()))
         errors.append(abs(found - 0.125))
     assert observed_order([1 / n for n in sizes], errors) > 1.7
     assert errors[-1] < 1e-3
@@ -155,7 +161,7 @@ def test_a_kernel_that_cannot_be_integrated_is_refused():
         with pytest.raises(
             of.errors.InvalidFunctional, match=r"too singular .* p >= d; use a weaker"
         ):
-            rough(shape).interaction(of.kernels.Riesz(p), diagonal=False)
+            rough(shape).interaction(of.kernels.Riesz(p))
 
 
 def test_kernels_of_the_wrong_shape_or_dtype_are_refused():

@@ -221,7 +221,7 @@ def test_the_smallest_grids_move_too(shape):
         assert bool((moved.weights >= 0).all())
         assert float(moved.weights.sum()) == pytest.approx(1, abs=1e-14)
     assert mu.sample(4, g).shape == (4, mu.dim)
-    assert math.isfinite(mu.interaction(of.kernels.Riesz(0.5), diagonal=False))
+    assert math.isfinite(mu.interaction(of.kernels.Riesz(0.5)))
 
 
 # Upwind fluxes ------------------------------------------------------------------------
@@ -419,6 +419,6 @@ def test_a_large_grid_moves_in_reasonable_memory():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     v = face_velocity(mu, lambda x: x)
     mu.transport(v, 0.1).diffuse(0.01, torch.Generator())
-    mu.interaction(of.kernels.Log(), diagonal=False)
+    mu.interaction(of.kernels.Log())
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert grown < 300  # MiB

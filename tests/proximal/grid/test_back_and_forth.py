@@ -142,7 +142,7 @@ class TestStep:
         )
 
     def test_porous_medium_in_two_dimensions(self):
-        """Oracle 4a."""
+        """Against the self-similar solution of Barenblatt."""
         dt = exact.barenblatt_time(2, 2, 0.30, 0.15) / 10
         cells = exact.barenblatt(2, 2, 0.15).cells(-0.5, 0.5, (64, 64))
         mu = of.GridDensity(cells, -0.5, 0.5, normalize=True)
@@ -154,7 +154,7 @@ class TestStep:
         assert max(info["iterations"] for info in run.info[1:]) <= 20
 
     def test_entropy_and_a_quadratic(self):
-        """Oracle 2: the Gaussian JKO step."""
+        """The Gaussian JKO step."""
         n, dt, s = 64, 0.1, 0.6
         mu = of.GridDensity.from_function(
             lambda x: torch.exp(-(x - 1).square().sum(-1) / (2 * s * s)),

@@ -14,9 +14,9 @@ import torch
 
 import otflow as of
 from otflow.measures import Box
+from otflow.numerics.anderson import Anderson
 from otflow.numerics.multigrid import GridLaplacian, solve_laplacian
 from otflow.proximal import BackAndForth
-from otflow.proximal.grid.back_and_forth.newton import mixed
 from otflow.proximal.grid.pressure import PressureProblem
 from otflow.proximal.grid.push_forward import Sweep, lifted, push_forward, row_costs
 
@@ -345,6 +345,14 @@ def test_a_narrow_bell_over_dust_does_not_break_the_mixing(n, dt):
     V = of.Potential(lambda x: 5 * (x[..., 0] + 0.75).abs(), modulus=0.0)
     result = BackAndForth().solve(V + of.Congestion(float(mu.density().max())), mu, dt)
     check_words(mu, result)
+
+
+def mixed(p, change, before):
+    """Return the mixture of a change at p with another one at another place."""
+    anderson = Anderson(4, torch.ones_like(p))
+    for place, step in before:
+        anderson.advance(place, step)
+    return anderson.advance(p, change) - p
 
 
 def test_mixing_steps_that_are_alike_is_no_mixing():

@@ -5,16 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from otflow.numerics.line_search import turning_point
 from otflow.proximal.grid.back_and_forth.coupled import Coupled, Joint
+from otflow.proximal.grid.back_and_forth.newton import CONTRACTION
 from otflow.proximal.grid.pressure import Iterate
 
 __all__ = ["ascend"]
 
-# A trial may overshoot the maximum along its direction until the slope there is minus
-# this share of the slope at the start, or if it cuts the residual by the second.
-OVERSHOOT, CONTRACTION, MAX_TRIALS = 0.5, 0.9, 16
-# A step is doubled while the slope is more than this share of that at the start.
-STEEP = 0.5
 # Cells that fill at once are shortened by this share, if half of the slope is theirs.
 SHORTER, THEIRS = 0.4, 0.5
 # Damping falls after a whole step and grows after a shortened one.
@@ -91,36 +88,31 @@ def _search(
     bend: Tensor,
 ) -> tuple[Joint, float] | None:
     """Return a point along a direction where the dual has all but turned."""
-    start = float(_slopes(coupled, joint, change, bend).sum())
-    if not start > 0:
-        return None
-    length, best = 1.0, None
-    for _ in range(MAX_TRIALS):
-        trial = coupled.at(
+    slopes, tried = _slopes(coupled, joint, change, bend), joint
+
+    def trial(length: float) -> tuple[Joint, float, bool]:
+        nonlocal slopes, tried
+        tried = coupled.at(
             joint.phi + length * change,
             joint.masses + length * moved,
             slope + length * bend,
         )
-        move = (trial.phi - joint.phi) / length
-        slopes = _slopes(coupled, trial, move, bend)
-        here = float(slopes.sum())
-        contracts = trial.residual <= CONTRACTION * joint.residual
-        if here >= -OVERSHOOT * start or contracts:
-            best = trial, length
-            if not here > STEEP * start:
-                return best
-            length *= 2.0
-            continue
-        if best is not None:
-            return best
+        slopes = _slopes(coupled, tried, (tried.phi - joint.phi) / length, bend)
+        good = tried.residual <= CONTRACTION * joint.residual
+        return tried, float(slopes.sum()), good
+
+    def shortened() -> bool:
         # An empty cell wins mass at once where it passes its neighbours, which nothing
         # at the start tells: these are shortened, not all.
-        filled = _filled(joint.point, trial.point, slopes)
-        if float(slopes[filled].sum()) < THEIRS * here:
+        nonlocal change
+        filled = _filled(joint.point, tried.point, slopes)
+        theirs = float(slopes[filled].sum()) < THEIRS * float(slopes.sum())
+        if theirs:
             change = torch.where(filled, SHORTER * change, change)
-        else:
-            length *= min(max(start / (start - here), 0.1), 0.9)
-    return best
+        return theirs
+
+    found, length, _ = turning_point(trial, float(slopes.sum()), shortened)
+    return None if found is None else (found, length)
 
 
 def _filled(old: Iterate, new: Iterate, slopes: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
+from otflow.numerics.anderson import Anderson
 from otflow.numerics.krylov import gmres
 from otflow.numerics.multigrid import Multigrid
-from otflow.proximal.grid.back_and_forth.newton import laplacian, mixed
+from otflow.proximal.grid.back_and_forth.newton import MEMORY, laplacian
 from otflow.proximal.grid.pressure import Iterate, PressureProblem
 from otflow.proximal.grid.push_forward import lifted, push_forward, transport_cost
 
@@ -28,8 +29,8 @@ CUT, HALVINGS = 0.1, 6
 RISE, PROGRESS, PATIENCE = 1.5, 0.5, 8
 # Further away, a step that cuts the residual by less ends the climb.
 POOR = 0.9
-# Below this residual the steps are mixed with so many of those before.
-NEAR, MEMORY = 0.02, 4
+# Below this residual the steps are mixed with those before.
+NEAR = 0.02
 # Mass that is moved to read the second variation of a term from its first.
 SHIFT = 1e-4
 # Cells that are nearly empty are treated as if they passed more mass, a share of the
@@ -142,7 +143,7 @@ class Coupled:
         """
         best, damping, steps, last = joint, 1.0, 0, 0
         goal = PROGRESS * joint.residual
-        memory: list[tuple[Tensor, Tensor]] = []
+        anderson = Anderson(MEMORY, torch.ones_like(joint.phi))
         while best.residual > tolerance and steps < limit and steps - last < PATIENCE:
             steps += 1
             second = self._second(joint.masses)
@@ -151,8 +152,7 @@ class Coupled:
                 break
             found = None
             if joint.residual < NEAR:
-                mixture = mixed(joint.phi, change, memory)
-                memory = [*memory, (joint.phi, change)][-MEMORY:]
+                mixture = anderson.advance(joint.phi, change) - joint.phi
                 found = self._search(joint, mixture)
             if found is None:
                 found = self._search(joint, change)

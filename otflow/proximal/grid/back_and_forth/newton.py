@@ -10,10 +10,12 @@ from torch import Tensor
 
 from otflow.functionals import Entropy
 from otflow.functionals.combined import Combined
+from otflow.numerics.anderson import Anderson
+from otflow.numerics.line_search import turning_point
 from otflow.numerics.multigrid import GridLaplacian, solve_laplacian
 from otflow.proximal.grid.pressure import Iterate, PressureProblem
 
-__all__ = ["laplacian", "maximise", "mixed"]
+__all__ = ["CONTRACTION", "MEMORY", "laplacian", "maximise"]
 
 # Coarser grids are used down to so many cells along the longest axis, with so many
 # Newton steps each, until the residual is this share of the mass.
@@ -31,18 +33,13 @@ NEAR = 0.02
 NEARLY = 10.0
 # Newton systems are solved to this relative residual, in at most so many iterations.
 INEXACT, MAX_INNER = 1e-2, 60
-# Anderson mixing, near the solution: steps that it remembers, and its ridge.
-MEMORY, RIDGE = 4, 1e-10
+# Anderson mixing, near the solution: differences of steps that it remembers.
+MEMORY = 4
 # Cells that are nearly empty are treated as if they passed more mass, a share of the
 # residual: less after steps that leave this share of the residual, more after others.
 GOOD, LESS, MORE = 0.5, 0.25, 2.0
-# A trial step may overshoot the maximum along its direction until the slope there is
-# minus this share of the slope at the start.
-OVERSHOOT, MAX_TRIALS = 0.5, 16
-# ... or if it cuts the residual by this factor.
+# A trial step is good, wherever the dual turns, if it cuts the residual by this factor.
 CONTRACTION = 0.9
-# It goes on while the slope is more than this share of that at the start.
-STEEP = 0.5
 
 
 def maximise(
@@ -160,7 +157,9 @@ def _climb(
     """
     best, steps, last, trials, inner = point, 0, 0, 0, 0
     goal_residual = PROGRESS * point.residual
-    memory: list[tuple[Tensor, Tensor]] = []
+    # Newton's matrix is not the exact derivative, so steps contract by a factor, and
+    # those of few cells, beside an obstacle for instance, by a poor one.
+    anderson = Anderson(MEMORY, torch.ones_like(point.pressure))
     damping = 0.0 if plain else 1.0
     while not best.residual <= tolerance and steps < limit:
         spent = trials >= TRIALS_A_STEP * limit or inner >= INNER_A_STEP * limit
@@ -169,20 +168,20 @@ def _climb(
         if spent or wasted >= PATIENCE:
             return best, steps, True
         if wasted == PATIENCE // 2:  # back to the best, and on without mixing
-            point, memory = best, []
+            point = best
+            anderson.forget()
         change, used = _System.at(problem, point, damping).solve()
         inner += used
         direction = change
         if not plain and point.residual < NEAR and wasted < PATIENCE // 2:
-            direction = mixed(point.pressure, change, memory)
-            goal = (point.pressure + direction).clamp_min(problem.lowest)
+            goal = anderson.advance(point.pressure, change).clamp_min(problem.lowest)
             direction = goal - point.pressure
-            memory = [*memory, (point.pressure, change)][-MEMORY:]
         found, used = _search(problem, point, direction)
         trials += used
         if found is None and direction is not change:
             found, used = _search(problem, point, change)
-            memory, trials = [], trials + used
+            trials += used
+            anderson.forget()
         steps += 1
         if found is None:
             return best, steps, True
@@ -194,30 +193,6 @@ def _climb(
         if not best.residual > goal_residual:
             last, goal_residual = steps, PROGRESS * best.residual
     return best, steps, False
-
-
-def mixed(
-    pressure: Tensor, change: Tensor, memory: list[tuple[Tensor, Tensor]]
-) -> Tensor:
-    """Return Anderson's mixture of this change and those before.
-
-    Newton's matrix is not the exact derivative, so steps contract by a factor, and
-    those of few cells, beside an obstacle for instance, by a poor one.
-    """
-    if not memory:
-        return change
-    moves = torch.stack([pressure - p for p, _ in memory])
-    differences = torch.stack([change - c for _, c in memory])
-    # Scaled to unit length, those of different sizes are solved alike.
-    size = differences.norm(dim=-1)
-    usable = torch.isfinite(size) & (size > 0)
-    if not bool(usable.all()):
-        return change
-    unit = differences / size[:, None]
-    gram = unit @ unit.T + RIDGE * torch.eye(len(memory)).to(unit)
-    share = torch.linalg.solve(gram, unit @ change) / size
-    mixed: Tensor = change - share @ (moves + differences)
-    return mixed
 
 
 @dataclass(frozen=True)
@@ -263,37 +238,21 @@ class _System:
 
 
 def _search(
-    problem: PressureProblem,
-    point: Iterate,
-    direction: Tensor,
-    trials: int = MAX_TRIALS,
+    problem: PressureProblem, point: Iterate, direction: Tensor
 ) -> tuple[Iterate | None, int]:
     """Return a point along a direction where the dual has all but turned.
 
     Also the number of evaluations that it took.
     """
-    start = float(point.excess @ direction)
-    if not start > 0:
-        return None, 0
-    length, best = 1.0, None
-    for used in range(1, trials + 1):
+
+    def trial(length: float) -> tuple[Iterate, float, bool]:
         goal = point.pressure + length * direction
-        trial = problem.at(goal.clamp_min(problem.lowest))
-        move = trial.pressure - point.pressure
-        slope = float(trial.excess @ move) / length
-        finite = math.isfinite(slope)
-        uphill = finite and slope >= -OVERSHOOT * abs(start)
-        if uphill or trial.residual <= CONTRACTION * point.residual:
-            best = trial
-            if not slope > STEEP * abs(start):
-                return best, used
-            length *= 2.0  # as steep as at the start: go on
-        elif best is not None:
-            return best, used
-        else:
-            share = start / (start - slope) if finite else 0.0
-            length *= min(max(share, 0.1), 0.9)
-    return best, trials
+        found = problem.at(goal.clamp_min(problem.lowest))
+        slope = float(found.excess @ (found.pressure - point.pressure)) / length
+        return found, slope, found.residual <= CONTRACTION * point.residual
+
+    found, _, used = turning_point(trial, float(point.excess @ direction))
+    return found, used
 
 
 def laplacian(

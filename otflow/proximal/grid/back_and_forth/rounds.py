@@ -18,7 +18,7 @@ from otflow.proximal.grid.back_and_forth.newton import maximise
 from otflow.proximal.grid.pressure import Iterate, PressureProblem, lowest_pressure
 from otflow.proximal.terms import Terms
 
-__all__ = ["Settled", "settle"]
+__all__ = ["SETTLED", "Settled", "settle"]
 
 # A local step is solved to that share of the least residual so far, at most to the
 # second, and at last to a share of the tolerance.

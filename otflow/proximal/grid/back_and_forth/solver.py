@@ -15,9 +15,8 @@ from otflow.functionals import Congestion, Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
 from otflow.proximal.grid.back_and_forth.newton import maximise
-from otflow.proximal.grid.back_and_forth.rounds import Settled, settle
-from otflow.proximal.grid.back_and_forth.step import is_full, step_of
-from otflow.proximal.grid.gap import distance_bound
+from otflow.proximal.grid.back_and_forth.rounds import SETTLED, Settled, settle
+from otflow.proximal.grid.back_and_forth.step import is_full, result_of
 from otflow.proximal.grid.own_energy import LocalTerms, taken_cell_by_cell
 from otflow.proximal.grid.pressure import Iterate, PressureProblem, lowest_pressure
 from otflow.proximal.grid.push_forward import squared_diagonal
@@ -30,8 +29,6 @@ __all__ = ["BackAndForth"]
 DUST = 1e-12
 # Mass by which a room may be too full before it is refused, in round-off of the dtype.
 OVERFULL = 64.0
-# The density has settled if it changes by less than so many tolerances.
-SETTLED = 10.0
 # Linearisations that may pass before the change is this share of what it was.
 PATIENCE, PROGRESS = 4, 0.9
 # Linearisations in succession that may fail to converge.
@@ -236,37 +233,11 @@ class BackAndForth(ProximalSolver[GridDensity]):
         start = _first_pressure(problem) if warm is None else warm.to(problem.V)
         if is_full(problem, self.tolerance, OVERFULL * torch.finfo(mu.dtype).eps):
             return self._full(F, mu, problem, start, before)
-        point, steps, ending, rounds, problem = self._solve(terms, mu, problem, start)
-        converged = ending == "converged"
-        if not math.isfinite(point.residual):
+        settled = self._solve(terms, mu, problem, start)
+        if not math.isfinite(settled.point.residual):
             msg = "the dual of the JKO step left the finite numbers; take a smaller dt"
             raise Diverged(msg, measure=mu)
-        step = step_of(F, mu, problem, point, before)
-        guarantee, bound = "optimal", None
-        if step.gap is None or rounds:
-            guarantee = "stationary"
-            settled = float((step.masses - point.masses).abs().sum())
-            if rounds and step.stayed and settled > SETTLED * self.tolerance:
-                guarantee = "none"  # the step of the linearisation raised F
-        elif not problem.is_summed:
-            V = torch.where(mu.is_free, problem.V, math.nan).reshape(mu.shape)
-            masses = step.masses.reshape(mu.shape)
-            bound = distance_bound(step.full_gap, masses, V, F.modulus(mu.dim), dt)
-            if bound is not None and not math.isfinite(bound):
-                bound = None
-            guarantee = "optimal" if bound is None else "exact"
-        known = step.certificate(
-            problem,
-            energy_before=before,
-            residual=point.residual,
-            converged=converged,
-            guarantee=guarantee,
-            bound=bound,
-            linearisations=rounds,
-            stalled=ending == "stalled",
-            iterations=steps,
-        )
-        return ProxResult(step.measure, point.pressure, certificate=known)
+        return result_of(F, mu, before, settled, self.tolerance)
 
     def _full(
         self,
@@ -292,19 +263,10 @@ class BackAndForth(ProximalSolver[GridDensity]):
         still = Iterate(pressure, problem.masses, problem.masses, [], [], lost, rest)
         # What is above the bound by round-off stays where it is.
         stay = rest <= OVERFULL * torch.finfo(mu.dtype).eps
-        step = step_of(F, mu, problem, still, before, stay=stay)
-        known = step.certificate(
-            problem,
-            energy_before=before,
-            residual=rest,
-            converged=True,
-            guarantee="exact",
-            bound=distance,
-            linearisations=0,
-            stalled=False,
-            iterations=0,
+        settled = Settled(still, 0, "converged", 0, problem)
+        return result_of(
+            F, mu, before, settled, self.tolerance, within=distance, stay=stay
         )
-        return ProxResult(step.measure, pressure, certificate=known)
 
     def _solve(
         self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor

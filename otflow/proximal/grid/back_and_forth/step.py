@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.proximal.certificate import Certificate, certify
+from otflow.proximal.base import ProxResult
+from otflow.proximal.certificate import certify
+from otflow.proximal.grid.back_and_forth.rounds import SETTLED, Settled
 from otflow.proximal.grid.duality import below_bound, dual_value
-from otflow.proximal.grid.pressure import Iterate, PressureProblem
+from otflow.proximal.grid.gap import distance_bound
+from otflow.proximal.grid.pressure import PressureProblem
 from otflow.proximal.grid.push_forward import squared_diagonal, transport_cost
 
-__all__ = ["Step", "is_full", "step_of"]
+__all__ = ["BackAndForthDetails", "is_full", "result_of"]
 
 
 # Round-off of an energy, a long sum, in units of that of the dtype.
@@ -24,93 +25,122 @@ ROUND_OFF = 64.0
 
 
 @dataclass(frozen=True)
-class Step:
-    """A step on cells and its objective between two bounds."""
+class BackAndForthDetails:
+    """What `BackAndForth` reports besides the words of a certificate.
 
-    measure: GridDensity
-    masses: Tensor
-    energy: float
-    square: float
+    Parameters
+    ----------
+    primal : float
+        The objective of the step at the result.
+    dual, gap : float or None
+        A lower bound of its minimum, and their difference.
+    relocated : float
+        Mass that was moved to meet the bound on the density exactly.
+    stayed : bool
+        Whether the measure is returned as it was.
+    linearisations : int
+        How often interactions and other terms were linearised.
+    stalled : bool
+        Whether the solve ended above its tolerance because it improved no more.
+
+    Attributes
+    ----------
+    primal, dual, gap, relocated, stayed, linearisations, stalled
+        As above.
+    """
+
     primal: float
     dual: float | None
-    unseen: float
+    gap: float | None
     relocated: float
     stayed: bool
-    drop: float
-    size: float
-
-    @property
-    def gap(self) -> float | None:
-        """The objective less the lower bound of its minimum."""
-        return None if self.dual is None else max(self.primal - self.dual, 0.0)
-
-    @property
-    def full_gap(self) -> float:
-        """The gap with what the minimum over all densities can be lower."""
-        return math.inf if self.gap is None else self.gap + self.unseen
-
-    def certificate(self, problem: PressureProblem, **words: Any) -> Certificate:
-        """Return the certificate.
-
-        Energies are known to round-off of the measure's dtype, and to what the mass
-        at the wrong density, the residual, gains at most by its way through the
-        potential. What was moved below the bound may have gone less far than `w2` says.
-        """
-        loose = self.relocated * squared_diagonal(problem.box) / (2 * problem.dt)
-        round_off = ROUND_OFF * torch.finfo(self.measure.dtype).eps
-        noise = words["residual"] * self.drop + loose + round_off * self.size
-        return certify(
-            energy_after=self.energy,
-            dt=problem.dt,
-            w2=math.sqrt(self.square),
-            noise=noise,
-            primal=self.primal,
-            dual=self.dual,
-            gap=self.gap,
-            relocated=self.relocated,
-            stayed=self.stayed,
-            **words,
-        )
+    linearisations: int
+    stalled: bool
 
 
-def step_of(
+def result_of(
     F: Functional,
     mu: GridDensity,
-    problem: PressureProblem,
-    point: Iterate,
     before: float,
+    settled: Settled,
+    tolerance: float,
     *,
+    within: float | None = None,
     stay: bool = False,
-) -> Step:
-    """Return the step of an iterate, or the measure itself where F would not fall."""
-    internal, box = problem.internal, mu.box
+) -> ProxResult[GridDensity]:
+    """Return the step of an iterate, or the measure itself where F would not fall.
+
+    Energies are known to round-off of the measure's dtype, and to what the mass at the
+    wrong density, the residual, gains at most by its way through the potential. What
+    was moved below the bound may have gone less far than `w2` says.
+
+    Parameters
+    ----------
+    F : Functional
+        The functional.
+    mu : GridDensity
+        The source.
+    before : float
+        F there.
+    settled : Settled
+        What was found.
+    tolerance : float
+        Of the residual.
+    within : float, optional
+        A bound on the distance to the exact step, if one is known beforehand.
+    stay : bool
+        Whether the measure shall stay as it is.
+    """
+    point, problem, rounds = settled.point, settled.problem, settled.rounds
+    internal, box, dt = problem.internal, mu.box, problem.dt
     masses, relocated = below_bound(point.masses, problem.room, internal.max_density)
     measure = mu.moved(masses.to(mu.dtype))
-    after = float(F.value(measure))
-    square = transport_cost(point.sweeps, box, relocated)
+    after, square = (
+        float(F.value(measure)),
+        transport_cost(point.sweeps, box, relocated),
+    )
     stayed = stay or not after < before
     if stayed:
-        masses, measure, after, square = problem.masses, mu, before, 0.0
+        masses, measure, after = problem.masses, mu, before
+        square, relocated = 0.0, 0.0
     filled = masses > 0
     energy = internal.e(masses[filled] / box.cell_volume) @ masses[filled]
-    primal = float(energy + problem.V @ masses) + square / (2 * problem.dt)
+    primal = float(energy + problem.V @ masses) + square / (2 * dt)
     dual, unseen = dual_value(problem, point.pressure, point.masses)
-    moved = 0.0 if stayed else relocated
+    gap = None if dual is None else max(primal - dual, 0.0)
+    guarantee, bound = "optimal", within
+    if within is None and (gap is None or rounds):
+        guarantee = "stationary"
+        change = float((masses - point.masses).abs().sum())
+        if rounds and stayed and change > SETTLED * tolerance:
+            guarantee = "none"  # the step of the linearisation raised F
+    elif within is None and not problem.is_summed:
+        assert gap is not None
+        V = torch.where(mu.is_free, problem.V, math.nan).reshape(mu.shape)
+        on_grid, modulus = masses.reshape(mu.shape), F.modulus(mu.dim)
+        bound = distance_bound(gap + unseen, on_grid, V, modulus, dt)
+    if bound is not None and math.isfinite(bound):
+        guarantee = "exact"
     phi = (problem.V + point.pressure)[(problem.room > 0) & (point.masses > 0)]
-    size = float(problem.masses @ problem.V.abs() + masses @ problem.V.abs())
-    return Step(
-        measure,
-        masses,
-        after,
-        square,
-        primal,
-        dual,
-        unseen,
-        moved,
-        stayed,
-        drop=float(phi.max() - phi.min()),
-        size=size + abs(before) + abs(after),
+    size = float((problem.masses + masses) @ problem.V.abs()) + abs(before) + abs(after)
+    noise = point.residual * float(phi.max() - phi.min())
+    noise += relocated * squared_diagonal(box) / (2 * dt)
+    known = certify(
+        energy_before=before,
+        energy_after=after,
+        dt=dt,
+        w2=math.sqrt(square),
+        residual=point.residual,
+        converged=settled.ending == "converged",
+        guarantee=guarantee,
+        bound=bound if guarantee == "exact" else None,
+        noise=noise + ROUND_OFF * torch.finfo(mu.dtype).eps * size,
+        iterations=settled.steps,
+        details=BackAndForthDetails(
+            primal, dual, gap, relocated, stayed, rounds, settled.ending == "stalled"
+        ),
     )
+    return ProxResult(measure, point.pressure, certificate=known)
 
 
 def is_full(problem: PressureProblem, tolerance: float, slack: float) -> bool:

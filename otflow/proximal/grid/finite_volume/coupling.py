@@ -11,7 +11,6 @@ import torch
 
 from otflow._lazy import lazy_import
 from otflow.functionals import Interaction
-from otflow.kernels import RadialKernel
 from otflow.measures import GridDensity
 from otflow.measures.grid.convolution import convolution
 from otflow.proximal.grid.finite_volume.factors import Array, Index
@@ -80,10 +79,7 @@ class Coupling:
         self.device, self.parts = like.device, []
         with torch.no_grad():
             for c, term in interactions:
-                W = term.W
-                singular = isinstance(W, RadialKernel) and W.singular
-                kernel = convolution(mu.box, W, like, diagonal=not singular)
-                self.parts.append((c, kernel))
+                self.parts.append((c, convolution(mu.box, term.kernel, like)))
 
     def is_same(self, other: Coupling) -> bool:
         """Whether both are one energy, by the numbers: a kernel may have changed."""

@@ -105,6 +105,39 @@ class Part:
         return self.move.residual * self.local.unit
 
 
+@dataclass(frozen=True)
+class FiniteVolumeDetails:
+    """What `FiniteVolume` reports besides the words of a certificate.
+
+    Parameters
+    ----------
+    dissipation : float
+        The cost of the fluxes.
+    fluxes : Tensor, shape (n_faces,)
+        Mass that passed each inner face, positive upwards.
+    divided_into : int
+        Into how many steps this one was divided.
+    rounds : int
+        Linearisations of terms that Newton's method does not know.
+    gap : float or None
+        A proved bound on the objective above the least.
+    device : str
+        Where the linear systems were solved.
+
+    Attributes
+    ----------
+    dissipation, fluxes, divided_into, rounds, gap, device
+        As above.
+    """
+
+    dissipation: float
+    fluxes: Tensor
+    divided_into: int
+    rounds: int
+    gap: float | None
+    device: str = "cpu"
+
+
 class FiniteVolume(ProximalSolver[GridDensity]):
     r"""Step on a grid by fluxes through the faces between free cells.
 
@@ -294,7 +327,6 @@ class FiniteVolume(ProximalSolver[GridDensity]):
             msg = "the flow of the step left the finite numbers; take a smaller dt"
             raise Diverged(msg, measure=mu)
         after = float(F.value(nu))
-        rounds = sum(part.rounds for part in parts)
         optimal = all(part.optimal for part in parts)
         guarantee = "optimal" if optimal else "stationary"
         certificate = certify(
@@ -306,13 +338,14 @@ class FiniteVolume(ProximalSolver[GridDensity]):
             converged=all(move.converged for move in moves),
             guarantee=guarantee if len(parts) == 1 else "stages",
             noise=sum(part.noise for part in parts),
-            dissipation=sum(move.kinetic for move in moves),
-            fluxes=_fluxes(mu, parts),
-            divided_into=len(parts),
-            rounds=rounds,
-            gap=moves[0].gap if len(parts) == 1 and optimal else None,
-            device="cpu",
             iterations=sum(move.spent for move in moves),
+            details=FiniteVolumeDetails(
+                dissipation=sum(move.kinetic for move in moves),
+                fluxes=_fluxes(mu, parts),
+                divided_into=len(parts),
+                rounds=sum(part.rounds for part in parts),
+                gap=moves[0].gap if len(parts) == 1 and optimal else None,
+            ),
         )
         kept = Warm(scene, last.local, last.move, mu.box)
         return ProxResult(nu, kept, certificate=certificate)

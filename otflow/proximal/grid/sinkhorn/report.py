@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +26,7 @@ from otflow.proximal.grid.sinkhorn.scaling import (
     transport_cost,
 )
 
-__all__ = ["Solution", "warn_of_blur"]
+__all__ = ["GridSinkhornDetails", "Solution", "warn_of_blur"]
 
 # Errors of energies beside what one more evaluation of the map changes in them: a stiff
 # iteration is that much further from its end.
@@ -37,6 +35,39 @@ SAFE = 10.0
 UNEVEN = 1.5
 # Share of a distance that its estimate may be off by, where that is more than a cell.
 SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class GridSinkhornDetails:
+    """What `GridSinkhorn` reports besides the words of a certificate.
+
+    Parameters
+    ----------
+    w2_upper : float or None
+        The root of the plan's cost, no less than the distance; None if not asked for.
+    log_domain : bool
+        Whether numbers would have underflowed.
+    eps : float
+        The kernel's variance.
+    bias : float
+        What the debiased cost adds to F.
+    blur : float
+        How far the blur alone moves the density, in W2.
+    blurred : bool
+        Whether that is more than a twentieth of the step.
+
+    Attributes
+    ----------
+    w2_upper, log_domain, eps, bias, blur, blurred
+        As above.
+    """
+
+    w2_upper: float | None
+    log_domain: bool
+    eps: float
+    bias: float
+    blur: float
+    blurred: bool
 
 
 @dataclass(frozen=True)
@@ -115,13 +146,10 @@ class Solution:
             bound=bound,
             noise=_noise(problem, iterate, nu)
             + round_off * max(abs(before), abs(after)),
-            w2_upper=upper,
             iterations=self.iterations,
-            log_domain=problem.safely,
-            eps=problem.kernel.eps,
-            bias=bias,
-            blur=blur,
-            blurred=blurred,
+            details=GridSinkhornDetails(
+                upper, problem.safely, problem.kernel.eps, bias, blur, blurred
+            ),
         )
 
 
@@ -140,22 +168,22 @@ def _trusted_distance(mu: GridDensity, cost: float, bias: float) -> float | None
 
 
 def warn_of_blur(
-    known: Mapping[str, Any], F: Functional, problem: Scaling, told: Told | None
+    known: Certificate, F: Functional, problem: Scaling, told: Told | None
 ) -> Told | None:
     """Warn of a solved step whose blur is not small; return what has been told.
 
     A flow is warned once: `told` is the answer of the step before.
     """
-    before, after, dt = known["energy_before"], known["energy_after"], problem.dt
-    noise = known["residual"] * abs(before)  # at rest
-    rises = after - before > noise and not known["certified"]
-    blurred = known["converged"] and (known["blurred"] or rises)
+    before, after, own = known["energy_before"], known["energy_after"], known.details
+    dt, noise = problem.dt, known["residual"] * abs(before)  # at rest
+    rises = after - before > noise and not known.certified
+    blurred = known.converged and (own.blurred or rises)
     if not blurred or (told is not None and told.covers(F, dt)):
         return told
     rose = f", which raised the energy to {after:.6g}" if after > before else ""
     msg = (
-        f"eps = {known['eps']:.3g} is too large for dt = {dt:.3g}: the blur alone "
-        f"moves the density by {known['blur']:.3g}, which is not small beside the "
+        f"eps = {own.eps:.3g} is too large for dt = {dt:.3g}: the blur alone "
+        f"moves the density by {own.blur:.3g}, which is not small beside the "
         f"step{rose}; the step is not certified; {_cures_of_blur(problem)}"
     )
     warnings.warn(msg, BlurWarning, stacklevel=3)

@@ -219,8 +219,8 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         solution = self._solved(F, mu, dt, warm)
         known = solution.certificate(F, before, duality=self.certify)
         if not known["converged"] and not known["energy_after"] <= before:
-            stayed = replace(known, energy_after=before, w2=0.0)
-            stayed = stayed.also(w2_upper=0.0 if self.certify else None)
+            own = replace(known.details, w2_upper=0.0 if self.certify else None)
+            stayed = replace(known, energy_after=before, w2=0.0, details=own)
             return ProxResult(mu, certificate=stayed)
         told = warm.told if isinstance(warm, Warm) and warm.fits(mu) else None
         told = warn_of_blur(known, F, solution.problem, told)
