@@ -174,7 +174,7 @@ def minimise(
     the budget both hardly do, as at a kink, the descent has stalled and ends, at the
     least gradient of the least objective.
     """
-    point, used, done = start, 0, converged(start)
+    point, used, done, stuck = start, 0, converged(start), False
     watch = _Watch(start, budget)
     while not done and used < budget:
         direction = memory.direction(space.inner, point.gradient)
@@ -192,7 +192,8 @@ def minimise(
                 rough = [abs(p.objective - point.objective) for p in near]
                 watch.noise, used = 2 * max(rough, default=0.0), used + 2
             elif not memory.pairs:
-                return watch.ended(memory, used, converged, stalled=used < budget)
+                stuck = True
+                break
             memory = memory.empty()
             continue
         done = converged(found)
@@ -202,8 +203,11 @@ def minimise(
             memory = memory.add(space.inner, step, found.gradient - point.gradient)
         point = found
         if not done and watch.has_stalled(point, used):
-            return watch.ended(memory, used, converged, stalled=True)
-    return Outcome(point, memory, used, done)
+            stuck = True
+            break
+    if stuck:
+        point, done = watch.best, converged(watch.best)
+    return Outcome(point, memory, used, done, stuck and used < budget and not done)
 
 
 class _Watch(Generic[P]):
@@ -215,18 +219,6 @@ class _Watch(Generic[P]):
         self.fell = self.smaller = self.halved = 0
         self.slow = max(PATIENCE, int(SLOW * budget))
         self.falls = [(0, start.objective)]
-
-    def ended(
-        self,
-        memory: Memory,
-        used: int,
-        converged: Callable[[P], bool],
-        *,
-        stalled: bool,
-    ) -> Outcome[P]:
-        """Return the best point seen as the outcome."""
-        done = converged(self.best)
-        return Outcome(self.best, memory, used, done, stalled and not done)
 
     def has_stalled(self, point: P, used: int) -> bool:
         """Take note of a point; say whether there was no progress for too long."""

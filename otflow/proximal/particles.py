@@ -211,25 +211,18 @@ class ParticleProximal(TangentProximal[Particles]):
         """
         dt = self._admit(F, mu, dt, Particles)
         if self.blur is not None:
-            options = {"tolerance": self.tolerance, "memory": self.memory}
-            solver = SinkhornParticles(
-                self.blur, max_gradients=self.max_gradients, **options
-            )
-            return solver.solve(F, mu, dt, warm)
+            names = ("tolerance", "max_gradients", "memory")
+            options = {name: getattr(self, name) for name in names}
+            return SinkhornParticles(self.blur, **options).solve(F, mu, dt, warm)
         objective = ParticleObjective(F, mu, dt, centre=mu)
         start = point = objective.start()
         memory = self._memory(objective, start, warm)
         used, relabellings, stalled, known = 1, 0, False, 0.0
         coupling: _Coupling | None = None
         while True:
-            end = descend(
-                objective,
-                point,
-                memory,
-                tolerance=self.tolerance,
-                # Where the descent has stalled a cheaper coupling is taken, no more.
-                budget=0 if stalled else self.max_gradients - used,
-            )
+            # Where the descent has stalled a cheaper coupling is taken, no more.
+            budget = 0 if stalled else self.max_gradients - used
+            end = descend(objective, point, memory, self.tolerance, budget)
             used, known = used + end.used, max(known, end.known)
             stalled = stalled or end.stalled
             if not self.certify:
@@ -243,20 +236,23 @@ class ParticleProximal(TangentProximal[Particles]):
             objective, memory = coupling.objective, end.memory.empty()
             point = objective.reach(coupling.measure)
 
-        end = replace(end, known=known, stalled=stalled and not end.converged)
-        w2 = coupling.w2 if coupling else objective.cost(end.point) ** 0.5
+        stalled = stalled and not end.converged
+        end = replace(end, used=used, known=known, stalled=stalled)
         optimal = coupling is not None and coupling.is_kept
         bound = objective.bound(end.point.size + known)
+        guarantee = "stationary" if mu.is_uniform else "upper-bound"
+        if bound is not None:
+            guarantee = "exact"
+        elif not optimal:
+            guarantee = "none"
         return self._result(
             objective,
             start,
             end,
-            used=used,
-            w2=w2,
-            guarantee=_guarantee(mu, bound, is_optimal=optimal),
+            coupling.w2 if coupling else objective.cost(end.point) ** 0.5,
+            guarantee,
             bound=bound,
-            measure=_with_empty_atoms(end.point.measure, start, dt),
-            details=ParticleDetails(end.stalled, relabellings, optimal),
+            details=ParticleDetails(stalled, relabellings, optimal),
         )
 
 
@@ -308,25 +304,9 @@ class SinkhornParticles(TangentProximal[Particles]):
         """Return the proximal step of length `dt` from `mu`; see `ParticleProximal`."""
         dt = self._admit(F, mu, dt, Particles)
         objective = ParticleObjective(F, mu, dt, centre=mu, blur=self.blur)
-        start, end, used = self._descend(objective, warm)
-        return self._result(
-            objective,
-            start,
-            end,
-            used=used,
-            w2=None,
-            guarantee="sinkhorn",
-            measure=_with_empty_atoms(end.point.measure, start, dt),
-            details=SinkhornDetails(end.stalled, self.blur),
-        )
-
-
-def _guarantee(mu: Particles, bound: float | None, *, is_optimal: bool) -> str:
-    if bound is not None:
-        return "exact"
-    if not is_optimal:
-        return "none"
-    return "stationary" if mu.is_uniform else "upper-bound"
+        start, end = self._descend(objective, warm)
+        details = SinkhornDetails(end.stalled, self.blur)
+        return self._result(objective, start, end, None, "sinkhorn", details=details)
 
 
 @dataclass(frozen=True)
@@ -418,6 +398,15 @@ class ParticleObjective(Objective[Particles]):
         w2 = max(min(best, kept), 0.0) ** 0.5
         return _Coupling(w2, best >= kept - slack, objective, nu)
 
+    def final(self, start: Place[Particles], nu: Particles) -> Particles:
+        """Move the atoms without mass by explicit Euler; the measure is the same."""
+        empty = nu.weights[:, None] == 0
+        if nu.is_uniform or not bool(empty.any()):
+            return nu
+        assert start.velocity is not None
+        goal = start.measure.points + self.dt * start.velocity
+        return nu.push((goal - nu.points).masked_fill(~empty, 0.0), 1.0)
+
     def _around(self, plan: Plan, nu: Particles) -> ParticleObjective:
         """Keep a plan: its barycentres replace the source, up to a constant."""
         x = self.source.points
@@ -430,13 +419,3 @@ class ParticleObjective(Objective[Particles]):
         moved = self.norm(centre.displacement_to(nu))
         constant = float(plan.cost) - moved * moved
         return replace(self, centre=centre, constant=constant)
-
-
-def _with_empty_atoms(nu: Particles, start: Place[Particles], dt: float) -> Particles:
-    """Move the atoms without mass by explicit Euler; the measure is the same."""
-    if nu.is_uniform or not bool((nu.weights == 0).any()):
-        return nu
-    assert start.velocity is not None
-    goal = start.measure.points + dt * start.velocity
-    empty = nu.weights[:, None] == 0
-    return nu.push(torch.where(empty, goal - nu.points, torch.zeros_like(goal)), 1.0)

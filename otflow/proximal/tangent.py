@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -14,7 +14,14 @@ from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.numerics.krylov import gmres
-from otflow.numerics.lbfgs import Memory, Point, beside, last_places, minimise
+from otflow.numerics.lbfgs import (
+    Memory,
+    Outcome,
+    Point,
+    beside,
+    last_places,
+    minimise,
+)
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.certificate import KINK, certify
 
@@ -98,6 +105,10 @@ class Objective(Generic[M]):
             velocity=velocity,
         )
 
+    def final(self, start: Place[M], nu: M) -> M:
+        """Return the measure that a step to `nu` ends in."""
+        return nu
+
     # What a descent asks for ----------------------------------------------------------
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
@@ -176,22 +187,16 @@ def _derivative(F: Functional, mu: Measure, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Descent(Generic[M]):
-    """Where a descent ended, what it cost, and to what the gradient is known there."""
+class Descent(Outcome[Place[M]]):
+    """Where a descent ended, and to what the gradient is known there."""
 
-    point: Place[M]
-    memory: Memory
-    used: int
-    converged: bool
-    stalled: bool  # away from round-off
-    known: float
+    known: float = 0.0
 
 
 def descend(
     objective: Objective[M],
     start: Place[M],
     memory: Memory,
-    *,
     tolerance: float,
     budget: int,
 ) -> Descent[M]:
@@ -215,8 +220,8 @@ def descend(
         known, used = max(gaps, default=0.0), used + 2
         settled = point.size <= KNOWN * known
     known = max(known, objective.floor(point) * end.memory.stiffness)
-    stalled = end.stalled and not settled
-    return Descent(point, end.memory, used, settled, stalled, known)
+    away = end.stalled and not settled
+    return Descent(point, end.memory, used, settled, away, known)
 
 
 @dataclass(frozen=True)
@@ -365,29 +370,17 @@ class TangentProximal(ProximalSolver[M]):
             )
             raise Unsupported(msg)
         objective = Objective(F, mu, dt)
-        start, end, used = self._descend(objective, warm)
-        return self._result(
-            objective,
-            start,
-            end,
-            used=used,
-            w2=end.point.moved,
-            guarantee="upper-bound",
-        )
+        start, end = self._descend(objective, warm)
+        return self._result(objective, start, end, end.point.moved, "upper-bound")
 
     def _descend(
         self, objective: Objective[M], warm: Any
-    ) -> tuple[Place[M], Descent[M], int]:
-        """Descend once from the source; return both ends and the evaluations."""
-        start = objective.start()
-        end = descend(
-            objective,
-            start,
-            self._memory(objective, start, warm),
-            tolerance=self.tolerance,
-            budget=self.max_gradients - 1,
-        )
-        return start, end, 1 + end.used
+    ) -> tuple[Place[M], Descent[M]]:
+        """Descend once from the source; return both ends."""
+        start, budget = objective.start(), self.max_gradients - 1
+        memory = self._memory(objective, start, warm)
+        end = descend(objective, start, memory, self.tolerance, budget)
+        return start, replace(end, used=end.used + 1)
 
     def _memory(self, objective: Objective[M], start: Place[M], warm: Any) -> Memory:
         kept = warm.fit(objective, start) if isinstance(warm, Warm) else None
@@ -398,12 +391,10 @@ class TangentProximal(ProximalSolver[M]):
         objective: Objective[M],
         start: Place[M],
         end: Descent[M],
-        *,
-        used: int,
         w2: float | None,
         guarantee: str,
+        *,
         bound: float | None = None,
-        measure: M | None = None,
         details: TangentDetails | None = None,
     ) -> ProxResult[M]:
         """Return a step and its certificate."""
@@ -422,12 +413,12 @@ class TangentProximal(ProximalSolver[M]):
             guarantee=guarantee,
             bound=bound,
             noise=noise + end.known * (moved + end.known) / dt,
-            iterations=used,
+            iterations=end.used,
             details=details or TangentDetails(stalled=end.stalled),
             **(KINK if end.stalled else {}),
         )
         return ProxResult(
-            point.measure if measure is None else measure,
+            objective.final(start, point.measure),
             Warm(end.memory, dt, objective.source.weights),
             certificate=certificate,
         )

@@ -18,12 +18,12 @@ def well(x):
 
 
 class TestKL(OnIntervals):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.KL(well, modulus=1.0)
 
 
 class TestHotKL(OnIntervals):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return 0.5 * of.KL(lambda x: x.square().square().sum(-1))
 
 

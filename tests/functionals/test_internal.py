@@ -33,22 +33,22 @@ def shifted(r):
 
 
 class TestInternal(OnIntervals):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Internal(shifted)
 
 
 class TestInternalSum(OnIntervals):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Internal(torch.sqrt) + 0.5 * of.Entropy()
 
 
 class TestEntropy(OnIntervals):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Entropy()
 
 
 class TestFreeEnergy(OnIntervals):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return (
             of.Potential(lambda x: x.square().sum(-1), modulus=2.0) + 0.3 * of.Entropy()
         )
@@ -57,7 +57,7 @@ class TestFreeEnergy(OnIntervals):
 class TestPotentialOnIntervals(OnIntervals):
     """A functional of points and masses does not care who carries them."""
 
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Potential(lambda x: x.sin().sum(-1), modulus=-1.0)
 
 

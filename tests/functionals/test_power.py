@@ -16,27 +16,27 @@ from tests.measures.intervals import Intervals, uniform
 
 
 class TestPorousMedium(OnIntervals):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.PowerEntropy(2.0)
 
 
 class TestSteepPorousMedium(OnIntervals):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.PowerEntropy(4.5)
 
 
 class TestFastDiffusion(OnIntervals):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.PowerEntropy(0.5)
 
 
 class TestCongestion(OnIntervals):
-    def make(self):
+    def make(self, dtype=torch.float64):
         return of.Congestion(9.0)
 
 
 class TestCrowd(OnIntervals):
-    def make(self):
+    def make(self, dtype=torch.float64):
         V = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
         return V + of.Congestion(9.0) + 0.1 * of.PowerEntropy(3.0)
 

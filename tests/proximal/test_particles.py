@@ -496,8 +496,9 @@ class TestFailuresSayS:
 
         with pytest.raises(of.errors.Unsupported, match="steps Particles, got Other"):
             ParticleProximal().solve(exact.quadratic(), Other(), 0.1)
-        with pytest.raises(of.errors.Unsupported, match="JKO\\(solver="):
-            of.proximal.default_solver(Other())
+        # Without a solver the representation gets the generic one.
+        generic = of.proximal.default_solver(Other())
+        assert type(generic) is of.proximal.TangentProximal
 
 
 class TestScheme:
