@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from otflow._answers import check_scalar
 from otflow._graphs import (
     alias,
-    detached,
+    differentiating,
     leaf,
     only_without_mass,
     records,
@@ -66,7 +65,7 @@ def value_and_gradient(
         msg = "torch.inference_mode() forbids derivatives; use torch.no_grad() instead"
         raise RuntimeError(msg)
     keep = records(x, *beside)
-    with torch.enable_grad(), nullcontext() if keep else detached():
+    with differentiating(parameters=keep):
         at = alias(x) if keep else leaf(x)
         live = check_scalar(function(at), x)
         check_finite(live, "the functional's value")
@@ -188,7 +187,7 @@ def second_gradient(
         )
         raise Unsupported(msg)
     keep = records(x)
-    with torch.enable_grad(), nullcontext() if keep else detached():
+    with differentiating(parameters=keep):
         at, masses = alias(x) if keep else leaf(x), leaf(w)
         value = check_scalar(function(at, masses), x)
         (mass,) = grads_of(value, (masses,), create_graph=True)

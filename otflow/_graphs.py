@@ -14,7 +14,7 @@ __all__ = [
     "COUNTER",
     "Immutable",
     "alias",
-    "detached",
+    "differentiating",
     "leaf",
     "only_without_mass",
     "recording",
@@ -36,17 +36,27 @@ class _Mode(threading.local):
 _MODE = _Mode()
 
 
-class detached:
-    """Ask, in here, for derivatives in the measure alone; see `recording`."""
+class differentiating:
+    """Record gradients, in the measure alone unless `parameters`; see `recording`.
 
-    __slots__ = ("before",)
+    On the path of every step, so lean.
+    """
+
+    __slots__ = ("before", "parameters")
+
+    def __init__(self, *, parameters: bool) -> None:
+        self.parameters = parameters
 
     def __enter__(self) -> None:
-        self.before: bool = _MODE.detached
-        _MODE.detached = True
+        self.before = torch.is_grad_enabled(), _MODE.detached
+        if not self.before[0]:
+            torch.set_grad_enabled(True)
+        _MODE.detached = _MODE.detached or not self.parameters
 
     def __exit__(self, *_: object) -> None:
-        _MODE.detached = self.before
+        if not self.before[0]:
+            torch.set_grad_enabled(False)
+        _MODE.detached = self.before[1]
 
 
 class only_without_mass:
@@ -78,7 +88,11 @@ def recording() -> bool:
 
 def records(*tensors: Tensor) -> bool:
     """Return whether what is made of these tensors is to carry a graph."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor.requires_grad:
+                return True
+    return False
 
 
 def leaf(x: Tensor) -> Tensor:
@@ -166,5 +180,7 @@ class Immutable:
 
 
 def version_of(tensor: Tensor) -> int:
-    # Tensors of torch.inference_mode() have no counter.
-    return 0 if tensor.is_inference() else tensor._version
+    try:
+        return tensor._version
+    except RuntimeError:  # tensors of torch.inference_mode() have no counter
+        return 0

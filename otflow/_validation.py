@@ -185,6 +185,8 @@ def check_kind(value: Any, kind: type, name: str, *, cure: str = "") -> None:
 
 def real(value: Any, name: str) -> float:
     """Return a finite real number as a float; bool and str are refused."""
+    if type(value) is float and math.isfinite(value):  # the good case, of every step
+        return value
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         msg = f"{name} must be a real number, got {type(value).__name__} {value!r:.80}"
         # Of a tensor the graph would be lost, and on a GPU the time to wait for it.
@@ -272,7 +274,7 @@ def check_finite(x: Tensor, what: str) -> None:
         x = x.detach()
     # One reduction on the good path: a sum is finite only if its terms are, and a sum
     # of finite terms that overflows is looked at again, entry by entry.
-    if math.isfinite(float(x.sum() if x.ndim else x)):
+    if math.isfinite((x.sum() if x.ndim else x).item()):
         return
     if bool(torch.isfinite(x).all()):
         return

@@ -33,14 +33,18 @@ def _finite(method: Callable[..., Any], what: str) -> Callable[..., Any]:
     @wraps(method)
     def checked(*args: Any, **options: Any) -> Any:
         answer = method(*args, **options)
-        if method.__name__ == "value":
-            check_scalar(answer, options.get("mu", args[-1]))
         for part in answer if isinstance(answer, tuple) else (answer,):
             if isinstance(part, Tensor):
                 check_finite(part, what)
         return answer
 
-    return checked
+    @wraps(method)
+    def checked_value(*args: Any, **options: Any) -> Tensor:
+        value = check_scalar(method(*args, **options), options.get("mu", args[-1]))
+        check_finite(value, what)
+        return value
+
+    return checked_value if method.__name__ == "value" else checked
 
 
 def _flat(method: Callable[[Any], Any]) -> Callable[[Any], Any]:

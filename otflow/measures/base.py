@@ -353,10 +353,11 @@ class Measure(ABC):
         >>> of.Particles(x).detach().points.requires_grad
         False
         """
-        held = self._attributes().values()
-        if not any(isinstance(t, Tensor) and t.requires_grad for t in held):
-            return self
-        return self.map_tensors(Tensor.detach)
+        slots = (getattr(self, name, None) for name in _slots(type(self)))
+        for held in (*vars(self).values(), *slots):
+            if isinstance(held, Tensor) and held.requires_grad:
+                return self.map_tensors(Tensor.detach)
+        return self
 
     @final
     def clone(self) -> Self:

@@ -182,7 +182,7 @@ class Particles(Measure):
             lambda x: self._evaluate(value, x), self.points, beside=(self.weights,)
         )
         if self.is_uniform and not records(self.weights):
-            return f, grad * self.n
+            return f, grad * float(self.n)
         empty = self.weights == 0
         if not records(self.weights):
             # A product with such a mass has lost digits, which a division does not
@@ -377,7 +377,7 @@ class Particles(Measure):
     def _moved(self, points: Tensor) -> Self:
         # One reduction catches NaN, infinity and overflow to come: with NaN the
         # comparison is False.
-        largest = float(torch.linalg.vector_norm(points.detach(), ord=torch.inf))
+        largest = torch.linalg.vector_norm(points.detach(), ord=torch.inf).item()
         if not largest < coordinate_limit(points.dtype):
             msg = (
                 "positions left the finite numbers; take a smaller dt, or use JKO or "

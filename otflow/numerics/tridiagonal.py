@@ -52,10 +52,6 @@ class Springs:
         result[1:] += pull
         return result
 
-    def plus(self, other: Springs) -> Springs:
-        """Return the sum."""
-        return Springs(self.rows + other.rows, self.springs + other.springs)
-
     def solve(self, rhs: Tensor) -> Tensor | None:
         """Return the solution, or None if the matrix is not positive definite.
 

@@ -97,7 +97,7 @@ class ExplicitEuler(Scheme):
     ) -> Step[Any]:
         """Push along the velocity, for `dt` or for less under backtracking."""
         energy, velocity = F.value_and_velocity(mu)
-        start = float(energy.detach())
+        start = energy.detach().item()
         if not self.backtracking:
             info = Certificate(energy_before=start)
             return Step(mu.push(velocity, dt), state, info, energy)

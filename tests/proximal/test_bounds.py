@@ -14,8 +14,8 @@ from otflow.proximal import (
     GridSinkhorn,
     QuantileProximal,
 )
-from otflow.proximal.grid.duality import cell_means
-from otflow.proximal.grid.gap import distance_bound, dual_value
+from otflow.proximal.grid.duality import cell_means, distance_bound, dual_value
+from otflow.proximal.grid.pressure import PressureProblem
 from otflow.proximal.grid.push_forward import transport_cost
 from otflow.proximal.quantiles.newton import minimise
 from otflow.proximal.quantiles.objective import Objective
@@ -103,9 +103,10 @@ def test_the_bound_adds_a_sixth_of_the_bend_of_the_potential():
 
 def dual_of(F, mu, dt, phi):
     """Return the dual value at minus the first variation phi."""
-    V = sort_terms(F).V(mu.points).reshape(mu.shape)
-    weights = mu.weights.reshape(mu.shape)
-    return dual_value(mu.box, weights, phi.reshape(mu.shape), sort_terms(F), V, dt)
+    V = sort_terms(F).V(mu.points)
+    problem = PressureProblem.of(sort_terms(F), mu, V, dt)
+    value, unseen = dual_value(problem, -phi - V)
+    return value - unseen
 
 
 @pytest.mark.parametrize("n", [60, 240])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from otflow.measures.grid.box import Box
 from otflow.proximal.grid.c_transform import c_transform
 from otflow.proximal.grid.pressure import PressureProblem
 
-__all__ = ["below_bound", "cell_extremes", "cell_means", "dual_value"]
+__all__ = ["below_bound", "cell_extremes", "cell_means", "distance_bound", "dual_value"]
 
 # The share of the largest mass of a cell below which a cell is empty.
 DUST = 1e-9
@@ -49,17 +50,17 @@ def below_bound(masses: Tensor, room: Tensor, bound: float) -> tuple[Tensor, flo
 
 
 def dual_value(
-    problem: PressureProblem, pressure: Tensor, masses: Tensor
+    problem: PressureProblem, pressure: Tensor, masses: Tensor | None = None
 ) -> tuple[float | None, float]:
     r"""Return a lower bound of :math:`\int V d\nu + \int U(\nu) + W_2^2/(2\,dt)`.
 
-    It holds for all densities that are constant on cells. With the potentials
-    :math:`\psi = \phi^c` of nodes, :math:`\psi - |x|^2/(2\,dt)` and :math:`\phi -
-    |y|^2/(2\,dt)` interpolated linearly along each axis satisfy :math:`\psi(x) +
-    \phi(y) \le |x - y|^2/(2\,dt)` everywhere, since :math:`x \cdot y` is linear in
-    each; and their means over cells are in closed form. The additive constant is the
-    best one. Between a density and itself the bound is too low by
-    :math:`\sum_a h_a^2/(6\,dt)`.
+    It holds for all densities that are constant on cells, however good the pressure is.
+    With the potentials :math:`\psi = \phi^c` and :math:`\phi = \psi^c` of nodes,
+    :math:`\psi - |x|^2/(2\,dt)` and :math:`\phi - |y|^2/(2\,dt)`, interpolated linearly
+    along each axis, satisfy :math:`\psi(x) + \phi(y) \le |x - y|^2/(2\,dt)` everywhere,
+    since :math:`x \cdot y` is linear in each; and their means over cells are in closed
+    form. The additive constant is the best one. Between a density and itself the bound
+    is too low by :math:`\sum_a h_a^2/(6\,dt)`.
 
     For all densities :math:`U^*` has to be integrated over cells, where the bound above
     takes it at the mean :math:`\bar s` of its argument. It is convex, so its mean is at
@@ -71,7 +72,7 @@ def dual_value(
         The step.
     pressure : Tensor, shape (n,)
         Any pressure.
-    masses : Tensor, shape (n,)
+    masses : Tensor, shape (n,), optional
         The new masses, or nearly: far from them the pressure is taken a little lower,
         which costs nothing and keeps :math:`U^*` zero there.
 
@@ -86,32 +87,91 @@ def dual_value(
     box, dt, room = problem.box, problem.dt, problem.room
     is_free = room > 0
     unit = sum(h * h for h in box.spacing) / dt
-    pressure = pressure - unit / 4 * _far_from(masses.reshape(box.shape)).reshape(-1)
+    if masses is not None:
+        far = _far_from(masses.reshape(box.shape)).reshape(-1)
+        pressure = pressure - unit / 4 * far
     phi, wide = _with_border(problem, -problem.V - pressure)
-    psi = c_transform(phi.reshape(-1), wide, dt)[0].reshape(phi.shape)
-    gain = float(problem.masses @ (cell_means(psi).reshape(-1) - unit / 12))
-    mean = torch.where(is_free, cell_means(phi).reshape(-1) - unit / 12, 0.0)
-    s = torch.where(is_free, -mean - problem.V, 0.0)
+    psi = c_transform(phi.reshape(-1), wide, dt)[0]
+    phi = c_transform(psi, wide, dt)[0].reshape(phi.shape)
+    means = cell_means(psi.reshape(phi.shape)).reshape(-1)
+    gain = float(problem.masses @ (means - unit / 12))
+    mean = cell_means(-phi).reshape(-1) + unit / 12
+    s = torch.where(is_free, mean - problem.V, 0.0)
     V, _ = _with_border(problem, problem.V)
-    low, high = (x.reshape(-1) for x in cell_extremes(-phi - V))
+    ends = [x.reshape(-1)[is_free] for x in cell_extremes(-phi - V)]
+    mass = float(problem.masses.sum())
+    # V may lie lower between the centres.
+    more = _between(_inner(V)).reshape(-1)[is_free]
+    mean = (mean - cell_means(V).reshape(-1))[is_free] + more
+    low = torch.minimum(ends[0] + more, mean)
+    high = torch.maximum(ends[1] + more + unit / 8, mean)
+    width = high - low
+    share = ((mean - low) / torch.where(width > 0, width, 1.0)).clamp(0.0, 1.0)
+    chords = torch.cat([1 - share, share]) * room[is_free].repeat(2)
     try:
-        # The best constant makes the mass 1; the bound is concave in it, and any holds.
-        shift = problem.constant(s)
-        at = problem.internal.conjugate((s - shift)[is_free])
-        loss = float(room[is_free] @ at)
-        dual = gain - shift * float(problem.masses.sum()) - loss
+        dual = _best(problem, s, gain)
         if not math.isfinite(dual):
             return None, math.inf
         if problem.is_summed:
             return dual, math.inf
-        ends = (torch.minimum(low, s), torch.maximum(high + unit / 8, s))
-        below, above = (problem.internal.conjugate((x - shift)[is_free]) for x in ends)
+        if problem.without_energy:  # U* is 0 up to 0 and infinite above
+            full = gain - mass * float(high.max())
+        else:
+            full = _best(replace(problem, room=chords), torch.cat([low, high]), gain)
     except NonFinite:
         return None, math.inf
-    width = (ends[1] - ends[0])[is_free]
-    share = (s - ends[0])[is_free] / torch.where(width > 0, width, 1.0)
-    chord = below + share * (above - below) - at
-    return dual, max(float(room[is_free] @ chord), 0.0)
+    return dual, max(dual - full, 0.0)
+
+
+def _best(problem: PressureProblem, s: Tensor, gain: float) -> float:
+    r"""Return the gain less :math:`\int U^*(s - c)` and c, with the best constant c.
+
+    It makes the mass 1, as the bound is concave in c; any other would do.
+    """
+    c = problem.constant(s)
+    is_free = problem.room > 0
+    loss = float(problem.room[is_free] @ problem.internal.conjugate(s[is_free] - c))
+    return gain - c * float(problem.masses.sum()) - loss
+
+
+def distance_bound(
+    gap: float, masses: Tensor, V: Tensor, modulus: float | None, dt: float
+) -> float | None:
+    r"""Return a bound on the W2 distance to the exact step, from a gap of duality.
+
+    The objective is :math:`(1/dt + \lambda)`-convex along generalised geodesics, so a
+    measure within a gap of its minimum is within :math:`\sqrt{2\,\mathrm{gap}/(1/dt +
+    \lambda)}` of the minimiser. Both sides of the gap read V at the centres of cells:
+    its mean over a cell is above that by a 24th of its second difference, and its least
+    value in a cell below it by up to an eighth. A sixth is added for both.
+
+    Parameters
+    ----------
+    gap : float
+        Objective at the measure minus a lower bound of its minimum.
+    masses, V : Tensor
+        Of the new density, and the potential, in the box's shape; V infinite or NaN in
+        obstacles.
+    modulus : float or None
+        The :math:`\lambda`, if known.
+    dt : float
+        Step.
+
+    Returns
+    -------
+    float or None
+        None if the modulus is unknown, or dt too long for it.
+    """
+    if modulus is None or 1 + dt * modulus <= 0:
+        return None
+    unseen = 0.0
+    for axis, n in enumerate(V.shape):
+        if n > 2:
+            bend = V.diff(n=2, dim=axis).nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
+            first, last = bend.narrow(axis, 0, 1), bend.narrow(axis, n - 3, 1)
+            bend = torch.cat([first, bend, last], axis)
+            unseen += float((masses * bend).sum(dtype=torch.float64)) / 6
+    return math.sqrt(2 * dt * (max(gap, 0.0) + unseen) / (1 + dt * modulus))
 
 
 def _far_from(masses: Tensor) -> Tensor:
@@ -170,11 +230,35 @@ def cell_extremes(f: Tensor) -> tuple[Tensor, Tensor]:
     low = high = f
     for axis in range(f.ndim):
         n = f.shape[axis] - 2
-        own, others = low.narrow(axis, 1, n), (low.narrow(axis, k, n) for k in (0, 2))
-        for other in others:
-            own = torch.minimum(own, 0.5 * (low.narrow(axis, 1, n) + other))
-        top, others = high.narrow(axis, 1, n), (high.narrow(axis, k, n) for k in (0, 2))
-        for other in others:
-            top = torch.maximum(top, 0.5 * (high.narrow(axis, 1, n) + other))
-        low, high = own, top
+        least = below = low.narrow(axis, 1, n)
+        most = above = high.narrow(axis, 1, n)
+        for k in (0, 2):
+            least = torch.minimum(least, 0.5 * (below + low.narrow(axis, k, n)))
+            most = torch.maximum(most, 0.5 * (above + high.narrow(axis, k, n)))
+        low, high = least, most
     return low, high
+
+
+def _inner(f: Tensor) -> Tensor:
+    """Return f without the outermost entries along each axis."""
+    for axis, n in enumerate(f.shape):
+        f = f.narrow(axis, 1, n - 2)
+    return f
+
+
+def _between(V: Tensor) -> Tensor:
+    """Return how far V may lie below its linear interpolation in each cell.
+
+    That is an eighth of the second difference where it is positive, and three eighths
+    of minus it beyond the outermost centres, where the interpolation goes on straight.
+    """
+    total = torch.zeros_like(V)
+    for axis, n in enumerate(V.shape):
+        if n > 2:
+            bend = V.diff(n=2, dim=axis).nan_to_num(0.0, 0.0, 0.0)
+            ends = [bend.narrow(axis, 0, 1), bend.narrow(axis, n - 3, 1)]
+            bend = torch.cat([ends[0], bend, ends[1]], axis)
+            total += bend.clamp_min(0) / 8
+            for place, end in zip((0, n - 1), ends, strict=True):
+                total.narrow(axis, place, 1).add_(3 * (-end).clamp_min(0) / 8)
+    return total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,9 +13,10 @@ from otflow.errors import NonFinite
 from otflow.functionals import Functional, Internal, PowerEntropy
 from otflow.functionals.combined import Combined, combine
 from otflow.measures import GridDensity
+from otflow.proximal.base import ProxResult
 from otflow.proximal.terms import Terms
 
-__all__ = ["LocalTerms", "OwnEnergy", "OwnTerm", "taken_cell_by_cell"]
+__all__ = ["LocalTerms", "OwnEnergy", "OwnTerm", "stepped", "taken_cell_by_cell"]
 
 # Log densities from the least to the largest at which a term is read.
 RUNGS, EMPTIEST = 128, -225.0
@@ -179,16 +180,39 @@ class LocalTerms:
     terms: Terms
     own: tuple[OwnTerm, ...]
 
-    def potential(self, like: Tensor) -> Tensor:
-        """Return the sum of the potentials of a user's terms, (n,), in float64."""
-        V = torch.zeros_like(like, dtype=torch.float64)
+    def potential(self, mu: GridDensity) -> Tensor:
+        """Return the sum of all potentials at the centres, (n,), 0 in obstacles.
+
+        In float64. Raises `NonFinite` if it is not finite in a free cell.
+        """
+        V = self.terms.V(mu.points.double()).detach()
         for term in self.own:
             V[term.cells.cells] += term.V
+        V = torch.where(mu.is_free, V, 0.0)
+        if not bool(torch.isfinite(V).all()):
+            msg = (
+                "the potential must be finite at the centres of the free cells; make "
+                "the cells where it is not obstacles"
+            )
+            raise NonFinite(msg)
         return V
 
-    def hold_at(self, masses: Tensor) -> bool:
-        """Return whether all terms of a user are what they were taken for."""
-        return all(term.holds_at(masses) for term in self.own)
+
+def stepped(
+    terms: Terms,
+    mu: GridDensity,
+    step: Callable[[LocalTerms], ProxResult[GridDensity]],
+) -> ProxResult[GridDensity]:
+    """Return a step in which terms of a user are local, if they are at its end too.
+
+    Else the step is made again, with all of them among the others.
+    """
+    taken = taken_cell_by_cell(terms, mu)
+    result = step(taken)
+    masses = result.measure.weights.double()
+    if all(term.holds_at(masses) for term in taken.own):
+        return result
+    return step(LocalTerms(terms, ()))
 
 
 def taken_cell_by_cell(terms: Terms, mu: GridDensity) -> LocalTerms:

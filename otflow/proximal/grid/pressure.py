@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from otflow.errors import NonFinite
-from otflow.functionals import Internal
+from otflow.functionals import Congestion, Internal
 from otflow.functionals.combined import Combined
+from otflow.measures import GridDensity
 from otflow.measures.grid.box import Box
 from otflow.numerics.multigrid import blocks
 from otflow.proximal.grid.own_energy import OwnEnergy
 from otflow.proximal.grid.push_forward import Sweep, lifted, push_forward
+from otflow.proximal.terms import Terms
 
 __all__ = ["Iterate", "PressureProblem", "lowest_pressure"]
 
@@ -84,6 +86,9 @@ class PressureProblem:
         The grid.
     dt : float
         Step.
+    without_energy : bool
+        Whether there is no energy: U stands for it, a bound that no density of mass 1
+        reaches on the grid.
     """
 
     masses: Tensor
@@ -93,6 +98,17 @@ class PressureProblem:
     lowest: float
     box: Box
     dt: float
+    without_energy: bool = False
+
+    @classmethod
+    def of(cls, terms: Terms, mu: GridDensity, V: Tensor, dt: float) -> PressureProblem:
+        """Return the problem of the local terms in a potential (n,), in float64."""
+        masses, volume = mu.weights.double(), mu.box.cell_volume
+        # Without an internal energy: a bound that no density of mass 1 reaches.
+        internal = terms.energy or Congestion(2.0 / volume)
+        room, lowest = volume * mu.is_free.double(), lowest_pressure(internal, masses)
+        V, is_alone = V.double(), terms.energy is None
+        return cls(masses, V, room, internal, lowest, mu.box, dt, is_alone)
 
     @property
     def is_summed(self) -> bool:

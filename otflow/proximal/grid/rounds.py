@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +14,7 @@ from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.numerics.anderson import Anderson
 
-__all__ = ["LocalSolver", "LocalStep", "Outcome", "minimise_nonlocal"]
+__all__ = ["LocalSolver", "LocalStep", "Outcome", "Point", "minimise_nonlocal"]
 
 # Differences of log densities kept, and the share of the largest density that is added
 # to the weights of their norm: far tails must not be lost sight of.
@@ -120,10 +121,10 @@ class Outcome(NamedTuple):
     objectives: list[float]  # E + G after each accepted round
 
 
-class _Point(NamedTuple):
+class Point(NamedTuple):
     """A density where G has been differentiated."""
 
-    log: Tensor  # log density
+    log: Tensor  # log density, or what else the slope of the divergence is
     mass: Tensor  # of the cells, in the box's shape
     value: float  # G
     slope: Tensor  # G', in the box's shape
@@ -257,19 +258,19 @@ class _Rounds:
         self.tiny = torch.finfo(mu.dtype).tiny
         self.eps = torch.finfo(mu.dtype).eps
 
-    def point(self, log: Tensor) -> _Point:
+    def point(self, log: Tensor) -> Point:
         """Differentiate G at a log density; it is given a positive one."""
         mass = log.exp() * self.volume
         nu = self.mu.with_free_weights(mass.clamp_min(self.tiny).reshape(-1))
         slope = self.G.first_variation(nu).reshape(self.mu.shape)
-        return _Point(log, mass, float(self.G.value(nu)), slope)
+        return Point(log, mass, float(self.G.value(nu)), slope)
 
-    def normalised_point(self, log: Tensor) -> _Point:
+    def normalised_point(self, log: Tensor) -> Point:
         """Return the point at a log density that need not be of mass 1."""
         total = log.logsumexp(tuple(range(log.ndim))) + math.log(self.volume)
         return self.point(log - total)
 
-    def potential(self, y: _Point, L: float) -> Tensor:
+    def potential(self, y: Point, L: float) -> Tensor:
         """Return what makes of L times the entropy L KL(.|y), and G'[y]."""
         return y.slope - L * (_finite(y.log) + 1.0)
 
@@ -277,25 +278,14 @@ class _Rounds:
         """Return the round-off of a sum of these, and of what changes a density."""
         return ROUND_OFF * self.eps * max(1 / self.scale, *map(abs, values))
 
-    def compare(self, y: _Point, nu: _Point, L: float) -> tuple[float, bool]:
-        """Return the L that the step from y to nu asked for, and whether L is enough.
-
-        Where the one-sided difference is within round-off, that of the slopes, which is
-        twice as large and does not cancel, is asked instead.
-        """
-        change = nu.mass - y.mass
-        gap = nu.value - y.value - float((y.slope * change).sum())
+    def compare(self, y: Point, nu: Point, L: float) -> tuple[float, bool]:
+        """Return the L that the step from y to nu asked for; whether L is enough."""
         spread = _finite(nu.log - y.log)
-        divergence = float((nu.mass * spread - change).sum())
+        divergence = float((nu.mass * spread - (nu.mass - y.mass)).sum())
         noise = self.noise(nu.value, y.value)
-        if not abs(gap) > 100 * noise:
-            gap = 0.5 * float(((nu.slope - y.slope) * change).sum())
-            divergence = 0.5 * float((spread * change).sum())
-            noise = 0.0
-        ratio = gap / max(divergence, self.tiny)
-        return ratio, gap <= L * divergence + noise
+        return steepness_asked(y, nu, spread, divergence, L, noise)
 
-    def error(self, y: _Point, nu: _Point, L: float) -> float:
+    def error(self, y: Point, nu: Point, L: float) -> float:
         """Return what the potential was off by, as an error of masses."""
         off = nu.slope - y.slope - L * _finite(nu.log - y.log)
         off = off - (nu.mass * off).sum()
@@ -304,29 +294,95 @@ class _Rounds:
         first = self.scale * float((nu.mass * off.abs()).sum())
         return max(first, float((wanted - nu.mass).clamp_min(0).sum()))
 
-    def curvature(self, y: _Point) -> float:
-        """Return the largest eigenvalue of G'' in L2(y), by power iterations."""
-        x = self.mu.points - y.mass.reshape(-1) @ self.mu.points
-        v = (x.sum(-1) + x.square().sum(-1) / self.mu.box.spacing[0]).reshape(
-            y.mass.shape
-        )
-        value = 0.0
-        for _ in range(POWERS):
-            v = v - (y.mass * v).sum()
-            v = v / (y.mass * v.square()).sum().sqrt().clamp_min(self.tiny)
-            step = SMALL / float(v.abs().max().clamp_min(1.0))
-            moved = self.mu.with_free_weights((y.mass * (1 + step * v)).reshape(-1))
-            there = self.G.first_variation(moved).reshape(y.mass.shape)
-            image = (there - y.slope) / step
-            value = float((y.mass * v * image).sum())
-            v = image
+    def slope(self, mass: Tensor) -> Tensor:
+        """Return G' at masses of the cells."""
+        nu = self.mu.with_free_weights(mass.reshape(-1))
+        return self.G.first_variation(nu).reshape(mass.shape)
+
+    def curvature(self, y: Point) -> float:
+        """Return the largest eigenvalue of G'' in L2(y)."""
+        spacing = self.mu.box.spacing[0]
+        value = end_of_powers(self.slope, y.mass, y.mass, self.mu.points, spacing)
         return max(value, 0.0)
+
+
+def steepness_asked(
+    y: Point, nu: Point, spread: Tensor, divergence: float, L: float, noise: float
+) -> tuple[float, bool]:
+    r"""Return the L that a step from y to nu asks for, and whether L is enough.
+
+    It is :math:`G(\nu) - G(y) - \int G'[y]\,d(\nu - y)` over the divergence of
+    :math:`\nu` and y. Where that difference is within round-off, that of the slopes,
+    which is twice as large and does not cancel, is asked instead.
+
+    Parameters
+    ----------
+    y, nu : Point
+        Both ends.
+    spread : Tensor
+        The difference of the slopes of the divergence.
+    divergence : float
+        The divergence.
+    L : float
+        Its factor.
+    noise : float
+        Round-off of the values.
+    """
+    change = nu.mass - y.mass
+    gap = nu.value - y.value - float((y.slope * change).sum())
+    if not abs(gap) > 100 * noise:
+        gap = 0.5 * float(((nu.slope - y.slope) * change).sum())
+        divergence = 0.5 * float((spread * change).sum())
+        noise = 0.0
+    ratio = gap / max(divergence, torch.finfo(change.dtype).tiny)
+    return ratio, gap <= L * divergence + noise
+
+
+def end_of_powers(
+    slope: Callable[[Tensor], Tensor],
+    mass: Tensor,
+    weights: Tensor,
+    points: Tensor,
+    spacing: float,
+    least: float = 1.0,
+) -> float:
+    r"""Return an eigenvalue of :math:`w\,G''` of large size, by power iterations.
+
+    Parameters
+    ----------
+    slope : callable
+        G' at masses.
+    mass : Tensor
+        Where.
+    weights : Tensor
+        The w, of the shape of `mass`.
+    points : Tensor, shape (n, d)
+        The centres of the cells.
+    spacing : float
+        Of them.
+    least : float
+        The least of `mass` over w, so that all masses stay positive.
+    """
+    flat, tiny = weights.reshape(-1), torch.finfo(mass.dtype).tiny
+    start, total = slope(mass), flat.sum()
+    x = points.to(mass.dtype)
+    x = x - (flat @ x) / total
+    v = (x.sum(-1) + x.square().sum(-1) / spacing).reshape(mass.shape)
+    value = 0.0
+    for _ in range(POWERS):
+        v = v - (weights * v).sum() / total
+        v = v / (weights * v.square()).sum().sqrt().clamp_min(tiny)
+        step = least * SMALL / float(v.abs().max().clamp_min(tiny))
+        image = (slope(mass + step * weights * v) - start) / step
+        value = float((weights * v * image).sum())
+        v = image
+    return value
 
 
 class _Extrapolation:
     """Where a round begins beyond the end of the one before, and what it learns."""
 
-    def __init__(self, rounds: _Rounds, y: _Point) -> None:
+    def __init__(self, rounds: _Rounds, y: Point) -> None:
         self.rounds = rounds
         self.anderson = Anderson(MEMORY, y.mass + FLOOR * y.mass.max())
         self.near, self.sharper, self.fell = MOST, 1.0, 0.0
@@ -338,7 +394,7 @@ class _Extrapolation:
         else:
             self.sharper *= SHARPER
 
-    def point(self, y: _Point, nu: _Point, fall: float, *, plain: bool) -> _Point:
+    def point(self, y: Point, nu: Point, fall: float, *, plain: bool) -> Point:
         """Return the next point after a round from y to nu, whose objective fell.
 
         It is on the way from nu to the one that the acceleration wants, and near nu.

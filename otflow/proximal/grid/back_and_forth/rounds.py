@@ -16,6 +16,7 @@ from otflow.proximal.grid.back_and_forth.convex import ascend
 from otflow.proximal.grid.back_and_forth.coupled import Coupled, Joint
 from otflow.proximal.grid.back_and_forth.newton import maximise
 from otflow.proximal.grid.pressure import Iterate, PressureProblem, lowest_pressure
+from otflow.proximal.grid.rounds import Point, end_of_powers, steepness_asked
 from otflow.proximal.terms import Terms
 
 __all__ = ["SETTLED", "Settled", "settle"]
@@ -27,8 +28,8 @@ SHARE, COARSEST, FINEST = 0.1, 1e-2, 0.2
 FIRST, LEAST = 0.2, 1e-3
 # Growth of L where a round fails, and its fall where the model was too steep by SLACK.
 GROWTH, SLACK = 2.0, 2.5
-# Power iterations for the first L, and the relative change of masses that they try.
-POWERS, SMALL = 6, 1e-3
+# Round-off of an energy, in units of that of its dtype.
+ROUND_OFF = 64.0
 # Rounds that may pass before the least residual is this share of what it was.
 PATIENCE, PROGRESS = 8, 0.5
 # Local steps in succession that may miss their aim.
@@ -43,8 +44,6 @@ AGAIN = 0.95
 DUST = 1e-12
 # Newton steps of the whole after each round.
 NEWTON = 40
-# Round-off of an energy, in units of that of its dtype.
-ROUND_OFF = 64.0
 
 
 class Settled(NamedTuple):
@@ -57,15 +56,6 @@ class Settled(NamedTuple):
     problem: PressureProblem  # linearised at the masses of `point`
 
 
-class _Point(NamedTuple):
-    """A density where G has been differentiated."""
-
-    masses: Tensor
-    h: Tensor  # the slope of the distance: log density, or density
-    value: float  # G
-    slope: Tensor  # G'
-
-
 @dataclass(frozen=True)
 class _Round:
     """A local step, and how far it is from a step of the whole."""
@@ -73,7 +63,7 @@ class _Round:
     point: Iterate
     problem: PressureProblem
     phi: Tensor
-    nu: _Point
+    nu: Point
     solved: bool  # whether the local step met its aim
     used: int
     joint: Joint
@@ -147,10 +137,10 @@ def settle(
         now = rounds.solve(y, L, phi, aim, min(limit, work - steps))
         steps += now.used
         failures = 0 if now.solved else failures + 1
-        fits, ratio = rounds.compare(y, now.nu, L)
+        ratio, fits = rounds.compare(y, now.nu, L)
         found = [(now.joint.residual, now.joint.point, now.joint.problem)]
         if L == 0:  # a step of the whole once the density settles
-            change = float((now.nu.masses - y.masses).abs().sum())
+            change = float((now.nu.mass - y.mass).abs().sum())
             residual = now.point.residual + change / SETTLED
             found.append((residual, now.point, now.problem))
         if fits:
@@ -199,7 +189,7 @@ class _Rounds:
         self.scale = 0.0
         self.coupled = Coupled(G, self.mu, problem)
 
-    def first(self) -> _Point:
+    def first(self) -> Point:
         """Return the source, without vacuum where logarithms are taken."""
         masses = self.problem.masses
         if self.by_log:
@@ -207,19 +197,14 @@ class _Rounds:
             masses = torch.where(self.is_free, masses.clamp_min(dust), 0.0)
         return self.point(masses)
 
-    def point(self, masses: Tensor) -> _Point:
+    def point(self, masses: Tensor) -> Point:
         """Differentiate G at the masses."""
-        nu = self.mu.with_free_weights(masses.to(self.mu.dtype))
-        slope = self.G.first_variation(nu).detach().double()
         r = masses / self.room
         h = r.clamp_min(self.tiny).log() if self.by_log else r
         h = torch.where(self.is_free, h, 0.0)
-        slope = torch.where(self.is_free, slope, 0.0)
-        return _Point(masses, h, float(self.G.value(nu)), slope)
-
-    def potential(self, y: _Point, L: float) -> Tensor:
-        """Return G'[y] - L h'(y)."""
-        return y.slope - L * y.h
+        nu = self.mu.with_free_weights(masses.to(self.mu.dtype))
+        value = float(self.G.value(nu))
+        return Point(h, masses, value, self.coupled.slope(masses))
 
     def energy(self, L: float) -> PressureProblem:
         """Return the local problem with L more of the internal energy of D."""
@@ -235,10 +220,10 @@ class _Rounds:
         lowest = lowest_pressure(internal, self.problem.masses)
         return replace(self.problem, internal=internal, lowest=lowest)
 
-    def solve(self, y: _Point, L: float, phi: Tensor, aim: float, limit: int) -> _Round:
+    def solve(self, y: Point, L: float, phi: Tensor, aim: float, limit: int) -> _Round:
         """Return the local step around y for L, from a potential."""
         local = self.energy(L)
-        local = replace(local, V=local.V + y.slope - L * y.h)
+        local = replace(local, V=local.V + y.slope - L * y.log)
         point, used, _ = maximise(local, -phi - local.V, aim, limit, separable=False)
         phi = -local.V - point.pressure
         masses = point.masses
@@ -261,27 +246,16 @@ class _Rounds:
             used += more
         return joint, used
 
-    def compare(self, y: _Point, nu: _Point, L: float) -> tuple[bool, float]:
-        """Return whether L is enough from y to nu, and the L that they ask for.
-
-        Where the one-sided difference is within round-off, that of the slopes, which is
-        twice as large and does not cancel, is asked instead.
-        """
-        change = nu.masses - y.masses
-        gap = nu.value - y.value - float(y.slope @ change)
-        spread = nu.h - y.h
+    def compare(self, y: Point, nu: Point, L: float) -> tuple[float, bool]:
+        """Return the L that the step from y to nu asked for; whether L is enough."""
+        change, spread = nu.mass - y.mass, nu.log - y.log
         if self.by_log:
-            divergence = float(nu.masses @ spread - change.sum())
+            divergence = float(nu.mass @ spread - change.sum())
         else:
             divergence = 0.5 * float(spread @ change)
         noise = ROUND_OFF * torch.finfo(self.mu.dtype).eps
         noise = noise * (abs(nu.value) + abs(y.value))
-        if not abs(gap) > 100 * noise:
-            gap = 0.5 * float((nu.slope - y.slope) @ change)
-            divergence = 0.5 * float(spread @ change)
-            noise = 0.0
-        ratio = gap / max(divergence, self.tiny)
-        return gap <= L * divergence + noise, ratio
+        return steepness_asked(y, nu, spread, divergence, L, noise)
 
     def adapted(self, L: float, ratio: float, fits: bool) -> float:
         """Return the next L, given what the last round asked for."""
@@ -291,29 +265,17 @@ class _Rounds:
             return max(L / SLACK, ratio, 0.0)
         return L
 
-    def curvature(self, y: _Point) -> float:
+    def curvature(self, y: Point) -> float:
         """Return the largest eigenvalue of G'' beside D'', by power iterations."""
-        weights = y.masses
-        base = y
+        masses, weights, least = y.mass, y.mass, 1.0
         if not self.by_log:
             weights = self.problem.room
-            even = weights * (y.masses.sum() / weights.sum())
-            base = self.point(0.5 * (y.masses + even))
-        x = self.mu.points.double()
-        x = x - (weights @ x) / weights.sum()
-        v = x.sum(-1) + x.square().sum(-1) / self.problem.box.spacing[0]
-        value = 0.0
-        for _ in range(POWERS):
-            v = v - (weights @ v) / weights.sum()
-            v = v / (weights @ v.square()).sqrt().clamp_min(self.tiny)
-            step = SMALL / float(v.abs().max().clamp_min(self.tiny))
-            if not self.by_log:
-                step = step * float((base.masses / self.room)[self.is_free].min())
-            there = self.point(base.masses + step * weights * v)
-            image = (there.slope - base.slope) / step
-            value = float((weights * v) @ image)
-            self.scale = max(self.scale, abs(value))
-            v = image
+            masses = 0.5 * (masses + weights * (masses.sum() / weights.sum()))
+            least = float((masses / self.room)[self.is_free].min())
+        points, spacing = self.mu.points, self.problem.box.spacing[0]
+        slope = self.coupled.slope
+        value = end_of_powers(slope, masses, weights, points, spacing, least)
+        self.scale = abs(value)
         return max(value, 0.0)
 
 

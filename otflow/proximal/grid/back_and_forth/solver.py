@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from otflow._validation import non_negative_int, positive
-from otflow.errors import Diverged, NonFinite, Unsupported
+from otflow.errors import Diverged, Unsupported
 from otflow.functionals import Congestion, Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
 from otflow.proximal.grid.back_and_forth.newton import maximise
 from otflow.proximal.grid.back_and_forth.rounds import SETTLED, Settled, settle
 from otflow.proximal.grid.back_and_forth.step import is_full, result_of
-from otflow.proximal.grid.own_energy import LocalTerms, taken_cell_by_cell
-from otflow.proximal.grid.pressure import Iterate, PressureProblem, lowest_pressure
+from otflow.proximal.grid.own_energy import LocalTerms, stepped
+from otflow.proximal.grid.pressure import Iterate, PressureProblem
 from otflow.proximal.grid.push_forward import squared_diagonal
 from otflow.proximal.terms import Terms, sort_terms
 
@@ -217,18 +217,14 @@ class BackAndForth(ProximalSolver[GridDensity]):
                 "(PowerEntropy(m), m < 1) is unbounded in vacuum; use GridSinkhorn()"
             )
             raise Unsupported(msg)
-        taken = taken_cell_by_cell(terms, mu)
-        result = self._step(F, mu, dt, warm, taken)
-        if not taken.hold_at(result.measure.weights.double()):
-            result = self._step(F, mu, dt, warm, LocalTerms(terms, ()))
-        return result
+        return stepped(terms, mu, lambda taken: self._step(F, mu, dt, warm, taken))
 
     def _step(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any, taken: LocalTerms
     ) -> ProxResult[GridDensity]:
         """Return the step with these terms."""
         terms = taken.terms
-        problem = _problem(terms, taken.potential(mu.weights), mu, dt)
+        problem = PressureProblem.of(terms, mu, taken.potential(mu), dt)
         before = float(F.value(mu))
         start = _first_pressure(problem) if warm is None else warm.to(problem.V)
         if is_full(problem, self.tolerance, OVERFULL * torch.finfo(mu.dtype).eps):
@@ -328,23 +324,6 @@ class BackAndForth(ProximalSolver[GridDensity]):
             if failures == MOST_FAILURES:
                 return Settled(point, steps, ending, rounds, problem)
         return Settled(point, steps, "limit", rounds, problem)
-
-
-def _problem(terms: Terms, own: Tensor, mu: GridDensity, dt: float) -> PressureProblem:
-    """Return the dual problem, in float64, with a potential of the cells' own."""
-    points, masses = mu.points.double(), mu.weights.double()
-    # Without an internal energy: a bound that no density of mass 1 reaches.
-    internal = terms.energy or Congestion(2.0 / mu.box.cell_volume)
-    V = torch.where(mu.is_free, terms.V(points).detach() + own, 0.0)
-    if not bool(torch.isfinite(V).all()):
-        msg = (
-            "the potential must be finite at the centres of the free cells; make the "
-            "cells where it is not obstacles"
-        )
-        raise NonFinite(msg)
-    room = mu.box.cell_volume * mu.is_free.to(masses.dtype)
-    lowest = lowest_pressure(internal, masses)
-    return PressureProblem(masses, V, room, internal, lowest, mu.box, dt)
 
 
 def _first_pressure(problem: PressureProblem) -> Tensor:

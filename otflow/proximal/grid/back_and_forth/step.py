@@ -12,8 +12,7 @@ from otflow.measures import GridDensity
 from otflow.proximal.base import ProxResult
 from otflow.proximal.certificate import certify
 from otflow.proximal.grid.back_and_forth.rounds import SETTLED, Settled
-from otflow.proximal.grid.duality import below_bound, dual_value
-from otflow.proximal.grid.gap import distance_bound
+from otflow.proximal.grid.duality import below_bound, distance_bound, dual_value
 from otflow.proximal.grid.pressure import PressureProblem
 from otflow.proximal.grid.push_forward import squared_diagonal, transport_cost
 

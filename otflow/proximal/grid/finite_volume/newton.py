@@ -284,7 +284,7 @@ def _search(
 ) -> tuple[Interior, float] | None:
     """Return a flow ahead with a lower barrier, and how far; None if none is found."""
     before, _ = step.barrier(state.ways, mu)
-    noise = ROUND_OFF * (abs(before) + weight) + step.energy.noise
+    noise = ROUND_OFF * (abs(before) + weight)
     length, dual = _lengths(step, state, newton)
     for _ in range(MAX_TRIALS):
         value, density = step.barrier(state.ways + length * newton.ways, mu)

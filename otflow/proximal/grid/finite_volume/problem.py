@@ -34,14 +34,11 @@ class Pointwise:
     ----------
     energy, slope, curvature : callable
         U, U' and U'' of arrays of densities > 0.
-    noise : float
-        Round-off of the sum of U beyond that of float64.
     """
 
     energy: Callable[[Array], Array]
     slope: Callable[[Array], Array]
     curvature: Callable[[Array], Array]
-    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -221,12 +218,7 @@ class UpwindStep:
         """
         faces = self.faces
         q = old.ways / old.density[self.sides]
-        matrix = faces.matrix(
-            1 + faces.at_sides(q),
-            np.append(faces.low, faces.high),
-            np.append(faces.high, faces.low),
-            -q.reshape(-1),
-        )
+        matrix = faces.normal.matrix(q)
         density = factor(matrix.T).solve(self.source)
         ways = q * density[self.sides]
         if not (np.isfinite(ways).all() and (density > 0).all()):
@@ -282,11 +274,6 @@ class UpwindStep:
         if self.coupling is not None:
             slope = slope + self.coupling.field(density)
         return slope
-
-    def objective(self, flux: Array, density: Array) -> float:
-        """Return the energy and the cost of fluxes, per unit of cell volume."""
-        cells = self.cells(density)
-        return float(cells.sum() + self.kinetic(flux, density).sum())
 
     def barrier(self, ways: Array, mu: float) -> tuple[float, Array]:
         """Return the objective with logarithmic barriers, and the densities."""

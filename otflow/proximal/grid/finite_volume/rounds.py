@@ -15,7 +15,6 @@ from otflow.measures import GridDensity
 from otflow.proximal.grid.finite_volume.faces import Array
 from otflow.proximal.grid.finite_volume.problem import Interior
 from otflow.proximal.grid.finite_volume.step import TINY, Local, Move
-from otflow.proximal.grid.finite_volume.terms import cell_by_cell
 from otflow.proximal.grid.rounds import LocalStep, minimise_nonlocal
 
 __all__ = ["measure_of", "solve_in_rounds"]
@@ -62,14 +61,6 @@ def solve_in_rounds(
     # The rounds have energies of size 1, whatever the units of length.
     unit = local.unit
     guess = local.spread()
-    spent = 0
-    own = cell_by_cell(G, mu, cells, guess)
-    if own is not None:
-        whole = replace(local, own=own)
-        move = whole.solve(kept, tolerance, limit)
-        if move.converged or move.spent >= budget:
-            return move, 1
-        spent = move.spent
 
     def solve(
         potential: Tensor,
@@ -103,13 +94,13 @@ def solve_in_rounds(
         start=_log_density(mu, local, guess, math.exp(EMPTY)),
         scale=unit * local.dt * local.room.faces.largest,
         tolerance=tolerance,
-        budget=budget - spent,
+        budget=budget,
     )
     move = replace(
         outcome.step.state,
         residual=outcome.residual,
         converged=outcome.converged,
-        spent=spent + outcome.spent,
+        spent=outcome.spent,
     )
     return move, outcome.rounds
 

@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from otflow._validation import non_negative_int, positive
-from otflow.errors import Diverged, NonFinite, Unsupported
+from otflow.errors import Diverged, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult
@@ -21,6 +20,7 @@ from otflow.proximal.grid.finite_volume.faces import Array
 from otflow.proximal.grid.finite_volume.problem import Interior
 from otflow.proximal.grid.finite_volume.rounds import measure_of, solve_in_rounds
 from otflow.proximal.grid.finite_volume.step import Local, Move, Room, room_of
+from otflow.proximal.grid.own_energy import LocalTerms, stepped
 from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["FiniteVolume"]
@@ -34,17 +34,24 @@ PATIENCE = 12
 class Scene:
     """The room of a step and the terms of F, by who minimises them."""
 
-    terms: Terms
+    taken: LocalTerms
+    potential: Array  # at all cells
     room: Room
     coupling: Coupling | None  # the interactions
 
     @classmethod
-    def of(cls, terms: Terms, mu: GridDensity, old: Scene | None) -> Scene:
+    def of(cls, taken: LocalTerms, mu: GridDensity, old: Scene | None) -> Scene:
         """Return the scene of a step, with what is the same in a step before."""
+        potential = taken.potential(mu).cpu().numpy()
         room = room_of(mu, old.room if old else None)
         before = old.coupling if old else None
-        coupling = coupling_of(terms.interactions, mu, room.cells, before)
-        return cls(terms, room, coupling)
+        coupling = coupling_of(taken.terms.interactions, mu, room.cells, before)
+        return cls(taken, potential, room, coupling)
+
+    @property
+    def terms(self) -> Terms:
+        """The terms, those of a user that see each cell by itself among the local."""
+        return self.taken.terms
 
     @property
     def inside(self) -> Coupling | None:
@@ -314,11 +321,16 @@ class FiniteVolume(ProximalSolver[GridDensity]):
                 f"FiniteVolume needs a factor >= 0: use ExplicitEuler()"
             )
             raise Unsupported(msg)
-        _potential(terms, mu)
-        before = float(F.value(mu))
+        return stepped(terms, mu, lambda taken: self._step(F, mu, dt, warm, taken))
+
+    def _step(
+        self, F: Functional, mu: GridDensity, dt: float, warm: Any, taken: LocalTerms
+    ) -> ProxResult[GridDensity]:
+        """Return the step with these terms."""
         budget = PATIENCE * self.max_iterations
         kept = warm if isinstance(warm, Warm) and warm.box == mu.box else None
-        scene = Scene.of(terms, mu, kept.scene if kept else None)
+        scene = Scene.of(taken, mu, kept.scene if kept else None)
+        before = float(F.value(mu))
         parts = self._advance(scene, mu, dt, kept, self.max_halvings, budget)
         last = parts[-1]
         nu, moves = mu.moved(last.measure.weights), [part.move for part in parts]
@@ -387,7 +399,8 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         G, spent = scene.outside, 0
         if G is None:
             move = local.solve(start, self.tolerance, self.max_iterations)
-            part = Part(measure_of(mu, local, move.density), local, move, 0)
+            rounds = 1 if scene.taken.own else 0
+            part = Part(measure_of(mu, local, move.density), local, move, rounds)
             if local.convex or (move.converged and not local.rises(move)):
                 return part
             # No convexity led there: by rounds that begin at the old density.
@@ -407,22 +420,10 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         return Part(measure_of(mu, local, move.density), local, move, rounds)
 
 
-def _potential(terms: Terms, mu: GridDensity) -> Array:
-    """Return the potential at the centres in float64, finite in all free cells."""
-    V: Array = terms.V(mu.points.double()).detach().cpu().numpy()
-    if not np.isfinite(V[mu.is_free.cpu().numpy()]).all():
-        msg = (
-            "the potential must be finite at the centres of the free cells; make the "
-            "cells where it is not obstacles"
-        )
-        raise NonFinite(msg)
-    return V
-
-
 def _pose(scene: Scene, mu: GridDensity, dt: float) -> Local:
     """Return what Newton's method knows of a step, in float64."""
     room, terms = scene.room, scene.terms
-    V = _potential(terms, mu)[room.cells]
+    V = scene.potential[room.cells]
     source = mu.weights.detach().double().cpu().numpy()[room.cells] / room.volume
     # A constant changes no step, and is not to cost digits.
     V = V - V @ source / source.sum()

@@ -29,6 +29,8 @@ LAST = 0.25
 SPARE = 1e-3
 # First products, in units of the energy: cold, and from a step before.
 COLD, WARM = 0.1, 1.0
+# Mass in a cell that is more than there is, with its round-off.
+SAFE = 1.01
 # What stands for a density of 0 where it has a logarithm.
 TINY = float(np.finfo(np.float64).tiny)
 # Round-off of an energy, in its size.
@@ -118,8 +120,6 @@ class Local:
         Step.
     device : torch.device
         Where U is computed.
-    own : Pointwise, optional
-        Terms of a user that see each cell by itself.
     coupling : Coupling, optional
         Interactions.
     """
@@ -132,7 +132,6 @@ class Local:
     unit: float
     dt: float
     device: torch.device
-    own: Pointwise | None = None
     coupling: Coupling | None = None
 
     @classmethod
@@ -162,8 +161,9 @@ class Local:
 
     @property
     def bound(self) -> float:
-        """The bound on the density, possibly infinite."""
-        return math.inf if self.internal is None else self.internal.max_density
+        """The bound on the density; one that all the mass in a cell meets is none."""
+        most = math.inf if self.internal is None else self.internal.max_density
+        return math.inf if most * self.room.volume > SAFE else most
 
     def _scale(self) -> float:
         """Return a typical difference of the energy's first variation.
@@ -205,8 +205,7 @@ class Local:
             own = entropy / r
             return own if U is None else own + U.curvature(on(r)).cpu().numpy()
 
-        known = Pointwise(energy, slope, curvature)
-        return known if self.own is None else _sum(known, self.own)
+        return Pointwise(energy, slope, curvature)
 
     def _step(self, bound: float) -> UpwindStep:
         """Return the minimisation below a bound."""
@@ -274,16 +273,6 @@ class Local:
     def convex(self) -> bool:
         """Whether the energy is convex."""
         return self.coupling is None or self.coupling.convex
-
-
-def _sum(a: Pointwise, b: Pointwise) -> Pointwise:
-    """Return the sum of two energies."""
-    return Pointwise(
-        lambda r: a.energy(r) + b.energy(r),
-        lambda r: a.slope(r) + b.slope(r),
-        lambda r: a.curvature(r) + b.curvature(r),
-        a.noise + b.noise,
-    )
 
 
 def below(room: Room, density: Array, bound: float) -> tuple[Array, Array]:

@@ -122,10 +122,10 @@ def self_potential(problem: Scaling, log_density: Tensor) -> Tensor:
 
 
 def _swept(problem: Scaling, log_a: Tensor, log_density: Tensor, sweeps: int) -> Tensor:
-    empty = log_density == -math.inf
+    empty, kernel = log_density == -math.inf, problem.kernel
     for _ in range(sweeps):
-        log_a = 0.5 * (log_a + log_density - problem.convolve(log_a))
-        log_a = log_a.masked_fill(empty, -math.inf)
+        image, _ = kernel.log_apply(log_a, safely=problem.safely)
+        log_a = 0.5 * (log_a + log_density - image).masked_fill(empty, -math.inf)
     return log_a
 
 

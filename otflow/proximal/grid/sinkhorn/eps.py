@@ -102,13 +102,14 @@ def _lengths(mu: GridDensity) -> tuple[float, float]:
 
     Along an axis of one cell there is no next one.
     """
-    free, axes = mu.is_free.reshape(mu.shape), []
+    free, longest, shortest = mu.is_free.reshape(mu.shape), 0.0, math.inf
     for k, (n, h) in enumerate(zip(mu.shape, mu.box.spacing, strict=True)):
         count = int(free.movedim(k, 0).reshape(n, -1).any(1).sum())
         if count > 1:
-            axes.append((count, h))
-    axes = axes or [(1, max(mu.box.spacing))]
-    return max(h for _, h in axes), min(n * h for n, h in axes)
+            longest, shortest = max(longest, h), min(shortest, count * h)
+    if not longest:
+        longest = shortest = max(mu.box.spacing)
+    return longest, shortest
 
 
 def _for_what_moves(mu: GridDensity, dt: float, terms: Terms) -> float:

@@ -85,7 +85,9 @@ class GibbsKernel:
                 log_v = axis.log_apply(log_v, k)
             return log_v, log_v.new_tensor(-math.inf)
         shift = log_v.detach().amax() - self.top
-        out = self.apply((log_v - shift).exp())
+        out = (log_v - shift).exp()
+        for k, axis in enumerate(self.axes):
+            out = axis.apply(out, k)
         floor = shift + self.bottom
         return (out.log() + shift).clamp_min(floor), floor
 

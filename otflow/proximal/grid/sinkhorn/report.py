@@ -14,7 +14,8 @@ from otflow.errors import BlurWarning
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.certificate import ROUND_OFF, Certificate, certify
-from otflow.proximal.grid.gap import distance_bound, dual_value
+from otflow.proximal.grid.duality import distance_bound, dual_value
+from otflow.proximal.grid.pressure import PressureProblem
 from otflow.proximal.grid.push_forward import distance_along_axes
 from otflow.proximal.grid.sinkhorn.blur import blur_of, self_potential
 from otflow.proximal.grid.sinkhorn.eps import MARGIN, least_eps
@@ -174,11 +175,12 @@ def warn_of_blur(
 
     A flow is warned once: `told` is the answer of the step before.
     """
+    if not known.converged:
+        return told
     before, after, own = known["energy_before"], known["energy_after"], known.details
     dt, noise = problem.dt, known["residual"] * abs(before)  # at rest
     rises = after - before > noise and not known.certified
-    blurred = known.converged and (own.blurred or rises)
-    if not blurred or (told is not None and told.covers(F, dt)):
+    if not (own.blurred or rises) or (told is not None and told.covers(F, dt)):
         return told
     rose = f", which raised the energy to {after:.6g}" if after > before else ""
     msg = (
@@ -246,13 +248,11 @@ def _bound(
     modulus = F.modulus(mu.dim)
     if terms.interactions or terms.others or modulus is None:
         return None
-    phi = problem.potential_at(iterate.log_a, iterate.log_density)
-    V = problem.potential
-    if problem.is_free is not None:
-        phi = phi.masked_fill(~problem.is_free, -math.inf)
-    value = dual_value(mu.box, mu.weights.reshape(mu.shape), phi / dt, terms, V, dt)
+    phi = problem.potential_at(iterate.log_a, iterate.log_density).reshape(-1)
+    posed = PressureProblem.of(terms, mu, problem.potential.reshape(-1), dt)
+    value, unseen = dual_value(posed, -phi.double() / dt - posed.V)
     if value is None:
         return None
-    if problem.is_free is not None:
-        V = V.masked_fill(~problem.is_free, math.nan)
-    return distance_bound(primal - value, nu.weights.reshape(mu.shape), V, modulus, dt)
+    V = torch.where(mu.is_free, posed.V, math.nan).reshape(mu.shape)
+    gap = primal - value + unseen
+    return distance_bound(gap, nu.weights.reshape(mu.shape), V, modulus, dt)

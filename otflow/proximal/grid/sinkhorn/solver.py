@@ -218,7 +218,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         before = float(F.value(mu))
         solution = self._solved(F, mu, dt, warm)
         known = solution.certificate(F, before, duality=self.certify)
-        if not known["converged"] and not known["energy_after"] <= before:
+        if not known.converged and not known["energy_after"] <= before:
             own = replace(known.details, w2_upper=0.0 if self.certify else None)
             stayed = replace(known, energy_after=before, w2=0.0, details=own)
             return ProxResult(mu, certificate=stayed)
