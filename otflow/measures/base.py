@@ -332,7 +332,7 @@ class Measure(ABC):
         """
         square = self.inner(u, u)
         kind = torch.finfo(u.dtype)
-        in_range = kind.tiny / kind.eps**2 < float(square) < kind.max
+        in_range = kind.tiny / kind.eps**2 < float(square.detach()) < kind.max
         if in_range and not records(square):
             return square.sqrt()
         unit = unit_of(u)
