@@ -35,7 +35,7 @@ def euler_overhead() -> Row:
     assert torch.allclose(ours(), by_hand(), atol=1e-5), "both must compute the same"
     mine, hand = interleaved(ours, by_hand)
     label = "flow with ExplicitEuler, 100 particles: / hand-written loop"
-    return at_most(label, mine / hand, 1.5)
+    return at_most(label, mine / hand, 1.3)
 
 
 def jko_step() -> Row:

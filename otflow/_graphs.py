@@ -180,6 +180,7 @@ class Immutable:
 
 
 def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor was written into."""
     try:
         return tensor._version
     except RuntimeError:  # tensors of torch.inference_mode() have no counter

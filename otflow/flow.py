@@ -174,18 +174,20 @@ def flow(
 def _warn_of_solves(trajectory: Trajectory[Any]) -> None:
     """Say once which steps did not converge, in the name of flow's caller."""
     info = trajectory.info
-    bad = [k for k, report in enumerate(info) if reports.converged(report) is False]
+    bad = {k: found for k, step in enumerate(info) if (found := reports.failed(step))}
     if not bad:
         return
-    sizes = [reports.worst_residual(info[k]) for k in bad]
-    worst = max((size for size in sizes if size is not None), default=math.nan)
+    solves = [solve for found in bad.values() for solve in found]
+    sizes = [solve.residual for solve in solves if solve.residual is not None]
+    worst = max(sizes, default=math.nan)
     what = f"{len(bad)} of {len(info)} steps did not converge, the first is step "
-    what += f"{bad[0]}, the worst residual {worst:.3g}"
+    what += f"{min(bad)}, the worst residual {worst:.3g}"
     cure = "take a smaller dt, or JKO(solver) with a larger budget or tolerance"
-    ailing = [found for k in bad if (found := reports.remedies(info[k]))]
+    ailing = [solve for solve in solves if "cause" in solve]
     if ailing:
-        cause, cure = ailing[0][0]
-        what += f"; in {len(ailing)} of them {cause}"
+        cause, cure = ailing[0]["cause"], ailing[0]["cure"]
+        count = sum(any("cause" in solve for solve in found) for found in bad.values())
+        what += f"; in {count} of them {cause}"
     msg = f"{what}; they are not certified, and the measure may have stayed: {cure}"
     warnings.warn(NotConvergedWarning(msg, trajectory=trajectory), stacklevel=3)
 

@@ -64,18 +64,9 @@ class Guarantee(StrEnum):
 
 # The guarantees of a step that is certified.
 CERTIFYING = frozenset(list(Guarantee)[:4])
-# What every certificate of a solver says.
-WORDS = (
-    "energy_before",
-    "energy_after",
-    "decrease",
-    "w2",
-    "residual",
-    "converged",
-    "guarantee",
-    "bound",
-    "certified",
-)
+# Words that are numbers; the first five are part of what each solver says.
+NUMBERS = ("energy_before", "energy_after", "w2", "residual", "bound", "noise", "dt")
+WORDS = (*NUMBERS[:5], "decrease", "converged", "guarantee", "certified")
 # What schemes and solvers say besides.
 MORE = ("noise", "iterations", "dt", "solver", "order", "modulus")
 # Entries that hold the certificates of the steps that a step is made of.
@@ -367,8 +358,6 @@ def _finite(x: float | None) -> float | None:
 
 
 # Plain mappings -----------------------------------------------------------------------
-
-NUMBERS = ("energy_before", "energy_after", "w2", "residual", "bound", "noise", "dt")
 
 
 def _sorted(report: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

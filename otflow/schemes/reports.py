@@ -13,7 +13,7 @@ from otflow.proximal.certificate import (
     round_off,
 )
 
-__all__ = ["composed", "converged", "remedies", "rose", "solves", "worst_residual"]
+__all__ = ["composed", "converged", "failed", "rose", "solves"]
 
 
 def solves(report: Certificate) -> Iterator[Certificate]:
@@ -110,8 +110,8 @@ def composed(
     )
 
 
-def remedies(report: Certificate) -> list[tuple[str, str]]:
-    """Return what ailed the solves of a step that did not converge, and the cures.
+def failed(report: Certificate) -> list[Certificate]:
+    """Return the solves of a step that did not converge, however schemes are nested.
 
     Parameters
     ----------
@@ -120,43 +120,18 @@ def remedies(report: Certificate) -> list[tuple[str, str]]:
 
     Returns
     -------
-    list of tuple of str
-        ``cause`` and ``cure`` of each solve that names them.
+    list of Certificate
+        Where the solver knows what ailed it they hold ``cause`` and ``cure``.
 
     Examples
     --------
     >>> from otflow.proximal import Certificate
-    >>> from otflow.schemes.reports import remedies
+    >>> from otflow.schemes.reports import failed
     >>> known = {"converged": False, "cause": "a kink", "cure": "smooth it"}
-    >>> remedies(Certificate.of(known))
-    [('a kink', 'smooth it')]
+    >>> [solve["cure"] for solve in failed(Certificate.of(known))]
+    ['smooth it']
     """
-    return [
-        (str(solve["cause"]), str(solve["cure"]))
-        for solve in solves(report)
-        if not solve.converged and "cause" in solve
-    ]
-
-
-def worst_residual(report: Certificate) -> float | None:
-    """Return the largest residual among the solves that did not converge.
-
-    Parameters
-    ----------
-    report : Certificate
-        The ``info`` of a step.
-
-    Returns
-    -------
-    float or None
-        None where none is known.
-    """
-    found = [
-        solve.residual
-        for solve in solves(report)
-        if not solve.converged and solve.residual is not None
-    ]
-    return max(found, default=None)
+    return [solve for solve in solves(report) if not solve.converged]
 
 
 def rose(report: Certificate, noise: float) -> bool | None:
