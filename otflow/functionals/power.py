@@ -100,7 +100,7 @@ class PowerEntropy(Internal):
         strength: float,
         start: Tensor | None = None,
     ) -> Tensor:
-        r"""Solve :math:`cz + s \frac{m}{m-1} e^{(m-1) z} = \mathrm{rhs}` in closed form.
+        r"""Solve :math:`cz + s \frac{m}{m-1} e^{(m-1)z} = \mathrm{rhs}` in closed form.
 
         With k = m - 1 and :math:`y = (sm/c)\,e^{kz}` the equation is :math:`y + \log y
         = \log(sm/c) + k\,\mathrm{rhs}/c`, which Wright's omega function solves. The
