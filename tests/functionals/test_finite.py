@@ -110,7 +110,8 @@ def test_a_value_keeps_its_graph_and_its_documentation():
     (slope,) = torch.autograd.grad(value, x)
     torch.testing.assert_close(slope, 2 * x.detach() / 4)
     kept = vars(of.Congestion)["value"]
-    assert kept.__doc__ and kept.__doc__ == kept.__wrapped__.__doc__
+    assert kept.__doc__
+    assert kept.__doc__ == kept.__wrapped__.__doc__
     with pytest.raises(TypeError, match="abstract"):
         type("Empty", (of.Functional,), {})()
 
