@@ -182,13 +182,13 @@ class Measure(ABC):
         """
         return integrate(f, self.points, self.weights)
 
-    @final
     def interaction(self, W: Ground, *, diagonal: bool | None = None) -> Tensor:
         r"""Return :math:`\tfrac12 \iint W(x - y)\, d\mu\, d\mu`, with the 1/2.
 
         On particles the double sum, tile by tile and differentiable to any order, in
         time O(n^2 d) and memory O(n d); pairs i = j are left out if W is singular. A
-        density integrates W over its cells, or by its law.
+        density integrates W over its cells, or by its law. A representation with more
+        structure may override it.
 
         Parameters
         ----------

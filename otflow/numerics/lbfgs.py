@@ -190,7 +190,8 @@ def minimise(
                 # Terms that cancel make the objective rougher than its size tells.
                 near = beside(space, point)
                 rough = [abs(p.objective - point.objective) for p in near]
-                watch.noise, used = 2 * max(rough, default=0.0), used + 2
+                # Two places show about half of the range of such differences.
+                watch.noise, used = 4 * max(rough, default=0.0), used + 2
             elif not memory.pairs:
                 stuck = True
                 break

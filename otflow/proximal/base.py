@@ -156,7 +156,8 @@ def solved(
     check_kind(result, ProxResult, f"what {name}.solve returns")
     check_kind(result.measure, Measure, f"the measure of {name}'s result")
     check_kind(result.certificate, Mapping, f"the certificate of {name}")
-    missing = [word for word in WORDS if word not in result.certificate]
+    said = set(result.certificate)
+    missing = [word for word in WORDS if word not in said]
     if missing:
         msg = (
             f"the certificate of {name} lacks {', '.join(missing)}; make it by "

@@ -343,9 +343,11 @@ class ParticleObjective(Objective[Particles]):
     def at(self, nu: Particles, u: Tensor) -> Place[Particles]:
         """Evaluate F and the cost; atoms without mass have no gradient."""
         value, velocity = self.functional.value_and_velocity(nu)
-        half, slope = None, u
-        if self.blur is not None:
-            half, slope = nu.value_and_position_gradient(self._sinkhorn)
+        half, slope, blur = None, u, self.blur
+        if blur is not None:
+            half, slope = nu.value_and_position_gradient(
+                lambda y: sinkhorn_divergence(self.source, y, blur=blur)
+            )
         gradient = slope - self.dt * velocity
         if not nu.is_uniform:
             gradient = gradient.masked_fill(nu.weights[:, None] == 0, 0.0)
@@ -360,10 +362,6 @@ class ParticleObjective(Objective[Particles]):
         # dt Hess F up to 1 the gradient there is within a whole one. Close numbers
         # differ exactly.
         return torch.maximum(self.source.points.abs(), point.measure.points.abs())
-
-    def _sinkhorn(self, nu: Particles) -> Tensor:
-        assert self.blur is not None
-        return sinkhorn_divergence(self.source, nu, blur=self.blur)
 
     def bound(self, gradient: float) -> float | None:
         """Return a bound on the distance to the exact step, None if there is none."""

@@ -92,7 +92,7 @@ class Objective(Generic[M]):
         velocity: Tensor | None = None,
     ) -> Place[M]:
         """Return the place with what follows; `half` the cost is |u|^2/2 by default."""
-        moved = self.norm(u) if nu is not self.source else 0.0
+        moved = self.norm(u)
         cost = 0.5 * (moved * moved + self.constant) if half is None else float(half)
         return Place(
             objective=self.dt * energy + cost,

@@ -47,6 +47,10 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     """Load a contract when it is asked for: `import otflow` needs no pytest."""
     if name not in _HOMES:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from otflow.errors import Unsupported
+from otflow.kernels import Quadratic
 from otflow.measures import Measure
 from otflow.testing.clouds import normal
 
@@ -136,6 +137,46 @@ class CapabilityLaws:
         assert torch.equal(twice.points, mu.points)
         expected = mu.weights * (0.7 * rate).exp()
         torch.testing.assert_close(twice.weights, expected / expected.sum())
+
+    def test_its_potential_is_an_expectation(self) -> None:
+        """Check the potential of a smooth kernel at the points, and a constant one."""
+        W = Quadratic()
+
+        def mean(mu: Measure, x: Tensor) -> Tensor:
+            return mu.expectation(lambda y: W(x - y))
+
+        for dtype in (torch.float32, torch.float64):
+            mu = self.make(dtype)
+            found = mu.convolve(W)
+            assert found.dtype == dtype
+            expected = torch.stack([mean(mu, x) for x in mu.points])
+            torch.testing.assert_close(found, expected)
+            ones = mu.convolve(lambda z: 1.0 + 0.0 * z.sum(-1), mu.points[:3])
+            torch.testing.assert_close(ones, torch.ones_like(ones))
+
+    def test_its_entropy_is_an_internal_energy_if_it_has_a_density(self) -> None:
+        """Check the entropy against the internal energy of the logarithm."""
+        mu = self.make()
+        if "density" in self.capabilities:
+            torch.testing.assert_close(mu.entropy(), mu.internal(torch.log))
+            return
+        with pytest.raises(Unsupported, match="density"):
+            mu.entropy()
+
+    def test_a_mixture_has_mixed_expectations_or_is_refused(self) -> None:
+        """Check a mixture with a moved copy, or that its refusal names a cure."""
+        mu = self.make()
+        nu = mu.push(self.tangent(mu), 0.01)
+        try:
+            mixed = mu.mix(nu, 0.25)
+        except Unsupported:
+            with pytest.raises(Unsupported, match=r"mixtures: \w+"):
+                mu.mix(nu, 0.25)
+            return
+        assert type(mixed) is type(mu)
+        assert float(mixed.weights.sum()) == pytest.approx(1, abs=1e-12)
+        expected = 0.75 * potential(mu) + 0.25 * potential(nu)
+        torch.testing.assert_close(potential(mixed), expected)
 
     def test_sample(self) -> None:
         """Check that sample."""

@@ -248,6 +248,19 @@ class TestFlagsAndRefusals:
         assert report["guarantee"] == "none"
         assert report["energy_after"] <= report["energy_before"]
 
+    def test_no_last_bit_decides(self):
+        F = of.Potential(lambda x: 1 - x[..., 0] + (3 * x[..., 1]).sin())
+        for dt in (0.3, 3.0, 300.0):
+            reports, ends = [], []
+            for k in range(4):
+                mu = Circle(normal(12, 1) * (1 + k * 1e-13))
+                result = TangentProximal().solve(F, mu, dt)
+                reports.append(result.certificate)
+                ends.append(result.measure.state)
+            assert all(report["converged"] for report in reports)
+            for end in ends[1:]:
+                torch.testing.assert_close(end, ends[0], atol=1e-6, rtol=0)
+
     def test_a_kink_is_told(self):
         mu = Circle(torch.tensor([[0.4], [-0.3]], dtype=F64))
         F = of.Potential(lambda x: x[..., 1].abs())

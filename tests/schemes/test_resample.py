@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.testing import SchemeContract
 from tests import clouds, exact
 from tests.measures.intervals import uniform
 
@@ -91,3 +92,24 @@ def test_a_measure_that_is_no_sum_of_atoms_is_refused():
 def test_the_threshold_is_a_fraction(bad, message):
     with pytest.raises(ValueError, match=message):
         of.schemes.Resample(bad)
+
+
+class TestContract(SchemeContract):
+    stochastic = True
+    descends = False
+    diverges = False
+    steps = ()
+
+    def make(self):
+        return of.schemes.Resample(1.0)
+
+    def problem(self, dtype=torch.float64):
+        # Enough atoms for two offsets of the draw to differ in some copy.
+        return exact.quadratic(), clouds.weighted(60, 2, dtype=dtype)
+
+    def test_the_step_vanishes_with_dt(self):
+        """It takes no time: it draws anew, whatever dt, and keeps the mean."""
+        _, _, mu, step = self.one_step()
+        gap = mu.expectation(lambda x: x) - step.measure.expectation(lambda x: x)
+        spread = mu.expectation(lambda x: x.square()).sqrt()
+        assert bool((gap.abs() <= spread).all())

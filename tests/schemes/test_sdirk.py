@@ -257,3 +257,12 @@ def test_a_base_point_that_is_no_measure_is_refused_with_the_cure():
     assert torch.equal(caught.value.measure.edges, mu.edges)
     assert of.flow(F, mu, of.JKO(), dt=1.0, steps=1).converged
     assert of.flow(F, mu, of.JKO(order=2), dt=0.01, steps=1).converged
+
+
+def test_a_tolerance_at_round_off_is_met():
+    """Where values no longer tell two points apart, their gradients do."""
+    F = of.Interaction(of.kernels.PowerLaw(4, 2))
+    for seed in range(8):
+        mu = clouds.uniform(9, 2, seed=seed)
+        run = of.flow(F, mu, particles(2, 1e-13), dt=0.1, steps=3)
+        assert run.converged

@@ -90,7 +90,8 @@ def within(scheme):
 def kinds(kind):
     """Return all classes of the library below a class."""
     for child in kind.__subclasses__():
-        if child.__module__.startswith("otflow."):
+        home = child.__module__
+        if home.startswith("otflow.") and not home.startswith("otflow.testing"):
             yield child
         yield from kinds(child)
 

@@ -59,14 +59,12 @@ class LocalStep:
 
     Parameters
     ----------
-    measure : GridDensity
-        The density found; `objective` is E of this very density, even where the local
-        iteration did not converge.
     log_density : Tensor
-        Its logarithm in the box's shape, also where the density underflows; minus
-        infinity in obstacles only.
+        Logarithm of the density found, in the box's shape, also where the density
+        underflows; minus infinity in obstacles only.
     objective : float
-        :math:`E(\nu)`, without p and L, up to a constant.
+        :math:`E(\nu)` of this very density, without p and L, up to a constant, even
+        where the local iteration did not converge.
     residual : float
         What the local solver compares with the tolerance.
     converged : bool
@@ -78,11 +76,10 @@ class LocalStep:
 
     Attributes
     ----------
-    measure, log_density, objective, residual, converged, spent, state
+    log_density, objective, residual, converged, spent, state
         As above.
     """
 
-    measure: GridDensity
     log_density: Tensor
     objective: float
     residual: float

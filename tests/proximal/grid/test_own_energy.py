@@ -254,7 +254,7 @@ def test_the_energy_of_a_term_against_its_own_closed_form():
     (own,) = found.own
     known = of.Internal(logistic)
     assert isinstance(own.energy, OwnEnergy)
-    shift = float((found.potential(mu.weights) - steep(mu.points)).mean())
+    shift = float((found.potential(mu) - steep(mu.points)).mean())
     r = torch.logspace(-6, 1, 30, dtype=F64)  # more than there are cells
     slope = known.slope(r) - shift
     torch.testing.assert_close(own.energy.slope(r), slope, rtol=1e-9, atol=1e-9)

@@ -79,41 +79,33 @@ def maximise(
     small = max(problem.box.shape) < 2 * SMALLEST
     far = not point.residual <= max(NEAR, tolerance)
     if far and separable and _is_product(problem):
-        trial = problem.at(_along_axes(problem, tolerance, limit))
-        if not point.residual <= trial.residual:
-            point = trial
+        point = _better(point, problem.at(_along_axes(problem, tolerance, limit)))
     if not small and not point.residual <= max(NEAR, tolerance):
-        coarse = problem.coarser()
+        coarse, guess = problem.coarser(), problem.restrict(start)
         below, _, _ = maximise(
-            coarse,
-            problem.restrict(start),
-            COARSE_RESIDUAL,
-            COARSE_STEPS,
-            separable=separable,
+            coarse, guess, COARSE_RESIDUAL, COARSE_STEPS, separable=separable
         )
         for guess in (problem.prolong(coarse, below.pressure), problem.at_rest()):
-            trial = problem.at(guess)
-            if not point.residual <= trial.residual:
-                point = trial
+            point = _better(point, problem.at(guess))
     best, steps, stalled = _climb(problem, point, tolerance, limit)
-    if not best.residual <= NEARLY * tolerance:
-        other = problem.at(problem.at_rest())
-        other, more, also = _climb(problem, other, tolerance, limit)
-        steps, stalled = steps + more, stalled and also
-        if not best.residual <= other.residual:
-            best = other
-    # On a line the matrix is the exact derivative: plain steps raise the dual to its
-    # end, past kinks of the push-forward that mixing and patience do not pass.
-    is_line = sum(n > 1 for n in problem.box.shape) <= 1
-    for first in (problem.at_rest(), best.pressure) if is_line else ():
-        if best.residual <= tolerance:
-            break
-        other = problem.at(first)
-        other, more, also = _climb(problem, other, tolerance, limit, plain=True)
-        steps, stalled = steps + more, stalled and also
-        if not best.residual <= other.residual:
-            best = other
+    # Where to start again, if the residual is still above so many tolerances.
+    again = [(NEARLY, "at rest", False)]
+    if sum(n > 1 for n in problem.box.shape) <= 1:
+        # On a line the matrix is the exact derivative: plain steps raise the dual to
+        # its end, past kinks of the push-forward that mixing and patience do not pass.
+        again += [(1.0, "at rest", True), (1.0, "best", True)]
+    for margin, place, plain in again:
+        if best.residual <= margin * tolerance:
+            continue
+        first = problem.at(problem.at_rest() if place == "at rest" else best.pressure)
+        other, more, also = _climb(problem, first, tolerance, limit, plain=plain)
+        best, steps, stalled = _better(best, other), steps + more, stalled and also
     return best, steps, stalled and not best.residual <= tolerance
+
+
+def _better(one: Iterate, other: Iterate) -> Iterate:
+    """Return the one of less residual; not one whose residual is no number."""
+    return one if one.residual <= other.residual else other
 
 
 def _is_product(problem: PressureProblem) -> bool:
@@ -135,9 +127,7 @@ def _along_axes(problem: PressureProblem, tolerance: float, limit: int) -> Tenso
         start = line.at(line.at_rest())
         point, _, _ = _climb(line, start, aim, limit, plain=True)
         if not point.residual <= aim:
-            other, _, _ = maximise(line, start.pressure, aim, limit)
-            if not point.residual <= other.residual:
-                point = other
+            point = _better(point, maximise(line, start.pressure, aim, limit)[0])
         lines.append((line, point.pressure))
     return problem.joined(lines)
 
@@ -188,8 +178,7 @@ def _climb(
         factor = LESS if found.residual <= GOOD * point.residual else MORE
         damping = min(1.0, damping * factor)
         point = found
-        if not best.residual <= point.residual:
-            best = point
+        best = _better(best, point)
         if not best.residual > goal_residual:
             last, goal_residual = steps, PROGRESS * best.residual
     return best, steps, False

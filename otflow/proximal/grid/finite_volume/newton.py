@@ -167,6 +167,7 @@ def _longest(now: Array, change: Array) -> float:
     return min(1.0, FRACTION / worst) if worst > 0 else 1.0
 
 
+@np.errstate(all="ignore")  # what is not finite is refused
 def descend(
     step: UpwindStep,
     state: Interior,
@@ -195,17 +196,6 @@ def descend(
     Outcome
         The last flow with its gap.
     """
-    with np.errstate(all="ignore"):  # what is not finite is refused
-        return _descend(step, state, least, tolerances, limit)
-
-
-def _descend(
-    step: UpwindStep,
-    state: Interior,
-    least: float,
-    tolerances: tuple[float, float],
-    limit: int,
-) -> Outcome:
     gap = moved = math.inf
     length, best, stalled = 0.0, math.inf, 0
     weight = float(np.abs(step.potential) @ step.source)

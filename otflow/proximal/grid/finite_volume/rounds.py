@@ -78,7 +78,6 @@ def solve_in_rounds(
         first = kept if start is None else start.state
         move = own.solve(first, tolerance, min(budget, limit))
         return LocalStep(
-            measure=measure_of(mu, local, move.density),
             log_density=_log_density(mu, local, move.density, TINY),
             objective=local.objective(move) / unit,
             residual=move.residual,

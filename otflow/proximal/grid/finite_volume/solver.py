@@ -427,7 +427,9 @@ def _pose(scene: Scene, mu: GridDensity, dt: float) -> Local:
     source = mu.weights.detach().double().cpu().numpy()[room.cells] / room.volume
     # A constant changes no step, and is not to cost digits.
     V = V - V @ source / source.sum()
-    return Local.of(room, source, V, terms, dt, mu.device, scene.inside)
+    internal, entropy = terms.internal, terms.temperature
+    local = Local(room, source, V, internal, entropy, 0.0, dt, mu.device, scene.inside)
+    return replace(local, unit=local.scale())
 
 
 def _fluxes(mu: GridDensity, parts: list[Part]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from otflow.proximal.grid.finite_volume.faces import Array, Faces
 from otflow.proximal.grid.finite_volume.factors import factor_positive
 from otflow.proximal.grid.finite_volume.newton import descend
 from otflow.proximal.grid.finite_volume.problem import Interior, Pointwise, UpwindStep
-from otflow.proximal.terms import Terms
 
 __all__ = ["Local", "Move", "Room", "below", "room_of"]
 
@@ -134,38 +133,13 @@ class Local:
     device: torch.device
     coupling: Coupling | None = None
 
-    @classmethod
-    def of(
-        cls,
-        room: Room,
-        source: Array,
-        potential: Array,
-        terms: Terms,
-        dt: float,
-        device: torch.device,
-        coupling: Coupling | None = None,
-    ) -> Local:
-        """Return the local part of these terms, with its own unit."""
-        new = cls(
-            room,
-            source,
-            potential,
-            terms.internal,
-            terms.temperature,
-            0.0,
-            dt,
-            device,
-            coupling=coupling,
-        )
-        return replace(new, unit=new._scale())
-
     @property
     def bound(self) -> float:
         """The bound on the density; one that all the mass in a cell meets is none."""
         most = math.inf if self.internal is None else self.internal.max_density
         return math.inf if most * self.room.volume > SAFE else most
 
-    def _scale(self) -> float:
+    def scale(self) -> float:
         """Return a typical difference of the energy's first variation.
 
         Where there is mass, or may come: none climbs above the highest place that is

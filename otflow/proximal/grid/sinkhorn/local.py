@@ -78,7 +78,6 @@ class Local:
         log = log - math.log(problem.kernel.box.cell_volume)
         objective += transport_cost(problem, now, nu.weights, log) / problem.dt
         return LocalStep(
-            measure=nu,
             log_density=log,
             objective=objective,
             residual=now.residual,
