@@ -155,6 +155,13 @@ def as_kernel(W: Ground) -> Kernel:
     ------
     TypeError
         If W is a class, or no function.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> W = of.kernels.Log()
+    >>> of.kernels.as_kernel(W) is W, of.kernels.as_kernel(abs)
+    (True, abs)
     """
     if isinstance(W, Kernel):
         return W

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any, ClassVar, NoReturn, Self, final
 
@@ -181,13 +182,13 @@ class Measure(ABC):
         """
         return integrate(f, self.points, self.weights)
 
-    @final
     def interaction(self, W: Ground, *, diagonal: bool | None = None) -> Tensor:
         r"""Return :math:`\tfrac12 \iint W(x - y)\, d\mu\, d\mu`, with the 1/2.
 
         On particles the double sum, tile by tile and differentiable to any order, in
         time O(n^2 d) and memory O(n d); pairs i = j are left out if W is singular. A
-        density integrates W over its cells, or by its law.
+        density integrates W over its cells, or by its law. A representation with more
+        structure may override it.
 
         Parameters
         ----------
@@ -332,7 +333,7 @@ class Measure(ABC):
         """
         square = self.inner(u, u)
         kind = torch.finfo(u.dtype)
-        in_range = kind.tiny / kind.eps**2 < float(square) < kind.max
+        in_range = kind.tiny / kind.eps**2 < float(square.detach()) < kind.max
         if in_range and not records(square):
             return square.sqrt()
         unit = unit_of(u)
@@ -398,7 +399,7 @@ class Measure(ABC):
     def _changed(self, **attributes: Any) -> Self:
         """Return a copy that holds these in place of its own, unchecked."""
         new = object.__new__(type(self))
-        for name in self.__dataclass_fields__:
+        for name in _field_names(type(self)):
             value = attributes[name] if name in attributes else getattr(self, name)
             object.__setattr__(new, name, value)
         return new
@@ -531,6 +532,11 @@ def kernel_at_the_door(W: Ground, diagonal: bool | None) -> Kernel:
     warnings.warn(msg, DeprecationWarning, stacklevel=3)
     same = kernel.singular != diagonal
     return kernel if same else Function(kernel, singular=not diagonal)
+
+
+@lru_cache
+def _field_names(kind: type[Measure]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 @lru_cache

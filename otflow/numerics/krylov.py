@@ -9,6 +9,8 @@ from torch import Tensor
 
 __all__ = ["gmres"]
 
+# Not SciPy's: its products are with arrays on the CPU, and those of a step on a GPU
+# would go there and back for each.
 # What is left of a direction after those before are taken out, in round-off: less is
 # none.
 EXHAUSTED = 1e-14

@@ -65,6 +65,21 @@ def test_a_plain_function_is_wrapped_at_the_door():
                 ask(bad)
 
 
+def test_a_kernel_of_the_user_needs_its_values_alone():
+    class Tilted(of.kernels.Kernel):
+        modulus = 2.0
+
+        def __call__(self, z):
+            return z.square().sum(-1) + z[..., 0]
+
+    mu, F = clouds.weighted(6, 2), of.Interaction(Tilted())
+    matrix = (mu.points[:, None] - mu.points).square().sum(-1)
+    torch.testing.assert_close(F.value(mu), 0.5 * mu.weights @ matrix @ mu.weights)
+    assert F.modulus(2) == 0.0
+    assert F.convexity == 2.0
+    assert Tilted().key() is None
+
+
 @pytest.mark.parametrize("at_probes", [False, True])
 @pytest.mark.parametrize("W", [of.kernels.Gaussian(0.7), of.kernels.Log(), SKEW])
 def test_the_potential_can_be_differentiated_twice_in_everything(W, at_probes):

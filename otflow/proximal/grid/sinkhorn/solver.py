@@ -233,10 +233,11 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     ) -> GridDensity:
         r"""Return the proximal step as a differentiable function of its data.
 
-        The weights of the result carry the graph of ``mu.weights`` and of whatever
-        tensors the functions of F hold. The derivative is that of the fixed point,
-        implicitly: the adjoint equation is solved once in the backward pass, by
-        the same iteration, in the memory of a single evaluation.
+        It is the step of `solve`, with the same eps. The weights of the result carry
+        the graph of ``mu.weights`` and of whatever tensors the functions of F hold. The
+        derivative is that of the fixed point, implicitly: the adjoint equation is
+        solved once in the backward pass, by the same iteration, in the memory of a
+        single evaluation.
 
         Parameters
         ----------
