@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any, ClassVar, NoReturn, Self, final
 
@@ -642,7 +643,7 @@ class Measure(ABC):
     def _changed(self, **attributes: Any) -> Self:
         """Return a copy with these attributes replaced; nothing is checked."""
         new = object.__new__(type(self))
-        for name in self.__dataclass_fields__:
+        for name in _field_names(type(self)):
             value = attributes[name] if name in attributes else getattr(self, name)
             object.__setattr__(new, name, value)
         return new
@@ -780,6 +781,11 @@ def kernel_at_the_door(W: Ground, diagonal: bool | None) -> Kernel:
     warnings.warn(msg, DeprecationWarning, stacklevel=3)
     same = kernel.singular != diagonal
     return kernel if same else Function(kernel, singular=not diagonal)
+
+
+@lru_cache
+def _field_names(kind: type[Measure]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 @lru_cache
