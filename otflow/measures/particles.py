@@ -161,10 +161,6 @@ class Particles(Measure):
 
         Raises
         ------
-        InvalidFunctional
-            If `value` does not return a differentiable 0-d tensor.
-        NonFinite
-            If the value or the gradient is NaN or infinite.
         Unsupported
             If the masses carry a graph and some of them are zero.
         """

@@ -427,16 +427,6 @@ class Gaussian(Measure):
         and `push` for time 1 gives `other` itself. Else it gives the law of `other` on
         turned nodes.
 
-        Parameters
-        ----------
-        other : Gaussian
-            Of the same dimension.
-
-        Returns
-        -------
-        Tensor, shape (1 + d, d)
-            ``self.push(displacement, 1.0)`` has the law of `other`.
-
         Raises
         ------
         TypeError, ValueError
