@@ -132,7 +132,8 @@ def as_weights(
         )
         raise ValueError(msg)
     check_like(weights, points, name, "points")
-    masses = weights.detach()  # checked; what is returned keeps its graph
+    # The checks read the masses without the graph; the answer keeps the graph.
+    masses = weights.detach()
     if not bool(torch.isfinite(masses).all()):
         i = int((~torch.isfinite(masses)).nonzero()[0])
         msg = f"{name} must be finite, got {float(masses[i])} at index {i}"

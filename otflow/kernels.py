@@ -104,7 +104,8 @@ class Kernel(ABC):
             return False
         # At a difference other than 0: a user's kernel may be undefined at 0.
         values = self(torch.ones_like(like[:1]).detach())
-        return bool(getattr(values, "requires_grad", False))  # the sum refuses the rest
+        # An answer that is no tensor raises later, in `values`.
+        return bool(getattr(values, "requires_grad", False))
 
     def closed_sweep(self) -> Sweep | None:
         """Return a closed form of the sums over pairs, or None to use autodiff."""

@@ -107,7 +107,8 @@ class Functional(ABC):
         super().__init_subclass__(**options)
         for name, what in CHECKED.items():
             method = vars(cls).get(name)
-            if isinstance(method, staticmethod):  # as `value = staticmethod(G.value)`
+            # A static method, as in `value = staticmethod(G.value)`, stays one.
+            if isinstance(method, staticmethod):
                 setattr(cls, name, staticmethod(_finite(method.__func__, what)))
             elif callable(method):
                 setattr(cls, name, _finite(method, what))
@@ -376,6 +377,7 @@ class Sum(Functional):
         return total
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        # The zero functional too must depend on the measure: a detached value raises.
         if not self.parts:
             return mu.value_and_position_gradient(
                 lambda nu: 0.0 * (nu.points.sum() + nu.weights.sum())

@@ -575,12 +575,15 @@ class Measure(ABC):
         """
         square = self.inner(u, u)
         kind = torch.finfo(u.dtype)
+        # Outside of this range squares of entries underflow or overflow: then u is
+        # scaled first.
         in_range = kind.tiny / kind.eps**2 < float(square.detach()) < kind.max
         if in_range and not records(square):
             return square.sqrt()
         unit = unit_of(u)
         u = u / unit
         square = self.inner(u, u)
+        # The root has an infinite derivative at 0: it is taken at 1 there instead.
         zero = square == 0
         return unit * square.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
 

@@ -350,7 +350,8 @@ class Gaussian(Measure):
         x = self.points if x is None else x
         if type(W) is GaussianKernel:
             return gaussian_kernel_potential(self.mean, self.factor, W, x)
-        self._differences(W)  # it tells what the rule cannot see
+        # It warns, or raises, if the rule does not see all of W.
+        self._differences(W)
         return super()._potential(W, x)
 
     def _differences(self, W: Kernel) -> Tensor:

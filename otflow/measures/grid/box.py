@@ -249,6 +249,7 @@ class Box:
                     f"or drop the point"
                 )
                 raise ValueError(msg)
+            # A point on the upper border belongs to the last cell.
             index = index * n + (t * n).long().clamp_max(n - 1)
         return index
 
@@ -269,6 +270,7 @@ class Box:
             zip(self.lower, self.spacing, self.shape, strict=True)
         ):
             t = ((x[:, axis] - a) / h - 0.5).clamp(0, n - 1)
+            # On an axis of one cell this is -1, and the cell -1 gets the weight 0.
             low.append(t.floor().long().clamp_max(n - 2))
             part.append(t - low[-1])
         for corner in range(2**self.dim):

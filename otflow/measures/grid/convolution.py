@@ -29,15 +29,17 @@ __all__ = ["Convolution", "convolution"]
 
 # Pairs of cells up to so many cells apart get the graded quadrature.
 NEAR = 2
-# How far W(0) may be from its average over a cell, in distances from the next cell's.
-# By the coarse rule, which reads W(0) itself, more than SUSPECT is looked at closely.
+# How far W(0) may be from its average over a cell, in units of its difference from the
+# value at the next cell. The coarse rule reads W(0) itself; above SUSPECT by that rule,
+# the fine rule decides.
 MOST_OFF, SUSPECT = 0.5, 0.3
-# What the sum over centres may leave out of a kernel, and the rule of three nodes.
+# Share of a kernel that the sum over centres, or the rule of three nodes, may miss.
 MISSED = 0.01
-# Cells of so many deviations of a Gaussian: its sum over centres is off by two parts in
-# 1000, 2 exp(-2 pi^2 / NARROW^2). No ratio that one would choose.
+# With cells of so many deviations of a Gaussian the sum over centres is wrong by two
+# parts in 1000, 2 exp(-2 pi^2 / NARROW^2). The number is odd on purpose: a user's ratio
+# of cell and deviation should not lie at the switch.
 NARROW = 1.69
-# Evaluations of a singular kernel above which the rule is kept to nearer cells.
+# With more evaluations than this, only cells up to FAR apart get the rule.
 BUDGET = 40_000_000
 FAR = 16
 
@@ -183,7 +185,8 @@ def _table(box: Box, W: Kernel, like: Tensor) -> Tensor:
         near = [k for k in near if _inside(k, box, radial=radial)]
         values = _near(box, W, near, like)
         table[tuple(torch.tensor(near, device=like.device).T)] = values
-    if finite and W.singular:  # left out, as pairs of one atom are
+    # A finite kernel declared singular: a cell does not act on itself, like an atom.
+    if finite and W.singular:
         table[(0,) * box.dim] = 0.0
     if radial:
         for axis, n in enumerate(box.shape):
@@ -199,9 +202,10 @@ def _resolved(box: Box, W: Kernel, like: Tensor) -> bool:
     """Return whether the centres of the cells resolve a finite kernel."""
     with torch.no_grad():
         missed = seen_along_axes(box, W, like)[0]
-        if not math.isfinite(missed):  # the table says so
+        # The table of values at the centres raises for a kernel that is not finite.
+        if not math.isfinite(missed):
             return True
-        # A radial kernel is said to be singular, and has no guard.
+        # A radial kernel that is infinite at 0 is declared singular: it has no guard.
         return missed <= MISSED and (W.is_radial or not _guarded(box, W, like))
 
 

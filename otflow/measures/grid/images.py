@@ -93,7 +93,8 @@ def brightness(image: Any, *, invert: bool, dtype: torch.dtype, device: Any) -> 
     if invert:
         if grey.max() > 1 + 1e-12:
             _refuse_above_one(grey)
-        grey = np.clip(1.0 - grey, 0.0, None)  # the weights sum to 1 up to round-off
+        # The luminance weights sum to 1 up to round-off, so white may be above 1.
+        grey = np.clip(1.0 - grey, 0.0, None)
     upright = np.ascontiguousarray((grey * opacity)[::-1].T)
     return torch.from_numpy(upright).to(dtype=dtype, device=device)
 

@@ -224,7 +224,8 @@ def lump(weights: Tensor) -> Tensor:
 
 
 def _is_gaussian(W: Kernel) -> TypeGuard[Gaussian]:
-    return type(W) is Gaussian  # a child may have another profile
+    # A subclass may have another profile.
+    return type(W) is Gaussian
 
 
 def _is_lumped(W: Kernel) -> bool:

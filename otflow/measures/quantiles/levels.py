@@ -250,7 +250,8 @@ def _from_below(density: _Density, found: Panels, levels: Tensor, eps: float) ->
         inside = (step > low) & (step < high)
         new = torch.where(inside, step, 0.5 * (low + high))
         place = 2.0**-51 * torch.maximum(new.abs(), width)
-        # What is settled stays. Its next step leaves the bounds, one of which it is.
+        # A settled place stays. It is one of the bounds, so its next step would leave
+        # them.
         least_step = torch.minimum((step - x).abs(), (new - x).abs())
         settled = settled | (least_step <= place)
         x = torch.where(settled, x, new)
