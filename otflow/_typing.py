@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["ArrayLike", "Ground", "Seed", "Value"]
 
 ArrayLike: TypeAlias = Tensor | np.ndarray[Any, Any]
-"""A tensor or a NumPy array; arrays are converted once, at the door."""
+"""A tensor or a NumPy array; an array is copied once into a tensor."""
 
 Ground: TypeAlias = Callable[[Tensor], Tensor]
 """A batched function on the ground space: (..., d) -> (...) or (..., m)."""

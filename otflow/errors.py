@@ -1,7 +1,7 @@
 """Errors that say what was wrong, why, and the cure.
 
 A caller's mistake is a ``ValueError`` or a ``TypeError``, raised before any work.
-What a caller may want to catch by name has a class of its own, here.
+An error that a caller may want to catch by name has its own class here.
 """
 
 from __future__ import annotations

@@ -715,12 +715,15 @@ class Measure(ABC):
         )
 
     def _pair_energy(self, W: Kernel) -> Tensor:
+        """Return `interaction` of a kernel; a grid, for one, overrides it."""
         return pair_energy(W, self.points, self.weights)
 
     def _mixture(self, other: Self, share: float) -> Self:
+        """Return `mix` with another measure of this kind, for a share from 0 to 1."""
         self._refuse("mix", "mixtures")
 
     def _potential(self, W: Kernel, x: Tensor | None) -> Tensor:
+        """Return `convolve` of the even part of W, at checked probes or the points."""
         return pair_potential(W, x, self.points, self.weights)
 
     # Helpers for the children --------------------------------------------------------
@@ -728,6 +731,7 @@ class Measure(ABC):
     def _refuse(
         self, capability: str, what: str, cure: str = "use a representation that has it"
     ) -> NoReturn:
+        """Raise Unsupported, with the entry of `cures` for the capability."""
         name = type(self).__name__
         cure = self.cures.get(capability, cure)
         msg = f"{name} has no {what}: {cure}"
