@@ -13,7 +13,7 @@ __all__ = ["check_map", "check_scalar"]
 
 
 def check_scalar(value: Any, like: Any) -> Tensor:
-    """Raise InvalidFunctional unless `value` is one real number, as of `like`."""
+    """Raise InvalidFunctional unless `value` is 0-d, real, and where `like` is."""
     if not isinstance(value, Tensor):
         msg = (
             f"a functional's value must be a 0-d tensor, got {type(value).__name__}; "

@@ -211,7 +211,7 @@ class Measure(ABC):
         Returns
         -------
         Tensor, shape (n,) or (m,)
-            It carries a graph if a tensor of the measure carries one.
+            It carries a graph if the measure or `x` carries one.
 
         Raises
         ------
@@ -457,6 +457,8 @@ class Measure(ABC):
         ------
         NonFinite
             If a potential is infinite, as that of a singular kernel at an atom.
+        ValueError
+            If x has another dimension, or leaves the box of a grid.
 
         Examples
         --------

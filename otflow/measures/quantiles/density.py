@@ -192,7 +192,7 @@ class Quantiles(Measure):
         r"""Return the quantiles of the density proportional to f on an interval.
 
         Gauss quadrature on panels gives the masses, and Newton's method the quantiles.
-        A panel is bisected until its rule agrees with the rules on its two parts, to 16
+        A panel is cut in two until its rule agrees with those on its two parts, to 16
         units of round-off of the mass on its nearer side. The mass below each quantile
         (above it, in the upper half) has the relative error :math:`\varepsilon^{2/3}`,
         4e-11 in float64 and 2e-5 in float32; 16 units of round-off of the places come
