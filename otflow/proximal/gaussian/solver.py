@@ -210,31 +210,6 @@ class GaussianProximal(ProximalSolver[Gaussian]):
     def solve(
         self, F: Functional, mu: Gaussian, dt: float, warm: Any = None
     ) -> ProxResult[Gaussian]:
-        """Return the proximal step of length `dt` from `mu`.
-
-        Parameters
-        ----------
-        F : Functional
-            What to minimise.
-        mu : Gaussian
-            Where to step from.
-        dt : float
-            Step, > 0.
-        warm : object, optional
-            Not used.
-
-        Returns
-        -------
-        ProxResult
-            The new Gaussian and the certificate.
-
-        Raises
-        ------
-        Unsupported
-            If `mu` is not a `Gaussian`, or F bounds the density.
-        ValueError
-            If the entropy has a negative factor.
-        """
         dt = self._admit(F, mu, dt, Gaussian)
         with warnings.catch_warnings():  # the certificate says what nodes do not see
             warnings.simplefilter("ignore", KernelWarning)
