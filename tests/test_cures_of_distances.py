@@ -273,12 +273,14 @@ CASES: dict[str, Case] = {
         ],
     ),
 }
-ORDERS = torch.tensor([0.1, 0.2], dtype=F64)
-LINE = of.Quantiles(torch.linspace(-1, 1, 9, dtype=F64))
+ORDERS: torch.Tensor = torch.tensor([0.1, 0.2], dtype=F64)
+LINE: of.Quantiles = of.Quantiles(torch.linspace(-1, 1, 9, dtype=F64))
 SCALE = of.metrics.symmetries.Scale
-RUN_OF_FEWER = of.flow(SQUARE, CLOUD, Halve(), dt=1.0, steps=2)
-RUN = of.flow(SQUARE, CLOUD, of.JKO(), dt=0.1, steps=2)
-RUN_OF_CELLS = of.flow(SQUARE, cells(), of.ExplicitEuler(), dt=1e-3, steps=2)
+RUN_OF_FEWER: of.Trajectory = of.flow(SQUARE, CLOUD, Halve(), dt=1.0, steps=2)
+RUN: of.Trajectory = of.flow(SQUARE, CLOUD, of.JKO(), dt=0.1, steps=2)
+RUN_OF_CELLS: of.Trajectory = of.flow(
+    SQUARE, cells(), of.ExplicitEuler(), dt=1e-3, steps=2
+)
 
 
 def transported(n):

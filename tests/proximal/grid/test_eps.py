@@ -227,7 +227,7 @@ def test_the_smaller_eps_that_the_warning_names_helps():
         GridSinkhorn(eps=0.2).solve(F, mu, dt)
     words = cure(seen)
     assert "longer dt" not in words
-    eps = float(re.search(r"eps = ([^ ,]+)", words)[1])
+    eps = float(re.findall(r"eps = ([^ ,]+)", words)[0])
     assert GridSinkhorn(eps=eps).solve(F, mu, dt).certificate["certified"]
 
 

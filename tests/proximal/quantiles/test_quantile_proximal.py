@@ -401,6 +401,7 @@ def test_springs(n, stiff):
     torch.testing.assert_close(full @ x, rhs, rtol=1e-9, atol=1e-9 * stiff)
     # A common force moves all as one, by it over the anchors, however stiff.
     moved = matrix.solve(torch.ones_like(rows))
+    assert moved is not None
     assert float(rows @ moved) == pytest.approx(n + 1, rel=1e-13)
     if stiff == 1.0:
         torch.testing.assert_close(matrix.solve(rhs), x, rtol=0, atol=1e-12)
