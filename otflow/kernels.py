@@ -151,6 +151,11 @@ def as_kernel(W: Ground) -> Kernel:
     W : Kernel or callable
         Takes differences z (..., d) to (...).
 
+    Returns
+    -------
+    Kernel
+        What sums over pairs and convolutions ask.
+
     Raises
     ------
     TypeError

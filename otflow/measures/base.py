@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, final
 
@@ -402,7 +403,7 @@ class Measure(ABC):
     def _changed(self, **attributes: Any) -> Self:
         """Return a copy that holds these in place of its own, unchecked."""
         new = object.__new__(type(self))
-        for name in self.__dataclass_fields__:
+        for name in _field_names(type(self)):
             value = attributes[name] if name in attributes else getattr(self, name)
             object.__setattr__(new, name, value)
         return new
@@ -535,6 +536,11 @@ def kernel_at_the_door(W: Ground, diagonal: bool | None) -> Kernel:
     warnings.warn(msg, DeprecationWarning, stacklevel=3)
     same = kernel.singular != diagonal
     return kernel if same else Function(kernel, singular=not diagonal)
+
+
+@lru_cache
+def _field_names(kind: type[Measure]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 @lru_cache

@@ -7,8 +7,9 @@ from torch import Tensor
 
 __all__ = ["Anderson"]
 
-# What is added to the normal equations of differences of unit length.
-RIDGE = 1e-11
+# Share of the trace that is added to the normal equations. Differences that are smaller
+# by its root count less: in float32 they are round-off.
+RIDGE = 1e-12
 
 
 class Anderson:
@@ -81,11 +82,9 @@ class Anderson:
             return new
         gram = self._gram[:k, :k]
         right = (self._changes[:k] @ weighted).to(torch.float64)
-        # Scaled to unit length, differences of different sizes are solved alike.
-        size = gram.diagonal().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-        ridge = RIDGE * torch.eye(k, dtype=torch.float64, device=gram.device)
-        unit = gram / size / size[:, None] + ridge
-        share: Tensor = torch.linalg.solve_ex(unit, right / size)[0] / size
+        ridge = RIDGE * gram.trace() + torch.finfo(torch.float64).tiny
+        identity = torch.eye(k, dtype=torch.float64, device=gram.device)
+        share: Tensor = torch.linalg.solve_ex(gram + ridge * identity, right)[0]
         if not bool(torch.isfinite(share).all()):
             return new
         past: Tensor = share.to(x.dtype) @ self._moves[:k]

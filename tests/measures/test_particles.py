@@ -247,6 +247,15 @@ def test_interaction_counts_pairs_with_one_half():
 # Moves --------------------------------------------------------------------------------
 
 
+def test_a_moved_measure_holds_what_it_is_made_of_and_nothing_else():
+    mu = of.Particles(torch.zeros(3, 2))
+    moved = mu.push(torch.ones(3, 2), 1.0)
+    assert set(vars(moved)) == set(vars(mu))
+    law = of.Gaussian(torch.zeros(1), torch.eye(1))
+    there = law.displacement_to(law)
+    assert set(vars(law.push(there, 1.0))) == set(vars(law))
+
+
 def test_push_moves_each_atom_and_shares_the_weights():
     mu = clouds.weighted()
     v = normal(*mu.points.shape, seed=9)
