@@ -7,6 +7,7 @@ F - min F by its square, whatever the start.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 import otflow as of
 from tests import exact
 
-F64 = {"dtype": torch.float64}
+F64: dict[str, Any] = {"dtype": torch.float64}
 LAM, DT = 1.5, 0.2
 
 

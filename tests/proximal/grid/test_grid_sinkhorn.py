@@ -37,7 +37,8 @@ def wave(n, modes, height, axis=(0.0, 1.0)):
     """Return 1 + height * prod cos(pi k x) on the unit box, with walls."""
     return of.GridDensity.from_function(
         lambda x: 1 + height * torch.cos(math.pi * x * torch.tensor(modes)).prod(-1),
-        *axis,
+        axis[0],
+        axis[1],
         (n,) * len(modes),
         dtype=F64,
         walls=True,

@@ -507,6 +507,7 @@ def test_derivatives_of_an_attraction_of_any_range(sigma, dense, monkeypatch):
         bend = derivative(
             lambda t, v=v: problem.expand(q + t * v).gradient, 1e-3 * sigma
         )
+        assert at.product is not None
         found = at.band.times(v) + at.product(v)
         torch.testing.assert_close(found, bend, rtol=1e-5, atol=1e-6)
 
@@ -518,6 +519,7 @@ def test_the_modulus_of_a_kernel_holds_for_cells_of_any_width(seed, log_sigma):
     W = of.kernels.Gaussian(sigma)
     masses = torch.diag(mu.lumped)
     times = Objective(of.Interaction(W), mu, 1.0).start.product
+    assert times is not None
     hessian = torch.stack([times(e) for e in torch.eye(10, dtype=torch.float64)])
     least = torch.linalg.eigvalsh(hessian - W.modulus * masses).min()
     assert float(least) >= -1e-9 * (1 + sigma**-2)
