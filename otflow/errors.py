@@ -37,6 +37,8 @@ class OtflowError(Exception):
     True
     """
 
+    trajectory: Any  # `flow` hands the run so far to an error that ends it
+
 
 class BoxWarning(UserWarning):
     """Mass has come to the border of a box that stands for all space.

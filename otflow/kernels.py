@@ -49,7 +49,7 @@ class Kernel(ABC):
     smooth : bool
         Whether the slope is known to be bounded at 0.
     is_radial : bool
-        Whether W is a function of |z|, hence even.
+        Whether W is a function of :math:`|z|`, hence even.
     modulus : float or None
         A :math:`\lambda` such that W is :math:`\lambda`-convex; None if none is known.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import lru_cache
-from typing import Any, ClassVar, NoReturn, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, final
 
 import torch
 from torch import Tensor
@@ -65,10 +65,14 @@ class Measure(ABC):
     2.0
     """
 
-    points: Tensor
-    weights: Tensor
+    if TYPE_CHECKING:
+        # Read-only, so that a representation may state them as fields or properties.
+        @property
+        def points(self) -> Tensor: ...
+        @property
+        def weights(self) -> Tensor: ...
 
-    cures: ClassVar[dict[str, str]] = {}
+    cures: ClassVar[Mapping[str, str]] = {}
     """Why a capability is missing and what to use in its place, by its name."""
 
     _tangent_layout: ClassVar[str] = ""

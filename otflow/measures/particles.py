@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -84,7 +85,7 @@ class Particles(Measure):
 
     flat: ClassVar[bool] = True
 
-    cures: ClassVar[dict[str, str]] = {
+    cures: ClassVar[Mapping[str, str]] = {
         "density": (
             "a sum of Diracs is singular, so internal energies such as Entropy, "
             "PowerEntropy and Congestion mean nothing on it; represent the measure by "

@@ -93,7 +93,7 @@ def test_closed_forms_of_a_user(wrong, number):
 
 
 @pytest.mark.parametrize(
-    "answer", [1.0, [1.0], torch.ones(2), torch.ones((), dtype=int)]
+    "answer", [1.0, [1.0], torch.ones(2), torch.ones((), dtype=torch.int64)]
 )
 def test_a_value_that_is_no_scalar_is_refused_where_it_is_asked_for(answer):
     class Odd(of.Functional):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -135,7 +136,7 @@ class Gaussian(Measure):
     _tangent_layout = ", a row for the mean above those for the factor"
     flat: ClassVar[bool] = True
 
-    cures: ClassVar[dict[str, str]] = {
+    cures: ClassVar[Mapping[str, str]] = {
         "mass_gradient": (
             "the masses of its nodes are those of a quadrature rule, and a first "
             "variation that is not quadratic is no direction among Gaussians; use "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -105,7 +105,7 @@ class Quantiles(Measure):
     _tangent_layout = ", one row for each edge"
     flat: ClassVar[bool] = True
 
-    cures: ClassVar[dict[str, str]] = {
+    cures: ClassVar[Mapping[str, str]] = {
         "mass_gradient": (
             "its masses are fixed; ask a GridDensity or Particles for a first variation"
         ),
