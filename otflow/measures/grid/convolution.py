@@ -57,13 +57,13 @@ class Convolution:
     in the cells is exact. A kernel is averaged if it is infinite at 0, narrow or
     guarded.
 
-    A Gaussian is narrow if :math:`\sigma < h/1.69`; its average is in closed form. Another
-    kernel is narrow if its sum over the centres along an axis misses its integral by
-    more than one part in 100, and by more than a kink at 0 does. A guard, as in
-    :math:`z^2 + 10^{-16}`, keeps a kernel finite at 0. A user's kernel counts as guarded
-    if W(0) differs from the average over a cell and itself by more than half of its
-    difference from W at the next cell. For a smooth kernel that ratio is a sixth, for
-    :math:`|z|` a third.
+    A Gaussian is narrow if :math:`\sigma < h/1.69`; its average is in closed form.
+    Another kernel is narrow if its sum over the centres along an axis misses its
+    integral by more than one part in 100, and by more than a kink at 0 does. A guard,
+    as in :math:`z^2 + 10^{-16}`, keeps a kernel finite at 0. A user's kernel counts as
+    guarded if W(0) differs from the average over a cell and itself by more than half of
+    its difference from W at the next cell. For a smooth kernel that ratio is a sixth,
+    for :math:`|z|` a third.
 
     The transform of the kernel is kept, so that a further call costs two transforms of
     the masses.
