@@ -222,10 +222,10 @@ class BackAndForth(ProximalSolver[GridDensity]):
         pressure: Tensor,
         before: float,
     ) -> ProxResult[GridDensity]:
-        """Return the step in a room that is full: the measure itself.
+        """Return the step in a full room: the measure itself.
 
-        Two densities below the bound differ by at most the mass that would still fit,
-        and no mass goes further than through the whole box.
+        Two densities below the bound differ by at most the mass that still fits, and no
+        mass moves farther than through the whole box.
         """
         bound = problem.internal.max_density
         vacancy = max(
@@ -236,7 +236,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
         distance = math.sqrt((vacancy + rest) * squared_diagonal(problem.box))
         lost = torch.zeros_like(pressure, dtype=torch.bool)
         still = Iterate(pressure, problem.masses, problem.masses, [], [], lost, rest)
-        # What is above the bound by round-off stays where it is.
+        # Mass above the bound by round-off stays where it is.
         stay = rest <= OVERFULL * torch.finfo(mu.dtype).eps
         settled = Settled(still, 0, "converged", 0, problem)
         return result_of(
@@ -246,9 +246,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
     def _solve(
         self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor
     ) -> Settled:
-        """Solve, in rounds where terms are not local.
+        """Solve, in rounds if there are nonlocal terms.
 
-        Without an internal energy no pressure acts, and a linearised step is exact.
+        With congestion alone, or without an internal energy, G is only linearised.
         """
         curved = bool(terms.interactions or terms.others)
         if curved and isinstance(problem.internal, Congestion):
@@ -274,7 +274,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
     def _linearise(
         self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor
     ) -> Settled:
-        """Solve, and linearise again until the density settles."""
+        """Solve, and repeat with a new linearisation until the density settles."""
         V, masses, pressure, steps = problem.V, problem.masses, start, 0
         goal, last, failures = math.inf, 0, 0
         G = terms.nonlocal_part
@@ -291,7 +291,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
                 ending = "converged"
             change = float((point.masses - masses).abs().sum())
             masses, pressure = point.masses, point.pressure
-            # The step is that of its own linearisation once nothing changes.
+            # Once the masses do not change, the step is that of its own linearisation.
             point = replace(point, residual=max(point.residual, change / SETTLED))
             if not change > SETTLED * self.tolerance:
                 return Settled(point, steps, ending, rounds, problem)
