@@ -1,4 +1,4 @@
-"""Laplacians on a grid: cyclic reduction on a line, else multigrid-preconditioned CG."""
+"""Laplacians on a grid: cyclic reduction on a line, else CG with multigrid."""
 
 from __future__ import annotations
 
