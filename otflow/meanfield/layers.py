@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from otflow._typing import ArrayLike
 from otflow.errors import InvalidFunctional
 from otflow.meanfield.network import Network
 from otflow.meanfield.units import Elementwise, as_activation
@@ -78,7 +79,7 @@ class TwoLayer(Network):
         outputs: int | None = None,
         bias: bool = True,
         scaling: str = "mean-field",
-        offset: float | Sequence[float] | None = None,
+        offset: float | Sequence[float] | ArrayLike | None = None,
     ) -> None:
         super().__init__(outputs, scaling, offset)
         self.activation = as_activation(activation)
@@ -208,7 +209,7 @@ class CustomLayer(Network):
         *,
         outputs: int | None = None,
         scaling: str = "mean-field",
-        offset: float | Sequence[float] | None = None,
+        offset: float | Sequence[float] | ArrayLike | None = None,
     ) -> None:
         super().__init__(outputs, scaling, offset)
         if not callable(sigma):

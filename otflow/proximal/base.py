@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from otflow._validation import check_kind, positive
 from otflow.errors import Unsupported
@@ -113,8 +113,8 @@ class ProximalSolver(ABC, Generic[M]):
     True
     """
 
-    flat: ClassVar[bool] = False
-    carries_order_2: ClassVar[bool] = True
+    flat: bool = False
+    carries_order_2: bool = True
 
     @abstractmethod
     def solve(self, F: Functional, mu: M, dt: float, warm: Any = None) -> ProxResult[M]:

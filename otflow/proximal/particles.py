@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -161,7 +161,7 @@ class ParticleProximal(TangentProximal[Particles]):
             [2.]], dtype=torch.float64)
     """
 
-    flat: ClassVar[bool] = True
+    flat = True
 
     def __init__(
         self,
@@ -277,7 +277,7 @@ class SinkhornParticles(TangentProximal[Particles]):
     'sinkhorn'
     """
 
-    flat: ClassVar[bool] = True
+    flat = True
 
     def __init__(self, blur: float, **options: Any) -> None:
         super().__init__(**options)

@@ -345,7 +345,11 @@ class TangentProximal(ProximalSolver[M]):
     """
 
     def __init__(
-        self, *, tolerance: float = 1e-4, max_gradients: int = 200, memory: int = 20
+        self: TangentProximal[Any],  # of no one kind of measure
+        *,
+        tolerance: float = 1e-4,
+        max_gradients: int = 200,
+        memory: int = 20,
     ) -> None:
         self.tolerance = positive(tolerance, "tolerance")
         self.max_gradients = non_negative_int(max_gradients, "max_gradients", minimum=1)

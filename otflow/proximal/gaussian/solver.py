@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -197,7 +197,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
     'exact'
     """
 
-    flat: ClassVar[bool] = True
+    flat = True
 
     def __init__(
         self,
