@@ -1,4 +1,4 @@
-"""What `import otflow` costs over `import torch`."""
+"""Time of `import otflow` beyond that of `import torch`."""
 
 from __future__ import annotations
 

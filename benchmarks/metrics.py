@@ -20,7 +20,7 @@ def sinkhorn(n: int, blur: float) -> Row:
     """Return the converged divergence's time over GeomLoss's annealing at 0.9.
 
     Value and gradient, weighted clouds in the plane, the blur a share of the diameter.
-    What GeomLoss's gradient is off is in the label.
+    The label holds the error of GeomLoss's gradient.
     """
     import geomloss
 

@@ -49,7 +49,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Error:
-    """How far a law is from the exact one, and what it cost."""
+    """Distance of a law from the exact one, and its cost."""
 
     symmetric_kl: float
     w2: float

@@ -7,24 +7,25 @@ from torch import Tensor
 
 __all__ = ["Anderson"]
 
-# Share of the trace that is added to the normal equations. Differences that are smaller
-# by its root count less: in float32 they are round-off.
+# Share of the trace that is added to the normal equations. Differences smaller than the
+# others by the root of this share count less: in float32 they are round-off.
 RIDGE = 1e-12
 
 
 class Anderson:
-    r"""Find x = T(x) from the values that T took so far :cite:p:`walker2011anderson`.
+    r"""Find x = T(x) from the earlier values of T :cite:p:`walker2011anderson`.
 
-    With g = T(x) - x, the next point is x + g minus the combination of the last
-    differences of x + g whose differences of g fit g best in the norm
-    :math:`\sum_i w_i g_i^2`. On a linear T it is as fast as GMRES.
+    Let g = T(x) - x. The next point is x + g minus a combination of the last
+    differences of x + g. The coefficients are those with which the differences of g fit
+    g best in the squared norm :math:`\sum_i w_i g_i^2`. For a linear T the iteration is
+    as fast as GMRES.
 
     Parameters
     ----------
     memory : int
-        Differences kept; 0 is the plain iteration.
+        Differences that are kept; 0 gives the plain iteration.
     weights : Tensor
-        Of the norm; they hold throughout.
+        The weights w of the norm, fixed for the whole iteration.
 
     Attributes
     ----------
@@ -54,15 +55,15 @@ class Anderson:
         return self.memory > 0 and (self._last is not None or self._count > 0)
 
     def pause(self) -> None:
-        """Go on with another T of about the same slopes: keep the differences."""
+        """Go on with a similar T: keep the differences, but form none across."""
         self._last = None
 
     def forget(self) -> None:
-        """Drop what was learnt of T."""
+        """Drop all differences."""
         self._count, self._last = 0, None
 
     def advance(self, x: Tensor, g: Tensor) -> Tensor:
-        """Return the next point, given the residual g = T(x) - x at x."""
+        """Return the next point after x, given the residual g = T(x) - x."""
         new = x + g
         if self.memory == 0:
             return new
@@ -82,6 +83,8 @@ class Anderson:
             return new
         gram = self._gram[:k, :k]
         right = (self._changes[:k] @ weighted).to(torch.float64)
+        # Differences that are all 0 leave the trace 0: a tiny ridge keeps the system
+        # regular.
         ridge = RIDGE * gram.trace() + torch.finfo(torch.float64).tiny
         identity = torch.eye(k, dtype=torch.float64, device=gram.device)
         share: Tensor = torch.linalg.solve_ex(gram + ridge * identity, right)[0]

@@ -1,4 +1,4 @@
-"""GMRES, for matrices that are known by their products only."""
+"""GMRES, for matrices that are known by their products with vectors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch import Tensor
 
 __all__ = ["gmres"]
 
-# Not SciPy's: its products are with arrays on the CPU, and those of a step on a GPU
-# would go there and back for each.
-# What is left of a direction after those before are taken out, in round-off: less is
-# none.
+# This GMRES works on tensors of any device. SciPy's takes arrays of the CPU: each
+# product on a GPU would copy vectors there and back.
+
+# A direction is exhausted if orthogonalisation leaves less than this share of it: the
+# rest is round-off.
 EXHAUSTED = 1e-14
 
 
@@ -23,18 +24,18 @@ def gmres(
     tolerance: float,
     limit: int,
 ) -> tuple[Tensor, float]:
-    """Return x with :math:`|b - Ax|` least in a Krylov space of AM.
+    """Return x = My with :math:`|b - Ax|` least for y in a Krylov space of AM.
 
     Parameters
     ----------
     apply : callable
         Returns Ax.
     precondition : callable
-        Returns Mr, nearly the solution for r.
+        Returns Mr, an approximate solution of Ax = r.
     right : Tensor, shape (n,)
         The right-hand side b.
     tolerance : float
-        Stop when the residual is below it times the norm of b.
+        Stop when the residual is below `tolerance` times the norm of b.
     limit : int
         Most products with A.
 
@@ -43,7 +44,7 @@ def gmres(
     x : Tensor, shape (n,)
         The solution.
     residual : float
-        Its residual, as a share of the norm of b.
+        Norm of b - Ax over the norm of b.
 
     Examples
     --------
@@ -67,7 +68,8 @@ def gmres(
         w = apply(images[k])
         whole = float(w.norm())
         Q = torch.stack(basis)
-        for _ in range(2):  # twice is enough
+        # Gram-Schmidt loses orthogonality to round-off; a second pass restores it.
+        for _ in range(2):
             share = Q @ w
             H[: k + 1, k] += share.to("cpu", torch.float64)
             w = w - share @ Q

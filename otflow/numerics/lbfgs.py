@@ -1,4 +1,4 @@
-"""Minimise by L-BFGS in a given inner product: the objective falls by construction."""
+"""L-BFGS in a given inner product, with an objective that falls by construction."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from otflow.errors import Diverged, NonFinite
 
 __all__ = ["Memory", "Outcome", "Point", "Space", "last_places", "minimise"]
 
-# Halvings of a trial step before the search gives up, and Armijo's constant.
+# Most trials of a line search, and Armijo's constant.
 MAX_HALVINGS = 30
 DECREASE = 1e-4
-# Evaluations without any progress before a descent ends. Gradients do not fall at each:
-# where they alone tell, as in float32 close to a stiff minimum, 25 were too few.
+# Evaluations without progress after which a descent ends. Near a stiff minimum in
+# float32 only the gradient shows progress, and it does not fall at each evaluation: 25
+# are too few there.
 PATIENCE = 40
-# Share of the budget for which the gradient may stay as it is, while the objective
-# falls by no more than a share of its whole fall.
+# A descent has stalled if for the share SLOW of the budget the gradient does not halve,
+# and the objective falls by at most SHARE of its whole fall.
 SLOW = 0.25
 SHARE = 1e-2
-# Multiples of it, modulo 1, follow no pattern.
+# Multiples of the golden ratio, modulo 1, are spread evenly and without period.
 GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
 class Point:
-    """The objective, its gradient and the norm of that, at one place.
+    """The objective, its gradient and the norm of the gradient at one place.
 
-    A child adds where the place is.
+    A subclass adds the place itself.
     """
 
     objective: float
@@ -44,7 +45,7 @@ Inner = Callable[[Tensor, Tensor], Tensor]
 
 
 class Space(Protocol[P]):
-    """Where an objective lives: its vectors, their product, and how to move."""
+    """The space of an objective: its inner product and its moves."""
 
     def inner(self, u: Tensor, v: Tensor, /) -> Tensor:
         """Return the scalar product of two vectors, 0-d."""
@@ -55,7 +56,7 @@ class Space(Protocol[P]):
     def move(self, point: P, vector: Tensor, length: float, /) -> P:
         """Return the point at the end of a vector times a length.
 
-        It raises `Diverged` or `NonFinite` where there is none.
+        It raises `Diverged` or `NonFinite` if there is no such point.
         """
 
     def difference(self, start: P, end: P, /) -> Tensor:
@@ -77,18 +78,18 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Memory:
-    """The last steps and gradient changes: what L-BFGS knows of the curvature."""
+    """The last steps and changes of the gradient, which approximate the curvature."""
 
     pairs: tuple[Pair, ...] = ()
     size: int = 10
 
     @property
     def stiffness(self) -> float:
-        """The largest curvature seen, at least 1: that of half a square."""
+        """The largest curvature seen, at least 1, the curvature of |u|^2 / 2."""
         return max([1.0, *(pair.stiffness for pair in self.pairs)])
 
     def add(self, inner: Inner, s: Tensor, y: Tensor) -> Memory:
-        """Append a pair if its curvature is safely positive."""
+        """Return the memory with a pair added if its curvature is safely positive."""
         curvature, length = float(inner(s, y)), float(inner(s, s))
         if not curvature > 1e-10 * length:
             return self
@@ -104,14 +105,14 @@ class Memory:
         return memory
 
     def empty(self) -> Memory:
-        """Forget the pairs."""
+        """Return the memory without pairs."""
         return replace(self, pairs=())
 
     def direction(self, inner: Inner, gradient: Tensor) -> Tensor:
         """Return minus the approximate inverse Hessian times the gradient.
 
         The two-loop recursion :cite:p:`nocedal2006numerical`. Without pairs the
-        Hessian is taken for the identity.
+        approximate Hessian is the identity.
         """
         if not self.pairs:
             return -gradient
@@ -119,6 +120,7 @@ class Memory:
         for pair in reversed(self.pairs):
             shares.append(inner(pair.step, q) / pair.curvature)
             q = q - shares[-1] * pair.change
+        # The curvature along the last step scales the first guess of the Hessian.
         last = self.pairs[-1]
         q = q * (last.curvature / last.square)
         for pair, share in zip(self.pairs, reversed(shares), strict=True):
@@ -128,17 +130,17 @@ class Memory:
 
 @dataclass(frozen=True)
 class Outcome(Generic[P]):
-    """Where a descent ended, what it knows, what it spent."""
+    """The end of a descent: point, curvature pairs, evaluations and success."""
 
     point: P
     memory: Memory
     used: int
     converged: bool
-    stalled: bool = False  # neither the objective nor its gradient fell any more
+    stalled: bool = False  # the objective and its gradient stopped falling
 
 
 def last_places(x: Tensor) -> Tensor:
-    """Return a unit in the last place of each entry, of signs without a pattern."""
+    """Return a unit in the last place of each entry, with signs without a pattern."""
     count = torch.arange(1, x.numel() + 1, device=x.device, dtype=torch.float64)
     sign = ((count * GOLDEN) % 1.0 < 0.5).to(x.dtype).reshape(x.shape) * 2 - 1
     return torch.finfo(x.dtype).eps * x.abs() * sign
@@ -147,8 +149,8 @@ def last_places(x: Tensor) -> Tensor:
 def beside(space: Space[P], point: P) -> list[P]:
     """Return the points one unit in the last place away, on either side.
 
-    No number of the dtype determines the objective or its gradient better than these
-    differ. One where they are not finite is left out.
+    The objective and its gradient are not known better in the dtype than their
+    differences at these points. A point where they are not finite is left out.
     """
     unit, found = space.unit(point), []
     for side in (1.0, -1.0):
@@ -169,16 +171,17 @@ def minimise(
 ) -> Outcome[P]:
     """Descend from `start` until `converged`, within a budget of evaluations.
 
-    The objective never increases but by its round-off. Where for `PATIENCE`
-    evaluations neither it nor the gradient falls, as at round-off, or for a share of
-    the budget both hardly do, as at a kink, the descent has stalled and ends, at the
-    least gradient of the least objective.
+    The objective rises at most by its round-off. The descent has stalled and ends in
+    two cases: objective and gradient do not fall for `PATIENCE` evaluations, as at
+    round-off; or both hardly fall for a share of the budget, as at a kink. It then ends
+    at the point of least gradient among those of least objective.
     """
     point, used, done, stuck = start, 0, converged(start), False
     watch = _Watch(start, budget)
     while not done and used < budget:
         direction = memory.direction(space.inner, point.gradient)
         slope = float(space.inner(point.gradient, direction))
+        # Round-off may turn the direction uphill; steepest descent never does.
         if not slope < 0:
             memory = memory.empty()
             direction = -point.gradient
@@ -187,7 +190,8 @@ def minimise(
         used += trials
         if found is None:
             if not memory.pairs and watch.noise == 0 and used + 2 < budget:
-                # Terms that cancel make the objective rougher than its size tells.
+                # Terms of F that cancel make the objective rougher than the round-off
+                # of its size: two neighbours measure how rough.
                 near = beside(space, point)
                 rough = [abs(p.objective - point.objective) for p in near]
                 # Two places show about half of the range of such differences.
@@ -198,7 +202,7 @@ def minimise(
             memory = memory.empty()
             continue
         done = converged(found)
-        # A step that ends the descent was foretold: its pair tells nothing new.
+        # A step that ends the descent confirms its model: its pair adds nothing.
         if not done:
             step = space.difference(point, found)
             memory = memory.add(space.inner, step, found.gradient - point.gradient)
@@ -212,7 +216,7 @@ def minimise(
 
 
 class _Watch(Generic[P]):
-    """Keeps the least objective and gradient so far, and when they last fell."""
+    """Remembers the least objective and gradient, and when each fell last."""
 
     def __init__(self, start: P, budget: int) -> None:
         self.first = self.mark = self.least = start.objective
@@ -222,7 +226,7 @@ class _Watch(Generic[P]):
         self.falls = [(0, start.objective)]
 
     def has_stalled(self, point: P, used: int) -> bool:
-        """Take note of a point; say whether there was no progress for too long."""
+        """Note a point; return whether there was no progress for too long."""
         self.least = min(self.least, point.objective)
         self.falls.append((used, self.least))
         if self.mark - self.least > _noise(point):
@@ -258,14 +262,15 @@ def _search(
     watch: _Watch[P],
 ) -> tuple[P | None, int]:
     """Backtrack until the objective falls enough; None if it never does."""
-    # Close to the minimum a decrease drowns in round-off; there a smaller slope along
-    # the direction, at an equal objective, is progress: the approximate conditions of
-    # Wolfe. The least objective so far keeps such steps from adding up.
+    # Close to the minimum the decrease drowns in round-off. Then a smaller slope along
+    # the direction, at an equal objective, is progress (the approximate Wolfe
+    # conditions). The comparison with the least objective so far keeps the rises of
+    # such steps from adding up.
     noise, least = max(_noise(point), watch.noise), watch.least
     length, shortest = 1.0, 0.0
     for trial in range(1, min(MAX_HALVINGS, budget) + 1):
         if trial == 2:
-            # A step within the round-off of the points goes nowhere.
+            # A step within the round-off of the points does not move them.
             whole = space.norm(direction)
             shortest = 0.5 * space.norm(space.unit(point)) / max(whole, 1e-300)
         if length <= shortest:
@@ -281,8 +286,8 @@ def _search(
             after = float(space.inner(found.gradient, direction))
             if abs(after) <= 0.9 * abs(slope):
                 return found, trial
-        # The minimiser of the parabola through both values and the slope, kept in
-        # [0.1, 0.5] of the trial.
+        # The minimiser of the parabola through both values and the slope, limited to
+        # the range 0.1 to 0.5 of the trial.
         rise = found.objective - point.objective - length * slope
         guess = -0.5 * slope * length**2 / rise if rise > 0 else 0.5 * length
         length = min(max(guess, 0.1 * length), 0.5 * length)

@@ -1,4 +1,4 @@
-"""A search along a line for where a concave function has all but turned."""
+"""A line search for the point where a concave function almost turns."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["turning_point"]
 
 T = TypeVar("T")
 
-# A trial may overshoot the maximum until the slope there is minus this share of that at
-# the start, and points further on are tried while it is more than the second share.
+# In units of the slope at the start: a trial may overshoot the maximum down to the
+# slope -OVERSHOOT. A longer trial follows while the slope is more than STEEP.
 OVERSHOOT, STEEP = 0.5, 0.5
-# Trials at most, and what a trial leaves of a length that was too long.
+# Most trials, and the range of the factor that shortens a trial that was too long.
 MAX_TRIALS, LEAST, MOST = 16, 0.1, 0.9
 
 
@@ -22,29 +22,30 @@ def turning_point(
     start: float,
     bent: Callable[[], bool] = lambda: False,
 ) -> tuple[T | None, float, int]:
-    """Return a point along a direction where a concave function has all but turned.
+    """Return a point along a direction where a concave function almost turns.
 
-    It is found by slopes alone, which round-off does not drown.
+    The search reads slopes alone: near the maximum round-off drowns differences of
+    values.
 
     Parameters
     ----------
     trial : callable
         Returns the point at a length, the slope there, and whether the point is good
-        whatever the slope. A slope that is not finite is too far.
+        whatever the slope. A slope that is not finite counts as too far.
     start : float
         The slope at length 0.
     bent : callable
-        Is asked after a trial that is too far: whether it changed the direction. Then
-        the same length is tried again.
+        Called after a trial that is too far. It may change the direction and return
+        True; then the same length is tried again.
 
     Returns
     -------
     point : object or None
         None if the function does not rise at the start, or no trial was good.
     length : float
-        Where the point is.
+        Length of the point.
     trials : int
-        How many it took.
+        Number of trials.
 
     Examples
     --------
@@ -64,10 +65,12 @@ def turning_point(
             best, reached = point, length
             if not slope > STEEP * start:
                 break
-            length *= 2.0  # nearly as steep as at the start: go on
+            # Almost as steep as at the start: the maximum is far.
+            length *= 2.0
         elif best is not None:
             break
         elif not bent():
+            # The zero of the straight line through both slopes.
             share = start / (start - slope) if finite else 0.0
             length *= min(max(share, LEAST), MOST)
     return best, reached, used

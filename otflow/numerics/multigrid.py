@@ -1,4 +1,4 @@
-"""Laplacians on a grid: direct on a line, else conjugate gradients with multigrid."""
+"""Laplacians on a grid: cyclic reduction on a line, else CG with multigrid."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import Tensor
 
 __all__ = ["GridLaplacian", "Multigrid", "blocks", "solve_laplacian"]
 
-# Cells along the longest axis of the coarsest grid, and sweeps of Jacobi there.
+# Cells along the longest axis of the coarsest grid, and Jacobi sweeps there.
 COARSEST, LAST_SWEEPS = 4, 20
-# Sweeps of Jacobi before and after each correction, and their damping.
+# Jacobi sweeps before and after each correction, and their damping.
 SWEEPS, DAMPING = 2, 0.7
-# A correction that is constant on blocks is too small by about this factor; below 2
-# the cycle stays positive definite.
+# A correction that is constant on blocks is too small by about this factor. Below 2 the
+# cycle stays positive definite.
 OVERSHOOT = 1.8
-# An axis is coarsened if its faces weigh on average at least this share of the
-# heaviest axis': across weaker faces Jacobi leaves no smooth error to correct.
+# An axis is coarsened if the mean weight of its faces is at least this share of that of
+# the heaviest axis. Across weaker faces Jacobi leaves no smooth error to correct.
 STRONG = 0.25
-# A factorisation on the CPU takes over on grids of at most so many cells: in the plane
-# its memory grows like n log n, in space like n^(4/3).
+# Largest grids, in cells, for a factorisation on the CPU. Its memory grows like n log n
+# in two dimensions and like n^(4/3) in three.
 DIRECT = {2: 2**18, 3: 2**14}
 
 
@@ -79,7 +79,7 @@ class GridLaplacian:
         return GridLaplacian.of(faces, rest)
 
     def strong_axes(self) -> list[int]:
-        """Return the axes along which cells hang together most; none if none do."""
+        """Return the axes with the strongest coupling of cells; none if all are 0."""
         weights = []
         for w in self.faces:
             count = (w > 0).sum().clamp_min(1)
@@ -89,7 +89,10 @@ class GridLaplacian:
         return [a for a, s in enumerate(strength) if s > 0 and s >= least]
 
     def coarser(self, axes: Sequence[int] | None = None) -> GridLaplacian:
-        """Return the matrix on blocks of two cells along some axes, by sums."""
+        """Return the matrix on blocks of two cells along some axes, by sums.
+
+        By default all axes are coarsened.
+        """
         axes = range(self.rest.ndim) if axes is None else axes
         faces = []
         for axis, w in enumerate(self.faces):
@@ -104,7 +107,7 @@ class GridLaplacian:
 
 @dataclass(frozen=True)
 class Multigrid:
-    """One symmetric cycle from 0 as a preconditioner; on a line the inverse itself."""
+    """A preconditioner: one symmetric cycle from 0; on a line the inverse itself."""
 
     levels: list[GridLaplacian]
     axes: list[list[int]]
@@ -123,33 +126,33 @@ class Multigrid:
         return cls(levels, coarsened, [_inverse(M.diagonal) for M in levels])
 
     def __call__(self, r: Tensor) -> Tensor:
-        """Return nearly the solution for the right-hand side r, 0 where L is."""
+        """Return an approximate solution for the right-hand side r, 0 where L is 0."""
         L = self.levels[0]
         if _is_line(L):
             return _along_the_line(L, r)
-        # Coarse corrections spread to where the matrix is 0.
+        # Coarse corrections spread to cells where the matrix is 0: they are masked.
         return _cycle(self.levels, self.axes, self.inverses, r) * (L.diagonal > 0)
 
 
 def solve_laplacian(
     L: GridLaplacian, rhs: Tensor, tolerance: float, limit: int
 ) -> tuple[Tensor, int]:
-    """Solve Lp = rhs, 0 where L is.
+    """Solve Lp = rhs, with p = 0 where L is 0.
 
-    Where only one axis has more than a cell the solution is direct, by cyclic
-    reduction. Else it is by conjugate gradients, preconditioned by multigrid that
-    coarsens the axes of strong coupling. If these do not settle, on the CPU and on
-    grids of moderate size a sparse factorisation takes over; elsewhere, on a GPU for
-    instance, the best iterate is returned.
+    If only one axis has more than one cell, cyclic reduction gives the solution. Else
+    conjugate gradients solve the system, preconditioned by a multigrid cycle that
+    coarsens the axes of strong coupling. If they do not converge, a sparse
+    factorisation takes over on the CPU, for grids of moderate size. On a GPU and on
+    larger grids the best iterate is returned.
 
     Parameters
     ----------
     L : GridLaplacian
         The matrix.
     rhs : Tensor
-        An array on the grid, 0 where the diagonal is.
+        An array on the grid, 0 where the diagonal is 0.
     tolerance : float
-        Stop when the residual is below it times the right-hand side.
+        Stop when the norm of the residual is below `tolerance` times that of `rhs`.
     limit : int
         Most iterations.
 
@@ -237,9 +240,9 @@ def _is_line(L: GridLaplacian) -> bool:
 def _along_the_line(L: GridLaplacian, rhs: Tensor) -> Tensor:
     """Solve along the only axis by cyclic reduction, every cell in parallel.
 
-    Each round eliminates the neighbours at a distance, which doubles. The weights of
-    neighbours and the rest of the diagonal are kept apart, so nothing is subtracted in
-    the matrix: it is accurate whatever the contrast.
+    Each round eliminates the neighbours at a distance, and the distance doubles. The
+    weights of neighbours and the rest of the diagonal are stored apart, so nothing is
+    subtracted in the matrix. The result is accurate for any contrast of the weights.
     """
     n = rhs.numel()
     axis = max(range(rhs.ndim), key=lambda a: rhs.shape[a])
@@ -260,7 +263,7 @@ def _along_the_line(L: GridLaplacian, rhs: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, by: int) -> Tensor:
-    """Return the entries that lie `by` before, 0 where there are none."""
+    """Return x shifted by `by` entries, filled with 0."""
     out = torch.zeros_like(x)
     if by > 0:
         out[by:] = x[:-by]
@@ -284,7 +287,8 @@ def _factorised(L: GridLaplacian, rhs: Tensor) -> Tensor:
         rows += [i, j]
         columns += [j, i]
         entries += [value, value]
-    # Rows without a diagonal, and what round-off makes singular, become the identity.
+    # A unit diagonal plus a last place: rows that are 0 become the identity, and a
+    # matrix that is singular up to round-off becomes regular.
     own = np.full(n, 1.0 + np.finfo(np.float64).eps)
     A = scipy.sparse.csc_matrix(
         (
@@ -308,7 +312,7 @@ def _inverse(x: Tensor) -> Tensor:
 
 
 def blocks(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
-    """Return the sums over blocks of two cells along some axes, by default all."""
+    """Return sums over blocks of two cells along some axes, by default all axes."""
     for axis in range(x.ndim) if axes is None else axes:
         x = _pairs(x, axis)
     return x

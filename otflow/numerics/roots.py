@@ -11,8 +11,10 @@ from otflow.errors import NotConverged
 
 __all__ = ["bisect", "increasing_root", "wright_omega"]
 
+# Most steps of a root search.
 MAX_STEPS = 400
-FAR_LEFT = -40.0  # exp(x) is the Wright function there, to round-off
+# Left of it exp(x) is the Wright function, up to round-off.
+FAR_LEFT = -40.0
 
 
 def increasing_root(
@@ -20,20 +22,21 @@ def increasing_root(
     z: Tensor,
     typical: Tensor | float,
 ) -> Tensor:
-    r"""Solve f(z) = 0 entrywise, f increasing.
+    r"""Solve f(z) = 0 entrywise for increasing f.
 
-    Newton's method within a bracket that shrinks. Where f is far above `typical`, f is
-    taken for an exponential and its logarithm is stepped, which halves the number of
-    its digits instead of dividing it by e. Where a step leaves the bracket, or three
-    have not halved it, it is bisected or, while one end is unknown, widened.
+    Newton's method runs within a shrinking bracket. Where f is far above `typical`, f
+    counts as an exponential, and the step is that for log f: it halves the number of
+    digits of f, while a plain step divides f by e. If a step leaves the bracket, or
+    three steps have not halved it, the bracket is bisected; while one end is unknown,
+    it is widened.
 
     Parameters
     ----------
     function : callable
-        Gives f, f' and the size of the terms that were summed to f; where f overflows
-        it may be infinite, or NaN with the sign of z.
+        Returns f, f' and the size of the terms whose sum is f. Where f overflows it may
+        be infinite, or NaN; a NaN counts as having the sign of z.
     z : Tensor
-        Where to start.
+        The start.
     typical : Tensor or float
         Size > 0 of the terms of f near the root.
 
@@ -45,7 +48,7 @@ def increasing_root(
     Raises
     ------
     NotConverged
-        If the steps run out: f is not increasing, or not smooth.
+        If the steps run out because f is not increasing or not smooth.
     """
     eps = torch.finfo(z.dtype).eps
     low, high = torch.full_like(z, -torch.inf), torch.full_like(z, torch.inf)
@@ -60,7 +63,7 @@ def increasing_root(
         middle = 0.5 * (low + high)
         middle = torch.where(low.isinf(), high - reach, middle)
         middle = torch.where(high.isinf(), low + reach, middle)
-        # A step that ends at an end of the bracket has settled there.
+        # The bounds belong to the bracket: a step that settles may end at one.
         inside = (new >= low) & (new <= high)
         inside &= ((new - z).abs() <= reach) | ((high - low) < torch.inf)
         if step % 3 == 2:
@@ -85,22 +88,22 @@ def increasing_root(
 def bisect(
     holds: Callable[[Tensor], Tensor], inside: Tensor, outside: Tensor, halvings: int
 ) -> tuple[Tensor, Tensor]:
-    """Narrow intervals on the ends of a condition, entrywise.
+    """Bisect intervals for the point where a condition ceases to hold, entrywise.
 
     Parameters
     ----------
     holds : callable
-        Returns where the condition holds; it does at `inside`.
+        Returns where the condition holds. It must hold at `inside`.
     inside, outside : Tensor
-        Ends of the intervals, floats or integers, in either order. Where `outside` is
-        the other end of what is looked at the condition may hold there too.
+        Ends of the intervals, floats or integers, in either order. The condition may
+        also hold at `outside`; then `inside` tends to `outside`.
     halvings : int
-        How often each interval is halved.
+        Number of halvings of each interval.
 
     Returns
     -------
     inside, outside : Tensor
-        Ends that are closer; the condition holds at the first.
+        Ends of the last intervals. The condition holds at `inside`.
 
     Examples
     --------
@@ -123,8 +126,8 @@ def bisect(
 def wright_omega(x: Tensor) -> Tensor:
     r"""Return the y > 0 with :math:`y + \log y = x`, entrywise.
 
-    Fourth-order iteration of Fritsch, Shafer and Crowley, twice from a rough start:
-    relative error a few units of round-off.
+    Two steps of the fourth-order iteration of Fritsch, Shafer and Crowley, from a rough
+    start. The relative error is a few units of round-off.
     """
     far = x < FAR_LEFT
     t = x.clamp_min(FAR_LEFT)

@@ -13,7 +13,8 @@ from otflow._lazy import lazy_import
 
 __all__ = ["Springs"]
 
-# Beyond this ratio of a spring to an anchor LAPACK loses the anchors to round-off.
+# Above this ratio of a spring to an anchor LAPACK loses the anchors to round-off, since
+# its diagonal sums both.
 STIFF = 1e8
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -23,15 +24,15 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 class Springs:
     r"""The matrix of nodes anchored by `rows` and joined in a chain by `springs`.
 
-    Its quadratic form is :math:`\sum_i r_i x_i^2 + \sum_i k_i (x_{i+1} - x_i)^2`: the
-    diagonal is :math:`r_i + k_{i-1} + k_i`, beside it stands :math:`-k_i`.
+    The quadratic form is :math:`\sum_i r_i x_i^2 + \sum_i k_i (x_{i+1} - x_i)^2`. The
+    diagonal is :math:`r_i + k_{i-1} + k_i`, and the entries beside it are :math:`-k_i`.
 
     Parameters
     ----------
     rows : Tensor, shape (n + 1,)
-        Sums of the rows.
+        The anchors r: the sums of the rows.
     springs : Tensor, shape (n,)
-        Minus the entries beside the diagonal.
+        The springs k: minus the entries beside the diagonal.
     """
 
     rows: Tensor
@@ -55,7 +56,7 @@ class Springs:
     def solve(self, rhs: Tensor) -> Tensor | None:
         """Return the solution, or None if the matrix is not positive definite.
 
-        The door to the CPU: n + 1 numbers go there and come back, in time O(n).
+        The solve runs on the CPU in time O(n). n + 1 numbers are copied there and back.
 
         Parameters
         ----------
@@ -65,8 +66,9 @@ class Springs:
         Returns
         -------
         Tensor or None
-            By LAPACK; where springs are stiff, as at a bound that is met, by cyclic
-            reduction, which for springs >= 0 and rows > 0 never subtracts.
+            The solution, by LAPACK. Stiff springs, as at a bound that is met, are
+            solved by cyclic reduction, which never subtracts if springs >= 0 and
+            rows > 0.
         """
         if len(self.springs) and float(self.springs.max()) > STIFF * float(
             self.rows.min()
@@ -109,8 +111,8 @@ def _reduce(rows: Array, springs: Array, force: Array) -> Array | None:
     total = odd + left + right
     if not (total > 0).all():
         return None
-    # A node between two neighbours: its anchor and its force are shared out by its
-    # springs, which become one spring in series.
+    # A node is eliminated: its two springs share its anchor and its force between its
+    # neighbours, and become one spring in series.
     to_left, to_right = left / total, right / total
     push, inner = force[::2].copy(), len(even) - 1
     even[: len(odd)] += odd * to_left

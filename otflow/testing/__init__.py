@@ -1,7 +1,7 @@
 """The laws of measures, functionals, schemes and solvers, for your own tests.
 
 A contract is a class of tests. Inherit it, say how to make your object, and pytest
-tries the laws. It needs pytest: ``pip install 'otflow[test]'``.
+checks the laws. This needs pytest: ``pip install 'otflow[test]'``.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Load a contract when it is asked for: `import otflow` needs no pytest."""
+    """Load a contract at its first use, so that `import otflow` needs no pytest."""
     if name not in _HOMES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    # Their assertions then say what they compared, as those of test files do.
+    # Rewritten assertions show the compared values, as those of test files do.
     homes = {*_HOMES.values(), "capabilities", "clouds"}
     files = {f"{__name__}.{home}" for home in homes} - sys.modules.keys()
     lazy_import("pytest").register_assert_rewrite(*files)

@@ -34,8 +34,8 @@ __all__ = ["FunctionalContract"]
 class FunctionalContract:
     """The laws of a functional; a test class inherits them.
 
-    A child says how to make a functional (`make`), with its data in the dtype asked
-    for, and may choose the measures.
+    A subclass makes the functional (`make`), with its data in the given dtype. It may
+    also choose the measures.
 
     Attributes
     ----------

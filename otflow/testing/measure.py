@@ -37,10 +37,11 @@ def entropy(mu: Measure) -> Tensor:
 class MeasureContract(CapabilityLaws):
     """The laws of a measure; a test class inherits them.
 
-    A child says how to make a measure (`make`) and what it can do (`capabilities`).
-    Where tangents have another shape than the points it overrides `tangent` too, and
-    where another tensor than `points` holds its state, `coordinates`. Where `push` is
-    one-sided, like an upwind flux, `derivative_along` is the mean of both sides.
+    A subclass makes the measure (`make`) and states what it can do (`capabilities`). It
+    overrides `tangent` if tangents have another shape than the points, and
+    `coordinates` if another tensor than `points` holds the state. If `push` is
+    one-sided, like an upwind flux, it overrides `derivative_along` by the mean of both
+    sides.
 
     Attributes
     ----------

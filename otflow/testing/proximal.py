@@ -29,23 +29,23 @@ __all__ = ["Problem", "ProximalContract", "check_certificate", "check_flags"]
 
 @dataclass(frozen=True)
 class Problem:
-    """A step, how far apart its ends are, and the exact step where it is known.
+    """A step, the W2 distance of measures, and the exact step if it is known.
 
     Parameters
     ----------
     functional : Functional
-        What to minimise.
+        The functional to minimise.
     start : Measure
-        Where to step from.
+        The measure to step from.
     dt : float
-        Length of the step.
+        Length of the step in time.
     distance : callable
-        Takes two measures to their W2 distance, by a method that shares no code with
+        Returns the W2 distance of two measures, by a method that shares no code with
         the solver.
     exact : callable, optional
-        Takes a measure to its distance from the exact step.
+        Returns the distance of a measure from the exact step.
     slack : float
-        What the representation leaves open of distances.
+        Error of distances in this representation.
 
     Attributes
     ----------
@@ -80,9 +80,9 @@ def check_certificate(
     report : mapping
         The certificate of the step.
     problem : Problem
-        What was solved.
+        The problem of the step.
     end : Measure
-        The measure found.
+        The measure that the solver returned.
 
     Examples
     --------
@@ -116,7 +116,7 @@ def check_certificate(
 
 
 def check_flags(report: Mapping[str, Any]) -> None:
-    """Check that nothing is claimed which the numbers do not bear out.
+    """Check that the certificate claims no more than its numbers show.
 
     Parameters
     ----------
@@ -154,21 +154,21 @@ def check_flags(report: Mapping[str, Any]) -> None:
 class ProximalContract:
     """The laws of a proximal solver; a test class inherits them.
 
-    A child says how to make a solver (`make`), and where to step from (`start`). Where
-    the exact step is known, or found by brute force, it gives `exact`.
+    A subclass makes the solver (`make`) and the measure to step from (`start`). If the
+    exact step is known, or found by brute force, it overrides `exact`.
 
     Attributes
     ----------
     dt : float
-        Length of the step.
+        Length of the step in time.
     small : float
-        The share of it that is a short step.
+        Length of a short step, as a share of `dt`.
     accuracy : float
-        How far two solutions of one problem may be apart, as a share of the step.
+        Largest distance of two solutions of one problem, as a share of the step.
     slack : float
-        What the representation leaves open of distances.
+        Error of distances in this representation.
     seeds : tuple of int
-        The starts that are tried.
+        Seeds of the starts.
 
     Examples
     --------
@@ -193,7 +193,7 @@ class ProximalContract:
         raise NotImplementedError
 
     def crude(self) -> ProximalSolver[Any] | None:
-        """Return one that stops before a long step has converged; None for none."""
+        """Return a solver that stops before a long step has converged, or None."""
         return None
 
     def start(
@@ -204,9 +204,9 @@ class ProximalContract:
         return mu.push((scale - 1) * mu.points, 1.0)
 
     def functional(self, scale: float = 1.0) -> Functional:
-        """Return what to minimise, in units of `scale`: F(mu) is scale^2 F(mu/scale).
+        """Return the functional in units of `scale`: F(mu) is scale^2 F(mu/scale).
 
-        By default it is a smooth convex potential of one minimum.
+        The default is a smooth convex potential with one minimum.
         """
         return Potential(
             lambda x: scale**2 * (1 + (x / scale - 0.5).square().sum(-1)).sqrt(),
@@ -214,7 +214,7 @@ class ProximalContract:
         )
 
     def exact(self, F: Functional, mu: Any, dt: float) -> Any:
-        """Return the exact step, or None where it is not known."""
+        """Return the exact step, or None if it is not known."""
         return None
 
     def distance(self, mu: Any, nu: Any) -> float:
@@ -227,7 +227,7 @@ class ProximalContract:
         return points
 
     def permuted(self, mu: Any, order: Tensor) -> Any:
-        """Return the measure with its points in another order; None if it has one."""
+        """Return the measure with its points permuted; None if their order is fixed."""
         return None
 
     def scaled(self, coordinates: Tensor, scale: float) -> Tensor:

@@ -30,7 +30,7 @@ __all__ = ["Nudge", "SchemeContract"]
 
 
 class Nudge(Scheme):
-    """Moves by a tenth of dt and says that it is no part of the flow of F.
+    """Moves by a tenth of dt, without the entropy, and states no effects.
 
     Examples
     --------
@@ -49,7 +49,6 @@ class Nudge(Scheme):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        """Move along the velocity of what is no entropy."""
         velocity = F.split_entropy()[1].velocity(mu)
         return Step(mu.push(velocity, 0.1 * dt), state)
 
@@ -57,8 +56,8 @@ class Nudge(Scheme):
 class SchemeContract:
     """The laws of a scheme; a test class inherits them.
 
-    A child says how to make a scheme (`make`), and may choose on what to try it
-    (`problem`). With another exact solution than that of a spring it gives `error`.
+    A subclass makes the scheme (`make`). It may choose the `problem` of the tests, and
+    overrides `error` if the exact solution is not that of a spring.
 
     Attributes
     ----------

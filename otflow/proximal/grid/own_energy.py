@@ -1,4 +1,4 @@
-"""A user's terms that see each cell by itself, as a potential and an energy."""
+"""A user's terms that are sums over cells, as a potential plus an internal energy."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ from otflow.proximal.terms import Terms
 
 __all__ = ["LocalTerms", "OwnEnergy", "OwnTerm", "stepped", "taken_cell_by_cell"]
 
-# Log densities from the least to the largest at which a term is read.
+# Number of log densities at which a term is read, and the least of them.
 RUNGS, EMPTIEST = 128, -225.0
-# Densities of the trials lie so far, in powers of 10, around the mean.
+# Range of the trial densities around the mean, in powers of 10.
 AROUND = (-3.0, 1.0)
-# Slopes that are equal are so to this share of the largest: round-off of a long sum.
+# Slopes are equal if they differ by less than this share of the largest: the round-off
+# of a long sum.
 ALIKE = 1e-10
-# The slope of an entropy is a logarithm, and that of a power is one, to this share.
+# A slope is that of an entropy or of a power if it is so to this share.
 EXACT = 1e-10
-# U' in vacuum may lie so many times deeper than one e-fold below the mean: 225 for the
-# entropy, far more for fast diffusion, which has no bounded pressure.
+# Largest fall of U' from the mean density to vacuum, in units of its fall by one factor
+# of e below the mean. The entropy has about 225. Fast diffusion has far more, and no
+# bounded pressure.
 DEEPEST = 1e4
-# Random densities at which a term is tried.
+# Number of random densities at which a term is tried.
 TRIALS = 2
-# At the result the model is the term to this share of the slopes, in cells that hold
-# more than this share of the largest density.
+# At the result the model must match the term to the share HELD of the slopes, in cells
+# that hold more than the share EMPTY of the largest density.
 HELD, EMPTY = 1e-9, 1e-9
-# Relative step of a central difference.
+# Relative step of a central difference: its two errors are equal near this step.
 STEP = torch.finfo(torch.float64).eps ** (1 / 3)
 
 
@@ -48,7 +50,7 @@ class _Cells:
         self.mean = 1.0 / (self.volume * len(self.cells))
 
     def measure(self, r: Tensor) -> GridDensity:
-        """Return the measure of these densities, of any sum."""
+        """Return the measure of these densities, whose mass need not be 1."""
         masses = torch.zeros_like(self.mu.weights)
         masses[self.cells] = (r * self.volume).clamp_min(torch.finfo(r.dtype).tiny)
         return self.mu.with_free_weights(masses)
@@ -62,7 +64,7 @@ class _Cells:
         return found
 
     def value(self, r: Tensor) -> float:
-        """Return the value."""
+        """Return the value of the term."""
         return float(self.G.value(self.measure(r)).detach())
 
 
@@ -73,28 +75,27 @@ def _wide(x: Tensor) -> Tensor:
 class OwnEnergy(Internal):
     r"""The part of a user's term that is a function of the density, :math:`\int U`.
 
-    U' at a density is the term's own first variation in a cell of that density, less
-    the potential V; any densities are read at once, one in each cell. U'' is their
-    difference quotient. U itself is known by its sum only, from the term's value: each
-    cell is given the same share per unit of mass.
+    U' at a density is the first variation of the term in a cell of this density, minus
+    the potential V. One evaluation reads a different density in each cell. U'' is a
+    difference quotient of U'. Only the sum of U over cells is known, from the value of
+    the term: each cell gets the same share per unit of mass.
 
     Parameters
     ----------
     cells : _Cells
         The term.
     V : Tensor, shape (free cells,)
-        Its potential.
+        Potential of the term.
     """
 
     def __init__(self, cells: _Cells, V: Tensor) -> None:
         super().__init__(self._per_mass)
         self.cells, self.V = cells, V
-        # No density of mass 1 is above it.
+        # Twice the density of all mass in one cell: no density of mass 1 reaches it.
         self.max_density = 2.0 / cells.volume
         self.at_zero = cells.value(torch.zeros_like(V))
 
     def slope(self, r: Tensor) -> Tensor:
-        """Return U'(r) at densities r of any number."""
         parts = [
             (self.cells.slope(placed) - self.V)[:count]
             for placed, count in self._placed(r, self.cells.mean)
@@ -103,20 +104,19 @@ class OwnEnergy(Internal):
         return found.reshape(r.shape)
 
     def _placed(self, r: Tensor, rest: float) -> Iterator[tuple[Tensor, int]]:
-        """Yield densities of all cells that hold those of r in turn, and how many."""
+        """Yield densities of all cells that hold parts of r, and the size of each."""
         for part in torch.split(r.reshape(-1), len(self.V)):
             placed = torch.full_like(self.V, rest)
             placed[: len(part)] = part
             yield placed, len(part)
 
     def curvature(self, r: Tensor) -> Tensor:
-        """Return U''(r), by a difference quotient."""
         above, below = self.slope((1 + STEP) * r), self.slope((1 - STEP) * r)
         quotient: Tensor = (above - below) / (2 * STEP * r)
         return quotient.clamp_min(0.0)
 
     def _per_mass(self, r: Tensor) -> Tensor:
-        """Return the sum of U over densities r, in equal shares per unit of mass."""
+        """Return the sum of U over densities r over their mass, for each cell."""
         total = 0.0
         for placed, _ in self._placed(r, 0.0):
             linear = self.cells.volume * float(self.V @ placed)
@@ -130,7 +130,7 @@ class OwnEnergy(Internal):
 
 @dataclass(frozen=True)
 class OwnTerm:
-    """A user's term as a potential, an entropy and another energy.
+    """A user's term as a potential, an entropy and a further internal energy.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ class OwnTerm:
     temperature : float
         The factor of the entropy.
     energy : Internal or None
-        The other energy.
+        The further energy.
     """
 
     cells: _Cells
@@ -150,7 +150,7 @@ class OwnTerm:
     energy: Internal | None = None
 
     def holds_at(self, masses: Tensor) -> bool:
-        """Return whether V + U' is the first variation at these masses of all cells."""
+        """Return whether V + U' is the first variation at these masses."""
         r = masses[self.cells.cells] / self.cells.volume
         held = r > EMPTY * r.max()
         try:
@@ -167,14 +167,14 @@ class OwnTerm:
 
 @dataclass(frozen=True)
 class LocalTerms:
-    """Terms in which those that see each cell by itself are internal energies.
+    """Terms in which a user's sums over cells are internal energies.
 
     Parameters
     ----------
     terms : Terms
         The terms.
     own : tuple of OwnTerm
-        Those of a user that became a part of `terms`, but for their potentials.
+        The user's terms that became a part of `terms`, without their potentials.
     """
 
     terms: Terms
@@ -183,7 +183,7 @@ class LocalTerms:
     def potential(self, mu: GridDensity) -> Tensor:
         """Return the sum of all potentials at the centres, (n,), 0 in obstacles.
 
-        In float64. Raises `NonFinite` if it is not finite in a free cell.
+        The result is float64. Raises `NonFinite` if a free cell has no finite value.
         """
         V = self.terms.V(mu.points.double()).detach()
         for term in self.own:
@@ -203,9 +203,10 @@ def stepped(
     mu: GridDensity,
     step: Callable[[LocalTerms], ProxResult[GridDensity]],
 ) -> ProxResult[GridDensity]:
-    """Return a step in which terms of a user are local, if they are at its end too.
+    """Return a step in which a user's sums over cells are local terms.
 
-    Else the step is made again, with all of them among the others.
+    If such a term is not local at the end of the step, the step is repeated with all of
+    them as nonlocal terms.
     """
     taken = taken_cell_by_cell(terms, mu)
     result = step(taken)
@@ -216,7 +217,7 @@ def stepped(
 
 
 def taken_cell_by_cell(terms: Terms, mu: GridDensity) -> LocalTerms:
-    """Return the terms with those of a user that see each cell by itself made local."""
+    """Return the terms with a user's sums over cells as local terms."""
     found, rest = [], []
     for c, term in terms.others:
         own = _own_term(c * term, mu)
@@ -236,16 +237,17 @@ def taken_cell_by_cell(terms: Terms, mu: GridDensity) -> LocalTerms:
 
 
 def _own_term(G: Functional, mu: GridDensity) -> OwnTerm | None:
-    """Return a term by cells; None if it is not one, or not convex in the density.
+    """Return the term as a sum over cells; None if it is none, or not convex.
 
-    Its first variation in a cell must be V + U'(density of that cell): the same
-    whatever the other cells hold, and U' the same in all cells. Both are tried at
-    random densities.
+    The first variation in a cell must be V + U'(density of this cell). It must not
+    depend on the densities of other cells, and U' must be the same in all cells. Both
+    are tested at random densities.
     """
     try:
         cells = _Cells(G, mu)
         flat = torch.full_like(cells.mu.weights[cells.cells], cells.mean)
         level = cells.slope(flat)
+        # A fixed seed: the same term always gets the same answer.
         generator = torch.Generator().manual_seed(0)
         low, high = AROUND
         for _ in range(TRIALS):
@@ -262,12 +264,13 @@ def _own_term(G: Functional, mu: GridDensity) -> OwnTerm | None:
             if not (float(alone) <= noise and float(alike) <= noise):
                 return None
         return _by_its_slope(cells, level)
+    # The user's term raises on such densities, or on float64.
     except (NonFinite, RuntimeError, TypeError, ValueError):
-        return None  # it refuses such densities, or float64
+        return None
 
 
 def _by_its_slope(cells: _Cells, level: Tensor) -> OwnTerm | None:
-    """Return the term from its slope where all cells hold the mean density."""
+    """Return the term from its first variation at the mean density in all cells."""
     energy = OwnEnergy(cells, level - level.mean())
     middle, top = math.log(cells.mean), math.log(energy.max_density)
     logs = torch.linspace(EMPTIEST, top, RUNGS).to(level)

@@ -1,4 +1,4 @@
-"""The dual of a JKO step on a grid, in the pressure: what a pressure drives."""
+"""The dual of a JKO step on a grid, as a problem in the pressure."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ from otflow.proximal.terms import Terms
 
 __all__ = ["Iterate", "PressureProblem", "lowest_pressure"]
 
-# Pressures so close to the least, relative to the largest, are the least.
+# A pressure this close to the least one, relative to the largest, counts as the least.
 ROUND_OFF = 1e-14
-# A constant is found when the mass is right to this share, at most so many steps later
-# to neighbouring numbers.
+# Relative error of the mass at which a constant is found, and most steps of the search.
 EXACT, HALVINGS = 1e-13, 200
 
 
@@ -41,15 +40,15 @@ class Iterate:
     wanted : Tensor, shape (n,)
         The masses in equilibrium with the pressure.
     mobility : list of Tensor
-        How much mass passes the inner faces of each axis for a shift by a cell.
+        Mass that passes the inner faces of each axis under a shift by one cell.
     sweeps : list of Sweep
         The transport.
     lost : Tensor of bool, shape (n,)
-        Where the pressure is at its least and yet so high that no mass comes, and that
-        a small change of it does nothing.
+        Cells at the least pressure that win no mass, so that a small change of their
+        pressure has no effect.
     residual : float
-        Mass in excess, where the pressure is at its least, and by which the two masses
-        differ, elsewhere.
+        Mass at the wrong density: the excess where the pressure is at its least, and
+        the difference of the two masses elsewhere.
     """
 
     pressure: Tensor
@@ -85,10 +84,10 @@ class PressureProblem:
     box : Box
         The grid.
     dt : float
-        Step.
+        Length of the step in time.
     without_energy : bool
-        Whether there is no energy: U stands for it, a bound that no density of mass 1
-        reaches on the grid.
+        Whether F has no internal energy. Then U is a bound on the density that no
+        density of mass 1 reaches on the grid.
     """
 
     masses: Tensor
@@ -112,7 +111,7 @@ class PressureProblem:
 
     @property
     def is_summed(self) -> bool:
-        """Whether U is known by its sum over cells only: that of a user's term."""
+        """Whether only the sum of U over cells is known, as of a user's term."""
         energy = self.internal
         parts = energy.parts if isinstance(energy, Combined) else ((1.0, energy),)
         return any(isinstance(part, OwnEnergy) for _, part in parts)
@@ -123,6 +122,8 @@ class PressureProblem:
 
     def wanted(self, pressure: Tensor) -> Tensor:
         """Return the density in equilibrium with a pressure, the largest if several."""
+        # At the pressure 0 congestion allows all densities up to its bound: the least
+        # positive pressure picks the bound.
         tiny = torch.finfo(pressure.dtype).tiny
         return self.internal.conjugate_slope(torch.where(pressure == 0, tiny, pressure))
 
@@ -152,7 +153,7 @@ class PressureProblem:
     def at_rest(self) -> Tensor:
         """Return the pressure of the energy's minimiser: a start for large steps.
 
-        It is (c - V), the constant such that the mass is 1, but at least the lowest.
+        The pressure is c - V, at least the lowest, with c such that the mass is 1.
         """
         V = torch.where(self.room > 0, self.V, 0.0)
         constant = self.constant(-V)
@@ -161,12 +162,12 @@ class PressureProblem:
     def constant(self, s: Tensor) -> float:
         r"""Return the c for which :math:`\int (U^*)'(s - c)` is all the mass.
 
-        With r the mean density it lies between :math:`\min s - U'(r)`, where no cell
-        is below the mean, and :math:`\max s - U'(r)`, where none is above it: the
-        bracket is known beforehand. Within it, Newton's method for the logarithm of
-        the mass, which is linear in c for the entropy; the bracket is halved where
-        that leaves it, or has not halved it in three steps. The mass at c is never
-        above all the mass by more than round-off, but for c at the bracket's end.
+        Let r be the mean density. Then c lies between :math:`\min s - U'(r)`, where no
+        cell is below the mean, and :math:`\max s - U'(r)`, where no cell is above it.
+        Within this bracket Newton's method solves for the logarithm of the mass, which
+        is linear in c for the entropy. The bracket is halved if a Newton step leaves
+        it, or if three steps have not halved it. The mass at c exceeds all the mass by
+        round-off at most, except for c at the end of the bracket.
         """
         is_free = self.room > 0
         total = float(self.masses.sum())
@@ -175,7 +176,8 @@ class PressureProblem:
         least, most = (float(x) - slope for x in torch.aminmax(s[is_free]))
         middle, width = 0.5 * (least + most), math.inf
         for step in range(HALVINGS):
-            if not least < middle < most:  # neighbouring numbers
+            # Both ends are neighbouring numbers.
+            if not least < middle < most:
                 break
             mass, rate = self._filled(s - middle)
             if abs(mass - total) <= EXACT * total:
@@ -195,7 +197,7 @@ class PressureProblem:
         return most
 
     def _filled(self, s: Tensor) -> tuple[float, float]:
-        """Return the mass in equilibrium with s, and how fast it grows with s.
+        """Return the mass in equilibrium with s, and its derivative in s.
 
         The mass is infinite above all slopes of U.
         """
@@ -213,9 +215,10 @@ class PressureProblem:
     def along(self, axis: int) -> PressureProblem:
         """Return the problem of the marginals along an axis.
 
-        The potential is the mean over the others under the marginals of the source. If
-        it is a sum of functions of one coordinate, the source a product and the energy
-        the entropy, then the solution is the sum of those along the axes.
+        The potential is the mean of V over the other axes, under the marginals of the
+        source. Suppose that V is a sum of functions of one coordinate, the source a
+        product and the energy the entropy. Then the solution is the sum of those along
+        the axes.
         """
         shape = self.box.shape
         others = tuple(a for a in range(self.box.dim) if a != axis)
@@ -270,7 +273,7 @@ class PressureProblem:
     def prolong(self, coarse: PressureProblem, pressure: Tensor) -> Tensor:
         """Return a pressure of blocks at the cells.
 
-        The potential is interpolated linearly, as it has to be smooth where the
+        The Kantorovich potential is interpolated linearly: it must be smooth where the
         pressure acts.
         """
         acts = (pressure > self.lowest).to(pressure.dtype)
@@ -290,10 +293,11 @@ class PressureProblem:
 
 
 def lowest_pressure(internal: Internal, like: Tensor) -> float:
-    """Return U'(0), minus infinity for energies that spread to everywhere.
+    """Return U'(0); minus infinity for energies that fill the vacuum.
 
-    Theirs falls like a logarithm, as much over the second half of the exponents as over
-    the first, in any unit of energy; a power that vanishes falls less and less.
+    The U' of such an energy falls at least like a logarithm: over the second half of
+    the exponents as much as over the first, in any unit of energy. A power that
+    vanishes at 0 falls less and less.
     """
     densities = like.new_tensor([1e-300, 1e-150, 1e-75])
     deep, middle, higher = internal.slope(densities).tolist()

@@ -26,9 +26,9 @@ __all__ = [
     "transport_cost",
 ]
 
-# The share of all the mass below which a row counts as empty.
+# A row below this share of all the mass counts as empty.
 VACUUM = 1e-100
-# Cuts that are no further apart, in cells, are the same.
+# Cuts within this distance, in cells, count as equal.
 SAME = 1e-9
 
 
@@ -53,10 +53,11 @@ def push_forward(
     r"""Return the masses of :math:`T_\#\mu`, :math:`T^{-1}(y) = y - dt\,\nabla\phi`.
 
     The minimum over y in :math:`\phi^c(x) = \min_y |x - y|^2/(2\,dt) - \phi(y)` is
-    taken along one axis after the other, so the optimal map is a composition of maps
-    that move one coordinate each: with :math:`\phi` minimised over the last k axes, a
-    function of the new place on the others and of the old place on these, the next
-    axis is an optimal map on every row. Each row is remapped by its cumulative masses.
+    taken along one axis after the other. So the optimal map is a composition of maps
+    that move one coordinate each. Minimised over the last k axes, :math:`\phi` depends
+    on the old place along these axes and on the new place along the others; the map
+    along the next axis is then optimal on every row. Each row is remapped by its
+    cumulative masses.
 
     Parameters
     ----------
@@ -67,17 +68,17 @@ def push_forward(
     box : Box
         The grid.
     dt : float
-        Step.
+        Length of the step in time.
 
     Returns
     -------
     masses : Tensor, shape (n,)
-        Of the same total; non-negative.
+        New masses of the same total, >= 0.
     sweeps : list of Sweep
-        What each axis did.
+        Masses before and after each axis.
     mobility : list of Tensor
-        For each axis, the array of its inner faces: how much mass passes a face when
-        its cut point moves by a cell, carried along by the later sweeps.
+        For each axis an array on its inner faces: the mass that passes a face if its
+        cut point moves by a cell, carried along by the later sweeps.
     """
     current = masses.reshape(box.shape)
     sweeps: list[Sweep] = []
@@ -89,7 +90,7 @@ def push_forward(
             low = potential.narrow(before, 0, n - 1)
             high = potential.narrow(before, 1, n - 1)
             mean = 0.5 * (low + high)
-            # Beside an obstacle: as on the free side.
+            # A face beside an obstacle has the potential of the free side.
             mean = torch.where(torch.isfinite(mean), mean, torch.maximum(low, high))
             cuts = cut_points(mean, axis, h, dt)
             mobility[before] = remap(faces, cuts, axis)[0]
@@ -102,7 +103,7 @@ def push_forward(
 
 
 def mixed_potentials(phi: Tensor, box: Box, dt: float) -> list[Tensor]:
-    """Return, for each axis, the potential in new places up to it and old ones after.
+    """Return for each axis the potential in new places up to it, in old places after.
 
     Parameters
     ----------
@@ -111,7 +112,7 @@ def mixed_potentials(phi: Tensor, box: Box, dt: float) -> list[Tensor]:
     box : Box
         The grid.
     dt : float
-        Step.
+        Length of the step in time.
 
     Returns
     -------
@@ -128,9 +129,8 @@ def mixed_potentials(phi: Tensor, box: Box, dt: float) -> list[Tensor]:
 def _envelope_means(phi: Tensor, axis: int, h: float, dt: float) -> Tensor:
     r"""Return the means over cells of :math:`\min_y |x - y|^2/(2\,dt) - \phi(y)`.
 
-    The integral is exact, piece by piece between the cuts. A cell of mass that is even
-    inside is then moved along the axes before as the dual asks for: the masses brought
-    are the gradient of a concave function, however far a cell is spread.
+    The integral is exact, piece by piece between the cuts. So the masses are the
+    gradient of a concave function, however far a cell of uniform mass is spread.
     """
     cuts = cut_points(phi, axis, h, dt)
     rows, unit = phi.movedim(axis, -1), h * h / (6.0 * dt)
@@ -140,7 +140,7 @@ def _envelope_means(phi: Tensor, axis: int, h: float, dt: float) -> Tensor:
     zero = torch.zeros_like(rows[..., :1])
     starts, ends = torch.cat([zero, cuts], -1), torch.cat([cuts, zero + n], -1)
     place = torch.arange(n, dtype=rows.dtype, device=rows.device) + 0.5
-    # Beside the highest, which keeps the sums small.
+    # Values relative to the highest one keep the sums small.
     top = torch.where(finite, rows, -math.inf).amax(-1, keepdim=True)
     top = torch.where(torch.isfinite(top), top, 0.0)
     height = torch.where(finite, rows - top, 0.0)
@@ -163,7 +163,7 @@ def _envelope_means(phi: Tensor, axis: int, h: float, dt: float) -> Tensor:
 
 
 def cut_points(phi: Tensor, axis: int, h: float, dt: float) -> Tensor:
-    r"""Return where the map of a row cuts its mass, in cells from its lower end.
+    r"""Return the places where the map cuts the mass of each row.
 
     Parameters
     ----------
@@ -172,13 +172,14 @@ def cut_points(phi: Tensor, axis: int, h: float, dt: float) -> Tensor:
     axis : int
         The axis.
     h, dt : float
-        Spacing and step.
+        Spacing and length of the step.
 
     Returns
     -------
     Tensor
-        For each inner face, along the last axis, the place whose mass to the left goes
-        left of the face: :math:`y - dt\,\partial\phi`, non-decreasing.
+        For each inner face, along the last axis, the place :math:`y -
+        dt\,\partial\phi` in cells from the lower end, non-decreasing. The mass left of
+        this place goes left of the face.
     """
     phi = phi.movedim(axis, -1)
     n = phi.shape[-1]
@@ -187,19 +188,20 @@ def cut_points(phi: Tensor, axis: int, h: float, dt: float) -> Tensor:
     wins = torch.isfinite(phi)
     if bool(wins.all()):
         cuts = (place + 0.5)[:-1] - scale * phi.diff(dim=-1)
-        # Where a potential was raised to the hull cuts agree up to round-off.
+        # After a potential was raised to the hull, cuts agree up to round-off.
         if bool((cuts.diff(dim=-1) >= -SAME).all()):
             return cuts.cummax(-1).values
     return _winners(phi, scale)[0]
 
 
 def _winners(phi: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Return the cuts between the cells that win some mass in a row, and which do."""
+    """Return the cuts between the cells that win mass in a row, and these cells."""
     n = phi.shape[-1]
     place = torch.arange(n, dtype=phi.dtype, device=phi.device) + 0.5
     index = torch.arange(n, device=phi.device)
     wins = torch.isfinite(phi)
-    while True:  # at most n times: each time a winner is lost
+    # Each round removes a winner, so there are at most n rounds.
+    while True:
         # The next winners on both sides of each face.
         left = torch.where(wins, index, -1).cummax(-1).values[..., :-1]
         right = torch.where(wins, index, n).flip(-1).cummin(-1).values.flip(-1)
@@ -220,12 +222,12 @@ def _winners(phi: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 
 def lifted(phi: Tensor, box: Box, dt: float) -> Tensor:
-    r"""Raise a potential where it wins no mass, up to where it is about to.
+    r"""Raise a potential where it wins no mass, to the value where it is about to win.
 
     Where :math:`|y|^2/2 - dt\,\phi(y)` lies above its lower convex hull along an axis,
-    y is the best place for no x. There :math:`\phi` is raised to the hull, which leaves
-    :math:`\phi^c` as it is: the step of :cite:t:`jacobs2021back` that raises the dual
-    for certain, one axis after the other.
+    y is the best place for no x. There :math:`\phi` is raised to the hull. This does
+    not change :math:`\phi^c`. It is the step of :cite:t:`jacobs2021back` that always
+    raises the dual, one axis after the other.
 
     Parameters
     ----------
@@ -234,12 +236,12 @@ def lifted(phi: Tensor, box: Box, dt: float) -> Tensor:
     box : Box
         The grid.
     dt : float
-        Step.
+        Length of the step in time.
 
     Returns
     -------
     Tensor
-        An array, nowhere less than `phi`.
+        An array >= `phi`.
     """
     for axis, h in enumerate(box.spacing):
         rows, scale = phi.movedim(axis, -1), dt / h**2
@@ -262,26 +264,26 @@ def lifted(phi: Tensor, box: Box, dt: float) -> Tensor:
 
 
 def remap(masses: Tensor, cuts: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Return the masses between the cut points of each row, and densities there.
+    """Return the masses between the cut points of each row, and densities at the cuts.
 
-    Within a cell the density is linear, with the slope of van Leer's limiter: exact
-    for linear densities, and never negative.
+    Within a cell the density is linear, with the slope of van Leer's limiter. This is
+    exact for linear densities and never negative.
 
     Parameters
     ----------
     masses : Tensor
         Array of masses.
     cuts : Tensor
-        As from `cut_points`.
+        Cut points, as from `cut_points`.
     axis : int
         The axis of the rows.
 
     Returns
     -------
     masses : Tensor
-        Rows keep their sums.
+        New masses. Rows keep their sums.
     density : Tensor
-        Mass per cell at the cut points, arranged as the inner faces.
+        Mass per cell at the cut points, an array on the inner faces.
     """
     m = masses.movedim(axis, -1)
     n = m.shape[-1]
@@ -301,16 +303,17 @@ def remap(masses: Tensor, cuts: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 def row_costs(sweep: Sweep, h: float) -> float:
     r"""Return the summed :math:`W_2^2` of all rows of a sweep, exactly.
 
-    On the line the optimal coupling joins equal levels; both quantiles are linear
-    between the levels of the cells' edges. They are read as places within the row, so
-    no row costs more than its mass times the square of its length, whatever the masses.
+    The optimal coupling on a line joins equal levels. Both quantile functions are
+    linear between the levels of the cells' edges. Quantiles are places within the row,
+    so a row costs at most its mass times the square of its length.
     """
     before = sweep.before.movedim(sweep.axis, -1)
     after = sweep.after.movedim(sweep.axis, -1)
     n = before.shape[-1]
     before, after = before.reshape(-1, n).double(), after.reshape(-1, n).double()
     total, goal = before.sum(-1, keepdim=True), after.sum(-1, keepdim=True)
-    # Rows with next to no mass may lose it to round-off: at worst it goes all the way.
+    # A row with almost no mass may lose it to round-off. Such mass counts as moved
+    # through the whole row.
     dust = VACUUM * total.sum()
     keep = ((total > dust) & (goal > dust)).squeeze(-1)
     lost = float(total[~keep].sum()) * n * n
@@ -320,7 +323,7 @@ def row_costs(sweep: Sweep, h: float) -> float:
     levels = torch.cat([low, high], -1).sort(-1).values
     first = _quantiles(low, levels)
     second = _quantiles(high, levels)
-    # The difference is linear on each piece: so is the integral of its square exact.
+    # The difference is linear on each piece, so the integral of its square is exact.
     a, b = (p - q for p, q in zip(first, second, strict=True))
     cost = levels.diff(dim=-1) * (a.square() + a * b + b.square()) / 3
     return (float(cost.sum()) + lost) * h * h
@@ -329,9 +332,9 @@ def row_costs(sweep: Sweep, h: float) -> float:
 def transport_cost(sweeps: Sequence[Sweep], box: Box, relocated: float) -> float:
     r"""Return an upper bound of :math:`W_2^2`, the cost of a plan.
 
-    Each sweep moves one coordinate, which no other sweep moves, along rows whose
-    densities are constant on cells: it costs the squared distances on the line, which
-    are exact. In 1-D the sum is :math:`W_2^2`.
+    Each sweep moves one coordinate that no other sweep moves, along rows whose
+    densities are constant on cells. Its cost is the squared distance on the line, which
+    is exact. In 1-D the sum is :math:`W_2^2`.
 
     Parameters
     ----------
@@ -340,7 +343,7 @@ def transport_cost(sweeps: Sequence[Sweep], box: Box, relocated: float) -> float
     box : Box
         The grid.
     relocated : float
-        Mass that was moved afterwards, at worst through the whole box.
+        Mass that was moved afterwards. It counts as moved through the whole box.
 
     Returns
     -------
@@ -352,15 +355,15 @@ def transport_cost(sweeps: Sequence[Sweep], box: Box, relocated: float) -> float
 
 
 def squared_diagonal(box: Box) -> float:
-    """Return the square of the longest way through a box."""
+    """Return the squared diagonal of a box."""
     return sum((b - a) ** 2 for a, b in zip(box.lower, box.upper, strict=True))
 
 
 def distance_along_axes(mu: GridDensity, nu: GridDensity) -> float:
     r"""Return the root of the sum of the squared W2 of the marginals on the axes.
 
-    It is at most W2, as each axis is a projection; and W2 on a line, for products, and
-    where one density is the other one moved.
+    The root is at most W2, since each axis is a projection. It equals W2 on a line, for
+    products, and if one density is a translate of the other.
     """
     square = 0.0
     for axis, h in enumerate(mu.box.spacing):

@@ -1,4 +1,4 @@
-"""A dual step with a convex interaction: Newton's method for one concave dual."""
+"""Dual steps with a convex interaction: Newton's method for one concave dual."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from otflow.proximal.grid.pressure import Iterate
 
 __all__ = ["ascend"]
 
-# Cells that fill at once are shortened by this share, if half of the slope is theirs.
+# The change in cells that fill at once shrinks to SHORTER, if these cells have THEIRS
+# of the slope.
 SHORTER, THEIRS = 0.4, 0.5
 # Damping falls after a whole step and grows after a shortened one.
 LESS, MORE = 0.25, 4.0
-# Steps that may pass before the residual is this share of what it was.
+# The ascent ends if PATIENCE steps do not cut the residual to PROGRESS.
 PATIENCE, PROGRESS = 12, 0.5
 
 
@@ -25,24 +26,24 @@ def ascend(
 ) -> tuple[Joint, int]:
     r"""Raise the dual of a local problem and a convex quadratic term, by Newton steps.
 
-    With :math:`G'[m] = Km`, K positive, the step minimises :math:`E(\nu) + G(\nu)`,
-    and its dual in the potential and in masses m
+    Let :math:`G'[m] = Km` with K positive. The step minimises :math:`E(\nu) + G(\nu)`.
+    Its dual in the potential and in masses m,
 
-    .. math:: \int\phi^c d\mu - \int U^*(-\phi - V - Km) - \tfrac12\int m\,Km
+    .. math:: \int\phi^c d\mu - \int U^*(-\phi - V - Km) - \tfrac12\int m\,Km,
 
-    is concave in both. A step goes along one line in both, and is shortened where the
-    slope along it turns. The masses of Newton's step are those that the potential
-    brings, to first order, so the system is that of `Coupled`. Where K is not positive
-    the slope need not rise; the caller compares objectives.
+    is concave in both. A step follows one line in both and is shortened where the slope
+    along the line turns. The masses of Newton's step are those that the potential
+    brings, to first order; so the system is that of `Coupled`. If K is not positive the
+    dual need not rise, and the caller compares objectives.
 
     Parameters
     ----------
     coupled : Coupled
         The problem; its G is quadratic.
     joint : Joint
-        Where to start.
+        The start.
     tolerance : float
-        Of the residual.
+        Largest residual.
     limit : int
         Most steps.
 
@@ -51,7 +52,7 @@ def ascend(
     best : Joint
         The iterate of least residual.
     steps : int
-        How many steps were taken.
+        Number of steps.
     """
     is_line = sum(n > 1 for n in coupled.problem.box.shape) <= 1
     # On a line the matrix is the exact derivative.
@@ -87,7 +88,7 @@ def _search(
     moved: Tensor,
     bend: Tensor,
 ) -> tuple[Joint, float] | None:
-    """Return a point along a direction where the dual has all but turned."""
+    """Return a point along a direction where the dual almost turns; None if none."""
     slopes, tried = _slopes(coupled, joint, change, bend), joint
 
     def trial(length: float) -> tuple[Joint, float, bool]:
@@ -102,8 +103,9 @@ def _search(
         return tried, float(slopes.sum()), good
 
     def shortened() -> bool:
-        # An empty cell wins mass at once where it passes its neighbours, which nothing
-        # at the start tells: these are shortened, not all.
+        # An empty cell wins mass at once when its potential passes those of its
+        # neighbours. No derivative at the start foretells this, so the change is
+        # shortened in these cells alone.
         nonlocal change
         filled = _filled(joint.point, tried.point, slopes)
         theirs = float(slopes[filled].sum()) < THEIRS * float(slopes.sum())
@@ -121,7 +123,7 @@ def _filled(old: Iterate, new: Iterate, slopes: Tensor) -> Tensor:
 
 
 def _slopes(coupled: Coupled, joint: Joint, change: Tensor, bend: Tensor) -> Tensor:
-    """Return what each cell adds to the slope of the dual at a point."""
+    """Return the share of each cell in the slope of the dual at a point."""
     point = joint.point
     change = torch.where(coupled.is_free, change, 0.0)
     return (point.wanted - joint.masses) * bend - point.excess * change

@@ -1,4 +1,4 @@
-"""Newton's method for a dual step together with its terms that are not local."""
+"""Newton's method for a dual step together with its nonlocal terms."""
 
 from __future__ import annotations
 
@@ -20,42 +20,44 @@ from otflow.proximal.grid.push_forward import lifted, push_forward, transport_co
 
 __all__ = ["Coupled", "Joint"]
 
-# Newton systems are solved to this relative residual, in at most so many products.
+# Relative residual of the Newton systems, and most products for each.
 INEXACT, PRODUCTS = 1e-2, 40
-# A step is shortened until it cuts the residual by this share of its length.
+# A step is shortened until it cuts the residual by CUT times its length.
 CUT, HALVINGS = 0.1, 6
-# The residual may rise by this factor, if it is this share of what it was so many steps
-# later.
+# At kinks of the masses the residual may rise by RISE, if PATIENCE steps later it is at
+# most PROGRESS of what it was.
 RISE, PROGRESS, PATIENCE = 1.5, 0.5, 8
-# Further away, a step that cuts the residual by less ends the climb.
+# Far from the solution, a step that leaves more than this share of the residual ends
+# the climb.
 POOR = 0.9
-# Below this residual the steps are mixed with those before.
+# Below this residual the steps are mixed with earlier ones.
 NEAR = 0.02
-# Mass that is moved to read the second variation of a term from its first.
+# Mass that is moved in the difference quotient of a second variation.
 SHIFT = 1e-4
-# Cells that are nearly empty are treated as if they passed more mass, a share of the
-# residual: less after steps that leave this share of the residual, more after others.
+# Damping: nearly empty cells count as if they passed a share of the residual more mass.
+# The share falls by LESS after a step that leaves at most GOOD of the residual, and
+# grows by MORE after others.
 GOOD, LESS, MORE = 0.5, 0.25, 2.0
-# Cells that pass less than this share of the most are left out.
+# Cells that pass less than this share of the largest flow are left out.
 EMPTY = 1e-9
 
 
 @dataclass(frozen=True)
 class Joint:
-    """A potential, the masses that it drives, and the step linearised at these.
+    """A potential, the masses that it drives, and the step linearised at the masses.
 
     Parameters
     ----------
     phi : Tensor, shape (n,)
         The potential.
     point : Iterate
-        What the potential drives under the first variation at its own masses.
+        The masses that the potential drives under the first variation at `masses`.
     problem : PressureProblem
-        The problem with that first variation.
+        The problem with this first variation.
     masses : Tensor, shape (n,)
-        Where it was taken.
+        Masses at which the first variation is taken.
     residual : float
-        Mass at the wrong density, and by which the two masses differ.
+        Mass at the wrong density, plus the mass by which the two masses differ.
     """
 
     phi: Tensor
@@ -68,21 +70,22 @@ class Joint:
 class Coupled:
     r"""A dual step whose potential is :math:`V + G'[\nu]` at its own result.
 
-    The unknown is :math:`\phi`; it drives the masses m, and the pressure is :math:`p =
-    -\phi - V - G'[m]`. With K the derivative of the masses and :math:`S = (U^*)''`,
+    The unknown is :math:`\phi`. It drives the masses m, and the pressure is :math:`p =
+    -\phi - V - G'[m]`. Let K be the derivative of the masses and :math:`S = (U^*)''`.
     Newton's step solves
 
     .. math:: (K + S + S G'' K)\,\delta\phi = (U^*)'(p) - m
 
-    where the pressure acts, and :math:`(1 + G'' K)\,\delta\phi = 0` elsewhere, by
-    GMRES: :math:`G''` is smooth, so a matrix without it is nearly the inverse.
+    where the pressure acts, and :math:`(1 + G'' K)\,\delta\phi = 0` elsewhere. GMRES
+    solves the system. :math:`G''` is smooth, so the inverse of the system without
+    :math:`G''` is a good preconditioner.
 
     Parameters
     ----------
     G : Functional
-        The terms that are not local.
+        The nonlocal terms.
     mu : GridDensity
-        Gives the grid, in the dtype in which G is taken.
+        A measure on the grid, in the dtype in which G is evaluated.
     problem : PressureProblem
         The local part.
     """
@@ -101,10 +104,11 @@ class Coupled:
         return torch.where(self.is_free, found, 0.0)
 
     def at(self, phi: Tensor, masses: Tensor, slope: Tensor) -> Joint:
-        """Return what a potential drives, given its masses and G' there."""
+        """Return the joint state of a potential, given its masses and G' there."""
         problem = replace(self.problem, V=self.problem.V + slope)
         s = torch.where(self.is_free, -phi - problem.V, 0.0)
-        if self.by_log:  # of any height: the map is the same
+        # A constant in the potential does not change the map: it is set by the mass.
+        if self.by_log:
             s = s - problem.constant(s)
         point = problem.at(s.clamp_min(problem.lowest))
         moved = float((point.masses - masses).abs().sum())
@@ -112,15 +116,15 @@ class Coupled:
         return Joint(phi, point, problem, masses, point.residual + moved)
 
     def driven(self, phi: Tensor) -> Joint:
-        """Return what a potential drives."""
+        """Return the joint state of a potential."""
         phi, masses = self.masses(phi)
         return self.at(phi, masses, self.slope(masses))
 
     def settled(self, phi: Tensor, local: PressureProblem, point: Iterate) -> Joint:
-        """Return what the solution of a local problem drives.
+        """Return the joint state of the solution of a local problem.
 
-        The first variation is one up to a constant: where the pressure acts its mean
-        stays as it was in the local problem.
+        The first variation has a free constant. It is set so that the mean of the
+        potential energy, where the pressure acts, stays that of the local problem.
         """
         phi, masses = self.masses(phi)
         slope = self.slope(masses)
@@ -130,7 +134,7 @@ class Coupled:
         return self.at(phi - (weights @ change) / weights.sum(), masses, slope)
 
     def masses(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a potential, raised where it wins nothing, and its masses."""
+        """Return the potential, raised where it wins no mass, and its masses."""
         box, dt = self.problem.box, self.problem.dt
         phi = torch.where(self.is_free, phi, -math.inf)
         phi = lifted(phi.reshape(box.shape), box, dt).reshape(-1)
@@ -139,7 +143,7 @@ class Coupled:
     def climb(self, joint: Joint, tolerance: float, limit: int) -> tuple[Joint, int]:
         """Return the best of Newton's iterates and their number.
 
-        At kinks of the masses the residual may rise for some steps.
+        The residual may rise for some steps at kinks of the masses.
         """
         best, damping, steps, last = joint, 1.0, 0, 0
         goal = PROGRESS * joint.residual
@@ -184,7 +188,7 @@ class Coupled:
         return best if best is not None and best.residual <= fair else None
 
     def objective(self, joint: Joint) -> float:
-        """Return the objective, terms of all kinds, at what a potential drives."""
+        """Return the objective, with all terms, of a joint state."""
         problem, masses = self.problem, joint.point.masses
         filled = masses > 0
         density = (masses[filled] / problem.room[filled]).clamp_max(
@@ -197,7 +201,7 @@ class Coupled:
         return local + rest + square / (2 * problem.dt)
 
     def falls(self, old: Joint, new: Joint) -> bool:
-        """Return whether the objective fell, but for what residuals leave open."""
+        """Return whether the objective fell, up to the error of the residuals."""
         noise = 0.0
         for joint in (old, new):
             reach = joint.phi[self.is_free & (joint.point.masses > 0)]
@@ -207,16 +211,17 @@ class Coupled:
     def direction(
         self, joint: Joint, damping: float, second: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Return Newton's change of the potential, and that of the masses.
+        """Return Newton's changes of the potential and of the masses.
 
         Parameters
         ----------
         joint : Joint
-            Where to step from.
+            The state to step from.
         damping : float
-            How much more mass nearly empty cells are taken to pass.
+            Additional mass that nearly empty cells count as passing, as a share of the
+            residual.
         second : callable
-            The second variation of G, a map of changes of masses.
+            The second variation of G, applied to a change of masses.
         """
         problem, point = joint.problem, joint.point
         shape = problem.box.shape
@@ -227,9 +232,9 @@ class Coupled:
         passes = diagonal > EMPTY * float(diagonal.max())
         acts = (above * diagonal + point.excess > 0) & passes
         cycle = Multigrid.of(L.inside(acts.reshape(shape)))
-        # Where next to no mass is the pressure stays.
+        # Where almost no mass passes, the pressure stays.
         drop = torch.where(passes & ~acts & self.is_free, above, 0.0)
-        # Rows are weighed alike, as the matrix is nearly symmetric.
+        # Rows and columns get the same weights: the matrix is nearly symmetric.
         weights = torch.where(acts, diagonal, diagonal.max()).sqrt()
         behind = point.masses - joint.masses
         lag = second(behind)
@@ -258,6 +263,7 @@ class Coupled:
 
     def product(self, change: Tensor) -> Tensor:
         """Return the second variation of a quadratic G, applied to a change."""
+        # G' is evaluated at measures only: both signs, each normalised to mass 1.
         out = torch.zeros_like(change)
         for sign in (1.0, -1.0):
             part = (sign * change).clamp_min(0.0)

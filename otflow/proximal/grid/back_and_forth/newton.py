@@ -17,28 +17,30 @@ from otflow.proximal.grid.pressure import Iterate, PressureProblem
 
 __all__ = ["CONTRACTION", "MEMORY", "laplacian", "maximise"]
 
-# Coarser grids are used down to so many cells along the longest axis, with so many
-# Newton steps each, until the residual is this share of the mass.
+# The coarsest grid has at least SMALLEST cells along its longest axis. Each coarser
+# grid takes COARSE_STEPS Newton steps at most, to COARSE_RESIDUAL of the mass.
 SMALLEST, COARSE_STEPS, COARSE_RESIDUAL = 8, 12, 1e-3
-# Newton steps that may pass before the residual is this share of what it was.
+# A climb has stalled if PATIENCE Newton steps do not cut the residual to PROGRESS.
 PATIENCE, PROGRESS = 16, 0.5
-# Evaluations of the dual, and inner iterations, that a climb may take for each Newton
-# step that it may.
+# Most evaluations of the dual, and most inner iterations, per allowed Newton step.
 TRIALS_A_STEP, INNER_A_STEP = 3, 15
-# The steps along the axes are solved to it, as they cost next to nothing.
+# Tolerance of the steps along single axes, which cost almost nothing.
 FINE = 1e-9
-# A start whose residual is below it needs no coarser grid.
+# A start with a residual below NEAR needs no coarser grid; there steps are mixed.
 NEAR = 0.02
-# A residual above so many tolerances is tried again from the energy's minimiser.
+# With a residual above so many tolerances the climb starts again, from the minimiser of
+# the energy.
 NEARLY = 10.0
-# Newton systems are solved to this relative residual, in at most so many iterations.
+# Relative residual of the Newton systems, and most inner iterations. The matrix is not
+# the exact derivative, so more digits would not help.
 INEXACT, MAX_INNER = 1e-2, 60
-# Anderson mixing, near the solution: differences of steps that it remembers.
+# Differences of steps in the Anderson mixing near the solution.
 MEMORY = 4
-# Cells that are nearly empty are treated as if they passed more mass, a share of the
-# residual: less after steps that leave this share of the residual, more after others.
+# Damping: nearly empty cells count as if they passed a share of the residual more mass.
+# The share falls by LESS after a step that leaves at most GOOD of the residual, and
+# grows by MORE after others.
 GOOD, LESS, MORE = 0.5, 0.25, 2.0
-# A trial step is good, wherever the dual turns, if it cuts the residual by this factor.
+# A trial step that cuts the residual to this share is good, wherever the dual turns.
 CONTRACTION = 0.9
 
 
@@ -63,8 +65,7 @@ def maximise(
     limit : int
         Most Newton steps.
     separable : bool
-        Whether the potential may be a sum over the axes: then the steps along them are
-        tried.
+        Whether to try the steps along the axes, whose sum may be the solution.
 
     Returns
     -------
@@ -73,7 +74,7 @@ def maximise(
     steps : int
         Newton steps on this grid.
     stalled : bool
-        Whether it ended above the tolerance because the residual fell no more.
+        Whether the climb ended above the tolerance because the residual fell no more.
     """
     point = problem.at(start.clamp_min(problem.lowest))
     small = max(problem.box.shape) < 2 * SMALLEST
@@ -88,7 +89,7 @@ def maximise(
         for guess in (problem.prolong(coarse, below.pressure), problem.at_rest()):
             point = _better(point, problem.at(guess))
     best, steps, stalled = _climb(problem, point, tolerance, limit)
-    # Where to start again, if the residual is still above so many tolerances.
+    # Further starts: each is tried if the residual is above `margin` tolerances.
     again = [(NEARLY, "at rest", False)]
     if sum(n > 1 for n in problem.box.shape) <= 1:
         # On a line the matrix is the exact derivative: plain steps raise the dual to
@@ -104,7 +105,7 @@ def maximise(
 
 
 def _better(one: Iterate, other: Iterate) -> Iterate:
-    """Return the one of less residual; not one whose residual is no number."""
+    """Return the iterate of less residual; a residual that is NaN never wins."""
     return one if one.residual <= other.residual else other
 
 
@@ -147,17 +148,19 @@ def _climb(
     """
     best, steps, last, trials, inner = point, 0, 0, 0, 0
     goal_residual = PROGRESS * point.residual
-    # Newton's matrix is not the exact derivative, so steps contract by a factor, and
-    # those of few cells, beside an obstacle for instance, by a poor one.
+    # Newton's matrix is not the exact derivative, so the steps converge linearly, and
+    # slowly at some cells, as beside an obstacle. Mixing accelerates them.
     anderson = Anderson(MEMORY, torch.ones_like(point.pressure))
     damping = 0.0 if plain else 1.0
     while not best.residual <= tolerance and steps < limit:
         spent = trials >= TRIALS_A_STEP * limit or inner >= INNER_A_STEP * limit
-        # Plain steps raise the dual; on the way the residual may rise for long.
+        # Plain steps raise the dual, while the residual may rise for many steps.
         wasted = 0 if plain else steps - last
         if spent or wasted >= PATIENCE:
             return best, steps, True
-        if wasted == PATIENCE // 2:  # back to the best, and on without mixing
+        # Halfway through the patience the climb returns to the best iterate and goes on
+        # without mixing.
+        if wasted == PATIENCE // 2:
             point = best
             anderson.forget()
         change, used = _System.at(problem, point, damping).solve()
@@ -188,8 +191,8 @@ def _climb(
 class _System:
     """The linear system of a projected Newton step.
 
-    The matrix is not the exact derivative of the excess: mass that moves along one axis
-    changes what moves along the others.
+    The matrix is not the exact derivative of the excess: it leaves out that mass moved
+    along one axis changes the flow along the others.
     """
 
     problem: PressureProblem
@@ -206,17 +209,17 @@ class _System:
         shape, excess = problem.box.shape, point.excess
         diagonal = L.diagonal.reshape(-1)
         above = point.pressure - problem.lowest
-        # Between the cells that win mass, those that do not are no end of a face.
+        # Cells that win no mass lie between cells that do: they move with them.
         lost = point.lost & (diagonal > 0)
         moves = ((above * diagonal + excess > 0) & (diagonal > 0)) | lost
-        # Where the pressure is not needed it drops to its least.
+        # Where no pressure is needed it drops to its least value.
         fixed = torch.where(moves | (diagonal == 0), 0.0, -above).reshape(shape)
         mask = moves.reshape(shape)
         right = excess.masked_fill(lost, 0.0).reshape(shape) - L.apply(fixed)
         return cls(problem, point, L.inside(mask), mask, fixed, right * mask)
 
     def solve(self) -> tuple[Tensor, int]:
-        """Return the change of the pressure, and the inner iterations it took."""
+        """Return the change of the pressure and the number of inner iterations."""
         step, used = solve_laplacian(self.matrix, self.right, INEXACT, MAX_INNER)
         return self._projected(torch.where(self.moves, step, self.fixed)), used
 
@@ -229,10 +232,7 @@ class _System:
 def _search(
     problem: PressureProblem, point: Iterate, direction: Tensor
 ) -> tuple[Iterate | None, int]:
-    """Return a point along a direction where the dual has all but turned.
-
-    Also the number of evaluations that it took.
-    """
+    """Return a point along a direction where the dual almost turns, and the trials."""
 
     def trial(length: float) -> tuple[Iterate, float, bool]:
         goal = point.pressure + length * direction
@@ -247,7 +247,7 @@ def _search(
 def laplacian(
     problem: PressureProblem, point: Iterate, damping: float
 ) -> GridLaplacian:
-    """Return minus the derivative of the excess in the pressure, nearly."""
+    """Return approximately minus the derivative of the excess in the pressure."""
     shape = problem.box.shape
     is_free = problem.room.reshape(shape) > 0
     beside = None if bool(is_free.all()) else _beside_obstacles(problem, point)
@@ -258,10 +258,10 @@ def laplacian(
         n = shape[axis]
         low, high = is_free.narrow(axis, 0, n - 1), is_free.narrow(axis, 1, n - 1)
         least = damping * min(point.residual, 1.0) * _typical_mass(problem)
-        # Far from the solution cells that are empty now may have to pass mass.
+        # Far from the solution, cells that are empty now may have to pass mass.
         passing = flow.clamp_min(least)
         if beside is not None:
-            # Round a corner mass moves diagonally, which faces do not know of.
+            # Around a corner mass moves diagonally, through no face.
             both = beside.narrow(axis, 0, n - 1) + beside.narrow(axis, 1, n - 1)
             passing = torch.maximum(passing, 0.5 * both)
         faces.append(passing * (low & high) * (problem.dt / h**2))
@@ -280,13 +280,13 @@ def _beside_obstacles(problem: PressureProblem, point: Iterate) -> Tensor:
 
 
 def _typical_mass(problem: PressureProblem) -> float:
-    """Return the mass of a well filled cell."""
+    """Return the mass of a well filled cell: the largest mass, or a full cell's."""
     most = problem.internal.max_density * float(problem.room.max())
     return min(most, float(problem.masses.max()))
 
 
 def _softness(problem: PressureProblem, point: Iterate) -> Tensor:
-    """Return how much more mass is wanted for a unit of pressure."""
+    """Return the derivative of the wanted masses in the pressure."""
     room = torch.where(problem.room > 0, problem.room, 1.0)
     wanted, top = point.wanted / room, problem.internal.max_density
     r = torch.maximum(wanted, point.masses / room).clamp_max(top)

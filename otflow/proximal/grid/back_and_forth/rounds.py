@@ -21,33 +21,35 @@ from otflow.proximal.terms import Terms
 
 __all__ = ["SETTLED", "Settled", "settle"]
 
-# A local step is solved to that share of the least residual so far, at most to the
-# second, and at last to a share of the tolerance.
+# Accuracy of a local step: SHARE of the least residual so far, at most COARSEST, at
+# least FINEST times the tolerance.
 SHARE, COARSEST, FINEST = 0.1, 1e-2, 0.2
-# First L beside the largest curvature, which few steps meet; the least L that grows.
+# First L over the largest curvature, which few steps meet. L grows from LEAST times
+# this curvature at least.
 FIRST, LEAST = 0.2, 1e-3
-# Growth of L where a round fails, and its fall where the model was too steep by SLACK.
+# Growth of L after a failed round, and its fall where the model was too steep by SLACK.
 GROWTH, SLACK = 2.0, 2.5
-# Round-off of an energy, in units of that of its dtype.
+# Round-off of an energy, in units of that of its dtype: an energy is a long sum.
 ROUND_OFF = 64.0
-# Rounds that may pass before the least residual is this share of what it was.
+# The rounds have stalled if PATIENCE of them do not cut the least residual to PROGRESS.
 PATIENCE, PROGRESS = 8, 0.5
 # Local steps in succession that may miss their aim.
 MOST_FAILURES = 2
-# Newton steps in all, for each that one start of a local step may take.
+# Most Newton steps in all, over the most of one start of a local step.
 WORK = 1.25
 # The density has settled if it changes by less than so many tolerances.
 SETTLED = 10.0
-# The whole is tried again where a round is off by less than this share of before.
+# Newton's method tries the whole again after a round that cut its residual to this
+# share of that at the last try.
 AGAIN = 0.95
-# Densities below this share of the largest count as that in the logarithm at the start.
+# Least density of the start in logarithms, as a share of the largest.
 DUST = 1e-12
-# Newton steps of the whole after each round.
+# Most Newton steps of the whole after each round.
 NEWTON = 40
 
 
 class Settled(NamedTuple):
-    """What the rounds came to."""
+    """The result of the rounds."""
 
     point: Iterate
     steps: int
@@ -58,7 +60,7 @@ class Settled(NamedTuple):
 
 @dataclass(frozen=True)
 class _Round:
-    """A local step, and how far it is from a step of the whole."""
+    """A local step, and its joint state in the whole problem."""
 
     point: Iterate
     problem: PressureProblem
@@ -79,24 +81,24 @@ def settle(
     limit: int,
     most: int,
 ) -> Settled:
-    r"""Minimise E + G, E the local part with the cost, by rounds of local problems.
+    r"""Minimise E + G by rounds of local problems; E is the local part plus the cost.
 
     A round from the density y is
 
     .. math:: \nu^+ = \operatorname{argmin}_\nu E(\nu) + \int G'[y]\,d\nu +
         L\,D(\nu, y),
 
-    D the divergence of the entropy, or half the square of the distance in
-    :math:`L^2` where vacuum may stay: the local problem with more of an internal energy
-    and another potential, :math:`q = G'[y] - L\,h'(y)`. If
+    where D is the divergence of the entropy, or half the squared distance in
+    :math:`L^2` where vacuum may stay. This is the local problem with more of an
+    internal energy and with the potential :math:`q = G'[y] - L\,h'(y)`. If
 
     .. math:: G(\nu^+) \le G(y) + \int G'[y]\,d(\nu^+ - y) + L\,D(\nu^+, y)
 
-    the objective falls from y to :math:`\nu^+` :cite:p:`bauschke2017descent`; a concave
-    G, an attraction, meets it with L = 0. L grows until a round does. Such a round
-    falls by construction, and may be slow: from its end Newton's method solves the
-    whole, and what it finds counts if the objective did not rise by more than its
-    residual explains.
+    the objective falls from y to :math:`\nu^+` :cite:p:`bauschke2017descent`. A concave
+    G, such as an attraction, satisfies this with L = 0. L grows until a round satisfies
+    it. Such rounds fall by construction and may be slow. Therefore Newton's method
+    solves the whole from the end of a round. Its result counts if the objective did not
+    rise by more than the residual explains.
 
     Parameters
     ----------
@@ -109,7 +111,7 @@ def settle(
     start : Tensor, shape (n,)
         A first pressure, under the first variation of G at the source.
     tolerance : float
-        Of the residual.
+        Largest residual.
     limit : int
         Most Newton steps from each start of a local problem.
     most : int
@@ -118,10 +120,10 @@ def settle(
     Returns
     -------
     Settled
-        The best point. Its residual is the mass at the wrong density under the first
-        variation at its own masses, plus the mass by which these differ from those at
-        which it was taken; or, with L = 0, that of the last local step plus a tenth of
-        what it changed.
+        The best point. Its residual is the mass at the wrong density, plus the mass by
+        which the density differs from that where the first variation was taken. With
+        L = 0 it may be the residual of the last local step plus a tenth of the change
+        of the masses.
     """
     G = terms.nonlocal_part
     assert G is not None
@@ -139,7 +141,8 @@ def settle(
         failures = 0 if now.solved else failures + 1
         ratio, fits = rounds.compare(y, now.nu, L)
         found = [(now.joint.residual, now.joint.point, now.joint.problem)]
-        if L == 0:  # a step of the whole once the density settles
+        # With L = 0 a local step is a step of the whole once the density settles.
+        if L == 0:
             change = float((now.nu.mass - y.mass).abs().sum())
             residual = now.point.residual + change / SETTLED
             found.append((residual, now.point, now.problem))
@@ -167,13 +170,14 @@ def settle(
             break
         L = rounds.adapted(L, ratio, fits)
     residual, point, problem = best
-    if point is None:  # no number was finite
+    # No residual was finite.
+    if point is None:
         return Settled(now.point, steps, "stalled", k, now.problem)
     return Settled(replace(point, residual=residual), steps, ending, k, problem)
 
 
 class _Rounds:
-    """What a round needs of G."""
+    """The evaluations of G that a round needs."""
 
     def __init__(
         self, G: Functional, terms: Terms, mu: GridDensity, problem: PressureProblem
@@ -190,7 +194,7 @@ class _Rounds:
         self.coupled = Coupled(G, self.mu, problem)
 
     def first(self) -> Point:
-        """Return the source, without vacuum where logarithms are taken."""
+        """Return the source; where logarithms are taken, vacuum is filled with dust."""
         masses = self.problem.masses
         if self.by_log:
             dust = DUST * float(masses.max())
@@ -198,7 +202,7 @@ class _Rounds:
         return self.point(masses)
 
     def point(self, masses: Tensor) -> Point:
-        """Differentiate G at the masses."""
+        """Return value and first variation of G at the masses."""
         r = masses / self.room
         h = r.clamp_min(self.tiny).log() if self.by_log else r
         h = torch.where(self.is_free, h, 0.0)
@@ -207,7 +211,7 @@ class _Rounds:
         return Point(h, masses, value, self.coupled.slope(masses))
 
     def energy(self, L: float) -> PressureProblem:
-        """Return the local problem with L more of the internal energy of D."""
+        """Return the local problem plus L times the internal energy of D."""
         if L == 0:
             return self.problem
         if self.by_log:
@@ -227,16 +231,19 @@ class _Rounds:
         point, used, _ = maximise(local, -phi - local.V, aim, limit, separable=False)
         phi = -local.V - point.pressure
         masses = point.masses
-        if self.by_log:  # in vacuum the map brings nothing, not even a logarithm
+        # The map brings no mass to vacuum, and a density 0 has no logarithm: the wanted
+        # masses are positive.
+        if self.by_log:
             masses = point.wanted * (masses.sum() / point.wanted.sum())
         nu = self.point(masses)
         joint = self.coupled.settled(phi, local, point)
         return _Round(point, local, phi, nu, point.residual <= aim, used, joint)
 
     def whole(self, joint: Joint, tolerance: float, limit: int) -> tuple[Joint, int]:
-        """Return what Newton's method makes of the whole, and its steps.
+        """Solve the whole by Newton's method; return the state and the steps.
 
-        Interactions are quadratic; where they are convex the whole is a concave dual.
+        Interactions are quadratic. If they are convex, the dual of the whole is
+        concave.
         """
         used = 0
         if not self.terms.others:
@@ -247,7 +254,7 @@ class _Rounds:
         return joint, used
 
     def compare(self, y: Point, nu: Point, L: float) -> tuple[float, bool]:
-        """Return the L that the step from y to nu asked for; whether L is enough."""
+        """Return the L that the step from y to nu needs, and whether L suffices."""
         change, spread = nu.mass - y.mass, nu.log - y.log
         if self.by_log:
             divergence = float(nu.mass @ spread - change.sum())
@@ -258,7 +265,7 @@ class _Rounds:
         return steepness_asked(y, nu, spread, divergence, L, noise)
 
     def adapted(self, L: float, ratio: float, fits: bool) -> float:
-        """Return the next L, given what the last round asked for."""
+        """Return the next L; `ratio` is the L that the last round needed."""
         if not fits:
             return max(GROWTH * L, 1.1 * ratio, LEAST * self.scale)
         if L > 0 and SLACK * ratio < L:
@@ -266,7 +273,7 @@ class _Rounds:
         return L
 
     def curvature(self, y: Point) -> float:
-        """Return the largest eigenvalue of G'' beside D'', by power iterations."""
+        """Return the largest eigenvalue of G'' relative to D'', by power iterations."""
         masses, weights, least = y.mass, y.mass, 1.0
         if not self.by_log:
             weights = self.problem.room

@@ -24,12 +24,13 @@ from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["BackAndForth"]
 
-# Where an energy has no least pressure, densities below this share of the largest are
-# taken as this share for the first guess.
+# Least density of the first guess, as a share of the largest, for an energy without a
+# least pressure: its U' is minus infinity at the density 0.
 DUST = 1e-12
-# Mass by which a room may be too full before it is refused, in round-off of the dtype.
+# Mass that may be too much for a full room, in units of the dtype's round-off.
 OVERFULL = 64.0
-# Linearisations that may pass before the change is this share of what it was.
+# The linearisations end if after PATIENCE of them the change is not PROGRESS of the
+# change before.
 PATIENCE, PROGRESS = 4, 0.9
 # Linearisations in succession that may fail to converge.
 MOST_FAILURES = 2
@@ -38,45 +39,46 @@ MOST_FAILURES = 2
 class BackAndForth(ProximalSolver[GridDensity]):
     r"""Solve :math:`\min_\nu F(\nu) + W_2^2(\mu, \nu)/(2\,dt)` on a grid by its dual.
 
-    The dual of :cite:t:`jacobs2021back`, :math:`\max_\phi \int\phi^c d\mu -
-    \int U^*(-\phi - V)`, is solved in the pressure :math:`p = -\phi - V \ge U'(0)`:
-    where p exceeds its least the density is :math:`(U^*)'(p)`, the bound of hard
-    congestion for instance; elsewhere it lies below. In between, a crowd that is not
-    full, it is what the map brings: the step is :math:`\nu = T_\#\mu` with
-    :math:`T^{-1}(y) = y - dt\,\nabla\phi`.
+    The solver maximises the dual of :cite:t:`jacobs2021back`, :math:`\int\phi^c d\mu -
+    \int U^*(-\phi - V)`, over the pressure :math:`p = -\phi - V \ge U'(0)`. The step is
+    :math:`\nu = T_\#\mu` with :math:`T^{-1}(y) = y - dt\,\nabla\phi`. Where p exceeds
+    its least value, the density is :math:`(U^*)'(p)`; under hard congestion this is the
+    bound. Elsewhere the density is lower, and it is what the map brings.
 
-    Each iteration goes forth, by the c-transform along one axis after the other, and
-    brings the masses along the same axes, exactly conserved; and back, by a Newton
-    step for the pressure where it acts, :math:`-dt\,\nabla\cdot(\nu\nabla\delta) +
-    (U^*)''\delta = \nu - (U^*)'(p)`, with multigrid and Anderson mixing, where the
-    published method has a fixed preconditioner. The dual is concave: a step is
-    shortened where the slope along it turns, and where :math:`\phi` wins no mass it is
-    raised until it is about to, as the published method does. A start that is far from
-    the solution is improved on coarser grids first; with an entropy also by the steps
-    of the marginals along each axis, whose product is the step if the source and the
-    density of equilibrium are products. ``iterations`` counts the steps on the grid
-    itself.
+    Each iteration has two parts. Forth: the c-transform along one axis after the other
+    moves the masses along these axes, with exact conservation. Back: a Newton step for
+    the pressure where it acts, :math:`-dt\,\nabla\cdot(\nu\nabla\delta) +
+    (U^*)''\delta = \nu - (U^*)'(p)`, with multigrid and Anderson mixing; the published
+    method has a fixed preconditioner. The dual is concave: a step is shortened where
+    the slope along it turns. Where :math:`\phi` wins no mass, :math:`\phi` is raised
+    until it is about to win some, as in the published method.
 
-    Potentials may be nonconvex; obstacles and walls hold no density; `Entropy` and
-    `PowerEntropy` with m > 1 go as well. So does a term that a user wrote as its value
-    only, if its first variation in a cell is :math:`V + U'(\rho)` of that cell and U is
-    convex: this is tried at random densities, and again at the result. Interactions and
-    other terms are linearised, with as much more of a convex energy as makes the
-    objective fall from one round to the next; Newton's method for the whole, in which
-    they are nonlinear, goes on from the end of a round.
+    A start far from the solution is first improved on coarser grids. With an entropy
+    the steps of the marginals along each axis improve it too: their product is the step
+    if the source and the density of equilibrium are products. ``iterations`` counts the
+    steps on the grid itself.
+
+    Potentials may be nonconvex. Obstacles and walls hold no density. Besides congestion
+    F may hold `Entropy` and `PowerEntropy` with m > 1. F may also hold a user's term
+    that is known by its value only, if its first variation in a cell is :math:`V +
+    U'(\rho)` of this cell and U is convex. The solver tests this at random densities,
+    and again at the result. Interactions and other terms are linearised in rounds: so
+    much of a convex energy is added that the objective falls from one round to the
+    next. From the end of a round, Newton's method solves the whole problem with these
+    terms nonlinear.
 
     Parameters
     ----------
     tolerance : float
-        Stop when the mass at the wrong density is below it: in excess of the bound, or
-        unlike :math:`(U^*)'(p)`.
+        Stop when the mass at the wrong density is below `tolerance`: mass above the
+        bound, or mass that differs from :math:`(U^*)'(p)`.
     max_iterations : int
-        Most Newton steps on the grid itself from each start, for each linearisation:
-        up to two starts, and two more of plain steps on a line.
+        Most Newton steps on the grid itself, for each start of each linearisation.
+        There are up to two starts, and on a line two more with plain steps.
     max_linearisations : int
-        Most linearisations of interactions and other terms. They end before that, not
-        converged, if two in succession could not be solved, if the residual was not
-        halved in eight, or after 1.5 times `max_iterations` Newton steps in all.
+        Most linearisations of interactions and other terms. The step ends earlier,
+        without convergence, if two in succession fail, if eight do not halve the
+        residual, or after 1.5 times `max_iterations` Newton steps in all.
 
     Attributes
     ----------
@@ -88,60 +90,58 @@ class BackAndForth(ProximalSolver[GridDensity]):
     The certificate holds
 
     ``energy_before``, ``energy_after``, ``decrease``
-        F at both ends, which never increases, and F(before) - F(after) - w2^2 / (2 dt),
-        without linearisations at least -``gap``. Where mass moves by less than a cell
-        it may be negative, as half a cell is as far as the grid shows; the guarantee is
-        ``"none"`` then.
+        F at the start and at the end, which never increases, and F(before) - F(after) -
+        w2^2 / (2 dt). Without linearisations the decrease is at least -``gap``. It may
+        be negative where mass moves by less than half a cell, the resolution of the
+        grid; then the guarantee is ``"none"``.
     ``w2``
-        An upper bound of the distance between both ends, the cost of a plan; the
-        distance itself in 1-D.
+        An upper bound of the W2 distance of start and end, the cost of a plan. In 1-D
+        the distance itself.
     ``primal``, ``dual``, ``gap``
-        The objective of the step at the result and a lower bound of its minimum, both
-        over all densities that are constant on cells, and their difference: the
-        objective is no further from its minimum. At the exact step the gap is about
-        :math:`\sum_a h_a^2/(6\,dt)`, from the size of the cells. With interactions and
-        other terms all three belong to the last linear problem, whose energies differ
-        from F by a constant and by what is not linear. None if an energy has no
-        conjugate there.
+        The objective at the result, a lower bound of its minimum over all densities
+        that are constant on cells, and the difference of both. At the exact step the
+        gap is about :math:`\sum_a h_a^2/(6\,dt)`, from the size of the cells. With
+        interactions and other terms all three belong to the last linear problem; its
+        energies differ from F by a constant and by the nonlinear part. None if an
+        energy has no conjugate.
     ``residual``, ``converged``
-        Mass at the wrong density, and whether it met the tolerance. With interactions
-        and other terms, under their first variation at the result, with the mass by
-        which the densities of two looks at it differ.
+        Mass at the wrong density, and whether it met the tolerance. Interactions and
+        other terms enter by their first variation at the result. The residual then
+        includes the mass by which the densities of two evaluations differ.
     ``stalled``
-        Whether the solve ended above its tolerance because it improved no more, before
-        its iterations ran out; then it is not converged.
+        Whether the solve ended above its tolerance, with iterations left, because it
+        did not improve. Such a step is not converged.
     ``stayed``
-        Whether the measure is returned as it was, as the step would not lower F: it is
-        at rest up to the size of the cells.
+        Whether the measure is returned unchanged because the step would not lower F.
+        The measure is then at rest up to the size of the cells.
     ``relocated``
         Mass that was moved to meet the bound on the density exactly.
     ``linearisations``
-        How often interactions and other terms were linearised; 0 without them.
+        Number of linearisations of interactions and other terms; 0 without them.
     ``bound``
-        Where the functional's modulus :math:`\lambda` is known, nothing was linearised,
-        no energy is known by its sum over cells only and :math:`1 + dt\,\lambda > 0`:
-        :math:`\sqrt{2\,dt\,(\mathrm{gap} + b) / (1 + dt\,\lambda)}`, an upper bound on
-        the W2 distance to the exact step among all densities, some cells at best; the
-        best density that is constant on cells is as close to it, so within twice the
-        bound. b holds what the integral of
-        :math:`U^*` over cells can exceed its value at the means, by chords, and a
-        sixth of the mean second difference of the potential, which is read at the
-        centres of cells. In a full room it is the length of the box times the root of
-        the mass that would still fit. Else None.
+        A bound on the W2 distance to the exact step among all densities,
+        :math:`\sqrt{2\,dt\,(\mathrm{gap} + b) / (1 + dt\,\lambda)}`, some cells at
+        best. The best density that is constant on cells has the same bound, so it is
+        within twice the bound of the result. b has two parts: the excess of the
+        integral of :math:`U^*` over cells above its value at the means, bounded by
+        chords, and a sixth of the mean second difference of the potential, which is
+        read at the centres of cells. In a full room the bound is the length of the box
+        times the root of the mass that would still fit. None unless the modulus
+        :math:`\lambda` of F is known, :math:`1 + dt\,\lambda > 0`, nothing was
+        linearised, and no energy is known by its sum over cells only.
     ``guarantee``
         ``"exact"``: within ``bound`` of the step. ``"optimal"``: the objective is
-        within ``gap`` of its minimum. ``"stationary"``: so for the last linearisation,
-        or where an energy has no conjugate. ``"none"``: not converged, the energy
-        rose, the decrease is negative beyond round-off and what the tolerance leaves,
-        or the last linearisation raised F.
-    ``certified``
-        Whether the guarantee is not ``"none"``.
+        within ``gap`` of its minimum. ``"stationary"``: the same for the last
+        linearisation, or an energy has no conjugate. ``"none"``: not converged, the
+        energy rose, the decrease is negative beyond round-off and the tolerance, or the
+        last linearisation raised F.
 
-    Time O(n log n) an iteration, memory O(n); computed in float64. Mass goes along
-    straight lines, so obstacles are refused unless the free cells fill a smaller box.
-    A room that is full below the bound stays as it is. In the plane and in space an
-    entropy where nothing is a product, or a step that spreads one cell over many, may
-    not settle; the certificate says so.
+    Time O(n log n) an iteration, memory O(n), computed in float64. Mass moves along
+    straight lines, so ``solve`` raises `Unsupported` if there are obstacles, unless the
+    free cells fill a smaller box. A room that is full below the bound stays as it is.
+    In two and three dimensions two kinds of steps may not converge: with an entropy
+    where nothing is a product, and a step that spreads one cell over many. Then
+    ``converged`` is False.
 
     Examples
     --------
@@ -175,38 +175,17 @@ class BackAndForth(ProximalSolver[GridDensity]):
     def solve(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any = None
     ) -> ProxResult[GridDensity]:
-        """Return the proximal step of length `dt` from `mu`.
-
-        Parameters
-        ----------
-        F : Functional
-            What to minimise.
-        mu : GridDensity
-            Where to step from.
-        dt : float
-            Step, > 0.
-        warm : object, optional
-            The pressure of the step before.
-
-        Returns
-        -------
-        ProxResult
-            The new density, the pressure for the next step, and the certificate.
+        """Return the proximal step as `ProximalSolver.solve`; `warm` is a pressure.
 
         Raises
         ------
         Unsupported
-            If `mu` is not a `GridDensity`, a straight line may meet an obstacle, or F
-            holds a fast diffusion.
+            Also if a straight line between free cells may meet an obstacle, or F holds
+            a fast diffusion.
         NonFinite
-            If F is infinite at `mu`: its density exceeds a bound, or the potential is
-            not finite in a free cell.
+            Also if the potential is not finite in a free cell.
         ValueError
-            If an internal energy has a negative factor or no flow in this dimension, or
-            mass 1 does not fit in the free volume below the bound on the density, up to
-            round-off: the message says which bound does.
-        Diverged
-            If the masses left the finite numbers; the error carries `mu`.
+            Also if an internal energy has no flow in this dimension.
         """
         dt = self._admit(F, mu, dt, GridDensity)
         refuse_obstacles(mu, "BackAndForth")
@@ -243,10 +222,10 @@ class BackAndForth(ProximalSolver[GridDensity]):
         pressure: Tensor,
         before: float,
     ) -> ProxResult[GridDensity]:
-        """Return the step in a room that is full: the measure itself.
+        """Return the step in a full room: the measure itself.
 
-        Two densities below the bound differ by at most the mass that would still fit,
-        and no mass goes further than through the whole box.
+        Two densities below the bound differ by at most the mass that still fits, and no
+        mass moves farther than through the whole box.
         """
         bound = problem.internal.max_density
         vacancy = max(
@@ -257,7 +236,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
         distance = math.sqrt((vacancy + rest) * squared_diagonal(problem.box))
         lost = torch.zeros_like(pressure, dtype=torch.bool)
         still = Iterate(pressure, problem.masses, problem.masses, [], [], lost, rest)
-        # What is above the bound by round-off stays where it is.
+        # Mass above the bound by round-off stays where it is.
         stay = rest <= OVERFULL * torch.finfo(mu.dtype).eps
         settled = Settled(still, 0, "converged", 0, problem)
         return result_of(
@@ -267,9 +246,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
     def _solve(
         self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor
     ) -> Settled:
-        """Solve, in rounds where terms are not local.
+        """Solve, in rounds if there are nonlocal terms.
 
-        Without an internal energy no pressure acts, and a linearised step is exact.
+        With congestion alone, or without an internal energy, G is only linearised.
         """
         curved = bool(terms.interactions or terms.others)
         if curved and isinstance(problem.internal, Congestion):
@@ -295,7 +274,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
     def _linearise(
         self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor
     ) -> Settled:
-        """Solve, and linearise again until the density settles."""
+        """Solve, and repeat with a new linearisation until the density settles."""
         V, masses, pressure, steps = problem.V, problem.masses, start, 0
         goal, last, failures = math.inf, 0, 0
         G = terms.nonlocal_part
@@ -312,7 +291,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
                 ending = "converged"
             change = float((point.masses - masses).abs().sum())
             masses, pressure = point.masses, point.pressure
-            # The step is that of its own linearisation once nothing changes.
+            # Once the masses do not change, the step is that of its own linearisation.
             point = replace(point, residual=max(point.residual, change / SETTLED))
             if not change > SETTLED * self.tolerance:
                 return Settled(point, steps, ending, rounds, problem)

@@ -1,4 +1,4 @@
-"""A step by the dual on cells: its measure, its objective between two bounds."""
+"""The result of a dual step on cells: measure, certificate, bounds of the objective."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from otflow.proximal.grid.push_forward import squared_diagonal, transport_cost
 __all__ = ["BackAndForthDetails", "is_full", "result_of"]
 
 
-# Round-off of an energy, a long sum, in units of that of the dtype.
+# Round-off of an energy, in units of that of the dtype: an energy is a long sum.
 ROUND_OFF = 64.0
 
 
@@ -30,17 +30,17 @@ class BackAndForthDetails:
     Parameters
     ----------
     primal : float
-        The objective of the step at the result.
+        Objective at the result.
     dual, gap : float or None
-        A lower bound of its minimum, and their difference.
+        A lower bound of the least objective, and ``primal`` minus this bound.
     relocated : float
         Mass that was moved to meet the bound on the density exactly.
     stayed : bool
-        Whether the measure is returned as it was.
+        Whether the measure is returned unchanged.
     linearisations : int
-        How often interactions and other terms were linearised.
+        Number of linearisations of interactions and other terms.
     stalled : bool
-        Whether the solve ended above its tolerance because it improved no more.
+        Whether the solve ended above its tolerance because it did not improve.
 
     Attributes
     ----------
@@ -67,11 +67,11 @@ def result_of(
     within: float | None = None,
     stay: bool = False,
 ) -> ProxResult[GridDensity]:
-    """Return the step of an iterate, or the measure itself where F would not fall.
+    """Return the step of an iterate, or the measure itself if F would not fall.
 
-    Energies are known to round-off of the measure's dtype, and to what the mass at the
-    wrong density, the residual, gains at most by its way through the potential. What
-    was moved below the bound may have gone less far than `w2` says.
+    The energies have two errors: the round-off of the measure's dtype, and the most
+    that the residual, the mass at the wrong density, can gain in the potential. ``w2``
+    counts relocated mass as moved through the whole box, which may be too far.
 
     Parameters
     ----------
@@ -80,15 +80,15 @@ def result_of(
     mu : GridDensity
         The source.
     before : float
-        F there.
+        F at the source.
     settled : Settled
-        What was found.
+        The solution.
     tolerance : float
-        Of the residual.
+        Tolerance of the residual.
     within : float, optional
         A bound on the distance to the exact step, if one is known beforehand.
     stay : bool
-        Whether the measure shall stay as it is.
+        Whether to return the measure unchanged.
     """
     point, problem, rounds = settled.point, settled.problem, settled.rounds
     internal, box, dt = problem.internal, mu.box, problem.dt
@@ -112,7 +112,8 @@ def result_of(
         guarantee = "stationary"
         change = float((masses - point.masses).abs().sum())
         if rounds and stayed and change > SETTLED * tolerance:
-            guarantee = "none"  # the step of the linearisation raised F
+            # The step of the linearisation raised F: it is no critical point of F.
+            guarantee = "none"
     elif within is None and not problem.is_summed:
         assert gap is not None
         V = torch.where(mu.is_free, problem.V, math.nan).reshape(mu.shape)
@@ -145,7 +146,7 @@ def result_of(
 def is_full(problem: PressureProblem, tolerance: float, slack: float) -> bool:
     """Return whether no more mass fits below the bound, up to a share `tolerance`.
 
-    A share `slack` too much is round-off.
+    A share `slack` of mass too much counts as round-off.
 
     Raises
     ------

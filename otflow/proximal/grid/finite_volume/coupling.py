@@ -17,19 +17,19 @@ from otflow.proximal.grid.finite_volume.factors import Array, Index
 
 __all__ = ["Coupling", "Modes", "Response", "coupling_of"]
 
-# Cells up to which all modes are found by a dense matrix; beyond, by a sketch.
+# Up to so many cells a dense matrix gives all modes; beyond, a sketch gives them.
 DENSE = 700
-# Modes below that share of the largest are left out of Newton's matrix: more than the
-# round-off of a dense matrix, and less than a tolerance would see. What they add to
-# the second derivative is made up for by the next step.
+# Modes below this share of the largest are left out of Newton's matrix. The share is
+# above the round-off of a dense matrix and below what a tolerance would see. The next
+# step corrects the small error of the second derivative.
 LEAST = 1e-12
-# Numbers that the modes may have: beyond, the terms are linearised in rounds.
+# Most numbers in the modes; beyond, the terms are linearised in rounds.
 MOST_ENTRIES = 5_000_000
-# Modes of the first sketch, what it has beyond those that count, and its powers.
+# Modes of the first sketch, its columns beyond the modes that count, and its powers.
 FIRST, SPARE, POWERS = 64, 8, 2
-# Of the convexity that local terms and transport give to a mode, the share that a step
-# leaves to it at least. Along a nearly flat direction, as of a lump that drifts, more
-# would hold the step back; less would not help, as the line search cuts the step.
+# Least share that a step leaves of the convexity that local terms and transport give
+# to a mode. A larger share would hold back a step along a nearly flat direction, as of
+# a lump that drifts. A smaller share would not help: the line search cuts the step.
 FLOOR = 1e-3
 
 
@@ -40,11 +40,11 @@ class Modes:
     Parameters
     ----------
     columns : ndarray, shape (n, r)
-        R.
+        The matrix R.
     signs : ndarray, shape (r,)
-        s, 1 or -1; those of 1 come first.
+        The s, 1 or -1; the entries 1 come first.
     left_out : float
-        No other mode has more than that, up or down.
+        Largest absolute eigenvalue of the modes that are left out.
     """
 
     columns: Array
@@ -55,7 +55,8 @@ class Modes:
 class Coupling:
     r"""A quadratic energy of the densities, :math:`\tfrac12 |K|\, r^T W r`.
 
-    Per unit of the volume :math:`|K|` of a cell, as all energies of a step are.
+    Like all energies of a step it is stored per unit of the volume :math:`|K|` of a
+    cell.
 
     Parameters
     ----------
@@ -82,7 +83,7 @@ class Coupling:
                 self.parts.append((c, convolution(mu.box, term.kernel, like)))
 
     def is_same(self, other: Coupling) -> bool:
-        """Whether both are one energy, by the numbers: a kernel may have changed."""
+        """Whether both energies are equal, by numbers: a kernel may have changed."""
         return (
             self.n == other.n
             and np.array_equal(self.cells, other.cells)
@@ -94,7 +95,7 @@ class Coupling:
         )
 
     def field(self, density: Array) -> Array:
-        """Return the first variation at a density, also one of any sign."""
+        """Return the first variation at a density of any sign."""
         masses = np.zeros(self.n)
         masses[self.cells] = self.volume * density
         w = torch.from_numpy(masses).to(self.device)
@@ -106,11 +107,12 @@ class Coupling:
 
     @cached_property
     def modes(self) -> Modes | None:
-        """The modes that count, None if there are too many."""
+        """The modes that count; None if there are too many."""
         n = len(self.cells)
         if n == 1:
             return Modes(np.zeros((1, 0)), np.zeros(0), 0.0)
         size = FIRST if n > DENSE else n
+        # A fixed seed: the same step gives the same modes.
         generator = np.random.default_rng(0)
         while min(size, n) * n <= MOST_ENTRIES:
             if size >= n:
@@ -135,14 +137,14 @@ class Coupling:
 
     @property
     def doubt(self) -> float:
-        r"""What modes that are left out may add to a gap, for densities of mass 1.
+        r"""Bound on the part of a gap from modes that are left out, for mass 1.
 
         :math:`\tfrac12 |K|\,\lambda\,|r - \rho|^2`, both norms at most :math:`1/|K|`.
         """
         return 0.0 if self.modes is None else 2 * self.modes.left_out / self.volume
 
     def _centred(self, vectors: Array) -> Array:
-        """Apply the second derivative on both sides of taking away the mean."""
+        """Apply the second derivative, with the mean removed before and after."""
         vectors = vectors - vectors.mean(0)
         image = np.stack([self.field(v) for v in vectors.T], axis=1)
         centred: Array = image - image.mean(0)
@@ -167,7 +169,8 @@ def coupling_of(
 ) -> Coupling | None:
     """Return interactions as an energy of the densities of some cells.
 
-    The old one if it is the same energy, as its modes are known; None without any.
+    The result is `old` if it is the same energy, since its modes are known, and None
+    without interactions.
     """
     if not interactions:
         return None
@@ -176,20 +179,20 @@ def coupling_of(
 
 
 class Response:
-    r"""How modes answer a push, in Newton's system of a step.
+    r"""The response of the modes in Newton's system of a step.
 
-    A slope f of the energy moves the density by :math:`-P f`, with the local terms
-    alone. With :math:`T = R^T P R` the amplitudes z of the modes after a local step of
-    change c follow from :math:`(1 + s T)\,z = s R^T c`. Where modes that bend down
-    outweigh all else, the system has no minimum; each combination of them that does is
-    turned round, so that the step goes down.
+    With the local terms alone a slope f of the energy moves the density by
+    :math:`-P f`. Let :math:`T = R^T P R`. The amplitudes z of the modes after a local
+    step of change c solve :math:`(1 + s T)\,z = s R^T c`. Where concave modes outweigh
+    all else, the system has no minimum. Each combination of modes that does so is
+    reversed, so that the step goes down.
 
     Parameters
     ----------
     modes : Modes
         R and s.
     answers : ndarray, shape (n, r)
-        P R.
+        The matrix P R.
     """
 
     def __init__(self, modes: Modes, answers: Array) -> None:
@@ -207,11 +210,12 @@ class Response:
         )
 
     def _bend(self, T: Array, up: int) -> None:
-        """Change the weights of the modes that bend down until the sum is convex."""
+        """Change the weights of the concave modes until the sum is convex."""
         left = T[up:, up:]
         if up:
             inner = np.linalg.solve(np.eye(up) + T[:up, :up], T[:up, up:])
             left = left - T[up:, :up] @ inner
+        # A Cholesky factor proves convexity more cheaply than eigenvalues.
         try:
             np.linalg.cholesky((1 - FLOOR) * np.eye(len(left)) - left)
         except np.linalg.LinAlgError:
@@ -219,7 +223,7 @@ class Response:
         else:
             return
         values, vectors = np.linalg.eigh(0.5 * (left + left.T))
-        rest = 1 - values  # what is left of the convexity, in its own unit
+        rest = 1 - values  # share of the convexity that the modes leave
         bent = rest < FLOOR
         if bent.any():
             wanted = np.maximum(np.abs(rest), FLOOR)
@@ -228,7 +232,7 @@ class Response:
             self.weights[up:, up:] = -(vectors * share) @ vectors.T
 
     def amplitudes(self, change: Array, before: Array | None = None) -> Array:
-        """Return z, given the change that a local step makes with z before, or 0."""
+        """Return z from the change of a local step that was made with z = `before`."""
         late = self.weights @ (self.R.T @ change)
         if before is not None:
             late = late - before

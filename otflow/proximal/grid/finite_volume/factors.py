@@ -14,8 +14,8 @@ __all__ = ["Array", "Factors", "Index", "Layout", "factor", "factor_positive"]
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 
-# Products that a factorisation by diagonals may take: about a fifth of a second. Above,
-# the fill of a sparse one is less.
+# Most products of a factorisation in a band: about a fifth of a second. Above, a sparse
+# factorisation has less fill.
 MOST_PRODUCTS = 1e9
 
 
@@ -52,15 +52,14 @@ class Band:
 
 
 class Layout:
-    """Where the lower triangle of a symmetric matrix lies in a narrow band.
+    """The places of the lower triangle of a symmetric matrix in a narrow band.
 
     Parameters
     ----------
     n : int
         Number of rows.
     rows, columns : ndarray of int
-        The entries, one of each pair; an entry may be named more than once, and is the
-        sum then.
+        The entries, one of each pair. Entries with the same place add up.
 
     Attributes
     ----------

@@ -14,38 +14,39 @@ from otflow.proximal.grid.finite_volume.problem import Interior, Newton, UpwindS
 
 __all__ = ["Outcome", "descend"]
 
-# Armijo's share of the slope, and lengths of a step that are tried.
+# Armijo's constant, and most trial lengths of a step.
 ARMIJO, MAX_TRIALS = 1e-4, 30
-# A step goes that share of the way to where a density, a flux or a slack would be 0.
+# Share of the way to the boundary, where a density, a flux or a slack is 0, that a step
+# may go.
 FRACTION = 0.99
-# The next products fall by the share that a step to products of 0 would leave; by that
-# share to the power BOLD after a step of at least the length GOOD.
+# The next products fall by the share that a step to products of 0 would leave. After a
+# step of at least the length GOOD they fall by this share to the power BOLD.
 GOOD, BOLD = 0.9, 4
-# Second-order corrections change a product by that factor at most; a corrected step
-# that must be shorter than SHORT gives way to the plain one.
+# Second-order corrections change a product by this factor at most. A corrected step
+# shorter than SHORT gives way to the plain step.
 CLIP, SHORT = 0.1, 0.1
-# A direction is solved for once, and as often again with what its own equations leave:
-# the products that make the matrix lose digits.
+# Solves of a direction: the second solves for the residual of the first, since the
+# products that make the matrix lose digits.
 SOLVES = 2
-# With the gap met, that many steps in which Newton's change is not halved end it: what
-# is left is round-off, along which the objective is flat.
+# With the gap met, so many steps that do not halve Newton's change end the iteration:
+# the rest is round-off, along which the objective is flat.
 STALL = 5
-# Round-off of the objective, in its size.
+# Round-off of the objective, relative to its size.
 ROUND_OFF = 1e-14
 
 
 class Outcome(NamedTuple):
-    """Where the iteration ended."""
+    """The end of the iteration."""
 
     state: Interior
-    gap: float  # the objective is at most that far above the least
-    moved: float  # density that Newton's next step would move
+    gap: float  # bound on the objective minus its least value
+    moved: float  # density that the next Newton step would move
     steps: int  # linear systems
     settled: bool = False  # the gap is met and nothing more moves, up to round-off
 
 
 class Targets(NamedTuple):
-    """What the products of positive numbers and their multipliers should become."""
+    """Target values of the products of positive numbers and their multipliers."""
 
     ways: Array | float
     density: Array | float
@@ -53,10 +54,10 @@ class Targets(NamedTuple):
 
 
 class Linearised:
-    """Newton's system at a flow: one factorisation, any targets of the products.
+    """Newton's system at a flow: one factorisation for any targets of the products.
 
-    In density and flux the objective is convex and the balance of mass linear; of its
-    Newton system the potential phi is the multiplier, the only unknown that is left
+    The objective is convex in density and flux, and the balance of mass is linear. The
+    potential phi is the multiplier of the balance. It is the only unknown that is left
     after elimination.
     """
 
@@ -82,7 +83,7 @@ class Linearised:
             self.response = Response(modes, self._answers(modes.columns))
 
     def solve(self, targets: Targets, solves: int = SOLVES) -> Newton:
-        """Return the step that brings the products to their targets, linearised."""
+        """Return the step to the targets of the products, linearised."""
         step, state = self.step, self.state
         faces, rho, ways = step.faces, state.density, state.ways
         slack = step.bound - rho
@@ -110,7 +111,8 @@ class Linearised:
     ) -> tuple[Array, Array, Array]:
         """Return the changes of the ways and of the density, and the potential.
 
-        They answer a slope of the energy and what pushes the ways, local terms alone.
+        The changes answer a slope of the energy and a push of the ways. Only local
+        terms count.
         """
         step = self.step
         faces = step.faces
@@ -132,7 +134,7 @@ class Linearised:
     def _answers(self, slopes: Array) -> Array:
         """Return minus the changes of the density by slopes, one in each column.
 
-        By the outflow of the fluxes, as any change of the density.
+        The changes are outflows of fluxes, so they conserve mass.
         """
         faces = self.step.faces
         J, out = faces.normal.matrix(self.share), faces.incidence
@@ -152,7 +154,7 @@ class Linearised:
         return drops, phi + faces.at_sides(self.share * drops)
 
     def falls(self, newton: Newton, mu: float) -> float:
-        """Return the slope of a barrier's objective along a step."""
+        """Return the slope of objective plus barrier along a step."""
         state = self.state
         slope = self.slope - mu / state.density
         if self.step.bounded:
@@ -162,12 +164,12 @@ class Linearised:
 
 
 def _longest(now: Array, change: Array) -> float:
-    """Return the part of a change that keeps positive numbers positive, at most 1."""
+    """Return the share of a change that keeps positive numbers positive, at most 1."""
     worst = float((-change / now).max(initial=0.0))
     return min(1.0, FRACTION / worst) if worst > 0 else 1.0
 
 
-@np.errstate(all="ignore")  # what is not finite is refused
+@np.errstate(all="ignore")  # a value that is not finite fails the search
 def descend(
     step: UpwindStep,
     state: Interior,
@@ -175,19 +177,19 @@ def descend(
     tolerances: tuple[float, float],
     limit: int,
 ) -> Outcome:
-    """Follow the optima of falling barriers, each step shortened until its falls.
+    """Follow the minima of falling barriers by steps that lower objective plus barrier.
 
     Parameters
     ----------
     step : UpwindStep
         The problem.
     state : Interior
-        Where to start.
+        The start.
     least : float
         Factor of the last barrier.
     tolerances : tuple of float
-        Stop at the last barrier when the gap is below the first, and Newton's change of
-        the densities and of the fluxes sums to less than the second, or falls no more.
+        Stop when the gap is below the first, and Newton's change of the densities and
+        of the fluxes sums to less than the second or falls no more.
     limit : int
         Most Newton steps.
 
@@ -206,6 +208,7 @@ def descend(
             system = Linearised(step, state)
         except RuntimeError:  # singular to round-off
             return Outcome(state, math.inf, math.inf, k)
+        # Mehrotra's predictor: a step to products of 0 shows how far they can fall.
         affine = system.solve(Targets(0.0, 0.0, 0.0), 1)
         primal, dual = _lengths(step, state, affine)
         product = state.product(step)
@@ -223,6 +226,7 @@ def descend(
             best = min(best, moved)
             if moved <= tolerances[1] or stalled >= STALL:
                 return Outcome(state, gap, moved, k, settled=True)
+        # The corrected direction may rise; the plain one falls by construction.
         directions = [plain]
         if mu > least:
             directions.insert(0, system.solve(_corrected(affine, mu)))
@@ -240,7 +244,7 @@ def descend(
 
 
 def _corrected(affine: Newton, mu: float) -> Targets:
-    """Return targets that make up for what a linearisation leaves of the products."""
+    """Return targets that compensate the second-order error of the products."""
 
     def less(second: Array) -> Array:
         return np.clip(mu - second, CLIP * mu, mu / CLIP)
@@ -253,7 +257,7 @@ def _corrected(affine: Newton, mu: float) -> Targets:
 
 
 def _lengths(step: UpwindStep, state: Interior, newton: Newton) -> tuple[float, float]:
-    """Return how far the positive numbers, and the multipliers, may follow a step."""
+    """Return the longest steps of the positive numbers and of the multipliers."""
     primal = _longest(state.density, newton.density)
     primal = min(primal, _longest(state.ways, newton.ways))
     dual = _longest(state.empty, newton.empty)
@@ -272,7 +276,7 @@ def _search(
     mu: float,
     weight: float,
 ) -> tuple[Interior, float] | None:
-    """Return a flow ahead with a lower barrier, and how far; None if none is found."""
+    """Return a flow of lower objective plus barrier and its length; None if none."""
     before, _ = step.barrier(state.ways, mu)
     noise = ROUND_OFF * (abs(before) + weight)
     length, dual = _lengths(step, state, newton)

@@ -16,13 +16,13 @@ from otflow.proximal.grid.finite_volume.factors import factor, factor_positive
 
 __all__ = ["Interior", "Newton", "Pointwise", "UpwindStep"]
 
-# Multipliers are kept within that factor of what the barrier says.
+# Multipliers stay within this factor of those of the barrier.
 TRUST = 1e8
-# A start that is taken over is moved by that share towards the centre, at least, and so
-# that this share of the centre's distance from the bound is left.
+# A warm start moves towards the centre by at least INWARDS of the way, until it keeps
+# at least MARGIN of the centre's distance from the bound.
 INWARDS, MARGIN = 0.1, 0.1
-# A start that is taken over needs a centre only near it: that share of the way from the
-# old density to the level one, which costs the square of it.
+# The centre of a warm start lies NEAR of the way from the old density to the level one:
+# the cost of the way grows with its square.
 NEAR = 0.05
 
 
@@ -43,18 +43,18 @@ class Pointwise:
 
 @dataclass(frozen=True)
 class Interior:
-    """A flow within its constraints, and their multipliers.
+    """A flow strictly within its constraints, and their multipliers.
 
     Parameters
     ----------
     ways : ndarray, shape (2, m)
-        What passes each face upwards and downwards, as changes of density, both > 0.
+        Flux through each face upwards and downwards, as changes of density, both > 0.
     density : ndarray, shape (n,)
         Densities at the end, > 0 and below the bound.
     still : ndarray, shape (2, m)
         Multipliers of the fluxes, > 0.
     empty, pressure : ndarray, shape (n,)
-        Multipliers of the densities, > 0; the second is 0 without a bound.
+        Multipliers of the densities, > 0. `pressure` is 0 without a bound.
     """
 
     ways: Array

@@ -1,4 +1,4 @@
-"""A step by finite volumes with terms that it does not know: rounds of local steps."""
+"""Finite-volume steps with terms outside of Newton's method: rounds of local steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from otflow.proximal.grid.rounds import LocalStep, minimise_nonlocal
 
 __all__ = ["measure_of", "solve_in_rounds"]
 
-# Log density where no mass can come, in the rounds.
+# Log density of cells that mass cannot reach: finite, as `minimise_nonlocal` asks, and
+# exp of it is a positive float64.
 EMPTY = -500.0
 
 
@@ -33,29 +34,29 @@ def solve_in_rounds(
     limit: int,
     budget: int,
 ) -> tuple[Move, int]:
-    """Return the move with terms beside the local ones, and the linearisations.
+    """Return the move under local and other terms, and the number of linearisations.
 
     Parameters
     ----------
     G : Functional
         The other terms.
     mu : GridDensity
-        Where to step from.
+        The measure to step from.
     local : Local
-        What the step knows.
+        The local terms.
     kept : Interior or None
         A start.
     tolerance : float
-        Of the residual.
+        Largest residual.
     limit : int
-        Most linear systems of a round.
+        Most linear systems in a round.
     budget : int
-        And of all.
+        Most linear systems in all rounds.
 
     Returns
     -------
     Move, int
-        The last round's move, with the residual of all terms, and how many rounds.
+        The move of the last round, with the residual of all terms, and the rounds.
     """
     cells = local.room.cells
     # The rounds have energies of size 1, whatever the units of length.
@@ -114,13 +115,15 @@ def _log_density(mu: GridDensity, local: Local, density: Array, least: float) ->
 
 
 def measure_of(mu: GridDensity, local: Local, density: Array) -> GridDensity:
-    """Return densities of the room as a measure, below the bound in its own numbers."""
+    """Return densities of the room as a measure, below the bound in its own dtype."""
     masses = torch.zeros(mu.box.n, dtype=torch.float64)
     masses[torch.from_numpy(local.room.cells)] = torch.from_numpy(
         density * local.room.volume
     )
     weights = masses.to(mu.weights)
-    for _ in range(4):  # a product and a quotient may round up
+    # The product above and the quotient below may round up: a few last places of the
+    # masses bring the densities below the bound.
+    for _ in range(4):
         above = weights / local.room.volume > local.bound
         down = torch.nextafter(weights, torch.zeros_like(weights))
         weights = torch.where(above, down, weights)

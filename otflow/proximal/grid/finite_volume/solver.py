@@ -26,13 +26,13 @@ from otflow.proximal.terms import Terms, sort_terms
 __all__ = ["FiniteVolume"]
 
 # Rounds of nonlocal terms may solve so many times the linear systems of a local step,
-# with those of all halves.
+# the systems of all halves included.
 PATIENCE = 12
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The room of a step and the terms of F, by who minimises them."""
+    """The room of a step, and the terms of F by the method that minimises them."""
 
     taken: LocalTerms
     potential: Array  # at all cells
@@ -41,7 +41,7 @@ class Scene:
 
     @classmethod
     def of(cls, taken: LocalTerms, mu: GridDensity, old: Scene | None) -> Scene:
-        """Return the scene of a step, with what is the same in a step before."""
+        """Return the scene of a step; it reuses the parts that `old` has in common."""
         potential = taken.potential(mu).cpu().numpy()
         room = room_of(mu, old.room if old else None)
         before = old.coupling if old else None
@@ -50,14 +50,15 @@ class Scene:
 
     @property
     def terms(self) -> Terms:
-        """The terms, those of a user that see each cell by itself among the local."""
+        """The terms of F; a user's term that is a sum over cells counts as local."""
         return self.taken.terms
 
     @property
     def inside(self) -> Coupling | None:
-        """The interactions, where Newton's method takes them: with few modes.
+        """The interactions with few modes, which Newton's method takes.
 
-        Beside terms that are solved in rounds each round shall have one minimum.
+        Beside terms in rounds the interactions must be convex, so that each round has
+        one minimum.
         """
         known = self.coupling
         if known is None or known.modes is None:
@@ -66,7 +67,7 @@ class Scene:
 
     @property
     def outside(self) -> Functional | None:
-        """What is left for rounds."""
+        """The terms that are minimised in rounds; None if there are none."""
         if self.inside is None:
             return self.terms.nonlocal_part
         return replace(self.terms, interactions=()).nonlocal_part
@@ -74,7 +75,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Warm:
-    """The last move, good for the same cells and any dt."""
+    """The last move: a start for a step on the same cells, of any dt."""
 
     scene: Scene
     local: Local
@@ -82,7 +83,7 @@ class Warm:
     box: Any
 
     def fit(self, local: Local) -> Interior | None:
-        """Return the move as a start, with its velocities for another length."""
+        """Return the move as a start, with its velocities scaled to another dt."""
         old = self.local
         if old.room is not local.room:
             return None
@@ -92,7 +93,7 @@ class Warm:
 
 @dataclass(frozen=True)
 class Part:
-    """A step, or one of the halves that it was divided into."""
+    """A step, or one of the parts that it was divided into."""
 
     measure: GridDensity
     local: Local
@@ -106,7 +107,7 @@ class Part:
 
     @property
     def noise(self) -> float:
-        """What the gap or the residual may have added to the energy."""
+        """Error of the energy: the gap, or the energy of the residual."""
         if self.optimal:
             return self.move.gap
         return self.move.residual * self.local.unit
@@ -119,17 +120,17 @@ class FiniteVolumeDetails:
     Parameters
     ----------
     dissipation : float
-        The cost of the fluxes.
+        Cost of the fluxes.
     fluxes : Tensor, shape (n_faces,)
         Mass that passed each inner face, positive upwards.
     divided_into : int
-        Into how many steps this one was divided.
+        Number of steps that this step was divided into.
     rounds : int
-        Linearisations of terms that Newton's method does not know.
+        Linearisations of the terms outside of Newton's method.
     gap : float or None
-        A proved bound on the objective above the least.
+        A proved bound on the objective minus its least value.
     device : str
-        Where the linear systems were solved.
+        Device of the linear systems.
 
     Attributes
     ----------
@@ -148,54 +149,55 @@ class FiniteVolumeDetails:
 class FiniteVolume(ProximalSolver[GridDensity]):
     r"""Step on a grid by fluxes through the faces between free cells.
 
-    In place of :math:`W_2^2/(2\,dt)` it has the cost of fluxes f, upwind, in one step,
-    the LJKO scheme of :cite:t:`cances2020variational`:
+    The cost of upwind fluxes f in one step replaces :math:`W_2^2/(2\,dt)`. This is the
+    LJKO scheme of :cite:t:`cances2020variational`:
 
     .. math:: \min_{\rho, f}\; F(\rho) + |K| \sum_f \frac{h_f^2 f^2}{2\,dt\,\rho_f},
         \qquad \rho_K = \rho^0_K - \sum_{f \text{ out of } K} f,
 
-    :math:`\rho_f` the new density of the cell that the flux comes from, :math:`|K|` the
-    volume of a cell. Obstacles and walls have no fluxes, so no mass crosses them,
-    whatever dt. The problem is convex where F is, and has the first-order conditions
+    where :math:`\rho_f` is the new density of the cell that the flux leaves and
+    :math:`|K|` the volume of a cell. Obstacles and walls have no fluxes, so no mass
+    crosses them, whatever dt. The problem is convex where F is. Its first-order
+    conditions are
 
     .. math:: f = dt\,\rho_K\,\frac{\phi_K - \phi_L}{h_f^2}, \qquad \phi_K = F'_K -
         \frac{dt}2 \sum_{L:\,\phi_L < \phi_K} \frac{(\phi_K - \phi_L)^2}{h_f^2} .
 
-    Newton's method has one unknown a cell, found by a sparse direct solver, and follows
-    the optima of falling logarithmic barriers. Each iterate is a flow of the old
-    density with positive masses below the bound, their sum is kept to round-off, and
-    each step lowers the objective of its barrier. It stops by a duality gap: for any
-    potential
-    :math:`\phi` the least objective is at least
+    Newton's method has one unknown a cell. A sparse direct solver finds it. The method
+    follows the minima under falling logarithmic barriers. Each iterate is a flow of the
+    old density with positive masses below the bound and with their sum kept to
+    round-off. Each Newton step lowers the objective plus its barrier. The method stops
+    by a duality gap. For any potential :math:`\phi` the least objective is at least
 
     .. math:: \int \rho^0\phi - \sup_r \Bigl\{\int r\,\Bigl(\phi + \frac{dt}2
         \sum_{L:\,\phi_L < \phi_K} \frac{(\phi_K - \phi_L)^2}{h_f^2}\Bigr)
         - F(r)\Bigr\},
 
-    r all densities of the same mass below the bound, so "optimal" is proved.
+    where r runs over all densities of the same mass below the bound. So ``"optimal"``
+    is proved.
 
     Interactions are part of the same minimisation. Their second derivative
-    :math:`\sum_k s_k\, r_k r_k^T` has few modes where the kernel is smooth, and always
-    in small rooms; with k of them a system asks for k solutions more, not for another
-    factorisation.
-    With all :math:`s_k > 0` the problem is convex, and the gap proves it as well. Else
-    F is replaced by its tangent in the gap, which tells a critical point; where a
-    combination of modes bends down more than all else bends up, Newton's step along
-    it is turned round, so the barrier's objective falls. If such a step fails, or ends
-    higher than it began, and for other terms of a user, F is linearised in rounds.
+    :math:`\sum_k s_k\, r_k r_k^T` has few modes for a smooth kernel, and always in
+    small rooms. With k modes a linear system needs k more solutions and no further
+    factorisation. If all :math:`s_k > 0` the problem is convex, and the gap proves
+    ``"optimal"``. Else the tangent of F replaces F in the gap, which proves a critical
+    point. Where a combination of modes is more concave than all else is convex,
+    Newton's step along it is reversed, so that objective plus barrier falls. F is
+    linearised in rounds if such a step fails or ends above its start, and for other
+    terms of a user.
 
     Parameters
     ----------
     tolerance : float
-        Stop when the duality gap, in units of a typical difference of the first
-        variation of what Newton's method knows of F, where there is mass or may come,
-        is below it, and the mass that the next Newton step would move as well, or falls
-        no more by round-off.
+        Stop when two numbers are below `tolerance`: the duality gap, and the mass that
+        the next Newton step would move (or this mass is at round-off and falls no
+        more). The unit of the gap is a typical difference of the first variation of the
+        terms in Newton's method, where there is mass or may come.
     max_iterations : int
-        Most linear systems, for each attempt at a step; in rounds, for each of them,
-        and 12 times as many in all.
+        Most linear systems for each attempt at a step. In rounds: for each round, and
+        12 times as many in all.
     max_halvings : int
-        How often a step that fails is halved.
+        Most halvings of a step that fails.
 
     Attributes
     ----------
@@ -208,46 +210,49 @@ class FiniteVolume(ProximalSolver[GridDensity]):
 
     Notes
     -----
-    It is of first order in dt and in the spacing: fluxes are upwind, and the cost is a
-    linearisation of the distance, which it bounds from below and above within a factor
-    only. So ``w2``, ``decrease`` and ``bound`` are None. The certificate holds
+    The step is of first order in dt and in the spacing. Fluxes are upwind, and the cost
+    is a linearisation of the distance: it bounds the distance from below and above only
+    within a factor. So ``w2``, ``decrease`` and ``bound`` are None. The certificate
+    holds
 
     ``energy_before``, ``energy_after``
-        F at both ends.
+        F at the start and at the end.
     ``dissipation``
-        The cost of the fluxes, :math:`\ge 0`: F(before) - F(after) is at least that.
+        Cost of the fluxes, :math:`\ge 0`. F(before) - F(after) is at least this cost.
     ``fluxes``
-        Mass that passed each inner face, positive upwards, (n_faces,) like a tangent: 0
-        at obstacles; the new masses are the old ones less their outflow.
-    ``residual``, ``converged``
-        The duality gap, in the unit above, and without convergence the mass that
-        Newton's next step would move if that is more; with ``rounds`` also what the
-        change of the first variation would move. And whether it met the tolerance.
+        Mass that passed each inner face, positive upwards, (n_faces,) like a tangent; 0
+        at obstacles. The new masses are the old masses minus their outflow.
+    ``residual``
+        The duality gap in the unit of `tolerance`. Without convergence, the mass that
+        the next Newton step would move if this is larger. With ``rounds`` also the mass
+        that the change of the first variation would move.
+    ``converged``
+        Whether the residual met the tolerance.
     ``gap``
-        A proved bound on the objective (F and the cost of the fluxes) above the least,
-        up to round-off and to a bound on the density that is a thousandth of the
+        A proved bound on the objective (F plus the cost of the fluxes) minus its least
+        value, up to round-off. The bound on the density is taken a thousandth of the
         tolerance higher. None with ``rounds``, with interactions that are not convex in
-        the masses, or where the step was divided.
+        the masses, or if the step was divided.
     ``divided_into``
-        Into how many steps this one was divided, as Newton's method failed: 1 for none.
+        Number of steps that this step was divided into after Newton's method failed; 1
+        if it did not fail.
     ``rounds``
-        Linearisations of terms that Newton's method does not know: 0 for interactions,
-        unless their modes need more than 5e6 numbers; 1 for terms of a user where each
-        cell's part depends on its own density only.
+        Linearisations of the terms outside of Newton's method: 0 for interactions,
+        unless their modes need more than 5e6 numbers; 1 for a user's term whose part in
+        a cell depends on the density of this cell only.
     ``device``
-        "cpu": the linear systems are SciPy's. Densities on another device are copied
-        there and back, once a step; functions of the points and of the density and
-        interactions are called on the device of the measure.
+        "cpu": SciPy solves the linear systems. Densities on another device are copied
+        to the CPU and back once a step. Functions of the points and of the density, and
+        interactions, are evaluated on the device of the measure.
     ``guarantee``
         ``"optimal"``: the least objective, to the tolerance. ``"stationary"``: a
-        critical point, with interactions that are not convex in the masses, such as
-        attraction, and with terms of a user. ``"stages"``: each of the
-        ``divided_into`` has one of these. ``"none"``: not converged, or the energy
-        rose.
+        critical point, with a user's terms or with interactions that are not convex in
+        the masses, such as attraction. ``"stages"``: the step was divided, and each
+        part has one of these. ``"none"``: not converged, or the energy rose.
 
-    Time O(n^1.5) a linear system in the plane, O(n^2) in space; memory O(n log n) and
-    O(n^(4/3)), n the number of cells. With k modes O(k n log n + k^2 n + k^3) more time
-    in the plane, and O(k n) more memory. A flow finds them once.
+    With n cells a linear system takes time O(n^1.5) and memory O(n log n) in two
+    dimensions, O(n^2) and O(n^(4/3)) in three. k modes add time O(k n log n + k^2 n +
+    k^3) in two dimensions and memory O(k n). A flow finds the modes once.
 
     Examples
     --------
@@ -282,36 +287,18 @@ class FiniteVolume(ProximalSolver[GridDensity]):
     def solve(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any = None
     ) -> ProxResult[GridDensity]:
-        """Return the step of length `dt` from `mu`.
+        """Return the proximal step as `ProximalSolver.solve` does.
 
-        Parameters
-        ----------
-        F : Functional
-            What to minimise.
-        mu : GridDensity
-            Where to step from.
-        dt : float
-            Step, > 0.
-        warm : object, optional
-            ``ProxResult.warm`` of a step before, of any length.
-
-        Returns
-        -------
-        ProxResult
-            The new density and the certificate.
+        `warm` may come from a step of any length.
 
         Raises
         ------
         Unsupported
-            If `mu` is not a `GridDensity`, or an entropy has a negative factor.
+            Also if an entropy has a negative factor.
         NonFinite
-            If F is infinite at `mu`: its density exceeds a bound, or the potential is
-            not finite in a free cell.
+            Also if the potential is not finite in a free cell.
         ValueError
-            If an internal energy is not convex, or has no flow in this dimension, or
-            mass 1 does not fit in the free volume below the bound on the density.
-        Diverged
-            If the first Newton step leaves the finite numbers; the error carries `mu`.
+            Also if an internal energy is not convex or has no flow in this dimension.
         """
         dt = self._admit(F, mu, dt, GridDensity)
         terms = sort_terms(F, mu.dim)

@@ -21,20 +21,22 @@ from otflow.proximal.grid.finite_volume.problem import Interior, Pointwise, Upwi
 
 __all__ = ["Local", "Move", "Room", "below", "room_of"]
 
-# Products of the last barrier sum to this share of what the gap may be.
+# The products of the last barrier sum to this share of the largest gap allowed: the
+# rest of the gap is left to Newton's error.
 LAST = 0.25
-# The bound that the barrier knows lies above the true one by this share of a tolerance:
-# a room that is full has an interior. What is above is taken elsewhere at the end.
+# The barrier keeps to a bound above the true one by this share of a tolerance, so that
+# a full room has an interior. `below` moves the excess elsewhere at the end.
 SPARE = 1e-3
-# First products, in units of the energy: cold, and from a step before.
+# First products, in units of the energy: for a cold start, and from a step before.
 COLD, WARM = 0.1, 1.0
-# Mass in a cell that is more than there is, with its round-off.
+# A bound that lets this mass into one cell is no bound, since all the mass is 1. The
+# hundredth covers round-off.
 SAFE = 1.01
-# What stands for a density of 0 where it has a logarithm.
+# Density that replaces 0 in logarithms.
 TINY = float(np.finfo(np.float64).tiny)
-# Round-off of an energy, in its size.
+# Round-off of an energy, relative to its size.
 ROUND_OFF = 1e-12
-# Cells of less than this share of the largest density count as empty.
+# Cells below this share of the largest density count as empty.
 FILLED = 1e-9
 
 
@@ -47,11 +49,11 @@ class Room:
     cells : ndarray of int, shape (m,)
         Indices of the cells in the grid.
     open_faces : ndarray of int
-        Indices in a tangent of the faces between them.
+        Indices in a tangent of the faces between these cells.
     faces : Faces
         These faces.
     volume : float
-        Of a cell.
+        Volume of a cell.
     """
 
     cells: Any
@@ -62,25 +64,25 @@ class Room:
 
 @dataclass(frozen=True)
 class Move:
-    """What a step did.
+    """The result of a step.
 
     Parameters
     ----------
     density : ndarray, shape (m,)
         New densities of the cells of the room.
     flux : ndarray
-        What passed each open face, as a change of density, positive upwards.
+        Flux through each open face, as a change of density, positive upwards.
     state : Interior
-        The flow that the iteration ended with, and its multipliers.
+        The last flow of the iteration, and its multipliers.
     kinetic : float
         Cost of the motion.
     gap : float
-        Objective above the least, at most.
+        Bound on the objective minus its least value.
     residual : float
-        The gap in units of the energy; without convergence, the mass that Newton's
-        next step would move if that is more.
+        The gap in units of the energy. Without convergence, the mass that the next
+        Newton step would move, if this is larger.
     converged : bool
-        Whether that met the tolerance.
+        Whether the residual met the tolerance.
     spent : int
         Linear systems solved.
     """
@@ -97,16 +99,16 @@ class Move:
 
 @dataclass(frozen=True)
 class Local:
-    r"""What a step knows of F: :math:`\int V + c \log\rho\,d\nu + \int U` and a bound.
+    r"""The local part of F, :math:`\int V + c \log\rho\,d\nu + \int U`, and a bound.
 
-    And interactions, if they have few modes.
+    Interactions belong to it if they have few modes.
 
     Parameters
     ----------
     room : Room
-        Where.
+        The cells that mass can reach.
     source : ndarray, shape (m,)
-        Densities before.
+        Densities before the step.
     potential : ndarray, shape (m,)
         V.
     internal : Internal or None
@@ -116,9 +118,9 @@ class Local:
     unit : float
         A typical difference of the energy's first variation.
     dt : float
-        Step.
+        Length of the step in time.
     device : torch.device
-        Where U is computed.
+        Device on which U is evaluated.
     coupling : Coupling, optional
         Interactions.
     """
@@ -135,15 +137,15 @@ class Local:
 
     @property
     def bound(self) -> float:
-        """The bound on the density; one that all the mass in a cell meets is none."""
+        """The bound on the density; infinite if all the mass fits into one cell."""
         most = math.inf if self.internal is None else self.internal.max_density
         return math.inf if most * self.room.volume > SAFE else most
 
     def scale(self) -> float:
         """Return a typical difference of the energy's first variation.
 
-        Where there is mass, or may come: none climbs above the highest place that is
-        filled, but for what the pressure of the density there is worth.
+        The difference is taken over the cells where there is mass or may come. Mass
+        climbs at most above the highest filled cell by the pressure of its density.
         """
         steepness, field = self._steepness(), self.potential
         if self.coupling is not None:
@@ -151,7 +153,7 @@ class Local:
         filled = self.source > FILLED * self.source.max()
         top = min(float(field[filled].max()) + steepness, float(field.max()))
         scale = top - float(field.min()) + steepness
-        # Where nothing acts: what a move by a cell costs.
+        # Without forces the cost of a move by a cell is the only energy.
         return scale or 1 / (self.dt * self.room.faces.largest)
 
     def _steepness(self) -> float:
@@ -194,7 +196,7 @@ class Local:
         )
 
     def solve(self, warm: Interior | None, tolerance: float, limit: int) -> Move:
-        """Minimise; from the velocities and the multipliers of a move before."""
+        """Minimise, from the velocities and the multipliers of an earlier move."""
         volume = self.room.volume
         step = self._step(self.bound * (1 + SPARE * tolerance))
         mass = float(self.source.sum())
@@ -229,12 +231,12 @@ class Local:
         return self._step(math.inf).spread()
 
     def energy(self, density: Array) -> float:
-        """Return the energy that the step knows, of densities that may be 0."""
+        """Return the local energy of densities, which may be 0."""
         cells = self._step(math.inf).cells(np.maximum(density, TINY))
         return float(cells.sum() * self.room.volume)
 
     def objective(self, move: Move) -> float:
-        """Return the energy that the step knows and the cost of a move."""
+        """Return the local energy plus the cost of a move."""
         return self.energy(move.density) + move.kinetic
 
     def rises(self, move: Move) -> bool:
@@ -250,10 +252,10 @@ class Local:
 
 
 def below(room: Room, density: Array, bound: float) -> tuple[Array, Array]:
-    """Return densities below a bound, and the flux that takes the excess elsewhere.
+    """Return densities below a bound, and the flux that moves the excess.
 
-    The excess goes to the cells with mass in proportion to the room they have left, by
-    the flux of least square through the open faces.
+    The excess goes to the cells with mass, in proportion to the capacity that they have
+    left. The flux through the open faces has the least square.
     """
     faces = room.faces
     excess = np.maximum(density - bound, 0.0)
@@ -263,16 +265,17 @@ def below(room: Room, density: Array, bound: float) -> tuple[Array, Array]:
     left = (bound - kept) * (density > 0)
     gain = left * (excess.sum() / left.sum()) if left.sum() > 0 else excess
     laplacian = faces.laplacian(np.ones(len(faces.low)))
-    # The balance is zero, so a trace on the diagonal only fixes the constant.
+    # The Laplacian is singular, but the right side sums to 0: a trace on the diagonal
+    # only fixes the constant.
     trace = lazy_import("scipy.sparse").eye_array(faces.n) * 1e-10
     phi = factor_positive(laplacian + trace).solve(excess - gain)
     return np.minimum(kept + gain, bound), phi[faces.low] - phi[faces.high]
 
 
 def room_of(mu: GridDensity, old: Room | None = None) -> Room:
-    """Return the cells that are connected to mass by free cells.
+    """Return the cells that free cells connect to mass.
 
-    A room before, of the same box, is returned itself if its cells are the same.
+    The room `old`, of the same box, is returned itself if its cells are the same.
     """
     box = mu.box
     free = mu.is_free.reshape(mu.shape).cpu().numpy()

@@ -1,4 +1,4 @@
-"""How far the blur of an entropic step on a grid moves what it returns."""
+"""The distance by which the blur of an entropic step on a grid moves its result."""
 
 from __future__ import annotations
 
@@ -23,61 +23,64 @@ from otflow.proximal.grid.sinkhorn.scaling import (
 
 __all__ = ["blur_of", "self_potential"]
 
-# Sweeps for the coupling of a density with itself. Their error falls by half at least,
-# and for what the kernel resolves much faster.
+# Sweeps for the coupling of a density with itself. Each sweep halves their error at
+# least; details that the kernel resolves converge much faster.
 SWEEPS, SWEPT = 10, 4.0
-# To what share of the mass the further solves are made, at most, and in parts of what
-# is to be told; the least is what the iteration reaches in a dtype.
+# Tolerance of the further solves, as a share of the mass: at most UNSURE, and PART of
+# the length that is to be decided. FLOOR eps of the dtype is what the iteration
+# reaches.
 UNSURE, PART = 1e-5, 0.2
 FLOOR = 1e3
-# What the blur does to a step that is certified, in parts of the step, at most.
+# Largest distance by the blur in a certified step, as a share of the step.
 MOST_BLUR = 0.05
-# The wider kernels of the further solves, in variances, and the evaluations that each
-# may take. Of the first one's distance that much of a limit decides without a second.
+# Ratio of the variances of successive wider kernels, and most evaluations of each
+# solve. A first distance below CLEAR of the limit decides without a second.
 WIDER, BUDGET = math.sqrt(2.0), 100
 CLEAR = 0.1
-# The second distance is at least so many of the first, for the sake of the quotient.
+# Least ratio of the second distance to the first: a ratio near 1 would make the
+# extrapolation meaningless.
 LEAST_RATIO = 1.1
 
 
 def blur_of(
     problem: Scaling, found: Iterate, nu: GridDensity, own: Tensor, memory: int
 ) -> tuple[float, bool]:
-    r"""Return how far the blur moves a step, and whether that is much beside the step.
+    r"""Return the distance by which the blur moves a step, and whether it is too large.
 
-    With the potential :math:`\varphi` of the debiased cost at :math:`\nu` the step is
-    :math:`\nabla\varphi = -dt\,\nabla F'[\nu]`. The debiased cost of :math:`\nu` and
-    itself has a potential :math:`\varphi_\nu` too, the exact distance has none. So
-    :math:`\|\nabla\varphi_\nu\|_{L^2(\nu)}` is how hard the blur pulls; to leading
-    order :math:`\varphi_\nu = \tfrac{\varepsilon^2}4 \Delta\sqrt\nu/\sqrt\nu`. The
-    parts of F pull with :math:`dt\,\|\nabla V\|` and so on; they cancel at rest.
+    Let :math:`\varphi` be the potential of the debiased cost at :math:`\nu`. The step
+    is :math:`\nabla\varphi = -dt\,\nabla F'[\nu]`. The debiased cost of :math:`\nu` to
+    itself also has a potential :math:`\varphi_\nu`; the exact distance has none. So
+    :math:`\|\nabla\varphi_\nu\|_{L^2(\nu)}` is the pull of the blur. To leading order
+    :math:`\varphi_\nu = \tfrac{\varepsilon^2}4 \Delta\sqrt\nu/\sqrt\nu`. The parts of F
+    pull with :math:`dt\,\|\nabla V\|` and so on; at rest they cancel.
 
     A blur that pulls with less than `MOST_BLUR` of the strongest part of F is small,
-    whatever the response. Else the response is measured by the same step with
-    :math:`\sqrt2\,\varepsilon`. The debiased cost is off by :math:`O(\varepsilon^2)`,
-    so that is as far from this step as this one from the step without blur. Where the
-    kernel is as wide as the density it is less, so that a third step with
-    :math:`2\varepsilon` tells by which power the distance a grows to b: this step is
-    :math:`a^2/(b - a)` off, b the distance of the two others. Where the parts of F have
-    cancelled to that share, the blur is where the density rests, and it is compared
-    with a cell.
+    whatever the response. Else the same step with :math:`\sqrt2\,\varepsilon` measures
+    the response. The debiased cost is wrong by :math:`O(\varepsilon^2)`; so the
+    distance a of the two steps is that of this step to the step without blur.
+
+    Where the kernel is as wide as the density, a underestimates this distance. A third
+    step with :math:`2\varepsilon`, at a distance b from the second, shows by which
+    power the distance grows: this step is wrong by :math:`a^2/(b - a)`. Where the parts
+    of F cancel to the share `MOST_BLUR`, the density is at rest, and the blur is
+    compared with a cell.
 
     Parameters
     ----------
     problem, found : Scaling, Iterate
-        Solved.
+        The solved problem and its iterate.
     nu : GridDensity
         The new density.
     own : Tensor
-        `self_potential` of it.
+        `self_potential` of the new density.
     memory : int
-        Of the acceleration.
+        Differences that the acceleration keeps.
 
     Returns
     -------
     tuple of float and bool
-        The distance, or the pull where that is small or the distance was not found, and
-        whether that is more than `MOST_BLUR` of the step.
+        The distance, or the pull if it is small or no distance was found, and whether
+        this exceeds `MOST_BLUR` of the step.
     """
     phi = problem.potential_at(found.log_a, found.log_density)
     V = potential_of(problem.source, problem.terms)
@@ -87,10 +90,11 @@ def blur_of(
     if blur <= MOST_BLUR * pull + _left_of_sweeps(problem, own, found.log_density):
         return blur, False
     step = _distance(nu, problem.source, phi - own)
-    rests = step <= MOST_BLUR * pull  # nothing adds up from step to step
+    # At rest the errors of steps do not add up.
+    rests = step <= MOST_BLUR * pull
     most = MOST_BLUR * (max(step, cell) if rests else step)
-    # All ends are known to a share of their mass, over about the spread of it: it must
-    # be small beside what is to be told.
+    # Each density is known up to a share of its mass, moved by about the spread. This
+    # error must be small beside the length that is to be decided.
     spread = _spread(nu)
     least = FLOOR * torch.finfo(nu.dtype).eps
     share = min(max(PART * most / spread, least), UNSURE) if spread > 0 else UNSURE
@@ -113,8 +117,8 @@ def blur_of(
 def self_potential(problem: Scaling, log_density: Tensor) -> Tensor:
     r"""Return :math:`\varepsilon(\log a - \tfrac12\log\rho)` with :math:`a\,Ka = \rho`.
 
-    Its mean over :math:`\rho`, twice, is the debiased cost of :math:`\rho` and itself.
-    It is 0 where :math:`\rho` is.
+    Twice its mean over :math:`\rho` is the debiased cost of :math:`\rho` to itself. It
+    is 0 where :math:`\rho` is 0.
     """
     return problem.potential_at(
         _swept(problem, 0.5 * log_density, log_density, SWEEPS), log_density
@@ -130,9 +134,10 @@ def _swept(problem: Scaling, log_a: Tensor, log_density: Tensor, sweeps: int) ->
 
 
 def _left_of_sweeps(problem: Scaling, own: Tensor, log_density: Tensor) -> float:
-    """Return by how much a pull differs from that of sweeps without end, at most.
+    """Return a bound on the error of a pull after finitely many sweeps.
 
-    The error falls by half at least: it is no more than twice what one more changes.
+    A sweep halves the error at least. So the error is at most twice the change by one
+    more sweep.
     """
     phi = own if problem.correction is None else own + problem.correction
     log_a = 0.5 * log_density + phi / problem.kernel.eps
@@ -143,7 +148,7 @@ def _left_of_sweeps(problem: Scaling, own: Tensor, log_density: Tensor) -> float
 
 @dataclass(frozen=True)
 class _Solves:
-    """The same step once more, in the same potential; None where it is not found."""
+    """Further solves of the same step, in the same potential; None if one fails."""
 
     memory: int
     tolerance: float
@@ -185,9 +190,9 @@ class _Solves:
 
 
 def _distance(nu: GridDensity, other: GridDensity, psi: Tensor) -> float:
-    """Return what both marginals and a potential know of W2; no more than it.
+    """Return a lower bound of W2 from the marginals and from a potential.
 
-    A density whose marginals are at rest may move by the gradient of psi.
+    Marginals may be equal while the densities differ; the potential sees this.
     """
     gain = abs(float(((other.weights - nu.weights) * psi.reshape(-1)).sum()))
     slope = max(_length(nu, psi), _length(other, psi))
@@ -196,7 +201,7 @@ def _distance(nu: GridDensity, other: GridDensity, psi: Tensor) -> float:
 
 
 def _spread(nu: GridDensity) -> float:
-    """Return the distance of a density from its mean."""
+    """Return the root mean square distance of a density from its mean."""
     x = nu.points - nu.weights @ nu.points
     return float((nu.weights @ x.square().sum(-1)).sqrt())
 

@@ -17,7 +17,7 @@ from otflow.proximal.grid.sinkhorn.scaling import Iterate, Scaling, potential_of
 
 __all__ = ["attach"]
 
-# Of the adjoint equation: differences kept, evaluations at most.
+# The adjoint equation: differences that the acceleration keeps, and most evaluations.
 MEMORY, MAX_ADJOINT = 40, 2000
 
 

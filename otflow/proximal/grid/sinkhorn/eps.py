@@ -1,4 +1,4 @@
-"""The variance of the kernel of an entropic step on a grid: by default, and at most."""
+"""The variance eps of the kernel of an entropic step on a grid: default and limits."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ __all__ = [
     "variance_of",
 ]
 
-# Variance of the kernel in squares of the spacing: by default, and at least.
+# Default and least variance of the kernel, in squares of the spacing. A narrower kernel
+# does not reach the next cell and pins the mass.
 DEFAULT_EPS, LEAST_EPS = 0.6, 0.4
-# On finer grids: its share of dt times an energy, which is the temperature or what the
-# terms without density vary by, and how stiff the iteration may be.
+# On finer grids: eps over dt times an energy (the temperature, or the deviation of F'
+# of the other terms), and the largest stiffness of the iteration.
 SHARE_OF_DT, MAX_STIFFNESS = 0.02, 100.0
-# Standard deviation of the kernel in sides of the box, at most: if given, by default.
+# Largest standard deviation of the kernel in sides of the box: given, and by default.
 MAX_BLUR, DEFAULT_BLUR = 0.25, 1 / 12
-# Of an entropy of negative factor: eps over dt times that factor, 2 is the limit.
+# Default eps for an entropy of negative factor, in units of dt times the factor. The
+# step has a minimiser above 2.
 MARGIN = 4.0
-# A default eps above so many of the least one can be made finer.
+# A default eps above FINER times the least one can be made finer.
 FINER = 1.01
 
 
 def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> float:
-    """Return eps, by default or given; refused where it cannot be borne."""
+    """Return the given or the default eps; raise `ValueError` if it is out of range."""
     least, side = least_eps(mu), _lengths(mu)[1]
-    # Where a box is as narrow as a cell is long, the least eps is beyond that part.
+    # In a box as narrow as a cell is long, the least eps exceeds the share of the side.
     most = max(least, (MAX_BLUR * side) ** 2)
     if eps is None:
         heat = SHARE_OF_DT * max(terms.temperature, 0.0)
@@ -43,8 +45,8 @@ def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> 
         wanted = max(wanted, _for_what_moves(mu, dt, terms))
         wanted = min(wanted, largest_blur(mu))
         wanted = min(max(wanted, -MARGIN * dt * terms.temperature, least), most)
-        # The nearest of factors of root 2, so that the kernel seldom changes along a
-        # flow; round numbers are kept off the jumps.
+        # eps is rounded to a power of root 2 times the least one, so that the kernel
+        # seldom changes along a flow. The 1e-5 keeps round numbers off the jumps.
         steps = 2 * math.log2(wanted / least) + 1e-5
         eps = least * 2 ** (round(steps) / 2)
         if eps > most:
@@ -77,10 +79,10 @@ def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> 
 def finer_eps(
     mu: GridDensity, terms: Terms, given: float | None, eps: float
 ) -> float | None:
-    """Return the eps for a step that `eps` blurs, None if there is no finer one.
+    """Return a finer eps for a step that `eps` blurs; None if there is none.
 
-    A default is wide for the sake of speed: a step that it blurs is made again with the
-    least one. One that was given stays.
+    A default eps is wide for speed. A step that it blurs is repeated with the least
+    eps. A given eps stays.
     """
     least = least_eps(mu)
     is_wide = given is None and terms.temperature >= 0 and eps > FINER * least
@@ -88,19 +90,19 @@ def finer_eps(
 
 
 def largest_blur(mu: GridDensity) -> float:
-    """Return the largest eps that is chosen by default for its length."""
+    """Return the largest default eps that the sides of the box allow."""
     return (DEFAULT_BLUR * _lengths(mu)[1]) ** 2
 
 
 def least_eps(mu: GridDensity) -> float:
-    """Return the least eps that is chosen by default: it reaches the next cell."""
+    """Return the least default eps: its kernel reaches the next cell."""
     return DEFAULT_EPS * _lengths(mu)[0] ** 2
 
 
 def _lengths(mu: GridDensity) -> tuple[float, float]:
-    """Return the longest cell and the shortest side of the room that is free, a box.
+    """Return the longest cell and the shortest side of the free cells, which are a box.
 
-    Along an axis of one cell there is no next one.
+    An axis of one cell does not count: it has no next cell.
     """
     free, longest, shortest = mu.is_free.reshape(mu.shape), 0.0, math.inf
     for k, (n, h) in enumerate(zip(mu.shape, mu.box.spacing, strict=True)):
@@ -115,12 +117,12 @@ def _lengths(mu: GridDensity) -> tuple[float, float]:
 def _for_what_moves(mu: GridDensity, dt: float, terms: Terms) -> float:
     r"""Return the variance for terms other than internal energies.
 
-    It is a share of dt times the standard deviation of their F' under the density, in
-    units of F, so that no constant counts. A kernel as wide as the density blurs it; so
-    it is no more than the variance after the step, along the narrowest axis: they
-    contract the density by the factor :math:`1 + dt\,\lambda`, where
-    :math:`\lambda |x - m|^2/2` fits F' best. Terms that are not local are
-    differentiated in a density that is positive everywhere.
+    The variance is a share of dt times the standard deviation of their F' under the
+    density; constants in F' do not count. A kernel as wide as the density would blur
+    it. So the variance is at most that of the density after the step, along the
+    narrowest axis. The terms contract the density by the factor :math:`1 +
+    dt\,\lambda`, where :math:`\lambda |x - m|^2/2` fits F' best. Nonlocal terms are
+    differentiated at a density that is positive everywhere.
     """
     f, rest = potential_of(mu, terms).reshape(-1), terms.nonlocal_part
     if rest is not None:
@@ -145,7 +147,7 @@ def _standardised(mu: GridDensity, f: Tensor) -> tuple[float, Tensor]:
     f = f - mu.weights @ f
     f = torch.where(mu.weights > 0, f, 0.0)
     unit = f.abs().max().clamp_min(torch.finfo(f.dtype).tiny)
-    f = f / unit  # squares of any unit
+    f = f / unit  # the squares below must not overflow in any unit
     deviation = (mu.weights @ f.square()).sqrt()
     f = torch.where(deviation > 0, f / deviation, 0.0)
     return float(unit) * float(deviation), f

@@ -27,18 +27,19 @@ from otflow.proximal.terms import Terms
 
 __all__ = ["Solved", "Told", "Warm", "iterate", "pose", "positive_start", "start_of"]
 
-# Share of the largest density that is added to the weights of the acceleration's norm:
-# in far tails the plain map is slow, and a norm that is blind there runs off.
+# Share of the largest density that is added to the weights of the acceleration's norm.
+# The plain map is slow in far tails, and with a norm that is blind there the
+# acceleration diverges.
 FLOOR = 1e-6
-# Larger eps that a start without a step before comes from, the residual that they are
-# solved to, and evaluations at most.
+# A first step starts from solutions with larger eps, in units of eps, solved to the
+# residual COARSE by at most so many evaluations.
 WIDER, COARSE, MOST_COARSE = (16.0, 4.0), 0.1, 60
-# Residual of a start that may be worse than none.
+# A warm start of a larger residual may be worse than none.
 FAR = 0.5
-# Mass that may be lost to underflow, in units of round-off.
+# Most mass that may be lost to underflow, in units of round-off.
 MOST_LOST = 64.0
-# A dt that is longer or shorter by more than that is another one to a warning: else a
-# flow whose dt varies would warn at each step.
+# A dt within this factor is the same one to a warning: a flow whose dt varies would
+# warn at each step otherwise.
 OTHER_DT = 1.5
 
 
@@ -172,7 +173,7 @@ def iterate(
                 x = anderson.advance(x, usual * now.change)
             unseen = False
         elif wide is not None and not sound and not problem.safely:
-            # In the log domain the start from larger eps may be the better one.
+            # In the log domain the start from larger eps may be sound.
             problem = replace(problem, safely=True)
             x, guess, wide = start_of(problem, wide), None, None
         elif steps and kept is not None:
@@ -193,15 +194,16 @@ def iterate(
 def _from_wider_kernels(
     problem: Scaling, memory: int, budget: int
 ) -> tuple[Warm | None, Scaling, int]:
-    """Return scalings of the problem with a larger eps, as a start, and evaluations.
+    """Return scalings of the problem with a larger eps as a start, and evaluations.
 
-    The number of iterations grows with dt F' / eps, which is how far a start may be
-    off, and with the root of the stiffness over eps.
+    The number of iterations grows with dt F' / eps, the possible error of a start, and
+    with the root of the stiffness over eps. Both are smaller for a larger eps.
     """
     box, eps = problem.kernel.box, problem.kernel.eps
     warm: Warm | None = None
     used = 0
-    if problem.correction is not None:  # each kernel would need one of its own
+    # Beside obstacles each kernel would need a correction of its own.
+    if problem.correction is not None:
         return warm, problem, used
     for wider in WIDER:
         if wider * eps > largest_blur(problem.source) or used >= budget - 1:
@@ -252,10 +254,10 @@ def pose(
 
 
 def start_of(problem: Scaling, warm: Tensor | Warm | None) -> Tensor:
-    r"""Return where the iteration starts.
+    r"""Return the start of the iteration.
 
-    At the fixed point :math:`a = \sqrt\rho\,e^{-(dt/\varepsilon)\,F'}`. Without a step
-    before it is that of the old density, blurred.
+    At the fixed point :math:`a = \sqrt\rho\,e^{-(dt/\varepsilon)\,F'}`. Without an
+    earlier step the start is this a of the blurred old density.
     """
     if isinstance(warm, Tensor):
         return warm
@@ -271,7 +273,7 @@ def start_of(problem: Scaling, warm: Tensor | Warm | None) -> Tensor:
 
 
 def positive_start(problem: Scaling) -> Tensor:
-    """Return the log density of the blurred old density and a little everywhere."""
+    """Return the log of the blurred old density plus a small uniform density."""
     mu, kernel = problem.source, problem.kernel
     free = mu.is_free.reshape(mu.shape)
     rho = kernel.apply(mu.grid).clamp_min(0.0) * free
@@ -282,7 +284,7 @@ def positive_start(problem: Scaling) -> Tensor:
 
 
 def damping_of(problem: Scaling) -> float:
-    """Return a factor on steps: without curvature of F the plain map oscillates."""
+    """Return a factor on plain steps, which oscillate if F has no curvature."""
     mu, internal = problem.source, problem.terms.internal
     slope = torch.full_like(mu.weights, problem.entropic)
     if internal is not None:

@@ -13,12 +13,12 @@ from otflow.proximal.grid.sinkhorn.kernel_long import TEMPORARY, LongAxis, on_la
 
 __all__ = ["DenseAxis", "GibbsKernel"]
 
-# Cells of an axis above which its kernel is not held as a matrix.
+# Longest axis, in cells, whose kernel is a matrix.
 LONGEST = 1024
-# Mirror images of the box on either side that the kernel sees.
+# Mirror images of the box on either side that count in the kernel.
 IMAGES = 3
-# Source cells that share one shift in the log domain, by dtype: within a block the
-# logarithms may range over the exponents of that type.
+# Source cells that share one shift in the log domain, by dtype. Within a block the
+# logarithms must fit into the range of exponents of the dtype.
 BLOCK = {torch.float64: 16, torch.float32: 4}
 
 

@@ -20,15 +20,17 @@ __all__ = [
     "supremal_convolution",
 ]
 
-# Entries of the largest temporary array.
+# Most entries of a temporary array: 16 MiB in float64.
 TEMPORARY = 2**21
-# Rows of a window of a long axis, and cells of a block that it sums or leaves out.
+# Rows of a window of a long axis, and cells of a block, which it sums or leaves out.
 ROWS, CELLS = 64, 16
-# Standard deviations beyond which a path by a wall does not count beside a direct one.
+# Beyond so many standard deviations a path that a wall reflects does not count beside
+# a direct path.
 FAR = 9.0
-# Logarithm of what does not count beside another: below round-off over 1e10 cells.
+# A number smaller than another by the factor e^UNSEEN does not count beside it: 1e10 of
+# them sum to less than round-off.
 UNSEEN = 64.0
-# Part of the exponents of a dtype that the kernel may range over within a block.
+# Share of the exponents of a dtype over which the kernel may range within a block.
 RANGE = 0.9
 
 

@@ -1,4 +1,4 @@
-"""The debiased entropic step for local terms, as a round of a nonlocal one asks."""
+"""The debiased entropic step for local terms, as the local solver of a round."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["Local"]
 
 @dataclass(frozen=True)
 class Local:
-    """Solves the local part of a problem with more entropy and another potential.
+    """Solves the local part of a problem with added entropy and potential.
 
     Parameters
     ----------
     problem : Scaling
-        With all terms; only the local ones count.
+        The problem. Only its local terms count.
     warm : Warm or None
-        Where the first solve starts.
+        Start of the first solve.
     memory : int
-        Of the acceleration.
+        Differences that the acceleration keeps.
     """
 
     problem: Scaling
@@ -58,6 +58,7 @@ class Local:
         if start is not None:
             old = start.problem
             problem, x = replace(problem, safely=old.safely), start.x
+            # Another temperature is another map: its differences do not fit.
             if old.terms.temperature == more.temperature:
                 learnt = start.learnt
         solved = iterate(
@@ -87,10 +88,11 @@ class Local:
         )
 
     def finish(self, outcome: Outcome) -> tuple[Scaling, Iterate]:
-        """Return the problem in the potential that was found, and its iterate."""
+        """Return the problem in the potential of the last round, and its iterate."""
         solved: Solved = outcome.step.state
         problem, now = solved.problem, solved.iterate
-        # The additional entropy as a potential: the same density, plan and residual.
+        # The added entropy becomes a potential, with the same density, plan and
+        # residual.
         terms = self.problem.terms
         more = problem.terms.temperature - terms.temperature
         slope = (more * (now.log_density + 1.0)).nan_to_num(0.0, 0.0, 0.0)

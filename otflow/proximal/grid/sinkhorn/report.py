@@ -29,12 +29,12 @@ from otflow.proximal.grid.sinkhorn.scaling import (
 
 __all__ = ["GridSinkhornDetails", "Solution", "warn_of_blur"]
 
-# Errors of energies beside what one more evaluation of the map changes in them: a stiff
-# iteration is that much further from its end.
+# Error of an energy over its change by one more evaluation of the map: a stiff
+# iteration is so much farther from its end.
 SAFE = 10.0
-# Ratios of lengths of cells, or of eps to the least one, that a cure speaks of.
+# Above this ratio of lengths of cells, or of eps to the least one, a cure names it.
 UNEVEN = 1.5
-# Share of a distance that its estimate may be off by, where that is more than a cell.
+# Largest relative error of the estimate of a distance beyond a cell.
 SHARE = 0.05
 
 

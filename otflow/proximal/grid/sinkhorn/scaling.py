@@ -17,11 +17,13 @@ from otflow.numerics.roots import bisect
 from otflow.proximal.grid.sinkhorn.kernel import GibbsKernel
 from otflow.proximal.terms import Terms
 
-# Round-off of a sum, in units of that of its terms.
+# Round-off of a long sum, in units of that of its terms.
 ROUND_OFF = 256.0
-# Share of the uniform density in a density that shall be positive everywhere.
+# Share of the uniform density in a density that must be positive everywhere: logarithms
+# and first variations need one.
 SHARE = 1e-6
-# Halvings that find how much of a mass goes below the bound on the density.
+# Halvings of the search for the mass that fits below the bound on the density: more
+# than the digits of a float64.
 HALVINGS = 60
 
 __all__ = [
