@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -106,7 +107,7 @@ def transforms() -> list[Row]:
     if not has_compiler():
         return []
 
-    def problem(n: int, *, compiled: bool) -> object:
+    def problem(n: int, *, compiled: bool) -> Callable[[], object]:
         box = Box.of(0.0, 1.0, (n, n))
         x = box.centres(torch.zeros(1, dtype=torch.float64))
         phi = 0.05 * (6 * x).sin().sum(-1) - 0.5 * (x - 0.3).square().sum(-1)

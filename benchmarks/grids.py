@@ -19,7 +19,8 @@ STEPS, START, END = 10, 0.15, 0.30
 def barenblatt(n: int, dim: int, radius: float) -> Tensor:
     """Return Barenblatt's profile for m = 2, averaged over n^dim cells of a box."""
     axis = (torch.arange(2 * n, dtype=torch.float64) + 0.5) / (2 * n) - 0.5
-    square = sum(x.square() for x in torch.meshgrid(*[axis] * dim, indexing="ij"))
+    axes = torch.meshgrid(*[axis] * dim, indexing="ij")
+    square = torch.stack(axes).square().sum(0)
     fine = (1 - square / radius**2).clamp_min(0)
     profile = fine.reshape((n, 2) * dim).mean(tuple(range(1, 2 * dim, 2)))
     return profile * (n**dim / profile.sum())

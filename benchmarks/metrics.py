@@ -54,7 +54,8 @@ class _Sinkhorn(of.Functional):
     def __init__(self, target: of.Particles, blur: float) -> None:
         self.target, self.blur = target, blur
 
-    def value(self, mu: of.Particles) -> torch.Tensor:
+    def value(self, mu: of.Measure) -> torch.Tensor:
+        assert isinstance(mu, of.Particles)
         return of.metrics.sinkhorn_divergence(mu, self.target, blur=self.blur)
 
 

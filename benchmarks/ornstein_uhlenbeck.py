@@ -60,8 +60,8 @@ class Error:
     def mean(errors: Sequence[Error]) -> Error:
         """Return the mean of each figure, and the least of the times."""
         columns = zip(*(vars(e).values() for e in errors), strict=True)
-        *means, _ = (sum(c) / len(errors) for c in columns)
-        return Error(*means, min(e.seconds for e in errors))
+        kl, w2, gap, _ = (sum(c) / len(errors) for c in columns)
+        return Error(kl, w2, gap, min(e.seconds for e in errors))
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,11 @@ class Problem:
     def draw(cls, d: int, seed: int) -> Problem:
         """Return the problem of a random target."""
         generator = torch.Generator().manual_seed(1000 * d + seed)
-        options = {"generator": generator, "dtype": torch.float64}
-        M, u = torch.rand(d, d, **options), torch.rand(d, **options)
-        b = torch.randn(d, **options)
+        M, u = (
+            torch.rand(*size, generator=generator, dtype=torch.float64)
+            for size in ((d, d), (d,))
+        )
+        b = torch.randn(d, generator=generator, dtype=torch.float64)
         Q = torch.linalg.eigh(M.T @ M).eigenvectors
         S = Q @ (torch.diag(u) + 1.0) @ Q.T
         values, axes = torch.linalg.eigh(0.5 * (S + S.T))

@@ -64,7 +64,7 @@ def train_by_hand(digits: Digits, gradients: int) -> tuple[Row, list[float]]:
     for _ in range(gradients):
         adam.zero_grad()
         loss = torch.nn.functional.cross_entropy(net(X), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         adam.step()
         losses.append(float(loss.detach()))
     seconds = time.perf_counter() - start

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 import otflow as of
@@ -92,23 +94,24 @@ DENSITIES = {**LINE, **BELLS, **CELLS}
 
 def state(mu):
     """Return the tensors that say what a measure is, as one."""
-    tensors = {
+    tensors: dict[type, tuple[str, ...]] = {
         of.Particles: ("points", "weights"),
         of.Quantiles: ("edges", "weights"),
         of.Gaussian: ("mean", "covariance"),
         of.GridDensity: ("weights",),
-    }[type(mu)]
-    return torch.cat([getattr(mu, name).reshape(-1) for name in tensors])
+    }
+    return torch.cat([getattr(mu, name).reshape(-1) for name in tensors[type(mu)]])
 
 
 def tangent(mu):
     """Return the shape of a tangent at a measure."""
-    return {
+    shapes: dict[type, Callable[[], tuple[int, ...]]] = {
         of.Particles: lambda: mu.points.shape,
         of.Quantiles: lambda: (mu.n + 1, 1),
         of.Gaussian: lambda: (1 + mu.dim, mu.dim),
         of.GridDensity: lambda: (mu.box.n_faces,),
-    }[type(mu)]()
+    }
+    return shapes[type(mu)]()
 
 
 def tensors(mu):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -448,8 +450,10 @@ def test_a_functional_must_say_its_value():
         pass
 
     with refused(TypeError, "abstract"):
-        Nothing()
-    for abstract in (of.Measure, of.schemes.Scheme, of.kernels.Kernel):
+        Nothing()  # type: ignore[abstract]
+    abstracts: list[Callable[[], object]]
+    abstracts = [of.Measure, of.schemes.Scheme, of.kernels.Kernel]
+    for abstract in abstracts:
         with refused(TypeError, "abstract"):
             abstract()
 
@@ -458,7 +462,9 @@ def test_a_measure_of_one_s_own_that_forgets_a_cure_still_names_the_capability()
     class Bare(of.Measure):
         points = torch.zeros(1, 1)
         weights = torch.ones(1)
-        value_and_position_gradient = push = inner = displacement_to = None
+        # Abstract, and never called.
+        value_and_position_gradient = None  # type: ignore[assignment]
+        push = inner = displacement_to = None  # type: ignore[assignment]
 
     message = "Bare has no density: use a representation that has it"
     with refused(of.errors.Unsupported, message):
@@ -469,7 +475,7 @@ def test_a_measure_of_one_s_own_that_forgets_a_cure_still_names_the_capability()
 
 # Flow (23, 29, 30) --------------------------------------------------------------------
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "F": exact.quadratic(),
     "mu": clouds.uniform(3, 2),
     "scheme": of.ExplicitEuler(),
@@ -477,7 +483,7 @@ GOOD = {
     "steps": 1,
 }
 
-ARGUMENTS = [
+ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"F": lambda mu: mu.points.sum()}, TypeError, "F must be a Functional, got <func"),
     ({"F": of.Entropy}, TypeError, "write Entropy()"),
     ({"mu": normal(3, 2)}, TypeError, "mu must be a Measure, got tensor("),
@@ -565,5 +571,9 @@ def test_errors_are_what_programs_already_catch():
     ]:
         assert issubclass(error, builtin)
         assert issubclass(error, errors.OtflowError)
-    error = errors.NotConverged("stopped", info={"residual": 1.0}, result=3)
-    assert (error.info, error.result, str(error)) == ({"residual": 1.0}, 3, "stopped")
+    stopped = errors.NotConverged("stopped", info={"residual": 1.0}, result=3)
+    assert (stopped.info, stopped.result, str(stopped)) == (
+        {"residual": 1.0},
+        3,
+        "stopped",
+    )

@@ -219,8 +219,8 @@ QUANTILES = {
 
 @pytest.mark.parametrize("case", QUANTILES)
 def test_quantiles(case):
-    edges, weights, message = QUANTILES[case]
-    weights = None if weights is None else torch.tensor(weights)
+    edges, masses, message = QUANTILES[case]
+    weights = None if masses is None else torch.tensor(masses)
     with refused(ValueError, message):
         of.Quantiles(torch.tensor(edges), weights)
 

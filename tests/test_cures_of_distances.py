@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -70,6 +71,8 @@ class Halve(of.schemes.Scheme):
 def negative():
     return cells().with_free_weights(torch.linspace(-1, 1, 8, dtype=F64))
 
+
+TEXTS: Any = ["0.1", "0.2"]  # as read from a file
 
 CASES: dict[str, Case] = {
     "plans of too many points": (
@@ -205,12 +208,8 @@ CASES: dict[str, Case] = {
     "values that are no numbers": (
         TypeError,
         r"convert it, e\.g\. \[float\(x\) for x in ",
-        lambda: of.analysis.observed_order(["0.1", "0.2"], [1.0, 2.0]),
-        [
-            lambda: of.analysis.observed_order(
-                [float(x) for x in ["0.1", "0.2"]], [1.0, 2.0]
-            )
-        ],
+        lambda: of.analysis.observed_order(TEXTS, [1.0, 2.0]),
+        [lambda: of.analysis.observed_order([float(x) for x in TEXTS], [1.0, 2.0])],
     ),
     "values that are complex": (
         TypeError,
@@ -273,12 +272,14 @@ CASES: dict[str, Case] = {
         ],
     ),
 }
-ORDERS = torch.tensor([0.1, 0.2], dtype=F64)
-LINE = of.Quantiles(torch.linspace(-1, 1, 9, dtype=F64))
+ORDERS: torch.Tensor = torch.tensor([0.1, 0.2], dtype=F64)
+LINE: of.Quantiles = of.Quantiles(torch.linspace(-1, 1, 9, dtype=F64))
 SCALE = of.metrics.symmetries.Scale
-RUN_OF_FEWER = of.flow(SQUARE, CLOUD, Halve(), dt=1.0, steps=2)
-RUN = of.flow(SQUARE, CLOUD, of.JKO(), dt=0.1, steps=2)
-RUN_OF_CELLS = of.flow(SQUARE, cells(), of.ExplicitEuler(), dt=1e-3, steps=2)
+RUN_OF_FEWER: of.Trajectory = of.flow(SQUARE, CLOUD, Halve(), dt=1.0, steps=2)
+RUN: of.Trajectory = of.flow(SQUARE, CLOUD, of.JKO(), dt=0.1, steps=2)
+RUN_OF_CELLS: of.Trajectory = of.flow(
+    SQUARE, cells(), of.ExplicitEuler(), dt=1e-3, steps=2
+)
 
 
 def transported(n):

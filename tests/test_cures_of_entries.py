@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from types import MappingProxyType
+from typing import ClassVar
 
 import pytest
 import torch
@@ -64,7 +66,7 @@ def slope_in_masses(keep):
 class Bare(of.Particles):
     """Atoms of one's own, that say nothing of what they cannot do."""
 
-    cures = MappingProxyType({})
+    cures: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
 
 class Writes(of.Functional):
@@ -451,10 +453,10 @@ CASES: dict[str, Case] = {
     ),
 }
 # It takes away the spread along one axis.
-FLAT = torch.tensor([[0.0, 0.0], [-1.0, 0.0], [0.0, 0.0]], dtype=F64)
-RATE = torch.tensor(2.0, dtype=F64, requires_grad=True)
+FLAT: torch.Tensor = torch.tensor([[0.0, 0.0], [-1.0, 0.0], [0.0, 0.0]], dtype=F64)
+RATE: torch.Tensor = torch.tensor(2.0, dtype=F64, requires_grad=True)
 # U = sqrt(1 + r^2) - 1 has slopes below 1 only.
-SATURATED = of.Internal(lambda r: ((1 + r.square()).sqrt() - 1) / r)
+SATURATED: of.Internal = of.Internal(lambda r: ((1 + r.square()).sqrt() - 1) / r)
 
 
 def spot(x):

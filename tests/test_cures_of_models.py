@@ -403,10 +403,14 @@ CASES: dict[str, Case] = {
         [lambda: of.plotting.energy(RUN, log=True, minimum=-1.0)],
     ),
 }
-FOLD = of.Potential(lambda x: 8 * x.square().sum(-1))
-GELU = torch.nn.Sequential(linear(2, 3), torch.nn.GELU(), linear(3, 1))
-STANDARD_4 = of.Gaussian(torch.zeros(4, dtype=F64), torch.eye(4, dtype=F64))
-RUN = run(SQUARE, CLOUD, of.JKO())
+FOLD: of.Potential = of.Potential(lambda x: 8 * x.square().sum(-1))
+GELU: torch.nn.Sequential = torch.nn.Sequential(
+    linear(2, 3), torch.nn.GELU(), linear(3, 1)
+)
+STANDARD_4: of.Gaussian = of.Gaussian(
+    torch.zeros(4, dtype=F64), torch.eye(4, dtype=F64)
+)
+RUN: of.Trajectory = run(SQUARE, CLOUD, of.JKO())
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -290,10 +290,14 @@ def bump_with(obstacles):
     return of.GridDensity(rho, 0, 1, obstacles=obstacles, normalize=True, walls=True)
 
 
-CONCAVE = of.Internal(lambda r: -r)
-HEAVY = of.Particles(normal(4, 2), torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=F64))
-FINE = of.GridDensity(torch.ones(4096, dtype=F64), 0, 1, walls=True)
-RUN_ON_A_LINE = of.flow(SQUARE, of.Particles(normal(5, 1)), of.JKO(), dt=0.1, steps=2)
+CONCAVE: of.Internal = of.Internal(lambda r: -r)
+HEAVY: of.Particles = of.Particles(
+    normal(4, 2), torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=F64)
+)
+FINE: of.GridDensity = of.GridDensity(torch.ones(4096, dtype=F64), 0, 1, walls=True)
+RUN_ON_A_LINE: of.Trajectory = of.flow(
+    SQUARE, of.Particles(normal(5, 1)), of.JKO(), dt=0.1, steps=2
+)
 
 
 @pytest.mark.parametrize("case", CASES)

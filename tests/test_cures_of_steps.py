@@ -290,24 +290,28 @@ CASES: dict[str, Case] = {
     ),
 }
 FV = of.proximal.FiniteVolume
-WELL = of.Potential(lambda x: 0.25 * (x.square() - 1).square().sum(-1))
-WELLS = of.Potential(lambda x: (3 * x).cos().sum(-1) + x.square().sum(-1))
-QUARTIC = of.Potential(lambda x: x.square().square().sum(-1))
-NEAR_ONE = of.Potential(lambda x: (x - 1).square().sum(-1), modulus=2.0)
-SMOOTHER = of.Potential(lambda x: (x.square() + 4).sqrt().sum(-1), modulus=0.0)
-SOFTPLUS = of.Potential(
+WELL: of.Potential = of.Potential(lambda x: 0.25 * (x.square() - 1).square().sum(-1))
+WELLS: of.Potential = of.Potential(lambda x: (3 * x).cos().sum(-1) + x.square().sum(-1))
+QUARTIC: of.Potential = of.Potential(lambda x: x.square().square().sum(-1))
+NEAR_ONE: of.Potential = of.Potential(lambda x: (x - 1).square().sum(-1), modulus=2.0)
+SMOOTHER: of.Potential = of.Potential(
+    lambda x: (x.square() + 4).sqrt().sum(-1), modulus=0.0
+)
+SOFTPLUS: of.Potential = of.Potential(
     lambda x: (torch.nn.functional.softplus(9 * x) / 9).sum(-1), modulus=0.0
 )
-JUMP = of.Potential(jump)
-SMOOTH_JUMP = of.Potential(
+JUMP: of.Potential = of.Potential(jump)
+SMOOTH_JUMP: of.Potential = of.Potential(
     lambda x: torch.sigmoid((x[..., 0] - 0.5) / 0.02) + 0.5 * x[..., 0].square()
 )
-COSINE = of.Potential(lambda x: 4 * x[..., 0].cos())
-LAW = of.Gaussian(torch.tensor([0.5], dtype=F64), torch.tensor([[0.09]], dtype=F64))
-LONG_BELL = of.GridDensity.from_function(
+COSINE: of.Potential = of.Potential(lambda x: 4 * x[..., 0].cos())
+LAW: of.Gaussian = of.Gaussian(
+    torch.tensor([0.5], dtype=F64), torch.tensor([[0.09]], dtype=F64)
+)
+LONG_BELL: of.GridDensity = of.GridDensity.from_function(
     lambda x: (-(x[..., 0] - 0.5).square() / 0.18).exp(), -4, 4, 160, dtype=F64
 )
-SPLIT = of.chain(of.ExplicitEuler(), of.BirthDeath())
+SPLIT: of.schemes.Scheme = of.chain(of.ExplicitEuler(), of.BirthDeath())
 
 
 class Heard(of.Particles):

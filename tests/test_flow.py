@@ -227,7 +227,7 @@ def test_solves_that_did_not_converge_are_told_once(name):
     assert run.converged is False
     assert run.status == "finished"
     assert "0/3 steps converged" in repr(run)
-    assert caught[0].message.trajectory is run
+    assert vars(caught[0].message)["trajectory"] is run
 
 
 @pytest.mark.parametrize(

@@ -410,6 +410,7 @@ def test_a_distance_between_particles_reaches_the_network_that_made_them():
         loss = of.metrics.wasserstein2_squared(make(net(z)), y)
         loss.backward()
         assert float(loss.detach()) == pytest.approx(19.676, abs=1e-3)
+        assert net.weight.grad is not None
         assert float(net.weight.grad.norm()) == pytest.approx(0.637, abs=1e-3)
 
 

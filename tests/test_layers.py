@@ -98,8 +98,8 @@ def imports(
                 external = not base.startswith("otflow")
                 yield node, full if full in modules or external else base
         elif isinstance(node, ast.Call) and dotted(node.func) in IMPORTERS:
-            named = node.args and isinstance(node.args[0], ast.Constant)
-            yield node, str(node.args[0].value) if named else "?"
+            name = node.args[0] if node.args else None
+            yield node, str(name.value) if isinstance(name, ast.Constant) else "?"
 
 
 def inside_functions(tree: ast.Module) -> set[ast.AST]:
@@ -172,9 +172,9 @@ def third_party_faults(
         if is_part_of(target, *DIFFERENTIATION) and path not in DIFFERENTIATED:
             yield node.lineno, f"imports {target} outside _autodiff.py"
     if path not in DIFFERENTIATED:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and dotted(node) in DIFFERENTIATION:
-                yield node.lineno, f"uses {dotted(node)} outside _autodiff.py"
+        for used in ast.walk(tree):
+            if isinstance(used, ast.Attribute) and dotted(used) in DIFFERENTIATION:
+                yield used.lineno, f"uses {dotted(used)} outside _autodiff.py"
 
 
 def code_lines(source: str, tree: ast.Module) -> set[int]:

@@ -180,7 +180,7 @@ def listed_on_pages() -> set[str]:
 
 def test_every_public_object_has_one_page():
     listed = listed_on_pages()
-    homes = {}
+    homes: dict[int, list[str]] = {}
     for name, thing in public_objects().items():
         homes.setdefault(id(thing), []).append(name)
     for names in homes.values():

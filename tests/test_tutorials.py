@@ -12,6 +12,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from matplotlib.axes import Axes
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "tutorials").glob("plot_*.py"))
@@ -36,7 +37,7 @@ def _no_windows():
 def code_blocks(page: Path) -> Iterator[tuple[int, str]]:
     """Yield each Python code block of a page with the number of its first line."""
     lines = [*page.read_text("utf-8").splitlines(), "end"]
-    start, block = 0, []
+    start, block = 0, list[str]()
     for number, line in enumerate(lines, 1):
         if start and line[:1].strip():  # back at the margin: the block is over
             yield start, "\n".join(block)
@@ -54,7 +55,7 @@ def test_no_block_of_code_is_passed_over(tmp_path):
     assert [code.strip() for _, code in code_blocks(page)] == ["x = 1", "x = 2"]
 
 
-def is_labelled(ax: plt.Axes) -> bool:
+def is_labelled(ax: Axes) -> bool:
     """Return whether both axes of a drawing say what they show."""
     return not ax.axison or bool(ax.get_xlabel() and ax.get_ylabel())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import fields
+from types import FrameType
 from typing import Any
 
 from otflow.proximal import Certificate
@@ -46,7 +47,7 @@ def watch(certificate: Certificate) -> Watched:
 
 def inside_a_flow() -> bool:
     """Return whether a scheme of otflow is what called."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("otflow.schemes"):
             return True

@@ -102,12 +102,12 @@ def campaign(counts: dict[str, int], first: int, minutes: float, workers: int) -
     for worker in team:
         next_task(worker)
     while any(worker.task for worker in team):
-        busy = {worker.connection: worker for worker in team if worker.task}
-        for connection in wait(list(busy), timeout=1.0):
-            worker = busy[connection]
-            assert worker.task is not None
+        ready = wait([worker.connection for worker in team if worker.task], timeout=1.0)
+        for worker in team:
+            if worker.task is None or worker.connection not in ready:
+                continue
             try:
-                outcome = connection.recv()
+                outcome = worker.connection.recv()
             except EOFError:
                 name, seed = worker.task
                 text = ("the process died",)

@@ -164,7 +164,7 @@ def report(session: Path) -> None:
         "order by module_path, start_pos_row"
     ).fetchall()
     connection.close()
-    tally = collections.Counter()
+    tally: collections.Counter[tuple[str, bool]] = collections.Counter()
     for path, operator, line, worker, outcome, diff in rows:
         survived = worker == "NORMAL" and outcome == "SURVIVED"
         tally[path.split("/")[1], survived] += 1

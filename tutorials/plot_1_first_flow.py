@@ -32,6 +32,7 @@ import math
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.patches import Circle
 
 import otflow as of
 
@@ -64,7 +65,7 @@ of.plotting.trails(euler, ax=left)
 left.set_title("paths")
 of.plotting.particles(start, ax=right, label="start")
 of.plotting.particles(euler.final, ax=right, label="end, t = 8")
-right.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.3", label="unit circle"))
+right.add_patch(Circle((0, 0), 1, fill=False, color="0.3", label="unit circle"))
 right.legend(loc="upper left")
 plt.show()
 

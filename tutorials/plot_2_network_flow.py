@@ -138,7 +138,7 @@ plt.show()
 # A trained measure is an ordinary module again, to be served or fine-tuned.
 
 module = of.meanfield.to_module(run.final, network)
-neurons, _ = of.meanfield.from_module(module)
+neurons = of.meanfield.from_module(module)[0]
 
 assert difference < 1e-12
 assert abs(slope + rate) < 1e-6 * rate

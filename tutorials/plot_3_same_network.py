@@ -70,7 +70,7 @@ w2 = [float(of.metrics.wasserstein2(x, y)) for x, y in clouds]
 fig, ax = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
 ax.plot(sizes, wrong, "s-", label="without 1/N")
 ax.plot(sizes, right, "o-", label="with 1/N")
-ax.axhline(exact, color="0.3", lw=1, label="distance of the laws, exact")
+ax.axhline(float(exact), color="0.3", lw=1, label="distance of the laws, exact")
 ax.set(xlabel="neurons N", ylabel="distance of two samples")
 ax.legend()
 plt.show()

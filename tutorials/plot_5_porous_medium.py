@@ -26,6 +26,7 @@ import math
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.patches import Circle
 
 import otflow as of
 
@@ -91,7 +92,7 @@ print(f"L1 error of the solver {solver_error:.1e}, of the time step {step_error:
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.8), layout="constrained")
 of.plotting.density(run.final, ax=left)
-left.add_patch(plt.Circle((0.5, 0.5), last, fill=False, color="0.3"))
+left.add_patch(Circle((0.5, 0.5), last, fill=False, color="0.3"))
 left.set_title("the end; circle: exact front")
 x = (torch.arange(n, dtype=torch.float64) + 0.5) / n
 for k, mu in enumerate(run.snapshots):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from otflow._typing import ArrayLike
 from otflow.errors import InvalidFunctional
 from otflow.meanfield.network import Network
 from otflow.meanfield.units import Elementwise, as_activation
@@ -79,7 +80,7 @@ class TwoLayer(Network):
         outputs: int | None = None,
         bias: bool = True,
         scaling: str = "mean-field",
-        offset: float | Sequence[float] | None = None,
+        offset: float | Sequence[float] | ArrayLike | None = None,
     ) -> None:
         super().__init__(outputs, scaling, offset)
         self.activation = as_activation(activation)
@@ -209,7 +210,7 @@ class CustomLayer(Network):
         *,
         outputs: int | None = None,
         scaling: str = "mean-field",
-        offset: float | Sequence[float] | None = None,
+        offset: float | Sequence[float] | ArrayLike | None = None,
     ) -> None:
         super().__init__(outputs, scaling, offset)
         if not callable(sigma):

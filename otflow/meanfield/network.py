@@ -79,7 +79,10 @@ class Network(ABC):
     """
 
     def __init__(
-        self, outputs: int | None, scaling: str, offset: float | Sequence[float] | None
+        self,
+        outputs: int | None,
+        scaling: str,
+        offset: float | Sequence[float] | ArrayLike | None,
     ) -> None:
         if outputs is not None:
             outputs = non_negative_int(outputs, "outputs", minimum=1)

@@ -12,9 +12,8 @@ from otflow._graphs import refuse_graph
 from otflow._validation import real
 from otflow.measures import Particles
 from otflow.metrics.assignment import assignment
-from otflow.metrics.inputs import CloudLike
 from otflow.metrics.plan import transport_plan
-from otflow.metrics.wasserstein import wasserstein2, wasserstein2_squared
+from otflow.metrics.wasserstein import Distant, wasserstein2, wasserstein2_squared
 
 __all__ = ["action", "aligned_ends", "geodesic", "length"]
 
@@ -109,7 +108,7 @@ def geodesic(mu: Particles, nu: Particles, t: float) -> Particles:
     return start.push(start.displacement_to(end), t)
 
 
-def length(path: Sequence[CloudLike]) -> Tensor:
+def length(path: Sequence[Distant]) -> Tensor:
     r"""Return :math:`\sum_k W_2(\mu_k, \mu_{k+1})`, the length of a path of measures.
 
     For a fine path it approximates :math:`\int \|v_t\| dt`. It is at least the distance
@@ -117,7 +116,7 @@ def length(path: Sequence[CloudLike]) -> Tensor:
 
     Parameters
     ----------
-    path : sequence of Particles, Tensor or ndarray
+    path : sequence of Particles, Tensor or ndarray; or of densities of one kind
         Two measures or more.
 
     Returns
@@ -135,7 +134,7 @@ def length(path: Sequence[CloudLike]) -> Tensor:
     return torch.stack([wasserstein2(mu, nu) for mu, nu in pairwise(path)]).sum()
 
 
-def action(path: Sequence[CloudLike], times: Iterable[float] | None = None) -> Tensor:
+def action(path: Sequence[Distant], times: Iterable[float] | None = None) -> Tensor:
     r"""Return :math:`\sum_k W_2^2(\mu_k, \mu_{k+1}) / (t_{k+1} - t_k)`.
 
     For a fine path it approximates :math:`\int \|v_t\|^2 dt`
@@ -145,7 +144,7 @@ def action(path: Sequence[CloudLike], times: Iterable[float] | None = None) -> T
 
     Parameters
     ----------
-    path : sequence of Particles, Tensor or ndarray
+    path : sequence of Particles, Tensor or ndarray; or of densities of one kind
         Two measures or more.
     times : iterable of float, optional
         Increasing times, one for each measure; by default evenly spread over [0, 1].
@@ -178,7 +177,7 @@ def action(path: Sequence[CloudLike], times: Iterable[float] | None = None) -> T
     return torch.stack(parts).sum()
 
 
-def _check_path(path: Sequence[CloudLike]) -> None:
+def _check_path(path: Sequence[Distant]) -> None:
     if len(path) < 2:
         msg = f"a path has two measures or more, got {len(path)}"
         raise ValueError(msg)

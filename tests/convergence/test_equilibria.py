@@ -7,6 +7,7 @@ F - min F by its square, whatever the start.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 import otflow as of
 from tests import exact
 
-F64 = {"dtype": torch.float64}
+F64: dict[str, Any] = {"dtype": torch.float64}
 LAM, DT = 1.5, 0.2
 
 
@@ -62,6 +63,7 @@ def test_gaussians_contract_to_their_minimiser(d):
     F = exact.quadratic_form(A, b) + 0.7 * of.Entropy()
     rest = exact.fokker_planck_rest(A, b, 0.7)
     lam = F.modulus(d)
+    assert lam is not None
     mu = of.Gaussian(torch.zeros(d, **F64), exact.spd(d, seed=5))
     run = of.flow(F, mu, of.JKO(), dt=DT, steps=10)
     distance = [exact.gaussian_w2(g.mean, g.covariance, *rest) for g in run.snapshots]
@@ -89,9 +91,9 @@ def test_the_porous_medium_rests_in_a_quadratic_potential(m):
         torch.tensor([0.3], **F64), torch.tensor([0.05], **F64), -2.0, 2.0, (200,)
     )
     grid = of.GridDensity(cells, -2.0, 2.0, normalize=True)
-    final = of.flow(F, grid, of.JKO(), dt=1.0, steps=15).final
-    assert float(F.value(final)) == pytest.approx(least, rel=1e-3)
-    error = (final.grid - profile.cells(-2.0, 2.0, (200,))).abs().mean() * 4
+    end = of.flow(F, grid, of.JKO(), dt=1.0, steps=15).final
+    assert float(F.value(end)) == pytest.approx(least, rel=1e-3)
+    error = (end.grid - profile.cells(-2.0, 2.0, (200,))).abs().mean() * 4
     assert float(error) < 5e-3
 
 

@@ -152,7 +152,9 @@ def test_langevin_finds_the_stationary_law_of_the_linear_quadratic_model():
     # E|x - m|^2 k/2 and confinement lam: mean k m/(k + lam); the variance of a particle
     # at rest is T/lam, and T/(lam (1 - h lam/2)) for steps of length h.
     k, m, lam, beta, h = 3.0, 2.0, 0.5, 2.0, 0.02
-    F = of.OfExpectation(lambda e: 0.5 * k * (e[0] - m) ** 2, lambda x: x)
+    F: of.Functional = of.OfExpectation(
+        lambda e: 0.5 * k * (e[0] - m) ** 2, lambda x: x
+    )
     F = F + exact.quadratic(lam) + (1 / beta) * of.Entropy()
     n = 4000
     mu = of.Particles(torch.zeros(n, 1, dtype=torch.float64))

@@ -7,6 +7,7 @@ space; its size is stated, and that it shrinks at the expected rate.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import otflow as of
 from otflow.analysis import observed_order
 from tests import exact
 
-F64 = {"dtype": torch.float64}
+F64: dict[str, Any] = {"dtype": torch.float64}
 
 
 def moments(mu):
@@ -45,8 +46,8 @@ def errors(F, mu, dt, steps, mean, covariance, energy):
 
 # Fokker-Planck on the line ------------------------------------------------------------
 
-LINE = {"A": 2 * torch.eye(1, **F64), "b": torch.tensor([0.5], **F64)}
-LINE = {**LINE, "temperature": 0.3}
+LINE: dict[str, Any] = {"A": 2 * torch.eye(1, **F64), "b": torch.tensor([0.5], **F64)}
+LINE["temperature"] = 0.3
 START = torch.tensor([-0.4], **F64), torch.tensor([[0.04]], **F64)
 FOKKER_PLANCK = exact.quadratic(2.0, 0.5) + 0.3 * of.Entropy()
 DT, STEPS = 0.05, 8

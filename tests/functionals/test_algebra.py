@@ -70,6 +70,7 @@ def test_temperatures_combine():
 def test_nested_sums_are_flat():
     F = exact.quadratic()
     G = (F + F) + (F + 2 * F)
+    assert isinstance(G, of.functionals.Sum)
     assert len(G.parts) == 4
     assert repr(F + 2 * F) == "Potential(<lambda>) + 2 * Potential(<lambda>)"
 

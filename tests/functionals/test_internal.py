@@ -96,6 +96,13 @@ def test_entropy_alone_leaves_nothing():
     assert repr(rest) == "0"
 
 
+def combined(*terms: tuple[float, of.Internal]) -> of.Internal:
+    """Return a sum of multiples that is not empty."""
+    F = combine(terms)
+    assert F is not None
+    return F
+
+
 # Pointwise maps -----------------------------------------------------------------------
 
 ENERGIES = {
@@ -105,9 +112,9 @@ ENERGIES = {
     "newton log": of.Internal(torch.log),
     "newton linear": of.Internal(shifted),
     "newton ninth": of.Internal(lambda r: r**9 / 9),
-    "sum": combine([(2.0, of.PowerEntropy(3.0)), (0.5, of.Internal(torch.log))]),
-    "multiple": combine([(0.3, of.PowerEntropy(0.7))]),
-    "bounded": combine([(1.0, of.PowerEntropy(2.0)), (1.0, of.Congestion(1.5))]),
+    "sum": combined((2.0, of.PowerEntropy(3.0)), (0.5, of.Internal(torch.log))),
+    "multiple": combined((0.3, of.PowerEntropy(0.7))),
+    "bounded": combined((1.0, of.PowerEntropy(2.0)), (1.0, of.Congestion(1.5))),
     "congestion": of.Congestion(1.5),
 }
 
@@ -206,10 +213,10 @@ def test_conjugate_is_nothing_below_the_least_slope():
     for F in (of.PowerEntropy(2.0), of.Internal(power(3.0)), of.Internal(shifted)):
         assert not bool(F.conjugate_slope(s).any())
         assert not bool(F.conjugate(s).any())
-    bounded = combine([(1.0, of.PowerEntropy(2.0)), (1.0, of.Congestion(1.5))])
+    bounded = combined((1.0, of.PowerEntropy(2.0)), (1.0, of.Congestion(1.5)))
     assert bounded.conjugate_slope(torch.tensor([-1.0, 99.0])).tolist() == [0.0, 1.5]
-    fast = combine([(1.0, of.PowerEntropy(0.5)), (1.0, of.Congestion(1.5))])
-    both = combine([(1.0, of.Internal(shifted)), (1.0, fast)])
+    fast = combined((1.0, of.PowerEntropy(0.5)), (1.0, of.Congestion(1.5)))
+    both = combined((1.0, of.Internal(shifted)), (1.0, fast))
     for F in (fast, both):
         assert F.conjugate_slope(torch.tensor([0.5, 99.0])).tolist() == [1.5, 1.5]
 
@@ -281,30 +288,30 @@ def test_an_energy_that_is_not_a_function_of_numbers_is_not_settled():
 
 def test_a_sum_is_one_energy():
     parts = [(2.0, of.PowerEntropy(3.0)), (0.5, of.Internal(power(2.0)))]
-    F = combine(parts)
+    F = combined(*parts)
     r = torch.tensor([0.3, 1.7], dtype=torch.float64)
     torch.testing.assert_close(F.e(r), 2.0 * r**2 / 2 + 0.5 * r)
     torch.testing.assert_close(F.slope(r), 3.0 * r**2 + r)
     torch.testing.assert_close(F.curvature(r), 6.0 * r + 1)
     assert F.modulus(2) is None
     assert repr(F) == "2 * PowerEntropy(3) + 0.5 * Internal(<lambda>)"
-    alone = combine([(2.0, of.PowerEntropy(3.0))])
+    alone = combined((2.0, of.PowerEntropy(3.0)))
     assert alone.modulus(2) == alone.modulus(2) == 0.0
-    assert combine([(3.0, of.PowerEntropy(0.6))]).modulus(2) == 0.0
-    assert combine([(3.0, of.PowerEntropy(0.6))]).modulus(3) is None
+    assert combined((3.0, of.PowerEntropy(0.6))).modulus(2) == 0.0
+    assert combined((3.0, of.PowerEntropy(0.6))).modulus(3) is None
 
 
 def test_a_sum_takes_the_least_bound():
     bounds = [(1.0, of.Congestion(2.0)), (5.0, of.Congestion(1.5))]
-    F = combine([*bounds, (1.0, of.PowerEntropy(2.0))])
+    F = combined(*bounds, (1.0, of.PowerEntropy(2.0)))
     assert F.max_density == 1.5
     assert repr(F) == "1 * PowerEntropy(2) + Congestion(1.5)"
-    only = combine(bounds)
+    only = combined(*bounds)
     rhs = torch.tensor([-1.0, 9.0], dtype=torch.float64)
     expected = torch.tensor([-0.5, math.log(1.5)], dtype=torch.float64)
     torch.testing.assert_close(only.log_proximal(rhs, 2.0, 1.0), expected)
     assert only.conjugate_slope(rhs).tolist() == [0.0, 1.5]
-    assert combine([(7.0, of.Congestion(2.0))]).max_density == 2.0
+    assert combined((7.0, of.Congestion(2.0))).max_density == 2.0
     assert combine([]) is None
     same = of.PowerEntropy(2.0)
     assert combine([(1.0, same)]) is same

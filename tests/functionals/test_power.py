@@ -230,6 +230,8 @@ def test_a_sum_of_energies_is_kept_below_the_bound():
     # Two smooth terms and a bound: the generic map, cut at log 2.
     terms = [(1.0, of.PowerEntropy(2.0)), (0.5, of.PowerEntropy(3.0))]
     free, cut = combine(terms), combine([*terms, (1.0, of.Congestion(2.0))])
+    assert free is not None
+    assert cut is not None
     rhs = torch.linspace(-3, 30, 40, dtype=torch.float64)
     z = free.log_proximal(rhs, 0.3, 0.7)
     assert bool((z > 0.7).any())

@@ -81,7 +81,7 @@ def test_the_number_of_a_declared_bound_has_a_name_of_its_own():
     assert of.Internal(torch.log, modulus=0.0).convexity == 0.0
     assert of.KL(spring, modulus=2.0).convexity == 2.0
     with pytest.raises(TypeError, match=r"modulus=.*convexity"):
-        of.Potential(spring).modulus = 1.0
+        of.Potential(spring).modulus = 1.0  # type: ignore[method-assign, assignment]
     with pytest.raises(TypeError, match=r"modulus=.*convexity"):
         type("Stiff", (of.Potential,), {"modulus": 1.0})
 

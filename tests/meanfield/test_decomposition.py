@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.meanfield.network import Network
 from tests import clouds
 from tests.clouds import normal
 
 Risk, TwoLayer = of.meanfield.Risk, of.meanfield.TwoLayer
 
-NETWORKS = {
+NETWORKS: dict[str, tuple[Network, int | None]] = {
     "scalar": (TwoLayer("relu"), None),
     "vector": (TwoLayer("tanh", outputs=2, offset=[0.5, -1.0]), 2),
     "offset": (TwoLayer("erf", bias=False, offset=0.7), None),
@@ -23,7 +24,7 @@ NETWORKS = {
 def case(request):
     network, outputs = NETWORKS[request.param]
     X, y = normal(64, 2, seed=3), normal(64, *([outputs] if outputs else []), seed=4)
-    p = 2 if request.param == "custom" else (outputs or 1) + 2 + network.bias
+    p = (outputs or 1) + 2 + network.bias if isinstance(network, TwoLayer) else 2
     return Risk(network, X, y), p
 
 

@@ -339,7 +339,7 @@ def test_complex_targets_of_a_loss_of_ones_own():
     y = torch.exp(1j * normal(4))
     own = risk(y, phase)
     assert bool(torch.isfinite(own.value(clouds.uniform(5, 4))))
-    y[2] = complex(math.nan, 0)
+    y[2] = torch.tensor(complex(math.nan, 0))
     with pytest.raises(ValueError, match=r"^y must be finite, got .*index"):
         risk(y, phase)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,9 +46,9 @@ def problem(n, d, outputs, loss, dtype=torch.float64):
 class RiskContract(FunctionalContract):
     """The data have a dtype, so a risk of single-precision measures is another one."""
 
-    network = TwoLayer("tanh")
-    outputs = None
-    loss = "square"
+    network: network_module.Network = TwoLayer("tanh")
+    outputs: int | None = None
+    loss: Any = "square"
     inputs = 2
     dim = 4
 

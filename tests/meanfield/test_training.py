@@ -83,6 +83,7 @@ def test_velocities_do_not_depend_on_n_and_gradients_are_diluted():
         speeds.append(float(mu.norm(F.velocity(mu))))
         theta = mu.points.clone().requires_grad_()
         F.value(mu.with_free_atoms(theta)).backward()
+        assert theta.grad is not None
         gradients.append(N * float(theta.grad.square().sum(1).mean().sqrt()))
     assert gradients == pytest.approx(speeds, rel=1e-12)
     assert max(speeds) / min(speeds) < 1.25

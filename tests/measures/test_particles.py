@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.testing import ExchangeableContract, measure
+from otflow.testing import ExchangeableContract
+from otflow.testing.capabilities import interaction, potential
+from otflow.testing.measure import nonlinear
 from tests import clouds
 from tests.clouds import normal
 from tests.differences import derivative, gradient_field
@@ -47,7 +49,7 @@ class TestOneAtom(ParticlesContract):
         pass  # one atom has one order
 
 
-VALUES = [measure.potential, measure.interaction, measure.nonlinear]
+VALUES = [potential, interaction, nonlinear]
 
 
 # Construction -------------------------------------------------------------------------
@@ -124,10 +126,10 @@ def test_an_array_of_the_other_byte_order_is_accepted():
 def test_points_that_require_gradients_keep_their_link_and_detach_cuts_it():
     x = normal(3, 2).requires_grad_()
     mu = of.Particles(2 * x, torch.softmax(x[:, 0], 0))
-    found = (mu.points, mu.weights, mu.position_gradient(measure.potential))
+    found = (mu.points, mu.weights, mu.position_gradient(potential))
     assert all(tensor.requires_grad for tensor in found)
     nu = mu.detach()
-    clouds.assert_plain(nu.points, nu.weights, nu.position_gradient(measure.potential))
+    clouds.assert_plain(nu.points, nu.weights, nu.position_gradient(potential))
     assert nu.points.data_ptr() == mu.points.data_ptr()  # no copy
     assert nu.detach() is nu
     assert x.grad is None
@@ -277,7 +279,7 @@ def test_reweight_keeps_empty_atoms_empty_and_survives_huge_rates():
     nu = mu.reweight(rate, 1.0)
     assert bool((nu.weights[mu.weights == 0] == 0).all())
     assert float(nu.weights.sum()) == 1
-    assert bool(torch.isfinite(nu.position_gradient(measure.interaction)).all())
+    assert bool(torch.isfinite(nu.position_gradient(interaction)).all())
 
 
 def test_samples_are_atoms_in_proportion_to_their_mass():

@@ -35,7 +35,7 @@ def test_interaction_is_invariant_under_rigid_motions(mu, data):
     close(found, value, 1e3)
     # The kink of |z| has no direction at 0, and a motion may part coincident atoms.
     apart = torch.cdist(mu.points, mu.points) + torch.eye(mu.n) > 0
-    if F.W.smooth or bool(apart.all()):
+    if F.kernel.smooth or bool(apart.all()):
         close(turned, velocity @ Q.T, 1e3)
 
 

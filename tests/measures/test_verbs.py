@@ -83,8 +83,8 @@ def test_a_kernel_of_the_user_needs_its_values_alone():
 @pytest.mark.parametrize("at_probes", [False, True])
 @pytest.mark.parametrize("W", [of.kernels.Gaussian(0.7), of.kernels.Log(), SKEW])
 def test_the_potential_can_be_differentiated_twice_in_everything(W, at_probes):
-    mu, x = clouds.weighted(5, 2), normal(3, 2, seed=8) if at_probes else None
-    inputs = [mu.points, mu.weights] + ([x] if at_probes else [])
+    mu, probes = clouds.weighted(5, 2), [normal(3, 2, seed=8)] if at_probes else []
+    inputs = [mu.points, mu.weights, *probes]
     inputs = [t.clone().requires_grad_() for t in inputs]
 
     def potential(points, weights, *probes):
@@ -315,6 +315,8 @@ def test_a_mixture_keeps_both_graphs():
     x, y = (normal(3, 2, seed=s).requires_grad_() for s in (0, 1))
     both = of.Particles(x).mix(of.Particles(y), 0.4)
     both.expectation(lambda z: z[:, 0]).backward()
+    assert x.grad is not None
+    assert y.grad is not None
     torch.testing.assert_close(x.grad[:, 0], torch.full((3,), 0.2, dtype=F64))
     torch.testing.assert_close(y.grad[:, 0], torch.full((3,), 0.4 / 3, dtype=F64))
 

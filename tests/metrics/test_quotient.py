@@ -332,7 +332,8 @@ class TestAutograd:
         x = normal(6, 3)
         y = shuffle(x).requires_grad_()
         align(x, y, symmetry=Sign())[0].sum().backward()
-        assert int((y.grad != 0).any(dim=1).sum()) == 1
+        assert y.grad is not None
+        assert int(y.grad.ne(0).any(dim=1).sum()) == 1
 
 
 class TestMetricOfOrbits:

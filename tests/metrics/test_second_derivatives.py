@@ -95,8 +95,8 @@ def test_gaussians(d, alike):
         return wasserstein2_squared(*laws)
 
     roots = (unit.clone(), 2 * unit) if alike else (draw(d, d), draw(d, d))
-    state = draw(d), roots[0], draw(d), roots[1]
-    state = tuple(t.requires_grad_() for t in state)
+    tensors = draw(d), roots[0], draw(d), roots[1]
+    state = tuple(t.requires_grad_() for t in tensors)
     assert gradcheck(value, state)
     assert gradgradcheck(value, state)
 

@@ -318,7 +318,7 @@ def test_bad_blur(blur):
 
 def test_blur_is_mandatory():
     with pytest.raises(TypeError, match="blur"):
-        sinkhorn_divergence(normal(3, 2), normal(3, 2))
+        sinkhorn_divergence(normal(3, 2), normal(3, 2))  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("scaling", [0.0, 1.0, 2.0])

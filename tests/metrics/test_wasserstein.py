@@ -432,7 +432,9 @@ class TestRefusals:
 
     def test_measures_that_are_not_atoms(self):
         class Cells(of.Measure):
-            value_and_position_gradient = push = inner = displacement_to = None
+            # Abstract, and never called.
+            value_and_position_gradient = None  # type: ignore[assignment]
+            push = inner = displacement_to = None  # type: ignore[assignment]
 
         with pytest.raises(TypeError, match=r"use Particles\(nu.points, nu.weights\)"):
             wasserstein2(cloud(3, 2), Cells())

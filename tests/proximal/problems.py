@@ -46,7 +46,9 @@ def particles(seed: int, *, convex: bool = True) -> Problem:
         return math.sqrt(float(of.metrics.wasserstein2_squared(a, b)))
 
     if not convex:
-        F = of.Potential(lambda x: modulus * (x.square() - 1).square().sum(-1))
+        F: of.Functional = of.Potential(
+            lambda x: modulus * (x.square() - 1).square().sum(-1)
+        )
         F = F + of.Interaction(of.kernels.Gaussian(0.7))
         return Problem(F, mu, 10 * dt, distance)
     goal = (x + dt * modulus * centre) / (1 + dt * modulus)
@@ -81,7 +83,7 @@ def bent(seed: int) -> Problem:
     """A Gaussian on a fine rule, across a kink that no rule integrates exactly."""
     modulus, centre, dt = _numbers(seed)
     mu = of.Gaussian(normal(1, seed=seed), 0.5 + normal(1, 1, seed=seed + 5).square())
-    F = of.Potential(
+    F: of.Functional = of.Potential(
         lambda x: modulus * ((x[..., 0] - centre).square() + 0.01).sqrt(), modulus=0.0
     )
     F = F + 0.5 * of.Entropy()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ from tests.proximal import problems as law
 
 # A solver, one that stops at once, its problems: a new solver is a line here, and
 # `test_every_solver_has_its_laws` misses it.
-SOLVERS = {
+SOLVERS: dict[str, tuple[Callable[..., Any], dict[str, int], Callable[..., Any]]] = {
     "particles": (ParticleProximal, {"max_gradients": 2}, law.particles),
     "wells": (
         ParticleProximal,

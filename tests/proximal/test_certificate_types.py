@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,7 +184,12 @@ def test_bad_reports_are_refused_by_name():
 
 
 def test_entries_go_beside_details():
-    words = {"energy_before": 2.0, "energy_after": 1.0, "dt": 1.0, "w2": 0.1}
+    words: dict[str, Any] = {
+        "energy_before": 2.0,
+        "energy_after": 1.0,
+        "dt": 1.0,
+        "w2": 0.1,
+    }
     words |= {"residual": 0.0, "converged": True, "guarantee": "stationary"}
     info = certify(**words, iterations=3, rounds=np.int64(4), size=torch.tensor(2.0))
     assert (info.iterations, info["rounds"], info["size"]) == (3, 4, 2.0)

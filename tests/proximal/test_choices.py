@@ -1,6 +1,7 @@
 """JKO() on every representation with every functional: a step, or a typed refusal."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ def towards_one():
     return of.OfExpectation(lambda m: (m - 1).square().sum(), lambda x: x)
 
 
-FUNCTIONALS = {
+FUNCTIONALS: dict[str, Callable[..., of.Functional]] = {
     "potential": lambda: of.Potential(bowl, modulus=1.0),
     "attraction": lambda: of.Interaction(bowl),
     "repulsion": lambda: of.Potential(bowl) + of.Interaction(bump),

@@ -73,7 +73,7 @@ class TestSinkhornParticles(Atoms):
     def crude(self):
         return SinkhornParticles(self.blur, max_gradients=1)
 
-    def test_units_of_length_are_immaterial(self):
+    def test_units_of_length_are_immaterial(self):  # type: ignore[override]  # one unit
         """A blur is a length, and goes with the units."""
         one = self.solved(self.functional(), self.start(), self.dt)
         self.blur = 0.5 * 8

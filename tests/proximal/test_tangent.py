@@ -159,7 +159,9 @@ class TestOtherSolvers:
     @pytest.mark.parametrize("weighted_atoms", [False, True])
     def test_particles(self, weighted_atoms):
         mu = weighted(12, 2) if weighted_atoms else uniform(12, 2)
-        F = of.Potential(lambda x: 0.25 * (x.square() - 1).square().sum(-1))
+        F: of.Functional = of.Potential(
+            lambda x: 0.25 * (x.square() - 1).square().sum(-1)
+        )
         F = F + of.Interaction(of.kernels.Gaussian(0.8))
         one = solve(F, mu, 0.3, tolerance=1e-9)
         two = ParticleProximal(tolerance=1e-9).solve(F, mu, 0.3)

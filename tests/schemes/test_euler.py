@@ -198,4 +198,4 @@ def test_its_options_are_checked():
     with pytest.raises(ValueError, match=r"^max_halvings must be at least 0, got -1"):
         of.ExplicitEuler(True, max_halvings=-1)
     with pytest.raises(TypeError, match="unexpected keyword"):
-        of.ExplicitEuler(backtraking=True)
+        of.ExplicitEuler(backtraking=True)  # type: ignore[call-arg]

@@ -21,7 +21,9 @@ class TestJKO(SchemeContract):
 
     def problem(self, dtype=torch.float64):
         # No degenerate minimum: the kernel is wider than the bowl is curved.
-        F = of.Potential(lambda x: (x.square().sum(-1) + 1).sqrt(), modulus=0.0)
+        F: of.Functional = of.Potential(
+            lambda x: (x.square().sum(-1) + 1).sqrt(), modulus=0.0
+        )
         F = F + of.Interaction(of.kernels.Gaussian(1.5))
         return F, clouds.uniform(7, 2, dtype=dtype)
 

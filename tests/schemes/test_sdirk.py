@@ -27,7 +27,9 @@ class TestOrderTwo(SchemeContract):
 
     def problem(self, dtype=torch.float64):
         # No degenerate minimum: the kernel is wider than the bowl is curved.
-        F = of.Potential(lambda x: (x.square().sum(-1) + 1).sqrt(), modulus=0.0)
+        F: of.Functional = of.Potential(
+            lambda x: (x.square().sum(-1) + 1).sqrt(), modulus=0.0
+        )
         F = F + of.Interaction(of.kernels.Gaussian(1.5))
         return F, clouds.uniform(7, 2, dtype=dtype)
 
@@ -60,6 +62,7 @@ def test_the_order_conditions_hold(order):
     one = torch.ones(s, dtype=torch.float64)
     b, c = A[-1], A @ one
     assert A.diagonal().tolist() == [tableau.gamma] * s
+    conditions: dict[int, list[tuple[torch.Tensor, float]]]
     conditions = {1: [(b @ one, 1)], 2: [(b @ c, 1 / 2)]}
     conditions[3] = [(b @ c.square(), 1 / 3), (b @ A @ c, 1 / 6)]
     for p in range(1, order + 1):

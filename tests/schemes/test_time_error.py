@@ -59,7 +59,7 @@ def test_it_dominates_the_error_of_an_ornstein_uhlenbeck_flow():
     A = torch.tensor([[2.0, -0.7], [-0.7, 1.0]], dtype=torch.float64)
     S = torch.tensor([[1.0, 0.3], [0.3, 0.5]], dtype=torch.float64)
     T, lam = 0.5, float(torch.linalg.eigvalsh(A)[0])
-    F = of.Potential(lambda x: 0.5 * ((x @ A) * x).sum(-1), modulus=lam)
+    F: of.Functional = of.Potential(lambda x: 0.5 * ((x @ A) * x).sum(-1), modulus=lam)
     F = F + T * of.Entropy()
     mu = of.Gaussian(torch.tensor([1.0, -2.0], dtype=torch.float64), S)
     rest = T * torch.linalg.inv(A)
@@ -80,7 +80,7 @@ def test_it_dominates_the_error_on_quantiles():
     mu = of.Quantiles.from_quantile(
         lambda u: 1 + 0.4 * torch.special.ndtri(u), 100, dtype=torch.float64
     )
-    F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    F: of.Functional = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
     F = F + 0.5 * of.Entropy()
     fine = of.flow(F, mu, of.JKO(order=3), dt=0.01, steps=100, every=20)
     run = of.flow(F, mu, of.JKO(), dt=0.1, steps=10, every=2)
@@ -414,7 +414,7 @@ def test_steps_that_lost_too_little_for_their_length_give_no_estimate():
 
 @pytest.mark.filterwarnings("ignore::otflow.errors.BlurWarning")  # and it is told
 def test_the_estimate_on_a_coarse_grid_is_near_that_of_exact_steps():
-    F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    F: of.Functional = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
     F = F + 0.2 * of.Entropy()
     bell = lambda x: torch.exp(-2 * (x - 0.3).square().sum(-1))
     ends = (-4.0, -3.0), (4.0, 3.0)

@@ -44,7 +44,7 @@ def time_error(trial: Trial) -> None:
     if kind == "particles":
         n = int(rng.integers(1, 30))
         x = torch.as_tensor(offset + scale * rng.normal(size=(n, d))).to(dtype)
-        run = of.flow(F, of.Particles(x), of.JKO(), dt=dt, steps=steps)
+        run: of.Trajectory = of.flow(F, of.Particles(x), of.JKO(), dt=dt, steps=steps)
         z, y = ((p.double().numpy() - offset) / scale for p in (x, run.final.points))
         # Linear maps near the identity keep the pairing; it bounds W2 from above.
         off = math.sqrt(((z @ fade - y) ** 2).sum(1).mean())
@@ -143,6 +143,7 @@ def convexity(trial: Trial) -> None:
         abs(report.minimum - curvature) > 1e-3 * curvature + report.roundoff,
         f"curvature {report.minimum:.9g}, exact {curvature:.9g}",
     )
+    assert isinstance(F, of.Potential)
     lying = of.Potential(F.V, modulus=curvature * 1.5)
     report = of.analysis.displacement_convexity(lying, a, b)
     trial.false_if(

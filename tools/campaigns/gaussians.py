@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +99,7 @@ def _separable(trial, d, dt, heat, scale, offset, m, L):
     """Return V = sum phi(z_k) and its step, axis by axis by Newton's method."""
     name = trial.choice("quartic", "logcosh", "kink")
     trial.says(phi=name)
-    phi, slope, curvature, torch_phi = {
+    table: dict[str, tuple[Callable[[Any], Any], ...]] = {
         "quartic": (
             lambda z: 0.25 * z**4,
             lambda z: z**3,
@@ -116,7 +118,8 @@ def _separable(trial, d, dt, heat, scale, offset, m, L):
             lambda z: 0.01 / (z**2 + 0.01) ** 1.5,
             lambda z: (z.square() + 0.01).sqrt(),
         ),
-    }[name]
+    }
+    phi, slope, curvature, torch_phi = table[name]
 
     def V(x: torch.Tensor) -> torch.Tensor:
         return scale**2 * torch_phi((x - offset) / scale).sum(-1)

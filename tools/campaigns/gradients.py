@@ -78,9 +78,8 @@ def w2_points(trial: Trial, *, through: bool, metric: Callable) -> Case:
     x = _cloud(trial)
     y = x.flip(0) + x.std() * torch.as_tensor(trial.rng.normal(size=tuple(x.shape)))
     a, b = (_weights(trial, len(x)) for _ in range(2))
-    nu = of.Particles(y, b)
     wrap = (lambda x: of.Particles(x, a)) if through else (lambda x: x)
-    nu = nu if through else y
+    nu = of.Particles(y, b) if through else y
     return (lambda x: metric(wrap(x), nu)), x, x.std() * _like(trial, x)
 
 

@@ -119,7 +119,8 @@ def draw_problem(
 
     def V(x: torch.Tensor) -> torch.Tensor:
         z = (x - offset) / scale
-        return square * sum(p.torch_V(z[..., k]) for k, p in enumerate(potentials))
+        values = [p.torch_V(z[..., k]) for k, p in enumerate(potentials)]
+        return square * torch.stack(values).sum(0)
 
     strength = trial.log_uniform(0.03, 3.0)
     trial.says(strength=strength)

@@ -51,7 +51,7 @@ def _pieces(edges: np.ndarray, masses: np.ndarray) -> list[tuple[float, float, f
 
 def draw(
     trial: Trial, scale: float, offset: float, dtype: torch.dtype
-) -> tuple[of.Measure, np.ndarray]:
+) -> tuple[of.Quantiles | of.GridDensity, np.ndarray]:
     """Draw a density, and its edges in units of the scale as float64 has them."""
     rng = trial.rng
     n = int(rng.integers(2, 200))
@@ -64,8 +64,8 @@ def draw(
         # A cell must be wider than the rounding of its ends.
         w = rng.dirichlet(np.ones(n)) + 1e-6
         q = torch.as_tensor(offset + scale * edges).to(dtype)
-        mu = of.Quantiles(q, torch.as_tensor(w).to(dtype), normalize=True)
-        return mu, (mu.edges.double().numpy() - offset) / scale
+        law = of.Quantiles(q, torch.as_tensor(w).to(dtype), normalize=True)
+        return law, (law.edges.double().numpy() - offset) / scale
     low = rng.normal()
     width = rng.uniform(0.5, 8)
     edges = low + width * np.linspace(0, 1, n + 1)

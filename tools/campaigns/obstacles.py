@@ -49,7 +49,7 @@ def room(trial: Trial) -> None:
     push = trial.log_uniform(0.1, 10.0)
     trial.says(push=push)
     square = scale**2
-    F = of.Potential(
+    F: of.Functional = of.Potential(
         lambda x: -push * square * (x[..., wide] - offset) / scale, modulus=0.0
     )
     if kind == "entropy":

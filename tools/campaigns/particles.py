@@ -35,7 +35,7 @@ class Problem:
     curvature: float = 1.0
 
 
-def quadratic(trial: Trial, d: int, units: Callable) -> Problem:
+def quadratic(trial: Trial, d: int, units: Units) -> Problem:
     """V = (z - m)^T A (z - m) / 2, isotropic or not."""
     rng = trial.rng
     if rng.random() < 0.3:
@@ -59,7 +59,7 @@ def quadratic(trial: Trial, d: int, units: Callable) -> Problem:
     )
 
 
-def double_well(trial: Trial, d: int, units: Callable) -> Problem:
+def double_well(trial: Trial, d: int, units: Units) -> Problem:
     """V = sum (z_k^2 - 1)^2 / 4; its step is unique where dt < 1."""
 
     def V(x: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,7 @@ def double_well(trial: Trial, d: int, units: Callable) -> Problem:
     )
 
 
-def logarithm(trial: Trial, d: int, units: Callable) -> Problem:
+def logarithm(trial: Trial, d: int, units: Units) -> Problem:
     """V = log(1 + |z|^2), whose curvature is at least -1/4."""
 
     def V(x: torch.Tensor) -> torch.Tensor:
@@ -96,7 +96,7 @@ def logarithm(trial: Trial, d: int, units: Callable) -> Problem:
     )
 
 
-def repulsion(trial: Trial, d: int, units: Callable) -> Problem:
+def repulsion(trial: Trial, d: int, units: Units) -> Problem:
     """|z|^2 / 2 and a singular repulsion, logarithm or Riesz; a pair has no self."""
     p = trial.choice(0.0, 0.5, 1.0)
     trial.says(p=p)

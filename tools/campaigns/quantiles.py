@@ -46,11 +46,10 @@ def step(trial: Trial) -> None:
     w = mu.weights.double().numpy()
     w = w / w.sum()
     lower, upper = _walls(walls, p)
-    options = {"lower": lower, "upper": upper}
-    options = {k: offset + scale * v for k, v in options.items() if math.isfinite(v)}
+    ends = [offset + scale * v if math.isfinite(v) else None for v in (lower, upper)]
     F, reference = _problem(trial, kind, p, w, dt, scale, offset)
     reference = replace(reference, lower=lower, upper=upper)
-    solver = of.proximal.QuantileProximal(**options)
+    solver = of.proximal.QuantileProximal(lower=ends[0], upper=ends[1])
     result = solver.solve(F, mu, dt)
     q = (result.measure.edges.double().numpy() - offset) / scale
     if not trial.finite(edges=q):

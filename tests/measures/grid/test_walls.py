@@ -104,7 +104,7 @@ def test_explicit_flows_do_not_pass_a_closed_wall(scheme):
     rho = torch.zeros(12, 6, dtype=F64)
     rho[1:5] = 1.0
     mu = of.GridDensity(rho, 0.0, 1.0, obstacles=blocked, walls=True, normalize=True)
-    F = of.Potential(lambda x: -x[..., 0])
+    F: of.Functional = of.Potential(lambda x: -x[..., 0])
     if isinstance(scheme, of.Langevin):
         F = F + 0.2 * of.Entropy()
     last = of.flow(F, mu, scheme, dt=0.02, steps=30, generator=0).final

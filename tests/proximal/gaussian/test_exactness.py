@@ -355,7 +355,7 @@ def test_a_keyword_or_an_operator_that_rounds_or_divides_ends_the_proof(f):
 
 SPELLINGS = [
     (lambda x: torch.sum(input=x, dim=-1), 1),
-    (lambda x: torch.add(x, x, alpha=2).sum(axis=-1, keepdim=False), 1),
+    (lambda x: torch.add(x, x, alpha=2).sum(axis=-1, keepdim=False), 1),  # type: ignore[call-overload]
     (lambda x: torch.mul(x, other=x).sum(-1), 2),
     (lambda x: torch.stack(tensors=[x[..., 0], x[..., 1]], dim=-1).sum(-1), 1),
     (lambda x: x.divide(2.0).sum(-1), 1),

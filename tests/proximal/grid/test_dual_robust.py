@@ -217,7 +217,7 @@ def test_a_bound_below_the_mean_is_refused_with_a_cure_that_works():
     tight = of.Congestion(float(mu.density().max()) * (1 - 5e-4))
     with pytest.raises(ValueError, match="below the mean density") as caught:
         BackAndForth().solve(V + tight, mu, 0.1)
-    cure = float(re.search(r"raise the bound to (\S+) or more", str(caught.value))[1])
+    cure = float(re.findall(r"raise the bound to (\S+) or more", str(caught.value))[0])
     result = BackAndForth().solve(V + of.Congestion(cure), mu, 0.1)
     assert result.certificate["converged"]
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -192,7 +194,7 @@ def test_another_problem_warns_again_and_each_step_says_it():
 
 REPULSION = of.Interaction(of.kernels.Log())
 SPRING = of.Potential(lambda x: 0.5 * square(x), modulus=1.0)
-CURED = {
+CURED: dict[str, tuple[of.Functional, Callable[..., Any]]] = {
     "potential": (SPRING, BackAndForth),
     "heat": (of.Entropy(), BackAndForth),
     "porous": (of.PowerEntropy(2.0), BackAndForth),
@@ -227,7 +229,7 @@ def test_the_smaller_eps_that_the_warning_names_helps():
         GridSinkhorn(eps=0.2).solve(F, mu, dt)
     words = cure(seen)
     assert "longer dt" not in words
-    eps = float(re.search(r"eps = ([^ ,]+)", words)[1])
+    eps = float(re.findall(r"eps = ([^ ,]+)", words)[0])
     assert GridSinkhorn(eps=eps).solve(F, mu, dt).certificate["certified"]
 
 

@@ -450,7 +450,9 @@ def bell(x):
 
 def apart(other, n, steps):
     """Return the L1 distance between two solvers' flows to t = 0.04 on n cells."""
-    F = of.Potential(lambda x: 2 * (x - 0.6).square().sum(-1), modulus=4.0)
+    F: of.Functional = of.Potential(
+        lambda x: 2 * (x - 0.6).square().sum(-1), modulus=4.0
+    )
     F = F + of.PowerEntropy(2)
     mu = of.GridDensity.from_function(bell, 0.0, 1.0, (n,), walls=True, dtype=F64)
     runs = [

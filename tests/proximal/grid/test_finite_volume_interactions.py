@@ -298,6 +298,7 @@ def test_the_modes_are_the_second_derivative(name, dense, monkeypatch):
     cells = mu.is_free.nonzero().reshape(-1).numpy()
     [(c, term)] = G.terms()
     coupling = coupling_of(((c, term),), mu, cells)
+    assert coupling is not None
     expected = curvature(G, mu, cells)
     modes = coupling.modes
     if modes is None:  # too many for a sketch
@@ -354,8 +355,8 @@ def test_a_kernel_that_changed_in_place_is_not_taken_for_the_one_before():
     )
     warm = FiniteVolume().solve(F, mu, 0.1).warm
     W.sigma = 0.8
-    after, cold = FiniteVolume().solve(F, mu, 0.1, warm=warm), FiniteVolume()
-    cold = cold.solve(F, mu, 0.1)
+    after = FiniteVolume().solve(F, mu, 0.1, warm=warm)
+    cold = FiniteVolume().solve(F, mu, 0.1)
     assert after.certificate["converged"]
     assert cold.certificate["converged"]
     assert float((after.measure.weights - cold.measure.weights).abs().sum()) < 1e-5

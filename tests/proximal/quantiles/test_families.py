@@ -243,7 +243,7 @@ def test_a_warm_crowd_needs_few_iterations_for_every_dt(walls):
         assert result.certificate["guarantee"] == "exact"
         assert result.iterations <= 60
     if walls != (-1.0, 2.0):  # as far apart as they can be: evenly between the walls
-        even = torch.linspace(*walls, 21, dtype=torch.float64)
+        even = torch.linspace(walls[0], walls[1], 21, dtype=torch.float64)
         torch.testing.assert_close(result.measure.edges, even, rtol=0, atol=1e-4)
 
 

@@ -401,6 +401,7 @@ def test_springs(n, stiff):
     torch.testing.assert_close(full @ x, rhs, rtol=1e-9, atol=1e-9 * stiff)
     # A common force moves all as one, by it over the anchors, however stiff.
     moved = matrix.solve(torch.ones_like(rows))
+    assert moved is not None
     assert float(rows @ moved) == pytest.approx(n + 1, rel=1e-13)
     if stiff == 1.0:
         torch.testing.assert_close(matrix.solve(rhs), x, rtol=0, atol=1e-12)
@@ -506,6 +507,7 @@ def test_derivatives_of_an_attraction_of_any_range(sigma, dense, monkeypatch):
         bend = derivative(
             lambda t, v=v: problem.expand(q + t * v).gradient, 1e-3 * sigma
         )
+        assert at.product is not None
         found = at.band.times(v) + at.product(v)
         torch.testing.assert_close(found, bend, rtol=1e-5, atol=1e-6)
 
@@ -517,6 +519,7 @@ def test_the_modulus_of_a_kernel_holds_for_cells_of_any_width(seed, log_sigma):
     W = of.kernels.Gaussian(sigma)
     masses = torch.diag(mu.lumped)
     times = Objective(of.Interaction(W), mu, 1.0).start.product
+    assert times is not None
     hessian = torch.stack([times(e) for e in torch.eye(10, dtype=torch.float64)])
     least = torch.linalg.eigvalsh(hessian - W.modulus * masses).min()
     assert float(least) >= -1e-9 * (1 + sigma**-2)
