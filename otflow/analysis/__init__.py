@@ -1,4 +1,4 @@
-"""What a flow can be held to: convexity, dissipation, orders and rates."""
+"""Checks of a flow: convexity, dissipation, orders and rates."""
 
 from otflow.analysis.certificates import (
     DissipationReport,

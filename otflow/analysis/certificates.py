@@ -26,15 +26,15 @@ __all__ = [
 def dissipation(F: Functional, mu: Measure) -> Tensor:
     r"""Return :math:`\int |\nabla F'[\mu]|^2 d\mu`, the rate at which F falls.
 
-    Along :math:`\partial_t\mu = \nabla\cdot(\mu\nabla F'[\mu])` it is
-    :math:`-\frac{d}{dt}F(\mu_t)`; it vanishes at critical points only.
+    Along :math:`\partial_t\mu = \nabla\cdot(\mu\nabla F'[\mu])` the dissipation is
+    :math:`-\frac{d}{dt}F(\mu_t)`. It vanishes at critical points only.
 
     Parameters
     ----------
     F : Functional
         The energy.
     mu : Measure
-        Where.
+        Where to evaluate the dissipation.
 
     Returns
     -------
@@ -61,9 +61,9 @@ class DissipationReport:
     times : Tensor, shape (K,)
         Times of the records.
     drop : Tensor, shape (K - 1,)
-        Energy lost between two of them.
+        Energy lost between successive times.
     dissipated : Tensor, shape (K - 1,)
-        What should have been lost.
+        Energy that should have been lost between successive times.
 
     Attributes
     ----------
@@ -85,29 +85,29 @@ class DissipationReport:
 
     @property
     def residual(self) -> float:
-        """Energy lost in all, minus energy dissipated in all."""
+        """Total energy lost minus total energy dissipated."""
         return float(self.drop.sum() - self.dissipated.sum())
 
     @property
     def slack(self) -> float:
-        """The least of drop minus dissipated over the intervals."""
+        """Smallest value of drop - dissipated over the intervals."""
         return float((self.drop - self.dissipated).min())
 
 
 def energy_dissipation(F: Functional, trajectory: Trajectory[Any]) -> DissipationReport:
     r"""Compare :math:`F(\mu_s) - F(\mu_t)` with :math:`\int_s^t\!\int|v|^2 d\mu\,dr`.
 
-    They are equal along the gradient flow: the energy-dissipation identity
-    :cite:p:`ambrosio2008gradient`. The integral is taken by the trapezoidal rule over
-    the recorded times, so the residual is of the order of the scheme in dt and of order
-    2 in the spacing of the records.
+    Both are equal along the gradient flow, by the energy-dissipation identity
+    :cite:p:`ambrosio2008gradient`. The trapezoidal rule over the recorded times gives
+    the integral, so the residual has the order of the scheme in dt and order 2 in the
+    spacing of the records.
 
     Parameters
     ----------
     F : Functional
-        What the flow minimised by transport alone.
+        The functional that the flow minimised, by transport alone.
     trajectory : Trajectory
-        Its record.
+        The record of the flow.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def energy_dissipation(F: Functional, trajectory: Trajectory[Any]) -> Dissipatio
 
     Notes
     -----
-    One value and one velocity for each snapshot.
+    Cost: one value and one velocity of F for each snapshot.
 
     Examples
     --------
@@ -147,17 +147,18 @@ def energy_dissipation(F: Functional, trajectory: Trajectory[Any]) -> Dissipatio
 def minimizing_movement(trajectory: Trajectory[Any]) -> DissipationReport:
     r"""Compare the energy lost in each step with :math:`W_2^2(\mu^k, \mu^{k+1})/2dt`.
 
-    A JKO step loses at least that much, :math:`F(\mu^{k+1}) + W_2^2/2dt \le F(\mu^k)`,
-    whatever dt, for :math:`\mu^k` itself competes in its minimisation
-    :cite:p:`jordan1998variational`: ``slack`` is not negative.
-    Between particles distances are computed anew, by exact transport. Otherwise they
-    are those that the steps report, ``info["w2"]``: exact on Gaussians, the lumped
-    length on quantiles (never less than W2), an estimate on a grid.
+    For every dt a JKO step loses at least that much energy, :math:`F(\mu^{k+1}) +
+    W_2^2/2dt \le F(\mu^k)`, since :math:`\mu^k` is a candidate of the minimisation
+    :cite:p:`jordan1998variational`. So ``slack`` is not negative.
+
+    Between particles an exact transport gives the distances. Otherwise the distances
+    are those of the reports, ``info["w2"]``: exact on Gaussians, the lumped length on
+    quantiles (at least W2), an estimate on a grid.
 
     Parameters
     ----------
     trajectory : Trajectory
-        A flow whose every step is recorded.
+        A flow in which each step is recorded.
 
     Returns
     -------
@@ -169,11 +170,11 @@ def minimizing_movement(trajectory: Trajectory[Any]) -> DissipationReport:
     ValueError
         If a step was not recorded: take ``every=1``.
     Unsupported
-        If it is not a flow of particles and a step does not report its length.
+        If the measures are not particles and a step does not report its length.
 
     Notes
     -----
-    One exact transport problem for each step of particles.
+    Cost: one exact transport problem for each step of particles.
 
     Examples
     --------
@@ -195,7 +196,8 @@ def minimizing_movement(trajectory: Trajectory[Any]) -> DissipationReport:
     energy = trajectory.records["energy"].double().cpu()
     times = trajectory.times
     steps = times.diff()
-    rested = (steps == 0) & (squares == 0)  # a step that stalled took no time
+    # A stalled step takes no time and has length 0: avoid 0 / 0.
+    rested = (steps == 0) & (squares == 0)
     return DissipationReport(
         times=times,
         drop=-energy.diff(),

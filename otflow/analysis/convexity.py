@@ -1,4 +1,4 @@
-"""Displacement convexity: look along a geodesic for a proof that it fails."""
+"""Displacement convexity: search a geodesic for a counterexample."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ __all__ = ["ConvexityReport", "displacement_convexity"]
 
 @dataclass(frozen=True, eq=False)
 class ConvexityReport:
-    r"""What second differences along one geodesic say of convexity.
+    r"""Second differences of a functional along one geodesic.
 
     Parameters
     ----------
     times : Tensor, shape (m,)
-        Where the curvature is measured: the middle of each triple of times.
+        Times of the curvatures: the middle of each triple of times.
     curvature : Tensor, shape (m,)
-        Second differences of F divided by :math:`W_2^2`; F being
-        :math:`\lambda`-convex, none is below :math:`\lambda`.
+        Second differences of F divided by :math:`W_2^2`. If F is
+        :math:`\lambda`-convex, each is at least :math:`\lambda`.
     values : Tensor, shape (m + 2,)
         F along the geodesic, ends included.
     w2 : float
         Length of the geodesic.
     declared_modulus : float or None
-        What F declares: ``F.modulus(d)``, d the dimension of the measures.
+        The modulus ``F.modulus(d)``, d the dimension of the measures.
     roundoff : float
-        How far a curvature may be off because numbers are rounded.
+        Bound on the error of a curvature by round-off.
 
     Attributes
     ----------
@@ -70,12 +70,12 @@ class ConvexityReport:
 
     @property
     def time(self) -> float:
-        """Where the least curvature was found."""
+        """Time of the least curvature."""
         return float(self.times[self.curvature.argmin()])
 
     @property
     def violates_declared(self) -> bool:
-        """Whether the declared modulus is refuted, beyond what rounding explains."""
+        """Whether a curvature is below the declared modulus, beyond round-off."""
         if self.declared_modulus is None:
             return False
         return self.minimum < self.declared_modulus - self.roundoff
@@ -91,23 +91,24 @@ def displacement_convexity(
     .. math:: \frac{F(\mu_{t+h}) - 2F(\mu_t) + F(\mu_{t-h})}{h^2}
         \ge \lambda W_2^2(a, b)
 
-    exactly, with no error of truncation :cite:p:`mccann1997convexity`. So one number
-    below :math:`\lambda W_2^2` refutes :math:`\lambda`; none below proves nothing.
+    exactly, without truncation error :cite:p:`mccann1997convexity`. So one difference
+    below :math:`\lambda W_2^2` refutes the modulus :math:`\lambda`. If no difference is
+    below, nothing is proved.
 
     Parameters
     ----------
     F : Functional
-        What to examine.
+        The functional to examine.
     a, b : Measure
-        Ends of the geodesic, of one kind. Particles are joined by an optimal plan, at
-        any sizes and weights; `Quantiles` and `Gaussian` by their ``displacement_to``.
+        Ends of the geodesic, of one kind. An optimal plan joins particles of any
+        numbers and weights; ``displacement_to`` joins `Quantiles` and `Gaussian`.
     times : int or Tensor, shape (m + 2,)
-        Number of equidistant times in [0, 1], or the times, increasing.
+        Number of equidistant times in [0, 1], or increasing times.
 
     Returns
     -------
     ConvexityReport
-        Curvatures, their minimum and where it is.
+        Curvatures, their minimum and its time.
 
     Raises
     ------
@@ -116,15 +117,15 @@ def displacement_convexity(
     NonFinite
         If F is not finite somewhere on the geodesic.
     Unsupported
-        If an end is a `GridDensity`, whose moves are no geodesics.
+        If an end is a `GridDensity`, since its moves are no geodesics.
 
     Notes
     -----
-    Three evaluations of F and one of its velocity a time, and one exact transport
-    problem. ``roundoff`` is what the rounding of positions, times the slope of F, and
-    of its value make of a second difference, measured and bounded to first order; a
-    modulus is refuted beyond it. Use float64, near the origin: in float32 or at an
-    offset round-off, divided by h^2, hides most of what there is to see.
+    Cost: three values and one velocity of F for each time, and one exact transport
+    problem. ``roundoff`` bounds, to first order, the effect on a second difference of
+    the round-off of positions, times the slope of F, and of the value of F. A modulus
+    is refuted only beyond this bound. Use float64 and points near the origin: otherwise
+    the round-off, divided by h^2, exceeds most curvatures.
 
     Examples
     --------
@@ -161,11 +162,11 @@ def displacement_convexity(
 
 
 def _noise(F: Functional, mu: Measure, value: float) -> float:
-    """Return what the rounding of numbers may make of the value of F at a measure.
+    """Return the effect of round-off on the value of F at a measure.
 
-    Positions on the geodesic are rounded, and F has a slope: to first order that is the
-    norm of its velocity times the round-off of positions. What F does inside is seen
-    where positions are off by one unit in their last place.
+    The round-off of positions changes F, to first order, by the norm of the velocity
+    times that round-off. The round-off inside F is measured by a change of the
+    positions by one unit in their last place.
     """
     eps = torch.finfo(mu.dtype).eps
     noise = 4 * eps * abs(value)

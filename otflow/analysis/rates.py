@@ -20,8 +20,8 @@ def observed_order(
 ) -> float:
     r"""Return the slope p of the least-squares line :math:`\log e = p \log h + c`.
 
-    With time steps h it is the observed order of a scheme; with numbers of particles N
-    or times t an algebraic rate, then negative.
+    For time steps h the slope is the observed order of a scheme. For numbers of
+    particles N or times t it is an algebraic rate, and negative if the errors fall.
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ def observed_order(
     Raises
     ------
     ValueError
-        If fewer than two pairs are given, lengths differ, or an entry is not finite and
-        positive: an error of exactly zero has no logarithm and no order.
+        If fewer than two pairs are given, if lengths differ, or if an entry is not
+        finite and positive. An error of exactly zero has no logarithm.
 
     Examples
     --------
@@ -70,13 +70,13 @@ def exponential_rate(
     Returns
     -------
     float
-        The rate r, positive where the values fall.
+        The rate r, positive if the values fall.
 
     Raises
     ------
     ValueError
-        If fewer than two pairs are given, lengths differ, or a value does not exceed
-        the limit.
+        If fewer than two pairs are given, if lengths differ, or if a value does not
+        exceed the limit.
 
     Examples
     --------

@@ -37,7 +37,8 @@ class Decomposition:
 
     Notes
     -----
-    The interaction costs O(n N), not O(N^2), by way of the outputs at the n data.
+    The interaction costs O(n N), not O(N^2): it is evaluated by the outputs at the n
+    data.
 
     Examples
     --------

@@ -25,25 +25,25 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     r"""Return :math:`\frac1n\sum_k\ell(f_k, y_k)` and :math:`\nabla F'(\theta_i)/s_N`.
 
-    With g the slope of the loss at :math:`f = \sum_i m_i\sigma(\cdot;\theta_i)`, the
-    second is :math:`\frac1n\sum_k g_k\cdot\nabla_\theta\sigma(x_k;\theta_i)`. With rows
-    :math:`\tilde x` of `inputs`, weights :math:`\tilde w` of a neuron on them, and
+    Let g be the slope of the loss at :math:`f = \sum_i m_i\sigma(\cdot;\theta_i)`. The
+    gradient is :math:`\frac1n\sum_k g_k\cdot\nabla_\theta\sigma(x_k;\theta_i)`. For
+    rows :math:`\tilde x` of `inputs`, inner weights :math:`\tilde w` of a neuron, and
     :math:`z_{ki} = \tilde w_i\cdot\tilde x_k`, its parts are
 
     .. math:: \partial_a : \frac1n\sum_k g_k\,\varphi(z_{ki}), \qquad
         \partial_{\tilde w} :
         \frac1n\sum_k (g_k\cdot a_i)\,\varphi'(z_{ki})\,\tilde x_k.
 
-    No mass divides it. The hidden values of a block of rows are made, used for f, and
-    used again for the gradient before they leave the cache. Time: two products
-    (n, q) x (q, N); memory O(N q) and two blocks.
+    No mass divides the gradient, so a mass may be zero. The hidden values of a block of
+    rows are computed once and used for f and for the gradient while they are in the
+    cache. Time: two products (n, q) x (q, N); memory O(N q) and two blocks.
     """
     n, count = len(inputs), len(theta)
     a, w = network.split(theta)
     transposed = w.T.contiguous()
     outer = masses[:, None] * a
     scalar = network.outputs is None
-    # relu: sum_k g_k phi(z_ki) = w_i . sum_k g_k phi'(z_ki) x_k, already at hand.
+    # relu: sum_k g_k phi(z_ki) = w_i . sum_k g_k phi'(z_ki) x_k, which is known then.
     short = scalar and unit.homogeneous
 
     rows = min(n, block_rows(count, theta, 1 if short else 2))

@@ -1,4 +1,4 @@
-"""Two-layer networks, of built-in neurons and of one's own."""
+"""Two-layer networks of built-in neurons and of user-defined neurons."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TwoLayer(Network):
     r"""Two-layer network, neurons :math:`\sigma(x;\theta) = a\,\varphi(w\cdot x + b)`.
 
     A neuron is one row :math:`\theta = (a_1, \dots, a_m, w_1, \dots, w_d, b)`. On N
-    equal atoms, in the three scalings,
+    equal atoms the output in the three scalings is
 
     .. math:: f(x) = \frac1N\sum_i \sigma(x;\theta_i),\qquad
         \frac1{\sqrt N}\sum_i \sigma(x;\theta_i),\qquad \sum_i \sigma(x;\theta_i) :
@@ -31,11 +31,11 @@ class TwoLayer(Network):
     ----------
     activation : str or callable
         "relu", "tanh", "erf", "sigmoid"; an elementwise function of torch tensors; or a
-        `Unit` of one's own, which brings its slope and so needs no autodiff.
+        `Unit` of your own, which states its slope and so needs no autodiff.
     outputs : int, optional
         Number m of outputs; by default one output (m = 1), and f has shape (n,).
     bias : bool
-        Whether a neuron has a bias b, so that p = m + d + 1, or none, p = m + d.
+        Whether a neuron has a bias b. With a bias p = m + d + 1, without p = m + d.
     scaling : str
         "mean-field", "ntk" or "sum".
     offset : float or sequence of float, optional
@@ -51,17 +51,18 @@ class TwoLayer(Network):
     Raises
     ------
     ValueError
-        If a name is unknown, or, when the network is used, if the dimension of the
-        particles is not p.
+        If a name is unknown; at the evaluation, if the dimension of the particles is
+        not p.
 
     Notes
     -----
-    The Wasserstein flow moves each neuron at a speed that does not shrink with N in the
-    mean field. In the scaling "ntk" its velocity is :math:`\sqrt N` times larger: a
-    gradient step of rate :math:`\eta` on the usual parameters is an Euler step of
-    dt = :math:`\eta/N`, under which neurons move by :math:`O(1/\sqrt N)`
-    :cite:p:`chizat2019lazy`. Time O(n N d), memory O(n N) with gradients and O(n + N)
-    without.
+    In the mean field the Wasserstein flow moves each neuron at a speed that does not
+    depend on N. In the scaling "ntk" the velocity is :math:`\sqrt N` times larger. A
+    gradient step of rate :math:`\eta` on the usual parameters is then an Euler step of
+    dt = :math:`\eta/N`, in which neurons move by :math:`O(1/\sqrt N)`
+    :cite:p:`chizat2019lazy`.
+
+    Time O(n N d), memory O(n N) with gradients and O(n + N) without.
 
     Examples
     --------
@@ -165,16 +166,16 @@ class TwoLayer(Network):
 
 
 class CustomLayer(Network):
-    r"""Network of one's own neurons, :math:`f(x) = s_N\sum_i w_i\,\sigma(x;\theta_i)`.
+    r"""Network of user-defined neurons, :math:`f = s_N\sum_i w_i\,\sigma(x;\theta_i)`.
 
     Parameters
     ----------
     sigma : callable
-        Takes inputs (n, d) and neurons (N, p) to outputs (n, N), or (n, N, m) if
-        `outputs` is m; each entry depends on its own input and neuron only. Written
-        with torch operations.
+        Maps inputs (n, d) and neurons (N, p) to outputs (n, N), or (n, N, m) if
+        `outputs` is m, by torch operations. Each entry depends only on its input and
+        its neuron.
     outputs : int, optional
-        Number m of outputs; by default one, without an axis of its own.
+        Number m of outputs; by default one output, and f has shape (n,).
     scaling : str
         "mean-field", "ntk" or "sum".
     offset : float or sequence of float, optional
@@ -190,7 +191,7 @@ class CustomLayer(Network):
     Raises
     ------
     InvalidFunctional
-        When it is used, if `sigma` returns another shape or dtype.
+        At the evaluation, if `sigma` returns another shape or dtype.
 
     Examples
     --------

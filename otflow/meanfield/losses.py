@@ -30,15 +30,63 @@ class Loss(ABC):
 
     @abstractmethod
     def targets(self, y: ArrayLike, X: Tensor, outputs: int | None) -> Tensor:
-        """Return the targets, checked against the inputs and the number of outputs."""
+        """Return the checked targets as a detached tensor.
+
+        Parameters
+        ----------
+        y : Tensor or ndarray
+            Targets, n rows.
+        X : Tensor, shape (n, d)
+            Inputs.
+        outputs : int or None
+            Number of outputs; None is one output without an axis of its own.
+
+        Returns
+        -------
+        Tensor
+            Targets in the form that `values` and `total_and_slope` take.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the targets do not fit the loss, the inputs or the number of outputs.
+        """
 
     @abstractmethod
     def values(self, f: Tensor, y: Tensor) -> Tensor:
-        r"""Return :math:`\ell(f_k, y_k)`, (n,); differentiable."""
+        r"""Return :math:`\ell(f_k, y_k)`, differentiable in f.
+
+        Parameters
+        ----------
+        f : Tensor, shape (n,) or (n, m)
+            Outputs.
+        y : Tensor
+            Targets, as `targets` returns them.
+
+        Returns
+        -------
+        Tensor, shape (n,)
+            One loss for each sample, summed over outputs.
+        """
 
     @abstractmethod
     def total_and_slope(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Return :math:`\sum_k \ell(f_k, y_k)` and :math:`\partial\ell/\partial f`."""
+        r"""Return :math:`\sum_k \ell(f_k, y_k)` and :math:`\partial\ell/\partial f`.
+
+        Parameters
+        ----------
+        f : Tensor, shape (n,) or (n, m)
+            Outputs.
+        y : Tensor
+            Targets, as `targets` returns them.
+
+        Returns
+        -------
+        total : Tensor
+            The sum of the losses, 0-d.
+        slope : Tensor, shape (n,) or (n, m)
+            The derivative of each loss in its outputs.
+        """
 
 
 class Square(Loss):
@@ -77,7 +125,7 @@ class Logistic(Loss):
             raise TypeError(msg)
         _check_device(y, X)
         _check_shape(y, X, outputs)
-        # Before the cast: a label next to 1 is not to become one by rounding.
+        # Check before the cast, which would round a label close to 1 to 1.
         wrong = (y != 1) & (y != -1)
         if bool(wrong.any()):
             found = sorted({float(value) for value in y.flatten()[:1000]})[:4]

@@ -23,7 +23,7 @@ _MODULES: dict[type[Unit], type[nn.Module]] = {
 
 
 class _Activation(nn.Module):
-    """A module that applies an activation entry by entry, for those torch has not."""
+    """A module for an activation that torch does not have as a module."""
 
     def __init__(self, activation: Elementwise) -> None:
         super().__init__()
@@ -41,9 +41,9 @@ class _Activation(nn.Module):
 def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
     r"""Return the network at a measure as ``Sequential(Linear, activation, Linear)``.
 
-    Its outer weights are :math:`s_N w_i a_i`, so it computes the same outputs, always
-    with an axis: (n, 1) where ``network(mu, X)`` is (n,). Its parameters are copies,
-    trainable, of the dtype and on the device of `mu`.
+    The outer weights of the module are :math:`s_N w_i a_i`. It computes the outputs of
+    the network, always with an axis for them: (n, 1) where ``network(mu, X)`` is (n,).
+    Its parameters are trainable copies, of the dtype and on the device of `mu`.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
     Returns
     -------
     torch.nn.Sequential
-        A plain torch network of as many hidden units as `mu` has atoms.
+        A torch network with one hidden unit for each atom of `mu`.
 
     Raises
     ------
@@ -70,9 +70,9 @@ def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
 
     Notes
     -----
-    Masses and scaling go into the outer weights, :math:`s_N m_i a_i`. To go on as the
-    flow would, descend with learning rate N dt in the inner layer and dt/N in the outer
-    one (mean-field scaling, equal masses); or come back by `from_module`.
+    Gradient descent on the module follows the flow with learning rate N dt in the inner
+    layer and dt/N in the outer layer (mean-field scaling, equal masses). `from_module`
+    makes particles of the module again.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
     network.check_neurons(mu.points, max(d, 1))
     a, w = network.split(mu.points)
     options: dict[str, Any] = {"dtype": mu.dtype, "device": mu.device}
-    # Empty: the global random state is not drawn on for numbers to be overwritten.
+    # Without initialisation, which would draw from the global random state.
     empty: Any = nn.utils.skip_init
     inner = empty(nn.Linear, d, mu.n, bias=network.bias, **options)
     has_offset = network.offset is not None
@@ -119,17 +119,17 @@ def from_module(
 ) -> tuple[Particles, TwoLayer]:
     r"""Return a two-layer torch network as equal particles and a `TwoLayer`.
 
-    With N hidden units of outer weights :math:`c_i`, the particles are
-    :math:`\theta_i = (N c_i/s_N, w_i, b_i)`, so that :math:`s_N w_i a_i = c_i`: in the
-    mean field a_i is N times the outer weight. Flow them, and go back by `to_module`.
+    For N hidden units of outer weights :math:`c_i` the particles are
+    :math:`\theta_i = (N c_i/s_N, w_i, b_i)`, each of mass 1/N. In the mean field the
+    weight a_i is N times the outer weight :math:`c_i`. `to_module` is the inverse.
 
     Parameters
     ----------
     module : torch.nn.Sequential
         ``Sequential(Linear, activation, Linear)``. It is not modified.
     activation : str or callable, optional
-        What the middle layer does, as for `TwoLayer`. It need not be said for ``ReLU``,
-        ``Tanh`` and ``Sigmoid``, nor for the erf or the function of a `to_module`.
+        The function of the middle layer, as for `TwoLayer`. By default it is read off
+        ``ReLU``, ``Tanh``, ``Sigmoid``, or the middle layer of a `to_module`.
     scaling : str
         "mean-field", "ntk" or "sum", as for `TwoLayer`.
 
@@ -138,15 +138,15 @@ def from_module(
     mu : Particles
         The neurons, of mass 1/N each.
     network : TwoLayer
-        Of one output without an axis of its own if the module has one; the last bias
-        is its `offset`, a constant.
+        The network. If the module has one output, ``outputs`` is None. The last bias is
+        the `offset`, a constant.
 
     Raises
     ------
     TypeError
         If `module` is not a ``Sequential``.
     Unsupported
-        If its layers are others.
+        If the layers are not Linear, activation, Linear.
 
     See Also
     --------
@@ -171,7 +171,7 @@ def from_module(
         raise TypeError(msg)
     layers = list(module)
     inner, middle, outer = layers if len(layers) == 3 else (None, None, None)
-    # Linear itself, not a child of it: LazyLinear has no weights yet.
+    # Only Linear itself: of its subclasses LazyLinear has no weights yet.
     if type(inner) is not nn.Linear or type(outer) is not nn.Linear or middle is None:
         names = ", ".join(type(layer).__name__ for layer in layers)
         msg = (

@@ -1,4 +1,4 @@
-"""What a network of one hidden layer is: an integral over a measure of neurons."""
+"""The base of networks with one hidden layer: integrals over a measure of neurons."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ __all__ = ["Network", "block_rows"]
 
 SCALINGS: Final = ("mean-field", "ntk", "sum")
 
-# A block of hidden values that the L2 cache of one core holds (CPU), or that fills an
-# accelerator and is still small beside its memory. Several threads meet at the end of
-# every operation on a block, and where another process holds a core they wait for it
-# each time: their blocks are so many times larger and fewer, and lie in the L3 cache.
+# Size of a block of hidden values: on a CPU it fits the L2 cache of one core; on an
+# accelerator it occupies the device and is small beside its memory. Several threads
+# synchronise after each operation on a block, and wait there for a busy core. So their
+# blocks are SHARED_BLOCKS times larger and fewer, and lie in the L3 cache.
 CPU_BLOCK_BYTES: Final = 2**21
 SHARED_BLOCKS: Final = 8
 DEVICE_BLOCK_BYTES: Final = 2**27
 
 
 def block_rows(neurons: int, like: Tensor, buffers: int = 1) -> int:
-    """Return how many rows of data to treat at once, so that their block is cached."""
+    """Return the number of rows of data in a block that fits the cache."""
     if like.device.type != "cpu":
         size = DEVICE_BLOCK_BYTES
     else:
@@ -49,8 +49,8 @@ class Network(ABC):
 
     One point :math:`\theta_i \in \mathbb R^p` of the measure is one neuron. The factor
     :math:`s_N` is 1 for the scaling "mean-field", :math:`\sqrt N` for "ntk" and N for
-    "sum"; N counts the atoms that carry mass, so on N equal atoms the sum over them has
-    the factor 1/N, :math:`1/\sqrt N` or 1.
+    "sum", where N is the number of atoms with positive mass. On N equal atoms the
+    factor :math:`s_N w_i` is 1/N, :math:`1/\sqrt N` or 1.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class Network(ABC):
     See Also
     --------
     TwoLayer : Neurons a phi(w.x + b).
-    CustomLayer : Neurons of one's own.
+    CustomLayer : User-defined neurons.
 
     Examples
     --------
@@ -111,7 +111,7 @@ class Network(ABC):
         return self.evaluate(self.encode(X), mu.points, self.masses(mu.weights))
 
     def features(self, theta: ArrayLike, X: ArrayLike) -> Tensor:
-        r"""Return what each neuron makes of each input, :math:`\sigma(x_k;\theta_i)`.
+        r"""Return the features :math:`\sigma(x_k;\theta_i)` of all neurons and inputs.
 
         Parameters
         ----------
@@ -160,7 +160,7 @@ class Network(ABC):
 
     @abstractmethod
     def hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
-        """Return what there is to compute for each pair of an input and a neuron.
+        """Return the part of the features that needs each pair of input and neuron.
 
         Parameters
         ----------
@@ -172,7 +172,7 @@ class Network(ABC):
         Returns
         -------
         Tensor, shape (n, N, ...)
-            Hidden values; `read_out` and `correlate` are linear in them.
+            Hidden values. `read_out` and `correlate` are linear in the hidden values.
         """
 
     @abstractmethod
@@ -273,12 +273,12 @@ class Network(ABC):
         Parameters
         ----------
         f : Tensor, shape (n,) or (n, m)
-            Outputs without it.
+            Outputs without the constant.
 
         Returns
         -------
         Tensor, shape (n,) or (n, m)
-            Outputs with it.
+            Outputs with the constant.
         """
         return f if self.offset is None else f + f.new_tensor(self.offset)
 

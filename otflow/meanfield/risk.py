@@ -27,7 +27,7 @@ class Risk(Functional):
     r"""Risk :math:`F(\mu) = \frac1n\sum_k \ell(f_\mu(x_k), y_k)` of a network.
 
     The output :math:`f_\mu(x) = s_N\int\sigma(x;\theta)\,d\mu(\theta)` is linear in the
-    measure, so F is convex in :math:`\mu` wherever the loss is convex
+    measure. So F is convex in :math:`\mu` if the loss is convex
     :cite:p:`chizat2018global,mei2018mean`. With :math:`g_k = \partial_f\ell(f_\mu(x_k),
     y_k)`,
 
@@ -35,42 +35,44 @@ class Risk(Functional):
         v = -\nabla_\theta F'[\mu].
 
     On N atoms of mass 1/N the velocity is -N times the gradient of the loss in the
-    parameters of a neuron: explicit Euler is gradient descent of learning rate N dt.
+    parameters of a neuron. Explicit Euler is gradient descent of learning rate N dt.
 
     Parameters
     ----------
     network : TwoLayer or CustomLayer
-        What a neuron computes and how outputs are scaled.
+        The function of a neuron and the scaling of the outputs.
     X : Tensor or ndarray, shape (n, d)
-        Inputs; copied, without a graph: data are constants. Their dtype is that of the
-        measures to come.
+        Inputs. They are detached and copied. The measures must have their dtype.
     y : Tensor or ndarray, shape (n,) or (n, m)
         Targets: numbers for "square", labels -1 and +1 for "logistic", integer classes
-        (n,) for "cross-entropy", anything with n rows for a loss of one's own.
+        (n,) for "cross-entropy", any tensor of n rows for a loss of your own.
     loss : str or callable
         "square", :math:`\tfrac12|f - y|^2`; "logistic", :math:`\log(1 + e^{-yf})`;
         "cross-entropy", :math:`-\log\mathrm{softmax}(f)_y`; or a function
-        (f, y) -> (n,), one loss per sample. Summed over outputs, averaged over data.
+        (f, y) -> (n,), one loss per sample. Losses are summed over outputs and averaged
+        over data.
     batch_size : int, optional
-        Number of samples that `resample` draws; all by default.
+        Number of samples that `resample` draws, at most n. By default `resample`
+        returns the risk of all data.
 
     Attributes
     ----------
     network, X, y, batch_size
-        As above; `y` as the loss takes it.
+        As above; `y` is in the form that the loss takes.
     loss : str
         Name of the loss.
 
     Raises
     ------
     ValueError, TypeError
-        If data are empty, not finite, of mismatched sizes, dtypes or devices, or not
-        what the loss takes.
+        If data are empty or not finite, if sizes, dtypes or devices differ, or if the
+        loss does not accept the targets.
 
     Notes
     -----
-    On particles with a built-in unit, value and velocity come from one pass over blocks
-    of data: the time of two products (n, d) x (d, N), memory O(N p) beside the data.
+    On particles with a built-in unit, one pass over blocks of data gives value and
+    velocity, in the time of two products (n, d) x (d, N), with memory O(N p) beside the
+    data.
 
     Examples
     --------
@@ -200,9 +202,10 @@ class Risk(Functional):
         return total
 
     def resample(self, generator: torch.Generator) -> Risk:
-        """Return the risk of a batch drawn without replacement; unbiased.
+        """Return the risk of a random batch, an unbiased copy.
 
-        Itself if no batch size was given.
+        The batch is drawn without replacement. Without a `batch_size` the result is the
+        risk itself.
         """
         if self.batch_size is None:
             return self
@@ -212,17 +215,17 @@ class Risk(Functional):
         return self.subset(index)
 
     def subset(self, index: Tensor) -> Risk:
-        """Return the risk of some of the data, the mean over them.
+        """Return the risk of a part of the data, the mean over that part.
 
         Parameters
         ----------
         index : Tensor, shape (k,)
-            Their rows, not checked.
+            Rows of the data. The indices are not checked.
 
         Returns
         -------
         Risk
-            Of the same network and loss, with copies of these data.
+            The risk with the same network and loss, and with copies of these data.
         """
         new = object.__new__(type(self))
         new.network, new._loss, new._dim = self.network, self._loss, self._dim
@@ -250,8 +253,9 @@ class Risk(Functional):
         Raises
         ------
         Unsupported
-            For another loss, which is not quadratic in the measure, or another scaling,
-            in which the parts would depend on the number of atoms.
+            If the loss is not "square", so that F is not quadratic in the measure; or
+            if the scaling is not "mean-field", so that the parts depend on the number
+            of atoms.
         """
         if not isinstance(self._loss, Square):
             msg = (

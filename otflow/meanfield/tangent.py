@@ -23,9 +23,9 @@ def nngp_kernel(
 ) -> Tensor:
     r"""Return the covariance :math:`E[\varphi(w\cdot x)\,\varphi(w\cdot z)]`.
 
-    For :math:`w \sim N(0, I)` and a of mean 0 and variance 1 it is the covariance of
-    the Gaussian process to which the scaling "ntk" tends at initialisation. With t the
-    angle between x and z,
+    Let :math:`w \sim N(0, I)`, and let a have mean 0 and variance 1. Then this is the
+    covariance of the Gaussian process to which the network of scaling "ntk" tends at
+    initialisation. With t the angle between x and z,
 
     .. math:: \text{relu}: \frac{|x||z|}{2\pi}\bigl(\sin t + (\pi - t)\cos t\bigr),
         \qquad \text{erf}: \frac2\pi\arcsin
@@ -47,13 +47,13 @@ def nngp_kernel(
     Returns
     -------
     Tensor, shape (n, k)
-        The kernel, detached: its derivative is infinite where x = z.
+        The kernel, detached: its derivative is infinite at x = z.
 
     Notes
     -----
-    Computed in float64, from angles and lengths, without cancellation: right to the
-    round-off of the directions of x and z, which the arcsine may magnify by the
-    length of the smaller. Time O(n k d), memory O(n k).
+    The kernel is computed in float64 from angles and lengths, without cancellation. Its
+    error is the round-off of the directions of x and z, which the arcsine may magnify
+    by the smaller of both lengths. Time O(n k d), memory O(n k).
 
     Examples
     --------
@@ -74,8 +74,8 @@ def ntk_kernel(
     .. math:: E[\varphi(w\cdot x)\,\varphi(w\cdot z)]
         + x\cdot z\; E[\varphi'(w\cdot x)\,\varphi'(w\cdot z)]
 
-    for :math:`w \sim N(0, I)` and a of mean 0 and variance 1, both layers trained
-    :cite:p:`jacot2018neural`. It is the limit of `empirical_ntk` at N independent such
+    for :math:`w \sim N(0, I)` and a of mean 0 and variance 1, with both layers trained
+    :cite:p:`jacot2018neural`. It is the limit of `empirical_ntk` for N independent
     neurons, at the rate :math:`N^{-1/2}`. The second mean is :math:`(\pi - t)/2\pi` for
     relu, t the angle between x and z :cite:p:`cho2009kernel`, and for erf
     :math:`\frac4\pi\bigl((1 + 2|x|^2)(1 + 2|z|^2) - 4(x\cdot z)^2\bigr)^{-1/2}`.
@@ -98,9 +98,9 @@ def ntk_kernel(
 
     Notes
     -----
-    Computed in float64, from angles and lengths, without cancellation: right to the
-    round-off of the directions of x and z, which for erf the root may magnify by the
-    length of the smaller. Time O(n k d), memory O(n k).
+    The kernel is computed in float64 from angles and lengths, without cancellation. Its
+    error is the round-off of the directions of x and z, which for erf the root may
+    magnify by the smaller of both lengths. Time O(n k d), memory O(n k).
 
     Examples
     --------
@@ -122,16 +122,16 @@ def empirical_ntk(
         \nabla_\theta\sigma(z;\theta)\,d\mu(\theta)
 
     Along the flow of a risk on n data the outputs obey :math:`\dot f(x) =
-    -\frac{s_N^2}n\sum_k K_\mu(x, x_k)\,g_k`, g the slope of the loss. On N equal atoms
-    it is the tangent kernel of the usual parameters in the scaling "ntk"; in the mean
-    field it changes along the flow :cite:p:`jacot2018neural,chizat2019lazy`.
+    -\frac{s_N^2}n\sum_k K_\mu(x, x_k)\,g_k`, where g is the slope of the loss. On N
+    equal atoms K is the tangent kernel of the usual parameters in the scaling "ntk". In
+    the mean field K changes along the flow :cite:p:`jacot2018neural,chizat2019lazy`.
 
     Parameters
     ----------
     network : TwoLayer
-        A network of one output; its scaling does not matter.
+        A network of one output. The kernel does not depend on its scaling.
     mu : Measure
-        Measure over its neurons.
+        Measure over neurons.
     X : Tensor or ndarray, shape (n, d)
         Inputs.
     Z : Tensor or ndarray, shape (k, d), optional
@@ -203,14 +203,14 @@ def _kernels(
     check_option(activation, "activation", ("erf", "relu"))
     X, Z = _pair(X, Z)
     (p, u), (q, v) = (_polar(y.double(), bias) for y in (X, Z))
-    # The angle by Kahan's formula: a cosine near 1 or -1 has lost half of its digits.
+    # The angle by Kahan's formula: near 1 or -1 the arccosine loses half of its digits.
     mode = "donot_use_mm_for_euclid_dist"
     apart = torch.cdist(u, v, compute_mode=mode)
     across = torch.cdist(u, -v, compute_mode=mode)
     cosine = u @ v.T
     if activation == "erf":
         return *_erf(p, q, cosine, 0.5 * apart * across), X.dtype
-    # To the opposite direction; the zero vector has no angle, but factors 0.
+    # The angle pi - t. The zero vector has no angle, but its factors are 0.
     rest = 2.0 * torch.atan2(across, apart)
     half = p[:, None] * q / (2.0 * math.pi)
     return half * _arc(rest), half * cosine * rest, X.dtype
@@ -221,7 +221,7 @@ def _polar(y: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     if bias:
         y = torch.cat([y, y.new_ones(len(y), 1)], dim=1)
     largest = y.abs().amax(dim=1)
-    # Scaled first, a square can neither overflow nor be lost.
+    # Scale first, so that no square overflows or underflows.
     y = y / largest.masked_fill(largest == 0, 1.0)[:, None]
     norms = y.norm(dim=1)
     return largest * norms, y / norms.masked_fill(norms == 0, 1.0)[:, None]
@@ -230,8 +230,8 @@ def _polar(y: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
 def _erf(p: Tensor, q: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
     """Return 2/pi times the arcsine and its tangent.
 
-    Over (1 + 2 p^2)(1 + 2 q^2), the determinant is a sum of squares: 1 + 2 p^2 + 2 q^2
-    + 4 p^2 q^2 sin^2, where nothing cancels.
+    The determinant is the sum of squares 1 + 2 p^2 + 2 q^2 + 4 p^2 q^2 sin^2, in which
+    nothing cancels. All terms are divided by (1 + 2 p^2)(1 + 2 q^2).
     """
     flat, steep = [], []
     for norm in (p, q):
@@ -247,9 +247,9 @@ def _erf(p: Tensor, q: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Te
 
 
 def _arc(r: Tensor) -> Tensor:
-    """Return sin r - r cos r, to its own digits for r near 0 too, where it is r^3/3."""
+    """Return sin r - r cos r, also near 0, where it is r^3/3, without cancellation."""
     square = r.square()
-    # The alternating series, of terms (-1)^(k + 1) 2k r^(2k + 1) / (2k + 1)!.
+    # Alternating series with the terms (-1)^(k + 1) 2k r^(2k + 1) / (2k + 1)!.
     series = torch.zeros_like(r)
     for k in range(10, 0, -1):
         series = 2.0 * k / math.factorial(2 * k + 1) - square * series

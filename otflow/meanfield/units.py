@@ -22,13 +22,13 @@ Elementwise: TypeAlias = Callable[[Tensor], Tensor]
 class Unit(ABC):
     r"""An elementwise nonlinearity :math:`\varphi` with its slope :math:`\varphi'`.
 
-    A child states both; `meanfield.Risk` then evaluates velocities without autodiff.
-    An activation given as a plain function needs no slope, and goes through autodiff.
+    A subclass states both, and `meanfield.Risk` evaluates velocities without autodiff.
+    An activation that is a plain function needs no slope; autodiff differentiates it.
 
     Attributes
     ----------
     name : str
-        How it is printed.
+        Name of the activation in texts.
     homogeneous : bool
         Whether :math:`\varphi(z) = z\,\varphi'(z)`, as for relu.
 
@@ -52,17 +52,53 @@ class Unit(ABC):
 
     @abstractmethod
     def __call__(self, z: Tensor) -> Tensor:
-        r"""Return :math:`\varphi(z)`, differentiable by torch."""
+        r"""Return :math:`\varphi(z)`, differentiable by torch.
+
+        Parameters
+        ----------
+        z : Tensor
+            Arguments, of any shape.
+
+        Returns
+        -------
+        Tensor
+            Values, of the shape and dtype of `z`.
+        """
 
     @abstractmethod
     def slope(self, z: Tensor, value: Tensor, out: Tensor) -> Tensor:
-        r"""Write :math:`\varphi'(z)` into `out`, given ``value = self(z)``.
+        r"""Write :math:`\varphi'(z)` into `out` and return it.
 
-        `out` may be the tensor `z`, or `value`.
+        Parameters
+        ----------
+        z : Tensor
+            Arguments.
+        value : Tensor
+            The values ``self(z)``.
+        out : Tensor
+            Where to write; it may be the tensor `z` or `value`.
+
+        Returns
+        -------
+        Tensor
+            `out`.
         """
 
     def evaluate(self, z: Tensor, out: Tensor) -> Tensor:
-        r"""Write :math:`\varphi(z)` into `out`, which may be the tensor `z`."""
+        r"""Write :math:`\varphi(z)` into `out` and return it.
+
+        Parameters
+        ----------
+        z : Tensor
+            Arguments.
+        out : Tensor
+            Where to write; it may be the tensor `z`.
+
+        Returns
+        -------
+        Tensor
+            `out`.
+        """
         return out.copy_(self(z))
 
     def __repr__(self) -> str:
@@ -127,8 +163,8 @@ class Erf(Unit):
         return torch.erf(z, out=out)
 
     def slope(self, z: Tensor, value: Tensor, out: Tensor) -> Tensor:
-        # Subnormal numbers make exp, and the products to come, ten times slower: the
-        # slope stops short of them, at 1e-31 in single precision.
+        # Subnormal numbers make exp and later products ten times slower. So the slope
+        # has a lower bound, 1e-31 in single precision.
         finfo = torch.finfo(z.dtype)
         lowest = math.log(finfo.tiny / finfo.eps)
         exponent = torch.mul(z, z, out=out).neg_().clamp_(min=lowest)

@@ -27,32 +27,34 @@ __all__ = [
     "squared_distances",
 ]
 
-# The network simplex pivots; POT's own limit, 1e5, is met from 2,000 points on.
+# Pivots of the network simplex. POT's default, 1e5, is too few from 2,000 points on.
 MAX_PIVOTS = 10**8
 
-# Up to here the shortest-path solver is instant, and loading POT is not.
+# Up to this many points the shortest-path solver takes less time than loading POT.
 SMALL = 256
 
-# Up to here shortest paths cost less than the proof that the identity is optimal.
+# Up to this many points shortest paths cost less than the proof that the identity is
+# optimal.
 FEW = 64
 
-# An answer is solved again from itself; once is the rule.
+# Most solves that start from the answer of the solve before; one is usually enough.
 REPEATS = 4
 
 
 def assignment(x: ArrayLike, y: ArrayLike) -> Tensor:
     r"""Return :math:`\operatorname{argmin}_\sigma \sum_i |x_i - y_{\sigma(i)}|^2`.
 
-    Exact. Both ends of a JKO step cost O(n^2 d): that the identity is optimal is proved
-    first, by a convex potential (a dual solution). Else pairs that are still close are
-    left to SciPy's shortest augmenting paths :cite:p:`crouse2016implementing`, and far
-    ones to POT's network simplex :cite:p:`flamary2021pot`, whose status and duality gap
-    are checked. Points on the line are sorted.
+    The result is exact. Points on the line are sorted. Otherwise a convex potential (a
+    dual solution) first tries to prove that the identity is optimal, as it is between
+    the two ends of a JKO step. If that fails, SciPy's shortest augmenting paths
+    :cite:p:`crouse2016implementing` solve for clouds that are close, and POT's network
+    simplex :cite:p:`flamary2021pot` for clouds far apart; its status and duality gap
+    are checked.
 
     Parameters
     ----------
     x, y : Tensor or ndarray, shape (n, d)
-        Points; detached. The work is done in float64 on the CPU.
+        Points. They are detached, and solved in float64 on the CPU.
 
     Returns
     -------
@@ -64,8 +66,7 @@ def assignment(x: ArrayLike, y: ArrayLike) -> Tensor:
     ValueError
         If the shapes differ, or a point is not finite.
     MemoryError
-        If the cost matrix, needed only where the identity is not optimal, would exceed
-        half of the memory.
+        If the identity is not optimal and the cost matrix exceeds half of the memory.
     NotConverged
         If the solver stopped early.
 
@@ -100,7 +101,8 @@ def assignment(x: ArrayLike, y: ArrayLike) -> Tensor:
         sigma = torch.empty(len(s), dtype=torch.int64)
         sigma[s[:, 0].argsort(stable=True)] = t[:, 0].argsort(stable=True)
         return sigma.to(device)
-    # Squares of the smallest points would underflow; no assignment depends on units.
+    # Squares of tiny coordinates would underflow. The assignment does not depend on
+    # units.
     unit = unit_of(s, t)
     s, t = s / unit, t / unit
     t, _ = brought_near(s, t)
@@ -111,10 +113,10 @@ def assignment(x: ArrayLike, y: ArrayLike) -> Tensor:
 
 
 def brought_near(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return y moved towards x, and by how much; the optimal plan is the same.
+    """Return y minus a shift, and the shift, which keep the optimal plan.
 
-    The costs of clouds far from one another would cancel. Clouds that overlap stay as
-    they are: a difference of two given points has no round-off to speak of.
+    The costs between distant clouds lose digits by cancellation. The shift is 0 for
+    clouds that overlap, where differences of points have little round-off.
     """
     middles = x.median(0).values, y.median(0).values
     shift = middles[1] - middles[0]
@@ -130,9 +132,9 @@ def brought_near(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def index_potential(x: Tensor, y: Tensor, masses: Tensor) -> Tensor | None:
     """Return potentials on y that prove the coupling by index optimal, or None.
 
-    A convex potential is searched for by products of matrices, whose round-off is that
-    of squares of coordinates. Where that could hide a share of 1e-10 of the cost, the
-    differences of the points decide.
+    The search for a convex potential uses products of matrices, with the round-off of
+    squared coordinates. If this round-off exceeds 1e-10 of the cost, a second test
+    uses differences of points.
     """
     cost = float(masses @ (x - y).square().sum(1))
     if cost == 0.0:
@@ -149,13 +151,13 @@ def index_potential(x: Tensor, y: Tensor, masses: Tensor) -> Tensor | None:
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Return |x_i - y_j|^2, (n, m), without cancellation, if there is memory for it."""
+    """Return |x_i - y_j|^2, (n, m), by differences; MemoryError if there is no room."""
     check_pairs(len(x), len(y), x.device)
     return squares(x, y)
 
 
 def check_pairs(n: int, m: int, device: torch.device) -> None:
-    """Refuse an exact transport of n to m points for which there is no memory."""
+    """Raise MemoryError if an exact transport of n to m points does not fit."""
     # The cost matrix, and at most five more arrays of its size in the solvers.
     check_memory(
         48 * n * m,
@@ -168,15 +170,15 @@ def check_pairs(n: int, m: int, device: torch.device) -> None:
 def match(cost: Tensor) -> Tensor:
     """Return the permutation that minimises the sum of cost[i, sigma(i)].
 
-    Solvers carry potentials as large as the largest cost, and lose what is below their
-    round-off. So the answer is solved again, relabelled and with its own costs
-    subtracted, where all potentials start at 0, until nothing is gained.
+    The potentials of a solver are as large as the largest cost, so differences below
+    their round-off are lost. The problem is therefore relabelled by the answer, with
+    its costs subtracted, and solved again until the cost no longer falls.
     """
     optimize = lazy_import("scipy.optimize")
     n = len(cost)
     sigma = rows = torch.arange(n)
     if n <= FEW:
-        pass  # improved below, if the identity is not optimal
+        pass  # the loop below improves the identity
     elif n <= SMALL or int((cost.argmin(dim=1) == rows).sum()) >= n / 2:
         sigma = torch.from_numpy(optimize.linear_sum_assignment(cost.numpy())[1])
     else:
@@ -202,9 +204,9 @@ def network_simplex(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return an optimal plan (n, m) with its potentials, checked by duality.
 
-    Every mass must be positive: at atoms of mass zero POT fills the potentials in.
-    Where they show that the plan can be improved, the costs less the potentials are
-    solved again: they are small where they matter.
+    Every mass must be positive: at atoms of mass zero the potentials of POT prove
+    nothing. If the potentials leave a duality gap, the problem is solved again with the
+    costs minus the potentials, which are small where mass moves.
     """
     f, g = torch.zeros_like(a), torch.zeros_like(b)
     total, limit = float(a.sum()), float(cost.max())
@@ -228,7 +230,7 @@ def network_simplex(
             break
         limit = min(limit, 1e4 * gap / total)
     gap, round_off, primal, plan, f, g = best
-    # Feasible to the last digit, whatever the plan.
+    # Lower f until the potentials are feasible to the last digit.
     f = f + (cost - f[:, None] - g).amin(dim=1).clamp_max(0.0)
     if not gap <= SHARE * primal + round_off:
         msg = (
@@ -242,7 +244,7 @@ def network_simplex(
 def _simplex(cost: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return POT's plan and its potentials on the columns."""
     ot = lazy_import("ot")
-    # Its tolerances are absolute: costs of size 1, whatever the units of the points.
+    # The tolerances of POT are absolute, so the costs are scaled to size 1.
     unit = float(cost.abs().max()) or 1.0
     try:
         plan, log = cast(
@@ -264,7 +266,7 @@ def _simplex(cost: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _with_all_atoms(plan: Tensor, rest: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Give a cell to each atom whose mass was lost in the round-off of the others."""
+    """Add a cell for each atom whose mass is below the round-off of the others."""
     lost = (plan.amax(1) == 0).nonzero()[:, 0]
     if len(lost):
         plan = plan.index_put((lost, rest[lost].argmin(1)), a[lost])

@@ -1,4 +1,4 @@
-"""The cells of a plan, with the mass of every atom right to its own last digits."""
+"""Correct the cells of a plan so that the mass of each atom is accurate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from otflow.metrics.duals import transform
 
 __all__ = ["balanced"]
 
-# What the sums of a plan may miss, relative to the mass of the atom.
+# Error of the row and column sums of a plan, relative to the mass of the atom.
 ACCURACY = 1e-13
 
 Side = tuple[Tensor, Tensor, Tensor]
@@ -21,22 +21,23 @@ Side = tuple[Tensor, Tensor, Tensor]
 def balanced(
     rows: Tensor, columns: Tensor, masses: Tensor, source: Side, target: Side
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the cells with the mass of every atom right to its own last digits.
+    """Return the cells with the mass of each atom accurate relative to that mass.
 
-    A solver sees masses to the round-off of 1, in which a small atom drowns; yet where
-    it goes, its barycentre, is asked of its own cells alone.
+    A solver knows masses up to the round-off of 1, which may exceed the mass of a small
+    atom. The barycentre of the atom's targets depends on the atom's cells alone, so
+    these need a relative accuracy.
 
     Parameters
     ----------
     rows, columns, masses : Tensor, shape (k,)
-        Cells, right to the round-off of 1.
+        Cells, accurate to the round-off of 1.
     source, target : tuple of Tensor
         Points, masses and potentials of both measures; every mass is positive.
 
     Returns
     -------
     rows, columns, masses : Tensor
-        Cells, among them one at least of every atom.
+        Cells, at least one for each atom.
     """
     (x, a, f), (y, b, g) = source, target
     lost = (torch.bincount(rows, minlength=len(a)) == 0).nonzero()[:, 0]
@@ -64,11 +65,11 @@ def _sums(index: Tensor, masses: Tensor, own: Tensor) -> Tensor:
 def _small_first(
     rows: Tensor, columns: Tensor, masses: Tensor, source: Side, target: Side
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Let atoms send out their mass, the smallest first, to those that still have room.
+    """Distribute the mass of the atoms, the smallest first.
 
-    What an atom cannot place in its own cells goes where the potentials say that it
-    costs least. The largest atoms come last and take the round-off, which is that of
-    their own masses.
+    An atom first fills its own cells. The rest goes to the atom of least reduced cost
+    that still has room. The largest atoms come last and absorb the round-off, which is
+    small relative to their masses.
     """
     n = len(source[1])
     sides = source, target
@@ -117,9 +118,10 @@ def _cheapest(
     done: list[bool],
     sides: tuple[Side, Side],
 ) -> int | None:
-    """Return the atom of the other measure that takes this mass at the least cost.
+    """Return the cheapest atom of the other measure with room for all of this mass.
 
-    One with room for all of it, if there is one; else the roomiest.
+    If no atom has room for all of it, return the one with the most room; if none has
+    any, None.
     """
     n = len(sides[0][1])
     is_row = node < n

@@ -14,12 +14,12 @@ __all__ = ["between_gaussians"]
 
 
 def between_gaussians(mu: Gaussian, nu: Gaussian) -> Tensor:
-    r"""Return a vector whose length is :math:`W_2`, of Gaussians.
+    r"""Return a vector whose length is :math:`W_2` between two Gaussians.
 
     .. math:: W_2^2 = |m - m'|^2 + \min_O \|L'O - L\|_F^2, \qquad O^\top O = 1.
 
-    The distance of Bures :cite:p:`bhatia2019bures`, as a sum of squares: close laws
-    keep their digits. Time O(d^3); the work is done in float64.
+    This is the Bures distance :cite:p:`bhatia2019bures` as a sum of squares, which
+    keeps the digits of the distance between close laws. Time O(d^3), in float64.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def between_gaussians(mu: Gaussian, nu: Gaussian) -> Tensor:
         )
         raise ValueError(msg)
     source, target = mu.factor.double(), nu.factor.double()
-    # No rotation depends on units, and products of tiny factors would underflow.
+    # Products of tiny factors would underflow. The rotation does not depend on units.
     s, t = (factor / unit_of(factor) for factor in (source, target))
     turn = optimal_rotation(s.detach(), t.detach())
     if records(source, target):
@@ -50,16 +50,17 @@ def between_gaussians(mu: Gaussian, nu: Gaussian) -> Tensor:
 
 
 def _turning(n: Tensor) -> Tensor:
-    r"""Return the R that maximises :math:`\langle R, N\rangle`, 1 here, to order 2.
+    r"""Return the rotation R that maximises :math:`\langle R, N\rangle`, to order 2.
 
-    At the maximum N is symmetric, :math:`\succeq 0`, and the derivative in R vanishes:
-    the distance is right to order 3. Near it :math:`R = e^\Omega` with
-    :math:`\Omega N + N\Omega = N - N^\top`, solved where N is diagonal.
+    The value of R is 1; its graph carries the derivatives. At the maximum N is
+    symmetric, :math:`\succeq 0`, and the derivative in R vanishes, so the derivatives
+    of the distance are right up to order 3. Near the maximum :math:`R = e^\Omega` with
+    :math:`\Omega N + N\Omega = N - N^\top`, solved in the eigenvectors of N.
     """
     values, vectors = torch.linalg.eigh(0.5 * (n + n.T).detach())
     skew = vectors.T @ (n - n.T) @ vectors
     sums = values[:, None] + values
-    # Where both are 0, as on a line, so is the part of skew.
+    # If both eigenvalues are 0, as for laws on a line, so is the entry of skew.
     omega = skew / sums.masked_fill(sums <= 0, 1.0)
     omega = vectors @ (omega - omega.detach()) @ vectors.T
     turning: Tensor = torch.eye(len(n)).to(n) + omega + 0.5 * omega @ omega

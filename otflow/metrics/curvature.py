@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["Curvature"]
 
-# Up to here the matrix is formed; beyond, conjugate gradients multiply by it.
+# Up to this size the matrix is formed; beyond it, conjugate gradients multiply by it.
 DIRECT = 200
 MAX_CONJUGATE = 400
 
@@ -22,13 +22,13 @@ class Curvature:
     Parameters
     ----------
     shares : Tensor, shape (n, m)
-        Of row sums 1.
+        Matrix with row sums 1.
     rows : Tensor, shape (n,)
-        Non-negative.
+        Non-negative weights of the rows.
     diagonal : Tensor, shape (m,)
-        Non-negative.
+        Non-negative diagonal.
     is_singular : bool
-        Whether constants are in the kernel.
+        Whether the kernel of the matrix contains the constants.
     """
 
     shares: Tensor
@@ -37,7 +37,10 @@ class Curvature:
     is_singular: bool
 
     def solver(self) -> Callable[[Tensor, float], Tensor]:
-        """Return a map from a slope and a radius to a step no longer than it."""
+        """Return a map from a slope and a radius to a step no longer than the radius.
+
+        Lengths are largest entries. The step is the regularised Newton step.
+        """
         return self._by_eigenvectors() if len(self.diagonal) <= DIRECT else self._by_cg
 
     @property
@@ -46,7 +49,7 @@ class Curvature:
         return self.diagonal.clamp_min(tiny).rsqrt()
 
     def _by_eigenvectors(self) -> Callable[[Tensor, float], Tensor]:
-        """Shift the scaled matrix until the step keeps within the radius."""
+        """Shift the scaled matrix until the step lies within the radius."""
         scale = self._scale
         scaled = self.shares * scale
         matrix = -(scaled.T @ (self.rows[:, None] * scaled))
@@ -74,9 +77,9 @@ class Curvature:
         return solve
 
     def _by_cg(self, slope: Tensor, radius: float) -> Tensor:
-        """Stop conjugate gradients where they reach the radius."""
+        """Stop conjugate gradients at the radius."""
         scale = self._scale
-        # Constants change nothing in the singular case: kept out with their round-off.
+        # In the singular case constants are in the kernel: project out their round-off.
         flat = 1.0 / scale if self.is_singular else torch.zeros_like(scale)
         size = torch.linalg.vector_norm(flat)
         flat = flat / size.masked_fill(size == 0, 1.0)
@@ -89,7 +92,7 @@ class Curvature:
             image = p - scale * image
             bend = float(p @ image)
             if not bend > 1e-15 * float(p @ p):
-                # Flat, up to round-off: as far as the radius allows.
+                # The matrix is flat along p, up to round-off: go to the radius.
                 x = p if float(p @ p) > 0 else x
                 longest = float((scale * x).abs().max())
                 return scale * x * (radius / longest if longest > 0 else 0.0)

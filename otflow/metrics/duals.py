@@ -1,4 +1,4 @@
-"""Potentials of a transport plan: made precise, and what they prove."""
+"""Potentials of a transport plan: refined, and used to prove optimality."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from otflow._pairs import tiles
 
 __all__ = ["along_the_plan", "proved", "squares", "transform"]
 
-# Rounds of repair: a potential wrong by round-off needs a few.
+# Rounds of repair; a potential with errors of round-off needs a few.
 ROUNDS = 8
-# What a proof leaves open, as a share of the cost.
+# Largest duality gap that counts as a proof, as a share of the cost.
 SHARE = 1e-10
 
 
@@ -36,11 +36,13 @@ def transform(x: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 def proved(x: Tensor, y: Tensor, g: Tensor, masses: Tensor) -> Tensor | None:
     r"""Return potentials that prove the coupling by index optimal, or None.
 
-    With :math:`f_i = |x_i - y_i|^2 - g_i` the cost exceeds the optimum by no more than
-    the sum of :math:`a_j \max(0, f_i + g_j - |x_i - y_j|^2)`, the largest over i. That
-    is computed from differences of points, so its round-off is that of the potentials
-    and not that of squares of coordinates; it must be 1e-10 of the cost. Repair lowers
-    potentials that are wrong by round-off.
+    With :math:`f_i = |x_i - y_i|^2 - g_i` the cost exceeds the optimum by at most
+
+    .. math:: \sum_j a_j \max_i \max(0,\; f_i + g_j - |x_i - y_j|^2).
+
+    The proof holds if this sum is at most 1e-10 of the cost. The sum is computed from
+    differences of points, so its round-off is that of the potentials, not of squared
+    coordinates. Potentials with errors of round-off are lowered, a few times.
 
     Parameters
     ----------
@@ -49,12 +51,12 @@ def proved(x: Tensor, y: Tensor, g: Tensor, masses: Tensor) -> Tensor | None:
     g : Tensor, shape (n,)
         Approximate potentials on y.
     masses : Tensor, shape (n,)
-        Of sum 1.
+        Masses of sum 1.
 
     Returns
     -------
-    Tensor or None
-        Potentials on y.
+    Tensor, shape (n,), or None
+        Potentials on y; None if the coupling is not proved optimal.
     """
     own = (x - y).square().sum(1)
     cost = float(masses @ own)
@@ -74,15 +76,16 @@ def proved(x: Tensor, y: Tensor, g: Tensor, masses: Tensor) -> Tensor | None:
 def along_the_plan(cost: Tensor, plan: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return potentials with :math:`f_i + g_j = c_{ij}` on the cells of a plan.
 
-    The cells of a basic plan are the edges of a forest. From one potential of a tree
-    the others follow edge by edge, with the round-off of a few costs; those of a
-    simplex collect the round-off of all its pivots. `g` gives each tree its height,
-    and trees too high for the rows of others are lowered.
+    The cells of a basic plan are the edges of a forest. One potential of a tree gives
+    the others edge by edge, with the round-off of a few costs; the potentials of a
+    simplex method carry the round-off of all pivots. `g` gives the first potential of
+    each tree. Trees whose potentials violate the constraints are lowered.
 
     Parameters
     ----------
     cost, plan : Tensor, shape (n, m)
-        The plan has masses >= 0, a positive one in every row and column.
+        Costs and masses. The masses are >= 0, with a positive one in each row and
+        column.
     g : Tensor, shape (m,)
         Approximate potentials of the columns.
 

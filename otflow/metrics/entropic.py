@@ -6,12 +6,12 @@ The problem is the maximum over potentials f, g of
     - \varepsilon \sum_{ij} a_i b_j (e^{(f_i + g_j - c_{ij})/\varepsilon} - 1), \qquad
     \phi(f) = \rho (1 - e^{-f/\rho}),
 
-with :math:`\phi(f) = f` where no mass may be destroyed
-:cite:p:`peyre2019computational`. Every mass is positive and every tensor float64.
+with :math:`\phi(f) = f` in the balanced case :cite:p:`peyre2019computational`. Every
+mass is positive and every tensor float64.
 
-Steps are measured by the unit :math:`\varepsilon\rho / (\varepsilon + \rho)` of the
-potentials, the smaller of both: masses depend on :math:`f / \rho`, so that for
-:math:`\rho \ll \varepsilon` a potential known to a share of epsilon is not known.
+The unit of the potentials is :math:`\varepsilon\rho / (\varepsilon + \rho)`, about the
+smaller of both numbers. Masses depend on :math:`f / \varepsilon` and :math:`f / \rho`,
+so an error of f matters relative to this unit.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ __all__ = ["Entropy", "Outcome", "noise"]
 
 # A Newton step below this share of the unit leaves an error of about its square.
 STEP = 1e-7
-# The marginals of masses of sum 1 hold to round-off.
+# Error of the marginals at round-off, for masses of sum 1.
 EXACT = 1e-14
 MAX_NEWTON = 120
-# Of a coarser blur on the way no more is asked than a start for the next.
+# Error of the marginals at the coarser blurs, which only give a start for the next.
 ON_THE_WAY = 1e-2
-# The averaged iteration contracts by 1/3.
+# Budget of the averaged iteration, which contracts by 1/3 in each iteration.
 MAX_AVERAGED = 400
 
 
 class Outcome(NamedTuple):
-    """Potentials and what was reached.
+    """Potentials and the accuracy reached.
 
     ``step`` is the last change of the potentials over their unit, ``residual`` the sum
     of the errors of the marginals, and ``sweeps`` counts evaluations of a soft minimum.
@@ -62,17 +62,17 @@ class Entropy:
 
     @property
     def damping(self) -> float:
-        """How much of the soft minimum is taken, rho / (rho + epsilon)."""
+        """The factor rho / (rho + epsilon) of the soft minimum."""
         return 1.0 / (1.0 + self.epsilon * self.inverse_rho)
 
     @property
     def bend(self) -> float:
-        """What damping leaves, epsilon / (rho + epsilon), without cancellation."""
+        """The number 1 - damping = epsilon / (rho + epsilon), without cancellation."""
         return self.epsilon * self.inverse_rho * self.damping
 
     @property
     def is_flat(self) -> bool:
-        """Whether f + t, g - t is as good as f, g, up to round-off."""
+        """Whether f + t, g - t has the dual value of f, g, up to round-off."""
         return self.bend < 1e-13
 
     @property
@@ -81,16 +81,16 @@ class Entropy:
         return self.epsilon * self.damping
 
     def potential(self, cost: Tensor, g: Tensor, b: Tensor) -> Tensor:
-        """Return the best f for a g: a soft minimum over the columns of the cost."""
+        """Return the optimal f for g: a soft minimum over the columns of the cost."""
         rows = (g - cost) / self.epsilon + b.log()
         return -self.unit * rows.logsumexp(1)
 
     def shares(self, cost: Tensor, g: Tensor, b: Tensor) -> Tensor:
-        """Return where each row sends its mass, of row sums 1."""
+        """Return the share of each row's mass that each column receives, (n, m)."""
         return ((g - cost) / self.epsilon + b.log()).softmax(1)
 
     def kept(self, f: Tensor) -> Tensor:
-        """Return the derivative of phi, the share of the mass that is moved."""
+        """Return the derivative of phi: the share of the mass that is transported."""
         return (-self.inverse_rho * f).exp()
 
     def worth(self, f: Tensor, extra: float = 0.0) -> Tensor:
@@ -125,9 +125,9 @@ class Entropy:
     ) -> Outcome:
         """Solve by Sinkhorn sweeps at falling blurs, then Newton at falling blurs.
 
-        Each blur starts where the one before stopped, a few epsilon from its own
-        solution; from far away Newton would creep along flat directions, those of parts
-        that do not exchange mass yet.
+        Each blur starts from the potentials of the blur before, which are a few epsilon
+        from the solution. From far away Newton's method makes slow progress along flat
+        directions: the potentials of parts that exchange no mass yet.
         """
         if cost.shape[1] > cost.shape[0]:
             swapped = self.solve(cost.T.contiguous(), b, a, sweeps, stages)
@@ -148,7 +148,7 @@ class Entropy:
 
 
 def noise(sums: Tensor) -> Tensor:
-    """Return round-off of the size of these sums, the same at every call."""
+    """Return a sample of the round-off of these sums, the same at every call."""
     generator = torch.Generator(device=sums.device).manual_seed(0)
     signs = torch.randn(
         sums.shape, generator=generator, dtype=sums.dtype, device=sums.device
@@ -163,11 +163,11 @@ def _sizes(*parts: Tensor) -> tuple[Tensor, ...]:
 def _newton(
     units: Entropy, cost: Tensor, a: Tensor, b: Tensor, g: Tensor, tolerance: float
 ) -> Outcome:
-    """Maximise the semi-dual in g, where f is the best for g: concave, smooth.
+    """Maximise the semi-dual in g, a concave and smooth function; f is optimal for g.
 
-    A step changes no potential by more than a radius, which follows the steps that
-    raised the semi-dual; only such steps are taken. Moves are in the unit of the
-    potentials, in which the curvature has entries of the size of the masses.
+    Only steps that raise the semi-dual are taken. No step changes a potential by more
+    than a radius, which grows after good steps and shrinks after rejected ones. Moves
+    are in the unit of the potentials; the curvature then has the size of the masses.
     """
     eps, unit = units.epsilon, units.unit
 
@@ -195,7 +195,7 @@ def _newton(
         )
         solve = curvature.solver()
         if residual <= EXACT:
-            # What is left is round-off: how far would it move the potentials?
+            # The slope is round-off: measure how far round-off moves the potentials.
             step = float(solve(noise(sums), 4.0).abs().max())
             break
         while True:
@@ -204,7 +204,7 @@ def _newton(
             new_height, new_round_off, new_f = evaluate(g + unit * move)
             used += 1
             expected = unit * float(slope @ move)
-            # Where a rise cannot be seen any more the quadratic model is trusted.
+            # A rise below round-off cannot be measured: trust the quadratic model.
             blind = expected <= round_off and new_step <= 1.0
             good = new_height - height >= 0.1 * expected or blind
             if good or not new_step > 1e-3 * STEP:

@@ -1,8 +1,8 @@
 r"""Potentials along the cells of a plan as functions of their costs, to any order.
 
 The cells of a basic plan are the edges of a forest. Near a plan that is not degenerate
-they stay the same: the plan is linear in the masses, the potentials are linear in the
-costs, and both maps are transposes of one another.
+the cells do not change. There the plan is linear in the masses and the potentials are
+linear in the costs; each map is the transpose of the other.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from otflow.errors import Unsupported
 
 __all__ = ["Forest", "potentials"]
 
-# A cell of less of the mass of either end is round-off: the plan is degenerate there.
+# A cell with a smaller share of the mass of either end is round-off, so that the plan
+# is degenerate there.
 DEGENERATE = 1e-11
-# What the masses of a part may miss for a direction to be one of its own.
+# Error, relative to the largest entry, up to which row and column sums of a part agree.
 BALANCE = 1e-9
 
 
 @dataclass(frozen=True)
 class _Tree:
-    """The order in which the nodes are met from the roots, each with its parent."""
+    """The nodes in the order of a search from the roots, each with its parent."""
 
     node: Any
     parent: Any
@@ -58,12 +59,12 @@ class Forest:
 
     @cached_property
     def idle(self) -> Any:
-        """Which cells are those of atoms without mass, an array of bool."""
+        """Array of bool: whether a cell belongs to an atom without mass."""
         return ((self.a[self.rows] == 0) | (self.b[self.columns] == 0)).numpy()
 
     @cached_property
     def tree(self) -> _Tree:
-        """The cells in order; a column j is the node n + j, and n + m is above all."""
+        """The search tree; column j is the node n + j, and n + m the common root."""
         graphs, sparse = (
             lazy_import("scipy.sparse.csgraph"),
             lazy_import("scipy.sparse"),
@@ -73,7 +74,7 @@ class Forest:
         firm = (self.masses.numpy() > DEGENERATE * least) | self.idle
         kept = firm.nonzero()[0]
         rows, columns = self.rows.numpy()[kept], n + self.columns.numpy()[kept]
-        # Numbers of cells, from 1: zeros are no entries.
+        # Cells are numbered from 1, since a sparse matrix drops zeros.
         graph = sparse.coo_matrix((kept + 1, (rows, columns)), shape=(top + 1, top + 1))
         graph = graph.tocsr()
         count, part = graphs.connected_components(graph[:top, :top], directed=False)
@@ -91,7 +92,8 @@ class Forest:
     def heights(self, costs: Tensor) -> tuple[Tensor, Tensor]:
         """Return potentials with f + g = cost on the cells, 0 at the roots.
 
-        As the derivative of a plan in the masses they are those of one part.
+        Raises Unsupported if the plan has several parts, whose heights relative to one
+        another the costs do not determine.
         """
         n = len(self.a)
         height, cost = np.zeros(n + len(self.b)), costs.numpy()
@@ -107,8 +109,8 @@ class Forest:
     def flow(self, u: Tensor, v: Tensor) -> Tensor:
         """Return the plan with the row sums u and the column sums v, of any sign.
 
-        In each part both must have one sum; else there is none, and the derivative
-        that asks for it does not exist.
+        Raises Unsupported if u and v have different sums in a part: there is no such
+        plan, and the derivative that needs it does not exist.
         """
         cells = np.zeros(len(self.rows))
         left = np.concatenate([u.numpy(), v.numpy()])
@@ -151,7 +153,7 @@ def potentials(
         The cells of the plan.
     costs : Tensor, shape (cells,)
         Their costs, with a graph.
-    f, g : Tensor, shape (n,), (m,)
+    f, g : Tensor, shapes (n,) and (m,)
         The potentials, detached.
 
     Returns

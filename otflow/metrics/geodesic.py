@@ -21,9 +21,10 @@ __all__ = ["action", "aligned_ends", "geodesic", "length"]
 def aligned_ends(mu: Particles, nu: Particles) -> tuple[Particles, Particles]:
     r"""Return :math:`\mu` and :math:`\nu` with atoms matched: index i goes to index i.
 
-    For equal weights in equal number `nu` is permuted; otherwise both are split into
-    the cells of an optimal plan. ``a.displacement_to(b)`` of the two is then the
-    initial velocity of the geodesic, and ``a.norm`` of it is W2.
+    For n equal weights on both sides `nu` is permuted. Otherwise both measures are
+    split into the cells of an optimal plan. With ``a, b = aligned_ends(mu, nu)`` the
+    tangent ``a.displacement_to(b)`` is the initial velocity of the geodesic, and its
+    ``a.norm`` is W2.
 
     Parameters
     ----------
@@ -38,7 +39,9 @@ def aligned_ends(mu: Particles, nu: Particles) -> tuple[Particles, Particles]:
     Raises
     ------
     Unsupported
-        If weights carry a graph, which the masses of a plan would drop.
+        If weights carry a graph: the masses of the plan have no derivative here.
+    TypeError
+        If a measure is not `Particles`.
 
     Examples
     --------
@@ -70,8 +73,8 @@ def aligned_ends(mu: Particles, nu: Particles) -> tuple[Particles, Particles]:
 def geodesic(mu: Particles, nu: Particles, t: float) -> Particles:
     r"""Return :math:`\mu_t = ((1-t)\,x + t\,y)_\# P`, P an optimal plan.
 
-    It is the geodesic of constant speed, :math:`W_2(\mu_s, \mu_t) = |t - s|\,
-    W_2(\mu_0, \mu_1)`, and its action is :math:`\int_0^1 \|v_t\|^2 dt = W_2^2`
+    The path :math:`\mu_t` is the geodesic of constant speed, :math:`W_2(\mu_s, \mu_t) =
+    |t - s|\, W_2(\mu_0, \mu_1)`. Its action is :math:`\int_0^1 \|v_t\|^2 dt = W_2^2`
     :cite:p:`benamou2000computational`.
 
     Parameters
@@ -79,14 +82,14 @@ def geodesic(mu: Particles, nu: Particles, t: float) -> Particles:
     mu, nu : Particles
         The ends, at times 0 and 1.
     t : float
-        Time; outside [0, 1] the straight lines are prolonged, which may stop being a
-        geodesic.
+        Time. Outside [0, 1] the straight lines are extended, and the path may no longer
+        be a geodesic.
 
     Returns
     -------
     Particles
-        Of the size of `mu` for equal weights in equal number, else one atom for each
-        cell of the plan.
+        For n equal weights on both sides n atoms, otherwise one atom for each cell of
+        the plan.
 
     Notes
     -----
@@ -108,8 +111,8 @@ def geodesic(mu: Particles, nu: Particles, t: float) -> Particles:
 def length(path: Sequence[Distant]) -> Tensor:
     r"""Return :math:`\sum_k W_2(\mu_k, \mu_{k+1})`, the length of a path of measures.
 
-    Of a fine path, :math:`\int \|v_t\| dt`; never less than the distance between its
-    ends, and independent of the speed.
+    For a fine path it approximates :math:`\int \|v_t\| dt`. It is at least the distance
+    between the ends, and does not depend on the speed.
 
     Parameters
     ----------
@@ -134,16 +137,17 @@ def length(path: Sequence[Distant]) -> Tensor:
 def action(path: Sequence[Distant], times: Iterable[float] | None = None) -> Tensor:
     r"""Return :math:`\sum_k W_2^2(\mu_k, \mu_{k+1}) / (t_{k+1} - t_k)`.
 
-    Of a fine path, :math:`\int \|v_t\|^2 dt` :cite:p:`benamou2000computational`. Over
-    [0, 1] it is never less than the square of the `length`, with equality at constant
-    speed; nor than :math:`W_2^2` between the ends, with equality on the geodesic.
+    For a fine path it approximates :math:`\int \|v_t\|^2 dt`
+    :cite:p:`benamou2000computational`. Over [0, 1] the action is at least the square of
+    the `length`, with equality at constant speed, and at least :math:`W_2^2` between
+    the ends, with equality on the geodesic.
 
     Parameters
     ----------
     path : sequence of Particles, Tensor or ndarray; or of densities of one kind
         Two measures or more.
     times : iterable of float, optional
-        Increasing, one per measure; evenly spread over [0, 1] by default.
+        Increasing times, one for each measure; by default evenly spread over [0, 1].
 
     Returns
     -------

@@ -1,9 +1,9 @@
 r"""The entropic cost as a function of measures, with its second and third derivatives.
 
-At the optimum the derivative of the dual in its potentials vanishes, so its value at
-potentials that are right to first order is right to third order. One step of Newton's
-method from the optimum, a linear function of the slopes of the dual, makes such
-potentials: it is the implicit function theorem.
+At the optimum the derivative of the dual in its potentials vanishes. So potentials that
+are right to first order give a value that is right to third order. One step of Newton's
+method from the optimum, a linear function of the slopes of the dual, gives potentials
+that are right to first order, by the implicit function theorem.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from otflow.metrics.entropic import Entropy, noise
 
 __all__ = ["Atoms", "dual_value"]
 
-# The error of the derivative of the potentials that round-off may leave, over its size.
+# Largest relative error of the derivative of the potentials that round-off may cause.
 DETERMINED = 1e-4
 # Exponentials beyond this overflow.
 STEEPEST = 600.0
@@ -47,7 +47,7 @@ def dual_value(units: Entropy, mu: Atoms, nu: Atoms) -> Tensor:
     units : Entropy
         Epsilon and rho.
     mu, nu : Atoms
-        With optimal potentials, those of atoms without mass among them.
+        Atoms with optimal potentials, also at atoms without mass.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def dual_value(units: Entropy, mu: Atoms, nu: Atoms) -> Tensor:
     Raises
     ------
     NotConverged
-        If round-off decides what the derivatives of the potentials are.
+        If round-off dominates the derivatives of the potentials.
     """
     eps = units.epsilon
     cost = _cost(mu.x, nu.x)
@@ -76,7 +76,7 @@ def dual_value(units: Entropy, mu: Atoms, nu: Atoms) -> Tensor:
 def _completed(
     units: Entropy, cost: Tensor, f: Tensor, g: Tensor, a: Tensor, b: Tensor
 ) -> Tensor:
-    """Return f, at atoms without mass the best one for the g of atoms with mass."""
+    """Return f, replaced at atoms without mass by the optimal f for g."""
     idle, full = (a == 0).nonzero()[:, 0], b > 0
     if len(idle) == 0:
         return f
@@ -85,7 +85,7 @@ def _completed(
 
 
 def _cost(x: Tensor, y: Tensor) -> Tensor:
-    """Return |x - y|^2 / 2 without cancellation, its graph by products of matrices."""
+    """Return |x - y|^2 / 2, the value by differences, the graph by matrix products."""
     middle = x.detach().mean(0)
     mode = "donot_use_mm_for_euclid_dist"
     exact = 0.5 * torch.cdist(x.detach(), y.detach(), compute_mode=mode).square()
@@ -109,7 +109,7 @@ def _plan(eps: float, a: Tensor, b: Tensor, f: Tensor, g: Tensor, c: Tensor) -> 
 def _slopes(
     units: Entropy, mu: Atoms, nu: Atoms, cost: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the derivatives of the dual in its potentials, which are held fixed."""
+    """Return the derivatives of the dual in its potentials, at detached potentials."""
     plan = _plan(units.epsilon, mu.a, nu.a, mu.f, nu.f, cost)
     return (
         mu.a * units.kept(mu.f) - plan.sum(1),
@@ -147,7 +147,10 @@ class _Newton:
         return cls(shares * ratio[:, None], rows, full, solver, units, columns)
 
     def __call__(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the potentials that answer slopes; round-off may not decide them."""
+        """Return the change of the potentials for these slopes.
+
+        Raises NotConverged if round-off dominates the change.
+        """
         if not (bool(u.any()) or bool(v.any())):
             return torch.zeros_like(u), torch.zeros_like(v)
         unit = self.units.unit

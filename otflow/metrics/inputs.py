@@ -1,4 +1,4 @@
-"""Two measures at the door of a distance: checked, alike, and with their graphs."""
+"""Check the two arguments of a distance; graphs are kept."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Cloud:
 
 
 def cloud(mu: CloudLike | Measure, name: str) -> Cloud:
-    """Check one argument of a distance; what carries a graph goes on carrying it."""
+    """Return one checked argument of a distance; points and weights keep graphs."""
     if isinstance(mu, Particles):
         points = as_points(mu.points, f"{name}.points")
         free = mu.weights.requires_grad or not mu.is_uniform

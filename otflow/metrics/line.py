@@ -13,18 +13,18 @@ def staircase(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     r"""Return the optimal plan between weighted points on the line, and potentials.
 
-    The plan is :math:`(F_\mu^{-1}, F_\nu^{-1})_\# \mathrm{Leb}[0, 1]`; over sorted
+    The plan is :math:`(F_\mu^{-1}, F_\nu^{-1})_\# \mathrm{Leb}[0, 1]`. Over sorted
     points its cells form a staircase, along which :math:`f_i + g_j = |x_i - y_j|^2`
-    gives the potentials one by one :cite:p:`peyre2019computational`. Where it steps
-    diagonally, both corners serve; their mean is taken, so that a measure is at
-    distance 0 from itself with potentials 0.
+    gives the potentials one by one :cite:p:`peyre2019computational`. At a diagonal step
+    of the staircase either corner gives a valid potential. The mean of both is taken,
+    so that the potentials between a measure and itself are 0.
 
     Parameters
     ----------
     x, a : Tensor, shape (n,)
-        Points and masses of sum 1, positive, float64.
+        Points and positive masses of sum 1, float64.
     y, b : Tensor, shape (m,)
-        Likewise.
+        Points and masses of the other measure.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def staircase(
     for is_down in (down_first, _right_first(down, right)):
         rows, columns = _path(is_down), _path(~is_down)
         before_down, before_right = columns[:-1][is_down], rows[:-1][~is_down]
-        # Sums of differences, which far from the origin do not cancel.
+        # Sums of differences: these lose no digits far from the origin.
         below, beside = y[before_down], x[before_right]
         f_steps = x.diff() * ((x[1:] - below) + (x[:-1] - below))
         g_steps = y.diff() * ((y[1:] - beside) + (y[:-1] - beside))
@@ -58,7 +58,7 @@ def staircase(
 
 
 def _snap(levels: Tensor, marks: Tensor) -> Tensor:
-    """Move the levels that meet a mark up to round-off onto it."""
+    """Replace levels that equal a mark up to round-off by the mark."""
     if len(marks) == 0:
         return levels
     tolerance = (len(levels) + len(marks)) * torch.finfo(levels.dtype).eps

@@ -1,4 +1,4 @@
-"""Prove that the coupling by index is optimal, as at a JKO step's two ends."""
+"""Prove that the coupling by index is optimal, as between the ends of a JKO step."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ def supporting_potential(x: Tensor, y: Tensor) -> Tensor | None:
     A :math:`\varphi` with :math:`\varphi_j \ge \varphi_i + x_i\cdot(y_j - y_i)` exists
     if and only if the coupling :math:`x_i \to y_i` is optimal for the cost
     :math:`|x-y|^2`: then :math:`x_i` is a subgradient at :math:`y_i` of a convex
-    function :cite:p:`villani2003topics`. The search starts from the quadratic
-    function whose gradient fits best, then raises each value to its highest
-    supporting plane, among near neighbours until nothing changes, and the planes of
-    all pairs check the outcome. None means that the coupling is not optimal, or that
-    the search was given up.
+    function :cite:p:`villani2003topics`.
 
-    Time O(n^2 d) where the coupling is a smooth monotone map; memory O(n (d + 256)).
+    The search starts from the quadratic function whose gradient fits best. It raises
+    each value to the highest supporting plane of near neighbours until nothing changes.
+    Then it compares the values with the planes of all pairs. None means that the
+    coupling is not optimal, or that the search reached its limit.
+
+    Time O(n^2 d) if the coupling is a smooth monotone map; memory O(n (d + 256)).
 
     Parameters
     ----------
     x, y : Tensor, shape (n, d)
-        Points, float64; centred, for the sake of round-off.
+        Points, float64. Centred points have less round-off.
 
     Returns
     -------
-    Tensor or None
-        Shape (n,). The inequality holds up to `round_off`; what that may hide is for
-        the caller to judge.
+    Tensor, shape (n,), or None
+        The potential. The inequality holds up to `round_off`; the caller compares that
+        with the cost.
     """
     slack = round_off(x, y)
-    # Clouds without order are told from a few pairs, before any pair of all is seen.
+    # A few pairs reject most couplings that are not optimal, before the O(n^2) search.
     if not _is_monotone(x, y, _shifted(len(x)), slack):
         return None
     phi = _best_quadratic(x, y)
@@ -72,7 +73,7 @@ def round_off(x: Tensor, y: Tensor) -> float:
 
 
 def _shifted(n: int) -> Tensor:
-    """Return the numbers of the next rows of each, (n, k)."""
+    """Return the indices of the next rows of each row, (n, k)."""
     return (torch.arange(n)[:, None] + torch.arange(1, NEIGHBOURS + 1)) % n
 
 
@@ -112,7 +113,7 @@ def _settle(
 ) -> Tensor | None:
     """Raise phi to the planes of the sources until nothing changes (Bellman-Ford)."""
     slopes = (x[sources] * (y[:, None] - y[sources])).sum(-1)
-    # News travels one edge a sweep; around a cycle of negative cost, for ever.
+    # A change travels one edge a sweep. Around a cycle of negative cost it never ends.
     for _ in range(50 + 10 * int(len(y) ** 0.5)):
         raised = (phi[sources] + slopes).amax(dim=1)
         if bool((raised - phi <= slack).all()):

@@ -14,9 +14,10 @@ __all__ = ["Path"]
 class Path:
     r"""A broken line of nodes (x, y), both non-decreasing, and its potential.
 
-    :math:`\varphi'(x) = 2(x - T(x))`, T the map whose graph is the line. Between two
-    nodes T is linear, :math:`\varphi` rises by :math:`\Delta x\,(x + x' - y - y')`,
-    and Simpson's rule integrates it exactly.
+    Let T be the map whose graph is the line; then :math:`\varphi'(x) = 2(x - T(x))`.
+    Between two nodes T is linear, :math:`\varphi` rises by
+    :math:`\Delta x\,(x + x' - y - y')`, and Simpson's rule integrates :math:`\varphi`
+    exactly.
 
     Parameters
     ----------
@@ -25,7 +26,7 @@ class Path:
     heights : Tensor, shape (k,)
         The potential at the nodes.
     integrals : Tensor, shape (k,)
-        Its integral from the first node.
+        The integral of the potential from the first node to each node.
     """
 
     x: Tensor
@@ -37,7 +38,7 @@ class Path:
     def of(cls, x: Tensor, y: Tensor, left: Tensor, right: Tensor) -> Path:
         """Return the path through both ends of each coupled interval, (k, 2) each.
 
-        It is prolonged to the outermost of the cells from `left` to `right`.
+        The path is extended to the first of `left` and the last of `right`.
         """
         x = torch.cat([left[:1], x.reshape(-1), right[-1:]])
         flat = y.reshape(-1)
@@ -57,7 +58,8 @@ class Path:
         k = torch.searchsorted(self.x, at, right=True) - 1
         k = k.clamp(0, len(self.x) - 2)
         width = self.x[k + 1] - self.x[k]
-        width = width.masked_fill(width <= 0, 1.0)  # there the step is 0 too
+        # Where the width is 0 the step is 0 too; this avoids 0 / 0.
+        width = width.masked_fill(width <= 0, 1.0)
         step = at - self.x[k]
         y = self.y[k] + (step / width).clamp(0.0, 1.0) * (self.y[k + 1] - self.y[k])
         start = self.x[k] - self.y[k]

@@ -27,25 +27,25 @@ class Plan:
     r"""An optimal plan :math:`P` for :math:`|x-y|^2`, sparse, with its potentials.
 
     Cell k moves ``masses[k]`` from point ``rows[k]`` of :math:`\mu` to point
-    ``columns[k]`` of :math:`\nu`; there are fewer than n + m of them, and none where
-    an entry of the plan is zero, but for this: an atom of mass zero is listed once,
-    with mass zero, beside the partner that it would have.
+    ``columns[k]`` of :math:`\nu`. There are fewer than n + m cells. Zero entries are
+    omitted, except that each zero-mass atom is listed once with the partner it would
+    have.
 
     Parameters
     ----------
     rows, columns : Tensor, shape (k,), int64
-        Indices.
+        Indices of points.
     masses : Tensor, shape (k,)
-        Non-negative, of sum 1.
+        Non-negative masses of sum 1.
     cost : Tensor
         :math:`W_2^2(\mu, \nu) = \sum_k P_k |x_{r_k} - y_{c_k}|^2`, 0-d.
     f : Tensor, shape (n,)
         Potential on :math:`\mu`: the first variation of :math:`W_2^2` there.
     g : Tensor, shape (m,)
-        Potential on :math:`\nu`: :math:`f_i + g_j \le |x_i - y_j|^2` for all i and j,
-        with equality on the cells (but beside an atom of mass zero of :math:`\nu` that
-        another of :math:`\mu` keeps lower), and :math:`\sum a_i f_i = \sum b_j g_j =
-        W_2^2/2`.
+        Potential on :math:`\nu`. For all i and j :math:`f_i + g_j \le |x_i - y_j|^2`,
+        with equality on the cells. The exception is a zero-mass atom of :math:`\nu`
+        for which a zero-mass atom of :math:`\mu` forces a lower g. Further,
+        :math:`\sum a_i f_i = \sum b_j g_j = W_2^2/2`.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class Plan:
     g: Tensor
 
     def dense(self) -> Tensor:
-        """Return the plan as a matrix (n, m); it takes that much memory.
+        """Return the plan as a full matrix (n, m).
 
         Returns
         -------
@@ -89,20 +89,21 @@ class Plan:
 def transport_plan(mu: CloudLike, nu: CloudLike) -> Plan:
     r"""Return the plan that minimises :math:`\sum_{ij} P_{ij} |x_i - y_j|^2`, exactly.
 
-    Weights are divided by their sums. On the line: sorting. Between measures of equal
-    weights by index, as before and after a JKO step, the coupling by index is tried
-    first. Else POT's network simplex :cite:p:`flamary2021pot`, of which the status and
-    the duality gap are checked.
+    Weights are divided by their sums. On the line the points are sorted. Otherwise, if
+    ``mu.weights`` equals ``nu.weights``, as before and after a JKO step, the coupling
+    by index is tried first. Else POT's network simplex :cite:p:`flamary2021pot` solves;
+    its status and its duality gap are checked.
 
     Parameters
     ----------
     mu, nu : Particles, Tensor or ndarray
-        Measures; points (n, d) stand for equal weights. Detached.
+        Measures, which are detached; points (n, d) stand for equal weights.
 
     Returns
     -------
     Plan
-        On the device of `mu`, in its dtype; solved in float64 on the CPU.
+        The plan on the device of `mu`, in its dtype. It is solved in float64 on the
+        CPU.
 
     Raises
     ------
@@ -122,10 +123,10 @@ def transport_plan(mu: CloudLike, nu: CloudLike) -> Plan:
 
     Notes
     -----
-    Time: O(n log n) on the line, O(n^2 d) for a coupling by index that is optimal,
-    about O(n^3) otherwise. Memory: O(n d) in the first two cases, 48 n m bytes
-    otherwise. The potentials are not unique where the plan is degenerate, as for equal
-    masses; then f is one subgradient of many.
+    Time: O(n log n) on the line, O(n^2 d) if the coupling by index is optimal, about
+    O(n^3) otherwise. Memory: O(n d) in the first two cases, 48 n m bytes otherwise. If
+    the plan is degenerate, as for equal masses, the potentials are not unique and f is
+    one of many subgradients.
 
     Examples
     --------
@@ -152,7 +153,7 @@ def transport_plan(mu: CloudLike, nu: CloudLike) -> Plan:
 
 def couple(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Plan:
     """Return the optimal plan of float64 tensors on the CPU, masses of sum 1."""
-    # Squares of the smallest points would underflow; no plan depends on units.
+    # Squares of tiny coordinates would underflow. The plan does not depend on units.
     unit = unit_of(x, y)
     plan = _couple(x / unit, a, y / unit, b)
     cost, f, g = (unit * (unit * z) for z in (plan.cost, plan.f, plan.g))
@@ -170,15 +171,15 @@ def _couple(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Plan:
     )
     rows, columns = i[rows], j[columns]
 
-    # What the mass of an atom without mass would cost is the transform of the other
-    # measure's potential. Each joins the plan beside the partner that attains it.
+    # The potential at an atom without mass is the transform of the other measure's
+    # potential. The atom joins the plan beside the partner that attains the minimum.
     idle_rows, idle_columns = (a == 0).nonzero()[:, 0], (b == 0).nonzero()[:, 0]
     f_idle, partners = transform(x[idle_rows], y[j], g)
     g_idle, sources = transform(y[idle_columns], x[i], f)
     rows = torch.cat([rows, idle_rows, i[sources]])
     columns = torch.cat([columns, j[partners], idle_columns])
     masses = torch.cat([masses, masses.new_zeros(len(rows) - len(masses))])
-    # Both cannot be at their highest where two such atoms meet: g gives way.
+    # For two atoms without mass f + g may exceed the cost: then lower g.
     between, _ = (
         transform(y[idle_columns], x[idle_rows], f_idle)
         if len(idle_rows)

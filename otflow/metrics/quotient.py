@@ -37,27 +37,27 @@ def quotient_distance(
     .. math:: \tilde d(\Theta, \Xi)^2 = \frac1N \min_\sigma
         \sum_{i=1}^N d\bigl(\theta_i, \xi_{\sigma(i)}\bigr)^2
 
-    For the Euclidean d it is :math:`W_2` of the empirical measures
-    :cite:p:`yang2020meanfield`. The survey's Remark 1 omits the 1/N; without it the
-    distance grows like :math:`\sqrt N`.
+    For the Euclidean d this is :math:`W_2` between the empirical measures
+    :cite:p:`yang2020meanfield`. Remark 1 of the survey omits the factor 1/N; without it
+    the distance grows like :math:`\sqrt N`.
 
     Parameters
     ----------
     theta, xi : Particles, or Tensor or ndarray of shape (N, p)
         Points, or neurons as rows; of equal weights.
     ground : callable, optional
-        Another ground metric: (N, p), (N, p) -> (N, N) distances d; Euclidean by
-        default.
+        The ground metric, (N, p), (N, p) -> (N, N) distances d; Euclidean by default.
     symmetry : Symmetry, optional
-        Take d up to a symmetry of neurons too, `metrics.symmetries`; then networks that
-        differ by it and by the order of their neurons are at distance 0.
+        A symmetry of neurons, from `metrics.symmetries`, up to which d is taken.
+        Networks that differ by the symmetry and by the order of their neurons have
+        distance 0.
     normalize : bool
         Whether to divide by N; False gives the survey's formula.
 
     Returns
     -------
     Tensor
-        0-d; differentiable once, the matching kept; gradient 0 at distance 0.
+        0-d; differentiable once, at a fixed matching. At distance 0 the gradient is 0.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def quotient_distance(
 
     Notes
     -----
-    Time O(N^2 p) where the order is right already, O(N^3) at worst; memory O(N^2).
+    Time O(N^2 p) if the identity is the best matching, O(N^3) at worst; memory O(N^2).
 
     Examples
     --------
@@ -128,8 +128,8 @@ def align(
 ) -> Tensor:
     r"""Return the copy of `xi`, permuted and transformed, that lies nearest to `theta`.
 
-    It computes the same function as `xi`. Under a symmetry that does not keep distances
-    (`symmetries.Scale`) it consists of canonical representatives, to be compared with
+    The copy computes the same function as `xi`. Under a symmetry that changes distances
+    (`symmetries.Scale`) the copy consists of canonical representatives; compare it with
     ``symmetry.canonical(theta)``.
 
     Parameters

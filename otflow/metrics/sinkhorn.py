@@ -1,4 +1,4 @@
-r"""The debiased Sinkhorn divergence, converged or refused."""
+r"""The debiased Sinkhorn divergence; raises NotConverged if it is not converged."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from otflow.metrics.inputs import Cloud, CloudLike, clouds
 
 __all__ = ["sinkhorn_divergence"]
 
-# Sinkhorn sweeps serve down to this share of the diameter; below, they would need
-# thousands, and Newton goes on at blurs that fall by STAGE.
+# Sinkhorn sweeps are used down to this share of the diameter. Below it they would need
+# thousands of sweeps; Newton's method takes over, at blurs that fall by STAGE.
 COARSE = 0.05
 STAGE = 0.7
-# Pairs that take about a minute on one core.
+# Largest number of pairs; so many take about a minute on one core.
 DENSE_LIMIT = 5000**2
-# What counts as converged: the sum of the errors of the marginals, which bounds those
-# of the value and of the velocity; and the error of the potentials over their unit,
-# which is that of the first variation over epsilon.
+# Convergence: the sum of the errors of the marginals bounds the errors of the value and
+# of the velocity. The error of the potentials over their unit is the error of the first
+# variation over epsilon.
 RESIDUAL = 1e-8
 POTENTIALS = 1e-2
-# Of reach and of reach / blur, whose squares are divided by.
+# Least reach and least reach / blur: the code divides by their squares.
 LEAST_REACH = 1e-140
-# Diameters in a blur from which the limit of a blur without end is right to 1e-8 of
-# their square: with a reach it is off by up to D^4 / (8 blur^2). Potentials are of that
-# size, but known to the round-off of blur^2 only.
+# Above this blur, in diameters D, the limit blur -> infinity is right to 1e-8 D^2: with
+# a reach its error is at most D^4 / (8 blur^2). The potentials are of size D^2, but
+# carry the round-off of blur^2.
 WIDE = 4e3
-# Blurs whose square is a float64.
+# Largest blur whose square is a float64.
 LARGEST = 1e150
 
 
@@ -53,44 +53,47 @@ def sinkhorn_divergence(
         - \tfrac12\mathrm{OT}_\varepsilon(\nu, \nu), \qquad
         \varepsilon = \mathrm{blur}^2, \quad c(x, y) = \tfrac12|x - y|^2
 
-    :cite:p:`feydy2019interpolating`: mind the 1/2. Twice it compares with
-    `wasserstein2_squared`; a JKO step divides it by dt, not 2 dt.
+    :cite:p:`feydy2019interpolating`. The cost has the factor 1/2: compare twice the
+    divergence with `wasserstein2_squared`. A JKO step divides the divergence by dt, not
+    by 2 dt.
 
     Parameters
     ----------
     mu, nu : Particles, Tensor or ndarray
         Measures; points (n, d) stand for equal weights 1/n.
     blur : float
-        Length below which details are not seen, > 0; much less than the spacing of the
-        points for a gradient close to that of W2.
+        Length below which the divergence does not see details, > 0. For a gradient
+        close to that of W2 take it much smaller than the spacing of the points.
     scaling : float
         Ratio of successive blurs in the annealing that finds a start, in (0, 1). It
-        changes the time and not the answer, which Newton's method finds.
+        changes the time but not the result, which Newton's method computes.
     reach : float, optional
         Length beyond which mass is destroyed and created rather than moved, at the cost
-        :math:`\mathrm{reach}^2\,\mathrm{KL}` of either marginal. Balanced by default.
+        :math:`\mathrm{reach}^2\,\mathrm{KL}` of either marginal. The default is the
+        balanced problem, without destruction.
 
     Returns
     -------
     Tensor
-        0-d, in the dtype and on the device of `mu`. Differentiable in points and
-        weights, as the converged divergence is, up to three times.
+        0-d, in the dtype and on the device of `mu`. It is differentiable in points and
+        weights up to three times; the derivatives are those of the converged
+        divergence.
 
     Raises
     ------
     ValueError
-        If a number is out of range, the blur is lost in the round-off of the dtype, the
-        square of the reach is lost in the range of float64 (below 1e-140), the measures
-        differ in dimension or device, or a point is not finite.
+        If a number is out of range, if the blur is below the round-off of the points in
+        their dtype, if the reach is below 1e-140 (its square underflows), if the
+        measures differ in dimension or device, or if a point is not finite.
     TypeError
         If dtypes differ, or a measure is not made of atoms.
     MemoryError
         If the arrays exceed half of the memory.
     NotConverged
-        If the marginals are not met to 1e-8, or a gradient in weights is asked for
-        and the potentials are not known to a hundredth of :math:`\varepsilon`; both
-        only for a blur far below the spacing of the points. ``info`` says what was
-        reached, ``result`` is the unfinished value.
+        If the error of the marginals exceeds 1e-8, or if a gradient in weights is
+        needed and the error of the potentials exceeds a hundredth of
+        :math:`\varepsilon`. Both happen only for a blur far below the spacing of the
+        points. The error's ``info`` holds the accuracy reached, ``result`` the value.
 
     See Also
     --------
@@ -98,14 +101,13 @@ def sinkhorn_divergence(
 
     Notes
     -----
-    For a blur beyond 4e3 diameters of both clouds together the divergence is that of a
-    blur without end, half the squared distance of the means, whatever the reach; it is
-    right to 1e-8 squares of the diameter.
+    Let D be the diameter of both clouds together. For a blur above 4e3 D the result is
+    the limit blur -> infinity, half the squared distance of the means, whatever the
+    reach. Its error is at most 1e-8 D^2.
 
-    Solved in float64: Sinkhorn sweeps down to a twentieth of the diameter, then
-    Newton's method on the concave semi-dual, a few steps where plain iterations need
-    thousands. Weights are divided by their sums. Time O((n + m)^2 (d + sweeps)),
-    memory O((n + m)^2).
+    Otherwise the problem is solved in float64: by Sinkhorn sweeps down to a blur of
+    D / 20, then by Newton's method on the concave semi-dual. Weights are divided by
+    their sums. Time O((n + m)^2 (d + sweeps)), memory O((n + m)^2).
 
     Examples
     --------
@@ -162,7 +164,7 @@ class _Side:
 
     @classmethod
     def pair(cls, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> tuple[_Side, _Side]:
-        """Return both sides of points and masses that add up to 1."""
+        """Return both sides; the masses of each have the sum 1."""
         return cls(x, a, a.detach() > 0), cls(y, b, b.detach() > 0)
 
     @property
@@ -191,7 +193,7 @@ def _divergence(
 
 @dataclass(frozen=True)
 class _Solved:
-    """The optimal potentials of atoms with mass, from which derivatives are made."""
+    """The optimal potentials of atoms with mass, which give the derivatives."""
 
     units: Entropy
     cross: tuple[Tensor, Tensor]
@@ -200,7 +202,8 @@ class _Solved:
     def gradients(self, *state: Tensor) -> list[Tensor]:
         """Return the derivatives in points and masses of both, detached.
 
-        At the optimum the derivatives in the potentials vanish.
+        At the optimum the derivatives in the potentials vanish, so they do not
+        contribute.
         """
         grads = []
         mu, nu = _Side.pair(*state)
@@ -276,7 +279,7 @@ def _check_converged(
     *,
     weighted: bool,
 ) -> None:
-    # Costs have a round-off, which epsilon magnifies.
+    # The round-off of the costs enters the marginals divided by epsilon.
     size = float((x.mean(0) - y.mean(0)).norm() + (x - x.mean(0)).norm(dim=1).max())
     size += float((y - y.mean(0)).norm(dim=1).max())
     round_off = 8 * torch.finfo(x.dtype).eps * size * size / units.epsilon
@@ -319,7 +322,7 @@ def _check_size(n: int, m: int, device: torch.device) -> None:
 
 
 def _inverse_square(reach: float, blur: float) -> float:
-    """Return 1 / reach^2, refused where it, or blur^2 / reach^2, overflows."""
+    """Return 1 / reach^2; raise ValueError if it or blur^2 / reach^2 overflows."""
     least = LEAST_REACH * max(1.0, blur)
     if reach < least:
         msg = (

@@ -18,7 +18,7 @@ __all__ = ["Steps", "between_steps"]
 
 @dataclass(frozen=True)
 class Steps:
-    """Intervals in order, a mass spread evenly over each; vacuum may lie between.
+    """Ordered intervals with a uniform density on each; gaps may lie between them.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class Steps:
         if isinstance(mu, Quantiles):
             edges = mu.edges.double()
         elif isinstance(mu, GridDensity) and mu.dim == 1:
-            # From the box, not from centres rounded to the dtype of the masses.
+            # From the box, since the centres are rounded to the dtype of the masses.
             cells = torch.arange(
                 len(mu.weights) + 1, dtype=torch.float64, device=mu.weights.device
             )
@@ -65,9 +65,8 @@ class Steps:
 class _Levels:
     """Values of a distribution function, exact in both tails, increasing.
 
-    A level s up to 1/2 is the pair (0, s), a higher one the pair (1, s - 1). A mass of
-    1e-30 at the upper end, which 1 - 1e-30 cannot show, is thus as good as one at the
-    lower end.
+    A level s <= 1/2 is the pair (0, s), a higher level the pair (1, s - 1). So a mass
+    of 1e-30 at the upper end keeps its digits, which 1 - 1e-30 would lose.
     """
 
     side: Tensor
@@ -84,11 +83,11 @@ class _Levels:
         return cls(upper.double(), torch.where(upper, -above, below))
 
     def at(self, index: Tensor) -> _Levels:
-        """Return the levels of these numbers."""
+        """Return the levels at these indices."""
         return _Levels(self.side[index], self.value[index])
 
     def above(self, other: _Levels) -> Tensor:
-        """Return by how much these levels exceed others."""
+        """Return these levels minus the others."""
         return (self.value - other.value) + (self.side - other.side)
 
     def inner(self) -> _Levels:
@@ -96,7 +95,7 @@ class _Levels:
         return _Levels(self.side[1:-1], self.value[1:-1])
 
     def merged(self, other: _Levels) -> tuple[_Levels, Tensor]:
-        """Return both in one order, and their numbers; at ties these go first."""
+        """Return both sorted, and the order; at ties these levels go first."""
         both = _Levels(
             torch.cat([self.side, other.side]), torch.cat([self.value, other.value])
         )
@@ -108,22 +107,22 @@ class _Levels:
 def between_steps(mu: Steps, nu: Steps) -> Tensor:
     r"""Return :math:`W_2^2 = \int_0^1 |Q_\mu(s) - Q_\nu(s)|^2\,ds` of step densities.
 
-    Quantile functions are piecewise linear: between neighbouring levels of either
-    measure, of mass m, with the differences a, b at both ends, the integral is
-    :math:`m\,(a^2+ab+b^2)/3`. The derivative in the mass of a cell is the mean over
-    the cell of the potential :math:`\varphi`, with :math:`\varphi'(x) = 2(x - T(x))`,
-    in cells without mass too. Exact for any masses; time O(n log n).
+    Quantile functions are piecewise linear. Between neighbouring levels of either
+    measure let m be the mass and a, b the differences of the quantile functions at both
+    ends; then the integral is :math:`m\,(a^2+ab+b^2)/3`. The derivative in the mass of
+    a cell, also of an empty one, is the mean over the cell of the potential
+    :math:`\varphi`, with :math:`\varphi'(x) = 2(x - T(x))`. Exact for any masses; time
+    O(n log n).
 
     Parameters
     ----------
     mu, nu : Steps
-        On one device.
+        Step densities on one device.
 
     Returns
     -------
     Tensor
-        0-d, float64, differentiable in the ends and in the masses, and so are its
-        derivatives.
+        0-d, float64, twice differentiable in the ends and in the masses.
     """
     lengths, x, y = (t.detach() for t in _couple(_full(mu), _full(nu))[:3])
     a, b = (x - y).unbind(1)
@@ -140,8 +139,8 @@ def _gradients(*state: Tensor) -> list[Tensor]:
     slopes = torch.stack([2 * a + b, a + 2 * b], 1) * (lengths / 3.0)[:, None]
     paths = [(x, y), (y, x)]
     if mu.masses.requires_grad or nu.masses.requires_grad:
-        # Where both quantile functions jump at one level the distance has a kink in the
-        # masses. The mean of two subgradients is taken: either measure jumps first.
+        # If both quantile functions jump at one level, the distance has a kink in the
+        # masses. Take the mean of the two subgradients, in which either jumps first.
         _, y_swapped, x_swapped, *_ = _couple(_full(nu), _full(mu))
         swapped = [(x_swapped, y_swapped), (y_swapped, x_swapped)]
     grads = []
@@ -178,11 +177,11 @@ def _full(steps: Steps) -> Steps:
 
 
 def _couple(mu: Steps, nu: Steps) -> tuple[Tensor, Tensor, Tensor, _Place, _Place]:
-    """Return masses (k,) with both quantile functions at the ends of each, (k, 2).
+    """Return the coupled intervals.
 
-    And where in the cells of either those ends are.
-
-    At levels that both share, mu jumps first.
+    These are the masses (k,), the quantile functions of both measures at the ends of
+    each interval, (k, 2), and the places of these ends in the cells of both. At a level
+    of both measures, mu jumps first.
     """
     own, other = _Levels.of(mu.masses), _Levels.of(nu.masses)
     other = _snapped(other, own)
@@ -207,8 +206,8 @@ def _quantiles(mu: Steps, place: _Place) -> Tensor:
 def _places(own: _Levels, levels: _Levels, is_own: Tensor) -> _Place:
     """Return where the quantile function is at both ends of intervals between levels.
 
-    Counting the levels passed tells the cell, so cells whose mass is lost in the
-    round-off of the levels, between which nothing lies, do no harm.
+    The number of own levels passed is the index of the cell. So a cell whose mass is
+    below the round-off of the levels gets no interval.
     """
     cell = torch.cat([is_own.new_zeros(1, dtype=torch.int64), is_own.cumsum(0)])
     low, high = own.at(cell), own.at(cell + 1)
@@ -224,15 +223,15 @@ def _places(own: _Levels, levels: _Levels, is_own: Tensor) -> _Place:
     ):
         share = at.above(low) / width.masked_fill(empty, 1.0)
         share = share.masked_fill(empty, 0.0).clamp(0.0, 1.0)
-        # At the cell's own ends to the last digit.
+        # At the ends of the cell the share is exactly 0 or 1.
         ends.append(share.masked_fill(mine, edge))
     return _Place(cell, torch.stack(ends, dim=1))
 
 
 def _snapped(levels: _Levels, marks: _Levels) -> _Levels:
-    """Move the inner levels that meet a mark up to round-off onto it.
+    """Replace inner levels that equal a mark up to round-off by the mark.
 
-    Levels are sums of positive masses: their errors are relative to the mass below, or
+    A level is a sum of positive masses, so its error is relative to the mass below or
     above.
     """
     count = len(levels.side) + len(marks.side)

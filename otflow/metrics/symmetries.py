@@ -1,4 +1,4 @@
-r"""Symmetries of neurons: changes of parameters that leave the function alone.
+r"""Symmetries of neurons: changes of parameters that keep the function.
 
 A neuron is a row (a_1..a_m, w_1..w_d[, b]): output weights, input weights, bias.
 """
@@ -19,8 +19,8 @@ class Symmetry(ABC):
     r"""A group that acts on neurons without changing what they compute.
 
     The distance between two neurons up to the symmetry is :math:`\min_g d(\theta,
-    g\,\theta')`, over canonical representatives where the group does not keep
-    distances.
+    g\,\theta')`. If the group changes distances, :math:`\theta` and :math:`\theta'` are
+    canonical representatives.
 
     Examples
     --------
@@ -30,12 +30,34 @@ class Symmetry(ABC):
     """
 
     def canonical(self, theta: Tensor) -> Tensor:
-        """Return the canonical representative of each neuron, (N, p); itself here."""
+        """Return the canonical representative of each neuron; by default itself.
+
+        Parameters
+        ----------
+        theta : Tensor, shape (N, p)
+            Neurons.
+
+        Returns
+        -------
+        Tensor, shape (N, p)
+            Neurons that compute the same, in the graph of `theta`.
+        """
         return theta
 
     @abstractmethod
     def orbit(self, theta: Tensor) -> list[Tensor]:
-        """Return the images of canonical neurons under the isometries, each (N, p)."""
+        """Return the images of canonical neurons under the isometries of the group.
+
+        Parameters
+        ----------
+        theta : Tensor, shape (N, p)
+            Canonical neurons.
+
+        Returns
+        -------
+        list of Tensor, each of shape (N, p)
+            The images, one for each isometry.
+        """
 
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
@@ -59,7 +81,7 @@ class Trivial(Symmetry):
 class Sign(Symmetry):
     r"""Odd activations (tanh, erf): :math:`(a, w, b) \sim (-a, -w, -b)`.
 
-    An isometry of every norm, so nothing need be chosen canonically.
+    The change of sign is an isometry of every norm, so each neuron is canonical.
 
     Examples
     --------
@@ -75,9 +97,9 @@ class Sign(Symmetry):
 class Scale(Symmetry):
     r"""Positively homogeneous activations (relu): :math:`(a, w, b) \sim (a/s, sw, sb)`.
 
-    Scaling changes distances, so each neuron is first balanced, :math:`|a| = |(w, b)|`
-    with the product kept, which is where :math:`|a|^2 + |(w, b)|^2` is least. A neuron
-    that computes 0, :math:`a = 0` or :math:`(w, b) = 0`, is represented by 0.
+    Scaling changes distances, so the canonical representative is balanced: :math:`|a| =
+    |(w, b)|` with the same product, where :math:`|a|^2 + |(w, b)|^2` is least. A neuron
+    that computes 0 (:math:`a = 0` or :math:`(w, b) = 0`) is represented by 0.
 
     Parameters
     ----------
@@ -105,7 +127,7 @@ class Scale(Symmetry):
         Parameters
         ----------
         theta : Tensor, shape (N, p)
-            Neurons, of any finite size: no norm or ratio overflows or is lost.
+            Neurons of any finite size; no norm or ratio overflows or underflows.
 
         Returns
         -------
@@ -159,7 +181,7 @@ def of_activation(name: str, outputs: int = 1) -> Symmetry:
     Returns
     -------
     Symmetry
-        Scale, Sign, Sign, or none but permutation.
+        `Scale` for relu, `Sign` for tanh and erf, `Trivial` for sigmoid.
 
     Examples
     --------

@@ -21,31 +21,32 @@ from otflow.metrics.steps import Steps, between_steps
 __all__ = ["root", "wasserstein2", "wasserstein2_squared"]
 
 Distant: TypeAlias = CloudLike | Quantiles | GridDensity | Gaussian
-"""What has a distance to another of its kind."""
+"""Measures that have a distance to others of their kind."""
 
 
 def wasserstein2(mu: Distant, nu: Distant) -> Tensor:
     r"""Return :math:`W_2(\mu, \nu) = (\min_P \sum_{ij} P_{ij} |x_i - y_j|^2)^{1/2}`.
 
-    Exact; the metric of :cite:p:`villani2003topics`, with :math:`|x-y|^2` and no 1/2.
+    Exact; the metric of :cite:p:`villani2003topics`, with the cost :math:`|x-y|^2`
+    without a factor 1/2.
 
     Parameters
     ----------
     mu, nu : Particles, Tensor or ndarray; or two densities of one kind
-        Measures; points (n, d) stand for equal weights 1/n. Between two `Gaussian`, and
-        between densities on the line, `Quantiles` or a `GridDensity`, it is the
-        distance of the densities.
+        Measures; points (n, d) stand for equal weights 1/n. Two `Gaussian`, or two
+        densities on the line (`Quantiles` or a `GridDensity`), are compared as
+        densities.
 
     Returns
     -------
     Tensor
-        0-d, in the dtype and on the device of `mu`. Gradients as those of
-        `wasserstein2_squared`, and 0 where the distance is 0. Lengths are measured in a
-        unit of their size: a distance of 1e-200, whose square is 0, has its digits.
+        0-d, in the dtype and on the device of `mu`, with the gradient of the root of
+        `wasserstein2_squared`. At distance 0 the gradient is 0. A distance of 1e-200,
+        whose square underflows, keeps its digits.
 
     See Also
     --------
-    otflow.metrics.wasserstein2_squared : Its square; smoother, with the errors raised.
+    otflow.metrics.wasserstein2_squared : Its square, smoother. It lists the errors.
     otflow.metrics.sinkhorn_divergence : Smooth, for many points.
 
     Examples
@@ -67,16 +68,16 @@ def wasserstein2_squared(mu: Distant, nu: Distant) -> Tensor:
     .. math:: \frac{\partial}{\partial x_i} = 2\sum_j P_{ij}(x_i - y_j), \qquad
         \frac{\partial}{\partial a_i} = f_i - \sum_k a_k f_k,
 
-    f the potential of `Plan`. Weights are divided by their sums, so the gradient in
-    them is centred; with particles, :math:`-\frac1{a_i}\partial_{x_i} W_2^2/2 =
+    where f is the potential of `Plan`. Weights are divided by their sums, so their
+    gradient is centred. For particles :math:`-\frac1{a_i}\partial_{x_i} W_2^2/2 =
     T(x_i) - x_i` is the velocity towards the other measure.
 
     Parameters
     ----------
     mu, nu : Particles, Tensor or ndarray; or two densities of one kind
-        Measures; points (n, d) stand for equal weights 1/n. Between two `Gaussian`, and
-        between densities on the line, `Quantiles` or a `GridDensity`, it is the
-        distance of the densities.
+        Measures; points (n, d) stand for equal weights 1/n. Two `Gaussian`, or two
+        densities on the line (`Quantiles` or a `GridDensity`), are compared as
+        densities.
 
     Returns
     -------
@@ -92,19 +93,20 @@ def wasserstein2_squared(mu: Distant, nu: Distant) -> Tensor:
     MemoryError
         If the cost matrix would exceed half of the memory.
     NotConverged
-        If the solver stopped early; a value above W2 is never returned as W2.
+        If the solver stopped early, with a value above W2.
     NonFinite
         If the value is too large for its dtype.
 
     Notes
     -----
     Solved in float64 on the CPU: O(n log n) on the line, else as `assignment` and
-    `transport_plan`. Where the plan is degenerate, as for equal masses, the distance
-    has a kink in the weights and the gradient is one subgradient of many; for a flow of
-    the weights use `sinkhorn_divergence`. Elsewhere the plan of particles is linear in
-    the masses and its potentials in the costs, so that second derivatives are those of
-    the distance; one that a kink does not have raises `Unsupported`. Those between
-    densities are those of the distance too, between Gaussians up to the third.
+    `transport_plan`.
+
+    If the plan is degenerate, as for equal masses, the distance has a kink in the
+    weights, and the gradient is one of many subgradients. For a flow of the weights use
+    `sinkhorn_divergence`. Second derivatives are exact where the plan is not
+    degenerate; at a kink a second derivative that does not exist raises `Unsupported`.
+    Between densities second derivatives are exact, between Gaussians also third ones.
 
     Examples
     --------
@@ -125,10 +127,10 @@ def wasserstein2_squared(mu: Distant, nu: Distant) -> Tensor:
 def _measured(mu: Distant, nu: Distant, *, squared: bool) -> tuple[Tensor, Tensor]:
     """Return the distance or its square in float64, and a tensor like the result.
 
-    The root is taken before the dtype is narrowed: the square of a distance of 1e-25
-    is 0 in float32. And lengths are measured in a unit of their size, a power of two,
-    as the square of 1e-200 is 0 in float64. The square itself is not: its gradient
-    would carry the square of the unit.
+    The root is taken in float64, since the square of a distance of 1e-25 is 0 in
+    float32. For the root, lengths are divided by a unit of their size, a power of two,
+    since the square of 1e-200 is 0 in float64. The squared distance uses the unit 1:
+    its gradient would carry the square of another unit.
     """
     steps, others = (Steps.of(m) if isinstance(m, Measure) else None for m in (mu, nu))
     if steps is not None and others is not None:
@@ -181,7 +183,7 @@ def _is_weighted(*both: Cloud) -> bool:
 def _plan(p: Cloud, q: Cloud, x: Tensor, y: Tensor) -> Plan:
     if _is_weighted(p, q) or len(x) != len(y) or not (p.is_uniform and q.is_uniform):
         return couple(x, p.masses, y, q.masses)
-    # No potentials are wanted: the assignment is found faster where clouds are close.
+    # Without a gradient in weights no potentials are needed: an assignment is faster.
     sigma, nothing = assignment(x, y), x.new_zeros(0)
     rows = torch.arange(len(x))
     return Plan(rows, sigma, p.masses, x.new_zeros(()), nothing, nothing)
@@ -190,8 +192,8 @@ def _plan(p: Cloud, q: Cloud, x: Tensor, y: Tensor) -> Plan:
 def _weight_term(p: Cloud, q: Cloud, plan: Plan, distances: Tensor) -> Tensor:
     """Return a term of value 0 whose gradient in the weights is the potential.
 
-    The potentials are functions of the points, so that the derivatives of the first
-    variation and of the velocity are right too.
+    The potentials carry the graph of the points. So derivatives of the first variation
+    and of the velocity are right too.
     """
     forest = Forest(plan.rows, plan.columns, plan.masses, p.masses, q.masses)
     f, g = potentials(forest, distances, plan.f, plan.g)

@@ -1,7 +1,7 @@
 """Figures of measures and of flows, with matplotlib (extra ``plot``).
 
-Every function draws into the `ax` it is given, or into a new figure, and returns what
-it drew into; it changes no global setting.
+Each function draws into the given `ax`, or into a new figure, and returns the axes or
+the animation. No function changes a global setting.
 """
 
 from otflow.plotting.animation import animate

@@ -1,4 +1,4 @@
-"""A flow in motion."""
+"""Animations of flows."""
 
 from __future__ import annotations
 
@@ -43,11 +43,12 @@ def animate(
 
     In the plane clouds are drawn as dots and densities on a grid as pictures; on the
     line a density is drawn as a curve. The limits, and the colours of a density, are
-    those of the whole flow and do not move. A notebook shows the result by
-    ``HTML(animation.to_jshtml())``; a file, e.g. ``flow.gif`` or ``flow.mp4``, is
-    written by ``animation.save(path)``. Films need the program ffmpeg or the package
-    imageio-ffmpeg, which brings it. Keep a reference to the animation: matplotlib stops
-    one that nobody holds.
+    fixed for the whole flow.
+
+    ``HTML(animation.to_jshtml())`` shows the result in a notebook, and
+    ``animation.save(path)`` writes a file, e.g. ``flow.gif`` or ``flow.mp4``. A film
+    needs the program ffmpeg, or the package imageio-ffmpeg, which contains it. Keep a
+    reference to the animation: matplotlib stops an animation without one.
 
     Parameters
     ----------
@@ -55,9 +56,10 @@ def animate(
         What `otflow.flow` returned.
     axes : sequence of int, optional
         One or two coordinates to draw, counted from 0; needed in more than two
-        dimensions. With one, what is drawn is the density.
+        dimensions. With one coordinate the density is drawn.
     frames : int
-        Number of frames at most, evenly spaced over the snapshots; both ends are shown.
+        Largest number of frames. They are evenly spaced over the snapshots, with both
+        ends; a single frame shows the end.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure of 400 x 400 pixels by default.
 
@@ -69,7 +71,7 @@ def animate(
     Raises
     ------
     Unsupported
-        If particles are on a line, where they have no density: use `trails`.
+        For particles on a line, which have no density: use `trails`.
     ValueError
         If `axes` is missing or wrong.
 
@@ -118,7 +120,7 @@ def _film() -> Any:
 
     class Film(module.FuncAnimation):  # type: ignore[misc, name-defined]
         def save(self, filename: Any, writer: Any = None, **options: Any) -> None:
-            """Write a file; the writer follows the name where none is given."""
+            """Write a file; by default the end of its name chooses the writer."""
             if writer is None and Path(filename).suffix.lower() in (".gif", ".webp"):
                 writer = "pillow"
             if writer in (None, "ffmpeg"):
@@ -132,7 +134,7 @@ def _film() -> Any:
 
 
 def _with_ffmpeg(module: Any, filename: Any) -> dict[str, str]:
-    """Return settings by which matplotlib finds ffmpeg, or refuse to write a film."""
+    """Return settings by which matplotlib finds ffmpeg; Unsupported without it."""
     if module.writers.is_available("ffmpeg"):
         return {"animation.writer": "ffmpeg"}
     try:
@@ -149,12 +151,12 @@ def _with_ffmpeg(module: Any, filename: Any) -> dict[str, str]:
 def _dots(
     snapshots: Sequence[Measure], shown: list[int], ax: Axes
 ) -> Callable[[int], Any]:
-    """Draw clouds of points as dots; return what shows a frame."""
+    """Draw clouds of points as dots; return the function that shows a frame."""
     clouds = [array(mu.points)[:, shown] for mu in snapshots]
     areas = [areas_of(mu) for mu in snapshots]
     low = np.min([cloud.min(0) for cloud in clouds], axis=0)
     high = np.max([cloud.max(0) for cloud in clouds], axis=0)
-    # The same length on both axes; a single point still gets a window.
+    # Both axes get the same length; a single point gets a window of positive size.
     half = 0.55 * max((high - low).max(), 1e-6 * (1 + np.abs(high).max()))
     middle = 0.5 * (low + high)
     ax.set_xlim(middle[0] - half, middle[0] + half)
@@ -174,7 +176,7 @@ def _dots(
 def _pictures(
     snapshots: Sequence[GridDensity], shown: list[int], ax: Axes
 ) -> Callable[[int], Any]:
-    """Draw densities as pictures; return what shows a frame."""
+    """Draw densities as pictures; return the function that shows a frame."""
     pictures = [picture(mu, shown) for mu in snapshots]
     largest = max(float(p.max()) for p in pictures)
     image = draw_picture(snapshots[0], shown, ax, pictures[0], largest)
@@ -187,7 +189,7 @@ def _pictures(
 
 
 def _curves(snapshots: Sequence[Measure], axis: int, ax: Axes) -> Callable[[int], Any]:
-    """Draw densities as curves; return what shows a frame."""
+    """Draw densities as curves; return the function that shows a frame."""
     curves = [curve(mu, axis) for mu in snapshots]
     x, heights = curves[0]
     steps = len(x) > len(heights)

@@ -1,4 +1,4 @@
-"""What the drawing functions share: checks, colours, axes."""
+"""Checks, colours and axes for all drawing functions."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ __all__ = [
     "next_color",
 ]
 
-# The colours of Okabe and Ito, told apart by colour-blind readers too.
+# The colours of Okabe and Ito, which colour-blind readers can distinguish.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
-# Ink of all the markers together, in square points, and the bounds for one of them.
+# Area of all markers together, in square points, and bounds for the mean of one marker.
 INK, SMALLEST, LARGEST = 3000.0, 2.0, 40.0
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def check_kind(value: Any, kind: type, name: str, cure: str) -> None:
-    """Refuse what is not a `kind`, with the cure."""
+    """Raise TypeError with the cure if a value is not a `kind`."""
     if not isinstance(value, kind):
         got = type(value).__name__
         msg = f"{name} must be a {kind.__name__}, got {got}; {cure}"
@@ -45,7 +45,7 @@ def check_kind(value: Any, kind: type, name: str, cure: str) -> None:
 
 
 def check_trajectory(trajectory: Any) -> None:
-    """Refuse what is not a trajectory, or one without a record."""
+    """Raise an error for a value that is no trajectory, or one without a record."""
     check_kind(trajectory, Trajectory, "trajectory", "pass what otflow.flow returned")
     if not len(trajectory.times):
         msg = f"the trajectory has no recorded time: {trajectory.message}"
@@ -101,7 +101,7 @@ def next_color(ax: Axes) -> Any:
 
 
 def label_plane(ax: Axes, shown: list[int]) -> None:
-    """Name the coordinates; lengths are equal on both, as in the distance itself."""
+    """Name the coordinates; give both axes the same scale, as the distance has."""
     ax.set_xlabel(f"x[{shown[0]}]")
     ax.set_ylabel(f"x[{shown[1]}]")
     ax.set_aspect("equal")

@@ -39,21 +39,20 @@ def particles(
 ) -> Axes:
     r"""Draw a measure: a scatter of its points in the plane, a histogram on the line.
 
-    The area of a marker is proportional to its weight, so that equal ink is equal mass;
-    an atom of weight zero is not seen. On the line the markers stand on the axis, under
-    a histogram of the mass.
+    The area of a marker is proportional to its weight; an atom of weight zero is
+    invisible. On the line the markers are on the axis, below a histogram of the mass.
 
     Parameters
     ----------
     mu : Measure
-        What to draw.
+        The measure to draw.
     axes : sequence of int, optional
         One or two coordinates to draw, counted from 0; needed in more than two
         dimensions, where the figure then shows a marginal.
     size : float, optional
-        Mean area of a marker, in square points; smaller for more points by default.
+        Mean area of a marker, in square points. The default is smaller for more points.
     label, color : str, optional
-        Name for ``ax.legend()`` and colour; the next one of the axes by default.
+        Name for ``ax.legend()``, and colour; by default the next colour of the axes.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure by default.
 
@@ -103,8 +102,8 @@ def trails(
 ) -> Axes:
     r"""Draw the paths of the atoms: against time on the line, in the plane otherwise.
 
-    Recorded positions of one index are joined by straight lines, and a dot marks the
-    end. After a scheme that relabels atoms, such as ``Resample``, paths jump.
+    Straight lines join the recorded positions of an index, and a dot marks the end. The
+    paths jump under a scheme that relabels atoms, such as ``Resample``.
 
     Parameters
     ----------
@@ -114,7 +113,7 @@ def trails(
         One or two coordinates to draw, counted from 0; needed in more than two
         dimensions.
     count : int
-        Number of atoms at most, evenly spaced in index.
+        Largest number of atoms to draw, evenly spaced in index.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure by default.
 
@@ -126,7 +125,7 @@ def trails(
     Raises
     ------
     ValueError
-        If the number of points changes on the way, or `axes` is missing or wrong.
+        If the number of points changes in the flow, or if `axes` is missing or wrong.
 
     Examples
     --------

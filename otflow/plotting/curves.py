@@ -35,12 +35,12 @@ def energy(
     record : str
         Name of the record to draw.
     minimum : float
-        Subtracted from the record: the least value, where it is known, so that a
-        logarithmic axis shows the rate at which it is reached.
+        Number to subtract from the record. With the least value a logarithmic axis
+        shows the rate of convergence.
     log : bool
         Whether the vertical axis is logarithmic.
     label, color : str, optional
-        Name for ``ax.legend()`` and colour; the next one of the axes by default.
+        Name for ``ax.legend()``, and colour; by default the next colour of the axes.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure by default.
 
@@ -52,8 +52,8 @@ def energy(
     Raises
     ------
     ValueError
-        If there is no such record, it is not one number a time, or it is not positive
-        under a logarithmic axis.
+        If there is no such record, if it does not hold one number for each time, or if
+        it is not positive and the axis is logarithmic.
 
     Examples
     --------

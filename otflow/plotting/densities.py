@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["curve", "density", "draw_picture", "picture"]
 
-# Light paper to dark ink, printed as seen; obstacles are grey.
+# Zero is light and high densities are dark, on paper too; obstacles are grey.
 COLORMAP, OBSTACLE = "YlGnBu", "0.55"
 
 
@@ -39,22 +39,22 @@ def density(
 ) -> Axes:
     r"""Draw a density: a curve on the line, a picture in the plane.
 
-    What is drawn is what the representation holds: steps for a density constant on
-    cells, whose area is the mass; the bell or the ellipses of 1 and 2 standard
-    deviations for a Gaussian. Obstacles are grey.
+    A density that is constant on cells is drawn as steps, whose area is the mass. A
+    Gaussian is drawn as a bell, or as ellipses at 1 and 2 standard deviations.
+    Obstacles are grey.
 
     Parameters
     ----------
     mu : GridDensity, Quantiles or Gaussian
-        What to draw.
+        The measure to draw.
     axes : sequence of int, optional
         One or two coordinates to draw, counted from 0; the figure then shows a
         marginal. Needed in more than two dimensions.
     maximum : float, optional
-        Density of the darkest colour in the plane; the largest one by default.
+        Density of the darkest colour in the plane; by default the largest density.
     label, color : str, optional
-        Name for ``ax.legend()`` and colour of a curve; the next one of the axes by
-        default.
+        Name for ``ax.legend()``, and colour of a curve; by default the next colour of
+        the axes.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure by default.
 
@@ -178,7 +178,7 @@ def _bell(mu: Gaussian, axis: int) -> tuple[Array, Array]:
 
 
 def _ellipse(mu: Gaussian, shown: Sequence[int], deviations: float) -> tuple[Any, Any]:
-    """Return the curve at so many standard deviations from the mean."""
+    """Return the ellipse at `deviations` standard deviations from the mean."""
     block = array(mu.covariance)[np.ix_(shown, shown)]
     angle = np.linspace(0, 2 * np.pi, 121)
     circle = np.stack([np.cos(angle), np.sin(angle)])
