@@ -1,4 +1,4 @@
-"""What a user's functions may answer: numbers of a shape, a dtype and a device."""
+"""Checks of what a user's functions return: numbers, shape, dtype and device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["check_map", "check_scalar"]
 
 
 def check_scalar(value: Any, like: Any) -> Tensor:
-    """Refuse what is not one real number on the device of `like`."""
+    """Raise InvalidFunctional unless `value` is one real number, as of `like`."""
     if not isinstance(value, Tensor):
         msg = (
             f"a functional's value must be a 0-d tensor, got {type(value).__name__}; "
@@ -48,9 +48,9 @@ def check_map(
     cure: str,
     each: str = "",
 ) -> Tensor:
-    """Refuse what a user's function made of `arguments` but for numbers of a shape.
+    """Raise InvalidFunctional unless a user's function returned numbers of a shape.
 
-    `what` is the function, and `of` its arguments by their kind and their letter.
+    `what` names the function; `of` names its arguments, by their kind and their letter.
     """
     kind, letter = of.split()
     if not isinstance(values, Tensor) or values.shape != shape:

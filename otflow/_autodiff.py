@@ -39,7 +39,7 @@ __all__ = [
 def grads_of(
     value: Tensor, at: tuple[Tensor, ...], *, create_graph: bool = False
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of a 0-d tensor; zeros where it does not depend on one."""
+    """Return the gradients of a 0-d tensor; zeros in what it does not depend on."""
     grads = torch.autograd.grad(
         value, at, create_graph=create_graph, allow_unused=True, materialize_grads=True
     )
@@ -55,11 +55,12 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return a scalar function's value and gradient at `x`, checked.
 
-    If `x`, or a tensor that the function takes `beside` it, has a graph and gradients
-    are recorded, both carry the graphs of all that they depend on; else they are
-    detached, whatever parameters the function has, and the gradient costs one backward
-    pass. With ``unused=True`` a value that does not depend on `x` has gradient zero;
-    else it is an error, as a value detached from the graph is most often a mistake.
+    If gradients are recorded and `x`, or a tensor `beside` it, has a graph, both
+    answers carry the graphs of all that they depend on. Else they are detached,
+    whatever parameters the function has, and the gradient costs one backward pass.
+
+    A value that does not depend on `x` raises InvalidFunctional: a value detached from
+    the graph is most often a mistake. With ``unused=True`` its gradient is zero.
     """
     if torch.is_inference_mode_enabled():
         msg = "torch.inference_mode() forbids derivatives; use torch.no_grad() instead"
@@ -96,7 +97,10 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def entrywise_derivative(
     function: Callable[[Tensor], Tensor], x: Tensor, order: int = 1
 ) -> Tensor:
-    """Return f' or a higher derivative of an entrywise function; overflow is let by."""
+    """Return f' or a higher derivative of an entrywise function.
+
+    Overflow is not checked.
+    """
     keep = records(x)
     with torch.enable_grad():
         at = alias(x) if keep else leaf(x)
@@ -113,7 +117,7 @@ def entrywise_derivatives(
 ) -> tuple[Tensor, Tensor]:
     """Return f' and f'' of an entrywise function by one evaluation; no graph is kept.
 
-    Overflow is let by.
+    Overflow is not checked.
     """
     zero = torch.zeros_like(x.detach())
     with torch.enable_grad():
@@ -175,10 +179,15 @@ def second_gradient(
 ) -> Tensor:
     """Return d/dx_i of dF/dw_i for the rows where `rows` is True, (k, d).
 
-    It is the gradient of the first variation at atoms that carry no mass, where
-    (1/w_i) dF/dx_i is 0/0. Like that of `value_and_gradient` it carries the graphs of
-    what it depends on; but a derivative in the masses of these rows would be wrong, as
-    terms that vanish with them are left out: a graph on `w` is refused.
+    It is the gradient of the first variation at atoms without mass, where (1/w_i)
+    dF/dx_i is 0/0. It carries the graphs of what it depends on, like that of
+    `value_and_gradient`.
+
+    Raises
+    ------
+    Unsupported
+        If `w` carries a graph. Terms that vanish with the masses of these rows are
+        omitted, so a derivative in these masses would be wrong.
     """
     if records(w):
         msg = (
@@ -200,7 +209,7 @@ def second_gradient(
     return grad[rows]
 
 
-# Sums over pairs, tile by tile -------------------------------------------------------
+# A gradient in a graph, and fixed points ---------------------------------------------
 
 
 def differentiable_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -215,10 +224,10 @@ def implicit(
     fixed: Tensor,
     adjoint: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor],
 ) -> Tensor:
-    r"""Return the fixed point of `step` with its derivative in what `step` closes over.
+    r"""Return the fixed point of `step` with its derivative in parameters of `step`.
 
-    Of :math:`x = T(x, p)` the derivative is :math:`(I - J)^{-1} \partial_p T`, with J =
-    :math:`\partial_x T`: the gradient g that comes in is replaced by the solution of
+    For :math:`x = T(x, p)` the derivative is :math:`(I - J)^{-1} \partial_p T`, with J
+    = :math:`\partial_x T`. An incoming gradient g is replaced by the solution of
     :math:`y = g + J^\top y`, which `adjoint` returns.
 
     Parameters

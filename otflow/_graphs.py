@@ -1,4 +1,4 @@
-"""Graphs of tensors: whether they are kept, where they lead, who may write."""
+"""Graphs of tensors: whether they are kept, what they lead to, who may write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-# Names under which a measure keeps the counters of writes into its tensors.
+# Prefix of the attributes that hold the counters of writes into a measure's tensors.
 COUNTER = "_writes_into_"
 
 
@@ -37,9 +37,9 @@ _MODE = _Mode()
 
 
 class differentiating:
-    """Record gradients, in the measure alone unless `parameters`; see `recording`.
+    """Record gradients; those of parameters too if asked. See `recording`.
 
-    On the path of every step, so lean.
+    It is on the path of every step, so it is lean.
     """
 
     __slots__ = ("before", "parameters")
@@ -60,9 +60,9 @@ class differentiating:
 
 
 class only_without_mass:
-    """Ask, in here, for derivatives in the places of atoms without mass alone.
+    """Ask, in this context, only for derivatives in the places of atoms without mass.
 
-    A distance knows them even where its potentials have no other derivative.
+    A distance has these derivatives even where its potentials have no others.
     """
 
     def __enter__(self) -> None:
@@ -73,21 +73,21 @@ class only_without_mass:
 
     @staticmethod
     def active() -> bool:
-        """Return whether nothing else is asked for."""
+        """Return whether only these derivatives are asked for."""
         return _MODE.only_without_mass
 
 
 def recording() -> bool:
     """Return whether graphs of parameters, such as those of a kernel, are wanted.
 
-    Not where a gradient in the measure is taken of which no graph is kept: training
-    and flows do not pay for them.
+    They are not wanted for a gradient in the measure whose graph is not kept: so
+    training and flows do not pay for them.
     """
     return torch.is_grad_enabled() and not _MODE.detached
 
 
 def records(*tensors: Tensor) -> bool:
-    """Return whether what is made of these tensors is to carry a graph."""
+    """Return whether the result of an operation on these tensors carries a graph."""
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor.requires_grad:
@@ -101,10 +101,10 @@ def leaf(x: Tensor) -> Tensor:
 
 
 def alias(x: Tensor) -> Tensor:
-    """Return `x` as a variable of its own, in the graph of `x` if that has one.
+    """Return `x` as a variable of its own, in the graph of `x` if `x` has one.
 
-    The derivative in it is partial: it does not pass through other tensors that were
-    made of `x`, such as weights that depend on the points.
+    The derivative in it is partial: it does not pass through other tensors computed
+    from `x`, such as weights that depend on the points.
     """
     return x.view_as(x) if x.requires_grad else leaf(x)
 
@@ -117,7 +117,10 @@ def refuse_graph(what: str, why: str, *tensors: Tensor, cure: str) -> None:
 
 
 class unmodified:
-    """Refuse code that writes into `tensors`; on the path of every step, so lean."""
+    """Raise InvalidFunctional if code in this context writes into `tensors`.
+
+    It is on the path of every step, so it is lean.
+    """
 
     __slots__ = ("by", "tensors", "versions")
 
@@ -138,10 +141,10 @@ class unmodified:
 
 
 class Immutable:
-    """An attribute that holds a tensor, and tells when someone has written into it.
+    """An attribute that holds a tensor; it raises `ModifiedInPlace` after a write.
 
-    Tensors are shared by the measures of which a step keeps them, so a write would
-    change all of these in silence. Torch counts the writes into a tensor and its views.
+    Measures share the tensors that a step does not change, so a write would change all
+    of them in silence. Torch counts the writes into a tensor and its views.
     """
 
     def __init__(self, name: str) -> None:
@@ -152,7 +155,7 @@ class Immutable:
         state[self.name], state[self.counter] = tensor, version_of(tensor)
 
     def __get__(self, owner: Any, kind: type) -> Any:
-        # On the path of every access: the good case first, and nothing beside it.
+        # This is on the path of every access: the good case comes first.
         if owner is None:
             return self
         state = owner.__dict__
@@ -170,7 +173,7 @@ class Immutable:
         raise ModifiedInPlace(msg)
 
     def _ask_first(self, state: dict[str, Any]) -> Any:
-        """Return the tensor of a copy or an unpickled measure, or one never counted."""
+        """Return a tensor without a counter: that of a copy or an unpickled measure."""
         try:
             tensor = state[self.name]
         except KeyError:

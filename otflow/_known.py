@@ -27,10 +27,10 @@ def linear(
     function, transposed : callable
         The map and its transpose, on tensors without graphs.
     *inputs : Tensor
-        Where to take it.
+        Arguments of the map.
     at : Tensor or tuple of Tensor, optional
-        What to return, where that is known up to a constant: then the map itself serves
-        derivatives alone, and is not asked before one of second order is.
+        The value, if it is known up to a constant. Then the map itself serves
+        derivatives alone; it is not called before a derivative of second order.
 
     Returns
     -------
@@ -69,12 +69,12 @@ def known_derivatives(
     value : Tensor
         0-d.
     state : tuple of Tensor
-        What it is a function of.
+        Its arguments.
     gradients : callable
-        Takes the state to the gradients, for those who differentiate once.
+        Takes the state to the gradients. It serves a first derivative.
     function : callable, optional
-        Takes the state to the value with its graph, for those who differentiate again;
-        by default the gradients have the graph of the state themselves.
+        Takes the state to the value with its graph. It serves higher derivatives. By
+        default the gradients themselves have the graph of the state.
 
     Returns
     -------
@@ -103,7 +103,8 @@ class _Known(torch.autograd.Function):
         if not torch.is_grad_enabled() or ctx.function is None:
             grads = ctx.gradients(*state)
             return None, None, None, *(g * grad for grad in grads)
-        # Partial derivatives, whatever else of the state was made of a part of it.
+        # Views make the derivatives partial: a part of the state may be computed from
+        # another part.
         state = tuple(t.view_as(t) for t in state)
         asked = tuple(t for t in state if t.requires_grad)
         options: Any = {"allow_unused": True, "materialize_grads": True}
@@ -126,7 +127,7 @@ def root_of(target: Tensor, root: Tensor, slope: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        z. Its derivative is 1/f'; one of second order raises `Unsupported`.
+        z. Its derivative is 1/f'. A second derivative raises `Unsupported`.
     """
     if not records(target):
         return root
@@ -146,7 +147,7 @@ class _Root(torch.autograd.Function):
 
 
 class _Once(torch.autograd.Function):
-    """Keep a number in the graph of what it depends on in an unknown way."""
+    """Keep a number in the graph of tensors; its derivative in them raises."""
 
     @staticmethod
     def forward(_: Any, x: Tensor, *__: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Load a heavy third-party package on first use, or say how to install it."""
+"""Import a heavy third-party package on first use, or say how to install it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def lazy_import(name: str) -> Any:
     Raises
     ------
     ImportError
-        If it is missing; the message names the extra of otflow that brings it.
+        If the module is missing. The message names the extra of otflow that installs
+        it.
     """
     try:
         return importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""What would not fit into the memory of the machine is refused before it starts."""
+"""Checks of memory: what does not fit raises before it starts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 
 import torch
 
-# What one object or one distance may allocate, as a share of the memory of the machine.
+# Share of the machine's memory that one object or one distance may allocate.
 SHARE = 0.5
 
 
 def check_memory(needed: int, what: str, cure: str, device: torch.device) -> None:
-    """Raise MemoryError for what needs more bytes than its share of the memory."""
+    """Raise MemoryError if something needs more bytes than its share of the memory."""
     total = total_memory(device)
     if needed > SHARE * total:
         msg = (

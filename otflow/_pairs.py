@@ -43,13 +43,13 @@ def pair_sum(
 ) -> Tensor:
     """Return ``sum over blocks I, J of energy(*rows[I], *rows[J], I is J)``.
 
-    With `others` the second blocks are theirs, and no pair is diagonal. Differentiable
-    in every tensor of `rows` and `others`, to any order; each order keeps O(n d)
-    memory. Value and first gradient come from one visit of the tiles: that of `sweep`,
-    a closed form of the same sum, where given. Time O(n^2 d).
+    With `others` the second blocks are rows of these, and no pair is diagonal. The sum
+    is differentiable in every tensor of `rows` and `others`, to any order; each order
+    keeps O(n d) memory. One visit of the tiles gives value and first gradient; if
+    `sweep` is given, a closed form of the same sum replaces the visit. Time O(n^2 d).
 
-    An `energy` that has parameters with a graph of their own is not closed: each tile
-    is then recorded by itself, and evaluated again for each derivative.
+    An `energy` whose parameters carry a graph is not closed. Then each tile is recorded
+    by itself, and evaluated again for each derivative.
     """
     if not is_closed and recording():
         total = rows[0].new_zeros(())
@@ -64,8 +64,8 @@ def pair_sum(
 def _blocks(tile: int, count: int, rows: tuple[Tensor, ...]) -> Iterator[Any]:
     """Yield the slices of a pair of blocks, its rows, and whether it is diagonal.
 
-    The first blocks are rows of the first `count` tensors, the second ones those of the
-    rest, or of the same if there is no rest.
+    The first blocks are rows of the first `count` tensors. The second blocks are rows
+    of the other tensors, or of the same ones if there are no others.
     """
     left, right = rows[:count], rows[count:] or rows[:count]
     for i in tiles(len(left[0]), tile):
@@ -159,7 +159,7 @@ class _PairGradient(torch.autograd.Function):
         if not used:
             return (None,) * (4 + len(rows))
         first = [k for k in used if k < count]
-        # Of the second blocks: their own rows, or the same ones again.
+        # The second blocks are their own rows, or the first ones again.
         second = [k for k in used if k >= count]
         again = second if len(rows) > count else [count + k for k in first]
         width, rest = count + len(first), (len(rows) - count) or count

@@ -1,4 +1,4 @@
-"""The bar that shows how far a flow is, or nothing."""
+"""The progress bar of a flow, or nothing."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ class _SilentBar:
 
 
 def progress_bar(steps: int, progress: bool) -> Any:
-    """Return a tqdm bar, or what stands in for one, as a context."""
+    """Return a context: a tqdm bar, or one that does nothing."""
     return lazy_import("tqdm").tqdm(total=steps) if progress else _SilentBar()

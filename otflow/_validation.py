@@ -1,4 +1,4 @@
-"""Checks at the door: each raises a typed error that names argument and cure."""
+"""Checks of arguments: each raises a typed error that names argument and cure."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def coordinate_limit(dtype: torch.dtype) -> float:
 
 
 def unit_of(*tensors: Tensor) -> float:
-    """Return the power of two below the largest entry, for squares within range.
+    """Return the power of two below the largest entry: a unit for squares in range.
 
-    Such a factor costs no digits. It is a normal number for entries that are 0.
+    A power of two costs no digits. It is a normal number even if all entries are 0.
     """
     largest = max(float(z.detach().abs().max()) for z in tensors if z.numel())
     if not math.isfinite(largest):
@@ -61,7 +61,7 @@ def as_float_tensor(x: ArrayLike, name: str) -> Tensor:
         if x.dtype.kind not in "fiuc" or x.dtype.itemsize > widest:
             msg = f"{name} must be a numeric array that torch knows, got {x.dtype}"
             raise TypeError(msg)
-        # A copy: a read-only array is welcome, and the caller's memory is never shared.
+        # A copy: so a read-only array works, and the caller's memory is not shared.
         x = torch.from_numpy(np.array(x, dtype=x.dtype.newbyteorder("="), order="C"))
     if not isinstance(x, Tensor):
         msg = (
@@ -92,7 +92,7 @@ def as_float_tensor(x: ArrayLike, name: str) -> Tensor:
 
 
 def as_points(x: ArrayLike, name: str = "points") -> Tensor:
-    """Check an (n, d) cloud of finite points, n >= 1 and d >= 1."""
+    """Return an (n, d) cloud of finite points, n >= 1 and d >= 1, checked."""
     x = as_float_tensor(x, name)
     if x.ndim != 2:
         cure = f"; use {name}[:, None] for points on the line" if x.ndim == 1 else ""
@@ -123,7 +123,7 @@ def as_points(x: ArrayLike, name: str = "points") -> Tensor:
 def as_weights(
     weights: ArrayLike, points: Tensor, *, normalize: bool, name: str = "weights"
 ) -> Tensor:
-    """Check n weights against their points: finite, non-negative, of sum 1."""
+    """Return n weights of the points, checked: finite, non-negative, of sum 1."""
     weights = as_float_tensor(weights, name)
     n = points.shape[0]
     if weights.shape != (n,):
@@ -158,7 +158,7 @@ def as_weights(
 
 
 def check_like(x: Tensor, other: Tensor, name: str, other_name: str) -> None:
-    """Refuse to mix dtypes (TypeError) or devices (ValueError)."""
+    """Raise if two tensors differ in dtype (TypeError) or device (ValueError)."""
     if x.dtype != other.dtype:
         msg = (
             f"{name} has dtype {x.dtype} but {other_name} has {other.dtype}; "
@@ -174,7 +174,7 @@ def check_like(x: Tensor, other: Tensor, name: str, other_name: str) -> None:
 
 
 def check_kind(value: Any, kind: type, name: str, *, cure: str = "") -> None:
-    """Refuse what is not a `kind`; a class in place of an instance gets the cure."""
+    """Raise TypeError unless `value` is a `kind`; a class itself gets a cure."""
     if not isinstance(value, kind):
         hint = f"; {cure}" if cure else ""
         if isinstance(value, type):
@@ -184,12 +184,12 @@ def check_kind(value: Any, kind: type, name: str, *, cure: str = "") -> None:
 
 
 def real(value: Any, name: str) -> float:
-    """Return a finite real number as a float; bool and str are refused."""
+    """Return a finite real number as a float; bool and str raise TypeError."""
     if type(value) is float and math.isfinite(value):  # the good case, of every step
         return value
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         msg = f"{name} must be a real number, got {type(value).__name__} {value!r:.80}"
-        # Of a tensor the graph would be lost, and on a GPU the time to wait for it.
+        # A tensor would lose its graph, and on a GPU the wait would cost time.
         if getattr(value, "shape", None) == ():
             msg += f"; give float({name})"
         raise TypeError(msg)
@@ -211,7 +211,7 @@ def positive(value: Any, name: str, *, or_zero: bool = False) -> float:
 
 
 def non_negative_int(value: Any, name: str, *, minimum: int = 0) -> int:
-    """Return an integer >= `minimum`; floats, bools and strings are refused."""
+    """Return an integer >= `minimum`; float, bool and str raise TypeError."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
         msg = f"{name} must be an integer, got {type(value).__name__} {value!r}"
         raise TypeError(msg)
@@ -222,7 +222,7 @@ def non_negative_int(value: Any, name: str, *, minimum: int = 0) -> int:
 
 
 def check_option(value: Any, name: str, options: Collection[str]) -> str:
-    """Return `value` if it is one of `options`; else name the nearest one."""
+    """Return `value` if it is one of `options`; else raise and name the nearest one."""
     if isinstance(value, str) and value in options:
         return value
     lower = {option.lower(): option for option in options}
@@ -235,7 +235,7 @@ def check_option(value: Any, name: str, options: Collection[str]) -> str:
 def seed_and_stream(seed: Seed, device: torch.device) -> tuple[int, torch.Generator]:
     """Return one integer and the generator made from it, on `device`.
 
-    The integer is the one given, or drawn from the generator given, or fresh. It is
+    The integer is the given one, or drawn from the given generator, or fresh. It is
     hashed before it seeds the stream, so that ``manual_seed`` of the same integer gives
     other numbers. The global random state is neither read nor written.
     """
@@ -259,7 +259,7 @@ def seed_and_stream(seed: Seed, device: torch.device) -> tuple[int, torch.Genera
 
 
 def check_generator(generator: Any) -> None:
-    """Refuse what is no generator: None would mean the global random state."""
+    """Raise TypeError unless given a generator: None would mean the global state."""
     if not isinstance(generator, torch.Generator):
         msg = (
             f"generator must be a torch.Generator, got {type(generator).__name__}; "
@@ -272,8 +272,8 @@ def check_finite(x: Tensor, what: str) -> None:
     """Raise `NonFinite`, naming `what`, if an entry of `x` is NaN or infinite."""
     if x.requires_grad:
         x = x.detach()
-    # One reduction on the good path: a sum is finite only if its terms are, and a sum
-    # of finite terms that overflows is looked at again, entry by entry.
+    # One reduction on the good path: a sum is finite only if its terms are. A sum of
+    # finite terms may overflow; then the entries are checked one by one.
     if math.isfinite((x.sum() if x.ndim else x).item()):
         return
     if bool(torch.isfinite(x).all()):

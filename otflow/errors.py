@@ -43,8 +43,8 @@ class OtflowError(Exception):
 class BoxWarning(UserWarning):
     """Mass has come to the border of a box that stands for all space.
 
-    From then on the flow is that in a room with walls. Enlarge the box, or say that
-    walls are meant: ``GridDensity(..., walls=True)``.
+    From then on the flow is that in a room with walls. Enlarge the box. If the border
+    is a wall, say so: ``GridDensity(..., walls=True)``.
 
     Examples
     --------
@@ -57,10 +57,10 @@ class BoxWarning(UserWarning):
 class BlurWarning(UserWarning):
     """The blur of an entropic step is not small beside the step.
 
-    The kernel must reach the next cell, and on a coarse grid that is much beside what a
-    short step moves: such a step diffuses too fast, and may raise the energy. It is not
-    certified where the blur is more than a twentieth of it. Take a finer grid, a longer
-    step, or ``BackAndForth()``.
+    The entropic kernel must reach the next cell. On a coarse grid that length is large
+    beside the move of a short step: the step diffuses too fast, and may raise the
+    energy. A step with a blur of more than a twentieth of its length is not certified.
+    Take a finer grid, a longer step, or ``BackAndForth()``.
 
     Examples
     --------
@@ -73,9 +73,9 @@ class BlurWarning(UserWarning):
 class KernelWarning(UserWarning):
     """A rule of integration does not see all of an interaction kernel.
 
-    The kernel varies on a length below the distance of the nodes, so that values and
-    velocities are off by about what the message says. Take more nodes or smaller cells,
-    a wider kernel, or one of `otflow.kernels`, which is integrated in closed form.
+    The kernel varies on a length below the distance of the nodes. The message says
+    about how wrong values and velocities are. Take more nodes or smaller cells, a wider
+    kernel, or a kernel of `otflow.kernels`, which is integrated in closed form.
 
     Examples
     --------
@@ -86,16 +86,16 @@ class KernelWarning(UserWarning):
 
 
 class NotConvergedWarning(UserWarning):
-    """Steps of a flow did not converge; it warns once, at its end.
+    """Steps of a flow did not converge; it warns once, at the end of the flow.
 
-    Those steps are approximate and not certified; ``run.info`` says which they are.
+    These steps are approximate and not certified; ``run.info`` says which they are.
 
     Parameters
     ----------
     message : str
         How many steps, the first, the worst residual, the cure.
     trajectory : Trajectory, optional
-        The run, for those who turn warnings into errors.
+        The run. It serves a caller who turns warnings into errors.
 
     Attributes
     ----------
@@ -151,7 +151,7 @@ class InvalidFunctional(OtflowError, TypeError):
 class ModifiedInPlace(OtflowError, ValueError):
     """A tensor of a measure was written into; measures are immutable and share tensors.
 
-    The measure, and those that share the tensor, raise it when they are asked for it.
+    Every measure that holds the tensor raises the error at its next use.
 
     Examples
     --------
@@ -230,16 +230,16 @@ class Diverged(OtflowError, ArithmeticError):
 
 
 class NotConverged(OtflowError, RuntimeError):
-    """An inner solver stopped before its tolerance; no number is returned as if it had.
+    """An inner solver stopped before its tolerance; its result is not returned.
 
     Parameters
     ----------
     message : str
-        What stopped, how far it got, what to try.
+        What stopped, the accuracy it reached, what to try.
     info : mapping, optional
-        What the solver knew when it stopped (residual, iterations, ...).
+        Numbers of the solver when it stopped (residual, iterations, ...).
     result : object, optional
-        The unfinished result, for a caller who wants it all the same.
+        The unfinished result, for a caller who wants it nevertheless.
 
     Attributes
     ----------
@@ -271,7 +271,7 @@ class NotConverged(OtflowError, RuntimeError):
 class Interrupted(OtflowError, KeyboardInterrupt):
     """The user interrupted a flow; the trajectory so far is in ``trajectory``.
 
-    It is a ``KeyboardInterrupt``, so a program that handles Ctrl-C goes on doing so.
+    It is a ``KeyboardInterrupt``, so a program that handles Ctrl-C still handles it.
 
     Parameters
     ----------

@@ -58,7 +58,8 @@ def flow(
     F : Functional
         What to minimise.
     mu : Measure
-        Where to start; it is not modified. A graph that it carries ends here.
+        Where to start. The flow does not modify it, and detaches it: no gradient passes
+        through a flow.
     scheme : Scheme
         How to step, e.g. ``ExplicitEuler()``.
     dt : float or callable
@@ -66,21 +67,21 @@ def flow(
     steps : int
         Number of steps, >= 0.
     until : float, optional
-        End of time: steps stop there, the last one cut short to meet it. `steps` is
-        then the most that are made; ``status`` is ``"unfinished"`` if they are too few.
+        Final time. The last step is shortened to end there. `steps` is then the largest
+        number of steps; if they do not reach `until`, ``status`` is ``"unfinished"``.
     every : int
-        Record at every so many steps, and at the end.
+        Record before every `every`-th step, from the first on, and at the end.
     record : mapping of str to callable, optional
         Functions of the measure to record, e.g. another functional. They run without
         gradients.
     stop : callable, optional
-        Predicate on the `Step` just made; True ends the flow there.
+        Predicate on the `Step` just made. The flow ends when it returns True.
     generator : torch.Generator or int, optional
-        The flow makes its random numbers from one integer, ``run.seed``: the one given,
-        or one drawn from the generator given, or a fresh one. Passing
-        ``generator=run.seed`` repeats the run bit for bit on the same device. The
-        stream is the flow's own: a start drawn from ``manual_seed(0)`` and a flow with
-        ``generator=0`` share no numbers. The global random state is not touched.
+        The flow makes its random numbers from one integer, ``run.seed``: the given
+        integer, or one drawn from the given generator, or a fresh one. The same flow
+        with ``generator=run.seed`` repeats the run bit for bit on the same device. A
+        start drawn from ``manual_seed(0)`` and a flow with ``generator=0`` share no
+        numbers. The flow leaves the global random state alone.
     progress : bool
         Show a tqdm bar (extra ``plot``).
 
@@ -95,24 +96,25 @@ def flow(
         If the measure, its energy or a record is not finite. The error carries the
         step, the last good measure and the trajectory up to it.
     Interrupted
-        On Ctrl-C, with the trajectory so far; it is a ``KeyboardInterrupt``.
+        On Ctrl-C. The error is a ``KeyboardInterrupt`` and carries the trajectory so
+        far.
     TypeError, ValueError
         If an argument is of the wrong kind or out of range, before any work.
 
     Warns
     -----
     NotConvergedWarning
-        Once, at the end, if solves of the steps did not converge: how many, the first,
-        the worst residual and the cure. ``run.converged`` is then False.
+        Once, at the end, if a solve did not converge. The message says how many steps,
+        the first one, the worst residual and the cure. ``run.converged`` is then False.
     BlurWarning, BoxWarning
         On grids, once: if the blur of `GridSinkhorn` is not small beside the step, or
-        mass has come to the border of a box that stands for all space.
+        if mass has come to the border of a box that stands for all space.
 
     Notes
     -----
-    Cost: that of the steps. Energies that a step computes on its way are not computed
-    again. An exception of the user's own code passes through unchanged, with a note of
-    the step, and the trajectory so far as its attribute ``trajectory``.
+    Cost: the cost of the steps, and one energy for a record if the step has not
+    computed that energy. An exception of the user's own code is raised unchanged. The
+    flow adds a note of the step and the trajectory so far, as ``trajectory``.
 
     Examples
     --------
@@ -146,8 +148,8 @@ def flow(
                 break
             h = _cut(length(k), left)
             measure = recorder.current.measure
-            # The caller's own tensors end here: moves share what they do not change,
-            # and what is done to a result must not reach the start.
+            # Moves share tensors that they do not change. So the first step starts from
+            # a copy: a later write into a result must not reach the caller's tensors.
             measure = measure if k else measure.clone()
             step = scheme.step(F, measure, h, state, source)
             if k % every == 0:
@@ -172,7 +174,7 @@ def flow(
 
 
 def _warn_of_solves(trajectory: Trajectory[Any]) -> None:
-    """Say once which steps did not converge, in the name of flow's caller."""
+    """Warn once of the steps that did not converge, at the line of flow's caller."""
     info = trajectory.info
     bad = {k: found for k, step in enumerate(info) if (found := reports.failed(step))}
     if not bad:
@@ -194,7 +196,7 @@ def _warn_of_solves(trajectory: Trajectory[Any]) -> None:
 
 @contextmanager
 def _nothing_lost(recorder: _Recorder[Any], steps: int) -> Iterator[None]:
-    """Hand the trajectory so far to whatever exception ends the loop."""
+    """Attach the trajectory so far to the exception that ends the loop."""
     try:
         yield
     except (Diverged, NonFinite) as error:
@@ -222,14 +224,14 @@ def _nothing_lost(recorder: _Recorder[Any], steps: int) -> Iterator[None]:
 
 
 class _Moment(NamedTuple, Generic[M]):
-    """A measure on the way and its time."""
+    """A measure of the flow and its time."""
 
     time: float
     measure: M
 
 
 class _Recorder(Generic[M]):
-    """Collects rows of a trajectory and hands them over, whatever happened."""
+    """Collects the rows of a trajectory, also of a flow that fails."""
 
     def __init__(
         self,
@@ -264,19 +266,20 @@ class _Recorder(Generic[M]):
         self.info: list[Certificate] = []
 
     def advance(self, step: Step[M], dt: float, end: float) -> None:
-        """Go on to the measure that a step has made."""
+        """Move on to the measure that a step has made."""
         time = self.current.time + step.taken(dt)
+        # A sum of steps misses the end by round-off; the last time must equal `until`.
         if math.isclose(time, end, rel_tol=4 * sys.float_info.epsilon):
             time = end
         self.previous, self.current = self.current, _Moment(time, step.measure.detach())
         self.info.append(step.info)
 
     def step_back(self) -> None:
-        """Return to the measure before."""
+        """Return to the measure before the last step."""
         self.current = self.previous
 
     def add(self, energy: Tensor | None = None) -> str:
-        """Record the current measure and write its energy, computed if not known."""
+        """Record the current measure; return its energy as a text."""
         time, mu = self.current
         with torch.no_grad(), unmodified(mu.points, mu.weights, by="a record"):
             if energy is None:
@@ -314,7 +317,7 @@ class _Recorder(Generic[M]):
         return f"{float(energy):.4g}"
 
     def salvage(self, status: str, message: str) -> Trajectory[M]:
-        """Return what there is when the loop has failed, to the current measure."""
+        """Return the trajectory of a failed loop, up to the current measure."""
         if not self.snapshots or self.snapshots[-1] is not self.current.measure:
             # What was recorded before must survive whatever fails here.
             with suppress(Exception, KeyboardInterrupt):
@@ -351,7 +354,7 @@ def _entry(name: str, entry: Any, device: torch.device) -> Tensor:
 
 
 def _holds(answer: Any) -> bool:
-    """Return a predicate's answer, refused unless it is a single truth value."""
+    """Return a predicate's answer as a bool; raise TypeError if it is not one value."""
     shape = getattr(answer, "shape", ())
     if math.prod(shape) != 1 or isinstance(answer, (str, Sequence, Mapping)):
         got = f"an array of shape {tuple(shape)}" if shape else type(answer).__name__
@@ -361,7 +364,7 @@ def _holds(answer: Any) -> bool:
 
 
 def _cut(h: float, left: float) -> float:
-    """Return the step, or the time left where no step worth making would follow."""
+    """Return the step, or the time left if less than a share 1e-9 would remain."""
     return left if h >= left * (1 - 1e-9) else h
 
 

@@ -14,12 +14,12 @@ from otflow._pairs import Sweep, tiles
 from otflow._typing import Ground
 from otflow._validation import positive, real
 
-# Rows of a block: its distances stay in the second-level cache. Not a power of two,
-# whose columns would fall into the same cache lines.
+# Rows of a block: its distances stay in the second-level cache. It is not a power of
+# two: then the columns of a block would share few cache lines.
 TILE = 384
-# Pairs whose distances tell the scale of a cloud, by the difference of their indices,
-# small ones, and primes, so that an order of the points hides no cluster; the share of
-# distances that may be shorter, and how much farther the farthest point may be.
+# The scale of a cloud is read from pairs of points with these differences of index:
+# small numbers and primes, so that an order of the points hides no cluster. The share
+# of distances that may be shorter; by how much the farthest point may exceed the rest.
 PAIRED, FEW, EVEN = (1, 2, 3, 5, 7, 11), 0.05, 256.0
 
 __all__ = [
@@ -37,21 +37,21 @@ __all__ = [
 
 
 class Kernel(ABC):
-    r"""A function W of the difference of two points, and what is known of it.
+    r"""A function W of the difference of two points, with known properties.
 
-    Energies and potentials of a measure ask a kernel, and nothing else, how it is to be
-    treated. A plain function becomes a `Function` at the door, by `as_kernel`.
+    Energies and potentials of a measure read these properties from the kernel alone.
+    `as_kernel` wraps a plain function as a `Function`.
 
     Attributes
     ----------
     singular : bool
-        Whether W(0) is infinite: then the pairs i = j of atoms are left out.
+        Whether W(0) is infinite. Then sums over atoms omit the pairs i = j.
     smooth : bool
         Whether the slope is known to be bounded at 0.
     is_radial : bool
-        Whether W is a function of |z|, hence even.
+        Whether W is a function of :math:`|z|`, hence even.
     modulus : float or None
-        A :math:`\lambda` such that W is :math:`\lambda`-convex, None if there is none.
+        A :math:`\lambda` such that W is :math:`\lambda`-convex; None if none is known.
 
     See Also
     --------
@@ -75,30 +75,39 @@ class Kernel(ABC):
         """Return W(z) for differences z (..., d)."""
 
     def values(self, z: Tensor) -> Tensor:
-        """Return W(z) at differences z (..., d), one number each: else it raises."""
+        """Return W(z) at differences z (..., d), checked: one number for each.
+
+        Raises
+        ------
+        InvalidFunctional
+            If W returns another shape or dtype.
+        """
         what, cure = "an interaction W", "reduce over the last axis: .sum(-1)"
         return check_map(self(z), z, z.shape[:-1], what, "differences z", cure)
 
     def even(self, z: Tensor) -> Tensor:
-        """Return (W(z) + W(-z)) / 2: of W an energy sees its even part alone."""
+        r"""Return :math:`\tfrac12(W(z) + W(-z))`, the part of W that an energy sees."""
         if self.is_radial:
             return self.values(z)
         return 0.5 * (self.values(z) + self.values(-z))
 
     def key(self) -> tuple[Any, ...] | None:
-        """Return what the kernel is known by, None if it may change unseen."""
+        """Return what identifies the kernel, or None if its values may change.
+
+        A convolution on a grid is kept for kernels of equal key, dtype and device.
+        """
         return None
 
     def has_graph(self, like: Tensor) -> bool:
-        """Return whether parameters of its own, as of a network, are being recorded."""
+        """Return whether parameters of W, as of a network, are being recorded."""
         if not recording() or self.key() is not None:
             return False
-        # At a difference other than 0, which a user's kernel need not admit.
+        # At a difference other than 0: a user's kernel may be undefined at 0.
         values = self(torch.ones_like(like[:1]).detach())
         return bool(getattr(values, "requires_grad", False))  # the sum refuses the rest
 
     def closed_sweep(self) -> Sweep | None:
-        """Return a closed form of its sums over pairs, None for autodiff."""
+        """Return a closed form of the sums over pairs, or None to use autodiff."""
         return None
 
 
@@ -110,7 +119,8 @@ class Function(Kernel):
     function : callable
         Takes differences z (..., d) to (...), written with torch operations.
     singular : bool
-        Whether pairs i = j are left out, as for a function that is infinite at 0.
+        Whether sums over atoms omit the pairs i = j; True for a function that is
+        infinite at 0.
     modulus : float, optional
         A :math:`\lambda` such that it is :math:`\lambda`-convex.
 
@@ -136,7 +146,6 @@ class Function(Kernel):
         self.modulus = None if modulus is None else real(modulus, "modulus")
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Return the function's values."""
         return self.function(z)
 
     def __repr__(self) -> str:
@@ -154,12 +163,12 @@ def as_kernel(W: Ground) -> Kernel:
     Returns
     -------
     Kernel
-        What sums over pairs and convolutions ask.
+        W, or a `Function` of W.
 
     Raises
     ------
     TypeError
-        If W is a class, or no function.
+        If W is a class, or not callable.
 
     Examples
     --------
@@ -182,20 +191,20 @@ def as_kernel(W: Ground) -> Kernel:
 class RadialKernel(Kernel):
     r"""A kernel :math:`W(z) = \varphi(|z|^2)` with its slope in closed form.
 
-    A child states `profile` :math:`\varphi(s)` and `slope` :math:`\varphi'(s)`, s the
-    squared distance, so that :math:`\nabla W(z) = 2\varphi'(|z|^2)\,z`. Where the slope
-    is infinite at 0 it is set to 0 there: the force between coincident points has no
-    direction and, by symmetry, counts as zero. A kernel that is itself infinite at 0 is
-    `singular`: an atom does not interact with itself.
+    A child defines `profile` :math:`\varphi(s)` and `slope` :math:`\varphi'(s)`, where
+    s is the squared distance. So :math:`\nabla W(z) = 2\varphi'(|z|^2)\,z`. Where the
+    slope is infinite at 0 it is set to 0: by symmetry two coincident points exert no
+    force on each other. A kernel that is infinite at 0 is `singular`: an atom does not
+    interact with itself.
 
     Attributes
     ----------
     singular : bool
-        Whether W(0) is infinite; then the pairs i = j are left out.
+        Whether W(0) is infinite. Then sums over atoms omit the pairs i = j.
     smooth : bool
         Whether the slope is bounded at 0.
     modulus : float or None
-        A :math:`\lambda` such that W is :math:`\lambda`-convex, None if there is none.
+        A :math:`\lambda` such that W is :math:`\lambda`-convex; None if none is known.
 
     Examples
     --------
@@ -210,36 +219,58 @@ class RadialKernel(Kernel):
 
     @abstractmethod
     def profile(self, s: Tensor) -> Tensor:
-        r"""Return :math:`\varphi(s)` at squared distances s >= 0; differentiable."""
+        r"""Return :math:`\varphi(s)`.
+
+        Parameters
+        ----------
+        s : Tensor
+            Squared distances, >= 0, of any shape.
+
+        Returns
+        -------
+        Tensor
+            Of the shape of s; differentiable.
+        """
 
     @abstractmethod
     def slope(self, s: Tensor) -> Tensor:
-        r"""Return :math:`\varphi'(s)`, with 0 in place of an infinity at s = 0."""
+        r"""Return :math:`\varphi'(s)`, with 0 in place of an infinity at s = 0.
+
+        Parameters
+        ----------
+        s : Tensor
+            Squared distances, >= 0, of any shape.
+
+        Returns
+        -------
+        Tensor
+            Of the shape of s.
+        """
 
     def profile_and_slope(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both, for a kernel where they share work; `s` may be overwritten."""
+        """Return `profile` and `slope` at s; a kernel overrides it to share work.
+
+        The tensor `s` may be overwritten.
+        """
         return self.profile(s), self.slope(s)
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Return the profile at the squared distance."""
         return self.profile(z.square().sum(-1))
 
     def key(self) -> tuple[Any, ...] | None:
-        """Return the class and its numbers; None if there is more than numbers."""
         held = vars(self)
         numbers = all(isinstance(value, (int, float)) for value in held.values())
         return (type(self), *sorted(held.items())) if numbers else None
 
     def closed_sweep(self) -> Sweep:
-        """Return `sweep`."""
         return self.sweep
 
     def sweep(
         self, x: Tensor, w: Tensor, *, gradients: bool
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        r"""Return :math:`\tfrac12\sum w_i w_j W(x_i - x_j)` and its gradients.
+        r"""Return :math:`\tfrac12\sum_{ij} w_i w_j W(x_i - x_j)` and its gradients.
 
-        Each unordered pair of tiles is visited once. Time O(n^2 d), memory O(n d).
+        The sum visits each unordered pair of tiles once. Time O(n^2 d), memory O(n d).
 
         Parameters
         ----------
@@ -260,7 +291,7 @@ class RadialKernel(Kernel):
         x, w = x.detach(), w.detach()
         centred = x - x.mean(0)
         by_moments = self.smooth and gradients and _is_even(x, centred)
-        # Beside each point its mass and its moment: one product sums both.
+        # Mass and moment of each point stand side by side: one product sums both.
         moments = w[:, None] * torch.cat([torch.ones_like(w)[:, None], centred], dim=1)
         potential, sums = torch.zeros_like(w), torch.zeros_like(moments)
         blocks = list(tiles(len(x), TILE))
@@ -322,8 +353,8 @@ class RadialKernel(Kernel):
                 sums[j].addmm_(slope.T, moments[i])
             return
         for axis, (p, q) in enumerate(zip(a, b, strict=True), start=1):
-            # An unbounded slope times a small difference, or points of which some are
-            # far: subtract before multiplying.
+            # Subtract before multiplying: the slope may be unbounded, or some points
+            # far away, and then sums of moments would cancel.
             pull = (p[:, None] - q).mul_(slope)
             sums[i, axis].addmv_(pull, mass_j)
             if i != j:
@@ -335,10 +366,11 @@ class RadialKernel(Kernel):
 
 
 def _is_even(x: Tensor, centred: Tensor) -> bool:
-    """Return whether no point is too far away for the distances of the others.
+    r"""Return whether no point is far away on the scale of the other distances.
 
-    The sums of x_j times a slope cancel to those of x_i - x_j. The error is the
-    round-off of the largest |x|, which must be that of most distances.
+    Then the force :math:`\sum_j w_j \varphi'(s_{ij})(x_i - x_j)` may be the difference
+    of two sums of moments. These cancel, with the round-off of the largest |x|; it is
+    harmless if most distances are of that size.
     """
     n = len(x)
     shifts = [x.roll(k, 0) - x for k in PAIRED if k < n]
@@ -354,6 +386,9 @@ def _is_even(x: Tensor, centred: Tensor) -> bool:
 
 class Gaussian(RadialKernel):
     r"""Gaussian kernel :math:`W(z) = \exp(-|z|^2 / 2\sigma^2)`.
+
+    The profile is :math:`\varphi(s) = e^{-s/2\sigma^2}`, its slope
+    :math:`\varphi'(s) = -e^{-s/2\sigma^2}/2\sigma^2`.
 
     Parameters
     ----------
@@ -381,15 +416,12 @@ class Gaussian(RadialKernel):
         return -1.0 / self.sigma**2
 
     def profile(self, s: Tensor) -> Tensor:
-        r"""Return :math:`\exp(-s/2\sigma^2)`."""
         return (s * (-0.5 / self.sigma**2)).exp()
 
     def slope(self, s: Tensor) -> Tensor:
-        r"""Return :math:`-\exp(-s/2\sigma^2)/2\sigma^2`."""
         return self.profile(s) * (-0.5 / self.sigma**2)
 
     def profile_and_slope(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both from one exponential."""
         phi = s.mul_(-0.5 / self.sigma**2).exp_()
         return phi, phi * (-0.5 / self.sigma**2)
 
@@ -397,10 +429,12 @@ class Gaussian(RadialKernel):
 class PowerLaw(RadialKernel):
     r"""Attraction-repulsion :math:`W(z) = |z|^a/a - |z|^b/b`.
 
-    The power 0 stands for the logarithm, :math:`|z|^0/0 := \log|z|`. For :math:`a > b`
-    points attract from afar and repel at close range. (2, 0): in the
-    plane the minimiser is uniform on the unit disk, on the line it is Wigner's
-    semicircle of radius :math:`\sqrt2`. (4, 2) on the line: two atoms at distance 1.
+    The profile is :math:`\varphi(s) = s^{a/2}/a - s^{b/2}/b`, its slope
+    :math:`\varphi'(s) = \tfrac12(s^{a/2-1} - s^{b/2-1})`. The power 0 stands for the
+    logarithm, :math:`|z|^0/0 := \log|z|`. Points attract each other from afar and repel
+    each other at close range, as :math:`a > b`. For the powers (2, 0) the minimiser in
+    the plane is uniform on the unit disk; on the line it is Wigner's semicircle of
+    radius :math:`\sqrt2`. For (4, 2) on the line it is two atoms at distance 1.
 
     Parameters
     ----------
@@ -411,7 +445,7 @@ class PowerLaw(RadialKernel):
 
     Notes
     -----
-    Singular if an exponent is <= 0.
+    Singular if b <= 0; the slope is bounded at 0 if b >= 2.
 
     Examples
     --------
@@ -442,16 +476,16 @@ class PowerLaw(RadialKernel):
         return self.repulsion >= 2
 
     def profile(self, s: Tensor) -> Tensor:
-        r"""Return :math:`s^{a/2}/a - s^{b/2}/b`."""
         return _power(s, self.attraction) - _power(s, self.repulsion)
 
     def slope(self, s: Tensor) -> Tensor:
-        r"""Return :math:`\tfrac12(s^{a/2-1} - s^{b/2-1})`."""
         return _power_slope(s, self.attraction) - _power_slope(s, self.repulsion)
 
 
 class Quadratic(RadialKernel):
     r"""Quadratic attraction :math:`W(z) = |z|^2/2`; the energy is half the variance.
+
+    The profile is :math:`\varphi(s) = s/2`.
 
     Examples
     --------
@@ -463,18 +497,17 @@ class Quadratic(RadialKernel):
     modulus = 1.0
 
     def profile(self, s: Tensor) -> Tensor:
-        """Return s/2."""
         return 0.5 * s
 
     def slope(self, s: Tensor) -> Tensor:
-        """Return 1/2."""
         return torch.full_like(s, 0.5)
 
 
 class Log(RadialKernel):
     r"""Logarithmic repulsion :math:`W(z) = -\log|z|`, the Coulomb kernel of the plane.
 
-    Singular: an atom does not interact with itself.
+    The profile is :math:`\varphi(s) = -\tfrac12\log s`, its slope :math:`\varphi'(s) =
+    -1/2s`. Singular: an atom does not interact with itself.
 
     Examples
     --------
@@ -487,18 +520,17 @@ class Log(RadialKernel):
     smooth = False
 
     def profile(self, s: Tensor) -> Tensor:
-        r"""Return :math:`-\tfrac12\log s`."""
         return -_power(s, 0.0)
 
     def slope(self, s: Tensor) -> Tensor:
-        r"""Return :math:`-1/2s`."""
         return -_power_slope(s, 0.0)
 
 
 class Energy(RadialKernel):
     r"""Negative distance :math:`W(z) = -|z|`, the kernel of the energy distance.
 
-    Finite at 0 with a kink there; its gradient at 0 counts as 0.
+    The profile is :math:`\varphi(s) = -\sqrt s`, its slope :math:`\varphi'(s) =
+    -1/2\sqrt s`. W is finite at 0 and has a kink there; its gradient at 0 counts as 0.
 
     Examples
     --------
@@ -510,19 +542,18 @@ class Energy(RadialKernel):
     smooth = False
 
     def profile(self, s: Tensor) -> Tensor:
-        r"""Return :math:`-\sqrt s`."""
         return -_power(s, 1.0)
 
     def slope(self, s: Tensor) -> Tensor:
-        r"""Return :math:`-1/2\sqrt s`."""
         return -_power_slope(s, 1.0)
 
 
 class Riesz(RadialKernel):
     r"""Riesz repulsion :math:`W(z) = |z|^{-p}/p`, p > 0.
 
-    In dimension d >= 3 the Coulomb kernel is p = d - 2. Singular: an atom does not
-    interact with itself.
+    The profile is :math:`\varphi(s) = s^{-p/2}/p`, its slope :math:`\varphi'(s) =
+    -\tfrac12 s^{-p/2-1}`. In dimension d >= 3 the Coulomb kernel is p = d - 2.
+    Singular: an atom does not interact with itself.
 
     Parameters
     ----------
@@ -543,11 +574,9 @@ class Riesz(RadialKernel):
         self.p = positive(p, "p")
 
     def profile(self, s: Tensor) -> Tensor:
-        r"""Return :math:`s^{-p/2}/p`."""
         return -_power(s, -self.p)
 
     def slope(self, s: Tensor) -> Tensor:
-        r"""Return :math:`-\tfrac12 s^{-p/2-1}`."""
         return -_power_slope(s, -self.p)
 
 

@@ -29,9 +29,10 @@ class Trajectory(Generic[M]):
     Parameters
     ----------
     times : Tensor, shape (K,)
-        Recorded times, float64, from 0 to the end; all times are sums of steps taken.
+        Recorded times, float64, from 0 to the end. A time is the sum of the steps taken
+        before.
     records : mapping of str to Tensor
-        One row per recorded time; ``"energy"`` is always there.
+        One row for each recorded time. The key ``"energy"`` always exists.
     snapshots : tuple of Measure
         The measure at each recorded time.
     final : Measure
@@ -39,13 +40,13 @@ class Trajectory(Generic[M]):
     info : tuple of Certificate
         The report of every step, recorded or not.
     seed : int
-        The integer from which the flow made its random numbers: the same flow with
+        The integer from which the flow made its random numbers. The same flow with
         ``generator=run.seed`` repeats the run bit for bit.
     status : str
         ``"finished"``, ``"stopped"`` (by the predicate), ``"unfinished"`` (too few
         steps for ``until``), ``"diverged"``, ``"interrupted"`` or ``"failed"``.
     message : str
-        One line on how it ended.
+        One line on how the flow ended.
 
     Attributes
     ----------
@@ -54,7 +55,7 @@ class Trajectory(Generic[M]):
 
     Notes
     -----
-    Memory O(K n d) for the snapshots; thin them with ``every``.
+    The snapshots take memory O(K n d); a larger ``every`` makes K smaller.
 
     Examples
     --------
@@ -82,9 +83,10 @@ class Trajectory(Generic[M]):
     def converged(self) -> bool | None:
         """Whether the flow ended as asked and every solve of its steps converged.
 
-        False if it diverged, was interrupted, failed or had too few steps for `until`,
-        or if one solve did not converge, however schemes are nested. None if it ended
-        as asked and no step solved anything, as with explicit schemes.
+        False if the flow diverged, was interrupted, failed or had too few steps for
+        `until`, or if one solve of a step, or of a part of it, did not converge. None
+        if the flow ended as asked and no step solved anything, as with explicit
+        schemes.
         """
         if self.status not in ("finished", "stopped"):
             return False
@@ -99,10 +101,10 @@ class Trajectory(Generic[M]):
 
     @property
     def rises(self) -> int:
-        """How many steps raised the energy, beyond round-off, as far as is known.
+        """Number of steps that raised the energy beyond round-off.
 
-        A step whose report holds no energy of both ends counts by the energies of
-        successive snapshots; where only some steps are recorded, so many intervals.
+        If each report holds both energies, this counts steps. Otherwise it counts the
+        intervals between successive records in which the energy rose.
         """
         energies = self.records.get("energy", torch.empty(0))
         dtype = energies.dtype if energies.is_floating_point() else torch.float64
@@ -114,27 +116,27 @@ class Trajectory(Generic[M]):
         return int((energies.diff() > noise * size).sum())
 
     def time_error(self, *, inner: bool = True) -> Tensor:
-        r"""Return bounds on :math:`W_2(\mu(t), \mu_t)` of a JKO flow to the exact one.
+        r"""Return bounds on the distance of a JKO flow from the exact gradient flow.
 
-        Here :math:`\mu(t)` is the exact gradient flow in the representation. From
-        energies and lengths of the steps alone, at no cost: for a convex F
+        Let :math:`\mu(t)` be the exact gradient flow in the representation. The bound
+        uses the energies and lengths of the steps alone. For a convex F
 
         .. math:: W_2^2(\mu(t_n), \mu^n) \le \sum_{k \le n} \tau_k^2 E_k, \qquad
             E_k = \frac{F(\mu^{k-1}) - F(\mu^k)}{\tau_k}
             - \frac{W_2^2(\mu^{k-1}, \mu^k)}{\tau_k^2},
 
         the a-posteriori estimate of :cite:t:`nochetto2000posteriori` in Hilbert spaces,
-        carried to W2 by :cite:t:`ambrosio2008gradient`, chapter 4. It is of order 1 in
-        dt. If F is :math:`\lambda`-convex, of either sign, it is sharpened or mended
-        accordingly: errors decay, or grow, in time.
+        carried to W2 by :cite:t:`ambrosio2008gradient`, chapter 4. The bound is of
+        order 1 in dt. For a modulus :math:`\lambda \ne 0` the bound accounts for errors
+        that decay (:math:`\lambda > 0`) or grow (:math:`\lambda < 0`) in time.
 
         Parameters
         ----------
         inner : bool
-            Whether to count the errors of the inner solves (``info["bound"]``), so that
-            the bound is one on the distance to the measures in fact computed. Without,
-            they are taken for exact and what is returned is an estimate of the error of
-            the time steps.
+            Whether to include the errors of the inner solves (``info["bound"]``). With
+            True the result bounds the distance to the computed measures. With False the
+            solves are taken as exact, and the result estimates the error of the time
+            steps.
 
         Returns
         -------
@@ -144,20 +146,20 @@ class Trajectory(Generic[M]):
         Raises
         ------
         Unsupported
-            If a step was not one of ``JKO()`` of order 1, the convexity of F is not
-            known, or a distance is not; or, without `inner`, if a step lost less energy
-            than an exact one does. The message names the cure.
+            If a step is not one of ``JKO()`` of order 1, if the convexity of F or a
+            distance is unknown, or, with ``inner=False``, if a step lost less energy
+            than an exact step does. The message names the cure.
 
         Notes
         -----
         Hypotheses: F is :math:`\lambda`-convex along generalised geodesics, as
-        ``F.modulus(d)`` promises, and :math:`1 + \tau\lambda > 0`. The estimate
-        is derived from the evolution variational inequalities of the flow and of the
-        step (``otflow/schemes/time_error.py``).
+        ``F.modulus(d)`` promises, and :math:`1 + \tau\lambda > 0`. The estimate follows
+        from the evolution variational inequalities of the flow and of the step
+        (``otflow/schemes/time_error.py``).
         With :math:`E_k \le \tfrac12(|v^{k-1}|^2 - |v^k|^2)` and equal steps it gives
-        their a-priori bound :math:`\tau\,|v^0|/\sqrt2`. What the representation itself
-        leaves out (number of atoms, quantiles, the family of Gaussians) is no part of
-        it. Differences of energies lose digits: use float64.
+        the a-priori bound :math:`\tau\,|v^0|/\sqrt2`. The error of the representation
+        (number of atoms, quantiles, the family of Gaussians) is not included.
+        Differences of energies lose digits: use float64.
 
         Examples
         --------
@@ -176,6 +178,7 @@ class Trajectory(Generic[M]):
         at = torch.tensor([errors[k] for k in ends], dtype=torch.float64)
         taken = torch.tensor([0.0, *(r["dt"] for r in self.info)], dtype=torch.float64)
         reached = taken.cumsum(0)
+        # Recorded times and sums of steps may differ by round-off: compare at middles.
         middle = 0.5 * (reached[1:] + reached[:-1])
         return at[torch.searchsorted(middle, self.times)]
 

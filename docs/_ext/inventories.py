@@ -22,6 +22,7 @@ PROJECTS = {
             "class collections.abc.Mapping": "library/collections.abc.html#$",
             "class collections.abc.Sequence": "library/collections.abc.html#$",
             "class bool": "library/functions.html#$",
+            "class enum.StrEnum": "library/enum.html#$",
             "class dict": "library/stdtypes.html#$",
             "class float": "library/functions.html#$",
             "class int": "library/functions.html#$",

@@ -19,7 +19,7 @@ from otflow.measures import Measure
 
 __all__ = ["Functional", "Scaled", "Sum", "check_functional"]
 
-# What a subclass may write, and what it is called where it is not finite.
+# The methods whose answers are checked, and their names in the error.
 CHECKED = {
     "value": "the functional's value",
     "first_variation": "the functional's first variation",
@@ -28,7 +28,7 @@ CHECKED = {
 
 
 def _finite(method: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """Return a method of which no tensor that is not finite is passed on."""
+    """Return a method that raises `NonFinite` where a tensor is not finite."""
 
     @wraps(method)
     def checked(*args: Any, **options: Any) -> Any:
@@ -48,7 +48,7 @@ def _finite(method: Callable[..., Any], what: str) -> Callable[..., Any]:
 
 
 def _flat(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a method whose terms are functionals that are one term each."""
+    """Return a method `terms` that takes each of its terms apart in turn."""
 
     @wraps(method)
     def terms(self: Functional) -> tuple[tuple[float, Functional], ...]:
@@ -73,11 +73,11 @@ _NOT_A_NUMBER = (
 class Functional(ABC):
     r"""A function :math:`F : \mathcal P(\mathbb R^d) \to \mathbb R` to be minimised.
 
-    `value` is the only thing to write. From it follow the first variation
-    :math:`F'[\mu]`, the velocity :math:`v = -\nabla F'[\mu]` of its Wasserstein
-    gradient flow :math:`\partial_t \mu = \nabla\cdot(\mu \nabla F'[\mu])`
-    :cite:p:`ambrosio2008gradient`, sums and multiples. A closed form may override a
-    derivative for speed alone; the contract tests compare it with autodiff.
+    A subclass writes `value` alone. From it follow the first variation :math:`F'[\mu]`,
+    the velocity :math:`v = -\nabla F'[\mu]` of the Wasserstein gradient flow
+    :math:`\partial_t \mu = \nabla\cdot(\mu \nabla F'[\mu])`
+    :cite:p:`ambrosio2008gradient`, sums and multiples. A subclass may override a
+    derivative by a closed form for speed; the contract tests compare it with autodiff.
 
     See Also
     --------
@@ -99,11 +99,11 @@ class Functional(ABC):
             [-60.]])
     """
 
-    # The entropy, of a module that imports this one.
+    # Set by the module of internal energies, which imports this one.
     _entropy: ClassVar[Functional]
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Let no number of a subclass that is NaN or infinite pass for an answer."""
+        """Check the numbers that a subclass returns; adopt words of last release."""
         super().__init_subclass__(**options)
         for name, what in CHECKED.items():
             method = vars(cls).get(name)
@@ -124,12 +124,30 @@ class Functional(ABC):
 
     @abstractmethod
     def value(self, mu: Measure) -> Tensor:
-        r"""Return :math:`F(\mu)` as a 0-d tensor.
+        r"""Return :math:`F(\mu)`.
 
-        Written with torch operations on ``mu.points`` and ``mu.weights``, or with
-        ``mu.expectation``, ``mu.interaction``, ``mu.internal``. Weights are free (not
-        renormalised) when they are differentiated. A value that is NaN or infinite
-        raises `NonFinite`, whoever wrote it; so do derivatives.
+        Write it with torch operations on ``mu.points`` and ``mu.weights``, or with
+        ``mu.expectation``, ``mu.interaction`` and ``mu.internal``. When the weights are
+        differentiated they are free: they are not renormalised.
+
+        Parameters
+        ----------
+        mu : Measure
+            Where to evaluate.
+
+        Returns
+        -------
+        Tensor
+            0-d; it carries a graph if the measure or a parameter carries one.
+
+        Raises
+        ------
+        InvalidFunctional
+            If the value is not one real number on the device of the measure.
+        NonFinite
+            If the value is NaN or infinite.
+        Unsupported
+            If the measure lacks a capability that F needs, such as a density.
         """
 
     @final
@@ -138,7 +156,7 @@ class Functional(ABC):
         return self.value(mu)
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
-        r"""Return :math:`F'[\mu]`, :math:`dF/dw_i` at the atoms or anywhere else.
+        r"""Return :math:`F'[\mu]`: at the points it is :math:`\partial F/\partial w_i`.
 
         Parameters
         ----------
@@ -150,7 +168,14 @@ class Functional(ABC):
         Returns
         -------
         Tensor, shape (n,) or (m,)
-            Defined up to a constant; with a graph where the measure carries one.
+            Defined up to a constant; with a graph if the measure carries one.
+
+        Raises
+        ------
+        Unsupported
+            If the measure has no ``mass_gradient``.
+        NonFinite
+            If an entry is NaN or infinite.
         """
         return mu.mass_gradient(self.value, x)
 
@@ -167,8 +192,14 @@ class Functional(ABC):
         value : Tensor
             0-d.
         velocity : Tensor
-            A tangent at `mu`, (n, d) on particles. Both carry a graph where the measure
-            carries one; parameters of the functional alone do not make one.
+            A tangent at `mu`, (n, d) on particles. Value and velocity carry a graph if
+            the measure carries one. Parameters of the functional alone do not make a
+            graph.
+
+        Raises
+        ------
+        NonFinite
+            If the value or the velocity is NaN or infinite.
         """
         value, gradient = mu.value_and_position_gradient(self.value)
         return value, -gradient
@@ -191,10 +222,17 @@ class Functional(ABC):
 
     @final
     def split_entropy(self) -> tuple[float, Functional]:
-        r"""Return ``(temperature, rest)`` with F = temperature * Entropy + rest.
+        """Return ``(temperature, rest)`` with F = temperature * Entropy + rest.
 
-        Both follow from `terms`; a functional without entropy is the rest itself.
-        Schemes that treat entropy by noise or by a proximal map ask for it.
+        Both follow from `terms`. A functional without entropy has the temperature 0 and
+        is itself the rest.
+
+        Returns
+        -------
+        temperature : float
+            The sum of the factors of the entropy.
+        rest : Functional
+            The sum of all other terms.
         """
         terms = self.terms()
         heat = [c for c, term in terms if isinstance(term, type(self._entropy))]
@@ -210,33 +248,55 @@ class Functional(ABC):
     def terms(self) -> tuple[tuple[float, Functional], ...]:
         r"""Return pairs ``(c_k, F_k)`` with :math:`F = \sum_k c_k F_k`.
 
-        The one way to take a functional apart: proximal solvers and `Langevin` treat
-        each kind of term by the method that is best for it. By default a functional is
-        one term. A functional made of others overrides it and names these; what they
-        are made of follows. The identity must be exact: bounds on convexity, and with
-        them certificates, rest on it.
+        Proximal solvers and `Langevin` take a functional apart by this method alone,
+        and treat each kind of term by the method that is best for it. By default a
+        functional is one term, itself. A functional made of others overrides the method
+        and names its parts; parts that have terms themselves are taken apart in turn.
+        The identity must be exact: bounds on convexity, and so certificates, rest on
+        it.
+
+        Returns
+        -------
+        tuple of (float, Functional)
+            The factors and the terms.
         """
         return ((1.0, self),)
 
     def resample(self, generator: torch.Generator) -> Functional:
-        """Return an unbiased random copy (a minibatch), or itself if not stochastic."""
+        """Return an unbiased random copy (a minibatch), or itself if not stochastic.
+
+        Parameters
+        ----------
+        generator : torch.Generator
+            Source of randomness.
+
+        Returns
+        -------
+        Functional
+            Its expectation over draws is F.
+        """
         return self
 
     def modulus(self, dim: int) -> float | None:
-        r"""Return a :math:`\lambda` such that F is :math:`\lambda`-convex, or None.
+        r"""Return a :math:`\lambda` such that F is :math:`\lambda`-convex.
 
-        None if none is known. For functionals that are finite on atoms: along the
-        interpolation :math:`\mu_t = ((1-t)\,\pi^1 + t\,\pi^2)_\#\gamma` of every
-        coupling :math:`\gamma`, :math:`F(\mu_t) \le (1-t)F(\mu_0) + tF(\mu_1) -
-        \tfrac\lambda2 t(1-t) \int|x-y|^2 d\gamma`. For internal energies: along
-        generalised geodesics. Of a functional that is made of others it is by default
-        what the bounds on its `terms` give.
+        For a functional that is finite on atoms: along the interpolation :math:`\mu_t =
+        ((1-t)\,\pi^1 + t\,\pi^2)_\#\gamma` of every coupling :math:`\gamma`,
+        :math:`F(\mu_t) \le (1-t)F(\mu_0) + tF(\mu_1) - \tfrac\lambda2 t(1-t)
+        \int|x-y|^2 d\gamma`. For an internal energy: along generalised geodesics. By
+        default the bounds of the `terms` add up, each times its factor; a negative
+        factor makes the sum unknown.
 
         Parameters
         ----------
         dim : int
-            Dimension of the space: McCann's condition on an internal energy depends on
+            Dimension of the space. McCann's condition on an internal energy depends on
             it.
+
+        Returns
+        -------
+        float or None
+            None if no :math:`\lambda` is known.
         """
         terms = self.terms()
         if any(term is self for _, term in terms):
@@ -244,13 +304,13 @@ class Functional(ABC):
         return sum_of_bounds((c, term.modulus(dim)) for c, term in terms)
 
     def modulus_in(self, dim: int) -> float | None:
-        """Return ``modulus(dim)``; the name goes in the next release."""
+        """Return ``modulus(dim)``. Deprecated; it goes in the next release."""
         legacy.warn_of("modulus_in(dim)", "modulus(dim)", stacklevel=2)
         return self.modulus(dim)
 
     @property
     def displacement_modulus(self) -> float | None:
-        """The bound in every dimension; the name goes in the next release."""
+        """The bound in every dimension. Deprecated; it goes in the next release."""
         legacy.warn_of("displacement_modulus", "modulus(dim)", stacklevel=2)
         # McCann's condition is stricter in each higher dimension.
         return self.modulus(sys.maxsize)
@@ -274,9 +334,10 @@ class Functional(ABC):
 
 
 class Sum(Functional):
-    r"""The sum :math:`\sum_k F_k`; the empty sum is zero.
+    r"""The sum :math:`F = \sum_k F_k`; the empty sum is zero.
 
-    Each part keeps its own fast derivatives; convexity bounds add.
+    Each part keeps its own fast derivatives. Values, first variations, velocities and
+    convexity bounds add up.
 
     Parameters
     ----------
@@ -303,21 +364,18 @@ class Sum(Functional):
         self.parts: tuple[Functional, ...] = tuple(flat)
 
     def value(self, mu: Measure) -> Tensor:
-        r"""Return :math:`\sum_k F_k(\mu)`."""
         total = mu.weights.new_zeros(())
         for part in self.parts:
             total = total + part.value(mu)
         return total
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
-        """Return the sum of the parts' first variations."""
         total = mu.weights.new_zeros(mu.n if x is None else len(x))
         for part in self.parts:
             total = total + part.first_variation(mu, x)
         return total
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
-        """Return the sums of the parts' values and velocities."""
         if not self.parts:
             return mu.value_and_position_gradient(
                 lambda nu: 0.0 * (nu.points.sum() + nu.weights.sum())
@@ -329,15 +387,12 @@ class Sum(Functional):
         return value, velocity
 
     def terms(self) -> tuple[tuple[float, Functional], ...]:
-        """Return the parts, which are taken apart in turn."""
         return tuple((1.0, part) for part in self.parts)
 
     def modulus(self, dim: int) -> float | None:
-        """Return the sum of the parts' bounds, None if one is unknown."""
         return sum_of_bounds((1.0, part.modulus(dim)) for part in self.parts)
 
     def resample(self, generator: torch.Generator) -> Sum:
-        """Return the sum of resampled parts."""
         return Sum(tuple(part.resample(generator) for part in self.parts))
 
     def __repr__(self) -> str:
@@ -345,7 +400,10 @@ class Sum(Functional):
 
 
 class Scaled(Functional):
-    """The multiple c F of a functional.
+    r"""The multiple :math:`c\,F` of a functional.
+
+    Value, first variation and velocity are c times those of F. The convexity bound is c
+    times that of F; it is unknown for c < 0 and zero for c = 0.
 
     Parameters
     ----------
@@ -372,28 +430,22 @@ class Scaled(Functional):
         self.functional = functional
 
     def value(self, mu: Measure) -> Tensor:
-        r"""Return :math:`c\,F(\mu)`."""
         return self.factor * self.functional.value(mu)
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
-        """Return c times the first variation."""
         return self.factor * self.functional.first_variation(mu, x)
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
-        """Return c times the value and c times the velocity."""
         value, velocity = self.functional.value_and_velocity(mu)
         return self.factor * value, self.factor * velocity
 
     def terms(self) -> tuple[tuple[float, Functional], ...]:
-        """Return c times the functional, which is taken apart in turn."""
         return ((self.factor, self.functional),)
 
     def modulus(self, dim: int) -> float | None:
-        """Return c times the bound; for c < 0 it is unknown, for c = 0 zero."""
         return sum_of_bounds([(self.factor, self.functional.modulus(dim))])
 
     def resample(self, generator: torch.Generator) -> Self:
-        """Return the multiple of the resampled functional."""
         return type(self)(self.factor, self.functional.resample(generator))
 
     def __repr__(self) -> str:
@@ -401,9 +453,9 @@ class Scaled(Functional):
 
 
 def sum_of_bounds(bounds: Iterable[tuple[float, float | None]]) -> float | None:
-    """Return the sum of c times a bound on convexity, None if one is unknown.
+    """Return the sum of c times a bound on convexity; None if a bound is unknown.
 
-    Nothing is known of a negative multiple, and all of the multiple 0.
+    A negative c makes the sum unknown; c = 0 adds 0, whatever the bound.
     """
     total = 0.0
     for c, bound in bounds:
@@ -416,7 +468,7 @@ def sum_of_bounds(bounds: Iterable[tuple[float, float | None]]) -> float | None:
 
 
 def check_functional(F: Any) -> None:
-    """Refuse what is no functional, and say how a function is made one."""
+    """Raise TypeError unless F is a functional; say how a function is made one."""
     check_kind(
         F,
         Functional,

@@ -16,9 +16,10 @@ __all__ = ["Combined", "combine"]
 
 
 class Combined(Internal):
-    """A sum of positive multiples of internal energies as one, below the least bound.
+    r"""A sum of internal energies, :math:`\sum_k c_k F_k` with :math:`c_k > 0`, as one.
 
-    A single term keeps its own closed forms.
+    Slopes, curvatures and convexity bounds add up, each times its factor; the least
+    bound on the density is enforced. A single term keeps its own closed forms.
     """
 
     def __init__(
@@ -35,23 +36,19 @@ class Combined(Internal):
         return total
 
     def modulus(self, dim: int) -> float | None:
-        """Return the sum of the bounds; the constraint adds nothing."""
         return sum_of_bounds((c, term.modulus(dim)) for c, term in self.parts)
 
     def check_dimension(self, dim: int) -> None:
-        """Ask every term."""
         for _, term in self.parts:
             term.check_dimension(dim)
 
     def slope(self, r: Tensor) -> Tensor:
-        """Return the sum of the slopes."""
         total = torch.zeros_like(r)
         for c, term in self.parts:
             total = total + c * term.slope(r)
         return total
 
     def curvature(self, r: Tensor) -> Tensor:
-        """Return the sum of the curvatures."""
         total = torch.zeros_like(r)
         for c, term in self.parts:
             total = total + c * term.curvature(r)
@@ -64,7 +61,6 @@ class Combined(Internal):
         strength: float,
         start: Tensor | None = None,
     ) -> Tensor:
-        """Return the single term's map, or that of the sum, below the bound."""
         bound = math.log(self.max_density)
         if not self.parts:
             return (rhs / entropic).clamp_max(bound)
@@ -75,12 +71,13 @@ class Combined(Internal):
         return super().log_proximal(rhs, entropic, strength, start)
 
     def conjugate_slope(self, s: Tensor) -> Tensor:
-        """Return the density in equilibrium with s, below the bound."""
         if not self.parts:
             return torch.where(s > 0, self.max_density, torch.zeros_like(s))
         if len(self.parts) == 1:
             ((c, term),) = self.parts
-            if math.isfinite(self.max_density):  # below the bound, U* need not end
+            # A single term may have no density for a large s (U* infinite); below the
+            # bound there is one for every s.
+            if math.isfinite(self.max_density):
                 s = s.clamp_max(float(self.slope(s.new_tensor([self.max_density]))))
             return term.conjugate_slope(s / c).clamp_max(self.max_density)
         return super().conjugate_slope(s)
@@ -93,12 +90,13 @@ class Combined(Internal):
 
 
 def combine(terms: Sequence[tuple[float, Internal]]) -> Internal | None:
-    """Return the sum of multiples of internal energies as one; None if there is none.
+    """Return the sum of multiples of internal energies as one; None if it is empty.
 
     Raises
     ------
     ValueError
-        If a factor is negative: the sum need not be convex, and has no proximal map.
+        If a factor is negative: the sum need not be convex, and then has no proximal
+        map.
     """
     flat = []
     for c, term in terms:

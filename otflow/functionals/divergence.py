@@ -1,4 +1,4 @@
-"""Relative entropy with respect to a density known up to a factor, or to a grid's."""
+"""Relative entropy to a density known up to a factor, or to a density on a grid."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ _ON_CELLS = (
 class KL(Functional):
     r"""Relative entropy :math:`F(\mu) = \int \rho \log\rho + \int V\, d\mu`.
 
-    That is :math:`\mathrm{KL}(\mu \,|\, e^{-V})`: with the unknown normalisation
-    :math:`Z = \int e^{-V}`, the divergence from the law :math:`e^{-V}/Z` is F + log Z.
-    Its gradient flow is the Fokker-Planck equation :math:`\partial_t\rho = \Delta\rho +
-    \nabla\cdot(\rho\nabla V)` :cite:p:`jordan1998variational`; where V is
-    :math:`\lambda`-convex so is F.
+    That is :math:`\mathrm{KL}(\mu \,|\, e^{-V})`. The normalisation :math:`Z = \int
+    e^{-V}` need not be known: the divergence from the law :math:`e^{-V}/Z` is F + log
+    Z. The gradient flow is the Fokker-Planck equation :math:`\partial_t\rho =
+    \Delta\rho + \nabla\cdot(\rho\nabla V)` :cite:p:`jordan1998variational`. If V is
+    :math:`\lambda`-convex, so is F. The `terms` are the entropy and the potential
+    energy.
 
     Parameters
     ----------
     target : callable or GridDensity
-        The potential V, batched (..., d) -> (...); or a density :math:`\nu` on a grid,
-        for V = -log nu, to be compared with densities on the same grid.
+        The potential V, batched (..., d) -> (...). Or a density :math:`\nu` on a grid:
+        then V = -log nu, and the measure must be a density on the same grid.
     modulus : float, optional
         A :math:`\lambda` such that V is :math:`\lambda`-convex; unknown by default.
 
@@ -52,7 +53,7 @@ class KL(Functional):
         If the target is a grid's density and the measure is no `GridDensity`.
     ValueError
         If the target is a grid's density and vanishes somewhere, or the measure lives
-        on another grid.
+        on another grid, or may enter the obstacles of the target.
 
     Examples
     --------
@@ -79,22 +80,11 @@ class KL(Functional):
             raise TypeError(msg)
 
     def value(self, mu: Measure) -> Tensor:
-        r"""Return :math:`\int\log\rho\,d\mu + \int V\,d\mu`.
-
-        Raises
-        ------
-        Unsupported
-            If the target is a grid's density and `mu` is no `GridDensity`.
-        ValueError
-            If `mu` does not live on the grid of the target, or is free to enter the
-            obstacles of the target.
-        """
         if isinstance(self.target, GridDensity):
             _check_cells(mu, self.target)
         return Entropy().value(mu) + self._potential.value(mu)
 
     def terms(self) -> tuple[tuple[float, Functional], ...]:
-        """Return the entropy and the potential energy."""
         return ((1.0, Entropy()), (1.0, self._potential))
 
     def __repr__(self) -> str:
@@ -119,7 +109,7 @@ class _MinusLog:
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.requires_grad:
-            # Constant on cells: an honest gradient in positions would be zero.
+            # It is constant on cells: autograd would give the gradient zero in x.
             raise Unsupported(_ON_CELLS)
         rho = self.target.density_at(x)
         return -torch.where(rho > 0, rho, 1.0).log()  # 0 in obstacles

@@ -17,8 +17,8 @@ __all__ = ["OfExpectation"]
 class OfExpectation(Functional):
     r"""A function of an expectation, :math:`F(\mu) = R\bigl(\int \Phi\, d\mu\bigr)`.
 
-    First variation :math:`F'[\mu](x) = \nabla R(\int\Phi\,d\mu)\cdot\Phi(x)`. With R
-    convex, F is convex in the linear sense; the risk of a two-layer network is of this
+    The first variation is :math:`F'[\mu](x) = \nabla R(\int\Phi\,d\mu)\cdot\Phi(x)`. If
+    R is convex, F is convex along mixtures. The risk of a two-layer network has this
     form :cite:p:`chizat2018global`.
 
     Parameters
@@ -56,7 +56,6 @@ class OfExpectation(Functional):
         self.Phi = Phi
 
     def value(self, mu: Measure) -> Tensor:
-        r"""Return :math:`R(\sum_i w_i \Phi(x_i))`."""
         value = self.R(mu.expectation(self.Phi))
         good = isinstance(value, Tensor) and value.ndim == 0
         return value if good else check_scalar(value, mu.points)

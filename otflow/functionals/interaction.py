@@ -21,10 +21,10 @@ __all__ = ["Interaction"]
 class Interaction(Functional):
     r"""Interaction energy :math:`F(\mu) = \tfrac12\iint W(x - y)\, d\mu\, d\mu`.
 
-    Mind the 1/2. For even W the first variation is :math:`F'[\mu] = W * \mu` and the
-    velocity :math:`-\nabla W * \mu`; for any W it is that of its even part. If W is
-    :math:`\lambda`-convex, F is :math:`\min(\lambda, 0)`-convex
-    :cite:p:`mccann1997convexity`: a rigid translation is free.
+    Mind the factor 1/2. The first variation is :math:`F'[\mu](x) = \int \tfrac12(W(x -
+    y) + W(y - x))\, d\mu(y)`; for an even W it is :math:`W * \mu`, and the velocity is
+    :math:`-\nabla W * \mu`. If W is :math:`\lambda`-convex, F is :math:`\min(\lambda,
+    0)`-convex :cite:p:`mccann1997convexity`: a rigid translation does not change F.
 
     Parameters
     ----------
@@ -40,14 +40,16 @@ class Interaction(Functional):
     W
         As above.
     kernel : Kernel
-        W, a plain function wrapped.
+        W; a plain function is wrapped.
     convexity : float or None
         The number given as `modulus`, or that of the kernel.
 
     Notes
     -----
-    Time O(n^2 d), memory O(n d): the n x n array is never formed. The pairs i = j count
-    (they add a constant for smooth W) unless W is a singular kernel.
+    On particles: time O(n^2 d), memory O(n d); the n x n array is never formed. At m
+    points away from the atoms the first variation costs O(n m d). With k atoms of mass
+    zero the velocity costs O(k n d) more: they act on nothing. The pairs i = j count,
+    unless W is a singular kernel; for a smooth W they add a constant.
 
     Examples
     --------
@@ -64,14 +66,9 @@ class Interaction(Functional):
         self.convexity = None if declared is None else real(declared, "modulus")
 
     def value(self, mu: Measure) -> Tensor:
-        r"""Return :math:`\tfrac12\sum_{ij} w_i w_j W(x_i - x_j)`."""
         return mu.interaction(self.kernel)
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
-        r"""Return :math:`\tfrac12\sum_j w_j (W(x - x_j) + W(x_j - x))`.
-
-        At m points away from the atoms in time O(n m d), tile by tile.
-        """
         if x is None or not isinstance(mu, Particles):
             return super().first_variation(mu, x)
         probes = mu.check_probes(x)
@@ -80,15 +77,12 @@ class Interaction(Functional):
             return mu.convolve(self.kernel, probes)
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
-        r"""Return the energy and :math:`-\sum_j w_j \nabla W(x_i - x_j)`.
-
-        Atoms of mass zero act on nothing: k of them beside n with mass cost O(k n d)
-        more.
-        """
         empty = mu.weights == 0
         recorded = records(mu.points, mu.weights)
         if not isinstance(mu, Particles) or recorded or not bool(empty.any()):
             return super().value_and_velocity(mu)
+        # Atoms without mass act on nothing. So the body moves as if they were absent,
+        # and they follow its potential: k of them cost O(k n d), not O((n + k)^2 d).
         body = mu.with_free_atoms(
             mu.points[~empty], mu.weights[~empty], is_uniform=mu.is_uniform
         )
@@ -101,7 +95,6 @@ class Interaction(Functional):
         return value, velocity
 
     def modulus(self, dim: int) -> float | None:
-        r"""Return :math:`\min(\lambda, 0)`, None if unknown."""
         return None if self.convexity is None else min(self.convexity, 0.0)
 
     def __repr__(self) -> str:

@@ -18,21 +18,23 @@ from otflow.numerics.roots import increasing_root
 
 __all__ = ["Entropy", "Internal"]
 
-START = 20.0  # Newton's method starts at log densities no larger than that
-RUNGS = 128  # log densities at which U' is read first to find where others lie
+# Newton's method starts at |log densities| up to this.
+START = 20.0
+# Log densities at which U' is evaluated first, to bracket the others.
+RUNGS = 128
 
 
 class Internal(Functional):
     r"""Internal energy :math:`F(\mu) = \int e(\rho)\, d\mu = \int U(\rho)\, dx`.
 
-    It is stated by the energy per unit of mass, :math:`e(r) = U(r)/r`. First variation
-    :math:`U'(\rho)`, pressure :math:`r U'(r) - U(r) = r^2 e'(r)`. It needs a measure
-    with a density. If :math:`r \mapsto r^d\, U(r^{-d})` is convex and non-increasing,
-    F is displacement convex in dimension d :cite:p:`mccann1997convexity`: you vouch
-    for it by ``modulus=0.0``.
+    It is defined by the energy per unit of mass, :math:`e(r) = U(r)/r`. The first
+    variation is :math:`U'(\rho)`, the pressure :math:`r U'(r) - U(r) = r^2 e'(r)`. The
+    measure must have a density. If :math:`r \mapsto r^d\, U(r^{-d})` is convex and
+    non-increasing, F is displacement convex in dimension d
+    :cite:p:`mccann1997convexity`. Declare it by ``modulus=0.0``; it is not checked.
 
-    Proximal solvers ask for the pointwise maps `log_proximal` and `conjugate_slope`,
-    which need a convex U; by default they come from U by a safeguarded Newton method.
+    Proximal solvers use the pointwise maps `log_proximal` and `conjugate_slope`, which
+    need a convex U. By default a safeguarded Newton method computes them from U.
 
     Parameters
     ----------
@@ -83,18 +85,6 @@ class Internal(Functional):
         self.convexity = None if modulus is None else real(modulus, "modulus")
 
     def value(self, mu: Measure) -> Tensor:
-        r"""Return :math:`\int e(\rho)\, d\mu`.
-
-        On a Gaussian `Entropy` and `PowerEntropy` are in closed form: no density is
-        formed, no rule of quadrature used.
-
-        Raises
-        ------
-        Unsupported
-            If `mu` has no density.
-        NonFinite
-            If the energy is infinite, or too large for the dtype of `mu`.
-        """
         value = self.energy(mu)
         if value.ndim == 0 and not bool(value.detach().isfinite()):
             msg = (
@@ -106,40 +96,44 @@ class Internal(Functional):
         return value
 
     def energy(self, mu: Measure) -> Tensor:
-        r"""Return the energy unchecked; in closed form where the measure has one."""
+        """Return the energy unchecked; in closed form where the measure has one."""
         return mu.internal(self.e)
 
     def modulus(self, dim: int) -> float | None:
-        """Return the declared modulus."""
         return self.convexity
 
     def check_dimension(self, dim: int) -> None:
-        """Raise ValueError if the flow does not exist in dimension `dim`; solvers ask.
+        """Raise ValueError if the flow does not exist in this dimension.
 
-        Most exist in every dimension.
+        Solvers call it. Most flows exist in every dimension.
+
+        Parameters
+        ----------
+        dim : int
+            Dimension of the space.
         """
 
     # Pointwise maps -------------------------------------------------------------------
 
     def slope(self, r: Tensor) -> Tensor:
-        """Return U'(r) at densities r > 0."""
+        """Return :math:`U'(r)` at densities r > 0, of any shape."""
         return entrywise_derivative(self._energy, r)
 
     def curvature(self, r: Tensor) -> Tensor:
-        """Return U''(r) at densities r > 0."""
+        """Return :math:`U''(r)` at densities r > 0, of any shape."""
         return entrywise_derivative(self._energy, r, order=2)
 
     def pressure(self, r: Tensor) -> Tensor:
-        """Return r U'(r) - U(r) at densities r > 0."""
+        r"""Return :math:`r\,U'(r) - U(r)` at densities r > 0, of any shape."""
         return r * self.slope(r) - self._energy(r)
 
     def convexity_margin(self, r: Tensor, dim: int) -> Tensor:
-        r"""Return how far McCann's condition in dimension d holds at densities r > 0.
+        r"""Return the margin of McCann's condition in dimension d at densities r > 0.
 
-        With the pressure :math:`p = rU' - U` it is the lesser of p and of
-        :math:`r p' - (1 - 1/d)\,p`. F is displacement convex in dimension d if both are
-        nowhere negative :cite:p:`mccann1997convexity`; numbers at some densities do not
-        prove it, but a negative one refutes it.
+        With the pressure :math:`p = rU' - U` it is the lesser of p and :math:`r p' - (1
+        - 1/d)\, p`. F is displacement convex in dimension d if both are nowhere
+        negative :cite:p:`mccann1997convexity`. Margins at some densities do not prove
+        it, but a negative margin refutes it.
         """
         pressure = self.pressure(r)
         return torch.minimum(
@@ -167,7 +161,7 @@ class Internal(Functional):
         strength : float
             The factor s >= 0.
         start : Tensor, optional
-            Where Newton's method starts.
+            Where Newton's method starts. A closed form does not use it.
 
         Returns
         -------
@@ -206,8 +200,18 @@ class Internal(Functional):
     def conjugate_slope(self, s: Tensor) -> Tensor:
         r"""Return :math:`(U^*)'(s) = \operatorname{argmax}_{r\ge0}\, s r - U(r)`.
 
-        The density in equilibrium with the potential s: the inverse of U', and 0 below
-        U'(0).
+        It is the density in equilibrium with the potential s: the inverse of U', and 0
+        below U'(0).
+
+        Parameters
+        ----------
+        s : Tensor
+            Potentials, of any shape.
+
+        Returns
+        -------
+        Tensor
+            Densities, of the shape of s.
 
         Raises
         ------
@@ -245,7 +249,7 @@ class Internal(Functional):
         return r.masked_scatter(between, z.exp().clamp_max(self.max_density))
 
     def _near(self, s: Tensor, highest: float) -> Tensor:
-        """Return log densities at which U' is near s, read off a ladder of them."""
+        """Return log densities at which U' is near s, interpolated from a ladder."""
         limit = _log_limit(s.dtype)
         z = torch.linspace(-limit, highest, RUNGS, dtype=s.dtype, device=s.device)
         # Where U' overflows it is above all s; it increases but for round-off.
@@ -278,14 +282,14 @@ class Internal(Functional):
         return slope + steepness * (z - near), steepness
 
     def _derivatives(self, r: Tensor) -> tuple[Tensor, Tensor]:
-        """Return U' and U'', from one evaluation where they come by autograd."""
+        """Return U' and U'', from one evaluation if both come from autograd."""
         own = type(self)
         if own.slope is Internal.slope and own.curvature is Internal.curvature:
             return entrywise_derivatives(self._energy, r)
         return self.slope(r), self.curvature(r)
 
     def _check_convex(self, like: Tensor) -> None:
-        """Look for a density at which U' falls, on a ladder of them, and say so."""
+        """Raise ValueError if U' falls between two densities of a ladder."""
         limit = _log_limit(like.dtype)
         ladder = torch.linspace(-limit, limit, RUNGS, dtype=like.dtype)
         z = ladder.to(like.device)
@@ -314,11 +318,16 @@ def _log_limit(dtype: torch.dtype) -> float:
 class Entropy(Internal):
     r"""Negative differential entropy :math:`F(\mu) = \int \rho \log\rho`.
 
-    It is minimised by spreading out; its gradient flow is the heat equation
-    :math:`\partial_t\rho = \Delta\rho` :cite:p:`jordan1998variational`. Displacement
-    convex: modulus 0 :cite:p:`mccann1997convexity`. It needs a density; particles have
-    none and refuse it, except under `Langevin`, which turns a temperature
-    :math:`\tau` into noise of variance :math:`2\tau\,dt`.
+    F is minimised by spreading out; its gradient flow is the heat equation
+    :math:`\partial_t\rho = \Delta\rho` :cite:p:`jordan1998variational`. F is
+    displacement convex: modulus 0 :cite:p:`mccann1997convexity`. On a Gaussian it is in
+    closed form. Particles have no density, and F raises `Unsupported` on them.
+    `Langevin` flows particles under F: it turns a temperature :math:`\tau` into noise
+    of variance :math:`2\tau\,dt`.
+
+    With :math:`U(r) = r\log r`: slope :math:`\log r + 1`, curvature :math:`1/r`,
+    proximal map :math:`z = (\mathrm{rhs} - s)/(c + s)`, and :math:`U^*(s) = (U^*)'(s) =
+    e^{s-1}`.
 
     Examples
     --------
@@ -332,15 +341,12 @@ class Entropy(Internal):
         super().__init__(torch.log, modulus=0.0)
 
     def energy(self, mu: Measure) -> Tensor:
-        """Return the entropy by the measure's own rule."""
         return mu.entropy()
 
     def slope(self, r: Tensor) -> Tensor:
-        """Return log r + 1."""
         return r.log() + 1.0
 
     def curvature(self, r: Tensor) -> Tensor:
-        """Return 1/r."""
         return 1.0 / r
 
     def log_proximal(
@@ -350,26 +356,12 @@ class Entropy(Internal):
         strength: float,
         start: Tensor | None = None,
     ) -> Tensor:
-        """Return (rhs - s) / (c + s): the entropy's proximal map is in closed form.
-
-        Parameters
-        ----------
-        rhs, entropic, strength, start
-            As in `Internal.log_proximal`; the start is not needed.
-
-        Returns
-        -------
-        Tensor
-            The logarithm of the density.
-        """
         return (rhs - strength) / (entropic + strength)
 
     def conjugate_slope(self, s: Tensor) -> Tensor:
-        """Return exp(s - 1)."""
         return (s - 1.0).exp()
 
     def conjugate(self, s: Tensor) -> Tensor:
-        """Return exp(s - 1)."""
         return (s - 1.0).exp()
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Words of the last release that keep working, with a warning, for one more."""
+"""Words of the last release: they work, with a warning, for one more release."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ REPLACEMENTS = {
 
 
 def warn_of(old: str, new: str, *, stacklevel: int) -> None:
-    """Warn (DeprecationWarning) that `old` goes and name `new`."""
+    """Warn (DeprecationWarning) that `old` goes and name its replacement `new`."""
     msg = f"{old} goes in the next release: use {new}"
     warnings.warn(msg, DeprecationWarning, stacklevel=stacklevel + 1)
 
 
 def adopt(cls: type, entropy: Callable[[], Any]) -> None:
-    """Let the old words that a class of functionals overrides count as the new ones.
+    """Replace the old words that a class of functionals overrides by the new ones.
 
     Parameters
     ----------
     cls : type
         A subclass of `Functional`, just made.
     entropy : callable
-        Returns the entropy, which a functional of the base cannot import.
+        Returns the entropy, which the module of the base class cannot import.
     """
     own = vars(cls)
     for old, (new, written) in REPLACEMENTS.items():
@@ -47,12 +47,13 @@ def adopt(cls: type, entropy: Callable[[], Any]) -> None:
 def _in_terms_of(
     cls: Any, old: str, word: Any, new: str, entropy: Callable[[], Any]
 ) -> Callable[..., Any]:
-    """Return the method `new` of a class that defines the word `old` alone."""
+    """Return the method `new` of a class that defines the old word alone."""
     busy: set[tuple[int, int]] = set()
 
     def method(self: Any, *dim: int) -> Any:
         key = threading.get_ident(), id(self)
-        if key in busy:  # the old word asks its parent, which answers by the new one
+        # The old word may call that of its parent, which calls the new word: this one.
+        if key in busy:
             return getattr(super(cls, self), new)(*dim)
         busy.add(key)
         try:

@@ -16,19 +16,19 @@ __all__ = ["Potential"]
 class Potential(Functional):
     r"""Potential energy :math:`F(\mu) = \int V\, d\mu`.
 
-    First variation :math:`F'[\mu] = V`, velocity :math:`-\nabla V`. If V is
-    :math:`\lambda`-convex then so is F along every interpolation
+    The first variation is :math:`F'[\mu] = V`, the velocity :math:`-\nabla V`. If V is
+    :math:`\lambda`-convex, F is :math:`\lambda`-convex along every interpolation
     :cite:p:`mccann1997convexity`.
 
     Parameters
     ----------
     V : callable
-        Batched potential (..., d) -> (...), written with torch operations. It must be
-        continuous where a velocity is asked for: that is by automatic differentiation,
-        which does not see a jump. On particles and quantiles nothing tells so.
+        Batched potential (..., d) -> (...), written with torch operations. V must be
+        continuous for a velocity: automatic differentiation does not see a jump. On
+        particles and quantiles the library does not detect a jump.
     modulus : float, optional
         A :math:`\lambda` such that :math:`V - \tfrac\lambda2|x|^2` is convex; unknown
-        by default. You vouch for it: certificates rest on it.
+        by default. The number is not checked, and certificates rest on it.
 
     Attributes
     ----------
@@ -53,7 +53,6 @@ class Potential(Functional):
         self.convexity = None if modulus is None else real(modulus, "modulus")
 
     def value(self, mu: Measure) -> Tensor:
-        r"""Return :math:`\sum_i w_i V(x_i)`."""
         value = mu.expectation(self.V)
         if value.ndim:
             msg = (
@@ -65,7 +64,6 @@ class Potential(Functional):
         return value
 
     def modulus(self, dim: int) -> float | None:
-        """Return the declared modulus of V."""
         return self.convexity
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Porous medium, fast diffusion and hard congestion: internal energies by a power."""
+"""Internal energies by a power: porous medium, fast diffusion, hard congestion."""
 
 from __future__ import annotations
 
@@ -19,12 +19,18 @@ __all__ = ["Congestion", "PowerEntropy"]
 class PowerEntropy(Internal):
     r"""Tsallis entropy :math:`F(\mu) = \frac1{m-1}\int \rho^m\, dx`, :math:`m \ne 1`.
 
-    Its gradient flow is :math:`\partial_t\rho = \Delta\rho^m`: the porous medium
-    equation for m > 1, whose supports are compact and spread with finite speed
-    :cite:p:`otto2001geometry`, fast diffusion for m < 1. The self-similar solutions of
-    Barenblatt are known in closed form :cite:p:`vazquez2007porous`. Displacement
-    convex where McCann's condition :math:`m \ge 1 - 1/d` holds
-    :cite:p:`mccann1997convexity`. As m tends to 1 it is `Entropy` up to a constant.
+    The gradient flow is :math:`\partial_t\rho = \Delta\rho^m`. For m > 1 it is the
+    porous medium equation: supports are compact and spread with finite speed
+    :cite:p:`otto2001geometry`. For m < 1 it is fast diffusion. The self-similar
+    solutions of Barenblatt are in closed form :cite:p:`vazquez2007porous`. F is
+    displacement convex where McCann's condition :math:`m \ge 1 - 1/d` holds
+    :cite:p:`mccann1997convexity`. As m tends to 1, F tends to `Entropy` up to a
+    constant.
+
+    With :math:`U(r) = r^m/(m-1)`: slope :math:`\frac{m}{m-1} r^{m-1}`, curvature
+    :math:`m r^{m-2}`, inverse slope :math:`\bigl(\frac{m-1}{m} s_+\bigr)^{1/(m-1)}`,
+    where s must be negative for m < 1. On a Gaussian :math:`F =
+    \det(2\pi\Sigma)^{(1-m)/2} m^{-d/2}/(m-1)`, from the logarithm of the density alone.
 
     Parameters
     ----------
@@ -60,7 +66,6 @@ class PowerEntropy(Internal):
         return r.pow(self.m - 1) / (self.m - 1)
 
     def check_dimension(self, dim: int) -> None:
-        """Refuse an exponent at or below the critical (d - 2)/d."""
         if self.m <= (dim - 2) / dim:
             msg = (
                 f"m = {self.m:g} is at most (d - 2)/d = {(dim - 2) / dim:g} in "
@@ -70,30 +75,22 @@ class PowerEntropy(Internal):
             raise ValueError(msg)
 
     def value(self, mu: Measure) -> Tensor:
-        r"""Return :math:`\int \rho^{m-1} d\mu / (m - 1)`."""
         self.check_dimension(mu.dim)
         return super().value(mu)
 
     def energy(self, mu: Measure) -> Tensor:
-        r"""Return it, of a Gaussian :math:`\det(2\pi\Sigma)^{(1-m)/2} m^{-d/2}/(m-1)`.
-
-        There it needs the logarithm of the density alone.
-        """
         if not isinstance(mu, Gaussian):
             return super().energy(mu)
         logarithm = (1 - self.m) * mu.log_volume() - 0.5 * mu.dim * math.log(self.m)
         return logarithm.exp() / (self.m - 1)
 
     def modulus(self, dim: int) -> float | None:
-        """Return 0 where McCann's condition m >= 1 - 1/d holds, else None."""
         return 0.0 if self.m >= 1 - 1 / dim else None
 
     def slope(self, r: Tensor) -> Tensor:
-        """Return m r^(m-1) / (m-1)."""
         return r.pow(self.m - 1) * (self.m / (self.m - 1))
 
     def curvature(self, r: Tensor) -> Tensor:
-        """Return m r^(m-2)."""
         return self.m * r.pow(self.m - 2)
 
     def log_proximal(
@@ -103,31 +100,21 @@ class PowerEntropy(Internal):
         strength: float,
         start: Tensor | None = None,
     ) -> Tensor:
-        r"""Solve c z + s m/(m-1) exp((m-1) z) = rhs in closed form.
+        r"""Solve :math:`cz + s \frac{m}{m-1} e^{(m-1)z} = \mathrm{rhs}` in closed form.
 
-        With k = m - 1 and :math:`y = (sm/c)\,e^{kz}`, it is :math:`y + \log y =
-        \log(sm/c) + k\,\mathrm{rhs}/c`: Wright's omega function.
-
-        Parameters
-        ----------
-        rhs, entropic, strength, start
-            As in `Internal.log_proximal`; the start is not needed.
-
-        Returns
-        -------
-        Tensor
-            The logarithm of the density.
+        With k = m - 1 and :math:`y = (sm/c)\,e^{kz}` the equation is :math:`y + \log y
+        = \log(sm/c) + k\,\mathrm{rhs}/c`, which Wright's omega function solves. The
+        start is not used.
         """
         linear = rhs / entropic
         if strength == 0:
             return linear
         k, ratio = self.m - 1, math.log(strength * self.m / entropic)
         y = wright_omega(ratio + k * linear)
-        # Two forms of one number: the first cancels where the power dominates.
+        # Two forms of one number: the first one cancels where the power dominates.
         return torch.where(y < 1, linear - y / k, (y.clamp_min(1).log() - ratio) / k)
 
     def conjugate_slope(self, s: Tensor) -> Tensor:
-        """Return ((m-1) s_+ / m)^(1/(m-1)); for m < 1, s must be negative."""
         if self.m > 1:
             return (s.clamp_min(0) * ((self.m - 1) / self.m)).pow(1 / (self.m - 1))
         if bool((s >= 0).any()):
@@ -146,10 +133,11 @@ class PowerEntropy(Internal):
 class Congestion(Internal):
     r"""Hard congestion: :math:`F(\mu) = 0` if :math:`\rho \le \bar\rho`, else infinite.
 
-    The limit of :math:`\int(\rho/\bar\rho)^m` as m grows. A crowd that would rather
-    move with velocity :math:`-\nabla V` flows under ``Potential(V) + Congestion(1.0)``
-    :cite:p:`maury2010macroscopic`. Its proximal map is the projection min(rho, bound).
-    Displacement convex: modulus 0.
+    F is the limit of :math:`\int(\rho/\bar\rho)^m` as m grows. A crowd that would
+    rather move with velocity :math:`-\nabla V` flows under ``Potential(V) +
+    Congestion(1.0)`` :cite:p:`maury2010macroscopic`. The proximal map is the projection
+    :math:`\min(\rho, \bar\rho)`. F is displacement convex: modulus 0. A value above the
+    bound raises `NonFinite`.
 
     Parameters
     ----------
@@ -157,7 +145,7 @@ class Congestion(Internal):
         The bound :math:`\bar\rho > 0`, mass per unit of volume. Measures have mass 1,
         so the free volume must exceed 1/bound.
     tolerance : float
-        Relative violation that counts as none: solvers meet a constraint to a
+        Relative violation of the bound that is accepted: solvers meet a constraint to a
         tolerance.
 
     Attributes
@@ -183,7 +171,7 @@ class Congestion(Internal):
         return 0.0 * r
 
     def value(self, mu: Measure) -> Tensor:
-        """Return 0.
+        """Return 0, if the density of `mu` is below the bound.
 
         Raises
         ------
@@ -216,11 +204,9 @@ class Congestion(Internal):
             raise ValueError(msg)
 
     def slope(self, r: Tensor) -> Tensor:
-        """Return 0, the slope below the bound."""
         return torch.zeros_like(r)
 
     def curvature(self, r: Tensor) -> Tensor:
-        """Return 0."""
         return torch.zeros_like(r)
 
     def log_proximal(
@@ -230,22 +216,9 @@ class Congestion(Internal):
         strength: float,
         start: Tensor | None = None,
     ) -> Tensor:
-        """Return min(rhs / c, log bound).
-
-        Parameters
-        ----------
-        rhs, entropic, strength, start
-            As in `Internal.log_proximal`.
-
-        Returns
-        -------
-        Tensor
-            The logarithm of the density.
-        """
         return (rhs / entropic).clamp_max(math.log(self.max_density))
 
     def conjugate_slope(self, s: Tensor) -> Tensor:
-        """Return the bound where s > 0, else 0."""
         return torch.where(s > 0, self.max_density, torch.zeros_like(s))
 
     def __repr__(self) -> str:

@@ -32,19 +32,19 @@ __all__ = ["Measure", "keep_immutable", "kernel_at_the_door"]
 class Measure(ABC):
     r"""A quadrature rule plus a tangent space.
 
-    A measure stands for :math:`\mu \approx \sum_i w_i \delta_{x_i}`: atoms, cell
-    centres or quadrature nodes `points` (n, d) with masses `weights` (n,) of sum 1.
-    Functionals
-    see it through `expectation`, `interaction` and `internal`; schemes move it by
-    `push`. A measure is immutable: every verb returns a new one. Made of tensors with a
-    graph it keeps the graph, and so does all that is made of it; a verb that cannot
-    raises `Unsupported`. `detach` leaves it behind.
+    A measure stands for :math:`\mu \approx \sum_i w_i \delta_{x_i}`: nodes `points` (n,
+    d) with masses `weights` (n,) of sum 1. The nodes are atoms, centres of cells or
+    nodes of a quadrature rule. Functionals see a measure through `expectation`,
+    `interaction` and `internal`; schemes move it by `push`. A measure is immutable:
+    every verb returns a new one. A measure made of tensors with a graph keeps the
+    graph, and so does everything computed from the measure. A verb that cannot keep the
+    graph raises `Unsupported`; `detach` drops the graph.
 
-    A new representation is one file: it states `points` and `weights`, the required
-    verbs (`value_and_position_gradient`, `push`, `inner`, `displacement_to`), and
-    whichever capabilities it has (`density`, `mass_gradient`, `transport`, `diffuse`,
-    `reweight`, `sample`). A capability it lacks raises `Unsupported` with the entry of
-    `cures`.
+    A new representation is one file. It defines `points` and `weights`, the required
+    verbs (`value_and_position_gradient`, `push`, `inner`, `displacement_to`), and the
+    capabilities that it has (`density`, `mass_gradient`, `transport`, `diffuse`,
+    `reweight`, `sample`). A capability that it lacks raises `Unsupported` with the
+    entry of `cures`.
 
     Attributes
     ----------
@@ -90,44 +90,167 @@ class Measure(ABC):
     def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
         r"""Return :math:`F(\mu)` and the tangent :math:`\nabla F'[\mu]`, in one pass.
 
-        `value` maps a measure to a 0-d tensor; the tangent has the shape that `push`
-        takes.
+        The tangent is minus the velocity. It costs one value and one backward pass.
+
+        Parameters
+        ----------
+        value : callable
+            Maps a measure to a 0-d tensor.
+
+        Returns
+        -------
+        value : Tensor
+            0-d.
+        gradient : Tensor
+            A tangent at the measure, of the shape that `push` takes. Value and gradient
+            carry a graph if a tensor of the measure carries one.
+
+        Raises
+        ------
+        InvalidFunctional
+            If `value` does not return a differentiable 0-d tensor.
+        NonFinite
+            If the value or the gradient is NaN or infinite.
         """
 
     @abstractmethod
     def push(self, tangent: Tensor, dt: float) -> Self:
-        r"""Move along a tangent for a time: the exponential map at :math:`\mu`."""
+        r"""Move along a tangent v for a time: the exponential map at :math:`\mu`.
+
+        Parameters
+        ----------
+        tangent : Tensor
+            The velocity v, of the shape that the class states.
+        dt : float
+            Time, of either sign.
+
+        Returns
+        -------
+        Measure
+            The moved measure, of the same kind. It shares the tensors that do not
+            change.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the dtype, the device or the shape of the tangent differs.
+        Diverged
+            If the moved measure is not finite, or the representation cannot hold it.
+            The error carries the measure before the move.
+        """
 
     @abstractmethod
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
-        r"""Return :math:`\langle u, v\rangle_{L^2(\mu)} = \int u\cdot v\, d\mu`."""
+        r"""Return :math:`\langle u, v\rangle_{L^2(\mu)} = \int u\cdot v\, d\mu`.
+
+        Parameters
+        ----------
+        u, v : Tensor
+            Tangents at the measure, of the shape that `push` takes.
+
+        Returns
+        -------
+        Tensor
+            0-d.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the dtype, the device or the shape of a tangent differs.
+        """
 
     @abstractmethod
     def displacement_to(self, other: Self) -> Tensor:
         """Return the tangent whose `push` for time 1 gives `other`.
 
-        The coupling is the representation's natural one (own index, own level, ...);
-        it is optimal only if the caller made it so.
+        The coupling is the natural one of the representation: index to index, level to
+        level, and so on. Optimality is not checked.
+
+        Parameters
+        ----------
+        other : Measure
+            Of the same kind, with the same dtype and device.
+
+        Returns
+        -------
+        Tensor
+            A tangent at this measure, of the shape that `push` takes.
+
+        Raises
+        ------
+        ValueError
+            If the natural coupling does not exist, as between different masses.
         """
 
     # Capabilities --------------------------------------------------------------------
 
     def density(self) -> Tensor:
-        """Return the density at the measure's own points, (n,)."""
+        """Return the density at the points of the measure.
+
+        Returns
+        -------
+        Tensor, shape (n,)
+            Mass per unit of volume.
+
+        Raises
+        ------
+        Unsupported
+            If the measure has no density.
+        """
         self._refuse("density", "density")
 
     def mass_gradient(self, value: Value, x: ArrayLike | None = None) -> Tensor:
-        r"""Return the first variation :math:`F'[\mu]` at the points, or at `x` (m, d).
+        r"""Return the first variation :math:`F'[\mu] = \partial F/\partial w_i`.
 
-        It is :math:`\partial F / \partial w_i`, masses free; defined up to a constant.
+        The masses are free: they are not renormalised. So the first variation is
+        defined up to a constant.
+
+        Parameters
+        ----------
+        value : callable
+            Maps a measure to a 0-d tensor.
+        x : Tensor or ndarray, shape (m, d), optional
+            Where to evaluate; the points of the measure by default.
+
+        Returns
+        -------
+        Tensor, shape (n,) or (m,)
+            It carries a graph if a tensor of the measure carries one.
+
+        Raises
+        ------
+        Unsupported
+            If the masses of the measure are fixed.
+        InvalidFunctional
+            If `value` does not return a differentiable 0-d tensor.
+        NonFinite
+            If the value or the gradient is NaN or infinite.
         """
         self._refuse("mass_gradient", "mass gradient")
 
     def transport(self, tangent: Tensor, dt: float) -> Self:
-        r"""Push forward by :math:`x + dt\,v(x)` and remap the outcome onto the cells.
+        r"""Push forward by :math:`x \mapsto x + dt\,v(x)` and remap onto the cells.
 
-        For a representation whose points are fixed in space and whose `push` is a flux
-        with a limit on dt; elsewhere `push` moves the points themselves.
+        It is for a representation whose points are fixed in space: there `push` is a
+        flux, and its time step has a limit. Elsewhere `push` moves the points
+        themselves.
+
+        Parameters
+        ----------
+        tangent : Tensor
+            The velocity v, of the shape that `push` takes.
+        dt : float
+            Time, of either sign and any size.
+
+        Returns
+        -------
+        Measure
+            On the same points.
+
+        Raises
+        ------
+        Unsupported
+            If the points of the measure move.
         """
         cure = "its points move, so that its push is exact for every dt; use push"
         self._refuse("transport", "fixed cells to remap onto", cure)
@@ -135,10 +258,28 @@ class Measure(ABC):
     def pull_back(self, tangent: Tensor, gradient: Tensor) -> Tensor:
         r"""Return the transposed differential of `push` at a tangent, of a gradient.
 
-        With :math:`\nu_u` for ``push(u, 1.0)`` and a tangent g at :math:`\nu_t`, it is
-        the tangent p at :math:`\mu` with :math:`\langle p, v\rangle_\mu = \langle g,
-        \tfrac{d}{ds}\nu_{t+sv}\rangle_{\nu_t}` for every v: g itself where tangents
-        are `flat`. A proximal solver that has it needs no derivative of `push`.
+        Let :math:`\nu_u` be ``push(u, 1.0)``, t the `tangent` and g the `gradient`, a
+        tangent at :math:`\nu_t`. The answer is the tangent p at :math:`\mu` with
+        :math:`\langle p, v\rangle_\mu = \langle g,
+        \tfrac{d}{ds}\nu_{t+sv}\rangle_{\nu_t}` for every v. If tangents are `flat`, p
+        is g. A proximal solver uses this method in place of a derivative of `push`.
+
+        Parameters
+        ----------
+        tangent : Tensor
+            The tangent t at this measure.
+        gradient : Tensor
+            The tangent g at the measure that t leads to.
+
+        Returns
+        -------
+        Tensor
+            The tangent p at this measure.
+
+        Raises
+        ------
+        Unsupported
+            If the representation is not flat and does not override this method.
         """
         if not self.flat:
             cure = "differentiate value(mu.push(tangent, 1.0)) in the tangent"
@@ -146,28 +287,95 @@ class Measure(ABC):
         return gradient
 
     def diffuse(self, variance: float, generator: torch.Generator) -> Self:
-        r"""Run the heat flow for a time: :math:`\mu * N(0, \mathrm{variance}\, I)`."""
+        r"""Run the heat flow for a time: :math:`\mu * N(0, \mathrm{variance}\, I)`.
+
+        Parameters
+        ----------
+        variance : float
+            Variance that the flow adds along each axis, >= 0: twice the time of
+            :math:`\partial_t\rho = \Delta\rho`.
+        generator : torch.Generator
+            Source of the noise, if the representation draws noise. The global random
+            state is not touched.
+
+        Returns
+        -------
+        Measure
+            Of the same kind.
+
+        Raises
+        ------
+        Unsupported
+            If the representation has no heat flow.
+        """
         self._refuse("diffuse", "heat flow")
 
     def reweight(self, log_rate: Tensor, dt: float) -> Self:
-        r"""Multiply masses by :math:`\exp(dt\,\mathrm{log\_rate})` and renormalise."""
+        r"""Return masses :math:`\propto w_i \exp(dt\, r_i)` on the same points.
+
+        Parameters
+        ----------
+        log_rate : Tensor, shape (n,)
+            Growth rate r of each mass. A constant added to r changes nothing.
+        dt : float
+            Time.
+
+        Returns
+        -------
+        Measure
+            Of mass 1. A mass of zero stays zero.
+
+        Raises
+        ------
+        Unsupported
+            If the masses of the measure are fixed.
+        Diverged
+            If a rate is NaN or infinite.
+        """
         self._refuse("reweight", "masses of its own to change")
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n independent points, (n, d)."""
+        """Draw n independent points from the measure.
+
+        Parameters
+        ----------
+        n : int
+            Number of draws, >= 1.
+        generator : torch.Generator
+            Source of randomness. The global random state is not touched.
+
+        Returns
+        -------
+        Tensor, shape (n, d)
+            The draws.
+
+        Raises
+        ------
+        Unsupported
+            If the masses carry a graph: a draw has no derivative in the masses.
+        """
         self._refuse("sample", "sampler")
 
     # Derived -------------------------------------------------------------------------
 
     @final
     def position_gradient(self, value: Value) -> Tensor:
-        r"""Return the tangent :math:`\nabla F'[\mu]`, minus the velocity."""
+        r"""Return the tangent :math:`\nabla F'[\mu]`, minus the velocity.
+
+        Parameters
+        ----------
+        value : callable
+            Maps a measure to a 0-d tensor.
+
+        Returns
+        -------
+        Tensor
+            The second answer of `value_and_position_gradient`.
+        """
         return self.value_and_position_gradient(value)[1]
 
     def expectation(self, f: Ground) -> Tensor:
         r"""Return :math:`\int f\, d\mu = \sum_i w_i f(x_i)`.
-
-        A representation whose tangents live elsewhere than its points overrides it.
 
         Parameters
         ----------
@@ -187,25 +395,30 @@ class Measure(ABC):
         return integrate(f, self.points, self.weights)
 
     def interaction(self, W: Ground, *, diagonal: bool | None = None) -> Tensor:
-        r"""Return :math:`\tfrac12 \iint W(x - y)\, d\mu\, d\mu`, with the 1/2.
+        r"""Return :math:`\tfrac12 \iint W(x - y)\, d\mu\, d\mu`, with the factor 1/2.
 
-        On particles the double sum, tile by tile and differentiable to any order, in
-        time O(n^2 d) and memory O(n d); pairs i = j are left out if W is singular. A
-        density integrates W over its cells, or by its law. A representation with more
-        structure may override it.
+        Particles sum over all pairs, tile by tile: time O(n^2 d), memory O(n d). They
+        omit the pairs i = j if W is singular. A grid and quantiles integrate W over
+        their cells; a Gaussian uses its law. The energy is differentiable to any order.
 
         Parameters
         ----------
         W : Kernel or callable
-            Takes differences z (..., d) to (...). A function that is infinite at 0 is
-            ``kernels.Function(W, singular=True)``.
+            Takes differences z (..., d) to (...). Wrap a function that is infinite at
+            0: ``kernels.Function(W, singular=True)``.
         diagonal : bool, optional
-            Goes in the next release: the kernel says whether pairs i = j count.
+            Deprecated; it goes in the next release. The kernel says whether pairs i = j
+            count.
 
         Returns
         -------
         Tensor
             The energy, 0-d.
+
+        Raises
+        ------
+        NonFinite, InvalidFunctional, Unsupported
+            If W is infinite where the representation cannot integrate it.
         """
         return self._pair_energy(kernel_at_the_door(W, diagonal))
 
@@ -217,23 +430,27 @@ class Measure(ABC):
         *,
         diagonal: bool | None = None,
     ) -> Tensor:
-        r"""Return the potential :math:`(W * \mu)(x_i) = \int W(x_i - y)\, d\mu(y)`.
+        r"""Return :math:`\int \tfrac12\bigl(W(x_i - y) + W(y - x_i)\bigr)\, d\mu(y)`.
 
-        W stands for its even part, so that it is the first variation of `interaction`.
-        On particles the sum over the atoms; on a grid by fast Fourier transforms at the
-        cells, and interpolated between their centres; a Gaussian by its nodes, or in
-        closed form for `kernels.Gaussian`; quantiles by the rules of `interaction`.
-        Differentiable in x, in the measure and in parameters of W.
+        This is the potential :math:`(W * \mu)(x_i)` of the even part of W. It is the
+        first variation of `interaction`. For an even W it is :math:`\int W(x_i - y)\,
+        d\mu(y)`.
+
+        Particles sum over the atoms. A grid uses fast Fourier transforms, and
+        interpolates between the centres of its cells. A Gaussian sums over its nodes,
+        and has a closed form for `kernels.Gaussian`. Quantiles use the rules of
+        `interaction`. The potential is differentiable in x, in the measure and in the
+        parameters of W.
 
         Parameters
         ----------
         W : Kernel or callable
             Takes differences z (..., d) to (...).
         x : Tensor or ndarray, shape (m, d), optional
-            Where; at the points of the measure by default, where an atom does not act
-            on itself if W is singular.
+            Where to evaluate; the points of the measure by default. There an atom does
+            not act on itself if W is singular.
         diagonal : bool, optional
-            Goes in the next release, as in `interaction`.
+            Deprecated; it goes in the next release, as in `interaction`.
 
         Returns
         -------
@@ -259,7 +476,12 @@ class Measure(ABC):
         return potential
 
     def entropy(self) -> Tensor:
-        r"""Return :math:`\int \rho\log\rho\, dx`, 0-d; where there is none it raises.
+        r"""Return :math:`\int \rho\log\rho\, dx`.
+
+        Returns
+        -------
+        Tensor
+            0-d.
 
         Raises
         ------
@@ -272,14 +494,15 @@ class Measure(ABC):
     def mix(self, other: Measure, share: float) -> Self:
         r"""Return the mixture :math:`(1 - s)\,\mu + s\,\nu` of two of a kind.
 
-        Particles have the atoms of both, this measure's first, and of a share 0 or 1
-        those of one alone; densities on one grid have the sum of their masses. What is
-        no measure of the kind any more, as a mixture of Gaussians, raises.
+        Particles keep the atoms of both measures, those of this one first. If the share
+        is 0 or 1 they keep the atoms of one measure alone. Densities on one grid add
+        their masses.
 
         Parameters
         ----------
         other : Measure
-            The measure :math:`\nu`, of the same dtype and device. Graphs of both stay.
+            The measure :math:`\nu`, of the same dtype and device. The graphs of both
+            stay.
         share : float
             Its share s, from 0 to 1.
 
@@ -291,9 +514,9 @@ class Measure(ABC):
         Raises
         ------
         Unsupported
-            If there is no such measure of this kind.
+            If the mixture is no measure of this kind, as that of two Gaussians.
         ValueError
-            If the share is no share, or the spaces differ.
+            If the share is not in [0, 1], or the spaces differ.
 
         Examples
         --------
@@ -313,18 +536,27 @@ class Measure(ABC):
         return self._mixture(other, float(share))
 
     def internal(self, e: Ground) -> Tensor:
-        r"""Return :math:`\int e(\rho)\, d\mu`, e the energy per unit of mass.
+        r"""Return :math:`\int e(\rho)\, d\mu = \sum_i w_i\,e(\rho_i)`.
 
-        Where there is no mass there is no energy, even if e is infinite at 0; the
-        derivative in the mass is e(0) there, which may be infinite. A representation
-        whose density has a closed form may override it.
+        A node without mass has no energy, even if e is infinite at 0. The derivative in
+        its mass is e(0), which may be infinite.
+
+        Parameters
+        ----------
+        e : callable
+            Energy per unit of mass, (n,) -> (n,), entry by entry.
+
+        Returns
+        -------
+        Tensor
+            The energy, 0-d.
 
         Raises
         ------
         Unsupported
             If the measure has no density.
         InvalidFunctional
-            If `e` does not return one value per density, of its dtype.
+            If `e` does not return one value per density, of the dtype of the density.
         """
         return internal_energy(e, self.density(), self.weights)
 
@@ -332,8 +564,18 @@ class Measure(ABC):
     def norm(self, u: Tensor) -> Tensor:
         r"""Return :math:`\|u\|_{L^2(\mu)}`: the W2 speed of the tangent `u`.
 
-        Where it is 0 its gradient is set to 0. Tangents whose squares underflow or
-        overflow are measured too.
+        The gradient of the norm at u = 0 is set to 0. Tangents whose squares underflow
+        or overflow are measured correctly.
+
+        Parameters
+        ----------
+        u : Tensor
+            A tangent at the measure, of the shape that `push` takes.
+
+        Returns
+        -------
+        Tensor
+            0-d.
         """
         square = self.inner(u, u)
         kind = torch.finfo(u.dtype)
@@ -349,7 +591,7 @@ class Measure(ABC):
     def detach(self) -> Self:
         """Return the same measure without the graph of its tensors.
 
-        Nothing is copied, and a measure without a graph is returned itself.
+        Nothing is copied. A measure without a graph is returned itself.
 
         Examples
         --------
@@ -368,7 +610,7 @@ class Measure(ABC):
     def clone(self) -> Self:
         """Return the same measure, with its graph, in tensors of its own.
 
-        Moves of a measure share what they do not change, such as weights; a clone
+        A moved measure shares the tensors that did not change, such as weights. A clone
         shares nothing.
 
         Examples
@@ -382,12 +624,14 @@ class Measure(ABC):
 
     @final
     def refuse_graph(self, what: str, why: str, cure: str) -> None:
-        """Raise `Unsupported` where `what` would lose a graph of this measure.
+        """Raise `Unsupported` if a tensor of this measure carries a graph.
+
+        A verb calls it before it would lose the graph.
 
         Parameters
         ----------
         what, why : str
-            What would lose it, and why.
+            What would lose the graph, and why.
         cure : str
             What to use in its place.
         """
@@ -396,12 +640,12 @@ class Measure(ABC):
         refuse_graph(what, why, *tensors, cure=cure)
 
     def _hold(self, **attributes: Any) -> None:
-        """Set what the measure is made of; from then on it is immutable."""
+        """Set the attributes of the measure; from then on it is immutable."""
         for name, value in attributes.items():
             object.__setattr__(self, name, value)
 
     def _changed(self, **attributes: Any) -> Self:
-        """Return a copy that holds these in place of its own, unchecked."""
+        """Return a copy with these attributes replaced; nothing is checked."""
         new = object.__new__(type(self))
         for name in _field_names(type(self)):
             value = attributes[name] if name in attributes else getattr(self, name)
@@ -410,12 +654,12 @@ class Measure(ABC):
 
     @final
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Return the same measure with each of its tensors replaced; none is checked.
+        """Return the same measure with each tensor replaced; nothing is checked.
 
         Parameters
         ----------
         change : callable
-            Takes each tensor that the measure holds to the one in its place.
+            Takes a tensor of the measure to the tensor that replaces it.
 
         Returns
         -------
@@ -435,7 +679,7 @@ class Measure(ABC):
         return new
 
     def _attributes(self) -> dict[str, Any]:
-        """Return what the measure holds, in slots too; not the counters of writes."""
+        """Return all attributes, slots too, without the counters of writes."""
         state = _without_counters(vars(self))
         for name in _slots(type(self)):
             if hasattr(self, name):
@@ -492,17 +736,22 @@ class Measure(ABC):
 
     @final
     def check_probes(self, x: ArrayLike) -> Tensor:
-        """Return `x` as points (m, d) like those of the measure, or refuse it.
+        """Return `x` as points (m, d) of the measure's dimension, dtype and device.
 
         Parameters
         ----------
         x : Tensor or ndarray, shape (m, d)
-            Points at which something is asked.
+            Points.
 
         Returns
         -------
         Tensor, shape (m, d)
             With its graph.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the shape, the dtype or the device differs, or an entry is not finite.
         """
         x = as_points(x, "x")
         check_like(x, self.points, "x", "points")
@@ -525,7 +774,7 @@ class Measure(ABC):
 
 
 def kernel_at_the_door(W: Ground, diagonal: bool | None) -> Kernel:
-    """Return the kernel of a function, and of the option of the last release."""
+    """Return W as a kernel, and warn if the deprecated option `diagonal` is given."""
     kernel = as_kernel(W)
     if diagonal is None:
         return kernel
@@ -555,7 +804,7 @@ def _without_counters(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep_immutable(kind: type[Any], *names: str) -> None:
-    """Watch these attributes of a class of measures, which hold tensors, for writes."""
+    """Make these attributes raise `ModifiedInPlace` after a write into them."""
     for name in names:
         setattr(kind, name, Immutable(name))
 

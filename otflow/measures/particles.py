@@ -1,4 +1,4 @@
-"""Weighted particles: a sum of Diracs, the first-class citizen."""
+"""Weighted particles: a sum of Diracs."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ __all__ = ["Particles"]
 class Particles(Measure):
     r"""Weighted particles :math:`\mu = \sum_{i=1}^n w_i\, \delta_{x_i}`.
 
-    The Wasserstein gradient of F at an atom is :math:`\nabla F'[\mu](x_i) =
-    \frac1{w_i}\frac{\partial F}{\partial x_i}`, and its first variation is
-    :math:`F'[\mu](x_i) = \partial F/\partial w_i`, masses free
-    :cite:p:`ambrosio2008gradient`. At an atom of weight zero the quotient is 0/0 and
-    the gradient of the first variation is taken instead. Particles have no density.
+    A tangent is one velocity :math:`v_i` for each atom, (n, d); `push` returns
+    :math:`\sum_i w_i\, \delta_{x_i + dt\, v_i}`, and `inner` is :math:`\sum_i w_i\,
+    u_i\cdot v_i`. The Wasserstein gradient of F at an atom is :math:`\nabla
+    F'[\mu](x_i) = \frac1{w_i}\frac{\partial F}{\partial x_i}`, and the first variation
+    is :math:`F'[\mu](x_i) = \partial F/\partial w_i`, masses free
+    :cite:p:`ambrosio2008gradient`. At an atom of weight zero the quotient is 0/0; there
+    the gradient is that of the first variation. Particles have no density.
 
     Parameters
     ----------
@@ -45,7 +47,7 @@ class Particles(Measure):
     weights : Tensor or ndarray, shape (n,), optional
         Masses, non-negative, of sum 1; uniform 1/n by default. A graph is kept.
     normalize : bool
-        Divide the weights by their sum instead of refusing a sum other than 1.
+        Divide the weights by their sum. By default a sum other than 1 raises.
 
     Attributes
     ----------
@@ -66,7 +68,7 @@ class Particles(Measure):
 
     Notes
     -----
-    Memory O(n d); `value_and_position_gradient` costs one value and one backward pass.
+    Memory O(n d).
 
     Examples
     --------
@@ -115,7 +117,7 @@ class Particles(Measure):
         *,
         is_uniform: bool = False,
     ) -> Self:
-        """Return an argument for a functional whose atoms are free: none is checked.
+        """Return particles of other atoms, as the argument of a functional; unchecked.
 
         Parameters
         ----------
@@ -124,12 +126,13 @@ class Particles(Measure):
         weights : Tensor, shape (m,), optional
             Masses, of any sum; those of this measure by default.
         is_uniform : bool, optional
-            Whether `weights` that are given are known to be equal.
+            Whether the given `weights` are known to be equal.
 
         Returns
         -------
         Particles
-            It shares what it is given. It is a probability only if `weights` are.
+            They share the given tensors. They are a probability only if `weights` are
+            one.
 
         Examples
         --------
@@ -147,7 +150,7 @@ class Particles(Measure):
     def _evaluate(
         self, value: Value, points: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """Return the value with other tensors, into which it must not write."""
+        """Return the value at other tensors; a value that writes into them raises."""
         nu = self.with_free_atoms(points, weights)
         with unmodified(nu.points, nu.weights, by="the functional"):
             return value(nu)
@@ -155,20 +158,7 @@ class Particles(Measure):
     # Derivatives ---------------------------------------------------------------------
 
     def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
-        r"""Return :math:`F(\mu)` and :math:`\frac1{w_i}\partial F/\partial x_i`.
-
-        Parameters
-        ----------
-        value : callable
-            Maps a measure to a 0-d tensor.
-
-        Returns
-        -------
-        value : Tensor
-            0-d.
-        gradient : Tensor, shape (n, d)
-            The Wasserstein gradient at the atoms; minus the velocity. Both carry the
-            graph of what they depend on, where that has one.
+        """Return the value, and its gradient at each atom, (n, d).
 
         Raises
         ------
@@ -177,7 +167,7 @@ class Particles(Measure):
         NonFinite
             If the value or the gradient is NaN or infinite.
         Unsupported
-            If the masses carry a graph and some are zero.
+            If the masses carry a graph and some of them are zero.
         """
         f, grad = value_and_gradient(
             lambda x: self._evaluate(value, x), self.points, beside=(self.weights,)
@@ -186,8 +176,8 @@ class Particles(Measure):
             return f, grad * float(self.n)
         empty = self.weights == 0
         if not records(self.weights):
-            # A product with such a mass has lost digits, which a division does not
-            # bring back.
+            # The gradient is a product with the mass. If the mass is close to underflow
+            # the product has lost digits, and the division does not restore them.
             kind = torch.finfo(self.dtype)
             empty = self.weights < kind.tiny / kind.eps
         if not bool(empty.any()):
@@ -201,20 +191,8 @@ class Particles(Measure):
     def mass_gradient(self, value: Value, x: ArrayLike | None = None) -> Tensor:
         r"""Return :math:`\partial F/\partial w_i` at the atoms, or at probes `x`.
 
-        Probes are appended as atoms of mass zero and F is differentiated in their
-        masses, so the answer is exact anywhere.
-
-        Parameters
-        ----------
-        value : callable
-            Maps a measure to a 0-d tensor.
-        x : Tensor or ndarray, shape (m, d), optional
-            Probe points; the atoms by default.
-
-        Returns
-        -------
-        Tensor, shape (n,) or (m,)
-            The first variation, up to a constant.
+        Probes are appended as atoms of mass zero, and F is differentiated in their
+        masses. So the answer is exact anywhere.
         """
         points, weights = self.points, self.weights
         if x is not None:
@@ -229,42 +207,13 @@ class Particles(Measure):
     # Moves ---------------------------------------------------------------------------
 
     def push(self, tangent: Tensor, dt: float) -> Self:
-        r"""Return :math:`\sum_i w_i\, \delta_{x_i + dt\, v_i}`.
-
-        Parameters
-        ----------
-        tangent : Tensor, shape (n, d)
-            Velocity of each atom.
-        dt : float
-            Time, of either sign.
-
-        Returns
-        -------
-        Particles
-            The moved measure; weights are shared.
-
-        Raises
-        ------
-        Diverged
-            If a position leaves the finite numbers; the error carries `self`.
-        """
         self._check_tangent(tangent)
         return self._moved(torch.add(self.points, tangent, alpha=real(dt, "dt")))
 
     def diffuse(self, variance: float, generator: torch.Generator) -> Self:
         r"""Add independent noise :math:`N(0, \mathrm{variance}\, I)` to each atom.
 
-        Parameters
-        ----------
-        variance : float
-            Variance per axis, >= 0.
-        generator : torch.Generator
-            Source of the noise; the global random state is not touched.
-
-        Returns
-        -------
-        Particles
-            A sample of the heat flow; weights are shared.
+        The outcome is a sample of the heat flow.
         """
         check_generator(generator)
         scale = positive(variance, "variance", or_zero=True) ** 0.5
@@ -272,20 +221,6 @@ class Particles(Measure):
         return self._moved(torch.add(self.points, noise, alpha=scale))
 
     def reweight(self, log_rate: Tensor, dt: float) -> Self:
-        r"""Return weights :math:`\propto w_i \exp(dt\, r_i)`, same positions.
-
-        Parameters
-        ----------
-        log_rate : Tensor, shape (n,)
-            Growth rate r of each atom; a constant added to it changes nothing.
-        dt : float
-            Time.
-
-        Returns
-        -------
-        Particles
-            Mass is 1 again; atoms of weight zero stay at zero.
-        """
         weights = reweighted(self.weights, log_rate, dt)
         if not bool(torch.isfinite(weights).all()):
             msg = "reweighting gave NaN: log_rate has a non-finite entry"
@@ -300,24 +235,9 @@ class Particles(Measure):
         return self.with_free_atoms(points, weights)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n points independently, with replacement.
+        """Draw n atoms independently by their masses, with replacement, (n, d).
 
-        Parameters
-        ----------
-        n : int
-            Number of draws, >= 1.
-        generator : torch.Generator
-            Source of randomness.
-
-        Returns
-        -------
-        Tensor, shape (n, d)
-            The draws; differentiable in the positions of the atoms drawn.
-
-        Raises
-        ------
-        Unsupported
-            If the masses carry a graph: which atoms are drawn has no derivative.
+        The draws are differentiable in the positions of the atoms drawn.
         """
         check_generator(generator)
         refuse_to_draw(self.weights)
@@ -330,34 +250,12 @@ class Particles(Measure):
     # Geometry ------------------------------------------------------------------------
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
-        r"""Return :math:`\sum_i w_i\, u_i\cdot v_i`.
-
-        Parameters
-        ----------
-        u, v : Tensor, shape (n, d)
-            Tangents.
-
-        Returns
-        -------
-        Tensor
-            0-d.
-        """
         self._check_tangent(u, "u")
         self._check_tangent(v, "v")
         return self.weights @ (u * v).sum(-1)
 
     def displacement_to(self, other: Self) -> Tensor:
         """Return ``other.points - self.points``: atom i goes to atom i.
-
-        Parameters
-        ----------
-        other : Particles
-            Same size, dimension and weights.
-
-        Returns
-        -------
-        Tensor, shape (n, d)
-            ``self.push(displacement, 1.0)`` is `other`.
 
         Raises
         ------
@@ -376,8 +274,8 @@ class Particles(Measure):
     # Helpers -------------------------------------------------------------------------
 
     def _moved(self, points: Tensor) -> Self:
-        # One reduction catches NaN, infinity and overflow to come: with NaN the
-        # comparison is False.
+        # One reduction catches NaN, infinity and later overflow of squares: with NaN
+        # the comparison is False.
         largest = torch.linalg.vector_norm(points.detach(), ord=torch.inf).item()
         if not largest < coordinate_limit(points.dtype):
             msg = (

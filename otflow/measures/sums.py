@@ -51,9 +51,15 @@ def reweighted(weights: Tensor, log_rate: Tensor, dt: float, each: str = "") -> 
 def integrate(
     f: Ground, points: Tensor, weights: Tensor, skipped: Tensor | None = None
 ) -> Tensor:
-    r"""Return :math:`\sum_i w_i f(x_i)`, refused unless f is a ground function.
+    r"""Return :math:`\sum_i w_i f(x_i)`.
 
     Values at points where `skipped` (n,) is True count as 0, whatever they are.
+
+    Raises
+    ------
+    InvalidFunctional
+        If f does not return one value, or one array, per point, of the dtype of the
+        masses.
     """
     values = f(points)
     n = points.shape[0]
@@ -91,7 +97,8 @@ def internal_energy(e: Ground, rho: Tensor, weights: Tensor) -> Tensor:
     at_zero = float(check_energy(e, torch.zeros_like(rho[:1])).detach())
     if math.isfinite(at_zero):
         vacuum = at_zero * weights
-    else:  # 0 with an infinite derivative of the right sign
+    # Both have the value 0; entr, -w log w, has an infinite derivative of that sign.
+    else:
         vacuum = torch.special.entr(weights)
         vacuum = -vacuum if at_zero < 0 else vacuum
     filled = weights * check_energy(e, rho.masked_fill(empty, 1.0))
@@ -101,7 +108,7 @@ def internal_energy(e: Ground, rho: Tensor, weights: Tensor) -> Tensor:
 def pair_energy(W: Kernel, points: Tensor, weights: Tensor) -> Tensor:
     r"""Return :math:`\tfrac12 \sum_{ij} w_i w_j W(x_i - x_j)` tile by tile.
 
-    The pairs i = j are left out if W is singular.
+    The pairs i = j are omitted if W is singular.
     """
 
     def energy(x: Tensor, a: Tensor, y: Tensor, b: Tensor, is_diagonal: bool) -> Tensor:
@@ -119,10 +126,11 @@ def pair_energy(W: Kernel, points: Tensor, weights: Tensor) -> Tensor:
 def pair_potential(
     W: Kernel, x: Tensor | None, points: Tensor, weights: Tensor
 ) -> Tensor:
-    r"""Return :math:`\sum_j w_j W(x_i - x_j)`, (m,), of the even part of W.
+    r"""Return :math:`\sum_j w_j \tfrac12(W(x_i - x_j) + W(x_j - x_i))`, (m,).
 
-    At probes x (m, d), or at the points themselves: then the pairs i = j are left out
-    if W is singular. Differentiable to any order. Time O(n m d), memory O(n + m).
+    The places are probes x (m, d), or the points themselves. At the points, the pairs i
+    = j are omitted if W is singular. Differentiable to any order. Time O(n m d), memory
+    O(n + m).
     """
     if x is not None:
         return sum_at(W.even, x, points, weights, is_closed=not W.has_graph(points))
@@ -138,7 +146,7 @@ def sum_at(
 ) -> Tensor:
     r"""Return :math:`\sum_j w_j f(x_i - x_j)`, (m,), tile by tile.
 
-    An f with parameters that are being recorded is not closed.
+    An f whose parameters are being recorded is not closed.
     """
     if is_closed and not records(x, points, weights):
         total = torch.zeros_like(x[:, 0])
@@ -158,14 +166,14 @@ def sum_at(
 
 
 def check_energy(e: Ground, rho: Tensor) -> Tensor:
-    """Return e(rho), refused unless it is one number for each density."""
+    """Return e(rho); raise InvalidFunctional unless it is one number per density."""
     what, cure = "an energy per unit of mass e", "a constant c is c + 0 * r"
     each = ", entry by entry"
     return check_map(e(rho), rho, rho.shape, what, "densities r", cure, each)
 
 
 def refuse_to_draw(weights: Tensor) -> None:
-    """Refuse to draw by masses that carry a graph: no derivative says what is drawn."""
+    """Raise Unsupported if masses carry a graph: draws have no derivative in them."""
     refuse_graph(
         "a sample",
         "what is drawn has no derivative in the masses",

@@ -7,7 +7,7 @@ from otflow._validation import check_kind
 from otflow.functionals import Functional
 from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
 from otflow.proximal.base import ProximalSolver, ProxResult, may_cross_obstacles
-from otflow.proximal.certificate import Certificate, Guarantee
+from otflow.proximal.certificate import Certificate, Guarantee, certify
 from otflow.proximal.gaussian import GaussianProximal
 from otflow.proximal.grid import BackAndForth, FiniteVolume, GridSinkhorn
 from otflow.proximal.particles import ParticleProximal, SinkhornParticles
@@ -28,6 +28,7 @@ __all__ = [
     "QuantileProximal",
     "SinkhornParticles",
     "TangentProximal",
+    "certify",
     "default_solver",
 ]
 

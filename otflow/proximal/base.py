@@ -27,19 +27,19 @@ M = TypeVar("M", bound=Measure)
 
 @dataclass(frozen=True, eq=False, init=False)
 class ProxResult(Generic[M]):
-    r"""A proximal step and what is known of it.
+    r"""The measure that a proximal step reaches, with the certificate of the step.
 
     Parameters
     ----------
     measure : Measure
         The minimiser found.
     warm : object
-        What the solver wants back at the next step.
+        State that the solver takes back at the next step, or None.
     iterations, residual : optional
-        Former places of two words of the certificate: give them to `certify`.
+        Deprecated: give both to `certify`.
     certificate : Certificate
-        What was proved, made by ``otflow.proximal.certificate.certify``; a mapping
-        that holds all its words will do.
+        What is proved of the step. Make it by ``otflow.proximal.certificate.certify``.
+        A mapping that holds all words of a certificate is accepted.
 
     Attributes
     ----------
@@ -80,27 +80,27 @@ class ProxResult(Generic[M]):
 
     @property
     def iterations(self) -> int:
-        """What the step cost; see `Certificate`."""
+        """The ``iterations`` of the certificate."""
         return int(self.certificate["iterations"])
 
     @property
     def residual(self) -> float:
-        """What the solver compared with its tolerance; see `Certificate`."""
+        """The ``residual`` of the certificate."""
         return float(self.certificate["residual"])
 
 
 class ProximalSolver(ABC, Generic[M]):
     r"""Solves :math:`\operatorname{argmin}_\nu F(\nu) + W_2^2(\mu, \nu) / (2\,dt)`.
 
-    One solver for each representation, or several; `JKO` is the scheme that calls it.
+    A representation has one solver or several. The scheme `JKO` calls the solver.
 
     Attributes
     ----------
     flat : bool
-        Whether :math:`W_2` is Euclidean in the tangents of the representation, so that
-        they may be added: it is what the stages of ``JKO(order=2)`` need.
+        Whether :math:`W_2` is Euclidean in the tangents of the representation. Then
+        tangents may be added, as the stages of ``JKO(order=2)`` do.
     carries_order_2 : bool
-        Whether ``JKO(order=2)`` keeps its order with this solver.
+        Whether ``JKO(order=2)`` has order 2 in time with this solver.
 
     See Also
     --------
@@ -118,10 +118,47 @@ class ProximalSolver(ABC, Generic[M]):
 
     @abstractmethod
     def solve(self, F: Functional, mu: M, dt: float, warm: Any = None) -> ProxResult[M]:
-        """Return the minimiser; a solve that did not converge says so."""
+        r"""Return the proximal step of length `dt` from `mu`.
+
+        .. math:: \nu = \operatorname{argmin}_\nu F(\nu) + \frac{W_2^2(\mu, \nu)}{2\,dt}
+
+        A solve that does not converge returns the measure where it stopped, and
+        ``certificate.converged`` is False.
+
+        Parameters
+        ----------
+        F : Functional
+            The functional to minimise.
+        mu : Measure
+            The measure to step from.
+        dt : float
+            Length of the step in time, > 0.
+        warm : object, optional
+            ``ProxResult.warm`` of an earlier step. It may save iterations. A solver
+            ignores what it cannot use.
+
+        Returns
+        -------
+        ProxResult
+            The new measure, the state for the next step and the certificate.
+
+        Raises
+        ------
+        Unsupported
+            If the solver has no step from this kind of measure, if F has a term
+            without a step there (an entropy on particles, a bound on the density of
+            a Gaussian), or if `mu` carries a graph of automatic differentiation.
+        ValueError
+            If `dt` is not positive, or F has no minimum: an entropy has a negative
+            factor, or mass 1 does not fit below a bound on the density.
+        NonFinite
+            If F is infinite at `mu`.
+        Diverged
+            If the iteration leaves the finite numbers; the error carries `mu`.
+        """
 
     def _admit(self, F: Functional, mu: Measure, dt: float, kind: type[Any]) -> float:
-        """Refuse what cannot be stepped from measures of this kind; return dt."""
+        """Return dt as a float; raise if F, mu or dt cannot be stepped."""
         check_functional(F)
         dt = positive(dt, "dt")
         if not isinstance(mu, kind):
@@ -147,9 +184,9 @@ class ProximalSolver(ABC, Generic[M]):
 def solved(
     solver: ProximalSolver[Any], F: Functional, mu: Measure, dt: float, warm: Any = None
 ) -> ProxResult[Any]:
-    """Return a solver's result; one that is not complete raises `TypeError`.
+    """Return a solver's result; raise `TypeError` if it is not complete.
 
-    A solver may be the user's own, and schemes read all the words of its certificate.
+    A solver may be the user's own. Schemes read every word of its certificate.
     """
     result = solver.solve(F, mu, dt, warm=warm)
     name = type(solver).__name__
@@ -166,6 +203,7 @@ def solved(
         raise TypeError(msg)
     if isinstance(result.certificate, Certificate):
         return result
+    # A plain mapping may leave dt out; the decrease cannot be derived without it.
     known = Certificate.of({"dt": dt, **result.certificate})
     return replace(result, certificate=known)
 
@@ -173,7 +211,7 @@ def solved(
 def may_cross_obstacles(mu: GridDensity) -> bool:
     """Return whether a straight line between free cells may meet an obstacle.
 
-    It does not if the free cells fill a box.
+    No line does if the free cells fill a box, which is convex.
     """
     if bool(mu.is_free.all()):
         return False
@@ -183,7 +221,7 @@ def may_cross_obstacles(mu: GridDensity) -> bool:
 
 
 def refuse_obstacles(mu: GridDensity, solver: str) -> None:
-    """Refuse (Unsupported) a grid where straight lines may meet an obstacle."""
+    """Raise `Unsupported` on a grid where straight lines may meet an obstacle."""
     if may_cross_obstacles(mu):
         msg = (
             f"{solver} moves mass along straight lines, which may cross an obstacle of "

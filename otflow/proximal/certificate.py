@@ -28,7 +28,7 @@ __all__ = [
 
 
 class Guarantee(StrEnum):
-    """What is known of a step, from the most to nothing; each member is its string.
+    """What is proved of a step, in falling order; each member equals its string.
 
     Examples
     --------
@@ -38,19 +38,19 @@ class Guarantee(StrEnum):
     """
 
     EXACT = "exact"
-    """The exact step is unique, and within ``bound`` of the measure."""
+    """The exact step is unique; its W2 distance to the measure is at most ``bound``."""
     OPTIMAL = "optimal"
-    """The objective is the least, to the tolerance."""
+    """The objective has its least value, to the tolerance."""
     STATIONARY = "stationary"
     """The measure is a critical point of the objective, to the tolerance."""
     STAGES = "stages"
-    """Each stage of a step of several has one of these."""
+    """The step has several stages, and each has one of the guarantees above."""
     UPPER_BOUND = "upper-bound"
-    """A critical point of an upper bound of the objective."""
+    """The measure is a critical point of an upper bound of the objective."""
     SINKHORN = "sinkhorn"
-    """A critical point of a regularised objective."""
+    """The measure is a critical point of a regularised objective."""
     NONE = "none"
-    """Nothing is claimed."""
+    """Nothing is proved."""
 
     @classmethod
     def _missing_(cls, value: object) -> Guarantee:
@@ -62,69 +62,71 @@ class Guarantee(StrEnum):
         return repr(str(self))
 
 
-# The guarantees of a step that is certified.
+# The guarantees of a step that is certified: the critical points of an objective that
+# is not the JKO step's own are left out.
 CERTIFYING = frozenset(list(Guarantee)[:4])
-# Words that are numbers; the first five are part of what each solver says.
+# Words that are numbers. Every solver gives the first five.
 NUMBERS = ("energy_before", "energy_after", "w2", "residual", "bound", "noise", "dt")
 WORDS = (*NUMBERS[:5], "decrease", "converged", "guarantee", "certified")
-# What schemes and solvers say besides.
+# Further words, which a scheme or a solver may leave out.
 MORE = ("noise", "iterations", "dt", "solver", "order", "modulus")
 # Entries that hold the certificates of the steps that a step is made of.
 NESTED = ("parts", "substeps", "stages")
 # Words of an earlier release, and what they are now.
 FORMER = {"energy": "energy_before", "gradients": "iterations"}
-# Why a descent ends away from round-off, and what helps. Smaller steps do not: they put
-# off the step in which an atom meets the kink.
+# Why a descent ends away from round-off, and what helps. Smaller steps do not help:
+# they only put off the step in which an atom meets the kink.
 KINK = {
     "cause": "the objective stopped falling, as at a kink of F",
     "cure": "smooth the kink (|x| by (x^2 + eps^2)^(1/2), relu(z) by "
     "softplus(k z) / k), or take ExplicitEuler(), which needs no convergence",
 }
-# Round-off of an energy that is a long sum, in units of float64's.
+# Round-off of an energy, in units of float64's: an energy is a long sum, whose error is
+# many times that of one operation.
 ROUND_OFF = 256.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Certificate(Mapping[str, Any]):
-    r"""What is known of one step; also a read-only mapping of its words.
+    r"""What is known of one step, as attributes and as a read-only mapping.
 
-    ``info.w2`` and ``info["w2"]`` are the same number. Numbers are those of Python, so
-    that a certificate can be written as JSON: ``json.dumps(info.to_dict())``.
+    ``info.w2`` and ``info["w2"]`` are the same number. All numbers are Python numbers.
+    ``json.dumps(info.to_dict())`` writes a certificate as JSON.
 
     Parameters
     ----------
     energy_before, energy_after : float, optional
-        F at both ends.
+        F at the start and at the end of the step.
     w2 : float, optional
-        Distance of both ends, or an upper bound of it.
+        W2 distance of start and end, or an upper bound of it.
     residual : float, optional
-        What the solver compared with its tolerance: off grids the norm of the
-        objective's gradient over that of the displacement, on grids a mass.
+        The number that the solver compares with its tolerance. Off grids: the norm of
+        the objective's gradient over the norm of the displacement. On grids: a mass.
     iterations : int, optional
-        What the step cost: evaluations of the functional with its velocity, or the
-        iterations that the solver's own documentation counts.
+        Cost of the step: evaluations of the functional with its velocity, or the
+        iterations that the solver's documentation names.
     converged : bool, optional
-        Whether the residual met the tolerance; None where a step solves nothing.
+        Whether the residual met the tolerance. None for a step without iteration.
     guarantee : Guarantee, optional
-        What is proved; None where no solver judged the step as a whole.
+        What is proved. None where no solver judged the whole step.
     bound : float, optional
-        Where F is :math:`\lambda`-convex, a :math:`\beta` such that the exact step is
-        within W2 distance :math:`\beta` and the objective within :math:`\beta^2(1/dt +
-        \lambda)` of its least value.
+        A length :math:`\beta`, where F is :math:`\lambda`-convex. The exact step is
+        within W2 distance :math:`\beta`, and the objective is within
+        :math:`\beta^2(1/dt + \lambda)` of its least value.
     noise : float, optional
-        What the solver knows its energies to.
+        Error of the energies.
     dt : float, optional
-        The time in fact taken; None if it is the one asked for.
+        The time that the step took. None if it took the time asked for.
     solver : str, optional
-        Name of the class of the solver.
+        Class name of the solver.
     order : int, optional
         Order in time of the step.
     modulus : float, optional
-        Convexity of F in this dimension.
+        Modulus of convexity of F in this dimension.
     details : object, optional
-        What this solver alone reports: a frozen dataclass of its own.
+        The solver's own report, a frozen dataclass.
     entries : mapping
-        What schemes, or solvers without details of their own, add by name.
+        Further entries by name, from schemes and from solvers without `details`.
 
     Attributes
     ----------
@@ -136,7 +138,7 @@ class Certificate(Mapping[str, Any]):
     Notes
     -----
     The mapping holds the words, the fields of ``details`` and the ``entries``. Where
-    ``guarantee`` is None, as for ``ExplicitEuler()``, words that are None are no keys.
+    ``guarantee`` is None, as for ``ExplicitEuler()``, a word that is None is not a key.
 
     Examples
     --------
@@ -166,23 +168,29 @@ class Certificate(Mapping[str, Any]):
 
     @classmethod
     def of(cls, report: Mapping[str, Any]) -> Certificate:
-        """Return the certificate of a plain mapping: words by name, the rest entries.
+        """Return the certificate that a plain mapping describes.
+
+        A key that is a word of a certificate sets this word. Any other key becomes an
+        entry.
 
         Parameters
         ----------
         report : mapping
-            What a scheme or a solver says of a step. What it claims is judged as by
-            `certify`; one that denies ``"certified"`` has no guarantee.
+            A scheme's or a solver's report of a step. Its guarantee is judged as by
+            `certify`. A report with ``certified=False`` has no guarantee.
 
         Returns
         -------
         Certificate
-            The mapping itself if it is one.
+            The report itself if it is a `Certificate`.
 
         Raises
         ------
-        TypeError, ValueError
-            If a word is not what it should be, e.g. a residual that is no number.
+        TypeError
+            If a word that is a number is something else, or a report with a guarantee
+            lacks an energy.
+        ValueError
+            If the guarantee is not a `Guarantee`.
         """
         if isinstance(report, cls):
             return report
@@ -194,7 +202,7 @@ class Certificate(Mapping[str, Any]):
 
     @property
     def decrease(self) -> float | None:
-        """The energy lost beyond the transport cost; None if one is not known."""
+        """Energy lost beyond the transport cost; None if w2, dt or an energy is."""
         before, after, w2, dt = self.energy_before, self.energy_after, self.w2, self.dt
         if before is None or after is None or w2 is None or dt is None:
             return None
@@ -206,11 +214,11 @@ class Certificate(Mapping[str, Any]):
         return self.guarantee in CERTIFYING
 
     def also(self, **entries: Any) -> Certificate:
-        """Return the certificate with these entries besides."""
+        """Return a copy with these entries added."""
         return replace(self, entries={**self.entries, **entries})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the mapping as dictionaries, lists, strings and numbers, for JSON."""
+        """Return the mapping with values that JSON can write."""
         return {name: _written(value) for name, value in self.items()}
 
     @cached_property
@@ -248,44 +256,50 @@ def certify(
     noise: float = 0.0,
     **own: Any,
 ) -> Certificate:
-    r"""Return a certificate; what its words mean is derived here and nowhere else.
+    r"""Return a certificate; every solver makes its certificate here.
 
     .. math:: \mathrm{decrease} = F(\mu) - F(\nu) - \frac{W_2^2(\mu, \nu)}{2\,dt}
 
-    A step keeps the guarantee that its solver claims only if it converged, every
-    number is finite, the energy has not risen and the decrease is not negative, the
-    last two up to `noise`. Else the guarantee is ``"none"``. A step is ``certified`` if
-    its guarantee is ``"exact"``, ``"optimal"``, ``"stationary"`` or ``"stages"``.
+    A step keeps the guarantee that its solver claims under four conditions. The step
+    converged. Every number is finite. The energy did not rise by more than `noise`. The
+    decrease is at least ``-noise``. Else the guarantee is ``"none"``. A step is
+    ``certified`` if its guarantee is ``"exact"``, ``"optimal"``, ``"stationary"`` or
+    ``"stages"``.
 
     Parameters
     ----------
     energy_before, energy_after : float
-        F at both ends.
+        F at the start and at the end of the step.
     dt : float
-        Step, > 0.
+        Length of the step in time, > 0.
     w2 : float or None
-        Distance of both ends, or an upper bound of it; None if unknown.
+        W2 distance of start and end, or an upper bound of it. None if unknown.
     residual : float
-        What the solver compared with its tolerance. One that is not finite is reported
-        as the largest float: it overflowed.
+        The number that the solver compares with its tolerance.
     converged : bool
         Whether the residual met the tolerance.
     guarantee : str
-        What the solver claims if the step stands all tests, a `Guarantee`.
+        The `Guarantee` that the solver claims.
     bound : float or None
-        On the W2 distance to the exact step; only with ``"exact"``.
+        Bound on the W2 distance to the exact step. Kept only with ``"exact"``.
     noise : float
-        What the solver knows its energies to; at least round-off is added.
+        Error of the energies beyond their round-off, which is added.
     **own : object
-        ``iterations`` and ``details``, see `Certificate`, and entries of the solver's
-        own, where it has no dataclass for them.
+        ``iterations`` and ``details``, see `Certificate`, and further entries.
 
     Returns
     -------
     Certificate
-        A number that is not finite takes ``converged`` and the guarantee with it;
-        ``w2``, ``decrease`` and ``bound`` then become None, ``residual`` and ``noise``
-        the largest float.
+        If a number is not finite, ``converged`` is False and the guarantee ``"none"``.
+        Then a ``w2``, ``decrease`` or ``bound`` that is not finite becomes None; such a
+        ``residual`` or ``noise`` becomes the largest float.
+
+    Raises
+    ------
+    TypeError
+        If a number is something else.
+    ValueError
+        If the guarantee is not a `Guarantee`.
 
     Examples
     --------
@@ -319,7 +333,7 @@ def certify(
 
 
 def _judged(claim: Certificate) -> Certificate:
-    """Return what is left of a claim."""
+    """Return the claim without what its own numbers contradict."""
     before, after, noise = claim.energy_before, claim.energy_after, claim.noise or 0.0
     if before is None or after is None:
         msg = "a step has a guarantee where both its energies are known; name them"
@@ -334,6 +348,7 @@ def _judged(claim: Certificate) -> Certificate:
         converged=bool(claim.converged and finite),
         noise=_capped(noise),
     )
+    # Without a distance, as under a Sinkhorn cost, the energy alone is tested.
     decrease = 0.0 if claim.decrease is None else claim.decrease
     if not (claim.converged and max(after - before, -decrease) <= noise):
         claim = replace(claim, guarantee=Guarantee.NONE)
@@ -344,12 +359,15 @@ def _judged(claim: Certificate) -> Certificate:
 def round_off(
     before: float, after: float, eps: float = sys.float_info.epsilon
 ) -> float:
-    """Return the round-off of two energies that are long sums."""
+    """Return the round-off of the difference of two energies, which are long sums."""
     return ROUND_OFF * eps * max(abs(before), abs(after))
 
 
 def _capped(x: float) -> float:
-    """Return the largest float for what overflowed, so that it can be compared."""
+    """Return x, or the largest float in place of an infinity or NaN.
+
+    JSON has no infinity, and a NaN would fail every comparison.
+    """
     return x if math.isfinite(x) else sys.float_info.max
 
 
@@ -361,7 +379,7 @@ def _finite(x: float | None) -> float | None:
 
 
 def _sorted(report: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the words of a mapping and its other entries, as Python numbers."""
+    """Return the words of a mapping, and its other entries, with Python numbers."""
     words: dict[str, Any] = {}
     entries: dict[str, Any] = {}
     for given, found in report.items():
@@ -376,6 +394,7 @@ def _sorted(report: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             raise TypeError(msg)
         if name == "guarantee" and value is not None:
             value = Guarantee(value)
+        # Derived from the other words, these two cannot be set.
         if name not in ("decrease", "certified"):
             words_or_entries = words if name in Certificate.__annotations__ else entries
             words_or_entries[name] = value
@@ -383,7 +402,7 @@ def _sorted(report: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Return the Python number of a tensor without axes, or of NumPy's."""
+    """Return a 0-d tensor or a NumPy scalar as a Python number."""
     if isinstance(value, Tensor) and not value.ndim:
         return value.detach().item()
     return value.item() if isinstance(value, np.generic) else value
@@ -400,7 +419,7 @@ def _written(value: Any) -> Any:
 
 
 def _current(name: str) -> str:
-    """Return the name of a word; one of an earlier release warns."""
+    """Return the present name of a word; a former name warns."""
     if name not in FORMER:
         return name
     msg = f"{name!r} of a step's report is now {FORMER[name]!r}"

@@ -25,7 +25,8 @@ from otflow.proximal.tangent import (
 
 __all__ = ["ParticleObjective", "ParticleProximal", "SinkhornParticles"]
 
-# Cheaper couplings taken before the solver stops.
+# Most relabellings in a step. Each lowers the objective, so they end; the limit bounds
+# the cost, one assignment each.
 MAX_RELABELLINGS = 20
 
 
@@ -36,9 +37,10 @@ class ParticleDetails(TangentDetails):
     Parameters
     ----------
     stalled : bool
-        Whether neither the objective nor its gradient fell any more.
+        Whether the descent ended because the objective and its gradient stopped
+        falling.
     relabellings : int
-        Times that a cheaper coupling was found and taken.
+        Times that the solver found a cheaper coupling and went on with it.
     coupling_optimal : bool
         Whether the coupling of the objective was proved optimal.
 
@@ -59,9 +61,10 @@ class SinkhornDetails(TangentDetails):
     Parameters
     ----------
     stalled : bool
-        Whether neither the objective nor its gradient fell any more.
+        Whether the descent ended because the objective and its gradient stopped
+        falling.
     blur : float
-        The blur of the divergence.
+        The blur of the divergence, a length.
 
     Attributes
     ----------
@@ -75,77 +78,78 @@ class SinkhornDetails(TangentDetails):
 class ParticleProximal(TangentProximal[Particles]):
     r"""Solve :math:`\min_y F(\nu_y) + W_2^2(\mu, \nu_y)/(2\,dt)` over positions y.
 
-    Here :math:`\nu_y = \sum_i w_i\delta_{y_i}`. While the coupling :math:`x_i \to y_i`
-    is kept the objective is
+    Here :math:`\nu_y = \sum_i w_i\delta_{y_i}`. With a fixed coupling :math:`x_i \to
+    y_i` the objective is
 
     .. math:: \Psi(y) = F(y) + \frac{1}{2\,dt}\sum_i w_i |y_i - x_i|^2, \qquad
         \tfrac{1}{w_i}\partial_{y_i}\Psi = \tfrac{1}{dt}(y_i - x_i) - v[\nu_y](y_i),
 
-    minimised by L-BFGS :cite:p:`nocedal2006numerical` in :math:`L^2(\mu)`, so that
-    weights are scaled right. For equal weights the minimum over y is that of the JKO
-    step :cite:p:`jordan1998variational` over n equal atoms: relabelling y lowers the
-    cost and leaves F alone. So the exact assignment between both ends is a
-    certificate, and if it finds a cheaper coupling the solver relabels and goes on.
+    L-BFGS :cite:p:`nocedal2006numerical` in :math:`L^2(\mu)` minimises the objective.
 
-    For unequal weights a minimiser may split atoms, which fixed weights cannot. The
-    coupling is then POT's optimal plan, alternated with y; W2 is exact, the objective
-    an upper bound of the JKO value, and the guarantee says so.
+    For equal weights the minimum over y is that of the JKO step
+    :cite:p:`jordan1998variational` over n equal atoms: a relabelling of y changes the
+    cost and leaves F alone. The exact assignment between both ends proves the coupling
+    optimal. If it finds a cheaper coupling, the solver relabels y and goes on.
+
+    For unequal weights a minimiser may split atoms, which fixed weights do not allow.
+    The coupling is then the optimal plan between both ends, computed by POT, and the
+    solver alternates between the plan and y. W2 is exact. The objective is an upper
+    bound of the JKO value, and the guarantee is ``"upper-bound"``.
 
     Parameters
     ----------
     tolerance : float
-        Stop when the gradient of :math:`dt\,\Psi` is below it times the displacement,
-        both in :math:`L^2(\mu)`, or is at round-off: within a unit in the last place of
-        each coordinate, or what such units change it by.
+        Stop when the gradient of :math:`dt\,\Psi` is below `tolerance` times the
+        displacement, both in :math:`L^2(\mu)`. Also stop when the gradient is at
+        round-off: when one unit in the last place of each coordinate explains it.
     max_gradients : int
-        Budget of evaluations of F with its velocity, per step.
+        Most evaluations of F with its velocity in a step.
     certify : bool
-        Whether to prove the coupling optimal. Without it ``w2`` is an upper bound.
+        Whether to prove the coupling optimal. If False, ``w2`` is an upper bound.
     blur : float, optional
         Deprecated: use `SinkhornParticles`.
     memory : int
-        Pairs that L-BFGS keeps; 2 memory n d numbers.
+        Pairs that L-BFGS keeps. They hold 2 memory n d numbers.
 
     Attributes
     ----------
     tolerance, max_gradients, certify, blur, memory
         As above.
     flat : bool
-        True: positions of atoms, coupled by their index, may be added.
+        True: displacements of atoms, coupled by their index, may be added.
 
     Notes
     -----
     The certificate holds
 
     ``energy_before``, ``energy_after``, ``decrease``, ``w2``, ``residual``, ...
-        What "Words of a certificate" says in the conventions. ``w2`` is exact if
-        ``coupling_optimal``; ``residual`` is relative.
+        The words that "Words of a certificate" in the conventions defines. ``w2`` is
+        exact if ``coupling_optimal``. ``residual`` is relative to the displacement.
     ``stalled``
-        Whether the descent ended because neither the objective nor its gradient fell,
-        as at a kink of F, and not at the round-off of the gradient. Then ``cause`` and
-        ``cure`` say what helps.
+        Whether the descent ended above round-off because the objective and its gradient
+        stopped falling, as at a kink of F. Then ``cause`` and ``cure`` say what helps.
     ``iterations``
         Evaluations of F with its velocity.
     ``relabellings``
-        Times that a cheaper coupling was found and taken.
+        Times that the solver found a cheaper coupling and went on with it.
     ``coupling_optimal``
         Whether the coupling of the objective was proved optimal.
     ``bound``
-        Where the functional's modulus :math:`\lambda` is known and :math:`1 +
-        dt\,\lambda > 0`: :math:`\|dt\nabla\Psi\| / (1 + dt\,\lambda)`, the round-off
-        of the gradient added, an upper bound on the W2 distance to the exact JKO step.
+        A bound on the W2 distance to the exact JKO step: :math:`\|dt\nabla\Psi\| / (1 +
+        dt\,\lambda)`, with the round-off of the gradient added to the norm. It needs a
+        known modulus :math:`\lambda` of F and :math:`1 + dt\,\lambda > 0`.
     ``guarantee``
-        ``"exact"``: the JKO step is unique and within ``bound``; this holds for any
+        ``"exact"``: the JKO step is unique and within ``bound``. This holds for any
         weights, since a convex functional of the law gains nothing by splitting atoms.
         ``"stationary"``: a critical point of the JKO objective, with the optimal
-        coupling; a lower minimum elsewhere is not excluded. ``"upper-bound"``: the same
-        with weights unequal, among measures of these weights; atoms that split could do
-        better. ``"none"``: not converged, or coupling not proved optimal.
+        coupling. A lower minimum elsewhere is not excluded. ``"upper-bound"``: the same
+        for unequal weights, among measures of these weights. Split atoms may reach a
+        lower value. ``"none"``: not converged, or coupling not proved optimal.
 
-    Atoms of weight zero do not count in the objective; they move by explicit Euler.
+    Atoms of weight zero do not count in the objective. They move by explicit Euler.
 
-    Time: `iterations` times the cost of F, plus one assignment, O(n^2 d) when both ends
-    are close and O(n^3) at worst; memory O(n^2) for the assignment alone.
+    Time: `iterations` times the cost of F, plus one assignment. The assignment takes
+    O(n^2 d) if both ends are close and O(n^3) at worst, with O(n^2) memory.
 
     Examples
     --------
@@ -186,29 +190,6 @@ class ParticleProximal(TangentProximal[Particles]):
     def solve(
         self, F: Functional, mu: Particles, dt: float, warm: Any = None
     ) -> ProxResult[Particles]:
-        """Return the proximal step of length `dt` from `mu`.
-
-        Parameters
-        ----------
-        F : Functional
-            What to minimise; it must be finite on particles.
-        mu : Particles
-            Where to step from.
-        dt : float
-            Step, > 0.
-        warm : object, optional
-            ``ProxResult.warm`` of the step before.
-
-        Returns
-        -------
-        ProxResult
-            The new particles and the certificate.
-
-        Raises
-        ------
-        Unsupported
-            If `mu` is not `Particles`, or F holds an entropy.
-        """
         dt = self._admit(F, mu, dt, Particles)
         if self.blur is not None:
             names = ("tolerance", "max_gradients", "memory")
@@ -220,19 +201,23 @@ class ParticleProximal(TangentProximal[Particles]):
         used, relabellings, stalled, known = 1, 0, False, 0.0
         coupling: _Coupling | None = None
         while True:
-            # Where the descent has stalled a cheaper coupling is taken, no more.
+            # After a stall the solver still takes a cheaper coupling, but descends no
+            # more.
             budget = 0 if stalled else self.max_gradients - used
             end = descend(objective, point, memory, self.tolerance, budget)
             used, known = used + end.used, max(known, end.known)
             stalled = stalled or end.stalled
             if not self.certify:
                 break
+            # The assignment costs O(n^3) at worst, so it is taken once per descent and
+            # not at each evaluation.
             coupling = objective.couple(end.point)
             if coupling.is_kept or used >= self.max_gradients:
                 break
             if relabellings == MAX_RELABELLINGS:
                 break
             relabellings, used = relabellings + 1, used + 1
+            # The atoms have changed places, so the old curvature pairs do not fit.
             objective, memory = coupling.objective, end.memory.empty()
             point = objective.reach(coupling.measure)
 
@@ -259,15 +244,15 @@ class ParticleProximal(TangentProximal[Particles]):
 class SinkhornParticles(TangentProximal[Particles]):
     r"""Solve the particle step with the debiased Sinkhorn divergence in place of W2.
 
-    It is :math:`\min_y F(\nu_y) + S_\varepsilon(\mu, \nu_y)/dt` over positions y,
+    The step is :math:`\min_y F(\nu_y) + S_\varepsilon(\mu, \nu_y)/dt` over positions y,
     where :math:`S_\varepsilon` :cite:p:`feydy2019interpolating` is near
-    :math:`W_2^2/2`. The cost is differentiable and couples no atoms by their index;
-    nothing is certified.
+    :math:`W_2^2/2`. The cost is differentiable and does not couple atoms by their
+    index. The step is never certified.
 
     Parameters
     ----------
     blur : float
-        The length :math:`\varepsilon^{1/2}` below which the cost does not see, > 0.
+        The length :math:`\varepsilon^{1/2}` > 0; the cost blurs smaller details.
     **options : object
         ``tolerance``, ``max_gradients`` and ``memory`` of `TangentProximal`.
 
@@ -278,8 +263,8 @@ class SinkhornParticles(TangentProximal[Particles]):
 
     Notes
     -----
-    The certificate is that of `TangentProximal`, with ``w2`` None and the entry
-    ``blur``. The guarantee is ``"sinkhorn"``: a critical point with that cost; or
+    The certificate is that of `TangentProximal`, with ``w2`` None and a further entry
+    ``blur``. The guarantee is ``"sinkhorn"`` (a critical point with this cost) or
     ``"none"``.
 
     Examples
@@ -301,7 +286,6 @@ class SinkhornParticles(TangentProximal[Particles]):
     def solve(
         self, F: Functional, mu: Particles, dt: float, warm: Any = None
     ) -> ProxResult[Particles]:
-        """Return the proximal step of length `dt` from `mu`; see `ParticleProximal`."""
         dt = self._admit(F, mu, dt, Particles)
         objective = ParticleObjective(F, mu, dt, centre=mu, blur=self.blur)
         start, end = self._descend(objective, warm)
@@ -311,7 +295,7 @@ class SinkhornParticles(TangentProximal[Particles]):
 
 @dataclass(frozen=True)
 class _Coupling:
-    """The optimal coupling of both ends, beside the one that the objective kept."""
+    """The optimal coupling of both ends, compared with that of the objective."""
 
     w2: float
     is_kept: bool
@@ -333,15 +317,15 @@ class ParticleObjective(Objective[Particles]):
     def move(
         self, point: Place[Particles], vector: Tensor, length: float
     ) -> Place[Particles]:
-        """Move the atoms; the tangent is then exact up to half a last place of them."""
+        # The tangent is taken from the moved atoms: it is then exact up to half a unit
+        # in their last place, however many moves came before.
         return self.reach(point.measure.push(vector, length))
 
     def difference(self, start: Place[Particles], end: Place[Particles]) -> Tensor:
-        """Return how far the atoms are apart: closer ones than their tangents tell."""
+        # Close atoms differ exactly; the difference of their tangents is rounded.
         return start.measure.displacement_to(end.measure)
 
     def at(self, nu: Particles, u: Tensor) -> Place[Particles]:
-        """Evaluate F and the cost; atoms without mass have no gradient."""
         value, velocity = self.functional.value_and_velocity(nu)
         half, slope, blur = None, u, self.blur
         if blur is not None:
@@ -349,25 +333,25 @@ class ParticleObjective(Objective[Particles]):
                 lambda y: sinkhorn_divergence(self.source, y, blur=blur)
             )
         gradient = slope - self.dt * velocity
+        # Atoms without mass do not change the objective; their velocity is that of a
+        # test particle and must not steer the descent.
         if not nu.is_uniform:
             gradient = gradient.masked_fill(nu.weights[:, None] == 0, 0.0)
         return self.place(nu, u, float(value), gradient, half, velocity)
 
     def unit(self, point: Place[Particles]) -> Tensor:
-        """Return a unit in the last place of each coordinate, of mixed signs."""
         return last_places(point.measure.points)
 
     def _size(self, point: Place[Particles]) -> Tensor:
-        # The nearest point of the dtype is off by half a unit in its last place: with
-        # dt Hess F up to 1 the gradient there is within a whole one. Close numbers
-        # differ exactly.
+        # The point of the dtype nearest to the minimum is off by half a unit in its
+        # last place. With dt Hess F up to 1, the gradient there is at most one unit.
         return torch.maximum(self.source.points.abs(), point.measure.points.abs())
 
     def bound(self, gradient: float) -> float | None:
-        """Return a bound on the distance to the exact step, None if there is none."""
+        """Return a bound on the distance to the exact step; None if none is known."""
         modulus = self.functional.modulus(self.source.dim)
-        # With the plan's barycentres in place of the atoms, the bound is not one on
-        # the distance to the JKO step.
+        # After a plan has replaced the atoms by its barycentres, the objective is not
+        # that of the JKO step, and its gradient bounds no distance to it.
         if self.centre is not self.source or modulus is None:
             return None
         slope = 1 + self.dt * modulus
@@ -378,7 +362,7 @@ class ParticleObjective(Objective[Particles]):
         return point.moved**2 + self.constant
 
     def couple(self, point: Place[Particles]) -> _Coupling:
-        """Find the optimal coupling from the source to a point."""
+        """Return the optimal coupling from the source to a point."""
         nu, kept = point.measure, self.cost(point)
         objective, best = self, kept
         if not nu.is_uniform:
@@ -386,18 +370,19 @@ class ParticleObjective(Objective[Particles]):
             best, objective = float(plan.cost), self._around(plan, nu)
         else:
             index = assignment(self.source.points, nu.points)
+            # The identity needs no relabelling: its cost is the kept one, bit by bit.
             if not bool((index.diff() == 1).all()):
                 nu = nu.push(nu.points[index] - nu.points, 1.0)
                 best = self.norm(self.source.displacement_to(nu)) ** 2
-        # Sums of squares of differences are exact up to round-off of their own size;
-        # that of the new points is more, far from the origin.
+        # Two round-offs separate the costs: that of their own sums, and, far from the
+        # origin, that of the new points.
         rounded = self.norm(nu.points) * max(kept, 0.0) ** 0.5
         slack = 16 * torch.finfo(nu.dtype).eps * (kept + rounded)
         w2 = max(min(best, kept), 0.0) ** 0.5
         return _Coupling(w2, best >= kept - slack, objective, nu)
 
     def final(self, start: Place[Particles], nu: Particles) -> Particles:
-        """Move the atoms without mass by explicit Euler; the measure is the same."""
+        # The atoms without mass move by explicit Euler; the law stays the same.
         empty = nu.weights[:, None] == 0
         if nu.is_uniform or not bool(empty.any()):
             return nu
@@ -406,7 +391,11 @@ class ParticleObjective(Objective[Particles]):
         return nu.push((goal - nu.points).masked_fill(~empty, 0.0), 1.0)
 
     def _around(self, plan: Plan, nu: Particles) -> ParticleObjective:
-        """Keep a plan: its barycentres replace the source, up to a constant."""
+        r"""Return the objective with the coupling of a plan.
+
+        The cost of a plan is that of its barycentres up to a constant: :math:`\sum
+        m_{ij} |y_j - x_i|^2 = \sum_j w_j |y_j - b_j|^2 + \mathrm{constant}`.
+        """
         x = self.source.points
         total = torch.zeros_like(x)
         total.index_add_(0, plan.columns, plan.masses[:, None] * x[plan.rows])

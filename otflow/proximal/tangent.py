@@ -37,26 +37,28 @@ __all__ = [
 
 M = TypeVar("M", bound=Measure)
 
-# A gradient within so many times what it is known to is as small as can be asked.
+# A stalled descent has converged if its gradient is at most KNOWN times its own error.
+# The error is measured at two points only, and so is itself known to a factor.
 KNOWN = 3.0
-# Last places of the points that a bound allows the gradient.
+# Error of the gradient in last places of the points. A bound adds it: the gradient sums
+# many terms, each with an error of its own.
 SUMS = 8.0
-# Round-off of an energy, in units of that of the dtype.
+# Round-off of an energy in units of that of the dtype: an energy is a long sum.
 NOISE = 64.0
-# Products with the metric that turn a derivative into a tangent; one is enough where
-# the metric is diagonal.
+# Most products with the metric that turn a derivative into a tangent. A diagonal metric
+# needs one.
 PRODUCTS = 200
 
 
 @dataclass(frozen=True)
 class Place(Point, Generic[M]):
-    """A measure reached by a tangent, with the objective and its gradient there."""
+    """A measure that a tangent reaches, with the objective and its gradient there."""
 
     measure: M
     energy: float  # F
     displacement: Tensor  # the tangent
     moved: float  # its norm
-    velocity: Tensor | None = None  # of the functional's flow, where it was asked for
+    velocity: Tensor | None = None  # minus the gradient of F'; None if not computed
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Objective(Generic[M]):
     def at(self, nu: M, u: Tensor) -> Place[M]:
         """Return the objective at the measure `nu` that the tangent `u` reaches."""
         mu = self.source
+        # One pass of F gives the velocity; a backward pass through push costs more.
         if mu.flat or type(mu).pull_back is not Measure.pull_back:
             value, velocity = self.functional.value_and_velocity(nu)
             slope = -mu.pull_back(u, velocity)
@@ -91,7 +94,7 @@ class Objective(Generic[M]):
         half: Tensor | None = None,
         velocity: Tensor | None = None,
     ) -> Place[M]:
-        """Return the place with what follows; `half` the cost is |u|^2/2 by default."""
+        """Return the place; `half` replaces half the cost, (|u|^2 + constant) / 2."""
         moved = self.norm(u)
         cost = 0.5 * (moved * moved + self.constant) if half is None else float(half)
         return Place(
@@ -106,7 +109,7 @@ class Objective(Generic[M]):
         )
 
     def final(self, start: Place[M], nu: M) -> M:
-        """Return the measure that a step to `nu` ends in."""
+        """Return the measure to report for a step to `nu`; `nu` itself by default."""
         return nu
 
     # What a descent asks for ----------------------------------------------------------
@@ -120,7 +123,7 @@ class Objective(Generic[M]):
         return float(self.source.norm(u))
 
     def move(self, point: Place[M], vector: Tensor, length: float) -> Place[M]:
-        """Return the place whose tangent is longer by a vector times a length."""
+        """Return the place whose tangent is that of `point` plus length * vector."""
         u = point.displacement + length * vector
         return self.at(self.source.push(u, 1.0), u)
 
@@ -138,10 +141,12 @@ class Objective(Generic[M]):
         return torch.finfo(size.dtype).eps * size
 
     def floor(self, point: Place[M]) -> float:
-        """Return to what the gradient is known at least, all its sums counted."""
+        """Return a lower bound of the error of the gradient."""
         return SUMS * self.norm(self.places(point))
 
     def _size(self, point: Place[M]) -> Tensor:
+        # A tangent that does not match the points entry by entry, as on Gaussians, gets
+        # the size of the farthest point in each entry.
         x, u = point.measure.points.abs(), point.displacement.abs()
         return torch.maximum(u, x if x.shape == u.shape else x.max())
 
@@ -163,20 +168,23 @@ def _derivative(F: Functional, mu: Measure, u: Tensor) -> tuple[Tensor, Tensor]:
     energy, slopes = value_and_gradient(value, u)
 
     def metric(v: Tensor) -> Tensor:
-        """Return the derivative of <., v>."""
+        """Return the derivative of w -> <w, v>: the metric times v."""
         tangent = v.reshape(u.shape)
         product = value_and_gradient(lambda w: mu.inner(w, tangent), u, unused=True)
         return product[1].flatten()
 
-    # Where a tangent has no length, as at atoms without mass, it has no slope either.
+    # A tangent at an atom without mass has length 0 and slope 0: any preconditioner > 0
+    # leaves that entry 0.
     diagonal = metric(torch.ones_like(u))
     diagonal = diagonal.masked_fill(diagonal == 0, 1.0)
+    # GMRES squares its vectors: a unit keeps large slopes from overflowing.
     unit = unit_of(slopes)
     right = slopes.flatten() / unit
     tolerance = 64 * torch.finfo(u.dtype).eps
     found, residual = gmres(
         metric, lambda r: r / diagonal, right, tolerance, min(PRODUCTS, len(right))
     )
+    # GMRES may stop above its tolerance at round-off; half of the digits are enough.
     if not residual <= tolerance**0.5:
         msg = (
             f"the product of tangents of {type(mu).__name__} is so ill-conditioned "
@@ -188,7 +196,7 @@ def _derivative(F: Functional, mu: Measure, u: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Descent(Outcome[Place[M]]):
-    """Where a descent ended, and to what the gradient is known there."""
+    """Where a descent ended, and the error of the gradient there."""
 
     known: float = 0.0
 
@@ -200,25 +208,28 @@ def descend(
     tolerance: float,
     budget: int,
 ) -> Descent[M]:
-    """Descend until the gradient is small, or at its round-off."""
+    """Descend until the gradient is small, or is within its own error."""
 
     def converged(point: Place[M]) -> bool:
-        # What rounding does not explain; no far atom or coordinate lets others stop.
         goal = tolerance * point.moved
         if point.size <= goal:
             return True
+        # Only the part of the gradient that rounding does not explain counts. It is
+        # taken coordinate by coordinate: the large round-off of a far atom must not
+        # let the other atoms stop.
         excess = (point.gradient.abs() - objective.places(point)).clamp_min(0.0)
         return objective.norm(excess) <= goal
 
     end = minimise(objective, start, memory, converged=converged, budget=budget)
     point, used, known, settled = end.point, end.used, 0.0, end.converged
     if end.stalled:
-        # At a kink, or at the level at which the gradient is known? It is taken anew
-        # where every coordinate is off by one unit in its last place.
+        # The descent is at a kink, or the gradient is at its error. The change of the
+        # gradient under one unit in the last place of each coordinate tells which.
         near = beside(objective, point)
         gaps = [objective.norm(p.gradient - point.gradient) for p in near]
         known, used = max(gaps, default=0.0), used + 2
         settled = point.size <= KNOWN * known
+    # Round-off of the points enters the gradient times the curvature.
     known = max(known, objective.floor(point) * end.memory.stiffness)
     away = end.stalled and not settled
     return Descent(point, end.memory, used, settled, away, known)
@@ -226,7 +237,7 @@ def descend(
 
 @dataclass(frozen=True)
 class Warm:
-    """Curvature pairs of the step before, good for the same dt and size."""
+    """Curvature pairs of the step before, for a step of the same dt and shape."""
 
     memory: Memory
     dt: float
@@ -235,7 +246,8 @@ class Warm:
     def fit(self, objective: Objective[Any], start: Place[Any]) -> Memory | None:
         """Return the pairs in the product of another step, None if they do not fit.
 
-        Where tangents are not flat those of another measure mislead.
+        They fit only if tangents are flat. Elsewhere the tangents of two measures are
+        no vectors of one space.
         """
         pairs, mu, like = self.memory.pairs, objective.source, start.gradient
         if not (mu.flat and self.dt == objective.dt and pairs):
@@ -254,7 +266,8 @@ class TangentDetails:
     Parameters
     ----------
     stalled : bool
-        Whether neither the objective nor its gradient fell any more.
+        Whether the descent ended because the objective and its gradient stopped
+        falling.
 
     Attributes
     ----------
@@ -268,30 +281,29 @@ class TangentDetails:
 class TangentProximal(ProximalSolver[M]):
     r"""Solve :math:`\min_u F(\nu_u) + \|u\|_\mu^2 / (2\,dt)` over tangents u.
 
-    Here :math:`\nu_u` is ``mu.push(u, 1)`` and the norm is that of ``mu.inner``, so
-    every measure with the required verbs has a JKO step. L-BFGS
-    :cite:p:`nocedal2006numerical` in the product of :math:`\mu` minimises, and the
-    objective falls at every step.
+    Here :math:`\nu_u` is ``mu.push(u, 1)`` and the norm is that of ``mu.inner``. Every
+    measure with the required verbs has this step. L-BFGS
+    :cite:p:`nocedal2006numerical` in the inner product of :math:`\mu` minimises. The
+    objective falls at every iteration.
 
-    The length of the tangent is the cost of its own `push`, an upper bound of
-    :math:`W_2(\mu, \nu_u)`. So the objective is an upper bound of that of the JKO step
-    :cite:p:`jordan1998variational`, and the guarantee is never more than
-    ``"upper-bound"``.
+    The norm of u is an upper bound of :math:`W_2(\mu, \nu_u)`. So the objective is an
+    upper bound of that of the JKO step :cite:p:`jordan1998variational`, and the
+    guarantee is at most ``"upper-bound"``.
 
-    Where the measure declares its tangents `flat` the gradient of F in u is the
-    gradient at the measure pushed. Elsewhere the verb ``pull_back`` of the measure
-    gives it; without that verb automatic differentiation passes through `push`.
+    If the measure declares its tangents `flat`, the gradient of F in u is the gradient
+    at the pushed measure. Otherwise the verb ``pull_back`` of the measure gives the
+    gradient. Without this verb, automatic differentiation passes through `push`.
 
     Parameters
     ----------
     tolerance : float
-        Stop when the gradient of the objective, times dt, is below it times the
-        displacement, both in :math:`L^2(\mu)`, or is at round-off: within a unit in the
-        last place of each coordinate, or what such units change it by.
+        Stop when dt times the gradient of the objective is below `tolerance` times the
+        displacement, both in :math:`L^2(\mu)`. Also stop when the gradient is at
+        round-off: when one unit in the last place of each coordinate explains it.
     max_gradients : int
-        Budget of evaluations of F with its gradient, per step.
+        Most evaluations of F with its gradient in a step.
     memory : int
-        Pairs that L-BFGS keeps; 2 memory n d numbers.
+        Pairs that L-BFGS keeps. They hold 2 memory n d numbers.
 
     Attributes
     ----------
@@ -307,16 +319,18 @@ class TangentProximal(ProximalSolver[M]):
     The certificate holds
 
     ``energy_before``, ``energy_after``, ``decrease``, ``w2``, ``residual``, ...
-        What "Words of a certificate" says in the conventions. ``w2`` is an upper bound,
-        ``residual`` is relative.
+        The words that "Words of a certificate" in the conventions defines. ``w2`` is an
+        upper bound. ``residual`` is relative to the displacement.
     ``iterations``
         Evaluations of F with its gradient.
     ``stalled``
-        Whether the descent ended because neither the objective nor its gradient fell,
-        as at a kink of F, and not at the round-off of the gradient. Then ``cause`` and
-        ``cure`` say what helps.
+        Whether the descent ended above round-off because the objective and its gradient
+        stopped falling, as at a kink of F. Then ``cause`` and ``cure`` say what helps.
     ``guarantee``
         ``"upper-bound"``: a critical point over tangents. ``"none"``: not converged.
+
+    ``solve`` raises `Unsupported` if the measure lies on fixed cells, or if its `push`
+    loses the graph of the tangent.
 
     Examples
     --------
@@ -342,30 +356,8 @@ class TangentProximal(ProximalSolver[M]):
         self.memory = non_negative_int(memory, "memory", minimum=1)
 
     def solve(self, F: Functional, mu: M, dt: float, warm: Any = None) -> ProxResult[M]:
-        """Return the proximal step of length `dt` from `mu`.
-
-        Parameters
-        ----------
-        F : Functional
-            What to minimise.
-        mu : Measure
-            Where to step from.
-        dt : float
-            Step, > 0.
-        warm : object, optional
-            ``ProxResult.warm`` of the step before.
-
-        Returns
-        -------
-        ProxResult
-            The new measure and the certificate.
-
-        Raises
-        ------
-        Unsupported
-            If the measure lies on fixed cells, or its `push` has no derivative.
-        """
         dt = self._admit(F, mu, dt, Measure)
+        # Only measures on fixed cells replace the transport of the base.
         if type(mu).transport is not Measure.transport:
             msg = (
                 f"TangentProximal needs a push that moves points, and that of "
@@ -403,8 +395,8 @@ class TangentProximal(ProximalSolver[M]):
     ) -> ProxResult[M]:
         """Return a step and its certificate."""
         point, dt, moved = end.point, objective.dt, end.point.moved
-        # What the objective is known to: its round-off, and that of its gradient along
-        # the step.
+        # Two errors of the objective: its round-off, and the error of the gradient
+        # along the step.
         noise = NOISE * torch.finfo(point.gradient.dtype).eps
         noise *= max(abs(start.energy), abs(point.energy), moved**2 / dt)
         certificate = certify(

@@ -1,4 +1,4 @@
-"""Sort the terms of a functional by the method that a proximal solver has for them."""
+"""Sort the terms of a functional by the method that proximal solvers have for each."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from otflow.functionals.combined import combine
 
 __all__ = ["Terms", "sort_terms"]
 
-# How many times more U' may fall from the density 1e-150 to 1e-300 than from 1 to
-# 1e-150: a logarithm falls as much.
+# U' is steep if its fall from the density 1e-150 to 1e-300 is more than STEEP times
+# that from 1 to 1e-150. The two falls of a logarithm are equal. Of a negative power
+# the first fall is many times the second.
 STEEP = 4.0
 
 
@@ -31,15 +32,15 @@ class Terms:
     Parameters
     ----------
     potentials : tuple of (float, Potential)
-        Linear terms; `V` is their sum as a ground function.
+        Linear terms. The method `V` returns their sum.
     temperature : float
         The factor :math:`\kappa` of the entropy, of either sign.
     internal : Internal or None
-        The sum of all other internal energies, as one.
+        The sum of all other internal energies.
     interactions : tuple of (float, Interaction)
         Quadratic terms.
     others : tuple of (float, Functional)
-        Everything else.
+        All other terms.
 
     Attributes
     ----------
@@ -62,7 +63,7 @@ class Terms:
 
     @property
     def energy(self) -> Internal | None:
-        """Entropy and other internal energies as one, None without any."""
+        """Sum of the entropy and the other internal energies; None if there is none."""
         parts: list[tuple[float, Internal]] = []
         if self.temperature:
             parts.append((self.temperature, Entropy()))
@@ -72,23 +73,23 @@ class Terms:
 
     @property
     def nonlocal_part(self) -> Sum | None:
-        """Interactions and other terms as one functional, None without any."""
+        """Sum of the interactions and the other terms; None if there is none."""
         parts = (*self.interactions, *self.others)
         return Sum(tuple(c * term for c, term in parts)) if parts else None
 
     @property
     def max_density(self) -> float:
-        """The bound on the density, infinite where there is none."""
+        """The bound on the density; infinite if there is none."""
         return torch.inf if self.internal is None else self.internal.max_density
 
     @property
     def is_fast(self) -> bool:
-        """Whether U' falls to minus infinity like a power in vacuum: fast diffusion."""
+        """Whether U' falls like a power of the density in vacuum: fast diffusion."""
         if self.internal is None:
             return False
         r = torch.tensor([1e-300, 1e-150, 1.0], dtype=torch.float64)
         deep, middle, near = self.internal.slope(r).tolist()
-        # Not in units of U, which are those of length.
+        # A ratio of two falls is free of the units of U.
         return bool(middle - deep > STEEP * max(near - middle, 0.0))
 
 
@@ -98,14 +99,14 @@ def sort_terms(F: Functional, dim: int | None = None) -> Terms:
     Parameters
     ----------
     F : Functional
-        What is to be minimised.
+        The functional to minimise.
     dim : int, optional
-        Dimension of the space; given it, a term that has no flow there is refused.
+        Dimension of the space. If given, a term without a flow there raises.
 
     Returns
     -------
     Terms
-        The terms; internal energies other than the entropy are one.
+        The terms, with all internal energies but the entropy summed to one.
 
     Raises
     ------

@@ -20,7 +20,8 @@ from otflow.schemes.reports import composed, converged
 
 __all__ = ["Adaptive"]
 
-# Share of the step that should just meet the tolerance, and limits of its change.
+# Share of the step that should just meet the tolerance, since the error is an estimate;
+# and limits of the change of the step from one trial to the next.
 SAFETY = 0.9
 SHRINK = 0.2
 GROW = 4.0
@@ -29,33 +30,34 @@ GROW = 4.0
 class Adaptive(Scheme):
     r"""Choose each time step so that its estimated error meets a tolerance.
 
-    A trial step h is accepted if its error e is below the tolerance and the energy has
-    not increased; else it is made again, shorter. An error of order p + 1 in h gives
-    the next one,
+    A trial step of length h is accepted if its estimated error e is at most the
+    tolerance and the energy has not increased. Otherwise a shorter step is tried. The
+    error is of order p + 1 in h, so the next length is
 
     .. math:: h \leftarrow h\,\min\Big(4, \max\big(0.2,\; 0.9\,
         (\mathrm{tolerance}/e)^{1/(p+1)}\big)\Big),
 
-    the elementary controller of :cite:t:`hairer1993solving`; after a rejection it does
-    not grow. The error is the scheme's own, ``info["error"]``, where it gives one, as
-    ``JKO(order=2)`` does. Else the step is *doubled*: made once with h and once as two
-    steps of h/2, which are kept; e is the distance of both over :math:`2^p - 1`.
+    the elementary controller of :cite:t:`hairer1993solving`. After a rejection h does
+    not grow. Where the scheme reports ``info["error"]``, as ``JKO(order=2)`` does, e is
+    that error. Otherwise the step is *doubled*: it is made once with h and once as two
+    steps of h/2. Then e is the distance of the two results over :math:`2^p - 1`, and
+    the two short steps are kept.
 
     Parameters
     ----------
     scheme : Scheme
-        What makes the steps.
+        The scheme that makes the steps.
     tolerance : float
         Largest error of one step, in the units of `distance`.
     distance : callable, optional
-        Distance of two measures, for doubled steps. By default the length of
-        ``displacement_to``, an upper bound on W2 that is W2 itself on Gaussians, and on
-        `Quantiles` up to the second order in the cells; on cells fixed in space half
-        the L1 distance, a share of the mass.
+        Distance of two measures, for doubled steps. The default is the length of
+        ``displacement_to``. It is an upper bound on W2, equals W2 on `Gaussian`, and on
+        `Quantiles` up to the second order in the cells. On cells fixed in space the
+        default is half the L1 distance, a share of the mass.
     descent : bool
         Whether to reject a step that raises the energy.
     min_dt : float, optional
-        Give up below it; by default 1e-10 of the longest step.
+        Shortest step tried; by default 1e-10 of the longest step.
 
     Attributes
     ----------
@@ -65,34 +67,35 @@ class Adaptive(Scheme):
     Raises
     ------
     NotConverged
-        If the error is above the tolerance, or an inner solve fails, at every dt.
+        If the error is above the tolerance, or an inner solve fails, at every dt down
+        to `min_dt`.
     Unsupported
         If the scheme draws random numbers.
 
     Notes
     -----
-    ``dt`` of the flow is the longest step, and the first one tried; the state carries
-    the next. Time ends are met by ``flow(..., until=T)``. ``info`` holds
+    The ``dt`` of the flow is the longest step, and the first one tried. The state
+    carries the next trial. ``flow(..., until=T)`` ends exactly at T. ``info`` holds
 
     ``dt``, ``next_dt``, ``rejected``
-        Time in fact taken, the next trial, trials thrown away.
+        The time taken, the next trial, the number of rejected trials.
     ``error``, ``error_order``
-        The estimate and its p.
-    ``energy``, ``energy_after``
-        At both ends.
+        The estimate e and its p.
+    ``energy_before``, ``energy_after``
+        The energies at both ends.
     ``stalled``
-        Whether no step, however short, lowers the energy: at a minimum, at round-off.
-        The measure then stays where it is, for no time.
+        Whether no step down to `min_dt` lowers the energy, as at a minimum, where only
+        round-off is left. The measure then does not move and no time passes.
     ``substeps``
-        The reports of the one or two steps of the scheme. The words of one report are
-        repeated beside; those of two are derived for the whole, ``w2`` being the sum.
+        The reports of the one or two steps of the scheme. Of one report ``info``
+        repeats the words. Of two ``info`` combines the words; ``w2`` is the sum.
 
     A trial that diverges, or whose inner solve does not converge, is rejected too.
-    Schemes that draw random numbers are refused: the distance between one step and two
-    halves, each with noise of its own, says nothing of dt.
+    Schemes that draw random numbers raise Unsupported: one step and two half steps see
+    different noise, so that their distance says nothing about dt.
 
-    Cost: a step and the trials thrown away; three times that where steps are doubled;
-    one value of F a trial where the scheme does not report ``energy_after``.
+    Cost: one step a trial, three if steps are doubled. If the scheme does not report
+    ``energy_after``, each trial costs one more value of F.
 
     Examples
     --------
@@ -134,16 +137,15 @@ class Adaptive(Scheme):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """That of the inner scheme."""
+        """Order of the inner scheme."""
         return self.scheme.order
 
     @property
     def effects(self) -> frozenset[str]:  # type: ignore[override]
-        """Those of the inner scheme."""
+        """Effects of the inner scheme."""
         return self.scheme.effects
 
     def init(self, F: Functional, mu: Measure) -> _State:
-        """Return the inner scheme's state; no step is known yet."""
         return _State(self.scheme.init(F, mu), None)
 
     def step(
@@ -154,7 +156,6 @@ class Adaptive(Scheme):
         state: _State,
         generator: torch.Generator,
     ) -> Step[Any]:
-        """Try steps of at most `dt` until one is accepted."""
         mu.refuse_graph(
             "a step of controlled length",
             "its length is found by trial",
@@ -180,7 +181,6 @@ class Adaptive(Scheme):
             h = max(h * min(0.5, trial.factor(self.tolerance)), least)
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:
-        """Return the inner scheme's energy."""
         return self.scheme.energy(F, mu)
 
     def _give_up(
@@ -219,7 +219,7 @@ class Adaptive(Scheme):
                 rest = self.scheme.step(F, half.measure, 0.5 * h, half.state, generator)
                 substeps, order = (half, rest), self.order
                 error = self._distance(step.measure, rest.measure) / (2**order - 1)
-                if step.taken(h) != h:  # then both ends differ in time
+                if step.taken(h) != h:  # then the two results belong to different times
                     error = math.inf
         except (Diverged, NonFinite) as fault:
             return _Trial.diverged(mu, state, h, fault)
@@ -289,7 +289,7 @@ class Adaptive(Scheme):
 
 
 def _number(distance: Any) -> float:
-    """Return what the user's distance returned, one number >= 0 or infinity."""
+    """Return the answer of the user's distance as one number in [0, inf]."""
     if isinstance(distance, Tensor) and distance.numel() == 1:
         distance = distance.detach().cpu().numpy()
     try:
@@ -315,7 +315,7 @@ class _State:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A step made, and what is wrong with it."""
+    """A trial step and, if it is rejected, the reason."""
 
     measure: Measure
     state: Any
@@ -328,12 +328,12 @@ class _Trial:
 
     @classmethod
     def diverged(cls, mu: Measure, state: Any, h: float, why: Exception) -> _Trial:
-        """Return a trial that left the finite numbers."""
+        """Return the trial of a step that is not finite."""
         what = f"it diverges ({why})"
         return cls(mu, state, Certificate(dt=h), None, None, 1, what, rises=False)
 
     def factor(self, tolerance: float) -> float:
-        """Return what the controller multiplies the step by."""
+        """Return the factor by which the controller changes the step."""
         if self.error is None or not self.error < float("inf"):
             return SHRINK
         if self.error == 0:
@@ -343,7 +343,7 @@ class _Trial:
 
 
 def _common(infos: tuple[Certificate, ...], dt: float, eps: float) -> Certificate:
-    """Return what one report says, or the words of the step that two make up."""
+    """Return the one report, or the combined report of two successive steps."""
     if len(infos) == 1:
         return infos[0]
     verdicts = [converged(info) for info in infos]

@@ -29,13 +29,13 @@ class Step(Generic[M]):
     measure : Measure
         The new measure.
     state : object
-        Whatever the scheme wants back at the next step.
+        What the scheme receives as `state` at the next step.
     info : Certificate or mapping, optional
-        The report. A mapping becomes a `Certificate`: words such as ``"dt"``, the time
-        in fact taken, by name, and the rest as its entries.
+        The report. A mapping becomes a `Certificate`: the words of a certificate, such
+        as ``"dt"`` for the time taken, fill its fields; other keys become entries.
     energy : Tensor, optional
-        The energy of the *incoming* measure, as the scheme records it, where the step
-        computed it on its way: a flow does not compute it again.
+        The energy of the *incoming* measure, as `Scheme.energy` defines it, if the step
+        has computed it. A flow then does not compute it again.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class Step(Generic[M]):
         self.__dict__.update(measure=measure, state=state, info=known, energy=energy)
 
     def taken(self, dt: float) -> float:
-        """Return the time in fact taken by a step that was asked for dt."""
+        """Return the time that this step took, `dt` if its report does not say."""
         return dt if self.info.dt is None else self.info.dt
 
 
@@ -80,8 +80,8 @@ class Scheme(ABC):
     """One pure step of a discretised flow.
 
     ``step(F, mu, dt, state, generator)`` returns a `Step` and changes nothing: no
-    in-place update, no global random state, no counter inside the scheme. What must
-    survive from step to step is the `state`. The loop is `otflow.flow`, alone.
+    in-place update, no global random state, no counter inside the scheme. Whatever must
+    survive from step to step is in the `state`. Only `otflow.flow` loops.
 
     Attributes
     ----------
@@ -89,9 +89,9 @@ class Scheme(ABC):
         Order in dt of the error at a fixed time, for smooth problems.
     effects : frozenset of str
         Which parts of the flow of F a step advances by dt: ``"transport"`` and
-        ``"reaction"``. `chain` refuses two schemes with an effect in common, since
-        they would advance it by 2 dt. A scheme that says nothing is taken to transport;
-        one that only resamples, projects or watches states ``effects = frozenset()``.
+        ``"reaction"``. `chain` raises ValueError for two schemes with an effect in
+        common, since they would advance it by 2 dt. The default is transport. A scheme
+        that only resamples, projects or watches states ``effects = frozenset()``.
 
     Examples
     --------
@@ -112,7 +112,26 @@ class Scheme(ABC):
     effects: frozenset[str] = frozenset({"transport"})
 
     def init(self, F: Functional, mu: Measure) -> Any:
-        """Return the state before the first step; None by default."""
+        """Return the state before the first step; None by default.
+
+        Parameters
+        ----------
+        F : Functional
+            What the flow minimises.
+        mu : Measure
+            Where the flow starts.
+
+        Returns
+        -------
+        object
+            The `state` of the first call of `step`.
+
+        Raises
+        ------
+        Unsupported
+            If the scheme cannot step on this representation or this F. A scheme that
+            raises here does so before any work.
+        """
         return None
 
     @abstractmethod
@@ -124,13 +143,62 @@ class Scheme(ABC):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        """Advance `mu` by one step of length `dt`."""
+        """Advance `mu` by one step of at most `dt`.
+
+        Parameters
+        ----------
+        F : Functional
+            What to minimise.
+        mu : Measure
+            The current measure. The step does not modify it.
+        dt : float
+            Time to advance, > 0. A scheme that takes less time reports the time taken
+            as ``info["dt"]``.
+        state : object
+            The state of the step before; at the first step what `init` returned.
+        generator : torch.Generator
+            The only source of random numbers.
+
+        Returns
+        -------
+        Step
+            The new measure, of the kind of `mu`, the next state and the report.
+
+        Raises
+        ------
+        Unsupported
+            If the representation or F lacks what the scheme needs.
+        Diverged
+            If the new measure is not finite.
+        NonFinite
+            If F or its derivative at `mu` is not finite.
+        """
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:
-        """Return the energy that a flow by this scheme records; F itself by default.
+        """Return the energy that a flow by this scheme records, F(mu) by default.
 
-        A scheme that replaces a part of F which has no value on the representation, as
-        noise replaces the entropy of particles, must override it by the rest's value.
+        Some schemes replace a part of F that has no value on the representation, as
+        noise replaces the entropy of particles. Such a scheme overrides this method and
+        returns the value of the rest.
+
+        Parameters
+        ----------
+        F : Functional
+            What the flow minimises.
+        mu : Measure
+            Where to evaluate the energy.
+
+        Returns
+        -------
+        Tensor, shape ()
+            The energy, in the dtype and on the device of `mu`.
+
+        Raises
+        ------
+        Unsupported
+            If a part of F has no value on the representation.
+        NonFinite
+            If the energy is not finite.
         """
         try:
             return F.value(mu)

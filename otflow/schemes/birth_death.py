@@ -20,13 +20,13 @@ class BirthDeath(Scheme):
     .. math:: w_i \leftarrow \frac{w_i\, e^{-\alpha\,dt\,F'[\mu](x_i)}}
         {\sum_j w_j\, e^{-\alpha\,dt\,F'[\mu](x_j)}}
 
-    Atoms of high first variation lose mass to those of low
-    :cite:p:`rotskoff2019global`.
-    It is the Fisher-Rao gradient flow of F at speed :math:`\alpha`; chained with a
-    transport scheme it is Wasserstein-Fisher-Rao, along which :math:`\frac{dF}{dt} =
-    -\int|\nabla F'|^2 d\mu - \alpha\,\mathrm{Var}_\mu F'`. Alone it cannot leave the
-    support and collapses onto few atoms: watch ``info["effective_size"]``
-    :math:`= 1/\sum_i w_i^2`, and chain it with transport or with `Resample`.
+    Atoms of high first variation lose mass to atoms of low first variation
+    :cite:p:`rotskoff2019global`. The equation is the Fisher-Rao gradient flow of F at
+    speed :math:`\alpha`. A chain with a transport scheme is the Wasserstein-Fisher-Rao
+    flow, along which :math:`\frac{dF}{dt} =
+    -\int|\nabla F'|^2 d\mu - \alpha\,\mathrm{Var}_\mu F'`. Birth-death alone keeps the
+    support, and its mass concentrates on few atoms. ``info["effective_size"]``
+    :math:`= 1/\sum_i w_i^2` shows it; a chain with transport or `Resample` prevents it.
 
     Parameters
     ----------
@@ -61,7 +61,6 @@ class BirthDeath(Scheme):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        """Reweight by minus the first variation."""
         moved = mu.reweight(-self.rate * F.first_variation(mu), dt)
         size = 1.0 / float(moved.weights.detach().square().sum())
         return Step(moved, state, {"effective_size": size})

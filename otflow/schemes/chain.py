@@ -23,7 +23,7 @@ class Chain(Scheme):
     Parameters
     ----------
     schemes : tuple of Scheme
-        In the order they act.
+        The schemes, in the order in which they act.
 
     Attributes
     ----------
@@ -41,9 +41,10 @@ class Chain(Scheme):
 
     Notes
     -----
-    ``info["parts"]`` holds the reports of the schemes; ``converged`` stands beside
-    where one of them solves for its step, and means all of those. Nothing is certified
-    of a chain: its parts are, one by one.
+    If the first scheme takes less time than dt, the others take the same time.
+    ``info["parts"]`` holds the report of each scheme. ``info["converged"]`` says
+    whether all solves of the parts converged; it is None if no part solves. A chain has
+    no certificate of its own, only its parts have. The energy is that of the first.
 
     Examples
     --------
@@ -58,11 +59,10 @@ class Chain(Scheme):
 
     @property
     def effects(self) -> frozenset[str]:  # type: ignore[override]
-        """Those of all schemes."""
+        """Union of the effects of the schemes."""
         return frozenset().union(*(scheme.effects for scheme in self.schemes))
 
     def init(self, F: Functional, mu: Measure) -> tuple[Any, ...]:
-        """Return the tuple of the schemes' states."""
         return tuple(scheme.init(F, mu) for scheme in self.schemes)
 
     def step(
@@ -73,7 +73,6 @@ class Chain(Scheme):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        """Step each scheme in turn; if the first shortens dt, the others follow it."""
         steps = []
         for scheme, own in zip(self.schemes, state, strict=True):
             step = scheme.step(F, mu, dt, own, generator)
@@ -85,7 +84,6 @@ class Chain(Scheme):
         return Step(mu, tuple(step.state for step in steps), info, steps[0].energy)
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:
-        """Return the first scheme's energy."""
         return self.schemes[0].energy(F, mu)
 
     def __repr__(self) -> str:
@@ -112,9 +110,9 @@ def chain(*schemes: Scheme) -> Scheme:
     Raises
     ------
     ValueError
-        If no scheme is given, or if two have an effect in common: two that transport
-        would run the flow of F twice as far as the time says, in silence, and two that
-        react likewise. Say in `Scheme.effects` what a scheme of your own does.
+        If no scheme is given, or if two schemes have an effect in common. Two schemes
+        that transport would advance the flow of F by 2 dt; so would two that react. A
+        scheme of your own states its effects in `Scheme.effects`.
     TypeError
         If an argument is not a scheme, e.g. the class in place of an instance.
 

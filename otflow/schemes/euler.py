@@ -17,8 +17,8 @@ from otflow.schemes.base import Scheme, Step
 
 __all__ = ["ExplicitEuler"]
 
-# A step so short beside the longest accepted, along which the energy would fall by so
-# small a share of its whole fall, creeps: it has stalled.
+# A step has stalled if it is shorter than this share of the longest accepted step, and
+# if the predicted fall of the energy is below this share of the fall since the start.
 SHORT = 1e-4
 FLAT = 1e-5
 
@@ -32,19 +32,19 @@ class ExplicitEuler(Scheme):
 
     .. math:: F(\mu^{k+1}) \le F(\mu^k) - c\,dt\,\|v\|^2_{L^2(\mu^k)},
 
-    so the recorded energies never increase. The first trial is dt, or twice the step
-    accepted before where that is less. The time in fact taken is reported.
+    so the recorded energies never increase. The first trial is the smaller of dt and
+    twice the last accepted step. ``info["dt"]`` is the time taken.
 
     Parameters
     ----------
     backtracking : bool
         Whether to halve dt until the Armijo condition holds.
     sufficient_decrease : float
-        The constant c, in (0, 1). Near 0 a step at the limit of stability is accepted,
-        which hardly makes progress; near 1 steps are short.
+        The constant c, in (0, 1). With c near 0 steps at the limit of stability are
+        accepted, which make little progress. With c near 1 steps are short.
     max_halvings : int
-        Give up after so many: the measure then stays where it is, for no time. It is
-        what happens at a minimum, at round-off.
+        Largest number of halvings. After these the measure does not move and no time
+        passes, as at a minimum, where only round-off is left.
 
     Attributes
     ----------
@@ -53,10 +53,14 @@ class ExplicitEuler(Scheme):
 
     Notes
     -----
-    One value-and-velocity a step; with backtracking one value more a trial. Then
-    ``info`` holds ``dt``, the time taken, ``halvings``, which lead from the dt asked
-    for to it, ``trials`` and ``stalled``: whether no step was accepted, or one so short
-    that it hardly lowers the energy, as at a kink of F, where steps shrink for ever.
+    Cost: one value and velocity of F a step; with backtracking one more value a trial.
+    With backtracking ``info`` also holds
+
+    ``dt``, ``halvings``, ``trials``
+        The time taken, the halvings from the requested dt, the number of trial steps.
+    ``stalled``
+        Whether no step was accepted, or a step so short that the energy hardly falls.
+        At a kink of F steps shrink without end.
 
     Examples
     --------
@@ -95,7 +99,6 @@ class ExplicitEuler(Scheme):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        """Push along the velocity, for `dt` or for less under backtracking."""
         energy, velocity = F.value_and_velocity(mu)
         start = energy.detach().item()
         if not self.backtracking:
@@ -104,7 +107,7 @@ class ExplicitEuler(Scheme):
         speed = float(mu.inner(velocity, velocity).detach())
         past = state if isinstance(state, _Past) else _Past(dt, 0.0, start)
         halvings = 0
-        # The step accepted before, doubled: it grows again where it may.
+        # Start from twice the last accepted step, so that the step can grow again.
         while dt * 0.5**halvings > 2 * past.dt and halvings < self.max_halvings:
             halvings += 1
         for k in range(halvings, self.max_halvings + 1):
@@ -132,11 +135,11 @@ class Trials:
     Parameters
     ----------
     halvings : int
-        Halvings that lead from the dt asked for to the one taken.
+        Halvings from the requested dt to the time taken.
     trials : int
-        Trial steps made.
+        Number of trial steps.
     stalled : bool
-        Whether no step was accepted, or one so short that it hardly lowers the energy.
+        Whether no step was accepted, or a step so short that the energy hardly falls.
 
     Attributes
     ----------
@@ -150,7 +153,7 @@ class Trials:
 
 
 class _Past(NamedTuple):
-    """What a step remembers: the one before, the longest, the energy at the start."""
+    """The last accepted step, the longest one, the energy at the start of the flow."""
 
     dt: float
     longest: float
@@ -158,7 +161,7 @@ class _Past(NamedTuple):
 
 
 def _try_push(mu: Measure, velocity: Any, dt: float) -> Measure | None:
-    """Return the pushed measure, None where it leaves the finite numbers."""
+    """Return the pushed measure, None if it is not finite."""
     try:
         return mu.push(velocity, dt)
     except Diverged:
@@ -166,7 +169,7 @@ def _try_push(mu: Measure, velocity: Any, dt: float) -> Measure | None:
 
 
 def _try_value(F: Functional, mu: Measure) -> float:
-    """Return the energy, infinite where F is not finite."""
+    """Return the energy, inf if F is not finite."""
     try:
         with torch.no_grad():
             return float(F.value(mu))

@@ -27,13 +27,13 @@ class JKO(Scheme):
     .. math:: \mu^{k+1} = \operatorname{argmin}_\nu F(\nu)
         + \frac{W_2^2(\mu^k, \nu)}{2\,dt}
 
-    The scheme of :cite:t:`jordan1998variational` is of first order in dt, and every
-    step dissipates, :math:`F(\mu^{k+1}) + W_2^2/(2\,dt) \le F(\mu^k)`,
-    whatever dt. If F is :math:`\lambda`-convex then :math:`W_2(\mu^k, \mu^*) \le
+    The scheme of :cite:t:`jordan1998variational` is of first order in dt. For every dt
+    a step dissipates, :math:`F(\mu^{k+1}) + W_2^2/(2\,dt) \le F(\mu^k)`. If F is
+    :math:`\lambda`-convex then :math:`W_2(\mu^k, \mu^*) \le
     (1 + \lambda\,dt)^{-k}\, W_2(\mu^0, \mu^*)`.
 
-    Where W2 is flat (`Particles`, `Quantiles`, `Gaussian`) tangents add up, and with
-    ``order`` 2 or 3 the step is one of the L-stable Runge-Kutta methods of
+    Where W2 is flat (`Particles`, `Quantiles`, `Gaussian`) tangents add up. There
+    ``order`` 2 or 3 selects an L-stable Runge-Kutta method of
     :cite:t:`alexander1977diagonally`: two or three proximal steps of length
     :math:`\gamma\,dt`, each from a shifted point,
 
@@ -42,15 +42,15 @@ class JKO(Scheme):
         \qquad x^+ = y_s.
 
     On a grid ``order=2`` is the trapezoidal rule along the paths of particles: half a
-    step along :math:`-\nabla F'` by ``transport``, then a JKO step of dt/2. Where that
-    raises F, or the velocity is not finite (an entropy beside empty cells), a step of
-    order 1 takes its place, and ``fallback`` is True.
+    step along :math:`-\nabla F'` by ``transport``, then a JKO step of dt/2. If that
+    raises F, or if the velocity is not finite (an entropy beside empty cells), a step
+    of order 1 replaces it, and ``fallback`` is True.
 
     Parameters
     ----------
     solver : ProximalSolver, optional
-        Solves for the step; by default that of `proximal.default_solver`, chosen by
-        the representation and the terms of F. Its certificate is the step's `info`.
+        Solves for the step. By default `proximal.default_solver` chooses it by the
+        representation and the terms of F. Its certificate is the step's `info`.
     order : int
         1, 2 or 3.
 
@@ -62,8 +62,8 @@ class JKO(Scheme):
     Raises
     ------
     Unsupported
-        Before the first step, if the representation does not carry this order, or F
-        bounds the density and the order is not 1.
+        From `init`, before the first step, if the representation does not carry this
+        order, or if F bounds the density and the order is not 1.
     Diverged
         If a stage would start from a point that is no measure.
 
@@ -74,48 +74,46 @@ class JKO(Scheme):
     Notes
     -----
     ``info`` is the solver's certificate (energies at both ends, W2, residual,
-    iterations, bound, guarantee, certified). A solve that did not converge has
-    ``info["converged"]`` False and is not certified. Particles, quantiles and
-    Gaussians then have an energy that has not increased, and may not have moved at all;
-    on a grid the energy may have risen. With it go
+    iterations, bound, guarantee, certified). If a solve did not converge,
+    ``info["converged"]`` is False and the step is not certified. On particles,
+    quantiles and Gaussians the energy has then not increased, and the measure may not
+    have moved; on a grid the energy may have risen. ``info`` also holds
 
     ``solver``
-        Name of the class of the solver, chosen or given.
+        Name of the class of the solver.
     ``dt``, ``order``, ``modulus``
-        The step and its order, and the convexity of F in this dimension, None if
-        unknown: what `Trajectory.time_error` needs.
+        The step, its order, and the convexity of F in this dimension, None if unknown.
+        `Trajectory.time_error` needs them.
 
-    With a higher order ``info`` holds, of the step as a whole,
+    With order 2 or 3 the words of ``info`` describe the whole step:
 
     ``decrease``
-        F(before) - F(after) - w2^2 / (2 dt). It is positive when dt is small, but no
-        theorem keeps it so: a step of order 2 or 3 may raise the energy off a grid, and
-        is then not certified.
+        F(before) - F(after) - w2^2 / (2 dt). No theorem keeps this number positive.
+        Off a grid a step of order 2 or 3 may raise the energy; then it is not
+        certified.
     ``w2``
         Length of the step in tangents, an upper bound on the distance of its ends; on
         a grid up to the error of the remap.
     ``error``, ``error_order``
-        Where W2 is flat: distance to a companion of order p = ``error_order`` on the
-        same stages, :math:`O(dt^{p+1})`. For order 2 it is :math:`|x^+ - (x +
+        Where W2 is flat: distance to a companion method of order p = ``error_order`` on
+        the same stages, :math:`O(dt^{p+1})`. For order 2 it is :math:`|x^+ - (x +
         dt\,k_1)|`, p = 1.
     ``fallback``
-        On a grid: whether a step of order 2 raised F, or had no finite velocity, and
-        one of order 1, with all its words, took its place. A step thrown away has cost
-        a proximal step.
+        On a grid: whether a step of order 1 replaced the step of order 2. The words are
+        then those of order 1. The rejected step has cost one proximal step, or one
+        velocity if that was not finite.
     ``stages``
-        The solver's certificates, with all its entries: a ``gap`` or ``w2_upper`` is
-        that of its own part of the step. ``converged`` means all of them. If all are
-        certified, and the energy and ``decrease`` of the whole step are good,
+        The solver's certificates, one a stage. A ``gap`` or ``w2_upper`` in a stage
+        describes that stage alone. ``converged`` means that all stages converged. If
+        all are certified, and the energy and ``decrease`` of the whole step are good,
         ``guarantee`` is ``"stages"`` and the step ``certified``. ``bound`` is None.
 
-    A step of order p costs p proximal steps, on a grid one proximal step and one
-    velocity. The stages of order 2 or 3 start beyond the proximal step before, where
-    quantiles may cross: that is refused, with a smaller dt as the cure.
+    A step of order p costs p proximal steps; on a grid order 2 costs one proximal step
+    and one velocity. The later stages of order 2 or 3 start from extrapolated points.
+    Where quantiles cross there, the step raises Diverged; a smaller dt is the cure.
 
-    Other methods of order 2 do not fit a grid. BDF2
-    :cite:p:`matthes2019variational,gallouet2024geodesic` needs the measure
-    extrapolated along the optimal map of two steps, which a grid solver knows up to
-    its blur; order 3 needs several.
+    Order 3 and BDF2 :cite:p:`matthes2019variational,gallouet2024geodesic` need measures
+    extrapolated along optimal maps, which a grid solver knows only up to its blur.
 
     Examples
     --------
@@ -146,7 +144,6 @@ class JKO(Scheme):
             raise ValueError(msg)
 
     def init(self, F: Functional, mu: Measure) -> _Plan:
-        """Return what depends on F and the kind of `mu` alone: the solver, chosen."""
         solver = self.solver or default_solver(mu, F)
         if self.order > 1:
             self._check_order(solver, F, mu)
@@ -160,7 +157,6 @@ class JKO(Scheme):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        """Solve for the proximal steps, warm-started by those of the step before."""
         plan = self._plan(F, mu, state)
         solver, warm = plan.solver, plan.warm
         if self.order == 1:
@@ -227,7 +223,7 @@ class JKO(Scheme):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the steps of a flow share, and what the solver wants back."""
+    """What the steps of a flow share, and the warm start of the next solve."""
 
     functional: Functional = field(repr=False)
     kind: type[Measure]

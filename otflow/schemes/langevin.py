@@ -24,12 +24,19 @@ class Langevin(Scheme):
 
     which discretises :math:`d\theta = -\nabla G'[\rho_t](\theta)\,dt +
     \sqrt{2\tau}\,dW` and the Fokker-Planck equation :math:`\partial_t\rho =
-    \nabla\cdot(\rho\nabla G'[\rho]) + \tau\Delta\rho` :cite:p:`mei2018mean`. The
-    temperature :math:`\tau` (the inverse of :math:`\beta`) is read off F by
-    ``F.split_entropy()``: state the objective once. Weak order 1.
+    \nabla\cdot(\rho\nabla G'[\rho]) + \tau\Delta\rho` :cite:p:`mei2018mean`. The scheme
+    reads the temperature :math:`\tau` (the inverse of :math:`\beta`) off F by
+    ``F.split_entropy()``. Weak order 1.
 
-    The entropy of particles has no value, so the recorded energy is that of G alone and
-    ``info["temperature"]`` says what was left out.
+    The entropy of particles has no value. So the recorded energy is G(mu), without the
+    entropy, and ``info["temperature"]`` holds :math:`\tau`.
+
+    Raises
+    ------
+    ValueError
+        From `step`, if the factor of the entropy is negative.
+    Diverged
+        From `step`, if the new points are not finite.
 
     Examples
     --------
@@ -49,13 +56,13 @@ class Langevin(Scheme):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        """Push by the smooth part, then diffuse by 2 * temperature * dt."""
         temperature, rest = self._split(F)
         energy, velocity = rest.value_and_velocity(mu)
         try:
             moved = mu.push(velocity, dt).diffuse(2.0 * temperature * dt, generator)
         except Diverged as error:
-            # Steps that are stable for every dt refuse the entropy of particles.
+            # Cut the second cure, JKO(): it raises Unsupported for an entropy of
+            # particles.
             msg = error.args[0].split(", or ")[0]
             if "; " not in msg:
                 msg = f"{msg}; take a smaller dt"
@@ -65,7 +72,6 @@ class Langevin(Scheme):
         return Step(moved, state, info, energy)
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:
-        """Return the energy of the part without entropy."""
         return self._split(F)[1].value(mu)
 
     @staticmethod

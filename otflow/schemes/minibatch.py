@@ -16,15 +16,16 @@ __all__ = ["Minibatch"]
 
 
 class Minibatch(Scheme):
-    """Run another scheme on ``F.resample(generator)``, fresh at every step.
+    """Run another scheme on a fresh draw ``F.resample(generator)`` at every step.
 
-    With `meanfield.Risk` and a batch size it is stochastic gradient descent. The energy
-    recorded is the full one, evaluated where the flow records.
+    With `meanfield.Risk` and a batch size this is stochastic gradient descent. The
+    flow records the energy of the full F, at the cost of one value of F for each
+    record. ``info["batch_energy"]`` is the energy of the draw, before the step.
 
     Parameters
     ----------
     scheme : Scheme
-        What to run on each draw.
+        The scheme that steps on each draw.
 
     Attributes
     ----------
@@ -53,16 +54,15 @@ class Minibatch(Scheme):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """That of the inner scheme, in expectation."""
+        """Order of the inner scheme, in expectation."""
         return self.scheme.order
 
     @property
     def effects(self) -> frozenset[str]:  # type: ignore[override]
-        """Those of the inner scheme."""
+        """Effects of the inner scheme."""
         return self.scheme.effects
 
     def init(self, F: Functional, mu: Measure) -> Any:
-        """Return the inner scheme's state."""
         return self.scheme.init(F, mu)
 
     def step(
@@ -73,7 +73,6 @@ class Minibatch(Scheme):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        """Step on a fresh draw; the draw's energy goes by ``"batch_energy"``."""
         step = self.scheme.step(F.resample(generator), mu, dt, state, generator)
         info = step.info
         if info.energy_before is not None:
@@ -81,5 +80,4 @@ class Minibatch(Scheme):
         return Step(step.measure, step.state, info)
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:
-        """Return the inner scheme's energy of the full functional."""
         return self.scheme.energy(F, mu)

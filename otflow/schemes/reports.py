@@ -1,4 +1,4 @@
-"""What the reports of steps say together, however schemes are nested."""
+"""Verdicts on a step from its report and the nested reports of its parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["composed", "converged", "failed", "rose", "solves"]
 
 
 def solves(report: Certificate) -> Iterator[Certificate]:
-    """Yield a report, and all those within it, that say whether a solve converged.
+    """Yield each report of a solve: the report itself and those nested in it.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def solves(report: Certificate) -> Iterator[Certificate]:
     Yields
     ------
     Certificate
-        Those whose ``converged`` is not None.
+        Each report whose ``converged`` is not None.
     """
     if report.converged is not None:
         yield report
@@ -47,7 +47,7 @@ def converged(report: Certificate) -> bool | None:
     Returns
     -------
     bool or None
-        The verdict of the step and of all that it is made of.
+        Whether all nested reports with a verdict say True.
 
     Examples
     --------
@@ -70,28 +70,28 @@ def composed(
     energy_before: float | None = None,
     **own: Any,
 ) -> Certificate:
-    """Return the certificate of a step from those of the steps that it is made of.
+    """Return the certificate of a step that is made of several solves.
 
     Parameters
     ----------
     parts : sequence of Certificate
-        In the order of time, each of a solver.
+        The certificates of the solves, in the order of time.
     dt : float
-        Step, > 0.
+        Length of the whole step, > 0.
     w2 : float or None
-        Length of the whole.
+        Length of the whole step, or an upper bound on it.
     eps : float
-        That of the dtype in which the energies are computed.
+        Machine epsilon of the dtype in which the energies are computed.
     energy_before : float, optional
-        F at the start, by default that of the first part.
+        F at the start, by default ``energy_before`` of the first part.
     **own : object
-        Entries of the whole.
+        Entries of the whole step.
 
     Returns
     -------
     Certificate
-        It has converged if all parts have, is certified (``"stages"``) if all are,
-        and has the worst residual and the sum of iterations.
+        Converged if all parts are, and certified (``"stages"``) at most if all parts
+        are. ``residual`` is the largest of the parts, ``iterations`` their sum.
     """
     before = parts[0]["energy_before"] if energy_before is None else energy_before
     after = parts[-1]["energy_after"]
@@ -111,7 +111,7 @@ def composed(
 
 
 def failed(report: Certificate) -> list[Certificate]:
-    """Return the solves of a step that did not converge, however schemes are nested.
+    """Return the reports of the solves of a step that did not converge.
 
     Parameters
     ----------
@@ -121,7 +121,8 @@ def failed(report: Certificate) -> list[Certificate]:
     Returns
     -------
     list of Certificate
-        Where the solver knows what ailed it they hold ``cause`` and ``cure``.
+        The reports, nested ones included. If the solver knows why it failed, its report
+        holds ``cause`` and ``cure``.
 
     Examples
     --------
@@ -147,17 +148,18 @@ def rose(report: Certificate, noise: float) -> bool | None:
     Returns
     -------
     bool or None
-        Whether ``energy_after`` exceeds ``energy_before`` by more than that and, if the
-        solve converged, by more than the ``noise`` of its certificate. Else the noise
-        is the residual of a solve that went wrong, and hides what it did.
+        Whether ``energy_after`` exceeds ``energy_before`` by more than the round-off
+        and, if the solve converged, by more than the ``noise`` of its certificate.
     """
+    # Langevin records the energy without the entropy, which may rise.
     if "temperature" in report.entries:
-        return False  # noise stands for the entropy, whose energy is not recorded
+        return False
     parts = [rose(part, noise) for part in report.entries.get("parts", ())]
     if parts:
         return None if all(part is None for part in parts) else any(parts)
     a, b = report.energy_before, report.energy_after
     if a is None or b is None:
         return None
+    # Without convergence the noise is a residual, which may hide a rise.
     known = 0.0 if report.converged is False else report.noise or 0.0
     return b - a > max(noise * max(abs(a), abs(b)), known)

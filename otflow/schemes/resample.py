@@ -19,10 +19,11 @@ __all__ = ["Resample"]
 class Resample(Scheme):
     r"""Draw n equal atoms from :math:`\mu` when its effective size falls too low.
 
-    Systematic resampling: atom i is copied :math:`\lfloor n w_i\rfloor` or
-    :math:`\lceil n w_i\rceil` times, without bias. Applied when :math:`1/\sum w_i^2 <
-    \mathrm{threshold}\cdot n`, else the step is the identity. It takes no time: chain
-    it after `BirthDeath`, and with a scheme that moves the copies apart.
+    Systematic resampling copies atom i :math:`\lfloor n w_i\rfloor` or
+    :math:`\lceil n w_i\rceil` times, without bias. The step resamples if
+    :math:`1/\sum w_i^2 < \mathrm{threshold}\cdot n`; otherwise it returns the measure
+    as it is. ``info["resampled"]`` says which. The scheme takes no time. Chain it
+    after `BirthDeath`, and with a scheme that moves the copies apart.
 
     Parameters
     ----------
@@ -33,6 +34,11 @@ class Resample(Scheme):
     ----------
     threshold
         As above.
+
+    Raises
+    ------
+    Unsupported
+        From `step`, if the measure has no atoms, or if its weights carry a graph.
 
     Examples
     --------
@@ -61,7 +67,6 @@ class Resample(Scheme):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        """Resample if needed; `info` says whether."""
         if not isinstance(mu, Particles):
             msg = (
                 f"Resample copies atoms and {type(mu).__name__} has none; "
@@ -78,7 +83,7 @@ class Resample(Scheme):
         size = 1.0 / float(mu.weights.detach().square().sum())
         if size >= self.threshold * n:
             return Step(mu, state, {"resampled": False})
-        # In (0, 1], so that no place falls on an atom of weight zero.
+        # In (0, 1], so that no place selects an atom of weight zero.
         offset = 1.0 - torch.rand(
             1, generator=generator, dtype=mu.dtype, device=mu.device
         )

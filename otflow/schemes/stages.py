@@ -27,11 +27,11 @@ class Tableau:
     Parameters
     ----------
     rows : tuple of tuple of float
-        The lower triangle :math:`a_{ij}`, diagonal included, all of it the same.
+        The lower triangle :math:`a_{ij}` with the diagonal, whose entries are equal.
     companion : tuple of float
         Weights :math:`\hat b_j` of a method of lower order on the same stages.
     companion_order : int
-        Its order.
+        Order of the companion.
 
     Attributes
     ----------
@@ -89,14 +89,15 @@ def runge_kutta_step(
 ) -> Step[Any]:
     r"""Step by a stiffly accurate SDIRK method where tangents add up.
 
-    Stage i starts from :math:`z_i = \mu + dt\sum_{j<i} a_{ij} k_j`, reached by `push`,
-    and gives :math:`k_i = (y_i - z_i)/(\gamma\,dt)` with :math:`y_i` the proximal step
-    of length :math:`\gamma\,dt` from :math:`z_i`. The last one is the new measure.
+    Stage i starts from :math:`z_i = \mu + dt\sum_{j<i} a_{ij} k_j`, reached by `push`.
+    It gives :math:`k_i = (y_i - z_i)/(\gamma\,dt)`, where :math:`y_i` is the proximal
+    step of length :math:`\gamma\,dt` from :math:`z_i`. The last :math:`y_i` is the new
+    measure.
 
     Parameters
     ----------
     solver : ProximalSolver
-        With ``flat`` True.
+        A solver whose ``flat`` is True.
     F : Functional
         What to minimise.
     mu : Measure
@@ -106,17 +107,17 @@ def runge_kutta_step(
     tableau : Tableau
         The method.
     state : tuple or None
-        What the solver wants back, stage by stage.
+        Warm starts of the solver, one a stage.
 
     Returns
     -------
     Step
-        The new measure, the state, the report.
+        The new measure, the warm starts, the report.
 
     Raises
     ------
     Diverged
-        If a stage would start from a point that is no measure.
+        If the start of a stage is not a measure, as where quantiles cross.
     """
     g = tableau.gamma
     warms = state or (None,) * len(tableau.rows)

@@ -12,36 +12,39 @@ from otflow.errors import Unsupported
 
 __all__ = ["time_error"]
 
-# Constants tried in Young's inequality; each gives a bound, the least one counts.
+# Constants c of Young's inequality. Each gives a bound; the least is returned.
 YOUNG = torch.logspace(-3, 3, 25, dtype=torch.float64)
-# Round-off of a float64 energy, over its size (a report's noise is that of its dtype);
-# and the part of it by which the same energy may differ between two steps, one of which
-# knew its cells better than by their ends.
+# Round-off of a float64 energy, relative to its size. A report's noise is that of its
+# own dtype.
 ROUND_OFF = 64 * torch.finfo(torch.float64).eps
+# Relative difference that one energy may have as the end of a step and as the start of
+# the next: the step may have known its cells more exactly than by their ends.
 SAME = 1e-9
-# Missing dissipation, over the square of a length, that is not put down to round-off.
+# Missing dissipation, over the square of a length, from which an inexact solve follows.
 CONTRADICTION = 0.1
 
 
 def time_error(reports: Iterable[Mapping[str, Any]], *, inner: bool) -> list[float]:
-    r"""Return bounds on :math:`W_2(\mu(t_n), \mu^n)`, one for each step and one for 0.
+    r"""Return bounds on :math:`W_2(\mu(t_n), \mu^n)` for n = 0, 1, ....
 
     Parameters
     ----------
     reports : iterable of mapping
         The ``info`` of successive steps of ``JKO()``.
     inner : bool
-        Whether to count the error of the inner solves.
+        Whether to include the errors of the inner solves.
 
     Returns
     -------
     list of float
-        One more than there are single steps.
+        One bound for the start, 0, and one for each single step; the two halves of a
+        doubled step count as two.
 
     Raises
     ------
     Unsupported
-        If a report does not hold what is needed; the message says what and the cure.
+        If a report lacks an entry that the bound needs. The message names the entry and
+        the cure.
 
     Notes
     -----
@@ -61,21 +64,22 @@ def time_error(reports: Iterable[Mapping[str, Any]], *, inner: bool) -> list[flo
     .. math:: D' \le 2(1-\ell)\Delta - \tfrac{\delta^2}{\tau} - \lambda D
         - \lambda\, d^2(\mu^n, \mu(s)).
 
-    For :math:`\lambda = 0` its integral is :math:`\tau^2 E` of
-    :cite:t:`nochetto2000posteriori`. Else the last term is compared with D by the
-    triangle and Young's inequalities, with the constant of least outcome.
+    For :math:`\lambda = 0` the integral of the right side is :math:`\tau^2 E` of
+    :cite:t:`nochetto2000posteriori`. Otherwise the triangle inequality and Young's
+    inequality bound the last term by D; the constant that gives the least bound is
+    taken.
 
-    A solve that is off by :math:`\beta` misses the least value of the JKO objective by
-    :math:`\beta^2 (1/\tau + \lambda)`; from that follow bounds on :math:`\Delta` and
-    :math:`\delta` of the exact step, and :math:`\beta` is added to the root of D.
-    The energies are known to their round-off, which is added to :math:`\Delta`.
+    A result at distance :math:`\beta` from the exact step exceeds the least value of
+    the JKO objective by at most :math:`\beta^2 (1/\tau + \lambda)`. This bounds
+    :math:`\Delta` and :math:`\delta` of the exact step; :math:`\beta` is added to the
+    root of D. The round-off of the energies is added to :math:`\Delta`.
     """
     errors = [0.0]
     before: float | None = None
     nodes = None
     for k, report in enumerate(_single(reports)):
         step = _checked(report, k, inner=inner)
-        # On Gaussians a finer rule may take over: it knows the energies anew.
+        # On Gaussians a step may refine its quadrature, which changes every energy.
         rule = step.get("nodes")
         start, end = step["energy_before"], step["energy_after"]
         size = max(abs(start), abs(start - end))
@@ -95,13 +99,13 @@ def time_error(reports: Iterable[Mapping[str, Any]], *, inner: bool) -> list[flo
 
 
 def _single(reports: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Take adaptive steps apart."""
+    """Yield the reports of single steps; an adaptive step may hold two."""
     for report in reports:
         yield from report.get("substeps", (report,))
 
 
 def _checked(report: Mapping[str, Any], k: int, *, inner: bool) -> Mapping[str, Any]:
-    """Refuse a report that lacks something."""
+    """Raise Unsupported if a report lacks an entry that the bound needs."""
     if report.get("order") != 1 or "energy_after" not in report:
         cure = "use JKO() of order 1, whose steps the estimate is about"
         _refuse(k, "is not a proximal step", cure)
@@ -122,10 +126,10 @@ def _checked(report: Mapping[str, Any], k: int, *, inner: bool) -> Mapping[str, 
 
 
 def _check_dissipation(k: int, step: Mapping[str, Any], error: float) -> None:
-    """Refuse a step, taken for exact, that lost less than an exact one of its length.
+    """Raise Unsupported if a step lost less energy than an exact step of its length.
 
-    An exact one loses at least (1/tau + modulus/2) length^2; what is missing, as the
-    square of a length, must not matter beside the estimate.
+    An exact step loses at least (1/tau + modulus/2) length^2. Tau times the missing
+    energy, the square of a length, must be small beside the estimate.
     """
     tau, square = step["dt"], step["w2"] ** 2
     least = (1 / tau + 0.5 * step["modulus"]) * square
@@ -146,7 +150,7 @@ def _round_off(step: Mapping[str, Any]) -> float:
 
 
 def _advance(k: int, error: float, step: Mapping[str, Any], *, inner: bool) -> float:
-    """Return the bound after a step from the bound before it."""
+    """Return the bound after a step, from the bound `error` before the step."""
     tau, modulus, length = step["dt"], step["modulus"], step["w2"]
     off = step["bound"] if inner else 0.0
     gap = off**2 * (1 / tau + modulus)
@@ -169,9 +173,9 @@ def _advance(k: int, error: float, step: Mapping[str, Any], *, inner: bool) -> f
 
 
 def _rates(modulus: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return rates at which D decays, and the factors of length^2 that they cost."""
+    """Return rates r and factors e of D' <= ... - r D + e (1 - l) length^2."""
     if modulus > 0:
-        # d^2(mu_n, .) >= D / (1 + c) - (1 - l) length^2 / c; or it is left out.
+        # d^2(mu_n, .) >= D / (1 + c) - (1 - l) length^2 / c. The last rate drops d^2.
         rate = modulus * (1 + 1 / (1 + YOUNG))
         extra = modulus / YOUNG
         return (

@@ -24,19 +24,19 @@ def trapezoidal_step(
 ) -> Step[Any]:
     r"""Transport by half a step along :math:`-\nabla F'[\mu]`, then half a JKO step.
 
-    Along the path of a particle it is :math:`x^+ = x + \tfrac{dt}2 v[\mu](x) +
-    \tfrac{dt}2 v[\mu^+](x^+)`: the old velocity is carried by the particles, as it
-    must be for order 2 (taken where they arrive, it leaves order 1).
+    Along the path of a particle the step is :math:`x^+ = x + \tfrac{dt}2 v[\mu](x) +
+    \tfrac{dt}2 v[\mu^+](x^+)`. Order 2 needs the old velocity at the start x of the
+    path; at the end it would give order 1.
 
-    No theorem keeps such a step from raising F. Where it does, it is thrown away and a
-    JKO step of dt is made in its place, of order 1, which dissipates; ``fallback``
-    tells. Then the step costs two proximal steps and a velocity. The same is done where
-    F has no finite velocity, as an entropy beside empty cells.
+    No theorem keeps such a step from raising F. A step that raises F is replaced by a
+    JKO step of order 1, which dissipates; ``fallback`` is then True, and the cost is
+    two proximal steps and a velocity. A step of order 1 is also taken if the velocity
+    of F is not finite, as for an entropy beside empty cells.
 
     Parameters
     ----------
     solver : ProximalSolver
-        Of the representation.
+        A solver for the representation.
     F : Functional
         What to minimise.
     mu : Measure
@@ -44,12 +44,12 @@ def trapezoidal_step(
     dt : float
         Step, > 0.
     state : object
-        What the solver wants back.
+        Warm start of the solver, or None.
 
     Returns
     -------
     Step
-        The new measure, the state, the report.
+        The new measure, the next warm start, the report.
 
     Raises
     ------
@@ -64,13 +64,13 @@ def trapezoidal_step(
     half = solved(solver, F, middle, 0.5 * dt, state)
     known, eps = half.certificate, torch.finfo(mu.dtype).eps
     before, after = float(energy), known["energy_after"]
-    # As far as the energies of cells are known: the velocity is that of `mu`.
+    # A rise within round-off is none.
     if not after - before <= round_off(before, after, eps):
         return _fallback(solver, F, mu, dt, half.iterations)
     w2 = known.w2
     if w2 is not None:
         w2 = 0.5 * dt * float(mu.norm(velocity)) + w2
-    # The solver's own entries are those of its half; they stay in ``stages``.
+    # The solver's own entries describe its half of the step; they stay in ``stages``.
     info = composed(
         (known,),
         dt=dt,
@@ -86,7 +86,7 @@ def trapezoidal_step(
 def _fallback(
     solver: ProximalSolver[Any], F: Functional, mu: Measure, dt: float, spent: int = 0
 ) -> Step[Any]:
-    """Make a step of order 1 in place of one that raised F, or could not be made."""
+    """Make a step of order 1 in place of a step that raised F or had no velocity."""
     whole = solved(solver, F, mu, dt)
     info = whole.certificate.also(fallback=True)
     info = replace(info, iterations=spent + whole.iterations)

@@ -1,4 +1,4 @@
-"""Covariances by their factors: checks at the door, and the optimal map of two."""
+"""Covariances and their factors: checks of the input, and the optimal map of two."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from otflow.errors import NotConverged
 
 __all__ = ["check_state", "cholesky", "optimal_rotation", "widened"]
 
-# Of Newton's iteration for an orthogonal factor, and where it converges quadratically.
+# Most steps of Newton's iteration for an orthogonal factor, and the change below which
+# it converges quadratically.
 POLAR_STEPS = 40
 CLOSE = 1e-3
 
@@ -42,10 +43,10 @@ def check_state(state: Tensor) -> str | None:
 def optimal_rotation(source: Tensor, target: Tensor) -> Tensor:
     r"""Return the orthogonal O with TL = L'O, T the optimal map; float64.
 
-    T is symmetric, >= 0 and :math:`T\Sigma T = \Sigma'`; O is the orthogonal factor of
-    :math:`L'^\top L`, so that no root and no inverse is formed. It is the identity, to
-    the last digit, where that is proved to be as short: :math:`|L' - L| \le
-    |L'O - L|` up to the round-off of L and L' in their own dtype.
+    T is symmetric, >= 0 and :math:`T\Sigma T = \Sigma'`. O is the orthogonal factor of
+    :math:`L'^\top L`, so that no root and no inverse is formed. O is exactly the
+    identity if the identity is proved to be as short: :math:`|L' - L| \le |L'O - L|` up
+    to the round-off of L and L' in their own dtype.
 
     Parameters
     ----------
@@ -55,7 +56,7 @@ def optimal_rotation(source: Tensor, target: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (d, d)
-        float64: in float32 the sum of d squares that O makes small would be lost.
+        float64: O makes a sum of d squares small, and float32 would lose it.
     """
     # Half of the last digit of every entry.
     slack = 0.5 * torch.finfo(source.dtype).eps
@@ -97,16 +98,17 @@ def widened(factor: Tensor, variance: float) -> Tensor:
 def polar_factor(matrix: Tensor) -> Tensor:
     r"""Return the orthogonal factor of a regular matrix, differentiable to any order.
 
-    By Newton's iteration :math:`X \leftarrow \frac12(\gamma X + X^{-\top}/\gamma)`: a
-    singular value decomposition would divide by the differences of the singular values,
-    which are equal for the identity.
+    Newton's iteration :math:`X \leftarrow \frac12(\gamma X + X^{-\top}/\gamma)` finds
+    it. The derivative of a singular value decomposition would divide by differences of
+    singular values, which are 0 for the identity.
     """
 
     def step(x: Tensor, *, scaled: bool) -> Tensor:
         inverse: Tensor = torch.linalg.inv(x).T
         if not scaled:
             return 0.5 * (x + inverse)
-        with torch.no_grad():  # every scale leads to the same limit
+        # Every scale leads to the same limit, so it needs no derivative.
+        with torch.no_grad():
             norms = torch.linalg.matrix_norm(torch.stack([inverse, x]))
             ratio = (norms[0] / norms[1]).sqrt()
         scaled_mean: Tensor = 0.5 * (ratio * x + inverse / ratio)
@@ -123,13 +125,15 @@ def polar_factor(matrix: Tensor) -> Tensor:
             "to singular; detach the measure, or add a multiple of the identity"
         )
         raise NotConverged(msg)
-    for _ in range(4):  # from 1e-3 twice to round-off: derivatives lag behind
+    # Two steps take the value from 1e-3 to round-off. Two more do so for derivatives,
+    # which lag behind.
+    for _ in range(4):
         x = step(x, scaled=False)
     return x
 
 
 def cholesky(covariance: ArrayLike, mean: Tensor) -> Tensor:
-    """Return the Cholesky factor of a covariance, or say what is wrong with it."""
+    """Return the Cholesky factor of a covariance; raise ValueError if there is none."""
     S = as_float_tensor(covariance, "covariance")
     d = len(mean)
     if S.shape != (d, d):

@@ -52,19 +52,21 @@ class Gaussian(Measure):
     r"""The Gaussian law :math:`N(m, LL^\top)` in any dimension.
 
     It is the image of the standard Gaussian under :math:`z \mapsto m + L z`, and it
-    moves by affine maps: a tangent :math:`t` of shape (1 + d, d) moves the point of
-    the node z by :math:`t_0 + z\, t_{1:}`, so row 0 moves the mean and the others move
-    :math:`L^\top`. Since z is white, :math:`\langle s, t\rangle_{L^2(\mu)} = \sum s t`,
-    and gradients are :math:`(\partial F/\partial m, \partial F/\partial L^\top)`. The
-    flow of F on Gaussians is its flow in W2 projected to affine velocities
-    :cite:p:`lambert2022variational`, and is the flow itself if F is the sum of
-    quadratic potentials, quadratic interactions and entropy.
+    moves by affine maps. A tangent :math:`t` of shape (1 + d, d) moves the point of the
+    node z by :math:`t_0 + z\, t_{1:}`: row 0 moves the mean, the other rows move
+    :math:`L^\top`. Since z is white, :math:`\langle s, t\rangle_{L^2(\mu)} = \sum_{ij}
+    s_{ij} t_{ij}`, and the gradient of F is :math:`(\partial F/\partial m, \partial
+    F/\partial L^\top)`. For a functional of the law :math:`\partial F/\partial L = A L`
+    with A symmetric; for :math:`\int V d\mu`, :math:`A = E\,\nabla^2 V`. The flow of F
+    on Gaussians is its flow in W2 projected to affine velocities
+    :cite:p:`lambert2022variational`. It is the flow itself if F is a sum of quadratic
+    potentials, quadratic interactions and entropy.
 
-    Expectations are sums over whitened nodes, :math:`x_k = m + L z_k`: exact, to
-    round-off, for polynomials of degree 3, hence for quadratic potentials; what else is
-    exact is told by `quadrature`. Pairs of independent points differ by
-    :math:`\sqrt2 L z`, so an interaction costs one sum, not a double one. Density and
-    entropy are in closed form.
+    Expectations are sums over whitened nodes, :math:`x_k = m + L z_k`. They are exact,
+    to round-off, for polynomials of degree 3, hence for quadratic potentials;
+    `quadrature` says what else is exact. Two independent points differ by :math:`\sqrt2
+    L z` in law, so an interaction costs one sum, not a double one. Density and entropy
+    are in closed form.
 
     Parameters
     ----------
@@ -73,9 +75,9 @@ class Gaussian(Measure):
     covariance : Tensor or ndarray, shape (d, d)
         Covariance, symmetric and positive definite.
     nodes : int, optional
-        Quadrature nodes: per axis for d <= 3 (tensor Gauss-Hermite; 32, 20, 12 by
-        default), in all above (antithetic low-discrepancy nodes; 2,048, or 8 d rounded
-        up to a power of two where that is more).
+        Quadrature nodes. For d <= 3, per axis (tensor Gauss-Hermite; 32, 20, 12 by
+        default). Above, in all (antithetic low-discrepancy nodes; by default the larger
+        of 2,048 and 8 d rounded up to a power of two).
 
     Attributes
     ----------
@@ -106,8 +108,8 @@ class Gaussian(Measure):
 
     Notes
     -----
-    With n nodes a value costs that of its ground function at n points and a product,
-    O(n d^2); moves cost O(d^3). The distance between two Gaussians is
+    With n nodes a value costs its ground function at n points, and a product O(n d^2).
+    A move costs O(d^3). The distance between two Gaussians is
     `otflow.metrics.wasserstein2`, or ``mu.norm(mu.displacement_to(nu))``.
 
     Examples
@@ -159,7 +161,8 @@ class Gaussian(Measure):
             msg = f"mean must have shape (d,), got {tuple(m.shape)}{cure}"
             raise ValueError(msg)
         m = as_points(m[None], "mean")[0].clone()
-        # The rule first: a dimension that has none must not wait for eigenvalues.
+        # The rule first: a dimension without a rule raises before the eigenvalues of
+        # the covariance are computed.
         rule = gaussian_nodes(len(m), nodes)
         factor = cholesky(covariance, m)
         self._set(torch.cat([m[None], factor.T]), rule)
@@ -170,7 +173,7 @@ class Gaussian(Measure):
         self._hold(**_placed(state, z))
 
     def with_free_state(self, state: Tensor) -> Self:
-        r"""Return an argument for a functional whose state is free: none is checked.
+        r"""Return a Gaussian of another state, the argument of a functional; unchecked.
 
         Parameters
         ----------
@@ -190,8 +193,9 @@ class Gaussian(Measure):
         Parameters
         ----------
         nodes : int
-            Per axis for d <= 3, even and at least 8: equal steps, which are finer than
-            Gauss-Hermite where many are wanted. In all above, low-discrepancy nodes.
+            For d <= 3, per axis, even and at least 8: equal steps, closer than
+            Gauss-Hermite nodes where there are many. Above, in all: low-discrepancy
+            nodes.
 
         Returns
         -------
@@ -215,7 +219,7 @@ class Gaussian(Measure):
         return self.with_nodes(finer_nodes(self.dim, nodes))
 
     def with_free_nodes(self, nodes: Tensor, weights: Tensor) -> Self:
-        """Return an argument for a functional whose nodes are free: none is checked.
+        """Return a Gaussian on other nodes, as the argument of a functional; unchecked.
 
         Parameters
         ----------
@@ -263,8 +267,12 @@ class Gaussian(Measure):
     def from_samples(cls, x: ArrayLike, *, nodes: int | None = None) -> Self:
         """Return the Gaussian with the mean and the covariance of points x (n, d).
 
-        They weigh 1/n each: of all Gaussians it is the one that makes them likeliest.
-        Points in a hyperplane have none; they are a ``ValueError``.
+        Each point weighs 1/n, so this is the Gaussian of the greatest likelihood.
+
+        Raises
+        ------
+        ValueError
+            If the points lie in a hyperplane: their covariance is singular.
         """
         x = as_points(x, "x")
         n, d = x.shape
@@ -283,7 +291,7 @@ class Gaussian(Measure):
     def log_density(self, x: ArrayLike | None = None) -> Tensor:
         r"""Return :math:`\log\rho` at the measure's own points, or at `x` (m, d).
 
-        By a solve with the factor; the covariance is never inverted.
+        One solve with the factor gives it; the covariance is never inverted.
         """
         if x is None:
             z = self.nodes
@@ -297,7 +305,7 @@ class Gaussian(Measure):
         return -0.5 * z.square().sum(-1) - self.log_volume()
 
     def density(self) -> Tensor:
-        """Return the density at the measure's own points, (n,); `NonFinite` if inf."""
+        """Return the density at the nodes, (n,); raise `NonFinite` if it overflows."""
         rho = self.log_density().exp()
         if bool(rho.detach().isinf().any()):
             msg = f"a density is too large for {rho.dtype}; use log_density()"
@@ -305,15 +313,15 @@ class Gaussian(Measure):
         return rho
 
     def log_volume(self) -> Tensor:
-        r"""Return :math:`\tfrac12\log\det(2\pi\Sigma)` = -max log density."""
+        r"""Return :math:`\tfrac12\log\det(2\pi\Sigma)`, minus the greatest log rho."""
         volume: Tensor = torch.linalg.slogdet(self.factor).logabsdet
         return volume + 0.5 * self.dim * math.log(2 * math.pi)
 
     def internal(self, e: Ground) -> Tensor:
-        r"""Return :math:`\int e(\rho)\, d\mu`, e the energy per unit of mass.
+        r"""Return :math:`\int e(\rho)\, d\mu`, with densities formed in float64.
 
-        Densities are formed in float64, from their logarithms: in many dimensions they
-        leave the range of float32. Beyond that of float64 it raises `NonFinite`.
+        In many dimensions a density leaves the range of float32. Beyond the range of
+        float64 the method raises `NonFinite`.
         """
         return integrate_energy(e, self.log_density(), self.weights)
 
@@ -324,9 +332,9 @@ class Gaussian(Measure):
     def _pair_energy(self, W: Kernel) -> Tensor:
         r"""Return :math:`\tfrac12 E\,W(\sqrt2 L z)`: the law of x - y is Gaussian.
 
-        For a Gaussian kernel of any width in closed form, :math:`\tfrac12 \det(I +
-        2\Sigma/\sigma^2)^{-1/2}`. Exact too where the rule is exact for W, as for
-        quadratic kernels. Time O(n d^2).
+        A Gaussian kernel of any width has the closed form :math:`\tfrac12 \det(I +
+        2\Sigma/\sigma^2)^{-1/2}`. The sum is exact too if the rule is exact for W, as
+        for a quadratic kernel. Time O(n d^2).
         """
         if type(W) is GaussianKernel:
             return gaussian_kernel_energy(self.factor, W)
@@ -347,12 +355,13 @@ class Gaussian(Measure):
         return super()._potential(W, x)
 
     def _differences(self, W: Kernel) -> Tensor:
-        """Return W at the nodes of x - y; it warns if W lies between the nodes.
+        """Return W at the nodes of x - y; warn if W has features between the nodes.
 
         Raises
         ------
         Unsupported
-            If W is infinite at 0, to which the rule is blind: it is percents off.
+            If W is infinite at 0. The rule does not see that; its error is some
+            percent.
         """
         at_zero = W.values(torch.zeros_like(self.mean)[None])
         if W.singular or bool(at_zero.isinf()):
@@ -370,32 +379,6 @@ class Gaussian(Measure):
     # Derivatives ----------------------------------------------------------------------
 
     def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
-        r"""Return the value and the affine field that is its gradient.
-
-        That is :math:`(\partial F/\partial m, \partial F/\partial L^\top)`. For a
-        functional of the law :math:`\partial F/\partial L = A L` with A symmetric; for
-        :math:`\int V d\mu` it is :math:`A = E\,\nabla^2 V`.
-
-        Parameters
-        ----------
-        value : callable
-            Maps a measure to a 0-d tensor.
-
-        Returns
-        -------
-        value : Tensor
-            0-d.
-        gradient : Tensor, shape (1 + d, d)
-            The Wasserstein gradient; minus the velocity. Both carry the graph of what
-            they depend on, where that has one.
-
-        Raises
-        ------
-        InvalidFunctional
-            If `value` does not return a differentiable 0-d tensor.
-        NonFinite
-            If the value or the gradient is NaN or infinite.
-        """
 
         def evaluate(state: Tensor) -> Tensor:
             nu = self.with_free_state(state)
@@ -407,33 +390,13 @@ class Gaussian(Measure):
     # Moves ----------------------------------------------------------------------------
 
     def push(self, tangent: Tensor, dt: float) -> Self:
-        r"""Add :math:`dt\,t` to the mean and the transposed factor.
-
-        Parameters
-        ----------
-        tangent : Tensor, shape (1 + d, d)
-            Velocity of the mean, and below it that of the transposed factor.
-        dt : float
-            Time, of either sign.
-
-        Returns
-        -------
-        Gaussian
-            The moved measure, with the same nodes.
-
-        Raises
-        ------
-        Diverged
-            If it leaves the finite numbers or its covariance is singular; the error
-            carries `self`.
-        """
         self._check_tangent(tangent)
         return self._moved(torch.add(self.state, tangent, alpha=real(dt, "dt")))
 
     def diffuse(self, variance: float, generator: torch.Generator) -> Self:
         r"""Return :math:`N(m, \Sigma + \mathrm{variance}\, I)`: exact, without noise.
 
-        It is reached by the optimal map; the generator is not used.
+        The optimal map leads there; the generator is not used.
         """
         check_generator(generator)
         variance = positive(variance, "variance", or_zero=True)
@@ -443,7 +406,6 @@ class Gaussian(Measure):
         return self._moved(torch.cat([self.mean[None], factor.T]))
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n independent points of the law itself, (n, d)."""
         check_generator(generator)
         z = self.mean.new_empty(non_negative_int(n, "n", minimum=1), self.dim)
         z.normal_(generator=generator)
@@ -452,7 +414,6 @@ class Gaussian(Measure):
     # Geometry -------------------------------------------------------------------------
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
-        r"""Return :math:`\sum u_{ij} v_{ij} = \int u\cdot v\,d\mu`."""
         self._check_tangent(u, "u")
         self._check_tangent(v, "v")
         return (u * v).sum()
@@ -461,11 +422,11 @@ class Gaussian(Measure):
         r"""Return the optimal displacement: its norm is :math:`W_2`.
 
         The optimal map is :math:`x \mapsto m' + T(x - m)` with T symmetric and
-        :math:`T\Sigma T = \Sigma'` :cite:p:`bhatia2019bures`. It is
-        :math:`TL = L'O` with the orthogonal factor O of :math:`L'^\top L`, so no root
-        and no inverse is formed. Where node by node is already optimal O is the
-        identity and `push` for time 1 gives `other` itself; else the law of `other`,
-        on turned nodes.
+        :math:`T\Sigma T = \Sigma'` :cite:p:`bhatia2019bures`. It satisfies :math:`TL =
+        L'O` with the orthogonal factor O of :math:`L'^\top L`, so no root and no
+        inverse is formed. If the map from node to node is optimal, O is the identity,
+        and `push` for time 1 gives `other` itself. Else it gives the law of `other` on
+        turned nodes.
 
         Parameters
         ----------
@@ -490,6 +451,8 @@ class Gaussian(Measure):
             raise ValueError(msg)
         check_like(other.mean, self.mean, "other", "self")
         turn = optimal_rotation(self.factor, other.factor)
+        # In float64: the round-off of this product in float32 may exceed the difference
+        # of two close states.
         goal = torch.cat([other.mean[None].double(), turn.T @ other.factor.T.double()])
         return (goal - self.state.double()).to(self.dtype)
 
@@ -507,7 +470,7 @@ class Gaussian(Measure):
 
 
 def _placed(state: Tensor, z: Tensor) -> dict[str, Tensor]:
-    """Return what of a law depends on its mean and factor."""
+    """Return the attributes that depend on the mean and the factor."""
     points = torch.addmm(state[0], z, state[1:])
     return {"mean": state[0], "factor": state[1:].T, "points": points}
 

@@ -1,4 +1,4 @@
-"""Interaction of a Gaussian law: a Gaussian kernel, and what lies between the nodes."""
+"""Interaction of a Gaussian law: Gaussian kernels, and features between the nodes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
     "warn_if_hidden",
 ]
 
-# Parts of the energy that may lie between the nodes unsaid.
+# Share of the energy that may lie between the nodes without a warning.
 UNSEEN = 0.1
 
 
@@ -52,8 +52,8 @@ def gaussian_kernel_potential(
 ) -> Tensor:
     r"""Return :math:`E\,W(x - m - Lz)` at points x (m, d), in closed form: (m,).
 
-    That is :math:`\det(I + \Sigma/\sigma^2)^{-1/2} \exp(-\tfrac12 (x - m)^\top
-    (\Sigma + \sigma^2 I)^{-1} (x - m))`; differentiable to any order.
+    That is :math:`\det(I + \Sigma/\sigma^2)^{-1/2} \exp(-\tfrac12 (x - m)^\top (\Sigma
+    + \sigma^2 I)^{-1} (x - m))`; differentiable to any order.
     """
     scaled = factor / W.sigma
     one = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
@@ -66,11 +66,12 @@ def gaussian_kernel_potential(
 
 
 def unseen_energy(W: Kernel, nodes: Tensor, factor: Tensor) -> float:
-    r"""Return an estimate of the energy of a kernel that no node of a rule sees.
+    """Return an estimate of the energy of W that no node of a rule sees.
 
-    No node is nearer to 0 than r. W at 0 is extrapolated from r and 2 r along each
-    axis of the factor, as from a kernel that is smooth on that scale. What it is beside
-    that, at 0, counts with half of the chance that two points are nearer than r.
+    Let r be the distance of the nearest node from 0. The value of W at 0 is
+    extrapolated from r and 2 r along each axis of the factor, as for a kernel that is
+    smooth on that scale. The excess of W(0) over this value counts with half of the
+    chance that two points are nearer than r.
 
     Parameters
     ----------
@@ -97,9 +98,9 @@ def unseen_energy(W: Kernel, nodes: Tensor, factor: Tensor) -> float:
 def hidden_energy(
     W: Kernel, nodes: Tensor, weights: Tensor, factor: Tensor, values: Tensor
 ) -> float:
-    """Return `unseen_energy` where it counts beside what nodes see of W, else 0.
+    """Return `unseen_energy` if it is not small beside what the nodes see of W, else 0.
 
-    Seen is the spread of the values of W about their mean: a constant is no feature.
+    The nodes see the spread of W about its mean: a constant is no feature.
 
     Parameters
     ----------
@@ -120,7 +121,7 @@ def hidden_energy(
 def warn_if_hidden(
     W: Kernel, nodes: Tensor, weights: Tensor, factor: Tensor, values: Tensor
 ) -> None:
-    """Warn if the nodes do not see much of the energy of a kernel."""
+    """Warn (KernelWarning) if the nodes miss a large share of a kernel's energy."""
     unseen = hidden_energy(W, nodes, weights, factor, values)
     if unseen > 0:
         msg = (

@@ -1,4 +1,4 @@
-"""Nodes that integrate against a standard Gaussian, whitened; energies by logs."""
+"""White nodes for a standard Gaussian; energies from logarithms of densities."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LOW_DISCREPANCY = 2048
 PER_DIMENSION = 8
 # Dimensions for which Sobol's sequence is tabulated.
 MAX_DIM = 21201
-# Half the width of a trapezoidal rule: beyond it there is exp(-50) of the mass.
+# Half the width of a trapezoidal rule: the mass beyond is about exp(-50).
 HALF_WIDTH = 10.0
 # Beyond it the exponential, or its inverse, leaves the normal numbers of float64.
 LARGEST_LOG = 708.0
@@ -48,7 +48,7 @@ LARGEST_LOG = 708.0
 class Nodes:
     r"""Nodes z_k and masses with :math:`\sum_k w_k f(z_k) \approx E f(z)`.
 
-    Mean zero and second moment the identity, to round-off.
+    Their mean is zero and their second moment the identity, to round-off.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Nodes:
     weights : Tensor, shape (k,)
         Masses, of sum 1.
     rule : str
-        Which rule, how many nodes, exact to which degree.
+        Name of the rule, number of nodes, degree of exactness.
     degree : int
         That degree: in each coordinate for d <= 3, in all of them above.
 
@@ -81,9 +81,9 @@ def gaussian_nodes(dim: int, nodes: int | None = None) -> Nodes:
     dim : int
         Dimension, >= 1.
     nodes : int, optional
-        Nodes per axis for d <= 3, at least 2; the number of all nodes above, even and
-        more than 2 d: by default 2,048, or 8 d rounded up to a power of two where that
-        is more.
+        For d <= 3, nodes per axis, at least 2. Above, the number of all nodes, even and
+        more than 2 d; by default the larger of 2,048 and 8 d rounded up to a power of
+        two.
 
     Returns
     -------
@@ -93,7 +93,7 @@ def gaussian_nodes(dim: int, nodes: int | None = None) -> Nodes:
     Raises
     ------
     ValueError
-        If `nodes` is too small, too large or odd, or d above 21,201, where Sobol's
+        If `nodes` is too small, too large or odd, or d is above 21,201, where Sobol's
         sequence ends.
     MemoryError
         If the nodes of all axes do not fit into the memory.
@@ -113,10 +113,10 @@ def gaussian_nodes(dim: int, nodes: int | None = None) -> Nodes:
 
 
 def finer_nodes(dim: int, nodes: int) -> Nodes:
-    r"""Return a rule of as many nodes as one likes: trapezoidal to d = 3, then Sobol.
+    r"""Return a rule of any number of nodes: trapezoidal to d = 3, then Sobol.
 
-    Equal steps converge like Gauss-Hermite where f is analytic, and where it is not
-    their nodes are closer, :math:`20/k` apart in place of :math:`\pi/\sqrt k`.
+    Where f is analytic, equal steps converge like Gauss-Hermite. Elsewhere their nodes
+    are closer: :math:`20/k` apart in place of :math:`\pi/\sqrt k`.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def finer_nodes(dim: int, nodes: int) -> Nodes:
     Raises
     ------
     ValueError
-        If `nodes` is too small or odd, or d above 21,201.
+        If `nodes` is too small or odd, or d is above 21,201.
     MemoryError
         If the nodes of all axes do not fit into the memory.
     """
@@ -145,8 +145,8 @@ def finer_nodes(dim: int, nodes: int) -> Nodes:
 def scattered_nodes(dim: int, nodes: int, seed: int = 0) -> Nodes:
     """Return low-discrepancy nodes in any dimension, scrambled by a seed.
 
-    They lie on no lines and are as dense as the law: they see features that are
-    narrower than the distance of equal steps.
+    They lie on no lines and are as dense as the law. So they see features narrower than
+    the distance of equal steps.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def scattered_nodes(dim: int, nodes: int, seed: int = 0) -> Nodes:
     nodes : int
         Number of all nodes, even and more than 2 dim.
     seed : int
-        Of the scrambling.
+        Seed of the scrambling.
 
     Returns
     -------
@@ -165,7 +165,7 @@ def scattered_nodes(dim: int, nodes: int, seed: int = 0) -> Nodes:
     Raises
     ------
     ValueError
-        If `nodes` is too small or odd, or `dim` above 21,201.
+        If `nodes` is too small or odd, or `dim` is above 21,201.
     MemoryError
         If the nodes do not fit into the memory.
     """
@@ -176,7 +176,7 @@ def scattered_nodes(dim: int, nodes: int, seed: int = 0) -> Nodes:
 
 
 def _even(nodes: int, minimum: int) -> int:
-    """Check a number of nodes that come in pairs."""
+    """Return a number of nodes that come in pairs; raise ValueError if it is odd."""
     count = non_negative_int(nodes, "nodes", minimum=minimum)
     if count % 2:
         msg = f"nodes must be even, they come in pairs z, -z; got {count}"
@@ -185,16 +185,16 @@ def _even(nodes: int, minimum: int) -> int:
 
 
 def _check_room(count: int, dim: int, what: str) -> None:
-    """Refuse a rule of which a few copies would not fit into the memory."""
+    """Raise MemoryError if a few copies of a rule do not fit into the memory."""
     copies = 6  # nodes, masses, moved nodes, values and their gradients
     take = "take fewer nodes; they count on each axis up to d = 3"
     check_memory(8 * copies * count * (dim + 1), what, take, torch.device("cpu"))
 
 
 def integrate_energy(e: Ground, logs: Tensor, weights: Tensor) -> Tensor:
-    r"""Return :math:`\sum_k w_k\, e(\exp l_k)` from logarithms of densities.
+    r"""Return :math:`\sum_k w_k\, e(\exp l_k)` from logarithms l of densities.
 
-    In float64: in many dimensions a density leaves the range of float32.
+    It is summed in float64: in many dimensions a density leaves the range of float32.
 
     Raises
     ------
@@ -234,7 +234,7 @@ def _tensor(dim: int, per_axis: int) -> Nodes:
 
 @lru_cache(maxsize=16)
 def _trapezoidal(dim: int, per_axis: int) -> Nodes:
-    # As wide as makes what is cut off about what equal steps alias.
+    # At this width the mass cut off is about the aliasing error of equal steps.
     width = min(math.sqrt(math.pi * per_axis), HALF_WIDTH)
     z = np.linspace(-width, width, per_axis)
     rule = (
@@ -260,7 +260,7 @@ def _product(
 
 @lru_cache(maxsize=16)
 def _antithetic(dim: int, count: int, seed: int = 0) -> Nodes:
-    # Scrambled once and for all. The plain sequence misses the radius in many
+    # Scrambled by a fixed seed. The plain sequence misses the radius in many
     # dimensions: E|z|^4 is wrong by half at d = 32 with 4,096 nodes, scrambled by 1%.
     _check_room(count, dim, f"{count} nodes in dimension {dim}")
     engine = torch.quasirandom.SobolEngine(  # type: ignore[no-untyped-call]

@@ -22,10 +22,10 @@ MAX_DIM = 3
 
 @dataclass(frozen=True)
 class Box:
-    """The box of corners `lower` and `upper`, cut into ``shape`` cells.
+    """The box with corners `lower` and `upper`, cut into ``shape`` cells.
 
-    Cells are numbered in C order. A *face* separates two neighbouring cells; faces are
-    numbered axis by axis, and those in the border of the box are left out.
+    Cells are numbered in C order. A *face* separates two neighbouring cells. Faces are
+    numbered axis by axis; those in the border of the box are omitted.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class Box:
 
     @classmethod
     def of(cls, lower: Any, upper: Any, shape: Any) -> Box:
-        """Return the box of these corners, each a number or one number an axis."""
+        """Return the box of these corners, each one number, or one number per axis."""
         shape = (shape,) if not isinstance(shape, Sequence) else shape
         cells = tuple(non_negative_int(n, "shape", minimum=1) for n in shape)
         if not 1 <= len(cells) <= MAX_DIM:
@@ -186,17 +186,17 @@ class Box:
         return self.join_faces([part / h for part, h in parts])
 
     def collect(self, below: Tensor, above: Tensor) -> Tensor:
-        """Return, for each cell, the sum over its faces of what is meant for it.
+        """Add each face's two contributions to the adjacent cells.
 
         Parameters
         ----------
         below, above : Tensor, shape (n_faces,)
-            What each face gives to the cell below it and to the cell above it.
+            Contribution of each face to the cell below it and to the cell above it.
 
         Returns
         -------
         Tensor, shape (n,)
-            The adjoint of `neighbours`.
+            The sums; the adjoint of `neighbours`.
         """
         total = below.new_zeros(self.shape)
         sides = zip(self.split_faces(below), self.split_faces(above), strict=True)
@@ -262,7 +262,7 @@ class Box:
         ValueError
             If a point lies outside the box.
         """
-        self.cell_of(x)  # refuses points outside
+        self.cell_of(x)  # raises for points outside
         result = torch.zeros_like(x[:, 0])
         low, part = [], []
         for axis, (a, h, n) in enumerate(

@@ -1,4 +1,4 @@
-"""What a density on a grid must satisfy, checked at the door."""
+"""Checks of the masses, the border and the obstacles of a density on a grid."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ __all__ = [
     "masses_of",
 ]
 
-# Share of the mass beside the border above which a box is too small, and how far from
-# it that is: a share of the side, at least a cell.
+# A box is too small if more than this share of the mass lies beside its border; beside
+# means this share of the side, at least one cell.
 BORDER_SHARE, BORDER_WIDTH = 1e-3, 1 / 40
-# Mass in that layer does not reach the border where its mean is above so many times the
-# mass of the outermost cell.
+# Mass in that layer does not reach the border if the mean mass of its cells is more
+# than so many times that of the outermost cell.
 REACHED = 20.0
 
 
 def mass_tolerance(dtype: torch.dtype) -> float:
-    """Return by how much the masses of a density may miss the sum 1."""
+    """Return how far the sum of the masses may be from 1."""
     return 1e-5 if dtype == torch.float32 else 1e-9
 
 
 def free_cells(obstacles: ArrayLike | None, rho: Tensor) -> Tensor:
-    """Return which cells are free (n,), from a mask of obstacles of the right kind."""
+    """Return which cells are free (n,), from a mask of obstacles that is checked."""
     if obstacles is None:
         return torch.ones(rho.numel(), dtype=torch.bool, device=rho.device)
     mask = torch.as_tensor(obstacles, device=rho.device)
@@ -59,7 +59,7 @@ def free_cells(obstacles: ArrayLike | None, rho: Tensor) -> Tensor:
 
 
 def masses_of(rho: Tensor, box: Box, free: Tensor, *, normalize: bool) -> Tensor:
-    """Return the masses (n,) of a density that passes every check, with its graph."""
+    """Return the masses (n,) of a density, checked, with its graph."""
     _check_density(rho.detach(), free)
     weights = rho.reshape(-1) * box.cell_volume
     total = _sum(weights)
@@ -79,7 +79,7 @@ def masses_of(rho: Tensor, box: Box, free: Tensor, *, normalize: bool) -> Tensor
 
 
 def check_masses(masses: Tensor, like: Tensor, free: Tensor) -> None:
-    """Refuse masses (n,) that are no probability on the cells of `like`."""
+    """Raise unless masses (n,) are a probability on the cells of `like`."""
     check_like(masses, like, "weights", "the density")
     if masses.shape != like.shape:
         msg = (
@@ -98,7 +98,7 @@ def check_masses(masses: Tensor, like: Tensor, free: Tensor) -> None:
 
 
 def check_same_box(mu: Any, other: Any) -> None:
-    """Refuse (ValueError) a measure that is no density on the box of another."""
+    """Raise ValueError unless `other` is a density on the box of `mu`."""
     if getattr(other, "box", None) != mu.box:
         msg = (
             f"both densities must live on the same grid, got {other!r} beside {mu!r} "
@@ -108,7 +108,7 @@ def check_same_box(mu: Any, other: Any) -> None:
 
 
 def check_same_obstacles(first: Tensor, second: Tensor) -> None:
-    """Refuse (ValueError) densities of which one may enter what bars the other."""
+    """Raise ValueError if one density may enter a cell that is closed to the other."""
     if not torch.equal(first, second):
         msg = (
             "both densities must have the same obstacles; make both anew with the "
@@ -150,7 +150,7 @@ def _sum(masses: Tensor) -> float:
 
 
 def _check_density(rho: Tensor, free: Tensor) -> None:
-    """Refuse a density that is negative, not finite, zero, or inside an obstacle."""
+    """Raise ValueError for a density negative, not finite, zero, or in an obstacle."""
     bad = ~(torch.isfinite(rho) & (rho >= 0))
     if bool(bad.any()):
         index = tuple(int(i) for i in bad.nonzero()[0])
@@ -170,7 +170,7 @@ def _check_density(rho: Tensor, free: Tensor) -> None:
 
 
 def _check_units(box: Box, total: float, dtype: torch.dtype) -> None:
-    """Refuse a box of which a corner, or the mass before it is 1, leaves a dtype."""
+    """Raise ValueError if a corner, or the mass before it is 1, leaves the dtype."""
     reach = max(*map(abs, box.lower), *map(abs, box.upper))
     if not (reach <= torch.finfo(dtype).max and 0 < total < math.inf):
         msg = (
@@ -182,7 +182,7 @@ def _check_units(box: Box, total: float, dtype: torch.dtype) -> None:
 
 
 def _check_connected(mass: Tensor, free: Tensor) -> None:
-    """Refuse mass on both sides of an obstacle that has no way round."""
+    """Raise ValueError if obstacles cut the mass in two."""
     ndimage = lazy_import("scipy.ndimage")
     labels, count = ndimage.label(free.cpu().numpy())
     if count < 2:
@@ -208,7 +208,7 @@ def check_border(
 ) -> None:
     """Warn (BoxWarning) of mass beside a border that stands for all space.
 
-    Once along a flow: not if there was as much `before`, when it warned.
+    It warns once along a flow: not if there was as much mass `before`.
     """
     if walls or not bool(is_free.all()):
         return
@@ -227,7 +227,7 @@ def check_border(
 def _border_share(box: Box, weights: Tensor) -> float:
     """Return the mass of both outermost layers along an axis, the largest of all axes.
 
-    A layer of one cell holds ever less mass as the grid is refined: the layers of a
+    A layer of one cell holds ever less mass as the grid is refined. So the layers of a
     fine grid are a share of the side.
     """
     mass = weights.detach().reshape(box.shape)

@@ -45,21 +45,28 @@ FAR = 16
 class Convolution:
     r"""The map from masses to :math:`(W * \mu)(x_i) = \sum_j \bar W_{i-j}\, w_j`.
 
-    W stands for its even part. A finite kernel that is smooth on the scale of a cell is
-    taken at the centres. For one that is narrow or infinite at 0, or that a guard such
-    as :math:`z^2 + 10^{-16}` alone keeps finite there, the average over the pair of
-    cells,
+    W stands for its even part, :math:`\tfrac12(W(z) + W(-z))`. For a finite kernel that
+    is smooth on the scale of a cell, :math:`\bar W_k` is the value at the centres.
+    Otherwise it is the average over the pair of cells,
 
     .. math:: \bar W_k = \frac1{|c|^2} \int_c\int_{c + kh} W(y - x)\, dx\, dy,
 
-    counts in its place, that of a cell with itself included: the energy of a density
-    that is constant in the cells is exact. Narrow is a Gaussian with :math:`\sigma <
-    h/1.69`, whose average is in closed form, or another kernel whose sum over the
-    centres along an axis misses its integral by more than one part in 100, and more
-    than a kink at 0 does. Guarded is a user's kernel whose W(0) is further from the
-    average over a cell and itself than half of its distance from W at the next cell;
-    for a smooth one it is a sixth, for :math:`|z|` a third. The transform of the kernel
-    is kept, so that further calls cost two transforms of the masses.
+    that of a cell with itself included. Then the energy of a density that is constant
+    in the cells is exact. A kernel is averaged if it is infinite at 0, narrow or
+    guarded.
+
+    - A Gaussian is narrow if :math:`\sigma < h/1.69`; its average is in closed form.
+    Another
+      kernel is narrow if its sum over the centres along an axis misses its integral by
+      more than one part in 100, and by more than a kink at 0 does.
+    - A guard, as in :math:`z^2 + 10^{-16}`, keeps a kernel finite at 0. A user's kernel
+    counts
+      as guarded if W(0) differs from the average over a cell and itself by more than
+      half of its difference from W at the next cell. For a smooth kernel that ratio is
+      a sixth, for :math:`|z|` a third.
+
+    The transform of the kernel is kept, so that a further call costs two transforms of
+    the masses.
 
     Parameters
     ----------
@@ -70,8 +77,8 @@ class Convolution:
     like : Tensor
         Gives dtype and device.
     diagonal : bool, optional
-        Goes in the next release: a finite kernel counts between a cell and itself
-        unless it is said to be singular.
+        Deprecated; it goes in the next release. A finite kernel counts between a cell
+        and itself unless it is declared singular.
 
     Attributes
     ----------
@@ -91,9 +98,9 @@ class Convolution:
     Notes
     -----
     Time O(n log n), memory O(2^d n); the graded quadrature is for few pairs of cells.
-    Averages of singular kernels are right to 6 digits or more unless cells are more
-    than 4 times as long as wide. Features that are narrower than an eighth of a cell
-    are seen if they are at 0.
+    Averages of singular kernels are right to 6 digits or more, unless cells are more
+    than 4 times as long as wide. Features narrower than an eighth of a cell are seen
+    only at 0.
 
     Examples
     --------
@@ -115,7 +122,7 @@ class Convolution:
         self._transform = torch.fft.rfftn(table)
 
     def is_same(self, other: Convolution) -> bool:
-        """Whether both are the same map."""
+        """Return whether both are the same map."""
         return self.box == other.box and torch.equal(self._transform, other._transform)
 
     def __call__(self, weights: Tensor) -> Tensor:
@@ -143,7 +150,7 @@ _MOST_KEPT = 4
 
 
 def convolution(box: Box, W: Kernel, like: Tensor) -> Convolution:
-    """Return a `Convolution`, the same one again for a kernel known by its numbers."""
+    """Return a `Convolution`; kernels of equal key share one."""
     known = W.key()
     if known is None:
         return Convolution(box, W, like)
@@ -189,7 +196,7 @@ def _table(box: Box, W: Kernel, like: Tensor) -> Tensor:
 
 
 def _resolved(box: Box, W: Kernel, like: Tensor) -> bool:
-    """Return whether the centres of cells tell what a finite kernel is between them."""
+    """Return whether the centres of the cells resolve a finite kernel."""
     with torch.no_grad():
         missed = seen_along_axes(box, W, like)[0]
         if not math.isfinite(missed):  # the table says so
@@ -236,8 +243,8 @@ def _at(W: Kernel, lengths: list[Tensor]) -> Tensor:
 def _averaged(box: Box, W: Kernel, lengths: list[Tensor], *, finite: bool) -> Tensor:
     """Return the averages over pairs of cells by a rule for kernels smooth there.
 
-    A finite kernel may have features far from 0. Where three nodes are too few for them
-    it has the finer rule; where that has too few, or costs too much, a warning says so.
+    A finite kernel may have features far from 0. If three nodes are too few for them,
+    the finer rule is used. If that has too few nodes, or costs too much, it warns.
     """
     total = math.prod(len(x) for x in lengths)
     rule: tuple[tuple[float, float], ...] = HAT
@@ -294,7 +301,7 @@ def _near(box: Box, W: Kernel, pairs: list[tuple[int, ...]], like: Tensor) -> Te
 
     The difference of two points of the cells has the density prod (1 - |z_a - k_a|), a
     polynomial in each unit cube. Cubes with the origin at a corner are cut dyadically
-    towards it, and the shells that are left out follow as a geometric series.
+    towards it. The shells left over are summed as a geometric series.
     """
     scale = like.new_tensor(box.spacing)
     place = {k: i for i, k in enumerate(pairs)}

@@ -60,11 +60,14 @@ class GridDensity(Measure):
     r"""A density on a box, constant on the cells of a regular grid, 1-D to 3-D.
 
     Nothing flows through the walls of the box, nor through obstacles: every verb moves
-    mass through faces between free cells, and proximal solvers whose mass goes along
-    straight lines refuse obstacles (`proximal.FiniteVolume` does not). The first
-    variation is :math:`F'[\mu]_i = \partial F/\partial w_i`, w the masses of the
-    cells. A tangent is one velocity for each inner face between two cells, (n_faces,):
-    :math:`v = -\nabla F'` is minus the difference across the face over the spacing.
+    mass through faces between free cells. Proximal solvers whose mass goes along
+    straight lines raise where there are obstacles; `proximal.FiniteVolume` does not.
+    The first variation is :math:`F'[\mu]_i = \partial F/\partial w_i`, with w the
+    masses of the cells; in obstacles it is 0. A tangent is one velocity for each inner
+    face between two cells, (n_faces,): :math:`v = -\nabla F'` is minus the difference
+    across the face over the spacing, and 0 on the faces of obstacles. `inner` is
+    :math:`\sum_f |f|\, h\, \bar\rho_f\, u_f v_f` with :math:`\bar\rho_f` the mean
+    density of both sides.
 
     Parameters
     ----------
@@ -75,10 +78,10 @@ class GridDensity(Measure):
     obstacles : Tensor or ndarray of bool, shape (n_1, ..., n_d), optional
         True in the cells that no mass may enter.
     walls : bool
-        Whether the border of the box is a wall that is meant. By default the box
-        stands for all space, and mass beside its border warns.
+        Whether the border of the box is a wall on purpose. By default the box stands
+        for all space, and mass beside its border warns.
     normalize : bool
-        Divide by the integral instead of refusing one other than 1.
+        Divide by the integral. By default an integral other than 1 raises.
 
     Attributes
     ----------
@@ -96,8 +99,8 @@ class GridDensity(Measure):
     Raises
     ------
     ValueError
-        If a shape is wrong, the density is negative or not finite or does not
-        integrate to 1, there is mass in an obstacle, or obstacles cut the mass in two.
+        If a shape is wrong, the density is negative or not finite or does not integrate
+        to 1, there is mass in an obstacle, or obstacles cut the mass in two.
 
     Warns
     -----
@@ -165,13 +168,13 @@ class GridDensity(Measure):
         dtype: torch.dtype | None = None,
         device: Any = None,
     ) -> Self:
-        r"""Return the density proportional to f at the centres of the cells.
+        """Return the density proportional to f at the centres of the cells.
 
         Parameters
         ----------
         f : callable
-            Batched (n, d) -> (n,), non-negative; its integral need not be 1, the
-            density is f divided by its integral over the free cells.
+            Batched (n, d) -> (n,), non-negative, of any integral: f is divided by its
+            integral over the free cells.
         lower, upper : float or sequence of float
             Corners of the box.
         shape : int or tuple of int
@@ -205,7 +208,7 @@ class GridDensity(Measure):
         dtype: torch.dtype | None = None,
         device: Any = None,
     ) -> Self:
-        r"""Return a picture as a density, x to the right and y up.
+        """Return a picture as a density, x to the right and y up.
 
         Parameters
         ----------
@@ -213,15 +216,15 @@ class GridDensity(Measure):
             (H, W) grey, (H, W, 3) colours or (H, W, 4) with opacity, the first row on
             top; uint8, bool or floating point. The density is its brightness.
         lower, upper : float or sequence of float, optional
-            Corners of the box; without both, it is 1 wide from the origin and pixels
+            Corners of the box. By default the box is 1 wide from the origin, and pixels
             are square.
         shape : tuple of int, optional
-            Cells along x and y, of which each takes the average of the pixels in it; by
-            default (W, H), one cell a pixel.
+            Cells along x and y. Each cell takes the average of its pixels. By default
+            (W, H), one cell a pixel.
         invert : bool
             Whether the dark parts hold the mass.
         obstacles, walls
-            As for the class, but that by default the frame is a wall.
+            As for the class, but by default the frame is a wall.
         dtype, device : optional
             Of the masses; torch's defaults if not given.
 
@@ -252,7 +255,7 @@ class GridDensity(Measure):
         obstacles: ArrayLike | None = None,
         walls: bool = False,
     ) -> Self:
-        r"""Return the histogram of points, smoothed on request.
+        """Return the histogram of points, smoothed on request.
 
         Parameters
         ----------
@@ -281,7 +284,7 @@ class GridDensity(Measure):
         mass = counts(box, points)
         free = free_cells(obstacles, mass)
         variance = positive(bandwidth, "bandwidth", or_zero=True) ** 2
-        # Mass in an obstacle stays there, and the class refuses it.
+        # Mass in an obstacle stays there, and the constructor raises.
         mass = heat(box, mass.reshape(-1), 0.5 * variance, free)
         rho = mass.reshape(box.shape) / box.cell_volume
         return cls(rho, lower, upper, obstacles=obstacles, walls=walls, normalize=True)
@@ -290,7 +293,7 @@ class GridDensity(Measure):
     def _in_proportion(
         cls, rho: Tensor, box: Box, obstacles: ArrayLike | None, walls: bool
     ) -> Self:
-        """Return the density of mass 1 in proportion to `rho` on the free cells."""
+        """Return the density of mass 1 proportional to `rho` on the free cells."""
         if obstacles is not None:
             rho = rho * free_cells(obstacles, rho).reshape(box.shape)
         low, high = box.lower, box.upper
@@ -326,7 +329,7 @@ class GridDensity(Measure):
         return self.with_free_weights(masses)
 
     def with_free_weights(self, weights: Tensor) -> Self:
-        """Return an argument for a functional whose masses are free: none is checked.
+        """Return a density of other masses, the argument of a functional; unchecked.
 
         Parameters
         ----------
@@ -336,7 +339,8 @@ class GridDensity(Measure):
         Returns
         -------
         GridDensity
-            It shares the grid with this one. It is a probability only if `weights` are.
+            It shares the grid with this one. It is a probability only if `weights` are
+            one.
         """
         return self._changed(weights=weights)
 
@@ -356,7 +360,7 @@ class GridDensity(Measure):
         Raises
         ------
         Diverged
-            If a mass is NaN, infinite or negative, or mass was lost or made; the error
+            If a mass is NaN, infinite or negative, or the total mass changed; the error
             carries `self`.
         """
         fault = fault_of_step(self.weights, weights)
@@ -379,7 +383,6 @@ class GridDensity(Measure):
         return self.density().reshape(self.shape)
 
     def density(self) -> Tensor:
-        """Return the density in each cell, (n,)."""
         return self.weights / self.box.cell_volume
 
     def density_at(self, x: ArrayLike) -> Tensor:
@@ -390,7 +393,7 @@ class GridDensity(Measure):
         ValueError
             If a point lies outside the box.
         Unsupported
-            If `x` carries a graph: a density constant on cells has no slope in them.
+            If `x` carries a graph: a density constant on cells has no slope in x.
         """
         x = self.check_probes(x)
         refuse_graph(
@@ -402,7 +405,7 @@ class GridDensity(Measure):
         return self.density()[self.box.cell_of(x)]
 
     def check_same_grid(self, other: Measure) -> None:
-        """Refuse (ValueError) a measure that does not live on the same cells."""
+        """Raise ValueError unless `other` is a density on the same cells."""
         check_same_box(self, other)
 
     # Integrals ------------------------------------------------------------------------
@@ -410,23 +413,7 @@ class GridDensity(Measure):
     def expectation(self, f: Ground) -> Tensor:
         r"""Return :math:`\sum_i w_i f(x_i)` over the free cells.
 
-        What f is inside obstacles, where there is no mass, does not count: it may be
-        infinite or NaN there.
-
-        Parameters
-        ----------
-        f : callable
-            Batched: (n, d) -> (n,) gives a 0-d tensor, (n, d) -> (n, m) gives (m,).
-
-        Returns
-        -------
-        Tensor
-            The integral.
-
-        Raises
-        ------
-        InvalidFunctional
-            If `f` does not return one value, or one row, per cell.
+        The values of f inside obstacles do not count: they may be infinite or NaN.
         """
         full = None if bool(self.is_free.all()) else ~self.is_free
         return integrate(f, self.points, self.weights, full)
@@ -434,8 +421,8 @@ class GridDensity(Measure):
     def internal(self, e: Ground) -> Tensor:
         r"""Return :math:`\int e(\rho)\, d\mu` over the free cells.
 
-        In an obstacle, where there is never mass, nothing is asked: e may have infinite
-        derivatives at 0.
+        The energy e is not evaluated inside obstacles: its derivative at 0 may be
+        infinite.
         """
         rho = self.density()
         if bool(self.is_free.all()):
@@ -469,13 +456,21 @@ class GridDensity(Measure):
         value : Tensor
             0-d.
         gradient : Tensor, shape (n,)
-            The first variation at the centres; 0 in obstacles. Both carry the graph of
-            what they depend on, where that has one.
+            The first variation at the centres; 0 in obstacles. Value and gradient carry
+            a graph if the masses carry one.
+
+        Raises
+        ------
+        InvalidFunctional
+            If `value` does not return a differentiable 0-d tensor.
+        NonFinite
+            If the value or the gradient is NaN or infinite, as that of an entropy in an
+            empty cell.
         """
 
         def free(w: Tensor) -> Tensor:
             # Inside an obstacle F' may be infinite, as that of the entropy at density
-            # 0; nothing is asked there.
+            # 0. A constant 0 there has no gradient.
             nu = self.with_free_weights(torch.where(self.is_free, w, 0.0))
             with unmodified(nu.points, nu.weights, by="the functional"):
                 return value(nu)
@@ -488,8 +483,8 @@ class GridDensity(Measure):
     def mass_gradient(self, value: Value, x: ArrayLike | None = None) -> Tensor:
         r"""Return :math:`\partial F/\partial w_i`, at the cells or at `x`.
 
-        Between centres it is interpolated linearly along each axis, and beyond the
-        outermost ones it is constant.
+        Between centres it is interpolated linearly along each axis. Beyond the
+        outermost centres it is constant.
         """
         gradient = self.value_and_mass_gradient(value)[1]
         if x is None:
@@ -497,20 +492,6 @@ class GridDensity(Measure):
         return self.box.interpolate(gradient, self.check_probes(x))
 
     def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
-        r"""Return :math:`F(\mu)` and the slopes of :math:`F'` across inner faces.
-
-        Parameters
-        ----------
-        value : callable
-            Maps a measure to a 0-d tensor.
-
-        Returns
-        -------
-        value : Tensor
-            0-d.
-        gradient : Tensor, shape (n_faces,)
-            Zero on the faces of obstacles.
-        """
         f, grad = self.value_and_mass_gradient(value)
         return f, self.box.gradient(grad) * self.open_faces(grad.dtype)
 
@@ -520,10 +501,6 @@ class GridDensity(Measure):
         return (below & above).to(dtype)
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
-        r"""Return :math:`\sum_f |f|\, h\, \bar\rho_f\, u_f v_f`.
-
-        The density of a face is the mean of both sides.
-        """
         self._check_tangent(u, "u")
         self._check_tangent(v, "v")
         below, above = self.box.neighbours(self.weights)
@@ -534,20 +511,9 @@ class GridDensity(Measure):
     def push(self, tangent: Tensor, dt: float) -> Self:
         r"""Move mass by the upwind fluxes :math:`v^+ \rho_- - v^-\rho_+` of the faces.
 
-        First order in the spacing; linear in dt > 0, so that its derivative at 0 is
-        exactly that of the energy. `transport` is sharper.
-
-        Parameters
-        ----------
-        tangent : Tensor, shape (n_faces,)
-            Velocity through each inner face.
-        dt : float
-            Time, of either sign.
-
-        Returns
-        -------
-        GridDensity
-            Mass is kept to round-off; masses stay non-negative.
+        The error is of first order in the spacing; that of `transport` is of second
+        order. The masses are linear in dt > 0, so that their derivative at 0 is exactly
+        that of the energy. Mass is kept to round-off, and masses stay non-negative.
 
         Raises
         ------
@@ -562,49 +528,25 @@ class GridDensity(Measure):
     def transport(self, tangent: Tensor, dt: float) -> Self:
         r"""Return the push-forward by :math:`x \mapsto x + dt\,v(x)`; no CFL limit.
 
-        Masses are kept to round-off and stay non-negative for any dt. Second order in
-        the spacing where density and velocity are smooth, and exact in dt.
-
-        Parameters
-        ----------
-        tangent : Tensor, shape (n_faces,)
-            Velocity through each inner face.
-        dt : float
-            Time, of either sign.
-
-        Returns
-        -------
-        GridDensity
-            Where the map folds, and at walls, mass sticks together.
-
-        Notes
-        -----
-        Time O(n log n), memory O(n).
+        The error is of second order in the spacing where density and velocity are
+        smooth; the push-forward is exact in dt. The total mass is kept to round-off,
+        and masses stay non-negative for any dt. Where the map folds, and at walls, mass
+        sticks together. Time O(n log n), memory O(n).
         """
         moves = self._moves(tangent, dt)
         return self.moved(remap(self.box, self.weights, moves, self.is_free))
 
     def displacement_to(self, other: Self) -> Tensor:
-        r"""Return the tangent whose `push` for time 1 gives `other`.
+        """Return the tangent whose `push` for time 1 gives `other`.
 
-        Its flux is a cumulative sum in 1-D and, otherwise, that of least kinetic
-        energy. An upwind step reaches no further than the next cell.
-
-        Parameters
-        ----------
-        other : GridDensity
-            On the same grid.
-
-        Returns
-        -------
-        Tensor, shape (n_faces,)
-            Velocities through the faces.
+        In 1-D its flux is a cumulative sum. In 2-D and 3-D it is the flux of least
+        kinetic energy. An upwind step reaches no further than the next cell.
 
         Raises
         ------
         Unsupported
-            If mass would have to cross empty cells, or more than one cell; or if one
-            of the two carries a graph.
+            If mass would have to cross empty cells, or more than one cell, or if a
+            measure carries a graph.
         """
         self.check_same_grid(other)
         refuse_graph(
@@ -620,66 +562,20 @@ class GridDensity(Measure):
     def diffuse(self, variance: float, generator: torch.Generator) -> Self:
         r"""Run the heat flow :math:`e^{\frac12 s\Delta_h}` for the variance s.
 
-        No heat leaves through walls and obstacles. Exact in time for the difference
-        Laplacian of the grid, positive, deterministic.
-
-        Parameters
-        ----------
-        variance : float
-            Variance per axis that it adds away from the walls, >= 0.
-        generator : torch.Generator
-            Not used: the same call serves measures for which noise is drawn.
-
-        Returns
-        -------
-        GridDensity
-            Of the same mass.
-
-        Notes
-        -----
-        O(n times the cells along an axis); with obstacles O(n deviation / h).
+        It is exact in time for the difference Laplacian of the grid, positive and
+        deterministic; the generator is not used. No heat leaves through walls and
+        obstacles. Time O(n times the cells along an axis); with obstacles O(n deviation
+        / h).
         """
         check_generator(generator)
         time = 0.5 * positive(variance, "variance", or_zero=True)
         return self.moved(heat(self.box, self.weights, time, self.is_free))
 
     def reweight(self, log_rate: Tensor, dt: float) -> Self:
-        r"""Return masses :math:`\propto w_i \exp(dt\, r_i)`.
-
-        Parameters
-        ----------
-        log_rate : Tensor, shape (n,)
-            Growth rate r of each cell; a constant added to it changes nothing.
-        dt : float
-            Time.
-
-        Returns
-        -------
-        GridDensity
-            Mass is 1 again; empty cells stay empty.
-
-        Raises
-        ------
-        Diverged
-            If a rate is NaN or infinite.
-        """
         return self.moved(reweighted(self.weights, log_rate, dt, ", one entry a cell"))
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n points independently from the density, uniform within each cell.
-
-        Parameters
-        ----------
-        n : int
-            Number of draws, >= 1.
-        generator : torch.Generator
-            Source of randomness.
-
-        Returns
-        -------
-        Tensor, shape (n, d)
-            The draws.
-        """
+        """Draw n independent points of the density, uniform in each cell, (n, d)."""
         check_generator(generator)
         refuse_to_draw(self.weights)
         n = non_negative_int(n, "n", minimum=1)

@@ -13,21 +13,22 @@ from otflow.measures.grid.box import Box
 
 __all__ = ["heat"]
 
-# The images of a cell in the walls count up to so many standard deviations.
+# Images of a cell in the walls farther than so many standard deviations are dropped.
 REACH = 9.0
 # Rows of a heat kernel that are formed at a time.
 BLOCK = 1024
-# Terms of the exponential series that are left out carry less than this mass.
+# The exponential series stops when the remaining terms carry less than this mass.
 TAIL = 1e-17
-# So many jumps on average are made by a series of positive terms.
+# The mean number of jumps in the series of positive terms.
 JUMPS = 100.0
 
 
 def heat(box: Box, weights: Tensor, time: float, is_free: Tensor) -> Tensor:
     r"""Return :math:`e^{t\Delta_h} w`, no flux through walls and obstacles.
 
-    Without obstacles it is the product of one heat kernel an axis, each exact, positive
-    and symmetric; with them, the exponential series of the jumps from cell to cell.
+    Without obstacles it is the product of one heat kernel per axis; each is exact,
+    positive and symmetric. With obstacles it is the exponential series of the jumps
+    from cell to cell.
 
     Parameters
     ----------
@@ -70,7 +71,7 @@ def heat(box: Box, weights: Tensor, time: float, is_free: Tensor) -> Tensor:
 def _kernel(n: int, time: float) -> Tensor:
     """Return the heat kernel on a ring of 2n cells of unit spacing, (2n,).
 
-    Walls at both ends of n cells act like mirrors, which see a ring.
+    Walls at both ends of n cells act like mirrors, and make the line a ring.
     """
     if time > n * n:  # wider than the ring: few waves are left
         waves = torch.arange(2 * n, dtype=torch.float64)
@@ -93,9 +94,10 @@ def _around_obstacles(
 ) -> Tensor:
     r"""Return :math:`e^{-r t} \sum_k \frac{(rt)^k}{k!} P^k w`, P one jump at rate r.
 
-    All but the last jumps go by the Chebyshev series of the same exponential,
-    :math:`e^{-rt}(I_0(rt) + 2\sum_k I_k(rt)\, T_k(P))\, w`, which needs the square root
-    of the number of terms; those last ones make every mass positive that can be.
+    The first jumps use the Chebyshev series of the same exponential,
+    :math:`e^{-rt}(I_0(rt) + 2\sum_k I_k(rt)\, T_k(P))\, w`: it needs only the square
+    root of the number of terms. The last 100 jumps, on average, use the positive series
+    itself: then every mass that can be positive is positive.
     """
     below, above = box.neighbours(is_free)
     rates = box.over_spacing(box.over_spacing((below & above).to(weights.dtype)))

@@ -28,7 +28,7 @@ def brightness(image: Any, *, invert: bool, dtype: torch.dtype, device: Any) -> 
         (H, W) grey, (H, W, 3) colours or (H, W, 4) colours and opacity, the first row
         on top; uint8 in 0..255, bool, or floating point, non-negative.
     invert : bool
-        Whether dark parts are to hold the mass: 1 minus the brightness.
+        Whether the dark parts hold the mass: 1 minus the brightness.
     dtype, device
         Of the result.
 
@@ -41,10 +41,10 @@ def brightness(image: Any, *, invert: bool, dtype: torch.dtype, device: Any) -> 
     Raises
     ------
     TypeError
-        If the image is no array, or of another dtype.
+        If the image is no array, or its dtype is none of the above.
     ValueError
-        If its shape is another, or an entry is negative, not finite or, under invert
-        or as an opacity, above 1.
+        If its shape is none of the above, or an entry is negative or not finite, or
+        above 1 under `invert` or with an opacity.
     """
     if not isinstance(image, (np.ndarray, Tensor)):
         msg = (

@@ -1,4 +1,4 @@
-"""Kernels against the cells of a grid: exact averages, and what centres leave out."""
+"""Kernels on the cells of a grid: exact averages, and what sums over centres miss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["HAT", "gaussian_table", "hat_nodes", "seen_along_axes"]
 # Gauss nodes of one half of the hat: at round-off for a Gaussian to WIDEST deviations.
 ORDER = 16
 WIDEST = 2.0
-# Gauss nodes of a panel, panels between two centres, halvings of the gap next to 0.
+# Gauss nodes of a panel; panels between two centres; halvings of the gap next to 0.
 BETWEEN, PANELS, LEVELS = 8, 8, 24
 # Fewest cells of the window through which a kernel is looked at. The deviation of the
 # window is a quarter of it, so that its own sum over centres is right to round-off.
@@ -29,9 +29,10 @@ HAT = ((0.0, 7 / 12), (math.sqrt(0.4), 5 / 24), (-math.sqrt(0.4), 5 / 24))
 def gaussian_table(box: Box, W: Gaussian, steps: list[Tensor], like: Tensor) -> Tensor:
     r"""Return the averages of a Gaussian kernel over pairs of cells, exactly.
 
-    The product of one average for each axis. With cells of length h, k cells apart, it
-    is :math:`\int_{-1}^1 (1 - |t|)\,e^{-(k + t)^2 h^2/2\sigma^2}\,dt`: by Gauss's rule
-    where h is short, else by the second difference of the second primitive of W.
+    An average is the product of one average per axis. For cells of length h that are k
+    cells apart it is :math:`\int_{-1}^1 (1 - |t|)\,e^{-(k + t)^2 h^2/2\sigma^2}\,dt`.
+    Gauss's rule gives it for a short h, else the second difference of the second
+    primitive of W.
 
     Parameters
     ----------
@@ -78,15 +79,15 @@ def gaussian_axis(k: Tensor, u: float) -> Tensor:
 
 
 def seen_along_axes(box: Box, W: Kernel, like: Tensor) -> tuple[float, float, float]:
-    r"""Return what sums over cells leave out of a finite kernel, as shares of it.
+    r"""Return the shares of a finite kernel that three sums over cells miss.
 
-    Along each axis the even part of W is seen through a smooth window as wide as the
+    Along each axis the even part of W is multiplied by a smooth window as wide as the
     grid. The first share compares the sum over the centres with the integral, by Gauss
-    nodes that crowd towards 0: it is small where W is smooth on the scale of cells. The
-    second compares the rule of three nodes with the averages, beyond the cells next to
-    0, and the third the finer rule. All are in parts of :math:`\int |W - c|`, c the
-    median, so that a constant does not count. A share is 0 where it is no more than a
-    kink at 0 leaves out, as that of :math:`|z|`, or than round-off.
+    nodes that crowd towards 0; it is small if W is smooth on the scale of cells. The
+    second share compares the rule of three nodes with the averages, beyond the cells
+    next to 0; the third does so for the finer rule. All are in parts of :math:`\int |W
+    - c|`, c the median, so that a constant does not count. A share that is at most that
+    of a kink at 0, as of :math:`|z|`, or of round-off, is 0.
 
     Parameters
     ----------
@@ -100,7 +101,7 @@ def seen_along_axes(box: Box, W: Kernel, like: Tensor) -> tuple[float, float, fl
     Returns
     -------
     centres, nodes, finer : float
-        The shares, the greatest over the axes; infinite where W is not finite.
+        The shares, the greatest over the axes; infinite if W is not finite.
     """
     worst = [0.0, 0.0, 0.0]
     for axis in range(box.dim):

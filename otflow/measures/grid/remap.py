@@ -17,10 +17,11 @@ SHARES = (1e-1, 1e-2, 1e-4, 1e-8, 1e-16, 0.0)
 def remap(box: Box, weights: Tensor, moves: Tensor, is_free: Tensor) -> Tensor:
     r"""Return the masses of the push-forward by :math:`x \mapsto x + m(x)`.
 
-    The map is factored, without error, into one sweep along each axis: later
-    displacements are carried along by the earlier sweeps. A sweep finds where each face
-    came from and integrates over the old cells a parabola that has the mass of each,
-    so masses are kept to round-off and none becomes negative, for moves of any size.
+    The map is factored, without error, into one sweep along each axis: earlier sweeps
+    carry the later displacements along. A sweep finds the origin of each face, and
+    integrates a parabola over the old cells between the origins. The parabola has the
+    mass of its cell. So the total mass is kept to round-off and no mass becomes
+    negative, for moves of any size.
 
     Parameters
     ----------
@@ -86,9 +87,9 @@ def _rising_from_right(x: Tensor) -> Tensor:
 def _arrivals(moves: Tensor, walls: Tensor, heavy: Tensor) -> Tensor:
     """Return where faces arrive, in cells: in order, and not beyond the next wall.
 
-    Faces that pass one another meet half way, those beside much mass first: what
-    hardly bears any gives way to what does, or the fast tail of a density, where
-    logarithms have steep slopes, would sweep its bulk along.
+    Faces that pass one another meet half way. Faces beside much mass are placed first,
+    and the others give way. Otherwise the tail of a density, fast where logarithms have
+    steep slopes, would sweep the bulk along.
     """
     start = _indices(moves)
     low = _rising(torch.where(walls, start, -torch.inf))
@@ -109,8 +110,8 @@ def _arrivals(moves: Tensor, walls: Tensor, heavy: Tensor) -> Tensor:
 def _origins(arrivals: Tensor, walls: Tensor, bears: Tensor, offset: float) -> Tensor:
     """Return where the faces (offset 0) or centres (1/2) came from, in cells.
 
-    The linear inverse, then a step of Newton's method on the cubic through four faces:
-    its error must be O(h^3), as it is differentiated.
+    The linear inverse is followed by one step of Newton's method on the cubic through
+    four faces. The origins are differentiated, so their error must be O(h^3).
     """
     n = arrivals.shape[-1] - 1
     wanted = _indices(arrivals if offset == 0 else arrivals[..., :-1]) + offset
@@ -141,7 +142,7 @@ def _excess(t: Tensor, k: Tensor, values: Tensor, smooth: Tensor) -> Tensor:
 
 
 def _all_three(known: Tensor) -> Tensor:
-    """Return where an entry and both its neighbours are known; not at the ends."""
+    """Return where an entry and both its neighbours are known; False at the ends."""
     result = torch.zeros_like(known)
     result[..., 1:-1] = known[..., :-2] & known[..., 1:-1] & known[..., 2:]
     return result
@@ -152,8 +153,8 @@ def remap_rows(
 ) -> tuple[Tensor, Tensor]:
     """Return the masses of rows between consecutive cuts, and the densities there.
 
-    Within a cell the density is the parabola of its mass and of its values at both
-    edges; it must not be negative.
+    Within a cell the density is the parabola with the mass of the cell and the given
+    values at both edges. It must not be negative.
 
     Parameters
     ----------
@@ -189,8 +190,8 @@ def remap_rows(
 def _edges(mass: Tensor, walls: Tensor) -> tuple[Tensor, Tensor]:
     """Return the density, in mass a cell, at the left and right edge of each cell.
 
-    Of order 4 inside; between 0 and 3 times that of the cell, which keeps the parabola
-    through it non-negative.
+    It is of order 4 inside. It is limited to between 0 and 3 times the density of the
+    cell, so that the parabola stays non-negative.
     """
     below, above = mass[..., :-1], mass[..., 1:]
     edge = 0.5 * (below + above)
@@ -215,7 +216,7 @@ def _edges(mass: Tensor, walls: Tensor) -> tuple[Tensor, Tensor]:
 def _carried(
     fields: list[Tensor], mass: Tensor, is_open: Tensor, own: int, axis: int
 ) -> Tensor:
-    """Return the displacement along `own` as a function of where `axis` has led it."""
+    """Return the displacement along `own`, as a function of the place after `axis`."""
     n = mass.shape[own]
     m = mass.shape[axis]
     # On the faces across `own`: the mean of both sides, or that side which has mass.

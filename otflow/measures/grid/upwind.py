@@ -12,7 +12,7 @@ from otflow.measures.grid.box import Box
 __all__ = ["check_courant", "courant", "displacement", "upwind"]
 
 MAX_ITERATIONS = 5_000
-# Mass below so many units in the last place of the largest stays where it is.
+# A mass below so many units in the last place of the largest does not move.
 DUST = 32
 
 
@@ -63,7 +63,7 @@ def upwind(box: Box, weights: Tensor, moves: Tensor) -> Tensor:
 def check_courant(
     box: Box, weights: Tensor, moves: Tensor, dt: float, measure: object
 ) -> None:
-    """Refuse (Diverged) a step above the CFL limit; say the largest that is allowed."""
+    """Raise Diverged for a step above the CFL limit, and name the largest step."""
     share = courant(box, weights, moves)
     if not share <= 1 + 64 * torch.finfo(weights.dtype).eps:
         msg = (
@@ -82,8 +82,8 @@ def displacement(box: Box, source: Tensor, target: Tensor, is_open: Tensor) -> T
 
     In one dimension the flux is a cumulative sum. Otherwise it is
     :math:`\rho\nabla\phi` with :math:`-\nabla\cdot(\rho\nabla\phi)` the change of
-    density, the flux of least kinetic energy, by conjugate gradients; a cell that has
-    no mass yet takes it from its neighbours, in proportion to theirs.
+    density: the flux of least kinetic energy, by conjugate gradients. A cell without
+    mass takes its mass from its neighbours, in proportion to theirs.
 
     Parameters
     ----------
@@ -112,7 +112,8 @@ def displacement(box: Box, source: Tensor, target: Tensor, is_open: Tensor) -> T
     else:
         check_layers(box, source, target)
         flux = _least_energy_flux(box, source, target, is_open)
-        # Where there is next to no mass the flux is round-off, and not small beside it.
+        # Where there is almost no mass the flux is round-off. The velocity, the flux
+        # over the mass, would not be small.
         dust = DUST * torch.finfo(source.dtype).eps * float(source.max())
         sides = torch.maximum(*box.neighbours(source))
         flux = flux.masked_fill(sides < dust, 0.0)
@@ -137,10 +138,10 @@ _TOO_FAR = (
 
 
 def check_layers(box: Box, source: Tensor, target: Tensor) -> None:
-    """Refuse, before any work, where whole layers of cells would be crossed.
+    """Raise Unsupported if mass would have to cross whole layers of cells.
 
-    What passes between two layers is known from their masses alone, whatever the flux,
-    and must come from the layer before.
+    The mass that passes between two layers follows from their masses alone, and must
+    come from the layer before. So the check needs no flux and no solve.
     """
     # Sums of masses, of sum 1, have an absolute round-off.
     noise = 1e3 * torch.finfo(source.dtype).eps
@@ -202,7 +203,7 @@ def _least_energy_flux(
 
 
 def _check_balance(box: Box, source: Tensor, change: Tensor) -> None:
-    """Refuse a change of mass between parts of the support that do not touch."""
+    """Raise Unsupported if parts of the support that do not touch change mass."""
     support = source > 0
     if bool(support.all()):
         return
@@ -225,9 +226,9 @@ def _conjugate_gradients(
     def apply(phi: Tensor) -> Tensor:
         return -box.divergence(mobility * box.gradient(phi))
 
-    # Masses are not told apart below the round-off of the largest.
+    # Below the round-off of the largest mass a residual means nothing.
     tolerance = 64 * torch.finfo(rhs.dtype).eps * float(source.max())
-    # The masses balance up to round-off; what is left over has no solution.
+    # The masses balance up to round-off. The rest has no solution: it is removed.
     phi, r = torch.zeros_like(rhs), rhs - diagonal * (rhs.sum() / diagonal.sum())
     z = scale * r
     p, rz = z.clone(), r @ z

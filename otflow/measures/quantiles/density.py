@@ -39,21 +39,21 @@ __all__ = ["Quantiles"]
 class Quantiles(Measure):
     r"""A density on the line, constant between neighbouring quantiles.
 
-    The state is the quantiles :math:`q_0 < \dots < q_n` at fixed levels. Cell i, from
-    :math:`q_i` to :math:`q_{i+1}`, has the mass :math:`w_i` for ever and the density
-    :math:`\rho_i = w_i/(q_{i+1}-q_i)`; the points are the centres. A tangent
-    moves the quantiles, (n + 1, 1); between them the mass of a cell stretches evenly,
-    so `push` is exact. Quantile i answers for half of the mass on either side,
-    :math:`\ell_i = (w_{i-1}+w_i)/2`; the gradient is
-    :math:`\frac{1}{\ell_i}\,\partial F/\partial q_i`.
+    The state is the quantiles :math:`q_0 < \dots < q_n` at fixed levels. Cell i lies
+    between :math:`q_i` and :math:`q_{i+1}`. Its mass :math:`w_i` never changes, its
+    density is :math:`\rho_i = w_i/(q_{i+1}-q_i)`, and its point is the centre. A
+    tangent is one velocity :math:`v_i` for each quantile, (n + 1, 1); `push` returns
+    the quantiles :math:`q_i + dt\,v_i`. It is exact: the mass of a cell stretches
+    evenly. Quantile i answers for half of the mass on either side, :math:`\ell_i =
+    (w_{i-1}+w_i)/2`; the gradient is :math:`\frac{1}{\ell_i}\,\partial F/\partial q_i`.
 
     On the line W2 is flat: the distance of two measures is the :math:`L^2` distance of
-    their quantile functions :cite:p:`santambrogio2015optimal`. `inner` is *lumped*,
-    :math:`\sum_i \ell_i u_i v_i`; the product of the linear interpolants of the
-    displacements a, b at both ends of a cell, which gives the exact :math:`W_2^2` of
-    two such densities, has :math:`w\,(a^2+ab+b^2)/3` where the lumped one has
-    :math:`w\,(a^2+b^2)/2`: that is more, by :math:`w\,(a-b)^2/6`, of second order in
-    the size of the cells. The exact one is `otflow.metrics.wasserstein2`.
+    their quantile functions :cite:p:`santambrogio2015optimal`. `inner` is *lumped*:
+    :math:`\langle u, v\rangle = \sum_i \ell_i u_i v_i`. It differs from the exact
+    :math:`W_2^2` of two such densities. For displacements a, b at both ends of a cell
+    of mass w, the exact product is :math:`w\,(a^2+ab+b^2)/3` and the lumped one is
+    :math:`w\,(a^2+b^2)/2`. The lumped one is larger by :math:`w\,(a-b)^2/6`, of second
+    order in the size of the cells. The exact distance is `otflow.metrics.wasserstein2`.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Quantiles(Measure):
     weights : Tensor or ndarray, shape (n,), optional
         Masses, positive, of sum 1; 1/n by default. Smaller ones resolve the ends.
     normalize : bool
-        Divide the weights by their sum instead of refusing a sum other than 1.
+        Divide the weights by their sum. By default a sum other than 1 raises.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class Quantiles(Measure):
     weights : Tensor, shape (n,)
         Masses of the cells.
     lumped : Tensor, shape (n + 1,)
-        Mass that each quantile answers for.
+        The mass :math:`\ell_i` of each quantile.
 
     Raises
     ------
@@ -153,7 +153,7 @@ class Quantiles(Measure):
         self._hold(edges=q, points=_centres(q), weights=w, lumped=lump(w))
 
     def with_free_edges(self, edges: Tensor) -> Self:
-        """Return an argument for a functional whose edges are free: none is checked.
+        """Return quantiles of other edges, as the argument of a functional; unchecked.
 
         Parameters
         ----------
@@ -191,42 +191,43 @@ class Quantiles(Measure):
     ) -> Self:
         r"""Return the quantiles of the density proportional to f on an interval.
 
-        By Gauss quadrature on panels and Newton's method. A panel is bisected until the
-        rule on it agrees with that on its halves, to 16 units of round-off of the mass
-        on its nearer side. The mass below each quantile (above, in the upper half) is
-        right to :math:`\varepsilon^{2/3}` of itself, 4e-11 in float64 and 2e-5 in
-        float32, and to 16 units of round-off of the places themselves; near round-off
-        for smooth f. Where an estimate of the error is above that, it raises.
+        Gauss quadrature on panels gives the masses, and Newton's method the quantiles.
+        A panel is bisected until its rule agrees with the rules on its two parts, to 16
+        units of round-off of the mass on its nearer side. The mass below each quantile
+        (above it, in the upper half) has the relative error :math:`\varepsilon^{2/3}`,
+        4e-11 in float64 and 2e-5 in float32; 16 units of round-off of the places come
+        on top. For smooth f the error is near round-off. If the estimated error is
+        larger, the method raises.
 
-        A singularity :math:`|x-m|^p`, :math:`-1<p<0`, has about the mass
-        :math:`(\varepsilon |m|)^{p+1}` where places do not resolve it. That is too
-        much for p below about -1/4: give f in y = x - m then, and add m to the edges.
-        Near y = 0 places are fine.
+        A singularity :math:`|x-m|^p`, :math:`-1<p<0`, hides about the mass
+        :math:`(\varepsilon |m|)^{p+1}`, where the places do not resolve it. For p below
+        about -1/4 that is too much. Then give f in y = x - m, and add m to the edges:
+        near y = 0 the places are fine.
 
-        What is narrow must be met by an evaluation to be refined. There are eight in
-        each of 4,096 even panels at first: a peak wider than 1e-4 of the interval is
-        met, a narrower one may be missed in silence. Panels shrink from the start
-        towards the ends of the interval, 0, and each place in `around`: name there
-        where f is narrow.
+        A narrow peak is refined only if an evaluation meets it. At first there are
+        eight evaluations in each of 4,096 even panels. They meet a peak wider than 1e-4
+        of the interval, and may miss a narrower one in silence. Panels shrink from the
+        start towards the ends of the interval, towards 0, and towards each place in
+        `around`: name there the places where f is narrow.
 
-        The cost is about 70,000 evaluations of a smooth f and at most 540 for each
-        quantile, in batches; of a rough f up to 5 million more.
+        The cost is about 70,000 evaluations of a smooth f, and at most 540 for each
+        quantile, in batches. A rough f costs up to 5 million more.
 
         Parameters
         ----------
         f : callable
             Batched (m, 1) -> (m,), non-negative, of any integral. Where it vanishes at
-            the ends of the interval, that is cut to where it is positive.
+            the ends of the interval, the interval is cut to where it is positive.
         lower, upper : float
             Ends of the interval.
         n : int
             Number of cells.
         grading : float
             Exponent :math:`\gamma \ge 1` of the levels :math:`u^\gamma/(u^\gamma +
-            (1-u)^\gamma)`, u = k/n: 1 for equal masses, more for smaller ones at the
+            (1-u)^\gamma)`, u = k/n: 1 for equal masses, more for smaller masses at the
             ends. If the density vanishes like :math:`x^p` at the end of its support,
-            :math:`\gamma = p + 1` makes lengths comparable. Take 2 for a bell: with 1
-            its tails are one wide cell each, see `expectation`.
+            :math:`\gamma = p + 1` makes the lengths comparable. Take 2 for a bell: with
+            1 each tail is one wide cell, see `expectation`.
         around : sequence of float
             Places in the interval where f may be narrow, to within a few times its
             width.
@@ -276,10 +277,10 @@ class Quantiles(Measure):
         dtype: torch.dtype | None = None,
         device: Any = None,
     ) -> Self:
-        r"""Return the values of a quantile function at equal or graded levels.
+        """Return the values of a quantile function at equal or graded levels.
 
-        Where it is infinite at 0 or 1, the outermost quantile is put at a quarter of
-        the mass of its cell.
+        If the function is infinite at the level 0 or 1, the outermost quantile is its
+        value at a quarter of the mass of the outermost cell.
 
         Parameters
         ----------
@@ -298,6 +299,7 @@ class Quantiles(Measure):
             got = tuple(q.shape) if isinstance(q, Tensor) else type(q).__name__
             msg = f"quantile must map levels ({n + 1},) to ({n + 1},), got {got}"
             raise ValueError(msg)
+        # An infinite end is replaced by the value at a quarter of its cell's mass.
         ends = torch.stack([0.25 * masses[0], 1.0 - 0.25 * masses[-1]])
         tails = quantile(ends)
         q = q.clone()
@@ -309,7 +311,8 @@ class Quantiles(Measure):
     def from_samples(cls, x: ArrayLike, n: int) -> Self:
         """Return n cells of equal mass at the quantiles of points on the line.
 
-        They interpolate order statistics, from the least point to the greatest.
+        The quantiles interpolate order statistics, from the least point to the
+        greatest.
 
         Parameters
         ----------
@@ -321,7 +324,7 @@ class Quantiles(Measure):
         Raises
         ------
         ValueError
-            If there are too few points, or so many coincide that quantiles do.
+            If there are too few points, or so many coincide that quantiles coincide.
         """
         x = as_float_tensor(x, "x")
         x = as_points(x[:, None] if x.ndim == 1 else x, "x")
@@ -343,22 +346,23 @@ class Quantiles(Measure):
     # Density --------------------------------------------------------------------------
 
     def density(self) -> Tensor:
-        """Return mass over length of each cell, (n,)."""
         return self.weights / self.edges.diff()
 
     def expectation(self, f: Ground) -> Tensor:
-        r"""Return :math:`\int f\,d\mu \approx \sum_i \ell_i f(q_i)`: at the quantiles.
+        r"""Return the trapezoidal rule at the quantiles, :math:`\sum_i \ell_i f(q_i)`.
 
-        The trapezoidal rule, of second order in the length of the cells. Their length
-        need not fall with n: at equal masses the outermost cell of a bell spans its
-        whole tail, the error falls like 1/n only, and grows with the interval. For the
-        standard normal law on (-6, 6) with n = 100, E x^2 is 1.27 with ``grading=1``
-        and 1.004 with ``grading=2``, which gives the ends smaller masses. With the
-        rule at the quantiles a potential moves each quantile by its own gradient there.
-        So the convexity of V carries over whole, and quantiles keep their order under a
-        convex V. A cell that is wider than the scale of V feels it at its ends alone: a
-        far end out of the reach of V stays there, at rest, where the density would flow
-        back. Start such flows within the reach of V.
+        It is of second order in the length of the cells. These lengths need not fall
+        with n. At equal masses the outermost cell of a bell spans its whole tail; then
+        the error falls like 1/n only, and grows with the interval. For the standard
+        normal law on (-6, 6) with n = 100, the second moment is 1.27 with
+        ``grading=1``, and 1.004 with ``grading=2``, which gives the ends smaller
+        masses.
+
+        A potential V moves each quantile by its own gradient there. So a modulus of V
+        is one of the discrete energy, and quantiles keep their order under a convex V.
+        A cell wider than the scale of V feels V at its ends alone: an end out of the
+        reach of V stays at rest, where the density would flow back. Start such flows
+        within the reach of V.
         """
         return integrate(f, self.edges[:, None], self.lumped)
 
@@ -366,17 +370,17 @@ class Quantiles(Measure):
         r"""Return :math:`\tfrac12\iint W(x-y)\,d\mu\,d\mu` of the density itself.
 
         A `Gaussian` is averaged over all cells exactly, however wide they are. Any
-        other kernel that is known to be smooth is summed over the quantiles, as an
-        expectation is. Under the rest, far cells interact through two Gauss nodes each;
-        a cell with itself and its neighbours by the exact average of W, so that an
-        integrable singularity at 0 (the logarithm, Riesz with p < 1) does no harm. Of a
-        kernel of one's own no cell should be wider than its range. A density has no
-        pairs i = j to leave out. Time O(n^2), memory O(n).
+        other kernel known to be smooth is summed over the quantiles, as an expectation
+        is. Under every other kernel far cells interact through two Gauss nodes each,
+        and near cells by the exact average of W. So an integrable singularity at 0 (the
+        logarithm, Riesz with p < 1) keeps the order. No cell should be wider than the
+        range of a user's kernel. A density has no pairs i = j to omit. Time O(n^2),
+        memory O(n).
 
         Raises
         ------
         NonFinite
-            If W is a singular kernel that is not integrable at 0.
+            If W is singular and not integrable at 0.
         """
         return cell_interaction(self.edges, self.weights, W)
 
@@ -385,7 +389,6 @@ class Quantiles(Measure):
         return cell_potential(self.edges, self.weights, W, x[:, 0])
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n points independently: a cell by its mass, then uniformly in it."""
         check_generator(generator)
         refuse_to_draw(self.weights)
         n = non_negative_int(n, "n", minimum=1)
@@ -397,10 +400,6 @@ class Quantiles(Measure):
     # Transport ------------------------------------------------------------------------
 
     def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
-        r"""Return :math:`F(\mu)` and :math:`\frac{1}{\ell_i}\partial F/\partial q_i`.
-
-        The gradient, (n + 1, 1), is minus the velocity.
-        """
         f, grad = value_and_gradient(
             lambda q: self.evaluate(value, q), self.edges, beside=(self.weights,)
         )
@@ -413,7 +412,7 @@ class Quantiles(Measure):
             return value(nu)
 
     def push(self, tangent: Tensor, dt: float) -> Self:
-        r"""Return the quantiles :math:`q_i + dt\,v_i`, masses unchanged.
+        r"""Move the quantiles to :math:`q_i + dt\,v_i`; masses do not change.
 
         Raises
         ------
@@ -426,7 +425,7 @@ class Quantiles(Measure):
         return self.moved(torch.add(self.edges, tangent[:, 0], alpha=step))
 
     def moved(self, edges: Tensor) -> Self:
-        """Return the same masses between other quantiles (n + 1,), as `push` does."""
+        """Return the same masses between other edges (n + 1,), checked as by `push`."""
         largest = float(torch.linalg.vector_norm(edges.detach(), ord=torch.inf))
         if not largest < coordinate_limit(edges.dtype):
             msg = "quantiles left the finite numbers; take a smaller dt, or use JKO()"
@@ -443,7 +442,6 @@ class Quantiles(Measure):
         return self.with_free_edges(edges)
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
-        r"""Return the lumped product :math:`\sum_i \ell_i\,u_i v_i` of tangents."""
         self._check_tangent(u, "u")
         self._check_tangent(v, "v")
         return self.lumped @ (u * v)[:, 0]
@@ -451,12 +449,14 @@ class Quantiles(Measure):
     def displacement_to(self, other: Self) -> Tensor:
         """Return the tangent that carries each quantile to that of the same level.
 
+        It is the optimal map.
+
         Raises
         ------
         ValueError
             If the masses differ.
         """
-        # Levels that were made in another way differ in their last places.
+        # Levels computed in different ways differ in their last places.
         slack = 16 * torch.finfo(self.weights.dtype).eps
         if other.weights.shape != self.weights.shape or not bool(
             ((self.weights - other.weights).cumsum(0).abs() <= slack).all()

@@ -1,4 +1,4 @@
-"""Energy of a step density under a Gaussian kernel: its exact averages over cells."""
+"""Energy of a step density under a Gaussian kernel, by exact averages over cells."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rules(dtype: torch.dtype) -> tuple[tuple[float, Tensor, Tensor], ...]:
 
     For k nodes and a cell of g standard deviations the remainder of the average is at
     most :math:`\frac{(k!)^4}{(2k+1)\,(2k)!^3} \max|W^{(2k)}|\,g^{2k}`, with the maximum
-    :math:`(2k)!/(2^k k!)` at 0. The longest cell has it at round-off.
+    :math:`(2k)!/(2^k k!)` at 0. For the longest cell the remainder is round-off.
     """
     rules = []
     for k in ORDERS:
@@ -41,9 +41,9 @@ def rules(dtype: torch.dtype) -> tuple[tuple[float, Tensor, Tensor], ...]:
 def gaussian_interaction(edges: Tensor, weights: Tensor, W: Gaussian) -> Tensor:
     r"""Return :math:`\tfrac12\iint W(x - y)\,d\mu\,d\mu` of a step density, exactly.
 
-    Narrow cells are integrated by so many Gauss nodes that the remainder is round-off;
-    wide ones by the primitives of W, which cancel where cells are narrow. Both give the
-    same function of the edges to round-off: which of them is taken does not show.
+    Narrow cells are integrated by Gauss nodes, as many as make the remainder round-off.
+    Wide cells are integrated by the primitives of W, which cancel where cells are
+    narrow. Both methods give the same function of the edges to round-off.
 
     Parameters
     ----------
@@ -71,10 +71,10 @@ def wide_interaction(edges: Tensor, weights: Tensor, W: Gaussian) -> Tensor:
 
     A wide cell is a density :math:`\rho` that jumps by b up at one edge and down at the
     other. With the primitives :math:`J' = W` and :math:`I' = J`, an atom of mass a at x
-    has the energy :math:`a\,b\,J(x - q)` with a jump at q, and two jumps have
-    :math:`-b\,b'\,I(q - q')`. The part :math:`\sigma\sqrt{\pi/2}\,|z|` of I grows for
-    ever, and acts on no pair of cells but a cell and itself. It is taken out, so that
-    far cells do not cancel.
+    and a jump at q have the energy :math:`a\,b\,J(x - q)`; two jumps have
+    :math:`-b\,b'\,I(q - q')`. The part :math:`\sigma\sqrt{\pi/2}\,|z|` of I grows
+    without bound, but sums to zero over every pair of different cells. It is removed,
+    so that far cells do not cancel, and is added again for a cell with itself.
     """
     longest = rules(edges.dtype)[-1][0] * W.sigma
     narrow = edges.detach().diff() <= longest
@@ -107,9 +107,9 @@ def wide_interaction(edges: Tensor, weights: Tensor, W: Gaussian) -> Tensor:
 
 
 def narrow_hessian(edges: Tensor, weights: Tensor, W: Gaussian) -> Tensor:
-    r"""Return the Hessian of the energy of narrow cells, (n + 1, n + 1), dense.
+    """Return the Hessian of the energy of narrow cells, (n + 1, n + 1), dense.
 
-    Of nodes x with masses a it is the Laplacian of the complete graph with weights
+    For nodes x with masses a it is the Laplacian of the complete graph with weights
     :math:`a_i a_j W''(x_i - x_j)`; a node is a fixed mean of both ends of its cell.
     """
     own, share, mass = _rule_of_cells(edges, weights, W)

@@ -54,17 +54,17 @@ def cell_interaction(edges: Tensor, weights: Tensor, W: Kernel) -> Tensor:
 
     A Gaussian, whose range is finite, is averaged over all cells exactly. Any other
     smooth kernel is summed over the quantiles with their lumped masses, as an
-    expectation is. For all others, cells that are far apart interact through two Gauss
-    nodes each. Let :math:`I(g) =
-    \int_0^g (g - z)\,W(z)\,dz`, the second primitive of W. The average of W over the
-    cells i and j > i is the second difference
+    expectation is. Under every other kernel, cells far apart interact through two Gauss
+    nodes each, and cells less than `BAND` places apart by the exact average: for a
+    logarithm the nodes alone would err by a share 1/n. Let :math:`I(g) = \int_0^g (g -
+    z)\,W(z)\,dz` be the second primitive of W. The average of W over the cells i and j
+    > i is the second difference
 
     .. math:: \frac{I(q_{j+1}-q_i) - I(q_j-q_i) - I(q_{j+1}-q_{i+1}) + I(q_j-q_{i+1})}
         {g_i g_j},
 
-    and :math:`2 I(g_i)/g_i^2` over a cell and itself, finite for every integrable
-    singularity. It replaces the nodes for cells less than `BAND` places apart: for a
-    logarithm the nodes alone would err by a share 1/n.
+    and :math:`2 I(g_i)/g_i^2` over a cell and itself. It is finite for every integrable
+    singularity.
 
     Parameters
     ----------
@@ -94,12 +94,12 @@ def cell_interaction(edges: Tensor, weights: Tensor, W: Kernel) -> Tensor:
 
 
 def cell_potential(edges: Tensor, weights: Tensor, W: Kernel, x: Tensor) -> Tensor:
-    r"""Return :math:`\int W(x - y)\,d\mu(y)` of a step density at places x (m,).
+    r"""Return :math:`\int \tfrac12(W(x - y) + W(y - x))\,d\mu(y)` of a step density.
 
-    By the rules of `cell_interaction`; a Gaussian by its primitive, exactly. The
-    average of W over a cell from a to b is :math:`(P(x - a) - P(x - b))/(b - a)`, P the
-    primitive of its even part: it replaces the nodes of cells less than `BAND` places
-    from that of x.
+    The rules are those of `cell_interaction`; for a Gaussian the primitive is exact.
+    The average of W over a cell from a to b is :math:`(P(x - a) - P(x - b))/(b - a)`, P
+    the primitive of its even part. It replaces the nodes of cells less than `BAND`
+    places from that of x.
 
     Parameters
     ----------
@@ -178,11 +178,11 @@ def near_interaction(edges: Tensor, weights: Tensor, W: Kernel) -> Tensor:
 
 
 def far_hessian(edges: Tensor, weights: Tensor, W: Kernel) -> Tensor:
-    r"""Return the Hessian of the energy of the nodes, (n + 1, n + 1), dense.
+    """Return the Hessian of the energy of the nodes, (n + 1, n + 1), dense.
 
-    Of nodes x with masses a it is the Laplacian of the complete graph with weights
+    For nodes x with masses a it is the Laplacian of the complete graph with weights
     :math:`a_i a_j W''(x_i - x_j)`; a Gauss node is a fixed mean of both ends of its
-    cell. Time and memory O(n^2). Of a Gaussian it is that of the narrow cells.
+    cell. For a Gaussian it is the Hessian of the narrow cells. Time and memory O(n^2).
     """
     if _is_gaussian(W):
         return narrow_hessian(edges, weights, W)
@@ -255,7 +255,7 @@ def _even(W: Kernel, z: Tensor) -> Tensor:
 
 
 def _check_integrable(W: Kernel) -> None:
-    """Refuse a singularity that is not integrable: two rules would differ for it."""
+    """Raise NonFinite if a singularity is not integrable: then two rules differ."""
     if not W.singular:
         return
     one = torch.ones(1, dtype=torch.float64)

@@ -24,7 +24,7 @@ HALVINGS = 60
 
 
 def check_increasing(edges: Tensor) -> None:
-    """Refuse quantiles that cross or coincide, and name the first."""
+    """Raise ValueError if quantiles cross or coincide, and name the first."""
     edges = edges.detach()
     wrong = edges.diff() <= 0
     if bool(wrong.any()):
@@ -40,9 +40,10 @@ def check_increasing(edges: Tensor) -> None:
 def graded_masses(n: int, grading: float) -> tuple[Tensor, Tensor]:
     r"""Return masses (n,) and levels (n + 1,) with small cells at both ends.
 
-    The levels are :math:`s(k/n)` with :math:`s(u) = u^\gamma/(u^\gamma+(1-u)^\gamma)`:
-    equal masses for :math:`\gamma = 1`; for larger ones the mass of the k-th cell from
-    an end grows like :math:`(k/n)^{\gamma-1}`. They are symmetric.
+    The levels are :math:`s(k/n)` with :math:`s(u) = u^\gamma/(u^\gamma+(1-u)^\gamma)`.
+    They are symmetric. For :math:`\gamma = 1` masses are equal; for a larger
+    :math:`\gamma` the mass of the k-th cell from an end grows like
+    :math:`(k/n)^{\gamma-1}`.
 
     Parameters
     ----------
@@ -82,9 +83,9 @@ def inverse_distribution(
 ) -> Tensor:
     """Return the quantiles of the density f / int f at `levels`, float64 on the CPU.
 
-    The masses are found by `panels.adapt`. The ends of the support are found to a
-    panel, then by bisection. Within the panel that holds a level, Newton's method kept
-    inside it solves for the quantile.
+    `panels.adapt` finds the masses. The ends of the support are found to a panel, then
+    by bisection. In the panel that holds a level, Newton's method solves for the
+    quantile and is kept inside the panel.
 
     Parameters
     ----------
@@ -95,9 +96,9 @@ def inverse_distribution(
     levels : Tensor
         Increasing, from 0 to 1, symmetric about 1/2.
     like : Tensor
-        Whose dtype and device `f` is called with.
+        Gives the dtype and device of the points that `f` is called with.
     around : sequence of float
-        Places where f may be narrow; beside them the ends and 0 always count.
+        Places where f may be narrow. The ends of the interval and 0 always count.
 
     Returns
     -------
@@ -212,9 +213,9 @@ class _Density:
         return values.reshape(x.shape)
 
     def _beside(self, at: Tensor, values: Tensor) -> Tensor:
-        """Return values where those that are infinite at one place are the next ones.
+        """Return values in which an infinite one is replaced by the value next to it.
 
-        A singularity is met by its last place, if at all.
+        At most one place meets a singularity exactly.
         """
         i = (values == torch.inf).nonzero()[:, 0]
         x = at[i.to(at.device)]
@@ -262,7 +263,7 @@ def _from_below(density: _Density, found: Panels, levels: Tensor, eps: float) ->
 
 
 def _refuse_doubt(found: Panels, k: Tensor, targets: Tensor, eps: float) -> None:
-    """Raise where masses below levels are not known well enough."""
+    """Raise NotConverged if masses below levels are not known well enough."""
     errors, places = found.errors.cumsum(0), found.places.cumsum(0)
     total = float(found.masses.sum())
     # The parts of one panel share its error: that of the next one counts too.
@@ -310,7 +311,7 @@ def _refuse_hidden(
 
 
 def _support_end(density: _Density, ends: Tensor, first: int) -> float:
-    """Return the point from which on, upwards, the density is positive."""
+    """Return the least point above which the density is positive."""
     start, stop = ends[first : first + 1], ends[first + 1 : first + 2]
     if float(density(start)[0]) > 0:
         if first == 0:

@@ -40,11 +40,11 @@ Density = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Panels:
-    """Masses (n,) of panels between their ends (n + 1,), and what they are known to.
+    """Masses (n,) of panels between their ends (n + 1,), with their accuracy.
 
-    `errors` are the differences of Gauss rules on a panel and on its two parts;
-    `places` what is left open by the round-off of the places alone. Where the density
-    grows beyond what places resolve, at `spots` (k,), `hidden` is the mass within the
+    `errors` are the differences of Gauss rules on a panel and on its two parts.
+    `places` are the errors that the round-off of the places alone causes. At `spots`
+    (k,) the density grows beyond what places resolve; `hidden` is the mass within the
     distances `near`, as far as it was seen or follows from the growth.
     """
 
@@ -57,13 +57,13 @@ class Panels:
     hidden: Tensor
 
     def mirrored(self) -> Panels:
-        """Return the same panels from above, of the density at -x."""
+        """Return the same panels from above: those of the density at -x."""
         x = [-self.ends, self.masses, self.errors, self.places]
         x += [-self.spots, self.near, self.hidden]
         return Panels(*(y.flip(0) for y in x))
 
     def hidden_below(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the hidden mass below places x, and that which x is too near to tell.
+        """Return the hidden mass below places x, and the part too near to x to tell.
 
         A quantile near a spot is known to its round-off, whatever the mass there.
         """
@@ -100,9 +100,9 @@ def _end_weights() -> Tensor:
 class _Cells:
     """Panels (m,), integrated as a whole and by two parts.
 
-    `high` and `low` bound the values seen, `spread` is their range without those at the
-    ends and the highest; `peak`, at `where`, is the highest value
-    that was ever seen inside, by the panel or by those that it is a part of.
+    `high` and `low` bound the values seen. `spread` is their range without those at the
+    ends and the highest one. `peak`, at `where`, is the highest value ever seen inside,
+    by the panel or by a panel that it is a part of.
     """
 
     start: Tensor
@@ -204,13 +204,13 @@ def _hidden(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Return spots where the density outgrows places, distances, and masses there.
 
-    `unfit` are cells that are cut no more though their rules differ. What they saw is
-    no guide to the mass of a singularity: it is seen as far as the places go. Let A be
-    its mean on the distances 4 to 16 from the highest value, in units of 16 round-offs
-    (or of a 16th of the cell), a that on 16 to 64, and :math:`\rho = A/a`. If it is a
-    power of the distance, its mass m on 4 to 16 leaves
-    :math:`m\,\rho^2/(16 - 4\rho)` within 1, the sum of a geometric series.
-    The mass that was seen there counts if it is more; all twice.
+    `unfit` are cells that are cut no more though their rules differ. What they saw does
+    not give the mass of a singularity, which is seen only as far as the places go.
+    Distances from the highest value are in units of 16 round-offs (or of a 16th of the
+    cell). Let A be the mean of the density on the distances 4 to 16, a that on 16 to
+    64, m the mass on 4 to 16, and :math:`\rho = A/a`. If the density is a power of the
+    distance, the mass within 1 is :math:`m\,\rho^2/(16 - 4\rho)`, the sum of a
+    geometric series. The larger of this mass and the mass seen there counts, twice.
     """
     none = cells.start.new_zeros(0)
     at = unfit.nonzero()[:, 0]
@@ -267,13 +267,13 @@ def adapt(
 ) -> Panels:
     r"""Cut panels until Gauss rules on each and on its two parts agree.
 
-    A panel may be off by 16 `eps` times the mass up to and including it, from the
-    nearer end, or `floor` times the whole mass if that is more; and by what the
-    round-off of places leaves open, :math:`\mathrm{eps}\,|x|` times the variation of
-    the density in it. Where it outgrows the places, `hidden` bounds what that misses.
-    A value that was seen is not forgotten: a panel is cut until
-    its own nodes come within half of the highest value found in it, so that a peak
-    that one node hit is not lost by the nodes of the parts.
+    The error that a panel may have is 16 `eps` times the mass up to and including it,
+    from the nearer end, or `floor` times the whole mass in place of that mass, if it is
+    more. It may also be what the round-off of places causes, :math:`\mathrm{eps}\,|x|`
+    times the variation of the density in the panel. Where the density outgrows the
+    places, `hidden` bounds the missing mass. A panel is cut until its own nodes come
+    within half of the highest value ever found in it: so a peak that one node hit is
+    not lost by the nodes of the parts.
 
     Parameters
     ----------
@@ -291,7 +291,7 @@ def adapt(
     Returns
     -------
     Panels
-        At most about 2^18; where so many do not do, `errors` say what is missing.
+        At most about 2^18. If these are too few, `errors` say what is missing.
     """
     ends = _graded(lower, upper, around)
     start, stop = ends[:-1], ends[1:]

@@ -1,4 +1,4 @@
-"""Functions that the quadrature of a Gaussian is shown to integrate exactly."""
+"""Proofs that the quadrature of a Gaussian integrates a functional exactly."""
 
 from __future__ import annotations
 
@@ -39,19 +39,23 @@ __all__ = [
 ]
 
 METHODS = LINEAR | LARGEST | PRODUCTS | CASTS | CONSTANT | DIVISIONS | {"square", "pow"}
-HIGHEST = 200  # degree of a polynomial
+# Highest exponent of a power. No rule integrates a higher degree: Gauss and Hermite
+# have at most 100 nodes per axis.
+HIGHEST = 200
+# Integers and half precisions round values: a result of theirs is no polynomial.
 PRECISE = (torch.float32, torch.float64)
 
 
 class _NotShownError(Exception):
-    """That a function is a polynomial is not shown."""
+    """A function is not shown to be a polynomial."""
 
 
 class _Polynomial:
-    """Numbers that are polynomials of bounded degree in the coordinates of x.
+    """A tensor of polynomials of bounded degree in the coordinates of x.
 
-    It stands for a tensor in a ground function. Only operations that keep it a
-    polynomial are known; any other, and any look at a value, ends the proof.
+    It takes the place of a tensor in a ground function. It accepts only operations that
+    lead from polynomials to polynomials. Any other operation ends the proof, and so
+    does a look at a value.
     """
 
     def __init__(self, value: Tensor, degree: int) -> None:
@@ -66,7 +70,9 @@ class _Polynomial:
         kwargs: dict[str, Any] | None = None,
     ) -> _Polynomial:
         name = getattr(function, "__name__", "")
-        if name.startswith("__"):  # but add_ writes into a tensor
+        # An operator such as __radd__ is read as its function. A single underscore
+        # stays: add_ writes into a tensor.
+        if name.startswith("__"):
             name = name.strip("_")
             name = name[1:] if name in TURNED else name
         return cls._apply(name, function, args, kwargs or {})
@@ -79,7 +85,8 @@ class _Polynomial:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> _Polynomial:
-        if not torch.is_grad_enabled():  # what derivatives do not see
+        # The derivatives at the nodes would leave out what runs without gradient.
+        if not torch.is_grad_enabled():
             raise _NotShownError(name)
         cls._check_keywords(name, args, kwargs)
         degrees = [cls._degree_of(a) for a in (*args, *kwargs.values())]
@@ -101,7 +108,6 @@ class _Polynomial:
             raise _NotShownError(name)
         plain = [cls._plain(a) for a in args]
         value = function(*plain, **{k: cls._plain(a) for k, a in kwargs.items()})
-        # Integers and half precisions round.
         if not isinstance(value, Tensor) or value.dtype not in PRECISE:
             raise _NotShownError(name)
         return cls(value, degree)
@@ -110,14 +116,15 @@ class _Polynomial:
     def _check_keywords(
         cls, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        """Refuse keywords that are not known to leave a polynomial what it is."""
+        """Raise on a keyword that is not known to keep a polynomial a polynomial."""
         for key, value in kwargs.items():
             operand = key in OPERANDS and name in LINEAR | LARGEST | PRODUCTS
             if not operand and (key not in SHAPING or cls._degree_of(value)):
                 raise _NotShownError(name)
             if key == "dtype" and name not in CASTS | CONSTANT:
                 raise _NotShownError(name)
-        # view(dtype) reads bits; a product of a list has the sum of all degrees.
+        # view(dtype) reads bits. In a product of a list of tensors the degrees add up,
+        # while `_degree_of` takes their maximum.
         kinds = any(isinstance(a, torch.dtype) for a in args) and name not in CASTS
         listed = any(isinstance(a, (tuple, list)) and cls._degree_of(a) for a in args)
         if kinds or (listed and name in PRODUCTS):
@@ -202,11 +209,23 @@ class _Polynomial:
 
 
 def polynomial_degree(f: Ground, like: Tensor) -> int | None:
-    """Return a degree that a ground function does not exceed, None if none is shown.
+    """Return an upper bound on the degree of a ground function; None if none is shown.
 
-    The function is run on an object that knows only operations of polynomials, and no
-    value: what it returns is a polynomial, and its degree was counted on the way.
-    Points (2, d) are asked for, of the dtype and device of `like`.
+    The function runs on an object that accepts only operations of polynomials and
+    counts the degree. The object stands for points (2, d), of the dtype and device of
+    `like`.
+
+    Parameters
+    ----------
+    f : callable
+        The ground function, from points (n, d) to values.
+    like : Tensor, shape (d,)
+        A point.
+
+    Returns
+    -------
+    int or None
+        The bound. None says that no proof was found, not that f is no polynomial.
 
     Examples
     --------
@@ -222,7 +241,8 @@ def polynomial_degree(f: Ground, like: Tensor) -> int | None:
     try:
         with torch.enable_grad():
             found = f(_Polynomial(points, 1))  # type: ignore[arg-type]
-    except Exception:  # whatever a function does with an object that is no tensor
+    # A user's function may raise anything on an object that is no tensor.
+    except Exception:
         return None
     if isinstance(found, _Polynomial):
         return found._degree
@@ -230,11 +250,11 @@ def polynomial_degree(f: Ground, like: Tensor) -> int | None:
 
 
 def integrates_exactly(F: Functional, mu: Gaussian) -> bool:
-    r"""Whether F is shown to be the same by the nodes of `mu` and by integrals.
+    r"""Whether the nodes of `mu` are shown to integrate F exactly.
 
-    Entropy, powers of the density and Gaussian kernels are in closed form. Potentials,
-    kernels and features are shown to be polynomials of a degree for which the rule is
-    exact.
+    Entropy, powers of the density and Gaussian kernels have closed forms. Potentials,
+    kernels and features must be shown to be polynomials of a degree that the rule
+    integrates exactly.
     """
 
     def fits(f: Ground) -> bool:

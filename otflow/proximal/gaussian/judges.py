@@ -1,4 +1,4 @@
-"""What the nodes of a Gaussian leave out of a JKO step, as finer rules judge it."""
+"""The quadrature error of a JKO step on Gaussians, estimated by finer rules."""
 
 from __future__ import annotations
 
@@ -29,60 +29,63 @@ from otflow.proximal.gaussian.values import LINES, Gap, gap_by_nodes, gap_on_lin
 
 __all__ = ["Missed", "finer", "missed_by", "refined", "round_off"]
 
-# Nodes per axis of the next finer rule, over those of a rule. In d = 3 they are six
-# times as many in all.
+# Growth of the nodes per axis from one rule to the next finer one. In d = 3 a rule then
+# has six times as many nodes.
 GROWTH = 1.8
-# And of the rule that judges one. The first rule is of Gauss and Hermite, the finer
-# ones are sums of equal steps: 22 of these miss as much as 12 nodes of the former, in
-# one direction, so that their difference told a seventh of what either misses.
+# Growth of the nodes per axis from a rule to the rule that judges it. The first rule is
+# of Gauss and Hermite; the finer rules are sums of equal steps. In one direction 22
+# equal steps err as much as 12 nodes of Gauss and Hermite: their difference is a
+# seventh of the error of either, and judges neither.
 JUDGE = 2.0
 FEWEST = 8
-# Nodes of the second rule: per axis on the line, of all of them in more dimensions.
+# Nodes of the second judge: per axis on the line, in all in more dimensions.
 FINEST = 4096
 SCATTERED = 1 << 14
-# A rule of scattered nodes is itself wrong by about that much, relatively, where the
-# others converge geometrically: what it finds is counted above it.
+# Relative error of a rule of scattered nodes, which does not converge geometrically.
+# Its findings count only above this error.
 SCATTER = 1e-3
 MOST_PER_AXIS = 100  # of Gauss and Hermite
-# A gradient this much smaller than the tolerance needs no Hessian.
+# A gradient below this share of the tolerance needs no Hessian: the step that it
+# foretells is far within the tolerance.
 NEGLIGIBLE = 1e-3
-# Coordinates of nodes that a finer rule may have; 32 MiB in float64.
+# Most coordinates of the nodes of a finer rule; 32 MiB in float64.
 MOST_NUMBERS = 1 << 22
-# A Hessian is known where two rules agree on it to this part.
+# The Hessian of a rule is trusted if another rule agrees with it to this share.
 AGREE = 0.5
-# Round-off of a sum of values, in units of their mean size.
+# Round-off of a sum of values, in units of eps times their mean size.
 ROUND_OFF = 64.0
 PER_LINE = 256  # fewest nodes on a line
-# Nodes of the rule that tells a jump from what more nodes resolve.
+# Nodes of the rule that separates a jump from a feature that more nodes resolve.
 SEEING = 1 << 16
-# Derivatives are not those of F where they miss this part of their own mean length.
+# Derivatives and values contradict each other if they differ by more than this share
+# of the mean length of the derivatives.
 CONTRADICTION = 0.05
 
 
 Look = Callable[[Gaussian], Gap]
-"""How far derivatives are from values, by nodes or on lines."""
+"""Returns the gap between derivatives and values, by nodes or on lines."""
 
 
 @dataclass(frozen=True)
 class Missed:
-    """What the nodes leave out of a step."""
+    """The quadrature error of a step."""
 
-    distance: float  # in W2 between the step and that of the integrals
-    energy: float  # the larger of the two ends
-    spread: float  # of the values that the integrals are of, to compare it with
+    distance: float  # W2 between this step and the step of the exact integrals
+    energy: float  # error of the energies, the larger of both ends
+    spread: float  # mean deviation of the values that F integrates: scale of `energy`
     floor: float  # round-off of the energies
     contradicted: bool = False  # values and derivatives differ on the finest rule too
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """A finer rule: the problem on it, both ends, and what it does not see."""
+    """A finer rule: the problem on it, both ends of the step, and its own error."""
 
     problem: Problem
     start: float  # energy
     point: Point
-    missed: Tensor  # by the judged rule, of the gradient
-    blur: float
+    missed: Tensor  # gradient by this rule minus gradient by the judged rule
+    blur: float  # relative error of this rule
 
 
 def finer(mu: Gaussian) -> Gaussian:
@@ -91,6 +94,7 @@ def finer(mu: Gaussian) -> Gaussian:
 
 
 def _next(mu: Gaussian, growth: float) -> int:
+    # Rules of few dimensions are products of axes; the others are scattered nodes.
     per_axis = mu.dim <= TENSOR_DIM
     now = round(mu.n ** (1 / mu.dim)) if per_axis else mu.n
     growth = growth if per_axis else 2.0
@@ -100,7 +104,7 @@ def _next(mu: Gaussian, growth: float) -> int:
 def refined(problem: Problem, most: int) -> Problem | None:
     """Return the same step on the next finer rule, None if its nodes are too many.
 
-    Evaluations go on being counted.
+    The count of evaluations goes on.
     """
     mu = finer(problem.mu)
     room = max(MOST_NUMBERS, problem.mu.nodes.numel())
@@ -108,11 +112,11 @@ def refined(problem: Problem, most: int) -> Problem | None:
 
 
 def _judges(mu: Gaussian) -> list[tuple[Gaussian, float]]:
-    """Return two finer rules that do not alias alike, and what each does not see.
+    """Return two finer rules that do not alias alike, each with its relative error.
 
-    The next one; and on the line equal steps that see features much narrower than the
-    distance of its nodes, in more dimensions nodes that lie on no lines, where each
-    rule of d axes has few different coordinates.
+    The first is the next finer rule. On the line the second has equal steps, much
+    finer than the distance of the nodes. In more dimensions its nodes are scattered: a
+    product of d axes has few different coordinates.
     """
     k = _next(mu, JUDGE)
     first = (mu.refined(k), 0.0)
@@ -128,14 +132,17 @@ def _judges(mu: Gaussian) -> list[tuple[Gaussian, float]]:
 def missed_by(
     problem: Problem, start: Point, point: Point, tolerance: float, budget: int
 ) -> Missed | None:
-    r"""Return what the nodes leave out of a step; None if F is not finite elsewhere.
+    r"""Return the quadrature error of a step; None if F is not finite at other nodes.
 
-    With the gradient g of the objective by a finer rule, less that by the nodes, and
-    that rule's Hessian H, the distance is :math:`|H^{-1}g|`. A rule that aliases has a
-    Hessian that says nothing, often a huge one: where two finer rules do not agree on
-    it, the gradient itself is taken if it is longer, as for H = I. So it is where the
-    energies differ too much for the step to stand, and where the gradient is far below
-    the tolerance. The same is asked of the gradient by values: a jump is a part of it
+    Let g be the gradient of the objective by a finer rule minus the gradient by the
+    nodes, and H the Hessian by the finer rule. The distance is :math:`|H^{-1}g|`.
+
+    A rule that aliases has a wrong Hessian, often a huge one. If two finer rules
+    disagree on the Hessian, the distance is at least :math:`|g|`, as for H = I. The
+    distance is :math:`|g|` also if the energies differ too much for the step to stand,
+    and if g is far below the tolerance.
+
+    The gradient by values is judged in the same way: it contains the part of a jump
     that derivatives leave out.
     """
     F, rules = problem.functional, []
@@ -194,7 +201,7 @@ def missed_by(
 
 
 def _looks(problem: Problem, rules: list[_Rule]) -> list[Look]:
-    """Return how values are compared with derivatives, by rules without scatter."""
+    """Return the comparisons of values with derivatives, by rules without scatter."""
     dim, rest = problem.mu.dim, problem.rest
     if dim == 1:
         return [partial(gap_by_nodes, rest)] * len(rules)
@@ -211,9 +218,9 @@ def _contradicted(
 ) -> bool:
     """Whether values and derivatives differ by too much on the finest rule too.
 
-    Too much is a part of the derivatives, however short the step, or a length of the
-    step above what is allowed, by the factor `excess`. What is too narrow for the rules
-    at hand is met by finer ones; a jump is not.
+    The gap is too large if it exceeds a share of the derivatives, however short the
+    step, or if it moves the step by `excess` > 1 times the allowed length. A finer rule
+    resolves a narrow feature, and the gap closes. No rule closes the gap of a jump.
     """
     worst = max(gaps, key=lambda gap: gap.share)
     part = worst.share > CONTRADICTION
@@ -233,7 +240,7 @@ def _contradicted(
 def _length(
     problem: Problem, rule: _Rule, other: _Rule, missed: Tensor, budget: int
 ) -> float:
-    """Return how far a gradient that was missed would move the step on."""
+    """Return the length of the step that the missed gradient adds."""
     before = rule.problem.used
     step = newton_step(rule.problem, rule.point, missed, 0.1, budget)
     problem.used += rule.problem.used - before + 1
@@ -245,10 +252,10 @@ def _length(
 def _length_by_values(
     problem: Problem, rule: _Rule, look: Look, gap: Gap, missed: Tensor, budget: int
 ) -> float:
-    """Return how far the gradient by values would move the step on.
+    """Return the length of the step that the gradient by values adds.
 
-    The Hessian is of derivatives, and as wrong as these may be: a spike that a node
-    meets by chance makes it huge. So the step must cut the gradient by values.
+    The Hessian comes from derivatives and may be as wrong as they are: a spike at a
+    node makes it huge. Therefore the step must be seen to cut the gradient by values.
     """
     before, there = rule.problem.used, rule.problem
     step = newton_step(there, rule.point, missed, 0.1, budget)
@@ -265,14 +272,16 @@ def _length_by_values(
 
 
 def _values(F: Functional, mu: Gaussian) -> tuple[float, float]:
-    """Return mean deviation and mean size of what F integrates over the nodes.
+    """Return mean deviation and mean size of the values that F integrates.
 
-    That is the derivative by the masses of the nodes: V for a potential, W / 2 for an
-    interaction, the features times a gradient for a function of expectations.
+    The values are the derivatives by the masses of the nodes: V for a potential, the
+    convolution with W for an interaction, the features times a gradient for a function
+    of expectations.
     """
 
     def value(weights: Tensor) -> Tensor:
         nu = mu.with_free_state(mu.state.detach())
+        # Unchecked: a derivative by the masses leaves the measures of mass 1.
         object.__setattr__(nu, "weights", weights)
         return F.value(nu)
 
@@ -282,11 +291,12 @@ def _values(F: Functional, mu: Gaussian) -> tuple[float, float]:
 
 
 def _hidden(F: Functional, mu: Gaussian) -> float:
-    r"""Return a bound of the energy of kernels that no node sees.
+    r"""Return a bound on the energy of kernels that no node sees.
 
-    A kernel that is narrow about 0 has an energy E that is in inverse proportion to
-    :math:`|\det L|`: its gradient is :math:`-E\,L^{-1}`.
+    The energy E of a kernel that is narrow about 0 is in inverse proportion to
+    :math:`|\det L|`, with gradient :math:`-E\,L^{-1}`.
     """
+    # The difference of two independent points has the covariance 2 L L^T.
     energy, z = 0.0, mu.nodes @ (math.sqrt(2.0) * mu.factor.T)
     for c, term in F.terms():
         if isinstance(term, Interaction) and type(term.kernel) is not GaussianKernel:
@@ -300,8 +310,9 @@ def _hidden(F: Functional, mu: Gaussian) -> float:
 def round_off(problem: Problem, point: Point) -> float:
     """Return the round-off of the gradient where the nodes integrate F exactly.
 
-    Rules with more nodes do so too: they differ by the round-off of F's own arithmetic
-    alone, which no formula tells, as where large terms cancel in V.
+    Rules with more nodes integrate F exactly too. The gradients of two such rules
+    differ by the round-off of F's own arithmetic alone. No formula gives this
+    round-off, for example where large terms cancel in V.
     """
     worst = 0.0
     for mu in _exact(problem.mu):
@@ -317,7 +328,7 @@ def round_off(problem: Problem, point: Point) -> float:
 
 
 def _exact(mu: Gaussian) -> list[Gaussian]:
-    """Return the law on other rules that are exact to its degree at least."""
+    """Return the law on other rules that are exact to the degree of its rule."""
     if mu.dim > TENSOR_DIM:
         return [mu.with_nodes(scattered_nodes(mu.dim, mu.n, 1))]
     k = (mu.degree + 1) // 2  # nodes per axis of the rule of Gauss and Hermite

@@ -17,7 +17,7 @@ class OptimalMaps:
 
     .. math:: B - I = U\Big(C_{ij}\sqrt{2/(\sigma_i^2 + \sigma_j^2)}\Big)U^\top
 
-    the cost is :math:`\|BL - L\|_F^2 = \|C\|_F^2`: coordinates c = (m' - m, C), of
+    the cost is :math:`\|BL - L\|_F^2 = \|C\|_F^2`. The coordinates c = (m' - m, C), of
     shape (1 + d, d), map isometrically to tangents.
 
     Parameters
@@ -41,17 +41,17 @@ class OptimalMaps:
         self.degrees = d + d * (d + 1) // 2
 
     def tangent(self, coordinates: Tensor) -> Tensor:
-        """Return the tangent to the map's image: rows m' - m and (BL - L)^T."""
+        """Return the tangent of the map, (1 + d, d): rows m' - m and (BL - L)^T."""
         rows = self._vh.T @ (self._ratio * coordinates[1:]) @ self._u.T
         return torch.cat([coordinates[:1], rows])
 
     def project(self, tangent: Tensor) -> Tensor:
-        """Return the coordinates nearest to a tangent; the adjoint of `tangent`."""
+        """Return the coordinates nearest to a tangent: the adjoint of `tangent`."""
         C = self._ratio * (self._vh @ tangent[1:] @ self._u)
         return torch.cat([tangent[:1], 0.5 * (C + C.T)])
 
     def is_optimal(self, coordinates: Tensor) -> bool:
-        """Whether B is positive semi-definite, to round-off."""
+        """Whether B is positive semi-definite, up to round-off."""
         B = self._scale * coordinates[1:]
         B = B + torch.eye(len(B), dtype=B.dtype, device=B.device)
         slack = 8 * len(B) * torch.finfo(B.dtype).eps
@@ -72,13 +72,13 @@ class OptimalMaps:
         Parameters
         ----------
         mean : Tensor, shape (d,)
-            Where the mean starts.
+            Mean of the source.
         curvature, stiffness : Tensor, shape (d, d)
-            Hessian of the potential, as the spread and as the mean feel it.
+            Hessians of the potential that act on the spread and on the mean.
         force : Tensor, shape (d,)
             Gradient of the potential at 0.
         dt : float
-            Step.
+            Length of the step in time.
         strength : float
             Temperature times dt.
 
@@ -93,7 +93,8 @@ class OptimalMaps:
         if bool(fault) or bool(second):
             return None
         goal = torch.cholesky_solve((mean - dt * force)[:, None], shift)[:, 0]
-        # In y = R^T x the potential is gone, and the entropy alone moves R^{-1} L.
+        # In the coordinates y = R^T x the potential vanishes, and the entropy alone
+        # moves R^{-1} L.
         inner = torch.linalg.solve_triangular(spread, self.factor, upper=False)
         u, s, vh = torch.linalg.svd(inner)
         s = 0.5 * (s + torch.hypot(s, s.new_tensor(2.0 * math.sqrt(strength))))
@@ -109,14 +110,17 @@ def entropy_gradient(factor: Tensor) -> Tensor:
 
 
 def entropy_hessian(factor: Tensor, tangent: Tensor) -> Tensor:
-    r"""Return its derivative along a tangent: 0 and :math:`L^{-1}P^\top L^{-1}`."""
+    r"""Return the derivative of `entropy_gradient` along a tangent with rows P.
+
+    .. math:: 0 \quad\text{and}\quad L^{-1}P^\top L^{-1}
+    """
     inner = torch.linalg.solve(factor, tangent[1:].T)
     rows = torch.linalg.solve(factor, inner, left=False)
     return torch.cat([torch.zeros_like(rows[:1]), rows])
 
 
 def mean_hessian(factor: Tensor, gradient: Tensor) -> Tensor:
-    r"""Return A of the affine gradient AL of a potential: its mean Hessian."""
+    r"""Return the mean Hessian A of a potential, from the gradient AL by the factor."""
     A: Tensor = torch.linalg.solve(factor.T, gradient[1:])
     return 0.5 * (A + A.T)
 

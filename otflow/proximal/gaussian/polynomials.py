@@ -1,10 +1,10 @@
-"""Which functions of torch make a polynomial of polynomials, by name."""
+"""Names of the functions of torch that lead from polynomials to polynomials."""
 
 from __future__ import annotations
 
-# Names of functions and methods of torch, by what they do to the degree of a polynomial
-# in each coordinate. The first leave it, the second take the greatest of their
-# arguments', the third add them. All others end the proof.
+# Functions and methods of torch by their effect on the degree. LINEAR keeps the degree,
+# LARGEST takes the largest degree of the arguments, PRODUCTS adds the degrees. Any
+# other name ends the proof.
 LINEAR = frozenset(
     [
         "sum",
@@ -55,10 +55,11 @@ PRODUCTS = frozenset(
     ]
 )
 DIVISIONS = frozenset(["div", "divide", "truediv", "true_divide"])
-# Python's operators, with the arguments in turn.
+# Python's operators with exchanged arguments.
 TURNED = frozenset(["radd", "rsub", "rmul", "rmatmul"])
-# Keywords that leave a function a polynomial, and those that may be one themselves.
-# All others end the proof: rounding_mode and out do what no degree tells.
+# Keywords that keep a function a polynomial (SHAPING), and keywords that may hold a
+# polynomial (OPERANDS). Any other keyword ends the proof: rounding_mode rounds, and out
+# writes into a tensor.
 SHAPING = frozenset(
     [
         "dim",
@@ -88,7 +89,8 @@ SHAPING = frozenset(
     ]
 )
 OPERANDS = frozenset(["input", "other", "tensors", "tensor", "mat2", "vec2", "vec"])
-# Casts have the degree of their first argument; the others see shape and kind alone.
+# Casts have the degree of their first argument. The functions of CONSTANT depend on the
+# shape and the dtype alone.
 CASTS = frozenset(["to", "type_as", "double", "float"])
 CONSTANT = frozenset(["zeros_like", "ones_like", "new_zeros", "new_ones"])
 SHAPES = frozenset(["shape", "ndim", "dtype", "device"])

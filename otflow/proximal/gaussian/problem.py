@@ -24,10 +24,10 @@ __all__ = ["Point", "Problem", "newton_step"]
 
 @dataclass(frozen=True)
 class Point:
-    """A Gaussian with the objective's value and gradient there."""
+    """A Gaussian with the value and the gradient of the objective."""
 
     measure: Gaussian
-    coordinates: Tensor  # of the map that leads to it
+    coordinates: Tensor  # of the map from the source, (1 + d, d)
     energy: float  # F
     objective: float  # dt F + half the transport cost
     gradient: Tensor  # of the objective, in coordinates
@@ -40,11 +40,11 @@ class Point:
 
 @dataclass
 class Problem:
-    """The objective in coordinates of the maps; it counts its evaluations."""
+    """The objective in coordinates of the maps, with a count of evaluations."""
 
     functional: Functional
     rest: Functional  # F without entropy
-    potentials: Functional  # of these the mean feels the Hessian
+    potentials: Functional  # the terms whose Hessian acts on the mean
     temperature: float
     mu: Gaussian
     dt: float
@@ -56,7 +56,7 @@ class Problem:
 
     @classmethod
     def of(cls, F: Functional, mu: Gaussian, dt: float) -> Problem:
-        """Take F apart, or say why it cannot be done."""
+        """Split F into its terms; raise if F has no step on Gaussians."""
         terms = sort_terms(F)
         if terms.max_density < torch.inf:
             msg = (
@@ -72,6 +72,8 @@ class Problem:
                 f"minimum, all mass would collapse; minimise + temperature * Entropy()"
             )
             raise ValueError(msg)
+        # Interactions do not change when the law is shifted: the mean feels the Hessian
+        # of the potentials alone.
         parts = tuple(c * term for c, term in terms.potentials)
         others = terms.interactions or terms.others or terms.internal is not None
         potentials = Sum(parts) if others else rest
@@ -108,7 +110,7 @@ class Problem:
         )
 
     def try_at(self, coordinates: Tensor) -> Point | None:
-        """Evaluate, or return None where F is not finite or the map not optimal."""
+        """Return the point; None if F is not finite or the map not optimal."""
         if self.inside and not self.maps.is_optimal(coordinates):
             return None
         try:
@@ -120,12 +122,16 @@ class Problem:
     def hessian(self, point: Point, direction: Tensor) -> Tensor:
         """Return the Hessian of the objective times a direction."""
         tangent, nu = self.maps.tangent(direction), point.measure
+        # The root of round-off balances the errors of a difference quotient: that of
+        # the values over h, and that of the curvature times h.
         h = float(nu.factor.abs().max()) / float(tangent.abs().max())
         h *= torch.finfo(nu.dtype).eps ** 0.5
         try:
             velocity = self.rest.velocity(nu.push(tangent, h))
             change = (-velocity - point.slope) / h
         except (Diverged, NonFinite):
+            # F is not finite so close by. The Hessian of cost and entropy remains, and
+            # the line search decides.
             change = torch.zeros_like(tangent)
         self.used += 1
         self._met(norm(change) / norm(tangent), nu)
@@ -134,7 +140,7 @@ class Problem:
         return direction + self.dt * self.maps.project(change)
 
     def minimise_model(self, point: Point) -> Tensor | None:
-        """Minimise with a quadratic in place of the rest; None if it has no minimum."""
+        """Return the minimiser of a quadratic model; None if it has no minimum."""
         nu, dt = point.measure, self.dt
         curvature = mean_hessian(nu.factor, point.slope)
         self._met(float(torch.linalg.matrix_norm(curvature, 2)), nu)
@@ -149,11 +155,11 @@ class Problem:
         )
 
     def _met(self, curvature: float, nu: Gaussian) -> None:
-        """Note a second derivative: the state is rounded, and its gradient with it."""
+        """Note a second derivative: it carries round-off of the state to gradients."""
         self.steepest = max(self.steepest, curvature * norm(nu.state))
 
     def on(self, mu: Gaussian) -> Problem:
-        """Return the same step on another rule; it counts on from here."""
+        """Return the same step on another rule; the count of evaluations goes on."""
         return replace(self, mu=mu, inside=True, steepest=0.0, scale=0.0)
 
     def floor(self, point: Point) -> float:
@@ -166,16 +172,16 @@ class Problem:
 def newton_step(
     problem: Problem, point: Point, gradient: Tensor, accuracy: float, budget: int
 ) -> Tensor:
-    """Solve for Newton's step by conjugate gradients, till negative curvature.
+    """Solve H step = -gradient by conjugate gradients, up to negative curvature.
 
     Parameters
     ----------
     problem, point
-        Whose Hessian.
+        The objective and the place of its Hessian H.
     gradient : Tensor, shape (1 + d, d)
-        The step that makes it zero is wanted; that of `point`, or a part of it.
+        The gradient that the step cancels.
     accuracy : float
-        Relative residual at which to stop.
+        Relative residual to stop at.
     budget : int
         Most evaluations.
 
@@ -187,7 +193,7 @@ def newton_step(
     residual = -gradient
     step, direction = torch.zeros_like(residual), residual
     square = float((residual * residual).sum())
-    # Products come from differences: they hold half of the digits.
+    # Products come from differences, which hold half of the digits.
     target = max(accuracy, 1e-5) ** 2 * square
     for _ in range(min(problem.maps.degrees, budget)):
         product = problem.hessian(point, direction)

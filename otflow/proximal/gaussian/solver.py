@@ -27,18 +27,21 @@ __all__ = ["GaussianDetails", "GaussianProximal"]
 MAX_HALVINGS = 30
 DECREASE = 1e-4
 
-# The quadratic model is tried again while it cuts the gradient by this factor.
+# The quadratic model is tried again while it cuts the gradient to this share. It
+# converges linearly: at a worse share Newton's method is cheaper.
 CONTRACTION = 0.25
 
-NOTHING = Missed(0.0, 0.0, 0.0, 0.0)  # what nodes that are exact leave out
+NOTHING = Missed(0.0, 0.0, 0.0, 0.0)  # the errors of nodes that integrate F exactly
 ROSE: dict[str, Any] = {
     "cause": "the rule of the nodes has a critical point whose objective is above that "
     "of the start: the derivatives of F are not those of its values there",
     "cure": "smooth F, or flow a GridDensity, which takes values",
 }
-# Round-off of two rules differs, most often, by more than a part of either.
+# The difference of two rules shows their round-off only in part: what both share
+# cancels. The true round-off is taken as UNLIKE times the difference.
 UNLIKE = 4.0
-# Round-off of a law: of its factor's singular vectors, products and sums.
+# Round-off of a law in units of the dtype's. It collects the errors of the factor's
+# singular vectors, of products and of sums.
 STORED = 16.0
 
 
@@ -49,11 +52,11 @@ class GaussianDetails:
     Parameters
     ----------
     map_optimal : bool
-        Whether the map of the step is optimal, B >= 0.
+        Whether the map of the step is optimal: B >= 0.
     quadrature_error, energy_error : float or None
-        What the nodes leave out of the step and of the energies.
+        Errors of the nodes: of the step, in W2, and of the energies.
     nodes : int
-        Nodes that the step was made on.
+        Number of nodes that the solver used.
 
     Attributes
     ----------
@@ -70,113 +73,117 @@ class GaussianDetails:
 class GaussianProximal(ProximalSolver[Gaussian]):
     r"""Solve :math:`\min_\nu F(\nu) + W_2^2(\mu, \nu)/(2\,dt)` over Gaussians.
 
-    Every Gaussian is reached from :math:`\mu = N(m, LL^\top)` by one optimal map
-    :math:`x \mapsto m' + B(x - m)` with B symmetric :cite:p:`bhatia2019bures`, and
+    One optimal map :math:`x \mapsto m' + B(x - m)`, with B symmetric, leads from
+    :math:`\mu = N(m, LL^\top)` to each Gaussian :cite:p:`bhatia2019bures`, and
     :math:`W_2^2 = |m' - m|^2 + |BL - L|_F^2`. So the JKO step is
 
     .. math:: \min_{m',\,B = B^\top} dt\, F\big(N(m', BLL^\top B)\big)
         + \tfrac12 |m' - m|^2 + \tfrac12 \|BL - L\|_F^2,
 
-    over B >= 0; strongly convex where F is convex along generalised geodesics. All
-    matrices B have the same minimum, as the optimal map is the cheapest.
+    over B >= 0. The objective is strongly convex where F is convex along generalised
+    geodesics. The minimum over all symmetric B is the same, since the optimal map is
+    the cheapest.
 
-    For a potential with Hessian A, with entropy at temperature :math:`\kappa`, the step
-    is in closed form, whether A commutes with the covariance or not. With
+    For a potential with Hessian A and entropy at temperature :math:`\kappa`, the step
+    has a closed form; A need not commute with the covariance. With
     :math:`RR^\top = I + dt\,A` and the singular values :math:`R^{-1}L = U s V^\top`,
 
     .. math:: L' = R^{-\top} U\,\tfrac12\big(s + \sqrt{s^2 + 4\,dt\,\kappa}\big)V^\top.
 
-    It solves the optimality condition :math:`\Sigma = C\Sigma'C` with :math:`C = I +
-    dt\,(A - \kappa\Sigma'^{-1})`; for A = 0 it is the entropy's proximal map of
-    :cite:t:`diao2023forward`. Any F has such a quadratic model at a Gaussian, from its
-    gradient: it is used while it converges fast, once if F is quadratic. Then Newton's
-    method with conjugate gradients takes over, with the Hessian of the entropy in
-    closed form and that of the rest by differences of its velocity.
+    This L' solves the optimality condition :math:`\Sigma = C\Sigma'C` with :math:`C = I
+    + dt\,(A - \kappa\Sigma'^{-1})`. For A = 0 the step is the entropy's proximal map of
+    :cite:t:`diao2023forward`. The gradient of any F gives such a quadratic model at a
+    Gaussian. The solver minimises these models while they converge fast; a quadratic F
+    needs one. Then Newton's method with conjugate gradients takes over. It has the
+    Hessian of the entropy in closed form, and that of the rest by differences of its
+    velocity.
 
-    V must be continuous, and so must kernels and features: derivatives do not see a
-    jump, though F is smooth on Gaussians. So finer rules at the step also form the
-    gradient from values, by Stein's identity :math:`E f z = E\,\nabla f`. Where it is
-    not that of derivatives the difference is part of ``quadrature_error``, and a step
-    where it is more than a twentieth of the derivatives on 65,536 nodes too, or makes
-    the step too far off, has not converged. So are told a jump, a spike that nodes meet
-    by chance and a detached part of V. A spike that no node meets is seen by no rule:
-    one of width w and height h, w below the distance of the nodes (on the line 0.005
-    deviations), adds about h w over a deviation to the energy, and nothing says so. For
-    d > 1 values are compared on 64 random lines too, for d > 3 on these alone: there
-    the size of a jump is known to a factor of 3.
+    V, kernels and features must be continuous: derivatives at nodes do not see a jump.
+    Therefore finer rules at the step also form the gradient from values, by Stein's
+    identity :math:`E f z = E\,\nabla f`. The difference to the gradient from
+    derivatives is part of ``quadrature_error``. The step has not converged if this
+    difference, on 65,536 nodes too, exceeds a twentieth of the derivatives or moves the
+    step too far. This test detects a jump, a spike at a node and a detached part of V.
+    No rule detects a spike between all nodes. A spike of height h and of a width w
+    below the distance of the nodes (0.005 standard deviations on the line) changes the
+    energy by about h w over a deviation. For d > 1 values are compared on 64 random
+    lines too, for d > 3 on these lines alone; there the size of a jump is known to a
+    factor of 3.
 
     Parameters
     ----------
     tolerance : float
-        Stop when the gradient of the objective is below it times the displacement, both
-        in :math:`L^2(\mu)`, or is at round-off.
+        Stop when the gradient of the objective is below `tolerance` times the
+        displacement, both in :math:`L^2(\mu)`, or is at round-off.
     max_gradients : int
-        Budget of evaluations of F with its velocity, per step.
+        Most evaluations of F with its velocity in a step.
     quadrature_tolerance : float
-        What the nodes may leave out of a step, over the length of the step plus the
-        deviation of its law, both in W2. Where ``quadrature_error`` is larger the step
-        is made on a finer rule.
+        Largest ``quadrature_error``, relative to the length of the step plus the
+        deviation of its law, both in W2. If the error is larger, the solver repeats the
+        step on a finer rule.
     max_nodes : int
-        Most nodes that a finer rule may have; 0 keeps to those of the measure.
+        Most nodes of a finer rule; 0 keeps to the nodes of the measure.
 
     Attributes
     ----------
     tolerance, max_gradients, quadrature_tolerance, max_nodes
         As above.
     flat : bool
-        True: tangents at different Gaussians may be added, node by node.
+        True: tangents at different Gaussians may be added.
 
     Notes
     -----
     The certificate holds
 
     ``energy_before``, ``energy_after``, ``decrease``
-        F at both ends, and F(before) - F(after) - w2^2 / (2 dt), >= 0.
+        F at the start and at the end, and F(before) - F(after) - w2^2 / (2 dt) >= 0.
     ``w2``
-        Distance between both ends, an upper bound unless ``map_optimal``.
-    ``residual``, ``converged``, ``map_optimal``, ``iterations``
-        Relative residual, whether it met the tolerance or is at round-off and the
-        nodes met theirs without a rise of the objective, whether B >= 0, evaluations
-        spent.
+        W2 distance of start and end; an upper bound unless ``map_optimal``.
+    ``residual``
+        Norm of the gradient over that of the displacement.
+    ``converged``
+        Whether the residual met the tolerance or is at round-off, and the nodes met
+        ``quadrature_tolerance``, and the objective did not rise.
+    ``map_optimal``
+        Whether B >= 0.
+    ``iterations``
+        Evaluations of F with its velocity.
     ``quadrature_error``
-        0.0 where the nodes are shown to integrate F exactly: entropy, powers of the
-        density, Gaussian kernels, and polynomial potentials, kernels and features of a
-        degree that the rule is exact for (any function that computes its polynomial by
-        sums, products and integer powers). Else an estimate of the W2 distance by which
-        the step misses that of the integrals, by two finer rules that do not alias
-        alike: Newton's step for the gradient that the nodes leave out, with the Hessian
-        of the finer rule, or that gradient itself where the two do not agree on a
-        Hessian; the gradient is by derivatives and by values. And what a kernel that is
-        narrow about 0 may hide between the nodes.
-        It proves nothing. None if F is not finite at finer nodes.
+        0.0 where the nodes are shown to integrate F exactly. This holds for entropy,
+        powers of the density and Gaussian kernels. It holds for potentials, kernels and
+        features that are polynomials of a degree that the rule integrates, if they are
+        computed by sums, products and integer powers.
+        Else an estimate of the W2 distance to the step of the exact integrals, by two
+        finer rules that do not alias alike: Newton's step for the gradient that the
+        nodes leave out. The gradient is taken by derivatives and by values; where the
+        two rules disagree on the Hessian, the gradient itself is taken. The energy that
+        a narrow kernel may hide between the nodes is added. The estimate proves
+        nothing. None if F is not finite at finer nodes.
     ``energy_error``
-        By how much the energies of both ends are off, by the same rules, at most. It
-        must be below ``quadrature_tolerance`` times the mean deviation of the values
-        that F integrates, and is part of ``noise``. None as above.
+        An estimate of the error of both energies, by the same rules. It must be below
+        ``quadrature_tolerance`` times the mean deviation of the values that F
+        integrates. It is part of ``noise``. None as above.
     ``nodes``
-        Nodes that the step was made on. Those of the measure, unless the quadrature
-        error called for more: then both energies are by the finer rule, and the measure
-        returned has its nodes, so that the next step starts with it. Where
-        ``max_nodes`` does not suffice the step has not converged; ``cause`` and
-        ``cure`` say so.
+        Number of nodes that the solver used: those of the measure, or of a finer rule.
+        With a finer rule, both energies are by this rule and the new measure carries
+        its nodes, so that the next step starts there. If ``max_nodes`` does not
+        suffice, the step has not converged; ``cause`` and ``cure`` say so.
     ``bound``
-        Where ``quadrature_error`` is 0.0, the functional's modulus :math:`\lambda` is
-        known, the map is optimal and :math:`1 + dt\,\lambda > 0`: the norm of the
-        gradient over :math:`1 + dt\,\lambda`, an upper bound on the W2 distance to the
-        exact step. Round-off is added: that of the formulas, and that of F's own
-        arithmetic as other exact rules show it. Else None.
+        A bound on the W2 distance to the exact step: the norm of the gradient over
+        :math:`1 + dt\,\lambda`, with :math:`\lambda` the modulus of F. Round-off is
+        added: that of the formulas, and that of F's arithmetic as other exact rules
+        show it. None unless ``quadrature_error`` is 0.0, the modulus is known, the map
+        is optimal and :math:`1 + dt\,\lambda > 0`.
     ``guarantee``
-        ``"exact"``: the step among Gaussians is unique and within ``bound``; for
-        quadratic energies and entropy it is that among all measures. ``"stationary"``:
-        a critical point of the JKO objective, as the nodes integrate it, with the
-        optimal map. ``"upper-bound"``: a critical point of an upper bound of it, the
-        map not optimal; where nodes are too few for F and dt is huge. ``"none"``: not
-        converged, or the energy rose.
-    ``certified``
-        Whether the guarantee is ``"exact"`` or ``"stationary"``.
+        ``"exact"``: the step among Gaussians is unique and within ``bound``. For
+        quadratic energies and entropy it is the step among all measures.
+        ``"stationary"``: a critical point of the JKO objective, as the nodes integrate
+        it, with the optimal map. ``"upper-bound"``: a critical point of an upper bound
+        of the objective; the map is not optimal. This occurs where nodes are too few
+        for F and dt is huge. ``"none"``: not converged, or the energy rose.
 
     Time: ``iterations`` times the cost of F at the nodes and O(d^3). Each finer rule
-    starts from the step of the one before.
+    starts from the step of the rule before.
 
     Examples
     --------
@@ -210,31 +217,6 @@ class GaussianProximal(ProximalSolver[Gaussian]):
     def solve(
         self, F: Functional, mu: Gaussian, dt: float, warm: Any = None
     ) -> ProxResult[Gaussian]:
-        """Return the proximal step of length `dt` from `mu`.
-
-        Parameters
-        ----------
-        F : Functional
-            What to minimise.
-        mu : Gaussian
-            Where to step from.
-        dt : float
-            Step, > 0.
-        warm : object, optional
-            Not used.
-
-        Returns
-        -------
-        ProxResult
-            The new Gaussian and the certificate.
-
-        Raises
-        ------
-        Unsupported
-            If `mu` is not a `Gaussian`, or F bounds the density.
-        ValueError
-            If the entropy has a negative factor.
-        """
         dt = self._admit(F, mu, dt, Gaussian)
         with warnings.catch_warnings():  # the certificate says what nodes do not see
             warnings.simplefilter("ignore", KernelWarning)
@@ -247,7 +229,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         is_exact = integrates_exactly(F, mu)
         missed = NOTHING if is_exact else self._missed(problem, start, point)
         while missed is not None and not self._resolved(point, missed):
-            if missed.contradicted:  # no finer rule will do
+            # No finer rule helps where derivatives and values contradict each other.
+            if missed.contradicted:
                 break
             finer = refined(problem, self.max_nodes)
             if finer is None or problem.used >= self.max_gradients:
@@ -257,7 +240,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
                 missed = None
                 break
             problem, start = finer, begin
-            # The step of a coarse rule may be worse than none by a finer one.
+            # By the finer rule, the step of the coarse rule may be worse than no step.
             trial = problem.try_at(point.coordinates)
             falls = trial is not None and trial.objective <= start.objective
             point = self._by_newton(problem, trial if trial and falls else start)
@@ -266,7 +249,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         return ProxResult(point.measure, certificate=known)
 
     def _by_models(self, problem: Problem, start: Point) -> Point:
-        """Minimise quadratic models for as long as each cuts the gradient well."""
+        """Minimise quadratic models while each cuts the gradient to a fourth."""
         point = start
         while not self._converged(problem, point) and problem.used < self.max_gradients:
             guess = problem.minimise_model(point)
@@ -279,10 +262,10 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         return point
 
     def _by_newton(self, problem: Problem, point: Point) -> Point:
-        """Minimise by Newton's method, over optimal maps if that succeeds."""
+        """Minimise by Newton's method, over optimal maps first, then over all."""
         point = self._descend(problem, point)
-        # Turned back to its optimal map a law costs less, and no minimum was lost,
-        # unless the quadrature sees the turn.
+        # Optimal maps reach every law at the least cost, so the first descent loses no
+        # minimum. Only too few nodes can tell two maps to the same law apart.
         if not self._converged(problem, point):
             problem.inside = False
             point = self._descend(problem, point)
@@ -292,6 +275,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         """Take steps of Newton's method; the objective never increases."""
         first = point.size
         while not self._converged(problem, point) and problem.used < self.max_gradients:
+            # Inexact Newton: a share of the gradient that shrinks with the gradient
+            # keeps convergence faster than linear.
             accuracy = min(0.1, point.size / first if first > 0 else 0.1)
             budget = self.max_gradients - problem.used
             step = newton_step(problem, point, point.gradient, accuracy, budget)
@@ -314,7 +299,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
             if found is not None:
                 if found.objective <= point.objective + DECREASE * length * slope:
                     return found
-                # A decrease that drowns in round-off: a smaller gradient is progress.
+                # The decrease drowns in round-off; then a smaller gradient is progress.
                 level = found.objective <= point.objective + point.noise
                 if level and found.size < 0.9 * point.size:
                     return found
@@ -343,7 +328,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         eps = torch.finfo(problem.mu.dtype).eps
         gradient = point.size + problem.floor(point)
         gradient += UNLIKE * round_off(problem, point)
-        # The numbers of both ends, and what singular values make of them.
+        # Round-off of both laws as they are stored, and of their singular values.
         stored = norm(problem.mu.state) + norm(point.measure.state)
         return gradient / convexity + STORED * eps * stored
 
@@ -378,7 +363,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
             guarantee=guarantee,
             bound=bound,
             noise=noise,
-            iterations=used,  # those of the proof are not counted
+            # Read before `_bound`, whose evaluations prove the step and do not make it.
+            iterations=used,
             details=GaussianDetails(
                 map_optimal=point.is_optimal,
                 quadrature_error=None if missed is None else missed.distance,
@@ -388,12 +374,13 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         )
         report = known(converged=converged, **why)
         if report.converged and report.guarantee == Guarantee.NONE:
-            # A zero of the gradient above where it began is no minimum of F.
+            # The gradient is 0, but the objective is above that of the start: the nodes
+            # have a critical point there that F does not have.
             report = known(converged=False, **ROSE)
         return report
 
     def _why(self, problem: Problem, missed: Missed | None) -> dict[str, Any]:
-        """Say what the nodes leave out, and what helps."""
+        """Return the cause and the cure of a quadrature error."""
         size = "by an unknown length"
         if missed is not None:
             size = f"by about {missed.distance:.2g} in W2, the energy by about "

@@ -1,4 +1,4 @@
-"""What values of a functional say of its gradient on Gaussians, without derivatives."""
+"""The gradient of a functional on Gaussians from its values, without derivatives."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from otflow.proximal.gaussian.maps import norm
 
 __all__ = ["LINES", "Gap", "gap_by_nodes", "gap_on_lines"]
 
-# Lines in random directions; what they miss of a jump is about its size over the root.
+# Lines in random directions. Their error in the size of a jump falls with the root of
+# their number.
 LINES = 64
-# Round-off of a sum of values, in units of their mean size.
+# Round-off of a sum of values, in units of eps times their mean size.
 ROUND_OFF = 64.0
 
 
 @dataclass(frozen=True)
 class Gap:
-    """The gradient by values less that by derivatives."""
+    """The gradient by values minus the gradient by derivatives."""
 
     tangent: Tensor  # (1 + d, d), of F
     size: float  # mean length of the derivatives
@@ -38,29 +39,35 @@ class Gap:
 
 
 def gap_by_nodes(F: Functional, mu: Gaussian) -> Gap:
-    r"""Return how far Stein's identity fails at the nodes, as a gradient of F.
+    r"""Return the failure of Stein's identity at the nodes, as a gradient of F.
 
-    On Gaussians F is a function of the masses w and the white nodes z. With its
-    derivatives f by the masses and :math:`w \nabla f` by the nodes,
+    On Gaussians F is a function of the masses w and the white nodes z. Let f be its
+    derivatives by the masses and :math:`w \nabla f` those by the nodes. If f is smooth,
 
-    .. math:: E\,fz = E\,\nabla f, \qquad E\,f(zz^\top - I) = E\,(\nabla f)\,z^\top
+    .. math:: E\,fz = E\,\nabla f, \qquad E\,f(zz^\top - I) = E\,(\nabla f)\,z^\top.
 
-    where f is smooth; :math:`L^{-\top}` times the right sides are the gradients by the
-    mean and the factor. A jump adds a surface integral to the left sides alone, a spike
-    between the nodes is a part of them, and a part of F that is detached has no right
-    side. Where F is resolved both agree to the error of the rule.
+    The gradients by the mean and the factor are :math:`L^{-\top}` times the right
+    sides. A jump adds a surface integral to the left sides alone. A spike changes the
+    two sides differently. A detached part of F changes the left sides alone. If the
+    nodes resolve F, both sides agree to the error of the rule.
 
     Parameters
     ----------
     F : Functional
-        Without what is in closed form on Gaussians, of which both sides are zero.
+        The functional without its terms in closed form, whose sides are both zero.
     mu : Gaussian
-        On a rule that is symmetric and white.
+        A law on a symmetric and white rule.
+
+    Returns
+    -------
+    Gap
+        The left sides minus the right sides.
     """
     f, slopes = _derivatives(F, mu)
     z, w = mu.nodes, mu.weights
-    # Both sides of a quadratic function are the same. Without the one that derivatives
-    # tell, the left sides are the gap itself, and less round-off.
+    # Stein's identity holds exactly for a quadratic function. After the quadratic that
+    # the derivatives give is subtracted from f, the left sides are the gap itself, with
+    # less round-off.
     b, A = slopes.sum(0), slopes.T @ z
     quadratic = z @ b + 0.5 * ((z @ A) * z).sum(-1)
     rest = w * (f - w @ f - quadratic + w @ quadratic)
@@ -70,18 +77,23 @@ def gap_by_nodes(F: Functional, mu: Gaussian) -> Gap:
 
 
 def gap_on_lines(F: Functional, mu: Gaussian, per_line: int) -> Gap:
-    r"""Return the same on lines in random directions.
+    r"""Return the failure of Stein's identity on lines in random directions.
 
-    Equal steps on each line fulfil Stein's identity in its direction, to their own
-    error: scattered nodes would fulfil it to the inverse root of their number. Lines
-    see on each of them what is as narrow as its steps, in any dimension.
+    Equal steps on a line fulfil Stein's identity in its direction, to the error of the
+    steps. Scattered nodes would fulfil the identity only to the inverse root of their
+    number. A line resolves a feature as narrow as its steps, in any dimension.
 
     Parameters
     ----------
     F, mu
-        As above.
+        As for `gap_by_nodes`.
     per_line : int
-        Nodes on each of 64 lines, even.
+        Number of nodes on each of 64 lines, even.
+
+    Returns
+    -------
+    Gap
+        The mean over the lines of the left sides minus the right sides.
     """
     dim = mu.dim
     directions, feet, rule = _lines(dim, per_line)
@@ -93,7 +105,7 @@ def gap_on_lines(F: Functional, mu: Gaussian, per_line: int) -> Gap:
     values = f.reshape(LINES, -1)
     values = w * (values - (w * values).sum(1, keepdim=True) * LINES)
     along = (slopes.reshape(LINES, -1, dim) @ u[:, :, None])[..., 0]
-    # Of each line E f t - E f' and E f (t^2 - 1) - E f' t, over the number of lines.
+    # For each line: E f t - E f' and E f (t^2 - 1) - E f' t, divided by LINES.
     first = values @ t - along.sum(1)
     second = values @ (t.square() - 1) - along @ t
     vector = dim * first @ u
@@ -116,7 +128,7 @@ def _derivatives(F: Functional, mu: Gaussian) -> tuple[Tensor, Tensor]:
 def _gap(
     mu: Gaussian, vector: Tensor, matrix: Tensor, f: Tensor, slopes: Tensor
 ) -> Gap:
-    """Return the gap of the white coordinates, or zero where it is round-off."""
+    """Return the gap in the coordinates of the law; a gap of round-off is zero."""
     inverse = torch.linalg.inv(mu.factor)
     tangent = torch.cat([vector[None], matrix]) @ inverse
     lengths, radii = slopes.norm(dim=-1), mu.nodes.norm(dim=-1)
@@ -130,6 +142,8 @@ def _gap(
 @lru_cache(maxsize=8)
 def _lines(dim: int, per_line: int) -> tuple[Tensor, Tensor, Nodes]:
     """Return directions (k, d), feet (k, d) normal to them, and the nodes on all."""
+    # The same lines for each step: a solve does not change the state of torch's random
+    # numbers, and a repeated solve gives the same certificate.
     generator = torch.Generator().manual_seed(0)
     u, feet = torch.randn(2, LINES, dim, generator=generator, dtype=torch.float64)
     u = u / u.norm(dim=-1, keepdim=True)

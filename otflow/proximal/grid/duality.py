@@ -15,15 +15,15 @@ from otflow.proximal.grid.pressure import PressureProblem
 
 __all__ = ["below_bound", "cell_extremes", "cell_means", "distance_bound", "dual_value"]
 
-# The share of the largest mass of a cell below which a cell is empty.
+# A cell counts as empty below this share of the largest mass of a cell.
 DUST = 1e-9
 
 
 def below_bound(masses: Tensor, room: Tensor, bound: float) -> tuple[Tensor, float]:
-    """Return masses below a bound on the density, and how much mass that moved.
+    """Return masses below a bound on the density, and the mass that was moved.
 
-    What exceeds the bound goes to the cells that hold mass already, in proportion to
-    what is left in them, and to other free cells only if these are full.
+    The excess goes to the cells that hold mass already, in proportion to their
+    remaining capacity. Other free cells receive mass only if those are full.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def below_bound(masses: Tensor, room: Tensor, bound: float) -> tuple[Tensor, flo
     room : Tensor, shape (n,)
         Free volume of the cells.
     bound : float
-        The bound, possibly infinite.
+        Bound on the density, possibly infinite.
     """
     if math.isinf(bound):
         return masses, 0.0
@@ -54,17 +54,18 @@ def dual_value(
 ) -> tuple[float | None, float]:
     r"""Return a lower bound of :math:`\int V d\nu + \int U(\nu) + W_2^2/(2\,dt)`.
 
-    It holds for all densities that are constant on cells, however good the pressure is.
-    With the potentials :math:`\psi = \phi^c` and :math:`\phi = \psi^c` of nodes,
+    The bound holds for all densities that are constant on cells, for any pressure. Let
+    :math:`\psi = \phi^c` and :math:`\phi = \psi^c` be potentials at the centres. Then
     :math:`\psi - |x|^2/(2\,dt)` and :math:`\phi - |y|^2/(2\,dt)`, interpolated linearly
     along each axis, satisfy :math:`\psi(x) + \phi(y) \le |x - y|^2/(2\,dt)` everywhere,
-    since :math:`x \cdot y` is linear in each; and their means over cells are in closed
-    form. The additive constant is the best one. Between a density and itself the bound
-    is too low by :math:`\sum_a h_a^2/(6\,dt)`.
+    since :math:`x \cdot y` is linear in each. Their means over cells have a closed
+    form. The additive constant is the best one. For the distance of a density to itself
+    the bound is too low by :math:`\sum_a h_a^2/(6\,dt)`.
 
-    For all densities :math:`U^*` has to be integrated over cells, where the bound above
-    takes it at the mean :math:`\bar s` of its argument. It is convex, so its mean is at
-    most that of the chord over the values of the argument in the cell.
+    A bound for all densities, constant on cells or not, needs the integral of
+    :math:`U^*` over each cell; the bound above takes :math:`U^*` at the mean of its
+    argument. :math:`U^*` is convex. So its mean is at most the mean of the chord over
+    the range of the argument in the cell.
 
     Parameters
     ----------
@@ -73,16 +74,16 @@ def dual_value(
     pressure : Tensor, shape (n,)
         Any pressure.
     masses : Tensor, shape (n,), optional
-        The new masses, or nearly: far from them the pressure is taken a little lower,
-        which costs nothing and keeps :math:`U^*` zero there.
+        The new masses, approximately. Far from them the pressure is lowered a little:
+        this costs nothing and keeps :math:`U^*` zero there.
 
     Returns
     -------
     dual : float or None
-        The bound; None if :math:`U^*` is infinite there.
+        The bound; None if :math:`U^*` is infinite.
     unseen : float
-        By how much it can be lower for all densities; infinite where U is known by its
-        sum over cells only.
+        Loss of the bound if it is to hold for all densities. Infinite if U is known
+        only by its sum over cells.
     """
     box, dt, room = problem.box, problem.dt, problem.room
     is_free = room > 0
@@ -100,7 +101,7 @@ def dual_value(
     V, _ = _with_border(problem, problem.V)
     ends = [x.reshape(-1)[is_free] for x in cell_extremes(-phi - V)]
     mass = float(problem.masses.sum())
-    # V may lie lower between the centres.
+    # V may lie lower between the centres than its interpolation.
     more = _between(_inner(V)).reshape(-1)[is_free]
     mean = (mean - cell_means(V).reshape(-1))[is_free] + more
     low = torch.minimum(ends[0] + more, mean)
@@ -114,7 +115,8 @@ def dual_value(
             return None, math.inf
         if problem.is_summed:
             return dual, math.inf
-        if problem.without_energy:  # U* is 0 up to 0 and infinite above
+        # Without an energy U* is 0 for arguments <= 0 and infinite above.
+        if problem.without_energy:
             full = gain - mass * float(high.max())
         else:
             full = _best(replace(problem, room=chords), torch.cat([low, high]), gain)
@@ -126,7 +128,7 @@ def dual_value(
 def _best(problem: PressureProblem, s: Tensor, gain: float) -> float:
     r"""Return the gain less :math:`\int U^*(s - c)` and c, with the best constant c.
 
-    It makes the mass 1, as the bound is concave in c; any other would do.
+    The bound is concave in c, and the best c makes the mass 1. Any c gives a bound.
     """
     c = problem.constant(s)
     is_free = problem.room > 0
@@ -137,30 +139,31 @@ def _best(problem: PressureProblem, s: Tensor, gain: float) -> float:
 def distance_bound(
     gap: float, masses: Tensor, V: Tensor, modulus: float | None, dt: float
 ) -> float | None:
-    r"""Return a bound on the W2 distance to the exact step, from a gap of duality.
+    r"""Return a bound on the W2 distance to the exact step, from a duality gap.
 
-    The objective is :math:`(1/dt + \lambda)`-convex along generalised geodesics, so a
-    measure within a gap of its minimum is within :math:`\sqrt{2\,\mathrm{gap}/(1/dt +
-    \lambda)}` of the minimiser. Both sides of the gap read V at the centres of cells:
-    its mean over a cell is above that by a 24th of its second difference, and its least
-    value in a cell below it by up to an eighth. A sixth is added for both.
+    The objective is :math:`(1/dt + \lambda)`-convex along generalised geodesics. So a
+    measure whose objective is within a gap of the minimum is within
+    :math:`\sqrt{2\,\mathrm{gap}/(1/dt + \lambda)}` of the minimiser. Both sides of the
+    gap read V at the centres of cells. The mean of V over a cell is above this value by
+    a 24th of the second difference of V, and the least value of V in a cell is below it
+    by up to an eighth. A sixth is added for both.
 
     Parameters
     ----------
     gap : float
-        Objective at the measure minus a lower bound of its minimum.
+        Objective at the measure minus a lower bound of the minimum.
     masses, V : Tensor
-        Of the new density, and the potential, in the box's shape; V infinite or NaN in
-        obstacles.
+        Masses of the new density and the potential, in the box's shape. V may be
+        infinite or NaN in obstacles.
     modulus : float or None
         The :math:`\lambda`, if known.
     dt : float
-        Step.
+        Length of the step in time.
 
     Returns
     -------
     float or None
-        None if the modulus is unknown, or dt too long for it.
+        The bound. None if the modulus is unknown or :math:`1 + dt\,\lambda \le 0`.
     """
     if modulus is None or 1 + dt * modulus <= 0:
         return None
@@ -175,7 +178,7 @@ def distance_bound(
 
 
 def _far_from(masses: Tensor) -> Tensor:
-    """Return 1 where neither a cell nor any beside it holds mass, else 0."""
+    """Return 1 where neither a cell nor any of its neighbours holds mass, else 0."""
     near = (masses > DUST * masses.max()).to(masses.dtype)
     for axis in range(masses.ndim):
         near = _spread(near, axis)
@@ -183,7 +186,7 @@ def _far_from(masses: Tensor) -> Tensor:
 
 
 def _with_border(problem: PressureProblem, f: Tensor) -> tuple[Tensor, Box]:
-    """Return a function of cells with one more cell around, and beside obstacles."""
+    """Return a function of cells, extended by one cell around the box and obstacles."""
     box = problem.box
     is_free = (problem.room > 0).reshape(box.shape)
     phi = torch.where(is_free, f.reshape(box.shape), 0.0)
@@ -194,7 +197,8 @@ def _with_border(problem: PressureProblem, f: Tensor) -> tuple[Tensor, Box]:
         near = total / count.clamp_min(1)
         phi = torch.where(is_free, phi, torch.where(count > 0, near, -math.inf))
     for axis, n in enumerate(box.shape):
-        inner = min(1, n - 1)  # an axis of one cell goes on constant
+        # Linear extrapolation needs two cells: on an axis of one cell it is constant.
+        inner = min(1, n - 1)
         first, second = phi.narrow(axis, 0, 1), phi.narrow(axis, inner, 1)
         last, other = phi.narrow(axis, n - 1, 1), phi.narrow(axis, n - 1 - inner, 1)
         low = torch.where(torch.isfinite(second), 2 * first - second, first)
@@ -217,7 +221,7 @@ def _spread(x: Tensor, axis: int) -> Tensor:
 
 
 def cell_means(f: Tensor) -> Tensor:
-    """Return the means over inner cells of what is linear between centres."""
+    """Return means over inner cells of a function that is linear between centres."""
     for axis in range(f.ndim):
         n = f.shape[axis] - 2
         sides = f.narrow(axis, 0, n) + f.narrow(axis, 2, n)
@@ -226,7 +230,7 @@ def cell_means(f: Tensor) -> Tensor:
 
 
 def cell_extremes(f: Tensor) -> tuple[Tensor, Tensor]:
-    """Return bounds over inner cells of what is linear between centres along axes."""
+    """Return bounds on inner cells of a function that is linear between centres."""
     low = high = f
     for axis in range(f.ndim):
         n = f.shape[axis] - 2
@@ -247,10 +251,11 @@ def _inner(f: Tensor) -> Tensor:
 
 
 def _between(V: Tensor) -> Tensor:
-    """Return how far V may lie below its linear interpolation in each cell.
+    """Return the most by which V lies below its linear interpolation in each cell.
 
-    That is an eighth of the second difference where it is positive, and three eighths
-    of minus it beyond the outermost centres, where the interpolation goes on straight.
+    Between centres it is an eighth of a positive second difference. Beyond the
+    outermost centres the interpolation is a straight line, and it is three eighths of
+    minus a negative second difference.
     """
     total = torch.zeros_like(V)
     for axis, n in enumerate(V.shape):

@@ -1,4 +1,4 @@
-"""Terms that are not local, by rounds of local steps whose objective falls."""
+"""Nonlocal terms on a grid: rounds of local steps, and the objective falls in each."""
 
 from __future__ import annotations
 
@@ -16,63 +16,64 @@ from otflow.numerics.anderson import Anderson
 
 __all__ = ["LocalSolver", "LocalStep", "Outcome", "Point", "minimise_nonlocal"]
 
-# Differences of log densities kept, and the share of the largest density that is added
-# to the weights of their norm: far tails must not be lost sight of.
+# Differences of log densities that the extrapolation keeps. FLOOR times the largest
+# density is added to the weights of their norm, so that far tails count.
 MEMORY, FLOOR = 5, 1e-3
-# A local step is solved to that share of the residual of the round before, at most to
-# the second, and at last to a share of the tolerance.
+# Accuracy of a local step: SHARE of the residual of the round before, at most COARSEST,
+# at least FINEST times the tolerance. STIFF makes a step with much entropy finer.
 SHARE, COARSEST, FINEST, STIFF = 0.1, 3e-2, 0.2, 0.03
-# The share in rounds without more entropy: nothing damps what they are off by, and the
-# extrapolation sees their differences.
+# SHARE in rounds without added entropy. Nothing damps the errors of these rounds, and
+# the extrapolation sees them in its differences.
 SHARP = 0.03
-# An extrapolation whose objective is within round-off must cut the residual to that.
+# An extrapolation within round-off of the objective must cut the residual to this.
 SURE = 0.9
-# Its change where that error was all that let a round fail.
+# Factor of the accuracy after a round that failed by the error of its local step alone.
 FINER = 0.1
-# Growth of L where a round fails, and its fall where the model was too steep by SLACK.
+# Growth of L after a failed round, and its fall where the model was too steep by SLACK.
 GROWTH, SLACK = 2.0, 2.5
-# First L beside the largest curvature, which few steps meet; the least L that grows, in
-# units of the energy that changes a density by a factor of e.
+# First L over the largest curvature, which few steps meet. L grows from LEAST at least,
+# in units of the energy that changes a density by a factor of e.
 FIRST, LEAST = 0.2, 0.05
-# Rounds, and failures of one round, at most.
+# Most rounds, and most failures of one round.
 ROUNDS, MOST_FAILURES = 400, 40
 # Power iterations for the first L, and the relative change of masses that they try.
 POWERS, SMALL = 6, 1e-3
-# Residual above which nothing is extrapolated, unless a round leaves that share of it:
-# a clump that is nearly free to move as a whole goes on for hundreds of rounds.
+# Above the residual FAR nothing is extrapolated, unless a round leaves more than SLOW
+# of the residual: a clump that is almost free to move as a whole would go on for
+# hundreds of rounds.
 FAR, SLOW = 0.5, 0.8
-# Root mean square by which an extrapolation may change a log density: a clump is moved
-# by its width at most, where logarithms are no longer linear in the way.
+# Largest root mean square change of a log density by an extrapolation. It moves a clump
+# by its width at most; farther, logarithms are not linear in the displacement.
 MOST, NEARER, HALVINGS = 0.7, 0.25, 60
-# What is gained in sharpness where an extrapolation fails, as it sees small
-# differences; it is lost again where they succeed.
+# Factor of the local accuracy after an extrapolation failed: it works with small
+# differences. Each success doubles the accuracy again, up to 1.
 SHARPER = 0.3
-# Round-off of an energy, in units of that of its dtype.
+# Round-off of an energy in units of that of its dtype: an energy is a long sum.
 ROUND_OFF = 64.0
 
 
 @dataclass(frozen=True)
 class LocalStep:
-    r"""A minimiser of :math:`E(\nu) + \int p\,d\nu + L\int\nu\log\nu`, or nearly.
+    r"""An approximate minimiser of :math:`E(\nu) + \int p\,d\nu + L\int\nu\log\nu`.
 
     E is the local part of F plus the cost of transport.
 
     Parameters
     ----------
     log_density : Tensor
-        Logarithm of the density found, in the box's shape, also where the density
-        underflows; minus infinity in obstacles only.
+        Logarithm of the density, in the box's shape. It is finite in free cells, also
+        where the density underflows, and minus infinity in obstacles.
     objective : float
-        :math:`E(\nu)` of this very density, without p and L, up to a constant, even
-        where the local iteration did not converge.
+        :math:`E(\nu)` of exactly this density, without p and L, up to a constant. It
+        must be right also if the local iteration did not converge.
     residual : float
-        What the local solver compares with the tolerance.
+        The number that the local solver compares with the tolerance.
     converged : bool
-        Whether it met it.
+        Whether the residual met the tolerance.
     spent : int
-        Evaluations.
+        Evaluations of the local solver.
     state : object
-        What the solver wants back as `start`.
+        State that the solver takes back as `start`.
 
     Attributes
     ----------
@@ -99,19 +100,29 @@ class LocalSolver(Protocol):
         tolerance: float,
         budget: int,
     ) -> LocalStep:
-        """Return the minimiser for p, in the box's shape, and L >= 0.
+        """Return the minimiser for p and L.
 
-        From `start` (None, or the state of a step before), to a tolerance, with at most
-        so many evaluations.
+        Parameters
+        ----------
+        potential : Tensor
+            The potential p, in the box's shape.
+        entropy : float
+            The factor L >= 0.
+        start : object
+            ``LocalStep.state`` of an earlier step, or None.
+        tolerance : float
+            Largest residual.
+        budget : int
+            Most evaluations.
         """
 
 
 class Outcome(NamedTuple):
-    """What the rounds came to."""
+    """Result of the rounds."""
 
-    step: LocalStep  # the last that was accepted
-    potential: Tensor  # p + L log nu of that step: the first variation of G it obeys
-    residual: float  # that of the step plus that of the first variation
+    step: LocalStep  # the last accepted step
+    potential: Tensor  # p + L log nu: the first variation of G that the step assumes
+    residual: float  # residual of the step plus error of that first variation
     converged: bool
     spent: int  # evaluations of the local solver
     rounds: int
@@ -119,9 +130,9 @@ class Outcome(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A density where G has been differentiated."""
+    """A density with the value and the first variation of G."""
 
-    log: Tensor  # log density, or what else the slope of the divergence is
+    log: Tensor  # slope of the divergence: the log density for KL
     mass: Tensor  # of the cells, in the box's shape
     value: float  # G
     slope: Tensor  # G', in the box's shape
@@ -137,52 +148,54 @@ def minimise_nonlocal(
     tolerance: float,
     budget: int,
 ) -> Outcome:
-    r"""Minimise E + G by rounds that each solve a local problem.
+    r"""Minimise E + G by rounds; each round solves a local problem.
 
     A round from the density y is
 
     .. math:: \nu^+ = \operatorname{argmin}_\nu \int G'[y]\,d\nu + L\,\mathrm{KL}(\nu|y)
         + E(\nu),
 
-    the local problem with L more entropy and the potential :math:`G'[y] - L\log y`. If
+    which is the local problem with the potential :math:`G'[y] - L\log y` and with L
+    times the entropy added. If
 
     .. math:: G(\nu^+) \le G(y) + \int G'[y]\,d(\nu^+ - y) + L\,\mathrm{KL}(\nu^+|y)
 
-    the objective falls from y to :math:`\nu^+` :cite:p:`bauschke2017descent`; an L
-    for which this always holds exists if G is smooth relative to the entropy, as an
-    interaction is. L is doubled until the objective falls. Between rounds y is
-    extrapolated, in logarithms; where the objective then does not fall, the round is
-    done again from the last density.
+    the objective falls from y to :math:`\nu^+` :cite:p:`bauschke2017descent`. A large
+    enough L exists if G is smooth relative to the entropy, as an interaction is. L is
+    doubled until the objective falls. Between rounds the logarithm of y is
+    extrapolated. If the objective then does not fall, the round is repeated from the
+    last density.
 
     Parameters
     ----------
     G : Functional
         The terms that the local solver does not know.
     mu : GridDensity
-        Gives the grid.
+        A measure on the grid.
     solve : LocalSolver
-        The local step.
+        The local solver.
     start : Tensor
-        Log density in the box's shape to begin at; finite in all free cells, as a round
-        puts no mass where y has none.
+        First log density, in the box's shape. It must be finite in all free cells,
+        since a round puts no mass where y has none.
     scale : float
-        What an error of 1 in the potential does to the logarithm of the density, at
-        most; the residual counts in it.
+        Largest change of the log density per unit error of the potential. It converts
+        errors of the potential to the residual.
     tolerance : float
-        Of the residual.
+        Largest residual.
     budget : int
-        Evaluations in all.
+        Most evaluations of the local solver in all rounds.
 
     Returns
     -------
     Outcome
-        The last accepted step, its residual and the objectives on the way.
+        The last accepted step, its residual and the objectives of all accepted rounds.
 
     Notes
     -----
     The residual is that of the local step plus `scale` times the mean distance of
-    :math:`G'[\nu^+]` from the potential that the step was taken in, the mean over
-    :math:`\nu^+` and over where the next round would put mass.
+    :math:`G'[\nu^+]` from the potential of the step. The mean is taken over
+    :math:`\nu^+`, and over the density that the next round would reach; the larger one
+    counts.
     """
     rounds = _Rounds(G, mu, scale)
     y, state, plain = rounds.point(start), None, True
@@ -209,7 +222,8 @@ def minimise_nonlocal(
         residual = step.residual + rounds.error(y, nu, L)
         fall = math.inf if best is None else objectives[-1] - objective
         noise = rounds.noise(objective, nu.value)
-        # What is within round-off is judged by the model, or by the residual.
+        # A fall within round-off proves nothing. Then the model decides on a plain
+        # round, and the residual on an extrapolated one.
         sure = fits if plain else best is not None and residual <= SURE * best.residual
         if fall > noise or (fall >= -noise and sure):
             slow = best is not None and residual > SLOW * best.residual
@@ -222,6 +236,8 @@ def minimise_nonlocal(
             if best.converged or spent >= budget:
                 break
             last, state, failures, finer = nu, step.state, 0, 1.0
+            # A model that is too steep makes short steps: L falls. A local step that
+            # did not converge measures no ratio.
             steep = L > 0 and SLACK * ratio < L and step.converged
             if fits and not steep and (residual <= FAR or slow):
                 y, plain = beyond.point(y, nu, fall, plain=plain), False
@@ -232,12 +248,14 @@ def minimise_nonlocal(
                 L = max(L / SLACK, ratio, 0.0)
         elif spent >= budget or failures >= MOST_FAILURES:
             break
-        elif plain and fits:  # only the error of the local step can be to blame
+        # The model holds, so only the error of the local step can raise the objective.
+        elif plain and fits:
             failures, finer = failures + 1, FINER * finer
         elif plain:
             failures, L = failures + 1, max(GROWTH * L, 1.1 * ratio, LEAST / scale)
         else:
             beyond.failed(fall)
+        # Another L is another map: its differences do not fit.
         beyond.anderson.forget()
         y, plain = last, True
     if best is None:
@@ -247,7 +265,7 @@ def minimise_nonlocal(
 
 
 class _Rounds:
-    """What a round needs of G."""
+    """The evaluations of G that a round needs."""
 
     def __init__(self, G: Functional, mu: GridDensity, scale: float) -> None:
         self.G, self.mu, self.scale = G, mu, scale
@@ -256,36 +274,38 @@ class _Rounds:
         self.eps = torch.finfo(mu.dtype).eps
 
     def point(self, log: Tensor) -> Point:
-        """Differentiate G at a log density; it is given a positive one."""
+        """Return value and first variation of G at a log density."""
+        # G sees positive masses only: a first variation such as log(rho) needs them.
         mass = log.exp() * self.volume
         nu = self.mu.with_free_weights(mass.clamp_min(self.tiny).reshape(-1))
         slope = self.G.first_variation(nu).reshape(self.mu.shape)
         return Point(log, mass, float(self.G.value(nu)), slope)
 
     def normalised_point(self, log: Tensor) -> Point:
-        """Return the point at a log density that need not be of mass 1."""
+        """Return the point at a log density that is first normalised to mass 1."""
         total = log.logsumexp(tuple(range(log.ndim))) + math.log(self.volume)
         return self.point(log - total)
 
     def potential(self, y: Point, L: float) -> Tensor:
-        """Return what makes of L times the entropy L KL(.|y), and G'[y]."""
+        """Return p such that L times the entropy plus p is G'[y] plus L KL(.|y)."""
         return y.slope - L * (_finite(y.log) + 1.0)
 
     def noise(self, *values: float) -> float:
-        """Return the round-off of a sum of these, and of what changes a density."""
+        """Return the round-off of a sum of energies; 1 / scale counts as one."""
         return ROUND_OFF * self.eps * max(1 / self.scale, *map(abs, values))
 
     def compare(self, y: Point, nu: Point, L: float) -> tuple[float, bool]:
-        """Return the L that the step from y to nu asked for; whether L is enough."""
+        """Return the L that the step from y to nu needs, and whether L suffices."""
         spread = _finite(nu.log - y.log)
         divergence = float((nu.mass * spread - (nu.mass - y.mass)).sum())
         noise = self.noise(nu.value, y.value)
         return steepness_asked(y, nu, spread, divergence, L, noise)
 
     def error(self, y: Point, nu: Point, L: float) -> float:
-        """Return what the potential was off by, as an error of masses."""
+        """Return the error of the potential of a step, as an error of masses."""
         off = nu.slope - y.slope - L * _finite(nu.log - y.log)
         off = off - (nu.mass * off).sum()
+        # A factor of e^50 is as good as any larger one, and does not overflow.
         wanted = nu.log - (self.scale * off).clamp(-50.0, 50.0)
         wanted = (wanted - wanted.logsumexp(tuple(range(wanted.ndim)))).exp()
         first = self.scale * float((nu.mass * off.abs()).sum())
@@ -306,27 +326,29 @@ class _Rounds:
 def steepness_asked(
     y: Point, nu: Point, spread: Tensor, divergence: float, L: float, noise: float
 ) -> tuple[float, bool]:
-    r"""Return the L that a step from y to nu asks for, and whether L is enough.
+    r"""Return the L that a step from y to nu needs, and whether L suffices.
 
-    It is :math:`G(\nu) - G(y) - \int G'[y]\,d(\nu - y)` over the divergence of
-    :math:`\nu` and y. Where that difference is within round-off, that of the slopes,
-    which is twice as large and does not cancel, is asked instead.
+    The needed L is :math:`G(\nu) - G(y) - \int G'[y]\,d(\nu - y)` over the divergence
+    of :math:`\nu` and y. Where this difference is within round-off, half of
+    :math:`\int (G'[\nu] - G'[y])\,d(\nu - y)` replaces it: it is the same to leading
+    order and does not cancel.
 
     Parameters
     ----------
     y, nu : Point
-        Both ends.
+        Start and end of the step.
     spread : Tensor
-        The difference of the slopes of the divergence.
+        Difference of the slopes of the divergence.
     divergence : float
-        The divergence.
+        Divergence of `nu` and `y`.
     L : float
-        Its factor.
+        Factor of the divergence.
     noise : float
-        Round-off of the values.
+        Round-off of the values of G.
     """
     change = nu.mass - y.mass
     gap = nu.value - y.value - float((y.slope * change).sum())
+    # A gap of 100 times its error is right to a percent.
     if not abs(gap) > 100 * noise:
         gap = 0.5 * float(((nu.slope - y.slope) * change).sum())
         divergence = 0.5 * float((spread * change).sum())
@@ -348,22 +370,23 @@ def end_of_powers(
     Parameters
     ----------
     slope : callable
-        G' at masses.
+        Returns G' at masses.
     mass : Tensor
-        Where.
+        Masses of the cells.
     weights : Tensor
         The w, of the shape of `mass`.
     points : Tensor, shape (n, d)
-        The centres of the cells.
+        Centres of the cells.
     spacing : float
-        Of them.
+        Distance of neighbouring centres.
     least : float
-        The least of `mass` over w, so that all masses stay positive.
+        Least ratio of `mass` to w. It keeps all trial masses positive.
     """
     flat, tiny = weights.reshape(-1), torch.finfo(mass.dtype).tiny
     start, total = slope(mass), flat.sum()
     x = points.to(mass.dtype)
     x = x - (flat @ x) / total
+    # The first trial is a shift plus a widening of the whole density.
     v = (x.sum(-1) + x.square().sum(-1) / spacing).reshape(mass.shape)
     value = 0.0
     for _ in range(POWERS):
@@ -377,7 +400,7 @@ def end_of_powers(
 
 
 class _Extrapolation:
-    """Where a round begins beyond the end of the one before, and what it learns."""
+    """The start of the next round, beyond the end of the last round."""
 
     def __init__(self, rounds: _Rounds, y: Point) -> None:
         self.rounds = rounds
@@ -385,16 +408,19 @@ class _Extrapolation:
         self.near, self.sharper, self.fell = MOST, 1.0, 0.0
 
     def failed(self, fall: float) -> None:
-        """Take note that the objective did not fall: too far, or seen too dimly."""
+        """Note that the objective did not fall after an extrapolation."""
+        # A rise above the last fall shows that the point was too far; a smaller rise,
+        # that the differences were too rough.
         if -fall > self.fell:
             self.near *= NEARER
         else:
             self.sharper *= SHARPER
 
     def point(self, y: Point, nu: Point, fall: float, *, plain: bool) -> Point:
-        """Return the next point after a round from y to nu, whose objective fell.
+        """Return the next start after a round from y to nu whose objective fell.
 
-        It is on the way from nu to the one that the acceleration wants, and near nu.
+        The point lies on the way from nu to the point of Anderson acceleration, and
+        near nu.
         """
         self.fell = fall if 0 < fall < math.inf else 0.0
         if not plain:
@@ -405,7 +431,8 @@ class _Extrapolation:
         way = way - (nu.mass * way).sum()
         length = float((nu.mass * way.square()).sum().sqrt())
         share = min(1.0, self.near / max(length, self.rounds.tiny))
-        # Also where it would put mass: a far tail may rise above all the rest.
+        # The change must also be small under the new masses: a far tail without mass in
+        # nu may rise above all the rest.
         for _ in range(HALVINGS):
             mass = _normalised(nu.log + share * way)
             if share * float((mass * way.square()).sum().sqrt()) <= 2 * self.near:
@@ -415,10 +442,10 @@ class _Extrapolation:
 
 
 def _finite(x: Tensor) -> Tensor:
-    """Return x with 0 in obstacles, where a log density is minus infinity."""
+    """Return x with 0 in obstacles, where log densities are minus infinity."""
     return x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _normalised(z: Tensor) -> Tensor:
-    """Return exp(z) over its sum: the masses of a log density, or of log masses."""
+    """Return exp(z) over its sum: masses from log densities or log masses."""
     return (z - z.logsumexp(tuple(range(z.ndim)))).exp()

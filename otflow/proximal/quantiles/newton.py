@@ -15,51 +15,58 @@ from otflow.proximal.quantiles.step import Direction, Path, Room, direction, spr
 
 __all__ = ["Solution", "minimise"]
 
-# Evaluations whose round-off the gradient of a minimum may carry.
+# The gradient at a minimum carries the round-off of several evaluations: `floor` is
+# that of one, times this number.
 EVALUATIONS = 4.0
-# Lengths, in widths and roots of the dtype's round-off, that it may hide at most: where
-# quantiles merge it grows without end.
+# Longest length that the round-off of the gradient may hide, in units of the width
+# times the root of the dtype's round-off. It grows without end where quantiles merge.
 HIDDEN = 100.0
-# Trials of one iteration; after so many cuts of a path the next one is damped more, by
-# so large a factor, of which next to nothing is left in the end.
+# Most trials of one iteration. After MAX_CUTS cuts of a path, the masses of the model
+# grow by DAMPEN; each full step divides them again, and below LEAST_DAMPING they
+# vanish, so that Newton's method ends undamped.
 MAX_TRIALS = 40
 MAX_CUTS = 3
 DAMPEN = 4.0
 LEAST_DAMPING = 0.1
-# Share of the budget for which neither the gradient nor what the bounds lack may halve,
-# nor the objective fall by a share of its whole fall, as at a kink.
+# The descent has stalled, as at a kink, if for this share of the budget neither the
+# gradient nor the complementarity gap halves, and the objective falls by less than
+# SHARE of its whole fall.
 SLOW = 0.5
 SHARE = 1e-2
+# Armijo's constant.
 DECREASE = 1e-4
-# A gap below so many units in the last place of its ends is an atom.
+# A gap below so many units in the last place of its ends is an atom: its density would
+# be wrong in the first digit.
 ATOM = 8
-# Root of the complementarity gap, over the displacement: what bounds the distance; and
-# over the width of the measure, where next to nothing moves.
+# Limits of the root of the complementarity gap, which bounds the distance to the
+# minimum: over the displacement, and over the width where almost nothing moves.
 COMPLEMENTARITY = 1e-6
 REST = 1e-10
-# The barrier shrinks by SHRINK once its decrement is below CENTRED times its size.
+# The barrier shrinks by SHRINK once its squared decrement is below CENTRED times the
+# barrier: its minimum is then near.
 SHRINK = 0.03
 CENTRED = 1.0
-# Multipliers stay within this factor of those of the barrier.
+# Multipliers stay within this factor of those of the barrier, which keeps the springs
+# z / slack of the model bounded.
 SPREAD = 1e4
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Where a solver stopped, and how well it meets the conditions of a minimum."""
+    """Where the solver stopped, and how well the conditions of a minimum hold there."""
 
     point: Expansion
-    residual: float  # Newton decrement of the Lagrangian, the length of a displacement
-    gap: float  # forces of the bounds times what is left to them
+    residual: float  # Newton decrement of the Lagrangian, a length
+    gap: float  # complementarity gap: forces of the bounds times distances to them
     bound: float | None  # on the lumped distance to the minimiser, where convex
     converged: bool
-    stalled: bool  # neither the objective nor its gradient fell any more
+    stalled: bool  # the objective and its gradient stopped falling
     iterations: int
 
 
 @dataclass
 class _State:
-    """Quantiles with the multipliers z of the least gaps, under a barrier."""
+    """Quantiles and the multipliers z of the least gaps, under a barrier."""
 
     problem: Objective
     room: Room
@@ -83,17 +90,17 @@ class _State:
 
     @property
     def slope(self) -> Tensor:
-        """Gradient of objective and barrier."""
+        """Gradient of objective plus barrier."""
         return self.point.gradient - spread(self.pull / self.slack)
 
     @property
     def pull(self) -> Tensor:
-        """Strength of the barrier of each cell, in proportion to its mass."""
+        """Strength of the barrier of each cell, proportional to the cell's mass."""
         return self.barrier * self.problem.weights
 
     @property
     def merit(self) -> float:
-        """Objective and barrier."""
+        """Objective plus barrier."""
         value = self.point.objective
         if self.barrier:
             value -= float(self.pull @ self.slack.log())
@@ -106,15 +113,15 @@ class _State:
         return self.point.noise + 16 * eps * abs(self.merit - self.point.objective)
 
     def decrement(self) -> float:
-        """Return that of objective and barrier together."""
+        """Return the Newton decrement of objective plus barrier."""
         return _length(self.band, self._local(self.slope).step)
 
     @property
     def floor(self) -> float:
-        """Length that round-off may hide in the gradient; 0 if it may hide all."""
-        # The floor is that of one evaluation; the iteration has met several.
+        """Length that the round-off of the gradient hides; 0 if it hides too much."""
         floor = EVALUATIONS * self.point.floor(self.band)
-        # Round-off that hides more than that hides whether there is a minimum at all.
+        # A longer floor would hide whether there is a minimum at all; then no gradient
+        # counts as round-off.
         eps = torch.finfo(self.problem.mu.dtype).eps
         moved = self.problem.norm(self.point.edges - self.problem.centre)
         width = float(self.point.edges[-1] - self.point.edges[0])
@@ -122,39 +129,42 @@ class _State:
 
     @property
     def drowned(self) -> bool:
-        """Whether the gradient of the Lagrangian is but round-off."""
+        """Whether the gradient of the Lagrangian is round-off."""
         return self.residual <= self.floor
 
     def settled(self, tolerance: float) -> bool:
-        """Whether it is a minimum, to the tolerance or to round-off."""
+        """Whether the state is a minimum, up to the tolerance or to round-off."""
         edges = self.point.edges
         moved = self.problem.norm(edges - self.problem.centre)
         width = float(edges[-1] - edges[0])
         place = 8 * torch.finfo(torch.float64).eps * float(edges.abs().max())
         lost = (COMPLEMENTARITY * moved + REST * width) ** 2
+        # Round-off of the ends of a gap enters the complementarity gap times its force.
         lost += 2 * place * float(self.z.sum())
         return self.residual <= tolerance * moved + self.floor and self.lost <= lost
 
     def shrink(self) -> None:
-        """Take a smaller barrier once this one's minimum is near."""
+        """Shrink the barrier if the minimum under it is near."""
         if self.decrement() ** 2 <= CENTRED * self.barrier:
             self.barrier *= SHRINK
 
     def descend(self, budget: int, damping: float) -> tuple[_State | None, int, float]:
-        """Backtrack along paths till the merit falls; None if it never does.
+        """Backtrack along paths until the merit falls; None if it never does.
 
-        Where a path must be cut short the model is wrong so far out: the next one has
-        masses that weigh more, by `damping` times themselves, and is nearer.
+        A path that must be cut shows that the model is wrong at this distance. The next
+        model has masses that are larger by `damping` times themselves, and its minimum
+        is nearer.
         """
         slope, merit = self.slope, self.merit
         decrement, limit = self.decrement(), min(MAX_TRIALS, budget)
         path, fall = self._path(slope, damping)
         length, cuts = path.longest, 0
-        # Cells that no energy keeps apart meet; there the path is cut, not the model
-        # wrong.
+        # Cells without an energy may close: then a path is cut though the model is
+        # right.
         sprung = bool((self.point.band.springs > 0).any())
         for trial in range(1, limit + 1):
             found = self._at(*path(length), path.step, length)
+            # A longer step is infeasible, or F is not finite: no value guides the cut.
             if found is None:
                 length *= 0.25
                 continue
@@ -162,16 +172,17 @@ class _State:
                 if trial == 1:
                     damping = damping / DAMPEN if damping > LEAST_DAMPING else 0.0
                 return found, trial, damping
-            # Close to the minimum a decrease drowns in round-off; there a smaller
-            # gradient is progress, and where that drowns too, a smaller gap of the
-            # bounds.
+            # Close to the minimum the decrease drowns in round-off. Then a smaller
+            # gradient is progress. Where the gradient drowns too, a smaller
+            # complementarity gap is.
             level = found.merit <= merit + self.noise
             nearer = found.decrement() < 0.9 * decrement
             tighter = found.drowned and self.drowned and found.lost < 0.9 * self.lost
             if level and (nearer or tighter):
                 return found, trial, damping
             length *= 0.5
-            cuts += sprung and not level  # round-off tells nothing of the model
+            # A rise within round-off says nothing about the model.
+            cuts += sprung and not level
             if cuts == MAX_CUTS:
                 damping = max(1.0, DAMPEN * damping)
                 path, fall = self._path(slope, damping)
@@ -179,7 +190,7 @@ class _State:
         return None, limit, damping
 
     def _path(self, slope: Tensor, damping: float) -> tuple[Path, float]:
-        """Return a path that starts downhill, and how steep it is."""
+        """Return a path that starts downhill, and its slope."""
         point, lumped = self.point, self.problem.lumped
         q, room = point.edges, self.room
         band = self.band
@@ -187,6 +198,7 @@ class _State:
             band = Springs(band.rows + damping * lumped, band.springs)
         step = direction(band, point.product, slope, q, room).step
         fall = float(slope @ step)
+        # The nonlocal terms may be concave; the band alone is positive definite.
         if not fall < 0:
             step = direction(band, None, slope, q, room).step
             fall = float(slope @ step)
@@ -205,6 +217,7 @@ class _State:
             point = self.problem.expand(q, self.room.least + slack)
         except NonFinite:
             return None
+        # The step of primal-dual Newton for the multipliers, then the safeguard.
         target = self.pull / self.slack
         z = self.z + length * (target - self.z - self.springs * step.diff())
         target = self.pull / slack
@@ -213,7 +226,7 @@ class _State:
 
 
 class _Watch:
-    """Keeps when the descent last made progress."""
+    """Remembers when the descent last made progress."""
 
     def __init__(self, start: _State, budget: int) -> None:
         self.first = self.objective = start.point.objective
@@ -221,7 +234,7 @@ class _Watch:
         self.slow, self.last = max(25.0, SLOW * budget), 0
 
     def has_stalled(self, state: _State, used: int) -> bool:
-        """Take note of a state; say whether there was no progress for too long."""
+        """Note a state; return whether there was no progress for too long."""
         objective = state.point.objective
         enough = SHARE * (self.first - objective) + state.noise
         better = objective < self.objective - enough
@@ -235,26 +248,26 @@ class _Watch:
 
 
 def minimise(problem: Objective, room: Room, tolerance: float, budget: int) -> Solution:
-    r"""Descend by Newton's method, the gaps kept above their least values.
+    r"""Descend by Newton's method with least gaps and walls.
 
-    A bound on the density is a least length of each cell, kept by a barrier
-    :math:`-\theta\sum w_i\log s_i` of the gaps beyond it, with multipliers close to
-    :math:`\theta w/s` :cite:p:`nocedal2006numerical`; :math:`\theta` shrinks each time
-    that the minimum under it is near. Walls hold the two ends: each model is minimised
-    between them. Objective and barrier together never increase but by round-off. Each
-    iteration takes time O(n) plus that of the nonlocal terms.
+    A bound on the density is a least length of each cell. A barrier
+    :math:`-\theta\sum w_i\log s_i` of the slacks s keeps this length, with multipliers
+    close to :math:`\theta w/s` :cite:p:`nocedal2006numerical`. :math:`\theta` shrinks
+    each time that the minimum under the barrier is near. Each model is minimised
+    between the walls. The sum of objective and barrier rises at most by its round-off.
+    An iteration takes time O(n) plus that of the nonlocal terms.
 
     Parameters
     ----------
     problem : Objective
-        What to minimise; the start is its centre.
+        The objective to minimise. The descent starts at its centre.
     room : Room
-        Where quantiles may be.
+        The admissible quantiles.
     tolerance : float
-        Stop where the Newton decrement is below it times the displacement, or at
-        round-off.
+        Stop when the Newton decrement is below `tolerance` times the displacement, or
+        at round-off.
     budget : int
-        Expansions to spend.
+        Most expansions of the objective.
 
     Returns
     -------
@@ -287,17 +300,18 @@ def minimise(problem: Objective, room: Room, tolerance: float, budget: int) -> S
 
 
 def _start(problem: Objective, room: Room) -> _State:
-    """Return a state strictly inside: cells that are too short take room from others.
+    """Return a state strictly inside: short cells take room from the others.
 
-    They are blended with cells of equal density, which fit by assumption.
+    The cells are blended with cells of equal density, which fit by assumption.
     """
     bounded, q = room.bounded, problem.centre
     slack = room.slacks(q)
+    # A barrier needs slacks > 0, and small ones make it stiff from the start.
     if bounded and bool((slack < 0.05 * room.least).any()):
         width, full = float(q[-1] - q[0]), float(room.least.sum())
         wide = min(max(width, 1.5 * full), room.upper - room.lower)
         even = problem.weights * (wide - full)
-        # A density may exceed its bound by a tolerance.
+        # A slack may be negative: a density may exceed its bound by a tolerance.
         lack = (-slack / even).clamp_min(0).max()
         share = max(0.1, 2 * float(lack / (1 + lack)))
         gaps = room.least + (1 - share) * slack + share * even
@@ -310,6 +324,7 @@ def _start(problem: Objective, room: Room) -> _State:
     start = _State(problem, room, point, slack, torch.zeros_like(slack), 0.0)
     if not bounded:
         return start
+    # The barrier is a squared length; it starts at the squared decrement without it.
     width = float(q[-1] - q[0])
     barrier = max(start.residual**2, (REST * width) ** 2)
     z = barrier * problem.weights / slack
@@ -324,14 +339,18 @@ def _length(band: Springs, step: Tensor) -> float:
 def _bound(state: _State) -> float | None:
     r"""Return a bound on the lumped distance to the minimiser; None if not convex.
 
-    For the displacement e to the minimiser, the Lagrangian's gradient g, the gap c and
-    a symmetric :math:`\tilde H` below the Hessians between both,
-    :math:`|e|_{\tilde H}^2 \le e \cdot g + c`, so that with :math:`r =
-    |g|_{\tilde H^{-1}}` it is :math:`|e|_{\tilde H} \le (r + \sqrt{r^2 + 4c})/2`. Here
-    :math:`\tilde H` is the modulus times the lumped masses, and such springs as are
-    known while no gap grows by a half. That none does, the same bound must show; a
-    spring of which it does not is left out. (The minimiser moves continuously with g,
-    from the point at hand to the true one, and would have to pass a growth by a half.)
+    Let e be the displacement to the minimiser, g the gradient of the Lagrangian, c the
+    complementarity gap and :math:`\tilde H` a symmetric matrix below the Hessians
+    between both points. Then :math:`|e|_{\tilde H}^2 \le e \cdot g + c`, so
+
+    .. math:: |e|_{\tilde H} \le \tfrac12\big(r + \sqrt{r^2 + 4c}\big), \qquad
+        r = |g|_{\tilde H^{-1}}.
+
+    :math:`\tilde H` is the modulus times the lumped masses, plus springs that are known
+    while no gap grows by a half. The same bound must show that no gap grows so far; a
+    spring for which it fails is left out. The argument is by continuity: the minimiser
+    moves continuously with g from the present point to the true one, and would have to
+    pass a growth by a half.
     """
     problem, point, room = state.problem, state.point, state.room
     if problem.modulus is None or not 1 + problem.dt * problem.modulus > 0:
@@ -352,7 +371,8 @@ def _bound(state: _State) -> float | None:
 
 
 def _refuse_atoms(problem: Objective, q: Tensor) -> None:
-    # Of the ends of the cell, and of where they came from: a kink at 0 has no place.
+    # The last place is that of the ends, or of the place that they came from: at a kink
+    # at 0 the ends alone would have none.
     gaps, reach = q.diff(), torch.maximum(q.abs(), problem.centre.abs())
     place = torch.finfo(torch.float64).eps * torch.maximum(reach[1:], reach[:-1])
     if bool((gaps <= ATOM * place).any()):

@@ -28,7 +28,7 @@ from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["Expansion", "Objective"]
 
-# Up to so many cells the Hessian of interactions is a dense matrix: 32 MB.
+# Up to so many cells the Hessian of interactions is a dense matrix, of 32 MB at most.
 DENSE = 2048
 
 Product: TypeAlias = Callable[[Tensor], Tensor]
@@ -36,7 +36,7 @@ Product: TypeAlias = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Expansion:
-    """The objective at some quantiles, to second order."""
+    """The objective at given quantiles, to second order."""
 
     edges: Tensor
     energy: float  # F
@@ -44,29 +44,31 @@ class Expansion:
     objective: float  # dt F + half the squared distance
     gradient: Tensor  # of the objective in the edges, (n + 1,)
     error: Tensor  # round-off of the gradient at each quantile, (n + 1,)
-    band: Springs  # its Hessian but for the nonlocal terms
-    pressure: Tensor  # dt times that of each cell, (n,)
-    product: Product | None  # nonlocal part of the Hessian, times v
+    band: Springs  # Hessian of the objective without the nonlocal terms
+    pressure: Tensor  # dt times the pressure of each cell, (n,)
+    product: Product | None  # v -> nonlocal part of the Hessian times v
 
     def chain(self, lumped: Tensor, extra: Tensor) -> Springs:
-        """Return the band and more springs, positive definite.
+        """Return the band plus `extra` springs, made positive definite.
 
-        Where V is so concave that they are not, all rows are shifted alike, so that
-        neighbours go the same way.
+        If V is so concave that the sum is indefinite, a multiple of the lumped masses
+        is added: the same shift for all quantiles, so that neighbours move alike.
         """
         band = Springs(self.band.rows, self.band.springs + extra)
+        # Rows > 0 suffice; the factorisation decides where a row is not.
         least = float((band.rows / lumped).min())
         if least <= 0 and band.solve(lumped) is None:
             band = Springs(band.rows + (1 - least) * lumped, band.springs)
         return band
 
     def floor(self, band: Springs) -> float:
-        r"""Return the length that the gradient's round-off has in the metric of `band`.
+        r"""Return the length of the gradient's round-off in the metric of `band`.
 
-        Quantiles are known to their last place. A spring pulls wrongly by k times that;
-        in the metric of the same spring this has the length :math:`\sqrt k\,\epsilon`,
-        however small the masses at its ends. Where `band` has no spring, the masses
-        alone hold against it.
+        Quantiles are known to :math:`\epsilon`, a unit in their last place. A spring k
+        turns this into a force error :math:`k\,\epsilon`. In the metric of the same
+        spring this error has the length :math:`\sqrt k\,\epsilon`, however small the
+        masses at its ends. If `band` lacks the spring, the masses alone resist the
+        error.
         """
         reach = self.edges.abs()
         place = torch.maximum(reach[1:], reach[:-1]) * torch.finfo(torch.float64).eps
@@ -74,7 +76,7 @@ class Expansion:
         held = pull.square() / torch.where(kept, band.springs, 1.0)
         springs = float(held[kept].sum())
         left, right = _beside(pull.masked_fill(kept, 0.0), 0.0)
-        # No entry of the inverse is negative: errors of one sign are the worst.
+        # No entry of the inverse is negative, so errors of one sign are the worst case.
         error = self.error + left + right
         moved = band.solve(error)
         rows = math.inf if moved is None else float(error @ moved)
@@ -86,17 +88,22 @@ class Objective:
 
     Internal energies and potentials have a tridiagonal Hessian in closed form, from
     :math:`U', U''` and :math:`V', V''`. Interactions and all other terms enter by
-    products of their Hessian and a vector, by autodiff or a dense matrix. The
-    quantiles are float64, and F is evaluated in the dtype of the measure.
+    products of their Hessian with vectors, by automatic differentiation or by a dense
+    matrix. The quantiles are float64. F is evaluated in the dtype of the measure.
 
     Parameters
     ----------
     F : Functional
-        What is minimised.
+        The functional to minimise.
     mu : Quantiles
-        Where the step starts.
+        The measure to step from.
     dt : float
-        Its length.
+        Length of the step in time.
+
+    Raises
+    ------
+    ValueError
+        If the entropy has a negative factor.
     """
 
     def __init__(self, F: Functional, mu: Quantiles, dt: float) -> None:
@@ -119,16 +126,16 @@ class Objective:
         return math.sqrt(float(self.lumped @ tangent.square()))
 
     def expand(self, q: Tensor, gaps: Tensor | None = None) -> Expansion:
-        """Return value, gradient and Hessian at quantiles (n + 1,), gaps > 0.
+        """Return value, gradient and Hessian at quantiles (n + 1,).
 
-        The gaps may be given, where they are known better than by difference.
+        Give the gaps, (n,) and > 0, where they are known better than ``q.diff()``.
         """
         dt, lumped = self.dt, self.lumped
         force, stiffness, parts = self._internal(q.diff() if gaps is None else gaps)
         d = q - self.centre
         gradient, rows = lumped * d, lumped.clone()
         reach = torch.maximum(q.abs(), self.centre.abs())
-        # F is as exact as the dtype of the measure; the rest is float64.
+        # F has the round-off of the measure's dtype; the rest has that of float64.
         own, wide = torch.finfo(self.mu.dtype).eps, torch.finfo(torch.float64).eps
         error = 2 * wide * lumped * reach
         if self.terms.potentials:
@@ -148,8 +155,9 @@ class Objective:
             value, slope, product = self._nonlocal(q)
             parts.append(value.reshape(1))
             gradient = gradient + dt * slope
-            # Neighbours interact by second differences, which cancel; so do the
-            # pressures on both sides of a quantile, whose sums the forces are.
+            # Two cancellations make the round-off larger than that of the forces.
+            # Neighbours interact by second differences. A force is a difference of the
+            # pressures on both sides of a quantile.
             narrow = torch.minimum(*_beside(q.diff(), math.inf))
             pressure = slope.cumsum(0).abs()
             sides = torch.maximum(pressure, torch.cat([pressure[:1], pressure[:-1]]))
@@ -161,7 +169,8 @@ class Objective:
             msg = "the energy of quantiles is not finite; look for an overflow"
             raise NonFinite(msg)
         half = 0.5 * float(lumped @ d.square())
-        # A gap is known to the last place of its ends, which its pressure weighs.
+        # A gap is known to the last place of its ends; its pressure turns this error
+        # into one of the energy.
         ends = torch.maximum(reach[1:], reach[:-1])
         noise = 16 * own * (dt * size + half)
         noise += 4 * wide * dt * float(force.abs() @ ends)
@@ -173,8 +182,8 @@ class Objective:
     def sure_stiffness(self, gaps: Tensor) -> Tensor:
         """Return a lower bound on the springs while no gap grows by a half, (n,).
 
-        The springs of entropies and powers are powers of the gap, and fall with it; of
-        a user's energy no more is known than that it is convex, if that.
+        The springs of entropies and powers are falling powers of the gap. The springs
+        of a user's energy are bounded by 0: only its convexity may be known.
         """
         wider, internal = 1.5 * gaps, self.terms.internal
         parts = [(1.0, internal)] if internal is not None else []
@@ -196,6 +205,8 @@ class Objective:
         if internal is not None:
             e = internal.e(r)
             pressure = pressure + r * (internal.slope(r) - e)
+            # A concave part of U would make the band indefinite; without it the step is
+            # still one of descent, only slower.
             stiffness = stiffness + (r * r * internal.curvature(r)).clamp_min(0) / gaps
             energies.append(w * e)
         return pressure, stiffness, energies
@@ -211,7 +222,7 @@ class Objective:
         return values
 
     def _nonlocal(self, q: Tensor) -> tuple[Tensor, Tensor, Product]:
-        """Return value, gradient and dt times the Hessian of the other terms."""
+        """Return value, gradient and dt times the Hessian of the nonlocal terms."""
         own, wide = self.mu.dtype, self.centre.dtype
         edges, pairs = q.to(own), self.terms.interactions
         if not pairs or self.mu.n > DENSE:
@@ -219,7 +230,7 @@ class Objective:
                 self._value(*pairs, *self.terms.others), edges
             )
             return value.to(wide), slope.to(wide), self._scaled(times)
-        # The products of a dense matrix are cheaper than those by autodiff.
+        # Products with a dense matrix are cheaper than products by autodiff.
         value, slope = value_and_gradient(self._value(*pairs), edges)
         times = _products(pairs, edges, self.mu.weights)
         if not self.terms.others:
@@ -242,7 +253,7 @@ class Objective:
 
 
 def _beside(cells: Tensor, beyond: float) -> tuple[Tensor, Tensor]:
-    """Return what stands left and right of each quantile, (n + 1,) each."""
+    """Return the values left and right of each quantile, (n + 1,) each."""
     end = cells.new_full((1,), beyond)
     return torch.cat([end, cells]), torch.cat([cells, end])
 
@@ -250,7 +261,7 @@ def _beside(cells: Tensor, beyond: float) -> tuple[Tensor, Tensor]:
 def _products(
     pairs: tuple[tuple[float, Interaction], ...], edges: Tensor, weights: Tensor
 ) -> Product:
-    """Return the Hessian of interactions as a product; it is made at the first."""
+    """Return the Hessian of interactions as a product, computed at the first call."""
 
     def near(q: Tensor) -> Tensor:
         energies = [c * near_interaction(q, weights, term.kernel) for c, term in pairs]
@@ -272,12 +283,12 @@ def _products(
 
 
 def _modulus(F: Functional) -> float | None:
-    r"""Return a convexity bound in the quantiles; None if unknown.
+    r"""Return a modulus of convexity in the quantiles; None if unknown.
 
-    That of V carries over: the nodes of an expectation are the quantiles, with the
-    masses of the lumped product. Of all others a negative bound holds, since the
-    lumped product is that of the quantiles and exceeds that of nodes in between; a
-    positive one is not claimed.
+    The modulus of V carries over: an expectation has the quantiles as its nodes, with
+    the masses of the lumped product. For all other terms only a negative modulus
+    carries over: they have nodes between the quantiles, whose product is at most the
+    lumped one. A positive modulus of such a term counts as 0.
     """
     total = 0.0
     for c, term in F.terms():
@@ -291,7 +302,10 @@ def _modulus(F: Functional) -> float | None:
 
 
 def _is_convex_apart(W: Kernel) -> bool:
-    """Whether a kernel is convex on the half-line: quantiles never change order."""
+    """Whether a kernel is convex on the half-line.
+
+    This suffices, since quantiles never change their order.
+    """
     if isinstance(W, PowerLaw):
         return W.attraction >= 1 and W.repulsion <= 1
     if W.modulus is not None and W.modulus >= 0:

@@ -28,9 +28,10 @@ class QuantileDetails:
     Parameters
     ----------
     stalled : bool
-        Whether neither the objective nor its gradient fell any more.
+        Whether the descent ended because the objective and its gradient stopped
+        falling.
     excess : float
-        Largest density over its bound, minus 1; 0 where it is kept.
+        Largest density over its bound, minus 1; 0 if the bound holds.
 
     Attributes
     ----------
@@ -45,82 +46,82 @@ class QuantileDetails:
 class QuantileProximal(ProximalSolver[Quantiles]):
     r"""Solve :math:`\min_q F(\nu_q) + W_2^2(\mu, \nu_q)/(2\,dt)` over quantiles q.
 
-    On the line W2 is flat: with quantiles p of :math:`\mu` the objective is
+    W2 is flat on the line. With the quantiles p of :math:`\mu` the objective is
 
     .. math:: \Phi(q) = F(q) + \frac{1}{2\,dt}\sum_i \ell_i (q_i - p_i)^2,
 
-    :math:`\ell_i` the mass that quantile i answers for. Potentials and internal
-    energies have a tridiagonal Hessian, so that a Newton step takes time O(n)
-    :cite:p:`nocedal2006numerical`; backtracking lets the objective fall, along paths on
-    which each cell follows its own energy, so that the least cell never holds up the
-    others. Where V is so concave that the Hessian is not positive, it is shifted by
-    just as much. Interactions and all other terms enter by exact products of the
-    Hessian and vectors, in conjugate gradients preconditioned by the band.
+    where :math:`\ell_i` is the lumped mass of quantile i. Potentials and internal
+    energies have a tridiagonal Hessian, so a Newton step takes time O(n)
+    :cite:p:`nocedal2006numerical`. Backtracking makes the objective fall. It follows
+    paths on which each cell obeys its own energy, so that the shortest cell does not
+    shorten the step of the others. Where a concave V makes the Hessian indefinite, the
+    Hessian is shifted. Interactions and all other terms enter by exact products of
+    their Hessian with vectors, in conjugate gradients preconditioned by the band.
 
-    Walls bound the two ends; each model is minimised between them. A bound on the
-    density, from `Congestion`, is a least length for each cell, kept by a primal-dual
-    barrier in proportion to the masses, at the same cost per iteration. Every iterate
-    keeps to walls and bounds. Mass is exact throughout.
+    Walls bound the two ends, and each model is minimised between them. A bound on the
+    density, as of `Congestion`, is a least length of each cell. A primal-dual barrier
+    in proportion to the masses keeps this length, at the same cost per iteration. Every
+    iterate lies between the walls and below the bound. Mass is exact.
 
     Parameters
     ----------
     tolerance : float
         Stop when the Newton decrement :math:`(g^\top H^{-1} g)^{1/2}` of
-        :math:`dt\,\Phi`, with its gradient g and banded Hessian H, is below it times
-        the displacement, or at round-off. It is the length of the step that is left,
-        in a metric that knows how stiff each cell is: cells of tiny mass count by what
-        they can still change, which the :math:`L^2(\mu)` norm of the gradient does not
-        see. Below a bound on the density, what complementarity lacks must be below
-        the square of 1e-6 times the displacement too.
+        :math:`dt\,\Phi`, with its gradient g and banded Hessian H, is below `tolerance`
+        times the displacement, or at round-off. The decrement is the length of the
+        remaining step in the metric H. This metric weighs a cell of tiny mass by its
+        stiffness; the :math:`L^2(\mu)` norm would hardly see it. With a bound on the
+        density, the complementarity gap must also be below the square of 1e-6 times the
+        displacement.
     max_iterations : int
-        Budget of evaluations of F with its derivatives, per step.
+        Most evaluations of F with its derivatives in a step.
     lower, upper : float, optional
-        Walls that no quantile may pass.
+        Walls: bounds on all quantiles.
 
     Attributes
     ----------
     tolerance, max_iterations, lower, upper
         As above.
     flat : bool
-        True: tangents of one measure are displacements of quantiles, and may be added.
+        True: tangents are displacements of quantiles and may be added.
 
     Notes
     -----
     The certificate holds
 
     ``energy_before``, ``energy_after``, ``decrease``
-        F at both ends, and F(before) - F(after) - W2^2 / 2 dt, which is not negative.
+        F at the start and at the end, and F(before) - F(after) - W2^2 / (2 dt) >= 0.
     ``w2``
-        Distance between both ends in the lumped metric, exact.
-    ``residual``, ``converged``, ``iterations``
-        Newton decrement over the displacement (alone, where nothing moved but by
-        round-off), whether it met the tolerance, evaluations spent.
+        Distance of start and end in the lumped metric, exact.
+    ``residual``, ``converged``
+        Newton decrement over the displacement, and whether it met the tolerance. If the
+        displacement is at round-off, the residual is the decrement itself.
+    ``iterations``
+        Evaluations of F with its derivatives.
     ``stalled``
-        Whether the descent ended because neither the objective nor its gradient fell,
-        as at a kink of F, or at what cells take for one: a kernel or a potential of a
-        length far below theirs. Then ``cause`` and ``cure`` say it in words.
+        Whether the descent ended because the objective and its gradient stopped
+        falling, as at a kink of F. A kernel or a potential much narrower than the cells
+        acts as a kink. Then ``cause`` and ``cure`` say what helps.
     ``excess``
-        Largest density over its bound, minus 1; 0 where it is kept or there is none.
+        Largest density over its bound, minus 1; 0 if the bound holds or there is none.
     ``bound``
-        Upper bound on the lumped W2 distance to the exact minimiser among densities
-        with these masses, round-off included: with the decrement r in a metric that is
-        proved to lie below the Hessian, complementarity gap c of the bounds and m = 1
-        + dt lambda > 0 it is (r + sqrt(r^2 + 4 c)) / (2 sqrt(m)). Where a convexity
-        modulus is known and the step converged, else None. Repulsive kernels that are
-        convex on the half-line, as the logarithm, count as convex.
+        A bound on the lumped W2 distance to the exact minimiser among densities with
+        these masses, round-off included: (r + sqrt(r^2 + 4 c)) / (2 sqrt(m)). Here r is
+        the decrement in a metric that is proved to lie below the Hessian, c the
+        complementarity gap of the bounds and m = 1 + dt lambda > 0. None if no modulus
+        of convexity lambda is known or the step has not converged. Repulsive kernels
+        that are convex on the half-line, as the logarithm, count as convex.
     ``guarantee``
         ``"exact"``: the step is unique and within ``bound``. ``"stationary"``: a
-        critical point of the objective: where F is not convex, a flow may rest at one
-        that is not its least. ``"none"``: not converged, or the energy rose.
-    ``certified``
-        Whether the guarantee is not ``"none"``.
+        critical point of the objective. If F is not convex, a flow may rest at such a
+        point above the least value. ``"none"``: not converged, or the energy rose.
 
-    Linear algebra is float64 and on the CPU, by SciPy (2n numbers go there and back);
-    F is evaluated in the dtype and on the device of the measure, and the result comes
-    back in kind.
+    Linear algebra runs in float64 on the CPU, by SciPy; 2n numbers go there and back. F
+    is evaluated in the dtype and on the device of the measure. The new measure has the
+    same dtype and device.
 
-    Without bounds on its density a measure may tend to an atom, under an attraction or
-    a kink of V: then gaps vanish and `Diverged` is raised.
+    Without a bound on the density, an attraction or a kink of V may contract cells to
+    an atom. Then ``solve`` raises `Diverged`.
 
     Examples
     --------
@@ -155,42 +156,21 @@ class QuantileProximal(ProximalSolver[Quantiles]):
     def solve(
         self, F: Functional, mu: Quantiles, dt: float, warm: Any = None
     ) -> ProxResult[Quantiles]:
-        """Return the proximal step of length `dt` from `mu`.
-
-        Parameters
-        ----------
-        F : Functional
-            What to minimise.
-        mu : Quantiles
-            Where to step from.
-        dt : float
-            Step, > 0.
-        warm : object, optional
-            Not used: Newton's method starts at `mu`.
-
-        Returns
-        -------
-        ProxResult
-            The new quantiles and the certificate.
+        """Return the proximal step as `ProximalSolver.solve` does; `warm` is not used.
 
         Raises
         ------
-        Unsupported
-            If `mu` is not `Quantiles`.
         ValueError
-            If `mu` is outside of the walls, or mass 1 does not fit between them below
-            the bound on the density.
-        NonFinite
-            If the density of `mu` exceeds the bound.
+            Also if `mu` lies outside of the walls, or mass 1 does not fit between them.
         Diverged
-            If a cell shrinks to an atom, or below the last place of the dtype.
+            Also if a cell shrinks to an atom, or below the last place of the dtype.
         """
         dt = self._admit(F, mu, dt, Quantiles)
         problem = Objective(F, mu, dt)
         room = self._room(problem)
         if problem.terms.max_density < math.inf:
             with torch.no_grad():
-                F.value(mu)  # refuses a density above the bound
+                F.value(mu)  # raises NonFinite on a density above the bound
         found = minimise(problem, room, self.tolerance, self.max_iterations)
         edges = found.point.edges.to(mu.edges)
         if bool((edges.diff() <= 0).any()):
@@ -214,6 +194,7 @@ class QuantileProximal(ProximalSolver[Quantiles]):
     def _room(self, problem: Objective) -> Room:
         most = problem.terms.max_density
         first, last = float(problem.centre[0]), float(problem.centre[-1])
+        # A start may pass a wall by its round-off; `Room.inside` moves it back.
         slack = 1e-6 * (last - first)
         if self.lower is not None and first < self.lower - slack:
             msg = (
@@ -241,11 +222,12 @@ class QuantileProximal(ProximalSolver[Quantiles]):
 
 
 def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> Certificate:
-    # What is said is said of the measure that is returned, after the cast to its dtype.
+    # The certificate is that of the returned measure, after the cast to its dtype.
     kept = problem.expand(nu.edges.to(found.point.edges))
     cast = abs(kept.objective - found.point.objective)
     point, off = kept, problem.norm(found.point.edges - kept.edges)
     moved = problem.norm(point.edges - problem.centre)
+    # A displacement below this length is round-off: a ratio to it means nothing.
     still = 1e3 * torch.finfo(nu.dtype).eps * problem.norm(problem.centre)
     density = problem.weights / point.edges.diff()
     excess = max(0.0, float(density.max()) / problem.terms.max_density - 1.0)

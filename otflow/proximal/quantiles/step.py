@@ -16,12 +16,17 @@ __all__ = ["Direction", "Path", "Room", "direction", "spread"]
 # Conjugate gradients stop at this share of the first residual, or after so many steps.
 FORCING = 1e-4
 MAX_PRODUCTS = 200
-# Share of a gap, times its exponent, that a step may change along a straight line; the
-# exponents that a curve may have; and how much of the pole of its growth it may use.
+# A gap follows a straight line while its share of change, times its exponent, is at
+# most this; beyond, the line leaves the range of the quadratic model.
 STRAIGHT = 0.5
+# Range of the exponents of a curve. The exponent is a quotient of a spring and a force,
+# and meaningless where either is near 0.
 EXPONENTS = (0.25, 8.0)
+# Share of the way to the pole of a curve that a step may use: at the pole a gap would
+# grow without end.
 POLE = 0.9
-# What at least is left of a gap beyond its least length, under a barrier.
+# Share of its slack that a step leaves to a gap under a barrier. A shorter slack would
+# make the next model too stiff, and 0 is outside of the domain.
 LEFT = 0.05
 
 Product = Callable[[Tensor], Tensor]
@@ -29,7 +34,7 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Room:
-    """Where quantiles may be: walls at the ends, and least gaps (n,), 0 for none."""
+    """The admissible quantiles: walls at the ends and least gaps (n,), 0 for none."""
 
     least: Tensor
     lower: float
@@ -45,11 +50,12 @@ class Room:
         return q.diff() - self.least
 
     def inside(self, q: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
-        """Return quantiles and slacks moved, if need be squeezed, between the walls."""
+        """Return quantiles and slacks, shifted or squeezed to fit between the walls."""
         if float(q[0]) < self.lower:
             q = q + (self.lower - q[0])
         if float(q[-1]) > self.upper:
             q = q + (self.upper - q[-1])
+        # The shift from the upper wall has passed the lower one: only shorter gaps fit.
         if float(q[0]) < self.lower:
             room = self.upper - self.lower - float(self.least.sum())
             slack = slack * (room / float(slack.sum()))
@@ -60,14 +66,14 @@ class Room:
 
 @dataclass(frozen=True)
 class Direction:
-    """A step of quantiles, and the forces with which the walls bound it, >= 0."""
+    """A step of the quantiles, and the forces >= 0 of the walls on the ends."""
 
     step: Tensor
     lower: float
     upper: float
 
     def lost(self, room: Room, q: Tensor) -> float:
-        """Return forces times distances of the walls, what complementarity lacks."""
+        """Return forces times distances of the walls: the complementarity gap."""
         ends = (
             (self.lower, float(q[0]) - room.lower),
             (
@@ -79,7 +85,7 @@ class Direction:
 
 
 def spread(forces: Tensor) -> Tensor:
-    """Return what forces between neighbours, (n,), add up to on them, (n + 1,)."""
+    """Return the forces on quantiles, (n + 1,), of forces between neighbours, (n,)."""
     total = forces.new_zeros(len(forces) + 1)
     total[1:] += forces
     total[:-1] -= forces
@@ -91,8 +97,9 @@ def direction(
 ) -> Direction:
     """Minimise the quadratic model with these derivatives, the ends between walls.
 
-    It starts without walls and adds those that are passed. The band is an M-matrix: to
-    hold one end pushes the other the same way, so that none is ever let go again.
+    The first solution is without walls. A wall that an end passes then holds this end.
+    The band is an M-matrix: a force on one end pushes the other end the same way. So no
+    wall that holds is ever released.
     """
     low, high = room.lower - float(q[0]), room.upper - float(q[-1])
     ends: tuple[float | None, float | None] = (None, None)
@@ -119,7 +126,7 @@ def _solve(
     rhs: Tensor,
     ends: tuple[float | None, float | None],
 ) -> Tensor:
-    """Solve with given values at the ends, None where they are free."""
+    """Solve with given values at the ends; None stands for a free end."""
     first, last = ends
     i, j = int(first is not None), len(rhs) - int(last is not None)
     known = torch.zeros_like(rhs)
@@ -135,7 +142,9 @@ def _solve(
         load[-1] += k[-1] * last
     inner = Springs(rows, k[i : j - 1])
     found = inner.solve(load)
-    if found is None:  # the caller's band is positive definite; then this one is too
+    # The band of the caller is positive definite, and so is each part of it: only
+    # round-off or a number that is not finite can fail here.
+    if found is None:
         msg = (
             "the Hessian of the JKO objective on quantiles is drowned in round-off, or "
             "not finite: the step is too long beside the curvature of F; take a "
@@ -152,10 +161,11 @@ def _solve(
 def _conjugate_gradients(
     band: Springs, product: Product, solved: Tensor, i: int, j: int
 ) -> Tensor:
-    """Correct the band's solution for the nonlocal terms, preconditioned by it.
+    """Correct the band's solution for the nonlocal terms, preconditioned by the band.
 
-    What the band solves exactly, stiff bounds above all, never enters a product with
-    it. Along negative curvature the search stops: a direction of descent.
+    The iteration keeps the product of the band with p instead of forming it: what the
+    band solves exactly, such as stiff bounds, meets no round-off of a product. The
+    search stops along negative curvature; the step so far is a direction of descent.
     """
     correction = torch.zeros_like(solved)
 
@@ -191,29 +201,32 @@ def _conjugate_gradients(
 class Path:
     r"""A curve of quantiles with a given direction at its start; gaps stay positive.
 
-    Let a gap beyond its least have the length s and a share x = ds/s to change by. The
-    force of its energy is about :math:`s^{-m}`, with :math:`m = s\,k/f` from the force
-    f and the spring k. Where x is small the gap follows a straight line; else it is
-    :math:`s\,(1 - m\,t\,x)^{-1/m}`: at t = 1 that is the place of balance with a
-    constant force, however far it is, where a straight step would pass 0. Where the
-    barrier's spring is the stiffer one it is :math:`s \max(1 + t\,x, 1/20)`. So no cell
-    holds up the others.
+    Let s be the slack of a gap, its length beyond the least one, and x = ds/s the
+    share of change. The force of the gap's energy is about :math:`s^{-m}`, with
+    :math:`m = s\,k/f` from the force f and the spring k. The slack at time t is
+
+    - :math:`s\,(1 + t\,x)` for small x;
+    - :math:`s\,(1 - m\,t\,x)^{-1/m}` for large x. At t = 1 the energy of the gap
+      balances a constant force, however far off; a straight step would pass 0;
+    - :math:`s \max(1 + t\,x, 1/20)` if the barrier's spring is stiffer than k.
+
+    So a short cell does not shorten the step of the others.
 
     Parameters
     ----------
     q, step : Tensor, shape (n + 1,)
         Start and direction.
     force, spring : Tensor, shape (n,)
-        Of each gap, outward and >= 0, without the barrier.
+        Force and spring of each gap, outward and >= 0, without the barrier.
     barrier : Tensor, shape (n,)
         Spring of the barrier; 0 without one.
     slack : Tensor, shape (n,)
-        Gaps beyond the least ones. Under a barrier they are finer than the last place
-        of the quantiles, and have a life of their own.
+        Gaps minus the least gaps. They are kept beside q: under a barrier they are
+        finer than the last place of the quantiles.
     room : Room
         Least gaps and walls.
     lumped : Tensor, shape (n + 1,)
-        Masses; their mean moves as along the straight line.
+        Masses of the quantiles. The mean moves along the straight line.
 
     Attributes
     ----------
@@ -243,7 +256,7 @@ class Path:
         near = (bend.abs() <= STRAIGHT) & (self.share >= -STRAIGHT)
         self.bent = held & ~near
         self.cut = ~held & (barrier > 0) & (self.share < LEFT - 1)
-        # Nothing keeps the others apart: a step ends short of where they meet.
+        # No force keeps the other gaps open: a step ends short of where they close.
         loose = self.share[~held & (barrier <= 0)]
         worst = float(-loose.min()) if len(loose) else 0.0
         self.longest = POLE / worst if worst > POLE else 1.0

@@ -30,7 +30,7 @@ __all__ = ["GridSinkhorn"]
 class GridSinkhorn(ProximalSolver[GridDensity]):
     r"""Solve the JKO step on a grid by debiased entropic transport.
 
-    With the entropy :math:`H(\rho) = \int\rho\log\rho` it is
+    With the entropy :math:`H(\rho) = \int\rho\log\rho` the step is
 
     .. math:: \min_\nu F(\nu) + \frac1{dt}\Big(\mathrm{OT}_\varepsilon(\mu, \nu)
         - \frac\varepsilon2 H(\nu)\Big), \qquad
@@ -39,48 +39,49 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
 
     over the couplings :math:`\pi` of both. Without the second term each step would add
     diffusion of strength :math:`\varepsilon/(2\,dt)` to the flow
-    :cite:p:`baradat2025using`; with it, as :math:`\mathrm{OT}_\varepsilon =
-    \tfrac12 W_2^2 + \tfrac\varepsilon2(H(\mu) + H(\nu)) + O(\varepsilon^2)` up to a
-    constant :cite:p:`conforti2021formula`, the error is of second order. The problem
-    stays convex for convex energies: :math:`\mathrm{OT}_\varepsilon(\mu, \cdot) -
-    \varepsilon H` is. So what must hold is that :math:`F + \frac{\varepsilon}{2\,dt} H`
-    be convex: an entropy of factor :math:`\kappa < 0` needs :math:`\varepsilon >
-    2\,dt\,|\kappa|`.
+    :cite:p:`baradat2025using`. With this term the error is of second order, since
+    :math:`\mathrm{OT}_\varepsilon = \tfrac12 W_2^2 + \tfrac\varepsilon2(H(\mu) +
+    H(\nu)) + O(\varepsilon^2)` up to a constant :cite:p:`conforti2021formula`.
 
-    The optimal plan is :math:`a(y) K(x, y) b(x)`, K the heat kernel of the box at time
-    :math:`\varepsilon/2`, a product over the axes, and a, b are found by the scalings
-    of :cite:t:`peyre2015entropic`. Of these the logarithm of :math:`Ka` on the support
-    of :math:`\mu` is the one variable. Its fixed point is the maximum of a concave dual
-    value, which plain steps raise; Anderson acceleration :cite:p:`walker2011anderson`
-    is kept only where it raises it too. Potentials and internal energies enter by their
-    pointwise proximal map. Interactions and other terms are linearised in rounds, with
-    their relative entropy to the round before, and the objective falls in each.
+    The functional :math:`\mathrm{OT}_\varepsilon(\mu, \cdot) - \varepsilon H` is
+    convex. So the problem is convex if :math:`F + \frac{\varepsilon}{2\,dt} H` is. An
+    entropy of factor :math:`\kappa < 0` needs :math:`\varepsilon > 2\,dt\,|\kappa|`.
+
+    The optimal plan is :math:`a(y) K(x, y) b(x)`. Here K is the heat kernel of the box
+    at time :math:`\varepsilon/2`, a product over the axes. The scalings of
+    :cite:t:`peyre2015entropic` find a and b. The only variable is the logarithm of
+    :math:`Ka` on the support of :math:`\mu`. Its fixed point is the maximum of a
+    concave dual value, which plain steps raise. A step of Anderson acceleration
+    :cite:p:`walker2011anderson` is kept only if it raises the dual value too.
+    Potentials and internal energies enter by their pointwise proximal map. Interactions
+    and other terms are linearised in rounds, with the relative entropy to the round
+    before added. The objective falls in each round.
 
     Parameters
     ----------
     eps : float, optional
-        Variance of the kernel, in squares of length, one for all axes. By default 0.6
-        squares of the longest spacing; on fine grids more, up to the largest of
-        :math:`0.02\,dt\,\kappa`, the mean of :math:`dt\,\rho\,U''(\rho)/100`, and 0.02
-        dt times the standard deviation under :math:`\mu` of the F' of all other terms,
-        the last at most the variance that they leave. So it has units: c F with dt/c
-        is the same step, by the same iterations. It is a small part of what the step
-        does, and the number of iterations, which grows like the root of
-        :math:`dt\,\rho\,U''/\varepsilon`, does not grow with the grid. Cells much
-        longer along one axis than along another are blurred along the other: refine
-        the long ones, or take `FiniteVolume` or `BackAndForth`. A step that this
-        default blurs is made again with 0.6 squares of the spacing.
+        Variance of the kernel, in squares of length, one for all axes. The default is
+        0.6 squares of the longest spacing. On fine grids the default grows, up to the
+        largest of three variances: :math:`0.02\,dt\,\kappa`; the mean of
+        :math:`dt\,\rho\,U''(\rho)/100`; 0.02 dt times the standard deviation under
+        :math:`\mu` of the F' of all other terms, at most the variance that they leave.
+        Then the number of iterations, which grows like the root of
+        :math:`dt\,\rho\,U''/\varepsilon`, does not grow with the grid. The default
+        scales with units: c F with dt/c gives the same step by the same iterations. If
+        the default blurs a step, the solver repeats the step with 0.6 squares of the
+        spacing. Cells that are long along one axis cause blur along the other axes:
+        refine the long axis, or take `FiniteVolume` or `BackAndForth`.
     tolerance : float
-        Stop when the first marginal of the plan is right to it in L1. It is kept above
-        round-off: at least 1,000 eps of the dtype, 1.2e-4 in float32.
+        Stop when the L1 error of the first marginal of the plan is below `tolerance`,
+        but not below round-off: 1,000 eps of the dtype, which is 1.2e-4 in float32.
     max_iterations : int
-        Budget per step.
+        Most iterations in a step.
     memory : int
-        Differences that the acceleration keeps; 2 memory n numbers.
+        Differences that the acceleration keeps. They hold 2 memory n numbers.
     certify : bool
-        Whether to bound the distance to the exact step by duality: d + 2 more passes
-        over the grid, two of them c-transforms; about as much as two iterations with
-        numba, ten without.
+        Whether to bound the distance to the exact step by duality. This takes d + 2
+        passes over the grid, two of them c-transforms: about two iterations with numba,
+        ten without.
 
     Attributes
     ----------
@@ -93,53 +94,58 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
 
     Notes
     -----
-    Mass is exact to round-off: the new density is the second marginal of a plan whose
-    first is :math:`\mu`, by a last half-step. It is positive.
+    Mass is exact to round-off: a last half-step makes :math:`\mu` the first marginal of
+    the plan, and the new density is the second. The new density is positive.
 
-    The walls of the box reflect: the uniform density is at rest. Plans go along
-    straight lines, so obstacles are refused unless the free cells fill a smaller box;
-    beside its walls the kernel is corrected so that the uniform density is at rest.
+    The walls of the box reflect: the uniform density is at rest. Plans move mass along
+    straight lines. So ``solve`` raises `Unsupported` if there are obstacles, unless the
+    free cells fill a smaller box. The kernel is corrected beside the walls of this box,
+    so that the uniform density is at rest there too.
 
-    Where numbers would underflow the iteration goes on in the log domain, where it
-    costs about thirty times as much; ``log_domain`` says so.
+    Where numbers would underflow, the iteration goes on in the log domain. An iteration
+    there costs about thirty times as much; ``log_domain`` is then True.
 
     The certificate holds
 
     ``energy_before``, ``energy_after``, ``decrease``
-        F at both ends, and F(before) - F(after) - w2^2 / (2 dt).
+        F at the start and at the end, and F(before) - F(after) - w2^2 / (2 dt).
     ``w2``
-        On a line the distance between both ends. Else the debiased estimate, less
-        ``bias``; None where that could be off by more than a cell and 5 %. And
-        ``w2_upper``, the root of the plan's cost: no less than the distance between the
-        densities, constant on each cell.
-    ``residual``, ``converged``, ``iterations``, ``log_domain``, ``eps``
-        L1 error of the first marginal, whether it met the tolerance, evaluations of
-        the map (two convolutions each), the log domain, the kernel's variance.
+        On a line the W2 distance of start and end. Else the debiased estimate minus
+        ``bias``; None if this could be wrong by more than a cell plus 5 %.
+    ``w2_upper``
+        Root of the plan's cost: an upper bound of the W2 distance of the densities,
+        which are constant on each cell.
+    ``residual``, ``converged``
+        L1 error of the first marginal, and whether it met the tolerance.
+    ``iterations``
+        Evaluations of the map, two convolutions each.
+    ``log_domain``, ``eps``
+        Whether the iteration went on in the log domain, and the variance of the kernel.
     ``bias``
-        What the debiased cost adds to F: half the costs of both ends to themselves,
-        over dt; to leading order :math:`\varepsilon^2/(8\,dt)` times the mean Fisher
-        information.
+        The part of the debiased cost that is no distance, as an energy: half the costs
+        of both ends to themselves, over dt. To leading order it is
+        :math:`\varepsilon^2/(8\,dt)` times the mean Fisher information.
     ``blur``, ``blurred``
-        How far the blur alone moves the density, in W2, and whether that is more than
-        a twentieth of the step, however long: eps is then too large for dt, and the
-        step is not certified. Where the blur pulls with less than a twentieth of the
-        strongest part of F, ``blur`` is dt times that pull, which is no less in a
-        convex F. Else it is how far the same step with :math:`\sqrt2\,\varepsilon`
-        goes from this one, as the error is of second order: a few evaluations more.
+        The W2 length by which the blur alone moves the density, and whether this length
+        exceeds a twentieth of the step. Then eps is too large for dt, and the step is
+        not certified. If the blur pulls with less than a twentieth of the strongest
+        part of F, ``blur`` is dt times this pull, an upper bound for convex F. Else
+        ``blur`` is the distance to the same step with :math:`\sqrt2\,\varepsilon`,
+        since the error is of second order; this takes a few more evaluations.
     ``bound``
-        Where F is :math:`\lambda`-convex along generalised geodesics, local, and
-        :math:`1 + dt\,\lambda > 0`: :math:`\sqrt{2(\mathrm{gap}+b)/(1/dt+\lambda)}`,
-        a bound on the W2 distance to the exact step, from the gap between F +
-        w2_upper^2 / (2 dt) and the value of the exact dual problem at the potential
-        found; b is a sixth of the mean second difference of V, which is read at the
-        centres of cells. The plan's blur makes it about
-        :math:`\sqrt{d\,\varepsilon}`, a cell; the error itself is far smaller. None if
-        unknown or not asked for.
+        A bound on the W2 distance to the exact step,
+        :math:`\sqrt{2(\mathrm{gap}+b)/(1/dt+\lambda)}`. The gap is that between F +
+        w2_upper^2 / (2 dt) and the value of the exact dual problem at the potential of
+        the step. b is a sixth of the mean second difference of V, which is read at the
+        centres of cells. The blur of the plan makes the bound about
+        :math:`\sqrt{d\,\varepsilon}`, a cell; the error itself is far smaller. None
+        unless F is local and :math:`\lambda`-convex along generalised geodesics,
+        :math:`1 + dt\,\lambda > 0`, and `certify` is True.
     ``guarantee``
         ``"exact"``: the exact step is unique and within ``bound``. ``"optimal"``: the
         minimiser of the debiased objective, which is convex for local terms.
-        ``"stationary"``: a critical point of it, with nonlocal terms. ``"none"``: not
-        converged, blurred, or the energy rose.
+        ``"stationary"``: a critical point of this objective, with nonlocal terms.
+        ``"none"``: not converged, blurred, or the energy rose.
 
     Time: `iterations` times O(n^(1+1/d)) for n cells in all.
 
@@ -180,44 +186,31 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     def solve(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any = None
     ) -> ProxResult[GridDensity]:
-        """Return the proximal step of length `dt` from `mu`.
+        """Return the proximal step as `ProximalSolver.solve` does.
 
-        Parameters
-        ----------
-        F : Functional
-            What to minimise.
-        mu : GridDensity
-            Where to step from.
-        dt : float
-            Step, > 0.
-        warm : object, optional
-            ``ProxResult.warm`` of a step before, of any length.
-
-        Returns
-        -------
-        ProxResult
-            The new density and the certificate.
+        `warm` may come from a step of any length.
 
         Raises
         ------
         Unsupported
-            If `mu` is not a `GridDensity`, or a straight line may meet an obstacle.
+            Also if a straight line between free cells may meet an obstacle.
         ValueError
-            If eps is too small for the grid, too large for the box, or too small for
-            an entropy of negative factor.
+            Also if eps is too small for the grid, too large for the box, or too small
+            for an entropy of negative factor.
 
         Warns
         -----
         BlurWarning
-            If eps is too large for `dt`: the step is blurred, or raised the energy.
-            Once in a flow: with `warm`, again for another F, a `dt` longer or shorter
-            by half, or other cells. The certificate says it of each step.
+            If eps is too large for `dt`: the step is blurred, or raised the energy. A
+            flow warns once; it warns again after a change of F, of the cells, or of
+            `dt` by half. The certificate reports the blur of each step.
         """
         dt = self._admit(F, mu, dt, GridDensity)
         refuse_obstacles(mu, "GridSinkhorn")
         before = float(F.value(mu))
         solution = self._solved(F, mu, dt, warm)
         known = solution.certificate(F, before, duality=self.certify)
+        # A step that neither converged nor lowered F is worse than none.
         if not known.converged and not known["energy_after"] <= before:
             own = replace(known.details, w2_upper=0.0 if self.certify else None)
             stayed = replace(known, energy_after=before, w2=0.0, details=own)
@@ -233,29 +226,28 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     ) -> GridDensity:
         r"""Return the proximal step as a differentiable function of its data.
 
-        It is the step of `solve`, with the same eps. The weights of the result carry
-        the graph of ``mu.weights`` and of whatever tensors the functions of F hold. The
-        derivative is that of the fixed point, implicitly: the adjoint equation is
-        solved once in the backward pass, by the same iteration, in the memory of a
-        single evaluation.
+        The step is that of `solve`, with the same eps. The weights of the result carry
+        the graph of ``mu.weights`` and of all tensors in the functions of F. The
+        derivative is the implicit one of the fixed point. The backward pass solves the
+        adjoint equation once, by the same iteration, in the memory of one evaluation.
 
         Parameters
         ----------
         F : Functional
-            Potentials, internal energies and interactions; internal energies are
-            differentiated in the density, not in parameters of their own.
+            Potentials, internal energies and interactions. Internal energies are
+            differentiated in the density, not in their parameters.
         mu : GridDensity
-            Where to step from; ``mu.with_weights(w)`` puts a graph on the masses.
+            The measure to step from. ``mu.with_weights(w)`` has masses with a graph.
         dt : float
-            Step, > 0.
+            Length of the step in time, > 0.
         warm : object, optional
             ``ProxResult.warm`` of a step before.
 
         Returns
         -------
         GridDensity
-            Its weights have a graph, once differentiable. Their derivatives are as
-            accurate as the step: take a small `tolerance`.
+            The new density. Its weights have a graph that is differentiable once. The
+            derivatives are as accurate as the step: take a small `tolerance`.
 
         Raises
         ------
@@ -274,10 +266,9 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
     # Parts ----------------------------------------------------------------------------
 
     def _solved(self, F: Functional, mu: GridDensity, dt: float, warm: Any) -> Solution:
-        """Return the step with the eps that was given, or with the default that fits.
+        """Return the step with the given eps, or with the default that fits.
 
-        The one home of that choice: it is the same for a step that is certified and for
-        one that is differentiated.
+        The choice is made here for certified and for differentiable steps alike.
         """
         terms = sort_terms(F, mu.dim)
         eps = variance_of(mu, dt, terms, self.eps)
