@@ -60,6 +60,12 @@ def main() -> None:
     law = of.Gaussian(torch.zeros(1), torch.eye(1))
     mean: torch.Tensor = of.flow(F, law, Midpoint(), dt=0.1, steps=2).final.mean
     assert float(mean.abs()) < 1e-3
+    near: of.Gaussian = of.proximal.TangentProximal().solve(F, law, 0.1).measure
+    length: torch.Tensor = of.metrics.length([law, near, law])
+    assert float(length) > 0
+    offset = torch.tensor([1.0, -2.0])
+    network = of.meanfield.TwoLayer("tanh", outputs=2, offset=offset)
+    assert network.offset == (1.0, -2.0)
     error: torch.Tensor = run.time_error()
     assert len(error) == len(run.times)
 
