@@ -75,7 +75,7 @@ class Drift(of.schemes.Scheme):
     def step(self, F, mu, dt, state, generator):
         value = F.value(mu)
         moved = mu.push(torch.ones_like(mu.points), dt)
-        return of.schemes.Step(moved, state, {"energy": float(value), "dt": dt})
+        return of.schemes.Step(moved, state, {"dt": dt}, value)
 
 
 def mass(d):
