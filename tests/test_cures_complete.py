@@ -22,6 +22,7 @@ FLOORS = (
     "numbers",
     "steps",
     "time_errors",
+    "words",
 )
 MODULES = ("tests.test_cures", *(f"tests.test_cures_of_{name}" for name in FLOORS))
 DEVICE = "it takes a second device"
