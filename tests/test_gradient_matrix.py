@@ -123,4 +123,4 @@ def test_what_is_detached_says_so(name):
     answers = DETACHED[name](live, normal(6, 2, seed=1))
     assert not any(t.requires_grad for t in answers)
     if name == "transport_plan":
-        assert "Detached" in str(of.metrics.transport_plan.__doc__)
+        assert "detached" in str(of.metrics.transport_plan.__doc__)
