@@ -9,7 +9,7 @@ from torch import Tensor
 
 from otflow.errors import InvalidFunctional
 
-__all__ = ["check_map", "check_scalar"]
+__all__ = ["check_dtype", "check_map", "check_scalar"]
 
 
 def check_scalar(value: Any, like: Any) -> Tensor:
@@ -52,7 +52,7 @@ def check_map(
 
     `what` names the function; `of` names its arguments, by their kind and their letter.
     """
-    kind, letter = of.split()
+    kind = of.split(maxsplit=1)[0]
     if not isinstance(values, Tensor) or values.shape != shape:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
         msg = (
@@ -60,10 +60,19 @@ def check_map(
             f"to {tuple(shape)}{each}, got {got}; {cure}"
         )
         raise InvalidFunctional(msg)
+    check_dtype(values, arguments, what, of)
+    return values
+
+
+def check_dtype(values: Tensor, arguments: Tensor, what: str, of: str) -> None:
+    """Raise InvalidFunctional unless a user's function kept the dtype of `arguments`.
+
+    `what` and `of` are those of `check_map`.
+    """
     if values.dtype != arguments.dtype:
+        kind, letter = of.split()
         msg = (
             f"{what} returned {values.dtype} for {kind} of dtype {arguments.dtype}; "
             f"build its constants with the dtype of {letter}"
         )
         raise InvalidFunctional(msg)
-    return values

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from otflow._answers import check_dtype
 from otflow._typing import ArrayLike
 from otflow.errors import InvalidFunctional
 from otflow.meanfield.network import Network
@@ -231,12 +232,7 @@ class CustomLayer(Network):
                 f"{tuple(theta.shape)} to shape {shape}, got {got}"
             )
             raise InvalidFunctional(msg)
-        if values.dtype != theta.dtype:
-            msg = (
-                f"sigma returned {values.dtype} for neurons of {theta.dtype}; build "
-                f"its constants with the dtype of theta"
-            )
-            raise InvalidFunctional(msg)
+        check_dtype(values, theta, "sigma", "neurons theta")
         return values
 
     def read_out(self, hidden: Tensor, theta: Tensor, masses: Tensor) -> Tensor:

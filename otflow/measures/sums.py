@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from otflow._answers import check_map
+from otflow._answers import check_dtype, check_map
 from otflow._autodiff import grads_of
 from otflow._graphs import alias, differentiating, leaf, records, refuse_graph
 from otflow._pairs import pair_sum, tiles
@@ -75,12 +75,7 @@ def integrate(
             f"e.g. .sum(-1)"
         )
         raise InvalidFunctional(msg)
-    if values.dtype != weights.dtype:
-        msg = (
-            f"a ground function returned {values.dtype} for points of dtype "
-            f"{points.dtype}; build its constants with the dtype of x"
-        )
-        raise InvalidFunctional(msg)
+    check_dtype(values, weights, "a ground function", "points x")
     if skipped is not None:
         values = values.masked_fill(skipped.reshape(-1, *[1] * (values.ndim - 1)), 0)
     if values.ndim <= 2:  # on the path of every step: a third of the time of tensordot
