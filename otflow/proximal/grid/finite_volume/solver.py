@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow._validation import non_negative_int, positive
+from otflow._validation import non_negative_int
 from otflow.errors import Diverged, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.proximal.base import ProximalSolver, ProxResult
+from otflow.proximal.base import ProxResult
 from otflow.proximal.certificate import certify
+from otflow.proximal.grid.base import GridProximal
 from otflow.proximal.grid.finite_volume.coupling import Coupling, coupling_of
 from otflow.proximal.grid.finite_volume.faces import Array
 from otflow.proximal.grid.finite_volume.problem import Interior
 from otflow.proximal.grid.finite_volume.rounds import measure_of, solve_in_rounds
 from otflow.proximal.grid.finite_volume.step import Local, Move, Room, room_of
 from otflow.proximal.grid.own_energy import LocalTerms, stepped
-from otflow.proximal.terms import Terms, sort_terms
+from otflow.proximal.terms import Terms
 
 __all__ = ["FiniteVolume"]
 
@@ -146,7 +147,7 @@ class FiniteVolumeDetails:
     device: str = "cpu"
 
 
-class FiniteVolume(ProximalSolver[GridDensity]):
+class FiniteVolume(GridProximal):
     r"""Step on a grid by fluxes through the faces between free cells.
 
     The cost of upwind fluxes f in one step replaces :math:`W_2^2/(2\,dt)`. This is the
@@ -270,6 +271,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
     """
 
     carries_order_2 = False
+    moves_straight = False
 
     def __init__(
         self,
@@ -278,10 +280,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         max_iterations: int = 100,
         max_halvings: int = 6,
     ) -> None:
-        self.tolerance = positive(tolerance, "tolerance")
-        self.max_iterations = non_negative_int(
-            max_iterations, "max_iterations", minimum=1
-        )
+        super().__init__(tolerance, max_iterations)
         self.max_halvings = non_negative_int(max_halvings, "max_halvings")
 
     def solve(
@@ -300,8 +299,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         ValueError
             Also if an internal energy is not convex or has no flow in this dimension.
         """
-        dt = self._admit(F, mu, dt, GridDensity)
-        terms = sort_terms(F, mu.dim)
+        dt, terms = self._admit_cells(F, mu, dt)
         if terms.temperature < 0:
             msg = (
                 f"an entropy of factor {terms.temperature:g} makes the step concave; "

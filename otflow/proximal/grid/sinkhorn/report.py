@@ -14,8 +14,7 @@ from otflow.errors import BlurWarning
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.certificate import ROUND_OFF, Certificate, certify
-from otflow.proximal.grid.duality import distance_bound, dual_value
-from otflow.proximal.grid.pressure import PressureProblem
+from otflow.proximal.grid.duality import DualProblem, distance_bound, dual_value
 from otflow.proximal.grid.push_forward import distance_along_axes
 from otflow.proximal.grid.sinkhorn.blur import blur_of, self_potential
 from otflow.proximal.grid.sinkhorn.eps import MARGIN, least_eps
@@ -249,7 +248,7 @@ def _bound(
     if terms.interactions or terms.others or modulus is None:
         return None
     phi = problem.potential_at(iterate.log_a, iterate.log_density).reshape(-1)
-    posed = PressureProblem.of(terms, mu, problem.potential.reshape(-1), dt)
+    posed = DualProblem.of(terms, mu, problem.potential.reshape(-1), dt)
     value, unseen = dual_value(posed, -phi.double() / dt - posed.V)
     if value is None:
         return None

@@ -10,7 +10,8 @@ import torch
 from otflow._validation import non_negative_int, positive
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
+from otflow.proximal.base import ProxResult
+from otflow.proximal.grid.base import GridProximal
 from otflow.proximal.grid.rounds import minimise_nonlocal
 from otflow.proximal.grid.sinkhorn.derivative import attach
 from otflow.proximal.grid.sinkhorn.eps import finer_eps, variance_of
@@ -22,12 +23,12 @@ from otflow.proximal.grid.sinkhorn.iteration import (
 )
 from otflow.proximal.grid.sinkhorn.local import Local
 from otflow.proximal.grid.sinkhorn.report import Solution, warn_of_blur
-from otflow.proximal.terms import Terms, sort_terms
+from otflow.proximal.terms import Terms
 
 __all__ = ["GridSinkhorn"]
 
 
-class GridSinkhorn(ProximalSolver[GridDensity]):
+class GridSinkhorn(GridProximal):
     r"""Solve the JKO step on a grid by debiased entropic transport.
 
     With the entropy :math:`H(\rho) = \int\rho\log\rho` the step is
@@ -173,10 +174,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         certify: bool = True,
     ) -> None:
         self.eps = None if eps is None else positive(eps, "eps")
-        self.tolerance = positive(tolerance, "tolerance")
-        self.max_iterations = non_negative_int(
-            max_iterations, "max_iterations", minimum=1
-        )
+        super().__init__(tolerance, max_iterations)
         self.memory = non_negative_int(memory, "memory")
         if not isinstance(certify, bool):
             msg = f"certify must be True or False, got {certify!r}"
@@ -205,10 +203,9 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
             flow warns once; it warns again after a change of F, of the cells, or of
             `dt` by half. The certificate reports the blur of each step.
         """
-        dt = self._admit(F, mu, dt, GridDensity)
-        refuse_obstacles(mu, "GridSinkhorn")
+        dt, terms = self._admit_cells(F, mu, dt)
         before = float(F.value(mu))
-        solution = self._solved(F, mu, dt, warm)
+        solution = self._solved(terms, mu, dt, warm)
         known = solution.certificate(F, before, duality=self.certify)
         # A step that neither converged nor lowered F is worse than none.
         if not known.converged and not known["energy_after"] <= before:
@@ -256,21 +253,19 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         NotConverged
             If the step, or the adjoint equation in the backward pass, did not converge.
         """
-        dt = self._admit(F, mu.detach(), dt, GridDensity)
-        refuse_obstacles(mu, "GridSinkhorn")
+        dt, terms = self._admit_cells(F, mu.detach(), dt)
         with torch.no_grad():
             start = mu.with_free_weights(mu.weights.detach())
-            found = self._solved(F, start, dt, warm)
+            found = self._solved(terms, start, dt, warm)
         return attach(found.problem, found.iterate, mu, tolerance=self._tolerance(mu))
 
     # Parts ----------------------------------------------------------------------------
 
-    def _solved(self, F: Functional, mu: GridDensity, dt: float, warm: Any) -> Solution:
+    def _solved(self, terms: Terms, mu: GridDensity, dt: float, warm: Any) -> Solution:
         """Return the step with the given eps, or with the default that fits.
 
         The choice is made here for certified and for differentiable steps alike.
         """
-        terms = sort_terms(F, mu.dim)
         eps = variance_of(mu, dt, terms, self.eps)
         first = self._with_eps(terms, mu, dt, warm, eps)
         finer = finer_eps(mu, terms, self.eps, eps)
