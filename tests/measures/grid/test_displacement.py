@@ -69,5 +69,5 @@ def test_masses_that_underflow_do_not_spoil_a_displacement(dtype, width):
     assert v.dtype == dtype
     gap = (mu.push(v, 1.0).weights - nu.weights).abs().max() / nu.weights.max()
     assert float(gap) < 32 * torch.finfo(dtype).eps
-    # A translation by that much along both axes.
-    assert float(mu.norm(v)) == pytest.approx(0.01 * width * 2**0.5, rel=0.1)
+    # A translation by that much along both axes, up to the width of the cells.
+    assert float(mu.norm(v)) == pytest.approx(0.01 * width * 2**0.5, rel=0.2)
