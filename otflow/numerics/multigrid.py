@@ -304,7 +304,7 @@ def _factorised(L: GridLaplacian, rhs: Tensor) -> Tensor:
     factors = scipy.sparse.linalg.splu(
         A, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0
     )
-    return scale * torch.from_numpy(factors.solve(right)).reshape(shape)
+    return scale * torch.from_numpy(factors.solve(right)).to(rhs).reshape(shape)
 
 
 def _inverse(x: Tensor) -> Tensor:
