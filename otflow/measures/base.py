@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -22,6 +21,7 @@ from otflow._validation import (
     positive,
     unit_of,
 )
+from otflow._warn import warn
 from otflow.errors import Unsupported
 from otflow.kernels import Function, Kernel, as_kernel
 from otflow.measures.sums import integrate, internal_energy, pair_energy, pair_potential
@@ -791,7 +791,7 @@ def kernel_at_the_door(W: Ground, diagonal: bool | None) -> Kernel:
         "diagonal= goes in the next release: a kernel is singular or not; leave the "
         "pairs i = j out by kernels.Function(W, singular=True)"
     )
-    warnings.warn(msg, DeprecationWarning, stacklevel=3)
+    warn(msg, DeprecationWarning)
     same = kernel.singular != diagonal
     return kernel if same else Function(kernel, singular=not diagonal)
 
