@@ -605,8 +605,9 @@ class Measure(ABC):
         >>> of.Particles(x).detach().points.requires_grad
         False
         """
-        slots = (getattr(self, name, None) for name in _slots(type(self)))
-        for held in (*vars(self).values(), *slots):
+        slots = _slots(type(self))
+        more = [getattr(self, name, None) for name in slots] if slots else ()
+        for held in (*vars(self).values(), *more):
             if isinstance(held, Tensor) and held.requires_grad:
                 return self.map_tensors(Tensor.detach)
         return self
@@ -771,13 +772,14 @@ class Measure(ABC):
 
     @property
     def _tangent_shape(self) -> tuple[int, ...]:
-        return tuple(self.points.shape)
+        return self.points.shape
 
     def _check_tangent(self, tangent: Tensor, name: str = "tangent") -> None:
         shape = self._tangent_shape
         if not isinstance(tangent, Tensor) or tangent.shape != shape:
             got = getattr(tangent, "shape", type(tangent).__name__)
-            msg = f"{name} must have shape {shape}{self._tangent_layout}, got {got}"
+            expected = f"{tuple(shape)}{self._tangent_layout}"
+            msg = f"{name} must have shape {expected}, got {got}"
             raise ValueError(msg)
         check_like(tangent, self.points, name, "points")
 
