@@ -605,10 +605,9 @@ class Measure(ABC):
         >>> of.Particles(x).detach().points.requires_grad
         False
         """
-        slots = (getattr(self, name, None) for name in _slots(type(self)))
-        for held in (*vars(self).values(), *slots):
-            if isinstance(held, Tensor) and held.requires_grad:
-                return self.map_tensors(Tensor.detach)
+        held = self._attributes().values()
+        if any(isinstance(x, Tensor) and x.requires_grad for x in held):
+            return self.map_tensors(Tensor.detach)
         return self
 
     @final

@@ -293,15 +293,10 @@ class Gaussian(Measure):
 
         One solve with the factor gives it; the covariance is never inverted.
         """
-        if x is None:
-            z = self.nodes
-        else:
-            x = as_points(x, "x")
-            check_like(x, self.mean, "x", "mean")
-            if x.shape[1] != self.dim:
-                msg = f"x must have shape (m, {self.dim}), got {tuple(x.shape)}"
-                raise ValueError(msg)
-            z = torch.linalg.solve(self.factor, (x - self.mean).T).T
+        z = self.nodes
+        if x is not None:
+            offsets = self.check_probes(x) - self.mean
+            z = torch.linalg.solve(self.factor, offsets.T).T
         return -0.5 * z.square().sum(-1) - self.log_volume()
 
     def density(self) -> Tensor:
