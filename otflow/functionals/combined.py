@@ -47,11 +47,7 @@ class Combined(Internal):
         return sum(curvatures, torch.zeros_like(r))
 
     def log_proximal(
-        self,
-        rhs: Tensor,
-        entropic: float,
-        strength: float,
-        start: Tensor | None = None,
+        self, rhs: Tensor, entropic: float, strength: float, start: Tensor | None = None
     ) -> Tensor:
         bound = math.log(self.max_density)
         if not self.parts:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import value_and_gradient
-from otflow._graphs import unmodified
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     as_float_tensor,
@@ -25,7 +24,7 @@ from otflow._validation import (
 from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.kernels import Gaussian as GaussianKernel
 from otflow.kernels import Kernel
-from otflow.measures.base import Measure, keep_immutable
+from otflow.measures.base import Measure, keep_immutable, value_of
 from otflow.measures.gaussian.covariance import (
     check_state,
     cholesky,
@@ -378,8 +377,7 @@ class Gaussian(Measure):
 
         def evaluate(state: Tensor) -> Tensor:
             nu = self.with_free_state(state)
-            with unmodified(nu.points, nu.weights, nu.nodes, by="the functional"):
-                return value(nu)
+            return value_of(nu, value, nu.nodes)
 
         return value_and_gradient(evaluate, self.state)
 
