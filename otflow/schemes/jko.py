@@ -162,7 +162,7 @@ class JKO(Scheme):
         if self.order == 1:
             result = solved(solver, F, mu, dt, warm)
             step = Step(result.measure, result.warm, result.certificate)
-        elif solver.flat:
+        elif solver.adds_tangents(mu):
             step = runge_kutta_step(solver, F, mu, dt, TABLEAUS[self.order], warm)
         else:
             step = trapezoidal_step(solver, F, mu, dt, warm)
@@ -200,21 +200,23 @@ class JKO(Scheme):
                 f"{name} is of first order in time, and so is a step "
                 f"beside obstacles: use JKO() with order=1 and a smaller dt"
             )
-        elif solver.flat:
+        elif solver.adds_tangents(mu):
             return
+        elif type(mu).transport is Measure.transport:
+            other = "represent the measure by Quantiles, a Gaussian or Particles"
+            if self.solver:
+                other = f"use JKO(order={self.order}) without a solver"
+            msg = (
+                f"order {self.order} adds up tangents of several measures, and {name} "
+                f"does not say that those of {type(mu).__name__} add up; let the class "
+                f"of the measure (for TangentProximal) or of the solver state "
+                f"flat = True if they do, or use order=1 and a smaller dt, or {other}"
+            )
         elif self.order == 3:
             msg = (
-                f"order 3 adds up tangents of several measures, which needs a flat W2; "
-                f"{name} is not of that kind: use JKO(order=2), or "
-                f"represent the measure by Quantiles, a Gaussian or Particles"
-            )
-        elif type(mu).transport is Measure.transport:
-            msg = (
-                f"order 2 needs tangents that add up, or a measure with fixed cells: "
-                f"{name} does not say that they do, and "
-                f"{type(mu).__name__} has none; let the class of the solver state "
-                f"flat = True if W2 is Euclidean in its tangents, or use "
-                f"JKO(solver) of order 1, or JKO(order=2) without a solver"
+                f"order 3 adds up tangents of several measures, and a "
+                f"{type(mu).__name__} has fixed cells: use JKO(order=2), or represent "
+                f"the measure by Quantiles, a Gaussian or Particles"
             )
         else:
             return

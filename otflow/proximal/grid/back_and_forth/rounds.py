@@ -15,7 +15,8 @@ from otflow.measures import GridDensity
 from otflow.proximal.grid.back_and_forth.convex import ascend
 from otflow.proximal.grid.back_and_forth.coupled import Coupled, Joint
 from otflow.proximal.grid.back_and_forth.newton import maximise
-from otflow.proximal.grid.pressure import Iterate, PressureProblem, lowest_pressure
+from otflow.proximal.grid.duality import lowest_pressure
+from otflow.proximal.grid.pressure import Iterate, PressureProblem
 from otflow.proximal.grid.rounds import Point, end_of_powers, steepness_asked
 from otflow.proximal.terms import Terms
 

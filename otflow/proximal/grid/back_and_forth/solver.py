@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow._validation import non_negative_int, positive
+from otflow._validation import non_negative_int
 from otflow.errors import Diverged, Unsupported
 from otflow.functionals import Congestion, Functional
 from otflow.measures import GridDensity
-from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
+from otflow.proximal.base import ProxResult
 from otflow.proximal.grid.back_and_forth.newton import maximise
 from otflow.proximal.grid.back_and_forth.rounds import SETTLED, Settled, settle
 from otflow.proximal.grid.back_and_forth.step import is_full, result_of
+from otflow.proximal.grid.base import GridProximal
 from otflow.proximal.grid.own_energy import LocalTerms, stepped
 from otflow.proximal.grid.pressure import Iterate, PressureProblem
 from otflow.proximal.grid.push_forward import squared_diagonal
-from otflow.proximal.terms import Terms, sort_terms
+from otflow.proximal.terms import Terms
 
 __all__ = ["BackAndForth"]
 
@@ -36,7 +37,7 @@ PATIENCE, PROGRESS = 4, 0.9
 MOST_FAILURES = 2
 
 
-class BackAndForth(ProximalSolver[GridDensity]):
+class BackAndForth(GridProximal):
     r"""Solve :math:`\min_\nu F(\nu) + W_2^2(\mu, \nu)/(2\,dt)` on a grid by its dual.
 
     The solver maximises the dual of :cite:t:`jacobs2021back`, :math:`\int\phi^c d\mu -
@@ -164,10 +165,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
         max_iterations: int = 60,
         max_linearisations: int = 30,
     ) -> None:
-        self.tolerance = positive(tolerance, "tolerance")
-        self.max_iterations = non_negative_int(
-            max_iterations, "max_iterations", minimum=1
-        )
+        super().__init__(tolerance, max_iterations)
         self.max_linearisations = non_negative_int(
             max_linearisations, "max_linearisations", minimum=1
         )
@@ -187,9 +185,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
         ValueError
             Also if an internal energy has no flow in this dimension.
         """
-        dt = self._admit(F, mu, dt, GridDensity)
-        refuse_obstacles(mu, "BackAndForth")
-        terms = sort_terms(F, mu.dim)
+        dt, terms = self._admit_cells(F, mu, dt)
         if terms.is_fast:
             msg = (
                 "BackAndForth works with the pressure, which under fast diffusion "
