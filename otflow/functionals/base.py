@@ -366,16 +366,11 @@ class Sum(Functional):
         self.parts: tuple[Functional, ...] = tuple(flat)
 
     def value(self, mu: Measure) -> Tensor:
-        total = mu.weights.new_zeros(())
-        for part in self.parts:
-            total = total + part.value(mu)
-        return total
+        return sum((part.value(mu) for part in self.parts), mu.weights.new_zeros(()))
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
-        total = mu.weights.new_zeros(mu.n if x is None else len(x))
-        for part in self.parts:
-            total = total + part.first_variation(mu, x)
-        return total
+        nothing = mu.weights.new_zeros(mu.n if x is None else len(x))
+        return sum((part.first_variation(mu, x) for part in self.parts), nothing)
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
         # The zero functional too must depend on the measure: a detached value raises.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, final
 import torch
 from torch import Tensor
 
-from otflow._graphs import COUNTER, Immutable, records, refuse_graph
+from otflow._graphs import COUNTER, Immutable, records, refuse_graph, unmodified
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     as_points,
@@ -26,7 +26,7 @@ from otflow.errors import Unsupported
 from otflow.kernels import Function, Kernel, as_kernel
 from otflow.measures.sums import integrate, internal_energy, pair_energy, pair_potential
 
-__all__ = ["Measure", "keep_immutable", "kernel_at_the_door"]
+__all__ = ["Measure", "keep_immutable", "kernel_at_the_door", "value_of"]
 
 
 class Measure(ABC):
@@ -782,6 +782,15 @@ class Measure(ABC):
             msg = f"{name} must have shape {expected}, got {got}"
             raise ValueError(msg)
         check_like(tangent, self.points, name, "points")
+
+
+def value_of(mu: Measure, value: Value, *own: Tensor) -> Tensor:
+    """Return a value at a measure; one that writes into the measure's tensors raises.
+
+    Tensors `own` count beside the points and the weights.
+    """
+    with unmodified(mu.points, mu.weights, *own, by="the functional"):
+        return value(mu)
 
 
 def kernel_at_the_door(W: Ground, diagonal: bool | None) -> Kernel:
