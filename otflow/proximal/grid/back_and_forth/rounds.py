@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from otflow.functionals import Functional, PowerEntropy
+from otflow.functionals import Congestion, Functional, PowerEntropy
 from otflow.functionals.combined import combine
 from otflow.measures import GridDensity
 from otflow.proximal.grid.back_and_forth.convex import ascend
@@ -98,7 +98,8 @@ def settle(
     G, such as an attraction, satisfies this with L = 0. L grows until a round satisfies
     it. Such rounds fall by construction and may be slow. Therefore Newton's method
     solves the whole from the end of a round. Its result counts if the objective did not
-    rise by more than the residual explains.
+    rise by more than the residual explains. Under a bound alone, which has no curvature,
+    G is only linearised, with L = 0.
 
     Parameters
     ----------
@@ -133,10 +134,11 @@ def settle(
     phi = -problem.V - start - y.slope
     best: tuple[float, Iterate | None, PressureProblem] = (math.inf, None, problem)
     steps, failures, since, goal, least = 0, 0, 0, math.inf, math.inf
-    tried, ending, work = math.inf, "limit", math.ceil(WORK * limit)
+    tried, ending = math.inf, "limit"
+    work = math.inf if rounds.is_hard else math.ceil(WORK * limit)
     for k in range(1, most + 1):
         aim = min(max(SHARE * least, FINEST * tolerance), COARSEST)
-        now = rounds.solve(y, L, phi, aim, min(limit, work - steps))
+        now = rounds.solve(y, L, phi, aim, int(min(limit, work - steps)))
         steps += now.used
         failures = 0 if now.solved else failures + 1
         ratio, fits = rounds.compare(y, now.nu, L)
@@ -148,10 +150,13 @@ def settle(
             found.append((residual, now.point, now.problem))
         if fits:
             least = min(least, *(residual for residual, _, _ in found))
-            y, phi = now.nu, now.phi
-            if least > tolerance and now.joint.residual < AGAIN * tried:
+            # At the bound the pressure is kept: it changes less than the potential.
+            kept = y.slope - now.nu.slope if rounds.is_hard else 0.0
+            y, phi = now.nu, now.phi + kept
+            new = now.joint.residual < AGAIN * tried and not rounds.is_hard
+            if least > tolerance and new:
                 tried = now.joint.residual
-                left = min(NEWTON, max(work - steps, 1))
+                left = min(NEWTON, max(int(work) - steps, 1))
                 joint, used = rounds.whole(now.joint, tolerance, left)
                 steps += used
                 if used and rounds.coupled.falls(now.joint, joint):
@@ -189,6 +194,8 @@ class _Rounds:
         self.room = torch.where(self.is_free, problem.room, 1.0)
         # Where the energy fills the vacuum, densities are compared by logarithms.
         self.by_log = math.isinf(problem.lowest)
+        # A bound alone has no curvature to add to.
+        self.is_hard = isinstance(problem.internal, Congestion)
         self.tiny = torch.finfo(torch.float64).tiny
         self.scale = 0.0
         self.coupled = Coupled(G, self.mu, problem)
@@ -255,6 +262,8 @@ class _Rounds:
 
     def compare(self, y: Point, nu: Point, L: float) -> tuple[float, bool]:
         """Return the L that the step from y to nu needs, and whether L suffices."""
+        if self.is_hard:
+            return 0.0, True
         change, spread = nu.mass - y.mass, nu.log - y.log
         if self.by_log:
             divergence = float(nu.mass @ spread - change.sum())
@@ -274,6 +283,8 @@ class _Rounds:
 
     def curvature(self, y: Point) -> float:
         """Return the largest eigenvalue of G'' relative to D'', by power iterations."""
+        if self.is_hard:
+            return 0.0
         masses, weights, least = y.mass, y.mass, 1.0
         if not self.by_log:
             weights = self.problem.room
