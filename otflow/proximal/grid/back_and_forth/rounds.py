@@ -12,7 +12,7 @@ from torch import Tensor
 from otflow.functionals import Congestion, Functional, PowerEntropy
 from otflow.functionals.combined import combine
 from otflow.measures import GridDensity
-from otflow.proximal.grid.back_and_forth.convex import ascend
+from otflow.proximal.grid.back_and_forth.ascent import ascend
 from otflow.proximal.grid.back_and_forth.coupled import Coupled, Joint
 from otflow.proximal.grid.back_and_forth.newton import maximise
 from otflow.proximal.grid.pressure import Iterate, PressureProblem, lowest_pressure
@@ -98,8 +98,8 @@ def settle(
     G, such as an attraction, satisfies this with L = 0. L grows until a round satisfies
     it. Such rounds fall by construction and may be slow. Therefore Newton's method
     solves the whole from the end of a round. Its result counts if the objective did not
-    rise by more than the residual explains. Under a bound alone, which has no curvature,
-    G is only linearised, with L = 0.
+    rise by more than the residual explains. A bound alone has no curvature: under it G
+    is only linearised, with L = 0.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def settle(
             if least > tolerance and new:
                 tried = now.joint.residual
                 left = min(NEWTON, max(int(work) - steps, 1))
-                joint, used = rounds.whole(now.joint, tolerance, left)
+                joint, used = ascend(rounds.coupled, now.joint, tolerance, left)
                 steps += used
                 if used and rounds.coupled.falls(now.joint, joint):
                     found.append((joint.residual, joint.point, joint.problem))
@@ -198,7 +198,7 @@ class _Rounds:
         self.is_hard = isinstance(problem.internal, Congestion)
         self.tiny = torch.finfo(torch.float64).tiny
         self.scale = 0.0
-        self.coupled = Coupled(G, self.mu, problem)
+        self.coupled = Coupled(G, self.mu, problem, is_linear=not terms.others)
 
     def first(self) -> Point:
         """Return the source; where logarithms are taken, vacuum is filled with dust."""
@@ -245,20 +245,6 @@ class _Rounds:
         nu = self.point(masses)
         joint = self.coupled.settled(phi, local, point)
         return _Round(point, local, phi, nu, point.residual <= aim, used, joint)
-
-    def whole(self, joint: Joint, tolerance: float, limit: int) -> tuple[Joint, int]:
-        """Solve the whole by Newton's method; return the state and the steps.
-
-        Interactions are quadratic. If they are convex, the dual of the whole is
-        concave.
-        """
-        used = 0
-        if not self.terms.others:
-            joint, used = ascend(self.coupled, joint, tolerance, limit)
-        if joint.residual > tolerance and used < limit:
-            joint, more = self.coupled.climb(joint, tolerance, limit - used)
-            used += more
-        return joint, used
 
     def compare(self, y: Point, nu: Point, L: float) -> tuple[float, bool]:
         """Return the L that the step from y to nu needs, and whether L suffices."""
