@@ -261,7 +261,7 @@ def _first_pressure(problem: PressureProblem) -> Tensor:
     """Return the pressure in equilibrium with the source."""
     density = problem.masses / problem.box.cell_volume
     dust = DUST * float(density.max())
-    if math.isinf(problem.lowest):
-        return problem.internal.slope(density.clamp_min(dust))
     slope = problem.internal.slope(density.clamp_min(dust))
+    if math.isinf(problem.lowest):
+        return slope
     return torch.where(density > dust, slope, problem.lowest).clamp_min(problem.lowest)
