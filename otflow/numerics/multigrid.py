@@ -259,7 +259,7 @@ def _factorised(L: GridLaplacian, rhs: Tensor) -> Tensor:
         A, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0
     )
     solution = factors.solve((scale * rhs).reshape(-1).numpy())
-    return scale * torch.from_numpy(solution).reshape(rhs.shape)
+    return scale * torch.from_numpy(solution).to(rhs).reshape(rhs.shape)
 
 
 def blocks(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:

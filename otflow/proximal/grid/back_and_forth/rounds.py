@@ -15,8 +15,9 @@ from otflow.measures import GridDensity
 from otflow.proximal.grid.back_and_forth.ascent import ascend
 from otflow.proximal.grid.back_and_forth.coupled import Coupled, Joint
 from otflow.proximal.grid.back_and_forth.newton import maximise
+from otflow.proximal.grid.duality import lowest_pressure
 from otflow.proximal.grid.own_energy import wide
-from otflow.proximal.grid.pressure import Iterate, PressureProblem, lowest_pressure
+from otflow.proximal.grid.pressure import Iterate, PressureProblem
 from otflow.proximal.grid.rounds import Point, Rounds
 from otflow.proximal.terms import Terms
 

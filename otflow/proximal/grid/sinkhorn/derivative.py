@@ -13,7 +13,7 @@ from otflow.errors import NotConverged
 from otflow.functionals import Sum
 from otflow.measures import GridDensity
 from otflow.numerics.anderson import Anderson
-from otflow.proximal.grid.sinkhorn.scaling import Iterate, Scaling, potential_of
+from otflow.proximal.grid.sinkhorn.scaling import Plan, potential_of
 
 __all__ = ["attach"]
 
@@ -21,18 +21,13 @@ __all__ = ["attach"]
 MEMORY, MAX_ADJOINT = 40, 2000
 
 
-def attach(
-    problem: Scaling,
-    iterate: Iterate,
-    mu: GridDensity,
-    *,
-    tolerance: float,
-) -> GridDensity:
+def attach(plan: Plan, mu: GridDensity, *, tolerance: float) -> GridDensity:
     """Return the step of a solved problem, its weights differentiable in the data.
 
     The state is x, and beside it the nonlocal first variation, if any; it is the fixed
     point of one evaluation of the map in the graph of the data.
     """
+    problem, iterate = plan.problem, plan.iterate
     if iterate.residual > tolerance:
         msg = (
             f"the step stopped at residual {iterate.residual:.2e}, above the tolerance "

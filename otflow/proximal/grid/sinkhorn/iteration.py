@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from otflow.errors import Diverged
-from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.numerics.anderson import Anderson
 from otflow.proximal.grid.sinkhorn.eps import largest_blur
@@ -18,6 +16,7 @@ from otflow.proximal.grid.sinkhorn.kernel import GibbsKernel
 from otflow.proximal.grid.sinkhorn.scaling import (
     SHARE,
     Iterate,
+    Plan,
     Scaling,
     elasticity,
     obstacle_correction,
@@ -25,7 +24,7 @@ from otflow.proximal.grid.sinkhorn.scaling import (
 )
 from otflow.proximal.terms import Terms
 
-__all__ = ["Solved", "Told", "Warm", "iterate", "pose", "positive_start", "start_of"]
+__all__ = ["Solved", "iterate", "pose", "positive_start", "start_of"]
 
 # Share of the largest density that is added to the weights of the acceleration's norm.
 # The plain map is slow in far tails, and with a norm that is blind there the
@@ -38,64 +37,20 @@ WIDER, COARSE, MOST_COARSE = (16.0, 4.0), 0.1, 60
 FAR = 0.5
 # Most mass that may be lost to underflow, in units of round-off.
 MOST_LOST = 64.0
-# A dt within this factor is the same one to a warning: a flow whose dt varies would
-# warn at each step otherwise.
-OTHER_DT = 1.5
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a warning of a blur was about."""
+class Solved(Plan):
+    """The plan where an iteration stopped."""
 
-    F: Functional
-    dts: tuple[float, ...]
-
-    def covers(self, F: Functional, dt: float) -> bool:
-        """Whether it was about this functional and about this dt."""
-        return F is self.F and any(
-            dt <= OTHER_DT * old and old <= OTHER_DT * dt for old in self.dts
-        )
-
-
-@dataclass(frozen=True)
-class Warm:
-    """The last scalings, good for the same cells and any dt."""
-
-    problem: Scaling
-    iterate: Iterate
-    told: Told | None = None  # of a blur, in this flow
-
-    def fits(self, mu: GridDensity) -> bool:
-        """Whether they are arrays on the same cells."""
-        old = self.problem.source
-        return (
-            (old.box, old.dtype, old.device) == (mu.box, mu.dtype, mu.device)
-        ) and torch.equal(old.is_free, mu.is_free)
-
-    def log_a(self, problem: Scaling) -> Tensor:
-        """Return log a: half the log density minus dt/eps times F'."""
-        own = self.problem
-        scale = (problem.dt / problem.kernel.eps) / (own.dt / own.kernel.eps)
-        if scale == 1:
-            return self.iterate.log_a
-        half = 0.5 * self.iterate.log_density
-        slope = torch.where(half > -math.inf, self.iterate.log_a - half, 0.0)
-        return half + scale * slope
-
-
-class Solved(NamedTuple):
-    """A scaling problem and where its iteration stopped."""
-
-    problem: Scaling  # in the log domain if that was needed
     x: Tensor  # the last accepted variable
-    iterate: Iterate  # evaluated there
     used: int  # evaluations of the map
     learnt: Anderson  # differences of the map
 
 
 def iterate(
     problem: Scaling,
-    start: Tensor | Warm | None,
+    start: Tensor | Plan | None,
     *,
     memory: int,
     tolerance: float,
@@ -113,7 +68,7 @@ def iterate(
     ----------
     problem : Scaling
         With local terms, or with the first variation of others in its potential.
-    start : Tensor, Warm or None
+    start : Tensor, Plan or None
         Where to start.
     memory : int
         Differences that the acceleration keeps.
@@ -146,7 +101,7 @@ def iterate(
         start, problem, used = _from_wider_kernels(problem, memory, budget)
     x, guess = start_of(problem, start), None
     kept: tuple[Tensor, Iterate] | None = None
-    wide: Warm | None = None
+    wide: Plan | None = None
     steps: list[float] = []  # plain steps to fall back on
     while used < budget or kept is None:
         now = problem.evaluate(x, guess)
@@ -159,13 +114,13 @@ def iterate(
             kept, guess, wide = (x, now), now.log_density, None
             if solved:
                 break
-            steps = [usual] if anderson.has_learnt else []
-            steps += [proved] if proved < usual else []
+            damped = [proved] if proved < usual else []
+            steps = [usual, *damped] if anderson.has_learnt else damped
             if unseen and now.residual > FAR and used < budget:
                 warm, problem, more = _from_wider_kernels(
                     problem, memory, budget - used
                 )
-                steps = [usual, *([proved] if proved < usual else [])]
+                steps = [usual, *damped]
                 used, x, guess = used + more, start_of(problem, warm), None
                 wide = warm
                 anderson.forget()
@@ -188,19 +143,20 @@ def iterate(
                 f"evaluations; take a smaller dt or a larger eps"
             )
             raise Diverged(msg, measure=problem.source)
-    return Solved(problem, *kept, used, anderson)
+    x, now = kept
+    return Solved(problem, now, x, used, anderson)
 
 
 def _from_wider_kernels(
     problem: Scaling, memory: int, budget: int
-) -> tuple[Warm | None, Scaling, int]:
+) -> tuple[Plan | None, Scaling, int]:
     """Return scalings of the problem with a larger eps as a start, and evaluations.
 
     The number of iterations grows with dt F' / eps, the possible error of a start, and
     with the root of the stiffness over eps. Both are smaller for a larger eps.
     """
     box, eps = problem.kernel.box, problem.kernel.eps
-    warm: Warm | None = None
+    warm: Plan | None = None
     used = 0
     # Beside obstacles each kernel would need a correction of its own.
     if problem.correction is not None:
@@ -221,16 +177,15 @@ def _from_wider_kernels(
             )
         except Diverged:
             continue
-        warm, used = Warm(solved.problem, solved.iterate), used + solved.used
+        warm, used = solved, used + solved.used
         problem = replace(problem, safely=solved.problem.safely)
     return warm, problem, used
 
 
 def pose(
-    terms: Terms, mu: GridDensity, dt: float, eps: float, warm: Warm | None
+    terms: Terms, mu: GridDensity, dt: float, eps: float, old: Scaling | None
 ) -> Scaling:
     """Return the problem of a step, with its local terms."""
-    old = None if warm is None else warm.problem
     if old is not None and old.kernel.eps == eps:
         kernel, correction = old.kernel, old.correction
     else:
@@ -253,7 +208,7 @@ def pose(
     )
 
 
-def start_of(problem: Scaling, warm: Tensor | Warm | None) -> Tensor:
+def start_of(problem: Scaling, warm: Tensor | Plan | None) -> Tensor:
     r"""Return the start of the iteration.
 
     At the fixed point :math:`a = \sqrt\rho\,e^{-(dt/\varepsilon)\,F'}`. Without an
@@ -262,7 +217,13 @@ def start_of(problem: Scaling, warm: Tensor | Warm | None) -> Tensor:
     if isinstance(warm, Tensor):
         return warm
     if warm is not None:
-        return problem.convolve(warm.log_a(problem))
+        own, log_a = warm.problem, warm.iterate.log_a
+        scale = (problem.dt / problem.kernel.eps) / (own.dt / own.kernel.eps)
+        if scale != 1:
+            half = 0.5 * warm.iterate.log_density
+            slope = torch.where(half > -math.inf, log_a - half, 0.0)
+            log_a = half + scale * slope
+        return problem.convolve(log_a)
     log, terms = positive_start(problem), problem.terms
     slope = problem.potential + terms.temperature * log
     if terms.internal is not None:

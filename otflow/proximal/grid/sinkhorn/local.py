@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 
 from otflow.proximal.grid.rounds import LocalStep, Outcome
-from otflow.proximal.grid.sinkhorn.iteration import Solved, Warm, iterate
-from otflow.proximal.grid.sinkhorn.scaling import (
-    Iterate,
-    Scaling,
-    marginal_of,
-    transport_cost,
-)
+from otflow.proximal.grid.sinkhorn.iteration import Solved, iterate
+from otflow.proximal.grid.sinkhorn.scaling import Plan, Scaling
 
 __all__ = ["Local"]
 
@@ -28,14 +23,14 @@ class Local:
     ----------
     problem : Scaling
         The problem. Only its local terms count.
-    warm : Warm or None
+    warm : Plan or None
         Start of the first solve.
     memory : int
         Differences that the acceleration keeps.
     """
 
     problem: Scaling
-    warm: Warm | None
+    warm: Plan | None
     memory: int
 
     def __call__(
@@ -53,7 +48,7 @@ class Local:
         problem = replace(
             self.problem, terms=more, potential=self.problem.potential + potential
         )
-        x: Tensor | Warm | None = self.warm
+        x: Tensor | Plan | None = self.warm
         learnt = None
         if start is not None:
             old = start.problem
@@ -69,17 +64,14 @@ class Local:
             budget=budget,
             learnt=learnt,
         )
-        problem, now = solved.problem, solved.iterate
-        log = marginal_of(problem, now)
-        nu = problem.source.with_free_weights(log.exp().reshape(-1))
+        nu, now = solved.measure, solved.iterate
         V = self.problem.potential.reshape(-1)
         objective = float((nu.weights * V).sum(dtype=torch.float64))
         if local.energy is not None:
             objective += float(local.energy.value(nu))
-        log = log - math.log(problem.kernel.box.cell_volume)
-        objective += transport_cost(problem, now, nu.weights, log) / problem.dt
+        objective += solved.cost() / problem.dt
         return LocalStep(
-            log_density=log,
+            log_density=solved.log_masses - math.log(problem.kernel.box.cell_volume),
             objective=objective,
             residual=now.residual,
             converged=now.residual <= tolerance,
@@ -87,8 +79,8 @@ class Local:
             state=solved,
         )
 
-    def finish(self, outcome: Outcome) -> tuple[Scaling, Iterate]:
-        """Return the problem in the potential of the last round, and its iterate."""
+    def finish(self, outcome: Outcome) -> Plan:
+        """Return the plan of the problem in the potential of the last round."""
         solved: Solved = outcome.step.state
         problem, now = solved.problem, solved.iterate
         # The added entropy becomes a potential, with the same density, plan and
@@ -97,4 +89,4 @@ class Local:
         more = problem.terms.temperature - terms.temperature
         slope = (more * (now.log_density + 1.0)).nan_to_num(0.0, 0.0, 0.0)
         problem = replace(problem, terms=terms, potential=problem.potential + slope)
-        return problem, now._replace(residual=outcome.residual)
+        return Plan(problem, now._replace(residual=outcome.residual))

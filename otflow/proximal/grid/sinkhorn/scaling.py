@@ -29,13 +29,11 @@ HALVINGS = 60
 __all__ = [
     "SHARE",
     "Iterate",
+    "Plan",
     "Scaling",
     "elasticity",
-    "marginal_of",
-    "measure_of",
     "obstacle_correction",
     "potential_of",
-    "transport_cost",
 ]
 
 
@@ -256,68 +254,70 @@ def obstacle_correction(kernel: GibbsKernel, is_free: Tensor) -> Tensor:
     return kernel.eps * torch.where(is_free, log_s, 0.0)
 
 
-def measure_of(problem: Scaling, iterate: Iterate) -> GridDensity:
-    """Return the plan's second marginal, its mass that of the first to the last bit."""
-    mu = problem.source
-    weights = marginal_of(problem, iterate).exp().reshape(-1)
-    total = mu.weights.sum(dtype=torch.float64) / weights.sum(dtype=torch.float64)
-    return mu.with_free_weights(weights * total.to(weights.dtype))
+@dataclass(frozen=True)
+class Plan:
+    r"""The plan :math:`a(y) K(x, y) b(x)` of an iterate, its first marginal exact."""
 
+    problem: Scaling
+    iterate: Iterate
 
-def marginal_of(problem: Scaling, iterate: Iterate) -> Tensor:
-    """Return the second marginal: log masses of sum 1 below the bound on the density.
+    @cached_property
+    def potential(self) -> Tensor:
+        """The `Scaling.potential_at` of the iterate."""
+        return self.problem.potential_at(self.iterate.log_a, self.iterate.log_density)
 
-    The plan's second marginal is off the density of the iterate, which is below the
-    bound, by no more than the residual; so what is above it is no more either. It goes
-    to the cells below, in proportion to what they hold.
-    """
-    log = problem.log_weights(iterate.image, iterate.log_a)
-    axes = tuple(range(log.ndim))
-    log = log - log.logsumexp(axes)
-    bound = problem.terms.max_density
-    if math.isinf(bound):
-        return log
-    most = math.log(bound * problem.kernel.box.cell_volume)
-    if not bool((log > most).any()):
-        return log
+    @cached_property
+    def log_masses(self) -> Tensor:
+        """The second marginal: log masses of sum 1 below the bound on the density.
 
-    def is_all(raised: Tensor) -> Tensor:
-        return (log + raised).clamp_max(most).logsumexp(axes) >= 0
-
-    low, high = log.new_tensor(0.0), log.new_tensor(1.0)
-    # There is room in the box, so this ends: no cell holds exactly nothing.
-    while not bool(is_all(high)):
-        low, high = high, 2 * high
-        if not math.isfinite(high):
+        The density of the iterate is below the bound. The second marginal differs from
+        this density by the residual at most, and so does the mass above the bound. This
+        mass goes to the cells below the bound, in proportion to what they hold.
+        """
+        problem, bound = self.problem, self.problem.terms.max_density
+        log = problem.log_weights(self.iterate.image, self.iterate.log_a)
+        axes = tuple(range(log.ndim))
+        log = log - log.logsumexp(axes)
+        most = math.log(bound) + math.log(problem.kernel.box.cell_volume)
+        if math.isinf(bound) or not bool((log > most).any()):
             return log
-    return (log + bisect(is_all, high, low, HALVINGS)[0]).clamp_max(most)
 
+        def is_all(raised: Tensor) -> Tensor:
+            return (log + raised).clamp_max(most).logsumexp(axes) >= 0
 
-def transport_cost(
-    problem: Scaling, iterate: Iterate, new: Tensor, log_new: Tensor
-) -> float:
-    r"""Return :math:`\mathrm{OT}_\varepsilon - \tfrac\varepsilon2(H(\mu) + H(\nu))`.
+        low, high = log.new_tensor(0.0), log.new_tensor(1.0)
+        # There is room in the box, so this ends: no cell holds exactly nothing.
+        while not bool(is_all(high)):
+            low, high = high, 2 * high
+            if not math.isfinite(high):
+                return log
+        return (log + bisect(is_all, high, low, HALVINGS)[0]).clamp_max(most)
 
-    From the dual potentials; K has mass 1, so the constant is right too.
+    @cached_property
+    def measure(self) -> GridDensity:
+        """The second marginal, its mass that of the first to the last bit."""
+        mu, weights = self.problem.source, self.log_masses.exp().reshape(-1)
+        total = mu.weights.sum(dtype=torch.float64) / weights.sum(dtype=torch.float64)
+        return mu.with_free_weights(weights * total.to(weights.dtype))
 
-    Parameters
-    ----------
-    problem, iterate : Scaling, Iterate
-        The plan, of first marginal :math:`\mu`.
-    new, log_new : Tensor
-        Its second marginal: masses, and the log density in the box's shape.
-    """
-    mu, new = problem.source, new.reshape(log_new.shape)
-    log_b = problem.log_source - iterate.image
-    old = mu.weights.reshape(new.shape)
-    total = _integral(new, iterate.log_a - 0.5 * log_new)
-    total += _integral(old, log_b - 0.5 * problem.log_source)
-    if problem.correction is not None:
-        # The potential that holds the uniform density at rest costs nothing.
-        at_rest = problem.correction / problem.kernel.eps
-        total -= _integral(new, at_rest) + _integral(old, at_rest)
-    return problem.kernel.eps * total
+    def cost(self) -> float:
+        r"""Return the debiased cost, up to the costs of both marginals to themselves.
 
+        .. math:: \mathrm{OT}_\varepsilon - \tfrac\varepsilon2(H(\mu) + H(\nu))
 
-def _integral(mass: Tensor, f: Tensor) -> float:
-    return float(torch.where(mass > 0, mass * f, 0.0).sum(dtype=torch.float64))
+        The dual potentials give the cost. K has mass 1, so the constant is right.
+        """
+        problem, iterate, mu = self.problem, self.iterate, self.problem.source
+        old, new = mu.grid, self.measure.grid
+        log_new = self.log_masses - math.log(problem.kernel.box.cell_volume)
+        phi = iterate.log_a - 0.5 * log_new
+        psi = 0.5 * problem.log_source - iterate.image
+        if problem.correction is not None:
+            # The potential that holds the uniform density at rest costs nothing.
+            at_rest = problem.correction / problem.kernel.eps
+            phi, psi = phi - at_rest, psi - at_rest
+        total = torch.where(new > 0, new * phi, 0.0) + torch.where(
+            old > 0, old * psi, 0.0
+        )
+        volume = problem.kernel.box.cell_volume
+        return problem.kernel.eps * volume * float(total.sum(dtype=torch.float64))

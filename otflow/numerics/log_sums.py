@@ -1,0 +1,205 @@
+"""Logarithms of sums of exponentials, whatever the range of their exponents."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from otflow.numerics.roots import bisect
+
+__all__ = ["BLOCK", "Blocks", "log_convolve", "supremal_convolution"]
+
+# Most entries of a temporary array: 16 MiB in float64.
+TEMPORARY = 2**21
+# Columns that share one shift, by dtype. Within a block the logarithms must fit into
+# the range of exponents of the dtype.
+BLOCK = {torch.float64: 16, torch.float32: 4}
+
+
+class Blocks:
+    """A matrix (m, n) known by its logarithm, in blocks of columns with one shift."""
+
+    def __init__(self, log: Tensor, dtype: torch.dtype) -> None:
+        m, n = log.shape
+        size = BLOCK[dtype]
+        self.n, self.size, self.count = n, size, -(-n // size)
+        padded = log.new_full((self.count * size, m), -math.inf)
+        padded[:n] = log.T
+        blocks = padded.reshape(self.count, size, m)
+        shift = blocks.amax(1, keepdim=True).clamp_min(-1e300)
+        self.scaled = (blocks - shift).exp().to(dtype)  # (count, size, m)
+        self.shift = shift.clamp_min(torch.finfo(dtype).min / 8).to(dtype)
+        self.log = log.to(dtype)
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """The matrix itself."""
+        return self.log.exp()
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Return log(M exp(.)) of the rows (k, n): (k, m); they may be -inf."""
+        step = max(1, TEMPORARY // (max(len(self.log), self.size) * self.count))
+        return torch.cat([self._rows(chunk) for chunk in torch.split(rows, step)])
+
+    def _rows(self, log_v: Tensor) -> Tensor:
+        padded = torch.nn.functional.pad(
+            log_v, (0, self.count * self.size - self.n), value=-math.inf
+        )
+        blocks = padded.reshape(len(log_v), self.count, self.size).transpose(0, 1)
+        limits = torch.finfo(log_v.dtype)
+        lowest = limits.min / 4
+        top = blocks.detach().amax(-1, keepdim=True).clamp_min(lowest)
+        sums = (blocks - top).exp() @ self.scaled  # (count, rows, m)
+        exponent = top + self.shift
+        largest = exponent.masked_fill(sums.detach() == 0, lowest).amax(0)
+        total = ((exponent - largest).clamp_max(0).exp() * sums).sum(0)
+        out = total.log() + largest
+        # What underflowed in a block is below tiny times the block's own bound.
+        bound = exponent.masked_fill(top == lowest, -math.inf).amax(0)
+        cut = bound + math.log(limits.tiny / limits.eps)
+        cut_off = (out.detach() < cut).any(-1).nonzero()[:, 0]
+        if len(cut_off) == 0:
+            return out
+        return out.index_put((cut_off,), self._plainly(log_v[cut_off]))
+
+    def _plainly(self, log_v: Tensor) -> Tensor:
+        """Return the same by one exponential for each entry of the matrix."""
+        step = max(1, TEMPORARY // self.log.numel())
+        return torch.cat(
+            [
+                torch.logsumexp(rows[:, None, :] + self.log, -1)
+                for rows in torch.split(log_v, step)
+            ]
+        )
+
+
+def log_convolve(
+    v: Tensor, places: Tensor, n: int, alpha: float, temporary: int = TEMPORARY
+) -> Tensor:
+    r"""Return :math:`\log\sum_y e^{v(y) - \alpha(x - y)^2}` for x = 0, ..., n - 1.
+
+    With :math:`m(x)` the largest exponent, a pair is below the largest of its target by
+    :math:`m(x) + \alpha x^2 - 2 \alpha x y - (v(y) - \alpha y^2)`, which is convex in
+    x: m(x) + alpha x^2 is a largest affine function. So a source counts for the targets
+    of one interval, found by bisection. All that is left out is less than half of
+    round-off.
+
+    Parameters
+    ----------
+    v : Tensor, shape (m,)
+        Logarithms of the sources; minus infinity is no source.
+    places : Tensor, shape (m,)
+        Where they are, increasing integers as float64.
+    n : int
+        Targets.
+    alpha : float
+        Of the Gaussian.
+    temporary : int
+        Pairs that are held at once.
+
+    Returns
+    -------
+    Tensor, shape (n,)
+        Minus infinity where there is no source.
+
+    Notes
+    -----
+    Time O(m log n) and the pairs that count; memory O(m) and `temporary`.
+    """
+    there = v.detach() > -math.inf
+    if not bool(there.all()):
+        v, places = v[there], places[there]
+    if len(v) == 0:
+        return v.new_full((n,), -math.inf)
+    values = v.detach().to(torch.float64)
+    most, best = supremal_convolution(values, places, n, alpha)
+    cut = math.log(2 * len(v) / torch.finfo(v.dtype).eps)
+    first, count = _intervals(values, places, most, places[best], alpha, cut)
+    total = v.new_zeros(n)
+    chunks = _chunks(count, temporary)
+    for low, high in itertools.pairwise(chunks):
+        size = count[low:high]
+        source = torch.repeat_interleave(torch.arange(low, high, device=v.device), size)
+        start = size.cumsum(0) - size
+        own = torch.arange(len(source), device=v.device)
+        target = first[source] + own - start[source - low]
+        known = alpha * (target - places[source]).square() + most[target]
+        term = (v[source] - known.to(v.dtype)).exp()
+        total = total.index_add(0, target, term)
+    return total.log() + most.to(v.dtype)
+
+
+def supremal_convolution(
+    v: Tensor, places: Tensor, n: int, alpha: float
+) -> tuple[Tensor, Tensor]:
+    r"""Return :math:`\max_y v(y) - \alpha(x - y)^2` for x = 0, ..., n - 1, and where.
+
+    The best source does not fall as x grows, so that of a target is between those of
+    its neighbours on a coarser line: all levels together look at O(m + n) pairs each.
+    """
+    device, stride = v.device, 1 << max(0, (n - 1).bit_length())
+    most = v.new_full((n,), -math.inf)
+    best = torch.zeros(n, dtype=torch.int64, device=device)
+    while stride >= 1:
+        offset = 0 if stride >= n else stride
+        x = torch.arange(offset, n, 2 * stride if offset else n, device=device)
+        low, high = torch.zeros_like(x), torch.full_like(x, len(v) - 1)
+        if offset:
+            low = best[x - stride]
+            known = x + stride < n
+            high = torch.where(known, best[(x + stride).clamp_max(n - 1)], high)
+        high = torch.maximum(low, high)
+        size = high - low + 1
+        owner = torch.repeat_interleave(torch.arange(len(x), device=device), size)
+        start = size.cumsum(0) - size
+        source = low[owner] + torch.arange(len(owner), device=device) - start[owner]
+        value = v[source] - alpha * (x[owner] - places[source]).square()
+        top = v.new_full((len(x),), -math.inf)
+        top = top.scatter_reduce(0, owner, value, "amax")
+        is_best = value >= top[owner]
+        most[x] = top
+        best[x] = torch.zeros_like(x).scatter_reduce(
+            0, owner[is_best], source[is_best], "amax"
+        )
+        stride //= 2
+    return most, best
+
+
+def _intervals(
+    v: Tensor, places: Tensor, most: Tensor, best: Tensor, alpha: float, cut: float
+) -> tuple[Tensor, Tensor]:
+    """Return the first target of each source, and how many there are, maybe none."""
+    n = len(most)
+
+    def below(x: Tensor) -> Tensor:
+        return most[x] - v + alpha * (x - places).square()
+
+    # The source is the closest to the largest where the best one passes it.
+    after = torch.searchsorted(best.contiguous(), places.contiguous())
+    near, other = after.clamp(0, n - 1), (after - 1).clamp(0, n - 1)
+    peak = torch.where(below(near) <= below(other), near, other)
+    counts = below(peak) <= cut
+    ends = []
+    for end in (0, n - 1):
+        inside, outside = peak, torch.full_like(peak, end)
+        inside = torch.where(below(outside) <= cut, outside, inside)
+        inside, _ = bisect(lambda x: below(x) <= cut, inside, outside, n.bit_length())
+        ends.append(inside)
+    first, last = ends
+    return first, torch.where(counts, last - first + 1, 0)
+
+
+def _chunks(count: Tensor, most: int) -> list[int]:
+    """Return bounds of runs of sources of at most so many pairs, or of one source."""
+    total = count.cumsum(0)
+    bounds = [0]
+    while bounds[-1] < len(count):
+        done = int(total[bounds[-1] - 1]) if bounds[-1] else 0
+        limit = total.new_tensor([done + most])
+        end = int(torch.searchsorted(total, limit, right=True))
+        bounds.append(max(end, bounds[-1] + 1))
+    return bounds
