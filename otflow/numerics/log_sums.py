@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from functools import cached_property
 
@@ -119,14 +118,12 @@ def log_convolve(
     most, best = supremal_convolution(values, places, n, alpha)
     cut = math.log(2 * len(v) / torch.finfo(v.dtype).eps)
     first, count = _intervals(values, places, most, places[best], alpha, cut)
-    total = v.new_zeros(n)
-    chunks = _chunks(count, temporary)
-    for low, high in itertools.pairwise(chunks):
-        size = count[low:high]
-        source = torch.repeat_interleave(torch.arange(low, high, device=v.device), size)
-        start = size.cumsum(0) - size
-        own = torch.arange(len(source), device=v.device)
-        target = first[source] + own - start[source - low]
+    total, end = v.new_zeros(n), count.cumsum(0)
+    pairs = int(end[-1])
+    for low in range(0, pairs, temporary):
+        pair = torch.arange(low, min(low + temporary, pairs), device=v.device)
+        source = torch.searchsorted(end, pair, right=True)
+        target = first[source] + pair - (end - count)[source]
         known = alpha * (target - places[source]).square() + most[target]
         term = (v[source] - known.to(v.dtype)).exp()
         total = total.index_add(0, target, term)
@@ -191,15 +188,3 @@ def _intervals(
         ends.append(inside)
     first, last = ends
     return first, torch.where(counts, last - first + 1, 0)
-
-
-def _chunks(count: Tensor, most: int) -> list[int]:
-    """Return bounds of runs of sources of at most so many pairs, or of one source."""
-    total = count.cumsum(0)
-    bounds = [0]
-    while bounds[-1] < len(count):
-        done = int(total[bounds[-1] - 1]) if bounds[-1] else 0
-        limit = total.new_tensor([done + most])
-        end = int(torch.searchsorted(total, limit, right=True))
-        bounds.append(max(end, bounds[-1] + 1))
-    return bounds

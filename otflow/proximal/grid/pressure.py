@@ -147,21 +147,18 @@ class PressureProblem(DualProblem):
         upper = tuple(
             a + 2 * h * n for a, h, n in zip(box.lower, box.spacing, shape, strict=True)
         )
-        room = blocks(self.room.reshape(box.shape))
-        weighted = torch.where(self.room > 0, self.V, 0.0) * self.room
-        V = blocks(weighted.reshape(box.shape)) / torch.where(room > 0, room, 1.0)
         return replace(
             self,
             masses=blocks(self.masses.reshape(box.shape)).reshape(-1),
-            V=V.reshape(-1),
-            room=room.reshape(-1),
+            V=self.restrict(torch.where(self.room > 0, self.V, 0.0)),
+            room=blocks(self.room.reshape(box.shape)).reshape(-1),
             box=Box(box.lower, upper, shape),
         )
 
-    def restrict(self, pressure: Tensor) -> Tensor:
-        """Return the mean pressure of each block."""
+    def restrict(self, f: Tensor) -> Tensor:
+        """Return the mean of a function of the free cells over each block."""
         shape = self.box.shape
-        total = blocks((self.room * pressure).reshape(shape))
+        total = blocks((self.room * f).reshape(shape))
         room = blocks(self.room.reshape(shape))
         return (total / torch.where(room > 0, room, 1.0)).reshape(-1)
 
@@ -172,16 +169,7 @@ class PressureProblem(DualProblem):
         pressure acts.
         """
         acts = (pressure > self.lowest).to(pressure.dtype)
-        phi = self._interpolate(-coarse.V - pressure, coarse.box)
-        near = self._interpolate(acts, coarse.box) > 0
+        x = self.box.centres(pressure)
+        phi = coarse.box.interpolate(-coarse.V - pressure, x)
+        near = coarse.box.interpolate(acts, x) > 0
         return torch.where(near, -self.V - phi, self.lowest).clamp_min(self.lowest)
-
-    def _interpolate(self, coarse: Tensor, box: Box) -> Tensor:
-        p = coarse.reshape(box.shape)
-        for axis, n in enumerate(self.box.shape):
-            m = p.shape[axis]
-            index = torch.arange(n, device=p.device)
-            near = index // 2
-            far = (near + 2 * (index % 2) - 1).clamp(0, m - 1)
-            p = 0.75 * p.index_select(axis, near) + 0.25 * p.index_select(axis, far)
-        return p.reshape(-1)

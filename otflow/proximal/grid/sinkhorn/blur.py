@@ -92,14 +92,8 @@ def response_to_blur(
     def solved(posed: Scaling, start: Plan) -> Plan | None:
         """Return the plan of a problem, None if the solve fails."""
         try:
-            found = iterate(
-                posed,
-                start_of(posed, start),
-                memory=memory,
-                tolerance=tolerance,
-                budget=BUDGET,
-                widen=False,
-            )
+            x = start_of(posed, start)
+            found = iterate(posed, x, memory, tolerance, BUDGET, widen=False)
         except Diverged:
             return None
         return found if found.iterate.residual <= tolerance else None

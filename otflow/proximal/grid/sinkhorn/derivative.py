@@ -10,7 +10,6 @@ from torch import Tensor
 
 from otflow._autodiff import differentiable_gradient, implicit
 from otflow.errors import NotConverged
-from otflow.functionals import Sum
 from otflow.measures import GridDensity
 from otflow.numerics.anderson import Anderson
 from otflow.proximal.grid.sinkhorn.scaling import Plan, potential_of
@@ -55,47 +54,38 @@ def attach(plan: Plan, mu: GridDensity, *, tolerance: float) -> GridDensity:
         image = problem.convolve(log_a).reshape(-1)
         if rest is None:
             return image
-        return torch.cat([image, _slope(rest, mu, z)])
+        weights = z.exp().reshape(-1) * mu.box.cell_volume
+        slope = differentiable_gradient(
+            lambda w: rest.value(mu.with_free_weights(w)), weights
+        )
+        return torch.cat([image, slope])
 
     state = iterate.image.reshape(-1)
-    scale = mu.weights.detach() + tiny
+    scale: Tensor = mu.weights.detach() + tiny
     if rest is not None:
         slope = problem.potential - own.detach()
         state = torch.cat([state, slope.reshape(-1)])
         scale = torch.cat([scale, scale])
 
     def adjoint(transposed: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
-        return _solve_adjoint(transposed, right, scale)
+        """Solve y = right + J^T y for y / scale, the scale in which J is symmetric."""
+        right = right / scale
+        size = float((scale * right.square()).sum().sqrt())
+        tolerance = 1e-10 if right.dtype == torch.float64 else 1e-5
+        anderson = Anderson(MEMORY, scale)
+        y = right
+        for _ in range(MAX_ADJOINT):
+            g = right + transposed(scale * y) / scale - y
+            if float((scale * g.square()).sum().sqrt()) <= tolerance * size:
+                return scale * y
+            y = anderson.advance(y, 0.5 * g)
+        msg = (
+            f"the adjoint equation of the step did not converge in {MAX_ADJOINT} "
+            f"iterations; take a smaller dt or a larger eps"
+        )
+        raise NotConverged(msg)
 
     state = implicit(step, state, adjoint)
     _, log_a = densities(state)
     log_weights = problem.log_weights(state[:n].reshape(mu.shape), log_a)
     return mu.with_free_weights(log_weights.exp().reshape(-1))
-
-
-def _slope(rest: Sum, mu: GridDensity, z: Tensor) -> Tensor:
-    weights = z.exp().reshape(-1) * mu.box.cell_volume
-    return differentiable_gradient(
-        lambda w: rest.value(mu.with_free_weights(w)), weights
-    )
-
-
-def _solve_adjoint(
-    transposed: Callable[[Tensor], Tensor], right: Tensor, scale: Tensor
-) -> Tensor:
-    """Solve y = right + J^T y for y / scale, the scale in which J is symmetric."""
-    right = right / scale
-    size = float((scale * right.square()).sum().sqrt())
-    tolerance = 1e-10 if right.dtype == torch.float64 else 1e-5
-    anderson = Anderson(MEMORY, scale)
-    y = right
-    for _ in range(MAX_ADJOINT):
-        g = right + transposed(scale * y) / scale - y
-        if float((scale * g.square()).sum().sqrt()) <= tolerance * size:
-            return scale * y
-        y = anderson.advance(y, 0.5 * g)
-    msg = (
-        f"the adjoint equation of the step did not converge in {MAX_ADJOINT} "
-        f"iterations; take a smaller dt or a larger eps"
-    )
-    raise NotConverged(msg)

@@ -51,10 +51,10 @@ class Solved(Plan):
 def iterate(
     problem: Scaling,
     start: Tensor | Plan | None,
-    *,
     memory: int,
     tolerance: float,
     budget: int,
+    *,
     learnt: Anderson | None = None,
     widen: bool = True,
 ) -> Solved:
@@ -167,14 +167,8 @@ def _from_wider_kernels(
         kernel = GibbsKernel(box, wider * eps, problem.log_source)
         coarse = replace(problem, kernel=kernel)
         try:
-            solved = iterate(
-                coarse,
-                start_of(coarse, warm),
-                memory=memory,
-                tolerance=COARSE,
-                budget=min(MOST_COARSE, budget - used - 1),
-                widen=False,
-            )
+            x, most = start_of(coarse, warm), min(MOST_COARSE, budget - used - 1)
+            solved = iterate(coarse, x, memory, COARSE, most, widen=False)
         except Diverged:
             continue
         warm, used = solved, used + solved.used

@@ -101,18 +101,15 @@ class GibbsKernel:
         r"""Return the integral of :math:`a(x)\, K(x, y)\, b(y)\, |x - y|^2`."""
         total = 0.0
         shift = log_b.amax() - self.top
-        for chosen, there in enumerate(self.axes):
-            if safely:
-                out = log_b
-                for k, axis in enumerate(self.axes):
-                    act = axis.log_moment if k == chosen else axis.log_apply
-                    out = act(out, k)
-            else:
-                v = (log_b - shift).exp()
-                for k, axis in enumerate(self.axes):
-                    v = there.moment(v, k) if k == chosen else axis.apply(v, k)
-                out = v.log() + shift
-            total += float((log_a + out).exp().sum(dtype=torch.float64))
+        for chosen in range(len(self.axes)):
+            out = log_b if safely else (log_b - shift).exp()
+            for k, axis in enumerate(self.axes):
+                if k == chosen:
+                    out = (axis.log_moment if safely else axis.moment)(out, k)
+                else:
+                    out = (axis.log_apply if safely else axis.apply)(out, k)
+            log = out if safely else out.log() + shift
+            total += float((log_a + log).exp().sum(dtype=torch.float64))
         return total * self.box.cell_volume
 
 

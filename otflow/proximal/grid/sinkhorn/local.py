@@ -56,14 +56,7 @@ class Local:
             # Another temperature is another map: its differences do not fit.
             if old.terms.temperature == more.temperature:
                 learnt = start.learnt
-        solved = iterate(
-            problem,
-            x,
-            memory=self.memory,
-            tolerance=tolerance,
-            budget=budget,
-            learnt=learnt,
-        )
+        solved = iterate(problem, x, self.memory, tolerance, budget, learnt=learnt)
         nu, now = solved.measure, solved.iterate
         V = self.problem.potential.reshape(-1)
         objective = float((nu.weights * V).sum(dtype=torch.float64))

@@ -166,11 +166,8 @@ class Scaling:
         With an internal energy, :math:`dt\,(\rho\,U' - U)` comes from the equation for
         z, where U' is also what holds the density below its bound.
         """
-        eps, volume, internal = (
-            self.kernel.eps,
-            self.kernel.box.cell_volume,
-            self.terms.internal,
-        )
+        eps, volume = self.kernel.eps, self.kernel.box.cell_volume
+        internal = self.terms.internal
         assert internal is not None
         empty = rho <= torch.finfo(rho.dtype).tiny
         r = torch.where(empty, 1.0, rho)

@@ -339,9 +339,7 @@ class GridSinkhorn(GridProximal):
         rest = terms.nonlocal_part
         plan: Plan
         if rest is None:
-            plan = solved = iterate(
-                problem, warm, memory=self.memory, tolerance=tolerance, budget=budget
-            )
+            plan = solved = iterate(problem, warm, self.memory, tolerance, budget)
             spent = solved.used
         else:
             local = Local(problem, warm, self.memory)
