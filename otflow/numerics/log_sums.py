@@ -68,12 +68,8 @@ class Blocks:
     def _plainly(self, log_v: Tensor) -> Tensor:
         """Return the same by one exponential for each entry of the matrix."""
         step = max(1, TEMPORARY // self.log.numel())
-        return torch.cat(
-            [
-                torch.logsumexp(rows[:, None, :] + self.log, -1)
-                for rows in torch.split(log_v, step)
-            ]
-        )
+        chunks = torch.split(log_v, step)
+        return torch.cat([(v[:, None] + self.log).logsumexp(-1) for v in chunks])
 
 
 def log_convolve(

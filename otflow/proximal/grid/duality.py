@@ -207,8 +207,10 @@ def dual_value(
     is_free = room > 0
     unit = sum(h * h for h in box.spacing) / dt
     if masses is not None:
-        far = _far_from(masses.reshape(box.shape)).reshape(-1)
-        pressure = pressure - unit / 4 * far
+        near = (masses > DUST * masses.max()).to(masses.dtype).reshape(box.shape)
+        for axis in range(box.dim):
+            near = _spread(near, axis)
+        pressure = pressure - unit / 4 * (near == 0).reshape(-1)
     phi, wide = _with_border(problem, -problem.V - pressure)
     psi = c_transform(phi.reshape(-1), wide, dt)[0]
     phi = c_transform(psi, wide, dt)[0].reshape(phi.shape)
@@ -291,14 +293,6 @@ def distance_bound(
             bend = _bend(V, axis).clamp_min(0)
             unseen += float((masses * bend).sum(dtype=torch.float64)) / 6
     return math.sqrt(2 * dt * (max(gap, 0.0) + unseen) / (1 + dt * modulus))
-
-
-def _far_from(masses: Tensor) -> Tensor:
-    """Return 1 where neither a cell nor any of its neighbours holds mass, else 0."""
-    near = (masses > DUST * masses.max()).to(masses.dtype)
-    for axis in range(masses.ndim):
-        near = _spread(near, axis)
-    return (near == 0).to(masses.dtype)
 
 
 def _with_border(problem: DualProblem, f: Tensor) -> tuple[Tensor, Box]:

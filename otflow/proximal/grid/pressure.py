@@ -102,8 +102,7 @@ class PressureProblem(DualProblem):
         The pressure is c - V, at least the lowest, with c such that the mass is 1.
         """
         V = torch.where(self.room > 0, self.V, 0.0)
-        constant = self.constant(-V)
-        return (-constant - V).clamp_min(self.lowest)
+        return (-self.constant(-V) - V).clamp_min(self.lowest)
 
     # Lines ----------------------------------------------------------------------------
 

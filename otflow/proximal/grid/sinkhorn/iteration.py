@@ -155,17 +155,15 @@ def _from_wider_kernels(
     The number of iterations grows with dt F' / eps, the possible error of a start, and
     with the root of the stiffness over eps. Both are smaller for a larger eps.
     """
-    box, eps = problem.kernel.box, problem.kernel.eps
     warm: Plan | None = None
-    used = 0
+    used, limit = 0, largest_blur(problem.source) / problem.kernel.eps
     # Beside obstacles each kernel would need a correction of its own.
     if problem.correction is not None:
         return warm, problem, used
     for wider in WIDER:
-        if wider * eps > largest_blur(problem.source) or used >= budget - 1:
+        if wider > limit or used >= budget - 1:
             continue
-        kernel = GibbsKernel(box, wider * eps, problem.log_source)
-        coarse = replace(problem, kernel=kernel)
+        coarse = problem.wider(wider)
         try:
             x, most = start_of(coarse, warm), min(MOST_COARSE, budget - used - 1)
             solved = iterate(coarse, x, memory, COARSE, most, widen=False)

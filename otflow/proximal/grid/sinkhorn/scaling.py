@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -96,6 +96,14 @@ class Scaling:
     correction: Tensor | None  # of obstacles, times eps
     is_free: Tensor | None  # None: everywhere
     safely: bool  # in the log domain
+
+    def wider(self, factor: float) -> Scaling:
+        """Return the same problem with `factor` times the variance of the kernel."""
+        kernel = GibbsKernel(self.kernel.box, factor * self.kernel.eps, self.log_source)
+        correction = None
+        if self.is_free is not None:
+            correction = obstacle_correction(kernel, self.is_free)
+        return replace(self, kernel=kernel, correction=correction)
 
     @property
     def proved_damping(self) -> float:
