@@ -97,6 +97,7 @@ class DualProblem:
         """
         is_free = self.room > 0
         total = float(self.masses.sum())
+        # In a full room round-off may put the mean above the bound.
         mean = min(total / float(self.room.sum()), self.internal.max_density)
         slope = float(self.internal.slope(s.new_tensor([mean])))
         least, most = (float(x) - slope for x in torch.aminmax(s[is_free]))
@@ -211,7 +212,10 @@ def dual_value(
         for axis in range(box.dim):
             near = _spread(near, axis)
         pressure = pressure - unit / 4 * (near == 0).reshape(-1)
+    # A cell reaches half a spacing beyond its centre: the border gives the
+    # interpolation there.
     phi, wide = _with_border(problem, -problem.V - pressure)
+    # Any phi gives a bound. The second transform makes it the best one for this psi.
     psi = c_transform(phi.reshape(-1), wide, dt)[0]
     phi = c_transform(psi, wide, dt)[0].reshape(phi.shape)
     means = cell_means(psi.reshape(phi.shape)).reshape(-1)
@@ -239,6 +243,7 @@ def dual_value(
         if problem.without_energy:
             full = gain - mass * float(high.max())
         else:
+            # U* at both ends of the range in a cell, with the shares that give the mean.
             full = _best(replace(problem, room=chords), torch.cat([low, high]), gain)
     except NonFinite:
         return None, math.inf

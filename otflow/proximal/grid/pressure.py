@@ -80,6 +80,7 @@ class PressureProblem(DualProblem):
             at_least = pressure <= self.lowest + slack
             pressure = pressure.masked_fill(at_least, self.lowest)
         phi = self.potential(pressure)
+        # Where phi wins no mass, it is raised until it is about to win some.
         raised = lifted(phi.reshape(self.box.shape), self.box, self.dt).reshape(-1)
         lost = raised > phi
         if bool(lost.any()):

@@ -116,7 +116,7 @@ def response_to_blur(
 def _distance(nu: GridDensity, other: GridDensity, psi: Tensor) -> float:
     """Return a lower bound of W2 from the marginals and from a potential.
 
-    Marginals may be equal while the densities differ; the potential sees this.
+    Different densities may have equal marginals; the potential tells them apart.
     """
     gain = abs(float(((other.weights - nu.weights) * psi.reshape(-1)).sum()))
     slope = max(float(at.norm(at.box.gradient(psi))) for at in (nu, other))
@@ -137,9 +137,9 @@ class Told(NamedTuple):
 def warn_of_blur(
     known: Certificate, F: Functional, problem: Scaling, told: Told | None
 ) -> Told | None:
-    """Warn of a solved step whose blur is not small; return what has been told.
+    """Warn of a solved step whose blur is not small; return what the flow was told.
 
-    A flow is warned once: `told` is the answer of the step before.
+    `told` is what the step before returned. A flow warns once.
     """
     if not known.converged:
         return told

@@ -1,4 +1,4 @@
-"""The debiased entropic step as a differentiable function: implicit derivatives."""
+"""Implicit derivatives of the debiased entropic step."""
 
 from __future__ import annotations
 
@@ -21,10 +21,17 @@ MEMORY, MAX_ADJOINT = 40, 2000
 
 
 def attach(plan: Plan, mu: GridDensity, *, tolerance: float) -> GridDensity:
-    """Return the step of a solved problem, its weights differentiable in the data.
+    """Return the step of a plan; its weights carry the graph of the data.
 
-    The state is x, and beside it the nonlocal first variation, if any; it is the fixed
-    point of one evaluation of the map in the graph of the data.
+    The state is x, followed by the first variation of the nonlocal terms if there are
+    any. The state is a fixed point of one evaluation of the map, whose graph leads to
+    the data.
+
+    Raises
+    ------
+    NotConverged
+        If the residual of the plan exceeds `tolerance`, or if the adjoint equation does
+        not converge in the backward pass.
     """
     problem, iterate = plan.problem, plan.iterate
     if iterate.residual > tolerance:
@@ -68,7 +75,7 @@ def attach(plan: Plan, mu: GridDensity, *, tolerance: float) -> GridDensity:
         scale = torch.cat([scale, scale])
 
     def adjoint(transposed: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
-        """Solve y = right + J^T y for y / scale, the scale in which J is symmetric."""
+        """Solve y = right + J^T y; J is symmetric for the unknown y / scale."""
         right = right / scale
         size = float((scale * right.square()).sum().sqrt())
         tolerance = 1e-10 if right.dtype == torch.float64 else 1e-5
@@ -78,6 +85,7 @@ def attach(plan: Plan, mu: GridDensity, *, tolerance: float) -> GridDensity:
             g = right + transposed(scale * y) / scale - y
             if float((scale * g.square()).sum().sqrt()) <= tolerance * size:
                 return scale * y
+            # Half a step damps eigenvalues near -1, as of a map that oscillates.
             y = anderson.advance(y, 0.5 * g)
         msg = (
             f"the adjoint equation of the step did not converge in {MAX_ADJOINT} "

@@ -1,4 +1,4 @@
-"""The variance eps of the kernel of an entropic step on a grid: default and limits."""
+"""The variance eps of the kernel of an entropic step: its default and its limits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MARGIN = 4.0
 
 
 def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> float:
-    """Return the given or the default eps; raise `ValueError` if it is out of range."""
+    """Return the given or the default eps; raise `ValueError` out of range."""
     least, side = least_eps(mu), _lengths(mu)[1]
     # In a box as narrow as a cell is long, the least eps exceeds the share of the side.
     most = max(least, (MAX_BLUR * side) ** 2)

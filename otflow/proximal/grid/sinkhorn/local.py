@@ -22,9 +22,9 @@ class Local:
     Parameters
     ----------
     problem : Scaling
-        The problem. Only its local terms count.
+        The problem, of which the local terms count.
     warm : Plan or None
-        Start of the first solve.
+        The start of the first solve.
     memory : int
         Differences that the acceleration keeps.
     """

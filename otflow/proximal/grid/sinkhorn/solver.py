@@ -321,7 +321,7 @@ class GridSinkhorn(GridProximal):
     ) -> _Solution:
         """Return the step with the given eps, or with the default that fits.
 
-        The choice is made here for certified and for differentiable steps alike.
+        Certified and differentiable steps have the same eps.
         """
         eps = variance_of(mu, dt, terms, self.eps)
         first = self._with_eps(terms, mu, dt, warm, eps)
