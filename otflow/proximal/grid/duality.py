@@ -243,7 +243,7 @@ def dual_value(
         if problem.without_energy:
             full = gain - mass * float(high.max())
         else:
-            # U* at both ends of the range in a cell, with the shares that give the mean.
+            # U* at both ends of the range in a cell, with shares that give the mean.
             full = _best(replace(problem, room=chords), torch.cat([low, high]), gain)
     except NonFinite:
         return None, math.inf
