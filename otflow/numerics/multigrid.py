@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
 from torch import Tensor
+
+from otflow.numerics.tridiagonal import inverse, reduced
 
 __all__ = ["GridLaplacian", "Multigrid", "blocks", "solve_laplacian"]
 
@@ -123,7 +124,7 @@ class Multigrid:
                 break
             coarsened.append(axes)
             levels.append(levels[-1].coarser(axes))
-        return cls(levels, coarsened, [_inverse(M.diagonal) for M in levels])
+        return cls(levels, coarsened, [inverse(M.diagonal) for M in levels])
 
     def __call__(self, r: Tensor) -> Tensor:
         """Return an approximate solution for the right-hand side r, 0 where L is 0."""
@@ -238,77 +239,33 @@ def _is_line(L: GridLaplacian) -> bool:
 
 
 def _along_the_line(L: GridLaplacian, rhs: Tensor) -> Tensor:
-    """Solve along the only axis by cyclic reduction, every cell in parallel.
-
-    Each round eliminates the neighbours at a distance, and the distance doubles. The
-    weights of neighbours and the rest of the diagonal are stored apart, so nothing is
-    subtracted in the matrix. The result is accurate for any contrast of the weights.
-    """
-    n = rhs.numel()
-    axis = max(range(rhs.ndim), key=lambda a: rhs.shape[a])
-    zero = rhs.new_zeros(1)
-    w = L.faces[axis].reshape(-1)
-    left, right = torch.cat([zero, w]), torch.cat([w, zero])
-    rest, r = L.rest.reshape(-1), rhs.reshape(-1)
-    distance = 1
-    while distance < n:
-        inverse = _inverse(rest + left + right)
-        below = left * _shift(inverse, distance)
-        above = right * _shift(inverse, -distance)
-        rest = rest + below * _shift(rest, distance) + above * _shift(rest, -distance)
-        r = r + below * _shift(r, distance) + above * _shift(r, -distance)
-        left, right = below * _shift(left, distance), above * _shift(right, -distance)
-        distance *= 2
-    return (r * _inverse(rest)).reshape(rhs.shape)
-
-
-def _shift(x: Tensor, by: int) -> Tensor:
-    """Return x shifted by `by` entries, filled with 0."""
-    out = torch.zeros_like(x)
-    if by > 0:
-        out[by:] = x[:-by]
-    else:
-        out[:by] = x[-by:]
-    return out
+    """Solve along the only axis."""
+    faces = L.faces[max(range(rhs.ndim), key=lambda a: rhs.shape[a])]
+    found, _ = reduced(L.rest.reshape(-1), faces.reshape(-1), rhs.reshape(-1))
+    return found.reshape(rhs.shape)
 
 
 def _factorised(L: GridLaplacian, rhs: Tensor) -> Tensor:
     """Solve by SciPy's sparse LU, on the CPU, scaled to a unit diagonal."""
-    shape, n = rhs.shape, rhs.numel()
-    index = np.arange(n).reshape(shape)
-    scale = _inverse(L.diagonal).sqrt()
-    rows, columns, entries = [], [], []
-    for axis, w in enumerate(L.faces):
-        last = shape[axis] - 1
-        i = np.take(index, range(last), axis).reshape(-1)
-        j = np.take(index, range(1, last + 1), axis).reshape(-1)
-        below, above = _sides(scale, axis)
-        value = -(w * below * above).reshape(-1).numpy()
-        rows += [i, j]
-        columns += [j, i]
-        entries += [value, value]
+    n, scale = rhs.numel(), inverse(L.diagonal).sqrt()
+    index = torch.arange(n).reshape(rhs.shape)
     # A unit diagonal plus a last place: rows that are 0 become the identity, and a
     # matrix that is singular up to round-off becomes regular.
-    own = np.full(n, 1.0 + np.finfo(np.float64).eps)
-    A = scipy.sparse.csc_matrix(
-        (
-            np.concatenate([*entries, own]),
-            (
-                np.concatenate([*rows, index.reshape(-1)]),
-                np.concatenate([*columns, index.reshape(-1)]),
-            ),
-        ),
-        shape=(n, n),
-    )
-    right = (scale * rhs).reshape(-1).numpy()
+    own = torch.full_like(scale, 1.0 + torch.finfo(scale.dtype).eps)
+    rows, columns, entries = [index.reshape(-1)], [index.reshape(-1)], [own.reshape(-1)]
+    for axis, w in enumerate(L.faces):
+        i, j = (side.reshape(-1) for side in _sides(index, axis))
+        below, above = _sides(scale, axis)
+        rows += [i, j]
+        columns += [j, i]
+        entries += 2 * [-(w * below * above).reshape(-1)]
+    where = (torch.cat(rows).numpy(), torch.cat(columns).numpy())
+    A = scipy.sparse.csc_matrix((torch.cat(entries).numpy(), where), shape=(n, n))
     factors = scipy.sparse.linalg.splu(
         A, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0
     )
-    return scale * torch.from_numpy(factors.solve(right)).reshape(shape)
-
-
-def _inverse(x: Tensor) -> Tensor:
-    return torch.where(x > 0, 1 / x.masked_fill(x <= 0, 1.0), 0.0)
+    solution = factors.solve((scale * rhs).reshape(-1).numpy())
+    return scale * torch.from_numpy(solution).to(rhs).reshape(rhs.shape)
 
 
 def blocks(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:

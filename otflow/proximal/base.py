@@ -115,6 +115,10 @@ class ProximalSolver(ABC, Generic[M]):
     flat: bool = False
     carries_order_2: bool = True
 
+    def adds_tangents(self, mu: M) -> bool:
+        """Return whether steps from `mu` may add tangents of other steps: `flat`."""
+        return self.flat
+
     @abstractmethod
     def solve(self, F: Functional, mu: M, dt: float, warm: Any = None) -> ProxResult[M]:
         r"""Return the proximal step of length `dt` from `mu`.

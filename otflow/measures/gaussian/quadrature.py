@@ -17,6 +17,7 @@ from otflow._typing import Ground
 from otflow._validation import non_negative_int
 from otflow.errors import NonFinite
 from otflow.measures.sums import check_energy
+from otflow.numerics.quadrature import product_rule
 
 __all__ = [
     "Nodes",
@@ -253,9 +254,7 @@ def _product(
     z = z / np.sqrt(w @ z**2)
     axis, masses = torch.from_numpy(z), torch.from_numpy(w)
     _check_room(len(axis) ** dim, dim, f"{len(axis)} nodes on each of {dim} axes")
-    points = torch.cartesian_prod(*[axis] * dim).reshape(-1, dim)
-    weights = torch.cartesian_prod(*[masses] * dim).reshape(-1, dim).prod(-1)
-    return points, weights
+    return product_rule(axis, masses, dim)
 
 
 @lru_cache(maxsize=16)

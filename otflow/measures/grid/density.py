@@ -42,7 +42,7 @@ from otflow.measures.grid.images import (
     resampled,
     values_at_centres,
 )
-from otflow.measures.grid.remap import remap
+from otflow.measures.grid.remap import transported
 from otflow.measures.grid.upwind import check_courant, displacement, upwind
 from otflow.measures.sums import (
     integrate,
@@ -534,7 +534,7 @@ class GridDensity(Measure):
         sticks together. Time O(n log n), memory O(n).
         """
         moves = self._moves(tangent, dt)
-        return self.moved(remap(self.box, self.weights, moves, self.is_free))
+        return self.moved(transported(self.box, self.weights, moves, self.is_free))
 
     def displacement_to(self, other: Self) -> Tensor:
         """Return the tangent whose `push` for time 1 gives `other`.

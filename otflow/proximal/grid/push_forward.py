@@ -11,7 +11,7 @@ from torch import Tensor
 
 from otflow.measures import GridDensity
 from otflow.measures.grid.box import Box
-from otflow.measures.grid.remap import remap_rows
+from otflow.measures.grid.remap import remap
 
 __all__ = [
     "Sweep",
@@ -20,7 +20,6 @@ __all__ = [
     "lifted",
     "mixed_potentials",
     "push_forward",
-    "remap",
     "row_costs",
     "squared_diagonal",
     "transport_cost",
@@ -261,43 +260,6 @@ def lifted(phi: Tensor, box: Box, dt: float) -> Tensor:
         rows = torch.where(between, torch.maximum(rows, hull), rows)
         phi = rows.movedim(-1, axis)
     return phi
-
-
-def remap(masses: Tensor, cuts: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Return the masses between the cut points of each row, and densities at the cuts.
-
-    Within a cell the density is linear, with the slope of van Leer's limiter. This is
-    exact for linear densities and never negative.
-
-    Parameters
-    ----------
-    masses : Tensor
-        Array of masses.
-    cuts : Tensor
-        Cut points, as from `cut_points`.
-    axis : int
-        The axis of the rows.
-
-    Returns
-    -------
-    masses : Tensor
-        New masses. Rows keep their sums.
-    density : Tensor
-        Mass per cell at the cut points, an array on the inner faces.
-    """
-    m = masses.movedim(axis, -1)
-    n = m.shape[-1]
-    steps = m.diff(dim=-1)
-    a, b = steps[..., :-1], steps[..., 1:]
-    centred, least = 0.5 * (a + b).abs(), 2 * torch.minimum(a.abs(), b.abs())
-    slope = torch.where(a * b > 0, a.sign() * torch.minimum(centred, least), 0.0)
-    slope = torch.nn.functional.pad(slope, (1, 1))
-    zero = torch.zeros_like(m[..., :1])
-    ends = torch.cat([zero, cuts.clamp(0, n), zero + n], -1)
-    new, density = remap_rows(m, ends, m - 0.5 * slope, m + 0.5 * slope)
-    inside = (cuts > 0) & (cuts < n)
-    density = torch.where(inside, density[..., 1:-1], 0.0)
-    return new.movedim(-1, axis), density.movedim(-1, axis)
 
 
 def row_costs(sweep: Sweep, h: float) -> float:

@@ -5,6 +5,7 @@ import torch
 
 import otflow as of
 from otflow.measures.grid.box import Box
+from otflow.measures.grid.remap import remap
 from otflow.numerics.krylov import gmres
 from otflow.proximal import BackAndForth
 from otflow.proximal.grid.duality import lowest_pressure
@@ -12,7 +13,6 @@ from otflow.proximal.grid.push_forward import (
     Sweep,
     mixed_potentials,
     push_forward,
-    remap,
     row_costs,
 )
 

@@ -11,14 +11,18 @@ from torch import Tensor
 
 from otflow._validation import non_negative_int
 from otflow.errors import Diverged, Unsupported
-from otflow.functionals import Functional
+from otflow.functionals import Congestion, Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProxResult
 from otflow.proximal.certificate import certify
 from otflow.proximal.grid.base import GridProximal
 from otflow.proximal.grid.finite_volume.coupling import Coupling, coupling_of
 from otflow.proximal.grid.finite_volume.faces import Array
-from otflow.proximal.grid.finite_volume.problem import Interior
+from otflow.proximal.grid.finite_volume.problem import (
+    Interior,
+    Pointwise,
+    UpwindStep,
+)
 from otflow.proximal.grid.finite_volume.rounds import measure_of, solve_in_rounds
 from otflow.proximal.grid.finite_volume.step import Local, Move, Room, room_of
 from otflow.proximal.grid.own_energy import LocalTerms, stepped
@@ -26,6 +30,9 @@ from otflow.proximal.terms import Terms
 
 __all__ = ["FiniteVolume"]
 
+# A bound that lets this mass into one cell is no bound, since all the mass is 1. The
+# hundredth covers round-off.
+SAFE = 1.01
 # Rounds of nonlocal terms may solve so many times the linear systems of a local step,
 # the systems of all halves included.
 PATIENCE = 12
@@ -75,24 +82,6 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Warm:
-    """The last move: a start for a step on the same cells, of any dt."""
-
-    scene: Scene
-    local: Local
-    move: Move
-    box: Any
-
-    def fit(self, local: Local) -> Interior | None:
-        """Return the move as a start, with its velocities scaled to another dt."""
-        old = self.local
-        if old.room is not local.room:
-            return None
-        ratio = local.dt / old.dt
-        return replace(self.move.state, ways=ratio * self.move.state.ways)
-
-
-@dataclass(frozen=True)
 class Part:
     """A step, or one of the parts that it was divided into."""
 
@@ -112,6 +101,14 @@ class Part:
         if self.optimal:
             return self.move.gap
         return self.move.residual * self.local.unit
+
+
+@dataclass(frozen=True)
+class Warm:
+    """The last step: a start for a step on the same grid, of any dt."""
+
+    scene: Scene
+    last: Part
 
 
 @dataclass(frozen=True)
@@ -313,12 +310,15 @@ class FiniteVolume(GridProximal):
     ) -> ProxResult[GridDensity]:
         """Return the step with these terms."""
         budget = PATIENCE * self.max_iterations
-        kept = warm if isinstance(warm, Warm) and warm.box == mu.box else None
+        kept = warm if isinstance(warm, Warm) else None
+        if kept is not None and kept.last.measure.box != mu.box:
+            kept = None
         scene = Scene.of(taken, mu, kept.scene if kept else None)
+        start = kept.last.move.state if kept else None
         before = float(F.value(mu))
-        parts = self._advance(scene, mu, dt, kept, self.max_halvings, budget)
-        last = parts[-1]
-        nu, moves = mu.moved(last.measure.weights), [part.move for part in parts]
+        parts = self._advance(scene, mu, dt, start, self.max_halvings, budget)
+        moves = [part.move for part in parts]
+        nu = mu.moved(parts[-1].measure.weights)
         residual = max(move.residual for move in moves)
         if not math.isfinite(residual):
             msg = "the flow of the step left the finite numbers; take a smaller dt"
@@ -344,15 +344,14 @@ class FiniteVolume(GridProximal):
                 gap=moves[0].gap if len(parts) == 1 and optimal else None,
             ),
         )
-        kept = Warm(scene, last.local, last.move, mu.box)
-        return ProxResult(nu, kept, certificate=certificate)
+        return ProxResult(nu, Warm(scene, parts[-1]), certificate=certificate)
 
     def _advance(
         self,
         scene: Scene,
         mu: GridDensity,
         dt: float,
-        kept: Warm | None,
+        start: Interior | None,
         halvings: int,
         budget: int,
     ) -> list[Part]:
@@ -360,27 +359,28 @@ class FiniteVolume(GridProximal):
 
         Of the budget of rounds a half is for this attempt, the rest for its halves.
         """
-        part = self._attempt(scene, mu, dt, kept, budget // 2)
+        part = self._attempt(scene, mu, dt, start, budget // 2)
         share = budget // 4
         spent_up = part.rounds and share < self.max_iterations
         if part.move.converged or not halvings or spent_up:
             return [part]
-        first = self._advance(scene, mu, 0.5 * dt, kept, halvings - 1, share)
+        first = self._advance(scene, mu, 0.5 * dt, start, halvings - 1, share)
         middle = first[-1]
         if not all(half.move.converged for half in first):
             return [part]
-        kept = Warm(scene, middle.local, middle.move, mu.box)
-        rest = self._advance(
-            scene, middle.measure, 0.5 * dt, kept, halvings - 1, budget // 4
-        )
-        return first + rest
+        nu, start = middle.measure, middle.move.state
+        return first + self._advance(scene, nu, 0.5 * dt, start, halvings - 1, share)
 
     def _attempt(
-        self, scene: Scene, mu: GridDensity, dt: float, kept: Warm | None, budget: int
+        self,
+        scene: Scene,
+        mu: GridDensity,
+        dt: float,
+        start: Interior | None,
+        budget: int,
     ) -> Part:
         """Return the step, undivided."""
         local = _pose(scene, mu, dt)
-        start = kept.fit(local) if kept else None
         G, spent = scene.outside, 0
         if G is None:
             move = local.solve(start, self.tolerance, self.max_iterations)
@@ -412,8 +412,11 @@ def _pose(scene: Scene, mu: GridDensity, dt: float) -> Local:
     source = mu.weights.detach().double().cpu().numpy()[room.cells] / room.volume
     # A constant changes no step, and is not to cost digits.
     V = V - V @ source / source.sum()
-    internal, entropy = terms.internal, terms.temperature
-    local = Local(room, source, V, internal, entropy, 0.0, dt, mu.device, scene.inside)
+    bound = terms.max_density if terms.max_density * room.volume <= SAFE else math.inf
+    U = None if isinstance(terms.internal, Congestion) else terms.internal
+    energy = Pointwise(U, terms.temperature, mu.device)
+    step = UpwindStep(room.faces, source, V, energy, bound, dt, scene.inside)
+    local = Local(room, step)
     return replace(local, unit=local.scale())
 
 
