@@ -286,7 +286,7 @@ def check_generator(generator: Any) -> None:
 
 def check_finite(x: Tensor, what: str) -> None:
     """Raise `NonFinite`, naming `what`, if an entry of `x` is NaN or infinite."""
-    if x.ndim and x.requires_grad:
+    if x.requires_grad:
         x = x.detach()
     # One reduction on the good path: a sum is finite only if its terms are. A sum of
     # finite terms may overflow; then the entries are checked one by one.
@@ -299,6 +299,7 @@ def check_finite(x: Tensor, what: str) -> None:
     first = float(x[tuple(bad[0])]) if x.ndim else float(x)
     msg = (
         f"{what} is {first}{where}: the functional is not finite at this measure; "
-        f"look for log(0), division by 0, or an overflow"
+        f"look for log(0), division by 0 or an overflow; if a kernel has no value at "
+        f"0, kernels.Function(W, singular=True) leaves each atom's own pair out"
     )
     raise NonFinite(msg)

@@ -26,6 +26,7 @@ from otflow.functionals.base import Functional, check_functional
 from otflow.measures import Measure
 from otflow.proximal import Certificate
 from otflow.schemes import Scheme, Step, reports
+from otflow.schemes.base import made_by
 from otflow.trajectory import Trajectory
 
 __all__ = ["flow"]
@@ -151,7 +152,7 @@ def flow(
             # Moves share tensors that they do not change. So the first step starts from
             # a copy: a later write into a result must not reach the caller's tensors.
             measure = measure if k else measure.clone()
-            step = scheme.step(F, measure, h, state, source)
+            step = made_by(scheme, scheme.step(F, measure, h, state, source))
             if k % every == 0:
                 bar.set_postfix(energy=recorder.add(step.energy), refresh=False)
             recorder.advance(step, h, end)
@@ -181,10 +182,9 @@ def _warn_of_solves(trajectory: Trajectory[Any]) -> None:
         return
     solves = [solve for found in bad.values() for solve in found]
     sizes = [solve.residual for solve in solves if solve.residual is not None]
-    worst = max(sizes, default=math.nan)
     what = f"{len(bad)} of {len(info)} steps did not converge, the first is step "
-    what += f"{min(bad)}, the worst residual {worst:.3g}"
-    cure = "take a smaller dt, or JKO(solver) with a larger budget or tolerance"
+    what += str(min(bad)) + (f", the worst residual {max(sizes):.3g}" if sizes else "")
+    cure = "take a smaller dt, or a solver with a larger budget or tolerance"
     ailing = [solve for solve in solves if "cause" in solve]
     if ailing:
         cause, cure = ailing[0]["cause"], ailing[0]["cure"]

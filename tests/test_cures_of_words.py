@@ -108,7 +108,60 @@ class Halved(Doubled):
         return ((0.5, SQUARE), (0.5, SQUARE))
 
 
+class Answering(of.schemes.Scheme):
+    """A scheme that answers with a function of the measure."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def step(self, F, mu, dt, state, generator):
+        return self.answer(F, mu)
+
+
+def answering(answer):
+    return lambda: of.flow(SQUARE, CLOUD, Answering(answer), dt=0.1, steps=1)
+
+
+def log(z):
+    return -z.norm(dim=-1).log()
+
+
 CASES: dict[str, Case] = {
+    "a step that is a measure": (
+        TypeError,
+        r"return otflow\.schemes\.Step\(measure, state\)",
+        answering(lambda _, mu: mu),
+        [answering(lambda _, mu: of.schemes.Step(mu, None))],
+    ),
+    "the energy of a step as a float": (
+        TypeError,
+        r"hand over F\.value\(mu\), or leave it out",
+        answering(lambda F, mu: of.schemes.Step(mu, None, energy=float(F(mu)))),
+        [
+            answering(lambda F, mu: of.schemes.Step(mu, None, energy=F.value(mu))),
+            answering(lambda _, mu: of.schemes.Step(mu, None)),
+        ],
+    ),
+    "a kernel without a value at 0": (
+        of.errors.NonFinite,
+        r"kernels\.Function\(W, singular=True\)",
+        lambda: CLOUD.convolve(log),
+        [lambda: CLOUD.convolve(of.kernels.Function(log, singular=True))],
+    ),
+    "a word that a report does not hold": (
+        KeyError,
+        r"the words of this report are energy_before",
+        lambda: of.flow(SQUARE, CLOUD, of.ExplicitEuler(), dt=0.1, steps=1).info[0][
+            "w"
+        ],
+        [],
+    ),
+    "a solver's own word as an attribute": (
+        AttributeError,
+        r"words as info\['stalled'\]",
+        lambda: ParticleProximal().solve(SQUARE, CLOUD, 0.1).certificate.stalled,
+        [lambda: ParticleProximal().solve(SQUARE, CLOUD, 0.1).certificate["stalled"]],
+    ),
     "terms that sum to something else": (
         ValueError,
         r"functionals that sum to `value`, or leave `terms` out",

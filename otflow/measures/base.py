@@ -535,6 +535,9 @@ class Measure(ABC):
             cure = "mix draws of both, each Particles(mu.sample(n, generator))"
             self._refuse("mix", f"mixture with {other!r}", cure)
         check_like(other.weights, self.weights, "other", "self")
+        if other.dim != self.dim:
+            msg = f"other lies in dimension {other.dim}, self in dimension {self.dim}"
+            raise ValueError(msg)
         return self._mixture(other, float(share))
 
     def internal(self, e: Ground) -> Tensor:

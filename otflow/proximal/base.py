@@ -74,7 +74,8 @@ class ProxResult(Generic[M]):
                 "residual=..., ...))"
             )
             warn(msg, DeprecationWarning)
-            certificate = {**certificate, "iterations": iterations}
+            own = {"iterations": iterations, "residual": residual}
+            certificate = {**own, **certificate, "iterations": iterations}
         self.__dict__.update(measure=measure, warm=warm, certificate=certificate)
 
     @property

@@ -243,7 +243,18 @@ class Certificate(Mapping[str, Any]):
         return {**named, **own, **self.entries}
 
     def __getitem__(self, name: str) -> Any:
-        return self._view[_current(name)]
+        try:
+            return self._view[_current(name)]
+        except KeyError:
+            msg = f"{name}: the words of this report are {', '.join(self._view)}"
+            raise KeyError(msg) from None
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only by names that are no fields.
+        msg = f"a Certificate has no attribute {name!r}"
+        if not name.startswith("_") and name in self._view:
+            msg += f"; read the solver's own words as info[{name!r}]"
+        raise AttributeError(msg)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._view)

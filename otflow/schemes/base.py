@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from otflow._validation import check_kind
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure
@@ -212,3 +213,21 @@ class Scheme(ABC):
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k[0] != "_")
         return f"{type(self).__name__}({values})"
+
+
+def made_by(scheme: Scheme, step: Step[Any]) -> Step[Any]:
+    """Return what a scheme's `step` has returned, if it is a Step; TypeError if not."""
+    check_kind(
+        step,
+        Step,
+        f"the answer of {type(scheme).__name__}.step",
+        cure="return otflow.schemes.Step(measure, state)",
+    )
+    energy = step.energy
+    if energy is not None and not (isinstance(energy, Tensor) and energy.ndim == 0):
+        msg = (
+            f"the energy of a Step must be a 0-d tensor, got {energy!r:.80}; hand over "
+            f"F.value(mu), or leave it out"
+        )
+        raise TypeError(msg)
+    return step
