@@ -32,6 +32,7 @@ __all__ = [
     "positive",
     "real",
     "seed_and_stream",
+    "switch",
     "unit_of",
 ]
 
@@ -56,11 +57,14 @@ def unit_of(*tensors: Tensor) -> float:
     return 2.0 ** (math.frexp(lowest)[1] - 1)
 
 
-def as_tensor(x: ArrayLike, name: str) -> Tensor:
-    """Return `x` as a dense tensor of numbers; dtype and device are kept."""
+def as_tensor(x: ArrayLike, name: str, kinds: str = "biufc") -> Tensor:
+    """Return `x` as a dense tensor; dtype and device are kept.
+
+    The letters `kinds` are those that NumPy gives to the dtypes of an array that passes.
+    """
     if isinstance(x, np.ndarray):
         widest = 16 if x.dtype.kind == "c" else 8
-        if x.dtype.kind not in "biufc" or x.dtype.itemsize > widest:
+        if x.dtype.kind not in kinds or x.dtype.itemsize > widest:
             msg = f"{name} must be a numeric array that torch knows, got {x.dtype}"
             raise TypeError(msg)
         # A copy: so a read-only array works, and the caller's memory is not shared.
@@ -82,7 +86,7 @@ def as_tensor(x: ArrayLike, name: str) -> Tensor:
 
 def as_float_tensor(x: ArrayLike, name: str) -> Tensor:
     """Return `x` as a dense real float32/float64 tensor; dtype and device are kept."""
-    x = as_tensor(x, name)
+    x = as_tensor(x, name, "fiuc")
     if x.dtype in (torch.float16, torch.bfloat16):
         msg = (
             f"{name} has dtype {x.dtype}, too coarse for transport; "
@@ -214,6 +218,14 @@ def real(value: Any, name: str) -> float:
         msg = f"{name} must be finite, got {number}"
         raise ValueError(msg)
     return number
+
+
+def switch(value: Any, name: str) -> bool:
+    """Return a bool; a number or a word that stands for one raises TypeError."""
+    if not isinstance(value, bool):
+        msg = f"{name} must be True or False, got {value!r}"
+        raise TypeError(msg)
+    return value
 
 
 def positive(value: Any, name: str, *, or_zero: bool = False) -> float:
