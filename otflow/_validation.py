@@ -60,7 +60,7 @@ def unit_of(*tensors: Tensor) -> float:
 def as_tensor(x: ArrayLike, name: str, kinds: str = "biufc") -> Tensor:
     """Return `x` as a dense tensor; dtype and device are kept.
 
-    The letters `kinds` are those that NumPy gives to the dtypes of an array that passes.
+    Of NumPy arrays those pass whose dtype has one of the letters `kinds`.
     """
     if isinstance(x, np.ndarray):
         widest = 16 if x.dtype.kind == "c" else 8
