@@ -307,13 +307,13 @@ class Functional(ABC):
 
     def modulus_in(self, dim: int) -> float | None:
         """Return ``modulus(dim)``. Deprecated; it goes in the next release."""
-        legacy.warn_of("modulus_in(dim)", "modulus(dim)", stacklevel=2)
+        legacy.warn_of("modulus_in(dim)", "modulus(dim)")
         return self.modulus(dim)
 
     @property
     def displacement_modulus(self) -> float | None:
         """The bound in every dimension. Deprecated; it goes in the next release."""
-        legacy.warn_of("displacement_modulus", "modulus(dim)", stacklevel=2)
+        legacy.warn_of("displacement_modulus", "modulus(dim)")
         # McCann's condition is stricter in each higher dimension.
         return self.modulus(sys.maxsize)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -22,6 +21,7 @@ from otflow._validation import (
     positive,
     unit_of,
 )
+from otflow._warn import warn
 from otflow.errors import Unsupported
 from otflow.kernels import Function, Kernel, as_kernel
 from otflow.measures.sums import integrate, internal_energy, pair_energy, pair_potential
@@ -605,9 +605,11 @@ class Measure(ABC):
         >>> of.Particles(x).detach().points.requires_grad
         False
         """
-        held = self._attributes().values()
-        if any(isinstance(x, Tensor) and x.requires_grad for x in held):
-            return self.map_tensors(Tensor.detach)
+        slots = _slots(type(self))
+        more = [getattr(self, name, None) for name in slots] if slots else ()
+        for held in (*vars(self).values(), *more):
+            if isinstance(held, Tensor) and held.requires_grad:
+                return self.map_tensors(Tensor.detach)
         return self
 
     @final
@@ -770,13 +772,14 @@ class Measure(ABC):
 
     @property
     def _tangent_shape(self) -> tuple[int, ...]:
-        return tuple(self.points.shape)
+        return self.points.shape
 
     def _check_tangent(self, tangent: Tensor, name: str = "tangent") -> None:
         shape = self._tangent_shape
         if not isinstance(tangent, Tensor) or tangent.shape != shape:
             got = getattr(tangent, "shape", type(tangent).__name__)
-            msg = f"{name} must have shape {shape}{self._tangent_layout}, got {got}"
+            expected = f"{tuple(shape)}{self._tangent_layout}"
+            msg = f"{name} must have shape {expected}, got {got}"
             raise ValueError(msg)
         check_like(tangent, self.points, name, "points")
 
@@ -799,7 +802,7 @@ def kernel_at_the_door(W: Ground, diagonal: bool | None) -> Kernel:
         "diagonal= goes in the next release: a kernel is singular or not; leave the "
         "pairs i = j out by kernels.Function(W, singular=True)"
     )
-    warnings.warn(msg, DeprecationWarning, stacklevel=3)
+    warn(msg, DeprecationWarning)
     same = kernel.singular != diagonal
     return kernel if same else Function(kernel, singular=not diagonal)
 

@@ -13,7 +13,7 @@ from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.proximal import ProximalSolver, default_solver
 from otflow.proximal.base import solved
-from otflow.proximal.terms import sort_terms
+from otflow.proximal.terms import check_terms, sort_terms
 from otflow.schemes.base import Scheme, Step
 from otflow.schemes.stages import TABLEAUS, runge_kutta_step
 from otflow.schemes.trapezoid import trapezoidal_step
@@ -64,6 +64,8 @@ class JKO(Scheme):
     Unsupported
         From `init`, before the first step, if the representation does not carry this
         order, or if F bounds the density and the order is not 1.
+    ValueError
+        From `init`, if F states terms that do not sum to its value.
     Diverged
         If a stage would start from a point that is no measure.
 
@@ -145,6 +147,7 @@ class JKO(Scheme):
 
     def init(self, F: Functional, mu: Measure) -> _Plan:
         solver = self.solver or default_solver(mu, F)
+        check_terms(F, mu)
         if self.order > 1:
             self._check_order(solver, F, mu)
         return _Plan(F, type(mu), solver, F.modulus(mu.dim))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
 
+from otflow._warn import warn
 from otflow.errors import KernelWarning
 from otflow.kernels import Gaussian, Kernel
 
@@ -116,4 +116,4 @@ def warn_if_hidden(
             f"left out; take kernels.Gaussian, which is exact, more nodes "
             f"(mu.refined(...)), or on a line Quantiles"
         )
-        warnings.warn(msg, KernelWarning, stacklevel=4)
+        warn(msg, KernelWarning)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from otflow._autodiff import check_finite
 from otflow._typing import Ground
+from otflow._warn import warn
 from otflow.errors import InvalidFunctional, KernelWarning
 from otflow.kernels import Gaussian, Kernel
 from otflow.measures.base import kernel_at_the_door
@@ -261,7 +261,7 @@ def _averaged(box: Box, W: Kernel, lengths: list[Tensor], *, finite: bool) -> Te
                     f"the grid, away from 0: about {left:.1%} of it is left out; "
                     f"widen them, or take smaller cells or Particles"
                 )
-                warnings.warn(msg, KernelWarning, stacklevel=2)
+                warn(msg, KernelWarning)
     if total * len(rule) ** box.dim <= BUDGET:
         return _hat_rule(box, W, lengths, rule)
     table = _at(W, lengths)
