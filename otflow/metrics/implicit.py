@@ -159,7 +159,8 @@ class _Newton:
             return torch.zeros_like(u), torch.zeros_like(v)
         unit = self.units.unit
         r, s = unit * u[self.full[0]], unit * v[self.full[1]]
-        f, g = self._answer(r, s)
+        g = self.solver(s - self.shares.T @ r, float("inf"))
+        f = r / self.rows - self.shares @ g
         size = max(float(f.abs().max()), float(g.abs().max()))
         spread = self.columns * float(
             (r / self.rows).abs().max().maximum((s / self.columns).abs().max())
@@ -175,7 +176,3 @@ class _Newton:
         both = torch.zeros_like(u), torch.zeros_like(v)
         both[0][self.full[0]], both[1][self.full[1]] = f, g
         return both
-
-    def _answer(self, r: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        g = self.solver(s - self.shares.T @ r, float("inf"))
-        return r / self.rows - self.shares @ g, g
