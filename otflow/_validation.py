@@ -308,7 +308,7 @@ def check_finite(x: Tensor, what: str) -> None:
         return
     bad = (~torch.isfinite(x)).nonzero()
     where = f", first at index {tuple(int(i) for i in bad[0])}" if x.ndim else ""
-    first = float(x[tuple(bad[0])]) if x.ndim else float(x)
+    first = (x[tuple(bad[0])] if x.ndim else x).item()
     msg = (
         f"{what} is {first}{where}: the functional is not finite at this measure; "
         f"look for log(0), division by 0, or an overflow"
