@@ -32,6 +32,7 @@ __all__ = [
     "positive",
     "real",
     "seed_and_stream",
+    "switch",
     "unit_of",
 ]
 
@@ -56,11 +57,14 @@ def unit_of(*tensors: Tensor) -> float:
     return 2.0 ** (math.frexp(lowest)[1] - 1)
 
 
-def as_tensor(x: ArrayLike, name: str) -> Tensor:
-    """Return `x` as a dense tensor of numbers; dtype and device are kept."""
+def as_tensor(x: ArrayLike, name: str, kinds: str = "biufc") -> Tensor:
+    """Return `x` as a dense tensor; dtype and device are kept.
+
+    Of NumPy arrays those pass whose dtype has one of the letters `kinds`.
+    """
     if isinstance(x, np.ndarray):
         widest = 16 if x.dtype.kind == "c" else 8
-        if x.dtype.kind not in "biufc" or x.dtype.itemsize > widest:
+        if x.dtype.kind not in kinds or x.dtype.itemsize > widest:
             msg = f"{name} must be a numeric array that torch knows, got {x.dtype}"
             raise TypeError(msg)
         # A copy: so a read-only array works, and the caller's memory is not shared.
@@ -82,7 +86,7 @@ def as_tensor(x: ArrayLike, name: str) -> Tensor:
 
 def as_float_tensor(x: ArrayLike, name: str) -> Tensor:
     """Return `x` as a dense real float32/float64 tensor; dtype and device are kept."""
-    x = as_tensor(x, name)
+    x = as_tensor(x, name, "fiuc")
     if x.dtype in (torch.float16, torch.bfloat16):
         msg = (
             f"{name} has dtype {x.dtype}, too coarse for transport; "
@@ -216,6 +220,14 @@ def real(value: Any, name: str) -> float:
     return number
 
 
+def switch(value: Any, name: str) -> bool:
+    """Return a bool; a number or a word that stands for one raises TypeError."""
+    if not isinstance(value, bool):
+        msg = f"{name} must be True or False, got {value!r}"
+        raise TypeError(msg)
+    return value
+
+
 def positive(value: Any, name: str, *, or_zero: bool = False) -> float:
     """Return a finite real number > 0 (or >= 0) as a float."""
     number = real(value, name)
@@ -296,7 +308,7 @@ def check_finite(x: Tensor, what: str) -> None:
         return
     bad = (~torch.isfinite(x)).nonzero()
     where = f", first at index {tuple(int(i) for i in bad[0])}" if x.ndim else ""
-    first = float(x[tuple(bad[0])]) if x.ndim else float(x)
+    first = (x[tuple(bad[0])] if x.ndim else x).item()
     msg = (
         f"{what} is {first}{where}: the functional is not finite at this measure; "
         f"look for log(0), division by 0 or an overflow; if a kernel has no value at "

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from otflow._answers import check_dtype
 from otflow._typing import ArrayLike
-from otflow._validation import check_function
+from otflow._validation import check_function, switch
 from otflow.errors import InvalidFunctional
 from otflow.meanfield.network import Network
 from otflow.meanfield.units import Elementwise, as_activation
@@ -86,10 +86,7 @@ class TwoLayer(Network):
     ) -> None:
         super().__init__(outputs, scaling, offset)
         self.activation = as_activation(activation)
-        if not isinstance(bias, bool):
-            msg = f"bias must be True or False, got {bias!r}"
-            raise TypeError(msg)
-        self.bias = bias
+        self.bias = switch(bias, "bias")
 
     def split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return the outer and the inner weights of neurons.
@@ -130,11 +127,8 @@ class TwoLayer(Network):
         z = inputs @ self.split(theta)[1].T
         h = self.activation(z)
         if not isinstance(h, Tensor) or h.shape != z.shape or h.dtype != z.dtype:
-            got = (
-                f"{tuple(h.shape)} of {h.dtype}"
-                if isinstance(h, Tensor)
-                else type(h).__name__
-            )
+            kind = type(h).__name__
+            got = f"{tuple(h.shape)} of {h.dtype}" if isinstance(h, Tensor) else kind
             msg = (
                 f"an activation acts entry by entry: it must map {tuple(z.shape)} of "
                 f"{z.dtype} to the same, got {got}"

@@ -64,11 +64,8 @@ def integrate(
     values = f(points)
     n = points.shape[0]
     if not isinstance(values, Tensor) or values.ndim < 1 or values.shape[0] != n:
-        got = (
-            f"shape {tuple(values.shape)}"
-            if isinstance(values, Tensor)
-            else type(values).__name__
-        )
+        kind = type(values).__name__
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else kind
         msg = (
             f"a ground function must map (n, d) = {tuple(points.shape)} to "
             f"({n},) or ({n}, m), got {got}; reduce over the last axis, "

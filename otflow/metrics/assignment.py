@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -247,16 +245,8 @@ def _simplex(cost: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     # The tolerances of POT are absolute, so the costs are scaled to size 1.
     unit = float(cost.abs().max()) or 1.0
     try:
-        plan, log = cast(
-            "tuple[Any, dict[str, Any]]",
-            ot.emd(
-                a.numpy(),
-                b.numpy(),
-                (cost / unit).numpy(),
-                numItermax=MAX_PIVOTS,
-                log=True,
-            ),
-        )
+        costs = (cost / unit).numpy()
+        plan, log = ot.emd(a.numpy(), b.numpy(), costs, numItermax=MAX_PIVOTS, log=True)
     except UserWarning as warning:  # the caller turned warnings into errors
         raise _stopped_early(str(warning)) from warning
     if log["result_code"] != 1:

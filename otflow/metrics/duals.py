@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -96,7 +94,10 @@ def along_the_plan(cost: Tensor, plan: Tensor, g: Tensor) -> tuple[Tensor, Tenso
     """
     graphs = lazy_import("scipy.sparse.csgraph")
     n, m = cost.shape
-    graph = _graph(plan)
+    rows, columns = (t.numpy() for t in plan.nonzero(as_tuple=True))
+    cells = np.ones(len(rows)), (rows, n + columns)
+    graph = lazy_import("scipy.sparse").coo_matrix(cells, shape=(n + m, n + m)).tocsr()
+    graph = graph + graph.T
     count, parts = graphs.connected_components(graph, directed=False)
     height = np.zeros(n + m)
     value, start = cost.numpy(), g.numpy()
@@ -126,13 +127,3 @@ def along_the_plan(cost: Tensor, plan: Tensor, g: Tensor) -> tuple[Tensor, Tenso
         lower = f.new_zeros(count).scatter_reduce(0, tree[n:], excess, "amin")
         f, g = f - lower[tree[:n]], g + lower[tree[n:]]
     return f, g
-
-
-def _graph(plan: Tensor) -> Any:
-    """Return the cells of a plan as a graph of rows and columns."""
-    sparse = lazy_import("scipy.sparse")
-    size = sum(plan.shape)
-    rows, columns = (t.numpy() for t in plan.nonzero(as_tuple=True))
-    ends = (rows, plan.shape[0] + columns)
-    graph = sparse.coo_matrix((np.ones(len(rows)), ends), shape=(size, size)).tocsr()
-    return graph + graph.T

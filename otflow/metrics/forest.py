@@ -65,10 +65,8 @@ class Forest:
     @cached_property
     def tree(self) -> _Tree:
         """The search tree; column j is the node n + j, and n + m the common root."""
-        graphs, sparse = (
-            lazy_import("scipy.sparse.csgraph"),
-            lazy_import("scipy.sparse"),
-        )
+        graphs = lazy_import("scipy.sparse.csgraph")
+        sparse = lazy_import("scipy.sparse")
         n, top = len(self.a), len(self.a) + len(self.b)
         least = torch.minimum(self.a[self.rows], self.b[self.columns]).numpy()
         firm = (self.masses.numpy() > DEGENERATE * least) | self.idle

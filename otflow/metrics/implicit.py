@@ -20,7 +20,7 @@ from otflow.errors import NotConverged
 from otflow.metrics.curvature import Curvature
 from otflow.metrics.entropic import Entropy, noise
 
-__all__ = ["Atoms", "dual_value"]
+__all__ = ["Atoms", "dual_value", "half_squares"]
 
 # Largest relative error of the derivative of the potentials that round-off may cause.
 DETERMINED = 1e-4
@@ -84,11 +84,15 @@ def _completed(
     return f.index_put((idle,), best)
 
 
+def half_squares(x: Tensor, y: Tensor) -> Tensor:
+    """Return |x - y|^2 / 2, without cancellation."""
+    mode = "donot_use_mm_for_euclid_dist"
+    return 0.5 * torch.cdist(x, y, compute_mode=mode).square()
+
+
 def _cost(x: Tensor, y: Tensor) -> Tensor:
     """Return |x - y|^2 / 2, the value by differences, the graph by matrix products."""
-    middle = x.detach().mean(0)
-    mode = "donot_use_mm_for_euclid_dist"
-    exact = 0.5 * torch.cdist(x.detach(), y.detach(), compute_mode=mode).square()
+    middle, exact = x.detach().mean(0), half_squares(x.detach(), y.detach())
     x, y = x - middle, y - middle
     live = 0.5 * (x.square().sum(1)[:, None] + y.square().sum(1)) - x @ y.T
     return exact + (live - live.detach())
@@ -155,7 +159,8 @@ class _Newton:
             return torch.zeros_like(u), torch.zeros_like(v)
         unit = self.units.unit
         r, s = unit * u[self.full[0]], unit * v[self.full[1]]
-        f, g = self._answer(r, s)
+        g = self.solver(s - self.shares.T @ r, float("inf"))
+        f = r / self.rows - self.shares @ g
         size = max(float(f.abs().max()), float(g.abs().max()))
         spread = self.columns * float(
             (r / self.rows).abs().max().maximum((s / self.columns).abs().max())
@@ -171,7 +176,3 @@ class _Newton:
         both = torch.zeros_like(u), torch.zeros_like(v)
         both[0][self.full[0]], both[1][self.full[1]] = f, g
         return both
-
-    def _answer(self, r: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        g = self.solver(s - self.shares.T @ r, float("inf"))
-        return r / self.rows - self.shares @ g, g

@@ -49,7 +49,20 @@ def cloud(mu: CloudLike | Measure, name: str) -> Cloud:
         free = mu.weights.requires_grad or not mu.is_uniform
         return Cloud(points, mu.weights if free else None)
     if isinstance(mu, GridDensity):
-        raise TypeError(_grid_message(mu, name))
+        cells = int((mu.weights > 0).sum())
+        cure = f"Particles({name}.sample(2000, generator))"
+        if 48 * cells**2 <= SHARE * total_memory(torch.device("cpu")):
+            cure = f"Particles({name}.points, {name}.weights), up to a cell, or {cure}"
+        known = (
+            "wasserstein2 between densities is known on the line only"
+            if mu.dim > 1
+            else "only wasserstein2 compares densities on the line, two of them"
+        )
+        msg = (
+            f"{name} is a GridDensity in dimension {mu.dim}, and this distance takes "
+            f"particles ({known}); particles that stand for it: {cure}"
+        )
+        raise TypeError(msg)
     if isinstance(mu, Measure):
         msg = (
             f"{name} must be Particles or points (n, d), got {type(mu).__name__}; "
@@ -58,22 +71,6 @@ def cloud(mu: CloudLike | Measure, name: str) -> Cloud:
         )
         raise TypeError(msg)
     return Cloud(as_points(mu, name), None)
-
-
-def _grid_message(mu: GridDensity, name: str) -> str:
-    cells = int((mu.weights > 0).sum())
-    cure = f"Particles({name}.sample(2000, generator))"
-    if 48 * cells**2 <= SHARE * total_memory(torch.device("cpu")):
-        cure = f"Particles({name}.points, {name}.weights), up to a cell, or {cure}"
-    known = (
-        "wasserstein2 between densities is known on the line only"
-        if mu.dim > 1
-        else "only wasserstein2 compares densities on the line, two of them"
-    )
-    return (
-        f"{name} is a GridDensity in dimension {mu.dim}, and this distance takes "
-        f"particles ({known}); particles that stand for it: {cure}"
-    )
 
 
 def clouds(

@@ -180,12 +180,9 @@ def _couple(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Plan:
     columns = torch.cat([columns, j[partners], idle_columns])
     masses = torch.cat([masses, masses.new_zeros(len(rows) - len(masses))])
     # For two atoms without mass f + g may exceed the cost: then lower g.
-    between, _ = (
-        transform(y[idle_columns], x[idle_rows], f_idle)
-        if len(idle_rows)
-        else (g_idle, None)
-    )
-    g_idle = torch.minimum(g_idle, between)
+    if len(idle_rows):
+        between, _ = transform(y[idle_columns], x[idle_rows], f_idle)
+        g_idle = torch.minimum(g_idle, between)
     f = a.index_put((torch.cat([i, idle_rows]),), torch.cat([f, f_idle]))
     g = b.index_put((torch.cat([j, idle_columns]),), torch.cat([g, g_idle]))
 

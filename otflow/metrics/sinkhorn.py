@@ -12,7 +12,7 @@ from otflow._memory import check_memory
 from otflow._validation import positive
 from otflow.errors import NotConverged
 from otflow.metrics.entropic import Entropy, Outcome
-from otflow.metrics.implicit import Atoms, dual_value
+from otflow.metrics.implicit import Atoms, dual_value, half_squares
 from otflow.metrics.inputs import Cloud, CloudLike, clouds
 
 __all__ = ["sinkhorn_divergence"]
@@ -171,8 +171,8 @@ def _divergence(
     units: Entropy, mu: _Side, nu: _Side, blurs: tuple[list[float], list[float]]
 ) -> Tensor:
     (x, a), (y, b) = mu.atoms, nu.atoms
-    cross = units.solve(_cost(x, y), a, b, *blurs)
-    own = [units.symmetric(_cost(z, z), w) for z, w in ((x, a), (y, b))]
+    cross = units.solve(half_squares(x, y), a, b, *blurs)
+    own = [units.symmetric(half_squares(z, z), w) for z, w in ((x, a), (y, b))]
     half = 0.5 * units.epsilon
     parts = [
         w @ (units.worth(f, half) - units.worth(o.f, half))
@@ -238,11 +238,11 @@ class _Solved:
         """Return the divergence, with the graphs of both, right to third order."""
         mu, nu = _Side.pair(*state)
         units, (x, y) = self.units, (mu.x.detach(), nu.x.detach())
-        f = units.potential(_cost(x, nu.atoms[0]), self.cross[1], nu.atoms[1])
-        g = units.potential(_cost(y, mu.atoms[0]), self.cross[0], mu.atoms[1])
+        f = units.potential(half_squares(x, nu.atoms[0]), self.cross[1], nu.atoms[1])
+        g = units.potential(half_squares(y, mu.atoms[0]), self.cross[0], mu.atoms[1])
         total = dual_value(units, Atoms(mu.x, mu.a, f), Atoms(nu.x, nu.a, g))
         for side, own in zip((mu, nu), self.own, strict=True):
-            cost = _cost(side.x.detach(), side.atoms[0])
+            cost = half_squares(side.x.detach(), side.atoms[0])
             h = units.potential(cost, own.f, side.atoms[1])
             atoms = Atoms(side.x, side.a, h)
             total = total - 0.5 * dual_value(units, atoms, atoms)
@@ -256,18 +256,12 @@ def _variation(
     x = side.x.detach()
     potential, slope = torch.zeros_like(side.a.detach()), torch.zeros_like(x)
     for sign, (y, b), h in ((1.0, others, g), (-1.0, side.atoms, own.f)):
-        cost = _cost(x, y)
+        cost = half_squares(x, y)
         f = units.potential(cost, h, b)
         potential = potential + sign * units.worth(f, units.epsilon)
         pull = x - units.shares(cost, h, b) @ y
         slope = slope + sign * units.kept(f)[:, None] * pull
     return potential, slope
-
-
-def _cost(x: Tensor, y: Tensor) -> Tensor:
-    """Return |x - y|^2 / 2, without cancellation."""
-    mode = "donot_use_mm_for_euclid_dist"
-    return 0.5 * torch.cdist(x, y, compute_mode=mode).square()
 
 
 def _blurs(

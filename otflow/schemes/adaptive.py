@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow._validation import check_kind, positive
+from otflow._validation import check_kind, positive, switch
 from otflow.errors import Diverged, NonFinite, NotConverged, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure
@@ -129,10 +129,7 @@ class Adaptive(Scheme):
             )
             raise TypeError(msg)
         self.distance = distance
-        if not isinstance(descent, bool):
-            msg = f"descent must be True or False, got {descent!r}"
-            raise TypeError(msg)
-        self.descent = descent
+        self.descent = switch(descent, "descent")
         self.min_dt = None if min_dt is None else positive(min_dt, "min_dt")
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from otflow._validation import non_negative_int, real
+from otflow._validation import non_negative_int, real, switch
 from otflow.errors import Diverged, NonFinite
 from otflow.functionals import Functional
 from otflow.measures import Measure
@@ -81,10 +81,7 @@ class ExplicitEuler(Scheme):
         sufficient_decrease: float = 0.1,
         max_halvings: int = 60,
     ) -> None:
-        if not isinstance(backtracking, bool):
-            msg = f"backtracking must be True or False, got {backtracking!r}"
-            raise TypeError(msg)
-        self.backtracking = backtracking
+        self.backtracking = switch(backtracking, "backtracking")
         self.sufficient_decrease = real(sufficient_decrease, "sufficient_decrease")
         if not 0 < self.sufficient_decrease < 1:
             msg = f"sufficient_decrease must lie in (0, 1), got {sufficient_decrease}"

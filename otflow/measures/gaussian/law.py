@@ -16,6 +16,7 @@ from otflow._validation import (
     as_float_tensor,
     as_points,
     check_generator,
+    check_kind,
     check_like,
     non_negative_int,
     positive,
@@ -427,9 +428,7 @@ class Gaussian(Measure):
         TypeError, ValueError
             If `other` is not a Gaussian of this dimension and dtype.
         """
-        if not isinstance(other, Gaussian):
-            msg = f"other must be a Gaussian, got {type(other).__name__}"
-            raise TypeError(msg)
+        check_kind(other, Gaussian, "other")
         if other.dim != self.dim:
             msg = f"other has dimension {other.dim} but self has {self.dim}"
             raise ValueError(msg)

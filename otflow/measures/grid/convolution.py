@@ -179,8 +179,12 @@ def _table(box: Box, W: Kernel, like: Tensor) -> Tensor:
         table = _at(W, lengths)
     else:
         table = _averaged(box, W, lengths, finite=finite)
-        near = list(itertools.product(*(range(-r, r + 1) for r in _reach(box))))
-        near = [k for k in near if _inside(k, box, radial=radial)]
+        # The pairs that are near, among the differences of cells that are listed.
+        sides = zip(_reach(box), box.shape, strict=True)
+        steps_near = (
+            range(0 if radial else max(-r, -n), min(r + 1, n)) for r, n in sides
+        )
+        near = list(itertools.product(*steps_near))
         values = _near(box, W, near, like)
         table[tuple(torch.tensor(near, device=like.device).T)] = values
     # A finite kernel declared singular: a cell does not act on itself, like an atom.
@@ -226,12 +230,6 @@ def _reach(box: Box) -> list[int]:
     return [min(8, math.ceil(NEAR * widest / h - 1e-9)) for h in box.spacing]
 
 
-def _inside(k: tuple[int, ...], box: Box, *, radial: bool) -> bool:
-    return all(
-        (0 if radial else -n) <= step < n for step, n in zip(k, box.shape, strict=True)
-    )
-
-
 def _at(W: Kernel, lengths: list[Tensor]) -> Tensor:
     """Return W on the product of the coordinates along each axis, slab by slab."""
     slabs = []
@@ -258,7 +256,12 @@ def _averaged(box: Box, W: Kernel, lengths: list[Tensor], *, finite: bool) -> Te
             if total * len(rule) ** box.dim > BUDGET:
                 rule, left = HAT, missed
             if left > MISSED:
-                _warn(left)
+                msg = (
+                    f"an interaction kernel has features narrower than the cells of "
+                    f"the grid, away from 0: about {left:.1%} of it is left out; "
+                    f"widen them, or take smaller cells or Particles"
+                )
+                warn(msg, KernelWarning)
     if total * len(rule) ** box.dim <= BUDGET:
         return _hat_rule(box, W, lengths, rule)
     table = _at(W, lengths)
@@ -270,15 +273,6 @@ def _averaged(box: Box, W: Kernel, lengths: list[Tensor], *, finite: bool) -> Te
     near = [x[i] for x, i in zip(lengths, index, strict=True)]
     table[torch.meshgrid(*index, indexing="ij")] = _hat_rule(box, W, near, rule)
     return table
-
-
-def _warn(missed: float) -> None:
-    msg = (
-        f"an interaction kernel has features narrower than the cells of the grid, away "
-        f"from 0: about {missed:.1%} of it is left out; widen them, or take smaller "
-        f"cells or Particles"
-    )
-    warn(msg, KernelWarning)
 
 
 def _hat_rule(

@@ -11,12 +11,7 @@ from torch import Tensor
 from otflow._autodiff import value_and_gradient
 from otflow._graphs import refuse_graph
 from otflow._typing import ArrayLike, Ground, Value
-from otflow._validation import (
-    as_float_tensor,
-    check_generator,
-    positive,
-    real,
-)
+from otflow._validation import as_float_tensor, check_generator, positive, real, switch
 from otflow.errors import Diverged, NonFinite
 from otflow.kernels import Kernel
 from otflow.measures.base import Measure, keep_immutable, value_of
@@ -145,9 +140,7 @@ class GridDensity(Measure):
         box = Box.of(lower, upper, tuple(rho.shape))
         free = free_cells(obstacles, rho)
         weights = masses_of(rho, box, free, normalize=normalize)
-        if not isinstance(walls, bool):
-            msg = f"walls must be True or False, got {walls!r}"
-            raise TypeError(msg)
+        switch(walls, "walls")
         points = box.centres(weights.detach())
         self._hold(points=points, weights=weights, box=box, is_free=free, walls=walls)
         check_border(box, weights, free, walls=walls)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow._validation import non_negative_int, positive
+from otflow._validation import non_negative_int, positive, switch
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProxResult
@@ -228,10 +228,7 @@ class GridSinkhorn(GridProximal):
         self.eps = None if eps is None else positive(eps, "eps")
         super().__init__(tolerance, max_iterations)
         self.memory = non_negative_int(memory, "memory")
-        if not isinstance(certify, bool):
-            msg = f"certify must be True or False, got {certify!r}"
-            raise TypeError(msg)
-        self.certify = certify
+        self.certify = switch(certify, "certify")
 
     def solve(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any = None
