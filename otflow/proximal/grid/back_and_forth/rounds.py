@@ -175,7 +175,10 @@ def settle(
             break
         if steps >= work:
             break
-        L = rounds.adapted(L, ratio, fits)
+        if not fits:
+            L = max(GROWTH * L, 1.1 * ratio, LEAST * rounds.scale)
+        elif SLACK * ratio < L:
+            L = max(L / SLACK, ratio, 0.0)
     residual, point, problem = best
     # No residual was finite.
     if point is None:
@@ -249,14 +252,6 @@ class _Rounds(Rounds):
         nu = self.point(masses)
         joint = self.coupled.settled(phi, local, point)
         return _Round(point, local, phi, nu, point.residual <= aim, used, joint)
-
-    def adapted(self, L: float, ratio: float, fits: bool) -> float:
-        """Return the next L; `ratio` is the L that the last round needed."""
-        if not fits:
-            return max(GROWTH * L, 1.1 * ratio, LEAST * self.scale)
-        if L > 0 and SLACK * ratio < L:
-            return max(L / SLACK, ratio, 0.0)
-        return L
 
     def steepest(self, y: Point) -> float:
         """Return the largest eigenvalue of G'' relative to D'', by power iterations."""
