@@ -98,6 +98,7 @@ def result_of(
         float(F.value(measure)),
         transport_cost(point.sweeps, box, relocated),
     )
+    # A step that does not lower F is shorter than the cells resolve.
     stayed = stay or not after < before
     if stayed:
         masses, measure, after = problem.masses, mu, before
@@ -108,6 +109,7 @@ def result_of(
     dual, unseen = dual_value(problem, point.pressure, point.masses)
     gap = None if dual is None else max(primal - dual, 0.0)
     guarantee, bound = "optimal", within
+    # The gap of a linearisation is no gap of F.
     if within is None and (gap is None or rounds):
         guarantee = "stationary"
         change = float((masses - point.masses).abs().sum())
@@ -123,6 +125,8 @@ def result_of(
         guarantee = "exact"
     phi = (problem.V + point.pressure)[(problem.room > 0) & (point.masses > 0)]
     size = float((problem.masses + masses) @ problem.V.abs()) + abs(before) + abs(after)
+    # Mass at the wrong density gains at most the range of the potential, and relocated
+    # mass pays at most for a move through the whole box.
     noise = point.residual * float(phi.max() - phi.min())
     noise += relocated * squared_diagonal(box) / (2 * dt)
     known = certify(
