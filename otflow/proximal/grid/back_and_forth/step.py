@@ -11,6 +11,7 @@ from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProxResult
 from otflow.proximal.certificate import certify
+from otflow.proximal.grid.back_and_forth.coupled import local_objective
 from otflow.proximal.grid.back_and_forth.rounds import SETTLED, Settled
 from otflow.proximal.grid.duality import below_bound, distance_bound, dual_value
 from otflow.proximal.grid.pressure import PressureProblem
@@ -103,9 +104,7 @@ def result_of(
     if stayed:
         masses, measure, after = problem.masses, mu, before
         square, relocated = 0.0, 0.0
-    filled = masses > 0
-    energy = internal.e(masses[filled] / box.cell_volume) @ masses[filled]
-    primal = float(energy + problem.V @ masses) + square / (2 * dt)
+    primal = local_objective(problem, masses, square)
     dual, unseen = dual_value(problem, point.pressure, point.masses)
     gap = None if dual is None else max(primal - dual, 0.0)
     guarantee, bound = "optimal", within
