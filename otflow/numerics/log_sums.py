@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from functools import cached_property
 
@@ -21,7 +20,7 @@ BLOCK = {torch.float64: 16, torch.float32: 4}
 
 
 class Blocks:
-    """A matrix (m, n) known by its logarithm, in blocks of columns with one shift."""
+    """A matrix (m, n) given by its logarithm, in blocks of columns with one shift."""
 
     def __init__(self, log: Tensor, dtype: torch.dtype) -> None:
         m, n = log.shape
@@ -30,6 +29,7 @@ class Blocks:
         padded = log.new_full((self.count * size, m), -math.inf)
         padded[:n] = log.T
         blocks = padded.reshape(self.count, size, m)
+        # The shift of an empty block must be finite: inf - inf would be NaN.
         shift = blocks.amax(1, keepdim=True).clamp_min(-1e300)
         self.scaled = (blocks - shift).exp().to(dtype)  # (count, size, m)
         self.shift = shift.clamp_min(torch.finfo(dtype).min / 8).to(dtype)
@@ -41,7 +41,7 @@ class Blocks:
         return self.log.exp()
 
     def apply(self, rows: Tensor) -> Tensor:
-        """Return log(M exp(.)) of the rows (k, n): (k, m); they may be -inf."""
+        """Return log(M exp(v)) for rows v (k, n): (k, m). Entries may be -inf."""
         step = max(1, TEMPORARY // (max(len(self.log), self.size) * self.count))
         return torch.cat([self._rows(chunk) for chunk in torch.split(rows, step)])
 
@@ -67,14 +67,10 @@ class Blocks:
         return out.index_put((cut_off,), self._plainly(log_v[cut_off]))
 
     def _plainly(self, log_v: Tensor) -> Tensor:
-        """Return the same by one exponential for each entry of the matrix."""
+        """Return log(M exp(v)) by one exponential for each entry of the matrix."""
         step = max(1, TEMPORARY // self.log.numel())
-        return torch.cat(
-            [
-                torch.logsumexp(rows[:, None, :] + self.log, -1)
-                for rows in torch.split(log_v, step)
-            ]
-        )
+        chunks = torch.split(log_v, step)
+        return torch.cat([(v[:, None] + self.log).logsumexp(-1) for v in chunks])
 
 
 def log_convolve(
@@ -82,33 +78,34 @@ def log_convolve(
 ) -> Tensor:
     r"""Return :math:`\log\sum_y e^{v(y) - \alpha(x - y)^2}` for x = 0, ..., n - 1.
 
-    With :math:`m(x)` the largest exponent, a pair is below the largest of its target by
-    :math:`m(x) + \alpha x^2 - 2 \alpha x y - (v(y) - \alpha y^2)`, which is convex in
-    x: m(x) + alpha x^2 is a largest affine function. So a source counts for the targets
-    of one interval, found by bisection. All that is left out is less than half of
-    round-off.
+    Let :math:`m(x)` be the largest exponent of a target x. The exponent of a pair is
+    below m(x) by :math:`m(x) + \alpha x^2 - 2 \alpha x y - (v(y) - \alpha y^2)`. This
+    difference is convex in x, since :math:`m(x) + \alpha x^2` is a largest affine
+    function. So each source counts for the targets of one interval, which bisection
+    finds. The pairs left out sum to less than half of round-off.
 
     Parameters
     ----------
     v : Tensor, shape (m,)
         Logarithms of the sources; minus infinity is no source.
     places : Tensor, shape (m,)
-        Where they are, increasing integers as float64.
+        Places y of the sources: increasing integers as float64.
     n : int
-        Targets.
+        Number of targets.
     alpha : float
-        Of the Gaussian.
+        The factor :math:`\alpha > 0`.
     temporary : int
-        Pairs that are held at once.
+        Most pairs that are held at once.
 
     Returns
     -------
     Tensor, shape (n,)
-        Minus infinity where there is no source.
+        Minus infinity if there is no source.
 
     Notes
     -----
-    Time O(m log n) and the pairs that count; memory O(m) and `temporary`.
+    Time O(m log n) plus a multiple of the number of pairs that count. Memory O(m) plus
+    `temporary`.
     """
     there = v.detach() > -math.inf
     if not bool(there.all()):
@@ -119,14 +116,12 @@ def log_convolve(
     most, best = supremal_convolution(values, places, n, alpha)
     cut = math.log(2 * len(v) / torch.finfo(v.dtype).eps)
     first, count = _intervals(values, places, most, places[best], alpha, cut)
-    total = v.new_zeros(n)
-    chunks = _chunks(count, temporary)
-    for low, high in itertools.pairwise(chunks):
-        size = count[low:high]
-        source = torch.repeat_interleave(torch.arange(low, high, device=v.device), size)
-        start = size.cumsum(0) - size
-        own = torch.arange(len(source), device=v.device)
-        target = first[source] + own - start[source - low]
+    total, end = v.new_zeros(n), count.cumsum(0)
+    pairs = int(end[-1])
+    for low in range(0, pairs, temporary):
+        pair = torch.arange(low, min(low + temporary, pairs), device=v.device)
+        source = torch.searchsorted(end, pair, right=True)
+        target = first[source] + pair - (end - count)[source]
         known = alpha * (target - places[source]).square() + most[target]
         term = (v[source] - known.to(v.dtype)).exp()
         total = total.index_add(0, target, term)
@@ -136,10 +131,11 @@ def log_convolve(
 def supremal_convolution(
     v: Tensor, places: Tensor, n: int, alpha: float
 ) -> tuple[Tensor, Tensor]:
-    r"""Return :math:`\max_y v(y) - \alpha(x - y)^2` for x = 0, ..., n - 1, and where.
+    r"""Return :math:`\max_y v(y) - \alpha(x - y)^2` for x = 0, ..., n - 1, and the y.
 
-    The best source does not fall as x grows, so that of a target is between those of
-    its neighbours on a coarser line: all levels together look at O(m + n) pairs each.
+    The y is given by its index, which does not fall as x grows. So the index of a
+    target lies between those of its neighbours on a coarser line, and each of the
+    :math:`\log_2 n` levels looks at O(m + n) pairs.
     """
     device, stride = v.device, 1 << max(0, (n - 1).bit_length())
     most = v.new_full((n,), -math.inf)
@@ -152,6 +148,7 @@ def supremal_convolution(
             low = best[x - stride]
             known = x + stride < n
             high = torch.where(known, best[(x + stride).clamp_max(n - 1)], high)
+        # In a near tie round-off may put `high` below `low`: one candidate remains.
         high = torch.maximum(low, high)
         size = high - low + 1
         owner = torch.repeat_interleave(torch.arange(len(x), device=device), size)
@@ -172,13 +169,14 @@ def supremal_convolution(
 def _intervals(
     v: Tensor, places: Tensor, most: Tensor, best: Tensor, alpha: float, cut: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the first target of each source, and how many there are, maybe none."""
+    """Return the first target of each source, and the number of its targets."""
     n = len(most)
 
     def below(x: Tensor) -> Tensor:
         return most[x] - v + alpha * (x - places).square()
 
-    # The source is the closest to the largest where the best one passes it.
+    # A source is closest to the largest exponent at the targets where the best source
+    # passes it.
     after = torch.searchsorted(best.contiguous(), places.contiguous())
     near, other = after.clamp(0, n - 1), (after - 1).clamp(0, n - 1)
     peak = torch.where(below(near) <= below(other), near, other)
@@ -191,15 +189,3 @@ def _intervals(
         ends.append(inside)
     first, last = ends
     return first, torch.where(counts, last - first + 1, 0)
-
-
-def _chunks(count: Tensor, most: int) -> list[int]:
-    """Return bounds of runs of sources of at most so many pairs, or of one source."""
-    total = count.cumsum(0)
-    bounds = [0]
-    while bounds[-1] < len(count):
-        done = int(total[bounds[-1] - 1]) if bounds[-1] else 0
-        limit = total.new_tensor([done + most])
-        end = int(torch.searchsorted(total, limit, right=True))
-        bounds.append(max(end, bounds[-1] + 1))
-    return bounds

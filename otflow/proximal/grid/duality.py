@@ -97,6 +97,7 @@ class DualProblem:
         """
         is_free = self.room > 0
         total = float(self.masses.sum())
+        # In a full room round-off may put the mean above the bound.
         mean = min(total / float(self.room.sum()), self.internal.max_density)
         slope = float(self.internal.slope(s.new_tensor([mean])))
         least, most = (float(x) - slope for x in torch.aminmax(s[is_free]))
@@ -207,9 +208,14 @@ def dual_value(
     is_free = room > 0
     unit = sum(h * h for h in box.spacing) / dt
     if masses is not None:
-        far = _far_from(masses.reshape(box.shape)).reshape(-1)
-        pressure = pressure - unit / 4 * far
+        near = (masses > DUST * masses.max()).to(masses.dtype).reshape(box.shape)
+        for axis in range(box.dim):
+            near = _spread(near, axis)
+        pressure = pressure - unit / 4 * (near == 0).reshape(-1)
+    # A cell reaches half a spacing beyond its centre: the border gives the
+    # interpolation there.
     phi, wide = _with_border(problem, -problem.V - pressure)
+    # Any phi gives a bound. The second transform makes it the best one for this psi.
     psi = c_transform(phi.reshape(-1), wide, dt)[0]
     phi = c_transform(psi, wide, dt)[0].reshape(phi.shape)
     means = cell_means(psi.reshape(phi.shape)).reshape(-1)
@@ -237,6 +243,7 @@ def dual_value(
         if problem.without_energy:
             full = gain - mass * float(high.max())
         else:
+            # U* at both ends of the range in a cell, with shares that give the mean.
             full = _best(replace(problem, room=chords), torch.cat([low, high]), gain)
     except NonFinite:
         return None, math.inf
@@ -291,14 +298,6 @@ def distance_bound(
             bend = _bend(V, axis).clamp_min(0)
             unseen += float((masses * bend).sum(dtype=torch.float64)) / 6
     return math.sqrt(2 * dt * (max(gap, 0.0) + unseen) / (1 + dt * modulus))
-
-
-def _far_from(masses: Tensor) -> Tensor:
-    """Return 1 where neither a cell nor any of its neighbours holds mass, else 0."""
-    near = (masses > DUST * masses.max()).to(masses.dtype)
-    for axis in range(masses.ndim):
-        near = _spread(near, axis)
-    return (near == 0).to(masses.dtype)
 
 
 def _with_border(problem: DualProblem, f: Tensor) -> tuple[Tensor, Box]:

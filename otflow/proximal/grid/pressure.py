@@ -80,6 +80,7 @@ class PressureProblem(DualProblem):
             at_least = pressure <= self.lowest + slack
             pressure = pressure.masked_fill(at_least, self.lowest)
         phi = self.potential(pressure)
+        # Where phi wins no mass, it is raised until it is about to win some.
         raised = lifted(phi.reshape(self.box.shape), self.box, self.dt).reshape(-1)
         lost = raised > phi
         if bool(lost.any()):
@@ -102,8 +103,7 @@ class PressureProblem(DualProblem):
         The pressure is c - V, at least the lowest, with c such that the mass is 1.
         """
         V = torch.where(self.room > 0, self.V, 0.0)
-        constant = self.constant(-V)
-        return (-constant - V).clamp_min(self.lowest)
+        return (-self.constant(-V) - V).clamp_min(self.lowest)
 
     # Lines ----------------------------------------------------------------------------
 
@@ -147,21 +147,18 @@ class PressureProblem(DualProblem):
         upper = tuple(
             a + 2 * h * n for a, h, n in zip(box.lower, box.spacing, shape, strict=True)
         )
-        room = blocks(self.room.reshape(box.shape))
-        weighted = torch.where(self.room > 0, self.V, 0.0) * self.room
-        V = blocks(weighted.reshape(box.shape)) / torch.where(room > 0, room, 1.0)
         return replace(
             self,
             masses=blocks(self.masses.reshape(box.shape)).reshape(-1),
-            V=V.reshape(-1),
-            room=room.reshape(-1),
+            V=self.restrict(torch.where(self.room > 0, self.V, 0.0)),
+            room=blocks(self.room.reshape(box.shape)).reshape(-1),
             box=Box(box.lower, upper, shape),
         )
 
-    def restrict(self, pressure: Tensor) -> Tensor:
-        """Return the mean pressure of each block."""
+    def restrict(self, f: Tensor) -> Tensor:
+        """Return the mean of a function of the free cells over each block."""
         shape = self.box.shape
-        total = blocks((self.room * pressure).reshape(shape))
+        total = blocks((self.room * f).reshape(shape))
         room = blocks(self.room.reshape(shape))
         return (total / torch.where(room > 0, room, 1.0)).reshape(-1)
 
@@ -172,16 +169,7 @@ class PressureProblem(DualProblem):
         pressure acts.
         """
         acts = (pressure > self.lowest).to(pressure.dtype)
-        phi = self._interpolate(-coarse.V - pressure, coarse.box)
-        near = self._interpolate(acts, coarse.box) > 0
+        x = self.box.centres(pressure)
+        phi = coarse.box.interpolate(-coarse.V - pressure, x)
+        near = coarse.box.interpolate(acts, x) > 0
         return torch.where(near, -self.V - phi, self.lowest).clamp_min(self.lowest)
-
-    def _interpolate(self, coarse: Tensor, box: Box) -> Tensor:
-        p = coarse.reshape(box.shape)
-        for axis, n in enumerate(self.box.shape):
-            m = p.shape[axis]
-            index = torch.arange(n, device=p.device)
-            near = index // 2
-            far = (near + 2 * (index % 2) - 1).clamp(0, m - 1)
-            p = 0.75 * p.index_select(axis, near) + 0.25 * p.index_select(axis, far)
-        return p.reshape(-1)

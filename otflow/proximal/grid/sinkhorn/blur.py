@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from otflow._warn import warn
 from otflow.errors import BlurWarning, Diverged
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
@@ -16,8 +16,7 @@ from otflow.proximal.certificate import Certificate
 from otflow.proximal.grid.push_forward import distance_along_axes
 from otflow.proximal.grid.sinkhorn.eps import MARGIN, least_eps
 from otflow.proximal.grid.sinkhorn.iteration import iterate, start_of
-from otflow.proximal.grid.sinkhorn.kernel import GibbsKernel
-from otflow.proximal.grid.sinkhorn.scaling import Plan, Scaling, obstacle_correction
+from otflow.proximal.grid.sinkhorn.scaling import Plan, Scaling
 
 __all__ = ["MOST_BLUR", "Told", "response_to_blur", "warn_of_blur"]
 
@@ -92,14 +91,8 @@ def response_to_blur(
     def solved(posed: Scaling, start: Plan) -> Plan | None:
         """Return the plan of a problem, None if the solve fails."""
         try:
-            found = iterate(
-                posed,
-                start_of(posed, start),
-                memory=memory,
-                tolerance=tolerance,
-                budget=BUDGET,
-                widen=False,
-            )
+            x = start_of(posed, start)
+            found = iterate(posed, x, memory, tolerance, BUDGET, widen=False)
         except Diverged:
             return None
         return found if found.iterate.residual <= tolerance else None
@@ -107,12 +100,12 @@ def response_to_blur(
     here: Plan | None = plan
     if plan.iterate.residual > tolerance:
         here = solved(plan.problem, plan)
-    second = None if here is None else solved(_widened(here.problem), here)
+    second = None if here is None else solved(here.problem.wider(WIDER), here)
     if here is None or second is None or unsure > most:
         return blur, blur > most and not rests
     first = _distance(here.measure, second.measure, own)
     if max(CLEAR * most, unsure) < first <= most:
-        third = solved(_widened(second.problem), second)
+        third = solved(second.problem.wider(WIDER), second)
         if third is None:
             return blur, blur > most and not rests
         growth = _distance(second.measure, third.measure, own) / first
@@ -120,21 +113,10 @@ def response_to_blur(
     return first, first > most + unsure
 
 
-def _widened(problem: Scaling) -> Scaling:
-    """Return the same problem with a wider kernel."""
-    kernel = GibbsKernel(
-        problem.kernel.box, WIDER * problem.kernel.eps, problem.log_source
-    )
-    correction = None
-    if problem.is_free is not None:
-        correction = obstacle_correction(kernel, problem.is_free)
-    return replace(problem, kernel=kernel, correction=correction)
-
-
 def _distance(nu: GridDensity, other: GridDensity, psi: Tensor) -> float:
     """Return a lower bound of W2 from the marginals and from a potential.
 
-    Marginals may be equal while the densities differ; the potential sees this.
+    Different densities may have equal marginals; the potential tells them apart.
     """
     gain = abs(float(((other.weights - nu.weights) * psi.reshape(-1)).sum()))
     slope = max(float(at.norm(at.box.gradient(psi))) for at in (nu, other))
@@ -145,33 +127,28 @@ def _distance(nu: GridDensity, other: GridDensity, psi: Tensor) -> float:
 # Warnings -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Told:
-    """What a warning of a blur was about."""
+class Told(NamedTuple):
+    """What the warnings of a flow were about."""
 
     F: Functional
     dts: tuple[float, ...]
-
-    def covers(self, F: Functional, dt: float) -> bool:
-        """Whether it was about this functional and about this dt."""
-        return F is self.F and any(
-            dt <= OTHER_DT * old and old <= OTHER_DT * dt for old in self.dts
-        )
 
 
 def warn_of_blur(
     known: Certificate, F: Functional, problem: Scaling, told: Told | None
 ) -> Told | None:
-    """Warn of a solved step whose blur is not small; return what has been told.
+    """Warn of a solved step whose blur is not small; return what the flow was told.
 
-    A flow is warned once: `told` is the answer of the step before.
+    `told` is what the step before returned. A flow warns once.
     """
     if not known.converged:
         return told
     before, after, own = known["energy_before"], known["energy_after"], known.details
     dt, noise = problem.dt, known["residual"] * abs(before)  # at rest
     rises = after - before > noise and not known.certified
-    if not (own.blurred or rises) or (told is not None and told.covers(F, dt)):
+    dts = told.dts if told is not None and told.F is F else ()
+    is_known = any(dt <= OTHER_DT * old and old <= OTHER_DT * dt for old in dts)
+    if is_known or not (own.blurred or rises):
         return told
     rose = f", which raised the energy to {after:.6g}" if after > before else ""
     msg = (
@@ -179,9 +156,8 @@ def warn_of_blur(
         f"moves the density by {own.blur:.3g}, which is not small beside the "
         f"step{rose}; the step is not certified; {_cures_of_blur(problem)}"
     )
-    warnings.warn(msg, BlurWarning, stacklevel=3)
-    earlier = told.dts if told is not None and told.F is F else ()
-    return Told(F, (*earlier, dt))
+    warn(msg, BlurWarning)
+    return Told(F, (*dts, dt))
 
 
 def _cures_of_blur(problem: Scaling) -> str:

@@ -51,45 +51,46 @@ class Solved(Plan):
 def iterate(
     problem: Scaling,
     start: Tensor | Plan | None,
-    *,
     memory: int,
     tolerance: float,
     budget: int,
+    *,
     learnt: Anderson | None = None,
     widen: bool = True,
 ) -> Solved:
     r"""Return the fixed point of the map, the maximum of the concave dual.
 
-    An accelerated point is kept if the dual value rises. If not, the plain step is
-    taken from the last point kept, and what was learnt is forgotten. If that does not
-    rise either, the step is damped to what is proved to rise: see `Scaling`.
+    An accelerated point is kept if the dual value rises. Else the plain step is taken
+    from the last point that was kept, and the differences are forgotten. If the dual
+    value does not rise either, the step is damped by the factor that is proved to raise
+    it: see `Scaling`.
 
     Parameters
     ----------
     problem : Scaling
-        With local terms, or with the first variation of others in its potential.
+        The problem. Its potential holds the first variation of nonlocal terms.
     start : Tensor, Plan or None
-        Where to start.
+        The variable x, or an earlier plan. None starts from the blurred source.
     memory : int
         Differences that the acceleration keeps.
     tolerance : float
-        Of the residual.
+        Largest residual.
     budget : int
-        Evaluations, at least one.
+        Most evaluations; one is always made.
     learnt : Anderson, optional
-        Differences of a map of about the same slopes; they are added to.
+        Differences of a map of about the same slopes. The iteration adds to them.
     widen : bool
-        Whether to come from larger eps where there is no start, or one that is far off.
+        Whether to solve with larger eps first, without a start or from a bad one.
 
     Returns
     -------
     Solved
-        The last point that was kept.
+        The plan of the last point that was kept.
 
     Raises
     ------
     Diverged
-        If the iteration leaves the finite numbers in the log domain.
+        If the iteration leaves the finite numbers in the log domain too.
     """
     mu = problem.source.grid
     most_lost = MOST_LOST * torch.finfo(mu.dtype).eps
@@ -150,31 +151,24 @@ def iterate(
 def _from_wider_kernels(
     problem: Scaling, memory: int, budget: int
 ) -> tuple[Plan | None, Scaling, int]:
-    """Return scalings of the problem with a larger eps as a start, and evaluations.
+    """Return a plan with a larger eps as a start, the problem, and the evaluations.
 
     The number of iterations grows with dt F' / eps, the possible error of a start, and
-    with the root of the stiffness over eps. Both are smaller for a larger eps.
+    with the root of the stiffness over eps. Both fall as eps grows. The problem is
+    returned in the log domain if a solve had to go on there.
     """
-    box, eps = problem.kernel.box, problem.kernel.eps
     warm: Plan | None = None
-    used = 0
+    used, limit = 0, largest_blur(problem.source) / problem.kernel.eps
     # Beside obstacles each kernel would need a correction of its own.
     if problem.correction is not None:
         return warm, problem, used
     for wider in WIDER:
-        if wider * eps > largest_blur(problem.source) or used >= budget - 1:
+        if wider > limit or used >= budget - 1:
             continue
-        kernel = GibbsKernel(box, wider * eps, problem.log_source)
-        coarse = replace(problem, kernel=kernel)
+        coarse = problem.wider(wider)
         try:
-            solved = iterate(
-                coarse,
-                start_of(coarse, warm),
-                memory=memory,
-                tolerance=COARSE,
-                budget=min(MOST_COARSE, budget - used - 1),
-                widen=False,
-            )
+            x, most = start_of(coarse, warm), min(MOST_COARSE, budget - used - 1)
+            solved = iterate(coarse, x, memory, COARSE, most, widen=False)
         except Diverged:
             continue
         warm, used = solved, used + solved.used
@@ -185,7 +179,7 @@ def _from_wider_kernels(
 def pose(
     terms: Terms, mu: GridDensity, dt: float, eps: float, old: Scaling | None
 ) -> Scaling:
-    """Return the problem of a step, with its local terms."""
+    """Return the problem of a step with its local terms; `old` may lend its kernel."""
     if old is not None and old.kernel.eps == eps:
         kernel, correction = old.kernel, old.correction
     else:
@@ -211,8 +205,9 @@ def pose(
 def start_of(problem: Scaling, warm: Tensor | Plan | None) -> Tensor:
     r"""Return the start of the iteration.
 
-    At the fixed point :math:`a = \sqrt\rho\,e^{-(dt/\varepsilon)\,F'}`. Without an
-    earlier step the start is this a of the blurred old density.
+    At the fixed point :math:`a = \sqrt\rho\,e^{-(dt/\varepsilon)\,F'}`. From an earlier
+    plan the start takes this a, with the present dt and eps. Else it takes the a of the
+    blurred old density.
     """
     if isinstance(warm, Tensor):
         return warm
@@ -245,7 +240,10 @@ def positive_start(problem: Scaling) -> Tensor:
 
 
 def damping_of(problem: Scaling) -> float:
-    """Return a factor on plain steps, which oscillate if F has no curvature."""
+    """Return the factor on plain steps: one over the mean response of the density.
+
+    Without damping the steps oscillate if F has no curvature.
+    """
     mu, internal = problem.source, problem.terms.internal
     slope = torch.full_like(mu.weights, problem.entropic)
     if internal is not None:

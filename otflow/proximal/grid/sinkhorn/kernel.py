@@ -33,8 +33,9 @@ class GibbsKernel:
 
     .. math:: K(x, y) \propto \sum_{\text{images } y'} e^{-|x - y'|^2/2\varepsilon}
 
-    It is the heat kernel of the box at time eps/2 without flux through the walls, with
-    rows that sum to 1; a product over axes, so it is applied axis by axis.
+    K is the heat kernel of the box at time eps/2 without flux through the walls. Its
+    rows sum to 1. It is a product over the axes, so it acts on one axis after the
+    other.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ class GibbsKernel:
     eps : float
         Variance.
     like : Tensor
-        Gives dtype and device.
+        Gives the dtype and the device.
 
     Attributes
     ----------
@@ -54,10 +55,11 @@ class GibbsKernel:
 
     Notes
     -----
-    Time O(d n^(d+1)) for n cells an axis; along an axis of more than 1024 cells, O(1)
-    for each cell in the kernel's reach, and no array of n^2. In the log domain n/16
-    exponentials a cell, and n in rows where logarithms range too widely for that; along
-    a long axis those of the pairs of cells that count, a few deviations of the kernel.
+    Time O(d n^(d+1)) for n cells along each axis. An axis of more than 1024 cells takes
+    O(1) for each cell in reach of the kernel, and no array of n^2 entries. In the log
+    domain a cell takes n/16 exponentials, or n in rows where the logarithms range too
+    widely. Along a long axis a narrow kernel takes one exponential for each pair of
+    cells that counts, over a few deviations.
     """
 
     def __init__(self, box: Box, eps: float, like: Tensor) -> None:
@@ -82,14 +84,15 @@ class GibbsKernel:
     ) -> tuple[Tensor, Tensor]:
         """Return log K exp(log_v), and a floor.
 
-        By matrix products entries of log_v far below its maximum are lost to underflow,
-        and so are results below the floor, which come back as the floor. Safely nothing
-        underflows, whatever the range, and the floor is minus infinity.
+        Entries of log_v far below its maximum underflow in the matrix products. A
+        result below the floor is returned as the floor. In the safe mode nothing
+        underflows, and the floor is minus infinity.
         """
         if safely:
             for k, axis in enumerate(self.axes):
                 log_v = axis.log_apply(log_v, k)
             return log_v, log_v.new_tensor(-math.inf)
+        # The largest entry goes high in the range, so that fewer small ones underflow.
         shift = log_v.detach().amax() - self.top
         out = (log_v - shift).exp()
         for k, axis in enumerate(self.axes):
@@ -101,23 +104,20 @@ class GibbsKernel:
         r"""Return the integral of :math:`a(x)\, K(x, y)\, b(y)\, |x - y|^2`."""
         total = 0.0
         shift = log_b.amax() - self.top
-        for chosen, there in enumerate(self.axes):
-            if safely:
-                out = log_b
-                for k, axis in enumerate(self.axes):
-                    act = axis.log_moment if k == chosen else axis.log_apply
-                    out = act(out, k)
-            else:
-                v = (log_b - shift).exp()
-                for k, axis in enumerate(self.axes):
-                    v = there.moment(v, k) if k == chosen else axis.apply(v, k)
-                out = v.log() + shift
-            total += float((log_a + out).exp().sum(dtype=torch.float64))
+        for chosen in range(len(self.axes)):
+            out = log_b if safely else (log_b - shift).exp()
+            for k, axis in enumerate(self.axes):
+                if k == chosen:
+                    out = (axis.log_moment if safely else axis.moment)(out, k)
+                else:
+                    out = (axis.log_apply if safely else axis.apply)(out, k)
+            log = out if safely else out.log() + shift
+            total += float((log_a + log).exp().sum(dtype=torch.float64))
         return total * self.box.cell_volume
 
 
 class DenseAxis:
-    """A short axis: its kernel is one symmetric (n, n) matrix."""
+    """A short axis, whose kernel is one symmetric (n, n) matrix."""
 
     def __init__(self, n: int, h: float, eps: float, like: Tensor) -> None:
         self.h = h
@@ -126,7 +126,7 @@ class DenseAxis:
         self.matrix = self.log.exp().to(like.dtype)
 
     def apply(self, v: Tensor, axis: int, matrix: Tensor | None = None) -> Tensor:
-        """Return K v along an axis, or another symmetric matrix times v."""
+        """Return K v along an axis, or the product with another symmetric matrix."""
         matrix = self.matrix if matrix is None else matrix
         if axis == v.ndim - 1:
             return v @ matrix
@@ -134,15 +134,15 @@ class DenseAxis:
         return (matrix @ v.reshape(before, v.shape[axis], -1)).reshape(v.shape)
 
     def log_apply(self, log_v: Tensor, axis: int) -> Tensor:
-        """Return log(K exp(log_v)) along an axis, whatever the range."""
+        """Return log(K exp(log_v)) along an axis, whatever the range of log_v."""
         return on_last(self._blocks.apply, log_v, axis)
 
     def log_moment(self, log_v: Tensor, axis: int) -> Tensor:
-        """Return the same for K times the squared distance."""
+        """Return `log_apply` of K times the squared distance of the cells."""
         return on_last(self._moments.apply, log_v, axis)
 
     def moment(self, v: Tensor, axis: int) -> Tensor:
-        """Return K times the squared distance, applied to v."""
+        """Return K v with K times the squared distance of the cells."""
         return self.apply(v, axis, self._moments.matrix)
 
     @cached_property
@@ -182,11 +182,11 @@ class LongAxis:
         return on_last(self._log_apply, log_v, axis)
 
     def log_moment(self, log_v: Tensor, axis: int) -> Tensor:
-        """Return the same for K times the squared distance of the cells."""
+        """Return `log_apply` of K times the squared distance of the cells."""
         return on_last(self._log_moment, log_v, axis)
 
     def moment(self, v: Tensor, axis: int) -> Tensor:
-        """Return K times the squared distance of the cells, applied to v."""
+        """Return K v with K times the squared distance of the cells."""
         return on_last(self._moment, v, axis)
 
     def _apply(self, rows: Tensor) -> Tensor:
@@ -209,8 +209,8 @@ class LongAxis:
         return torch.stack(sums) - self._log_total
 
     def _moment(self, rows: Tensor) -> Tensor:
-        # A mirror image stands for a cell elsewhere, so (x - y)^2 is expanded as below;
-        # from the middle, and in the finest numbers, what cancels is far below a cell.
+        # A mirror image stands for a cell elsewhere, so (x - y)^2 is expanded as below.
+        # Lengths from the middle, in float64, keep what cancels far below a cell.
         v, matrix = rows.to(torch.float64), self._matrix.to(torch.float64)
         y = self.h * torch.arange(self.n, dtype=torch.float64, device=rows.device)
         y = y - 0.5 * self.h * (self.n - 1)
@@ -222,8 +222,8 @@ class LongAxis:
         return square.clamp_min(0.0).to(rows.dtype)
 
     def _log_moment(self, rows: Tensor) -> Tensor:
-        # (x - y)^2 = x^2 - 2 x y + y^2 from below the box: what cancels is a part of
-        # round-off times the square of the box, far less than that of a cell.
+        # (x - y)^2 = x^2 - 2 x y + y^2, with positive lengths from below the box. What
+        # cancels is round-off times the square of the box, far below that of a cell.
         log_v = rows.to(torch.float64)
         y = self.h * torch.arange(1, self.n + 1, device=rows.device).to(torch.float64)
         zeroth, first, second = (
@@ -274,7 +274,7 @@ def on_last(function: Callable[[Tensor], Tensor], v: Tensor, axis: int) -> Tenso
 
 
 def _log_heat(n: int, h: float, eps: float) -> Tensor:
-    """Return the logarithm of the heat kernel between cells of a reflecting segment."""
+    """Return the logarithm of the heat kernel of a segment with reflecting ends."""
     i = torch.arange(n, dtype=torch.float64)
     terms = []
     for k in range(-IMAGES, IMAGES + 1):

@@ -22,9 +22,9 @@ class Local:
     Parameters
     ----------
     problem : Scaling
-        The problem. Only its local terms count.
+        The problem, of which the local terms count.
     warm : Plan or None
-        Start of the first solve.
+        The start of the first solve.
     memory : int
         Differences that the acceleration keeps.
     """
@@ -56,14 +56,7 @@ class Local:
             # Another temperature is another map: its differences do not fit.
             if old.terms.temperature == more.temperature:
                 learnt = start.learnt
-        solved = iterate(
-            problem,
-            x,
-            memory=self.memory,
-            tolerance=tolerance,
-            budget=budget,
-            learnt=learnt,
-        )
+        solved = iterate(problem, x, self.memory, tolerance, budget, learnt=learnt)
         nu, now = solved.measure, solved.iterate
         V = self.problem.potential.reshape(-1)
         objective = float((nu.weights * V).sum(dtype=torch.float64))

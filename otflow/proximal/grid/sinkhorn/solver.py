@@ -26,7 +26,7 @@ from otflow.proximal.grid.sinkhorn.blur import (
     warn_of_blur,
 )
 from otflow.proximal.grid.sinkhorn.derivative import attach
-from otflow.proximal.grid.sinkhorn.eps import finer_eps, variance_of
+from otflow.proximal.grid.sinkhorn.eps import least_eps, variance_of
 from otflow.proximal.grid.sinkhorn.iteration import iterate, pose, positive_start
 from otflow.proximal.grid.sinkhorn.local import Local
 from otflow.proximal.grid.sinkhorn.scaling import Plan, potential_of
@@ -35,6 +35,8 @@ from otflow.proximal.terms import Terms
 __all__ = ["GridSinkhorn"]
 
 
+# A default eps above FINER times the least one can be made finer.
+FINER = 1.01
 # Sweeps for the coupling of a density with itself. Each sweep halves their error at
 # least; details that the kernel resolves converge much faster.
 SWEEPS, SWEPT = 10, 4.0
@@ -258,9 +260,9 @@ class GridSinkhorn(GridProximal):
         kept = _fitting(warm, mu)
         solution = self._solved(terms, mu, dt, kept)
         known = solution.certificate(F, before, duality=self.certify)
-        rose = known["energy_after"] > before
+        rose = not known["energy_after"] <= before
         # A step that neither converged nor lowered F is worse than none.
-        if not (known.converged or known["energy_after"] <= before):
+        if rose and not known.converged:
             own = replace(known.details, w2_upper=0.0 if self.certify else None)
             stayed = replace(known, energy_after=before, w2=0.0, details=own)
             return ProxResult(mu, certificate=stayed)
@@ -319,14 +321,16 @@ class GridSinkhorn(GridProximal):
     ) -> _Solution:
         """Return the step with the given eps, or with the default that fits.
 
-        The choice is made here for certified and for differentiable steps alike.
+        Certified and differentiable steps have the same eps.
         """
         eps = variance_of(mu, dt, terms, self.eps)
         first = self._with_eps(terms, mu, dt, warm, eps)
-        finer = finer_eps(mu, terms, self.eps, eps)
-        if finer is None or not first.blur[1]:
+        # A default eps is wide for speed. A step that it blurs is repeated with the
+        # least eps, which a negative entropy may not bear.
+        least, is_default = least_eps(mu), self.eps is None and terms.temperature >= 0
+        if not (is_default and eps > FINER * least and first.blur[1]):
             return first
-        again = self._with_eps(terms, mu, dt, warm, finer)
+        again = self._with_eps(terms, mu, dt, warm, least)
         spent = first.iterations + again.iterations
         return replace(again if again.converged else first, iterations=spent)
 
@@ -339,9 +343,7 @@ class GridSinkhorn(GridProximal):
         rest = terms.nonlocal_part
         plan: Plan
         if rest is None:
-            plan = solved = iterate(
-                problem, warm, memory=self.memory, tolerance=tolerance, budget=budget
-            )
+            plan = solved = iterate(problem, warm, self.memory, tolerance, budget)
             spent = solved.used
         else:
             local = Local(problem, warm, self.memory)
