@@ -16,7 +16,7 @@ from otflow.proximal.grid.back_and_forth.newton import laplacian
 from otflow.proximal.grid.pressure import Iterate, PressureProblem
 from otflow.proximal.grid.push_forward import lifted, push_forward, transport_cost
 
-__all__ = ["Coupled", "Joint"]
+__all__ = ["Coupled", "Joint", "local_objective"]
 
 # Relative residual of the Newton systems, and most products for each.
 INEXACT, PRODUCTS = 1e-2, 40
@@ -130,16 +130,10 @@ class Coupled:
 
     def objective(self, joint: Joint) -> float:
         """Return the objective, with all terms, of a joint state."""
-        problem, masses = self.problem, joint.point.masses
-        filled = masses > 0
-        density = (masses[filled] / problem.room[filled]).clamp_max(
-            problem.internal.max_density
-        )
-        local = float(problem.internal.e(density) @ masses[filled])
-        square = transport_cost(joint.point.sweeps, problem.box, 0.0)
+        masses = joint.point.masses
         nu = self.mu.with_free_weights(masses.to(self.mu.dtype))
-        rest = float(problem.V @ masses) + float(self.G.value(nu))
-        return local + rest + square / (2 * problem.dt)
+        square = transport_cost(joint.point.sweeps, self.problem.box, 0.0)
+        return local_objective(self.problem, masses, square) + float(self.G.value(nu))
 
     def falls(self, old: Joint, new: Joint) -> bool:
         """Return whether the objective fell, up to the error of the residuals."""
@@ -208,3 +202,12 @@ class Coupled:
         gained = self.slope(masses + step * change.clamp_min(0.0))
         lost = self.slope(masses - step * change.clamp_max(0.0))
         return (gained - lost) / step
+
+
+def local_objective(problem: PressureProblem, masses: Tensor, square: float) -> float:
+    """Return the local energy of masses plus the cost of a squared distance."""
+    filled, internal = masses > 0, problem.internal
+    density = masses[filled] / problem.room[filled]
+    # By round-off a density may lie above the bound, where the energy is infinite.
+    energy = internal.e(density.clamp_max(internal.max_density)) @ masses[filled]
+    return float(energy + problem.V @ masses) + square / (2 * problem.dt)

@@ -136,7 +136,7 @@ def settle(
     phi = -problem.V - start - y.slope
     best: tuple[float, Iterate | None, PressureProblem] = (math.inf, None, problem)
     steps, failures, since, goal, least = 0, 0, 0, math.inf, math.inf
-    tried, ending = math.inf, "limit"
+    tried = math.inf
     work = math.inf if is_hard else math.ceil(WORK * limit)
     for k in range(1, most + 1):
         aim = min(max(SHARE * least, FINEST * tolerance), COARSEST)
@@ -165,18 +165,19 @@ def settle(
                     found.append((joint.residual, joint.point, joint.problem))
         if fits or best[1] is None:
             best = min(best, *found, key=lambda each: each[0])
-        if best[0] <= tolerance:
-            ending = "converged"
-            break
         if best[0] <= goal:
             goal, since = PROGRESS * best[0], k
-        if failures == MOST_FAILURES or k - since > PATIENCE:
-            ending = "stalled"
+        stalled = failures == MOST_FAILURES or k - since > PATIENCE
+        if best[0] <= tolerance or stalled or steps >= work:
             break
-        if steps >= work:
-            break
-        L = rounds.adapted(L, ratio, fits)
+        if not fits:
+            L = max(GROWTH * L, 1.1 * ratio, LEAST * rounds.scale)
+        elif SLACK * ratio < L:
+            L = max(L / SLACK, ratio, 0.0)
     residual, point, problem = best
+    ending = "stalled" if stalled else "limit"
+    if residual <= tolerance:
+        ending = "converged"
     # No residual was finite.
     if point is None:
         return Settled(now.point, steps, "stalled", k, now.problem)
@@ -249,14 +250,6 @@ class _Rounds(Rounds):
         nu = self.point(masses)
         joint = self.coupled.settled(phi, local, point)
         return _Round(point, local, phi, nu, point.residual <= aim, used, joint)
-
-    def adapted(self, L: float, ratio: float, fits: bool) -> float:
-        """Return the next L; `ratio` is the L that the last round needed."""
-        if not fits:
-            return max(GROWTH * L, 1.1 * ratio, LEAST * self.scale)
-        if L > 0 and SLACK * ratio < L:
-            return max(L / SLACK, ratio, 0.0)
-        return L
 
     def steepest(self, y: Point) -> float:
         """Return the largest eigenvalue of G'' relative to D'', by power iterations."""

@@ -197,6 +197,7 @@ class BackAndForth(GridProximal):
         problem = PressureProblem.of(terms, mu, taken.potential(mu), dt)
         before = float(F.value(mu))
         start = _first_pressure(problem) if warm is None else warm.to(problem.V)
+        # A full room holds one density only: nothing is to be solved.
         if is_full(problem, self.tolerance, OVERFULL * torch.finfo(mu.dtype).eps):
             return self._full(F, mu, problem, start, before)
         settled = self._solve(terms, mu, problem, start)

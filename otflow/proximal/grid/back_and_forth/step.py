@@ -11,6 +11,7 @@ from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProxResult
 from otflow.proximal.certificate import certify
+from otflow.proximal.grid.back_and_forth.coupled import local_objective
 from otflow.proximal.grid.back_and_forth.rounds import SETTLED, Settled
 from otflow.proximal.grid.duality import below_bound, distance_bound, dual_value
 from otflow.proximal.grid.pressure import PressureProblem
@@ -98,16 +99,16 @@ def result_of(
         float(F.value(measure)),
         transport_cost(point.sweeps, box, relocated),
     )
+    # A step that does not lower F is shorter than the cells resolve.
     stayed = stay or not after < before
     if stayed:
         masses, measure, after = problem.masses, mu, before
         square, relocated = 0.0, 0.0
-    filled = masses > 0
-    energy = internal.e(masses[filled] / box.cell_volume) @ masses[filled]
-    primal = float(energy + problem.V @ masses) + square / (2 * dt)
+    primal = local_objective(problem, masses, square)
     dual, unseen = dual_value(problem, point.pressure, point.masses)
     gap = None if dual is None else max(primal - dual, 0.0)
     guarantee, bound = "optimal", within
+    # The gap of a linearisation is no gap of F.
     if within is None and (gap is None or rounds):
         guarantee = "stationary"
         change = float((masses - point.masses).abs().sum())
@@ -123,6 +124,8 @@ def result_of(
         guarantee = "exact"
     phi = (problem.V + point.pressure)[(problem.room > 0) & (point.masses > 0)]
     size = float((problem.masses + masses) @ problem.V.abs()) + abs(before) + abs(after)
+    # Mass at the wrong density gains at most the range of the potential, and relocated
+    # mass pays at most for a move through the whole box.
     noise = point.residual * float(phi.max() - phi.min())
     noise += relocated * squared_diagonal(box) / (2 * dt)
     known = certify(

@@ -47,12 +47,12 @@ class Faces:
 
     @cached_property
     def sides(self) -> Index:
-        """The cells that each face takes from, upwards and downwards, (2, m)."""
+        """The cells below and above the faces, (2, m)."""
         return np.stack([self.low, self.high])
 
     @cached_property
     def rooms(self) -> Index:
-        """The number of the room of each cell."""
+        """The number of the connected part of the room that a cell lies in, (n,)."""
         components = lazy_import("scipy.sparse.csgraph").connected_components
         labels: Index = components(self.laplacian(self.conductance), directed=False)[1]
         return labels
@@ -66,48 +66,50 @@ class Faces:
     def incidence(self) -> Any:
         """The outflow of fluxes as a sparse matrix, (n, m)."""
         m = len(self.low)
-        data = np.concatenate([np.ones(m), -np.ones(m)])
-        where = (np.concatenate([self.low, self.high]), np.tile(np.arange(m), 2))
+        data = np.repeat([1.0, -1.0], m)
+        where = (self.sides.ravel(), np.tile(np.arange(m), 2))
         return lazy_import("scipy.sparse").csr_array((data, where), shape=(self.n, m))
 
     @cached_property
     def levelling(self) -> Factors:
-        """Factors of the Laplacian, by the conductances.
-
-        A balance is zero in each room, so a trace on the diagonal only fixes constants.
-        """
+        """Factors of the Laplacian whose weights are the conductances."""
+        # The Laplacian is singular. Right sides sum to 0 in each room, so a small
+        # addition to the diagonal only fixes a constant in each.
         trace = lazy_import("scipy.sparse").eye_array(self.n) * 1e-10 * self.largest
         return factor_positive(self.laplacian(self.conductance) + trace)
 
     def upstream(self, values: Array) -> tuple[Index, Index]:
-        """Return the cell that each face takes from and the one that it gives to."""
+        """Return the cells that fluxes of these signs leave, and those they enter."""
         up = values >= 0
         return np.where(up, self.low, self.high), np.where(up, self.high, self.low)
 
-    def matrix(
-        self, diagonal: Array, rows: Index, columns: Index, entries: Array
-    ) -> Any:
-        """Return a sparse matrix of a diagonal and one entry a face."""
-        sparse = lazy_import("scipy.sparse")
-        own = np.arange(self.n)
-        where = (np.concatenate([own, rows]), np.concatenate([own, columns]))
-        data = np.concatenate([diagonal, entries])
-        return sparse.csr_array((data, where), shape=(self.n, self.n))
+    def matrix(self, diagonal: Array, entries: Array) -> Any:
+        """Return the sparse matrix of a diagonal and of entries at the faces, (2, m).
+
+        Entry (0, f) couples the cell below the face f to the cell above; entry (1, f)
+        couples the cell above to the cell below.
+        """
+        sparse, own = lazy_import("scipy.sparse"), np.arange(self.n)
+        rows = np.concatenate([own, *self.sides])
+        columns = np.concatenate([own, *self.sides[::-1]])
+        data = np.concatenate([diagonal, *entries])
+        return sparse.csr_array((data, (rows, columns)), shape=(self.n, self.n))
 
     def laplacian(self, weights: Array) -> Any:
         """Return the sparse Laplacian of the graph with these weights on the faces."""
-        total = self.sum_at(self.low, weights) + self.sum_at(self.high, weights)
-        rows = np.concatenate([self.low, self.high])
-        columns = np.concatenate([self.high, self.low])
-        return self.matrix(total, rows, columns, -np.concatenate([weights, weights]))
+        both = np.stack([weights, weights])
+        return self.matrix(self.at_sides(both), -both)
 
     def sum_at(self, cells: Index, values: Array) -> Array:
-        """Return, for each cell, the sum of the values that name it."""
+        """Return for each cell the sum of the values whose entry in `cells` is it."""
         total: Array = np.bincount(cells, values, self.n).astype(np.float64)
         return total
 
     def at_sides(self, values: Array) -> Array:
-        """Return, for each cell, the sum over its faces of the row of its own side."""
+        """Return for each cell the sum of values (2, m) over the faces beside it.
+
+        Row 0 counts at the cell below a face, row 1 at the cell above.
+        """
         return self.sum_at(self.low, values[0]) + self.sum_at(self.high, values[1])
 
     def outflow(self, flux: Array) -> Array:
@@ -118,16 +120,22 @@ class Faces:
 class NormalEquations:
     r"""Assembles and factors :math:`J^T D J + L` on the faces of a room.
 
-    J is the identity plus the outflow of each cell by shares of the differences across
-    its faces, D diagonal and L a Laplacian. Where the entries lie does not change.
+    :math:`(J\phi)_K = \phi_K + \sum_L s_{KL}\,(\phi_K - \phi_L)` with shares s, over
+    the cells L beside K. D is diagonal and L a Laplacian. The places of the entries
+    are found once.
+
+    Parameters
+    ----------
+    faces : Faces
+        The faces.
     """
 
     def __init__(self, faces: Faces) -> None:
         self.faces = faces
         n, m = faces.n, len(faces.low)
-        sides = np.concatenate([faces.low, faces.high])
-        others = np.concatenate([faces.high, faces.low])
-        # Of the row of a cell: itself, then the ways out of it; the last is no way.
+        sides, others = faces.sides.ravel(), faces.sides[::-1].ravel()
+        # The row of a cell in J: the cell itself, then the cells beside it. Rows of
+        # fewer cells are filled up by an entry that is 0.
         turn = np.argsort(sides, kind="stable")
         rank = np.arange(2 * m) - np.searchsorted(sides[turn], sides[turn])
         most = int(rank.max(initial=-1)) + 1
@@ -158,7 +166,8 @@ class NormalEquations:
             try:
                 return self._band(share, diagonal, weights)
             except np.linalg.LinAlgError:
-                pass  # negative by round-off: elimination in another order may do
+                # Negative by round-off: elimination in another order may succeed.
+                pass
         J = self.matrix(share)
         D = lazy_import("scipy.sparse").diags_array(diagonal)
         sparse: Factors = factor(J.T @ D @ J + self.faces.laplacian(weights))
@@ -166,19 +175,12 @@ class NormalEquations:
 
     def matrix(self, share: Array) -> Any:
         """Return J, sparse."""
-        return self.faces.matrix(
-            1 + self.faces.at_sides(share),
-            np.append(self.faces.low, self.faces.high),
-            np.append(self.faces.high, self.faces.low),
-            -share.reshape(-1),
-        )
+        return self.faces.matrix(1 + self.faces.at_sides(share), -share)
 
     def _band(self, share: Array, diagonal: Array, weights: Array) -> Factors:
         faces = self.faces
-        values = np.concatenate(
-            [1 + faces.at_sides(share), -share.reshape(-1), np.zeros(1)]
-        )[self.table]
+        own, total = 1 + faces.at_sides(share), faces.at_sides(np.stack([weights] * 2))
+        values = np.concatenate([own, *-share, np.zeros(1)])[self.table]
         pairs = diagonal[:, None] * values[:, self.first] * values[:, self.second]
-        total = faces.sum_at(faces.low, weights) + faces.sum_at(faces.high, weights)
         entries = [pairs.ravel()[self.kept], total, -weights]
         return self.layout.factor(np.concatenate(entries))

@@ -68,17 +68,14 @@ class Layout:
     """
 
     def __init__(self, n: int, rows: Index, columns: Index) -> None:
-        sparse, graphs = (
-            lazy_import("scipy.sparse"),
-            lazy_import("scipy.sparse.csgraph"),
-        )
+        # An entry counts from both sides: the ordering reads the whole pattern.
         own = np.arange(n)
-        where = (
-            np.concatenate([own, rows, columns]),
-            np.concatenate([own, columns, rows]),
-        )
-        graph = sparse.csr_array((np.ones(len(where[0])), where), shape=(n, n))
-        self.order = graphs.reverse_cuthill_mckee(graph, symmetric_mode=True)
+        first = np.concatenate([own, rows, columns])
+        second = np.concatenate([own, columns, rows])
+        ones = np.ones(len(first))
+        graph = lazy_import("scipy.sparse").csr_array((ones, (first, second)), (n, n))
+        ordering = lazy_import("scipy.sparse.csgraph").reverse_cuthill_mckee
+        self.order = ordering(graph, symmetric_mode=True)
         rank = np.empty(n, dtype=np.int64)
         rank[self.order] = own
         first, second = rank[rows], rank[columns]
@@ -103,6 +100,8 @@ def factor_positive(matrix: Any) -> Factors:
 
 def factor(matrix: Any) -> Factors:
     """Return the LU factors of a sparse matrix whose diagonal may serve as pivots."""
+    # Pivots on the diagonal keep the ordering, and with it the fill, that the symmetric
+    # pattern asks for.
     splu = lazy_import("scipy.sparse.linalg").splu
     factors: Factors = splu(
         matrix.tocsc(),

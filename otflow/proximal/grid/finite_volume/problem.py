@@ -30,14 +30,14 @@ NEAR = 0.05
 
 @dataclass(frozen=True)
 class Pointwise:
-    """The energy U plus an entropy, of arrays of densities > 0, entrywise.
+    r"""The energy :math:`U(r) + c\,r\log r` of densities r > 0, entrywise.
 
     Parameters
     ----------
     internal : Internal or None
         U.
     entropy : float
-        Factor of the entropy.
+        c, the factor of the entropy.
     device : torch.device
         Device on which U is evaluated.
     """
@@ -75,10 +75,10 @@ class Pairs:
     step : UpwindStep
         The step.
     numbers : ndarray, shape (2 m + n,) or (2 m + 2 n,)
-        Flux through each face upwards and downwards, as changes of density; densities
-        at the end; and, if there is a bound, the densities that it leaves.
+        The fluxes upwards, the fluxes downwards (both as changes of density), and the
+        densities at the end. With a bound also the bound minus the densities.
     multipliers : ndarray
-        Their multipliers.
+        The multiplier of each number.
     """
 
     step: UpwindStep
@@ -111,7 +111,7 @@ class Interior(Pairs):
         return float(self.numbers @ self.multipliers) / len(self.numbers)
 
     def moved(self, newton: Newton, length: float, dual: float) -> Interior:
-        """Return the flow ahead, its multipliers by a length of their own."""
+        """Return the flow at shares of a step: of the numbers, of the multipliers."""
         return Interior(
             self.step,
             self.numbers + length * newton.numbers,
@@ -119,7 +119,7 @@ class Interior(Pairs):
         )
 
     def trusted(self, mu: float) -> Interior:
-        """Return it with multipliers near those of a barrier."""
+        """Return the flow with multipliers within a factor of mu over the numbers."""
         centre = mu / self.numbers
         near = np.clip(self.multipliers, centre / TRUST, centre * TRUST)
         return replace(self, multipliers=near)
@@ -127,7 +127,7 @@ class Interior(Pairs):
 
 @dataclass(frozen=True)
 class Newton(Pairs):
-    """Newton's step from a flow: changes, of the densities by minus the outflow.
+    """Newton's step from a flow: changes of the numbers and of their multipliers.
 
     Parameters
     ----------
@@ -146,10 +146,10 @@ class UpwindStep:
 
     .. math:: \sum_K U(\rho_K) + V_K\rho_K + Q(\rho) + \sum_f
         \frac{f^2}{2\,dt\,c_f\,\rho_f}, \qquad
-        0 \le \rho = \rho^0 - \operatorname{outflow}(f) \le b,
+        0 \le \rho = \rho^0 - \operatorname{outflow}(f) \le b.
 
-    :math:`\rho_f` the density upstream and c the conductance. It is convex
-    if Q is.
+    :math:`\rho_f` is the density of the cell that the flux leaves, and
+    :math:`c_f` the conductance. The problem is convex if Q is.
 
     Parameters
     ----------
@@ -184,20 +184,24 @@ class UpwindStep:
 
     @property
     def reach(self) -> Array:
-        """Fluxes for a unit of density and of slope."""
+        """The fluxes that a unit slope drives through a unit density, (m,)."""
         reach: Array = self.dt * self.faces.conductance
         return reach
 
     def parts(self, numbers: Array) -> tuple[Array, Array, Array]:
-        """Return the parts of numbers or multipliers: of fluxes, densities, the bound.
+        """Return views of numbers or multipliers: fluxes, densities, distances.
 
-        The first is (2, m), the second (n,), the third (n,) or, without a bound, empty.
+        The fluxes are (2, m), the densities (n,). The distances from the bound are
+        (n,), or empty without a bound.
         """
         m, n = 2 * len(self.faces.low), self.faces.n
         return numbers[:m].reshape(2, -1), numbers[m : m + n], numbers[m + n :]
 
     def joined(self, ways: Array, density: Array, left: Array) -> Array:
-        """Return the numbers of three parts; without a bound the last is left out."""
+        """Return fluxes, densities and distances as numbers, the inverse of `parts`.
+
+        Without a bound the distances are left out.
+        """
         below = [left] if self.bounded else []
         return np.concatenate([ways.reshape(-1), density, *below])
 
@@ -208,6 +212,8 @@ class UpwindStep:
 
     def spread(self) -> Array:
         """Return densities near the source, all of them positive."""
+        # One implicit step of heat reaches every cell of a room. Its far tail is too
+        # small to start from, so a share of the mean is added.
         faces = self.faces
         sparse = lazy_import("scipy.sparse")
         heat = sparse.eye_array(faces.n) + faces.laplacian(np.ones(len(faces.low)))
@@ -216,12 +222,13 @@ class UpwindStep:
         return rho
 
     def level(self) -> Array:
-        """Return fluxes that level the density in each room: a central flow."""
+        """Return fluxes that level the density in each room, far from all bounds."""
         faces = self.faces
         labels = faces.rooms
         mean = np.bincount(labels, self.source) / np.bincount(labels)
         flux = np.zeros(len(faces.low))
-        for _ in range(3):  # the trace leaves a little
+        # The addition to the diagonal leaves a small error: it is solved for again.
+        for _ in range(3):
             late = self.source - faces.outflow(flux) - mean[labels]
             phi = faces.levelling.solve(late)
             flux += faces.conductance * (phi[faces.low] - phi[faces.high])
@@ -240,17 +247,19 @@ class UpwindStep:
         return centre if warm is None else self.resumed(warm, centre, unit / len(x))
 
     def resumed(self, old: Interior, centre: Interior, mu: float) -> Interior:
-        """Return the velocities and multipliers of another flow, moved inwards.
+        """Return a flow of the velocities and multipliers of another, moved inwards.
 
-        Flows are convex combinations of flows, so the way inwards is straight.
+        It is a combination of the flow of these velocities and of `centre`, and
+        `centre` itself if the former has no positive densities.
         """
+        # Fluxes are velocities times the new densities, which solve a linear system.
         sides = self.faces.sides
         q = self.dt / old.step.dt * old.ways / old.density[sides]
         density = factor(self.faces.normal.matrix(q).T).solve(self.source)
         ways = q * density[sides]
         if not (np.isfinite(ways).all() and (density > 0).all()):
             return centre
-        # So that a tenth of the centre's own distance from the bound is left.
+        # A tenth of the centre's own distance from the bound is left.
         way = density - centre.density
         over = way - (1 - MARGIN) * (self.bound - centre.density)
         above = over > 0
@@ -275,7 +284,7 @@ class UpwindStep:
         return cost
 
     def cells(self, density: Array) -> Array:
-        """Return the energy, of each cell."""
+        """Return the energy of each cell, per volume."""
         cells = self.energy.energy(density) + self.potential * density
         if self.coupling is not None:
             cells = cells + 0.5 * density * self.coupling.field(density)
@@ -298,16 +307,17 @@ class UpwindStep:
         return float(self.cells(density).sum() + cost.sum()) - barriers
 
     def gap(self, state: Interior, phi: Array) -> float:
-        r"""Return a bound on how far a flow is from the least objective.
+        r"""Return a bound on the objective of a flow minus the least objective.
 
         For every :math:`\phi` the least objective is at least
 
         .. math:: \sum_K \rho^0_K\phi_K - U^*\bigl(\phi + \tfrac{dt}2 G(\phi) - V\bigr),
-            \qquad G_K = \sum_{L: \phi_L < \phi_K} c\,(\phi_K - \phi_L)^2,
+            \qquad G_K = \sum_{L: \phi_L < \phi_K} c\,(\phi_K - \phi_L)^2.
 
-        :math:`U^*` the greatest :math:`\sum z r - U(r)` over densities r of the same
-        mass, between the bounds. As U is above its tangents, that is at most the same
-        of the tangent at the flow's density, which is linear: a greedy filling.
+        :math:`U^*(z)` is the greatest :math:`\sum z r - U(r)` over densities r of the
+        same mass within the bounds. U lies above its tangent at the flow's density. So
+        the tangent in place of U gives a lower bound too. Its :math:`U^*` fills the
+        cells in the order of z, each up to the bound.
         """
         faces, rho = self.faces, state.density
         drop = phi[faces.low] - phi[faces.high]

@@ -275,6 +275,7 @@ class FiniteVolume(GridProximal):
     True
     """
 
+    # The cost is a linearisation of the distance: the step is of first order in dt.
     carries_order_2 = False
     moves_straight = False
 
@@ -362,6 +363,7 @@ class FiniteVolume(GridProximal):
         Of the budget of rounds a half is for this attempt, the rest for its halves.
         """
         part = self._attempt(scene, task, budget // 2)
+        # Rounds cost many systems: a half without enough left for a step is not tried.
         share = budget // 4
         spent_up = part.rounds and share < self.max_iterations
         if part.move.converged or not halvings or spent_up:
