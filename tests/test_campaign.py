@@ -113,7 +113,7 @@ def test_a_trial_runs_on_one_thread_as_its_time_counts_all_of_them():
     torch.set_num_threads(2)
     try:
         seen = []
-        outcome(lambda trial: seen.append(torch.get_num_threads()))
+        outcome(lambda _: seen.append(torch.get_num_threads()))
         assert seen == [1]
         assert torch.get_num_threads() == 2
     finally:
