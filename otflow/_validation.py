@@ -19,8 +19,10 @@ from otflow.errors import NonFinite
 __all__ = [
     "as_float_tensor",
     "as_points",
+    "as_tensor",
     "as_weights",
     "check_finite",
+    "check_function",
     "check_generator",
     "check_kind",
     "check_like",
@@ -54,11 +56,11 @@ def unit_of(*tensors: Tensor) -> float:
     return 2.0 ** (math.frexp(lowest)[1] - 1)
 
 
-def as_float_tensor(x: ArrayLike, name: str) -> Tensor:
-    """Return `x` as a dense real float32/float64 tensor; dtype and device are kept."""
+def as_tensor(x: ArrayLike, name: str) -> Tensor:
+    """Return `x` as a dense tensor of numbers; dtype and device are kept."""
     if isinstance(x, np.ndarray):
         widest = 16 if x.dtype.kind == "c" else 8
-        if x.dtype.kind not in "fiuc" or x.dtype.itemsize > widest:
+        if x.dtype.kind not in "biufc" or x.dtype.itemsize > widest:
             msg = f"{name} must be a numeric array that torch knows, got {x.dtype}"
             raise TypeError(msg)
         # A copy: so a read-only array works, and the caller's memory is not shared.
@@ -75,6 +77,12 @@ def as_float_tensor(x: ArrayLike, name: str) -> Tensor:
             f"{x.device}; use .to_dense() or materialise it first"
         )
         raise TypeError(msg)
+    return x
+
+
+def as_float_tensor(x: ArrayLike, name: str) -> Tensor:
+    """Return `x` as a dense real float32/float64 tensor; dtype and device are kept."""
+    x = as_tensor(x, name)
     if x.dtype in (torch.float16, torch.bfloat16):
         msg = (
             f"{name} has dtype {x.dtype}, too coarse for transport; "
@@ -184,6 +192,13 @@ def check_kind(value: Any, kind: type, name: str, *, cure: str = "") -> None:
         raise TypeError(msg)
 
 
+def check_function(value: Any, demand: str) -> None:
+    """Raise TypeError, which states the demand, unless `value` can be called."""
+    if not callable(value):
+        msg = f"{demand}, got {type(value).__name__}"
+        raise TypeError(msg)
+
+
 def real(value: Any, name: str) -> float:
     """Return a finite real number as a float; bool and str raise TypeError."""
     if type(value) is float and math.isfinite(value):  # the good case, of every step
@@ -271,7 +286,7 @@ def check_generator(generator: Any) -> None:
 
 def check_finite(x: Tensor, what: str) -> None:
     """Raise `NonFinite`, naming `what`, if an entry of `x` is NaN or infinite."""
-    if x.requires_grad:
+    if x.ndim and x.requires_grad:
         x = x.detach()
     # One reduction on the good path: a sum is finite only if its terms are. A sum of
     # finite terms may overflow; then the entries are checked one by one.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -21,6 +20,7 @@ from otflow._validation import (
     positive,
     seed_and_stream,
 )
+from otflow._warn import warn
 from otflow.errors import Diverged, Interrupted, NonFinite, NotConvergedWarning
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import Measure
@@ -191,7 +191,7 @@ def _warn_of_solves(trajectory: Trajectory[Any]) -> None:
         count = sum(any("cause" in solve for solve in found) for found in bad.values())
         what += f"; in {count} of them {cause}"
     msg = f"{what}; they are not certified, and the measure may have stayed: {cure}"
-    warnings.warn(NotConvergedWarning(msg, trajectory=trajectory), stacklevel=3)
+    warn(NotConvergedWarning(msg, trajectory=trajectory))
 
 
 @contextmanager

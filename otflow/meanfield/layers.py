@@ -9,6 +9,7 @@ from torch import Tensor
 
 from otflow._answers import check_dtype
 from otflow._typing import ArrayLike
+from otflow._validation import check_function
 from otflow.errors import InvalidFunctional
 from otflow.meanfield.network import Network
 from otflow.meanfield.units import Elementwise, as_activation
@@ -214,9 +215,7 @@ class CustomLayer(Network):
         offset: float | Sequence[float] | ArrayLike | None = None,
     ) -> None:
         super().__init__(outputs, scaling, offset)
-        if not callable(sigma):
-            msg = f"sigma must be a function of (x, theta), got {type(sigma).__name__}"
-            raise TypeError(msg)
+        check_function(sigma, "sigma must be a function of (x, theta)")
         self.function = sigma
 
     def hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, final
 import torch
 from torch import Tensor
 
-from otflow._graphs import COUNTER, Immutable, records, refuse_graph
+from otflow._graphs import COUNTER, Immutable, records, refuse_graph, unmodified
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     as_points,
@@ -22,11 +21,12 @@ from otflow._validation import (
     positive,
     unit_of,
 )
+from otflow._warn import warn
 from otflow.errors import Unsupported
 from otflow.kernels import Function, Kernel, as_kernel
 from otflow.measures.sums import integrate, internal_energy, pair_energy, pair_potential
 
-__all__ = ["Measure", "keep_immutable", "kernel_at_the_door"]
+__all__ = ["Measure", "keep_immutable", "kernel_at_the_door", "value_of"]
 
 
 class Measure(ABC):
@@ -605,8 +605,9 @@ class Measure(ABC):
         >>> of.Particles(x).detach().points.requires_grad
         False
         """
-        slots = (getattr(self, name, None) for name in _slots(type(self)))
-        for held in (*vars(self).values(), *slots):
+        slots = _slots(type(self))
+        more = [getattr(self, name, None) for name in slots] if slots else ()
+        for held in (*vars(self).values(), *more):
             if isinstance(held, Tensor) and held.requires_grad:
                 return self.map_tensors(Tensor.detach)
         return self
@@ -771,15 +772,25 @@ class Measure(ABC):
 
     @property
     def _tangent_shape(self) -> tuple[int, ...]:
-        return tuple(self.points.shape)
+        return self.points.shape
 
     def _check_tangent(self, tangent: Tensor, name: str = "tangent") -> None:
         shape = self._tangent_shape
         if not isinstance(tangent, Tensor) or tangent.shape != shape:
             got = getattr(tangent, "shape", type(tangent).__name__)
-            msg = f"{name} must have shape {shape}{self._tangent_layout}, got {got}"
+            expected = f"{tuple(shape)}{self._tangent_layout}"
+            msg = f"{name} must have shape {expected}, got {got}"
             raise ValueError(msg)
         check_like(tangent, self.points, name, "points")
+
+
+def value_of(mu: Measure, value: Value, *own: Tensor) -> Tensor:
+    """Return a value at a measure; one that writes into the measure's tensors raises.
+
+    Tensors `own` count beside the points and the weights.
+    """
+    with unmodified(mu.points, mu.weights, *own, by="the functional"):
+        return value(mu)
 
 
 def kernel_at_the_door(W: Ground, diagonal: bool | None) -> Kernel:
@@ -791,7 +802,7 @@ def kernel_at_the_door(W: Ground, diagonal: bool | None) -> Kernel:
         "diagonal= goes in the next release: a kernel is singular or not; leave the "
         "pairs i = j out by kernels.Function(W, singular=True)"
     )
-    warnings.warn(msg, DeprecationWarning, stacklevel=3)
+    warn(msg, DeprecationWarning)
     same = kernel.singular != diagonal
     return kernel if same else Function(kernel, singular=not diagonal)
 

@@ -10,20 +10,19 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import second_gradient, value_and_gradient
-from otflow._graphs import records, unmodified
+from otflow._graphs import records
 from otflow._typing import ArrayLike, Value
 from otflow._validation import (
     as_points,
     as_weights,
     check_generator,
     coordinate_limit,
-    non_negative_int,
     positive,
     real,
 )
 from otflow.errors import Diverged
-from otflow.measures.base import Measure
-from otflow.measures.sums import refuse_to_draw, reweighted
+from otflow.measures.base import Measure, value_of
+from otflow.measures.sums import check_draw, reweighted
 
 __all__ = ["Particles"]
 
@@ -151,9 +150,7 @@ class Particles(Measure):
         self, value: Value, points: Tensor, weights: Tensor | None = None
     ) -> Tensor:
         """Return the value at other tensors; a value that writes into them raises."""
-        nu = self.with_free_atoms(points, weights)
-        with unmodified(nu.points, nu.weights, by="the functional"):
-            return value(nu)
+        return value_of(self.with_free_atoms(points, weights), value)
 
     # Derivatives ---------------------------------------------------------------------
 
@@ -165,22 +162,23 @@ class Particles(Measure):
         Unsupported
             If the masses carry a graph and some of them are zero.
         """
+        points, weights = self.points, self.weights
         f, grad = value_and_gradient(
-            lambda x: self._evaluate(value, x), self.points, beside=(self.weights,)
+            lambda x: self._evaluate(value, x), points, beside=(weights,)
         )
-        if self.is_uniform and not records(self.weights):
-            return f, grad * float(self.n)
-        empty = self.weights == 0
-        if not records(self.weights):
+        if self.is_uniform and not records(weights):
+            return f, grad * float(len(points))
+        empty = weights == 0
+        if not records(weights):
             # The gradient is a product with the mass. If the mass is close to underflow
             # the product has lost digits, and the division does not restore them.
             kind = torch.finfo(self.dtype)
-            empty = self.weights < kind.tiny / kind.eps
+            empty = weights < kind.tiny / kind.eps
         if not bool(empty.any()):
-            return f, grad / self.weights[:, None]
-        grad = grad / self.weights.masked_fill(empty, 1.0)[:, None]
+            return f, grad / weights[:, None]
+        grad = grad / weights.masked_fill(empty, 1.0)[:, None]
         at_probes = second_gradient(
-            lambda x, w: self._evaluate(value, x, w), self.points, self.weights, empty
+            lambda x, w: self._evaluate(value, x, w), points, weights, empty
         )
         return f, grad.index_put((empty,), at_probes)
 
@@ -235,9 +233,7 @@ class Particles(Measure):
 
         The draws are differentiable in the positions of the atoms drawn.
         """
-        check_generator(generator)
-        refuse_to_draw(self.weights)
-        n = non_negative_int(n, "n", minimum=1)
+        n = check_draw(n, generator, self.weights)
         index = torch.multinomial(
             self.weights, n, replacement=True, generator=generator
         )
@@ -271,12 +267,14 @@ class Particles(Measure):
 
     def _moved(self, points: Tensor) -> Self:
         # One reduction catches NaN, infinity and later overflow of squares: with NaN
-        # the comparison is False.
-        largest = torch.linalg.vector_norm(points.detach(), ord=torch.inf).item()
-        if not largest < coordinate_limit(points.dtype):
+        # the comparison is False. The sum of squares bounds the largest coordinate, and
+        # costs half the time.
+        limit, norm = coordinate_limit(points.dtype), torch.linalg.vector_norm
+        x = points.detach()
+        if not (norm(x).item() < limit or norm(x, ord=torch.inf).item() < limit):
             msg = (
                 "positions left the finite numbers; take a smaller dt, or use JKO or "
                 "ExplicitEuler(backtracking=True)"
             )
             raise Diverged(msg, measure=self)
-        return self.with_free_atoms(points)
+        return self._changed(points=points)

@@ -89,12 +89,8 @@ class GridLaplacian:
         least = STRONG * max(strength)
         return [a for a, s in enumerate(strength) if s > 0 and s >= least]
 
-    def coarser(self, axes: Sequence[int] | None = None) -> GridLaplacian:
-        """Return the matrix on blocks of two cells along some axes, by sums.
-
-        By default all axes are coarsened.
-        """
-        axes = range(self.rest.ndim) if axes is None else axes
+    def coarser(self, axes: Sequence[int]) -> GridLaplacian:
+        """Return the matrix on blocks of two cells along some axes, by sums."""
         faces = []
         for axis, w in enumerate(self.faces):
             coarse = w
@@ -108,31 +104,53 @@ class GridLaplacian:
 
 @dataclass(frozen=True)
 class Multigrid:
-    """A preconditioner: one symmetric cycle from 0; on a line the inverse itself."""
+    """A preconditioner: one symmetric cycle from 0; on a line the inverse itself.
 
-    levels: list[GridLaplacian]
-    axes: list[list[int]]
-    inverses: list[Tensor]
+    Parameters
+    ----------
+    L : GridLaplacian
+        The matrix.
+    step : Tensor
+        The damped inverse of its diagonal.
+    axes : list of int
+        The axes along which the next grid is coarser.
+    coarser : Multigrid or None
+        The cycle on this grid.
+    """
+
+    L: GridLaplacian
+    step: Tensor
+    axes: list[int]
+    coarser: Multigrid | None
 
     @classmethod
     def of(cls, L: GridLaplacian) -> Multigrid:
         """Return the cycle of a matrix, with ever coarser ones."""
-        levels, coarsened = [L], []
-        while max(levels[-1].rest.shape) > COARSEST:
-            axes = levels[-1].strong_axes()
-            if not axes:  # a diagonal matrix
-                break
-            coarsened.append(axes)
-            levels.append(levels[-1].coarser(axes))
-        return cls(levels, coarsened, [inverse(M.diagonal) for M in levels])
+        # The axes of a diagonal matrix are none.
+        axes = L.strong_axes() if max(L.rest.shape) > COARSEST else []
+        coarser = cls.of(L.coarser(axes)) if axes else None
+        return cls(L, DAMPING * inverse(L.diagonal), axes, coarser)
 
     def __call__(self, r: Tensor) -> Tensor:
         """Return an approximate solution for the right-hand side r, 0 where L is 0."""
-        L = self.levels[0]
-        if _is_line(L):
-            return _along_the_line(L, r)
+        if _is_line(self.L):
+            return _along_the_line(self.L, r)
         # Coarse corrections spread to cells where the matrix is 0: they are masked.
-        return _cycle(self.levels, self.axes, self.inverses, r) * (L.diagonal > 0)
+        return self._cycle(r) * (self.L.diagonal > 0)
+
+    def _cycle(self, r: Tensor) -> Tensor:
+        p = self.step * r
+        for _ in range((SWEEPS if self.coarser else LAST_SWEEPS) - 1):
+            p = p + self.step * (r - self.L.apply(p))
+        if self.coarser is None:
+            return p
+        coarse = self.coarser._cycle(blocks(r - self.L.apply(p), self.axes))
+        for axis in self.axes:
+            coarse = coarse.repeat_interleave(2, axis).narrow(axis, 0, r.shape[axis])
+        p = p + OVERSHOOT * coarse
+        for _ in range(SWEEPS):
+            p = p + self.step * (r - self.L.apply(p))
+        return p
 
 
 def solve_laplacian(
@@ -208,30 +226,6 @@ def _conjugate_gradients(
         rz, before = (r * z).sum(), rz
         d = z + (rz / before) * d
     return best[0], best[1], steps
-
-
-def _cycle(
-    levels: list[GridLaplacian],
-    axes: list[list[int]],
-    inverses: list[Tensor],
-    r: Tensor,
-) -> Tensor:
-    """Return one symmetric V-cycle from 0."""
-    L, step = levels[0], DAMPING * inverses[0]
-    p = step * r
-    for _ in range((SWEEPS if len(levels) > 1 else LAST_SWEEPS) - 1):
-        p = p + step * (r - L.apply(p))
-    if len(levels) == 1:
-        return p
-    coarse = blocks(r - L.apply(p), axes[0])
-    coarse = _cycle(levels[1:], axes[1:], inverses[1:], coarse)
-    for axis in axes[0]:
-        n = r.shape[axis]
-        coarse = coarse.repeat_interleave(2, axis).narrow(axis, 0, n)
-    p = p + OVERSHOOT * coarse
-    for _ in range(SWEEPS):
-        p = p + step * (r - L.apply(p))
-    return p
 
 
 def _is_line(L: GridLaplacian) -> bool:

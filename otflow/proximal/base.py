@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from otflow._validation import check_kind, positive
+from otflow._warn import warn
 from otflow.errors import Unsupported
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import GridDensity, Measure
@@ -73,7 +73,7 @@ class ProxResult(Generic[M]):
                 "it as ProxResult(measure, warm, certificate=certify(iterations=..., "
                 "residual=..., ...))"
             )
-            warnings.warn(msg, DeprecationWarning, stacklevel=2)
+            warn(msg, DeprecationWarning)
             certificate = {**certificate, "iterations": iterations}
         self.__dict__.update(measure=measure, warm=warm, certificate=certificate)
 

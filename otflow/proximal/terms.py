@@ -146,7 +146,7 @@ def sort_terms(F: Functional, dim: int | None = None) -> Terms:
 
 
 def check_terms(F: Functional, mu: Measure) -> None:
-    """Raise ValueError if the terms of a class do not sum to its value at `mu`.
+    """Raise ValueError if the terms that a class states do not sum to it at `mu`.
 
     Solvers see the terms alone: their certificates rest on this identity. The check
     evaluates F and its terms once; sums and multiples need none.

@@ -129,7 +129,7 @@ def test_terms_that_do_not_sum_to_the_functional_are_refused(mu, wrap):
 
 
 def test_terms_of_a_class_are_tried_once_a_flow():
-    asked = []
+    asked: list[None] = []
 
     class Counting(Composite):
         def value(self, mu):

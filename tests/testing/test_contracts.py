@@ -192,6 +192,8 @@ def test_a_wrong_measure_is_found_out():
 class Logarithms(of.Measure):
     """Equal atoms on the half line, moved by their logarithms; not flat."""
 
+    state: torch.Tensor
+
     def __init__(self, state):
         self._hold(state=state)
 

@@ -102,15 +102,9 @@ def gaussian_nodes(dim: int, nodes: int | None = None) -> Nodes:
     if dim <= TENSOR_DIM:
         per_axis = PER_AXIS[dim] if nodes is None else nodes
         return _tensor(dim, non_negative_int(per_axis, "nodes", minimum=2))
-    if dim > MAX_DIM:
-        msg = (
-            f"a Gaussian in dimension {dim} has no quadrature rule: Sobol's sequence "
-            f"ends at {MAX_DIM}; draw samples, and flow them as Particles"
-        )
-        raise ValueError(msg)
     if nodes is None:
         nodes = max(LOW_DISCREPANCY, 1 << (PER_DIMENSION * dim - 1).bit_length())
-    return _antithetic(dim, _even(nodes, 2 * dim + 2))
+    return scattered_nodes(dim, nodes)
 
 
 def finer_nodes(dim: int, nodes: int) -> Nodes:
@@ -171,7 +165,10 @@ def scattered_nodes(dim: int, nodes: int, seed: int = 0) -> Nodes:
         If the nodes do not fit into the memory.
     """
     if dim > MAX_DIM:
-        msg = f"Sobol's sequence ends at dimension {MAX_DIM}, got {dim}"
+        msg = (
+            f"a Gaussian in dimension {dim} has no quadrature rule: Sobol's sequence "
+            f"ends at {MAX_DIM}; draw samples, and flow them as Particles"
+        )
         raise ValueError(msg)
     return _antithetic(dim, _even(nodes, 2 * dim + 2), seed)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from otflow._autodiff import check_finite
 from otflow._typing import Ground
+from otflow._warn import warn
 from otflow.errors import InvalidFunctional, KernelWarning
 from otflow.kernels import Gaussian, Kernel
 from otflow.measures.base import kernel_at_the_door
@@ -278,7 +278,7 @@ def _warn(missed: float) -> None:
         f"from 0: about {missed:.1%} of it is left out; widen them, or take smaller "
         f"cells or Particles"
     )
-    warnings.warn(msg, KernelWarning, stacklevel=3)
+    warn(msg, KernelWarning)
 
 
 def _hat_rule(

@@ -103,11 +103,9 @@ def seen_along_axes(box: Box, W: Kernel, like: Tensor) -> tuple[float, float, fl
     centres, nodes, finer : float
         The shares, the greatest over the axes; infinite if W is not finite.
     """
-    worst = [0.0, 0.0, 0.0]
-    for axis in range(box.dim):
-        for i, share in enumerate(_seen(box, W, like, axis)):
-            worst[i] = max(worst[i], share)
-    return worst[0], worst[1], worst[2]
+    shares = [_seen(box, W, like, axis) for axis in range(box.dim)]
+    centres, nodes, finer = map(max, zip(*shares, strict=True))
+    return centres, nodes, finer
 
 
 def _seen(box: Box, W: Kernel, like: Tensor, axis: int) -> tuple[float, float, float]:

@@ -197,14 +197,12 @@ def _winners(phi: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Return the cuts between the cells that win mass in a row, and these cells."""
     n = phi.shape[-1]
     place = torch.arange(n, dtype=phi.dtype, device=phi.device) + 0.5
-    index = torch.arange(n, device=phi.device)
     wins = torch.isfinite(phi)
     # Each round removes a winner, so there are at most n rounds.
     while True:
         # The next winners on both sides of each face.
-        left = torch.where(wins, index, -1).cummax(-1).values[..., :-1]
-        right = torch.where(wins, index, n).flip(-1).cummin(-1).values.flip(-1)
-        right = right[..., 1:]
+        left, right = _next(wins)
+        left, right = left[..., :-1], right[..., 1:]
         a, b = left.clamp_min(0), right.clamp_max(n - 1)
         rise = torch.gather(phi, -1, b) - torch.gather(phi, -1, a)
         gap = (b - a).clamp_min(1).to(phi.dtype)
@@ -218,6 +216,13 @@ def _winners(phi: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         if not bool(lost.any()):
             return cuts, wins
         wins = wins & ~lost
+
+
+def _next(wins: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the last winner up to each cell of a row, -1 if none; the next one, n."""
+    index = torch.arange(wins.shape[-1], device=wins.device)
+    ahead = torch.where(wins, index, len(index)).flip(-1).cummin(-1).values.flip(-1)
+    return torch.where(wins, index, -1).cummax(-1).values, ahead
 
 
 def lifted(phi: Tensor, box: Box, dt: float) -> Tensor:
@@ -250,8 +255,7 @@ def lifted(phi: Tensor, box: Box, dt: float) -> Tensor:
             continue
         wins = _winners(rows, scale)[1]
         index = torch.arange(n, device=rows.device)
-        a = torch.where(wins, index, -1).cummax(-1).values
-        b = torch.where(wins, index, n).flip(-1).cummin(-1).values.flip(-1)
+        a, b = _next(wins)
         between = (a >= 0) & (b < n) & ~wins & torch.isfinite(rows)
         a, b = a.clamp_min(0), b.clamp_max(n - 1)
         share = (index - a).to(rows.dtype) / (b - a).clamp_min(1).to(rows.dtype)

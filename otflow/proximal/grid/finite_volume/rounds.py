@@ -62,19 +62,13 @@ def solve_in_rounds(
     # The rounds have energies of size 1, whatever the units of length.
     unit, step = local.unit, local.step
 
-    def solve(
-        potential: Tensor,
-        entropy: float,
-        start: Any,
-        tolerance: float,
-        budget: int,
-    ) -> LocalStep:
-        p = potential.detach().double().cpu().numpy().reshape(-1)[cells]
-        energy = replace(step.energy, entropy=step.energy.entropy + unit * entropy)
+    def solve(V: Tensor, L: float, start: Any, aim: float, most: int) -> LocalStep:
+        p = V.detach().double().cpu().numpy().reshape(-1)[cells]
+        energy = replace(step.energy, entropy=step.energy.entropy + unit * L)
         posed = replace(step, potential=step.potential + unit * p, energy=energy)
         first = kept if start is None else start.state
         own = replace(local, step=posed)
-        move = own.solve(first, tolerance, min(budget, limit))
+        move = own.solve(first, aim, min(most, limit))
         return LocalStep(
             log_density=_log_density(mu, local, move.density, TINY),
             objective=local.objective(move) / unit,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,6 +79,14 @@ class Scene:
         if self.inside is None:
             return self.terms.nonlocal_part
         return replace(self.terms, interactions=()).nonlocal_part
+
+
+class Task(NamedTuple):
+    """A step to take."""
+
+    measure: GridDensity
+    dt: float
+    start: Interior | None  # the flow of an earlier step
 
 
 @dataclass(frozen=True)
@@ -316,7 +324,7 @@ class FiniteVolume(GridProximal):
         scene = Scene.of(taken, mu, kept.scene if kept else None)
         start = kept.last.move.state if kept else None
         before = float(F.value(mu))
-        parts = self._advance(scene, mu, dt, start, self.max_halvings, budget)
+        parts = self._advance(scene, Task(mu, dt, start), self.max_halvings, budget)
         moves = [part.move for part in parts]
         nu = mu.moved(parts[-1].measure.weights)
         residual = max(move.residual for move in moves)
@@ -347,39 +355,28 @@ class FiniteVolume(GridProximal):
         return ProxResult(nu, Warm(scene, parts[-1]), certificate=certificate)
 
     def _advance(
-        self,
-        scene: Scene,
-        mu: GridDensity,
-        dt: float,
-        start: Interior | None,
-        halvings: int,
-        budget: int,
+        self, scene: Scene, task: Task, halvings: int, budget: int
     ) -> list[Part]:
         """Return the step, or those of its two halves if it fails.
 
         Of the budget of rounds a half is for this attempt, the rest for its halves.
         """
-        part = self._attempt(scene, mu, dt, start, budget // 2)
+        part = self._attempt(scene, task, budget // 2)
         share = budget // 4
         spent_up = part.rounds and share < self.max_iterations
         if part.move.converged or not halvings or spent_up:
             return [part]
-        first = self._advance(scene, mu, 0.5 * dt, start, halvings - 1, share)
+        half = task._replace(dt=0.5 * task.dt)
+        first = self._advance(scene, half, halvings - 1, share)
         middle = first[-1]
-        if not all(half.move.converged for half in first):
+        if not all(part.move.converged for part in first):
             return [part]
-        nu, start = middle.measure, middle.move.state
-        return first + self._advance(scene, nu, 0.5 * dt, start, halvings - 1, share)
+        rest = Task(middle.measure, half.dt, middle.move.state)
+        return first + self._advance(scene, rest, halvings - 1, share)
 
-    def _attempt(
-        self,
-        scene: Scene,
-        mu: GridDensity,
-        dt: float,
-        start: Interior | None,
-        budget: int,
-    ) -> Part:
+    def _attempt(self, scene: Scene, task: Task, budget: int) -> Part:
         """Return the step, undivided."""
+        mu, dt, start = task
         local = _pose(scene, mu, dt)
         G, spent = scene.outside, 0
         if G is None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from otflow._warn import warn
 from otflow.errors import BlurWarning, Diverged
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
@@ -156,7 +156,7 @@ def warn_of_blur(
         f"moves the density by {own.blur:.3g}, which is not small beside the "
         f"step{rose}; the step is not certified; {_cures_of_blur(problem)}"
     )
-    warnings.warn(msg, BlurWarning, stacklevel=3)
+    warn(msg, BlurWarning)
     return Told(F, (*dts, dt))
 
 
