@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 import otflow as of
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 
 F64 = torch.float64
 

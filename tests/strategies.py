@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 import otflow as of
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 
 # Multiples of 1/64: coincident points and exact sums are common, and no point is so
 # near another that a singular derivative would drown a tolerance.

@@ -15,8 +15,8 @@ from otflow._autodiff import (
     value_gradient_product,
 )
 from otflow._pairs import TILE, pair_sum, tiles
-from tests import clouds
-from tests.clouds import normal
+from otflow.testing import clouds
+from otflow.testing.clouds import normal
 
 KERNELS = [
     of.kernels.Gaussian(0.8),

@@ -13,8 +13,9 @@ import torch
 
 import otflow as of
 from otflow._validation import check_like, check_option, seed_and_stream
-from tests import clouds, exact
-from tests.clouds import normal
+from otflow.testing import clouds
+from otflow.testing.clouds import normal
+from tests import exact
 from tests.refusals import refused
 
 NAN, INF = float("nan"), float("inf")

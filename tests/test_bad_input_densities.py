@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import otflow as of
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 from tests.refusals import refused
 
 NAN, INF = float("nan"), float("inf")

@@ -108,6 +108,18 @@ def test_a_trial_depends_on_its_seed_alone(name):
     assert "fault of the campaign" not in " ".join(first.notes)
 
 
+def test_a_trial_runs_on_one_thread_as_its_time_counts_all_of_them():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seen = []
+        outcome(lambda _: seen.append(torch.get_num_threads()))
+        assert seen == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_there_are_enough_trials():
     assert sum(family.trials for family in FAMILIES.values()) >= 3000
 

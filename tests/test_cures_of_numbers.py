@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import otflow as of
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
 
 F64 = torch.float64

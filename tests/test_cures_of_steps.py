@@ -9,7 +9,7 @@ import torch
 
 import otflow as of
 from otflow.schemes import Adaptive
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
 from tests.proximal.gaussian.test_values import AtTheTop, jump
 from tests.schemes.test_langevin import Noise, Told

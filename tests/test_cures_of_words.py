@@ -14,7 +14,7 @@ from otflow.proximal import (
     TangentProximal,
     certify,
 )
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
 from tests.proximal.test_tangent import Atoms, Scales
 

@@ -10,8 +10,8 @@ import torch
 from scipy import integrate, linalg
 from scipy.special import gamma
 
+from otflow.testing.clouds import normal
 from tests import exact
-from tests.clouds import normal
 
 DIFFUSIONS = [  # m, d: porous medium, and fast diffusion with a finite variance
     *((m, d) for m in (1.3, 2.0, 3.0) for d in (1, 2, 3)),

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import otflow as of
-from tests import clouds, exact
-from tests.clouds import assert_plain, assert_untouched, global_state, state
+from otflow.testing import clouds
+from otflow.testing.clouds import assert_plain, assert_untouched, global_state, state
+from tests import exact
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import otflow as of
-from tests import clouds, exact
+from otflow.testing import clouds
+from tests import exact
 
 
 def flow(steps=6, **options):

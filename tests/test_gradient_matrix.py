@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.testing.clouds import normal
+from otflow.testing.differences import derivative
 from tests import test_graphs
-from tests.clouds import normal
-from tests.differences import derivative
 from tests.metrics import test_gradient_laws
 
 F64 = torch.float64

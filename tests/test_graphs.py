@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import otflow as of
-from tests.clouds import assert_plain, normal
+from otflow.testing.clouds import assert_plain, normal
+from otflow.testing.differences import derivative
 from tests.curves import (
     ALL,
     BELLS,
@@ -32,7 +33,6 @@ from tests.curves import (
     tensors,
     weighted,
 )
-from tests.differences import derivative
 
 
 @pytest.fixture(autouse=True)

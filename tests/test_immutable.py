@@ -11,7 +11,7 @@ import torch
 
 import otflow as of
 from otflow._autodiff import value_and_gradient
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 from tests.curves import ALL, F64, state, tangent
 
 EDITABLE = {

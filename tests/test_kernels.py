@@ -7,8 +7,9 @@ import torch
 
 import otflow as of
 from otflow.kernels import TILE
-from tests import clouds, exact
-from tests.clouds import normal
+from otflow.testing import clouds
+from otflow.testing.clouds import normal
+from tests import exact
 from tests.test_autodiff import KERNELS
 
 KINDS = pytest.mark.parametrize("kernel", KERNELS, ids=repr)

@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle, StepPatch
 
 import otflow as of
 from otflow import plotting
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 
 
 @pytest.fixture(autouse=True)

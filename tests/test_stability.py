@@ -11,8 +11,8 @@ import torch
 
 import otflow as of
 from otflow.numerics.roots import increasing_root
+from otflow.testing.clouds import normal
 from tests import exact
-from tests.clouds import normal
 from tests.stability import Outcome, assert_stable, of_step
 
 F64 = torch.float64

@@ -32,12 +32,9 @@ PATIENCE = 12.0
 
 def work(connection: Connection) -> None:
     """Run the trials that come through the connection, one after the other."""
-    import torch
-
     from tools.campaigns import FAMILIES
     from tools.campaigns.protocol import run_trial
 
-    torch.set_num_threads(1)
     while True:
         name, seed = connection.recv()
         connection.send(run_trial(FAMILIES[name], seed))

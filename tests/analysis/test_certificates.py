@@ -14,8 +14,9 @@ from otflow.analysis import (
     minimizing_movement,
     observed_order,
 )
-from tests import clouds, exact
-from tests.differences import derivative
+from otflow.testing import clouds
+from otflow.testing.differences import derivative
+from tests import exact
 from tests.measures.intervals import uniform
 
 

@@ -9,7 +9,8 @@ import torch
 
 import otflow as of
 from otflow.analysis import displacement_convexity
-from tests import clouds, exact
+from otflow.testing import clouds
+from tests import exact
 from tests.measures.intervals import Intervals
 
 ENDS = {

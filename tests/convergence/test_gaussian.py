@@ -10,8 +10,8 @@ from scipy.optimize import brentq
 
 import otflow as of
 from otflow.analysis import exponential_rate, observed_order
+from otflow.testing.clouds import normal
 from tests import exact
-from tests.clouds import normal
 
 STEPS = (0.1, 0.05, 0.025, 0.0125)
 DIMENSIONS = [1, 2, 5]

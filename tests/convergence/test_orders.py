@@ -9,7 +9,8 @@ import torch
 
 import otflow as of
 from otflow.analysis import exponential_rate, observed_order
-from tests import clouds, exact
+from otflow.testing import clouds
+from tests import exact
 
 STEPS = (0.1, 0.05, 0.025, 0.0125)
 

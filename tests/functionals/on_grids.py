@@ -6,8 +6,8 @@ import torch
 
 import otflow as of
 from otflow.testing import FunctionalContract
-from tests.clouds import normal
-from tests.differences import mean_derivative
+from otflow.testing.clouds import normal
+from otflow.testing.differences import mean_derivative
 
 
 def rough(*shape, seed=0, dtype=torch.float64, obstacles=None):

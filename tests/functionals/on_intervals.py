@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from otflow.testing import FunctionalContract
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 from tests.measures.intervals import Intervals, uniform
 
 

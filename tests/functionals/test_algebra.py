@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.testing import FunctionalContract
-from tests import clouds, exact
+from otflow.testing import FunctionalContract, clouds
+from tests import exact
 
 
 class TestSum(FunctionalContract):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.testing.clouds import normal
 from tests import exact
-from tests.clouds import normal
 from tests.functionals.on_intervals import OnIntervals
 
 

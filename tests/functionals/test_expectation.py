@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.testing import FunctionalContract
-from tests import clouds
+from otflow.testing import FunctionalContract, clouds
 
 
 class TestVector(FunctionalContract):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import otflow as of
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 
 F64 = torch.float64
 NUMBERS = [math.nan, math.inf, -math.inf]

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.testing import FunctionalContract
-from tests import clouds, exact
-from tests.clouds import normal
+from otflow.testing import FunctionalContract, clouds
+from otflow.testing.clouds import normal
+from tests import exact
 
 
 class TestGaussianKernel(FunctionalContract):

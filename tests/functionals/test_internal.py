@@ -16,8 +16,9 @@ from scipy.optimize import minimize_scalar
 
 import otflow as of
 from otflow.functionals.combined import combine
-from tests import clouds, exact
-from tests.differences import derivative
+from otflow.testing import clouds
+from otflow.testing.differences import derivative
+from tests import exact
 from tests.functionals.on_intervals import OnIntervals
 from tests.measures.intervals import gaussian, uniform
 

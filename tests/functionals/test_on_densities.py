@@ -7,7 +7,7 @@ import torch
 
 import otflow as of
 from otflow.testing import FunctionalContract
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 
 
 def shifted(r):

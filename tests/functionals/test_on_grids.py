@@ -9,7 +9,7 @@ import torch
 
 import otflow as of
 from otflow.analysis import observed_order
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 from tests.exact_densities import barenblatt, barenblatt_energy
 from tests.exact_gaussians import fokker_planck_energy, gaussian_cells
 from tests.functionals.on_grids import OnGrids, rough

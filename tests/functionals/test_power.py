@@ -10,7 +10,8 @@ from scipy.special import gammaln
 
 import otflow as of
 from otflow.functionals.combined import combine
-from tests import clouds, exact
+from otflow.testing import clouds
+from tests import exact
 from tests.functionals.on_intervals import OnIntervals
 from tests.measures.intervals import Intervals, uniform
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import otflow as of
-from tests import clouds
-from tests.clouds import normal
+from otflow.testing import clouds
+from otflow.testing.clouds import normal
 
 F64 = torch.float64
 

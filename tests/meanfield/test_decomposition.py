@@ -7,8 +7,8 @@ import torch
 
 import otflow as of
 from otflow.meanfield.network import Network
-from tests import clouds
-from tests.clouds import normal
+from otflow.testing import clouds
+from otflow.testing.clouds import normal
 
 Risk, TwoLayer = of.meanfield.Risk, of.meanfield.TwoLayer
 

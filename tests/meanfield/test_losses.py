@@ -10,8 +10,8 @@ import torch
 
 import otflow as of
 from otflow.meanfield.losses import LOSSES, as_loss
-from tests import clouds
-from tests.clouds import normal
+from otflow.testing import clouds
+from otflow.testing.clouds import normal
 
 TwoLayer = of.meanfield.TwoLayer
 X = normal(4, 2)

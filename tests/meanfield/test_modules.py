@@ -10,8 +10,8 @@ from torch import nn
 
 import otflow as of
 from otflow.meanfield.units import UNITS
-from tests import clouds
-from tests.clouds import normal
+from otflow.testing import clouds
+from otflow.testing.clouds import normal
 
 from_module, to_module = of.meanfield.from_module, of.meanfield.to_module
 TwoLayer = of.meanfield.TwoLayer

@@ -10,8 +10,8 @@ import torch
 
 import otflow as of
 from otflow.meanfield import network as network_module
-from tests.clouds import assert_untouched, degenerate, normal, state
-from tests.differences import derivative
+from otflow.testing.clouds import assert_untouched, degenerate, normal, state
+from otflow.testing.differences import derivative
 
 TwoLayer = of.meanfield.TwoLayer
 SCALINGS = ["mean-field", "ntk", "sum"]

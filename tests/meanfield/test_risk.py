@@ -15,10 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import otflow as of
 from otflow.meanfield import network as network_module
 from otflow.meanfield.units import UNITS
-from otflow.testing import FunctionalContract
-from tests import clouds
-from tests.clouds import assert_plain, assert_untouched, normal, state
-from tests.differences import derivative
+from otflow.testing import FunctionalContract, clouds
+from otflow.testing.clouds import assert_plain, assert_untouched, normal, state
+from otflow.testing.differences import derivative
 
 Functional, Risk, TwoLayer = of.Functional, of.meanfield.Risk, of.meanfield.TwoLayer
 SCALINGS = ["mean-field", "ntk", "sum"]

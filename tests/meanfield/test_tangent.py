@@ -12,8 +12,8 @@ from scipy import integrate
 
 import otflow as of
 from otflow.meanfield.units import UNITS
-from tests import clouds
-from tests.clouds import normal
+from otflow.testing import clouds
+from otflow.testing.clouds import normal
 
 TwoLayer = of.meanfield.TwoLayer
 nngp, ntk = of.meanfield.nngp_kernel, of.meanfield.ntk_kernel

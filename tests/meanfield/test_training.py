@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import otflow as of
-from tests import clouds, exact
-from tests.clouds import normal
-from tests.differences import derivative
+from otflow.testing import clouds
+from otflow.testing.clouds import normal
+from otflow.testing.differences import derivative
+from tests import exact
 
 Risk, TwoLayer = of.meanfield.Risk, of.meanfield.TwoLayer
 

@@ -9,8 +9,8 @@ import torch
 
 import otflow as of
 from otflow.meanfield.units import UNITS
-from tests.clouds import normal
-from tests.differences import derivative
+from otflow.testing.clouds import normal
+from otflow.testing.differences import derivative
 
 Z = torch.cat([3 * normal(200, seed=1), torch.tensor([-40.0, -6.0, 6.0, 40.0])])
 BY_HAND = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +22,17 @@ def test_beyond_the_outermost_centres_interpolation_is_constant():
     x = torch.tensor([[0.0], [0.05], [0.95], [1.0]], dtype=F64)
     expected = torch.tensor([1.0, 1.0, 8.0, 8.0], dtype=F64)
     assert torch.equal(box.interpolate(values, x), expected)
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 6), (6, 1), (1, 6, 1), (1, 1, 6)])
+def test_a_box_one_cell_wide_interpolates_as_the_line(shape):
+    n, d = math.prod(shape), len(shape)
+    box = Box.of((0.0,) * d, (1.0,) * d, shape)
+    values = torch.arange(n, dtype=torch.float64).square()
+    t = torch.linspace(0, 1, 13, dtype=torch.float64)
+    x = t[:, None].expand(-1, d).contiguous()
+    line = np.interp(t.numpy(), (np.arange(n) + 0.5) / n, values.numpy())
+    torch.testing.assert_close(box.interpolate(values, x), torch.from_numpy(line))
 
 
 def test_closed_faces_have_no_kinetic_energy():

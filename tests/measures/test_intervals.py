@@ -7,8 +7,8 @@ import torch
 
 import otflow as of
 from otflow.testing import MeasureContract
+from otflow.testing.clouds import normal
 from tests import exact
-from tests.clouds import normal
 from tests.measures.intervals import Intervals, gaussian, uniform
 
 

@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 
 import otflow as of
 from otflow.measures.grid.kernels import WIDEST, gaussian_axis
-from tests.differences import derivative
+from otflow.testing.differences import derivative
 
 WIDTHS = [0.005, 0.05, 0.2, 0.45, 0.58, 0.6, 1.0, 2.0, 5.0]  # in cells
 S, REACH = 0.5, 4.0

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.testing import ExchangeableContract
+from otflow.testing import ExchangeableContract, clouds
 from otflow.testing.capabilities import interaction, potential
+from otflow.testing.clouds import normal
+from otflow.testing.differences import derivative, gradient_field
 from otflow.testing.measure import nonlinear
-from tests import clouds
-from tests.clouds import normal
-from tests.differences import derivative, gradient_field
 
 
 class ParticlesContract(ExchangeableContract):

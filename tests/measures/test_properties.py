@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import otflow as of
-from tests.clouds import assert_untouched, normal, state
+from otflow.testing.clouds import assert_untouched, normal, state
 from tests.strategies import motions, particles
 
 KERNELS = st.sampled_from(

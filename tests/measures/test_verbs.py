@@ -10,9 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import otflow as of
-from tests import clouds
-from tests.clouds import normal
-from tests.differences import derivative
+from otflow.testing import clouds
+from otflow.testing.clouds import normal
+from otflow.testing.differences import derivative
 
 F64 = torch.float64
 SKEW = of.kernels.Function(lambda z: (0.3 * z[..., 0] - z.square().sum(-1)).exp())

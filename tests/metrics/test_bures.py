@@ -7,9 +7,9 @@ import torch
 
 import otflow as of
 from otflow.metrics import wasserstein2, wasserstein2_squared
+from otflow.testing.clouds import normal
+from otflow.testing.differences import derivative
 from tests import exact
-from tests.clouds import normal
-from tests.differences import derivative
 
 
 def gaussian(d: int, seed: int, dtype=torch.float64) -> of.Gaussian:

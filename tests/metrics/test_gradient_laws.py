@@ -18,9 +18,9 @@ from otflow.metrics import (
     wasserstein2,
     wasserstein2_squared,
 )
+from otflow.testing.clouds import normal
+from otflow.testing.differences import derivative
 from tests import exact
-from tests.clouds import normal
-from tests.differences import derivative
 
 
 def masses(n, seed):

@@ -7,7 +7,7 @@ import torch
 
 import otflow as of
 from otflow.metrics import transport_plan, wasserstein2, wasserstein2_squared
-from tests.clouds import degenerate, normal, uniform, weighted
+from otflow.testing.clouds import degenerate, normal, uniform, weighted
 
 STEP = 1e-6
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from otflow.metrics import assignment, transport_plan
 from otflow.metrics.monotone import supporting_potential
-from tests.clouds import normal, weighted
+from otflow.testing.clouds import normal, weighted
 
 
 def least_cost(x, y):

@@ -9,7 +9,7 @@ import torch
 
 import otflow as of
 from otflow.metrics import action, length, wasserstein2_squared
-from tests.clouds import normal, weighted
+from otflow.testing.clouds import normal, weighted
 
 
 def straight(x, y, times):

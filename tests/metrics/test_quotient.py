@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import otflow as of
 from otflow.metrics import align, best_matching, quotient_distance, wasserstein2
 from otflow.metrics.symmetries import Scale, Sign, Trivial, of_activation
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 
 
 def shuffle(x: torch.Tensor, seed: int = 0) -> torch.Tensor:

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import otflow as of
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 
 F64 = torch.float64
 EXPONENTS = st.integers(-300, 300)

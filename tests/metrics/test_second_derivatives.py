@@ -8,7 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import otflow as of
 from otflow.metrics import curvature, sinkhorn_divergence, wasserstein2_squared
-from tests.differences import derivative
+from otflow.testing.differences import derivative
 
 F64 = torch.float64
 

@@ -9,8 +9,8 @@ import torch
 
 import otflow as of
 from otflow.metrics import sinkhorn_divergence, wasserstein2_squared
-from tests.clouds import degenerate, normal, weighted
-from tests.differences import derivative
+from otflow.testing.clouds import degenerate, normal, weighted
+from otflow.testing.differences import derivative
 
 slow = pytest.mark.slow
 

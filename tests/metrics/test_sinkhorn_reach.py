@@ -8,7 +8,7 @@ import torch
 
 import otflow as of
 from otflow.metrics import sinkhorn_divergence
-from tests.clouds import normal, weighted
+from otflow.testing.clouds import normal, weighted
 
 SWEEPS = 4_000
 

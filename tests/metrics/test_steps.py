@@ -7,8 +7,8 @@ import torch
 
 import otflow as of
 from otflow.metrics import wasserstein2, wasserstein2_squared
-from tests.clouds import normal
-from tests.differences import derivative
+from otflow.testing.clouds import normal
+from otflow.testing.differences import derivative
 
 
 def make(seed, n=8):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import otflow as of
 from otflow.testing import Problem
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 from tests.exact_gaussians import fokker_planck_jko, gaussian_cells, gaussian_w2
 
 F64 = torch.float64

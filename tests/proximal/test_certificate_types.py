@@ -17,7 +17,8 @@ import otflow as of
 from otflow.proximal import Certificate, Guarantee, ProxResult
 from otflow.proximal.certificate import NESTED, certify
 from otflow.schemes import Adaptive, Minibatch, Resample, Step
-from tests import clouds, exact
+from otflow.testing import clouds
+from tests import exact
 
 F64 = torch.float64
 SOLVERS = {

@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 
 import otflow as of
 from otflow.proximal.particles import ParticleObjective
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])

@@ -10,7 +10,7 @@ import torch
 
 import otflow as of
 from otflow.proximal import ParticleProximal
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 
 HORIZON = 2.0
 STEPS = (0.5, 0.25, 0.125)

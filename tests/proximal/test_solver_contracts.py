@@ -17,7 +17,7 @@ from otflow.proximal import (
     TangentProximal,
 )
 from otflow.testing import ProximalContract
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 from tests.exact_gaussians import fokker_planck_jko, gaussian_w2
 from tests.proximal import problems
 

@@ -18,8 +18,8 @@ from otflow.proximal import (
     QuantileProximal,
     TangentProximal,
 )
+from otflow.testing.clouds import normal, uniform, weighted
 from tests import exact
-from tests.clouds import normal, uniform, weighted
 
 F64 = torch.float64
 

@@ -8,7 +8,7 @@ import torch
 import otflow as of
 from otflow.functionals.combined import Combined
 from otflow.proximal.terms import sort_terms
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 
 V = of.Potential(lambda x: x.square().sum(-1))
 W = of.Interaction(of.kernels.Gaussian(1.0))

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.testing import SchemeContract
-from tests import clouds, exact
-from tests.differences import derivative
+from otflow.testing import SchemeContract, clouds
+from otflow.testing.differences import derivative
+from tests import exact
 
 
 class TestBirthDeath(SchemeContract):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.testing import Nudge, SchemeContract
-from tests import clouds, exact
+from otflow.testing import Nudge, SchemeContract, clouds
+from tests import exact
 from tests.schemes.test_minibatch import CENTERS, Draws
 
 

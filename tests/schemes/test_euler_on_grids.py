@@ -14,8 +14,8 @@ import torch
 import otflow as of
 from otflow.analysis import observed_order
 from otflow.testing import SchemeContract
+from otflow.testing.clouds import normal
 from tests import exact
-from tests.clouds import normal
 from tests.exact_densities import barenblatt, barenblatt_scale
 from tests.exact_gaussians import cosine_cells, fokker_planck, gaussian_cells
 

@@ -7,8 +7,8 @@ import torch
 
 import otflow as of
 from otflow.testing import SchemeContract
+from otflow.testing.clouds import normal
 from tests import exact
-from tests.clouds import normal
 
 A, B = exact.spd(2, seed=3), torch.tensor([0.5, -1.0], dtype=torch.float64)
 TEMPERATURE = 0.7

@@ -8,7 +8,8 @@ import torch
 import otflow as of
 from otflow.proximal import default_solver
 from otflow.schemes import Adaptive, Minibatch, jko
-from tests import clouds, exact
+from otflow.testing import clouds
+from tests import exact
 
 
 @pytest.fixture

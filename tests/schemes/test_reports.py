@@ -11,7 +11,8 @@ import otflow as of
 from otflow.proximal import Certificate, GridSinkhorn, ParticleProximal, ProximalSolver
 from otflow.proximal.certificate import WORDS
 from otflow.schemes.reports import rose
-from tests import clouds, exact
+from otflow.testing import clouds
+from tests import exact
 
 
 class Scripted(ProximalSolver):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.testing import SchemeContract
-from tests import clouds, exact
+from otflow.testing import SchemeContract, clouds
+from tests import exact
 from tests.measures.intervals import uniform
 
 

@@ -7,8 +7,8 @@ import torch
 
 import otflow as of
 from otflow.schemes.stages import TABLEAUS
-from otflow.testing import SchemeContract
-from tests import clouds, exact
+from otflow.testing import SchemeContract, clouds
+from tests import exact
 
 
 def particles(order, tolerance=1e-12):

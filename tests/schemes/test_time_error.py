@@ -11,7 +11,8 @@ from scipy.integrate import solve_ivp
 
 import otflow as of
 from otflow.schemes.time_error import YOUNG, moments, time_error
-from tests import clouds, exact
+from otflow.testing import clouds
+from tests import exact
 
 
 def accurate(tolerance=1e-10):

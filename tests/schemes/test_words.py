@@ -9,8 +9,8 @@ import pytest
 import otflow as of
 from otflow.proximal import ParticleProximal, ProximalSolver
 from otflow.schemes import Adaptive, Minibatch, Resample, Scheme, reports
-from otflow.testing import check_flags
-from tests import clouds, exact
+from otflow.testing import check_flags, clouds
+from tests import exact
 
 
 class Scripted(ProximalSolver):

@@ -201,6 +201,9 @@ def run_trial(family: Family, seed: int, *, loud: bool = False) -> Outcome:
     entropy = [seed, *family.name.encode()]
     trial = Trial(seed, np.random.default_rng(entropy))
     torch.manual_seed(seed)
+    # The limit counts the CPU time of all threads, and idle ones spin.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     start = time.process_time()
     previous = signal.signal(signal.SIGPROF, _ring)
     signal.setitimer(signal.ITIMER_PROF, family.seconds)
@@ -218,6 +221,7 @@ def run_trial(family: Family, seed: int, *, loud: bool = False) -> Outcome:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
         signal.signal(signal.SIGPROF, previous)
+        torch.set_num_threads(threads)
     seconds = time.process_time() - start
     worst = trial.verdict
     notes = _notes(trial.findings, worst)

@@ -270,14 +270,14 @@ class Box:
             zip(self.lower, self.spacing, self.shape, strict=True)
         ):
             t = ((x[:, axis] - a) / h - 0.5).clamp(0, n - 1)
-            # On an axis of one cell this is -1, and the cell -1 gets the weight 0.
-            low.append(t.floor().long().clamp_max(n - 2))
+            low.append(t.floor().long().clamp_max(max(n - 2, 0)))
             part.append(t - low[-1])
         for corner in range(2**self.dim):
             index, weight = torch.zeros_like(low[0]), torch.ones_like(result)
             for axis, n in enumerate(self.shape):
                 up = corner >> axis & 1
-                index = index * n + low[axis] + up
+                # On an axis of one cell both neighbours are this cell.
+                index = index * n + (low[axis] + up).clamp_max(n - 1)
                 weight = weight * (part[axis] if up else 1 - part[axis])
             result = result + weight * values[index]
         return result

@@ -14,9 +14,9 @@ from scipy.linalg import sqrtm
 import otflow as of
 from otflow.measures.gaussian.quadrature import gaussian_nodes
 from otflow.testing import MeasureContract
+from otflow.testing.clouds import global_state, normal
+from otflow.testing.differences import derivative
 from tests import exact
-from tests.clouds import global_state, normal
-from tests.differences import derivative
 
 
 def spd(d: int, seed: int = 0, low: float = 0.5):

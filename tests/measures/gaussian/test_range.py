@@ -9,9 +9,9 @@ import torch
 
 import otflow as of
 from otflow.measures.gaussian.quadrature import gaussian_nodes
+from otflow.testing.clouds import normal
+from otflow.testing.differences import derivative
 from tests import exact
-from tests.clouds import normal
-from tests.differences import derivative
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 4, 100, 257, 512])

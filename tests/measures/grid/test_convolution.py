@@ -10,8 +10,8 @@ import torch
 import otflow as of
 from otflow.analysis import observed_order
 from otflow.measures import Convolution
-from tests.clouds import normal
-from tests.differences import derivative
+from otflow.testing.clouds import normal
+from otflow.testing.differences import derivative
 from tests.exact_densities import semicircle, uniform_ball
 
 SHAPES = [(9,), (5, 6), (3, 4, 5)]

@@ -10,8 +10,8 @@ import torch
 
 import otflow as of
 from otflow.testing import MeasureContract
-from tests.clouds import normal
-from tests.differences import mean_derivative
+from otflow.testing.clouds import normal
+from otflow.testing.differences import mean_derivative
 
 
 def bump(x):

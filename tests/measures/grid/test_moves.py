@@ -10,7 +10,7 @@ import torch
 import otflow as of
 from otflow.analysis import observed_order
 from otflow.measures.grid.heat import heat
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 from tests.exact_gaussians import cosine_cells, gaussian_cells, gaussian_density
 from tests.measures.grid.fields import face_velocity, two_rooms
 

@@ -12,7 +12,7 @@ import otflow as of
 from otflow.errors import Diverged
 from otflow.measures.grid.heat import JUMPS, REACH
 from otflow.measures.grid.upwind import courant
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 
 F64 = torch.float64
 

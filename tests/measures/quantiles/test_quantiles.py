@@ -15,9 +15,9 @@ import otflow as of
 from otflow.analysis import observed_order
 from otflow.measures.quantiles.gaussian_kernel import rules
 from otflow.testing import MeasureContract
+from otflow.testing.clouds import normal
+from otflow.testing.differences import derivative
 from tests import exact
-from tests.clouds import normal
-from tests.differences import derivative
 
 CAPABILITIES = frozenset({"density", "sample"})
 SIZES = (50, 100, 200)

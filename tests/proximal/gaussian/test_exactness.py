@@ -12,8 +12,8 @@ from scipy import optimize
 import otflow as of
 from otflow.proximal import GaussianProximal
 from otflow.proximal.gaussian.exactness import integrates_exactly, polynomial_degree
+from otflow.testing.clouds import normal
 from tests import exact
-from tests.clouds import normal
 
 A = exact.spd(3, seed=1)
 b = normal(3, seed=2)

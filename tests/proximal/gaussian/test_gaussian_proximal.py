@@ -12,9 +12,9 @@ from scipy.optimize import brentq, root
 import otflow as of
 from otflow.proximal import GaussianProximal
 from otflow.proximal.gaussian.maps import OptimalMaps, entropy_gradient, entropy_hessian
+from otflow.testing.clouds import assert_untouched, normal, state
+from otflow.testing.differences import derivative
 from tests import exact
-from tests.clouds import assert_untouched, normal, state
-from tests.differences import derivative
 
 DIMENSIONS = [1, 2, 3, 5, 8, 16, 32]
 

@@ -19,7 +19,7 @@ from otflow.proximal.grid.sinkhorn.iteration import pose, positive_start
 from otflow.proximal.grid.sinkhorn.kernel import DenseAxis, LongAxis
 from otflow.proximal.grid.sinkhorn.local import Local
 from otflow.proximal.terms import sort_terms
-from tests.clouds import normal
+from otflow.testing.clouds import normal
 
 F64 = torch.float64
 STEPS = (0.01, 0.1, 1.0)

@@ -13,9 +13,9 @@ from otflow.measures import Box
 from otflow.numerics.anderson import Anderson
 from otflow.proximal import GridSinkhorn
 from otflow.proximal.grid.sinkhorn.kernel import DenseAxis, GibbsKernel
+from otflow.testing.clouds import assert_untouched, normal, state
+from otflow.testing.differences import derivative
 from tests import exact
-from tests.clouds import assert_untouched, normal, state
-from tests.differences import derivative
 
 F64 = torch.float64
 

@@ -17,9 +17,9 @@ from otflow.numerics.tridiagonal import Springs
 from otflow.proximal import QuantileProximal, default_solver
 from otflow.proximal.quantiles import objective as quantile_objective
 from otflow.proximal.quantiles.objective import Objective
+from otflow.testing.clouds import assert_untouched, normal, state
+from otflow.testing.differences import derivative
 from tests import exact
-from tests.clouds import assert_untouched, normal, state
-from tests.differences import derivative
 
 
 def make(n=12, seed=0, dtype=torch.float64):

@@ -430,11 +430,13 @@ class _Solution(Plan):
         small, whatever the response; then the distance is its pull. Else
         `response_to_blur` measures the distance.
         """
-        problem, nu = self.problem, self.measure
-        V = potential_of(problem.source, problem.terms)
-        total = self.potential / problem.dt + problem.potential
-        parts = (V, problem.potential - V, total)
-        pull = problem.dt * max(_length(nu, f) for f in parts)
+        problem, nu, V = self.problem, self.measure, self.problem.potential
+        parts = [self.potential / problem.dt + problem.potential]
+        if problem.terms.interactions or problem.terms.others:
+            # Then the potential holds their first variation too.
+            V = potential_of(problem.source, problem.terms)
+            parts.append(problem.potential - V)
+        pull = problem.dt * max(_length(nu, f) for f in (*parts, V))
         blur = _length(nu, self.own)
         # One sweep more halves the error at least. So the error of the pull is at most
         # twice the change by it.
