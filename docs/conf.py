@@ -48,6 +48,7 @@ nitpick_ignore = [
     ("py:obj", "otflow.schemes.base.M"),
     ("py:obj", "otflow.trajectory.M"),
     ("py:class", "otflow.meanfield.network.Network"),
+    ("py:class", "otflow.proximal.grid.base.GridProximal"),
     ("py:class", "otflow.testing.capabilities.CapabilityLaws"),
 ]
 default_role = None
