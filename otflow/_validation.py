@@ -17,9 +17,11 @@ from otflow._typing import ArrayLike, Seed
 from otflow.errors import NonFinite
 
 __all__ = [
+    "as_dense_tensor",
     "as_float_tensor",
     "as_points",
     "as_weights",
+    "check_callable",
     "check_finite",
     "check_generator",
     "check_kind",
@@ -30,6 +32,7 @@ __all__ = [
     "positive",
     "real",
     "seed_and_stream",
+    "true_or_false",
     "unit_of",
 ]
 
@@ -54,11 +57,11 @@ def unit_of(*tensors: Tensor) -> float:
     return 2.0 ** (math.frexp(lowest)[1] - 1)
 
 
-def as_float_tensor(x: ArrayLike, name: str) -> Tensor:
-    """Return `x` as a dense real float32/float64 tensor; dtype and device are kept."""
+def as_dense_tensor(x: ArrayLike, name: str, kinds: str = "fiuc") -> Tensor:
+    """Return `x` as a dense tensor; arrays are of NumPy's `kinds` of numbers."""
     if isinstance(x, np.ndarray):
         widest = 16 if x.dtype.kind == "c" else 8
-        if x.dtype.kind not in "fiuc" or x.dtype.itemsize > widest:
+        if x.dtype.kind not in kinds or x.dtype.itemsize > widest:
             msg = f"{name} must be a numeric array that torch knows, got {x.dtype}"
             raise TypeError(msg)
         # A copy: so a read-only array works, and the caller's memory is not shared.
@@ -75,6 +78,12 @@ def as_float_tensor(x: ArrayLike, name: str) -> Tensor:
             f"{x.device}; use .to_dense() or materialise it first"
         )
         raise TypeError(msg)
+    return x
+
+
+def as_float_tensor(x: ArrayLike, name: str) -> Tensor:
+    """Return `x` as a dense real float32/float64 tensor; dtype and device are kept."""
+    x = as_dense_tensor(x, name)
     if x.dtype in (torch.float16, torch.bfloat16):
         msg = (
             f"{name} has dtype {x.dtype}, too coarse for transport; "
@@ -182,6 +191,22 @@ def check_kind(value: Any, kind: type, name: str, *, cure: str = "") -> None:
             hint = f"; write {value.__name__}()"
         msg = f"{name} must be a {kind.__name__}, got {value!r:.80}{hint}"
         raise TypeError(msg)
+
+
+def check_callable(value: Any, name: str, what: str = "a function") -> None:
+    """Raise TypeError unless `value` can be called; `what` says what it must be."""
+    if not callable(value):
+        what, semicolon, cure = what.partition(";")
+        msg = f"{name} must be {what}, got {type(value).__name__}{semicolon}{cure}"
+        raise TypeError(msg)
+
+
+def true_or_false(value: Any, name: str) -> bool:
+    """Return a bool; anything else raises TypeError."""
+    if not isinstance(value, bool):
+        msg = f"{name} must be True or False, got {value!r}"
+        raise TypeError(msg)
+    return value
 
 
 def real(value: Any, name: str) -> float:

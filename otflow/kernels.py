@@ -12,7 +12,7 @@ from otflow._answers import check_map
 from otflow._graphs import recording
 from otflow._pairs import Sweep, tiles
 from otflow._typing import Ground
-from otflow._validation import positive, real
+from otflow._validation import check_callable, positive, real
 
 # Rows of a block: its distances stay in the second-level cache. It is not a power of
 # two: then the columns of a block would share few cache lines.
@@ -183,9 +183,7 @@ def as_kernel(W: Ground) -> Kernel:
     if isinstance(W, type):
         msg = f"W is the class {W.__name__}; write {W.__name__}() with its options"
         raise TypeError(msg)
-    if not callable(W):
-        msg = f"W must be a function (..., d) -> (...), got {type(W).__name__}"
-        raise TypeError(msg)
+    check_callable(W, "W", "a function (..., d) -> (...)")
     return Function(W)
 
 

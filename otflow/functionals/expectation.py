@@ -8,6 +8,7 @@ from torch import Tensor
 
 from otflow._answers import check_scalar
 from otflow._typing import Ground
+from otflow._validation import check_callable
 from otflow.functionals.base import Functional
 from otflow.measures import Measure
 
@@ -48,10 +49,8 @@ class OfExpectation(Functional):
     """
 
     def __init__(self, R: Callable[[Tensor], Tensor], Phi: Ground) -> None:
-        for name, function in (("R", R), ("Phi", Phi)):
-            if not callable(function):
-                msg = f"{name} must be a function, got {type(function).__name__}"
-                raise TypeError(msg)
+        check_callable(R, "R")
+        check_callable(Phi, "Phi")
         self.R = R
         self.Phi = Phi
 

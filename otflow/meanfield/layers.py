@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from otflow._answers import check_dtype
+from otflow._answers import check_dtype, check_map
 from otflow._typing import ArrayLike
+from otflow._validation import check_callable, true_or_false
 from otflow.errors import InvalidFunctional
 from otflow.meanfield.network import Network
 from otflow.meanfield.units import Elementwise, as_activation
@@ -85,10 +86,7 @@ class TwoLayer(Network):
     ) -> None:
         super().__init__(outputs, scaling, offset)
         self.activation = as_activation(activation)
-        if not isinstance(bias, bool):
-            msg = f"bias must be True or False, got {bias!r}"
-            raise TypeError(msg)
-        self.bias = bias
+        self.bias = true_or_false(bias, "bias")
 
     def split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return the outer and the inner weights of neurons.
@@ -128,18 +126,8 @@ class TwoLayer(Network):
     def hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
         z = inputs @ self.split(theta)[1].T
         h = self.activation(z)
-        if not isinstance(h, Tensor) or h.shape != z.shape or h.dtype != z.dtype:
-            got = (
-                f"{tuple(h.shape)} of {h.dtype}"
-                if isinstance(h, Tensor)
-                else type(h).__name__
-            )
-            msg = (
-                f"an activation acts entry by entry: it must map {tuple(z.shape)} of "
-                f"{z.dtype} to the same, got {got}"
-            )
-            raise InvalidFunctional(msg)
-        return h
+        what = "an activation acts entry by entry: it"
+        return check_map(h, z, z.shape, what, "arguments z", "torch.tanh is one")
 
     def sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
         a, _ = self.split(theta)
@@ -214,9 +202,7 @@ class CustomLayer(Network):
         offset: float | Sequence[float] | ArrayLike | None = None,
     ) -> None:
         super().__init__(outputs, scaling, offset)
-        if not callable(sigma):
-            msg = f"sigma must be a function of (x, theta), got {type(sigma).__name__}"
-            raise TypeError(msg)
+        check_callable(sigma, "sigma", "a function of (x, theta)")
         self.function = sigma
 
     def hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:

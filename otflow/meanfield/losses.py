@@ -7,14 +7,18 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from otflow._autodiff import value_and_gradient
 from otflow._typing import ArrayLike
-from otflow._validation import as_float_tensor, check_like, check_option
+from otflow._validation import (
+    as_dense_tensor,
+    as_float_tensor,
+    check_like,
+    check_option,
+)
 from otflow.errors import InvalidFunctional
 
 __all__ = ["LOSSES", "CustomLoss", "Loss", "Square", "as_loss"]
@@ -115,7 +119,7 @@ class Logistic(Loss):
     name = "logistic"
 
     def targets(self, y: ArrayLike, X: Tensor, outputs: int | None) -> Tensor:
-        y = _as_tensor(y)
+        y = as_dense_tensor(y, "y", "biufc").detach()
         if y.is_complex() or y.dtype == torch.bool:
             cure = "2 * y.long() - 1" if y.dtype == torch.bool else "y.real"
             msg = (
@@ -158,7 +162,7 @@ class CrossEntropy(Loss):
                 "TwoLayer(..., outputs=number of classes)"
             )
             raise ValueError(msg)
-        y = _as_tensor(y)
+        y = as_dense_tensor(y, "y", "biufc").detach()
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             msg = (
                 f"y must hold integer classes for the loss 'cross-entropy', got "
@@ -197,7 +201,7 @@ class CustomLoss(Loss):
         self.name = getattr(function, "__name__", type(function).__name__)
 
     def targets(self, y: ArrayLike, X: Tensor, outputs: int | None) -> Tensor:
-        y = _as_tensor(y)
+        y = as_dense_tensor(y, "y", "biufc").detach()
         _check_device(y, X)
         if y.ndim == 0 or len(y) != len(X):
             _refuse_shape(y, X, f"({len(X)}, ...)")
@@ -249,25 +253,6 @@ def as_loss(loss: str | PerSample) -> Loss:
 
 def _over_outputs(values: Tensor) -> Tensor:
     return values if values.ndim == 1 else values.sum(-1)
-
-
-def _as_tensor(y: ArrayLike) -> Tensor:
-    if isinstance(y, np.ndarray):
-        widest = 16 if y.dtype.kind == "c" else 8
-        if y.dtype.kind not in "biufc" or y.dtype.itemsize > widest:
-            msg = f"y must be a numeric array that torch knows, got {y.dtype}"
-            raise TypeError(msg)
-        y = torch.from_numpy(np.array(y, dtype=y.dtype.newbyteorder("="), order="C"))
-    if not isinstance(y, Tensor):
-        msg = f"y must be a torch.Tensor or numpy.ndarray, got {type(y).__name__}"
-        raise TypeError(msg)
-    if y.layout != torch.strided or y.is_quantized or y.device.type == "meta":
-        msg = (
-            f"y must be a dense tensor, got layout {y.layout} on device {y.device}; "
-            f"use .to_dense() or materialise it first"
-        )
-        raise TypeError(msg)
-    return y.detach()
 
 
 def _check_device(y: Tensor, X: Tensor) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from otflow._validation import unit_of
+from otflow._validation import check_callable, unit_of
 from otflow.metrics.assignment import (
     assignment,
     check_pairs,
@@ -220,12 +220,8 @@ def _aligned(symmetry: Symmetry, xi: Tensor, sigma: Tensor, choice: Tensor) -> T
 
 
 def _distances(ground: GroundMetric, x: Tensor, y: Tensor) -> Tensor:
-    if not callable(ground):
-        msg = (
-            f"ground must be a function (N, p), (N, p) -> (N, N), got "
-            f"{type(ground).__name__}; e.g. lambda x, y: torch.cdist(x, y, p=1.0)"
-        )
-        raise TypeError(msg)
+    cure = "e.g. lambda x, y: torch.cdist(x, y, p=1.0)"
+    check_callable(ground, "ground", f"a function (N, p), (N, p) -> (N, N); {cure}")
     d = ground(x, y)
     if not isinstance(d, Tensor) or d.shape != (len(x), len(y)):
         got = tuple(d.shape) if isinstance(d, Tensor) else type(d).__name__

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow._validation import positive
+from otflow._validation import positive, true_or_false
 from otflow.functionals import Functional
 from otflow.measures import Particles
 from otflow.metrics import Plan, assignment, sinkhorn_divergence, transport_plan
@@ -175,10 +175,7 @@ class ParticleProximal(TangentProximal[Particles]):
         super().__init__(
             tolerance=tolerance, max_gradients=max_gradients, memory=memory
         )
-        if not isinstance(certify, bool):
-            msg = f"certify must be True or False, got {certify!r}"
-            raise TypeError(msg)
-        self.certify = certify
+        self.certify = true_or_false(certify, "certify")
         self.blur = None if blur is None else positive(blur, "blur")
         if blur is not None:
             msg = (

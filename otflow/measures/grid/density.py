@@ -17,6 +17,7 @@ from otflow._validation import (
     non_negative_int,
     positive,
     real,
+    true_or_false,
 )
 from otflow.errors import Diverged, NonFinite
 from otflow.kernels import Kernel
@@ -146,9 +147,7 @@ class GridDensity(Measure):
         box = Box.of(lower, upper, tuple(rho.shape))
         free = free_cells(obstacles, rho)
         weights = masses_of(rho, box, free, normalize=normalize)
-        if not isinstance(walls, bool):
-            msg = f"walls must be True or False, got {walls!r}"
-            raise TypeError(msg)
+        true_or_false(walls, "walls")
         points = box.centres(weights.detach())
         self._hold(points=points, weights=weights, box=box, is_free=free, walls=walls)
         check_border(box, weights, free, walls=walls)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from otflow._validation import non_negative_int, positive
+from otflow._validation import non_negative_int, positive, true_or_false
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
@@ -178,10 +178,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
             max_iterations, "max_iterations", minimum=1
         )
         self.memory = non_negative_int(memory, "memory")
-        if not isinstance(certify, bool):
-            msg = f"certify must be True or False, got {certify!r}"
-            raise TypeError(msg)
-        self.certify = certify
+        self.certify = true_or_false(certify, "certify")
 
     def solve(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any = None
