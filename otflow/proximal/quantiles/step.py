@@ -74,13 +74,9 @@ class Direction:
 
     def lost(self, room: Room, q: Tensor) -> float:
         """Return forces times distances of the walls: the complementarity gap."""
-        ends = (
-            (self.lower, float(q[0]) - room.lower),
-            (
-                self.upper,
-                room.upper - float(q[-1]),
-            ),
-        )
+        below, above = float(q[0]) - room.lower, room.upper - float(q[-1])
+        # Without a wall its force is 0 and its distance infinite.
+        ends = (self.lower, below), (self.upper, above)
         return sum(force * gap for force, gap in ends if force)
 
 
