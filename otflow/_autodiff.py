@@ -120,40 +120,31 @@ def entrywise_derivative(
 
 def entrywise_derivatives(
     function: Callable[[Tensor], Tensor], x: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return f' and f'' of an entrywise function by one evaluation; no graph is kept.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return f, f' and f'' of an entrywise function by one evaluation; without graph.
 
-    Overflow is not checked.
+    The function may also take rows of one entry to numbers. Overflow is not checked.
     """
     zero = torch.zeros_like(x.detach())
     with torch.enable_grad():
         at = leaf(x)
         y = function(at)
         if not y.requires_grad:
-            return zero, zero
+            return y.detach(), zero, zero
         (first,) = grads_of(y.sum(), (at,), create_graph=True)
         second = grads_of(first.sum(), (at,))[0] if first.requires_grad else zero
-    return first.detach(), second.detach()
+    return y.detach(), first.detach(), second.detach()
 
 
 def line_derivatives(
     function: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return f, f' and f'' of a batched ground function (n, 1) -> (n,) on the line."""
-    with torch.enable_grad():
-        x = leaf(x)
-        values = function(x)
-        zero = torch.zeros_like(x[:, 0])
-        if not values.requires_grad:
-            return values.detach(), zero, zero
-        (first,) = grads_of(values.sum(), (x,), create_graph=True)
-        second = (
-            grads_of(first.sum(), (x,))[0] if first.requires_grad else zero[:, None]
-        )
-    check_finite(values.detach(), "a ground function")
-    check_finite(first.detach(), "the gradient of a ground function")
+    values, first, second = entrywise_derivatives(function, x)
+    check_finite(values, "a ground function")
+    check_finite(first, "the gradient of a ground function")
     check_finite(second, "the second derivative of a ground function")
-    return values.detach(), first.detach()[:, 0], second[:, 0]
+    return values, first[:, 0], second[:, 0]
 
 
 def value_gradient_product(

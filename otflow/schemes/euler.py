@@ -96,7 +96,7 @@ class ExplicitEuler(Scheme):
         generator: torch.Generator,
     ) -> Step[Any]:
         energy, velocity = F.value_and_velocity(mu)
-        start = energy.item()
+        start = energy.detach().item()
         if not self.backtracking:
             info = Certificate.lean(energy_before=start)
             return Step(mu.push(velocity, dt), state, info, energy)
