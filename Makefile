@@ -88,8 +88,7 @@ lint: $(VENV)/.installed-lint ## check style, formatting and project metadata
 	$(BIN)/validate-pyproject pyproject.toml
 	$(BIN)/sp-repo-review .
 
-# Every module of the package is imported, and the contracts of otflow.testing need pytest.
-docstrings: $(VENV)/.installed-lint $(VENV)/.installed-test ## check that every public object is documented
+docstrings: $(VENV)/.installed-lint ## check that every public object is documented
 	$(BIN)/python tools/check_docstrings.py
 
 # The tests are checked too, so that what they import must be there.

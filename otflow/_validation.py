@@ -17,12 +17,12 @@ from otflow._typing import ArrayLike, Seed
 from otflow.errors import NonFinite
 
 __all__ = [
-    "as_dense_tensor",
     "as_float_tensor",
     "as_points",
+    "as_tensor",
     "as_weights",
-    "check_callable",
     "check_finite",
+    "check_function",
     "check_generator",
     "check_kind",
     "check_like",
@@ -57,11 +57,11 @@ def unit_of(*tensors: Tensor) -> float:
     return 2.0 ** (math.frexp(lowest)[1] - 1)
 
 
-def as_dense_tensor(x: ArrayLike, name: str, kinds: str = "fiuc") -> Tensor:
-    """Return `x` as a dense tensor; arrays are of NumPy's `kinds` of numbers."""
+def as_tensor(x: ArrayLike, name: str) -> Tensor:
+    """Return `x` as a dense tensor of numbers; dtype and device are kept."""
     if isinstance(x, np.ndarray):
         widest = 16 if x.dtype.kind == "c" else 8
-        if x.dtype.kind not in kinds or x.dtype.itemsize > widest:
+        if x.dtype.kind not in "biufc" or x.dtype.itemsize > widest:
             msg = f"{name} must be a numeric array that torch knows, got {x.dtype}"
             raise TypeError(msg)
         # A copy: so a read-only array works, and the caller's memory is not shared.
@@ -83,7 +83,7 @@ def as_dense_tensor(x: ArrayLike, name: str, kinds: str = "fiuc") -> Tensor:
 
 def as_float_tensor(x: ArrayLike, name: str) -> Tensor:
     """Return `x` as a dense real float32/float64 tensor; dtype and device are kept."""
-    x = as_dense_tensor(x, name)
+    x = as_tensor(x, name)
     if x.dtype in (torch.float16, torch.bfloat16):
         msg = (
             f"{name} has dtype {x.dtype}, too coarse for transport; "
@@ -193,11 +193,10 @@ def check_kind(value: Any, kind: type, name: str, *, cure: str = "") -> None:
         raise TypeError(msg)
 
 
-def check_callable(value: Any, name: str, what: str = "a function") -> None:
-    """Raise TypeError unless `value` can be called; `what` says what it must be."""
+def check_function(value: Any, demand: str) -> None:
+    """Raise TypeError, which states the demand, unless `value` can be called."""
     if not callable(value):
-        what, semicolon, cure = what.partition(";")
-        msg = f"{name} must be {what}, got {type(value).__name__}{semicolon}{cure}"
+        msg = f"{demand}, got {type(value).__name__}"
         raise TypeError(msg)
 
 

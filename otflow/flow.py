@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -16,12 +15,13 @@ from otflow._autodiff import unmodified
 from otflow._progress import progress_bar
 from otflow._typing import Seed
 from otflow._validation import (
-    check_callable,
+    check_function,
     check_kind,
     non_negative_int,
     positive,
     seed_and_stream,
 )
+from otflow._warn import warn
 from otflow.errors import Diverged, Interrupted, NonFinite, NotConvergedWarning
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import Measure
@@ -135,7 +135,7 @@ def flow(
     mu = mu.detach()
     end = math.inf if until is None else positive(until, "until", or_zero=True)
     if stop is not None:
-        check_callable(stop, "stop", "a predicate on a Step")
+        check_function(stop, "stop must be a predicate on a Step")
     recorder = _Recorder(F, mu, scheme, record)
     recorder.seed, source = seed_and_stream(generator, mu.device)
 
@@ -191,7 +191,7 @@ def _warn_of_solves(trajectory: Trajectory[Any]) -> None:
         count = sum(any("cause" in solve for solve in found) for found in bad.values())
         what += f"; in {count} of them {cause}"
     msg = f"{what}; they are not certified, and the measure may have stayed: {cure}"
-    warnings.warn(NotConvergedWarning(msg, trajectory=trajectory), stacklevel=3)
+    warn(NotConvergedWarning(msg, trajectory=trajectory))
 
 
 @contextmanager
@@ -251,7 +251,9 @@ class _Recorder(Generic[M]):
             if name == "energy":
                 msg = "the record name 'energy' is taken: the energy is always recorded"
                 raise ValueError(msg)
-            check_callable(function, f"record[{name!r}]", "a function of the measure")
+            check_function(
+                function, f"record[{name!r}] must be a function of the measure"
+            )
         self.functional, self.scheme, self.functions = F, scheme, record
         self.seed = 0
         self.previous = self.current = _Moment(0.0, mu)

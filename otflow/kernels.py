@@ -12,7 +12,7 @@ from otflow._answers import check_map
 from otflow._graphs import recording
 from otflow._pairs import Sweep, tiles
 from otflow._typing import Ground
-from otflow._validation import check_callable, positive, real
+from otflow._validation import check_function, positive, real
 
 # Rows of a block: its distances stay in the second-level cache. It is not a power of
 # two: then the columns of a block would share few cache lines.
@@ -183,7 +183,7 @@ def as_kernel(W: Ground) -> Kernel:
     if isinstance(W, type):
         msg = f"W is the class {W.__name__}; write {W.__name__}() with its options"
         raise TypeError(msg)
-    check_callable(W, "W", "a function (..., d) -> (...)")
+    check_function(W, "W must be a function (..., d) -> (...)")
     return Function(W)
 
 
@@ -294,18 +294,46 @@ class RadialKernel(Kernel):
         moments = w[:, None] * torch.cat([torch.ones_like(w)[:, None], centred], dim=1)
         potential, sums = torch.zeros_like(w), torch.zeros_like(moments)
         blocks = list(tiles(len(x), TILE))
+
+        def visit(i: slice, j: slice) -> None:
+            """Add a pair of blocks to the potential and to the slopes, both ways."""
+            # The transpose with unit stride makes each coordinate one contiguous row.
+            a, b = x[i].T.contiguous(), x[j].T.contiguous()
+            mass_i, mass_j = moments[i, 0], moments[j, 0]
+            s = (a[0][:, None] - b[0]).square_()
+            for p, q in zip(a[1:], b[1:], strict=True):
+                difference = p[:, None] - q
+                s.addcmul_(difference, difference)
+            on_diagonal = self.singular and i == j
+            if on_diagonal:
+                s.fill_diagonal_(1.0)
+            phi, slope = (
+                self.profile_and_slope(s) if gradients else (self.profile(s), s)
+            )
+            if on_diagonal:
+                phi.fill_diagonal_(0.0)
+                slope.fill_diagonal_(0.0)
+            potential[i].addmv_(phi, mass_j)
+            if i != j:
+                potential[j].addmv_(phi.T, mass_i)
+            if not gradients:
+                return
+            if by_moments:
+                sums[i].addmm_(slope, moments[j])
+                if i != j:
+                    sums[j].addmm_(slope.T, moments[i])
+                return
+            for axis, (p, q) in enumerate(zip(a, b, strict=True), start=1):
+                # Subtract before multiplying: the slope may be unbounded, or some
+                # points far away, and then sums of moments would cancel.
+                pull = (p[:, None] - q).mul_(slope)
+                sums[i, axis].addmv_(pull, mass_j)
+                if i != j:
+                    sums[j, axis].addmv_(pull.T, mass_i, alpha=-1.0)
+
         for k, i in enumerate(blocks):
             for j in blocks[k:]:
-                self._tile(
-                    x,
-                    moments,
-                    i,
-                    j,
-                    potential,
-                    sums,
-                    gradients=gradients,
-                    by_moments=by_moments,
-                )
+                visit(i, j)
         energy = 0.5 * (w @ potential)
         if not gradients:
             return energy, ()
@@ -313,51 +341,6 @@ class RadialKernel(Kernel):
         if by_moments:
             force = centred * sums[:, :1] - force
         return energy, (2.0 * w[:, None] * force, potential)
-
-    def _tile(
-        self,
-        x: Tensor,
-        moments: Tensor,
-        i: slice,
-        j: slice,
-        potential: Tensor,
-        sums: Tensor,
-        *,
-        gradients: bool,
-        by_moments: bool,
-    ) -> None:
-        """Add one pair of blocks to the potential and to the slopes, both ways."""
-        # The transpose with unit stride makes each coordinate one contiguous row.
-        a, b = x[i].T.contiguous(), x[j].T.contiguous()
-        s = (a[0][:, None] - b[0]).square_()
-        for p, q in zip(a[1:], b[1:], strict=True):
-            difference = p[:, None] - q
-            s.addcmul_(difference, difference)
-        on_diagonal = self.singular and i == j
-        if on_diagonal:
-            s.fill_diagonal_(1.0)
-        phi, slope = self.profile_and_slope(s) if gradients else (self.profile(s), s)
-        if on_diagonal:
-            phi.fill_diagonal_(0.0)
-            slope.fill_diagonal_(0.0)
-        mass_i, mass_j = moments[i, 0], moments[j, 0]
-        potential[i].addmv_(phi, mass_j)
-        if i != j:
-            potential[j].addmv_(phi.T, mass_i)
-        if not gradients:
-            return
-        if by_moments:
-            sums[i].addmm_(slope, moments[j])
-            if i != j:
-                sums[j].addmm_(slope.T, moments[i])
-            return
-        for axis, (p, q) in enumerate(zip(a, b, strict=True), start=1):
-            # Subtract before multiplying: the slope may be unbounded, or some points
-            # far away, and then sums of moments would cancel.
-            pull = (p[:, None] - q).mul_(slope)
-            sums[i, axis].addmv_(pull, mass_j)
-            if i != j:
-                sums[j, axis].addmv_(pull.T, mass_i, alpha=-1.0)
 
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k[0] != "_")

@@ -83,10 +83,11 @@ def mass(d):
     return of.proximal.QuantileProximal(lower=-d, upper=d)
 
 
-class Flat(of.proximal.ParticleProximal):
+class Flat(of.proximal.ProximalSolver):
     """A user's solver that does not say whether W2 is Euclidean in its tangents."""
 
-    flat = False
+    def solve(self, F, mu, dt, warm=None):
+        return of.proximal.ParticleProximal().solve(F, mu, dt, warm)
 
 
 CASES: dict[str, Case] = {

@@ -89,7 +89,35 @@ def stepped(mu):
     return TangentProximal().solve(of.Potential(lambda x: x[..., 0]), mu, 0.1)
 
 
+class Doubled(of.Functional):
+    """A functional whose terms are not its own."""
+
+    def value(self, mu):
+        return mu.expectation(square)
+
+    def terms(self):
+        return ((2.0, SQUARE),)
+
+
+class Whole(Doubled):
+    terms = of.Functional.terms
+
+
+class Halved(Doubled):
+    def terms(self):
+        return ((0.5, SQUARE), (0.5, SQUARE))
+
+
 CASES: dict[str, Case] = {
+    "terms that sum to something else": (
+        ValueError,
+        r"functionals that sum to `value`, or leave `terms` out",
+        lambda: of.flow(Doubled(), LINE, of.JKO(), dt=0.1, steps=1),
+        [
+            lambda: of.flow(Whole(), LINE, of.JKO(), dt=0.1, steps=1),
+            lambda: of.flow(Halved(), LINE, of.JKO(), dt=0.1, steps=1),
+        ],
+    ),
     "a modulus that is a number": (
         TypeError,
         "modulus\\(dim\\) is a method",

@@ -32,6 +32,7 @@ ROWS = [
         "_lazy",
         "_memory",
         "_progress",
+        "_warn",
         "_answers",
         "_validation",
         "_graphs",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Mapping
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -42,6 +46,58 @@ def test_the_makefile_has_every_target_that_is_written_about():
     )
     assert {"demo", "test", "docs", "lint", "types"} <= named
     assert named <= targets
+
+
+def declared(extra: str, project: dict) -> set[str]:
+    """Return what an extra of pyproject.toml installs by name, and the core with it."""
+    found = set()
+    for line in project["optional-dependencies"][extra] + project["dependencies"]:
+        if line.startswith("otflow["):
+            parts = line.removeprefix("otflow[").removesuffix("]").split(",")
+            found |= {name for part in parts for name in declared(part, project)}
+        else:
+            found.add(re.split(r"[^\w.-]", line)[0].lower())
+    return found
+
+
+def imported(folder: str, homes: Mapping[str, list[str]]) -> set[str]:
+    """Return the distributions that the modules of a folder import as they load."""
+    ours = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    modules: set[str] = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules.add(str(node.module).split(".")[0])
+    return {
+        homes.get(module, [module])[0].lower().replace("_", "-")
+        for module in modules - ours - set(sys.stdlib_module_names)
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "folders"),
+    {
+        "demo": ["demo"],
+        "bench": ["benchmarks"],
+        "test": ["otflow", "tests", "demo", "benchmarks", "tutorials", "tools"],
+        "campaign": ["tools/campaigns"],
+        "docstrings": ["otflow"],
+        "docs": ["otflow", "tutorials"],
+    }.items(),
+)
+def test_each_target_installs_what_it_imports(target, folders):
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    extra = re.findall(rf"^{target}:.*installed-(\w+)", makefile, re.MULTILINE)[0]
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        installed = declared(extra, tomllib.load(file)["project"])
+    homes = packages_distributions()
+    wanted = {name for folder in folders for name in imported(folder, homes)}
+    if target == "test":  # this one script has a target of its own, with numpydoc
+        wanted.discard("numpydoc")
+    assert "torch" in wanted
+    assert wanted <= installed
 
 
 def test_continuous_integration_can_be_started():

@@ -307,13 +307,13 @@ class Functional(ABC):
 
     def modulus_in(self, dim: int) -> float | None:
         """Return ``modulus(dim)``. Deprecated; it goes in the next release."""
-        legacy.warn_of("modulus_in(dim)", "modulus(dim)", stacklevel=2)
+        legacy.warn_of("modulus_in(dim)", "modulus(dim)")
         return self.modulus(dim)
 
     @property
     def displacement_modulus(self) -> float | None:
         """The bound in every dimension. Deprecated; it goes in the next release."""
-        legacy.warn_of("displacement_modulus", "modulus(dim)", stacklevel=2)
+        legacy.warn_of("displacement_modulus", "modulus(dim)")
         # McCann's condition is stricter in each higher dimension.
         return self.modulus(sys.maxsize)
 
@@ -366,16 +366,11 @@ class Sum(Functional):
         self.parts: tuple[Functional, ...] = tuple(flat)
 
     def value(self, mu: Measure) -> Tensor:
-        total = mu.weights.new_zeros(())
-        for part in self.parts:
-            total = total + part.value(mu)
-        return total
+        return sum((part.value(mu) for part in self.parts), mu.weights.new_zeros(()))
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
-        total = mu.weights.new_zeros(mu.n if x is None else len(x))
-        for part in self.parts:
-            total = total + part.first_variation(mu, x)
-        return total
+        nothing = mu.weights.new_zeros(mu.n if x is None else len(x))
+        return sum((part.first_variation(mu, x) for part in self.parts), nothing)
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
         # The zero functional too must depend on the measure: a detached value raises.

@@ -30,10 +30,7 @@ class Combined(Internal):
         self.max_density = max_density
 
     def _per_mass(self, r: Tensor) -> Tensor:
-        total = torch.zeros_like(r)
-        for c, term in self.parts:
-            total = total + c * term.e(r)
-        return total
+        return sum((c * term.e(r) for c, term in self.parts), torch.zeros_like(r))
 
     def modulus(self, dim: int) -> float | None:
         return sum_of_bounds((c, term.modulus(dim)) for c, term in self.parts)
@@ -43,23 +40,14 @@ class Combined(Internal):
             term.check_dimension(dim)
 
     def slope(self, r: Tensor) -> Tensor:
-        total = torch.zeros_like(r)
-        for c, term in self.parts:
-            total = total + c * term.slope(r)
-        return total
+        return sum((c * term.slope(r) for c, term in self.parts), torch.zeros_like(r))
 
     def curvature(self, r: Tensor) -> Tensor:
-        total = torch.zeros_like(r)
-        for c, term in self.parts:
-            total = total + c * term.curvature(r)
-        return total
+        curvatures = (c * term.curvature(r) for c, term in self.parts)
+        return sum(curvatures, torch.zeros_like(r))
 
     def log_proximal(
-        self,
-        rhs: Tensor,
-        entropic: float,
-        strength: float,
-        start: Tensor | None = None,
+        self, rhs: Tensor, entropic: float, strength: float, start: Tensor | None = None
     ) -> Tensor:
         bound = math.log(self.max_density)
         if not self.parts:

@@ -141,11 +141,7 @@ class Internal(Functional):
         )
 
     def log_proximal(
-        self,
-        rhs: Tensor,
-        entropic: float,
-        strength: float,
-        start: Tensor | None = None,
+        self, rhs: Tensor, entropic: float, strength: float, start: Tensor | None = None
     ) -> Tensor:
         r"""Solve :math:`c\,z + s\,U'(e^z) = \mathrm{rhs}` for :math:`z = \log\rho`.
 
@@ -350,11 +346,7 @@ class Entropy(Internal):
         return 1.0 / r
 
     def log_proximal(
-        self,
-        rhs: Tensor,
-        entropic: float,
-        strength: float,
-        start: Tensor | None = None,
+        self, rhs: Tensor, entropic: float, strength: float, start: Tensor | None = None
     ) -> Tensor:
         return (rhs - strength) / (entropic + strength)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable
 from typing import Any
+
+from otflow._warn import warn
 
 __all__ = ["adopt", "warn_of"]
 
@@ -17,10 +18,10 @@ REPLACEMENTS = {
 }
 
 
-def warn_of(old: str, new: str, *, stacklevel: int) -> None:
+def warn_of(old: str, new: str) -> None:
     """Warn (DeprecationWarning) that `old` goes and name its replacement `new`."""
     msg = f"{old} goes in the next release: use {new}"
-    warnings.warn(msg, DeprecationWarning, stacklevel=stacklevel + 1)
+    warn(msg, DeprecationWarning)
 
 
 def adopt(cls: type, entropy: Callable[[], Any]) -> None:
@@ -37,9 +38,7 @@ def adopt(cls: type, entropy: Callable[[], Any]) -> None:
     for old, (new, written) in REPLACEMENTS.items():
         if old not in own or new in own:
             continue
-        # Frames: this one, __init_subclass__, that of ABCMeta, the statement.
-        what = f"{cls.__name__} overrides {old}, which"
-        warn_of(what, written, stacklevel=4)
+        warn_of(f"{cls.__name__} overrides {old}, which", written)
         setattr(cls, new, _in_terms_of(cls, old, own[old], new, entropy))
         delattr(cls, old)  # the base has it, by way of the new word
 

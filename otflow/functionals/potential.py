@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from otflow._typing import Ground
-from otflow._validation import check_callable, real
+from otflow._validation import check_function, real
 from otflow.errors import InvalidFunctional
 from otflow.functionals.base import Functional
 from otflow.measures import Measure
@@ -46,7 +46,7 @@ class Potential(Functional):
     """
 
     def __init__(self, V: Ground, *, modulus: float | None = None) -> None:
-        check_callable(V, "V", "a function (..., d) -> (...)")
+        check_function(V, "V must be a function (..., d) -> (...)")
         self.V = V
         self.convexity = None if modulus is None else real(modulus, "modulus")
 

@@ -94,11 +94,7 @@ class PowerEntropy(Internal):
         return self.m * r.pow(self.m - 2)
 
     def log_proximal(
-        self,
-        rhs: Tensor,
-        entropic: float,
-        strength: float,
-        start: Tensor | None = None,
+        self, rhs: Tensor, entropic: float, strength: float, start: Tensor | None = None
     ) -> Tensor:
         r"""Solve :math:`cz + s \frac{m}{m-1} e^{(m-1)z} = \mathrm{rhs}` in closed form.
 
@@ -210,11 +206,7 @@ class Congestion(Internal):
         return torch.zeros_like(r)
 
     def log_proximal(
-        self,
-        rhs: Tensor,
-        entropic: float,
-        strength: float,
-        start: Tensor | None = None,
+        self, rhs: Tensor, entropic: float, strength: float, start: Tensor | None = None
     ) -> Tensor:
         return (rhs / entropic).clamp_max(math.log(self.max_density))
 

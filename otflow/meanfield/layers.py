@@ -9,7 +9,7 @@ from torch import Tensor
 
 from otflow._answers import check_dtype, check_map
 from otflow._typing import ArrayLike
-from otflow._validation import check_callable, true_or_false
+from otflow._validation import check_function, true_or_false
 from otflow.errors import InvalidFunctional
 from otflow.meanfield.network import Network
 from otflow.meanfield.units import Elementwise, as_activation
@@ -202,7 +202,7 @@ class CustomLayer(Network):
         offset: float | Sequence[float] | ArrayLike | None = None,
     ) -> None:
         super().__init__(outputs, scaling, offset)
-        check_callable(sigma, "sigma", "a function of (x, theta)")
+        check_function(sigma, "sigma must be a function of (x, theta)")
         self.function = sigma
 
     def hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:

@@ -13,12 +13,7 @@ from torch.nn import functional
 
 from otflow._autodiff import value_and_gradient
 from otflow._typing import ArrayLike
-from otflow._validation import (
-    as_dense_tensor,
-    as_float_tensor,
-    check_like,
-    check_option,
-)
+from otflow._validation import as_float_tensor, as_tensor, check_like, check_option
 from otflow.errors import InvalidFunctional
 
 __all__ = ["LOSSES", "CustomLoss", "Loss", "Square", "as_loss"]
@@ -119,7 +114,7 @@ class Logistic(Loss):
     name = "logistic"
 
     def targets(self, y: ArrayLike, X: Tensor, outputs: int | None) -> Tensor:
-        y = as_dense_tensor(y, "y", "biufc").detach()
+        y = as_tensor(y, "y").detach()
         if y.is_complex() or y.dtype == torch.bool:
             cure = "2 * y.long() - 1" if y.dtype == torch.bool else "y.real"
             msg = (
@@ -162,7 +157,7 @@ class CrossEntropy(Loss):
                 "TwoLayer(..., outputs=number of classes)"
             )
             raise ValueError(msg)
-        y = as_dense_tensor(y, "y", "biufc").detach()
+        y = as_tensor(y, "y").detach()
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             msg = (
                 f"y must hold integer classes for the loss 'cross-entropy', got "
@@ -201,7 +196,7 @@ class CustomLoss(Loss):
         self.name = getattr(function, "__name__", type(function).__name__)
 
     def targets(self, y: ArrayLike, X: Tensor, outputs: int | None) -> Tensor:
-        y = as_dense_tensor(y, "y", "biufc").detach()
+        y = as_tensor(y, "y").detach()
         _check_device(y, X)
         if y.ndim == 0 or len(y) != len(X):
             _refuse_shape(y, X, f"({len(X)}, ...)")

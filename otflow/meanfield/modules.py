@@ -184,7 +184,7 @@ def from_module(
         outputs=None if outer.out_features == 1 else outer.out_features,
         bias=inner.bias is not None,
         scaling=scaling,
-        offset=_offset_of(outer),
+        offset=None if outer.bias is None else outer.bias.detach().squeeze(0),
     )
     with torch.no_grad():
         columns = [outer.weight.T, inner.weight]
@@ -199,10 +199,8 @@ def from_module(
 def _module_of(activation: Elementwise) -> nn.Module:
     if isinstance(activation, nn.Module):
         return copy.deepcopy(activation)
-    for unit, kind in _MODULES.items():
-        if type(activation) is unit:
-            return kind()
-    return _Activation(activation)
+    kind = _MODULES.get(type(activation))  # type: ignore[arg-type]
+    return _Activation(activation) if kind is None else kind()
 
 
 def _activation_of(module: nn.Module) -> Elementwise:
@@ -216,10 +214,3 @@ def _activation_of(module: nn.Module) -> Elementwise:
         f"if it acts entry by entry, say so: from_module(module, activation=module[1])"
     )
     raise Unsupported(msg)
-
-
-def _offset_of(outer: nn.Linear) -> Any:
-    if outer.bias is None:
-        return None
-    offset = outer.bias.detach()
-    return offset[0] if outer.out_features == 1 else offset

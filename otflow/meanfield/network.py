@@ -263,8 +263,6 @@ class Network(ABC):
         Tensor, shape (N,)
             Masses, with the graph of the weights.
         """
-        if self.scaling == "mean-field":
-            return weights
         return self.scale(weights) * weights
 
     def add_offset(self, f: Tensor) -> Tensor:

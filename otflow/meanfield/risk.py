@@ -179,27 +179,21 @@ class Risk(Functional):
             self.network.check_neurons(probes, self._dim)
         if records(mu.points, mu.weights, mu.points if probes is None else probes):
             return super().first_variation(mu, probes)
+        network, theta = self.network, mu.points
+        at = theta if probes is None else probes
+        masses, total = network.masses(mu.weights), at.new_zeros(len(at))
         with torch.no_grad():
-            total = self._correlate(mu, probes)
+            for rows in tiles(len(self.y), block_rows(max(mu.n, len(at)), theta)):
+                inputs = self._inputs[rows]
+                hidden = network.hidden(inputs, theta)
+                f = network.add_offset(network.read_out(hidden, theta, masses))
+                slope = self._loss.total_and_slope(f, self.y[rows])[1]
+                if probes is not None:
+                    hidden = network.hidden(inputs, probes)
+                total += network.correlate(hidden, at, slope)
             variation = total * (self.network.scale(mu.weights) / len(self.y))
         check_finite(variation, "the functional's gradient")
         return variation
-
-    def _correlate(self, mu: Measure, probes: Tensor | None) -> Tensor:
-        """Return the sum over data of g_k . sigma(x_k; theta), block by block."""
-        network, theta = self.network, mu.points
-        masses = network.masses(mu.weights)
-        at = theta if probes is None else probes
-        total = at.new_zeros(len(at))
-        for rows in tiles(len(self.y), block_rows(max(len(theta), len(at)), theta)):
-            inputs = self._inputs[rows]
-            hidden = network.hidden(inputs, theta)
-            f = network.add_offset(network.read_out(hidden, theta, masses))
-            slope = self._loss.total_and_slope(f, self.y[rows])[1]
-            if probes is not None:
-                hidden = network.hidden(inputs, probes)
-            total += network.correlate(hidden, at, slope)
-        return total
 
     def resample(self, generator: torch.Generator) -> Risk:
         """Return the risk of a random batch, an unbiased copy.

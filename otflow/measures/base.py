@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, final
 import torch
 from torch import Tensor
 
-from otflow._graphs import COUNTER, Immutable, records, refuse_graph
+from otflow._graphs import COUNTER, Immutable, records, refuse_graph, unmodified
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     as_points,
@@ -22,11 +21,12 @@ from otflow._validation import (
     positive,
     unit_of,
 )
+from otflow._warn import warn
 from otflow.errors import Unsupported
 from otflow.kernels import Function, Kernel, as_kernel
 from otflow.measures.sums import integrate, internal_energy, pair_energy, pair_potential
 
-__all__ = ["Measure", "keep_immutable", "kernel_at_the_door"]
+__all__ = ["Measure", "keep_immutable", "kernel_at_the_door", "value_of"]
 
 
 class Measure(ABC):
@@ -784,6 +784,15 @@ class Measure(ABC):
         check_like(tangent, self.points, name, "points")
 
 
+def value_of(mu: Measure, value: Value, *own: Tensor) -> Tensor:
+    """Return a value at a measure; one that writes into the measure's tensors raises.
+
+    Tensors `own` count beside the points and the weights.
+    """
+    with unmodified(mu.points, mu.weights, *own, by="the functional"):
+        return value(mu)
+
+
 def kernel_at_the_door(W: Ground, diagonal: bool | None) -> Kernel:
     """Return W as a kernel, and warn if the deprecated option `diagonal` is given."""
     kernel = as_kernel(W)
@@ -793,7 +802,7 @@ def kernel_at_the_door(W: Ground, diagonal: bool | None) -> Kernel:
         "diagonal= goes in the next release: a kernel is singular or not; leave the "
         "pairs i = j out by kernels.Function(W, singular=True)"
     )
-    warnings.warn(msg, DeprecationWarning, stacklevel=3)
+    warn(msg, DeprecationWarning)
     same = kernel.singular != diagonal
     return kernel if same else Function(kernel, singular=not diagonal)
 

@@ -10,20 +10,19 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import second_gradient, value_and_gradient
-from otflow._graphs import records, unmodified
+from otflow._graphs import records
 from otflow._typing import ArrayLike, Value
 from otflow._validation import (
     as_points,
     as_weights,
     check_generator,
     coordinate_limit,
-    non_negative_int,
     positive,
     real,
 )
 from otflow.errors import Diverged
-from otflow.measures.base import Measure
-from otflow.measures.sums import refuse_to_draw, reweighted
+from otflow.measures.base import Measure, value_of
+from otflow.measures.sums import check_draw, reweighted
 
 __all__ = ["Particles"]
 
@@ -151,9 +150,7 @@ class Particles(Measure):
         self, value: Value, points: Tensor, weights: Tensor | None = None
     ) -> Tensor:
         """Return the value at other tensors; a value that writes into them raises."""
-        nu = self.with_free_atoms(points, weights)
-        with unmodified(nu.points, nu.weights, by="the functional"):
-            return value(nu)
+        return value_of(self.with_free_atoms(points, weights), value)
 
     # Derivatives ---------------------------------------------------------------------
 
@@ -240,9 +237,7 @@ class Particles(Measure):
 
         The draws are differentiable in the positions of the atoms drawn.
         """
-        check_generator(generator)
-        refuse_to_draw(self.weights)
-        n = non_negative_int(n, "n", minimum=1)
+        n = check_draw(n, generator, self.weights)
         index = torch.multinomial(
             self.weights, n, replacement=True, generator=generator
         )

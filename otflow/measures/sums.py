@@ -12,17 +12,17 @@ from otflow._autodiff import grads_of
 from otflow._graphs import alias, differentiating, leaf, records, refuse_graph
 from otflow._pairs import pair_sum, tiles
 from otflow._typing import Ground
-from otflow._validation import check_like, real
+from otflow._validation import check_generator, check_like, non_negative_int, real
 from otflow.errors import InvalidFunctional
 from otflow.kernels import Kernel
 
 __all__ = [
+    "check_draw",
     "check_energy",
     "integrate",
     "internal_energy",
     "pair_energy",
     "pair_potential",
-    "refuse_to_draw",
     "reweighted",
     "sum_at",
 ]
@@ -167,11 +167,16 @@ def check_energy(e: Ground, rho: Tensor) -> Tensor:
     return check_map(e(rho), rho, rho.shape, what, "densities r", cure, each)
 
 
-def refuse_to_draw(weights: Tensor) -> None:
-    """Raise Unsupported if masses carry a graph: draws have no derivative in them."""
+def check_draw(n: int, generator: torch.Generator, weights: Tensor) -> int:
+    """Return the number of draws; Unsupported if masses carry a graph.
+
+    A draw has no derivative in the masses.
+    """
+    check_generator(generator)
     refuse_graph(
         "a sample",
         "what is drawn has no derivative in the masses",
         weights,
         cure="mu.detach()",
     )
+    return non_negative_int(n, "n", minimum=1)

@@ -72,7 +72,6 @@ def _small_first(
     small relative to their masses.
     """
     n = len(source[1])
-    sides = source, target
     room = torch.cat([source[1], target[1]]).tolist()
     cells: list[list[tuple[int, float]]] = [[] for _ in room]
     for i, j, mass in zip(
@@ -88,6 +87,24 @@ def _small_first(
         placed[row, column] += mass
         room[other] -= mass
 
+    def cheapest(node: int, mass: float) -> int | None:
+        """Return the cheapest atom of the other measure with room for this mass.
+
+        If no atom has room for all of it, return the one with the most room; if none
+        has any, None.
+        """
+        sides = (source, target) if node < n else (target, source)
+        (points, *_), (others, own, potential) = sides
+        first, k = (n, node) if node < n else (0, node - n)
+        free = {j: room[first + j] for j in range(len(own)) if not done[first + j]}
+        roomy = [j for j, left in free.items() if left >= mass]
+        if roomy:
+            index = torch.tensor(roomy)
+            _, best = transform(points[k : k + 1], others[index], potential[index])
+            return first + roomy[int(best)]
+        most = max(free, key=free.__getitem__, default=None)
+        return None if most is None or free[most] <= 0 else first + most
+
     for node in sorted(range(len(room)), key=room.__getitem__):
         whole = left = room[node]
         done[node] = True
@@ -99,7 +116,7 @@ def _small_first(
                 send(node, other, sent)
                 left -= sent
         while left > ACCURACY * whole:
-            taker = _cheapest(node, left, room, done, sides)
+            taker = cheapest(node, left)
             if taker is None:
                 break
             sent = min(left, room[taker])
@@ -109,32 +126,3 @@ def _small_first(
     index = torch.tensor(list(placed), dtype=torch.int64)
     found = torch.tensor(list(placed.values()), dtype=torch.float64)
     return index[:, 0], index[:, 1], found
-
-
-def _cheapest(
-    node: int,
-    mass: float,
-    room: list[float],
-    done: list[bool],
-    sides: tuple[Side, Side],
-) -> int | None:
-    """Return the cheapest atom of the other measure with room for all of this mass.
-
-    If no atom has room for all of it, return the one with the most room; if none has
-    any, None.
-    """
-    n = len(sides[0][1])
-    is_row = node < n
-    own, other = sides if is_row else (sides[1], sides[0])
-    first, k = (n, node) if is_row else (0, node - n)
-    open_ones = [
-        j for j in range(len(other[1])) if not done[first + j] and room[first + j] > 0
-    ]
-    if not open_ones:
-        return None
-    roomy = [j for j in open_ones if room[first + j] >= mass]
-    if not roomy:
-        return first + max(open_ones, key=lambda j: room[first + j])
-    index = torch.tensor(roomy)
-    _, best = transform(own[0][k : k + 1], other[0][index], other[2][index])
-    return first + roomy[int(best)]

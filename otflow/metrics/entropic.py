@@ -156,10 +156,6 @@ def noise(sums: Tensor) -> Tensor:
     return torch.finfo(sums.dtype).eps * sums * signs
 
 
-def _sizes(*parts: Tensor) -> tuple[Tensor, ...]:
-    return tuple(part.abs() for part in parts)
-
-
 def _newton(
     units: Entropy, cost: Tensor, a: Tensor, b: Tensor, g: Tensor, tolerance: float
 ) -> Outcome:
@@ -173,8 +169,8 @@ def _newton(
 
     def evaluate(g: Tensor) -> tuple[float, float, Tensor]:
         f = units.potential(cost, g, b)
-        parts = a * units.worth(f, eps), b * units.worth(g)
-        height, size = (float(p.sum() + q.sum()) for p, q in (parts, _sizes(*parts)))
+        parts = torch.cat([a * units.worth(f, eps), b * units.worth(g)])
+        height, size = float(parts.sum()), float(parts.abs().sum())
         return height, 1e-15 * (eps + size), f
 
     (height, round_off, f), used = evaluate(g), 1

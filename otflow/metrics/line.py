@@ -39,8 +39,10 @@ def staircase(
     right = _snap(b[j].cumsum(0)[:-1].clamp_max(1.0), down)
 
     f, g = torch.zeros_like(x), torch.zeros_like(y)
-    order, down_first = _down_first(down, right)
-    for is_down in (down_first, _right_first(down, right)):
+    # The order of the steps; at equal levels those down go first, or those right.
+    order = torch.cat([down, right]).argsort(stable=True)
+    other = torch.cat([right, down]).argsort(stable=True)
+    for is_down in (order < len(down), other >= len(right)):
         rows, columns = _path(is_down), _path(~is_down)
         before_down, before_right = columns[:-1][is_down], rows[:-1][~is_down]
         # Sums of differences: these lose no digits far from the origin.
@@ -66,17 +68,6 @@ def _snap(levels: Tensor, marks: Tensor) -> Tensor:
     for mark in (marks[above], marks[(above - 1).clamp_min(0)]):
         levels = torch.where((levels - mark).abs() <= tolerance, mark, levels)
     return levels
-
-
-def _down_first(down: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the order of the steps at equal levels, and which of them go down."""
-    order = torch.cat([down, right]).argsort(stable=True)
-    return order, order < len(down)
-
-
-def _right_first(down: Tensor, right: Tensor) -> Tensor:
-    """Return which steps go down, where at equal levels those to the right go first."""
-    return torch.cat([right, down]).argsort(stable=True) >= len(right)
 
 
 def _path(moves: Tensor) -> Tensor:

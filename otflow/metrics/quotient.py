@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from otflow._validation import check_callable, unit_of
+from otflow._validation import check_function, unit_of
 from otflow.metrics.assignment import (
     assignment,
     check_pairs,
@@ -76,11 +76,7 @@ def quotient_distance(
     >>> of.metrics.quotient_distance(theta, theta.flip(0))
     tensor(0.)
     """
-    theta, xi = _pair(theta, xi)
-    symmetry = _symmetry(symmetry)
-    sigma, choice = _match(theta, xi, ground, symmetry)
-    x = symmetry.canonical(theta)
-    y = _aligned(symmetry, xi, sigma, choice)
+    _, x, y = _matched(theta, xi, ground, symmetry)
     moves = x - y if ground is None else _distances(ground, x, y).diagonal()[:, None]
     unit = unit_of(moves)
     squares = (moves / unit).square().sum(1)
@@ -115,8 +111,7 @@ def best_matching(
     >>> of.metrics.best_matching(theta, theta.flip(0))
     tensor([1, 0])
     """
-    theta, xi = _pair(theta, xi)
-    return _match(theta, xi, ground, _symmetry(symmetry))[0]
+    return _matched(theta, xi, ground, symmetry)[0]
 
 
 def align(
@@ -153,9 +148,28 @@ def align(
     tensor([[1., 2.],
             [3., 4.]])
     """
-    theta, xi = _pair(theta, xi)
-    symmetry = _symmetry(symmetry)
-    return _aligned(symmetry, xi, *_match(theta, xi, ground, symmetry))
+    return _matched(theta, xi, ground, symmetry)[2]
+
+
+def _matched(
+    theta: CloudLike,
+    xi: CloudLike,
+    ground: GroundMetric | None,
+    symmetry: Symmetry | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the permutation, canonical `theta`, and the copy of `xi` beside it."""
+    x, y = _pair(theta, xi)
+    group = Trivial() if symmetry is None else symmetry
+    if not isinstance(group, Symmetry):
+        got = group if isinstance(group, type) else type(group)
+        msg = (
+            f"symmetry must be a Symmetry, got {got.__name__}; e.g. "
+            f"otflow.metrics.symmetries.Sign(), or None"
+        )
+        raise TypeError(msg)
+    x, images = group.canonical(x), group.orbit(group.canonical(y))
+    sigma, choice = _match(x.detach(), [z.detach() for z in images], ground)
+    return sigma, x, torch.stack(images)[choice, sigma]
 
 
 def _pair(theta: CloudLike, xi: CloudLike) -> tuple[Tensor, Tensor]:
@@ -173,55 +187,37 @@ def _pair(theta: CloudLike, xi: CloudLike) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def _symmetry(symmetry: Symmetry | None) -> Symmetry:
-    if symmetry is None:
-        return Trivial()
-    if isinstance(symmetry, type) or not isinstance(symmetry, Symmetry):
-        got = symmetry if isinstance(symmetry, type) else type(symmetry)
-        msg = (
-            f"symmetry must be a Symmetry, got {got.__name__}; e.g. "
-            f"otflow.metrics.symmetries.Sign(), or None"
-        )
-        raise TypeError(msg)
-    return symmetry
-
-
 def _match(
-    theta: Tensor, xi: Tensor, ground: GroundMetric | None, symmetry: Symmetry
+    x: Tensor, images: list[Tensor], ground: GroundMetric | None
 ) -> tuple[Tensor, Tensor]:
     """Return the permutation, and which image of each matched neuron is nearest."""
-    x = symmetry.canonical(theta.detach())
-    images = symmetry.orbit(symmetry.canonical(xi.detach()))
     if ground is None:
         unit = unit_of(x, *images)
         x, images = x / unit, [image / unit for image in images]
         if len(images) == 1:
             sigma = assignment(x, images[0])
             return sigma, torch.zeros_like(sigma)
+
+    def cost(x: Tensor, y: Tensor) -> Tensor:
+        """Return squared distances, float64, on the CPU."""
+        if ground is not None:
+            return _distances(ground, x, y).detach().to("cpu", torch.float64).square()
+        return squared_distances(*(z.to("cpu", torch.float64) for z in (x, y)))
+
     check_pairs(len(images) * len(x), len(x), x.device)
-    costs = torch.stack([_cost(ground, x, image) for image in images])
+    costs = torch.stack([cost(x, image) for image in images])
     best = costs.min(dim=0)
     sigma = match(best.values.contiguous())
     choice = best.indices[torch.arange(len(sigma)), sigma]
     return sigma.to(x.device), choice.to(x.device)
 
 
-def _cost(ground: GroundMetric | None, x: Tensor, y: Tensor) -> Tensor:
-    """Return squared distances, float64, on the CPU."""
-    if ground is not None:
-        return _distances(ground, x, y).detach().to("cpu", torch.float64).square()
-    s, t = (z.to("cpu", torch.float64) for z in (x, y))
-    return squared_distances(s, t)
-
-
-def _aligned(symmetry: Symmetry, xi: Tensor, sigma: Tensor, choice: Tensor) -> Tensor:
-    images = torch.stack(symmetry.orbit(symmetry.canonical(xi)))
-    return images[choice, sigma]
-
-
 def _distances(ground: GroundMetric, x: Tensor, y: Tensor) -> Tensor:
-    cure = "e.g. lambda x, y: torch.cdist(x, y, p=1.0)"
-    check_callable(ground, "ground", f"a function (N, p), (N, p) -> (N, N); {cure}")
+    demand = (
+        "ground must be a function (N, p), (N, p) -> (N, N), such as "
+        "lambda x, y: torch.cdist(x, y, p=1.0)"
+    )
+    check_function(ground, demand)
     d = ground(x, y)
     if not isinstance(d, Tensor) or d.shape != (len(x), len(y)):
         got = tuple(d.shape) if isinstance(d, Tensor) else type(d).__name__

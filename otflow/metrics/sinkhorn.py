@@ -127,21 +127,15 @@ def sinkhorn_divergence(
     lower, upper = together.amin(0), together.amax(0)
     diameter = float((upper - lower).norm())
     _check_blur(blur, diameter, p.points.dtype)
+    first, second = _Side.of(p), _Side.of(q)
     if blur > WIDE * diameter:
-        return _limit(_Side.of(p), _Side.of(q), lower).to(p.points.dtype)
+        gap = first.a @ (first.x - lower) - second.a @ (second.x - lower)
+        return (0.5 * gap.square().sum()).to(p.points.dtype)
     _check_size(len(p.points), len(q.points), p.points.device)
     inverse_rho = 0.0 if reach is None else _inverse_square(reach, blur)
     units = Entropy(blur * blur, inverse_rho)
-    first, second = _Side.of(p), _Side.of(q)
-    return _divergence(units, first, second, _blurs(blur, diameter, scaling)).to(
-        p.points.dtype
-    )
-
-
-def _limit(mu: _Side, nu: _Side, origin: Tensor) -> Tensor:
-    """Return half the squared distance of the means, with all graphs."""
-    gap = mu.a @ (mu.x - origin) - nu.a @ (nu.x - origin)
-    return 0.5 * gap.square().sum()
+    value = _divergence(units, first, second, _blurs(blur, diameter, scaling))
+    return value.to(p.points.dtype)
 
 
 @dataclass(frozen=True)
@@ -185,7 +179,33 @@ def _divergence(
         for w, f, o in ((a, cross.f, own[0]), (b, cross.g, own[1]))
     ]
     value = parts[0] + parts[1]
-    _check_converged(units, cross, own, value, x, y, weighted=_asks(mu) or _asks(nu))
+    # The round-off of the costs enters the marginals divided by epsilon.
+    size = float((x.mean(0) - y.mean(0)).norm())
+    size += sum(float((z - z.mean(0)).norm(dim=1).max()) for z in (x, y))
+    round_off = 8 * torch.finfo(x.dtype).eps * size * size / units.epsilon
+    allowed = max(RESIDUAL, min(round_off, 1e-4))
+    steps, blur = max(o.step for o in own), units.epsilon**0.5
+    info = {
+        "residual": cross.residual,
+        "step": max(cross.step, steps),
+        "iterations": cross.iterations,
+        "sweeps": cross.sweeps + own[0].sweeps + own[1].sweeps,
+    }
+    if not max(cross.residual, steps) <= allowed or not bool(value.isfinite()):
+        msg = (
+            f"the Sinkhorn divergence stopped after {cross.iterations} Newton steps "
+            f"with marginals wrong by {cross.residual:.3g} in sum; take a larger blur "
+            f"than {blur:.3g}, or the exact wasserstein2_squared"
+        )
+        raise NotConverged(msg, info=info, result=value)
+    asked = torch.is_grad_enabled() and (mu.a.requires_grad or nu.a.requires_grad)
+    if asked and not cross.step <= POTENTIALS:
+        msg = (
+            f"the gradient in weights is not determined at the blur {blur:.3g}, where "
+            f"parts of the measures exchange no mass: potentials known to "
+            f"{cross.step:.3g} blur^2; take a larger blur"
+        )
+        raise NotConverged(msg, info=info, result=value)
     solved = _Solved(units, (cross.f, cross.g), (own[0], own[1]))
     state = mu.x, mu.a, nu.x, nu.a
     return known_derivatives(value, state, solved.gradients, solved.value)
@@ -244,10 +264,6 @@ def _variation(
     return potential, slope
 
 
-def _asks(side: _Side) -> bool:
-    return side.a.requires_grad and torch.is_grad_enabled()
-
-
 def _cost(x: Tensor, y: Tensor) -> Tensor:
     """Return |x - y|^2 / 2, without cancellation."""
     mode = "donot_use_mm_for_euclid_dist"
@@ -267,45 +283,6 @@ def _blurs(
         stages.append(at)
         at *= STAGE
     return sweeps, stages
-
-
-def _check_converged(
-    units: Entropy,
-    cross: Outcome,
-    own: list[Outcome],
-    value: Tensor,
-    x: Tensor,
-    y: Tensor,
-    *,
-    weighted: bool,
-) -> None:
-    # The round-off of the costs enters the marginals divided by epsilon.
-    size = float((x.mean(0) - y.mean(0)).norm() + (x - x.mean(0)).norm(dim=1).max())
-    size += float((y - y.mean(0)).norm(dim=1).max())
-    round_off = 8 * torch.finfo(x.dtype).eps * size * size / units.epsilon
-    steps = max(cross.step, *(o.step for o in own))
-    info = {
-        "residual": cross.residual,
-        "step": steps,
-        "iterations": cross.iterations,
-        "sweeps": cross.sweeps + own[0].sweeps + own[1].sweeps,
-    }
-    good = cross.residual <= max(RESIDUAL, min(round_off, 1e-4))
-    good = good and max(o.step for o in own) <= max(RESIDUAL, min(round_off, 1e-4))
-    if not good or not bool(value.isfinite()):
-        msg = (
-            f"the Sinkhorn divergence stopped after {cross.iterations} Newton steps "
-            f"with marginals wrong by {cross.residual:.3g} in sum; take a larger blur "
-            f"than {units.epsilon**0.5:.3g}, or the exact wasserstein2_squared"
-        )
-        raise NotConverged(msg, info=info, result=value)
-    if weighted and not cross.step <= POTENTIALS:
-        msg = (
-            f"the gradient in weights is not determined at the blur "
-            f"{units.epsilon**0.5:.3g}, where parts of the measures exchange no mass: "
-            f"potentials known to {cross.step:.3g} blur^2; take a larger blur"
-        )
-        raise NotConverged(msg, info=info, result=value)
 
 
 def _check_size(n: int, m: int, device: torch.device) -> None:

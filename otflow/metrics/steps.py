@@ -234,26 +234,24 @@ def _snapped(levels: _Levels, marks: _Levels) -> _Levels:
     A level is a sum of positive masses, so its error is relative to the mass below or
     above.
     """
-    count = len(levels.side) + len(marks.side)
-    tolerance = count * torch.finfo(torch.float64).eps
-    merged, order = marks.merged(levels)
-    is_mark = order < len(marks.side)
-    place = torch.arange(count, device=order.device)
-    below = torch.where(is_mark, place, 0).cummax(0).values
-    above = torch.where(is_mark, place, count - 1).flip(0).cummin(0).values.flip(0)
-    side, value = merged.side.clone(), merged.value.clone()
+    tolerance = (len(levels.side) + len(marks.side)) * torch.finfo(torch.float64).eps
+    low = int((marks.side == 0).sum())
+    place = torch.where(
+        levels.side == 0,
+        torch.searchsorted(marks.value[:low], levels.value),
+        low + torch.searchsorted(marks.value[low:], levels.value),
+    )
+    side, value = levels.side.clone(), levels.value.clone()
     nearest = torch.full_like(value, torch.inf)
-    for mark in (below, above):
-        target = merged.at(mark)
-        apart = target.above(merged).abs()
-        size = torch.maximum(target.value.abs(), merged.value.abs())
-        meets = ~is_mark & (apart <= tolerance * size) & (apart < nearest)
+    for mark in ((place - 1).clamp_min(0), place.clamp_max(len(marks.side) - 1)):
+        target = marks.at(mark)
+        apart = target.above(levels).abs()
+        size = torch.maximum(target.value.abs(), levels.value.abs())
+        meets = (apart <= tolerance * size) & (apart < nearest)
         side = torch.where(meets, target.side, side)
         value = torch.where(meets, target.value, value)
         nearest = torch.where(meets, apart, nearest)
-    back = order.argsort()[len(marks.side) :]
-    new = _Levels(side[back], value[back])
     # Both ends are 0 and 1 for every measure.
-    new.side[0], new.value[0] = levels.side[0], levels.value[0]
-    new.side[-1], new.value[-1] = levels.side[-1], levels.value[-1]
-    return new
+    for new, old in ((side, levels.side), (value, levels.value)):
+        new[0], new[-1] = old[0], old[-1]
+    return _Levels(side, value)

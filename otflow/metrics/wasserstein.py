@@ -149,7 +149,16 @@ def _measured(mu: Distant, nu: Distant, *, squared: bool) -> tuple[Tensor, Tenso
         x, y = p.points.to("cpu", torch.float64), q.points.to("cpu", torch.float64)
         unit = 1.0 if squared else unit_of(x, y)
         x, y = x / unit, y / unit
-        plan = _plan(p, q, x.detach(), y.detach())
+        s, t = x.detach(), y.detach()
+        matched = p.is_uniform and q.is_uniform and len(s) == len(t)
+        if _is_weighted(p, q) or not matched:
+            plan = couple(s, p.masses, t, q.masses)
+        else:
+            # Without a gradient in weights no potentials are needed: an assignment is
+            # faster.
+            rows, none = torch.arange(len(s)), s.new_zeros(0)
+            sigma = assignment(s, t)
+            plan = Plan(rows, sigma, p.masses, s.new_zeros(()), none, none)
         moves = x[plan.rows] - y[plan.columns]
         if _is_weighted(p, q):
             distances = moves.square().sum(1)
@@ -178,15 +187,6 @@ def root(square: Tensor) -> Tensor:
 def _is_weighted(*both: Cloud) -> bool:
     """Return whether a gradient in weights may be asked for."""
     return any(c.weights is not None and records(c.weights) for c in both)
-
-
-def _plan(p: Cloud, q: Cloud, x: Tensor, y: Tensor) -> Plan:
-    if _is_weighted(p, q) or len(x) != len(y) or not (p.is_uniform and q.is_uniform):
-        return couple(x, p.masses, y, q.masses)
-    # Without a gradient in weights no potentials are needed: an assignment is faster.
-    sigma, nothing = assignment(x, y), x.new_zeros(0)
-    rows = torch.arange(len(x))
-    return Plan(rows, sigma, p.masses, x.new_zeros(()), nothing, nothing)
 
 
 def _weight_term(p: Cloud, q: Cloud, plan: Plan, distances: Tensor) -> Tensor:

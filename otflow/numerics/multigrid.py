@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
 from torch import Tensor
+
+from otflow.numerics.tridiagonal import inverse, reduced
 
 __all__ = ["GridLaplacian", "Multigrid", "blocks", "solve_laplacian"]
 
@@ -88,12 +89,8 @@ class GridLaplacian:
         least = STRONG * max(strength)
         return [a for a, s in enumerate(strength) if s > 0 and s >= least]
 
-    def coarser(self, axes: Sequence[int] | None = None) -> GridLaplacian:
-        """Return the matrix on blocks of two cells along some axes, by sums.
-
-        By default all axes are coarsened.
-        """
-        axes = range(self.rest.ndim) if axes is None else axes
+    def coarser(self, axes: Sequence[int]) -> GridLaplacian:
+        """Return the matrix on blocks of two cells along some axes, by sums."""
         faces = []
         for axis, w in enumerate(self.faces):
             coarse = w
@@ -107,31 +104,53 @@ class GridLaplacian:
 
 @dataclass(frozen=True)
 class Multigrid:
-    """A preconditioner: one symmetric cycle from 0; on a line the inverse itself."""
+    """A preconditioner: one symmetric cycle from 0; on a line the inverse itself.
 
-    levels: list[GridLaplacian]
-    axes: list[list[int]]
-    inverses: list[Tensor]
+    Parameters
+    ----------
+    L : GridLaplacian
+        The matrix.
+    step : Tensor
+        The damped inverse of its diagonal.
+    axes : list of int
+        The axes along which the next grid is coarser.
+    coarser : Multigrid or None
+        The cycle on this grid.
+    """
+
+    L: GridLaplacian
+    step: Tensor
+    axes: list[int]
+    coarser: Multigrid | None
 
     @classmethod
     def of(cls, L: GridLaplacian) -> Multigrid:
         """Return the cycle of a matrix, with ever coarser ones."""
-        levels, coarsened = [L], []
-        while max(levels[-1].rest.shape) > COARSEST:
-            axes = levels[-1].strong_axes()
-            if not axes:  # a diagonal matrix
-                break
-            coarsened.append(axes)
-            levels.append(levels[-1].coarser(axes))
-        return cls(levels, coarsened, [_inverse(M.diagonal) for M in levels])
+        # The axes of a diagonal matrix are none.
+        axes = L.strong_axes() if max(L.rest.shape) > COARSEST else []
+        coarser = cls.of(L.coarser(axes)) if axes else None
+        return cls(L, DAMPING * inverse(L.diagonal), axes, coarser)
 
     def __call__(self, r: Tensor) -> Tensor:
         """Return an approximate solution for the right-hand side r, 0 where L is 0."""
-        L = self.levels[0]
-        if _is_line(L):
-            return _along_the_line(L, r)
+        if _is_line(self.L):
+            return _along_the_line(self.L, r)
         # Coarse corrections spread to cells where the matrix is 0: they are masked.
-        return _cycle(self.levels, self.axes, self.inverses, r) * (L.diagonal > 0)
+        return self._cycle(r) * (self.L.diagonal > 0)
+
+    def _cycle(self, r: Tensor) -> Tensor:
+        p = self.step * r
+        for _ in range((SWEEPS if self.coarser else LAST_SWEEPS) - 1):
+            p = p + self.step * (r - self.L.apply(p))
+        if self.coarser is None:
+            return p
+        coarse = self.coarser._cycle(blocks(r - self.L.apply(p), self.axes))
+        for axis in self.axes:
+            coarse = coarse.repeat_interleave(2, axis).narrow(axis, 0, r.shape[axis])
+        p = p + OVERSHOOT * coarse
+        for _ in range(SWEEPS):
+            p = p + self.step * (r - self.L.apply(p))
+        return p
 
 
 def solve_laplacian(
@@ -209,106 +228,38 @@ def _conjugate_gradients(
     return best[0], best[1], steps
 
 
-def _cycle(
-    levels: list[GridLaplacian],
-    axes: list[list[int]],
-    inverses: list[Tensor],
-    r: Tensor,
-) -> Tensor:
-    """Return one symmetric V-cycle from 0."""
-    L, step = levels[0], DAMPING * inverses[0]
-    p = step * r
-    for _ in range((SWEEPS if len(levels) > 1 else LAST_SWEEPS) - 1):
-        p = p + step * (r - L.apply(p))
-    if len(levels) == 1:
-        return p
-    coarse = blocks(r - L.apply(p), axes[0])
-    coarse = _cycle(levels[1:], axes[1:], inverses[1:], coarse)
-    for axis in axes[0]:
-        n = r.shape[axis]
-        coarse = coarse.repeat_interleave(2, axis).narrow(axis, 0, n)
-    p = p + OVERSHOOT * coarse
-    for _ in range(SWEEPS):
-        p = p + step * (r - L.apply(p))
-    return p
-
-
 def _is_line(L: GridLaplacian) -> bool:
     return L.rest.numel() == max(L.rest.shape)
 
 
 def _along_the_line(L: GridLaplacian, rhs: Tensor) -> Tensor:
-    """Solve along the only axis by cyclic reduction, every cell in parallel.
-
-    Each round eliminates the neighbours at a distance, and the distance doubles. The
-    weights of neighbours and the rest of the diagonal are stored apart, so nothing is
-    subtracted in the matrix. The result is accurate for any contrast of the weights.
-    """
-    n = rhs.numel()
-    axis = max(range(rhs.ndim), key=lambda a: rhs.shape[a])
-    zero = rhs.new_zeros(1)
-    w = L.faces[axis].reshape(-1)
-    left, right = torch.cat([zero, w]), torch.cat([w, zero])
-    rest, r = L.rest.reshape(-1), rhs.reshape(-1)
-    distance = 1
-    while distance < n:
-        inverse = _inverse(rest + left + right)
-        below = left * _shift(inverse, distance)
-        above = right * _shift(inverse, -distance)
-        rest = rest + below * _shift(rest, distance) + above * _shift(rest, -distance)
-        r = r + below * _shift(r, distance) + above * _shift(r, -distance)
-        left, right = below * _shift(left, distance), above * _shift(right, -distance)
-        distance *= 2
-    return (r * _inverse(rest)).reshape(rhs.shape)
-
-
-def _shift(x: Tensor, by: int) -> Tensor:
-    """Return x shifted by `by` entries, filled with 0."""
-    out = torch.zeros_like(x)
-    if by > 0:
-        out[by:] = x[:-by]
-    else:
-        out[:by] = x[-by:]
-    return out
+    """Solve along the only axis."""
+    faces = L.faces[max(range(rhs.ndim), key=lambda a: rhs.shape[a])]
+    found, _ = reduced(L.rest.reshape(-1), faces.reshape(-1), rhs.reshape(-1))
+    return found.reshape(rhs.shape)
 
 
 def _factorised(L: GridLaplacian, rhs: Tensor) -> Tensor:
     """Solve by SciPy's sparse LU, on the CPU, scaled to a unit diagonal."""
-    shape, n = rhs.shape, rhs.numel()
-    index = np.arange(n).reshape(shape)
-    scale = _inverse(L.diagonal).sqrt()
-    rows, columns, entries = [], [], []
-    for axis, w in enumerate(L.faces):
-        last = shape[axis] - 1
-        i = np.take(index, range(last), axis).reshape(-1)
-        j = np.take(index, range(1, last + 1), axis).reshape(-1)
-        below, above = _sides(scale, axis)
-        value = -(w * below * above).reshape(-1).numpy()
-        rows += [i, j]
-        columns += [j, i]
-        entries += [value, value]
+    n, scale = rhs.numel(), inverse(L.diagonal).sqrt()
+    index = torch.arange(n).reshape(rhs.shape)
     # A unit diagonal plus a last place: rows that are 0 become the identity, and a
     # matrix that is singular up to round-off becomes regular.
-    own = np.full(n, 1.0 + np.finfo(np.float64).eps)
-    A = scipy.sparse.csc_matrix(
-        (
-            np.concatenate([*entries, own]),
-            (
-                np.concatenate([*rows, index.reshape(-1)]),
-                np.concatenate([*columns, index.reshape(-1)]),
-            ),
-        ),
-        shape=(n, n),
-    )
-    right = (scale * rhs).reshape(-1).numpy()
+    own = torch.full_like(scale, 1.0 + torch.finfo(scale.dtype).eps)
+    rows, columns, entries = [index.reshape(-1)], [index.reshape(-1)], [own.reshape(-1)]
+    for axis, w in enumerate(L.faces):
+        i, j = (side.reshape(-1) for side in _sides(index, axis))
+        below, above = _sides(scale, axis)
+        rows += [i, j]
+        columns += [j, i]
+        entries += 2 * [-(w * below * above).reshape(-1)]
+    where = (torch.cat(rows).numpy(), torch.cat(columns).numpy())
+    A = scipy.sparse.csc_matrix((torch.cat(entries).numpy(), where), shape=(n, n))
     factors = scipy.sparse.linalg.splu(
         A, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0
     )
-    return scale * torch.from_numpy(factors.solve(right)).reshape(shape)
-
-
-def _inverse(x: Tensor) -> Tensor:
-    return torch.where(x > 0, 1 / x.masked_fill(x <= 0, 1.0), 0.0)
+    solution = factors.solve((scale * rhs).reshape(-1).numpy())
+    return scale * torch.from_numpy(solution).to(rhs).reshape(rhs.shape)
 
 
 def blocks(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +10,11 @@ from torch import Tensor
 
 from otflow._lazy import lazy_import
 
-__all__ = ["Springs"]
+__all__ = ["Springs", "inverse", "reduced"]
 
 # Above this ratio of a spring to an anchor LAPACK loses the anchors to round-off, since
 # its diagonal sums both.
 STIFF = 1e8
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -70,60 +67,70 @@ class Springs:
             solved by cyclic reduction, which never subtracts if springs >= 0 and
             rows > 0.
         """
-        if len(self.springs) and float(self.springs.max()) > STIFF * float(
-            self.rows.min()
-        ):
-            with np.errstate(invalid="ignore", over="ignore"):
-                found = _reduce(
-                    *(x.cpu().numpy() for x in (self.rows, self.springs, rhs))
-                )
-        else:
+        stiff = STIFF * float(self.rows.min())
+        if len(self.rows) > 1 and float(self.springs.max()) <= stiff:
             found = _lapack(self.diagonal, self.springs, rhs)
-        if found is None or not np.isfinite(found).all():
-            return None
-        return torch.from_numpy(found).to(rhs.device)
+            return found if found is None else found.to(rhs.device)
+        found, definite = reduced(self.rows, self.springs, rhs)
+        return found if bool(definite & torch.isfinite(found).all()) else None
 
 
-def _lapack(diagonal: Tensor, springs: Tensor, rhs: Tensor) -> Array | None:
-    if len(diagonal) == 1:
-        alone: Array = (rhs / diagonal).cpu().numpy()
-        return alone if float(diagonal) > 0 else None
+def _lapack(diagonal: Tensor, springs: Tensor, rhs: Tensor) -> Tensor | None:
     linalg = lazy_import("scipy.linalg")
     stored = torch.zeros(2, len(diagonal), dtype=torch.float64)
     stored[0] = diagonal
     stored[1, :-1] = -springs
     try:
-        found: Array = linalg.solveh_banded(
+        found = linalg.solveh_banded(
             stored.numpy(), rhs.cpu().numpy(), lower=True, check_finite=False
         )
     except linalg.LinAlgError:
         return None
-    return found
+    return torch.from_numpy(found) if np.isfinite(found).all() else None
 
 
-def _reduce(rows: Array, springs: Array, force: Array) -> Array | None:
-    """Eliminate every other node, solve for the rest, and put them back."""
+def reduced(rows: Tensor, springs: Tensor, force: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve the system of `Springs` by cyclic reduction.
+
+    Every other node is eliminated. Its two springs share its anchor and its force
+    between its neighbours, and become one spring in series. Anchors and springs are
+    stored apart, so nothing is subtracted. The result, and the differences of
+    neighbours, are accurate for any contrast of springs >= 0 and rows >= 0. Time O(n),
+    in O(log n) operations on arrays.
+
+    Parameters
+    ----------
+    rows, springs, force : Tensor
+        As of `Springs`; `force` is the right-hand side.
+
+    Returns
+    -------
+    x : Tensor, shape (n + 1,)
+        The solution, 0 where a row of the matrix is 0.
+    definite : Tensor of bool, shape ()
+        Whether the matrix is positive definite.
+    """
     if len(rows) == 1:
-        return force / rows if rows[0] > 0 else None
-    odd, even = rows[1::2], rows[::2].copy()
-    left = springs[::2]
-    right = np.append(springs[1::2], np.zeros(len(left) - len(springs[1::2])))
+        return force * inverse(rows), (rows > 0).all()
+    odd, even, left = rows[1::2], rows[::2].clone(), springs[::2]
+    missing = len(left) - len(springs[1::2])
+    right = torch.cat([springs[1::2], springs.new_zeros(missing)])
     total = odd + left + right
-    if not (total > 0).all():
-        return None
-    # A node is eliminated: its two springs share its anchor and its force between its
-    # neighbours, and become one spring in series.
-    to_left, to_right = left / total, right / total
-    push, inner = force[::2].copy(), len(even) - 1
+    share = inverse(total)
+    to_left, to_right = left * share, right * share
+    push, inner = force[::2].clone(), len(even) - 1
     even[: len(odd)] += odd * to_left
     even[1:] += (odd * to_right)[:inner]
     push[: len(odd)] += force[1::2] * to_left
     push[1:] += (force[1::2] * to_right)[:inner]
-    solved = _reduce(even, (left * to_right)[:inner], push)
-    if solved is None:
-        return None
-    x = np.empty_like(force)
+    solved, definite = reduced(even, (left * to_right)[:inner], push)
+    x = torch.empty_like(force)
     x[::2] = solved
-    beyond = np.append(solved[1:], np.zeros(len(odd) - inner))
-    x[1::2] = force[1::2] / total + to_left * solved[: len(odd)] + to_right * beyond
-    return x
+    beyond = torch.cat([solved[1:], solved.new_zeros(len(odd) - inner)])
+    x[1::2] = force[1::2] * share + to_left * solved[: len(odd)] + to_right * beyond
+    return x, definite & (total > 0).all()
+
+
+def inverse(x: Tensor) -> Tensor:
+    """Return 1 / x where x > 0, and 0 elsewhere."""
+    return torch.where(x > 0, 1 / x.masked_fill(x <= 0, 1.0), 0.0)

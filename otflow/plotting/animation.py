@@ -18,6 +18,7 @@ from otflow.plotting.canvas import (
     array,
     check_trajectory,
     coordinates,
+    draw_curve,
     label_plane,
     new_axes,
     next_color,
@@ -191,27 +192,16 @@ def _pictures(
 def _curves(snapshots: Sequence[Measure], axis: int, ax: Axes) -> Callable[[int], Any]:
     """Draw densities as curves; return the function that shows a frame."""
     curves = [curve(mu, axis) for mu in snapshots]
-    x, heights = curves[0]
-    steps = len(x) > len(heights)
-    color = next_color(ax)
-    drawn: Any
-    if steps:
-        drawn = ax.stairs(heights, x, color=color)
-    else:
-        (drawn,) = ax.plot(x, heights, color=color)
+    drawn = draw_curve(ax, axis, *curves[0], color=next_color(ax))
     ax.set_xlim(
         min(float(x[0]) for x, _ in curves), max(float(x[-1]) for x, _ in curves)
     )
     ax.set_ylim(0, 1.05 * max(float(h.max()) for _, h in curves))
-    ax.set_xlabel(f"x[{axis}]")
-    ax.set_ylabel("density")
 
     def show(frame: int) -> Any:
         x, heights = curves[frame]
-        if steps:
-            drawn.set_data(heights, x)
-        else:
-            drawn.set_data(x, heights)
+        # Steps take the heights first.
+        drawn.set_data(*((heights, x) if len(x) > len(heights) else (x, heights)))
         return drawn
 
     return show

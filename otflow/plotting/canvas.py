@@ -22,6 +22,7 @@ __all__ = [
     "check_kind",
     "check_trajectory",
     "coordinates",
+    "draw_curve",
     "label_plane",
     "new_axes",
     "next_color",
@@ -98,6 +99,16 @@ def next_color(ax: Axes) -> Any:
     (line,) = ax.plot([], [])
     line.remove()
     return line.get_color()
+
+
+def draw_curve(ax: Axes, axis: int, x: Array, heights: Array, **style: Any) -> Any:
+    """Draw a density: steps between edges x, or a line; return the artist."""
+    ax.set_xlabel(f"x[{axis}]")
+    ax.set_ylabel("density")
+    if len(x) > len(heights):
+        return ax.stairs(heights, x, **style)
+    (line,) = ax.plot(x, heights, **style)
+    return line
 
 
 def label_plane(ax: Axes, shown: list[int]) -> None:

@@ -14,6 +14,7 @@ from otflow.plotting.canvas import (
     array,
     check_kind,
     coordinates,
+    draw_curve,
     label_plane,
     new_axes,
     next_color,
@@ -93,20 +94,15 @@ def density(
             ax.plot(x, y, color=color, label=name, alpha=1 / deviations)
         label_plane(ax, shown)
         return ax
-    x, heights = curve(mu, shown[0])
-    if len(x) > len(heights):
-        ax.stairs(heights, x, color=color, label=label)
-    else:
-        ax.plot(x, heights, color=color, label=label)
-    ax.set_xlabel(f"x[{shown[0]}]")
-    ax.set_ylabel("density")
+    draw_curve(ax, shown[0], *curve(mu, shown[0]), color=color, label=label)
     return ax
 
 
 def curve(mu: Measure, axis: int) -> tuple[Array, Array]:
     """Return the marginal along an axis: edges and heights of steps, or a bell."""
     if isinstance(mu, GridDensity):
-        return _marginal_steps(mu, axis)
+        edges = np.linspace(mu.box.lower[axis], mu.box.upper[axis], mu.shape[axis] + 1)
+        return edges, _marginal(mu, [axis])
     if isinstance(mu, Quantiles):
         return array(mu.edges), array(mu.density())
     if isinstance(mu, Gaussian):
@@ -135,23 +131,19 @@ def draw_picture(
     a, b = shown
     lower, upper = mu.box.lower, mu.box.upper
     extent = (lower[a], upper[a], lower[b], upper[b])
-    image = ax.imshow(
-        values,
-        origin="lower",
-        extent=extent,
-        cmap=COLORMAP,
-        vmin=0.0,
-        vmax=maximum or max(float(values.max()), np.finfo(float).tiny),
-        interpolation="nearest",
-    )
+    style: dict[str, Any] = {
+        "origin": "lower",
+        "extent": extent,
+        "interpolation": "nearest",
+        "vmin": 0.0,
+    }
+    darkest = maximum or max(float(values.max()), np.finfo(float).tiny)
+    image = ax.imshow(values, cmap=COLORMAP, vmax=darkest, **style)
     if mu.dim == 2 and not bool(mu.is_free.all()):
         blocked = ~mu.is_free.cpu().numpy().reshape(mu.shape)
         blocked = blocked.T if a < b else blocked
         shade = np.ma.masked_where(~blocked, np.ones(blocked.shape))
-        ax.imshow(
-            shade, origin="lower", extent=extent, cmap="gray", vmin=0, vmax=1.8,
-            interpolation="nearest",
-        )  # fmt: skip
+        ax.imshow(shade, cmap="gray", vmax=1.8, **style)
     return image
 
 
@@ -161,12 +153,6 @@ def _marginal(mu: GridDensity, shown: Sequence[int]) -> Array:
     depth = float(np.prod([mu.box.spacing[k] for k in hidden]))
     marginal: Array = array(mu.grid).sum(axis=hidden) * depth
     return marginal
-
-
-def _marginal_steps(mu: GridDensity, axis: int) -> tuple[Array, Array]:
-    """Return the edges of the cells along an axis and the marginal density."""
-    edges = np.linspace(mu.box.lower[axis], mu.box.upper[axis], mu.shape[axis] + 1)
-    return edges, _marginal(mu, [axis])
 
 
 def _bell(mu: Gaussian, axis: int) -> tuple[Array, Array]:

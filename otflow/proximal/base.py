@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from otflow._validation import check_kind, positive
+from otflow._warn import warn
 from otflow.errors import Unsupported
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import GridDensity, Measure
@@ -18,7 +18,6 @@ __all__ = [
     "ProxResult",
     "ProximalSolver",
     "may_cross_obstacles",
-    "refuse_obstacles",
     "solved",
 ]
 
@@ -74,7 +73,7 @@ class ProxResult(Generic[M]):
                 "it as ProxResult(measure, warm, certificate=certify(iterations=..., "
                 "residual=..., ...))"
             )
-            warnings.warn(msg, DeprecationWarning, stacklevel=2)
+            warn(msg, DeprecationWarning)
             certificate = {**certificate, "iterations": iterations}
         self.__dict__.update(measure=measure, warm=warm, certificate=certificate)
 
@@ -115,6 +114,10 @@ class ProximalSolver(ABC, Generic[M]):
 
     flat: bool = False
     carries_order_2: bool = True
+
+    def adds_tangents(self, mu: M) -> bool:
+        """Return whether steps from `mu` may add tangents of other steps: `flat`."""
+        return self.flat
 
     @abstractmethod
     def solve(self, F: Functional, mu: M, dt: float, warm: Any = None) -> ProxResult[M]:
@@ -218,13 +221,3 @@ def may_cross_obstacles(mu: GridDensity) -> bool:
     cells = mu.is_free.reshape(mu.shape).nonzero()
     sides = cells.amax(0) - cells.amin(0) + 1
     return int(sides.prod()) != len(cells)
-
-
-def refuse_obstacles(mu: GridDensity, solver: str) -> None:
-    """Raise `Unsupported` on a grid where straight lines may meet an obstacle."""
-    if may_cross_obstacles(mu):
-        msg = (
-            f"{solver} moves mass along straight lines, which may cross an obstacle of "
-            f"this grid; use JKO(FiniteVolume()), which JKO() takes by itself"
-        )
-        raise Unsupported(msg)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -14,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+from otflow._warn import warn
 
 __all__ = [
     "CERTIFYING",
@@ -434,5 +435,5 @@ def _current(name: str) -> str:
     if name not in FORMER:
         return name
     msg = f"{name!r} of a step's report is now {FORMER[name]!r}"
-    warnings.warn(msg, DeprecationWarning, stacklevel=4)
+    warn(msg, DeprecationWarning)
     return FORMER[name]

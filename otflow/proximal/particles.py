@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from otflow._validation import positive, true_or_false
+from otflow._warn import warn
 from otflow.functionals import Functional
 from otflow.measures import Particles
 from otflow.metrics import Plan, assignment, sinkhorn_divergence, transport_plan
@@ -182,7 +182,7 @@ class ParticleProximal(TangentProximal[Particles]):
                 "ParticleProximal(blur=...) certifies nothing and will go; "
                 "use otflow.proximal.SinkhornParticles(blur)"
             )
-            warnings.warn(msg, DeprecationWarning, stacklevel=2)
+            warn(msg, DeprecationWarning)
 
     def solve(
         self, F: Functional, mu: Particles, dt: float, warm: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +14,13 @@ from otflow.functionals import (
     Interaction,
     Internal,
     Potential,
+    Scaled,
     Sum,
 )
 from otflow.functionals.combined import combine
+from otflow.measures import Measure
 
-__all__ = ["Terms", "sort_terms"]
+__all__ = ["Terms", "check_terms", "sort_terms"]
 
 # U' is steep if its fall from the density 1e-150 to 1e-300 is more than STEEP times
 # that from 1 to 1e-150. The two falls of a logarithm are equal. Of a negative power
@@ -140,3 +143,29 @@ def sort_terms(F: Functional, dim: int | None = None) -> Terms:
         interactions=tuple(interactions),
         others=tuple(others),
     )
+
+
+def check_terms(F: Functional, mu: Measure) -> None:
+    """Raise ValueError if the terms that a class states do not sum to it at `mu`.
+
+    Solvers see the terms alone: their certificates rest on this identity. The check
+    evaluates F and its terms once; sums and multiples need none.
+    """
+    if isinstance(F, Sum):
+        for part in F.parts:
+            check_terms(part, mu)
+    elif isinstance(F, Scaled):
+        check_terms(F.functional, mu)
+    elif type(F).terms is not Functional.terms:
+        value = float(F.value(mu))
+        parts = [c * float(term.value(mu)) for c, term in F.terms()]
+        gap, scale = abs(value - sum(parts)), abs(value) + sum(map(abs, parts))
+        # Two formulas of one number may differ by more than the round-off of a sum.
+        if math.isfinite(scale) and gap > math.sqrt(torch.finfo(mu.dtype).eps) * scale:
+            msg = (
+                f"the terms of {type(F).__name__} sum to {sum(parts):g} at the start, "
+                f"where its value is {value:g}; let `terms` return factors and "
+                f"functionals that sum to `value`, or leave `terms` out: then F is its "
+                f"only term"
+            )
+            raise ValueError(msg)

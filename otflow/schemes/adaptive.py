@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow._validation import check_callable, check_kind, positive, true_or_false
+from otflow._validation import check_function, check_kind, positive, true_or_false
 from otflow.errors import Diverged, NonFinite, NotConverged, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure
@@ -123,8 +123,8 @@ class Adaptive(Scheme):
         self.scheme = scheme
         self.tolerance = positive(tolerance, "tolerance")
         if distance is not None:
-            what = "a function of two measures; e.g. otflow.metrics.wasserstein2"
-            check_callable(distance, "distance", what)
+            demand = "distance must be a function of two measures, such as "
+            check_function(distance, demand + "otflow.metrics.wasserstein2")
         self.distance = distance
         self.descent = true_or_false(descent, "descent")
         self.min_dt = None if min_dt is None else positive(min_dt, "min_dt")

@@ -13,7 +13,7 @@ from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.proximal import ProximalSolver, default_solver
 from otflow.proximal.base import solved
-from otflow.proximal.terms import sort_terms
+from otflow.proximal.terms import check_terms, sort_terms
 from otflow.schemes.base import Scheme, Step
 from otflow.schemes.stages import TABLEAUS, runge_kutta_step
 from otflow.schemes.trapezoid import trapezoidal_step
@@ -64,6 +64,8 @@ class JKO(Scheme):
     Unsupported
         From `init`, before the first step, if the representation does not carry this
         order, or if F bounds the density and the order is not 1.
+    ValueError
+        From `init`, if F states terms that do not sum to its value.
     Diverged
         If a stage would start from a point that is no measure.
 
@@ -145,6 +147,7 @@ class JKO(Scheme):
 
     def init(self, F: Functional, mu: Measure) -> _Plan:
         solver = self.solver or default_solver(mu, F)
+        check_terms(F, mu)
         if self.order > 1:
             self._check_order(solver, F, mu)
         return _Plan(F, type(mu), solver, F.modulus(mu.dim))
@@ -162,7 +165,7 @@ class JKO(Scheme):
         if self.order == 1:
             result = solved(solver, F, mu, dt, warm)
             step = Step(result.measure, result.warm, result.certificate)
-        elif solver.flat:
+        elif solver.adds_tangents(mu):
             step = runge_kutta_step(solver, F, mu, dt, TABLEAUS[self.order], warm)
         else:
             step = trapezoidal_step(solver, F, mu, dt, warm)
@@ -200,21 +203,23 @@ class JKO(Scheme):
                 f"{name} is of first order in time, and so is a step "
                 f"beside obstacles: use JKO() with order=1 and a smaller dt"
             )
-        elif solver.flat:
+        elif solver.adds_tangents(mu):
             return
+        elif type(mu).transport is Measure.transport:
+            other = "represent the measure by Quantiles, a Gaussian or Particles"
+            if self.solver:
+                other = f"use JKO(order={self.order}) without a solver"
+            msg = (
+                f"order {self.order} adds up tangents of several measures, and {name} "
+                f"does not say that those of {type(mu).__name__} add up; let the class "
+                f"of the measure (for TangentProximal) or of the solver state "
+                f"flat = True if they do, or use order=1 and a smaller dt, or {other}"
+            )
         elif self.order == 3:
             msg = (
-                f"order 3 adds up tangents of several measures, which needs a flat W2; "
-                f"{name} is not of that kind: use JKO(order=2), or "
-                f"represent the measure by Quantiles, a Gaussian or Particles"
-            )
-        elif type(mu).transport is Measure.transport:
-            msg = (
-                f"order 2 needs tangents that add up, or a measure with fixed cells: "
-                f"{name} does not say that they do, and "
-                f"{type(mu).__name__} has none; let the class of the solver state "
-                f"flat = True if W2 is Euclidean in its tangents, or use "
-                f"JKO(solver) of order 1, or JKO(order=2) without a solver"
+                f"order 3 adds up tangents of several measures, and a "
+                f"{type(mu).__name__} has fixed cells: use JKO(order=2), or represent "
+                f"the measure by Quantiles, a Gaussian or Particles"
             )
         else:
             return

@@ -1,4 +1,4 @@
-"""What a measure can do, and how it refuses the rest."""
+"""Tests of the capabilities of a measure, and of the errors of those it lacks."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ def interaction(mu: Measure) -> Tensor:
 
 
 class CapabilityLaws:
-    """The laws of the capabilities; `MeasureContract` has the others.
+    """Tests of the capabilities; `MeasureContract` adds those of all measures.
 
     Attributes
     ----------
     capabilities : frozenset of str
-        Those that the measure has.
+        Those that the measure has, of density, mass_gradient, diffuse, reweight and
+        sample. The test of ``mass_gradient`` changes masses by ``reweight``.
     """
 
     capabilities: frozenset[str] = frozenset()
 
     def make(self, dtype: torch.dtype = torch.float64) -> Measure:
-        """Return a measure of moderate size; the same one at each call."""
+        """Return a measure of moderate size, the same at each call."""
         raise NotImplementedError
 
     def tangent(self, mu: Measure, seed: int = 0) -> Tensor:
@@ -48,7 +49,7 @@ class CapabilityLaws:
         return normal(*mu.points.shape, seed=seed + 77, dtype=mu.dtype)
 
     def call(self, mu: Measure, capability: str) -> object:
-        """Exercise one capability with good arguments."""
+        """Call one capability with valid arguments."""
         generator = torch.Generator().manual_seed(3)
         calls: dict[str, Callable[[], object]] = {
             "density": mu.density,
@@ -60,26 +61,31 @@ class CapabilityLaws:
         return calls[capability]()
 
     def refuses(self, capability: str) -> bool:
-        """Check the refusal of a missing capability; tell whether it is missing."""
+        """Return whether a capability is missing; check the error if it is."""
         if capability in self.capabilities:
             return False
         mu = self.make()
-        cure = type(mu).cures.get(capability, "use ")  # its own one, if it has it
-        with pytest.raises(Unsupported) as caught:
+        cure = type(mu).cures.get(capability, "use ")  # the cure of the class, if any
+        try:
             self.call(mu, capability)
-        assert str(caught.value).startswith(f"{type(mu).__name__} has no ")
-        assert cure in str(caught.value)
+        except Unsupported as error:
+            text = str(error)
+        else:
+            pytest.fail(f"the measure has {capability!r}: add it to `capabilities`")
+        assert text.startswith(f"{type(mu).__name__} has no ")
+        assert cure in text
         return True
 
     @pytest.mark.parametrize("capability", CAPABILITIES)
     def test_a_capability_works_or_names_the_cure(self, capability: str) -> None:
-        """Check that a capability works or names the cure."""
+        """Check that a capability works, or that its error names a cure."""
+        assert self.capabilities <= set(CAPABILITIES)
         if not self.refuses(capability):
             assert self.call(self.make(), capability) is not None
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_density(self, dtype: torch.dtype) -> None:
-        """Check that density."""
+        """Check shape, dtype and sign of the density at the points."""
         if self.refuses("density"):
             return
         mu = self.make(dtype)
@@ -104,7 +110,7 @@ class CapabilityLaws:
         assert bool((moved.weights >= 0).all())
 
     def test_diffuse(self) -> None:
-        """Check that diffuse."""
+        """Check that a diffusion depends on its generator alone and keeps the mass."""
         if self.refuses("diffuse"):
             return
         for dtype in (torch.float32, torch.float64):
@@ -123,7 +129,7 @@ class CapabilityLaws:
             torch.testing.assert_close(still.weights, mu.weights)
 
     def test_reweight(self) -> None:
-        """Check that reweight."""
+        """Check the formula, the composition and the mass of a reweighting."""
         if self.refuses("reweight"):
             return
         mu = self.make()
@@ -179,7 +185,7 @@ class CapabilityLaws:
         torch.testing.assert_close(potential(mixed), expected)
 
     def test_sample(self) -> None:
-        """Check that sample."""
+        """Check shape, dtype, reproducibility and mean of a sample."""
         if self.refuses("sample"):
             return
         mu = self.make()

@@ -1,4 +1,4 @@
-"""What contracts share: measures of every degeneracy, and checks of purity."""
+"""Particles for contracts, some degenerate, and checks that nothing is modified."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def degenerate(
 
 
 def state(mu: Measure) -> tuple[Tensor, Tensor, int, int]:
-    """Return copies of what a measure holds, with the version counters."""
+    """Return copies of the points and the weights, with their version counters."""
     x, w = mu.points, mu.weights
     return x.clone(), w.clone(), x._version, w._version
 
 
 def assert_untouched(mu: Measure, before: tuple[Tensor, Tensor, int, int]) -> None:
-    """Check that no entry was written and no graph was attached since `before`."""
+    """Check that since `before` nothing wrote into the measure or attached a graph."""
     x, w, x_version, w_version = before
     assert torch.equal(mu.points, x)
     assert torch.equal(mu.weights, w)

@@ -1,4 +1,4 @@
-"""Finite differences: the independent witness of every derivative."""
+"""Finite differences, to which contracts compare derivatives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from otflow.measures import Measure
 
 
 def derivative(f: Callable[[float], Tensor], h: float = 1e-3) -> Tensor:
-    """Return f'(0) by the central formula of order 4; error about h^4 + eps/h."""
+    """Return f'(0) by the central formula of order 4.
+
+    The error is about h^4 from the formula, and eps/h from round-off.
+    """
     near, far = f(h) - f(-h), f(2 * h) - f(-2 * h)
     return (8 * near - far) / (12 * h)
 
@@ -25,7 +28,7 @@ def mean_derivative(f: Callable[[float], Tensor], h: float = 1e-4) -> Tensor:
 
 
 def gradient_field(f: Callable[[Tensor], Tensor], x: Tensor, h: float = 1e-3) -> Tensor:
-    """Return the gradients of a batched f, (n, d) -> (n,), row by row: (n, d)."""
+    """Return the gradients (n, d) of a function that maps rows (n, d) to (n,)."""
 
     def along(axis: Tensor) -> Tensor:
         return derivative(lambda t: f(x + t * axis), h)
@@ -36,7 +39,7 @@ def gradient_field(f: Callable[[Tensor], Tensor], x: Tensor, h: float = 1e-3) ->
 def mass_derivative(
     value: Callable[[Any], Tensor], mu: Measure, rate: Tensor, h: float = 1e-3
 ) -> Tensor:
-    """Return the derivative of a value as `mu` is reweighted by a rate."""
+    """Return the derivative of a value along the reweighting of `mu` by a rate."""
     return derivative(lambda t: value(mu.reweight(rate, t)), h)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from otflow.errors import Unsupported
 from otflow.measures import Measure
 from otflow.testing.capabilities import CapabilityLaws, interaction, potential
 from otflow.testing.clouds import (
@@ -32,6 +34,10 @@ def nonlinear(mu: Measure) -> Tensor:
 def entropy(mu: Measure) -> Tensor:
     """Return an internal energy."""
     return mu.internal(torch.log)
+
+
+def _watch(tensor: Tensor) -> Tensor:
+    return tensor.clone().requires_grad_() if tensor.is_floating_point() else tensor
 
 
 class MeasureContract(CapabilityLaws):
@@ -210,6 +216,61 @@ class MeasureContract(CapabilityLaws):
         assert gradient.shape == self.tangent(mu).shape
         assert_untouched(mu, before)
 
+    def test_pull_back_is_the_transposed_differential_of_push(self) -> None:
+        """Check the gradient in a tangent: of flat ones, that at the pushed measure."""
+        mu = self.make()
+        if type(mu).transport is not Measure.transport:
+            return  # fixed cells: a proximal solver does not descend over tangents
+        if not mu.flat and type(mu).pull_back is Measure.pull_back:
+            with pytest.raises(Unsupported, match="differentiate"):
+                mu.pull_back(self.tangent(mu), self.tangent(mu))
+            return
+        u = 0.1 * self.tangent(mu)
+        for value in self.values():
+            gradient = mu.push(u, 1.0).position_gradient(value)
+            pulled = mu.pull_back(u, gradient)
+            for seed in range(1, 4):
+                v = self.tangent(mu, seed)
+                expected = derivative(partial(self.along, value, mu, u, v), h=1e-4)
+                found = mu.inner(pulled, v)
+                torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+    def along(
+        self,
+        value: Callable[[Measure], Tensor],
+        mu: Measure,
+        u: Tensor,
+        v: Tensor,
+        s: float,
+    ) -> Tensor:
+        """Return the value at the measure that the tangent u + s v leads to."""
+        return value(mu.push(u + s * v, 1.0))
+
+    @pytest.mark.parametrize("verb", ["push", "displacement_to", "gradient", "inner"])
+    def test_a_graph_is_kept_or_refused(self, verb: str) -> None:
+        """Check that no verb drops the graph of the measure or of a tangent."""
+        mu, nu = self.make(), self.make()
+        u, v = self.tangent(mu), self.tangent(mu, 1).requires_grad_()
+        watched = mu.map_tensors(_watch)
+        calls: dict[str, list[Callable[[], Tensor]]] = {
+            "push": [
+                lambda: self.coordinates(watched.push(u, 0.01)),
+                lambda: self.coordinates(mu.push(v, 0.01)),
+            ],
+            "displacement_to": [lambda: watched.displacement_to(nu.push(u, 0.01))],
+            "gradient": [
+                lambda: watched.value_and_position_gradient(nonlinear)[0],
+                lambda: watched.value_and_position_gradient(nonlinear)[1],
+            ],
+            "inner": [lambda: mu.inner(u, v)],
+        }
+        for call in calls[verb]:
+            try:
+                found = call()
+            except (ValueError, Unsupported):
+                continue  # raised, not dropped
+            assert found.requires_grad, f"{verb} drops the graph"
+
     # Purity ---------------------------------------------------------------------------
 
     def test_no_verb_changes_the_measure_or_the_global_random_state(self) -> None:
@@ -264,7 +325,7 @@ class ExchangeableContract(MeasureContract):
         mu = self.make()
         order = torch.randperm(mu.n, generator=torch.Generator().manual_seed(6))
         nu = self.permuted(mu, order)
-        assert not torch.equal(nu.points, mu.points)
+        assert mu.n == 1 or not torch.equal(nu.points, mu.points)
         for value in self.values():
             f, gradient = mu.value_and_position_gradient(value)
             g, permuted = nu.value_and_position_gradient(value)

@@ -218,7 +218,11 @@ class ProximalContract:
         return None
 
     def distance(self, mu: Any, nu: Any) -> float:
-        """Return the W2 distance of two measures, or a lower bound of it."""
+        """Return the W2 distance of two measures, or a lower bound of it.
+
+        The default calls `wasserstein2_squared`. A measure that it does not know
+        returns the distance of two clouds at its points, for one.
+        """
         return math.sqrt(max(float(wasserstein2_squared(mu, nu)), 0.0))
 
     def coordinates(self, mu: Any) -> Tensor:
@@ -230,8 +234,8 @@ class ProximalContract:
         """Return the measure with its points permuted; None if their order is fixed."""
         return None
 
-    def scaled(self, coordinates: Tensor, scale: float) -> Tensor:
-        """Return coordinates in units of `scale`."""
+    def scaled(self, coordinates: Tensor, scale: float) -> Tensor | None:
+        """Return coordinates in units of `scale`; None if they have no unit."""
         return coordinates * scale
 
     # ----------------------------------------------------------------------------------
@@ -250,7 +254,11 @@ class ProximalContract:
     def solved(self, F: Functional, mu: Any, dt: float, **options: Any) -> Any:
         """Return the measure of a step that has converged."""
         result = self.make().solve(F, mu, dt, **options)
-        assert result.certificate["converged"]
+        report = result.certificate
+        assert report["converged"], (
+            f"not converged from a start in {mu.dtype}: {report['residual']=}, "
+            f"{report['iterations']=}; `make` may give another tolerance or budget"
+        )
         return result.measure
 
     def length(self, seed: int = 0) -> float:
@@ -355,11 +363,13 @@ class ProximalContract:
     def test_units_of_length_are_immaterial(self, scale: float) -> None:
         """Check that a step in other units is the same step."""
         one = self.solved(self.functional(), self.start(), self.dt)
-        other = self.solved(self.functional(scale), self.start(scale=scale), self.dt)
         expected = self.scaled(self.coordinates(one), scale)
+        unit = self.scaled(torch.ones_like(self.coordinates(one)[:1]), scale)
+        if expected is None or unit is None:
+            return
+        other = self.solved(self.functional(scale), self.start(scale=scale), self.dt)
         gap = (self.coordinates(other) - expected).abs().max()
-        unit = float(self.scaled(torch.ones_like(expected[:1]), scale).abs().max())
-        assert float(gap) <= self.accuracy * self.length() * unit
+        assert float(gap) <= self.accuracy * self.length() * float(unit.abs().max())
 
     def test_float32_agrees_with_float64(self) -> None:
         """Check that a step in single precision is the one in double precision."""

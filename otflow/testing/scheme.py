@@ -259,7 +259,11 @@ class SchemeContract:
         if not self.steps:
             return
         errors = [self.error(dt) for dt in self.steps]
-        assert observed_order(self.steps, errors) == pytest.approx(self.order, abs=0.1)
+        found = observed_order(self.steps, errors)
+        assert found == pytest.approx(self.order, abs=0.1), (
+            "the observed order is not the one stated; if the errors are far from "
+            "their asymptotes, take shorter `steps`"
+        )
         assert self.make().order == self.order
 
     # Composition ----------------------------------------------------------------------

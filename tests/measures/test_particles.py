@@ -45,9 +45,6 @@ class TestOneAtom(ParticlesContract):
     def make(self, dtype=torch.float64):
         return of.Particles(torch.tensor([[0.4]], dtype=dtype))
 
-    def test_the_order_of_the_points_is_immaterial(self):
-        pass  # one atom has one order
-
 
 VALUES = [potential, interaction, nonlinear]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -333,3 +334,39 @@ class TestFlagsAndRefusals:
         torch.testing.assert_close(
             warm.measure.state, cold.measure.state, atol=1e-6, rtol=0
         )
+
+
+class TestHigherOrders:
+    """Gravity on the circle: tan(a(t) / 2) = exp(-t) tan(a(0) / 2)."""
+
+    F = of.Potential(lambda x: 1 - x[..., 0])
+    angles = torch.linspace(-2.0, 2.0, 8, dtype=F64)[:, None]
+
+    def errors(self, order):
+        mu = type("FlatCircle", (Circle,), {"flat": True})(self.angles)
+        exact = 2 * ((self.angles / 2).tan() * math.exp(-1.0)).atan()
+        found = []
+        for steps in (10, 20, 40):
+            solver = TangentProximal(tolerance=1e-10)
+            run = of.flow(
+                self.F, mu, of.JKO(solver, order=order), dt=1 / steps, steps=steps
+            )
+            assert run.converged
+            assert not any(info.certified for info in run.info)
+            found.append(float((run.final.state - exact).abs().max()))
+        return found
+
+    @pytest.mark.parametrize("order", [1, 2, 3])
+    def test_flat_tangents_add_up(self, order):
+        errors = self.errors(order)
+        orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+        assert min(orders) > order - 0.25
+        assert max(orders) < order + 0.35
+
+    @pytest.mark.parametrize("order", [2, 3])
+    @pytest.mark.parametrize("solver", [None, TangentProximal()])
+    def test_other_tangents_have_order_one(self, solver, order):
+        mu = Circle(self.angles)
+        with pytest.raises(of.errors.Unsupported, match=r"flat = True.*order=1"):
+            of.flow(self.F, mu, of.JKO(solver, order=order), dt=0.1, steps=1)
+        assert of.flow(self.F, mu, of.JKO(solver), dt=0.1, steps=1).converged

@@ -92,3 +92,54 @@ def test_fast_diffusion_is_told_in_any_unit(unit):
     assert fast.is_fast
     for slow in (of.Internal(torch.log), of.PowerEntropy(1.2), of.Congestion(2.0)):
         assert not sort_terms(unit * slow).is_fast
+
+
+class Composite(of.Functional):
+    """E|x|^2, with the terms of a multiple of it."""
+
+    def __init__(self, factor=1.0):
+        self.factor = factor
+
+    def value(self, mu):
+        return mu.expectation(lambda x: x.square().sum(-1))
+
+    def terms(self):
+        V = of.Potential(lambda x: x.square().sum(-1))
+        return ((self.factor / 2, V), (self.factor / 2, V))
+
+
+STARTS = {
+    "particles": of.Particles(torch.tensor([[1.0], [3.0]], dtype=torch.float64)),
+    "single": of.Particles(torch.tensor([[1.0], [3.0]])),
+    "quantiles": of.Quantiles(torch.linspace(-1, 2, 9, dtype=torch.float64)),
+    "cells": of.GridDensity.from_function(
+        lambda x: (-(x - 0.5).square().sum(-1)).exp(), -4, 4, 60, dtype=torch.float64
+    ),
+}
+
+
+@pytest.mark.parametrize("mu", STARTS.values(), ids=STARTS.keys())
+@pytest.mark.parametrize("wrap", [lambda F: F, lambda F: 2 * F, lambda F: F + 3 * F])
+def test_terms_that_do_not_sum_to_the_functional_are_refused(mu, wrap):
+    run = of.flow(wrap(Composite()), mu, of.JKO(), dt=0.01, steps=1)
+    assert run.converged
+    for factor in (2.0, 1.01):
+        with pytest.raises(ValueError, match=r"terms of Composite sum to .* its value"):
+            of.flow(wrap(Composite(factor)), mu, of.JKO(), dt=0.01, steps=1)
+
+
+def test_terms_of_a_class_are_tried_once_a_flow():
+    asked: list[None] = []
+
+    class Counting(Composite):
+        def value(self, mu):
+            asked.append(None)
+            return super().value(mu)
+
+    F, mu = Counting(), STARTS["quantiles"]
+    counts = []
+    for steps in (1, 3):
+        asked.clear()
+        assert of.flow(F, mu, of.JKO(), dt=0.01, steps=steps, record={}).converged
+        counts.append(len(asked))
+    assert counts[0] <= counts[1] <= counts[0] + 4  # at most the energies of each step

@@ -187,7 +187,7 @@ class Curved(of.proximal.ProximalSolver):
 
 def test_without_a_flat_distance_order_three_is_refused():
     with pytest.raises(
-        of.errors.Unsupported, match=r"Curved is not of that kind: use JKO\(order=2\)"
+        of.errors.Unsupported, match=r"Curved does not say.*order=3\) without a solver"
     ):
         of.flow(
             exact.quadratic(),
@@ -202,7 +202,7 @@ def test_without_flat_tangents_or_fixed_cells_order_two_is_refused_with_cures():
     def run(scheme):
         return of.flow(exact.quadratic(), clouds.uniform(), scheme, dt=1, steps=1)
 
-    words = r"Curved does not say.*Particles has none; .*flat = True.*JKO\(order=2\)"
+    words = r"Curved does not say.*Particles add up; .*flat = True.*JKO\(order=2\)"
     with pytest.raises(of.errors.Unsupported, match=words):
         run(of.JKO(Curved(), order=2))
     stated = type("Stated", (Curved,), {"flat": True})()

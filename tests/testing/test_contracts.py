@@ -63,9 +63,20 @@ class TooConvex(of.Functional):
         return 2.0
 
 
+class WrongTerms(of.Functional):
+    """Its terms are twice what it is."""
+
+    def value(self, mu):
+        return mu.expectation(lambda x: x.square().sum(-1))
+
+    def terms(self):
+        return ((2.0, of.Potential(lambda x: x.square().sum(-1))),)
+
+
 @pytest.mark.parametrize(
     ("kind", "law"),
     [
+        (WrongTerms, "test_the_terms_sum_to_the_functional"),
         (WrongVelocity, "test_velocity_is_minus_the_derivative_along_transport"),
         (WrongVelocity, "test_its_own_derivatives_are_those_of_autodiff"),
         (Unweighted, "test_velocity_is_minus_the_gradient_of_the_first_variation"),
@@ -176,6 +187,125 @@ def test_a_wrong_measure_is_found_out():
     found = broken(Contract())
     assert "test_displacement_is_the_inverse_of_push" in found
     assert "test_position_gradient_is_the_derivative_along_push" in found
+
+
+class Logarithms(of.Measure):
+    """Equal atoms on the half line, moved by their logarithms; not flat."""
+
+    state: torch.Tensor
+
+    def __init__(self, state):
+        self._hold(state=state)
+
+    @property
+    def points(self):
+        return self.state
+
+    @property
+    def weights(self):
+        return self.state.new_full((len(self.state),), 1 / len(self.state))
+
+    def value_and_position_gradient(self, value):
+        keep = self.state.requires_grad
+        x = self.state if keep else self.state.detach().requires_grad_()
+        energy = value(type(self)(x))
+        (slope,) = torch.autograd.grad(energy, x, create_graph=keep)
+        return (energy if keep else energy.detach()), len(x) * slope / self.state
+
+    def push(self, tangent, dt):
+        return type(self)(self.state * (dt * tangent).exp())
+
+    def inner(self, u, v):
+        return (self.state.square() * u * v).sum(-1).mean()
+
+    def displacement_to(self, other):
+        return (other.state / self.state).log()
+
+    def pull_back(self, tangent, gradient):
+        return gradient * (2 * tangent).exp()
+
+
+class SaysThatItIsFlat(Logarithms):
+    flat = True
+    pull_back = of.Measure.pull_back
+
+
+class WrongPullBack(Logarithms):
+    def pull_back(self, tangent, gradient):
+        return gradient
+
+
+class DropsAtPush(Logarithms):
+    def push(self, tangent, dt):
+        return super().push(tangent.detach(), dt)
+
+
+class DropsAtInner(Logarithms):
+    def inner(self, u, v):
+        return super().inner(u.detach(), v.detach())
+
+
+class DropsAtDisplacements(Logarithms):
+    def displacement_to(self, other):
+        return super().displacement_to(other).detach()
+
+
+class DropsAtGradients(Logarithms):
+    def value_and_position_gradient(self, value):
+        return type(self)(self.state.detach()).value_and_gradient_of_a_copy(value)
+
+    def value_and_gradient_of_a_copy(self, value):
+        return super().value_and_position_gradient(value)
+
+
+class UsesNumPy(Logarithms):
+    def push(self, tangent, dt):
+        moved = self.state.numpy(force=True) * (dt * tangent).exp().numpy(force=True)
+        return type(self)(torch.from_numpy(moved))
+
+
+def contract_of(kind):
+    class Contract(MeasureContract):
+        def make(self, dtype=torch.float64):
+            return kind(torch.tensor([[0.5], [1.0], [2.5]], dtype=dtype))
+
+    return Contract()
+
+
+def test_a_measure_that_is_not_flat_keeps_the_laws():
+    assert broken(contract_of(Logarithms)) == []
+
+
+@pytest.mark.parametrize("kind", [SaysThatItIsFlat, WrongPullBack])
+def test_a_wrong_differential_of_push_is_found_out(kind):
+    law = "test_pull_back_is_the_transposed_differential_of_push"
+    assert law in broken(contract_of(kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "verb"),
+    [
+        (DropsAtPush, "push"),
+        (UsesNumPy, "push"),
+        (DropsAtInner, "inner"),
+        (DropsAtDisplacements, "displacement_to"),
+        (DropsAtGradients, "gradient"),
+    ],
+)
+def test_a_dropped_graph_is_found_out(kind, verb):
+    for other in ("push", "displacement_to", "gradient", "inner"):
+        contract_of(Logarithms).test_a_graph_is_kept_or_refused(other)
+    with pytest.raises(AssertionError, match=f"{verb} drops the graph"):
+        contract_of(kind).test_a_graph_is_kept_or_refused(verb)
+
+
+def test_a_capability_that_is_not_stated_is_named():
+    class Contract(MeasureContract):
+        def make(self, dtype=torch.float64):
+            return of.Particles(torch.zeros(2, 1, dtype=dtype))
+
+    with pytest.raises(pytest.fail.Exception, match="'diffuse': add it"):
+        Contract().test_a_capability_works_or_names_the_cure("diffuse")
 
 
 # Proximal solvers ---------------------------------------------------------------------

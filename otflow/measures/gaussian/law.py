@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import value_and_gradient
-from otflow._graphs import unmodified
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     as_float_tensor,
@@ -25,7 +24,7 @@ from otflow._validation import (
 from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.kernels import Gaussian as GaussianKernel
 from otflow.kernels import Kernel
-from otflow.measures.base import Measure, keep_immutable
+from otflow.measures.base import Measure, keep_immutable, value_of
 from otflow.measures.gaussian.covariance import (
     check_state,
     cholesky,
@@ -293,15 +292,10 @@ class Gaussian(Measure):
 
         One solve with the factor gives it; the covariance is never inverted.
         """
-        if x is None:
-            z = self.nodes
-        else:
-            x = as_points(x, "x")
-            check_like(x, self.mean, "x", "mean")
-            if x.shape[1] != self.dim:
-                msg = f"x must have shape (m, {self.dim}), got {tuple(x.shape)}"
-                raise ValueError(msg)
-            z = torch.linalg.solve(self.factor, (x - self.mean).T).T
+        z = self.nodes
+        if x is not None:
+            offsets = self.check_probes(x) - self.mean
+            z = torch.linalg.solve(self.factor, offsets.T).T
         return -0.5 * z.square().sum(-1) - self.log_volume()
 
     def density(self) -> Tensor:
@@ -383,8 +377,7 @@ class Gaussian(Measure):
 
         def evaluate(state: Tensor) -> Tensor:
             nu = self.with_free_state(state)
-            with unmodified(nu.points, nu.weights, nu.nodes, by="the functional"):
-                return value(nu)
+            return value_of(nu, value, nu.nodes)
 
         return value_and_gradient(evaluate, self.state)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
 
+from otflow._warn import warn
 from otflow.errors import KernelWarning
 from otflow.kernels import Gaussian, Kernel
 
@@ -15,7 +15,6 @@ __all__ = [
     "gaussian_kernel_energy",
     "gaussian_kernel_potential",
     "hidden_energy",
-    "unseen_energy",
     "warn_if_hidden",
 ]
 
@@ -40,11 +39,10 @@ def gaussian_kernel_energy(factor: Tensor, W: Gaussian) -> Tensor:
     Tensor
         0-d; differentiable to any order. Time O(d^3).
     """
-    scaled = factor * (math.sqrt(2.0) / W.sigma)
-    one = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-    root = torch.linalg.cholesky(one + scaled.T @ scaled)
-    energy: Tensor = 0.5 * (-root.diagonal().log().sum()).exp()
-    return energy
+    # Two points differ by a Gaussian of mean 0 and factor sqrt(2) L.
+    zero = torch.zeros_like(factor[0])
+    apart = math.sqrt(2.0) * factor
+    return 0.5 * gaussian_kernel_potential(zero, apart, W, zero[None])[0]
 
 
 def gaussian_kernel_potential(
@@ -65,13 +63,17 @@ def gaussian_kernel_potential(
     return potential
 
 
-def unseen_energy(W: Kernel, nodes: Tensor, factor: Tensor) -> float:
+def hidden_energy(
+    W: Kernel, nodes: Tensor, weights: Tensor, factor: Tensor, values: Tensor
+) -> float:
     """Return an estimate of the energy of W that no node of a rule sees.
 
     Let r be the distance of the nearest node from 0. The value of W at 0 is
     extrapolated from r and 2 r along each axis of the factor, as for a kernel that is
     smooth on that scale. The excess of W(0) over this value counts with half of the
-    chance that two points are nearer than r.
+    chance that two points are nearer than r. The estimate is replaced by 0 if it is
+    small beside what the nodes see: the spread of W about its mean, since a constant is
+    no feature.
 
     Parameters
     ----------
@@ -79,42 +81,26 @@ def unseen_energy(W: Kernel, nodes: Tensor, factor: Tensor) -> float:
         Takes differences (..., d) to (...), finite at 0.
     nodes : Tensor, shape (n, d)
         White nodes z.
+    weights : Tensor, shape (n,)
+        Masses of the nodes.
     factor : Tensor, shape (d, d)
         The factor L.
+    values : Tensor, shape (n,)
+        W at the differences of points that the nodes stand for.
     """
     with torch.no_grad():
         dim = len(factor)
         r = nodes.norm(dim=-1).min()
         z = math.sqrt(2.0) * r * factor.T  # one point on each axis
         points = torch.cat([0.0 * z[:1], z, -z, 2.0 * z, -2.0 * z])
-        values = W.values(points)
-        at_zero, (near, far) = values[0], values[1:].reshape(2, 2, dim).mean(1)
+        own = W.values(points)
+        at_zero, (near, far) = own[0], own[1:].reshape(2, 2, dim).mean(1)
         surprise = (at_zero - (4.0 * near - far) / 3.0).abs().max()
         half = torch.as_tensor(0.5 * dim, dtype=torch.float64)
         chance = torch.special.gammainc(half, 0.5 * r.double().cpu().square())
-        return 0.25 * float(chance) * float(surprise)
-
-
-def hidden_energy(
-    W: Kernel, nodes: Tensor, weights: Tensor, factor: Tensor, values: Tensor
-) -> float:
-    """Return `unseen_energy` if it is not small beside what the nodes see of W, else 0.
-
-    The nodes see the spread of W about its mean: a constant is no feature.
-
-    Parameters
-    ----------
-    W, nodes, factor
-        As above.
-    weights : Tensor, shape (n,)
-        Masses of the nodes.
-    values : Tensor, shape (n,)
-        W at the differences of points that the nodes stand for.
-    """
-    values, weights = values.detach(), weights.detach()
-    seen = 0.5 * float(weights @ (values - weights @ values).abs())
-    floor = 64 * torch.finfo(factor.dtype).eps * float(values.abs().max())
-    unseen = unseen_energy(W, nodes, factor)
+        unseen = 0.25 * float(chance) * float(surprise)
+        seen = 0.5 * float(weights @ (values - weights @ values).abs())
+        floor = 64 * torch.finfo(factor.dtype).eps * float(values.abs().max())
     return unseen if unseen > UNSEEN * seen + floor else 0.0
 
 
@@ -130,4 +116,4 @@ def warn_if_hidden(
             f"left out; take kernels.Gaussian, which is exact, more nodes "
             f"(mu.refined(...)), or on a line Quantiles"
         )
-        warnings.warn(msg, KernelWarning, stacklevel=4)
+        warn(msg, KernelWarning)

@@ -17,6 +17,7 @@ from otflow._typing import Ground
 from otflow._validation import non_negative_int
 from otflow.errors import NonFinite
 from otflow.measures.sums import check_energy
+from otflow.numerics.quadrature import product_rule
 
 __all__ = [
     "Nodes",
@@ -101,15 +102,9 @@ def gaussian_nodes(dim: int, nodes: int | None = None) -> Nodes:
     if dim <= TENSOR_DIM:
         per_axis = PER_AXIS[dim] if nodes is None else nodes
         return _tensor(dim, non_negative_int(per_axis, "nodes", minimum=2))
-    if dim > MAX_DIM:
-        msg = (
-            f"a Gaussian in dimension {dim} has no quadrature rule: Sobol's sequence "
-            f"ends at {MAX_DIM}; draw samples, and flow them as Particles"
-        )
-        raise ValueError(msg)
     if nodes is None:
         nodes = max(LOW_DISCREPANCY, 1 << (PER_DIMENSION * dim - 1).bit_length())
-    return _antithetic(dim, _even(nodes, 2 * dim + 2))
+    return scattered_nodes(dim, nodes)
 
 
 def finer_nodes(dim: int, nodes: int) -> Nodes:
@@ -170,7 +165,10 @@ def scattered_nodes(dim: int, nodes: int, seed: int = 0) -> Nodes:
         If the nodes do not fit into the memory.
     """
     if dim > MAX_DIM:
-        msg = f"Sobol's sequence ends at dimension {MAX_DIM}, got {dim}"
+        msg = (
+            f"a Gaussian in dimension {dim} has no quadrature rule: Sobol's sequence "
+            f"ends at {MAX_DIM}; draw samples, and flow them as Particles"
+        )
         raise ValueError(msg)
     return _antithetic(dim, _even(nodes, 2 * dim + 2), seed)
 
@@ -253,9 +251,7 @@ def _product(
     z = z / np.sqrt(w @ z**2)
     axis, masses = torch.from_numpy(z), torch.from_numpy(w)
     _check_room(len(axis) ** dim, dim, f"{len(axis)} nodes on each of {dim} axes")
-    points = torch.cartesian_prod(*[axis] * dim).reshape(-1, dim)
-    weights = torch.cartesian_prod(*[masses] * dim).reshape(-1, dim).prod(-1)
-    return points, weights
+    return product_rule(axis, masses, dim)
 
 
 @lru_cache(maxsize=16)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from otflow._graphs import records
 from otflow._lazy import lazy_import
 from otflow._typing import ArrayLike
 from otflow._validation import check_like
+from otflow._warn import warn
 from otflow.errors import BoxWarning, NonFinite
 from otflow.measures.grid.box import Box
 
@@ -221,7 +221,7 @@ def check_border(
             f"{box.upper}: it is too small; enlarge it, or pass walls=True if the "
             f"border is a wall"
         )
-        warnings.warn(msg, BoxWarning, stacklevel=4)
+        warn(msg, BoxWarning)
 
 
 def _border_share(box: Box, weights: Tensor) -> float:

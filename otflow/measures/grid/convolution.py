@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from otflow._autodiff import check_finite
 from otflow._typing import Ground
+from otflow._warn import warn
 from otflow.errors import InvalidFunctional, KernelWarning
 from otflow.kernels import Gaussian, Kernel
 from otflow.measures.base import kernel_at_the_door
@@ -24,6 +23,7 @@ from otflow.measures.grid.kernels import (
     hat_nodes,
     seen_along_axes,
 )
+from otflow.numerics.quadrature import gauss_legendre, product_rule
 
 __all__ = ["Convolution", "convolution"]
 
@@ -278,7 +278,7 @@ def _warn(missed: float) -> None:
         f"from 0: about {missed:.1%} of it is left out; widen them, or take smaller "
         f"cells or Particles"
     )
-    warnings.warn(msg, KernelWarning, stacklevel=3)
+    warn(msg, KernelWarning)
 
 
 def _hat_rule(
@@ -340,7 +340,8 @@ def _cube(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield level, nodes (m, d) and weights (m,) of a quadrature of a unit cube."""
     dim = len(corner)
-    nodes, weights = _gauss(10 if dim < 3 else 8, dim, like)
+    rule = product_rule(*gauss_legendre(10 if dim < 3 else 8), dim)
+    nodes, weights = (x.to(like) for x in rule)
     if any(c not in (-1, 0) for c in corner):
         yield 0, nodes + like.new_tensor(corner), weights
         return
@@ -350,12 +351,3 @@ def _cube(
     shell_weights = (weights * 0.5**dim).repeat(len(cubes))
     for level in range(depth):
         yield level, signs * shell * 0.5**level, shell_weights * 0.5 ** (dim * level)
-
-
-def _gauss(count: int, dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the Gauss-Legendre rule of the unit cube, (m, d) and (m,)."""
-    roots, masses = np.polynomial.legendre.leggauss(count)
-    x, w = torch.from_numpy(0.5 * (roots + 1)), torch.from_numpy(0.5 * masses)
-    nodes = torch.cartesian_prod(*[x] * dim).reshape(-1, dim)
-    weights = torch.cartesian_prod(*[w] * dim).reshape(-1, dim).prod(-1)
-    return nodes.to(like), weights.to(like)

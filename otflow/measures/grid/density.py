@@ -9,19 +9,18 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import value_and_gradient
-from otflow._graphs import refuse_graph, unmodified
+from otflow._graphs import refuse_graph
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     as_float_tensor,
     check_generator,
-    non_negative_int,
     positive,
     real,
     true_or_false,
 )
 from otflow.errors import Diverged, NonFinite
 from otflow.kernels import Kernel
-from otflow.measures.base import Measure, keep_immutable
+from otflow.measures.base import Measure, keep_immutable, value_of
 from otflow.measures.grid.box import Box
 from otflow.measures.grid.checks import (
     check_border,
@@ -43,12 +42,12 @@ from otflow.measures.grid.images import (
     resampled,
     values_at_centres,
 )
-from otflow.measures.grid.remap import remap
+from otflow.measures.grid.remap import transported
 from otflow.measures.grid.upwind import check_courant, displacement, upwind
 from otflow.measures.sums import (
+    check_draw,
     integrate,
     internal_energy,
-    refuse_to_draw,
     reweighted,
 )
 
@@ -471,8 +470,7 @@ class GridDensity(Measure):
             # Inside an obstacle F' may be infinite, as that of the entropy at density
             # 0. A constant 0 there has no gradient.
             nu = self.with_free_weights(torch.where(self.is_free, w, 0.0))
-            with unmodified(nu.points, nu.weights, by="the functional"):
-                return value(nu)
+            return value_of(nu, value)
 
         try:
             return value_and_gradient(free, self.weights)
@@ -533,7 +531,7 @@ class GridDensity(Measure):
         sticks together. Time O(n log n), memory O(n).
         """
         moves = self._moves(tangent, dt)
-        return self.moved(remap(self.box, self.weights, moves, self.is_free))
+        return self.moved(transported(self.box, self.weights, moves, self.is_free))
 
     def displacement_to(self, other: Self) -> Tensor:
         """Return the tangent whose `push` for time 1 gives `other`.
@@ -575,9 +573,7 @@ class GridDensity(Measure):
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n independent points of the density, uniform in each cell, (n, d)."""
-        check_generator(generator)
-        refuse_to_draw(self.weights)
-        n = non_negative_int(n, "n", minimum=1)
+        n = check_draw(n, generator, self.weights)
         return drawn(self.box, self.points, self.weights.detach(), n, generator)
 
     # Helpers --------------------------------------------------------------------------

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from otflow.kernels import Gaussian, Kernel
 from otflow.measures.grid.box import Box
+from otflow.numerics.quadrature import gauss_legendre
 
 __all__ = ["HAT", "gaussian_table", "hat_nodes", "seen_along_axes"]
 
@@ -60,7 +60,7 @@ def gaussian_table(box: Box, W: Gaussian, steps: list[Tensor], like: Tensor) -> 
 def gaussian_axis(k: Tensor, u: float) -> Tensor:
     """Return the averages in one dimension for cells of u standard deviations."""
     if u <= WIDEST:
-        t, w = _unit_rule(ORDER, k)
+        t, w = (r.to(k) for r in gauss_legendre(ORDER))
         w = w * (1.0 - t)
         before, after = (k[:, None] - t) * u, (k[:, None] + t) * u
         values = (-0.5 * before**2).exp() + (-0.5 * after**2).exp()
@@ -103,11 +103,9 @@ def seen_along_axes(box: Box, W: Kernel, like: Tensor) -> tuple[float, float, fl
     centres, nodes, finer : float
         The shares, the greatest over the axes; infinite if W is not finite.
     """
-    worst = [0.0, 0.0, 0.0]
-    for axis in range(box.dim):
-        for i, share in enumerate(_seen(box, W, like, axis)):
-            worst[i] = max(worst[i], share)
-    return worst[0], worst[1], worst[2]
+    shares = [_seen(box, W, like, axis) for axis in range(box.dim)]
+    centres, nodes, finer = map(max, zip(*shares, strict=True))
+    return centres, nodes, finer
 
 
 def _seen(box: Box, W: Kernel, like: Tensor, axis: int) -> tuple[float, float, float]:
@@ -122,7 +120,7 @@ def _seen(box: Box, W: Kernel, like: Tensor, axis: int) -> tuple[float, float, f
         return (-0.5 * (k * NARROWING / count) ** 2).exp()
 
     k = torch.arange(count + 1, dtype=like.dtype, device=like.device)
-    x, w = _unit_rule(BETWEEN, k)
+    x, w = (r.to(k) for r in gauss_legendre(BETWEEN))
     first = torch.arange(PANELS, dtype=k.dtype, device=k.device)[:, None]
     y, v = ((first + x) / PANELS).reshape(-1), (w / PANELS).repeat(PANELS)
     # The gap next to 0 is halved towards it; the others have the nodes k + y.
@@ -158,14 +156,6 @@ def _seen(box: Box, W: Kernel, like: Tensor, axis: int) -> tuple[float, float, f
 
 def hat_nodes() -> tuple[tuple[float, float], ...]:
     """Return a finer rule for the weight 1 - |t| on [-1, 1]: a Gauss rule each side."""
-    roots, masses = np.polynomial.legendre.leggauss(BETWEEN)
-    x, w = 0.5 * (roots + 1.0), 0.5 * masses
-    one_side = [(float(t), float(a * (1.0 - t))) for t, a in zip(x, w, strict=True)]
+    x, w = gauss_legendre(BETWEEN)
+    one_side = list(zip(x.tolist(), (w * (1.0 - x)).tolist(), strict=True))
     return (*one_side, *((-t, a) for t, a in one_side))
-
-
-def _unit_rule(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return Gauss's nodes and weights on (0, 1)."""
-    roots, masses = np.polynomial.legendre.leggauss(count)
-    x, w = torch.from_numpy(0.5 * (roots + 1.0)), torch.from_numpy(0.5 * masses)
-    return x.to(like), w.to(like)

@@ -1,4 +1,4 @@
-"""The push-forward of a density on a grid by a map close to the identity."""
+"""Carry the masses of a grid along a map, one axis after the other."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 from otflow.measures.grid.box import Box
 
-__all__ = ["remap", "remap_rows"]
+__all__ = ["remap", "transported"]
 
 # Faces are put in order by the mass beside them: those of a row with more than these
 # shares of the largest, in turn.
 SHARES = (1e-1, 1e-2, 1e-4, 1e-8, 1e-16, 0.0)
 
 
-def remap(box: Box, weights: Tensor, moves: Tensor, is_free: Tensor) -> Tensor:
+def transported(box: Box, weights: Tensor, moves: Tensor, is_free: Tensor) -> Tensor:
     r"""Return the masses of the push-forward by :math:`x \mapsto x + m(x)`.
 
     The map is factored, without error, into one sweep along each axis: earlier sweeps
@@ -62,7 +62,7 @@ def remap(box: Box, weights: Tensor, moves: Tensor, is_free: Tensor) -> Tensor:
         for later in range(axis + 1, box.dim):
             is_open = ~closed[later]
             fields[later] = _carried(fields, mass, is_open, later, axis)
-        mass = remap_rows(rows, origins, *_edges(rows, walls))[0].movedim(-1, axis)
+        mass = remap(mass, origins[..., 1:-1], axis, walls)[0]
     return mass.reshape(-1)
 
 
@@ -148,43 +148,55 @@ def _all_three(known: Tensor) -> Tensor:
     return result
 
 
-def remap_rows(
-    mass: Tensor, cuts: Tensor, left: Tensor, right: Tensor
+def remap(
+    masses: Tensor, cuts: Tensor, axis: int, walls: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the masses of rows between consecutive cuts, and the densities there.
+    """Return the masses between the cut points of each row, and densities at the cuts.
 
-    Within a cell the density is the parabola with the mass of the cell and the given
-    values at both edges. It must not be negative.
+    Within a cell the density is a parabola with the mass of the cell. It is exact for
+    linear densities and never negative.
 
     Parameters
     ----------
-    mass, left, right : Tensor, shape (..., n)
-        Masses of the cells, and the densities at their edges, in mass a cell.
-    cuts : Tensor, shape (..., m + 1)
-        Places in cells, non-decreasing, from 0 to n.
+    masses : Tensor
+        Array of masses; n cells along the axis.
+    cuts : Tensor
+        For each inner face, n - 1 along the last axis, a place in cells from the lower
+        end, non-decreasing. The mass left of this place goes left of the face.
+    axis : int
+        The axis of the rows.
+    walls : Tensor of bool, optional
+        For each face, n + 1 along the last axis, whether mass beside it stands against
+        a wall; by default the two ends of the rows.
 
     Returns
     -------
-    masses : Tensor, shape (..., m)
-        Non-negative; rows that are cut at 0 and n keep their sums.
-    density : Tensor, shape (..., m + 1)
-        In mass a cell; at an edge it is that of the cell above.
+    masses : Tensor
+        New masses, non-negative. Rows keep their sums.
+    density : Tensor
+        Mass per cell at the cut points, rows along the axis; 0 at the ends of a row.
     """
+    mass = masses.movedim(axis, -1)
     n = mass.shape[-1]
+    if walls is None:
+        walls = _with_ends(torch.zeros_like(cuts, dtype=torch.bool), True)
+    zero = torch.zeros_like(mass[..., :1])
+    cuts = torch.cat([zero, cuts.clamp(0, n), zero + n], dim=-1)
     cell = cuts.floor().long().clamp_max(n - 1)
     s = cuts - cell
-    m, a, b = (x.gather(-1, cell) for x in (mass, left, right))
+    m, a, b = (x.gather(-1, cell) for x in (mass, *_edges(mass, walls)))
     curve = 6 * m - 3 * (a + b)
-    density = a + s * (b - a + curve * (1 - s))
-    # The mass of the cell below the origin, by a parabola with the edge values a, b.
+    density = torch.where((cuts > 0) & (cuts < n), a + s * (b - a + curve * (1 - s)), 0)
+    # The mass of the cell below the cut, by a parabola with the edge values a, b.
     part = s * (a + s * (0.5 * (b - a + curve) - s * curve / 3))
     part = torch.where(s == 1, m, part)
     low, high = cell[..., :-1], cell[..., 1:]
-    sums = torch.cat([torch.zeros_like(mass[..., :1]), mass.cumsum(-1)], dim=-1)
+    sums = torch.cat([zero, mass.cumsum(-1)], dim=-1)
     whole = sums.gather(-1, high) - sums.gather(-1, torch.minimum(low + 1, high))
     first = torch.where(low == high, 0.0, m[..., :-1])
     # No parabola is negative: a sum below zero is round-off.
-    return (first - part[..., :-1] + whole + part[..., 1:]).clamp_min(0), density
+    new = (first - part[..., :-1] + whole + part[..., 1:]).clamp_min(0)
+    return new.movedim(-1, axis), density[..., 1:-1].movedim(-1, axis)
 
 
 def _edges(mass: Tensor, walls: Tensor) -> tuple[Tensor, Tensor]:

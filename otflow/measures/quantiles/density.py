@@ -10,27 +10,25 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import value_and_gradient
-from otflow._graphs import unmodified
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     as_float_tensor,
     as_points,
     as_weights,
-    check_generator,
     coordinate_limit,
     non_negative_int,
     real,
 )
 from otflow.errors import Diverged
 from otflow.kernels import Kernel
-from otflow.measures.base import Measure, keep_immutable
+from otflow.measures.base import Measure, keep_immutable, value_of
 from otflow.measures.quantiles.interaction import cell_interaction, cell_potential, lump
 from otflow.measures.quantiles.levels import (
     check_increasing,
     graded_masses,
     inverse_distribution,
 )
-from otflow.measures.sums import integrate, refuse_to_draw
+from otflow.measures.sums import check_draw, integrate
 
 __all__ = ["Quantiles"]
 
@@ -389,9 +387,7 @@ class Quantiles(Measure):
         return cell_potential(self.edges, self.weights, W, x[:, 0])
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        check_generator(generator)
-        refuse_to_draw(self.weights)
-        n = non_negative_int(n, "n", minimum=1)
+        n = check_draw(n, generator, self.weights)
         cell = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         share = self.edges.new_empty(n).uniform_(generator=generator)
         low, high = self.edges[cell], self.edges[cell + 1]
@@ -408,8 +404,7 @@ class Quantiles(Measure):
     def evaluate(self, value: Value, edges: Tensor) -> Tensor:
         """Return a value at other quantiles, unchecked; a graph on them stays."""
         nu = self.with_free_edges(edges)
-        with unmodified(nu.edges, nu.points, nu.weights, by="the functional"):
-            return value(nu)
+        return value_of(nu, value, nu.edges)
 
     def push(self, tangent: Tensor, dt: float) -> Self:
         r"""Move the quantiles to :math:`q_i + dt\,v_i`; masses do not change.

@@ -1,19 +1,23 @@
-"""Energy of a step density under a Gaussian kernel, by exact averages over cells."""
+"""Energy of a step density under a Gaussian kernel, by exact averages over cells.
+
+Narrow cells are integrated by Gauss nodes, as many as make the remainder round-off.
+Wide cells are integrated by the primitives of the kernel, which cancel where cells are
+narrow. Both methods give the same function of the edges to round-off.
+"""
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from otflow._pairs import pair_sum, tiles
+from otflow._pairs import pair_sum
 from otflow.kernels import Gaussian
-from otflow.measures.sums import pair_energy
+from otflow.numerics.quadrature import gauss_legendre
 
-__all__ = ["gaussian_interaction", "narrow_hessian", "wide_interaction"]
+__all__ = ["narrow_cells", "wide_interaction"]
 
 # Gauss-Legendre nodes of a narrow cell. More than six would serve cells up to the
 # standard deviation, at 64 pairs for two cells; closed forms cost less there.
@@ -30,40 +34,11 @@ def rules(dtype: torch.dtype) -> tuple[tuple[float, Tensor, Tensor], ...]:
     """
     rules = []
     for k in ORDERS:
-        x, a = np.polynomial.legendre.leggauss(k)
         share = math.factorial(k) ** 3 / ((2 * k + 1) * math.factorial(2 * k) ** 2)
         longest = (torch.finfo(dtype).eps * 2.0**k / share) ** (0.5 / k)
-        nodes, weights = torch.from_numpy(0.5 * (x + 1.0)), torch.from_numpy(0.5 * a)
-        rules.append((longest, nodes.to(dtype), weights.to(dtype)))
+        nodes, weights = (r.to(dtype) for r in gauss_legendre(k))
+        rules.append((longest, nodes, weights))
     return tuple(rules)
-
-
-def gaussian_interaction(edges: Tensor, weights: Tensor, W: Gaussian) -> Tensor:
-    r"""Return :math:`\tfrac12\iint W(x - y)\,d\mu\,d\mu` of a step density, exactly.
-
-    Narrow cells are integrated by Gauss nodes, as many as make the remainder round-off.
-    Wide cells are integrated by the primitives of W, which cancel where cells are
-    narrow. Both methods give the same function of the edges to round-off.
-
-    Parameters
-    ----------
-    edges : Tensor, shape (n + 1,)
-        Increasing.
-    weights : Tensor, shape (n,)
-        Masses of the cells.
-    W : Gaussian
-        Kernel.
-
-    Returns
-    -------
-    Tensor
-        0-d; differentiable to any order. Time O(n^2), memory O(n).
-    """
-    energy = wide_interaction(edges, weights, W)
-    nodes, masses = _nodes(edges, weights, W)
-    if len(nodes) > 0:
-        energy = energy + pair_energy(W, nodes[:, None], masses)
-    return energy
 
 
 def wide_interaction(edges: Tensor, weights: Tensor, W: Gaussian) -> Tensor:
@@ -80,7 +55,8 @@ def wide_interaction(edges: Tensor, weights: Tensor, W: Gaussian) -> Tensor:
     narrow = edges.detach().diff() <= longest
     if bool(narrow.all()):
         return edges.new_zeros(())
-    nodes, masses = _nodes(edges, weights, W)
+    own, share, masses = narrow_cells(edges, weights, W)
+    nodes = torch.lerp(edges[own], edges[own + 1], share)
     scale = math.sqrt(2.0) * W.sigma
     slope = 0.5 * math.sqrt(math.pi) * scale
     density = (weights / edges.diff()).masked_fill(narrow, 0.0)
@@ -106,41 +82,10 @@ def wide_interaction(edges: Tensor, weights: Tensor, W: Gaussian) -> Tensor:
     return pair_sum(energy, x, a, b) + slope * (weights @ density)
 
 
-def narrow_hessian(edges: Tensor, weights: Tensor, W: Gaussian) -> Tensor:
-    """Return the Hessian of the energy of narrow cells, (n + 1, n + 1), dense.
-
-    For nodes x with masses a it is the Laplacian of the complete graph with weights
-    :math:`a_i a_j W''(x_i - x_j)`; a node is a fixed mean of both ends of its cell.
-    """
-    own, share, mass = _rule_of_cells(edges, weights, W)
-    x, size = torch.lerp(edges[own], edges[own + 1], share), len(edges)
-
-    def onto_edges(rows: Tensor, own: Tensor, share: Tensor) -> Tensor:
-        out = rows.new_zeros(size, rows.shape[1])
-        out.index_add_(0, own, (1.0 - share)[:, None] * rows)
-        return out.index_add_(0, own + 1, share[:, None] * rows)
-
-    hessian = edges.new_zeros(size, size)
-    for i in tiles(len(x)):
-        s = ((x[i, None] - x) / W.sigma).square()
-        curve = (s - 1.0) * (-0.5 * s).exp() / W.sigma**2
-        pull = mass[i, None] * curve * mass
-        total = torch.diag(pull.sum(1))
-        rows = onto_edges(total, own[i], share[i]) - onto_edges(pull.T, own, share)
-        hessian += onto_edges(rows.T, own[i], share[i])
-    return hessian
-
-
-def _nodes(edges: Tensor, weights: Tensor, W: Gaussian) -> tuple[Tensor, Tensor]:
-    """Return nodes and masses of the narrow cells, (m,) each."""
-    own, share, mass = _rule_of_cells(edges, weights, W)
-    return torch.lerp(edges[own], edges[own + 1], share), mass
-
-
-def _rule_of_cells(
+def narrow_cells(
     edges: Tensor, weights: Tensor, W: Gaussian
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the cell of each node, its place in it, 0 to 1, and its mass, (m,)."""
+    """Return the nodes of narrow cells: cell, place in it from 0 to 1, mass, (m,)."""
     gaps, shorter = edges.detach().diff(), 0.0
     cells, shares, masses = [], [], []
     for longest, *rule in rules(edges.dtype):

@@ -6,7 +6,6 @@ import math
 from functools import lru_cache
 from typing import TypeGuard
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,12 +13,9 @@ from otflow._autodiff import line_derivatives
 from otflow._pairs import tiles
 from otflow.errors import NonFinite
 from otflow.kernels import Function, Gaussian, Kernel
-from otflow.measures.quantiles.gaussian_kernel import (
-    gaussian_interaction,
-    narrow_hessian,
-    wide_interaction,
-)
+from otflow.measures.quantiles.gaussian_kernel import narrow_cells, wide_interaction
 from otflow.measures.sums import pair_energy, pair_potential, sum_at
+from otflow.numerics.quadrature import gauss_legendre
 
 __all__ = [
     "cell_interaction",
@@ -42,11 +38,9 @@ POWERS = {torch.float64: 8, torch.float32: 4}
 @lru_cache
 def _rule(power: int) -> tuple[Tensor, Tensor]:
     """Return nodes t and weights of the integral of (1 - t) f(t) over (0, 1)."""
-    x, a = np.polynomial.legendre.leggauss(NODES)
-    u = torch.from_numpy(0.5 * (x + 1.0))
+    u, a = gauss_legendre(NODES)
     t = u.pow(power)
-    w = torch.from_numpy(0.5 * a) * power * u.pow(power - 1) * (1.0 - t)
-    return t, w
+    return t, a * power * u.pow(power - 1) * (1.0 - t)
 
 
 def cell_interaction(edges: Tensor, weights: Tensor, W: Kernel) -> Tensor:
@@ -80,17 +74,16 @@ def cell_interaction(edges: Tensor, weights: Tensor, W: Kernel) -> Tensor:
     Tensor
         0-d; differentiable to any order. Time O(n^2), memory O(n).
     """
-    if _is_gaussian(W):
-        return gaussian_interaction(edges, weights, W)
     if _is_lumped(W):
         return pair_energy(W, edges[:, None], lump(weights))
     _check_integrable(W)
+    nodes, masses, *_ = _nodes(edges, weights, W)
+    near = near_interaction(edges, weights, W)
+    if len(nodes) == 0:  # all cells are wide
+        return near
     # A kernel that is not known to be finite at 0 is not asked for its value there.
     at_nodes = W if W.is_radial or W.singular else Function(W, singular=True)
-    nodes = torch.cat(_nodes(edges))
-    halves = 0.5 * torch.cat([weights, weights])
-    far = pair_energy(at_nodes, nodes[:, None], halves)
-    return far + near_interaction(edges, weights, W)
+    return pair_energy(at_nodes, nodes[:, None], masses) + near
 
 
 def cell_potential(edges: Tensor, weights: Tensor, W: Kernel, x: Tensor) -> Tensor:
@@ -130,7 +123,7 @@ def cell_potential(edges: Tensor, weights: Tensor, W: Kernel, x: Tensor) -> Tens
         same = z == 0
         return W.even(z.masked_fill(same, 1.0)).masked_fill(same[..., 0], 0.0)
 
-    nodes, halves = torch.cat(_nodes(edges)), 0.5 * torch.cat([weights, weights])
+    nodes, halves, *_ = _nodes(edges, weights, W)
     closed = not W.has_graph(x[:, None])
     far = sum_at(at_node, x[:, None], nodes[:, None], halves, is_closed=closed)
     last = len(weights) - 1
@@ -181,40 +174,35 @@ def far_hessian(edges: Tensor, weights: Tensor, W: Kernel) -> Tensor:
     """Return the Hessian of the energy of the nodes, (n + 1, n + 1), dense.
 
     For nodes x with masses a it is the Laplacian of the complete graph with weights
-    :math:`a_i a_j W''(x_i - x_j)`; a Gauss node is a fixed mean of both ends of its
-    cell. For a Gaussian it is the Hessian of the narrow cells. Time and memory O(n^2).
+    :math:`a_i a_j W''(x_i - x_j)`; a node is a fixed mean of both ends of its cell.
+    Time and memory O(n^2).
     """
-    if _is_gaussian(W):
-        return narrow_hessian(edges, weights, W)
-    if _is_lumped(W):
-        masses, x = lump(weights), edges
-        pull = torch.cat([_pull(W, x[i], masses[i], x, masses) for i in tiles(len(x))])
-        return torch.diag(pull.sum(1)) - pull
-    n, left, right = len(weights), 0.5 + REACH, 0.5 - REACH
-    sides = list(zip(_nodes(edges), ((left, right), (right, left)), strict=True))
-    hessian, halves = edges.new_zeros(n + 1, n + 1), 0.5 * weights
-    for x, to in sides:
-        for y, other in sides:
-            for rows in tiles(n):
-                pull = _pull(W, x[rows], halves[rows], y, halves)
-                total = pull.sum(1)
-                own = torch.arange(len(total), device=total.device)
-                for e, a in enumerate(to):
-                    block = hessian[rows.start + e : rows.stop + e]
-                    for f, b in enumerate(other):
-                        block[:, f : n + f] -= a * b * pull
-                    for f, b in enumerate(to):
-                        block[own, rows.start + f + own] += a * b * total
+    x, mass, own, share = _nodes(edges, weights, W)
+    size = len(edges)
+
+    def onto_edges(rows: Tensor, own: Tensor, share: Tensor) -> Tensor:
+        out = rows.new_zeros(size, rows.shape[1])
+        out.index_add_(0, own, (1.0 - share)[:, None] * rows)
+        return out.index_add_(0, own + 1, share[:, None] * rows)
+
+    hessian = edges.new_zeros(size, size)
+    for i in tiles(len(x)):
+        pull = mass[i, None] * _curvature(W, x[i, None] - x) * mass
+        total = torch.diag(pull.sum(1))
+        rows = onto_edges(total, own[i], share[i]) - onto_edges(pull.T, own, share)
+        hessian += onto_edges(rows.T, own[i], share[i])
     return hessian
 
 
-def _pull(W: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:
-    """Return a_i b_j W''(x_i - y_j), with 0 for a node and itself."""
-    z = (x[:, None] - y).reshape(-1, 1)
+def _curvature(W: Kernel, z: Tensor) -> Tensor:
+    """Return W''(z), with 0 for a node and itself unless W is a Gaussian."""
+    if _is_gaussian(W):
+        s = (z / W.sigma).square()
+        return (s - 1.0) * (-0.5 * s).exp() / W.sigma**2
     same = z == 0
-    curve = line_derivatives(lambda u: _even(W, u[:, 0]), z.masked_fill(same, 1.0))[2]
-    curve = curve.masked_fill(same[:, 0], 0.0).reshape(len(x), len(y))
-    return a[:, None] * curve * b
+    apart = z.masked_fill(same, 1.0).reshape(-1, 1)
+    curve = line_derivatives(lambda u: _even(W, u[:, 0]), apart)[2]
+    return curve.reshape(z.shape).masked_fill(same, 0.0)
 
 
 def lump(weights: Tensor) -> Tensor:
@@ -229,13 +217,27 @@ def _is_gaussian(W: Kernel) -> TypeGuard[Gaussian]:
 
 
 def _is_lumped(W: Kernel) -> bool:
-    return W.smooth and not W.singular
+    return W.smooth and not W.singular and not _is_gaussian(W)
 
 
-def _nodes(edges: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the lower and the upper Gauss nodes of all cells."""
-    centres, reach = 0.5 * (edges[1:] + edges[:-1]), edges.diff() * REACH
-    return centres - reach, centres + reach
+def _nodes(edges: Tensor, weights: Tensor, W: Kernel) -> tuple[Tensor, ...]:
+    """Return the nodes of an energy, (m,): place, mass, cell, and share of the cell.
+
+    These are the nodes of narrow cells for a Gaussian, the quantiles for a kernel that
+    is lumped, and two Gauss nodes a cell for any other.
+    """
+    last = len(weights) - 1
+    index = torch.arange(last + 2, device=edges.device)
+    if _is_gaussian(W):
+        own, share, mass = narrow_cells(edges, weights, W)
+    elif _is_lumped(W):
+        own, mass = index.clamp_max(last), lump(weights)
+        share = (index > last).to(edges)
+    else:
+        own, mass = index[:-1].repeat(2), 0.5 * weights.repeat(2)
+        lower = torch.full_like(weights, 0.5 - REACH)
+        share = torch.cat([lower, 1.0 - lower])
+    return torch.lerp(edges[own], edges[own + 1], share), mass, own, share
 
 
 def _second_primitive(W: Kernel, length: Tensor) -> Tensor:

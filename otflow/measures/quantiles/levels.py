@@ -13,6 +13,7 @@ from otflow._typing import Ground
 from otflow._validation import coordinate_limit, non_negative_int, real
 from otflow.errors import InvalidFunctional, NotConverged
 from otflow.measures.quantiles.panels import Panels, adapt, rule
+from otflow.numerics.quadrature import gauss_legendre
 from otflow.numerics.roots import bisect
 
 __all__ = ["check_increasing", "graded_masses", "inverse_distribution"]
@@ -257,77 +258,64 @@ def _from_below(density: _Density, found: Panels, levels: Tensor, eps: float) ->
         x = torch.where(settled, x, new)
         if bool(settled.all()):
             break
-    _refuse_doubt(found, k, targets, eps)
-    _refuse_hidden(found, x, targets, density.sign, eps)
+    _refuse(found, k, x, targets, density.sign, eps)
     x[0] = _support_end(density, ends, first)
     return x
 
 
-def _refuse_doubt(found: Panels, k: Tensor, targets: Tensor, eps: float) -> None:
-    """Raise NotConverged if masses below levels are not known well enough."""
+def _refuse(
+    found: Panels, k: Tensor, x: Tensor, targets: Tensor, sign: float, eps: float
+) -> None:
+    """Raise NotConverged if masses below levels are not known well enough.
+
+    They may be unknown because the density is rough, or because a singularity has mass
+    that places do not resolve.
+    """
     errors, places = found.errors.cumsum(0), found.places.cumsum(0)
-    total = float(found.masses.sum())
+    total, promised = float(found.masses.sum()), eps ** (2 / 3)
     # The parts of one panel share its error: that of the next one counts too.
     k = (k + 1).clamp_max(len(errors) - 1)
-    doubt = (errors[k] - places[k]).clamp_min(0.0)[1:]
-    doubt = torch.cat([doubt / targets[1:], (errors - places)[-1:] / total])
-    worst, promised = float(doubt.max()), eps ** (2 / 3)
-    if worst > promised:
-        msg = (
-            f"the masses below the quantiles are known to {worst:.2g} of themselves "
-            f"only, not to {promised:.2g}: f is rough or noisy on {len(found.masses)} "
-            f"panels; take a shorter interval, a smoother f, dtype=torch.float64 where "
-            f"it is not, or from_quantile or from_samples, which need no integral"
-        )
-        info = {"error": worst, "tolerance": promised, "panels": len(found.masses)}
-        raise NotConverged(msg, info=info)
-
-
-def _refuse_hidden(
-    found: Panels, x: Tensor, targets: Tensor, sign: float, eps: float
-) -> None:
-    """Raise where a singularity has mass that places do not resolve."""
-    if not len(found.spots) or len(x) < 2:
-        return
-    total = float(found.masses.sum())
+    rough = (errors[k] - places[k]).clamp_min(0.0)[1:] / targets[1:]
+    rough = torch.cat([rough, (errors - places)[-1:] / total])
     below, at = found.hidden_below(x[1:])
     # A wrong total moves all levels; not that of a quantile at the singularity itself.
     rest = found.hidden.sum() - at
-    doubt = below / targets[1:] + torch.where(at > 0, 0.0, rest / total)
-    worst, promised = float(doubt.max()), eps ** (2 / 3)
-    if worst > promised:
-        i = int(found.hidden.argmax())
-        digits = 17 if eps < 1e-9 else 9
-        spot, near = sign * float(found.spots[i]), float(found.near[i])
+    hidden = below / targets[1:] + torch.where(at > 0, 0.0, rest / total)
+    for doubt in (rough, hidden):
+        worst = float(doubt.max()) if len(doubt) else 0.0
+        if worst <= promised:
+            continue
+        info: dict[str, float] = {"error": worst, "tolerance": promised}
+        if doubt is rough:
+            info["panels"] = len(found.masses)
+            cause = (
+                f"rough or noisy on {len(found.masses)} panels; take a shorter "
+                f"interval, a smoother f, dtype=torch.float64 where it is not, or "
+                f"from_quantile or from_samples, which need no integral"
+            )
+        else:
+            i, digits = int(found.hidden.argmax()), 17 if eps < 1e-9 else 9
+            info["place"] = sign * float(found.spots[i])
+            cause = (
+                f"singular near x = m = {info['place']:.{digits}g}, and places there "
+                f"are known to {float(found.near[i]):.2g}; write f in y = x - m, with "
+                f"lower and upper less m, since places are fine at y = 0, and add m to "
+                f"the edges; or smooth f over a length that places resolve, with "
+                f"around=(m,); or use from_quantile, which needs no integral"
+            )
         msg = (
             f"the masses below the quantiles are known to {worst:.2g} of themselves "
-            f"only, not to {promised:.2g}: f is singular near x = m = "
-            f"{spot:.{digits}g}, and places there are known to {near:.2g}; write f in "
-            f"y = x - m, with lower and upper less m, since places are fine at y = 0, "
-            f"and add m to the edges; or smooth f over a length that places resolve, "
-            f"with around=(m,); or use from_quantile, which needs no integral"
+            f"only, not to {promised:.2g}: f is {cause}"
         )
-        info = {"error": worst, "tolerance": promised, "place": spot}
         raise NotConverged(msg, info=info)
 
 
 def _support_end(density: _Density, ends: Tensor, first: int) -> float:
-    """Return the least point above which the density is positive."""
+    """Return the least point above which the density is positive, to a panel."""
     start, stop = ends[first : first + 1], ends[first + 1 : first + 2]
-    if float(density(start)[0]) > 0:
-        if first == 0:
-            return float(start)
-        outside, inside = float(ends[first - 1]), float(start)
-    else:
-        t = torch.linspace(0.0, 1.0, 65, dtype=torch.float64)
-        values = density(start + (stop - start) * t)
-        i = max(1, int((values > 0).to(torch.int8).argmax()))
-        outside = float(start + (stop - start) * t[i - 1])
-        inside = float(start + (stop - start) * t[i])
-    _, end = bisect(
-        lambda x: density(x) > 0,
-        torch.tensor([inside], dtype=torch.float64),
-        torch.tensor([outside], dtype=torch.float64),
-        HALVINGS,
-    )
-    return float(end)
+    inside, outside = start, ends[max(first - 1, 0)][None]
+    if float(density(start)[0]) == 0:
+        values = rule(density, start, stop)[1]
+        share = gauss_legendre(values.shape[1])[0][(values[0] > 0).nonzero()[0]]
+        inside, outside = start + share * (stop - start), start
+    return float(bisect(lambda x: density(x) > 0, inside, outside, HALVINGS)[1])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from otflow.numerics.quadrature import gauss_legendre
 
 __all__ = ["Panels", "adapt", "rule"]
 
@@ -38,8 +39,7 @@ GROWTH = 1.1
 Density = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Panels:
+class Panels(NamedTuple):
     """Masses (n,) of panels between their ends (n + 1,), with their accuracy.
 
     `errors` are the differences of Gauss rules on a panel and on its two parts.
@@ -58,32 +58,28 @@ class Panels:
 
     def mirrored(self) -> Panels:
         """Return the same panels from above: those of the density at -x."""
-        x = [-self.ends, self.masses, self.errors, self.places]
-        x += [-self.spots, self.near, self.hidden]
-        return Panels(*(y.flip(0) for y in x))
+        there = self._replace(ends=-self.ends, spots=-self.spots)
+        return Panels(*(x.flip(0) for x in there))
 
     def hidden_below(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the hidden mass below places x, and the part too near to x to tell.
 
         A quantile near a spot is known to its round-off, whatever the mass there.
         """
-        stop, order = (self.spots + self.near).sort()
-        below = torch.cat([stop.new_zeros(1), self.hidden[order].cumsum(0)])
-        start, order = (self.spots - self.near).sort()
-        begun = torch.cat([stop.new_zeros(1), self.hidden[order].cumsum(0)])
-        under = below[torch.searchsorted(stop, x)]
-        return under, begun[torch.searchsorted(start, x, right=True)] - under
-
-
-def _gauss() -> tuple[Tensor, Tensor]:
-    """Return nodes and weights on [0, 1]."""
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
-    return torch.from_numpy(0.5 * (nodes + 1.0)), torch.from_numpy(0.5 * weights)
+        sums = []
+        for end, right in (
+            (self.spots + self.near, False),
+            (self.spots - self.near, True),
+        ):
+            at, order = end.sort()
+            below = torch.cat([at.new_zeros(1), self.hidden[order].cumsum(0)])
+            sums.append(below[torch.searchsorted(at, x, right=right)])
+        return sums[0], sums[1] - sums[0]
 
 
 def rule(density: Density, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
     """Return Gauss integrals from `start` to `stop`, (m,), and the values, (m, 8)."""
-    t, a = _gauss()
+    t, a = gauss_legendre(NODES)
     width = stop - start
     values = density(start[:, None] + width[:, None] * t)
     return width * (values @ a), values
@@ -91,13 +87,12 @@ def rule(density: Density, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]
 
 def _end_weights() -> Tensor:
     """Return the weights with which the nodes extrapolate to END."""
-    t = _gauss()[0]
+    t = gauss_legendre(NODES)[0]
     factors = (END - t[None]) / (t[:, None] - t[None]).fill_diagonal_(1.0)
     return factors.fill_diagonal_(1.0).prod(1)
 
 
-@dataclass(frozen=True)
-class _Cells:
+class _Cells(NamedTuple):
     """Panels (m,), integrated as a whole and by two parts.
 
     `high` and `low` bound the values seen. `spread` is their range without those at the
@@ -117,14 +112,13 @@ class _Cells:
     where: Tensor
 
     def part(self, chosen: Tensor) -> _Cells:
-        return _Cells(*(x[chosen] for x in vars(self).values()))
+        return _Cells(*(x[chosen] for x in self))
 
     def join(self, other: _Cells) -> _Cells:
         """Return both, from left to right."""
         order = torch.cat([self.start, other.start]).argsort()
-        mine, others = vars(self).values(), vars(other).values()
-        pairs = zip(mine, others, strict=True)
-        return _Cells(*(torch.cat([x, y])[order] for x, y in pairs))
+        pairs = zip(self, other, strict=True)
+        return _Cells(*(torch.cat(pair)[order] for pair in pairs))
 
     @property
     def reach(self) -> Tensor:
@@ -136,19 +130,16 @@ class _Cells:
         return self.start + CUT * (self.stop - self.start)
 
     def parts(self, density: Density) -> _Cells:
-        middle = self.middle
-        peak, where = self.peak, self.where
-        first = where <= middle
-        return _cells(
-            density,
-            torch.stack([self.start, middle], 1).reshape(-1),
-            torch.stack([middle, self.stop], 1).reshape(-1),
-            torch.stack([self.left, self.right], 1).reshape(-1),
-            torch.stack(
-                [torch.where(first, peak, 0.0), torch.where(first, 0.0, peak)], 1
-            ).reshape(-1),
-            torch.stack([where, where], 1).reshape(-1),
-        )
+        middle, first = self.middle, self.where <= self.middle
+        lower, upper = self.peak * first, self.peak * ~first
+        sides = [(self.start, middle), (middle, self.stop), (self.left, self.right)]
+        sides += [(lower, upper), (self.where, self.where)]
+        return _cells(density, *(_woven(a, b) for a, b in sides))
+
+
+def _woven(a: Tensor, b: Tensor) -> Tensor:
+    """Return the entries of both in turn."""
+    return torch.stack([a, b], 1).reshape(-1)
 
 
 def _cells(
@@ -163,7 +154,7 @@ def _cells(
     middle = start + CUT * width
     left, below = rule(density, start, middle)
     right, above = rule(density, middle, stop)
-    t = _gauss()[0]
+    t = gauss_legendre(NODES)[0]
     shares = torch.cat([CUT * t, CUT + (1 - CUT) * t])
     shares = torch.cat([shares, shares.new_tensor([END * CUT, 1 - END * (1 - CUT)])])
     ends = density(start[:, None] + width[:, None] * shares[-2:])
@@ -297,7 +288,7 @@ def adapt(
     start, stop = ends[:-1], ends[1:]
     whole, values = rule(density, start, stop)
     high, at = values.max(1)
-    where = start + (stop - start) * _gauss()[0][at]
+    where = start + (stop - start) * gauss_legendre(NODES)[0][at]
     cells = _cells(density, start, stop, whole, high, where)
     while True:
         mass = cells.left + cells.right
@@ -321,15 +312,10 @@ def adapt(
     # In panels of a few last places all rules see the same few values, and agree.
     blind = width <= 4 * PLACE * eps * cells.reach
     unfit = (cells.error > TOLERANCE * eps * nearer) | lost | blind
-    spots, near, hidden = _hidden(density, cells, unfit, eps)
     return Panels(
-        torch.cat(
-            [torch.stack([cells.start, cells.middle], 1).reshape(-1), cells.stop[-1:]]
-        ),
-        torch.stack([cells.left, cells.right], 1).reshape(-1),
+        torch.cat([_woven(cells.start, cells.middle), cells.stop[-1:]]),
+        _woven(cells.left, cells.right),
         (0.5 * error).repeat_interleave(2),
         (0.5 * places).repeat_interleave(2),
-        spots,
-        near,
-        hidden,
+        *_hidden(density, cells, unfit, eps),
     )

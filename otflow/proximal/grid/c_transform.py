@@ -26,42 +26,43 @@ def c_transform(
 ) -> tuple[Tensor, Tensor]:
     r"""Return :math:`\phi^c(x) = \min_y |x - y|^2/(2\,dt) - \phi(y)` on cell centres.
 
-    The square is a sum over the axes, so the minimum is taken along one axis after the
+    The square is a sum over the axes. So the minimum is taken along one axis after the
     other :cite:p:`felzenszwalb2012distance`. For every pair of cells :math:`\phi^c(x) +
-    \phi(y) \le |x - y|^2/(2\,dt)`: with it, :math:`\int\phi^c d\mu + \int\phi\,d\nu` is
-    a lower bound of :math:`W_2^2(\mu, \nu)/(2\,dt)` between atoms at the centres.
+    \phi(y) \le |x - y|^2/(2\,dt)`. Hence :math:`\int\phi^c d\mu + \int\phi\,d\nu` is a
+    lower bound of :math:`W_2^2(\mu, \nu)/(2\,dt)` for atoms at the centres.
 
     Parameters
     ----------
     phi : Tensor, shape (n,)
-        One value a cell, in C order; minus infinity bars a cell.
+        One value for each cell, in C order. Minus infinity bars a cell.
     box : Box
         The grid.
     dt : float
-        Step, > 0.
+        Length of the step in time, > 0.
     compiled : bool, optional
-        Whether to use the lower envelope of parabolas, compiled by numba, on CPU. By
-        default where numba is installed (``pip install 'otflow[fast]'``).
+        Whether to use the lower envelope of parabolas, compiled by numba for the CPU.
+        The default is True on the CPU if numba is installed (``pip install
+        'otflow[fast]'``).
 
     Returns
     -------
     transform : Tensor, shape (n,)
-        In the dtype and on the device of `phi`; plus infinity if all cells are barred.
+        The transform; plus infinity if all cells are barred.
     argmin : Tensor of int64, shape (n,)
-        Index of the minimiser; some cell where there is none.
+        Index of the minimiser; some cell if all are barred.
 
     Raises
     ------
     ValueError
         If `phi` has the wrong shape, is NaN or plus infinity, or `dt` is not positive.
     ImportError
-        If `compiled` is asked for and numba is not installed.
+        If `compiled` is True and numba is not installed.
 
     Notes
     -----
-    Compiled: time O(n), memory O(n). Plain: offsets are tried in the order of their
-    cost until no larger one can win, O(n k) with k the longest displacement in cells,
-    at most the number of cells of an axis; memory O(n).
+    Memory O(n). Compiled code takes time O(n). Plain code tries the offsets in the
+    order of their cost until no larger one can win. It takes time O(n k) for a longest
+    displacement of k cells.
 
     Examples
     --------
@@ -87,7 +88,7 @@ def c_transform(
         values, nearest = along_axis(
             values, axis, box.spacing[axis], dt, compiled=compiled
         )
-        # The flat index of the minimiser over this axis and those done before.
+        # The flat index of the minimiser over this axis and the axes done before.
         stride = math.prod(box.shape[axis + 1 :])
         index = nearest * stride + torch.gather(index, axis, nearest)
     return values.reshape(-1), index.reshape(-1)
@@ -106,18 +107,18 @@ def along_axis(
     Parameters
     ----------
     values : Tensor
-        The array f; plus infinity bars an entry.
+        The array f. Plus infinity bars an entry.
     axis : int
-        Along which to minimise.
+        The axis of the minimum.
     spacing, dt : float
-        Distance h of two entries, and the step.
+        Distance h of two entries, and length of the step in time.
     compiled : bool, optional
         As in `c_transform`.
 
     Returns
     -------
     minimum : Tensor
-        Of the shape of `values`.
+        The minimum, in the shape of `values`.
     argmin : Tensor of int64
         Index along the axis.
     """
@@ -128,7 +129,7 @@ def along_axis(
         return _by_offsets(values, axis, unit)
     rows = values.movedim(axis, -1).contiguous()
     n = rows.shape[-1]
-    # The door to numba: arrays that share the memory of CPU tensors.
+    # Numba reads arrays, which share the memory of CPU tensors.
     found = _compiled()(rows.reshape(-1, n).cpu().numpy(), unit)
     lowest, nearest = (
         torch.from_numpy(a).to(values.device).reshape(rows.shape).movedim(-1, axis)
@@ -148,7 +149,7 @@ def has_compiler() -> bool:
 
 
 def _by_offsets(values: Tensor, axis: int, unit: float) -> tuple[Tensor, Tensor]:
-    """Try the offsets 0, 1, -1, 2, ... until no larger one can win."""
+    """Return the minimum; try offsets 0, 1, -1, 2, ... until no larger one can win."""
     n = values.shape[axis]
     lowest = values.clone()
     shape = [n if a == axis else 1 for a in range(values.ndim)]
@@ -158,7 +159,7 @@ def _by_offsets(values: Tensor, axis: int, unit: float) -> tuple[Tensor, Tensor]
     for k in range(1, n):
         cost = unit * k * k
         if k % STRIDE == 1:
-            # A row without a finite entry asks for nothing: inf - inf is no number.
+            # In a row of barred entries inf - inf is NaN; such a row wants no offset.
             excess = torch.nan_to_num(lowest.amax(axis, keepdim=True) - least, nan=-1.0)
             if not bool((excess > cost).any()):
                 break
@@ -188,8 +189,8 @@ def _compiled() -> Callable[[Any, float], tuple[Any, Any]]:
 def _lower_envelope(rows: Any, unit: float) -> tuple[Any, Any]:
     """Return the lower envelope of the parabolas unit (i - j)^2 + f_j of each row.
 
-    Compiled by numba. A parabola stays on the stack while it is the lowest somewhere;
-    `start[k]` is where the k-th of them takes over.
+    Numba compiles this function. The stack holds the parabolas that are the lowest
+    somewhere; the k-th of them is the lowest from `start[k]` on.
     """
     count, n = rows.shape
     lowest = np.empty_like(rows)
@@ -203,6 +204,7 @@ def _lower_envelope(rows: Any, unit: float) -> tuple[Any, Any]:
             if not f[j] < np.inf:
                 continue
             s = -np.inf
+            # A parabola that loses to the new one before its start is never the lowest.
             while top >= 0:
                 i = stack[top]
                 s = 0.5 * ((f[j] - f[i]) / (unit * (j - i)) + (j + i))

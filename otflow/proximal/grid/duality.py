@@ -1,22 +1,141 @@
-"""Two-sided bounds on a JKO step between densities that are constant on cells."""
+"""The dual of a JKO step between densities that are constant on cells."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from otflow.errors import NonFinite
+from otflow.functionals import Congestion, Internal
+from otflow.functionals.combined import Combined
+from otflow.measures import GridDensity
 from otflow.measures.grid.box import Box
 from otflow.proximal.grid.c_transform import c_transform
-from otflow.proximal.grid.pressure import PressureProblem
+from otflow.proximal.grid.own_energy import OwnEnergy
+from otflow.proximal.terms import Terms
 
-__all__ = ["below_bound", "cell_extremes", "cell_means", "distance_bound", "dual_value"]
+__all__ = [
+    "DualProblem",
+    "below_bound",
+    "cell_extremes",
+    "cell_means",
+    "distance_bound",
+    "dual_value",
+    "lowest_pressure",
+]
 
 # A cell counts as empty below this share of the largest mass of a cell.
 DUST = 1e-9
+# Relative error of the mass at which a constant is found, and most steps of the search.
+EXACT, HALVINGS = 1e-13, 200
+
+
+@dataclass(frozen=True)
+class DualProblem:
+    r"""Maximise :math:`\int(-V - p)^c d\mu - \int U^*(p)` over pressures p >= p_0.
+
+    Parameters
+    ----------
+    masses : Tensor, shape (n,)
+        Masses of the cells of the source.
+    V : Tensor, shape (n,)
+        The potential at the centres.
+    room : Tensor, shape (n,)
+        Free volume of each cell, 0 in obstacles.
+    internal : Internal
+        The energy U.
+    lowest : float
+        The least pressure p_0 = U'(0).
+    box : Box
+        The grid.
+    dt : float
+        Length of the step in time.
+    without_energy : bool
+        Whether F has no internal energy. Then U is a bound on the density that no
+        density of mass 1 reaches on the grid.
+    """
+
+    masses: Tensor
+    V: Tensor
+    room: Tensor
+    internal: Internal
+    lowest: float
+    box: Box
+    dt: float
+    without_energy: bool = False
+
+    @classmethod
+    def of(cls, terms: Terms, mu: GridDensity, V: Tensor, dt: float) -> Self:
+        """Return the problem of the local terms in a potential (n,), in float64."""
+        masses, volume = mu.weights.double(), mu.box.cell_volume
+        # Without an internal energy: a bound that no density of mass 1 reaches.
+        internal = terms.energy or Congestion(2.0 / volume)
+        room, lowest = volume * mu.is_free.double(), lowest_pressure(internal, masses)
+        V, is_alone = V.double(), terms.energy is None
+        return cls(masses, V, room, internal, lowest, mu.box, dt, is_alone)
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether only the sum of U over cells is known, as of a user's term."""
+        energy = self.internal
+        parts = energy.parts if isinstance(energy, Combined) else ((1.0, energy),)
+        return any(isinstance(part, OwnEnergy) for _, part in parts)
+
+    def constant(self, s: Tensor) -> float:
+        r"""Return the c for which :math:`\int (U^*)'(s - c)` is all the mass.
+
+        Let r be the mean density. Then c lies between :math:`\min s - U'(r)`, where no
+        cell is below the mean, and :math:`\max s - U'(r)`, where no cell is above it.
+        Within this bracket Newton's method solves for the logarithm of the mass, which
+        is linear in c for the entropy. The bracket is halved if a Newton step leaves
+        it, or if three steps have not halved it. The mass at c exceeds all the mass by
+        round-off at most, except for c at the end of the bracket.
+        """
+        is_free = self.room > 0
+        total = float(self.masses.sum())
+        # In a full room round-off may put the mean above the bound.
+        mean = min(total / float(self.room.sum()), self.internal.max_density)
+        slope = float(self.internal.slope(s.new_tensor([mean])))
+        least, most = (float(x) - slope for x in torch.aminmax(s[is_free]))
+        middle, width = 0.5 * (least + most), math.inf
+        for step in range(HALVINGS):
+            # Both ends are neighbouring numbers.
+            if not least < middle < most:
+                break
+            mass, rate = self._filled(s - middle)
+            if abs(mass - total) <= EXACT * total:
+                return middle
+            if mass > total:
+                least = middle
+            else:
+                most = middle
+            new = math.nan
+            if 0 < mass < math.inf and rate > 0:
+                new = middle + math.log(mass / total) * mass / rate
+            halves = step % 3 < 2 or most - least <= 0.5 * width
+            width = most - least if step % 3 == 2 else width
+            middle = 0.5 * (least + most)
+            if halves and least < new < most:
+                middle = new
+        return most
+
+    def _filled(self, s: Tensor) -> tuple[float, float]:
+        """Return the mass in equilibrium with s, and its derivative in s.
+
+        The mass is infinite above all slopes of U.
+        """
+        try:
+            density = self.internal.conjugate_slope(s)
+        except NonFinite:
+            return math.inf, 0.0
+        between = (density > 0) & (density < self.internal.max_density)
+        bend = self.internal.curvature(torch.where(between, density, 1.0))
+        rate = torch.where(between & (bend > 0), self.room / bend, 0.0)
+        return float((self.room * density).sum()), float(rate.sum())
 
 
 def below_bound(masses: Tensor, room: Tensor, bound: float) -> tuple[Tensor, float]:
@@ -50,7 +169,7 @@ def below_bound(masses: Tensor, room: Tensor, bound: float) -> tuple[Tensor, flo
 
 
 def dual_value(
-    problem: PressureProblem, pressure: Tensor, masses: Tensor | None = None
+    problem: DualProblem, pressure: Tensor, masses: Tensor | None = None
 ) -> tuple[float | None, float]:
     r"""Return a lower bound of :math:`\int V d\nu + \int U(\nu) + W_2^2/(2\,dt)`.
 
@@ -69,7 +188,7 @@ def dual_value(
 
     Parameters
     ----------
-    problem : PressureProblem
+    problem : DualProblem
         The step.
     pressure : Tensor, shape (n,)
         Any pressure.
@@ -89,9 +208,14 @@ def dual_value(
     is_free = room > 0
     unit = sum(h * h for h in box.spacing) / dt
     if masses is not None:
-        far = _far_from(masses.reshape(box.shape)).reshape(-1)
-        pressure = pressure - unit / 4 * far
+        near = (masses > DUST * masses.max()).to(masses.dtype).reshape(box.shape)
+        for axis in range(box.dim):
+            near = _spread(near, axis)
+        pressure = pressure - unit / 4 * (near == 0).reshape(-1)
+    # A cell reaches half a spacing beyond its centre: the border gives the
+    # interpolation there.
     phi, wide = _with_border(problem, -problem.V - pressure)
+    # Any phi gives a bound. The second transform makes it the best one for this psi.
     psi = c_transform(phi.reshape(-1), wide, dt)[0]
     phi = c_transform(psi, wide, dt)[0].reshape(phi.shape)
     means = cell_means(psi.reshape(phi.shape)).reshape(-1)
@@ -119,13 +243,14 @@ def dual_value(
         if problem.without_energy:
             full = gain - mass * float(high.max())
         else:
+            # U* at both ends of the range in a cell, with shares that give the mean.
             full = _best(replace(problem, room=chords), torch.cat([low, high]), gain)
     except NonFinite:
         return None, math.inf
     return dual, max(dual - full, 0.0)
 
 
-def _best(problem: PressureProblem, s: Tensor, gain: float) -> float:
+def _best(problem: DualProblem, s: Tensor, gain: float) -> float:
     r"""Return the gain less :math:`\int U^*(s - c)` and c, with the best constant c.
 
     The bound is concave in c, and the best c makes the mass 1. Any c gives a bound.
@@ -170,22 +295,12 @@ def distance_bound(
     unseen = 0.0
     for axis, n in enumerate(V.shape):
         if n > 2:
-            bend = V.diff(n=2, dim=axis).nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
-            first, last = bend.narrow(axis, 0, 1), bend.narrow(axis, n - 3, 1)
-            bend = torch.cat([first, bend, last], axis)
+            bend = _bend(V, axis).clamp_min(0)
             unseen += float((masses * bend).sum(dtype=torch.float64)) / 6
     return math.sqrt(2 * dt * (max(gap, 0.0) + unseen) / (1 + dt * modulus))
 
 
-def _far_from(masses: Tensor) -> Tensor:
-    """Return 1 where neither a cell nor any of its neighbours holds mass, else 0."""
-    near = (masses > DUST * masses.max()).to(masses.dtype)
-    for axis in range(masses.ndim):
-        near = _spread(near, axis)
-    return (near == 0).to(masses.dtype)
-
-
-def _with_border(problem: PressureProblem, f: Tensor) -> tuple[Tensor, Box]:
+def _with_border(problem: DualProblem, f: Tensor) -> tuple[Tensor, Box]:
     """Return a function of cells, extended by one cell around the box and obstacles."""
     box = problem.box
     is_free = (problem.room > 0).reshape(box.shape)
@@ -260,10 +375,31 @@ def _between(V: Tensor) -> Tensor:
     total = torch.zeros_like(V)
     for axis, n in enumerate(V.shape):
         if n > 2:
-            bend = V.diff(n=2, dim=axis).nan_to_num(0.0, 0.0, 0.0)
-            ends = [bend.narrow(axis, 0, 1), bend.narrow(axis, n - 3, 1)]
-            bend = torch.cat([ends[0], bend, ends[1]], axis)
+            bend = _bend(V, axis)
             total += bend.clamp_min(0) / 8
-            for place, end in zip((0, n - 1), ends, strict=True):
+            for place in (0, n - 1):
+                end = bend.narrow(axis, place, 1)
                 total.narrow(axis, place, 1).add_(3 * (-end).clamp_min(0) / 8)
     return total
+
+
+def _bend(V: Tensor, axis: int) -> Tensor:
+    """Return second differences along an axis; an end has that of its neighbour.
+
+    Beside obstacles, where V has no value, they are 0.
+    """
+    bend = V.diff(n=2, dim=axis).nan_to_num(0.0, 0.0, 0.0)
+    first, last = bend.narrow(axis, 0, 1), bend.narrow(axis, -1, 1)
+    return torch.cat([first, bend, last], axis)
+
+
+def lowest_pressure(internal: Internal, like: Tensor) -> float:
+    """Return U'(0); minus infinity for energies that fill the vacuum.
+
+    The U' of such an energy falls at least like a logarithm: over the second half of
+    the exponents as much as over the first, in any unit of energy. A power that
+    vanishes at 0 falls less and less.
+    """
+    densities = like.new_tensor([1e-300, 1e-150, 1e-75])
+    deep, middle, higher = internal.slope(densities).tolist()
+    return -math.inf if middle - deep > higher - middle > 0 else deep

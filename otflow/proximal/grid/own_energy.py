@@ -16,7 +16,7 @@ from otflow.measures import GridDensity
 from otflow.proximal.base import ProxResult
 from otflow.proximal.terms import Terms
 
-__all__ = ["LocalTerms", "OwnEnergy", "OwnTerm", "stepped", "taken_cell_by_cell"]
+__all__ = ["LocalTerms", "OwnEnergy", "stepped", "taken_cell_by_cell", "wide"]
 
 # Number of log densities at which a term is read, and the least of them.
 RUNGS, EMPTIEST = 128, -225.0
@@ -45,7 +45,7 @@ class _Cells:
 
     def __init__(self, G: Functional, mu: GridDensity) -> None:
         self.G, self.volume = G, mu.box.cell_volume
-        self.mu = mu.detach().map_tensors(_wide)
+        self.mu = mu.detach().map_tensors(wide)
         self.cells = mu.is_free.nonzero().reshape(-1)
         self.mean = 1.0 / (self.volume * len(self.cells))
 
@@ -68,7 +68,8 @@ class _Cells:
         return float(self.G.value(self.measure(r)).detach())
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """Return x in float64 if its numbers are real."""
     return x.double() if x.is_floating_point() else x
 
 

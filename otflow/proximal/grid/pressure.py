@@ -1,4 +1,4 @@
-"""The dual of a JKO step on a grid, as a problem in the pressure."""
+"""The dual problem of a JKO step on a grid: the transport that a pressure drives."""
 
 from __future__ import annotations
 
@@ -9,22 +9,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from otflow.errors import NonFinite
-from otflow.functionals import Congestion, Internal
-from otflow.functionals.combined import Combined
-from otflow.measures import GridDensity
 from otflow.measures.grid.box import Box
 from otflow.numerics.multigrid import blocks
-from otflow.proximal.grid.own_energy import OwnEnergy
+from otflow.proximal.grid.duality import DualProblem
 from otflow.proximal.grid.push_forward import Sweep, lifted, push_forward
-from otflow.proximal.terms import Terms
 
-__all__ = ["Iterate", "PressureProblem", "lowest_pressure"]
+__all__ = ["Iterate", "PressureProblem"]
 
 # A pressure this close to the least one, relative to the largest, counts as the least.
 ROUND_OFF = 1e-14
-# Relative error of the mass at which a constant is found, and most steps of the search.
-EXACT, HALVINGS = 1e-13, 200
 
 
 @dataclass(frozen=True)
@@ -66,55 +59,8 @@ class Iterate:
 
 
 @dataclass(frozen=True)
-class PressureProblem:
-    r"""Maximise :math:`\int(-V - p)^c d\mu - \int U^*(p)` over pressures p >= p_0.
-
-    Parameters
-    ----------
-    masses : Tensor, shape (n,)
-        Masses of the cells of the source.
-    V : Tensor, shape (n,)
-        The potential at the centres.
-    room : Tensor, shape (n,)
-        Free volume of each cell, 0 in obstacles.
-    internal : Internal
-        The energy U.
-    lowest : float
-        The least pressure p_0 = U'(0).
-    box : Box
-        The grid.
-    dt : float
-        Length of the step in time.
-    without_energy : bool
-        Whether F has no internal energy. Then U is a bound on the density that no
-        density of mass 1 reaches on the grid.
-    """
-
-    masses: Tensor
-    V: Tensor
-    room: Tensor
-    internal: Internal
-    lowest: float
-    box: Box
-    dt: float
-    without_energy: bool = False
-
-    @classmethod
-    def of(cls, terms: Terms, mu: GridDensity, V: Tensor, dt: float) -> PressureProblem:
-        """Return the problem of the local terms in a potential (n,), in float64."""
-        masses, volume = mu.weights.double(), mu.box.cell_volume
-        # Without an internal energy: a bound that no density of mass 1 reaches.
-        internal = terms.energy or Congestion(2.0 / volume)
-        room, lowest = volume * mu.is_free.double(), lowest_pressure(internal, masses)
-        V, is_alone = V.double(), terms.energy is None
-        return cls(masses, V, room, internal, lowest, mu.box, dt, is_alone)
-
-    @property
-    def is_summed(self) -> bool:
-        """Whether only the sum of U over cells is known, as of a user's term."""
-        energy = self.internal
-        parts = energy.parts if isinstance(energy, Combined) else ((1.0, energy),)
-        return any(isinstance(part, OwnEnergy) for _, part in parts)
+class PressureProblem(DualProblem):
+    """A dual problem with the masses that a pressure drives, and its coarser grids."""
 
     def potential(self, pressure: Tensor) -> Tensor:
         """Return -V - p, minus infinity in obstacles."""
@@ -134,6 +80,7 @@ class PressureProblem:
             at_least = pressure <= self.lowest + slack
             pressure = pressure.masked_fill(at_least, self.lowest)
         phi = self.potential(pressure)
+        # Where phi wins no mass, it is raised until it is about to win some.
         raised = lifted(phi.reshape(self.box.shape), self.box, self.dt).reshape(-1)
         lost = raised > phi
         if bool(lost.any()):
@@ -156,59 +103,7 @@ class PressureProblem:
         The pressure is c - V, at least the lowest, with c such that the mass is 1.
         """
         V = torch.where(self.room > 0, self.V, 0.0)
-        constant = self.constant(-V)
-        return (-constant - V).clamp_min(self.lowest)
-
-    def constant(self, s: Tensor) -> float:
-        r"""Return the c for which :math:`\int (U^*)'(s - c)` is all the mass.
-
-        Let r be the mean density. Then c lies between :math:`\min s - U'(r)`, where no
-        cell is below the mean, and :math:`\max s - U'(r)`, where no cell is above it.
-        Within this bracket Newton's method solves for the logarithm of the mass, which
-        is linear in c for the entropy. The bracket is halved if a Newton step leaves
-        it, or if three steps have not halved it. The mass at c exceeds all the mass by
-        round-off at most, except for c at the end of the bracket.
-        """
-        is_free = self.room > 0
-        total = float(self.masses.sum())
-        mean = min(total / float(self.room.sum()), self.internal.max_density)
-        slope = float(self.internal.slope(s.new_tensor([mean])))
-        least, most = (float(x) - slope for x in torch.aminmax(s[is_free]))
-        middle, width = 0.5 * (least + most), math.inf
-        for step in range(HALVINGS):
-            # Both ends are neighbouring numbers.
-            if not least < middle < most:
-                break
-            mass, rate = self._filled(s - middle)
-            if abs(mass - total) <= EXACT * total:
-                return middle
-            if mass > total:
-                least = middle
-            else:
-                most = middle
-            new = math.nan
-            if 0 < mass < math.inf and rate > 0:
-                new = middle + math.log(mass / total) * mass / rate
-            halves = step % 3 < 2 or most - least <= 0.5 * width
-            width = most - least if step % 3 == 2 else width
-            middle = 0.5 * (least + most)
-            if halves and least < new < most:
-                middle = new
-        return most
-
-    def _filled(self, s: Tensor) -> tuple[float, float]:
-        """Return the mass in equilibrium with s, and its derivative in s.
-
-        The mass is infinite above all slopes of U.
-        """
-        try:
-            density = self.internal.conjugate_slope(s)
-        except NonFinite:
-            return math.inf, 0.0
-        between = (density > 0) & (density < self.internal.max_density)
-        bend = self.internal.curvature(torch.where(between, density, 1.0))
-        rate = torch.where(between & (bend > 0), self.room / bend, 0.0)
-        return float((self.room * density).sum()), float(rate.sum())
+        return (-self.constant(-V) - V).clamp_min(self.lowest)
 
     # Lines ----------------------------------------------------------------------------
 
@@ -252,21 +147,18 @@ class PressureProblem:
         upper = tuple(
             a + 2 * h * n for a, h, n in zip(box.lower, box.spacing, shape, strict=True)
         )
-        room = blocks(self.room.reshape(box.shape))
-        weighted = torch.where(self.room > 0, self.V, 0.0) * self.room
-        V = blocks(weighted.reshape(box.shape)) / torch.where(room > 0, room, 1.0)
         return replace(
             self,
             masses=blocks(self.masses.reshape(box.shape)).reshape(-1),
-            V=V.reshape(-1),
-            room=room.reshape(-1),
+            V=self.restrict(torch.where(self.room > 0, self.V, 0.0)),
+            room=blocks(self.room.reshape(box.shape)).reshape(-1),
             box=Box(box.lower, upper, shape),
         )
 
-    def restrict(self, pressure: Tensor) -> Tensor:
-        """Return the mean pressure of each block."""
+    def restrict(self, f: Tensor) -> Tensor:
+        """Return the mean of a function of the free cells over each block."""
         shape = self.box.shape
-        total = blocks((self.room * pressure).reshape(shape))
+        total = blocks((self.room * f).reshape(shape))
         room = blocks(self.room.reshape(shape))
         return (total / torch.where(room > 0, room, 1.0)).reshape(-1)
 
@@ -277,28 +169,7 @@ class PressureProblem:
         pressure acts.
         """
         acts = (pressure > self.lowest).to(pressure.dtype)
-        phi = self._interpolate(-coarse.V - pressure, coarse.box)
-        near = self._interpolate(acts, coarse.box) > 0
+        x = self.box.centres(pressure)
+        phi = coarse.box.interpolate(-coarse.V - pressure, x)
+        near = coarse.box.interpolate(acts, x) > 0
         return torch.where(near, -self.V - phi, self.lowest).clamp_min(self.lowest)
-
-    def _interpolate(self, coarse: Tensor, box: Box) -> Tensor:
-        p = coarse.reshape(box.shape)
-        for axis, n in enumerate(self.box.shape):
-            m = p.shape[axis]
-            index = torch.arange(n, device=p.device)
-            near = index // 2
-            far = (near + 2 * (index % 2) - 1).clamp(0, m - 1)
-            p = 0.75 * p.index_select(axis, near) + 0.25 * p.index_select(axis, far)
-        return p.reshape(-1)
-
-
-def lowest_pressure(internal: Internal, like: Tensor) -> float:
-    """Return U'(0); minus infinity for energies that fill the vacuum.
-
-    The U' of such an energy falls at least like a logarithm: over the second half of
-    the exponents as much as over the first, in any unit of energy. A power that
-    vanishes at 0 falls less and less.
-    """
-    densities = like.new_tensor([1e-300, 1e-150, 1e-75])
-    deep, middle, higher = internal.slope(densities).tolist()
-    return -math.inf if middle - deep > higher - middle > 0 else deep

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from otflow.measures import GridDensity
 from otflow.measures.grid.box import Box
-from otflow.measures.grid.remap import remap_rows
+from otflow.measures.grid.remap import remap
 
 __all__ = [
     "Sweep",
@@ -20,7 +20,6 @@ __all__ = [
     "lifted",
     "mixed_potentials",
     "push_forward",
-    "remap",
     "row_costs",
     "squared_diagonal",
     "transport_cost",
@@ -198,14 +197,12 @@ def _winners(phi: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Return the cuts between the cells that win mass in a row, and these cells."""
     n = phi.shape[-1]
     place = torch.arange(n, dtype=phi.dtype, device=phi.device) + 0.5
-    index = torch.arange(n, device=phi.device)
     wins = torch.isfinite(phi)
     # Each round removes a winner, so there are at most n rounds.
     while True:
         # The next winners on both sides of each face.
-        left = torch.where(wins, index, -1).cummax(-1).values[..., :-1]
-        right = torch.where(wins, index, n).flip(-1).cummin(-1).values.flip(-1)
-        right = right[..., 1:]
+        left, right = _next(wins)
+        left, right = left[..., :-1], right[..., 1:]
         a, b = left.clamp_min(0), right.clamp_max(n - 1)
         rise = torch.gather(phi, -1, b) - torch.gather(phi, -1, a)
         gap = (b - a).clamp_min(1).to(phi.dtype)
@@ -219,6 +216,13 @@ def _winners(phi: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         if not bool(lost.any()):
             return cuts, wins
         wins = wins & ~lost
+
+
+def _next(wins: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the last winner up to each cell of a row, -1 if none; the next one, n."""
+    index = torch.arange(wins.shape[-1], device=wins.device)
+    ahead = torch.where(wins, index, len(index)).flip(-1).cummin(-1).values.flip(-1)
+    return torch.where(wins, index, -1).cummax(-1).values, ahead
 
 
 def lifted(phi: Tensor, box: Box, dt: float) -> Tensor:
@@ -251,8 +255,7 @@ def lifted(phi: Tensor, box: Box, dt: float) -> Tensor:
             continue
         wins = _winners(rows, scale)[1]
         index = torch.arange(n, device=rows.device)
-        a = torch.where(wins, index, -1).cummax(-1).values
-        b = torch.where(wins, index, n).flip(-1).cummin(-1).values.flip(-1)
+        a, b = _next(wins)
         between = (a >= 0) & (b < n) & ~wins & torch.isfinite(rows)
         a, b = a.clamp_min(0), b.clamp_max(n - 1)
         share = (index - a).to(rows.dtype) / (b - a).clamp_min(1).to(rows.dtype)
@@ -261,43 +264,6 @@ def lifted(phi: Tensor, box: Box, dt: float) -> Tensor:
         rows = torch.where(between, torch.maximum(rows, hull), rows)
         phi = rows.movedim(-1, axis)
     return phi
-
-
-def remap(masses: Tensor, cuts: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Return the masses between the cut points of each row, and densities at the cuts.
-
-    Within a cell the density is linear, with the slope of van Leer's limiter. This is
-    exact for linear densities and never negative.
-
-    Parameters
-    ----------
-    masses : Tensor
-        Array of masses.
-    cuts : Tensor
-        Cut points, as from `cut_points`.
-    axis : int
-        The axis of the rows.
-
-    Returns
-    -------
-    masses : Tensor
-        New masses. Rows keep their sums.
-    density : Tensor
-        Mass per cell at the cut points, an array on the inner faces.
-    """
-    m = masses.movedim(axis, -1)
-    n = m.shape[-1]
-    steps = m.diff(dim=-1)
-    a, b = steps[..., :-1], steps[..., 1:]
-    centred, least = 0.5 * (a + b).abs(), 2 * torch.minimum(a.abs(), b.abs())
-    slope = torch.where(a * b > 0, a.sign() * torch.minimum(centred, least), 0.0)
-    slope = torch.nn.functional.pad(slope, (1, 1))
-    zero = torch.zeros_like(m[..., :1])
-    ends = torch.cat([zero, cuts.clamp(0, n), zero + n], -1)
-    new, density = remap_rows(m, ends, m - 0.5 * slope, m + 0.5 * slope)
-    inside = (cuts > 0) & (cuts < n)
-    density = torch.where(inside, density[..., 1:-1], 0.0)
-    return new.movedim(-1, axis), density.movedim(-1, axis)
 
 
 def row_costs(sweep: Sweep, h: float) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.numerics.anderson import Anderson
 
-__all__ = ["LocalSolver", "LocalStep", "Outcome", "Point", "minimise_nonlocal"]
+__all__ = ["LocalStep", "Outcome", "Point", "Rounds", "minimise_nonlocal"]
 
 # Differences of log densities that the extrapolation keeps. FLOOR times the largest
 # density is added to the weights of their norm, so that far tails count.
@@ -89,32 +90,10 @@ class LocalStep:
     state: Any
 
 
-class LocalSolver(Protocol):
-    r"""Minimises :math:`E(\nu) + \int p\,d\nu + L\int\nu\log\nu`."""
-
-    def __call__(
-        self,
-        potential: Tensor,
-        entropy: float,
-        start: Any,
-        tolerance: float,
-        budget: int,
-    ) -> LocalStep:
-        """Return the minimiser for p and L.
-
-        Parameters
-        ----------
-        potential : Tensor
-            The potential p, in the box's shape.
-        entropy : float
-            The factor L >= 0.
-        start : object
-            ``LocalStep.state`` of an earlier step, or None.
-        tolerance : float
-            Largest residual.
-        budget : int
-            Most evaluations.
-        """
+# Minimises E + int p dnu + L int nu log nu. The arguments are the potential p in the
+# box's shape, the factor L >= 0, the `LocalStep.state` of an earlier step or None, the
+# largest residual and the most evaluations.
+LocalSolver = Callable[[Tensor, float, Any, float, int], LocalStep]
 
 
 class Outcome(NamedTuple):
@@ -197,9 +176,9 @@ def minimise_nonlocal(
     :math:`\nu^+`, and over the density that the next round would reach; the larger one
     counts.
     """
-    rounds = _Rounds(G, mu, scale)
+    rounds = _LogRounds(G, mu, scale)
     y, state, plain = rounds.point(start), None, True
-    L = FIRST * rounds.curvature(y)
+    L = FIRST * max(rounds.curvature(y.mass, y.mass), 0.0)
     beyond = _Extrapolation(rounds, y)
     best: Outcome | None = None
     last = y
@@ -264,14 +243,93 @@ def minimise_nonlocal(
     return best._replace(spent=spent, rounds=k)
 
 
-class _Rounds:
-    """The evaluations of G that a round needs."""
+class Rounds(ABC):
+    """The evaluations of G that a round needs.
+
+    Parameters
+    ----------
+    G : Functional
+        The nonlocal terms.
+    mu : GridDensity
+        A measure on the grid.
+    unit : float
+        An energy whose round-off counts in any comparison.
+
+    Attributes
+    ----------
+    by_log : bool
+        Whether D is the divergence of the entropy, and not half the squared distance
+        in L2.
+    """
+
+    by_log = True
+
+    def __init__(self, G: Functional, mu: GridDensity, unit: float) -> None:
+        self.G, self.mu, self.unit = G, mu, unit
+        self.eps = torch.finfo(mu.dtype).eps
+
+    @abstractmethod
+    def slope(self, mass: Tensor) -> Tensor:
+        """Return G' at masses of the cells."""
+
+    def noise(self, *values: float) -> float:
+        """Return the round-off of a sum of energies; the unit counts as one."""
+        return ROUND_OFF * self.eps * max(self.unit, *map(abs, values))
+
+    def compare(self, y: Point, nu: Point, L: float) -> tuple[float, bool]:
+        r"""Return the L that a step from y to nu needs, and whether L suffices.
+
+        The needed L is :math:`G(\nu) - G(y) - \int G'[y]\,d(\nu - y)` over
+        :math:`D(\nu, y)`. Where this difference is within round-off, half of
+        :math:`\int (G'[\nu] - G'[y])\,d(\nu - y)` replaces it: it is the same to
+        leading order and does not cancel.
+        """
+        spread, change = _finite(nu.log - y.log), nu.mass - y.mass
+        gap = nu.value - y.value - float((y.slope * change).sum())
+        divergence = 0.5 * float((spread * change).sum())
+        noise = self.noise(nu.value, y.value)
+        # A gap of 100 times its error is right to a percent.
+        if not abs(gap) > 100 * noise:
+            gap, noise = 0.5 * float(((nu.slope - y.slope) * change).sum()), 0.0
+        elif self.by_log:
+            divergence = float((nu.mass * spread - change).sum())
+        ratio = gap / max(divergence, torch.finfo(change.dtype).tiny)
+        return ratio, gap <= L * divergence + noise
+
+    def curvature(self, mass: Tensor, weights: Tensor, least: float = 1.0) -> float:
+        r"""Return an eigenvalue of :math:`w\,G''` of large size, by power iterations.
+
+        Parameters
+        ----------
+        mass, weights : Tensor
+            Masses of the cells, and the w.
+        least : float
+            Least ratio of `mass` to w. It keeps all trial masses positive.
+        """
+        flat, tiny = weights.reshape(-1), torch.finfo(mass.dtype).tiny
+        start, total = self.slope(mass), flat.sum()
+        x = self.mu.points.to(mass.dtype)
+        x = x - (flat @ x) / total
+        # The first trial is a shift plus a widening of the whole density.
+        v = x.sum(-1) + x.square().sum(-1) / self.mu.box.spacing[0]
+        v, value = v.reshape(mass.shape), 0.0
+        for _ in range(POWERS):
+            v = v - (weights * v).sum() / total
+            v = v / (weights * v.square()).sum().sqrt().clamp_min(tiny)
+            step = least * SMALL / float(v.abs().max().clamp_min(tiny))
+            image = (self.slope(mass + step * weights * v) - start) / step
+            value = float((weights * v * image).sum())
+            v = image
+        return value
+
+
+class _LogRounds(Rounds):
+    """Rounds whose densities are given by their logarithms, in the box's shape."""
 
     def __init__(self, G: Functional, mu: GridDensity, scale: float) -> None:
-        self.G, self.mu, self.scale = G, mu, scale
-        self.volume = mu.box.cell_volume
+        super().__init__(G, mu, 1 / scale)
+        self.scale, self.volume = scale, mu.box.cell_volume
         self.tiny = torch.finfo(mu.dtype).tiny
-        self.eps = torch.finfo(mu.dtype).eps
 
     def point(self, log: Tensor) -> Point:
         """Return value and first variation of G at a log density."""
@@ -290,119 +348,24 @@ class _Rounds:
         """Return p such that L times the entropy plus p is G'[y] plus L KL(.|y)."""
         return y.slope - L * (_finite(y.log) + 1.0)
 
-    def noise(self, *values: float) -> float:
-        """Return the round-off of a sum of energies; 1 / scale counts as one."""
-        return ROUND_OFF * self.eps * max(1 / self.scale, *map(abs, values))
-
-    def compare(self, y: Point, nu: Point, L: float) -> tuple[float, bool]:
-        """Return the L that the step from y to nu needs, and whether L suffices."""
-        spread = _finite(nu.log - y.log)
-        divergence = float((nu.mass * spread - (nu.mass - y.mass)).sum())
-        noise = self.noise(nu.value, y.value)
-        return steepness_asked(y, nu, spread, divergence, L, noise)
-
     def error(self, y: Point, nu: Point, L: float) -> float:
         """Return the error of the potential of a step, as an error of masses."""
         off = nu.slope - y.slope - L * _finite(nu.log - y.log)
         off = off - (nu.mass * off).sum()
         # A factor of e^50 is as good as any larger one, and does not overflow.
-        wanted = nu.log - (self.scale * off).clamp(-50.0, 50.0)
-        wanted = (wanted - wanted.logsumexp(tuple(range(wanted.ndim)))).exp()
+        wanted = _normalised(nu.log - (self.scale * off).clamp(-50.0, 50.0))
         first = self.scale * float((nu.mass * off.abs()).sum())
         return max(first, float((wanted - nu.mass).clamp_min(0).sum()))
 
     def slope(self, mass: Tensor) -> Tensor:
-        """Return G' at masses of the cells."""
         nu = self.mu.with_free_weights(mass.reshape(-1))
         return self.G.first_variation(nu).reshape(mass.shape)
-
-    def curvature(self, y: Point) -> float:
-        """Return the largest eigenvalue of G'' in L2(y)."""
-        spacing = self.mu.box.spacing[0]
-        value = end_of_powers(self.slope, y.mass, y.mass, self.mu.points, spacing)
-        return max(value, 0.0)
-
-
-def steepness_asked(
-    y: Point, nu: Point, spread: Tensor, divergence: float, L: float, noise: float
-) -> tuple[float, bool]:
-    r"""Return the L that a step from y to nu needs, and whether L suffices.
-
-    The needed L is :math:`G(\nu) - G(y) - \int G'[y]\,d(\nu - y)` over the divergence
-    of :math:`\nu` and y. Where this difference is within round-off, half of
-    :math:`\int (G'[\nu] - G'[y])\,d(\nu - y)` replaces it: it is the same to leading
-    order and does not cancel.
-
-    Parameters
-    ----------
-    y, nu : Point
-        Start and end of the step.
-    spread : Tensor
-        Difference of the slopes of the divergence.
-    divergence : float
-        Divergence of `nu` and `y`.
-    L : float
-        Factor of the divergence.
-    noise : float
-        Round-off of the values of G.
-    """
-    change = nu.mass - y.mass
-    gap = nu.value - y.value - float((y.slope * change).sum())
-    # A gap of 100 times its error is right to a percent.
-    if not abs(gap) > 100 * noise:
-        gap = 0.5 * float(((nu.slope - y.slope) * change).sum())
-        divergence = 0.5 * float((spread * change).sum())
-        noise = 0.0
-    ratio = gap / max(divergence, torch.finfo(change.dtype).tiny)
-    return ratio, gap <= L * divergence + noise
-
-
-def end_of_powers(
-    slope: Callable[[Tensor], Tensor],
-    mass: Tensor,
-    weights: Tensor,
-    points: Tensor,
-    spacing: float,
-    least: float = 1.0,
-) -> float:
-    r"""Return an eigenvalue of :math:`w\,G''` of large size, by power iterations.
-
-    Parameters
-    ----------
-    slope : callable
-        Returns G' at masses.
-    mass : Tensor
-        Masses of the cells.
-    weights : Tensor
-        The w, of the shape of `mass`.
-    points : Tensor, shape (n, d)
-        Centres of the cells.
-    spacing : float
-        Distance of neighbouring centres.
-    least : float
-        Least ratio of `mass` to w. It keeps all trial masses positive.
-    """
-    flat, tiny = weights.reshape(-1), torch.finfo(mass.dtype).tiny
-    start, total = slope(mass), flat.sum()
-    x = points.to(mass.dtype)
-    x = x - (flat @ x) / total
-    # The first trial is a shift plus a widening of the whole density.
-    v = (x.sum(-1) + x.square().sum(-1) / spacing).reshape(mass.shape)
-    value = 0.0
-    for _ in range(POWERS):
-        v = v - (weights * v).sum() / total
-        v = v / (weights * v.square()).sum().sqrt().clamp_min(tiny)
-        step = least * SMALL / float(v.abs().max().clamp_min(tiny))
-        image = (slope(mass + step * weights * v) - start) / step
-        value = float((weights * v * image).sum())
-        v = image
-    return value
 
 
 class _Extrapolation:
     """The start of the next round, beyond the end of the last round."""
 
-    def __init__(self, rounds: _Rounds, y: Point) -> None:
+    def __init__(self, rounds: _LogRounds, y: Point) -> None:
         self.rounds = rounds
         self.anderson = Anderson(MEMORY, y.mass + FLOOR * y.mass.max())
         self.near, self.sharper, self.fell = MOST, 1.0, 0.0

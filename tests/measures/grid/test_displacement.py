@@ -47,3 +47,27 @@ def test_what_one_step_can_do_is_not_refused(seed):
     nu = mu.push(v, 0.999 / float(courant(mu.box, mu.weights, v)))
     # It need not be a step of least energy; a sum over layers may not refuse it.
     grid_flux.check_layers(mu.box, mu.weights, nu.weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [0.06, 0.3])
+def test_masses_that_underflow_do_not_spoil_a_displacement(dtype, width):
+    """In single precision most cells beside a narrow bell hold subnormal masses."""
+
+    def bell(at):
+        return of.GridDensity.from_function(
+            lambda x: torch.exp(-0.5 * ((x - at) / width).square().sum(-1)),
+            -1.0,
+            1.0,
+            (60, 60),
+            walls=True,
+            dtype=dtype,
+        )
+
+    mu, nu = bell(0.0), bell(0.01 * width)
+    v = mu.displacement_to(nu)
+    assert v.dtype == dtype
+    gap = (mu.push(v, 1.0).weights - nu.weights).abs().max() / nu.weights.max()
+    assert float(gap) < 32 * torch.finfo(dtype).eps
+    # A translation by that much along both axes, up to the width of the cells.
+    assert float(mu.norm(v)) == pytest.approx(0.01 * width * 2**0.5, rel=0.2)

@@ -10,11 +10,12 @@ import torch
 import otflow as of
 from otflow.errors import NonFinite, Unsupported
 from otflow.measures import Box
+from otflow.measures.grid.remap import remap
 from otflow.numerics.multigrid import GridLaplacian, solve_laplacian
 from otflow.proximal import BackAndForth
 from otflow.proximal.grid.c_transform import c_transform
 from otflow.proximal.grid.duality import below_bound
-from otflow.proximal.grid.push_forward import Sweep, push_forward, remap, row_costs
+from otflow.proximal.grid.push_forward import Sweep, push_forward, row_costs
 from tests import exact_densities as exact
 from tests.exact import quadratic
 

@@ -10,17 +10,13 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.numerics.log_sums import log_convolve, supremal_convolution
 from otflow.proximal import GridSinkhorn
 from otflow.proximal.grid.push_forward import distance_along_axes
 from otflow.proximal.grid.rounds import minimise_nonlocal
 from otflow.proximal.grid.sinkhorn.eps import variance_of
 from otflow.proximal.grid.sinkhorn.iteration import pose, positive_start
-from otflow.proximal.grid.sinkhorn.kernel import DenseAxis
-from otflow.proximal.grid.sinkhorn.kernel_long import (
-    LongAxis,
-    log_convolve,
-    supremal_convolution,
-)
+from otflow.proximal.grid.sinkhorn.kernel import DenseAxis, LongAxis
 from otflow.proximal.grid.sinkhorn.local import Local
 from otflow.proximal.terms import sort_terms
 from tests.clouds import normal

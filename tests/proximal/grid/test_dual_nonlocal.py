@@ -5,14 +5,14 @@ import torch
 
 import otflow as of
 from otflow.measures.grid.box import Box
+from otflow.measures.grid.remap import remap
 from otflow.numerics.krylov import gmres
 from otflow.proximal import BackAndForth
-from otflow.proximal.grid.pressure import lowest_pressure
+from otflow.proximal.grid.duality import lowest_pressure
 from otflow.proximal.grid.push_forward import (
     Sweep,
     mixed_potentials,
     push_forward,
-    remap,
     row_costs,
 )
 

@@ -249,9 +249,9 @@ def test_a_move_rises_if_its_objective_does():
     mu = random_start(torch.Generator().manual_seed(2), (8, 6), 1.0)
     result = FiniteVolume().solve(KERNELS["wide attraction"][0], mu, 0.1)
     assert result.certificate["converged"]
-    local, move = result.warm.local, result.warm.move
+    local, move = result.warm.last.local, result.warm.last.move
     assert not local.rises(move)
-    worth = local.energy(local.source) - local.objective(move)
+    worth = local.energy(local.step.source) - local.objective(move)
     assert worth > 0
     assert local.rises(replace(move, kinetic=move.kinetic + 1.01 * worth))
 

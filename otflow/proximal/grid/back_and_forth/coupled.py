@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,10 +10,9 @@ from torch import Tensor
 
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.numerics.anderson import Anderson
 from otflow.numerics.krylov import gmres
 from otflow.numerics.multigrid import Multigrid
-from otflow.proximal.grid.back_and_forth.newton import MEMORY, laplacian
+from otflow.proximal.grid.back_and_forth.newton import laplacian
 from otflow.proximal.grid.pressure import Iterate, PressureProblem
 from otflow.proximal.grid.push_forward import lifted, push_forward, transport_cost
 
@@ -22,22 +20,8 @@ __all__ = ["Coupled", "Joint"]
 
 # Relative residual of the Newton systems, and most products for each.
 INEXACT, PRODUCTS = 1e-2, 40
-# A step is shortened until it cuts the residual by CUT times its length.
-CUT, HALVINGS = 0.1, 6
-# At kinks of the masses the residual may rise by RISE, if PATIENCE steps later it is at
-# most PROGRESS of what it was.
-RISE, PROGRESS, PATIENCE = 1.5, 0.5, 8
-# Far from the solution, a step that leaves more than this share of the residual ends
-# the climb.
-POOR = 0.9
-# Below this residual the steps are mixed with earlier ones.
-NEAR = 0.02
 # Mass that is moved in the difference quotient of a second variation.
 SHIFT = 1e-4
-# Damping: nearly empty cells count as if they passed a share of the residual more mass.
-# The share falls by LESS after a step that leaves at most GOOD of the residual, and
-# grows by MORE after others.
-GOOD, LESS, MORE = 0.5, 0.25, 2.0
 # Cells that pass less than this share of the largest flow are left out.
 EMPTY = 1e-9
 
@@ -88,24 +72,37 @@ class Coupled:
         A measure on the grid, in the dtype in which G is evaluated.
     problem : PressureProblem
         The local part.
+    is_linear : bool
+        Whether G' is linear in the masses.
     """
 
     def __init__(
-        self, G: Functional, mu: GridDensity, problem: PressureProblem
+        self,
+        G: Functional,
+        mu: GridDensity,
+        problem: PressureProblem,
+        *,
+        is_linear: bool,
     ) -> None:
         self.G, self.mu, self.problem = G, mu, problem
-        self.is_free = problem.room > 0
+        self.is_free, self.is_linear = problem.room > 0, is_linear
         self.by_log = math.isinf(problem.lowest)
 
     def slope(self, masses: Tensor) -> Tensor:
-        """Return G' at the masses, 0 in obstacles."""
+        """Return G' at the masses, 0 in obstacles.
+
+        Those of interactions are linear in the masses, which may then be negative.
+        """
+        if not self.is_linear:
+            masses = masses.clamp_min(0.0)
+            masses = masses / masses.sum()
         nu = self.mu.with_free_weights(masses.to(self.mu.dtype))
         found = self.G.first_variation(nu).detach().double()
         return torch.where(self.is_free, found, 0.0)
 
-    def at(self, phi: Tensor, masses: Tensor, slope: Tensor) -> Joint:
-        """Return the joint state of a potential, given its masses and G' there."""
-        problem = replace(self.problem, V=self.problem.V + slope)
+    def at(self, phi: Tensor, masses: Tensor) -> Joint:
+        """Return the joint state of a potential, with G' at these masses."""
+        problem = replace(self.problem, V=self.problem.V + self.slope(masses))
         s = torch.where(self.is_free, -phi - problem.V, 0.0)
         # A constant in the potential does not change the map: it is set by the mass.
         if self.by_log:
@@ -115,77 +112,21 @@ class Coupled:
         phi = -problem.V - point.pressure
         return Joint(phi, point, problem, masses, point.residual + moved)
 
-    def driven(self, phi: Tensor) -> Joint:
-        """Return the joint state of a potential."""
-        phi, masses = self.masses(phi)
-        return self.at(phi, masses, self.slope(masses))
-
     def settled(self, phi: Tensor, local: PressureProblem, point: Iterate) -> Joint:
         """Return the joint state of the solution of a local problem.
 
         The first variation has a free constant. It is set so that the mean of the
         potential energy, where the pressure acts, stays that of the local problem.
         """
-        phi, masses = self.masses(phi)
-        slope = self.slope(masses)
-        acts = point.masses * (point.pressure > local.lowest)
-        weights = acts if float(acts.sum()) > 0 else point.masses
-        change = self.problem.V + slope - local.V
-        return self.at(phi - (weights @ change) / weights.sum(), masses, slope)
-
-    def masses(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the potential, raised where it wins no mass, and its masses."""
+        # The potential is raised where it wins no mass.
         box, dt = self.problem.box, self.problem.dt
         phi = torch.where(self.is_free, phi, -math.inf)
         phi = lifted(phi.reshape(box.shape), box, dt).reshape(-1)
-        return phi, push_forward(self.problem.masses, phi, box, dt)[0]
-
-    def climb(self, joint: Joint, tolerance: float, limit: int) -> tuple[Joint, int]:
-        """Return the best of Newton's iterates and their number.
-
-        The residual may rise for some steps at kinks of the masses.
-        """
-        best, damping, steps, last = joint, 1.0, 0, 0
-        goal = PROGRESS * joint.residual
-        anderson = Anderson(MEMORY, torch.ones_like(joint.phi))
-        while best.residual > tolerance and steps < limit and steps - last < PATIENCE:
-            steps += 1
-            second = self._second(joint.masses)
-            change, _ = self.direction(joint, damping, second)
-            if not bool(torch.isfinite(change).all()):
-                break
-            found = None
-            if joint.residual < NEAR:
-                mixture = anderson.advance(joint.phi, change) - joint.phi
-                found = self._search(joint, mixture)
-            if found is None:
-                found = self._search(joint, change)
-            if found is None:
-                break
-            factor = LESS if found.residual <= GOOD * joint.residual else MORE
-            damping = min(1.0, damping * factor)
-            slow = found.residual > POOR * joint.residual
-            joint = found
-            if joint.residual < best.residual:
-                best = joint
-            if best.residual <= goal:
-                goal, last = PROGRESS * best.residual, steps
-            if slow and joint.residual >= NEAR:
-                break
-        return best, steps
-
-    def _search(self, joint: Joint, direction: Tensor) -> Joint | None:
-        """Return the point along a direction, shortened until the residual is fair."""
-        length, best = 1.0, None
-        for _ in range(HALVINGS):
-            trial = self.driven(joint.phi + length * direction)
-            if best is None or trial.residual < best.residual:
-                best = trial
-            if trial.residual <= (1 - CUT * length) * joint.residual:
-                return trial
-            length *= 0.5
-        fair = RISE * joint.residual if joint.residual < NEAR else POOR * joint.residual
-        return best if best is not None and best.residual <= fair else None
+        masses = push_forward(self.problem.masses, phi, box, dt)[0]
+        acts = point.masses * (point.pressure > local.lowest)
+        weights = acts if float(acts.sum()) > 0 else point.masses
+        change = self.problem.V + self.slope(masses) - local.V
+        return self.at(phi - (weights @ change) / weights.sum(), masses)
 
     def objective(self, joint: Joint) -> float:
         """Return the objective, with all terms, of a joint state."""
@@ -208,9 +149,7 @@ class Coupled:
             noise += joint.residual * float(reach.max() - reach.min())
         return self.objective(new) <= self.objective(old) + noise
 
-    def direction(
-        self, joint: Joint, damping: float, second: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def direction(self, joint: Joint, damping: float) -> tuple[Tensor, Tensor]:
         """Return Newton's changes of the potential and of the masses.
 
         Parameters
@@ -220,8 +159,6 @@ class Coupled:
         damping : float
             Additional mass that nearly empty cells count as passing, as a share of the
             residual.
-        second : callable
-            The second variation of G, applied to a change of masses.
         """
         problem, point = joint.problem, joint.point
         shape = problem.box.shape
@@ -237,7 +174,7 @@ class Coupled:
         # Rows and columns get the same weights: the matrix is nearly symmetric.
         weights = torch.where(acts, diagonal, diagonal.max()).sqrt()
         behind = point.masses - joint.masses
-        lag = second(behind)
+        lag = self.second(joint.masses, behind)
 
         def moved(change: Tensor) -> Tensor:
             return L.apply(change.reshape(shape)).reshape(-1) - softness * change
@@ -245,7 +182,7 @@ class Coupled:
         def apply(y: Tensor) -> Tensor:
             change = y / weights
             passed = moved(change)
-            answer = change + second(passed)
+            answer = change + self.second(joint.masses, passed)
             inside = (passed + softness * answer) / weights
             return torch.where(acts, inside, answer * weights)
 
@@ -261,27 +198,13 @@ class Coupled:
         change = gmres(apply, precondition, right, INEXACT, PRODUCTS)[0] / weights
         return change, behind + moved(change)
 
-    def product(self, change: Tensor) -> Tensor:
-        """Return the second variation of a quadratic G, applied to a change."""
-        # G' is evaluated at measures only: both signs, each normalised to mass 1.
-        out = torch.zeros_like(change)
-        for sign in (1.0, -1.0):
-            part = (sign * change).clamp_min(0.0)
-            size = float(part.sum())
-            if size > 0:
-                out = out + sign * size * self.slope(part / size)
-        return out
-
-    def _second(self, masses: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return the second variation as a map of changes of masses."""
-        here = self.slope(masses)
-
-        def second(change: Tensor) -> Tensor:
-            size = float(change.abs().sum())
-            if not size > 0:
-                return torch.zeros_like(change)
-            step = SHIFT / size
-            there = self.slope((masses + step * change).clamp_min(0.0))
-            return (there - here) / step
-
-        return second
+    def second(self, masses: Tensor, change: Tensor) -> Tensor:
+        """Return the second variation at masses, applied to a change of masses."""
+        size = float(change.abs().sum())
+        if not size > 0:
+            return torch.zeros_like(change)
+        # G' is evaluated at positive masses only: one difference of two of them.
+        step = SHIFT / size
+        gained = self.slope(masses + step * change.clamp_min(0.0))
+        lost = self.slope(masses - step * change.clamp_max(0.0))
+        return (gained - lost) / step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -163,7 +162,7 @@ def _climb(
         if wasted == PATIENCE // 2:
             point = best
             anderson.forget()
-        change, used = _System.at(problem, point, damping).solve()
+        change, used = _direction(problem, point, damping)
         inner += used
         direction = change
         if not plain and point.residual < NEAR and wasted < PATIENCE // 2:
@@ -187,46 +186,30 @@ def _climb(
     return best, steps, False
 
 
-@dataclass(frozen=True)
-class _System:
-    """The linear system of a projected Newton step.
+def _direction(
+    problem: PressureProblem, point: Iterate, damping: float
+) -> tuple[Tensor, int]:
+    """Return the change of a projected Newton step, and the inner iterations.
 
     The matrix is not the exact derivative of the excess: it leaves out that mass moved
     along one axis changes the flow along the others.
     """
-
-    problem: PressureProblem
-    point: Iterate
-    matrix: GridLaplacian
-    moves: Tensor
-    fixed: Tensor
-    right: Tensor
-
-    @classmethod
-    def at(cls, problem: PressureProblem, point: Iterate, damping: float) -> _System:
-        """Return the system at an iterate."""
-        L = laplacian(problem, point, damping)
-        shape, excess = problem.box.shape, point.excess
-        diagonal = L.diagonal.reshape(-1)
-        above = point.pressure - problem.lowest
-        # Cells that win no mass lie between cells that do: they move with them.
-        lost = point.lost & (diagonal > 0)
-        moves = ((above * diagonal + excess > 0) & (diagonal > 0)) | lost
-        # Where no pressure is needed it drops to its least value.
-        fixed = torch.where(moves | (diagonal == 0), 0.0, -above).reshape(shape)
-        mask = moves.reshape(shape)
-        right = excess.masked_fill(lost, 0.0).reshape(shape) - L.apply(fixed)
-        return cls(problem, point, L.inside(mask), mask, fixed, right * mask)
-
-    def solve(self) -> tuple[Tensor, int]:
-        """Return the change of the pressure and the number of inner iterations."""
-        step, used = solve_laplacian(self.matrix, self.right, INEXACT, MAX_INNER)
-        return self._projected(torch.where(self.moves, step, self.fixed)), used
-
-    def _projected(self, step: Tensor) -> Tensor:
-        p = self.point.pressure
-        goal = p + step.reshape(-1).masked_fill(self.point.lost, 0.0)
-        return goal.clamp_min(self.problem.lowest) - p
+    L = laplacian(problem, point, damping)
+    shape, p, excess = problem.box.shape, point.pressure, point.excess
+    diagonal = L.diagonal.reshape(-1)
+    above = p - problem.lowest
+    # Cells that win no mass lie below the hull of cells that do. The faces between two
+    # winners have equal weights. So these cells, without an excess, interpolate the
+    # changes of the winners linearly, as the hull does. No mass passes ends of rows.
+    lost = point.lost & (diagonal > 0)
+    moves = ((above * diagonal + excess > 0) & (diagonal > 0)) | lost
+    # Where no pressure is needed it drops to its least value.
+    fixed = torch.where(moves | (diagonal == 0), 0.0, -above).reshape(shape)
+    mask = moves.reshape(shape)
+    right = excess.masked_fill(lost, 0.0).reshape(shape) - L.apply(fixed)
+    step, used = solve_laplacian(L.inside(mask), right * mask, INEXACT, MAX_INNER)
+    step = torch.where(mask, step, fixed).reshape(-1).masked_fill(point.lost, 0.0)
+    return (p + step).clamp_min(problem.lowest) - p, used
 
 
 def _search(

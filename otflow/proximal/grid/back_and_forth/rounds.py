@@ -9,14 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from otflow.functionals import Functional, PowerEntropy
+from otflow.functionals import Congestion, Functional, PowerEntropy
 from otflow.functionals.combined import combine
 from otflow.measures import GridDensity
-from otflow.proximal.grid.back_and_forth.convex import ascend
+from otflow.proximal.grid.back_and_forth.ascent import ascend
 from otflow.proximal.grid.back_and_forth.coupled import Coupled, Joint
 from otflow.proximal.grid.back_and_forth.newton import maximise
-from otflow.proximal.grid.pressure import Iterate, PressureProblem, lowest_pressure
-from otflow.proximal.grid.rounds import Point, end_of_powers, steepness_asked
+from otflow.proximal.grid.duality import lowest_pressure
+from otflow.proximal.grid.own_energy import wide
+from otflow.proximal.grid.pressure import Iterate, PressureProblem
+from otflow.proximal.grid.rounds import Point, Rounds
 from otflow.proximal.terms import Terms
 
 __all__ = ["SETTLED", "Settled", "settle"]
@@ -29,8 +31,6 @@ SHARE, COARSEST, FINEST = 0.1, 1e-2, 0.2
 FIRST, LEAST = 0.2, 1e-3
 # Growth of L after a failed round, and its fall where the model was too steep by SLACK.
 GROWTH, SLACK = 2.0, 2.5
-# Round-off of an energy, in units of that of its dtype: an energy is a long sum.
-ROUND_OFF = 64.0
 # The rounds have stalled if PATIENCE of them do not cut the least residual to PROGRESS.
 PATIENCE, PROGRESS = 8, 0.5
 # Local steps in succession that may miss their aim.
@@ -98,7 +98,8 @@ def settle(
     G, such as an attraction, satisfies this with L = 0. L grows until a round satisfies
     it. Such rounds fall by construction and may be slow. Therefore Newton's method
     solves the whole from the end of a round. Its result counts if the objective did not
-    rise by more than the residual explains.
+    rise by more than the residual explains. A bound alone has no curvature: under it G
+    is only linearised, with L = 0.
 
     Parameters
     ----------
@@ -129,17 +130,20 @@ def settle(
     assert G is not None
     rounds = _Rounds(G, terms, mu, problem)
     y = rounds.first()
-    L = FIRST * rounds.curvature(y)
+    # A bound alone has no curvature to add to.
+    is_hard = isinstance(problem.internal, Congestion)
+    L = 0.0 if is_hard else FIRST * rounds.steepest(y)
     phi = -problem.V - start - y.slope
     best: tuple[float, Iterate | None, PressureProblem] = (math.inf, None, problem)
     steps, failures, since, goal, least = 0, 0, 0, math.inf, math.inf
-    tried, ending, work = math.inf, "limit", math.ceil(WORK * limit)
+    tried, ending = math.inf, "limit"
+    work = math.inf if is_hard else math.ceil(WORK * limit)
     for k in range(1, most + 1):
         aim = min(max(SHARE * least, FINEST * tolerance), COARSEST)
-        now = rounds.solve(y, L, phi, aim, min(limit, work - steps))
+        now = rounds.solve(y, L, phi, aim, int(min(limit, work - steps)))
         steps += now.used
         failures = 0 if now.solved else failures + 1
-        ratio, fits = rounds.compare(y, now.nu, L)
+        ratio, fits = (0.0, True) if is_hard else rounds.compare(y, now.nu, L)
         found = [(now.joint.residual, now.joint.point, now.joint.problem)]
         # With L = 0 a local step is a step of the whole once the density settles.
         if L == 0:
@@ -148,11 +152,14 @@ def settle(
             found.append((residual, now.point, now.problem))
         if fits:
             least = min(least, *(residual for residual, _, _ in found))
-            y, phi = now.nu, now.phi
-            if least > tolerance and now.joint.residual < AGAIN * tried:
+            # At the bound the pressure is kept: it changes less than the potential.
+            kept = y.slope - now.nu.slope if is_hard else 0.0
+            y, phi = now.nu, now.phi + kept
+            new = now.joint.residual < AGAIN * tried and not is_hard
+            if least > tolerance and new:
                 tried = now.joint.residual
-                left = min(NEWTON, max(work - steps, 1))
-                joint, used = rounds.whole(now.joint, tolerance, left)
+                left = min(NEWTON, max(int(work) - steps, 1))
+                joint, used = ascend(rounds.coupled, now.joint, tolerance, left)
                 steps += used
                 if used and rounds.coupled.falls(now.joint, joint):
                     found.append((joint.residual, joint.point, joint.problem))
@@ -176,22 +183,23 @@ def settle(
     return Settled(replace(point, residual=residual), steps, ending, k, problem)
 
 
-class _Rounds:
-    """The evaluations of G that a round needs."""
+class _Rounds(Rounds):
+    """Rounds whose densities are given by their masses."""
 
     def __init__(
         self, G: Functional, terms: Terms, mu: GridDensity, problem: PressureProblem
     ) -> None:
-        self.G, self.terms, self.problem = G, terms, problem
         # A user's term may hold tensors of the measure's own dtype.
-        self.mu = mu if terms.others else mu.detach().map_tensors(_wide)
+        mu = mu if terms.others else mu.detach().map_tensors(wide)
+        super().__init__(G, mu, 0.0)
+        self.terms, self.problem = terms, problem
         self.is_free = problem.room > 0
         self.room = torch.where(self.is_free, problem.room, 1.0)
         # Where the energy fills the vacuum, densities are compared by logarithms.
         self.by_log = math.isinf(problem.lowest)
         self.tiny = torch.finfo(torch.float64).tiny
         self.scale = 0.0
-        self.coupled = Coupled(G, self.mu, problem)
+        self.coupled = Coupled(G, self.mu, problem, is_linear=not terms.others)
 
     def first(self) -> Point:
         """Return the source; where logarithms are taken, vacuum is filled with dust."""
@@ -209,6 +217,9 @@ class _Rounds:
         nu = self.mu.with_free_weights(masses.to(self.mu.dtype))
         value = float(self.G.value(nu))
         return Point(h, masses, value, self.coupled.slope(masses))
+
+    def slope(self, mass: Tensor) -> Tensor:
+        return self.coupled.slope(mass)
 
     def energy(self, L: float) -> PressureProblem:
         """Return the local problem plus L times the internal energy of D."""
@@ -239,31 +250,6 @@ class _Rounds:
         joint = self.coupled.settled(phi, local, point)
         return _Round(point, local, phi, nu, point.residual <= aim, used, joint)
 
-    def whole(self, joint: Joint, tolerance: float, limit: int) -> tuple[Joint, int]:
-        """Solve the whole by Newton's method; return the state and the steps.
-
-        Interactions are quadratic. If they are convex, the dual of the whole is
-        concave.
-        """
-        used = 0
-        if not self.terms.others:
-            joint, used = ascend(self.coupled, joint, tolerance, limit)
-        if joint.residual > tolerance and used < limit:
-            joint, more = self.coupled.climb(joint, tolerance, limit - used)
-            used += more
-        return joint, used
-
-    def compare(self, y: Point, nu: Point, L: float) -> tuple[float, bool]:
-        """Return the L that the step from y to nu needs, and whether L suffices."""
-        change, spread = nu.mass - y.mass, nu.log - y.log
-        if self.by_log:
-            divergence = float(nu.mass @ spread - change.sum())
-        else:
-            divergence = 0.5 * float(spread @ change)
-        noise = ROUND_OFF * torch.finfo(self.mu.dtype).eps
-        noise = noise * (abs(nu.value) + abs(y.value))
-        return steepness_asked(y, nu, spread, divergence, L, noise)
-
     def adapted(self, L: float, ratio: float, fits: bool) -> float:
         """Return the next L; `ratio` is the L that the last round needed."""
         if not fits:
@@ -272,19 +258,13 @@ class _Rounds:
             return max(L / SLACK, ratio, 0.0)
         return L
 
-    def curvature(self, y: Point) -> float:
+    def steepest(self, y: Point) -> float:
         """Return the largest eigenvalue of G'' relative to D'', by power iterations."""
         masses, weights, least = y.mass, y.mass, 1.0
         if not self.by_log:
             weights = self.problem.room
             masses = 0.5 * (masses + weights * (masses.sum() / weights.sum()))
             least = float((masses / self.room)[self.is_free].min())
-        points, spacing = self.mu.points, self.problem.box.spacing[0]
-        slope = self.coupled.slope
-        value = end_of_powers(slope, masses, weights, points, spacing, least)
+        value = self.curvature(masses, weights, least)
         self.scale = abs(value)
         return max(value, 0.0)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.double() if x.is_floating_point() else x

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from otflow._validation import non_negative_int, positive
+from otflow._validation import non_negative_int
 from otflow.errors import Diverged, Unsupported
-from otflow.functionals import Congestion, Functional
+from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
+from otflow.proximal.base import ProxResult
 from otflow.proximal.grid.back_and_forth.newton import maximise
-from otflow.proximal.grid.back_and_forth.rounds import SETTLED, Settled, settle
+from otflow.proximal.grid.back_and_forth.rounds import Settled, settle
 from otflow.proximal.grid.back_and_forth.step import is_full, result_of
+from otflow.proximal.grid.base import GridProximal
 from otflow.proximal.grid.own_energy import LocalTerms, stepped
 from otflow.proximal.grid.pressure import Iterate, PressureProblem
 from otflow.proximal.grid.push_forward import squared_diagonal
-from otflow.proximal.terms import Terms, sort_terms
+from otflow.proximal.terms import Terms
 
 __all__ = ["BackAndForth"]
 
@@ -29,14 +29,9 @@ __all__ = ["BackAndForth"]
 DUST = 1e-12
 # Mass that may be too much for a full room, in units of the dtype's round-off.
 OVERFULL = 64.0
-# The linearisations end if after PATIENCE of them the change is not PROGRESS of the
-# change before.
-PATIENCE, PROGRESS = 4, 0.9
-# Linearisations in succession that may fail to converge.
-MOST_FAILURES = 2
 
 
-class BackAndForth(ProximalSolver[GridDensity]):
+class BackAndForth(GridProximal):
     r"""Solve :math:`\min_\nu F(\nu) + W_2^2(\mu, \nu)/(2\,dt)` on a grid by its dual.
 
     The solver maximises the dual of :cite:t:`jacobs2021back`, :math:`\int\phi^c d\mu -
@@ -77,8 +72,9 @@ class BackAndForth(ProximalSolver[GridDensity]):
         There are up to two starts, and on a line two more with plain steps.
     max_linearisations : int
         Most linearisations of interactions and other terms. The step ends earlier,
-        without convergence, if two in succession fail, if eight do not halve the
-        residual, or after 1.5 times `max_iterations` Newton steps in all.
+        without convergence, if two in succession fail, or if eight do not halve the
+        residual. With an internal energy besides a bound it also ends after 1.25 times
+        `max_iterations` Newton steps in all.
 
     Attributes
     ----------
@@ -164,10 +160,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
         max_iterations: int = 60,
         max_linearisations: int = 30,
     ) -> None:
-        self.tolerance = positive(tolerance, "tolerance")
-        self.max_iterations = non_negative_int(
-            max_iterations, "max_iterations", minimum=1
-        )
+        super().__init__(tolerance, max_iterations)
         self.max_linearisations = non_negative_int(
             max_linearisations, "max_linearisations", minimum=1
         )
@@ -187,9 +180,7 @@ class BackAndForth(ProximalSolver[GridDensity]):
         ValueError
             Also if an internal energy has no flow in this dimension.
         """
-        dt = self._admit(F, mu, dt, GridDensity)
-        refuse_obstacles(mu, "BackAndForth")
-        terms = sort_terms(F, mu.dim)
+        dt, terms = self._admit_cells(F, mu, dt)
         if terms.is_fast:
             msg = (
                 "BackAndForth works with the pressure, which under fast diffusion "
@@ -246,14 +237,8 @@ class BackAndForth(ProximalSolver[GridDensity]):
     def _solve(
         self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor
     ) -> Settled:
-        """Solve, in rounds if there are nonlocal terms.
-
-        With congestion alone, or without an internal energy, G is only linearised.
-        """
-        curved = bool(terms.interactions or terms.others)
-        if curved and isinstance(problem.internal, Congestion):
-            return self._linearise(terms, mu, problem, start)
-        if curved:
+        """Solve, in rounds if there are nonlocal terms."""
+        if terms.interactions or terms.others:
             return settle(
                 terms,
                 mu,
@@ -271,45 +256,12 @@ class BackAndForth(ProximalSolver[GridDensity]):
             ending = "converged"
         return Settled(point, steps, ending, 0, problem)
 
-    def _linearise(
-        self, terms: Terms, mu: GridDensity, problem: PressureProblem, start: Tensor
-    ) -> Settled:
-        """Solve, and repeat with a new linearisation until the density settles."""
-        V, masses, pressure, steps = problem.V, problem.masses, start, 0
-        goal, last, failures = math.inf, 0, 0
-        G = terms.nonlocal_part
-        assert G is not None
-        for rounds in range(1, self.max_linearisations + 1):
-            slope = G.first_variation(mu.with_free_weights(masses.to(mu.dtype)))
-            problem = replace(problem, V=V + slope.double())
-            point, used, stalled = maximise(
-                problem, pressure, self.tolerance, self.max_iterations
-            )
-            steps += used
-            ending = "stalled" if stalled else "limit"
-            if point.residual <= self.tolerance:
-                ending = "converged"
-            change = float((point.masses - masses).abs().sum())
-            masses, pressure = point.masses, point.pressure
-            # Once the masses do not change, the step is that of its own linearisation.
-            point = replace(point, residual=max(point.residual, change / SETTLED))
-            if not change > SETTLED * self.tolerance:
-                return Settled(point, steps, ending, rounds, problem)
-            if change <= goal:
-                goal, last = PROGRESS * change, rounds
-            elif rounds >= last + PATIENCE:
-                return Settled(point, steps, "stalled", rounds, problem)
-            failures = 0 if ending == "converged" else failures + 1
-            if failures == MOST_FAILURES:
-                return Settled(point, steps, ending, rounds, problem)
-        return Settled(point, steps, "limit", rounds, problem)
-
 
 def _first_pressure(problem: PressureProblem) -> Tensor:
     """Return the pressure in equilibrium with the source."""
     density = problem.masses / problem.box.cell_volume
     dust = DUST * float(density.max())
-    if math.isinf(problem.lowest):
-        return problem.internal.slope(density.clamp_min(dust))
     slope = problem.internal.slope(density.clamp_min(dust))
+    if math.isinf(problem.lowest):
+        return slope
     return torch.where(density > dust, slope, problem.lowest).clamp_min(problem.lowest)

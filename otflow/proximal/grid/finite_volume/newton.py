@@ -10,7 +10,7 @@ import numpy as np
 
 from otflow.proximal.grid.finite_volume.coupling import Response
 from otflow.proximal.grid.finite_volume.faces import Array
-from otflow.proximal.grid.finite_volume.problem import Interior, Newton, UpwindStep
+from otflow.proximal.grid.finite_volume.problem import Interior, Newton
 
 __all__ = ["Outcome", "descend"]
 
@@ -45,14 +45,6 @@ class Outcome(NamedTuple):
     settled: bool = False  # the gap is met and nothing more moves, up to round-off
 
 
-class Targets(NamedTuple):
-    """Target values of the products of positive numbers and their multipliers."""
-
-    ways: Array | float
-    density: Array | float
-    slack: Array | float
-
-
 class Linearised:
     """Newton's system at a flow: one factorisation for any targets of the products.
 
@@ -61,18 +53,18 @@ class Linearised:
     after elimination.
     """
 
-    def __init__(self, step: UpwindStep, state: Interior) -> None:
-        self.step, self.state = step, state
-        faces, rho, ways = step.faces, state.density, state.ways
-        sides, reach = step.sides, step.reach
-        base = rho[sides]
+    def __init__(self, state: Interior) -> None:
+        self.state, self.step = state, state.step
+        step, rho = state.step, state.density
+        faces, reach = step.faces, step.reach
+        still, empty, tight = step.parts(state.multipliers / state.numbers)
+        base = rho[faces.sides]
         stiffness = 1 / (reach * base)
-        self.q = ways / base
-        self.ease = 1 / (stiffness + state.still / ways)
+        self.q = state.ways / base
+        self.ease = 1 / (stiffness + still)
         self.share = self.ease * stiffness * self.q
-        stiff = step.energy.curvature(rho) + state.empty / rho
-        if step.bounded:
-            stiff = stiff + state.pressure / (step.bound - rho)
+        stiff = step.energy.curvature(rho) + empty
+        stiff[: len(tight)] += tight
         loose = self.q**2 * stiffness - self.q * self.share * stiffness
         self.soft = 1 / (stiff + faces.at_sides(np.maximum(loose, 0.0)))
         self.slope = step.slope(rho) - faces.at_sides(self.q**2 / (2 * reach))
@@ -82,29 +74,22 @@ class Linearised:
             modes = step.coupling.modes
             self.response = Response(modes, self._answers(modes.columns))
 
-    def solve(self, targets: Targets, solves: int = SOLVES) -> Newton:
+    def solve(self, targets: Array | float, solves: int = SOLVES) -> Newton:
         """Return the step to the targets of the products, linearised."""
-        step, state = self.step, self.state
-        faces, rho, ways = step.faces, state.density, state.ways
-        slack = step.bound - rho
-        push = targets.ways / ways - self.q / step.reach
-        slope = self.slope - targets.density / rho
-        if step.bounded:
-            slope = slope + targets.slack / slack
+        step, x, z = self.step, self.state.numbers, self.state.multipliers
+        push, pull, press = step.parts(targets / x)
+        push = push - self.q / step.reach
+        slope = self.slope - pull
+        slope[: len(press)] += press
         turn, change, phi = self._local(slope, push, solves)
         if self.response is not None:
-            z = None
+            amplitudes = None
             for _ in range(solves):
-                z = self.response.amplitudes(change, z)
-                field = self.response.R @ z
+                amplitudes = self.response.amplitudes(change, amplitudes)
+                field = self.response.R @ amplitudes
                 turn, change, phi = self._local(slope + field, push, solves)
-        still = (targets.ways - state.still * turn) / ways - state.still
-        empty = (targets.density - state.empty * change) / rho - state.empty
-        pressure = np.zeros(faces.n)
-        if step.bounded:
-            pressure = (targets.slack + state.pressure * change) / slack
-            pressure = pressure - state.pressure
-        return Newton(turn, change, still, empty, pressure, phi)
+        moved = step.joined(turn, change, -change)
+        return Newton(step, moved, (targets - z * moved) / x - z, phi)
 
     def _local(
         self, slope: Array, push: Array, solves: int
@@ -123,12 +108,12 @@ class Linearised:
         for _ in range(solves):
             drops, change = self._forward(phi)
             left = soft - self.soft * change
-            back = self.share * left[step.sides] - own - self.ease * drops
+            back = self.share * left[faces.sides] - own - self.ease * drops
             phi = phi + self.factors.solve(left + faces.outflow(back[0] - back[1]))
         drops, change = self._forward(phi)
         change = self.soft * (change - wanted)
         turn = self.ease * (drops + push)
-        turn = turn + self.share * change[step.sides]
+        turn = turn + self.share * change[faces.sides]
         return turn, -faces.outflow(turn[0] - turn[1]), phi
 
     def _answers(self, slopes: Array) -> Array:
@@ -155,12 +140,9 @@ class Linearised:
 
     def falls(self, newton: Newton, mu: float) -> float:
         """Return the slope of objective plus barrier along a step."""
-        state = self.state
-        slope = self.slope - mu / state.density
-        if self.step.bounded:
-            slope = slope + mu / (self.step.bound - state.density)
-        push = mu / state.ways - self.q / self.step.reach
-        return float(slope @ newton.density - (push * newton.ways).sum())
+        barrier = mu * float((newton.numbers / self.state.numbers).sum())
+        cost = float((self.q / self.step.reach * newton.ways).sum())
+        return float(self.slope @ newton.density) + cost - barrier
 
 
 def _longest(now: Array, change: Array) -> float:
@@ -171,7 +153,6 @@ def _longest(now: Array, change: Array) -> float:
 
 @np.errstate(all="ignore")  # a value that is not finite fails the search
 def descend(
-    step: UpwindStep,
     state: Interior,
     least: float,
     tolerances: tuple[float, float],
@@ -181,8 +162,6 @@ def descend(
 
     Parameters
     ----------
-    step : UpwindStep
-        The problem.
     state : Interior
         The start.
     least : float
@@ -198,29 +177,25 @@ def descend(
     Outcome
         The last flow with its gap.
     """
-    gap = moved = math.inf
+    step, gap, moved = state.step, math.inf, math.inf
     length, best, stalled = 0.0, math.inf, 0
     weight = float(np.abs(step.potential) @ step.source)
     if step.coupling is not None:
         weight += float(np.abs(step.coupling.field(step.source)) @ step.source)
     for k in range(1, limit + 1):
         try:
-            system = Linearised(step, state)
+            system = Linearised(state)
         except RuntimeError:  # singular to round-off
             return Outcome(state, math.inf, math.inf, k)
         # Mehrotra's predictor: a step to products of 0 shows how far they can fall.
-        affine = system.solve(Targets(0.0, 0.0, 0.0), 1)
-        primal, dual = _lengths(step, state, affine)
-        product = state.product(step)
-        ahead = state.moved(affine, primal, dual).product(step)
-        mu = max(
-            product * min((ahead / product) ** (BOLD if length >= GOOD else 1), 1.0),
-            least,
-        )
-        plain = system.solve(Targets(mu, mu, mu))
-        newton = plain
-        gap = step.gap(state, newton.phi)
-        moved = float(max(np.abs(newton.density).sum(), np.abs(newton.flux).sum()))
+        affine = system.solve(0.0, 1)
+        ahead = state.moved(affine, *_lengths(state, affine)).product
+        share = ahead / state.product
+        mu = state.product * min(share ** (BOLD if length >= GOOD else 1), 1.0)
+        mu = max(mu, least)
+        plain = system.solve(mu)
+        gap = step.gap(state, plain.phi)
+        moved = float(max(np.abs(plain.density).sum(), np.abs(plain.flux).sum()))
         if gap <= tolerances[0]:
             stalled = 0 if moved < 0.5 * best else stalled + 1
             best = min(best, moved)
@@ -229,12 +204,15 @@ def descend(
         # The corrected direction may rise; the plain one falls by construction.
         directions = [plain]
         if mu > least:
-            directions.insert(0, system.solve(_corrected(affine, mu)))
+            # Targets that make up for the second-order error of the products.
+            products = mu - affine.numbers * affine.multipliers
+            targets = np.clip(products, CLIP * mu, mu / CLIP)
+            directions.insert(0, system.solve(targets))
         found = None
         for direction in directions:
             slope = system.falls(direction, mu)
             if slope < 0 or direction is plain:
-                found = _search(step, state, direction, slope, mu, weight)
+                found = _search(state, direction, slope, mu, weight)
                 if found is not None and (found[1] > SHORT or direction is plain):
                     break
         if found is None:
@@ -243,50 +221,24 @@ def descend(
     return Outcome(state, gap, moved, k)
 
 
-def _corrected(affine: Newton, mu: float) -> Targets:
-    """Return targets that compensate the second-order error of the products."""
-
-    def less(second: Array) -> Array:
-        return np.clip(mu - second, CLIP * mu, mu / CLIP)
-
-    return Targets(
-        less(affine.ways * affine.still),
-        less(affine.density * affine.empty),
-        less(-affine.density * affine.pressure),
-    )
-
-
-def _lengths(step: UpwindStep, state: Interior, newton: Newton) -> tuple[float, float]:
-    """Return the longest steps of the positive numbers and of the multipliers."""
-    primal = _longest(state.density, newton.density)
-    primal = min(primal, _longest(state.ways, newton.ways))
-    dual = _longest(state.empty, newton.empty)
-    dual = min(dual, _longest(state.still, newton.still))
-    if step.bounded:
-        primal = min(primal, _longest(step.bound - state.density, -newton.density))
-        dual = min(dual, _longest(state.pressure, newton.pressure))
-    return primal, dual
+def _lengths(state: Interior, newton: Newton) -> tuple[float, float]:
+    """Return the longest steps of the numbers and of the multipliers."""
+    primal = _longest(state.numbers, newton.numbers)
+    return primal, _longest(state.multipliers, newton.multipliers)
 
 
 def _search(
-    step: UpwindStep,
-    state: Interior,
-    newton: Newton,
-    slope: float,
-    mu: float,
-    weight: float,
+    state: Interior, newton: Newton, slope: float, mu: float, weight: float
 ) -> tuple[Interior, float] | None:
     """Return a flow of lower objective plus barrier and its length; None if none."""
-    before, _ = step.barrier(state.ways, mu)
+    step = state.step
+    before = step.barrier(state.numbers, mu)
     noise = ROUND_OFF * (abs(before) + weight)
-    length, dual = _lengths(step, state, newton)
+    length, dual = _lengths(state, newton)
     for _ in range(MAX_TRIALS):
-        value, density = step.barrier(state.ways + length * newton.ways, mu)
-        if value <= before + ARMIJO * length * min(slope, 0.0) + noise:
-            break
+        x = step.numbers(state.ways + length * newton.ways)
+        if step.barrier(x, mu) <= before + ARMIJO * length * min(slope, 0.0) + noise:
+            ahead = replace(state.moved(newton, length, dual), numbers=x)
+            return ahead.trusted(mu), length
         length *= 0.5
-    else:
-        return None
-    return replace(state.moved(newton, length, dual), density=density).trusted(
-        step, mu
-    ), length
+    return None

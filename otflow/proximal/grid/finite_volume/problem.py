@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from otflow._lazy import lazy_import
+from otflow.functionals import Internal
 from otflow.proximal.grid.finite_volume.coupling import Coupling
-from otflow.proximal.grid.finite_volume.faces import Array, Faces, Index
+from otflow.proximal.grid.finite_volume.faces import Array, Faces
 from otflow.proximal.grid.finite_volume.factors import factor, factor_positive
 
 __all__ = ["Interior", "Newton", "Pointwise", "UpwindStep"]
@@ -28,76 +30,70 @@ NEAR = 0.05
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A convex energy of the density, U, with its derivatives, entrywise.
+    """The energy U plus an entropy, of arrays of densities > 0, entrywise.
 
     Parameters
     ----------
-    energy, slope, curvature : callable
-        U, U' and U'' of arrays of densities > 0.
+    internal : Internal or None
+        U.
+    entropy : float
+        Factor of the entropy.
+    device : torch.device
+        Device on which U is evaluated.
     """
 
-    energy: Callable[[Array], Array]
-    slope: Callable[[Array], Array]
-    curvature: Callable[[Array], Array]
+    internal: Internal | None
+    entropy: float
+    device: torch.device
+
+    def energy(self, r: Array) -> Array:
+        """Return the energy per volume."""
+        own = self.entropy * r * np.log(r)
+        return own if self.internal is None else own + r * self._on(self.internal.e, r)
+
+    def slope(self, r: Array) -> Array:
+        """Return the first derivative."""
+        own = self.entropy * (np.log(r) + 1)
+        return own if self.internal is None else own + self._on(self.internal.slope, r)
+
+    def curvature(self, r: Array) -> Array:
+        """Return the second derivative."""
+        own, U = self.entropy / r, self.internal
+        return own if U is None else own + self._on(U.curvature, r)
+
+    def _on(self, function: Callable[[Tensor], Tensor], r: Array) -> Array:
+        values: Array = function(torch.from_numpy(r).to(self.device)).cpu().numpy()
+        return values
 
 
 @dataclass(frozen=True)
-class Interior:
-    """A flow strictly within its constraints, and their multipliers.
+class Pairs:
+    """Numbers of a step, each with its multiplier.
 
     Parameters
     ----------
-    ways : ndarray, shape (2, m)
-        Flux through each face upwards and downwards, as changes of density, both > 0.
-    density : ndarray, shape (n,)
-        Densities at the end, > 0 and below the bound.
-    still : ndarray, shape (2, m)
-        Multipliers of the fluxes, > 0.
-    empty, pressure : ndarray, shape (n,)
-        Multipliers of the densities, > 0. `pressure` is 0 without a bound.
+    step : UpwindStep
+        The step.
+    numbers : ndarray, shape (2 m + n,) or (2 m + 2 n,)
+        Flux through each face upwards and downwards, as changes of density; densities
+        at the end; and, if there is a bound, the densities that it leaves.
+    multipliers : ndarray
+        Their multipliers.
     """
 
-    ways: Array
-    density: Array
-    still: Array
-    empty: Array
-    pressure: Array
+    step: UpwindStep
+    numbers: Array
+    multipliers: Array
 
-    def moved(self, newton: Newton, length: float, dual: float) -> Interior:
-        """Return the flow ahead, its multipliers by a length of their own."""
-        return Interior(
-            self.ways + length * newton.ways,
-            self.density + length * newton.density,
-            self.still + dual * newton.still,
-            self.empty + dual * newton.empty,
-            self.pressure + dual * newton.pressure,
-        )
+    @property
+    def ways(self) -> Array:
+        """The fluxes upwards and downwards, (2, m)."""
+        return self.step.parts(self.numbers)[0]
 
-    def product(self, step: UpwindStep) -> float:
-        """Return the mean product of a positive number and its multiplier."""
-        total = float((self.ways * self.still).sum() + self.density @ self.empty)
-        count = self.ways.size + self.density.size
-        if step.bounded:
-            total += float((step.bound - self.density) @ self.pressure)
-            count += self.density.size
-        return total / count
-
-    def trusted(self, step: UpwindStep, mu: float) -> Interior:
-        """Return it with multipliers near those of a barrier."""
-
-        def near(multiplier: Array, positive: Array) -> Array:
-            centre = mu / positive
-            return np.clip(multiplier, centre / TRUST, centre * TRUST)
-
-        pressure = self.pressure
-        if step.bounded:
-            pressure = near(pressure, step.bound - self.density)
-        return replace(
-            self,
-            still=near(self.still, self.ways),
-            empty=near(self.empty, self.density),
-            pressure=pressure,
-        )
+    @property
+    def density(self) -> Array:
+        """The densities, (n,)."""
+        return self.step.parts(self.numbers)[1]
 
     @property
     def flux(self) -> Array:
@@ -106,21 +102,42 @@ class Interior:
         return net
 
 
-class Newton(NamedTuple):
-    """Newton's step from a flow."""
-
-    ways: Array
-    density: Array  # minus the outflow of these fluxes
-    still: Array
-    empty: Array
-    pressure: Array
-    phi: Array  # potential at the end, the multiplier of the balance of mass
+class Interior(Pairs):
+    """A flow strictly within its constraints: all numbers and multipliers are > 0."""
 
     @property
-    def flux(self) -> Array:
-        """The change of what passes each face."""
-        net: Array = self.ways[0] - self.ways[1]
-        return net
+    def product(self) -> float:
+        """The mean product of a number and its multiplier."""
+        return float(self.numbers @ self.multipliers) / len(self.numbers)
+
+    def moved(self, newton: Newton, length: float, dual: float) -> Interior:
+        """Return the flow ahead, its multipliers by a length of their own."""
+        return Interior(
+            self.step,
+            self.numbers + length * newton.numbers,
+            self.multipliers + dual * newton.multipliers,
+        )
+
+    def trusted(self, mu: float) -> Interior:
+        """Return it with multipliers near those of a barrier."""
+        centre = mu / self.numbers
+        near = np.clip(self.multipliers, centre / TRUST, centre * TRUST)
+        return replace(self, multipliers=near)
+
+
+@dataclass(frozen=True)
+class Newton(Pairs):
+    """Newton's step from a flow: changes, of the densities by minus the outflow.
+
+    Parameters
+    ----------
+    step, numbers, multipliers
+        As of `Pairs`.
+    phi : ndarray, shape (n,)
+        Potential at the end, the multiplier of the balance of mass.
+    """
+
+    phi: Array
 
 
 @dataclass(frozen=True)
@@ -171,15 +188,23 @@ class UpwindStep:
         reach: Array = self.dt * self.faces.conductance
         return reach
 
-    @property
-    def sides(self) -> Index:
-        """The cells that each face takes from, upwards and downwards, (2, m)."""
-        return self.faces.sides
+    def parts(self, numbers: Array) -> tuple[Array, Array, Array]:
+        """Return the parts of numbers or multipliers: of fluxes, densities, the bound.
 
-    @property
-    def count(self) -> int:
-        """How many numbers must be positive."""
-        return self.faces.n * (2 if self.bounded else 1) + 2 * len(self.faces.low)
+        The first is (2, m), the second (n,), the third (n,) or, without a bound, empty.
+        """
+        m, n = 2 * len(self.faces.low), self.faces.n
+        return numbers[:m].reshape(2, -1), numbers[m : m + n], numbers[m + n :]
+
+    def joined(self, ways: Array, density: Array, left: Array) -> Array:
+        """Return the numbers of three parts; without a bound the last is left out."""
+        below = [left] if self.bounded else []
+        return np.concatenate([ways.reshape(-1), density, *below])
+
+    def numbers(self, ways: Array) -> Array:
+        """Return the numbers of the flow of these fluxes."""
+        density = self.after(ways[0] - ways[1])
+        return self.joined(ways, density, self.bound - density)
 
     def spread(self) -> Array:
         """Return densities near the source, all of them positive."""
@@ -205,51 +230,39 @@ class UpwindStep:
     def start(self, warm: Interior | None, unit: float) -> Interior:
         """Return a flow within the constraints, whose products sum to about `unit`."""
         flux = self.level() if warm is None else NEAR * self.level()
-        cost = float(self.kinetic(flux, self.after(flux)).sum())
-        state = self.centred(flux, (unit + cost) / self.count)
-        if warm is None:
-            return state
-        return self.resumed(warm, state, unit / self.count)
+        density = self.after(flux)
+        count = 2 * len(flux) + len(density) * (2 if self.bounded else 1)
+        mu = (unit + float(self.kinetic(flux, density).sum())) / count
+        circling = np.sqrt(mu * self.reach * np.minimum(*density[self.faces.sides]))
+        ways = np.stack([np.maximum(flux, 0), np.maximum(-flux, 0)]) + circling
+        x = self.joined(ways, density, self.bound - density)
+        centre = Interior(self, x, mu / x)
+        return centre if warm is None else self.resumed(warm, centre, unit / len(x))
 
     def resumed(self, old: Interior, centre: Interior, mu: float) -> Interior:
         """Return the velocities and multipliers of another flow, moved inwards.
 
         Flows are convex combinations of flows, so the way inwards is straight.
         """
-        faces = self.faces
-        q = old.ways / old.density[self.sides]
-        matrix = faces.normal.matrix(q)
-        density = factor(matrix.T).solve(self.source)
-        ways = q * density[self.sides]
+        sides = self.faces.sides
+        q = self.dt / old.step.dt * old.ways / old.density[sides]
+        density = factor(self.faces.normal.matrix(q).T).solve(self.source)
+        ways = q * density[sides]
         if not (np.isfinite(ways).all() and (density > 0).all()):
             return centre
-        share = INWARDS
-        if self.bounded:
-            # So that a tenth of the centre's own distance from the bound is left.
-            over = density - self.bound + MARGIN * (self.bound - centre.density)
-            above = over > 0
-            if above.any():
-                way = density[above] - centre.density[above]
-                share = max(share, float((over[above] / way).max()))
-        if share >= 1:
+        # So that a tenth of the centre's own distance from the bound is left.
+        way = density - centre.density
+        over = way - (1 - MARGIN) * (self.bound - centre.density)
+        above = over > 0
+        share = max(INWARDS, float((over[above] / way[above]).max(initial=0.0)))
+        x = self.numbers((1 - share) * ways + share * centre.ways)
+        if share >= 1 or not (x > 0).all():
             return centre
-        ways = (1 - share) * ways + share * centre.ways
-        density = self.after(ways[0] - ways[1])
-        if not (density > 0).all():
-            return centre
-        pressure = old.pressure
-        if self.bounded:
-            slack = self.bound - density
-            if not (slack > 0).all():
-                return centre
-            pressure = np.maximum(pressure, mu / slack)
-        return Interior(
-            ways,
-            density,
-            np.maximum(old.still, mu / ways),
-            np.maximum(old.empty, mu / density),
-            pressure,
-        )
+        z = mu / x
+        # The other flow may have had no bound, or one that is gone.
+        known = old.multipliers[: len(z)]
+        z[: len(known)] = np.maximum(z[: len(known)], known)
+        return Interior(self, x, z)
 
     def after(self, flux: Array) -> Array:
         """Return the densities after fluxes."""
@@ -258,7 +271,7 @@ class UpwindStep:
     def kinetic(self, flux: Array, density: Array) -> Array:
         """Return the cost of each flux."""
         up, _ = self.faces.upstream(flux)
-        cost: Array = flux**2 / (2 * self.dt * self.faces.conductance * density[up])
+        cost: Array = flux**2 / (2 * self.reach * density[up])
         return cost
 
     def cells(self, density: Array) -> Array:
@@ -275,26 +288,14 @@ class UpwindStep:
             slope = slope + self.coupling.field(density)
         return slope
 
-    def barrier(self, ways: Array, mu: float) -> tuple[float, Array]:
-        """Return the objective with logarithmic barriers, and the densities."""
-        density = self.after(ways[0] - ways[1])
-        if not ((density > 0).all() and (ways > 0).all()):
-            return math.inf, density
-        if self.bounded and density.max() >= self.bound:
-            return math.inf, density
-        cells = self.cells(density) - mu * np.log(density)
-        if self.bounded:
-            cells = cells - mu * np.log(self.bound - density)
-        cost = ways**2 / (2 * self.reach * density[self.sides]) - mu * np.log(ways)
-        return float(cells.sum() + cost.sum()), density
-
-    def centred(self, flux: Array, mu: float) -> Interior:
-        """Return a flow with the multipliers of a barrier."""
-        density = self.after(flux)
-        circling = np.sqrt(mu * self.reach * np.minimum(*density[self.sides]))
-        ways = np.stack([np.maximum(flux, 0), np.maximum(-flux, 0)]) + circling
-        pressure = mu / (self.bound - density)
-        return Interior(ways, density, mu / ways, mu / density, pressure)
+    def barrier(self, numbers: Array, mu: float) -> float:
+        """Return the objective with logarithmic barriers."""
+        if not (numbers > 0).all():
+            return math.inf
+        ways, density, _ = self.parts(numbers)
+        cost = ways**2 / (2 * self.reach * density[self.faces.sides])
+        barriers = mu * float(np.log(numbers).sum())
+        return float(self.cells(density).sum() + cost.sum()) - barriers
 
     def gap(self, state: Interior, phi: Array) -> float:
         r"""Return a bound on how far a flow is from the least objective.
@@ -322,7 +323,7 @@ class UpwindStep:
         most[order] = fill
         # P - D with U's tangent: the flow's cost, its slope against phi, the filling.
         up, _ = faces.upstream(state.flux)
-        reach = self.dt * faces.conductance
+        reach = self.reach
         own = state.flux - reach * rho[up] * drop
         turned = drop * state.flux < 0
         cost = own**2 / (2 * reach * rho[up])

@@ -60,24 +60,15 @@ def solve_in_rounds(
     """
     cells = local.room.cells
     # The rounds have energies of size 1, whatever the units of length.
-    unit = local.unit
-    guess = local.spread()
+    unit, step = local.unit, local.step
 
-    def solve(
-        potential: Tensor,
-        entropy: float,
-        start: Any,
-        tolerance: float,
-        budget: int,
-    ) -> LocalStep:
-        p = potential.detach().double().cpu().numpy().reshape(-1)[cells]
-        own = replace(
-            local,
-            potential=local.potential + unit * p,
-            entropy=local.entropy + unit * entropy,
-        )
+    def solve(V: Tensor, L: float, start: Any, aim: float, most: int) -> LocalStep:
+        p = V.detach().double().cpu().numpy().reshape(-1)[cells]
+        energy = replace(step.energy, entropy=step.energy.entropy + unit * L)
+        posed = replace(step, potential=step.potential + unit * p, energy=energy)
         first = kept if start is None else start.state
-        move = own.solve(first, tolerance, min(budget, limit))
+        own = replace(local, step=posed)
+        move = own.solve(first, aim, min(most, limit))
         return LocalStep(
             log_density=_log_density(mu, local, move.density, TINY),
             objective=local.objective(move) / unit,
@@ -91,8 +82,8 @@ def solve_in_rounds(
         (1 / unit) * G,
         mu,
         solve,
-        start=_log_density(mu, local, guess, math.exp(EMPTY)),
-        scale=unit * local.dt * local.room.faces.largest,
+        start=_log_density(mu, local, step.spread(), math.exp(EMPTY)),
+        scale=unit * step.dt * step.faces.largest,
         tolerance=tolerance,
         budget=budget,
     )
@@ -124,7 +115,7 @@ def measure_of(mu: GridDensity, local: Local, density: Array) -> GridDensity:
     # The product above and the quotient below may round up: a few last places of the
     # masses bring the densities below the bound.
     for _ in range(4):
-        above = weights / local.room.volume > local.bound
+        above = weights / local.room.volume > local.step.bound
         down = torch.nextafter(weights, torch.zeros_like(weights))
         weights = torch.where(above, down, weights)
     return mu.with_free_weights(weights)

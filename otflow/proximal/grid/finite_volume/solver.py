@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from otflow._validation import non_negative_int, positive
+from otflow._validation import non_negative_int
 from otflow.errors import Diverged, Unsupported
-from otflow.functionals import Functional
+from otflow.functionals import Congestion, Functional
 from otflow.measures import GridDensity
-from otflow.proximal.base import ProximalSolver, ProxResult
+from otflow.proximal.base import ProxResult
 from otflow.proximal.certificate import certify
+from otflow.proximal.grid.base import GridProximal
 from otflow.proximal.grid.finite_volume.coupling import Coupling, coupling_of
 from otflow.proximal.grid.finite_volume.faces import Array
-from otflow.proximal.grid.finite_volume.problem import Interior
+from otflow.proximal.grid.finite_volume.problem import (
+    Interior,
+    Pointwise,
+    UpwindStep,
+)
 from otflow.proximal.grid.finite_volume.rounds import measure_of, solve_in_rounds
 from otflow.proximal.grid.finite_volume.step import Local, Move, Room, room_of
 from otflow.proximal.grid.own_energy import LocalTerms, stepped
-from otflow.proximal.terms import Terms, sort_terms
+from otflow.proximal.terms import Terms
 
 __all__ = ["FiniteVolume"]
 
+# A bound that lets this mass into one cell is no bound, since all the mass is 1. The
+# hundredth covers round-off.
+SAFE = 1.01
 # Rounds of nonlocal terms may solve so many times the linear systems of a local step,
 # the systems of all halves included.
 PATIENCE = 12
@@ -73,22 +81,12 @@ class Scene:
         return replace(self.terms, interactions=()).nonlocal_part
 
 
-@dataclass(frozen=True)
-class Warm:
-    """The last move: a start for a step on the same cells, of any dt."""
+class Task(NamedTuple):
+    """A step to take."""
 
-    scene: Scene
-    local: Local
-    move: Move
-    box: Any
-
-    def fit(self, local: Local) -> Interior | None:
-        """Return the move as a start, with its velocities scaled to another dt."""
-        old = self.local
-        if old.room is not local.room:
-            return None
-        ratio = local.dt / old.dt
-        return replace(self.move.state, ways=ratio * self.move.state.ways)
+    measure: GridDensity
+    dt: float
+    start: Interior | None  # the flow of an earlier step
 
 
 @dataclass(frozen=True)
@@ -111,6 +109,14 @@ class Part:
         if self.optimal:
             return self.move.gap
         return self.move.residual * self.local.unit
+
+
+@dataclass(frozen=True)
+class Warm:
+    """The last step: a start for a step on the same grid, of any dt."""
+
+    scene: Scene
+    last: Part
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ class FiniteVolumeDetails:
     device: str = "cpu"
 
 
-class FiniteVolume(ProximalSolver[GridDensity]):
+class FiniteVolume(GridProximal):
     r"""Step on a grid by fluxes through the faces between free cells.
 
     The cost of upwind fluxes f in one step replaces :math:`W_2^2/(2\,dt)`. This is the
@@ -270,6 +276,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
     """
 
     carries_order_2 = False
+    moves_straight = False
 
     def __init__(
         self,
@@ -278,10 +285,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         max_iterations: int = 100,
         max_halvings: int = 6,
     ) -> None:
-        self.tolerance = positive(tolerance, "tolerance")
-        self.max_iterations = non_negative_int(
-            max_iterations, "max_iterations", minimum=1
-        )
+        super().__init__(tolerance, max_iterations)
         self.max_halvings = non_negative_int(max_halvings, "max_halvings")
 
     def solve(
@@ -300,8 +304,7 @@ class FiniteVolume(ProximalSolver[GridDensity]):
         ValueError
             Also if an internal energy is not convex or has no flow in this dimension.
         """
-        dt = self._admit(F, mu, dt, GridDensity)
-        terms = sort_terms(F, mu.dim)
+        dt, terms = self._admit_cells(F, mu, dt)
         if terms.temperature < 0:
             msg = (
                 f"an entropy of factor {terms.temperature:g} makes the step concave; "
@@ -315,12 +318,15 @@ class FiniteVolume(ProximalSolver[GridDensity]):
     ) -> ProxResult[GridDensity]:
         """Return the step with these terms."""
         budget = PATIENCE * self.max_iterations
-        kept = warm if isinstance(warm, Warm) and warm.box == mu.box else None
+        kept = warm if isinstance(warm, Warm) else None
+        if kept is not None and kept.last.measure.box != mu.box:
+            kept = None
         scene = Scene.of(taken, mu, kept.scene if kept else None)
+        start = kept.last.move.state if kept else None
         before = float(F.value(mu))
-        parts = self._advance(scene, mu, dt, kept, self.max_halvings, budget)
-        last = parts[-1]
-        nu, moves = mu.moved(last.measure.weights), [part.move for part in parts]
+        parts = self._advance(scene, Task(mu, dt, start), self.max_halvings, budget)
+        moves = [part.move for part in parts]
+        nu = mu.moved(parts[-1].measure.weights)
         residual = max(move.residual for move in moves)
         if not math.isfinite(residual):
             msg = "the flow of the step left the finite numbers; take a smaller dt"
@@ -346,43 +352,32 @@ class FiniteVolume(ProximalSolver[GridDensity]):
                 gap=moves[0].gap if len(parts) == 1 and optimal else None,
             ),
         )
-        kept = Warm(scene, last.local, last.move, mu.box)
-        return ProxResult(nu, kept, certificate=certificate)
+        return ProxResult(nu, Warm(scene, parts[-1]), certificate=certificate)
 
     def _advance(
-        self,
-        scene: Scene,
-        mu: GridDensity,
-        dt: float,
-        kept: Warm | None,
-        halvings: int,
-        budget: int,
+        self, scene: Scene, task: Task, halvings: int, budget: int
     ) -> list[Part]:
         """Return the step, or those of its two halves if it fails.
 
         Of the budget of rounds a half is for this attempt, the rest for its halves.
         """
-        part = self._attempt(scene, mu, dt, kept, budget // 2)
+        part = self._attempt(scene, task, budget // 2)
         share = budget // 4
         spent_up = part.rounds and share < self.max_iterations
         if part.move.converged or not halvings or spent_up:
             return [part]
-        first = self._advance(scene, mu, 0.5 * dt, kept, halvings - 1, share)
+        half = task._replace(dt=0.5 * task.dt)
+        first = self._advance(scene, half, halvings - 1, share)
         middle = first[-1]
-        if not all(half.move.converged for half in first):
+        if not all(part.move.converged for part in first):
             return [part]
-        kept = Warm(scene, middle.local, middle.move, mu.box)
-        rest = self._advance(
-            scene, middle.measure, 0.5 * dt, kept, halvings - 1, budget // 4
-        )
-        return first + rest
+        rest = Task(middle.measure, half.dt, middle.move.state)
+        return first + self._advance(scene, rest, halvings - 1, share)
 
-    def _attempt(
-        self, scene: Scene, mu: GridDensity, dt: float, kept: Warm | None, budget: int
-    ) -> Part:
+    def _attempt(self, scene: Scene, task: Task, budget: int) -> Part:
         """Return the step, undivided."""
+        mu, dt, start = task
         local = _pose(scene, mu, dt)
-        start = kept.fit(local) if kept else None
         G, spent = scene.outside, 0
         if G is None:
             move = local.solve(start, self.tolerance, self.max_iterations)
@@ -414,8 +409,11 @@ def _pose(scene: Scene, mu: GridDensity, dt: float) -> Local:
     source = mu.weights.detach().double().cpu().numpy()[room.cells] / room.volume
     # A constant changes no step, and is not to cost digits.
     V = V - V @ source / source.sum()
-    internal, entropy = terms.internal, terms.temperature
-    local = Local(room, source, V, internal, entropy, 0.0, dt, mu.device, scene.inside)
+    bound = terms.max_density if terms.max_density * room.volume <= SAFE else math.inf
+    U = None if isinstance(terms.internal, Congestion) else terms.internal
+    energy = Pointwise(U, terms.temperature, mu.device)
+    step = UpwindStep(room.faces, source, V, energy, bound, dt, scene.inside)
+    local = Local(room, step)
     return replace(local, unit=local.scale())
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from otflow._lazy import lazy_import
-from otflow.functionals import Congestion, Internal
 from otflow.measures import GridDensity
-from otflow.proximal.grid.finite_volume.coupling import Coupling
 from otflow.proximal.grid.finite_volume.faces import Array, Faces
 from otflow.proximal.grid.finite_volume.factors import factor_positive
 from otflow.proximal.grid.finite_volume.newton import descend
-from otflow.proximal.grid.finite_volume.problem import Interior, Pointwise, UpwindStep
+from otflow.proximal.grid.finite_volume.problem import Interior, UpwindStep
 
 __all__ = ["Local", "Move", "Room", "below", "room_of"]
 
@@ -29,9 +25,6 @@ LAST = 0.25
 SPARE = 1e-3
 # First products, in units of the energy: for a cold start, and from a step before.
 COLD, WARM = 0.1, 1.0
-# A bound that lets this mass into one cell is no bound, since all the mass is 1. The
-# hundredth covers round-off.
-SAFE = 1.01
 # Density that replaces 0 in logarithms.
 TINY = float(np.finfo(np.float64).tiny)
 # Round-off of an energy, relative to its size.
@@ -107,39 +100,15 @@ class Local:
     ----------
     room : Room
         The cells that mass can reach.
-    source : ndarray, shape (m,)
-        Densities before the step.
-    potential : ndarray, shape (m,)
-        V.
-    internal : Internal or None
-        U, and the bound.
-    entropy : float
-        c >= 0.
+    step : UpwindStep
+        The minimisation.
     unit : float
         A typical difference of the energy's first variation.
-    dt : float
-        Length of the step in time.
-    device : torch.device
-        Device on which U is evaluated.
-    coupling : Coupling, optional
-        Interactions.
     """
 
     room: Room
-    source: Array
-    potential: Array
-    internal: Internal | None
-    entropy: float
-    unit: float
-    dt: float
-    device: torch.device
-    coupling: Coupling | None = None
-
-    @property
-    def bound(self) -> float:
-        """The bound on the density; infinite if all the mass fits into one cell."""
-        most = math.inf if self.internal is None else self.internal.max_density
-        return math.inf if most * self.room.volume > SAFE else most
+    step: UpwindStep
+    unit: float = 0.0
 
     def scale(self) -> float:
         """Return a typical difference of the energy's first variation.
@@ -147,92 +116,54 @@ class Local:
         The difference is taken over the cells where there is mass or may come. Mass
         climbs at most above the highest filled cell by the pressure of its density.
         """
-        steepness, field = self._steepness(), self.potential
-        if self.coupling is not None:
-            field = field + self.coupling.field(self.source)
-        filled = self.source > FILLED * self.source.max()
-        top = min(float(field[filled].max()) + steepness, float(field.max()))
-        scale = top - float(field.min()) + steepness
+        step, source = self.step, self.step.source
+        most = np.array([1.0, 0.5]) * source.max()
+        top, half = step.energy.slope(most)
+        steepness, field = float(top - half), step.potential
+        if step.coupling is not None:
+            field = field + step.coupling.field(source)
+        filled = source > FILLED * source.max()
+        highest = min(float(field[filled].max()) + steepness, float(field.max()))
+        scale = highest - float(field.min()) + steepness
         # Without forces the cost of a move by a cell is the only energy.
-        return scale or 1 / (self.dt * self.room.faces.largest)
-
-    def _steepness(self) -> float:
-        """Return the change of U' between the largest density and half of it."""
-        most = np.array([1.0, 0.5]) * self.source.max()
-        top, half = self.pointwise(self.entropy).slope(most)
-        return float(top - half)
-
-    def pointwise(self, entropy: float) -> Pointwise:
-        """Return U plus an entropy, without the bound."""
-        U = None if isinstance(self.internal, Congestion) else self.internal
-
-        def on(r: Array) -> Tensor:
-            return torch.from_numpy(r).to(self.device)
-
-        def energy(r: Array) -> Array:
-            own = entropy * r * np.log(r)
-            return own if U is None else own + r * U.e(on(r)).cpu().numpy()
-
-        def slope(r: Array) -> Array:
-            own = entropy * (np.log(r) + 1)
-            return own if U is None else own + U.slope(on(r)).cpu().numpy()
-
-        def curvature(r: Array) -> Array:
-            own = entropy / r
-            return own if U is None else own + U.curvature(on(r)).cpu().numpy()
-
-        return Pointwise(energy, slope, curvature)
-
-    def _step(self, bound: float) -> UpwindStep:
-        """Return the minimisation below a bound."""
-        return UpwindStep(
-            self.room.faces,
-            self.source,
-            self.potential,
-            self.pointwise(self.entropy),
-            bound,
-            self.dt,
-            self.coupling,
-        )
+        return scale or 1 / (step.dt * step.faces.largest)
 
     def solve(self, warm: Interior | None, tolerance: float, limit: int) -> Move:
-        """Minimise, from the velocities and the multipliers of an earlier move."""
-        volume = self.room.volume
-        step = self._step(self.bound * (1 + SPARE * tolerance))
-        mass = float(self.source.sum())
-        unit = self.unit * mass
-        least = LAST * tolerance * unit / step.count
+        """Minimise, from the velocities and the multipliers of an earlier move.
+
+        A move in another room is not used.
+        """
+        volume, bound, coupling = self.room.volume, self.step.bound, self.step.coupling
+        step = replace(self.step, bound=bound * (1 + SPARE * tolerance))
+        if warm is not None and warm.step.faces is not step.faces:
+            warm = None
+        unit = self.unit * float(step.source.sum())
         state = step.start(warm, (COLD if warm is None else WARM) * unit)
-        outcome = descend(
-            step, state, least, (tolerance * unit, tolerance / volume), limit
-        )
+        least = LAST * tolerance * unit / len(state.numbers)
+        outcome = descend(state, least, (tolerance * unit, tolerance / volume), limit)
         residual = outcome.gap / unit
         if not outcome.settled:
             residual = max(residual, outcome.moved * volume)
         flux = outcome.state.flux
         density = np.maximum(step.after(flux), 0.0)
         kinetic = float(step.kinetic(flux, outcome.state.density).sum())
-        if math.isfinite(self.bound):
-            density, correction = below(self.room, density, self.bound)
+        if step.bounded:
+            density, correction = below(self.room, density, bound)
             flux = flux + correction
         return Move(
             density,
             flux,
             outcome.state,
             kinetic * volume,
-            outcome.gap * volume + (self.coupling.doubt if self.coupling else 0.0),
+            outcome.gap * volume + (coupling.doubt if coupling else 0.0),
             residual,
             outcome.settled and residual <= tolerance,
             outcome.steps,
         )
 
-    def spread(self) -> Array:
-        """Return positive densities near the source."""
-        return self._step(math.inf).spread()
-
     def energy(self, density: Array) -> float:
         """Return the local energy of densities, which may be 0."""
-        cells = self._step(math.inf).cells(np.maximum(density, TINY))
+        cells = self.step.cells(np.maximum(density, TINY))
         return float(cells.sum() * self.room.volume)
 
     def objective(self, move: Move) -> float:
@@ -241,14 +172,15 @@ class Local:
 
     def rises(self, move: Move) -> bool:
         """Whether a move ends above the old density, by more than round-off."""
-        before = self.energy(self.source)
+        before = self.energy(self.step.source)
         noise = ROUND_OFF * abs(before) + move.residual * self.unit
         return self.objective(move) > before + noise
 
     @property
     def convex(self) -> bool:
         """Whether the energy is convex."""
-        return self.coupling is None or self.coupling.convex
+        coupling = self.step.coupling
+        return coupling is None or coupling.convex
 
 
 def below(room: Room, density: Array, bound: float) -> tuple[Array, Array]:

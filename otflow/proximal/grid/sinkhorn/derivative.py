@@ -1,4 +1,4 @@
-"""The debiased entropic step as a differentiable function: implicit derivatives."""
+"""Implicit derivatives of the debiased entropic step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from torch import Tensor
 
 from otflow._autodiff import differentiable_gradient, implicit
 from otflow.errors import NotConverged
-from otflow.functionals import Sum
 from otflow.measures import GridDensity
 from otflow.numerics.anderson import Anderson
-from otflow.proximal.grid.sinkhorn.scaling import Iterate, Scaling, potential_of
+from otflow.proximal.grid.sinkhorn.scaling import Plan, potential_of
 
 __all__ = ["attach"]
 
@@ -21,18 +20,20 @@ __all__ = ["attach"]
 MEMORY, MAX_ADJOINT = 40, 2000
 
 
-def attach(
-    problem: Scaling,
-    iterate: Iterate,
-    mu: GridDensity,
-    *,
-    tolerance: float,
-) -> GridDensity:
-    """Return the step of a solved problem, its weights differentiable in the data.
+def attach(plan: Plan, mu: GridDensity, *, tolerance: float) -> GridDensity:
+    """Return the step of a plan; its weights carry the graph of the data.
 
-    The state is x, and beside it the nonlocal first variation, if any; it is the fixed
-    point of one evaluation of the map in the graph of the data.
+    The state is x, followed by the first variation of the nonlocal terms if there are
+    any. The state is a fixed point of one evaluation of the map, whose graph leads to
+    the data.
+
+    Raises
+    ------
+    NotConverged
+        If the residual of the plan exceeds `tolerance`, or if the adjoint equation does
+        not converge in the backward pass.
     """
+    problem, iterate = plan.problem, plan.iterate
     if iterate.residual > tolerance:
         msg = (
             f"the step stopped at residual {iterate.residual:.2e}, above the tolerance "
@@ -60,47 +61,39 @@ def attach(
         image = problem.convolve(log_a).reshape(-1)
         if rest is None:
             return image
-        return torch.cat([image, _slope(rest, mu, z)])
+        weights = z.exp().reshape(-1) * mu.box.cell_volume
+        slope = differentiable_gradient(
+            lambda w: rest.value(mu.with_free_weights(w)), weights
+        )
+        return torch.cat([image, slope])
 
     state = iterate.image.reshape(-1)
-    scale = mu.weights.detach() + tiny
+    scale: Tensor = mu.weights.detach() + tiny
     if rest is not None:
         slope = problem.potential - own.detach()
         state = torch.cat([state, slope.reshape(-1)])
         scale = torch.cat([scale, scale])
 
     def adjoint(transposed: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
-        return _solve_adjoint(transposed, right, scale)
+        """Solve y = right + J^T y; J is symmetric for the unknown y / scale."""
+        right = right / scale
+        size = float((scale * right.square()).sum().sqrt())
+        tolerance = 1e-10 if right.dtype == torch.float64 else 1e-5
+        anderson = Anderson(MEMORY, scale)
+        y = right
+        for _ in range(MAX_ADJOINT):
+            g = right + transposed(scale * y) / scale - y
+            if float((scale * g.square()).sum().sqrt()) <= tolerance * size:
+                return scale * y
+            # Half a step damps eigenvalues near -1, as of a map that oscillates.
+            y = anderson.advance(y, 0.5 * g)
+        msg = (
+            f"the adjoint equation of the step did not converge in {MAX_ADJOINT} "
+            f"iterations; take a smaller dt or a larger eps"
+        )
+        raise NotConverged(msg)
 
     state = implicit(step, state, adjoint)
     _, log_a = densities(state)
     log_weights = problem.log_weights(state[:n].reshape(mu.shape), log_a)
     return mu.with_free_weights(log_weights.exp().reshape(-1))
-
-
-def _slope(rest: Sum, mu: GridDensity, z: Tensor) -> Tensor:
-    weights = z.exp().reshape(-1) * mu.box.cell_volume
-    return differentiable_gradient(
-        lambda w: rest.value(mu.with_free_weights(w)), weights
-    )
-
-
-def _solve_adjoint(
-    transposed: Callable[[Tensor], Tensor], right: Tensor, scale: Tensor
-) -> Tensor:
-    """Solve y = right + J^T y for y / scale, the scale in which J is symmetric."""
-    right = right / scale
-    size = float((scale * right.square()).sum().sqrt())
-    tolerance = 1e-10 if right.dtype == torch.float64 else 1e-5
-    anderson = Anderson(MEMORY, scale)
-    y = right
-    for _ in range(MAX_ADJOINT):
-        g = right + transposed(scale * y) / scale - y
-        if float((scale * g.square()).sum().sqrt()) <= tolerance * size:
-            return scale * y
-        y = anderson.advance(y, 0.5 * g)
-    msg = (
-        f"the adjoint equation of the step did not converge in {MAX_ADJOINT} "
-        f"iterations; take a smaller dt or a larger eps"
-    )
-    raise NotConverged(msg)

@@ -1,4 +1,4 @@
-"""The variance eps of the kernel of an entropic step on a grid: default and limits."""
+"""The variance eps of the kernel of an entropic step: its default and its limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from otflow.proximal.terms import Terms
 
 __all__ = [
     "MARGIN",
-    "finer_eps",
     "largest_blur",
     "least_eps",
     "variance_of",
@@ -30,12 +29,10 @@ MAX_BLUR, DEFAULT_BLUR = 0.25, 1 / 12
 # Default eps for an entropy of negative factor, in units of dt times the factor. The
 # step has a minimiser above 2.
 MARGIN = 4.0
-# A default eps above FINER times the least one can be made finer.
-FINER = 1.01
 
 
 def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> float:
-    """Return the given or the default eps; raise `ValueError` if it is out of range."""
+    """Return the given or the default eps; raise `ValueError` out of range."""
     least, side = least_eps(mu), _lengths(mu)[1]
     # In a box as narrow as a cell is long, the least eps exceeds the share of the side.
     most = max(least, (MAX_BLUR * side) ** 2)
@@ -74,19 +71,6 @@ def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> 
         )
         raise ValueError(msg)
     return eps
-
-
-def finer_eps(
-    mu: GridDensity, terms: Terms, given: float | None, eps: float
-) -> float | None:
-    """Return a finer eps for a step that `eps` blurs; None if there is none.
-
-    A default eps is wide for speed. A step that it blurs is repeated with the least
-    eps. A given eps stays.
-    """
-    least = least_eps(mu)
-    is_wide = given is None and terms.temperature >= 0 and eps > FINER * least
-    return least if is_wide else None
 
 
 def largest_blur(mu: GridDensity) -> float:

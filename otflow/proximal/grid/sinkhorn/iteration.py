@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from otflow.errors import Diverged
-from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.numerics.anderson import Anderson
 from otflow.proximal.grid.sinkhorn.eps import largest_blur
@@ -18,6 +16,7 @@ from otflow.proximal.grid.sinkhorn.kernel import GibbsKernel
 from otflow.proximal.grid.sinkhorn.scaling import (
     SHARE,
     Iterate,
+    Plan,
     Scaling,
     elasticity,
     obstacle_correction,
@@ -25,7 +24,7 @@ from otflow.proximal.grid.sinkhorn.scaling import (
 )
 from otflow.proximal.terms import Terms
 
-__all__ = ["Solved", "Told", "Warm", "iterate", "pose", "positive_start", "start_of"]
+__all__ = ["Solved", "iterate", "pose", "positive_start", "start_of"]
 
 # Share of the largest density that is added to the weights of the acceleration's norm.
 # The plain map is slow in far tails, and with a norm that is blind there the
@@ -38,103 +37,60 @@ WIDER, COARSE, MOST_COARSE = (16.0, 4.0), 0.1, 60
 FAR = 0.5
 # Most mass that may be lost to underflow, in units of round-off.
 MOST_LOST = 64.0
-# A dt within this factor is the same one to a warning: a flow whose dt varies would
-# warn at each step otherwise.
-OTHER_DT = 1.5
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a warning of a blur was about."""
+class Solved(Plan):
+    """The plan where an iteration stopped."""
 
-    F: Functional
-    dts: tuple[float, ...]
-
-    def covers(self, F: Functional, dt: float) -> bool:
-        """Whether it was about this functional and about this dt."""
-        return F is self.F and any(
-            dt <= OTHER_DT * old and old <= OTHER_DT * dt for old in self.dts
-        )
-
-
-@dataclass(frozen=True)
-class Warm:
-    """The last scalings, good for the same cells and any dt."""
-
-    problem: Scaling
-    iterate: Iterate
-    told: Told | None = None  # of a blur, in this flow
-
-    def fits(self, mu: GridDensity) -> bool:
-        """Whether they are arrays on the same cells."""
-        old = self.problem.source
-        return (
-            (old.box, old.dtype, old.device) == (mu.box, mu.dtype, mu.device)
-        ) and torch.equal(old.is_free, mu.is_free)
-
-    def log_a(self, problem: Scaling) -> Tensor:
-        """Return log a: half the log density minus dt/eps times F'."""
-        own = self.problem
-        scale = (problem.dt / problem.kernel.eps) / (own.dt / own.kernel.eps)
-        if scale == 1:
-            return self.iterate.log_a
-        half = 0.5 * self.iterate.log_density
-        slope = torch.where(half > -math.inf, self.iterate.log_a - half, 0.0)
-        return half + scale * slope
-
-
-class Solved(NamedTuple):
-    """A scaling problem and where its iteration stopped."""
-
-    problem: Scaling  # in the log domain if that was needed
     x: Tensor  # the last accepted variable
-    iterate: Iterate  # evaluated there
     used: int  # evaluations of the map
     learnt: Anderson  # differences of the map
 
 
 def iterate(
     problem: Scaling,
-    start: Tensor | Warm | None,
-    *,
+    start: Tensor | Plan | None,
     memory: int,
     tolerance: float,
     budget: int,
+    *,
     learnt: Anderson | None = None,
     widen: bool = True,
 ) -> Solved:
     r"""Return the fixed point of the map, the maximum of the concave dual.
 
-    An accelerated point is kept if the dual value rises. If not, the plain step is
-    taken from the last point kept, and what was learnt is forgotten. If that does not
-    rise either, the step is damped to what is proved to rise: see `Scaling`.
+    An accelerated point is kept if the dual value rises. Else the plain step is taken
+    from the last point that was kept, and the differences are forgotten. If the dual
+    value does not rise either, the step is damped by the factor that is proved to raise
+    it: see `Scaling`.
 
     Parameters
     ----------
     problem : Scaling
-        With local terms, or with the first variation of others in its potential.
-    start : Tensor, Warm or None
-        Where to start.
+        The problem. Its potential holds the first variation of nonlocal terms.
+    start : Tensor, Plan or None
+        The variable x, or an earlier plan. None starts from the blurred source.
     memory : int
         Differences that the acceleration keeps.
     tolerance : float
-        Of the residual.
+        Largest residual.
     budget : int
-        Evaluations, at least one.
+        Most evaluations; one is always made.
     learnt : Anderson, optional
-        Differences of a map of about the same slopes; they are added to.
+        Differences of a map of about the same slopes. The iteration adds to them.
     widen : bool
-        Whether to come from larger eps where there is no start, or one that is far off.
+        Whether to solve with larger eps first, without a start or from a bad one.
 
     Returns
     -------
     Solved
-        The last point that was kept.
+        The plan of the last point that was kept.
 
     Raises
     ------
     Diverged
-        If the iteration leaves the finite numbers in the log domain.
+        If the iteration leaves the finite numbers in the log domain too.
     """
     mu = problem.source.grid
     most_lost = MOST_LOST * torch.finfo(mu.dtype).eps
@@ -146,7 +102,7 @@ def iterate(
         start, problem, used = _from_wider_kernels(problem, memory, budget)
     x, guess = start_of(problem, start), None
     kept: tuple[Tensor, Iterate] | None = None
-    wide: Warm | None = None
+    wide: Plan | None = None
     steps: list[float] = []  # plain steps to fall back on
     while used < budget or kept is None:
         now = problem.evaluate(x, guess)
@@ -159,13 +115,13 @@ def iterate(
             kept, guess, wide = (x, now), now.log_density, None
             if solved:
                 break
-            steps = [usual] if anderson.has_learnt else []
-            steps += [proved] if proved < usual else []
+            damped = [proved] if proved < usual else []
+            steps = [usual, *damped] if anderson.has_learnt else damped
             if unseen and now.residual > FAR and used < budget:
                 warm, problem, more = _from_wider_kernels(
                     problem, memory, budget - used
                 )
-                steps = [usual, *([proved] if proved < usual else [])]
+                steps = [usual, *damped]
                 used, x, guess = used + more, start_of(problem, warm), None
                 wide = warm
                 anderson.forget()
@@ -188,49 +144,42 @@ def iterate(
                 f"evaluations; take a smaller dt or a larger eps"
             )
             raise Diverged(msg, measure=problem.source)
-    return Solved(problem, *kept, used, anderson)
+    x, now = kept
+    return Solved(problem, now, x, used, anderson)
 
 
 def _from_wider_kernels(
     problem: Scaling, memory: int, budget: int
-) -> tuple[Warm | None, Scaling, int]:
-    """Return scalings of the problem with a larger eps as a start, and evaluations.
+) -> tuple[Plan | None, Scaling, int]:
+    """Return a plan with a larger eps as a start, the problem, and the evaluations.
 
     The number of iterations grows with dt F' / eps, the possible error of a start, and
-    with the root of the stiffness over eps. Both are smaller for a larger eps.
+    with the root of the stiffness over eps. Both fall as eps grows. The problem is
+    returned in the log domain if a solve had to go on there.
     """
-    box, eps = problem.kernel.box, problem.kernel.eps
-    warm: Warm | None = None
-    used = 0
+    warm: Plan | None = None
+    used, limit = 0, largest_blur(problem.source) / problem.kernel.eps
     # Beside obstacles each kernel would need a correction of its own.
     if problem.correction is not None:
         return warm, problem, used
     for wider in WIDER:
-        if wider * eps > largest_blur(problem.source) or used >= budget - 1:
+        if wider > limit or used >= budget - 1:
             continue
-        kernel = GibbsKernel(box, wider * eps, problem.log_source)
-        coarse = replace(problem, kernel=kernel)
+        coarse = problem.wider(wider)
         try:
-            solved = iterate(
-                coarse,
-                start_of(coarse, warm),
-                memory=memory,
-                tolerance=COARSE,
-                budget=min(MOST_COARSE, budget - used - 1),
-                widen=False,
-            )
+            x, most = start_of(coarse, warm), min(MOST_COARSE, budget - used - 1)
+            solved = iterate(coarse, x, memory, COARSE, most, widen=False)
         except Diverged:
             continue
-        warm, used = Warm(solved.problem, solved.iterate), used + solved.used
+        warm, used = solved, used + solved.used
         problem = replace(problem, safely=solved.problem.safely)
     return warm, problem, used
 
 
 def pose(
-    terms: Terms, mu: GridDensity, dt: float, eps: float, warm: Warm | None
+    terms: Terms, mu: GridDensity, dt: float, eps: float, old: Scaling | None
 ) -> Scaling:
-    """Return the problem of a step, with its local terms."""
-    old = None if warm is None else warm.problem
+    """Return the problem of a step with its local terms; `old` may lend its kernel."""
     if old is not None and old.kernel.eps == eps:
         kernel, correction = old.kernel, old.correction
     else:
@@ -253,16 +202,23 @@ def pose(
     )
 
 
-def start_of(problem: Scaling, warm: Tensor | Warm | None) -> Tensor:
+def start_of(problem: Scaling, warm: Tensor | Plan | None) -> Tensor:
     r"""Return the start of the iteration.
 
-    At the fixed point :math:`a = \sqrt\rho\,e^{-(dt/\varepsilon)\,F'}`. Without an
-    earlier step the start is this a of the blurred old density.
+    At the fixed point :math:`a = \sqrt\rho\,e^{-(dt/\varepsilon)\,F'}`. From an earlier
+    plan the start takes this a, with the present dt and eps. Else it takes the a of the
+    blurred old density.
     """
     if isinstance(warm, Tensor):
         return warm
     if warm is not None:
-        return problem.convolve(warm.log_a(problem))
+        own, log_a = warm.problem, warm.iterate.log_a
+        scale = (problem.dt / problem.kernel.eps) / (own.dt / own.kernel.eps)
+        if scale != 1:
+            half = 0.5 * warm.iterate.log_density
+            slope = torch.where(half > -math.inf, log_a - half, 0.0)
+            log_a = half + scale * slope
+        return problem.convolve(log_a)
     log, terms = positive_start(problem), problem.terms
     slope = problem.potential + terms.temperature * log
     if terms.internal is not None:
@@ -284,7 +240,10 @@ def positive_start(problem: Scaling) -> Tensor:
 
 
 def damping_of(problem: Scaling) -> float:
-    """Return a factor on plain steps, which oscillate if F has no curvature."""
+    """Return the factor on plain steps: one over the mean response of the density.
+
+    Without damping the steps oscillate if F has no curvature.
+    """
     mu, internal = problem.source, problem.terms.internal
     slope = torch.full_like(mu.weights, problem.entropic)
     if internal is not None:

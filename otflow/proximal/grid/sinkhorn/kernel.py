@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from otflow.measures import Box
-from otflow.proximal.grid.sinkhorn.kernel_long import TEMPORARY, LongAxis, on_last
+from otflow.numerics.log_sums import BLOCK, Blocks, log_convolve
 
-__all__ = ["DenseAxis", "GibbsKernel"]
+__all__ = ["DenseAxis", "GibbsKernel", "LongAxis"]
 
 # Longest axis, in cells, whose kernel is a matrix.
 LONGEST = 1024
-# Mirror images of the box on either side that count in the kernel.
+# Mirror images of the box on either side that count in the kernel of a short axis.
 IMAGES = 3
-# Source cells that share one shift in the log domain, by dtype. Within a block the
-# logarithms must fit into the range of exponents of the dtype.
-BLOCK = {torch.float64: 16, torch.float32: 4}
+# Cells of a window of a long axis.
+ROWS = 64
+# Beyond so many standard deviations a path that a wall reflects does not count beside
+# a direct path.
+FAR = 9.0
+# A number smaller than another by the factor e^UNSEEN does not count beside it: 1e10 of
+# them sum to less than round-off.
+UNSEEN = 64.0
 
 
 class GibbsKernel:
@@ -27,8 +33,9 @@ class GibbsKernel:
 
     .. math:: K(x, y) \propto \sum_{\text{images } y'} e^{-|x - y'|^2/2\varepsilon}
 
-    It is the heat kernel of the box at time eps/2 without flux through the walls, with
-    rows that sum to 1; a product over axes, so it is applied axis by axis.
+    K is the heat kernel of the box at time eps/2 without flux through the walls. Its
+    rows sum to 1. It is a product over the axes, so it acts on one axis after the
+    other.
 
     Parameters
     ----------
@@ -37,7 +44,7 @@ class GibbsKernel:
     eps : float
         Variance.
     like : Tensor
-        Gives dtype and device.
+        Gives the dtype and the device.
 
     Attributes
     ----------
@@ -48,10 +55,11 @@ class GibbsKernel:
 
     Notes
     -----
-    Time O(d n^(d+1)) for n cells an axis; along an axis of more than 1024 cells, O(1)
-    for each cell in the kernel's reach, and no array of n^2. In the log domain n/16
-    exponentials a cell, and n in rows where logarithms range too widely for that; along
-    a long axis those of the pairs of cells that count, a few deviations of the kernel.
+    Time O(d n^(d+1)) for n cells along each axis. An axis of more than 1024 cells takes
+    O(1) for each cell in reach of the kernel, and no array of n^2 entries. In the log
+    domain a cell takes n/16 exponentials, or n in rows where the logarithms range too
+    widely. Along a long axis a narrow kernel takes one exponential for each pair of
+    cells that counts, over a few deviations.
     """
 
     def __init__(self, box: Box, eps: float, like: Tensor) -> None:
@@ -76,14 +84,15 @@ class GibbsKernel:
     ) -> tuple[Tensor, Tensor]:
         """Return log K exp(log_v), and a floor.
 
-        By matrix products entries of log_v far below its maximum are lost to underflow,
-        and so are results below the floor, which come back as the floor. Safely nothing
-        underflows, whatever the range, and the floor is minus infinity.
+        Entries of log_v far below its maximum underflow in the matrix products. A
+        result below the floor is returned as the floor. In the safe mode nothing
+        underflows, and the floor is minus infinity.
         """
         if safely:
             for k, axis in enumerate(self.axes):
                 log_v = axis.log_apply(log_v, k)
             return log_v, log_v.new_tensor(-math.inf)
+        # The largest entry goes high in the range, so that fewer small ones underflow.
         shift = log_v.detach().amax() - self.top
         out = (log_v - shift).exp()
         for k, axis in enumerate(self.axes):
@@ -95,23 +104,20 @@ class GibbsKernel:
         r"""Return the integral of :math:`a(x)\, K(x, y)\, b(y)\, |x - y|^2`."""
         total = 0.0
         shift = log_b.amax() - self.top
-        for chosen, there in enumerate(self.axes):
-            if safely:
-                out = log_b
-                for k, axis in enumerate(self.axes):
-                    act = axis.log_moment if k == chosen else axis.log_apply
-                    out = act(out, k)
-            else:
-                v = (log_b - shift).exp()
-                for k, axis in enumerate(self.axes):
-                    v = there.moment(v, k) if k == chosen else axis.apply(v, k)
-                out = v.log() + shift
-            total += float((log_a + out).exp().sum(dtype=torch.float64))
+        for chosen in range(len(self.axes)):
+            out = log_b if safely else (log_b - shift).exp()
+            for k, axis in enumerate(self.axes):
+                if k == chosen:
+                    out = (axis.log_moment if safely else axis.moment)(out, k)
+                else:
+                    out = (axis.log_apply if safely else axis.apply)(out, k)
+            log = out if safely else out.log() + shift
+            total += float((log_a + log).exp().sum(dtype=torch.float64))
         return total * self.box.cell_volume
 
 
 class DenseAxis:
-    """A short axis: its kernel is one symmetric (n, n) matrix."""
+    """A short axis, whose kernel is one symmetric (n, n) matrix."""
 
     def __init__(self, n: int, h: float, eps: float, like: Tensor) -> None:
         self.h = h
@@ -120,7 +126,7 @@ class DenseAxis:
         self.matrix = self.log.exp().to(like.dtype)
 
     def apply(self, v: Tensor, axis: int, matrix: Tensor | None = None) -> Tensor:
-        """Return K v along an axis, or another symmetric matrix times v."""
+        """Return K v along an axis, or the product with another symmetric matrix."""
         matrix = self.matrix if matrix is None else matrix
         if axis == v.ndim - 1:
             return v @ matrix
@@ -128,87 +134,147 @@ class DenseAxis:
         return (matrix @ v.reshape(before, v.shape[axis], -1)).reshape(v.shape)
 
     def log_apply(self, log_v: Tensor, axis: int) -> Tensor:
-        """Return log(K exp(log_v)) along an axis, whatever the range."""
+        """Return log(K exp(log_v)) along an axis, whatever the range of log_v."""
         return on_last(self._blocks.apply, log_v, axis)
 
     def log_moment(self, log_v: Tensor, axis: int) -> Tensor:
-        """Return the same for K times the squared distance."""
+        """Return `log_apply` of K times the squared distance of the cells."""
         return on_last(self._moments.apply, log_v, axis)
 
     def moment(self, v: Tensor, axis: int) -> Tensor:
-        """Return K times the squared distance, applied to v."""
+        """Return K v with K times the squared distance of the cells."""
         return self.apply(v, axis, self._moments.matrix)
 
     @cached_property
-    def _blocks(self) -> _Blocks:
-        return _Blocks(self.log, self.dtype)
+    def _blocks(self) -> Blocks:
+        return Blocks(self.log, self.dtype)
 
     @cached_property
-    def _moments(self) -> _Blocks:
+    def _moments(self) -> Blocks:
         i = torch.arange(len(self.log), dtype=torch.float64, device=self.log.device)
         distance = (self.h * (i[:, None] - i)).abs()
-        return _Blocks(self.log + 2 * distance.log(), self.dtype)
+        return Blocks(self.log + 2 * distance.log(), self.dtype)
 
 
-class _Blocks:
-    """A matrix (m, n) known by its logarithm, in blocks of columns with one shift."""
+class LongAxis:
+    r"""A long axis: the kernel depends on the difference, and is applied in windows.
 
-    def __init__(self, log: Tensor, dtype: torch.dtype) -> None:
-        m, n = log.shape
-        size = BLOCK[dtype]
-        self.n, self.size, self.count = n, size, -(-n // size)
-        padded = log.new_full((self.count * size, m), -math.inf)
-        padded[:n] = log.T
-        blocks = padded.reshape(self.count, size, m)
-        shift = blocks.amax(1, keepdim=True).clamp_min(-1e300)
-        self.scaled = (blocks - shift).exp().to(dtype)  # (count, size, m)
-        self.shift = shift.clamp_min(torch.finfo(dtype).min / 8).to(dtype)
-        self.log = log.to(dtype)
+    Beyond its ends an array goes on as its mirror image. The results in a window of 64
+    cells are the product of one matrix and the cells in reach of the window. In
+    logarithms every cell is in reach. A wide kernel then goes by the same windows. A
+    narrow kernel goes by the pairs of cells that count. No array has n^2 entries.
+    """
+
+    def __init__(self, n: int, h: float, eps: float, like: Tensor) -> None:
+        self.n, self.h, self.eps, self.like = n, h, eps, like
+        self.alpha = h * h / (2 * eps)
+        deviation = math.sqrt(eps) / h
+        under = math.sqrt(-2 * math.log(torch.finfo(like.dtype).tiny))
+        self.near = min(2 * n, math.ceil(under * deviation))
+        self.reach = min(2 * n, n + math.ceil(FAR * deviation))
+
+    def apply(self, v: Tensor, axis: int) -> Tensor:
+        """Return K v along an axis."""
+        return on_last(self._apply, v, axis)
+
+    def log_apply(self, log_v: Tensor, axis: int) -> Tensor:
+        """Return log(K exp(log_v)) along an axis, whatever the range."""
+        return on_last(self._log_apply, log_v, axis)
+
+    def log_moment(self, log_v: Tensor, axis: int) -> Tensor:
+        """Return `log_apply` of K times the squared distance of the cells."""
+        return on_last(self._log_moment, log_v, axis)
+
+    def moment(self, v: Tensor, axis: int) -> Tensor:
+        """Return K v with K times the squared distance of the cells."""
+        return on_last(self._moment, v, axis)
+
+    def _apply(self, rows: Tensor) -> Tensor:
+        return self._joined(self._windows(rows, self.near) @ self._matrix)
+
+    def _log_apply(self, rows: Tensor) -> Tensor:
+        # Within a block of cells a wide kernel varies by less than what underflows.
+        limits = torch.finfo(torch.float64)
+        steep = 2 * self.alpha * BLOCK[torch.float64] * (self.reach + ROWS)
+        if steep < math.log(limits.eps / limits.tiny):
+            # One row at a time: each cell is in many windows.
+            windows = (self._windows(v, self.reach) for v in rows.to(torch.float64))
+            out = torch.stack([self._blocks.apply(seen) for seen in windows])
+            return self._joined(out).to(rows.dtype)
+        # The image of cell k is further from all cells than k: by 2 k + 1 squares.
+        seen = min(self.reach, math.ceil(UNSEEN / (2 * self.alpha)))
+        places = torch.arange(-seen, self.n + seen, device=rows.device)
+        cells, at = self._mirrored(places), places.to(torch.float64)
+        sums = [log_convolve(v[cells], at, self.n, self.alpha) for v in rows]
+        return torch.stack(sums) - self._log_total
+
+    def _moment(self, rows: Tensor) -> Tensor:
+        # A mirror image stands for a cell elsewhere, so (x - y)^2 is expanded as below.
+        # Lengths from the middle, in float64, keep what cancels far below a cell.
+        v, matrix = rows.to(torch.float64), self._matrix.to(torch.float64)
+        y = self.h * torch.arange(self.n, dtype=torch.float64, device=rows.device)
+        y = y - 0.5 * self.h * (self.n - 1)
+        zeroth, first, second = (
+            self._joined(self._windows(v * y**power, self.near) @ matrix)
+            for power in (0, 1, 2)
+        )
+        square = y.square() * zeroth - 2 * y * first + second
+        return square.clamp_min(0.0).to(rows.dtype)
+
+    def _log_moment(self, rows: Tensor) -> Tensor:
+        # (x - y)^2 = x^2 - 2 x y + y^2, with positive lengths from below the box. What
+        # cancels is round-off times the square of the box, far below that of a cell.
+        log_v = rows.to(torch.float64)
+        y = self.h * torch.arange(1, self.n + 1, device=rows.device).to(torch.float64)
+        zeroth, first, second = (
+            self._log_apply(log_v + power * y.log()) for power in (0, 1, 2)
+        )
+        square = y.square() - 2 * y * (first - zeroth).exp() + (second - zeroth).exp()
+        return (zeroth + square.clamp_min(0.0).log()).to(rows.dtype)
+
+    def _mirrored(self, place: Tensor) -> Tensor:
+        place = place.remainder(2 * self.n)
+        return torch.where(place < self.n, place, 2 * self.n - 1 - place)
+
+    def _windows(self, v: Tensor, reach: int) -> Tensor:
+        """Return what each 64 cells of v (..., n) see, (..., windows, 64 + 2 reach)."""
+        end = ROWS * -(-self.n // ROWS) + reach
+        cells = self._mirrored(torch.arange(-reach, end, device=v.device))
+        return v[..., cells].unfold(-1, ROWS + 2 * reach, ROWS)
+
+    def _joined(self, out: Tensor) -> Tensor:
+        return out.reshape(*out.shape[:-2], -1)[..., : self.n]
+
+    def _log_matrix(self, reach: int) -> Tensor:
+        """Return log K from a window to its 64 cells, (64 + 2 reach, 64)."""
+        i = torch.arange(ROWS + 2 * reach, dtype=torch.float64, device=self.like.device)
+        log = (i[:, None] - reach - i[:ROWS]).square() * -self.alpha
+        return log - log[: 2 * reach + 1, 0].logsumexp(0)
 
     @cached_property
-    def matrix(self) -> Tensor:
-        """The matrix itself."""
-        return self.log.exp()
+    def _log_total(self) -> float:
+        """The logarithm of the sum of the Gaussian over all cells in reach."""
+        away = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64)
+        return float((away.square() * -self.alpha).logsumexp(0))
 
-    def apply(self, rows: Tensor) -> Tensor:
-        """Return log(M exp(.)) of the rows (k, n): (k, m); they may be -inf."""
-        step = max(1, TEMPORARY // (max(self.log.shape) * self.count))
-        return torch.cat([self._rows(chunk) for chunk in torch.split(rows, step)])
+    @cached_property
+    def _matrix(self) -> Tensor:
+        return self._log_matrix(self.near).exp().to(self.like.dtype)
 
-    def _rows(self, log_v: Tensor) -> Tensor:
-        padded = torch.nn.functional.pad(
-            log_v, (0, self.count * self.size - self.n), value=-math.inf
-        )
-        blocks = padded.reshape(len(log_v), self.count, self.size).transpose(0, 1)
-        limits = torch.finfo(log_v.dtype)
-        lowest = limits.min / 4
-        top = blocks.detach().amax(-1, keepdim=True).clamp_min(lowest)
-        sums = (blocks - top).exp() @ self.scaled  # (count, rows, m)
-        exponent = top + self.shift
-        largest = exponent.masked_fill(sums.detach() == 0, lowest).amax(0)
-        total = ((exponent - largest).clamp_max(0).exp() * sums).sum(0)
-        out = total.log() + largest
-        # What underflowed in a block is below tiny times the block's own bound.
-        bound = exponent.masked_fill(top == lowest, -math.inf).amax(0)
-        cut = bound + math.log(limits.tiny / limits.eps)
-        cut_off = (out.detach() < cut).any(-1).nonzero()[:, 0]
-        if len(cut_off) == 0:
-            return out
-        return out.index_put((cut_off,), self._plainly(log_v[cut_off]))
+    @cached_property
+    def _blocks(self) -> Blocks:
+        return Blocks(self._log_matrix(self.reach).T, torch.float64)
 
-    def _plainly(self, log_v: Tensor) -> Tensor:
-        """Return the same by one exponential for each entry of the matrix."""
-        step = max(1, TEMPORARY // self.log.numel())
-        return torch.cat(
-            [
-                torch.logsumexp(rows[:, None, :] + self.log, -1)
-                for rows in torch.split(log_v, step)
-            ]
-        )
+
+def on_last(function: Callable[[Tensor], Tensor], v: Tensor, axis: int) -> Tensor:
+    """Apply a function of rows along an axis."""
+    moved = v.movedim(axis, -1)
+    out = function(moved.reshape(-1, moved.shape[-1]))
+    return out.reshape(moved.shape).movedim(-1, axis)
 
 
 def _log_heat(n: int, h: float, eps: float) -> Tensor:
-    """Return the logarithm of the heat kernel between cells of a reflecting segment."""
+    """Return the logarithm of the heat kernel of a segment with reflecting ends."""
     i = torch.arange(n, dtype=torch.float64)
     terms = []
     for k in range(-IMAGES, IMAGES + 1):

@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 
 from otflow.proximal.grid.rounds import LocalStep, Outcome
-from otflow.proximal.grid.sinkhorn.iteration import Solved, Warm, iterate
-from otflow.proximal.grid.sinkhorn.scaling import (
-    Iterate,
-    Scaling,
-    marginal_of,
-    transport_cost,
-)
+from otflow.proximal.grid.sinkhorn.iteration import Solved, iterate
+from otflow.proximal.grid.sinkhorn.scaling import Plan, Scaling
 
 __all__ = ["Local"]
 
@@ -27,15 +22,15 @@ class Local:
     Parameters
     ----------
     problem : Scaling
-        The problem. Only its local terms count.
-    warm : Warm or None
-        Start of the first solve.
+        The problem, of which the local terms count.
+    warm : Plan or None
+        The start of the first solve.
     memory : int
         Differences that the acceleration keeps.
     """
 
     problem: Scaling
-    warm: Warm | None
+    warm: Plan | None
     memory: int
 
     def __call__(
@@ -53,7 +48,7 @@ class Local:
         problem = replace(
             self.problem, terms=more, potential=self.problem.potential + potential
         )
-        x: Tensor | Warm | None = self.warm
+        x: Tensor | Plan | None = self.warm
         learnt = None
         if start is not None:
             old = start.problem
@@ -61,25 +56,15 @@ class Local:
             # Another temperature is another map: its differences do not fit.
             if old.terms.temperature == more.temperature:
                 learnt = start.learnt
-        solved = iterate(
-            problem,
-            x,
-            memory=self.memory,
-            tolerance=tolerance,
-            budget=budget,
-            learnt=learnt,
-        )
-        problem, now = solved.problem, solved.iterate
-        log = marginal_of(problem, now)
-        nu = problem.source.with_free_weights(log.exp().reshape(-1))
+        solved = iterate(problem, x, self.memory, tolerance, budget, learnt=learnt)
+        nu, now = solved.measure, solved.iterate
         V = self.problem.potential.reshape(-1)
         objective = float((nu.weights * V).sum(dtype=torch.float64))
         if local.energy is not None:
             objective += float(local.energy.value(nu))
-        log = log - math.log(problem.kernel.box.cell_volume)
-        objective += transport_cost(problem, now, nu.weights, log) / problem.dt
+        objective += solved.cost() / problem.dt
         return LocalStep(
-            log_density=log,
+            log_density=solved.log_masses - math.log(problem.kernel.box.cell_volume),
             objective=objective,
             residual=now.residual,
             converged=now.residual <= tolerance,
@@ -87,8 +72,8 @@ class Local:
             state=solved,
         )
 
-    def finish(self, outcome: Outcome) -> tuple[Scaling, Iterate]:
-        """Return the problem in the potential of the last round, and its iterate."""
+    def finish(self, outcome: Outcome) -> Plan:
+        """Return the plan of the problem in the potential of the last round."""
         solved: Solved = outcome.step.state
         problem, now = solved.problem, solved.iterate
         # The added entropy becomes a potential, with the same density, plan and
@@ -97,4 +82,4 @@ class Local:
         more = problem.terms.temperature - terms.temperature
         slope = (more * (now.log_density + 1.0)).nan_to_num(0.0, 0.0, 0.0)
         problem = replace(problem, terms=terms, potential=problem.potential + slope)
-        return problem, now._replace(residual=outcome.residual)
+        return Plan(problem, now._replace(residual=outcome.residual))

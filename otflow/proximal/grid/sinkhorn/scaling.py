@@ -1,9 +1,9 @@
-"""The scaling iteration of the debiased entropic step, as a fixed-point map."""
+"""The fixed-point map of the debiased entropic step."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -29,18 +29,16 @@ HALVINGS = 60
 __all__ = [
     "SHARE",
     "Iterate",
+    "Plan",
     "Scaling",
     "elasticity",
-    "marginal_of",
-    "measure_of",
     "obstacle_correction",
     "potential_of",
-    "transport_cost",
 ]
 
 
 class Iterate(NamedTuple):
-    """One evaluation of the fixed-point map at x, arrays in the box's shape."""
+    """One evaluation of the fixed-point map T at x; arrays have the box's shape."""
 
     image: Tensor  # T(x)
     log_density: Tensor  # of the new density
@@ -53,9 +51,9 @@ class Iterate(NamedTuple):
     lost: float  # mass where numbers underflowed
 
     def rises_from(self, old: Iterate, way: Tensor) -> bool:
-        """Whether the dual value is no less than that of `old`, a `way` in x ago.
+        """Return whether the dual value is no less than that of `old`, at x - way.
 
-        A difference within round-off is taken from the slopes, by the trapezoidal rule.
+        Within round-off the trapezoidal rule gives the difference from the slopes.
         """
         rise = self.dual - old.dual
         if not abs(rise) > self.noise + old.noise:
@@ -75,18 +73,18 @@ class Scaling:
         (\tfrac\varepsilon2 + dt\,\kappa) \log\rho + dt\,(U'(\rho) + V + \kappa)
         = \varepsilon \log q, \qquad a = \rho / q .
 
-    Its Jacobian is symmetric in :math:`L^2(\mu)`, where vacuum does not count. The
-    fixed point is the maximum of the concave dual value
+    The Jacobian of the map is symmetric in :math:`L^2(\mu)`, where vacuum does not
+    count. The fixed point is the maximum of the concave dual value
 
     .. math:: D(x) = -\int x\,d\mu - \int \Psi(\log q)\,dy, \qquad
         \varepsilon\,\Psi = (\tfrac\varepsilon2 + dt\,\kappa)\,\rho
         + dt\,(\rho\,U' - U),
 
-    whose gradient :math:`\mu\,(Ka\,e^{-x} - 1)` is the error of the first marginal:
-    the derivative of :math:`\Psi` is :math:`\rho > 0`, which increases, and log q is
-    convex. With R the largest slope of :math:`\log\rho` in log q, or 1 if that is
-    more, a plain step damped by 1/R raises D by :math:`\mathrm{KL}(\mu|\mu\,Ka\,
-    e^{-x})/R` at least.
+    whose gradient :math:`\mu\,(Ka\,e^{-x} - 1)` is the error of the first marginal. D
+    is concave, since log q is convex and the derivative of :math:`\Psi` is
+    :math:`\rho`, which is positive and increases. Let R be the largest slope of
+    :math:`\log\rho` in log q, but at least 1. A plain step damped by 1/R raises D by
+    :math:`\mathrm{KL}(\mu|\mu\,Ka\,e^{-x})/R` or more.
     """
 
     kernel: GibbsKernel
@@ -99,9 +97,17 @@ class Scaling:
     is_free: Tensor | None  # None: everywhere
     safely: bool  # in the log domain
 
+    def wider(self, factor: float) -> Scaling:
+        """Return the same problem with `factor` times the variance of the kernel."""
+        kernel = GibbsKernel(self.kernel.box, factor * self.kernel.eps, self.log_source)
+        correction = None
+        if self.is_free is not None:
+            correction = obstacle_correction(kernel, self.is_free)
+        return replace(self, kernel=kernel, correction=correction)
+
     @property
     def proved_damping(self) -> float:
-        """The factor on a plain step for which the dual value is proved to rise."""
+        """The factor 1/R on a plain step, by which the dual value rises."""
         return min(1.0, self.entropic / self.kernel.eps)
 
     @cached_property
@@ -110,7 +116,7 @@ class Scaling:
         return 0.5 * self.kernel.eps + self.dt * self.terms.temperature
 
     def evaluate(self, x: Tensor, start: Tensor | None) -> Iterate:
-        """Return T(x) and what was met on the way."""
+        """Return T(x) with the quantities on the way; Newton starts from `start`."""
         log_b = self.log_source - x
         log_q, floor_q = self.kernel.log_apply(log_b, safely=self.safely)
         right, volume = self.right_side(log_q), self.kernel.box.cell_volume
@@ -148,8 +154,9 @@ class Scaling:
     ) -> tuple[Tensor, Tensor | None]:
         r"""Return the pointwise proximal map of F and of minus (eps/2) H.
 
-        Without an internal energy the mass fixes an additive constant. It is returned
-        too, in units in which it is the integral of :math:`\Psi`, else None.
+        Without an internal energy the mass fixes an additive constant. This constant is
+        returned too, in units in which it is the integral of :math:`\Psi`. Else None is
+        returned for it.
         """
         internal = self.terms.internal
         if internal is None:
@@ -165,14 +172,11 @@ class Scaling:
     ) -> tuple[Tensor, Tensor]:
         r"""Return the masses of :math:`\Psi(\log q)` and a bound on their terms.
 
-        With an internal energy, :math:`dt\,(\rho\,U' - U)` comes from the equation for
-        z, where U' is also what holds the density below its bound.
+        The equation for z gives :math:`dt\,(\rho\,U' - U)`; there U' includes the
+        multiplier that holds the density below its bound.
         """
-        eps, volume, internal = (
-            self.kernel.eps,
-            self.kernel.box.cell_volume,
-            self.terms.internal,
-        )
+        eps, volume = self.kernel.eps, self.kernel.box.cell_volume
+        internal = self.terms.internal
         assert internal is not None
         empty = rho <= torch.finfo(rho.dtype).tiny
         r = torch.where(empty, 1.0, rho)
@@ -184,14 +188,14 @@ class Scaling:
         return value, torch.where(empty, 0.0, size)
 
     def right_side(self, log_q: Tensor) -> Tensor:
-        """Return eps log q minus what does not depend on the new density."""
+        """Return eps log q less the terms that do not depend on the new density."""
         right = self.kernel.eps * log_q - self.dt * self.potential
         if self.correction is not None:
             right = right + self.correction
         return right - self.dt * self.terms.temperature
 
     def implicit_log_density(self, log_q: Tensor) -> Tensor:
-        """Return the log density, differentiable in log q and in the potential."""
+        """Return the log density, with the graphs of log q and of the potential."""
         internal, right = self.terms.internal, self.right_side(log_q)
         if internal is None:
             return self._log_density(right, None)[0]
@@ -199,12 +203,13 @@ class Scaling:
             z = self._log_density(right, None)[0]
         slope = self.entropic + self.dt * elasticity(internal, z)
         inside = z < math.log(internal.max_density)
+        # A density at its bound or in an obstacle does not move with the data.
         if self.is_free is not None:
             inside &= self.is_free
         return z + torch.where(inside, (right - right.detach()) / slope, 0.0)
 
     def log_weights(self, image: Tensor, log_a: Tensor) -> Tensor:
-        """Return the plan's second marginal, its first being exact: log masses."""
+        """Return the log masses of the second marginal, if the first is exact."""
         log_q = self.convolve(self.log_source - image)
         return log_a + log_q + math.log(self.kernel.box.cell_volume)
 
@@ -215,8 +220,8 @@ class Scaling:
     def potential_at(self, log_a: Tensor, log_density: Tensor) -> Tensor:
         r"""Return :math:`\varepsilon(\log a - \tfrac12\log\rho)`, 0 in vacuum.
 
-        Of what the step found it is minus dt times the first variation, also where the
-        density underflows.
+        At the step this is minus dt times the first variation, also where the density
+        underflows.
         """
         phi = self.kernel.eps * (log_a - 0.5 * log_density)
         if self.correction is not None:
@@ -228,7 +233,7 @@ class Scaling:
 
 
 def elasticity(internal: Internal, z: Tensor) -> Tensor:
-    """Return r U''(r) at r = exp(z), its limit where r underflows."""
+    """Return r U''(r) at r = exp(z), or its limit where r underflows."""
     r = z.clamp_min(0.5 * math.log(torch.finfo(z.dtype).tiny)).exp()
     return r * internal.curvature(r)
 
@@ -243,81 +248,84 @@ def potential_of(mu: GridDensity, terms: Terms) -> Tensor:
 
 
 def obstacle_correction(kernel: GibbsKernel, is_free: Tensor) -> Tensor:
-    r"""Return eps log s, s the scaling that makes :math:`s K s` stochastic.
+    r"""Return eps log s, where s is the scaling with which :math:`s K s` is stochastic.
 
     Beside an obstacle the kernel loses mass. With this term the uniform density on the
-    free cells is at rest, as it is without obstacles.
+    free cells is at rest, as without obstacles.
     """
     log_s = torch.zeros(is_free.shape, dtype=kernel.dtype, device=is_free.device)
     log_s = log_s.masked_fill(~is_free, -math.inf)
+    # Each sweep halves the error at least: 60 sweeps pass the digits of a float64.
     for _ in range(60):
         image = kernel.log_apply(log_s, safely=True)[0]
         log_s = (0.5 * (log_s - image)).masked_fill(~is_free, -math.inf)
     return kernel.eps * torch.where(is_free, log_s, 0.0)
 
 
-def measure_of(problem: Scaling, iterate: Iterate) -> GridDensity:
-    """Return the plan's second marginal, its mass that of the first to the last bit."""
-    mu = problem.source
-    weights = marginal_of(problem, iterate).exp().reshape(-1)
-    total = mu.weights.sum(dtype=torch.float64) / weights.sum(dtype=torch.float64)
-    return mu.with_free_weights(weights * total.to(weights.dtype))
+@dataclass(frozen=True)
+class Plan:
+    r"""The plan :math:`a(y) K(x, y) b(x)` of an iterate, its first marginal exact."""
 
+    problem: Scaling
+    iterate: Iterate
 
-def marginal_of(problem: Scaling, iterate: Iterate) -> Tensor:
-    """Return the second marginal: log masses of sum 1 below the bound on the density.
+    @cached_property
+    def potential(self) -> Tensor:
+        """The `Scaling.potential_at` of the iterate."""
+        return self.problem.potential_at(self.iterate.log_a, self.iterate.log_density)
 
-    The plan's second marginal is off the density of the iterate, which is below the
-    bound, by no more than the residual; so what is above it is no more either. It goes
-    to the cells below, in proportion to what they hold.
-    """
-    log = problem.log_weights(iterate.image, iterate.log_a)
-    axes = tuple(range(log.ndim))
-    log = log - log.logsumexp(axes)
-    bound = problem.terms.max_density
-    if math.isinf(bound):
-        return log
-    most = math.log(bound * problem.kernel.box.cell_volume)
-    if not bool((log > most).any()):
-        return log
+    @cached_property
+    def log_masses(self) -> Tensor:
+        """The second marginal: log masses of sum 1 below the bound on the density.
 
-    def is_all(raised: Tensor) -> Tensor:
-        return (log + raised).clamp_max(most).logsumexp(axes) >= 0
-
-    low, high = log.new_tensor(0.0), log.new_tensor(1.0)
-    # There is room in the box, so this ends: no cell holds exactly nothing.
-    while not bool(is_all(high)):
-        low, high = high, 2 * high
-        if not math.isfinite(high):
+        The density of the iterate is below the bound. The second marginal differs from
+        this density by the residual at most, and so does the mass above the bound. This
+        mass goes to the cells below the bound, in proportion to what they hold.
+        """
+        problem, bound = self.problem, self.problem.terms.max_density
+        log = problem.log_weights(self.iterate.image, self.iterate.log_a)
+        axes = tuple(range(log.ndim))
+        log = log - log.logsumexp(axes)
+        most = math.log(bound) + math.log(problem.kernel.box.cell_volume)
+        if math.isinf(bound) or not bool((log > most).any()):
             return log
-    return (log + bisect(is_all, high, low, HALVINGS)[0]).clamp_max(most)
 
+        def is_all(raised: Tensor) -> Tensor:
+            return (log + raised).clamp_max(most).logsumexp(axes) >= 0
 
-def transport_cost(
-    problem: Scaling, iterate: Iterate, new: Tensor, log_new: Tensor
-) -> float:
-    r"""Return :math:`\mathrm{OT}_\varepsilon - \tfrac\varepsilon2(H(\mu) + H(\nu))`.
+        low, high = log.new_tensor(0.0), log.new_tensor(1.0)
+        # There is room in the box, so this ends: no cell holds exactly nothing.
+        while not bool(is_all(high)):
+            low, high = high, 2 * high
+            if not math.isfinite(high):
+                return log
+        return (log + bisect(is_all, high, low, HALVINGS)[0]).clamp_max(most)
 
-    From the dual potentials; K has mass 1, so the constant is right too.
+    @cached_property
+    def measure(self) -> GridDensity:
+        """The second marginal, its mass that of the first to the last bit."""
+        mu, weights = self.problem.source, self.log_masses.exp().reshape(-1)
+        total = mu.weights.sum(dtype=torch.float64) / weights.sum(dtype=torch.float64)
+        return mu.with_free_weights(weights * total.to(weights.dtype))
 
-    Parameters
-    ----------
-    problem, iterate : Scaling, Iterate
-        The plan, of first marginal :math:`\mu`.
-    new, log_new : Tensor
-        Its second marginal: masses, and the log density in the box's shape.
-    """
-    mu, new = problem.source, new.reshape(log_new.shape)
-    log_b = problem.log_source - iterate.image
-    old = mu.weights.reshape(new.shape)
-    total = _integral(new, iterate.log_a - 0.5 * log_new)
-    total += _integral(old, log_b - 0.5 * problem.log_source)
-    if problem.correction is not None:
-        # The potential that holds the uniform density at rest costs nothing.
-        at_rest = problem.correction / problem.kernel.eps
-        total -= _integral(new, at_rest) + _integral(old, at_rest)
-    return problem.kernel.eps * total
+    def cost(self) -> float:
+        r"""Return the debiased cost, up to the costs of both marginals to themselves.
 
+        .. math:: \mathrm{OT}_\varepsilon - \tfrac\varepsilon2(H(\mu) + H(\nu))
 
-def _integral(mass: Tensor, f: Tensor) -> float:
-    return float(torch.where(mass > 0, mass * f, 0.0).sum(dtype=torch.float64))
+        The dual potentials give the cost. K has mass 1, so the constant is right.
+        """
+        problem, iterate, mu = self.problem, self.iterate, self.problem.source
+        old, new = mu.grid, self.measure.grid
+        log_new = self.log_masses - math.log(problem.kernel.box.cell_volume)
+        phi = iterate.log_a - 0.5 * log_new
+        psi = 0.5 * problem.log_source - iterate.image
+        if problem.correction is not None:
+            # The potential that holds the uniform density at rest costs nothing.
+            at_rest = problem.correction / problem.kernel.eps
+            phi, psi = phi - at_rest, psi - at_rest
+        total = torch.where(new > 0, new * phi, 0.0) + torch.where(
+            old > 0, old * psi, 0.0
+        )
+        volume = problem.kernel.box.cell_volume
+        return problem.kernel.eps * volume * float(total.sum(dtype=torch.float64))

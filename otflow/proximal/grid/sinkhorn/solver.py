@@ -2,32 +2,85 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from otflow._validation import non_negative_int, positive, true_or_false
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.proximal.base import ProximalSolver, ProxResult, refuse_obstacles
+from otflow.proximal.base import ProxResult
+from otflow.proximal.certificate import ROUND_OFF, Certificate, certify
+from otflow.proximal.grid.base import GridProximal
+from otflow.proximal.grid.duality import DualProblem, distance_bound, dual_value
+from otflow.proximal.grid.push_forward import distance_along_axes
 from otflow.proximal.grid.rounds import minimise_nonlocal
-from otflow.proximal.grid.sinkhorn.derivative import attach
-from otflow.proximal.grid.sinkhorn.eps import finer_eps, variance_of
-from otflow.proximal.grid.sinkhorn.iteration import (
-    Warm,
-    iterate,
-    pose,
-    positive_start,
+from otflow.proximal.grid.sinkhorn.blur import (
+    MOST_BLUR,
+    Told,
+    response_to_blur,
+    warn_of_blur,
 )
+from otflow.proximal.grid.sinkhorn.derivative import attach
+from otflow.proximal.grid.sinkhorn.eps import least_eps, variance_of
+from otflow.proximal.grid.sinkhorn.iteration import iterate, pose, positive_start
 from otflow.proximal.grid.sinkhorn.local import Local
-from otflow.proximal.grid.sinkhorn.report import Solution, warn_of_blur
-from otflow.proximal.terms import Terms, sort_terms
+from otflow.proximal.grid.sinkhorn.scaling import Plan, potential_of
+from otflow.proximal.terms import Terms
 
 __all__ = ["GridSinkhorn"]
 
 
-class GridSinkhorn(ProximalSolver[GridDensity]):
+# A default eps above FINER times the least one can be made finer.
+FINER = 1.01
+# Sweeps for the coupling of a density with itself. Each sweep halves their error at
+# least; details that the kernel resolves converge much faster.
+SWEEPS, SWEPT = 10, 4.0
+# Error of an energy over its change by one more evaluation of the map: a stiff
+# iteration is so much farther from its end.
+SAFE = 10.0
+# Largest relative error of the estimate of a distance beyond a cell.
+SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class GridSinkhornDetails:
+    """What `GridSinkhorn` reports besides the words of a certificate.
+
+    Parameters
+    ----------
+    w2_upper : float or None
+        The root of the plan's cost, no less than the distance; None if not asked for.
+    log_domain : bool
+        Whether numbers would have underflowed.
+    eps : float
+        The kernel's variance.
+    bias : float
+        What the debiased cost adds to F.
+    blur : float
+        How far the blur alone moves the density, in W2.
+    blurred : bool
+        Whether that is more than a twentieth of the step.
+
+    Attributes
+    ----------
+    w2_upper, log_domain, eps, bias, blur, blurred
+        As above.
+    """
+
+    w2_upper: float | None
+    log_domain: bool
+    eps: float
+    bias: float
+    blur: float
+    blurred: bool
+
+
+class GridSinkhorn(GridProximal):
     r"""Solve the JKO step on a grid by debiased entropic transport.
 
     With the entropy :math:`H(\rho) = \int\rho\log\rho` the step is
@@ -173,10 +226,7 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         certify: bool = True,
     ) -> None:
         self.eps = None if eps is None else positive(eps, "eps")
-        self.tolerance = positive(tolerance, "tolerance")
-        self.max_iterations = non_negative_int(
-            max_iterations, "max_iterations", minimum=1
-        )
+        super().__init__(tolerance, max_iterations)
         self.memory = non_negative_int(memory, "memory")
         self.certify = true_or_false(certify, "certify")
 
@@ -202,21 +252,23 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
             flow warns once; it warns again after a change of F, of the cells, or of
             `dt` by half. The certificate reports the blur of each step.
         """
-        dt = self._admit(F, mu, dt, GridDensity)
-        refuse_obstacles(mu, "GridSinkhorn")
+        dt, terms = self._admit_cells(F, mu, dt)
         before = float(F.value(mu))
-        solution = self._solved(F, mu, dt, warm)
+        kept = _fitting(warm, mu)
+        solution = self._solved(terms, mu, dt, kept)
         known = solution.certificate(F, before, duality=self.certify)
+        rose = not known["energy_after"] <= before
         # A step that neither converged nor lowered F is worse than none.
-        if not known.converged and not known["energy_after"] <= before:
+        if rose and not known.converged:
             own = replace(known.details, w2_upper=0.0 if self.certify else None)
             stayed = replace(known, energy_after=before, w2=0.0, details=own)
             return ProxResult(mu, certificate=stayed)
-        told = warm.told if isinstance(warm, Warm) and warm.fits(mu) else None
-        told = warn_of_blur(known, F, solution.problem, told)
-        kept = Warm(solution.problem, solution.iterate, told)
+        told = None if kept is None else kept.told
+        if known.details.blurred or (rose and not known.certified):
+            told = warn_of_blur(known, F, solution.problem, told)
+        warm = Warm(solution.problem, solution.iterate, told)
         nu = mu.moved(solution.measure.weights)
-        return ProxResult(nu, kept, certificate=known)
+        return ProxResult(nu, warm, certificate=known)
 
     def differentiable_step(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any = None
@@ -253,45 +305,45 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
         NotConverged
             If the step, or the adjoint equation in the backward pass, did not converge.
         """
-        dt = self._admit(F, mu.detach(), dt, GridDensity)
-        refuse_obstacles(mu, "GridSinkhorn")
+        dt, terms = self._admit_cells(F, mu.detach(), dt)
         with torch.no_grad():
             start = mu.with_free_weights(mu.weights.detach())
-            found = self._solved(F, start, dt, warm)
-        return attach(found.problem, found.iterate, mu, tolerance=self._tolerance(mu))
+            found = self._solved(terms, start, dt, _fitting(warm, mu))
+        return attach(found, mu, tolerance=self._tolerance(mu))
 
     # Parts ----------------------------------------------------------------------------
 
-    def _solved(self, F: Functional, mu: GridDensity, dt: float, warm: Any) -> Solution:
+    def _solved(
+        self, terms: Terms, mu: GridDensity, dt: float, warm: Warm | None
+    ) -> _Solution:
         """Return the step with the given eps, or with the default that fits.
 
-        The choice is made here for certified and for differentiable steps alike.
+        Certified and differentiable steps have the same eps.
         """
-        terms = sort_terms(F, mu.dim)
         eps = variance_of(mu, dt, terms, self.eps)
         first = self._with_eps(terms, mu, dt, warm, eps)
-        finer = finer_eps(mu, terms, self.eps, eps)
-        if finer is None or not first.blur[1]:
+        # A default eps is wide for speed. A step that it blurs is repeated with the
+        # least eps, which a negative entropy may not bear.
+        least, is_default = least_eps(mu), self.eps is None and terms.temperature >= 0
+        if not (is_default and eps > FINER * least and first.blur[1]):
             return first
-        again = self._with_eps(terms, mu, dt, warm, finer)
+        again = self._with_eps(terms, mu, dt, warm, least)
         spent = first.iterations + again.iterations
         return replace(again if again.converged else first, iterations=spent)
 
     def _with_eps(
-        self, terms: Terms, mu: GridDensity, dt: float, warm: Any, eps: float
-    ) -> Solution:
+        self, terms: Terms, mu: GridDensity, dt: float, warm: Warm | None, eps: float
+    ) -> _Solution:
         """Return the step with this eps."""
-        kept = warm if isinstance(warm, Warm) and warm.fits(mu) else None
-        problem = pose(terms, mu, dt, eps, kept)
+        problem = pose(terms, mu, dt, eps, None if warm is None else warm.problem)
         tolerance, budget = self._tolerance(mu), self.max_iterations
         rest = terms.nonlocal_part
+        plan: Plan
         if rest is None:
-            solved = iterate(
-                problem, kept, memory=self.memory, tolerance=tolerance, budget=budget
-            )
-            problem, now, spent = solved.problem, solved.iterate, solved.used
+            plan = solved = iterate(problem, warm, self.memory, tolerance, budget)
+            spent = solved.used
         else:
-            local = Local(problem, kept, self.memory)
+            local = Local(problem, warm, self.memory)
             outcome = minimise_nonlocal(
                 rest,
                 mu,
@@ -301,8 +353,202 @@ class GridSinkhorn(ProximalSolver[GridDensity]):
                 tolerance=tolerance,
                 budget=budget,
             )
-            (problem, now), spent = local.finish(outcome), outcome.spent
-        return Solution(problem, now, spent, now.residual <= tolerance, self.memory)
+            plan, spent = local.finish(outcome), outcome.spent
+        now = plan.iterate
+        return _Solution(
+            plan.problem, now, spent, now.residual <= tolerance, self.memory
+        )
 
     def _tolerance(self, mu: GridDensity) -> float:
+        # In a long sum of masses the residual does not fall below round-off.
         return max(self.tolerance, 1e3 * torch.finfo(mu.dtype).eps)
+
+
+@dataclass(frozen=True)
+class Warm(Plan):
+    """The plan of the last step, and what was told of its blur in this flow."""
+
+    told: Told | None
+
+
+def _fitting(warm: Any, mu: GridDensity) -> Warm | None:
+    """Return the state of an earlier step if its arrays are on the same cells."""
+    if not isinstance(warm, Warm):
+        return None
+    old = warm.problem.source
+    alike = (old.box, old.dtype, old.device) == (mu.box, mu.dtype, mu.device)
+    return warm if alike and torch.equal(old.is_free, mu.is_free) else None
+
+
+# Certificates -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Solution(Plan):
+    """The plan of a step, and what is known of it.
+
+    Parameters
+    ----------
+    problem, iterate : Scaling, Iterate
+        The plan.
+    iterations : int
+        Evaluations of the map.
+    converged : bool
+        Whether the residual met the tolerance.
+    memory : int
+        Differences that the acceleration keeps in the solves that measure the blur.
+    """
+
+    iterations: int
+    converged: bool
+    memory: int
+
+    @cached_property
+    def own(self) -> Tensor:
+        """The potential of the debiased cost of the new density to itself."""
+        log_density = self.iterate.log_density
+        return self.problem.potential_at(self._own_scaling, log_density)
+
+    @cached_property
+    def _own_scaling(self) -> Tensor:
+        log_density = self.iterate.log_density
+        return self._swept(0.5 * log_density, log_density, SWEEPS)
+
+    @cached_property
+    def blur(self) -> tuple[float, bool]:
+        r"""The distance by which the blur moves the step, and whether it is too large.
+
+        Let :math:`\varphi` be the potential of the debiased cost at :math:`\nu`. The
+        step is :math:`\nabla\varphi = -dt\,\nabla F'[\nu]`. The debiased cost of
+        :math:`\nu` to itself also has a potential :math:`\varphi_\nu`; the exact
+        distance has none. So :math:`\|\nabla\varphi_\nu\|_{L^2(\nu)}` is the pull of
+        the blur. To leading order :math:`\varphi_\nu = \tfrac{\varepsilon^2}4
+        \Delta\sqrt\nu/\sqrt\nu`. The parts of F pull with :math:`dt\,\|\nabla V\|` and
+        so on; at rest they cancel.
+
+        A blur that pulls with less than `MOST_BLUR` of the strongest part of F is
+        small, whatever the response; then the distance is its pull. Else
+        `response_to_blur` measures the distance.
+        """
+        problem, nu = self.problem, self.measure
+        V = potential_of(problem.source, problem.terms)
+        total = self.potential / problem.dt + problem.potential
+        parts = (V, problem.potential - V, total)
+        pull = problem.dt * max(_length(nu, f) for f in parts)
+        blur = _length(nu, self.own)
+        # One sweep more halves the error at least. So the error of the pull is at most
+        # twice the change by it.
+        log_density = self.iterate.log_density
+        log_a = self._swept(self._own_scaling, log_density, 1)
+        more = problem.potential_at(log_a, log_density)
+        left = SWEPT * _length(problem.source, more - self.own)
+        if blur <= MOST_BLUR * pull + left:
+            return blur, False
+        return response_to_blur(self, self.own, blur, pull, self.memory)
+
+    def certificate(
+        self, F: Functional, before: float, *, duality: bool
+    ) -> Certificate:
+        """Return the certificate that `GridSinkhorn` documents."""
+        problem, nu = self.problem, self.measure
+        mu, dt = problem.source, problem.dt
+        after = float(F.value(nu))
+        log_a = self._swept(0.5 * problem.log_source, problem.log_source, SWEEPS)
+        old = problem.potential_at(log_a, problem.log_source)
+        costs = self.own.reshape(-1) * nu.weights + old.reshape(-1) * mu.weights
+        bias = float(costs.sum(dtype=torch.float64)) / dt
+        if mu.dim == 1:
+            w2: float | None = distance_along_axes(mu, nu)
+        else:
+            w2 = _trusted_distance(mu, 2 * self.cost(), 2 * dt * bias)
+        upper = bound = None
+        if duality:
+            log_b = problem.log_source - self.iterate.image
+            cost = problem.kernel.squared_distance(
+                self.iterate.log_a, log_b, safely=problem.safely
+            )
+            upper = math.sqrt(cost)
+            if self.converged:
+                bound = self._bound(F, after + cost / (2 * dt))
+        claim = "optimal" if problem.terms.nonlocal_part is None else "stationary"
+        blur, blurred = self.blur
+        claim = "none" if blurred else claim if bound is None else "exact"
+        round_off = ROUND_OFF * torch.finfo(mu.dtype).eps
+        return certify(
+            energy_before=before,
+            energy_after=after,
+            dt=dt,
+            w2=w2,
+            residual=self.iterate.residual,
+            converged=self.converged,
+            guarantee=claim,
+            bound=bound,
+            noise=self._noise() + round_off * max(abs(before), abs(after)),
+            iterations=self.iterations,
+            details=GridSinkhornDetails(
+                upper, problem.safely, problem.kernel.eps, bias, blur, blurred
+            ),
+        )
+
+    def _swept(self, log_a: Tensor, log_density: Tensor, sweeps: int) -> Tensor:
+        r"""Return a further iterate for :math:`a\,Ka = \rho`.
+
+        The mean of :math:`2\varepsilon(\log a - \tfrac12\log\rho)` over :math:`\rho` is
+        the debiased cost of :math:`\rho` to itself.
+        """
+        empty = log_density == -math.inf
+        for _ in range(sweeps):
+            image = self.problem.convolve(log_a)
+            log_a = 0.5 * (log_a + log_density - image).masked_fill(empty, -math.inf)
+        return log_a
+
+    def _noise(self) -> float:
+        r"""Return the error that the residual leaves in the energies, as measured.
+
+        The new density is known twice, as that of the iterate and as the second
+        marginal of the plan. The first variation turns the difference of the two into
+        an energy. The other part is the rise of the dual value that is still to come,
+        by its slope.
+        """
+        problem, iterate = self.problem, self.iterate
+        masses = self.measure.weights.reshape(self.measure.shape)
+        volume = problem.kernel.box.cell_volume
+        off = (iterate.log_density.exp() * volume - masses).abs()
+        phi = (self.potential - (masses * self.potential).sum()).abs()
+        left = problem.kernel.eps * (iterate.slope * iterate.change).abs()
+        total = off * phi + left + iterate.residual * masses * phi
+        return SAFE * float(total.sum(dtype=torch.float64)) / problem.dt
+
+    def _bound(self, F: Functional, primal: float) -> float | None:
+        """Return a bound on the distance to the exact step, None if there is none."""
+        terms, mu, dt = self.problem.terms, self.problem.source, self.problem.dt
+        modulus = F.modulus(mu.dim)
+        if terms.interactions or terms.others or modulus is None:
+            return None
+        posed = DualProblem.of(terms, mu, self.problem.potential.reshape(-1), dt)
+        phi = self.potential.reshape(-1).double()
+        value, unseen = dual_value(posed, -phi / dt - posed.V)
+        if value is None:
+            return None
+        V = torch.where(mu.is_free, posed.V, math.nan).reshape(mu.shape)
+        masses = self.measure.weights.reshape(mu.shape)
+        return distance_bound(primal - value + unseen, masses, V, modulus, dt)
+
+
+def _trusted_distance(mu: GridDensity, cost: float, bias: float) -> float | None:
+    r"""Return the root of cost - bias where that can be trusted, else None.
+
+    The cost is that of debiased entropic transport, twice; its bias is known to leading
+    order. What is left is taken to be no more than the bias itself: if that could move
+    the distance by more than a cell and 5 %, the estimate is not given.
+    """
+    estimate = math.sqrt(max(0.0, cost - bias))
+    most, least = math.sqrt(max(0.0, cost)), math.sqrt(max(0.0, cost - 2 * bias))
+    off = max(most - estimate, estimate - least)
+    known = off <= max(*mu.box.spacing, SHARE * estimate)
+    return estimate if known else None
+
+
+def _length(nu: GridDensity, f: Tensor) -> float:
+    """Return the norm of the gradient of f in L2 of a density."""
+    return float(nu.norm(nu.box.gradient(f)))

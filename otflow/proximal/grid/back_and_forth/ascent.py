@@ -1,6 +1,8 @@
-"""Dual steps with a convex interaction: Newton's method for one concave dual."""
+"""Dual steps with nonlocal terms: Newton's method for one dual of the whole."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -19,27 +21,30 @@ SHORTER, THEIRS = 0.4, 0.5
 LESS, MORE = 0.25, 4.0
 # The ascent ends if PATIENCE steps do not cut the residual to PROGRESS.
 PATIENCE, PROGRESS = 12, 0.5
+# No two densities have a larger residual. Beyond, the dual rises without end, as it may
+# if G is concave.
+MOST = 4.0
 
 
 def ascend(
     coupled: Coupled, joint: Joint, tolerance: float, limit: int
 ) -> tuple[Joint, int]:
-    r"""Raise the dual of a local problem and a convex quadratic term, by Newton steps.
+    r"""Raise the dual of a step with nonlocal terms by Newton steps.
 
-    Let :math:`G'[m] = Km` with K positive. The step minimises :math:`E(\nu) + G(\nu)`.
-    Its dual in the potential and in masses m,
+    The step minimises :math:`E(\nu) + G(\nu)`. Its dual in the potential and in masses
+    m is
 
-    .. math:: \int\phi^c d\mu - \int U^*(-\phi - V - Km) - \tfrac12\int m\,Km,
+    .. math:: \int\phi^c d\mu - \int U^*(-\phi - V - G'[m]) + G(m) - \int m\,G'[m].
 
-    is concave in both. A step follows one line in both and is shortened where the slope
-    along the line turns. The masses of Newton's step are those that the potential
-    brings, to first order; so the system is that of `Coupled`. If K is not positive the
-    dual need not rise, and the caller compares objectives.
+    For a quadratic convex G it is concave in both. A step follows one line in both and
+    is shortened where the slope along the line turns. The masses of Newton's step are
+    those that the potential brings, to first order; so the system is that of `Coupled`.
+    For other G the dual need not rise, and the caller compares objectives.
 
     Parameters
     ----------
     coupled : Coupled
-        The problem; its G is quadratic.
+        The problem.
     joint : Joint
         The start.
     tolerance : float
@@ -59,19 +64,16 @@ def ascend(
     damping = 0.0 if is_line else 1.0
     best, steps, last = joint, 0, 0
     goal = PROGRESS * joint.residual
-    slope = joint.problem.V - coupled.problem.V
     while best.residual > tolerance and steps < limit and steps - last < PATIENCE:
-        change, moved = coupled.direction(joint, damping, coupled.product)
+        change, moved = coupled.direction(joint, damping)
         finite = torch.isfinite(change) & torch.isfinite(moved)
         if not bool(finite.all()):
             break
-        bend = coupled.product(moved)
         steps += 1
-        found = _search(coupled, joint, slope, change, moved, bend)
-        if found is None:
+        found = _search(coupled, joint, change, moved)
+        if found is None or found[0].residual > MOST:
             break
         joint, length = found
-        slope = slope + length * bend
         damping = min(1.0, damping * (LESS if length >= 1.0 else MORE))
         if joint.residual < best.residual:
             best = joint
@@ -81,26 +83,19 @@ def ascend(
 
 
 def _search(
-    coupled: Coupled,
-    joint: Joint,
-    slope: Tensor,
-    change: Tensor,
-    moved: Tensor,
-    bend: Tensor,
+    coupled: Coupled, joint: Joint, change: Tensor, moved: Tensor
 ) -> tuple[Joint, float] | None:
     """Return a point along a direction where the dual almost turns; None if none."""
+    bend = coupled.second(joint.masses, moved)
     slopes, tried = _slopes(coupled, joint, change, bend), joint
 
     def trial(length: float) -> tuple[Joint, float, bool]:
         nonlocal slopes, tried
-        tried = coupled.at(
-            joint.phi + length * change,
-            joint.masses + length * moved,
-            slope + length * bend,
-        )
+        masses = joint.masses + length * moved
+        tried = coupled.at(joint.phi + length * change, masses)
         slopes = _slopes(coupled, tried, (tried.phi - joint.phi) / length, bend)
         good = tried.residual <= CONTRACTION * joint.residual
-        return tried, float(slopes.sum()), good
+        return tried, sign * float(slopes.sum()), good
 
     def shortened() -> bool:
         # An empty cell wins mass at once when its potential passes those of its
@@ -113,8 +108,14 @@ def _search(
             change = torch.where(filled, SHORTER * change, change)
         return theirs
 
-    found, length, _ = turning_point(trial, float(slopes.sum()), shortened)
-    return None if found is None else (found, length)
+    start = float(slopes.sum())
+    # The dual of a concave G has a saddle: it may fall to the point where it turns, if
+    # the residual falls too.
+    sign = math.copysign(1.0, start)
+    found, length, _ = turning_point(trial, abs(start), shortened)
+    if found is None or (sign < 0 and found.residual > joint.residual):
+        return None
+    return found, length
 
 
 def _filled(old: Iterate, new: Iterate, slopes: Tensor) -> Tensor:

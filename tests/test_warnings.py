@@ -1,0 +1,152 @@
+"""Every warning points at the line of the user's own code that called otflow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.errors import (
+    BlurWarning,
+    BoxWarning,
+    KernelWarning,
+    NotConvergedWarning,
+)
+from otflow.proximal import GridSinkhorn, ParticleProximal, ProxResult, certify
+from tests import conftest
+
+F64 = torch.float64
+SQUARE = of.Potential(lambda x: x.square().sum(-1), modulus=2.0)
+CLOUD = of.Particles(torch.tensor([[0.0], [1.0], [3.0]], dtype=F64))
+
+
+def bell(lower, upper, n=40):
+    return of.GridDensity.from_function(
+        lambda x: (-x.square().sum(-1)).exp(), lower, upper, n, dtype=F64
+    )
+
+
+def narrow(z):
+    return -(-1e8 * z.square().sum(-1)).exp()
+
+
+def off_centre(z):
+    return -(-1e4 * (z.norm(dim=-1) - 1).square()).exp()
+
+
+class Reporting(of.schemes.Scheme):
+    """A scheme with a word of the last release in its report."""
+
+    def step(self, F, mu, dt, state, generator):
+        info = {"energy": F.value(mu)}
+        return of.schemes.Step(mu.push(F.velocity(mu), dt), state, info)
+
+
+def a_class_with_an_old_word():
+    class Old(of.Functional):
+        def value(self, mu):
+            return mu.expectation(lambda x: x[..., 0])
+
+        def modulus_in(self, dim):
+            return 0.0
+
+
+CASES = {
+    "box": (BoxWarning, lambda: bell(-0.5, 0.5)),
+    "box, in a flow": (
+        BoxWarning,
+        lambda: of.flow(
+            of.Potential(lambda x: -9 * x[..., 0]),
+            bell(-6, 6),
+            of.ExplicitEuler(),
+            dt=0.01,
+            steps=40,
+        ),
+    ),
+    "kernel, grid": (
+        KernelWarning,
+        lambda: of.Interaction(off_centre).value(bell(-4, 4)),
+    ),
+    "kernel, gaussian": (
+        KernelWarning,
+        lambda: of.Interaction(narrow).value(
+            of.Gaussian(torch.zeros(1, dtype=F64), torch.eye(1, dtype=F64))
+        ),
+    ),
+    "blur": (
+        BlurWarning,
+        lambda: of.flow(
+            SQUARE, bell(-4, 4), of.JKO(GridSinkhorn(eps=1.0)), dt=0.01, steps=1
+        ),
+    ),
+    "not converged": (
+        NotConvergedWarning,
+        lambda: of.flow(
+            of.Potential(lambda x: x.square().square().sum(-1)),
+            CLOUD,
+            of.JKO(ParticleProximal(max_gradients=2)),
+            dt=100.0,
+            steps=1,
+        ),
+    ),
+    "old option": (
+        DeprecationWarning,
+        lambda: CLOUD.interaction(lambda z: z.square().sum(-1), diagonal=False),
+    ),
+    "old word": (DeprecationWarning, lambda: SQUARE.displacement_modulus),
+    "old override": (DeprecationWarning, a_class_with_an_old_word),
+    "old solver": (DeprecationWarning, lambda: ParticleProximal(blur=0.1)),
+    "old result": (
+        DeprecationWarning,
+        lambda: ProxResult(
+            CLOUD,
+            None,
+            3,
+            1e-9,
+            certify(
+                energy_before=2.0,
+                energy_after=1.0,
+                dt=0.5,
+                w2=0.5,
+                residual=1e-9,
+                converged=True,
+                guarantee="stationary",
+                iterations=3,
+            ),
+        ),
+    ),
+    "old report": (
+        DeprecationWarning,
+        lambda: of.flow(SQUARE, CLOUD, Reporting(), dt=0.1, steps=1),
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "cause"), CASES.values(), ids=CASES.keys())
+def test_a_warning_points_at_the_users_code(kind, cause):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cause()
+    places = {w.filename for w in caught if issubclass(w.category, kind)}
+    # conftest.py wraps some calls, to watch them.
+    assert places
+    assert places <= {__file__, conftest.__file__}
+
+
+def test_a_script_sees_that_a_word_is_old():
+    script = (
+        "import torch, otflow as of\n"
+        "class Mine(of.schemes.Scheme):\n"
+        "    def step(self, F, mu, dt, state, generator):\n"
+        "        return of.schemes.Step(mu, state, {'energy': F.value(mu)})\n"
+        "F = of.Potential(lambda x: x.square().sum(-1))\n"
+        "of.flow(F, of.Particles(torch.ones(2, 1)), Mine(), dt=0.1, steps=1)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, timeout=120
+    )
+    assert "<string>:4: DeprecationWarning" in run.stderr.decode()
