@@ -32,7 +32,7 @@ __all__ = [
     "positive",
     "real",
     "seed_and_stream",
-    "switch",
+    "true_or_false",
     "unit_of",
 ]
 
@@ -203,6 +203,14 @@ def check_function(value: Any, demand: str) -> None:
         raise TypeError(msg)
 
 
+def true_or_false(value: Any, name: str) -> bool:
+    """Return a bool; anything else raises TypeError."""
+    if not isinstance(value, bool):
+        msg = f"{name} must be True or False, got {value!r}"
+        raise TypeError(msg)
+    return value
+
+
 def real(value: Any, name: str) -> float:
     """Return a finite real number as a float; bool and str raise TypeError."""
     if type(value) is float and math.isfinite(value):  # the good case, of every step
@@ -218,14 +226,6 @@ def real(value: Any, name: str) -> float:
         msg = f"{name} must be finite, got {number}"
         raise ValueError(msg)
     return number
-
-
-def switch(value: Any, name: str) -> bool:
-    """Return a bool; a number or a word that stands for one raises TypeError."""
-    if not isinstance(value, bool):
-        msg = f"{name} must be True or False, got {value!r}"
-        raise TypeError(msg)
-    return value
 
 
 def positive(value: Any, name: str, *, or_zero: bool = False) -> float:

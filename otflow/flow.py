@@ -15,6 +15,7 @@ from otflow._autodiff import unmodified
 from otflow._progress import progress_bar
 from otflow._typing import Seed
 from otflow._validation import (
+    check_function,
     check_kind,
     non_negative_int,
     positive,
@@ -134,9 +135,8 @@ def flow(
     every = non_negative_int(every, "every", minimum=1)
     mu = mu.detach()
     end = math.inf if until is None else positive(until, "until", or_zero=True)
-    if stop is not None and not callable(stop):
-        msg = f"stop must be a predicate on a Step, got {type(stop).__name__}"
-        raise TypeError(msg)
+    if stop is not None:
+        check_function(stop, "stop must be a predicate on a Step")
     recorder = _Recorder(F, mu, scheme, record)
     recorder.seed, source = seed_and_stream(generator, mu.device)
 
@@ -251,12 +251,9 @@ class _Recorder(Generic[M]):
             if name == "energy":
                 msg = "the record name 'energy' is taken: the energy is always recorded"
                 raise ValueError(msg)
-            if not callable(function):
-                msg = (
-                    f"record[{name!r}] must be a function of the measure, "
-                    f"got {type(function).__name__}"
-                )
-                raise TypeError(msg)
+            check_function(
+                function, f"record[{name!r}] must be a function of the measure"
+            )
         self.functional, self.scheme, self.functions = F, scheme, record
         self.seed = 0
         self.previous = self.current = _Moment(0.0, mu)

@@ -281,7 +281,7 @@ class Internal(Functional):
         """Return U' and U'', from one evaluation if both come from autograd."""
         own = type(self)
         if own.slope is Internal.slope and own.curvature is Internal.curvature:
-            return entrywise_derivatives(self._energy, r)
+            return entrywise_derivatives(self._energy, r)[1:]
         return self.slope(r), self.curvature(r)
 
     def _check_convex(self, like: Tensor) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from otflow._answers import check_dtype
+from otflow._answers import check_dtype, check_map
 from otflow._typing import ArrayLike
-from otflow._validation import check_function, switch
+from otflow._validation import check_function, true_or_false
 from otflow.errors import InvalidFunctional
 from otflow.meanfield.network import Network
 from otflow.meanfield.units import Elementwise, as_activation
@@ -86,7 +86,7 @@ class TwoLayer(Network):
     ) -> None:
         super().__init__(outputs, scaling, offset)
         self.activation = as_activation(activation)
-        self.bias = switch(bias, "bias")
+        self.bias = true_or_false(bias, "bias")
 
     def split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return the outer and the inner weights of neurons.
@@ -126,15 +126,8 @@ class TwoLayer(Network):
     def hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
         z = inputs @ self.split(theta)[1].T
         h = self.activation(z)
-        if not isinstance(h, Tensor) or h.shape != z.shape or h.dtype != z.dtype:
-            kind = type(h).__name__
-            got = f"{tuple(h.shape)} of {h.dtype}" if isinstance(h, Tensor) else kind
-            msg = (
-                f"an activation acts entry by entry: it must map {tuple(z.shape)} of "
-                f"{z.dtype} to the same, got {got}"
-            )
-            raise InvalidFunctional(msg)
-        return h
+        what = "an activation acts entry by entry: it"
+        return check_map(h, z, z.shape, what, "arguments z", "torch.tanh is one")
 
     def sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
         a, _ = self.split(theta)

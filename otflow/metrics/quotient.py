@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from otflow._validation import unit_of
+from otflow._validation import check_function, unit_of
 from otflow.metrics.assignment import (
     assignment,
     check_pairs,
@@ -213,12 +213,11 @@ def _match(
 
 
 def _distances(ground: GroundMetric, x: Tensor, y: Tensor) -> Tensor:
-    if not callable(ground):
-        msg = (
-            f"ground must be a function (N, p), (N, p) -> (N, N), got "
-            f"{type(ground).__name__}; e.g. lambda x, y: torch.cdist(x, y, p=1.0)"
-        )
-        raise TypeError(msg)
+    demand = (
+        "ground must be a function (N, p), (N, p) -> (N, N), such as "
+        "lambda x, y: torch.cdist(x, y, p=1.0)"
+    )
+    check_function(ground, demand)
     d = ground(x, y)
     if not isinstance(d, Tensor) or d.shape != (len(x), len(y)):
         got = tuple(d.shape) if isinstance(d, Tensor) else type(d).__name__

@@ -1,4 +1,4 @@
-"""GMRES, for matrices that are known by their products with vectors."""
+"""Conjugate gradients and GMRES, for matrices known by products with vectors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["gmres"]
+__all__ = ["conjugate_gradients", "gmres"]
 
 # This GMRES works on tensors of any device. SciPy's takes arrays of the CPU: each
 # product on a GPU would copy vectors there and back.
@@ -15,6 +15,69 @@ __all__ = ["gmres"]
 # A direction is exhausted if orthogonalisation leaves less than this share of it: the
 # rest is round-off.
 EXHAUSTED = 1e-14
+
+
+def conjugate_gradients(
+    times: Callable[[Tensor, Tensor], Tensor],
+    solve: Callable[[Tensor], Tensor | None],
+    right: Tensor,
+    accuracy: float,
+    limit: int,
+) -> Tensor:
+    """Solve A x = b by conjugate gradients with a preconditioner M.
+
+    The search stops along negative curvature. The solution so far is a direction of
+    descent.
+
+    Parameters
+    ----------
+    times : callable
+        Takes p and M p to A p. What M holds exactly then meets no round-off of a
+        product.
+    solve : callable
+        Returns the z with M z = r, or None if M is singular to round-off.
+    right : Tensor
+        The right-hand side b.
+    accuracy : float
+        Stop when the residual, in the norm of the inverse of M, is below this share.
+    limit : int
+        Most products with A.
+
+    Returns
+    -------
+    Tensor
+        The solution; zero if the first curvature is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from otflow.numerics.krylov import conjugate_gradients
+    >>> A = torch.tensor([[2.0, 1.0], [1.0, 4.0]], dtype=torch.float64)
+    >>> b = torch.tensor([4.0, 9.0], dtype=torch.float64)
+    >>> x = conjugate_gradients(lambda p, _: A @ p, lambda r: r, b, 1e-10, 5)
+    >>> [round(a, 6) for a in x.tolist()]
+    [1.0, 2.0]
+    """
+    x, r, z = torch.zeros_like(right), right, solve(right)
+    if z is None:
+        return x
+    p, image, square = z, r, float((r * z).sum())
+    target = accuracy**2 * square
+    for _ in range(limit):
+        product = times(p, image)
+        curvature = float((p * product).sum())
+        if not curvature > 0:
+            break
+        length = square / curvature
+        x, r = x + length * p, r - length * product
+        z = solve(r)
+        if z is None:
+            break
+        before, square = square, float((r * z).sum())
+        if square <= target:
+            break
+        p, image = z + (square / before) * p, r + (square / before) * image
+    return x
 
 
 def gmres(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow._validation import positive, switch
+from otflow._validation import positive, true_or_false
 from otflow._warn import warn
 from otflow.functionals import Functional
 from otflow.measures import Particles
@@ -175,7 +175,7 @@ class ParticleProximal(TangentProximal[Particles]):
         super().__init__(
             tolerance=tolerance, max_gradients=max_gradients, memory=memory
         )
-        self.certify = switch(certify, "certify")
+        self.certify = true_or_false(certify, "certify")
         self.blur = None if blur is None else positive(blur, "blur")
         if blur is not None:
             msg = (

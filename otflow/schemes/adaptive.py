@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow._validation import check_kind, positive, switch
+from otflow._validation import check_function, check_kind, positive, true_or_false
 from otflow.errors import Diverged, NonFinite, NotConverged, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure
@@ -122,14 +122,11 @@ class Adaptive(Scheme):
         check_kind(scheme, Scheme, "scheme")
         self.scheme = scheme
         self.tolerance = positive(tolerance, "tolerance")
-        if distance is not None and not callable(distance):
-            msg = (
-                f"distance must be a function of two measures, got "
-                f"{type(distance).__name__}; e.g. otflow.metrics.wasserstein2"
-            )
-            raise TypeError(msg)
+        if distance is not None:
+            demand = "distance must be a function of two measures, such as "
+            check_function(distance, demand + "otflow.metrics.wasserstein2")
         self.distance = distance
-        self.descent = switch(descent, "descent")
+        self.descent = true_or_false(descent, "descent")
         self.min_dt = None if min_dt is None else positive(min_dt, "min_dt")
 
     @property

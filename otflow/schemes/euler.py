@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from otflow._validation import non_negative_int, real, switch
+from otflow._validation import non_negative_int, real, true_or_false
 from otflow.errors import Diverged, NonFinite
 from otflow.functionals import Functional
 from otflow.measures import Measure
@@ -81,7 +80,7 @@ class ExplicitEuler(Scheme):
         sufficient_decrease: float = 0.1,
         max_halvings: int = 60,
     ) -> None:
-        self.backtracking = switch(backtracking, "backtracking")
+        self.backtracking = true_or_false(backtracking, "backtracking")
         self.sufficient_decrease = real(sufficient_decrease, "sufficient_decrease")
         if not 0 < self.sufficient_decrease < 1:
             msg = f"sufficient_decrease must lie in (0, 1), got {sufficient_decrease}"
@@ -97,7 +96,7 @@ class ExplicitEuler(Scheme):
         generator: torch.Generator,
     ) -> Step[Any]:
         energy, velocity = F.value_and_velocity(mu)
-        start = energy.item()
+        start = energy.detach().item()
         if not self.backtracking:
             info = Certificate.lean(energy_before=start)
             return Step(mu.push(velocity, dt), state, info, energy)
@@ -109,10 +108,12 @@ class ExplicitEuler(Scheme):
             halvings += 1
         for k in range(halvings, self.max_halvings + 1):
             trial = dt * 0.5**k
-            moved = _try_push(mu, velocity, trial)
-            if moved is None:
+            try:
+                moved = mu.push(velocity, trial)
+                with torch.no_grad():
+                    value = float(F.value(moved))
+            except (Diverged, NonFinite):
                 continue
-            value = _try_value(F, moved)
             if value <= start - self.sufficient_decrease * trial * speed:
                 short = trial <= SHORT * past.longest
                 flat = trial * speed <= FLAT * (past.first - start)
@@ -155,20 +156,3 @@ class _Past(NamedTuple):
     dt: float
     longest: float
     first: float
-
-
-def _try_push(mu: Measure, velocity: Any, dt: float) -> Measure | None:
-    """Return the pushed measure, None if it is not finite."""
-    try:
-        return mu.push(velocity, dt)
-    except Diverged:
-        return None
-
-
-def _try_value(F: Functional, mu: Measure) -> float:
-    """Return the energy, inf if F is not finite."""
-    try:
-        with torch.no_grad():
-            return float(F.value(mu))
-    except NonFinite:
-        return math.inf

@@ -11,7 +11,13 @@ from torch import Tensor
 from otflow._autodiff import value_and_gradient
 from otflow._graphs import refuse_graph
 from otflow._typing import ArrayLike, Ground, Value
-from otflow._validation import as_float_tensor, check_generator, positive, real, switch
+from otflow._validation import (
+    as_float_tensor,
+    check_generator,
+    positive,
+    real,
+    true_or_false,
+)
 from otflow.errors import Diverged, NonFinite
 from otflow.kernels import Kernel
 from otflow.measures.base import Measure, keep_immutable, value_of
@@ -140,7 +146,7 @@ class GridDensity(Measure):
         box = Box.of(lower, upper, tuple(rho.shape))
         free = free_cells(obstacles, rho)
         weights = masses_of(rho, box, free, normalize=normalize)
-        switch(walls, "walls")
+        true_or_false(walls, "walls")
         points = box.centres(weights.detach())
         self._hold(points=points, weights=weights, box=box, is_free=free, walls=walls)
         check_border(box, weights, free, walls=walls)

@@ -167,38 +167,8 @@ class _Polynomial:
             raise _NotShownError
         return _Polynomial(self._value[index], self._degree)
 
-    def __add__(self, other: Any) -> _Polynomial:
-        return self._apply("add", torch.add, (self, other), {})
-
-    def __radd__(self, other: Any) -> _Polynomial:
-        return self._apply("add", torch.add, (other, self), {})
-
     def __neg__(self) -> _Polynomial:
         return _Polynomial(-self._value, self._degree)
-
-    def __sub__(self, other: Any) -> _Polynomial:
-        return self._apply("sub", torch.sub, (self, other), {})
-
-    def __rsub__(self, other: Any) -> _Polynomial:
-        return self._apply("sub", torch.sub, (other, self), {})
-
-    def __mul__(self, other: Any) -> _Polynomial:
-        return self._apply("mul", torch.mul, (self, other), {})
-
-    def __rmul__(self, other: Any) -> _Polynomial:
-        return self._apply("mul", torch.mul, (other, self), {})
-
-    def __truediv__(self, other: Any) -> _Polynomial:
-        return self._apply("div", torch.div, (self, other), {})
-
-    def __pow__(self, exponent: Any) -> _Polynomial:
-        return self._apply("pow", torch.pow, (self, exponent), {})
-
-    def __matmul__(self, other: Any) -> _Polynomial:
-        return self._apply("matmul", torch.matmul, (self, other), {})
-
-    def __rmatmul__(self, other: Any) -> _Polynomial:
-        return self._apply("matmul", torch.matmul, (other, self), {})
 
     def _look(self, *_: Any) -> NoReturn:
         raise _NotShownError
@@ -206,6 +176,21 @@ class _Polynomial:
     __bool__ = __float__ = __int__ = __index__ = __array__ = _look
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _look
     __hash__ = _look
+
+
+def _operator(name: str, function: Callable[..., Any], turned: bool) -> Any:
+    def operator(self: _Polynomial, other: Any) -> _Polynomial:
+        args = (other, self) if turned else (self, other)
+        return _Polynomial._apply(name, function, args, {})
+
+    return operator
+
+
+for _name in ("add", "sub", "mul", "div", "pow", "matmul"):
+    _word = "truediv" if _name == "div" else _name
+    for _turned in (False, True):
+        _method = _operator(_name, getattr(torch, _name), _turned)
+        setattr(_Polynomial, f"__{'r' * _turned}{_word}__", _method)
 
 
 def polynomial_degree(f: Ground, like: Tensor) -> int | None:

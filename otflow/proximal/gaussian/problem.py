@@ -10,6 +10,7 @@ from torch import Tensor
 from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.functionals import Entropy, Functional, Sum
 from otflow.measures import Gaussian
+from otflow.numerics.krylov import conjugate_gradients
 from otflow.proximal.gaussian.maps import (
     OptimalMaps,
     entropy_gradient,
@@ -190,21 +191,12 @@ def newton_step(
     Tensor, shape (1 + d, d)
         The step; -gradient where the first curvature is not positive.
     """
-    residual = -gradient
-    step, direction = torch.zeros_like(residual), residual
-    square = float((residual * residual).sum())
     # Products come from differences, which hold half of the digits.
-    target = max(accuracy, 1e-5) ** 2 * square
-    for _ in range(min(problem.maps.degrees, budget)):
-        product = problem.hessian(point, direction)
-        curvature = float((direction * product).sum())
-        if not curvature > 0:
-            break
-        length = square / curvature
-        step = step + length * direction
-        residual = residual - length * product
-        previous, square = square, float((residual * residual).sum())
-        if square <= target:
-            break
-        direction = residual + (square / previous) * direction
+    step = conjugate_gradients(
+        lambda direction, _: problem.hessian(point, direction),
+        lambda residual: residual,
+        -gradient,
+        max(accuracy, 1e-5),
+        min(problem.maps.degrees, budget),
+    )
     return step if bool(step.any()) else -gradient

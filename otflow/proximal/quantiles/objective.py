@@ -11,12 +11,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from otflow._answers import check_map
 from otflow._autodiff import (
     line_derivatives,
     value_and_gradient,
     value_gradient_product,
 )
-from otflow.errors import InvalidFunctional, NonFinite
+from otflow.errors import NonFinite
 from otflow.functionals import Functional, Interaction, Potential, PowerEntropy
 from otflow.functionals.base import Scaled
 from otflow.functionals.combined import Combined
@@ -212,14 +213,8 @@ class Objective:
         return pressure, stiffness, energies
 
     def _potential(self, x: Tensor) -> Tensor:
-        values = self.terms.V(x)
-        if values.shape != x.shape[:1]:
-            msg = (
-                f"V must map (n, d) = {tuple(x.shape)} to ({len(x)},), got "
-                f"{tuple(values.shape)}; reduce over the last axis: .sum(-1)"
-            )
-            raise InvalidFunctional(msg)
-        return values
+        cure = "reduce over the last axis, e.g. .sum(-1)"
+        return check_map(self.terms.V(x), x, x.shape[:1], "V", "points x", cure)
 
     def _nonlocal(self, q: Tensor) -> tuple[Tensor, Tensor, Product]:
         """Return value, gradient and dt times the Hessian of the nonlocal terms."""

@@ -196,28 +196,21 @@ class QuantileProximal(ProximalSolver[Quantiles]):
         first, last = float(problem.centre[0]), float(problem.centre[-1])
         # A start may pass a wall by its round-off; `Room.inside` moves it back.
         slack = 1e-6 * (last - first)
-        if self.lower is not None and first < self.lower - slack:
-            msg = (
-                f"the measure reaches {first:.6g}, below the wall lower = "
-                f"{self.lower:g}; start inside of the walls"
-            )
-            raise ValueError(msg)
-        if self.upper is not None and last > self.upper + slack:
-            msg = (
-                f"the measure reaches {last:.6g}, above the wall upper = "
-                f"{self.upper:g}; start inside of the walls"
-            )
-            raise ValueError(msg)
-        if self.lower is not None and self.upper is not None:
-            room = self.upper - self.lower
-            if room * most <= 1:
-                msg = (
-                    f"mass 1 does not fit: the walls are {room:g} apart and the "
-                    f"density at most {most:g}; raise the bound or widen the walls"
-                )
-                raise ValueError(msg)
         lower = -math.inf if self.lower is None else self.lower
         upper = math.inf if self.upper is None else self.upper
+        if first < lower - slack or last > upper + slack:
+            msg = (
+                f"the measure reaches from {first:.6g} to {last:.6g}, beyond the walls "
+                f"lower = {lower:g} and upper = {upper:g}; start inside of the walls"
+            )
+            raise ValueError(msg)
+        room = upper - lower
+        if room * most <= 1:
+            msg = (
+                f"mass 1 does not fit: the walls are {room:g} apart and the "
+                f"density at most {most:g}; raise the bound or widen the walls"
+            )
+            raise ValueError(msg)
         return Room(problem.weights / most, lower, upper)
 
 

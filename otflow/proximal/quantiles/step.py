@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from otflow.errors import NonFinite
+from otflow.numerics.krylov import conjugate_gradients
 from otflow.numerics.tridiagonal import Springs
 
 __all__ = ["Direction", "Path", "Room", "direction", "spread"]
@@ -74,13 +75,9 @@ class Direction:
 
     def lost(self, room: Room, q: Tensor) -> float:
         """Return forces times distances of the walls: the complementarity gap."""
-        ends = (
-            (self.lower, float(q[0]) - room.lower),
-            (
-                self.upper,
-                room.upper - float(q[-1]),
-            ),
-        )
+        below, above = float(q[0]) - room.lower, room.upper - float(q[-1])
+        # Without a wall its force is 0 and its distance infinite.
+        ends = (self.lower, below), (self.upper, above)
         return sum(force * gap for force, gap in ends if force)
 
 
@@ -155,47 +152,22 @@ def _solve(
     whole[i:j] = found
     if product is None:
         return whole
-    return whole + _conjugate_gradients(inner, product, whole, i, j)
 
-
-def _conjugate_gradients(
-    band: Springs, product: Product, solved: Tensor, i: int, j: int
-) -> Tensor:
-    """Correct the band's solution for the nonlocal terms, preconditioned by the band.
-
-    The iteration keeps the product of the band with p instead of forming it: what the
-    band solves exactly, such as stiff bounds, meets no round-off of a product. The
-    search stops along negative curvature; the step so far is a direction of descent.
-    """
-    correction = torch.zeros_like(solved)
-
-    def times(v: Tensor) -> Tensor:
-        padded = torch.zeros_like(solved)
+    def nonlocal_times(v: Tensor) -> Tensor:
+        padded = torch.zeros_like(rhs)
         padded[i:j] = v
         return product(padded)[i:j]
 
-    r = -product(solved)[i:j]
-    x, z = torch.zeros_like(r), band.solve(r)
-    if z is None:
-        return correction
-    p, band_p, rz = z, r, float(r @ z)
-    target = FORCING**2 * rz
-    for _ in range(MAX_PRODUCTS):
-        q = band_p + times(p)
-        curvature = float(p @ q)
-        if not curvature > 0:
-            break
-        alpha = rz / curvature
-        x, r = x + alpha * p, r - alpha * q
-        z, before = band.solve(r), rz
-        if z is None:
-            break
-        rz = float(r @ z)
-        if rz <= target:
-            break
-        p, band_p = z + (rz / before) * p, r + (rz / before) * band_p
-    correction[i:j] = x
-    return correction
+    # The product of the band with a direction is kept and not formed: what the band
+    # solves exactly, such as stiff bounds, meets no round-off of a product.
+    whole[i:j] += conjugate_gradients(
+        lambda v, band_v: band_v + nonlocal_times(v),
+        inner.solve,
+        -product(whole)[i:j],
+        FORCING,
+        MAX_PRODUCTS,
+    )
+    return whole
 
 
 class Path:

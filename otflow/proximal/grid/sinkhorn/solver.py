@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow._validation import non_negative_int, positive, switch
+from otflow._validation import non_negative_int, positive, true_or_false
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProxResult
@@ -228,7 +228,7 @@ class GridSinkhorn(GridProximal):
         self.eps = None if eps is None else positive(eps, "eps")
         super().__init__(tolerance, max_iterations)
         self.memory = non_negative_int(memory, "memory")
-        self.certify = switch(certify, "certify")
+        self.certify = true_or_false(certify, "certify")
 
     def solve(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any = None
