@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import _engine_run_backward
 
 from otflow._answers import check_scalar
 from otflow._graphs import (
@@ -53,7 +52,6 @@ def value_and_gradient(
     *,
     beside: tuple[Tensor, ...] = (),
     unused: bool = False,
-    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Return a scalar function's value and gradient at `x`, checked.
 
@@ -63,7 +61,6 @@ def value_and_gradient(
 
     A value that does not depend on `x` raises InvalidFunctional: a value detached from
     the graph is most often a mistake. With ``unused=True`` its gradient is zero.
-    The gradient comes times `scale`, which costs no operation of its own.
     """
     if torch.is_inference_mode_enabled():
         msg = "torch.inference_mode() forbids derivatives; use torch.no_grad() instead"
@@ -75,11 +72,8 @@ def value_and_gradient(
         check_finite(live, "the functional's value")
         value, grad = live if keep else live.detach(), None
         if live.requires_grad:
-            # torch.autograd.grad without its checks of arguments, which hold here and
-            # would take a fifth of the time of a small step.
-            one = value.new_full((), scale)
-            (grad,) = _engine_run_backward(
-                (live,), (one,), keep, keep, (at,), True, accumulate_grad=False
+            (grad,) = torch.autograd.grad(
+                live, at, create_graph=keep, allow_unused=True
             )
     if grad is None:
         if unused:

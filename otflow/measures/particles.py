@@ -163,15 +163,11 @@ class Particles(Measure):
             If the masses carry a graph and some of them are zero.
         """
         points, weights = self.points, self.weights
-        uniform = self.is_uniform and not records(weights)
         f, grad = value_and_gradient(
-            lambda x: self._evaluate(value, x),
-            points,
-            beside=(weights,),
-            scale=float(len(points)) if uniform else 1.0,
+            lambda x: self._evaluate(value, x), points, beside=(weights,)
         )
-        if uniform:
-            return f, grad
+        if self.is_uniform and not records(weights):
+            return f, grad * float(len(points))
         empty = weights == 0
         if not records(weights):
             # The gradient is a product with the mass. If the mass is close to underflow
