@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -73,9 +74,10 @@ def step(scheme, problem):
 
 
 def descendants(kind):
-    """Return all classes of the library below a class."""
+    """Return all classes of the library below a class that solve; bases do not."""
     for child in kind.__subclasses__():
-        if child.__module__.startswith("otflow."):
+        solves = not inspect.isabstract(child)
+        if solves and child.__module__.startswith("otflow."):
             yield child
         yield from descendants(child)
 
