@@ -69,7 +69,7 @@ class Step(Generic[M]):
     ) -> None:
         if energy is None and isinstance(info, dict) and "energy" in info:
             energy = info["energy"]
-        known = Certificate.lean() if info is None else Certificate.of(info)
+        known = Certificate() if info is None else Certificate.of(info)
         self.__dict__.update(measure=measure, state=state, info=known, energy=energy)
 
     def taken(self, dt: float) -> float:

@@ -98,7 +98,7 @@ class ExplicitEuler(Scheme):
         energy, velocity = F.value_and_velocity(mu)
         start = energy.detach().item()
         if not self.backtracking:
-            info = Certificate.lean(energy_before=start)
+            info = Certificate(energy_before=start)
             return Step(mu.push(velocity, dt), state, info, energy)
         speed = float(mu.inner(velocity, velocity).detach())
         past = state if isinstance(state, _Past) else _Past(dt, 0.0, start)
