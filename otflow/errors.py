@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BlurWarning",
     "BoxWarning",
+    "CellWarning",
     "Diverged",
     "Interrupted",
     "InvalidFunctional",
@@ -66,6 +67,20 @@ class BlurWarning(UserWarning):
     --------
     >>> import otflow as of
     >>> issubclass(of.errors.BlurWarning, UserWarning)
+    True
+    """
+
+
+class CellWarning(UserWarning):
+    """Cells are too wide for a density: its second moments are visibly wrong.
+
+    The message says by how much. Take graded cells, more cells, or an interval closer
+    about the mass.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> issubclass(of.errors.CellWarning, UserWarning)
     True
     """
 

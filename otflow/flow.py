@@ -184,7 +184,8 @@ def _warn_of_solves(trajectory: Trajectory[Any]) -> None:
     sizes = [solve.residual for solve in solves if solve.residual is not None]
     what = f"{len(bad)} of {len(info)} steps did not converge, the first is step "
     what += str(min(bad)) + (f", the worst residual {max(sizes):.3g}" if sizes else "")
-    cure = "take a smaller dt, or a solver with a larger budget or tolerance"
+    larger = ", or JKO(solver) with a larger budget or tolerance" if sizes else ""
+    cure = "take a smaller dt" + larger
     ailing = [solve for solve in solves if "cause" in solve]
     if ailing:
         cause, cure = ailing[0]["cause"], ailing[0]["cure"]

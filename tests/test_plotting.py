@@ -490,7 +490,9 @@ def test_a_density_on_the_line_is_animated_as_a_curve(kind):
     mu = {
         "grid": lambda: of.GridDensity.from_function(bell, -4.0, 4.0, 40),
         "marginal": lambda: of.GridDensity.from_function(bell, -4.0, 4.0, (40, 40)),
-        "quantiles": lambda: of.Quantiles.from_function(bell, -4.0, 4.0, n=40),
+        "quantiles": lambda: of.Quantiles.from_function(
+            bell, -2.0, 2.5, n=60, grading=2
+        ),
         "gaussian": lambda: of.Gaussian(torch.tensor([0.3]), torch.tensor([[0.25]])),
     }[kind]()
     F = of.Potential(lambda x: 0.5 * x.square().sum(-1)) + of.Entropy()

@@ -536,7 +536,7 @@ class Measure(ABC):
             self._refuse("mix", f"mixture with {other!r}", cure)
         check_like(other.weights, self.weights, "other", "self")
         if other.dim != self.dim:
-            msg = f"other lies in dimension {other.dim}, self in dimension {self.dim}"
+            msg = f"other's points have the shape (m, {other.dim}), not (n, {self.dim})"
             raise ValueError(msg)
         return self._mixture(other, float(share))
 

@@ -81,8 +81,8 @@ def inverse_distribution(
     levels: Tensor,
     like: Tensor,
     around: Sequence[float] = (),
-) -> Tensor:
-    """Return the quantiles of the density f / int f at `levels`, float64 on the CPU.
+) -> tuple[Tensor, float]:
+    """Return quantiles of the density f / int f, float64 on the CPU, and its variance.
 
     `panels.adapt` finds the masses. The ends of the support are found to a panel, then
     by bisection. In the panel that holds a level, Newton's method solves for the
@@ -103,8 +103,10 @@ def inverse_distribution(
 
     Returns
     -------
-    Tensor
+    quantiles : Tensor
         Of the shape of `levels`.
+    variance : float
+        That of the density, to the width of the panels.
 
     Raises
     ------
@@ -136,7 +138,7 @@ def inverse_distribution(
     low = _from_below(density, found, levels[: n // 2 + 1], eps)
     density.sign = -1.0
     high = _from_below(density, found.mirrored(), levels[: n - n // 2], eps)
-    return torch.cat([low, -high.flip(0)])
+    return torch.cat([low, -high.flip(0)]), found.variance()
 
 
 def _interval(lower: float, upper: float, like: Tensor) -> tuple[float, float]:

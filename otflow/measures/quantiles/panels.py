@@ -61,6 +61,13 @@ class Panels(NamedTuple):
         there = self._replace(ends=-self.ends, spots=-self.spots)
         return Panels(*(x.flip(0) for x in there))
 
+    def variance(self) -> float:
+        """Return the variance, as if each panel had a constant density."""
+        share = self.masses / self.masses.sum()
+        middle, width = (self.ends[1:] + self.ends[:-1]) / 2, self.ends.diff()
+        squares = (middle - share @ middle).square() + width.square() / 12
+        return float(share @ squares)
+
     def hidden_below(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the hidden mass below places x, and the part too near to x to tell.
 

@@ -213,7 +213,7 @@ class Objective:
         return pressure, stiffness, energies
 
     def _potential(self, x: Tensor) -> Tensor:
-        cure = "reduce over the last axis, e.g. .sum(-1)"
+        cure = "reduce over the last axis: .sum(-1)"
         return check_map(self.terms.V(x), x, x.shape[:1], "V", "points x", cure)
 
     def _nonlocal(self, q: Tensor) -> tuple[Tensor, Tensor, Product]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ import torch
 from scipy import stats
 
 import otflow as of
+
+# The cells are few, or wide in the tails: what is tried here does not need them narrow.
+pytestmark = pytest.mark.filterwarnings("ignore::otflow.errors.CellWarning")
 
 F64, F32 = torch.float64, torch.float32
 KINDS = {
@@ -289,3 +293,65 @@ def test_quantiles_far_from_a_steep_end_are_settled(p):
         lambda x: x[:, 0] ** p, 0.0, 1.0, 10, around=(0.0,), dtype=F64
     )
     assert np.abs(mu.edges.numpy() ** (1 + p) - np.arange(11) / 10).max() < 1e-13
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("n", "grading", "reach", "is_told"),
+    [
+        (20, 1.0, 4.0, True),
+        (100, 1.0, 4.0, True),
+        (400, 1.0, 4.0, True),
+        (100, 1.0, 20.0, True),
+        (30, 2.0, 7.0, True),
+        (1600, 1.0, 4.0, False),
+        (100, 2.0, 4.0, False),
+        (200, 2.0, 20.0, False),
+        (100, 3.0, 20.0, False),
+        (100, 1.0, 1.5, False),
+    ],
+)
+def test_cells_that_are_too_wide_are_told(n, grading, reach, is_told, dtype):
+    """N(0, 1/4): a wide cell in a tail has a second moment that the law has not."""
+
+    def made():
+        return of.Quantiles.from_function(
+            lambda x: torch.exp(-2 * x.square().sum(-1)),
+            -reach,
+            reach,
+            n,
+            grading=grading,
+            dtype=dtype,
+        )
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mu = made()
+    square = float(mu.expectation(lambda x: x.square().sum(-1)))
+    law = stats.truncnorm(-2 * reach, 2 * reach, scale=0.5)
+    off = abs(square / law.var() - 1)
+    assert [w.category for w in caught] == [of.errors.CellWarning] * is_told
+    # The measured error is that of the variance of the law itself.
+    assert (off > 0.1) == is_told
+    if is_told:
+        assert f"variance {square:.3g}, and f has {law.var():.3g}" in str(
+            caught[0].message
+        )
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_units_and_places_do_not_matter_to_the_warning(scale):
+    def made(n):
+        return of.Quantiles.from_function(
+            lambda x: torch.exp(-2 * (x / scale - 7).square().sum(-1)),
+            3 * scale,
+            11 * scale,
+            n,
+            dtype=torch.float64,
+        )
+
+    with pytest.warns(of.errors.CellWarning, match="grading=2"):
+        made(100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made(1600)
