@@ -123,7 +123,7 @@ class Adaptive(Scheme):
         self.scheme = scheme
         self.tolerance = positive(tolerance, "tolerance")
         if distance is not None:
-            demand = "distance must be a function of two measures, such as "
+            demand = "distance must be a function of two measures, e.g. "
             check_function(distance, demand + "otflow.metrics.wasserstein2")
         self.distance = distance
         self.descent = true_or_false(descent, "descent")
