@@ -240,12 +240,12 @@ def _along_the_line(L: GridLaplacian, rhs: Tensor) -> Tensor:
 
 
 def _factorised(L: GridLaplacian, rhs: Tensor) -> Tensor:
-    """Solve by SciPy's sparse LU, on the CPU, scaled to a unit diagonal."""
-    n, scale = rhs.numel(), inverse(L.diagonal).sqrt()
+    """Solve by SciPy's sparse LU, on the CPU in float64, scaled to a unit diagonal."""
+    n, scale = rhs.numel(), inverse(L.diagonal).double().sqrt()
     index = torch.arange(n).reshape(rhs.shape)
     # A unit diagonal plus a last place: rows that are 0 become the identity, and a
     # matrix that is singular up to round-off becomes regular.
-    own = torch.full_like(scale, 1.0 + torch.finfo(scale.dtype).eps)
+    own = torch.full_like(scale, 1.0 + torch.finfo(rhs.dtype).eps)
     rows, columns, entries = [index.reshape(-1)], [index.reshape(-1)], [own.reshape(-1)]
     for axis, w in enumerate(L.faces):
         i, j = (side.reshape(-1) for side in _sides(index, axis))
@@ -255,11 +255,14 @@ def _factorised(L: GridLaplacian, rhs: Tensor) -> Tensor:
         entries += 2 * [-(w * below * above).reshape(-1)]
     where = (torch.cat(rows).numpy(), torch.cat(columns).numpy())
     A = scipy.sparse.csc_matrix((torch.cat(entries).numpy(), where), shape=(n, n))
-    factors = scipy.sparse.linalg.splu(
-        A, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0
-    )
+    try:
+        factors = scipy.sparse.linalg.splu(
+            A, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0
+        )
+    except RuntimeError:  # a pivot is 0 all the same; zero is no solution
+        return torch.zeros_like(rhs)
     solution = factors.solve((scale * rhs).reshape(-1).numpy())
-    return scale * torch.from_numpy(solution).to(rhs).reshape(rhs.shape)
+    return (scale * torch.from_numpy(solution).reshape(rhs.shape)).to(rhs)
 
 
 def blocks(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:

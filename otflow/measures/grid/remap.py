@@ -7,7 +7,9 @@ from torch import Tensor
 
 from otflow.measures.grid.box import Box
 
-__all__ = ["remap", "transported"]
+__all__ = ["limited", "remap", "transported"]
+
+Edges = tuple[Tensor, Tensor]
 
 # Faces are put in order by the mass beside them: those of a row with more than these
 # shares of the largest, in turn.
@@ -62,7 +64,7 @@ def transported(box: Box, weights: Tensor, moves: Tensor, is_free: Tensor) -> Te
         for later in range(axis + 1, box.dim):
             is_open = ~closed[later]
             fields[later] = _carried(fields, mass, is_open, later, axis)
-        mass = remap(mass, origins[..., 1:-1], axis, walls)[0]
+        mass = remap(mass, origins[..., 1:-1], axis, _parabolic(rows, walls))[0]
     return mass.reshape(-1)
 
 
@@ -149,12 +151,14 @@ def _all_three(known: Tensor) -> Tensor:
 
 
 def remap(
-    masses: Tensor, cuts: Tensor, axis: int, walls: Tensor | None = None
+    masses: Tensor, cuts: Tensor, axis: int, edges: Edges | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the masses between the cut points of each row, and densities at the cuts.
 
-    Within a cell the density is a parabola with the mass of the cell. It is exact for
-    linear densities and never negative.
+    Within a cell the density is the parabola with the mass of the cell and the given
+    values at its edges. By default it is linear, with the slope of van Leer's limiter:
+    exact for linear densities, never negative, and never outside of the range of the
+    neighbouring cells.
 
     Parameters
     ----------
@@ -165,9 +169,9 @@ def remap(
         end, non-decreasing. The mass left of this place goes left of the face.
     axis : int
         The axis of the rows.
-    walls : Tensor of bool, optional
-        For each face, n + 1 along the last axis, whether mass beside it stands against
-        a wall; by default the two ends of the rows.
+    edges : tuple of Tensor, optional
+        Densities at the lower and the upper edge of each cell, in mass a cell; the
+        cells of a row lie along the last axis.
 
     Returns
     -------
@@ -178,13 +182,11 @@ def remap(
     """
     mass = masses.movedim(axis, -1)
     n = mass.shape[-1]
-    if walls is None:
-        walls = _with_ends(torch.zeros_like(cuts, dtype=torch.bool), True)
     zero = torch.zeros_like(mass[..., :1])
     cuts = torch.cat([zero, cuts.clamp(0, n), zero + n], dim=-1)
     cell = cuts.floor().long().clamp_max(n - 1)
     s = cuts - cell
-    m, a, b = (x.gather(-1, cell) for x in (mass, *_edges(mass, walls)))
+    m, a, b = (x.gather(-1, cell) for x in (mass, *(edges or limited(mass))))
     curve = 6 * m - 3 * (a + b)
     density = torch.where((cuts > 0) & (cuts < n), a + s * (b - a + curve * (1 - s)), 0)
     # The mass of the cell below the cut, by a parabola with the edge values a, b.
@@ -199,11 +201,27 @@ def remap(
     return new.movedim(-1, axis), density[..., 1:-1].movedim(-1, axis)
 
 
-def _edges(mass: Tensor, walls: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the density, in mass a cell, at the left and right edge of each cell.
+def limited(mass: Tensor, is_free: Tensor | None = None) -> Edges:
+    """Return the densities at the edges of cells by van Leer's slope.
 
-    It is of order 4 inside. It is limited to between 0 and 3 times the density of the
-    cell, so that the parabola stays non-negative.
+    The slope is 0 in the cells at the ends of a row and beside cells that are not free.
+    """
+    steps = mass.diff(dim=-1)
+    if is_free is not None:
+        steps = steps * (is_free[..., 1:] & is_free[..., :-1])
+    a, b = steps[..., :-1], steps[..., 1:]
+    centred, least = 0.5 * (a + b).abs(), 2 * torch.minimum(a.abs(), b.abs())
+    slope = torch.where(a * b > 0, a.sign() * torch.minimum(centred, least), 0.0)
+    slope = torch.nn.functional.pad(slope, (1, 1))
+    return mass - 0.5 * slope, mass + 0.5 * slope
+
+
+def _parabolic(mass: Tensor, walls: Tensor) -> Edges:
+    """Return the densities at the edges of cells, of order 4 inside.
+
+    They are limited to between 0 and 3 times the density of the cell, so that the
+    parabola stays non-negative. `walls` tells of each face, n + 1 along the last axis,
+    whether mass beside it stands against a wall.
     """
     below, above = mass[..., :-1], mass[..., 1:]
     edge = 0.5 * (below + above)

@@ -108,8 +108,9 @@ def displacement(box: Box, source: Tensor, target: Tensor, is_open: Tensor) -> T
     """
     if torch.equal(source, target):
         return torch.zeros_like(is_open)
-    if box.dim == 1:
-        flux = _cumulative(source - target) * box.spacing[0]
+    longest = max(range(box.dim), key=lambda axis: box.shape[axis])
+    if box.n == box.shape[longest]:  # a line of cells
+        flux = _cumulative(source - target) * box.spacing[longest]
     else:
         check_layers(box, source, target)
         flux = _least_energy_flux(box, source, target, is_open)

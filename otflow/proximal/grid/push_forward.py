@@ -11,7 +11,7 @@ from torch import Tensor
 
 from otflow.measures import GridDensity
 from otflow.measures.grid.box import Box
-from otflow.measures.grid.remap import remap
+from otflow.measures.grid.remap import limited, remap
 
 __all__ = [
     "Sweep",
@@ -80,6 +80,7 @@ def push_forward(
         cut point moves by a cell, carried along by the later sweeps.
     """
     current = masses.reshape(box.shape)
+    is_free = torch.isfinite(phi).reshape(box.shape)
     sweeps: list[Sweep] = []
     mobility: list[Tensor] = []
     for axis, potential in enumerate(mixed_potentials(phi.reshape(box.shape), box, dt)):
@@ -94,7 +95,8 @@ def push_forward(
             cuts = cut_points(mean, axis, h, dt)
             mobility[before] = remap(faces, cuts, axis)[0]
         cuts = cut_points(potential, axis, h, dt)
-        moved, density = remap(current, cuts, axis)
+        rows = current.movedim(axis, -1), is_free.movedim(axis, -1)
+        moved, density = remap(current, cuts, axis, limited(*rows))
         mobility.append(density)
         sweeps.append(Sweep(axis, current, moved))
         current = moved

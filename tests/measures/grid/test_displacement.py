@@ -71,3 +71,36 @@ def test_masses_that_underflow_do_not_spoil_a_displacement(dtype, width):
     assert float(gap) < 32 * torch.finfo(dtype).eps
     # A translation by that much along both axes, up to the width of the cells.
     assert float(mu.norm(v)) == pytest.approx(0.01 * width * 2**0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("seed", range(20, 30))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_parts_without_mass_give_a_displacement_or_a_typed_error(dtype, seed):
+    """Cells without mass part the grid: the system of each part is singular."""
+    generator = torch.Generator().manual_seed(seed)
+    rho = torch.empty(5, 5, dtype=dtype).exponential_(generator=generator)
+    rho *= torch.rand(5, 5, generator=generator) < 0.6
+    rho[0, 0] += 1
+    mu = of.GridDensity(rho, 0, 1, walls=True, normalize=True)
+    v = torch.empty(mu.box.n_faces, dtype=dtype).normal_(generator=generator)
+    nu = mu.push(v * 0.04 / v.abs().max(), 1e-3)
+    try:
+        found = mu.displacement_to(nu)
+    except (of.errors.NotConverged, of.errors.Unsupported):
+        return
+    assert found.dtype == dtype
+    gap = (mu.push(found, 1.0).weights - nu.weights).abs().max()
+    assert float(gap) < 256 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("mass", [1e-6, 1e-10, 1e-14])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_line_of_cells_has_the_exact_flux_wherever_it_lies(mass, axis):
+    rho = torch.tensor([mass, 1.0, 0.03], dtype=torch.float64)
+    shape, upper = ([3, 1], [1.0, 7.0]) if axis == 0 else ([1, 3], [7.0, 1.0])
+    mu = of.GridDensity(
+        rho.reshape(shape), [0.0] * 2, upper, walls=True, normalize=True
+    )
+    v = torch.tensor([-0.0694, 0.0333], dtype=torch.float64)
+    found = mu.displacement_to(mu.push(v, 1.0))
+    torch.testing.assert_close(found, v, rtol=1e-9, atol=1e-12)
