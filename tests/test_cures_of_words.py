@@ -126,7 +126,28 @@ def log(z):
     return -z.norm(dim=-1).log()
 
 
+def quantiles(n=100, reach=4.0, grading=1.0):
+    return of.Quantiles.from_function(
+        lambda x: (-2 * x.square().sum(-1)).exp(),
+        -reach,
+        reach,
+        n,
+        grading=grading,
+        dtype=F64,
+    )
+
+
 CASES: dict[str, Case] = {
+    "cells that are wide in the tails": (
+        of.errors.CellWarning,
+        r"take grading=2 or more, a larger n, or an interval closer about the mass",
+        quantiles,
+        [
+            lambda: quantiles(grading=2.0),
+            lambda: quantiles(n=1600),
+            lambda: quantiles(reach=1.5),
+        ],
+    ),
     "a step that is a measure": (
         TypeError,
         r"return otflow\.schemes\.Step\(measure, state\)",

@@ -15,7 +15,7 @@ LINEAR = _words("""
     expand_as transpose permute movedim select narrow clone contiguous roll flip
     diff cumsum trace diagonal repeat
 """)
-LARGEST = _words("add sub subtract rsub stack cat concat concatenate")
+LARGEST = _words("stack cat concat concatenate add sub subtract rsub")
 PRODUCTS = _words(
     "mul multiply matmul mm mv bmm dot inner outer einsum tensordot linear"
 )
