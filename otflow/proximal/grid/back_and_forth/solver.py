@@ -92,7 +92,7 @@ class BackAndForth(GridProximal):
         grid; then the guarantee is ``"none"``.
     ``w2``
         An upper bound of the W2 distance of start and end, the cost of a plan. In 1-D
-        the distance itself.
+        the distance itself, unless a bound on the density has moved mass on.
     ``primal``, ``dual``, ``gap``
         The objective at the result, a lower bound of its minimum over all densities
         that are constant on cells, and the difference of both. At the exact step the
