@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -25,8 +24,6 @@ __all__ = [
 ]
 
 
-# How often a tensor was written into: torch's own counter.
-VERSION = attrgetter("_version")
 # Prefix of the attributes that hold the counters of writes into a measure's tensors.
 COUNTER = "_writes_into_"
 
@@ -131,11 +128,11 @@ class unmodified:
         self.tensors, self.by = tensors, by
 
     def __enter__(self) -> None:
-        self.versions = list(map(VERSION, self.tensors))
+        self.versions = [tensor._version for tensor in self.tensors]
 
     def __exit__(self, kind: object, *_: Any) -> None:
         passed = kind is None or kind is ModifiedInPlace
-        if passed and self.versions != list(map(VERSION, self.tensors)):
+        if passed and self.versions != [t._version for t in self.tensors]:
             msg = (
                 f"{self.by} modified the measure in place; "
                 f"work on a copy: mu.points.clone()"

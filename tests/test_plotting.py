@@ -192,6 +192,7 @@ def test_one_atom_is_drawn():
     for d in (1, 2):
         ax = plotting.particles(of.Particles(torch.zeros(1, d)))
         ax.figure.canvas.draw()
+        np.testing.assert_array_equal(np.asarray(dots(ax).get_offsets())[:, 0], [0.0])
 
 
 def test_lengths_are_the_same_on_both_axes_of_the_plane():

@@ -608,11 +608,9 @@ class Measure(ABC):
         >>> of.Particles(x).detach().points.requires_grad
         False
         """
-        slots = _slots(type(self))
-        more = [getattr(self, name, None) for name in slots] if slots else ()
-        for held in (*vars(self).values(), *more):
-            if isinstance(held, Tensor) and held.requires_grad:
-                return self.map_tensors(Tensor.detach)
+        held = self._attributes().values()
+        if any(isinstance(x, Tensor) and x.requires_grad for x in held):
+            return self.map_tensors(Tensor.detach)
         return self
 
     @final

@@ -146,11 +146,9 @@ class JKO(Scheme):
             raise ValueError(msg)
 
     def init(self, F: Functional, mu: Measure) -> _Plan:
-        solver = self.solver or default_solver(mu, F)
+        plan = self._pick(F, mu)
         check_terms(F, mu)
-        if self.order > 1:
-            self._check_order(solver, F, mu)
-        return _Plan(F, type(mu), solver, F.modulus(mu.dim))
+        return plan
 
     def step(
         self,
@@ -179,11 +177,19 @@ class JKO(Scheme):
         before = torch.as_tensor(info.energy_before, dtype=mu.dtype, device=mu.device)
         return Step(step.measure, replace(plan, warm=step.state), info, before)
 
+    def _pick(self, F: Functional, mu: Measure) -> _Plan:
+        """Return a plan, its solver picked and its order checked."""
+        solver = self.solver or default_solver(mu, F)
+        if self.order > 1:
+            self._check_order(solver, F, mu)
+        return _Plan(F, type(mu), solver, F.modulus(mu.dim))
+
     def _plan(self, F: Functional, mu: Measure, state: _Plan | None) -> _Plan:
         """Return the plan of the step before, or another one for another draw of F."""
         if state and state.functional is F and state.kind is type(mu):
             return state
-        plan = self.init(F, mu)
+        # The terms of a draw are not checked again at each step.
+        plan = self._pick(F, mu) if state else self.init(F, mu)
         same = state and type(state.solver) is type(plan.solver)
         return replace(plan, warm=state.warm) if state and same else plan
 

@@ -19,6 +19,7 @@ from otflow.testing import (
     SchemeContract,
     check_certificate,
 )
+from tests.proximal.test_tangent import ScalesWithTheVerb
 
 
 def laws(contract):
@@ -189,21 +190,8 @@ def test_a_wrong_measure_is_found_out():
     assert "test_position_gradient_is_the_derivative_along_push" in found
 
 
-class Logarithms(of.Measure):
-    """Equal atoms on the half line, moved by their logarithms; not flat."""
-
-    state: torch.Tensor
-
-    def __init__(self, state):
-        self._hold(state=state)
-
-    @property
-    def points(self):
-        return self.state
-
-    @property
-    def weights(self):
-        return self.state.new_full((len(self.state),), 1 / len(self.state))
+class Logarithms(ScalesWithTheVerb):
+    """Equal atoms on the half line, moved by their logarithms; they keep a graph."""
 
     def value_and_position_gradient(self, value):
         keep = self.state.requires_grad
@@ -211,18 +199,6 @@ class Logarithms(of.Measure):
         energy = value(type(self)(x))
         (slope,) = torch.autograd.grad(energy, x, create_graph=keep)
         return (energy if keep else energy.detach()), len(x) * slope / self.state
-
-    def push(self, tangent, dt):
-        return type(self)(self.state * (dt * tangent).exp())
-
-    def inner(self, u, v):
-        return (self.state.square() * u * v).sum(-1).mean()
-
-    def displacement_to(self, other):
-        return (other.state / self.state).log()
-
-    def pull_back(self, tangent, gradient):
-        return gradient * (2 * tangent).exp()
 
 
 class SaysThatItIsFlat(Logarithms):
