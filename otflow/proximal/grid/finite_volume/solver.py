@@ -320,6 +320,7 @@ class FiniteVolume(GridProximal):
         """Return the step with these terms."""
         budget = PATIENCE * self.max_iterations
         kept = warm if isinstance(warm, Warm) else None
+        # Fluxes through the faces of another grid are no start.
         if kept is not None and kept.last.measure.box != mu.box:
             kept = None
         scene = Scene.of(taken, mu, kept.scene if kept else None)
