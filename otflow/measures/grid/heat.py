@@ -119,8 +119,8 @@ def _around_obstacles(
     chance, left, term = math.exp(-last), 1.0, weights
     result, k = chance * term, 0
     left -= chance
-    # Round-off of the chances may leave more than TAIL. So many more jumps than the mean
-    # have a chance below round-off.
+    # Round-off of the chances may leave more than TAIL. The chance of so many more than
+    # the mean number of jumps is below round-off.
     while left > TAIL and k < 10 * last + 100:
         k += 1
         chance *= last / k

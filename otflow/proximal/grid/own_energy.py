@@ -120,7 +120,7 @@ class OwnEnergy(Internal):
 
     def _per_mass(self, r: Tensor) -> Tensor:
         """Return the sum of U over densities r over their mass, for each cell."""
-        # The other cells are empty. The value of the term without any mass is taken off.
+        # The other cells are empty. The value of the term without mass is taken off.
         total = 0.0
         for placed, _ in self._placed(r, 0.0):
             linear = self.cells.volume * float(self.V @ placed)
