@@ -16,14 +16,12 @@ from otflow._validation import check_generator, positive, real, true_or_false
 from otflow.errors import Diverged, NonFinite
 from otflow.kernels import Kernel
 from otflow.measures.base import Measure, keep_immutable, value_of
-from otflow.measures.grid.box import Box
+from otflow.measures.grid.box import Box, check_border, fault_of_step
 from otflow.measures.grid.checks import (
-    check_border,
     check_masses,
     check_same_box,
     check_same_obstacles,
     explained,
-    fault_of_step,
     free_cells,
     masses_of,
 )
