@@ -26,10 +26,14 @@ from otflow.proximal.grid.sinkhorn.blur import (
     warn_of_blur,
 )
 from otflow.proximal.grid.sinkhorn.derivative import attach
-from otflow.proximal.grid.sinkhorn.eps import least_eps, variance_of
-from otflow.proximal.grid.sinkhorn.iteration import iterate, pose, positive_start
+from otflow.proximal.grid.sinkhorn.iteration import Plan, iterate, positive_start
 from otflow.proximal.grid.sinkhorn.local import Local
-from otflow.proximal.grid.sinkhorn.scaling import Plan, potential_of
+from otflow.proximal.grid.sinkhorn.problem import (
+    least_eps,
+    pose,
+    potential_of,
+    variance_of,
+)
 from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["GridSinkhorn"]
