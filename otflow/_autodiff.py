@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from otflow._answers import check_scalar
 from otflow._graphs import (
     alias,
     differentiating,
@@ -16,7 +15,7 @@ from otflow._graphs import (
     records,
     unmodified,
 )
-from otflow._validation import check_finite
+from otflow._validation import check_finite, check_scalar
 from otflow.errors import InvalidFunctional, Unsupported
 
 __all__ = [

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow._answers import check_map
 from otflow._graphs import recording
 from otflow._pairs import Sweep, tiles
 from otflow._typing import Ground
-from otflow._validation import check_function, positive, real
+from otflow._validation import check_function, check_map, positive, real
 
 # Rows of a block: its distances stay in the second-level cache. It is not a power of
 # two: then the columns of a block would share few cache lines.

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otflow._validation import as_float_tensor, non_negative_int
+from otflow._arrays import as_float_tensor
+from otflow._validation import non_negative_int
 from otflow.errors import InvalidFunctional, NonFinite, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import GridDensity, Measure, Particles

@@ -11,9 +11,8 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from otflow._answers import check_scalar
 from otflow._typing import ArrayLike
-from otflow._validation import check_finite, check_kind, real
+from otflow._validation import check_finite, check_kind, check_scalar, real
 from otflow.functionals import legacy
 from otflow.measures import Measure
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from otflow._arrays import as_float_tensor, as_tensor
 from otflow._autodiff import value_and_gradient
 from otflow._typing import ArrayLike
-from otflow._validation import as_float_tensor, as_tensor, check_like, check_option
+from otflow._validation import check_like, check_option
 from otflow.errors import InvalidFunctional
 
 __all__ = ["LOSSES", "CustomLoss", "Loss", "Square", "as_loss"]

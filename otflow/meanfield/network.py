@@ -10,15 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_points
 from otflow._pairs import tiles
 from otflow._typing import ArrayLike
-from otflow._validation import (
-    as_points,
-    check_like,
-    check_option,
-    non_negative_int,
-    real,
-)
+from otflow._validation import check_like, check_option, non_negative_int, real
 from otflow.measures import Measure
 
 __all__ = ["Network", "block_rows"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_points
 from otflow._autodiff import check_finite
 from otflow._graphs import records
 from otflow._pairs import tiles
 from otflow._typing import ArrayLike
-from otflow._validation import as_points, check_like, non_negative_int
+from otflow._validation import check_like, non_negative_int
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.meanfield.decomposition import Decomposition, decompose

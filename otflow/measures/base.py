@@ -11,16 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, final
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_points, unit_of
 from otflow._graphs import COUNTER, Immutable, records, refuse_graph, unmodified
 from otflow._typing import ArrayLike, Ground, Value
-from otflow._validation import (
-    as_points,
-    check_finite,
-    check_kind,
-    check_like,
-    positive,
-    unit_of,
-)
+from otflow._validation import check_finite, check_kind, check_like, positive
 from otflow._warn import warn
 from otflow.errors import Unsupported
 from otflow.kernels import Function, Kernel, as_kernel

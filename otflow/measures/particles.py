@@ -9,17 +9,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_points, as_weights, coordinate_limit
 from otflow._autodiff import second_gradient, value_and_gradient
 from otflow._graphs import records
 from otflow._typing import ArrayLike, Value
-from otflow._validation import (
-    as_points,
-    as_weights,
-    check_generator,
-    coordinate_limit,
-    positive,
-    real,
-)
+from otflow._validation import check_generator, positive, real
 from otflow.errors import Diverged
 from otflow.measures.base import Measure, value_of
 from otflow.measures.sums import check_draw, reweighted

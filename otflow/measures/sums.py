@@ -7,12 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from otflow._answers import check_dtype, check_map
 from otflow._autodiff import grads_of
 from otflow._graphs import alias, differentiating, leaf, records, refuse_graph
 from otflow._pairs import pair_sum, tiles
 from otflow._typing import Ground
-from otflow._validation import check_generator, check_like, non_negative_int, real
+from otflow._validation import (
+    check_dtype,
+    check_generator,
+    check_like,
+    check_map,
+    non_negative_int,
+    real,
+)
 from otflow.errors import InvalidFunctional
 from otflow.kernels import Kernel
 

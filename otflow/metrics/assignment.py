@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._arrays import unit_of
 from otflow._lazy import lazy_import
 from otflow._memory import check_memory
 from otflow._typing import ArrayLike
-from otflow._validation import unit_of
 from otflow.errors import NotConverged
 from otflow.metrics.duals import SHARE, along_the_plan, proved, squares
 from otflow.metrics.inputs import clouds

@@ -8,9 +8,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_points
 from otflow._memory import SHARE, total_memory
 from otflow._typing import ArrayLike
-from otflow._validation import as_points, check_like
+from otflow._validation import check_like
 from otflow.measures import GridDensity, Measure, Particles
 
 __all__ = ["Cloud", "CloudLike", "cloud", "clouds"]

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from otflow._validation import check_function, unit_of
+from otflow._arrays import unit_of
+from otflow._validation import check_function
 from otflow.metrics.assignment import (
     assignment,
     check_pairs,

@@ -8,8 +8,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from otflow._arrays import unit_of
 from otflow._autodiff import value_and_gradient
-from otflow._validation import non_negative_int, positive, unit_of
+from otflow._validation import non_negative_int, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure

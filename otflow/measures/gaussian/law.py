@@ -10,11 +10,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_float_tensor, as_points
 from otflow._autodiff import value_and_gradient
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
-    as_float_tensor,
-    as_points,
     check_generator,
     check_kind,
     check_like,

@@ -8,16 +8,11 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_float_tensor
 from otflow._autodiff import value_and_gradient
 from otflow._graphs import refuse_graph
 from otflow._typing import ArrayLike, Ground, Value
-from otflow._validation import (
-    as_float_tensor,
-    check_generator,
-    positive,
-    real,
-    true_or_false,
-)
+from otflow._validation import check_generator, positive, real, true_or_false
 from otflow.errors import Diverged, NonFinite
 from otflow.kernels import Kernel
 from otflow.measures.base import Measure, keep_immutable, value_of

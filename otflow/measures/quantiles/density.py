@@ -9,16 +9,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_float_tensor, as_points, as_weights, coordinate_limit
 from otflow._autodiff import value_and_gradient
 from otflow._typing import ArrayLike, Ground, Value
-from otflow._validation import (
-    as_float_tensor,
-    as_points,
-    as_weights,
-    coordinate_limit,
-    non_negative_int,
-    real,
-)
+from otflow._validation import non_negative_int, real
 from otflow._warn import warn
 from otflow.errors import CellWarning, Diverged
 from otflow.kernels import Kernel
