@@ -139,6 +139,28 @@ def test_terms_that_do_not_sum_to_the_functional_are_refused(mu, wrap):
             of.flow(wrap(Composite(factor)), mu, of.JKO(), dt=0.01, steps=1)
 
 
+@pytest.mark.parametrize("noisy", ["value", "terms"])
+@pytest.mark.parametrize("wrap", [lambda F: F, lambda F: 2 * F, lambda F: F + 3 * F])
+def test_terms_of_a_random_value_raise_no_false_alarm(noisy, wrap):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(x):  # a minibatch of one sample
+        return (1 + torch.randn((), generator=generator)) * x.square().sum(-1)
+
+    class Noisy(Composite):
+        def value(self, mu):
+            return mu.expectation(draw) if noisy == "value" else super().value(mu)
+
+        def terms(self):
+            return ((1.0, of.Potential(draw)),) if noisy == "terms" else super().terms()
+
+    mu = STARTS["single"]
+    of.JKO().init(wrap(Noisy()), mu)
+    of.JKO().init(wrap(Composite()), mu)
+    with pytest.raises(ValueError, match=r"terms of Composite sum to .* its value"):
+        of.JKO().init(wrap(Composite(1.01)), mu)
+
+
 def test_terms_of_a_class_are_tried_once_a_flow():
     asked: list[None] = []
 
