@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from otflow.functionals import (
+    Congestion,
     Entropy,
     Functional,
     Interaction,
@@ -17,10 +19,10 @@ from otflow.functionals import (
     Scaled,
     Sum,
 )
-from otflow.functionals.combined import combine
+from otflow.functionals.combined import Combined
 from otflow.measures import Measure
 
-__all__ = ["Terms", "check_terms", "sort_terms"]
+__all__ = ["Terms", "check_terms", "combine", "sort_terms"]
 
 # U' is steep if its fall from the density 1e-150 to 1e-300 is more than STEEP times
 # that from 1 to 1e-150. The two falls of a logarithm are equal. Of a negative power
@@ -143,6 +145,32 @@ def sort_terms(F: Functional, dim: int | None = None) -> Terms:
         interactions=tuple(interactions),
         others=tuple(others),
     )
+
+
+def combine(terms: Sequence[tuple[float, Internal]]) -> Internal | None:
+    """Return the sum of multiples of internal energies as one; None if it is empty.
+
+    Raises
+    ------
+    ValueError
+        If a factor is negative: the sum need not be convex, and then has no proximal
+        map.
+    """
+    flat = []
+    for c, term in terms:
+        inner = term.parts if isinstance(term, Combined) else ((1.0, term),)
+        flat += [(c * a, part) for a, part in inner if not isinstance(part, Congestion)]
+        if c < 0:
+            msg = (
+                f"{c:g} * {term!r} is concave: an internal energy with a negative "
+                f"factor has no proximal map; use a positive factor"
+            )
+            raise ValueError(msg)
+    if not terms:
+        return None
+    if len(terms) == 1 and (terms[0][0] == 1 or isinstance(terms[0][1], Congestion)):
+        return terms[0][1]
+    return Combined(flat, min(term.max_density for _, term in terms))
 
 
 def check_terms(F: Functional, mu: Measure) -> None:

@@ -15,7 +15,7 @@ import torch
 from scipy.optimize import minimize_scalar
 
 import otflow as of
-from otflow.functionals.combined import combine
+from otflow.proximal.terms import combine
 from otflow.testing import clouds
 from otflow.testing.differences import derivative
 from tests import exact
