@@ -170,6 +170,7 @@ def _noise(F: Functional, mu: Measure, value: float) -> float:
     positions by one unit in their last place.
     """
     eps = torch.finfo(mu.dtype).eps
+    # The factors are margins: the value is a sum, and two points of many are tried.
     noise = 4 * eps * abs(value)
     x = mu.points
     with suppress(NonFinite, InvalidFunctional):
