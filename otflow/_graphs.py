@@ -11,20 +11,21 @@ from torch import Tensor
 from otflow.errors import ModifiedInPlace, Unsupported
 
 __all__ = [
-    "COUNTER",
     "Immutable",
     "alias",
     "differentiating",
+    "keep_immutable",
     "leaf",
     "only_without_mass",
     "recording",
     "records",
     "refuse_graph",
+    "without_counters",
 ]
 
 
 # Prefix of the attributes that hold the counters of writes into a measure's tensors.
-COUNTER = "_writes_into_"
+_COUNTER = "_writes_into_"
 
 
 class _Mode(threading.local):
@@ -123,7 +124,7 @@ class Immutable:
     """
 
     def __init__(self, name: str) -> None:
-        self.name, self.counter = name, COUNTER + name
+        self.name, self.counter = name, _COUNTER + name
 
     def __set__(self, owner: Any, tensor: Tensor) -> None:
         state = owner.__dict__
@@ -155,6 +156,19 @@ class Immutable:
             raise AttributeError(self.name) from None
         state.setdefault(self.counter, version_of(tensor))
         return tensor
+
+
+def keep_immutable(kind: type[Any], *names: str) -> None:
+    """Make these attributes raise `ModifiedInPlace` after a write into them."""
+    for name in names:
+        setattr(kind, name, Immutable(name))
+
+
+def without_counters(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a measure without its counters of writes."""
+    return {
+        name: value for name, value in state.items() if not name.startswith(_COUNTER)
+    }
 
 
 def version_of(tensor: Tensor) -> int:

@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otflow._typing import Seed
+from otflow._typing import Ground, Seed
 from otflow.errors import InvalidFunctional, NonFinite
 
 __all__ = [
     "check_dtype",
+    "check_energy",
     "check_finite",
     "check_function",
     "check_generator",
+    "check_ground",
     "check_kind",
     "check_like",
     "check_map",
@@ -206,6 +208,29 @@ def check_scalar(value: Any, like: Any) -> Tensor:
         )
         raise InvalidFunctional(msg)
     return value
+
+
+def check_ground(values: Any, points: Tensor, weights: Tensor) -> Tensor:
+    """Raise InvalidFunctional unless a ground function gave a number or row a point."""
+    n = points.shape[0]
+    if not isinstance(values, Tensor) or values.ndim < 1 or values.shape[0] != n:
+        kind = type(values).__name__
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else kind
+        msg = (
+            f"a ground function must map (n, d) = {tuple(points.shape)} to "
+            f"({n},) or ({n}, m), got {got}; reduce over the last axis, "
+            f"e.g. .sum(-1)"
+        )
+        raise InvalidFunctional(msg)
+    check_dtype(values, weights, "a ground function", "points x")
+    return values
+
+
+def check_energy(e: Ground, rho: Tensor) -> Tensor:
+    """Return e(rho); raise InvalidFunctional unless it is one number per density."""
+    what, cure = "an energy per unit of mass e", "a constant c is c + 0 * r"
+    each = ", entry by entry"
+    return check_map(e(rho), rho, rho.shape, what, "densities r", cure, each)
 
 
 def check_map(

@@ -142,6 +142,7 @@ class Logistic(Loss):
         return _over_outputs(-functional.logsigmoid(y * f))
 
     def total_and_slope(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        # log(1 + exp(-margin)) as written overflows where the margin is very negative.
         margin = y * f
         return -functional.logsigmoid(margin).sum(), -y * torch.sigmoid(-margin)
 

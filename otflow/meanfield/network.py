@@ -125,7 +125,7 @@ class Network(ABC):
         self.check_neurons(theta, X.shape[1])
         return self.sigma(self.encode(X), theta)
 
-    # What a child states -------------------------------------------------------------
+    # What a subclass states ----------------------------------------------------------
 
     def check_neurons(self, theta: Tensor, d: int) -> None:  # noqa: B027
         """Raise `ValueError` for neurons whose dimension does not fit the inputs.

@@ -191,6 +191,7 @@ def match(cost: Tensor) -> Tensor:
         own = cost[rows, sigma]
         rest = cost[:, sigma] - own
         change = torch.from_numpy(optimize.linear_sum_assignment(rest.numpy())[1])
+        # A gain below 1e-12 of the cost may be round-off.
         if not float(rest[rows, change].sum()) < -1e-12 * float(own.sum()):
             return sigma
         sigma = sigma[change]
@@ -226,6 +227,8 @@ def network_simplex(
             best = gap, round_off, primal, plan, f, g
         if gap <= SHARE * primal:
             break
+        # A cell of much larger reduced cost is in no optimal plan. Its cost is clipped:
+        # the solver scales costs by the largest, and would not resolve the gap.
         limit = min(limit, 1e4 * gap / total)
     gap, round_off, primal, plan, f, g = best
     # Lower f until the potentials are feasible to the last digit.

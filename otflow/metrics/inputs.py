@@ -52,6 +52,7 @@ def cloud(mu: CloudLike | Measure, name: str) -> Cloud:
     if isinstance(mu, GridDensity):
         cells = int((mu.weights > 0).sum())
         cure = f"Particles({name}.sample(2000, generator))"
+        # 48 bytes a pair: the memory of `transport_plan`.
         if 48 * cells**2 <= SHARE * total_memory(torch.device("cpu")):
             cure = f"Particles({name}.points, {name}.weights), up to a cell, or {cure}"
         known = (

@@ -296,8 +296,8 @@ class TangentProximal(ProximalSolver[M]):
     gradient. Without this verb, automatic differentiation passes through `push`. Flat
     tangents also give steps of order 2 and 3, without a certificate.
 
-    An iteration costs one gradient of F and some 2 `memory` products `inner`. A measure
-    whose metric is expensive should compute the metric once.
+    An iteration costs one gradient of F and about 2 `memory` calls of ``mu.inner``. A
+    measure whose metric is expensive should compute the metric once.
 
     Parameters
     ----------
