@@ -13,7 +13,6 @@ from otflow._graphs import (
     leaf,
     only_without_mass,
     records,
-    unmodified,
 )
 from otflow._validation import check_finite, check_scalar
 from otflow.errors import InvalidFunctional, Unsupported
@@ -29,7 +28,6 @@ __all__ = [
     "leaf",
     "line_derivatives",
     "second_gradient",
-    "unmodified",
     "value_and_gradient",
     "value_gradient_product",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow.errors import InvalidFunctional, ModifiedInPlace, Unsupported
+from otflow.errors import ModifiedInPlace, Unsupported
 
 __all__ = [
     "Immutable",
@@ -20,7 +20,6 @@ __all__ = [
     "recording",
     "records",
     "refuse_graph",
-    "unmodified",
     "without_counters",
 ]
 
@@ -115,30 +114,6 @@ def refuse_graph(what: str, why: str, *tensors: Tensor, cure: str) -> None:
     if records(*tensors):
         msg = f"{what} would lose a graph: {why}; use {cure}"
         raise Unsupported(msg)
-
-
-class unmodified:
-    """Raise InvalidFunctional if code in this context writes into `tensors`.
-
-    It is on the path of every step, so it is lean.
-    """
-
-    __slots__ = ("by", "tensors", "versions")
-
-    def __init__(self, *tensors: Tensor, by: str) -> None:
-        self.tensors, self.by = tensors, by
-
-    def __enter__(self) -> None:
-        self.versions = [tensor._version for tensor in self.tensors]
-
-    def __exit__(self, kind: object, *_: Any) -> None:
-        passed = kind is None or kind is ModifiedInPlace
-        if passed and self.versions != [t._version for t in self.tensors]:
-            msg = (
-                f"{self.by} modified the measure in place; "
-                f"work on a copy: mu.points.clone()"
-            )
-            raise InvalidFunctional(msg)
 
 
 class Immutable:

@@ -164,7 +164,7 @@ def check_generator(generator: Any) -> None:
 
 def check_finite(x: Tensor, what: str) -> None:
     """Raise `NonFinite`, naming `what`, if an entry of `x` is NaN or infinite."""
-    if x.requires_grad:
+    if x.ndim and x.requires_grad:  # the sum needs no graph
         x = x.detach()
     # One reduction on the good path: a sum is finite only if its terms are. A sum of
     # finite terms may overflow; then the entries are checked one by one.

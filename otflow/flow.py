@@ -11,7 +11,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from otflow._autodiff import unmodified
 from otflow._progress import progress_bar
 from otflow._typing import Seed
 from otflow._validation import (
@@ -25,6 +24,7 @@ from otflow._warn import warn
 from otflow.errors import Diverged, Interrupted, NonFinite, NotConvergedWarning
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import Measure
+from otflow.measures.base import value_of
 from otflow.proximal import Certificate
 from otflow.schemes import Scheme, Step, reports
 from otflow.schemes.base import made_by
@@ -279,17 +279,9 @@ class _Recorder(Generic[M]):
     def add(self, energy: Tensor | None = None) -> str:
         """Record the current measure; return its energy as a text."""
         time, mu = self.current
-        with torch.no_grad(), unmodified(mu.points, mu.weights, by="a record"):
-            if energy is None:
-                energy = self.scheme.energy(self.functional, mu)
-            row = {"energy": energy}
-            for name, function in self.functions.items():
-                try:
-                    answer = function(mu)
-                except NonFinite as error:
-                    msg = f"record[{name!r}] is not finite at time {time:g}: {error}"
-                    raise NonFinite(msg) from error
-                row[name] = _entry(name, answer, mu.device)
+        with torch.no_grad():
+            row = value_of(mu, lambda mu: self._row(mu, energy), by="a record")
+        energy = row["energy"]
         if not bool(torch.isfinite(energy)):
             msg = f"the energy is {float(energy)} at time {time:g}"
             raise NonFinite(msg)
@@ -313,6 +305,21 @@ class _Recorder(Generic[M]):
         self.times.append(time)
         self.snapshots.append(mu)
         return f"{float(energy):.4g}"
+
+    def _row(self, mu: M, energy: Tensor | None) -> dict[str, Tensor]:
+        """Return the energy, computed if not known, and the answers of the records."""
+        if energy is None:
+            energy = self.scheme.energy(self.functional, mu)
+        row = {"energy": energy}
+        for name, function in self.functions.items():
+            try:
+                answer = function(mu)
+            except NonFinite as error:
+                time = self.current.time
+                msg = f"record[{name!r}] is not finite at time {time:g}: {error}"
+                raise NonFinite(msg) from error
+            row[name] = _entry(name, answer, mu.device)
+        return row
 
     def salvage(self, status: str, message: str) -> Trajectory[M]:
         """Return the trajectory of a failed loop, up to the current measure."""

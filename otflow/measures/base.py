@@ -7,19 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from otflow._arrays import as_points, unit_of
-from otflow._graphs import (
-    keep_immutable,
-    records,
-    refuse_graph,
-    unmodified,
-    without_counters,
-)
+from otflow._graphs import keep_immutable, records, refuse_graph, without_counters
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     check_energy,
@@ -29,11 +23,13 @@ from otflow._validation import (
     check_like,
     positive,
 )
-from otflow.errors import Unsupported
+from otflow.errors import InvalidFunctional, ModifiedInPlace, Unsupported
 from otflow.kernels import Kernel
 from otflow.measures.sums import kernel_at_the_door, pair_energy, pair_potential
 
 __all__ = ["Measure", "integrate", "internal_energy", "value_of"]
+
+M, T = TypeVar("M", bound="Measure"), TypeVar("T")
 
 
 class Measure(ABC):
@@ -615,9 +611,9 @@ class Measure(ABC):
         >>> of.Particles(x).detach().points.requires_grad
         False
         """
-        held = self._attributes().values()
-        if any(isinstance(x, Tensor) and x.requires_grad for x in held):
-            return self.map_tensors(Tensor.detach)
+        for value in self._held():
+            if isinstance(value, Tensor) and value.requires_grad:
+                return self.map_tensors(Tensor.detach)
         return self
 
     @final
@@ -649,8 +645,7 @@ class Measure(ABC):
         cure : str
             What to use in its place.
         """
-        held = self._attributes().values()
-        tensors = (value for value in held if isinstance(value, Tensor))
+        tensors = (value for value in self._held() if isinstance(value, Tensor))
         refuse_graph(what, why, *tensors, cure=cure)
 
     def _hold(self, **attributes: Any) -> None:
@@ -691,6 +686,13 @@ class Measure(ABC):
         held = self._attributes().items()
         new._hold(**{k: change(v) if isinstance(v, Tensor) else v for k, v in held})
         return new
+
+    def _held(self) -> list[Any]:
+        """Return what the attributes hold, slots and counters of writes too."""
+        held = list(vars(self).values())
+        for name in _slots(type(self)):
+            held.append(getattr(self, name, None))
+        return held
 
     def _attributes(self) -> dict[str, Any]:
         """Return all attributes, slots too, without the counters of writes."""
@@ -792,13 +794,25 @@ class Measure(ABC):
         check_like(tangent, self.points, name, "points")
 
 
-def value_of(mu: Measure, value: Value, *own: Tensor) -> Tensor:
+def value_of(
+    mu: M, value: Callable[[M], T], *own: Tensor, by: str = "the functional"
+) -> T:
     """Return a value at a measure; one that writes into the measure's tensors raises.
 
     Tensors `own` count beside the points and the weights.
     """
-    with unmodified(mu.points, mu.weights, *own, by="the functional"):
-        return value(mu)
+    tensors = (mu.points, mu.weights, *own)
+    before = [tensor._version for tensor in tensors]
+    try:
+        answer = value(mu)
+    except ModifiedInPlace:
+        if before == [tensor._version for tensor in tensors]:
+            raise
+    else:
+        if before == [tensor._version for tensor in tensors]:
+            return answer
+    msg = f"{by} modified the measure in place; work on a copy: mu.points.clone()"
+    raise InvalidFunctional(msg)
 
 
 def integrate(
