@@ -422,7 +422,7 @@ class Measure(ABC):
         """
         kernel = kernel_at_the_door(W, diagonal)
         energy = self._pair_energy(kernel)
-        check_finite(energy, f"the interaction energy under {kernel!r}")
+        check_finite(energy, f"under {kernel!r} the interaction's value")
         return energy
 
     @final

@@ -274,7 +274,7 @@ def _check_integrable(W: Kernel, edges: Tensor) -> None:
     if wrong:
         msg = (
             f"{W!r} is not integrable at 0 on the line: the energy of a density under "
-            f"it is infinite; use Particles, which leave out the pairs i = j of a singular "
-            f"kernel"
+            f"it is infinite; use Particles, which leave out the pairs i = j of a "
+            f"singular kernel"
         )
         raise NonFinite(msg)
