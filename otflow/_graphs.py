@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from otflow.errors import ModifiedInPlace, Unsupported
+from otflow.errors import InvalidFunctional, ModifiedInPlace, Unsupported
 
 __all__ = [
     "Immutable",
@@ -20,12 +22,16 @@ __all__ = [
     "recording",
     "records",
     "refuse_graph",
+    "value_of",
     "without_counters",
 ]
 
 
 # Prefix of the attributes that hold the counters of writes into a measure's tensors.
 _COUNTER = "_writes_into_"
+# How often a tensor was written into. A comprehension would cost a frame each time.
+_VERSION = attrgetter("_version")
+T = TypeVar("T")
 
 
 class _Mode(threading.local):
@@ -116,6 +122,27 @@ def refuse_graph(what: str, why: str, *tensors: Tensor, cure: str) -> None:
         raise Unsupported(msg)
 
 
+def value_of(
+    mu: Any, value: Callable[[Any], T], *own: Tensor, by: str = "the functional"
+) -> T:
+    """Return a value at a measure; one that writes into the measure's tensors raises.
+
+    Tensors `own` count beside the points and the weights.
+    """
+    tensors = (mu.points, mu.weights, *own)
+    before = list(map(_VERSION, tensors))
+    try:
+        answer = value(mu)
+    except ModifiedInPlace:
+        if before == list(map(_VERSION, tensors)):
+            raise
+    else:
+        if before == list(map(_VERSION, tensors)):
+            return answer
+    msg = f"{by} modified the measure in place; work on a copy: mu.points.clone()"
+    raise InvalidFunctional(msg)
+
+
 class Immutable:
     """An attribute that holds a tensor; it raises `ModifiedInPlace` after a write.
 
@@ -128,7 +155,11 @@ class Immutable:
 
     def __set__(self, owner: Any, tensor: Tensor) -> None:
         state = owner.__dict__
-        state[self.name], state[self.counter] = tensor, version_of(tensor)
+        state[self.name] = tensor
+        try:
+            state[self.counter] = tensor._version
+        except RuntimeError:  # tensors of torch.inference_mode() have no counter
+            state[self.counter] = 0
 
     def __get__(self, owner: Any, kind: type) -> Any:
         # This is on the path of every access: the good case comes first.
@@ -140,7 +171,7 @@ class Immutable:
             if state[self.counter] == tensor._version:
                 return tensor
         except (KeyError, RuntimeError):
-            return self._ask_first(state)
+            return self._ask_first(owner)
         msg = (
             f"the {self.name} of {kind.__name__} were modified in place; a measure is "
             f"immutable and shares its tensors with others: write into a copy, "
@@ -148,14 +179,14 @@ class Immutable:
         )
         raise ModifiedInPlace(msg)
 
-    def _ask_first(self, state: dict[str, Any]) -> Any:
+    def _ask_first(self, owner: Any) -> Any:
         """Return a tensor without a counter: that of a copy or an unpickled measure."""
-        try:
-            tensor = state[self.name]
-        except KeyError:
-            raise AttributeError(self.name) from None
-        state.setdefault(self.counter, version_of(tensor))
-        return tensor
+        state = owner.__dict__
+        if self.name not in state:
+            raise AttributeError(self.name)
+        if self.counter not in state:
+            self.__set__(owner, state[self.name])
+        return state[self.name]
 
 
 def keep_immutable(kind: type[Any], *names: str) -> None:
@@ -169,11 +200,3 @@ def without_counters(state: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value for name, value in state.items() if not name.startswith(_COUNTER)
     }
-
-
-def version_of(tensor: Tensor) -> int:
-    """Return how often a tensor was written into."""
-    try:
-        return tensor._version
-    except RuntimeError:  # tensors of torch.inference_mode() have no counter
-        return 0

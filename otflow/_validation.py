@@ -164,7 +164,7 @@ def check_generator(generator: Any) -> None:
 
 def check_finite(x: Tensor, what: str) -> None:
     """Raise `NonFinite`, naming `what`, if an entry of `x` is NaN or infinite."""
-    if x.ndim and x.requires_grad:  # the sum needs no graph
+    if x.requires_grad:
         x = x.detach()
     # One reduction on the good path: a sum is finite only if its terms are. A sum of
     # finite terms may overflow; then the entries are checked one by one.
@@ -184,8 +184,11 @@ def check_finite(x: Tensor, what: str) -> None:
     raise NonFinite(msg)
 
 
-def check_scalar(value: Any, like: Any) -> Tensor:
-    """Raise InvalidFunctional unless `value` is 0-d, real, and where `like` is."""
+def check_scalar(value: Any, like: Any, *, finite: bool = False) -> Tensor:
+    """Raise InvalidFunctional unless `value` is 0-d, real, and where `like` is.
+
+    With ``finite=True`` a value that is NaN or infinite raises `NonFinite`.
+    """
     if not isinstance(value, Tensor):
         msg = (
             f"a functional's value must be a 0-d tensor, got {type(value).__name__}; "
@@ -208,6 +211,8 @@ def check_scalar(value: Any, like: Any) -> Tensor:
             f"{like.device}; build its tensors on the measure's device"
         )
         raise InvalidFunctional(msg)
+    if finite and not math.isfinite(value.item()):
+        check_finite(value, "the functional's value")
     return value
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from otflow._arrays import as_points, as_weights, coordinate_limit
 from otflow._autodiff import second_gradient, value_and_gradient
-from otflow._graphs import records
+from otflow._graphs import records, value_of
 from otflow._typing import ArrayLike, Value
 from otflow._validation import check_generator, positive, real
 from otflow.errors import Diverged
-from otflow.measures.base import Measure, value_of
+from otflow.measures.base import Measure
 from otflow.measures.sums import check_draw, reweighted
 
 __all__ = ["Particles"]
