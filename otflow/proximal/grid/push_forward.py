@@ -54,10 +54,10 @@ def push_forward(
 
     The minimum over y in :math:`\phi^c(x) = \min_y |x - y|^2/(2\,dt) - \phi(y)` is
     taken along one axis after the other. So the optimal map is a composition of maps
-    that move one coordinate each. Minimised over the last k axes, :math:`\phi` depends
-    on the old place along these axes and on the new place along the others; the map
-    along the next axis is then optimal on every row. Each row is remapped by its
-    cumulative masses.
+    that move one coordinate each. After the minimum over the last k axes, the potential
+    depends on the old place along these axes and on the new place along the others.
+    With this potential the map along the next axis is optimal on every row. Each row is
+    remapped by its cumulative masses.
 
     Parameters
     ----------
@@ -106,7 +106,10 @@ def push_forward(
 
 
 def mixed_potentials(phi: Tensor, box: Box, dt: float) -> list[Tensor]:
-    """Return for each axis the potential in new places up to it, in old places after.
+    """Return the potentials of the maps along each axis.
+
+    The potential of an axis depends on the new place along the axes up to it and on the
+    old place along the axes after it.
 
     Parameters
     ----------
@@ -223,7 +226,10 @@ def _winners(phi: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 
 def _next(wins: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the last winner up to each cell of a row, -1 if none; the next one, n."""
+    """Return the last winner up to each cell of a row, and the next from it on.
+
+    Without such a winner they are -1 and n.
+    """
     index = torch.arange(wins.shape[-1], device=wins.device)
     ahead = torch.where(wins, index, len(index)).flip(-1).cummin(-1).values.flip(-1)
     return torch.where(wins, index, -1).cummax(-1).values, ahead

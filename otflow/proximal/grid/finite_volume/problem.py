@@ -249,10 +249,9 @@ class UpwindStep:
         return centre if warm is None else self.resumed(warm, centre, unit / len(x))
 
     def resumed(self, old: Interior, centre: Interior, mu: float) -> Interior:
-        """Return a flow of the velocities and multipliers of another, moved inwards.
+        """Return a flow between the flow of another's velocities and `centre`.
 
-        It is a combination of the flow of these velocities and of `centre`, and
-        `centre` itself if the former has no positive densities.
+        The result is `centre` itself if the velocities give no positive densities.
         """
         # Fluxes are velocities times the new densities, which solve a linear system.
         sides = self.faces.sides
