@@ -189,7 +189,8 @@ def check_finite(x: Tensor, what: str) -> None:
     msg = (
         f"{what} is {first}{where}: the functional is not finite at this measure; "
         f"look for log(0), division by 0 or an overflow; if a kernel has no value at "
-        f"0, kernels.Function(W, singular=True) leaves each atom's own pair out"
+        f"0, kernels.Function(W, singular=True) leaves each atom's own pair out; move "
+        f"atoms apart that coincide"
     )
     raise NonFinite(msg)
 

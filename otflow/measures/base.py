@@ -422,7 +422,10 @@ class Measure(ABC):
         NonFinite, InvalidFunctional, Unsupported
             If W is infinite where the representation cannot integrate it.
         """
-        return self._pair_energy(kernel_at_the_door(W, diagonal))
+        kernel = kernel_at_the_door(W, diagonal)
+        energy = self._pair_energy(kernel)
+        check_finite(energy, f"under {kernel!r} the interaction's value")
+        return energy
 
     @final
     def convolve(

@@ -331,6 +331,7 @@ class Gaussian(Measure):
         2\Sigma/\sigma^2)^{-1/2}`. The sum is exact too if the rule is exact for W, as
         for a quadratic kernel. Time O(n d^2).
         """
+        W = W.bare
         if type(W) is GaussianKernel:
             return gaussian_kernel_energy(self.factor, W)
         energy = 0.5 * (self.weights @ self._differences(W))
@@ -343,7 +344,7 @@ class Gaussian(Measure):
         return energy
 
     def _potential(self, W: Kernel, x: Tensor | None) -> Tensor:
-        x = self.points if x is None else x
+        x, W = self.points if x is None else x, W.bare
         if type(W) is GaussianKernel:
             return gaussian_kernel_potential(self.mean, self.factor, W, x)
         # It warns, or raises, if the rule does not see all of W.

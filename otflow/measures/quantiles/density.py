@@ -395,11 +395,11 @@ class Quantiles(Measure):
         NonFinite
             If W is singular and not integrable at 0.
         """
-        return cell_interaction(self.edges, self.weights, W)
+        return cell_interaction(self.edges, self.weights, W.bare)
 
     def _potential(self, W: Kernel, x: Tensor | None) -> Tensor:
         x = self.points if x is None else x
-        return cell_potential(self.edges, self.weights, W, x[:, 0])
+        return cell_potential(self.edges, self.weights, W.bare, x[:, 0])
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         n = check_draw(n, generator, self.weights)
