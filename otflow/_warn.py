@@ -8,11 +8,13 @@ from types import FrameType
 
 __all__ = ["warn"]
 
-PASSED = {"otflow", "abc"}  # `abc` makes the classes whose definition may warn
+# The standard library may stand between: `abc` makes a class whose definition warns,
+# and `Mapping.get` reads an entry.
+PASSED = {"otflow", *sys.stdlib_module_names}
 
 
 def warn(message: str | Warning, category: type[Warning] | None = None) -> None:
-    """Issue a warning that points at the innermost line outside otflow.
+    """Issue a warning at the innermost line outside otflow and the standard library.
 
     Python shows a `DeprecationWarning` only where it points into ``__main__``, and it
     shows a warning once for each line that it points at.

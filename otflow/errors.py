@@ -101,7 +101,7 @@ class KernelWarning(UserWarning):
 
 
 class NotConvergedWarning(UserWarning):
-    """Steps of a flow did not converge; it warns once, at the end of the flow.
+    """Steps of a flow did not converge; the flow warns once, at its end.
 
     These steps are approximate and not certified; ``run.info`` says which they are.
 

@@ -8,19 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow._answers import check_map
 from otflow._graphs import recording
 from otflow._pairs import Sweep, tiles
 from otflow._typing import Ground
-from otflow._validation import check_function, positive, real
+from otflow._validation import check_function, check_map, positive, real
 
-# Rows of a block: its distances stay in the second-level cache. It is not a power of
-# two: then the columns of a block would share few cache lines.
+# Rows of a block: its distances stay in the second-level cache. With a power of two the
+# columns of a block would share few cache lines.
 TILE = 384
-# The scale of a cloud is read from pairs of points with these differences of index:
-# small numbers and primes, so that an order of the points hides no cluster. The share
-# of distances that may be shorter; by how much the farthest point may exceed the rest.
-PAIRED, FEW, EVEN = (1, 2, 3, 5, 7, 11), 0.05, 256.0
+# The scale of a cloud is a small distance between points. It is taken over pairs whose
+# indices differ by 1 or by a prime, so that no regular order of the points hides a
+# cluster.
+PAIRED = (1, 2, 3, 5, 7, 11)
+# The share of these distances that is shorter than the scale.
+FEW = 0.05
+# Largest distance from the mean, in units of the scale, for sums of moments: their
+# cancellation costs about log2(EVEN) = 8 bits.
+EVEN = 256.0
 
 __all__ = [
     "Energy",
@@ -199,11 +203,11 @@ def as_kernel(W: Ground) -> Kernel:
 class RadialKernel(Kernel):
     r"""A kernel :math:`W(z) = \varphi(|z|^2)` with its slope in closed form.
 
-    A child defines `profile` :math:`\varphi(s)` and `slope` :math:`\varphi'(s)`, where
-    s is the squared distance. So :math:`\nabla W(z) = 2\varphi'(|z|^2)\,z`. Where the
-    slope is infinite at 0 it is set to 0: by symmetry two coincident points exert no
-    force on each other. A kernel that is infinite at 0 is `singular`: an atom does not
-    interact with itself.
+    A subclass states `profile` :math:`\varphi(s)` and `slope` :math:`\varphi'(s)`, with
+    s the squared distance: :math:`\nabla W(z) = 2\varphi'(|z|^2)\,z`. A slope that is
+    infinite at 0 counts as 0 there: by symmetry two coincident points exert no force on
+    each other. A kernel that is infinite at 0 is `singular`: an atom does not interact
+    with itself.
 
     Attributes
     ----------
@@ -360,8 +364,8 @@ def _is_even(x: Tensor, centred: Tensor) -> bool:
     r"""Return whether no point is far away on the scale of the other distances.
 
     Then the force :math:`\sum_j w_j \varphi'(s_{ij})(x_i - x_j)` may be the difference
-    of two sums of moments. These cancel, with the round-off of the largest |x|; it is
-    harmless if most distances are of that size.
+    of two sums of moments. Their cancellation leaves the round-off of the largest |x|,
+    which is harmless if most distances are of that size.
     """
     n = len(x)
     shifts = [x.roll(k, 0) - x for k in PAIRED if k < n]

@@ -43,6 +43,8 @@ def lines_of(name: str) -> int:
     [
         ("Whiteness", 6),
         ("TestWhiteness", 5),
+        ("SoftLog", 6),
+        ("TestSoftLog", 5),
         ("Midpoint", 12),
         ("TestMidpoint", 10),
         ("Symmetric", 60),

@@ -268,7 +268,7 @@ CHAINS = {
 
 @pytest.mark.parametrize(("measure", "F"), [(m, F) for m in CHAINS for F in CHAINS[m]])
 def test_ten_unrolled_euler_steps(measure, F):
-    # A4: dx/dx0 was 1 where x kept its graph and the velocity lost it.
+    # If x keeps its graph and the velocity loses it, dx/dx0 is 1.
     on = ON_POINTS if measure in POINTS else {**ON_DENSITIES, **SINGULAR}
     dt = 1e-3 if measure in (*LINE, *CELLS) else 0.02
     agrees(ALL[measure], lambda mu, _: state(euler(on[F], mu, dt)), moves=True, h=2e-4)
@@ -402,7 +402,7 @@ def test_distances_through_measures(measure, metric):
 
 
 def test_a_distance_between_particles_reaches_the_network_that_made_them():
-    # A4: the gradient was 0 through Particles, .637 through the points themselves.
+    # The gradient through Particles is that through the points themselves, not 0.
     torch.manual_seed(0)
     net, z, y = torch.nn.Linear(2, 2), torch.randn(50, 2), torch.randn(60, 2) + 3
     for make in (lambda x: x, of.Particles):

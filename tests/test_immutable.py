@@ -36,7 +36,7 @@ def schemes_for(measure):
     ids=lambda p: p if isinstance(p, str) else repr(p),
 )
 def test_editing_a_result_leaves_the_start_alone(measure, scheme):
-    # E6: the weights of the start were those of the result.
+    # A result must not share its weights with the start.
     start = ALL[measure](torch.zeros((), dtype=F64))
     before = {name: getattr(start, name).clone() for name in EDITABLE[measure]}
     F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import io
 import os
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -126,13 +128,35 @@ def test_each_command_that_prints_a_figure_exists():
         assert '__name__ == "__main__"' in path.read_text("utf-8"), command
 
 
+def test_every_file_that_the_pages_name_exists():
+    files = [
+        f"/{path.relative_to(ROOT).as_posix()}"
+        for folder in ("benchmarks", "demo", "docs", "otflow", "tests", "tools")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.rst")]
+    named = {
+        (page.name, name)
+        for page in pages
+        if page.name != "CHANGELOG.md" and "_build" not in page.parts
+        for name in re.findall(r"`([\w/]+\.py)`", page.read_text("utf-8"))
+    }
+    assert ("architecture.rst", "proximal/grid/sinkhorn/solver.py") in named
+    missing = {
+        (page, name)
+        for page, name in named
+        if not any(path.endswith(f"/{name}") for path in files)
+    }
+    assert not missing
+
+
 def test_every_cited_work_is_in_the_bibliography():
     keys = set(
         re.findall(r"^@\w+\{(\w+),$", (ROOT / "docs/references.bib").read_text(), re.M)
     )
     cited = {
         key.strip()
-        for folder in ("otflow", "docs", "tutorials")
+        for folder in ("otflow", "docs", "tutorials", "tests", "benchmarks", "demo")
         for pattern in ("*.py", "*.rst")
         for path in (ROOT / folder).rglob(pattern)
         if "_build" not in path.parts
@@ -141,3 +165,37 @@ def test_every_cited_work_is_in_the_bibliography():
     }
     assert len(keys) > 20
     assert cited <= keys
+
+
+# A label of a list outside the repository: a letter and a number, or a word for such a
+# list. The dtypes F32 and F64 are no labels, nor are W2, L1, L2 and R0^2.
+LABEL = re.compile(
+    r"\b(oracle|trap|erratum|errata)s? [A-Z]?\d|\b[A-K](?<!F)\d{1,2}\b(?!\^)"
+)
+
+
+def prose(path: Path) -> Iterator[str]:
+    """Yield the comments and the docstrings of a file, and the names of its tests."""
+    text = path.read_text("utf-8")
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT and "noqa" not in token.string:
+            yield token.string
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            yield ast.get_docstring(node) or ""
+        if isinstance(node, ast.FunctionDef):
+            yield node.name.replace("_", " ")
+
+
+def test_nothing_cites_a_document_outside_the_repository():
+    folders = ("otflow", "tests", "tutorials", "benchmarks", "demo", "tools")
+    found = [
+        f"{path.relative_to(ROOT)}: {text}"
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+        for text in prose(path)
+        if LABEL.search(text)
+    ]
+    assert not found, "\n".join(found)
+    for text in ("# A4: lost", "rows D3 and E5", "trap 8", "(C3, errata E1-E3)"):
+        assert LABEL.search(text)

@@ -39,7 +39,7 @@ def test_b_entropy_on_a_grid_by_jko():
     run = of.flow(F, rho, of.JKO(), dt=0.05, steps=20)
     assert run.final.dtype == torch.float32
     assert all(step["certified"] for step in run.info)
-    # The same line with a Gaussian is its oracle.
+    # The same line with a Gaussian is exact.
     bell = of.Gaussian(torch.ones(1), torch.eye(1) / 16)
     law = of.flow(F, bell, of.JKO(), dt=0.05, steps=20).final
     mean = run.final.expectation(lambda x: x[:, 0])

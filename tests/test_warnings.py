@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 import warnings
+from dataclasses import make_dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +20,14 @@ from otflow.errors import (
     KernelWarning,
     NotConvergedWarning,
 )
+from otflow.measures.grid.convolution import Convolution
 from otflow.proximal import GridSinkhorn, ParticleProximal, ProxResult, certify
 from tests import conftest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "otflow"
+OLD = (DeprecationWarning, FutureWarning)  # kinds of warning about an old name
+NAMES_OF_OLD = {kind.__name__ for kind in OLD}
 
 F64 = torch.float64
 SQUARE = of.Potential(lambda x: x.square().sum(-1), modulus=2.0)
@@ -46,13 +56,22 @@ class Reporting(of.schemes.Scheme):
         return of.schemes.Step(mu.push(F.velocity(mu), dt), state, info)
 
 
-def a_class_with_an_old_word():
-    class Old(of.Functional):
-        def value(self, mu):
-            return mu.expectation(lambda x: x[..., 0])
+def a_class_with(**words):
+    def value(self, mu):
+        return mu.expectation(lambda x: x[..., 0])
 
-        def modulus_in(self, dim):
-            return 0.0
+    type("Old", (of.Functional,), {"value": value, **words})
+
+
+class Bounded(of.Functional):
+    """A functional without old words."""
+
+    def value(self, mu):
+        return mu.expectation(lambda x: x[..., 0])
+
+
+def a_report():
+    return of.flow(SQUARE, CLOUD, of.JKO(), dt=0.1, steps=1).info[0]
 
 
 CASES = {
@@ -93,14 +112,47 @@ CASES = {
             steps=1,
         ),
     ),
-    "old option": (
+    "interaction(diagonal=)": (
         DeprecationWarning,
         lambda: CLOUD.interaction(lambda z: z.square().sum(-1), diagonal=False),
     ),
-    "old word": (DeprecationWarning, lambda: SQUARE.displacement_modulus),
-    "old override": (DeprecationWarning, a_class_with_an_old_word),
-    "old solver": (DeprecationWarning, lambda: ParticleProximal(blur=0.1)),
-    "old result": (
+    "convolve(diagonal=)": (
+        DeprecationWarning,
+        lambda: CLOUD.convolve(lambda z: z.square().sum(-1), diagonal=False),
+    ),
+    "Convolution(diagonal=)": (
+        DeprecationWarning,
+        lambda: Convolution(
+            bell(-4, 4).box, lambda z: z.norm(dim=-1), CLOUD.points, diagonal=False
+        ),
+    ),
+    "displacement_modulus": (DeprecationWarning, lambda: SQUARE.displacement_modulus),
+    "modulus_in(dim)": (DeprecationWarning, lambda: SQUARE.modulus_in(2)),
+    "overriding modulus_in": (
+        DeprecationWarning,
+        lambda: a_class_with(modulus_in=lambda _, dim: 0.0 * dim),
+    ),
+    "overriding displacement_modulus": (
+        DeprecationWarning,
+        lambda: a_class_with(displacement_modulus=0.0),
+    ),
+    "overriding split_entropy": (
+        DeprecationWarning,
+        lambda: a_class_with(split_entropy=lambda _: (0.0, SQUARE)),
+    ),
+    "info[energy]": (DeprecationWarning, lambda: a_report()["energy"]),
+    "info[gradients]": (DeprecationWarning, lambda: a_report().get("gradients")),
+    "ParticleProximal(blur=)": (
+        DeprecationWarning,
+        lambda: ParticleProximal(blur=0.1),
+    ),
+    "overriding modulus_in, in a dataclass": (
+        DeprecationWarning,
+        lambda: make_dataclass(
+            "Old", [], bases=(Bounded,), namespace={"modulus_in": lambda _, dim: dim}
+        ),
+    ),
+    "ProxResult(iterations)": (
         DeprecationWarning,
         lambda: ProxResult(
             CLOUD,
@@ -119,7 +171,7 @@ CASES = {
             ),
         ),
     ),
-    "old report": (
+    "Step(info[energy])": (
         DeprecationWarning,
         lambda: of.flow(SQUARE, CLOUD, Reporting(), dt=0.1, steps=1),
     ),
@@ -135,6 +187,37 @@ def test_a_warning_points_at_the_users_code(kind, cause):
     # conftest.py wraps some calls, to watch them.
     assert places
     assert places <= {__file__, conftest.__file__}
+
+
+def test_each_old_name_warns_here_and_stands_in_the_changelog(monkeypatch):
+    old = {name: cause for name, (kind, cause) in CASES.items() if kind in OLD}
+    found = set()
+
+    def note(message, category=None, stacklevel=1):
+        if category in OLD:  # the frames of `warn`, and of the code that calls it
+            code = sys._getframe(2).f_code
+            found.add((Path(code.co_filename).name, code.co_name))
+
+    monkeypatch.setattr("otflow._warn.warnings.warn", note)
+    for cause in old.values():
+        cause()
+    sources = {path: path.read_text("utf-8") for path in PACKAGE.rglob("*.py")}
+    sites = {
+        (path.name, function.name)
+        for path, text in sources.items()
+        for function in ast.walk(ast.parse(text))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call)
+        and {getattr(argument, "id", "") for argument in node.args} & NAMES_OF_OLD
+    }
+    assert sites
+    assert found == sites
+    page = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    deprecated = page.split("### Deprecated")[1].split("\n### ")[0]
+    for name in old:
+        for word in re.findall(r"\w+", name.split(", in")[0].split()[-1]):
+            assert word in deprecated, word
 
 
 def test_a_script_sees_that_a_word_is_old():

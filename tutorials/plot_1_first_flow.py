@@ -19,14 +19,15 @@ there, :math:`F' = \tfrac12` on the disk and
 .. math:: \min F = \tfrac12 \int |x|^2 d\mu + \tfrac14 \int (1 - |x|^2) \, d\mu
                  = \tfrac14 + \tfrac18 = \tfrac38 .
 
-This tutorial finds it from 400 particles, by three schemes, and checks the numbers.
+This tutorial finds the minimiser from 400 particles, by three schemes.
 """
 
 # %%
 # State the problem
 # -----------------
-# A functional is stated by its value; a measure is a cloud of particles. The derivative
-# follows by automatic differentiation, or in closed form for a built-in kernel.
+# A functional states its value; here the measure is a cloud of particles. The
+# derivative follows by automatic differentiation, or in closed form for a built-in
+# kernel.
 
 import math
 
@@ -47,8 +48,8 @@ start = of.Particles(0.5 * noise + torch.tensor([1.5, 0.0]))
 # Flow
 # ----
 # Explicit Euler moves each particle along the velocity :math:`v = -\nabla F'[\mu]`. The
-# energy is always recorded; here the mean and the second moment are too. Along the
-# exact flow of n particles both are known: repulsions cancel, so that
+# flow always records the energy; here it records the mean and the second moment too.
+# Along the exact flow of n particles both are known: repulsions cancel, so that
 # :math:`\dot m = -m`, and since :math:`z \cdot \nabla \log|z| = 1` the second moment
 # obeys :math:`\dot s = -2 s + 1 - 1/n`.
 
@@ -72,11 +73,11 @@ plt.show()
 # %%
 # Three schemes
 # -------------
-# Backtracking halves a step until the energy falls enough, so any ``dt`` is safe, but
-# the times are its own. JKO minimises :math:`F(\nu) + W_2^2(\mu, \nu) / (2\,dt)`: it
-# decreases the energy for every ``dt`` and reports what it proved. "Stationary" says
-# that the gradient of that objective vanishes to tolerance and that the coupling of
-# both ends is optimal, by an exact assignment.
+# Backtracking halves a step until the energy falls enough. Any ``dt`` is then safe, and
+# the recorded times are sums of the halved steps. JKO minimises :math:`F(\nu) +
+# W_2^2(\mu, \nu) / (2\,dt)`: it decreases the energy for every ``dt`` and reports what
+# it proved. "Stationary" says that the gradient of that objective vanishes to
+# tolerance, and that the coupling of both ends is optimal, by an exact assignment.
 
 jko = of.flow(F, start, of.JKO(), dt=0.2, steps=40, record=moments)
 scheme = of.ExplicitEuler(backtracking=True)
@@ -103,9 +104,9 @@ plt.show()
 # %%
 # Is it the minimiser?
 # --------------------
-# The first variation can be asked for anywhere. Its mean on a circle of radius r must
-# be 1/2 inside the disk and the larger :math:`r^2/2 - \log r` outside: nowhere can a
-# particle be put to lower the energy.
+# The first variation is known anywhere. Its mean on a circle of radius r must be 1/2
+# inside the disk and the larger :math:`r^2/2 - \log r` outside. Then no mass can be
+# moved to lower the energy.
 
 radii = torch.linspace(0.02, 1.6, 50, dtype=torch.float64)
 angles = torch.linspace(0, 2 * math.pi, 49, dtype=torch.float64)[:-1]

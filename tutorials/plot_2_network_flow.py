@@ -51,8 +51,8 @@ def student(N: int) -> of.Particles:
 # ----------------------------------
 # Neuron i has the velocity :math:`-N \, \partial L / \partial \theta_i`, equation (9),
 # so descent with learning rate :math:`N \, dt` is the Euler step of length dt. Without
-# the factor N, many neurons would move less than few. Here is the same network in plain
-# torch, trained by torch's own optimiser.
+# the factor N, a neuron of a wide network would move less than one of a narrow network.
+# Here is the same network in plain torch, trained by torch's own optimiser.
 
 N, dt = 300, 0.1
 theta = student(N).points.clone().requires_grad_()
@@ -116,8 +116,8 @@ axes[1].legend()
 plt.show()
 
 # %%
-# The width hardly matters
-# ------------------------
+# The limit of many neurons
+# -------------------------
 # Neurons move by the same amount at every width, and the loss curves tend to a limit.
 
 fig, ax = plt.subplots(figsize=(5.5, 3.6), layout="constrained")

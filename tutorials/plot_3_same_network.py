@@ -3,8 +3,8 @@ When are two networks the same?
 ===============================
 
 The neurons of a layer have no natural order: permute them, and the network computes the
-same function. A distance between networks should not see the order either. The way to
-make the Euclidean distance of parameters blind to it is to take the quotient,
+same function. A distance between networks should not depend on the order either. The
+quotient of the Euclidean distance by the permutations does not,
 
 .. math::
 
@@ -98,10 +98,10 @@ for name, copy in copies.items():
 # %%
 # Two trained networks
 # --------------------
-# Train twice, from independent starts. Half-way between both lists of parameters lies a
-# network of no use. Half-way between one and the *aligned* copy of the other, which
-# computes the same as the other, the loss has hardly risen: the segment is then a
-# geodesic of :math:`W_2`, up to signs.
+# Train twice, from independent starts. The mean of both lists of parameters is a
+# network with a high loss. Align one network to the other: the aligned copy computes
+# the same function. Half-way to the aligned copy the loss is hardly higher than at the
+# ends. The segment is then a geodesic of :math:`W_2`, up to signs.
 
 risk = of.meanfield.Risk(network, X, X[:, 0].sin() * X[:, 1].cos())
 scale = torch.tensor([1.0, 2.0, 2.0, 1.0], dtype=torch.float64)

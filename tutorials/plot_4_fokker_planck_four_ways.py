@@ -2,20 +2,20 @@ r"""
 Fokker-Planck four ways
 =======================
 
-Heat in a quadratic bowl: the free energy
+The free energy of a potential and the entropy,
 
 .. math::
 
-    F(\mu) = \int \tfrac12 |x|^2 \, d\mu + \int \rho \log \rho
+    F(\mu) = \int \tfrac12 |x|^2 \, d\mu + \int \rho \log \rho ,
 
 has as its Wasserstein gradient flow the Fokker-Planck equation :math:`\partial_t \rho =
-\nabla\cdot(\rho x) + \Delta\rho`. From a Gaussian it stays Gaussian, with mean
+\nabla\cdot(\rho x) + \Delta\rho`. A Gaussian stays Gaussian, with mean
 :math:`m\,e^{-t}` and variance :math:`1 + (s^2 - 1) e^{-2t}`.
 
-The objective is stated once. Four representations carry it, each by the method that is
-best for it: particles turn the entropy into noise, quantiles and Gaussians solve a
-small convex problem for each JKO step, a grid solves an entropic transport problem with
-its bias taken off. What they agree on is physics; they differ in discretisation.
+The objective is stated once. Four representations carry it, each by its own method:
+particles turn the entropy into noise; quantiles and Gaussians solve a small convex
+problem for each JKO step; a grid solves a debiased entropic transport problem. All four
+approximate one equation, with different errors.
 """
 
 # %%
@@ -65,7 +65,6 @@ dt, steps = 0.05, 40
 runs = {}
 for name, mu in starts.items():
     scheme = of.Langevin() if name == "particles" else of.JKO()
-    # Not the seed of the start: the noise would repeat its numbers.
     runs[name] = of.flow(F, mu, scheme, dt=dt, steps=steps, record=moments, generator=1)
     print(f"{name:10s}", runs[name])
 
@@ -92,11 +91,11 @@ right.legend()
 plt.show()
 
 # %%
-# Who knows what
-# --------------
-# A JKO step has an error of order dt of its own. For this problem the exact sequence of
-# JKO steps is known, so the error of a *solver* can be told from that of the *step*:
-# :math:`m_{k+1} = m_k/(1+dt)` and :math:`s_{k+1} = (s_k + \sqrt{s_k^2 + 4\,dt\,
+# Two errors
+# ----------
+# A JKO step has an error of order dt. For this problem the exact sequence of JKO steps
+# is known, so that the error of the *solver* and that of the *step* can be measured
+# apart: :math:`m_{k+1} = m_k/(1+dt)` and :math:`s_{k+1} = (s_k + \sqrt{s_k^2 + 4\,dt\,
 # (1+dt)}) / (2(1+dt))`.
 
 s = sigma
@@ -138,4 +137,4 @@ assert max(errors["Gaussian"]) < 1e-9
 assert max(errors["quantiles"]) < 1e-5
 assert max(errors["grid"]) < 1e-4
 assert off["particles"] < 5 / math.sqrt(4000)
-assert max(off["quantiles"], off["grid"], off["Gaussian"]) < dt  # the step's own error
+assert max(off["quantiles"], off["grid"], off["Gaussian"]) < dt  # error of the steps

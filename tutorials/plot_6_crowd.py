@@ -7,18 +7,17 @@ closer than a given density. As a gradient flow :cite:p:`maury2010macroscopic`: 
 
 .. math:: F(\mu) = \int D \, d\mu \quad\text{subject to}\quad \rho \le \bar\rho .
 
-Walls are obstacles on the grid, and where the crowd is saturated a pressure appears
-that nobody states: it is the dual variable of the constraint. Beside obstacles
-``JKO()`` steps by finite volumes :cite:p:`cances2020variational`: mass moves through
-faces between free cells only, so none can cross a wall. The crowd of this tutorial is
-a photograph.
+Walls are obstacles on the grid. Where the crowd reaches the bound a pressure appears,
+the dual variable of the constraint. Beside obstacles ``JKO()`` steps by finite volumes
+:cite:p:`cances2020variational`: mass moves through faces between free cells only, so
+none can cross a wall. The crowd of this tutorial is a photograph.
 """
 
 # %%
 # A photograph as a density
 # -------------------------
-# Dark is dense. The picture of a Chinese temple comes with scikit-learn. Left to
-# diffuse, its details go first: the entropy falls fastest in the first step.
+# Dark is dense. The picture of a Chinese temple comes with scikit-learn. Under the heat
+# equation its details fade first: the entropy falls fastest in the first step.
 
 import matplotlib.pyplot as plt
 import numpy as np

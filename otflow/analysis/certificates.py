@@ -210,6 +210,7 @@ def _squared_lengths(trajectory: Trajectory[Any]) -> list[float]:
     atoms = [nu for nu in trajectory.snapshots if isinstance(nu, Particles)]
     if len(atoms) == len(trajectory.snapshots):
         return [float(wasserstein2_squared(mu, nu)) for mu, nu in pairwise(atoms)]
+    # Other measures are not compared again: their solvers know the length of a step.
     lengths = [report.get("w2") for report in trajectory.info]
     if None in lengths:
         msg = (

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otflow._validation import as_float_tensor, non_negative_int
+from otflow._arrays import as_float_tensor
+from otflow._validation import non_negative_int
 from otflow.errors import InvalidFunctional, NonFinite, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import GridDensity, Measure, Particles
@@ -122,9 +123,9 @@ def displacement_convexity(
     Notes
     -----
     Cost: three values and one velocity of F for each time, and one exact transport
-    problem. ``roundoff`` bounds, to first order, the effect on a second difference of
-    the round-off of positions, times the slope of F, and of the value of F. A modulus
-    is refuted only beyond this bound. Use float64 and points near the origin: otherwise
+    problem. ``roundoff`` bounds to first order the error of a second difference by the
+    round-off of the value of F, and of the positions times the slope of F. A modulus is
+    refuted only beyond this bound. Use float64 and points near the origin: otherwise
     the round-off, divided by h^2, exceeds most curvatures.
 
     Examples
@@ -169,6 +170,7 @@ def _noise(F: Functional, mu: Measure, value: float) -> float:
     positions by one unit in their last place.
     """
     eps = torch.finfo(mu.dtype).eps
+    # The factors are margins: the value is a sum, and two points of many are tried.
     noise = 4 * eps * abs(value)
     x = mu.points
     with suppress(NonFinite, InvalidFunctional):

@@ -11,9 +11,8 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from otflow._answers import check_scalar
 from otflow._typing import ArrayLike
-from otflow._validation import check_finite, check_kind, real
+from otflow._validation import check_finite, check_kind, check_scalar, real
 from otflow.functionals import legacy
 from otflow.measures import Measure
 
@@ -40,9 +39,8 @@ def _finite(method: Callable[..., Any], what: str) -> Callable[..., Any]:
 
     @wraps(method)
     def checked_value(*args: Any, **options: Any) -> Tensor:
-        value = check_scalar(method(*args, **options), options.get("mu", args[-1]))
-        check_finite(value, what)
-        return value
+        at = options.get("mu", args[-1])
+        return check_scalar(method(*args, **options), at, finite=True)
 
     return checked_value if method.__name__ == "value" else checked
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from otflow.functionals.base import sum_of_bounds
 from otflow.functionals.internal import Internal
-from otflow.functionals.power import Congestion
 
-__all__ = ["Combined", "combine"]
+__all__ = ["Combined"]
 
 
 class Combined(Internal):
@@ -75,29 +74,3 @@ class Combined(Internal):
         if math.isfinite(self.max_density):
             names.append(f"Congestion({self.max_density:g})")
         return " + ".join(names)
-
-
-def combine(terms: Sequence[tuple[float, Internal]]) -> Internal | None:
-    """Return the sum of multiples of internal energies as one; None if it is empty.
-
-    Raises
-    ------
-    ValueError
-        If a factor is negative: the sum need not be convex, and then has no proximal
-        map.
-    """
-    flat = []
-    for c, term in terms:
-        inner = term.parts if isinstance(term, Combined) else ((1.0, term),)
-        flat += [(c * a, part) for a, part in inner if not isinstance(part, Congestion)]
-        if c < 0:
-            msg = (
-                f"{c:g} * {term!r} is concave: an internal energy with a negative "
-                f"factor has no proximal map; use a positive factor"
-            )
-            raise ValueError(msg)
-    if not terms:
-        return None
-    if len(terms) == 1 and (terms[0][0] == 1 or isinstance(terms[0][1], Congestion)):
-        return terms[0][1]
-    return Combined(flat, min(term.max_density for _, term in terms))

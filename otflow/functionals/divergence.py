@@ -109,7 +109,7 @@ class _MinusLog:
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.requires_grad:
-            # It is constant on cells: autograd would give the gradient zero in x.
+            # The density is constant on cells, where autograd would return 0.
             raise Unsupported(_ON_CELLS)
         rho = self.target.density_at(x)
         return -torch.where(rho > 0, rho, 1.0).log()  # 0 in obstacles

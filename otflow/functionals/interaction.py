@@ -48,8 +48,8 @@ class Interaction(Functional):
     -----
     On particles: time O(n^2 d), memory O(n d); the n x n array is never formed. At m
     points away from the atoms the first variation costs O(n m d). With k atoms of mass
-    zero the velocity costs O(k n d) more: they act on nothing. The pairs i = j count,
-    unless W is a singular kernel; for a smooth W they add a constant.
+    zero the velocity costs O(k n d) more, since these atoms act on nothing. The pairs
+    i = j count, unless W is a singular kernel; for a smooth W they add a constant.
 
     Examples
     --------

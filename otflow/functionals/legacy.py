@@ -1,4 +1,4 @@
-"""Words of the last release: they work, with a warning, for one more release."""
+"""Old names in the contract of functionals: they warn, and work for one release."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from otflow._warn import warn
 
 __all__ = ["adopt", "warn_of"]
 
-# What replaces each word, and how it is written.
+# The name that replaces each old name, and the call that a message shows.
 REPLACEMENTS = {
     "split_entropy": ("terms", "terms()"),
     "modulus_in": ("modulus", "modulus(dim)"),
@@ -25,7 +25,7 @@ def warn_of(old: str, new: str) -> None:
 
 
 def adopt(cls: type, entropy: Callable[[], Any]) -> None:
-    """Replace the old words that a class of functionals overrides by the new ones.
+    """Let a class that overrides an old name override the new name, with a warning.
 
     Parameters
     ----------
@@ -40,18 +40,18 @@ def adopt(cls: type, entropy: Callable[[], Any]) -> None:
             continue
         warn_of(f"{cls.__name__} overrides {old}, which", written)
         setattr(cls, new, _in_terms_of(cls, old, own[old], new, entropy))
-        delattr(cls, old)  # the base has it, by way of the new word
+        delattr(cls, old)  # that of the base calls `new`
 
 
 def _in_terms_of(
     cls: Any, old: str, word: Any, new: str, entropy: Callable[[], Any]
 ) -> Callable[..., Any]:
-    """Return the method `new` of a class that defines the old word alone."""
+    """Return the method `new` of a class that defines the old name alone."""
     busy: set[tuple[int, int]] = set()
 
     def method(self: Any, *dim: int) -> Any:
         key = threading.get_ident(), id(self)
-        # The old word may call that of its parent, which calls the new word: this one.
+        # The old method may call that of its parent, which calls `new`: this method.
         if key in busy:
             return getattr(super(cls, self), new)(*dim)
         busy.add(key)

@@ -99,15 +99,14 @@ class PowerEntropy(Internal):
         r"""Solve :math:`cz + s \frac{m}{m-1} e^{(m-1)z} = \mathrm{rhs}` in closed form.
 
         With k = m - 1 and :math:`y = (sm/c)\,e^{kz}` the equation is :math:`y + \log y
-        = \log(sm/c) + k\,\mathrm{rhs}/c`, which Wright's omega function solves. The
-        start is not used.
+        = \log(sm/c) + k\,\mathrm{rhs}/c`, which Wright's omega function solves.
         """
         linear = rhs / entropic
         if strength == 0:
             return linear
         k, ratio = self.m - 1, math.log(strength * self.m / entropic)
         y = wright_omega(ratio + k * linear)
-        # Two forms of one number: the first one cancels where the power dominates.
+        # Two forms of z: the first loses digits by cancellation for a large y.
         return torch.where(y < 1, linear - y / k, (y.clamp_min(1).log() - ratio) / k)
 
     def conjugate_slope(self, s: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ def value_and_gradient(
     transposed = w.T.contiguous()
     outer = masses[:, None] * a
     scalar = network.outputs is None
-    # relu: sum_k g_k phi(z_ki) = w_i . sum_k g_k phi'(z_ki) x_k, which is known then.
+    # relu: phi(z) = z phi'(z), so that the first part follows from the second,
+    # sum_k g_k phi(z_ki) = w_i . sum_k g_k phi'(z_ki) x_k.
     short = scalar and unit.homogeneous
 
     rows = min(n, block_rows(count, theta, 1 if short else 2))
@@ -61,8 +62,9 @@ def value_and_gradient(
         g = slope[:, None] if scalar else slope
         if not short:
             grad_a.addmm_(h.T, g)
-        bent = unit.slope(z, h, z)
+        bent = unit.slope(z, h, z)  # in place: z is not used again, nor is h below
         if scalar:
+            # g_k a_i is a product: g scales rows of x, and a the sum after the loop.
             x = x * g
         else:
             bent.mul_(torch.mm(g, a.T, out=h))

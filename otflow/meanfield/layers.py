@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from otflow._answers import check_dtype, check_map
 from otflow._typing import ArrayLike
-from otflow._validation import check_function, true_or_false
+from otflow._validation import check_dtype, check_function, check_map, true_or_false
 from otflow.errors import InvalidFunctional
 from otflow.meanfield.network import Network
 from otflow.meanfield.units import Elementwise, as_activation

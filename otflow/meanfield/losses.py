@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from otflow._arrays import as_float_tensor, as_tensor
 from otflow._autodiff import value_and_gradient
 from otflow._typing import ArrayLike
-from otflow._validation import as_float_tensor, as_tensor, check_like, check_option
+from otflow._validation import check_like, check_option
 from otflow.errors import InvalidFunctional
 
 __all__ = ["LOSSES", "CustomLoss", "Loss", "Square", "as_loss"]
@@ -141,6 +142,7 @@ class Logistic(Loss):
         return _over_outputs(-functional.logsigmoid(y * f))
 
     def total_and_slope(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        # log(1 + exp(-margin)) as written overflows where the margin is very negative.
         margin = y * f
         return -functional.logsigmoid(margin).sum(), -y * torch.sigmoid(-margin)
 

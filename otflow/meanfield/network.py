@@ -10,15 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_points
 from otflow._pairs import tiles
 from otflow._typing import ArrayLike
-from otflow._validation import (
-    as_points,
-    check_like,
-    check_option,
-    non_negative_int,
-    real,
-)
+from otflow._validation import check_like, check_option, non_negative_int, real
 from otflow.measures import Measure
 
 __all__ = ["Network", "block_rows"]
@@ -130,7 +125,7 @@ class Network(ABC):
         self.check_neurons(theta, X.shape[1])
         return self.sigma(self.encode(X), theta)
 
-    # What a child states -------------------------------------------------------------
+    # What a subclass states ----------------------------------------------------------
 
     def check_neurons(self, theta: Tensor, d: int) -> None:  # noqa: B027
         """Raise `ValueError` for neurons whose dimension does not fit the inputs.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_points
 from otflow._autodiff import check_finite
 from otflow._graphs import records
 from otflow._pairs import tiles
 from otflow._typing import ArrayLike
-from otflow._validation import as_points, check_like, non_negative_int
+from otflow._validation import check_like, non_negative_int
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.meanfield.decomposition import Decomposition, decompose
@@ -146,6 +147,7 @@ class Risk(Functional):
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
         network = self.network
+        # The closed form needs atoms and a slope of the activation, and has no graph.
         if (
             not isinstance(mu, Particles)
             or not isinstance(network, TwoLayer)
@@ -204,6 +206,7 @@ class Risk(Functional):
         if self.batch_size is None:
             return self
         n = len(self.y)
+        # On the device of the generator: the same batch wherever the data are.
         order = torch.randperm(n, generator=generator, device=generator.device)
         index = order[: self.batch_size].to(self.y.device)
         return self.subset(index)
@@ -221,6 +224,7 @@ class Risk(Functional):
         Risk
             The risk with the same network and loss, and with copies of these data.
         """
+        # The constructor would check and copy the data again.
         new = object.__new__(type(self))
         new.network, new._loss, new._dim = self.network, self._loss, self._dim
         new.y, new._inputs = self.y[index], self._inputs[index]

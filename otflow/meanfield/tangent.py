@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_points
 from otflow._autodiff import gradient
 from otflow._typing import ArrayLike
-from otflow._validation import as_points, check_finite, check_like, check_option
+from otflow._validation import check_finite, check_like, check_option
 from otflow.errors import Unsupported
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.units import Unit

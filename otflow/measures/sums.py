@@ -1,26 +1,21 @@
-"""Sums over the points of a measure: integrals, pairs, masses; functions checked."""
+"""Sums over pairs of points, by a kernel; masses that are reweighted or drawn."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
-from otflow._answers import check_dtype, check_map
 from otflow._autodiff import grads_of
 from otflow._graphs import alias, differentiating, leaf, records, refuse_graph
 from otflow._pairs import pair_sum, tiles
 from otflow._typing import Ground
 from otflow._validation import check_generator, check_like, non_negative_int, real
-from otflow.errors import InvalidFunctional
-from otflow.kernels import Kernel
+from otflow._warn import warn
+from otflow.kernels import Function, Kernel, as_kernel
 
 __all__ = [
     "check_draw",
-    "check_energy",
-    "integrate",
-    "internal_energy",
+    "kernel_at_the_door",
     "pair_energy",
     "pair_potential",
     "reweighted",
@@ -48,53 +43,18 @@ def reweighted(weights: Tensor, log_rate: Tensor, dt: float, each: str = "") -> 
     return shares / shares.sum()
 
 
-def integrate(
-    f: Ground, points: Tensor, weights: Tensor, skipped: Tensor | None = None
-) -> Tensor:
-    r"""Return :math:`\sum_i w_i f(x_i)`.
-
-    Values at points where `skipped` (n,) is True count as 0, whatever they are.
-
-    Raises
-    ------
-    InvalidFunctional
-        If f does not return one value, or one array, per point, of the dtype of the
-        masses.
-    """
-    values = f(points)
-    n = points.shape[0]
-    if not isinstance(values, Tensor) or values.ndim < 1 or values.shape[0] != n:
-        kind = type(values).__name__
-        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else kind
-        msg = (
-            f"a ground function must map (n, d) = {tuple(points.shape)} to "
-            f"({n},) or ({n}, m), got {got}; reduce over the last axis, "
-            f"e.g. .sum(-1)"
-        )
-        raise InvalidFunctional(msg)
-    check_dtype(values, weights, "a ground function", "points x")
-    if skipped is not None:
-        values = values.masked_fill(skipped.reshape(-1, *[1] * (values.ndim - 1)), 0)
-    if values.ndim <= 2:  # on the path of every step: a third of the time of tensordot
-        return weights @ values
-    total: Tensor = torch.tensordot(weights, values, dims=1)
-    return total
-
-
-def internal_energy(e: Ground, rho: Tensor, weights: Tensor) -> Tensor:
-    r"""Return :math:`\sum_i w_i\,e(\rho_i)`, 0 where there is no mass."""
-    empty = rho == 0
-    if not bool(empty.any()):
-        return weights @ check_energy(e, rho)
-    at_zero = float(check_energy(e, torch.zeros_like(rho[:1])).detach())
-    if math.isfinite(at_zero):
-        vacuum = at_zero * weights
-    # Both have the value 0; entr, -w log w, has an infinite derivative of that sign.
-    else:
-        vacuum = torch.special.entr(weights)
-        vacuum = -vacuum if at_zero < 0 else vacuum
-    filled = weights * check_energy(e, rho.masked_fill(empty, 1.0))
-    return torch.where(empty, vacuum, filled).sum()
+def kernel_at_the_door(W: Ground, diagonal: bool | None) -> Kernel:
+    """Return W as a kernel, and warn if the deprecated option `diagonal` is given."""
+    kernel = as_kernel(W)
+    if diagonal is None:
+        return kernel
+    msg = (
+        "diagonal= goes in the next release: a kernel is singular or not; leave the "
+        "pairs i = j out by kernels.Function(W, singular=True)"
+    )
+    warn(msg, DeprecationWarning)
+    same = kernel.singular != diagonal
+    return kernel if same else Function(kernel, singular=not diagonal)
 
 
 def pair_energy(W: Kernel, points: Tensor, weights: Tensor) -> Tensor:
@@ -155,13 +115,6 @@ def sum_at(
     masses, others = leaf(torch.ones_like(x[:, 0])), (points, weights)
     whole = pair_sum(energy, x, masses, others=others, is_closed=is_closed)
     return grads_of(whole, (masses,), create_graph=True)[0]
-
-
-def check_energy(e: Ground, rho: Tensor) -> Tensor:
-    """Return e(rho); raise InvalidFunctional unless it is one number per density."""
-    what, cure = "an energy per unit of mass e", "a constant c is c + 0 * r"
-    each = ", entry by entry"
-    return check_map(e(rho), rho, rho.shape, what, "densities r", cure, each)
 
 
 def check_draw(n: int, generator: torch.Generator, weights: Tensor) -> int:

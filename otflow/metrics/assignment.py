@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._arrays import unit_of
 from otflow._lazy import lazy_import
 from otflow._memory import check_memory
 from otflow._typing import ArrayLike
-from otflow._validation import unit_of
 from otflow.errors import NotConverged
 from otflow.metrics.duals import SHARE, along_the_plan, proved, squares
 from otflow.metrics.inputs import clouds
@@ -191,6 +191,7 @@ def match(cost: Tensor) -> Tensor:
         own = cost[rows, sigma]
         rest = cost[:, sigma] - own
         change = torch.from_numpy(optimize.linear_sum_assignment(rest.numpy())[1])
+        # A gain below 1e-12 of the cost may be round-off.
         if not float(rest[rows, change].sum()) < -1e-12 * float(own.sum()):
             return sigma
         sigma = sigma[change]
@@ -226,6 +227,8 @@ def network_simplex(
             best = gap, round_off, primal, plan, f, g
         if gap <= SHARE * primal:
             break
+        # A cell of much larger reduced cost is in no optimal plan. Its cost is clipped:
+        # the solver scales costs by the largest, and would not resolve the gap.
         limit = min(limit, 1e4 * gap / total)
     gap, round_off, primal, plan, f, g = best
     # Lower f until the potentials are feasible to the last digit.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from otflow._arrays import unit_of
 from otflow._graphs import records
-from otflow._validation import check_like, unit_of
+from otflow._validation import check_like
 from otflow.measures import Gaussian
 from otflow.measures.gaussian.covariance import optimal_rotation
 

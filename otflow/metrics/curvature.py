@@ -58,6 +58,7 @@ class Curvature:
         values = values.clamp_min(0.0)
 
         def solve(slope: Tensor, radius: float) -> Tensor:
+            # The scaled matrix has norm 1: the first shift is its round-off.
             part, shift = vectors.T @ (scale * slope), 1e-16
             while True:
                 move: Tensor = scale * (vectors @ (part / (values + shift)))
@@ -66,6 +67,7 @@ class Curvature:
                 longest = float(move.abs().max())
                 if longest <= radius:
                     return move
+                # Far above the norm the move is the slope over the shift: scale it.
                 if not shift < 1e12:
                     return (
                         move * (radius / longest)
@@ -102,6 +104,7 @@ class Curvature:
             r = r - (square / bend) * image
             r = r - (flat @ r) * flat
             new = float(r @ r)
+            # These are squares: 1e-10 of the slope is left, enough for a Newton step.
             if new <= 1e-20 * start:
                 break
             p, square = r + (new / square) * p, new

@@ -11,7 +11,7 @@ from otflow._pairs import tiles
 
 __all__ = ["along_the_plan", "proved", "squares", "transform"]
 
-# Rounds of repair; a potential with errors of round-off needs a few.
+# Most rounds of lowering; a potential with errors of round-off needs a few.
 ROUNDS = 8
 # Largest duality gap that counts as a proof, as a share of the cost.
 SHARE = 1e-10
@@ -40,7 +40,7 @@ def proved(x: Tensor, y: Tensor, g: Tensor, masses: Tensor) -> Tensor | None:
 
     The proof holds if this sum is at most 1e-10 of the cost. The sum is computed from
     differences of points, so its round-off is that of the potentials, not of squared
-    coordinates. Potentials with errors of round-off are lowered, a few times.
+    coordinates. Potentials that violate a constraint by round-off are lowered.
 
     Parameters
     ----------

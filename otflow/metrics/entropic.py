@@ -34,7 +34,7 @@ EXACT = 1e-14
 MAX_NEWTON = 120
 # Error of the marginals at the coarser blurs, which only give a start for the next.
 ON_THE_WAY = 1e-2
-# Budget of the averaged iteration, which contracts by 1/3 in each iteration.
+# Most averaged iterations; each contracts by 1/3.
 MAX_AVERAGED = 400
 
 
@@ -73,6 +73,7 @@ class Entropy:
     @property
     def is_flat(self) -> bool:
         """Whether f + t, g - t has the dual value of f, g, up to round-off."""
+        # The bend is the curvature along (t, -t); below 1e-13 round-off hides it.
         return self.bend < 1e-13
 
     @property

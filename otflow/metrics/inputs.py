@@ -8,9 +8,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_points
 from otflow._memory import SHARE, total_memory
 from otflow._typing import ArrayLike
-from otflow._validation import as_points, check_like
+from otflow._validation import check_like
 from otflow.measures import GridDensity, Measure, Particles
 
 __all__ = ["Cloud", "CloudLike", "cloud", "clouds"]
@@ -51,6 +52,7 @@ def cloud(mu: CloudLike | Measure, name: str) -> Cloud:
     if isinstance(mu, GridDensity):
         cells = int((mu.weights > 0).sum())
         cure = f"Particles({name}.sample(2000, generator))"
+        # 48 bytes a pair: the memory of `transport_plan`.
         if 48 * cells**2 <= SHARE * total_memory(torch.device("cpu")):
             cure = f"Particles({name}.points, {name}.weights), up to a cell, or {cure}"
         known = (

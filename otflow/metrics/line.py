@@ -39,7 +39,8 @@ def staircase(
     right = _snap(b[j].cumsum(0)[:-1].clamp_max(1.0), down)
 
     f, g = torch.zeros_like(x), torch.zeros_like(y)
-    # The order of the steps; at equal levels those down go first, or those right.
+    # A path down and right in the matrix of cells. At equal levels it goes down first
+    # in one order, and right first in the other.
     order = torch.cat([down, right]).argsort(stable=True)
     other = torch.cat([right, down]).argsort(stable=True)
     for is_down in (order < len(down), other >= len(right)):

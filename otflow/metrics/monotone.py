@@ -10,8 +10,10 @@ from otflow._pairs import tiles
 
 __all__ = ["round_off", "supporting_potential"]
 
-# Near neighbours that every point starts with, and sweeps over all pairs.
+# Near neighbours whose planes support the first potential of a point.
 NEIGHBOURS = 10
+# Most comparisons with the planes of all pairs, O(n^2 d) each. Each adds the highest
+# plane of a point to those that support its potential.
 SWEEPS = 8
 
 
@@ -52,7 +54,7 @@ def supporting_potential(x: Tensor, y: Tensor) -> Tensor | None:
         if bool((raised - phi <= slack).all()):
             return phi
         if sources is None:
-            # Two points whose exchange is cheaper: the common case far from optimal.
+            # Far from optimal, most often two points are cheaper after an exchange.
             if not _is_monotone(x, y, source[:, None], slack):
                 return None
             sources = _neighbours(y)
@@ -113,7 +115,8 @@ def _settle(
 ) -> Tensor | None:
     """Raise phi to the planes of the sources until nothing changes (Bellman-Ford)."""
     slopes = (x[sources] * (y[:, None] - y[sources])).sum(-1)
-    # A change travels one edge a sweep. Around a cycle of negative cost it never ends.
+    # A change travels one edge a sweep, and the graph of neighbours is some n^(1/2)
+    # edges wide in the plane. Around a cycle of negative cost a change never ends.
     for _ in range(50 + 10 * int(len(y) ** 0.5)):
         raised = (phi[sources] + slopes).amax(dim=1)
         if bool((raised - phi <= slack).all()):

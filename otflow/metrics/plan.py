@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from otflow._validation import unit_of
+from otflow._arrays import unit_of
 from otflow.metrics.assignment import (
     brought_near,
     index_potential,

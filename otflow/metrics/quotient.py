@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from otflow._validation import check_function, unit_of
+from otflow._arrays import unit_of
+from otflow._validation import check_function
 from otflow.metrics.assignment import (
     assignment,
     check_pairs,
@@ -38,8 +39,8 @@ def quotient_distance(
         \sum_{i=1}^N d\bigl(\theta_i, \xi_{\sigma(i)}\bigr)^2
 
     For the Euclidean d this is :math:`W_2` between the empirical measures
-    :cite:p:`yang2020meanfield`. Remark 1 of the survey omits the factor 1/N; without it
-    the distance grows like :math:`\sqrt N`.
+    :cite:p:`yang2020meanfield`. Remark 1 there omits the factor 1/N; without it the
+    distance grows like :math:`\sqrt N`.
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ def quotient_distance(
         Networks that differ by the symmetry and by the order of their neurons have
         distance 0.
     normalize : bool
-        Whether to divide by N; False gives the survey's formula.
+        Whether to divide by N; False gives the formula of Remark 1.
 
     Returns
     -------

@@ -124,15 +124,7 @@ class Scale(Symmetry):
     def canonical(self, theta: Tensor) -> Tensor:
         r"""Return each neuron balanced, :math:`|a| = |(w, b)|`.
 
-        Parameters
-        ----------
-        theta : Tensor, shape (N, p)
-            Neurons of any finite size; no norm or ratio overflows or underflows.
-
-        Returns
-        -------
-        Tensor, shape (N, p)
-            In the graph of `theta`.
+        Neurons may have any finite size: no norm or ratio overflows or underflows.
 
         Raises
         ------

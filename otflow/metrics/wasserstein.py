@@ -7,8 +7,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from otflow._arrays import unit_of
 from otflow._graphs import records
-from otflow._validation import check_like, unit_of
+from otflow._validation import check_like
 from otflow.errors import NonFinite
 from otflow.measures import Gaussian, GridDensity, Measure, Quantiles
 from otflow.metrics.assignment import assignment

@@ -81,7 +81,7 @@ def particles(
     ax = new_axes(ax)
     color = color or next_color(ax)
     if len(shown) == 1:
-        bins = int(np.clip(np.sqrt(mu.n), 5, 60))
+        bins = int(np.clip(np.sqrt(mu.n), 5, 60))  # the square-root rule
         at = x[:, 0]
         ax.hist(at, bins, weights=w, density=True, alpha=0.4, color=color, label=label)
         ax.scatter(at, 0 * at, s=areas, color=color, lw=0, clip_on=False, zorder=3)

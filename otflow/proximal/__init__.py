@@ -34,7 +34,7 @@ __all__ = [
 
 
 def _has_obstacles(mu: Measure, _: Functional | None) -> bool:
-    return isinstance(mu, GridDensity) and may_cross_obstacles(mu)
+    return may_cross_obstacles(mu)
 
 
 def _always(*_: Any) -> bool:

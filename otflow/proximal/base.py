@@ -101,6 +101,9 @@ class ProximalSolver(ABC, Generic[M]):
         tangents may be added, as the stages of ``JKO(order=2)`` do.
     carries_order_2 : bool
         Whether ``JKO(order=2)`` has order 2 in time with this solver.
+    moves_straight : bool
+        Whether mass moves along straight lines. The solvers on grids that move it so
+        raise where these lines may meet an obstacle.
 
     See Also
     --------
@@ -115,6 +118,7 @@ class ProximalSolver(ABC, Generic[M]):
 
     flat: bool = False
     carries_order_2: bool = True
+    moves_straight: bool = False
 
     def adds_tangents(self, mu: M) -> bool:
         """Return whether steps from `mu` may add tangents of other steps: `flat`."""
@@ -178,6 +182,13 @@ class ProximalSolver(ABC, Generic[M]):
             cure="mu.detach(), or a step that keeps it: that of ExplicitEuler(), or "
             "on a grid GridSinkhorn().differentiable_step",
         )
+        if self.moves_straight and may_cross_obstacles(mu):
+            msg = (
+                f"{type(self).__name__} moves mass along straight lines, which may "
+                f"cross an obstacle of this grid; use JKO(FiniteVolume()), which JKO() "
+                f"takes by itself"
+            )
+            raise Unsupported(msg)
         return dt
 
     def __repr__(self) -> str:
@@ -212,12 +223,12 @@ def solved(
     return replace(result, certificate=known)
 
 
-def may_cross_obstacles(mu: GridDensity) -> bool:
+def may_cross_obstacles(mu: Measure) -> bool:
     """Return whether a straight line between free cells may meet an obstacle.
 
-    No line does if the free cells fill a box, which is convex.
+    No line does if the free cells fill a box, which is convex. Only a grid has cells.
     """
-    if bool(mu.is_free.all()):
+    if not isinstance(mu, GridDensity) or bool(mu.is_free.all()):
         return False
     cells = mu.is_free.reshape(mu.shape).nonzero()
     sides = cells.amax(0) - cells.amin(0) + 1

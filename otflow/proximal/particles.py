@@ -40,7 +40,7 @@ class ParticleDetails(TangentDetails):
         Whether the descent ended because the objective and its gradient stopped
         falling.
     relabellings : int
-        Times that the solver found a cheaper coupling and went on with it.
+        Number of cheaper couplings that the solver found and continued with.
     coupling_optimal : bool
         Whether the coupling of the objective was proved optimal.
 
@@ -89,7 +89,7 @@ class ParticleProximal(TangentProximal[Particles]):
     For equal weights the minimum over y is that of the JKO step
     :cite:p:`jordan1998variational` over n equal atoms: a relabelling of y changes the
     cost and leaves F alone. The exact assignment between both ends proves the coupling
-    optimal. If it finds a cheaper coupling, the solver relabels y and goes on.
+    optimal. If it finds a cheaper coupling, the solver relabels y and continues.
 
     For unequal weights a minimiser may split atoms, which fixed weights do not allow.
     The coupling is then the optimal plan between both ends, computed by POT, and the
@@ -131,7 +131,7 @@ class ParticleProximal(TangentProximal[Particles]):
     ``iterations``
         Evaluations of F with its velocity.
     ``relabellings``
-        Times that the solver found a cheaper coupling and went on with it.
+        Number of cheaper couplings that the solver found and continued with.
     ``coupling_optimal``
         Whether the coupling of the objective was proved optimal.
     ``bound``
@@ -198,8 +198,7 @@ class ParticleProximal(TangentProximal[Particles]):
         used, relabellings, stalled, known = 1, 0, False, 0.0
         coupling: _Coupling | None = None
         while True:
-            # After a stall the solver still takes a cheaper coupling, but descends no
-            # more.
+            # After a stall the solver takes a cheaper coupling, without a descent.
             budget = 0 if stalled else self.max_gradients - used
             end = descend(objective, point, memory, self.tolerance, budget)
             used, known = used + end.used, max(known, end.known)

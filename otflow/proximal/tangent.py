@@ -8,8 +8,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from otflow._arrays import unit_of
 from otflow._autodiff import value_and_gradient
-from otflow._validation import non_negative_int, positive, unit_of
+from otflow._validation import non_negative_int, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure
@@ -295,8 +296,8 @@ class TangentProximal(ProximalSolver[M]):
     gradient. Without this verb, automatic differentiation passes through `push`. Flat
     tangents also give steps of order 2 and 3, without a certificate.
 
-    An iteration costs one gradient of F and some 2 `memory` products `inner`. A measure
-    whose metric is expensive should compute the metric once.
+    An iteration costs one gradient of F and about 2 `memory` calls of ``mu.inner``. A
+    measure whose metric is expensive should compute the metric once.
 
     Parameters
     ----------

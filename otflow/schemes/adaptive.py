@@ -20,9 +20,10 @@ from otflow.schemes.reports import composed, converged
 
 __all__ = ["Adaptive"]
 
-# Share of the step that should just meet the tolerance, since the error is an estimate;
-# and limits of the change of the step from one trial to the next.
+# The next step is this share of the step that should just meet the tolerance, since the
+# error is an estimate.
 SAFETY = 0.9
+# Limits of the change of the step from one trial to the next.
 SHRINK = 0.2
 GROW = 4.0
 
@@ -87,12 +88,12 @@ class Adaptive(Scheme):
         Whether no step down to `min_dt` lowers the energy, as at a minimum, where only
         round-off is left. The measure then does not move and no time passes.
     ``substeps``
-        The reports of the one or two steps of the scheme. Of one report ``info``
-        repeats the words. Of two ``info`` combines the words; ``w2`` is the sum.
+        The reports of the one or two steps of the scheme. ``info`` repeats the words
+        of one report and combines those of two; ``w2`` is then the sum of both.
 
     A trial that diverges, or whose inner solve does not converge, is rejected too.
-    Schemes that draw random numbers raise Unsupported: one step and two half steps see
-    different noise, so that their distance says nothing about dt.
+    A scheme that draws random numbers raises Unsupported: one step and two half steps
+    see different noise, so that their distance says nothing about dt.
 
     Cost: one step a trial, three if steps are doubled. If the scheme does not report
     ``energy_after``, each trial costs one more value of F.
@@ -163,7 +164,7 @@ class Adaptive(Scheme):
             if trial.fault is None:
                 growth = 1.0 if rejected else GROW
                 following = h * min(growth, trial.factor(self.tolerance))
-                # A step cut by `dt` says nothing against a longer one planned.
+                # A trial cut to `dt` does not shorten a longer step that was planned.
                 if not rejected and state.next_dt is not None:
                     following = max(following, state.next_dt if h == dt else 0.0)
                 info = trial.info.also(next_dt=following, rejected=rejected)
@@ -181,7 +182,7 @@ class Adaptive(Scheme):
         self, mu: Measure, state: _State, trial: _Trial, h: float, rejected: int
     ) -> Step[Any]:
         if trial.rises:
-            # The words of a certificate would be those of a step thrown away.
+            # Nothing is certified: the certificate at hand is of the rejected trial.
             before = trial.info.energy_before
             own = {k: trial.info[k] for k in ("error", "error_order")}
             own |= {"substeps": (), "next_dt": h, "rejected": rejected, "stalled": True}
@@ -249,12 +250,14 @@ class Adaptive(Scheme):
             except NonFinite as beyond:
                 return _Trial.diverged(mu, last.state, h, beyond)
         a, eps = float(energy), torch.finfo(mu.dtype).eps
+        # An energy is a long sum: its round-off is some tens of units.
         slack = 64 * eps * (abs(a) + abs(b))
         taken = sum(step.taken(h / len(substeps)) for step in substeps)
         info = replace(
             _common(infos, taken, eps), energy_before=a, energy_after=b, dt=taken
         ).also(error=error, error_order=order, stalled=False, substeps=infos)
         fault, rises = None, False
+        # Two halves add up to h, but for round-off, unless the scheme shortens them.
         if len(substeps) > 1 and not math.isclose(taken, h, rel_tol=1e-9):
             fault, rises = "the scheme shortens its steps of itself", True
         elif not error <= self.tolerance:

@@ -137,7 +137,7 @@ def chain(*schemes: Scheme) -> Scheme:
 
 
 def _check_effects(schemes: tuple[Scheme, ...]) -> None:
-    """Refuse two schemes that would advance the same part of the flow."""
+    """Raise ValueError for two schemes that advance the same part of the flow."""
     owner: dict[str, Scheme] = {}
     for scheme in schemes:
         for effect in sorted(scheme.effects):

@@ -102,8 +102,8 @@ class JKO(Scheme):
         dt\,k_1)|`, p = 1.
     ``fallback``
         On a grid: whether a step of order 1 replaced the step of order 2. The words are
-        then those of order 1. The rejected step has cost one proximal step, or one
-        velocity if that was not finite.
+        then those of order 1. The rejected step costs one proximal step, or one
+        velocity if the velocity is not finite.
     ``stages``
         The solver's certificates, one a stage. A ``gap`` or ``w2_upper`` in a stage
         describes that stage alone. ``converged`` means that all stages converged. If
@@ -196,7 +196,7 @@ class JKO(Scheme):
     def _check_order(
         self, solver: ProximalSolver[Any], F: Functional, mu: Measure
     ) -> None:
-        """Refuse (Unsupported) an order above 1 that the step cannot have."""
+        """Raise Unsupported for an order above 1 that the step cannot have."""
         name = type(solver).__name__
         if sort_terms(F).max_density < torch.inf:
             msg = (

@@ -25,7 +25,7 @@ class Langevin(Scheme):
     which discretises :math:`d\theta = -\nabla G'[\rho_t](\theta)\,dt +
     \sqrt{2\tau}\,dW` and the Fokker-Planck equation :math:`\partial_t\rho =
     \nabla\cdot(\rho\nabla G'[\rho]) + \tau\Delta\rho` :cite:p:`mei2018mean`. The scheme
-    reads the temperature :math:`\tau` (the inverse of :math:`\beta`) off F by
+    reads the temperature :math:`\tau` (the inverse of :math:`\beta`) from
     ``F.split_entropy()``. Weak order 1.
 
     The entropy of particles has no value. So the recorded energy is G(mu), without the

@@ -22,7 +22,7 @@ class Resample(Scheme):
     Systematic resampling copies atom i :math:`\lfloor n w_i\rfloor` or
     :math:`\lceil n w_i\rceil` times, without bias. The step resamples if
     :math:`1/\sum w_i^2 < \mathrm{threshold}\cdot n`; otherwise it returns the measure
-    as it is. ``info["resampled"]`` says which. The scheme takes no time. Chain it
+    unchanged. ``info["resampled"]`` says which. The scheme takes no time. Chain it
     after `BirthDeath`, and with a scheme that moves the copies apart.
 
     Parameters

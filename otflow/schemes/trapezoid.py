@@ -64,7 +64,7 @@ def trapezoidal_step(
     half = solved(solver, F, middle, 0.5 * dt, state)
     known, eps = half.certificate, torch.finfo(mu.dtype).eps
     before, after = float(energy), known["energy_after"]
-    # A rise within round-off is none.
+    # A rise within round-off does not count.
     if not after - before <= round_off(before, after, eps):
         return _fallback(solver, F, mu, dt, half.iterations)
     w2 = known.w2

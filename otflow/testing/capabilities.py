@@ -170,7 +170,7 @@ class CapabilityLaws:
             mu.entropy()
 
     def test_a_mixture_has_mixed_expectations_or_is_refused(self) -> None:
-        """Check a mixture with a moved copy, or that its refusal names a cure."""
+        """Check a mixture with a moved copy, or that the error names a cure."""
         mu = self.make()
         nu = mu.push(self.tangent(mu), 0.01)
         try:

@@ -45,7 +45,7 @@ class FunctionalContract:
         False for functionals of measures without `mass_gradient`.
     pushes_along_geodesics : bool
         False for measures on fixed cells, whose `push` is a flux: second differences
-        along `push` then say nothing of convexity.
+        along `push` then say nothing about convexity.
 
     Examples
     --------
@@ -82,7 +82,7 @@ class FunctionalContract:
         return normal(*mu.points.shape, seed=seed + 55, dtype=mu.dtype)
 
     def probes(self, mu: Measure, shift: float) -> Tensor:
-        """Return places, one for each point, where the first variation is asked."""
+        """Return probes of the first variation, one for each point of `mu`."""
         return mu.points + shift
 
     def derivative_along(self, F: Functional, mu: Measure, v: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class FunctionalContract:
         return derivative(partial(self.along, F, mu, v), 1e-4)
 
     def slopes(self, F: Functional, mu: Measure) -> Tensor:
-        """Return the gradient of the first variation where tangents live."""
+        """Return the gradient of the first variation at the points of a tangent."""
         return gradient_field(lambda x: F.first_variation(mu, x), mu.points)
 
     def along(self, F: Functional, mu: Measure, v: Tensor, t: float) -> Tensor:
@@ -103,7 +103,7 @@ class FunctionalContract:
     def test_value_and_derivatives_keep_dtype_and_carry_no_graph(
         self, dtype: torch.dtype
     ) -> None:
-        """Check that value and derivatives keep dtype and carry no graph."""
+        """Check that value and derivatives keep the dtype and carry no graph."""
         F, mu = self.make(dtype), self.measure(dtype)
         before = state(mu)
         value, velocity = F.value_and_velocity(mu)
@@ -121,7 +121,7 @@ class FunctionalContract:
         assert_untouched(mu, before)
 
     def test_value_is_the_same_by_every_road(self) -> None:
-        """Check that value is the same by every road."""
+        """Check that ``F(mu)`` and the pass with velocity give the value."""
         F = self.make()
         for mu in self.measures():
             value = F.value(mu)
@@ -129,7 +129,7 @@ class FunctionalContract:
             torch.testing.assert_close(F.value_and_velocity(mu)[0], value)
 
     def test_float32_agrees_with_float64(self) -> None:
-        """Check that float32 agrees with float64."""
+        """Check value and velocity in single precision against double precision."""
         single, double = torch.float32, torch.float64
         mu, nu = self.measure(single), self.measure(double)
         value, velocity = self.make(single).value_and_velocity(mu)
@@ -141,7 +141,7 @@ class FunctionalContract:
         )
 
     def test_using_it_does_not_change_it(self) -> None:
-        """Check that using it does not change it."""
+        """Check that an evaluation does not change the functional."""
         F = self.make()
         before = copy.deepcopy(vars(F))
         for mu in self.measures():
@@ -153,7 +153,7 @@ class FunctionalContract:
             assert same, name
 
     def test_its_repr_is_one_short_line(self) -> None:
-        """Check that its repr is one short line."""
+        """Check that the repr is one short line without an address."""
         text = repr(self.make())
         assert "\n" not in text
         assert 0 < len(text) < 120
@@ -162,7 +162,7 @@ class FunctionalContract:
     # Derivatives ----------------------------------------------------------------------
 
     def test_velocity_is_minus_the_derivative_along_transport(self) -> None:
-        """Check that velocity is minus the derivative along transport."""
+        """Check the velocity against finite differences along `push`."""
         F = self.make()
         for mu in self.measures():
             velocity = F.velocity(mu)
@@ -173,7 +173,7 @@ class FunctionalContract:
                 torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
     def test_first_variation_is_the_derivative_in_the_masses(self) -> None:
-        """Check that first variation is the derivative in the masses."""
+        """Check the first variation against finite differences in the masses."""
         F = self.make()
         if not self.has_first_variation:
             with pytest.raises(Unsupported):
@@ -190,7 +190,7 @@ class FunctionalContract:
                 )
 
     def test_velocity_is_minus_the_gradient_of_the_first_variation(self) -> None:
-        """Check that velocity is minus the gradient of the first variation."""
+        """Check the velocity against minus the gradient of the first variation."""
         F = self.make()
         if not self.has_first_variation:
             return
@@ -202,7 +202,7 @@ class FunctionalContract:
             )
 
     def test_its_own_derivatives_are_those_of_autodiff(self) -> None:
-        """Check that its own derivatives are those of autodiff."""
+        """Check closed forms of the derivatives against autodiff."""
         F = self.make()
         for mu in self.measures():
             for found, expected in zip(
@@ -222,7 +222,7 @@ class FunctionalContract:
                 )
 
     def test_probes_may_be_arrays(self) -> None:
-        """Check that probes may be arrays."""
+        """Check that NumPy probes give the same first variation."""
         if not self.has_first_variation:
             return
         F, mu = self.make(), self.measure()
@@ -232,7 +232,7 @@ class FunctionalContract:
     # Algebra --------------------------------------------------------------------------
 
     def test_sums_and_multiples(self) -> None:
-        """Check that sums and multiples."""
+        """Check values and derivatives of sums and multiples."""
         F, mu = self.make(), self.measure()
         G = Potential(lambda x: x.square().sum(-1).cos())
         total = 2 * F + G * -0.5 + F
@@ -261,7 +261,7 @@ class FunctionalContract:
         torch.testing.assert_close(along, velocity, rtol=1e-7, atol=1e-9 * (1 + scale))
 
     def test_split_entropy_restores_the_functional(self) -> None:
-        """Check that split entropy restores the functional."""
+        """Check that the rest and the entropy at its temperature sum to F."""
         F, mu = self.make(), self.measure()
         temperature, rest = F.split_entropy()
         assert isinstance(rest, Functional)
@@ -272,7 +272,7 @@ class FunctionalContract:
         assert rest.split_entropy()[0] == 0
 
     def test_a_draw_of_it_is_a_functional(self) -> None:
-        """Check that a draw of it is a functional."""
+        """Check that a random copy is a functional."""
         F, mu = self.make(), self.measure()
         draw = F.resample(torch.Generator().manual_seed(0))
         assert isinstance(draw, Functional)
@@ -281,7 +281,7 @@ class FunctionalContract:
     # Convexity ------------------------------------------------------------------------
 
     def test_a_declared_modulus_bounds_every_second_difference(self) -> None:
-        """Check that a declared modulus bounds every second difference."""
+        """Check that second differences along displacements respect the modulus."""
         F = self.make()
         modulus = F.modulus(self.measure().dim)
         if modulus is None or not self.pushes_along_geodesics:

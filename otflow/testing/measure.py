@@ -53,7 +53,7 @@ class MeasureContract(CapabilityLaws):
     ----------
     capabilities : frozenset of str
         Which of ``"density"``, ``"mass_gradient"``, ``"diffuse"``, ``"reweight"`` and
-        ``"sample"`` the measure has. Of the others the refusal is checked.
+        ``"sample"`` the measure has. Each of the others must raise, with a cure.
 
     Examples
     --------
@@ -97,20 +97,20 @@ class MeasureContract(CapabilityLaws):
         assert float(one) == pytest.approx(1, abs=4 * mu.n * 1e-7)
 
     def test_its_repr_names_class_size_and_dtype(self) -> None:
-        """Check that its repr names class size and dtype."""
+        """Check that the repr names class, size and dtype."""
         mu = self.make()
         text = f"{type(mu).__name__}(n={mu.n}, d={mu.dim}, dtype=float64, device=cpu)"
         assert repr(mu) == text
 
     def test_its_attributes_are_frozen(self) -> None:
-        """Check that its attributes are frozen."""
+        """Check that its attributes cannot be set."""
         mu = self.make()
         for name in ("points", "weights"):
             with pytest.raises(AttributeError):
                 setattr(mu, name, torch.zeros(1))
 
     def test_it_survives_pickle_and_deepcopy(self) -> None:
-        """Check that it survives pickle and deepcopy."""
+        """Check that copies by pickle and deepcopy are equal and usable."""
         mu = self.make()
         for twin in (copy.deepcopy(mu), pickle.loads(pickle.dumps(mu))):
             assert type(twin) is type(mu)
@@ -124,14 +124,14 @@ class MeasureContract(CapabilityLaws):
     # Transport ------------------------------------------------------------------------
 
     def test_push_for_no_time_is_the_identity(self) -> None:
-        """Check that push for no time is the identity."""
+        """Check that a push for time 0 is the identity."""
         mu = self.make()
         moved = mu.push(self.tangent(mu), 0.0)
         assert torch.equal(moved.points, mu.points)
         assert torch.equal(moved.weights, mu.weights)
 
     def test_push_keeps_class_dtype_and_mass(self) -> None:
-        """Check that push keeps class dtype and mass."""
+        """Check that a push keeps class, dtype and mass."""
         for dtype in (torch.float32, torch.float64):
             mu = self.make(dtype)
             moved = mu.push(self.tangent(mu), 0.01)
@@ -141,7 +141,7 @@ class MeasureContract(CapabilityLaws):
             assert not torch.equal(self.coordinates(moved), self.coordinates(mu))
 
     def test_inner_is_a_scalar_product(self) -> None:
-        """Check that inner is a scalar product."""
+        """Check that `inner` is symmetric, bilinear and positive."""
         mu = self.make()
         u, v, w = (self.tangent(mu, seed) for seed in range(3))
         left = mu.inner(u + 2 * v, w)
@@ -152,7 +152,7 @@ class MeasureContract(CapabilityLaws):
         assert float(mu.norm(torch.zeros_like(u))) == 0
 
     def test_displacement_is_the_inverse_of_push(self) -> None:
-        """Check that displacement is the inverse of push."""
+        """Check that `push` by a displacement reaches its end."""
         mu = self.make()
         nu = mu.push(self.tangent(mu), 0.05)
         back = mu.push(mu.displacement_to(nu), 1.0)
@@ -163,7 +163,7 @@ class MeasureContract(CapabilityLaws):
     # Derivatives ----------------------------------------------------------------------
 
     def test_position_gradient_is_the_derivative_along_push(self) -> None:
-        """Check that position gradient is the derivative along push."""
+        """Check the position gradient against finite differences along `push`."""
         mu = self.make()
         for value in self.values():
             f, gradient = mu.value_and_position_gradient(value)
@@ -176,7 +176,7 @@ class MeasureContract(CapabilityLaws):
                 torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
 
     def test_mass_gradient_is_the_derivative_in_the_masses(self) -> None:
-        """Check that mass gradient is the derivative in the masses."""
+        """Check the mass gradient against finite differences in the masses."""
         if self.refuses("mass_gradient"):
             return
         mu = self.make()
@@ -204,7 +204,7 @@ class MeasureContract(CapabilityLaws):
     def test_derivatives_are_plain_tensors_of_the_dtype(
         self, dtype: torch.dtype
     ) -> None:
-        """Check that derivatives are plain tensors of the dtype."""
+        """Check that derivatives have the dtype and carry no graph."""
         mu = self.make(dtype)
         before = state(mu)
         f, gradient = mu.value_and_position_gradient(potential)
@@ -300,7 +300,7 @@ class MeasureContract(CapabilityLaws):
 
 
 class ExchangeableContract(MeasureContract):
-    """The laws of a measure whose points carry no order; a child says `permuted`.
+    """The laws of a measure whose points have no order; a subclass states `permuted`.
 
     Examples
     --------
@@ -321,7 +321,7 @@ class ExchangeableContract(MeasureContract):
         raise NotImplementedError
 
     def test_the_order_of_the_points_is_immaterial(self) -> None:
-        """Check that the order of the points is immaterial."""
+        """Check that a permutation of the points permutes gradients and rates alone."""
         mu = self.make()
         order = torch.randperm(mu.n, generator=torch.Generator().manual_seed(6))
         nu = self.permuted(mu, order)

@@ -186,7 +186,7 @@ class ProximalContract:
     slack: float = 1e-9
     seeds: tuple[int, ...] = (0, 1, 2)
 
-    # What a child says ----------------------------------------------------------------
+    # What a subclass states ----------------------------------------------------------
 
     def make(self) -> ProximalSolver[Any]:
         """Return the solver."""

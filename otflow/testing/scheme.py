@@ -66,7 +66,7 @@ class SchemeContract:
     descends : bool
         Whether the energy falls at every step when dt is small.
     solves : bool
-        Whether its steps are solved for, and say whether they converged.
+        Whether a step solves an equation and reports whether the solve converged.
     small : float
         A small dt.
     diverges : bool
@@ -75,9 +75,9 @@ class SchemeContract:
         Whether a step keeps the number of atoms. Where it does not, ends are compared
         by their means.
     steps : tuple of float
-        The dt by which the order is observed; empty where no order is stated.
+        The values of dt at which errors are measured; empty if no order is stated.
     order : float
-        The order in time that is to be seen.
+        The order in time that the errors must show.
 
     Examples
     --------
@@ -142,7 +142,7 @@ class SchemeContract:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_a_step_keeps_class_dtype_size_and_mass(self, dtype: torch.dtype) -> None:
-        """Check that a step keeps class dtype size and mass."""
+        """Check that a step keeps class, dtype, size and mass."""
         _, _, mu, step = self.one_step(dtype)
         nu = step.measure
         assert type(nu) is type(mu)
@@ -154,7 +154,7 @@ class SchemeContract:
         assert_plain(nu.points, nu.weights)
 
     def test_a_step_reports_the_energy_it_started_from(self) -> None:
-        """Check that a step reports the energy it started from."""
+        """Check that a reported energy is that of the incoming measure."""
         scheme, F, mu, step = self.one_step()
         energy = step.energy
         if energy is not None:
@@ -163,7 +163,7 @@ class SchemeContract:
             assert_plain(energy)
 
     def test_a_step_is_pure(self) -> None:
-        """Check that a step is pure."""
+        """Check that a step writes nothing and repeats bit for bit."""
         F, mu = self.problem()
         scheme, generator = self.make(), torch.Generator().manual_seed(0)
         carried = scheme.init(F, mu)
@@ -183,7 +183,7 @@ class SchemeContract:
         assert torch.equal(first.measure.weights, again.measure.weights)
 
     def test_the_step_vanishes_with_dt(self) -> None:
-        """Check that the step vanishes with dt."""
+        """Check that a step of time 1e-12 hardly moves the measure."""
         F, mu = self.problem()
         scheme = self.make()
         generator = torch.Generator().manual_seed(0)
@@ -203,13 +203,13 @@ class SchemeContract:
         assert one.seed == two.seed == 3
 
     def test_another_seed_gives_another_run_if_it_is_stochastic(self) -> None:
-        """Check that another seed gives another run if it is stochastic."""
+        """Check that another seed gives another run of a stochastic scheme alone."""
         one, two = self.run(generator=3), self.run(generator=4)
         same = torch.equal(one.final.points, two.final.points)
         assert same == (not self.stochastic)
 
     def test_a_run_in_two_halves_is_the_whole(self) -> None:
-        """Check that a run in two halves is the whole."""
+        """Check that steps by hand, with the carried state, give the flow."""
         F, mu = self.problem()
         scheme = self.make()
         _, generator = seed_and_stream(0, mu.device)  # as the flow makes it
@@ -222,7 +222,7 @@ class SchemeContract:
         assert torch.equal(whole.final.weights, mu.weights)
 
     def test_the_energy_falls_when_dt_is_small(self) -> None:
-        """Check that the energy falls when dt is small."""
+        """Check that the energy falls at each step for a small dt."""
         run = self.run(30)
         energy = run.records["energy"]
         assert run.status == "finished"
@@ -233,7 +233,7 @@ class SchemeContract:
             assert bool(torch.isfinite(energy).all())
 
     def test_a_huge_dt_is_caught_and_what_was_good_is_kept(self) -> None:
-        """Check that a huge dt is caught and what was good is kept."""
+        """Check that a huge dt raises Diverged with the trajectory so far."""
         if not self.diverges:
             run = self.run(4, dt=1e9)
             assert run.status == "finished"
@@ -255,7 +255,7 @@ class SchemeContract:
         assert bool(torch.isfinite(error.trajectory.records["energy"]).all())
 
     def test_the_observed_order_is_the_one_stated(self) -> None:
-        """Check that the observed order is the one stated."""
+        """Check the observed order in dt against the stated one."""
         if not self.steps:
             return
         errors = [self.error(dt) for dt in self.steps]
@@ -269,12 +269,12 @@ class SchemeContract:
     # Composition ----------------------------------------------------------------------
 
     def test_a_chain_of_one_is_that_one(self) -> None:
-        """Check that a chain of one is that one."""
+        """Check that ``chain(S)`` is S."""
         scheme = self.make()
         assert chain(scheme) is scheme
 
     def test_a_chain_is_one_after_the_other(self) -> None:
-        """Check that a chain is one after the other."""
+        """Check that a chain of two makes a step of each in turn."""
         F, mu = self.problem()
         scheme, nudge = self.make(), Nudge()
         pair = chain(scheme, nudge)
@@ -289,7 +289,7 @@ class SchemeContract:
         assert pair.effects == scheme.effects
 
     def test_a_chain_does_not_run_a_flow_twice(self) -> None:
-        """Check that a chain does not run a flow twice."""
+        """Check that a chain of two schemes with a common effect raises."""
         scheme = self.make()
         if not scheme.effects:
             assert chain(scheme, self.make()).effects == frozenset()
@@ -299,7 +299,7 @@ class SchemeContract:
                 chain(scheme, wrapped)
 
     def test_it_can_be_copied_and_printed(self) -> None:
-        """Check that it can be copied and printed."""
+        """Check that a copy has the same repr, without an address."""
         scheme = self.make()
         assert repr(copy.deepcopy(scheme)) == repr(scheme)
         assert repr(scheme).split("(")[0] in (type(scheme).__name__, "chain")

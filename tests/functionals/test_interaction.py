@@ -178,7 +178,7 @@ def test_probes_of_mass_zero_follow_the_explicit_field(W, factor):
 
 
 def test_probes_cost_no_more_than_pairs_with_them():
-    # G3: ten probes beside 500 atoms took 16 times the time without them.
+    # Ten probes beside 500 atoms add 4 % of the pairs: (500 + 2 x 10) / 500.
     pairs = [0]
 
     def W(z):

@@ -9,7 +9,7 @@ import torch
 from scipy.special import gammaln
 
 import otflow as of
-from otflow.functionals.combined import combine
+from otflow.proximal.terms import combine
 from otflow.testing import clouds
 from tests import exact
 from tests.functionals.on_intervals import OnIntervals

@@ -1,4 +1,7 @@
-"""The square risk is a constant, a potential and an interaction (C3, errata E1-E3)."""
+"""The square risk is a constant, a potential and an interaction.
+
+`docs/survey.rst` lists where the formulas differ from :cite:t:`yang2020meanfield`.
+"""
 
 from __future__ import annotations
 

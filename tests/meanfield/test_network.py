@@ -59,7 +59,7 @@ def test_without_bias_a_neuron_is_shorter():
     )
 
 
-# A1: the three scalings of the survey, (1), (2) and (3)
+# The scalings (1), (2) and (3) of :cite:t:`yang2020meanfield`
 
 
 @pytest.mark.parametrize("outputs", [None, 2])

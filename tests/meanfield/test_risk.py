@@ -246,7 +246,7 @@ def test_no_tensor_has_an_entry_per_datum_and_neuron():
     assert largest.entries == n * N
 
 
-# D5, D6: derivatives against masses and against the training of a network -------------
+# Derivatives in the masses, and the training of a network -----------------------------
 
 
 def test_the_first_variation_is_the_slope_along_mixtures():

@@ -1,4 +1,4 @@
-"""Kernels of wide networks: rows A2 to A4, against samples and quadrature."""
+"""Kernels of wide networks, against samples and quadrature."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_an_empirical_kernel_beyond_the_dtype_is_refused_and_smaller_data_cure_i
     torch.testing.assert_close(empirical(network, mu, x), 2 * 8.1e29 * x)
 
 
-# A2, A3: the output of a random network -----------------------------------------------
+# The output of a random network -------------------------------------------------------
 
 
 def outputs(N, draws, X, seed):
@@ -207,12 +207,12 @@ def test_a_wide_network_is_a_gaussian_process():
         kurtosis = centred.pow(4).mean(0) / centred.square().mean(0).square() - 3
         error = 4 * (24 / draws) ** 0.5 + 0.1 * 15 / N
         assert float(kurtosis.mean()) == pytest.approx(15 / N, abs=error)
-        # A3: in the mean field the variance times N is that of one neuron.
+        # In the mean field the variance times N is that of one neuron.
         variance = (f / N**0.5).var(0) * N
         assert float(variance.mean()) == pytest.approx(0.5, rel=0.03)
 
 
-# A4: the tangent kernel ---------------------------------------------------------------
+# The tangent kernel -------------------------------------------------------------------
 
 
 def test_the_empirical_kernel_tends_to_the_limit_like_one_over_root_n():
@@ -275,7 +275,8 @@ def test_outputs_move_by_the_tangent_kernel(scaling):
 
 
 def test_the_kernel_of_the_mean_field_moves_and_that_of_wide_ntk_hardly():
-    # B9 in small: relative change of the kernel while the same risk is halved.
+    # The relative change of the kernel while the same risk is halved
+    # :cite:p:`chizat2019lazy`.
     X = sphere(20, 3, seed=1)
     y, N = X[:, 0] * X[:, 1] + 0.5 * X[:, 2], 1024
     mu, change = clouds.uniform(N, 4, seed=2), {}

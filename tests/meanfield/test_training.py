@@ -31,7 +31,7 @@ def train(F, mu, dt, steps):
     return of.flow(F, mu, of.ExplicitEuler(), dt=dt, steps=steps, every=steps).final
 
 
-# The scalings (A5, A6, A7) ------------------------------------------------------------
+# The scalings -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_birth_death_adds_the_variance_of_the_first_variation(loss):
     assert float(one_sided) == pytest.approx(float(expected), rel=1e-5)
 
 
-# Noise (G5) ---------------------------------------------------------------------------
+# Noise --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("h", [0.02, 0.4])

@@ -1,4 +1,4 @@
-"""Length and action of paths of measures: rows D3 and E5 of the survey."""
+"""Length and action of paths of measures :cite:p:`benamou2000computational`."""
 
 from __future__ import annotations
 

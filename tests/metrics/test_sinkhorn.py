@@ -1,4 +1,4 @@
-"""The Sinkhorn divergence: limit, signs, gradients, and the traps it steps round."""
+"""The Sinkhorn divergence: limit, signs, gradients, extreme blurs and masses."""
 
 from __future__ import annotations
 

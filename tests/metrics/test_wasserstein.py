@@ -350,7 +350,7 @@ class TestGradients:
         assert torch.equal(grad, torch.zeros_like(grad))
 
     def test_velocity_of_half_w2_squared_points_to_the_target(self):
-        """Trap table: the velocity of W2^2/2 is T(x) - x."""
+        """The velocity of W2^2/2 is T(x) - x: no factor 2, no factor w_i."""
         x = cloud(30, 2)
         target = of.Particles(2 * x + 1)
 

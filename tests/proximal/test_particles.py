@@ -202,7 +202,7 @@ class TestCertificate:
 
 
 class TestUnequalWeights:
-    def test_trap_8_is_an_upper_bound_and_says_so(self):
+    def test_a_step_that_would_split_atoms_is_an_upper_bound(self):
         """Atoms that split would do better: the guarantee is only an upper bound."""
         tau = 1.0
         mu = of.Particles(
@@ -224,7 +224,7 @@ class TestUnequalWeights:
         objective = result.certificate["energy_after"] + result.certificate[
             "w2"
         ] ** 2 / (2 * tau)
-        # Split a sixth of the mass off each... the true step moves 1/3 from 1 to -1.
+        # The true step splits the atom at 1: a mass of 1/3 moves to -1.
         split = of.Particles(
             torch.tensor([[1.0], [-1.0], [-1.0]], dtype=torch.float64),
             torch.tensor([1 / 3, 1 / 3, 1 / 3], dtype=torch.float64),

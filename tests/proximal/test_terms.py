@@ -7,7 +7,7 @@ import torch
 
 import otflow as of
 from otflow.functionals.combined import Combined
-from otflow.proximal.terms import sort_terms
+from otflow.proximal.terms import combine, sort_terms
 from otflow.testing.clouds import normal
 
 V = of.Potential(lambda x: x.square().sum(-1))
@@ -54,6 +54,17 @@ def test_internal_energies_are_one():
     r = torch.tensor([0.3, 2.0], dtype=torch.float64)
     torch.testing.assert_close(terms.internal.e(r), r + 3 * r.sqrt())
     assert sort_terms(0.1 * of.Congestion(4.0)).max_density == 4.0
+
+
+def test_one_energy_is_its_own_sum():
+    assert combine([]) is None
+    same = of.PowerEntropy(2.0)
+    assert combine([(1.0, same)]) is same
+
+
+def test_a_negative_factor_has_no_proximal_map():
+    with pytest.raises(ValueError, match=r"^-2 \* PowerEntropy\(3\) is concave"):
+        combine([(-2.0, of.PowerEntropy(3.0))])
 
 
 def test_a_factor_of_zero_drops_the_term():
@@ -126,6 +137,28 @@ def test_terms_that_do_not_sum_to_the_functional_are_refused(mu, wrap):
     for factor in (2.0, 1.01):
         with pytest.raises(ValueError, match=r"terms of Composite sum to .* its value"):
             of.flow(wrap(Composite(factor)), mu, of.JKO(), dt=0.01, steps=1)
+
+
+@pytest.mark.parametrize("noisy", ["value", "terms"])
+@pytest.mark.parametrize("wrap", [lambda F: F, lambda F: 2 * F, lambda F: F + 3 * F])
+def test_terms_of_a_random_value_raise_no_false_alarm(noisy, wrap):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(x):  # a minibatch of one sample
+        return (1 + torch.randn((), generator=generator)) * x.square().sum(-1)
+
+    class Noisy(Composite):
+        def value(self, mu):
+            return mu.expectation(draw) if noisy == "value" else super().value(mu)
+
+        def terms(self):
+            return ((1.0, of.Potential(draw)),) if noisy == "terms" else super().terms()
+
+    mu = STARTS["single"]
+    of.JKO().init(wrap(Noisy()), mu)
+    of.JKO().init(wrap(Composite()), mu)
+    with pytest.raises(ValueError, match=r"terms of Composite sum to .* its value"):
+        of.JKO().init(wrap(Composite(1.01)), mu)
 
 
 def test_terms_of_a_class_are_tried_once_a_flow():

@@ -30,12 +30,19 @@ def law(trial: Trial, d: int, *, diagonal: bool) -> tuple[np.ndarray, np.ndarray
 
 
 def w2(m: np.ndarray, S: np.ndarray, n: np.ndarray, P: np.ndarray) -> float:
-    """Return the Bures distance, from the eigenvalues of S^1/2 P S^1/2."""
-    values, vectors = np.linalg.eigh(S)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ P @ root), 0)).sum()
-    square = np.trace(S) + np.trace(P) - 2 * cross
-    return math.sqrt((m - n) @ (m - n) + max(square, 0.0))
+    """Return the Bures distance: two roots of S and P, turned as near as they can be.
+
+    The sum of traces minus the cross term would cancel: of a distance below the root of
+    round-off it keeps no digit.
+    """
+    roots = []
+    for matrix in (S, P):
+        values, vectors = np.linalg.eigh(matrix)
+        roots.append(vectors * np.sqrt(np.maximum(values, 0)))
+    U, _, Vt = np.linalg.svd(roots[1].T @ roots[0])
+    return float(
+        np.hypot(np.linalg.norm(m - n), np.linalg.norm(roots[0] - roots[1] @ U @ Vt))
+    )
 
 
 def step(trial: Trial) -> None:

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_float_tensor, as_points, coordinate_limit
 from otflow._graphs import records
 from otflow._typing import ArrayLike
-from otflow._validation import as_float_tensor, as_points, check_like, coordinate_limit
+from otflow._validation import check_like
 from otflow.errors import NotConverged
 
 __all__ = ["check_state", "cholesky", "optimal_rotation", "widened"]

@@ -10,11 +10,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_float_tensor, as_points
 from otflow._autodiff import value_and_gradient
+from otflow._graphs import keep_immutable, value_of
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
-    as_float_tensor,
-    as_points,
     check_generator,
     check_kind,
     check_like,
@@ -25,7 +25,7 @@ from otflow._validation import (
 from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.kernels import Gaussian as GaussianKernel
 from otflow.kernels import Kernel
-from otflow.measures.base import Measure, keep_immutable, value_of
+from otflow.measures.base import Measure
 from otflow.measures.gaussian.covariance import (
     check_state,
     cholesky,

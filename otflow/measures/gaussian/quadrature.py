@@ -14,9 +14,8 @@ from torch import Tensor
 from otflow._autodiff import check_finite
 from otflow._memory import check_memory
 from otflow._typing import Ground
-from otflow._validation import non_negative_int
+from otflow._validation import check_energy, non_negative_int
 from otflow.errors import NonFinite
-from otflow.measures.sums import check_energy
 from otflow.numerics.quadrature import product_rule
 
 __all__ = [

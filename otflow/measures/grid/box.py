@@ -1,4 +1,4 @@
-"""A box cut into equal cells: the geometry of a density on a regular grid."""
+"""A box cut into equal cells, and what a step may do to the masses in it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from torch import Tensor
 from otflow._graphs import refuse_graph
 from otflow._memory import check_memory
 from otflow._validation import non_negative_int, real
+from otflow._warn import warn
+from otflow.errors import BoxWarning
 
-__all__ = ["Box"]
+__all__ = ["Box", "check_border", "fault_of_step", "mass_tolerance", "total_mass"]
 
 MAX_DIM = 3
+# A box is too small if more than this share of the mass lies beside its border; beside
+# means this share of the side, at least one cell.
+BORDER_SHARE, BORDER_WIDTH = 1e-3, 1 / 40
+# Mass in that layer does not reach the border if the mean mass of its cells is more
+# than so many times that of the outermost cell.
+REACHED = 20.0
 
 
 @dataclass(frozen=True)
@@ -297,3 +305,75 @@ def _corner(value: Any, name: str, dim: int) -> tuple[float, ...]:
             raise ValueError(msg)
         return tuple(real(v, name) for v in entries)
     return (real(value, name),) * dim
+
+
+# Masses -------------------------------------------------------------------------------
+
+
+def mass_tolerance(dtype: torch.dtype) -> float:
+    """Return how far the sum of the masses may be from 1."""
+    return 1e-5 if dtype == torch.float32 else 1e-9
+
+
+def total_mass(masses: Tensor) -> float:
+    """Return the sum of masses in float64."""
+    return float(masses.detach().sum(dtype=torch.float64))
+
+
+def fault_of_step(before: Tensor, after: Tensor) -> str | None:
+    """Return what is wrong with the masses after a step, None if nothing."""
+    if not bool((after >= 0).all() & after.sum().isfinite()):
+        return (
+            "cell masses left the non-negative finite numbers; take a smaller dt "
+            "or use JKO"
+        )
+    kept, total = total_mass(before), total_mass(after)
+    if abs(total - kept) > mass_tolerance(after.dtype):
+        return (
+            f"a step changed the mass from {kept:.9g} to {total:.9g}: nothing may "
+            f"leave through a wall or an obstacle; stop the velocity there"
+        )
+    return None
+
+
+def check_border(
+    box: Box,
+    weights: Tensor,
+    is_free: Tensor,
+    *,
+    walls: bool,
+    before: Tensor | None = None,
+) -> None:
+    """Warn (BoxWarning) of mass beside a border that stands for all space.
+
+    It warns once along a flow: not if there was as much mass `before`.
+    """
+    if walls or not bool(is_free.all()):
+        return
+    share = _border_share(box, weights)
+    if share > BORDER_SHARE and (
+        before is None or _border_share(box, before) <= BORDER_SHARE
+    ):
+        msg = (
+            f"{share:.2%} of the mass lies beside the border of the box {box.lower} to "
+            f"{box.upper}: it is too small; enlarge it, or pass walls=True if the "
+            f"border is a wall"
+        )
+        warn(msg, BoxWarning)
+
+
+def _border_share(box: Box, weights: Tensor) -> float:
+    """Return the mass of both outermost layers along an axis, the largest of all axes.
+
+    A layer of one cell holds ever less mass as the grid is refined. So the layers of a
+    fine grid are a share of the side.
+    """
+    mass = weights.detach().reshape(box.shape)
+    shares = []
+    for axis, n in enumerate(box.shape):
+        wide = max(1, int(BORDER_WIDTH * n))
+        along = mass.movedim(axis, 0).reshape(n, -1).sum(1)
+        ends = (along,) if n == 1 else (along[:wide], along[-wide:].flip(0))
+        layers = (min(end.sum(), REACHED * wide * end[0]) for end in ends)
+        shares.append(float(sum(layers)))
+    return max(shares)

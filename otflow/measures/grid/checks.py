@@ -1,4 +1,4 @@
-"""Checks of the masses, the border and the obstacles of a density on a grid."""
+"""Checks of the masses and the obstacles that a density on a grid is made of."""
 
 from __future__ import annotations
 
@@ -12,33 +12,17 @@ from otflow._graphs import records
 from otflow._lazy import lazy_import
 from otflow._typing import ArrayLike
 from otflow._validation import check_like
-from otflow._warn import warn
-from otflow.errors import BoxWarning, NonFinite
-from otflow.measures.grid.box import Box
+from otflow.errors import NonFinite
+from otflow.measures.grid.box import Box, mass_tolerance, total_mass
 
 __all__ = [
-    "check_border",
     "check_masses",
     "check_same_box",
     "check_same_obstacles",
     "explained",
-    "fault_of_step",
     "free_cells",
-    "mass_tolerance",
     "masses_of",
 ]
-
-# A box is too small if more than this share of the mass lies beside its border; beside
-# means this share of the side, at least one cell.
-BORDER_SHARE, BORDER_WIDTH = 1e-3, 1 / 40
-# Mass in that layer does not reach the border if the mean mass of its cells is more
-# than so many times that of the outermost cell.
-REACHED = 20.0
-
-
-def mass_tolerance(dtype: torch.dtype) -> float:
-    """Return how far the sum of the masses may be from 1."""
-    return 1e-5 if dtype == torch.float32 else 1e-9
 
 
 def free_cells(obstacles: ArrayLike | None, rho: Tensor) -> Tensor:
@@ -62,7 +46,7 @@ def masses_of(rho: Tensor, box: Box, free: Tensor, *, normalize: bool) -> Tensor
     """Return the masses (n,) of a density, checked, with its graph."""
     _check_density(rho.detach(), free)
     weights = rho.reshape(-1) * box.cell_volume
-    total = _sum(weights)
+    total = total_mass(weights)
     _check_units(box, total, rho.dtype)
     if normalize:
         weights = weights / (weights.sum() if records(weights) else total)
@@ -88,7 +72,7 @@ def check_masses(masses: Tensor, like: Tensor, free: Tensor) -> None:
         )
         raise ValueError(msg)
     _check_density(masses.detach(), free)
-    total = _sum(masses)
+    total = total_mass(masses)
     if abs(total - 1) > mass_tolerance(masses.dtype):
         msg = (
             f"weights must sum to 1, got {total:.9g}; divide them by their sum, or use "
@@ -117,22 +101,6 @@ def check_same_obstacles(first: Tensor, second: Tensor) -> None:
         raise ValueError(msg)
 
 
-def fault_of_step(before: Tensor, after: Tensor) -> str | None:
-    """Return what is wrong with the masses after a step, None if nothing."""
-    if not bool((after >= 0).all() & after.sum().isfinite()):
-        return (
-            "cell masses left the non-negative finite numbers; take a smaller dt "
-            "or use JKO"
-        )
-    kept, total = _sum(before), _sum(after)
-    if abs(total - kept) > mass_tolerance(after.dtype):
-        return (
-            f"a step changed the mass from {kept:.9g} to {total:.9g}: nothing may "
-            f"leave through a wall or an obstacle; stop the velocity there"
-        )
-    return None
-
-
 def explained(error: NonFinite, empty: Tensor) -> NonFinite:
     """Return an error that names the empty cells, if there are any, as the cause."""
     count = int(empty.sum())
@@ -143,10 +111,6 @@ def explained(error: NonFinite, empty: Tensor) -> NonFinite:
         f"infinite slope: flow it by JKO(), or diffuse it a little first"
     )
     return NonFinite(msg)
-
-
-def _sum(masses: Tensor) -> float:
-    return float(masses.detach().sum(dtype=torch.float64))
 
 
 def _check_density(rho: Tensor, free: Tensor) -> None:
@@ -196,46 +160,3 @@ def _check_connected(mass: Tensor, free: Tensor) -> None:
             f"flow each room by itself"
         )
         raise ValueError(msg)
-
-
-def check_border(
-    box: Box,
-    weights: Tensor,
-    is_free: Tensor,
-    *,
-    walls: bool,
-    before: Tensor | None = None,
-) -> None:
-    """Warn (BoxWarning) of mass beside a border that stands for all space.
-
-    It warns once along a flow: not if there was as much mass `before`.
-    """
-    if walls or not bool(is_free.all()):
-        return
-    share = _border_share(box, weights)
-    if share > BORDER_SHARE and (
-        before is None or _border_share(box, before) <= BORDER_SHARE
-    ):
-        msg = (
-            f"{share:.2%} of the mass lies beside the border of the box {box.lower} to "
-            f"{box.upper}: it is too small; enlarge it, or pass walls=True if the "
-            f"border is a wall"
-        )
-        warn(msg, BoxWarning)
-
-
-def _border_share(box: Box, weights: Tensor) -> float:
-    """Return the mass of both outermost layers along an axis, the largest of all axes.
-
-    A layer of one cell holds ever less mass as the grid is refined. So the layers of a
-    fine grid are a share of the side.
-    """
-    mass = weights.detach().reshape(box.shape)
-    shares = []
-    for axis, n in enumerate(box.shape):
-        wide = max(1, int(BORDER_WIDTH * n))
-        along = mass.movedim(axis, 0).reshape(n, -1).sum(1)
-        ends = (along,) if n == 1 else (along[:wide], along[-wide:].flip(0))
-        layers = (min(end.sum(), REACHED * wide * end[0]) for end in ends)
-        shares.append(float(sum(layers)))
-    return max(shares)

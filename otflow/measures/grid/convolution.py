@@ -15,7 +15,6 @@ from otflow._typing import Ground
 from otflow._warn import warn
 from otflow.errors import InvalidFunctional, KernelWarning
 from otflow.kernels import Gaussian, Kernel
-from otflow.measures.base import kernel_at_the_door
 from otflow.measures.grid.box import Box
 from otflow.measures.grid.kernels import (
     HAT,
@@ -23,6 +22,7 @@ from otflow.measures.grid.kernels import (
     hat_nodes,
     seen_along_axes,
 )
+from otflow.measures.sums import kernel_at_the_door
 from otflow.numerics.quadrature import gauss_legendre, product_rule
 
 __all__ = ["Convolution", "convolution"]

@@ -8,27 +8,20 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_float_tensor
 from otflow._autodiff import value_and_gradient
-from otflow._graphs import refuse_graph
+from otflow._graphs import keep_immutable, refuse_graph, value_of
 from otflow._typing import ArrayLike, Ground, Value
-from otflow._validation import (
-    as_float_tensor,
-    check_generator,
-    positive,
-    real,
-    true_or_false,
-)
+from otflow._validation import check_generator, positive, real, true_or_false
 from otflow.errors import Diverged, NonFinite
 from otflow.kernels import Kernel
-from otflow.measures.base import Measure, keep_immutable, value_of
-from otflow.measures.grid.box import Box
+from otflow.measures.base import Measure, integrate, internal_energy
+from otflow.measures.grid.box import Box, check_border, fault_of_step
 from otflow.measures.grid.checks import (
-    check_border,
     check_masses,
     check_same_box,
     check_same_obstacles,
     explained,
-    fault_of_step,
     free_cells,
     masses_of,
 )
@@ -44,12 +37,7 @@ from otflow.measures.grid.images import (
 )
 from otflow.measures.grid.remap import transported
 from otflow.measures.grid.upwind import check_courant, displacement, upwind
-from otflow.measures.sums import (
-    check_draw,
-    integrate,
-    internal_energy,
-    reweighted,
-)
+from otflow.measures.sums import check_draw, reweighted
 
 __all__ = ["GridDensity"]
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_points
 from otflow._graphs import refuse_graph
 from otflow._typing import ArrayLike, Ground
-from otflow._validation import as_points
 from otflow.measures.grid.box import Box
 
 __all__ = ["brightness", "counts", "drawn", "frame", "resampled", "values_at_centres"]

@@ -9,27 +9,22 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_float_tensor, as_points, as_weights, coordinate_limit
 from otflow._autodiff import value_and_gradient
+from otflow._graphs import keep_immutable, value_of
 from otflow._typing import ArrayLike, Ground, Value
-from otflow._validation import (
-    as_float_tensor,
-    as_points,
-    as_weights,
-    coordinate_limit,
-    non_negative_int,
-    real,
-)
+from otflow._validation import non_negative_int, real
 from otflow._warn import warn
 from otflow.errors import CellWarning, Diverged
 from otflow.kernels import Kernel
-from otflow.measures.base import Measure, keep_immutable, value_of
+from otflow.measures.base import Measure, integrate
 from otflow.measures.quantiles.interaction import cell_interaction, cell_potential, lump
 from otflow.measures.quantiles.levels import (
     check_increasing,
     graded_masses,
     inverse_distribution,
 )
-from otflow.measures.sums import check_draw, integrate
+from otflow.measures.sums import check_draw
 
 __all__ = ["Quantiles"]
 

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from otflow._arrays import coordinate_limit
 from otflow._graphs import refuse_graph
 from otflow._typing import Ground
-from otflow._validation import coordinate_limit, non_negative_int, real
+from otflow._validation import non_negative_int, real
 from otflow.errors import InvalidFunctional, NotConverged
 from otflow.measures.quantiles.panels import Panels, adapt, rule
 from otflow.numerics.quadrature import gauss_legendre

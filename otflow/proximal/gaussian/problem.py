@@ -37,6 +37,8 @@ class Point:
     size: float  # norm of the gradient
     is_optimal: bool
     noise: float  # round-off of the objective
+    steepness: float  # size of the terms of the gradient of F
+    terms: float  # size of the terms of F
 
 
 @dataclass
@@ -81,7 +83,20 @@ class Problem:
         return cls(F, rest, potentials, temperature, mu, dt, OptimalMaps(mu.factor))
 
     def at(self, coordinates: Tensor) -> Point:
-        """Evaluate the objective and its gradient."""
+        """Evaluate the objective and its gradient at a point of the descent."""
+        return self.take(self._evaluate(coordinates))
+
+    def take(self, point: Point) -> Point:
+        """Return the point, and note the terms that cancel there.
+
+        Trial points that the search rejects do not count: far away, where F is large,
+        round-off is large too, and would pass for that of the step.
+        """
+        self.steepest = max(self.steepest, point.steepness)
+        self.scale = max(self.scale, point.terms)
+        return point
+
+    def _evaluate(self, coordinates: Tensor) -> Point:
         nu = self.mu.push(self.maps.tangent(coordinates), 1.0)
         value, velocity = self.rest.value_and_velocity(nu)
         self.used += 1
@@ -94,8 +109,6 @@ class Problem:
             whole, steepness = whole + pressure, steepness + norm(pressure)
         gradient = coordinates + self.dt * self.maps.project(whole)
         half = 0.5 * float((coordinates * coordinates).sum())
-        self.steepest = max(self.steepest, steepness)
-        self.scale = max(self.scale, size)
         eps = torch.finfo(nu.dtype).eps
         return Point(
             measure=nu,
@@ -107,15 +120,17 @@ class Problem:
             whole=whole,
             size=norm(gradient),
             is_optimal=self.maps.is_optimal(coordinates),
-            noise=8 * eps * (self.dt * self.scale + half),
+            noise=8 * eps * (self.dt * max(self.scale, size) + half),
+            steepness=steepness,
+            terms=size,
         )
 
     def try_at(self, coordinates: Tensor) -> Point | None:
-        """Return the point; None if F is not finite or the map not optimal."""
+        """Return a trial point; None if F is not finite or the map not optimal."""
         if self.inside and not self.maps.is_optimal(coordinates):
             return None
         try:
-            return self.at(coordinates)
+            return self._evaluate(coordinates)
         except (Diverged, NonFinite):
             self.used += 1
             return None

@@ -239,11 +239,12 @@ class GaussianProximal(ProximalSolver[Gaussian]):
             if begin is None:  # F is not finite at the finer nodes
                 missed = None
                 break
-            problem, start = finer, begin
+            problem, start = finer, finer.take(begin)
             # By the finer rule, the step of the coarse rule may be worse than no step.
             trial = problem.try_at(point.coordinates)
             falls = trial is not None and trial.objective <= start.objective
-            point = self._by_newton(problem, trial if trial and falls else start)
+            better = problem.take(trial) if trial and falls else start
+            point = self._by_newton(problem, better)
             missed = self._missed(problem, start, point)
         known = self._certificate(problem, start, point, missed)
         return ProxResult(point.measure, certificate=known)
@@ -256,7 +257,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
             trial = None if guess is None else problem.try_at(guess)
             if trial is None or trial.objective > point.objective + point.noise:
                 return point
-            before, point = point, trial
+            before, point = point, problem.take(trial)
             if point.size > CONTRACTION * before.size:
                 return point if point.size < before.size else before
         return point
@@ -283,7 +284,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
             found = self._search(problem, point, step)
             if found is None:
                 break
-            point = found
+            point = problem.take(found)
         return point
 
     def _search(self, problem: Problem, point: Point, p: Tensor) -> Point | None:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from otflow.errors import NonFinite
 from otflow.functionals import Functional, Internal, PowerEntropy
-from otflow.functionals.combined import Combined, combine
+from otflow.functionals.combined import Combined
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProxResult
-from otflow.proximal.terms import Terms
+from otflow.proximal.terms import Terms, combine
 
 __all__ = ["LocalTerms", "OwnEnergy", "stepped", "taken_cell_by_cell", "wide"]
 

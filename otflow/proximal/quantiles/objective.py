@@ -11,12 +11,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from otflow._answers import check_map
 from otflow._autodiff import (
     line_derivatives,
     value_and_gradient,
     value_gradient_product,
 )
+from otflow._validation import check_map
 from otflow.errors import Diverged, NonFinite
 from otflow.functionals import Functional, Interaction, Potential, PowerEntropy
 from otflow.functionals.base import Scaled

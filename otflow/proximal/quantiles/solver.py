@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from otflow._validation import coordinate_limit, non_negative_int, positive, real
+from otflow._arrays import coordinate_limit
+from otflow._validation import non_negative_int, positive, real
 from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import Quantiles

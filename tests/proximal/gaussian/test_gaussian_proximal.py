@@ -294,6 +294,35 @@ def test_float32_is_as_good_as_it_can_be():
     torch.testing.assert_close(result.measure.covariance.double(), S, rtol=0, atol=5e-6)
 
 
+UNIT = 2.0**20
+
+
+def steep(x: torch.Tensor) -> torch.Tensor:
+    return 0.25 * UNIT**2 * (x / UNIT + 16).pow(4).sum(-1)
+
+
+def test_round_off_is_that_of_the_accepted_points():
+    # The first trial steps of long steps on a steep potential land far away, where F
+    # and its gradient are huge. Their round-off must not pass for that of the step.
+    F = of.Potential(steep, modulus=0.0)
+    ends = []
+    for dtype in (torch.float32, torch.float64):
+        mean = UNIT * torch.tensor([-17.75, -16.5], dtype=dtype)
+        root = UNIT * torch.tensor([0.0625, 0.0625], dtype=dtype)
+        mu = of.Gaussian(mean, torch.diag(root.square()))
+        ends.append(of.proximal.GaussianProximal().solve(F, mu, 44.0))
+    coarse, fine = (result.certificate for result in ends)
+    assert fine.converged
+    off = of.metrics.wasserstein2(
+        of.Gaussian(ends[0].measure.mean.double(), ends[0].measure.covariance.double()),
+        ends[1].measure,
+    )
+    assert off < 2e-3 * fine["w2"]
+    assert coarse["noise"] < 1e-3 * coarse["energy_before"]
+    assert coarse.certified
+    assert float(off) <= coarse["bound"] < 0.1 * fine["w2"]
+
+
 def test_a_solve_is_pure_and_warm_is_immaterial():
     F, mu = CASES["quartic and entropy"], gaussian(2)
     before = state(mu)

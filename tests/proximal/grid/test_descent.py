@@ -14,10 +14,10 @@ from otflow.numerics.log_sums import log_convolve, supremal_convolution
 from otflow.proximal import GridSinkhorn
 from otflow.proximal.grid.push_forward import distance_along_axes
 from otflow.proximal.grid.rounds import minimise_nonlocal
-from otflow.proximal.grid.sinkhorn.eps import variance_of
-from otflow.proximal.grid.sinkhorn.iteration import pose, positive_start
+from otflow.proximal.grid.sinkhorn.iteration import positive_start
 from otflow.proximal.grid.sinkhorn.kernel import DenseAxis, LongAxis
 from otflow.proximal.grid.sinkhorn.local import Local
+from otflow.proximal.grid.sinkhorn.problem import pose, variance_of
 from otflow.proximal.terms import sort_terms
 from otflow.testing.clouds import normal
 

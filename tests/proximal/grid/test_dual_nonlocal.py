@@ -68,7 +68,7 @@ class TestMasses:
         heat = (unit * of.Entropy()).terms()
         both = (unit * of.Entropy() + unit * of.PowerEntropy(2.0)).terms()
         for terms in (heat, both):
-            energy = of.functionals.combined.combine([(c, t) for c, t in terms])
+            energy = of.proximal.terms.combine([(c, t) for c, t in terms])
             assert lowest_pressure(energy, like) == float("-inf")
         for m in (1.5, 2.0, 3.0):
             assert abs(lowest_pressure(of.PowerEntropy(m), like)) < 1e-100

@@ -1,6 +1,6 @@
 """The default eps has units, fits the free room, and its warning is about one problem.
 
-An oracle for the units: F to c F with dt to dt/c is the same step, and so are lengths
+The step does not depend on units: c F with dt/c gives the same step, and so do lengths
 times s with F times s^2.
 """
 

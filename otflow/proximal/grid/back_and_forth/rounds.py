@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from otflow.functionals import Congestion, Functional, PowerEntropy
-from otflow.functionals.combined import combine
 from otflow.measures import GridDensity
 from otflow.proximal.grid.back_and_forth.ascent import ascend
 from otflow.proximal.grid.back_and_forth.coupled import Coupled, Joint
@@ -19,7 +18,7 @@ from otflow.proximal.grid.duality import lowest_pressure
 from otflow.proximal.grid.own_energy import wide
 from otflow.proximal.grid.pressure import Iterate, PressureProblem
 from otflow.proximal.grid.rounds import Point, Rounds
-from otflow.proximal.terms import Terms
+from otflow.proximal.terms import Terms, combine
 
 __all__ = ["SETTLED", "Settled", "settle"]
 

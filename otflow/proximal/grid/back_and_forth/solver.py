@@ -20,7 +20,7 @@ from otflow.proximal.grid.base import GridProximal
 from otflow.proximal.grid.own_energy import LocalTerms, stepped
 from otflow.proximal.grid.pressure import Iterate, PressureProblem
 from otflow.proximal.grid.push_forward import squared_diagonal
-from otflow.proximal.terms import Terms
+from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["BackAndForth"]
 
@@ -153,6 +153,8 @@ class BackAndForth(GridProximal):
     1.34
     """
 
+    moves_straight = True
+
     def __init__(
         self,
         *,
@@ -180,7 +182,8 @@ class BackAndForth(GridProximal):
         ValueError
             Also if an internal energy has no flow in this dimension.
         """
-        dt, terms = self._admit_cells(F, mu, dt)
+        dt = self._admit(F, mu, dt, GridDensity)
+        terms = sort_terms(F, mu.dim)
         if terms.is_fast:
             msg = (
                 "BackAndForth works with the pressure, which under fast diffusion "

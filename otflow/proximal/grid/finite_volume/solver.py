@@ -26,7 +26,7 @@ from otflow.proximal.grid.finite_volume.problem import (
 from otflow.proximal.grid.finite_volume.rounds import measure_of, solve_in_rounds
 from otflow.proximal.grid.finite_volume.step import Local, Move, Room, room_of
 from otflow.proximal.grid.own_energy import LocalTerms, stepped
-from otflow.proximal.terms import Terms
+from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["FiniteVolume"]
 
@@ -277,7 +277,6 @@ class FiniteVolume(GridProximal):
 
     # The cost is a linearisation of the distance: the step is of first order in dt.
     carries_order_2 = False
-    moves_straight = False
 
     def __init__(
         self,
@@ -305,7 +304,8 @@ class FiniteVolume(GridProximal):
         ValueError
             Also if an internal energy is not convex or has no flow in this dimension.
         """
-        dt, terms = self._admit_cells(F, mu, dt)
+        dt = self._admit(F, mu, dt, GridDensity)
+        terms = sort_terms(F, mu.dim)
         if terms.temperature < 0:
             msg = (
                 f"an entropy of factor {terms.temperature:g} makes the step concave; "

@@ -14,9 +14,8 @@ from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.certificate import Certificate
 from otflow.proximal.grid.push_forward import distance_along_axes
-from otflow.proximal.grid.sinkhorn.eps import MARGIN, least_eps
-from otflow.proximal.grid.sinkhorn.iteration import iterate, start_of
-from otflow.proximal.grid.sinkhorn.scaling import Plan, Scaling
+from otflow.proximal.grid.sinkhorn.iteration import Plan, iterate, start_of
+from otflow.proximal.grid.sinkhorn.problem import MARGIN, Scaling, least_eps
 
 __all__ = ["MOST_BLUR", "Told", "response_to_blur", "warn_of_blur"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,7 +13,8 @@ from otflow._autodiff import differentiable_gradient, implicit
 from otflow.errors import NotConverged
 from otflow.measures import GridDensity
 from otflow.numerics.anderson import Anderson
-from otflow.proximal.grid.sinkhorn.scaling import Plan, potential_of
+from otflow.proximal.grid.sinkhorn.iteration import Plan
+from otflow.proximal.grid.sinkhorn.problem import Scaling, elasticity, potential_of
 
 __all__ = ["attach"]
 
@@ -53,7 +55,7 @@ def attach(plan: Plan, mu: GridDensity, *, tolerance: float) -> GridDensity:
         potential = own if rest is None else own + state[n:].reshape(mu.shape)
         now = replace(problem, potential=potential)
         log_q = now.convolve(now.log_source - x)
-        z = now.implicit_log_density(log_q)
+        z = _implicit_log_density(now, log_q)
         return z, z - log_q
 
     def step(state: Tensor) -> Tensor:
@@ -97,3 +99,18 @@ def attach(plan: Plan, mu: GridDensity, *, tolerance: float) -> GridDensity:
     _, log_a = densities(state)
     log_weights = problem.log_weights(state[:n].reshape(mu.shape), log_a)
     return mu.with_free_weights(log_weights.exp().reshape(-1))
+
+
+def _implicit_log_density(problem: Scaling, log_q: Tensor) -> Tensor:
+    """Return the log density, with the graphs of log q and of the potential."""
+    internal, right = problem.terms.internal, problem.right_side(log_q)
+    if internal is None:
+        return problem.log_density(right, None)[0]
+    with torch.no_grad():
+        z = problem.log_density(right, None)[0]
+    slope = problem.entropic + problem.dt * elasticity(internal, z)
+    inside = z < math.log(internal.max_density)
+    # A density at its bound or in an obstacle does not move with the data.
+    if problem.kernel.is_free is not None:
+        inside &= problem.kernel.is_free
+    return z + torch.where(inside, (right - right.detach()) / slope, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,20 +12,16 @@ from torch import Tensor
 from otflow.errors import Diverged
 from otflow.measures import GridDensity
 from otflow.numerics.anderson import Anderson
-from otflow.proximal.grid.sinkhorn.eps import largest_blur
-from otflow.proximal.grid.sinkhorn.kernel import GibbsKernel
-from otflow.proximal.grid.sinkhorn.scaling import (
+from otflow.numerics.roots import bisect
+from otflow.proximal.grid.sinkhorn.problem import (
     SHARE,
     Iterate,
-    Plan,
     Scaling,
     elasticity,
-    obstacle_correction,
-    potential_of,
+    largest_blur,
 )
-from otflow.proximal.terms import Terms
 
-__all__ = ["Solved", "iterate", "pose", "positive_start", "start_of"]
+__all__ = ["Plan", "Solved", "iterate", "positive_start", "start_of"]
 
 # Share of the largest density that is added to the weights of the acceleration's norm.
 # The plain map is slow in far tails, and with a norm that is blind there the
@@ -37,6 +34,78 @@ WIDER, COARSE, MOST_COARSE = (16.0, 4.0), 0.1, 60
 FAR = 0.5
 # Most mass that may be lost to underflow, in units of round-off.
 MOST_LOST = 64.0
+# Halvings of the search for the mass that fits below the bound on the density: more
+# than the digits of a float64.
+HALVINGS = 60
+
+
+@dataclass(frozen=True)
+class Plan:
+    r"""The plan :math:`a(y) K(x, y) b(x)` of an iterate, its first marginal exact."""
+
+    problem: Scaling
+    iterate: Iterate
+
+    @cached_property
+    def potential(self) -> Tensor:
+        """The `Scaling.potential_at` of the iterate."""
+        return self.problem.potential_at(self.iterate.log_a, self.iterate.log_density)
+
+    @cached_property
+    def log_masses(self) -> Tensor:
+        """The second marginal: log masses of sum 1 below the bound on the density.
+
+        The density of the iterate is below the bound. The second marginal differs from
+        this density by the residual at most, and so does the mass above the bound. This
+        mass goes to the cells below the bound, in proportion to what they hold.
+        """
+        problem, bound = self.problem, self.problem.terms.max_density
+        log = problem.log_weights(self.iterate.image, self.iterate.log_a)
+        axes = tuple(range(log.ndim))
+        log = log - log.logsumexp(axes)
+        most = math.log(bound) + math.log(problem.kernel.box.cell_volume)
+        if math.isinf(bound) or not bool((log > most).any()):
+            return log
+
+        def is_all(raised: Tensor) -> Tensor:
+            return (log + raised).clamp_max(most).logsumexp(axes) >= 0
+
+        low, high = log.new_tensor(0.0), log.new_tensor(1.0)
+        # There is room in the box, so this ends: no cell holds exactly nothing.
+        while not bool(is_all(high)):
+            low, high = high, 2 * high
+            if not math.isfinite(high):
+                return log
+        return (log + bisect(is_all, high, low, HALVINGS)[0]).clamp_max(most)
+
+    @cached_property
+    def measure(self) -> GridDensity:
+        """The second marginal, its mass that of the first to the last bit."""
+        mu, weights = self.problem.source, self.log_masses.exp().reshape(-1)
+        total = mu.weights.sum(dtype=torch.float64) / weights.sum(dtype=torch.float64)
+        return mu.with_free_weights(weights * total.to(weights.dtype))
+
+    def cost(self) -> float:
+        r"""Return the debiased cost, up to the costs of both marginals to themselves.
+
+        .. math:: \mathrm{OT}_\varepsilon - \tfrac\varepsilon2(H(\mu) + H(\nu))
+
+        The dual potentials give the cost. K has mass 1, so the constant is right.
+        """
+        problem, iterate, mu = self.problem, self.iterate, self.problem.source
+        old, new = mu.grid, self.measure.grid
+        log_new = self.log_masses - math.log(problem.kernel.box.cell_volume)
+        phi = iterate.log_a - 0.5 * log_new
+        psi = 0.5 * problem.log_source - iterate.image
+        if problem.kernel.correction is not None:
+            # The potential that holds the uniform density at rest costs nothing.
+            at_rest = problem.kernel.correction / problem.kernel.eps
+            phi, psi = phi - at_rest, psi - at_rest
+        total = torch.where(new > 0, new * phi, 0.0) + torch.where(
+            old > 0, old * psi, 0.0
+        )
+        volume = problem.kernel.box.cell_volume
+        return problem.kernel.eps * volume * float(total.sum(dtype=torch.float64))
 
 
 @dataclass(frozen=True)
@@ -160,7 +229,7 @@ def _from_wider_kernels(
     warm: Plan | None = None
     used, limit = 0, largest_blur(problem.source) / problem.kernel.eps
     # Beside obstacles each kernel would need a correction of its own.
-    if problem.correction is not None:
+    if problem.kernel.is_free is not None:
         return warm, problem, used
     for wider in WIDER:
         if wider > limit or used >= budget - 1:
@@ -174,32 +243,6 @@ def _from_wider_kernels(
         warm, used = solved, used + solved.used
         problem = replace(problem, safely=solved.problem.safely)
     return warm, problem, used
-
-
-def pose(
-    terms: Terms, mu: GridDensity, dt: float, eps: float, old: Scaling | None
-) -> Scaling:
-    """Return the problem of a step with its local terms; `old` may lend its kernel."""
-    if old is not None and old.kernel.eps == eps:
-        kernel, correction = old.kernel, old.correction
-    else:
-        kernel, correction = GibbsKernel(mu.box, eps, mu.weights), None
-    is_free = None
-    if not bool(mu.is_free.all()):
-        is_free = mu.is_free.reshape(mu.shape)
-        if correction is None:
-            correction = obstacle_correction(kernel, is_free)
-    return Scaling(
-        kernel=kernel,
-        source=mu,
-        log_source=mu.grid.log(),
-        terms=terms,
-        dt=dt,
-        potential=potential_of(mu, terms),
-        correction=correction,
-        is_free=is_free,
-        safely=old is not None and old.safely,
-    )
 
 
 def start_of(problem: Scaling, warm: Tensor | Plan | None) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from otflow.proximal.grid.rounds import LocalStep, Outcome
-from otflow.proximal.grid.sinkhorn.iteration import Solved, iterate
-from otflow.proximal.grid.sinkhorn.scaling import Plan, Scaling
+from otflow.proximal.grid.sinkhorn.iteration import Plan, Solved, iterate
+from otflow.proximal.grid.sinkhorn.problem import Scaling
 
 __all__ = ["Local"]
 

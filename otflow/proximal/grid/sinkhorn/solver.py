@@ -26,11 +26,15 @@ from otflow.proximal.grid.sinkhorn.blur import (
     warn_of_blur,
 )
 from otflow.proximal.grid.sinkhorn.derivative import attach
-from otflow.proximal.grid.sinkhorn.eps import least_eps, variance_of
-from otflow.proximal.grid.sinkhorn.iteration import iterate, pose, positive_start
+from otflow.proximal.grid.sinkhorn.iteration import Plan, iterate, positive_start
 from otflow.proximal.grid.sinkhorn.local import Local
-from otflow.proximal.grid.sinkhorn.scaling import Plan, potential_of
-from otflow.proximal.terms import Terms
+from otflow.proximal.grid.sinkhorn.problem import (
+    least_eps,
+    pose,
+    potential_of,
+    variance_of,
+)
+from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["GridSinkhorn"]
 
@@ -216,6 +220,8 @@ class GridSinkhorn(GridProximal):
     True
     """
 
+    moves_straight = True
+
     def __init__(
         self,
         *,
@@ -252,7 +258,8 @@ class GridSinkhorn(GridProximal):
             flow warns once; it warns again after a change of F, of the cells, or of
             `dt` by half. The certificate reports the blur of each step.
         """
-        dt, terms = self._admit_cells(F, mu, dt)
+        dt = self._admit(F, mu, dt, GridDensity)
+        terms = sort_terms(F, mu.dim)
         before = float(F.value(mu))
         kept = _fitting(warm, mu)
         solution = self._solved(terms, mu, dt, kept)
@@ -305,7 +312,8 @@ class GridSinkhorn(GridProximal):
         NotConverged
             If the step, or the adjoint equation in the backward pass, did not converge.
         """
-        dt, terms = self._admit_cells(F, mu.detach(), dt)
+        dt = self._admit(F, mu.detach(), dt, GridDensity)
+        terms = sort_terms(F, mu.dim)
         with torch.no_grad():
             start = mu.with_free_weights(mu.weights.detach())
             found = self._solved(terms, start, dt, _fitting(warm, mu))

@@ -1,4 +1,4 @@
-"""The fixed-point map of the debiased entropic step."""
+"""The problem of a debiased entropic step: its variance eps and its fixed-point map."""
 
 from __future__ import annotations
 
@@ -13,28 +13,38 @@ from torch import Tensor
 from otflow._autodiff import check_finite
 from otflow.functionals import Internal
 from otflow.measures import GridDensity
-from otflow.numerics.roots import bisect
 from otflow.proximal.grid.sinkhorn.kernel import GibbsKernel
 from otflow.proximal.terms import Terms
+
+__all__ = [
+    "MARGIN",
+    "SHARE",
+    "Iterate",
+    "Scaling",
+    "elasticity",
+    "largest_blur",
+    "least_eps",
+    "pose",
+    "potential_of",
+    "variance_of",
+]
 
 # Round-off of a long sum, in units of that of its terms.
 ROUND_OFF = 256.0
 # Share of the uniform density in a density that must be positive everywhere: logarithms
 # and first variations need one.
 SHARE = 1e-6
-# Halvings of the search for the mass that fits below the bound on the density: more
-# than the digits of a float64.
-HALVINGS = 60
-
-__all__ = [
-    "SHARE",
-    "Iterate",
-    "Plan",
-    "Scaling",
-    "elasticity",
-    "obstacle_correction",
-    "potential_of",
-]
+# Default and least variance of the kernel, in squares of the spacing. A narrower kernel
+# does not reach the next cell and pins the mass.
+DEFAULT_EPS, LEAST_EPS = 0.6, 0.4
+# On finer grids: eps over dt times an energy (the temperature, or the deviation of F'
+# of the other terms), and the largest stiffness of the iteration.
+SHARE_OF_DT, MAX_STIFFNESS = 0.02, 100.0
+# Largest standard deviation of the kernel in sides of the box: given, and by default.
+MAX_BLUR, DEFAULT_BLUR = 0.25, 1 / 12
+# Default eps for an entropy of negative factor, in units of dt times the factor. The
+# step has a minimiser above 2.
+MARGIN = 4.0
 
 
 class Iterate(NamedTuple):
@@ -93,17 +103,13 @@ class Scaling:
     terms: Terms
     dt: float
     potential: Tensor  # V plus first variations, in the box's shape
-    correction: Tensor | None  # of obstacles, times eps
-    is_free: Tensor | None  # None: everywhere
     safely: bool  # in the log domain
 
     def wider(self, factor: float) -> Scaling:
         """Return the same problem with `factor` times the variance of the kernel."""
-        kernel = GibbsKernel(self.kernel.box, factor * self.kernel.eps, self.log_source)
-        correction = None
-        if self.is_free is not None:
-            correction = obstacle_correction(kernel, self.is_free)
-        return replace(self, kernel=kernel, correction=correction)
+        own, eps = self.kernel, factor * self.kernel.eps
+        kernel = GibbsKernel(own.box, eps, self.log_source, own.is_free)
+        return replace(self, kernel=kernel)
 
     @property
     def proved_damping(self) -> float:
@@ -120,7 +126,7 @@ class Scaling:
         log_b = self.log_source - x
         log_q, floor_q = self.kernel.log_apply(log_b, safely=self.safely)
         right, volume = self.right_side(log_q), self.kernel.box.cell_volume
-        z, total = self._log_density(right, start)
+        z, total = self.log_density(right, start)
         log_a = z - log_q
         image, floor_a = self.kernel.log_apply(log_a, safely=self.safely)
         change = torch.where(self.log_source > -math.inf, image - x, 0.0)
@@ -149,7 +155,7 @@ class Scaling:
         dual = -first - second
         return Iterate(image, z, log_a, change, residual, slope, dual, noise, lost_mass)
 
-    def _log_density(
+    def log_density(
         self, right: Tensor, start: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         r"""Return the pointwise proximal map of F and of minus (eps/2) H.
@@ -190,23 +196,9 @@ class Scaling:
     def right_side(self, log_q: Tensor) -> Tensor:
         """Return eps log q less the terms that do not depend on the new density."""
         right = self.kernel.eps * log_q - self.dt * self.potential
-        if self.correction is not None:
-            right = right + self.correction
+        if self.kernel.correction is not None:
+            right = right + self.kernel.correction
         return right - self.dt * self.terms.temperature
-
-    def implicit_log_density(self, log_q: Tensor) -> Tensor:
-        """Return the log density, with the graphs of log q and of the potential."""
-        internal, right = self.terms.internal, self.right_side(log_q)
-        if internal is None:
-            return self._log_density(right, None)[0]
-        with torch.no_grad():
-            z = self._log_density(right, None)[0]
-        slope = self.entropic + self.dt * elasticity(internal, z)
-        inside = z < math.log(internal.max_density)
-        # A density at its bound or in an obstacle does not move with the data.
-        if self.is_free is not None:
-            inside &= self.is_free
-        return z + torch.where(inside, (right - right.detach()) / slope, 0.0)
 
     def log_weights(self, image: Tensor, log_a: Tensor) -> Tensor:
         """Return the log masses of the second marginal, if the first is exact."""
@@ -224,12 +216,13 @@ class Scaling:
         underflows.
         """
         phi = self.kernel.eps * (log_a - 0.5 * log_density)
-        if self.correction is not None:
-            phi = phi - self.correction
+        if self.kernel.correction is not None:
+            phi = phi - self.kernel.correction
         return phi.nan_to_num(0.0, 0.0, 0.0)
 
     def _blank(self, z: Tensor) -> Tensor:
-        return z if self.is_free is None else z.masked_fill(~self.is_free, -math.inf)
+        is_free = self.kernel.is_free
+        return z if is_free is None else z.masked_fill(~is_free, -math.inf)
 
 
 def elasticity(internal: Internal, z: Tensor) -> Tensor:
@@ -247,85 +240,138 @@ def potential_of(mu: GridDensity, terms: Terms) -> Tensor:
     return V
 
 
-def obstacle_correction(kernel: GibbsKernel, is_free: Tensor) -> Tensor:
-    r"""Return eps log s, where s is the scaling with which :math:`s K s` is stochastic.
+def pose(
+    terms: Terms, mu: GridDensity, dt: float, eps: float, old: Scaling | None
+) -> Scaling:
+    """Return the problem of a step with its local terms; `old` may lend its kernel."""
+    if old is not None and old.kernel.eps == eps:
+        kernel = old.kernel
+    else:
+        is_free = None if bool(mu.is_free.all()) else mu.is_free.reshape(mu.shape)
+        kernel = GibbsKernel(mu.box, eps, mu.weights, is_free)
+    return Scaling(
+        kernel=kernel,
+        source=mu,
+        log_source=mu.grid.log(),
+        terms=terms,
+        dt=dt,
+        potential=potential_of(mu, terms),
+        safely=old is not None and old.safely,
+    )
 
-    Beside an obstacle the kernel loses mass. With this term the uniform density on the
-    free cells is at rest, as without obstacles.
-    """
-    log_s = torch.zeros(is_free.shape, dtype=kernel.dtype, device=is_free.device)
-    log_s = log_s.masked_fill(~is_free, -math.inf)
-    # Each sweep halves the error at least: 60 sweeps pass the digits of a float64.
-    for _ in range(60):
-        image = kernel.log_apply(log_s, safely=True)[0]
-        log_s = (0.5 * (log_s - image)).masked_fill(~is_free, -math.inf)
-    return kernel.eps * torch.where(is_free, log_s, 0.0)
+
+# The variance -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Plan:
-    r"""The plan :math:`a(y) K(x, y) b(x)` of an iterate, its first marginal exact."""
-
-    problem: Scaling
-    iterate: Iterate
-
-    @cached_property
-    def potential(self) -> Tensor:
-        """The `Scaling.potential_at` of the iterate."""
-        return self.problem.potential_at(self.iterate.log_a, self.iterate.log_density)
-
-    @cached_property
-    def log_masses(self) -> Tensor:
-        """The second marginal: log masses of sum 1 below the bound on the density.
-
-        The density of the iterate is below the bound. The second marginal differs from
-        this density by the residual at most, and so does the mass above the bound. This
-        mass goes to the cells below the bound, in proportion to what they hold.
-        """
-        problem, bound = self.problem, self.problem.terms.max_density
-        log = problem.log_weights(self.iterate.image, self.iterate.log_a)
-        axes = tuple(range(log.ndim))
-        log = log - log.logsumexp(axes)
-        most = math.log(bound) + math.log(problem.kernel.box.cell_volume)
-        if math.isinf(bound) or not bool((log > most).any()):
-            return log
-
-        def is_all(raised: Tensor) -> Tensor:
-            return (log + raised).clamp_max(most).logsumexp(axes) >= 0
-
-        low, high = log.new_tensor(0.0), log.new_tensor(1.0)
-        # There is room in the box, so this ends: no cell holds exactly nothing.
-        while not bool(is_all(high)):
-            low, high = high, 2 * high
-            if not math.isfinite(high):
-                return log
-        return (log + bisect(is_all, high, low, HALVINGS)[0]).clamp_max(most)
-
-    @cached_property
-    def measure(self) -> GridDensity:
-        """The second marginal, its mass that of the first to the last bit."""
-        mu, weights = self.problem.source, self.log_masses.exp().reshape(-1)
-        total = mu.weights.sum(dtype=torch.float64) / weights.sum(dtype=torch.float64)
-        return mu.with_free_weights(weights * total.to(weights.dtype))
-
-    def cost(self) -> float:
-        r"""Return the debiased cost, up to the costs of both marginals to themselves.
-
-        .. math:: \mathrm{OT}_\varepsilon - \tfrac\varepsilon2(H(\mu) + H(\nu))
-
-        The dual potentials give the cost. K has mass 1, so the constant is right.
-        """
-        problem, iterate, mu = self.problem, self.iterate, self.problem.source
-        old, new = mu.grid, self.measure.grid
-        log_new = self.log_masses - math.log(problem.kernel.box.cell_volume)
-        phi = iterate.log_a - 0.5 * log_new
-        psi = 0.5 * problem.log_source - iterate.image
-        if problem.correction is not None:
-            # The potential that holds the uniform density at rest costs nothing.
-            at_rest = problem.correction / problem.kernel.eps
-            phi, psi = phi - at_rest, psi - at_rest
-        total = torch.where(new > 0, new * phi, 0.0) + torch.where(
-            old > 0, old * psi, 0.0
+def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> float:
+    """Return the given or the default eps; raise `ValueError` out of range."""
+    least, side = least_eps(mu), _lengths(mu)[1]
+    # In a box as narrow as a cell is long, the least eps exceeds the share of the side.
+    most = max(least, (MAX_BLUR * side) ** 2)
+    if eps is None:
+        heat = SHARE_OF_DT * max(terms.temperature, 0.0)
+        wanted = dt * max(heat, _stiffness(mu, terms) / MAX_STIFFNESS)
+        wanted = max(wanted, _for_what_moves(mu, dt, terms))
+        wanted = min(wanted, largest_blur(mu))
+        wanted = min(max(wanted, -MARGIN * dt * terms.temperature, least), most)
+        # eps is rounded to a power of root 2 times the least one, so that the kernel
+        # seldom changes along a flow. The 1e-5 keeps round numbers off the jumps.
+        steps = 2 * math.log2(wanted / least) + 1e-5
+        eps = least * 2 ** (round(steps) / 2)
+        if eps > most:
+            eps = least * 2 ** (math.floor(steps) / 2)
+    if eps < LEAST_EPS / DEFAULT_EPS * least:
+        msg = (
+            f"eps = {eps:.3g} is too small for the grid: a kernel so narrow does "
+            f"not reach the next cell and pins the mass; take at least "
+            f"{DEFAULT_EPS:g} squares of the spacing, {least:.3g}, "
+            f"or a finer grid"
         )
-        volume = problem.kernel.box.cell_volume
-        return problem.kernel.eps * volume * float(total.sum(dtype=torch.float64))
+        raise ValueError(msg)
+    if eps > most:
+        msg = (
+            f"eps = {eps:.3g} is too large for the box: its kernel spans more than "
+            f"{MAX_BLUR:g} of the shortest side, {side:g}; take at most {most:.3g}"
+        )
+        raise ValueError(msg)
+    if 0.5 * eps + dt * terms.temperature <= 0:
+        msg = (
+            f"the entropy's total factor is negative: temperature "
+            f"{terms.temperature:g} + eps/(2 dt) = {0.5 * eps / dt:.3g}; the step "
+            f"has no minimiser; take a smaller dt or a larger eps, above "
+            f"{-2 * dt * terms.temperature:.3g} if the box bears it: at most {most:.3g}"
+        )
+        raise ValueError(msg)
+    return eps
+
+
+def largest_blur(mu: GridDensity) -> float:
+    """Return the largest default eps that the sides of the box allow."""
+    return (DEFAULT_BLUR * _lengths(mu)[1]) ** 2
+
+
+def least_eps(mu: GridDensity) -> float:
+    """Return the least default eps: its kernel reaches the next cell."""
+    return DEFAULT_EPS * _lengths(mu)[0] ** 2
+
+
+def _lengths(mu: GridDensity) -> tuple[float, float]:
+    """Return the longest cell and the shortest side of the free cells, which are a box.
+
+    An axis of one cell does not count: it has no next cell.
+    """
+    free, longest, shortest = mu.is_free.reshape(mu.shape), 0.0, math.inf
+    for k, (n, h) in enumerate(zip(mu.shape, mu.box.spacing, strict=True)):
+        count = int(free.movedim(k, 0).reshape(n, -1).any(1).sum())
+        if count > 1:
+            longest, shortest = max(longest, h), min(shortest, count * h)
+    if not longest:
+        longest = shortest = max(mu.box.spacing)
+    return longest, shortest
+
+
+def _for_what_moves(mu: GridDensity, dt: float, terms: Terms) -> float:
+    r"""Return the variance for terms other than internal energies.
+
+    The variance is a share of dt times the standard deviation of their F' under the
+    density; constants in F' do not count. A kernel as wide as the density would blur
+    it. So the variance is at most that of the density after the step, along the
+    narrowest axis. The terms contract the density by the factor :math:`1 +
+    dt\,\lambda`, where :math:`\lambda |x - m|^2/2` fits F' best. Nonlocal terms are
+    differentiated at a density that is positive everywhere.
+    """
+    f, rest = potential_of(mu, terms).reshape(-1), terms.nonlocal_part
+    if rest is not None:
+        free = mu.is_free.to(mu.dtype)
+        masses = (1 - SHARE) * mu.weights + SHARE * free / free.sum()
+        f = f + rest.first_variation(mu.with_free_weights(masses))
+    squares = (mu.points - mu.weights @ mu.points).square()
+    variances = (mu.weights @ squares).tolist()
+    least = min(
+        (v for v, n in zip(variances, mu.shape, strict=True) if n > 1), default=0.0
+    )
+    energy, f = _standardised(mu, f)
+    length, q = _standardised(mu, 0.5 * squares.sum(-1))
+    fit = float(mu.weights @ (f * q)) * (energy / length) if length > 0 else 0.0
+    contraction = 1.0 + dt * max(fit, 0.0)
+    return min(SHARE_OF_DT * dt * energy, least / contraction / contraction)
+
+
+def _standardised(mu: GridDensity, f: Tensor) -> tuple[float, Tensor]:
+    """Return the standard deviation under a density, and f of mean 0, deviation 1."""
+    f = torch.where(mu.weights > 0, f, 0.0)
+    f = f - mu.weights @ f
+    f = torch.where(mu.weights > 0, f, 0.0)
+    unit = f.abs().max().clamp_min(torch.finfo(f.dtype).tiny)
+    f = f / unit  # the squares below must not overflow in any unit
+    deviation = (mu.weights @ f.square()).sqrt()
+    f = torch.where(deviation > 0, f / deviation, 0.0)
+    return float(unit) * float(deviation), f
+
+
+def _stiffness(mu: GridDensity, terms: Terms) -> float:
+    r"""Return the mean of :math:`\rho\,U''(\rho)` without the entropy's part."""
+    if terms.internal is None:
+        return 0.0
+    mean = mu.weights * elasticity(terms.internal, mu.density().log())
+    return float(torch.where(mu.weights > 0, mean, 0.0).sum())
