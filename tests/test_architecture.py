@@ -120,6 +120,7 @@ def test_each_file_that_a_page_names_exists():
         *(ROOT / "docs" / "decisions").glob("*.rst"),
     ]
     pages += [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    pages = [page for page in pages if page.name != "sg_execution_times.rst"]  # built
     roots = (ROOT, PACKAGE, ROOT / "tests")
     known = {
         path.name for root in ("otflow", "tests") for path in (ROOT / root).rglob("*")
