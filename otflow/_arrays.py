@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ __all__ = [
 _COORDINATE_LIMITS = {torch.float64: 1e150, torch.float32: 1e15}
 
 
+@lru_cache
 def coordinate_limit(dtype: torch.dtype) -> float:
     """Return the largest |coordinate| whose squares stay finite in `dtype`."""
     return _COORDINATE_LIMITS[dtype]

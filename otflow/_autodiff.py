@@ -13,7 +13,6 @@ from otflow._graphs import (
     leaf,
     only_without_mass,
     records,
-    unmodified,
 )
 from otflow._validation import check_finite, check_scalar
 from otflow.errors import InvalidFunctional, Unsupported
@@ -29,7 +28,6 @@ __all__ = [
     "leaf",
     "line_derivatives",
     "second_gradient",
-    "unmodified",
     "value_and_gradient",
     "value_gradient_product",
 ]
@@ -67,8 +65,7 @@ def value_and_gradient(
     keep = records(x, *beside)
     with differentiating(parameters=keep):
         at = alias(x) if keep else leaf(x)
-        live = check_scalar(function(at), x)
-        check_finite(live, "the functional's value")
+        live = check_scalar(function(at), x, finite=True)
         value, grad = live if keep else live.detach(), None
         if live.requires_grad:
             (grad,) = torch.autograd.grad(
@@ -149,8 +146,7 @@ def value_gradient_product(
     """
     with torch.enable_grad():
         x = leaf(x)
-        live = check_scalar(function(x), x)
-        check_finite(live.detach(), "the functional's value")
+        live = check_scalar(function(x), x, finite=True)
         grads = grads_of(live, (x,), create_graph=True) if live.requires_grad else ()
     slope = grads[0] if grads else torch.zeros_like(x.detach())
     check_finite(slope.detach(), "the functional's gradient")

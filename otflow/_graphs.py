@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,13 +22,16 @@ __all__ = [
     "recording",
     "records",
     "refuse_graph",
-    "unmodified",
+    "value_of",
     "without_counters",
 ]
 
 
 # Prefix of the attributes that hold the counters of writes into a measure's tensors.
 _COUNTER = "_writes_into_"
+# How often a tensor was written into. A comprehension would cost a frame each time.
+_VERSION = attrgetter("_version")
+T = TypeVar("T")
 
 
 class _Mode(threading.local):
@@ -117,28 +122,25 @@ def refuse_graph(what: str, why: str, *tensors: Tensor, cure: str) -> None:
         raise Unsupported(msg)
 
 
-class unmodified:
-    """Raise InvalidFunctional if code in this context writes into `tensors`.
+def value_of(
+    mu: Any, value: Callable[[Any], T], *own: Tensor, by: str = "the functional"
+) -> T:
+    """Return a value at a measure; one that writes into the measure's tensors raises.
 
-    It is on the path of every step, so it is lean.
+    Tensors `own` count beside the points and the weights.
     """
-
-    __slots__ = ("by", "tensors", "versions")
-
-    def __init__(self, *tensors: Tensor, by: str) -> None:
-        self.tensors, self.by = tensors, by
-
-    def __enter__(self) -> None:
-        self.versions = [tensor._version for tensor in self.tensors]
-
-    def __exit__(self, kind: object, *_: Any) -> None:
-        passed = kind is None or kind is ModifiedInPlace
-        if passed and self.versions != [t._version for t in self.tensors]:
-            msg = (
-                f"{self.by} modified the measure in place; "
-                f"work on a copy: mu.points.clone()"
-            )
-            raise InvalidFunctional(msg)
+    tensors = (mu.points, mu.weights, *own)
+    before = list(map(_VERSION, tensors))
+    try:
+        answer = value(mu)
+    except ModifiedInPlace:
+        if before == list(map(_VERSION, tensors)):
+            raise
+    else:
+        if before == list(map(_VERSION, tensors)):
+            return answer
+    msg = f"{by} modified the measure in place; work on a copy: mu.points.clone()"
+    raise InvalidFunctional(msg)
 
 
 class Immutable:
@@ -153,7 +155,11 @@ class Immutable:
 
     def __set__(self, owner: Any, tensor: Tensor) -> None:
         state = owner.__dict__
-        state[self.name], state[self.counter] = tensor, version_of(tensor)
+        state[self.name] = tensor
+        try:
+            state[self.counter] = tensor._version
+        except RuntimeError:  # tensors of torch.inference_mode() have no counter
+            state[self.counter] = 0
 
     def __get__(self, owner: Any, kind: type) -> Any:
         # This is on the path of every access: the good case comes first.
@@ -165,7 +171,7 @@ class Immutable:
             if state[self.counter] == tensor._version:
                 return tensor
         except (KeyError, RuntimeError):
-            return self._ask_first(state)
+            return self._ask_first(owner)
         msg = (
             f"the {self.name} of {kind.__name__} were modified in place; a measure is "
             f"immutable and shares its tensors with others: write into a copy, "
@@ -173,14 +179,14 @@ class Immutable:
         )
         raise ModifiedInPlace(msg)
 
-    def _ask_first(self, state: dict[str, Any]) -> Any:
+    def _ask_first(self, owner: Any) -> Any:
         """Return a tensor without a counter: that of a copy or an unpickled measure."""
-        try:
-            tensor = state[self.name]
-        except KeyError:
-            raise AttributeError(self.name) from None
-        state.setdefault(self.counter, version_of(tensor))
-        return tensor
+        state = owner.__dict__
+        if self.name not in state:
+            raise AttributeError(self.name)
+        if self.counter not in state:
+            self.__set__(owner, state[self.name])
+        return state[self.name]
 
 
 def keep_immutable(kind: type[Any], *names: str) -> None:
@@ -194,11 +200,3 @@ def without_counters(state: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value for name, value in state.items() if not name.startswith(_COUNTER)
     }
-
-
-def version_of(tensor: Tensor) -> int:
-    """Return how often a tensor was written into."""
-    try:
-        return tensor._version
-    except RuntimeError:  # tensors of torch.inference_mode() have no counter
-        return 0

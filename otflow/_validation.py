@@ -178,13 +178,17 @@ def check_finite(x: Tensor, what: str) -> None:
     msg = (
         f"{what} is {first}{where}: the functional is not finite at this measure; "
         f"look for log(0), division by 0 or an overflow; if a kernel has no value at "
-        f"0, kernels.Function(W, singular=True) leaves each atom's own pair out"
+        f"0, kernels.Function(W, singular=True) leaves each atom's own pair out; move "
+        f"atoms apart that coincide"
     )
     raise NonFinite(msg)
 
 
-def check_scalar(value: Any, like: Any) -> Tensor:
-    """Raise InvalidFunctional unless `value` is 0-d, real, and where `like` is."""
+def check_scalar(value: Any, like: Any, *, finite: bool = False) -> Tensor:
+    """Raise InvalidFunctional unless `value` is 0-d, real, and where `like` is.
+
+    With ``finite=True`` a value that is NaN or infinite raises `NonFinite`.
+    """
     if not isinstance(value, Tensor):
         msg = (
             f"a functional's value must be a 0-d tensor, got {type(value).__name__}; "
@@ -207,6 +211,8 @@ def check_scalar(value: Any, like: Any) -> Tensor:
             f"{like.device}; build its tensors on the measure's device"
         )
         raise InvalidFunctional(msg)
+    if finite and not math.isfinite(value.item()):
+        check_finite(value, "the functional's value")
     return value
 
 

@@ -6,12 +6,12 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from otflow._autodiff import unmodified
+from otflow._graphs import value_of
 from otflow._progress import progress_bar
 from otflow._typing import Seed
 from otflow._validation import (
@@ -144,11 +144,11 @@ def flow(
     with progress_bar(steps, progress) as bar, _nothing_lost(recorder, steps):
         state = scheme.init(F, mu)
         for k in range(steps):
-            left = end - recorder.current.time
+            time, measure = recorder.current
+            left = end - time
             if left <= 0:
                 break
             h = _cut(length(k), left)
-            measure = recorder.current.measure
             # Moves share tensors that they do not change. So the first step starts from
             # a copy: a later write into a result must not reach the caller's tensors.
             measure = measure if k else measure.clone()
@@ -164,7 +164,7 @@ def flow(
                 break
         bar.set_postfix(energy=recorder.add(), refresh=False)
     if status == "finished" and until is not None:
-        time, made = recorder.current.time, len(recorder.info)
+        time, made = recorder.current[0], len(recorder.info)
         message = f"reached time {end:g} in {made} steps"
         if time < end:
             status = "unfinished"
@@ -224,13 +224,6 @@ def _nothing_lost(recorder: _Recorder[Any], steps: int) -> Iterator[None]:
         raise
 
 
-class _Moment(NamedTuple, Generic[M]):
-    """A measure of the flow and its time."""
-
-    time: float
-    measure: M
-
-
 class _Recorder(Generic[M]):
     """Collects the rows of a trajectory, also of a flow that fails."""
 
@@ -257,7 +250,9 @@ class _Recorder(Generic[M]):
             )
         self.functional, self.scheme, self.functions = F, scheme, record
         self.seed = 0
-        self.previous = self.current = _Moment(0.0, mu)
+        # A measure of the flow, after its time.
+        self.previous: tuple[float, M] = (0.0, mu)
+        self.current = self.previous
         self.times: list[float] = []
         self.rows: dict[str, list[Tensor]] = {"energy": [], **{n: [] for n in record}}
         self.snapshots: list[M] = []
@@ -265,11 +260,11 @@ class _Recorder(Generic[M]):
 
     def advance(self, step: Step[M], dt: float, end: float) -> None:
         """Move on to the measure that a step has made."""
-        time = self.current.time + step.taken(dt)
+        time = self.current[0] + step.taken(dt)
         # A sum of steps misses the end by round-off; the last time must equal `until`.
         if math.isclose(time, end, rel_tol=4 * sys.float_info.epsilon):
             time = end
-        self.previous, self.current = self.current, _Moment(time, step.measure.detach())
+        self.previous, self.current = self.current, (time, step.measure.detach())
         self.info.append(step.info)
 
     def step_back(self) -> None:
@@ -279,17 +274,9 @@ class _Recorder(Generic[M]):
     def add(self, energy: Tensor | None = None) -> str:
         """Record the current measure; return its energy as a text."""
         time, mu = self.current
-        with torch.no_grad(), unmodified(mu.points, mu.weights, by="a record"):
-            if energy is None:
-                energy = self.scheme.energy(self.functional, mu)
-            row = {"energy": energy}
-            for name, function in self.functions.items():
-                try:
-                    answer = function(mu)
-                except NonFinite as error:
-                    msg = f"record[{name!r}] is not finite at time {time:g}: {error}"
-                    raise NonFinite(msg) from error
-                row[name] = _entry(name, answer, mu.device)
+        with torch.no_grad():
+            row = value_of(mu, lambda mu: self._row(mu, energy), by="a record")
+        energy = row["energy"]
         if not bool(torch.isfinite(energy)):
             msg = f"the energy is {float(energy)} at time {time:g}"
             raise NonFinite(msg)
@@ -314,9 +301,24 @@ class _Recorder(Generic[M]):
         self.snapshots.append(mu)
         return f"{float(energy):.4g}"
 
+    def _row(self, mu: M, energy: Tensor | None) -> dict[str, Tensor]:
+        """Return the energy, computed if not known, and the answers of the records."""
+        if energy is None:
+            energy = self.scheme.energy(self.functional, mu)
+        row = {"energy": energy}
+        for name, function in self.functions.items():
+            try:
+                answer = function(mu)
+            except NonFinite as error:
+                when = f"at time {self.current[0]:g}"
+                msg = f"record[{name!r}] is not finite {when}: {error}"
+                raise NonFinite(msg) from error
+            row[name] = _entry(name, answer, mu.device)
+        return row
+
     def salvage(self, status: str, message: str) -> Trajectory[M]:
         """Return the trajectory of a failed loop, up to the current measure."""
-        if not self.snapshots or self.snapshots[-1] is not self.current.measure:
+        if not self.snapshots or self.snapshots[-1] is not self.current[1]:
             # What was recorded before must survive whatever fails here.
             with suppress(Exception, KeyboardInterrupt):
                 self.add()
@@ -332,7 +334,7 @@ class _Recorder(Generic[M]):
                 for name, rows in self.rows.items()
             },
             snapshots=tuple(self.snapshots),
-            final=self.current.measure,
+            final=self.current[1],
             info=tuple(self.info),
             seed=self.seed,
             status=status,

@@ -95,6 +95,11 @@ class Kernel(ABC):
             return self.values(z)
         return 0.5 * (self.values(z) + self.values(-z))
 
+    @property
+    def bare(self) -> Kernel:
+        """The kernel that a density sees, whose pairs are not those of atoms."""
+        return self
+
     def key(self) -> tuple[Any, ...] | None:
         """Return what identifies the kernel, or None if its values may change.
 
@@ -149,6 +154,10 @@ class Function(Kernel):
         self.singular = singular
         self.is_radial = isinstance(function, Kernel) and function.is_radial
         self.modulus = None if modulus is None else real(modulus, "modulus")
+
+    @property
+    def bare(self) -> Kernel:
+        return self.function.bare if isinstance(self.function, Kernel) else self
 
     def __call__(self, z: Tensor) -> Tensor:
         return self.function(z)

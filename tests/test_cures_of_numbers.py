@@ -98,6 +98,26 @@ CASES: dict[str, Case] = {
         lambda: wide(-4, 4).density_at(normal(3, 1) + 9),
         [lambda: wide(-14, 14).density_at(normal(3, 1) + 9)],
     ),
+    "atoms that coincide under a singular kernel": (
+        of.errors.NonFinite,
+        "move atoms apart that coincide",
+        lambda: of.Particles(torch.zeros(2, 1)).interaction(of.kernels.Log()),
+        [
+            lambda: of.Particles(torch.tensor([[-1e-6], [1e-6]])).interaction(
+                of.kernels.Log()
+            )
+        ],
+    ),
+    "an own pole on the line": (
+        of.errors.NonFinite,
+        "not integrable at 0 on the line: .*; use Particles, which leave out the pairs",
+        lambda: LINE.interaction(lambda z: 1 / z.norm(dim=-1)),
+        [
+            lambda: of.Particles(LINE.points).interaction(
+                of.kernels.Function(lambda z: 1 / z.norm(dim=-1), singular=True)
+            )
+        ],
+    ),
     "a pole on the line": (
         (ValueError, of.errors.Unsupported, of.errors.NonFinite),
         "use Particles",

@@ -24,6 +24,9 @@ KINK = of.Potential(lambda x: x.abs().sum(-1), modulus=0.0)
 SMOOTH = of.Potential(lambda x: (x.square() + 0.01).sqrt().sum(-1), modulus=0.0)
 CLOUD = of.Particles(normal(5, 2))
 LINE = of.Quantiles(torch.linspace(-1, 1, 9, dtype=F64))
+SHORT_LINE = of.Quantiles(torch.linspace(-2.2, 3, 11, dtype=F64))
+WIDE_LINE = of.Quantiles(torch.linspace(-3, 3, 41, dtype=F64))
+FAR_LINE = of.Quantiles(torch.linspace(97, 103, 6, dtype=F64))
 BELL = of.Gaussian(torch.tensor([2.0], dtype=F64), torch.tensor([[9.0]], dtype=F64))
 WALL = torch.zeros(6, 6, dtype=torch.bool)
 WALL[3, :4] = True
@@ -57,6 +60,28 @@ def step(F, mu, solver, dt=0.1):
     assert flow(F, mu, of.JKO(solver), dt=dt).converged
 
 
+class Spread(of.Functional):
+    """The function (Var - 1)^2, with the variance written in two ways."""
+
+    def __init__(self, *, centred):
+        self.centred = centred
+
+    def value(self, mu):
+        m = mu.expectation(lambda x: x)
+        if self.centred:
+            variance = mu.expectation(lambda x: (x - m).square().sum(-1))
+        else:
+            variance = mu.expectation(lambda x: x.square().sum(-1)) - m[0].square()
+        return (variance - 1).square()
+
+
+class DoubleWell(of.Functional):
+    """Two wells by value alone."""
+
+    def value(self, mu):
+        return mu.expectation(lambda x: (x.square() - 1).square().sum(-1))
+
+
 class Halve(of.schemes.Scheme):
     def step(self, F, mu, dt, state, generator):
         return of.schemes.Step(of.Particles(mu.points[: (mu.n + 1) // 2]), state)
@@ -84,13 +109,28 @@ CASES: dict[str, Case] = {
     ),
     "a kink of the functional": (
         of.errors.NotConvergedWarning,
-        r"smooth the kink .*, or take ExplicitEuler\(\)",
-        lambda: flow(KINK + 0.1 * of.Entropy(), LINE, dt=1.0),
+        r"smooth the kink .*, or flow a GridDensity",
+        lambda: flow(KINK + 0.1 * of.Entropy(), LINE, dt=1.0, steps=10),
         [
-            lambda: flow(SMOOTH + 0.1 * of.Entropy(), LINE, dt=1.0),
-            lambda: flow(SOFTPLUS + 0.1 * of.Entropy(), LINE, dt=1.0),
-            lambda: flow(KINK + 0.1 * of.Entropy(), LINE, of.ExplicitEuler(), dt=1e-3),
+            lambda: flow(SMOOTH + 0.1 * of.Entropy(), LINE, dt=1.0, steps=10),
+            lambda: flow(SOFTPLUS + 0.1 * of.Entropy(), LINE, dt=1.0, steps=10),
+            lambda: flow(KINK + 0.1 * of.Entropy(), LONG_BELL, dt=1.0, steps=10),
         ],
+    ),
+    "a kink of the functional, quantiles without entropy": (
+        of.errors.NotConvergedWarning,
+        r"smooth the kink .*, or flow a GridDensity",
+        lambda: flow(KINK, SHORT_LINE, steps=30),
+        [
+            lambda: flow(SMOOTH, SHORT_LINE, steps=30),
+            lambda: flow(KINK, LONG_BELL, of.JKO(of.proximal.BackAndForth()), steps=3),
+        ],
+    ),
+    "a functional whose large terms cancel": (
+        of.errors.NotConvergedWarning,
+        r"large terms of F cancel; .* subtract before squaring",
+        lambda: flow(Spread(centred=False), FAR_LINE, dt=1.0, steps=20),
+        [lambda: flow(Spread(centred=True), FAR_LINE, dt=1.0, steps=20)],
     ),
     "a jump, on a law": (
         of.errors.NotConvergedWarning,
@@ -131,12 +171,22 @@ CASES: dict[str, Case] = {
     ),
     "an atom between quantiles": (
         of.errors.Diverged,
-        r"add Entropy\(\) or another internal energy, take a smaller dt, or flow Part",
+        r"smooth F if it has a kink .*, add Entropy\(\) or another .*, or flow Part",
         lambda: step(KINK, LINE, of.proximal.QuantileProximal(), dt=1.0),
         [
-            lambda: flow(SMOOTH + of.Entropy(), LINE, dt=1.0),
-            lambda: step(SMOOTH, LINE, of.proximal.QuantileProximal(), dt=0.01),
+            lambda: flow(SMOOTH, LINE, dt=1.0, steps=5),
+            lambda: flow(SMOOTH + of.Entropy(), LINE, dt=1.0, steps=5),
             lambda: flow(KINK, of.Particles(LINE.points), of.ExplicitEuler(), dt=0.1),
+        ],
+    ),
+    "an atom of a long step": (
+        of.errors.Diverged,
+        r"add Entropy\(\) or another internal energy, take a smaller dt, or flow Part",
+        lambda: flow(DoubleWell(), WIDE_LINE, dt=20.0),
+        [
+            lambda: flow(DoubleWell() + of.Entropy(), WIDE_LINE, dt=20.0),
+            lambda: flow(DoubleWell(), WIDE_LINE, dt=0.05, steps=10),
+            lambda: flow(DoubleWell(), of.Particles(WIDE_LINE.points), dt=0.05),
         ],
     ),
     "a potential of a row": (

@@ -128,6 +128,28 @@ def test_each_command_that_prints_a_figure_exists():
         assert '__name__ == "__main__"' in path.read_text("utf-8"), command
 
 
+def test_every_file_that_the_pages_name_exists():
+    files = [
+        f"/{path.relative_to(ROOT).as_posix()}"
+        for folder in ("benchmarks", "demo", "docs", "otflow", "tests", "tools")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.rst")]
+    named = {
+        (page.name, name)
+        for page in pages
+        if page.name != "CHANGELOG.md" and "_build" not in page.parts
+        for name in re.findall(r"`([\w/]+\.py)`", page.read_text("utf-8"))
+    }
+    assert ("architecture.rst", "proximal/grid/sinkhorn/solver.py") in named
+    missing = {
+        (page, name)
+        for page, name in named
+        if not any(path.endswith(f"/{name}") for path in files)
+    }
+    assert not missing
+
+
 def test_every_cited_work_is_in_the_bibliography():
     keys = set(
         re.findall(r"^@\w+\{(\w+),$", (ROOT / "docs/references.bib").read_text(), re.M)

@@ -39,9 +39,8 @@ def _finite(method: Callable[..., Any], what: str) -> Callable[..., Any]:
 
     @wraps(method)
     def checked_value(*args: Any, **options: Any) -> Tensor:
-        value = check_scalar(method(*args, **options), options.get("mu", args[-1]))
-        check_finite(value, what)
-        return value
+        at = options.get("mu", args[-1])
+        return check_scalar(method(*args, **options), at, finite=True)
 
     return checked_value if method.__name__ == "value" else checked
 

@@ -23,6 +23,7 @@ def conjugate_gradients(
     right: Tensor,
     accuracy: float,
     limit: int,
+    seen: Callable[[Tensor, Tensor], bool] = lambda *_: False,
 ) -> Tensor:
     """Solve A x = b by conjugate gradients with a preconditioner M.
 
@@ -42,6 +43,9 @@ def conjugate_gradients(
         Stop when the residual, in the norm of the inverse of M, is below this share.
     limit : int
         Most products with A.
+    seen : callable
+        Called with each iterate x and its residual b - A x. The search stops if it
+        returns True.
 
     Returns
     -------
@@ -70,7 +74,7 @@ def conjugate_gradients(
             break
         length = square / curvature
         x, r = x + length * p, r - length * product
-        z = solve(r)
+        z = None if seen(x, r) else solve(r)
         if z is None:
             break
         before, square = square, float((r * z).sum())

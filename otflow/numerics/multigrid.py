@@ -11,6 +11,7 @@ import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
+from otflow.numerics.krylov import conjugate_gradients
 from otflow.numerics.tridiagonal import inverse, reduced
 
 __all__ = ["GridLaplacian", "Multigrid", "blocks", "solve_laplacian"]
@@ -188,44 +189,32 @@ def solve_laplacian(
         return torch.zeros_like(rhs), 0
     if _is_line(L):
         return _along_the_line(L, rhs), 0
-    p, r, iterations = _conjugate_gradients(L, rhs, goal, limit)
-    if not float(r.norm()) <= goal:
+    p, size, iterations = _best_iterate(L, rhs, goal, limit)
+    if not size <= goal:
         most = DIRECT[rhs.ndim]
         if rhs.device.type == "cpu" and rhs.numel() <= most:
             other = _factorised(L, rhs)
-            if float((rhs - L.apply(other)).norm()) < float(r.norm()):
+            if float((rhs - L.apply(other)).norm()) < size:
                 p = other
     return p, iterations
 
 
-def _conjugate_gradients(
+def _best_iterate(
     L: GridLaplacian, rhs: Tensor, goal: float, limit: int
-) -> tuple[Tensor, Tensor, int]:
-    """Return the iterate of least residual, its residual and the iterations."""
-    p, r = torch.zeros_like(rhs), rhs
-    best = (p, r, float(r.norm()))
-    precondition = Multigrid.of(L)
-    z = precondition(r)
-    d, rz, steps = z, (r * z).sum(), 0
-    while steps < limit:
-        steps += 1
-        q = L.apply(d)
-        bend = (d * q).sum()
-        if not float(bend) > 0:
-            break
-        p = p + (rz / bend) * d
-        r = r - (rz / bend) * q
-        size = float(r.norm())
-        if not math.isfinite(size):
-            break
-        if size < best[2]:
-            best = (p, r, size)
-        if size <= goal:
-            break
-        z = precondition(r)
-        rz, before = (r * z).sum(), rz
-        d = z + (rz / before) * d
-    return best[0], best[1], steps
+) -> tuple[Tensor, float, int]:
+    """Return the iterate of least residual, the residual's norm and the iterations."""
+    best, least, steps = torch.zeros_like(rhs), float(rhs.norm()), 0
+
+    def seen(p: Tensor, r: Tensor) -> bool:
+        nonlocal best, least, steps
+        size, steps = float(r.norm()), steps + 1
+        if size < least:
+            best, least = p, size
+        return not goal < size < math.inf
+
+    cycle = Multigrid.of(L)
+    conjugate_gradients(lambda p, _: L.apply(p), cycle, rhs, 0.0, limit, seen)
+    return best, least, steps
 
 
 def _is_line(L: GridLaplacian) -> bool:

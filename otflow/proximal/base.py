@@ -102,8 +102,8 @@ class ProximalSolver(ABC, Generic[M]):
     carries_order_2 : bool
         Whether ``JKO(order=2)`` has order 2 in time with this solver.
     moves_straight : bool
-        Whether mass moves along straight lines between cells of a grid. Such a solver
-        raises on a grid where these lines may meet an obstacle.
+        Whether mass moves along straight lines. The solvers on grids that move it so
+        raise where these lines may meet an obstacle.
 
     See Also
     --------

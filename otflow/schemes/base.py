@@ -69,8 +69,9 @@ class Step(Generic[M]):
     ) -> None:
         if energy is None and isinstance(info, dict) and "energy" in info:
             energy = info["energy"]
-        known = Certificate() if info is None else Certificate.of(info)
-        self.__dict__.update(measure=measure, state=state, info=known, energy=energy)
+        if not isinstance(info, Certificate):
+            info = Certificate.of(info or {})
+        self.__dict__.update(measure=measure, state=state, info=info, energy=energy)
 
     def taken(self, dt: float) -> float:
         """Return the time that this step took, `dt` if its report does not say."""
@@ -217,12 +218,9 @@ class Scheme(ABC):
 
 def made_by(scheme: Scheme, step: Step[Any]) -> Step[Any]:
     """Return what a scheme's `step` has returned, if it is a Step; TypeError if not."""
-    check_kind(
-        step,
-        Step,
-        f"the answer of {type(scheme).__name__}.step",
-        cure="return otflow.schemes.Step(measure, state)",
-    )
+    if not isinstance(step, Step):
+        what = f"the answer of {type(scheme).__name__}.step"
+        check_kind(step, Step, what, cure="return otflow.schemes.Step(measure, state)")
     energy = step.energy
     if energy is not None and not (isinstance(energy, Tensor) and energy.ndim == 0):
         msg = (

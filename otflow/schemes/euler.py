@@ -96,9 +96,9 @@ class ExplicitEuler(Scheme):
         generator: torch.Generator,
     ) -> Step[Any]:
         energy, velocity = F.value_and_velocity(mu)
-        start = energy.detach().item()
+        start = energy.item()
         if not self.backtracking:
-            info = Certificate(energy_before=start)
+            info = Certificate.of_start(start)
             return Step(mu.push(velocity, dt), state, info, energy)
         speed = float(mu.inner(velocity, velocity).detach())
         past = state if isinstance(state, _Past) else _Past(dt, 0.0, start)

@@ -313,14 +313,6 @@ def test_a_sum_takes_the_least_bound():
     torch.testing.assert_close(only.log_proximal(rhs, 2.0, 1.0), expected)
     assert only.conjugate_slope(rhs).tolist() == [0.0, 1.5]
     assert combined((7.0, of.Congestion(2.0))).max_density == 2.0
-    assert combine([]) is None
-    same = of.PowerEntropy(2.0)
-    assert combine([(1.0, same)]) is same
-
-
-def test_a_negative_factor_is_refused():
-    with pytest.raises(ValueError, match=r"^-2 \* PowerEntropy\(3\) is concave"):
-        combine([(-2.0, of.PowerEntropy(3.0))])
 
 
 # McCann's condition -------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 
 import otflow as of
 from otflow.functionals.combined import Combined
-from otflow.proximal.terms import sort_terms
+from otflow.proximal.terms import combine, sort_terms
 from otflow.testing.clouds import normal
 
 V = of.Potential(lambda x: x.square().sum(-1))
@@ -54,6 +54,17 @@ def test_internal_energies_are_one():
     r = torch.tensor([0.3, 2.0], dtype=torch.float64)
     torch.testing.assert_close(terms.internal.e(r), r + 3 * r.sqrt())
     assert sort_terms(0.1 * of.Congestion(4.0)).max_density == 4.0
+
+
+def test_one_energy_is_its_own_sum():
+    assert combine([]) is None
+    same = of.PowerEntropy(2.0)
+    assert combine([(1.0, same)]) is same
+
+
+def test_a_negative_factor_has_no_proximal_map():
+    with pytest.raises(ValueError, match=r"^-2 \* PowerEntropy\(3\) is concave"):
+        combine([(-2.0, of.PowerEntropy(3.0))])
 
 
 def test_a_factor_of_zero_drops_the_term():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from otflow._arrays import as_float_tensor, as_points
 from otflow._autodiff import value_and_gradient
-from otflow._graphs import keep_immutable
+from otflow._graphs import keep_immutable, value_of
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     check_generator,
@@ -25,7 +25,7 @@ from otflow._validation import (
 from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.kernels import Gaussian as GaussianKernel
 from otflow.kernels import Kernel
-from otflow.measures.base import Measure, value_of
+from otflow.measures.base import Measure
 from otflow.measures.gaussian.covariance import (
     check_state,
     cholesky,
@@ -331,6 +331,7 @@ class Gaussian(Measure):
         2\Sigma/\sigma^2)^{-1/2}`. The sum is exact too if the rule is exact for W, as
         for a quadratic kernel. Time O(n d^2).
         """
+        W = W.bare
         if type(W) is GaussianKernel:
             return gaussian_kernel_energy(self.factor, W)
         energy = 0.5 * (self.weights @ self._differences(W))
@@ -343,7 +344,7 @@ class Gaussian(Measure):
         return energy
 
     def _potential(self, W: Kernel, x: Tensor | None) -> Tensor:
-        x = self.points if x is None else x
+        x, W = self.points if x is None else x, W.bare
         if type(W) is GaussianKernel:
             return gaussian_kernel_potential(self.mean, self.factor, W, x)
         # It warns, or raises, if the rule does not see all of W.

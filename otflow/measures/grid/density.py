@@ -10,12 +10,12 @@ from torch import Tensor
 
 from otflow._arrays import as_float_tensor
 from otflow._autodiff import value_and_gradient
-from otflow._graphs import keep_immutable, refuse_graph
+from otflow._graphs import keep_immutable, refuse_graph, value_of
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import check_generator, positive, real, true_or_false
 from otflow.errors import Diverged, NonFinite
 from otflow.kernels import Kernel
-from otflow.measures.base import Measure, integrate, internal_energy, value_of
+from otflow.measures.base import Measure, integrate, internal_energy
 from otflow.measures.grid.box import Box, check_border, fault_of_step
 from otflow.measures.grid.checks import (
     check_masses,

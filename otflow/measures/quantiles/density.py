@@ -11,13 +11,13 @@ from torch import Tensor
 
 from otflow._arrays import as_float_tensor, as_points, as_weights, coordinate_limit
 from otflow._autodiff import value_and_gradient
-from otflow._graphs import keep_immutable
+from otflow._graphs import keep_immutable, value_of
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import non_negative_int, real
 from otflow._warn import warn
 from otflow.errors import CellWarning, Diverged
 from otflow.kernels import Kernel
-from otflow.measures.base import Measure, integrate, value_of
+from otflow.measures.base import Measure, integrate
 from otflow.measures.quantiles.interaction import cell_interaction, cell_potential, lump
 from otflow.measures.quantiles.levels import (
     check_increasing,
@@ -395,11 +395,11 @@ class Quantiles(Measure):
         NonFinite
             If W is singular and not integrable at 0.
         """
-        return cell_interaction(self.edges, self.weights, W)
+        return cell_interaction(self.edges, self.weights, W.bare)
 
     def _potential(self, W: Kernel, x: Tensor | None) -> Tensor:
         x = self.points if x is None else x
-        return cell_potential(self.edges, self.weights, W, x[:, 0])
+        return cell_potential(self.edges, self.weights, W.bare, x[:, 0])
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         n = check_draw(n, generator, self.weights)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otflow.errors import Diverged, NonFinite
+from otflow.errors import NonFinite
 from otflow.numerics.tridiagonal import Springs
 from otflow.proximal.quantiles.objective import Expansion, Objective
 from otflow.proximal.quantiles.step import Direction, Path, Room, direction, spread
@@ -33,11 +33,10 @@ LEAST_DAMPING = 0.1
 # SHARE of its whole fall.
 SLOW = 0.5
 SHARE = 1e-2
+# A step ends the descent if it leaves this share of the decrement.
+ENDS = 0.1
 # Armijo's constant.
 DECREASE = 1e-4
-# A gap below so many units in the last place of its ends is an atom: its density would
-# be wrong in the first digit.
-ATOM = 8
 # Limits of the root of the complementarity gap, which bounds the distance to the
 # minimum: over the displacement, and over the width where almost nothing moves.
 COMPLEMENTARITY = 1e-6
@@ -117,15 +116,24 @@ class _State:
         return _length(self.band, self._local(self.slope).step)
 
     @property
-    def floor(self) -> float:
-        """Length that the round-off of the gradient hides; 0 if it hides too much."""
-        floor = EVALUATIONS * self.point.floor(self.band)
-        # A longer floor would hide whether there is a minimum at all; then no gradient
-        # counts as round-off.
+    def hidden(self) -> float:
+        """Longest length that round-off may hide.
+
+        A longer one would hide whether there is a minimum at all.
+        """
         eps = torch.finfo(self.problem.mu.dtype).eps
         moved = self.problem.norm(self.point.edges - self.problem.centre)
         width = float(self.point.edges[-1] - self.point.edges[0])
-        return floor if floor <= HIDDEN * eps**0.5 * max(width, moved) else 0.0
+        return HIDDEN * float(eps**0.5) * max(width, moved)
+
+    @property
+    def floor(self) -> float:
+        """Length that the round-off of the gradient hides; 0 if it hides too much."""
+        # Not needed far from a minimum, and it costs products with the Hessian.
+        if self.residual > self.hidden:
+            return 0.0
+        floor = EVALUATIONS * self.point.floor(self.band)
+        return floor if floor <= self.hidden else 0.0
 
     @property
     def drowned(self) -> bool:
@@ -179,6 +187,12 @@ class _State:
             nearer = found.decrement() < 0.9 * decrement
             tighter = found.drowned and self.drowned and found.lost < 0.9 * self.lost
             if level and (nearer or tighter):
+                return found, trial, damping
+            # Large terms of F may cancel. A full step that all but ends the descent
+            # does not rest on values.
+            ends = trial == 1 and found.decrement() < ENDS * decrement
+            if ends and found.merit <= merit + self.point.cancelled:
+                self.problem.risen += max(0.0, found.merit - merit)
                 return found, trial, damping
             length *= 0.5
             # A rise within round-off says nothing about the model.
@@ -289,7 +303,7 @@ def minimise(problem: Objective, room: Room, tolerance: float, budget: int) -> S
             break
         state = found
         if not room.bounded:
-            _refuse_atoms(problem, state.point.edges)
+            problem.refuse_atoms(state.point.edges)
         if watch.has_stalled(state, used):
             settled = state.settled(tolerance)
             stalled = not settled
@@ -368,24 +382,3 @@ def _bound(state: _State) -> float | None:
         if not bool(loose.any()):
             return length / math.sqrt(convexity)
         sure = torch.where(loose, 0.0, sure)
-
-
-def _refuse_atoms(problem: Objective, q: Tensor) -> None:
-    # The last place is that of the ends, or of the place that they came from: at a kink
-    # at 0 the ends alone would have none.
-    gaps, reach = q.diff(), torch.maximum(q.abs(), problem.centre.abs())
-    place = torch.finfo(torch.float64).eps * torch.maximum(reach[1:], reach[:-1])
-    if bool((gaps <= ATOM * place).any()):
-        i = int((gaps - ATOM * place).argmin())
-        cure = "add Entropy() or another internal energy, take a smaller dt, or flow "
-        cure += "Particles"
-        if problem.terms.others:
-            cure += (
-                "; a functional of the distance to other quantiles is to be written "
-                "with displacement_to and inner, as the step itself measures"
-            )
-        msg = (
-            f"the JKO step shrinks the cell between quantiles {i} and {i + 1} to an "
-            f"atom, which a density cannot represent; {cure}"
-        )
-        raise Diverged(msg, measure=problem.mu)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TypeAlias
 
 import torch
@@ -17,7 +17,7 @@ from otflow._autodiff import (
     value_gradient_product,
 )
 from otflow._validation import check_map
-from otflow.errors import NonFinite
+from otflow.errors import Diverged, NonFinite
 from otflow.functionals import Functional, Interaction, Potential, PowerEntropy
 from otflow.functionals.base import Scaled
 from otflow.functionals.combined import Combined
@@ -31,6 +31,9 @@ __all__ = ["Expansion", "Objective"]
 
 # Up to so many cells the Hessian of interactions is a dense matrix, of 32 MB at most.
 DENSE = 2048
+# A gap below so many units in the last place of its ends is an atom: its density would
+# be wrong in the first digit.
+ATOM = 8
 
 Product: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -48,6 +51,21 @@ class Expansion:
     band: Springs  # Hessian of the objective without the nonlocal terms
     pressure: Tensor  # dt times the pressure of each cell, (n,)
     product: Product | None  # v -> nonlocal part of the Hessian times v
+    place: float  # unit in the last place of the quantiles that F receives, relative
+
+    @cached_property
+    def rounding(self) -> Tensor:
+        """Round-off of the gradient, with that of the nonlocal terms' arguments."""
+        error = self.error
+        if self.product is not None:
+            for shift in _shifts(self.edges):
+                error = error + 4 * self.place * self.product(shift).abs()
+        return error
+
+    @property
+    def cancelled(self) -> float:
+        """Round-off of the objective if its terms are large and cancel."""
+        return float(self.rounding @ self.edges.abs())
 
     def chain(self, lumped: Tensor, extra: Tensor) -> Springs:
         """Return the band plus `extra` springs, made positive definite.
@@ -78,7 +96,7 @@ class Expansion:
         springs = float(held[kept].sum())
         left, right = _beside(pull.masked_fill(kept, 0.0), 0.0)
         # No entry of the inverse is negative, so errors of one sign are the worst case.
-        error = self.error + left + right
+        error = self.rounding + left + right
         moved = band.solve(error)
         rows = math.inf if moved is None else float(error @ moved)
         return math.sqrt(springs) + math.sqrt(max(rows, 0.0))
@@ -120,6 +138,7 @@ class Objective:
         self.weights = mu.weights.to(torch.float64)
         self.lumped = mu.lumped.to(torch.float64)
         self.modulus = _modulus(F)
+        self.risen = 0.0  # rise of the objective that was taken for round-off
         self.start = self.expand(self.centre)
 
     def norm(self, tangent: Tensor) -> float:
@@ -138,7 +157,7 @@ class Objective:
         reach = torch.maximum(q.abs(), self.centre.abs())
         # F has the round-off of the measure's dtype; the rest has that of float64.
         own, wide = torch.finfo(self.mu.dtype).eps, torch.finfo(torch.float64).eps
-        error = 2 * wide * lumped * reach
+        error, steep = 2 * wide * lumped * reach, torch.zeros_like(q)
         if self.terms.potentials:
             x = q[:, None].to(self.mu.dtype)
             values, slope, curve = (
@@ -146,6 +165,7 @@ class Objective:
             )
             parts.append(lumped * values)
             gradient += dt * lumped * slope
+            steep += dt * lumped * slope.abs()
             rows += dt * lumped * curve
             error += 4 * own * dt * lumped * (slope.abs() + curve.abs() * reach)
         gradient[:-1] += dt * force
@@ -156,6 +176,7 @@ class Objective:
             value, slope, product = self._nonlocal(q)
             parts.append(value.reshape(1))
             gradient = gradient + dt * slope
+            steep = steep + dt * slope.abs()
             # Two cancellations make the round-off larger than that of the forces.
             # Neighbours interact by second differences. A force is a difference of the
             # pressures on both sides of a quantile.
@@ -175,9 +196,10 @@ class Objective:
         ends = torch.maximum(reach[1:], reach[:-1])
         noise = 16 * own * (dt * size + half)
         noise += 4 * wide * dt * float(force.abs() @ ends)
+        noise += 4 * own * float(steep @ reach)
         whole = dt * total + half
         return Expansion(
-            q, total, noise, whole, gradient, error, band, dt * force, product
+            q, total, noise, whole, gradient, error, band, dt * force, product, own
         )
 
     def sure_stiffness(self, gaps: Tensor) -> Tensor:
@@ -196,6 +218,28 @@ class Objective:
             if isinstance(part, PowerEntropy):
                 sure = sure + c * r * r * part.curvature(r) / wider
         return self.dt * sure
+
+    def refuse_atoms(self, q: Tensor) -> None:
+        """Raise Diverged if a cell of these quantiles is too short for a density."""
+        # The last place is that of the ends, or of the place that they came from: at a
+        # kink at 0 the ends alone would have none.
+        gaps, reach = q.diff(), torch.maximum(q.abs(), self.centre.abs())
+        place = torch.finfo(torch.float64).eps * torch.maximum(reach[1:], reach[:-1])
+        if not bool((gaps <= ATOM * place).any()):
+            return
+        i = int((gaps - ATOM * place).argmin())
+        cure = "smooth F if it has a kink (|x| by (x^2 + eps^2)^(1/2)), add Entropy() "
+        cure += "or another internal energy, take a smaller dt, or flow Particles"
+        if self.terms.others:
+            cure += (
+                "; a functional of the distance to other quantiles is to be written "
+                "with displacement_to and inner, as the step itself measures"
+            )
+        msg = (
+            f"the JKO step shrinks the cell between quantiles {i} and {i + 1} to an "
+            f"atom, which a density cannot represent; {cure}"
+        )
+        raise Diverged(msg, measure=self.mu)
 
     def _internal(self, gaps: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Return pressure, its slope -dP/dg >= 0, and energies of the cells, (n,)."""
@@ -251,6 +295,16 @@ def _beside(cells: Tensor, beyond: float) -> tuple[Tensor, Tensor]:
     """Return the values left and right of each quantile, (n + 1,) each."""
     end = cells.new_full((1,), beyond)
     return torch.cat([end, cells]), torch.cat([cells, end])
+
+
+def _shifts(q: Tensor) -> list[Tensor]:
+    """Return the quantiles with random signs, always the same ones.
+
+    Errors in their last places are as random. No symmetry of F cancels them all.
+    """
+    signs = torch.Generator().manual_seed(0)
+    coins = torch.randint(2, (2, len(q)), generator=signs).to(q)
+    return list(q * (2 * coins - 1))
 
 
 def _products(

@@ -14,12 +14,21 @@ from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import Quantiles
 from otflow.proximal.base import ProximalSolver, ProxResult
-from otflow.proximal.certificate import KINK, Certificate, certify
+from otflow.proximal.certificate import Certificate, certify
 from otflow.proximal.quantiles.newton import Solution, minimise
 from otflow.proximal.quantiles.objective import Objective
 from otflow.proximal.quantiles.step import Room
 
 __all__ = ["QuantileDetails", "QuantileProximal"]
+
+# Why a descent ends away from a minimum, and what helps. Explicit steps do not help at
+# a kink: the quantiles on its two sides cross.
+STALLED = {
+    "cause": "the objective stopped falling, as at a kink of F or where large terms of "
+    "F cancel",
+    "cure": "smooth the kink (|x| by (x^2 + eps^2)^(1/2), relu(z) by softplus(k z) / "
+    "k), subtract before squaring (E(x - m)^2 for E x^2 - m^2), or flow a GridDensity",
+}
 
 
 @dataclass(frozen=True)
@@ -228,6 +237,7 @@ def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> Certific
     bound = found.bound
     if bound is not None:
         bound += off
+    noise = 4 * (problem.start.noise + point.noise + problem.risen) + found.gap + cast
     return certify(
         energy_before=problem.start.energy,
         energy_after=point.energy,
@@ -237,8 +247,8 @@ def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> Certific
         converged=found.converged,
         guarantee="stationary" if bound is None else "exact",
         bound=bound,
-        noise=(4 * (problem.start.noise + point.noise) + found.gap + cast) / problem.dt,
+        noise=noise / problem.dt,
         iterations=found.iterations,
         details=QuantileDetails(stalled=found.stalled, excess=excess),
-        **(KINK if found.stalled and not found.converged else {}),
+        **(STALLED if found.stalled and not found.converged else {}),
     )

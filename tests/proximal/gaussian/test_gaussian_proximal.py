@@ -317,10 +317,10 @@ def test_round_off_is_that_of_the_accepted_points():
         of.Gaussian(ends[0].measure.mean.double(), ends[0].measure.covariance.double()),
         ends[1].measure,
     )
-    assert off < 2e-3 * fine.w2
-    assert coarse.noise < 1e-3 * coarse.energy_before
+    assert off < 2e-3 * fine["w2"]
+    assert coarse["noise"] < 1e-3 * coarse["energy_before"]
     assert coarse.certified
-    assert float(off) <= coarse.bound < 0.1 * fine.w2
+    assert float(off) <= coarse["bound"] < 0.1 * fine["w2"]
 
 
 def test_a_solve_is_pure_and_warm_is_immaterial():

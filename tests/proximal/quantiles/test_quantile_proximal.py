@@ -432,6 +432,47 @@ def test_a_kink_is_told_before_the_budget_is_spent(dt):
     assert info["energy_after"] < info["energy_before"]
 
 
+class ByValue(of.Functional):
+    """A functional of the variance or the mean, by value alone."""
+
+    def __init__(self, of_moments):
+        self.of_moments = of_moments
+
+    def value(self, mu):
+        mean = mu.expectation(lambda x: x[..., 0])
+        variance = mu.expectation(lambda x: (x[..., 0] - mean).square())
+        return self.of_moments(mean, variance)
+
+
+AT_REST = {
+    "a square": lambda _, v: (v - 1) ** 2,
+    "a square whose terms cancel": lambda _, v: v * v - 2 * v + 1,
+    "a square of a part": lambda _, v: torch.relu(v - 1) ** 2,
+    "a fourth power": lambda m, v: (m - 0.3) ** 4 + (v - 1) ** 2,
+    "a sine": lambda m, v: (3 * m).sin() ** 2 + (v.log() ** 2),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dt", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("name", AT_REST)
+def test_a_smooth_functional_comes_to_rest(name, dt, dtype):
+    # A warning, as of a kink, is an error in this suite.
+    F, mu = ByValue(AT_REST[name]), line(-2.0, 4.0, n=5, dtype=dtype)
+    run = of.flow(F, mu, of.JKO(), dt=dt, steps=30)
+    assert run.converged
+    assert all(info.certified and info["iterations"] < 30 for info in run.info)
+    assert run.info[-1]["w2"] < 1e-6 or dt == 0.1 or name == "a fourth power"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dt", [1.0, 10.0])
+def test_a_kink_is_told_in_either_dtype(dt, dtype):
+    F, mu = ByValue(lambda _, v: (v - 1).abs()), line(-2.0, 4.0, n=5, dtype=dtype)
+    with pytest.warns(of.errors.NotConvergedWarning, match="kink of F.*smooth"):
+        of.flow(F, mu, of.JKO(), dt=dt, steps=5)
+
+
 def test_what_it_cannot_step_is_refused_with_the_cure():
     F, mu = exact.quadratic(), line(0.0, 1.0)
     solver = QuantileProximal()
