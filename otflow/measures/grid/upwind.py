@@ -126,9 +126,7 @@ def displacement(box: Box, source: Tensor, target: Tensor, is_open: Tensor) -> T
         flux, unseen = _cumulative(change), max(2 * noise, unseen)
     else:
         flux = _least_energy_flux(box, source, change, is_open, noise)
-    # Round-off of the masses leaves a small flux also through closed faces.
-    unknown = (flux.abs() <= unseen) & (is_open == 0)
-    flux = _affordable(box, source, flux.masked_fill(unknown, 0.0), unseen)
+    flux = _affordable(box, source, flux, unseen)
     below, above = box.neighbours(source)
     upstream = torch.where(flux > 0, below, above) * is_open
     if bool(((flux != 0) & (upstream == 0)).any()):

@@ -106,6 +106,26 @@ def test_a_line_of_cells_has_the_exact_flux_wherever_it_lies(mass, axis):
     torch.testing.assert_close(found, v, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("moved", [0.0, 1e-3])
+def test_parts_that_empty_cells_divide_keep_their_masses(moved, dtype):
+    """The parts lie in the same rows and columns: sums over layers see nothing."""
+    rho = torch.rand(6, 6, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    rho[2, :3] = rho[:3, 2] = 0
+    after = rho.clone()
+    after[0, 0] -= 0.01
+    after[0, 1] += 0.01
+    after[1, 1] -= moved
+    after[4, 4] += moved
+    mu, nu = (of.GridDensity(r, 0, 1, walls=True, normalize=True) for r in (rho, after))
+    if moved:
+        with pytest.raises(of.errors.Unsupported, match="cross empty cells"):
+            mu.displacement_to(nu)
+        return
+    gap = mu.push(mu.displacement_to(nu), 1.0).weights - nu.weights
+    assert float(gap.abs().max()) < 64 * torch.finfo(dtype).eps
+
+
 def spread(kind, shape, generator):
     """Return masses of cells with a small, a large or an infinite contrast."""
     rho = torch.rand(shape, generator=generator, dtype=torch.float64)
