@@ -35,7 +35,7 @@ from otflow.measures.gaussian.covariance import (
 from otflow.measures.gaussian.narrow import (
     gaussian_kernel_energy,
     gaussian_kernel_potential,
-    warn_if_missed,
+    hidden_energy,
     warn_if_rough,
 )
 from otflow.measures.gaussian.polar import polar_nodes
@@ -361,16 +361,16 @@ class Gaussian(Measure):
         if type(W) is GaussianKernel:
             return gaussian_kernel_potential(self.mean, self.factor, W, x)
         # It warns, or raises, if the rule does not see all of W.
-        self._differences(W)
+        weights, values = self._differences(W)
         found = super()._potential(W, x)
         if not W.smooth and self.dim <= TENSOR_DIM:
             # The kink of W stands at each probe in turn: the polar rule does not serve.
             few = slice(None, None, max(1, len(x) // PROBES))
-            per_axis = 2 * math.ceil(self.n ** (1 / self.dim))
+            finer = self.refined(8 + 2 * math.ceil(self.n ** (1 / self.dim)))
             with torch.no_grad():
-                finer = self.refined(max(per_axis, 8))
                 exact = pair_potential(W, x[few], finer.points, finer.weights)
-                warn_if_rough(W, found[few], exact)
+                spread = weights @ (values - weights @ values).abs()
+                warn_if_rough(W, found[few], exact, spread)
         return found
 
     def difference_rule(self, share: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -410,9 +410,12 @@ class Gaussian(Measure):
         values = W.even(nodes @ apart)
         if bool(values.isfinite().all()):
             with torch.no_grad():
+                mean = weights @ values
                 rules = [self.difference_rule(share) for share in COARSER]
                 rough = [w @ W.even(z @ apart) for z, w in rules if z is not nodes]
-                warn_if_missed(W, nodes, weights, self.factor, values, rough)
+                unseen = hidden_energy(W, nodes, weights, self.factor, values)
+                spread = weights @ (values - mean).abs()
+                warn_if_rough(W, mean, torch.stack([mean, *rough]), spread, unseen)
         return weights, values
 
     # Derivatives ----------------------------------------------------------------------

@@ -157,7 +157,7 @@ class Objective:
         reach = torch.maximum(q.abs(), self.centre.abs())
         # F has the round-off of the measure's dtype; the rest has that of float64.
         own, wide = torch.finfo(self.mu.dtype).eps, torch.finfo(torch.float64).eps
-        error, steep = 2 * wide * lumped * reach, torch.zeros_like(q)
+        error, noise = 2 * wide * lumped * reach, 0.0
         if self.terms.potentials:
             x = q[:, None].to(self.mu.dtype)
             values, slope, curve = (
@@ -165,7 +165,7 @@ class Objective:
             )
             parts.append(lumped * values)
             gradient += dt * lumped * slope
-            steep += dt * lumped * slope.abs()
+            noise += 4 * own * dt * float(lumped * slope.abs() @ reach)
             rows += dt * lumped * curve
             error += 4 * own * dt * lumped * (slope.abs() + curve.abs() * reach)
         gradient[:-1] += dt * force
@@ -176,7 +176,7 @@ class Objective:
             value, slope, product = self._nonlocal(q)
             parts.append(value.reshape(1))
             gradient = gradient + dt * slope
-            steep = steep + dt * slope.abs()
+            noise += 4 * own * dt * float(slope.abs() @ reach)
             # Two cancellations make the round-off larger than that of the forces.
             # Neighbours interact by second differences. A force is a difference of the
             # pressures on both sides of a quantile.
@@ -194,9 +194,8 @@ class Objective:
         # A gap is known to the last place of its ends; its pressure turns this error
         # into one of the energy.
         ends = torch.maximum(reach[1:], reach[:-1])
-        noise = 16 * own * (dt * size + half)
+        noise += 16 * own * (dt * size + half)
         noise += 4 * wide * dt * float(force.abs() @ ends)
-        noise += 4 * own * float(steep @ reach)
         whole = dt * total + half
         return Expansion(
             q, total, noise, whole, gradient, error, band, dt * force, product, own
@@ -228,16 +227,15 @@ class Objective:
         if not bool((gaps <= ATOM * place).any()):
             return
         i = int((gaps - ATOM * place).argmin())
-        cure = "smooth F if it has a kink (|x| by (x^2 + eps^2)^(1/2)), add Entropy() "
-        cure += "or another internal energy, take a smaller dt, or flow Particles"
-        if self.terms.others:
-            cure += (
-                "; a functional of the distance to other quantiles is to be written "
-                "with displacement_to and inner, as the step itself measures"
-            )
+        own = (
+            "; a functional of the distance to other quantiles is to be written with "
+            "displacement_to and inner, as the step itself measures"
+        )
         msg = (
             f"the JKO step shrinks the cell between quantiles {i} and {i + 1} to an "
-            f"atom, which a density cannot represent; {cure}"
+            f"atom, which a density cannot represent; smooth F if it has a kink (|x| "
+            f"by (x^2 + eps^2)^(1/2)), add Entropy() or another internal energy, take "
+            f"a smaller dt, or flow Particles{own if self.terms.others else ''}"
         )
         raise Diverged(msg, measure=self.mu)
 

@@ -14,7 +14,7 @@ from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import Quantiles
 from otflow.proximal.base import ProximalSolver, ProxResult
-from otflow.proximal.certificate import Certificate, certify
+from otflow.proximal.certificate import KINK, Certificate, certify
 from otflow.proximal.quantiles.newton import Solution, minimise
 from otflow.proximal.quantiles.objective import Objective
 from otflow.proximal.quantiles.step import Room
@@ -24,8 +24,7 @@ __all__ = ["QuantileDetails", "QuantileProximal"]
 # Why a descent ends away from a minimum, and what helps. Explicit steps do not help at
 # a kink: the quantiles on its two sides cross.
 STALLED = {
-    "cause": "the objective stopped falling, as at a kink of F or where large terms of "
-    "F cancel",
+    "cause": f"{KINK['cause']} or where large terms of F cancel",
     "cure": "smooth the kink (|x| by (x^2 + eps^2)^(1/2), relu(z) by softplus(k z) / "
     "k), subtract before squaring (E(x - m)^2 for E x^2 - m^2), or flow a GridDensity",
 }
