@@ -77,8 +77,9 @@ class Gaussian(Measure):
     Expectations are sums over whitened nodes, :math:`x_k = m + L z_k`. They are exact,
     to round-off, for polynomials of degree 3, hence for quadratic potentials;
     `quadrature` says what else is exact. Two independent points differ by :math:`\sqrt2
-    L z` in law, so an interaction costs one sum, not a double one. Density and entropy
-    are in closed form.
+    L z` in law, so an interaction costs one sum, not a double one. For d <= 3 its nodes
+    are polar: kernels may have a kink at 0, such as \|z\|. Density and entropy are in
+    closed form.
 
     Parameters
     ----------
@@ -340,8 +341,20 @@ class Gaussian(Measure):
         r"""Return :math:`\tfrac12 E\,W(\sqrt2 L z)`: the law of x - y is Gaussian.
 
         A Gaussian kernel of any width has the closed form :math:`\tfrac12 \det(I +
-        2\Sigma/\sigma^2)^{-1/2}`. The sum is exact too if the rule is exact for W, as
-        for a quadratic kernel. Time O(n d^2).
+        2\Sigma/\sigma^2)^{-1/2}`. For d <= 3 a polar rule is exact for polynomials of
+        the quadrature's degree. If the covariance is a multiple of the identity, it is
+        exact for odd powers of \|z\| too. Time O(n d^2).
+
+        Raises
+        ------
+        Unsupported, NonFinite
+            If W is infinite at 0, or not finite at a node.
+
+        Warns
+        -----
+        KernelWarning
+            If rules of fewer nodes differ by more than a thousandth of the mean
+            deviation of W, as for a kink away from 0.
         """
         W = W.bare
         if type(W) is GaussianKernel:

@@ -139,6 +139,7 @@ class Objective:
         self.lumped = mu.lumped.to(torch.float64)
         self.modulus = _modulus(F)
         self.risen = 0.0  # rise of the objective that was taken for round-off
+        # The descent begins here, and the certificate needs its energy.
         self.start = self.expand(self.centre)
 
     def norm(self, tangent: Tensor) -> float:
@@ -187,6 +188,7 @@ class Objective:
             error += 4 * own * dt * torch.maximum(slope.abs(), sides) * reach / narrow
         total = sum(float(part.sum()) for part in parts)
         size = sum(float(part.abs().sum()) for part in parts)
+        # A line search takes the error as a step that is too long.
         if not math.isfinite(total):
             msg = "the energy of quantiles is not finite; look for an overflow"
             raise NonFinite(msg)
@@ -207,6 +209,7 @@ class Objective:
         The springs of entropies and powers are falling powers of the gap. The springs
         of a user's energy are bounded by 0: only its convexity may be known.
         """
+        # The springs fall as a gap grows: the longest gap has the least.
         wider, internal = 1.5 * gaps, self.terms.internal
         parts = [(1.0, internal)] if internal is not None else []
         if isinstance(internal, Combined):
@@ -262,6 +265,7 @@ class Objective:
         """Return value, gradient and dt times the Hessian of the nonlocal terms."""
         own, wide = self.mu.dtype, self.centre.dtype
         edges, pairs = q.to(own), self.terms.interactions
+        # Above this size the dense Hessian does not fit; products cost O(n^2) each.
         if not pairs or self.mu.n > DENSE:
             value, slope, times = value_gradient_product(
                 self._value(*pairs, *self.terms.others), edges
@@ -314,6 +318,7 @@ def _products(
         energies = [c * near_interaction(q, weights, term.kernel) for c, term in pairs]
         return torch.stack(energies).sum()
 
+    # Most expansions of a line search need no Hessian, so it waits for a product.
     @cache
     def parts() -> tuple[Tensor, Product]:
         far = sum(
@@ -340,6 +345,7 @@ def _modulus(F: Functional) -> float | None:
     total = 0.0
     for c, term in F.terms():
         bound = Scaled(c, term).modulus(1)
+        # Quantiles keep their order, so W need be convex on the half-line only.
         if bound is None and isinstance(term, Interaction) and c > 0:
             bound = 0.0 if _is_convex_apart(term.kernel) else None
         if bound is None:

@@ -177,10 +177,12 @@ class QuantileProximal(ProximalSolver[Quantiles]):
         dt = self._admit(F, mu, dt, Quantiles)
         problem = Objective(F, mu, dt)
         room = self._room(problem)
+        # Newton's method starts from a density below the bound.
         if problem.terms.max_density < math.inf:
             with torch.no_grad():
                 F.value(mu)  # raises NonFinite on a density above the bound
         found = minimise(problem, room, self.tolerance, self.max_iterations)
+        # The descent runs in float64. The cast to float32 may close a cell.
         edges = found.point.edges.to(mu.edges)
         if bool((edges.diff() <= 0).any()):
             msg = (
@@ -189,6 +191,7 @@ class QuantileProximal(ProximalSolver[Quantiles]):
             )
             raise Diverged(msg, measure=mu)
         limit = coordinate_limit(mu.edges.dtype)
+        # Beyond the limit squares of coordinates overflow.
         if not float(edges.abs().max()) < limit:
             msg = (
                 f"the JKO step carries quantiles beyond {limit:g}: F with the distance "
@@ -233,6 +236,7 @@ def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> Certific
     still = 1e3 * torch.finfo(nu.dtype).eps * problem.norm(problem.centre)
     density = problem.weights / point.edges.diff()
     excess = max(0.0, float(density.max()) / problem.terms.max_density - 1.0)
+    # The cast moved the quantiles by `off`: the bound is that of the returned measure.
     bound = found.bound
     if bound is not None:
         bound += off
