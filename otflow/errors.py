@@ -130,10 +130,10 @@ class NotConvergedWarning(UserWarning):
 
 
 class Unsupported(OtflowError, TypeError):
-    """A representation was asked for something that it cannot do.
+    """A representation, a solver or a scheme lacks what a call needs.
 
     The message names the reason and the cure: which representation or which scheme
-    can do it.
+    has it.
 
     Examples
     --------

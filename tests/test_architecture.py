@@ -112,22 +112,3 @@ def test_each_place_for_a_new_thing_exists():
         assert (PACKAGE / folder / "__init__.py").exists(), folder
     for file in named(text):
         assert (PACKAGE / file).exists(), file
-
-
-def test_each_file_that_a_page_names_exists():
-    pages = [
-        *(ROOT / "docs").glob("*.rst"),
-        *(ROOT / "docs" / "decisions").glob("*.rst"),
-    ]
-    pages += [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-    roots = (ROOT, PACKAGE, ROOT / "tests")
-    known = {
-        path.name for root in ("otflow", "tests") for path in (ROOT / root).rglob("*")
-    }
-    count = 0
-    for page in pages:
-        for name in re.findall(r"`([\w/]+\.py)`", page.read_text("utf-8")):
-            at = any((root / name).exists() for root in roots)
-            assert at or ("/" not in name and name in known), (page.name, name)
-            count += 1
-    assert count > 60

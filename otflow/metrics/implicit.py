@@ -139,7 +139,7 @@ class _Newton:
         a, f, b, g = a[full[0]], mu.f[full[0]], b[full[1]], nu.f[full[1]]
         eps = units.epsilon
         plan = _plan(eps, a, b, f, g, cost[full[0]][:, full[1]])
-        # Times the unit, so that entries are of the size of the masses. Of phi,
+        # The Hessian times the unit has entries of the size of the masses:
         # -unit phi'' = bend exp(-f / rho).
         sums = units.damping * plan.sum(1)
         rows = sums + units.bend * a * units.kept(f)

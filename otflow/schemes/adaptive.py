@@ -259,7 +259,7 @@ class Adaptive(Scheme):
         fault, rises = None, False
         # Two halves add up to h, but for round-off, unless the scheme shortens them.
         if len(substeps) > 1 and not math.isclose(taken, h, rel_tol=1e-9):
-            fault, rises = "the scheme shortens its steps of itself", True
+            fault, rises = "the scheme shortens its steps by itself", True
         elif not error <= self.tolerance:
             fault = f"its error {error:.3g} is above the tolerance {self.tolerance:.3g}"
         elif converged(info) is False:
