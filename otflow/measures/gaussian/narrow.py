@@ -120,8 +120,8 @@ def warn_if_rough(
     if off > 0:
         warn(
             f"the nodes of a Gaussian know averages of {W!r} to about {off:.2g} only, "
-            f"as at a kink or a jump, or if it is narrow; for exp(-|z|^2 / 2 s^2) take "
-            f"kernels.Gaussian, which is exact; else more nodes (mu.refined(...)), a "
-            f"smoother kernel, or on a line Quantiles",
+            f"as at a kink or a jump, or if it is narrower than their distance; for "
+            f"exp(-|z|^2 / 2 s^2) take kernels.Gaussian, which is exact; else more "
+            f"nodes (mu.refined(...)), a smoother kernel, or on a line Quantiles",
             KernelWarning,
         )
