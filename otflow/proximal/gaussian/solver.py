@@ -394,8 +394,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         """Return the cause and the cure of a quadrature error."""
         size = "by an unknown length"
         if missed is not None:
-            size = f"by about {missed.distance:.2g} in W2, the energy by about "
-            size += f"{missed.energy:.2g}"
+            off, energy = missed.distance, missed.energy
+            size = f"by about {off:.2g} in W2, the energy by about {energy:.2g}"
         if missed is not None and missed.contradicted:
             return {
                 "cause": f"the derivatives of F are not those of its values, as at a "

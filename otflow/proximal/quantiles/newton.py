@@ -117,24 +117,19 @@ class _State:
         return _length(self.band, self._local(self.slope).step)
 
     @property
-    def hidden(self) -> float:
-        """Longest length that round-off may hide.
-
-        A longer one would hide whether there is a minimum at all.
-        """
-        eps = torch.finfo(self.problem.mu.dtype).eps
-        moved = self.problem.norm(self.point.edges - self.problem.centre)
-        width = float(self.point.edges[-1] - self.point.edges[0])
-        return HIDDEN * float(eps**0.5) * max(width, moved)
-
-    @property
     def floor(self) -> float:
         """Length that the round-off of the gradient hides; 0 if it hides too much."""
-        # Not needed far from a minimum, and it costs products with the Hessian.
-        if self.residual > self.hidden:
-            return 0.0
-        floor = EVALUATIONS * self.point.floor(self.band)
-        return floor if floor <= self.hidden else 0.0
+        # A longer floor would hide whether there is a minimum at all; then no gradient
+        # counts as round-off.
+        eps: float = torch.finfo(self.problem.mu.dtype).eps
+        moved = self.problem.norm(self.point.edges - self.problem.centre)
+        width = float(self.point.edges[-1] - self.point.edges[0])
+        most = HIDDEN * math.sqrt(eps) * max(width, moved)
+        # The floor costs products with the Hessian; far from a minimum it says nothing.
+        floor = (
+            EVALUATIONS * self.point.floor(self.band) if self.residual <= most else 0
+        )
+        return floor if floor <= most else 0.0
 
     @property
     def drowned(self) -> bool:
