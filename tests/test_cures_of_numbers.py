@@ -181,7 +181,7 @@ CASES: dict[str, Case] = {
     ),
     "a kernel at a point between the nodes": (
         of.errors.KernelWarning,
-        r"narrower about 0 .* take kernels\.Gaussian, .* more nodes .*, or on a line",
+        r"narrower than .* take kernels\.Gaussian, .* more nodes .*, or on a line",
         lambda: spike(0.002).value(STANDARD),
         [
             lambda: of.Interaction(of.kernels.Gaussian(0.002)).value(STANDARD),

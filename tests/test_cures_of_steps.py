@@ -117,6 +117,16 @@ CASES: dict[str, Case] = {
             lambda: flow(KINK + 0.1 * of.Entropy(), LONG_BELL, dt=1.0, steps=10),
         ],
     ),
+    "a kink of the functional, particles": (
+        of.errors.NotConvergedWarning,
+        r"smooth the kink .*, or take ExplicitEuler\(\)",
+        lambda: flow(KINK, CLOUD, dt=1.0, steps=2),
+        [
+            lambda: flow(SMOOTH, CLOUD, dt=1.0, steps=2),
+            lambda: flow(SOFTPLUS, CLOUD, dt=1.0, steps=2),
+            lambda: flow(KINK, CLOUD, of.ExplicitEuler(), dt=0.01, steps=200),
+        ],
+    ),
     "a kink of the functional, quantiles without entropy": (
         of.errors.NotConvergedWarning,
         r"smooth the kink .*, or flow a GridDensity",

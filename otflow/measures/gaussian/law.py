@@ -35,7 +35,7 @@ from otflow.measures.gaussian.covariance import (
 from otflow.measures.gaussian.narrow import (
     gaussian_kernel_energy,
     gaussian_kernel_potential,
-    warn_if_missed,
+    hidden_energy,
     warn_if_rough,
 )
 from otflow.measures.gaussian.polar import polar_nodes
@@ -77,8 +77,9 @@ class Gaussian(Measure):
     Expectations are sums over whitened nodes, :math:`x_k = m + L z_k`. They are exact,
     to round-off, for polynomials of degree 3, hence for quadratic potentials;
     `quadrature` says what else is exact. Two independent points differ by :math:`\sqrt2
-    L z` in law, so an interaction costs one sum, not a double one. Density and entropy
-    are in closed form.
+    L z` in law, so an interaction costs one sum, not a double one. For d <= 3 its nodes
+    are polar: kernels may have a kink at 0, such as \|z\|. Density and entropy are in
+    closed form.
 
     Parameters
     ----------
@@ -340,8 +341,20 @@ class Gaussian(Measure):
         r"""Return :math:`\tfrac12 E\,W(\sqrt2 L z)`: the law of x - y is Gaussian.
 
         A Gaussian kernel of any width has the closed form :math:`\tfrac12 \det(I +
-        2\Sigma/\sigma^2)^{-1/2}`. The sum is exact too if the rule is exact for W, as
-        for a quadratic kernel. Time O(n d^2).
+        2\Sigma/\sigma^2)^{-1/2}`. For d <= 3 a polar rule is exact for polynomials of
+        the quadrature's degree. If the covariance is a multiple of the identity, it is
+        exact for odd powers of \|z\| too. Time O(n d^2).
+
+        Raises
+        ------
+        Unsupported, NonFinite
+            If W is infinite at 0, or not finite at a node.
+
+        Warns
+        -----
+        KernelWarning
+            If rules of fewer nodes differ by more than a thousandth of the mean
+            deviation of W, as for a kink away from 0.
         """
         W = W.bare
         if type(W) is GaussianKernel:
@@ -361,16 +374,16 @@ class Gaussian(Measure):
         if type(W) is GaussianKernel:
             return gaussian_kernel_potential(self.mean, self.factor, W, x)
         # It warns, or raises, if the rule does not see all of W.
-        self._differences(W)
+        weights, values = self._differences(W)
         found = super()._potential(W, x)
         if not W.smooth and self.dim <= TENSOR_DIM:
             # The kink of W stands at each probe in turn: the polar rule does not serve.
             few = slice(None, None, max(1, len(x) // PROBES))
-            per_axis = 2 * math.ceil(self.n ** (1 / self.dim))
+            finer = self.refined(8 + 2 * math.ceil(self.n ** (1 / self.dim)))
             with torch.no_grad():
-                finer = self.refined(max(per_axis, 8))
                 exact = pair_potential(W, x[few], finer.points, finer.weights)
-                warn_if_rough(W, found[few], exact)
+                spread = weights @ (values - weights @ values).abs()
+                warn_if_rough(W, found[few], exact, spread)
         return found
 
     def difference_rule(self, share: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -410,9 +423,12 @@ class Gaussian(Measure):
         values = W.even(nodes @ apart)
         if bool(values.isfinite().all()):
             with torch.no_grad():
+                mean = weights @ values
                 rules = [self.difference_rule(share) for share in COARSER]
                 rough = [w @ W.even(z @ apart) for z, w in rules if z is not nodes]
-                warn_if_missed(W, nodes, weights, self.factor, values, rough)
+                unseen = hidden_energy(W, nodes, weights, self.factor, values)
+                spread = weights @ (values - mean).abs()
+                warn_if_rough(W, mean, torch.stack([mean, *rough]), spread, unseen)
         return weights, values
 
     # Derivatives ----------------------------------------------------------------------

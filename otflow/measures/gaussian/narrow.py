@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ __all__ = [
     "gaussian_kernel_energy",
     "gaussian_kernel_potential",
     "hidden_energy",
-    "warn_if_missed",
     "warn_if_rough",
 ]
 
@@ -108,47 +106,22 @@ def hidden_energy(
     return unseen if unseen > UNSEEN * seen + floor else 0.0
 
 
-def warn_if_missed(
-    W: Kernel,
-    nodes: Tensor,
-    weights: Tensor,
-    factor: Tensor,
-    values: Tensor,
-    rough: Sequence[Tensor],
-) -> None:
-    """Warn (KernelWarning) if the nodes miss a share of a kernel's energy.
-
-    `rough` holds means of the kernel by coarser rules.
-    """
-    unseen = hidden_energy(W, nodes, weights, factor, values)
-    if unseen > 0:
-        msg = (
-            f"an interaction kernel is narrower about 0 than the distance of the "
-            f"{len(nodes)} nodes of a Gaussian: an energy of about {unseen:.2g} is "
-            f"left out; take kernels.Gaussian, which is exact, more nodes "
-            f"(mu.refined(...)), or on a line Quantiles"
-        )
-        warn(msg, KernelWarning)
-    elif rough:
-        mean = weights @ values
-        spread = float(weights @ (values - mean).abs())
-        warn_if_rough(W, mean, torch.stack(list(rough)), spread)
-
-
 def warn_if_rough(
-    W: Kernel, found: Tensor, other: Tensor, spread: float | None = None
+    W: Kernel, found: Tensor, other: Tensor, spread: Tensor, unseen: float = 0.0
 ) -> None:
-    """Warn (KernelWarning) if two rules find different averages of a kernel.
+    """Warn (KernelWarning) if rules find different averages of a kernel.
 
-    The difference counts beside the spread of the averages, or the one given.
+    The difference counts beside the spread of the kernel's values. A share `unseen` of
+    the energy, which no rule finds, counts always.
     """
-    off, largest = float((found - other).abs().max()), float(found.abs().max())
-    scale = largest if spread is None else spread
-    if off > ROUGH * scale + 64 * torch.finfo(found.dtype).eps * largest:
-        msg = (
+    off = float((found - other).abs().max())
+    floor = 64 * torch.finfo(found.dtype).eps * float(found.abs().max())
+    off = max(2 * unseen, off if off > ROUGH * float(spread) + floor else 0.0)
+    if off > 0:
+        warn(
             f"the nodes of a Gaussian know averages of {W!r} to about {off:.2g} only, "
-            f"as at a kink or a jump, or if it is narrow; for exp(-|z|^2 / 2 s^2) take "
-            f"kernels.Gaussian, which is exact; else more nodes (mu.refined(...)), a "
-            f"smoother kernel, or on a line Quantiles"
+            f"as at a kink or a jump, or if it is narrower than their distance; for "
+            f"exp(-|z|^2 / 2 s^2) take kernels.Gaussian, which is exact; else more "
+            f"nodes (mu.refined(...)), a smoother kernel, or on a line Quantiles",
+            KernelWarning,
         )
-        warn(msg, KernelWarning)

@@ -105,10 +105,8 @@ def _directions(dim: int, count: int) -> tuple[Tensor, Tensor]:
     # The heights of the upper half of a rule on (-1, 1), with all longitudes.
     even = count + count % 2
     height, share = (x[even // 2 :] for x in gauss_legendre(even))
-    height, turn = 2.0 * height - 1.0, places * (2 * math.pi / angles)
-    side = (1.0 - height.square()).sqrt()
-    level = height[:, None].expand(-1, angles)
-    u = torch.stack(
-        [torch.outer(side, turn.cos()), torch.outer(side, turn.sin()), level]
-    )
-    return u.reshape(3, -1).T, (2.0 * share / angles).repeat_interleave(angles)
+    turn = places * (2 * math.pi / angles)
+    h, turn = torch.cartesian_prod(2.0 * height - 1.0, turn).T
+    side = (1.0 - h.square()).sqrt()
+    u = torch.stack([side * turn.cos(), side * turn.sin(), h], dim=1)
+    return u, (2.0 * share / angles).repeat_interleave(angles)

@@ -128,6 +128,7 @@ def cell_potential(edges: Tensor, weights: Tensor, W: Kernel, x: Tensor) -> Tens
     nodes, halves, *_ = _nodes(edges, weights, W)
     closed = not W.has_graph(x[:, None])
     far = sum_at(at_node, x[:, None], nodes[:, None], halves, is_closed=closed)
+    edges, weights, x = _wide(W, edges), _wide(W, weights), _wide(W, x)
     last = len(weights) - 1
     own = (torch.searchsorted(edges.detach(), x.detach()) - 1).clamp(0, last)
     near = []
@@ -141,7 +142,7 @@ def cell_potential(edges: Tensor, weights: Tensor, W: Kernel, x: Tensor) -> Tens
         )
         part = weights[cell] * (average - through_nodes.mean(0))
         near.append(part.masked_fill(cell != place, 0.0))
-    return far + torch.stack(near).sum(0)
+    return far + torch.stack(near).sum(0).to(far)
 
 
 def near_interaction(edges: Tensor, weights: Tensor, W: Kernel) -> Tensor:
@@ -150,6 +151,8 @@ def near_interaction(edges: Tensor, weights: Tensor, W: Kernel) -> Tensor:
         return wide_interaction(edges, weights, W)
     if _is_lumped(W):
         return edges.new_zeros(())
+    dtype = edges.dtype
+    edges, weights = _wide(W, edges), _wide(W, weights)
     gaps, centres = edges.diff(), 0.5 * (edges[1:] + edges[:-1])
     n, reach = len(gaps), gaps * REACH
     primitives = [
@@ -169,7 +172,7 @@ def near_interaction(edges: Tensor, weights: Tensor, W: Kernel) -> Tensor:
         offsets = torch.stack([inner, -inner, outer, -outer])
         through_nodes = _even(W, apart + offsets).mean(0)
         near = near + (weights[:-k] * weights[k:]) @ (average - through_nodes)
-    return near
+    return near.to(dtype)
 
 
 def far_hessian(edges: Tensor, weights: Tensor, W: Kernel) -> Tensor:
@@ -252,6 +255,14 @@ def _primitive(W: Kernel, z: Tensor) -> Tensor:
     t, w = (r.to(z) for r in _rule(POWERS[z.dtype]))
     at = z.masked_fill(z == 0, 1.0)
     return z * (_even(W, at[:, None] * t) @ (w / (1.0 - t)))
+
+
+def _wide(W: Kernel, x: Tensor) -> Tensor:
+    """Return x in float64 if W is made of numbers, as the library's kernels are.
+
+    Close to 0 the second derivatives of a singular kernel overflow in float32.
+    """
+    return x if W.key() is None else x.double()
 
 
 def _even(W: Kernel, z: Tensor) -> Tensor:

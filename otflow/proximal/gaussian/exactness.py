@@ -102,10 +102,12 @@ class _Polynomial:
             degree = 2 * max(degrees)
         elif name == "pow" and args[1] in range(HIGHEST):  # 2.0 is in range(3)
             degree = int(args[1]) * degrees[0]
+        # A quotient is a polynomial where the divisor is a constant.
         elif name in DIVISIONS and not degrees[1]:
             degree = degrees[0]
         else:
             raise _NotShownError(name)
+        # The value is formed too: shapes and dtypes must be those of a true run.
         plain = [cls._plain(a) for a in args]
         value = function(*plain, **{k: cls._plain(a) for k, a in kwargs.items()})
         if not isinstance(value, Tensor) or value.dtype not in PRECISE:
@@ -222,6 +224,8 @@ def polynomial_degree(f: Ground, like: Tensor) -> int | None:
     >>> polynomial_degree(lambda x: x.abs().sum(-1), x) is None
     True
     """
+    # Two points, so that no axis of the batch is taken for a single one. Their values
+    # do not matter: a look at them ends the proof.
     points = torch.ones(2, like.shape[-1], dtype=like.dtype, device=like.device)
     try:
         with torch.enable_grad():
@@ -247,10 +251,12 @@ def integrates_exactly(F: Functional, mu: Gaussian) -> bool:
         return degree is not None and degree <= mu.degree
 
     for c, term in F.terms():
+        # Terms with factor 0 are no part of F, whatever they are.
         known = c == 0 or isinstance(term, (Entropy, PowerEntropy))
         if isinstance(term, Potential):
             known = known or fits(term.V)
         elif isinstance(term, Interaction):
+            # Not `isinstance`: a subclass may have another profile.
             known = known or type(term.W) in (GaussianKernel, Quadratic)
             known = known or fits(term.W)
         elif isinstance(term, OfExpectation):

@@ -107,6 +107,7 @@ def refined(problem: Problem, most: int) -> Problem | None:
     The count of evaluations goes on.
     """
     mu = finer(problem.mu)
+    # A law whose own nodes are above the limit may keep that many.
     room = max(MOST_NUMBERS, problem.mu.nodes.numel())
     return None if mu.n > most or mu.nodes.numel() > room else problem.on(mu)
 
@@ -149,10 +150,12 @@ def missed_by(
     try:
         for mu, blur in _judges(problem.mu):
             there = problem.on(mu)
+            # The map is judged as it is, optimal or not.
             there.inside = False
             end = there.at(point.coordinates)
             missed = end.gradient - point.gradient
             rules.append(_Rule(there, float(F.value(mu)), end, missed, blur))
+            # One for the gradient at the end, one for the value at the start.
             problem.used += 2
         ends = [_values(F, end.measure) for end in (start, point)]
         looks = _looks(problem, rules)
@@ -172,12 +175,14 @@ def missed_by(
         if off > rule.blur * spread:
             energy = max(energy, hidden + off)
     allowed = tolerance * size
+    # Where the energies differ by more, the step is repeated anyhow: |g| suffices.
     stands = energy <= tolerance * spread + floor
     distance = 0.0
     for rule, other in zip(rules, rules[::-1], strict=True):
         length = norm(rule.missed)
         if stands and length > NEGLIGIBLE * allowed:
             length = _length(problem, rule, other, rule.missed, budget)
+            # Scattered nodes find a length of this size where nothing is missed.
             length = length if length > rule.blur * size else 0.0
         distance = max(distance, length)
     excess = 0.0
@@ -192,8 +197,11 @@ def missed_by(
         if stands and length > NEGLIGIBLE * allowed:
             length = _length_by_values(problem, rule, look, gap, missed, budget)
         distance = max(distance, length)
+        # Only the share that values add speaks for a contradiction. A missed gradient
+        # alone says that the nodes are too few.
         part = min(norm(own) / norm(missed), 1.0) if bool(missed.any()) else 1.0
         excess = max(excess, part * length / allowed)
+    # No rule sees the hidden energy, so its gradient is added without a Hessian.
     inverse = torch.linalg.inv(point.measure.factor)
     distance += problem.dt * hidden * norm(inverse)
     contradicted = _contradicted(problem, point, gaps, excess)
@@ -222,6 +230,7 @@ def _contradicted(
     step, or if it moves the step by `excess` > 1 times the allowed length. A finer rule
     resolves a narrow feature, and the gap closes. No rule closes the gap of a jump.
     """
+    # The rule, or the lines, on which values and derivatives differ most.
     worst = max(gaps, key=lambda gap: gap.share)
     part = worst.share > CONTRADICTION
     if not part and excess <= 1:
@@ -233,6 +242,8 @@ def _contradicted(
         per_axis = 2 * int(0.5 * SEEING ** (1 / dim))
         seen = gap_by_nodes(problem.rest, mu.refined(per_axis))
     problem.used += 1
+    # The excess scales with the gap: what is left of it on many nodes must still be
+    # above 1.
     long = excess * norm(seen.tangent) > norm(worst.tangent) and excess > 1
     return long or (part and seen.share > CONTRADICTION)
 
@@ -245,6 +256,7 @@ def _length(
     step = newton_step(rule.problem, rule.point, missed, 0.1, budget)
     problem.used += rule.problem.used - before + 1
     product = other.problem.hessian(other.point, step)
+    # The other rule's Hessian must take the step to the same gradient.
     known = norm(product + missed) <= AGREE * norm(missed)
     return norm(step) if known else max(norm(step), norm(missed))
 

@@ -34,6 +34,8 @@ class OptimalMaps:
     def __init__(self, factor: Tensor) -> None:
         self.factor = factor
         self._u, s, self._vh = torch.linalg.svd(factor)
+        # The entry C_ij moves L by C_ij (s_i, s_j) (2 / (s_i^2 + s_j^2))^(1/2) at the
+        # places ij and ji. The factor makes both together as long as C_ij and C_ji.
         both = torch.hypot(s[:, None], s[None, :])
         self._scale = math.sqrt(2.0) / both
         self._ratio = math.sqrt(2.0) * s[:, None] / both
@@ -48,12 +50,14 @@ class OptimalMaps:
     def project(self, tangent: Tensor) -> Tensor:
         """Return the coordinates nearest to a tangent: the adjoint of `tangent`."""
         C = self._ratio * (self._vh @ tangent[1:] @ self._u)
+        # A tangent turns L too, at no gain: only the symmetric part is a coordinate.
         return torch.cat([tangent[:1], 0.5 * (C + C.T)])
 
     def is_optimal(self, coordinates: Tensor) -> bool:
         """Whether B is positive semi-definite, up to round-off."""
         B = self._scale * coordinates[1:]
         B = B + torch.eye(len(B), dtype=B.dtype, device=B.device)
+        # A map that is not quite optimal by round-off only is taken as optimal.
         slack = 8 * len(B) * torch.finfo(B.dtype).eps
         values = torch.linalg.eigvalsh(B)
         return float(values[0]) >= -slack * float(values.abs().max())
@@ -90,6 +94,8 @@ class OptimalMaps:
         eye = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
         spread, fault = torch.linalg.cholesky_ex(eye + dt * curvature)
         shift, second = torch.linalg.cholesky_ex(eye + dt * stiffness)
+        # The potential is more concave than the cost is convex: the model has no
+        # minimum.
         if bool(fault) or bool(second):
             return None
         goal = torch.cholesky_solve((mean - dt * force)[:, None], shift)[:, 0]
@@ -97,6 +103,7 @@ class OptimalMaps:
         # moves R^{-1} L.
         inner = torch.linalg.solve_triangular(spread, self.factor, upper=False)
         u, s, vh = torch.linalg.svd(inner)
+        # For each singular value: minimise s'^2/2 - s s' - strength log s'.
         s = 0.5 * (s + torch.hypot(s, s.new_tensor(2.0 * math.sqrt(strength))))
         factor = torch.linalg.solve_triangular(spread.T, (u * s) @ vh, upper=True)
         moved = torch.cat([(goal - mean)[None], (factor - self.factor).T])
@@ -114,6 +121,7 @@ def entropy_hessian(factor: Tensor, tangent: Tensor) -> Tensor:
 
     .. math:: 0 \quad\text{and}\quad L^{-1}P^\top L^{-1}
     """
+    # Two solves keep the digits that an inverse and two products would lose.
     inner = torch.linalg.solve(factor, tangent[1:].T)
     rows = torch.linalg.solve(factor, inner, left=False)
     return torch.cat([torch.zeros_like(rows[:1]), rows])
@@ -122,6 +130,7 @@ def entropy_hessian(factor: Tensor, tangent: Tensor) -> Tensor:
 def mean_hessian(factor: Tensor, gradient: Tensor) -> Tensor:
     r"""Return the mean Hessian A of a potential, from the gradient AL by the factor."""
     A: Tensor = torch.linalg.solve(factor.T, gradient[1:])
+    # The rule's error makes A a little unsymmetric; the exact A is symmetric.
     return 0.5 * (A + A.T)
 
 

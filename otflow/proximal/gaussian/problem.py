@@ -61,6 +61,8 @@ class Problem:
     def of(cls, F: Functional, mu: Gaussian, dt: float) -> Problem:
         """Split F into its terms; raise if F has no step on Gaussians."""
         terms = sort_terms(F)
+        # Under a bound the density equals the bound on a set, and no Gaussian is
+        # constant.
         if terms.max_density < torch.inf:
             msg = (
                 "a bound on the density saturates, and no Gaussian does: congestion "
@@ -98,6 +100,7 @@ class Problem:
 
     def _evaluate(self, coordinates: Tensor) -> Point:
         nu = self.mu.push(self.maps.tangent(coordinates), 1.0)
+        # The entropy is added in closed form: the nodes would only add round-off to it.
         value, velocity = self.rest.value_and_velocity(nu)
         self.used += 1
         energy, whole, steepness = float(value), -velocity, norm(velocity)
@@ -150,6 +153,7 @@ class Problem:
             # the line search decides.
             change = torch.zeros_like(tangent)
         self.used += 1
+        # A difference of velocities also shows how steep F is along this tangent.
         self._met(norm(change) / norm(tangent), nu)
         if self.temperature:
             change = change + self.temperature * entropy_hessian(nu.factor, tangent)
@@ -160,11 +164,13 @@ class Problem:
         nu, dt = point.measure, self.dt
         curvature = mean_hessian(nu.factor, point.slope)
         self._met(float(torch.linalg.matrix_norm(curvature, 2)), nu)
+        # Without interactions one Hessian acts on the spread and on the mean.
         if self.potentials is self.rest:
             stiffness = curvature
         else:
             stiffness = mean_hessian(nu.factor, -self.potentials.velocity(nu))
             self.used += 1
+        # The model's gradient at 0, from that at the mean.
         force = point.slope[0] - stiffness @ nu.mean
         return self.maps.quadratic_step(
             self.mu.mean, curvature, stiffness, force, dt, dt * self.temperature
@@ -176,6 +182,8 @@ class Problem:
 
     def on(self, mu: Gaussian) -> Problem:
         """Return the same step on another rule; the count of evaluations goes on."""
+        # The sizes of the terms are those of the old nodes; the new ones find their
+        # own.
         return replace(self, mu=mu, inside=True, steepest=0.0, scale=0.0)
 
     def floor(self, point: Point) -> float:

@@ -227,12 +227,14 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         start = problem.at(torch.zeros_like(mu.state))
         point = self._by_newton(problem, self._by_models(problem, start))
         is_exact = integrates_exactly(F, mu)
+        # No rule needs to judge nodes that are proved to be exact.
         missed = NOTHING if is_exact else self._missed(problem, start, point)
         while missed is not None and not self._resolved(point, missed):
             # No finer rule helps where derivatives and values contradict each other.
             if missed.contradicted:
                 break
             finer = refined(problem, self.max_nodes)
+            # The last step stands, with the error that was found.
             if finer is None or problem.used >= self.max_gradients:
                 break
             begin = finer.try_at(torch.zeros_like(mu.state))
@@ -258,6 +260,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
             if trial is None or trial.objective > point.objective + point.noise:
                 return point
             before, point = point, problem.take(trial)
+            # Newton's method goes on from the better of the two points.
             if point.size > CONTRACTION * before.size:
                 return point if point.size < before.size else before
         return point
@@ -291,6 +294,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         """Backtrack until the objective falls enough; None if it never does."""
         slope = float((point.gradient * p).sum())
         if not slope < 0:
+            # The Hessian is indefinite, or its differences are round-off: go down the
+            # gradient.
             p, slope = -point.gradient, -(point.size**2)
         length = 1.0
         for _ in range(MAX_HALVINGS):
@@ -320,6 +325,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         if missed is None:
             return False
         size = norm(point.coordinates) + norm(point.measure.factor)
+        # The error of the step and that of the energies are judged apart: at a flat
+        # minimum a small error of the energy is a long way.
         near = missed.distance <= self.quadrature_tolerance * size
         allowed = self.quadrature_tolerance * missed.spread + missed.floor
         return near and missed.energy <= allowed and not missed.contradicted
@@ -328,6 +335,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         """Return the bound of an exact step, round-off included."""
         eps = torch.finfo(problem.mu.dtype).eps
         gradient = point.size + problem.floor(point)
+        # The bound is a proof, so it counts the round-off of F's own arithmetic.
         gradient += UNLIKE * round_off(problem, point)
         # Round-off of both laws as they are stored, and of their singular values.
         stored = norm(problem.mu.state) + norm(point.measure.state)
@@ -349,9 +357,11 @@ class GaussianProximal(ProximalSolver[Gaussian]):
             bound = self._bound(problem, point, convexity)
         else:
             guarantee = "stationary"
+        # A contradiction counts at any residual: the gradient itself is wrong.
         contradicted = missed is not None and missed.contradicted
         if contradicted or (converged and not self._resolved(point, missed)):
             converged, why = False, self._why(problem, missed)
+        # The noise of a point is that of the objective, dt F and half of the cost.
         noise = (start.noise + point.noise) / dt
         noise += 0.0 if missed is None else missed.energy
         known = partial(
@@ -384,8 +394,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         """Return the cause and the cure of a quadrature error."""
         size = "by an unknown length"
         if missed is not None:
-            size = f"by about {missed.distance:.2g} in W2, the energy by about "
-            size += f"{missed.energy:.2g}"
+            off, energy = missed.distance, missed.energy
+            size = f"by about {off:.2g} in W2, the energy by about {energy:.2g}"
         if missed is not None and missed.contradicted:
             return {
                 "cause": f"the derivatives of F are not those of its values, as at a "

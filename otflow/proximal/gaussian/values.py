@@ -103,6 +103,8 @@ def gap_on_lines(F: Functional, mu: Gaussian, per_line: int) -> Gap:
     t = finer_nodes(1, per_line).points[:, 0].to(f)
     w = there.weights.reshape(LINES, -1)
     values = f.reshape(LINES, -1)
+    # A constant in f cancels in exact arithmetic; taken out first, it leaves no
+    # round-off.
     values = w * (values - (w * values).sum(1, keepdim=True) * LINES)
     along = (slopes.reshape(LINES, -1, dim) @ u[:, :, None])[..., 0]
     # For each line: E f t - E f' and E f (t^2 - 1) - E f' t, divided by LINES.
@@ -110,11 +112,13 @@ def gap_on_lines(F: Functional, mu: Gaussian, per_line: int) -> Gap:
     second = values @ (t.square() - 1) - along @ t
     vector = dim * first @ u
     matrix = dim * u.T @ (first[:, None] * feet + second[:, None] * u)
+    # Random directions make the mean matrix unsymmetric; that of the law is symmetric.
     return _gap(there, vector, 0.5 * (matrix + matrix.T), f, slopes)
 
 
 def _derivatives(F: Functional, mu: Gaussian) -> tuple[Tensor, Tensor]:
     """Return the derivatives of F by the masses (n,) and by the white nodes (n, d)."""
+    # Only masses and nodes carry a graph: a user's recorded state would be in the way.
     fixed = mu.detach()
 
     def value(both: Tensor) -> Tensor:
@@ -129,6 +133,7 @@ def _gap(
     mu: Gaussian, vector: Tensor, matrix: Tensor, f: Tensor, slopes: Tensor
 ) -> Gap:
     """Return the gap in the coordinates of the law; a gap of round-off is zero."""
+    # Derivatives by white nodes become those by the state through the inverse factor.
     inverse = torch.linalg.inv(mu.factor)
     tangent = torch.cat([vector[None], matrix]) @ inverse
     lengths, radii = slopes.norm(dim=-1), mu.nodes.norm(dim=-1)

@@ -78,6 +78,7 @@ class _State:
         self.springs = self.z / self.slack
         self.band = self.point.chain(self.problem.lumped, self.springs)
         self.rest = self.point.gradient - spread(self.z)  # of the Lagrangian
+        # The local model alone: the nonlocal terms may be concave, and cost products.
         self.aim = self._local(self.rest)
         self.residual = _length(self.band, self.aim.step)
         self.lost = float(self.z @ self.slack) + self.aim.lost(
@@ -116,24 +117,19 @@ class _State:
         return _length(self.band, self._local(self.slope).step)
 
     @property
-    def hidden(self) -> float:
-        """Longest length that round-off may hide.
-
-        A longer one would hide whether there is a minimum at all.
-        """
-        eps = torch.finfo(self.problem.mu.dtype).eps
-        moved = self.problem.norm(self.point.edges - self.problem.centre)
-        width = float(self.point.edges[-1] - self.point.edges[0])
-        return HIDDEN * float(eps**0.5) * max(width, moved)
-
-    @property
     def floor(self) -> float:
         """Length that the round-off of the gradient hides; 0 if it hides too much."""
-        # Not needed far from a minimum, and it costs products with the Hessian.
-        if self.residual > self.hidden:
-            return 0.0
-        floor = EVALUATIONS * self.point.floor(self.band)
-        return floor if floor <= self.hidden else 0.0
+        # A longer floor would hide whether there is a minimum at all; then no gradient
+        # counts as round-off.
+        eps: float = torch.finfo(self.problem.mu.dtype).eps
+        moved = self.problem.norm(self.point.edges - self.problem.centre)
+        width = float(self.point.edges[-1] - self.point.edges[0])
+        most = HIDDEN * math.sqrt(eps) * max(width, moved)
+        # The floor costs products with the Hessian; far from a minimum it says nothing.
+        floor = (
+            EVALUATIONS * self.point.floor(self.band) if self.residual <= most else 0
+        )
+        return floor if floor <= most else 0.0
 
     @property
     def drowned(self) -> bool:
@@ -251,6 +247,8 @@ class _Watch:
         """Note a state; return whether there was no progress for too long."""
         objective = state.point.objective
         enough = SHARE * (self.first - objective) + state.noise
+        # A fall within round-off is no progress, nor is one that is small beside the
+        # whole.
         better = objective < self.objective - enough
         if better or state.residual <= 0.5 * self.residual:
             self.last = used
@@ -294,6 +292,7 @@ def minimise(problem: Objective, room: Room, tolerance: float, budget: int) -> S
         settled = state.settled(tolerance)
         if settled or used >= budget:
             break
+        # Near the minimum under this barrier a step towards it would be wasted.
         if state.barrier:
             state.shrink()
         found, trials, damping = state.descend(budget - used, damping)
@@ -302,6 +301,7 @@ def minimise(problem: Objective, room: Room, tolerance: float, budget: int) -> S
             stalled = used < budget
             break
         state = found
+        # Under a bound each cell has a least length, so no cell becomes an atom.
         if not room.bounded:
             problem.refuse_atoms(state.point.edges)
         if watch.has_stalled(state, used):
@@ -334,6 +334,7 @@ def _start(problem: Objective, room: Room) -> _State:
         slack = gaps - room.least
     q, slack = room.inside(q, slack)
     same = torch.equal(q, problem.centre)
+    # The objective at the centre is known already.
     point = problem.start if same else problem.expand(q, room.least + slack)
     start = _State(problem, room, point, slack, torch.zeros_like(slack), 0.0)
     if not bounded:

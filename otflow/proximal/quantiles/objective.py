@@ -139,6 +139,7 @@ class Objective:
         self.lumped = mu.lumped.to(torch.float64)
         self.modulus = _modulus(F)
         self.risen = 0.0  # rise of the objective that was taken for round-off
+        # The descent begins here, and the certificate needs its energy.
         self.start = self.expand(self.centre)
 
     def norm(self, tangent: Tensor) -> float:
@@ -157,7 +158,7 @@ class Objective:
         reach = torch.maximum(q.abs(), self.centre.abs())
         # F has the round-off of the measure's dtype; the rest has that of float64.
         own, wide = torch.finfo(self.mu.dtype).eps, torch.finfo(torch.float64).eps
-        error, steep = 2 * wide * lumped * reach, torch.zeros_like(q)
+        error, noise = 2 * wide * lumped * reach, 0.0
         if self.terms.potentials:
             x = q[:, None].to(self.mu.dtype)
             values, slope, curve = (
@@ -165,7 +166,7 @@ class Objective:
             )
             parts.append(lumped * values)
             gradient += dt * lumped * slope
-            steep += dt * lumped * slope.abs()
+            noise += 4 * own * dt * float(lumped * slope.abs() @ reach)
             rows += dt * lumped * curve
             error += 4 * own * dt * lumped * (slope.abs() + curve.abs() * reach)
         gradient[:-1] += dt * force
@@ -176,7 +177,7 @@ class Objective:
             value, slope, product = self._nonlocal(q)
             parts.append(value.reshape(1))
             gradient = gradient + dt * slope
-            steep = steep + dt * slope.abs()
+            noise += 4 * own * dt * float(slope.abs() @ reach)
             # Two cancellations make the round-off larger than that of the forces.
             # Neighbours interact by second differences. A force is a difference of the
             # pressures on both sides of a quantile.
@@ -187,6 +188,7 @@ class Objective:
             error += 4 * own * dt * torch.maximum(slope.abs(), sides) * reach / narrow
         total = sum(float(part.sum()) for part in parts)
         size = sum(float(part.abs().sum()) for part in parts)
+        # A line search takes the error as a step that is too long.
         if not math.isfinite(total):
             msg = "the energy of quantiles is not finite; look for an overflow"
             raise NonFinite(msg)
@@ -194,9 +196,8 @@ class Objective:
         # A gap is known to the last place of its ends; its pressure turns this error
         # into one of the energy.
         ends = torch.maximum(reach[1:], reach[:-1])
-        noise = 16 * own * (dt * size + half)
+        noise += 16 * own * (dt * size + half)
         noise += 4 * wide * dt * float(force.abs() @ ends)
-        noise += 4 * own * float(steep @ reach)
         whole = dt * total + half
         return Expansion(
             q, total, noise, whole, gradient, error, band, dt * force, product, own
@@ -208,6 +209,7 @@ class Objective:
         The springs of entropies and powers are falling powers of the gap. The springs
         of a user's energy are bounded by 0: only its convexity may be known.
         """
+        # The springs fall as a gap grows: the longest gap has the least.
         wider, internal = 1.5 * gaps, self.terms.internal
         parts = [(1.0, internal)] if internal is not None else []
         if isinstance(internal, Combined):
@@ -228,16 +230,15 @@ class Objective:
         if not bool((gaps <= ATOM * place).any()):
             return
         i = int((gaps - ATOM * place).argmin())
-        cure = "smooth F if it has a kink (|x| by (x^2 + eps^2)^(1/2)), add Entropy() "
-        cure += "or another internal energy, take a smaller dt, or flow Particles"
-        if self.terms.others:
-            cure += (
-                "; a functional of the distance to other quantiles is to be written "
-                "with displacement_to and inner, as the step itself measures"
-            )
+        own = (
+            "; a functional of the distance to other quantiles is to be written with "
+            "displacement_to and inner, as the step itself measures"
+        )
         msg = (
             f"the JKO step shrinks the cell between quantiles {i} and {i + 1} to an "
-            f"atom, which a density cannot represent; {cure}"
+            f"atom, which a density cannot represent; smooth F if it has a kink (|x| "
+            f"by (x^2 + eps^2)^(1/2)), add Entropy() or another internal energy, take "
+            f"a smaller dt, or flow Particles{own if self.terms.others else ''}"
         )
         raise Diverged(msg, measure=self.mu)
 
@@ -264,6 +265,7 @@ class Objective:
         """Return value, gradient and dt times the Hessian of the nonlocal terms."""
         own, wide = self.mu.dtype, self.centre.dtype
         edges, pairs = q.to(own), self.terms.interactions
+        # Above this size the dense Hessian does not fit; products cost O(n^2) each.
         if not pairs or self.mu.n > DENSE:
             value, slope, times = value_gradient_product(
                 self._value(*pairs, *self.terms.others), edges
@@ -316,6 +318,7 @@ def _products(
         energies = [c * near_interaction(q, weights, term.kernel) for c, term in pairs]
         return torch.stack(energies).sum()
 
+    # Most expansions of a line search need no Hessian, so it waits for a product.
     @cache
     def parts() -> tuple[Tensor, Product]:
         far = sum(
@@ -342,6 +345,7 @@ def _modulus(F: Functional) -> float | None:
     total = 0.0
     for c, term in F.terms():
         bound = Scaled(c, term).modulus(1)
+        # Quantiles keep their order, so W need be convex on the half-line only.
         if bound is None and isinstance(term, Interaction) and c > 0:
             bound = 0.0 if _is_convex_apart(term.kernel) else None
         if bound is None:

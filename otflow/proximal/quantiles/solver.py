@@ -14,7 +14,7 @@ from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.measures import Quantiles
 from otflow.proximal.base import ProximalSolver, ProxResult
-from otflow.proximal.certificate import Certificate, certify
+from otflow.proximal.certificate import KINK, Certificate, certify
 from otflow.proximal.quantiles.newton import Solution, minimise
 from otflow.proximal.quantiles.objective import Objective
 from otflow.proximal.quantiles.step import Room
@@ -24,8 +24,7 @@ __all__ = ["QuantileDetails", "QuantileProximal"]
 # Why a descent ends away from a minimum, and what helps. Explicit steps do not help at
 # a kink: the quantiles on its two sides cross.
 STALLED = {
-    "cause": "the objective stopped falling, as at a kink of F or where large terms of "
-    "F cancel",
+    "cause": f"{KINK['cause']} or where large terms of F cancel",
     "cure": "smooth the kink (|x| by (x^2 + eps^2)^(1/2), relu(z) by softplus(k z) / "
     "k), subtract before squaring (E(x - m)^2 for E x^2 - m^2), or flow a GridDensity",
 }
@@ -178,10 +177,12 @@ class QuantileProximal(ProximalSolver[Quantiles]):
         dt = self._admit(F, mu, dt, Quantiles)
         problem = Objective(F, mu, dt)
         room = self._room(problem)
+        # Newton's method starts from a density below the bound.
         if problem.terms.max_density < math.inf:
             with torch.no_grad():
                 F.value(mu)  # raises NonFinite on a density above the bound
         found = minimise(problem, room, self.tolerance, self.max_iterations)
+        # The descent runs in float64. The cast to float32 may close a cell.
         edges = found.point.edges.to(mu.edges)
         if bool((edges.diff() <= 0).any()):
             msg = (
@@ -190,6 +191,7 @@ class QuantileProximal(ProximalSolver[Quantiles]):
             )
             raise Diverged(msg, measure=mu)
         limit = coordinate_limit(mu.edges.dtype)
+        # Beyond the limit squares of coordinates overflow.
         if not float(edges.abs().max()) < limit:
             msg = (
                 f"the JKO step carries quantiles beyond {limit:g}: F with the distance "
@@ -234,6 +236,7 @@ def _certificate(problem: Objective, found: Solution, nu: Quantiles) -> Certific
     still = 1e3 * torch.finfo(nu.dtype).eps * problem.norm(problem.centre)
     density = problem.weights / point.edges.diff()
     excess = max(0.0, float(density.max()) / problem.terms.max_density - 1.0)
+    # The cast moved the quantiles by `off`: the bound is that of the returned measure.
     bound = found.bound
     if bound is not None:
         bound += off

@@ -98,6 +98,7 @@ def direction(
     The band is an M-matrix: a force on one end pushes the other end the same way. So no
     wall that holds is ever released.
     """
+    # The unknowns are displacements, so the walls are given as such.
     low, high = room.lower - float(q[0]), room.upper - float(q[-1])
     ends: tuple[float | None, float | None] = (None, None)
     while True:
@@ -107,6 +108,7 @@ def direction(
         if (first, last) == ends:
             break
         ends = (first, last)
+    # What keeps a held end in its place is the force of its wall.
     force = slope + band.times(step)
     if product is not None and ends != (None, None):
         force = force + product(step)
@@ -130,6 +132,7 @@ def _solve(
     known[0], known[-1] = first or 0.0, last or 0.0
     if i == j:
         return known
+    # A held end leaves the system. Its spring pulls the neighbour to the known value.
     rows, load, k = band.rows[i:j].clone(), rhs[i:j].clone(), band.springs
     if first is not None:
         rows[0] += k[0]
@@ -221,10 +224,12 @@ class Path:
         self.slack = slack
         self.share = step.diff() / self.slack
         self.exponent = torch.ones_like(self.share)
+        # Elsewhere the quotient of spring and force says nothing of the energy's power.
         held = (force > 0) & (spring > 0) & (spring >= barrier)
         exponent = self.slack * spring / torch.where(held, force, 1.0)
         self.exponent = torch.where(held, exponent, 1.0).clamp(*EXPONENTS)
         bend = self.exponent * self.share
+        # A short way is the same on the line and on the curve; the line costs no power.
         near = (bend.abs() <= STRAIGHT) & (self.share >= -STRAIGHT)
         self.bent = held & ~near
         self.cut = ~held & (barrier > 0) & (self.share < LEFT - 1)
@@ -239,11 +244,13 @@ class Path:
         factor = 1 + x
         if bool((self.bent | self.cut).any()):
             m = self.exponent
+            # A gap that is pulled apart has its pole at m t x = 1.
             bent = (1 - (m * x).clamp_max(POLE)).pow(-1 / m)
             factor = torch.where(self.bent, bent, factor)
             factor = torch.where(self.cut, factor.clamp_min(LEFT), factor)
             excess = self.slack * (factor - 1 - x)
             shift = torch.cat([excess.new_zeros(1), excess.cumsum(0)])
+            # The gaps differ from the line's; the mean stays that of the line.
             q = q + shift - self.lumped @ shift
         q, slack = self.room.inside(q, self.slack * factor)
         return q, slack if self.room.bounded else q.diff()

@@ -585,3 +585,25 @@ def test_a_wide_end_cell_flows_back_under_an_attraction_of_finite_range(ends):
     assert energy == pytest.approx(-0.6868, abs=1e-4)
     assert float(F.value(mu)) == pytest.approx(energy, abs=4e-3)
     assert float(mu.edges[-1] - mu.edges[0]) == pytest.approx(width, abs=0.1)
+
+
+@pytest.mark.parametrize("n", [5, 2100])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        of.kernels.Log(),
+        of.kernels.Riesz(0.5),
+        of.kernels.Riesz(0.9),
+        of.kernels.PowerLaw(2, 0.5),
+    ],
+    ids=repr,
+)
+def test_second_derivatives_of_singular_kernels_hold_in_float32(kernel, n):
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        mu = line(-1.0, 1.0, n=n, dtype=dtype)
+        problem = Objective(of.Interaction(kernel), mu, 0.1)
+        v = (3 * problem.centre).sin()
+        found.append(torch.stack([problem.start.gradient, problem.start.product(v)]))
+    scale = float(found[1].abs().max())
+    torch.testing.assert_close(*found, rtol=0, atol=2e-2 * scale)
