@@ -17,6 +17,7 @@ from otflow._typing import Ground, Seed
 from otflow.errors import InvalidFunctional, NonFinite
 
 __all__ = [
+    "alike",
     "check_dtype",
     "check_energy",
     "check_finite",
@@ -50,6 +51,16 @@ def check_like(x: Tensor, other: Tensor, name: str, other_name: str) -> None:
             f"move one with .to('{other.device}')"
         )
         raise ValueError(msg)
+
+
+def alike(x: Any, other: Tensor) -> bool:
+    """Return whether x is a tensor of the shape, the dtype and the device of other."""
+    return (
+        isinstance(x, Tensor)
+        and x.shape == other.shape
+        and x.dtype == other.dtype
+        and x.device == other.device
+    )
 
 
 def check_kind(value: Any, kind: type, name: str, *, cure: str = "") -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.measures.grid.upwind import courant
 from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
 
@@ -75,6 +76,17 @@ def negative():
 TEXTS: Any = ["0.1", "0.2"]  # as read from a file
 
 CASES: dict[str, Case] = {
+    "a displacement between masses of large contrast": (
+        of.errors.NotConverged,
+        "masses contrast much.*compare samples",
+        lambda: steep(0.05)[0].displacement_to(steep(0.05)[1]),
+        [
+            lambda: apart_by_samples(*steep(0.05)),
+            lambda: of.Particles(steep(0.05)[0].points).displacement_to(
+                of.Particles(steep(0.05)[1].points)
+            ),
+        ],
+    ),
     "plans of too many points": (
         MemoryError,
         "take fewer points",
@@ -314,6 +326,21 @@ def both():
 
 def whole(x, y):
     return torch.ones(len(x), len(y), dtype=torch.int64)
+
+
+def steep(push):
+    """Return a density of large contrast, and the end of a short step from it."""
+    generator = torch.Generator().manual_seed(3)
+    rho = torch.exp(-40 * torch.rand(20, 20, generator=generator, dtype=F64))
+    mu = of.GridDensity(rho, 0, 1, walls=True, normalize=True)
+    v = torch.randn(mu.box.n_faces, generator=generator, dtype=F64)
+    share = float(courant(mu.box, mu.weights, v))
+    return mu, mu.push(v, push / share)
+
+
+def apart_by_samples(mu, nu):
+    g = torch.Generator().manual_seed(0)
+    assert float(of.metrics.wasserstein2(mu.sample(50, g), nu.sample(50, g))) > 0
 
 
 def tilted():

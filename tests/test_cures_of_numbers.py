@@ -64,6 +64,10 @@ def far_spike(width):
     )
 
 
+def ring(z):
+    return (z.norm(dim=-1) - 1).relu()
+
+
 CASES: dict[str, Case] = {
     "an energy that overflows": (
         of.errors.NonFinite,
@@ -97,6 +101,16 @@ CASES: dict[str, Case] = {
         "enlarge the box or drop the point",
         lambda: wide(-4, 4).density_at(normal(3, 1) + 9),
         [lambda: wide(-14, 14).density_at(normal(3, 1) + 9)],
+    ),
+    "a kernel with a kink away from 0, on a law": (
+        of.errors.KernelWarning,
+        r"more nodes \(mu\.refined\(.*\)\), a smoother kernel, or on a line Quantiles",
+        lambda: STANDARD.interaction(ring),
+        [
+            lambda: STANDARD.refined(400).interaction(ring),
+            lambda: STANDARD.interaction(lambda z: (z.square().sum(-1) + 1).sqrt()),
+            lambda: LINE.interaction(ring),
+        ],
     ),
     "atoms that coincide under a singular kernel": (
         of.errors.NonFinite,
@@ -163,6 +177,16 @@ CASES: dict[str, Case] = {
             lambda: of.Interaction(of.kernels.Gaussian(0.02)).value(STANDARD),
             lambda: spike(0.02).value(STANDARD.refined(2000)),
             lambda: spike(0.02).value(LINE),
+        ],
+    ),
+    "a kernel at a point between the nodes": (
+        of.errors.KernelWarning,
+        r"narrower about 0 .* take kernels\.Gaussian, .* more nodes .*, or on a line",
+        lambda: spike(0.002).value(STANDARD),
+        [
+            lambda: of.Interaction(of.kernels.Gaussian(0.002)).value(STANDARD),
+            lambda: spike(0.002).value(STANDARD.refined(4000)),
+            lambda: spike(0.002).value(LINE),
         ],
     ),
     "a ring narrower than the cells": (

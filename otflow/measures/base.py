@@ -16,6 +16,7 @@ from otflow._arrays import as_points, unit_of
 from otflow._graphs import keep_immutable, records, refuse_graph, without_counters
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
+    alike,
     check_energy,
     check_finite,
     check_ground,
@@ -809,13 +810,7 @@ def integrate(
         masses.
     """
     values = f(points)
-    # The good case, of every step, comes first.
-    if (
-        isinstance(values, Tensor)
-        and values.shape == weights.shape
-        and values.dtype == weights.dtype
-        and skipped is None
-    ):
+    if skipped is None and alike(values, weights):  # the good case, of every step
         return weights @ values
     check_ground(values, points, weights)
     if skipped is not None:

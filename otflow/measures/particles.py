@@ -14,7 +14,7 @@ from otflow._arrays import as_points, as_weights, coordinate_limit
 from otflow._autodiff import second_gradient, value_and_gradient
 from otflow._graphs import records, value_of
 from otflow._typing import ArrayLike, Value
-from otflow._validation import check_generator, positive, real
+from otflow._validation import alike, check_generator, positive, real
 from otflow.errors import Diverged
 from otflow.measures.base import Measure
 from otflow.measures.sums import check_draw, reweighted
@@ -196,8 +196,10 @@ class Particles(Measure):
     # Moves ---------------------------------------------------------------------------
 
     def push(self, tangent: Tensor, dt: float) -> Self:
-        self._check_tangent(tangent)
-        return self._moved(torch.add(self.points, tangent, alpha=real(dt, "dt")))
+        points = self.points
+        if not alike(tangent, points):
+            self._check_tangent(tangent)
+        return self._moved(torch.add(points, tangent, alpha=real(dt, "dt")))
 
     def diffuse(self, variance: float, generator: torch.Generator) -> Self:
         r"""Add independent noise :math:`N(0, \mathrm{variance}\, I)` to each atom.
@@ -265,8 +267,9 @@ class Particles(Measure):
         # the comparison is False. The sum of squares bounds the largest coordinate, and
         # costs half the time.
         limit, norm = coordinate_limit(points.dtype), torch.linalg.vector_norm
-        x = points.detach()
-        if not (norm(x).item() < limit or norm(x, ord=torch.inf).item() < limit):
+        if not (
+            norm(points).item() < limit or norm(points, ord=torch.inf).item() < limit
+        ):
             msg = (
                 "positions left the finite numbers; take a smaller dt, or use JKO or "
                 "ExplicitEuler(backtracking=True)"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otflow.numerics.krylov import conjugate_gradients
+
 __all__ = ["Curvature"]
 
 # Up to this size the matrix is formed; beyond it, conjugate gradients multiply by it.
@@ -85,29 +87,32 @@ class Curvature:
         flat = 1.0 / scale if self.is_singular else torch.zeros_like(scale)
         size = torch.linalg.vector_norm(flat)
         flat = flat / size.masked_fill(size == 0, 1.0)
-        x, r = torch.zeros_like(slope), scale * slope
-        r = r - (flat @ r) * flat
-        p, square = r.clone(), float(r @ r)
-        start = square
-        for _ in range(MAX_CONJUGATE):
+        way: Tensor | None = None
+
+        def project(r: Tensor) -> Tensor:
+            rest: Tensor = r - (flat @ r) * flat
+            return rest
+
+        def times(p: Tensor, _: Tensor) -> Tensor:
+            nonlocal way
             image = self.shares.T @ (self.rows * (self.shares @ (scale * p)))
             image = p - scale * image
-            bend = float(p @ image)
-            if not bend > 1e-15 * float(p @ p):
-                # The matrix is flat along p, up to round-off: go to the radius.
-                x = p if float(p @ p) > 0 else x
-                longest = float((scale * x).abs().max())
-                return scale * x * (radius / longest if longest > 0 else 0.0)
-            x = x + (square / bend) * p
-            if float((scale * x).abs().max()) > radius:
-                break
-            r = r - (square / bend) * image
-            r = r - (flat @ r) * flat
-            new = float(r @ r)
-            # These are squares: 1e-10 of the slope is left, enough for a Newton step.
-            if new <= 1e-20 * start:
-                break
-            p, square = r + (new / square) * p, new
-        move: Tensor = scale * x
+            if float(p @ image) > 1e-15 * float(p @ p):
+                return image
+            way = p
+            return torch.zeros_like(p)
+
+        # In the norm of the scaled slope 1e-10 is left, enough for a Newton step.
+        x = conjugate_gradients(
+            times,
+            project,
+            project(scale * slope),
+            1e-10,
+            MAX_CONJUGATE,
+            lambda x, _: float((scale * x).abs().max()) > radius,
+        )
+        # Along a way that is flat up to round-off the step goes to the radius.
+        move: Tensor = scale * (x if way is None else way)
         longest = float(move.abs().max())
-        return move * min(1.0, radius / longest) if longest > 0 else move
+        share = radius / longest if longest > 0 else 0.0
+        return move * (min(1.0, share) if way is None else share)

@@ -55,7 +55,7 @@ class Anderson:
         return self.memory > 0 and (self._last is not None or self._count > 0)
 
     def pause(self) -> None:
-        """Go on with a similar T: keep the differences, but form none across."""
+        """Keep the differences for a similar T; form none between the two maps."""
         self._last = None
 
     def forget(self) -> None:

@@ -33,8 +33,8 @@ def conjugate_gradients(
     Parameters
     ----------
     times : callable
-        Takes p and M p to A p. What M holds exactly then meets no round-off of a
-        product.
+        Maps p and M p to A p. If A contains M, the product adds M p itself, without
+        the round-off of another product.
     solve : callable
         Returns the z with M z = r, or None if M is singular to round-off.
     right : Tensor

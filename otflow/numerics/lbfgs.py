@@ -56,7 +56,7 @@ class Space(Protocol[P]):
     def move(self, point: P, vector: Tensor, length: float, /) -> P:
         """Return the point at the end of a vector times a length.
 
-        It raises `Diverged` or `NonFinite` if there is no such point.
+        Raises `Diverged` or `NonFinite` if there is no such point.
         """
 
     def difference(self, start: P, end: P, /) -> Tensor:

@@ -24,11 +24,11 @@ def increasing_root(
 ) -> Tensor:
     r"""Solve f(z) = 0 entrywise for increasing f.
 
-    Newton's method runs within a shrinking bracket. Where f is far above `typical`, f
-    counts as an exponential, and the step is that for log f: it halves the number of
-    digits of f, while a plain step divides f by e. If a step leaves the bracket, or
-    three steps have not halved it, the bracket is bisected; while one end is unknown,
-    it is widened.
+    Newton's method runs within a shrinking bracket. Where f is far above `typical`, the
+    step is Newton's for log f. If f grows like an exponential, such a step halves the
+    number of digits of f, while a plain step divides f by e. The bracket is bisected if
+    a step leaves it, or if three steps have not halved it. While one end is unknown,
+    the bracket is widened.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -289,6 +290,15 @@ class ProximalContract:
             assert result.certificate["converged"]
             assert result.iterations >= 0
             assert result.residual == result.certificate["residual"]
+
+    def test_a_certificate_is_written_as_json(self) -> None:
+        """Check that JSON writes the whole certificate, without an infinity or NaN."""
+        hasty = self.crude() or self.make()
+        for solver, dt in ((self.make(), self.dt), (hasty, 100 * self.dt)):
+            report = solver.solve(self.functional(), self.start(), dt).certificate
+            written = report.to_dict()
+            assert set(written) == set(report)
+            assert json.loads(json.dumps(written, allow_nan=False)) == written
 
     def test_a_step_lowers_the_objective(self) -> None:
         """Check that F falls by no less than the transport cost, up to round-off."""

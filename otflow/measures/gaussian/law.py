@@ -35,16 +35,28 @@ from otflow.measures.gaussian.covariance import (
 from otflow.measures.gaussian.narrow import (
     gaussian_kernel_energy,
     gaussian_kernel_potential,
-    warn_if_hidden,
+    warn_if_missed,
+    warn_if_rough,
 )
+from otflow.measures.gaussian.polar import polar_nodes
 from otflow.measures.gaussian.quadrature import (
+    TENSOR_DIM,
     Nodes,
     finer_nodes,
     gaussian_nodes,
     integrate_energy,
 )
+from otflow.measures.sums import pair_potential
 
 __all__ = ["Gaussian"]
+
+# The degree of nodes that are no rule, whose masses and places are arguments.
+FREE = -1
+# Rules with these shares of the radii show the error of the whole rule: two of them,
+# since one may agree with it by chance.
+COARSER = (0.75, 0.6)
+# Places where the potential of a kernel is compared with that of a finer rule.
+PROBES = 16
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -234,7 +246,7 @@ class Gaussian(Measure):
             Of the same mean and factor.
         """
         placed = _placed(self.state, nodes)
-        return self._changed(**placed, nodes=nodes, weights=weights)
+        return self._changed(**placed, nodes=nodes, weights=weights, degree=FREE)
 
     def with_nodes(self, rule: Nodes) -> Self:
         """Return the same law, with the same factor, on another rule.
@@ -334,7 +346,8 @@ class Gaussian(Measure):
         W = W.bare
         if type(W) is GaussianKernel:
             return gaussian_kernel_energy(self.factor, W)
-        energy = 0.5 * (self.weights @ self._differences(W))
+        weights, values = self._differences(W)
+        energy = 0.5 * (weights @ values)
         if not bool(torch.isfinite(energy)):
             msg = (
                 "the interaction is not finite at a node of the quadrature; use a "
@@ -349,16 +362,40 @@ class Gaussian(Measure):
             return gaussian_kernel_potential(self.mean, self.factor, W, x)
         # It warns, or raises, if the rule does not see all of W.
         self._differences(W)
-        return super()._potential(W, x)
+        found = super()._potential(W, x)
+        if not W.smooth and self.dim <= TENSOR_DIM:
+            # The kink of W stands at each probe in turn: the polar rule does not serve.
+            few = slice(None, None, max(1, len(x) // PROBES))
+            per_axis = 2 * math.ceil(self.n ** (1 / self.dim))
+            with torch.no_grad():
+                finer = self.refined(max(per_axis, 8))
+                exact = pair_potential(W, x[few], finer.points, finer.weights)
+                warn_if_rough(W, found[few], exact)
+        return found
 
-    def _differences(self, W: Kernel) -> Tensor:
-        """Return W at the nodes of x - y; warn if W has features between the nodes.
+    def difference_rule(self, share: float = 1.0) -> tuple[Tensor, Tensor]:
+        r"""Return nodes z and masses w of the difference of two points.
+
+        .. math:: \sum_k w_k W(\sqrt2 Lz_k) \approx E\,W(x - y)
+
+        The rule is for even W. For d <= 3 it is polar, with as many radii as the
+        quadrature has nodes per axis, times `share`. Else it is the quadrature itself.
+        """
+        if self.dim > TENSOR_DIM or self.degree == FREE:
+            return self.nodes, self.weights
+        per_axis = max(1, round(share * self.n ** (1 / self.dim)))
+        points, weights = polar_nodes(self.dim, per_axis)
+        return points.to(self.nodes), weights.to(self.nodes)
+
+    def _differences(self, W: Kernel) -> tuple[Tensor, Tensor]:
+        """Return masses, and the even part of W, at nodes of x - y.
+
+        Warn if W has features between the nodes.
 
         Raises
         ------
         Unsupported
-            If W is infinite at 0. The rule does not see that; its error is some
-            percent.
+            If W is infinite at 0.
         """
         at_zero = W.values(torch.zeros_like(self.mean)[None])
         if W.singular or bool(at_zero.isinf()):
@@ -368,10 +405,15 @@ class Gaussian(Measure):
                 f"kernel"
             )
             raise Unsupported(msg)
-        values = W.values(self.nodes @ (math.sqrt(2.0) * self.factor.T))
+        apart = math.sqrt(2.0) * self.factor.T
+        nodes, weights = self.difference_rule()
+        values = W.even(nodes @ apart)
         if bool(values.isfinite().all()):
-            warn_if_hidden(W, self.nodes, self.weights, self.factor, values)
-        return values
+            with torch.no_grad():
+                rules = [self.difference_rule(share) for share in COARSER]
+                rough = [w @ W.even(z @ apart) for z, w in rules if z is not nodes]
+                warn_if_missed(W, nodes, weights, self.factor, values, rough)
+        return weights, values
 
     # Derivatives ----------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,11 +16,14 @@ __all__ = [
     "gaussian_kernel_energy",
     "gaussian_kernel_potential",
     "hidden_energy",
-    "warn_if_hidden",
+    "warn_if_missed",
+    "warn_if_rough",
 ]
 
 # Share of the energy that may lie between the nodes without a warning.
 UNSEEN = 0.1
+# Share of the spread of a kernel by which two rules may differ without a warning.
+ROUGH = 1e-3
 
 
 def gaussian_kernel_energy(factor: Tensor, W: Gaussian) -> Tensor:
@@ -104,10 +108,18 @@ def hidden_energy(
     return unseen if unseen > UNSEEN * seen + floor else 0.0
 
 
-def warn_if_hidden(
-    W: Kernel, nodes: Tensor, weights: Tensor, factor: Tensor, values: Tensor
+def warn_if_missed(
+    W: Kernel,
+    nodes: Tensor,
+    weights: Tensor,
+    factor: Tensor,
+    values: Tensor,
+    rough: Sequence[Tensor],
 ) -> None:
-    """Warn (KernelWarning) if the nodes miss a large share of a kernel's energy."""
+    """Warn (KernelWarning) if the nodes miss a share of a kernel's energy.
+
+    `rough` holds means of the kernel by coarser rules.
+    """
     unseen = hidden_energy(W, nodes, weights, factor, values)
     if unseen > 0:
         msg = (
@@ -115,5 +127,28 @@ def warn_if_hidden(
             f"{len(nodes)} nodes of a Gaussian: an energy of about {unseen:.2g} is "
             f"left out; take kernels.Gaussian, which is exact, more nodes "
             f"(mu.refined(...)), or on a line Quantiles"
+        )
+        warn(msg, KernelWarning)
+    elif rough:
+        mean = weights @ values
+        spread = float(weights @ (values - mean).abs())
+        warn_if_rough(W, mean, torch.stack(list(rough)), spread)
+
+
+def warn_if_rough(
+    W: Kernel, found: Tensor, other: Tensor, spread: float | None = None
+) -> None:
+    """Warn (KernelWarning) if two rules find different averages of a kernel.
+
+    The difference counts beside the spread of the averages, or the one given.
+    """
+    off, largest = float((found - other).abs().max()), float(found.abs().max())
+    scale = largest if spread is None else spread
+    if off > ROUGH * scale + 64 * torch.finfo(found.dtype).eps * largest:
+        msg = (
+            f"the nodes of a Gaussian know averages of {W!r} to about {off:.2g} only, "
+            f"as at a kink or a jump, or if it is narrow; for exp(-|z|^2 / 2 s^2) take "
+            f"kernels.Gaussian, which is exact; else more nodes (mu.refined(...)), a "
+            f"smoother kernel, or on a line Quantiles"
         )
         warn(msg, KernelWarning)

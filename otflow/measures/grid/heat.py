@@ -13,9 +13,11 @@ from otflow.measures.grid.box import Box
 
 __all__ = ["heat"]
 
-# Images of a cell in the walls farther than so many standard deviations are dropped.
+# Images of a cell in the walls farther than so many standard deviations are dropped: a
+# normal law has a share of 2e-19 beyond, less than the round-off of float64.
 REACH = 9.0
-# Rows of a heat kernel that are formed at a time.
+# Rows of a heat kernel that are formed at a time. So the memory grows like the number
+# of cells along an axis, not like its square.
 BLOCK = 1024
 # The exponential series stops when the remaining terms carry less than this mass.
 TAIL = 1e-17
@@ -117,6 +119,8 @@ def _around_obstacles(
     chance, left, term = math.exp(-last), 1.0, weights
     result, k = chance * term, 0
     left -= chance
+    # Round-off of the chances may leave more than TAIL. The chance of so many more than
+    # the mean number of jumps is below round-off.
     while left > TAIL and k < 10 * last + 100:
         k += 1
         chance *= last / k

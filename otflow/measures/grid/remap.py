@@ -11,8 +11,8 @@ __all__ = ["limited", "remap", "transported"]
 
 Edges = tuple[Tensor, Tensor]
 
-# Faces are put in order by the mass beside them: those of a row with more than these
-# shares of the largest, in turn.
+# Faces are put in order in several passes. A pass places the faces of a row that are
+# beside more mass than this share of the largest.
 SHARES = (1e-1, 1e-2, 1e-4, 1e-8, 1e-16, 0.0)
 
 

@@ -155,11 +155,14 @@ def _affordable(box: Box, source: Tensor, flux: Tensor, unseen: float) -> Tensor
     return flux * torch.where(flux > 0, below, above)
 
 
+_INSTEAD = (
+    "compare samples of them by otflow.metrics, as wasserstein2(mu.sample(n, "
+    "generator), nu.sample(n, generator)), or take the path between Quantiles, "
+    "Gaussians or Particles"
+)
 _TOO_FAR = (
     "no single upwind step leads from one grid density to the other: {}; take "
-    "densities less than a cell apart, compare samples of them by otflow.metrics, as "
-    "wasserstein2(mu.sample(n, generator), nu.sample(n, generator)), or take the path "
-    "between Quantiles, Gaussians or Particles"
+    "densities less than a cell apart, " + _INSTEAD
 )
 
 
@@ -261,8 +264,9 @@ def _conjugate_gradients(
     residual = float((rhs - L.apply(phi)).abs().max())
     if not residual <= FAR * dust:
         msg = (
-            f"conjugate gradients for a displacement stopped after {iterations} "
-            f"iterations at a residual of {residual:.3g} of mass"
+            f"the flux between two grid densities, whose masses contrast much, was "
+            f"not found: {iterations} iterations of conjugate gradients left a "
+            f"residual of {residual:.3g} of mass; {_INSTEAD}"
         )
         raise NotConverged(msg, info={"residual": residual})
     return phi.reshape(-1)

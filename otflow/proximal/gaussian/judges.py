@@ -280,10 +280,7 @@ def _values(F: Functional, mu: Gaussian) -> tuple[float, float]:
     """
 
     def value(weights: Tensor) -> Tensor:
-        nu = mu.with_free_state(mu.state.detach())
-        # Unchecked: a derivative by the masses leaves the measures of mass 1.
-        object.__setattr__(nu, "weights", weights)
-        return F.value(nu)
+        return F.value(mu.detach().with_free_nodes(mu.nodes, weights))
 
     w = mu.weights.detach()
     found = value_and_gradient(value, w, unused=True)[1]
@@ -297,12 +294,13 @@ def _hidden(F: Functional, mu: Gaussian) -> float:
     :math:`|\det L|`, with gradient :math:`-E\,L^{-1}`.
     """
     # The difference of two independent points has the covariance 2 L L^T.
-    energy, z = 0.0, mu.nodes @ (math.sqrt(2.0) * mu.factor.T)
+    nodes, weights = mu.difference_rule()
+    energy, z = 0.0, nodes @ (math.sqrt(2.0) * mu.factor.T)
     for c, term in F.terms():
         if isinstance(term, Interaction) and type(term.kernel) is not GaussianKernel:
             with torch.no_grad():
-                values = term.kernel(z)
-            found = hidden_energy(term.kernel, mu.nodes, mu.weights, mu.factor, values)
+                values = term.kernel.even(z)
+            found = hidden_energy(term.kernel, nodes, weights, mu.factor, values)
             energy += abs(c) * found
     return energy
 

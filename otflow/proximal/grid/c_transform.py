@@ -17,7 +17,8 @@ from otflow.measures.grid.box import Box
 
 __all__ = ["along_axis", "c_transform", "has_compiler"]
 
-# Offsets tried between two questions whether a better one can still come.
+# Offsets tried between two questions whether a better one can still come. A question
+# reads the whole array, and on a GPU it waits for the result.
 STRIDE = 4
 
 

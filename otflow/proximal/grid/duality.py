@@ -28,9 +28,11 @@ __all__ = [
     "lowest_pressure",
 ]
 
-# A cell counts as empty below this share of the largest mass of a cell.
+# A cell counts as empty below this share of the largest mass of a cell. The dual value
+# is a lower bound for any pressure, so the share changes its tightness only.
 DUST = 1e-9
-# Relative error of the mass at which a constant is found, and most steps of the search.
+# Relative error of the mass at which a constant is found, about the round-off of a sum
+# over many cells; and most steps of the search.
 EXACT, HALVINGS = 1e-13, 200
 
 
@@ -337,6 +339,8 @@ def _spread(x: Tensor, axis: int) -> Tensor:
 
 def cell_means(f: Tensor) -> Tensor:
     """Return means over inner cells of a function that is linear between centres."""
+    # Over half a cell the mean of a linear function is 3/4 of the value at the centre
+    # plus 1/4 of that at the next centre. The two halves of a cell share the first.
     for axis in range(f.ndim):
         n = f.shape[axis] - 2
         sides = f.narrow(axis, 0, n) + f.narrow(axis, 2, n)
@@ -346,6 +350,8 @@ def cell_means(f: Tensor) -> Tensor:
 
 def cell_extremes(f: Tensor) -> tuple[Tensor, Tensor]:
     """Return bounds on inner cells of a function that is linear between centres."""
+    # Linear along each axis between centres, so the extremes lie at the centre and at
+    # the middles towards the neighbours.
     low = high = f
     for axis in range(f.ndim):
         n = f.shape[axis] - 2
@@ -400,6 +406,7 @@ def lowest_pressure(internal: Internal, like: Tensor) -> float:
     the exponents as much as over the first, in any unit of energy. A power that
     vanishes at 0 falls less and less.
     """
+    # Nearly the least float64, with its exponent halved and halved again.
     densities = like.new_tensor([1e-300, 1e-150, 1e-75])
     deep, middle, higher = internal.slope(densities).tolist()
     return -math.inf if middle - deep > higher - middle > 0 else deep

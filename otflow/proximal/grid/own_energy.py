@@ -97,6 +97,7 @@ class OwnEnergy(Internal):
         self.at_zero = cells.value(torch.zeros_like(V))
 
     def slope(self, r: Tensor) -> Tensor:
+        # The other cells hold the mean density, where the slope is known to be finite.
         parts = [
             (self.cells.slope(placed) - self.V)[:count]
             for placed, count in self._placed(r, self.cells.mean)
@@ -114,10 +115,12 @@ class OwnEnergy(Internal):
     def curvature(self, r: Tensor) -> Tensor:
         above, below = self.slope((1 + STEP) * r), self.slope((1 - STEP) * r)
         quotient: Tensor = (above - below) / (2 * STEP * r)
+        # U is convex: a negative quotient is round-off.
         return quotient.clamp_min(0.0)
 
     def _per_mass(self, r: Tensor) -> Tensor:
         """Return the sum of U over densities r over their mass, for each cell."""
+        # The other cells are empty. The value of the term without mass is taken off.
         total = 0.0
         for placed, _ in self._placed(r, 0.0):
             linear = self.cells.volume * float(self.V @ placed)
@@ -279,6 +282,7 @@ def _by_its_slope(cells: _Cells, level: Tensor) -> OwnTerm | None:
     few = level.new_tensor([middle, middle - 1, EMPTIEST, top])
     at, below, least, most = energy.slope(few.exp()).tolist()
     noise = ALIKE * (float(level.abs().max()) + abs(at))
+    # A slope that falls somewhere is that of no convex U.
     if float((slope.cummax(0).values - slope).max()) > noise:
         return None
     if at - least > DEEPEST * (at - below) + noise:
@@ -290,6 +294,7 @@ def _by_its_slope(cells: _Cells, level: Tensor) -> OwnTerm | None:
     if float((slope - straight).abs().max()) <= EXACT * (most - least) + noise:
         return OwnTerm(cells, level - factor * (middle + 1), temperature=factor)
     if top > middle and most > at > least:
+        # Nine digits: the noise of the slopes does not hide a simple power such as 2.
         power = round(math.log((most - least) / (at - least)) / (top - middle), 9)
         line = least + (most - least) * (power * (logs - top)).exp()
         if power > 0 and float((slope - line).abs().max()) <= EXACT * (most - least):

@@ -119,6 +119,7 @@ class PressureProblem(DualProblem):
         others = tuple(a for a in range(self.box.dim) if a != axis)
         V = torch.where(self.room > 0, self.V, 0.0).reshape(shape)
         masses = self.masses.reshape(shape)
+        # From the last axis on, so that the axes still to come keep their numbers.
         for a in reversed(others):
             rest = tuple(k for k in range(self.box.dim) if k != a)
             share = masses.sum(rest) / masses.sum()
@@ -143,6 +144,8 @@ class PressureProblem(DualProblem):
     def coarser(self) -> PressureProblem:
         """Return the problem on blocks of two cells along each axis."""
         box = self.box
+        # If the number of cells is odd, the last block reaches beyond the box. There it
+        # has no room.
         shape = tuple((n + 1) // 2 for n in box.shape)
         upper = tuple(
             a + 2 * h * n for a, h, n in zip(box.lower, box.spacing, shape, strict=True)

@@ -25,7 +25,8 @@ __all__ = [
     "transport_cost",
 ]
 
-# A row below this share of all the mass counts as empty.
+# A row below this share of all the mass counts as empty. Quotients of the masses of two
+# other rows stay finite in float64.
 VACUUM = 1e-100
 # Cuts within this distance, in cells, count as equal.
 SAME = 1e-9
@@ -53,10 +54,10 @@ def push_forward(
 
     The minimum over y in :math:`\phi^c(x) = \min_y |x - y|^2/(2\,dt) - \phi(y)` is
     taken along one axis after the other. So the optimal map is a composition of maps
-    that move one coordinate each. Minimised over the last k axes, :math:`\phi` depends
-    on the old place along these axes and on the new place along the others; the map
-    along the next axis is then optimal on every row. Each row is remapped by its
-    cumulative masses.
+    that move one coordinate each. After the minimum over the last k axes, the potential
+    depends on the old place along these axes and on the new place along the others.
+    With this potential the map along the next axis is optimal on every row. Each row is
+    remapped by its cumulative masses.
 
     Parameters
     ----------
@@ -85,6 +86,7 @@ def push_forward(
     mobility: list[Tensor] = []
     for axis, potential in enumerate(mixed_potentials(phi.reshape(box.shape), box, dt)):
         h = box.spacing[axis]
+        # What passes the faces of an earlier axis is carried along as mass is.
         for before, faces in enumerate(mobility):
             n = box.shape[before]
             low = potential.narrow(before, 0, n - 1)
@@ -104,7 +106,10 @@ def push_forward(
 
 
 def mixed_potentials(phi: Tensor, box: Box, dt: float) -> list[Tensor]:
-    """Return for each axis the potential in new places up to it, in old places after.
+    """Return the potentials of the maps along each axis.
+
+    The potential of an axis depends on the new place along the axes up to it and on the
+    old place along the axes after it.
 
     Parameters
     ----------
@@ -221,7 +226,10 @@ def _winners(phi: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 
 def _next(wins: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the last winner up to each cell of a row, -1 if none; the next one, n."""
+    """Return the last winner up to each cell of a row, and the next from it on.
+
+    Without such a winner they are -1 and n.
+    """
     index = torch.arange(wins.shape[-1], device=wins.device)
     ahead = torch.where(wins, index, len(index)).flip(-1).cummin(-1).values.flip(-1)
     return torch.where(wins, index, -1).cummax(-1).values, ahead
@@ -253,6 +261,7 @@ def lifted(phi: Tensor, box: Box, dt: float) -> Tensor:
         rows, scale = phi.movedim(axis, -1), dt / h**2
         n = rows.shape[-1]
         bend = 1.0 - scale * rows.diff(n=2, dim=-1) if n > 2 else rows[..., :0]
+        # A convex row wins mass in each of its cells: nothing lies above its hull.
         if bool((bend >= 0).all()):
             continue
         wins = _winners(rows, scale)[1]
@@ -347,6 +356,7 @@ def distance_along_axes(mu: GridDensity, nu: GridDensity) -> float:
 
 def _levels(masses: Tensor, total: Tensor) -> Tensor:
     """Return the levels of the edges of cells, from 0 to the total."""
+    # Round-off may lift a sum above the total, and levels must not decrease.
     inner = torch.minimum(masses.cumsum(-1)[..., :-1], total)
     return torch.cat([torch.zeros_like(total), inner, total], -1)
 
@@ -355,6 +365,7 @@ def _quantiles(edges: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the quantile at both ends of each piece between levels, in cells."""
     n = edges.shape[-1] - 1
     low, high = levels[..., :-1], levels[..., 1:]
+    # The middle of a piece lies in one cell, whichever way its ends are rounded.
     middle = 0.5 * (low + high)
     cell = torch.searchsorted(edges, middle, right=True).sub_(1).clamp_(0, n - 1)
     start, end = torch.gather(edges, -1, cell), torch.gather(edges, -1, cell + 1)

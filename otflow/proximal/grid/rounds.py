@@ -15,7 +15,7 @@ from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.numerics.anderson import Anderson
 
-__all__ = ["LocalStep", "Outcome", "Point", "Rounds", "minimise_nonlocal"]
+__all__ = ["FIRST", "LocalStep", "Outcome", "Point", "Rounds", "minimise_nonlocal"]
 
 # Differences of log densities that the extrapolation keeps. FLOOR times the largest
 # density is added to the weights of their norm, so that far tails count.
@@ -31,7 +31,8 @@ SURE = 0.9
 # Factor of the accuracy after a round that failed by the error of its local step alone.
 FINER = 0.1
 # Growth of L after a failed round, and its fall where the model was too steep by SLACK.
-GROWTH, SLACK = 2.0, 2.5
+# L exceeds the ratio of the last step by ABOVE, since the next ratio differs a little.
+GROWTH, SLACK, ABOVE = 2.0, 2.5, 1.1
 # First L over the largest curvature, which few steps meet. L grows from LEAST at least,
 # in units of the energy that changes a density by a factor of e.
 FIRST, LEAST = 0.2, 0.05
@@ -215,23 +216,20 @@ def minimise_nonlocal(
             if best.converged or spent >= budget:
                 break
             last, state, failures, finer = nu, step.state, 0, 1.0
-            # A model that is too steep makes short steps: L falls. A local step that
-            # did not converge measures no ratio.
-            steep = L > 0 and SLACK * ratio < L and step.converged
-            if fits and not steep and (residual <= FAR or slow):
+            # A local step that did not converge measures no ratio.
+            new = L if fits and not step.converged else rounds.adapted(L, ratio, fits)
+            if new == L and fits and (residual <= FAR or slow):
                 y, plain = beyond.point(y, nu, fall, plain=plain), False
                 continue
-            if not fits:
-                L = max(GROWTH * L, 1.1 * ratio)
-            elif steep:
-                L = max(L / SLACK, ratio, 0.0)
+            L = new
         elif spent >= budget or failures >= MOST_FAILURES:
             break
         # The model holds, so only the error of the local step can raise the objective.
         elif plain and fits:
             failures, finer = failures + 1, FINER * finer
         elif plain:
-            failures, L = failures + 1, max(GROWTH * L, 1.1 * ratio, LEAST / scale)
+            failures += 1
+            L = rounds.adapted(L, ratio, fits, LEAST / scale)
         else:
             beyond.failed(fall)
         # Another L is another map: its differences do not fit.
@@ -295,6 +293,17 @@ class Rounds(ABC):
             divergence = float((nu.mass * spread - change).sum())
         ratio = gap / max(divergence, torch.finfo(change.dtype).tiny)
         return ratio, gap <= L * divergence + noise
+
+    @staticmethod
+    def adapted(L: float, ratio: float, fits: bool, least: float = 0.0) -> float:
+        """Return the L of the next round, after a step that needed `ratio`.
+
+        Too small an L makes steps that raise the objective; too large an L makes short
+        steps.
+        """
+        if not fits:
+            return max(GROWTH * L, ABOVE * ratio, least)
+        return max(L / SLACK, ratio, 0.0) if SLACK * ratio < L else L
 
     def curvature(self, mass: Tensor, weights: Tensor, least: float = 1.0) -> float:
         r"""Return an eigenvalue of :math:`w\,G''` of large size, by power iterations.

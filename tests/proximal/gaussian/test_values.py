@@ -197,13 +197,16 @@ WRONG = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::otflow.errors.KernelWarning")
 @pytest.mark.parametrize("dt", [1e-5, 1e-2, 1.0])
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_derivatives_are_told_however_short_the_step(name, dt):
     F = WRONG[name] + 0.5 * of.Entropy()
     with pytest.warns(of.errors.NotConvergedWarning, match="derivatives") as caught:
         run = of.flow(F, law(), of.JKO(), dt=dt, steps=1)
-    assert len(caught) == 1
+    # The recorded energy says the jump of a kernel too.
+    said = [w for w in caught if w.category is not of.errors.KernelWarning]
+    assert len(said) == 1
     assert not run.converged
     assert not run.info[0]["certified"]
     if "expectation" not in name:

@@ -20,7 +20,8 @@ __all__ = ["Coupled", "Joint", "local_objective"]
 
 # Relative residual of the Newton systems, and most products for each.
 INEXACT, PRODUCTS = 1e-2, 40
-# Mass that is moved in the difference quotient of a second variation.
+# Mass that is moved in the difference quotient of a second variation. For interactions,
+# whose G' is linear, any mass gives the same quotient.
 SHIFT = 1e-4
 # Cells that pass less than this share of the largest flow are left out.
 EMPTY = 1e-9

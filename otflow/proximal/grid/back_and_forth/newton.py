@@ -123,6 +123,7 @@ def _along_axes(problem: PressureProblem, tolerance: float, limit: int) -> Tenso
     lines = []
     for axis in range(problem.box.dim):
         line = problem.along(axis)
+        # The residuals of the axes add up in the product.
         aim = min(tolerance / (4 * problem.box.dim), FINE)
         start = line.at(line.at_rest())
         point, _, _ = _climb(line, start, aim, limit, plain=True)

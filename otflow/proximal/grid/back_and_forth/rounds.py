@@ -17,7 +17,7 @@ from otflow.proximal.grid.back_and_forth.newton import maximise
 from otflow.proximal.grid.duality import lowest_pressure
 from otflow.proximal.grid.own_energy import wide
 from otflow.proximal.grid.pressure import Iterate, PressureProblem
-from otflow.proximal.grid.rounds import Point, Rounds
+from otflow.proximal.grid.rounds import FIRST, Point, Rounds
 from otflow.proximal.terms import Terms, combine
 
 __all__ = ["SETTLED", "Settled", "settle"]
@@ -25,11 +25,8 @@ __all__ = ["SETTLED", "Settled", "settle"]
 # Accuracy of a local step: SHARE of the least residual so far, at most COARSEST, at
 # least FINEST times the tolerance.
 SHARE, COARSEST, FINEST = 0.1, 1e-2, 0.2
-# First L over the largest curvature, which few steps meet. L grows from LEAST times
-# this curvature at least.
-FIRST, LEAST = 0.2, 1e-3
-# Growth of L after a failed round, and its fall where the model was too steep by SLACK.
-GROWTH, SLACK = 2.0, 2.5
+# L grows from this share of the largest curvature at least.
+LEAST = 1e-3
 # The rounds have stalled if PATIENCE of them do not cut the least residual to PROGRESS.
 PATIENCE, PROGRESS = 8, 0.5
 # Local steps in succession that may miss their aim.
@@ -169,10 +166,7 @@ def settle(
         stalled = failures == MOST_FAILURES or k - since > PATIENCE
         if best[0] <= tolerance or stalled or steps >= work:
             break
-        if not fits:
-            L = max(GROWTH * L, 1.1 * ratio, LEAST * rounds.scale)
-        elif SLACK * ratio < L:
-            L = max(L / SLACK, ratio, 0.0)
+        L = rounds.adapted(L, ratio, fits, LEAST * rounds.scale)
     residual, point, problem = best
     ending = "stalled" if stalled else "limit"
     if residual <= tolerance:

@@ -57,10 +57,9 @@ class BackAndForth(GridProximal):
     F may hold `Entropy` and `PowerEntropy` with m > 1. F may also hold a user's term
     that is known by its value only, if its first variation in a cell is :math:`V +
     U'(\rho)` of this cell and U is convex. The solver tests this at random densities,
-    and again at the result. Interactions and other terms are linearised in rounds: so
-    much of a convex energy is added that the objective falls from one round to the
-    next. From the end of a round, Newton's method solves the whole problem with these
-    terms nonlinear.
+    and again at the result. Interactions and other terms are linearised in rounds.
+    Each round adds enough of a convex energy for the objective to fall. From the end of
+    a round, Newton's method solves the whole problem without linearising these terms.
 
     Parameters
     ----------

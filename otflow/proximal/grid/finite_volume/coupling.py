@@ -125,6 +125,7 @@ class Coupling:
             small = basis.T @ self._centred(basis)
             values, turn = np.linalg.eigh(0.5 * (small + small.T))
             kept = np.abs(values) > LEAST * np.abs(values).max()
+            # A sketch of which nearly every column counts may have missed modes.
             if kept.sum() <= size - SPARE:
                 return _counted(values, basis @ turn)
             size *= 2
@@ -145,6 +146,7 @@ class Coupling:
 
     def _centred(self, vectors: Array) -> Array:
         """Apply the second derivative, with the mean removed before and after."""
+        # A step keeps the mass: only changes of density whose sum is 0 count.
         vectors = vectors - vectors.mean(0)
         image = np.stack([self.field(v) for v in vectors.T], axis=1)
         centred: Array = image - image.mean(0)

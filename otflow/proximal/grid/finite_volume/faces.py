@@ -148,6 +148,7 @@ class NormalEquations:
         rows, columns = cells[:, self.first].ravel(), cells[:, self.second].ravel()
         self.kept = np.flatnonzero((rows >= 0) & (columns >= 0))
         rows, columns = rows[self.kept], columns[self.kept]
+        # The entries of L follow: its diagonal, then one for each face.
         self.layout = Layout(
             n,
             np.concatenate([rows, np.arange(n), faces.low]),

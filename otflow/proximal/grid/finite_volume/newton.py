@@ -179,6 +179,7 @@ def descend(
     """
     step, gap, moved = state.step, math.inf, math.inf
     length, best, stalled = 0.0, math.inf, 0
+    # The terms of the objective may cancel: its round-off has their size.
     weight = float(np.abs(step.potential) @ step.source)
     if step.coupling is not None:
         weight += float(np.abs(step.coupling.field(step.source)) @ step.source)
@@ -240,5 +241,6 @@ def _search(
         if step.barrier(x, mu) <= before + ARMIJO * length * min(slope, 0.0) + noise:
             ahead = replace(state.moved(newton, length, dual), numbers=x)
             return ahead.trusted(mu), length
+        # Multipliers are no part of the objective: their length stays.
         length *= 0.5
     return None

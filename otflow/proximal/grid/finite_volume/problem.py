@@ -240,6 +240,8 @@ class UpwindStep:
         density = self.after(flux)
         count = 2 * len(flux) + len(density) * (2 if self.bounded else 1)
         mu = (unit + float(self.kinetic(flux, density).sum())) / count
+        # A flux that circles through a face moves nothing and keeps both ways positive.
+        # Alone it costs at most mu / 2 each way.
         circling = np.sqrt(mu * self.reach * np.minimum(*density[self.faces.sides]))
         ways = np.stack([np.maximum(flux, 0), np.maximum(-flux, 0)]) + circling
         x = self.joined(ways, density, self.bound - density)
@@ -247,10 +249,9 @@ class UpwindStep:
         return centre if warm is None else self.resumed(warm, centre, unit / len(x))
 
     def resumed(self, old: Interior, centre: Interior, mu: float) -> Interior:
-        """Return a flow of the velocities and multipliers of another, moved inwards.
+        """Return a flow between the flow of another's velocities and `centre`.
 
-        It is a combination of the flow of these velocities and of `centre`, and
-        `centre` itself if the former has no positive densities.
+        The result is `centre` itself if the velocities give no positive densities.
         """
         # Fluxes are velocities times the new densities, which solve a linear system.
         sides = self.faces.sides

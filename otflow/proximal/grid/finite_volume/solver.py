@@ -33,8 +33,8 @@ __all__ = ["FiniteVolume"]
 # A bound that lets this mass into one cell is no bound, since all the mass is 1. The
 # hundredth covers round-off.
 SAFE = 1.01
-# Rounds of nonlocal terms may solve so many times the linear systems of a local step,
-# the systems of all halves included.
+# Most linear systems in the rounds of a step and its halves, over the most of one
+# local step.
 PATIENCE = 12
 
 
@@ -320,6 +320,7 @@ class FiniteVolume(GridProximal):
         """Return the step with these terms."""
         budget = PATIENCE * self.max_iterations
         kept = warm if isinstance(warm, Warm) else None
+        # Fluxes through the faces of another grid are no start.
         if kept is not None and kept.last.measure.box != mu.box:
             kept = None
         scene = Scene.of(taken, mu, kept.scene if kept else None)
@@ -387,7 +388,8 @@ class FiniteVolume(GridProximal):
             part = Part(measure_of(mu, local, move.density), local, move, rounds)
             if local.convex or (move.converged and not local.rises(move)):
                 return part
-            # No convexity led there: by rounds that begin at the old density.
+            # Without convexity a step may fail, or end above its start. Then rounds
+            # begin again at the old density.
             G, spent = scene.terms.nonlocal_part, move.spent
             local = _pose(replace(scene, coupling=None), mu, dt)
         assert G is not None

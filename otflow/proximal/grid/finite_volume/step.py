@@ -117,6 +117,8 @@ class Local:
         climbs at most above the highest filled cell by the pressure of its density.
         """
         step, source = self.step, self.step.source
+        # The pressure of a density is its slope above that of half the density, since
+        # the slope at 0 may be infinite.
         most = np.array([1.0, 0.5]) * source.max()
         top, half = step.energy.slope(most)
         steepness, field = float(top - half), step.potential
@@ -135,6 +137,7 @@ class Local:
         """
         volume, bound, coupling = self.room.volume, self.step.bound, self.step.coupling
         step = replace(self.step, bound=bound * (1 + SPARE * tolerance))
+        # The fluxes of another room belong to other faces.
         if warm is not None and warm.step.faces is not step.faces:
             warm = None
         unit = self.unit * float(step.source.sum())
@@ -145,6 +148,7 @@ class Local:
         if not outcome.settled:
             residual = max(residual, outcome.moved * volume)
         flux = outcome.state.flux
+        # Differences of nearly equal numbers: round-off may make them negative.
         density = np.maximum(step.after(flux), 0.0)
         kinetic = float(step.kinetic(flux, outcome.state.density).sum())
         if step.bounded:
@@ -201,6 +205,7 @@ def below(room: Room, density: Array, bound: float) -> tuple[Array, Array]:
     # only fixes the constant.
     trace = lazy_import("scipy.sparse").eye_array(faces.n) * 1e-10
     phi = factor_positive(laplacian + trace).solve(excess - gain)
+    # Round-off may lift a sum above the bound.
     return np.minimum(kept + gain, bound), phi[faces.low] - phi[faces.high]
 
 
@@ -216,6 +221,7 @@ def room_of(mu: GridDensity, old: Room | None = None) -> Room:
     labels = labels.reshape(-1)
     filled = np.unique(labels[mass > 0])
     reached = np.isin(labels, filled) & (labels > 0)
+    # Cells outside of the room keep the index -1, which closes their faces.
     index = np.full(box.n, -1)
     cells = np.flatnonzero(reached)
     if old is not None and np.array_equal(cells, old.cells):
