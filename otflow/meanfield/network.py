@@ -36,6 +36,8 @@ def block_rows(neurons: int, like: Tensor, buffers: int = 1) -> int:
     else:
         alone = torch.get_num_threads() == 1
         size = CPU_BLOCK_BYTES * (1 if alone else SHARED_BLOCKS)
+    # A product with few rows reads all neurons for little work: for 1e5 neurons 4 rows
+    # at a time take 1.6 times as long as 16.
     return max(64, size // (neurons * like.element_size() * buffers))
 
 

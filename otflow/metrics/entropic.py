@@ -31,10 +31,11 @@ __all__ = ["Entropy", "Outcome", "noise"]
 STEP = 1e-7
 # Error of the marginals at round-off, for masses of sum 1.
 EXACT = 1e-14
+# Most Newton steps at one blur.
 MAX_NEWTON = 120
 # Error of the marginals at the coarser blurs, which only give a start for the next.
 ON_THE_WAY = 1e-2
-# Most averaged iterations; each contracts by 1/3.
+# Most averaged iterations. Each contracts by 1/3, so about 35 reach round-off.
 MAX_AVERAGED = 400
 
 
