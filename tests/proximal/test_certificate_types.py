@@ -249,3 +249,13 @@ def test_an_old_result_is_read_with_a_warning():
         run = of.flow(exact.quadratic(), mu, of.JKO(Old()), dt=0.1, steps=1)
     assert run.info[0].iterations == 7
     assert run.info[0].certified
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_reports_are_equal_as_mappings_are(name):
+    one, two = (report(name)[0] for _ in range(2))
+    assert one == two
+    assert one == dict(two)
+    assert one != two.also(seen=torch.zeros(2))
+    assert two.also(seen=torch.zeros(2)) == two.also(seen=torch.zeros(2))
+    assert one != "a report"
