@@ -59,8 +59,11 @@ def value_and_gradient(
     A value that does not depend on `x` raises InvalidFunctional: a value detached from
     the graph is most often a mistake. With ``unused=True`` its gradient is zero.
     """
-    if torch.is_inference_mode_enabled():
-        msg = "torch.inference_mode() forbids derivatives; use torch.no_grad() instead"
+    if torch.is_inference_mode_enabled() or x.is_inference():
+        msg = (
+            "torch.inference_mode() forbids derivatives, also later in tensors made "
+            "under it; use torch.no_grad() instead"
+        )
         raise RuntimeError(msg)
     keep = records(x, *beside)
     with differentiating(parameters=keep):

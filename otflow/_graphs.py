@@ -130,17 +130,24 @@ def value_of(
     Tensors `own` count beside the points and the weights.
     """
     tensors = (mu.points, mu.weights, *own)
-    before = list(map(_VERSION, tensors))
+    before = _versions(tensors)
     try:
         answer = value(mu)
     except ModifiedInPlace:
-        if before == list(map(_VERSION, tensors)):
+        if before == _versions(tensors):
             raise
     else:
-        if before == list(map(_VERSION, tensors)):
+        if before == _versions(tensors):
             return answer
     msg = f"{by} modified the measure in place; work on a copy: mu.points.clone()"
     raise InvalidFunctional(msg)
+
+
+def _versions(tensors: tuple[Tensor, ...]) -> list[int]:
+    try:
+        return list(map(_VERSION, tensors))
+    except RuntimeError:  # tensors of torch.inference_mode() have no counter
+        return []
 
 
 class Immutable:

@@ -432,6 +432,29 @@ def test_inference_mode_is_refused_with_the_cure():
         exact.quadratic().velocity(mu)
 
 
+@pytest.mark.parametrize("kind", ["particles", "quantiles", "gaussian", "grid"])
+def test_a_measure_made_in_inference_mode_flows_but_has_no_derivatives(kind):
+    make = {
+        "particles": lambda: of.Particles(torch.ones(4, 1)),
+        "quantiles": lambda: of.Quantiles(torch.linspace(-1, 2, 5)),
+        "gaussian": lambda: of.Gaussian(torch.ones(1), torch.eye(1)),
+        "grid": lambda: of.GridDensity(torch.ones(5) / 5, 0.0, 5.0, walls=True),
+    }[kind]
+    F = exact.quadratic()
+    with torch.inference_mode():
+        mu = make()
+    assert F.value(mu) == F.value(make())
+    with pytest.raises(RuntimeError, match=r"torch\.no_grad"):
+        F.velocity(mu)
+    # A flow starts from a copy, which is an ordinary measure.
+    ends = [
+        of.flow(F, start, of.ExplicitEuler(), dt=0.1, steps=2, record={"F": F}).final
+        for start in (mu, make())
+    ]
+    assert torch.equal(ends[0].points, ends[1].points)
+    assert torch.equal(ends[0].weights, ends[1].weights)
+
+
 def test_the_default_dtype_of_torch_is_irrelevant():
     F = exact.quadratic() + of.Interaction(of.kernels.PowerLaw(3, 1))
     mu = clouds.weighted()
