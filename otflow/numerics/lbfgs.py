@@ -146,14 +146,14 @@ def last_places(x: Tensor) -> Tensor:
     return torch.finfo(x.dtype).eps * x.abs() * sign
 
 
-def beside(space: Space[P], point: P) -> list[P]:
-    """Return the points one unit in the last place away, on either side.
+def beside(space: Space[P], point: P, most: int = 1) -> list[P]:
+    """Return the points 1, ..., `most` units in the last place away, on either side.
 
     The objective and its gradient are not known better in the dtype than their
     differences at these points. A point where they are not finite is left out.
     """
     unit, found = space.unit(point), []
-    for side in (1.0, -1.0):
+    for side in (k * sign for k in range(1, most + 1) for sign in (1.0, -1.0)):
         try:
             found.append(space.move(point, unit, side))
         except (Diverged, NonFinite):
@@ -189,13 +189,14 @@ def minimise(
         found, trials = _search(space, point, direction, slope, budget - used, watch)
         used += trials
         if found is None:
-            if not memory.pairs and watch.noise == 0 and used + 2 < budget:
+            if not memory.pairs and watch.noise is None and used + 4 < budget:
                 # Terms of F that cancel make the objective rougher than the round-off
-                # of its size: two neighbours measure how rough.
-                near = beside(space, point)
+                # of its size: neighbours measure how rough. At two of them it may be
+                # equal by chance.
+                near = beside(space, point, most=2)
                 rough = [abs(p.objective - point.objective) for p in near]
-                # Two places show about half of the range of such differences.
-                watch.noise, used = 4 * max(rough, default=0.0), used + 2
+                # Few places show about half of the range of such differences.
+                watch.noise, used = 4 * max(rough, default=0.0), used + 4
             elif not memory.pairs:
                 stuck = True
                 break
@@ -220,7 +221,8 @@ class _Watch(Generic[P]):
 
     def __init__(self, start: P, budget: int) -> None:
         self.first = self.mark = self.least = start.objective
-        self.best, self.half, self.noise = start, start.size, 0.0
+        self.best, self.half = start, start.size
+        self.noise: float | None = None  # of the objective, once it is measured
         self.fell = self.smaller = self.halved = 0
         self.slow = max(PATIENCE, int(SLOW * budget))
         self.falls = [(0, start.objective)]
@@ -266,7 +268,7 @@ def _search(
     # the direction, at an equal objective, is progress (the approximate Wolfe
     # conditions). The comparison with the least objective so far keeps the rises of
     # such steps from adding up.
-    noise, least = max(_noise(point), watch.noise), watch.least
+    noise, least = max(_noise(point), watch.noise or 0.0), watch.least
     length, shortest = 1.0, 0.0
     for trial in range(1, min(MAX_HALVINGS, budget) + 1):
         if trial == 2:

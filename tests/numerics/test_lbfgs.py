@@ -184,3 +184,23 @@ def test_points_beside_are_a_last_place_away():
         gap = (near.x - point.x).abs() / point.x.abs()
         assert bool((gap > 0).all())
         assert float(gap.max()) <= 2 * torch.finfo(torch.float64).eps
+
+
+class Coarse(Euclidean):
+    """An objective with an error that is the same in all last places of a point."""
+
+    def at(self, x):
+        point = super().at(x)
+        error = 1e-12 * (round(float(x.sum()) * 1e12) % 7)
+        return At(point.objective + error, point.gradient, point.size, x)
+
+
+def test_a_coarse_objective_is_measured_once():
+    # Neighbours of a point may have its very value by chance. The descent must then end
+    # by its own rules, and not measure again until the budget is spent.
+    for seed in range(20):
+        x = torch.randn(3, generator=torch.Generator().manual_seed(seed)).double()
+        space = Coarse(lambda y: 1e-3 * (1 + (y - 1).square().sum() + y[0].pow(4)))
+        end = solve(space, x, tolerance=0.0, budget=400)
+        assert end.converged or (end.stalled and end.used < 200)
+        assert end.point.size < 1e-8
