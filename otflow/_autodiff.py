@@ -59,10 +59,11 @@ def value_and_gradient(
     A value that does not depend on `x` raises InvalidFunctional: a value detached from
     the graph is most often a mistake. With ``unused=True`` its gradient is zero.
     """
-    if torch.is_inference_mode_enabled() or x.is_inference():
+    held = any(tensor.is_inference() for tensor in (x, *beside))
+    if held or torch.is_inference_mode_enabled():
         msg = (
             "torch.inference_mode() forbids derivatives, also later in tensors made "
-            "under it; use torch.no_grad() instead"
+            "under it; use torch.no_grad() instead, or mu.clone() after it"
         )
         raise RuntimeError(msg)
     keep = records(x, *beside)

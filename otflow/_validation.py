@@ -216,6 +216,13 @@ def check_scalar(value: Any, like: Any, *, finite: bool = False) -> Tensor:
     if not value.is_floating_point():
         msg = f"a functional's value must be real floating point, got {value.dtype}"
         raise InvalidFunctional(msg)
+    if value.dtype != like.dtype and _coarser(value.dtype, like.dtype):
+        msg = (
+            f"a functional's value is {value.dtype} but the measure is {like.dtype}, "
+            f"whose round-off its certificates state; build its tensors with "
+            f"dtype=mu.dtype"
+        )
+        raise InvalidFunctional(msg)
     if value.device != like.device:
         msg = (
             f"a functional's value is on {value.device} but the measure is on "
@@ -225,6 +232,10 @@ def check_scalar(value: Any, like: Any, *, finite: bool = False) -> Tensor:
     if finite and not math.isfinite(value.item()):
         check_finite(value, "the functional's value")
     return value
+
+
+def _coarser(one: torch.dtype, other: torch.dtype) -> bool:
+    return torch.finfo(one).eps > torch.finfo(other).eps
 
 
 def check_ground(values: Any, points: Tensor, weights: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -280,6 +281,11 @@ class _Recorder(Generic[M]):
         if not bool(torch.isfinite(energy)):
             msg = f"the energy is {float(energy)} at time {time:g}"
             raise NonFinite(msg)
+        if not bool(torch.isfinite(mu.points).all() & torch.isfinite(mu.weights).all()):
+            msg = (
+                f"points or weights are not finite at time {time:g}; take a smaller dt"
+            )
+            raise NonFinite(msg)
         for name, entry in row.items():
             if not bool(torch.isfinite(entry).all()):
                 msg = (
@@ -344,7 +350,9 @@ class _Recorder(Generic[M]):
 
 def _entry(name: str, entry: Any, device: torch.device) -> Tensor:
     try:
-        return torch.as_tensor(entry, device=device)
+        # NumPy keeps all digits of Python's floats; torch would round them to float32.
+        plain = isinstance(entry, (float, list, tuple))
+        return torch.as_tensor(np.asarray(entry) if plain else entry, device=device)
     except (RuntimeError, TypeError, ValueError) as error:
         msg = (
             f"record[{name!r}] returned {type(entry).__name__}, of which no tensor can "

@@ -55,3 +55,22 @@ def test_a_recorded_functional_that_is_not_finite_is_named():
     bad = of.Potential(lambda x: x.sum(-1) * float("nan"))
     with pytest.raises(of.errors.Diverged, match=r"record\['bad'\] is not finite"):
         of.flow(F, mu, of.ExplicitEuler(), dt=0.1, steps=1, record={"bad": bad})
+
+
+@pytest.mark.parametrize("narrow", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scheme", [of.ExplicitEuler(), of.JKO()])
+def test_a_value_of_fewer_digits_than_the_measure_is_refused(narrow, scheme):
+    class Rounded(of.Functional):
+        dtype = narrow
+
+        def value(self, mu):
+            energy = mu.expectation(lambda x: x.square().sum(-1)) + 100.0
+            return energy.to(self.dtype)
+
+    F, mu = Rounded(), of.Particles(torch.ones(3, 1, dtype=torch.float64))
+    with pytest.raises(of.errors.InvalidFunctional, match=r"dtype=mu\.dtype"):
+        of.flow(F, mu, scheme, dt=0.1, steps=1)
+    F.dtype = torch.float64
+    coarse = of.Particles(torch.ones(3, 1))
+    for start in (mu, coarse):  # more digits than those of the measure are welcome
+        assert of.flow(F, start, scheme, dt=0.1, steps=1).records["energy"][1] > 100

@@ -82,6 +82,44 @@ class Collapse(of.Functional):
         return mu.interaction(lambda z: (z.square().sum(-1) + 1e-30).log())
 
 
+class Loose(of.Measure):
+    """A point whose moves nobody checks."""
+
+    flat = True
+
+    def __init__(self, x):
+        self.points, self.weights = x, torch.ones(1, dtype=x.dtype)
+
+    def value_and_position_gradient(self, value):
+        return value(self), torch.full_like(self.points, 1e10)
+
+    def push(self, tangent, dt):
+        return Loose(self.points + dt * tangent)
+
+    def inner(self, u, v):
+        return (u * v).sum()
+
+    def displacement_to(self, other):
+        return other.points - self.points
+
+
+def escape(dt):
+    """Flow a point down a bounded slope."""
+    F = of.Potential(lambda x: torch.tanh(x).sum(-1))
+    mu = Loose(torch.zeros(1, 1, dtype=F64))
+    return of.flow(F, mu, of.ExplicitEuler(), dt=dt, steps=2).final
+
+
+class Rounded(of.Functional):
+    """An energy in a dtype of its own."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+    def value(self, mu):
+        return mu.expectation(lambda x: x.square().sum(-1)).to(self.dtype)
+
+
 class Halve(of.schemes.Scheme):
     def step(self, F, mu, dt, state, generator):
         return of.schemes.Step(of.Particles(mu.points[: (mu.n + 1) // 2]), state)
@@ -188,6 +226,18 @@ CASES: dict[str, Case] = {
             lambda: flow(SMOOTH + of.Entropy(), LINE, dt=1.0, steps=5),
             lambda: flow(KINK, of.Particles(LINE.points), of.ExplicitEuler(), dt=0.1),
         ],
+    ),
+    "a point that leaves the numbers": (
+        of.errors.Diverged,
+        "take a smaller dt",
+        lambda: escape(1e300),
+        [lambda: escape(1e-12)],
+    ),
+    "a value of few digits": (
+        of.errors.InvalidFunctional,
+        r"dtype=mu\.dtype",
+        lambda: flow(Rounded(torch.float32), LINE),
+        [lambda: flow(Rounded(LINE.dtype), LINE)],
     ),
     "an atom of a long step": (
         of.errors.Diverged,

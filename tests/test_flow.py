@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -325,3 +326,74 @@ def test_a_one_dimensional_single_atom_flows():
     mu = of.Particles(torch.tensor([[3.0]]))
     run = of.flow(exact.quadratic(), mu, of.ExplicitEuler(), dt=0.5, steps=3)
     assert run.final.points.item() == 0.375
+
+
+# Reports, records and measures that are no numbers ------------------------------------
+
+
+class Told(of.schemes.Scheme):
+    """Does not move, and reports a time of its own."""
+
+    def __init__(self, dt):
+        self.dt = dt
+
+    def step(self, F, mu, dt, state, generator):
+        return of.schemes.Step(mu, state, {"dt": self.dt})
+
+
+@pytest.mark.parametrize("told", [math.nan, math.inf, -0.1])
+@pytest.mark.parametrize("until", [None, 0.3])
+def test_a_report_tells_a_time_that_is_a_time(told, until):
+    with pytest.raises(ValueError, match="dt of a report must be"):
+        of.flow(
+            exact.quadratic(),
+            clouds.weighted(),
+            Told(told),
+            dt=0.1,
+            steps=3,
+            until=until,
+        )
+
+
+@pytest.mark.parametrize("info", [[], 0, False, "", (), 3, "x", [1]])
+def test_a_report_is_a_mapping(info):
+    with pytest.raises(TypeError, match="info must be a Mapping"):
+        of.schemes.Step(clouds.weighted(), info=info)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [x, 2 * x], lambda x: (x,)])
+def test_records_of_python_s_floats_keep_their_digits(wrap):
+    x = 16777217.0 + 1 / 3
+    record = {"x": lambda _: wrap(x)}
+    run = flow(1, record=record)
+    assert run.records["x"].dtype == torch.float64
+    assert run.records["x"][0].flatten()[0].item() == x
+
+
+class Escaping(of.Measure):
+    """Two points whose moves are not checked."""
+
+    flat = True
+
+    def __init__(self, x):
+        self.points, self.weights = x, torch.full((2,), 0.5, dtype=x.dtype)
+
+    def value_and_position_gradient(self, value):
+        return value(self), torch.full_like(self.points, math.inf)
+
+    def push(self, tangent, dt):
+        return Escaping(self.points + dt * tangent)
+
+    def inner(self, u, v):
+        return 0.5 * (u * v).sum()
+
+    def displacement_to(self, other):
+        return other.points - self.points
+
+
+def test_a_measure_that_is_not_finite_does_not_end_a_flow():
+    F = of.Potential(lambda x: torch.tanh(x).sum(-1))
+    mu = Escaping(torch.zeros(2, 1, dtype=torch.float64))
+    with pytest.raises(of.errors.Diverged, match="not finite at time") as caught:
+        of.flow(F, mu, of.ExplicitEuler(), dt=0.1, steps=3)
+    assert bool(torch.isfinite(caught.value.measure.points).all())

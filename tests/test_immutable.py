@@ -130,3 +130,38 @@ def test_a_user_s_measure_with_slots_is_detached_cloned_and_flowed():
     assert not run.final.half.requires_grad
     twin = pickle.loads(pickle.dumps(mu.detach()))
     assert torch.equal(twin.half, x)
+
+
+COPIES = {
+    "detach": lambda mu: mu.detach(),
+    "clone": lambda mu: mu.clone(),
+    "map": lambda mu: mu.map_tensors(torch.Tensor.double),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda mu: pickle.loads(pickle.dumps(mu)),
+    "flow": lambda mu: (
+        of.flow(
+            of.Potential(lambda x: x.square().sum(-1)),
+            mu,
+            of.ExplicitEuler(),
+            dt=1e-3,
+            steps=1,
+        ).final
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", COPIES)
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize(
+    ("measure", "name"), [(m, n) for m in EDITABLE for n in EDITABLE[m]]
+)
+def test_no_copy_takes_over_a_tensor_that_was_written_into(measure, name, verb, graph):
+    at = torch.zeros((), dtype=F64, requires_grad=graph)
+    mu = ALL[measure](at)
+    if graph and verb in ("deepcopy", "pickle", "copy"):
+        mu = mu.detach()
+    with torch.no_grad():
+        getattr(mu, name).detach().zero_()
+    with pytest.raises(of.errors.ModifiedInPlace, match="were modified in place"):
+        getattr(COPIES[verb](mu), name)

@@ -698,14 +698,12 @@ class Measure(ABC):
 
     def _attributes(self) -> dict[str, Any]:
         """Return all attributes, slots too, without the counters of writes."""
-        state = without_counters(vars(self))
-        for name in _slots(type(self)):
-            if hasattr(self, name):
-                state[name] = getattr(self, name)
-        return state
+        # A copy has new counters: a tensor that was written into must raise here.
+        names = (*without_counters(vars(self)), *_slots(type(self)))
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     def __getstate__(self) -> Any:
-        return without_counters(vars(self))
+        return {name: getattr(self, name) for name in without_counters(vars(self))}
 
     @property
     def n(self) -> int:

@@ -167,6 +167,16 @@ class Certificate(Mapping[str, Any]):
     details: Any = None
     entries: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        hidden = sorted({*WORDS, *MORE}.intersection(self.entries))
+        if hidden:
+            msg = (
+                f"{', '.join(hidden)} among the entries would hide words of the "
+                f"certificate; set a word by dataclasses.replace(report, word=value); "
+                f"decrease and certified follow from the other words"
+            )
+            raise ValueError(msg)
+
     @classmethod
     def of(cls, report: Mapping[str, Any]) -> Certificate:
         """Return the certificate that a plain mapping describes.
@@ -202,15 +212,13 @@ class Certificate(Mapping[str, Any]):
         return made if made.guarantee is None else _judged(made)
 
     @classmethod
-    def of_start(cls, energy: float, **entries: Any) -> Certificate:
+    def of_start(cls, energy: float) -> Certificate:
         """Return the report of a step of which only the start is known.
 
         Parameters
         ----------
         energy : float
             F at the start of the step.
-        **entries : object
-            Further entries by name.
 
         Returns
         -------
@@ -220,7 +228,7 @@ class Certificate(Mapping[str, Any]):
         # Every explicit step makes one. The other words are the defaults, which are
         # attributes of the class: so this takes a fifth of the time of __init__.
         made = cls.__new__(cls)
-        vars(made).update(energy_before=energy, entries=entries)
+        vars(made).update(energy_before=energy, entries={})
         return made
 
     @property

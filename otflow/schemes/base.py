@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from otflow._validation import check_kind
+from otflow._validation import check_kind, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure
@@ -70,12 +70,21 @@ class Step(Generic[M]):
         if energy is None and isinstance(info, dict) and "energy" in info:
             energy = info["energy"]
         if not isinstance(info, Certificate):
-            info = Certificate.of(info or {})
+            report = {} if info is None else info
+            check_kind(report, Mapping, "info", cure="e.g. info={'rounds': 3}")
+            info = Certificate.of(report)
         self.__dict__.update(measure=measure, state=state, info=info, energy=energy)
 
     def taken(self, dt: float) -> float:
-        """Return the time that this step took, `dt` if its report does not say."""
-        return dt if self.info.dt is None else self.info.dt
+        """Return the time that this step took, `dt` if its report does not say.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the report's dt is no finite number >= 0.
+        """
+        own = self.info.dt
+        return dt if own is None else positive(own, "dt of a report", or_zero=True)
 
 
 class Scheme(ABC):

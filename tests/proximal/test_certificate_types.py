@@ -259,3 +259,13 @@ def test_reports_are_equal_as_mappings_are(name):
     assert one != two.also(seen=torch.zeros(2))
     assert two.also(seen=torch.zeros(2)) == two.also(seen=torch.zeros(2))
     assert one != "a report"
+
+
+@pytest.mark.parametrize("word", ["dt", "certified", "decrease", "guarantee", "w2"])
+def test_entries_hide_no_words(word):
+    known = Certificate.of_start(1.0)
+    with pytest.raises(ValueError, match=f"^{word} among the entries would hide"):
+        known.also(**{word: 1.0})
+    with pytest.raises(ValueError, match=f"^{word} among the entries would hide"):
+        Certificate(1.0, entries={word: 1.0})
+    assert replace(known, dt=0.5)["dt"] == replace(known, dt=0.5).dt == 0.5
