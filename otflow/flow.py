@@ -22,14 +22,13 @@ from otflow._validation import (
     positive,
     seed_and_stream,
 )
-from otflow._warn import warn
-from otflow.errors import Diverged, Interrupted, NonFinite, NotConvergedWarning
+from otflow.errors import Diverged, Interrupted, NonFinite
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import Measure
 from otflow.proximal import Certificate
-from otflow.schemes import Scheme, Step, reports
+from otflow.schemes import Scheme, Step
 from otflow.schemes.base import made_by
-from otflow.trajectory import Trajectory
+from otflow.trajectory import Trajectory, warn_of_solves
 
 __all__ = ["flow"]
 
@@ -171,29 +170,8 @@ def flow(
             status = "unfinished"
             message = f"made all {steps} steps and is at time {time:g} of {end:g}"
     trajectory = recorder.trajectory(status, message)
-    _warn_of_solves(trajectory)
+    warn_of_solves(trajectory)
     return trajectory
-
-
-def _warn_of_solves(trajectory: Trajectory[Any]) -> None:
-    """Warn once of the steps that did not converge, at the line of flow's caller."""
-    info = trajectory.info
-    bad = {k: found for k, step in enumerate(info) if (found := reports.failed(step))}
-    if not bad:
-        return
-    solves = [solve for found in bad.values() for solve in found]
-    sizes = [solve.residual for solve in solves if solve.residual is not None]
-    what = f"{len(bad)} of {len(info)} steps did not converge, the first is step "
-    what += str(min(bad)) + (f", the worst residual {max(sizes):.3g}" if sizes else "")
-    larger = ", or JKO(solver) with a larger budget or tolerance" if sizes else ""
-    cure = "take a smaller dt" + larger
-    ailing = [solve for solve in solves if "cause" in solve]
-    if ailing:
-        cause, cure = ailing[0]["cause"], ailing[0]["cure"]
-        count = sum(any("cause" in solve for solve in found) for found in bad.values())
-        what += f"; in {count} of them {cause}"
-    msg = f"{what}; they are not certified, and the measure may have stayed: {cure}"
-    warn(NotConvergedWarning(msg, trajectory=trajectory))
 
 
 @contextmanager

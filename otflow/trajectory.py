@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from otflow._warn import warn
+from otflow.errors import NotConvergedWarning
 from otflow.measures import Measure
 from otflow.proximal import Certificate
 from otflow.schemes import reports
 from otflow.schemes.time_error import time_error
 
-__all__ = ["Trajectory"]
+__all__ = ["Trajectory", "warn_of_solves"]
 
 M = TypeVar("M", bound=Measure)
 
@@ -195,3 +197,24 @@ class Trajectory(Generic[M]):
         return (
             f"Trajectory({head}, t = {float(self.times[-1]):.6g}: {', '.join(words)})"
         )
+
+
+def warn_of_solves(trajectory: Trajectory[Any]) -> None:
+    """Warn once of the steps that did not converge, at the line of flow's caller."""
+    info = trajectory.info
+    bad = {k: found for k, step in enumerate(info) if (found := reports.failed(step))}
+    if not bad:
+        return
+    solves = [solve for found in bad.values() for solve in found]
+    sizes = [solve.residual for solve in solves if solve.residual is not None]
+    what = f"{len(bad)} of {len(info)} steps did not converge, the first is step "
+    what += str(min(bad)) + (f", the worst residual {max(sizes):.3g}" if sizes else "")
+    larger = ", or JKO(solver) with a larger budget or tolerance" if sizes else ""
+    cure = "take a smaller dt" + larger
+    ailing = [solve for solve in solves if "cause" in solve]
+    if ailing:
+        cause, cure = ailing[0]["cause"], ailing[0]["cure"]
+        count = sum(any("cause" in solve for solve in found) for found in bad.values())
+        what += f"; in {count} of them {cause}"
+    msg = f"{what}; they are not certified, and the measure may have stayed: {cure}"
+    warn(NotConvergedWarning(msg, trajectory=trajectory))

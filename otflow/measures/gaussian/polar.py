@@ -13,13 +13,16 @@ from torch import Tensor
 
 from otflow.numerics.quadrature import gauss_legendre
 
-__all__ = ["polar_nodes"]
+__all__ = ["MOST_DEGREE", "polar_nodes"]
 
 # Most radii of one Gauss rule. Its least weight is 1e-66 there; panels follow.
 MOST_RADII = 64
-# Nodes of a panel, and the radius where the panels end: the mass beyond is exp(-50).
+MOST_DEGREE = 2 * MOST_RADII - 1  # of polynomials that a rule integrates exactly
+# Nodes of a panel, and the radius where the panels end: what r^126 gathers beyond is
+# below round-off. A rule of panels reaches twice as far as the nodes that it replaces,
+# and has twice as many radii.
 PER_PANEL = 16
-LAST_RADIUS = 10.0
+LAST_RADIUS = 18.0
 
 
 @lru_cache(maxsize=16)
@@ -28,7 +31,8 @@ def polar_nodes(dim: int, per_axis: int) -> tuple[Tensor, Tensor]:
 
     Here z is white. The nodes serve even functions f. Let k = `per_axis` be 2 to 64.
     Then the rule is exact for :math:`|z|^j` times a polynomial of even degree i in z,
-    if :math:`i + j < 2k`. The exponent j may be odd.
+    if :math:`i + j < 2k`. The exponent j may be odd. Rules of larger k are exact to
+    round-off up to the degree of k = 64.
 
     Parameters
     ----------
@@ -48,7 +52,7 @@ def polar_nodes(dim: int, per_axis: int) -> tuple[Tensor, Tensor]:
     if per_axis <= MOST_RADII:
         r, mass = _gauss(dim, per_axis)
     else:
-        r, mass = _panels(dim, per_axis, LAST_RADIUS)
+        r, mass = _panels(dim, 2 * per_axis, LAST_RADIUS)
     mass = mass / mass.sum()
     r = r * (dim / (mass @ r.square())).sqrt()
     u, share = _directions(dim, per_axis)

@@ -20,6 +20,7 @@ from otflow.functionals import (
 from otflow.kernels import Gaussian as GaussianKernel
 from otflow.kernels import Quadratic
 from otflow.measures import Gaussian
+from otflow.measures.gaussian.polar import MOST_DEGREE
 from otflow.proximal.gaussian.polynomials import (
     CASTS,
     CONSTANT,
@@ -246,9 +247,9 @@ def integrates_exactly(F: Functional, mu: Gaussian) -> bool:
     integrates exactly.
     """
 
-    def fits(f: Ground) -> bool:
+    def fits(f: Ground, most: int = mu.degree) -> bool:
         degree = polynomial_degree(f, mu.mean)
-        return degree is not None and degree <= mu.degree
+        return degree is not None and degree <= most
 
     for c, term in F.terms():
         # Terms with factor 0 are no part of F, whatever they are.
@@ -258,7 +259,7 @@ def integrates_exactly(F: Functional, mu: Gaussian) -> bool:
         elif isinstance(term, Interaction):
             # Not `isinstance`: a subclass may have another profile.
             known = known or type(term.W) in (GaussianKernel, Quadratic)
-            known = known or fits(term.W)
+            known = known or fits(term.W, min(mu.degree, MOST_DEGREE))
         elif isinstance(term, OfExpectation):
             known = known or fits(term.Phi)
         if not known:

@@ -12,6 +12,7 @@ from scipy.special import ellipe
 
 import otflow as of
 from otflow.measures.gaussian.polar import polar_nodes
+from otflow.proximal.gaussian.exactness import integrates_exactly
 
 F64 = torch.float64
 
@@ -42,6 +43,24 @@ def test_powers_of_the_distance_are_exact(dim, per_axis):
     for p in range(min(2 * per_axis, 12)):
         found = float(w @ z.norm(dim=1).pow(p))
         assert found == pytest.approx(moment(dim, p), rel=1e-11)
+
+
+@pytest.mark.parametrize("per_axis", [64, 65, 100])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_more_radii_lose_no_degree(dim, per_axis):
+    # A high power has its mass far out: E z^100 near |z| = 10.
+    z, w = polar_nodes(dim, per_axis)
+    for p in (40, 60, 100, 126):
+        exact = math.prod(range(1, p, 2))
+        assert float(w @ z[:, 0].pow(p)) == pytest.approx(exact, rel=1e-11)
+
+
+@pytest.mark.parametrize("nodes", [66, 100])
+def test_a_step_is_exact_only_up_to_the_degree_of_the_polar_rule(nodes):
+    mu = of.Gaussian(torch.zeros(1).double(), torch.eye(1).double(), nodes=nodes)
+    for p, known in ((60, True), (126, True), (130, False)):
+        W = of.kernels.Function(lambda z, p=p: z[..., 0].pow(p))
+        assert integrates_exactly(of.Interaction(W), mu) == (known and p <= mu.degree)
 
 
 @pytest.mark.parametrize("per_axis", [4, 12])
