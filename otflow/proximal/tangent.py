@@ -287,9 +287,10 @@ class TangentProximal(ProximalSolver[M]):
     :cite:p:`nocedal2006numerical` in the inner product of :math:`\mu` minimises. The
     objective falls at every iteration.
 
-    The norm of u is an upper bound of :math:`W_2(\mu, \nu_u)`. So the objective is an
-    upper bound of that of the JKO step :cite:p:`jordan1998variational`, and the
-    guarantee is at most ``"upper-bound"``.
+    Let ``inner(v, v)`` be at least the mean squared speed of the points along `push`,
+    which is not checked. Then the norm of u is an upper bound of :math:`W_2(\mu,
+    \nu_u)`. So the objective is an upper bound of that of the JKO step
+    :cite:p:`jordan1998variational`, and the guarantee is at most ``"upper-bound"``.
 
     If the measure declares its tangents `flat`, the gradient of F in u is the gradient
     at the pushed measure. Otherwise the verb ``pull_back`` of the measure gives the
