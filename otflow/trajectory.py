@@ -16,7 +16,7 @@ from otflow.proximal import Certificate
 from otflow.schemes import reports
 from otflow.schemes.time_error import time_error
 
-__all__ = ["Trajectory", "warn_of_solves"]
+__all__ = ["Trajectory"]
 
 M = TypeVar("M", bound=Measure)
 
