@@ -25,7 +25,7 @@ HEADLESS := MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all coverage campaign mutants doctest lint \
+.PHONY: help demo film test test-slow test-all coverage campaign mutants doctest lint \
         docstrings types docs bench format clean distclean
 
 help: ## show this list
@@ -48,8 +48,13 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 # ---- use -----------------------------------------------------------------------------
 
 # Threads that wait do so asleep: spinning ones are 10 times slower on a busy machine.
+# Those of OpenBLAS always spin, and its matrices here are small: it gets one.
+SOME_PATIENCE := OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1
 demo: $(VENV)/.installed-demo ## run the demonstration; results in demo-output/
-	OMP_WAIT_POLICY=passive $(HEADLESS) $(BIN)/python -m demo --output demo-output $(ARGS)
+	$(SOME_PATIENCE) $(HEADLESS) $(BIN)/python -m demo --output demo-output $(ARGS)
+
+film: $(VENV)/.installed-demo ## write the film of README.md again
+	$(SOME_PATIENCE) $(HEADLESS) $(BIN)/python -m demo.words docs/_static/words.gif
 
 bench: $(VENV)/.installed-demo ## time otflow side by side with POT, GeomLoss and torch
 	$(HEADLESS) $(BIN)/python -m benchmarks $(ARGS)
