@@ -85,10 +85,11 @@ class Crowd:
         flux = self.run.info[k - 1]["fluxes"].numpy() / SIDE**2
         giver = np.where(flux > 0, low, high)
         seen = rho > 1e-2 * self.bound
-        used = seen[low] & seen[high]
-        low, high, giver, flux = (a[used] for a in (low, high, giver, flux))
-        drop = flux * SIDE**2 / (self.dt * rho[giver])  # phi_low - phi_high
+        # phi_low - phi_high across each face that gives to or takes from such a cell.
+        drop = flux * SIDE**2 / (self.dt * np.maximum(rho[giver], 1e-2 * self.bound))
         spent = np.bincount(giver, (drop / SIDE) ** 2, minlength=mu.n)
+        used = seen[low] & seen[high]
+        low, high, giver, drop = (a[used] for a in (low, high, giver, drop))
         faces, rows = len(low), np.arange(len(low))
         signs = np.concatenate([np.ones(faces), -np.ones(faces)])
         where = (np.tile(rows, 2), np.concatenate([low, high]))
@@ -173,7 +174,8 @@ def draw(crowd: Crowd, path: Path) -> None:
         ):
             for ax, k, p in zip(axes[row], chosen, pressures, strict=True):
                 rho = crowd.run.snapshots[k].density() / crowd.bound
-                shown = (rho if row == 0 else p.nan_to_num()).reshape(WIDTH, HEIGHT).T
+                cells = rho if row == 0 else p.nan_to_num()
+                shown = cells.reshape(WIDTH, HEIGHT).T.numpy()
                 style = {"origin": "lower", "extent": box, "vmin": 0.0}
                 image = ax.imshow(shown, cmap=cmap, vmax=most, **style)
                 ax.imshow(wall, cmap="gray", vmax=2.5, **style)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -57,8 +59,11 @@ def test_pressure_is_highest_beside_the_door(found):
 
 def test_the_way_out_avoids_the_wall(found):
     ways = found.ways.reshape(crowd.WIDTH, crowd.HEIGHT)
-    # From a corner of the room the way leads by the door, not straight on.
-    assert float(ways[0, 0]) > (crowd.WIDTH - 1) * crowd.SIDE + 0.1
+    # From a corner of the room at best straight to the door, and straight on then.
+    # Moves of a knight make a way longer by 3 % at most.
+    door, beyond = crowd.DOOR.start, crowd.WIDTH - 1 - crowd.WALL.start
+    best = (math.hypot(crowd.WALL.start, door) + beyond) * crowd.SIDE
+    assert best <= float(ways[0, 0]) <= 1.03 * best
     assert float(ways[-1].max()) == 0
 
 
