@@ -25,7 +25,7 @@ HEADLESS := MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo film test test-slow test-all coverage campaign mutants doctest lint \
+.PHONY: help demo figures test test-slow test-all coverage campaign mutants doctest lint \
         docstrings types docs bench format clean distclean
 
 help: ## show this list
@@ -53,8 +53,8 @@ SOME_PATIENCE := OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1
 demo: $(VENV)/.installed-demo ## run the demonstration; results in demo-output/
 	$(SOME_PATIENCE) $(HEADLESS) $(BIN)/python -m demo --output demo-output $(ARGS)
 
-film: $(VENV)/.installed-demo ## write the film of README.md again
-	$(SOME_PATIENCE) $(HEADLESS) $(BIN)/python -m demo.words docs/_static/words.gif
+figures: $(VENV)/.installed-demo ## run the demonstration into the figures of README.md
+	$(SOME_PATIENCE) $(HEADLESS) $(BIN)/python -m demo --output docs/_static/demo
 
 bench: $(VENV)/.installed-demo ## time otflow side by side with POT, GeomLoss and torch
 	$(HEADLESS) $(BIN)/python -m benchmarks $(ARGS)

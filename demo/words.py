@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -195,7 +194,3 @@ def draw(words: Words, *paths: FilePath) -> None:
             writer = "pillow" if path.suffix == ".gif" else "ffmpeg"
             film.save(path, writer=writer, fps=FRAMES_A_SECOND, dpi=100)
         plt.close(figure)
-
-
-if __name__ == "__main__":
-    draw(flow_words(PARTICLES), *map(FilePath, sys.argv[1:]))

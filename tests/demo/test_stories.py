@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -43,6 +44,24 @@ def test_the_readme_tells_the_stories_of_the_demonstration():
     page = (ROOT / "README.md").read_text("utf-8")
     for k, title in enumerate(STORIES, 1):
         assert f"{k}. {title}\n" in page
+
+
+def test_the_readme_shows_each_figure_and_says_what_is_on_it():
+    page = (ROOT / "README.md").read_text("utf-8")
+    shown = dict(re.findall(r"!\[([^]]*)\]\(([^)]+)\)", page))
+    files = {path.name for path in (ROOT / "docs/_static/demo").glob("*.[gp]*")}
+    assert {Path(path).name for path in shown.values()} == files
+    assert all((ROOT / path).is_file() for path in shown.values())
+    assert all(len(text.split()) > 10 for text in shown)
+    # The film opens the page.
+    assert page.splitlines()[2].startswith("![") and "words.gif" in page.splitlines()[2]
+
+
+def test_the_links_of_the_readme_lead_somewhere():
+    page = (ROOT / "README.md").read_text("utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", page)
+    assert len(links) > 8
+    assert all((ROOT / link).exists() for link in links if "://" not in link)
 
 
 @pytest.mark.slow
