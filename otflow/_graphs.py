@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from functools import lru_cache, wraps
 from operator import attrgetter
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -125,12 +125,12 @@ def kept(function: Callable[P, T]) -> Callable[P, T]:
     tensors are made outside of that mode, whoever asks first.
     """
 
-    @lru_cache(maxsize=32)
+    @wraps(function)
     def make(*args: P.args, **options: P.kwargs) -> T:
         with torch.inference_mode(False), torch.no_grad():
             return function(*args, **options)
 
-    return wraps(function)(make)
+    return cast("Callable[P, T]", lru_cache(maxsize=32)(make))
 
 
 def refuse_graph(what: str, why: str, *tensors: Tensor, cure: str) -> None:
