@@ -54,7 +54,8 @@ def test_the_readme_shows_each_figure_and_says_what_is_on_it():
     assert all((ROOT / path).is_file() for path in shown.values())
     assert all(len(text.split()) > 10 for text in shown)
     # The film opens the page.
-    assert page.splitlines()[2].startswith("![") and "words.gif" in page.splitlines()[2]
+    assert page.splitlines()[2].startswith("![")
+    assert "words.gif" in page.splitlines()[2]
 
 
 def test_the_links_of_the_readme_lead_somewhere():
