@@ -124,7 +124,7 @@ def draw(disks: list[Disk], path: Path) -> None:
             (
                 lower_bound(n),
                 {"color": EXACT, "ls": ":"},
-                "3/8n below: no cloud is lower",
+                "no n particles lie lower",
             ),
         ):
             right.axhline(value, lw=1.6, label=text, **style)

@@ -101,7 +101,7 @@ def tell_stiff(told: Told, quick: bool) -> None:
 
 def tell_front(told: Told, quick: bool) -> None:
     """Spread heat and a porous medium."""
-    cells, steps = (64, 2) if quick else (128, 10)
+    cells, steps = (96, 4) if quick else (128, 10)
     medium, heat = (front.spread(name, cells, steps) for name in front.FLOWS)
     front.draw(medium, heat, told.figure("front.png"))
     told.rows += [medium.row, heat.row]
