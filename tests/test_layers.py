@@ -48,7 +48,7 @@ ROWS = [
     {"proximal"},
     {"schemes"},
     {"trajectory"},
-    {"callbacks"},
+    {"callbacks", "storage"},
     {"_snapshots", "_context", "_recorder"},
     {"flow"},
     {"meanfield"},
