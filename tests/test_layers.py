@@ -29,8 +29,10 @@ ROWS = [
     {
         "errors",
         "_typing",
+        "_algebra",
         "_lazy",
         "_memory",
+        "_moving",
         "_progress",
         "_warn",
         "_validation",

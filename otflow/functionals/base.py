@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor
 
+from otflow._algebra import inverse, text_of_multiple, text_of_sum
 from otflow._typing import ArrayLike
 from otflow._validation import check_finite, check_kind, check_scalar, real
 from otflow.functionals import legacy
@@ -315,11 +316,32 @@ class Functional(ABC):
         # McCann's condition is stricter in each higher dimension.
         return self.modulus(sys.maxsize)
 
+    # With an array beside it, the functional decides: the array does not take it apart.
+    __array_ufunc__ = None
+
     def __add__(self, other: object) -> Functional:
         """Return the sum of two functionals."""
         if not isinstance(other, Functional):
             return NotImplemented
         return Sum((self, other))
+
+    def __radd__(self, other: object) -> Functional:
+        """Return the functional itself for the number 0, with which `sum` begins."""
+        return self if type(other) is int and other == 0 else NotImplemented
+
+    def __neg__(self) -> Functional:
+        """Return minus the functional."""
+        if not isinstance(self, Scaled):
+            return Scaled(-1.0, self)
+        if self.factor == -1:
+            return self.functional
+        return Scaled(-self.factor, self.functional)
+
+    def __sub__(self, other: object) -> Functional:
+        """Return the difference of two functionals."""
+        if not isinstance(other, Functional):
+            return NotImplemented
+        return Sum((self, -other))
 
     def __mul__(self, factor: object) -> Functional:
         """Return the functional times a real number."""
@@ -328,6 +350,12 @@ class Functional(ABC):
         return Scaled(real(factor, "the factor of a functional"), self)
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: object) -> Functional:
+        """Return the functional over a real number other than 0."""
+        if isinstance(divisor, (Functional, Tensor, str)):
+            return NotImplemented
+        return Scaled(inverse(divisor, "a functional"), self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -392,7 +420,7 @@ class Sum(Functional):
         return Sum(tuple(part.resample(generator) for part in self.parts))
 
     def __repr__(self) -> str:
-        return " + ".join(map(repr, self.parts)) or "0"
+        return text_of_sum(map(repr, self.parts))
 
 
 class Scaled(Functional):
@@ -445,7 +473,8 @@ class Scaled(Functional):
         return type(self)(self.factor, self.functional.resample(generator))
 
     def __repr__(self) -> str:
-        return f"{self.factor:g} * {self.functional!r}"
+        is_sum = isinstance(self.functional, Sum) and len(self.functional.parts) > 1
+        return text_of_multiple(self.factor, repr(self.functional), in_brackets=is_sum)
 
 
 def sum_of_bounds(bounds: Iterable[tuple[float, float | None]]) -> float | None:
