@@ -1,4 +1,4 @@
-"""Sums and multiples of functionals and of kernels: divisors, and texts to read."""
+"""Sums and multiples of functionals and kernels: bounds, divisors, texts to read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from otflow._validation import real
 
-__all__ = ["inverse", "text_of_multiple", "text_of_sum"]
+__all__ = ["inverse", "sum_of_bounds", "text_of_multiple", "text_of_sum"]
 
 
 def inverse(divisor: Any, what: str) -> float:
@@ -20,6 +20,21 @@ def inverse(divisor: Any, what: str) -> float:
         )
         raise ZeroDivisionError(msg)
     return real(1.0 / number, f"one over the divisor of {what}")
+
+
+def sum_of_bounds(bounds: Iterable[tuple[float, float | None]]) -> float | None:
+    """Return the sum of c times a bound on convexity; None if a bound is unknown.
+
+    A negative c makes the sum unknown; c = 0 adds 0, whatever the bound.
+    """
+    total = 0.0
+    for c, bound in bounds:
+        if c == 0:
+            continue
+        if c < 0 or bound is None:
+            return None
+        total += c * bound
+    return total
 
 
 def text_of_multiple(factor: float, text: str, *, in_brackets: bool) -> str:

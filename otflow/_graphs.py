@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from operator import attrgetter
+from types import MemberDescriptorType
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +18,8 @@ __all__ = [
     "Immutable",
     "alias",
     "differentiating",
+    "keep_assigned_immutable",
+    "keep_fields_immutable",
     "keep_immutable",
     "leaf",
     "only_without_mass",
@@ -157,8 +161,11 @@ class Immutable:
     of them in silence. Torch counts the writes into a tensor and its views.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, beside: tuple[str, ...] = ()) -> None:
         self.name, self.counter = name, _COUNTER + name
+        # Tensors that say the same as this one, such as edges and centres: a write into
+        # one of them is told by all.
+        self.beside = beside
 
     def __set__(self, owner: Any, tensor: Tensor) -> None:
         state = owner.__dict__
@@ -170,21 +177,25 @@ class Immutable:
 
     def __get__(self, owner: Any, kind: type) -> Any:
         # This is on the path of every access: the good case comes first.
-        if owner is None:
-            return self
+        if owner is None:  # to a dataclass, a default that the field does not have
+            raise AttributeError(self.name)
         state = owner.__dict__
         try:
             tensor = state[self.name]
             if state[self.counter] == tensor._version:
+                if self.beside:
+                    self._ask_beside(state, kind)
                 return tensor
         except (KeyError, RuntimeError):
             return self._ask_first(owner)
-        msg = (
-            f"the {self.name} of {kind.__name__} were modified in place; a measure is "
-            f"immutable and shares its tensors with others: write into a copy, "
-            f"mu.{self.name}.clone(), and make a new measure of it"
-        )
-        raise ModifiedInPlace(msg)
+        raise ModifiedInPlace(_written(self.name, kind))
+
+    def _ask_beside(self, state: dict[str, Any], kind: type) -> None:
+        """Raise if a tensor that says the same was written into."""
+        for name in self.beside:
+            count = state.get(_COUNTER + name)
+            if count is not None and count != state[name]._version:
+                raise ModifiedInPlace(_written(name, kind))
 
     def _ask_first(self, owner: Any) -> Any:
         """Return a tensor without a counter: that of a copy or an unpickled measure."""
@@ -196,10 +207,42 @@ class Immutable:
         return state[self.name]
 
 
-def keep_immutable(kind: type[Any], *names: str) -> None:
-    """Make these attributes raise `ModifiedInPlace` after a write into them."""
+def _written(name: str, kind: type) -> str:
+    return (
+        f"the {name} of {kind.__name__} were modified in place; a measure is "
+        f"immutable and shares its tensors with others: write into a copy, "
+        f"mu.{name}.clone(), and make a new measure of it"
+    )
+
+
+def keep_immutable(kind: type[Any], *names: str, together: bool = False) -> None:
+    """Make these attributes raise `ModifiedInPlace` after a write into them.
+
+    Attributes that are kept together say the same: a write into one is told by all.
+    """
     for name in names:
-        setattr(kind, name, Immutable(name))
+        others = tuple(other for other in names if other != name)
+        setattr(kind, name, Immutable(name, others if together else ()))
+
+
+def keep_fields_immutable(kind: type[Any]) -> None:
+    """Make the attributes that a class annotates as tensors immutable.
+
+    The slots of a class become attributes, where writes are counted.
+    """
+    own = vars(kind)
+    for name, annotation in inspect.get_annotations(kind).items():
+        free = name not in own or isinstance(own[name], MemberDescriptorType)
+        if free and annotation in (Tensor, "Tensor", "torch.Tensor"):
+            keep_immutable(kind, name)
+
+
+def keep_assigned_immutable(owner: Any, name: str, value: Any) -> None:
+    """Make a public attribute immutable that is about to be given its first tensor."""
+    if isinstance(value, Tensor) and not name.startswith("_"):
+        kinds = type(owner).__mro__
+        if not any(name in vars(kind) for kind in kinds):
+            keep_immutable(type(owner), name)
 
 
 def without_counters(state: dict[str, Any]) -> dict[str, Any]:

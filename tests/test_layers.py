@@ -34,6 +34,7 @@ ROWS = [
         "_memory",
         "_moving",
         "_progress",
+        "_radial",
         "_warn",
         "_validation",
         "_arrays",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from otflow._arrays import as_float_tensor, as_points
 from otflow._autodiff import value_and_gradient
 from otflow._graphs import keep_immutable, value_of
+from otflow._moving import Move
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     check_generator,
@@ -45,6 +46,7 @@ from otflow.measures.gaussian.quadrature import (
     finer_nodes,
     gaussian_nodes,
     integrate_energy,
+    rule_of,
 )
 from otflow.measures.sums import pair_potential
 
@@ -159,6 +161,7 @@ class Gaussian(Measure):
             "a Gaussian times a function is no Gaussian; use a GridDensity, or "
             "Particles(mu.sample(...)), for birth and death"
         ),
+        "array": "use mu.mean.numpy() and mu.covariance.numpy()",
         "mix": (
             "a mixture of Gaussians is no Gaussian; mix draws of both, "
             "Particles(mu.sample(n, generator))"
@@ -500,6 +503,33 @@ class Gaussian(Measure):
 
     # Helpers --------------------------------------------------------------------------
 
+    def __len__(self) -> int:
+        """Raise `Unsupported`: a law has no number of points."""
+        msg = (
+            "a Gaussian has no length: a law has no list of points; mu.n counts the "
+            "nodes of its quadrature; use mu.dim for the dimension"
+        )
+        raise Unsupported(msg)
+
+    def _retyped(self, before: Self, move: Move) -> dict[str, Any]:
+        state = as_points(self.state, "the mean and the factor")
+        if check_state(state.detach()) is not None:
+            msg = (
+                f"the covariance is singular to round-off of {state.dtype}; keep "
+                f"torch.float64"
+            )
+            raise ValueError(msg)
+        # Nodes of float32 are exact to seven digits: take those of the rule itself.
+        rule = rule_of(before.nodes) if before.degree != FREE else None
+        held: dict[str, Any] = {"nodes": self.nodes, "weights": self.weights}
+        if rule is not None:
+            pairs = (("nodes", rule.points), ("weights", rule.weights))
+            held = {
+                name: move.once(getattr(before, name), lambda x=x: x.to(state))  # type: ignore[misc]
+                for name, x in pairs
+            }
+        return held | _placed(state, held["nodes"])
+
     @property
     def _tangent_shape(self) -> tuple[int, ...]:
         return (1 + self.dim, self.dim)
@@ -517,4 +547,4 @@ def _placed(state: Tensor, z: Tensor) -> dict[str, Tensor]:
     return {"mean": state[0], "factor": state[1:].T, "points": points}
 
 
-keep_immutable(Gaussian, "mean", "factor", "nodes")
+keep_immutable(Gaussian, "mean", "factor", "nodes", "points", "weights", together=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = [
     "finer_nodes",
     "gaussian_nodes",
     "integrate_energy",
+    "rule_of",
     "scattered_nodes",
 ]
 
@@ -134,6 +136,24 @@ def finer_nodes(dim: int, nodes: int) -> Nodes:
     if dim > TENSOR_DIM:
         return gaussian_nodes(dim, nodes)
     return _trapezoidal(dim, _even(nodes, 8))
+
+
+def rule_of(nodes: Tensor) -> Nodes | None:
+    """Return the rule whose nodes these are, to their round-off; None if it is none.
+
+    Parameters
+    ----------
+    nodes : Tensor, shape (n, d)
+        White nodes.
+    """
+    n, dim = nodes.shape
+    count = n if dim > TENSOR_DIM else round(n ** (1 / dim))
+    for make in (gaussian_nodes, finer_nodes):
+        with suppress(ValueError):
+            rule = make(dim, count)
+            if torch.equal(rule.points.to(nodes), nodes):
+                return rule
+    return None
 
 
 def scattered_nodes(dim: int, nodes: int, seed: int = 0) -> Nodes:
