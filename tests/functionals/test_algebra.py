@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -137,7 +139,8 @@ def test_a_draw_of_a_sum_draws_each_part(generator):
 
 # Differences, quotients, sums ---------------------------------------------------------
 
-V, PAIRS = exact.quadratic(2.0), of.Interaction(of.kernels.Gaussian(0.7))
+V: Any = exact.quadratic(2.0)
+PAIRS: Any = of.Interaction(of.kernels.Gaussian(0.7))
 
 
 class TestDifference(FunctionalContract):
