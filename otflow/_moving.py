@@ -77,13 +77,17 @@ class Move:
             return torch.full_like(after, 1.0 / len(after))
         return after / total
 
-    def once(self, old: T, make: Callable[[], T], *, derived: bool = True) -> T:
+    def once(self, old: Any, make: Callable[[], T], *, derived: bool = True) -> T:
         """Return what an object becomes, made at the first call alone."""
         key = id(old), derived
         if key not in self._known:
-            self._known[key] = old, old  # an object may hold itself
+            self.begin(old)
             self._known[key] = old, make()
         return cast("T", self._known[key][1])
+
+    def begin(self, old: Any) -> None:
+        """Let an object stand for its copy until there is one: it may hold itself."""
+        self._known.setdefault((id(old), False), (old, old))
 
 
 def move_of(*place: Any, dtype: Any = None, device: Any = None) -> Move:
@@ -155,6 +159,7 @@ def moved_object(x: T, move: Move, name: str = "") -> T:
 def moved_attributes(x: T, move: Move) -> T:
     """Return a copy of an object with its attributes moved; itself if none changes."""
     held = dict(getattr(x, "__dict__", {}))
+    move.begin(x)
     new = {k: moved_object(v, move, k) for k, v in held.items()}
     if all(new[k] is v for k, v in held.items()):
         return x

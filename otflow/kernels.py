@@ -125,6 +125,9 @@ class Kernel(ABC):
         """
         return ((1.0, self),)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     # Copies --------------------------------------------------------------------------
 
     @final

@@ -20,7 +20,7 @@ from otflow._graphs import (
     refuse_graph,
     without_counters,
 )
-from otflow._moving import Move, move_of, moved_object
+from otflow._moving import Move, move_of
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     check_finite,
@@ -30,6 +30,7 @@ from otflow._validation import (
 )
 from otflow.errors import Unsupported
 from otflow.kernels import Kernel
+from otflow.measures.moving import carried
 from otflow.measures.sums import (
     integrate,
     internal_energy,
@@ -689,18 +690,7 @@ class Measure(ABC):
 
         By default every attribute is moved, and then replaced by that of `_retyped`.
         """
-        held = self._attributes()
-        masses = held.get("weights")
-        if isinstance(masses, Tensor):
-            move.once(masses, lambda: move.masses(masses), derived=False)
-        new = {name: moved_object(value, move, name) for name, value in held.items()}
-        if all(new[name] is value for name, value in held.items()):
-            return self
-        twin = object.__new__(type(self))
-        twin._hold(**new)
-        if move.dtype not in (None, self.dtype):
-            twin._hold(**twin._retyped(self, move))
-        return twin
+        return carried(self, move)
 
     def _retyped(self, before: Self, move: Move) -> dict[str, Any]:
         """Return the attributes that follow from others, after a change of dtype.
@@ -828,9 +818,8 @@ class Measure(ABC):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         """Raise `Unsupported`: only uniform particles are an array."""
-        cure = self.cures.get("array", "use mu.points.numpy() and mu.weights.numpy()")
-        msg = f"{type(self).__name__} is no array: its weights would be lost; {cure}"
-        raise Unsupported(msg)
+        cure = "use mu.points.numpy() and mu.weights.numpy()"
+        self._refuse("array", "form as an array, which would lose its weights", cure)
 
     def __repr__(self) -> str:
         return (

@@ -173,7 +173,8 @@ def test_differences_quotients_and_sums_have_the_values_of_arithmetic():
 
 def test_a_sum_of_one_and_a_double_negative_are_the_functional_itself():
     assert sum([V]) is V
-    assert -(-V) is V
+    minus = -V
+    assert -minus is V
     assert (-(2 * V)).factor == -2.0
     assert (-(2 * V)).functional is V
 

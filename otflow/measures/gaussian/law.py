@@ -31,6 +31,7 @@ from otflow.measures.gaussian.covariance import (
     check_state,
     cholesky,
     optimal_rotation,
+    representable,
     widened,
 )
 from otflow.measures.gaussian.narrow import (
@@ -46,7 +47,7 @@ from otflow.measures.gaussian.quadrature import (
     finer_nodes,
     gaussian_nodes,
     integrate_energy,
-    rule_of,
+    retyped,
 )
 from otflow.measures.sums import pair_potential
 
@@ -505,30 +506,14 @@ class Gaussian(Measure):
 
     def __len__(self) -> int:
         """Raise `Unsupported`: a law has no number of points."""
-        msg = (
-            "a Gaussian has no length: a law has no list of points; mu.n counts the "
-            "nodes of its quadrature; use mu.dim for the dimension"
-        )
+        msg = "Gaussian has no length: it is no list of points; use mu.n, of its nodes"
         raise Unsupported(msg)
 
     def _retyped(self, before: Self, move: Move) -> dict[str, Any]:
-        state = as_points(self.state, "the mean and the factor")
-        if check_state(state.detach()) is not None:
-            msg = (
-                f"the covariance is singular to round-off of {state.dtype}; keep "
-                f"torch.float64"
-            )
-            raise ValueError(msg)
-        # Nodes of float32 are exact to seven digits: take those of the rule itself.
-        rule = rule_of(before.nodes) if before.degree != FREE else None
-        held: dict[str, Any] = {"nodes": self.nodes, "weights": self.weights}
-        if rule is not None:
-            pairs = (("nodes", rule.points), ("weights", rule.weights))
-            held = {
-                name: move.once(getattr(before, name), lambda x=x: x.to(state))  # type: ignore[misc]
-                for name, x in pairs
-            }
-        return held | _placed(state, held["nodes"])
+        z, w = self.nodes, self.weights
+        if before.degree != FREE:
+            z, w = move.once(before.nodes, lambda: retyped(before.nodes, z, w))
+        return {"nodes": z, "weights": w, **_placed(representable(self.state), z)}
 
     @property
     def _tangent_shape(self) -> tuple[int, ...]:

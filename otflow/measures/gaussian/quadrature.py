@@ -24,7 +24,7 @@ __all__ = [
     "finer_nodes",
     "gaussian_nodes",
     "integrate_energy",
-    "rule_of",
+    "retyped",
     "scattered_nodes",
 ]
 
@@ -138,22 +138,20 @@ def finer_nodes(dim: int, nodes: int) -> Nodes:
     return _trapezoidal(dim, _even(nodes, 8))
 
 
-def rule_of(nodes: Tensor) -> Nodes | None:
-    """Return the rule whose nodes these are, to their round-off; None if it is none.
+def retyped(before: Tensor, nodes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return nodes (n, d) and masses (n,) after a change of their dtype.
 
-    Parameters
-    ----------
-    nodes : Tensor, shape (n, d)
-        White nodes.
+    In float32 a rule is exact to seven digits only. So the nodes are those of the rule
+    itself if the nodes `before` are its nodes to their round-off.
     """
-    n, dim = nodes.shape
+    n, dim = before.shape
     count = n if dim > TENSOR_DIM else round(n ** (1 / dim))
     for make in (gaussian_nodes, finer_nodes):
         with suppress(ValueError):
             rule = make(dim, count)
-            if torch.equal(rule.points.to(nodes), nodes):
-                return rule
-    return None
+            if torch.equal(rule.points.to(before), before):
+                return rule.points.to(nodes), rule.weights.to(weights)
+    return nodes, weights
 
 
 def scattered_nodes(dim: int, nodes: int, seed: int = 0) -> Nodes:
