@@ -65,3 +65,7 @@ __all__ = [
     "schemes",
     "testing",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

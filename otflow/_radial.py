@@ -1,4 +1,4 @@
-"""The energy of a radial kernel and its gradients, in closed form, tile by tile."""
+"""Radial kernels: energy and gradients in closed form, tile by tile; powers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from otflow._pairs import tiles
 
-__all__ = ["TILE", "radial_sweep"]
+__all__ = ["TILE", "power", "power_slope", "radial_sweep"]
 
 # Rows of a block: its distances stay in the second-level cache. With a power of two the
 # columns of a block would share few cache lines.
@@ -121,3 +121,29 @@ def _is_even(x: Tensor, centred: Tensor) -> bool:
         return True
     small = near.kthvalue(1 + int(FEW * (len(near) - 1))).values
     return bool(centred.norm(dim=1).max() <= EVEN * small)
+
+
+def power(s: Tensor, a: float) -> Tensor:
+    """Return |z|^a / a, or log|z| for a = 0, from s = |z|^2; no NaN gradient at 0."""
+    if a == 2:
+        return 0.5 * s
+    if a >= 4:  # below, a second derivative at 0 would be 0 times infinity
+        return s.pow(0.5 * a) / a
+    zero = s == 0
+    safe = s.masked_fill(zero, 1.0)
+    if a == 0:
+        return (0.5 * safe.log()).masked_fill(zero, -torch.inf)
+    power = safe.sqrt() if a == 1 else safe.pow(0.5 * a)
+    return (power / a).masked_fill(zero, 0.0 if a > 0 else -torch.inf)
+
+
+def power_slope(s: Tensor, a: float) -> Tensor:
+    """Return d/ds of `power`, with 0 at s = 0 where it is infinite."""
+    if a == 2:
+        return torch.full_like(s, 0.5)
+    if a > 2:
+        return 0.5 * s.pow(0.5 * a - 1)
+    zero = s == 0
+    safe = s.masked_fill(zero, 1.0)
+    power = safe.reciprocal() if a == 0 else safe.pow(0.5 * a - 1)
+    return (0.5 * power).masked_fill_(zero, 0.0)

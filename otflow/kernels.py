@@ -12,7 +12,7 @@ from otflow._algebra import inverse, sum_of_bounds, text_of_multiple, text_of_su
 from otflow._graphs import recording
 from otflow._moving import Move, move_of, moved_attributes
 from otflow._pairs import Sweep
-from otflow._radial import radial_sweep
+from otflow._radial import power, power_slope, radial_sweep
 from otflow._typing import Ground
 from otflow._validation import (
     check_function,
@@ -35,6 +35,10 @@ __all__ = [
     "Riesz",
     "as_kernel",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class Kernel(ABC):
@@ -562,10 +566,10 @@ class PowerLaw(RadialKernel):
         return self.repulsion >= 2
 
     def profile(self, s: Tensor) -> Tensor:
-        return _power(s, self.attraction) - _power(s, self.repulsion)
+        return power(s, self.attraction) - power(s, self.repulsion)
 
     def slope(self, s: Tensor) -> Tensor:
-        return _power_slope(s, self.attraction) - _power_slope(s, self.repulsion)
+        return power_slope(s, self.attraction) - power_slope(s, self.repulsion)
 
 
 class Quadratic(RadialKernel):
@@ -606,10 +610,10 @@ class Log(RadialKernel):
     smooth = False
 
     def profile(self, s: Tensor) -> Tensor:
-        return -_power(s, 0.0)
+        return -power(s, 0.0)
 
     def slope(self, s: Tensor) -> Tensor:
-        return -_power_slope(s, 0.0)
+        return -power_slope(s, 0.0)
 
 
 class Energy(RadialKernel):
@@ -628,10 +632,10 @@ class Energy(RadialKernel):
     smooth = False
 
     def profile(self, s: Tensor) -> Tensor:
-        return -_power(s, 1.0)
+        return -power(s, 1.0)
 
     def slope(self, s: Tensor) -> Tensor:
-        return -_power_slope(s, 1.0)
+        return -power_slope(s, 1.0)
 
 
 class Riesz(RadialKernel):
@@ -660,33 +664,7 @@ class Riesz(RadialKernel):
         self.p = positive(p, "p")
 
     def profile(self, s: Tensor) -> Tensor:
-        return -_power(s, -self.p)
+        return -power(s, -self.p)
 
     def slope(self, s: Tensor) -> Tensor:
-        return -_power_slope(s, -self.p)
-
-
-def _power(s: Tensor, a: float) -> Tensor:
-    """Return |z|^a / a, or log|z| for a = 0, from s = |z|^2; no NaN gradient at 0."""
-    if a == 2:
-        return 0.5 * s
-    if a >= 4:  # below, a second derivative at 0 would be 0 times infinity
-        return s.pow(0.5 * a) / a
-    zero = s == 0
-    safe = s.masked_fill(zero, 1.0)
-    if a == 0:
-        return (0.5 * safe.log()).masked_fill(zero, -torch.inf)
-    power = safe.sqrt() if a == 1 else safe.pow(0.5 * a)
-    return (power / a).masked_fill(zero, 0.0 if a > 0 else -torch.inf)
-
-
-def _power_slope(s: Tensor, a: float) -> Tensor:
-    """Return d/ds of `_power`, with 0 at s = 0 where it is infinite."""
-    if a == 2:
-        return torch.full_like(s, 0.5)
-    if a > 2:
-        return 0.5 * s.pow(0.5 * a - 1)
-    zero = s == 0
-    safe = s.masked_fill(zero, 1.0)
-    power = safe.reciprocal() if a == 0 else safe.pow(0.5 * a - 1)
-    return (0.5 * power).masked_fill_(zero, 0.0)
+        return -power_slope(s, -self.p)
