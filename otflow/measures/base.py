@@ -787,6 +787,9 @@ class Measure(ABC):
     def __getstate__(self) -> Any:
         return {name: getattr(self, name) for name in without_counters(vars(self))}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._hold(**state)  # writes are counted from now on
+
     @property
     def n(self) -> int:
         """Number of points."""
