@@ -88,6 +88,8 @@ class Trajectory(Generic[M]):
     status: str
     message: str
 
+    __array_ufunc__ = None  # beside an array it is one object, not its snapshots
+
     def __len__(self) -> int:
         return len(self.snapshots)
 
