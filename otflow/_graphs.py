@@ -179,11 +179,8 @@ class Immutable:
     of them in silence. Torch counts the writes into a tensor and its views.
     """
 
-    def __init__(self, name: str, beside: tuple[str, ...] = ()) -> None:
+    def __init__(self, name: str) -> None:
         self.name, self.counter = name, _COUNTER + name
-        # Tensors that say the same as this one, such as edges and centres: a write into
-        # one of them is told by all.
-        self.beside = beside
 
     def __set__(self, owner: Any, tensor: Tensor) -> None:
         state = owner.__dict__
@@ -201,19 +198,15 @@ class Immutable:
         try:
             tensor = state[self.name]
             if state[self.counter] == tensor._version:
-                if self.beside:
-                    self._ask_beside(state, kind)
                 return tensor
         except (KeyError, RuntimeError):
             return self._ask_first(owner)
-        raise ModifiedInPlace(_written(self.name, kind))
-
-    def _ask_beside(self, state: dict[str, Any], kind: type) -> None:
-        """Raise if a tensor that says the same was written into."""
-        for name in self.beside:
-            count = state.get(_COUNTER + name)
-            if count is not None and count != state[name]._version:
-                raise ModifiedInPlace(_written(name, kind))
+        msg = (
+            f"the {self.name} of {kind.__name__} were modified in place; a measure is "
+            f"immutable and shares its tensors with others: write into a copy, "
+            f"mu.{self.name}.clone(), and make a new measure of it"
+        )
+        raise ModifiedInPlace(msg)
 
     def _ask_first(self, owner: Any) -> Any:
         """Return a tensor without a counter: that of a copy or an unpickled measure."""
@@ -225,22 +218,42 @@ class Immutable:
         return state[self.name]
 
 
-def _written(name: str, kind: type) -> str:
-    return (
-        f"the {name} of {kind.__name__} were modified in place; a measure is "
-        f"immutable and shares its tensors with others: write into a copy, "
-        f"mu.{name}.clone(), and make a new measure of it"
-    )
+class _Beside(Immutable):
+    """The same, beside tensors that say the same, such as centres beside edges.
+
+    They cost time at each access: name no more than are needed.
+    """
+
+    def __init__(self, name: str, others: str) -> None:
+        super().__init__(name)
+        self.others = tuple((other, _COUNTER + other) for other in others.split())
+
+    def __get__(self, owner: Any, kind: type) -> Any:
+        tensor = super().__get__(owner, kind)
+        state = owner.__dict__
+        for other, counter in self.others:
+            if counter in state and state[counter] != _version_of(state[other]):
+                getattr(owner, other)  # which tells of the write
+        return tensor
 
 
-def keep_immutable(kind: type[Any], *names: str, together: bool = False) -> None:
+def _version_of(tensor: Tensor) -> int:
+    try:
+        return tensor._version
+    except RuntimeError:  # tensors of torch.inference_mode() have no counter
+        return 0
+
+
+def keep_immutable(kind: type[Any], *names: str, **beside: str) -> None:
     """Make these attributes raise `ModifiedInPlace` after a write into them.
 
-    Attributes that are kept together say the same: a write into one is told by all.
+    A name with others `beside` it, separated by spaces, says the same as they: to ask
+    for it tells of a write into one of them.
     """
     for name in names:
-        others = tuple(other for other in names if other != name)
-        setattr(kind, name, Immutable(name, others if together else ()))
+        setattr(kind, name, Immutable(name))
+    for name, others in beside.items():
+        setattr(kind, name, _Beside(name, others))
 
 
 def keep_fields_immutable(kind: type[Any]) -> None:

@@ -532,4 +532,5 @@ def _placed(state: Tensor, z: Tensor) -> dict[str, Tensor]:
     return {"mean": state[0], "factor": state[1:].T, "points": points}
 
 
-keep_immutable(Gaussian, "mean", "factor", "nodes", "points", "weights", together=True)
+# The mean and the factor are parts of one tensor: a write into one is told by both.
+keep_immutable(Gaussian, "nodes", mean="points", factor="points", points="mean nodes")

@@ -502,4 +502,4 @@ def _centres(edges: Tensor) -> Tensor:
     return 0.5 * (edges[1:] + edges[:-1])[:, None]
 
 
-keep_immutable(Quantiles, "edges", "points", "weights", "lumped", together=True)
+keep_immutable(Quantiles, "lumped", edges="points weights", points="edges")
