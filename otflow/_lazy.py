@@ -12,6 +12,7 @@ _EXTRAS = {
     "tqdm": "plot",
     "sklearn": "demo",
     "numba": "fast",
+    "safetensors": "store",
     "pytest": "test",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Self, TypeVar, overload
 
 import torch
@@ -17,14 +17,56 @@ from otflow.proximal import Certificate
 from otflow.schemes import reports
 from otflow.schemes.time_error import time_error
 
-__all__ = ["Trajectory"]
+__all__ = ["Bookmark", "Trajectory"]
 
 M = TypeVar("M", bound=Measure)
 
 # Relative round-off of an energy, in units of that of its dtype.
 ROUND_OFF = 64.0
-# What `to` moves: all that is made of measures and of tensors in their dtype.
-MOVED = ("records", "snapshots", "final", "state")
+# What `to` moves: all that is made of measures, and of tensors in their dtype.
+MOVED = ("records", "snapshots", "final")
+
+
+def _none() -> Tensor:
+    return torch.empty(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Bookmark:
+    """Where a flow stands: what it needs, beside its measure, to go on exactly.
+
+    Parameters
+    ----------
+    time : float
+        The time of the measure ``Trajectory.final``.
+    state : object
+        What the scheme carries to the next step, as `Scheme.state_dict` packs it.
+    stream : Tensor of uint8
+        The state of the stream of random numbers, as
+        ``torch.Generator.get_state`` returns it.
+    context : mapping of str to str
+        What the numbers of the run depend on: the functional and the scheme as text,
+        the dtype, the device, the versions and the number of threads.
+
+    Attributes
+    ----------
+    time, state, stream, context
+        As above.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+    >>> mu = of.Particles(torch.ones(1, 1))
+    >>> run = of.flow(F, mu, of.ExplicitEuler(), dt=0.5, steps=2)
+    >>> run.bookmark.time, run.bookmark.context["scheme"]
+    (1.0, 'ExplicitEuler(backtracking=False, sufficient_decrease=0.1, max_halvings=60)')
+    """
+
+    time: float
+    state: Any
+    stream: Tensor
+    context: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +81,8 @@ class Trajectory(Generic[M]):
     records : mapping of str to Tensor
         One row for each recorded time. The key ``"energy"`` always exists.
     snapshots : tuple of Measure
-        The measure at each recorded time.
+        The measure at each time of `snapshot_times`: those of `times`, unless the flow
+        was asked for other ``snapshots``.
     final : Measure
         The last good measure.
     info : tuple of Certificate
@@ -48,23 +91,35 @@ class Trajectory(Generic[M]):
         The integer from which the flow made its random numbers. The same flow with
         ``generator=run.seed`` repeats the run bit for bit.
     status : str
-        ``"finished"``, ``"stopped"`` (by the predicate), ``"unfinished"`` (too few
-        steps for ``until``), ``"diverged"``, ``"interrupted"`` or ``"failed"``.
+        ``"finished"``, ``"stopped"`` (by a predicate or a callback), ``"unfinished"``
+        (too few steps for ``until``), ``"diverged"``, ``"interrupted"``, ``"failed"``,
+        or ``"running"`` (seen by a callback).
     message : str
         One line on how the flow ended.
+    steps : Tensor, shape (K,)
+        Number of steps before each recorded time, int64.
+    snapshot_times : Tensor, shape (S,)
+        Times of the snapshots, float64.
+    snapshot_steps : Tensor, shape (S,)
+        Number of steps before each snapshot, int64.
+    bookmark : Bookmark, optional
+        What ``flow(..., resume=run)`` needs beside the measure. None if the flow failed
+        before its first step.
 
     Attributes
     ----------
     times, records, snapshots, final, info, seed, status, message
         As above.
+    steps, snapshot_times, snapshot_steps, bookmark
+        As above.
 
     Notes
     -----
     A run is a sequence of its snapshots: ``run[k]`` is ``run.snapshots[k]``, the
-    measure at ``run.times[k]``; ``run[-1]`` is the last one; a slice gives a tuple;
-    ``len(run)`` counts them. `final` is the last good measure, recorded or not.
+    measure at ``run.snapshot_times[k]``; ``run[-1]`` is the last one; a slice gives a
+    tuple; ``len(run)`` counts them. `final` is the last good measure, kept or not.
 
-    The snapshots take memory O(K n d); a larger ``every`` makes K smaller.
+    S snapshots take memory O(S n d); ``flow(..., snapshots=)`` says how many are kept.
 
     Examples
     --------
@@ -87,6 +142,19 @@ class Trajectory(Generic[M]):
     seed: int
     status: str
     message: str
+    steps: Tensor = field(default_factory=_none)
+    snapshot_times: Tensor = field(default_factory=_none)
+    snapshot_steps: Tensor = field(default_factory=_none)
+    bookmark: Bookmark | None = None
+
+    def __post_init__(self) -> None:
+        # Made by hand: the records and the snapshots are those of all steps.
+        state = self.__dict__
+        if not len(self.steps):
+            state["steps"] = torch.arange(len(self.times))
+        if not len(self.snapshot_times) and len(self.snapshots) == len(self.times):
+            state["snapshot_times"] = self.times
+            state["snapshot_steps"] = self.steps
 
     __array_ufunc__ = None  # beside an array it is one object, not its snapshots
 
@@ -112,7 +180,9 @@ class Trajectory(Generic[M]):
 
         The measures move as by ``mu.to(...)``, and share what they shared. The times
         stay float64, and the reports of the steps stay as they are: their numbers are
-        about the flow in the dtype in which it ran.
+        about the flow in the dtype in which it ran. The bookmark is dropped: a moved
+        run does not go on to the bit. Begin a new flow from its end,
+        ``run.to(...).final``.
 
         Parameters
         ----------
@@ -141,12 +211,11 @@ class Trajectory(Generic[M]):
         torch.float64
         """
         move = move_of(*place, dtype=dtype, device=device)
-        names = [f.name for f in fields(self) if f.name in MOVED]
-        held = {name: getattr(self, name) for name in names}
+        held = {name: getattr(self, name) for name in MOVED}
         new = {name: moved_object(value, move, name) for name, value in held.items()}
         if all(new[name] is value for name, value in held.items()):
             return self
-        return replace(self, **new)
+        return replace(self, **new, bookmark=None)
 
     @property
     def converged(self) -> bool | None:
@@ -157,7 +226,7 @@ class Trajectory(Generic[M]):
         if the flow ended as asked and no step solved anything, as with explicit
         schemes.
         """
-        if self.status not in ("finished", "stopped"):
+        if self.status not in ("finished", "stopped", "running"):
             return False
         verdicts = self._verdicts
         return all(verdicts) if verdicts else None
