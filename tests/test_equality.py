@@ -51,6 +51,14 @@ def stepped():
     return of.JKO().step(potential(), cloud(), 0.1, None, torch.Generator())
 
 
+def event():
+    """Return what a callback receives after a step."""
+    seen: list[Any] = []
+    once = {"dt": 0.1, "steps": 1, "on_step": seen.append}
+    of.flow(potential(), cloud(), of.ExplicitEuler(), **once)
+    return seen[0]
+
+
 MAKE: dict[type, Callable[[], Any]] = {
     of.Particles: cloud,
     of.Quantiles: lambda: of.Quantiles(torch.arange(4.0)),
@@ -85,6 +93,7 @@ MAKE: dict[type, Callable[[], Any]] = {
     meanfield.Decomposition: lambda: risk().decompose(),
     of.Trajectory: flowed,
     schemes.Step: stepped,
+    of.callbacks.Event: event,
     proximal.ProxResult: lambda: proximal.ParticleProximal().solve(
         potential(), cloud(), 0.1
     ),
