@@ -72,3 +72,7 @@ __all__ = [
     "storage",
     "testing",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -30,6 +30,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class OtflowError(Exception):
     """Base class of every error that otflow defines.
 
