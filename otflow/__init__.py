@@ -12,6 +12,7 @@ from otflow import (
     plotting,
     proximal,
     schemes,
+    storage,
     testing,
 )
 from otflow.flow import flow
@@ -28,6 +29,7 @@ from otflow.functionals import (
 )
 from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
 from otflow.schemes import JKO, BirthDeath, ExplicitEuler, Langevin, chain
+from otflow.storage import load, save
 from otflow.trajectory import Trajectory
 
 __version__ = "0.1.0"
@@ -59,11 +61,18 @@ __all__ = [
     "flow",
     "functionals",
     "kernels",
+    "load",
     "meanfield",
     "measures",
     "metrics",
     "plotting",
     "proximal",
+    "save",
     "schemes",
+    "storage",
     "testing",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

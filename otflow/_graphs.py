@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from functools import lru_cache, wraps
 from operator import attrgetter
+from types import MemberDescriptorType
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -17,6 +19,8 @@ __all__ = [
     "Immutable",
     "alias",
     "differentiating",
+    "keep_assigned_immutable",
+    "keep_fields_immutable",
     "keep_immutable",
     "kept",
     "leaf",
@@ -188,8 +192,8 @@ class Immutable:
 
     def __get__(self, owner: Any, kind: type) -> Any:
         # This is on the path of every access: the good case comes first.
-        if owner is None:
-            return self
+        if owner is None:  # to a dataclass, a default that the field does not have
+            raise AttributeError(self.name)
         state = owner.__dict__
         try:
             tensor = state[self.name]
@@ -214,10 +218,62 @@ class Immutable:
         return state[self.name]
 
 
-def keep_immutable(kind: type[Any], *names: str) -> None:
-    """Make these attributes raise `ModifiedInPlace` after a write into them."""
+class _Beside(Immutable):
+    """The same, beside tensors that say the same, such as centres beside edges.
+
+    They cost time at each access: name no more than are needed.
+    """
+
+    def __init__(self, name: str, others: str) -> None:
+        super().__init__(name)
+        self.others = tuple((other, _COUNTER + other) for other in others.split())
+
+    def __get__(self, owner: Any, kind: type) -> Any:
+        tensor = super().__get__(owner, kind)
+        state = owner.__dict__
+        for other, counter in self.others:
+            if counter in state and state[counter] != _version_of(state[other]):
+                getattr(owner, other)  # which tells of the write
+        return tensor
+
+
+def _version_of(tensor: Tensor) -> int:
+    try:
+        return tensor._version
+    except RuntimeError:  # tensors of torch.inference_mode() have no counter
+        return 0
+
+
+def keep_immutable(kind: type[Any], *names: str, **beside: str) -> None:
+    """Make these attributes raise `ModifiedInPlace` after a write into them.
+
+    A name with others `beside` it, separated by spaces, says the same as they: to ask
+    for it tells of a write into one of them.
+    """
     for name in names:
         setattr(kind, name, Immutable(name))
+    for name, others in beside.items():
+        setattr(kind, name, _Beside(name, others))
+
+
+def keep_fields_immutable(kind: type[Any]) -> None:
+    """Make the attributes that a class annotates as tensors immutable.
+
+    The slots of a class become attributes, where writes are counted.
+    """
+    own = vars(kind)
+    for name, annotation in inspect.get_annotations(kind).items():
+        free = name not in own or isinstance(own[name], MemberDescriptorType)
+        if free and annotation in (Tensor, "Tensor", "torch.Tensor"):
+            keep_immutable(kind, name)
+
+
+def keep_assigned_immutable(owner: Any, name: str, value: Any) -> None:
+    """Make a public attribute immutable that is about to be given its first tensor."""
+    if isinstance(value, Tensor) and not name.startswith("_"):
+        kinds = type(owner).__mro__
+        if not any(name in vars(kind) for kind in kinds):
+            keep_immutable(type(owner), name)
 
 
 def without_counters(state: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ __all__ = [
     "BlurWarning",
     "BoxWarning",
     "CellWarning",
+    "CorruptFile",
     "Diverged",
     "Interrupted",
     "InvalidFunctional",
@@ -24,8 +25,13 @@ __all__ = [
     "NotConverged",
     "NotConvergedWarning",
     "OtflowError",
+    "ResumeWarning",
     "Unsupported",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class OtflowError(Exception):
@@ -156,6 +162,17 @@ class Unsupported(OtflowError, TypeError):
     Traceback (most recent call last):
         ...
     otflow.errors.Unsupported: Particles has no density: ...
+    """
+
+
+class CorruptFile(OtflowError, ValueError):
+    """A file was damaged or changed, is none of otflow's, or is of another version.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> issubclass(of.errors.CorruptFile, ValueError)
+    True
     """
 
 

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
+from otflow._algebra import inverse, sum_of_bounds, text_of_multiple, text_of_sum
 from otflow._graphs import recording
-from otflow._pairs import Sweep, tiles
+from otflow._moving import Move, move_of, moved_attributes
+from otflow._pairs import Sweep
+from otflow._radial import power, power_slope, radial_sweep
 from otflow._typing import Ground
-from otflow._validation import check_function, check_map, positive, real
-
-# Rows of a block: its distances stay in the second-level cache. With a power of two the
-# columns of a block would share few cache lines.
-TILE = 384
-# The scale of a cloud is a small distance between points. It is taken over pairs whose
-# indices differ by 1 or by a prime, so that no regular order of the points hides a
-# cluster.
-PAIRED = (1, 2, 3, 5, 7, 11)
-# The share of these distances that is shorter than the scale.
-FEW = 0.05
-# Largest distance from the mean, in units of the scale, for sums of moments: their
-# cancellation costs about log2(EVEN) = 8 bits.
-EVEN = 256.0
+from otflow._validation import (
+    check_function,
+    check_kind,
+    check_map,
+    positive,
+    real,
+)
 
 __all__ = [
+    "Combination",
     "Energy",
     "Function",
     "Gaussian",
@@ -38,6 +35,10 @@ __all__ = [
     "Riesz",
     "as_kernel",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class Kernel(ABC):
@@ -119,6 +120,172 @@ class Kernel(ABC):
     def closed_sweep(self) -> Sweep | None:
         """Return a closed form of the sums over pairs, or None to use autodiff."""
         return None
+
+    def terms(self) -> tuple[tuple[float, Kernel], ...]:
+        r"""Return pairs ``(c_k, W_k)`` with :math:`W = \sum_k c_k W_k`.
+
+        A measure integrates each term by the method that is best for it. By default a
+        kernel is one term, itself.
+        """
+        return ((1.0, self),)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    # Copies --------------------------------------------------------------------------
+
+    @final
+    def to(self, *place: Any, dtype: Any = None, device: Any = None) -> Self:
+        """Return the kernel with its tensors in another dtype or on another device.
+
+        A kernel made of numbers is returned itself: it follows the measure.
+
+        Parameters
+        ----------
+        *place
+            A dtype, a device, both, or a tensor that has them.
+        dtype, device : optional
+            The same by name.
+
+        Returns
+        -------
+        Kernel
+            Itself if nothing changes.
+
+        Raises
+        ------
+        Unsupported
+            If a tensor that a function holds would have to move.
+        TypeError, ValueError
+            If the dtype is not float32 or float64.
+        """
+        return self.carry(move_of(*place, dtype=dtype, device=device))
+
+    def carry(self, move: Move) -> Self:
+        """Return the kernel after a move: what `to` does, for a kernel of your own."""
+        return moved_attributes(self, move)
+
+    # Algebra -------------------------------------------------------------------------
+
+    # With an array beside it, the kernel decides: the array does not take it apart.
+    __array_ufunc__ = None
+
+    def __add__(self, other: object) -> Kernel:
+        """Return the sum of two kernels."""
+        if not isinstance(other, Kernel):
+            return NotImplemented
+        return _combined(*self.terms(), *other.terms())
+
+    def __radd__(self, other: object) -> Kernel:
+        """Return the kernel itself for the number 0, with which `sum` begins."""
+        return self if type(other) is int and other == 0 else NotImplemented
+
+    def __neg__(self) -> Kernel:
+        """Return minus the kernel."""
+        return -1.0 * self
+
+    def __sub__(self, other: object) -> Kernel:
+        """Return the difference of two kernels."""
+        return self + -other if isinstance(other, Kernel) else NotImplemented
+
+    def __mul__(self, factor: object) -> Kernel:
+        """Return the kernel times a real number."""
+        if isinstance(factor, (Kernel, Tensor, str)):
+            return NotImplemented
+        number = real(factor, "the factor of a kernel")
+        return _combined(*((number * c, W) for c, W in self.terms()))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: object) -> Kernel:
+        """Return the kernel over a real number other than 0."""
+        if isinstance(divisor, (Kernel, Tensor, str)):
+            return NotImplemented
+        return inverse(divisor, "a kernel") * self
+
+
+class Combination(Kernel):
+    r"""A sum of multiples of kernels, :math:`W = \sum_k c_k W_k`.
+
+    ``W + V``, ``W - V``, ``2 * W``, ``-W`` and ``W / 2`` make one. Energies and
+    potentials of a measure are linear in the kernel: each term is integrated by itself,
+    in closed form if it has one, and the results are added. So each term keeps its own
+    rule for pairs i = j. Atoms omit these pairs under a singular term, and count them
+    under the others.
+
+    Parameters
+    ----------
+    parts : tuple of (float, Kernel)
+        Factors and kernels.
+
+    Attributes
+    ----------
+    parts
+        As above.
+    singular : bool
+        Whether one of the kernels is singular.
+    smooth, is_radial : bool
+        Whether every kernel is.
+    modulus : float or None
+        The sum of the bounds, each times its factor. It is unknown if a bound is
+        unknown or has a negative factor.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> W = 2 * of.kernels.Quadratic() + of.kernels.Log()
+    >>> W, W.singular, W(torch.ones(1))
+    (2 * Quadratic() + Log(), True, tensor(1.))
+    >>> mu = of.Particles(torch.tensor([[0.0], [1.0]]))
+    >>> mu.interaction(W)  # 2 (1/2) (1/4 + 1/4) / 2, and log 1
+    tensor(0.2500)
+    """
+
+    def __init__(self, parts: tuple[tuple[float, Kernel], ...]) -> None:
+        flat: list[tuple[float, Kernel]] = []
+        for c, W in parts:
+            factor = real(c, "the factor of a kernel")
+            check_kind(W, Kernel, "a part", cure="wrap a function: kernels.Function(W)")
+            flat += [(factor * a, V) for a, V in W.terms()]
+        if not flat:
+            msg = "a Combination has no parts; a kernel that is 0 is 0 * Quadratic()"
+            raise ValueError(msg)
+        self.parts = tuple(flat)
+        kernels = [W for _, W in self.parts]
+        self.singular = any(W.singular for W in kernels)
+        self.smooth = all(W.smooth for W in kernels)
+        self.is_radial = all(W.is_radial for W in kernels)
+        self.modulus = sum_of_bounds((c, W.modulus) for c, W in self.parts)
+
+    def terms(self) -> tuple[tuple[float, Kernel], ...]:
+        return self.parts
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return sum((c * W.values(z) for c, W in self.parts), z.new_zeros(()))
+
+    def even(self, z: Tensor) -> Tensor:
+        return sum((c * W.even(z) for c, W in self.parts), z.new_zeros(()))
+
+    @property
+    def bare(self) -> Kernel:
+        return Combination(tuple((c, W.bare) for c, W in self.parts))
+
+    def key(self) -> tuple[Any, ...] | None:
+        keys = tuple((c, W.key()) for c, W in self.parts)
+        return None if any(k is None for _, k in keys) else (Combination, *keys)
+
+    def __repr__(self) -> str:
+        return text_of_sum(
+            repr(W) if c == 1 else text_of_multiple(c, repr(W), in_brackets=False)
+            for c, W in self.parts
+        )
+
+
+def _combined(*parts: tuple[float, Kernel]) -> Kernel:
+    """Return the combination of these parts; one kernel times 1 is itself."""
+    if len(parts) == 1 and parts[0][0] == 1:
+        return parts[0][1]
+    return Combination(parts)
 
 
 class Function(Kernel):
@@ -300,83 +467,11 @@ class RadialKernel(Kernel):
         gradients : tuple of Tensor
             In x (n, d) and in w (n,); empty if not asked for.
         """
-        x, w = x.detach(), w.detach()
-        centred = x - x.mean(0)
-        by_moments = self.smooth and gradients and _is_even(x, centred)
-        # Mass and moment of each point stand side by side: one product sums both.
-        moments = w[:, None] * torch.cat([torch.ones_like(w)[:, None], centred], dim=1)
-        potential, sums = torch.zeros_like(w), torch.zeros_like(moments)
-        blocks = list(tiles(len(x), TILE))
-
-        def visit(i: slice, j: slice) -> None:
-            """Add a pair of blocks to the potential and to the slopes, both ways."""
-            # The transpose with unit stride makes each coordinate one contiguous row.
-            a, b = x[i].T.contiguous(), x[j].T.contiguous()
-            mass_i, mass_j = moments[i, 0], moments[j, 0]
-            s = (a[0][:, None] - b[0]).square_()
-            for p, q in zip(a[1:], b[1:], strict=True):
-                difference = p[:, None] - q
-                s.addcmul_(difference, difference)
-            on_diagonal = self.singular and i == j
-            if on_diagonal:
-                s.fill_diagonal_(1.0)
-            phi, slope = (
-                self.profile_and_slope(s) if gradients else (self.profile(s), s)
-            )
-            if on_diagonal:
-                phi.fill_diagonal_(0.0)
-                slope.fill_diagonal_(0.0)
-            potential[i].addmv_(phi, mass_j)
-            if i != j:
-                potential[j].addmv_(phi.T, mass_i)
-            if not gradients:
-                return
-            if by_moments:
-                sums[i].addmm_(slope, moments[j])
-                if i != j:
-                    sums[j].addmm_(slope.T, moments[i])
-                return
-            for axis, (p, q) in enumerate(zip(a, b, strict=True), start=1):
-                # Subtract before multiplying: the slope may be unbounded, or some
-                # points far away, and then sums of moments would cancel.
-                pull = (p[:, None] - q).mul_(slope)
-                sums[i, axis].addmv_(pull, mass_j)
-                if i != j:
-                    sums[j, axis].addmv_(pull.T, mass_i, alpha=-1.0)
-
-        for k, i in enumerate(blocks):
-            for j in blocks[k:]:
-                visit(i, j)
-        energy = 0.5 * (w @ potential)
-        if not gradients:
-            return energy, ()
-        force = sums[:, 1:]
-        if by_moments:
-            force = centred * sums[:, :1] - force
-        return energy, (2.0 * w[:, None] * force, potential)
+        return radial_sweep(self, x, w, gradients=gradients)
 
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k[0] != "_")
         return f"{type(self).__name__}({values})"
-
-
-def _is_even(x: Tensor, centred: Tensor) -> bool:
-    r"""Return whether no point is far away on the scale of the other distances.
-
-    Then the force :math:`\sum_j w_j \varphi'(s_{ij})(x_i - x_j)` may be the difference
-    of two sums of moments. Their cancellation leaves the round-off of the largest |x|,
-    which is harmless if most distances are of that size.
-    """
-    n = len(x)
-    shifts = [x.roll(k, 0) - x for k in PAIRED if k < n]
-    if not shifts:
-        return True
-    distances = torch.cat(shifts).norm(dim=1)
-    near = distances[distances > 0]
-    if not len(near):
-        return True
-    small = near.kthvalue(1 + int(FEW * (len(near) - 1))).values
-    return bool(centred.norm(dim=1).max() <= EVEN * small)
 
 
 class Gaussian(RadialKernel):
@@ -471,10 +566,10 @@ class PowerLaw(RadialKernel):
         return self.repulsion >= 2
 
     def profile(self, s: Tensor) -> Tensor:
-        return _power(s, self.attraction) - _power(s, self.repulsion)
+        return power(s, self.attraction) - power(s, self.repulsion)
 
     def slope(self, s: Tensor) -> Tensor:
-        return _power_slope(s, self.attraction) - _power_slope(s, self.repulsion)
+        return power_slope(s, self.attraction) - power_slope(s, self.repulsion)
 
 
 class Quadratic(RadialKernel):
@@ -515,10 +610,10 @@ class Log(RadialKernel):
     smooth = False
 
     def profile(self, s: Tensor) -> Tensor:
-        return -_power(s, 0.0)
+        return -power(s, 0.0)
 
     def slope(self, s: Tensor) -> Tensor:
-        return -_power_slope(s, 0.0)
+        return -power_slope(s, 0.0)
 
 
 class Energy(RadialKernel):
@@ -537,10 +632,10 @@ class Energy(RadialKernel):
     smooth = False
 
     def profile(self, s: Tensor) -> Tensor:
-        return -_power(s, 1.0)
+        return -power(s, 1.0)
 
     def slope(self, s: Tensor) -> Tensor:
-        return -_power_slope(s, 1.0)
+        return -power_slope(s, 1.0)
 
 
 class Riesz(RadialKernel):
@@ -569,33 +664,7 @@ class Riesz(RadialKernel):
         self.p = positive(p, "p")
 
     def profile(self, s: Tensor) -> Tensor:
-        return -_power(s, -self.p)
+        return -power(s, -self.p)
 
     def slope(self, s: Tensor) -> Tensor:
-        return -_power_slope(s, -self.p)
-
-
-def _power(s: Tensor, a: float) -> Tensor:
-    """Return |z|^a / a, or log|z| for a = 0, from s = |z|^2; no NaN gradient at 0."""
-    if a == 2:
-        return 0.5 * s
-    if a >= 4:  # below, a second derivative at 0 would be 0 times infinity
-        return s.pow(0.5 * a) / a
-    zero = s == 0
-    safe = s.masked_fill(zero, 1.0)
-    if a == 0:
-        return (0.5 * safe.log()).masked_fill(zero, -torch.inf)
-    power = safe.sqrt() if a == 1 else safe.pow(0.5 * a)
-    return (power / a).masked_fill(zero, 0.0 if a > 0 else -torch.inf)
-
-
-def _power_slope(s: Tensor, a: float) -> Tensor:
-    """Return d/ds of `_power`, with 0 at s = 0 where it is infinite."""
-    if a == 2:
-        return torch.full_like(s, 0.5)
-    if a > 2:
-        return 0.5 * s.pow(0.5 * a - 1)
-    zero = s == 0
-    safe = s.masked_fill(zero, 1.0)
-    power = safe.reciprocal() if a == 0 else safe.pow(0.5 * a - 1)
-    return (0.5 * power).masked_fill_(zero, 0.0)
+        return -power_slope(s, -self.p)

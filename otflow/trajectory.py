@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Self, TypeVar, overload
 
 import torch
 from torch import Tensor
 
+from otflow._moving import move_of, moved_object
 from otflow._warn import warn
 from otflow.errors import NotConvergedWarning
 from otflow.measures import Measure
@@ -22,6 +23,8 @@ M = TypeVar("M", bound=Measure)
 
 # Relative round-off of an energy, in units of that of its dtype.
 ROUND_OFF = 64.0
+# What `to` moves: all that is made of measures, and of tensors in their dtype.
+MOVED = ("records", "snapshots", "final")
 
 
 def _none() -> Tensor:
@@ -112,6 +115,10 @@ class Trajectory(Generic[M]):
 
     Notes
     -----
+    A run is a sequence of its snapshots: ``run[k]`` is ``run.snapshots[k]``, the
+    measure at ``run.snapshot_times[k]``; ``run[-1]`` is the last one; a slice gives a
+    tuple; ``len(run)`` counts them. `final` is the last good measure, kept or not.
+
     S snapshots take memory O(S n d); ``flow(..., snapshots=)`` says how many are kept.
 
     Examples
@@ -148,6 +155,67 @@ class Trajectory(Generic[M]):
         if not len(self.snapshot_times) and len(self.snapshots) == len(self.times):
             state["snapshot_times"] = self.times
             state["snapshot_steps"] = self.steps
+
+    __array_ufunc__ = None  # beside an array it is one object, not its snapshots
+
+    def __len__(self) -> int:
+        return len(self.snapshots)
+
+    def __bool__(self) -> bool:
+        return True  # a run is there, even one that recorded nothing
+
+    def __iter__(self) -> Iterator[M]:
+        return iter(self.snapshots)
+
+    @overload
+    def __getitem__(self, k: int) -> M: ...
+    @overload
+    def __getitem__(self, k: slice) -> tuple[M, ...]: ...
+    def __getitem__(self, k: int | slice) -> M | tuple[M, ...]:
+        """Return ``snapshots[k]``: a measure, or for a slice a tuple of measures."""
+        return self.snapshots[k]
+
+    def to(self, *place: Any, dtype: Any = None, device: Any = None) -> Self:
+        """Return the run with its measures and records in another dtype or device.
+
+        The measures move as by ``mu.to(...)``, and share what they shared. The times
+        stay float64, and the reports of the steps stay as they are: their numbers are
+        about the flow in the dtype in which it ran. The bookmark is dropped: a moved
+        run does not go on to the bit. Begin a new flow from its end,
+        ``run.to(...).final``.
+
+        Parameters
+        ----------
+        *place
+            A dtype, a device, both, or a tensor or a measure that has them.
+        dtype, device : optional
+            The same by name.
+
+        Returns
+        -------
+        Trajectory
+            Itself if nothing changes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the dtype is not float32 or float64, or cannot hold a measure.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> F = of.Potential(lambda x: x.square().sum(-1))
+        >>> mu = of.Particles(torch.ones(1, 1))
+        >>> run = of.flow(F, mu, of.ExplicitEuler(), dt=0.1, steps=1)
+        >>> run.to(torch.float64)[-1].dtype
+        torch.float64
+        """
+        move = move_of(*place, dtype=dtype, device=device)
+        held = {name: getattr(self, name) for name in MOVED}
+        new = {name: moved_object(value, move, name) for name, value in held.items()}
+        if all(new[name] is value for name, value in held.items()):
+            return self
+        return replace(self, **new, bookmark=None)
 
     @property
     def converged(self) -> bool | None:

@@ -15,6 +15,7 @@ from otflow._autodiff import (
     value_gradient_product,
 )
 from otflow._pairs import TILE, pair_sum, tiles
+from otflow._radial import TILE as RADIAL_TILE
 from otflow.testing import clouds
 from otflow.testing.clouds import normal
 
@@ -235,7 +236,7 @@ def test_memory_is_that_of_tiles_whatever_the_order(W, order):
         if order > 1:
             torch.autograd.grad((g * direction).sum(), x)
     # It looked inside, it saw no more than tiles, and that is less than n by n.
-    tile = of.kernels.TILE if isinstance(W, of.kernels.RadialKernel) else TILE
+    tile = RADIAL_TILE if isinstance(W, of.kernels.RadialKernel) else TILE
     assert TILE**2 <= allocations.largest <= max(tile**2, TILE**2 * d) < n * n
 
 

@@ -300,7 +300,7 @@ def transported(n):
 
 def limited(name, value, call, *values):
     """Call with a constant of the exact solvers replaced."""
-    with mock.patch(f"otflow.metrics.assignment.{name}", value):
+    with mock.patch(f"otflow.metrics.assignments.{name}", value):
         call(*values)
 
 

@@ -104,6 +104,7 @@ KERNELS = {
     "Log": of.kernels.Log(),
     "Riesz": of.kernels.Riesz(0.5),
     "PowerLaw": of.kernels.PowerLaw(4, 1),
+    "combination": 2 * of.kernels.Gaussian(0.8) - of.kernels.Energy() / 2,
     "function": lambda z: (z.square().sum(-1) + 0.5 * z[..., 0]).sin(),
 }
 

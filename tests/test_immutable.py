@@ -165,3 +165,120 @@ def test_no_copy_takes_over_a_tensor_that_was_written_into(measure, name, verb, 
         getattr(mu, name).detach().zero_()
     with pytest.raises(of.errors.ModifiedInPlace, match="were modified in place"):
         getattr(COPIES[verb](mu), name)
+
+
+# The next use -------------------------------------------------------------------------
+
+USES = {
+    "expectation": lambda mu: mu.expectation(lambda x: x.sum(-1)),
+    "value": lambda mu: of.Potential(lambda x: x.square().sum(-1)).value(mu),
+    "velocity": lambda mu: of.Potential(lambda x: x.square().sum(-1)).velocity(mu),
+    "push": lambda mu: mu.push(torch.zeros(tangent(mu), dtype=F64), 1.0),
+    "flow": COPIES["flow"],
+    "to": lambda mu: mu.to(torch.float32),
+}
+# Each holds the same numbers twice: a use reads one of them, the user wrote the other.
+TWICE = [(m, n) for m in ("quantiles", "gaussian") for n in EDITABLE[m]]
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(
+    ("measure", "name"),
+    [*TWICE, ("particles", "points"), ("particles", "weights"), ("grid", "weights")],
+)
+def test_a_write_is_told_at_the_next_use_of_the_measure(measure, name, use):
+    mu = ALL[measure](torch.zeros((), dtype=F64))
+    getattr(mu, name).mul_(2.0)
+    words = (
+        r"mu\.(mean|factor)\.clone\(\)"  # two parts of one tensor
+        if name in ("mean", "factor")
+        else rf"mu\.{name}\.clone\(\)"
+    )
+    with pytest.raises(of.errors.ModifiedInPlace, match=words):
+        USES[use](mu)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Fields(Slotted):
+    """A user's measure whose state is a field, beside a field that is no tensor."""
+
+    half: torch.Tensor
+    scale: float
+
+    def push(self, tangent, dt):
+        return Fields(self.half + dt * tangent, self.scale)
+
+
+class Assigned(Slotted):
+    """A user's measure whose state is assigned, without an annotation."""
+
+    def __init__(self, x):
+        object.__setattr__(self, "half", x)
+
+
+class Plain(of.Measure):
+    """A user's measure that is no dataclass."""
+
+    def __init__(self, x):
+        self.half = x
+        self._calls = torch.zeros(())
+
+    @property
+    def points(self):
+        self._calls.add_(1)  # a private tensor may be written into
+        return torch.cat([self.half, -self.half])
+
+    @property
+    def weights(self):
+        return self.half.new_full((2 * len(self.half),), 0.5 / len(self.half))
+
+    value_and_position_gradient = Slotted.value_and_position_gradient
+    inner = Slotted.inner
+
+    def push(self, tangent, dt):
+        return Plain(self.half + dt * tangent)
+
+    def displacement_to(self, other):
+        return other.half - self.half
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Slotted, lambda x: Fields(x, 2.0), Assigned, Plain],
+    ids=["slots", "fields", "subclass", "plain"],
+)
+def test_a_write_into_a_measure_of_the_user_s_own_is_told(make):
+    mu = make(normal(4, 2))
+    before = mu.expectation(lambda x: x.square().sum(-1))
+    again = mu.expectation(lambda x: x.square().sum(-1))
+    assert torch.equal(before, again)  # no use counts as a write
+    twin = pickle.loads(pickle.dumps(mu))
+    copied, moved = copy.copy(mu), mu.push(torch.zeros(4, 2, dtype=F64), 1.0)
+    mu.half.mul_(2.0)
+    for use in (lambda: mu.points, lambda: mu.clone(), lambda: mu.to(torch.float32)):
+        with pytest.raises(of.errors.ModifiedInPlace, match=r"mu\.half\.clone\(\)"):
+            use()
+    with pytest.raises(of.errors.ModifiedInPlace):
+        of.Potential(lambda x: x.sum(-1)).value(copied)  # it shares the tensor
+    for other in (twin, moved):
+        torch.testing.assert_close(
+            other.expectation(lambda x: x.square().sum(-1)), before
+        )
+
+
+def test_a_field_after_points_needs_no_default():
+    @dataclass(frozen=True, eq=False, repr=False)
+    class Labelled(of.Measure):
+        points: torch.Tensor
+        weights: torch.Tensor
+        label: str
+
+        value_and_position_gradient = push = inner = displacement_to = None  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match="missing 3 required"):
+        Labelled()  # type: ignore[call-arg]
+    mu = Labelled(normal(3, 1), normal(3).softmax(0), "mine")
+    assert (mu.label, mu.n, len(mu)) == ("mine", 3, 3)
+    mu.points.zero_()
+    with pytest.raises(of.errors.ModifiedInPlace, match=r"mu\.points\.clone\(\)"):
+        mu.expectation(lambda x: x.sum(-1))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.kernels import TILE
+from otflow._radial import TILE
 from otflow.testing import clouds
 from otflow.testing.clouds import normal
 from tests import exact

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import pkgutil
 import re
 import subprocess
 import sys
 import tomllib
+import traceback
 from pathlib import Path
 
 import jinja2
@@ -109,6 +111,73 @@ def test_every_public_object_has_an_example(name):
 def test_every_public_object_hides_its_module_of_definition_only(name):
     thing = public_objects()[name]
     assert thing.__module__.startswith("otflow."), f"{name} is not otflow's own"
+
+
+# Every namespace in which a user looks for names.
+NAMESPACES = [
+    "otflow",
+    *(f"otflow.{name}" for name in SUBMODULES),
+    "otflow.metrics.symmetries",
+]
+
+
+@pytest.mark.parametrize("name", NAMESPACES)
+def test_completion_shows_public_names_only(name):
+    space = importlib.import_module(name)
+    assert dir(space) == sorted(space.__all__)
+    assert not [shown for shown in dir(space) if shown.startswith("_")]
+
+
+@pytest.mark.parametrize("name", NAMESPACES)
+def test_a_public_name_is_a_module_only_if_it_is_a_namespace(name):
+    space = importlib.import_module(name)
+    modules = {n for n in space.__all__ if inspect.ismodule(getattr(space, n))}
+    assert {f"{name}.{module}" for module in modules} <= set(NAMESPACES)
+
+
+def modules_within(space) -> set[str]:
+    """Return the names of the modules that a package holds, public or not."""
+    found = pkgutil.iter_modules(getattr(space, "__path__", ()))
+    return {module.name for module in found if not module.name.startswith("_")}
+
+
+# The one loop, and the one way to compose schemes: their modules have their names.
+SAME = {"otflow": {"flow"}, "otflow.schemes": {"chain"}}
+
+
+@pytest.mark.parametrize("name", NAMESPACES)
+def test_no_module_is_taken_for_a_function(name):
+    # "sinkhorn" would be taken for "sinkhorn_divergence", and called.
+    space = importlib.import_module(name)
+    functions = {n for n in space.__all__ if inspect.isfunction(getattr(space, n))}
+    hidden = modules_within(space) - SAME.get(name, set())
+    confused = {
+        (module, function)
+        for module in hidden
+        for function in functions
+        if function.startswith(module)
+    }
+    assert not confused
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_function_comes_before_the_module_of_its_name(name):
+    for same in SAME[name]:
+        program = (
+            f"import {name}, {name}.{same} as by_import\n"
+            f"from {name}.{same} import {same}\n"
+            f"from {name} import {same} as again\n"
+            f"assert callable({name}.{same}) and callable({same})\n"
+            f"assert {name}.{same} is again is {same} is by_import"
+        )
+        subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+def test_a_guessed_name_is_told_with_the_public_one():
+    with pytest.raises(AttributeError, match="no attribute 'sinkhorn'") as caught:
+        getattr(otflow.metrics, "sinkhorn")  # noqa: B009
+    shown = "".join(traceback.format_exception_only(caught.value))
+    assert sys.version_info < (3, 12) or "'sinkhorn_divergence'" in shown
 
 
 def modules_added(statement: str) -> list[str]:

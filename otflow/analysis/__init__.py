@@ -19,3 +19,7 @@ __all__ = [
     "minimizing_movement",
     "observed_order",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -3,3 +3,7 @@
 from otflow.callbacks.base import Callback, Event
 
 __all__ = ["Callback", "Event"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -21,3 +21,7 @@ __all__ = [
     "Scaled",
     "Sum",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

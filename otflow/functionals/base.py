@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import wraps
 from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor
 
+from otflow._algebra import inverse, sum_of_bounds, text_of_multiple, text_of_sum
+from otflow._moving import Move, move_of, moved_attributes
 from otflow._typing import ArrayLike
 from otflow._validation import check_finite, check_kind, check_scalar, real
 from otflow.functionals import legacy
@@ -259,6 +261,10 @@ class Functional(ABC):
         tuple of (float, Functional)
             The factors and the terms.
         """
+        return self._terms()
+
+    def _terms(self) -> tuple[tuple[float, Functional], ...]:
+        """Return the terms that the library itself knows: no solver checks them."""
         return ((1.0, self),)
 
     def resample(self, generator: torch.Generator) -> Functional:
@@ -315,11 +321,80 @@ class Functional(ABC):
         # McCann's condition is stricter in each higher dimension.
         return self.modulus(sys.maxsize)
 
+    @final
+    def to(self, *place: Any, dtype: Any = None, device: Any = None) -> Self:
+        """Return the functional with its tensors in another dtype or on another device.
+
+        Tensors, measures, kernels and functionals among its attributes are moved, with
+        their graphs. Integer tensors, such as classes, keep their dtype. What holds no
+        tensors stays itself. The measure that F is evaluated at is moved by its own
+        ``mu.to(...)``.
+
+        Parameters
+        ----------
+        *place
+            A dtype, a device, both, or a tensor or a measure that has them.
+        dtype, device : optional
+            The same by name.
+
+        Returns
+        -------
+        Functional
+            Itself if nothing changes.
+
+        Raises
+        ------
+        Unsupported
+            If a torch module, or a tensor that a function holds, would have to move.
+            The message names it. A module is moved by its owner, in place. A function
+            is made again, from moved tensors.
+        TypeError, ValueError
+            If the dtype is not float32 or float64.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> X = torch.linspace(-1, 1, 5)[:, None]
+        >>> risk = of.meanfield.Risk(of.meanfield.TwoLayer("tanh"), X, X[:, 0])
+        >>> risk.to(torch.float64).X.dtype
+        torch.float64
+        """
+        return self.carry(move_of(*place, dtype=dtype, device=device))
+
+    def carry(self, move: Move) -> Self:
+        """Return F after a move: what `to` does, for a functional of your own.
+
+        By default the attributes are moved. Override it if that is not enough, as for
+        an attribute that must keep its dtype.
+        """
+        return moved_attributes(self, move)
+
+    # With an array beside it, the functional decides: the array does not take it apart.
+    __array_ufunc__ = None
+
     def __add__(self, other: object) -> Functional:
         """Return the sum of two functionals."""
         if not isinstance(other, Functional):
             return NotImplemented
         return Sum((self, other))
+
+    def __radd__(self, other: object) -> Functional:
+        """Return the functional itself for the number 0, with which `sum` begins."""
+        return self if type(other) is int and other == 0 else NotImplemented
+
+    def __neg__(self) -> Functional:
+        """Return minus the functional."""
+        if not isinstance(self, Scaled):
+            return Scaled(-1.0, self)
+        if self.factor == -1:
+            return self.functional
+        return Scaled(-self.factor, self.functional)
+
+    def __sub__(self, other: object) -> Functional:
+        """Return the difference of two functionals."""
+        if not isinstance(other, Functional):
+            return NotImplemented
+        return Sum((self, -other))
 
     def __mul__(self, factor: object) -> Functional:
         """Return the functional times a real number."""
@@ -328,6 +403,12 @@ class Functional(ABC):
         return Scaled(real(factor, "the factor of a functional"), self)
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: object) -> Functional:
+        """Return the functional over a real number other than 0."""
+        if isinstance(divisor, (Functional, Tensor, str)):
+            return NotImplemented
+        return Scaled(inverse(divisor, "a functional"), self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -392,7 +473,7 @@ class Sum(Functional):
         return Sum(tuple(part.resample(generator) for part in self.parts))
 
     def __repr__(self) -> str:
-        return " + ".join(map(repr, self.parts)) or "0"
+        return text_of_sum(map(repr, self.parts))
 
 
 class Scaled(Functional):
@@ -445,22 +526,8 @@ class Scaled(Functional):
         return type(self)(self.factor, self.functional.resample(generator))
 
     def __repr__(self) -> str:
-        return f"{self.factor:g} * {self.functional!r}"
-
-
-def sum_of_bounds(bounds: Iterable[tuple[float, float | None]]) -> float | None:
-    """Return the sum of c times a bound on convexity; None if a bound is unknown.
-
-    A negative c makes the sum unknown; c = 0 adds 0, whatever the bound.
-    """
-    total = 0.0
-    for c, bound in bounds:
-        if c == 0:
-            continue
-        if c < 0 or bound is None:
-            return None
-        total += c * bound
-    return total
+        is_sum = isinstance(self.functional, Sum) and len(self.functional.parts) > 1
+        return text_of_multiple(self.factor, repr(self.functional), in_brackets=is_sum)
 
 
 def check_functional(F: Any) -> None:

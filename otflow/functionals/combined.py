@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from otflow.functionals.base import sum_of_bounds
+from otflow._algebra import sum_of_bounds
 from otflow.functionals.internal import Internal
 
 __all__ = ["Combined"]

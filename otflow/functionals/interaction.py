@@ -30,7 +30,8 @@ class Interaction(Functional):
     ----------
     W : callable
         Batched kernel of the difference, (..., d) -> (...); a kernel of
-        `otflow.kernels` is evaluated in closed form.
+        `otflow.kernels` is evaluated in closed form. Kernels may be added and scaled;
+        then the `terms` are the interactions of the kernels, each times its factor.
     modulus : float, optional
         A :math:`\lambda` such that :math:`W - \tfrac\lambda2|z|^2` is convex; a kernel
         of `otflow.kernels` brings its own.
@@ -64,6 +65,12 @@ class Interaction(Functional):
         self.kernel = as_kernel(W)
         declared = self.kernel.modulus if modulus is None else modulus
         self.convexity = None if declared is None else real(declared, "modulus")
+        parts = self.kernel.terms()
+        whole = len(parts) == 1 and parts[0][0] == 1
+        self._parts = () if whole else tuple((c, Interaction(V)) for c, V in parts)
+
+    def _terms(self) -> tuple[tuple[float, Functional], ...]:
+        return self._parts or ((1.0, self),)
 
     def value(self, mu: Measure) -> Tensor:
         return mu.interaction(self.kernel)

@@ -19,3 +19,7 @@ __all__ = [
     "ntk_kernel",
     "to_module",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -13,22 +12,35 @@ import torch
 from torch import Tensor
 
 from otflow._arrays import as_points, unit_of
-from otflow._graphs import keep_immutable, records, refuse_graph, without_counters
+from otflow._graphs import (
+    keep_assigned_immutable,
+    keep_fields_immutable,
+    keep_immutable,
+    records,
+    refuse_graph,
+    without_counters,
+)
+from otflow._moving import Move, move_of
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
-    alike,
-    check_energy,
     check_finite,
-    check_ground,
     check_kind,
     check_like,
     positive,
 )
 from otflow.errors import Unsupported
 from otflow.kernels import Kernel
-from otflow.measures.sums import kernel_at_the_door, pair_energy, pair_potential
+from otflow.measures.moving import carried
+from otflow.measures.sums import (
+    integrate,
+    internal_energy,
+    kernel_at_the_door,
+    linear,
+    pair_energy,
+    pair_potential,
+)
 
-__all__ = ["Measure", "integrate", "internal_energy"]
+__all__ = ["Measure"]
 
 
 class Measure(ABC):
@@ -85,6 +97,17 @@ class Measure(ABC):
     Then ``mu.push(u + v, 1.0)`` is ``mu.push(u, 1.0).push(v, 1.0)``, and `inner` is the
     same at both.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let tensors of a representation of your own raise after a write into them."""
+        super().__init_subclass__(**options)
+        keep_fields_immutable(cls)
+
+    if not TYPE_CHECKING:  # it would allow any attribute
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            keep_assigned_immutable(self, name, value)
+            super().__setattr__(name, value)
 
     # Required ------------------------------------------------------------------------
 
@@ -423,7 +446,7 @@ class Measure(ABC):
             If W is infinite where the representation cannot integrate it.
         """
         kernel = kernel_at_the_door(W, diagonal)
-        energy = self._pair_energy(kernel)
+        energy = linear(kernel, self._pair_energy)
         check_finite(energy, f"under {kernel!r} the interaction's value")
         return energy
 
@@ -478,7 +501,7 @@ class Measure(ABC):
         """
         kernel = kernel_at_the_door(W, diagonal)
         probes = None if x is None else self.check_probes(x)
-        potential = self._potential(kernel, probes)
+        potential = linear(kernel, lambda V: self._potential(V, probes))
         check_finite(potential, f"the potential of {kernel!r}")
         return potential
 
@@ -619,6 +642,65 @@ class Measure(ABC):
         return self
 
     @final
+    def to(self, *place: Any, dtype: Any = None, device: Any = None) -> Self:
+        """Return the same measure in another dtype or on another device.
+
+        The arguments are those of ``Tensor.to``: a dtype, a device, both, or a tensor
+        or measure that has them. Graphs stay. What follows from other tensors, such as
+        the centres of cells, is computed again in the new dtype.
+
+        From float32 to float64 the weights are renormalised. In float32 they sum to 1
+        to about 1e-7 only, in float64 to round-off: equal weights become 1/n, others
+        are divided by their sum, which counts as a constant in derivatives. From
+        float64 to float32 each weight is rounded, and the sum is 1 to round-off of
+        float32; a mass below 1e-45 becomes 0. Weights that are no probability, such as
+        those of `with_free_atoms`, are never renormalised.
+
+        Parameters
+        ----------
+        *place
+            A dtype, a device, both, or a tensor or a measure that has them.
+        dtype, device : optional
+            The same by name.
+
+        Returns
+        -------
+        Measure
+            Of the same kind; itself if nothing changes.
+
+        Raises
+        ------
+        ValueError
+            If the dtype is a half precision, or float32 cannot hold the measure: points
+            are too large, quantiles coincide, a covariance becomes singular.
+        TypeError
+            If the dtype is not real floating-point, or the device holds no numbers.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> mu = of.Particles(torch.zeros(3, 2)).to(torch.float64)
+        >>> mu, float(mu.weights.sum())
+        (Particles(n=3, d=2, dtype=float64, device=cpu), 1.0)
+        """
+        return self.carry(move_of(*place, dtype=dtype, device=device))
+
+    def carry(self, move: Move) -> Self:
+        """Return the measure after a move: what `to` does.
+
+        By default every attribute is moved, and then replaced by that of `_retyped`.
+        """
+        return carried(self, move)
+
+    def _retyped(self, before: Self, move: Move) -> dict[str, Any]:
+        """Return the attributes that follow from others, after a change of dtype.
+
+        It raises ValueError if the new dtype cannot hold the measure.
+        """
+        as_points(self.points)
+        return {}
+
+    @final
     def clone(self) -> Self:
         """Return the same measure, with its graph, in tensors of its own.
 
@@ -705,6 +787,9 @@ class Measure(ABC):
     def __getstate__(self) -> Any:
         return {name: getattr(self, name) for name in without_counters(vars(self))}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._hold(**state)  # writes are counted from now on
+
     @property
     def n(self) -> int:
         """Number of points."""
@@ -724,6 +809,20 @@ class Measure(ABC):
     def device(self) -> torch.device:
         """Device that holds the measure."""
         return self.points.device
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __bool__(self) -> bool:
+        return True  # a measure is there, however many points it has
+
+    # Beside an array, in `array == mu` for one, a measure is no array.
+    __array_ufunc__ = None
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Raise `Unsupported`: only uniform particles are an array."""
+        cure = "use mu.points.numpy() and mu.weights.numpy()"
+        self._refuse("array", "form as an array, which would lose its weights", cure)
 
     def __repr__(self) -> str:
         return (
@@ -792,47 +891,6 @@ class Measure(ABC):
             msg = f"{name} must have shape {expected}, got {got}"
             raise ValueError(msg)
         check_like(tangent, self.points, name, "points")
-
-
-def integrate(
-    f: Ground, points: Tensor, weights: Tensor, skipped: Tensor | None = None
-) -> Tensor:
-    r"""Return :math:`\sum_i w_i f(x_i)`.
-
-    Values at points where `skipped` (n,) is True count as 0, whatever they are.
-
-    Raises
-    ------
-    InvalidFunctional
-        If f does not return one value, or one array, per point, of the dtype of the
-        masses.
-    """
-    values = f(points)
-    if skipped is None and alike(values, weights):  # the good case, of every step
-        return weights @ values
-    check_ground(values, points, weights)
-    if skipped is not None:
-        values = values.masked_fill(skipped.reshape(-1, *[1] * (values.ndim - 1)), 0)
-    if values.ndim <= 2:  # on the path of every step: a third of the time of tensordot
-        return weights @ values
-    total: Tensor = torch.tensordot(weights, values, dims=1)
-    return total
-
-
-def internal_energy(e: Ground, rho: Tensor, weights: Tensor) -> Tensor:
-    r"""Return :math:`\sum_i w_i\,e(\rho_i)`, 0 where there is no mass."""
-    empty = rho == 0
-    if not bool(empty.any()):
-        return weights @ check_energy(e, rho)
-    at_zero = float(check_energy(e, torch.zeros_like(rho[:1])).detach())
-    if math.isfinite(at_zero):
-        vacuum = at_zero * weights
-    # Both have the value 0; entr, -w log w, has an infinite derivative of that sign.
-    else:
-        vacuum = torch.special.entr(weights)
-        vacuum = -vacuum if at_zero < 0 else vacuum
-    filled = weights * check_energy(e, rho.masked_fill(empty, 1.0))
-    return torch.where(empty, vacuum, filled).sum()
 
 
 @lru_cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from otflow._graphs import kept, records, value_of
 from otflow._typing import ArrayLike, Value
 from otflow._validation import alike, check_generator, positive, real
 from otflow.errors import Diverged
+from otflow.measures.arrays import array_of_points
 from otflow.measures.base import Measure
 from otflow.measures.sums import check_draw, reweighted
 
@@ -258,6 +259,22 @@ class Particles(Measure):
             )
             raise ValueError(msg)
         return other.points - self.points
+
+    # Arrays --------------------------------------------------------------------------
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Return the points (n, d) of uniform particles, as ``numpy.asarray(mu)`` does.
+
+        The array shares the memory of the points and is read-only, since a measure is
+        immutable; ``numpy.array(mu)`` makes a copy that may be written into.
+
+        Raises
+        ------
+        Unsupported
+            If the weights differ, and would be lost; if the points carry a graph, or
+            are not on the CPU.
+        """
+        return array_of_points(self, dtype, copy)
 
     # Helpers -------------------------------------------------------------------------
 

@@ -1,12 +1,12 @@
 """Distances between measures, and between networks."""
 
 from otflow.metrics import symmetries
-from otflow.metrics.assignment import assignment
-from otflow.metrics.geodesic import action, aligned_ends, geodesic, length
-from otflow.metrics.plan import Plan, transport_plan
-from otflow.metrics.quotient import align, best_matching, quotient_distance
-from otflow.metrics.sinkhorn import sinkhorn_divergence
-from otflow.metrics.wasserstein import wasserstein2, wasserstein2_squared
+from otflow.metrics.assignments import assignment
+from otflow.metrics.distances import wasserstein2, wasserstein2_squared
+from otflow.metrics.divergences import sinkhorn_divergence
+from otflow.metrics.geodesics import action, aligned_ends, geodesic, length
+from otflow.metrics.plans import Plan, transport_plan
+from otflow.metrics.quotients import align, best_matching, quotient_distance
 
 __all__ = [
     "Plan",
@@ -24,3 +24,7 @@ __all__ = [
     "wasserstein2",
     "wasserstein2_squared",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -15,6 +15,10 @@ from otflow._validation import check_finite, check_option, non_negative_int
 __all__ = ["Scale", "Sign", "Symmetry", "Trivial", "of_activation"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class Symmetry(ABC):
     r"""A group that acts on neurons without changing what they compute.
 

@@ -10,3 +10,7 @@ from otflow.plotting.curves import energy
 from otflow.plotting.densities import density
 
 __all__ = ["animate", "density", "energy", "particles", "trails"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def _has_obstacles(mu: Measure, _: Functional | None) -> bool:
     return may_cross_obstacles(mu)
 

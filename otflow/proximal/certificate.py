@@ -258,7 +258,11 @@ class Certificate(Mapping[str, Any]):
             return NotImplemented
         return self.to_dict() == {name: _written(x) for name, x in other.items()}
 
-    __hash__ = None  # type: ignore[assignment]
+    __array_ufunc__ = None  # beside an array it is one object, not its entries
+
+    def __hash__(self) -> int:
+        # Of numbers that equal certificates share.
+        return hash((self.energy_before, self.energy_after, self.w2, self.dt))
 
     @cached_property
     def _view(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -58,8 +59,8 @@ def assert_same(a: Any, b: Any, *, but: Collection[str] = (), at: str = "it") ->
         assert len(a) == len(b), f"{at}: lengths {len(a)} and {len(b)}"
         for k, (one, two) in enumerate(zip(a, b, strict=True)):
             assert_same(one, two, at=f"{at}[{k}]")
-    elif isinstance(a, Measure):
-        _same_parts(_state(a), _state(b), (), at)
+    elif isinstance(a, Measure) or (is_dataclass(a) and not isinstance(a, type)):
+        _same_parts(_state(a), _state(b), but, at)
     elif hasattr(a, "tolist"):
         assert a.dtype == b.dtype, f"{at}: {a.dtype} and {b.dtype}"
         assert_same(torch.tensor(a.copy()), torch.tensor(b.copy()), at=at)
@@ -71,9 +72,11 @@ def assert_same(a: Any, b: Any, *, but: Collection[str] = (), at: str = "it") ->
         assert a is b or a == b, f"{at}: {a!r} and {b!r}"
 
 
-def _state(mu: Measure) -> dict[str, Any]:
-    """Return what defines a measure, without what it computes on first use."""
-    state: dict[str, Any] = mu.__getstate__()
+def _state(thing: Any) -> dict[str, Any]:
+    """Return what defines an object, without what it computes on first use."""
+    if is_dataclass(thing):
+        return {field.name: getattr(thing, field.name) for field in fields(thing)}
+    state: dict[str, Any] = thing.__getstate__()
     return {name: held for name, held in state.items() if name[0] != "_"}
 
 

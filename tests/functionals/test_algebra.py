@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -133,3 +135,132 @@ def test_a_draw_of_a_sum_draws_each_part(generator):
     levels = {round(float(F.resample(generator).value(mu)), 9) for _ in range(3)}
     assert len(levels) == 3
     assert float(F.value(mu)) == pytest.approx(float(3 * Noisy().value(mu)))
+
+
+# Differences, quotients, sums ---------------------------------------------------------
+
+V: Any = exact.quadratic(2.0)
+PAIRS: Any = of.Interaction(of.kernels.Gaussian(0.7))
+
+
+class TestDifference(FunctionalContract):
+    def make(self, dtype=torch.float64):
+        return exact.quadratic(2.0) - of.Interaction(of.kernels.Gaussian(0.7))
+
+
+class TestQuotientOfANegative(FunctionalContract):
+    def make(self, dtype=torch.float64):
+        return -(exact.quadratic(2.0) + of.Interaction(of.kernels.Gaussian(0.7))) / 3
+
+
+def test_differences_quotients_and_sums_have_the_values_of_arithmetic():
+    mu = clouds.uniform()
+    v, w = float(V.value(mu)), float(PAIRS.value(mu))
+    for F, expected in [
+        (V - PAIRS, v - w),
+        (-V, -v),
+        (V / 4, v / 4),
+        (V / -0.5, -2 * v),
+        (-(V - PAIRS), w - v),
+        (V - (PAIRS - V), 2 * v - w),
+        (V - 2 * PAIRS, v - 2 * w),
+        (sum([V, PAIRS, -V]), w),
+        (sum([V]), v),
+    ]:
+        assert isinstance(F, of.Functional)
+        assert float(F.value(mu)) == pytest.approx(expected, rel=1e-13)
+
+
+def test_a_sum_of_one_and_a_double_negative_are_the_functional_itself():
+    assert sum([V]) is V
+    minus = -V
+    assert -minus is V
+    assert (-(2 * V)).factor == -2.0
+    assert (-(2 * V)).functional is V
+
+
+def test_terms_and_moduli_of_differences():
+    assert (V - PAIRS).terms() == ((1.0, V), (-1.0, PAIRS))
+    assert (V - (PAIRS + 2 * V) / 4).terms() == ((1.0, V), (-0.25, PAIRS), (-0.5, V))
+    assert (V / 4).modulus(2) == 0.5
+    assert (V - PAIRS).modulus(2) is None
+    assert (V / -2).modulus(2) is None
+    assert (V - 0 * PAIRS).modulus(2) == 2.0
+    assert (V - of.Entropy()).split_entropy()[0] == -1.0
+
+
+class Named(of.Functional):
+    def __init__(self, name):
+        self.name = name
+
+    def value(self, mu):
+        return mu.expectation(lambda x: (x.sum(-1) + len(self.name)).sin())
+
+    def __repr__(self):
+        return self.name
+
+
+F, GG = Named("F"), Named("GG")
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (F - GG, "F - GG"),
+        (-F, "-F"),
+        (-F + GG, "-F + GG"),
+        (F / 2, "0.5 * F"),
+        (F / 3, "0.3333333333333333 * F"),
+        (2 * (F + GG), "2 * (F + GG)"),
+        ((F + GG) / 2, "0.5 * (F + GG)"),
+        (-(F - GG), "-(F - GG)"),
+        (F - (GG - F), "F - (GG - F)"),
+        (F - 2 * (F + GG), "F - 2 * (F + GG)"),
+        (2 * (3 * F), "2 * 3 * F"),
+        (F + 2 * (-3 * GG), "F + 2 * -3 * GG"),
+        (F - -GG, "F + GG"),
+        (-1 * (-2 * F), "--2 * F"),
+        (sum([F, -GG, 1e-7 * F]), "F - GG + 1e-07 * F"),
+    ],
+    ids=lambda p: p if isinstance(p, str) else "",
+)
+def test_a_text_reads_back_as_the_same_functional(made, text):
+    assert repr(made) == text
+    mu, again = clouds.uniform(), eval(text, {"F": F, "GG": GG})
+    torch.testing.assert_close(again.value(mu), made.value(mu))
+    if text not in ("2 * 3 * F", "F + 2 * -3 * GG", "--2 * F"):
+        assert repr(again) == text  # not only the same value: the same terms
+
+
+def test_a_division_by_zero_is_told():
+    for zero in (0, 0.0, -0.0, np.float64(0)):
+        with pytest.raises(ZeroDivisionError, match=r"^the divisor of a functional is"):
+            V / zero
+    with pytest.raises(ValueError, match="must be finite"):
+        V / 5e-324
+    for bad in (V, torch.tensor(2.0), "2", None, True):
+        with pytest.raises(TypeError):
+            V / bad
+    with pytest.raises(TypeError):
+        2 / V
+
+
+@pytest.mark.parametrize("other", [1.0, 1, False, None, "0"])
+def test_a_sum_begins_with_nothing_but_zero(other):
+    with pytest.raises(TypeError):
+        other + V
+    with pytest.raises(TypeError):
+        V - other
+    with pytest.raises(TypeError):
+        other - V
+
+
+def test_an_array_is_no_factor_and_does_not_take_a_functional_apart():
+    for wrong in (
+        lambda: np.array([1.0, 2.0]) * V,
+        lambda: np.array([1.0, 2.0]) + V,
+        lambda: np.float64(2.0) - V,
+    ):
+        with pytest.raises(TypeError):
+            wrong()
+    assert (np.float64(2.0) * V).factor == 2.0

@@ -194,6 +194,10 @@ KINDS: dict[str, list[of.kernels.Kernel]] = {
     "PowerLaw": [
         of.kernels.PowerLaw(*ab) for ab in ((4, 2), (2, 0), (2, 0.1), (1, -0.5))
     ],
+    "Combination": [
+        2 * of.kernels.Gaussian(0.05) - of.kernels.Log(),
+        of.kernels.Energy() + of.kernels.Gaussian(1e-3) / 2,
+    ],
 }
 
 

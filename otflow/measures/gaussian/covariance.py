@@ -13,7 +13,13 @@ from otflow._typing import ArrayLike
 from otflow._validation import check_like
 from otflow.errors import NotConverged
 
-__all__ = ["check_state", "cholesky", "optimal_rotation", "widened"]
+__all__ = [
+    "check_state",
+    "cholesky",
+    "optimal_rotation",
+    "representable",
+    "widened",
+]
 
 # Most steps of Newton's iteration for an orthogonal factor, and the change below which
 # it converges quadratically.
@@ -39,6 +45,21 @@ def check_state(state: Tensor) -> str | None:
             f"keep it regular"
         )
     return None
+
+
+def representable(state: Tensor) -> Tensor:
+    """Return a state after a change of dtype; raise ValueError if it is no longer one.
+
+    A covariance may be singular to the round-off of the coarser dtype.
+    """
+    as_points(state, "the mean and the factor")
+    if check_state(state.detach()) is not None:
+        msg = (
+            f"the covariance is singular to round-off of {state.dtype}; keep "
+            f"torch.float64"
+        )
+        raise ValueError(msg)
+    return state
 
 
 def optimal_rotation(source: Tensor, target: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from otflow._arrays import as_float_tensor, as_points
 from otflow._autodiff import value_and_gradient
 from otflow._graphs import keep_immutable, value_of
+from otflow._moving import Move
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     check_generator,
@@ -30,6 +31,7 @@ from otflow.measures.gaussian.covariance import (
     check_state,
     cholesky,
     optimal_rotation,
+    representable,
     widened,
 )
 from otflow.measures.gaussian.narrow import (
@@ -45,6 +47,7 @@ from otflow.measures.gaussian.quadrature import (
     finer_nodes,
     gaussian_nodes,
     integrate_energy,
+    retyped,
 )
 from otflow.measures.sums import pair_potential
 
@@ -159,6 +162,7 @@ class Gaussian(Measure):
             "a Gaussian times a function is no Gaussian; use a GridDensity, or "
             "Particles(mu.sample(...)), for birth and death"
         ),
+        "array": "use mu.mean.numpy() and mu.covariance.numpy()",
         "mix": (
             "a mixture of Gaussians is no Gaussian; mix draws of both, "
             "Particles(mu.sample(n, generator))"
@@ -500,6 +504,17 @@ class Gaussian(Measure):
 
     # Helpers --------------------------------------------------------------------------
 
+    def __len__(self) -> int:
+        """Raise `Unsupported`: a law has no number of points."""
+        msg = "Gaussian has no length: it is no list of points; use mu.n, of its nodes"
+        raise Unsupported(msg)
+
+    def _retyped(self, before: Self, move: Move) -> dict[str, Any]:
+        z, w = self.nodes, self.weights
+        if before.degree != FREE:
+            z, w = move.once(before.nodes, lambda: retyped(before.nodes, z, w))
+        return {"nodes": z, "weights": w, **_placed(representable(self.state), z)}
+
     @property
     def _tangent_shape(self) -> tuple[int, ...]:
         return (1 + self.dim, self.dim)
@@ -517,4 +532,5 @@ def _placed(state: Tensor, z: Tensor) -> dict[str, Tensor]:
     return {"mean": state[0], "factor": state[1:].T, "points": points}
 
 
-keep_immutable(Gaussian, "mean", "factor", "nodes")
+# The mean and the factor are parts of one tensor: a write into one is told by both.
+keep_immutable(Gaussian, "nodes", mean="points", factor="points", points="mean nodes")

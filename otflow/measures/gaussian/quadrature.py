@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "finer_nodes",
     "gaussian_nodes",
     "integrate_energy",
+    "retyped",
     "scattered_nodes",
 ]
 
@@ -134,6 +136,22 @@ def finer_nodes(dim: int, nodes: int) -> Nodes:
     if dim > TENSOR_DIM:
         return gaussian_nodes(dim, nodes)
     return _trapezoidal(dim, _even(nodes, 8))
+
+
+def retyped(before: Tensor, nodes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return nodes (n, d) and masses (n,) after a change of their dtype.
+
+    In float32 a rule is exact to seven digits only. So the nodes are those of the rule
+    itself if the nodes `before` are its nodes to their round-off.
+    """
+    n, dim = before.shape
+    count = n if dim > TENSOR_DIM else round(n ** (1 / dim))
+    for make in (gaussian_nodes, finer_nodes):
+        with suppress(ValueError):
+            rule = make(dim, count)
+            if torch.equal(rule.points.to(before), before):
+                return rule.points.to(nodes), rule.weights.to(weights)
+    return nodes, weights
 
 
 def scattered_nodes(dim: int, nodes: int, seed: int = 0) -> Nodes:

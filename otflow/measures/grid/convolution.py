@@ -23,7 +23,7 @@ from otflow.measures.grid.kernels import (
     hat_nodes,
     seen_along_axes,
 )
-from otflow.measures.sums import kernel_at_the_door
+from otflow.measures.sums import kernel_at_the_door, linear
 from otflow.numerics.quadrature import gauss_legendre, product_rule
 
 __all__ = ["Convolution", "convolution"]
@@ -118,7 +118,8 @@ class Convolution:
     ) -> None:
         self.box = box
         self._padded = [2 * n for n in box.shape]
-        table = _table(box, kernel_at_the_door(W, diagonal), like)
+        kernel = kernel_at_the_door(W, diagonal)
+        table = linear(kernel, lambda V: _table(box, V, like))
         check_finite(table, "an interaction kernel between the cells")
         self._transform = torch.fft.rfftn(table)
 

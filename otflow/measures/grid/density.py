@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, final
+from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor
 
 from otflow._arrays import as_float_tensor
 from otflow._autodiff import value_and_gradient
-from otflow._graphs import keep_immutable, refuse_graph, value_of
+from otflow._graphs import refuse_graph, value_of
+from otflow._moving import Move
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import check_generator, positive, real, true_or_false
 from otflow.errors import Diverged, NonFinite
 from otflow.kernels import Kernel
-from otflow.measures.base import Measure, integrate, internal_energy
+from otflow.measures.base import Measure
 from otflow.measures.grid.box import Box, check_border, fault_of_step
 from otflow.measures.grid.checks import (
     check_masses,
@@ -37,7 +39,7 @@ from otflow.measures.grid.images import (
 )
 from otflow.measures.grid.remap import transported
 from otflow.measures.grid.upwind import check_courant, displacement, upwind
-from otflow.measures.sums import check_draw, reweighted
+from otflow.measures.sums import check_draw, integrate, internal_energy, reweighted
 
 __all__ = ["GridDensity"]
 
@@ -119,6 +121,10 @@ class GridDensity(Measure):
     walls: bool
 
     _tangent_layout = ", one entry a face"
+
+    cures: ClassVar[Mapping[str, str]] = {
+        "array": "use mu.grid.numpy(), the density on the cells, or mu.weights.numpy()",
+    }
 
     def __init__(
         self,
@@ -571,9 +577,10 @@ class GridDensity(Measure):
         self._check_tangent(tangent)
         return tangent * (real(dt, "dt") * self.open_faces(self.dtype))
 
+    def _retyped(self, before: Self, move: Move) -> dict[str, Any]:
+        like = self.weights.detach()
+        return {"points": move.once(before.points, lambda: self.box.centres(like))}
+
     @property
     def _tangent_shape(self) -> tuple[int, ...]:
         return (self.box.n_faces,)
-
-
-keep_immutable(GridDensity, "is_free")

@@ -12,19 +12,20 @@ from torch import Tensor
 from otflow._arrays import as_float_tensor, as_points, as_weights, coordinate_limit
 from otflow._autodiff import value_and_gradient
 from otflow._graphs import keep_immutable, value_of
+from otflow._moving import Move
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import non_negative_int, real
 from otflow._warn import warn
 from otflow.errors import CellWarning, Diverged
 from otflow.kernels import Kernel
-from otflow.measures.base import Measure, integrate
+from otflow.measures.base import Measure
 from otflow.measures.quantiles.interaction import cell_interaction, cell_potential, lump
 from otflow.measures.quantiles.levels import (
     check_increasing,
     graded_masses,
     inverse_distribution,
 )
-from otflow.measures.sums import check_draw
+from otflow.measures.sums import check_draw, integrate
 
 __all__ = ["Quantiles"]
 
@@ -106,6 +107,7 @@ class Quantiles(Measure):
         "mass_gradient": (
             "its masses are fixed; ask a GridDensity or Particles for a first variation"
         ),
+        "array": "use mu.edges.numpy(), mu.density().numpy() or mu.weights.numpy()",
         "diffuse": (
             "quantiles do not follow noise; add Entropy() to the functional and flow "
             "it with JKO() or ExplicitEuler()"
@@ -140,13 +142,7 @@ class Quantiles(Measure):
             w = q.new_full((n,), 1.0 / n)
         else:
             w = as_weights(weights, q[1:], normalize=normalize).clone()
-            if bool((w == 0).any()):
-                i = int((w == 0).nonzero()[0])
-                msg = (
-                    f"weights[{i}] is 0: a cell between two quantiles has mass; drop "
-                    f"edges[{i + 1}]"
-                )
-                raise ValueError(msg)
+            check_positive(w)
         self._hold(edges=q, points=_centres(q), weights=w, lumped=lump(w))
 
     def with_free_edges(self, edges: Tensor) -> Self:
@@ -478,13 +474,32 @@ class Quantiles(Measure):
             raise ValueError(msg)
         return (other.edges - self.edges)[:, None]
 
+    def _retyped(self, before: Self, move: Move) -> dict[str, Any]:
+        edges, weights = as_points(self.edges[:, None], "edges")[:, 0], self.weights
+        check_increasing(edges)
+        check_positive(weights)
+        lumped = move.once(before.lumped, lambda: lump(weights))
+        return {"points": _centres(edges), "lumped": lumped}
+
     @property
     def _tangent_shape(self) -> tuple[int, ...]:
         return (len(self.edges), 1)
+
+
+def check_positive(weights: Tensor) -> None:
+    """Raise ValueError if a cell has no mass, and name the first."""
+    empty = weights == 0
+    if bool(empty.any()):
+        i = int(empty.nonzero()[0])
+        msg = (
+            f"weights[{i}] is 0: a cell between two quantiles has mass; drop "
+            f"edges[{i + 1}]"
+        )
+        raise ValueError(msg)
 
 
 def _centres(edges: Tensor) -> Tensor:
     return 0.5 * (edges[1:] + edges[:-1])[:, None]
 
 
-keep_immutable(Quantiles, "edges", "lumped")
+keep_immutable(Quantiles, "lumped", edges="points weights", points="edges")

@@ -367,7 +367,8 @@ class FiniteVolume(GridProximal):
             return None
         flow = warm.flow
         arrays = {"numbers": flow.numbers, "multipliers": flow.multipliers}
-        return {**arrays, "dt": flow.step.dt, "bound": flow.step.bound}
+        tensors = {name: torch.from_numpy(a.copy()) for name, a in arrays.items()}
+        return {**tensors, "dt": flow.step.dt, "bound": flow.step.bound}
 
     def load_state(self, F: Functional, mu: GridDensity, kept: Any) -> Warm | None:
         if kept is None:
@@ -377,7 +378,9 @@ class FiniteVolume(GridProximal):
         none = np.zeros(len(room.cells))
         energy = Pointwise(None, 0.0, mu.device)
         step = UpwindStep(room.faces, none, none, energy, kept["bound"], kept["dt"])
-        flow = Interior(step, kept["numbers"], kept["multipliers"])
+        flow = Interior(
+            step, kept["numbers"].cpu().numpy(), kept["multipliers"].cpu().numpy()
+        )
         return Warm(mu.box, room, None, flow)
 
     def _advance(

@@ -12,11 +12,11 @@ from otflow._graphs import records
 from otflow._validation import check_like
 from otflow.errors import NonFinite
 from otflow.measures import Gaussian, GridDensity, Measure, Quantiles
-from otflow.metrics.assignment import assignment
+from otflow.metrics.assignments import assignment
 from otflow.metrics.bures import between_gaussians
 from otflow.metrics.forest import Forest, potentials
 from otflow.metrics.inputs import Cloud, CloudLike, clouds
-from otflow.metrics.plan import Plan, couple
+from otflow.metrics.plans import Plan, couple
 from otflow.metrics.steps import Steps, between_steps
 
 __all__ = ["root", "wasserstein2", "wasserstein2_squared"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from otflow._arrays import unit_of
-from otflow.metrics.assignment import (
+from otflow.metrics.assignments import (
     brought_near,
     index_potential,
     network_simplex,

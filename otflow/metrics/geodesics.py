@@ -11,9 +11,9 @@ from torch import Tensor
 from otflow._graphs import refuse_graph
 from otflow._validation import real
 from otflow.measures import Particles
-from otflow.metrics.assignment import assignment
-from otflow.metrics.plan import transport_plan
-from otflow.metrics.wasserstein import Distant, wasserstein2, wasserstein2_squared
+from otflow.metrics.assignments import assignment
+from otflow.metrics.distances import Distant, wasserstein2, wasserstein2_squared
+from otflow.metrics.plans import transport_plan
 
 __all__ = ["action", "aligned_ends", "geodesic", "length"]
 

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from otflow._arrays import unit_of
 from otflow._validation import check_function
-from otflow.metrics.assignment import (
+from otflow.metrics.assignments import (
     assignment,
     check_pairs,
     match,
     squared_distances,
 )
+from otflow.metrics.distances import root
 from otflow.metrics.inputs import CloudLike, clouds
 from otflow.metrics.symmetries import Symmetry, Trivial
-from otflow.metrics.wasserstein import root
 
 __all__ = ["align", "best_matching", "quotient_distance"]
 

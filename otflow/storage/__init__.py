@@ -1,0 +1,16 @@
+"""Files of measures, runs, certificates and states: tensors and text, never code."""
+
+import torch
+
+from otflow.storage.codec import data_classes
+from otflow.storage.files import load, save
+
+__all__ = ["load", "save"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+# `torch.load` makes no class that it is not told. These hold data alone.
+torch.serialization.add_safe_globals(data_classes())

@@ -1,0 +1,192 @@
+"""`==` and hash of every public object: one truth value, and a place in containers."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import otflow as of
+from otflow import kernels, meanfield, proximal, schemes
+from otflow.testing.clouds import normal
+from tests.test_public_api import public_objects
+
+F64 = torch.float64
+
+
+def square(x):
+    return 0.5 * x.square().sum(-1)
+
+
+def line():
+    rho = normal(12).exp()
+    return of.GridDensity(rho, -1, 1, walls=True, normalize=True)
+
+
+def cloud():
+    return of.Particles(normal(5, 2))
+
+
+def potential():
+    return of.Potential(square, modulus=1.0)
+
+
+def flowed(scheme=None):
+    scheme = of.ExplicitEuler() if scheme is None else scheme
+    record = {"mean": lambda mu: mu.expectation(lambda x: x)}
+    return of.flow(potential(), cloud(), scheme, dt=0.1, steps=2, record=record)
+
+
+def risk():
+    X = normal(6, 1)
+    return meanfield.Risk(meanfield.TwoLayer("tanh"), X, X[:, 0])
+
+
+def stepped():
+    return of.JKO().step(potential(), cloud(), 0.1, None, torch.Generator())
+
+
+def event():
+    """Return what a callback receives after a step."""
+    seen: list[Any] = []
+    once = {"dt": 0.1, "steps": 1, "on_step": seen.append}
+    of.flow(potential(), cloud(), of.ExplicitEuler(), **once)
+    return seen[0]
+
+
+MAKE: dict[type, Callable[[], Any]] = {
+    of.Particles: cloud,
+    of.Quantiles: lambda: of.Quantiles(torch.arange(4.0)),
+    of.Gaussian: lambda: of.Gaussian(normal(2), torch.eye(2, dtype=F64)),
+    of.GridDensity: line,
+    of.measures.Box: lambda: of.measures.Box.of(0.0, 1.0, (3, 4)),
+    of.measures.Convolution: lambda: of.measures.Convolution(
+        of.measures.Box.of(0.0, 1.0, 4), kernels.Log(), torch.ones(4)
+    ),
+    of.Potential: potential,
+    of.Interaction: lambda: of.Interaction(kernels.Log()),
+    of.Internal: lambda: of.Internal(lambda r: r),
+    of.Entropy: of.Entropy,
+    of.PowerEntropy: lambda: of.PowerEntropy(2.0),
+    of.Congestion: lambda: of.Congestion(1.0),
+    of.KL: lambda: of.KL(line()),
+    of.OfExpectation: lambda: of.OfExpectation(torch.sum, lambda x: x),
+    of.functionals.Sum: lambda: potential() + of.Entropy(),
+    of.functionals.Scaled: lambda: 2 * potential(),
+    kernels.Combination: lambda: kernels.Log() - kernels.Energy(),
+    kernels.Energy: kernels.Energy,
+    kernels.Function: lambda: kernels.Function(square),
+    kernels.Gaussian: lambda: kernels.Gaussian(1.0),
+    kernels.Log: kernels.Log,
+    kernels.PowerLaw: lambda: kernels.PowerLaw(4, 2),
+    kernels.Quadratic: kernels.Quadratic,
+    kernels.Riesz: lambda: kernels.Riesz(1.0),
+    of.metrics.Plan: lambda: of.metrics.transport_plan(cloud(), cloud()),
+    meanfield.TwoLayer: lambda: meanfield.TwoLayer("tanh"),
+    meanfield.CustomLayer: lambda: meanfield.CustomLayer(torch.matmul),
+    meanfield.Risk: risk,
+    meanfield.Decomposition: lambda: risk().decompose(),
+    of.Trajectory: flowed,
+    schemes.Step: stepped,
+    of.callbacks.Event: event,
+    proximal.ProxResult: lambda: proximal.ParticleProximal().solve(
+        potential(), cloud(), 0.1
+    ),
+    proximal.Certificate: lambda: flowed(of.JKO()).info[0],
+    proximal.Guarantee: lambda: proximal.Guarantee("exact"),
+    proximal.BackAndForth: proximal.BackAndForth,
+    proximal.FiniteVolume: proximal.FiniteVolume,
+    proximal.GaussianProximal: proximal.GaussianProximal,
+    proximal.GridSinkhorn: proximal.GridSinkhorn,
+    proximal.ParticleProximal: proximal.ParticleProximal,
+    proximal.QuantileProximal: proximal.QuantileProximal,
+    proximal.SinkhornParticles: lambda: proximal.SinkhornParticles(0.1),
+    proximal.TangentProximal: proximal.TangentProximal,
+    of.JKO: of.JKO,
+    schemes.Adaptive: lambda: schemes.Adaptive(of.JKO(), tolerance=1e-3),
+    of.BirthDeath: of.BirthDeath,
+    schemes.Chain: lambda: of.chain(of.ExplicitEuler(), of.BirthDeath()),
+    of.ExplicitEuler: of.ExplicitEuler,
+    of.Langevin: of.Langevin,
+    schemes.Minibatch: lambda: schemes.Minibatch(of.ExplicitEuler()),
+    schemes.Resample: schemes.Resample,
+    of.analysis.ConvexityReport: lambda: of.analysis.displacement_convexity(
+        potential(), cloud(), of.Particles(normal(5, 2, seed=3))
+    ),
+    of.analysis.DissipationReport: lambda: of.analysis.energy_dissipation(
+        potential(), flowed()
+    ),
+    of.testing.Nudge: of.testing.Nudge,
+    of.testing.Problem: lambda: of.testing.Problem(
+        potential(), cloud(), 0.1, of.metrics.wasserstein2
+    ),
+}
+# Two objects of equal numbers are equal; of all other classes each is itself alone.
+BY_VALUE = (of.measures.Box, proximal.Certificate, proximal.Guarantee)
+# These have sizes, items or operators, which an array might take for its own.
+ONE_BESIDE_ARRAYS = (
+    of.Measure,
+    of.Functional,
+    kernels.Kernel,
+    of.Trajectory,
+    proximal.Certificate,
+)
+CLASSES = {
+    thing
+    for thing in public_objects().values()
+    if inspect.isclass(thing)
+    and not issubclass(thing, BaseException)
+    and not inspect.isabstract(thing)
+    and not thing.__name__.endswith("Contract")  # classes of tests
+}
+
+
+def test_every_public_class_is_here():
+    assert set(MAKE) == CLASSES
+
+
+def name_of(kind):
+    return f"{kind.__module__}.{kind.__name__}"
+
+
+@pytest.mark.parametrize("kind", MAKE, ids=name_of)
+def test_a_comparison_has_one_truth_value_and_a_hash(kind):
+    one, other = MAKE[kind](), MAKE[kind]()
+    assert type(one) is kind
+    assert (one == one) is True  # noqa: PLR0124
+    assert (one != one) is False  # noqa: PLR0124
+    assert (one == other) is (kind in BY_VALUE)
+    others: list[Any] = [3, None, "x", (), [], {}, torch.ones(2), np.float64(1)]
+    if issubclass(kind, ONE_BESIDE_ARRAYS):
+        others.append(np.ones(2))
+    for thing in others:
+        assert bool(one == thing) is False
+        assert bool(thing == one) is False
+        assert bool(one != thing) is True
+    # Elsewhere NumPy compares the entries of an array, as with every Python object.
+    assert not np.any(np.ones(2) == one)
+    assert not np.any(one == np.ones(2))
+    for thing in (MAKE[of.Particles](), MAKE[of.Potential](), MAKE[kernels.Log]()):
+        assert (one == thing) is False
+    assert hash(one) == hash(one)
+    assert {one: 1}[one] == 1
+    assert len({one, other}) == (1 if kind in BY_VALUE else 2)
+    assert one in [None, other, one]
+    assert [other, one].index(one) == (0 if kind in BY_VALUE else 1)
+    assert (one in [None]) is False
+    assert bool(one) is True
+
+
+def test_certificates_of_equal_numbers_are_one_key():
+    one, other = (flowed(of.JKO()).info[0] for _ in range(2))
+    assert one == other
+    assert hash(one) == hash(other)
+    changed = one.also(note=1.0)
+    assert changed != one
+    assert len({one, other, changed}) == 2
+    assert copy.copy(one) == one
