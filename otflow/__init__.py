@@ -1,5 +1,7 @@
 """Optimisation over probability measures in Wasserstein-2 space."""
 
+import logging as _logging
+
 from otflow import (
     analysis,
     errors,
@@ -13,6 +15,7 @@ from otflow import (
     schemes,
     testing,
 )
+from otflow._versions import show_versions
 from otflow.flow import flow
 from otflow.functionals import (
     KL,
@@ -30,6 +33,9 @@ from otflow.schemes import JKO, BirthDeath, ExplicitEuler, Langevin, chain
 from otflow.trajectory import Trajectory
 
 __version__ = "0.1.0"
+
+# Silent until the user asks for messages, as a library should be.
+_logging.getLogger("otflow").addHandler(_logging.NullHandler())
 
 __all__ = [
     "JKO",
@@ -63,5 +69,6 @@ __all__ = [
     "plotting",
     "proximal",
     "schemes",
+    "show_versions",
     "testing",
 ]

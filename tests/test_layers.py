@@ -32,6 +32,8 @@ ROWS = [
         "_lazy",
         "_memory",
         "_progress",
+        "_svg",
+        "_versions",
         "_warn",
         "_validation",
         "_arrays",
@@ -47,6 +49,7 @@ ROWS = [
     {"functionals"},
     {"proximal"},
     {"schemes"},
+    {"views"},
     {"trajectory"},
     {"flow"},
     {"meanfield"},
@@ -209,8 +212,11 @@ def form_faults(path: str, source: str, tree: ast.Module) -> Iterator[tuple[int,
 
 
 def is_private(name: str) -> bool:
-    """Return whether a name starts with one underscore."""
-    return name.startswith("_") and not name.startswith("__")
+    """Return whether a name starts with one underscore.
+
+    A name such as ``_repr_html_`` is a protocol of others: a notebook calls it.
+    """
+    return name.startswith("_") and not (name.startswith("__") or name.endswith("_"))
 
 
 def private_names(tree: ast.Module) -> set[str]:

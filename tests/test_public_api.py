@@ -54,6 +54,7 @@ EXPECTED = [
     "plotting",
     "proximal",
     "schemes",
+    "show_versions",
     "testing",
 ]
 
@@ -65,11 +66,14 @@ HEAVY = [
     "networkx",
     "numba",
     "ot",
+    "pandas",
     "pytest",
     "scipy.optimize",
     "scipy.stats",
     "sklearn",
+    "tensorboard",
     "tqdm",
+    "xarray",
 ]
 
 

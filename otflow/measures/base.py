@@ -14,6 +14,7 @@ from torch import Tensor
 
 from otflow._arrays import as_points, unit_of
 from otflow._graphs import keep_immutable, records, refuse_graph, without_counters
+from otflow._svg import figure, harmless
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     alike,
@@ -26,6 +27,7 @@ from otflow._validation import (
 )
 from otflow.errors import Unsupported
 from otflow.kernels import Kernel
+from otflow.measures.portrait import drawn
 from otflow.measures.sums import kernel_at_the_door, pair_energy, pair_potential
 
 __all__ = ["Measure", "integrate", "internal_energy"]
@@ -730,6 +732,15 @@ class Measure(ABC):
             f"{type(self).__name__}(n={self.n}, d={self.dim}, "
             f"dtype={str(self.dtype).removeprefix('torch.')}, device={self.device})"
         )
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the measure in words and as a small picture."""
+
+        def picture() -> str:
+            svg, caption = drawn(self)
+            return figure(repr(self), svg, caption)
+
+        return harmless(self, picture)
 
     def _pair_energy(self, W: Kernel) -> Tensor:
         """Return `interaction` of a kernel; a grid, for one, overrides it."""

@@ -46,10 +46,12 @@ def animate(
     line a density is drawn as a curve. The limits, and the colours of a density, are
     fixed for the whole flow.
 
-    ``HTML(animation.to_jshtml())`` shows the result in a notebook, and
-    ``animation.save(path)`` writes a file, e.g. ``flow.gif`` or ``flow.mp4``. A film
-    needs the program ffmpeg, or the package imageio-ffmpeg, which contains it. Keep a
-    reference to the animation: matplotlib stops an animation without one.
+    ``animation.save(path)`` writes a file, e.g. ``flow.mp4`` or ``flow.gif``. In a
+    notebook ``HTML(animation.to_html5_video())`` shows the film, and
+    ``HTML(animation.to_jshtml())`` shows pictures with buttons. A film is written by
+    the program ffmpeg, or, where there is none, by that of the package imageio-ffmpeg
+    (extra ``plot``). No setting of matplotlib changes. Keep a reference to the
+    animation: matplotlib stops an animation without one.
 
     Parameters
     ----------
@@ -72,7 +74,8 @@ def animate(
     Raises
     ------
     Unsupported
-        For particles on a line, which have no density: use `trails`.
+        For particles on a line, which have no density: use `trails`. Later, by ``save``
+        and ``to_html5_video``, if a film is asked for and there is no ffmpeg.
     ValueError
         If `axes` is missing or wrong.
 
@@ -116,7 +119,7 @@ def animate(
 
 @cache
 def _film() -> Any:
-    """Return matplotlib's class of animations, with a `save` that finds ffmpeg."""
+    """Return matplotlib's class of animations, with films that find ffmpeg."""
     module = lazy_import("matplotlib.animation")
 
     class Film(module.FuncAnimation):  # type: ignore[misc, name-defined]
@@ -131,10 +134,19 @@ def _film() -> Any:
             with lazy_import("matplotlib").rc_context(settings):
                 super().save(filename, writer=writer, **options)
 
+        def to_html5_video(self, *options: Any, **named: Any) -> str:
+            """Return a video tag that holds the film."""
+            settings = _with_ffmpeg(module, "an HTML5 video", "call to_jshtml()")
+            with lazy_import("matplotlib").rc_context(settings):
+                tag: str = super().to_html5_video(*options, **named)
+            return tag
+
     return Film
 
 
-def _with_ffmpeg(module: Any, filename: Any) -> dict[str, str]:
+def _with_ffmpeg(
+    module: Any, what: Any, other: str = "save to a name that ends in .gif"
+) -> dict[str, str]:
     """Return settings by which matplotlib finds ffmpeg; Unsupported without it."""
     if module.writers.is_available("ffmpeg"):
         return {"animation.writer": "ffmpeg"}
@@ -142,8 +154,8 @@ def _with_ffmpeg(module: Any, filename: Any) -> dict[str, str]:
         ffmpeg = lazy_import("imageio_ffmpeg").get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:
         msg = (
-            f"to write {filename} a film needs ffmpeg, which is not to be found: pip "
-            f"install imageio-ffmpeg, or save to a name that ends in .gif"
+            f"to write {what} a film needs ffmpeg, which is not to be found: "
+            f"pip install 'otflow[plot]', or {other}"
         )
         raise Unsupported(msg) from error
     return {"animation.writer": "ffmpeg", "animation.ffmpeg_path": ffmpeg}
