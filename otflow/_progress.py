@@ -18,7 +18,7 @@ class ProgressBar:
     def __exit__(self, *error: object) -> None:
         return None
 
-    def set_postfix(self, energy: str, refresh: bool = False) -> None:
+    def show_energy(self, energy: str) -> None:
         """Show an energy from the next refresh on."""
 
     def update(self, certified: bool | None = None) -> None:
@@ -37,7 +37,7 @@ class _Bar(ProgressBar):
         self._show()
         self._bar.close()
 
-    def set_postfix(self, energy: str, refresh: bool = False) -> None:
+    def show_energy(self, energy: str) -> None:
         self._words["energy"] = energy
         self._show()
 

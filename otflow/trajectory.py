@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from otflow import views
+from otflow import _views
 from otflow._validation import check_option
 from otflow._warn import warn
 from otflow.errors import NotConvergedWarning
@@ -206,7 +206,7 @@ class Trajectory(Generic[M]):
         >>> "certified       2 of 2 steps (100 %)" in run.summary().splitlines()
         True
         """
-        return views.summary(self)
+        return _views.summary(self)
 
     def to_pandas(self, table: Literal["records", "info"] = "records") -> Any:
         """Return the records, or the reports of the steps, as a table of pandas.
@@ -244,8 +244,8 @@ class Trajectory(Generic[M]):
         [0.5, 0.125]
         """
         if check_option(table, "table", ("records", "info")) == "info":
-            return views.reports_frame(self)
-        return views.records_frame(self)
+            return _views.reports_frame(self)
+        return _views.records_frame(self)
 
     def to_xarray(self) -> Any:
         """Return the records and the snapshots as a dataset of xarray.
@@ -281,11 +281,11 @@ class Trajectory(Generic[M]):
         >>> dict(run.to_xarray().sizes)
         {'time': 3, 'particle': 3, 'dim': 2}
         """
-        return views.dataset(self)
+        return _views.dataset(self)
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the energy, the facts, the certificates."""
-        return views.page(self)
+        return _views.page(self)
 
     def __repr__(self) -> str:
         head = f"{self.status} after {len(self.info)} steps"

@@ -22,6 +22,7 @@ FLOORS = (
     "numbers",
     "steps",
     "time_errors",
+    "watching",
     "words",
 )
 MODULES = ("tests.test_cures", *(f"tests.test_cures_of_{name}" for name in FLOORS))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from otflow._lazy import lazy_import
+from otflow._views.run import Run
 from otflow.proximal.certificate import WORDS
-from otflow.views.run import Run
 
 __all__ = ["dataset", "records_frame", "reports_frame"]
 
@@ -68,7 +68,7 @@ def dataset(run: Run) -> Any:
         own = [f"{name}_{axis}" for axis in range(rows.ndim - 1)]
         variables[name] = (("time", *own), _array(rows))
     coordinates = {"time": _array(run.times)}
-    snapshots, times = run.snapshots, run.times
+    snapshots, times = run.snapshots, run.snapshot_times
     if snapshots:
         sizes = {mu.n for mu in snapshots}
         if len(sizes) > 1:

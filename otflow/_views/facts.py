@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from otflow._views.run import Run
 from otflow.proximal import Certificate
 from otflow.schemes import reports
-from otflow.views.run import Run
 
 __all__ = ["certificates", "facts", "summary"]
 

@@ -7,8 +7,8 @@ from html import escape
 import numpy as np
 
 from otflow._svg import Picture, figure, harmless, table, thinned
-from otflow.views.facts import certificates, facts
-from otflow.views.run import Run
+from otflow._views.facts import certificates, facts
+from otflow._views.run import Run
 
 __all__ = ["page"]
 

@@ -1,0 +1,21 @@
+"""What may watch a flow, stop it, and write down what it does."""
+
+from otflow.callbacks.base import Callback, Event
+from otflow.callbacks.files import CSVWriter, JSONLinesWriter
+from otflow.callbacks.log import LogTo
+from otflow.callbacks.patience import Patience
+from otflow.callbacks.stationary import Stationary
+from otflow.callbacks.tensorboard import TensorBoardWriter
+from otflow.callbacks.time_limit import TimeLimit
+
+__all__ = [
+    "CSVWriter",
+    "Callback",
+    "Event",
+    "JSONLinesWriter",
+    "LogTo",
+    "Patience",
+    "Stationary",
+    "TensorBoardWriter",
+    "TimeLimit",
+]
