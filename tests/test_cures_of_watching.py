@@ -213,6 +213,12 @@ CASES: dict[str, Case] = {
             lambda: watched(CSVWriter(new()), record={"n": lambda mu: mu.n}),
         ],
     ),
+    "a film of a flow without snapshots": (
+        ValueError,
+        r"leave snapshots out of flow\(\.\.\.\)",
+        lambda: of.plotting.animate(watched(snapshots="none")),
+        [lambda: of.plotting.animate(watched()).to_jshtml()],
+    ),
     "two records of one column": (
         ValueError,
         "give one of them another name",

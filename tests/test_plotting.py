@@ -340,6 +340,30 @@ def test_an_animation_draws_into_given_axes():
     frames_of(animation)
 
 
+def test_snapshots_at_other_times_than_the_records_are_drawn_at_theirs():
+    mu, words = of.Particles(normal(4, 2)), {"dt": 0.1, "steps": 9, "snapshots": 3}
+    F, scheme = of.Potential(spring), of.ExplicitEuler()
+    run = of.flow(F, mu, scheme, every=2, **words)
+    titles = [title for title, *_ in frames_of(plotting.animate(run))]
+    energy = dict(zip(run.steps.tolist(), run.records["energy"], strict=True))
+    assert titles[0] == f"t = 0,  energy = {energy[0]:.4g}"
+    assert titles[1] == "t = 0.3"  # not recorded
+    assert titles[2] == f"t = 0.6,  energy = {energy[6]:.4g}"
+    ax = plotting.trails(of.flow(F, of.Particles(normal(3, 1)), scheme, **words))
+    lines = ax.collections[-2]
+    assert isinstance(lines, LineCollection)
+    np.testing.assert_allclose(lines.get_segments()[0][:, 0], [0, 0.3, 0.6, 0.9])
+
+
+@pytest.mark.parametrize("draw", [plotting.trails, plotting.animate])
+def test_a_flow_without_snapshots_is_not_drawn(draw):
+    mu = of.Particles(normal(4, 2))
+    scheme = of.ExplicitEuler()
+    run = of.flow(of.Potential(spring), mu, scheme, dt=0.1, steps=2, snapshots="none")
+    with pytest.raises(ValueError, match="leave snapshots out of flow"):
+        draw(run)
+
+
 def test_points_that_never_move_have_a_window():
     mu = of.Particles(torch.full((3, 2), 7.0))
     run = of.flow(

@@ -140,6 +140,17 @@ def test_the_dataset_holds_records_and_snapshots():
     }
 
 
+def test_snapshots_at_other_times_have_an_axis_of_their_own():
+    run = run_of(steps=9, every=2, snapshots=3)
+    data = run.to_xarray()
+    assert data["energy"].dims == ("time",)
+    assert data["points"].dims == ("snapshot_time", "particle", "dim")
+    np.testing.assert_array_equal(data["snapshot_time"], run.snapshot_times)
+    np.testing.assert_array_equal(data["points"][1], run.snapshots[1].points)
+    bare = run_of(snapshots="none").to_xarray()
+    assert "points" not in bare
+
+
 def test_points_that_never_change_are_stored_once():
     rho = of.GridDensity.from_function(
         lambda x: (-x.square().sum(-1)).exp(), -4, 4, 30, dtype=F64

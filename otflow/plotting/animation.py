@@ -16,7 +16,7 @@ from otflow.measures import GridDensity, Measure, Particles
 from otflow.plotting.canvas import (
     areas_of,
     array,
-    check_trajectory,
+    check_snapshots,
     coordinates,
     draw_curve,
     label_plane,
@@ -40,7 +40,7 @@ def animate(
     frames: int = 40,
     ax: Axes | None = None,
 ) -> FuncAnimation:
-    r"""Animate a flow; the title shows the time and the energy.
+    r"""Animate a flow; the title shows the time and, where recorded, the energy.
 
     In the plane clouds are drawn as dots and densities on a grid as pictures; on the
     line a density is drawn as a curve. The limits, and the colours of a density, are
@@ -77,7 +77,7 @@ def animate(
         For particles on a line, which have no density: use `trails`. Later, by ``save``
         and ``to_html5_video``, if a film is asked for and there is no ffmpeg.
     ValueError
-        If `axes` is missing or wrong.
+        If `axes` is missing or wrong, or the flow has kept no snapshot.
 
     Examples
     --------
@@ -89,7 +89,7 @@ def animate(
     >>> animation.to_jshtml().count("data:image/png")
     3
     """
-    check_trajectory(trajectory)
+    check_snapshots(trajectory)
     frames = non_negative_int(frames, "frames", minimum=1)
     shown = coordinates(trajectory.snapshots[0], axes)
     if len(shown) == 1 and isinstance(trajectory.final, Particles):
@@ -99,8 +99,7 @@ def animate(
     chosen = np.unique(np.linspace(0, last, min(frames, last + 1)).round().astype(int))
     chosen[-1] = last  # a single frame shows the end
     snapshots = [trajectory.snapshots[k] for k in chosen]
-    times, energies = trajectory.times, trajectory.records["energy"]
-    titles = [f"t = {times[k]:.3g},  energy = {energies[k]:.4g}" for k in chosen]
+    titles = _titles(trajectory)
     ax = new_axes(ax, figsize=(4.0, 4.0))
     grids = [mu for mu in snapshots if isinstance(mu, GridDensity)]
     if len(shown) == 1:
@@ -110,11 +109,26 @@ def animate(
         label_plane(ax, shown)
 
     def draw(frame: int) -> tuple[Any]:
-        ax.set_title(titles[frame])
+        ax.set_title(titles[chosen[frame]])
         return (show(frame),)
 
     made: FuncAnimation = _film()(ax.figure, draw, frames=len(chosen), interval=80)
     return made
+
+
+def _titles(trajectory: Trajectory[Any]) -> list[str]:
+    """Return the title of each snapshot; not each was recorded."""
+    energies = dict(
+        zip(trajectory.steps.tolist(), trajectory.records["energy"], strict=True)
+    )
+    titles = []
+    times, steps = trajectory.snapshot_times, trajectory.snapshot_steps.tolist()
+    for time, step in zip(times, steps, strict=True):
+        title = f"t = {time:.3g}"
+        if step in energies:
+            title += f",  energy = {energies[step]:.4g}"
+        titles.append(title)
+    return titles
 
 
 @cache
