@@ -4,6 +4,7 @@ import logging as _logging
 
 from otflow import (
     analysis,
+    callbacks,
     errors,
     functionals,
     kernels,
@@ -58,6 +59,7 @@ __all__ = [
     "Quantiles",
     "Trajectory",
     "analysis",
+    "callbacks",
     "chain",
     "errors",
     "flow",

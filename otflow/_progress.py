@@ -55,7 +55,7 @@ class _Bar(ProgressBar):
         self._bar.set_postfix(self._words, refresh=False)
 
 
-def progress_bar(steps: int, progress: bool, *, made: int = 0) -> ProgressBar:
+def progress_bar(steps: int, progress: bool) -> ProgressBar:
     """Return a context: a bar of ``tqdm.auto``, or one that does nothing.
 
     Parameters
@@ -64,10 +64,7 @@ def progress_bar(steps: int, progress: bool, *, made: int = 0) -> ProgressBar:
         How many steps the bar counts to.
     progress : bool
         Whether to show a bar.
-    made : int
-        Steps that a resumed flow has made before.
     """
     if not progress:
         return ProgressBar()
-    bar = lazy_import("tqdm.auto").tqdm(total=steps, initial=made, unit="step")
-    return _Bar(bar)
+    return _Bar(lazy_import("tqdm.auto").tqdm(total=steps, unit="step"))

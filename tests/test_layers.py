@@ -51,6 +51,8 @@ ROWS = [
     {"schemes"},
     {"_views"},
     {"trajectory"},
+    {"callbacks"},
+    {"_snapshots", "_context", "_recorder", "_journal"},
     {"flow"},
     {"meanfield"},
     {"analysis"},

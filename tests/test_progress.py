@@ -35,12 +35,6 @@ def test_the_share_is_that_of_the_steps_that_claim(capfd, verdicts, said):
     assert (re.findall(r"certified=\d+ %", last) or [""]) == [said]
 
 
-def test_a_resumed_bar_goes_on_counting(capfd):
-    with progress_bar(10, progress=True, made=4) as bar:
-        bar.update()
-    assert "5/10" in capfd.readouterr().err
-
-
 def test_no_bar_writes_nothing(capfd):
     with progress_bar(3, progress=False) as bar:
         bar.show_energy("1")

@@ -1,4 +1,4 @@
-"""What may watch a flow, stop it, and write down what it does."""
+"""What watches a flow: it may read each step, write it down, or stop the flow."""
 
 from otflow.callbacks.base import Callback, Event
 from otflow.callbacks.files import CSVWriter, JSONLinesWriter
