@@ -43,6 +43,7 @@ EXPECTED = [
     "PowerEntropy",
     "Quantiles",
     "Trajectory",
+    "callbacks",
     "chain",
     "errors",
     "flow",
