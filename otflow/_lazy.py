@@ -16,6 +16,7 @@ _EXTRAS = {
     "tensorboard": "tensorboard",
     "sklearn": "demo",
     "numba": "fast",
+    "safetensors": "store",
     "pytest": "test",
 }
 
