@@ -45,17 +45,22 @@ EXPECTED = [
     "PowerEntropy",
     "Quantiles",
     "Trajectory",
+    "callbacks",
     "chain",
     "errors",
     "flow",
     "functionals",
     "kernels",
+    "load",
     "meanfield",
     "measures",
     "metrics",
     "plotting",
     "proximal",
+    "save",
     "schemes",
+    "show_versions",
+    "storage",
     "testing",
 ]
 
@@ -67,11 +72,14 @@ HEAVY = [
     "networkx",
     "numba",
     "ot",
+    "pandas",
     "pytest",
     "scipy.optimize",
     "scipy.stats",
     "sklearn",
+    "tensorboard",
     "tqdm",
+    "xarray",
 ]
 
 

@@ -204,7 +204,7 @@ def changed(path, change):
     tree = json.loads(head["tree"])
     change(tree, head, tensors)
     head["tree"] = json.dumps(tree)
-    head["checksum"] = files._checksum(head["tree"], tensors)
+    head["checksum"] = files.checksum_of(head["tree"], tensors)
     path.write_bytes(safetensors.save(tensors, metadata=head))
 
 
