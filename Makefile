@@ -18,9 +18,11 @@ DOCS_OUTPUT := docs/_build/html
 
 # Small tensor operations on several threads are slow whenever another process runs, so
 # tests and documentation use one thread. The demonstration and the benchmarks do not.
+# Threads that wait do so asleep: spinning ones are 10 times slower on a busy machine.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 SOME_THREADS := OTFLOW_TEST_EXAMPLES=$(EXAMPLES) OTFLOW_TEST_THREADS=$(THREADS) \
-  OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREADS=$(THREADS)
+  OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREADS=$(THREADS) \
+  OMP_WAIT_POLICY=passive
 HEADLESS := MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
@@ -47,7 +49,6 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 
 # ---- use -----------------------------------------------------------------------------
 
-# Threads that wait do so asleep: spinning ones are 10 times slower on a busy machine.
 demo: $(VENV)/.installed-demo ## run the demonstration; results in demo-output/
 	OMP_WAIT_POLICY=passive $(HEADLESS) $(BIN)/python -m demo --output demo-output $(ARGS)
 

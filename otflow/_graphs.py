@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import lru_cache, wraps
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ __all__ = [
     "alias",
     "differentiating",
     "keep_immutable",
+    "kept",
     "leaf",
     "only_without_mass",
     "recording",
@@ -32,6 +34,7 @@ _COUNTER = "_writes_into_"
 # How often a tensor was written into. A comprehension would cost a frame each time.
 _VERSION = attrgetter("_version")
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class _Mode(threading.local):
@@ -113,6 +116,21 @@ def alias(x: Tensor) -> Tensor:
     from `x`, such as weights that depend on the points.
     """
     return x.view_as(x) if x.requires_grad else leaf(x)
+
+
+def kept(function: Callable[P, T]) -> Callable[P, T]:
+    """Keep the tensors that a function makes, for further calls with equal arguments.
+
+    Autograd cannot use a tensor that was made in ``torch.inference_mode()``. So the
+    tensors are made outside of that mode, whoever asks first.
+    """
+
+    @wraps(function)
+    def make(*args: P.args, **options: P.kwargs) -> T:
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **options)
+
+    return cast("Callable[P, T]", lru_cache(maxsize=32)(make))
 
 
 def refuse_graph(what: str, why: str, *tensors: Tensor, cure: str) -> None:

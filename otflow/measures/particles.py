@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar, Self
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from otflow._arrays import as_points, as_weights, coordinate_limit
 from otflow._autodiff import second_gradient, value_and_gradient
-from otflow._graphs import records, value_of
+from otflow._graphs import kept, records, value_of
 from otflow._typing import ArrayLike, Value
 from otflow._validation import alike, check_generator, positive, real
 from otflow.errors import Diverged
@@ -278,7 +277,7 @@ class Particles(Measure):
         return self._changed(points=points)
 
 
-@lru_cache
+@kept
 def _number(x: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a 0-d tensor: a product with it takes half the time of one with x."""
     return torch.full((), x, dtype=dtype, device=device)

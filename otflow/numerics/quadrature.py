@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._graphs import kept
+
 __all__ = ["gauss_legendre", "product_rule"]
 
 
-@lru_cache
+@kept
 def gauss_legendre(count: int) -> tuple[Tensor, Tensor]:
     """Return Gauss-Legendre nodes and weights on (0, 1), float64, on the CPU.
 

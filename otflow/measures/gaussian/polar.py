@@ -6,11 +6,11 @@ Kernels are seldom smooth at 0. Along a ray from 0 they are.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from otflow._graphs import kept
 from otflow.numerics.quadrature import gauss_legendre
 
 __all__ = ["MOST_DEGREE", "polar_nodes"]
@@ -25,7 +25,7 @@ PER_PANEL = 16
 LAST_RADIUS = 18.0
 
 
-@lru_cache(maxsize=16)
+@kept
 def polar_nodes(dim: int, per_axis: int) -> tuple[Tensor, Tensor]:
     r"""Return nodes on a half-space with :math:`\sum_k w_k f(z_k) \approx E f(z)`.
 

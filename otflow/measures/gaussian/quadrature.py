@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import check_finite
+from otflow._graphs import kept
 from otflow._memory import check_memory
 from otflow._typing import Ground
 from otflow._validation import check_energy, non_negative_int
@@ -212,7 +212,7 @@ def integrate_energy(e: Ground, logs: Tensor, weights: Tensor) -> Tensor:
     return value
 
 
-@lru_cache(maxsize=16)
+@kept
 def _tensor(dim: int, per_axis: int) -> Nodes:
     if per_axis > 100:
         msg = (
@@ -229,7 +229,7 @@ def _tensor(dim: int, per_axis: int) -> Nodes:
     return Nodes(*_product(dim, z, w), rule, degree)
 
 
-@lru_cache(maxsize=16)
+@kept
 def _trapezoidal(dim: int, per_axis: int) -> Nodes:
     # At this width the mass cut off is about the aliasing error of equal steps.
     width = min(math.sqrt(math.pi * per_axis), HALF_WIDTH)
@@ -253,7 +253,7 @@ def _product(
     return product_rule(axis, masses, dim)
 
 
-@lru_cache(maxsize=16)
+@kept
 def _antithetic(dim: int, count: int, seed: int = 0) -> Nodes:
     # Scrambled by a fixed seed. The plain sequence misses the radius in many
     # dimensions: E|z|^4 is wrong by half at d = 32 with 4,096 nodes, scrambled by 1%.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -145,33 +146,68 @@ class Convolution:
         return whole[tuple(slice(n) for n in self.box.shape)].reshape(-1)
 
 
-_KEPT: OrderedDict[tuple[object, ...], Convolution] = OrderedDict()
 _MOST_KEPT = 4
+_KEPT: OrderedDict[tuple[object, ...], Convolution] = OrderedDict()
+# Of kernels without a key: the kernel, the grid, the values at the centres, the map.
+_SEEN: deque[tuple[ReferenceType[Kernel], Box, Tensor, Convolution]]
+_SEEN = deque(maxlen=_MOST_KEPT)
 
 
 def convolution(box: Box, W: Kernel, like: Tensor) -> Convolution:
-    """Return a `Convolution`; kernels of equal key share one."""
+    """Return a `Convolution`; kernels of equal key share one.
+
+    The values of a kernel without a key may change. Such a kernel shares the map that
+    it had when its values at the differences of the centres were the same to the bit.
+    """
     known = W.key()
     if known is None:
-        return Convolution(box, W, like)
+        return _of_values(box, W, like)
     key = (known, box, like.dtype, like.device)
     if key not in _KEPT:
-        with torch.no_grad():
+        # Autograd cannot use later what torch.inference_mode() has made.
+        with torch.inference_mode(False), torch.no_grad():
             _KEPT[key] = Convolution(box, W, like)
         if len(_KEPT) > _MOST_KEPT:
             _KEPT.popitem(last=False)
     return _KEPT[key]
 
 
+def _of_values(box: Box, W: Kernel, like: Tensor) -> Convolution:
+    """Return the map of a kernel without a key.
+
+    To ask whether a kernel is narrow or guarded takes a hundred times its values.
+    """
+    values = _at(W, _lengths(box, like, one_side=W.is_radial))
+    if values.requires_grad or torch.is_inference_mode_enabled():
+        return Convolution(box, W, like)
+    for kernel, grid, seen, found in _SEEN:
+        same = kernel() is W and grid == box and seen.device == values.device
+        if same and seen.dtype == values.dtype and torch.equal(seen, values):
+            return found
+    made = Convolution(box, W, like)
+    _SEEN.append((ref(W), box, values, made))
+    return made
+
+
+def _lengths(box: Box, like: Tensor, *, one_side: bool) -> list[Tensor]:
+    """Return the differences of cells along each axis, in the order of an FFT."""
+    steps = _steps(box, one_side=one_side)
+    return [s.to(like) * h for s, h in zip(steps, box.spacing, strict=True)]
+
+
+def _steps(box: Box, *, one_side: bool) -> list[Tensor]:
+    return [
+        torch.arange(n) if one_side else torch.fft.fftfreq(2 * n, 1 / (2 * n)).long()
+        for n in box.shape
+    ]
+
+
 def _table(box: Box, W: Kernel, like: Tensor) -> Tensor:
     """Return the even part of W at all differences of cells, in the order of an FFT."""
     radial = W.is_radial
     # A radial kernel is known from the differences that are >= 0 along each axis.
-    steps = [
-        torch.arange(n) if radial else torch.fft.fftfreq(2 * n, 1 / (2 * n)).long()
-        for n in box.shape
-    ]
-    lengths = [s.to(like) * h for s, h in zip(steps, box.spacing, strict=True)]
+    steps = _steps(box, one_side=radial)
+    lengths = _lengths(box, like, one_side=radial)
     finite = bool(W.values(like.new_zeros(1, box.dim)).isfinite().all())
     if type(W) is Gaussian and max(box.spacing) > NARROW * W.sigma:
         table = gaussian_table(box, W, steps, like)

@@ -8,11 +8,11 @@ narrow. Both methods give the same function of the edges to round-off.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from otflow._graphs import kept
 from otflow._pairs import pair_sum
 from otflow.kernels import Gaussian
 from otflow.numerics.quadrature import gauss_legendre
@@ -24,7 +24,7 @@ __all__ = ["narrow_cells", "wide_interaction"]
 ORDERS = (2, 3, 4, 5, 6)
 
 
-@lru_cache
+@kept
 def rules(dtype: torch.dtype) -> tuple[tuple[float, Tensor, Tensor], ...]:
     r"""Return the longest cell, nodes and weights of each rule, on (0, 1).
 

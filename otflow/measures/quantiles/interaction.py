@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from otflow._autodiff import line_derivatives
+from otflow._graphs import kept
 from otflow._pairs import tiles
 from otflow.errors import NonFinite
 from otflow.kernels import Function, Gaussian, Kernel
@@ -37,7 +37,7 @@ NEAR = {torch.float64: (1e-50, 1e-100), torch.float32: (1e-9, 1e-18)}
 POWERS = {torch.float64: 8, torch.float32: 4}
 
 
-@lru_cache
+@kept
 def _rule(power: int) -> tuple[Tensor, Tensor]:
     """Return nodes t and weights of the integral of (1 - t) f(t) over (0, 1)."""
     u, a = gauss_legendre(NODES)

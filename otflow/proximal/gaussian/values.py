@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from otflow._autodiff import value_and_gradient
+from otflow._graphs import kept
 from otflow.functionals import Functional
 from otflow.measures import Gaussian
 from otflow.measures.gaussian.quadrature import Nodes, finer_nodes
@@ -144,7 +144,7 @@ def _gap(
     return Gap(tangent, float((slopes @ inverse).norm(dim=-1).sum()))
 
 
-@lru_cache(maxsize=8)
+@kept
 def _lines(dim: int, per_line: int) -> tuple[Tensor, Tensor, Nodes]:
     """Return directions (k, d), feet (k, d) normal to them, and the nodes on all."""
     # The same lines for each step: a solve does not change the state of torch's random

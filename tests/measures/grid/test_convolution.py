@@ -198,3 +198,47 @@ def test_a_convolution_serves_many_densities_of_one_grid():
     other = mu.reweight(normal(mu.n, seed=2), 1.0)
     for nu in (mu, other):
         torch.testing.assert_close(kernel(nu.weights), nu.convolve(of.kernels.Log()))
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_a_function_is_asked_at_the_centres_alone_after_the_first_time(dim):
+    asked = []
+
+    def W(z):
+        asked.append(z.numel() // dim)
+        return z.square().sum(-1)
+
+    mu, F = rough((12,) * dim), of.Interaction(W)
+    first = F.value(mu)
+    asked.clear()
+    assert F.value(mu) == first
+    assert sum(asked) <= 1 + 24**dim
+    F.first_variation(mu)
+    assert sum(asked) <= 2 * (1 + 24**dim)
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_a_function_whose_values_change_is_asked_anew(far):
+    held = {"scale": 1.0}
+
+    def W(z):
+        wide = z.abs().sum(-1) > (1.5 if far else 0.0)
+        return torch.where(wide, held["scale"], 1.0) * z.square().sum(-1)
+
+    mu, F = rough((12, 12)), of.Interaction(W)
+    before = F.value(mu)
+    held["scale"] = 2.0
+    fresh = of.Interaction(lambda z: W(z)).value(mu)
+    assert F.value(mu) == fresh != before
+
+
+@pytest.mark.parametrize(
+    "W", [of.kernels.Gaussian(0.5), lambda z: z.square().sum(-1)], ids=["key", "none"]
+)
+def test_what_inference_mode_has_asked_can_be_differentiated_later(W):
+    mu, F = rough((6, 5)), of.Interaction(W)
+    with torch.inference_mode():
+        F.value(mu)
+    masses = mu.weights.clone().requires_grad_()
+    F.value(mu.with_weights(masses)).backward()
+    assert masses.grad.isfinite().all()
