@@ -29,7 +29,7 @@ from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
 from otflow.schemes import JKO, BirthDeath, ExplicitEuler, Langevin, chain
 from otflow.trajectory import Trajectory
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "JKO",
