@@ -68,8 +68,14 @@ bench: $(VENV)/.installed-demo ## time otflow side by side with POT, GeomLoss an
 PYTEST_IN = $(SOME_THREADS) $(HEADLESS) $(1)/python -m pytest
 PYTEST := $(call PYTEST_IN,$(BIN))
 ALL_TESTS := -m "slow or not slow"
-# Where other packages are called, each in the cheapest way: a few minutes.
-CALLS_OTHERS := tests/test_plotting.py
+# Where matplotlib, NumPy, SciPy, numba, POT, geomloss, scikit-learn and their like are
+# called: a fraction of the tests.
+CALLS_OTHERS := tests/test_plotting.py tests/numerics tests/measures/grid/test_walls.py \
+  tests/metrics/test_wasserstein.py tests/metrics/test_steps_exact.py \
+  tests/metrics/test_sinkhorn.py tests/proximal/grid/test_finite_volume.py \
+  tests/proximal/grid/test_c_transform.py tests/test_campaign.py \
+  "tests/test_tutorials.py::test_tutorial_runs[plot_2_network_flow]" \
+  "tests/test_tutorials.py::test_tutorial_runs[plot_6_crowd]"
 
 test: $(VENV)/.installed-test ## run the tests that are not slow
 	$(PYTEST) --numprocesses $(WORKERS) $(ARGS)
@@ -81,7 +87,9 @@ test-all: $(VENV)/.installed-test ## run every test
 	$(PYTEST) --numprocesses $(WORKERS) $(ALL_TESTS) $(ARGS)
 
 test-lowest: $(LOWEST)/.installed ## run tests under the lowest versions
-	$(call PYTEST_IN,$(LOWEST)/bin) --numprocesses $(WORKERS) $(if $(ARGS),$(ARGS),$(CALLS_OTHERS))
+	$(LOWEST)/bin/python -c "from demo.digits import Digits; Digits.load()"
+	$(call PYTEST_IN,$(LOWEST)/bin) --numprocesses $(WORKERS) \
+	  $(if $(ARGS),$(ARGS),$(CALLS_OTHERS))
 
 coverage: $(VENV)/.installed-test ## run every test and report branch coverage
 	$(PYTEST) --numprocesses $(WORKERS) $(ALL_TESTS) --cov --cov-report=term $(ARGS)
