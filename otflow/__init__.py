@@ -2,6 +2,7 @@
 
 from otflow import (
     analysis,
+    callbacks,
     errors,
     functionals,
     kernels,
@@ -52,6 +53,7 @@ __all__ = [
     "Quantiles",
     "Trajectory",
     "analysis",
+    "callbacks",
     "chain",
     "errors",
     "flow",

@@ -129,6 +129,20 @@ class NotConvergedWarning(UserWarning):
         self.trajectory = trajectory
 
 
+class ResumeWarning(UserWarning):
+    """A resumed flow differs from its first part: not all of its bits can be the same.
+
+    The message says what was and what is: another functional or scheme, other versions,
+    another number of threads.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> issubclass(of.errors.ResumeWarning, UserWarning)
+    True
+    """
+
+
 class Unsupported(OtflowError, TypeError):
     """A representation, a solver or a scheme lacks what a call needs.
 

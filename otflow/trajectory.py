@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -16,12 +16,54 @@ from otflow.proximal import Certificate
 from otflow.schemes import reports
 from otflow.schemes.time_error import time_error
 
-__all__ = ["Trajectory"]
+__all__ = ["Bookmark", "Trajectory"]
 
 M = TypeVar("M", bound=Measure)
 
 # Relative round-off of an energy, in units of that of its dtype.
 ROUND_OFF = 64.0
+
+
+def _none() -> Tensor:
+    return torch.empty(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Bookmark:
+    """Where a flow stands: what it needs, beside its measure, to go on exactly.
+
+    Parameters
+    ----------
+    time : float
+        The time of the measure ``Trajectory.final``.
+    state : object
+        What the scheme carries to the next step, as `Scheme.state_dict` packs it.
+    stream : Tensor of uint8
+        The state of the stream of random numbers, as
+        ``torch.Generator.get_state`` returns it.
+    context : mapping of str to str
+        What the numbers of the run depend on: the functional and the scheme as text,
+        the dtype, the device, the versions and the number of threads.
+
+    Attributes
+    ----------
+    time, state, stream, context
+        As above.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+    >>> mu = of.Particles(torch.ones(1, 1))
+    >>> run = of.flow(F, mu, of.ExplicitEuler(), dt=0.5, steps=2)
+    >>> run.bookmark.time, run.bookmark.context["scheme"]
+    (1.0, 'ExplicitEuler(backtracking=False, sufficient_decrease=0.1, max_halvings=60)')
+    """
+
+    time: float
+    state: Any
+    stream: Tensor
+    context: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +78,8 @@ class Trajectory(Generic[M]):
     records : mapping of str to Tensor
         One row for each recorded time. The key ``"energy"`` always exists.
     snapshots : tuple of Measure
-        The measure at each recorded time.
+        The measure at each time of `snapshot_times`: those of `times`, unless the flow
+        was asked for other ``snapshots``.
     final : Measure
         The last good measure.
     info : tuple of Certificate
@@ -45,19 +88,31 @@ class Trajectory(Generic[M]):
         The integer from which the flow made its random numbers. The same flow with
         ``generator=run.seed`` repeats the run bit for bit.
     status : str
-        ``"finished"``, ``"stopped"`` (by the predicate), ``"unfinished"`` (too few
-        steps for ``until``), ``"diverged"``, ``"interrupted"`` or ``"failed"``.
+        ``"finished"``, ``"stopped"`` (by a predicate or a callback), ``"unfinished"``
+        (too few steps for ``until``), ``"diverged"``, ``"interrupted"``, ``"failed"``,
+        or ``"running"`` (seen by a callback).
     message : str
         One line on how the flow ended.
+    steps : Tensor, shape (K,)
+        Number of steps before each recorded time, int64.
+    snapshot_times : Tensor, shape (S,)
+        Times of the snapshots, float64.
+    snapshot_steps : Tensor, shape (S,)
+        Number of steps before each snapshot, int64.
+    bookmark : Bookmark, optional
+        What ``flow(..., resume=run)`` needs beside the measure. None if the flow failed
+        before its first step.
 
     Attributes
     ----------
     times, records, snapshots, final, info, seed, status, message
         As above.
+    steps, snapshot_times, snapshot_steps, bookmark
+        As above.
 
     Notes
     -----
-    The snapshots take memory O(K n d); a larger ``every`` makes K smaller.
+    S snapshots take memory O(S n d); ``flow(..., snapshots=)`` says how many are kept.
 
     Examples
     --------
@@ -80,6 +135,19 @@ class Trajectory(Generic[M]):
     seed: int
     status: str
     message: str
+    steps: Tensor = field(default_factory=_none)
+    snapshot_times: Tensor = field(default_factory=_none)
+    snapshot_steps: Tensor = field(default_factory=_none)
+    bookmark: Bookmark | None = None
+
+    def __post_init__(self) -> None:
+        # Made by hand: the records and the snapshots are those of all steps.
+        state = self.__dict__
+        if not len(self.steps):
+            state["steps"] = torch.arange(len(self.times))
+        if not len(self.snapshot_times) and len(self.snapshots) == len(self.times):
+            state["snapshot_times"] = self.times
+            state["snapshot_steps"] = self.steps
 
     @property
     def converged(self) -> bool | None:
@@ -90,7 +158,7 @@ class Trajectory(Generic[M]):
         if the flow ended as asked and no step solved anything, as with explicit
         schemes.
         """
-        if self.status not in ("finished", "stopped"):
+        if self.status not in ("finished", "stopped", "running"):
             return False
         verdicts = self._verdicts
         return all(verdicts) if verdicts else None

@@ -22,6 +22,7 @@ pytest.register_assert_rewrite(
     "otflow.testing.functional",
     "otflow.testing.measure",
     "otflow.testing.proximal",
+    "otflow.testing.same",
     "otflow.testing.scheme",
     "tests.exact",
 )

@@ -143,7 +143,9 @@ def gmres(
         rest = float(w.norm())
         H[k + 1, k] = rest
         left = H[: k + 2, : k + 1]
-        y = torch.linalg.lstsq(left, goal[: k + 2, None]).solution
+        # Not the default driver: its pivots start from memory that nobody has set, so
+        # the same call gives other bits.
+        y = torch.linalg.lstsq(left, goal[: k + 2, None], driver="gelsd").solution
         residual = float((goal[: k + 2] - (left @ y)[:, 0]).norm()) / size
         if residual <= tolerance or not rest > EXHAUSTED * whole:
             break

@@ -165,6 +165,46 @@ class ProximalSolver(ABC, Generic[M]):
             If the iteration leaves the finite numbers; the error carries `mu`.
         """
 
+    def state_dict(self, warm: Any) -> Any:
+        """Return a warm start as plain data; by default the warm start itself.
+
+        Plain data are what `Scheme.state_dict` says. A solver whose warm start holds F,
+        a function or an object of its own overrides this method and `load_state`.
+
+        Parameters
+        ----------
+        warm : object
+            ``ProxResult.warm`` of a step, or None.
+
+        Returns
+        -------
+        object
+            The plain data.
+        """
+        return warm
+
+    def load_state(self, F: Functional, mu: M, kept: Any) -> Any:
+        """Return the warm start of which `state_dict` made plain data.
+
+        A step from that warm start equals to the bit the step from the warm start
+        itself.
+
+        Parameters
+        ----------
+        F : Functional
+            What the flow minimises.
+        mu : Measure
+            Where the flow goes on.
+        kept : object
+            The plain data.
+
+        Returns
+        -------
+        object
+            The `warm` of the next call of `solve`.
+        """
+        return kept
+
     def _admit(self, F: Functional, mu: Measure, dt: float, kind: type[Any]) -> float:
         """Return dt as a float; raise if F, mu or dt cannot be stepped."""
         check_functional(F)

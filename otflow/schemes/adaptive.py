@@ -143,6 +143,13 @@ class Adaptive(Scheme):
     def init(self, F: Functional, mu: Measure) -> _State:
         return _State(self.scheme.init(F, mu), None)
 
+    def state_dict(self, state: _State) -> Any:
+        inner = self.scheme.state_dict(state.inner)
+        return {"inner": inner, "next_dt": state.next_dt}
+
+    def load_state(self, F: Functional, mu: Measure, kept: Any) -> _State:
+        return _State(self.scheme.load_state(F, mu, kept["inner"]), kept["next_dt"])
+
     def step(
         self,
         F: Functional,

@@ -145,6 +145,46 @@ class Scheme(ABC):
         """
         return None
 
+    def state_dict(self, state: Any) -> Any:
+        """Return a state as plain data, to be kept; by default the state itself.
+
+        Plain data are tensors, numbers, strings, None, measures, certificates, and
+        lists, tuples, dicts and dataclasses of these. A scheme whose state holds
+        anything else, such as F or a function, overrides this method and `load_state`.
+
+        Parameters
+        ----------
+        state : object
+            The state after a step.
+
+        Returns
+        -------
+        object
+            The plain data.
+        """
+        return state
+
+    def load_state(self, F: Functional, mu: Measure, kept: Any) -> Any:
+        """Return the state of which `state_dict` made plain data.
+
+        The steps from that state equal to the bit those from the state itself.
+
+        Parameters
+        ----------
+        F : Functional
+            What the flow minimises.
+        mu : Measure
+            Where the flow goes on.
+        kept : object
+            The plain data.
+
+        Returns
+        -------
+        object
+            The `state` of the next call of `step`.
+        """
+        return kept
+
     @abstractmethod
     def step(
         self,

@@ -65,6 +65,14 @@ class Chain(Scheme):
     def init(self, F: Functional, mu: Measure) -> tuple[Any, ...]:
         return tuple(scheme.init(F, mu) for scheme in self.schemes)
 
+    def state_dict(self, state: Any) -> Any:
+        both = zip(self.schemes, state, strict=True)
+        return [scheme.state_dict(own) for scheme, own in both]
+
+    def load_state(self, F: Functional, mu: Measure, kept: Any) -> Any:
+        both = zip(self.schemes, kept, strict=True)
+        return tuple(scheme.load_state(F, mu, own) for scheme, own in both)
+
     def step(
         self,
         F: Functional,

@@ -159,14 +159,15 @@ class JKO(Scheme):
         generator: torch.Generator,
     ) -> Step[Any]:
         plan = self._plan(F, mu, state)
-        solver, warm = plan.solver, plan.warm
+        solver, warm = plan.solver, plan.warm[0] if plan.warm else None
         if self.order == 1:
             result = solved(solver, F, mu, dt, warm)
-            step = Step(result.measure, result.warm, result.certificate)
+            step = Step(result.measure, (result.warm,), result.certificate)
         elif solver.adds_tangents(mu):
-            step = runge_kutta_step(solver, F, mu, dt, TABLEAUS[self.order], warm)
+            step = runge_kutta_step(solver, F, mu, dt, TABLEAUS[self.order], plan.warm)
         else:
             step = trapezoidal_step(solver, F, mu, dt, warm)
+            step = replace(step, state=(step.state,))
         info = replace(
             step.info,
             solver=type(solver).__name__,
@@ -176,6 +177,19 @@ class JKO(Scheme):
         )
         before = torch.as_tensor(info.energy_before, dtype=mu.dtype, device=mu.device)
         return Step(step.measure, replace(plan, warm=step.state), info, before)
+
+    def state_dict(self, state: _Plan) -> Any:
+        solver = state.solver
+        warm = [solver.state_dict(warm) for warm in state.warm]
+        return {"solver": type(solver).__name__, "warm": warm}
+
+    def load_state(self, F: Functional, mu: Measure, kept: Any) -> _Plan:
+        plan = self.init(F, mu)
+        # Another solver for another F, of which the flow has warned, starts cold.
+        if kept["solver"] != type(plan.solver).__name__:
+            return plan
+        warm = (plan.solver.load_state(F, mu, one) for one in kept["warm"])
+        return replace(plan, warm=tuple(warm))
 
     def _pick(self, F: Functional, mu: Measure) -> _Plan:
         """Return a plan, its solver picked and its order checked."""
@@ -234,10 +248,10 @@ class JKO(Scheme):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the steps of a flow share, and the warm start of the next solve."""
+    """What the steps of a flow share, and the warm starts of the next solves."""
 
     functional: Functional = field(repr=False)
     kind: type[Measure]
     solver: ProximalSolver[Any]
     modulus: float | None
-    warm: Any = None
+    warm: tuple[Any, ...] = ()

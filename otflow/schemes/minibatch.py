@@ -65,6 +65,12 @@ class Minibatch(Scheme):
     def init(self, F: Functional, mu: Measure) -> Any:
         return self.scheme.init(F, mu)
 
+    def state_dict(self, state: Any) -> Any:
+        return self.scheme.state_dict(state)
+
+    def load_state(self, F: Functional, mu: Measure, kept: Any) -> Any:
+        return self.scheme.load_state(F, mu, kept)
+
     def step(
         self,
         F: Functional,

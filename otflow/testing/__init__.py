@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         check_certificate,
         check_flags,
     )
+    from otflow.testing.same import assert_same
     from otflow.testing.scheme import Nudge, SchemeContract
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Problem",
     "ProximalContract",
     "SchemeContract",
+    "assert_same",
     "check_certificate",
     "check_flags",
 ]
@@ -42,6 +44,7 @@ _HOMES = {
     "Problem": "proximal",
     "ProximalContract": "proximal",
     "SchemeContract": "scheme",
+    "assert_same": "same",
     "check_certificate": "proximal",
     "check_flags": "proximal",
 }

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from otflow._validation import non_negative_int
 from otflow.errors import Diverged, Unsupported
 from otflow.functionals import Congestion, Functional
 from otflow.measures import GridDensity
+from otflow.measures.grid.box import Box
 from otflow.proximal.base import ProxResult
 from otflow.proximal.certificate import certify
 from otflow.proximal.grid.base import GridProximal
@@ -48,7 +50,7 @@ class Scene:
     coupling: Coupling | None  # the interactions
 
     @classmethod
-    def of(cls, taken: LocalTerms, mu: GridDensity, old: Scene | None) -> Scene:
+    def of(cls, taken: LocalTerms, mu: GridDensity, old: Warm | None) -> Scene:
         """Return the scene of a step; it reuses the parts that `old` has in common."""
         potential = taken.potential(mu).cpu().numpy()
         room = room_of(mu, old.room if old else None)
@@ -115,8 +117,10 @@ class Part:
 class Warm:
     """The last step: a start for a step on the same grid, of any dt."""
 
-    scene: Scene
-    last: Part
+    box: Box
+    room: Room
+    coupling: Coupling | None
+    flow: Interior
 
 
 @dataclass(frozen=True)
@@ -321,10 +325,10 @@ class FiniteVolume(GridProximal):
         budget = PATIENCE * self.max_iterations
         kept = warm if isinstance(warm, Warm) else None
         # Fluxes through the faces of another grid are no start.
-        if kept is not None and kept.last.measure.box != mu.box:
+        if kept is not None and kept.box != mu.box:
             kept = None
-        scene = Scene.of(taken, mu, kept.scene if kept else None)
-        start = kept.last.move.state if kept else None
+        scene = Scene.of(taken, mu, kept)
+        start = kept.flow if kept else None
         before = float(F.value(mu))
         parts = self._advance(scene, Task(mu, dt, start), self.max_halvings, budget)
         moves = [part.move for part in parts]
@@ -354,7 +358,27 @@ class FiniteVolume(GridProximal):
                 gap=moves[0].gap if len(parts) == 1 and optimal else None,
             ),
         )
-        return ProxResult(nu, Warm(scene, parts[-1]), certificate=certificate)
+        flow = parts[-1].move.state
+        warm = Warm(mu.box, scene.room, scene.coupling, flow)
+        return ProxResult(nu, warm, certificate=certificate)
+
+    def state_dict(self, warm: Any) -> Any:
+        if not isinstance(warm, Warm):
+            return None
+        flow = warm.flow
+        arrays = {"numbers": flow.numbers, "multipliers": flow.multipliers}
+        return {**arrays, "dt": flow.step.dt, "bound": flow.step.bound}
+
+    def load_state(self, F: Functional, mu: GridDensity, kept: Any) -> Warm | None:
+        if kept is None:
+            return None
+        room = room_of(mu)
+        # The next step reads the flow's velocities and multipliers, and no energy.
+        none = np.zeros(len(room.cells))
+        energy = Pointwise(None, 0.0, mu.device)
+        step = UpwindStep(room.faces, none, none, energy, kept["bound"], kept["dt"])
+        flow = Interior(step, kept["numbers"], kept["multipliers"])
+        return Warm(mu.box, room, None, flow)
 
     def _advance(
         self, scene: Scene, task: Task, halvings: int, budget: int

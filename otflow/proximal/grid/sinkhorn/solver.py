@@ -21,7 +21,6 @@ from otflow.proximal.grid.push_forward import distance_along_axes
 from otflow.proximal.grid.rounds import minimise_nonlocal
 from otflow.proximal.grid.sinkhorn.blur import (
     MOST_BLUR,
-    Told,
     response_to_blur,
     warn_of_blur,
 )
@@ -34,6 +33,7 @@ from otflow.proximal.grid.sinkhorn.problem import (
     potential_of,
     variance_of,
 )
+from otflow.proximal.grid.sinkhorn.warm import Warm, fitting, packed, unpacked
 from otflow.proximal.terms import Terms, sort_terms
 
 __all__ = ["GridSinkhorn"]
@@ -261,7 +261,7 @@ class GridSinkhorn(GridProximal):
         dt = self._admit(F, mu, dt, GridDensity)
         terms = sort_terms(F, mu.dim)
         before = float(F.value(mu))
-        kept = _fitting(warm, mu)
+        kept = fitting(warm, mu)
         solution = self._solved(terms, mu, dt, kept)
         known = solution.certificate(F, before, duality=self.certify)
         rose = not known["energy_after"] <= before
@@ -276,6 +276,12 @@ class GridSinkhorn(GridProximal):
         warm = Warm(solution.problem, solution.iterate, told)
         nu = mu.moved(solution.measure.weights)
         return ProxResult(nu, warm, certificate=known)
+
+    def state_dict(self, warm: Any) -> Any:
+        return packed(warm) if isinstance(warm, Warm) else None
+
+    def load_state(self, F: Functional, mu: GridDensity, kept: Any) -> Warm | None:
+        return None if kept is None else unpacked(F, kept)
 
     def differentiable_step(
         self, F: Functional, mu: GridDensity, dt: float, warm: Any = None
@@ -316,7 +322,7 @@ class GridSinkhorn(GridProximal):
         terms = sort_terms(F, mu.dim)
         with torch.no_grad():
             start = mu.with_free_weights(mu.weights.detach())
-            found = self._solved(terms, start, dt, _fitting(warm, mu))
+            found = self._solved(terms, start, dt, fitting(warm, mu))
         return attach(found, mu, tolerance=self._tolerance(mu))
 
     # Parts ----------------------------------------------------------------------------
@@ -370,22 +376,6 @@ class GridSinkhorn(GridProximal):
     def _tolerance(self, mu: GridDensity) -> float:
         # In a long sum of masses the residual does not fall below round-off.
         return max(self.tolerance, 1e3 * torch.finfo(mu.dtype).eps)
-
-
-@dataclass(frozen=True)
-class Warm(Plan):
-    """The plan of the last step, and what was told of its blur in this flow."""
-
-    told: Told | None
-
-
-def _fitting(warm: Any, mu: GridDensity) -> Warm | None:
-    """Return the state of an earlier step if its arrays are on the same cells."""
-    if not isinstance(warm, Warm):
-        return None
-    old = warm.problem.source
-    alike = (old.box, old.dtype, old.device) == (mu.box, mu.dtype, mu.device)
-    return warm if alike and torch.equal(old.is_free, mu.is_free) else None
 
 
 # Certificates -------------------------------------------------------------------------
