@@ -21,7 +21,7 @@ PYPROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))
 project = "otflow"
 author = "otflow developers"
 project_copyright = "2026, otflow developers"
-version = release = PYPROJECT["project"]["version"]
+version = release = otflow.__version__
 
 extensions = [
     "sphinx.ext.autodoc",

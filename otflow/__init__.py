@@ -35,7 +35,7 @@ from otflow.schemes import JKO, BirthDeath, ExplicitEuler, Langevin, chain
 from otflow.storage import load, save
 from otflow.trajectory import Trajectory
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Silent until the user asks for messages, as a library should be.
 _logging.getLogger("otflow").addHandler(_logging.NullHandler())
