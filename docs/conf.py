@@ -21,7 +21,7 @@ PYPROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))
 project = "otflow"
 author = "otflow developers"
 project_copyright = "2026, otflow developers"
-version = release = PYPROJECT["project"]["version"]
+version = release = otflow.__version__
 
 extensions = [
     "sphinx.ext.autodoc",
@@ -43,6 +43,9 @@ exclude_patterns = [
 nitpicky = True
 # Private to their package: type variables, base classes of networks and contracts.
 nitpick_ignore = [
+    ("py:obj", "otflow.callbacks.base.M"),
+    ("py:class", "otflow.callbacks.files._Writer"),
+    ("py:class", "otflow.callbacks.rows.OfRows"),
     ("py:obj", "otflow.proximal.base.M"),
     ("py:obj", "otflow.proximal.tangent.M"),
     ("py:obj", "otflow.schemes.base.M"),

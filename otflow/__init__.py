@@ -1,5 +1,7 @@
 """Optimisation over probability measures in Wasserstein-2 space."""
 
+import logging as _logging
+
 from otflow import (
     analysis,
     callbacks,
@@ -15,6 +17,7 @@ from otflow import (
     storage,
     testing,
 )
+from otflow._versions import show_versions
 from otflow.flow import flow
 from otflow.functionals import (
     KL,
@@ -32,7 +35,10 @@ from otflow.schemes import JKO, BirthDeath, ExplicitEuler, Langevin, chain
 from otflow.storage import load, save
 from otflow.trajectory import Trajectory
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
+
+# Silent until the user asks for messages, as a library should be.
+_logging.getLogger("otflow").addHandler(_logging.NullHandler())
 
 __all__ = [
     "JKO",
@@ -69,6 +75,7 @@ __all__ = [
     "proximal",
     "save",
     "schemes",
+    "show_versions",
     "storage",
     "testing",
 ]

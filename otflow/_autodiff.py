@@ -196,7 +196,8 @@ def second_gradient(
         with only_without_mass():
             (grad,) = grads_of(total, (at,), create_graph=keep)
     check_finite(grad, "the gradient of the first variation")
-    return grad[rows]
+    # torch 2.4 makes zeros that ask for a gradient.
+    return (grad if keep else grad.detach())[rows]
 
 
 # A gradient in a graph, and fixed points ---------------------------------------------

@@ -8,8 +8,12 @@ from typing import Any
 __all__ = ["lazy_import"]
 
 _EXTRAS = {
+    "imageio_ffmpeg": "plot",
     "matplotlib": "plot",
     "tqdm": "plot",
+    "pandas": "table",
+    "xarray": "table",
+    "tensorboard": "tensorboard",
     "sklearn": "demo",
     "numba": "fast",
     "safetensors": "store",

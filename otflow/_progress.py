@@ -6,25 +6,65 @@ from typing import Any
 
 from otflow._lazy import lazy_import
 
-__all__ = ["progress_bar"]
+__all__ = ["ProgressBar", "progress_bar"]
 
 
-class _SilentBar:
-    """Stands in for tqdm when no progress is wanted."""
+class ProgressBar:
+    """Stands in for a bar where no progress is wanted."""
 
-    def __enter__(self) -> _SilentBar:
+    def __enter__(self) -> ProgressBar:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         return None
 
-    def update(self) -> None:
-        """Do nothing."""
+    def show_energy(self, energy: str) -> None:
+        """Show an energy from the next refresh on."""
 
-    def set_postfix(self, **_: object) -> None:
-        """Do nothing."""
+    def update(self, certified: bool | None = None) -> None:
+        """Count a step, and whether it was certified if its report says so."""
 
 
-def progress_bar(steps: int, progress: bool) -> Any:
-    """Return a context: a tqdm bar, or one that does nothing."""
-    return lazy_import("tqdm").tqdm(total=steps) if progress else _SilentBar()
+class _Bar(ProgressBar):
+    """A bar of tqdm with the energy and the share of certified steps."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+        self._words: dict[str, str] = {}
+        self._judged = self._certified = 0
+
+    def __exit__(self, *error: object) -> None:
+        self._show()
+        self._bar.close()
+
+    def show_energy(self, energy: str) -> None:
+        self._words["energy"] = energy
+        self._show()
+
+    def update(self, certified: bool | None = None) -> None:
+        if certified is not None:
+            self._judged += 1
+            self._certified += certified
+            # Rounded down: 100 % means every step.
+            share = 100 * self._certified // self._judged
+            self._words["certified"] = f"{share} %"
+            self._show()
+        self._bar.update()
+
+    def _show(self) -> None:
+        self._bar.set_postfix(self._words, refresh=False)
+
+
+def progress_bar(steps: int, progress: bool) -> ProgressBar:
+    """Return a context: a bar of ``tqdm.auto``, or one that does nothing.
+
+    Parameters
+    ----------
+    steps : int
+        How many steps the bar counts to.
+    progress : bool
+        Whether to show a bar.
+    """
+    if not progress:
+        return ProgressBar()
+    return _Bar(lazy_import("tqdm.auto").tqdm(total=steps, unit="step"))

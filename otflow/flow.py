@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from otflow._context import context_of, continued
+from otflow._journal import log_begin, log_end, log_step
 from otflow._progress import progress_bar
 from otflow._recorder import Recorder
 from otflow._snapshots import Snapshots
@@ -25,7 +26,7 @@ from otflow.callbacks.base import as_callbacks, stops
 from otflow.errors import Diverged, Interrupted, NonFinite
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import Measure
-from otflow.schemes import Scheme, Step
+from otflow.schemes import Scheme, Step, reports
 from otflow.schemes.base import made_by
 from otflow.trajectory import Trajectory, warn_of_solves
 
@@ -103,7 +104,8 @@ def flow(
         start drawn from ``manual_seed(0)`` and a flow with ``generator=0`` share no
         numbers. The flow leaves the global random state alone.
     progress : bool
-        Show a tqdm bar (extra ``plot``).
+        Show a bar of tqdm with the energy and the share of certified steps (extra
+        ``plot``).
 
     Returns
     -------
@@ -137,7 +139,9 @@ def flow(
     -----
     Cost: the cost of the steps, and one energy for a record if the step has not
     computed that energy. An exception of the user's own code is raised unchanged. The
-    flow adds a note of the step and the trajectory so far, as ``trajectory``.
+    flow adds a note of the step and the trajectory so far, as ``trajectory``. The log
+    ``otflow.flow`` of Python's `logging` receives the start, the end and each step that
+    did not converge.
 
     Examples
     --------
@@ -166,6 +170,7 @@ def flow(
 
     with progress_bar(steps, progress) as bar, _nothing_lost(recorder, watchers, steps):
         first = recorder.begin(mu, source, resume)
+        log_begin(F, mu, scheme, steps, first)
         for watcher in watchers:
             watcher.start(resume)
         reason = ""
@@ -182,17 +187,19 @@ def flow(
             row = None
             if k % every == 0:
                 row = recorder.add(step.energy)
-                bar.set_postfix(energy=f"{float(row['energy']):.4g}", refresh=False)
+                bar.show_energy(f"{float(row['energy']):.4g}")
             recorder.look(recorded=row is not None)
             recorder.advance(step, h, end, source.get_state())
-            bar.update()
+            log_step(k, step.info)
+            bar.update(reports.certified(step.info))
             if watchers and (reason := _stopped(watchers, recorder, step, row)):
                 break
         row = recorder.add()
         recorder.look(recorded=True, last=True)
-        bar.set_postfix(energy=f"{float(row['energy']):.4g}", refresh=False)
+        bar.show_energy(f"{float(row['energy']):.4g}")
         made, time, *_ = recorder.current
         trajectory = recorder.trajectory(*_outcome(reason, steps, made, time, end))
+        log_end(trajectory)
         while watchers:
             watchers.pop(0).end(trajectory)
     warn_of_solves(trajectory)
@@ -236,6 +243,7 @@ def _ended(
 ) -> Trajectory[M]:
     """Return the trajectory of a flow that failed; let the callbacks close."""
     trajectory = recorder.salvage(status, text)
+    log_end(trajectory)
     while watchers:
         # The error that ended the flow counts, not one that follows from it.
         with suppress(Exception):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 import torch
 from torch import Tensor
 
+from otflow import _views
 from otflow._moving import move_of, moved_object
+from otflow._validation import check_option
 from otflow._warn import warn
 from otflow.errors import NotConvergedWarning
 from otflow.measures import Measure
@@ -319,6 +321,107 @@ class Trajectory(Generic[M]):
         # Recorded times and sums of steps may differ by round-off: compare at middles.
         middle = 0.5 * (reached[1:] + reached[:-1])
         return at[torch.searchsorted(middle, self.times)]
+
+    def summary(self) -> str:
+        """Return a text of some lines on how the run went, and what to do about it.
+
+        Returns
+        -------
+        str
+            Status, steps, times, energies; how many solves converged, how many steps
+            are certified and by which guarantee, the worst residual; in how many steps
+            the energy rose; and a cure for each thing that went wrong. A step of
+            several parts counts as certified if each part that solves is.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+        >>> mu = of.Particles(torch.ones(1, 1, dtype=torch.float64))
+        >>> run = of.flow(F, mu, of.JKO(), dt=0.5, steps=2)
+        >>> "certified       2 of 2 steps (100 %)" in run.summary().splitlines()
+        True
+        """
+        return _views.summary(self)
+
+    def to_pandas(self, table: Literal["records", "info"] = "records") -> Any:
+        """Return the records, or the reports of the steps, as a table of pandas.
+
+        Parameters
+        ----------
+        table : {"records", "info"}
+            Which table: one row for each recorded time, or one for each step.
+
+        Returns
+        -------
+        pandas.DataFrame
+            For ``"records"`` the index is ``time``. A record of one number is a column
+            of its name. The entry (i, j) of a record of more is the column
+            ``name[i,j]``. For ``"info"`` the index is ``step``, and each word of a
+            report is a column (see `otflow.proximal.Certificate`). A word that a step
+            does not have is None or NaN. Reports of parts are lists of dicts.
+
+        Raises
+        ------
+        ImportError
+            Without pandas (extra ``table``).
+        ValueError
+            If `table` is another word, or two columns would have one name.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+        >>> mu = of.Particles(torch.ones(1, 1))
+        >>> run = of.flow(F, mu, of.ExplicitEuler(), dt=0.5, steps=2)
+        >>> run.to_pandas()["energy"].to_dict()
+        {0.0: 0.5, 0.5: 0.125, 1.0: 0.03125}
+        >>> run.to_pandas("info")["energy_before"].tolist()
+        [0.5, 0.125]
+        """
+        if check_option(table, "table", ("records", "info")) == "info":
+            return _views.reports_frame(self)
+        return _views.records_frame(self)
+
+    def to_xarray(self) -> Any:
+        """Return the records and the snapshots as a dataset of xarray.
+
+        Returns
+        -------
+        xarray.Dataset
+            Each record over ``time``, a record of several numbers also over axes
+            ``name_0``, ``name_1`` of its own. ``points`` over (time, particle, dim) and
+            ``weights`` over (time, particle) are those of the snapshots. Where
+            snapshots were not taken at all recorded times, their axis is
+            ``snapshot_time``. The attributes say status, message, steps and seed.
+
+        Raises
+        ------
+        ImportError
+            Without xarray (extra ``table``).
+        ValueError
+            If the number of points changes along the run, or a record has the name of
+            a coordinate.
+
+        Notes
+        -----
+        The points are copied: memory O(K n d). Points that never change, as the
+        centres of a grid, are stored once.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+        >>> mu = of.Particles(torch.ones(3, 2))
+        >>> run = of.flow(F, mu, of.ExplicitEuler(), dt=0.5, steps=2)
+        >>> dict(run.to_xarray().sizes)
+        {'time': 3, 'particle': 3, 'dim': 2}
+        """
+        return _views.dataset(self)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the energy, the facts, the certificates."""
+        return _views.page(self)
 
     def __repr__(self) -> str:
         head = f"{self.status} after {len(self.info)} steps"

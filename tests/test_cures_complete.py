@@ -23,15 +23,20 @@ FLOORS = (
     "numbers",
     "steps",
     "time_errors",
+    "watching",
     "words",
 )
 MODULES = ("tests.test_cures", *(f"tests.test_cures_of_{name}" for name in FLOORS))
 DEVICE = "it takes a second device"
+ADVICE = "a line of run.summary(), in tests/test_views.py"
 GUARD = "no input is known that leads there: an earlier check or a safeguard holds"
 # Beginnings of the last clauses of messages that no case provokes, and why.
 LEFT = {
     "pip install 'otflow[": "an installation is no test",
-    "pip install imageio-ffmpeg": "tests/test_plotting.py hides ffmpeg",
+    "a film needs ffmpeg, which is not to be found": "tests/test_plotting.py hides it",
+    "call to_jshtml()": "tests/test_plotting.py hides ffmpeg",
+    "take a smaller dt, or JKO(solver) with a larger budget or tolerance": ADVICE,
+    "take a smaller dt, or ExplicitEuler(backtracking=True)": ADVICE,
     "move one with .to('": DEVICE,
     "move one with .to(...)": DEVICE,
     "use mu.to('cpu')": DEVICE,

@@ -317,7 +317,7 @@ def test_progress_is_silent_by_default_and_a_bar_on_request(capfd):
 
 
 def test_a_missing_bar_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     with pytest.raises(ImportError, match=r"tqdm.*pip install 'otflow\[plot\]'"):
         flow(1, progress=True)
 

@@ -35,6 +35,8 @@ ROWS = [
         "_moving",
         "_progress",
         "_radial",
+        "_svg",
+        "_versions",
         "_warn",
         "_validation",
         "_arrays",
@@ -50,9 +52,10 @@ ROWS = [
     {"functionals"},
     {"proximal"},
     {"schemes"},
+    {"_views"},
     {"trajectory"},
     {"callbacks", "storage"},
-    {"_snapshots", "_context", "_recorder"},
+    {"_snapshots", "_context", "_recorder", "_journal"},
     {"flow"},
     {"meanfield"},
     {"analysis"},
@@ -214,8 +217,11 @@ def form_faults(path: str, source: str, tree: ast.Module) -> Iterator[tuple[int,
 
 
 def is_private(name: str) -> bool:
-    """Return whether a name starts with one underscore."""
-    return name.startswith("_") and not name.startswith("__")
+    """Return whether a name starts with one underscore.
+
+    A name such as ``_repr_html_`` is a protocol of others: a notebook calls it.
+    """
+    return name.startswith("_") and not (name.startswith("__") or name.endswith("_"))
 
 
 def private_names(tree: ast.Module) -> set[str]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import itertools
+import re
 import subprocess
 import sys
 
+import imageio_ffmpeg
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -336,6 +340,30 @@ def test_an_animation_draws_into_given_axes():
     frames_of(animation)
 
 
+def test_snapshots_at_other_times_than_the_records_are_drawn_at_theirs():
+    mu, words = of.Particles(normal(4, 2)), {"dt": 0.1, "steps": 9, "snapshots": 3}
+    F, scheme = of.Potential(spring), of.ExplicitEuler()
+    run = of.flow(F, mu, scheme, every=2, **words)
+    titles = [title for title, *_ in frames_of(plotting.animate(run))]
+    energy = dict(zip(run.steps.tolist(), run.records["energy"], strict=True))
+    assert titles[0] == f"t = 0,  energy = {energy[0]:.4g}"
+    assert titles[1] == "t = 0.3"  # not recorded
+    assert titles[2] == f"t = 0.6,  energy = {energy[6]:.4g}"
+    ax = plotting.trails(of.flow(F, of.Particles(normal(3, 1)), scheme, **words))
+    lines = ax.collections[-2]
+    assert isinstance(lines, LineCollection)
+    np.testing.assert_allclose(lines.get_segments()[0][:, 0], [0, 0.3, 0.6, 0.9])
+
+
+@pytest.mark.parametrize("draw", [plotting.trails, plotting.animate])
+def test_a_flow_without_snapshots_is_not_drawn(draw):
+    mu = of.Particles(normal(4, 2))
+    scheme = of.ExplicitEuler()
+    run = of.flow(of.Potential(spring), mu, scheme, dt=0.1, steps=2, snapshots="none")
+    with pytest.raises(ValueError, match="leave snapshots out of flow"):
+        draw(run)
+
+
 def test_points_that_never_move_have_a_window():
     mu = of.Particles(torch.full((3, 2), 7.0))
     run = of.flow(
@@ -418,7 +446,8 @@ def test_a_gaussian_is_a_bell_or_ellipses():
     covariance = torch.tensor([[4.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
     mu = of.Gaussian(torch.tensor([1.0, -1.0], dtype=torch.float64), covariance)
     x, y = map(np.asarray, of.plotting.density(mu, axes=(0,)).lines[-1].get_data())
-    assert np.trapezoid(y, x) == pytest.approx(1, abs=1e-3)
+    mass = torch.trapezoid(torch.tensor(y), torch.tensor(x))
+    assert float(mass) == pytest.approx(1, abs=1e-3)
     assert x[y.argmax()] == pytest.approx(1)
     one, two = (line.get_data() for line in of.plotting.density(mu).lines[-2:])
     for line, deviations in ((one, 1), (two, 2)):
@@ -529,21 +558,44 @@ def small_film():
     return plotting.animate(run_in(2, of.ExplicitEuler()), frames=2)
 
 
+def played(path):
+    """Return the codec of a film and the pictures into which it decodes."""
+    frames, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
+    player = imageio_ffmpeg.get_ffmpeg_exe()
+    command = [player, "-i", path, "-f", "rawvideo", "-pix_fmt", "gray", "-"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    codec = re.findall(rb"Video: (\w+)", done.stderr)[0].decode()
+    return codec, np.frombuffer(done.stdout, np.uint8).reshape(frames, -1)
+
+
 def test_a_film_is_written_by_the_ffmpeg_of_the_package(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))  # none of the system's
-    before = mpl.rcParams["animation.ffmpeg_path"]
-    small_film().save(tmp_path / "a.mp4", dpi=40)
-    written = (tmp_path / "a.mp4").read_bytes()
-    assert written[4:8] == b"ftyp"
-    assert len(written) > 1000
-    assert mpl.rcParams["animation.ffmpeg_path"] == before
+    animation = plotting.animate(run_in(2), frames=5)
+    animation.save(str(tmp_path / "a.mp4"), dpi=40)
+    codec, pictures = played(tmp_path / "a.mp4")
+    assert codec == "h264"
+    assert len(pictures) == 5
+    assert all(np.any(a != b) for a, b in itertools.pairwise(pictures))
+
+
+def test_a_notebook_shows_a_film(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    tag = plotting.animate(run_in(2), frames=3).to_html5_video()
+    assert tag.startswith("<video")
+    data = re.findall(r'src="data:video/mp4;base64,([^"]+)"', tag)[0]
+    (tmp_path / "b.mp4").write_bytes(base64.b64decode(data))
+    codec, pictures = played(tmp_path / "b.mp4")
+    assert (codec, len(pictures)) == ("h264", 3)
 
 
 def test_without_ffmpeg_a_film_is_refused_with_a_cure_that_works(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     film = small_film()
-    with pytest.raises(of.errors.Unsupported, match=r"imageio-ffmpeg, or .*\.gif"):
+    with pytest.raises(of.errors.Unsupported, match=r"otflow\[plot\]', or .*\.gif"):
         film.save(tmp_path / "a.mp4")
+    with pytest.raises(of.errors.Unsupported, match=r"call to_jshtml"):
+        film.to_html5_video()
+    assert "<img" in film.to_jshtml()
     film.save(str(tmp_path / "a.gif"), dpi=40)
     assert (tmp_path / "a.gif").read_bytes()[:3] == b"GIF"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import inspect
 import pkgutil
 import re
 import subprocess
 import sys
-import tomllib
 import traceback
 from pathlib import Path
 
@@ -45,17 +43,22 @@ EXPECTED = [
     "PowerEntropy",
     "Quantiles",
     "Trajectory",
+    "callbacks",
     "chain",
     "errors",
     "flow",
     "functionals",
     "kernels",
+    "load",
     "meanfield",
     "measures",
     "metrics",
     "plotting",
     "proximal",
+    "save",
     "schemes",
+    "show_versions",
+    "storage",
     "testing",
 ]
 
@@ -63,15 +66,19 @@ EXPECTED = [
 # some of them when they are installed; the question is what otflow adds.
 HEAVY = [
     "geomloss",
+    "imageio_ffmpeg",
     "matplotlib",
     "networkx",
     "numba",
     "ot",
+    "pandas",
     "pytest",
-    "scipy.optimize",
-    "scipy.stats",
+    "safetensors",
+    "scipy",
     "sklearn",
+    "tensorboard",
     "tqdm",
+    "xarray",
 ]
 
 
@@ -203,15 +210,7 @@ def test_the_import_is_light():
 
 
 def test_the_list_of_heavy_modules_can_fail():
-    assert "scipy.stats" in modules_added("import scipy.stats")
-
-
-def test_there_is_one_version():
-    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    declared = pyproject["project"]["version"]
-    assert importlib.metadata.version("otflow") == declared
-    assert otflow.__version__ == declared
-    assert f"\nversion: {declared}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert "scipy" in modules_added("import scipy.sparse")
 
 
 def test_the_api_pages_list_every_public_submodule():

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "tutorials").glob("plot_*.py"))
 PAGES = [
     ROOT / "docs" / f"{name}.rst"
-    for name in ("conventions", "concepts", "solvers", "extending")
+    for name in ("conventions", "concepts", "solvers", "extending", "watching")
 ]
 
 MAXIMUM_LINES = 150

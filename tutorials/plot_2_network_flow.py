@@ -108,7 +108,7 @@ def ridges(mu: of.Particles, sign: int) -> of.Particles:
 
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 4.3), layout="constrained")
 for ax, time, mu in zip(axes, (0, 100), (run.snapshots[0], run.final), strict=True):
-    ax.plot(*torch.stack([0 * rays, 5 * rays]).unbind(-1), color="0.8", zorder=0)
+    ax.plot(*torch.stack([0 * rays, 5 * rays], 1).numpy().T, color="0.8", zorder=0)
     of.plotting.particles(ridges(mu, 1), size=12, label="a > 0", ax=ax)
     of.plotting.particles(ridges(mu, -1), size=12, label="a < 0", ax=ax)
     ax.set(title=f"t = {time}", xlabel="ridge, x", ylabel="ridge, y", xlim=(-4, 6))

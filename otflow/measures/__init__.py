@@ -1,5 +1,6 @@
 """Representations of a probability measure."""
 
+from otflow.measures import portraits as _portraits
 from otflow.measures.base import Measure
 from otflow.measures.gaussian.law import Gaussian
 from otflow.measures.grid.box import Box
@@ -7,6 +8,8 @@ from otflow.measures.grid.convolution import Convolution
 from otflow.measures.grid.density import GridDensity
 from otflow.measures.particles import Particles
 from otflow.measures.quantiles.density import Quantiles
+
+_portraits.register()
 
 __all__ = [
     "Box",

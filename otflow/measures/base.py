@@ -21,6 +21,7 @@ from otflow._graphs import (
     without_counters,
 )
 from otflow._moving import Move, move_of
+from otflow._svg import figure, harmless
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
     check_finite,
@@ -31,6 +32,7 @@ from otflow._validation import (
 from otflow.errors import Unsupported
 from otflow.kernels import Kernel
 from otflow.measures.moving import carried
+from otflow.measures.portrait import drawn
 from otflow.measures.sums import (
     integrate,
     internal_energy,
@@ -829,6 +831,15 @@ class Measure(ABC):
             f"{type(self).__name__}(n={self.n}, d={self.dim}, "
             f"dtype={str(self.dtype).removeprefix('torch.')}, device={self.device})"
         )
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the measure in words and as a small picture."""
+
+        def picture() -> str:
+            svg, caption = drawn(self)
+            return figure(repr(self), svg, caption)
+
+        return harmless(self, picture)
 
     def _pair_energy(self, W: Kernel) -> Tensor:
         """Return `interaction` of a kernel; a grid, for one, overrides it."""

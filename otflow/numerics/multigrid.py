@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import scipy.sparse
-import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
+from otflow._lazy import lazy_import
 from otflow.numerics.krylov import conjugate_gradients
 from otflow.numerics.tridiagonal import inverse, reduced
 
@@ -243,11 +242,10 @@ def _factorised(L: GridLaplacian, rhs: Tensor) -> Tensor:
         columns += [j, i]
         entries += 2 * [-(w * below * above).reshape(-1)]
     where = (torch.cat(rows).numpy(), torch.cat(columns).numpy())
-    A = scipy.sparse.csc_matrix((torch.cat(entries).numpy(), where), shape=(n, n))
+    sparse, linalg = lazy_import("scipy.sparse"), lazy_import("scipy.sparse.linalg")
+    A = sparse.csc_matrix((torch.cat(entries).numpy(), where), shape=(n, n))
     try:
-        factors = scipy.sparse.linalg.splu(
-            A, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0
-        )
+        factors = linalg.splu(A, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0)
     except RuntimeError:  # a pivot is 0 all the same; zero is no solution
         return torch.zeros_like(rhs)
     solution = factors.solve((scale * rhs).reshape(-1).numpy())

@@ -16,7 +16,7 @@ from otflow.measures import GridDensity, Measure, Particles
 from otflow.plotting.canvas import (
     areas_of,
     array,
-    check_trajectory,
+    check_snapshots,
     coordinates,
     draw_curve,
     label_plane,
@@ -40,16 +40,18 @@ def animate(
     frames: int = 40,
     ax: Axes | None = None,
 ) -> FuncAnimation:
-    r"""Animate a flow; the title shows the time and the energy.
+    r"""Animate a flow; the title shows the time and, where recorded, the energy.
 
     In the plane clouds are drawn as dots and densities on a grid as pictures; on the
     line a density is drawn as a curve. The limits, and the colours of a density, are
     fixed for the whole flow.
 
-    ``HTML(animation.to_jshtml())`` shows the result in a notebook, and
-    ``animation.save(path)`` writes a file, e.g. ``flow.gif`` or ``flow.mp4``. A film
-    needs the program ffmpeg, or the package imageio-ffmpeg, which contains it. Keep a
-    reference to the animation: matplotlib stops an animation without one.
+    ``animation.save(path)`` writes a file, e.g. ``flow.mp4`` or ``flow.gif``. In a
+    notebook ``HTML(animation.to_html5_video())`` shows the film, and
+    ``HTML(animation.to_jshtml())`` shows pictures with buttons. A film is written by
+    the program ffmpeg, or, where there is none, by that of the package imageio-ffmpeg
+    (extra ``plot``). No setting of matplotlib changes. Keep a reference to the
+    animation: matplotlib stops an animation without one.
 
     Parameters
     ----------
@@ -72,9 +74,10 @@ def animate(
     Raises
     ------
     Unsupported
-        For particles on a line, which have no density: use `trails`.
+        For particles on a line, which have no density: use `trails`. Later, by ``save``
+        and ``to_html5_video``, if a film is asked for and there is no ffmpeg.
     ValueError
-        If `axes` is missing or wrong.
+        If `axes` is missing or wrong, or the flow has kept no snapshot.
 
     Examples
     --------
@@ -86,7 +89,7 @@ def animate(
     >>> animation.to_jshtml().count("data:image/png")
     3
     """
-    check_trajectory(trajectory)
+    check_snapshots(trajectory)
     frames = non_negative_int(frames, "frames", minimum=1)
     shown = coordinates(trajectory.snapshots[0], axes)
     if len(shown) == 1 and isinstance(trajectory.final, Particles):
@@ -96,8 +99,7 @@ def animate(
     chosen = np.unique(np.linspace(0, last, min(frames, last + 1)).round().astype(int))
     chosen[-1] = last  # a single frame shows the end
     snapshots = [trajectory.snapshots[k] for k in chosen]
-    times, energies = trajectory.times, trajectory.records["energy"]
-    titles = [f"t = {times[k]:.3g},  energy = {energies[k]:.4g}" for k in chosen]
+    titles = _titles(trajectory)
     ax = new_axes(ax, figsize=(4.0, 4.0))
     grids = [mu for mu in snapshots if isinstance(mu, GridDensity)]
     if len(shown) == 1:
@@ -107,16 +109,31 @@ def animate(
         label_plane(ax, shown)
 
     def draw(frame: int) -> tuple[Any]:
-        ax.set_title(titles[frame])
+        ax.set_title(titles[chosen[frame]])
         return (show(frame),)
 
     made: FuncAnimation = _film()(ax.figure, draw, frames=len(chosen), interval=80)
     return made
 
 
+def _titles(trajectory: Trajectory[Any]) -> list[str]:
+    """Return the title of each snapshot; not each was recorded."""
+    energies = dict(
+        zip(trajectory.steps.tolist(), trajectory.records["energy"], strict=True)
+    )
+    titles = []
+    times, steps = trajectory.snapshot_times, trajectory.snapshot_steps.tolist()
+    for time, step in zip(times, steps, strict=True):
+        title = f"t = {time:.3g}"
+        if step in energies:
+            title += f",  energy = {energies[step]:.4g}"
+        titles.append(title)
+    return titles
+
+
 @cache
 def _film() -> Any:
-    """Return matplotlib's class of animations, with a `save` that finds ffmpeg."""
+    """Return matplotlib's class of animations, with films that find ffmpeg."""
     module = lazy_import("matplotlib.animation")
 
     class Film(module.FuncAnimation):  # type: ignore[misc, name-defined]
@@ -131,10 +148,19 @@ def _film() -> Any:
             with lazy_import("matplotlib").rc_context(settings):
                 super().save(filename, writer=writer, **options)
 
+        def to_html5_video(self, *options: Any, **named: Any) -> str:
+            """Return a video tag that holds the film."""
+            settings = _with_ffmpeg(module, "an HTML5 video", "call to_jshtml()")
+            with lazy_import("matplotlib").rc_context(settings):
+                tag: str = super().to_html5_video(*options, **named)
+            return tag
+
     return Film
 
 
-def _with_ffmpeg(module: Any, filename: Any) -> dict[str, str]:
+def _with_ffmpeg(
+    module: Any, what: Any, other: str = "save to a name that ends in .gif"
+) -> dict[str, str]:
     """Return settings by which matplotlib finds ffmpeg; Unsupported without it."""
     if module.writers.is_available("ffmpeg"):
         return {"animation.writer": "ffmpeg"}
@@ -142,8 +168,8 @@ def _with_ffmpeg(module: Any, filename: Any) -> dict[str, str]:
         ffmpeg = lazy_import("imageio_ffmpeg").get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:
         msg = (
-            f"to write {filename} a film needs ffmpeg, which is not to be found: pip "
-            f"install imageio-ffmpeg, or save to a name that ends in .gif"
+            f"to write {what} a film needs ffmpeg, which is not to be found: "
+            f"pip install 'otflow[plot]', or {other}"
         )
         raise Unsupported(msg) from error
     return {"animation.writer": "ffmpeg", "animation.ffmpeg_path": ffmpeg}

@@ -20,6 +20,7 @@ __all__ = [
     "areas_of",
     "array",
     "check_kind",
+    "check_snapshots",
     "check_trajectory",
     "coordinates",
     "draw_curve",
@@ -50,6 +51,14 @@ def check_trajectory(trajectory: Any) -> None:
     check_kind(trajectory, Trajectory, "trajectory", "pass what otflow.flow returned")
     if not len(trajectory.times):
         msg = f"the trajectory has no recorded time: {trajectory.message}"
+        raise ValueError(msg)
+
+
+def check_snapshots(trajectory: Any) -> None:
+    """Raise an error for a value that is no trajectory, or one without a snapshot."""
+    check_trajectory(trajectory)
+    if not trajectory.snapshots:
+        msg = "the flow kept no snapshot to draw; leave snapshots out of flow(...)"
         raise ValueError(msg)
 
 

@@ -14,7 +14,7 @@ from otflow.plotting.canvas import (
     areas_of,
     array,
     check_kind,
-    check_trajectory,
+    check_snapshots,
     coordinates,
     label_plane,
     new_axes,
@@ -125,7 +125,8 @@ def trails(
     Raises
     ------
     ValueError
-        If the number of points changes in the flow, or if `axes` is missing or wrong.
+        If the number of points changes in the flow, if `axes` is missing or wrong, or
+        if the flow has kept no snapshot.
 
     Examples
     --------
@@ -136,7 +137,7 @@ def trails(
     >>> of.plotting.trails(run).get_xlabel()
     'time'
     """
-    check_trajectory(trajectory)
+    check_snapshots(trajectory)
     count = non_negative_int(count, "count", minimum=1)
     *_, last = snapshots = trajectory.snapshots
     shown = coordinates(last, axes)
@@ -146,7 +147,7 @@ def trails(
     index = np.linspace(0, last.n - 1, min(count, last.n)).round().astype(int)
     paths = np.stack([array(mu.points)[index][:, shown] for mu in snapshots], axis=1)
     if len(shown) == 1:
-        times = np.broadcast_to(array(trajectory.times)[:, None], paths.shape)
+        times = np.broadcast_to(array(trajectory.snapshot_times)[:, None], paths.shape)
         paths = np.concatenate([times, paths], axis=2)
     lines = lazy_import("matplotlib.collections").LineCollection
     areas = areas_of(last)[index]

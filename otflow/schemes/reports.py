@@ -13,7 +13,7 @@ from otflow.proximal.certificate import (
     round_off,
 )
 
-__all__ = ["composed", "converged", "failed", "rose", "solves"]
+__all__ = ["certified", "composed", "converged", "failed", "rose", "solves"]
 
 
 def solves(report: Certificate) -> Iterator[Certificate]:
@@ -58,6 +58,36 @@ def converged(report: Certificate) -> bool | None:
     True
     """
     verdicts = [solve.converged for solve in solves(report)]
+    return all(verdicts) if verdicts else None
+
+
+def certified(report: Certificate) -> bool | None:
+    """Return whether a step is certified; None if nothing in it claims a guarantee.
+
+    A step of several parts has no guarantee of its own. It counts as certified if each
+    part that claims a guarantee is certified.
+
+    Parameters
+    ----------
+    report : Certificate
+        The ``info`` of a step.
+
+    Returns
+    -------
+    bool or None
+        The verdict.
+
+    Examples
+    --------
+    >>> from otflow.proximal import Certificate
+    >>> from otflow.schemes.reports import certified
+    >>> certified(Certificate()) is None
+    True
+    """
+    if report.guarantee is not None:
+        return report.certified
+    inner = (part for name in NESTED for part in report.entries.get(name, ()))
+    verdicts = [found for part in inner if (found := certified(part)) is not None]
     return all(verdicts) if verdicts else None
 
 

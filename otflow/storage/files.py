@@ -127,7 +127,7 @@ def write(path: Path, thing: Any) -> None:
     shelf = Shelf()
     tree = json.dumps(encode(thing, shelf, type(thing).__name__), allow_nan=False)
     head = {"format": FORMAT, "version": str(VERSION), "tree": tree}
-    head["checksum"] = _checksum(tree, shelf.tensors)
+    head["checksum"] = checksum_of(tree, shelf.tensors)
     data = lazy_import("safetensors.torch").save(shelf.tensors, metadata=head)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -166,7 +166,7 @@ def read(path: Path, *, types: Iterable[type] = (), device: str | None = None) -
             f"reads {VERSION}; read it with the otflow that wrote it"
         )
         raise CorruptFile(msg)
-    if checksum != _checksum(tree, tensors):
+    if checksum != checksum_of(tree, tensors):
         msg = f"{path} was damaged: its checksum is not that of its content"
         raise CorruptFile(msg)
     try:
@@ -176,7 +176,7 @@ def read(path: Path, *, types: Iterable[type] = (), device: str | None = None) -
         raise
 
 
-def _checksum(tree: str, tensors: Mapping[str, Tensor]) -> str:
+def checksum_of(tree: str, tensors: Mapping[str, Tensor]) -> str:
     number = zlib.crc32(tree.encode())
     for key in sorted(tensors):
         x = tensors[key]

@@ -1,0 +1,15 @@
+"""What a run can be turned into: tables, a text, a page of a notebook."""
+
+from otflow._views.facts import summary
+from otflow._views.page import page
+from otflow._views.run import Run
+from otflow._views.tables import dataset, records_frame, reports_frame
+
+__all__ = [
+    "Run",
+    "dataset",
+    "page",
+    "records_frame",
+    "reports_frame",
+    "summary",
+]
