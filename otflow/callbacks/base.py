@@ -66,17 +66,22 @@ class Event(Generic[M]):
     start: M
     step: Step[M]
     row: Mapping[str, Tensor] | None
-    _so_far: Callable[[], Trajectory[M]] = field(repr=False)
+    _so_far: Callable[[int], Trajectory[M]] = field(repr=False)
 
-    def trajectory(self) -> Trajectory[M]:
+    def trajectory(self, first: int = 0) -> Trajectory[M]:
         """Return the run so far, of status ``"running"``; cost O(K) for K records.
+
+        Parameters
+        ----------
+        first : int
+            Leave out the rows and the reports of the steps before this one.
 
         Returns
         -------
         Trajectory
             The rows recorded so far. Its final measure is that after the step.
         """
-        return self._so_far()
+        return self._so_far(first)
 
 
 class Callback(ABC):
