@@ -28,10 +28,14 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
     "sphinxcontrib.bibtex",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
+    "markdown_part",
     "offline_mathjax",
+    "thumbnails",
+    "type_links",
 ]
 templates_path = ["_templates"]
 exclude_patterns = [
@@ -41,14 +45,27 @@ exclude_patterns = [
     "tutorials/sg_execution_times.rst",
 ]
 nitpicky = True
-# Private to their package: type variables, base classes of networks and contracts.
+# Private to their package: type variables, states of schemes, base classes of networks
+# and contracts.
 nitpick_ignore = [
+    ("py:class", "otflow._moving.Move"),
     ("py:obj", "otflow.callbacks.base.M"),
+    ("py:class", "otflow.callbacks.base.M"),
     ("py:class", "otflow.callbacks.files._Writer"),
     ("py:class", "otflow.callbacks.rows.OfRows"),
+    ("py:class", "otflow.callbacks.rows.Row"),
+    ("py:class", "otflow.flow.M"),
+    ("py:class", "otflow.measures.gaussian.quadrature.Nodes"),
     ("py:obj", "otflow.proximal.base.M"),
+    ("py:class", "otflow.proximal.base.M"),
+    ("py:class", "otflow.proximal.grid.finite_volume.solver.Warm"),
+    ("py:class", "otflow.proximal.grid.sinkhorn.warm.Warm"),
     ("py:obj", "otflow.proximal.tangent.M"),
+    ("py:class", "otflow.proximal.tangent.M"),
+    ("py:class", "otflow.schemes.adaptive._State"),
     ("py:obj", "otflow.schemes.base.M"),
+    ("py:class", "otflow.schemes.base.M"),
+    ("py:class", "otflow.schemes.jko._Plan"),
     ("py:obj", "otflow.trajectory.M"),
     ("py:class", "otflow.meanfield.network.Network"),
     ("py:class", "otflow.proximal.grid.base.GridProximal"),
@@ -64,7 +81,8 @@ autosummary_ignore_module_all = False
 autosummary_imported_members = True
 # An object that stands at the top level is documented there, and only there.
 autosummary_context = {"at_the_top": pages.at_the_top(otflow)}
-autodoc_typehints = "none"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = True
 
