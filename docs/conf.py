@@ -124,14 +124,34 @@ sphinx_gallery_conf = {
 
 # ---- pages ---------------------------------------------------------------------------
 
+WITH_A_BAR = (
+    "architecture",
+    "changelog",
+    "concepts",
+    "conventions",
+    "extending",
+    "faq",
+    "install",
+    "reading_a_certificate",
+    "seconds",
+    "solvers",
+    "survey",
+)
+
 html_theme = "pydata_sphinx_theme"
 html_title = f"otflow {version}"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["otflow.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
-    "logo": {"text": "otflow"},
+    "logo": {
+        "text": "otflow",
+        "image_light": "_static/logo.svg",
+        "image_dark": "_static/logo.svg",
+        "alt_text": "otflow: the first page",
+    },
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],
     "navigation_with_keys": False,
@@ -140,30 +160,9 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
     "pygments_light_style": "tango",
+    "header_links_before_dropdown": 5,
     # Code of 88 columns needs the room of the right-hand side bar; prose can spare it.
-    "secondary_sidebar_items": {
-        page: ["page-toc"]
-        for page in (
-            "architecture",
-            "concepts",
-            "conventions",
-            "solvers",
-            "extending",
-            "survey",
-        )
-    },
+    "secondary_sidebar_items": {page: ["page-toc"] for page in WITH_A_BAR},
 }
 # Pages without a section of their own: an empty bar would take the width of code.
-html_sidebars = {
-    page: []
-    for page in (
-        "index",
-        "references",
-        "architecture",
-        "concepts",
-        "conventions",
-        "solvers",
-        "extending",
-        "survey",
-    )
-}
+html_sidebars = {page: [] for page in (*WITH_A_BAR, "index", "references", "cite")}
