@@ -48,6 +48,7 @@ nitpicky = True
 # Private to their package: type variables, states of schemes, base classes of networks
 # and contracts.
 nitpick_ignore = [
+    ("py:class", "collections.abc.Mapping[str"),
     ("py:class", "otflow._moving.Move"),
     ("py:obj", "otflow.callbacks.base.M"),
     ("py:class", "otflow.callbacks.base.M"),

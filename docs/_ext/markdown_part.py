@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["section", "to_rst"]
 
 HEADING = re.compile(r"^(#+) (.*)$")
-# One of: code, a link, bold.
-INLINE = re.compile(r"`([^`]+)`|\[([^\]]+)\]\(([^)]+)\)|\*\*([^*]+)\*\*", re.DOTALL)
+# One of: code that holds backticks, code, a link, bold.
+INLINE = re.compile(
+    r"``\s?(.+?)\s?``(?!`)|`([^`]+)`|\[([^\]]+)\]\(([^)]+)\)|\*\*([^*]+)\*\*", re.DOTALL
+)
 UNDERLINES = "=-~^"
 
 
@@ -54,9 +56,9 @@ def inline(text: str) -> str:
     parts, end = [], 0
     for found in INLINE.finditer(text):
         parts.append(escaped(text[end : found.start()]))
-        code, label, address, bold = found.groups()
-        if code:
-            parts.append(f"``{code}``")
+        quoted, code, label, address, bold = found.groups()
+        if quoted or code:
+            parts.append(f"``{quoted or code}``")
         elif label:
             outside = re.match(r"\w+:", address)
             parts.append(f"`{label} <{address}>`__" if outside else label)
