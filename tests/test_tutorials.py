@@ -25,6 +25,8 @@ PAGES = [
         "extending",
         "watching",
         "keeping",
+        "reading_a_certificate",
+        "faq",
     )
 ]
 
