@@ -53,26 +53,34 @@ assert torch.allclose(
 # %%
 # The factor 1/N
 # --------------
-# Draw the neurons of two networks from two laws. With the factor the distance tends to
-# :math:`W_2` of the laws, here Gaussian and known; without it, it grows like
-# :math:`\sqrt N`.
+# Draw N neurons from each of two laws, here Gaussian. With the factor the squared
+# distance tends to :math:`W_2^2` of the laws, which is known; without it, it grows like
+# N. Draw twice from one uniform law on [0, 1]. With the factor the mean is :math:`1 /
+# (3(N+1))`: the networks become the same, at the rate 1/N. Without it two networks of
+# one law are never close.
 
 spread, shift = torch.tensor([0.5, 2.0]).double(), torch.tensor([1.0, 1.0]).double()
-exact = (shift.square().sum() + (1 - spread).square().sum()).sqrt()
-sizes = [25, 50, 100, 200, 400, 800]
-clouds = [
-    (normal(n, 2, seed=n), normal(n, 2, seed=n + 1) * spread + shift) for n in sizes
-]
-right = [float(of.metrics.quotient_distance(x, y)) for x, y in clouds]
-wrong = [float(of.metrics.quotient_distance(x, y, normalize=False)) for x, y in clouds]
-w2 = [float(of.metrics.wasserstein2(x, y)) for x, y in clouds]
+exact = float(shift.square().sum() + (1 - spread).square().sum())
+sizes = [25, 50, 100, 200, 400]
+two, one = [], []
+for n in sizes:
+    x, y = normal(n, 2, seed=n), normal(n, 2, seed=n + 1) * spread + shift
+    two.append(float(of.metrics.quotient_distance(x, y).square()))
+    generator = torch.Generator().manual_seed(n)
+    u = torch.rand(40, 2, n, 1, dtype=torch.float64, generator=generator)
+    one.append(sum(float(of.metrics.quotient_distance(*p).square()) for p in u) / 40)
 
-fig, ax = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
-ax.plot(sizes, wrong, "s-", label="without 1/N")
-ax.plot(sizes, right, "o-", label="with 1/N")
-ax.axhline(float(exact), color="0.3", lw=1, label="distance of the laws, exact")
-ax.set(xlabel="neurons N", ylabel="distance of two samples")
-ax.legend()
+fig, axes = plt.subplots(1, 2, figsize=(8.5, 3.8), layout="constrained")
+limits = [exact] * len(sizes), [1 / (3 * (n + 1)) for n in sizes]
+for ax, found, limit in zip(axes, (two, one), limits, strict=True):
+    without = [n * d for n, d in zip(sizes, found, strict=True)]
+    ax.loglog(sizes, without, "s-", label="without 1/N")
+    ax.loglog(sizes, found, "o-", label="with 1/N")
+    ax.loglog(sizes, limit, color="0.3", lw=1, label="with 1/N, exact")
+    ax.set(xlabel="neurons N", ylabel="squared distance")
+axes[0].set_title("two laws")
+axes[1].set_title("one law, drawn twice")
+axes[0].legend()
 plt.show()
 
 # %%
@@ -137,8 +145,9 @@ plt.show()
 # --------------
 
 assert same == 0 < listed
-assert torch.allclose(torch.tensor(right), torch.tensor(w2), rtol=1e-12)
-assert abs(right[-1] - exact) < 0.1 * exact
+assert abs(of.metrics.wasserstein2(x, y).square() - two[-1]) < 1e-12 * two[-1]
+assert abs(two[-1] - exact) < 0.1 * exact
+assert abs(of.analysis.observed_order(sizes, one) + 1) < 0.15
 assert max(modulo.values()) < 1e-7
 ends = max(first.records["energy"][-1], second.records["energy"][-1])
 outputs = [network(of.Particles(points), X) for points in others.values()]
