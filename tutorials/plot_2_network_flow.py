@@ -61,10 +61,6 @@ def loss() -> torch.Tensor:
     return 0.5 * ((hidden * theta[:, 0]).mean(1) - risk.y).square().mean()
 
 
-(gradient,) = torch.autograd.grad(loss(), theta)
-velocity = risk.velocity(student(N))
-assert torch.allclose(velocity, -N * gradient, rtol=1e-10, atol=1e-14)
-
 sgd = torch.optim.SGD([theta], lr=N * dt)
 for _ in range(1000):
     sgd.zero_grad()
@@ -82,14 +78,12 @@ print(f"{run}; SGD differs by {difference:.1e}")
 # equation (10): the loss lost is the integral of the dissipation, to order dt.
 
 balance = of.analysis.energy_dissipation(risk, run)
-print(f"lost {balance.drop.sum():.4f}, dissipated {balance.dissipated.sum():.4f}")
 
 # %%
 # What the neurons learn
 # ----------------------
 # Each neuron contributes a ridge of direction w and height :math:`|a| |w|`. Drawn in
-# these coordinates (radius: root of the height), the cloud grows along the teacher's
-# three rays.
+# these coordinates (radius: root of the height), the cloud grows along three rays.
 
 
 def ridges(mu: of.Particles, sign: int) -> of.Particles:
