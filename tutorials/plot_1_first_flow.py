@@ -21,7 +21,7 @@ there, :math:`F' = \tfrac12` on the disk and
 
 This tutorial finds the minimiser from 400 particles, by three schemes.
 """
-
+# sphinx_gallery_thumbnail_number = 1
 # %%
 # State the problem
 # -----------------

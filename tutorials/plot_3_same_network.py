@@ -15,7 +15,7 @@ and that is :math:`W_2^2` between the empirical measures of the neurons: Remark 
 survey :cite:p:`yang2020meanfield`, with the factor 1/N that it leaves out. So geometry,
 and not only dynamics, leads from networks to the Wasserstein distance.
 """
-
+# sphinx_gallery_thumbnail_number = 1
 # %%
 # Permutations
 # ------------
@@ -44,7 +44,6 @@ shuffled = theta[order]
 listed = (theta - shuffled).square().sum(1).mean().sqrt()
 same = of.metrics.quotient_distance(theta, shuffled)
 matching = of.metrics.best_matching(theta, shuffled)
-print(f"as lists {listed:.3f}, as networks {same:.3f}")
 assert torch.equal(shuffled[matching], theta)
 assert torch.allclose(
     network(of.Particles(theta), X), network(of.Particles(shuffled), X), atol=1e-13
@@ -78,6 +77,8 @@ for ax, found, limit in zip(axes, (two, one), limits, strict=True):
     ax.loglog(sizes, found, "o-", label="with 1/N")
     ax.loglog(sizes, limit, color="0.3", lw=1, label="with 1/N, exact")
     ax.set(xlabel="neurons N", ylabel="squared distance")
+    ax.set_xticks(sizes, sizes)
+    ax.minorticks_off()
 axes[0].set_title("two laws")
 axes[1].set_title("one law, drawn twice")
 axes[0].legend()
@@ -127,7 +128,6 @@ barrier = {}
 for label, other in others.items():
     path = torch.stack([risk(of.Particles((1 - t) * A + t * other)) for t in ts])
     barrier[label] = path.max()
-    print(f"highest loss, {label}: {barrier[label]:.1e}")
     ax.semilogy(ts, path, label=label)
 ax.set(xlabel="position between the networks", ylabel="loss")
 ax.legend()

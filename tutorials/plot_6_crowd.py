@@ -12,7 +12,7 @@ the dual variable of the constraint. Beside obstacles ``JKO()`` steps by finite 
 :cite:p:`cances2020variational`: mass moves through faces between free cells only, so
 none can cross a wall. The crowd of this tutorial is a photograph.
 """
-
+# sphinx_gallery_thumbnail_number = 2
 # %%
 # A photograph as a density
 # -------------------------

@@ -9,7 +9,7 @@ with the same solver: each stage is one proximal step from a shifted start.
 ``JKO(order=2)`` has two stages, ``JKO(order=3)`` three. This tutorial measures their
 errors and their costs, and lets a controller choose the step.
 """
-
+# sphinx_gallery_thumbnail_number = 1
 # %%
 # The orders, observed
 # --------------------
