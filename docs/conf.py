@@ -113,6 +113,8 @@ sphinx_gallery_conf = {
     "doc_module": ("otflow",),
     "backreferences_dir": "api/backreferences",
     "inspect_global_variables": True,
+    "image_scrapers": ("gallery_alt.scraper",),
+    "image_srcset": ["2x"],
     "abort_on_example_error": True,
     "matplotlib_animations": (True, "html5"),
     "reset_modules": ("gallery_reset.reset",),
