@@ -143,6 +143,7 @@ print(f"L1 distance to the equilibrium {missed:.1e}")
 quiet, loud = ([runs[r, n].records["peak"][-1] for n in (48, 96)] for r in (0.5, 1.5))
 error = (runs[0.5, 96].records["s"] - law(0.5, runs[0.5, 96].times)).abs()
 print(f"virial: largest {error.max():.3f}, last {error[-1]:.4f}; peaks {quiet} {loud}")
-assert missed < 0.02 and error.max() < 0.1 and error[-1] < 0.01
+assert missed < 0.02
+assert max(error.max(), 10 * error[-1]) < 0.1
 assert abs(quiet[1] / quiet[0] - 1) < 0.1  # a peak of the solution
 assert loud[1] > 3 * loud[0]  # a peak of the grid: no density is left
