@@ -21,6 +21,7 @@ FLOORS = (
     "models",
     "moves",
     "numbers",
+    "runs",
     "steps",
     "time_errors",
     "watching",
