@@ -9,9 +9,8 @@ is a trigonometric polynomial in the complex plane,
 
 .. math:: \gamma(s) = \sum_{|k| \le K} c_k \, e^{iks} .
 
-The unknowns are its 2K + 1 coefficients. This tutorial writes that measure in thirty
-lines. Every functional and scheme of the library then accepts it. For K = 1 the curve
-is an ellipse, whose flow is known exactly.
+The unknowns are 2K + 1 coefficients. This tutorial writes that measure as one class;
+every functional and scheme then accepts it, and :doc:`/extending` has its tests.
 """
 
 # %%
@@ -105,7 +104,7 @@ print(f"{ellipse}; largest error of a coefficient {error:.1e}")
 # A longer thread
 # ---------------
 # The circle of radius :math:`1/\sqrt2` is at rest, but a thread with more modes does
-# better: it folds, to fill the disk of the free charges. Nothing below is new code.
+# better: it folds, to fill the disk of the free charges.
 
 threads = {K: thread(K, 1.15, 0.35, 0.25) for K in (2, 4, 12)}
 scheme = of.ExplicitEuler(backtracking=True)
@@ -132,10 +131,9 @@ plt.show()
 # %%
 # What must hold
 # --------------
-# The sum over pairs leaves out i = j, where the integral has :math:`\log(|\gamma'|/n)`.
-# With it the energies of nested families fall from that of the circle, :math:`\tfrac14 +
-# \tfrac14\log 2`, towards 3/8, that of the disk. :doc:`/extending` has the tests that a
-# class of your own inherits.
+# The sum over pairs leaves out i = j, where the integral has
+# :math:`\log(|\gamma'|/n)`. With it the energies fall from that of the circle,
+# :math:`\tfrac14 + \tfrac14\log 2`, towards 3/8, that of the disk.
 
 
 def energy(mu: Loop) -> float:
@@ -147,7 +145,7 @@ def energy(mu: Loop) -> float:
 
 
 energies = [energy(ellipse.final), *(energy(run.final) for run in runs.values())]
-print("energies for K = 1, 2, 4, 12:", [f"{value:.4f}" for value in energies])
+print("energies:", [f"{value:.4f}" for value in energies])
 assert error < 1e-12
 assert abs(energies[0] - (0.25 + 0.25 * math.log(2))) < 1e-3
 assert sorted(energies, reverse=True) == energies
