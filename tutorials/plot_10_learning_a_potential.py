@@ -10,14 +10,15 @@ model is the gradient flow of
     V_\theta(x) = \theta_1 x + \theta_2 x^2 + \theta_3 x^4 .
 
 Each JKO step is a minimisation. Its outcome is differentiable in :math:`\theta` and in
-the density that it starts from: :meth:`~otflow.proximal.GridSinkhorn.differentiable_step`
-has the implicit derivative. So a whole flow can be fitted, by an optimiser of torch.
+the density that it starts from. The implicit derivative is that of
+:meth:`~otflow.proximal.GridSinkhorn.differentiable_step`. So an optimiser of torch can
+fit a whole flow.
 """
 
 # %%
 # What is seen
 # ------------
-# A tilted double well. The truth is first computed by the model itself, without noise:
+# A tilted well with a shelf. The truth is first computed by the model itself, without noise:
 # then an exact fit exists, and the fit must find the parameters.
 
 import matplotlib.pyplot as plt

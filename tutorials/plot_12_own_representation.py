@@ -80,7 +80,6 @@ F = of.Potential(lambda x: 0.5 * x.square().sum(-1)) + of.Interaction(of.kernels
 
 
 def thread(K: int, first: float, minus: float, roughness: float = 0.0) -> Loop:
-    """Return an ellipse, with random coefficients added."""
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(2 * K + 1, 2, dtype=torch.float64, generator=generator)
     c = roughness * noise / (1 + torch.arange(-K, K + 1).abs()[:, None])
@@ -136,8 +135,7 @@ plt.show()
 # :math:`\tfrac14 + \tfrac14\log 2`, towards 3/8, that of the disk.
 
 
-def energy(mu: Loop) -> float:
-    """Return the energy of the curve, without the error of the left-out pairs."""
+def energy(mu: Loop) -> float:  # with the pairs i = j
     k = torch.arange(len(mu.coefficients))[:, None] - len(mu.coefficients) // 2
     turned = torch.stack([-mu.coefficients[:, 1], mu.coefficients[:, 0]], 1)  # times i
     speed = replace(mu, coefficients=k * turned).points.norm(dim=1)
@@ -145,7 +143,6 @@ def energy(mu: Loop) -> float:
 
 
 energies = [energy(ellipse.final), *(energy(run.final) for run in runs.values())]
-print("energies:", [f"{value:.4f}" for value in energies])
 assert error < 1e-12
 assert abs(energies[0] - (0.25 + 0.25 * math.log(2))) < 1e-3
 assert sorted(energies, reverse=True) == energies
