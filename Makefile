@@ -28,8 +28,8 @@ HEADLESS := MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all test-lowest coverage campaign mutants doctest \
-        lint package layers docstrings types docs bench format clean distclean
+.PHONY: help demo figures test test-slow test-all test-lowest coverage campaign mutants \
+        doctest lint package layers docstrings types docs bench format clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' \
@@ -57,11 +57,17 @@ $(LOWEST)/.installed: pyproject.toml constraints-min.txt | $(BIN)/python
 
 # ---- use -----------------------------------------------------------------------------
 
+# The threads of OpenBLAS always spin, and its matrices here are small: it gets one.
+SOME_PATIENCE := OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1
 demo: $(VENV)/.installed-demo ## run the demonstration; results in demo-output/
-	OMP_WAIT_POLICY=passive $(HEADLESS) $(BIN)/python -m demo --output demo-output $(ARGS)
+	$(SOME_PATIENCE) $(HEADLESS) $(BIN)/python -m demo --output demo-output $(ARGS)
+
+figures: $(VENV)/.installed-demo ## run the demonstration into the figures of README.md
+	$(SOME_PATIENCE) $(HEADLESS) $(BIN)/python -m demo --output docs/_static/demo
 
 bench: $(VENV)/.installed-demo ## time otflow side by side with POT, GeomLoss and torch
 	$(HEADLESS) $(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.seconds --rst > docs/seconds.inc
 
 # ---- tests ---------------------------------------------------------------------------
 

@@ -14,12 +14,11 @@ class Row:
     """One line of the table."""
 
     what: str
-    gradients: int | None
-    loss: str
-    accuracy: str
-    energy: str
-    certificate: str
-    seconds: float
+    gradients: int | None = None
+    accuracy: str = "-"
+    energy: str = "-"
+    certificate: str = "-"
+    seconds: float | None = None
 
 
 def certificates(run: of.Trajectory) -> str:
@@ -35,19 +34,19 @@ def certificates(run: of.Trajectory) -> str:
 
 def table(rows: list[Row]) -> str:
     """Return the rows as aligned text."""
-    head = ("run", "gradients", "loss", "test acc.", "energy", "certificate", "seconds")
+    head = ("run", "gradients", "test acc.", "energy", "certificate", "seconds")
     cells = [head] + [
         (
             r.what,
             "-" if r.gradients is None else str(r.gradients),
-            r.loss,
             r.accuracy,
             r.energy,
             r.certificate,
-            f"{r.seconds:.1f}",
+            "-" if r.seconds is None else f"{r.seconds:.1f}",
         )
         for r in rows
     ]
     widths = [max(len(c[k]) for c in cells) for k in range(len(head))]
     lines = ["  ".join(c[k].ljust(widths[k]) for k in range(len(head))) for c in cells]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    rule = "-" * len(lines[0].rstrip())
+    return "\n".join([lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:])])

@@ -33,7 +33,7 @@ from otflow.functionals import (
 from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
 from otflow.schemes import JKO, BirthDeath, ExplicitEuler, Langevin, chain
 from otflow.storage import load, save
-from otflow.trajectory import Trajectory
+from otflow.trajectory import Bookmark, Trajectory
 
 __version__ = "0.2.0.dev0"
 
@@ -44,6 +44,7 @@ __all__ = [
     "JKO",
     "KL",
     "BirthDeath",
+    "Bookmark",
     "Congestion",
     "Entropy",
     "ExplicitEuler",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -182,23 +184,25 @@ class Recorder(Generic[M]):
             self.look(recorded=new, last=True)
         return self.trajectory(status, message)
 
-    def trajectory(self, status: str, message: str) -> Trajectory[M]:
-        """Return the records so far."""
+    def trajectory(self, status: str, message: str, first: int = 0) -> Trajectory[M]:
+        """Return the records so far, from a step on."""
         k = len(self.steps)  # the last to be appended, should Ctrl-C come between
-        seen, made = self.snapshots[:], self.current.made + self.lost
+        j = bisect_left(self.steps, first, hi=k)
+        seen = self.snapshots[bisect_left(self.snapshots, first, key=itemgetter(1)) :]
+        made = self.current.made + self.lost
         return Trajectory(
-            times=torch.tensor(self.times[:k], dtype=torch.float64),
+            times=torch.tensor(self.times[j:k], dtype=torch.float64),
             records={
-                name: torch.stack(rows[:k]) if k else torch.empty(0)
+                name: torch.stack(rows[j:k]) if k > j else torch.empty(0)
                 for name, rows in self.rows.items()
             },
             snapshots=tuple(mu for _, _, mu in seen),
             final=self.current.measure,
-            info=tuple(self.info[:made]),
+            info=tuple(self.info[first:made]),
             seed=self.seed,
             status=status,
             message=message,
-            steps=torch.tensor(self.steps[:k], dtype=torch.int64),
+            steps=torch.tensor(self.steps[j:k], dtype=torch.int64),
             snapshot_times=torch.tensor([t for t, _, _ in seen], dtype=torch.float64),
             snapshot_steps=torch.tensor([k for _, k, _ in seen], dtype=torch.int64),
             bookmark=self._bookmark(),
@@ -207,7 +211,7 @@ class Recorder(Generic[M]):
     def _bookmark(self) -> Bookmark | None:
         if not self.begun:
             return None
-        _, time, _, state, stream = self.current
+        made, time, _, state, stream = self.current
         try:
             packed = self.scheme.state_dict(state)
         except Exception as error:  # the run itself must not be lost
@@ -217,7 +221,7 @@ class Recorder(Generic[M]):
             )
             warn(msg, ResumeWarning)
             return None
-        return Bookmark(time, packed, stream, self.context)
+        return Bookmark(made, time, packed, stream, self.context)
 
 
 def _functions(

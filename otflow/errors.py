@@ -16,7 +16,9 @@ __all__ = [
     "BoxWarning",
     "CellWarning",
     "CorruptFile",
+    "DirectoryInUse",
     "Diverged",
+    "ForeignDirectory",
     "Interrupted",
     "InvalidFunctional",
     "KernelWarning",
@@ -172,6 +174,28 @@ class CorruptFile(OtflowError, ValueError):
     --------
     >>> import otflow as of
     >>> issubclass(of.errors.CorruptFile, ValueError)
+    True
+    """
+
+
+class DirectoryInUse(OtflowError, FileExistsError):
+    """Another flow writes its checkpoints to the same directory.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> issubclass(of.errors.DirectoryInUse, FileExistsError)
+    True
+    """
+
+
+class ForeignDirectory(OtflowError, FileExistsError):
+    """A directory holds another run, or files that are no part of a run.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> issubclass(of.errors.ForeignDirectory, FileExistsError)
     True
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from otflow._validation import (
     positive,
     seed_and_stream,
 )
-from otflow.callbacks import Callback, Event
+from otflow.callbacks import Callback, Checkpoint, Event
 from otflow.callbacks.base import as_callbacks, stops
 from otflow.errors import Diverged, Interrupted, NonFinite
 from otflow.functionals.base import Functional, check_functional
@@ -51,6 +52,8 @@ def flow(
     | Sequence[Callable[[Event[M]], Any]]
     | None = None,
     resume: Trajectory[M] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
     generator: Seed = None,
     progress: bool = False,
 ) -> Trajectory[M]:
@@ -97,6 +100,12 @@ def flow(
         both parts. The records and snapshots that were made because the first part
         ended are those of one run. A run that diverged, or that has reached `until`,
         raises ValueError.
+    checkpoint : str or path, optional
+        A directory to which the run is written while it goes on, see
+        `otflow.callbacks.Checkpoint`: neither an exception nor Ctrl-C, SIGTERM or a
+        kill loses it. ``otflow.load(checkpoint)`` returns the run so far.
+    checkpoint_every : int, optional
+        Number of steps between two checkpoints; by default about two seconds.
     generator : torch.Generator or int, optional
         The flow makes its random numbers from one integer, ``run.seed``: the given
         integer, or one drawn from the given generator, or a fresh one. The same flow
@@ -160,6 +169,7 @@ def flow(
     every = non_negative_int(every, "every", minimum=1)
     end = math.inf if until is None else positive(until, "until", or_zero=True)
     watchers = as_callbacks(on_step, stop)
+    watchers += _checkpoints(checkpoint, checkpoint_every)
     recorder: Recorder[M] = Recorder(F, scheme, record, Snapshots.of(snapshots))
     if resume is not None:
         mu = continued(resume, mu, recorder.rows, end, generator)
@@ -260,14 +270,25 @@ def _stopped(
     """Show a step to all callbacks; return who of them stops the flow, or nothing."""
     before, now = recorder.previous, recorder.current
 
-    def so_far() -> Trajectory[M]:
-        return recorder.trajectory("running", f"after step {before.made}")
+    def so_far(first: int) -> Trajectory[M]:
+        return recorder.trajectory("running", f"after step {before.made}", first)
 
     event = Event(
         before.made, now.time, now.time - before.time, before.measure, step, row, so_far
     )
     stopping = [watcher for watcher in watchers if stops(watcher, event)]
     return f"{stopping[0]} after step {before.made}" if stopping else ""
+
+
+def _checkpoints(
+    directory: str | os.PathLike[str] | None, every: int | None
+) -> list[Callback]:
+    if directory is not None:
+        return [Checkpoint(directory, every)]
+    if every is not None:
+        msg = "checkpoint_every needs a directory; give checkpoint='some/directory'"
+        raise ValueError(msg)
+    return []
 
 
 def _outcome(

@@ -39,8 +39,10 @@ class Bookmark:
 
     Parameters
     ----------
+    made : int
+        Number of steps that led to the measure ``Trajectory.final``.
     time : float
-        The time of the measure ``Trajectory.final``.
+        The time of that measure.
     state : object
         What the scheme carries to the next step, as `Scheme.state_dict` packs it.
     stream : Tensor of uint8
@@ -52,7 +54,7 @@ class Bookmark:
 
     Attributes
     ----------
-    time, state, stream, context
+    made, time, state, stream, context
         As above.
 
     Examples
@@ -61,10 +63,11 @@ class Bookmark:
     >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1))
     >>> mu = of.Particles(torch.ones(1, 1))
     >>> run = of.flow(F, mu, of.ExplicitEuler(), dt=0.5, steps=2)
-    >>> run.bookmark.time, run.bookmark.context["scheme"]
-    (1.0, 'ExplicitEuler(backtracking=False, sufficient_decrease=0.1, max_halvings=60)')
+    >>> run.bookmark.made, run.bookmark.context["scheme"]
+    (2, 'ExplicitEuler(backtracking=False, sufficient_decrease=0.1, max_halvings=60)')
     """
 
+    made: int
     time: float
     state: Any
     stream: Tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -93,7 +94,16 @@ MAKE: dict[type, Callable[[], Any]] = {
     meanfield.Decomposition: lambda: risk().decompose(),
     of.Trajectory: flowed,
     schemes.Step: stepped,
+    of.Bookmark: lambda: flowed().bookmark,
     of.callbacks.Event: event,
+    of.callbacks.CSVWriter: lambda: of.callbacks.CSVWriter("run.csv"),
+    of.callbacks.Checkpoint: lambda: of.callbacks.Checkpoint("run"),
+    of.callbacks.JSONLinesWriter: lambda: of.callbacks.JSONLinesWriter("run.jsonl"),
+    of.callbacks.LogTo: lambda: of.callbacks.LogTo(logging.getLogger("mine")),
+    of.callbacks.Patience: lambda: of.callbacks.Patience("energy", patience=3),
+    of.callbacks.Stationary: lambda: of.callbacks.Stationary(1e-3),
+    of.callbacks.TensorBoardWriter: lambda: of.callbacks.TensorBoardWriter("logs"),
+    of.callbacks.TimeLimit: lambda: of.callbacks.TimeLimit(1.0),
     proximal.ProxResult: lambda: proximal.ParticleProximal().solve(
         potential(), cloud(), 0.1
     ),

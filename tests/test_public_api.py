@@ -27,6 +27,7 @@ EXPECTED = [
     "JKO",
     "KL",
     "BirthDeath",
+    "Bookmark",
     "Congestion",
     "Entropy",
     "ExplicitEuler",

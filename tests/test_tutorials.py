@@ -19,7 +19,16 @@ ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "tutorials").glob("plot_*.py"))
 PAGES = [
     ROOT / "docs" / f"{name}.rst"
-    for name in ("conventions", "concepts", "solvers", "extending", "watching")
+    for name in (
+        "conventions",
+        "concepts",
+        "solvers",
+        "extending",
+        "watching",
+        "keeping",
+        "reading_a_certificate",
+        "faq",
+    )
 ]
 
 MAXIMUM_LINES = 150

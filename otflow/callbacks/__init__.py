@@ -1,6 +1,7 @@
 """What watches a flow: it may read each step, write it down, or stop the flow."""
 
 from otflow.callbacks.base import Callback, Event
+from otflow.callbacks.checkpoint import Checkpoint
 from otflow.callbacks.files import CSVWriter, JSONLinesWriter
 from otflow.callbacks.log import LogTo
 from otflow.callbacks.patience import Patience
@@ -11,6 +12,7 @@ from otflow.callbacks.time_limit import TimeLimit
 __all__ = [
     "CSVWriter",
     "Callback",
+    "Checkpoint",
     "Event",
     "JSONLinesWriter",
     "LogTo",

@@ -39,10 +39,12 @@ class Event(Generic[M]):
     row : mapping of str to Tensor, or None
         What was recorded of `start`: ``"energy"`` and the user's records. None if the
         flow did not record before this step.
+    so_far : callable
+        Returns the run from a step on; `trajectory` calls it.
 
     Attributes
     ----------
-    index, time, dt, start, step, row
+    index, time, dt, start, step, row, so_far
         As above.
 
     Examples
@@ -66,17 +68,22 @@ class Event(Generic[M]):
     start: M
     step: Step[M]
     row: Mapping[str, Tensor] | None
-    _so_far: Callable[[], Trajectory[M]] = field(repr=False)
+    so_far: Callable[[int], Trajectory[M]] = field(repr=False)
 
-    def trajectory(self) -> Trajectory[M]:
+    def trajectory(self, first: int = 0) -> Trajectory[M]:
         """Return the run so far, of status ``"running"``; cost O(K) for K records.
+
+        Parameters
+        ----------
+        first : int
+            Leave out the rows and the reports of the steps before this one.
 
         Returns
         -------
         Trajectory
             The rows recorded so far. Its final measure is that after the step.
         """
-        return self._so_far()
+        return self.so_far(first)
 
 
 class Callback(ABC):

@@ -3,7 +3,7 @@
 import torch
 
 from otflow.storage.codec import data_classes
-from otflow.storage.files import load, save
+from otflow.storage.door import load, save
 
 __all__ = ["load", "save"]
 

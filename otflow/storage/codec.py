@@ -155,14 +155,18 @@ class Reader:
 
     Parameters
     ----------
-    types : iterable of type
-        The caller's own classes.
+    types : iterable of type or None
+        The caller's own classes. With None an object of an unknown class becomes a dict
+        of its fields.
     device : str, optional
         Where to put the tensors.
     """
 
-    def __init__(self, types: Iterable[type] = (), device: str | None = None) -> None:
-        self.types = {_own_name(kind): kind for kind in types}
+    def __init__(
+        self, types: Iterable[type] | None = (), device: str | None = None
+    ) -> None:
+        self.types = {_own_name(kind): kind for kind in types or ()}
+        self.closed = types is not None
         self.device = device
         self.tensors: Mapping[str, Tensor] = {}
         self._taken: dict[str, Tensor] = {}
@@ -228,8 +232,13 @@ class Reader:
         return kind(node["is"])
 
     def _make_object(self, node: Any) -> Any:
-        kind = self._kind(node)
         held = {str(name): self._made(part) for name, part in node["is"].items()}
+        try:
+            kind = self._kind(node)
+        except Unsupported:
+            if self.closed:
+                raise
+            return held
         if issubclass(kind, tuple) and hasattr(kind, "_fields"):
             _check_names(kind, held, list(kind._fields), [])
             return kind(**held)

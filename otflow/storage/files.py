@@ -18,108 +18,11 @@ from otflow.errors import CorruptFile
 from otflow.storage.codec import Reader, encode
 from otflow.storage.tensors import Shelf
 
-__all__ = ["load", "read", "save", "write"]
+__all__ = ["checksum_of", "read", "replace", "write"]
 
 FORMAT = "otflow"
 # The number rises when an older reader could not make sense of a file.
 VERSION = 1
-
-
-def save(path: str | os.PathLike[str], thing: Any) -> None:
-    """Write a measure, a run, a certificate or a scheme's state to a file.
-
-    The file holds tensors, in the format safetensors, and JSON; no code, so it is safe
-    to read. It appears as a whole or not at all: it is written beside its place, synced
-    and renamed.
-
-    Parameters
-    ----------
-    path : str or path
-        The file. An existing one is replaced.
-    thing : object
-        A measure, `Trajectory`, `Certificate`, `Bookmark`; a tensor, array, number or
-        string; a dataclass, list, tuple or dict of these.
-
-    Raises
-    ------
-    Unsupported
-        If a part is no data, as a function, or carries a graph.
-    ImportError
-        If safetensors is missing (extra ``store``).
-    OSError
-        From the file system, as for a full disk. What was there before stays.
-
-    See Also
-    --------
-    load : Read the file.
-
-    Notes
-    -----
-    Numbers keep all their bits. Tensors that share memory are written once. Time and
-    memory O(bytes).
-
-    Examples
-    --------
-    >>> import tempfile, torch, otflow as of
-    >>> mu = of.Particles(torch.rand(5, 2))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     of.save(f"{folder}/start.safetensors", mu)
-    ...     again = of.load(f"{folder}/start.safetensors")
-    >>> torch.equal(again.points, mu.points)
-    True
-    """
-    write(Path(path), thing)
-
-
-def load(
-    path: str | os.PathLike[str],
-    *,
-    types: Iterable[type] = (),
-    device: str | None = None,
-) -> Any:
-    """Read what `save` has written, or the run in a directory of checkpoints.
-
-    Parameters
-    ----------
-    path : str or path
-        A file, or the ``checkpoint`` directory of a flow.
-    types : iterable of type, optional
-        Classes of your own that occur in the file: measures, or dataclasses of a
-        scheme's state. No other class is made, and no code of a file is run.
-    device : str, optional
-        Where to put the tensors; by default where they were.
-
-    Returns
-    -------
-    object
-        What was saved, equal to the bit.
-
-    Raises
-    ------
-    CorruptFile
-        If the file was damaged or changed, is none of otflow's, or is of another
-        version.
-    Unsupported
-        If the file holds a class that `types` does not name, or tensors of a device
-        that is not here.
-    ImportError
-        If safetensors is missing (extra ``store``).
-    OSError
-        From the file system, as for a missing file.
-
-    See Also
-    --------
-    save : Write a file.
-
-    Examples
-    --------
-    >>> import tempfile, torch, otflow as of
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     of.save(f"{folder}/numbers.safetensors", {"best": 0.5, "at": torch.ones(2)})
-    ...     of.load(f"{folder}/numbers.safetensors")
-    {'best': 0.5, 'at': tensor([1., 1.])}
-    """
-    return read(Path(path), types=types, device=device)
 
 
 def write(path: Path, thing: Any) -> None:
@@ -128,7 +31,11 @@ def write(path: Path, thing: Any) -> None:
     tree = json.dumps(encode(thing, shelf, type(thing).__name__), allow_nan=False)
     head = {"format": FORMAT, "version": str(VERSION), "tree": tree}
     head["checksum"] = checksum_of(tree, shelf.tensors)
-    data = lazy_import("safetensors.torch").save(shelf.tensors, metadata=head)
+    replace(path, lazy_import("safetensors.torch").save(shelf.tensors, metadata=head))
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write bytes beside their place, sync them, and rename."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -143,7 +50,9 @@ def write(path: Path, thing: Any) -> None:
     _sync_folder(path.parent)
 
 
-def read(path: Path, *, types: Iterable[type] = (), device: str | None = None) -> Any:
+def read(
+    path: Path, *, types: Iterable[type] | None = (), device: str | None = None
+) -> Any:
     """Return what a file holds; raise CorruptFile if it is not what was written."""
     reader = Reader(types, device)
     tensors_of = lazy_import("safetensors.torch").load
@@ -177,6 +86,7 @@ def read(path: Path, *, types: Iterable[type] = (), device: str | None = None) -
 
 
 def checksum_of(tree: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the CRC-32 of the JSON and of all entries of the tensors."""
     number = zlib.crc32(tree.encode())
     for key in sorted(tensors):
         x = tensors[key]
