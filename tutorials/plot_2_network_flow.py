@@ -112,7 +112,7 @@ plt.show()
 widths = [20, 80, 320, 1280]
 moved, apart = {}, []
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.8), layout="constrained")
-setting = {"scheme": of.ExplicitEuler(), "dt": 0.2, "steps": 50, "every": 5}
+setting: dict = {"scheme": of.ExplicitEuler(), "dt": 0.2, "steps": 50, "every": 5}
 limit = of.flow(risk, student(20_000, 99), **setting)
 for k, N in enumerate(widths):
     flows = [of.flow(risk, student(N, seed), **setting) for seed in range(1, 13)]

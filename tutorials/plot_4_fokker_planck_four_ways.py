@@ -131,9 +131,9 @@ for name in ("quantiles", "grid", "Gaussian"):
 # What must hold
 # --------------
 
+for name in ("quantiles", "grid", "Gaussian"):
+    assert 0.2 * dt < max(step_error[name]) < dt  # of order dt
 assert solver_error["Gaussian"][-1] < 1e-9
 assert solver_error["quantiles"][-1] < 1e-5
 assert solver_error["grid"][-1] < 1e-4
 assert max(step_error["particles"]) < 5 / math.sqrt(4000)
-for name in ("quantiles", "grid", "Gaussian"):
-    assert 0.2 * dt < max(step_error[name]) < dt  # of order dt
