@@ -109,12 +109,13 @@ plt.show()
 # m > 2 the slope at the front is infinite; for m < 2 the last cell is wide if cells
 # have equal mass. ``grading=2`` makes the cells at both ends light, and so short.
 
-ms, profiles, fronts = (1.5, 2.0, 3.0, 6.0), {}, {1: [], 2: []}
+ms, profiles = (1.5, 2.0, 3.0, 6.0), {}
+fronts: dict[int, list[float]] = {1: [], 2: []}
 for m in ms:
     p = 1 / (m - 1)
     for grading, errors in fronts.items():
         start = of.Quantiles.from_function(
-            lambda x, p=p: (1 - x[:, 0].square()).clamp_min(0) ** p,
+            lambda x, p=p: (1 - x[:, 0].square()).clamp_min(0) ** p,  # type: ignore[misc]
             -1.0, 1.0, n=400, grading=grading, dtype=torch.float64,
         )  # fmt: skip
         line = of.flow(of.PowerEntropy(m), start, of.JKO(), dt=0.02, steps=25)
@@ -139,7 +140,6 @@ plt.show()
 # %%
 # What must hold
 # --------------
-
 assert solver_error < 6e-4
 assert 0.03 < step_error < 0.06  # of order dt
 assert all(step["converged"] for step in run.info)

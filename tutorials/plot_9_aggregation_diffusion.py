@@ -60,7 +60,7 @@ runs = {
     (ratio, n): of.flow(
         objective(ratio), start(n), of.JKO(), dt=dt, steps=steps, record=records
     )
-    for ratio, dt, steps in ((0.5, 0.1, 40), (1.5, 0.05, 16))
+    for ratio, dt, steps in ((0.5, 0.1, 40), (1.5, 0.05, 8))
     for n in (48, 96)
 }
 
