@@ -104,17 +104,18 @@ plt.show()
 # %%
 # Higher m, sharper edge
 # ----------------------
-# On the line a step of n quantiles costs O(n). From :math:`c\,(1 - x^2)^{1/(m-1)}` the
+# On the line, from :math:`c\,(1 - x^2)^{1/(m-1)}` the
 # radius obeys :math:`R' = K R^{-m}`, and the JKO radius is implicit Euler again. For
 # m > 2 the slope at the front is infinite; for m < 2 the last cell is wide if cells
 # have equal mass. ``grading=2`` makes the cells at both ends light, and so short.
 
-ms, profiles, fronts = (1.5, 2.0, 3.0, 6.0), {}, {1: [], 2: []}
+ms, profiles = (1.5, 2.0, 3.0, 6.0), {}
+fronts: dict = {1: [], 2: []}
 for m in ms:
     p = 1 / (m - 1)
     for grading, errors in fronts.items():
         start = of.Quantiles.from_function(
-            lambda x, p=p: (1 - x[:, 0].square()).clamp_min(0) ** p,
+            lambda x: (1 - x[:, 0].square()).clamp_min(0) ** p,
             -1.0, 1.0, n=400, grading=grading, dtype=torch.float64,
         )  # fmt: skip
         line = of.flow(of.PowerEntropy(m), start, of.JKO(), dt=0.02, steps=25)
