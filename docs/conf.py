@@ -109,7 +109,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../tutorials",
     "gallery_dirs": "tutorials",
     "filename_pattern": r"plot_",
-    "within_subsection_order": "FileNameSortKey",
+    "within_subsection_order": "gallery_order.ByNumber",
     "doc_module": ("otflow",),
     "backreferences_dir": "api/backreferences",
     "inspect_global_variables": True,
