@@ -67,7 +67,7 @@ left.set_title("paths")
 of.plotting.particles(start, ax=right, label="start")
 of.plotting.particles(euler.final, ax=right, label="end, t = 8")
 right.add_patch(Circle((0, 0), 1, fill=False, color="0.3", label="unit circle"))
-right.legend(loc="lower left", fontsize="small")
+fig.legend(loc="outside lower right", ncols=3)
 plt.show()
 
 # %%
