@@ -91,7 +91,7 @@ missed = judge[guesses != y[judge]][:8]
 wrong = guesses[guesses != y[judge]][:8]
 fig, axes = plt.subplots(1, 8, figsize=(9, 1.7), layout="constrained")
 for ax, k, guess in zip(axes, missed, wrong, strict=False):
-    ax.imshow(X[k].reshape(8, 8), cmap="gray_r")
+    ax.imshow(X[k].reshape(8, 8).numpy(), cmap="gray_r")
     ax.set_title(f"{int(y[k])}, read {int(guess)}", fontsize=9)
     ax.axis("off")
 plt.show()
