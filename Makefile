@@ -67,6 +67,7 @@ figures: $(VENV)/.installed-demo ## run the demonstration into the figures of RE
 
 bench: $(VENV)/.installed-demo ## time otflow side by side with POT, GeomLoss and torch
 	$(HEADLESS) $(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.seconds --rst > docs/seconds.inc
 
 # ---- tests ---------------------------------------------------------------------------
 

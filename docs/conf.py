@@ -28,10 +28,14 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
     "sphinxcontrib.bibtex",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
+    "markdown_part",
     "offline_mathjax",
+    "thumbnails",
+    "type_links",
 ]
 templates_path = ["_templates"]
 exclude_patterns = [
@@ -41,14 +45,28 @@ exclude_patterns = [
     "tutorials/sg_execution_times.rst",
 ]
 nitpicky = True
-# Private to their package: type variables, base classes of networks and contracts.
+# Private to their package: type variables, states of schemes, base classes of networks
+# and contracts.
 nitpick_ignore = [
+    ("py:class", "collections.abc.Mapping[str"),
+    ("py:class", "otflow._moving.Move"),
     ("py:obj", "otflow.callbacks.base.M"),
+    ("py:class", "otflow.callbacks.base.M"),
     ("py:class", "otflow.callbacks.files._Writer"),
     ("py:class", "otflow.callbacks.rows.OfRows"),
+    ("py:class", "otflow.callbacks.rows.Row"),
+    ("py:class", "otflow.flow.M"),
+    ("py:class", "otflow.measures.gaussian.quadrature.Nodes"),
     ("py:obj", "otflow.proximal.base.M"),
+    ("py:class", "otflow.proximal.base.M"),
+    ("py:class", "otflow.proximal.grid.finite_volume.solver.Warm"),
+    ("py:class", "otflow.proximal.grid.sinkhorn.warm.Warm"),
     ("py:obj", "otflow.proximal.tangent.M"),
+    ("py:class", "otflow.proximal.tangent.M"),
+    ("py:class", "otflow.schemes.adaptive._State"),
     ("py:obj", "otflow.schemes.base.M"),
+    ("py:class", "otflow.schemes.base.M"),
+    ("py:class", "otflow.schemes.jko._Plan"),
     ("py:obj", "otflow.trajectory.M"),
     ("py:class", "otflow.meanfield.network.Network"),
     ("py:class", "otflow.proximal.grid.base.GridProximal"),
@@ -64,7 +82,8 @@ autosummary_ignore_module_all = False
 autosummary_imported_members = True
 # An object that stands at the top level is documented there, and only there.
 autosummary_context = {"at_the_top": pages.at_the_top(otflow)}
-autodoc_typehints = "none"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = True
 
@@ -94,6 +113,8 @@ sphinx_gallery_conf = {
     "doc_module": ("otflow",),
     "backreferences_dir": "api/backreferences",
     "inspect_global_variables": True,
+    "image_scrapers": ("gallery_alt.scraper",),
+    "image_srcset": ["2x"],
     "abort_on_example_error": True,
     "matplotlib_animations": (True, "html5"),
     "reset_modules": ("gallery_reset.reset",),
@@ -106,14 +127,34 @@ sphinx_gallery_conf = {
 
 # ---- pages ---------------------------------------------------------------------------
 
+WITH_A_BAR = (
+    "architecture",
+    "changelog",
+    "concepts",
+    "conventions",
+    "extending",
+    "faq",
+    "install",
+    "reading_a_certificate",
+    "seconds",
+    "solvers",
+    "survey",
+)
+
 html_theme = "pydata_sphinx_theme"
 html_title = f"otflow {version}"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["otflow.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
-    "logo": {"text": "otflow"},
+    "logo": {
+        "text": "otflow",
+        "image_light": "_static/logo.svg",
+        "image_dark": "_static/logo.svg",
+        "alt_text": "otflow: the first page",
+    },
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],
     "navigation_with_keys": False,
@@ -122,30 +163,9 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
     "pygments_light_style": "tango",
+    "header_links_before_dropdown": 5,
     # Code of 88 columns needs the room of the right-hand side bar; prose can spare it.
-    "secondary_sidebar_items": {
-        page: ["page-toc"]
-        for page in (
-            "architecture",
-            "concepts",
-            "conventions",
-            "solvers",
-            "extending",
-            "survey",
-        )
-    },
+    "secondary_sidebar_items": {page: ["page-toc"] for page in WITH_A_BAR},
 }
 # Pages without a section of their own: an empty bar would take the width of code.
-html_sidebars = {
-    page: []
-    for page in (
-        "index",
-        "references",
-        "architecture",
-        "concepts",
-        "conventions",
-        "solvers",
-        "extending",
-        "survey",
-    )
-}
+html_sidebars = {page: [] for page in (*WITH_A_BAR, "index", "references", "cite")}

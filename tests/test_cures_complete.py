@@ -36,7 +36,6 @@ LEFT = {
     "pip install 'otflow[": "an installation is no test",
     "a film needs ffmpeg, which is not to be found": "tests/test_plotting.py hides it",
     "call to_jshtml()": "tests/test_plotting.py hides ffmpeg",
-    "take a smaller dt, or JKO(solver) with a larger budget or tolerance": ADVICE,
     "take a smaller dt, or ExplicitEuler(backtracking=True)": ADVICE,
     "move one with .to('": DEVICE,
     "move one with .to(...)": DEVICE,

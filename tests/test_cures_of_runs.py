@@ -287,6 +287,12 @@ CASES: dict[str, Case] = {
         lambda: in_directory(resume=flown(generator=2)),
         [lambda: flown(resume=flown(generator=2), checkpoint=new())],
     ),
+    "other snapshots than records": (
+        ValueError,
+        r"flow again without snapshots=, and with every=1",
+        lambda: of.analysis.minimizing_movement(flown(snapshots=2)),
+        [lambda: of.analysis.minimizing_movement(flown())],
+    ),
     "a directory in use": (
         DirectoryInUse,
         "wait for its end, or take another directory",

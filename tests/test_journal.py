@@ -59,9 +59,10 @@ def test_it_is_silent_by_default():
     code = (
         "import torch, otflow as of, warnings\n"
         "warnings.simplefilter('ignore')\n"
-        "F = of.Potential(lambda x: x.abs().sum(-1))\n"
-        "mu = of.Particles(torch.randn(3, 1))\n"
-        "run = of.flow(F, mu, of.JKO(), dt=5.0, steps=3)\n"
+        "F = of.Potential(lambda x: x.square().square().sum(-1))\n"
+        "mu = of.Particles(torch.tensor([[1.0], [2.0], [-3.0]]))\n"
+        "short = of.JKO(of.proximal.ParticleProximal(max_gradients=2))\n"
+        "run = of.flow(F, mu, short, dt=5.0, steps=3)\n"
         "assert run.converged is False"
     )
     done = subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +19,20 @@ ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "tutorials").glob("plot_*.py"))
 PAGES = [
     ROOT / "docs" / f"{name}.rst"
-    for name in ("conventions", "concepts", "solvers", "extending", "watching")
+    for name in (
+        "conventions",
+        "concepts",
+        "solvers",
+        "extending",
+        "watching",
+        "keeping",
+        "reading_a_certificate",
+        "faq",
+    )
 ]
 
 MAXIMUM_LINES = 150
+ALTERNATIVES = tomllib.loads((ROOT / "tutorials" / "alt.toml").read_text("utf-8"))
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +77,9 @@ def test_tutorial_runs(path):
     namespace = runpy.run_path(str(path))  # holds on to animations, which need it
     figures = [plt.figure(number) for number in plt.get_fignums()]
     assert figures, "a tutorial shows something"
+    texts = ALTERNATIVES[path.stem]
+    assert len(texts) == len(figures), "alt.toml has one text for each figure"
+    assert all(len(text) > 40 and '"' not in text for text in texts)
     for figure in figures:
         figure.canvas.draw()
         assert all(is_labelled(ax) for ax in figure.axes), figure

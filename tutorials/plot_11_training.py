@@ -14,6 +14,7 @@ scikit-learn. The flow is that of the cross-entropy over measures of 200 neurons
 # One part to learn from, one to decide when to stop, one to judge the outcome.
 
 import tempfile
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -48,13 +49,18 @@ neurons = of.Particles(0.5 * noise)
 F = risk(learn, batch_size=64)
 scheme = of.schemes.Minibatch(of.ExplicitEuler())
 early = of.callbacks.Patience("validation", patience=6)
-options = {"dt": 1.0, "every": 50, "record": {"validation": risk(choose)}}
+options: dict[str, Any] = {
+    "dt": 1.0,
+    "every": 50,
+    "record": {"validation": risk(choose)},
+}
 run = of.flow(F, neurons, scheme, steps=2000, generator=0, on_step=[early], **options)
 print(run.message)
 
 fig, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
 ax.semilogy(run.times, run.records["energy"], "o-", ms=4, label="seen in training")
 ax.semilogy(run.times, run.records["validation"], "s-", ms=4, label="set aside")
+assert early.best_time is not None
 ax.axvline(early.best_time, color="0.5", ls=":", label="best")
 ax.set(xlabel="time", ylabel="cross-entropy")
 ax.legend()
@@ -83,6 +89,7 @@ print(f"{half}\n{resumed}")
 # ---------
 # The third part had no say in anything.
 
+assert early.best_measure is not None
 guesses = network(early.best_measure, X[judge]).argmax(1)
 right = (guesses == y[judge]).double().mean()
 print(f"{100 * right:.1f} % of the digits are read right")

@@ -21,7 +21,7 @@ there, :math:`F' = \tfrac12` on the disk and
 
 This tutorial finds the minimiser from 400 particles, by three schemes.
 """
-
+# sphinx_gallery_thumbnail_number = 1
 # %%
 # State the problem
 # -----------------
@@ -67,7 +67,7 @@ left.set_title("paths")
 of.plotting.particles(start, ax=right, label="start")
 of.plotting.particles(euler.final, ax=right, label="end, t = 8")
 right.add_patch(Circle((0, 0), 1, fill=False, color="0.3", label="unit circle"))
-right.legend(loc="upper left")
+right.legend(loc="lower left", fontsize="small")
 plt.show()
 
 # %%

@@ -108,7 +108,7 @@ clouds = {"banana": curved, "Langevin": plain, "birth-death": mixed, "exact": dr
 fig, axes = plt.subplots(1, 4, figsize=(11, 3), layout="constrained")
 for ax, (title, mu) in zip(axes, clouds.items(), strict=True):
     of.plotting.particles(mu, ax=ax, size=6)
-    ax.set(title=title, xlabel="x[0]", ylabel="x[1]")
+    ax.set(title=title, xlabel="x[0]", ylabel="x[1]", xlim=(-4, 6), ylim=(-5, 7))
 plt.show()
 
 # %%

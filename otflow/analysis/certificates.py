@@ -139,7 +139,7 @@ def energy_dissipation(F: Functional, trajectory: Trajectory[Any]) -> Dissipatio
         nu.inner(v, v) for nu, (_, v) in zip(trajectory.snapshots, pairs, strict=True)
     ]
     rate = torch.stack(rates).double().cpu()
-    times = trajectory.times
+    times = trajectory.snapshot_times
     integral = 0.5 * times.diff() * (rate[1:] + rate[:-1])
     return DissipationReport(times=times, drop=-energy.diff(), dissipated=integral)
 
@@ -190,6 +190,12 @@ def minimizing_movement(trajectory: Trajectory[Any]) -> DissipationReport:
         msg = (
             f"{len(trajectory.info)} steps were made and {len(trajectory.times)} "
             f"measures recorded; record every step: flow(..., every=1)"
+        )
+        raise ValueError(msg)
+    if not torch.equal(trajectory.snapshot_steps, trajectory.steps):
+        msg = (
+            "the run keeps other measures than it records, and each step is compared "
+            "with both; flow again without snapshots=, and with every=1"
         )
         raise ValueError(msg)
     squares = torch.tensor(_squared_lengths(trajectory), dtype=torch.float64)

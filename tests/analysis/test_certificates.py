@@ -215,3 +215,15 @@ def test_steps_that_took_no_time_cost_nothing():
     assert (report.dissipated[rested] == 0).all()
     assert math.isfinite(report.slack)
     assert math.isfinite(report.residual)
+
+
+@pytest.mark.parametrize("snapshots", [5, [0.0, 0.11, 0.2]])
+def test_dissipation_takes_the_times_of_the_snapshots(snapshots):
+    F = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+    mu = of.Particles(torch.ones(1, 1, dtype=torch.float64))
+    run = of.flow(
+        F, mu, of.ExplicitEuler(), dt=0.01, steps=20, every=3, snapshots=snapshots
+    )
+    report = of.analysis.energy_dissipation(F, run)
+    assert torch.equal(report.times, run.snapshot_times)
+    assert abs(report.residual) < 0.02
