@@ -18,8 +18,8 @@ fit a whole flow.
 # %%
 # What is seen
 # ------------
-# A tilted well with a shelf. The truth is first computed by the model itself, without
-# noise: then an exact fit exists, and the fit must find the parameters.
+# A tilted well with a shelf. First the model itself computes the data, without noise.
+# Then an exact fit exists, and the optimiser must find its parameters.
 
 import matplotlib.pyplot as plt
 import torch

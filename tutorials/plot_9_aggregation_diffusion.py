@@ -25,9 +25,11 @@ the solution must cease to be a density before.
 # Two strengths, two grids
 # ------------------------
 # The start is an ellipse. A finer grid tells a peak of the solution from a peak that
-# the cells cut off.
+# the cells cut off. Beyond the critical strength the kernel of the solver is soon wider
+# than the peak: the solver warns, and does not certify such a step.
 
 import math
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -38,14 +40,12 @@ from scipy.optimize import brentq
 import otflow as of
 
 
-def objective(ratio: float) -> of.Functional:
-    """Return F with chi = ratio * 8 pi."""
+def objective(ratio: float) -> of.Functional:  # chi = ratio * 8 pi
     trap = of.Potential(lambda x: 0.5 * x.square().sum(-1))
     return trap + of.Entropy() - 4 * ratio * of.Interaction(of.kernels.Log())
 
 
 def start(n: int) -> of.GridDensity:
-    """Return a Gaussian of variances 1.5 and 0.5 on n x n cells."""
     return of.GridDensity.from_function(
         lambda x: torch.exp(-x[:, 0].square() / 3 - x[:, 1].square()),
         -5.0, 5.0, (n, n), dtype=torch.float64,
@@ -56,13 +56,15 @@ records = {
     "s": lambda mu: mu.expectation(lambda x: x.square().sum(-1)),
     "peak": lambda mu: mu.density().max(),
 }
-runs = {
-    (ratio, n): of.flow(
-        objective(ratio), start(n), of.JKO(), dt=dt, steps=steps, record=records
-    )
-    for ratio, dt, steps in ((0.5, 0.1, 40), (1.5, 0.05, 8))
-    for n in (48, 96)
-}
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", of.errors.BlurWarning)  # asserted at the end
+    runs = {
+        (ratio, n): of.flow(
+            objective(ratio), start(n), of.JKO(), dt=dt, steps=steps, record=records
+        )
+        for ratio, dt, steps in ((0.5, 0.1, 40), (1.5, 0.05, 16))
+        for n in (48, 96)
+    }
 
 fig, axes = plt.subplots(2, 3, figsize=(8.5, 5.4), layout="constrained")
 for row, ratio in zip(axes, (0.5, 1.5), strict=True):
@@ -87,12 +89,11 @@ radii = np.linspace(1e-6, 6.0, 601)
 
 
 def profile(u0: float) -> np.ndarray:
-    """Return u, r u' and the mass within each radius."""
-    chi = 4 * math.pi
+    """Return u, r u' and the mass within each radius, for chi = 4 pi."""
 
     def slope(r, y):
         rho = math.exp(y[0])
-        return [y[1] / r, -r * (2 + chi * rho), 2 * math.pi * r * rho]
+        return [y[1] / r, -r * (2 + 4 * math.pi * rho), 2 * math.pi * r * rho]
 
     return solve_ivp(slope, (radii[0], 6), [u0, 0, 0], "LSODA", radii, rtol=1e-9).y
 
@@ -112,8 +113,7 @@ missed *= (10 / 96) ** 2
 
 def law(ratio: float, t: torch.Tensor) -> torch.Tensor:
     """Return the second moment by the virial law, from s = 2."""
-    rest = 2 * (1 - ratio)
-    return rest + (2 - rest) * torch.exp(-2 * t)
+    return 2 * (1 - ratio) + 2 * ratio * torch.exp(-2 * t)
 
 
 t = torch.linspace(0, 4, 200, dtype=torch.float64)
@@ -139,10 +139,10 @@ plt.show()
 # %%
 # What must hold
 # --------------
-print(f"L1 distance to the equilibrium {missed:.1e}")
 quiet, loud = ([runs[r, n].records["peak"][-1] for n in (48, 96)] for r in (0.5, 1.5))
 error = (runs[0.5, 96].records["s"] - law(0.5, runs[0.5, 96].times)).abs()
-print(f"virial: largest {error.max():.3f}, last {error[-1]:.4f}; peaks {quiet} {loud}")
+assert all(step["certified"] for n in (48, 96) for step in runs[0.5, n].info)
+assert not all(step["certified"] for step in runs[1.5, 48].info)
 assert missed < 0.02
 assert max(error.max(), 10 * error[-1]) < 0.1
 assert abs(quiet[1] / quiet[0] - 1) < 0.1  # a peak of the solution
