@@ -2,6 +2,7 @@
 
 from otflow.metrics import symmetries
 from otflow.metrics.assignments import assignment
+from otflow.metrics.bracket import Bracket
 from otflow.metrics.distances import wasserstein2, wasserstein2_squared
 from otflow.metrics.divergences import sinkhorn_divergence
 from otflow.metrics.geodesics import action, aligned_ends, geodesic, length
@@ -9,6 +10,7 @@ from otflow.metrics.plans import Plan, transport_plan
 from otflow.metrics.quotients import align, best_matching, quotient_distance
 
 __all__ = [
+    "Bracket",
     "Plan",
     "action",
     "align",

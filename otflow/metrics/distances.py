@@ -16,7 +16,7 @@ from otflow.metrics.assignments import assignment
 from otflow.metrics.bures import between_gaussians
 from otflow.metrics.forest import Forest, potentials
 from otflow.metrics.inputs import Cloud, CloudLike, clouds
-from otflow.metrics.plans import Plan, couple
+from otflow.metrics.plans import Plan, check_tolerance, couple
 from otflow.metrics.steps import Steps, between_steps
 
 __all__ = ["root", "wasserstein2", "wasserstein2_squared"]
@@ -25,7 +25,7 @@ Distant: TypeAlias = CloudLike | Quantiles | GridDensity | Gaussian
 """Measures that have a distance to others of their kind."""
 
 
-def wasserstein2(mu: Distant, nu: Distant) -> Tensor:
+def wasserstein2(mu: Distant, nu: Distant, *, tolerance: float = 0.0) -> Tensor:
     r"""Return :math:`W_2(\mu, \nu) = (\min_P \sum_{ij} P_{ij} |x_i - y_j|^2)^{1/2}`.
 
     Exact; the metric of :cite:p:`villani2003topics`, with the cost :math:`|x-y|^2`
@@ -57,11 +57,12 @@ def wasserstein2(mu: Distant, nu: Distant) -> Tensor:
     >>> of.metrics.wasserstein2(x, x + torch.tensor([3.0, 4.0]))
     tensor(5.)
     """
-    value, like = _measured(mu, nu, squared=False)
+    share = check_tolerance(tolerance)
+    value, like = _measured(mu, nu, share * (2 - share), squared=False)
     return value.to(like)
 
 
-def wasserstein2_squared(mu: Distant, nu: Distant) -> Tensor:
+def wasserstein2_squared(mu: Distant, nu: Distant, *, tolerance: float = 0.0) -> Tensor:
     r"""Return :math:`W_2^2(\mu, \nu) = \min_P \sum_{ij} P_{ij} |x_i - y_j|^2`, exactly.
 
     Differentiable in points and weights of both measures:
@@ -121,11 +122,13 @@ def wasserstein2_squared(mu: Distant, nu: Distant) -> Tensor:
     tensor([[-1.],
             [ 0.]])
     """
-    value, like = _measured(mu, nu, squared=True)
+    value, like = _measured(mu, nu, check_tolerance(tolerance), squared=True)
     return value.to(like)
 
 
-def _measured(mu: Distant, nu: Distant, *, squared: bool) -> tuple[Tensor, Tensor]:
+def _measured(
+    mu: Distant, nu: Distant, tolerance: float, *, squared: bool
+) -> tuple[Tensor, Tensor]:
     """Return the distance or its square in float64, and a tensor like the result.
 
     The root is taken in float64, since the square of a distance of 1e-25 is 0 in
@@ -152,21 +155,21 @@ def _measured(mu: Distant, nu: Distant, *, squared: bool) -> tuple[Tensor, Tenso
         x, y = x / unit, y / unit
         s, t = x.detach(), y.detach()
         matched = p.is_uniform and q.is_uniform and len(s) == len(t)
-        if _is_weighted(p, q) or not matched:
-            plan = couple(s, p.masses, t, q.masses)
+        plan: Plan | None = None
+        if _is_weighted(p, q) or not matched or tolerance:
+            plan = couple(s, p.masses, t, q.masses, tolerance)
+            rows, columns, masses = plan.rows, plan.columns, plan.masses
         else:
             # Without a gradient in weights no potentials are needed: an assignment is
             # faster.
-            rows, none = torch.arange(len(s)), s.new_zeros(0)
-            sigma = assignment(s, t)
-            plan = Plan(rows, sigma, p.masses, s.new_zeros(()), none, none)
-        moves = x[plan.rows] - y[plan.columns]
-        if _is_weighted(p, q):
+            rows, columns, masses = torch.arange(len(s)), assignment(s, t), p.masses
+        moves = x[rows] - y[columns]
+        if plan is not None and _is_weighted(p, q):
             distances = moves.square().sum(1)
-            square = plan.masses @ distances + _weight_term(p, q, plan, distances)
+            square = masses @ distances + _weight_term(p, q, plan, distances)
         else:
             own = 1.0 if squared else unit_of(moves)  # far below that of the clouds
-            unit, square = unit * own, plan.masses @ (moves / own).square().sum(1)
+            unit, square = unit * own, masses @ (moves / own).square().sum(1)
         like = p.points
     value = square if squared else unit * root(square)
     if not float(value.detach()) <= torch.finfo(like.dtype).max:  # NaN is not

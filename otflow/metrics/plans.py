@@ -3,11 +3,15 @@ r"""The optimal plan between weighted particles, with the potentials that prove 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from otflow._arrays import unit_of
+from otflow._validation import check_option, positive
+from otflow._warn import warn
+from otflow.errors import NotConverged, NotConvergedWarning
 from otflow.metrics.assignments import (
     brought_near,
     index_potential,
@@ -15,16 +19,27 @@ from otflow.metrics.assignments import (
     squared_distances,
 )
 from otflow.metrics.balance import balanced
-from otflow.metrics.duals import transform
+from otflow.metrics.bracket import Bracket
+from otflow.metrics.columns import between_many
+from otflow.metrics.duals import SHARE, transform
 from otflow.metrics.inputs import CloudLike, clouds
 from otflow.metrics.line import staircase
 
-__all__ = ["Plan", "couple", "transport_plan"]
+__all__ = ["Plan", "check_tolerance", "couple", "transport_plan"]
+
+METHODS = ("sorted", "identity", "simplex", "columns")
+# Pairs up to which the network simplex on all of them takes less time than columns.
+MANY = 10**6
+# Round-off of sums of products, as a share of their terms.
+NOISE = 8 * torch.finfo(torch.float64).eps
+# Largest gap that an exact plan may keep, as a share of the cost: it warns.
+ACCEPTED = 1e-6
+TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    r"""An optimal plan :math:`P` for :math:`|x-y|^2`, sparse, with its potentials.
+    r"""A plan :math:`P` for :math:`|x-y|^2`, sparse, with potentials that bound it.
 
     Cell k moves ``masses[k]`` from point ``rows[k]`` of :math:`\mu` to point
     ``columns[k]`` of :math:`\nu`. There are fewer than n + m cells. Zero entries are
@@ -38,18 +53,23 @@ class Plan:
     masses : Tensor, shape (k,)
         Non-negative masses of sum 1.
     cost : Tensor
-        :math:`W_2^2(\mu, \nu) = \sum_k P_k |x_{r_k} - y_{c_k}|^2`, 0-d.
+        :math:`\sum_k P_k |x_{r_k} - y_{c_k}|^2`, 0-d: :math:`W_2^2(\mu, \nu)` for an
+        optimal plan.
     f : Tensor, shape (n,)
         Potential on :math:`\mu`: the first variation of :math:`W_2^2` there.
     g : Tensor, shape (m,)
         Potential on :math:`\nu`. For all i and j :math:`f_i + g_j \le |x_i - y_j|^2`,
-        with equality on the cells. The exception is a zero-mass atom of :math:`\nu`
-        for which a zero-mass atom of :math:`\mu` forces a lower g. Further,
-        :math:`\sum a_i f_i = \sum b_j g_j = W_2^2/2`.
+        with equality on the cells of an optimal plan. The exception is a zero-mass atom
+        of :math:`\nu` for which a zero-mass atom of :math:`\mu` forces a lower g.
+        Further, :math:`\sum a_i f_i = \sum b_j g_j`, which is half of the lower bound.
+    bracket : Bracket
+        The bounds of :math:`W_2^2` that the plan and the potentials prove.
+    method : str
+        Which method found the plan, see `transport_plan`.
 
     Attributes
     ----------
-    rows, columns, masses, cost, f, g
+    rows, columns, masses, cost, f, g, bracket, method
         As above.
 
     See Also
@@ -72,6 +92,8 @@ class Plan:
     cost: Tensor
     f: Tensor
     g: Tensor
+    bracket: Bracket
+    method: str
 
     def dense(self) -> Tensor:
         """Return the plan as a full matrix (n, m).
@@ -86,18 +108,35 @@ class Plan:
         return plan.index_put((self.rows, self.columns), self.masses, accumulate=True)
 
 
-def transport_plan(mu: CloudLike, nu: CloudLike) -> Plan:
-    r"""Return the plan that minimises :math:`\sum_{ij} P_{ij} |x_i - y_j|^2`, exactly.
+def transport_plan(
+    mu: CloudLike,
+    nu: CloudLike,
+    *,
+    tolerance: float = 0.0,
+    method: str | None = None,
+) -> Plan:
+    r"""Return the plan that minimises :math:`\sum_{ij} P_{ij} |x_i - y_j|^2`.
 
-    Weights are divided by their sums. On the line the points are sorted. Otherwise, if
-    ``mu.weights`` equals ``nu.weights``, as before and after a JKO step, the coupling
-    by index is tried first. Else POT's network simplex :cite:p:`flamary2021pot` solves;
-    its status and its duality gap are checked.
+    The plan is optimal, up to round-off, unless a `tolerance` is given. Weights are
+    divided by their sums. Whatever the method, the potentials are checked against every
+    pair of points, and ``plan.bracket`` holds the bounds that follow.
 
     Parameters
     ----------
     mu, nu : Particles, Tensor or ndarray
         Measures, which are detached; points (n, d) stand for equal weights.
+    tolerance : float
+        Width of the bracket that suffices, as a share of its upper bound, in [0, 1).
+        With 0 the solver goes on until both bounds agree.
+    method : {"sorted", "identity", "simplex", "columns"}, optional
+        How to solve; the default chooses by dimension and size.
+
+        ``"sorted"``: on the line, by sorting. ``"identity"``: equal weights on both
+        sides, as before and after a JKO step; proves that the coupling by index is
+        optimal, or raises. ``"simplex"``: POT's network simplex
+        :cite:p:`flamary2021pot` on all pairs. ``"columns"``: the network simplex on few
+        pairs, to which those that the potentials find cheapest are added, from coarse
+        to fine :cite:p:`schmitzer2016sparse`.
 
     Returns
     -------
@@ -108,13 +147,16 @@ def transport_plan(mu: CloudLike, nu: CloudLike) -> Plan:
     Raises
     ------
     ValueError
-        If dimensions or devices differ, or a point is not finite.
+        If dimensions or devices differ, if a point is not finite, or if the method does
+        not suit the measures.
     TypeError
         If dtypes differ, or a measure is not made of atoms.
     MemoryError
-        If the cost matrix would exceed half of the memory.
+        If the arrays of ``"simplex"`` would exceed half of the memory.
     NotConverged
-        If the solver stopped early or left a duality gap.
+        If the bounds differ by more than 1e-6 of the cost, and by more than the
+        tolerance. The error's ``result`` holds the plan. A smaller difference that
+        round-off does not explain is a `NotConvergedWarning`.
 
     See Also
     --------
@@ -123,10 +165,11 @@ def transport_plan(mu: CloudLike, nu: CloudLike) -> Plan:
 
     Notes
     -----
-    Time: O(n log n) on the line, O(n^2 d) if the coupling by index is optimal, about
-    O(n^3) otherwise. Memory: O(n d) in the first two cases, 48 n m bytes otherwise. If
-    the plan is degenerate, as for equal masses, the potentials are not unique and f is
-    one of many subgradients.
+    Time: O(n log n) on the line, O(n^2 d) if the coupling by index is optimal. Between
+    others ``"simplex"`` takes about O(n^3) and 48 n m bytes, and is the default up to
+    10^6 pairs. ``"columns"`` takes O(n) memory; its time is about n^1.7 in dimension 2
+    and 3, and at least O(n^2 d) above dimension 6. If the plan is degenerate, as for
+    equal masses, the potentials are not unique and f is one of many subgradients.
 
     Examples
     --------
@@ -139,35 +182,86 @@ def transport_plan(mu: CloudLike, nu: CloudLike) -> Plan:
     >>> plan.dense()
     tensor([[0.2500, 0.0000],
             [0.5000, 0.2500]])
+    >>> 0.5 in plan.bracket, plan.method
+    (True, 'sorted')
     """
+    tolerance = check_tolerance(tolerance)
+    if method is not None:
+        check_option(method, "method", METHODS)
     p, q = clouds(mu, nu)
     x, y = (c.points.detach().to("cpu", torch.float64) for c in (p, q))
-    plan = couple(x, p.masses, y, q.masses)
+    plan = couple(x, p.masses, y, q.masses, tolerance, method)
     device, dtype = p.points.device, p.points.dtype
-    return Plan(
-        plan.rows.to(device),
-        plan.columns.to(device),
-        *(t.to(device, dtype) for t in (plan.masses, plan.cost, plan.f, plan.g)),
+    return replace(
+        plan,
+        rows=plan.rows.to(device),
+        columns=plan.columns.to(device),
+        masses=plan.masses.to(device, dtype),
+        cost=plan.cost.to(device, dtype),
+        f=plan.f.to(device, dtype),
+        g=plan.g.to(device, dtype),
     )
 
 
-def couple(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Plan:
-    """Return the optimal plan of float64 tensors on the CPU, masses of sum 1."""
+def check_tolerance(tolerance: float) -> float:
+    """Return a share in [0, 1)."""
+    tolerance = positive(tolerance, "tolerance", or_zero=True)
+    if not tolerance < 1:
+        msg = (
+            f"tolerance is the width of the bracket as a share of its upper bound, "
+            f"below 1, got {tolerance:g}; use e.g. tolerance=0.01"
+        )
+        raise ValueError(msg)
+    return tolerance
+
+
+def couple(
+    x: Tensor,
+    a: Tensor,
+    y: Tensor,
+    b: Tensor,
+    tolerance: float = 0.0,
+    method: str | None = None,
+) -> Plan:
+    """Return the plan of float64 tensors on the CPU, masses of sum 1; warns or raises.
+
+    The errors are those of `transport_plan`.
+    """
     # Squares of tiny coordinates would underflow. The plan does not depend on units.
     unit = unit_of(x, y)
-    plan = _couple(x / unit, a, y / unit, b)
+    plan, gap = _couple(x / unit, a, y / unit, b, tolerance, method)
     cost, f, g = (unit * (unit * z) for z in (plan.cost, plan.f, plan.g))
-    return replace(plan, cost=cost, f=f, g=g)
+    ends = (unit * (unit * z) for z in (plan.bracket.lower, plan.bracket.upper))
+    plan = replace(plan, cost=cost, f=f, g=g, bracket=Bracket(*ends))
+    if gap > tolerance:
+        _tell(plan, gap, tolerance)
+    return plan
 
 
-def _couple(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Plan:
-    """Return the plan of points of size 1."""
+def _tell(plan: Plan, gap: float, tolerance: float) -> None:
+    """Warn of bounds that differ by more than was asked, or raise if by much."""
+    asked = f"tolerance={tolerance:g}" if tolerance else "an exact plan"
+    msg = (
+        f"the transport solver was asked for {asked} and left a duality gap of "
+        f"{gap:.3g} of the cost {plan.bracket.upper:.6g}; plan.bracket holds both "
+        f"bounds; take fewer points, a larger tolerance, or sinkhorn_divergence"
+    )
+    if gap > ACCEPTED:
+        raise NotConverged(msg, info={"gap": gap * plan.bracket.upper}, result=plan)
+    warn(msg, NotConvergedWarning)
+
+
+def _couple(
+    x: Tensor, a: Tensor, y: Tensor, b: Tensor, tolerance: float, method: str | None
+) -> tuple[Plan, float]:
+    """Return the plan of points of size 1, and its gap beyond round-off, of its cost."""
     raw, middle = y, x.median(0).values
     y, shift = brought_near(x, y)
     i, j = a.nonzero()[:, 0], b.nonzero()[:, 0]
-    rows, columns, masses, f, g = _couple_atoms(x[i], a[i], y[j], b[j])
+    cells = _couple_atoms(x[i], a[i], y[j], b[j], tolerance, method)
+    f, g = cells.f, cells.g
     rows, columns, masses = balanced(
-        rows, columns, masses, (x[i], a[i], f), (y[j], b[j], g)
+        cells.rows, cells.columns, cells.masses, (x[i], a[i], f), (y[j], b[j], g)
     )
     rows, columns = i[rows], j[columns]
 
@@ -186,30 +280,71 @@ def _couple(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Plan:
     f = a.index_put((torch.cat([i, idle_rows]),), torch.cat([f, f_idle]))
     g = b.index_put((torch.cat([j, idle_columns]),), torch.cat([g, g_idle]))
 
-    cost = masses @ (x[rows] - raw[columns]).square().sum(1)
+    costs = (x[rows] - raw[columns]).square().sum(1)
+    cost = masses @ costs
+    # Masses have an absolute round-off, which an atom far away multiplies.
+    noise = NOISE * float(f.max() - f.min() + g.max() - g.min() + costs.max())
     f -= 2 * ((x - middle) @ shift)
-    g += 2 * ((y - middle) @ shift)
-    f += 0.5 * cost - a @ f
-    g += 0.5 * cost - b @ g
-    return Plan(rows, columns, masses, cost, f, g)
+    g += 2 * ((y - middle) @ shift) + shift @ shift
+    noise += NOISE * float(shift.abs().sum() + shift @ shift)
+    # An optimal plan's potentials share its cost, others the lower bound they prove.
+    bound = torch.minimum(a @ f + b @ g, cost)
+    least = max(0.0, float(bound) - noise)
+    gap = float(cost - bound) / max(float(cost), TINY)
+    if gap <= SHARE or float(cost - bound) <= noise:
+        gap, bound = 0.0, cost
+    f += 0.5 * bound - a @ f
+    g += 0.5 * bound - b @ g
+    bracket = Bracket(least, float(cost))
+    return Plan(rows, columns, masses, cost, f, g, bracket, cells.method), gap
+
+
+class _Cells(NamedTuple):
+    """Cells of a plan between atoms with mass, potentials, and the method's name."""
+
+    rows: Tensor
+    columns: Tensor
+    masses: Tensor
+    f: Tensor
+    g: Tensor
+    method: str
 
 
 def _couple_atoms(
-    x: Tensor, a: Tensor, y: Tensor, b: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, a: Tensor, y: Tensor, b: Tensor, tolerance: float, method: str | None
+) -> _Cells:
     """Return cells and potentials; every mass is positive."""
-    if x.shape[1] == 1:
-        return staircase(x[:, 0], a, y[:, 0], b)
-    if torch.equal(a, b):
-        g = index_potential(x, y, a)
+    on_line = x.shape[1] == 1
+    if method == "sorted" and not on_line:
+        msg = (
+            f"only points on the line can be sorted, and these lie in dimension "
+            f"{x.shape[1]}; use method=None, which chooses"
+        )
+        raise ValueError(msg)
+    if method == "sorted" or (method is None and on_line):
+        return _Cells(*staircase(x[:, 0], a, y[:, 0], b), "sorted")
+    if method == "identity" or (method is None and torch.equal(a, b)):
+        g = index_potential(x, y, a) if torch.equal(a, b) else None
         if g is not None:
             index = torch.arange(len(x))
-            return index, index, a, (x - y).square().sum(1) - g, g
+            f = (x - y).square().sum(1) - g
+            return _Cells(index, index, a, f, g, "identity")
+        if method == "identity":
+            msg = (
+                "the coupling by index is not known to be optimal between these "
+                "measures; use method=None, which tries it first"
+            )
+            raise ValueError(msg)
     if len(a) == len(b) and bool((a == a[0]).all() and (b == b[0]).all()):
         scale = 1.0 / len(a)  # masses 1 make the plan a permutation, exactly
         a = b = torch.ones_like(a)
     else:
         scale = 1.0
+    if method == "columns" or (method is None and len(x) * len(y) > MANY):
+        found = between_many(x, a, y, b, tolerance)
+        return _Cells(
+            found.rows, found.columns, scale * found.masses, found.f, found.g, "columns"
+        )
     dense, f, g = network_simplex(squared_distances(x, y), a, b)
     rows, columns = dense.nonzero(as_tuple=True)
-    return rows, columns, scale * dense[rows, columns], f, g
+    return _Cells(rows, columns, scale * dense[rows, columns], f, g, "simplex")

@@ -1,0 +1,65 @@
+"""Two bounds of a number, each with its proof."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Bracket"]
+
+
+@dataclass(frozen=True)
+class Bracket:
+    r"""A number :math:`z` with :math:`\text{lower} \le z \le \text{upper}`.
+
+    For :math:`W_2^2` any feasible plan gives an upper bound, its cost, and any
+    potentials with :math:`f_i + g_j \le |x_i - y_j|^2` for all i and j give the lower
+    bound :math:`\sum a_i f_i + \sum b_j g_j`. Both bounds are widened by the round-off
+    of their sums, so `lower` may be below the value in its last digits.
+
+    Parameters
+    ----------
+    lower, upper : float
+        The bounds, in the units of the number.
+
+    Attributes
+    ----------
+    lower, upper
+        As above.
+
+    Examples
+    --------
+    >>> from otflow.metrics import Bracket
+    >>> bracket = Bracket(1.96, 2.0)
+    >>> 1.99 in bracket
+    True
+    >>> round(bracket.relative, 3)
+    0.02
+    """
+
+    lower: float
+    upper: float
+
+    @property
+    def width(self) -> float:
+        """The number ``upper - lower``.
+
+        Returns
+        -------
+        float
+            In the units of the number.
+        """
+        return self.upper - self.lower
+
+    @property
+    def relative(self) -> float:
+        """The width as a share of the upper bound, 0 for a bracket around 0 alone.
+
+        Returns
+        -------
+        float
+            At least 0. It exceeds 1 if the lower bound is negative.
+        """
+        return self.width / self.upper if self.width > 0 else 0.0
+
+    def __contains__(self, value: float) -> bool:
+        return self.lower <= float(value) <= self.upper
