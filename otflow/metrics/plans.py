@@ -254,7 +254,10 @@ def _tell(plan: Plan, gap: float, tolerance: float) -> None:
 def _couple(
     x: Tensor, a: Tensor, y: Tensor, b: Tensor, tolerance: float, method: str | None
 ) -> tuple[Plan, float]:
-    """Return the plan of points of size 1, and its gap beyond round-off, of its cost."""
+    """Return the plan of points of size 1, and its gap as a share of its cost.
+
+    The gap is 0 if round-off explains it.
+    """
     raw, middle = y, x.median(0).values
     y, shift = brought_near(x, y)
     i, j = a.nonzero()[:, 0], b.nonzero()[:, 0]
@@ -289,6 +292,10 @@ def _couple(
     noise += NOISE * float(shift.abs().sum() + shift @ shift)
     # An optimal plan's potentials share its cost, others the lower bound they prove.
     bound = torch.minimum(a @ f + b @ g, cost)
+    if cells.method == "sorted":
+        # What proves this plan is its order, not the potentials: these are sums over
+        # the whole line, with a round-off above the squares of small moves.
+        bound, noise = cost, NOISE * float(costs.max())
     least = max(0.0, float(bound) - noise)
     gap = float(cost - bound) / max(float(cost), TINY)
     if gap <= SHARE or float(cost - bound) <= noise:
