@@ -128,13 +128,17 @@ def _first_cells(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:
     back = y + (_means(plan.columns, plan.rows, plan, coarse_x) - coarse_y)[others]
     near, there = _neighbours(moved, y), _neighbours(back, x)
     i, j = _members(plan.rows, plan.columns, groups, others)
-    return torch.cat(
-        [
-            i * m + j,
-            (torch.arange(n)[:, None] * m + near).reshape(-1),
-            (there * m + torch.arange(m)[:, None]).reshape(-1),
-        ]
-    ).unique()
+    return _with(i * m + j, near, there)
+
+
+def _with(cells: Tensor, near: Tensor, there: Tensor) -> Tensor:
+    """Return the sorted cells with those of each row, (n, k), and of each column."""
+    n, m = len(near), len(there)
+    by_row = torch.arange(n)[:, None] * m + near
+    by_column = there * m + torch.arange(m)[:, None]
+    every = torch.cat([cells, by_row.reshape(-1), by_column.reshape(-1)])
+    found: Tensor = torch.unique(every, sorted=True)
+    return found
 
 
 def _improved(
@@ -167,13 +171,7 @@ def _improved(
         found = Bounded(*plan, f, g, float(a @ f + b @ g), upper, noise)
         best = found if best is None else _better(found, best)
         gap = best.upper - best.lower
-        more = torch.cat(
-            [
-                cells,
-                (torch.arange(n)[:, None] * m + near).reshape(-1),
-                (there * m + torch.arange(m)[:, None]).reshape(-1),
-            ]
-        ).unique()
+        more = _with(cells, near, there)
         if gap <= max(tolerance, SHARE) * best.upper or len(more) == len(cells):
             break
         cells = more
