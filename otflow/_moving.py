@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import copy
 import dis
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MappingProxyType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any, TypeVar, cast
 
 import torch
@@ -28,8 +36,10 @@ _FLOATS = (torch.float32, torch.float64)
 _FOREIGN = {"torch", "numpy", "scipy", "builtins"}
 _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device,
-    torch.Generator, ModuleType, type, BuiltinFunctionType,
+    torch.Generator, ModuleType, BuiltinFunctionType,
 )  # fmt: skip
+_MAPPINGS = (dict, MappingProxyType)
+_CONTAINERS = (tuple, list, set, frozenset, deque, *_MAPPINGS)
 
 
 class Move:
@@ -151,32 +161,78 @@ def moved_object(x: T, move: Move, name: str = "") -> T:
     Unsupported
         If a torch module, or a tensor that a function closes over, would have to move.
     """
-    if isinstance(x, _PLAIN):
+    if isinstance(x, (*_PLAIN, type)):
         return x
     return move.once(x, lambda: cast("T", _moved(x, move, name)), derived=False)
 
 
 def moved_attributes(x: T, move: Move) -> T:
-    """Return a copy of an object with its attributes moved; itself if none changes."""
-    held = dict(getattr(x, "__dict__", {}))
+    """Return a copy of an object with its attributes moved; itself if none changes.
+
+    Slots are attributes, and so are the tensors that its class holds: the copy gets its
+    own. What a method of the user's class reads from outside cannot be moved.
+    """
+    held = _attributes(x)
     move.begin(x)
+    for name, method in _methods(type(x)):
+        _leave(method, move, name)
     new = {k: moved_object(v, move, k) for k, v in held.items()}
     if all(new[k] is v for k, v in held.items()):
         return x
     twin = copy.copy(x)
     for k, v in new.items():
         # A method of its own that it keeps is that of the copy.
-        if isinstance(v, MethodType) and v.__self__ is x:
-            new[k] = MethodType(v.__func__, twin)
-    twin.__dict__.update(new)
+        own = isinstance(v, MethodType) and v.__self__ is x
+        if k in _slots(type(x)):
+            object.__setattr__(twin, k, MethodType(v.__func__, twin) if own else v)
+        elif own or v is not held[k]:
+            twin.__dict__[k] = MethodType(v.__func__, twin) if own else v
     return twin
+
+
+def _attributes(x: Any) -> dict[str, Any]:
+    """Return the attributes of an object, with its slots and what its class holds."""
+    held: dict[str, Any] = {}
+    for kind in reversed(type(x).__mro__):
+        for name, value in vars(kind).items():
+            held.pop(name, None)  # a child may put something else in its place
+            if _is_data(name, value):
+                held[name] = value
+    slots = {name: getattr(x, name) for name in _slots(type(x)) if hasattr(x, name)}
+    return held | slots | getattr(x, "__dict__", {})
+
+
+def _is_data(name: str, value: Any) -> bool:
+    """Return whether a class that holds this value holds tensors by it."""
+    if name.startswith("__"):
+        return False
+    return isinstance(value, (Tensor, *_CONTAINERS)) or hasattr(type(value), "carry")
+
+
+def _slots(kind: type) -> list[str]:
+    found: list[str] = []
+    for base in kind.__mro__:
+        names = vars(base).get("__slots__", ())
+        found += [names] if isinstance(names, str) else names
+    return [name for name in found if not name.startswith("__")]
+
+
+def _methods(kind: type) -> Iterator[tuple[str, FunctionType]]:
+    """Yield the methods that the user wrote, with their names."""
+    for base in kind.__mro__:
+        if base.__module__.split(".")[0] in {"otflow", *_FOREIGN}:
+            continue
+        for name, value in vars(base).items():
+            method = getattr(value, "__func__", value)  # of a static method
+            if isinstance(method, FunctionType):
+                yield f"{base.__name__}.{name}", method
 
 
 def _moved(x: Any, move: Move, name: str) -> Any:
     new = x
     if isinstance(x, Tensor):
         new = move.tensor(x)
-    elif isinstance(x, (tuple, list, dict)):
+    elif isinstance(x, _CONTAINERS):
         new = _moved_within(x, move, name)
     elif isinstance(x, (nn.Module, FunctionType, partial)):
         _leave(x, move, name)
@@ -193,13 +249,19 @@ def _moved(x: Any, move: Move, name: str) -> Any:
 
 
 def _moved_within(x: Any, move: Move, name: str) -> Any:
-    pairs = dict(x) if isinstance(x, dict) else dict(enumerate(x))
+    pairs = dict(x) if isinstance(x, _MAPPINGS) else dict(enumerate(x))
     new = {k: moved_object(v, move, f"{name}[{k!r}]") for k, v in pairs.items()}
     if all(new[k] is v for k, v in pairs.items()):
         return x
     if isinstance(x, dict):
-        return new
+        twin = copy.copy(x)  # of its own kind, with its default
+        twin.update(new)
+        return twin
+    if isinstance(x, MappingProxyType):
+        return MappingProxyType(new)
     values = new.values()
+    if isinstance(x, deque):
+        return type(x)(values, x.maxlen)
     return type(x)(*values) if hasattr(x, "_fields") else type(x)(values)
 
 
@@ -224,8 +286,8 @@ def _leave(x: Any, move: Move, name: str) -> None:
             msg = (
                 f"{name} is a function that holds {found}, and the tensors of a "
                 f"function cannot be moved from outside; make the function with "
-                f"{where}.to(...), and the functional again; or give an object that "
-                f"is called, with its tensors as attributes"
+                f"{where}.to(...), and the functional again; or let an object hold "
+                f"its tensors as attributes: a functional, or what is called as V(x)"
             )
         raise Unsupported(msg)
 
@@ -247,10 +309,12 @@ def _tensors_in(x: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor
 
 def _parts(x: Any) -> Iterator[tuple[str, Any]]:
     """Yield what an object holds, with the names of the variables."""
-    if isinstance(x, (tuple, list, set)):
-        yield from (("", value) for value in x)
-    elif isinstance(x, dict):
+    if isinstance(x, _MAPPINGS):
         yield from ((str(key), value) for key, value in x.items())
+    elif isinstance(x, _CONTAINERS):
+        yield from (("", value) for value in x)
+    elif isinstance(x, type):
+        yield from ((k, v) for k, v in vars(x).items() if isinstance(v, Tensor))
     elif isinstance(x, partial):
         yield from _parts((x.func, *x.args))
         yield from _parts(x.keywords)
@@ -268,7 +332,7 @@ def _parts(x: Any) -> Iterator[tuple[str, Any]]:
             known = x.__globals__
             yield from ((n, known[n]) for n in _globals(x.__code__) if n in known)
     elif type(x).__module__.split(".")[0] not in _FOREIGN:
-        yield from getattr(x, "__dict__", {}).items()
+        yield from _attributes(x).items()
 
 
 def _defaults(x: FunctionType) -> Iterator[tuple[str, Any]]:

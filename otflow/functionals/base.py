@@ -326,9 +326,9 @@ class Functional(ABC):
         """Return the functional with its tensors in another dtype or on another device.
 
         Tensors, measures, kernels and functionals among its attributes are moved, with
-        their graphs. Integer tensors, such as classes, keep their dtype. What holds no
-        tensors stays itself. The measure that F is evaluated at is moved by its own
-        ``mu.to(...)``.
+        their graphs: also in slots, in containers, and in the class itself. Integer
+        tensors, such as classes, keep their dtype. What holds no tensors stays itself.
+        The measure that F is evaluated at is moved by its own ``mu.to(...)``.
 
         Parameters
         ----------
@@ -345,9 +345,10 @@ class Functional(ABC):
         Raises
         ------
         Unsupported
-            If a torch module, or a tensor that a function holds, would have to move.
-            The message names it. A module is moved by its owner, in place. A function
-            is made again, from moved tensors.
+            If a torch module, or a tensor that a function holds or that a method of
+            its class reads from outside, would have to move. The message names it. A
+            module is moved by its owner, in place. A function is made again, from moved
+            tensors.
         TypeError, ValueError
             If the dtype is not float32 or float64.
 
