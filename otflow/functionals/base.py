@@ -57,7 +57,8 @@ def _flat(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
             check_functional(term)
             factor = real(c, "the factor of a term")
             inner = ((1.0, self),) if term is self else term.terms()
-            flat += [(factor * a, part) for a, part in inner]
+            what = "a product of factors"
+            flat += [(real(factor * a, what), part) for a, part in inner]
         return tuple(flat)
 
     return terms
@@ -399,15 +400,15 @@ class Functional(ABC):
 
     def __mul__(self, factor: object) -> Functional:
         """Return the functional times a real number."""
-        if isinstance(factor, (Functional, Tensor, str)):
+        if isinstance(factor, (Functional, str)):
             return NotImplemented
-        return Scaled(real(factor, "the factor of a functional"), self)
+        return Scaled(factor, self)  # type: ignore[arg-type]  # it checks the factor
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: object) -> Functional:
         """Return the functional over a real number other than 0."""
-        if isinstance(divisor, (Functional, Tensor, str)):
+        if isinstance(divisor, (Functional, str)):
             return NotImplemented
         return Scaled(inverse(divisor, "a functional"), self)
 
@@ -431,6 +432,11 @@ class Sum(Functional):
     parts : tuple of Functional
         Terms.
 
+    Raises
+    ------
+    TypeError
+        If a term is no functional.
+
     Examples
     --------
     >>> import torch, otflow as of
@@ -442,6 +448,7 @@ class Sum(Functional):
     def __init__(self, parts: tuple[Functional, ...]) -> None:
         flat: list[Functional] = []
         for part in parts:
+            check_functional(part)
             flat.extend(part.parts if isinstance(part, Sum) else (part,))
         self.parts: tuple[Functional, ...] = tuple(flat)
 
@@ -495,6 +502,11 @@ class Scaled(Functional):
     factor, functional
         As above.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If the factor is not a finite real number, or `functional` is none.
+
     Examples
     --------
     >>> import torch, otflow as of
@@ -504,7 +516,8 @@ class Scaled(Functional):
     """
 
     def __init__(self, factor: float, functional: Functional) -> None:
-        self.factor = factor
+        check_functional(functional)
+        self.factor = real(factor, "the factor of a functional")
         self.functional = functional
 
     def value(self, mu: Measure) -> Tensor:
