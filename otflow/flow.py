@@ -168,8 +168,9 @@ def flow(
     steps = non_negative_int(steps, "steps")
     every = non_negative_int(every, "every", minimum=1)
     end = math.inf if until is None else positive(until, "until", or_zero=True)
-    watchers = as_callbacks(on_step, stop)
-    watchers += _checkpoints(checkpoint, checkpoint_every)
+    callbacks = as_callbacks(on_step, stop)
+    callbacks += _checkpoints(checkpoint, checkpoint_every)
+    watchers: list[Callback] = []  # those that have begun, and must end
     recorder: Recorder[M] = Recorder(F, scheme, record, Snapshots.of(snapshots))
     if resume is not None:
         mu = continued(resume, mu, recorder.rows, end, generator)
@@ -181,8 +182,9 @@ def flow(
     with progress_bar(steps, progress) as bar, _nothing_lost(recorder, watchers, steps):
         first = recorder.begin(mu, source, resume)
         log_begin(F, mu, scheme, steps, first)
-        for watcher in watchers:
-            watcher.start(resume)
+        for callback in callbacks:
+            watchers.append(callback)  # first: a start that raises may have opened
+            callback.start(resume)
         reason = ""
         for k in range(first, first + steps):
             _, time, measure, state, _ = recorder.current
@@ -237,7 +239,7 @@ def _nothing_lost(
         msg = f"{text}; the trajectory so far is in the error's `trajectory`"
         trajectory = _ended(recorder, watchers, "interrupted", text)
         raise Interrupted(msg, trajectory=trajectory) from error
-    except Exception as error:
+    except BaseException as error:  # `sys.exit()` loses nothing either
         text = f"step {len(recorder.info)} of {steps} raised {type(error).__name__}"
         error.add_note(
             f"in otflow.flow: {text}; the trajectory so far is in the error's "

@@ -113,6 +113,12 @@ CASES: dict[str, Case] = {
         on(lambda event: event.step.measure.points < 1),
         [on(lambda event: (event.step.measure.points < 1).all())],
     ),
+    "a callback that answers with a number": (
+        TypeError,
+        r"return a comparison, e\.g\. x < 1e-6, or nothing",
+        on(lambda event: event.time),
+        [on(lambda event: event.time < 1e-6), on(lambda _: None)],
+    ),
     "a record to watch that is not there": (
         ValueError,
         r"record it by flow\(\.\.\., record=\{'spread': function\}\)",
