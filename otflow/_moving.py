@@ -7,24 +7,25 @@ torch module and a function's own tensors cannot be moved without the user.
 from __future__ import annotations
 
 import copy
-import dis
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from functools import partial
-from types import (
-    BuiltinFunctionType,
-    CodeType,
-    FunctionType,
-    MappingProxyType,
-    MethodType,
-    ModuleType,
-)
+from types import FunctionType, MappingProxyType, MethodType
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from otflow._holding import (
+    CONTAINERS,
+    FOREIGN,
+    MAPPINGS,
+    PLAIN,
+    attributes_of,
+    methods_of,
+    slots_of,
+    tensors_in,
+)
 from otflow.errors import Unsupported
 
 __all__ = ["Move", "move_of", "moved_attributes", "moved_object"]
@@ -32,14 +33,6 @@ __all__ = ["Move", "move_of", "moved_attributes", "moved_object"]
 T = TypeVar("T")
 
 _FLOATS = (torch.float32, torch.float64)
-# What these packages define holds no tensors of the user.
-_FOREIGN = {"torch", "numpy", "scipy", "builtins"}
-_PLAIN = (
-    type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device,
-    torch.Generator, ModuleType, BuiltinFunctionType,
-)  # fmt: skip
-_MAPPINGS = (dict, MappingProxyType)
-_CONTAINERS = (tuple, list, set, frozenset, deque, *_MAPPINGS)
 
 
 class Move:
@@ -106,39 +99,59 @@ def move_of(*place: Any, dtype: Any = None, device: Any = None) -> Move:
     Raises
     ------
     TypeError
-        If an argument is no dtype, device, tensor or object that has both; if the dtype
-        is not a real floating-point one; if tensors of the device hold no numbers.
+        If an argument is no dtype, device, tensor or object that has both; if two of
+        them differ; if the dtype is not a real floating-point one; if tensors of the
+        device hold no numbers.
     ValueError
         If the dtype is a half precision.
     """
+    dtypes, devices = [dtype], [device]
     for given in place:
         if isinstance(given, torch.dtype):
-            dtype = given
+            dtypes.append(given)
         elif isinstance(given, (torch.device, str, int)) and not isinstance(
             given, bool
         ):
-            device = given
+            devices.append(given)
         elif isinstance(getattr(given, "device", None), torch.device):
-            dtype, device = given.dtype, given.device
+            dtypes.append(given.dtype)
+            devices.append(given.device)
         else:
             msg = (
                 f"to takes a dtype, a device or a tensor, got {given!r:.80}; write "
                 f".to(torch.float64), .to('cpu') or .to(x)"
             )
             raise TypeError(msg)
+    dtype, device = _only(dtypes, "dtype"), _only(map(_device, devices), "device")
     if dtype in (torch.float16, torch.bfloat16):
         msg = f"{dtype} is too coarse for transport; use .to(torch.float32)"
         raise ValueError(msg)
     if dtype is not None and dtype not in _FLOATS:
         msg = f"a measure is float32 or float64, not {dtype}; use .to(torch.float64)"
         raise TypeError(msg)
-    if device is not None:
-        # With its index, as tensors have it: "cuda" is "cuda:0".
-        device = torch.empty(0, device=device).device
-        if device.type == "meta":
-            msg = "tensors on the device meta hold no numbers; use .to('cpu')"
-            raise TypeError(msg)
+    if device is not None and device.type == "meta":
+        msg = "tensors on the device meta hold no numbers; use .to('cpu')"
+        raise TypeError(msg)
     return Move(device, dtype)
+
+
+def _only(given: Iterable[T | None], what: str) -> T | None:
+    """Return the one value that is given, or None; two that differ raise TypeError."""
+    found = list(dict.fromkeys(x for x in given if x is not None))
+    if len(found) > 1:
+        msg = f"to got {found[0]} and {found[1]}; give one {what}"
+        raise TypeError(msg)
+    return found[0] if found else None
+
+
+def _device(given: Any) -> torch.device | None:
+    """Return a device with its index, as tensors have it: "cuda" is "cuda:0"."""
+    if given is None:
+        return None
+    if isinstance(given, str) and isinstance(getattr(torch, given, None), torch.dtype):
+        msg = f"{given!r} is the name of a dtype; write .to(torch.{given})"
+        raise TypeError(msg)
+    return torch.empty(0, device=given).device
 
 
 def moved_object(x: T, move: Move, name: str = "") -> T:
@@ -161,7 +174,7 @@ def moved_object(x: T, move: Move, name: str = "") -> T:
     Unsupported
         If a torch module, or a tensor that a function closes over, would have to move.
     """
-    if isinstance(x, (*_PLAIN, type)):
+    if isinstance(x, (*PLAIN, type)):
         return x
     return move.once(x, lambda: cast("T", _moved(x, move, name)), derived=False)
 
@@ -172,9 +185,9 @@ def moved_attributes(x: T, move: Move) -> T:
     Slots are attributes, and so are the tensors that its class holds: the copy gets its
     own. What a method of the user's class reads from outside cannot be moved.
     """
-    held = _attributes(x)
+    held = attributes_of(x)
     move.begin(x)
-    for name, method in _methods(type(x)):
+    for name, method in methods_of(type(x)):
         _leave(method, move, name)
     new = {k: moved_object(v, move, k) for k, v in held.items()}
     if all(new[k] is v for k, v in held.items()):
@@ -183,56 +196,18 @@ def moved_attributes(x: T, move: Move) -> T:
     for k, v in new.items():
         # A method of its own that it keeps is that of the copy.
         own = isinstance(v, MethodType) and v.__self__ is x
-        if k in _slots(type(x)):
+        if k in slots_of(type(x)):
             object.__setattr__(twin, k, MethodType(v.__func__, twin) if own else v)
         elif own or v is not held[k]:
             twin.__dict__[k] = MethodType(v.__func__, twin) if own else v
     return twin
 
 
-def _attributes(x: Any) -> dict[str, Any]:
-    """Return the attributes of an object, with its slots and what its class holds."""
-    held: dict[str, Any] = {}
-    for kind in reversed(type(x).__mro__):
-        for name, value in vars(kind).items():
-            held.pop(name, None)  # a child may put something else in its place
-            if _is_data(name, value):
-                held[name] = value
-    slots = {name: getattr(x, name) for name in _slots(type(x)) if hasattr(x, name)}
-    return held | slots | getattr(x, "__dict__", {})
-
-
-def _is_data(name: str, value: Any) -> bool:
-    """Return whether a class that holds this value holds tensors by it."""
-    if name.startswith("__"):
-        return False
-    return isinstance(value, (Tensor, *_CONTAINERS)) or hasattr(type(value), "carry")
-
-
-def _slots(kind: type) -> list[str]:
-    found: list[str] = []
-    for base in kind.__mro__:
-        names = vars(base).get("__slots__", ())
-        found += [names] if isinstance(names, str) else names
-    return [name for name in found if not name.startswith("__")]
-
-
-def _methods(kind: type) -> Iterator[tuple[str, FunctionType]]:
-    """Yield the methods that the user wrote, with their names."""
-    for base in kind.__mro__:
-        if base.__module__.split(".")[0] in {"otflow", *_FOREIGN}:
-            continue
-        for name, value in vars(base).items():
-            method = getattr(value, "__func__", value)  # of a static method
-            if isinstance(method, FunctionType):
-                yield f"{base.__name__}.{name}", method
-
-
 def _moved(x: Any, move: Move, name: str) -> Any:
     new = x
     if isinstance(x, Tensor):
         new = move.tensor(x)
-    elif isinstance(x, _CONTAINERS):
+    elif isinstance(x, CONTAINERS):
         new = _moved_within(x, move, name)
     elif isinstance(x, (nn.Module, FunctionType, partial)):
         _leave(x, move, name)
@@ -241,7 +216,7 @@ def _moved(x: Any, move: Move, name: str) -> Any:
         new = x if owner is x.__self__ else MethodType(x.__func__, owner)
     elif hasattr(type(x), "carry"):
         new = x.carry(move)
-    elif type(x).__module__.split(".")[0] not in _FOREIGN:
+    elif type(x).__module__.split(".")[0] not in FOREIGN:
         to = getattr(x, "to", None)
         new = to(device=move.device, dtype=move.dtype) if to else None
         new = moved_attributes(x, move) if new is None else new
@@ -249,7 +224,7 @@ def _moved(x: Any, move: Move, name: str) -> Any:
 
 
 def _moved_within(x: Any, move: Move, name: str) -> Any:
-    pairs = dict(x) if isinstance(x, _MAPPINGS) else dict(enumerate(x))
+    pairs = dict(x) if isinstance(x, MAPPINGS) else dict(enumerate(x))
     new = {k: moved_object(v, move, f"{name}[{k!r}]") for k, v in pairs.items()}
     if all(new[k] is v for k, v in pairs.items()):
         return x
@@ -270,7 +245,7 @@ def _leave(x: Any, move: Move, name: str) -> None:
 
     A number in a tensor without axes, on the CPU, serves every dtype and device.
     """
-    for where, tensor in _tensors_in(x, "", set()):
+    for where, tensor in tensors_in(x, "", set()):
         is_number = tensor.ndim == 0 and tensor.device.type == "cpu"
         if is_number or not move.changes(tensor):
             continue
@@ -290,63 +265,3 @@ def _leave(x: Any, move: Move, name: str) -> None:
                 f"its tensors as attributes: a functional, or what is called as V(x)"
             )
         raise Unsupported(msg)
-
-
-def _tensors_in(x: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that an object reaches, with their names."""
-    if isinstance(x, _PLAIN) or id(x) in seen:
-        return
-    seen.add(id(x))
-    if isinstance(x, Tensor):
-        yield name, x
-        return
-    if isinstance(x, nn.Module):
-        yield from (*x.named_parameters(), *x.named_buffers())
-        return
-    for inner, value in _parts(x):
-        yield from _tensors_in(value, inner or name, seen)
-
-
-def _parts(x: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what an object holds, with the names of the variables."""
-    if isinstance(x, _MAPPINGS):
-        yield from ((str(key), value) for key, value in x.items())
-    elif isinstance(x, _CONTAINERS):
-        yield from (("", value) for value in x)
-    elif isinstance(x, type):
-        yield from ((k, v) for k, v in vars(x).items() if isinstance(v, Tensor))
-    elif isinstance(x, partial):
-        yield from _parts((x.func, *x.args))
-        yield from _parts(x.keywords)
-    elif isinstance(x, MethodType):
-        yield from (("", x.__self__), ("", x.__func__))
-    elif isinstance(x, FunctionType):
-        home = (x.__module__ or "").split(".")[0]
-        if home in _FOREIGN:
-            return
-        for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=True):
-            with suppress(ValueError):  # a variable without a value yet
-                yield name, cell.cell_contents
-        yield from _defaults(x)
-        if home != "otflow":
-            known = x.__globals__
-            yield from ((n, known[n]) for n in _globals(x.__code__) if n in known)
-    elif type(x).__module__.split(".")[0] not in _FOREIGN:
-        yield from _attributes(x).items()
-
-
-def _defaults(x: FunctionType) -> Iterator[tuple[str, Any]]:
-    code, given = x.__code__, x.__defaults__ or ()
-    names = code.co_varnames[code.co_argcount - len(given) : code.co_argcount]
-    yield from zip(names, given, strict=True)
-    yield from (x.__kwdefaults__ or {}).items()
-
-
-def _globals(code: CodeType) -> Iterator[str]:
-    """Yield the names of global variables that code reads, and code within it."""
-    for line in dis.get_instructions(code):
-        if line.opname == "LOAD_GLOBAL":
-            yield str(line.argval)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _globals(constant)

@@ -32,6 +32,7 @@ ROWS = [
         "_algebra",
         "_lazy",
         "_memory",
+        "_holding",
         "_moving",
         "_progress",
         "_radial",

@@ -165,6 +165,16 @@ class FromAStaticMethod(of.Functional):
         return mu.expectation(self.ground)
 
 
+class Caller:
+    """An object whose method reads a tensor from outside."""
+
+    def __call__(self, x):
+        return (x - SHIFT).square().sum(-1)
+
+
+CALLER = Caller()
+
+
 class FromAClass(of.kernels.Kernel):
     def __call__(self, z):
         return (z - OfTheClass.c).square().sum(-1)
@@ -179,12 +189,28 @@ class FromAClass(of.kernels.Kernel):
             r"FromAStaticMethod\.ground is a function that holds x, ",
         ),
         (FromAClass(), r"FromAClass\.__call__ is a function that holds c, "),
+        (of.Potential(CALLER), r"Caller\.__call__ is a function that holds SHIFT, "),
+        (
+            of.Potential(lambda x: CALLER(x)),
+            "V is a function that holds SHIFT, ",
+        ),
         (2 * FromOutside(), r"FromOutside\.value is a function"),
     ],
-    ids=["value", "static", "kernel", "multiple"],
+    ids=["value", "static", "kernel", "called", "function", "multiple"],
 )
 def test_what_a_method_reads_from_outside_is_named(F, what):
     assert F.to(F64) is F
     with pytest.raises(Unsupported, match=f"^{what}.*hold its tensors as attributes"):
         F.to(F32)
     assert InASlot(SHIFT).to(F32).c.dtype == F32  # the cure: an attribute
+
+
+def test_what_an_init_reads_from_outside_moves_as_an_attribute():
+    class Mine(of.Functional):
+        def __init__(self):
+            self.c = SHIFT
+
+        def value(self, mu):
+            return mu.expectation(lambda x: (x - self.c).square().sum(-1))
+
+    assert Mine().to(F32).c.dtype == F32
