@@ -26,6 +26,7 @@ __all__ = [
     "MAPPINGS",
     "PLAIN",
     "attributes_of",
+    "data_of",
     "methods_of",
     "slots_of",
     "tensors_in",
@@ -43,14 +44,19 @@ CONTAINERS = (tuple, list, set, frozenset, deque, *MAPPINGS)
 
 def attributes_of(x: Any) -> dict[str, Any]:
     """Return the attributes of an object, with its slots and what its class holds."""
+    slots = {name: getattr(x, name) for name in slots_of(type(x)) if hasattr(x, name)}
+    return data_of(type(x)) | slots | getattr(x, "__dict__", {})
+
+
+def data_of(kind: type) -> dict[str, Any]:
+    """Return what a class holds for its objects: tensors, and what may hold some."""
     held: dict[str, Any] = {}
-    for kind in reversed(type(x).__mro__):
-        for name, value in vars(kind).items():
+    for base in reversed(kind.__mro__):
+        for name, value in vars(base).items():
             held.pop(name, None)  # a child may put something else in its place
             if _is_data(name, value):
                 held[name] = value
-    slots = {name: getattr(x, name) for name in slots_of(type(x)) if hasattr(x, name)}
-    return held | slots | getattr(x, "__dict__", {})
+    return held
 
 
 def _is_data(name: str, value: Any) -> bool:

@@ -28,7 +28,7 @@ from otflow._holding import (
 )
 from otflow.errors import Unsupported
 
-__all__ = ["Move", "move_of", "moved_attributes", "moved_object"]
+__all__ = ["Move", "leave_methods", "move_of", "moved_attributes", "moved_object"]
 
 T = TypeVar("T")
 
@@ -187,8 +187,7 @@ def moved_attributes(x: T, move: Move) -> T:
     """
     held = attributes_of(x)
     move.begin(x)
-    for name, method in methods_of(type(x)):
-        _leave(method, move, name)
+    leave_methods(type(x), move)
     new = {k: moved_object(v, move, k) for k, v in held.items()}
     if all(new[k] is v for k, v in held.items()):
         return x
@@ -201,6 +200,12 @@ def moved_attributes(x: T, move: Move) -> T:
         elif own or v is not held[k]:
             twin.__dict__[k] = MethodType(v.__func__, twin) if own else v
     return twin
+
+
+def leave_methods(kind: type, move: Move) -> None:
+    """Raise if a method of a user's class reads a tensor that would have to move."""
+    for name, method in methods_of(kind):
+        _leave(method, move, name)
 
 
 def _moved(x: Any, move: Move, name: str) -> Any:

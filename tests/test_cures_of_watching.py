@@ -202,6 +202,12 @@ CASES: dict[str, Case] = {
         again(CSVWriter),
         [lambda: watched(CSVWriter(new())), again(CSVWriter, append=True)],
     ),
+    "a folder in place of a file": (
+        IsADirectoryError,
+        "is a folder; give the path of a file in it",
+        lambda: watched(CSVWriter(HOME, append=True)),
+        [lambda: watched(CSVWriter(HOME / "in_it.csv"))],
+    ),
     "a folder that is not there": (
         FileNotFoundError,
         r"no folder .*new for run\.csv; make it first",

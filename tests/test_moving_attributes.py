@@ -214,3 +214,46 @@ def test_what_an_init_reads_from_outside_moves_as_an_attribute():
             return mu.expectation(lambda x: (x - self.c).square().sum(-1))
 
     assert Mine().to(F32).c.dtype == F32
+
+
+class Shaped(of.Measure):
+    """A user's measure: a shape that the class holds, and a place of its own."""
+
+    shape: ClassVar[torch.Tensor] = normal(4, 2)
+
+    def __init__(self, place):
+        self.place = place
+
+    @property
+    def points(self):
+        return self.place + self.shape
+
+    @property
+    def weights(self):
+        return self.place.new_full((4,), 0.25)
+
+    def push(self, tangent, dt):
+        raise NotImplementedError
+
+    value_and_position_gradient = inner = displacement_to = push  # type: ignore[assignment]
+
+
+class Outside(Shaped):
+    @property
+    def points(self):
+        return self.place + self._moved()
+
+    def _moved(self):
+        return SHIFT
+
+
+def test_what_the_class_of_a_measure_holds_moves_too():
+    mu = Shaped(torch.zeros(2, dtype=F64))
+    low = mu.to(F32)
+    assert (low.points.dtype, low.shape.dtype) == (F32, F32)
+    assert Shaped.shape.dtype == F64
+    assert mu.to(F64) is mu
+    assert "cures" not in vars(low)
+    assert low.expectation(lambda x: x.sum(-1)).dtype == F32
+    with pytest.raises(Unsupported, match=r"^Outside\._moved is a function that holds"):
+        Outside(torch.zeros(2, dtype=F64)).to(F32)

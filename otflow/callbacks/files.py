@@ -32,6 +32,9 @@ class _Writer(OfRows):
     def start(self, run: Trajectory[Any] | None) -> None:
         super().start(run)
         self._close()
+        if self.path.is_dir():
+            msg = f"{self.path} is a folder; give the path of a file in it"
+            raise IsADirectoryError(msg)
         goes_on = self.append and self.path.exists()
         try:
             file = self.path.open("r+b" if goes_on else "xb")
@@ -148,8 +151,8 @@ class CSVWriter(_Writer):
     ------
     FileExistsError
         Before the first step, if the file exists and `append` is False.
-    FileNotFoundError
-        Before the first step, if there is no such folder.
+    FileNotFoundError, IsADirectoryError
+        Before the first step, if there is no such folder, or the path is a folder.
     ValueError
         If the file that exists has other lines or columns, or if two columns would have
         one name.
@@ -174,7 +177,9 @@ class CSVWriter(_Writer):
             quotes += line.count(b'"')
             if quotes % 2 == 0:
                 return [b"\n".join(lines[:k]), *lines[k:]]
-        return [text]
+        if len(lines) > 1:  # a quote that is never closed: rows may lie behind it
+            raise self._not_mine(lines[0])
+        return lines
 
     def _begin(self, k: int) -> bytes:
         return b"" if k else b"step,time,energy"
@@ -183,7 +188,7 @@ class CSVWriter(_Writer):
         if k == 0:
             if not line.startswith(self._begin(0)):
                 raise self._not_mine(line)
-            self._head = line.decode()
+            self._head = line.decode(errors="replace")
             return -1
         try:
             return int(line.split(b",", 1)[0])
@@ -231,8 +236,8 @@ class JSONLinesWriter(_Writer):
     ------
     FileExistsError
         Before the first step, if the file exists and `append` is False.
-    FileNotFoundError
-        Before the first step, if there is no such folder.
+    FileNotFoundError, IsADirectoryError
+        Before the first step, if there is no such folder, or the path is a folder.
     ValueError
         If the file that exists has other lines.
 
