@@ -30,6 +30,7 @@ MOST = 500
 """Largest number of points, cells or dots that a picture shows."""
 
 WIDTH, HEIGHT, MARGIN, LINE, LEAST = 260, 170, 8, 16, 40
+SIDE = 56  # room at the right for numbers such as -1.235e+05
 COLOR = "#3b87c8"
 
 
@@ -66,7 +67,7 @@ class Picture:
     ) -> None:
         self._limits = (_wide(*x), _wide(*y))
         _check([high - low for low, high in self._limits])
-        self._size = (WIDTH - 2.0 * MARGIN, HEIGHT - 2.0 * MARGIN - LINE)
+        self._size = (WIDTH - 2.0 * MARGIN - SIDE, HEIGHT - 2.0 * MARGIN - LINE)
         self._title = title
         if square:
             spans = [high - low for low, high in self._limits]
@@ -121,16 +122,16 @@ class Picture:
         self._marks.append("".join(marks))
 
     def svg(self) -> str:
-        """Return the picture; the ends of the axes are below and inside it."""
+        """Return the picture; the ends of the axes are below it and at its right."""
         (x0, x1), (y0, y1) = self._limits
         across, down = self._size
-        width, height = across + 2 * MARGIN, down + 2 * MARGIN + LINE
-        below, right = height - 4, width - MARGIN
+        width, height = across + 2 * MARGIN + SIDE, down + 2 * MARGIN + LINE
+        below, right = height - 4, MARGIN + across
         words = (
             (MARGIN, below, "start", x0),
             (right, below, "end", x1),
-            (MARGIN + 3, MARGIN + 11, "start", y1),
-            (MARGIN + 3, MARGIN + down - 3, "start", y0),
+            (right + 4, MARGIN + 8, "start", y1),
+            (right + 4, MARGIN + down, "start", y0),
         )
         texts = "".join(
             f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{value:.4g}</text>'

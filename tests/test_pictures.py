@@ -83,6 +83,20 @@ def test_every_measure_has_a_small_picture(name):
     assert len(page) < 60_000
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_no_number_covers_what_is_drawn(name):
+    _, svg = shown(KINDS[name]())
+    (frame,) = (r for r in svg.iter(f"{SVG}rect") if r.attrib["fill"] == "none")
+    x, y, across, down = (float(frame.attrib[k]) for k in ("x", "y", "width", "height"))
+    texts = list(svg.iter(f"{SVG}text"))
+    assert len(texts) == 4
+    for text in texts:
+        right = float(text.attrib["x"]) > x + across
+        assert right or float(text.attrib["y"]) - 10 > y + down  # the size of the font
+        long = 5.6 * len(text.text or "")  # the width of its digits
+        assert not right or float(text.attrib["x"]) + long <= size(svg)[0]
+
+
 def test_dots_are_where_the_atoms_are_and_as_large_as_their_masses():
     w = torch.tensor([0.5, 0.25, 0.25, 0.0], dtype=F64)
     x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [2.0, 2.0]], dtype=F64)

@@ -288,11 +288,15 @@ class Functional(ABC):
 
         For a functional that is finite on atoms: along the interpolation :math:`\mu_t =
         ((1-t)\,\pi^1 + t\,\pi^2)_\#\gamma` of every coupling :math:`\gamma`,
-        :math:`F(\mu_t) \le (1-t)F(\mu_0) + tF(\mu_1) - \tfrac\lambda2 t(1-t)
-        \int|x-y|^2 d\gamma`. For an internal energy: along generalised geodesics. By
-        default the bound of a functional of one term is unknown; the bounds of several
-        `terms` add up, each times its factor, and a negative factor makes the sum
-        unknown.
+
+        .. math::
+
+            F(\mu_t) \le (1-t)F(\mu_0) + tF(\mu_1)
+            - \tfrac\lambda2 t(1-t) \int|x-y|^2 d\gamma .
+
+        For an internal energy: along generalised geodesics. By default the bound of a
+        functional of one term is unknown; the bounds of several `terms` add up, each
+        times its factor, and a negative factor makes the sum unknown.
 
         Parameters
         ----------
