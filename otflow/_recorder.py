@@ -81,11 +81,14 @@ class Recorder(Generic[M]):
         else:
             self._take_over(run)
             mark, made = run.bookmark, len(self.info)
-            compare_contexts(mark.context, self.context)
+            changed = compare_contexts(mark.context, self.context)
             source.set_state(mark.stream)
             here = Position(made, mark.time, mu, None, mark.stream)
             self.previous = self.current = here
-            state = self.scheme.load_state(self.functional, mu, mark.state)
+            if "scheme" in changed:  # the state of another scheme means nothing to it
+                state = self.scheme.init(self.functional, mu)
+            else:
+                state = self.scheme.load_state(self.functional, mu, mark.state)
         self.previous = self.current = here._replace(state=state)
         self.begun = True
         return self.current.made

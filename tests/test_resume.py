@@ -312,6 +312,62 @@ def test_another_functional_or_thread_count_warns(monkeypatch):
             flown("langevin", 2, resume=part)
 
 
+def heavy_ball():
+    class Rolling(of.schemes.Scheme):
+        def init(self, F, mu):
+            return Momentum(torch.zeros_like(mu.points), 0)
+
+        def step(self, F, mu, dt, state, generator):
+            v = 0.9 * state.velocity + F.velocity(mu)
+            return of.schemes.Step(mu.push(v, dt), Momentum(v, state.count + 1))
+
+    return Rolling()
+
+
+ATOMS = {
+    "euler": of.ExplicitEuler(),
+    "backtracking": of.ExplicitEuler(backtracking=True),
+    "chain": of.chain(of.ExplicitEuler(), of.BirthDeath(2.0)),
+    "adaptive": of.schemes.Adaptive(of.ExplicitEuler(), tolerance=0.1),
+    "minibatch": of.schemes.Minibatch(JKO()),
+    "JKO": JKO(),
+    "JKO 2": JKO(order=2),
+    "tangent": JKO(P.TangentProximal()),
+    "user": heavy_ball(),
+}
+CELLS = {
+    "sinkhorn": JKO(P.GridSinkhorn()),
+    "back and forth": JKO(P.BackAndForth()),
+    "finite volume": JKO(P.FiniteVolume()),
+    "JKO 2": JKO(order=2),
+    "euler": of.ExplicitEuler(),
+}
+PAIRS = [
+    (start, one, two)
+    for start, schemes in ((cloud, ATOMS), (grid, CELLS))
+    for one in schemes.items()
+    for two in schemes.items()
+    if one[0] != two[0]
+]
+
+
+@pytest.mark.parametrize(
+    ("start", "one", "two"),
+    PAIRS,
+    ids=[f"{s.__name__}, {a} to {b}" for s, (a, _), (b, _) in PAIRS],
+)
+def test_another_scheme_begins_with_a_state_of_its_own(start, one, two):
+    """The state of the first means nothing to the second, whatever its form."""
+    F = V + of.PowerEntropy(2.0) if start is grid else DOUBLE + W
+    options = {"dt": 0.002, "steps": 2}
+    part = of.flow(F, start(), one[1], **options)
+    with pytest.warns(of.errors.ResumeWarning, match="the state of the scheme begins"):
+        joined = of.flow(F, part.final, two[1], **options, resume=part)
+    alone = of.flow(F, part.final, two[1], **options)
+    assert len(joined.info) == 4
+    assert_same(joined.final, alone.final)
+
+
 def test_other_data_of_the_same_functional_warns():
     run = flown("minibatch", 2)
     X = torch.zeros(7, 1, dtype=F64)
