@@ -58,7 +58,7 @@ ROWS = [
     {"trajectory"},
     {"storage"},
     {"callbacks"},
-    {"_snapshots", "_context", "_recorder", "_journal"},
+    {"_snapshots", "_column", "_context", "_recorder", "_journal"},
     {"flow"},
     {"meanfield"},
     {"analysis"},

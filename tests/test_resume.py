@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import pytest
 import torch
 
@@ -174,6 +175,47 @@ def test_a_long_flow_keeps_no_measure_but_the_last():
     del watch
     alive = [k for k, mu in enumerate(seen) if mu() is not None]
     assert alive in ([19], []), run
+
+
+@pytest.mark.parametrize("case", ["euler", "JKO", "langevin", "gaussian"])
+def test_a_row_of_a_long_flow_holds_no_tensor_of_its_own(case):
+    """A small tensor kept for each row would pin the memory between large ones."""
+    import gc
+    import warnings
+
+    found = []
+
+    def count(event):
+        if event.index in (9, 39):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch, which gc looks into
+                held = gc.get_objects()
+            found.append(sum(issubclass(type(x), torch.Tensor) for x in held))
+
+    record = {"mean": lambda mu: mu.points.mean(0), "one": lambda _: 1.0}
+    flown(case, 40, snapshots="none", record=record, on_step=count)
+    assert found[1] <= found[0] + 2, found
+
+
+def test_records_are_those_of_their_functions():
+    """In one tensor each, in the widest dtype of their rows."""
+    seen = []
+    answers = [
+        torch.ones(2, 3),
+        torch.ones(2, 3, dtype=torch.int64),
+        2 * np.ones((2, 3)),
+    ]
+
+    def turn(mu):
+        seen.append(answers[min(len(seen), 2)])
+        return seen[-1]
+
+    run = flown("euler", 40, record={"turn": turn, "count": lambda _: len(seen)})
+    assert run.records["turn"].dtype == F64
+    assert run.records["turn"].shape == (41, 2, 3)
+    assert run.records["turn"][:3, 0, 0].tolist() == [1.0, 1.0, 2.0]
+    assert run.records["count"].tolist() == list(range(1, 42))
+    assert len(run.records["count"].untyped_storage()) == 41 * 8
 
 
 def test_the_step_length_and_the_end_go_on():
