@@ -98,8 +98,8 @@ def flow(
         numbers. `steps` then counts further steps. The run in two parts equals the run
         in one to the bit. `mu` is the start or the end of that run. The result holds
         both parts. The records and snapshots that were made because the first part
-        ended are those of one run. A run that diverged, or that has reached `until`,
-        raises ValueError.
+        ended are those of one run. Another scheme begins with a state of its own. A run
+        that diverged, or that has reached `until`, raises ValueError.
     checkpoint : str or path, optional
         A directory to which the run is written while it goes on, see
         `otflow.callbacks.Checkpoint`: neither an exception nor Ctrl-C, SIGTERM or a

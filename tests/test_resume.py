@@ -199,7 +199,7 @@ def test_a_row_of_a_long_flow_holds_no_tensor_of_its_own(case):
 
 def test_records_are_those_of_their_functions():
     """In one tensor each, in the widest dtype of their rows."""
-    seen = []
+    seen: list[torch.Tensor | np.ndarray] = []
     answers = [
         torch.ones(2, 3),
         torch.ones(2, 3, dtype=torch.int64),
