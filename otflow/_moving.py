@@ -104,18 +104,12 @@ def move_of(*place: Any, dtype: Any = None, device: Any = None) -> Move:
     for given in place:
         if isinstance(given, torch.dtype):
             dtype = given
-        elif isinstance(given, (torch.device, str, int)) and not isinstance(
-            given, bool
-        ):
+        elif _is_device(given):
             device = given
         elif isinstance(getattr(given, "device", None), torch.device):
             dtype, device = given.dtype, given.device
         else:
-            msg = (
-                f"to takes a dtype, a device or a tensor, got {given!r:.80}; write "
-                f".to(torch.float64), .to('cpu') or .to(x)"
-            )
-            raise TypeError(msg)
+            raise _no_place(given)
     if dtype in (torch.float16, torch.bfloat16):
         msg = f"{dtype} is too coarse for transport; use .to(torch.float32)"
         raise ValueError(msg)
@@ -123,12 +117,32 @@ def move_of(*place: Any, dtype: Any = None, device: Any = None) -> Move:
         msg = f"a measure is float32 or float64, not {dtype}; use .to(torch.float64)"
         raise TypeError(msg)
     if device is not None:
+        if not _is_device(device):
+            raise _no_place(device)
         # With its index, as tensors have it: "cuda" is "cuda:0".
         device = torch.empty(0, device=device).device
         if device.type == "meta":
             msg = "tensors on the device meta hold no numbers; use .to('cpu')"
             raise TypeError(msg)
     return Move(device, dtype)
+
+
+def _is_device(x: Any) -> bool:
+    """Return whether x names a device, here or elsewhere: 'float64' and 'gpu' do not."""
+    if isinstance(x, str):
+        try:
+            torch.device(x)
+        except RuntimeError:
+            return False
+        return True
+    return isinstance(x, (torch.device, int)) and not isinstance(x, bool)
+
+
+def _no_place(given: Any) -> TypeError:
+    return TypeError(
+        f"to takes a dtype, a device or a tensor, got {given!r:.80}; write "
+        f".to(torch.float64), .to('cpu') or .to(x)"
+    )
 
 
 def moved_object(x: T, move: Move, name: str = "") -> T:

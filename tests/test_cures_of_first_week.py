@@ -187,6 +187,23 @@ CASES: dict[str, Case] = {
         lambda: of.save(HOME / "F.safetensors", SPRING),
         [lambda: of.save(HOME / "F.safetensors", flow(SPRING))],
     ),
+    **{
+        f"a move to {name}": (
+            TypeError,
+            rf"got {name!r}; write \.to\(torch\.float64\), \.to\('cpu'\) or",
+            move,
+            [
+                lambda: CLOUD.to(torch.float64),
+                lambda: CLOUD.to("cpu"),
+                lambda: CLOUD.to(CLOUD.points),
+            ],
+        )
+        for name, move in {
+            "float64": lambda: CLOUD.to("float64"),
+            "gpu": lambda: SPRING.to(device="gpu"),
+            "doubel": lambda: flow().to("doubel"),
+        }.items()
+    },
     "a checkpoint that is no path": (
         TypeError,
         "checkpoint must be a path, got True; name a directory",
