@@ -65,9 +65,10 @@ demo: $(VENV)/.installed-demo ## run the demonstration; results in demo-output/
 figures: $(VENV)/.installed-demo ## run the demonstration into the figures of README.md
 	$(SOME_PATIENCE) $(HEADLESS) $(BIN)/python -m demo --output docs/_static/demo
 
-bench: $(VENV)/.installed-demo ## time otflow side by side with POT, GeomLoss and torch
+bench: $(VENV)/.installed-demo ## time otflow beside POT, GeomLoss and torch
 	$(HEADLESS) $(BIN)/python -m benchmarks $(ARGS)
-	$(BIN)/python -m benchmarks.seconds --rst > docs/seconds.inc
+	$(BIN)/python -m benchmarks.seconds --rst > docs/seconds.new
+	mv docs/seconds.new docs/seconds.inc
 
 # ---- tests ---------------------------------------------------------------------------
 

@@ -1,4 +1,7 @@
-"""Print every benchmark as a ratio measured in this run: ``python -m benchmarks``."""
+"""Print every benchmark as a ratio measured in this run: ``python -m benchmarks``.
+
+Names choose some of them: ``python -m benchmarks imports loop``.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +23,35 @@ from benchmarks import (
 )
 from benchmarks.timing import show
 
+MODULES = (
+    risk,
+    pairs,
+    loop,
+    calls,
+    metrics,
+    quantiles,
+    grids,
+    back_and_forth,
+    ornstein_uhlenbeck,
+    imports,
+)
 
-def main() -> int:
-    """Run all; the exit status is 0 whether or not a target is met."""
+
+def main(chosen: list[str]) -> int:
+    """Run all, or those chosen; the exit status does not tell whether a target is met.
+
+    A name that is not a benchmark's ends the program before any of them runs.
+    """
+    known = {module.__name__.rpartition(".")[2]: module for module in MODULES}
+    unknown = sorted(set(chosen) - known.keys())
+    if unknown:
+        print(f"no benchmark is called {', '.join(unknown)}; known: {', '.join(known)}")
+        return 2
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"{'what':<66} {'measured':>8}   {'target':<10}")
     missed = 0
-    for module in (
-        risk,
-        pairs,
-        loop,
-        calls,
-        metrics,
-        quantiles,
-        grids,
-        back_and_forth,
-        ornstein_uhlenbeck,
-        imports,
-    ):
-        rows = module.run()
+    for name in chosen or known:
+        rows = known[name].run()
         show(rows)
         missed += sum(not row.met for row in rows)
     print(f"{missed} target(s) missed" if missed else "every target met")
@@ -46,4 +59,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

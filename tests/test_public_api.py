@@ -210,6 +210,26 @@ def test_the_import_is_light():
     assert modules_added("import otflow") == []
 
 
+@pytest.mark.parametrize("state", ["enable", "disable"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_import_leaves_the_garbage_collector_as_it_was(state, fails):
+    spoil = "sys.modules['torch'] = None" if fails else "pass"
+    program = (
+        f"import contextlib, gc, sys; gc.{state}(); {spoil}\n"
+        "with contextlib.suppress(ImportError):\n"
+        "    import otflow\n"
+        "print(gc.isenabled(), 'otflow' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert run.stdout.split() == [str(state == "enable"), str(not fails)]
+
+
 def test_the_list_of_heavy_modules_can_fail():
     assert "scipy" in modules_added("import scipy.sparse")
 
