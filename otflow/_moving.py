@@ -128,7 +128,7 @@ def move_of(*place: Any, dtype: Any = None, device: Any = None) -> Move:
 
 
 def _is_device(x: Any) -> bool:
-    """Return whether x names a device, here or elsewhere: 'float64' and 'gpu' do not."""
+    """Return whether x names a device, here or not; 'float64' and 'gpu' do not."""
     if isinstance(x, str):
         try:
             torch.device(x)

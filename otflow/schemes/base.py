@@ -168,6 +168,8 @@ class Scheme(ABC):
         """Return the state of which `state_dict` made plain data.
 
         The steps from that state equal to the bit those from the state itself.
+        A flow calls it if the scheme that goes on has the same ``repr`` as the one that
+        made the state; any other begins with `init`.
 
         Parameters
         ----------
