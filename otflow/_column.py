@@ -27,18 +27,25 @@ class Column:
 
     def append(self, row: Tensor) -> None:
         """Add a row of the shape of those before."""
-        held, k = self._held, self._count
-        kind = row.dtype if k == 0 else torch.promote_types(held.dtype, row.dtype)
-        if k == len(held) or held.dtype != kind:
-            self._held = row.new_empty((max(LEAST, 2 * k), *row.shape), dtype=kind)
-            if k:
-                self._held[:k] = held[:k]
+        k = self._count
+        if k == len(self._held) or row.dtype != self._held.dtype:
+            self._make_room(row)
         self._held[k] = row
         self._count = k + 1
 
-    def first(self, default: Tensor) -> Tensor:
-        """Return the first row, or a default if there is none."""
-        return self._held[0] if self._count else default
+    def _make_room(self, row: Tensor) -> None:
+        """Let the tensor have room for a row, and a dtype that holds it."""
+        held, k = self._held, self._count
+        kind = torch.promote_types(held.dtype, row.dtype) if k else row.dtype
+        if k == len(held) or kind != held.dtype:
+            self._held = row.new_empty((max(LEAST, 2 * k), *row.shape), dtype=kind)
+            if k:
+                self._held[:k] = held[:k]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of each row, once there is one."""
+        return self._held.shape[1:]
 
     def between(self, first: int, last: int) -> Tensor:
         """Return the rows from one to before another as a tensor of their own."""

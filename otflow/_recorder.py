@@ -141,10 +141,10 @@ class Recorder(Generic[M]):
                     f"finite numbers, or compute it from the trajectory's snapshots"
                 )
                 raise NonFinite(msg)
-            first = self.rows[name].first(entry)
-            if entry.shape != first.shape:
+            column = self.rows[name]
+            if len(column) and entry.shape != column.shape:
                 msg = (
-                    f"record[{name!r}] had shape {tuple(first.shape)} and now has "
+                    f"record[{name!r}] had shape {tuple(column.shape)} and now has "
                     f"{tuple(entry.shape)}; records of one name are stacked: keep the "
                     f"shape, or compute it from the trajectory's snapshots"
                 )
