@@ -239,6 +239,12 @@ def _functions(
         raise TypeError(msg)
     functions = dict(record or {})
     for name, function in functions.items():
+        if not isinstance(name, str) or not name:
+            msg = (
+                f"the name of a record must be a text that is not empty, got {name!r}; "
+                f"name it, e.g. record={{'loss': function}}"
+            )
+            raise (ValueError if name == "" else TypeError)(msg)
         if name == "energy":
             msg = "the record name 'energy' is taken: the energy is always recorded"
             raise ValueError(msg)

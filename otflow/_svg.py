@@ -49,6 +49,11 @@ class Picture:
         What the picture shows, for readers who do not see it.
     square : bool
         Whether lengths along both axes are drawn alike, unless the frame is thin.
+
+    Raises
+    ------
+    ValueError
+        If the frame, or a mark that is drawn into it, is beyond the range of floats.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class Picture:
         square: bool = False,
     ) -> None:
         self._limits = (_wide(*x), _wide(*y))
+        _check([high - low for low, high in self._limits])
         self._size = (WIDTH - 2.0 * MARGIN, HEIGHT - 2.0 * MARGIN - LINE)
         self._title = title
         if square:
@@ -75,6 +81,7 @@ class Picture:
         # Divided before the difference: coordinates may be near the largest float.
         x = (np.asarray(x, float) / (x1 - x0) - x0 / (x1 - x0)) * across
         y = (y1 / (y1 - y0) - np.asarray(y, float) / (y1 - y0)) * down
+        _check(x, y)
         return MARGIN + x, MARGIN + y
 
     def line(self, x: Any, y: Any, *, fill: bool = False, opacity: float = 1.0) -> None:
@@ -166,10 +173,19 @@ def harmless(thing: object, drawn: Callable[[], str]) -> str:
     be drawn is no reason to raise.
     """
     try:
-        return drawn()
+        # What overflows raises where it would be drawn.
+        with np.errstate(all="ignore"):
+            return drawn()
     except Exception as error:
         words = f"{type(thing).__name__}: no picture ({type(error).__name__}: {error})"
         return f"<div><code>{escape(words)}</code></div>"
+
+
+def _check(*numbers: Any) -> None:
+    """Raise ValueError where a picture would hold a NaN or an infinity."""
+    if not all(np.isfinite(part).all() for part in numbers):
+        msg = "numbers beyond the range of floats"
+        raise ValueError(msg)
 
 
 def _wide(low: float, high: float) -> tuple[float, float]:

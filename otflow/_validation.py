@@ -115,7 +115,10 @@ def real(value: Any, name: str) -> float:
         if getattr(value, "shape", None) == ():
             msg += f"; give float({name})"
         raise TypeError(msg)
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer or a fraction beyond the range of floats
+        number = math.inf if value == abs(value) else -math.inf
     if not math.isfinite(number):
         msg = f"{name} must be finite, got {number}"
         raise ValueError(msg)

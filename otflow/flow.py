@@ -114,7 +114,7 @@ def flow(
         numbers. The flow leaves the global random state alone.
     progress : bool
         Show a bar of tqdm with the energy and the share of certified steps (extra
-        ``plot``).
+        ``plot``). The bar of a resumed flow starts at the steps made before.
 
     Returns
     -------
@@ -168,8 +168,8 @@ def flow(
     steps = non_negative_int(steps, "steps")
     every = non_negative_int(every, "every", minimum=1)
     end = math.inf if until is None else positive(until, "until", or_zero=True)
-    watchers = as_callbacks(on_step, stop)
-    watchers += _checkpoints(checkpoint, checkpoint_every)
+    callbacks = as_callbacks(on_step, stop) + _checkpoints(checkpoint, checkpoint_every)
+    watchers: list[Callback] = []  # those that have begun, and must end
     recorder: Recorder[M] = Recorder(F, scheme, record, Snapshots.of(snapshots))
     if resume is not None:
         mu = continued(resume, mu, recorder.rows, end, generator)
@@ -178,11 +178,16 @@ def flow(
     recorder.seed, source = seed_and_stream(generator, mu.device)
     recorder.context = context_of(F, mu, scheme)
 
-    with progress_bar(steps, progress) as bar, _nothing_lost(recorder, watchers, steps):
+    done = 0 if resume is None else len(resume.info)
+    with (
+        progress_bar(done + steps, progress, done) as bar,
+        _nothing_lost(recorder, watchers, done + steps),
+    ):
         first = recorder.begin(mu, source, resume)
         log_begin(F, mu, scheme, steps, first)
-        for watcher in watchers:
-            watcher.start(resume)
+        for callback in callbacks:
+            watchers.append(callback)  # first: a start that raises may have opened
+            callback.start(resume)
         reason = ""
         for k in range(first, first + steps):
             _, time, measure, state, _ = recorder.current
@@ -208,7 +213,9 @@ def flow(
         recorder.look(recorded=True, last=True)
         bar.show_energy(f"{float(row['energy']):.4g}")
         made, time, *_ = recorder.current
-        trajectory = recorder.trajectory(*_outcome(reason, steps, made, time, end))
+        trajectory = recorder.trajectory(
+            *_outcome(reason, done + steps, made, time, end)
+        )
         log_end(trajectory)
         while watchers:
             watchers.pop(0).end(trajectory)
@@ -237,7 +244,7 @@ def _nothing_lost(
         msg = f"{text}; the trajectory so far is in the error's `trajectory`"
         trajectory = _ended(recorder, watchers, "interrupted", text)
         raise Interrupted(msg, trajectory=trajectory) from error
-    except Exception as error:
+    except BaseException as error:  # `sys.exit()` loses nothing either
         text = f"step {len(recorder.info)} of {steps} raised {type(error).__name__}"
         error.add_note(
             f"in otflow.flow: {text}; the trajectory so far is in the error's "

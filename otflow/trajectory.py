@@ -411,7 +411,7 @@ class Trajectory(Generic[M]):
             Without xarray (extra ``table``).
         ValueError
             If the number of points changes along the run, or a record has the name of
-            a coordinate.
+            a coordinate or of an axis of another record.
 
         Notes
         -----

@@ -187,23 +187,6 @@ CASES: dict[str, Case] = {
         lambda: of.save(HOME / "F.safetensors", SPRING),
         [lambda: of.save(HOME / "F.safetensors", flow(SPRING))],
     ),
-    **{
-        f"a move to {name}": (
-            TypeError,
-            rf"got {name!r}; write \.to\(torch\.float64\), \.to\('cpu'\) or",
-            move,
-            [
-                lambda: CLOUD.to(torch.float64),
-                lambda: CLOUD.to("cpu"),
-                lambda: CLOUD.to(CLOUD.points),
-            ],
-        )
-        for name, move in {
-            "float64": lambda: CLOUD.to("float64"),
-            "gpu": lambda: SPRING.to(device="gpu"),
-            "doubel": lambda: flow().to("doubel"),
-        }.items()
-    },
     "a checkpoint that is no path": (
         TypeError,
         "checkpoint must be a path, got True; name a directory",
@@ -218,7 +201,7 @@ CASES: dict[str, Case] = {
     ),
     "a table in a folder": (
         IsADirectoryError,
-        "is a folder; name a file in it",
+        "is a folder; give the path of a file in it",
         lambda: flow(on_step=of.callbacks.CSVWriter(FOLDER, append=True)),
         [lambda: flow(on_step=of.callbacks.CSVWriter(fresh("run.csv")))],
     ),

@@ -203,6 +203,12 @@ CASES: dict[str, Case] = {
         warned,
         [lambda: flown(2 * SPRING, flown().final)],
     ),
+    "a record without a name": (
+        TypeError,
+        r"name it, e\.g\. record=\{'loss': function\}",
+        lambda: flown(record={1: lambda mu: mu.n}),
+        [lambda: flown(record={"loss": lambda mu: mu.n})],
+    ),
     "a record with the name of a column": (
         ValueError,
         "tables of a run use it; choose another, e.g. 'my_time'",

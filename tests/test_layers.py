@@ -33,6 +33,7 @@ ROWS = [
         "_bounds",
         "_lazy",
         "_memory",
+        "_holding",
         "_moving",
         "_paths",
         "_progress",

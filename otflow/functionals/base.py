@@ -60,7 +60,8 @@ def _flat(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
             check_functional(term)
             factor = real(c, "the factor of a term")
             inner = ((1.0, self),) if term is self else term.terms()
-            flat += [(factor * a, part) for a, part in inner]
+            what = "a product of factors"
+            flat += [(real(factor * a, what), part) for a, part in inner]
         return tuple(flat)
 
     return terms
@@ -329,9 +330,9 @@ class Functional(ABC):
         """Return the functional with its tensors in another dtype or on another device.
 
         Tensors, measures, kernels and functionals among its attributes are moved, with
-        their graphs. Integer tensors, such as classes, keep their dtype. What holds no
-        tensors stays itself. The measure that F is evaluated at is moved by its own
-        ``mu.to(...)``.
+        their graphs: also in slots, in containers, and in the class itself. Integer
+        tensors, such as classes, keep their dtype. What holds no tensors stays itself.
+        The measure that F is evaluated at is moved by its own ``mu.to(...)``.
 
         Parameters
         ----------
@@ -348,9 +349,10 @@ class Functional(ABC):
         Raises
         ------
         Unsupported
-            If a torch module, or a tensor that a function holds, would have to move.
-            The message names it. A module is moved by its owner, in place. A function
-            is made again, from moved tensors.
+            If a torch module, or a tensor that a function holds or that a method of
+            its class reads from outside, would have to move. The message names it. A
+            module is moved by its owner, in place. A function is made again, from moved
+            tensors.
         TypeError, ValueError
             If the dtype is not float32 or float64.
 
@@ -401,15 +403,15 @@ class Functional(ABC):
 
     def __mul__(self, factor: object) -> Functional:
         """Return the functional times a real number."""
-        if isinstance(factor, (Functional, Tensor, str)):
+        if isinstance(factor, (Functional, str)):
             return NotImplemented
-        return Scaled(real(factor, "the factor of a functional"), self)
+        return Scaled(factor, self)  # type: ignore[arg-type]  # it checks the factor
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: object) -> Functional:
         """Return the functional over a real number other than 0."""
-        if isinstance(divisor, (Functional, Tensor, str)):
+        if isinstance(divisor, (Functional, str)):
             return NotImplemented
         return Scaled(inverse(divisor, "a functional"), self)
 
@@ -433,6 +435,11 @@ class Sum(Functional):
     parts : tuple of Functional
         Terms.
 
+    Raises
+    ------
+    TypeError
+        If a term is no functional.
+
     Examples
     --------
     >>> import torch, otflow as of
@@ -444,6 +451,7 @@ class Sum(Functional):
     def __init__(self, parts: tuple[Functional, ...]) -> None:
         flat: list[Functional] = []
         for part in parts:
+            check_functional(part)
             flat.extend(part.parts if isinstance(part, Sum) else (part,))
         self.parts: tuple[Functional, ...] = tuple(flat)
 
@@ -497,6 +505,11 @@ class Scaled(Functional):
     factor, functional
         As above.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If the factor is not a finite real number, or `functional` is none.
+
     Examples
     --------
     >>> import torch, otflow as of
@@ -506,7 +519,8 @@ class Scaled(Functional):
     """
 
     def __init__(self, factor: float, functional: Functional) -> None:
-        self.factor = factor
+        check_functional(functional)
+        self.factor = real(factor, "the factor of a functional")
         self.functional = functional
 
     def value(self, mu: Measure) -> Tensor:
