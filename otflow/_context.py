@@ -117,17 +117,20 @@ def _check_end(run: Trajectory[Any], mu: Measure) -> None:
         raise ValueError(msg)
 
 
-def compare_contexts(then: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Warn once of what a resumed run does not share with its first part."""
+def compare_contexts(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return what a resumed run does not share with its first part; warn once."""
     changed = [name for name in now if then.get(name) != now[name]]
     if not changed:
-        return
+        return changed
     what = "; ".join(f"{k} was {then.get(k)!r} and is {now[k]!r}" for k in changed)
     if set(changed) <= set(BITS):
         result = "the run goes on, but its last bits may differ"
     else:
         result = "the run goes on as another problem; begin a new flow if unintended"
+    if "scheme" in changed:
+        what += "; the state of the scheme begins anew"
     warn(f"resume: {what}: {result}", ResumeWarning)
+    return changed
 
 
 def _holds_start(run: Trajectory[Any]) -> bool:

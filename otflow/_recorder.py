@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._column import Column
 from otflow._context import compare_contexts
 from otflow._graphs import value_of
 from otflow._snapshots import Snapshots
@@ -66,7 +67,7 @@ class Recorder(Generic[M]):
         self.times: list[float] = []
         self.steps: list[int] = []
         names = ("energy", *self.functions)
-        self.rows: dict[str, list[Tensor]] = {name: [] for name in names}
+        self.rows = {name: Column() for name in names}
         self.snapshots: list[tuple[float, int, M]] = []
         self.info: list[Certificate] = []
         self.begun = False
@@ -81,11 +82,14 @@ class Recorder(Generic[M]):
         else:
             self._take_over(run)
             mark, made = run.bookmark, len(self.info)
-            compare_contexts(mark.context, self.context)
+            changed = compare_contexts(mark.context, self.context)
             source.set_state(mark.stream)
             here = Position(made, mark.time, mu, None, mark.stream)
             self.previous = self.current = here
-            state = self.scheme.load_state(self.functional, mu, mark.state)
+            if "scheme" in changed:  # the state of another scheme means nothing to it
+                state = self.scheme.init(self.functional, mu)
+            else:
+                state = self.scheme.load_state(self.functional, mu, mark.state)
         self.previous = self.current = here._replace(state=state)
         self.begun = True
         return self.current.made
@@ -95,7 +99,7 @@ class Recorder(Generic[M]):
         made = len(run.info)
         k = int((run.steps < made).sum())
         self.times, self.steps = run.times[:k].tolist(), run.steps[:k].tolist()
-        self.rows = {name: list(run.records[name][:k]) for name in self.rows}
+        self.rows = {name: Column(run.records[name][:k]) for name in self.rows}
         self.info = list(run.info)
         at = zip(run.snapshot_times.tolist(), run.snapshot_steps.tolist(), strict=True)
         rows = [(*when, mu) for when, mu in zip(at, run.snapshots, strict=True)]
@@ -137,10 +141,10 @@ class Recorder(Generic[M]):
                     f"finite numbers, or compute it from the trajectory's snapshots"
                 )
                 raise NonFinite(msg)
-            first = self.rows[name][0] if self.rows[name] else entry
-            if entry.shape != first.shape:
+            column = self.rows[name]
+            if len(column) and entry.shape != column.shape:
                 msg = (
-                    f"record[{name!r}] had shape {tuple(first.shape)} and now has "
+                    f"record[{name!r}] had shape {tuple(column.shape)} and now has "
                     f"{tuple(entry.shape)}; records of one name are stacked: keep the "
                     f"shape, or compute it from the trajectory's snapshots"
                 )
@@ -193,7 +197,7 @@ class Recorder(Generic[M]):
         return Trajectory(
             times=torch.tensor(self.times[j:k], dtype=torch.float64),
             records={
-                name: torch.stack(rows[j:k]) if k > j else torch.empty(0)
+                name: rows.between(j, k) if k > j else torch.empty(0)
                 for name, rows in self.rows.items()
             },
             snapshots=tuple(mu for _, _, mu in seen),

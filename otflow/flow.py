@@ -25,7 +25,7 @@ from otflow._validation import (
 from otflow.callbacks import Callback, Checkpoint, Event
 from otflow.callbacks.base import as_callbacks, stops
 from otflow.errors import Diverged, Interrupted, NonFinite
-from otflow.functionals.base import Functional, check_functional
+from otflow.functionals.base import Functional, check_functional, check_measure
 from otflow.measures import Measure
 from otflow.schemes import Scheme, Step, reports
 from otflow.schemes.base import made_by
@@ -98,8 +98,8 @@ def flow(
         numbers. `steps` then counts further steps. The run in two parts equals the run
         in one to the bit. `mu` is the start or the end of that run. The result holds
         both parts. The records and snapshots that were made because the first part
-        ended are those of one run. A run that diverged, or that has reached `until`,
-        raises ValueError.
+        ended are those of one run. Another scheme begins with a state of its own. A run
+        that diverged, or that has reached `until`, raises ValueError.
     checkpoint : str or path, optional
         A directory to which the run is written while it goes on, see
         `otflow.callbacks.Checkpoint`: neither an exception nor Ctrl-C, SIGTERM or a
@@ -162,8 +162,8 @@ def flow(
     tensor([1.2500, 0.0781, 0.0049])
     """
     check_functional(F)
-    check_kind(mu, Measure, "mu")
-    check_kind(scheme, Scheme, "scheme")
+    check_measure(mu)
+    check_kind(scheme, Scheme, "scheme", cure="take one, e.g. ExplicitEuler() or JKO()")
     length = _step_length(dt)
     steps = non_negative_int(steps, "steps")
     every = non_negative_int(every, "every", minimum=1)
@@ -320,5 +320,11 @@ def _cut(h: float, left: float) -> float:
 def _step_length(dt: Any) -> Callable[[int], float]:
     if callable(dt):
         return lambda k: positive(dt(k), f"dt({k})")
+    if isinstance(dt, Sequence) and not isinstance(dt, str):
+        msg = (
+            f"dt must be one number or a function of the index, got "
+            f"{type(dt).__name__}; give dt=lambda k: lengths[k]"
+        )
+        raise TypeError(msg)
     fixed = positive(dt, "dt")
     return lambda _: fixed

@@ -178,6 +178,13 @@ class Trajectory(Generic[M]):
     def __getitem__(self, k: slice) -> tuple[M, ...]: ...
     def __getitem__(self, k: int | slice) -> M | tuple[M, ...]:
         """Return ``snapshots[k]``: a measure, or for a slice a tuple of measures."""
+        kept = len(self.snapshots)
+        if isinstance(k, int) and not -kept <= k < kept:
+            msg = (
+                f"the run kept {kept} snapshots, and there is no number {k}; read "
+                f"run.final for the end, or keep more by flow(..., snapshots=)"
+            )
+            raise IndexError(msg)
         return self.snapshots[k]
 
     def to(self, *place: Any, dtype: Any = None, device: Any = None) -> Self:

@@ -7,9 +7,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from otflow._paths import a_path
 from otflow._validation import non_negative_int
 from otflow.callbacks.base import Callback, Event
 from otflow.storage.directory import RunDirectory
@@ -92,7 +92,7 @@ class Checkpoint(Callback):
     def __init__(
         self, directory: str | os.PathLike[str], every: int | None = None
     ) -> None:
-        self.directory = Path(directory)
+        self.directory = a_path(directory, "checkpoint", cure="name a directory")
         self.every = every
         if every is not None:
             self.every = non_negative_int(every, "checkpoint_every", minimum=1)

@@ -8,11 +8,11 @@ import json
 import math
 import os
 from abc import abstractmethod
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from otflow._paths import a_path, check_folder
 from otflow._validation import true_or_false
 from otflow._views import columns_of
 from otflow.callbacks.rows import OfRows, Row
@@ -25,13 +25,14 @@ class _Writer(OfRows):
     """Writes one line for each row, and hands each to the system at once."""
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
-        self.path = Path(path)
+        self.path = a_path(path, "path")
         self.append = true_or_false(append, "append")
         self._file: BinaryIO | None = None
 
     def start(self, run: Trajectory[Any] | None) -> None:
         super().start(run)
         self._close()
+        check_folder(self.path)
         if self.path.is_dir():
             msg = f"{self.path} is a folder; give the path of a file in it"
             raise IsADirectoryError(msg)
@@ -44,10 +45,6 @@ class _Writer(OfRows):
                 f"append=True to go on in it"
             )
             raise FileExistsError(msg) from error
-        except FileNotFoundError as error:
-            folder = self.path.parent
-            msg = f"there is no folder {folder} for {self.path.name}; make it first"
-            raise FileNotFoundError(msg) from error
         if goes_on:
             try:
                 self._clean(file, None if run is None else len(run.info))

@@ -18,7 +18,7 @@ from otflow._validation import check_finite, check_kind, check_scalar, real
 from otflow.functionals import legacy
 from otflow.measures import Measure
 
-__all__ = ["Functional", "Scaled", "Sum", "check_functional"]
+__all__ = ["Functional", "Scaled", "Sum", "check_functional", "check_measure"]
 
 # The methods whose answers are checked, and their names in the error.
 CHECKED = {
@@ -29,10 +29,12 @@ CHECKED = {
 
 
 def _finite(method: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """Return a method that raises `NonFinite` where a tensor is not finite."""
+    """Return a method that takes measures alone, and gives finite tensors alone."""
 
     @wraps(method)
     def checked(*args: Any, **options: Any) -> Any:
+        for mu in args[1:2]:
+            check_measure(mu)
         answer = method(*args, **options)
         for part in answer if isinstance(answer, tuple) else (answer,):
             if isinstance(part, Tensor):
@@ -42,6 +44,7 @@ def _finite(method: Callable[..., Any], what: str) -> Callable[..., Any]:
     @wraps(method)
     def checked_value(*args: Any, **options: Any) -> Tensor:
         at = options.get("mu", args[-1])
+        check_measure(at)
         return check_scalar(method(*args, **options), at, finite=True)
 
     return checked_value if method.__name__ == "value" else checked
@@ -546,6 +549,11 @@ class Scaled(Functional):
     def __repr__(self) -> str:
         is_sum = isinstance(self.functional, Sum) and len(self.functional.parts) > 1
         return text_of_multiple(self.factor, repr(self.functional), in_brackets=is_sum)
+
+
+def check_measure(mu: Any) -> None:
+    """Raise TypeError unless mu is a measure; say how points are made one."""
+    check_kind(mu, Measure, "mu", cure="of points (n, d) make Particles(points)")
 
 
 def check_functional(F: Any) -> None:

@@ -23,7 +23,10 @@ __all__ = ["Reader", "data_classes", "encode"]
 
 # The key of a node that is no plain JSON.
 TAG = "$"
-CURE = "keep numbers, text, tensors, measures, and lists, dicts, dataclasses of these"
+CURE = (
+    "keep numbers, text, tensors, measures, and lists, dicts, dataclasses of these; "
+    "make functionals and schemes, which are code, anew in your script"
+)
 
 
 def encode(thing: Any, shelf: Shelf, at: str = "it") -> Any:
@@ -61,7 +64,9 @@ def encode(thing: Any, shelf: Shelf, at: str = "it") -> Any:
     for kinds, write in _CONTAINERS:
         if isinstance(thing, kinds):
             return write(thing, shelf, at)
-    msg = f"{at} is a {type(thing).__name__}, which no file holds: {CURE}"
+    kind = type(thing).__name__
+    what = "this object" if at == kind else at
+    msg = f"{what} is of class {kind}, which no file holds: {CURE}"
     raise Unsupported(msg)
 
 

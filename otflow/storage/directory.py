@@ -57,6 +57,9 @@ class RunDirectory:
     def __init__(self, path: Path, run: Trajectory[Any] | None) -> None:
         self.path = path
         lazy_import("safetensors.torch")  # it is missing before any work, not after
+        if path.is_file():
+            msg = f"{path} is a file, and a run needs a directory; name another path"
+            raise NotADirectoryError(msg)
         path.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(path / "lock")
         try:

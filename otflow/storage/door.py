@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
+from otflow._paths import a_path
 from otflow.storage.directory import read_run
 from otflow.storage.files import read, write
 
@@ -32,10 +32,13 @@ def save(path: str | os.PathLike[str], thing: Any) -> None:
     ------
     Unsupported
         If a part is no data, as a function, or carries a graph.
+    TypeError
+        If the path is no path.
     ImportError
         If safetensors is missing (extra ``store``).
     OSError
-        From the file system, as for a full disk. What was there before stays.
+        From the file system, as for a full disk or a missing folder. What was there
+        before stays.
 
     See Also
     --------
@@ -56,7 +59,8 @@ def save(path: str | os.PathLike[str], thing: Any) -> None:
     >>> torch.equal(again.points, mu.points)
     True
     """
-    write(Path(path), thing)
+    cure = "the path comes first: write save(path, thing)"
+    write(a_path(path, "path", cure=cure), thing)
 
 
 def load(
@@ -114,7 +118,7 @@ def load(
     ...     of.load(f"{folder}/numbers.safetensors")
     {'best': 0.5, 'at': tensor([1., 1.])}
     """
-    path = Path(path)
+    path = a_path(path, "path", cure="name a file, or the `checkpoint` of a flow")
     if path.is_dir():
         return read_run(path, types=types, device=device, strict=strict)
     return read(path, types=types, device=device)

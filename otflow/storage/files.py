@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from otflow._lazy import lazy_import
+from otflow._paths import check_folder
 from otflow.errors import CorruptFile
 from otflow.storage.codec import Reader, encode
 from otflow.storage.tensors import Shelf
@@ -27,6 +28,7 @@ VERSION = 1
 
 def write(path: Path, thing: Any) -> None:
     """Write a file as a whole or not at all."""
+    check_folder(path)
     shelf = Shelf()
     tree = json.dumps(encode(thing, shelf, type(thing).__name__), allow_nan=False)
     head = {"format": FORMAT, "version": str(VERSION), "tree": tree}
@@ -65,6 +67,8 @@ def read(
         kind, tree, checksum = (head.get(k) for k in ("format", "tree", "checksum"))
     except (broken, ValueError, KeyError, AttributeError, TypeError) as error:
         msg = f"{path} is no file of otflow, or it was cut: {error!s:.80}"
+        if data.startswith(b"PK"):  # the archive that torch.save writes
+            msg = f"{path} is no file of otflow.save; read it by torch.load"
         raise CorruptFile(msg) from error
     if kind != FORMAT or not isinstance(tree, str):
         msg = f"{path} holds tensors, but not of otflow; read it with safetensors"
