@@ -12,46 +12,44 @@ from typing import Any
 
 import torch
 
-from otflow.errors import CorruptFile, Unsupported
+from otflow.errors import CorruptFile
 from otflow.measures import Measure
 
-__all__ = ["classes_in", "data_classes", "held_names", "made_of"]
+__all__ = ["classes_in", "data_classes", "held_names", "made_of", "spare_names"]
 
 
-def held_names(thing: Any, at: str) -> list[str] | None:
+def held_names(thing: Any) -> list[str] | None:
     """Return the names of what a measure, dataclass or named tuple holds, or None."""
-    kind, own = type(thing), getattr(thing, "__dict__", {})
+    kind = type(thing)
     if isinstance(thing, Measure):
         return sorted(thing.__getstate__())
     if is_dataclass(kind):
-        names = [field.name for field in fields(kind)]
-        # What the class itself makes anew is not kept: caches, and attributes that
-        # `__post_init__` sets beside the fields.
-        told = "__dataclass_fields__" in vars(kind)
-    else:
-        found = _tuple_fields(kind)
-        if found is None:
-            return None
-        names, told = list(found), False
-    spare = [n for n in own if n not in names and not _is_cached(kind, n)]
-    if spare and not told:
-        msg = (
-            f"{at} is a {kind.__name__} with the attribute {spare[0]!r}, which is no "
-            f"field, so that no file holds it; make {kind.__name__} a dataclass with "
-            f"that field"
-        )
-        raise Unsupported(msg)
-    return names
+        return [field.name for field in fields(kind)]
+    names = _tuple_fields(kind)
+    return None if names is None else list(names)
+
+
+def spare_names(thing: Any, names: Collection[str]) -> list[str]:
+    """Return the names of attributes beside the fields, as a subclass may set them.
+
+    Caches are left out.
+    """
+    kind, own = type(thing), getattr(thing, "__dict__", {})
+    if isinstance(thing, Measure):
+        return []  # its state is all that it holds
+    cached = {n for n in own if isinstance(getattr(kind, n, None), cached_property)}
+    return [name for name in own if name not in names and name not in cached]
 
 
 def classes_in(thing: Any) -> Iterator[type]:
     """Yield the classes of an object and of its parts that a reader must be told."""
-    names = held_names(thing, type(thing).__name__)
+    names = held_names(thing)
     if names is not None or isinstance(thing, Enum):
         yield type(thing)
     parts: Iterable[Any] = ()
     if names is not None:
-        parts = [getattr(thing, name) for name in names]
+        held = [*names, *spare_names(thing, names)]
+        parts = [getattr(thing, name) for name in held]
     elif isinstance(thing, Mapping):
         parts = [*thing.keys(), *thing.values()]
     elif isinstance(thing, (list, tuple)):
@@ -66,12 +64,22 @@ def _tuple_fields(kind: type) -> tuple[str, ...] | None:
     return names if isinstance(names, tuple) else None
 
 
-def _is_cached(kind: type, name: str) -> bool:
-    return isinstance(getattr(kind, name, None), cached_property)
-
-
-def made_of(kind: type, held: dict[str, Any]) -> Any:
+def made_of(kind: type, held: dict[str, Any], spare: Mapping[str, Any]) -> Any:
     """Return the object of a class with these parts; no constructor is called.
+
+    Parameters
+    ----------
+    kind : type
+        A measure, dataclass or named tuple.
+    held : dict
+        Its fields.
+    spare : mapping
+        Its attributes beside the fields.
+
+    Returns
+    -------
+    object
+        Of that class.
 
     Raises
     ------
@@ -82,7 +90,10 @@ def made_of(kind: type, held: dict[str, Any]) -> Any:
     if names is not None:
         _check_names(kind, held, names, ())
         # Past a `__new__` of the class, which may change what it is given.
-        return tuple.__new__(kind, [held[name] for name in names])
+        made: Any = tuple.__new__(kind, [held[name] for name in names])
+        for name, value in spare.items():
+            setattr(made, name, value)
+        return made
     if not _holds_data(kind):
         msg = f"{kind.__name__} holds no data that a file could set"
         raise CorruptFile(msg)
@@ -93,7 +104,7 @@ def made_of(kind: type, held: dict[str, Any]) -> Any:
         thing.__setstate__(held)
         _check_measure(thing)
     else:
-        _fill(thing, held)
+        _fill(thing, held, spare)
     return thing
 
 
@@ -112,7 +123,7 @@ def _holds_data(kind: type) -> bool:
     return is_dataclass(kind) or issubclass(kind, (Measure, Enum)) or named
 
 
-def _fill(thing: Any, told: Mapping[str, Any]) -> None:
+def _fill(thing: Any, told: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
     """Set the fields of a dataclass, and what its `__post_init__` makes of them."""
     kind = type(thing)
     # A field that is newer than the file has its default.
@@ -123,9 +134,9 @@ def _fill(thing: Any, told: Mapping[str, Any]) -> None:
         object.__setattr__(thing, name, value)
     if hasattr(thing, "__post_init__") and _takes_nothing(thing.__post_init__):
         thing.__post_init__()
-        # It has seen these values before, and may change what it sees.
-        for name, value in told.items():
-            object.__setattr__(thing, name, value)
+    # It has seen these values before, and may change what it sees.
+    for name, value in {**told, **beside}.items():
+        object.__setattr__(thing, name, value)
 
 
 def _takes_nothing(method: Any) -> bool:

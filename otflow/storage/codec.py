@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
 from types import NoneType
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from otflow._validation import check_kind
 from otflow.errors import CorruptFile, OtflowError, Unsupported
-from otflow.storage.classes import held_names, made_of
+from otflow.storage.classes import held_names, made_of, spare_names
 from otflow.storage.tensors import Shelf, taken
 
 __all__ = ["Reader", "encode"]
@@ -60,17 +60,35 @@ def encode(thing: Any, shelf: Shelf, at: str = "it") -> Any:
 
 def _parts(thing: Any, shelf: Shelf, at: str) -> Any:
     """Return JSON for an object that is made of others."""
-    names = held_names(thing, at)
+    kind = type(thing)
+    names = held_names(thing)
     if names is not None:
         held = {
             name: encode(getattr(thing, name), shelf, f"{at}.{name}") for name in names
         }
-        return {TAG: "object", **_home(type(thing)), "is": held}
+        node = {TAG: "object", **_home(kind), "is": held}
+        also = _beside(thing, names, shelf, at)
+        return {**node, "also": also} if also else node
     for kinds, write in _CONTAINERS:
         if isinstance(thing, kinds):
             return write(thing, shelf, at)
     msg = f"{at} is a {type(thing).__name__}, which no file holds: {CURE}"
     raise Unsupported(msg)
+
+
+def _beside(
+    thing: Any, names: Collection[str], shelf: Shelf, at: str
+) -> dict[str, Any]:
+    """Return JSON for the attributes beside the fields."""
+    also = {}
+    for name in spare_names(thing, names):
+        try:
+            also[name] = encode(getattr(thing, name), shelf, f"{at}.{name}")
+        except Unsupported:
+            # What is no data may be made anew from the fields, and only so.
+            if not hasattr(thing, "__post_init__"):
+                raise
+    return also
 
 
 def _plain(thing: Any, _: Shelf, __: str) -> Any:
@@ -253,7 +271,9 @@ class Reader:
             if self.closed:
                 raise
             return held
-        return made_of(kind, held)
+        also = node.get("also", {})
+        spare = {str(name): self._made(part) for name, part in also.items()}
+        return made_of(kind, held, spare)
 
     def _kind(self, node: Any) -> type:
         """Return the class of a node: the caller's, or one that otflow has loaded."""
