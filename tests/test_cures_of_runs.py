@@ -121,7 +121,7 @@ def forked():
     """Write a checkpoint where a fork has closed the lock, as in a child."""
     keeper = of.callbacks.Checkpoint(new(), every=1)
     keeper.start(None)
-    lock._forget()
+    lock.forget()
     return flown(on_step=lambda event: keeper(event))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from otflow.errors import DirectoryInUse
 
-__all__ = ["Lock"]
+__all__ = ["Lock", "forget"]
 
 # What a system says of a file that another one holds.
 HELD = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
@@ -92,7 +92,7 @@ class Lock:
 _ALIVE: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
-def _forget() -> None:
+def forget() -> None:
     """Close the locks of the parent in a process that was forked from it.
 
     The child shares them: open there, they would hold when the parent has ended, and
@@ -103,4 +103,4 @@ def _forget() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=forget)

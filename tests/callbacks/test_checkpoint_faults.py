@@ -466,7 +466,7 @@ def test_a_process_that_was_forked_neither_holds_the_directory_nor_writes(tmp_pa
 def test_a_checkpoint_in_a_forked_process_is_refused(tmp_path):
     callback = of.callbacks.Checkpoint(tmp_path, every=1)
     callback.start(None)
-    lock._forget()  # what a fork does in the child
+    lock.forget()  # what a fork does in the child
     with pytest.raises(DirectoryInUse, match="in another directory"):
         flown("langevin", 1, on_step=lambda event: callback(event))
 
