@@ -266,7 +266,7 @@ class Drift(of.schemes.Scheme):
         return of.schemes.Step(of.Particles(mu.points + dt, mu.weights), state)
 
 mu = of.Particles(torch.zeros(n, 1, dtype=torch.float64))
-options = {"snapshots": eval(asked)} if asked != "kept" else {"snapshots": 20}
+options = {"snapshots": eval(asked)}
 if len(sys.argv) > 4:
     options |= {"checkpoint": sys.argv[4], "checkpoint_every": max(1, steps // 4)}
 run = of.flow(Still(), mu, Drift(), dt=1e-9, steps=steps, **options)
@@ -275,33 +275,42 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
-def peak(steps, n, asked, *more):
-    """Return the largest memory of a flow in a process of its own, in MiB."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(steps), str(n), asked, *more],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return float(done.stdout)
+def peak(steps, n, asked, *folders):
+    """Return the largest memory of a flow in a process of its own, in MiB.
+
+    It is the least of three processes: what the imports and the buffers of files take
+    for a moment differs from one to the next by tens of MiB.
+    """
+    found = []
+    for k in range(3):
+        more = [f"{folder}-{k}" for folder in folders]
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, str(steps), str(n), asked, *more],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.append(float(done.stdout))
+    return min(found)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in KiB")
 @pytest.mark.parametrize("asked", ["'none'", "'last'", "[1e-9, 1.0]"])
 def test_the_memory_of_a_long_flow_does_not_grow_with_its_steps(asked, tmp_path):
-    """A measure of 10^6 numbers takes 8 MB: two that stay would be seen."""
-    n, measure = 1_000_000, 8.0
+    """A measure of 10^6 numbers takes 8 MB: ten that stay would be seen."""
+    n, ten_measures = 1_000_000, 80.0
     few, many = peak(10, n, asked), peak(120, n, asked)
-    assert many - few < 2 * measure
+    assert many - few < ten_measures
+    written = [peak(k, n, asked, tmp_path / str(k)) for k in (12, 60)]
+    assert written[1] - written[0] < ten_measures
     # The reports of the steps stay: some kB each, whatever the size of the measure.
-    small = peak(100, 1000, asked), peak(10_000, 1000, asked)
-    assert small[1] - small[0] < 10_000 * 4 / 1024
-    # Checkpoints neither. What their buffers take differs from process to process.
-    folders = (str(tmp_path / str(k)) for k in range(9))
-    written = [
-        min(peak(k, n, asked, next(folders)) for _ in range(3)) for k in (12, 60)
-    ]
-    assert written[1] - written[0] < 10 * measure < (60 - 12) * measure
-    # The test can fail: six snapshots that are kept are seen.
-    assert peak(120, n, "kept") - few > 4 * measure
+    assert peak(10_000, 1000, asked) - peak(100, 1000, asked) < 10_000 * 4 / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in KiB")
+def test_snapshots_that_are_kept_are_seen_in_the_memory():
+    """The test above can fail."""
+    n, ten_measures = 1_000_000, 80.0
+    assert peak(120, n, "5") - peak(120, n, "'none'") > 1.5 * ten_measures
