@@ -42,6 +42,7 @@ class Position(NamedTuple, Generic[M]):
     measure: M
     state: Any  # of the scheme
     stream: Tensor  # the state of the random numbers
+    before: float  # the time one step before
 
 
 class Recorder(Generic[M]):
@@ -75,17 +76,19 @@ class Recorder(Generic[M]):
 
     def begin(self, mu: M, source: torch.Generator, run: Trajectory[M] | None) -> int:
         """Stand at the start of a flow, or at the end of a run; return its steps."""
-        if run is None or run.bookmark is None:
-            here = Position(0, 0.0, mu, None, source.get_state())
+        mark = None if run is None else run.bookmark
+        if run is None or mark is None:
+            here = Position(0, 0.0, mu, None, source.get_state(), 0.0)
             self.previous = self.current = here
             state = self.scheme.init(self.functional, mu)
         else:
-            self._take_over(run)
-            mark, made = run.bookmark, len(self.info)
-            changed = compare_contexts(mark.context, self.context)
-            source.set_state(mark.stream)
-            here = Position(made, mark.time, mu, None, mark.stream)
+            before = mark.time if mark.before is None else mark.before
+            stream = mark.stream.cpu()  # it was loaded to a device, with all else
+            here = Position(mark.made, mark.time, mu, None, stream, before)
             self.previous = self.current = here
+            self._take_over(run)
+            changed = compare_contexts(mark.context, self.context)
+            source.set_state(stream)
             if "scheme" in changed:  # the state of another scheme means nothing to it
                 state = self.scheme.init(self.functional, mu)
             else:
@@ -103,7 +106,7 @@ class Recorder(Generic[M]):
         self.info = list(run.info)
         at = zip(run.snapshot_times.tolist(), run.snapshot_steps.tolist(), strict=True)
         rows = [(*when, mu) for when, mu in zip(at, run.snapshots, strict=True)]
-        self.snapshots = [row for row in rows if row[1] < made or self.wanted.stays]
+        self.snapshots = [row for row in rows if row[1] < made]
 
     def advance(self, step: Step[M], dt: float, end: float, stream: Tensor) -> None:
         """Move on to the measure that a step has made."""
@@ -112,7 +115,8 @@ class Recorder(Generic[M]):
         if math.isclose(time, end, rel_tol=4 * sys.float_info.epsilon):
             time = end
         k = self.current.made + 1
-        now = Position(k, time, step.measure.detach(), step.state, stream)
+        before = self.current.time
+        now = Position(k, time, step.measure.detach(), step.state, stream, before)
         self.info.append(step.info)
         self.previous, self.current = self.current, now
 
@@ -158,8 +162,9 @@ class Recorder(Generic[M]):
 
     def look(self, *, recorded: bool, last: bool = False) -> None:
         """Take a snapshot of the current measure if one is wanted."""
-        made, time, mu, *_ = self.current
-        before = self.previous.time
+        made, time, mu, *_, before = self.current
+        if self.snapshots and self.snapshots[-1][1] == made:
+            return  # taken before the step that failed
         if self.wanted.at(made, before, time, recorded=recorded, last=last):
             self.snapshots.append((time, made, mu))
 
@@ -215,7 +220,7 @@ class Recorder(Generic[M]):
     def _bookmark(self) -> Bookmark | None:
         if not self.begun:
             return None
-        made, time, _, state, stream = self.current
+        made, time, _, state, stream, before = self.current
         try:
             packed = self.scheme.state_dict(state)
         except Exception as error:  # the run itself must not be lost
@@ -225,7 +230,7 @@ class Recorder(Generic[M]):
             )
             warn(msg, ResumeWarning)
             return None
-        return Bookmark(made, time, packed, stream, self.context)
+        return Bookmark(made, time, packed, stream, self.context, before)
 
 
 def _functions(

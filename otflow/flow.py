@@ -190,15 +190,15 @@ def flow(
             callback.start(resume)
         reason = ""
         for k in range(first, first + steps):
-            _, time, measure, state, _ = recorder.current
-            left = end - time
+            here = recorder.current
+            left = end - here.time
             if left <= 0:
                 break
             h = _cut(length(k), left)
             # Moves share tensors that they do not change. So the first step starts from
             # a copy: a later write into a result must not reach the caller's tensors.
-            start = measure if k > first else measure.clone()
-            step = made_by(scheme, scheme.step(F, start, h, state, source))
+            start = here.measure if k > first else here.measure.clone()
+            step = made_by(scheme, scheme.step(F, start, h, here.state, source))
             row = None
             if k % every == 0:
                 row = recorder.add(step.energy)
@@ -244,7 +244,7 @@ def _nothing_lost(
         msg = f"{text}; the trajectory so far is in the error's `trajectory`"
         trajectory = _ended(recorder, watchers, "interrupted", text)
         raise Interrupted(msg, trajectory=trajectory) from error
-    except BaseException as error:  # `sys.exit()` loses nothing either
+    except BaseException as error:  # as of sys.exit: the run is written all the same
         text = f"step {len(recorder.info)} of {steps} raised {type(error).__name__}"
         error.add_note(
             f"in otflow.flow: {text}; the trajectory so far is in the error's "

@@ -51,10 +51,12 @@ class Bookmark:
     context : mapping of str to str
         What the numbers of the run depend on: the functional and the scheme as text,
         the dtype, the device, the versions and the number of threads.
+    before : float, optional
+        The time one step before. None in a bookmark of an earlier release.
 
     Attributes
     ----------
-    made, time, state, stream, context
+    made, time, state, stream, context, before
         As above.
 
     Examples
@@ -72,6 +74,7 @@ class Bookmark:
     state: Any
     stream: Tensor
     context: Mapping[str, str]
+    before: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,9 +39,10 @@ class Checkpoint(Callback):
             F, run.final, scheme, ..., steps=left, resume=run, checkpoint=directory
         )
 
-    An exception, Ctrl-C and SIGTERM write the last step made. On SIGTERM the process
-    then ends by that signal, as it does without a checkpoint. A handler of SIGTERM of
-    your own stays in place, and so does the signal outside of the main thread.
+    An exception, ``sys.exit``, Ctrl-C and SIGTERM write the last step made. On SIGTERM
+    the process then ends by that signal, as it does without a checkpoint. A handler of
+    SIGTERM of your own stays in place, and so does the signal outside of the main
+    thread.
 
     Parameters
     ----------
@@ -54,7 +55,8 @@ class Checkpoint(Callback):
     Raises
     ------
     DirectoryInUse
-        From the flow, before its first step: another flow writes there.
+        From the flow, before its first step: another flow writes there. From a step,
+        in a process that was forked meanwhile: its parent writes there.
     ForeignDirectory
         From the flow, before its first step: the directory holds another run, or other
         files.

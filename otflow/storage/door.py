@@ -23,15 +23,16 @@ def save(path: str | os.PathLike[str], thing: Any) -> None:
     Parameters
     ----------
     path : str or path
-        The file. An existing one is replaced.
+        The file. An existing one is replaced and keeps its permissions; of a link the
+        file that it points to is replaced.
     thing : object
         A measure, `Trajectory`, `Certificate`, `Bookmark`; a tensor, array, number or
-        string; a dataclass, list, tuple or dict of these.
+        string; a dataclass, named tuple, enumeration, list, tuple or dict of these.
 
     Raises
     ------
     Unsupported
-        If a part is no data, as a function, or carries a graph.
+        If a part is no data, as a function, or carries a graph, or holds itself.
     TypeError
         If the path is no path.
     ImportError
@@ -78,10 +79,10 @@ def load(
         A file, or the ``checkpoint`` directory of a flow.
     types : iterable of type, optional
         Classes of your own that occur in the file: measures, or dataclasses of a
-        scheme's state. No other class is made, and no code of a file is run.
+        scheme's state. No other class is made, and no code of a file is run. A class
+        is known by its name and module, or by its name where one class has it.
     device : str, optional
         Where to put the tensors; by default where they were.
-
     strict : bool
         Of a directory: whether a damaged checkpoint raises. With False the checkpoint
         before it is read.
