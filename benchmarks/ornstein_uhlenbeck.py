@@ -196,7 +196,7 @@ def plain(head: list[str], body: list[list[str]]) -> str:
 
 def rst(head: list[str], body: list[list[str]]) -> str:
     """Return the table in reStructuredText."""
-    lines = [".. list-table::", "   :header-rows: 1", ""]
+    lines = [".. list-table::", "   :header-rows: 1", "   :class: otflow-numbers", ""]
     for row in [head, *body]:
         for i, cell in enumerate(row):
             lines.append(f"   {'*' if i == 0 else ' '} - {cell}")

@@ -123,10 +123,10 @@ def draw(medium: Spread, heat: Spread, path: Path) -> None:
                 x[::3], found[::3], "o", ms=4.5, color=color, label=spread.name
             )
         profile.set(
-            xlabel="x", ylabel="density", title="on the middle line", ylim=(1e-5, 1e4)
+            xlabel="x", ylabel="density", title="on the middle line", ylim=(1e-5, 1e3)
         )
         profile.set_yticks([1e-4, 1e-2, 1])
-        profile.legend(loc="upper center")
+        profile.legend(loc="upper center", ncols=2, fontsize=10, columnspacing=1)
         figure.suptitle(
             "Same variance: heat is everywhere, a porous medium has a front"
         )

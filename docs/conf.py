@@ -34,6 +34,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "markdown_part",
     "offline_mathjax",
+    "source_links",
     "thumbnails",
     "type_links",
 ]
@@ -147,6 +148,8 @@ html_static_path = ["_static"]
 html_favicon = "_static/favicon.svg"
 html_css_files = ["otflow.css"]
 html_copy_source = False
+# What the theme reads before a reader has chosen; without it, it complains.
+html_context = {"default_mode": "auto"}
 html_show_sourcelink = False
 html_theme_options = {
     "logo": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,7 +26,8 @@ def inverse(divisor: Any, what: str) -> float:
 def sum_of_bounds(bounds: Iterable[tuple[float, float | None]]) -> float | None:
     """Return the sum of c times a bound on convexity; None if a bound is unknown.
 
-    A negative c makes the sum unknown; c = 0 adds 0, whatever the bound.
+    A negative c makes the sum unknown; c = 0 adds 0, whatever the bound. A sum that
+    overflows is unknown: an infinite bound would be false.
     """
     total = 0.0
     for c, bound in bounds:
@@ -34,7 +36,7 @@ def sum_of_bounds(bounds: Iterable[tuple[float, float | None]]) -> float | None:
         if c < 0 or bound is None:
             return None
         total += c * bound
-    return total
+    return total if math.isfinite(total) else None
 
 
 def text_of_multiple(factor: float, text: str, *, in_brackets: bool) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache, cached_property
+from types import FunctionType, ModuleType, NoneType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from otflow._validation import check_kind
+from otflow._versions import installed
 from otflow._warn import warn
 from otflow.errors import ResumeWarning
 from otflow.functionals.base import Functional
@@ -22,6 +23,7 @@ from otflow.trajectory import Trajectory
 __all__ = ["compare_contexts", "context_of", "continued"]
 
 M = TypeVar("M", bound=Measure)
+_release = cache(installed)
 # What the start and the end of a run have in common.
 SHARED = ("dtype", "device", "dim")
 # What changes the last bits of a sum, and no more.
@@ -29,16 +31,21 @@ BITS = ("threads", "processor", "otflow", "torch")
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 # A functional of a user may hold anything: the search for tensors ends somewhere.
 MOST = 500
+SILENT: tuple[Any, ...] = (object.__repr__, Functional.__repr__)
+# What an object says of itself by its numbers and words, and what it is no part of.
+PLAIN = (bool, int, float, str)
+NO_PARTS = (*PLAIN, type, FunctionType, ModuleType, NoneType)
 
 
 def context_of(F: Functional, mu: Measure, scheme: Scheme) -> dict[str, str]:
     """Return the functional and the scheme as text, dtype, device, versions, threads.
 
-    The tensors that F holds count by their names and shapes.
+    The tensors that F holds count by their names and shapes. Where a part of F has no
+    `__repr__` of its own, its public numbers and words count too.
     """
-    shapes = ", ".join(_shapes(F, "F", set()))
+    parts = ", ".join(_parts(F, "F", set()))
     return {
-        "functional": _text(F) + (f" with {shapes}" if shapes else ""),
+        "functional": _text(F) + (f" with {parts}" if parts else ""),
         "scheme": _text(scheme),
         "measure": type(mu).__name__,
         "dtype": str(mu.dtype),
@@ -95,6 +102,14 @@ def _check_end(run: Trajectory[Any], mu: Measure) -> None:
             "random numbers are unknown; begin a new flow from run.final"
         )
         raise ValueError(msg)
+    there, here = run.bookmark.context.get("device"), mu.device.type
+    if there not in (None, here):
+        msg = (
+            f"resume: the run was made on {there} and mu is on {here}, which draws "
+            f"other random numbers; load it to where it was, or begin a new flow from "
+            f"run.final"
+        )
+        raise ValueError(msg)
     end = run.final
     for what, own, given in (
         ("kind", type(end).__name__, type(mu).__name__),
@@ -117,17 +132,20 @@ def _check_end(run: Trajectory[Any], mu: Measure) -> None:
         raise ValueError(msg)
 
 
-def compare_contexts(then: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Warn once of what a resumed run does not share with its first part."""
+def compare_contexts(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return what a resumed run does not share with its first part; warn once."""
     changed = [name for name in now if then.get(name) != now[name]]
     if not changed:
-        return
+        return changed
     what = "; ".join(f"{k} was {then.get(k)!r} and is {now[k]!r}" for k in changed)
     if set(changed) <= set(BITS):
         result = "the run goes on, but its last bits may differ"
     else:
         result = "the run goes on as another problem; begin a new flow if unintended"
+    if "scheme" in changed:
+        what += "; the state of the scheme begins anew"
     warn(f"resume: {what}: {result}", ResumeWarning)
+    return changed
 
 
 def _holds_start(run: Trajectory[Any]) -> bool:
@@ -142,31 +160,30 @@ def _text(thing: Any) -> str:
     return ADDRESS.sub("", repr(thing))
 
 
-def _shapes(thing: Any, name: str, seen: set[int]) -> Iterator[str]:
-    """Yield the names and shapes of the tensors that an object holds.
+def _parts(thing: Any, name: str, seen: set[int]) -> Iterator[str]:
+    """Yield what an object holds: names and shapes of tensors, numbers not in its text.
 
-    Private attributes are left out: they may hold what is computed on first use.
+    Private attributes are left out, and cached ones: they may hold what is computed on
+    first use.
     """
-    if len(seen) >= MOST or id(thing) in seen or isinstance(thing, (type, str)):
+    if len(seen) >= MOST or id(thing) in seen or isinstance(thing, NO_PARTS):
         return
     seen.add(id(thing))
     if isinstance(thing, Tensor):
         yield f"{name} {tuple(thing.shape)}"
     elif isinstance(thing, (list, tuple)):
         for i, part in enumerate(thing):
-            yield from _shapes(part, f"{name}[{i}]", seen)
+            yield from _parts(part, f"{name}[{i}]", seen)
     elif isinstance(thing, torch.nn.Module):
         for key, held in thing.state_dict().items():
             yield f"{name}.{key} {tuple(held.shape)}"
     else:
+        kind = type(thing)
+        silent = kind.__repr__ in SILENT
         for key, part in getattr(thing, "__dict__", {}).items():
-            if not key.startswith("_"):
-                yield from _shapes(part, f"{name}.{key}", seen)
-
-
-@cache
-def _release(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
+            cached = isinstance(getattr(kind, key, None), cached_property)
+            if key.startswith("_") or cached:
+                continue
+            if silent and isinstance(part, PLAIN):
+                yield f"{name}.{key} {part!r}"
+            yield from _parts(part, f"{name}.{key}", seen)

@@ -229,6 +229,22 @@ class _Beside(Immutable):
         self.others = tuple((other, _COUNTER + other) for other in others.split())
 
     def __get__(self, owner: Any, kind: type) -> Any:
+        # The good case first, as above, and without a call of another function.
+        try:
+            state = owner.__dict__
+            tensor = state[self.name]
+            if state[self.counter] == tensor._version:
+                for other, counter in self.others:
+                    if state[counter] != state[other]._version:
+                        break
+                else:
+                    return tensor
+        except (AttributeError, KeyError, RuntimeError):
+            pass
+        return self._look(owner, kind)
+
+    def _look(self, owner: Any, kind: type) -> Any:
+        """Return the tensor, or tell of a write; counters may be missing."""
         tensor = super().__get__(owner, kind)
         state = owner.__dict__
         for other, counter in self.others:

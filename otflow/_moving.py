@@ -7,29 +7,32 @@ torch module and a function's own tensors cannot be moved without the user.
 from __future__ import annotations
 
 import copy
-import dis
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterable
 from functools import partial
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import FunctionType, MappingProxyType, MethodType
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from otflow._holding import (
+    CONTAINERS,
+    FOREIGN,
+    MAPPINGS,
+    PLAIN,
+    attributes_of,
+    methods_of,
+    slots_of,
+    tensors_in,
+)
 from otflow.errors import Unsupported
 
-__all__ = ["Move", "move_of", "moved_attributes", "moved_object"]
+__all__ = ["Move", "leave_methods", "move_of", "moved_attributes", "moved_object"]
 
 T = TypeVar("T")
 
 _FLOATS = (torch.float32, torch.float64)
-# What these packages define holds no tensors of the user.
-_FOREIGN = {"torch", "numpy", "scipy", "builtins"}
-_PLAIN = (
-    type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device,
-    torch.Generator, ModuleType, type, BuiltinFunctionType,
-)  # fmt: skip
 
 
 class Move:
@@ -96,39 +99,59 @@ def move_of(*place: Any, dtype: Any = None, device: Any = None) -> Move:
     Raises
     ------
     TypeError
-        If an argument is no dtype, device, tensor or object that has both; if the dtype
-        is not a real floating-point one; if tensors of the device hold no numbers.
+        If an argument is no dtype, device, tensor or object that has both; if two of
+        them differ; if the dtype is not a real floating-point one; if tensors of the
+        device hold no numbers.
     ValueError
         If the dtype is a half precision.
     """
+    dtypes, devices = [dtype], [device]
     for given in place:
         if isinstance(given, torch.dtype):
-            dtype = given
+            dtypes.append(given)
         elif isinstance(given, (torch.device, str, int)) and not isinstance(
             given, bool
         ):
-            device = given
+            devices.append(given)
         elif isinstance(getattr(given, "device", None), torch.device):
-            dtype, device = given.dtype, given.device
+            dtypes.append(given.dtype)
+            devices.append(given.device)
         else:
             msg = (
                 f"to takes a dtype, a device or a tensor, got {given!r:.80}; write "
                 f".to(torch.float64), .to('cpu') or .to(x)"
             )
             raise TypeError(msg)
+    dtype, device = _only(dtypes, "dtype"), _only(map(_device, devices), "device")
     if dtype in (torch.float16, torch.bfloat16):
         msg = f"{dtype} is too coarse for transport; use .to(torch.float32)"
         raise ValueError(msg)
     if dtype is not None and dtype not in _FLOATS:
         msg = f"a measure is float32 or float64, not {dtype}; use .to(torch.float64)"
         raise TypeError(msg)
-    if device is not None:
-        # With its index, as tensors have it: "cuda" is "cuda:0".
-        device = torch.empty(0, device=device).device
-        if device.type == "meta":
-            msg = "tensors on the device meta hold no numbers; use .to('cpu')"
-            raise TypeError(msg)
+    if device is not None and device.type == "meta":
+        msg = "tensors on the device meta hold no numbers; use .to('cpu')"
+        raise TypeError(msg)
     return Move(device, dtype)
+
+
+def _only(given: Iterable[T | None], what: str) -> T | None:
+    """Return the one value that is given, or None; two that differ raise TypeError."""
+    found = list(dict.fromkeys(x for x in given if x is not None))
+    if len(found) > 1:
+        msg = f"to got {found[0]} and {found[1]}; give one {what}"
+        raise TypeError(msg)
+    return found[0] if found else None
+
+
+def _device(given: Any) -> torch.device | None:
+    """Return a device with its index, as tensors have it: "cuda" is "cuda:0"."""
+    if given is None:
+        return None
+    if isinstance(given, str) and isinstance(getattr(torch, given, None), torch.dtype):
+        msg = f"{given!r} is the name of a dtype; write .to(torch.{given})"
+        raise TypeError(msg)
+    return torch.empty(0, device=given).device
 
 
 def moved_object(x: T, move: Move, name: str = "") -> T:
@@ -151,32 +174,45 @@ def moved_object(x: T, move: Move, name: str = "") -> T:
     Unsupported
         If a torch module, or a tensor that a function closes over, would have to move.
     """
-    if isinstance(x, _PLAIN):
+    if isinstance(x, (*PLAIN, type)):
         return x
     return move.once(x, lambda: cast("T", _moved(x, move, name)), derived=False)
 
 
 def moved_attributes(x: T, move: Move) -> T:
-    """Return a copy of an object with its attributes moved; itself if none changes."""
-    held = dict(getattr(x, "__dict__", {}))
+    """Return a copy of an object with its attributes moved; itself if none changes.
+
+    Slots are attributes, and so are the tensors that its class holds: the copy gets its
+    own. What a method of the user's class reads from outside cannot be moved.
+    """
+    held = attributes_of(x)
     move.begin(x)
+    leave_methods(type(x), move)
     new = {k: moved_object(v, move, k) for k, v in held.items()}
     if all(new[k] is v for k, v in held.items()):
         return x
     twin = copy.copy(x)
     for k, v in new.items():
         # A method of its own that it keeps is that of the copy.
-        if isinstance(v, MethodType) and v.__self__ is x:
-            new[k] = MethodType(v.__func__, twin)
-    twin.__dict__.update(new)
+        own = isinstance(v, MethodType) and v.__self__ is x
+        if k in slots_of(type(x)):
+            object.__setattr__(twin, k, MethodType(v.__func__, twin) if own else v)
+        elif own or v is not held[k]:
+            twin.__dict__[k] = MethodType(v.__func__, twin) if own else v
     return twin
+
+
+def leave_methods(kind: type, move: Move) -> None:
+    """Raise if a method of a user's class reads a tensor that would have to move."""
+    for name, method in methods_of(kind):
+        _leave(method, move, name)
 
 
 def _moved(x: Any, move: Move, name: str) -> Any:
     new = x
     if isinstance(x, Tensor):
         new = move.tensor(x)
-    elif isinstance(x, (tuple, list, dict)):
+    elif isinstance(x, CONTAINERS):
         new = _moved_within(x, move, name)
     elif isinstance(x, (nn.Module, FunctionType, partial)):
         _leave(x, move, name)
@@ -185,7 +221,7 @@ def _moved(x: Any, move: Move, name: str) -> Any:
         new = x if owner is x.__self__ else MethodType(x.__func__, owner)
     elif hasattr(type(x), "carry"):
         new = x.carry(move)
-    elif type(x).__module__.split(".")[0] not in _FOREIGN:
+    elif type(x).__module__.split(".")[0] not in FOREIGN:
         to = getattr(x, "to", None)
         new = to(device=move.device, dtype=move.dtype) if to else None
         new = moved_attributes(x, move) if new is None else new
@@ -193,13 +229,19 @@ def _moved(x: Any, move: Move, name: str) -> Any:
 
 
 def _moved_within(x: Any, move: Move, name: str) -> Any:
-    pairs = dict(x) if isinstance(x, dict) else dict(enumerate(x))
+    pairs = dict(x) if isinstance(x, MAPPINGS) else dict(enumerate(x))
     new = {k: moved_object(v, move, f"{name}[{k!r}]") for k, v in pairs.items()}
     if all(new[k] is v for k, v in pairs.items()):
         return x
     if isinstance(x, dict):
-        return new
+        twin = copy.copy(x)  # of its own kind, with its default
+        twin.update(new)
+        return twin
+    if isinstance(x, MappingProxyType):
+        return MappingProxyType(new)
     values = new.values()
+    if isinstance(x, deque):
+        return type(x)(values, x.maxlen)
     return type(x)(*values) if hasattr(x, "_fields") else type(x)(values)
 
 
@@ -208,7 +250,7 @@ def _leave(x: Any, move: Move, name: str) -> None:
 
     A number in a tensor without axes, on the CPU, serves every dtype and device.
     """
-    for where, tensor in _tensors_in(x, "", set()):
+    for where, tensor in tensors_in(x, "", set()):
         is_number = tensor.ndim == 0 and tensor.device.type == "cpu"
         if is_number or not move.changes(tensor):
             continue
@@ -224,65 +266,7 @@ def _leave(x: Any, move: Move, name: str) -> None:
             msg = (
                 f"{name} is a function that holds {found}, and the tensors of a "
                 f"function cannot be moved from outside; make the function with "
-                f"{where}.to(...), and the functional again; or give an object that "
-                f"is called, with its tensors as attributes"
+                f"{where}.to(...), and the functional again; or let an object hold "
+                f"its tensors as attributes: a functional, or what is called as V(x)"
             )
         raise Unsupported(msg)
-
-
-def _tensors_in(x: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that an object reaches, with their names."""
-    if isinstance(x, _PLAIN) or id(x) in seen:
-        return
-    seen.add(id(x))
-    if isinstance(x, Tensor):
-        yield name, x
-        return
-    if isinstance(x, nn.Module):
-        yield from (*x.named_parameters(), *x.named_buffers())
-        return
-    for inner, value in _parts(x):
-        yield from _tensors_in(value, inner or name, seen)
-
-
-def _parts(x: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what an object holds, with the names of the variables."""
-    if isinstance(x, (tuple, list, set)):
-        yield from (("", value) for value in x)
-    elif isinstance(x, dict):
-        yield from ((str(key), value) for key, value in x.items())
-    elif isinstance(x, partial):
-        yield from _parts((x.func, *x.args))
-        yield from _parts(x.keywords)
-    elif isinstance(x, MethodType):
-        yield from (("", x.__self__), ("", x.__func__))
-    elif isinstance(x, FunctionType):
-        home = (x.__module__ or "").split(".")[0]
-        if home in _FOREIGN:
-            return
-        for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=True):
-            with suppress(ValueError):  # a variable without a value yet
-                yield name, cell.cell_contents
-        yield from _defaults(x)
-        if home != "otflow":
-            known = x.__globals__
-            yield from ((n, known[n]) for n in _globals(x.__code__) if n in known)
-    elif type(x).__module__.split(".")[0] not in _FOREIGN:
-        yield from getattr(x, "__dict__", {}).items()
-
-
-def _defaults(x: FunctionType) -> Iterator[tuple[str, Any]]:
-    code, given = x.__code__, x.__defaults__ or ()
-    names = code.co_varnames[code.co_argcount - len(given) : code.co_argcount]
-    yield from zip(names, given, strict=True)
-    yield from (x.__kwdefaults__ or {}).items()
-
-
-def _globals(code: CodeType) -> Iterator[str]:
-    """Yield the names of global variables that code reads, and code within it."""
-    for line in dis.get_instructions(code):
-        if line.opname == "LOAD_GLOBAL":
-            yield str(line.argval)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _globals(constant)

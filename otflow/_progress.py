@@ -55,7 +55,7 @@ class _Bar(ProgressBar):
         self._bar.set_postfix(self._words, refresh=False)
 
 
-def progress_bar(steps: int, progress: bool) -> ProgressBar:
+def progress_bar(steps: int, progress: bool, done: int = 0) -> ProgressBar:
     """Return a context: a bar of ``tqdm.auto``, or one that does nothing.
 
     Parameters
@@ -64,7 +64,10 @@ def progress_bar(steps: int, progress: bool) -> ProgressBar:
         How many steps the bar counts to.
     progress : bool
         Whether to show a bar.
+    done : int
+        How many of them were made before, by a run that is resumed.
     """
     if not progress:
         return ProgressBar()
-    return _Bar(lazy_import("tqdm.auto").tqdm(total=steps, unit="step"))
+    bar = lazy_import("tqdm.auto").tqdm(total=steps, initial=done, unit="step")
+    return _Bar(bar)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._column import Column
 from otflow._context import compare_contexts
 from otflow._graphs import value_of
 from otflow._snapshots import Snapshots
@@ -41,6 +42,7 @@ class Position(NamedTuple, Generic[M]):
     measure: M
     state: Any  # of the scheme
     stream: Tensor  # the state of the random numbers
+    before: float  # the time one step before
 
 
 class Recorder(Generic[M]):
@@ -66,7 +68,7 @@ class Recorder(Generic[M]):
         self.times: list[float] = []
         self.steps: list[int] = []
         names = ("energy", *self.functions)
-        self.rows: dict[str, list[Tensor]] = {name: [] for name in names}
+        self.rows = {name: Column() for name in names}
         self.snapshots: list[tuple[float, int, M]] = []
         self.info: list[Certificate] = []
         self.begun = False
@@ -74,18 +76,23 @@ class Recorder(Generic[M]):
 
     def begin(self, mu: M, source: torch.Generator, run: Trajectory[M] | None) -> int:
         """Stand at the start of a flow, or at the end of a run; return its steps."""
-        if run is None or run.bookmark is None:
-            here = Position(0, 0.0, mu, None, source.get_state())
+        mark = None if run is None else run.bookmark
+        if run is None or mark is None:
+            here = Position(0, 0.0, mu, None, source.get_state(), 0.0)
             self.previous = self.current = here
             state = self.scheme.init(self.functional, mu)
         else:
-            self._take_over(run)
-            mark, made = run.bookmark, len(self.info)
-            compare_contexts(mark.context, self.context)
-            source.set_state(mark.stream)
-            here = Position(made, mark.time, mu, None, mark.stream)
+            before = mark.time if mark.before is None else mark.before
+            stream = mark.stream.cpu()  # it was loaded to a device, with all else
+            here = Position(mark.made, mark.time, mu, None, stream, before)
             self.previous = self.current = here
-            state = self.scheme.load_state(self.functional, mu, mark.state)
+            self._take_over(run)
+            changed = compare_contexts(mark.context, self.context)
+            source.set_state(stream)
+            if "scheme" in changed:  # the state of another scheme means nothing to it
+                state = self.scheme.init(self.functional, mu)
+            else:
+                state = self.scheme.load_state(self.functional, mu, mark.state)
         self.previous = self.current = here._replace(state=state)
         self.begun = True
         return self.current.made
@@ -95,11 +102,11 @@ class Recorder(Generic[M]):
         made = len(run.info)
         k = int((run.steps < made).sum())
         self.times, self.steps = run.times[:k].tolist(), run.steps[:k].tolist()
-        self.rows = {name: list(run.records[name][:k]) for name in self.rows}
+        self.rows = {name: Column(run.records[name][:k]) for name in self.rows}
         self.info = list(run.info)
         at = zip(run.snapshot_times.tolist(), run.snapshot_steps.tolist(), strict=True)
         rows = [(*when, mu) for when, mu in zip(at, run.snapshots, strict=True)]
-        self.snapshots = [row for row in rows if row[1] < made or self.wanted.stays]
+        self.snapshots = [row for row in rows if row[1] < made]
 
     def advance(self, step: Step[M], dt: float, end: float, stream: Tensor) -> None:
         """Move on to the measure that a step has made."""
@@ -108,7 +115,8 @@ class Recorder(Generic[M]):
         if math.isclose(time, end, rel_tol=4 * sys.float_info.epsilon):
             time = end
         k = self.current.made + 1
-        now = Position(k, time, step.measure.detach(), step.state, stream)
+        before = self.current.time
+        now = Position(k, time, step.measure.detach(), step.state, stream, before)
         self.info.append(step.info)
         self.previous, self.current = self.current, now
 
@@ -137,10 +145,10 @@ class Recorder(Generic[M]):
                     f"finite numbers, or compute it from the trajectory's snapshots"
                 )
                 raise NonFinite(msg)
-            first = self.rows[name][0] if self.rows[name] else entry
-            if entry.shape != first.shape:
+            column = self.rows[name]
+            if len(column) and entry.shape != column.shape:
                 msg = (
-                    f"record[{name!r}] had shape {tuple(first.shape)} and now has "
+                    f"record[{name!r}] had shape {tuple(column.shape)} and now has "
                     f"{tuple(entry.shape)}; records of one name are stacked: keep the "
                     f"shape, or compute it from the trajectory's snapshots"
                 )
@@ -154,8 +162,9 @@ class Recorder(Generic[M]):
 
     def look(self, *, recorded: bool, last: bool = False) -> None:
         """Take a snapshot of the current measure if one is wanted."""
-        made, time, mu, *_ = self.current
-        before = self.previous.time
+        made, time, mu, *_, before = self.current
+        if self.snapshots and self.snapshots[-1][1] == made:
+            return  # taken before the step that failed
         if self.wanted.at(made, before, time, recorded=recorded, last=last):
             self.snapshots.append((time, made, mu))
 
@@ -193,7 +202,7 @@ class Recorder(Generic[M]):
         return Trajectory(
             times=torch.tensor(self.times[j:k], dtype=torch.float64),
             records={
-                name: torch.stack(rows[j:k]) if k > j else torch.empty(0)
+                name: rows.between(j, k) if k > j else torch.empty(0)
                 for name, rows in self.rows.items()
             },
             snapshots=tuple(mu for _, _, mu in seen),
@@ -211,7 +220,7 @@ class Recorder(Generic[M]):
     def _bookmark(self) -> Bookmark | None:
         if not self.begun:
             return None
-        made, time, _, state, stream = self.current
+        made, time, _, state, stream, before = self.current
         try:
             packed = self.scheme.state_dict(state)
         except Exception as error:  # the run itself must not be lost
@@ -221,7 +230,7 @@ class Recorder(Generic[M]):
             )
             warn(msg, ResumeWarning)
             return None
-        return Bookmark(made, time, packed, stream, self.context)
+        return Bookmark(made, time, packed, stream, self.context, before)
 
 
 def _functions(
@@ -235,6 +244,12 @@ def _functions(
         raise TypeError(msg)
     functions = dict(record or {})
     for name, function in functions.items():
+        if not isinstance(name, str) or not name:
+            msg = (
+                f"the name of a record must be a text that is not empty, got {name!r}; "
+                f"name it, e.g. record={{'loss': function}}"
+            )
+            raise (ValueError if name == "" else TypeError)(msg)
         if name == "energy":
             msg = "the record name 'energy' is taken: the energy is always recorded"
             raise ValueError(msg)

@@ -54,11 +54,6 @@ class Snapshots:
             return cls("times", times=tuple(sorted(times)))
         return cls("every", non_negative_int(asked, "snapshots", minimum=1))
 
-    @property
-    def stays(self) -> bool:
-        """Whether the snapshot at the end of a run is one of the run continued."""
-        return self.kind == "times"
-
     def at(
         self, k: int, before: float, now: float, *, recorded: bool, last: bool
     ) -> bool:

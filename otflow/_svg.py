@@ -30,6 +30,7 @@ MOST = 500
 """Largest number of points, cells or dots that a picture shows."""
 
 WIDTH, HEIGHT, MARGIN, LINE, LEAST = 260, 170, 8, 16, 40
+SIDE = 56  # room at the right for numbers such as -1.235e+05
 COLOR = "#3b87c8"
 
 
@@ -49,6 +50,11 @@ class Picture:
         What the picture shows, for readers who do not see it.
     square : bool
         Whether lengths along both axes are drawn alike, unless the frame is thin.
+
+    Raises
+    ------
+    ValueError
+        If the frame, or a mark that is drawn into it, is beyond the range of floats.
     """
 
     def __init__(
@@ -60,7 +66,8 @@ class Picture:
         square: bool = False,
     ) -> None:
         self._limits = (_wide(*x), _wide(*y))
-        self._size = (WIDTH - 2.0 * MARGIN, HEIGHT - 2.0 * MARGIN - LINE)
+        _check([high - low for low, high in self._limits])
+        self._size = (WIDTH - 2.0 * MARGIN - SIDE, HEIGHT - 2.0 * MARGIN - LINE)
         self._title = title
         if square:
             spans = [high - low for low, high in self._limits]
@@ -75,6 +82,7 @@ class Picture:
         # Divided before the difference: coordinates may be near the largest float.
         x = (np.asarray(x, float) / (x1 - x0) - x0 / (x1 - x0)) * across
         y = (y1 / (y1 - y0) - np.asarray(y, float) / (y1 - y0)) * down
+        _check(x, y)
         return MARGIN + x, MARGIN + y
 
     def line(self, x: Any, y: Any, *, fill: bool = False, opacity: float = 1.0) -> None:
@@ -114,16 +122,16 @@ class Picture:
         self._marks.append("".join(marks))
 
     def svg(self) -> str:
-        """Return the picture; the ends of the axes are below and inside it."""
+        """Return the picture; the ends of the axes are below it and at its right."""
         (x0, x1), (y0, y1) = self._limits
         across, down = self._size
-        width, height = across + 2 * MARGIN, down + 2 * MARGIN + LINE
-        below, right = height - 4, width - MARGIN
+        width, height = across + 2 * MARGIN + SIDE, down + 2 * MARGIN + LINE
+        below, right = height - 4, MARGIN + across
         words = (
             (MARGIN, below, "start", x0),
             (right, below, "end", x1),
-            (MARGIN + 3, MARGIN + 11, "start", y1),
-            (MARGIN + 3, MARGIN + down - 3, "start", y0),
+            (right + 4, MARGIN + 8, "start", y1),
+            (right + 4, MARGIN + down, "start", y0),
         )
         texts = "".join(
             f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{value:.4g}</text>'
@@ -166,10 +174,19 @@ def harmless(thing: object, drawn: Callable[[], str]) -> str:
     be drawn is no reason to raise.
     """
     try:
-        return drawn()
+        # What overflows raises where it would be drawn.
+        with np.errstate(all="ignore"):
+            return drawn()
     except Exception as error:
         words = f"{type(thing).__name__}: no picture ({type(error).__name__}: {error})"
         return f"<div><code>{escape(words)}</code></div>"
+
+
+def _check(*numbers: Any) -> None:
+    """Raise ValueError where a picture would hold a NaN or an infinity."""
+    if not all(np.isfinite(part).all() for part in numbers):
+        msg = "numbers beyond the range of floats"
+        raise ValueError(msg)
 
 
 def _wide(low: float, high: float) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import math
 import numbers
 from collections.abc import Collection
@@ -33,6 +34,7 @@ __all__ = [
     "positive",
     "real",
     "seed_and_stream",
+    "shown",
     "true_or_false",
 ]
 
@@ -67,10 +69,25 @@ def check_kind(value: Any, kind: type, name: str, *, cure: str = "") -> None:
     """Raise TypeError unless `value` is a `kind`; a class itself gets a cure."""
     if not isinstance(value, kind):
         hint = f"; {cure}" if cure else ""
-        if isinstance(value, type):
-            hint = f"; write {value.__name__}()"
-        msg = f"{name} must be a {kind.__name__}, got {value!r:.80}{hint}"
+        if isinstance(value, type) and issubclass(value, kind):
+            hint = f"; {_to_make(value)}"
+        msg = f"{name} must be a {kind.__name__}, got {shown(value)}{hint}"
         raise TypeError(msg)
+
+
+def _to_make(kind: type) -> str:
+    """Return how an object of a class is written; dots stand for what it needs."""
+    known = inspect.signature(kind).parameters.values()
+    named = (p for p in known if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    needs = any(p.default is p.empty for p in named)
+    return f"write {kind.__name__}({'...' if needs else ''})"
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it; the entries of an array tell nothing."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    return f"{value!r:.80}"
 
 
 def check_function(value: Any, demand: str) -> None:
@@ -98,7 +115,10 @@ def real(value: Any, name: str) -> float:
         if getattr(value, "shape", None) == ():
             msg += f"; give float({name})"
         raise TypeError(msg)
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer or a fraction beyond the range of floats
+        number = math.inf if value == abs(value) else -math.inf
     if not math.isfinite(number):
         msg = f"{name} must be finite, got {number}"
         raise ValueError(msg)
@@ -155,8 +175,14 @@ def seed_and_stream(seed: Seed, device: torch.device) -> tuple[int, torch.Genera
         number = int(drawn)
     elif seed is None:
         number = torch.Generator().seed()
-    else:
+    elif isinstance(seed, numbers.Integral):
         number = non_negative_int(seed, "generator")
+    else:
+        msg = (
+            f"generator must be an integer or a torch.Generator, got "
+            f"{type(seed).__name__} {seed!r:.80}; give an integer, the seed"
+        )
+        raise TypeError(msg)
     digest = hashlib.blake2b(f"otflow.flow {number}".encode(), digest_size=8).digest()
     stream = torch.Generator(device=device)
     stream.manual_seed(int.from_bytes(digest, "big"))

@@ -9,7 +9,7 @@ from importlib import metadata
 
 import torch
 
-__all__ = ["show_versions"]
+__all__ = ["installed", "show_versions"]
 
 CORE = ("torch", "numpy", "scipy", "pot", "geomloss")
 OPTIONAL = (
@@ -38,9 +38,9 @@ def show_versions() -> None:
     otflow ...
     """
     blocks = (
-        {"otflow": _installed("otflow"), **_system()},
-        {name: _installed(name) for name in CORE},
-        {name: _installed(name) for name in OPTIONAL},
+        {"otflow": installed("otflow"), **_system()},
+        {name: installed(name) for name in CORE},
+        {name: installed(name) for name in OPTIONAL},
         _torch(),
     )
     width = max(len(name) for block in blocks for name in block) + 2
@@ -48,7 +48,8 @@ def show_versions() -> None:
     sys.stdout.write("\n\n".join(lines) + "\n")
 
 
-def _installed(name: str) -> str:
+def installed(name: str) -> str:
+    """Return the version of an installed package, or that it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

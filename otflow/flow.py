@@ -25,7 +25,7 @@ from otflow._validation import (
 from otflow.callbacks import Callback, Checkpoint, Event
 from otflow.callbacks.base import as_callbacks, stops
 from otflow.errors import Diverged, Interrupted, NonFinite
-from otflow.functionals.base import Functional, check_functional
+from otflow.functionals.base import Functional, check_functional, check_measure
 from otflow.measures import Measure
 from otflow.schemes import Scheme, Step, reports
 from otflow.schemes.base import made_by
@@ -98,8 +98,8 @@ def flow(
         numbers. `steps` then counts further steps. The run in two parts equals the run
         in one to the bit. `mu` is the start or the end of that run. The result holds
         both parts. The records and snapshots that were made because the first part
-        ended are those of one run. A run that diverged, or that has reached `until`,
-        raises ValueError.
+        ended are those of one run. Another scheme begins with a state of its own. A run
+        that diverged, or that has reached `until`, raises ValueError.
     checkpoint : str or path, optional
         A directory to which the run is written while it goes on, see
         `otflow.callbacks.Checkpoint`: neither an exception nor Ctrl-C, SIGTERM or a
@@ -114,7 +114,7 @@ def flow(
         numbers. The flow leaves the global random state alone.
     progress : bool
         Show a bar of tqdm with the energy and the share of certified steps (extra
-        ``plot``).
+        ``plot``). The bar of a resumed flow starts at the steps made before.
 
     Returns
     -------
@@ -162,14 +162,14 @@ def flow(
     tensor([1.2500, 0.0781, 0.0049])
     """
     check_functional(F)
-    check_kind(mu, Measure, "mu")
-    check_kind(scheme, Scheme, "scheme")
+    check_measure(mu)
+    check_kind(scheme, Scheme, "scheme", cure="take one, e.g. ExplicitEuler() or JKO()")
     length = _step_length(dt)
     steps = non_negative_int(steps, "steps")
     every = non_negative_int(every, "every", minimum=1)
     end = math.inf if until is None else positive(until, "until", or_zero=True)
-    watchers = as_callbacks(on_step, stop)
-    watchers += _checkpoints(checkpoint, checkpoint_every)
+    callbacks = as_callbacks(on_step, stop) + _checkpoints(checkpoint, checkpoint_every)
+    watchers: list[Callback] = []  # those that have begun, and must end
     recorder: Recorder[M] = Recorder(F, scheme, record, Snapshots.of(snapshots))
     if resume is not None:
         mu = continued(resume, mu, recorder.rows, end, generator)
@@ -178,22 +178,27 @@ def flow(
     recorder.seed, source = seed_and_stream(generator, mu.device)
     recorder.context = context_of(F, mu, scheme)
 
-    with progress_bar(steps, progress) as bar, _nothing_lost(recorder, watchers, steps):
+    done = 0 if resume is None else len(resume.info)
+    with (
+        progress_bar(done + steps, progress, done) as bar,
+        _nothing_lost(recorder, watchers, done + steps),
+    ):
         first = recorder.begin(mu, source, resume)
         log_begin(F, mu, scheme, steps, first)
-        for watcher in watchers:
-            watcher.start(resume)
+        for callback in callbacks:
+            watchers.append(callback)  # first: a start that raises may have opened
+            callback.start(resume)
         reason = ""
         for k in range(first, first + steps):
-            _, time, measure, state, _ = recorder.current
-            left = end - time
+            here = recorder.current
+            left = end - here.time
             if left <= 0:
                 break
             h = _cut(length(k), left)
             # Moves share tensors that they do not change. So the first step starts from
             # a copy: a later write into a result must not reach the caller's tensors.
-            start = measure if k > first else measure.clone()
-            step = made_by(scheme, scheme.step(F, start, h, state, source))
+            start = here.measure if k > first else here.measure.clone()
+            step = made_by(scheme, scheme.step(F, start, h, here.state, source))
             row = None
             if k % every == 0:
                 row = recorder.add(step.energy)
@@ -208,7 +213,9 @@ def flow(
         recorder.look(recorded=True, last=True)
         bar.show_energy(f"{float(row['energy']):.4g}")
         made, time, *_ = recorder.current
-        trajectory = recorder.trajectory(*_outcome(reason, steps, made, time, end))
+        trajectory = recorder.trajectory(
+            *_outcome(reason, done + steps, made, time, end)
+        )
         log_end(trajectory)
         while watchers:
             watchers.pop(0).end(trajectory)
@@ -237,7 +244,7 @@ def _nothing_lost(
         msg = f"{text}; the trajectory so far is in the error's `trajectory`"
         trajectory = _ended(recorder, watchers, "interrupted", text)
         raise Interrupted(msg, trajectory=trajectory) from error
-    except Exception as error:
+    except BaseException as error:  # as of sys.exit: the run is written all the same
         text = f"step {len(recorder.info)} of {steps} raised {type(error).__name__}"
         error.add_note(
             f"in otflow.flow: {text}; the trajectory so far is in the error's "
@@ -313,5 +320,11 @@ def _cut(h: float, left: float) -> float:
 def _step_length(dt: Any) -> Callable[[int], float]:
     if callable(dt):
         return lambda k: positive(dt(k), f"dt({k})")
+    if isinstance(dt, Sequence) and not isinstance(dt, str):
+        msg = (
+            f"dt must be one number or a function of the index, got "
+            f"{type(dt).__name__}; give dt=lambda k: lengths[k]"
+        )
+        raise TypeError(msg)
     fixed = positive(dt, "dt")
     return lambda _: fixed

@@ -190,7 +190,7 @@ class Kernel(ABC):
 
     def __mul__(self, factor: object) -> Kernel:
         """Return the kernel times a real number."""
-        if isinstance(factor, (Kernel, Tensor, str)):
+        if isinstance(factor, (Kernel, str)):
             return NotImplemented
         number = real(factor, "the factor of a kernel")
         return _combined(*((number * c, W) for c, W in self.terms()))
@@ -199,7 +199,7 @@ class Kernel(ABC):
 
     def __truediv__(self, divisor: object) -> Kernel:
         """Return the kernel over a real number other than 0."""
-        if isinstance(divisor, (Kernel, Tensor, str)):
+        if isinstance(divisor, (Kernel, str)):
             return NotImplemented
         return inverse(divisor, "a kernel") * self
 

@@ -51,10 +51,12 @@ class Bookmark:
     context : mapping of str to str
         What the numbers of the run depend on: the functional and the scheme as text,
         the dtype, the device, the versions and the number of threads.
+    before : float, optional
+        The time one step before. None in a bookmark of an earlier release.
 
     Attributes
     ----------
-    made, time, state, stream, context
+    made, time, state, stream, context, before
         As above.
 
     Examples
@@ -72,6 +74,7 @@ class Bookmark:
     state: Any
     stream: Tensor
     context: Mapping[str, str]
+    before: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +181,13 @@ class Trajectory(Generic[M]):
     def __getitem__(self, k: slice) -> tuple[M, ...]: ...
     def __getitem__(self, k: int | slice) -> M | tuple[M, ...]:
         """Return ``snapshots[k]``: a measure, or for a slice a tuple of measures."""
+        kept = len(self.snapshots)
+        if isinstance(k, int) and not -kept <= k < kept:
+            msg = (
+                f"the run kept {kept} snapshots, and there is no number {k}; read "
+                f"run.final for the end, or keep more by flow(..., snapshots=)"
+            )
+            raise IndexError(msg)
         return self.snapshots[k]
 
     def to(self, *place: Any, dtype: Any = None, device: Any = None) -> Self:
@@ -404,7 +414,7 @@ class Trajectory(Generic[M]):
             Without xarray (extra ``table``).
         ValueError
             If the number of points changes along the run, or a record has the name of
-            a coordinate.
+            a coordinate or of an axis of another record.
 
         Notes
         -----

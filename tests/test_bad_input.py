@@ -487,7 +487,11 @@ GOOD: dict[str, Any] = {
 ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"F": lambda mu: mu.points.sum()}, TypeError, "F must be a Functional, got <func"),
     ({"F": of.Entropy}, TypeError, "write Entropy()"),
-    ({"mu": normal(3, 2)}, TypeError, "mu must be a Measure, got tensor("),
+    (
+        {"mu": normal(3, 2)},
+        TypeError,
+        "mu must be a Measure, got Tensor of shape (3, 2)",
+    ),
     ({"scheme": of.ExplicitEuler}, TypeError, "write ExplicitEuler()"),
     ({"scheme": "euler"}, TypeError, "scheme must be a Scheme, got 'euler'"),
     ({"dt": 0}, ValueError, "dt must be positive, got 0.0"),
@@ -510,8 +514,18 @@ ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"record": [len]}, TypeError, "record must be a mapping of names to functions"),
     ({"stop": 3}, TypeError, "stop must be a predicate on a Step, got int"),
     ({"generator": -1}, ValueError, "generator must be at least 0, got -1"),
-    ({"generator": 1.0}, TypeError, "generator must be an integer, got float 1.0"),
-    ({"generator": "0"}, TypeError, "generator must be an integer, got str '0'"),
+    (
+        {"generator": 1.0},
+        TypeError,
+        "generator must be an integer or a torch.Generator, got float 1.0",
+    ),
+    (
+        {"generator": "0"},
+        TypeError,
+        "generator must be an integer or a torch.Generator, got str '0'",
+    ),
+    ({"generator": True}, TypeError, "generator must be an integer, got bool True"),
+    ({"dt": [0.1, 0.2]}, TypeError, "dt must be one number or a function of the index"),
     ({"stpes": 1}, TypeError, "unexpected keyword argument 'stpes'"),
 ]
 

@@ -18,6 +18,7 @@ FLOORS = (
     "distances",
     "entries",
     "first_hours",
+    "first_week",
     "models",
     "moves",
     "numbers",

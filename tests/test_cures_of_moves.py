@@ -65,6 +65,18 @@ CASES: dict[str, Case] = {
         lambda: CLOUD.to(np.float32),
         [lambda: CLOUD.to(F64), lambda: CLOUD.to("cpu"), lambda: LOW.to(C)],
     ),
+    "the name of a dtype": (
+        TypeError,
+        r"^'float64' is the name of a dtype; write \.to\(torch\.float64\)",
+        lambda: LOW.to("float64"),
+        [lambda: LOW.to(torch.float64)],
+    ),
+    "two dtypes": (
+        TypeError,
+        r"^to got torch\.float64 and torch\.float32; give one dtype",
+        lambda: LOW.to(F32, dtype=F64),
+        [lambda: LOW.to(F64), lambda: LOW.to(C), lambda: LOW.to(C, F64)],
+    ),
     "half precision": (
         ValueError,
         r"use \.to\(torch\.float32\)",

@@ -7,7 +7,7 @@ import itertools
 import json
 import shutil
 import tempfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import torch
 
 import otflow as of
 from otflow.errors import CorruptFile, DirectoryInUse, ForeignDirectory, Unsupported
-from otflow.storage import files
+from otflow.storage import files, lock
 from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
 
@@ -108,6 +108,46 @@ def on_mars(_, tree):
     tree["is"]["points"]["device"] = "mars"
 
 
+def elsewhere():
+    """Return a run as if it were made on another device."""
+    run = flown()
+    mark = run.bookmark
+    assert mark is not None
+    there = {**mark.context, "device": "cuda"}
+    return replace(run, bookmark=replace(mark, context=there))
+
+
+def forked():
+    """Write a checkpoint where a fork has closed the lock, as in a child."""
+    keeper = of.callbacks.Checkpoint(new(), every=1)
+    keeper.start(None)
+    lock.forget()
+    return flown(on_step=lambda event: keeper(event))
+
+
+class Backward(of.ExplicitEuler):
+    """A scheme whose state is a function."""
+
+    def init(self, F, mu):
+        return torch.sin
+
+
+class BackwardKept(Backward):
+    def state_dict(self, state):
+        return None
+
+    def load_state(self, F, mu, kept):
+        return torch.sin
+
+
+def contract(kind):
+    class Contract(of.testing.SchemeContract):
+        def make(self):
+            return kind()
+
+    return Contract().test_a_kept_state_goes_on_as_the_state_itself()
+
+
 def in_directory(**options):
     folder = new()
     flown(checkpoint=folder, generator=1)
@@ -147,6 +187,30 @@ def longer():
 
 
 CASES: dict[str, Case] = {
+    "a run of another device": (
+        ValueError,
+        r"load it to where it was, or begin a new flow from run\.final",
+        lambda: flown(resume=elsewhere()),
+        [lambda: flown(resume=flown()), lambda: flown(mu=elsewhere().final)],
+    ),
+    "a checkpoint in a forked process": (
+        DirectoryInUse,
+        "begin a flow of its own in another directory",
+        forked,
+        [lambda: flown(checkpoint=new())],
+    ),
+    "an integer of many digits in a file": (
+        Unsupported,
+        r"keep it as text in hexadecimal, hex\(n\)",
+        lambda: of.save(new(), 2**20_000),
+        [lambda: of.save(new(), hex(2**20_000))],
+    ),
+    "a state that is a function": (
+        AssertionError,
+        "or override state_dict and load_state of the scheme",
+        lambda: contract(Backward),
+        [lambda: contract(BackwardKept)],
+    ),
     "a run that is at its end": (
         ValueError,
         "there is nothing to do; give a later until",
@@ -202,6 +266,12 @@ CASES: dict[str, Case] = {
         "begin a new flow if unintended",
         warned,
         [lambda: flown(2 * SPRING, flown().final)],
+    ),
+    "a record without a name": (
+        TypeError,
+        r"name it, e\.g\. record=\{'loss': function\}",
+        lambda: flown(record={1: lambda mu: mu.n}),
+        [lambda: flown(record={"loss": lambda mu: mu.n})],
     ),
     "a record with the name of a column": (
         ValueError,

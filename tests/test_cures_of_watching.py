@@ -47,6 +47,10 @@ def spread(mu):
     return mu.points.std(0)
 
 
+def root(mu):
+    return mu.points.mean().to(torch.complex128).sqrt()
+
+
 HOME = Path(tempfile.mkdtemp(prefix="otflow-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 NUMBERS = itertools.count()
@@ -112,6 +116,12 @@ CASES: dict[str, Case] = {
         r"reduce it, e\.g\. by \.all\(\)",
         on(lambda event: event.step.measure.points < 1),
         [on(lambda event: (event.step.measure.points < 1).all())],
+    ),
+    "a callback that answers with a number": (
+        TypeError,
+        r"return a comparison, e\.g\. x < 1e-6, or nothing",
+        on(lambda event: event.time),
+        [on(lambda event: event.time < 1e-6), on(lambda _: None)],
     ),
     "a record to watch that is not there": (
         ValueError,
@@ -192,6 +202,12 @@ CASES: dict[str, Case] = {
         again(CSVWriter),
         [lambda: watched(CSVWriter(new())), again(CSVWriter, append=True)],
     ),
+    "a folder in place of a file": (
+        IsADirectoryError,
+        "is a folder; give the path of a file in it",
+        lambda: watched(CSVWriter(HOME, append=True)),
+        [lambda: watched(CSVWriter(HOME / "in_it.csv"))],
+    ),
     "a folder that is not there": (
         FileNotFoundError,
         r"no folder .*new for run\.csv; make it first",
@@ -230,6 +246,29 @@ CASES: dict[str, Case] = {
         "give the record another name",
         lambda: watched(record={"points": lambda mu: mu.n}).to_xarray(),
         [lambda: watched(record={"count": lambda mu: mu.n}).to_xarray()],
+    ),
+    "a record with the name of an axis": (
+        ValueError,
+        "give the record another name",
+        lambda: watched(record={"a": spread, "a_0": lambda mu: mu.n}).to_xarray(),
+        [lambda: watched(record={"a": spread, "b": lambda mu: mu.n}).to_xarray()],
+    ),
+    "two records of one curve": (
+        ValueError,
+        "give one of them another name",
+        lambda: watched(
+            TensorBoardWriter(new()), record={"a": spread, "a/0": lambda mu: mu.n}
+        ),
+        [lambda: watched(record={"a": spread, "b": lambda mu: mu.n})],
+    ),
+    "a complex record on a board": (
+        TypeError,
+        r"record x\.real and x\.imag as two records, or x\.abs\(\)",
+        lambda: watched(TensorBoardWriter(new()), record={"z": root}),
+        [
+            lambda: watched(record={"z": lambda mu: root(mu).real}),
+            lambda: watched(record={"z": lambda mu: root(mu).abs()}),
+        ],
     ),
     "a dataset of a changing number of points": (
         ValueError,

@@ -53,14 +53,84 @@ def test_every_image_exists_and_is_put_into_words():
     assert found >= 5
 
 
-def test_the_thumbnails_name_tutorials_and_say_what_they_show():
+def test_every_tutorial_has_a_thumbnail_that_is_put_into_words():
+    chosen = tomllib.loads((ROOT / "tutorials/thumbnails.toml").read_text("utf-8"))
+    figures = tomllib.loads((ROOT / "tutorials/alt.toml").read_text("utf-8"))
+    assert chosen.keys() == figures.keys()
+    assert {p.stem for p in (ROOT / "tutorials").glob("plot_*.py")} == chosen.keys()
+    for name, text in chosen.items():
+        left, top, right, bottom = text["part"]
+        assert 0 <= left < right <= 1, name
+        assert 0 <= top < bottom <= 1, name
+        assert 1 <= text["figure"] <= len(figures[name])
+        assert not figures[name][text["figure"] - 1].startswith("Film"), name
+        assert len(text["shows"]) > 40, name
     block = re.search(r"\.\. thumbnails::\n\n((?:   .+\n)+)", page("index"))
     assert block
-    chosen = extension("thumbnails").chosen(block[1].splitlines())
-    assert len(chosen) >= 4
-    for name, shows in chosen.items():
-        assert (ROOT / "tutorials" / f"{name}.py").exists(), name
-        assert len(shows) > 20, name
+    assert len(block[1].split()) >= 8
+    assert set(block[1].split()) <= chosen.keys()
+
+
+def test_a_thumbnail_is_its_part_of_the_figure():
+    image = pytest.importorskip("PIL.Image")
+    extension("thumbnails")
+    cut, size = sys.modules["thumbnails"].cut, sys.modules["thumbnails"].SIZE
+    figure = image.new("RGB", (200, 70), "red")
+    figure.paste("blue", (100, 0, 200, 70))
+    card = cut(figure, [0.5, 0.0, 1.0, 1.0])
+    assert card.size == size
+    assert {colour for _, colour in card.getcolors()} == {(0, 0, 255)}
+    wide = cut(figure, [0.0, 0.0, 1.0, 1.0])  # white above and below, nothing lost
+    found = [wide.getpixel((x, size[1] // 2)) for x in (5, size[0] - 5)]
+    assert found == [(255, 0, 0), (0, 0, 255)]
+    assert wide.getpixel((5, 5)) == (255, 255, 255)
+
+
+def rules():
+    """Return the declarations of each selector of the style sheet, queries left out."""
+    text = (DOCS / "_static" / "otflow.css").read_text("utf-8")
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    text = re.sub(r"@media[^{]*\{(?:[^{}]*\{[^{}]*\})*\s*\}", "", text)
+    found: dict[str, dict[str, str]] = {}
+    for selectors, body in re.findall(r"([^{}]+)\{([^{}]*)\}", text):
+        pairs = dict(re.findall(r"([\w-]+):\s*([^;]+);", body))
+        for selector in selectors.split(","):
+            found.setdefault(" ".join(selector.split()), {}).update(pairs)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("selector", "name", "value"),
+    [
+        (".bd-article img", "max-width", "100%"),
+        (".bd-article video", "max-width", "100%"),
+        ("div.math", "overflow-x", "auto"),
+        ('.bd-article mjx-container:not([display="true"]) > svg', "max-width", "100%"),
+        (".bd-article .highlight pre", "overflow-x", "auto"),
+        (".bd-article .pst-scrollable-table-container", "overflow-x", "auto"),
+        (".bd-article code", "overflow-wrap", "anywhere"),
+        (".bd-article a", "overflow-wrap", "anywhere"),
+        (".bd-article cite", "overflow-wrap", "anywhere"),
+        (".bd-article dt.sig", "overflow-wrap", "anywhere"),
+        (".bd-article dt.sig span.pre", "white-space", "normal"),
+        (".bd-article code span.pre", "white-space", "normal"),
+        (".prev-next-area a p.prev-next-title", "overflow-wrap", "anywhere"),
+    ],
+)
+def test_what_can_be_wide_fits_a_narrow_screen(selector, name, value):
+    assert rules()[selector][name] == value
+
+
+def test_links_from_source_lead_to_anchors_that_exist():
+    mended = extension("source_links").mended
+    page = 'href="../api/generated/otflow.schemes.Chain.html#'
+    for member in ("", ".step"):
+        found = mended(f'<a class="viewcode-back" {page}otflow.Chain{member}">')
+        assert found == f'<a class="viewcode-back" {page}otflow.schemes.Chain{member}">'
+    right = f'{page}otflow.schemes.Chain.step"'
+    assert mended(right) == right
+    other = 'href="../api/generated/otflow.schemes.html#otflow.chain"'
+    assert mended(other) == other
 
 
 def test_the_extras_of_the_install_page_are_those_of_the_project():

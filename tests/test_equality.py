@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import logging
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -200,3 +202,50 @@ def test_certificates_of_equal_numbers_are_one_key():
     assert changed != one
     assert len({one, other, changed}) == 2
     assert copy.copy(one) == one
+
+
+NAN = float("nan")
+ENTRIES: dict[str, Callable[[], Any]] = {
+    "a NaN": lambda: float("nan"),
+    "a tensor": lambda: torch.tensor([1.0, NAN]),
+    "an array": lambda: np.array([[1.0, NAN], [2.0, 3.0]]),
+    "a NumPy number": lambda: np.float32(0.5),
+    "a dict of tensors": lambda: {"x": torch.ones(2), "y": {"z": np.ones(3)}},
+    "a list of tensors": lambda: [torch.ones(2), (np.ones(2), NAN)],
+    "a report": lambda: flowed(of.JKO()).info[0],
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_certificates_of_any_entries_are_compared_by_their_numbers(name):
+    report = flowed(of.JKO()).info[0]
+    one, other = (report.also(entry=ENTRIES[name]()) for _ in range(2))
+    assert one == one  # noqa: PLR0124
+    assert (one == other) is True
+    assert (one != other) is False
+    assert hash(one) == hash(other)
+    for twin in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert twin == one
+    assert one != report.also(entry=4)
+    json.dumps(one.to_dict())  # what JSON can write
+
+
+def test_a_comparison_of_certificates_never_raises():
+    class Ambiguous:
+        def __eq__(self, other):
+            raise ValueError
+
+        __hash__ = None  # type: ignore[assignment]
+
+    report = flowed(of.JKO()).info[0]
+    one, other = report.also(entry=Ambiguous()), report.also(entry=Ambiguous())
+    assert one == one  # noqa: PLR0124
+    assert one != other
+    assert report.also(entry=torch.ones(2)) != report.also(entry=torch.ones(3))
+
+
+def test_equal_certificates_have_one_hash_whatever_holds_their_numbers():
+    kinds = (float, np.float64, lambda x: torch.tensor(x, dtype=F64))
+    for number in (1.5, NAN):
+        reports = {proximal.Certificate(energy_before=kind(number)) for kind in kinds}
+        assert len(reports) == 1

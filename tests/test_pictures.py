@@ -83,6 +83,20 @@ def test_every_measure_has_a_small_picture(name):
     assert len(page) < 60_000
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_no_number_covers_what_is_drawn(name):
+    _, svg = shown(KINDS[name]())
+    (frame,) = (r for r in svg.iter(f"{SVG}rect") if r.attrib["fill"] == "none")
+    x, y, across, down = (float(frame.attrib[k]) for k in ("x", "y", "width", "height"))
+    texts = list(svg.iter(f"{SVG}text"))
+    assert len(texts) == 4
+    for text in texts:
+        right = float(text.attrib["x"]) > x + across
+        assert right or float(text.attrib["y"]) - 10 > y + down  # the size of the font
+        long = 5.6 * len(text.text or "")  # the width of its digits
+        assert not right or float(text.attrib["x"]) + long <= size(svg)[0]
+
+
 def test_dots_are_where_the_atoms_are_and_as_large_as_their_masses():
     w = torch.tensor([0.5, 0.25, 0.25, 0.0], dtype=F64)
     x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [2.0, 2.0]], dtype=F64)
@@ -184,3 +198,61 @@ def test_a_measure_of_ones_own_is_drawn_by_its_points():
         pass
 
     assert len(circles(shown(Fixed(normal(7, 2)))[1])) == 7
+
+
+def line(*edges):
+    return of.Quantiles(torch.tensor(edges, dtype=F64))
+
+
+def box(lower, upper):
+    rho = torch.ones(4, dtype=F64)
+    return of.GridDensity(rho, lower, upper, normalize=True, walls=True)
+
+
+# Densities, edges and spans that are beyond the range of floats, or nearly so.
+EXTREME = {
+    "a density beyond the range": lambda: line(0.0, 1e-310, 1.0),
+    "the smallest cell": lambda: line(0.0, 5e-324),
+    "a dense pair of cells": lambda: line(0.0, 1e-300, 2e-300),
+    "one unit of round-off": lambda: line(1.0, 1.0 + 2**-52),
+    "a box too small": lambda: box(0.0, 1e-310),
+    "a small box": lambda: box(0.0, 1e-300),
+    "a box too wide": lambda: box(-8e307, 8e307),
+    "a wide box": lambda: box(-1e300, 1e300),
+    "a narrow bell": lambda: of.Gaussian(
+        torch.zeros(1, dtype=F64), torch.full((1, 1), 5e-324, dtype=F64)
+    ),
+    "atoms apart by the smallest float": lambda: of.Particles(
+        torch.tensor([[0.0, 0.0], [5e-324, 0.0]], dtype=F64)
+    ),
+    "energies too far apart": lambda: jump(1.7e308),
+    "energies far apart": lambda: jump(8e307),
+}
+
+
+def jump(height):
+    """Return a run whose energy falls from a height to minus the height."""
+
+    class Step(of.Functional):
+        def value(self, mu):
+            return height * torch.tanh(1e3 * mu.points.sum())
+
+        def value_and_velocity(self, mu):
+            return self.value(mu), -torch.ones_like(mu.points)
+
+    mu = of.Particles(torch.full((1, 1), 0.05, dtype=F64))
+    return of.flow(Step(), mu, of.ExplicitEuler(), dt=0.1, steps=2)
+
+
+@pytest.mark.parametrize("name", EXTREME)
+def test_no_picture_holds_a_number_that_is_none(name):
+    thing = EXTREME[name]()
+    page = thing._repr_html_()
+    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        for part in ET.fromstring(svg).iter():
+            for value in (*part.attrib.values(), part.text or ""):
+                assert not re.search(r"\b(nan|inf)", value, re.IGNORECASE), svg
+    if "<svg" not in page:
+        assert "numbers beyond the range of floats" in page
+    if isinstance(thing, of.Trajectory):
+        assert "made all 2 steps" in page  # the facts are there without a picture

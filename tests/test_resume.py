@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import pytest
 import torch
 
@@ -176,6 +177,47 @@ def test_a_long_flow_keeps_no_measure_but_the_last():
     assert alive in ([19], []), run
 
 
+@pytest.mark.parametrize("case", ["euler", "JKO", "langevin", "gaussian"])
+def test_a_row_of_a_long_flow_holds_no_tensor_of_its_own(case):
+    """A small tensor kept for each row would pin the memory between large ones."""
+    import gc
+    import warnings
+
+    found = []
+
+    def count(event):
+        if event.index in (9, 39):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch, which gc looks into
+                held = gc.get_objects()
+            found.append(sum(issubclass(type(x), torch.Tensor) for x in held))
+
+    record = {"mean": lambda mu: mu.points.mean(0), "one": lambda _: 1.0}
+    flown(case, 40, snapshots="none", record=record, on_step=count)
+    assert found[1] <= found[0] + 2, found
+
+
+def test_records_are_those_of_their_functions():
+    """In one tensor each, in the widest dtype of their rows."""
+    seen: list[torch.Tensor | np.ndarray] = []
+    answers = [
+        torch.ones(2, 3),
+        torch.ones(2, 3, dtype=torch.int64),
+        2 * np.ones((2, 3)),
+    ]
+
+    def turn(mu):
+        seen.append(answers[min(len(seen), 2)])
+        return seen[-1]
+
+    run = flown("euler", 40, record={"turn": turn, "count": lambda _: len(seen)})
+    assert run.records["turn"].dtype == F64
+    assert run.records["turn"].shape == (41, 2, 3)
+    assert run.records["turn"][:3, 0, 0].tolist() == [1.0, 1.0, 2.0]
+    assert run.records["count"].tolist() == list(range(1, 42))
+    assert len(run.records["count"].untyped_storage()) == 41 * 8
+
+
 def test_the_step_length_and_the_end_go_on():
     F, mu, scheme = DOUBLE, cloud(), of.ExplicitEuler()
     options = {
@@ -310,6 +352,62 @@ def test_another_functional_or_thread_count_warns(monkeypatch):
         patch.setattr(torch, "__version__", "9.9")
         with pytest.warns(of.errors.ResumeWarning, match=r"torch was .* is '9\.9'"):
             flown("langevin", 2, resume=part)
+
+
+def heavy_ball():
+    class Rolling(of.schemes.Scheme):
+        def init(self, F, mu):
+            return Momentum(torch.zeros_like(mu.points), 0)
+
+        def step(self, F, mu, dt, state, generator):
+            v = 0.9 * state.velocity + F.velocity(mu)
+            return of.schemes.Step(mu.push(v, dt), Momentum(v, state.count + 1))
+
+    return Rolling()
+
+
+ATOMS = {
+    "euler": of.ExplicitEuler(),
+    "backtracking": of.ExplicitEuler(backtracking=True),
+    "chain": of.chain(of.ExplicitEuler(), of.BirthDeath(2.0)),
+    "adaptive": of.schemes.Adaptive(of.ExplicitEuler(), tolerance=0.1),
+    "minibatch": of.schemes.Minibatch(JKO()),
+    "JKO": JKO(),
+    "JKO 2": JKO(order=2),
+    "tangent": JKO(P.TangentProximal()),
+    "user": heavy_ball(),
+}
+CELLS = {
+    "sinkhorn": JKO(P.GridSinkhorn()),
+    "back and forth": JKO(P.BackAndForth()),
+    "finite volume": JKO(P.FiniteVolume()),
+    "JKO 2": JKO(order=2),
+    "euler": of.ExplicitEuler(),
+}
+PAIRS = [
+    (start, one, two)
+    for start, schemes in ((cloud, ATOMS), (grid, CELLS))
+    for one in schemes.items()
+    for two in schemes.items()
+    if one[0] != two[0]
+]
+
+
+@pytest.mark.parametrize(
+    ("start", "one", "two"),
+    PAIRS,
+    ids=[f"{s.__name__}, {a} to {b}" for s, (a, _), (b, _) in PAIRS],
+)
+def test_another_scheme_begins_with_a_state_of_its_own(start, one, two):
+    """The state of the first means nothing to the second, whatever its form."""
+    F = V + of.PowerEntropy(2.0) if start is grid else DOUBLE + W
+    options = {"dt": 0.002, "steps": 2}
+    part = of.flow(F, start(), one[1], **options)
+    with pytest.warns(of.errors.ResumeWarning, match="the state of the scheme begins"):
+        joined = of.flow(F, part.final, two[1], **options, resume=part)
+    alone = of.flow(F, part.final, two[1], **options)
+    assert len(joined.info) == 4
+    assert_same(joined.final, alone.final)
 
 
 def test_other_data_of_the_same_functional_warns():

@@ -142,7 +142,7 @@ def test_a_measure_of_one_s_own_needs_its_class(tmp_path):
     ("thing", "words"),
     [
         (lambda x: x, "function, which no file holds"),
-        ([1, {"f": print}], r"list\[1\]\['f'\] is a builtin_function"),
+        ([1, {"f": print}], r"list\[1\]\['f'\] is of class builtin_function"),
         (object(), "object, which no file holds"),
         (np.array(["a"]), "array of <U1"),
         (torch.ones(2, requires_grad=True), r"mu\.detach\(\)"),

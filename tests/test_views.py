@@ -113,6 +113,20 @@ def test_a_name_of_two_columns_is_refused():
         run_of().to_pandas("infos")
 
 
+@pytest.mark.parametrize("name", [1, None, ("a", "b"), b"a", ""])
+def test_the_name_of_a_record_is_a_text(name):
+    """Tables, files and the text of a run take it for one."""
+    error = ValueError if name == "" else TypeError
+    with pytest.raises(error, match=r"^the name of a record must be a text"):
+        run_of(record={name: lambda mu: mu.n})
+
+
+def test_a_record_with_the_name_of_an_axis_is_refused():
+    record = {"a": lambda mu: mu.points.mean(0), "a_0": lambda mu: mu.n}
+    with pytest.raises(ValueError, match=r"^the record 'a_0' has the name"):
+        run_of(record=record).to_xarray()
+
+
 # xarray -------------------------------------------------------------------------------
 
 

@@ -57,12 +57,15 @@ options: dict[str, Any] = {
 run = of.flow(F, neurons, scheme, steps=2000, generator=0, on_step=[early], **options)
 print(run.message)
 
-fig, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
+fig, (ax, close) = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")
 ax.semilogy(run.times, run.records["energy"], "o-", ms=4, label="seen in training")
-ax.semilogy(run.times, run.records["validation"], "s-", ms=4, label="set aside")
+ax.semilogy(run.times, run.records["validation"], "C1s-", ms=4, label="set aside")
+close.plot(run.times[3:], run.records["validation"][3:], "C1s-", ms=4)
+close.set_title("set aside, from time 150 on")
 assert early.best_time is not None
-ax.axvline(early.best_time, color="0.5", ls=":", label="best")
-ax.set(xlabel="time", ylabel="cross-entropy")
+for panel in (ax, close):
+    panel.axvline(early.best_time, color="0.5", ls=":", label="best")
+    panel.set(xlabel="time", ylabel="cross-entropy")
 ax.legend()
 plt.show()
 

@@ -21,7 +21,7 @@ there, :math:`F' = \tfrac12` on the disk and
 
 This tutorial finds the minimiser from 400 particles, by three schemes.
 """
-# sphinx_gallery_thumbnail_number = 1
+
 # %%
 # State the problem
 # -----------------
@@ -62,12 +62,12 @@ euler = of.flow(F, start, scheme, dt=0.05, steps=160, every=4, record=moments)
 print(euler)
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 4), layout="constrained")
-of.plotting.trails(euler, ax=left)
-left.set_title("paths")
+of.plotting.trails(euler, ax=left).set_title("200 of the 400 paths")
 of.plotting.particles(start, ax=right, label="start")
 of.plotting.particles(euler.final, ax=right, label="end, t = 8")
-right.add_patch(Circle((0, 0), 1, fill=False, color="0.3", label="unit circle"))
-fig.legend(loc="outside lower right", ncols=3)
+right.add_patch(Circle((0, 0), 1, fill=False, color="0.3"))
+right.set_title("both ends; line: unit circle")
+right.legend(markerscale=2)
 plt.show()
 
 # %%

@@ -16,7 +16,7 @@ functional of a measure, and gradient descent on the parameters is its Wasserste
 gradient flow: equations (1) to (10) of :cite:t:`yang2020meanfield`. This tutorial
 checks both, and shows the limit of many neurons.
 """
-# sphinx_gallery_thumbnail_number = 2
+
 # %%
 # A teacher and a student
 # -----------------------

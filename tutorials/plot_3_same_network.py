@@ -15,7 +15,7 @@ and that is :math:`W_2^2` between the empirical measures of the neurons: Remark 
 survey :cite:p:`yang2020meanfield`, with the factor 1/N that it leaves out. So geometry,
 and not only dynamics, leads from networks to the Wasserstein distance.
 """
-# sphinx_gallery_thumbnail_number = 1
+
 # %%
 # Permutations
 # ------------

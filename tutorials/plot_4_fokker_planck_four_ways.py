@@ -18,7 +18,7 @@ Gaussians solve a small convex
 problem for each JKO step; a grid solves a debiased entropic transport problem. All four
 approximate one equation, with different errors.
 """
-# sphinx_gallery_thumbnail_number = 1
+
 # %%
 # One objective, four starts
 # --------------------------

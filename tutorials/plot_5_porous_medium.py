@@ -13,7 +13,7 @@ k|x|^2t^{-2\beta})_+^{1/(m-1)}` with :math:`\beta = 1/(d(m-1)+2)`, :math:`k =
 \beta(m-1)/2m`. The tutorial computes the profile in the plane by ten JKO steps, and
 measures two errors apart: that of the step and that of the solver.
 """
-# sphinx_gallery_thumbnail_number = 1
+
 # %%
 # Start from a profile
 # --------------------

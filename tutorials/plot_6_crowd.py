@@ -12,7 +12,7 @@ the dual variable of the constraint. Beside obstacles ``JKO()`` steps by finite 
 :cite:p:`cances2020variational`: mass moves through faces between free cells only, so
 none can cross a wall. The crowd of this tutorial is a photograph.
 """
-# sphinx_gallery_thumbnail_number = 2
+
 # %%
 # A photograph as a density
 # -------------------------
@@ -35,10 +35,10 @@ photo = of.GridDensity.from_image(
 )  # fmt: skip
 heat = of.flow(of.Entropy(), photo, of.JKO(), dt=2e-4, steps=8)
 
-fig, panels = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
+fig, panels = plt.subplots(1, 3, figsize=(9, 2.9), layout="constrained")
 for ax, k in zip(panels, (0, 1, 8), strict=True):
     of.plotting.density(heat.snapshots[k], ax=ax)
-    ax.set_title(f"heat, t = {float(heat.times[k]):.1e}")
+    ax.set_title(f"heat, t = {float(heat.times[k]):g}")
 plt.show()
 
 # %%

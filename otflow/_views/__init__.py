@@ -3,10 +3,11 @@
 from otflow._views.facts import summary
 from otflow._views.page import page
 from otflow._views.run import Run
-from otflow._views.tables import dataset, records_frame, reports_frame
+from otflow._views.tables import columns_of, dataset, records_frame, reports_frame
 
 __all__ = [
     "Run",
+    "columns_of",
     "dataset",
     "page",
     "records_frame",

@@ -19,7 +19,7 @@ def page(run: Run) -> str:
     """Return HTML, or a line of text on why there is none."""
 
     def drawn() -> str:
-        parts = [_energy(run), table(facts(run))]
+        parts = [harmless(run, lambda: _energy(run)), table(facts(run))]
         rows = certificates(run)
         if rows:
             parts.append(table(rows, COLUMNS))

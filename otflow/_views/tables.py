@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from otflow._lazy import lazy_import
 from otflow._views.run import Run
 from otflow.proximal.certificate import WORDS
 
-__all__ = ["dataset", "records_frame", "reports_frame"]
+__all__ = ["columns_of", "dataset", "records_frame", "reports_frame"]
 
 # Names that stand for something else in the tables.
 COORDINATES = ("time", "snapshot_time", "particle", "dim")
@@ -22,21 +23,26 @@ SNAPSHOTS = ("points", "weights")
 def records_frame(run: Run) -> Any:
     """Return one row for each recorded time, one column for each number."""
     pandas = lazy_import("pandas")
+    columns = columns_of({name: _array(rows) for name, rows in run.records.items()})
+    times = pandas.Index(_array(run.times), name="time")
+    return pandas.DataFrame(columns, index=times)
+
+
+def columns_of(records: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of records, arrays over the rows: one for each entry."""
     columns: dict[str, Any] = {}
-    for name, rows in run.records.items():
-        values = _array(rows)
+    for name, values in records.items():
         for place in np.ndindex(values.shape[1:]):
             inner = ",".join(map(str, place))
             column = f"{name}[{inner}]" if place else name
             if column in columns:
                 msg = (
                     f"two records have the column {column!r}, one of them as an entry "
-                    f"of record {name!r}; give one of them another name"
+                    f"of a record of several numbers; give one of them another name"
                 )
                 raise ValueError(msg)
             columns[column] = values[(slice(None), *place)]
-    times = pandas.Index(_array(run.times), name="time")
-    return pandas.DataFrame(columns, index=times)
+    return columns
 
 
 def reports_frame(run: Run) -> Any:
@@ -56,11 +62,12 @@ def reports_frame(run: Run) -> Any:
 def dataset(run: Run) -> Any:
     """Return the records, and the points and weights of the snapshots."""
     xarray = lazy_import("xarray")
-    taken = sorted({*COORDINATES, *SNAPSHOTS}.intersection(run.records))
+    axes = {f"{k}_{i}" for k, v in run.records.items() for i in range(v.ndim - 1)}
+    taken = sorted({*COORDINATES, *SNAPSHOTS, *axes}.intersection(run.records))
     if taken:
         msg = (
-            f"the record {taken[0]!r} has the name of a coordinate or of the snapshots "
-            f"in the dataset; give the record another name"
+            f"the record {taken[0]!r} has the name of a coordinate, of an axis or of "
+            f"the snapshots in the dataset; give the record another name"
         )
         raise ValueError(msg)
     variables: dict[str, Any] = {}

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otflow._validation import check_kind
 from otflow.errors import Unsupported
-from otflow.functionals import Functional
+from otflow.functionals.base import Functional, check_functional
 from otflow.measures import Measure, Particles
 from otflow.metrics import wasserstein2_squared
 from otflow.trajectory import Trajectory
@@ -132,6 +133,7 @@ def energy_dissipation(F: Functional, trajectory: Trajectory[Any]) -> Dissipatio
     >>> abs(of.analysis.energy_dissipation(F, run).residual) < 0.01
     True
     """
+    check_functional(F)
     _check_recorded(trajectory, 2)
     pairs = [F.value_and_velocity(nu) for nu in trajectory.snapshots]
     energy = torch.stack([value for value, _ in pairs]).double().cpu()
@@ -229,6 +231,7 @@ def _squared_lengths(trajectory: Trajectory[Any]) -> list[float]:
 
 
 def _check_recorded(trajectory: Trajectory[Any], least: int) -> None:
+    check_kind(trajectory, Trajectory, "trajectory", cure="pass what flow returned")
     if len(trajectory.snapshots) < least:
         msg = (
             f"the trajectory has {len(trajectory.snapshots)} records; at least {least} "

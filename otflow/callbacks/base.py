@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from otflow._validation import check_function
@@ -90,7 +91,10 @@ class Callback(ABC):
     """A watcher with a beginning and an end; a plain function of an `Event` serves too.
 
     A flow calls `start` before its first step, the callback itself after each step, and
-    `end` after the last step, also if the flow fails.
+    `end` after the last step, also if the flow fails or the program exits. Callbacks
+    are called in their order. All see a step, also if one of them stops the flow. If
+    one raises, those after it do not see that step; and a callback that was never
+    started is not ended.
 
     Examples
     --------
@@ -129,7 +133,8 @@ class Callback(ABC):
         Returns
         -------
         bool or None
-            True stops the flow, whose ``status`` is then ``"stopped"``.
+            True stops the flow, whose ``status`` is then ``"stopped"``. Anything else
+            than a truth value or None raises TypeError.
         """
 
     def end(self, run: Trajectory[Any]) -> None:  # noqa: B027
@@ -201,12 +206,22 @@ def stops(callback: Callback, event: Event[Any]) -> bool:
 
 
 def stop_or_go(answer: Any, who: str, *, or_none: bool = True) -> bool:
-    """Return a predicate's answer as a bool; raise TypeError if it is not one value."""
+    """Return a predicate's answer as a bool; raise TypeError if it is not one value.
+
+    A watcher answers a truth value or None. A number is neither: that of
+    ``file.write(...)`` would stop the flow.
+    """
     if or_none and answer is None:
         return False
     shape = getattr(answer, "shape", ())
-    if math.prod(shape) != 1 or isinstance(answer, (str, Sequence, Mapping)):
-        got = f"an array of shape {tuple(shape)}" if shape else type(answer).__name__
-        msg = f"{who} must return True or False, got {got}; reduce it, e.g. by .all()"
-        raise TypeError(msg)
-    return bool(answer)
+    one = math.prod(shape) == 1 and not isinstance(answer, (str, Sequence, Mapping))
+    truth = getattr(answer, "dtype", type(answer)) in (bool, torch.bool)
+    if one and (truth or not or_none):
+        return bool(answer)
+    words = "True, False or None" if or_none else "True or False"
+    got = f"an array of shape {tuple(shape)}" if shape else type(answer).__name__
+    cure = "return a comparison, e.g. x < 1e-6, or nothing"
+    if not one:
+        cure = "reduce it, e.g. by .all()"
+    msg = f"{who} must return {words}, got {got}; {cure}"
+    raise TypeError(msg)

@@ -7,9 +7,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from otflow._paths import a_path
 from otflow._validation import non_negative_int
 from otflow.callbacks.base import Callback, Event
 from otflow.storage.directory import RunDirectory
@@ -39,9 +39,10 @@ class Checkpoint(Callback):
             F, run.final, scheme, ..., steps=left, resume=run, checkpoint=directory
         )
 
-    An exception, Ctrl-C and SIGTERM write the last step made. On SIGTERM the process
-    then ends by that signal, as it does without a checkpoint. A handler of SIGTERM of
-    your own stays in place, and so does the signal outside of the main thread.
+    An exception, ``sys.exit``, Ctrl-C and SIGTERM write the last step made. On SIGTERM
+    the process then ends by that signal, as it does without a checkpoint. A handler of
+    SIGTERM of your own stays in place, and so does the signal outside of the main
+    thread.
 
     Parameters
     ----------
@@ -54,7 +55,8 @@ class Checkpoint(Callback):
     Raises
     ------
     DirectoryInUse
-        From the flow, before its first step: another flow writes there.
+        From the flow, before its first step: another flow writes there. From a step,
+        in a process that was forked meanwhile: its parent writes there.
     ForeignDirectory
         From the flow, before its first step: the directory holds another run, or other
         files.
@@ -92,7 +94,7 @@ class Checkpoint(Callback):
     def __init__(
         self, directory: str | os.PathLike[str], every: int | None = None
     ) -> None:
-        self.directory = Path(directory)
+        self.directory = a_path(directory, "checkpoint", cure="name a directory")
         self.every = every
         if every is not None:
             self.every = non_negative_int(every, "checkpoint_every", minimum=1)

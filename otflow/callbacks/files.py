@@ -8,13 +8,13 @@ import json
 import math
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from otflow._paths import a_path, check_folder
 from otflow._validation import true_or_false
+from otflow._views import columns_of
 from otflow.callbacks.rows import OfRows, Row
 from otflow.trajectory import Trajectory
 
@@ -25,13 +25,17 @@ class _Writer(OfRows):
     """Writes one line for each row, and hands each to the system at once."""
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
-        self.path = Path(path)
+        self.path = a_path(path, "path")
         self.append = true_or_false(append, "append")
         self._file: BinaryIO | None = None
 
     def start(self, run: Trajectory[Any] | None) -> None:
         super().start(run)
         self._close()
+        check_folder(self.path)
+        if self.path.is_dir():
+            msg = f"{self.path} is a folder; give the path of a file in it"
+            raise IsADirectoryError(msg)
         goes_on = self.append and self.path.exists()
         try:
             file = self.path.open("r+b" if goes_on else "xb")
@@ -41,10 +45,6 @@ class _Writer(OfRows):
                 f"append=True to go on in it"
             )
             raise FileExistsError(msg) from error
-        except FileNotFoundError as error:
-            folder = self.path.parent
-            msg = f"there is no folder {folder} for {self.path.name}; make it first"
-            raise FileNotFoundError(msg) from error
         if goes_on:
             try:
                 self._clean(file, None if run is None else len(run.info))
@@ -60,7 +60,7 @@ class _Writer(OfRows):
         the end, which is made anew, and the rows of later steps, which a run that broke
         off has written.
         """
-        *lines, rest = file.read().split(b"\n")
+        *lines, rest = self._split(file.read())
         ends = np.cumsum([len(line) + 1 for line in lines], dtype=np.int64)
         steps = [self._step(line, k) for k, line in enumerate(lines)]
         begin = self._begin(len(lines))
@@ -103,6 +103,10 @@ class _Writer(OfRows):
         )
         return ValueError(msg)
 
+    def _split(self, text: bytes) -> list[bytes]:
+        """Return the lines of a file, and what is behind the last."""
+        return text.split(b"\n")
+
     @abstractmethod
     def _begin(self, k: int) -> bytes:
         """Return how the k-th line begins."""
@@ -126,7 +130,9 @@ class CSVWriter(_Writer):
     entry (i, j) of a record of several numbers is the column ``name[i,j]``. The row of
     step k is that of the measure before step k; the last row is that of the end. Each
     row is handed to the system before the next step: a run that breaks off leaves whole
-    rows.
+    rows. Numbers have all their digits: to read them gives the records to the bit. The
+    text is UTF-8. A name with a comma, a quote or an end of a line is in quotes, as the
+    module ``csv`` and pandas read it.
 
     Parameters
     ----------
@@ -142,10 +148,11 @@ class CSVWriter(_Writer):
     ------
     FileExistsError
         Before the first step, if the file exists and `append` is False.
-    FileNotFoundError
-        Before the first step, if there is no such folder.
+    FileNotFoundError, IsADirectoryError
+        Before the first step, if there is no such folder, or the path is a folder.
     ValueError
-        If the file that exists has other lines or columns.
+        If the file that exists has other lines or columns, or if two columns would have
+        one name.
 
     Examples
     --------
@@ -160,6 +167,17 @@ class CSVWriter(_Writer):
     ['step,time,energy', '0,0.0,0.5', '1,0.5,0.125', '2,1.0,0.03125']
     """
 
+    def _split(self, text: bytes) -> list[bytes]:
+        # The name of a record may hold ends of lines, in quotes: the head goes on.
+        lines, quotes = text.split(b"\n"), 0
+        for k, line in enumerate(lines, start=1):
+            quotes += line.count(b'"')
+            if quotes % 2 == 0:
+                return [b"\n".join(lines[:k]), *lines[k:]]
+        if len(lines) > 1:  # a quote that is never closed: rows may lie behind it
+            raise self._not_mine(lines[0])
+        return lines
+
     def _begin(self, k: int) -> bytes:
         return b"" if k else b"step,time,energy"
 
@@ -167,7 +185,7 @@ class CSVWriter(_Writer):
         if k == 0:
             if not line.startswith(self._begin(0)):
                 raise self._not_mine(line)
-            self._head = line.decode()
+            self._head = line.decode(errors="replace")
             return -1
         try:
             return int(line.split(b",", 1)[0])
@@ -175,7 +193,8 @@ class CSVWriter(_Writer):
             raise self._not_mine(line) from error
 
     def _lines(self, row: Row, values: dict[str, Any], *, is_first: bool) -> list[str]:
-        entries = dict(_entries(values))
+        rows = {name: np.array([x], dtype=object) for name, x in values.items()}
+        entries = {name: x[0] for name, x in columns_of(rows).items()}
         head = _comma_separated(["step", "time", *entries])
         line = _comma_separated([row.step, row.time, *entries.values()])
         if is_first:
@@ -196,8 +215,9 @@ class JSONLinesWriter(_Writer):
     An object holds ``step``, ``time``, ``records`` (the energy and the records of the
     flow) and ``info``, the report of the step that the flow made from there
     (`Certificate.to_dict`); in the last line ``info`` is null. What JSON has no word
-    for, such as an infinity, is written as a string. Each line is handed to the system
-    before the next step: a run that breaks off leaves whole lines.
+    for, such as an infinity, is written as a string. Numbers have all their digits: to
+    read them gives the records to the bit. Each line is handed to the system before the
+    next step: a run that breaks off leaves whole lines.
 
     Parameters
     ----------
@@ -213,8 +233,8 @@ class JSONLinesWriter(_Writer):
     ------
     FileExistsError
         Before the first step, if the file exists and `append` is False.
-    FileNotFoundError
-        Before the first step, if there is no such folder.
+    FileNotFoundError, IsADirectoryError
+        Before the first step, if there is no such folder, or the path is a folder.
     ValueError
         If the file that exists has other lines.
 
@@ -247,19 +267,12 @@ class JSONLinesWriter(_Writer):
         return [json.dumps(_plain(whole), default=str, allow_nan=False)]
 
 
-def _entries(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield columns and numbers."""
-    for name, value in values.items():
-        array = np.array(value, dtype=object)
-        for place in np.ndindex(array.shape):
-            inner = ",".join(map(str, place))
-            yield f"{name}[{inner}]" if place else name, array[place]
-
-
 def _comma_separated(cells: list[Any]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(cells)
-    return text.getvalue()
+    # With this end of a line the writer puts names in quotes that hold a part of it.
+    end = "\r\n"
+    csv.writer(text, lineterminator=end).writerow(cells)
+    return text.getvalue().removesuffix(end)
 
 
 def _plain(value: Any) -> Any:

@@ -74,7 +74,8 @@ class Stationary(Callback):
     A resumed flow counts anew.
 
     A slow step is near a critical point of F, which need not be a minimiser. Steps with
-    noise (`otflow.Langevin`) never rest.
+    noise (`otflow.Langevin`) are never slow; but their energies before and after a step
+    may agree by chance, so that ``by="decrease"`` needs a larger `patience`.
 
     Examples
     --------
@@ -193,7 +194,8 @@ class Stationary(Callback):
             warn(msg, UserWarning)
 
     def __str__(self) -> str:
-        return f"Stationary stopped the flow ({self.by} {self.rate:.3g})"
+        rate = "unknown" if self.rate is None else f"{self.rate:.3g}"
+        return f"Stationary stopped the flow ({self.by} {rate})"
 
     def __repr__(self) -> str:
         return f"Stationary({self.tolerance:g}, by={self.by!r})"

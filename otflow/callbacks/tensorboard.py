@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from otflow._lazy import lazy_import
 from otflow.callbacks.rows import OfRows, Row
 from otflow.proximal import Certificate
@@ -40,7 +42,9 @@ class TensorBoardWriter(OfRows):
         Before the first step, if a folder is given and tensorboard is missing (extra
         ``tensorboard``).
     TypeError
-        If the target is something else.
+        If the target is something else. In the flow, if a record is complex.
+    ValueError
+        In the flow, if two records would be one curve.
 
     Notes
     -----
@@ -84,6 +88,8 @@ class TensorBoardWriter(OfRows):
     def see(self, row: Row) -> None:
         if self._writer is None:
             return
+        tags = {name: _tags(name, value) for name, value in row.values.items()}
+        _check_tags(tags)
         if row.report is not None:
             self._write_report(row.report, row.step)
         self._writer.add_scalar("time", row.time, row.step)
@@ -91,9 +97,7 @@ class TensorBoardWriter(OfRows):
             if value.numel() > CURVES:
                 self._writer.add_histogram(name, value.cpu(), row.step)
                 continue
-            entries = value.flatten().tolist()
-            tags = [name] if not value.ndim else [f"{name}/{k}" for k in range(CURVES)]
-            for tag, entry in zip(tags, entries, strict=False):
+            for tag, entry in zip(tags[name], value.flatten().tolist(), strict=True):
                 self._writer.add_scalar(tag, entry, row.step)
 
     def _write_report(self, report: Certificate, step: int) -> None:
@@ -119,3 +123,30 @@ class TensorBoardWriter(OfRows):
     def __repr__(self) -> str:
         shown = str(self._folder) if self._folder else type(self.target).__name__
         return f"TensorBoardWriter({shown!r})"
+
+
+def _tags(name: str, value: Tensor) -> list[str]:
+    """Return the names of the curves of a record, or that of its histogram."""
+    if value.is_complex():
+        msg = (
+            f"the record {name!r} is complex, and TensorBoard shows real numbers; "
+            f"record x.real and x.imag as two records, or x.abs()"
+        )
+        raise TypeError(msg)
+    if not value.ndim or value.numel() > CURVES:
+        return [name]
+    return [f"{name}/{k}" for k in range(value.numel())]
+
+
+def _check_tags(tags: dict[str, list[str]]) -> None:
+    """Raise if two records would be one curve."""
+    seen = {"time": "time", **{f"info/{word}": "a report" for word in WORDS}}
+    for name, own in tags.items():
+        for tag in own:
+            other = seen.setdefault(tag, name)
+            if other is not name:
+                msg = (
+                    f"the records {other!r} and {name!r} would both be the curve "
+                    f"{tag!r}; give one of them another name"
+                )
+                raise ValueError(msg)

@@ -18,7 +18,7 @@ from otflow._validation import check_finite, check_kind, check_scalar, real
 from otflow.functionals import legacy
 from otflow.measures import Measure
 
-__all__ = ["Functional", "Scaled", "Sum", "check_functional"]
+__all__ = ["Functional", "Scaled", "Sum", "check_functional", "check_measure"]
 
 # The methods whose answers are checked, and their names in the error.
 CHECKED = {
@@ -29,10 +29,12 @@ CHECKED = {
 
 
 def _finite(method: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """Return a method that raises `NonFinite` where a tensor is not finite."""
+    """Return a method that takes measures alone, and gives finite tensors alone."""
 
     @wraps(method)
     def checked(*args: Any, **options: Any) -> Any:
+        for mu in args[1:2]:
+            check_measure(mu)
         answer = method(*args, **options)
         for part in answer if isinstance(answer, tuple) else (answer,):
             if isinstance(part, Tensor):
@@ -42,6 +44,7 @@ def _finite(method: Callable[..., Any], what: str) -> Callable[..., Any]:
     @wraps(method)
     def checked_value(*args: Any, **options: Any) -> Tensor:
         at = options.get("mu", args[-1])
+        check_measure(at)
         return check_scalar(method(*args, **options), at, finite=True)
 
     return checked_value if method.__name__ == "value" else checked
@@ -57,7 +60,8 @@ def _flat(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
             check_functional(term)
             factor = real(c, "the factor of a term")
             inner = ((1.0, self),) if term is self else term.terms()
-            flat += [(factor * a, part) for a, part in inner]
+            what = "a product of factors"
+            flat += [(real(factor * a, what), part) for a, part in inner]
         return tuple(flat)
 
     return terms
@@ -287,11 +291,15 @@ class Functional(ABC):
 
         For a functional that is finite on atoms: along the interpolation :math:`\mu_t =
         ((1-t)\,\pi^1 + t\,\pi^2)_\#\gamma` of every coupling :math:`\gamma`,
-        :math:`F(\mu_t) \le (1-t)F(\mu_0) + tF(\mu_1) - \tfrac\lambda2 t(1-t)
-        \int|x-y|^2 d\gamma`. For an internal energy: along generalised geodesics. By
-        default the bound of a functional of one term is unknown; the bounds of several
-        `terms` add up, each times its factor, and a negative factor makes the sum
-        unknown.
+
+        .. math::
+
+            F(\mu_t) \le (1-t)F(\mu_0) + tF(\mu_1)
+            - \tfrac\lambda2 t(1-t) \int|x-y|^2 d\gamma .
+
+        For an internal energy: along generalised geodesics. By default the bound of a
+        functional of one term is unknown; the bounds of several `terms` add up, each
+        times its factor, and a negative factor makes the sum unknown.
 
         Parameters
         ----------
@@ -326,9 +334,9 @@ class Functional(ABC):
         """Return the functional with its tensors in another dtype or on another device.
 
         Tensors, measures, kernels and functionals among its attributes are moved, with
-        their graphs. Integer tensors, such as classes, keep their dtype. What holds no
-        tensors stays itself. The measure that F is evaluated at is moved by its own
-        ``mu.to(...)``.
+        their graphs: also in slots, in containers, and in the class itself. Integer
+        tensors, such as classes, keep their dtype. What holds no tensors stays itself.
+        The measure that F is evaluated at is moved by its own ``mu.to(...)``.
 
         Parameters
         ----------
@@ -345,9 +353,10 @@ class Functional(ABC):
         Raises
         ------
         Unsupported
-            If a torch module, or a tensor that a function holds, would have to move.
-            The message names it. A module is moved by its owner, in place. A function
-            is made again, from moved tensors.
+            If a torch module, or a tensor that a function holds or that a method of
+            its class reads from outside, would have to move. The message names it. A
+            module is moved by its owner, in place. A function is made again, from moved
+            tensors.
         TypeError, ValueError
             If the dtype is not float32 or float64.
 
@@ -398,15 +407,15 @@ class Functional(ABC):
 
     def __mul__(self, factor: object) -> Functional:
         """Return the functional times a real number."""
-        if isinstance(factor, (Functional, Tensor, str)):
+        if isinstance(factor, (Functional, str)):
             return NotImplemented
-        return Scaled(real(factor, "the factor of a functional"), self)
+        return Scaled(factor, self)  # type: ignore[arg-type]  # it checks the factor
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: object) -> Functional:
         """Return the functional over a real number other than 0."""
-        if isinstance(divisor, (Functional, Tensor, str)):
+        if isinstance(divisor, (Functional, str)):
             return NotImplemented
         return Scaled(inverse(divisor, "a functional"), self)
 
@@ -430,6 +439,11 @@ class Sum(Functional):
     parts : tuple of Functional
         Terms.
 
+    Raises
+    ------
+    TypeError
+        If a term is no functional.
+
     Examples
     --------
     >>> import torch, otflow as of
@@ -441,6 +455,7 @@ class Sum(Functional):
     def __init__(self, parts: tuple[Functional, ...]) -> None:
         flat: list[Functional] = []
         for part in parts:
+            check_functional(part)
             flat.extend(part.parts if isinstance(part, Sum) else (part,))
         self.parts: tuple[Functional, ...] = tuple(flat)
 
@@ -494,6 +509,11 @@ class Scaled(Functional):
     factor, functional
         As above.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If the factor is not a finite real number, or `functional` is none.
+
     Examples
     --------
     >>> import torch, otflow as of
@@ -503,7 +523,8 @@ class Scaled(Functional):
     """
 
     def __init__(self, factor: float, functional: Functional) -> None:
-        self.factor = factor
+        check_functional(functional)
+        self.factor = real(factor, "the factor of a functional")
         self.functional = functional
 
     def value(self, mu: Measure) -> Tensor:
@@ -528,6 +549,11 @@ class Scaled(Functional):
     def __repr__(self) -> str:
         is_sum = isinstance(self.functional, Sum) and len(self.functional.parts) > 1
         return text_of_multiple(self.factor, repr(self.functional), in_brackets=is_sum)
+
+
+def check_measure(mu: Any) -> None:
+    """Raise TypeError unless mu is a measure; say how points are made one."""
+    check_kind(mu, Measure, "mu", cure="of points (n, d) make Particles(points)")
 
 
 def check_functional(F: Any) -> None:

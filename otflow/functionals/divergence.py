@@ -74,8 +74,9 @@ class KL(Functional):
             self._potential = Potential(target, modulus=modulus)
         else:
             msg = (
-                f"the target must be a potential (..., d) -> (...) or a GridDensity, "
-                f"got {target!r:.80}"
+                f"the target must be a function V, (..., d) -> (...), or a "
+                f"GridDensity, got {target!r:.80}; give the plain function V, or "
+                f"write Potential(V) + Entropy()"
             )
             raise TypeError(msg)
 

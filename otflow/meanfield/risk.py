@@ -54,7 +54,8 @@ class Risk(Functional):
         over data.
     batch_size : int, optional
         Number of samples that `resample` draws, at most n. By default `resample`
-        returns the risk of all data.
+        returns the risk of all data. `schemes.Minibatch` draws before each step; every
+        other scheme steps on all data, whatever the size.
 
     Attributes
     ----------

@@ -787,7 +787,7 @@ class Measure(ABC):
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     def __getstate__(self) -> Any:
-        return {name: getattr(self, name) for name in without_counters(vars(self))}
+        return self._attributes()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._hold(**state)  # writes are counted from now on

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from otflow._moving import Move, moved_object
+from otflow._holding import data_of
+from otflow._moving import Move, leave_methods, moved_object
 
 __all__ = ["carried"]
 
@@ -14,12 +15,16 @@ M = TypeVar("M", bound=Any)
 
 
 def carried(mu: M, move: Move) -> M:
-    """Return a measure with its attributes moved; itself if none changes.
+    """Return a measure with its attributes moved, those of its class too.
+
+    It is the measure itself if none changes.
 
     Weights of a finer dtype sum to 1, if they were a probability. What follows from
     other attributes is computed again after a change of dtype.
     """
-    held: dict[str, Any] = mu._attributes()
+    own: dict[str, Any] = mu._attributes()
+    held = data_of(type(mu)) | own
+    leave_methods(type(mu), move)
     masses = held.get("weights")
     if isinstance(masses, Tensor):
         move.once(masses, lambda: move.masses(masses), derived=False)
@@ -27,7 +32,7 @@ def carried(mu: M, move: Move) -> M:
     if all(new[name] is value for name, value in held.items()):
         return mu
     twin: M = object.__new__(type(mu))
-    twin._hold(**new)
+    twin._hold(**{k: v for k, v in new.items() if k in own or v is not held[k]})
     if move.dtype not in (None, mu.dtype):
         twin._hold(**twin._retyped(mu, move))
     return twin

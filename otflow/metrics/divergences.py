@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otflow._bounds import at_least
 from otflow._known import known_derivatives
 from otflow._memory import check_memory
 from otflow._validation import positive
@@ -300,8 +301,8 @@ def _inverse_square(reach: float, blur: float) -> float:
     if reach < least:
         msg = (
             f"reach = {reach:g} is too small: its square is lost in the range of "
-            f"float64; take at least {least:.2g}, which differs in no digit from "
-            f"reach -> 0"
+            f"float64; take at least {at_least(least, 2)}, which differs in no "
+            f"digit from reach -> 0"
         )
         raise ValueError(msg)
     return 1.0 / reach / reach
@@ -313,7 +314,7 @@ def _check_blur(blur: float, diameter: float, dtype: torch.dtype) -> None:
     if blur < least:
         msg = (
             f"blur = {blur:g} is lost in the round-off of {dtype} for points "
-            f"{diameter:.3g} apart; take at least {least:.2g}"
+            f"{diameter:.3g} apart; take at least {at_least(least, 2)}"
         )
         raise ValueError(msg)
     if LARGEST < blur <= WIDE * diameter:

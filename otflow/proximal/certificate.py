@@ -256,13 +256,15 @@ class Certificate(Mapping[str, Any]):
         # By what JSON holds: a comparison of tensors has no one truth value.
         if not isinstance(other, Mapping):
             return NotImplemented
-        return self.to_dict() == {name: _written(x) for name, x in other.items()}
+        return _same(self.to_dict(), _written(other))
 
     __array_ufunc__ = None  # beside an array it is one object, not its entries
 
     def __hash__(self) -> int:
-        # Of numbers that equal certificates share.
-        return hash((self.energy_before, self.energy_after, self.w2, self.dt))
+        # Of numbers that equal certificates share; each NaN has a hash of its own.
+        held = (self.energy_before, self.energy_after, self.w2, self.dt)
+        shared = map(_written, held)
+        return hash(tuple(x if x == x else None for x in shared))  # noqa: PLR0124
 
     @cached_property
     def _view(self) -> dict[str, Any]:
@@ -463,13 +465,28 @@ def _plain(value: Any) -> Any:
 
 
 def _written(value: Any) -> Any:
-    if isinstance(value, Certificate):
-        return value.to_dict()
-    if isinstance(value, Tensor):
+    if isinstance(value, Mapping):  # a Certificate too
+        return {name: _written(part) for name, part in value.items()}
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
         return value.tolist()
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return [_written(part) for part in value]
     return str(value) if isinstance(value, Guarantee) else value
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two written values are equal; a NaN equals another."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        known = one.keys() == other.keys()
+        return known and all(_same(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if one is other:
+        return True
+    try:
+        return bool(one == other) or bool(one != one and other != other)  # noqa: PLR0124
+    except Exception:  # an object without one truth value, such as a table
+        return False
 
 
 def _current(name: str) -> str:

@@ -168,6 +168,8 @@ class Scheme(ABC):
         """Return the state of which `state_dict` made plain data.
 
         The steps from that state equal to the bit those from the state itself.
+        A flow calls it if the scheme that goes on has the same ``repr`` as the one that
+        made the state; any other begins with `init`.
 
         Parameters
         ----------
@@ -270,6 +272,8 @@ def made_by(scheme: Scheme, step: Step[Any]) -> Step[Any]:
     if not isinstance(step, Step):
         what = f"the answer of {type(scheme).__name__}.step"
         check_kind(step, Step, what, cure="return otflow.schemes.Step(measure, state)")
+    what = f"the measure in the Step of {type(scheme).__name__}"
+    check_kind(step.measure, Measure, what, cure="move it by mu.push(tangent, dt)")
     energy = step.energy
     if energy is not None and not (isinstance(energy, Tensor) and energy.ndim == 0):
         msg = (

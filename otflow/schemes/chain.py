@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otflow._validation import check_kind
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.proximal.certificate import Certificate
@@ -137,10 +138,8 @@ def chain(*schemes: Scheme) -> Scheme:
         msg = "chain needs at least one scheme"
         raise ValueError(msg)
     for scheme in schemes:
-        if not isinstance(scheme, Scheme):
-            hint = f"; write {scheme.__name__}()" if isinstance(scheme, type) else ""
-            msg = f"chain takes schemes, got {scheme!r}{hint}"
-            raise TypeError(msg)
+        cure = "give each as an argument of its own: chain(first, second)"
+        check_kind(scheme, Scheme, "an argument of chain", cure=cure)
     return schemes[0] if len(schemes) == 1 else Chain(schemes)
 
 

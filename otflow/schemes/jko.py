@@ -138,7 +138,8 @@ class JKO(Scheme):
         self, solver: ProximalSolver[Any] | None = None, *, order: int = 1
     ) -> None:
         if solver is not None:
-            check_kind(solver, ProximalSolver, "solver")
+            cure = "leave it out, or take one, e.g. proximal.ParticleProximal()"
+            check_kind(solver, ProximalSolver, "solver", cure=cure)
         self.solver = solver
         self.order = non_negative_int(order, "order", minimum=1)
         if self.order > 1 and self.order not in TABLEAUS:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from otflow._bounds import at_most
 from otflow.errors import Unsupported
 
 __all__ = ["time_error"]
@@ -116,7 +117,7 @@ def _checked(report: Mapping[str, Any], k: int, *, inner: bool) -> Mapping[str, 
         cure = "state it where you know it, e.g. Potential(V, modulus=0.0)"
         _refuse(k, "minimised a functional of unknown convexity", cure)
     if 1 + dt * modulus <= 0:
-        cure = f"take dt < {-1 / modulus:.3g}"
+        cure = f"take dt < {at_most(-1 / modulus, 3)}"
         _refuse(k, f"is too long for the modulus {modulus:g}", cure)
     if report["w2"] is None:
         cure = "use a solver that knows it (without blur)"

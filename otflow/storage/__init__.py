@@ -2,7 +2,7 @@
 
 import torch
 
-from otflow.storage.codec import data_classes
+from otflow.storage.classes import data_classes
 from otflow.storage.door import load, save
 
 __all__ = ["load", "save"]

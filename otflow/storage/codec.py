@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
 from types import NoneType
 from typing import Any
@@ -16,14 +15,19 @@ from torch import Tensor
 
 from otflow._validation import check_kind
 from otflow.errors import CorruptFile, OtflowError, Unsupported
-from otflow.measures import Measure
+from otflow.storage.classes import held_names, made_of, spare_names
 from otflow.storage.tensors import Shelf, taken
 
-__all__ = ["Reader", "data_classes", "encode"]
+__all__ = ["Reader", "encode"]
 
 # The key of a node that is no plain JSON.
 TAG = "$"
-CURE = "keep numbers, text, tensors, measures, and lists, dicts, dataclasses of these"
+# Python reads longer integers as text only if it is told to.
+LONGEST = 10_000  # bits
+CURE = (
+    "keep numbers, text, tensors, measures, and lists, dicts, dataclasses of these; "
+    "make functionals and schemes, which are code, anew in your script"
+)
 
 
 def encode(thing: Any, shelf: Shelf, at: str = "it") -> Any:
@@ -47,40 +51,65 @@ def encode(thing: Any, shelf: Shelf, at: str = "it") -> Any:
     Raises
     ------
     Unsupported
-        If a part is no data, as a function, or a tensor that no file holds.
+        If a part is no data, as a function, or a tensor that no file holds, or if the
+        parts are nested too deeply, as those of a list that holds itself.
     """
     for kinds, write in _WRITERS:
         if isinstance(thing, kinds):
             return write(thing, shelf, at)
-    names = _names(thing)
+    with shelf.level(at):
+        return _parts(thing, shelf, at)
+
+
+def _parts(thing: Any, shelf: Shelf, at: str) -> Any:
+    """Return JSON for an object that is made of others."""
+    kind = type(thing)
+    names = held_names(thing)
     if names is not None:
         held = {
             name: encode(getattr(thing, name), shelf, f"{at}.{name}") for name in names
         }
-        return {TAG: "object", **_home(type(thing)), "is": held}
+        node = {TAG: "object", **_home(kind), "is": held}
+        also = _beside(thing, names, shelf, at)
+        return {**node, "also": also} if also else node
     for kinds, write in _CONTAINERS:
         if isinstance(thing, kinds):
             return write(thing, shelf, at)
-    msg = f"{at} is a {type(thing).__name__}, which no file holds: {CURE}"
+    what = "this object" if at == kind.__name__ else at
+    msg = f"{what} is of class {kind.__name__}, which no file holds: {CURE}"
     raise Unsupported(msg)
 
 
-def _names(thing: Any) -> list[str] | None:
-    """Return the names of what a dataclass, measure or named tuple holds, or None."""
-    if is_dataclass(thing) and not isinstance(thing, type):
-        return [field.name for field in fields(thing)]
-    if isinstance(thing, Measure):
-        return sorted(thing.__getstate__())
-    names = getattr(thing, "_fields", None) if isinstance(thing, tuple) else None
-    return None if names is None else list(names)
+def _beside(
+    thing: Any, names: Collection[str], shelf: Shelf, at: str
+) -> dict[str, Any]:
+    """Return JSON for the attributes beside the fields."""
+    also = {}
+    for name in spare_names(thing, names):
+        try:
+            also[name] = encode(getattr(thing, name), shelf, f"{at}.{name}")
+        except Unsupported:
+            # What is no data may be made anew from the fields, and only so.
+            if not hasattr(thing, "__post_init__"):
+                raise
+    return also
 
 
 def _plain(thing: Any, _: Shelf, __: str) -> Any:
     return thing
 
 
-def _enum(thing: Any, _: Shelf, __: str) -> Any:
-    return {TAG: "enum", **_home(type(thing)), "is": thing.value}
+def _int(thing: int, _: Shelf, at: str) -> Any:
+    if thing.bit_length() > LONGEST:
+        msg = f"{at} is an integer of {thing.bit_length()} bits, which no file holds"
+        msg += "; keep it as text in hexadecimal, hex(n)"
+        raise Unsupported(msg)
+    return thing
+
+
+def _enum(thing: Any, shelf: Shelf, at: str) -> Any:
+    value = encode(thing.value, shelf, f"{at}.value")
+    return {TAG: "enum", **_home(type(thing)), "is": value}
 
 
 def _float(thing: Any, _: Shelf, __: str) -> Any:
@@ -92,7 +121,8 @@ def _tensor(thing: Any, shelf: Shelf, at: str) -> Any:
 
 
 def _array(thing: Any, shelf: Shelf, at: str) -> Any:
-    if thing.dtype.kind not in "biuf":
+    masked = isinstance(thing, np.ma.MaskedArray)
+    if thing.dtype.kind not in "biuf" or thing.dtype.itemsize > 8 or masked:
         msg = f"{at} is an array of {thing.dtype}, which no file holds: {CURE}"
         raise Unsupported(msg)
     kind = "array" if isinstance(thing, np.ndarray) else "number"
@@ -128,8 +158,9 @@ def _tuple(thing: Any, shelf: Shelf, at: str) -> Any:
 # first kind that fits counts.
 _WRITERS: list[tuple[Any, Any]] = [
     (Enum, _enum),
+    ((bool, str, NoneType), _plain),
     ((np.ndarray, np.generic), _array),
-    ((bool, int, str, NoneType), _plain),
+    (int, _int),
     (float, _float),
     (Tensor, _tensor),
     (torch.dtype, _dtype),
@@ -165,7 +196,7 @@ class Reader:
     def __init__(
         self, types: Iterable[type] | None = (), device: str | None = None
     ) -> None:
-        self.types = {_own_name(kind): kind for kind in types or ()}
+        self.types = [_checked(kind) for kind in types or ()]
         self.closed = types is not None
         self.device = device
         self.tensors: Mapping[str, Tensor] = {}
@@ -174,7 +205,11 @@ class Reader:
     def decode(self, tree: Any, tensors: Mapping[str, Tensor]) -> Any:
         """Return the object of a file: its JSON and its tensors."""
         self.tensors, self._taken = tensors, {}
-        return self._made(tree)
+        try:
+            return self._made(tree)
+        except (RecursionError, MemoryError) as error:
+            msg = f"the file asks for more than there is: {error!r:.80}"
+            raise CorruptFile(msg) from error
 
     def _made(self, node: Any) -> Any:
         """Return the object of a node."""
@@ -186,9 +221,10 @@ class Reader:
             make = getattr(self, f"_make_{node[TAG]}", None)
             if make is not None:
                 return make(node)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            if isinstance(error, OtflowError):
-                raise
+        except (OtflowError, RecursionError, MemoryError):
+            raise
+        except Exception as error:
+            # A note that otflow never writes may fail in any way.
             msg = f"the entry {node!r:.80} of the file has no meaning: {error!r:.80}"
             raise CorruptFile(msg) from error
         msg = f"the file has an entry of unknown kind, {node!r:.80}; it may be newer"
@@ -229,7 +265,7 @@ class Reader:
         if not issubclass(kind, Enum):
             msg = f"{kind.__name__} is no enumeration"
             raise CorruptFile(msg)
-        return kind(node["is"])
+        return kind(self._made(node["is"]))
 
     def _make_object(self, node: Any) -> Any:
         held = {str(name): self._made(part) for name, part in node["is"].items()}
@@ -239,33 +275,16 @@ class Reader:
             if self.closed:
                 raise
             return held
-        if issubclass(kind, tuple) and hasattr(kind, "_fields"):
-            _check_names(kind, held, list(kind._fields), [])
-            return kind(**held)
-        if not _holds_data(kind):
-            msg = f"{kind.__name__} holds no data that a file could set"
-            raise CorruptFile(msg)
-        thing: Any = object.__new__(kind)
-        if is_dataclass(kind):
-            # A field that is newer than the file has its default.
-            spare = {f.name: f for f in fields(kind) if _has_default(f)}
-            _check_names(kind, held, [f.name for f in fields(kind)], list(spare))
-            for name in spare.keys() - held.keys():
-                held[name] = _default(spare[name])
-        for name, value in held.items():
-            object.__setattr__(thing, name, value)
-        if isinstance(thing, Measure):
-            _check_measure(thing)
-        elif hasattr(thing, "__post_init__"):
-            thing.__post_init__()
-        return thing
+        also = node.get("also", {})
+        spare = {str(name): self._made(part) for name, part in also.items()}
+        return made_of(kind, held, spare)
 
     def _kind(self, node: Any) -> type:
         """Return the class of a node: the caller's, or one that otflow has loaded."""
         name, module = str(node["class"]), str(node["module"])
-        for known in (f"{module}.{name}", name):
-            if known in self.types:
-                return self.types[known]
+        for kind in self.types:
+            if (kind.__module__, kind.__qualname__) == (module, name):
+                return kind
         if module.partition(".")[0] == "otflow":
             found = getattr(sys.modules.get(module), name, None)
             if isinstance(found, type) and found.__module__ == module:
@@ -275,6 +294,10 @@ class Reader:
                 f"does not have; read it with the version that wrote it"
             )
             raise CorruptFile(msg)
+        # A class of a script has another module where it is imported.
+        alike = [kind for kind in self.types if kind.__qualname__ == name]
+        if len(alike) == 1:
+            return alike[0]
         msg = (
             f"the file holds a {name} of the module {module}, and load makes no class "
             f"that it is not told; hand it over: load(path, types=[{name}])"
@@ -282,60 +305,6 @@ class Reader:
         raise Unsupported(msg)
 
 
-def data_classes() -> list[Any]:
-    """Return the classes of otflow that hold data: measures, dataclasses and so on."""
-    found: set[type] = set()
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "otflow":
-            kinds = (k for k in vars(module).values() if isinstance(k, type))
-            found.update(k for k in kinds if k.__module__ == name and _holds_data(k))
-    return sorted(found, key=lambda kind: f"{kind.__module__}.{kind.__qualname__}")
-
-
-def _holds_data(kind: type) -> bool:
-    named = issubclass(kind, tuple) and hasattr(kind, "_fields")
-    return is_dataclass(kind) or issubclass(kind, (Measure, Enum)) or named
-
-
-def _own_name(kind: type) -> str:
+def _checked(kind: type) -> type:
     check_kind(kind, type, "an entry of types", cure="e.g. types=[MyMeasure]")
-    return kind.__qualname__
-
-
-def _check_names(
-    kind: type, held: Mapping[str, Any], names: list[str], spare: list[str]
-) -> None:
-    unknown = sorted(held.keys() - set(names))
-    missing = sorted(set(names) - held.keys() - set(spare))
-    if unknown or missing:
-        what = f"unknown fields {unknown}" if unknown else f"no {missing}"
-        msg = (
-            f"the {kind.__name__} of the file has {what}; it was damaged, or written "
-            f"by another version"
-        )
-        raise CorruptFile(msg)
-
-
-def _has_default(field: Any) -> bool:
-    return field.default is not MISSING or field.default_factory is not MISSING
-
-
-def _default(field: Any) -> Any:
-    return field.default if field.default is not MISSING else field.default_factory()
-
-
-def _check_measure(mu: Measure) -> None:
-    """Raise CorruptFile unless the arrays are those of a measure."""
-    x, w, kind = mu.points, mu.weights, type(mu).__name__
-    if x.ndim != 2 or w.shape != x.shape[:1] or x.dtype != w.dtype or not len(w):
-        what = f"points {tuple(x.shape)} {x.dtype}, weights {tuple(w.shape)} {w.dtype}"
-    elif x.dtype not in (torch.float32, torch.float64):
-        what = f"points of {x.dtype}"
-    elif not bool(x.isfinite().all() & w.isfinite().all()):
-        what = "points or weights that are not finite"
-    elif bool((w < 0).any()) or abs(float(w.double().sum()) - 1) > 1e-3:
-        what = f"weights that are negative or of sum {float(w.double().sum()):g}, not 1"
-    else:
-        return
-    msg = f"the file holds a {kind} with {what}: it was damaged or changed"
-    raise CorruptFile(msg)
+    return kind

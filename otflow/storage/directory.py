@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from otflow._lazy import lazy_import
-from otflow.errors import CorruptFile, ForeignDirectory
+from otflow.errors import CorruptFile, DirectoryInUse, ForeignDirectory
 from otflow.storage.files import read, replace, write
 from otflow.storage.lock import Lock
 from otflow.trajectory import Trajectory
@@ -20,11 +21,14 @@ __all__ = ["RunDirectory", "read_run"]
 
 SUFFIX = ".safetensors"
 LABEL = "run.json"
+LOCK = "lock"
 FORMAT = {"format": "otflow run", "version": 1}
 # What half a file is called.
 TEMPORARY = (f".{LABEL}.", ".rows-", ".state-")
 # A damaged state leaves the one before.
 STATES_KEPT = 2
+# How often a reader looks again for states that a writer has replaced.
+TRIES = 20
 
 
 class RunDirectory:
@@ -57,8 +61,11 @@ class RunDirectory:
     def __init__(self, path: Path, run: Trajectory[Any] | None) -> None:
         self.path = path
         lazy_import("safetensors.torch")  # it is missing before any work, not after
+        if path.is_file():
+            msg = f"{path} is a file, and a run needs a directory; name another path"
+            raise NotADirectoryError(msg)
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = Lock(path / "lock")
+        self._lock = Lock(path / LOCK)
         try:
             self.parts, self.kept = self._begin(run)
         except BaseException:
@@ -81,6 +88,13 @@ class RunDirectory:
         first : int
             Number of the step of its first report.
         """
+        if not self._lock.held:
+            msg = (
+                f"this process was forked from a flow that writes to {self.path}, and "
+                f"must not write there too; begin a flow of its own in another "
+                f"directory"
+            )
+            raise DirectoryInUse(msg)
         new = f"rows-{self.kept:09d}-{made:09d}{SUFFIX}"
         reports = run.info[self.kept - first : made - first]
         parts = self.parts
@@ -99,7 +113,8 @@ class RunDirectory:
             "bookmark": run.bookmark,
             "tail": _rows(run, made, made + 1),
         }
-        write(self.path / _state_name(made), state)
+        # A run that goes on begins with the state that stands there already.
+        write(self.path / _state_name(made), state, unless_there=True)
         self.parts, self.kept = parts, made
         for old in _states(self.path)[:-STATES_KEPT]:
             old.unlink()
@@ -140,12 +155,22 @@ def read_run(
 
     With ``strict=False`` a damaged checkpoint is passed over for the one before.
     """
+    types = list(types)
+    for _ in range(TRIES):
+        # A flow that writes meanwhile may remove a state before it is read.
+        with suppress(FileNotFoundError):
+            return _read_run(path, types, device, strict=strict)
+    return _read_run(path, types, device, strict=strict)
+
+
+def _read_run(
+    path: Path, types: list[type], device: str | None, *, strict: bool
+) -> Trajectory[Any]:
     check_label(path)
     states = _states(path)
     if not states:
         msg = f"{path} holds a run without a checkpoint yet; begin it anew"
         raise CorruptFile(msg)
-    types = list(types)
     for name in reversed(states[1:]):
         try:
             return _held(path, read(name, types=types, device=device), types, device)
@@ -161,7 +186,7 @@ def check_label(path: Path) -> None:
     """Raise ForeignDirectory unless a directory holds a run, in the present format."""
     try:
         known = json.loads((path / LABEL).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, RecursionError) as error:
         msg = f"{path} holds no run of otflow; name the `checkpoint` of a flow"
         raise ForeignDirectory(msg) from error
     if known != FORMAT:
@@ -175,13 +200,14 @@ def _rows(run: Trajectory[Any], first: int, last: int) -> dict[str, Any]:
     row = (run.steps >= first) & (run.steps < last)
     seen = (run.snapshot_steps >= first) & (run.snapshot_steps < last)
     measures = [mu for mu, here in zip(run.snapshots, seen, strict=True) if here]
+    # A run that was loaded to a device goes on with times on the CPU.
     return {
-        "times": run.times[row],
-        "steps": run.steps[row],
-        "records": {name: held[row] for name, held in run.records.items() if len(held)},
+        "times": run.times[row].cpu(),
+        "steps": run.steps[row].cpu(),
+        "records": {n: held[row[: len(held)]] for n, held in run.records.items()},
         "snapshots": measures,
-        "snapshot_times": run.snapshot_times[seen],
-        "snapshot_steps": run.snapshot_steps[seen],
+        "snapshot_times": run.snapshot_times[seen].cpu(),
+        "snapshot_steps": run.snapshot_steps[seen].cpu(),
     }
 
 
@@ -206,10 +232,7 @@ def _held(
         raise CorruptFile(msg)
     return Trajectory(
         times=_joined(rows, "times"),
-        records={
-            name: torch.cat([p["records"][name] for p in rows if name in p["records"]])
-            for name in names
-        },
+        records={name: _record(rows, name) for name in names},
         snapshots=tuple(mu for part in rows for mu in part["snapshots"]),
         final=state["final"],
         info=tuple(info),
@@ -225,6 +248,12 @@ def _held(
 
 def _joined(rows: list[dict[str, Any]], name: str) -> Tensor:
     return torch.cat([part[name] for part in rows])
+
+
+def _record(rows: list[dict[str, Any]], name: str) -> Tensor:
+    held = [part["records"][name] for part in rows if name in part["records"]]
+    # Without a row neither the shape nor the dtype of a record is known.
+    return torch.cat([x for x in held if len(x)] or held[:1])
 
 
 def _named(state: Mapping[str, Any]) -> Iterator[str]:
@@ -271,9 +300,9 @@ def _clear(path: Path, named: set[str]) -> None:
 
 
 def _check_empty(path: Path) -> None:
-    mine = ("lock", *TEMPORARY)
     names = sorted(found.name for found in path.iterdir())
-    others = [name for name in names if not name.startswith(mine)]
+    others = [name for name in names if not name.startswith(TEMPORARY)]
+    others = [name for name in others if name != LOCK]
     if others:
         msg = (
             f"{path} holds {others[0]!r}, which is no part of a run; take a new or an "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
+from otflow._paths import a_path
 from otflow.storage.directory import read_run
 from otflow.storage.files import read, write
 
@@ -23,19 +23,23 @@ def save(path: str | os.PathLike[str], thing: Any) -> None:
     Parameters
     ----------
     path : str or path
-        The file. An existing one is replaced.
+        The file. An existing one is replaced and keeps its permissions; of a link the
+        file that it points to is replaced.
     thing : object
         A measure, `Trajectory`, `Certificate`, `Bookmark`; a tensor, array, number or
-        string; a dataclass, list, tuple or dict of these.
+        string; a dataclass, named tuple, enumeration, list, tuple or dict of these.
 
     Raises
     ------
     Unsupported
-        If a part is no data, as a function, or carries a graph.
+        If a part is no data, as a function, or carries a graph, or holds itself.
+    TypeError
+        If the path is no path.
     ImportError
         If safetensors is missing (extra ``store``).
     OSError
-        From the file system, as for a full disk. What was there before stays.
+        From the file system, as for a full disk or a missing folder. What was there
+        before stays.
 
     See Also
     --------
@@ -56,7 +60,8 @@ def save(path: str | os.PathLike[str], thing: Any) -> None:
     >>> torch.equal(again.points, mu.points)
     True
     """
-    write(Path(path), thing)
+    cure = "the path comes first: write save(path, thing)"
+    write(a_path(path, "path", cure=cure), thing)
 
 
 def load(
@@ -74,10 +79,10 @@ def load(
         A file, or the ``checkpoint`` directory of a flow.
     types : iterable of type, optional
         Classes of your own that occur in the file: measures, or dataclasses of a
-        scheme's state. No other class is made, and no code of a file is run.
+        scheme's state. No other class is made, and no code of a file is run. A class
+        is known by its name and module, or by its name where one class has it.
     device : str, optional
         Where to put the tensors; by default where they were.
-
     strict : bool
         Of a directory: whether a damaged checkpoint raises. With False the checkpoint
         before it is read.
@@ -114,7 +119,7 @@ def load(
     ...     of.load(f"{folder}/numbers.safetensors")
     {'best': 0.5, 'at': tensor([1., 1.])}
     """
-    path = Path(path)
+    path = a_path(path, "path", cure="name a file, or the `checkpoint` of a flow")
     if path.is_dir():
         return read_run(path, types=types, device=device, strict=strict)
     return read(path, types=types, device=device)

@@ -4,48 +4,73 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
+import stat
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from otflow._lazy import lazy_import
+from otflow._paths import check_folder
 from otflow.errors import CorruptFile
 from otflow.storage.codec import Reader, encode
-from otflow.storage.tensors import Shelf
+from otflow.storage.tensors import Shelf, aligned
 
 __all__ = ["checksum_of", "read", "replace", "write"]
 
 FORMAT = "otflow"
 # The number rises when an older reader could not make sense of a file.
 VERSION = 1
+# How text that is no JSON, or other JSON, fails.
+UNREADABLE = (ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
 
-def write(path: Path, thing: Any) -> None:
-    """Write a file as a whole or not at all."""
+def write(path: Path, thing: Any, *, unless_there: bool = False) -> None:
+    """Write a file as a whole or not at all.
+
+    With `unless_there` a file that holds the same already is left as it is.
+    """
+    check_folder(path)
     shelf = Shelf()
     tree = json.dumps(encode(thing, shelf, type(thing).__name__), allow_nan=False)
     head = {"format": FORMAT, "version": str(VERSION), "tree": tree}
     head["checksum"] = checksum_of(tree, shelf.tensors)
+    if unless_there and _stands(path, head):
+        return
     replace(path, lazy_import("safetensors.torch").save(shelf.tensors, metadata=head))
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Write bytes beside their place, sync them, and rename."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+def _stands(path: Path, head: dict[str, str]) -> bool:
     try:
-        with os.fdopen(handle, "wb") as file:
+        return _head(path.read_bytes()) == head
+    except (FileNotFoundError, *UNREADABLE):
+        return False
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write bytes beside their place, sync them, and rename.
+
+    The file that a link points to is replaced, not the link. The new file has the
+    permissions of the old one.
+    """
+    path = Path(os.path.realpath(path))
+    beside = path.with_name(f".{path.name:.40}.{secrets.token_hex(4)}")
+    try:
+        with beside.open("xb") as file:
+            with suppress(OSError):
+                beside.chmod(stat.S_IMODE(path.stat().st_mode))
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).replace(path)
+        beside.replace(path)
     except BaseException:
         with suppress(OSError):
-            Path(name).unlink()
+            beside.unlink()
         raise
     _sync_folder(path.parent)
 
@@ -59,12 +84,13 @@ def read(
     broken = lazy_import("safetensors").SafetensorError
     data = path.read_bytes()
     try:
-        tensors = tensors_of(data)
-        length = int.from_bytes(data[:8], "little")
-        head = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        tensors = aligned(tensors_of(data))
+        head = _head(data)
         kind, tree, checksum = (head.get(k) for k in ("format", "tree", "checksum"))
-    except (broken, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (broken, *UNREADABLE) as error:
         msg = f"{path} is no file of otflow, or it was cut: {error!s:.80}"
+        if data.startswith(b"PK"):  # the archive that torch.save writes
+            msg = f"{path} is no file of otflow.save; read it by torch.load"
         raise CorruptFile(msg) from error
     if kind != FORMAT or not isinstance(tree, str):
         msg = f"{path} holds tensors, but not of otflow; read it with safetensors"
@@ -79,10 +105,22 @@ def read(
         msg = f"{path} was damaged: its checksum is not that of its content"
         raise CorruptFile(msg)
     try:
-        return reader.decode(json.loads(tree), tensors)
+        content = json.loads(tree)
+    except UNREADABLE as error:
+        msg = f"{path} holds text that is no JSON: {error!s:.80}"
+        raise CorruptFile(msg) from error
+    try:
+        return reader.decode(content, tensors)
     except CorruptFile as error:
         error.add_note(f"in {path}")
         raise
+
+
+def _head(data: bytes) -> dict[str, str]:
+    """Return the metadata in the header of a file of safetensors."""
+    length = int.from_bytes(data[:8], "little")
+    head: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    return head
 
 
 def checksum_of(tree: str, tensors: Mapping[str, Tensor]) -> str:
@@ -91,7 +129,7 @@ def checksum_of(tree: str, tensors: Mapping[str, Tensor]) -> str:
     for key in sorted(tensors):
         x = tensors[key]
         number = zlib.crc32(f"{key} {x.dtype} {tuple(x.shape)}".encode(), number)
-        number = zlib.crc32(x.reshape(-1).numpy().data, number)
+        number = zlib.crc32(x.reshape(-1).view(torch.uint8).numpy().data, number)
     return f"{number:08x}"
 
 

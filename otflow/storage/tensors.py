@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +11,14 @@ from torch import Tensor
 
 from otflow.errors import CorruptFile, Unsupported
 
-__all__ = ["Shelf", "taken"]
+__all__ = ["Shelf", "aligned", "taken"]
+
+# A reader needs some calls of Python for each level, and Python allows a thousand.
+DEPTH = 100
+# What torch aligns its own tensors to, in bytes.
+ALIGNED = 64
+# A tensor with gaps comes back with its gaps, unless they are most of it.
+MOSTLY = 8
 
 
 class Shelf:
@@ -20,6 +28,21 @@ class Shelf:
         self.tensors: dict[str, Tensor] = {}
         self._known: dict[tuple[Any, ...], str] = {}
         self._alive: list[Tensor] = []  # an address is known as long as it is in use
+        self._depth = 0
+
+    @contextmanager
+    def level(self, at: str) -> Iterator[None]:
+        """Count how deep parts are nested; raise Unsupported before Python does."""
+        if self._depth == DEPTH:
+            msg = (
+                f"{at:.40}... is nested {DEPTH} times: no file holds what holds itself"
+            )
+            raise Unsupported(msg)
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
 
     def put(self, x: Tensor, at: str) -> dict[str, Any]:
         """Keep a tensor; return the note by which `taken` finds it.
@@ -33,12 +56,16 @@ class Shelf:
                 f"holds; save a detached copy, e.g. mu.detach()"
             )
             raise Unsupported(msg)
-        if x.layout != torch.strided or x.is_quantized or x.is_complex():
+        plain = x.layout == torch.strided and not (x.is_quantized or x.is_nested)
+        if not plain or x.is_complex() or x.is_meta:
             msg = (
-                f"{at} is a tensor that no file holds ({x.layout}, {x.dtype}); save a "
-                f"dense real one, e.g. x.to_dense() or torch.view_as_real(x)"
+                f"{at} is a tensor that no file holds ({x.layout}, {x.dtype}, on "
+                f"{x.device}); save a dense real one, e.g. x.to_dense() or "
+                f"torch.view_as_real(x)"
             )
             raise Unsupported(msg)
+        # The imaginary part of a conjugate shares its memory and differs in sign.
+        x = x.detach().resolve_neg()
         stride, shape = x.stride(), list(x.shape)
         repeated = [k for k, n in enumerate(shape) if stride[k] == 0 and n > 1]
         for k in repeated:
@@ -49,6 +76,8 @@ class Shelf:
             note["order"] = order
         if repeated:
             note["shape"] = shape
+        if _has_gaps(x, order):
+            note["stride"] = [0 if k in repeated else stride[k] for k in range(x.ndim)]
         return note
 
     def _key(self, x: Tensor, order: list[int]) -> str:
@@ -57,9 +86,36 @@ class Shelf:
             key = f"t{len(self.tensors)}"
             self._known[known] = key
             self._alive.append(x)
-            flat = x.detach().permute(order).to("cpu")
+            flat = x.permute(order).to("cpu")
             self.tensors[key] = flat.clone(memory_format=torch.contiguous_format)
         return self._known[known]
+
+
+def aligned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors in memory as torch lays it out: a product's last bits tell."""
+    return {
+        key: x.clone() if x.data_ptr() % ALIGNED else x for key, x in tensors.items()
+    }
+
+
+def _has_gaps(x: Tensor, order: list[int]) -> bool:
+    """Return whether entries lie apart: sums of them differ in their last bits."""
+    end, apart = 1, False
+    for k in reversed(order):
+        if x.shape[k] > 1:
+            if x.stride(k) < end:
+                return False  # entries that overlap are written one by one
+            apart |= x.stride(k) > end
+            end = 1 + (x.shape[k] - 1) * x.stride(k)
+    return apart and end <= MOSTLY * x.numel()
+
+
+def _with_gaps(x: Tensor, stride: list[int]) -> Tensor:
+    extent = 1 + sum((n - 1) * step for n, step in zip(x.shape, stride, strict=True))
+    if extent > MOSTLY * x.numel() or min(stride) < 0:
+        msg = f"strides {stride} of a tensor of shape {tuple(x.shape)}"
+        raise ValueError(msg)
+    return torch.empty_strided(tuple(x.shape), tuple(stride), dtype=x.dtype).copy_(x)
 
 
 def taken(
@@ -71,6 +127,8 @@ def taken(
         order = note.get("order")
         if order is not None:
             x = x.permute([order.index(k) for k in range(x.ndim)])
+        if "stride" in note:
+            x = _with_gaps(x, note["stride"])
         if "shape" in note:
             x = x.expand(note["shape"])
         own = str(note["device"])

@@ -24,6 +24,8 @@ from otflow.testing.clouds import (
     state,
     weighted,
 )
+from otflow.testing.keeping import FORGETS, through_a_file, walked
+from otflow.testing.same import assert_same
 from otflow.trajectory import Trajectory
 
 __all__ = ["Nudge", "SchemeContract"]
@@ -129,6 +131,11 @@ class SchemeContract:
         dt = self.small if dt is None else dt
         return flow(F, mu, self.make(), dt=dt, steps=steps, generator=generator)
 
+    def gone_on(self, part: Trajectory[Any], steps: int) -> Trajectory[Any]:
+        """Return a run continued by a scheme that is made anew, as in a new process."""
+        F, _ = self.problem()
+        return flow(F, part.final, self.make(), dt=self.small, steps=steps, resume=part)
+
     def one_step(
         self, dtype: torch.dtype = torch.float64, seed: int = 0
     ) -> tuple[Scheme, Functional, Measure, Step[Any]]:
@@ -220,6 +227,35 @@ class SchemeContract:
         whole = self.run(6, generator=0)
         assert torch.equal(whole.final.points, mu.points)
         assert torch.equal(whole.final.weights, mu.weights)
+
+    def test_a_kept_state_goes_on_as_the_state_itself(self) -> None:
+        """Check that what `state_dict` keeps, `load_state` makes into the same state.
+
+        The kept state goes through the format of files. A new scheme loads it, as in a
+        new process.
+        """
+        F, mu = self.problem()
+        anew, _ = self.problem()
+        scheme, stream = self.make(), torch.Generator().manual_seed(0)
+        carried = scheme.init(F, mu)
+        for _ in range(3):
+            kept = through_a_file(scheme.state_dict(carried), "the state")
+            other, numbers = self.make(), stream.clone_state()
+            loaded = other.load_state(anew, mu, kept)
+            again, _ = walked(other, anew, mu, self.small, loaded, numbers)
+            ahead, _ = walked(scheme, F, mu, self.small, carried, stream.clone_state())
+            assert_same(again, ahead, at=FORGETS)
+            mu, carried = walked(scheme, F, mu, self.small, carried, stream)
+
+    @pytest.mark.parametrize("first", [1, 3])
+    def test_a_resumed_run_equals_the_whole_to_the_bit(self, first: int) -> None:
+        """Check that two halves of a flow, the first kept in a file, are the whole."""
+        part, whole = self.run(first), self.run(6)
+        assert part.bookmark is not None, (
+            f"{type(self.make()).__name__}.state_dict raised, so that no run resumes"
+        )
+        rest = self.gone_on(through_a_file(part, "the run"), 6 - first)
+        assert_same(rest, whole, but={"message"}, at=FORGETS)
 
     def test_the_energy_falls_when_dt_is_small(self) -> None:
         """Check that the energy falls at each step for a small dt."""

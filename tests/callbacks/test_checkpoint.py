@@ -87,7 +87,11 @@ def test_without_a_number_the_clock_decides(tmp_path, monkeypatch):
 # ---- ends ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt])
+class Quit(BaseException):
+    """Somebody's own end of the program."""
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt, SystemExit, Quit])
 def test_an_exception_writes_the_last_step(fault, tmp_path):
     def watch(event):
         if event.index == 3:

@@ -67,6 +67,64 @@ def test_comma_separated_values_are_the_records(path):
         assert float(row["odd, name"]) == run.records["odd, name"][k]
 
 
+NAMES = ["a, b", 'a "quoted" name', "two\nlines", "a\rreturn", "both\r\n", " a "]
+NAMES += ["\tindented", "naïve π", "a\u2028b", "<b>", "#", "nan", "info", '"']
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_and_every_bit_are_read_back(kind, path, name, dtype):
+    third = {name: lambda mu: mu.points.square().sum() / 3}
+    words = {"mu": CLOUD.to(dtype), "record": third}
+    run = flow([kind(path)], steps=3, **words)
+    run = resumed(run, [kind(path, append=True)], steps=2, record=third)
+    expected = [run.steps.tolist(), run.times.tolist(), run.records["energy"].tolist()]
+    expected.append(run.records[name].tolist())
+    if kind is JSONLinesWriter:
+        with path.open(encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        found = [[row["step"] for row in rows], [row["time"] for row in rows]]
+        found += [[row["records"][key] for row in rows] for key in ("energy", name)]
+        assert found == expected
+        return
+    with path.open(encoding="utf-8", newline="") as file:
+        head, *lines = csv.reader(file)
+    assert head == ["step", "time", "energy", name]
+    assert [[float(x) for x in column] for column in zip(*lines, strict=True)] == (
+        expected
+    )
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_csv(path)
+    assert list(frame.columns) == head
+    assert [frame[column].tolist() for column in head] == expected
+
+
+def test_a_file_that_broke_off_within_its_head_is_begun_anew(path):
+    names = {"two\nlines": lambda mu: mu.n}
+    flow([CSVWriter(path)], steps=2, record=names)
+    whole = path.read_bytes()
+    end = whole.index(b's"\n') + 2
+    for cut in range(end):
+        path.write_bytes(whole[:cut])
+        if b"\n" in whole[:cut]:  # rows may lie behind a quote that is open
+            with pytest.raises(ValueError, match="give another path"):
+                flow([CSVWriter(path, append=True)], steps=2, record=names)
+            assert path.read_bytes() == whole[:cut]
+        else:
+            flow([CSVWriter(path, append=True)], steps=2, record=names)
+            assert path.read_bytes() == whole
+
+
+def test_two_records_of_one_column_lose_nothing_in_silence(path):
+    record = {"x[0]": lambda mu: mu.n, "x": lambda mu: mu.points[0]}
+    with pytest.raises(ValueError, match=r"two records have the column 'x\[0\]'"):
+        flow([CSVWriter(path)], record=record, mu=CLOUD)
+    path.unlink()
+    run = flow([JSONLinesWriter(path)], record=record, mu=CLOUD)
+    last = json.loads(path.read_text("utf-8").splitlines()[-1])
+    assert last["records"]["x"] == run.records["x"][-1].tolist()
+
+
 def test_lines_of_json_are_records_and_reports(path):
     writer = JSONLinesWriter(path)
     run = flow([writer], of.JKO(), mu=CLOUD, every=2, steps=4, record=RECORD)
@@ -112,12 +170,27 @@ def test_a_missing_folder_is_named(kind, tmp_path):
         flow([kind(tmp_path / "nowhere" / "a.csv")])
 
 
-@pytest.mark.parametrize("text", ["step,time,energy\n0,0.0,1.0\nnonsense\n", "[1]\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"step,time,energy\n0,0.0,1.0\nnonsense\n",
+        b"[1]\n",
+        b"step,time,energy,\xff\n0,0.0,1.0,2\n",
+        b'step,time,energy,"open\n0,0.0,1.0\n',
+        b"step,time,energy\r\n0,0.0,1.0\r\n",
+    ],
+)
 def test_a_file_of_others_is_left_alone(kind, path, text):
-    path.write_text(text, "utf-8")
+    path.write_bytes(text)
     with pytest.raises(ValueError, match="give another path"):
         flow([kind(path, append=True)])
-    assert path.read_text("utf-8") == text
+    assert path.read_bytes() == text
+
+
+def test_a_folder_is_no_file(kind, tmp_path):
+    for append in (False, True):
+        with pytest.raises(IsADirectoryError, match="give the path of a file in it"):
+            flow([kind(tmp_path, append=append)])
 
 
 def test_other_columns_are_refused(path):

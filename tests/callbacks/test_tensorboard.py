@@ -104,3 +104,25 @@ def test_without_tensorboard_the_extra_is_named(tmp_path, monkeypatch):
 def test_a_target_is_a_folder_or_a_writer(target):
     with pytest.raises(TypeError, match="give the path of a folder"):
         TensorBoardWriter(target)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"x/0": lambda mu: mu.n, "x": lambda mu: mu.points[0]},
+        {"info/w2": lambda mu: mu.n},
+    ],
+)
+def test_two_records_are_not_one_curve(record, tmp_path):
+    with pytest.raises(ValueError, match="give one of them another name"):
+        flow([TensorBoardWriter(tmp_path)], mu=CLOUD, record=record)
+
+
+def test_a_complex_record_is_refused(tmp_path):
+    for value in (1 + 2j, torch.ones(20, dtype=torch.complex64)):
+        record = {"root": lambda _, z=value: z}
+        with pytest.raises(TypeError, match=r"'root' is complex.*x\.real and x\.imag"):
+            flow([TensorBoardWriter(tmp_path)], record=record)
+    parts = {"real": lambda _: (1 + 2j).real, "imag": lambda _: (1 + 2j).imag}
+    flow([TensorBoardWriter(tmp_path)], record=parts, steps=1)
+    assert read(tmp_path)[0]["imag"][0] == (0, 2.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -99,11 +100,13 @@ def test_a_factor_is_nothing_else(bad):
 
 def test_a_tensor_or_a_functional_is_no_factor():
     F = exact.quadratic()
-    for bad in (torch.tensor(2.0), F):
-        with pytest.raises(TypeError):
-            F * bad
-        with pytest.raises(TypeError):
-            bad * F
+    with pytest.raises(TypeError):
+        F * F
+    two = torch.tensor(2.0)
+    for wrong in (lambda: F * two, lambda: two * F, lambda: F / two):
+        with pytest.raises(TypeError, match=r"got Tensor .*; give float\(the "):
+            wrong()
+    assert (float(two) * F).terms() == ((2.0, F),)  # the cure
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -264,3 +267,41 @@ def test_an_array_is_no_factor_and_does_not_take_a_functional_apart():
         with pytest.raises(TypeError):
             wrong()
     assert (np.float64(2.0) * V).factor == 2.0
+
+
+def test_parts_and_factors_are_checked_where_they_are_given():
+    bad: Any
+    for bad in (True, "2", None, torch.tensor(2.0)):
+        with pytest.raises(TypeError, match=r"^the factor of a functional must be "):
+            of.functionals.Scaled(bad, V)
+    for bad in (float("nan"), 10**400, Fraction(-(10**400))):
+        with pytest.raises(ValueError, match=r"^the factor of .* must be finite, got"):
+            of.functionals.Scaled(bad, V)
+    for bad in (3, square_of, None, of.Potential):
+        with pytest.raises(TypeError, match=r"^F must be a Functional"):
+            of.functionals.Scaled(2.0, bad)
+        with pytest.raises(TypeError, match=r"^F must be a Functional"):
+            of.functionals.Sum((V, bad))
+    with pytest.raises(ValueError, match="must be finite"):
+        10**400 * of.kernels.Log()
+    assert of.functionals.Scaled(Fraction(1, 2), V).factor == 0.5
+
+
+def square_of(x):
+    return x.square().sum(-1)
+
+
+def test_no_bound_is_claimed_where_numbers_overflow():
+    """An infinite bound on convexity would be false."""
+    strong = exact.quadratic(2.0)
+    assert (1e308 * strong).modulus(1) is None
+    assert (1e200 * (1e200 * strong)).modulus(1) is None
+    assert (6e307 * strong + 6e307 * strong).modulus(1) is None
+    assert (-1e308 * strong).modulus(1) is None
+    W = of.kernels.Function(square_of, modulus=2.0)
+    assert (1e308 * W).modulus is None
+    twice = 1e200 * (1e200 * of.Potential(lambda x: 1e-300 * square_of(x)))
+    ones = of.Particles(torch.ones(1, 1, dtype=torch.float64))
+    assert abs(float(twice.value(ones)) / 1e100 - 1) < 1e-14  # the value is known
+    with pytest.raises(ValueError, match=r"^a product of factors must be finite"):
+        twice.terms()

@@ -125,7 +125,7 @@ def test_its_repr_names_the_target():
 
 @pytest.mark.parametrize("target", [1.0, None, of.Entropy(), of.Entropy, normal(3)])
 def test_what_is_no_target_is_refused(target):
-    with pytest.raises(TypeError, match=r"^the target must be a potential"):
+    with pytest.raises(TypeError, match=r"^the target must be a function V"):
         of.KL(target)
     with pytest.raises(TypeError, match=r"^modulus must be a real number"):
         of.KL(well, modulus="1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -136,6 +137,127 @@ def test_a_wrong_scheme_is_found_out(kind, law):
             return kind()
 
     assert law in broken(Contract())
+
+
+# Schemes that cannot go on ------------------------------------------------------------
+
+
+class Rolling(of.schemes.Scheme):
+    """A ball that rolls on: its state is its velocity, which it keeps."""
+
+    def init(self, F, mu):
+        return torch.zeros_like(mu.points)
+
+    def step(self, F, mu, dt, state, generator):
+        v = 0.5 * state + F.velocity(mu)
+        return of.schemes.Step(mu.push(v, dt), v)
+
+
+class Forgetful(Rolling):
+    """Keeps nothing, and begins anew."""
+
+    def state_dict(self, state):
+        return None
+
+    def load_state(self, F, mu, kept):
+        return self.init(F, mu)
+
+
+class Rounding(Rolling):
+    """Keeps fewer digits than it has."""
+
+    def state_dict(self, state):
+        return state.float()
+
+    def load_state(self, F, mu, kept):
+        return kept.double()
+
+
+class Inward(of.schemes.Scheme):
+    """Keeps its velocity in itself, where no run finds it."""
+
+    velocity = 0.0
+
+    def step(self, F, mu, dt, state, generator):
+        self.velocity = 0.5 * self.velocity + F.velocity(mu)
+        return of.schemes.Step(mu.push(self.velocity, dt), state)
+
+    def __repr__(self):
+        return "Inward()"
+
+
+class Closed(Rolling):
+    """Its state is a function, which no file holds."""
+
+    def init(self, F, mu):
+        return torch.zeros_like
+
+    def step(self, F, mu, dt, state, generator):
+        v = state(mu.points) + F.velocity(mu)
+        return of.schemes.Step(mu.push(v, dt), lambda _: 0.5 * v)
+
+
+class Raising(Rolling):
+    def state_dict(self, state):
+        raise OSError
+
+
+class Counted(NamedTuple):
+    made: int
+    velocity: torch.Tensor
+
+
+class RollingCounted(Rolling):
+    """The same ball; its state is a class of its own, which a file can hold."""
+
+    def init(self, F, mu):
+        return Counted(0, torch.zeros_like(mu.points))
+
+    def step(self, F, mu, dt, state, generator):
+        step = super().step(F, mu, dt, state.velocity, generator)
+        return of.schemes.Step(step.measure, Counted(state.made + 1, step.state))
+
+
+def contract_of_scheme(kind):
+    class Contract(SchemeContract):
+        def make(self):
+            return kind()
+
+    return Contract()
+
+
+@pytest.mark.parametrize("kind", [Rolling, RollingCounted])
+def test_a_scheme_that_keeps_its_state_keeps_the_laws(kind):
+    contract = contract_of_scheme(kind)
+    contract.test_a_kept_state_goes_on_as_the_state_itself()
+    for first in (1, 3):
+        contract.test_a_resumed_run_equals_the_whole_to_the_bit(first)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Forgetful, "keep in the state whatever the next step needs, and not in the"),
+        (Rounding, "let load_state return the state of which state_dict made plain"),
+        (Inward, "keep in the state whatever the next step needs, and not in the"),
+        (Closed, "which no file holds.*override state_dict"),
+    ],
+)
+def test_a_scheme_that_forgets_its_state_is_found_out(kind, words):
+    contract = contract_of_scheme(kind)
+    with pytest.raises(AssertionError, match=words):
+        contract.test_a_kept_state_goes_on_as_the_state_itself()
+    with pytest.raises(AssertionError, match=words):
+        contract.test_a_resumed_run_equals_the_whole_to_the_bit(3)
+
+
+def test_a_scheme_whose_state_cannot_be_kept_is_found_out():
+    contract = contract_of_scheme(Raising)
+    with (
+        pytest.warns(of.errors.ResumeWarning, match="cannot be kept"),
+        pytest.raises(AssertionError, match=r"Raising\.state_dict raised"),
+    ):
+        contract.test_a_resumed_run_equals_the_whole_to_the_bit(3)
 
 
 class Split(of.schemes.Scheme):

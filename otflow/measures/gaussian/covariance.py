@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from otflow._arrays import as_float_tensor, as_points, coordinate_limit
+from otflow._bounds import at_least
 from otflow._graphs import records
 from otflow._typing import ArrayLike
 from otflow._validation import check_like
@@ -177,10 +178,11 @@ def cholesky(covariance: ArrayLike, mean: Tensor) -> Tensor:
     factor, failure = torch.linalg.cholesky_ex(S)
     least = float(torch.linalg.eigvalsh(S.detach())[0])
     if bool(failure) or least <= d * eps * largest:
+        lacking = max(-least, 0.0) + 2 * d * eps * largest
         msg = (
             f"covariance must be positive definite, its smallest eigenvalue is "
             f"{least:.3g} and its largest entry {largest:.3g}; add a multiple of the "
-            f"identity above {max(-least, 0.0) + 2 * d * eps * largest:.3g}, or drop "
+            f"identity above {at_least(lacking, 3)}, or drop "
             f"the directions without spread"
         )
         raise ValueError(msg)

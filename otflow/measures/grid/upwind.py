@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._bounds import at_most
 from otflow._lazy import lazy_import
 from otflow.errors import Diverged, NotConverged, Unsupported
 from otflow.measures.grid.box import Box
@@ -73,7 +74,7 @@ def check_courant(
         msg = (
             f"dt = {dt:.4g} is above the CFL limit of this velocity on this grid: a "
             f"cell would send out {share:.3g} times its mass; take |dt| <= "
-            f"{abs(dt) / share:.4g}, or use JKO(), which has no such limit"
+            f"{at_most(abs(dt) / share, 4)}, or use JKO(), which has no such limit"
         )
         raise Diverged(msg, measure=measure)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from otflow._bounds import at_least
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.proximal.base import ProxResult
@@ -160,12 +161,10 @@ def is_full(problem: PressureProblem, tolerance: float, slack: float) -> bool:
     mass = float(problem.masses.sum())
     if mass > bound * room * (1 + slack):
         least = mass / room
-        # Rounded up: a bound of six digits that is large enough.
-        unit = 10.0 ** (math.floor(math.log10(least)) - 5)
         msg = (
             f"max_density = {bound:g} is below the mean density {least:.6g}: mass 1 "
             f"does not fit in the free volume {room:.6g}; raise the bound to "
-            f"{math.ceil(least / unit) * unit:.6g} or more, or enlarge the box"
+            f"{at_least(least, 6)} or more, or enlarge the box"
         )
         raise ValueError(msg)
     return mass >= bound * room * (1 - tolerance)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from otflow._bounds import at_least
 from otflow._warn import warn
 from otflow.errors import BlurWarning, Diverged
 from otflow.functionals import Functional
@@ -172,7 +173,7 @@ def _cures_of_blur(problem: Scaling) -> str:
     least = max(least_eps(mu), -MARGIN * problem.dt * terms.temperature)
     if eps > UNEVEN * least:
         # The blur grows like the square of eps, which by default grows with dt.
-        cures = [f"eps = {least:.2g}", f"{finer} with a smaller eps"]
+        cures = [f"eps = {at_least(least, 2)}", f"{finer} with a smaller eps"]
     elif terms.temperature < 0 and least > least_eps(mu):
         cures = ["a shorter dt, which bears a smaller eps"]
     else:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import check_finite
+from otflow._bounds import at_least, at_most
 from otflow.functionals import Internal
 from otflow.measures import GridDensity
 from otflow.proximal.grid.sinkhorn.kernel import GibbsKernel
@@ -284,14 +285,15 @@ def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> 
         msg = (
             f"eps = {eps:.3g} is too small for the grid: a kernel so narrow does "
             f"not reach the next cell and pins the mass; take at least "
-            f"{DEFAULT_EPS:g} squares of the spacing, {least:.3g}, "
+            f"{DEFAULT_EPS:g} squares of the spacing, {at_least(least, 3)}, "
             f"or a finer grid"
         )
         raise ValueError(msg)
     if eps > most:
         msg = (
             f"eps = {eps:.3g} is too large for the box: its kernel spans more than "
-            f"{MAX_BLUR:g} of the shortest side, {side:g}; take at most {most:.3g}"
+            f"{MAX_BLUR:g} of the shortest side, {side:g}; take at most "
+            f"{at_most(most, 3)}"
         )
         raise ValueError(msg)
     if 0.5 * eps + dt * terms.temperature <= 0:
@@ -299,7 +301,8 @@ def variance_of(mu: GridDensity, dt: float, terms: Terms, eps: float | None) -> 
             f"the entropy's total factor is negative: temperature "
             f"{terms.temperature:g} + eps/(2 dt) = {0.5 * eps / dt:.3g}; the step "
             f"has no minimiser; take a smaller dt or a larger eps, above "
-            f"{-2 * dt * terms.temperature:.3g} if the box bears it: at most {most:.3g}"
+            f"{at_least(-2 * dt * terms.temperature, 3)} if the box bears it: at most "
+            f"{at_most(most, 3)}"
         )
         raise ValueError(msg)
     return eps
