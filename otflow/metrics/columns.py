@@ -4,7 +4,8 @@ A plan on a few cells of the cost matrix is a plan on all of them, so its cost i
 upper bound. Potentials with :math:`f_i + g_j \le |x_i - y_j|^2` for *all* i and j give
 the lower bound :math:`\sum a_i f_i + \sum b_j g_j`. Each round solves on the chosen
 cells, transforms the potentials over all cells, and adds those cells that the
-potentials find cheapest, until both bounds meet :cite:p:`schmitzer2016sparse`.
+potentials find cheapest, until both bounds meet :cite:p:`schmitzer2015sparse`. The
+first cells and potentials come from coarser measures :cite:p:`gerber2017multiscale`.
 """
 
 from __future__ import annotations
