@@ -114,6 +114,10 @@ class MMDTo(_Discrepancy):
     TypeError
         If dtypes differ.
 
+    See Also
+    --------
+    EnergyDistanceTo : Without a length to choose.
+
     Notes
     -----
     All pairs count, also those of a point with itself. Particles: time O(n (n + m) d)
@@ -121,10 +125,6 @@ class MMDTo(_Discrepancy):
     The modulus is known for a Gaussian kernel: :math:`-(1 + 2e^{-3/2})/\sigma^2`.
     The flow of a Gaussian kernel is slow for points far from the target, where the
     kernel has no slope.
-
-    See Also
-    --------
-    EnergyDistanceTo : Without a length to choose.
 
     Examples
     --------

@@ -66,16 +66,16 @@ class SlicedWassersteinTo(Functional):
     Unsupported
         If the measure has no atoms.
 
+    See Also
+    --------
+    otflow.SquaredDistanceTo : Without slices.
+
     Notes
     -----
     Exact in each direction, by sorting, for any weights. Time O(K (n + m) (d + log(n +
     m))), memory O(K (n + m)). Gradients are finite where points coincide. F is a
     function of the given directions: a finite number of them need not tell all measures
     apart. No modulus is known.
-
-    See Also
-    --------
-    otflow.functionals.SquaredDistanceTo : Without slices.
 
     Examples
     --------

@@ -56,6 +56,11 @@ class SquaredDistanceTo(Functional):
     TypeError, ValueError
         If dtypes, devices or dimensions differ.
 
+    See Also
+    --------
+    SinkhornDivergenceTo : Smooth in the weights.
+    otflow.SlicedWassersteinTo : For many points.
+
     Notes
     -----
     On `Quantiles` the distance is that of their `inner`, as in a JKO step:
@@ -70,11 +75,6 @@ class SquaredDistanceTo(Functional):
 
     Costs are those of `otflow.metrics.wasserstein2_squared`: O(n log n) on the line,
     about O(n^3) elsewhere, and O(d^3) between Gaussians.
-
-    See Also
-    --------
-    SinkhornDivergenceTo : Smooth in the weights.
-    otflow.functionals.SlicedWassersteinTo : For many points.
 
     Examples
     --------
@@ -161,14 +161,14 @@ class SinkhornDivergenceTo(Functional):
     Unsupported
         If the measure has no atoms.
 
+    See Also
+    --------
+    SquaredDistanceTo : The limit of a blur of 0.
+
     Notes
     -----
     Costs and other errors are those of `otflow.metrics.sinkhorn_divergence`: time and
     memory O((n + m)^2).
-
-    See Also
-    --------
-    SquaredDistanceTo : The limit of a blur of 0.
 
     Examples
     --------
