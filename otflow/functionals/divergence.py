@@ -145,7 +145,8 @@ class _Quadratic:
         nu = self.target
         whitening = torch.linalg.inv(nu.factor).T
         white = (x - nu.mean) @ whitening
-        return 0.5 * white.square().sum(-1) + nu.log_volume()
+        potential: Tensor = 0.5 * white.square().sum(-1) + nu.log_volume()
+        return potential
 
 
 class _MinusLog:

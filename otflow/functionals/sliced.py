@@ -142,7 +142,8 @@ def _unit(directions: ArrayLike, points: Tensor) -> Tensor:
             f"{float(lengths.min()):g}; give their number, to draw them"
         )
         raise ValueError(msg)
-    return v / lengths
+    units: Tensor = v / lengths
+    return units
 
 
 def _drawn(count: int, points: Tensor, generator: torch.Generator) -> Tensor:
@@ -157,7 +158,8 @@ def _drawn(count: int, points: Tensor, generator: torch.Generator) -> Tensor:
     q, r = torch.linalg.qr(normal.normal_(generator=generator))
     # The signs of the diagonal make the law of q invariant under rotations.
     q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]
-    return q.transpose(1, 2).reshape(-1, d)[:count].to(points)
+    units: Tensor = q.transpose(1, 2).reshape(-1, d)[:count].to(points)
+    return units
 
 
 def _on_lines(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -160,8 +161,8 @@ def test_points_stand_for_equal_weights_and_graphs_stay():
             (slope,) = torch.autograd.grad(G.value(mu), live)
         u, h = normal(4, 2, seed=2), 1e-5
         ends = [float(F(y + t * u).value(mu)) for t in (h, -h)]
-        expected = (ends[0] - ends[1]) / (2 * h)
-        assert float((slope * u).sum()) == pytest.approx(expected, rel=1e-6)
+        wanted = (ends[0] - ends[1]) / (2 * h)
+        assert float((slope * u).sum()) == pytest.approx(wanted, rel=1e-6)
 
 
 # Parts --------------------------------------------------------------------------------
@@ -182,7 +183,7 @@ def test_the_modulus_of_a_bump_bounds_and_is_met_by_its_parts(sigma):
     F = of.MMDTo(torch.zeros(1, 1, dtype=F64), of.kernels.Gaussian(sigma))
     expected = -(1 + 2 * math.exp(-1.5)) / sigma**2
     assert F.modulus(1) == pytest.approx(expected)
-    potential = F.terms()[1][1]
+    potential: Any = F.terms()[1][1]
     x = torch.linspace(-6 * sigma, 6 * sigma, 2001, dtype=F64)[:, None]
     curve = line_derivatives(potential.V, x)[2]
     assert float(curve.min()) == pytest.approx(potential.modulus(1), rel=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ class WithoutKinks(FunctionalContract):
 
     def test_velocity_is_minus_the_gradient_of_the_first_variation(self):
         """Check it at atoms that go to one place: others have a c-transform's kink."""
-        F = self.make()
+        F: Any = self.make()
         for mu in self.measures():
             plan = of.metrics.transport_plan(mu, F.target)
             whole = torch.bincount(plan.rows, minlength=mu.n) == 1
