@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from otflow._graphs import records
+from otflow._radial import radial_potential
 from otflow._typing import ArrayLike, Ground
 from otflow._validation import non_negative_int
 from otflow.functionals.base import Functional, Sum
 from otflow.functionals.interaction import Interaction
 from otflow.functionals.potential import Potential
 from otflow.functionals.targets import as_target, check_space
-from otflow.kernels import Energy, Gaussian, Kernel, as_kernel
+from otflow.kernels import Energy, Gaussian, Kernel, RadialKernel, as_kernel
 from otflow.measures import Measure, Particles
 
 __all__ = ["EnergyDistanceTo", "MMDTo"]
@@ -56,7 +57,14 @@ class _Discrepancy(Functional):
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
         check_space(mu, self.target)
-        return self._parts.value_and_velocity(mu)
+        repulsion, witness = self._parts.parts
+        assert isinstance(witness, Potential)
+        assert isinstance(witness.V, _Witness)
+        closed = witness.V.closed(mu)
+        if closed is None:
+            return self._parts.value_and_velocity(mu)
+        value, velocity = repulsion.value_and_velocity(mu)
+        return value + closed[0], velocity + closed[1]
 
     def resample(self, generator: torch.Generator) -> Self:
         """Return the distance to `batch_size` draws of the target, an unbiased copy.
@@ -224,6 +232,25 @@ class _Witness:
     def __call__(self, x: Tensor) -> Tensor:
         attraction = self.target.convolve(self.kernel, x.reshape(-1, x.shape[-1]))
         return self.own - attraction.reshape(x.shape[:-1])
+
+    def closed(self, mu: Measure) -> tuple[Tensor, Tensor] | None:
+        """Return integral and minus the gradient between atoms, without autodiff.
+
+        None if there is no closed form, or the answers would need a graph.
+        """
+        nu, terms = self.target, self.kernel.terms()
+        if not (isinstance(mu, Particles) and isinstance(nu, Particles)):
+            return None
+        own, live = self.own, (mu.points, mu.weights, nu.points, nu.weights)
+        if records(*live, own):
+            return None
+        total, pull = torch.zeros_like(mu.weights), torch.zeros_like(mu.points)
+        for c, W in terms:
+            if not isinstance(W, RadialKernel):
+                return None
+            potential, force = radial_potential(W, mu.points, nu.points, nu.weights)
+            total, pull = total + c * potential, pull + c * force
+        return mu.weights @ (own - total), pull
 
 
 def _parts(target: Measure, kernel: Kernel, whole: Ground | None) -> Sum:
