@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -239,3 +240,17 @@ def test_a_jko_step_lowers_it_on_particles_and_quantiles():
         assert step.info["converged"]
         fall = float(F.value(mu) - F.value(step.measure))
         assert fall >= float(step.info["w2"]) ** 2 / (2 * 0.5) > 0
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_a_move_and_a_copy_take_all_parts_along(batch_size):
+    nu, mu = weighted(5), weighted(6, seed=1)
+    F: Any = of.MMDTo(nu, BUMP, batch_size=batch_size)
+    F = F.resample(torch.Generator().manual_seed(0))
+    moved, copied = F.to(torch.float32), pickle.loads(pickle.dumps(F))
+    assert moved.target.dtype == torch.float32
+    assert moved.value(mu.to(torch.float32)).dtype == torch.float32
+    for G, at, error in ((moved, mu.to(torch.float32), 1e-5), (copied, mu, 1e-15)):
+        found, expected = G.value_and_velocity(at), F.value_and_velocity(mu)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=error, atol=error)
