@@ -106,7 +106,7 @@ class SlicedWassersteinTo(Functional):
 
     def value(self, mu: Measure) -> Tensor:
         p, q = atoms_of(mu, self.target, "SlicedWassersteinTo"), self.target
-        centre = q.points.detach().mean(0)  # squares lose digits far from the origin
+        centre = q.points.detach().mean(0)  # products lose digits far from the origin
         x, y = (self.directions @ (m.points - centre).T for m in (p, q))
         live = records(p.weights, q.weights)
         if p.is_uniform and q.is_uniform and p.n == q.n and not live:

@@ -265,6 +265,44 @@ def test_small_masses_at_both_ends_keep_their_digits():
     torch.testing.assert_close(end, torch.arange(13, dtype=F64) / 2)
 
 
+@pytest.mark.parametrize(
+    ("nu", "mu"),
+    [
+        ([0.1, 0.2, 0.7], [0.3, 0.7]),
+        ([0.3, 0.7], [0.1, 0.2, 0.7]),
+        ([0.1, 0.2, 1e-15, 0.7], [0.3, 0.7]),
+    ],
+    ids=["from below", "from above", "a light cell"],
+)
+def test_levels_that_differ_by_round_off_are_one_level(nu, mu):
+    """0.1 + 0.2 is not 0.3; the mean of both ends of a hole does not depend on it."""
+    where = 2 if len(nu) > 2 else 1
+    rho = [*nu[:where], 0.0, *nu[where:]]
+    target = of.GridDensity(
+        torch.tensor(rho, dtype=F64), 0, len(rho), walls=True, normalize=True
+    )
+    masses = torch.tensor(mu, dtype=F64)
+    start = of.Quantiles(torch.arange(len(mu) + 1, dtype=F64), masses, normalize=True)
+    end = start.edges + of.SquaredDistanceTo(target).velocity(start)[:, 0]
+    hole = float(end[len(mu) - 1])
+    if len(nu) < 4:
+        assert hole == pytest.approx(where + 0.5, rel=1e-14)
+    else:  # a cell lighter than round-off: the level is anywhere in it
+        assert where + 0.5 <= hole <= where + 2
+
+
+def test_a_light_cell_between_equal_levels_keeps_its_ends():
+    """Its mass is below the round-off of a level in its middle."""
+    masses = torch.tensor([0.2, 0.1, 1e-13, 0.7], dtype=F64)
+    nu = of.Quantiles(torch.arange(5, dtype=F64), masses, normalize=True)
+    halves = torch.tensor([0.1, 0.1, 0.1, 1e-13, 0.7], dtype=F64)
+    start = torch.arange(6, dtype=F64)
+    mu = of.Quantiles(start, halves, normalize=True)
+    end = mu.edges + of.SquaredDistanceTo(nu).velocity(mu)[:, 0]
+    expected = torch.tensor([0.0, 0.5, 1.0, 2.0, 3.0, 4.0], dtype=F64)
+    torch.testing.assert_close(end, expected, rtol=0, atol=1e-14)
+
+
 def test_a_tolerance_is_passed_on():
     mu, nu = uniform(60), uniform(50, seed=1)
     value = float(of.SquaredDistanceTo(nu, tolerance=0.1).value(mu))
@@ -277,6 +315,9 @@ def test_the_divergence_is_that_of_the_metric_and_zero_at_the_target(blur):
     mu, nu = weighted(6), weighted(7, seed=1)
     F = of.SinkhornDivergenceTo(nu, blur)
     assert torch.equal(F.value(mu), sinkhorn_divergence(mu, nu, blur=blur))
+    short = sinkhorn_divergence(mu, nu, blur=blur, reach=0.5)
+    assert torch.equal(of.SinkhornDivergenceTo(nu, blur, 0.5).value(mu), short)
+    assert float(short) < float(F.value(mu))
     assert float(F.value(nu)) == pytest.approx(0, abs=1e-10)
     assert float(F.velocity(nu).abs().max()) < 1e-6
 
