@@ -9,7 +9,7 @@ from torch import Tensor
 
 from otflow._pairs import tiles
 
-__all__ = ["TILE", "power", "power_slope", "radial_sweep"]
+__all__ = ["TILE", "power", "power_slope", "radial_potential", "radial_sweep"]
 
 # Rows of a block: its distances stay in the second-level cache. With a power of two the
 # columns of a block would share few cache lines.
@@ -102,6 +102,29 @@ def radial_sweep(
     if by_moments:
         force = centred * sums[:, :1] - force
     return energy, (2.0 * w[:, None] * force, potential)
+
+
+def radial_potential(
+    W: Profile, x: Tensor, y: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Return :math:`\sum_j b_j W(x_i - y_j)` (n,), and its gradient in x (n, d).
+
+    Time O(n m d), memory O(n d). W is finite at 0. The answers carry no graph.
+    """
+    x, y, b = x.detach(), y.detach(), b.detach()
+    potential, force = torch.zeros_like(x[:, 0]), torch.zeros_like(x)
+    for i in tiles(len(x), TILE):
+        for j in tiles(len(y), TILE):
+            at, to = x[i].T.contiguous(), y[j].T.contiguous()
+            s = torch.zeros(at.shape[1], to.shape[1], dtype=x.dtype, device=x.device)
+            for p, q in zip(at, to, strict=True):
+                difference = p[:, None] - q
+                s.addcmul_(difference, difference)
+            phi, slope = W.profile_and_slope(s)
+            potential[i].addmv_(phi, b[j])
+            for axis, (p, q) in enumerate(zip(at, to, strict=True)):
+                force[i, axis].addmv_((p[:, None] - q).mul_(slope), b[j])
+    return potential, 2.0 * force
 
 
 def _is_even(x: Tensor, centred: Tensor) -> bool:

@@ -24,6 +24,7 @@ FLOORS = (
     "numbers",
     "runs",
     "steps",
+    "targets",
     "time_errors",
     "watching",
     "words",

@@ -58,12 +58,14 @@ def test_every_functional_meets_every_representation_that_has_it():
         kind = type(test_graphs.ALL[measure](torch.zeros((), dtype=F64)))
         for part in parts(test_graphs.FUNCTIONALS[name]):
             met.setdefault(type(part), set()).add(kind)
-    on_atoms = {of.Particles}
-    on_densities = {of.Quantiles, of.GridDensity, of.Gaussian}
+    on_atoms: set[type] = {of.Particles}
+    on_densities: set[type] = {of.Quantiles, of.GridDensity, of.Gaussian}
     for kind in classes(of.functionals, of.Functional):
         wanted = on_atoms | on_densities
         if issubclass(kind, (of.Internal, of.KL)):
             wanted = on_densities
+        if issubclass(kind, (of.SinkhornDivergenceTo, of.SlicedWassersteinTo)):
+            wanted = on_atoms
         assert wanted <= met[kind], (kind, wanted - met[kind])
     assert on_atoms <= met[of.meanfield.Risk]
 

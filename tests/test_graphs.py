@@ -156,12 +156,40 @@ SINGULAR = {
     "interaction Riesz": of.Interaction(of.kernels.Riesz(0.5)),
     "interaction Energy": of.Interaction(of.kernels.Energy()),
 }
+# Functionals to a target. No sum of its masses is close to a seventh: plans keep their
+# cells in the steps of a finite difference.
+HEAVY = of.Particles(normal(5, 2, seed=40), normal(5, seed=78).exp(), normalize=True)
+LINED = of.Quantiles(0.3 * normal(6, seed=42).exp().cumsum(0) - 2)
+TO_ATOMS = {
+    "distance": of.SquaredDistanceTo(HEAVY),
+    "sinkhorn": of.SinkhornDivergenceTo(HEAVY, blur=0.5),
+    "sliced": of.SlicedWassersteinTo(HEAVY, 3),
+}
+IN_THE_PLANE = {
+    "discrepancy": of.MMDTo(HEAVY, of.kernels.Gaussian(0.8)),
+    "energy distance": of.EnergyDistanceTo(HEAVY),
+}
+ON_THE_LINE = {
+    "distance on the line": of.SquaredDistanceTo(LINED),
+    "discrepancy on the line": of.MMDTo(LINED, of.kernels.Gaussian(0.8)),
+    "energy distance on the line": of.EnergyDistanceTo(LINED),
+}
+TO_A_BELL = {
+    "distance to a bell": of.SquaredDistanceTo(gaussian(torch.ones((), dtype=F64))),
+    "divergence of bells": of.KL(gaussian(torch.ones((), dtype=F64))),
+}
+IN_THE_PLANE_OF_POINTS = {**TO_ATOMS, **IN_THE_PLANE}
+IN_THE_PLANE_OF_BELLS = {**TO_A_BELL, **IN_THE_PLANE}
+TO_TARGETS = {**IN_THE_PLANE_OF_POINTS, **ON_THE_LINE, **TO_A_BELL}
 PAIRS = [
+    *((m, F) for m in POINTS for F in IN_THE_PLANE_OF_POINTS),
+    *((m, F) for m in BELLS for F in IN_THE_PLANE_OF_BELLS),
+    *((m, F) for m in (*LINE, "line", "masses") for F in ON_THE_LINE),
     *((m, F) for m in POINTS for F in ON_POINTS),
     *((m, F) for m in DENSITIES for F in ON_DENSITIES),
     *((m, F) for m in (*LINE, *CELLS) for F in SINGULAR),
 ]
-FUNCTIONALS = {**SINGULAR, **ON_DENSITIES, **ON_POINTS}
+FUNCTIONALS = {**SINGULAR, **ON_DENSITIES, **ON_POINTS, **TO_TARGETS}
 
 
 # The derivatives are those of the nodes, few as they are here.

@@ -1,24 +1,32 @@
 """Functionals of a measure: one abstract method, `value`."""
 
 from otflow.functionals.base import Functional, Scaled, Sum
+from otflow.functionals.discrepancy import EnergyDistanceTo, MMDTo
 from otflow.functionals.divergence import KL
 from otflow.functionals.expectation import OfExpectation
 from otflow.functionals.interaction import Interaction
 from otflow.functionals.internal import Entropy, Internal
 from otflow.functionals.potential import Potential
 from otflow.functionals.power import Congestion, PowerEntropy
+from otflow.functionals.sliced import SlicedWassersteinTo
+from otflow.functionals.transport import SinkhornDivergenceTo, SquaredDistanceTo
 
 __all__ = [
     "KL",
     "Congestion",
+    "EnergyDistanceTo",
     "Entropy",
     "Functional",
     "Interaction",
     "Internal",
+    "MMDTo",
     "OfExpectation",
     "Potential",
     "PowerEntropy",
     "Scaled",
+    "SinkhornDivergenceTo",
+    "SlicedWassersteinTo",
+    "SquaredDistanceTo",
     "Sum",
 ]
 

@@ -1,4 +1,4 @@
-"""Relative entropy to a density known up to a factor, or to a density on a grid."""
+"""Relative entropy to a density known up to a factor, on a grid, or of a Gaussian."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from otflow.errors import Unsupported
 from otflow.functionals.base import Functional
 from otflow.functionals.internal import Entropy
 from otflow.functionals.potential import Potential
-from otflow.measures import GridDensity, Measure
+from otflow.functionals.targets import check_space
+from otflow.measures import Gaussian, GridDensity, Measure, Particles
 
 __all__ = ["KL"]
 
@@ -34,24 +35,31 @@ class KL(Functional):
 
     Parameters
     ----------
-    target : callable or GridDensity
-        The potential V, batched (..., d) -> (...). Or a density :math:`\nu` on a grid:
-        then V = -log nu, and the measure must be a density on the same grid.
+    target : callable, Gaussian or GridDensity
+        The potential V, batched (..., d) -> (...). Or a measure with a density
+        :math:`\nu`: then V = -log nu, and F is the relative entropy
+        :math:`\mathrm{KL}(\mu\,|\,\nu)` itself, at least 0. To a `GridDensity` it
+        is that of a measure on the same grid.
     modulus : float, optional
-        A :math:`\lambda` such that V is :math:`\lambda`-convex; unknown by default.
+        A :math:`\lambda` such that V is :math:`\lambda`-convex. By default that of a
+        Gaussian, the least eigenvalue of the inverse covariance; else unknown.
 
     Attributes
     ----------
     target
         As above.
     convexity : float or None
-        The number given as `modulus`.
+        The modulus of V.
 
     Raises
     ------
     Unsupported
         If the target is a grid's density and the measure is no `GridDensity`.
+    TypeError
+        If the target is a measure of atoms, or a density that is constant on cells
+        which move, `Quantiles`; if the dtypes of measure and target differ.
     ValueError
+        If the dimension or the device of a Gaussian target is not that of the measure.
         If the target is a grid's density and vanishes somewhere, or the measure lives
         on another grid, or may enter the obstacles of the target.
 
@@ -64,25 +72,36 @@ class KL(Functional):
     """
 
     def __init__(
-        self, target: Ground | GridDensity, *, modulus: float | None = None
+        self,
+        target: Ground | Gaussian | GridDensity,
+        *,
+        modulus: float | None = None,
     ) -> None:
         self.target = target
         self.convexity = None if modulus is None else real(modulus, "modulus")
         if isinstance(target, GridDensity):
-            self._potential = Potential(_MinusLog(target), modulus=modulus)
+            V: Ground = _MinusLog(target)
+        elif isinstance(target, Gaussian):
+            V = _Quadratic(target)
+            self.convexity = V.modulus if modulus is None else self.convexity
+        elif isinstance(target, Measure):
+            raise TypeError(_no_density(target))
         elif callable(target) and not isinstance(target, (type, Functional)):
-            self._potential = Potential(target, modulus=modulus)
+            V = target
         else:
             msg = (
                 f"the target must be a function V, (..., d) -> (...), or a "
-                f"GridDensity, got {target!r:.80}; give the plain function V, or "
-                f"write Potential(V) + Entropy()"
+                f"GridDensity or a Gaussian, got {target!r:.80}; give the plain "
+                f"function V, or write Potential(V) + Entropy()"
             )
             raise TypeError(msg)
+        self._potential = Potential(V, modulus=self.convexity)
 
     def value(self, mu: Measure) -> Tensor:
         if isinstance(self.target, GridDensity):
             _check_cells(mu, self.target)
+        elif isinstance(self.target, Gaussian):
+            check_space(mu, self.target)
         return Entropy().value(mu) + self._potential.value(mu)
 
     def terms(self) -> tuple[tuple[float, Functional], ...]:
@@ -91,7 +110,43 @@ class KL(Functional):
     def __repr__(self) -> str:
         V = self.target
         name = getattr(V, "__name__", type(V).__name__)
-        return f"KL({V!r})" if isinstance(V, GridDensity) else f"KL({name})"
+        return f"KL({V!r})" if isinstance(V, Measure) else f"KL({name})"
+
+
+def _no_density(target: Measure) -> str:
+    """Return why a measure is no target: it has no density with a slope."""
+    draws = "nu.points" if isinstance(target, Particles) else "nu.sample(1000, g)"
+    why = (
+        "is a sum of atoms, which has no density"
+        if isinstance(target, Particles)
+        else "has a density without a slope inside its cells"
+    )
+    return (
+        f"the target is a {type(target).__name__}, which {why}; give -log of a density "
+        f"as a function, fit Gaussian.from_samples({draws}), or use "
+        f"EnergyDistanceTo(nu)"
+    )
+
+
+class _Quadratic:
+    """The potential -log nu of a Gaussian, a quadratic polynomial."""
+
+    def __init__(self, target: Gaussian) -> None:
+        self.target = target
+
+    @property
+    def modulus(self) -> float:
+        """The least eigenvalue of the inverse covariance, less its round-off."""
+        factor = self.target.factor.detach().double()
+        largest = float(torch.linalg.matrix_norm(factor, ord=2))
+        return (1.0 - 1e-14 * len(factor)) / largest**2
+
+    def __call__(self, x: Tensor) -> Tensor:
+        nu = self.target
+        whitening = torch.linalg.inv(nu.factor).T
+        white = (x - nu.mean) @ whitening
+        potential: Tensor = 0.5 * white.square().sum(-1) + nu.log_volume()
+        return potential
 
 
 class _MinusLog:

@@ -89,6 +89,59 @@ def test_a_flow_ends_at_the_density_of_another_grid():
     assert float((run.final.weights - nu.weights).abs().sum()) < 5e-3
 
 
+def test_the_divergence_from_a_gaussian_is_normalised():
+    nu = of.Gaussian(normal(3, seed=4), exact.spd(3, seed=4))
+    mu = of.Gaussian(normal(3), exact.spd(3))
+    F = of.KL(nu)
+    expected = exact.gaussian_kl(mu.mean, mu.covariance, nu.mean, nu.covariance)
+    assert float(F.value(mu)) == pytest.approx(float(expected), rel=1e-12)
+    assert float(F.value(nu)) == pytest.approx(0, abs=1e-14)
+    assert float(F.velocity(nu).abs().max()) < 1e-13
+
+
+def test_the_modulus_of_a_gaussian_is_its_least_precision():
+    nu = of.Gaussian(normal(3), exact.spd(3))
+    least = float(torch.linalg.eigvalsh(torch.linalg.inv(nu.covariance))[0])
+    F = of.KL(nu)
+    found = F.modulus(3)
+    assert found == F.convexity == pytest.approx(least, rel=1e-12)
+    assert found is not None
+    assert found <= least * (1 + 1e-15)
+    assert of.KL(nu, modulus=0.1).modulus(3) == 0.1
+    mu = of.Gaussian(normal(3, seed=1), exact.spd(3, seed=1))
+    info = of.JKO().step(F, mu, 0.5, None, torch.Generator()).info
+    assert info["guarantee"] == "exact"
+
+
+def test_a_gaussian_is_a_target_of_every_density():
+    nu = of.Gaussian(torch.full((1,), 0.4).double(), torch.full((1, 1), 0.2).double())
+    mu = of.Quantiles.from_function(
+        lambda x: torch.exp(-well(x)), -5, 5, 400, grading=2, dtype=torch.float64
+    )
+    rho = of.GridDensity.from_function(
+        lambda x: torch.exp(-well(x)), -6, 6, (600,), dtype=torch.float64
+    )
+    expected = exact.gaussian_kl(
+        torch.zeros(1).double(), torch.eye(1).double(), nu.mean, nu.covariance
+    )
+    for measure, error in ((mu, 2e-2), (rho, 1e-3)):
+        found = float(of.KL(nu).value(measure))
+        assert found == pytest.approx(float(expected), rel=error)
+    first = of.KL(nu).first_variation(rho)
+    witness = 1 + rho.density().log() - nu.log_density(rho.points)
+    torch.testing.assert_close(first, witness)
+
+
+def test_a_flow_ends_at_a_gaussian():
+    nu = of.Gaussian(normal(2, seed=4), exact.spd(2, seed=4))
+    mu = of.Gaussian(normal(2), exact.spd(2))
+    run = of.flow(of.KL(nu), mu, of.JKO(), dt=1.0, steps=40, every=40)
+    torch.testing.assert_close(run.final.covariance, nu.covariance)
+    target = of.KL(nu).to(torch.float32).target
+    assert isinstance(target, of.Gaussian)
+    assert target.dtype == torch.float32
+
+
 # Parts --------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from otflow.functionals import (
     OfExpectation,
     Potential,
     PowerEntropy,
+    SquaredDistanceTo,
 )
 from otflow.kernels import Gaussian as GaussianKernel
 from otflow.kernels import Quadratic
@@ -242,7 +243,8 @@ def polynomial_degree(f: Ground, like: Tensor) -> int | None:
 def integrates_exactly(F: Functional, mu: Gaussian) -> bool:
     r"""Whether the nodes of `mu` are shown to integrate F exactly.
 
-    Entropy, powers of the density and Gaussian kernels have closed forms. Potentials,
+    Entropy, powers of the density, the distance to a Gaussian and Gaussian kernels have
+    closed forms. Potentials,
     kernels and features must be shown to be polynomials of a degree that the rule
     integrates exactly.
     """
@@ -253,7 +255,7 @@ def integrates_exactly(F: Functional, mu: Gaussian) -> bool:
 
     for c, term in F.terms():
         # Terms with factor 0 are no part of F, whatever they are.
-        known = c == 0 or isinstance(term, (Entropy, PowerEntropy))
+        known = c == 0 or isinstance(term, (Entropy, PowerEntropy, SquaredDistanceTo))
         if isinstance(term, Potential):
             known = known or fits(term.V)
         elif isinstance(term, Interaction):

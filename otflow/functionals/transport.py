@@ -1,0 +1,269 @@
+"""Transport distances to a given measure, exact and entropic."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from otflow._typing import ArrayLike
+from otflow._validation import positive, real
+from otflow.errors import Unsupported
+from otflow.functionals.base import Functional
+from otflow.functionals.targets import as_atoms, as_target, atoms_of, check_space
+from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
+from otflow.metrics import sinkhorn_divergence, wasserstein2_squared
+from otflow.metrics.plans import check_tolerance
+from otflow.metrics.steps import Steps
+
+__all__ = ["SinkhornDivergenceTo", "SquaredDistanceTo"]
+
+
+class SquaredDistanceTo(Functional):
+    r"""Half the squared distance, :math:`F(\mu) = \tfrac12 W_2^2(\mu, \nu)`.
+
+    The first variation is half the potential of the optimal plan
+    :cite:p:`santambrogio2015optimal`, which off the atoms is the c-transform
+    :math:`F'[\mu](x) = \tfrac12 \min_j (|x - y_j|^2 - g_j)`. The velocity is
+    :math:`T(x_i) - x_i`, where :math:`T(x_i) = \frac1{a_i}\sum_j P_{ij} y_j` is the
+    barycentre of what the plan P sends :math:`x_i` to.
+
+    A JKO step goes along the geodesic to :math:`\nu`, and multiplies the distance by
+    :math:`1/(1 + dt)`. An explicit Euler step multiplies it by :math:`1 - dt`. Both
+    hold exactly for equal atoms, as many as the target has, for Gaussians, and for
+    quantiles.
+
+    Parameters
+    ----------
+    nu : Particles, Tensor, ndarray, Gaussian, Quantiles or GridDensity
+        The target; points (n, d) stand for equal weights 1/n. Particles have a distance
+        to particles, a Gaussian to a Gaussian, a density on the line (`Quantiles`, or a
+        `GridDensity` in dimension 1) to a density on the line.
+    tolerance : float
+        Relative accuracy of the squared distance between particles that suffices, in
+        [0, 1); see `otflow.metrics.transport_plan`. Exact by default.
+
+    Attributes
+    ----------
+    target : Measure
+        The measure nu.
+    tolerance : float
+        As above.
+
+    Raises
+    ------
+    Unsupported
+        If the measure and the target are not of kinds that have a distance.
+    TypeError, ValueError
+        If dtypes, devices or dimensions differ.
+
+    See Also
+    --------
+    SinkhornDivergenceTo : Smooth in the weights.
+    otflow.SlicedWassersteinTo : For many points.
+
+    Notes
+    -----
+    On `Quantiles` the distance is that of their `inner`, as in a JKO step:
+    :math:`F = \tfrac12\sum_i \ell_i (q_i - Q_\nu(s_i))^2`, where :math:`s_i` is the
+    level of :math:`q_i` and :math:`Q_\nu` the quantile function of the target. It
+    differs from :math:`\tfrac12 W_2^2` of the densities in second order in the size of
+    the cells, and is 0 at the cells of the target at these levels.
+
+    The functional is 1-convex among densities on the line. It is not among other
+    measures: in dimension 2 and above :math:`-F` is :math:`-1`-convex along geodesics,
+    and F has kinks where the plan is not unique :cite:p:`ambrosio2008gradient`.
+
+    Costs are those of `otflow.metrics.wasserstein2_squared`: O(n log n) on the line,
+    about O(n^3) elsewhere, and O(d^3) between Gaussians.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.SquaredDistanceTo(torch.tensor([[0.0], [2.0]]))
+    >>> mu = of.Particles(torch.tensor([[3.0], [1.0]]))
+    >>> F.value(mu), F.velocity(mu)
+    (tensor(0.5000), tensor([[-1.],
+            [-1.]]))
+    """
+
+    def __init__(self, nu: Measure | ArrayLike, *, tolerance: float = 0.0) -> None:
+        self.target = as_target(nu)
+        self.tolerance = check_tolerance(tolerance)
+        known = isinstance(self.target, (Particles, Gaussian)) or _on_line(self.target)
+        if not known:
+            msg = (
+                f"no distance to a {type(self.target).__name__} in dimension "
+                f"{self.target.dim} is known; draw atoms of it, "
+                f"Particles(nu.sample(1000, generator)), or use MMDTo"
+            )
+            raise Unsupported(msg)
+
+    def value(self, mu: Measure) -> Tensor:
+        nu = self.target
+        same = isinstance(mu, Particles) and isinstance(nu, Particles)
+        same |= isinstance(mu, Gaussian) and isinstance(nu, Gaussian)
+        if not same and not (_on_line(mu) and _on_line(nu)):
+            msg = (
+                f"no distance from a {type(mu).__name__} in dimension {mu.dim} to a "
+                f"{type(nu).__name__} in dimension {nu.dim} is known; {_cure(mu, nu)}"
+            )
+            raise Unsupported(msg)
+        check_space(mu, nu)
+        if isinstance(mu, Quantiles):
+            steps = Steps.of(nu)
+            assert steps is not None
+            apart = mu.edges - quantiles_at(steps, mu.weights).to(mu.edges)
+            return 0.5 * (mu.lumped @ apart.square())
+        return 0.5 * wasserstein2_squared(mu, nu, tolerance=self.tolerance)  # type: ignore[arg-type]
+
+    def modulus(self, dim: int) -> float | None:
+        return 1.0 if dim == 1 and _on_line(self.target) else None
+
+    def __repr__(self) -> str:
+        return f"SquaredDistanceTo({self.target!r})"
+
+
+class SinkhornDivergenceTo(Functional):
+    r"""The debiased Sinkhorn divergence to a measure, about :math:`\tfrac12 W_2^2`.
+
+    .. math:: F(\mu) = S_\varepsilon(\mu, \nu) = \mathrm{OT}_\varepsilon(\mu, \nu)
+        - \tfrac12\mathrm{OT}_\varepsilon(\mu, \mu)
+        - \tfrac12\mathrm{OT}_\varepsilon(\nu, \nu), \qquad
+        \varepsilon = \mathrm{blur}^2, \quad c(x, y) = \tfrac12|x - y|^2
+
+    :cite:p:`feydy2019interpolating`. F is smooth in points and weights, at least 0, and
+    0 at the target alone. The first variation is the difference of the potentials of
+    the first two terms.
+
+    Parameters
+    ----------
+    nu : Particles, Tensor or ndarray
+        The target; points (n, d) stand for equal weights 1/n.
+    blur : float
+        Length below which details are not seen, > 0.
+    reach : float, optional
+        Length beyond which mass is destroyed and created rather than moved; balanced by
+        default.
+
+    Attributes
+    ----------
+    target : Particles
+        The measure nu.
+    blur, reach
+        As above.
+
+    Raises
+    ------
+    ValueError
+        If blur or reach is not positive, or dimensions or devices differ.
+    TypeError
+        If the target has no atoms, or dtypes differ.
+    Unsupported
+        If the measure has no atoms.
+
+    See Also
+    --------
+    SquaredDistanceTo : The limit of a blur of 0.
+
+    Notes
+    -----
+    Costs and other errors are those of `otflow.metrics.sinkhorn_divergence`: time and
+    memory O((n + m)^2).
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> x = torch.tensor([[0.0], [1.0]])
+    >>> F = of.SinkhornDivergenceTo(x + 4.0, blur=0.01)
+    >>> F.value(of.Particles(x))
+    tensor(8.)
+    """
+
+    def __init__(
+        self, nu: Particles | ArrayLike, blur: float, reach: float | None = None
+    ) -> None:
+        self.target = as_atoms(nu, "SinkhornDivergenceTo")
+        if real(blur, "blur") <= 0:
+            msg = (
+                f"blur is a length and must be positive, got {blur:g}; take a tenth of "
+                f"the spread of the points, or SquaredDistanceTo, the limit blur -> 0"
+            )
+            raise ValueError(msg)
+        self.blur = float(blur)
+        self.reach = None if reach is None else positive(reach, "reach")
+
+    def value(self, mu: Measure) -> Tensor:
+        atoms = atoms_of(mu, self.target, "SinkhornDivergenceTo")
+        return sinkhorn_divergence(atoms, self.target, blur=self.blur, reach=self.reach)
+
+    def __repr__(self) -> str:
+        reach = "" if self.reach is None else f", reach={self.reach:g}"
+        return f"SinkhornDivergenceTo({self.target!r}, blur={self.blur:g}{reach})"
+
+
+def quantiles_at(steps: Steps, masses: Tensor) -> Tensor:
+    r"""Return the quantiles of a density on the line at the ends of cells of masses.
+
+    At a level where the quantile function jumps they are the mean of both ends of the
+    jump. Levels count from the nearer end, so that small masses at both ends are exact.
+
+    Parameters
+    ----------
+    steps : Steps
+        The density.
+    masses : Tensor, shape (n,)
+        Positive masses of sum 1.
+
+    Returns
+    -------
+    Tensor, shape (n + 1,)
+        Quantiles, float64, increasing, with the graphs of both.
+    """
+    full = steps.masses.detach() > 0
+    left, right, m = steps.left[full], steps.right[full], steps.masses[full]
+    masses = masses.double() / masses.double().sum()
+    below = _from_below(left, right, m, masses)
+    above = -_from_below(-right.flip(0), -left.flip(0), m.flip(0), masses.flip(0))
+    is_low = torch.cat([masses.new_zeros(1), masses.detach().cumsum(0)]) <= 0.5
+    return torch.where(is_low, below, above.flip(0))
+
+
+def _from_below(left: Tensor, right: Tensor, m: Tensor, masses: Tensor) -> Tensor:
+    levels = torch.cat([masses.new_zeros(1), masses.cumsum(0)])
+    ends = m.cumsum(0)
+    starts = ends - m
+    # A level is a sum of positive masses: its error is relative to it. A level that
+    # meets the end of a cell up to round-off is that end.
+    s = levels.detach()
+    slack = (len(m) + len(masses)) * torch.finfo(m.dtype).eps * s
+    last = len(m) - 1
+    values = []
+    for cell, meets, at in (
+        (torch.searchsorted(ends.detach(), s - slack), 1, right),
+        (torch.searchsorted(ends.detach(), s + slack, right=True), 0, left),
+    ):
+        j = cell.clamp(0, last)
+        edge = (ends if meets else starts)[j]
+        share = ((levels - starts[j]) / m[j]).clamp(0.0, 1.0)
+        near = (edge.detach() - s).abs() <= slack
+        inside = left[j] + share * (right[j] - left[j])
+        values.append(torch.where(near, at[j], inside))
+    return 0.5 * (values[0] + values[1])
+
+
+def _on_line(mu: Measure) -> bool:
+    """Return whether a measure is a density on the line."""
+    return isinstance(mu, Quantiles) or (isinstance(mu, GridDensity) and mu.dim == 1)
+
+
+def _cure(mu: Measure, nu: Measure) -> str:
+    """Return how two measures become comparable, by a change of the target."""
+    if isinstance(mu, Particles):
+        return "draw atoms of the target: Particles(nu.sample(1000, generator))"
+    if isinstance(mu, Gaussian):
+        draws = "nu.points" if isinstance(nu, Particles) else "nu.sample(1000, g)"
+        return f"give a Gaussian target, e.g. Gaussian.from_samples({draws})"
+    if _on_line(mu):
+        draws = "nu.points" if isinstance(nu, Particles) else "nu.sample(1000, g)"
+        return f"give a density, e.g. Quantiles.from_samples({draws}, 100)"
+    return "use MMDTo, or flow Particles(mu.sample(1000, generator))"

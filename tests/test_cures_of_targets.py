@@ -1,0 +1,189 @@
+"""Cures of functionals to a target that does not fit, or that has no distance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.errors import Unsupported
+from otflow.testing.clouds import normal
+from tests.cures import Case, check_cures
+
+F64 = torch.float64
+CLOUD, DOTS = of.Particles(normal(6, 2)), of.Particles(normal(40, 1))
+BELL = of.Gaussian(normal(2), torch.eye(2, dtype=F64))
+HILL = of.Gaussian(normal(1), torch.eye(1, dtype=F64))
+CELLS = of.Quantiles(torch.linspace(-1, 1, 11, dtype=F64))
+BUMP = of.kernels.Gaussian(1.0)
+GENERATOR = torch.Generator()
+
+
+def box(*shape):
+    rho = torch.ones(shape, dtype=F64)
+    return of.GridDensity(rho, -1, 1, walls=True, normalize=True)
+
+
+def draws(nu, n=20):
+    return of.Particles(nu.sample(n, GENERATOR))
+
+
+def value(F, mu=CLOUD):
+    """Evaluate a functional and its velocity."""
+    F.value_and_velocity(mu)
+
+
+SQUARED, SLICED = of.SquaredDistanceTo, of.SlicedWassersteinTo
+ENERGY, SINKHORN = of.EnergyDistanceTo, of.SinkhornDivergenceTo
+
+CASES: dict[str, Case] = {
+    "a Gaussian target of particles": (
+        Unsupported,
+        "no distance from a Particles in dimension 2 to a Gaussian in dimension 2",
+        lambda: value(SQUARED(BELL)),
+        [lambda: value(SQUARED(draws(BELL)))],
+    ),
+    "atoms as the target of a Gaussian": (
+        Unsupported,
+        "no distance from a Gaussian in dimension 2 to a Particles",
+        lambda: value(SQUARED(CLOUD), BELL),
+        [lambda: value(SQUARED(of.Gaussian.from_samples(CLOUD.points)), BELL)],
+    ),
+    "a grid as the target of a Gaussian": (
+        Unsupported,
+        "no distance from a Gaussian in dimension 1 to a GridDensity in dimension 1",
+        lambda: value(SQUARED(box(8)), HILL),
+        [
+            lambda: value(
+                SQUARED(of.Gaussian.from_samples(box(8).sample(50, GENERATOR))), HILL
+            )
+        ],
+    ),
+    "atoms as the target of quantiles": (
+        Unsupported,
+        "no distance from a Quantiles in dimension 1 to a Particles",
+        lambda: value(SQUARED(DOTS), CELLS),
+        [lambda: value(SQUARED(of.Quantiles.from_samples(DOTS.points, 9)), CELLS)],
+    ),
+    "a Gaussian as the target of a grid": (
+        Unsupported,
+        "no distance from a GridDensity in dimension 1 to a Gaussian",
+        lambda: value(SQUARED(HILL), box(8)),
+        [
+            lambda: value(
+                SQUARED(of.Quantiles.from_samples(HILL.sample(50, GENERATOR), 9)),
+                box(8),
+            )
+        ],
+    ),
+    "a grid in the plane": (
+        Unsupported,
+        "no distance from a GridDensity in dimension 2 to a Particles",
+        lambda: value(SQUARED(CLOUD), box(5, 4)),
+        [
+            lambda: value(of.MMDTo(CLOUD, BUMP), box(5, 4)),
+            lambda: value(SQUARED(CLOUD), draws(box(5, 4))),
+        ],
+    ),
+    "a target grid in the plane": (
+        Unsupported,
+        "no distance to a GridDensity in dimension 2 is known",
+        lambda: SQUARED(box(5, 4)),
+        [
+            lambda: value(SQUARED(draws(box(5, 4)))),
+            lambda: value(of.MMDTo(box(5, 4), BUMP), box(5, 4)),
+        ],
+    ),
+    "a divergence to a density": (
+        TypeError,
+        "SinkhornDivergenceTo takes a target of atoms, got a Gaussian",
+        lambda: SINKHORN(BELL, 0.1),
+        [lambda: value(SINKHORN(draws(BELL), 0.1))],
+    ),
+    "slices of quantiles": (
+        Unsupported,
+        "SlicedWassersteinTo compares atoms, and a Quantiles has none",
+        lambda: value(SLICED(DOTS), CELLS),
+        [
+            lambda: value(SLICED(DOTS), draws(CELLS)),
+            lambda: value(SQUARED(CELLS), CELLS),
+        ],
+    ),
+    "a divergence of a grid in the plane": (
+        Unsupported,
+        "SinkhornDivergenceTo compares atoms, and a GridDensity has none.*MMDTo",
+        lambda: value(SINKHORN(CLOUD, 0.1), box(5, 4)),
+        [
+            lambda: value(SINKHORN(CLOUD, 0.1), draws(box(5, 4))),
+            lambda: value(of.MMDTo(box(5, 4), BUMP), box(5, 4)),
+        ],
+    ),
+    "a target of another dimension": (
+        ValueError,
+        r"the measure lies in dimension 2 but the target in dimension 1",
+        lambda: value(ENERGY(DOTS)),
+        [lambda: value(ENERGY(normal(9, 2)))],
+    ),
+    "a target of another dtype": (
+        TypeError,
+        "the target has dtype torch.float32 but the measure has torch.float64",
+        lambda: value(SQUARED(CLOUD.to(torch.float32))),
+        [
+            lambda: value(SQUARED(CLOUD.to(torch.float32)).to(torch.float64)),
+            lambda: value(SQUARED(CLOUD.to(torch.float32)), CLOUD.to(torch.float32)),
+        ],
+    ),
+    "a blur of zero": (
+        ValueError,
+        "blur is a length and must be positive, got 0",
+        lambda: SINKHORN(CLOUD, 0.0),
+        [lambda: value(SINKHORN(CLOUD, 0.1)), lambda: value(SQUARED(CLOUD))],
+    ),
+    "a kernel that is infinite at zero": (
+        ValueError,
+        r"the kernel Log\(\) is infinite at 0",
+        lambda: of.MMDTo(CLOUD, of.kernels.Log()),
+        [
+            lambda: value(of.MMDTo(CLOUD, BUMP)),
+            lambda: value(of.MMDTo(CLOUD, of.kernels.Energy())),
+        ],
+    ),
+    "directions of another dimension": (
+        ValueError,
+        r"directions must be K vectors other than 0 of dimension 2, got \(4, 3\)",
+        lambda: SLICED(CLOUD, normal(4, 3)),
+        [lambda: value(SLICED(CLOUD, 4))],
+    ),
+    "a direction of zero": (
+        ValueError,
+        "with a least length of 0; give their number",
+        lambda: SLICED(CLOUD, torch.zeros(1, 2, dtype=F64)),
+        [lambda: value(SLICED(CLOUD, 1))],
+    ),
+    "relative entropy to atoms": (
+        TypeError,
+        "the target is a Particles, which is a sum of atoms, which has no density",
+        lambda: of.KL(CLOUD),
+        [
+            lambda: value(of.KL(of.Gaussian.from_samples(CLOUD.points)), BELL),
+            lambda: value(of.KL(lambda x: x.square().sum(-1)), BELL),
+            lambda: value(ENERGY(CLOUD)),
+        ],
+    ),
+    "relative entropy to quantiles": (
+        TypeError,
+        "the target is a Quantiles, which has a density without a slope",
+        lambda: of.KL(CELLS),
+        [
+            lambda: value(
+                of.KL(of.Gaussian.from_samples(CELLS.sample(50, GENERATOR))), CELLS
+            ),
+            lambda: value(ENERGY(CELLS), DOTS),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_cures_that_an_error_names_work(case):
+    check_cures(CASES[case])
