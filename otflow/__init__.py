@@ -27,6 +27,8 @@ try:
     from otflow.flow import flow
     from otflow.functionals import (
         KL,
+        KSD,
+        Blob,
         Congestion,
         Entropy,
         Functional,
@@ -52,7 +54,9 @@ _logging.getLogger("otflow").addHandler(_logging.NullHandler())
 __all__ = [
     "JKO",
     "KL",
+    "KSD",
     "BirthDeath",
+    "Blob",
     "Bookmark",
     "Congestion",
     "Entropy",
