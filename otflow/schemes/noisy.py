@@ -88,6 +88,11 @@ class NoisyEuler(Scheme):
         velocity = F.velocity(mu, mu.points + level * noise)
         return Step(mu.push(velocity, dt), count + 1, {"level": level})
 
+    def __repr__(self) -> str:
+        level = self.level
+        name = getattr(level, "__name__", None) or type(level).__name__
+        return f"NoisyEuler({name if callable(level) else repr(level)})"
+
 
 def _check(mu: Measure) -> None:
     if not isinstance(mu, Particles):
