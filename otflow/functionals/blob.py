@@ -92,17 +92,17 @@ class Blob(Functional):
         self.width = positive(width, "width")
 
     def value(self, mu: Measure) -> Tensor:
-        return mu.weights @ check_energy(self.internal.e, self._density(mu))
+        return mu.weights @ check_energy(self.internal.e, self.density(mu))
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
         if not isinstance(mu, Particles):
             return super().first_variation(mu, x)
         probes = mu.points if x is None else mu.check_probes(x)
         with torch.set_grad_enabled(records(mu.points, mu.weights, probes)):
-            rho = self._density(mu)
-            own = rho if x is None else self._density(mu, probes)
+            rho = self.density(mu)
+            own = rho if x is None else self.density(mu, probes)
             masses = mu.weights * entrywise_derivative(self.internal.e, rho)
-            pull = self._density(mu.with_free_atoms(weights=masses), probes)
+            pull = self.density(mu.with_free_atoms(weights=masses), probes)
             return check_energy(self.internal.e, own) + pull
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
@@ -115,7 +115,7 @@ class Blob(Functional):
         if not isinstance(mu, Particles) or records(mu.points, mu.weights, x):
             return super()._velocity_at(mu, x)
         with torch.no_grad():
-            rho, e = self._density(mu), self.internal.e
+            rho, e = self.density(mu), self.internal.e
             masses = torch.stack(
                 [mu.weights, mu.weights * entrywise_derivative(e, rho)], dim=1
             )
@@ -127,8 +127,21 @@ class Blob(Functional):
         check_finite(velocity, f"the velocity of {self!r}")
         return velocity
 
-    def _density(self, mu: Measure, x: Tensor | None = None) -> Tensor:
-        """Return the smoothed density at the points, or at probes."""
+    def density(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
+        r"""Return the smoothed density :math:`\varphi_\sigma * \mu`.
+
+        Parameters
+        ----------
+        mu : Measure
+            The measure.
+        x : Tensor or ndarray, shape (m, d), optional
+            Where to evaluate; the points of `mu` by default.
+
+        Returns
+        -------
+        Tensor, shape (n,) or (m,)
+            Differentiable, as `Measure.convolve`.
+        """
         return self._factor(mu) * mu.convolve(Gaussian(self.width), x)
 
     def _factor(self, mu: Measure) -> float:
