@@ -59,9 +59,20 @@ def run() -> list[Row]:
         f"mu = of.Particles(torch.randn({N}, {D}))"
     )
     megabytes = peak_extra_megabytes(setup, "F.value_and_velocity(mu)")
+    other = torch.randn(N // 4, D, generator=torch.Generator().manual_seed(1))
+    some = of.Particles(x[: N // 4])
+    near = F.velocity(some, some.points)
+    assert torch.allclose(near, F.velocity(some), atol=1e-4)
+    at_atoms, anywhere = interleaved(
+        lambda: F.velocity(some), lambda: F.velocity(some, other), repeats=5, warmup=1
+    )
     label = f"Interaction value and velocity, n = {N}, d = {D}:"
     return [
         at_most(f"{label} / hand-written tiles", mine / hand, 1.0),
         at_most(f"{label} / row-chunked cdist", mine / rows, 1.0),
+        # The atoms share each pair: twice the time would be the same for each pair.
+        at_most(
+            f"Velocity at {N // 4} probes / at as many atoms", anywhere / at_atoms, 3
+        ),
         at_most(f"{label} peak extra MB", megabytes, 300),
     ]

@@ -27,6 +27,8 @@ try:
     from otflow.flow import flow
     from otflow.functionals import (
         KL,
+        KSD,
+        Blob,
         Congestion,
         EnergyDistanceTo,
         Entropy,
@@ -57,7 +59,9 @@ _logging.getLogger("otflow").addHandler(_logging.NullHandler())
 __all__ = [
     "JKO",
     "KL",
+    "KSD",
     "BirthDeath",
+    "Blob",
     "Bookmark",
     "Congestion",
     "EnergyDistanceTo",

@@ -6,16 +6,16 @@ Memory is O(n d): no matrix of all pairs is formed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from otflow._autodiff import grads_of
-from otflow._graphs import recording
+from otflow._graphs import differentiating, leaf, recording
 
-__all__ = ["Sweep", "pair_sum", "tiles"]
+__all__ = ["PairFunction", "Sweep", "pair_field", "pair_sum", "tiles"]
 
 # A tile's distance matrix (TILE x TILE, float64: 0.5 MB) stays in the L2 cache.
 TILE = 256
@@ -98,6 +98,49 @@ def _sweep(
             for k, g in enumerate(grads_of(part, blocks)):
                 grads[k % len(rows)][i if k < count else j] += g
     return total, grads
+
+
+class PairFunction(Protocol):
+    """What a field asks of a kernel of two points."""
+
+    def rows(self, points: Tensor) -> Tensor:
+        """Return what the kernel sees of points (n, d)."""
+
+    def even_pairs(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the symmetric part of the kernel at rows that broadcast."""
+
+
+def pair_field(
+    K: PairFunction, x: Tensor, points: Tensor, masses: Tensor, *, gradients: bool
+) -> tuple[Tensor, Tensor]:
+    """Return potentials (m, k) of masses (n, k), and their gradients (m, k, d).
+
+    By automatic differentiation, tile by tile; see `kernels.PairKernel.field`.
+    """
+    x, masses, count = x.detach(), masses.detach(), masses.shape[1]
+    potentials = x.new_zeros(len(x), count)
+    slopes = x.new_zeros(len(x), count, x.shape[1]) if gradients else x.new_zeros(0)
+    with torch.no_grad():
+        far = K.rows(points.detach())
+    for i in tiles(len(x)):
+        with differentiating(parameters=False), torch.set_grad_enabled(gradients):
+            at = leaf(x[i])
+            rows = K.rows(at)
+            near = leaf(rows)
+            pulls = [torch.zeros_like(near.detach()) for _ in range(count)]
+            for j in tiles(len(points)):
+                part = K.even_pairs(near[:, None], far[j]) @ masses[j]
+                potentials[i] += part.detach()
+                for k in range(count if part.requires_grad else 0):
+                    (pull,) = torch.autograd.grad(
+                        part[:, k].sum(), near, retain_graph=k + 1 < count
+                    )
+                    pulls[k] += pull
+            for k in range(count if gradients and rows.requires_grad else 0):
+                (slopes[i, k],) = torch.autograd.grad(
+                    rows, at, pulls[k], retain_graph=k + 1 < count
+                )
+    return potentials, slopes
 
 
 class _PairSum(torch.autograd.Function):

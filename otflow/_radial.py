@@ -9,7 +9,7 @@ from torch import Tensor
 
 from otflow._pairs import tiles
 
-__all__ = ["TILE", "power", "power_slope", "radial_potential", "radial_sweep"]
+__all__ = ["TILE", "power", "power_slope", "radial_field", "radial_sweep"]
 
 # Rows of a block: its distances stay in the second-level cache. With a power of two the
 # columns of a block would share few cache lines.
@@ -63,10 +63,7 @@ def radial_sweep(
         # The transpose with unit stride makes each coordinate one contiguous row.
         a, b = x[i].T.contiguous(), x[j].T.contiguous()
         mass_i, mass_j = moments[i, 0], moments[j, 0]
-        s = (a[0][:, None] - b[0]).square_()
-        for p, q in zip(a[1:], b[1:], strict=True):
-            difference = p[:, None] - q
-            s.addcmul_(difference, difference)
+        s = _squared_distances(a, b)
         on_diagonal = W.singular and i == j
         if on_diagonal:
             s.fill_diagonal_(1.0)
@@ -104,27 +101,49 @@ def radial_sweep(
     return energy, (2.0 * w[:, None] * force, potential)
 
 
-def radial_potential(
-    W: Profile, x: Tensor, y: Tensor, b: Tensor
+def radial_field(
+    W: Profile, x: Tensor, points: Tensor, masses: Tensor, *, gradients: bool
 ) -> tuple[Tensor, Tensor]:
-    r"""Return :math:`\sum_j b_j W(x_i - y_j)` (n,), and its gradient in x (n, d).
+    """Return potentials (m, k) of masses (n, k), and their gradients (m, k, d).
 
-    Time O(n m d), memory O(n d). W is finite at 0. The answers carry no graph.
+    See `kernels.PairKernel.field`.
     """
-    x, y, b = x.detach(), y.detach(), b.detach()
-    potential, force = torch.zeros_like(x[:, 0]), torch.zeros_like(x)
+    x, points, masses = x.detach(), points.detach(), masses.detach()
+    count, d = masses.shape[1], x.shape[1]
+    centre = points.mean(0)
+    near, far = x - centre, points - centre
+    by_moments = W.smooth and gradients
+    by_moments = by_moments and _is_even(torch.cat([points, x]), torch.cat([far, near]))
+    potentials = x.new_zeros(len(x), count)
+    slopes = x.new_zeros(len(x), count, d) if gradients else x.new_zeros(0)
+    moments = torch.cat([masses, (masses[:, :, None] * far[:, None]).flatten(1)], 1)
     for i in tiles(len(x), TILE):
-        for j in tiles(len(y), TILE):
-            at, to = x[i].T.contiguous(), y[j].T.contiguous()
-            s = torch.zeros(at.shape[1], to.shape[1], dtype=x.dtype, device=x.device)
-            for p, q in zip(at, to, strict=True):
-                difference = p[:, None] - q
-                s.addcmul_(difference, difference)
-            phi, slope = W.profile_and_slope(s)
-            potential[i].addmv_(phi, b[j])
-            for axis, (p, q) in enumerate(zip(at, to, strict=True)):
-                force[i, axis].addmv_((p[:, None] - q).mul_(slope), b[j])
-    return potential, 2.0 * force
+        sums = torch.zeros_like(moments[:1]).expand(len(x[i]), -1).clone()
+        a = x[i].T.contiguous()
+        for j in tiles(len(points), TILE):
+            b = points[j].T.contiguous()
+            s = _squared_distances(a, b)
+            phi, slope = W.profile_and_slope(s) if gradients else (W.profile(s), s)
+            potentials[i].addmm_(phi, masses[j])
+            if by_moments:
+                sums.addmm_(slope, moments[j])
+            elif gradients:
+                for axis, (p, q) in enumerate(zip(a, b, strict=True)):
+                    pull = (p[:, None] - q).mul_(slope)
+                    slopes[i, :, axis] += 2.0 * (pull @ masses[j])
+        if by_moments:
+            of_points = sums[:, count:].reshape(-1, count, d)
+            slopes[i] = 2.0 * (near[i][:, None] * sums[:, :count, None] - of_points)
+    return potentials, slopes
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Return the squared distances (m, n) of points (d, m) and (d, n)."""
+    s = (a[0][:, None] - b[0]).square_()
+    for p, q in zip(a[1:], b[1:], strict=True):
+        difference = p[:, None] - q
+        s.addcmul_(difference, difference)
+    return s
 
 
 def _is_even(x: Tensor, centred: Tensor) -> bool:

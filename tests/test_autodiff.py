@@ -21,6 +21,7 @@ from otflow.testing.clouds import normal
 
 KERNELS = [
     of.kernels.Gaussian(0.8),
+    of.kernels.InverseMultiquadric(0.7, power=0.4),
     of.kernels.Quadratic(),
     of.kernels.Energy(),
     of.kernels.Log(),

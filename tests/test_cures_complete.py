@@ -15,6 +15,7 @@ import torch
 from tests.messages import messages, names_a_cure
 
 FLOORS = (
+    "blobs",
     "distances",
     "entries",
     "first_hours",

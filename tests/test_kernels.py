@@ -62,7 +62,8 @@ def test_the_modulus_is_the_least_eigenvalue_of_the_hessian(kernel):
 
 def test_only_kernels_with_a_bounded_hessian_declare_a_modulus():
     declared = {type(k) for k in KERNELS if k.modulus is not None}
-    assert declared == {of.kernels.Gaussian, of.kernels.Quadratic}
+    k = of.kernels
+    assert declared == {k.Gaussian, k.InverseMultiquadric, k.Quadratic}
 
 
 @pytest.mark.parametrize("n", [1, 2, TILE, 2 * TILE + 3])

@@ -1,6 +1,7 @@
 """Functionals of a measure: one abstract method, `value`."""
 
 from otflow.functionals.base import Functional, Scaled, Sum
+from otflow.functionals.blob import Blob
 from otflow.functionals.discrepancy import EnergyDistanceTo, MMDTo
 from otflow.functionals.divergence import KL
 from otflow.functionals.expectation import OfExpectation
@@ -9,10 +10,13 @@ from otflow.functionals.internal import Entropy, Internal
 from otflow.functionals.potential import Potential
 from otflow.functionals.power import Congestion, PowerEntropy
 from otflow.functionals.sliced import SlicedWassersteinTo
+from otflow.functionals.stein import KSD
 from otflow.functionals.transport import SinkhornDivergenceTo, SquaredDistanceTo
 
 __all__ = [
     "KL",
+    "KSD",
+    "Blob",
     "Congestion",
     "EnergyDistanceTo",
     "Entropy",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from otflow._algebra import inverse, sum_of_bounds, text_of_multiple, text_of_sum
+from otflow._autodiff import value_and_gradient
 from otflow._moving import Move, move_of, moved_attributes
 from otflow._typing import ArrayLike
 from otflow._validation import check_finite, check_kind, check_scalar, real
@@ -210,20 +211,44 @@ class Functional(ABC):
         return value, -gradient
 
     @final
-    def velocity(self, mu: Measure) -> Tensor:
+    def velocity(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
         r"""Return :math:`v = -\nabla F'[\mu]`, on particles minus dF/dx_i over w_i.
 
         Parameters
         ----------
         mu : Measure
             Where to differentiate.
+        x : Tensor or ndarray, shape (m, d), optional
+            Where to evaluate the field v; it needs ``mass_gradient``. By default the
+            points of `mu`, as a tangent.
 
         Returns
         -------
         Tensor
-            A tangent at `mu`, (n, d) on particles.
+            A tangent at `mu`, (n, d) on particles; at `x` the field, (m, d).
+
+        Raises
+        ------
+        Unsupported
+            If `x` is given and the measure has no ``mass_gradient``.
+        NonFinite
+            If an entry is NaN or infinite.
         """
-        return self.value_and_velocity(mu)[1]
+        if x is None:
+            return self.value_and_velocity(mu)[1]
+        check_measure(mu)
+        velocity = self._velocity_at(mu, mu.check_probes(x))
+        check_finite(velocity, "the functional's velocity")
+        return velocity
+
+    def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
+        """Return the field at probes (m, d); closed forms override it."""
+        return -value_and_gradient(
+            lambda y: self.first_variation(mu, y).sum(),
+            x,
+            beside=(mu.points, mu.weights),
+            unused=True,
+        )[1]
 
     @final
     def split_entropy(self) -> tuple[float, Functional]:
@@ -478,6 +503,9 @@ class Sum(Functional):
             value, velocity = value + f, velocity + v
         return value, velocity
 
+    def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
+        return sum((part._velocity_at(mu, x) for part in self.parts), 0.0 * x)
+
     def terms(self) -> tuple[tuple[float, Functional], ...]:
         return tuple((1.0, part) for part in self.parts)
 
@@ -536,6 +564,9 @@ class Scaled(Functional):
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
         value, velocity = self.functional.value_and_velocity(mu)
         return self.factor * value, self.factor * velocity
+
+    def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
+        return self.factor * self.functional._velocity_at(mu, x)
 
     def terms(self) -> tuple[tuple[float, Functional], ...]:
         return ((self.factor, self.functional),)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from otflow._graphs import records
-from otflow._radial import radial_potential
+from otflow._radial import radial_field
 from otflow._typing import ArrayLike, Ground
 from otflow._validation import non_negative_int
 from otflow.functionals.base import Functional, Sum
@@ -248,7 +248,10 @@ class _Witness:
         for c, W in terms:
             if not isinstance(W, RadialKernel):
                 return None
-            potential, force = radial_potential(W, mu.points, nu.points, nu.weights)
+            potential, force = radial_field(
+                W, mu.points, nu.points, nu.weights[:, None], gradients=True
+            )
+            potential, force = potential[:, 0], force[:, 0]
             total, pull = total + c * potential, pull + c * force
         return mu.weights @ (own - total), pull
 

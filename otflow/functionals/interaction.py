@@ -7,13 +7,13 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from otflow._autodiff import gradient
 from otflow._graphs import records
 from otflow._typing import ArrayLike, Ground
 from otflow._validation import real
 from otflow.functionals.base import Functional
-from otflow.kernels import as_kernel
+from otflow.kernels import Kernel, PairKernel, as_kernel
 from otflow.measures import Measure, Particles
+from otflow.measures.sums import pair_slope
 
 __all__ = ["Interaction"]
 
@@ -26,11 +26,16 @@ class Interaction(Functional):
     :math:`-\nabla W * \mu`. If W is :math:`\lambda`-convex, F is :math:`\min(\lambda,
     0)`-convex :cite:p:`mccann1997convexity`: a rigid translation does not change F.
 
+    A kernel of two points, `kernels.TwoPoint`, gives :math:`\tfrac12\iint K(x, y)\,
+    d\mu\,d\mu`, of which the symmetric part counts likewise. If K is
+    :math:`\lambda`-convex in both points jointly, F is :math:`\lambda`-convex.
+
     Parameters
     ----------
-    W : callable
-        Batched kernel of the difference, (..., d) -> (...); a kernel of
-        `otflow.kernels` is evaluated in closed form. Kernels may be added and scaled;
+    W : callable or PairKernel
+        Batched kernel of the difference, (..., d) -> (...); a radial kernel of
+        `otflow.kernels` is evaluated in closed form, a kernel of two points is a
+        `kernels.TwoPoint`. Kernels may be added and scaled;
         then the `terms` are the interactions of the kernels, each times its factor.
     modulus : float, optional
         A :math:`\lambda` such that :math:`W - \tfrac\lambda2|z|^2` is convex; a kernel
@@ -40,7 +45,7 @@ class Interaction(Functional):
     ----------
     W
         As above.
-    kernel : Kernel
+    kernel : PairKernel
         W; a plain function is wrapped.
     convexity : float or None
         The number given as `modulus`, or that of the kernel.
@@ -48,9 +53,10 @@ class Interaction(Functional):
     Notes
     -----
     On particles: time O(n^2 d), memory O(n d); the n x n array is never formed. At m
-    points away from the atoms the first variation costs O(n m d). With k atoms of mass
-    zero the velocity costs O(k n d) more, since these atoms act on nothing. The pairs
-    i = j count, unless W is a singular kernel; for a smooth W they add a constant.
+    points away from the atoms first variation and velocity cost O(n m d). With k atoms
+    of mass zero the velocity costs O(k n d) more, since these atoms act on nothing. The
+    pairs i = j count, unless W is a singular kernel; for a smooth W they add a
+    constant.
 
     Examples
     --------
@@ -60,7 +66,7 @@ class Interaction(Functional):
     tensor(0.5000)
     """
 
-    def __init__(self, W: Ground, *, modulus: float | None = None) -> None:
+    def __init__(self, W: Ground | PairKernel, *, modulus: float | None = None) -> None:
         self.W = W
         self.kernel = as_kernel(W)
         declared = self.kernel.modulus if modulus is None else modulus
@@ -96,13 +102,19 @@ class Interaction(Functional):
         value, moving = super().value_and_velocity(body)
         velocity = torch.empty_like(mu.points)
         velocity[~empty] = moving
-        velocity[empty] = -gradient(
-            lambda x: body.convolve(self.kernel, x), mu.points[empty]
-        )
+        velocity[empty] = self._velocity_at(body, mu.points[empty])
         return value, velocity
 
+    def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
+        if not isinstance(mu, Particles):
+            return super()._velocity_at(mu, x)
+        with nullcontext() if records(mu.points, mu.weights, x) else torch.no_grad():
+            return -pair_slope(self.kernel, x, mu.points, mu.weights)
+
     def modulus(self, dim: int) -> float | None:
-        return None if self.convexity is None else min(self.convexity, 0.0)
+        if self.convexity is None or not isinstance(self.kernel, Kernel):
+            return self.convexity
+        return min(self.convexity, 0.0)
 
     def __repr__(self) -> str:
         return f"Interaction({self.kernel!r})"

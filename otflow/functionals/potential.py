@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from otflow._autodiff import gradient
 from otflow._typing import Ground
 from otflow._validation import check_function, real
 from otflow.errors import InvalidFunctional
 from otflow.functionals.base import Functional
-from otflow.measures import Measure
+from otflow.measures import Measure, Particles
 
 __all__ = ["Potential"]
 
@@ -60,6 +61,11 @@ class Potential(Functional):
             )
             raise InvalidFunctional(msg)
         return value
+
+    def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
+        if not isinstance(mu, Particles):
+            return super()._velocity_at(mu, x)
+        return -gradient(self.V, x)
 
     def modulus(self, dim: int) -> float | None:
         return self.convexity

@@ -24,22 +24,21 @@ from otflow._moving import Move, move_of
 from otflow._svg import figure, harmless
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
-    check_finite,
     check_kind,
     check_like,
     positive,
 )
 from otflow.errors import Unsupported
-from otflow.kernels import Kernel
+from otflow.kernels import Kernel, PairKernel
 from otflow.measures.moving import carried
 from otflow.measures.portrait import drawn
 from otflow.measures.sums import (
+    energy_of,
     integrate,
     internal_energy,
-    kernel_at_the_door,
-    linear,
     pair_energy,
     pair_potential,
+    potential_of,
 )
 
 __all__ = ["Measure"]
@@ -421,7 +420,9 @@ class Measure(ABC):
         """
         return integrate(f, self.points, self.weights)
 
-    def interaction(self, W: Ground, *, diagonal: bool | None = None) -> Tensor:
+    def interaction(
+        self, W: Ground | PairKernel, *, diagonal: bool | None = None
+    ) -> Tensor:
         r"""Return :math:`\tfrac12 \iint W(x - y)\, d\mu\, d\mu`, with the factor 1/2.
 
         Particles sum over all pairs, tile by tile: time O(n^2 d), memory O(n d). They
@@ -430,9 +431,10 @@ class Measure(ABC):
 
         Parameters
         ----------
-        W : Kernel or callable
-            Takes differences z (..., d) to (...). Wrap a function that is infinite at
-            0: ``kernels.Function(W, singular=True)``.
+        W : PairKernel or callable
+            A function takes differences z (..., d) to (...). Wrap a function that is
+            infinite at 0: ``kernels.Function(W, singular=True)``; wrap a function of
+            both points: ``kernels.TwoPoint(K)``.
         diagonal : bool, optional
             Deprecated; it goes in the next release. The kernel says whether pairs i = j
             count.
@@ -447,15 +449,12 @@ class Measure(ABC):
         NonFinite, InvalidFunctional, Unsupported
             If W is infinite where the representation cannot integrate it.
         """
-        kernel = kernel_at_the_door(W, diagonal)
-        energy = linear(kernel, self._pair_energy)
-        check_finite(energy, f"under {kernel!r} the interaction's value")
-        return energy
+        return energy_of(self, W, diagonal, self._pair_energy)
 
     @final
     def convolve(
         self,
-        W: Ground,
+        W: Ground | PairKernel,
         x: ArrayLike | None = None,
         *,
         diagonal: bool | None = None,
@@ -474,8 +473,8 @@ class Measure(ABC):
 
         Parameters
         ----------
-        W : Kernel or callable
-            Takes differences z (..., d) to (...).
+        W : PairKernel or callable
+            A function takes differences z (..., d) to (...).
         x : Tensor or ndarray, shape (m, d), optional
             Where to evaluate; the points of the measure by default. There an atom does
             not act on itself if W is singular.
@@ -501,11 +500,8 @@ class Measure(ABC):
         >>> mu.convolve(of.kernels.Quadratic(), torch.tensor([[0.0], [1.0]]))
         tensor([0.5000, 1.0000])
         """
-        kernel = kernel_at_the_door(W, diagonal)
         probes = None if x is None else self.check_probes(x)
-        potential = linear(kernel, lambda V: self._potential(V, probes))
-        check_finite(potential, f"the potential of {kernel!r}")
-        return potential
+        return potential_of(self, W, probes, diagonal, self._potential)
 
     def entropy(self) -> Tensor:
         r"""Return :math:`\int \rho\log\rho\, dx`.

@@ -83,7 +83,8 @@ class Particles(Measure):
         "density": (
             "a sum of Diracs is singular, so internal energies such as Entropy, "
             "PowerEntropy and Congestion mean nothing on it; represent the measure by "
-            "a density (GridDensity, Quantiles, Gaussian), or flow an entropy with "
+            "a density (GridDensity, Quantiles, Gaussian), or smooth the particles by "
+            "a width, as in Blob(Entropy(), width), or flow an entropy with "
             "Langevin(), which turns it into noise"
         ),
     }

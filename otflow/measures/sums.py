@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from otflow._autodiff import grads_of
+from otflow._autodiff import grads_of, value_and_gradient
 from otflow._graphs import alias, differentiating, leaf, records, refuse_graph
 from otflow._pairs import pair_sum, tiles
 from otflow._typing import Ground
 from otflow._validation import (
     alike,
     check_energy,
+    check_finite,
     check_generator,
     check_ground,
     check_like,
@@ -22,19 +24,39 @@ from otflow._validation import (
     real,
 )
 from otflow._warn import warn
-from otflow.kernels import Function, Kernel, as_kernel
+from otflow.kernels import Function, Kernel, PairKernel, as_kernel
 
 __all__ = [
+    "Atoms",
     "check_draw",
+    "energy_of",
     "integrate",
     "internal_energy",
     "kernel_at_the_door",
     "linear",
     "pair_energy",
     "pair_potential",
+    "pair_slope",
+    "potential_of",
     "reweighted",
     "sum_at",
 ]
+
+
+Integral = Callable[[Kernel], Tensor]
+"""What a representation makes of a kernel of differences."""
+
+
+class Atoms(Protocol):
+    """Points and their masses: a measure, or its quadrature rule."""
+
+    @property
+    def points(self) -> Tensor:
+        """Points (n, d)."""
+
+    @property
+    def weights(self) -> Tensor:
+        """Masses (n,)."""
 
 
 def reweighted(weights: Tensor, log_rate: Tensor, dt: float, each: str = "") -> Tensor:
@@ -98,7 +120,7 @@ def internal_energy(e: Ground, rho: Tensor, weights: Tensor) -> Tensor:
     return torch.where(empty, vacuum, filled).sum()
 
 
-def kernel_at_the_door(W: Ground, diagonal: bool | None) -> Kernel:
+def kernel_at_the_door(W: Ground | PairKernel, diagonal: bool | None) -> PairKernel:
     """Return W as a kernel, and warn if the deprecated option `diagonal` is given."""
     kernel = as_kernel(W)
     if diagonal is None:
@@ -108,11 +130,12 @@ def kernel_at_the_door(W: Ground, diagonal: bool | None) -> Kernel:
         "pairs i = j out by kernels.Function(W, singular=True)"
     )
     warn(msg, DeprecationWarning)
-    same = kernel.singular != diagonal
-    return kernel if same else Function(kernel, singular=not diagonal)
+    if kernel.singular != diagonal or not isinstance(kernel, Kernel):
+        return kernel
+    return Function(kernel, singular=not diagonal)
 
 
-def linear(kernel: Kernel, integral: Callable[[Kernel], Tensor]) -> Tensor:
+def linear(kernel: Kernel, integral: Integral) -> Tensor:
     """Return an integral that is linear in the kernel, the sum over its terms."""
     (first, one), *others = kernel.terms()
     total = integral(one) if first == 1 else first * integral(one)
@@ -121,40 +144,93 @@ def linear(kernel: Kernel, integral: Callable[[Kernel], Tensor]) -> Tensor:
     return total
 
 
-def pair_energy(W: Kernel, points: Tensor, weights: Tensor) -> Tensor:
-    r"""Return :math:`\tfrac12 \sum_{ij} w_i w_j W(x_i - x_j)` tile by tile.
+def energy_of(
+    mu: Atoms, W: Ground | PairKernel, diagonal: bool | None, own: Integral
+) -> Tensor:
+    """Return `Measure.interaction`, by the `own` integral of kernels of differences."""
+    kernel = kernel_at_the_door(W, diagonal)
+    if isinstance(kernel, Kernel):
+        energy = linear(kernel, own)
+    else:
+        energy = pair_energy(kernel, mu.points, mu.weights)
+    check_finite(energy, f"under {kernel!r} the interaction's value")
+    return energy
 
-    The pairs i = j are omitted if W is singular.
+
+def potential_of(
+    mu: Atoms,
+    W: Ground | PairKernel,
+    probes: Tensor | None,
+    diagonal: bool | None,
+    own: Callable[[Kernel, Tensor | None], Tensor],
+) -> Tensor:
+    """Return `Measure.convolve`, by the `own` integral of kernels of differences."""
+    kernel = kernel_at_the_door(W, diagonal)
+    if isinstance(kernel, Kernel):
+        potential = linear(kernel, lambda V: own(V, probes))
+    else:
+        potential = pair_potential(kernel, probes, mu.points, mu.weights)
+    check_finite(potential, f"the potential of {kernel!r}")
+    return potential
+
+
+def pair_energy(K: PairKernel, points: Tensor, weights: Tensor) -> Tensor:
+    r"""Return :math:`\tfrac12 \sum_{ij} w_i w_j K(x_i, x_j)` tile by tile.
+
+    The pairs i = j are omitted if K is singular.
     """
 
     def energy(x: Tensor, a: Tensor, y: Tensor, b: Tensor, is_diagonal: bool) -> Tensor:
-        z = x[:, None, :] - y[None, :, :]
-        if is_diagonal and W.singular:
+        if is_diagonal and K.singular:
             keep = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
             i, j = keep.nonzero(as_tuple=True)
-            return 0.5 * (a[i] * b[j] * W.values(z[i, j])).sum()
-        return 0.5 * (a @ W.values(z) @ b)
+            return 0.5 * (a[i] * b[j] * K.pairs(x[i], y[j])).sum()
+        return 0.5 * (a @ K.pairs(x[:, None, :], y[None, :, :]) @ b)
 
-    closed = not W.has_graph(points)
-    return pair_sum(energy, points, weights, sweep=W.closed_sweep(), is_closed=closed)
+    closed, rows = not K.has_graph(points), K.rows(points)
+    return pair_sum(energy, rows, weights, sweep=K.closed_sweep(), is_closed=closed)
 
 
 def pair_potential(
-    W: Kernel, x: Tensor | None, points: Tensor, weights: Tensor
+    K: PairKernel, x: Tensor | None, points: Tensor, weights: Tensor
 ) -> Tensor:
-    r"""Return :math:`\sum_j w_j \tfrac12(W(x_i - x_j) + W(x_j - x_i))`, (m,).
+    r"""Return :math:`\sum_j w_j \tfrac12(K(x_i, x_j) + K(x_j, x_i))`, (m,).
 
     The places are probes x (m, d), or the points themselves. At the points, the pairs i
-    = j are omitted if W is singular. Differentiable to any order. Time O(n m d), memory
+    = j are omitted if K is singular. Differentiable to any order. Time O(n m d), memory
     O(n + m).
     """
-    if x is not None:
-        return sum_at(W.even, x, points, weights, is_closed=not W.has_graph(points))
-    live = records(points, weights) or W.has_graph(points)
-    with differentiating(parameters=live):
-        masses = alias(weights)
-        energy = pair_energy(W, points, masses)
-        return grads_of(energy, (masses,), create_graph=live)[0]
+    if x is None:
+        live = records(points, weights) or K.has_graph(points)
+        with differentiating(parameters=live):
+            masses = alias(weights)
+            energy = pair_energy(K, points, masses)
+            return grads_of(energy, (masses,), create_graph=live)[0]
+    closed, rows = not K.has_graph(points), (K.rows(x), K.rows(points))
+    if closed and not records(*rows, weights):
+        return K.field(x, points, weights[:, None], gradients=False)[0][:, 0]
+    return _sum_of_pairs(K.even_pairs, *rows, weights, is_closed=closed)
+
+
+def pair_slope(K: PairKernel, x: Tensor, points: Tensor, weights: Tensor) -> Tensor:
+    """Return the gradient (m, d) of `pair_potential` at probes, with their graphs.
+
+    Raises
+    ------
+    NonFinite
+        If a potential is infinite, as that of a singular kernel at an atom.
+    """
+    if records(x, points, weights):
+        beside = (points, weights)
+        return value_and_gradient(
+            lambda y: pair_potential(K, y, points, weights).sum(), x, beside=beside
+        )[1]
+    filled = weights != 0
+    masses = weights[filled][:, None]
+    potentials, slopes = K.field(x, points[filled], masses, gradients=True)
+    check_finite(potentials, f"the potential of {K!r}")
+    check_finite(slopes, f"the gradient of the potential of {K!r}")
+    return slopes[:, 0]
 
 
 def sum_at(
@@ -164,16 +240,32 @@ def sum_at(
 
     An f whose parameters are being recorded is not closed.
     """
+
+    def of_pairs(y: Tensor, z: Tensor) -> Tensor:
+        return f(y - z)
+
+    return _sum_of_pairs(of_pairs, x, points, weights, is_closed=is_closed)
+
+
+def _sum_of_pairs(
+    f: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    points: Tensor,
+    weights: Tensor,
+    *,
+    is_closed: bool,
+) -> Tensor:
+    """Return the sums over j of w_j f(x_i, x_j), (m,), of rows that broadcast."""
     if is_closed and not records(x, points, weights):
         total = torch.zeros_like(x[:, 0])
         with torch.no_grad():
             for i in tiles(len(x)):
                 for j in tiles(len(points)):
-                    total[i] += f(x[i][:, None] - points[j]) @ weights[j]
+                    total[i] += f(x[i][:, None], points[j]) @ weights[j]
         return total
 
     def energy(x: Tensor, a: Tensor, y: Tensor, b: Tensor, _: bool) -> Tensor:
-        return a @ f(x[:, None] - y) @ b
+        return a @ f(x[:, None], y) @ b
 
     # It is linear in the masses of the probes: their gradient is the sum.
     masses, others = leaf(torch.ones_like(x[:, 0])), (points, weights)

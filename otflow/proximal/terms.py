@@ -20,6 +20,7 @@ from otflow.functionals import (
     Sum,
 )
 from otflow.functionals.combined import Combined
+from otflow.kernels import Kernel
 from otflow.measures import Measure
 
 __all__ = ["Terms", "check_terms", "combine", "sort_terms"]
@@ -131,7 +132,8 @@ def sort_terms(F: Functional, dim: int | None = None) -> Terms:
             internals.append((c, term))
         elif isinstance(term, Potential):
             potentials.append((c, term))
-        elif isinstance(term, Interaction):
+        # A kernel of two points is no convolution, and has no method of its own.
+        elif isinstance(term, Interaction) and isinstance(term.kernel, Kernel):
             interactions.append((c, term))
         else:
             others.append((c, term))

@@ -8,16 +8,20 @@ from otflow.schemes.euler import ExplicitEuler
 from otflow.schemes.jko import JKO
 from otflow.schemes.langevin import Langevin
 from otflow.schemes.minibatch import Minibatch
+from otflow.schemes.noisy import NoisyEuler
 from otflow.schemes.resample import Resample
+from otflow.schemes.svgd import SVGD
 
 __all__ = [
     "JKO",
+    "SVGD",
     "Adaptive",
     "BirthDeath",
     "Chain",
     "ExplicitEuler",
     "Langevin",
     "Minibatch",
+    "NoisyEuler",
     "Resample",
     "Scheme",
     "Step",

@@ -13,7 +13,7 @@ from otflow.measures import Measure
 from otflow.proximal.certificate import Certificate
 from otflow.schemes.base import Scheme, Step
 
-__all__ = ["Langevin"]
+__all__ = ["Langevin", "split_heat"]
 
 
 class Langevin(Scheme):
@@ -56,7 +56,7 @@ class Langevin(Scheme):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        temperature, rest = self._split(F)
+        temperature, rest = split_heat(F)
         energy, velocity = rest.value_and_velocity(mu)
         try:
             moved = mu.push(velocity, dt).diffuse(2.0 * temperature * dt, generator)
@@ -72,15 +72,16 @@ class Langevin(Scheme):
         return Step(moved, state, info, energy)
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:
-        return self._split(F)[1].value(mu)
+        return split_heat(F)[1].value(mu)
 
-    @staticmethod
-    def _split(F: Functional) -> tuple[float, Functional]:
-        temperature, rest = F.split_entropy()
-        if temperature < 0:
-            msg = (
-                f"the entropy has the negative factor {temperature:g}: the flow would "
-                f"be a backward heat equation; minimise + temperature * Entropy()"
-            )
-            raise ValueError(msg)
-        return temperature, rest
+
+def split_heat(F: Functional) -> tuple[float, Functional]:
+    """Return the temperature and the rest; ValueError if the heat runs backwards."""
+    temperature, rest = F.split_entropy()
+    if temperature < 0:
+        msg = (
+            f"the entropy has the negative factor {temperature:g}: the flow would "
+            f"be a backward heat equation; minimise + temperature * Entropy()"
+        )
+        raise ValueError(msg)
+    return temperature, rest

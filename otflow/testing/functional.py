@@ -11,7 +11,7 @@ from torch import Tensor
 
 from otflow.errors import Unsupported
 from otflow.functionals import Entropy, Functional, Potential
-from otflow.measures import Measure
+from otflow.measures import Measure, Particles
 from otflow.testing.clouds import (
     assert_plain,
     assert_untouched,
@@ -200,6 +200,21 @@ class FunctionalContract:
             torch.testing.assert_close(
                 F.velocity(mu), expected, rtol=0, atol=1e-7 * (1 + scale)
             )
+
+    def test_the_velocity_anywhere_is_minus_the_slope_of_the_first_variation(
+        self,
+    ) -> None:
+        """Check the velocity at probes against differences of the first variation."""
+        F = self.make()
+        for mu in self.measures():
+            if not self.has_first_variation or not isinstance(mu, Particles):
+                continue
+            x = self.probes(mu, 0.3)
+            expected = -gradient_field(partial(F.first_variation, mu), x)
+            scale = float(expected.abs().max())
+            found = F.velocity(mu, x)
+            assert_plain(found)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-7 * (1 + scale))
 
     def test_its_own_derivatives_are_those_of_autodiff(self) -> None:
         """Check closed forms of the derivatives against autodiff."""

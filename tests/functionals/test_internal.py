@@ -65,8 +65,9 @@ class TestPotentialOnIntervals(OnIntervals):
 CURE = (
     r"Particles has no density: a sum of Diracs is singular, so internal energies such "
     r"as Entropy, PowerEntropy and Congestion mean nothing on it; represent the "
-    r"measure by a density \(GridDensity, Quantiles, Gaussian\), or flow an entropy "
-    r"with Langevin\(\), which turns it into noise"
+    r"measure by a density \(GridDensity, Quantiles, Gaussian\), or smooth the "
+    r"particles by a width, as in Blob\(Entropy\(\), width\), or flow an entropy with "
+    r"Langevin\(\), which turns it into noise"
 )
 
 

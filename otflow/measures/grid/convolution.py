@@ -119,6 +119,9 @@ class Convolution:
         self.box = box
         self._padded = [2 * n for n in box.shape]
         kernel = kernel_at_the_door(W, diagonal)
+        if not isinstance(kernel, Kernel):
+            msg = f"{kernel!r} is no function of differences; call mu.convolve(W)"
+            raise TypeError(msg)
         table = linear(kernel, lambda V: _table(box, V, like))
         check_finite(table, "an interaction kernel between the cells")
         self._transform = torch.fft.rfftn(table)

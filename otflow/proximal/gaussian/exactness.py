@@ -19,7 +19,7 @@ from otflow.functionals import (
     SquaredDistanceTo,
 )
 from otflow.kernels import Gaussian as GaussianKernel
-from otflow.kernels import Quadratic
+from otflow.kernels import Kernel, PairKernel, Quadratic
 from otflow.measures import Gaussian
 from otflow.measures.gaussian.polar import MOST_DEGREE
 from otflow.proximal.gaussian.polynomials import (
@@ -261,7 +261,9 @@ def integrates_exactly(F: Functional, mu: Gaussian) -> bool:
         elif isinstance(term, Interaction):
             # Not `isinstance`: a subclass may have another profile.
             known = known or type(term.W) in (GaussianKernel, Quadratic)
-            known = known or fits(term.W, min(mu.degree, MOST_DEGREE))
+            W = term.W
+            if isinstance(W, Kernel) or not isinstance(W, PairKernel):
+                known = known or fits(W, min(mu.degree, MOST_DEGREE))
         elif isinstance(term, OfExpectation):
             known = known or fits(term.Phi)
         if not known:

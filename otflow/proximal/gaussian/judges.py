@@ -13,6 +13,7 @@ from torch import Tensor
 from otflow._autodiff import value_and_gradient
 from otflow.errors import OtflowError
 from otflow.functionals import Functional, Interaction
+from otflow.kernels import Function, Kernel, PairKernel
 from otflow.kernels import Gaussian as GaussianKernel
 from otflow.measures import Gaussian
 from otflow.measures.gaussian.narrow import hidden_energy
@@ -311,10 +312,23 @@ def _hidden(F: Functional, mu: Gaussian) -> float:
     for c, term in F.terms():
         if isinstance(term, Interaction) and type(term.kernel) is not GaussianKernel:
             with torch.no_grad():
-                values = term.kernel.even(z)
-            found = hidden_energy(term.kernel, nodes, weights, mu.factor, values)
+                W = _of_differences(term.kernel, mu)
+                values = W.even(z)
+            found = hidden_energy(W, nodes, weights, mu.factor, values)
             energy += abs(c) * found
     return energy
+
+
+def _of_differences(K: PairKernel, mu: Gaussian) -> Kernel:
+    """Return a kernel as one of differences: of two points about the mean."""
+    if isinstance(K, Kernel):
+        return K
+    mean = mu.mean.detach()
+
+    def about_the_mean(z: Tensor) -> Tensor:
+        return K.even_pairs(K.rows(mean + 0.5 * z), K.rows(mean - 0.5 * z))
+
+    return Function(about_the_mean)
 
 
 def round_off(problem: Problem, point: Point) -> float:

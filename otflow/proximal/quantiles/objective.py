@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from otflow.errors import Diverged, NonFinite
 from otflow.functionals import Functional, Interaction, Potential, PowerEntropy
 from otflow.functionals.base import Scaled
 from otflow.functionals.combined import Combined
-from otflow.kernels import Energy, Kernel, Log, PowerLaw, Riesz
+from otflow.kernels import Energy, Kernel, Log, PairKernel, PowerLaw, Riesz
 from otflow.measures import Quantiles
 from otflow.measures.quantiles.interaction import far_hessian, near_interaction
 from otflow.numerics.tridiagonal import Springs
@@ -313,16 +313,18 @@ def _products(
     pairs: tuple[tuple[float, Interaction], ...], edges: Tensor, weights: Tensor
 ) -> Product:
     """Return the Hessian of interactions as a product, computed at the first call."""
+    # `sort_terms` counts a kernel of two points among the other terms.
+    kernels = [(c, cast("Kernel", term.kernel)) for c, term in pairs]
 
     def near(q: Tensor) -> Tensor:
-        energies = [c * near_interaction(q, weights, term.kernel) for c, term in pairs]
+        energies = [c * near_interaction(q, weights, W) for c, W in kernels]
         return torch.stack(energies).sum()
 
     # Most expansions of a line search need no Hessian, so it waits for a product.
     @cache
     def parts() -> tuple[Tensor, Product]:
         far = sum(
-            (c * far_hessian(edges, weights, term.kernel) for c, term in pairs),
+            (c * far_hessian(edges, weights, W) for c, W in kernels),
             start=edges.new_zeros(()),
         )
         return far, value_gradient_product(near, edges)[2]
@@ -354,7 +356,7 @@ def _modulus(F: Functional) -> float | None:
     return total
 
 
-def _is_convex_apart(W: Kernel) -> bool:
+def _is_convex_apart(W: PairKernel) -> bool:
     """Whether a kernel is convex on the half-line.
 
     This suffices, since quantiles never change their order.

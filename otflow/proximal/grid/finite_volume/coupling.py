@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from otflow._lazy import lazy_import
 from otflow.functionals import Interaction
+from otflow.kernels import Kernel
 from otflow.measures import GridDensity
 from otflow.measures.grid.convolution import convolution
 from otflow.proximal.grid.finite_volume.factors import Array, Index
@@ -80,7 +81,8 @@ class Coupling:
         self.device, self.parts = like.device, []
         with torch.no_grad():
             for c, term in interactions:
-                self.parts.append((c, convolution(mu.box, term.kernel, like)))
+                W = cast("Kernel", term.kernel)  # `sort_terms` sees to it
+                self.parts.append((c, convolution(mu.box, W, like)))
 
     def is_same(self, other: Coupling) -> bool:
         """Whether both energies are equal, by numbers: a kernel may have changed."""

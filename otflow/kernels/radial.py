@@ -1,0 +1,402 @@
+"""Radial kernels: profiles that are safe at zero, with slopes in closed form."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otflow._autodiff import entrywise_derivative
+from otflow._pairs import Sweep
+from otflow._radial import power, power_slope, radial_field, radial_sweep
+from otflow._validation import positive, real
+from otflow.kernels.base import Kernel
+
+__all__ = [
+    "Energy",
+    "Gaussian",
+    "InverseMultiquadric",
+    "Log",
+    "PowerLaw",
+    "Quadratic",
+    "RadialKernel",
+    "Riesz",
+]
+
+
+class RadialKernel(Kernel):
+    r"""A kernel :math:`W(z) = \varphi(|z|^2)` with its slope in closed form.
+
+    A subclass states `profile` :math:`\varphi(s)` and `slope` :math:`\varphi'(s)`, with
+    s the squared distance: :math:`\nabla W(z) = 2\varphi'(|z|^2)\,z`. A slope that is
+    infinite at 0 counts as 0 there: by symmetry two coincident points exert no force on
+    each other. A kernel that is infinite at 0 is `singular`: an atom does not interact
+    with itself.
+
+    Attributes
+    ----------
+    singular : bool
+        Whether W(0) is infinite. Then sums over atoms omit the pairs i = j.
+    smooth : bool
+        Whether the slope is bounded at 0.
+    modulus : float or None
+        A :math:`\lambda` such that W is :math:`\lambda`-convex; None if none is known.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> W = of.kernels.Gaussian(1.0)
+    >>> W(torch.zeros(2))
+    tensor(1.)
+    """
+
+    smooth: bool = True
+    is_radial = True
+
+    @abstractmethod
+    def profile(self, s: Tensor) -> Tensor:
+        r"""Return :math:`\varphi(s)`.
+
+        Parameters
+        ----------
+        s : Tensor
+            Squared distances, >= 0, of any shape.
+
+        Returns
+        -------
+        Tensor
+            Of the shape of s; differentiable.
+        """
+
+    @abstractmethod
+    def slope(self, s: Tensor) -> Tensor:
+        r"""Return :math:`\varphi'(s)`, with 0 in place of an infinity at s = 0.
+
+        Parameters
+        ----------
+        s : Tensor
+            Squared distances, >= 0, of any shape.
+
+        Returns
+        -------
+        Tensor
+            Of the shape of s.
+        """
+
+    def profile_and_slope(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `profile` and `slope` at s; a kernel overrides it to share work.
+
+        The tensor `s` may be overwritten.
+        """
+        return self.profile(s), self.slope(s)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.profile(z.square().sum(-1))
+
+    def key(self) -> tuple[Any, ...] | None:
+        held = vars(self)
+        numbers = all(isinstance(value, (int, float)) for value in held.values())
+        return (type(self), *sorted(held.items())) if numbers else None
+
+    def curvature(self, s: Tensor) -> Tensor:
+        r"""Return :math:`\varphi''(s)`, by default by automatic differentiation.
+
+        Parameters
+        ----------
+        s : Tensor
+            Squared distances, >= 0, of any shape.
+
+        Returns
+        -------
+        Tensor
+            Of the shape of s; differentiable.
+        """
+        return entrywise_derivative(self.profile, s, order=2)
+
+    def closed_sweep(self) -> Sweep:
+        return self.sweep
+
+    def field(
+        self, x: Tensor, points: Tensor, masses: Tensor, *, gradients: bool
+    ) -> tuple[Tensor, Tensor]:
+        return radial_field(self, x, points, masses, gradients=gradients)
+
+    def sweep(
+        self, x: Tensor, w: Tensor, *, gradients: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        r"""Return :math:`\tfrac12\sum_{ij} w_i w_j W(x_i - x_j)` and its gradients.
+
+        The sum visits each unordered pair of tiles once. Time O(n^2 d), memory O(n d).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n, d)
+            Points.
+        w : Tensor, shape (n,)
+            Masses.
+        gradients : bool
+            Whether to compute the gradients too.
+
+        Returns
+        -------
+        energy : Tensor
+            0-d.
+        gradients : tuple of Tensor
+            In x (n, d) and in w (n,); empty if not asked for.
+        """
+        return radial_sweep(self, x, w, gradients=gradients)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k[0] != "_")
+        return f"{type(self).__name__}({values})"
+
+
+class Gaussian(RadialKernel):
+    r"""Gaussian kernel :math:`W(z) = \exp(-|z|^2 / 2\sigma^2)`.
+
+    The profile is :math:`\varphi(s) = e^{-s/2\sigma^2}`, its slope
+    :math:`\varphi'(s) = -e^{-s/2\sigma^2}/2\sigma^2`.
+
+    Parameters
+    ----------
+    sigma : float
+        Standard deviation, > 0.
+
+    Attributes
+    ----------
+    modulus : float
+        :math:`-1/\sigma^2`, the Hessian's least eigenvalue (at z = 0).
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> round(float(of.kernels.Gaussian(2.0)(torch.tensor([2.0]))), 4)
+    0.6065
+    """
+
+    def __init__(self, sigma: float) -> None:
+        self.sigma = positive(sigma, "sigma")
+
+    @property
+    def modulus(self) -> float:  # type: ignore[override]
+        """The least eigenvalue of the Hessian."""
+        return -1.0 / self.sigma**2
+
+    def profile(self, s: Tensor) -> Tensor:
+        return (s * (-0.5 / self.sigma**2)).exp()
+
+    def slope(self, s: Tensor) -> Tensor:
+        return self.profile(s) * (-0.5 / self.sigma**2)
+
+    def curvature(self, s: Tensor) -> Tensor:
+        return self.profile(s) * (0.25 / self.sigma**4)
+
+    def profile_and_slope(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        phi = s.mul_(-0.5 / self.sigma**2).exp_()
+        return phi, phi * (-0.5 / self.sigma**2)
+
+
+class InverseMultiquadric(RadialKernel):
+    r"""Inverse multiquadric :math:`W(z) = (1 + |z|^2/c^2)^{-\beta}`, of heavy tails.
+
+    The profile is :math:`\varphi(s) = (1 + s/c^2)^{-\beta}`, its slope
+    :math:`\varphi'(s) = -\tfrac\beta{c^2}(1 + s/c^2)^{-\beta-1}`. The base kernel of a
+    Stein discrepancy is best of this kind, with :math:`\beta < 1`: then the discrepancy
+    controls weak convergence to a large class of laws :cite:p:`gorham2017measuring`.
+
+    Parameters
+    ----------
+    scale : float
+        The length c, > 0.
+    power : float
+        The exponent :math:`\beta`, > 0.
+
+    Attributes
+    ----------
+    scale, power
+        As above.
+    modulus : float
+        :math:`-2\beta/c^2`, the Hessian's least eigenvalue (at z = 0).
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> of.kernels.InverseMultiquadric(1.0)(torch.tensor([3.0, 4.0])).square()
+    tensor(0.0385)
+    """
+
+    def __init__(self, scale: float, *, power: float = 0.5) -> None:
+        self.scale = positive(scale, "scale")
+        self.power = positive(power, "power")
+
+    @property
+    def modulus(self) -> float:  # type: ignore[override]
+        """The least eigenvalue of the Hessian."""
+        return -2.0 * self.power / self.scale**2
+
+    def profile(self, s: Tensor) -> Tensor:
+        return (1.0 + s / self.scale**2).pow(-self.power)
+
+    def slope(self, s: Tensor) -> Tensor:
+        base = 1.0 + s / self.scale**2
+        return base.pow(-self.power - 1.0) * (-self.power / self.scale**2)
+
+    def curvature(self, s: Tensor) -> Tensor:
+        base, factor = 1.0 + s / self.scale**2, self.power * (self.power + 1.0)
+        return base.pow(-self.power - 2.0) * (factor / self.scale**4)
+
+
+class PowerLaw(RadialKernel):
+    r"""Attraction-repulsion :math:`W(z) = |z|^a/a - |z|^b/b`.
+
+    The profile is :math:`\varphi(s) = s^{a/2}/a - s^{b/2}/b`, its slope
+    :math:`\varphi'(s) = \tfrac12(s^{a/2-1} - s^{b/2-1})`. The power 0 stands for the
+    logarithm, :math:`|z|^0/0 := \log|z|`. Points attract each other from afar and repel
+    each other at close range, as :math:`a > b`. For the powers (2, 0) the minimiser in
+    the plane is uniform on the unit disk; on the line it is Wigner's semicircle of
+    radius :math:`\sqrt2`. For (4, 2) on the line it is two atoms at distance 1.
+
+    Parameters
+    ----------
+    attraction : float
+        Exponent a > b.
+    repulsion : float
+        Exponent b.
+
+    Notes
+    -----
+    Singular if b <= 0; the slope is bounded at 0 if b >= 2.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> W = of.kernels.PowerLaw(4, 2)
+    >>> W(torch.tensor([1.0]))
+    tensor(-0.2500)
+    """
+
+    def __init__(self, attraction: float, repulsion: float) -> None:
+        self.attraction = real(attraction, "attraction")
+        self.repulsion = real(repulsion, "repulsion")
+        if self.attraction <= self.repulsion:
+            msg = (
+                f"attraction must exceed repulsion, got {self.attraction:g} <= "
+                f"{self.repulsion:g}: the energy would be unbounded below; swap them"
+            )
+            raise ValueError(msg)
+
+    @property
+    def singular(self) -> bool:  # type: ignore[override]
+        """Whether W is infinite at 0."""
+        return self.repulsion <= 0
+
+    @property
+    def smooth(self) -> bool:  # type: ignore[override]
+        """Whether the slope is bounded at 0."""
+        return self.repulsion >= 2
+
+    def profile(self, s: Tensor) -> Tensor:
+        return power(s, self.attraction) - power(s, self.repulsion)
+
+    def slope(self, s: Tensor) -> Tensor:
+        return power_slope(s, self.attraction) - power_slope(s, self.repulsion)
+
+
+class Quadratic(RadialKernel):
+    r"""Quadratic attraction :math:`W(z) = |z|^2/2`; the energy is half the variance.
+
+    The profile is :math:`\varphi(s) = s/2`.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> of.kernels.Quadratic()(torch.tensor([2.0]))
+    tensor(2.)
+    """
+
+    modulus = 1.0
+
+    def profile(self, s: Tensor) -> Tensor:
+        return 0.5 * s
+
+    def slope(self, s: Tensor) -> Tensor:
+        return torch.full_like(s, 0.5)
+
+
+class Log(RadialKernel):
+    r"""Logarithmic repulsion :math:`W(z) = -\log|z|`, the Coulomb kernel of the plane.
+
+    The profile is :math:`\varphi(s) = -\tfrac12\log s`, its slope :math:`\varphi'(s) =
+    -1/2s`. Singular: an atom does not interact with itself.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> of.kernels.Log()(torch.tensor([2.0]))
+    tensor(-0.6931)
+    """
+
+    singular = True
+    smooth = False
+
+    def profile(self, s: Tensor) -> Tensor:
+        return -power(s, 0.0)
+
+    def slope(self, s: Tensor) -> Tensor:
+        return -power_slope(s, 0.0)
+
+
+class Energy(RadialKernel):
+    r"""Negative distance :math:`W(z) = -|z|`, the kernel of the energy distance.
+
+    The profile is :math:`\varphi(s) = -\sqrt s`, its slope :math:`\varphi'(s) =
+    -1/2\sqrt s`. W is finite at 0 and has a kink there; its gradient at 0 counts as 0.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> of.kernels.Energy()(torch.tensor([3.0, 4.0]))
+    tensor(-5.)
+    """
+
+    smooth = False
+
+    def profile(self, s: Tensor) -> Tensor:
+        return -power(s, 1.0)
+
+    def slope(self, s: Tensor) -> Tensor:
+        return -power_slope(s, 1.0)
+
+
+class Riesz(RadialKernel):
+    r"""Riesz repulsion :math:`W(z) = |z|^{-p}/p`, p > 0.
+
+    The profile is :math:`\varphi(s) = s^{-p/2}/p`, its slope :math:`\varphi'(s) =
+    -\tfrac12 s^{-p/2-1}`. In dimension d >= 3 the Coulomb kernel is p = d - 2.
+    Singular: an atom does not interact with itself.
+
+    Parameters
+    ----------
+    p : float
+        Exponent, > 0.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> of.kernels.Riesz(1.0)(torch.tensor([0.0, 0.0, 2.0]))
+    tensor(0.5000)
+    """
+
+    singular = True
+    smooth = False
+
+    def __init__(self, p: float) -> None:
+        self.p = positive(p, "p")
+
+    def profile(self, s: Tensor) -> Tensor:
+        return -power(s, -self.p)
+
+    def slope(self, s: Tensor) -> Tensor:
+        return -power_slope(s, -self.p)
