@@ -6,12 +6,14 @@ from otflow.analysis.certificates import (
     energy_dissipation,
     minimizing_movement,
 )
+from otflow.analysis.continuity import continuity_residual
 from otflow.analysis.convexity import ConvexityReport, displacement_convexity
 from otflow.analysis.rates import exponential_rate, observed_order
 
 __all__ = [
     "ConvexityReport",
     "DissipationReport",
+    "continuity_residual",
     "displacement_convexity",
     "dissipation",
     "energy_dissipation",

@@ -16,7 +16,7 @@ from otflow._typing import ArrayLike
 from otflow._validation import check_kind, non_negative_int, positive
 from otflow._warn import warn
 from otflow.errors import NotConvergedWarning
-from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
+from otflow.measures import Gaussian, GridDensity, Measure, Particles
 from otflow.measures.gaussian.covariance import optimal_rotation
 from otflow.metrics.bracket import Bracket
 from otflow.metrics.distances import wasserstein2_squared
@@ -219,7 +219,8 @@ def barycenter(
     -----
     Cost of an iteration: O(n log n) on the line, once; O(N d^3) for Gaussians; N plans
     for particles; O(N n^{1 + 1/d}) on a grid of n cells, where the number of iterations
-    grows like the square of the side over the blur. Solved in float64; plans on the CPU.
+    grows with the square of the side over the blur. Solved in float64; plans on the
+    CPU.
 
     Examples
     --------

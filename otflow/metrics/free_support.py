@@ -72,8 +72,7 @@ def free_support(
         )
         rows, columns, masses = glue(plans)
         means = _means(targets, columns, shares)
-        drawn = x.new_zeros(x.shape).index_add(0, rows, masses[:, None] * means)
-        drawn = drawn / a[:, None]
+        drawn = _averaged(means, rows, masses, x)
         if start is None:
             move = masses @ (means - x[rows]).square().sum(1)
         else:
@@ -88,10 +87,7 @@ def free_support(
             x = drawn
     device = mus[0].device
     live = _means([mu.points for mu in mus], [c.to(device) for c in columns], shares)
-    place, w = rows.to(device), masses.to(live)
-    total = live.new_zeros(len(a)).index_add(0, place, w)
-    points = live.new_zeros(len(a), live.shape[1])
-    points = points.index_add(0, place, w[:, None] * live) / total[:, None]
+    points = _averaged(live, rows.to(device), masses.to(live), x.to(live))
     uniform = bool((a == a[0]).all())
     weights = None if uniform else a.to(live)
     return Particles(points, weights, normalize=not uniform), residual, count
@@ -106,6 +102,13 @@ def _means(
         for share, y, column in zip(shares, points, columns, strict=True)
     ]
     return torch.stack(moved).sum(0)
+
+
+def _averaged(means: Tensor, rows: Tensor, masses: Tensor, x: Tensor) -> Tensor:
+    """Return the mean of the cells of each atom; one below round-off stays at x."""
+    total = masses.new_zeros(len(x)).index_add(0, rows, masses)[:, None]
+    sums = torch.zeros_like(x).index_add(0, rows, masses[:, None] * means)
+    return torch.where(total > 0, sums / total.masked_fill(total <= 0, 1.0), x)
 
 
 def _pruned(

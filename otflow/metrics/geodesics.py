@@ -148,14 +148,13 @@ def geodesic(mu: Any, nu: Any, t: Any) -> Any:
     [tensor([0.0000, 0.5000, 1.0000]), tensor([0.0000, 0.7500, 1.5000])]
     """
     times, one = _times(t)
+    path: list[Particles] | list[Gaussian] | list[Quantiles]
     if isinstance(mu, Gaussian) and isinstance(nu, Gaussian):
         move = mu.displacement_to(nu)
         path = [_along(mu, move, time) for time in times]
     elif isinstance(mu, OnLine) and isinstance(nu, OnLine):
         (p, q), masses = line_edges([mu, nu], ["mu", "nu"])
-        path = [
-            _ordered(p + time * (q - p), masses, mu.points, time) for time in times
-        ]
+        path = [_ordered(p + time * (q - p), masses, mu.points, time) for time in times]
     else:
         start, end = aligned_ends(mu, nu)
         tangent = start.displacement_to(end)
@@ -170,7 +169,9 @@ def generalized_geodesic(
     base: Kind, mu: Kind, nu: Kind, t: Times
 ) -> tuple[Kind, ...]: ...
 @overload
-def generalized_geodesic(base: OnLine, mu: OnLine, nu: OnLine, t: float) -> Quantiles: ...
+def generalized_geodesic(
+    base: OnLine, mu: OnLine, nu: OnLine, t: float
+) -> Quantiles: ...
 @overload
 def generalized_geodesic(
     base: OnLine, mu: OnLine, nu: OnLine, t: Times
@@ -178,7 +179,7 @@ def generalized_geodesic(
 def generalized_geodesic(base: Any, mu: Any, nu: Any, t: Any) -> Any:
     r"""Return :math:`\mu_t = ((1-t)\,y + t\,z)_\# \Gamma`, optimal from the base.
 
-    :math:`\Gamma` couples the base :math:`\sigma` with both ends, and its projections on
+    :math:`\Gamma` couples the base :math:`\sigma` with both ends. Its projections on
     :math:`(\sigma, \mu)` and :math:`(\sigma, \nu)` are optimal plans: Definition 9.2.2
     of :cite:p:`ambrosio2008gradient`. If the plans are maps, :math:`\mu_t =
     ((1-t)\,T_\sigma^\mu + t\,T_\sigma^\nu)_\#\,\sigma`. Along this path
@@ -237,8 +238,8 @@ def generalized_geodesic(base: Any, mu: Any, nu: Any, t: Any) -> Any:
     if isinstance(base, Gaussian):
         first, second = base.displacement_to(mu), base.displacement_to(nu)
         moves = [torch.lerp(first, second, time) for time in times]
-        path = [base.with_free_state(base.state + move) for move in moves]
-        return path[0] if one else tuple(path)
+        turned = [base.with_free_state(base.state + move) for move in moves]
+        return turned[0] if one else tuple(turned)
     named = {"base": base, "mu": mu, "nu": nu}
     check_particles(named, "a generalised geodesic")
     x, *others = (cloud(measure, name) for name, measure in named.items())

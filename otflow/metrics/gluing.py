@@ -45,7 +45,16 @@ def glue(plans: Sequence[Plan]) -> tuple[Tensor, list[Tensor], Tensor]:
         same = rows[i] == other_rows[j]
         i, j, masses = i[same], j[same], shared[same]
         rows, columns = rows[i], [*(column[i] for column in columns), others[j]]
-    return rows, columns, masses / masses.sum()
+    # A cell alone in its row has the mass of its atom; the others are differences of
+    # levels, whose round-off leaves slivers beside larger cells.
+    atoms = int(rows.max()) + 1
+    own = masses.new_zeros(atoms).index_add(0, *_sorted(plans[0])[::2])
+    count = rows.bincount(minlength=atoms)
+    masses = torch.where(count[rows] == 1, own[rows], masses)
+    noise = len(rows) * torch.finfo(masses.dtype).eps
+    kept = (masses > noise) | (own[rows] <= noise) | (count[rows] == 1)
+    masses = masses[kept]
+    return rows[kept], [c[kept] for c in columns], masses / masses.sum()
 
 
 def _sorted(plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
