@@ -19,6 +19,7 @@ FLOORS = (
     "entries",
     "first_hours",
     "first_week",
+    "means",
     "models",
     "moves",
     "numbers",

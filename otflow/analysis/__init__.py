@@ -6,7 +6,7 @@ from otflow.analysis.certificates import (
     energy_dissipation,
     minimizing_movement,
 )
-from otflow.analysis.continuity import continuity_residual
+from otflow.analysis.weak_form import continuity_residual
 from otflow.analysis.convexity import ConvexityReport, displacement_convexity
 from otflow.analysis.rates import exponential_rate, observed_order
 

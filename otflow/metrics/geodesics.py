@@ -230,7 +230,7 @@ def generalized_geodesic(base: Any, mu: Any, nu: Any, t: Any) -> Any:
     times, one = _times(t)
     outside = [time for time in times if not 0 <= time <= 1]
     if outside:
-        msg = f"t must lie in [0, 1], got {outside[0]:g}; exchange mu and nu, or clip t"
+        msg = f"t must lie in [0, 1], got {outside[0]:g}; there the plans are known"
         raise ValueError(msg)
     if isinstance(base, OnLine):
         line_edges([base, mu, nu], ["base", "mu", "nu"])

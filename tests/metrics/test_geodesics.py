@@ -81,7 +81,8 @@ def test_times_are_a_number_or_many(name):
         (found,) = geodesic(mu, nu, times)
         assert type(found) is type(geodesic(mu, nu, 0.7))
         assert torch.equal(found.points, one)
-    assert torch.equal(geodesic(mu, nu, torch.tensor(0.7, dtype=F64)).points, one)
+    time: Any = torch.tensor(0.7, dtype=F64)
+    assert torch.equal(geodesic(mu, nu, time).points, one)
     assert geodesic(mu, nu, []) == ()
 
 
@@ -230,6 +231,9 @@ def test_points_of_a_generalised_geodesic_follow_the_ends():
         ((weighted(3), normal(3, 2)), TypeError, "got Tensor"),
     ],
 )
-def test_ends_of_two_kinds_raise(ends: Any, kind, words):
+def test_ends_of_two_kinds_raise(ends, kind, words):
+    mu: Any
+    nu: Any
+    mu, nu = ends
     with pytest.raises(kind, match=words):
-        geodesic(*ends, 0.5)
+        geodesic(mu, nu, 0.5)
