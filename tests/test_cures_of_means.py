@@ -20,7 +20,7 @@ FLAT = STANDARD.with_free_state(torch.tensor([[0.0, 0], [1, 0], [0, 0]], dtype=F
 TIME = torch.tensor(0.5, dtype=F64, requires_grad=True)
 SHARES = torch.tensor([0.5, 0.5], dtype=F64, requires_grad=True)
 WELL = of.Potential(lambda x: x.square().sum(-1))
-ONES: Any = [CLOUD, STANDARD]
+ODD: Any = STANDARD
 
 
 def plane(live=False, **options):
@@ -77,7 +77,7 @@ CASES: dict[str, Case] = {
     "a geodesic of two kinds": (
         TypeError,
         "geodesics join two measures of one kind",
-        lambda: geodesic(*ONES, 0.5),
+        lambda: geodesic(CLOUD, ODD, 0.5),
         [lambda: geodesic(STANDARD, STANDARD, 0.5)],
     ),
     "a geodesic with live weights": (

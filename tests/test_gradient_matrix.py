@@ -89,10 +89,8 @@ MOVES = {
         ).measure.points
     ),
     "generalized_geodesic": lambda x, y: (
-        (
-            of.metrics.generalized_geodesic(
-                *map(of.Particles, (y.flip(1), x, y)), 0.3
-            )
+        of.metrics.generalized_geodesic(
+            of.Particles(y.flip(1)), of.Particles(x), of.Particles(y), 0.3
         ).points
     ),
     "geodesic": lambda x, y: (

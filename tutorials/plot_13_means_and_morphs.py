@@ -18,11 +18,12 @@ densities on a grid.
 # %%
 # A morph
 # -------
-# A picture becomes particles: one atom for each pixel with ink, as heavy as its ink. The
-# geodesic splits atoms as the optimal plan does. The mixture below it only fades.
+# A picture becomes particles: one atom for each pixel with ink, as heavy as its ink.
+# The geodesic splits atoms as the optimal plan does. The mixture below only fades.
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from sklearn.datasets import load_digits
 
 import otflow as of
@@ -38,8 +39,9 @@ def written(k: int) -> of.Particles:
     return of.Particles(places[ink > 0], ink[ink > 0], normalize=True)
 
 
-def show(ax: plt.Axes, mu: of.Particles, title: str, color: str = "C0") -> None:
-    ax.scatter(*mu.points.T, s=2500 * mu.weights, color=color, alpha=0.6, lw=0)
+def show(ax: Axes, mu: of.Particles, title: str, color: str = "C0") -> None:
+    x, y = mu.points.T
+    ax.scatter(x, y, s=2500 * mu.weights, color=color, alpha=0.6, lw=0)
     ax.set(xlim=(-1, 8), ylim=(-1, 8), aspect="equal")
     ax.set_title(title, fontsize=10)
     ax.axis("off")
@@ -58,19 +60,20 @@ plt.show()
 # The mean of a digit
 # -------------------
 # Twelve people wrote a three. For the mean no atom is fixed: plans to all pictures are
-# glued, and each cell goes to the mean of the pixels that it joins. The result says what
-# is known of it. It is a critical point, perhaps not the best one; the bracket bounds
-# how much better another could be. A picture of the average ink is wider than the threes.
+# glued, and each cell goes to the mean of the pixels that it joins. The result says
+# what is known of it. It is a critical point, perhaps not the best one; the bracket
+# bounds how much better another could be. The average ink is wider than the threes.
 
-threes = [written(k) for k in (digits.target == 3).nonzero()[0][:12]]
+chosen = (digits.target == 3).nonzero()[0][:12]
+threes = [written(k) for k in chosen]
 mean = of.metrics.barycenter(threes)
-average = pictures[(digits.target == 3).nonzero()[0][:12]].mean(0).reshape(-1)
-average = of.Particles(places, average, normalize=True)
+ink = pictures[chosen].mean(0).reshape(-1)
+average = of.Particles(places, ink, normalize=True)
 bracket = mean.bracket()
 print(f"{mean.measure.n} atoms, {mean.guarantee}, within {bracket.relative:.1%}")
 
 fig, axes = plt.subplots(1, 5, figsize=(8.5, 2), layout="constrained")
-for ax, mu in zip(axes, threes, strict=False):
+for ax, mu in zip(axes[:3], threes[:3], strict=True):
     show(ax, mu, "written")
 show(axes[3], average, "average ink", "C1")
 show(axes[4], mean.measure, "barycentre")
@@ -83,13 +86,11 @@ plt.show()
 # ellipses stand at the corners; every other one is a barycentre of the three.
 
 corners = [(0.0, 0.0), (6.0, 0.0), (3.0, 5.2)]
-shapes = [
-    [[0.9, 0.0], [0.0, 0.05]],
-    [[0.3, 0.25], [0.25, 0.3]],
-    [[0.05, 0.0], [0.0, 0.9]],
-]
+wide, narrow = torch.tensor([0.9, 0.05]).double(), torch.tensor([0.05, 0.9]).double()
+tilted = torch.tensor([[0.3, 0.25], [0.25, 0.3]]).double()
+shapes = [wide.diag(), tilted, narrow.diag()]
 ellipses = [
-    of.Gaussian(torch.tensor(m).double(), torch.tensor(s).double())
+    of.Gaussian(torch.tensor(m).double(), s)
     for m, s in zip(corners, shapes, strict=True)
 ]
 fig, ax = plt.subplots(figsize=(6, 5.2), layout="constrained")
@@ -109,18 +110,19 @@ plt.show()
 # %%
 # On a grid
 # ---------
-# Densities in the plane have an entropic mean. A blur of two cells is small beside the
-# shapes, and the debiased functional has no blur to first order: the mean is as sharp as
-# that of the Gaussians.
+# Densities in the plane have an entropic mean, here with a blur of two cells. The
+# functional is debiased: its minimiser is nearly as sharp as the exact mean.
 
 half = of.metrics.barycenter([ellipses[0], ellipses[2]]).measure
-on_cells = [
-    of.GridDensity.from_function(
-        lambda x, g=g: g.log_density(x).exp(), -4, 10, (70, 70)
+
+
+def on_cells(g: of.Gaussian) -> of.GridDensity:
+    return of.GridDensity.from_function(
+        lambda x: g.log_density(x).exp(), -4, 10, (70, 70), dtype=torch.float64
     )
-    for g in (ellipses[0].to(torch.float32), ellipses[2].to(torch.float32))
-]
-grid = of.metrics.barycenter(on_cells, blur=0.4)
+
+
+grid = of.metrics.barycenter([on_cells(ellipses[0]), on_cells(ellipses[2])], blur=0.4)
 centre = grid.measure.expectation(lambda x: x)
 spread = grid.measure.expectation(lambda x: (x - centre).square())
 print(f"variances {spread.tolist()}, exact {half.covariance.diag().tolist()}")

@@ -6,9 +6,9 @@ from otflow.analysis.certificates import (
     energy_dissipation,
     minimizing_movement,
 )
-from otflow.analysis.weak_form import continuity_residual
 from otflow.analysis.convexity import ConvexityReport, displacement_convexity
 from otflow.analysis.rates import exponential_rate, observed_order
+from otflow.analysis.weak_form import continuity_residual
 
 __all__ = [
     "ConvexityReport",

@@ -165,10 +165,10 @@ def barycenter(
     program keeps at most :math:`\sum_i n_i - N + 1` atoms, as many as a barycentre
     needs :cite:p:`anderes2016discrete`. With a `start` its masses are kept, and an atom
     moves to the mean of its cells :cite:p:`cuturi2014fast`. The value falls in each
-    iteration. The problem is not convex in the points, so that the answer is stationary
-    only: another start may lead to a smaller value, and `Barycenter.bracket` says how
-    much smaller. The residual is the :math:`L^2` norm of the last move over the root of
-    the value.
+    iteration. Of two measures, and on the line, the answer is optimal. Else the problem
+    is not convex in the points, so that the answer is stationary only: another start
+    may lead to a smaller value, and `Barycenter.bracket` bounds how much smaller. The
+    residual is the :math:`L^2` norm of the last move over the root of the value.
 
     *Densities on a grid, with a blur*: the minimiser of :math:`\sum_i \lambda_i
     S_\varepsilon(\nu, \mu_i)`, S the debiased Sinkhorn divergence, by the scalings of
@@ -263,7 +263,9 @@ def barycenter(
             named["start"] = start
         check_particles(named, "a barycentre of particles")
         measure, residual, count = free_support(mus, shares, start, tolerance, most)
-        word = "stationary" if len(mus) > 2 or start is not None else "optimal"
+        # On the line glued plans are monotone; of two measures they are the plan.
+        known = start is None and (len(mus) <= 2 or first.dim == 1)
+        word = "optimal" if known else "stationary"
     elif isinstance(first, GridDensity) and (blur is not None or first.dim > 1):
         measure, value, residual, count = on_grid(mus, shares, blur, tolerance, most)
         word = "sinkhorn"

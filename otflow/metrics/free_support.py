@@ -19,6 +19,8 @@ __all__ = ["free_support"]
 # Largest error of the marginals, in sum, of a solution of the linear program. Its
 # vertices come from one solve, so their error is round-off.
 FEASIBLE = 1e-12
+# Moves up to this share of the largest coordinate are round-off: they count as none.
+ROUND_OFF = 64 * torch.finfo(torch.float64).eps
 
 
 def free_support(
@@ -64,6 +66,7 @@ def free_support(
     x, a = at.points.detach().to("cpu", torch.float64), at.masses
     x, a = x[a > 0], a[a > 0]
     bound = sum(mu.n for mu in mus) - len(mus) + 1
+    noise = ROUND_OFF * max(float(y.abs().max()) for y in targets)
     residual, count = float("inf"), 0
     while True:
         plans = [couple(x, a, y, b) for y, b in zip(targets, others, strict=True)]
@@ -74,11 +77,11 @@ def free_support(
         means = _means(targets, columns, shares)
         drawn = _averaged(means, rows, masses, x)
         if start is None:
-            move = masses @ (means - x[rows]).square().sum(1)
+            move = _length(masses, means - x[rows])
         else:
-            move = a @ (drawn - x).square().sum(1)
+            move = _length(a, drawn - x)
         count += 1
-        residual = float((move / max(value, torch.finfo(x.dtype).tiny)).sqrt())
+        residual = 0.0 if move <= noise else move / max(value**0.5, move)
         if residual <= tolerance or count == most:
             break
         if start is None:
@@ -102,6 +105,11 @@ def _means(
         for share, y, column in zip(shares, points, columns, strict=True)
     ]
     return torch.stack(moved).sum(0)
+
+
+def _length(masses: Tensor, moves: Tensor) -> float:
+    """Return the root of the mean of the squared moves."""
+    return float((masses @ moves.square().sum(1)).sqrt())
 
 
 def _averaged(means: Tensor, rows: Tensor, masses: Tensor, x: Tensor) -> Tensor:

@@ -161,6 +161,32 @@ def test_translates_have_the_translate_of_the_mean():
     assert found.bracket().relative < 1e-9
 
 
+def test_on_the_line_particles_meet_the_lower_bound():
+    for sizes in ((8, 11, 9), (8, 8, 8)):
+        clouds = [weighted(n, 1, seed=n + k) for k, n in enumerate(sizes)]
+        found = barycenter(clouds, SHARES)
+        assert found.guarantee == "optimal"
+        assert found.bracket().relative < 1e-10
+
+
+def test_equal_measures_have_no_move_left():
+    mu = weighted(20)
+    found = barycenter([mu, mu, mu])
+    assert found.converged
+    assert float(wasserstein2(found.measure, mu)) < 1e-7
+
+
+def test_an_atom_next_to_nothing_does_not_spoil_the_mean():
+    """Its mass is below the round-off of the levels."""
+    w = torch.full((9,), 1 / 9, dtype=F64)
+    w[0] = 1e-18
+    mus = [of.Particles(normal(9, 2, seed=k), w, normalize=True) for k in (1, 2, 3)]
+    for start in (None, mus[0]):
+        found = barycenter(mus, start=start)
+        assert found.converged
+        assert found.value >= found.bracket().lower
+
+
 def test_a_start_keeps_its_number_and_its_masses():
     mus = [of.Particles(normal(30, 2, seed=k)) for k in (1, 2, 3)]
     start = of.Particles(
