@@ -306,9 +306,9 @@ def common_edges(parts: Sequence[Steps]) -> tuple[list[Tensor], Tensor]:
         visited = torch.cat([cell, cell.new_full((1,), len(part.masses) - 1)])
         if bool((part.left[1:] > part.right[:-1]).any() or (visited.diff() > 1).any()):
             msg = (
-                "a density vanishes between two parts of its mass, so its quantile "
-                "function jumps, and no Quantiles can hold the mean; mix it with a "
-                "positive density, mu.mix(background, 1e-3), or take "
+                "a density vanishes, to round-off, between two parts of its mass, so "
+                "its quantile function jumps, and no Quantiles can hold the mean; mix "
+                "it with a positive density, mu.mix(background, 1e-3), or take "
                 "Particles(mu.points, mu.weights), up to a cell"
             )
             raise Unsupported(msg)

@@ -252,6 +252,22 @@ def test_on_a_grid_the_value_is_that_of_divergences_and_the_least(blur):
     assert found.value == pytest.approx(exact.value, rel=0.1)
 
 
+@pytest.mark.parametrize("dim", [2, 3])
+def test_on_a_grid_cells_may_be_empty_and_a_shift_is_halved(dim):
+    """The mean of a block and its translate lies half way, as heavy in every axis."""
+    n = 12 if dim == 2 else 8
+    blocks = []
+    for first in (1, n - 4):
+        rho = torch.zeros((n,) * dim, dtype=F64)
+        rho[(slice(first, first + 3),) * dim] = 1.0
+        blocks.append(of.GridDensity(rho, 0, 1, walls=True, normalize=True))
+    found = barycenter(blocks, blur=1.5 / n, tolerance=1e-4)
+    mean = found.measure.expectation(lambda x: x)
+    torch.testing.assert_close(mean, torch.full_like(mean, 0.5), atol=1e-4, rtol=0)
+    shift = dim * ((n - 5) / n) ** 2
+    assert found.value == pytest.approx(0.25 * shift, rel=0.02)
+
+
 def test_a_measure_alone_is_its_own_mean_on_a_grid():
     mu = bell([0.4, 0.5], [0.1, 0.1], 16)
     found = barycenter([mu], blur=0.1)

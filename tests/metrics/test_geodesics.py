@@ -97,6 +97,44 @@ def test_between_gaussians_on_the_line_deviations_are_averaged():
     assert float(found.covariance) == pytest.approx(1.5**2)
 
 
+def on_the_line(generator, dtype):
+    """Return a random density: equal, uneven or very uneven masses, or a grid."""
+
+    def random(n):
+        return torch.rand(n, generator=generator, dtype=F64)
+
+    n, kind = int(30 * random(1)) + 1, int(4 * random(1))
+    if kind == 3:
+        rho = random(n) + 1e-3
+        if n > 4:
+            rho[0] = rho[-1] = 0.0
+        return of.GridDensity(rho.to(dtype), -1.0, 2.0, walls=True, normalize=True)
+    lengths, masses = (
+        10 ** (-k * random(n)) for k in ((0, 3, 5)[kind], (0, 3, 12)[kind])
+    )
+    edges = torch.cat([random(1), lengths]).cumsum(0)
+    weights = (masses / masses.sum()).to(dtype)
+    return of.Quantiles(edges.to(dtype), weights, normalize=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_random_densities_on_the_line(dtype):
+    """Geodesics keep their speed and barycentres meet their bound, also in float32."""
+    generator = torch.Generator().manual_seed(0)
+    share = 1e-9 if dtype == F64 else 2e-4
+    for _ in range(30):
+        mu, nu, other = (on_the_line(generator, dtype) for _ in range(3))
+        whole = max(float(wasserstein2(mu.to(F64), nu.to(F64))), 1e-3)
+        path = [found.to(F64) for found in geodesic(mu, nu, TIMES)]
+        for (s, a), (t, b) in itertools.combinations(zip(TIMES, path, strict=True), 2):
+            speed = float(wasserstein2(a, b)) / whole
+            assert speed == pytest.approx(t - s, abs=share)
+        assert float(wasserstein2(path[0], mu.to(F64))) < share * whole
+        assert float(wasserstein2(path[-1], nu.to(F64))) < share * whole
+        mean = of.metrics.barycenter([mu, nu, other], [0.5, 0.2, 0.3])
+        assert mean.bracket().relative < 10 * share
+
+
 def test_levels_that_nearly_coincide_leave_no_slivers():
     """Equal masses, summed in two orders, have the same levels up to round-off."""
     w = normal(50).abs() + 0.1
