@@ -21,6 +21,7 @@ TIME = torch.tensor(0.5, dtype=F64, requires_grad=True)
 SHARES = torch.tensor([0.5, 0.5], dtype=F64, requires_grad=True)
 WELL = of.Potential(lambda x: x.square().sum(-1))
 ODD: Any = STANDARD
+ALONE: Any = CLOUD
 
 
 def plane(live=False, **options):
@@ -115,6 +116,12 @@ CASES: dict[str, Case] = {
         r"Particles\(mu\.points, mu\.weights\)",
         lambda: barycenter([plane(), CLOUD]),
         [lambda: barycenter([atoms(plane()), CLOUD])],
+    ),
+    "a barycentre of a measure, not of a list": (
+        TypeError,
+        r"write \[mu\]",
+        lambda: barycenter(ALONE),
+        [lambda: barycenter([ALONE])],
     ),
     "a start of Gaussians": (
         TypeError,

@@ -104,7 +104,7 @@ DETACHED = {
     "best_matching": lambda x, y: [of.metrics.best_matching(x, y)],
 }
 MODULES = {"symmetries"}
-REPORTS = {"Barycenter", "Bracket"}  # tested as parts of what makes them
+REPORTS = {"BarycenterResult", "Bracket"}  # tested as parts of what makes them
 
 
 def test_every_metric_is_in_one_of_the_lists():

@@ -2,7 +2,7 @@
 
 from otflow.metrics import symmetries
 from otflow.metrics.assignments import assignment
-from otflow.metrics.barycenters import Barycenter, barycenter
+from otflow.metrics.barycenters import BarycenterResult, barycenter
 from otflow.metrics.bracket import Bracket
 from otflow.metrics.distances import wasserstein2, wasserstein2_squared
 from otflow.metrics.divergences import sinkhorn_divergence
@@ -17,7 +17,7 @@ from otflow.metrics.plans import Plan, transport_plan
 from otflow.metrics.quotients import align, best_matching, quotient_distance
 
 __all__ = [
-    "Barycenter",
+    "BarycenterResult",
     "Bracket",
     "Plan",
     "action",

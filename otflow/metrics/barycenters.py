@@ -25,14 +25,14 @@ from otflow.metrics.geodesics import OnLine, check_particles, line_edges
 from otflow.metrics.grid_barycenters import on_grid
 from otflow.metrics.steps import quantiles_of
 
-__all__ = ["Barycenter", "barycenter"]
+__all__ = ["BarycenterResult", "barycenter"]
 
 M_co = TypeVar("M_co", bound=Measure, covariant=True)
 Kind = TypeVar("Kind", Particles, Gaussian)
 
 
 @dataclass(frozen=True, eq=False)
-class Barycenter(Generic[M_co]):
+class BarycenterResult(Generic[M_co]):
     r"""A barycentre, and what is known of it.
 
     Parameters
@@ -125,7 +125,7 @@ def barycenter(
     blur: float | None = None,
     tolerance: float | None = None,
     max_iterations: int = 5000,
-) -> Barycenter[Kind]: ...
+) -> BarycenterResult[Kind]: ...
 @overload
 def barycenter(
     measures: Sequence[Any],
@@ -135,7 +135,7 @@ def barycenter(
     blur: float | None = None,
     tolerance: float | None = None,
     max_iterations: int = 5000,
-) -> Barycenter[Any]: ...
+) -> BarycenterResult[Any]: ...
 def barycenter(
     measures: Sequence[Any],
     weights: ArrayLike | Sequence[float] | None = None,
@@ -144,7 +144,7 @@ def barycenter(
     blur: float | None = None,
     tolerance: float | None = None,
     max_iterations: int = 5000,
-) -> Barycenter[Any]:
+) -> BarycenterResult[Any]:
     r"""Return the minimiser of :math:`\nu \mapsto \sum_i \lambda_i W_2^2(\nu, \mu_i)`.
 
     This is the barycentre of :cite:p:`agueh2011barycenters`. How it is found depends on
@@ -167,8 +167,8 @@ def barycenter(
     moves to the mean of its cells :cite:p:`cuturi2014fast`. The value falls in each
     iteration. Of two measures, and on the line, the answer is optimal. Else the problem
     is not convex in the points, so that the answer is stationary only: another start
-    may lead to a smaller value, and `Barycenter.bracket` bounds how much smaller. The
-    residual is the :math:`L^2` norm of the last move over the root of the value.
+    may lead to a smaller value, and `BarycenterResult.bracket` bounds how much smaller.
+    The residual is the :math:`L^2` norm of the last move over the root of the value.
 
     *Densities on a grid, with a blur*: the minimiser of :math:`\sum_i \lambda_i
     S_\varepsilon(\nu, \mu_i)`, S the debiased Sinkhorn divergence, by the scalings of
@@ -196,7 +196,7 @@ def barycenter(
 
     Returns
     -------
-    Barycenter
+    BarycenterResult
         The measure, its value, and how it was found.
 
     Raises
@@ -281,7 +281,7 @@ def barycenter(
         pairs = zip(shares, mus, strict=True)
         value = sum(share * _squared(measure, mu) for share, mu in pairs)
     converged = residual <= tolerance
-    found = Barycenter(
+    found = BarycenterResult(
         measure,
         value,
         residual,
@@ -308,6 +308,9 @@ def _squared(mu: Any, nu: Any) -> float:
 
 def _checked(measures: Any, weights: Any) -> tuple[list[Any], list[float]]:
     """Return the measures of positive weight, of one kind, and their weights."""
+    if isinstance(measures, Measure):
+        msg = f"measures must be a sequence, got {measures!r}; write [mu]"
+        raise TypeError(msg)
     mus = list(measures)
     if not mus:
         msg = "measures must be one measure or more, got none"

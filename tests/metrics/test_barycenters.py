@@ -275,6 +275,13 @@ def test_a_measure_alone_is_its_own_mean_on_a_grid():
     assert float((found.measure.weights - mu.weights).abs().sum()) < 0.02
 
 
+def test_in_the_plane_of_a_grid_no_distance_bounds_the_value():
+    mus = [bell([m, 0.5], [0.15, 0.15], 12) for m in (0.4, 0.6)]
+    found = barycenter(mus, blur=0.2)
+    with pytest.raises(TypeError, match="known on the line only"):
+        found.bracket()
+
+
 # All kinds ----------------------------------------------------------------------------
 
 KINDS: dict[str, Callable[[], Any]] = {
@@ -316,3 +323,27 @@ def test_an_iteration_cut_short_warns_and_proves_nothing(name):
     assert not found.converged
     assert found.guarantee == "none"
     assert found.residual > 1e-14
+
+
+@pytest.mark.parametrize(
+    ("measures", "weights", "kind", "words"),
+    [
+        ([], None, ValueError, "one measure or more, got none"),
+        ([weighted(3)], [1.0, 0.0], ValueError, "weights must have shape"),
+        ([weighted(3)] * 2, [0.5, 0.6], ValueError, "weights must sum to 1"),
+        ([weighted(3)] * 2, [1.5, -0.5], ValueError, "non-negative"),
+        ([weighted(3), weighted(3, 3)], None, ValueError, "one space"),
+        ([gaussian(2, 1), gaussian(3, 1)], None, ValueError, "dimension"),
+        ([bell([0.5, 0.5], [0.1, 0.1], k) for k in (8, 9)], None, TypeError, "blur"),
+        ([normal(3, 2)], None, TypeError, r"measures\[0\] must be a Measure"),
+    ],
+)
+def test_refusals(measures: Any, weights, kind, words):
+    with pytest.raises(kind, match=words):
+        barycenter(measures, weights)
+
+
+def test_densities_lie_on_one_grid():
+    mus = [bell([0.5, 0.5], [0.1, 0.1], k) for k in (8, 9)]
+    with pytest.raises(ValueError, match="same grid"):
+        barycenter(mus, blur=0.3)
