@@ -20,6 +20,7 @@ FLOORS = (
     "entries",
     "first_hours",
     "first_week",
+    "means",
     "models",
     "moves",
     "numbers",

@@ -99,6 +99,7 @@ MAKE: dict[type, Callable[[], Any]] = {
     kernels.Riesz: lambda: kernels.Riesz(1.0),
     of.metrics.Bracket: lambda: of.metrics.Bracket(1.0, 2.0),
     kernels.TwoPoint: lambda: kernels.TwoPoint(torch.mul),
+    of.metrics.BarycenterResult: lambda: of.metrics.barycenter([cloud()]),
     of.metrics.Plan: lambda: of.metrics.transport_plan(cloud(), cloud()),
     meanfield.TwoLayer: lambda: meanfield.TwoLayer("tanh"),
     meanfield.CustomLayer: lambda: meanfield.CustomLayer(torch.matmul),

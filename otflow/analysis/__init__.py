@@ -8,10 +8,12 @@ from otflow.analysis.certificates import (
 )
 from otflow.analysis.convexity import ConvexityReport, displacement_convexity
 from otflow.analysis.rates import exponential_rate, observed_order
+from otflow.analysis.weak_form import continuity_residual
 
 __all__ = [
     "ConvexityReport",
     "DissipationReport",
+    "continuity_residual",
     "displacement_convexity",
     "dissipation",
     "energy_dissipation",

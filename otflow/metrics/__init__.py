@@ -2,21 +2,31 @@
 
 from otflow.metrics import symmetries
 from otflow.metrics.assignments import assignment
+from otflow.metrics.barycenters import BarycenterResult, barycenter
 from otflow.metrics.bracket import Bracket
 from otflow.metrics.distances import wasserstein2, wasserstein2_squared
 from otflow.metrics.divergences import sinkhorn_divergence
-from otflow.metrics.geodesics import action, aligned_ends, geodesic, length
+from otflow.metrics.geodesics import (
+    action,
+    aligned_ends,
+    generalized_geodesic,
+    geodesic,
+    length,
+)
 from otflow.metrics.plans import Plan, transport_plan
 from otflow.metrics.quotients import align, best_matching, quotient_distance
 
 __all__ = [
+    "BarycenterResult",
     "Bracket",
     "Plan",
     "action",
     "align",
     "aligned_ends",
     "assignment",
+    "barycenter",
     "best_matching",
+    "generalized_geodesic",
     "geodesic",
     "length",
     "quotient_distance",

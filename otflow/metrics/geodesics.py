@@ -1,21 +1,39 @@
-"""Geodesics of W2 between particles; length and action of a path of measures."""
+"""Geodesics of W2; length and action of a path of measures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any, NoReturn, TypeAlias, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from otflow._graphs import refuse_graph
-from otflow._validation import real
-from otflow.measures import Particles
+from otflow._validation import check_like, real
+from otflow.errors import Unsupported
+from otflow.measures import Gaussian, GridDensity, Particles, Quantiles
 from otflow.metrics.assignments import assignment
 from otflow.metrics.distances import Distant, wasserstein2, wasserstein2_squared
-from otflow.metrics.plans import transport_plan
+from otflow.metrics.gluing import glue
+from otflow.metrics.inputs import Cloud, cloud, clouds
+from otflow.metrics.plans import couple, transport_plan
+from otflow.metrics.steps import Steps, common_edges, quantiles_of
 
-__all__ = ["action", "aligned_ends", "geodesic", "length"]
+__all__ = [
+    "action",
+    "aligned_ends",
+    "check_particles",
+    "generalized_geodesic",
+    "geodesic",
+    "length",
+    "line_edges",
+]
+
+Kind = TypeVar("Kind", Particles, Gaussian, Quantiles)
+OnLine: TypeAlias = Quantiles | GridDensity
+Times: TypeAlias = Sequence[float] | Tensor | np.ndarray[Any, Any]
 
 
 def aligned_ends(mu: Particles, nu: Particles) -> tuple[Particles, Particles]:
@@ -51,17 +69,7 @@ def aligned_ends(mu: Particles, nu: Particles) -> tuple[Particles, Particles]:
     >>> of.metrics.aligned_ends(a, b)[1].points.T
     tensor([[5., 9.]])
     """
-    for name, measure in (("mu", mu), ("nu", nu)):
-        if not isinstance(measure, Particles):
-            msg = f"{name} must be Particles, got {type(measure).__name__}"
-            raise TypeError(msg)
-    refuse_graph(
-        "aligned ends",
-        "the masses of an optimal plan have no derivative here",
-        mu.weights,
-        nu.weights,
-        cure="Particles(mu.points, mu.weights.detach())",
-    )
+    check_particles({"mu": mu, "nu": nu}, "aligned ends")
     if mu.is_uniform and nu.is_uniform and mu.n == nu.n:
         return mu, Particles(nu.points[assignment(mu.points, nu.points)])
     plan = transport_plan(mu, nu)
@@ -70,30 +78,63 @@ def aligned_ends(mu: Particles, nu: Particles) -> tuple[Particles, Particles]:
     return a, b
 
 
-def geodesic(mu: Particles, nu: Particles, t: float) -> Particles:
+@overload
+def geodesic(mu: Kind, nu: Kind, t: float) -> Kind: ...
+@overload
+def geodesic(mu: Kind, nu: Kind, t: Times) -> tuple[Kind, ...]: ...
+@overload
+def geodesic(mu: OnLine, nu: OnLine, t: float) -> Quantiles: ...
+@overload
+def geodesic(mu: OnLine, nu: OnLine, t: Times) -> tuple[Quantiles, ...]: ...
+def geodesic(mu: Any, nu: Any, t: Any) -> Any:
     r"""Return :math:`\mu_t = ((1-t)\,x + t\,y)_\# P`, P an optimal plan.
 
     The path :math:`\mu_t` is the geodesic of constant speed, :math:`W_2(\mu_s, \mu_t) =
     |t - s|\, W_2(\mu_0, \mu_1)`. Its action is :math:`\int_0^1 \|v_t\|^2 dt = W_2^2`
     :cite:p:`benamou2000computational`.
 
+    On the line the quantile functions are averaged, :math:`Q_t = (1-t)\,Q_0 + t\,Q_1`.
+    A mean of two step densities has its steps elsewhere, so the answer is `Quantiles`
+    whose levels are those of both measures, also between two `GridDensity`. Gaussians
+    stay Gaussian: :math:`L_t = (1-t)\,L + t\,L'O`, O the rotation of the optimal map.
+
     Parameters
     ----------
-    mu, nu : Particles
-        The ends, at times 0 and 1.
-    t : float
-        Time. Outside [0, 1] the straight lines are extended, and the path may no longer
-        be a geodesic.
+    mu, nu : Particles, Gaussian, Quantiles or GridDensity
+        The ends, at times 0 and 1, of one kind; or two densities on the line.
+    t : float, or sequence of float, or Tensor of shape (m,)
+        Time, or times. Outside [0, 1] the straight lines are extended, and the path may
+        no longer be a geodesic.
 
     Returns
     -------
-    Particles
-        For n equal weights on both sides n atoms, otherwise one atom for each cell of
-        the plan.
+    Measure, or tuple of Measure
+        One for each time. For n equal weights on both sides n atoms, otherwise one atom
+        for each cell of the plan. On the line fewer than n + m cells. A Gaussian on the
+        nodes of `mu`.
+
+    Raises
+    ------
+    Unsupported
+        If a graph would be lost: that of a weight or of t. If a density on a grid has
+        more than one dimension, or vanishes between two parts of its mass.
+    TypeError, ValueError
+        If the ends are of different kinds, dtypes or dimensions. If quantiles cross,
+        outside of [0, 1].
+    Diverged
+        If a covariance becomes singular, outside of [0, 1].
+
+    See Also
+    --------
+    otflow.metrics.generalized_geodesic : Through the plans from a third measure.
+    otflow.metrics.barycenter : The mean of several measures.
 
     Notes
     -----
-    Cost: one assignment or one plan. For many times call `aligned_ends` once and push.
+    Cost: one assignment or one plan for all times; O(n log n) on the line, O(d^3)
+    between Gaussians. The points of the answer are differentiable in the points, edges,
+    means and factors of both ends. A Gaussian end may have a singular covariance: any
+    optimal coupling gives a geodesic, and the one taken needs no inverse.
 
     Examples
     --------
@@ -102,10 +143,206 @@ def geodesic(mu: Particles, nu: Particles, t: float) -> Particles:
     >>> b = of.Particles(torch.tensor([[9.0], [5.0]]))
     >>> of.metrics.geodesic(a, b, 0.5).points.T
     tensor([[2.5000, 5.0000]])
+    >>> p, q = of.Quantiles(torch.tensor([0.0, 1.0])), of.Quantiles(torch.arange(3.0))
+    >>> [nu.edges for nu in of.metrics.geodesic(p, q, [0.0, 0.5])]
+    [tensor([0.0000, 0.5000, 1.0000]), tensor([0.0000, 0.7500, 1.5000])]
     """
-    t = real(t, "t")
-    start, end = aligned_ends(mu, nu)
-    return start.push(start.displacement_to(end), t)
+    times, one = _times(t)
+    path: list[Particles] | list[Gaussian] | list[Quantiles]
+    if isinstance(mu, Gaussian) and isinstance(nu, Gaussian):
+        move = mu.displacement_to(nu)
+        path = [_along(mu, move, time) for time in times]
+    elif isinstance(mu, OnLine) and isinstance(nu, OnLine):
+        (p, q), masses = line_edges([mu, nu], ["mu", "nu"])
+        path = [_ordered(p + time * (q - p), masses, mu.points, time) for time in times]
+    else:
+        start, end = aligned_ends(mu, nu)
+        tangent = start.displacement_to(end)
+        path = [start.push(tangent, time) for time in times]
+    return path[0] if one else tuple(path)
+
+
+@overload
+def generalized_geodesic(base: Kind, mu: Kind, nu: Kind, t: float) -> Kind: ...
+@overload
+def generalized_geodesic(
+    base: Kind, mu: Kind, nu: Kind, t: Times
+) -> tuple[Kind, ...]: ...
+@overload
+def generalized_geodesic(
+    base: OnLine, mu: OnLine, nu: OnLine, t: float
+) -> Quantiles: ...
+@overload
+def generalized_geodesic(
+    base: OnLine, mu: OnLine, nu: OnLine, t: Times
+) -> tuple[Quantiles, ...]: ...
+def generalized_geodesic(base: Any, mu: Any, nu: Any, t: Any) -> Any:
+    r"""Return :math:`\mu_t = ((1-t)\,y + t\,z)_\# \Gamma`, optimal from the base.
+
+    :math:`\Gamma` couples the base :math:`\sigma` with both ends. Its projections on
+    :math:`(\sigma, \mu)` and :math:`(\sigma, \nu)` are optimal plans: Definition 9.2.2
+    of :cite:p:`ambrosio2008gradient`. If the plans are maps, :math:`\mu_t =
+    ((1-t)\,T_\sigma^\mu + t\,T_\sigma^\nu)_\#\,\sigma`. Along this path
+    :math:`W_2^2(\sigma, \cdot)` is convex,
+
+    .. math:: W_2^2(\sigma, \mu_t) \le (1-t)\,W_2^2(\sigma, \mu) +
+        t\,W_2^2(\sigma, \nu) - t(1-t)\,W_2^2(\mu, \nu),
+
+    which fails on geodesics in dimension 2 and above. On the line both paths are equal.
+
+    Parameters
+    ----------
+    base : Particles, Gaussian, Quantiles or GridDensity
+        The measure :math:`\sigma`.
+    mu, nu : Particles, Gaussian, Quantiles or GridDensity
+        The ends, at times 0 and 1, of the kind of the base.
+    t : float, or sequence of float, or Tensor of shape (m,)
+        Time, or times, in [0, 1].
+
+    Returns
+    -------
+    Measure, or tuple of Measure
+        One for each time. For n equal weights everywhere n atoms, otherwise one atom
+        for each cell of the glued plans. On the line the `geodesic`.
+
+    Raises
+    ------
+    ValueError
+        If a time is outside of [0, 1], or dimensions differ.
+    Unsupported, TypeError
+        As by `geodesic`.
+
+    Notes
+    -----
+    Cost: that of two geodesics. Where an optimal plan splits an atom of the base, the
+    parts are coupled in the order of the indices; any other choice is allowed too.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> base = of.Particles(torch.tensor([[0.0, 0.0], [4.0, 0.0]]))
+    >>> mu = of.Particles(torch.tensor([[0.0, 1.0], [4.0, 1.0]]))
+    >>> nu = of.Particles(torch.tensor([[4.0, 3.0], [0.0, 3.0]]))
+    >>> of.metrics.generalized_geodesic(base, mu, nu, 0.5).points
+    tensor([[0., 2.],
+            [4., 2.]])
+    """
+    times, one = _times(t)
+    outside = [time for time in times if not 0 <= time <= 1]
+    if outside:
+        msg = f"t must lie in [0, 1], got {outside[0]:g}; there the plans are known"
+        raise ValueError(msg)
+    if isinstance(base, OnLine):
+        line_edges([base, mu, nu], ["base", "mu", "nu"])
+        return geodesic(mu, nu, t)
+    if isinstance(base, Gaussian):
+        first, second = base.displacement_to(mu), base.displacement_to(nu)
+        moves = [torch.lerp(first, second, time) for time in times]
+        turned = [base.with_free_state(base.state + move) for move in moves]
+        return turned[0] if one else tuple(turned)
+    named = {"base": base, "mu": mu, "nu": nu}
+    check_particles(named, "a generalised geodesic")
+    x, *others = (cloud(measure, name) for name, measure in named.items())
+    at, (y, z) = _flat(x), [_flat(other) for other in others]
+    plans = [couple(at, x.masses, y, others[0].masses)]
+    plans.append(couple(at, x.masses, z, others[1].masses))
+    _, columns, masses = glue(plans)
+    start, end = (m.points[c] for m, c in zip((mu, nu), columns, strict=True))
+    uniform = base.n == mu.n == nu.n and all(m.is_uniform for m in named.values())
+    weights = None if uniform else masses.to(start)
+    path = [
+        Particles(torch.lerp(start, end, time), weights, normalize=not uniform)
+        for time in times
+    ]
+    return path[0] if one else tuple(path)
+
+
+def check_particles(named: Mapping[str, Any], what: str) -> None:
+    """Raise unless these are particles of one space without graphs on weights."""
+    names = list(named)
+    for name, measure in named.items():
+        if not isinstance(measure, Particles):
+            _refuse_kind(name, measure)
+        clouds(named[names[0]], measure, (names[0], name))
+        refuse_graph(
+            what,
+            "the masses of an optimal plan have no derivative here",
+            measure.weights,
+            cure="Particles(mu.points, mu.weights.detach())",
+        )
+
+
+def line_edges(
+    measures: Sequence[Any], names: Sequence[str]
+) -> tuple[list[Tensor], Tensor]:
+    """Return the quantile functions of densities on the line at common levels."""
+    parts = []
+    for name, measure in zip(names, measures, strict=True):
+        part = Steps.of(measure) if isinstance(measure, OnLine) else None
+        if part is None:
+            _refuse_kind(name, measure)
+        check_like(measure.points, measures[0].points, name, names[0])
+        refuse_graph(
+            "a mean of quantile functions",
+            "levels that coincide have no derivative in the masses",
+            measure.weights,
+            cure=f"{name}.detach()",
+        )
+        parts.append(part)
+    return common_edges(parts)
+
+
+def _refuse_kind(name: str, measure: Any) -> NoReturn:
+    """Raise for a measure that has no geodesics, or is not of the kind of the other."""
+    if isinstance(measure, GridDensity):
+        msg = (
+            f"{name} is a GridDensity in dimension {measure.dim}, and geodesics "
+            f"of densities on a grid are known on the line only, between two such "
+            f"densities; take Particles({name}.points, {name}.weights), up to a cell"
+        )
+        raise Unsupported(msg)
+    msg = (
+        f"{name} must be Particles, got {type(measure).__name__}; geodesics join two "
+        f"measures of one kind: Particles, Gaussian, or densities on the line"
+    )
+    raise TypeError(msg)
+
+
+def _flat(x: Cloud) -> Tensor:
+    """Return points as float64 on the CPU, without a graph."""
+    return x.points.detach().to("cpu", torch.float64)
+
+
+def _times(t: Any) -> tuple[list[float], bool]:
+    """Return times as numbers, and whether one number was given."""
+    if isinstance(t, Tensor):
+        refuse_graph(
+            "a geodesic",
+            "times become numbers",
+            t,
+            cure="t.detach(), or start.push(t * start.displacement_to(end), 1.0) with "
+            "start, end = aligned_ends(mu, nu)",
+        )
+    if isinstance(t, (Tensor, np.ndarray)):
+        t = t.tolist()
+    if isinstance(t, (list, tuple)):
+        return [real(time, "t") for time in t], False
+    return [real(t, "t")], True
+
+
+def _along(mu: Gaussian, tangent: Tensor, time: float) -> Gaussian:
+    """Return the Gaussian at a time; at the ends a covariance may be singular."""
+    if 0 <= time <= 1:
+        return mu.with_free_state(torch.add(mu.state, tangent, alpha=time))
+    return mu.push(tangent, time)
+
+
+def _ordered(edges: Tensor, masses: Tensor, like: Tensor, time: float) -> Quantiles:
+    """Return the quantiles at a time; raise ValueError if they cross."""
+    if not 0 <= time <= 1 and bool((edges.detach().diff() <= 0).any()):
+        msg = f"quantiles cross at the time {time:g}; take t in [0, 1]"
+        raise ValueError(msg)
+    return quantiles_of(edges, masses, like)
 
 
 def length(path: Sequence[Distant]) -> Tensor:

@@ -2,6 +2,7 @@ r"""The exact W2 distance between two step densities on the line."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor
 
 from otflow._known import known_derivatives
-from otflow.errors import NonFinite
+from otflow.errors import NonFinite, Unsupported
 from otflow.measures import GridDensity, Measure, Quantiles
 from otflow.metrics.path import Path
 
-__all__ = ["Steps", "between_steps"]
+__all__ = ["Steps", "between_steps", "common_edges", "quantiles_of"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ class _Levels:
     def inner(self) -> _Levels:
         """Return all levels but 0 and 1."""
         return _Levels(self.side[1:-1], self.value[1:-1])
+
+    def ranks(self) -> Tensor:
+        """Return the indices of sorted levels without those equal to one before."""
+        rises = self.value.diff() + self.side.diff() > 0
+        return torch.cat([rises.new_ones(1), rises]).nonzero()[:, 0]
 
     def merged(self, other: _Levels) -> tuple[_Levels, Tensor]:
         """Return both sorted, and the order; at ties these levels go first."""
@@ -255,3 +261,84 @@ def _snapped(levels: _Levels, marks: _Levels) -> _Levels:
     for new, old in ((side, levels.side), (value, levels.value)):
         new[0], new[-1] = old[0], old[-1]
     return _Levels(side, value)
+
+
+def common_edges(parts: Sequence[Steps]) -> tuple[list[Tensor], Tensor]:
+    r"""Return the quantile functions of step densities at their common levels.
+
+    The levels are those of all densities, merged. Between two of them every quantile
+    function is linear, and so is every mean of quantile functions.
+
+    Parameters
+    ----------
+    parts : sequence of Steps
+        Step densities on one device, whose masses carry no graph.
+
+    Returns
+    -------
+    edges : list of Tensor, shape (k + 1,)
+        For each density its quantile function at the levels; with the graph of its
+        ends.
+    masses : Tensor, shape (k,)
+        Differences of the levels, > 0.
+
+    Raises
+    ------
+    Unsupported
+        If a density vanishes between two cells with mass: its quantile function jumps.
+    """
+    full = [_full(part) for part in parts]
+    levels, union = [], None
+    for part in full:
+        own = _Levels.of(part.masses)
+        own = own if union is None else _snapped(own, union)
+        levels.append(own)
+        both = own if union is None else own.merged(union.inner())[0]
+        union = both.at(both.ranks())
+    assert union is not None
+    starts = _Levels(union.side[:-1], union.value[:-1])
+    edges = []
+    for part, own in zip(full, levels, strict=True):
+        inner = own.inner()
+        order = inner.merged(union.inner())[1]
+        is_own = order < len(inner.side)
+        cell = torch.cat([order.new_zeros(1), is_own.cumsum(0)[~is_own]])
+        visited = torch.cat([cell, cell.new_full((1,), len(part.masses) - 1)])
+        if bool((part.left[1:] > part.right[:-1]).any() or (visited.diff() > 1).any()):
+            msg = (
+                "a density vanishes, to round-off, between two parts of its mass, so "
+                "its quantile function jumps, and no Quantiles can hold the mean; mix "
+                "it with a positive density, mu.mix(background, 1e-3), or take "
+                "Particles(mu.points, mu.weights), up to a cell"
+            )
+            raise Unsupported(msg)
+        low = own.at(cell)
+        share = (starts.above(low) / own.at(cell + 1).above(low)).clamp(0.0, 1.0)
+        left, right = part.left[cell], part.right[cell]
+        edges.append(torch.cat([left + share * (right - left), part.right[-1:]]))
+    return edges, union.value.diff() + union.side.diff()
+
+
+def quantiles_of(edges: Tensor, masses: Tensor, like: Tensor) -> Quantiles:
+    """Return quantiles in the dtype of a tensor; cells too short for it are joined.
+
+    Parameters
+    ----------
+    edges : Tensor, shape (k + 1,)
+        Non-decreasing, float64.
+    masses : Tensor, shape (k,)
+        Positive, float64.
+    like : Tensor
+        A tensor of the dtype.
+
+    Returns
+    -------
+    Quantiles
+        At most k cells.
+    """
+    q = edges.to(like.dtype)
+    first = torch.cat([q.new_ones(1, dtype=torch.bool), q.detach().diff() > 0])
+    count = int(first.sum())
+    cell = (first.cumsum(0)[:-1] - 1).clamp_max(max(count - 2, 0))
+    joined = masses.new_zeros(max(count - 1, 1)).index_add(0, cell, masses)
+    return Quantiles(q[first], joined.to(like.dtype), normalize=True)

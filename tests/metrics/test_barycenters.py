@@ -1,0 +1,349 @@
+"""Barycentres: closed forms, first-order conditions, bounds, guarantees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.metrics import barycenter, geodesic, wasserstein2, wasserstein2_squared
+from otflow.testing.clouds import normal, weighted
+from tests.metrics.test_geodesics import gaussian, quantiles, steps
+
+F64 = torch.float64
+SHARES = [0.5, 0.2, 0.3]
+
+
+def frechet(nu, mus, shares):
+    pairs = zip(shares, mus, strict=True)
+    return sum(s * float(wasserstein2_squared(nu, mu)) for s, mu in pairs)
+
+
+def bell(mean, deviation, n=40):
+    def density(x):
+        z = (x - x.new_tensor(mean)) / x.new_tensor(deviation)
+        return torch.exp(-0.5 * z.square().sum(-1))
+
+    shape = (n,) * len(mean)
+    return of.GridDensity.from_function(density, 0, 1, shape, dtype=F64, walls=True)
+
+
+# On the line --------------------------------------------------------------------------
+
+
+def test_on_the_line_the_mean_of_quantile_functions_meets_the_lower_bound():
+    mus = [quantiles(7, 1), steps(9, 2, 0.5), quantiles(4, 3)]
+    found = barycenter(mus, SHARES)
+    assert found.guarantee == "optimal"
+    assert found.value == pytest.approx(frechet(found.measure, mus, SHARES), rel=1e-12)
+    assert found.bracket().relative < 1e-12
+    # No other measure is better: the value is strongly convex along geodesics.
+    for other in mus:
+        at = frechet(other, mus, SHARES)
+        apart = float(wasserstein2_squared(found.measure, other))
+        assert at == pytest.approx(found.value + apart, rel=1e-10)
+
+
+def test_on_the_line_the_mean_is_differentiable_in_the_edges():
+    one, other = quantiles(5, 1), quantiles(8, 2)
+
+    def value(q):
+        found = barycenter([one.with_free_edges(q), other], [0.25, 0.75]).measure
+        return found.expectation(lambda x: x.sin().sum(-1))
+
+    assert torch.autograd.gradcheck(value, one.edges.clone().requires_grad_())
+
+
+def test_two_measures_have_the_point_of_their_geodesic():
+    for mu, nu in (
+        (quantiles(7, 1), quantiles(11, 2)),
+        (gaussian(3, 1), gaussian(3, 2)),
+        (weighted(7), weighted(9, seed=1)),
+        (of.Particles(normal(12, 2)), of.Particles(normal(12, 2, seed=1))),
+    ):
+        found = barycenter([mu, nu], [0.7, 0.3])
+        assert float(wasserstein2(found.measure, geodesic(mu, nu, 0.3))) < 2e-7
+        assert found.guarantee == "optimal"
+        assert found.bracket().relative < 1e-7
+
+
+# Gaussians ----------------------------------------------------------------------------
+
+
+def test_gaussians_that_commute_have_the_mean_of_the_roots():
+    """If covariances commute, the root of the mean is the mean of the roots."""
+    turn = torch.linalg.qr(normal(3, 3)).Q
+    roots = [normal(3, seed=k).abs() + 0.1 for k in (1, 2, 3)]
+    mus = [
+        of.Gaussian(normal(3, seed=k), turn @ torch.diag(r.square()) @ turn.T)
+        for k, r in enumerate(roots)
+    ]
+    found = barycenter(mus, SHARES)
+    mean = torch.tensor(SHARES, dtype=F64) @ torch.stack(roots)
+    exact = turn @ torch.diag(mean.square()) @ turn.T
+    torch.testing.assert_close(found.measure.covariance, exact)
+    centre = sum(s * mu.mean for s, mu in zip(SHARES, mus, strict=True))
+    torch.testing.assert_close(found.measure.mean, centre)
+
+
+@pytest.mark.parametrize("d", [1, 2, 5])
+def test_at_the_mean_of_gaussians_the_optimal_maps_cancel(d):
+    """First-order condition: the mean of the displacements to all measures is 0."""
+    mus = [gaussian(d, k) for k in (1, 2, 3)]
+    found = barycenter(mus, SHARES, tolerance=1e-12)
+    moves = [found.measure.displacement_to(mu) for mu in mus]
+    mean = sum(s * move for s, move in zip(SHARES, moves, strict=True))
+    assert float(mean.norm()) < 1e-10
+    assert found.converged
+    for seed in range(5):
+        nudge = 1e-3 * normal(1 + d, d, seed=seed)
+        assert frechet(found.measure.push(nudge, 1.0), mus, SHARES) > found.value
+
+
+def test_one_regular_covariance_suffices():
+    flat = gaussian(2, 1)
+    state = flat.state.clone()
+    state[1:] = state[1:2] * normal(2, 1, seed=7)
+    flat = flat.with_free_state(state)
+    found = barycenter([flat, gaussian(2, 2)], [0.9, 0.1])
+    half = geodesic(flat, gaussian(2, 2), 0.1)
+    torch.testing.assert_close(found.measure.covariance, half.covariance)
+    assert found.guarantee == "optimal"
+
+
+# Particles ----------------------------------------------------------------------------
+
+
+def test_particles_are_between_the_bounds_and_stationary():
+    mus = [weighted(n, seed=n) for n in (12, 9, 10)]
+    found = barycenter(mus, SHARES)
+    assert found.converged
+    assert found.guarantee == "stationary"
+    bracket = found.bracket()
+    assert (
+        bracket.lower
+        <= frechet(found.measure, mus, SHARES)
+        == pytest.approx(bracket.upper)
+    )
+    assert 0 < bracket.relative < 0.2
+    assert found.measure.n <= sum(mu.n for mu in mus) - len(mus) + 1
+    # No nudge of all points, at their masses, lowers the value.
+    for seed in range(5):
+        points = found.measure.points + 1e-3 * normal(found.measure.n, 2, seed=seed)
+        nudged = of.Particles(points, found.measure.weights)
+        assert frechet(nudged, mus, SHARES) > found.value
+
+
+def test_the_best_of_all_couplings_is_found_for_few_atoms():
+    """For three pairs of atoms there are four couplings of equal masses."""
+    clouds = [normal(2, 2, seed=k) for k in (1, 2, 4)]
+    found = barycenter([of.Particles(x) for x in clouds])
+    values = []
+    for i in (0, 1):
+        for j in (0, 1):
+            cells = torch.stack([clouds[0], clouds[1].roll(i, 0), clouds[2].roll(j, 0)])
+            apart = (cells - cells.mean(0)).square().sum(-1).mean()
+            values.append(float(apart))
+    assert found.value >= min(values) - 1e-12
+    assert any(math.isclose(found.value, v, rel_tol=1e-9) for v in values)
+
+
+def test_translates_have_the_translate_of_the_mean():
+    x = normal(15, 3)
+    shifts = [normal(3, seed=k) for k in (1, 2, 3)]
+    found = barycenter([of.Particles(x + s) for s in shifts], SHARES)
+    mean = sum(p * s for p, s in zip(SHARES, shifts, strict=True))
+    assert float(wasserstein2(found.measure, of.Particles(x + mean))) < 1e-7
+    assert found.bracket().relative < 1e-9
+
+
+def test_on_the_line_particles_meet_the_lower_bound():
+    for sizes in ((8, 11, 9), (8, 8, 8)):
+        clouds = [weighted(n, 1, seed=n + k) for k, n in enumerate(sizes)]
+        found = barycenter(clouds, SHARES)
+        assert found.guarantee == "optimal"
+        assert found.bracket().relative < 1e-10
+
+
+def test_equal_measures_have_no_move_left():
+    mu = weighted(20)
+    found = barycenter([mu, mu, mu])
+    assert found.converged
+    assert float(wasserstein2(found.measure, mu)) < 1e-7
+
+
+def test_an_atom_next_to_nothing_does_not_spoil_the_mean():
+    """Its mass is below the round-off of the levels."""
+    w = torch.full((9,), 1 / 9, dtype=F64)
+    w[0] = 1e-18
+    mus = [of.Particles(normal(9, 2, seed=k), w, normalize=True) for k in (1, 2, 3)]
+    for start in (None, mus[0]):
+        found = barycenter(mus, start=start)
+        assert found.converged
+        assert found.value >= found.bracket().lower
+
+
+def test_a_start_keeps_its_number_and_its_masses():
+    mus = [of.Particles(normal(30, 2, seed=k)) for k in (1, 2, 3)]
+    start = of.Particles(
+        normal(5, 2), torch.tensor([0.1, 0.2, 0.3, 0.2, 0.2], dtype=F64)
+    )
+    found = barycenter(mus, SHARES, start=start)
+    assert torch.equal(found.measure.weights, start.weights)
+    assert found.converged
+    assert found.guarantee == "stationary"
+    # The velocity of the Frechet functional vanishes there.
+    x = found.measure.points.clone().requires_grad_()
+    nu = of.Particles(x, start.weights)
+    parts = [
+        s * wasserstein2_squared(nu, mu) for s, mu in zip(SHARES, mus, strict=True)
+    ]
+    (slope,) = torch.autograd.grad(sum(parts), x)
+    assert float(slope.norm()) < 1e-6
+    assert found.value > barycenter(mus, SHARES).value
+
+
+def test_the_points_of_the_mean_follow_those_of_the_measures():
+    x = normal(9, 2).requires_grad_()
+    mus = [of.Particles(x), of.Particles(normal(9, 2, seed=1)), weighted(7, seed=2)]
+    nu = barycenter(mus, SHARES).measure
+    (slope,) = torch.autograd.grad((nu.weights @ nu.points).sum(), x)
+    torch.testing.assert_close(slope, torch.full_like(x, 0.5 / 9))
+
+
+# Grids --------------------------------------------------------------------------------
+
+
+def test_on_a_grid_bells_have_the_bell_of_the_mean():
+    """Means and deviations of bells along the axes are averaged."""
+    mus = [bell([0.3, 0.4], [0.06, 0.1]), bell([0.7, 0.6], [0.1, 0.06])]
+    found = barycenter(mus, blur=0.05, tolerance=1e-4)
+    assert found.guarantee == "sinkhorn"
+    assert found.residual <= 1e-4
+    nu = found.measure
+    mean = nu.expectation(lambda x: x)
+    spread = nu.expectation(lambda x: (x - mean).square()).sqrt()
+    torch.testing.assert_close(mean, torch.full_like(mean, 0.5), atol=2e-3, rtol=0)
+    torch.testing.assert_close(spread, torch.full_like(mean, 0.08), atol=2e-3, rtol=0)
+    exact = 0.25 * (0.4**2 + 0.2**2 + 2 * 0.04**2)
+    assert found.value == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize("blur", [0.04, 0.1])  # sums of logarithms, and products
+def test_on_a_grid_the_value_is_that_of_divergences_and_the_least(blur):
+    mus = [bell([0.35], [0.08], 30), bell([0.6], [0.05], 30), bell([0.5], [0.1], 30)]
+    found = barycenter(mus, SHARES, blur=blur, tolerance=1e-7)
+
+    def value(nu):
+        atoms = [of.Particles(m.points, m.weights) for m in (nu, *mus)]
+        parts = [
+            of.metrics.sinkhorn_divergence(atoms[0], a, blur=blur) for a in atoms[1:]
+        ]
+        return 2 * sum(s * float(p) for s, p in zip(SHARES, parts, strict=True))
+
+    assert found.value == pytest.approx(value(found.measure), rel=1e-5)
+    for other in mus:
+        assert value(found.measure.mix(other, 0.05)) > found.value
+    exact = barycenter(mus, SHARES)
+    assert found.value == pytest.approx(exact.value, rel=0.1)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_on_a_grid_cells_may_be_empty_and_a_shift_is_halved(dim):
+    """The mean of a block and its translate lies half way, as heavy in every axis."""
+    n = 12 if dim == 2 else 8
+    blocks = []
+    for first in (1, n - 4):
+        rho = torch.zeros((n,) * dim, dtype=F64)
+        rho[(slice(first, first + 3),) * dim] = 1.0
+        blocks.append(of.GridDensity(rho, 0, 1, walls=True, normalize=True))
+    found = barycenter(blocks, blur=1.5 / n, tolerance=1e-4)
+    mean = found.measure.expectation(lambda x: x)
+    torch.testing.assert_close(mean, torch.full_like(mean, 0.5), atol=1e-4, rtol=0)
+    shift = dim * ((n - 5) / n) ** 2
+    assert found.value == pytest.approx(0.25 * shift, rel=0.02)
+
+
+def test_a_measure_alone_is_its_own_mean_on_a_grid():
+    mu = bell([0.4, 0.5], [0.1, 0.1], 16)
+    found = barycenter([mu], blur=0.1)
+    assert abs(found.value) < 1e-4
+    assert float((found.measure.weights - mu.weights).abs().sum()) < 0.02
+
+
+def test_in_the_plane_of_a_grid_no_distance_bounds_the_value():
+    mus = [bell([m, 0.5], [0.15, 0.15], 12) for m in (0.4, 0.6)]
+    found = barycenter(mus, blur=0.2)
+    with pytest.raises(TypeError, match="known on the line only"):
+        found.bracket()
+
+
+# All kinds ----------------------------------------------------------------------------
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "quantiles": lambda: [quantiles(4, k) for k in (1, 2)],
+    "Gaussians": lambda: [gaussian(2, k) for k in (1, 2)],
+    "particles": lambda: [weighted(5, seed=k) for k in (1, 2)],
+    "grids": lambda: [bell([m, 0.5], [0.15, 0.15], 12) for m in (0.4, 0.6)],
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_single_precision_stays_and_words_are_those_of_guarantees(name):
+    options: dict[str, Any] = {"blur": 0.2} if name == "grids" else {}
+    exact = barycenter(KINDS[name](), **options)
+    found = barycenter([mu.to(torch.float32) for mu in KINDS[name]()], **options)
+    assert found.measure.dtype == torch.float32
+    assert found.value == pytest.approx(exact.value, rel=1e-3, abs=1e-5)
+    assert found.guarantee in list(of.proximal.Guarantee)
+    assert found.weights == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_measure_of_weight_zero_does_not_count(name):
+    options: dict[str, Any] = {"blur": 0.2} if name == "grids" else {}
+    one, other = KINDS[name]()
+    found = barycenter([one, other], [0.0, 1.0], **options)
+    assert found.measures == (other,)
+    assert abs(found.value) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["Gaussians", "particles", "grids"])
+def test_an_iteration_cut_short_warns_and_proves_nothing(name):
+    options: dict[str, Any] = {"blur": 0.2} if name == "grids" else {}
+    mus = [*KINDS[name](), *KINDS[name]()[:1]]
+    if name == "particles":
+        mus = [weighted(9, seed=k) for k in (1, 2, 3)]
+    with pytest.warns(of.errors.NotConvergedWarning, match="stopped after 1 iter"):
+        found = barycenter(mus, SHARES, max_iterations=1, tolerance=1e-14, **options)
+    assert not found.converged
+    assert found.guarantee == "none"
+    assert found.residual > 1e-14
+
+
+@pytest.mark.parametrize(
+    ("measures", "weights", "kind", "words"),
+    [
+        ([], None, ValueError, "one measure or more, got none"),
+        ([weighted(3)], [1.0, 0.0], ValueError, "weights must have shape"),
+        ([weighted(3)] * 2, [0.5, 0.6], ValueError, "weights must sum to 1"),
+        ([weighted(3)] * 2, [1.5, -0.5], ValueError, "non-negative"),
+        ([weighted(3), weighted(3, 3)], None, ValueError, "one space"),
+        ([gaussian(2, 1), gaussian(3, 1)], None, ValueError, "dimension"),
+        ([bell([0.5, 0.5], [0.1, 0.1], k) for k in (8, 9)], None, TypeError, "blur"),
+        ([normal(3, 2)], None, TypeError, r"measures\[0\] must be a Measure"),
+    ],
+)
+def test_refusals(measures: Any, weights, kind, words):
+    with pytest.raises(kind, match=words):
+        barycenter(measures, weights)
+
+
+def test_densities_lie_on_one_grid():
+    mus = [bell([0.5, 0.5], [0.1, 0.1], k) for k in (8, 9)]
+    with pytest.raises(ValueError, match="same grid"):
+        barycenter(mus, blur=0.3)

@@ -1,0 +1,223 @@
+"""Cures of geodesics, barycentres and the continuity equation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.metrics import aligned_ends, barycenter, generalized_geodesic, geodesic
+from otflow.testing.clouds import normal
+from tests.cures import Case, check_cures
+
+F64 = torch.float64
+CLOUD, OTHER = (of.Particles(normal(5, 2, seed=k)) for k in (0, 1))
+LINE = of.Quantiles(torch.arange(4.0, dtype=F64))
+STANDARD = of.Gaussian(torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64))
+FLAT = STANDARD.with_free_state(torch.tensor([[0.0, 0], [1, 0], [0, 0]], dtype=F64))
+TIME = torch.tensor(0.5, dtype=F64, requires_grad=True)
+SHARES = torch.tensor([0.5, 0.5], dtype=F64, requires_grad=True)
+WELL = of.Potential(lambda x: x.square().sum(-1))
+ODD: Any = STANDARD
+ALONE: Any = CLOUD
+
+
+def plane(live=False, **options):
+    rho = torch.ones(6, 6, dtype=F64, requires_grad=live)
+    return of.GridDensity(rho, 0, 1, walls=True, normalize=True, **options)
+
+
+def blocked():
+    wall = torch.zeros(6, 6, dtype=torch.bool)
+    wall[2, 2] = True
+    rho = (~wall).to(F64)
+    return of.GridDensity(rho, 0, 1, obstacles=wall, walls=True, normalize=True)
+
+
+def row(*heights, live=False):
+    rho = torch.tensor(heights, dtype=F64, requires_grad=live)
+    return of.GridDensity(rho, 0, 1, walls=True, normalize=True)
+
+
+def atoms(mu):
+    return of.Particles(mu.points, mu.weights)
+
+
+def heavy():
+    w = torch.full((5,), 0.2, dtype=F64, requires_grad=True)
+    return of.Particles(normal(5, 2), w)
+
+
+def live():
+    state = STANDARD.state.clone().requires_grad_()
+    return STANDARD.with_free_state(state)
+
+
+GAP, EVEN = row(1.0, 0.0, 1.0), row(1.0, 1.0, 1.0)
+SPREAD = [of.Particles(normal(6, 2, seed=k)) for k in range(3)]
+RUN = of.flow(WELL, CLOUD, of.ExplicitEuler(), dt=0.1, steps=2)
+
+CASES: dict[str, Case] = {
+    "a gap in a density": (
+        of.errors.Unsupported,
+        r"mu\.mix\(background, 1e-3\), or take Particles",
+        lambda: geodesic(GAP, EVEN, 0.5),
+        [
+            lambda: geodesic(GAP.mix(EVEN, 1e-3), EVEN, 0.5),
+            lambda: geodesic(atoms(GAP), atoms(EVEN), 0.5),
+        ],
+    ),
+    "a geodesic in the plane of a grid": (
+        of.errors.Unsupported,
+        r"take Particles\(mu\.points, mu\.weights\)",
+        lambda: geodesic(plane(), plane(), 0.5),
+        [lambda: geodesic(atoms(plane()), atoms(plane()), 0.5)],
+    ),
+    "a geodesic of two kinds": (
+        TypeError,
+        "geodesics join two measures of one kind",
+        lambda: geodesic(CLOUD, ODD, 0.5),
+        [lambda: geodesic(STANDARD, STANDARD, 0.5)],
+    ),
+    "a geodesic with live weights": (
+        of.errors.Unsupported,
+        r"mu\.weights\.detach\(\)",
+        lambda: geodesic(heavy(), OTHER, 0.5),
+        [lambda: geodesic(of.Particles(CLOUD.points, CLOUD.weights), OTHER, 0.5)],
+    ),
+    "a geodesic with live masses on the line": (
+        of.errors.Unsupported,
+        r"use nu\.detach\(\)",
+        lambda: geodesic(EVEN, row(1.0, 2.0, live=True), 0.5),
+        [lambda: geodesic(EVEN, row(1.0, 2.0, live=True).detach(), 0.5)],
+    ),
+    "a live time": (
+        of.errors.Unsupported,
+        r"t\.detach\(\), or start\.push",
+        lambda: geodesic(CLOUD, OTHER, TIME),
+        [lambda: geodesic(CLOUD, OTHER, TIME.detach()), lambda: pushed(TIME)],
+    ),
+    "quantiles that cross": (
+        ValueError,
+        r"take t in \[0, 1\]",
+        lambda: geodesic(LINE, of.Quantiles(LINE.edges.square()), -9.0),
+        [lambda: geodesic(LINE, of.Quantiles(LINE.edges.square()), 0.9)],
+    ),
+    "a generalised geodesic beyond its ends": (
+        ValueError,
+        r"t must lie in \[0, 1\], got 1\.5",
+        lambda: generalized_geodesic(CLOUD, CLOUD, OTHER, [0.5, 1.5]),
+        [lambda: generalized_geodesic(CLOUD, CLOUD, OTHER, [0.5, 1.0])],
+    ),
+    "a barycentre of two kinds": (
+        TypeError,
+        r"Particles\(mu\.points, mu\.weights\)",
+        lambda: barycenter([plane(), CLOUD]),
+        [lambda: barycenter([atoms(plane()), CLOUD])],
+    ),
+    "a barycentre of a measure, not of a list": (
+        TypeError,
+        r"write \[mu\]",
+        lambda: barycenter(ALONE),
+        [lambda: barycenter([ALONE])],
+    ),
+    "a start of Gaussians": (
+        TypeError,
+        "leave start out",
+        lambda: barycenter([STANDARD], start=CLOUD),
+        [lambda: barycenter([STANDARD])],
+    ),
+    "a blur of particles": (
+        TypeError,
+        "leave blur out",
+        lambda: barycenter([CLOUD], blur=0.1),
+        [lambda: barycenter([CLOUD])],
+    ),
+    "a barycentre with live weights": (
+        of.errors.Unsupported,
+        r"use weights\.detach\(\)",
+        lambda: barycenter([CLOUD, OTHER], SHARES),
+        [lambda: barycenter([CLOUD, OTHER], SHARES.detach())],
+    ),
+    "a barycentre of live Gaussians": (
+        of.errors.Unsupported,
+        r"use measures\[0\]\.detach\(\)",
+        lambda: barycenter([live(), STANDARD]),
+        [lambda: barycenter([live().detach(), STANDARD])],
+    ),
+    "a barycentre of singular covariances": (
+        ValueError,
+        r"mu\.diffuse\(1e-6, generator\)",
+        lambda: barycenter([FLAT, FLAT]),
+        [lambda: barycenter([FLAT.diffuse(1e-6, torch.Generator()), FLAT])],
+    ),
+    "a barycentre that stopped": (
+        of.errors.NotConvergedWarning,
+        "take a larger max_iterations or tolerance",
+        lambda: barycenter(SPREAD, max_iterations=1),
+        [
+            lambda: barycenter(SPREAD, max_iterations=100),
+            lambda: barycenter(SPREAD, max_iterations=1, tolerance=9.0),
+        ],
+    ),
+    "a barycentre on a grid without a blur": (
+        TypeError,
+        r"take e\.g\. blur=0\.333333, two cells",
+        lambda: barycenter([plane()]),
+        [lambda: barycenter([plane()], blur=0.333333)],
+    ),
+    "a blur shorter than a cell": (
+        ValueError,
+        r"take e\.g\. blur=0\.333333, or a finer grid",
+        lambda: barycenter([plane()], blur=0.1),
+        [lambda: barycenter([plane()], blur=0.333333)],
+    ),
+    "a blur beside quantiles": (
+        TypeError,
+        "leave blur out, the barycentre on the line is exact",
+        lambda: barycenter([EVEN, LINE], blur=0.5),
+        [lambda: barycenter([EVEN, LINE])],
+    ),
+    "a barycentre of live densities": (
+        of.errors.Unsupported,
+        r"use measures\[0\]\.detach\(\)",
+        lambda: barycenter([plane(live=True)], blur=0.4),
+        [lambda: barycenter([plane(live=True).detach()], blur=0.4)],
+    ),
+    "a barycentre around obstacles": (
+        of.errors.Unsupported,
+        "make the densities without obstacles",
+        lambda: barycenter([blocked()], blur=0.4),
+        [lambda: barycenter([plane()], blur=0.4)],
+    ),
+    "times beside a trajectory": (
+        TypeError,
+        "leave times out",
+        lambda: of.analysis.continuity_residual(RUN, square, WELL, times=[0, 1, 2]),
+        [lambda: of.analysis.continuity_residual(RUN, square, WELL)],
+    ),
+    "a path of one measure": (
+        ValueError,
+        "record more snapshots",
+        lambda: of.analysis.continuity_residual([CLOUD], square),
+        [lambda: of.analysis.continuity_residual([CLOUD, OTHER], square)],
+    ),
+}
+
+
+def square(x):
+    return x.square().sum(-1)
+
+
+def pushed(t):
+    """Follow the cure of a live time, and see that its derivative is there."""
+    start, end = aligned_ends(CLOUD, OTHER)
+    points = start.push(t * start.displacement_to(end), 1.0).points
+    assert torch.autograd.grad(points.square().sum(), t)[0] != 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_cure_works(name):
+    check_cures(CASES[name])
