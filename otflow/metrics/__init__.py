@@ -5,18 +5,21 @@ from otflow.metrics.assignments import assignment
 from otflow.metrics.bracket import Bracket
 from otflow.metrics.distances import wasserstein2, wasserstein2_squared
 from otflow.metrics.divergences import sinkhorn_divergence
+from otflow.metrics.entropic_plans import EntropicPlan, entropic_plan
 from otflow.metrics.geodesics import action, aligned_ends, geodesic, length
 from otflow.metrics.plans import Plan, transport_plan
 from otflow.metrics.quotients import align, best_matching, quotient_distance
 
 __all__ = [
     "Bracket",
+    "EntropicPlan",
     "Plan",
     "action",
     "align",
     "aligned_ends",
     "assignment",
     "best_matching",
+    "entropic_plan",
     "geodesic",
     "length",
     "quotient_distance",
