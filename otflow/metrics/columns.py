@@ -16,8 +16,8 @@ from torch import Tensor
 
 from otflow._lazy import lazy_import
 from otflow._pairs import tiles
-from otflow.metrics.assignments import network_simplex, sparse_simplex
 from otflow.metrics.duals import SHARE, squares
+from otflow.metrics.simplex import network_simplex, sparse_simplex
 
 __all__ = ["Bounded", "between_many", "cheapest"]
 

@@ -15,7 +15,6 @@ from otflow.errors import NotConverged, NotConvergedWarning
 from otflow.metrics.assignments import (
     brought_near,
     index_potential,
-    network_simplex,
     squared_distances,
 )
 from otflow.metrics.balance import balanced
@@ -24,6 +23,7 @@ from otflow.metrics.columns import between_many
 from otflow.metrics.duals import SHARE, transform
 from otflow.metrics.inputs import CloudLike, clouds
 from otflow.metrics.line import staircase
+from otflow.metrics.simplex import network_simplex
 
 __all__ = ["Plan", "check_tolerance", "couple", "transport_plan"]
 
