@@ -22,6 +22,7 @@ FLOORS = (
     "models",
     "moves",
     "numbers",
+    "plans",
     "runs",
     "steps",
     "time_errors",

@@ -6,6 +6,7 @@ from otflow.metrics.bracket import Bracket
 from otflow.metrics.distances import wasserstein2, wasserstein2_squared
 from otflow.metrics.divergences import sinkhorn_divergence
 from otflow.metrics.entropic_plans import EntropicPlan, entropic_plan
+from otflow.metrics.gelbrich import gelbrich
 from otflow.metrics.geodesics import action, aligned_ends, geodesic, length
 from otflow.metrics.plans import Plan, transport_plan
 from otflow.metrics.quotients import align, best_matching, quotient_distance
@@ -20,6 +21,7 @@ __all__ = [
     "assignment",
     "best_matching",
     "entropic_plan",
+    "gelbrich",
     "geodesic",
     "length",
     "quotient_distance",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -19,24 +17,23 @@ from otflow._validation import (
     positive,
     true_or_false,
 )
-from otflow.measures import Particles
-from otflow.metrics import entropic_plan, sinkhorn_divergence, wasserstein2_squared
 from otflow.testing.clouds import normal
 from otflow.testing.differences import derivative
+from otflow.testing.trial import GRADIENTS, Cloud, Failure, Trial, require
 
 __all__ = ["check_distance"]
 
 KINDS = ("W2^2", "W2^2/2", "W2", "entropic", "divergence")
-GRADIENTS = ("points", "weights")
-# Round-off of a value, relative to the largest value that the law compares.
-ROUND_OFF = 1e-9
+# Round-off of a value, relative to values of its size.
+ROUND_OFF = 1e-13
+# Error of a root at 0, where the square has round-off.
+AT_ZERO = 1e-5
 # How far the clouds of the law of translation lie from the origin, in diameters.
 FAR = 1e3
 # Step of the finite differences: far below the spacing of the points.
 STEP = 1e-4
 
-Cloud: TypeAlias = tuple[Tensor, Tensor]
-Law: TypeAlias = Callable[["_Check"], None]
+Law: TypeAlias = Callable[["Trial"], None]
 
 
 def check_distance(
@@ -155,7 +152,7 @@ def check_distance(
     for name in skip:
         check_option(name, "skip", LAWS)
     laws = {name: law for name, law in laws.items() if name not in skip}
-    check = _Check(
+    check = Trial(
         distance,
         of,
         weights,
@@ -170,123 +167,14 @@ def check_distance(
     for name, law in laws.items():
         try:
             law(check)
-        except _Failure as failure:
+        except Failure as failure:
             failures.append(f"  {name}: {failure}")
     if failures:
         head = f"the distance fails {len(failures)} of {len(laws)} laws of {of}"
         raise AssertionError("\n".join([head, *failures]))
 
 
-class _Failure(Exception):
-    """A law that fails, with its numbers."""
-
-
-def _require(is_true: Any, message: str) -> None:
-    if not bool(is_true):
-        raise _Failure(message)
-
-
-@dataclass(frozen=True)
-class _Check:
-    """A distance, what it should be, and clouds on which to try it."""
-
-    distance: Callable[..., Any]
-    of: str
-    weights: bool
-    blur: float | None
-    reach: float | None
-    tolerance: float
-    sizes: tuple[int, ...]
-    large: int
-    gradients: frozenset[str]
-
-    def pairs(self) -> Iterator[tuple[Cloud, Cloud]]:
-        """Yield clouds that differ: in the plane, in dimension 3, apart, on a line."""
-        n, m = self.sizes
-        for k, (d, shift) in enumerate(((2, 0.5), (3, 0.5), (2, 6.0), (1, 0.5))):
-            yield self.cloud(n, d, 2 * k), self.cloud(m, d, 2 * k + 1, shift)
-
-    def cloud(self, n: int, d: int, seed: int, shift: float = 0.0) -> Cloud:
-        x = normal(n, d, seed=seed) + shift
-        a = torch.ones(n, dtype=x.dtype)
-        if self.weights:
-            a = a + 2 * torch.sigmoid(normal(n, seed=seed + 100))
-        return x, a / a.sum()
-
-    def raw(self, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Any:
-        """Call the distance; what it raises is a failure, what it warns of is not."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                return (
-                    self.distance(x, a, y, b) if self.weights else self.distance(x, y)
-                )
-            except Exception as error:
-                msg = f"it raises {type(error).__name__}: {error!s:.200}"
-                raise _Failure(msg) from error
-
-    def number(self, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> float:
-        found = self.raw(x, a, y, b)
-        try:
-            return float(found.detach() if isinstance(found, Tensor) else found)
-        except (TypeError, ValueError, RuntimeError) as error:
-            msg = f"it returns {type(found).__name__}, which is no number"
-            raise _Failure(msg) from error
-
-    def exact(self, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> float:
-        """Return the exact value between these numbers."""
-        mu = Particles(x.double(), a.double(), normalize=True)
-        nu = Particles(y.double(), b.double(), normalize=True)
-        if self.blur is None:
-            square = float(wasserstein2_squared(mu, nu))
-            return self.of_square(square)
-        if self.of == "entropic":
-            plan = entropic_plan(mu, nu, blur=self.blur, reach=self.reach)
-            return float(plan.value)
-        return float(sinkhorn_divergence(mu, nu, blur=self.blur, reach=self.reach))
-
-    @property
-    def asked(self) -> frozenset[str]:
-        """The gradients to check."""
-        return self.gradients - (set() if self.weights else {"weights"})
-
-    def of_square(self, square: float) -> float:
-        if self.of == "W2":
-            return math.sqrt(square)
-        return square if self.of == "W2^2" else 0.5 * square
-
-    def gradient(
-        self, kind: str, x: Tensor, a: Tensor, y: Tensor, b: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the gradients in the points, or the weights, of both clouds."""
-        # Everything that is asked for has a graph at once, as in a user's program.
-        state = [t.clone() for t in (x, a, y, b)]
-        for k, t in enumerate(state):
-            t.requires_grad_(GRADIENTS[k % 2] in self.asked)
-        at = (state[0], state[2]) if kind == "points" else (state[1], state[3])
-        with torch.enable_grad():
-            value = self.raw(*state)
-        _require(
-            isinstance(value, Tensor), f"it returns {type(value).__name__}: no graph"
-        )
-        _require(value.requires_grad, f"the value has no graph of the {kind}")
-        value.sum().backward()
-        for t, side in zip(at, "xy", strict=True):
-            where = (
-                f"the {kind} of {side}" if kind == "points" else f"{kind} beside {side}"
-            )
-            _require(t.grad is not None, f"no gradient arrives in {where}: it is None")
-            assert t.grad is not None
-            bad = int((~t.grad.isfinite()).sum())
-            _require(
-                bad == 0, f"{bad} entries of the gradient in {where} are not finite"
-            )
-        assert at[0].grad is not None
-        assert at[1].grad is not None
-        return at[0].grad, at[1].grad
-
-
-def _value(check: _Check) -> None:
+def _value(check: Trial) -> None:
     for (x, a), (y, b) in check.pairs():
         found, exact = check.number(x, a, y, b), check.exact(x, a, y, b)
         error = abs(found - exact)
@@ -309,29 +197,29 @@ def _value(check: _Check) -> None:
                 break
         else:
             msg += f", wrong by {found / exact - 1:+.3g} of it"
-        raise _Failure(msg)
+        raise Failure(msg)
 
 
-def _positive(check: _Check) -> None:
+def _positive(check: Trial) -> None:
     for (x, a), (y, b) in check.pairs():
         found, exact = check.number(x, a, y, b), check.exact(x, a, y, b)
-        _require(math.isfinite(found), f"the value is {found}")
+        require(math.isfinite(found), f"the value is {found}")
         least = 1e-6 * exact
-        _require(
+        require(
             found > least, f"{found:.6g} between clouds that differ; exact: {exact:.6g}"
         )
 
 
-def _symmetric(check: _Check) -> None:
+def _symmetric(check: Trial) -> None:
     for (x, a), (y, b) in check.pairs():
         one, other = check.number(x, a, y, b), check.number(y, b, x, a)
-        _require(
+        require(
             abs(one - other) <= check.tolerance * abs(one),
             f"{one:.9g} one way, {other:.9g} the other way",
         )
 
 
-def _gradient(kind: str, check: _Check) -> None:
+def _gradient(kind: str, check: Trial) -> None:
     for k, (mu, nu) in enumerate(check.pairs()):
         state = (*mu, *nu)
         grads = check.gradient(kind, *state)
@@ -352,11 +240,11 @@ def _gradient(kind: str, check: _Check) -> None:
                     f"{('first', 'second')[side]} cloud gives the slope {slope:.6g}, "
                     f"finite differences {expected:.6g}{ratio}"
                 )
-                raise _Failure(msg)
+                raise Failure(msg)
 
 
 def _difference(
-    check: _Check, state: tuple[Tensor, ...], place: int, way: Tensor
+    check: Trial, state: tuple[Tensor, ...], place: int, way: Tensor
 ) -> float:
     """Return the derivative of the distance as one argument moves."""
 
@@ -368,46 +256,46 @@ def _difference(
     return float(derivative(along, STEP))
 
 
-def _same(check: _Check, mu: Cloud, nu: Cloud, size: float) -> None:
+def _same(check: Trial, mu: Cloud, nu: Cloud, size: float) -> None:
     """Check the value between equal measures, and that its gradient is finite."""
     found, exact = check.number(*mu, *nu), check.exact(*mu, *nu)
     near = check.tolerance * size
     if check.of == "W2":
-        near = math.sqrt(ROUND_OFF) * size  # the root of round-off
-    _require(abs(found - exact) <= near, f"the value is {found:.6g}, not {exact:.6g}")
+        near = AT_ZERO * size
+    require(abs(found - exact) <= near, f"the value is {found:.6g}, not {exact:.6g}")
     if "points" in check.gradients:
         check.gradient("points", *mu, *nu)
 
 
-def _coincidence(check: _Check) -> None:
+def _coincidence(check: Trial) -> None:
     for mu, nu in check.pairs():
         _same(check, mu, mu, max(1e-3, check.exact(*mu, *nu)))
         _same(check, nu, nu, max(1e-3, check.exact(*mu, *nu)))
 
 
-def _diracs(check: _Check) -> None:
+def _diracs(check: Trial) -> None:
     (x, a), (y, b) = next(check.pairs())
     point = x[:1]
     _same(check, (point.expand_as(x), a), (point.expand_as(y), b), 1.0)
 
 
-def _far(check: _Check) -> None:
+def _far(check: Trial) -> None:
     for (x, a), (y, b) in check.pairs():
         state = [t.float() for t in (x + FAR, a, y + FAR, b)]
         found, exact = check.number(*state), check.exact(*state)
         near = max(check.tolerance, 1e-3) * abs(exact)
-        _require(
+        require(
             abs(found - exact) <= near,
             f"{found:.6g} in float32 at {FAR:g}, where the same numbers in float64 "
             f"have {exact:.6g}",
         )
 
 
-def _large(check: _Check) -> None:
+def _large(check: Trial) -> None:
     n = check.large
     (x, a), (y, b) = check.cloud(n, 2, 11), check.cloud(n, 2, 12, 0.5)
     found, exact = check.number(x, a, y, b), check.exact(x, a, y, b)
-    _require(
+    require(
         abs(found - exact) <= check.tolerance * abs(exact),
         f"{found:.8g} between {n} points each, {found / exact - 1:+.3g} off the exact "
         f"{exact:.8g}; did the solver stop at its limit of iterations?",

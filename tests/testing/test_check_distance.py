@@ -88,7 +88,7 @@ def test_trusted_calls_of_others_pass():
 
 def test_trap_1_the_new_functions_of_geomloss_double_the_gradient():
     def divergence(x, a, y, b):
-        found = solve_sample(x, y, a=a, b=b, debias=True, reg=REG, max_iter=400)
+        found = solve_sample(x, y, a=a, b=b, debias=True, reg=REG, max_iter=200)
         return 0.5 * found.value
 
     found = failures(divergence, of="divergence", blur=BLUR, tolerance=1e-2)
@@ -99,7 +99,7 @@ def test_trap_1_the_new_functions_of_geomloss_double_the_gradient():
 
 def test_trap_2_pot_hands_the_doubled_gradient_on():
     def entropic(x, a, y, b):
-        found = ot.solve_sample(x, y, a, b, reg=REG, method="geomloss", max_iter=400)
+        found = ot.solve_sample(x, y, a, b, reg=REG, method="geomloss", max_iter=200)
         return 0.5 * found.value
 
     found = failures(entropic, of="entropic", blur=BLUR, tolerance=1e-2)
@@ -223,3 +223,24 @@ def test_laws_can_be_left_out():
     check_distance(rough, gradients=[], tolerance=1e-5)
     check_distance(lambda *s: EXACT(*s).detach(), gradients=[])
     check_distance(lambda *s: 2 * EXACT(*s), skip=["value", "far", "large"], large=10)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"of": "W1"}, ValueError, "of must be one of"),
+        ({"of": "entropic"}, ValueError, "use e.g. blur=0.5"),
+        ({"blur": 0.1}, ValueError, "of='divergence'"),
+        ({"reach": 0.1}, ValueError, "of='divergence'"),
+        ({"skip": ["points", "near"]}, ValueError, "did you mean|must be one of"),
+        ({"gradients": ["masses"]}, ValueError, "gradients must be one of"),
+        ({"tolerance": -1}, ValueError, "tolerance must be positive"),
+        ({"weights": 1}, TypeError, "weights must be True or False"),
+        ({"sizes": (1, 4)}, ValueError, "at least 2"),
+    ],
+)
+def test_wrong_options_are_named(options, kind, words):
+    with pytest.raises(kind, match=words):
+        check_distance(EXACT, **options)
+    with pytest.raises(TypeError, match="distance must take"):
+        check_distance(3)  # type: ignore[arg-type]
