@@ -8,13 +8,34 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.metrics import entropic_plan, gelbrich, transport_plan
+from otflow.metrics import (
+    entropic_plan,
+    gelbrich,
+    least_cost_plan,
+    transport_cost,
+    transport_plan,
+    wasserstein,
+)
 from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
 
 F64 = torch.float64
 X, Y = normal(6, 2), normal(5, 2, seed=1)
 HUGE = torch.zeros(1, dtype=F64).expand(10**5, 2)
+
+
+COSTS = torch.rand(6, 5, generator=torch.Generator().manual_seed(0), dtype=F64)
+FORBIDDEN = COSTS.masked_fill(COSTS > 0.9, float("inf"))
+
+
+def taxi(x, y):
+    return (x - y).abs().sum(-1)
+
+
+def contrast(decades):
+    generator = torch.Generator().manual_seed(0)
+    exponents = decades * torch.rand(30, 30, generator=generator, dtype=F64)
+    least_cost_plan(normal(30, 2), normal(30, 2, seed=1), 10**exponents)
 
 
 def unfinished(blur=0.02):
@@ -44,6 +65,36 @@ def one():
 
 
 CASES: dict[str, Case] = {
+    "a power below 1": (
+        ValueError,
+        "take p=1 or p=2",
+        lambda: wasserstein(X, Y, 0.5),
+        [lambda: wasserstein(X, Y, p=1), lambda: wasserstein(X, Y, p=2)],
+    ),
+    "a matrix of costs of another shape": (
+        ValueError,
+        r"give the matrix \(6, 5\)",
+        lambda: least_cost_plan(X, Y, COSTS.T),
+        [lambda: least_cost_plan(X, Y, COSTS)],
+    ),
+    "a cost that is infinite": (
+        ValueError,
+        "forbid a pair by a finite cost",
+        lambda: transport_cost(X, Y, FORBIDDEN),
+        [lambda: transport_cost(X, Y, FORBIDDEN.clamp(max=1e6))],
+    ),
+    "a cost that is not reduced": (
+        of.errors.InvalidFunctional,
+        "reduce over the last axis",
+        lambda: least_cost_plan(X, Y, lambda x, y: x - y),
+        [lambda: least_cost_plan(X, Y, taxi)],
+    ),
+    "costs of much contrast": (
+        of.errors.NotConverged,
+        "take costs of less contrast",
+        lambda: contrast(200),
+        [lambda: contrast(3)],
+    ),
     "an entropic plan that is not converged": (
         of.errors.NotConverged,
         "larger blur, or the exact transport_plan",

@@ -3,12 +3,14 @@
 from otflow.metrics import symmetries
 from otflow.metrics.assignments import assignment
 from otflow.metrics.bracket import Bracket
+from otflow.metrics.costs import least_cost_plan, transport_cost
 from otflow.metrics.distances import wasserstein2, wasserstein2_squared
 from otflow.metrics.divergences import sinkhorn_divergence
 from otflow.metrics.entropic_plans import EntropicPlan, entropic_plan
 from otflow.metrics.gelbrich import gelbrich
 from otflow.metrics.geodesics import action, aligned_ends, geodesic, length
 from otflow.metrics.plans import Plan, transport_plan
+from otflow.metrics.powers import wasserstein
 from otflow.metrics.quotients import align, best_matching, quotient_distance
 
 __all__ = [
@@ -23,11 +25,14 @@ __all__ = [
     "entropic_plan",
     "gelbrich",
     "geodesic",
+    "least_cost_plan",
     "length",
     "quotient_distance",
     "sinkhorn_divergence",
     "symmetries",
+    "transport_cost",
     "transport_plan",
+    "wasserstein",
     "wasserstein2",
     "wasserstein2_squared",
 ]

@@ -243,4 +243,4 @@ def test_wrong_options_are_named(options, kind, words):
     with pytest.raises(kind, match=words):
         check_distance(EXACT, **options)
     with pytest.raises(TypeError, match="distance must take"):
-        check_distance(3)  # type: ignore[arg-type]
+        check_distance(3)
