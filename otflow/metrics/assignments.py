@@ -115,7 +115,7 @@ def _by_columns(x: Tensor, y: Tensor) -> Tensor:
     # Masses 1, not 1/n: the flows of the simplex are then integers, exactly.
     ones = torch.ones(len(x), dtype=torch.float64)
     found = between_many(x, ones, y, ones, 0.0)
-    gap = found.upper - found.lower - found.noise * len(x)
+    gap = found.upper - found.lower - found.noise
     _check_permutation(found.rows, found.columns, len(x))
     if gap > ACCEPTED * found.upper:
         msg = (

@@ -139,7 +139,7 @@ def transport_plan(
         optimal, or raises. ``"simplex"``: POT's network simplex
         :cite:p:`flamary2021pot` on all pairs. ``"columns"``: the network simplex on few
         pairs, to which those that the potentials find cheapest are added, from coarse
-        to fine :cite:p:`schmitzer2016sparse`.
+        to fine :cite:p:`schmitzer2015sparse`.
 
     Returns
     -------
