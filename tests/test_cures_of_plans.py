@@ -40,7 +40,7 @@ def contrast(decades):
 
 def unfinished(blur=0.02):
     """Solve with one step of Newton's method."""
-    with mock.patch("otflow.metrics.entropic.MAX_NEWTON", 1):
+    with mock.patch("otflow.metrics.semidual.MAX_NEWTON", 1):
         entropic_plan(X, Y, blur=blur)
 
 

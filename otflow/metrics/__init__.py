@@ -7,8 +7,8 @@ from otflow.metrics.costs import least_cost_plan, transport_cost
 from otflow.metrics.distances import wasserstein2, wasserstein2_squared
 from otflow.metrics.divergences import sinkhorn_divergence
 from otflow.metrics.entropic_plans import EntropicPlan, entropic_plan
-from otflow.metrics.gelbrich import gelbrich
 from otflow.metrics.geodesics import action, aligned_ends, geodesic, length
+from otflow.metrics.moments import gelbrich
 from otflow.metrics.plans import Plan, transport_plan
 from otflow.metrics.powers import wasserstein
 from otflow.metrics.quotients import align, best_matching, quotient_distance

@@ -10,9 +10,9 @@ from torch import Tensor
 from otflow._known import known_derivatives
 from otflow._validation import positive
 from otflow.errors import NotConverged
-from otflow.metrics.entropic import Entropy
 from otflow.metrics.implicit import Atoms, dual_value, half_squares
 from otflow.metrics.inputs import CloudLike, clouds
+from otflow.metrics.semidual import Entropy
 from otflow.metrics.sides import (
     WIDE,
     Side,

@@ -18,7 +18,7 @@ from torch import Tensor
 from otflow._known import linear
 from otflow.errors import NotConverged
 from otflow.metrics.curvature import Curvature
-from otflow.metrics.entropic import Entropy, noise
+from otflow.metrics.semidual import Entropy, noise
 
 __all__ = ["Atoms", "dual_value", "half_squares"]
 

@@ -202,7 +202,7 @@ def test_float32_agrees():
 def test_an_unfinished_plan_raises_with_its_result():
     mu, nu = uniform(6), uniform(5, seed=1)
     with (
-        mock.patch("otflow.metrics.entropic.MAX_NEWTON", 1),
+        mock.patch("otflow.metrics.semidual.MAX_NEWTON", 1),
         pytest.raises(of.errors.NotConverged, match="larger blur") as caught,
     ):
         entropic_plan(mu, nu, blur=0.02)

@@ -1,6 +1,6 @@
-"""The laws of distances, tried on other libraries: the traps that are known of them.
+"""The laws of distances, tried on other libraries: what is known of them.
 
-An upstream release that mends a trap makes its test fail: then the trap goes.
+An upstream release that mends a fault makes its test fail: then the test goes.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def test_trusted_calls_of_others_pass():
     )
 
 
-def test_trap_1_the_new_functions_of_geomloss_double_the_gradient():
+def test_the_new_functions_of_geomloss_double_the_gradient():
     def divergence(x, a, y, b):
         found = solve_sample(x, y, a=a, b=b, debias=True, reg=REG, max_iter=200)
         return 0.5 * found.value
@@ -97,7 +97,7 @@ def test_trap_1_the_new_functions_of_geomloss_double_the_gradient():
     assert factor(found["points"]) == pytest.approx(2, abs=0.02)
 
 
-def test_trap_2_pot_hands_the_doubled_gradient_on():
+def test_pot_hands_the_doubled_gradient_on():
     def entropic(x, a, y, b):
         found = ot.solve_sample(x, y, a, b, reg=REG, method="geomloss", max_iter=200)
         return 0.5 * found.value
@@ -107,7 +107,7 @@ def test_trap_2_pot_hands_the_doubled_gradient_on():
     assert factor(found["points"]) == pytest.approx(2, abs=0.02)
 
 
-def test_trap_3_the_value_of_relaxed_transport_is_zero():
+def test_the_value_of_relaxed_transport_is_zero():
     def relaxed(x, a, y, b):
         return 0.5 * ot.solve(squares(x, y), a, b, reg=REG, unbalanced=2.0).value
 
@@ -116,7 +116,7 @@ def test_trap_3_the_value_of_relaxed_transport_is_zero():
     assert "positive" in found
 
 
-def test_trap_4_a_batch_has_the_cost_of_the_independent_coupling():
+def test_a_batch_has_the_cost_of_the_independent_coupling():
     def batch(x, a, y, b):
         found = ot.batch.solve_sample_batch(x[None], y[None], a=a[None], b=b[None])
         return found.value_linear[0]
@@ -125,7 +125,7 @@ def test_trap_4_a_batch_has_the_cost_of_the_independent_coupling():
     assert "the cost of the independent coupling" in found["value"]
 
 
-def test_trap_5_the_envelope_has_a_wrong_gradient_in_the_weights():
+def test_the_envelope_has_a_wrong_gradient_in_the_weights():
     def envelope(x, a, y, b):
         cost = squares(x, y)
         return 0.5 * ot.solve(cost, a, b, reg=REG, grad="envelope", tol=1e-12).value
@@ -134,7 +134,7 @@ def test_trap_5_the_envelope_has_a_wrong_gradient_in_the_weights():
     assert set(found) == {"weights"}
 
 
-def test_trap_6_the_last_step_has_not_the_gradient_of_the_value():
+def test_the_last_step_has_not_the_gradient_of_the_value():
     def last(x, a, y, b):
         cost = squares(x, y)
         return 0.5 * ot.solve(cost, a, b, reg=REG, grad="last_step", tol=1e-12).value
@@ -144,7 +144,7 @@ def test_trap_6_the_last_step_has_not_the_gradient_of_the_value():
     assert "finite differences" in found["points"]
 
 
-def test_trap_7_a_lazy_value_has_a_graph_without_a_gradient():
+def test_a_lazy_value_has_a_graph_without_a_gradient():
     def lazy(x, a, y, b):
         return ot.solve_sample(x, y, a, b, lazy=True).value
 
