@@ -107,6 +107,12 @@ CASES: dict[str, Case] = {
         lambda: entropic_plan(HUGE, Y, blur=1.0),
         [lambda: entropic_plan(fewer(), Y, blur=1.0)],
     ),
+    "masses that differ without a reach": (
+        ValueError,
+        "give a reach",
+        lambda: entropic_plan(X, Y, blur=1.0, masses=(1.0, 2.0)),
+        [lambda: entropic_plan(X, Y, blur=1.0, masses=(1.0, 2.0), reach=1.0)],
+    ),
     "a second derivative of a bound at a singular covariance": (
         of.errors.Unsupported,
         "a covariance is singular",

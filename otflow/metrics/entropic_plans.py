@@ -2,6 +2,7 @@ r"""The plan of entropic transport, balanced or relaxed, with the value it attai
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -126,7 +127,12 @@ class EntropicPlan:
 
 
 def entropic_plan(
-    mu: CloudLike, nu: CloudLike, *, blur: float, reach: float | None = None
+    mu: CloudLike,
+    nu: CloudLike,
+    *,
+    blur: float,
+    reach: float | None = None,
+    masses: tuple[float, float] = (1.0, 1.0),
 ) -> EntropicPlan:
     r"""Return the plan of the static Schroedinger bridge, or of relaxed transport.
 
@@ -154,6 +160,9 @@ def entropic_plan(
     reach : float, optional
         Length beyond which mass is destroyed and created rather than moved. The default
         is the balanced problem.
+    masses : tuple of float
+        Total masses of a and b, since the weights of a measure have the sum 1. They may
+        differ if there is a reach.
 
     Returns
     -------
@@ -163,9 +172,9 @@ def entropic_plan(
     Raises
     ------
     ValueError
-        If a number is out of range, if the blur is below the round-off of the points in
-        their dtype, if the reach is below 1e-140, if the measures differ in dimension
-        or device, or if a point is not finite.
+        If a number is out of range, if masses differ without a reach, if the blur is
+        below the round-off of the points in their dtype, if the reach is below 1e-140,
+        if the measures differ in dimension or device, or if a point is not finite.
     TypeError
         If dtypes differ, or a measure is not made of atoms.
     MemoryError
@@ -204,14 +213,23 @@ def entropic_plan(
     reach = None if reach is None else positive(reach, "reach")
     p, q = clouds(mu, nu)
     check_size(len(p.points), len(q.points), p.points.device)
-    first, second = Side.of(p), Side.of(q)
+    mass, other = (positive(mass, "masses") for mass in masses)
+    if reach is None and mass != other:
+        msg = (
+            f"masses {mass:g} and {other:g} differ, so mass must be destroyed "
+            f"or created; give a reach, e.g. reach=1.0"
+        )
+        raise ValueError(msg)
     inverse_rho = 0.0 if reach is None else inverse_square(reach, blur)
     units = Entropy(blur * blur, inverse_rho)
-    problem = _Problem.of(units, first, second)
+    problem = _Problem.of(units, Side.of(p), Side.of(q))
     diameter = problem.diameter
     check_blur(blur, diameter, p.points.dtype)
-    plan = problem.solved(falling_blurs(blur, diameter, SCALING)).to(p.points)
-    if not plan.residual <= RESIDUAL or not bool(plan.value.isfinite()):
+    plan = problem.solved(falling_blurs(blur, diameter, SCALING))
+    plan = _with_masses(plan, units, mass, other).to(p.points)
+    if not plan.residual <= RESIDUAL * max(mass, other) or not bool(
+        plan.value.isfinite()
+    ):
         msg = (
             f"the entropic plan has marginals wrong by {plan.residual:.3g} in sum at "
             f"the blur {blur:.3g}; take a larger blur, or the exact transport_plan"
@@ -219,6 +237,42 @@ def entropic_plan(
         info = {"residual": plan.residual}
         raise NotConverged(msg, info=info, result=plan)
     return plan
+
+
+def _with_masses(
+    plan: EntropicPlan, units: Entropy, m: float, k: float
+) -> EntropicPlan:
+    r"""Return the plan for the masses m and k, from that for the masses 1 and 1.
+
+    If P and f, g solve the latter, then :math:`\theta P` and f + s, g + t solve the
+    former, where
+
+    .. math:: m e^{-s/\rho} = k e^{-t/\rho} = m k e^{(s + t)/\varepsilon} = \theta.
+    """
+    if m == k == 1.0:
+        return plan
+    eps, inverse = units.epsilon, units.inverse_rho
+    both = math.log(m) + math.log(k)
+    if inverse:
+        # log theta = both (eps + rho) / (eps + 2 rho)
+        share = (1.0 + eps * inverse) / (2.0 + eps * inverse)
+        log = share * both
+        s, t = ((math.log(z) - log) / inverse for z in (m, k))
+        theta = math.exp(log)
+        lost = (m - theta + k - theta) / inverse
+    else:
+        s = t = -0.5 * eps * math.log(m)
+        theta, lost = m, 2.0 * m * s
+    value = theta * plan.value + (lost + eps * (m * k - theta))
+    return replace(
+        plan,
+        masses=theta * plan.masses,
+        f=plan.f + s,
+        g=plan.g + t,
+        value=value,
+        transport_cost=theta * plan.transport_cost,
+        residual=theta * plan.residual,
+    )
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,11 @@ def generic_minimum(a, b, cost, blur, reach):
     def function(z):
         plan = split(z)
         if plan.min() <= 0:
-            return np.inf
+            return 1e6
         return objective(plan, a, b, cost, blur, reach)
 
     start = np.outer(a, b)
-    start = start[:-1, :-1] if reach is None else np.log(start)
+    start = start[:-1, :-1] / a.sum() if reach is None else np.log(start)
     options = {"xatol": 1e-10, "fatol": 1e-14, "maxiter": 10**5, "maxfev": 10**5}
     at = start.ravel()
     for _ in range(4):
@@ -68,16 +68,51 @@ def numbers(mu, nu):
     return mu.weights.numpy(), nu.weights.numpy(), cost.numpy()
 
 
-@pytest.mark.parametrize("reach", [None, 0.3, 1.0, 3.0])
-def test_the_value_is_the_least_of_the_problem(reach):
+@pytest.mark.parametrize(
+    ("reach", "masses"),
+    [
+        (None, (1.0, 1.0)),
+        (0.3, (1.0, 1.0)),
+        (1.0, (1.0, 1.0)),
+        (3.0, (1.0, 1.0)),
+        (None, (2.0, 2.0)),
+        (1.0, (0.5, 2.0)),
+        (0.6, (3.0, 1.0)),
+    ],
+)
+def test_the_value_is_the_least_of_the_problem(reach, masses):
     mu, nu = weighted(3), weighted(3, seed=1)
     a, b, cost = numbers(mu, nu)
-    plan = entropic_plan(mu, nu, blur=0.7, reach=reach)
+    a, b = masses[0] * a, masses[1] * b
+    plan = entropic_plan(mu, nu, blur=0.7, reach=reach, masses=masses)
     best = generic_minimum(a, b, cost, 0.7, reach)
     assert float(plan.value) == pytest.approx(best, rel=1e-6)
     own = objective(plan.dense().numpy(), a, b, cost, 0.7, reach)
     assert float(plan.value) == pytest.approx(own, rel=1e-12)
     assert own <= best + 1e-9
+
+
+@pytest.mark.parametrize("mass", [1e-6, 2.0, 1e6])
+@pytest.mark.parametrize("reach", [None, 1.0])
+def test_total_masses_of_any_size(mass, reach):
+    mu, nu = weighted(6), weighted(5, seed=1)
+    masses = (mass, mass if reach is None else 3 * mass)
+    a, b, cost = numbers(mu, nu)
+    a, b = masses[0] * a, masses[1] * b
+    plan = entropic_plan(mu, nu, blur=0.5, reach=reach, masses=masses)
+    assert plan.residual <= 1e-9 * max(masses)
+    own = objective(plan.dense().numpy(), a, b, cost, 0.5, reach)
+    assert float(plan.value) == pytest.approx(own, rel=1e-9)
+
+
+def test_two_diracs_of_different_masses():
+    # One number, the mass of the plan, in closed form.
+    x, y = torch.zeros(1, 1, dtype=F64), torch.full((1, 1), 2.0, dtype=F64)
+    blur, reach, (m, k) = 0.5, 1.5, (2.0, 0.7)
+    eps, rho = blur**2, reach**2
+    plan = entropic_plan(x, y, blur=blur, reach=reach, masses=(m, k))
+    kept = (eps * np.log(m * k) + rho * np.log(m * k) - 2.0) / (eps + 2 * rho)
+    assert float(plan.masses) == pytest.approx(np.exp(kept), rel=1e-12)
 
 
 @pytest.mark.parametrize("reach", REACHES)
@@ -119,9 +154,15 @@ def test_the_value_has_its_derivatives(reach, of_points, far):
     mu, nu = weighted(4), weighted(3, seed=1)
     y = nu.points + far
 
+    masses = (1.0, 1.0) if reach is None else (2.0, 0.5)
+
     def value(x, a, y, b):
         plan = entropic_plan(
-            of.Particles(x, a), of.Particles(y, b), blur=0.8, reach=reach
+            of.Particles(x, a),
+            of.Particles(y, b),
+            blur=0.8,
+            reach=reach,
+            masses=masses,
         )
         return plan.value
 
