@@ -9,12 +9,14 @@ import torch
 
 import otflow as of
 from otflow.metrics import (
+    batched_wasserstein2_squared,
     entropic_plan,
     gelbrich,
     least_cost_plan,
     transport_cost,
     transport_plan,
     wasserstein,
+    wasserstein2_squared,
 )
 from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
@@ -65,6 +67,18 @@ def one():
 
 
 CASES: dict[str, Case] = {
+    "pairs of clouds of two shapes": (
+        ValueError,
+        "use wasserstein2_squared for each pair",
+        lambda: batched_wasserstein2_squared(X[None], Y[None]),
+        [lambda: wasserstein2_squared(X, Y)],
+    ),
+    "one cloud in place of many": (
+        ValueError,
+        r"use x\[None\] for one cloud",
+        lambda: batched_wasserstein2_squared(X, X),
+        [lambda: batched_wasserstein2_squared(X[None], X[None])],
+    ),
     "a power below 1": (
         ValueError,
         "take p=1 or p=2",

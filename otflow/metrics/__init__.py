@@ -2,6 +2,7 @@
 
 from otflow.metrics import symmetries
 from otflow.metrics.assignments import assignment
+from otflow.metrics.batches import batched_wasserstein2_squared
 from otflow.metrics.bracket import Bracket
 from otflow.metrics.costs import least_cost_plan, transport_cost
 from otflow.metrics.distances import wasserstein2, wasserstein2_squared
@@ -21,6 +22,7 @@ __all__ = [
     "align",
     "aligned_ends",
     "assignment",
+    "batched_wasserstein2_squared",
     "best_matching",
     "entropic_plan",
     "gelbrich",
