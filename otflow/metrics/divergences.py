@@ -91,6 +91,7 @@ def sinkhorn_divergence(
     See Also
     --------
     otflow.metrics.wasserstein2_squared : Exact, with kinks in the weights.
+    otflow.metrics.entropic_plan : The plan and the value without debiasing.
 
     Notes
     -----

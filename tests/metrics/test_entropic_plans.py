@@ -265,3 +265,21 @@ def test_second_derivatives_exist_where_all_mass_is_destroyed(distance):
     assert bool(second.isfinite().all())
     # A plan of no mass has a value that does not depend on the points.
     assert distance is not None or not bool(second.any())
+
+
+def test_the_value_and_the_plan_are_those_of_others():
+    """GeomLoss has the value; of POT's relaxed problem the plan is right."""
+    ot, geomloss = pytest.importorskip("ot"), pytest.importorskip("geomloss")
+    mu, nu = weighted(6), weighted(5, seed=1)
+    (x, a), (y, b) = ((m.points, m.weights) for m in (mu, nu))
+    blur, reach = 0.6, 1.2
+    plan = entropic_plan(mu, nu, blur=blur, reach=reach)
+    options = {"p": 2, "blur": blur, "reach": reach, "scaling": 0.99, "debias": False}
+    other = geomloss.SamplesLoss("sinkhorn", **options)(a, x, b, y)
+    assert float(plan.value) == pytest.approx(float(other), rel=1e-3)
+    costs = torch.cdist(x, y).square()
+    sums = {"reg": 2 * blur**2, "reg_m": 2 * reach**2, "reg_type": "kl"}
+    found = ot.unbalanced.sinkhorn_unbalanced(
+        a, b, costs, **sums, numItermax=10**5, stopThr=1e-13
+    )
+    assert torch.allclose(found, plan.dense(), atol=1e-9)
