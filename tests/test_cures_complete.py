@@ -24,6 +24,7 @@ FLOORS = (
     "models",
     "moves",
     "numbers",
+    "plans",
     "runs",
     "steps",
     "targets",

@@ -101,6 +101,9 @@ MAKE: dict[type, Callable[[], Any]] = {
     kernels.TwoPoint: lambda: kernels.TwoPoint(torch.mul),
     of.metrics.BarycenterResult: lambda: of.metrics.barycenter([cloud()]),
     of.metrics.Plan: lambda: of.metrics.transport_plan(cloud(), cloud()),
+    of.metrics.EntropicPlan: lambda: of.metrics.entropic_plan(
+        cloud(), cloud(), blur=1.0
+    ),
     meanfield.TwoLayer: lambda: meanfield.TwoLayer("tanh"),
     meanfield.CustomLayer: lambda: meanfield.CustomLayer(torch.matmul),
     meanfield.Risk: risk,

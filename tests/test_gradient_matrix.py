@@ -74,9 +74,14 @@ def test_every_functional_meets_every_representation_that_has_it():
 # answers are detached by their documentation.
 LAW = {
     "action": "action",
+    "batched_wasserstein2_squared": "batched",
+    "entropic_plan": "entropic",
+    "gelbrich": "gelbrich",
     "length": "length",
     "quotient_distance": "quotient",
     "sinkhorn_divergence": "sinkhorn",
+    "transport_cost": "transport cost",
+    "wasserstein": "wasserstein",
     "wasserstein2": "wasserstein2",
     "wasserstein2_squared": "wasserstein2_squared",
 }
@@ -102,6 +107,14 @@ MOVES = {
 DETACHED = {
     "Plan": lambda x, y: vars(of.metrics.transport_plan(x, y)).values(),
     "transport_plan": lambda x, y: vars(of.metrics.transport_plan(x, y)).values(),
+    "least_cost_plan": lambda x, y: vars(
+        of.metrics.least_cost_plan(x, y, lambda x, y: (x - y).abs().sum(-1))
+    ).values(),
+    "EntropicPlan": lambda x, y: (
+        t
+        for name, t in vars(of.metrics.entropic_plan(x, y, blur=1.0)).items()
+        if name != "value"
+    ),
     "assignment": lambda x, y: [of.metrics.assignment(x, y)],
     "best_matching": lambda x, y: [of.metrics.best_matching(x, y)],
 }

@@ -3,9 +3,12 @@
 from otflow.metrics import symmetries
 from otflow.metrics.assignments import assignment
 from otflow.metrics.barycenters import BarycenterResult, barycenter
+from otflow.metrics.batches import batched_wasserstein2_squared
 from otflow.metrics.bracket import Bracket
+from otflow.metrics.costs import least_cost_plan, transport_cost
 from otflow.metrics.distances import wasserstein2, wasserstein2_squared
 from otflow.metrics.divergences import sinkhorn_divergence
+from otflow.metrics.entropic_plans import EntropicPlan, entropic_plan
 from otflow.metrics.geodesics import (
     action,
     aligned_ends,
@@ -13,26 +16,35 @@ from otflow.metrics.geodesics import (
     geodesic,
     length,
 )
+from otflow.metrics.moments import gelbrich
 from otflow.metrics.plans import Plan, transport_plan
+from otflow.metrics.powers import wasserstein
 from otflow.metrics.quotients import align, best_matching, quotient_distance
 
 __all__ = [
     "BarycenterResult",
     "Bracket",
+    "EntropicPlan",
     "Plan",
     "action",
     "align",
     "aligned_ends",
     "assignment",
     "barycenter",
+    "batched_wasserstein2_squared",
     "best_matching",
+    "entropic_plan",
+    "gelbrich",
     "generalized_geodesic",
     "geodesic",
+    "least_cost_plan",
     "length",
     "quotient_distance",
     "sinkhorn_divergence",
     "symmetries",
+    "transport_cost",
     "transport_plan",
+    "wasserstein",
     "wasserstein2",
     "wasserstein2_squared",
 ]

@@ -11,7 +11,7 @@ from otflow._validation import check_like
 from otflow.measures import Gaussian
 from otflow.measures.gaussian.covariance import optimal_rotation
 
-__all__ = ["between_gaussians"]
+__all__ = ["between_factors", "between_gaussians"]
 
 
 def between_gaussians(mu: Gaussian, nu: Gaussian) -> Tensor:
@@ -40,14 +40,19 @@ def between_gaussians(mu: Gaussian, nu: Gaussian) -> Tensor:
             f"a distance needs one space for both"
         )
         raise ValueError(msg)
-    source, target = mu.factor.double(), nu.factor.double()
+    apart = between_factors(mu.factor.double(), nu.factor.double())
+    return torch.cat([nu.mean.double() - mu.mean.double(), apart.reshape(-1)])
+
+
+def between_factors(source: Tensor, target: Tensor) -> Tensor:
+    """Return L'O - L for factors L and L' of covariances, (d, d), float64."""
     # Products of tiny factors would underflow. The rotation does not depend on units.
     s, t = (factor / unit_of(factor) for factor in (source, target))
     turn = optimal_rotation(s.detach(), t.detach())
     if records(source, target):
         turn = turn @ _turning(turn.T @ t.T @ s)
-    apart = target @ turn - source
-    return torch.cat([nu.mean.double() - mu.mean.double(), apart.reshape(-1)])
+    apart: Tensor = target @ turn - source
+    return apart
 
 
 def _turning(n: Tensor) -> Tensor:

@@ -7,36 +7,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otflow._bounds import at_least
 from otflow._known import known_derivatives
-from otflow._memory import check_memory
 from otflow._validation import positive
 from otflow.errors import NotConverged
-from otflow.metrics.entropic import Entropy, Outcome
 from otflow.metrics.implicit import Atoms, dual_value, half_squares
-from otflow.metrics.inputs import Cloud, CloudLike, clouds
+from otflow.metrics.inputs import CloudLike, clouds
+from otflow.metrics.semidual import Entropy, Outcome
+from otflow.metrics.sides import (
+    WIDE,
+    Side,
+    check_blur,
+    check_size,
+    falling_blurs,
+    inverse_square,
+)
 
 __all__ = ["sinkhorn_divergence"]
 
-# Sinkhorn sweeps are used down to this share of the diameter. Below it they would need
-# thousands of sweeps; Newton's method takes over, at blurs that fall by STAGE.
-COARSE = 0.05
-STAGE = 0.7
-# Largest number of pairs; so many take about a minute on one core.
-DENSE_LIMIT = 5000**2
 # Convergence: the sum of the errors of the marginals bounds the errors of the value and
 # of the velocity. The error of the potentials over their unit is the error of the first
 # variation over epsilon.
 RESIDUAL = 1e-8
 POTENTIALS = 1e-2
-# Least reach and least reach / blur: the code divides by their squares.
-LEAST_REACH = 1e-140
-# Above this blur, in diameters D, the limit blur -> infinity is right to 1e-8 D^2: with
-# a reach its error is at most D^4 / (8 blur^2). The potentials are of size D^2, but
-# carry the round-off of blur^2.
-WIDE = 4e3
-# Largest blur whose square is a float64.
-LARGEST = 1e150
 
 
 def sinkhorn_divergence(
@@ -99,6 +91,7 @@ def sinkhorn_divergence(
     See Also
     --------
     otflow.metrics.wasserstein2_squared : Exact, with kinks in the weights.
+    otflow.metrics.entropic_plan : The plan and the value without debiasing.
 
     Notes
     -----
@@ -128,49 +121,20 @@ def sinkhorn_divergence(
     together = torch.cat([p.points.detach(), q.points.detach()]).double()
     lower, upper = together.amin(0), together.amax(0)
     diameter = float((upper - lower).norm())
-    _check_blur(blur, diameter, p.points.dtype)
-    first, second = _Side.of(p), _Side.of(q)
+    check_blur(blur, diameter, p.points.dtype)
+    first, second = Side.of(p), Side.of(q)
     if blur > WIDE * diameter:
         gap = first.a @ (first.x - lower) - second.a @ (second.x - lower)
         return (0.5 * gap.square().sum()).to(p.points.dtype)
-    _check_size(len(p.points), len(q.points), p.points.device)
-    inverse_rho = 0.0 if reach is None else _inverse_square(reach, blur)
+    check_size(len(p.points), len(q.points), p.points.device)
+    inverse_rho = 0.0 if reach is None else inverse_square(reach, blur)
     units = Entropy(blur * blur, inverse_rho)
-    value = _divergence(units, first, second, _blurs(blur, diameter, scaling))
+    value = _divergence(units, first, second, falling_blurs(blur, diameter, scaling))
     return value.to(p.points.dtype)
 
 
-@dataclass(frozen=True)
-class _Side:
-    """Points and weights in float64, with their graphs, and which atoms have mass."""
-
-    x: Tensor
-    a: Tensor
-    full: Tensor
-
-    @classmethod
-    def of(cls, cloud: Cloud) -> _Side:
-        x = cloud.points.double()
-        if cloud.weights is None:
-            a = x.new_full((len(x),), 1.0 / len(x)).detach()
-        else:
-            a = cloud.weights.double()
-            a = a / a.sum()
-        return cls(x, a, a.detach() > 0)
-
-    @classmethod
-    def pair(cls, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> tuple[_Side, _Side]:
-        """Return both sides; the masses of each have the sum 1."""
-        return cls(x, a, a.detach() > 0), cls(y, b, b.detach() > 0)
-
-    @property
-    def atoms(self) -> tuple[Tensor, Tensor]:
-        """Points and masses of the atoms with mass, detached."""
-        return self.x.detach()[self.full], self.a.detach()[self.full]
-
-
 def _divergence(
-    units: Entropy, mu: _Side, nu: _Side, blurs: tuple[list[float], list[float]]
+    units: Entropy, mu: Side, nu: Side, blurs: tuple[list[float], list[float]]
 ) -> Tensor:
     (x, a), (y, b) = mu.atoms, nu.atoms
     cross = units.solve(half_squares(x, y), a, b, *blurs)
@@ -228,7 +192,7 @@ class _Solved:
         contribute.
         """
         grads = []
-        mu, nu = _Side.pair(*state)
+        mu, nu = Side.pair(*state)
         for side, other, g, o in zip(
             (mu, nu), (nu, mu), reversed(self.cross), self.own, strict=True
         ):
@@ -238,7 +202,7 @@ class _Solved:
 
     def value(self, *state: Tensor) -> Tensor:
         """Return the divergence, with the graphs of both, right to third order."""
-        mu, nu = _Side.pair(*state)
+        mu, nu = Side.pair(*state)
         units, (x, y) = self.units, (mu.x.detach(), nu.x.detach())
         f = units.potential(half_squares(x, nu.atoms[0]), self.cross[1], nu.atoms[1])
         g = units.potential(half_squares(y, mu.atoms[0]), self.cross[0], mu.atoms[1])
@@ -252,7 +216,7 @@ class _Solved:
 
 
 def _variation(
-    units: Entropy, side: _Side, others: tuple[Tensor, Tensor], g: Tensor, own: Outcome
+    units: Entropy, side: Side, others: tuple[Tensor, Tensor], g: Tensor, own: Outcome
 ) -> tuple[Tensor, Tensor]:
     """Return the first variation at every atom, and its gradient, detached."""
     x = side.x.detach()
@@ -264,59 +228,3 @@ def _variation(
         pull = x - units.shares(cost, h, b) @ y
         slope = slope + sign * units.kept(f)[:, None] * pull
     return potential, slope
-
-
-def _blurs(
-    blur: float, diameter: float, scaling: float
-) -> tuple[list[float], list[float]]:
-    """Return the falling blurs of the sweeps, and those of Newton's stages."""
-    sweeps, stages, at = [], [], diameter
-    while at > max(blur, COARSE * diameter):
-        sweeps.append(at)
-        at *= scaling
-    at = COARSE * diameter
-    while at > blur:
-        stages.append(at)
-        at *= STAGE
-    return sweeps, stages
-
-
-def _check_size(n: int, m: int, device: torch.device) -> None:
-    pairs = max(n, m) ** 2
-    what = f"a Sinkhorn divergence of {n} and {m} points"
-    cure = "take fewer points: Particles(mu.sample(n, generator))"
-    if pairs > DENSE_LIMIT:
-        msg = (
-            f"{what} needs {pairs} costs, more than the {DENSE_LIMIT} that are treated "
-            f"densely in a reasonable time; {cure}"
-        )
-        raise MemoryError(msg)
-    # Ten float64 arrays, the peak of a value with its gradient.
-    check_memory(80 * pairs, what, cure, device)
-
-
-def _inverse_square(reach: float, blur: float) -> float:
-    """Return 1 / reach^2; raise ValueError if it or blur^2 / reach^2 overflows."""
-    least = LEAST_REACH * max(1.0, blur)
-    if reach < least:
-        msg = (
-            f"reach = {reach:g} is too small: its square is lost in the range of "
-            f"float64; take at least {at_least(least, 2)}, which differs in no "
-            f"digit from reach -> 0"
-        )
-        raise ValueError(msg)
-    return 1.0 / reach / reach
-
-
-def _check_blur(blur: float, diameter: float, dtype: torch.dtype) -> None:
-    kind = torch.finfo(dtype)
-    least = max(diameter * float(kind.eps), float(kind.tiny) ** 0.5)
-    if blur < least:
-        msg = (
-            f"blur = {blur:g} is lost in the round-off of {dtype} for points "
-            f"{diameter:.3g} apart; take at least {at_least(least, 2)}"
-        )
-        raise ValueError(msg)
-    if LARGEST < blur <= WIDE * diameter:
-        msg = f"blur = {blur:g} is too large to be squared; take at most {LARGEST:g}"
-        raise ValueError(msg)

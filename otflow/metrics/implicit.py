@@ -18,7 +18,7 @@ from torch import Tensor
 from otflow._known import linear
 from otflow.errors import NotConverged
 from otflow.metrics.curvature import Curvature
-from otflow.metrics.entropic import Entropy, noise
+from otflow.metrics.semidual import Entropy, noise
 
 __all__ = ["Atoms", "dual_value", "half_squares"]
 
@@ -142,9 +142,11 @@ class _Newton:
         # The Hessian times the unit has entries of the size of the masses:
         # -unit phi'' = bend exp(-f / rho).
         sums = units.damping * plan.sum(1)
-        rows = sums + units.bend * a * units.kept(f)
+        # Where all mass is destroyed, the sums underflow, and nothing moves.
+        tiny = torch.finfo(sums.dtype).tiny
+        rows = (sums + units.bend * a * units.kept(f)).clamp_min(tiny)
         columns = units.damping * plan.sum(0) + units.bend * b * units.kept(g)
-        shares = plan / plan.sum(1, keepdim=True)
+        shares = units.shares(cost[full[0]][:, full[1]], g, b)
         curvature = Curvature(shares, sums * (sums / rows), columns, units.is_flat)
         ratio = sums / rows
         solver = curvature.solver()

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 __all__ = ["staircase"]
 
 
+def _rise_of_squares(start: Tensor, end: Tensor, other: Tensor) -> Tensor:
+    """Return |end - other|^2 - |start - other|^2, by differences."""
+    return (end - start) * ((end - other) + (start - other))
+
+
 def staircase(
-    x: Tensor, a: Tensor, y: Tensor, b: Tensor
+    x: Tensor,
+    a: Tensor,
+    y: Tensor,
+    b: Tensor,
+    rise: Callable[[Tensor, Tensor, Tensor], Tensor] = _rise_of_squares,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     r"""Return the optimal plan between weighted points on the line, and potentials.
 
@@ -25,6 +36,9 @@ def staircase(
         Points and positive masses of sum 1, float64.
     y, b : Tensor, shape (m,)
         Points and masses of the other measure.
+    rise : callable
+        Takes places s, t and u to c(t - u) - c(s - u), for a convex cost c with c(0) =
+        0 and c(-z) = c(z). The default is the square. The plan is the same for all.
 
     Returns
     -------
@@ -48,11 +62,11 @@ def staircase(
         before_down, before_right = columns[:-1][is_down], rows[:-1][~is_down]
         # Sums of differences: these lose no digits far from the origin.
         below, beside = y[before_down], x[before_right]
-        f_steps = x.diff() * ((x[1:] - below) + (x[:-1] - below))
-        g_steps = y.diff() * ((y[1:] - beside) + (y[:-1] - beside))
+        f_steps = rise(x[:-1], x[1:], below)
+        g_steps = rise(y[:-1], y[1:], beside)
         f[i] += 0.5 * torch.cat([f.new_zeros(1), f_steps.cumsum(0)])
         g[j] += 0.5 * torch.cat([g.new_zeros(1), g_steps.cumsum(0)])
-    g += (x[0] - y[0]).square()
+    g += rise(y[:1], x[:1], y[:1])
 
     levels = torch.cat([down, right])[order]
     masses = torch.cat([levels.new_zeros(1), levels, levels.new_ones(1)]).diff()

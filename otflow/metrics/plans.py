@@ -41,6 +41,9 @@ TINY = torch.finfo(torch.float64).tiny
 class Plan:
     r"""A plan :math:`P` for :math:`|x-y|^2`, sparse, with potentials that bound it.
 
+    From `otflow.metrics.least_cost_plan` it is one for another cost c, which takes the
+    place of :math:`|x-y|^2` below.
+
     Cell k moves ``masses[k]`` from point ``rows[k]`` of :math:`\mu` to point
     ``columns[k]`` of :math:`\nu`. There are fewer than n + m cells. Zero entries are
     omitted, except that each zero-mass atom is listed once with the partner it would

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from otflow._lazy import lazy_import
 
 if TYPE_CHECKING:
+    from otflow.testing.distance import check_distance
     from otflow.testing.functional import FunctionalContract
     from otflow.testing.measure import ExchangeableContract, MeasureContract
     from otflow.testing.proximal import (
@@ -33,6 +34,7 @@ __all__ = [
     "SchemeContract",
     "assert_same",
     "check_certificate",
+    "check_distance",
     "check_flags",
 ]
 
@@ -46,6 +48,7 @@ _HOMES = {
     "SchemeContract": "scheme",
     "assert_same": "same",
     "check_certificate": "proximal",
+    "check_distance": "distance",
     "check_flags": "proximal",
 }
 

@@ -12,15 +12,24 @@ import torch
 import otflow as of
 from otflow.metrics import (
     action,
+    batched_wasserstein2_squared,
+    entropic_plan,
+    gelbrich,
     length,
     quotient_distance,
     sinkhorn_divergence,
+    transport_cost,
+    wasserstein,
     wasserstein2,
     wasserstein2_squared,
 )
 from otflow.testing.clouds import normal
 from otflow.testing.differences import derivative
 from tests import exact
+
+
+def taxi(x, y):
+    return (x - y).abs().sum(-1)
 
 
 def masses(n, seed):
@@ -85,14 +94,27 @@ DISTANCES = {
         mu, nu, blur=0.4, reach=2.0
     ),
     "quotient": quotient_distance,
+    "gelbrich": gelbrich,
+    "wasserstein": wasserstein,
+    "wasserstein, p = 3": lambda mu, nu: wasserstein(mu, nu, 3.0),
+    "transport cost": lambda mu, nu: transport_cost(mu, nu, taxi),
+    "entropic": lambda mu, nu: entropic_plan(mu, nu, blur=0.4).value,
+    "entropic with reach": lambda mu, nu: (
+        entropic_plan(mu, nu, blur=0.4, reach=2.0, masses=(0.5, 2.0)).value
+    ),
+    "batched": lambda x, y: batched_wasserstein2_squared(x[None], y[None]).sum(),
 }
+# Those that take atoms alone; the two that take equal ones; that which takes points.
+ATOMS = ("sinkhorn", "quotient", "wasserstein, p", "transport", "entropic", "batched")
+EQUAL = {"quotient": {"points", "equal atoms"}, "batched": {"points"}}
 DENSITIES = {"quantiles", "quantiles and grid", "grids", "Gaussians"}
 CASES = [
     (distance, pair)
     for distance in DISTANCES
     for pair in PAIRS
-    if not (pair in DENSITIES and distance.startswith(("sinkhorn", "quotient")))
-    and not (distance == "quotient" and pair not in ("points", "equal atoms"))
+    if not (pair in DENSITIES and distance.startswith(ATOMS))
+    and not (pair in DENSITIES and distance == "wasserstein")
+    and pair in EQUAL.get(distance, PAIRS)
 ]
 
 
