@@ -16,7 +16,7 @@ from otflow.numerics.envelopes import (
     some_rows,
 )
 
-__all__ = ["CUT", "log_gauss_sums"]
+__all__ = ["log_gauss_sums"]
 
 # A term below the largest one of its sum by the factor e^CUT does not count: 1000 of
 # them sum to less than 1 % of the round-off of the sum.
@@ -24,7 +24,12 @@ CUT = 48.0
 
 
 def log_gauss_sums(
-    rows: Tensor, places: Tensor, targets: Tensor, alpha: float, values: Tensor
+    rows: Tensor,
+    places: Tensor,
+    targets: Tensor,
+    alpha: float,
+    values: Tensor,
+    cut: float = CUT,
 ) -> tuple[Tensor, Tensor]:
     r"""Return :math:`\log\sum_j e^{v_j - \alpha(x_i - y_j)^2}` of rows v, and means.
 
@@ -38,6 +43,9 @@ def log_gauss_sums(
         The factor, > 0.
     values : Tensor, shape (k, n, q)
         Numbers u of which the means are wanted; q may be 0.
+    cut : float
+        Terms below the largest one by the factor :math:`e^{-cut}` may be left out. By
+        default they are below round-off.
 
     Returns
     -------
@@ -63,7 +71,7 @@ def log_gauss_sums(
         places.numpy(),
         targets.numpy(),
         alpha,
-        CUT,
+        cut,
     )
     logarithms, means = (torch.from_numpy(a) for a in found)
     return logarithms, means
