@@ -2,6 +2,7 @@
 
 from otflow.metrics import symmetries
 from otflow.metrics.assignments import assignment
+from otflow.metrics.bounds import Bounds, wasserstein2_bounds
 from otflow.metrics.bracket import Bracket
 from otflow.metrics.distances import wasserstein2, wasserstein2_squared
 from otflow.metrics.divergences import sinkhorn_divergence
@@ -10,6 +11,7 @@ from otflow.metrics.plans import Plan, transport_plan
 from otflow.metrics.quotients import align, best_matching, quotient_distance
 
 __all__ = [
+    "Bounds",
     "Bracket",
     "Plan",
     "action",
@@ -24,6 +26,7 @@ __all__ = [
     "symmetries",
     "transport_plan",
     "wasserstein2",
+    "wasserstein2_bounds",
     "wasserstein2_squared",
 ]
 

@@ -13,6 +13,7 @@ from otflow._validation import check_like
 from otflow.errors import NonFinite
 from otflow.measures import Gaussian, GridDensity, Measure, Quantiles
 from otflow.metrics.assignments import assignment
+from otflow.metrics.bounds import on_lattices
 from otflow.metrics.bures import between_gaussians
 from otflow.metrics.forest import Forest, potentials
 from otflow.metrics.inputs import Cloud, CloudLike, clouds
@@ -149,27 +150,14 @@ def _measured(
         unit = 1.0 if squared else unit_of(vector)
         square = (vector / unit).square().sum()
     else:
-        p, q = clouds(mu, nu)
-        x, y = p.points.to("cpu", torch.float64), q.points.to("cpu", torch.float64)
-        unit = 1.0 if squared else unit_of(x, y)
-        x, y = x / unit, y / unit
-        s, t = x.detach(), y.detach()
-        matched = p.is_uniform and q.is_uniform and len(s) == len(t)
-        plan: Plan | None = None
-        if _is_weighted(p, q) or not matched or tolerance:
-            plan = couple(s, p.masses, t, q.masses, tolerance)
-            rows, columns, masses = plan.rows, plan.columns, plan.masses
+        p, q = clouds(mu, nu, grids=True)
+        blurred = on_lattices(p, q, tolerance)
+        if blurred is not None:
+            bounds, unit = blurred
+            square = bounds.bracket.upper + _slope(p, q, bounds.f, bounds.g)
+            square = unit * (unit * square) if squared else square
         else:
-            # Without a gradient in weights no potentials are needed: an assignment is
-            # faster.
-            rows, columns, masses = torch.arange(len(s)), assignment(s, t), p.masses
-        moves = x[rows] - y[columns]
-        if plan is not None and _is_weighted(p, q):
-            distances = moves.square().sum(1)
-            square = masses @ distances + _weight_term(p, q, plan, distances)
-        else:
-            own = 1.0 if squared else unit_of(moves)  # far below that of the clouds
-            unit, square = unit * own, masses @ (moves / own).square().sum(1)
+            square, unit = _coupled(p, q, tolerance, squared=squared)
         like = p.points
     value = square if squared else unit * root(square)
     if not float(value.detach()) <= torch.finfo(like.dtype).max:  # NaN is not
@@ -180,6 +168,34 @@ def _measured(
         )
         raise NonFinite(msg)
     return value, like
+
+
+def _coupled(
+    p: Cloud, q: Cloud, tolerance: float, *, squared: bool
+) -> tuple[Tensor, float]:
+    """Return the square of the distance in a unit squared, and the unit."""
+    x, y = p.places, q.places
+    unit = 1.0 if squared else unit_of(x, y)
+    x, y = x / unit, y / unit
+    s, t = x.detach(), y.detach()
+    matched = p.is_uniform and q.is_uniform and len(s) == len(t)
+    is_grid = p.box is not None or q.box is not None
+    plan: Plan | None = None
+    if _is_weighted(p, q) or is_grid or not matched or tolerance:
+        plan = couple(s, p.masses, t, q.masses, tolerance)
+        rows, columns, masses = plan.rows, plan.columns, plan.masses
+    else:
+        # Without a gradient in weights no potentials are needed: an assignment is
+        # faster.
+        rows, columns, masses = torch.arange(len(s)), assignment(s, t), p.masses
+    moves = x[rows] - y[columns]
+    if plan is not None and _is_weighted(p, q):
+        distances = moves.square().sum(1)
+        square = masses @ distances + _weight_term(p, q, plan, distances)
+    else:
+        own = 1.0 if squared else unit_of(moves)  # far below that of the clouds
+        unit, square = unit * own, masses @ (moves / own).square().sum(1)
+    return square, unit
 
 
 def root(square: Tensor) -> Tensor:
@@ -200,8 +216,12 @@ def _weight_term(p: Cloud, q: Cloud, plan: Plan, distances: Tensor) -> Tensor:
     and of the velocity are right too.
     """
     forest = Forest(plan.rows, plan.columns, plan.masses, p.masses, q.masses)
-    f, g = potentials(forest, distances, plan.f, plan.g)
-    term = distances.new_zeros(())
+    return _slope(p, q, *potentials(forest, distances, plan.f, plan.g))
+
+
+def _slope(p: Cloud, q: Cloud, f: Tensor, g: Tensor) -> Tensor:
+    """Return a term of value 0 whose gradient in the weights is the potential."""
+    term = f.new_zeros(())
     for own, potential in ((p, f), (q, g)):
         if own.weights is not None and own.weights.requires_grad:
             a = own.weights.to("cpu", torch.float64)

@@ -1,4 +1,4 @@
-r"""Bounds of the W2 distance between atoms on two lattices, without their pairs.
+r"""Proof of the W2 distance between atoms on two lattices, without their pairs.
 
 The lower bound comes from potentials with :math:`f(x) + g(y) \le |x - y|^2`, which the
 c-transform makes of any others. The upper bound is the cost of the plan
@@ -20,7 +20,7 @@ from torch import Tensor
 from otflow.metrics.lattices import Lattice, soft_moments, soft_sums, transformed
 from otflow.metrics.rounding import rounded_cost
 
-__all__ = ["Bounds", "between_lattices", "common_shift"]
+__all__ = ["Proof", "between_lattices", "common_shift"]
 
 # A lattice serves for eps down to FINE squares of its spacing; then a finer one does.
 FINE = 2.0
@@ -39,7 +39,7 @@ SEEN, ALL = 24.0, 48.0
 ROUND_OFF = torch.finfo(torch.float64).eps
 
 
-class Bounds(NamedTuple):
+class Proof(NamedTuple):
     """Potentials on the whole lattices, the bounds, and their round-off."""
 
     f: Tensor
@@ -99,11 +99,13 @@ def common_shift(mu: Lattice, nu: Lattice) -> Tensor | None:
     return torch.stack([g[0] for g in gaps])
 
 
-def between_lattices(mu: Lattice, nu: Lattice, tolerance: float) -> Bounds | None:
+def between_lattices(
+    mu: Lattice, nu: Lattice, tolerance: float, *, always: bool = False
+) -> Proof | None:
     """Return bounds that differ by a share `tolerance` of the upper one.
 
-    None stands for a tolerance that needs a blur far below the spacing. The bounds are
-    wider if the rounds end first.
+    None stands for a tolerance that needs a blur far below the spacing, unless `always`
+    is true. The bounds are wider if the rounds end first.
 
     Time: some 100 iterations, each of a few exponentials for a node, an axis, and a
     spacing in the length sqrt(eps). Memory O(n d).
@@ -117,24 +119,26 @@ def between_lattices(mu: Lattice, nu: Lattice, tolerance: float) -> Bounds | Non
     far = float(shift @ shift)
     if is_moved:
         zero = torch.zeros_like
-        best: Bounds | None = Bounds(zero(mu.masses), zero(nu.masses), 0.0, 0.0, 0.0)
+        best: Proof | None = Proof(zero(mu.masses), zero(nu.masses), 0.0, 0.0, 0.0)
     else:
-        best = _between_centred(mu, nu, far, tolerance)
+        best = _between_centred(mu, nu, far, tolerance, always=always)
     if best is None:
         return None
     f, g = best.f, best.g + far
     for k, s in enumerate(shift):
         f, g = f - mu.on(k, 2 * s * mu.axes[k]), g + nu.on(k, 2 * s * nu.axes[k])
     noise = best.noise + 8 * ROUND_OFF * far
-    return Bounds(f, g, best.lower + far, best.upper + far, noise)
+    return Proof(f, g, best.lower + far, best.upper + far, noise)
 
 
 def _between_centred(
-    mu: Lattice, nu: Lattice, far: float, tolerance: float
-) -> Bounds | None:
+    mu: Lattice, nu: Lattice, far: float, tolerance: float, *, always: bool
+) -> Proof | None:
     """Return bounds of the part of the cost that a common move does not explain."""
     (own, _), (other, _) = mu.trimmed(), nu.trimmed()
-    point = _on_the_lattices(own, other, far, tolerance)
+    if tolerance == 0 and not always:
+        return None
+    point = _on_the_lattices(own, other, far, tolerance, always=always)
     if point is None:
         return None
     d, least = mu.masses.ndim, _least(own, other)
@@ -153,7 +157,7 @@ def _between_centred(
 
 
 def _on_the_lattices(
-    mu: Lattice, nu: Lattice, far: float, tolerance: float
+    mu: Lattice, nu: Lattice, far: float, tolerance: float, *, always: bool
 ) -> list[_Potentials] | None:
     """Return potentials for the two last eps, from coarse lattices to the given ones.
 
@@ -176,7 +180,7 @@ def _on_the_lattices(
         goal = 2 * BLUR * tolerance * (_lower(past[-1]) + far) / mu.masses.ndim
         if level == 0 and past[-1].eps <= max(goal, least):
             return past
-        if goal < least and level <= max(0, len(levels) - 2):
+        if not always and goal < least and level <= max(0, len(levels) - 2):
             return None
         eps = max(0.5 * past[-1].eps, goal, least)
         enough = [
@@ -222,7 +226,7 @@ def _lower(point: _Potentials) -> float:
     return float((mu.masses * f).sum() + (nu.masses * g).sum())
 
 
-def _bounds(point: _Potentials, mu: Lattice, nu: Lattice) -> Bounds:
+def _bounds(point: _Potentials, mu: Lattice, nu: Lattice) -> Proof:
     """Return the bounds that entropic potentials prove on the whole lattices."""
     own, other, eps = point.mu, point.nu, point.eps
     # With this f the first marginal is exact.
@@ -238,10 +242,10 @@ def _bounds(point: _Potentials, mu: Lattice, nu: Lattice) -> Bounds:
     # The exponents of the plan have the round-off of sizes / eps. To mend marginals of
     # this relative error costs at most as much mass times the largest cost.
     noise = 8 * ROUND_OFF * (sizes + (sizes / eps + 100.0) * reach)
-    return Bounds(f, g, lower, upper, noise)
+    return Proof(f, g, lower, upper, noise)
 
 
-def _better(found: Bounds, best: Bounds) -> Bounds:
+def _better(found: Proof, best: Proof) -> Proof:
     """Return the lower of two upper bounds, the higher of two lower ones."""
     dual = found if found.lower >= best.lower else best
     noise = max(found.noise, best.noise)

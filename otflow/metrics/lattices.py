@@ -68,6 +68,10 @@ class Lattice:
             self, axes=tuple(x + s for x, s in zip(self.axes, shift, strict=True))
         )
 
+    def over(self, unit: float) -> Lattice:
+        """Return the lattice with lengths measured in another unit."""
+        return replace(self, axes=tuple(x / unit for x in self.axes))
+
     def trimmed(self) -> tuple[Lattice, tuple[int, ...]]:
         """Return the smallest box that has all mass, and its first node."""
         masses, axes, starts = self.masses, [], []
