@@ -20,6 +20,7 @@ from benchmarks import (
     pairs,
     quantiles,
     risk,
+    transport,
 )
 from benchmarks.timing import show
 
@@ -29,6 +30,7 @@ MODULES = (
     loop,
     calls,
     metrics,
+    transport,
     quantiles,
     grids,
     back_and_forth,

@@ -89,6 +89,7 @@ MAKE: dict[type, Callable[[], Any]] = {
     kernels.PowerLaw: lambda: kernels.PowerLaw(4, 2),
     kernels.Quadratic: kernels.Quadratic,
     kernels.Riesz: lambda: kernels.Riesz(1.0),
+    of.metrics.Bracket: lambda: of.metrics.Bracket(1.0, 2.0),
     of.metrics.Plan: lambda: of.metrics.transport_plan(cloud(), cloud()),
     meanfield.TwoLayer: lambda: meanfield.TwoLayer("tanh"),
     meanfield.CustomLayer: lambda: meanfield.CustomLayer(torch.matmul),
@@ -139,7 +140,12 @@ MAKE: dict[type, Callable[[], Any]] = {
     ),
 }
 # Two objects of equal numbers are equal; of all other classes each is itself alone.
-BY_VALUE = (of.measures.Box, proximal.Certificate, proximal.Guarantee)
+BY_VALUE = (
+    of.measures.Box,
+    proximal.Certificate,
+    proximal.Guarantee,
+    of.metrics.Bracket,
+)
 # These have sizes, items or operators, which an array might take for its own.
 ONE_BESIDE_ARRAYS = (
     of.Measure,

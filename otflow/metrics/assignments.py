@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,9 +10,11 @@ from otflow._lazy import lazy_import
 from otflow._memory import check_memory
 from otflow._typing import ArrayLike
 from otflow.errors import NotConverged
-from otflow.metrics.duals import SHARE, along_the_plan, proved, squares
+from otflow.metrics.columns import between_many
+from otflow.metrics.duals import SHARE, proved, squares
 from otflow.metrics.inputs import clouds
 from otflow.metrics.monotone import round_off, supporting_potential
+from otflow.metrics.simplex import REPEATS, network_simplex
 
 __all__ = [
     "assignment",
@@ -21,13 +22,8 @@ __all__ = [
     "check_pairs",
     "index_potential",
     "match",
-    "network_simplex",
-    "sparse_simplex",
     "squared_distances",
 ]
-
-# Pivots of the network simplex. POT's default, 1e5, is too few from 2,000 points on.
-MAX_PIVOTS = 10**8
 
 # Up to this many points the shortest-path solver takes less time than loading POT.
 SMALL = 256
@@ -36,8 +32,10 @@ SMALL = 256
 # optimal.
 FEW = 64
 
-# Most solves that start from the answer of the solve before; one is usually enough.
-REPEATS = 4
+# Above this many points columns take less time than all pairs, and less memory.
+MANY = 4000
+# Largest gap of an assignment, as a share of its cost.
+ACCEPTED = 1e-6
 
 
 def assignment(x: ArrayLike, y: ArrayLike) -> Tensor:
@@ -64,10 +62,8 @@ def assignment(x: ArrayLike, y: ArrayLike) -> Tensor:
     ------
     ValueError
         If the shapes differ, or a point is not finite.
-    MemoryError
-        If the identity is not optimal and the cost matrix exceeds half of the memory.
     NotConverged
-        If the solver stopped early.
+        If the solver stopped early, or left a gap above 1e-6 of the cost.
 
     See Also
     --------
@@ -76,7 +72,8 @@ def assignment(x: ArrayLike, y: ArrayLike) -> Tensor:
     Notes
     -----
     Time: O(n log n) on the line, O(n^2 d) if the identity is optimal, about O(n^3)
-    otherwise. Memory: O(n d) in the first two cases, 48 n^2 bytes at most otherwise.
+    otherwise up to 4000 points, with 48 n^2 bytes at most. More points are matched as
+    by ``transport_plan(method="columns")``, in O(n) memory.
 
     Examples
     --------
@@ -108,7 +105,33 @@ def assignment(x: ArrayLike, y: ArrayLike) -> Tensor:
     n = len(s)
     if n > FEW and index_potential(s, t, s.new_full((n,), 1.0 / n)) is not None:
         return torch.arange(n, device=device)
+    if n > MANY:
+        return _by_columns(s, t).to(device)
     return match(squared_distances(s, t)).to(device)
+
+
+def _by_columns(x: Tensor, y: Tensor) -> Tensor:
+    """Return the permutation of many points."""
+    # Masses 1, not 1/n: the flows of the simplex are then integers, exactly.
+    ones = torch.ones(len(x), dtype=torch.float64)
+    found = between_many(x, ones, y, ones, 0.0)
+    gap = found.upper - found.lower - found.noise
+    _check_permutation(found.rows, found.columns, len(x))
+    if gap > ACCEPTED * found.upper:
+        msg = (
+            f"the assignment of {len(x)} points was left with a duality gap of "
+            f"{gap / found.upper:.3g} of its cost; take fewer points, or use "
+            f"transport_plan with a tolerance"
+        )
+        raise NotConverged(msg, info={"gap": gap}, result=found.columns)
+    return found.columns
+
+
+def _check_permutation(rows: Tensor, columns: Tensor, n: int) -> None:
+    every = torch.arange(n)
+    if not (torch.equal(rows, every) and torch.equal(columns.sort().values, every)):
+        msg = "the transport plan of equal masses is not a permutation"
+        raise NotConverged(msg, result=columns)
 
 
 def brought_near(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,9 +208,7 @@ def match(cost: Tensor) -> Tensor:
         ones = torch.ones(n, dtype=torch.float64)
         plan, _, _ = network_simplex(cost, ones, ones)
         sigma = plan.argmax(dim=1)
-        if not torch.equal(sigma.sort().values, rows):
-            msg = "the transport plan of equal masses is not a permutation"
-            raise NotConverged(msg, result=plan)
+        _check_permutation(rows, sigma, n)
     for _ in range(REPEATS):
         own = cost[rows, sigma]
         rest = cost[:, sigma] - own
@@ -197,100 +218,3 @@ def match(cost: Tensor) -> Tensor:
             return sigma
         sigma = sigma[change]
     return sigma
-
-
-def network_simplex(
-    cost: Tensor, a: Tensor, b: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return an optimal plan (n, m) and feasible potentials, which tell how far it is.
-
-    Every mass must be positive: at atoms of mass zero the potentials of POT prove
-    nothing. If the potentials leave a duality gap, the problem is solved again with the
-    costs minus the potentials, which are small where mass moves.
-    """
-    f, g = torch.zeros_like(a), torch.zeros_like(b)
-    total, limit = float(a.sum()), float(cost.max())
-    rest, best = cost, (float("inf"), cost, f, g)
-    for _ in range(REPEATS):
-        costs = rest.clamp_max(limit)
-        plan, dual = _simplex(costs, a, b)
-        plan = _with_all_atoms(plan, costs - dual, a, b)
-        f, g = along_the_plan(cost, plan, g + dual)
-        rest = cost - f[:, None] - g
-        least = rest.min(dim=1)
-        gap = -float(a @ least.values.clamp_max(0.0))
-        primal = float((plan * cost).sum())
-        if gap < best[0]:
-            best = gap, plan, f, g
-        if gap <= SHARE * primal:
-            break
-        # A cell of much larger reduced cost is in no optimal plan. Its cost is clipped:
-        # the solver scales costs by the largest, and would not resolve the gap.
-        limit = min(limit, 1e4 * gap / total)
-    _, plan, f, g = best
-    # Lower f until the potentials are feasible to the last digit.
-    f = f + (cost - f[:, None] - g).amin(dim=1).clamp_max(0.0)
-    return plan, f, g
-
-
-def _simplex(cost: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return POT's plan and its potentials on the columns."""
-    ot = lazy_import("ot")
-    # The tolerances of POT are absolute, so the costs are scaled to size 1.
-    unit = float(cost.abs().max()) or 1.0
-    try:
-        costs = (cost / unit).numpy()
-        plan, log = ot.emd(a.numpy(), b.numpy(), costs, numItermax=MAX_PIVOTS, log=True)
-    except UserWarning as warning:  # the caller turned warnings into errors
-        raise _stopped_early(str(warning)) from warning
-    if log["result_code"] != 1:
-        raise _stopped_early(str(log["warning"]))
-    dual = unit * torch.from_numpy(np.asarray(log["v"], dtype=np.float64))
-    return torch.from_numpy(plan), dual
-
-
-def sparse_simplex(
-    rows: Tensor, columns: Tensor, costs: Tensor, a: Tensor, b: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the masses of the best plan on these cells, and potentials on columns.
-
-    The cells are sorted, row by row, and must carry a plan.
-    """
-    ot, sparse = lazy_import("ot"), lazy_import("scipy.sparse")
-    unit = float(costs.abs().max()) or 1.0
-    cells = (rows.numpy(), columns.numpy())
-    matrix = sparse.coo_matrix(((costs / unit).numpy(), cells), shape=(len(a), len(b)))
-    plan, log = ot.emd(
-        a.numpy(), b.numpy(), matrix, numItermax=MAX_PIVOTS, log=True, center_dual=False
-    )
-    if log["result_code"] != 1:
-        raise _stopped_early(str(log["warning"]))
-    found = sparse.coo_matrix(plan)
-    place = np.searchsorted(
-        cells[0] * len(b) + cells[1],
-        found.row.astype(np.int64) * len(b) + found.col,
-    )
-    masses = np.zeros(len(costs))
-    masses[place] = found.data
-    dual = unit * torch.from_numpy(np.asarray(log["v"], dtype=np.float64))
-    return torch.from_numpy(masses), dual
-
-
-def _with_all_atoms(plan: Tensor, rest: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Add a cell for each atom whose mass is below the round-off of the others."""
-    lost = (plan.amax(1) == 0).nonzero()[:, 0]
-    if len(lost):
-        plan = plan.index_put((lost, rest[lost].argmin(1)), a[lost])
-    lost = (plan.amax(0) == 0).nonzero()[:, 0]
-    if len(lost):
-        high = rest[:, lost] - rest.amin(1, keepdim=True)
-        plan = plan.index_put((high.argmin(0), lost), b[lost])
-    return plan
-
-
-def _stopped_early(reason: str) -> NotConverged:
-    msg = (
-        f"the exact transport solver stopped before the optimum ({reason}); use fewer "
-        f"points, or sinkhorn_divergence"
-    )
-    return NotConverged(msg, info={"max_pivots": MAX_PIVOTS})

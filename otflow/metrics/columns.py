@@ -4,7 +4,8 @@ A plan on a few cells of the cost matrix is a plan on all of them, so its cost i
 upper bound. Potentials with :math:`f_i + g_j \le |x_i - y_j|^2` for *all* i and j give
 the lower bound :math:`\sum a_i f_i + \sum b_j g_j`. Each round solves on the chosen
 cells, transforms the potentials over all cells, and adds those cells that the
-potentials find cheapest, until both bounds meet :cite:p:`schmitzer2016sparse`.
+potentials find cheapest, until both bounds meet :cite:p:`schmitzer2015sparse`. The
+first cells and potentials come from coarser measures :cite:p:`gerber2017multiscale`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from otflow._lazy import lazy_import
 from otflow._pairs import tiles
-from otflow.metrics.assignments import network_simplex, sparse_simplex
 from otflow.metrics.duals import SHARE, squares
+from otflow.metrics.simplex import network_simplex, sparse_simplex
 
 __all__ = ["Bounded", "between_many", "cheapest"]
 
@@ -84,8 +85,7 @@ def between_many(
     # the search for least reduced costs is local.
     shift = (b @ y) / b.sum() - (a @ x) / a.sum()
     y = y - shift
-    cells = _first_cells(x, a, y, b)
-    found = _improved(x, a, y, b, cells, tolerance)
+    found = _improved(x, a, y, b, _start(x, a, y, b), tolerance)
     f = found.f - 2 * (x @ shift)
     g = found.g + 2 * (y @ shift) + shift @ shift
     move = float(a @ (f - found.f) + b @ (g - found.g))
@@ -114,21 +114,32 @@ def cheapest(x: Tensor, y: Tensor, g: Tensor, count: int) -> tuple[Tensor, Tenso
     return values, index.gather(1, order)
 
 
-def _first_cells(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:
-    """Return cells i m + j that carry a plan, most of them near the optimal one."""
+class _Start(NamedTuple):
+    """Cells i m + j that carry a plan, near the optimal one, and rough potentials."""
+
+    cells: Tensor
+    f: Tensor
+    g: Tensor
+
+
+def _start(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> _Start:
+    """Return the cells and the potentials that a coarser plan suggests."""
     n, m = len(x), len(y)
     if max(n, m) <= FEW:
-        return torch.arange(n * m)
+        return _Start(torch.arange(n * m), torch.zeros_like(a), torch.zeros_like(b))
     groups, others = gathered(x, TOGETHER), gathered(y, TOGETHER)
     coarse_x, coarse_a = _merged(x, a, groups)
     coarse_y, coarse_b = _merged(y, b, others)
-    cells = _first_cells(coarse_x, coarse_a, coarse_y, coarse_b)
-    plan = _improved(coarse_x, coarse_a, coarse_y, coarse_b, cells, COARSE)
-    moved = x + (_means(plan.rows, plan.columns, plan, coarse_y) - coarse_x)[groups]
-    back = y + (_means(plan.columns, plan.rows, plan, coarse_x) - coarse_y)[others]
-    near, there = _neighbours(moved, y), _neighbours(back, x)
+    start = _start(coarse_x, coarse_a, coarse_y, coarse_b)
+    plan = _improved(coarse_x, coarse_a, coarse_y, coarse_b, start, COARSE)
+    move = (_means(plan.rows, plan.columns, plan, coarse_y) - coarse_x)[groups]
+    back = (_means(plan.columns, plan.rows, plan, coarse_x) - coarse_y)[others]
+    near, there = _neighbours(x + move, y), _neighbours(y + back, x)
     i, j = _members(plan.rows, plan.columns, groups, others)
-    return _with(i * m + j, near, there)
+    # The gradients of the potentials are -2 times the moves.
+    f = plan.f[groups] - 2 * (move * (x - coarse_x[groups])).sum(1)
+    g = plan.g[others] - 2 * (back * (y - coarse_y[others])).sum(1)
+    return _Start(_with(i * m + j, near, there), f, g)
 
 
 def _with(cells: Tensor, near: Tensor, there: Tensor) -> Tensor:
@@ -142,14 +153,13 @@ def _with(cells: Tensor, near: Tensor, there: Tensor) -> Tensor:
 
 
 def _improved(
-    x: Tensor, a: Tensor, y: Tensor, b: Tensor, cells: Tensor, tolerance: float
+    x: Tensor, a: Tensor, y: Tensor, b: Tensor, start: _Start, tolerance: float
 ) -> Bounded:
     """Solve on these cells, and add cells until the bounds meet."""
-    n, m = len(x), len(y)
-    if len(cells) == n * m:
+    m, (cells, f, g) = len(y), start
+    if len(cells) == len(x) * m:
         return _on_all_cells(x, a, y, b)
     best: Bounded | None = None
-    f, g = torch.zeros_like(a), torch.zeros_like(b)
     for _ in range(ROUNDS):
         rows, columns = cells // m, cells % m
         costs = (x[rows] - y[columns]).square().sum(1)
@@ -166,6 +176,7 @@ def _improved(
         noise = (
             8
             * torch.finfo(x.dtype).eps
+            * float(a.sum())
             * float((f.max() - f.min()) + (g.max() - g.min()) + costs.max())
         )
         found = Bounded(*plan, f, g, float(a @ f + b @ g), upper, noise)

@@ -16,7 +16,6 @@ from otflow.measures import GridDensity
 from otflow.metrics.assignments import (
     brought_near,
     index_potential,
-    network_simplex,
     squared_distances,
 )
 from otflow.metrics.balance import balanced
@@ -25,6 +24,7 @@ from otflow.metrics.columns import between_many
 from otflow.metrics.duals import SHARE, transform
 from otflow.metrics.inputs import CloudLike, clouds
 from otflow.metrics.line import staircase
+from otflow.metrics.simplex import network_simplex
 
 __all__ = ["Plan", "check_tolerance", "couple", "transport_plan"]
 
@@ -139,7 +139,7 @@ def transport_plan(
         optimal, or raises. ``"simplex"``: POT's network simplex
         :cite:p:`flamary2021pot` on all pairs. ``"columns"``: the network simplex on few
         pairs, to which those that the potentials find cheapest are added, from coarse
-        to fine :cite:p:`schmitzer2016sparse`.
+        to fine :cite:p:`schmitzer2015sparse`.
 
     Returns
     -------

@@ -389,7 +389,7 @@ class TestRefusals:
     def test_solver_that_stops_early_is_never_returned_as_w2(self, monkeypatch):
         import importlib
 
-        module = importlib.import_module("otflow.metrics.assignments")
+        module = importlib.import_module("otflow.metrics.simplex")
         monkeypatch.setattr(module, "MAX_PIVOTS", 3)
         mu = of.Particles(cloud(60, 2), weights(60))
         with pytest.raises(of.errors.NotConverged, match="stopped before the optimum"):
@@ -409,7 +409,7 @@ class TestRefusals:
         import importlib
         import warnings
 
-        module = importlib.import_module("otflow.metrics.assignments")
+        module = importlib.import_module("otflow.metrics.simplex")
         monkeypatch.setattr(module, "MAX_PIVOTS", 3)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
