@@ -278,7 +278,7 @@ def test_attributes_that_no_field_tells_are_kept_too(tmp_path):
     pair.more = print
     object.__setattr__(thing, "more", print)
     for one in (pair, thing):
-        with pytest.raises(Unsupported, match=r"\.more is a builtin_function"):
+        with pytest.raises(Unsupported, match=r"\.more is of class builtin_function"):
             there_and_back(one, tmp_path, types=[More, MorePair])
 
 
