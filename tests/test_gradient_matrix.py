@@ -92,8 +92,10 @@ DETACHED = {
     "transport_plan": lambda x, y: vars(of.metrics.transport_plan(x, y)).values(),
     "assignment": lambda x, y: [of.metrics.assignment(x, y)],
     "best_matching": lambda x, y: [of.metrics.best_matching(x, y)],
+    "Bounds": lambda x, y: vars(of.metrics.wasserstein2_bounds(x, y)).values(),
+    "wasserstein2_bounds": lambda x, y: [of.metrics.wasserstein2_bounds(x, y).f],
 }
-MODULES = {"symmetries"}
+MODULES = {"symmetries", "Bracket"}
 
 
 def test_every_metric_is_in_one_of_the_lists():
@@ -121,6 +123,8 @@ def test_what_a_metric_moves_follows_the_points(name):
 def test_what_is_detached_says_so(name):
     live = normal(6, 2).requires_grad_()
     answers = DETACHED[name](live, normal(6, 2, seed=1))
-    assert not any(t.requires_grad for t in answers)
-    if name == "transport_plan":
-        assert "detached" in str(of.metrics.transport_plan.__doc__)
+    tensors = [t for t in answers if isinstance(t, torch.Tensor)]
+    assert tensors
+    assert not any(t.requires_grad for t in tensors)
+    if name in {"transport_plan", "wasserstein2_bounds"}:
+        assert "detached" in str(getattr(of.metrics, name).__doc__)

@@ -26,7 +26,7 @@ __all__ = ["Proof", "between_lattices", "common_shift"]
 FINE = 2.0
 # Least eps, in squares of the finest spacing. Below, the iteration takes too many steps
 # for the mass of a cell to choose between two nodes.
-LEAST = 0.25
+LEAST = 0.5
 # Share of the tolerance that the blur may take; the marginal takes the rest.
 BLUR = 0.75
 # Iterations for each eps, and the relaxation of the inner ones.
@@ -36,6 +36,8 @@ ROUNDS = 6
 # Exponents below the largest that count in an iteration, and in the bounds: e^-48 is
 # 1e-21.
 SEEN, ALL = 24.0, 48.0
+# Round-off of a mass, a coordinate, and a sum of bounds, in units of the last digit.
+NEAR = 8
 ROUND_OFF = torch.finfo(torch.float64).eps
 
 
@@ -90,11 +92,14 @@ class _Potentials:
 def common_shift(mu: Lattice, nu: Lattice) -> Tensor | None:
     """Return the vector by which all atoms of nu are those of mu moved, or None."""
     (mu, _), (nu, _) = mu.trimmed(), nu.trimmed()
-    if not torch.equal(mu.masses, nu.masses):
+    if mu.masses.shape != nu.masses.shape:
+        return None
+    # Masses that were divided by their sum differ by its round-off.
+    if not torch.allclose(mu.masses, nu.masses, rtol=NEAR * ROUND_OFF, atol=0.0):
         return None
     gaps = [y - x for x, y in zip(mu.axes, nu.axes, strict=True)]
     size = max(float(z.abs().max()) for z in (*mu.axes, *nu.axes))
-    if any(float(g.max() - g.min()) > 8 * ROUND_OFF * size for g in gaps):
+    if any(float(g.max() - g.min()) > NEAR * ROUND_OFF * size for g in gaps):
         return None
     return torch.stack([g[0] for g in gaps])
 
@@ -119,7 +124,9 @@ def between_lattices(
     far = float(shift @ shift)
     if is_moved:
         zero = torch.zeros_like
-        best: Proof | None = Proof(zero(mu.masses), zero(nu.masses), 0.0, 0.0, 0.0)
+        same = torch.equal(mu.trimmed()[0].masses, nu.trimmed()[0].masses)
+        noise = 0.0 if same else NEAR * ROUND_OFF * _reach(mu, nu)
+        best: Proof | None = Proof(zero(mu.masses), zero(nu.masses), 0.0, 0.0, noise)
     else:
         best = _between_centred(mu, nu, far, tolerance, always=always)
     if best is None:
@@ -127,7 +134,7 @@ def between_lattices(
     f, g = best.f, best.g + far
     for k, s in enumerate(shift):
         f, g = f - mu.on(k, 2 * s * mu.axes[k]), g + nu.on(k, 2 * s * nu.axes[k])
-    noise = best.noise + 8 * ROUND_OFF * far
+    noise = best.noise + NEAR * ROUND_OFF * far
     return Proof(f, g, best.lower + far, best.upper + far, noise)
 
 
@@ -241,7 +248,7 @@ def _bounds(point: _Potentials, mu: Lattice, nu: Lattice) -> Proof:
     sizes = float(f.abs().max() + g.abs().max()) + reach
     # The exponents of the plan have the round-off of sizes / eps. To mend marginals of
     # this relative error costs at most as much mass times the largest cost.
-    noise = 8 * ROUND_OFF * (sizes + (sizes / eps + 100.0) * reach)
+    noise = NEAR * ROUND_OFF * (sizes + (sizes / eps + 100.0) * reach)
     return Proof(f, g, lower, upper, noise)
 
 

@@ -102,7 +102,8 @@ def halved(array: Tensor, axis: int) -> Tensor:
     if array.shape[axis] % 2:
         end = torch.zeros_like(array.narrow(axis, 0, 1))
         array = torch.cat([array, end], axis)
-    return array.unflatten(axis, (-1, 2)).sum(axis + 1)
+    shape = (*array.shape[:axis], -1, 2, *array.shape[axis + 1 :])
+    return array.reshape(shape).sum(axis + 1)
 
 
 def transformed(

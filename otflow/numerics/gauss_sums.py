@@ -83,7 +83,7 @@ def _on_all_pairs(
     exponent = -alpha * (targets[:, None] - places).square()
     step = some_rows(rows, len(targets))
     logarithms, means = [], []
-    for v, u in zip(rows.split(step), values.split(step), strict=True):
+    for v, u in zip(torch.split(rows, step), torch.split(values, step), strict=True):
         terms = v[:, None] + exponent
         total = terms.logsumexp(-1)
         logarithms.append(total)
