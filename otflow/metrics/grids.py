@@ -24,6 +24,11 @@ __all__ = ["Proof", "between_lattices", "common_shift"]
 
 # A lattice serves for eps down to FINE squares of its spacing; then a finer one does.
 FINE = 2.0
+# Largest eps on the given lattices, in squares of the spacing: a larger one takes more
+# time, since more pairs count.
+CHEAP = 4.0
+# The iteration goes on to the last eps if it is more than this share of the one before.
+NEXT = 0.35
 # Least eps, in squares of the finest spacing. Below, the iteration takes too many steps
 # for the mass of a cell to choose between two nodes.
 LEAST = 0.5
@@ -185,17 +190,19 @@ def _on_the_lattices(
     past = [_Potentials(own, other, _reach(mu, nu), f, g).iterated(ITERATIONS)]
     while True:
         goal = 2 * BLUR * tolerance * (_lower(past[-1]) + far) / mu.masses.ndim
+        goal = min(goal, CHEAP * max(mu.spacing, nu.spacing) ** 2)
         if level == 0 and past[-1].eps <= max(goal, least):
             return past
         if not always and goal < least and level <= max(0, len(levels) - 2):
             return None
-        eps = max(0.5 * past[-1].eps, goal, least)
+        eps, goal = past[-1].eps, max(goal, least)
+        eps = goal if goal >= NEXT * eps else 0.5 * eps
         enough = [
             k
             for k, pair in enumerate(levels)
             if FINE * max(z.spacing for z in pair) ** 2 <= eps
         ]
-        new = max(enough, default=0) if eps > max(goal, least) else 0
+        new = max(enough, default=0) if eps > goal else 0
         if new < level:
             level = new
             past = [p.on(*levels[level]) for p in past]
