@@ -21,6 +21,7 @@ HUGE = torch.zeros(1, dtype=F64).expand(10**5, 2)
 LONG = torch.linspace(0, 1, 10**5, dtype=F64)[:, None]
 LABELS = torch.ones(6, dtype=F64)
 S = of.metrics.sinkhorn_divergence
+BOUNDS = of.metrics.wasserstein2_bounds
 GENERATOR = torch.Generator()
 
 
@@ -127,6 +128,33 @@ CASES: dict[str, Case] = {
             lambda: on_one_round(0.9),
             lambda: S(normal(30, 2), normal(29, 2, seed=1), blur=0.5),
         ],
+    ),
+    "bounds of grids that stay apart": (
+        of.errors.NotConverged,
+        r"a larger tolerance, or wasserstein2_bounds\(mu, nu, method='columns'\)",
+        lambda: apart(1e-6, "sinkhorn"),
+        [lambda: apart(0.9, "sinkhorn"), lambda: apart(1e-6, "columns")],
+    ),
+    "a blurred plan of particles": (
+        ValueError,
+        "use method=None, which chooses",
+        lambda: BOUNDS(CLOUD, OTHER, method="sinkhorn"),
+        [lambda: BOUNDS(CLOUD, OTHER, method=None)],
+    ),
+    "a distance between grids of too many cells": (
+        MemoryError,
+        r"take fewer cells, or Particles\(mu.sample\(2000, generator\)\)",
+        lambda: apart(0.9, "sinkhorn", memory=2**60),
+        [
+            lambda: apart(0.9, None, n=4, memory=2**60),
+            lambda: BOUNDS(of.Particles(picture(0).sample(2000, GENERATOR)), OTHER),
+        ],
+    ),
+    "bounds of lengths that cannot be squared": (
+        of.errors.NonFinite,
+        "divide them by a length of the problem",
+        lambda: BOUNDS(1e200 * normal(6, 2), 1e200 * normal(5, 2, seed=1)),
+        [lambda: BOUNDS(1e200 * normal(6, 2) / 1e200, normal(5, 2, seed=1))],
     ),
     "a distance of laws next to singular": (
         of.errors.NotConverged,
@@ -304,6 +332,20 @@ def on_one_round(tolerance, few=200):
     module = "otflow.metrics.columns"
     with mock.patch(f"{module}.ROUNDS", 1), mock.patch(f"{module}.FEW", 50):
         return of.metrics.transport_plan(x, y, tolerance=tolerance, method="columns")
+
+
+def picture(seed, n=24):
+    """Return a smooth density with noise."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.linspace(0, 3, n, dtype=F64)
+    rho = 2 + (x + seed).sin()[:, None] * x.cos() + torch.rand(n, n, generator=g)
+    return of.GridDensity(rho, 0, 1, walls=True, normalize=True)
+
+
+def apart(tolerance, method, *, n=24, memory=400):
+    mu, nu = (picture(k, n) for k in (0, 1))
+    with mock.patch("otflow.metrics.bounds.BYTES", memory):
+        return BOUNDS(mu, nu, tolerance=tolerance, method=method)
 
 
 def transported(n):

@@ -117,6 +117,8 @@ DETACHED = {
     ),
     "assignment": lambda x, y: [of.metrics.assignment(x, y)],
     "best_matching": lambda x, y: [of.metrics.best_matching(x, y)],
+    "Bounds": lambda x, y: vars(of.metrics.wasserstein2_bounds(x, y)).values(),
+    "wasserstein2_bounds": lambda x, y: [of.metrics.wasserstein2_bounds(x, y).f],
 }
 MODULES = {"symmetries"}
 REPORTS = {"BarycenterResult", "Bracket"}  # tested as parts of what makes them
@@ -150,5 +152,5 @@ def test_what_is_detached_says_so(name):
     found = [t for t in answers if isinstance(t, torch.Tensor)]
     assert found
     assert not any(t.requires_grad for t in found)
-    if name == "transport_plan":
-        assert "detached" in str(of.metrics.transport_plan.__doc__)
+    if name in {"transport_plan", "wasserstein2_bounds"}:
+        assert "detached" in str(getattr(of.metrics, name).__doc__)

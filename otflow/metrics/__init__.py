@@ -4,6 +4,7 @@ from otflow.metrics import symmetries
 from otflow.metrics.assignments import assignment
 from otflow.metrics.barycenters import BarycenterResult, barycenter
 from otflow.metrics.batches import batched_wasserstein2_squared
+from otflow.metrics.bounds import Bounds, wasserstein2_bounds
 from otflow.metrics.bracket import Bracket
 from otflow.metrics.costs import least_cost_plan, transport_cost
 from otflow.metrics.distances import wasserstein2, wasserstein2_squared
@@ -23,6 +24,7 @@ from otflow.metrics.quotients import align, best_matching, quotient_distance
 
 __all__ = [
     "BarycenterResult",
+    "Bounds",
     "Bracket",
     "EntropicPlan",
     "Plan",
@@ -46,6 +48,7 @@ __all__ = [
     "transport_plan",
     "wasserstein",
     "wasserstein2",
+    "wasserstein2_bounds",
     "wasserstein2_squared",
 ]
 

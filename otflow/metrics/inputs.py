@@ -12,7 +12,9 @@ from otflow._arrays import as_points
 from otflow._memory import SHARE, total_memory
 from otflow._typing import ArrayLike
 from otflow._validation import check_like
-from otflow.measures import GridDensity, Measure, Particles
+from otflow.errors import NonFinite
+from otflow.measures import Box, GridDensity, Measure, Particles
+from otflow.metrics.lattices import Lattice
 
 __all__ = ["Cloud", "CloudLike", "cloud", "clouds"]
 
@@ -22,10 +24,32 @@ CloudLike: TypeAlias = Particles | ArrayLike
 
 @dataclass(frozen=True)
 class Cloud:
-    """Points and weights with their graphs; ``weights=None`` stands for 1/n each."""
+    """Points and weights with their graphs; ``weights=None`` stands for 1/n each.
+
+    A grid in the plane or in space is its centres, and has a box.
+    """
 
     points: Tensor
     weights: Tensor | None
+    box: Box | None = None
+
+    @property
+    def places(self) -> Tensor:
+        """The points: float64, on the CPU, with their graph.
+
+        The centres of cells come from the box, without the rounding of their dtype.
+        """
+        if self.box is not None:
+            return self.box.centres(torch.empty(0, dtype=torch.float64))
+        return self.points.to("cpu", torch.float64)
+
+    @property
+    def lattice(self) -> Lattice | None:
+        """The masses on the centres of a grid, None for particles."""
+        if self.box is None:
+            return None
+        axes = self.box.axes(torch.empty(0, dtype=torch.float64))
+        return Lattice(tuple(axes), self.masses.reshape(self.box.shape))
 
     @property
     def masses(self) -> Tensor:
@@ -43,12 +67,19 @@ class Cloud:
         return w is None or bool((w == w[0]).all())
 
 
-def cloud(mu: CloudLike | Measure, name: str) -> Cloud:
-    """Return one checked argument of a distance; points and weights keep graphs."""
+def cloud(mu: CloudLike | Measure, name: str, *, grids: bool = False) -> Cloud:
+    """Return one checked argument of a distance; points and weights keep graphs.
+
+    With `grids`, a density on a grid in dimension 2 or 3 stands for atoms at the
+    centres of its cells.
+    """
     if isinstance(mu, Particles):
         points = as_points(mu.points, f"{name}.points")
         free = mu.weights.requires_grad or not mu.is_uniform
         return Cloud(points, mu.weights if free else None)
+    if grids and isinstance(mu, GridDensity) and mu.dim > 1:
+        check_masses(mu)
+        return Cloud(mu.points, mu.weights, mu.box)
     if isinstance(mu, GridDensity):
         cells = int((mu.weights > 0).sum())
         cure = f"Particles({name}.sample(2000, generator))"
@@ -56,7 +87,8 @@ def cloud(mu: CloudLike | Measure, name: str) -> Cloud:
         if 48 * cells**2 <= SHARE * total_memory(torch.device("cpu")):
             cure = f"Particles({name}.points, {name}.weights), up to a cell, or {cure}"
         known = (
-            "wasserstein2 between densities is known on the line only"
+            "transport_plan, wasserstein2 and wasserstein2_bounds take a grid as atoms "
+            "at the centres of its cells"
             if mu.dim > 1
             else "only wasserstein2 compares densities on the line, two of them"
         )
@@ -75,13 +107,30 @@ def cloud(mu: CloudLike | Measure, name: str) -> Cloud:
     return Cloud(as_points(mu, name), None)
 
 
+def check_masses(mu: Measure) -> None:
+    """Raise NonFinite if a mass is negative or not a finite number."""
+    masses = mu.weights.detach().double()
+    least, total = float(masses.min()), float(masses.sum())
+    if not (least >= 0 and 0 < total < float("inf")):  # NaN fails too
+        msg = (
+            f"a {type(mu).__name__} with a mass that is negative or not a finite "
+            f"number, or without mass (least {least:g}, sum {total:g}), has no "
+            f"distance; look for the step that made it"
+        )
+        raise NonFinite(msg)
+
+
 def clouds(
     mu: CloudLike | Measure,
     nu: CloudLike | Measure,
     names: tuple[str, str] = ("mu", "nu"),
+    *,
+    grids: bool = False,
 ) -> tuple[Cloud, Cloud]:
     """Check both arguments of a distance: one dtype, one device, one dimension."""
-    p, q = cloud(mu, names[0]), cloud(nu, names[1])
+    p, q = (
+        cloud(m, name, grids=grids) for m, name in zip((mu, nu), names, strict=True)
+    )
     check_like(q.points, p.points, names[1], names[0])
     d, e = p.points.shape[1], q.points.shape[1]
     if d != e:

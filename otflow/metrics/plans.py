@@ -12,6 +12,7 @@ from otflow._arrays import unit_of
 from otflow._validation import check_option, positive
 from otflow._warn import warn
 from otflow.errors import NotConverged, NotConvergedWarning
+from otflow.measures import GridDensity
 from otflow.metrics.assignments import (
     brought_near,
     index_potential,
@@ -112,8 +113,8 @@ class Plan:
 
 
 def transport_plan(
-    mu: CloudLike,
-    nu: CloudLike,
+    mu: CloudLike | GridDensity,
+    nu: CloudLike | GridDensity,
     *,
     tolerance: float = 0.0,
     method: str | None = None,
@@ -126,8 +127,10 @@ def transport_plan(
 
     Parameters
     ----------
-    mu, nu : Particles, Tensor or ndarray
-        Measures, which are detached; points (n, d) stand for equal weights.
+    mu, nu : Particles, Tensor, ndarray or GridDensity
+        Measures, which are detached; points (n, d) stand for equal weights. A density
+        on a grid in dimension 2 or 3 stands for atoms at the centres of its cells, in
+        C order.
     tolerance : float
         Width of the bracket that suffices, as a share of its upper bound, in [0, 1).
         With 0 the solver goes on until both bounds agree.
@@ -165,6 +168,7 @@ def transport_plan(
     --------
     otflow.metrics.assignment : Equal weights, equally many.
     otflow.metrics.wasserstein2 : The distance, differentiable.
+    otflow.metrics.wasserstein2_bounds : Between large grids, without a plan.
 
     Notes
     -----
@@ -191,8 +195,8 @@ def transport_plan(
     tolerance = check_tolerance(tolerance)
     if method is not None:
         check_option(method, "method", METHODS)
-    p, q = clouds(mu, nu)
-    x, y = (c.points.detach().to("cpu", torch.float64) for c in (p, q))
+    p, q = clouds(mu, nu, grids=True)
+    x, y = (c.places.detach() for c in (p, q))
     plan = couple(x, p.masses, y, q.masses, tolerance, method)
     device, dtype = p.points.device, p.points.dtype
     return replace(

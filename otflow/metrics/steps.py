@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from otflow._known import known_derivatives
-from otflow.errors import NonFinite, Unsupported
+from otflow.errors import Unsupported
 from otflow.measures import GridDensity, Measure, Quantiles
+from otflow.metrics.inputs import check_masses
 from otflow.metrics.path import Path
 
 __all__ = ["Steps", "between_steps", "common_edges", "quantiles_of"]
@@ -47,14 +48,7 @@ class Steps:
         else:
             return None
         masses = mu.weights.double()
-        least, total = float(masses.detach().min()), float(masses.detach().sum())
-        if not (least >= 0 and 0 < total < float("inf")):  # NaN fails too
-            msg = (
-                f"a {type(mu).__name__} with a mass that is negative or not a finite "
-                f"number, or without mass (least {least:g}, sum {total:g}), has no "
-                f"distance; look for the step that made it"
-            )
-            raise NonFinite(msg)
+        check_masses(mu)
         return cls(edges[:-1], edges[1:], masses / masses.sum())
 
     def over(self, unit: float) -> Steps:

@@ -106,9 +106,9 @@ def test_the_distance_of_grids_has_a_gradient_in_the_masses():
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-10)
 
 
-def test_grids_in_the_plane_are_refused_with_the_cure():
+def test_a_divergence_of_grids_is_refused_with_the_cure():
     mu = of.GridDensity.from_function(
         lambda x: torch.ones_like(x[:, 0]), 0, 1, (3, 3), walls=True
     )
     with pytest.raises(TypeError, match=r"Particles\(mu\.points, mu\.weights\)"):
-        wasserstein2(mu, mu)
+        of.metrics.sinkhorn_divergence(mu, mu, blur=0.1)

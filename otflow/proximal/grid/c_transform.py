@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from otflow._lazy import lazy_import
 from otflow._validation import check_kind, positive
 from otflow.measures.grid.box import Box
+from otflow.numerics.envelopes import compiled_envelope, has_compiler
 
 __all__ = ["along_axis", "c_transform", "has_compiler"]
 
@@ -128,25 +124,14 @@ def along_axis(
         compiled = values.device.type == "cpu" and has_compiler()
     if not compiled:
         return _by_offsets(values, axis, unit)
-    rows = values.movedim(axis, -1).contiguous()
+    rows = values.movedim(axis, -1)
     n = rows.shape[-1]
-    # Numba reads arrays, which share the memory of CPU tensors.
-    found = _compiled()(rows.reshape(-1, n).cpu().numpy(), unit)
+    places = torch.arange(n, dtype=torch.float64)
     lowest, nearest = (
-        torch.from_numpy(a).to(values.device).reshape(rows.shape).movedim(-1, axis)
-        for a in found
+        a.to(values.device).reshape(rows.shape).movedim(-1, axis)
+        for a in compiled_envelope(rows.reshape(-1, n).cpu(), places, places, unit)
     )
     return lowest, nearest
-
-
-@functools.cache
-def has_compiler() -> bool:
-    """Return whether numba is installed."""
-    try:
-        lazy_import("numba")
-    except ImportError:
-        return False
-    return True
 
 
 def _by_offsets(values: Tensor, axis: int, unit: float) -> tuple[Tensor, Tensor]:
@@ -175,56 +160,4 @@ def _by_offsets(values: Tensor, axis: int, unit: float) -> tuple[Tensor, Tensor]
             old.copy_(torch.where(better, trial, old))
             place = nearest[(*here, goal)]
             place.copy_(torch.where(better, (own + j)[(*here, goal)], place))
-    return lowest, nearest
-
-
-@functools.cache
-def _compiled() -> Callable[[Any, float], tuple[Any, Any]]:
-    numba = lazy_import("numba")
-    compiled: Callable[[Any, float], tuple[Any, Any]] = numba.njit(
-        nogil=True, cache=True
-    )(_lower_envelope)
-    return compiled
-
-
-def _lower_envelope(rows: Any, unit: float) -> tuple[Any, Any]:
-    """Return the lower envelope of the parabolas unit (i - j)^2 + f_j of each row.
-
-    Numba compiles this function. The stack holds the parabolas that are the lowest
-    somewhere; the k-th of them is the lowest from `start[k]` on.
-    """
-    count, n = rows.shape
-    lowest = np.empty_like(rows)
-    nearest = np.empty((count, n), np.int64)
-    stack = np.empty(n, np.int64)
-    start = np.empty(n, np.float64)
-    for row in range(count):
-        f = rows[row]
-        top = -1
-        for j in range(n):
-            if not f[j] < np.inf:
-                continue
-            s = -np.inf
-            # A parabola that loses to the new one before its start is never the lowest.
-            while top >= 0:
-                i = stack[top]
-                s = 0.5 * ((f[j] - f[i]) / (unit * (j - i)) + (j + i))
-                if s > start[top]:
-                    break
-                top -= 1
-                s = -np.inf
-            top += 1
-            stack[top] = j
-            start[top] = s
-        k = 0
-        for i in range(n):
-            if top < 0:
-                lowest[row, i] = np.inf
-                nearest[row, i] = i
-                continue
-            while k < top and start[k + 1] < i:
-                k += 1
-            j = stack[k]
-            lowest[row, i] = f[j] + unit * (i - j) * (i - j)
-            nearest[row, i] = j
     return lowest, nearest

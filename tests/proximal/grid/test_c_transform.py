@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from otflow.measures import Box
+from otflow.numerics.envelopes import compiled
 from otflow.proximal.grid.c_transform import along_axis, c_transform, has_compiler
 
 BOXES = [
@@ -107,7 +108,7 @@ def test_one_axis_at_a_time(axis, compiled):
 
 
 def test_the_compiler_that_is_missing_is_named(monkeypatch):
-    c_transform.__globals__["_compiled"].cache_clear()
+    compiled.cache_clear()
     monkeypatch.setitem(sys.modules, "numba", None)
     with pytest.raises(ImportError, match=r"pip install 'otflow\[fast\]'"):
         c_transform(random(37), BOXES[0], 1.0, compiled=True)
