@@ -93,8 +93,8 @@ def test_the_velocity_anywhere_on_every_representation():
         torch.testing.assert_close(
             (2 * F + F).velocity(mu, x.numpy()), 3 * F.velocity(mu, x)
         )
-    for mu in (law, line):
+    for nu in (law, line):
         with pytest.raises(of.errors.Unsupported, match="mass gradient"):
-            F.velocity(mu, x)
+            F.velocity(nu, x)
     with pytest.raises(ValueError, match=r"x must have shape \(m, 1\)"):
         F.velocity(cloud, torch.zeros(2, 3).double())
