@@ -50,6 +50,7 @@ def power(r, a):
 
 FORMULAS = {
     of.kernels.Gaussian: lambda k, r: (-(r**2) / (2 * k.sigma**2)).exp(),
+    of.kernels.InverseMultiquadric: lambda k, r: (1 + (r / k.scale) ** 2) ** -k.power,
     of.kernels.Quadratic: lambda _, r: r**2 / 2,
     of.kernels.Energy: lambda _, r: -r,
     of.kernels.Log: lambda _, r: -r.log(),

@@ -73,7 +73,7 @@ CASES: dict[str, Case] = {
     "blobs of a function": (
         TypeError,
         r"give e\.g\. Entropy\(\) or PowerEntropy\(2\.0\), or wrap e: Internal\(e\)",
-        lambda: of.Blob(torch.log, 0.1),  # type: ignore[arg-type]
+        lambda: of.Blob(torch.log, 0.1),
         [
             lambda: of.Blob(of.Entropy(), 0.1).value(CLOUD),
             lambda: of.Blob(of.PowerEntropy(2.0), 0.1).value(CLOUD),
@@ -83,7 +83,7 @@ CASES: dict[str, Case] = {
     "a function of two points": (
         TypeError,
         r"for a function of both points write kernels\.TwoPoint\(W\)",
-        lambda: of.Interaction(inner),  # type: ignore[arg-type]
+        lambda: of.Interaction(inner),
         [lambda: of.Interaction(of.kernels.TwoPoint(inner)).velocity(CLOUD)],
     ),
     "two points that are not reduced": (
@@ -109,7 +109,7 @@ CASES: dict[str, Case] = {
         r"is no function of differences; call mu\.convolve\(W\)",
         lambda: of.measures.Convolution(
             CELLS.box,
-            of.kernels.TwoPoint(inner),  # type: ignore[arg-type]
+            of.kernels.TwoPoint(inner),
             torch.ones(6, dtype=F64),
         ),
         [lambda: CELLS.convolve(of.kernels.TwoPoint(inner))],

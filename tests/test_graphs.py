@@ -104,6 +104,7 @@ KERNELS = {
     "Log": of.kernels.Log(),
     "Riesz": of.kernels.Riesz(0.5),
     "PowerLaw": of.kernels.PowerLaw(4, 1),
+    "InverseMultiquadric": of.kernels.InverseMultiquadric(0.8),
     "combination": 2 * of.kernels.Gaussian(0.8) - of.kernels.Energy() / 2,
     "function": lambda z: (z.square().sum(-1) + 0.5 * z[..., 0]).sin(),
 }
@@ -125,6 +126,11 @@ def risk(loss, activation="tanh", outputs=None, scaling="mean-field"):
 COMMON = {
     "potential": of.Potential(well),
     "expectation": of.OfExpectation(lambda m: m.tanh().prod() + m.exp()[0], features),
+    "blob": of.Blob(of.Entropy(), 0.8),
+    "stein": of.KSD(lambda x: -x - x.sin(), of.kernels.Gaussian(0.8)),
+    "two points": of.Interaction(
+        of.kernels.TwoPoint(lambda x, y: (x * y + y).sum(-1).sin(), features=torch.tanh)
+    ),
 }
 ON_POINTS = {
     **COMMON,
@@ -205,6 +211,8 @@ def test_values_and_derivatives_of_functionals(measure, functional):
         agrees(
             make, lambda mu, t: F.first_variation(mu, bend(t, 3, mu.dim, seed=60) / 9)
         )
+    if measure in POINTS:
+        agrees(make, lambda mu, t: F.velocity(mu, bend(t, 3, mu.dim, seed=60) / 9))
 
 
 # Verbs --------------------------------------------------------------------------------

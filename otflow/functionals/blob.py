@@ -109,21 +109,25 @@ class Blob(Functional):
         if not isinstance(mu, Particles) or records(mu.points, mu.weights):
             return super().value_and_velocity(mu)
         with torch.no_grad():
-            return self.value(mu), self._velocity_at(mu, mu.points)
+            rho = self.density(mu)
+            value = mu.weights @ check_energy(self.internal.e, rho)
+            return value, self._field(mu, mu.points, rho)
 
     def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
         if not isinstance(mu, Particles) or records(mu.points, mu.weights, x):
             return super()._velocity_at(mu, x)
         with torch.no_grad():
-            rho, e = self.density(mu), self.internal.e
-            masses = torch.stack(
-                [mu.weights, mu.weights * entrywise_derivative(e, rho)], dim=1
-            )
-            # One sweep gives the density at x, its slope, and that of the other term.
-            W, factor = Gaussian(self.width), self._factor(mu)
-            sums, slopes = W.field(x, mu.points, masses, gradients=True)
-            own = entrywise_derivative(e, factor * sums[:, 0])
-            velocity = -factor * (own[:, None] * slopes[:, 0] + slopes[:, 1])
+            return self._field(mu, x, self.density(mu))
+
+    def _field(self, mu: Measure, x: Tensor, rho: Tensor) -> Tensor:
+        """Return the velocity at x, from the smoothed density at the atoms."""
+        e, w = self.internal.e, mu.weights
+        masses = torch.stack([w, w * entrywise_derivative(e, rho)], dim=1)
+        # One sweep gives the density at x, its slope, and that of the other term.
+        W, factor = Gaussian(self.width), self._factor(mu)
+        sums, slopes = W.field(x, mu.points, masses, gradients=True)
+        own = entrywise_derivative(e, factor * sums[:, 0])
+        velocity = -factor * (own[:, None] * slopes[:, 0] + slopes[:, 1])
         check_finite(velocity, f"the velocity of {self!r}")
         return velocity
 

@@ -79,3 +79,22 @@ def test_it_takes_a_module():
 def test_it_refuses_what_is_no_function(bad):
     with pytest.raises(TypeError, match=r"^V must be a function \(\.\.\., d\)"):
         of.Potential(bad)
+
+
+def test_the_velocity_anywhere_on_every_representation():
+    F = of.Potential(lambda x: x.square().sum(-1))
+    x = torch.tensor([[0.31], [-0.4]], dtype=torch.float64)
+    law = of.Gaussian(torch.zeros(1).double(), torch.eye(1).double())
+    line = of.Quantiles(torch.linspace(-1, 1, 9, dtype=torch.float64))
+    rho = of.GridDensity(torch.ones(40).double(), -2, 2, walls=True, normalize=True)
+    cloud = of.Particles(torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None])
+    for mu, rtol in ((cloud, 1e-12), (rho, 0.2)):
+        torch.testing.assert_close(F.velocity(mu, x), -2 * x, rtol=rtol, atol=0)
+        torch.testing.assert_close(
+            (2 * F + F).velocity(mu, x.numpy()), 3 * F.velocity(mu, x)
+        )
+    for nu in (law, line):
+        with pytest.raises(of.errors.Unsupported, match="mass gradient"):
+            F.velocity(nu, x)
+    with pytest.raises(ValueError, match=r"x must have shape \(m, 1\)"):
+        F.velocity(cloud, torch.zeros(2, 3).double())

@@ -187,6 +187,7 @@ def test_a_kernel_of_the_user_is_right_or_said(dim, sigma):
 
 KINDS: dict[str, list[of.kernels.Kernel]] = {
     "Gaussian": [of.kernels.Gaussian(w) for w in (1e-3, 0.05, 0.15, 1.0)],
+    "InverseMultiquadric": [of.kernels.InverseMultiquadric(c) for c in (0.5, 2.0)],
     "Quadratic": [of.kernels.Quadratic()],
     "Energy": [of.kernels.Energy()],
     "Log": [of.kernels.Log()],
@@ -201,7 +202,14 @@ KINDS: dict[str, list[of.kernels.Kernel]] = {
 }
 
 
-PROFILES = set(of.kernels.__all__) - {"Kernel", "RadialKernel", "Function", "as_kernel"}
+PROFILES = set(of.kernels.__all__) - {
+    "Function",
+    "Kernel",
+    "PairKernel",
+    "RadialKernel",
+    "TwoPoint",
+    "as_kernel",
+}
 
 
 @pytest.mark.parametrize("name", sorted(PROFILES))
