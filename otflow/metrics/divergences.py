@@ -197,7 +197,9 @@ class _Solved:
             (mu, nu), (nu, mu), reversed(self.cross), self.own, strict=True
         ):
             potential, slope = _variation(self.units, side, other.atoms, g, o)
-            grads += [side.a.detach()[:, None] * slope, potential]
+            a = side.a.detach()[:, None]
+            # Beside a far cloud the slope of an atom without mass overflows.
+            grads += [(a * slope).masked_fill(a == 0, 0.0), potential]
         return grads
 
     def value(self, *state: Tensor) -> Tensor:

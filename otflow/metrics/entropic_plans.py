@@ -316,12 +316,13 @@ class _Problem:
             near_g[j] = found.g
             near_f = units.potential(cost[:, j], found.g, b[j])
         shares = units.shares(cost, near_g, b)
-        rows = a * units.kept(near_f)
+        rows = _kept(units, a, near_f)
         columns = rows @ shares
-        residual = float((columns - b * units.kept(near_g)).abs().sum())
+        residual = float((columns - _kept(units, b, near_g)).abs().sum())
 
         state = self.mu.x, self.mu.a, self.nu.x, self.nu.a
-        value = a @ units.worth(near_f, eps) + b @ units.worth(near_g)
+        i, j = self.mu.full, self.nu.full
+        value = a[i] @ units.worth(near_f[i], eps) + b[j] @ units.worth(near_g[j])
         known = _Known(units, near_f, near_g)
         value = known_derivatives(value, state, known.gradients, known.value)
         f, g = near_f, near_g
@@ -352,6 +353,11 @@ class _Problem:
         return apart @ self.shift + 0.5 * self.shift @ self.shift
 
 
+def _kept(units: Entropy, masses: Tensor, f: Tensor) -> Tensor:
+    """Return the mass that moves, 0 at atoms without mass: there exp may overflow."""
+    return (masses * units.kept(f)).masked_fill(masses == 0, 0.0)
+
+
 @dataclass(frozen=True)
 class _Known:
     """The optimal potentials, which give the derivatives of the value."""
@@ -370,7 +376,7 @@ class _Known:
             (y, b, x, a, self.g, self.f, cost.T),
         ):
             pull = points - units.shares(c, g, weights) @ others
-            slope = (masses * units.kept(f))[:, None] * pull
+            slope = _kept(units, masses, f)[:, None] * pull
             grads += [slope, units.worth(f, eps)]
         return grads
 

@@ -121,7 +121,8 @@ def check_distance(
         The value between many points: it is wrong where a solver stops at its limit of
         iterations.
 
-    An exact distance takes seconds. A distance that passes is right on these clouds,
+    An exact distance takes seconds. The default limit of POT's network simplex, 1e5
+    pivots, shows with ``large=4000``. A distance that passes is right on these clouds,
     not everywhere.
 
     Examples

@@ -283,3 +283,20 @@ def test_the_value_and_the_plan_are_those_of_others():
         a, b, costs, **sums, numItermax=10**5, stopThr=1e-13
     )
     assert torch.allclose(found, plan.dense(), atol=1e-9)
+
+
+def test_an_atom_without_mass_near_the_target_of_a_far_cloud():
+    # Its potential is so low that its exponential overflows.
+    x = torch.tensor([[0.0], [50.0]], dtype=F64, requires_grad=True)
+    mu = of.Particles(torch.zeros(2, 1), torch.tensor([1.0, 0.0])).to(F64)
+    mu = mu.with_free_atoms(x, mu.weights)
+    nu = of.Particles(torch.tensor([[50.0], [51.0]], dtype=F64))
+    plan = entropic_plan(mu, nu, blur=0.01, reach=0.03)
+    alone = entropic_plan(x[:1].detach(), nu, blur=0.01, reach=0.03)
+    assert float(plan.value.detach()) == pytest.approx(float(alone.value), rel=1e-12)
+    assert plan.residual <= 1e-9
+    assert bool(plan.dense().isfinite().all())
+    divergence = sinkhorn_divergence(mu, nu, blur=0.01, reach=0.03)
+    for value in (plan.value, divergence):
+        (grad,) = torch.autograd.grad(value, x)
+        assert torch.equal(grad, torch.zeros_like(grad))
