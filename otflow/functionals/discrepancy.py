@@ -17,7 +17,7 @@ from otflow.functionals.base import Functional, Sum
 from otflow.functionals.interaction import Interaction
 from otflow.functionals.potential import Potential
 from otflow.functionals.targets import as_target, check_space
-from otflow.kernels import Energy, Gaussian, Kernel, RadialKernel, as_kernel
+from otflow.kernels import Energy, Gaussian, Kernel, PairKernel, RadialKernel, as_kernel
 from otflow.measures import Measure, Particles
 
 __all__ = ["EnergyDistanceTo", "MMDTo"]
@@ -27,7 +27,7 @@ class _Discrepancy(Functional):
     """Half a squared kernel distance: an interaction plus a potential, the witness."""
 
     def __init__(
-        self, nu: Measure | ArrayLike, kernel: Kernel, batch_size: int | None
+        self, nu: Measure | ArrayLike, kernel: PairKernel, batch_size: int | None
     ) -> None:
         self.target = as_target(nu)
         self.kernel = kernel
@@ -100,7 +100,7 @@ class MMDTo(_Discrepancy):
     nu : Measure, Tensor or ndarray
         The target; points (m, d) stand for equal weights 1/m. It may be of another kind
         than the measure.
-    kernel : Kernel or callable
+    kernel : PairKernel or callable
         A function of the difference, finite at 0, even and positive definite: a bump,
         such as ``kernels.Gaussian(sigma)``. Conditionally positive definite suffices,
         as for ``kernels.Energy()``, which is :math:`-|z|`. Mind the sign: with the
@@ -147,7 +147,7 @@ class MMDTo(_Discrepancy):
     def __init__(
         self,
         nu: Measure | ArrayLike,
-        kernel: Kernel | Ground,
+        kernel: PairKernel | Ground,
         *,
         batch_size: int | None = None,
     ) -> None:
@@ -215,10 +215,13 @@ class EnergyDistanceTo(_Discrepancy):
 class _Witness:
     r"""The potential :math:`c - k * \nu`, with the term c of the target alone."""
 
-    def __init__(self, target: Measure, kernel: Kernel, whole: Ground | None) -> None:
+    def __init__(
+        self, target: Measure, kernel: PairKernel, whole: Ground | None
+    ) -> None:
         self.target, self.kernel, self.whole = target, kernel, whole
         # Kept only while neither the kernel nor the target can change.
-        fixed = kernel.key() is not None and not records(target.points, target.weights)
+        known = isinstance(kernel, Kernel) and kernel.key() is not None
+        fixed = known and not records(target.points, target.weights)
         self.kept = target.interaction(kernel) if whole is None and fixed else None
 
     @property
@@ -238,14 +241,16 @@ class _Witness:
 
         None if there is no closed form, or the answers would need a graph.
         """
-        nu, terms = self.target, self.kernel.terms()
+        nu, kernel = self.target, self.kernel
         if not (isinstance(mu, Particles) and isinstance(nu, Particles)):
+            return None
+        if not isinstance(kernel, Kernel):
             return None
         own, live = self.own, (mu.points, mu.weights, nu.points, nu.weights)
         if records(*live, own):
             return None
         total, pull = torch.zeros_like(mu.weights), torch.zeros_like(mu.points)
-        for c, W in terms:
+        for c, W in kernel.terms():
             if not isinstance(W, RadialKernel):
                 return None
             potential, force = radial_field(
@@ -256,14 +261,14 @@ class _Witness:
         return mu.weights @ (own - total), pull
 
 
-def _parts(target: Measure, kernel: Kernel, whole: Ground | None) -> Sum:
+def _parts(target: Measure, kernel: PairKernel, whole: Ground | None) -> Sum:
     witness = Potential(
         _Witness(target, kernel, whole), modulus=_bound_of_minus(kernel)
     )
     return Sum((Interaction(kernel), witness))
 
 
-def _bound_of_minus(kernel: Kernel) -> float | None:
+def _bound_of_minus(kernel: PairKernel) -> float | None:
     """Return a modulus of minus the kernel, None if none is known."""
     if type(kernel) is not Gaussian:  # a subclass may have another profile
         return None
