@@ -18,6 +18,7 @@ FLOORS = (
     "blobs",
     "distances",
     "entries",
+    "exact_plans",
     "first_hours",
     "first_week",
     "means",

@@ -1,0 +1,65 @@
+"""Cures of plans between particles that are asked for what they cannot give."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from unittest import mock
+
+import pytest
+
+import otflow as of
+from otflow.testing.clouds import normal
+from tests.cures import Case, check_cures
+
+X, Y = normal(30, 2), normal(30, 2, seed=1)
+plan = of.metrics.transport_plan
+
+
+def matched_in_one_round(n):
+    """Match n points by columns, without rounds that improve the first cells."""
+    settings = {
+        "otflow.metrics.assignments.MANY": 50,
+        "otflow.metrics.columns.FEW": 50,
+        "otflow.metrics.columns.ROUNDS": 1,
+        "otflow.metrics.columns.NEIGHBOURS": 1,
+    }
+    with ExitStack() as stack:
+        for name, value in settings.items():
+            stack.enter_context(mock.patch(name, value))
+        return of.metrics.assignment(normal(n, 2), normal(n, 2, seed=1))
+
+
+CASES: dict[str, Case] = {
+    "an assignment with a gap": (
+        of.errors.NotConverged,
+        "take fewer points, or use transport_plan with a tolerance",
+        lambda: matched_in_one_round(300),
+        [
+            lambda: matched_in_one_round(40),
+            lambda: plan(normal(300, 2), normal(300, 2, seed=1), tolerance=0.1),
+        ],
+    ),
+    "a tolerance that allows anything": (
+        ValueError,
+        "use e.g. tolerance=0.01",
+        lambda: plan(X, Y, tolerance=1.0),
+        [lambda: plan(X, Y, tolerance=0.01)],
+    ),
+    "sorting in the plane": (
+        ValueError,
+        "use method=None, which chooses",
+        lambda: plan(X, Y, method="sorted"),
+        [lambda: plan(X, Y, method=None)],
+    ),
+    "points that are no copy in order": (
+        ValueError,
+        "use method=None, which tries it first",
+        lambda: plan(X, Y, method="identity"),
+        [lambda: plan(X, Y, method=None)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_cures_that_an_error_names_work(case):
+    check_cures(CASES[case])
