@@ -80,8 +80,15 @@ CASES: dict[str, Case] = {
     "a grid in the plane": (
         TypeError,
         r"dimension 2, and this distance takes particles .*Particles\(mu.points",
-        lambda: of.metrics.wasserstein2(PLANE, PLANE),
-        [lambda: of.metrics.wasserstein2(particles(PLANE), particles(PLANE))],
+        lambda: of.metrics.sinkhorn_divergence(PLANE, PLANE, blur=0.1),
+        [
+            lambda: of.metrics.sinkhorn_divergence(
+                particles(PLANE), particles(PLANE), blur=0.1
+            ),
+            lambda: of.metrics.wasserstein2(PLANE, PLANE),
+            lambda: of.metrics.wasserstein2_bounds(PLANE, PLANE),
+            lambda: of.metrics.transport_plan(PLANE, PLANE),
+        ],
     ),
     "Langevin above the CFL limit": (
         of.errors.Diverged,
