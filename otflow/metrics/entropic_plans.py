@@ -194,8 +194,8 @@ def entropic_plan(
     Time O(n m (d + sweeps)); memory 80 bytes for each of max(n, m)^2 pairs at the
     peak, and n m numbers in the result.
 
-    POT and the new functions of GeomLoss use the cost |x - y|^2 without the factor 1/2:
-    their problem with ``reg`` and ``unbalanced`` is twice this one with
+    POT and the new functions of GeomLoss use the cost :math:`|x - y|^2` without the
+    factor 1/2: their problem with ``reg`` and ``unbalanced`` is twice this one with
     ``blur**2 = reg / 2`` and ``reach**2 = unbalanced / 2``.
 
     Examples
