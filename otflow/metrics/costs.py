@@ -61,7 +61,7 @@ def least_cost_plan(mu: CloudLike, nu: CloudLike, cost: Cost) -> Plan:
     See Also
     --------
     otflow.metrics.transport_cost : Its cost, differentiable.
-    otflow.metrics.transport_plan : For the squared distance, which knows faster methods.
+    otflow.metrics.transport_plan : Squared distances, by faster methods.
 
     Notes
     -----
