@@ -29,6 +29,16 @@ def matched_in_one_round(n):
         return of.metrics.assignment(normal(n, 2), normal(n, 2, seed=1))
 
 
+def picture(shift):
+    rho = 2.0 + normal(5, 5, seed=shift).tanh()
+    return of.GridDensity(rho, 0, 1, walls=True, normalize=True)
+
+
+def bracket(*measures):
+    blur = 0.3 if isinstance(measures[0], of.GridDensity) else None
+    return of.metrics.barycenter(measures, blur=blur).bracket()
+
+
 CASES: dict[str, Case] = {
     "an assignment with a gap": (
         of.errors.NotConverged,
@@ -50,6 +60,16 @@ CASES: dict[str, Case] = {
         "use method=None, which chooses",
         lambda: plan(X, Y, method="sorted"),
         [lambda: plan(X, Y, method=None)],
+    ),
+    "bounds of a Sinkhorn barycentre": (
+        TypeError,
+        r"barycenter\(\[Particles\(mu.points, mu.weights\) for mu in measures",
+        lambda: bracket(picture(0), picture(1)),
+        [
+            lambda: bracket(
+                *[of.Particles(m.points, m.weights) for m in map(picture, (0, 1))]
+            )
+        ],
     ),
     "points that are no copy in order": (
         ValueError,

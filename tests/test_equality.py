@@ -100,6 +100,7 @@ MAKE: dict[type, Callable[[], Any]] = {
     of.metrics.Bracket: lambda: of.metrics.Bracket(1.0, 2.0),
     kernels.TwoPoint: lambda: kernels.TwoPoint(torch.mul),
     of.metrics.BarycenterResult: lambda: of.metrics.barycenter([cloud()]),
+    of.metrics.Bounds: lambda: of.metrics.wasserstein2_bounds(cloud(), cloud()),
     of.metrics.Plan: lambda: of.metrics.transport_plan(cloud(), cloud()),
     of.metrics.EntropicPlan: lambda: of.metrics.entropic_plan(
         cloud(), cloud(), blur=1.0

@@ -100,7 +100,7 @@ class BarycenterResult(Generic[M_co]):
         Raises
         ------
         TypeError
-            If the distances are not known, as between densities in the plane.
+            For a Sinkhorn barycentre, whose value no distance bounds.
 
         Examples
         --------
@@ -110,6 +110,13 @@ class BarycenterResult(Generic[M_co]):
         >>> round(found.lower, 4), round(found.upper, 4)
         (0.6667, 0.6667)
         """
+        if self.guarantee == "sinkhorn":
+            msg = (
+                "this barycentre minimises Sinkhorn divergences, and no distance "
+                "bounds their value; for a bracket make particles of the measures: "
+                "barycenter([Particles(mu.points, mu.weights) for mu in measures])"
+            )
+            raise TypeError(msg)
         pairs = combinations(zip(self.weights, self.measures, strict=True), 2)
         parts = [p * q * _squared(mu, nu) for (p, mu), (q, nu) in pairs]
         # A bound in the dtype of the distances; their round-off is not below it.

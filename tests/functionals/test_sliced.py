@@ -43,6 +43,22 @@ class TestSliced(FunctionalContract):
             expected = -self.slopes(F, mu)
             torch.testing.assert_close(F.velocity(mu)[whole], expected[whole])
 
+    def test_the_velocity_anywhere_is_minus_the_slope_of_the_first_variation(self):
+        """Check it where the slopes on both sides agree: at most probes."""
+        F, h = self.make(), 1e-5
+        for mu in self.measures():
+            x = self.probes(mu, 0.3)
+            here = F.first_variation(mu, x)
+            for axis in torch.eye(2, dtype=F64):
+                ahead = (F.first_variation(mu, x + h * axis) - here) / h
+                back = (here - F.first_variation(mu, x - h * axis)) / h
+                smooth = (ahead - back).abs() < 2 * h  # the curvature is at most 1
+                assert float(smooth.double().mean()) > 0.8
+                found = F.velocity(mu, x) @ axis
+                torch.testing.assert_close(
+                    found[smooth], -(ahead + back)[smooth] / 2, rtol=0, atol=1e-8
+                )
+
 
 class TestSlicedOfEqualAtoms(FunctionalContract):
     """Without weights a sort gives all: the first variation has kinks at ties."""

@@ -8,7 +8,15 @@ import pytest
 
 import otflow as of
 from otflow.proximal import ParticleProximal, ProximalSolver
-from otflow.schemes import Adaptive, Minibatch, Resample, Scheme, reports
+from otflow.schemes import (
+    SVGD,
+    Adaptive,
+    Minibatch,
+    NoisyEuler,
+    Resample,
+    Scheme,
+    reports,
+)
 from otflow.testing import check_flags, clouds
 from tests import exact
 
@@ -65,6 +73,8 @@ SCHEMES = {
     "ExplicitEuler": (lambda _: of.ExplicitEuler(), False),
     "backtracking": (lambda _: of.ExplicitEuler(backtracking=True), False),
     "Langevin": (lambda _: of.Langevin(), False),
+    "NoisyEuler": (lambda _: NoisyEuler(0.1), False),
+    "SVGD": (lambda _: SVGD(of.kernels.Gaussian(1.0)), False),
     "BirthDeath": (lambda _: of.BirthDeath(), False),
     "Resample": (lambda _: Resample(), False),
 }
