@@ -348,7 +348,7 @@ def test_two_photographs():
 
 
 def picture(pixels):
-    rho = torch.from_numpy(pixels).to(F64).mean(-1)[None, None]
+    rho = torch.tensor(pixels).to(F64).mean(-1)[None, None]
     rho = torch.nn.functional.interpolate(
         rho, size=(512, 512), mode="bilinear", antialias=True
     )[0, 0]
