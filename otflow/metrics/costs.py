@@ -3,7 +3,6 @@ r"""Transport for a ground cost of one's own."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -16,7 +15,7 @@ from otflow.metrics.assignments import check_pairs
 from otflow.metrics.distances import _is_weighted, _weight_term
 from otflow.metrics.ground import Ground, least_plan, simplex_cells
 from otflow.metrics.inputs import Cloud, CloudLike, clouds
-from otflow.metrics.plans import Plan
+from otflow.metrics.plans import Plan, placed
 
 __all__ = ["least_cost_plan", "transport_cost"]
 
@@ -82,17 +81,7 @@ def least_cost_plan(mu: CloudLike, nu: CloudLike, cost: Cost) -> Plan:
     True
     """
     p, q = clouds(mu, nu)
-    plan = _planned(p, q, _table(p, q, cost))
-    device, dtype = p.points.device, p.points.dtype
-    return replace(
-        plan,
-        rows=plan.rows.to(device),
-        columns=plan.columns.to(device),
-        masses=plan.masses.to(device, dtype),
-        cost=plan.cost.to(device, dtype),
-        f=plan.f.to(device, dtype),
-        g=plan.g.to(device, dtype),
-    )
+    return placed(_planned(p, q, _table(p, q, cost)), p.points)
 
 
 def transport_cost(mu: CloudLike, nu: CloudLike, cost: Cost) -> Tensor:

@@ -26,7 +26,7 @@ from otflow.metrics.inputs import CloudLike, clouds
 from otflow.metrics.line import staircase
 from otflow.metrics.simplex import network_simplex
 
-__all__ = ["Plan", "check_tolerance", "couple", "transport_plan"]
+__all__ = ["Plan", "check_tolerance", "couple", "placed", "transport_plan"]
 
 METHODS = ("sorted", "identity", "simplex", "columns")
 # Pairs up to which the network simplex on all of them takes less time than columns.
@@ -198,15 +198,19 @@ def transport_plan(
     p, q = clouds(mu, nu, grids=True)
     x, y = (c.places.detach() for c in (p, q))
     plan = couple(x, p.masses, y, q.masses, tolerance, method)
-    device, dtype = p.points.device, p.points.dtype
+    return placed(plan, p.points)
+
+
+def placed(plan: Plan, like: Tensor) -> Plan:
+    """Return the plan on the device and in the dtype of these points."""
     return replace(
         plan,
-        rows=plan.rows.to(device),
-        columns=plan.columns.to(device),
-        masses=plan.masses.to(device, dtype),
-        cost=plan.cost.to(device, dtype),
-        f=plan.f.to(device, dtype),
-        g=plan.g.to(device, dtype),
+        rows=plan.rows.to(like.device),
+        columns=plan.columns.to(like.device),
+        masses=plan.masses.to(like),
+        cost=plan.cost.to(like),
+        f=plan.f.to(like),
+        g=plan.g.to(like),
     )
 
 

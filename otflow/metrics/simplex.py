@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -55,18 +57,23 @@ def network_simplex(
 
 def _simplex(cost: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return POT's plan and its potentials on the columns."""
-    ot = lazy_import("ot")
     # The tolerances of POT are absolute, so the costs are scaled to size 1.
     unit = float(cost.abs().max()) or 1.0
+    plan, dual = _solved((cost / unit).numpy(), a, b)
+    return torch.from_numpy(plan), unit * dual
+
+
+def _solved(costs: Any, a: Tensor, b: Tensor, **options: Any) -> tuple[Any, Tensor]:
+    """Return POT's plan, in the format of the costs, and its potentials on columns."""
+    ot = lazy_import("ot")
+    options |= {"numItermax": MAX_PIVOTS, "log": True}
     try:
-        costs = (cost / unit).numpy()
-        plan, log = ot.emd(a.numpy(), b.numpy(), costs, numItermax=MAX_PIVOTS, log=True)
+        plan, log = ot.emd(a.numpy(), b.numpy(), costs, **options)
     except UserWarning as warning:  # the caller turned warnings into errors
         raise _stopped_early(str(warning)) from warning
     if log["result_code"] != 1:
         raise _stopped_early(str(log["warning"]))
-    dual = unit * torch.from_numpy(np.asarray(log["v"], dtype=np.float64))
-    return torch.from_numpy(plan), dual
+    return plan, torch.from_numpy(np.asarray(log["v"], dtype=np.float64))
 
 
 def sparse_simplex(
@@ -76,15 +83,11 @@ def sparse_simplex(
 
     The cells are sorted, row by row, and must carry a plan.
     """
-    ot, sparse = lazy_import("ot"), lazy_import("scipy.sparse")
+    sparse = lazy_import("scipy.sparse")
     unit = float(costs.abs().max()) or 1.0
     cells = (rows.numpy(), columns.numpy())
     matrix = sparse.coo_matrix(((costs / unit).numpy(), cells), shape=(len(a), len(b)))
-    plan, log = ot.emd(
-        a.numpy(), b.numpy(), matrix, numItermax=MAX_PIVOTS, log=True, center_dual=False
-    )
-    if log["result_code"] != 1:
-        raise _stopped_early(str(log["warning"]))
+    plan, dual = _solved(matrix, a, b, center_dual=False)
     found = sparse.coo_matrix(plan)
     place = np.searchsorted(
         cells[0] * len(b) + cells[1],
@@ -92,8 +95,7 @@ def sparse_simplex(
     )
     masses = np.zeros(len(costs))
     masses[place] = found.data
-    dual = unit * torch.from_numpy(np.asarray(log["v"], dtype=np.float64))
-    return torch.from_numpy(masses), dual
+    return torch.from_numpy(masses), unit * dual
 
 
 def _with_all_atoms(plan: Tensor, rest: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -181,3 +181,16 @@ def test_bad_methods():
         transport_plan(x, y, method="identity")
     assert transport_plan(x, x + 1, method="identity").method == "identity"
     assert transport_plan(x, y).method == "simplex"
+
+
+def test_a_solver_that_stops_early_is_told_where_warnings_are_errors(monkeypatch):
+    """On few pairs as on all: what POT warns of is the same typed error."""
+    simplex = importlib.import_module("otflow.metrics.simplex")
+    monkeypatch.setattr(simplex, "MAX_PIVOTS", 3)
+    n = 40
+    rows, every = torch.arange(n).repeat_interleave(n), torch.arange(n).repeat(n)
+    g = torch.Generator().manual_seed(0)
+    costs = torch.rand(n * n, generator=g, dtype=torch.float64)
+    masses = torch.full((n,), 1 / n, dtype=torch.float64)
+    with pytest.raises(of.errors.NotConverged, match="stopped before the optimum"):
+        simplex.sparse_simplex(rows, every, costs, masses, masses)
