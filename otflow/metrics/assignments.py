@@ -23,6 +23,7 @@ __all__ = [
     "index_potential",
     "match",
     "squared_distances",
+    "without_offset",
 ]
 
 # Up to this many points the shortest-path solver takes less time than loading POT.
@@ -97,8 +98,9 @@ def assignment(x: ArrayLike, y: ArrayLike) -> Tensor:
         sigma = torch.empty(len(s), dtype=torch.int64)
         sigma[s[:, 0].argsort(stable=True)] = t[:, 0].argsort(stable=True)
         return sigma.to(device)
-    # Squares of tiny coordinates would underflow. The assignment does not depend on
-    # units.
+    # The assignment does not depend on a common offset, nor on units. A large offset
+    # would cost digits, and squares of tiny coordinates would underflow.
+    s, t = without_offset(s, t)
     unit = unit_of(s, t)
     s, t = s / unit, t / unit
     t, _ = brought_near(s, t)
@@ -149,6 +151,18 @@ def brought_near(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if float(shift.abs().max()) <= spread:
         shift = torch.zeros_like(shift)
     return y - shift, shift
+
+
+def without_offset(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both clouds minus one of their points, along axes where this is exact.
+
+    The difference of two numbers within a factor of 2 of each other has no round-off.
+    """
+    both = torch.cat([x, y])
+    low, high = both.amin(0), both.amax(0)
+    far = ((low > 0) & (high <= 2 * low)) | ((high < 0) & (low >= 2 * high))
+    offset = torch.where(far, low, 0.0)
+    return x - offset, y - offset
 
 
 def index_potential(x: Tensor, y: Tensor, masses: Tensor) -> Tensor | None:

@@ -17,6 +17,7 @@ from otflow.metrics.assignments import (
     brought_near,
     index_potential,
     squared_distances,
+    without_offset,
 )
 from otflow.metrics.balance import balanced
 from otflow.metrics.bracket import Bracket
@@ -238,7 +239,9 @@ def couple(
 
     The errors are those of `transport_plan`.
     """
-    # Squares of tiny coordinates would underflow. The plan does not depend on units.
+    # The plan does not depend on a common offset, nor on units. A large offset would
+    # cost digits, and squares of tiny coordinates would underflow.
+    x, y = without_offset(x, y)
     unit = unit_of(x, y)
     plan, gap = _couple(x / unit, a, y / unit, b, tolerance, method)
     cost, f, g = (unit * (unit * z) for z in (plan.cost, plan.f, plan.g))
@@ -298,9 +301,16 @@ def _couple(
     cost = masses @ costs
     # Masses have an absolute round-off, which an atom far away multiplies.
     noise = NOISE * float(f.max() - f.min() + g.max() - g.min() + costs.max())
-    f -= 2 * ((x - middle) @ shift)
-    g += 2 * ((y - middle) @ shift) + shift @ shift
-    noise += NOISE * float(shift.abs().sum() + shift @ shift)
+    s, t = x - middle, y - middle
+    f -= 2 * (s @ shift)
+    g += 2 * (t @ shift) + shift @ shift
+    reach = 2 * (s.abs().amax(0) + t.abs().amax(0)) + shift.abs()
+    noise += NOISE * float(reach @ shift.abs())
+    above = NOISE * float(costs.max())
+    if cells.method != "identity" and not _is_permutation(a[i], b[j]):
+        # The mass that round-off leaves over may have to cross the whole support.
+        both = torch.cat([x, raw])
+        above += NOISE * float((both.amax(0) - both.amin(0)).square().sum())
     # An optimal plan's potentials share its cost, others the lower bound they prove.
     bound = torch.minimum(a @ f + b @ g, cost)
     if cells.method == "sorted":
@@ -313,8 +323,13 @@ def _couple(
         gap, bound = 0.0, cost
     f += 0.5 * bound - a @ f
     g += 0.5 * bound - b @ g
-    bracket = Bracket(least, float(cost))
+    bracket = Bracket(least, float(cost) + above)
     return Plan(rows, columns, masses, cost, f, g, bracket, cells.method), gap
+
+
+def _is_permutation(a: Tensor, b: Tensor) -> bool:
+    """Whether plans of these masses are permutations, without any round-off."""
+    return len(a) == len(b) and bool((a == a[0]).all() and (b == a[0]).all())
 
 
 class _Cells(NamedTuple):
@@ -353,7 +368,7 @@ def _couple_atoms(
                 "measures; use method=None, which tries it first"
             )
             raise ValueError(msg)
-    if len(a) == len(b) and bool((a == a[0]).all() and (b == b[0]).all()):
+    if _is_permutation(a, b):
         scale = 1.0 / len(a)  # masses 1 make the plan a permutation, exactly
         a = b = torch.ones_like(a)
     else:
