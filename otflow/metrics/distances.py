@@ -9,16 +9,15 @@ from torch import Tensor
 
 from otflow._arrays import unit_of
 from otflow._graphs import records
-from otflow._validation import check_like
 from otflow.errors import NonFinite
-from otflow.measures import Gaussian, GridDensity, Measure, Quantiles
+from otflow.measures import Gaussian, GridDensity, Quantiles
 from otflow.metrics.assignments import assignment
 from otflow.metrics.bounds import on_lattices
 from otflow.metrics.bures import between_gaussians
 from otflow.metrics.forest import Forest, potentials
 from otflow.metrics.inputs import Cloud, CloudLike, clouds
 from otflow.metrics.plans import Plan, check_tolerance, couple
-from otflow.metrics.steps import Steps, between_steps
+from otflow.metrics.steps import between_steps, on_the_line
 
 __all__ = ["root", "wasserstein2", "wasserstein2_squared"]
 
@@ -34,11 +33,11 @@ def wasserstein2(mu: Distant, nu: Distant, *, tolerance: float = 0.0) -> Tensor:
 
     Parameters
     ----------
-    mu, nu : Particles, Tensor or ndarray; or two densities of one kind
-        Measures; points (n, d) stand for equal weights 1/n. Two `Gaussian`, or two
-        densities on the line (`Quantiles` or a `GridDensity`), are compared as
-        densities. A `GridDensity` in dimension 2 or 3 stands for atoms at the centres
-        of its cells. The W2 distance of two step densities differs by at most
+    mu, nu : Particles, Tensor, ndarray, GridDensity, Quantiles; or two Gaussian
+        Measures; points (n, d) stand for equal weights 1/n. A density on the line
+        (`Quantiles` or a `GridDensity`) is one that is constant on each cell, also
+        against particles. A `GridDensity` in dimension 2 or 3 stands for atoms at the
+        centres of its cells. The W2 distance of two step densities differs by at most
         :math:`h\sqrt{d/3}` for cells of side h.
     tolerance : float
         How far the value may lie above the distance, as a share of the value, in
@@ -84,11 +83,11 @@ def wasserstein2_squared(mu: Distant, nu: Distant, *, tolerance: float = 0.0) ->
 
     Parameters
     ----------
-    mu, nu : Particles, Tensor or ndarray; or two densities of one kind
-        Measures; points (n, d) stand for equal weights 1/n. Two `Gaussian`, or two
-        densities on the line (`Quantiles` or a `GridDensity`), are compared as
-        densities. A `GridDensity` in dimension 2 or 3 stands for atoms at the centres
-        of its cells. The W2 distance of two step densities differs by at most
+    mu, nu : Particles, Tensor, ndarray, GridDensity, Quantiles; or two Gaussian
+        Measures; points (n, d) stand for equal weights 1/n. A density on the line
+        (`Quantiles` or a `GridDensity`) is one that is constant on each cell, also
+        against particles. A `GridDensity` in dimension 2 or 3 stands for atoms at the
+        centres of its cells. The W2 distance of two step densities differs by at most
         :math:`h\sqrt{d/3}` for cells of side h.
     tolerance : float
         How far the value may lie above the square, as a share of the value, in
@@ -153,14 +152,12 @@ def _measured(
     since the square of 1e-200 is 0 in float64. The squared distance uses the unit 1:
     its gradient would carry the square of another unit.
     """
-    steps, others = (Steps.of(m) if isinstance(m, Measure) else None for m in (mu, nu))
-    if steps is not None and others is not None:
-        assert isinstance(mu, Measure)
-        assert isinstance(nu, Measure)
-        check_like(nu.points, mu.points, "nu", "mu")
+    line = on_the_line(mu, nu)
+    if line is not None:
+        steps, others, like = line
         ends = (steps.left, steps.right, others.left, others.right)
         unit = 1.0 if squared else unit_of(*ends)
-        square, like = between_steps(steps.over(unit), others.over(unit)), mu.points
+        square = between_steps(steps.over(unit), others.over(unit))
     elif isinstance(mu, Gaussian) and isinstance(nu, Gaussian):
         vector, like = between_gaussians(mu, nu), mu.mean
         unit = 1.0 if squared else unit_of(vector)
