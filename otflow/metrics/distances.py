@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from otflow._arrays import unit_of
-from otflow._graphs import records
 from otflow.errors import NonFinite
 from otflow.measures import Gaussian, GridDensity, Quantiles
 from otflow.metrics.assignments import assignment
 from otflow.metrics.bounds import on_lattices
 from otflow.metrics.bures import between_gaussians
-from otflow.metrics.forest import Forest, potentials
 from otflow.metrics.inputs import Cloud, CloudLike, clouds
 from otflow.metrics.plans import Plan, check_tolerance, couple
 from otflow.metrics.steps import between_steps, on_the_line
+from otflow.metrics.weights import is_weighted, weight_slope, weight_term
 
 __all__ = ["root", "wasserstein2", "wasserstein2_squared"]
 
@@ -167,7 +166,7 @@ def _measured(
         blurred = on_lattices(p, q, tolerance)
         if blurred is not None:
             bounds, unit = blurred
-            square = bounds.bracket.upper + _slope(p, q, bounds.f, bounds.g)
+            square = bounds.bracket.upper + weight_slope(p, q, bounds.f, bounds.g)
             square = unit * (unit * square) if squared else square
         else:
             square, unit = _coupled(p, q, tolerance, squared=squared)
@@ -194,7 +193,7 @@ def _coupled(
     matched = p.is_uniform and q.is_uniform and len(s) == len(t)
     is_grid = p.box is not None or q.box is not None
     plan: Plan | None = None
-    if _is_weighted(p, q) or is_grid or not matched or tolerance:
+    if is_weighted(p, q) or is_grid or not matched or tolerance:
         plan = couple(s, p.masses, t, q.masses, tolerance)
         rows, columns, masses = plan.rows, plan.columns, plan.masses
     else:
@@ -202,9 +201,9 @@ def _coupled(
         # faster.
         rows, columns, masses = torch.arange(len(s)), assignment(s, t), p.masses
     moves = x[rows] - y[columns]
-    if plan is not None and _is_weighted(p, q):
+    if plan is not None and is_weighted(p, q):
         distances = moves.square().sum(1)
-        square = masses @ distances + _weight_term(p, q, plan, distances)
+        square = masses @ distances + weight_term(p, q, plan, distances)
     else:
         own = 1.0 if squared else unit_of(moves)  # far below that of the clouds
         unit, square = unit * own, masses @ (moves / own).square().sum(1)
@@ -215,29 +214,3 @@ def root(square: Tensor) -> Tensor:
     """Return the square root, with gradient 0 at 0."""
     zero = square <= 0
     return square.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
-
-
-def _is_weighted(*both: Cloud) -> bool:
-    """Return whether a gradient in weights may be asked for."""
-    return any(c.weights is not None and records(c.weights) for c in both)
-
-
-def _weight_term(p: Cloud, q: Cloud, plan: Plan, distances: Tensor) -> Tensor:
-    """Return a term of value 0 whose gradient in the weights is the potential.
-
-    The potentials carry the graph of the points. So derivatives of the first variation
-    and of the velocity are right too.
-    """
-    forest = Forest(plan.rows, plan.columns, plan.masses, p.masses, q.masses)
-    return _slope(p, q, *potentials(forest, distances, plan.f, plan.g))
-
-
-def _slope(p: Cloud, q: Cloud, f: Tensor, g: Tensor) -> Tensor:
-    """Return a term of value 0 whose gradient in the weights is the potential."""
-    term = f.new_zeros(())
-    for own, potential in ((p, f), (q, g)):
-        if own.weights is not None and own.weights.requires_grad:
-            a = own.weights.to("cpu", torch.float64)
-            a = a / a.sum()
-            term = term + (a - a.detach()) @ potential
-    return term

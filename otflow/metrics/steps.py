@@ -128,19 +128,18 @@ def on_the_line(
     own = [Steps.of(m) if isinstance(m, Measure) else None for m in (mu, nu)]
     if own == [None, None]:
         return None
-    steps, points = [], []
+    sides = []
     for part, measure, name in zip(own, (mu, nu), ("mu", "nu"), strict=True):
         if part is None:
             atoms = cloud(measure, name, grids=True)
-            part, place = Steps.at(atoms), atoms.points
+            sides.append((Steps.at(atoms), atoms.points))
         else:
             assert isinstance(measure, Measure)
-            place = measure.points
-        steps.append(part)
-        points.append(place)
-    check_like(points[1], points[0], "nu", "mu")
-    check_dimension(points[0], points[1], ("mu", "nu"))
-    return steps[0], steps[1], points[0]
+            sides.append((part, measure.points))
+    (first, x), (second, y) = sides
+    check_like(y, x, "nu", "mu")
+    check_dimension(x, y, ("mu", "nu"))
+    return first, second, x
 
 
 def between_steps(mu: Steps, nu: Steps) -> Tensor:
