@@ -79,8 +79,7 @@ class Bounds:
             The numbers, multiplied by the square of the factor.
         """
         f, g = (unit * (unit * z) for z in (self.f, self.g))
-        ends = (unit * (unit * z) for z in (self.bracket.lower, self.bracket.upper))
-        return Bounds(Bracket(*ends), f, g, self.method)
+        return Bounds(self.bracket.times_square(unit), f, g, self.method)
 
 
 def wasserstein2_bounds(

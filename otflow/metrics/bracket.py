@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
-__all__ = ["Bracket"]
+__all__ = ["NOISE", "Bracket"]
+
+# Round-off of sums of products in float64, as a share of their terms.
+NOISE = 8 * sys.float_info.epsilon
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,22 @@ class Bracket:
             At least 0. It exceeds 1 if the lower bound is negative.
         """
         return self.width / self.upper if self.width > 0 else 0.0
+
+    def times_square(self, unit: float) -> Bracket:
+        """Return the bracket of a square whose lengths are larger by a factor.
+
+        Parameters
+        ----------
+        unit : float
+            The factor of lengths, > 0. It is applied twice, since its square may
+            overflow or vanish.
+
+        Returns
+        -------
+        Bracket
+            Both bounds, multiplied by the square of the factor.
+        """
+        return Bracket(unit * (unit * self.lower), unit * (unit * self.upper))
 
     def __contains__(self, value: float) -> bool:
         return self.lower <= float(value) <= self.upper

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from otflow._lazy import lazy_import
 from otflow._pairs import tiles
+from otflow.metrics.bracket import NOISE
 from otflow.metrics.duals import SHARE, squares
 from otflow.metrics.simplex import network_simplex, sparse_simplex
 
@@ -173,12 +174,8 @@ def _improved(
         full = masses > 0
         plan = rows[full], columns[full], masses[full]
         # The tree compares sums of this size.
-        noise = (
-            8
-            * torch.finfo(x.dtype).eps
-            * float(a.sum())
-            * float((f.max() - f.min()) + (g.max() - g.min()) + costs.max())
-        )
+        sizes = (f.max() - f.min()) + (g.max() - g.min()) + costs.max()
+        noise = NOISE * float(a.sum() * sizes)
         found = Bounded(*plan, f, g, float(a @ f + b @ g), upper, noise)
         best = found if best is None else _better(found, best)
         gap = best.upper - best.lower
@@ -195,7 +192,7 @@ def _on_all_cells(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Bounded:
     plan, f, g = network_simplex(costs, a, b)
     rows, columns = plan.nonzero(as_tuple=True)
     upper, lower = float((plan * costs).sum()), float(a @ f + b @ g)
-    noise = 8 * torch.finfo(x.dtype).eps * float(costs.max())
+    noise = NOISE * float(a.sum() * costs.max())
     return Bounded(rows, columns, plan[rows, columns], f, g, lower, upper, noise)
 
 

@@ -12,10 +12,10 @@ from otflow._arrays import as_float_tensor
 from otflow._typing import ArrayLike
 from otflow._validation import check_like, check_map
 from otflow.metrics.assignments import check_pairs
-from otflow.metrics.distances import _is_weighted, _weight_term
 from otflow.metrics.ground import Ground, least_plan, simplex_cells
 from otflow.metrics.inputs import Cloud, CloudLike, clouds
 from otflow.metrics.plans import Plan, placed
+from otflow.metrics.weights import is_weighted, weight_term
 
 __all__ = ["least_cost_plan", "transport_cost"]
 
@@ -138,8 +138,8 @@ def transport_cost(mu: CloudLike, nu: CloudLike, cost: Cost) -> Tensor:
         costs = as_float_tensor(cost, "cost")[rows, columns]
     costs = costs.to("cpu", torch.float64)
     value = plan.masses @ costs
-    if _is_weighted(p, q):
-        value = value + _weight_term(p, q, plan, costs)
+    if is_weighted(p, q):
+        value = value + weight_term(p, q, plan, costs)
     return value.to(p.points)
 
 

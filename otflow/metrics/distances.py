@@ -8,17 +8,15 @@ import torch
 from torch import Tensor
 
 from otflow._arrays import unit_of
-from otflow._graphs import records
-from otflow._validation import check_like
 from otflow.errors import NonFinite
-from otflow.measures import Gaussian, GridDensity, Measure, Quantiles
+from otflow.measures import Gaussian, GridDensity, Quantiles
 from otflow.metrics.assignments import assignment
 from otflow.metrics.bounds import on_lattices
 from otflow.metrics.bures import between_gaussians
-from otflow.metrics.forest import Forest, potentials
 from otflow.metrics.inputs import Cloud, CloudLike, clouds
 from otflow.metrics.plans import Plan, check_tolerance, couple
-from otflow.metrics.steps import Steps, between_steps
+from otflow.metrics.steps import between_steps, on_the_line
+from otflow.metrics.weights import is_weighted, weight_slope, weight_term
 
 __all__ = ["root", "wasserstein2", "wasserstein2_squared"]
 
@@ -34,11 +32,11 @@ def wasserstein2(mu: Distant, nu: Distant, *, tolerance: float = 0.0) -> Tensor:
 
     Parameters
     ----------
-    mu, nu : Particles, Tensor or ndarray; or two densities of one kind
-        Measures; points (n, d) stand for equal weights 1/n. Two `Gaussian`, or two
-        densities on the line (`Quantiles` or a `GridDensity`), are compared as
-        densities. A `GridDensity` in dimension 2 or 3 stands for atoms at the centres
-        of its cells. The W2 distance of two step densities differs by at most
+    mu, nu : Particles, Tensor, ndarray, GridDensity, Quantiles; or two Gaussian
+        Measures; points (n, d) stand for equal weights 1/n. A density on the line
+        (`Quantiles` or a `GridDensity`) is one that is constant on each cell, also
+        against particles. A `GridDensity` in dimension 2 or 3 stands for atoms at the
+        centres of its cells. The W2 distance of two step densities differs by at most
         :math:`h\sqrt{d/3}` for cells of side h.
     tolerance : float
         How far the value may lie above the distance, as a share of the value, in
@@ -84,11 +82,11 @@ def wasserstein2_squared(mu: Distant, nu: Distant, *, tolerance: float = 0.0) ->
 
     Parameters
     ----------
-    mu, nu : Particles, Tensor or ndarray; or two densities of one kind
-        Measures; points (n, d) stand for equal weights 1/n. Two `Gaussian`, or two
-        densities on the line (`Quantiles` or a `GridDensity`), are compared as
-        densities. A `GridDensity` in dimension 2 or 3 stands for atoms at the centres
-        of its cells. The W2 distance of two step densities differs by at most
+    mu, nu : Particles, Tensor, ndarray, GridDensity, Quantiles; or two Gaussian
+        Measures; points (n, d) stand for equal weights 1/n. A density on the line
+        (`Quantiles` or a `GridDensity`) is one that is constant on each cell, also
+        against particles. A `GridDensity` in dimension 2 or 3 stands for atoms at the
+        centres of its cells. The W2 distance of two step densities differs by at most
         :math:`h\sqrt{d/3}` for cells of side h.
     tolerance : float
         How far the value may lie above the square, as a share of the value, in
@@ -153,14 +151,12 @@ def _measured(
     since the square of 1e-200 is 0 in float64. The squared distance uses the unit 1:
     its gradient would carry the square of another unit.
     """
-    steps, others = (Steps.of(m) if isinstance(m, Measure) else None for m in (mu, nu))
-    if steps is not None and others is not None:
-        assert isinstance(mu, Measure)
-        assert isinstance(nu, Measure)
-        check_like(nu.points, mu.points, "nu", "mu")
+    line = on_the_line(mu, nu)
+    if line is not None:
+        steps, others, like = line
         ends = (steps.left, steps.right, others.left, others.right)
         unit = 1.0 if squared else unit_of(*ends)
-        square, like = between_steps(steps.over(unit), others.over(unit)), mu.points
+        square = between_steps(steps.over(unit), others.over(unit))
     elif isinstance(mu, Gaussian) and isinstance(nu, Gaussian):
         vector, like = between_gaussians(mu, nu), mu.mean
         unit = 1.0 if squared else unit_of(vector)
@@ -170,7 +166,7 @@ def _measured(
         blurred = on_lattices(p, q, tolerance)
         if blurred is not None:
             bounds, unit = blurred
-            square = bounds.bracket.upper + _slope(p, q, bounds.f, bounds.g)
+            square = bounds.bracket.upper + weight_slope(p, q, bounds.f, bounds.g)
             square = unit * (unit * square) if squared else square
         else:
             square, unit = _coupled(p, q, tolerance, squared=squared)
@@ -197,7 +193,7 @@ def _coupled(
     matched = p.is_uniform and q.is_uniform and len(s) == len(t)
     is_grid = p.box is not None or q.box is not None
     plan: Plan | None = None
-    if _is_weighted(p, q) or is_grid or not matched or tolerance:
+    if is_weighted(p, q) or is_grid or not matched or tolerance:
         plan = couple(s, p.masses, t, q.masses, tolerance)
         rows, columns, masses = plan.rows, plan.columns, plan.masses
     else:
@@ -205,9 +201,9 @@ def _coupled(
         # faster.
         rows, columns, masses = torch.arange(len(s)), assignment(s, t), p.masses
     moves = x[rows] - y[columns]
-    if plan is not None and _is_weighted(p, q):
+    if plan is not None and is_weighted(p, q):
         distances = moves.square().sum(1)
-        square = masses @ distances + _weight_term(p, q, plan, distances)
+        square = masses @ distances + weight_term(p, q, plan, distances)
     else:
         own = 1.0 if squared else unit_of(moves)  # far below that of the clouds
         unit, square = unit * own, masses @ (moves / own).square().sum(1)
@@ -218,29 +214,3 @@ def root(square: Tensor) -> Tensor:
     """Return the square root, with gradient 0 at 0."""
     zero = square <= 0
     return square.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
-
-
-def _is_weighted(*both: Cloud) -> bool:
-    """Return whether a gradient in weights may be asked for."""
-    return any(c.weights is not None and records(c.weights) for c in both)
-
-
-def _weight_term(p: Cloud, q: Cloud, plan: Plan, distances: Tensor) -> Tensor:
-    """Return a term of value 0 whose gradient in the weights is the potential.
-
-    The potentials carry the graph of the points. So derivatives of the first variation
-    and of the velocity are right too.
-    """
-    forest = Forest(plan.rows, plan.columns, plan.masses, p.masses, q.masses)
-    return _slope(p, q, *potentials(forest, distances, plan.f, plan.g))
-
-
-def _slope(p: Cloud, q: Cloud, f: Tensor, g: Tensor) -> Tensor:
-    """Return a term of value 0 whose gradient in the weights is the potential."""
-    term = f.new_zeros(())
-    for own, potential in ((p, f), (q, g)):
-        if own.weights is not None and own.weights.requires_grad:
-            a = own.weights.to("cpu", torch.float64)
-            a = a / a.sum()
-            term = term + (a - a.detach()) @ potential
-    return term

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from otflow.metrics.bracket import NOISE
 from otflow.metrics.lattices import Lattice, soft_moments, soft_sums, transformed
 from otflow.metrics.rounding import rounded_cost
 
@@ -42,8 +43,6 @@ ROUNDS = 6
 # 1e-21.
 SEEN, ALL = 24.0, 48.0
 # Round-off of a mass, a coordinate, and a sum of bounds, in units of the last digit.
-NEAR = 8
-ROUND_OFF = torch.finfo(torch.float64).eps
 
 
 class Proof(NamedTuple):
@@ -100,11 +99,11 @@ def common_shift(mu: Lattice, nu: Lattice) -> Tensor | None:
     if mu.masses.shape != nu.masses.shape:
         return None
     # Masses that were divided by their sum differ by its round-off.
-    if not torch.allclose(mu.masses, nu.masses, rtol=NEAR * ROUND_OFF, atol=0.0):
+    if not torch.allclose(mu.masses, nu.masses, rtol=NOISE, atol=0.0):
         return None
     gaps = [y - x for x, y in zip(mu.axes, nu.axes, strict=True)]
     size = max(float(z.abs().max()) for z in (*mu.axes, *nu.axes))
-    if any(float(g.max() - g.min()) > NEAR * ROUND_OFF * size for g in gaps):
+    if any(float(g.max() - g.min()) > NOISE * size for g in gaps):
         return None
     return torch.stack([g[0] for g in gaps])
 
@@ -130,7 +129,7 @@ def between_lattices(
     if is_moved:
         zero = torch.zeros_like
         same = torch.equal(mu.trimmed()[0].masses, nu.trimmed()[0].masses)
-        noise = 0.0 if same else NEAR * ROUND_OFF * _reach(mu, nu)
+        noise = 0.0 if same else NOISE * _reach(mu, nu)
         best: Proof | None = Proof(zero(mu.masses), zero(nu.masses), 0.0, 0.0, noise)
     else:
         best = _between_centred(mu, nu, far, tolerance, always=always)
@@ -139,7 +138,7 @@ def between_lattices(
     f, g = best.f, best.g + far
     for k, s in enumerate(shift):
         f, g = f - mu.on(k, 2 * s * mu.axes[k]), g + nu.on(k, 2 * s * nu.axes[k])
-    noise = best.noise + NEAR * ROUND_OFF * far
+    noise = best.noise + NOISE * far
     return Proof(f, g, best.lower + far, best.upper + far, noise)
 
 
@@ -255,7 +254,7 @@ def _bounds(point: _Potentials, mu: Lattice, nu: Lattice) -> Proof:
     sizes = float(f.abs().max() + g.abs().max()) + reach
     # The exponents of the plan have the round-off of sizes / eps. To mend marginals of
     # this relative error costs at most as much mass times the largest cost.
-    noise = NEAR * ROUND_OFF * (sizes + (sizes / eps + 100.0) * reach)
+    noise = NOISE * (sizes + (sizes / eps + 100.0) * reach)
     return Proof(f, g, lower, upper, noise)
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from otflow.errors import NotConverged
-from otflow.metrics.bracket import Bracket
+from otflow.metrics.bracket import NOISE, Bracket
 from otflow.metrics.duals import SHARE
-from otflow.metrics.plans import ACCEPTED, NOISE, Plan
+from otflow.metrics.plans import ACCEPTED, Plan
 from otflow.metrics.simplex import network_simplex
 
 __all__ = ["Cells", "Ground", "least_plan", "simplex_cells"]

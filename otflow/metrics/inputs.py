@@ -16,7 +16,14 @@ from otflow.errors import NonFinite
 from otflow.measures import Box, GridDensity, Measure, Particles
 from otflow.metrics.lattices import Lattice
 
-__all__ = ["Cloud", "CloudLike", "cloud", "clouds"]
+__all__ = [
+    "Cloud",
+    "CloudLike",
+    "check_dimension",
+    "check_masses",
+    "cloud",
+    "clouds",
+]
 
 CloudLike: TypeAlias = Particles | ArrayLike
 """Particles, or points (n, d) of equal weights 1/n."""
@@ -90,7 +97,7 @@ def cloud(mu: CloudLike | Measure, name: str, *, grids: bool = False) -> Cloud:
             "transport_plan, wasserstein2 and wasserstein2_bounds take a grid as atoms "
             "at the centres of its cells"
             if mu.dim > 1
-            else "only wasserstein2 compares densities on the line, two of them"
+            else "wasserstein2 and semidiscrete_plan take it as a density"
         )
         msg = (
             f"{name} is a GridDensity in dimension {mu.dim}, and this distance takes "
@@ -132,11 +139,16 @@ def clouds(
         cloud(m, name, grids=grids) for m, name in zip((mu, nu), names, strict=True)
     )
     check_like(q.points, p.points, names[1], names[0])
-    d, e = p.points.shape[1], q.points.shape[1]
+    check_dimension(p.points, q.points, names)
+    return p, q
+
+
+def check_dimension(x: Tensor, y: Tensor, names: tuple[str, str]) -> None:
+    """Raise ValueError if points (n, d) and (m, d) lie in two spaces."""
+    d, e = x.shape[1], y.shape[1]
     if d != e:
         msg = (
             f"{names[0]} lies in dimension {d} but {names[1]} in dimension {e}; "
             f"a distance needs one space for both"
         )
         raise ValueError(msg)
-    return p, q

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from otflow._lazy import lazy_import
 from otflow._pairs import tiles
+from otflow.metrics.bracket import NOISE
 
 __all__ = ["round_off", "supporting_potential"]
 
@@ -71,7 +72,7 @@ def supporting_potential(x: Tensor, y: Tensor) -> Tensor | None:
 def round_off(x: Tensor, y: Tensor) -> float:
     """Return the round-off of products of these points."""
     norms = x.square().sum(1).max() * y.square().sum(1).max()
-    return 8 * torch.finfo(x.dtype).eps * float(norms.sqrt())
+    return NOISE * float(norms.sqrt())
 
 
 def _shifted(n: int) -> Tensor:

@@ -50,11 +50,26 @@ class Path:
         return cls(x, y, heights, torch.cat([x.new_zeros(1), parts.cumsum(0)]))
 
     def means(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return the mean of the potential over cells."""
+        """Return the mean of the potential over cells, its value if left is right."""
         rise = self._integral(right) - self._integral(left)
-        return rise / (right - left)
+        width = right - left
+        point = width <= 0
+        if bool(point.any()):
+            return torch.where(
+                point, self._height(left), rise / width.masked_fill(point, 1.0)
+            )
+        return rise / width
+
+    def _height(self, at: Tensor) -> Tensor:
+        k, step, start, end = self._step(at)
+        return self.heights[k] + step * (start + end)
 
     def _integral(self, at: Tensor) -> Tensor:
+        k, step, start, end = self._step(at)
+        return self.integrals[k] + _simpson(self.heights[k], step, start, end)
+
+    def _step(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the node before each place, the step from it, and x - T at both."""
         k = torch.searchsorted(self.x, at, right=True) - 1
         k = k.clamp(0, len(self.x) - 2)
         width = self.x[k + 1] - self.x[k]
@@ -62,8 +77,7 @@ class Path:
         width = width.masked_fill(width <= 0, 1.0)
         step = at - self.x[k]
         y = self.y[k] + (step / width).clamp(0.0, 1.0) * (self.y[k + 1] - self.y[k])
-        start = self.x[k] - self.y[k]
-        return self.integrals[k] + _simpson(self.heights[k], step, start, at - y)
+        return k, step, self.x[k] - self.y[k], at - y
 
 
 def _simpson(height: Tensor, step: Tensor, start: Tensor, end: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from otflow.metrics.assignments import (
     without_offset,
 )
 from otflow.metrics.balance import balanced
-from otflow.metrics.bracket import Bracket
+from otflow.metrics.bracket import NOISE, Bracket
 from otflow.metrics.columns import between_many
 from otflow.metrics.duals import SHARE, transform
 from otflow.metrics.inputs import CloudLike, clouds
@@ -32,8 +32,6 @@ __all__ = ["Plan", "check_tolerance", "couple", "placed", "transport_plan"]
 METHODS = ("sorted", "identity", "simplex", "columns")
 # Pairs up to which the network simplex on all of them takes less time than columns.
 MANY = 10**6
-# Round-off of sums of products, as a share of their terms.
-NOISE = 8 * torch.finfo(torch.float64).eps
 # Largest gap that an exact plan may keep, as a share of the cost: it warns.
 ACCEPTED = 1e-6
 TINY = torch.finfo(torch.float64).tiny
@@ -245,8 +243,7 @@ def couple(
     unit = unit_of(x, y)
     plan, gap = _couple(x / unit, a, y / unit, b, tolerance, method)
     cost, f, g = (unit * (unit * z) for z in (plan.cost, plan.f, plan.g))
-    ends = (unit * (unit * z) for z in (plan.bracket.lower, plan.bracket.upper))
-    plan = replace(plan, cost=cost, f=f, g=g, bracket=Bracket(*ends))
+    plan = replace(plan, cost=cost, f=f, g=g, bracket=plan.bracket.times_square(unit))
     if gap > tolerance:
         _tell(plan, gap, tolerance)
     return plan

@@ -7,16 +7,11 @@ from torch import Tensor
 
 from otflow._validation import real
 from otflow.metrics.assignments import check_pairs
-from otflow.metrics.distances import (
-    Distant,
-    _is_weighted,
-    _weight_term,
-    root,
-    wasserstein2,
-)
+from otflow.metrics.distances import Distant, root, wasserstein2
 from otflow.metrics.ground import Cells, Ground, least_plan, simplex_cells
 from otflow.metrics.inputs import clouds
 from otflow.metrics.line import staircase
+from otflow.metrics.weights import is_weighted, weight_term
 
 __all__ = ["wasserstein"]
 
@@ -113,9 +108,9 @@ def wasserstein(mu: Distant, nu: Distant, p: float = 1.0) -> Tensor:
     )
     plan = least_plan(ground, a, b, find)
     moves = x[plan.rows] - y[plan.columns]
-    if _is_weighted(first, second):
+    if is_weighted(first, second):
         costs = power(moves)
-        total = plan.masses @ costs + _weight_term(first, second, plan, costs)
+        total = plan.masses @ costs + weight_term(first, second, plan, costs)
     else:
         # A unit of the moves' own size, which may be far below that of the clouds.
         own = float(moves.detach().abs().max()) or 1.0

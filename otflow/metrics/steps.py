@@ -1,4 +1,4 @@
-r"""The exact W2 distance between two step densities on the line."""
+r"""The exact W2 distance between step densities, or one and atoms, on the line."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ import torch
 from torch import Tensor
 
 from otflow._known import known_derivatives
+from otflow._validation import check_like
 from otflow.errors import Unsupported
 from otflow.measures import GridDensity, Measure, Quantiles
-from otflow.metrics.inputs import check_masses
+from otflow.metrics.inputs import Cloud, CloudLike, check_dimension, check_masses, cloud
 from otflow.metrics.path import Path
 
-__all__ = ["Steps", "between_steps", "common_edges", "quantiles_of"]
+__all__ = ["Steps", "between_steps", "common_edges", "on_the_line", "quantiles_of"]
 
 
 @dataclass(frozen=True)
 class Steps:
     """Ordered intervals with a uniform density on each; gaps may lie between them.
+
+    An interval of length 0 is an atom.
 
     Parameters
     ----------
@@ -50,6 +53,17 @@ class Steps:
         masses = mu.weights.double()
         check_masses(mu)
         return cls(edges[:-1], edges[1:], masses / masses.sum())
+
+    @classmethod
+    def at(cls, atoms: Cloud) -> Steps:
+        """Return the atoms of a cloud on the line, sorted."""
+        x = atoms.points[:, 0].double()
+        masses = torch.ones_like(x.detach())
+        if atoms.weights is not None:
+            masses = atoms.weights.double()
+        order = x.detach().argsort(stable=True)
+        x, masses = x[order], masses[order]
+        return cls(x, x, masses / masses.sum())
 
     def over(self, unit: float) -> Steps:
         """Return these steps with lengths measured in another unit."""
@@ -102,6 +116,30 @@ class _Levels:
         order = both.value.argsort(stable=True)
         order = order[both.side[order].argsort(stable=True)]
         return both.at(order), order
+
+
+def on_the_line(
+    mu: CloudLike | Measure, nu: CloudLike | Measure
+) -> tuple[Steps, Steps, Tensor] | None:
+    """Return both measures as steps if one is a density on the line, else None.
+
+    The other one may consist of atoms. The third entry is the points of `mu`.
+    """
+    own = [Steps.of(m) if isinstance(m, Measure) else None for m in (mu, nu)]
+    if own == [None, None]:
+        return None
+    sides = []
+    for part, measure, name in zip(own, (mu, nu), ("mu", "nu"), strict=True):
+        if part is None:
+            atoms = cloud(measure, name, grids=True)
+            sides.append((Steps.at(atoms), atoms.points))
+        else:
+            assert isinstance(measure, Measure)
+            sides.append((part, measure.points))
+    (first, x), (second, y) = sides
+    check_like(y, x, "nu", "mu")
+    check_dimension(x, y, ("mu", "nu"))
+    return first, second, x
 
 
 def between_steps(mu: Steps, nu: Steps) -> Tensor:

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.metrics import transport_plan, wasserstein2, wasserstein2_squared
+from otflow.metrics import (
+    Bracket,
+    transport_plan,
+    wasserstein2,
+    wasserstein2_squared,
+)
+from otflow.testing.clouds import normal
 
 columns = importlib.import_module("otflow.metrics.columns")
 
@@ -194,3 +200,21 @@ def test_a_solver_that_stops_early_is_told_where_warnings_are_errors(monkeypatch
     masses = torch.full((n,), 1 / n, dtype=torch.float64)
     with pytest.raises(of.errors.NotConverged, match="stopped before the optimum"):
         simplex.sparse_simplex(rows, every, costs, masses, masses)
+
+
+@pytest.mark.parametrize("n", [30, 1500])
+def test_the_round_off_of_the_bounds_is_that_of_the_total_mass(n):
+    x, y = normal(n, 2), normal(n, 2, seed=1)
+    ones = torch.ones(n, dtype=torch.float64)
+    one, many = (
+        columns.between_many(x, m * ones, y, m * ones, 0.5) for m in (1.0, 1024.0)
+    )
+    assert many.noise == pytest.approx(1024 * one.noise, rel=1e-9)
+    assert many.upper == pytest.approx(1024 * one.upper, rel=1e-9)
+
+
+def test_a_bracket_of_a_square_in_another_unit():
+    bracket = Bracket(1.0, 3.0).times_square(4.0)
+    assert (bracket.lower, bracket.upper) == (16.0, 48.0)
+    # The square of the unit is 0 in float64, the product is not.
+    assert Bracket(1e300, 1e300).times_square(1e-200).upper == pytest.approx(1e-100)

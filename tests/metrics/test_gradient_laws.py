@@ -82,6 +82,8 @@ PAIRS = {
     "quantiles": lambda: (quantiles(7, 0), quantiles(5, 1)),
     "quantiles and grid": lambda: (quantiles(7, 0), grid(9, 1)),
     "grids": lambda: (grid(8, 0), grid(11, 1)),
+    "particles and grid": lambda: (particles(6, 1, 0), grid(9, 1)),
+    "quantiles and points": lambda: (quantiles(7, 0), points(5, 1, 1)),
     "Gaussians": lambda: (gaussian(3, 0), gaussian(3, 1)),
 }
 DISTANCES = {
@@ -107,7 +109,9 @@ DISTANCES = {
 # Those that take atoms alone; the two that take equal ones; that which takes points.
 ATOMS = ("sinkhorn", "quotient", "wasserstein, p", "transport", "entropic", "batched")
 EQUAL = {"quotient": {"points", "equal atoms"}, "batched": {"points"}}
-DENSITIES = {"quantiles", "quantiles and grid", "grids", "Gaussians"}
+LINE = {"quantiles", "quantiles and grid", "grids"}
+MIXED = {"particles and grid", "quantiles and points"}
+DENSITIES = {*LINE, *MIXED, "Gaussians"}
 CASES = [
     (distance, pair)
     for distance in DISTANCES

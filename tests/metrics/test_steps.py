@@ -57,8 +57,9 @@ def test_it_is_a_functional_with_a_gradient():
 
 def test_two_kinds_or_two_dtypes_are_refused():
     mu = make(0)
+    normal_law = of.Gaussian(mu.points[0], torch.eye(1, dtype=torch.float64))
     with pytest.raises(TypeError, match="must be Particles or points"):
-        wasserstein2(mu, of.Particles(mu.points))
+        wasserstein2(mu, normal_law)
     single = of.Quantiles(mu.edges.float())
     with pytest.raises(TypeError, match="nothing is cast silently"):
         wasserstein2(mu, single)
@@ -112,3 +113,81 @@ def test_a_divergence_of_grids_is_refused_with_the_cure():
     )
     with pytest.raises(TypeError, match=r"Particles\(mu\.points, mu\.weights\)"):
         of.metrics.sinkhorn_divergence(mu, mu, blur=0.1)
+
+
+# Atoms against a density on the line --------------------------------------------------
+
+
+def law(n, seed):
+    return of.Particles(
+        normal(n, 1, seed=seed), normal(n, seed=seed + 9).exp(), normalize=True
+    )
+
+
+def test_one_atom_and_many_in_closed_form():
+    uniform = grid([1.0, 1.0, 1.0, 1.0], 0.0, 1.0)
+    for n in (1, 2, 7):
+        # The middles of n equal parts: each part has the variance 1 / (12 n^2).
+        middles = (torch.arange(n, dtype=torch.float64)[:, None] + 0.5) / n
+        found = wasserstein2_squared(middles, uniform)
+        assert float(found) == pytest.approx(1 / (12 * n * n), rel=1e-13)
+    far = torch.tensor([[1e9]], dtype=torch.float64)
+    assert float(wasserstein2(uniform, far)) == pytest.approx(1e9 - 0.5, rel=1e-15)
+
+
+@pytest.mark.parametrize("kind", ["grid", "quantiles"])
+def test_atoms_in_the_cells_of_a_density_approach_it(kind):
+    """W2 of atoms at the middles of q parts of each cell: the error is h^2/(12 q^2)."""
+    mu, q = law(6, 1), 4000
+    nu = grid([1.0, 0.0, 3.0, 2.0]) if kind == "grid" else make(2, 5)
+    ends = nu.edges if kind == "quantiles" else torch.linspace(-1, 1, 5).double()
+    parts = (torch.arange(q, dtype=torch.float64) + 0.5) / q
+    places = ends[:-1, None] + parts * ends.diff()[:, None]
+    masses = (nu.weights[:, None] / q).expand(-1, q)
+    fine = of.Particles(
+        places.reshape(-1, 1), masses.reshape(-1).clone(), normalize=True
+    )
+    expected = wasserstein2_squared(mu, fine)
+    found = wasserstein2_squared(mu, nu)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(wasserstein2_squared(nu, mu), found)
+    torch.testing.assert_close(wasserstein2(nu, mu).square(), found)
+    torch.testing.assert_close(of.metrics.wasserstein(mu, nu, 2.0).square(), found)
+
+
+def test_atoms_may_coincide_come_in_any_order_and_have_no_mass():
+    mu, nu = law(5, 3), grid([1.0, 2.0, 0.0, 1.0])
+    order = torch.tensor([3, 0, 4, 1, 2])
+    found = wasserstein2_squared(mu, nu)
+    turned = of.Particles(mu.points[order], mu.weights[order])
+    torch.testing.assert_close(wasserstein2_squared(turned, nu), found)
+    twice = of.Particles(mu.points.repeat(2, 1), mu.weights.repeat(2) / 2)
+    torch.testing.assert_close(wasserstein2_squared(twice, nu), found)
+    zero = torch.zeros(1, dtype=torch.float64)
+    more = of.Particles(
+        torch.cat([mu.points, zero[:, None] + 5.0]), torch.cat([mu.weights, zero])
+    )
+    torch.testing.assert_close(wasserstein2_squared(more, nu), found)
+
+
+def test_the_derivative_in_the_mass_of_an_atom_without_mass_is_one_sided():
+    nu = grid([1.0, 2.0, 1.0, 3.0])
+    w = torch.tensor([0.3, 0.7, 0.0], dtype=torch.float64)
+    one = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    mu = of.Particles(torch.tensor([[-0.5], [0.4], [0.1]], dtype=torch.float64), w)
+    value = lambda m: wasserstein2_squared(m, nu)
+    slope = mu.mass_gradient(value) @ (one - w)
+    rise = lambda e: value(mu.with_free_atoms(mu.points, (1 - e) * w + e * one))
+    e = 1e-6
+    forward = (4 * rise(e) - rise(2 * e) - 3 * rise(0.0)) / (2 * e)
+    torch.testing.assert_close(slope, forward, rtol=1e-6, atol=0)
+
+
+def test_atoms_of_the_line_meet_a_density_of_the_line_only():
+    nu = grid([1.0, 1.0])
+    with pytest.raises(
+        ValueError, match="mu lies in dimension 2 but nu in dimension 1"
+    ):
+        wasserstein2(normal(4, 2), nu)
+    with pytest.raises(TypeError, match="nothing is cast silently"):
+        wasserstein2(normal(4, 1).float(), nu)
