@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 
@@ -77,9 +78,15 @@ class Bracket:
         Returns
         -------
         Bracket
-            Both bounds, multiplied by the square of the factor.
+            Both bounds, multiplied by the square of the factor, rounded outwards.
         """
-        return Bracket(unit * (unit * self.lower), unit * (unit * self.upper))
+        low, high = (unit * (unit * z) for z in (self.lower, self.upper))
+        # A product with a power of two is exact, but for numbers near the least ones.
+        if low / unit / unit > self.lower:
+            low = math.nextafter(low, -math.inf)
+        if high / unit / unit < self.upper:
+            high = math.nextafter(high, math.inf)
+        return Bracket(low, high)
 
     def __contains__(self, value: float) -> bool:
         return self.lower <= float(value) <= self.upper
