@@ -29,6 +29,7 @@ __all__ = [
     "records",
     "refuse_graph",
     "value_of",
+    "with_value",
     "without_counters",
 ]
 
@@ -120,6 +121,14 @@ def alias(x: Tensor) -> Tensor:
     from `x`, such as weights that depend on the points.
     """
     return x.view_as(x) if x.requires_grad else leaf(x)
+
+
+def with_value(z: Tensor, value: Tensor) -> Tensor:
+    """Return `z` with another value, equal up to round-off, and the graph of `z`.
+
+    Clipping what round-off adds would set derivatives to 0.
+    """
+    return z + (value - z).detach()
 
 
 def kept(function: Callable[P, T]) -> Callable[P, T]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from otflow._arrays import as_points
-from otflow._graphs import records
+from otflow._graphs import records, with_value
 from otflow._typing import ArrayLike, Seed
 from otflow._validation import (
     check_generator,
@@ -173,8 +173,9 @@ def _on_lines(
     the masses: then the mean of both orders is taken.
     """
     (x, a), (y, b) = _sorted(*mu), _sorted(*nu)
-    own = a.cumsum(1)[:, :-1].clamp_max(1.0)
-    other = _snapped(b.cumsum(1)[:, :-1].clamp_max(1.0), own.detach())
+    own, other = (z.cumsum(1)[:, :-1] for z in (a, b))
+    own, other = (with_value(z, z.clamp_max(1.0)) for z in (own, other))
+    other = _snapped(other, own.detach())
     levels, marks = torch.cat([own, other], 1), torch.cat([other, own], 1)
     order = levels.detach().argsort(dim=1, stable=True)
     cost = _cost(levels, order, order < own.shape[1], x, y)
@@ -201,7 +202,7 @@ def _snapped(levels: Tensor, marks: Tensor) -> Tensor:
     for at in (above, (above - 1).clamp_min(0)):
         mark = marks.gather(1, at)
         value = torch.where((value - mark).abs() <= slack, mark, value)
-    return levels + (value - levels.detach())
+    return with_value(levels, value)
 
 
 def _cost(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from otflow._graphs import with_value
 from otflow._typing import ArrayLike
 from otflow._validation import positive, real
 from otflow.errors import Unsupported
@@ -12,7 +13,8 @@ from otflow.functionals.base import Functional
 from otflow.functionals.targets import as_atoms, as_target, atoms_of, check_space
 from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
 from otflow.metrics import sinkhorn_divergence, wasserstein2_squared
-from otflow.metrics.plans import check_tolerance
+from otflow.metrics.columns import cheapest
+from otflow.metrics.plans import check_tolerance, couple
 from otflow.metrics.steps import Steps
 
 __all__ = ["SinkhornDivergenceTo", "SquaredDistanceTo"]
@@ -115,6 +117,20 @@ class SquaredDistanceTo(Functional):
             apart = mu.edges - quantiles_at(steps, mu.weights).to(mu.edges)
             return 0.5 * (mu.lumped @ apart.square())
         return 0.5 * wasserstein2_squared(mu, nu, tolerance=self.tolerance)  # type: ignore[arg-type]
+
+    def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
+        r"""Return :math:`y_j - x` for a j that attains the minimum in F'(x)."""
+        nu = self.target
+        if not (isinstance(mu, Particles) and isinstance(nu, Particles)):
+            return super()._velocity_at(mu, x)
+        check_space(mu, nu)
+        at, p, q = (
+            (z - nu.points[0]).detach().to("cpu", torch.float64)
+            for z in (x, mu.points, nu.points)
+        )
+        a, b = (m.weights.detach().to("cpu", torch.float64) for m in (mu, nu))
+        g = couple(p, a / a.sum(), q, b / b.sum(), self.tolerance).g
+        return nu.points[cheapest(at, q, g, 1)[1][:, 0].to(x.device)] - x
 
     def modulus(self, dim: int) -> float | None:
         return 1.0 if dim == 1 and _on_line(self.target) else None
@@ -244,10 +260,13 @@ def _from_below(left: Tensor, right: Tensor, m: Tensor, masses: Tensor) -> Tenso
     ):
         j = cell.clamp(0, last)
         edge = (ends if meets else starts)[j]
-        share = ((levels - starts[j]) / m[j]).clamp(0.0, 1.0)
+        share = (levels - starts[j]) / m[j]
+        share = with_value(share, share.clamp(0.0, 1.0))
         near = (edge.detach() - s).abs() <= slack
+        # The derivative in masses at the end of a cell is that within the cell.
+        share = with_value(share, torch.where(near, float(meets), share))
         inside = left[j] + share * (right[j] - left[j])
-        values.append(torch.where(near, at[j], inside))
+        values.append(with_value(inside, torch.where(near, at[j], inside)))
     return 0.5 * (values[0] + values[1])
 
 

@@ -230,3 +230,18 @@ def test_a_move_takes_the_directions_along():
     assert F.directions.dtype == F.target.dtype == torch.float32
     assert F.value(uniform(5, dtype=torch.float32)).dtype == torch.float32
     assert F.modulus(2) is None
+
+
+def test_a_sum_of_masses_above_one_keeps_its_derivative():
+    """The masses add to 1 + 2.2e-16, and the probe lies beyond all atoms."""
+    x = torch.tensor([-0.125387525, 0.560533141, -0.422567079]).double()[:, None]
+    masses = [0.3770226243776614, 0.13394484469868564, 0.48903253092365306]
+    w = torch.tensor(masses, dtype=torch.float64)
+    target = torch.tensor([[1.1684558832867076]]).double()
+    mu, probe = of.Particles(x, w), torch.tensor([[1.4390177264607749]]).double()
+    F = of.SlicedWassersteinTo(target, torch.ones(1, 1).double())
+    G = of.SquaredDistanceTo(target)
+    found, exact = (
+        H.first_variation(mu, probe) - w @ H.first_variation(mu, x) for H in (F, G)
+    )
+    torch.testing.assert_close(found, exact)

@@ -374,3 +374,34 @@ def test_a_graph_of_the_target_is_kept():
             return make(y.detach() + t * u).value(mu)
 
         torch.testing.assert_close((slope * u).sum(), derivative(moved, 1e-4))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_field_between_atoms_of_equal_weights(seed):
+    """Their plans fall into parts; the field is minus the slope of F'."""
+    r = torch.Generator().manual_seed(seed)
+    n, m, d = (int(torch.randint(1, 6, (), generator=r)) for _ in range(3))
+    mu, nu, x = (torch.randn(k, d, generator=r).double() for k in (n, m, 4))
+    F, mu = of.SquaredDistanceTo(nu), of.Particles(mu)
+    field, h = F.velocity(mu, x), 1e-5
+    for axis, step in enumerate(h * torch.eye(d).double()):
+        slope = (F.first_variation(mu, x + step) - F.first_variation(mu, x - step)) / h
+        torch.testing.assert_close(field[:, axis], -0.5 * slope, rtol=0, atol=1e-9)
+
+
+def test_levels_that_meet_have_the_mean_of_both_derivatives():
+    w = torch.tensor([0.2, 0.3, 0.1, 0.4], dtype=F64)
+    edges = torch.tensor([-1.0, 0.0, 0.5, 2.0, 2.3]).double()
+    F = of.SquaredDistanceTo(
+        of.Quantiles(torch.tensor([0.0, 1.0, 1.5, 1.7, 4.0]).double(), w)
+    )
+
+    def value(weights):
+        return F.value(of.Quantiles(edges, weights))
+
+    live, along = w.clone().requires_grad_(), torch.tensor([1.0, -2, 3, -2]).double()
+    (slope,) = torch.autograd.grad(value(live), live)
+    h = 1e-7
+    sides = [(value(w + t * along) - value(w)) / t for t in (h, -h)]
+    assert abs(sides[0] - sides[1]) > 0.1
+    torch.testing.assert_close(slope @ along, sum(sides) / 2, rtol=1e-5, atol=0)
