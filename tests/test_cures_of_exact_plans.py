@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from unittest import mock
 
 import pytest
+import torch
 
 import otflow as of
 from otflow.testing.clouds import normal
@@ -39,7 +40,58 @@ def bracket(*measures):
     return of.metrics.barycenter(measures, blur=blur).bracket()
 
 
+LAW = of.Gaussian(torch.zeros(2), torch.eye(2))
+WIDE = of.Gaussian(torch.ones(2), 2 * torch.eye(2))
+HUGE = 1e25 * torch.eye(2)
+ATOMS = of.Particles(torch.tensor([[0.0], [1.0]]))
+LINE = of.Quantiles(torch.tensor([0.0, 1.0, 3.0]))
+
+
+def drawn(law):
+    return of.Particles(law.sample(50, torch.Generator().manual_seed(0)))
+
+
 CASES: dict[str, Case] = {
+    "a map that splits atoms": (
+        of.errors.Unsupported,
+        r"use plan.inverse\(\), the map from the density to the atoms",
+        lambda: plan(ATOMS, LINE)(ATOMS.points),
+        [lambda: plan(ATOMS, LINE).inverse()(ATOMS.points)],
+    ),
+    "a simplex between Gaussians": (
+        ValueError,
+        r"use method=None, or Particles\(mu.sample\(1000, generator\)\)",
+        lambda: plan(LAW, WIDE, method="simplex"),
+        [
+            lambda: plan(LAW, WIDE, method=None),
+            lambda: plan(drawn(LAW), drawn(WIDE), method="simplex"),
+        ],
+    ),
+    "the Bures map between atoms": (
+        ValueError,
+        "use method=None, which chooses",
+        lambda: plan(X, Y, method="bures"),
+        [lambda: plan(X, Y)],
+    ),
+    "a map in another dimension": (
+        ValueError,
+        r"give points of shape \(k, 2\)",
+        lambda: plan(LAW, WIDE)(torch.zeros(4, 3)),
+        [lambda: plan(LAW, WIDE)(torch.zeros(4, 2))],
+    ),
+    "a cost beyond single precision": (
+        of.errors.NonFinite,
+        "divide the coordinates by a length of the problem",
+        lambda: plan(
+            of.Gaussian(torch.zeros(2), HUGE), of.Gaussian(torch.full((2,), 1e25), HUGE)
+        ),
+        [
+            lambda: plan(
+                of.Gaussian(torch.zeros(2), HUGE / 1e24),
+                of.Gaussian(torch.full((2,), 10.0), HUGE / 1e24),
+            )
+        ],
+    ),
     "an assignment with a gap": (
         of.errors.NotConverged,
         "take fewer points, or use transport_plan with a tolerance",

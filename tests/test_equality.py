@@ -102,6 +102,10 @@ MAKE: dict[type, Callable[[], Any]] = {
     of.metrics.BarycenterResult: lambda: of.metrics.barycenter([cloud()]),
     of.metrics.Bounds: lambda: of.metrics.wasserstein2_bounds(cloud(), cloud()),
     of.metrics.Plan: lambda: of.metrics.transport_plan(cloud(), cloud()),
+    of.metrics.TransportMap: lambda: of.metrics.transport_plan(
+        of.Gaussian(torch.zeros(2), torch.eye(2)),
+        of.Gaussian(torch.ones(2), torch.eye(2)),
+    ),
     of.metrics.EntropicPlan: lambda: of.metrics.entropic_plan(
         cloud(), cloud(), blur=1.0
     ),

@@ -107,6 +107,11 @@ MOVES = {
 DETACHED = {
     "Plan": lambda x, y: vars(of.metrics.transport_plan(x, y)).values(),
     "transport_plan": lambda x, y: vars(of.metrics.transport_plan(x, y)).values(),
+    "TransportMap": lambda x, y: [
+        of.metrics.transport_plan(
+            *(of.Gaussian.from_samples(torch.cat([z, -z, z.flip(1)])) for z in (x, y))
+        ).cost
+    ],
     "least_cost_plan": lambda x, y: vars(
         of.metrics.least_cost_plan(x, y, lambda x, y: (x - y).abs().sum(-1))
     ).values(),

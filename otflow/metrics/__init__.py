@@ -17,6 +17,7 @@ from otflow.metrics.geodesics import (
     geodesic,
     length,
 )
+from otflow.metrics.maps import TransportMap
 from otflow.metrics.moments import gelbrich
 from otflow.metrics.plans import Plan, transport_plan
 from otflow.metrics.powers import wasserstein
@@ -28,6 +29,7 @@ __all__ = [
     "Bracket",
     "EntropicPlan",
     "Plan",
+    "TransportMap",
     "action",
     "align",
     "aligned_ends",

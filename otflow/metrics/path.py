@@ -56,11 +56,16 @@ class Path:
         point = width <= 0
         if bool(point.any()):
             return torch.where(
-                point, self._height(left), rise / width.masked_fill(point, 1.0)
+                point, self.potential(left), rise / width.masked_fill(point, 1.0)
             )
         return rise / width
 
-    def _height(self, at: Tensor) -> Tensor:
+    def values(self, at: Tensor) -> Tensor:
+        """Return T at these places; it is constant beyond the first and last node."""
+        return at - self._step(at)[3]
+
+    def potential(self, at: Tensor) -> Tensor:
+        """Return the potential at these places, 0 at the first node."""
         k, step, start, end = self._step(at)
         return self.heights[k] + step * (start + end)
 

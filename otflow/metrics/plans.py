@@ -3,7 +3,7 @@ r"""The optimal plan between weighted particles, with the potentials that prove 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from otflow._arrays import unit_of
 from otflow._validation import check_option, positive
 from otflow._warn import warn
 from otflow.errors import NotConverged, NotConvergedWarning
-from otflow.measures import GridDensity
+from otflow.measures import Gaussian, GridDensity, Measure, Quantiles
 from otflow.metrics.assignments import (
     brought_near,
     index_potential,
@@ -25,6 +25,7 @@ from otflow.metrics.columns import between_many
 from otflow.metrics.duals import SHARE, transform
 from otflow.metrics.inputs import CloudLike, clouds
 from otflow.metrics.line import staircase
+from otflow.metrics.maps import TransportMap, between_densities
 from otflow.metrics.simplex import network_simplex
 
 __all__ = ["Plan", "check_tolerance", "couple", "placed", "transport_plan"]
@@ -78,6 +79,7 @@ class Plan:
     See Also
     --------
     otflow.metrics.transport_plan : Computes it.
+    otflow.metrics.TransportMap : Between densities.
 
     Examples
     --------
@@ -111,25 +113,71 @@ class Plan:
         return plan.index_put((self.rows, self.columns), self.masses, accumulate=True)
 
 
+@overload
 def transport_plan(
-    mu: CloudLike | GridDensity,
-    nu: CloudLike | GridDensity,
+    mu: Gaussian, nu: Gaussian, *, tolerance: float = 0.0, method: str | None = None
+) -> TransportMap: ...
+
+
+@overload
+def transport_plan(
+    mu: Quantiles,
+    nu: Quantiles | GridDensity | CloudLike,
     *,
     tolerance: float = 0.0,
     method: str | None = None,
-) -> Plan:
+) -> TransportMap: ...
+
+
+@overload
+def transport_plan(
+    mu: GridDensity | CloudLike,
+    nu: Quantiles,
+    *,
+    tolerance: float = 0.0,
+    method: str | None = None,
+) -> TransportMap: ...
+
+
+@overload
+def transport_plan(
+    mu: CloudLike, nu: CloudLike, *, tolerance: float = 0.0, method: str | None = None
+) -> Plan: ...
+
+
+@overload
+def transport_plan(
+    mu: CloudLike | Measure,
+    nu: CloudLike | Measure,
+    *,
+    tolerance: float = 0.0,
+    method: str | None = None,
+) -> Plan | TransportMap: ...
+
+
+def transport_plan(
+    mu: CloudLike | Measure,
+    nu: CloudLike | Measure,
+    *,
+    tolerance: float = 0.0,
+    method: str | None = None,
+) -> Plan | TransportMap:
     r"""Return the plan that minimises :math:`\sum_{ij} P_{ij} |x_i - y_j|^2`.
 
-    The plan is optimal, up to round-off, unless a `tolerance` is given. Weights are
-    divided by their sums. Whatever the method, the potentials are checked against every
-    pair of points, and ``plan.bracket`` holds the bounds that follow.
+    Between atoms it is a `Plan`, optimal up to round-off unless a `tolerance` is given.
+    Weights are divided by their sums. Whatever the method, the potentials are checked
+    against every pair of points, and ``plan.bracket`` holds the bounds that follow.
+    Between Gaussians, and with a density on the line, it is a `TransportMap`, in closed
+    form.
 
     Parameters
     ----------
-    mu, nu : Particles, Tensor, ndarray or GridDensity
+    mu, nu : Particles, Tensor, ndarray, Gaussian, Quantiles or GridDensity
         Measures, which are detached; points (n, d) stand for equal weights. A density
         on a grid in dimension 2 or 3 stands for atoms at the centres of its cells, in
-        C order.
+        C order. `Quantiles` and a `GridDensity` on the line are densities, constant on
+        their cells; the other measure may be made of atoms. A `Gaussian` has a map to a
+        `Gaussian`.
     tolerance : float
         Width of the bracket that suffices, as a share of its upper bound, in [0, 1).
         With 0 the solver goes on until both bounds agree.
@@ -145,9 +193,8 @@ def transport_plan(
 
     Returns
     -------
-    Plan
-        The plan on the device of `mu`, in its dtype. It is solved in float64 on the
-        CPU.
+    Plan or TransportMap
+        On the device of `mu`, in its dtype. A plan is solved in float64 on the CPU.
 
     Raises
     ------
@@ -193,7 +240,13 @@ def transport_plan(
     """
     tolerance = check_tolerance(tolerance)
     if method is not None:
-        check_option(method, "method", METHODS)
+        check_option(method, "method", (*METHODS, "bures"))
+    known = between_densities(mu, nu, method)
+    if known is not None:
+        return known
+    if method == "bures":
+        msg = "method='bures' is for two Gaussians; use method=None, which chooses"
+        raise ValueError(msg)
     p, q = clouds(mu, nu, grids=True)
     x, y = (c.places.detach() for c in (p, q))
     plan = couple(x, p.masses, y, q.masses, tolerance, method)

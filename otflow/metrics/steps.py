@@ -16,7 +16,14 @@ from otflow.measures import GridDensity, Measure, Quantiles
 from otflow.metrics.inputs import Cloud, CloudLike, check_dimension, check_masses, cloud
 from otflow.metrics.path import Path
 
-__all__ = ["Steps", "between_steps", "common_edges", "on_the_line", "quantiles_of"]
+__all__ = [
+    "Steps",
+    "between_steps",
+    "common_edges",
+    "coupled",
+    "on_the_line",
+    "quantiles_of",
+]
 
 
 @dataclass(frozen=True)
@@ -162,11 +169,19 @@ def between_steps(mu: Steps, nu: Steps) -> Tensor:
     Tensor
         0-d, float64, twice differentiable in the ends and in the masses.
     """
-    lengths, x, y = (t.detach() for t in _couple(_full(mu), _full(nu))[:3])
+    lengths, x, y = (t.detach() for t in coupled(mu, nu))
     a, b = (x - y).unbind(1)
     value = lengths @ ((a + b).square() + a.square() + b.square()) / 6.0
     state = mu.left, mu.right, mu.masses, nu.left, nu.right, nu.masses
     return known_derivatives(value, state, _gradients)
+
+
+def coupled(mu: Steps, nu: Steps) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the masses of the monotone coupling's intervals (k,), and their ends.
+
+    The ends are the values of both quantile functions, (k, 2) each.
+    """
+    return _couple(_full(mu), _full(nu))[:3]
 
 
 def _gradients(*state: Tensor) -> list[Tensor]:

@@ -381,8 +381,8 @@ def test_the_field_between_atoms_of_equal_weights(seed):
     """Their plans fall into parts; the field is minus the slope of F'."""
     r = torch.Generator().manual_seed(seed)
     n, m, d = (int(torch.randint(1, 6, (), generator=r)) for _ in range(3))
-    mu, nu, x = (torch.randn(k, d, generator=r).double() for k in (n, m, 4))
-    F, mu = of.SquaredDistanceTo(nu), of.Particles(mu)
+    p, q, x = (torch.randn(k, d, generator=r).double() for k in (n, m, 4))
+    F, mu = of.SquaredDistanceTo(q), of.Particles(p)
     field, h = F.velocity(mu, x), 1e-5
     for axis, step in enumerate(h * torch.eye(d).double()):
         slope = (F.first_variation(mu, x + step) - F.first_variation(mu, x - step)) / h
