@@ -11,7 +11,7 @@ from torch import Tensor
 from otflow._arrays import as_points, unit_of
 from otflow._typing import ArrayLike
 from otflow._validation import check_like
-from otflow.errors import NonFinite, Unsupported
+from otflow.errors import Unsupported
 from otflow.measures import Gaussian, Measure
 from otflow.measures.gaussian.covariance import optimal_rotation
 from otflow.metrics.bracket import NOISE, Bracket
@@ -261,7 +261,7 @@ def _between_gaussians(mu: Gaussian, nu: Gaussian) -> TransportMap:
     levels = [unit * (unit * level) for level in levels]
     move = n - m
     return TransportMap(
-        cost=_cost(unit * (unit * upper), mu.mean),
+        cost=mu.mean.detach().new_tensor(unit * (unit * upper)),
         bracket=bracket,
         method="bures",
         there=_Affine(m, move, matrix, levels[0]),
@@ -312,22 +312,10 @@ def _on_the_line(mu: Steps, nu: Steps, points: Tensor) -> TransportMap:
         sides.append(_Monotone(path, 0.5 * value - mean, unit))
     atoms = tuple(bool((s.left == s.right).all()) for s in (mu, nu))
     return TransportMap(
-        cost=_cost(unit * (unit * value), points),
+        cost=points.detach().new_tensor(unit * (unit * value)),
         bracket=bracket,
         method="sorted",
         there=sides[0],
         back=sides[1],
         atoms=(atoms[0], atoms[1]),
     )
-
-
-def _cost(value: float, like: Tensor) -> Tensor:
-    """Return the cost like a tensor; NonFinite if its dtype cannot hold it."""
-    cost = like.detach().new_tensor(value)
-    if not bool(cost.isfinite()):
-        msg = (
-            f"the squared distance {value:g} is too large for {like.dtype}; divide the "
-            f"coordinates by a length of the problem"
-        )
-        raise NonFinite(msg)
-    return cost
