@@ -6,15 +6,17 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.errors import Unsupported
+from otflow.errors import NonFinite, Unsupported
 from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
+from tests.measures.intervals import uniform
 
 F64 = torch.float64
 CLOUD, DOTS = of.Particles(normal(6, 2)), of.Particles(normal(40, 1))
 BELL = of.Gaussian(normal(2), torch.eye(2, dtype=F64))
 HILL = of.Gaussian(normal(1), torch.eye(1, dtype=F64))
 CELLS = of.Quantiles(torch.linspace(-1, 1, 11, dtype=F64))
+WIDE = of.Quantiles(torch.linspace(-2, 2, 11, dtype=F64))
 BUMP = of.kernels.Gaussian(1.0)
 GENERATOR = torch.Generator()
 
@@ -22,6 +24,11 @@ GENERATOR = torch.Generator()
 def box(*shape):
     rho = torch.ones(shape, dtype=F64)
     return of.GridDensity(rho, -1, 1, walls=True, normalize=True)
+
+
+def deep(x):
+    """Return a density that is 0 in every dtype."""
+    return torch.exp(-1e4 - x.square().sum(-1))
 
 
 def draws(nu, n=20):
@@ -162,24 +169,60 @@ CASES: dict[str, Case] = {
     ),
     "relative entropy to atoms": (
         TypeError,
-        "the target is a Particles, which is a sum of atoms, which has no density",
+        "the target is a Particles, a sum of atoms, which has no density",
         lambda: of.KL(CLOUD),
         [
+            lambda: value(
+                of.KL.to_density(
+                    lambda x: of.Blob(of.Entropy(), 0.5).density(CLOUD, x), mass=1
+                ),
+                BELL,
+            ),
             lambda: value(of.KL(of.Gaussian.from_samples(CLOUD.points)), BELL),
-            lambda: value(of.KL(lambda x: x.square().sum(-1)), BELL),
             lambda: value(ENERGY(CLOUD)),
         ],
     ),
-    "relative entropy to quantiles": (
+    "relative entropy to a measure of another kind": (
         TypeError,
-        "the target is a Quantiles, which has a density without a slope",
-        lambda: of.KL(CELLS),
+        "the target is a Intervals, whose density between its points is not known",
+        lambda: of.KL(uniform(-1.0, 1.0)),
+        [
+            lambda: value(of.KL(lambda x: x.square().sum(-1), mass=1.77), CELLS),
+            lambda: value(ENERGY(uniform(-1.0, 1.0)), DOTS),
+        ],
+    ),
+    "relative entropy to quantiles, of a Gaussian": (
+        Unsupported,
+        "the target is constant on cells.*not of a Gaussian",
+        lambda: value(of.KL(CELLS), HILL),
         [
             lambda: value(
-                of.KL(of.Gaussian.from_samples(CELLS.sample(50, GENERATOR))), CELLS
+                of.KL(of.Gaussian.from_samples(CELLS.sample(1000, GENERATOR))), HILL
             ),
-            lambda: value(ENERGY(CELLS), DOTS),
         ],
+    ),
+    "relative entropy of a density beyond the target": (
+        NonFinite,
+        "the measure reaches from -2 to 2, beyond the target",
+        lambda: value(of.KL(CELLS), WIDE),
+        [
+            lambda: value(
+                of.KL(of.Gaussian.from_samples(CELLS.sample(1000, GENERATOR))), WIDE
+            ),
+            lambda: value(SQUARED(CELLS), WIDE),
+        ],
+    ),
+    "a density that underflows": (
+        NonFinite,
+        "the density is not positive at 11 of 11 points",
+        lambda: value(of.KL.to_density(deep, mass=1.0), CELLS),
+        [lambda: value(of.KL(lambda x: 1e4 + x.square().sum(-1), mass=1.0), CELLS)],
+    ),
+    "the mass of a measure": (
+        ValueError,
+        "a measure has the mass 1; leave mass= to a function V",
+        lambda: of.KL(CELLS, mass=2.0),
+        [lambda: value(of.KL(lambda x: x.square().sum(-1), mass=1.77), CELLS)],
     ),
 }
 

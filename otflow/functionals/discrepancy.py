@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 from typing import Self
 
 import torch
@@ -19,6 +20,7 @@ from otflow.functionals.potential import Potential
 from otflow.functionals.targets import as_target, check_space
 from otflow.kernels import Energy, Gaussian, Kernel, PairKernel, RadialKernel, as_kernel
 from otflow.measures import Measure, Particles
+from otflow.measures.sums import pair_slope
 
 __all__ = ["EnergyDistanceTo", "MMDTo"]
 
@@ -65,6 +67,16 @@ class _Discrepancy(Functional):
             return self._parts.value_and_velocity(mu)
         value, velocity = repulsion.value_and_velocity(mu)
         return value + closed[0], velocity + closed[1]
+
+    def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
+        check_space(mu, self.target)
+        repulsion, nu = self._parts.parts[0], self.target
+        if not isinstance(nu, Particles):
+            return self._parts._velocity_at(mu, x)
+        live = records(x, nu.points, nu.weights)
+        with nullcontext() if live else torch.no_grad():
+            pull = pair_slope(self.kernel, x, nu.points, nu.weights)
+        return repulsion._velocity_at(mu, x) + pull
 
     def resample(self, generator: torch.Generator) -> Self:
         """Return the distance to `batch_size` draws of the target, an unbiased copy.

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import entrywise_derivative
+from otflow._graphs import records
 from otflow._pairs import Sweep
 from otflow._radial import power, power_slope, radial_field, radial_sweep
 from otflow._validation import positive, real
 from otflow.kernels.base import Kernel
+from otflow.numerics.exponentials import exp_below_zero_
 
 __all__ = [
     "Energy",
@@ -185,7 +187,8 @@ class Gaussian(RadialKernel):
         return -1.0 / self.sigma**2
 
     def profile(self, s: Tensor) -> Tensor:
-        return (s * (-0.5 / self.sigma**2)).exp()
+        exponents = s * (-0.5 / self.sigma**2)
+        return exponents.exp() if records(s) else exp_below_zero_(exponents)
 
     def slope(self, s: Tensor) -> Tensor:
         return self.profile(s) * (-0.5 / self.sigma**2)
@@ -194,7 +197,7 @@ class Gaussian(RadialKernel):
         return self.profile(s) * (0.25 / self.sigma**4)
 
     def profile_and_slope(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        phi = s.mul_(-0.5 / self.sigma**2).exp_()
+        phi = exp_below_zero_(s.mul_(-0.5 / self.sigma**2))
         return phi, phi * (-0.5 / self.sigma**2)
 
 

@@ -232,6 +232,27 @@ def test_no_square_of_all_pairs_is_kept():
     assert 0 < max(biggest) <= 4000 * 5000 / 50
 
 
+@pytest.mark.parametrize("kernel", [BUMP, of.kernels.Energy(), BUMP + 2 * BUMP])
+def test_the_velocity_anywhere_is_closed(kernel, monkeypatch):
+    """No graph over all pairs is recorded: that takes 25 times as long."""
+    mu, nu, x = weighted(6), weighted(5, seed=1), normal(9, 2, seed=2)
+    F = of.MMDTo(nu, kernel)
+    at = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(F.first_variation(mu, at).sum(), at)
+
+    def refused(*_):
+        pytest.fail("a profile was evaluated outside of the closed form")
+
+    for kind in (of.kernels.Gaussian, of.kernels.Energy):
+        profile = kind.profile
+        monkeypatch.setattr(
+            kind,
+            "profile",
+            lambda self, s, f=profile: refused() if s.requires_grad else f(self, s),
+        )
+    torch.testing.assert_close(F.velocity(mu, x), -slope)
+
+
 def test_a_jko_step_lowers_it_on_particles_and_quantiles():
     nu = of.Quantiles(torch.linspace(0, 3, 21, dtype=F64))
     for mu in (uniform(10, 1), of.Quantiles(torch.linspace(-1, 1, 21, dtype=F64))):
