@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from otflow.metrics.levels import Levels, snapped
+
 __all__ = ["staircase"]
 
 
@@ -49,15 +51,16 @@ def staircase(
     """
     i, j = x.argsort(stable=True), y.argsort(stable=True)
     x, y = x[i], y[j]
-    down = a[i].cumsum(0)[:-1].clamp_max(1.0)
-    right = _snap(b[j].cumsum(0)[:-1].clamp_max(1.0), down)
+    # Levels near 1 count from above, so that the least masses keep their partners.
+    own, other = Levels.of(a[i]), Levels.of(b[j])
+    down, right = own.inner(), snapped(other, own).inner()
 
     f, g = torch.zeros_like(x), torch.zeros_like(y)
     # A path down and right in the matrix of cells. At equal levels it goes down first
     # in one order, and right first in the other.
-    order = torch.cat([down, right]).argsort(stable=True)
-    other = torch.cat([right, down]).argsort(stable=True)
-    for is_down in (order < len(down), other >= len(right)):
+    levels, order = down.merged(right)
+    swapped = right.merged(down)[1]
+    for is_down in (order < len(x) - 1, swapped >= len(y) - 1):
         rows, columns = _path(is_down), _path(~is_down)
         before_down, before_right = columns[:-1][is_down], rows[:-1][~is_down]
         # Sums of differences: these lose no digits far from the origin.
@@ -68,21 +71,9 @@ def staircase(
         g[j] += 0.5 * torch.cat([g.new_zeros(1), g_steps.cumsum(0)])
     g += rise(y[:1], x[:1], y[:1])
 
-    levels = torch.cat([down, right])[order]
-    masses = torch.cat([levels.new_zeros(1), levels, levels.new_ones(1)]).diff()
+    masses = levels.within(own).steps()
     kept = masses > 0
     return i[rows[kept]], j[columns[kept]], masses[kept], f, g
-
-
-def _snap(levels: Tensor, marks: Tensor) -> Tensor:
-    """Replace levels that equal a mark up to round-off by the mark."""
-    if len(marks) == 0:
-        return levels
-    tolerance = (len(levels) + len(marks)) * torch.finfo(levels.dtype).eps
-    above = torch.searchsorted(marks, levels).clamp_max(len(marks) - 1)
-    for mark in (marks[above], marks[(above - 1).clamp_min(0)]):
-        levels = torch.where((levels - mark).abs() <= tolerance, mark, levels)
-    return levels
 
 
 def _path(moves: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from otflow._validation import check_like
 from otflow.errors import Unsupported
 from otflow.measures import GridDensity, Measure, Quantiles
 from otflow.metrics.inputs import Cloud, CloudLike, check_dimension, check_masses, cloud
+from otflow.metrics.levels import Levels, snapped
 from otflow.metrics.path import Path
 
 __all__ = [
@@ -75,54 +76,6 @@ class Steps:
     def over(self, unit: float) -> Steps:
         """Return these steps with lengths measured in another unit."""
         return Steps(self.left / unit, self.right / unit, self.masses)
-
-
-@dataclass(frozen=True)
-class _Levels:
-    """Values of a distribution function, exact in both tails, increasing.
-
-    A level s <= 1/2 is the pair (0, s), a higher level the pair (1, s - 1). So a mass
-    of 1e-30 at the upper end keeps its digits, which 1 - 1e-30 would lose.
-    """
-
-    side: Tensor
-    value: Tensor
-
-    @classmethod
-    def of(cls, masses: Tensor) -> _Levels:
-        """Return the levels at the ends of cells of these masses, (n + 1,)."""
-        zero = masses.new_zeros(1)
-        below = torch.cat([zero, masses.cumsum(0)])
-        above = torch.cat([masses.flip(0).cumsum(0).flip(0), zero])
-        upper = below > 0.5
-        upper[0], upper[-1] = False, True
-        return cls(upper.double(), torch.where(upper, -above, below))
-
-    def at(self, index: Tensor) -> _Levels:
-        """Return the levels at these indices."""
-        return _Levels(self.side[index], self.value[index])
-
-    def above(self, other: _Levels) -> Tensor:
-        """Return these levels minus the others."""
-        return (self.value - other.value) + (self.side - other.side)
-
-    def inner(self) -> _Levels:
-        """Return all levels but 0 and 1."""
-        return _Levels(self.side[1:-1], self.value[1:-1])
-
-    def ranks(self) -> Tensor:
-        """Return the indices of sorted levels without those equal to one before."""
-        rises = self.value.diff() + self.side.diff() > 0
-        return torch.cat([rises.new_ones(1), rises]).nonzero()[:, 0]
-
-    def merged(self, other: _Levels) -> tuple[_Levels, Tensor]:
-        """Return both sorted, and the order; at ties these levels go first."""
-        both = _Levels(
-            torch.cat([self.side, other.side]), torch.cat([self.value, other.value])
-        )
-        order = both.value.argsort(stable=True)
-        order = order[both.side[order].argsort(stable=True)]
-        return both.at(order), order
 
 
 def on_the_line(
@@ -236,18 +189,14 @@ def _couple(mu: Steps, nu: Steps) -> tuple[Tensor, Tensor, Tensor, _Place, _Plac
     each interval, (k, 2), and the places of these ends in the cells of both. At a level
     of both measures, mu jumps first.
     """
-    own, other = _Levels.of(mu.masses), _Levels.of(nu.masses)
-    other = _snapped(other, own)
+    own, other = Levels.of(mu.masses), Levels.of(nu.masses)
+    other = snapped(other, own)
     inner, order = own.inner().merged(other.inner())
-    levels = _Levels(
-        torch.cat([own.side[:1], inner.side, own.side[-1:]]),
-        torch.cat([own.value[:1], inner.value, own.value[-1:]]),
-    )
+    levels = inner.within(own)
     is_own = order < len(own.side) - 2
     at = _places(own, levels, is_own)
     beside = _places(other, levels, ~is_own)
-    lengths = levels.value.diff() + levels.side.diff()
-    return lengths, _quantiles(mu, at), _quantiles(nu, beside), at, beside
+    return levels.steps(), _quantiles(mu, at), _quantiles(nu, beside), at, beside
 
 
 def _quantiles(mu: Steps, place: _Place) -> Tensor:
@@ -256,7 +205,7 @@ def _quantiles(mu: Steps, place: _Place) -> Tensor:
     return left + place.shares * (right - left)
 
 
-def _places(own: _Levels, levels: _Levels, is_own: Tensor) -> _Place:
+def _places(own: Levels, levels: Levels, is_own: Tensor) -> _Place:
     """Return where the quantile function is at both ends of intervals between levels.
 
     The number of own levels passed is the index of the cell. So a cell whose mass is
@@ -268,8 +217,8 @@ def _places(own: _Levels, levels: _Levels, is_own: Tensor) -> _Place:
     empty = width <= 0
     ends = []
     outermost = is_own.new_ones(1)
-    starts = _Levels(levels.side[:-1], levels.value[:-1])
-    stops = _Levels(levels.side[1:], levels.value[1:])
+    starts = Levels(levels.side[:-1], levels.value[:-1])
+    stops = Levels(levels.side[1:], levels.value[1:])
     for at, mine, edge in (
         (starts, torch.cat([outermost, is_own]), 0.0),
         (stops, torch.cat([is_own, outermost]), 1.0),
@@ -279,35 +228,6 @@ def _places(own: _Levels, levels: _Levels, is_own: Tensor) -> _Place:
         # At the ends of the cell the share is exactly 0 or 1.
         ends.append(share.masked_fill(mine, edge))
     return _Place(cell, torch.stack(ends, dim=1))
-
-
-def _snapped(levels: _Levels, marks: _Levels) -> _Levels:
-    """Replace inner levels that equal a mark up to round-off by the mark.
-
-    A level is a sum of positive masses, so its error is relative to the mass below or
-    above.
-    """
-    tolerance = (len(levels.side) + len(marks.side)) * torch.finfo(torch.float64).eps
-    low = int((marks.side == 0).sum())
-    place = torch.where(
-        levels.side == 0,
-        torch.searchsorted(marks.value[:low], levels.value),
-        low + torch.searchsorted(marks.value[low:], levels.value),
-    )
-    side, value = levels.side.clone(), levels.value.clone()
-    nearest = torch.full_like(value, torch.inf)
-    for mark in ((place - 1).clamp_min(0), place.clamp_max(len(marks.side) - 1)):
-        target = marks.at(mark)
-        apart = target.above(levels).abs()
-        size = torch.maximum(target.value.abs(), levels.value.abs())
-        meets = (apart <= tolerance * size) & (apart < nearest)
-        side = torch.where(meets, target.side, side)
-        value = torch.where(meets, target.value, value)
-        nearest = torch.where(meets, apart, nearest)
-    # Both ends are 0 and 1 for every measure.
-    for new, old in ((side, levels.side), (value, levels.value)):
-        new[0], new[-1] = old[0], old[-1]
-    return _Levels(side, value)
 
 
 def common_edges(parts: Sequence[Steps]) -> tuple[list[Tensor], Tensor]:
@@ -337,13 +257,13 @@ def common_edges(parts: Sequence[Steps]) -> tuple[list[Tensor], Tensor]:
     full = [_full(part) for part in parts]
     levels, union = [], None
     for part in full:
-        own = _Levels.of(part.masses)
-        own = own if union is None else _snapped(own, union)
+        own = Levels.of(part.masses)
+        own = own if union is None else snapped(own, union)
         levels.append(own)
         both = own if union is None else own.merged(union.inner())[0]
         union = both.at(both.ranks())
     assert union is not None
-    starts = _Levels(union.side[:-1], union.value[:-1])
+    starts = Levels(union.side[:-1], union.value[:-1])
     edges = []
     for part, own in zip(full, levels, strict=True):
         inner = own.inner()
@@ -363,7 +283,7 @@ def common_edges(parts: Sequence[Steps]) -> tuple[list[Tensor], Tensor]:
         share = (starts.above(low) / own.at(cell + 1).above(low)).clamp(0.0, 1.0)
         left, right = part.left[cell], part.right[cell]
         edges.append(torch.cat([left + share * (right - left), part.right[-1:]]))
-    return edges, union.value.diff() + union.side.diff()
+    return edges, union.steps()
 
 
 def quantiles_of(edges: Tensor, masses: Tensor, like: Tensor) -> Quantiles:

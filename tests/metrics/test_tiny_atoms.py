@@ -56,3 +56,15 @@ def test_the_velocity_of_a_tiny_atom_leads_to_its_partner(seed):
     reached = x[0] - grad[0] / (2 * mu.weights[0])
     low, high = y.amin(0) - 1e-6, y.amax(0) + 1e-6
     assert bool(((low <= reached) & (reached <= high)).all())
+
+
+def test_on_the_line_the_least_masses_keep_their_partners():
+    x = torch.tensor([[0.0], [4.0], [9.0], [20.0]], dtype=torch.float64)
+    a = torch.tensor([1.0, 1e-20, 1e-40, 1e-200], dtype=torch.float64)
+    for masses in (a, a.flip(0)):
+        mu, nu = (of.Particles(z, masses, normalize=True) for z in (x, x + 0.5))
+        plan = of.metrics.transport_plan(mu, nu, method="sorted")
+        assert torch.equal(plan.rows, plan.columns)
+        torch.testing.assert_close(
+            of.SquaredDistanceTo(nu).velocity(mu), torch.full_like(x, 0.5)
+        )
