@@ -55,6 +55,7 @@ def live():
     return STANDARD.with_free_state(state)
 
 
+PLANE: Any = plane()
 GAP, EVEN = row(1.0, 0.0, 1.0), row(1.0, 1.0, 1.0)
 SPREAD = [of.Particles(normal(6, 2, seed=k)) for k in range(3)]
 RUN = of.flow(WELL, CLOUD, of.ExplicitEuler(), dt=0.1, steps=2)
@@ -69,11 +70,47 @@ CASES: dict[str, Case] = {
             lambda: geodesic(atoms(GAP), atoms(EVEN), 0.5),
         ],
     ),
-    "a geodesic in the plane of a grid": (
-        of.errors.Unsupported,
+    "a geodesic of a grid and particles": (
+        TypeError,
         r"take Particles\(mu\.points, mu\.weights\)",
-        lambda: geodesic(plane(), plane(), 0.5),
-        [lambda: geodesic(atoms(plane()), atoms(plane()), 0.5)],
+        lambda: geodesic(PLANE, CLOUD, 0.5),
+        [lambda: geodesic(atoms(PLANE), CLOUD, 0.5)],
+    ),
+    "a geodesic of a grid and quantiles": (
+        TypeError,
+        r"take Particles\(nu\.points, nu\.weights\)",
+        lambda: geodesic(LINE, PLANE, 0.5),
+        [lambda: geodesic(atoms(PLANE), atoms(plane()), 0.5)],
+    ),
+    "a base of another kind than two grids": (
+        TypeError,
+        r"take Particles\(mu\.points, mu\.weights\)",
+        lambda: generalized_geodesic(CLOUD, PLANE, PLANE, 0.5),
+        [lambda: generalized_geodesic(CLOUD, atoms(PLANE), atoms(PLANE), 0.5)],
+    ),
+    "a geodesic of live masses in the plane": (
+        of.errors.Unsupported,
+        r"use nu\.detach\(\)",
+        lambda: geodesic(plane(), plane(live=True), 0.5),
+        [lambda: geodesic(plane(), plane(live=True).detach(), 0.5)],
+    ),
+    "a geodesic around obstacles": (
+        of.errors.Unsupported,
+        "obstacles in mu; make the densities without obstacles",
+        lambda: geodesic(blocked(), plane(), 0.5),
+        [lambda: geodesic(plane(), plane(), 0.5)],
+    ),
+    "a grid beyond the ends of a geodesic": (
+        ValueError,
+        r"t must lie in \[0, 1\], got -0\.5; .* take Particles\(mu\.points",
+        lambda: geodesic(plane(), plane(), -0.5),
+        [lambda: geodesic(atoms(plane()), atoms(plane()), -0.5)],
+    ),
+    "a tolerance of a geodesic above 1": (
+        ValueError,
+        r"use e\.g\. tolerance=0\.01",
+        lambda: geodesic(plane(), plane(), 0.5, tolerance=2.0),
+        [lambda: geodesic(plane(), plane(), 0.5, tolerance=0.01)],
     ),
     "a geodesic of two kinds": (
         TypeError,
