@@ -235,17 +235,24 @@ CASES: dict[str, Case] = {
             ),
         ],
     ),
-    "convexity along a grid": (
+    "convexity along a grid in the plane": (
         of.errors.Unsupported,
-        r"take Particles\(a\.points, a\.weights\), .* or Quantiles on the line",
-        lambda: of.analysis.displacement_convexity(SQUARE, cells(), tilted()),
+        r"take Particles\(a\.points, a\.weights\), which are as many atoms",
+        lambda: of.analysis.displacement_convexity(SQUARE, *in_the_plane()),
         [
             lambda: of.analysis.displacement_convexity(
                 SQUARE,
-                *(of.Particles(m.points, m.weights) for m in both()),
+                *(of.Particles(m.points, m.weights) for m in in_the_plane()),
             ),
+        ],
+    ),
+    "convexity along a grid and particles": (
+        of.errors.Unsupported,
+        r"take Particles\(a\.points, a\.weights\)",
+        lambda: of.analysis.displacement_convexity(SQUARE, cells(), atoms_of_cells()),
+        [
             lambda: of.analysis.displacement_convexity(
-                SQUARE, LINE, LINE.push(LINE.edges[:, None], 1.0)
+                SQUARE, of.Particles(cells().points, cells().weights), atoms_of_cells()
             ),
         ],
     ),
@@ -379,8 +386,15 @@ def turned(least, detach=False):
         mu.norm(mu.displacement_to(nu))
 
 
-def both():
-    return cells(), tilted()
+def in_the_plane():
+    rho = torch.linspace(0.9, 1.1, 12, dtype=F64).reshape(3, 4)
+    return [
+        of.GridDensity(r, 0, 1, walls=True, normalize=True) for r in (rho, rho.flip(0))
+    ]
+
+
+def atoms_of_cells():
+    return of.Particles(cells().points.square())
 
 
 def whole(x, y):
@@ -400,11 +414,6 @@ def steep(push):
 def apart_by_samples(mu, nu):
     g = torch.Generator().manual_seed(0)
     assert float(of.metrics.wasserstein2(mu.sample(50, g), nu.sample(50, g))) > 0
-
-
-def tilted():
-    rho = torch.linspace(0.9, 1.1, 8, dtype=F64)
-    return of.GridDensity(rho, 0, 1, walls=True, normalize=True)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -18,7 +18,7 @@ LINE = of.Quantiles(torch.arange(4.0, dtype=F64))
 STANDARD = of.Gaussian(torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64))
 FLAT = STANDARD.with_free_state(torch.tensor([[0.0, 0], [1, 0], [0, 0]], dtype=F64))
 TIME = torch.tensor(0.5, dtype=F64, requires_grad=True)
-SHARES = torch.tensor([0.5, 0.5], dtype=F64, requires_grad=True)
+ONE_SIDED = torch.tensor([1.0, 0.0], dtype=F64, requires_grad=True)
 WELL = of.Potential(lambda x: x.square().sum(-1))
 ODD: Any = STANDARD
 ALONE: Any = CLOUD
@@ -50,11 +50,24 @@ def heavy():
     return of.Particles(normal(5, 2), w)
 
 
-def live():
-    state = STANDARD.state.clone().requires_grad_()
-    return STANDARD.with_free_state(state)
+def flat_and_live():
+    return FLAT.with_free_state(FLAT.state.clone().requires_grad_())
 
 
+def narrow():
+    """Return a live Gaussian of deviations 1 and 1e-13, turned."""
+    state = torch.tensor([[0.0, 0], [1, 1], [-1e-13, 1e-13]], dtype=F64)
+    return STANDARD.with_free_state(state.requires_grad_())
+
+
+def holed():
+    rho = torch.ones(6, 6, dtype=F64)
+    rho[2, 3] = 0.0
+    rho.requires_grad_()
+    return of.GridDensity(rho, 0, 1, walls=True, normalize=True)
+
+
+PLANE: Any = plane()
 GAP, EVEN = row(1.0, 0.0, 1.0), row(1.0, 1.0, 1.0)
 SPREAD = [of.Particles(normal(6, 2, seed=k)) for k in range(3)]
 RUN = of.flow(WELL, CLOUD, of.ExplicitEuler(), dt=0.1, steps=2)
@@ -69,11 +82,47 @@ CASES: dict[str, Case] = {
             lambda: geodesic(atoms(GAP), atoms(EVEN), 0.5),
         ],
     ),
-    "a geodesic in the plane of a grid": (
-        of.errors.Unsupported,
+    "a geodesic of a grid and particles": (
+        TypeError,
         r"take Particles\(mu\.points, mu\.weights\)",
-        lambda: geodesic(plane(), plane(), 0.5),
-        [lambda: geodesic(atoms(plane()), atoms(plane()), 0.5)],
+        lambda: geodesic(PLANE, CLOUD, 0.5),
+        [lambda: geodesic(atoms(PLANE), CLOUD, 0.5)],
+    ),
+    "a geodesic of a grid and quantiles": (
+        TypeError,
+        r"take Particles\(nu\.points, nu\.weights\)",
+        lambda: geodesic(LINE, PLANE, 0.5),
+        [lambda: geodesic(atoms(PLANE), atoms(plane()), 0.5)],
+    ),
+    "a base of another kind than two grids": (
+        TypeError,
+        r"take Particles\(mu\.points, mu\.weights\)",
+        lambda: generalized_geodesic(CLOUD, PLANE, PLANE, 0.5),
+        [lambda: generalized_geodesic(CLOUD, atoms(PLANE), atoms(PLANE), 0.5)],
+    ),
+    "a geodesic of live masses in the plane": (
+        of.errors.Unsupported,
+        r"use nu\.detach\(\)",
+        lambda: geodesic(plane(), plane(live=True), 0.5),
+        [lambda: geodesic(plane(), plane(live=True).detach(), 0.5)],
+    ),
+    "a geodesic around obstacles": (
+        of.errors.Unsupported,
+        "obstacles in mu; make the densities without obstacles",
+        lambda: geodesic(blocked(), plane(), 0.5),
+        [lambda: geodesic(plane(), plane(), 0.5)],
+    ),
+    "a grid beyond the ends of a geodesic": (
+        ValueError,
+        r"t must lie in \[0, 1\], got -0\.5; .* take Particles\(mu\.points",
+        lambda: geodesic(plane(), plane(), -0.5),
+        [lambda: geodesic(atoms(plane()), atoms(plane()), -0.5)],
+    ),
+    "a tolerance of a geodesic above 1": (
+        ValueError,
+        r"use e\.g\. tolerance=0\.01",
+        lambda: geodesic(plane(), plane(), 0.5, tolerance=2.0),
+        [lambda: geodesic(plane(), plane(), 0.5, tolerance=0.01)],
     ),
     "a geodesic of two kinds": (
         TypeError,
@@ -135,17 +184,29 @@ CASES: dict[str, Case] = {
         lambda: barycenter([CLOUD], blur=0.1),
         [lambda: barycenter([CLOUD])],
     ),
-    "a barycentre with live weights": (
+    "a barycentre with a live weight of 0": (
         of.errors.Unsupported,
-        r"use weights\.detach\(\)",
-        lambda: barycenter([CLOUD, OTHER], SHARES),
-        [lambda: barycenter([CLOUD, OTHER], SHARES.detach())],
+        r"use weights\.detach\(\), or leave its measure out",
+        lambda: barycenter([CLOUD, OTHER], ONE_SIDED),
+        [
+            lambda: barycenter([CLOUD, OTHER], ONE_SIDED.detach()),
+            lambda: barycenter([CLOUD], ONE_SIDED[:1]),
+        ],
     ),
-    "a barycentre of live Gaussians": (
+    "a barycentre of a live singular covariance": (
         of.errors.Unsupported,
-        r"use measures\[0\]\.detach\(\)",
-        lambda: barycenter([live(), STANDARD]),
-        [lambda: barycenter([live().detach(), STANDARD])],
+        r"use measures\[1\]\.detach\(\)",
+        lambda: barycenter([STANDARD, flat_and_live()]),
+        [lambda: barycenter([STANDARD, flat_and_live().detach()])],
+    ),
+    "a derivative beyond round-off": (
+        of.errors.NotConverged,
+        r"mu\.diffuse\(1e-6, generator\), or take mu\.detach\(\)",
+        lambda: barycenter([narrow(), STANDARD]),
+        [
+            lambda: barycenter([narrow().diffuse(1e-6, torch.Generator()), STANDARD]),
+            lambda: barycenter([narrow().detach(), STANDARD]),
+        ],
     ),
     "a barycentre of singular covariances": (
         ValueError,
@@ -180,11 +241,14 @@ CASES: dict[str, Case] = {
         lambda: barycenter([EVEN, LINE], blur=0.5),
         [lambda: barycenter([EVEN, LINE])],
     ),
-    "a barycentre of live densities": (
+    "a barycentre of live densities with an empty cell": (
         of.errors.Unsupported,
-        r"use measures\[0\]\.detach\(\)",
-        lambda: barycenter([plane(live=True)], blur=0.4),
-        [lambda: barycenter([plane(live=True).detach()], blur=0.4)],
+        r"use measures\[0\]\.mix\(background, 1e-3\), or measures\[0\]\.detach\(\)",
+        lambda: barycenter([holed()], blur=0.4),
+        [
+            lambda: barycenter([holed().mix(plane(), 1e-3)], blur=0.4, tolerance=0.1),
+            lambda: barycenter([holed().detach()], blur=0.4, tolerance=0.1),
+        ],
     ),
     "a barycentre around obstacles": (
         of.errors.Unsupported,

@@ -14,8 +14,9 @@ from otflow._arrays import as_float_tensor
 from otflow._validation import non_negative_int
 from otflow.errors import InvalidFunctional, NonFinite, Unsupported
 from otflow.functionals import Functional
-from otflow.measures import GridDensity, Measure, Particles
+from otflow.measures import GridDensity, Measure, Particles, Quantiles
 from otflow.metrics import aligned_ends
+from otflow.metrics.geodesics import OnLine, line_edges
 from otflow.numerics.lbfgs import last_places
 
 __all__ = ["ConvexityReport", "displacement_convexity"]
@@ -35,7 +36,8 @@ class ConvexityReport:
     values : Tensor, shape (m + 2,)
         F along the geodesic, ends included.
     w2 : float
-        Length of the geodesic.
+        Length of the geodesic in the product `inner` of the measure: W2, on
+        `Quantiles` by the trapezoidal rule.
     declared_modulus : float or None
         The modulus ``F.modulus(d)``, d the dimension of the measures.
     roundoff : float
@@ -101,8 +103,10 @@ def displacement_convexity(
     F : Functional
         The functional to examine.
     a, b : Measure
-        Ends of the geodesic, of one kind. An optimal plan joins particles of any
-        numbers and weights; ``displacement_to`` joins `Quantiles` and `Gaussian`.
+        Ends of the geodesic, of one kind, or two densities on the line. An optimal
+        plan joins particles of any numbers and weights. Densities on the line,
+        `Quantiles` or a `GridDensity`, are `Quantiles` at the levels of both, and F
+        sees these. Gaussians stay Gaussian.
     times : int or Tensor, shape (m + 2,)
         Number of equidistant times in [0, 1], or increasing times.
 
@@ -118,7 +122,8 @@ def displacement_convexity(
     NonFinite
         If F is not finite somewhere on the geodesic.
     Unsupported
-        If an end is a `GridDensity`, since its moves are no geodesics.
+        If an end is a `GridDensity` in the plane or in space, whose geodesic is
+        remapped to the cells; or on the line, if it vanishes between parts of its mass.
 
     Notes
     -----
@@ -224,12 +229,36 @@ def _geodesic(a: Measure, b: Measure) -> tuple[Callable[[float], Measure], float
     """Return the map from times to measures, and the squared length."""
     if isinstance(a, Particles) and isinstance(b, Particles):
         a, b = aligned_ends(a, b)
+    elif isinstance(a, OnLine) and isinstance(b, OnLine) and a.dim == b.dim == 1:
+        a, b = _at_common_levels(a, b)
     elif isinstance(a, GridDensity) or isinstance(b, GridDensity):
         msg = (
-            "the moves of a grid density mix the masses of neighbouring cells, and are "
-            "no geodesic; take Particles(a.points, a.weights), which are as many atoms "
-            "as cells, or Quantiles on the line"
+            "the geodesic of densities on a grid in the plane is remapped to the "
+            "cells at each time, and second differences see this noise; take "
+            "Particles(a.points, a.weights), which are as many atoms as cells"
         )
         raise Unsupported(msg)
     tangent = a.displacement_to(b)
     return lambda t: a.push(tangent, t), float(a.inner(tangent, tangent))
+
+
+def _at_common_levels(a: OnLine, b: OnLine) -> tuple[Quantiles, Quantiles]:
+    """Return densities on the line as quantiles at the levels of both."""
+    ends, masses = line_edges([a.detach(), b.detach()], ["a", "b"])
+    first, second = (
+        Quantiles(_rising(q, a.dtype), masses.to(a.dtype), normalize=True) for q in ends
+    )
+    return first, second
+
+
+def _rising(edges: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return edges in a dtype; those that coincide there are moved by some last places.
+
+    To join them would move the mass of long cells of the other end.
+    """
+    q = edges.to(dtype)
+    if bool((q.diff() > 0).all()):
+        return q
+    unit = 4 * torch.finfo(dtype).eps * float(q.abs().max())
+    steps = unit * torch.arange(len(q), dtype=dtype, device=q.device)
+    return (q - steps).cummax(0).values + steps

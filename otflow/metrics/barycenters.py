@@ -10,17 +10,18 @@ from typing import Any, Generic, TypeVar, overload
 import torch
 from torch import Tensor
 
-from otflow._arrays import as_weights, unit_of
-from otflow._graphs import refuse_graph
+from otflow._arrays import as_weights
+from otflow._graphs import records, refuse_graph
 from otflow._typing import ArrayLike
 from otflow._validation import check_kind, non_negative_int, positive
 from otflow._warn import warn
 from otflow.errors import NotConvergedWarning
 from otflow.measures import Gaussian, GridDensity, Measure, Particles
-from otflow.measures.gaussian.covariance import optimal_rotation
 from otflow.metrics.bracket import Bracket
 from otflow.metrics.distances import wasserstein2_squared
+from otflow.metrics.found import Found
 from otflow.metrics.free_support import free_support
+from otflow.metrics.gaussian_barycenters import of_gaussians
 from otflow.metrics.geodesics import OnLine, check_particles, line_edges
 from otflow.metrics.grid_barycenters import on_grid
 from otflow.metrics.steps import quantiles_of
@@ -214,8 +215,9 @@ def barycenter(
     TypeError
         If kinds or dtypes differ, or an option is for another kind.
     Unsupported
-        If a graph would be lost: on the line the answer is differentiable in the edges,
-        between particles in the points, between Gaussians and on a grid in nothing.
+        If a graph would be lost, see the Notes.
+    NotConverged
+        If round-off dominates the derivatives of a barycentre of Gaussians.
 
     Warns
     -----
@@ -228,6 +230,17 @@ def barycenter(
     for particles; O(N n^{1 + 1/d}) on a grid of n cells, where some hundreds of
     iterations meet the default, and a tenth of a tolerance takes ten times as many.
     Solved in float64; plans on the CPU.
+
+    The measure is differentiable in the weights, which are divided by their sum, if all
+    are positive. The value and the residual are numbers. *On the line* it is also
+    differentiable in the edges, not in the masses. *Gaussians*: in means and
+    covariances, up to three times, by the implicit function theorem at the fixed point;
+    not in a singular covariance, whose root has no derivative. *Particles*: in the
+    points, for the plans that were found; these are constant around measures whose
+    plans are unique, so the derivative is exact there, and the masses have none. *On a
+    grid*: in positive masses. This is the derivative of the iterations that were made,
+    and takes about the time of four times as many, and memory for the root of their
+    number. It tends to that of the minimiser as they converge.
 
     Examples
     --------
@@ -259,53 +272,70 @@ def barycenter(
             f"{type(first).__name__}, whose barycentre needs no blur; leave blur out"
         )
         raise TypeError(msg)
-    value: float | None = None
-    measure: Measure
-    word = "optimal"
     if isinstance(first, Gaussian):
-        measure, residual, count = _of_gaussians(mus, shares, tolerance, most)
+        found = Found(*of_gaussians(mus, shares, tolerance, most))
     elif isinstance(first, Particles):
-        named = {f"measures[{i}]": mu for i, mu in enumerate(mus)}
-        if start is not None:
-            named["start"] = start
-        check_particles(named, "a barycentre of particles")
-        measure, residual, count = free_support(mus, shares, start, tolerance, most)
-        # On the line glued plans are monotone; of two measures they are the plan.
-        known = start is None and (len(mus) <= 2 or first.dim == 1)
-        word = "optimal" if known else "stationary"
+        found = _of_particles(mus, shares, start, tolerance, most)
     elif isinstance(first, GridDensity) and (blur is not None or first.dim > 1):
-        measure, value, residual, count = on_grid(mus, shares, blur, tolerance, most)
-        word = "sinkhorn"
+        found = on_grid(mus, shares, blur, tolerance, most)
     else:
-        names = [f"measures[{i}]" for i in range(len(mus))]
-        edges, masses = line_edges(mus, names)
-        mean = sum(
-            (share * q for share, q in zip(shares, edges, strict=True)),
-            torch.zeros_like(edges[0]),
-        )
-        measure, residual, count = quantiles_of(mean, masses, first.points), 0.0, 1
+        found = _on_line(mus, shares)
+    return _result(found, mus, shares, tolerance)
+
+
+def _of_particles(
+    mus: Sequence[Particles],
+    shares: Tensor,
+    start: Particles | None,
+    tolerance: float,
+    most: int,
+) -> Found:
+    """Return the barycentre of particles with free support."""
+    named = {f"measures[{i}]": mu for i, mu in enumerate(mus)}
+    if start is not None:
+        named["start"] = start
+    check_particles(named, "a barycentre of particles")
+    measure, residual, count = free_support(mus, shares, start, tolerance, most)
+    # On the line glued plans are monotone; of two measures they are the plan.
+    known = start is None and (len(mus) <= 2 or mus[0].dim == 1)
+    word = "optimal" if known else "stationary"
+    return Found(measure, residual, count, word)
+
+
+def _on_line(mus: Sequence[Any], shares: Tensor) -> Found:
+    """Return the mean of quantile functions."""
+    names = [f"measures[{i}]" for i in range(len(mus))]
+    edges, masses = line_edges(mus, names)
+    mean = torch.tensordot(shares.to(edges[0]), torch.stack(edges), 1)
+    return Found(quantiles_of(mean, masses, mus[0].points), 0.0, 1)
+
+
+def _result(
+    found: Found, mus: Sequence[Any], shares: Tensor, tolerance: float
+) -> BarycenterResult[Any]:
+    """Return what was found with its value; warn if it did not converge."""
+    numbers, value = shares.tolist(), found.value
     if value is None:
-        pairs = zip(shares, mus, strict=True)
-        value = sum(share * _squared(measure, mu) for share, mu in pairs)
-    converged = residual <= tolerance
-    found = BarycenterResult(
-        measure,
-        value,
-        residual,
-        count,
-        converged,
-        word if converged else "none",
-        tuple(mus),
-        tuple(shares),
-    )
+        pairs = zip(numbers, mus, strict=True)
+        value = sum(share * _squared(found.measure, mu) for share, mu in pairs)
+    converged = found.residual <= tolerance
     if not converged:
         msg = (
-            f"the barycentre stopped after {count} iterations at the residual "
-            f"{residual:.3g}, above the tolerance {tolerance:g}; take a larger "
-            f"max_iterations or tolerance, or on a grid a larger blur"
+            f"the barycentre stopped after {found.iterations} iterations at the "
+            f"residual {found.residual:.3g}, above the tolerance {tolerance:g}; take a "
+            f"larger max_iterations or tolerance, or on a grid a larger blur"
         )
         warn(msg, NotConvergedWarning)
-    return found
+    return BarycenterResult(
+        found.measure,
+        value,
+        found.residual,
+        found.iterations,
+        converged,
+        found.word if converged else "none",
+        tuple(mus),
+        tuple(numbers),
+    )
 
 
 def _squared(mu: Any, nu: Any) -> float:
@@ -313,8 +343,11 @@ def _squared(mu: Any, nu: Any) -> float:
     return float(wasserstein2_squared(mu.detach(), nu.detach()))
 
 
-def _checked(measures: Any, weights: Any) -> tuple[list[Any], list[float]]:
-    """Return the measures of positive weight, of one kind, and their weights."""
+def _checked(measures: Any, weights: Any) -> tuple[list[Any], Tensor]:
+    """Return the measures of positive weight, of one kind, and their weights.
+
+    The weights are float64, on the CPU, with their graph.
+    """
     if isinstance(measures, Measure):
         msg = f"measures must be a sequence, got {measures!r}; write [mu]"
         raise TypeError(msg)
@@ -332,55 +365,20 @@ def _checked(measures: Any, weights: Any) -> tuple[list[Any], list[float]]:
                 f"Particles(mu.points, mu.weights)"
             )
             raise TypeError(msg)
-    if weights is None:
-        return mus, [1 / len(mus)] * len(mus)
-    if isinstance(weights, Tensor):
-        refuse_graph(
-            "a barycentre",
-            "its weights become numbers",
-            weights,
-            cure="weights.detach()",
-        )
-    shares = torch.as_tensor(weights, dtype=torch.float64, device="cpu").detach()
     like = torch.empty(len(mus), 1, dtype=torch.float64)
-    shares = as_weights(shares, like, normalize=False)
-    kept = [i for i, share in enumerate(shares.tolist()) if share > 0]
-    return [mus[i] for i in kept], shares[kept].tolist()
-
-
-def _of_gaussians(
-    mus: Sequence[Gaussian], shares: Sequence[float], tolerance: float, most: int
-) -> tuple[Gaussian, float, int]:
-    """Return the barycentre of Gaussians, its residual and the iterations."""
-    first = mus[0]
-    for i, mu in enumerate(mus):
-        mu.refuse_graph(
-            "a barycentre of Gaussians",
-            "its fixed point has no derivative here",
-            cure=f"measures[{i}].detach()",
-        )
-        first.displacement_to(mu)  # which checks dimension, dtype and device
-    factors = torch.stack([mu.factor.double() for mu in mus])
-    eps = first.dim * torch.finfo(first.dtype).eps
-    spreads = torch.linalg.svdvals(factors)
-    if not bool((spreads[:, -1] > eps * spreads[:, 0]).any()):
-        msg = (
-            "every covariance is singular, so the barycentre need not be unique; widen "
-            "one of them, mu.diffuse(1e-6, generator)"
-        )
-        raise ValueError(msg)
-    unit = unit_of(factors)
-    factors = factors / unit
-    scales = torch.tensor(shares, dtype=torch.float64, device=factors.device)
-    # A factor of the mean of the covariances, which is regular, without squares.
-    rows = (scales.sqrt()[:, None, None] * factors.mT).reshape(-1, first.dim)
-    factor = torch.linalg.qr(rows).R.T
-    residual, count = float("inf"), 0
-    while residual > tolerance and count < most:
-        turned = [s @ optimal_rotation(factor, s) for s in factors]
-        mean = torch.tensordot(scales, torch.stack(turned), 1)
-        residual = float((mean - factor).norm() / factor.norm())
-        factor, count = mean, count + 1
-    centre = scales @ torch.stack([mu.mean.double() for mu in mus])
-    state = torch.cat([centre[None], (unit * factor).T]).to(first.dtype)
-    return first.with_free_state(state), residual, count
+    if weights is None:
+        return mus, torch.full((len(mus),), 1 / len(mus), dtype=torch.float64)
+    if not isinstance(weights, Tensor):
+        weights = torch.as_tensor(weights, dtype=torch.float64)
+    shares = as_weights(weights.to("cpu", torch.float64), like, normalize=False)
+    if records(shares):
+        if bool((shares.detach() == 0).any()):
+            refuse_graph(
+                "a barycentre",
+                "a weight of 0 has a derivative on one side alone",
+                shares,
+                cure="weights.detach(), or leave its measure out",
+            )
+        return mus, shares / shares.sum()
+    kept = (shares > 0).nonzero()[:, 0]
+    return [mus[i] for i in kept.tolist()], shares.detach()[kept]

@@ -171,8 +171,7 @@ def _improved(
         values, there = cheapest(y, x, f, ADDED)
         g = values[:, 0]
         upper = float(masses @ costs)
-        full = masses > 0
-        plan = rows[full], columns[full], masses[full]
+        plan = _with_all_atoms(rows, columns, masses, near[:, 0], there[:, 0], (a, b))
         # The tree compares sums of this size.
         sizes = (f.max() - f.min()) + (g.max() - g.min()) + costs.max()
         noise = NOISE * float(a.sum() * sizes)
@@ -185,6 +184,32 @@ def _improved(
         cells = more
     assert best is not None
     return best
+
+
+def _with_all_atoms(
+    rows: Tensor,
+    columns: Tensor,
+    masses: Tensor,
+    near: Tensor,
+    there: Tensor,
+    sides: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the cells with mass, and one for each atom that the solver left without.
+
+    The masses of such atoms are below the round-off of the others.
+    """
+    full = masses > 0
+    rows, columns, masses = rows[full], columns[full], masses[full]
+    a, b = sides
+    lost, other = (
+        (torch.bincount(index, minlength=len(mass)) == 0).nonzero()[:, 0]
+        for index, mass in ((rows, a), (columns, b))
+    )
+    return (
+        torch.cat([rows, lost, there[other]]),
+        torch.cat([columns, near[lost], other]),
+        torch.cat([masses, a[lost], b[other]]),
+    )
 
 
 def _on_all_cells(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Bounded:

@@ -25,7 +25,7 @@ ROUND_OFF = 64 * torch.finfo(torch.float64).eps
 
 def free_support(
     mus: Sequence[Particles],
-    shares: Sequence[float],
+    weights: Tensor,
     start: Particles | None,
     tolerance: float,
     most: int,
@@ -40,8 +40,8 @@ def free_support(
     ----------
     mus : sequence of Particles
         The measures, checked.
-    shares : sequence of float
-        Their weights, positive, of sum 1.
+    weights : Tensor, shape (N,)
+        Their weights, positive, of sum 1, with their graph.
     start : Particles, optional
         Start, whose masses are kept; by default masses are free.
     tolerance : float
@@ -52,13 +52,13 @@ def free_support(
     Returns
     -------
     measure : Particles
-        In the dtype of the first measure, with the graph of the points.
+        In the dtype of the first measure, with the graph of points and weights.
     residual : float
         The :math:`L^2` norm of the move over the root of the value.
     iterations : int
         Number of times that plans to all measures were found.
     """
-    clouds = [cloud(mu, "mu") for mu in mus]
+    clouds, shares = [cloud(mu, "mu") for mu in mus], weights.tolist()
     targets = [c.points.detach().to("cpu", torch.float64) for c in clouds]
     others = [c.masses for c in clouds]
     begin = max(mus, key=lambda mu: mu.n) if start is None else start
@@ -89,15 +89,17 @@ def free_support(
         else:
             x = drawn
     device = mus[0].device
-    live = _means([mu.points for mu in mus], [c.to(device) for c in columns], shares)
+    live = _means([mu.points for mu in mus], [c.to(device) for c in columns], weights)
     points = _averaged(live, rows.to(device), masses.to(live), x.to(live))
     uniform = bool((a == a[0]).all())
-    weights = None if uniform else a.to(live)
-    return Particles(points, weights, normalize=not uniform), residual, count
+    own = None if uniform else a.to(live)
+    return Particles(points, own, normalize=not uniform), residual, count
 
 
 def _means(
-    points: Sequence[Tensor], columns: Sequence[Tensor], shares: Sequence[float]
+    points: Sequence[Tensor],
+    columns: Sequence[Tensor],
+    shares: Sequence[float] | Tensor,
 ) -> Tensor:
     """Return the mean of the atoms of each cell."""
     moved = [

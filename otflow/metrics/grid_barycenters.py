@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from otflow._graphs import records, refuse_graph
 from otflow._validation import positive
 from otflow.errors import Unsupported
 from otflow.measures import GridDensity
+from otflow.metrics.found import Found
 
 __all__ = ["on_grid"]
 
@@ -30,11 +34,11 @@ AVERAGED = 40
 
 def on_grid(
     mus: Sequence[Any],
-    shares: Sequence[float],
+    shares: Tensor,
     blur: float | None,
     tolerance: float,
     most: int,
-) -> tuple[GridDensity, float, float, int]:
+) -> Found:
     r"""Return the debiased barycentre, its value, residual and iterations.
 
     With :math:`K = e^{-|x-y|^2/2\varepsilon}` and scalings :math:`u_i, v_i, d` the
@@ -48,8 +52,8 @@ def on_grid(
     ----------
     mus : sequence of GridDensity
         The measures.
-    shares : sequence of float
-        Their weights, positive, of sum 1.
+    shares : Tensor, shape (N,)
+        Their weights, positive, of sum 1, with their graph.
     blur : float
         Root of epsilon.
     tolerance, most
@@ -57,14 +61,9 @@ def on_grid(
 
     Returns
     -------
-    measure : GridDensity
-        On the grid of the measures.
-    value : float
-        Twice the mean of the debiased divergences.
-    residual : float
-        The largest error of a marginal, in sum.
-    iterations : int
-        Iterations.
+    Found
+        The measure, on the grid of the measures, with the graph of the iterations; the
+        largest error of a marginal, in sum; twice the mean of the debiased divergences.
     """
     first = mus[0]
     blur = _checked(mus, blur)
@@ -75,15 +74,12 @@ def on_grid(
     ]
     masses = torch.stack([mu.weights.double().reshape(mu.box.shape) for mu in mus])
     masses = masses / masses.flatten(1).sum(1).reshape(-1, *[1] * first.dim)
-    scale = torch.tensor(shares, dtype=torch.float64, device=first.device)
-    logs, d = masses.log(), torch.zeros_like(masses[0])
-    v = torch.zeros_like(masses)
-    count, residual = 0, float("inf")
+    live = _Scalings(masses.log(), shares.to(first.device), kernels)
+    masses, still = masses.detach(), live.detached()
+    v, d = torch.zeros_like(masses), torch.zeros_like(masses[0])
+    count = 0
     while True:
-        u = logs - _blurred(v, kernels)
-        reach = _blurred(u, kernels)
-        nu = d + torch.tensordot(scale, reach, 1)
-        v = nu - reach
+        u, nu, v = still.step(v, d)
         count += 1
         own = _blurred(d, kernels)
         if count % EVERY == 0 or count == most:
@@ -95,13 +91,58 @@ def on_grid(
         d = 0.5 * (d + nu - own)
     weights = nu.exp()
     weights = weights / weights.sum()
-    value = 0.0
-    for share, a, log_a, log_u, log_v in zip(shares, masses, logs, u, v, strict=True):
+    value, numbers = 0.0, shares.tolist()
+    for share, a, log_a, log_u, log_v in zip(
+        numbers, masses, still.logs, u, v, strict=True
+    ):
         entropy = _dot(a, log_u - log_a) + _dot(weights, log_v - nu)
         value += 2 * share * eps * (entropy - _own(a, log_a, kernels))
     value -= 2 * eps * _dot(weights, d - nu)
+    if records(live.logs, live.shares):
+        again = live.repeated(count).exp()
+        again = again / again.sum()
+        weights = weights + (again - again.detach())
     found = first.with_weights(weights.reshape(-1).to(first.dtype))
-    return found, value, residual, count
+    return Found(found, residual, count, "sinkhorn", value)
+
+
+class _Scalings(NamedTuple):
+    """Logarithms of the measures, their weights, and the kernels of the axes."""
+
+    logs: Tensor
+    shares: Tensor
+    kernels: list[Kernel]
+
+    def detached(self) -> _Scalings:
+        """Return the same without a graph."""
+        return _Scalings(self.logs.detach(), self.shares.detach(), self.kernels)
+
+    def step(self, v: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the logarithms of u, of the barycentre, and of v."""
+        u = self.logs - _blurred(v, self.kernels)
+        reach = _blurred(u, self.kernels)
+        nu = d + torch.tensordot(self.shares, reach, 1)
+        return u, nu, nu - reach
+
+    def several(self, v: Tensor, d: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return v and d after whole iterations."""
+        for _ in range(count):
+            _, nu, v = self.step(v, d)
+            d = 0.5 * (d + nu - _blurred(d, self.kernels))
+        return v, d
+
+    def repeated(self, count: int) -> Tensor:
+        """Return the logarithm of the barycentre that so many iterations find.
+
+        Of the graph only the ends of its pieces are kept; backward makes each anew.
+        """
+        v, d = torch.zeros_like(self.logs), torch.zeros_like(self.logs[0])
+        left = count - 1
+        while left:
+            piece = min(left, math.isqrt(count) + 1)
+            v, d = checkpoint(self.several, v, d, piece, use_reentrant=False)
+            left -= piece
+        return self.step(v, d)[1]
 
 
 def _checked(mus: Sequence[Any], blur: float | None) -> float:
@@ -130,11 +171,13 @@ def _checked(mus: Sequence[Any], blur: float | None) -> float:
             )
             raise TypeError(msg)
         first.check_same_grid(mu)
-        mu.refuse_graph(
-            "a barycentre on a grid",
-            "its fixed point has no derivative here",
-            cure=f"measures[{i}].detach()",
-        )
+        if bool((mu.weights.detach() == 0).any()):
+            refuse_graph(
+                "a barycentre on a grid",
+                f"a cell of measures[{i}] is empty, and logarithms are iterated",
+                mu.weights,
+                cure=f"measures[{i}].mix(background, 1e-3), or measures[{i}].detach()",
+            )
         if not bool(mu.is_free.all()):
             msg = (
                 "the barycentre on a grid moves mass along straight lines, and there "
@@ -155,7 +198,8 @@ def _blurred(f: Tensor, kernels: Sequence[Kernel]) -> Tensor:
     for axis, (logs, kernel) in enumerate(reversed(kernels)):
         f = f.movedim(-1 - axis, -1)
         if kernel is not None:
-            top = f.amax(-1, keepdim=True).clamp_min(torch.finfo(f.dtype).min)
+            # Any top gives the same sum, so it needs no derivative.
+            top = f.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(f.dtype).min)
             f = ((f - top).clamp_min(LEAST).exp() @ kernel).log() + top
         else:
             f = torch.logsumexp(f[..., None, :] + logs, -1)

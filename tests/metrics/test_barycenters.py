@@ -282,7 +282,218 @@ def test_in_the_plane_of_a_grid_no_distance_bounds_the_value():
         found.bracket()
 
 
+# Derivatives --------------------------------------------------------------------------
+
+
+def covariances(d, count=3):
+    factors = [normal(d, d, seed=k) for k in range(count)]
+    return [a @ a.T + 0.1 * torch.eye(d, dtype=F64) for a in factors]
+
+
+def of_moments(log_shares, *moments):
+    """Return mean and covariance of the barycentre of Gaussians of these moments."""
+    half = len(moments) // 2
+    mus = [
+        of.Gaussian(m, 0.5 * (s + s.T))
+        for m, s in zip(moments[:half], moments[half:], strict=True)
+    ]
+    found = barycenter(mus, log_shares.softmax(0), tolerance=1e-13).measure
+    return found.mean, found.covariance
+
+
+@pytest.mark.parametrize("d", [1, 2, 4])
+def test_gaussians_are_differentiable_in_means_covariances_and_weights(d):
+    moments = [*(normal(d, seed=9 + k) for k in range(3)), *covariances(d)]
+    arguments = [torch.tensor(SHARES, dtype=F64).log(), *moments]
+    live = [t.clone().requires_grad_() for t in arguments]
+    assert torch.autograd.gradcheck(of_moments, live, atol=1e-6)
+
+
+def test_second_derivatives_of_gaussians_are_right():
+    arguments = [torch.tensor(SHARES, dtype=F64).log(), *3 * [torch.zeros(2).double()]]
+    live = [t.clone().requires_grad_() for t in (*arguments, *covariances(2))]
+    assert torch.autograd.gradgradcheck(
+        lambda *a: of_moments(*a)[1].sin().sum(), live, atol=1e-5
+    )
+
+
+def test_derivatives_of_gaussians_that_commute_are_those_of_roots():
+    r"""On the line the covariance is :math:`(\sum_i \lambda_i s_i^{1/2})^2`, thrice."""
+    s = torch.tensor([0.5, 2.0, 3.0], dtype=F64).requires_grad_()
+    shares = torch.tensor(SHARES, dtype=F64)
+    zero = torch.zeros(1, dtype=F64)
+    mus = [of.Gaussian(zero, v.reshape(1, 1)) for v in s]
+    values = [barycenter(mus, shares, tolerance=1e-13).measure.covariance.sum()]
+    exact = [(shares @ s.sqrt()).square()]
+    for _ in range(3):
+        for found in (values, exact):
+            (slope,) = torch.autograd.grad(found[-1], s, create_graph=True)
+            found.append(slope.sin().sum())
+        torch.testing.assert_close(values[-1], exact[-1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_graph_changes_no_value():
+    mus = [gaussian(3, k) for k in (1, 2, 3)]
+    live = [mu.with_free_state(mu.state.clone().requires_grad_()) for mu in mus]
+    one, other = barycenter(mus, SHARES), barycenter(live, SHARES)
+    assert torch.equal(one.measure.state, other.measure.state)
+    assert one.value == other.value
+    grids = [bell([m, 0.5], [0.15, 0.15], 12) for m in (0.4, 0.6)]
+    live_grids = [g.with_weights(g.weights.clone().requires_grad_()) for g in grids]
+    one, other = barycenter(grids, blur=0.2), barycenter(live_grids, blur=0.2)
+    assert torch.equal(one.measure.weights, other.measure.weights)
+
+
+def test_beside_a_singular_covariance_the_others_are_differentiable():
+    flat = gaussian(3, 1)
+    state = flat.state.clone()
+    state[1:] = state[1:2] * normal(3, 1, seed=7)
+    flat = flat.with_free_state(state)
+    wide, other = gaussian(3, 2), gaussian(3, 3)
+
+    def covariance(z, w):
+        mus = [flat, wide.with_free_state(z), other]
+        return barycenter(mus, w.softmax(0), tolerance=1e-13).measure.covariance
+
+    z = wide.state.clone().requires_grad_()
+    w = normal(3).requires_grad_()
+    assert torch.autograd.gradcheck(covariance, (z, w), atol=1e-6)
+    point = wide.with_free_state(torch.cat([normal(1, 3), torch.zeros(3, 3).double()]))
+    scaled = barycenter([point, wide.with_free_state(z)], [0.25, 0.75]).measure
+    (slope,) = torch.autograd.grad(scaled.covariance.diagonal().sum(), z)
+    torch.testing.assert_close(slope[1:], 2 * 0.75**2 * wide.state[1:])
+
+
+def weighted_by(mus, function, **options):
+    """Return a number of the barycentre as a function of logarithms of the weights."""
+
+    def value(log_shares):
+        found = barycenter(mus, log_shares.softmax(0), **options)
+        return function(found.measure)
+
+    return value
+
+
+@pytest.mark.parametrize("name", ["quantiles", "one grid", "equal", "weights", "start"])
+def test_the_mean_is_differentiable_in_the_weights(name):
+    options: dict[str, Any] = {}
+    mus: list[Any] = [quantiles(k, k) for k in (5, 7, 4)]
+    if name == "one grid":
+        mus = [steps(6, k, 0.1 * k) for k in (1, 2, 3)]
+    elif name == "equal":
+        mus = [of.Particles(normal(7, 2, seed=k)) for k in (1, 2, 3)]
+    elif name in {"weights", "start"}:
+        mus = [weighted(n, seed=n) for n in (6, 9, 8)]
+    if name == "start":
+        options["start"] = of.Particles(normal(4, 2))
+    value = weighted_by(mus, lambda nu: nu.expectation(lambda x: x.sin().sum(-1)))
+    live = torch.tensor(SHARES, dtype=F64).log().requires_grad_()
+    assert torch.autograd.gradcheck(value, live, atol=1e-7)
+
+
+def hills(*bumps):
+    """Return densities of full support on 5 x 6 cells."""
+    rows = torch.linspace(0, 1, 5, dtype=F64)[:, None]
+    x = torch.linspace(0, 1, 6, dtype=F64)
+    rho = [
+        0.2 + torch.exp(-8 * ((x - m).square() + (rows - 0.5).square())) for m in bumps
+    ]
+    return [of.GridDensity(r, 0, 1, walls=True, normalize=True) for r in rho]
+
+
+@pytest.mark.parametrize(("side", "blur"), [(1, 0.4), (40, 10.0)])
+def test_on_a_grid_the_mean_is_differentiable_in_masses_and_weights(side, blur):
+    """At the number of iterations that were made; products, and sums of logarithms."""
+    grids = [
+        of.GridDensity(mu.grid, [0, 0], [1, side], walls=True, normalize=True)
+        for mu in hills(0.3, 0.5, 0.8)
+    ]
+    counts = set()
+
+    def value(log_shares, *logs):
+        live = [
+            mu.with_weights(z.softmax(0)) for mu, z in zip(grids, logs, strict=True)
+        ]
+        found = barycenter(live, log_shares.softmax(0), tolerance=1e-3, blur=blur)
+        counts.add(found.iterations)
+        return normal(30, seed=5) @ found.measure.weights
+
+    at = [torch.tensor(SHARES, dtype=F64).log(), *(mu.weights.log() for mu in grids)]
+    live = [z.clone().requires_grad_() for z in at]
+    slopes = torch.autograd.grad(value(*live), live)
+    for k, (z, slope) in enumerate(zip(at, slopes, strict=True)):
+        u = normal(*z.shape, seed=20 + k)
+
+        def along(t, k=k, u=u):
+            return value(*(z + t * u if j == k else z for j, z in enumerate(at)))
+
+        wanted = (along(1e-4) - along(-1e-4)) / 2e-4
+        assert abs(float(wanted)) > 1e-4
+        torch.testing.assert_close((slope * u).sum(), wanted, rtol=1e-5, atol=0)
+    assert len(counts) == 1
+    assert counts.pop() >= 20
+
+
+def test_on_a_grid_the_mean_of_translates_moves_with_the_weights():
+    mus = [bell([0.35], [0.08], 30), bell([0.6], [0.08], 30)]
+    shares = torch.tensor([0.4, 0.6], dtype=F64).requires_grad_()
+    nu = barycenter(mus, shares, blur=0.1).measure
+    (slope,) = torch.autograd.grad((nu.weights @ nu.points)[0], shares)
+    assert float(slope[1] - slope[0]) == pytest.approx(0.25, rel=1e-4)
+
+
+def test_on_a_grid_a_second_derivative_is_right():
+    mus = hills(0.35, 0.6)
+
+    def slope(w):
+        nu = barycenter(mus, w.softmax(0), blur=0.4, tolerance=1e-2).measure
+        value = normal(30, seed=5) @ nu.weights
+        return torch.autograd.grad(value, w, create_graph=True)[0][0]
+
+    w = torch.zeros(2, dtype=F64, requires_grad=True)
+    u = torch.tensor([1.0, 0.0], dtype=F64)
+    (second,) = torch.autograd.grad(slope(w), w)
+    wanted = [slope((w + t * u).detach().requires_grad_()) for t in (1e-4, -1e-4)]
+    wanted = (wanted[0] - wanted[1]) / 2e-4
+    torch.testing.assert_close(second[0], wanted.detach(), rtol=1e-5, atol=1e-9)
+
+
 # All kinds ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["quantiles", "Gaussians", "particles", "grids"])
+def test_laws_of_the_mean(name):
+    """The order of the measures, a common scale and a shift do not matter."""
+    options: dict[str, Any] = {"blur": 0.2} if name == "grids" else {}
+    mus = KINDS[name]()
+    found = barycenter(mus, [0.7, 0.3], **options)
+    back = barycenter(mus[::-1], [0.3, 0.7], **options)
+    assert back.value == pytest.approx(found.value, rel=1e-6)
+    moved = [scaled(mu, 8.0, -3.0) for mu in mus]
+    if options:
+        options = {"blur": 1.6}
+    there = barycenter(moved, [0.7, 0.3], **options)
+    assert there.value == pytest.approx(64 * found.value, rel=1e-6)
+    if options:  # the exact distance would see the round-off of the masses
+        for mean, wanted in ((back, found), (there, found)):
+            torch.testing.assert_close(mean.measure.weights, wanted.measure.weights)
+        return
+    assert float(wasserstein2(found.measure, back.measure)) < 1e-6 * found.value**0.5
+    wanted = scaled(found.measure, 8.0, -3.0)
+    assert float(wasserstein2(there.measure, wanted)) < 1e-6 * there.value**0.5
+
+
+def scaled(mu, unit, shift):
+    """Return the measure with x replaced by unit x + shift."""
+    if isinstance(mu, of.Quantiles):
+        return mu.with_free_edges(unit * mu.edges + shift)
+    if isinstance(mu, of.Gaussian):
+        return of.Gaussian(unit * mu.mean + shift, unit**2 * mu.covariance)
+    if isinstance(mu, of.Particles):
+        return of.Particles(unit * mu.points + shift, mu.weights)
+    ends = [[unit * a + shift for a in b] for b in (mu.box.lower, mu.box.upper)]
+    return of.GridDensity(mu.grid, *ends, walls=True, normalize=True)
+
 
 KINDS: dict[str, Callable[[], Any]] = {
     "quantiles": lambda: [quantiles(4, k) for k in (1, 2)],

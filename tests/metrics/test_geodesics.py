@@ -259,6 +259,182 @@ def test_points_of_a_generalised_geodesic_follow_the_ends():
     torch.testing.assert_close(slope, torch.full_like(y, 0.75 / 9))
 
 
+# Grids in the plane and in space ------------------------------------------------------
+
+
+def cells(shape, seed, lower=0.0, upper=1.0, dtype=F64):
+    """Return random masses, a quarter of them 0."""
+    rho = normal(*shape, seed=seed).abs()
+    rho = torch.where(rho < 0.3, 0.0, rho)
+    return of.GridDensity(rho.to(dtype), lower, upper, walls=True, normalize=True)
+
+
+def bell(law, n, dtype=F64):
+    """Return a Gaussian on n x n cells of [-4, 4]^2."""
+    return of.GridDensity.from_function(
+        lambda x: law.log_density(x.double()).exp().to(dtype),
+        -4,
+        4,
+        (n, n),
+        dtype=dtype,
+        walls=True,
+    )
+
+
+def reach(*grids):
+    """Return how far in W2 the remap to the largest cells may move a measure."""
+    spacings = torch.tensor([mu.box.spacing for mu in grids], dtype=F64)
+    return 0.5 * float(spacings.amax(0).norm())
+
+
+ON_GRIDS: dict[str, Callable[[], Any]] = {
+    "the plane": lambda: (cells((9, 12), 1), cells((9, 12), 2)),
+    "space": lambda: (cells((5, 4, 6), 1), cells((5, 4, 6), 2)),
+    "two boxes": lambda: (cells((9, 9), 1), cells((9, 9), 2, [2.0, -1.0], [3.0, 4.0])),
+    "two shapes": lambda: (cells((9, 5), 1), cells((4, 11), 2, 5.0, 7.0)),
+    "an axis of one cell": lambda: (cells((12, 1), 1), cells((12, 1), 2)),
+    "one cell": lambda: (cells((8, 8), 1), cells((1, 1), 0, 2.0, 3.0)),
+}
+
+
+@pytest.mark.parametrize("name", ON_GRIDS)
+def test_on_a_grid_the_speed_is_constant_up_to_the_remap(name):
+    """The documented bounds hold, and mass and mean are kept to round-off."""
+    mu, nu = ON_GRIDS[name]()
+    whole = float(wasserstein2(mu, nu))
+    path = geodesic(mu, nu, TIMES)
+    assert path[0] is mu
+    assert path[-1] is nu
+    ends = [m.weights @ m.points for m in (mu, nu)]
+    a, b = (of.Particles(m.points, m.weights) for m in (mu, nu))
+    atoms = geodesic(a, b, TIMES)
+    for t, found, exact in zip(TIMES, path, atoms, strict=True):
+        assert isinstance(found, of.GridDensity)
+        assert float(found.weights.sum()) == pytest.approx(1.0, abs=1e-14)
+        mean = found.weights @ found.points
+        torch.testing.assert_close(mean, (1 - t) * ends[0] + t * ends[1])
+        spread = [m.weights @ (m.points - mean).square() for m in (found, exact)]
+        added = spread[0] - spread[1]
+        limit = 0.25 * torch.tensor(found.box.spacing, dtype=F64).square()
+        assert bool((added > -1e-12).all())
+        assert bool((added < limit + 1e-12).all())
+        if 0 < t < 1:
+            assert float(wasserstein2(found, exact)) <= reach(found) + 1e-9
+    for (s, p), (t, q) in itertools.combinations(zip(TIMES, path, strict=True), 2):
+        error = abs(float(wasserstein2(p, q)) - (t - s) * whole)
+        assert error <= 2 * reach(p, q) + 1e-9
+
+
+@pytest.mark.parametrize("n", [16, 64])
+def test_on_a_grid_a_block_moves_by_cells(n):
+    """Half way of an even number of cells is the block itself, moved."""
+    rho = torch.zeros(n, n, dtype=F64)
+    rho[1 : n // 4, 2 : n // 2] = normal(n // 4 - 1, n // 2 - 2).abs()
+    mu, nu = (
+        of.GridDensity(r, 0, n, walls=True, normalize=True)
+        for r in (rho, rho.roll((n // 2, n // 4), (0, 1)))
+    )
+    half = geodesic(mu, nu, 0.5)
+    moved = mu.grid.roll((n // 4, n // 8), (0, 1))
+    torch.testing.assert_close(half.grid, moved, rtol=1e-14, atol=0)
+    # A part of a cell beyond it is shared between two cells.
+    step = 2 / n
+    beyond = geodesic(mu, nu, 0.5 + 0.5 * step).grid
+    part = moved + 0.5 * (moved.roll(1, 0) - moved)
+    part = part + 0.25 * (part.roll(1, 1) - part)
+    torch.testing.assert_close(beyond, part, rtol=1e-12, atol=1e-14)
+
+
+def test_on_a_grid_translates_and_dilations_of_the_box_are_exact():
+    mu = cells((40, 50), 1)
+    for lower, upper in (([3.0, -2.0], [4.0, -1.0]), ([1e6, 0.0], [1e6 + 2, 8.0])):
+        nu = of.GridDensity(mu.grid, lower, upper, walls=True, normalize=True)
+        third = geodesic(mu, nu, 1 / 3)
+        torch.testing.assert_close(third.weights, mu.weights, rtol=1e-12, atol=1e-18)
+        corners = (
+            torch.lerp(torch.zeros(2), torch.tensor(lower), 1 / 3),
+            torch.lerp(torch.ones(2), torch.tensor(upper), 1 / 3),
+        )
+        for found, exact in zip(
+            (third.box.lower, third.box.upper), corners, strict=True
+        ):
+            assert found == pytest.approx(exact.tolist())
+
+
+def test_on_a_grid_gaussians_follow_the_bures_geodesic():
+    """The distance to the exact law falls with the cells; masses reach 1e-60."""
+    t = torch.tensor
+    a = of.Gaussian(t([-1.0, -0.8]).double(), t([[0.3, 0.1], [0.1, 0.2]]).double())
+    b = of.Gaussian(t([1.0, 0.5]).double(), t([[0.2, -0.15], [-0.15, 0.5]]).double())
+    exact = geodesic(a, b, 0.4)
+    errors, spreads = [], []
+    for n in (16, 32, 64):
+        found = geodesic(bell(a, n), bell(b, n), 0.4)
+        error = float(wasserstein2(found, bell(exact, n), tolerance=1e-6))
+        errors.append(error * n / 8)
+        mean = found.weights @ found.points
+        moments = torch.einsum(
+            "k,ki,kj->ij", found.weights, found.points - mean, found.points - mean
+        )
+        spreads.append(float((moments - exact.covariance).norm()))
+    assert max(errors) < 0.5  # cells
+    # The variance that the remap adds is at most a quarter of a squared cell.
+    assert spreads[0] < 0.25 * 0.5**2 * 2**0.5
+    assert spreads[2] < spreads[0] / 8
+
+
+def test_on_a_grid_time_runs_backwards():
+    """Plans between lattices need not be unique, but each way has the same speed."""
+    mu, nu = cells((9, 12), 1), cells((9, 12), 2)
+    whole = float(wasserstein2(mu, nu))
+    there, back = geodesic(mu, nu, 0.3), geodesic(nu, mu, 0.7)
+    for found in (there, back):
+        assert float(wasserstein2(mu, found)) == pytest.approx(
+            0.3 * whole, abs=reach(mu)
+        )
+        assert float(wasserstein2(found, nu)) == pytest.approx(
+            0.7 * whole, abs=reach(mu)
+        )
+
+
+def test_on_a_grid_single_precision_stays_and_is_close():
+    mu, nu = ON_GRIDS["two shapes"]()
+    exact = geodesic(mu, nu, 0.3)
+    found = geodesic(mu.to(torch.float32), nu.to(torch.float32), 0.3)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.weights.double(), exact.weights, atol=1e-6, rtol=0)
+
+
+def test_on_a_grid_a_tolerance_bounds_the_excess():
+    mu, nu = cells((48, 48), 1), cells((48, 48), 2)
+    whole = float(wasserstein2(mu, nu))
+    for share in (0.3, 0.01):
+        half = geodesic(mu, nu, 0.5, tolerance=share)
+        parts = [float(wasserstein2(m, half)) for m in (mu, nu)]
+        longest = 0.5 * whole / (1 - share) ** 0.5 + reach(mu)
+        assert max(parts) <= longest
+        path = (mu, half, nu)
+        assert float(of.metrics.length(path, tolerance=0.1)) >= whole
+        assert float(of.metrics.action(path, tolerance=0.1)) >= whole**2
+
+
+def test_on_a_grid_a_generalised_geodesic_is_convex_from_its_base():
+    base, mu, nu = (cells((8, 9), k) for k in (1, 2, 3))
+    a, b, c = (
+        float(wasserstein2_squared(*pair))
+        for pair in ((base, mu), (base, nu), (mu, nu))
+    )
+    for t in TIMES:
+        found = generalized_geodesic(base, mu, nu, t)
+        bound = (1 - t) * a + t * b - t * (1 - t) * c
+        assert float(wasserstein2(base, found)) <= bound**0.5 + reach(mu)
+        from_end = generalized_geodesic(mu, mu, nu, t)
+        torch.testing.assert_close(from_end.weights, geodesic(mu, nu, t).weights)
+
+
+# Refusals -----------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("ends", "kind", "words"),
     [
