@@ -375,3 +375,17 @@ def test_what_the_page_says_of_silence():
         run = ot.bregman.empirical_sinkhorn_divergence
         other = run(s.x.detach(), s.y, REG, s.a.detach(), s.b)
         assert float(other) > 1.1 * float(divergence.value)
+
+
+def test_what_the_page_says_of_weights_with_other_sums():
+    s = Pair(2, equal=False)
+    x, y, M, a, b = s.x.detach(), s.y, s.M.detach(), s.a.detach(), 1.5 * s.b
+    for exact in (lambda: ot.emd2(a, b, M), lambda: ot.solve(M, a, b)):
+        with pytest.raises(AssertionError, match="same sum"):
+            exact()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of transposes
+        line = ot.wasserstein_1d(x[:, 0], y[:, 0], a, b, p=2)
+    sliced = ot.sliced_wasserstein_distance(x, y, a, b, seed=0)
+    loss = geomloss.SamplesLoss("sinkhorn", p=2, blur=BLUR)(a, x, b, y)
+    assert bool(torch.stack([line, sliced, loss]).isfinite().all())
