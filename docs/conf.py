@@ -176,4 +176,7 @@ html_theme_options = {
     "secondary_sidebar_items": {page: ["page-toc"] for page in WITH_A_BAR},
 }
 # Pages without a section of their own: an empty bar would take the width of code.
-html_sidebars = {page: [] for page in (*WITH_A_BAR, "index", "references", "cite")}
+# The tables of "distances" take the whole width.
+html_sidebars = {
+    page: [] for page in (*WITH_A_BAR, "distances", "index", "references", "cite")
+}

@@ -21,6 +21,7 @@ PAGES = [
     ROOT / "docs" / f"{name}.rst"
     for name in (
         "conventions",
+        "distances",
         "concepts",
         "solvers",
         "extending",
