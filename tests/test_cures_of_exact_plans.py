@@ -57,6 +57,17 @@ CASES: dict[str, Case] = {
         lambda: plan(ATOMS, LINE)(ATOMS.points),
         [lambda: plan(ATOMS, LINE).inverse()(ATOMS.points)],
     ),
+    "the distance from a law to atoms": (
+        TypeError,
+        r"have wasserstein2\(mu, nu\) and transport_plan\(mu, nu\).bracket; for atoms "
+        r"draw them, Particles\(mu.sample\(2000, generator\)\)",
+        lambda: of.metrics.wasserstein2_bounds(LAW, WIDE),
+        [
+            lambda: of.metrics.wasserstein2(LAW, WIDE),
+            lambda: plan(LAW, WIDE).bracket,
+            lambda: of.metrics.wasserstein2(drawn(LAW), X.float()),
+        ],
+    ),
     "a simplex between Gaussians": (
         ValueError,
         r"use method=None, or Particles\(mu.sample\(1000, generator\)\)",

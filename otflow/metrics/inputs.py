@@ -106,9 +106,10 @@ def cloud(mu: CloudLike | Measure, name: str, *, grids: bool = False) -> Cloud:
         raise TypeError(msg)
     if isinstance(mu, Measure):
         msg = (
-            f"{name} must be Particles or points (n, d), got {type(mu).__name__}; "
-            f"for the distance between its quadrature nodes use "
-            f"Particles({name}.points, {name}.weights)"
+            f"{name} must be Particles or points (n, d), got {type(mu).__name__}; two "
+            f"Gaussians, and densities on the line, have wasserstein2(mu, nu) and "
+            f"transport_plan(mu, nu).bracket; for atoms draw them, "
+            f"Particles({name}.sample(2000, generator))"
         )
         raise TypeError(msg)
     return Cloud(as_points(mu, name), None)
