@@ -59,8 +59,7 @@ CASES: dict[str, Case] = {
     ),
     "the distance from a law to atoms": (
         TypeError,
-        r"have wasserstein2\(mu, nu\) and transport_plan\(mu, nu\).bracket; for atoms "
-        r"draw them, Particles\(mu.sample\(2000, generator\)\)",
+        r"bracket; for atoms draw them, Particles\(mu.sample\(2000, generator\)\)",
         lambda: of.metrics.wasserstein2_bounds(LAW, WIDE),
         [
             lambda: of.metrics.wasserstein2(LAW, WIDE),
