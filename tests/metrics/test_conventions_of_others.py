@@ -240,19 +240,16 @@ def _new(s: Pair) -> Found:
 
 def functional(kind: str, s: Pair) -> of.Functional:
     """Return half a square of this kind as a functional of otflow."""
-    if kind in {"exact", "equal"}:
-        return of.SquaredDistanceTo(s.nu)
-    if kind == "divergence":
-        return of.SinkhornDivergenceTo(s.nu, blur=BLUR)
-    if kind == "sliced":
-        return of.SlicedWassersteinTo(s.nu, s.directions)
-    if kind == "energy":
-        return of.EnergyDistanceTo(s.nu)
-    if kind == "bell":
-        return of.MMDTo(s.nu, of.kernels.Gaussian(BLUR))
-    if kind == "stein":
-        return of.KSD(lambda x: -x, of.kernels.Gaussian(1.0))
-    return Own(kind, s.nu)
+    makers: dict[str, Callable[[], of.Functional]] = {
+        "exact": lambda: of.SquaredDistanceTo(s.nu),
+        "equal": lambda: of.SquaredDistanceTo(s.nu),
+        "divergence": lambda: of.SinkhornDivergenceTo(s.nu, blur=BLUR),
+        "sliced": lambda: of.SlicedWassersteinTo(s.nu, s.directions),
+        "energy": lambda: of.EnergyDistanceTo(s.nu),
+        "bell": lambda: of.MMDTo(s.nu, of.kernels.Gaussian(BLUR)),
+        "stein": lambda: of.KSD(lambda x: -x, of.kernels.Gaussian(1.0)),
+    }
+    return makers[kind]() if kind in makers else Own(kind, s.nu)
 
 
 class Own(of.Functional):
