@@ -65,8 +65,8 @@ plt.show()
 
 # %%
 # W2 and Sinkhorn place points more evenly than chance. A wide smooth kernel does not
-# see the details; a narrow one has no force far away, where noise in the argument of
-# the velocity helps: :class:`otflow.schemes.NoisyEuler`.
+# see the details; a narrow one leaves points behind. For the width 0.4 the noise of
+# :class:`otflow.schemes.NoisyEuler` gains a tenth, from 5.9 draws.
 #
 # A picture
 # ---------
