@@ -31,6 +31,7 @@ its root, or something near it. They differ in cost, in proofs and in gradients.
 # that the points were drawn from, here known. More digits would not help there.
 
 import time
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
@@ -94,11 +95,11 @@ plans = [metrics.entropic_plan(threes, eights, blur=b) for b in blurs]
 costs = torch.stack([plan.transport_cost for plan in plans])
 
 fig, ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
-ax.axhline(w2, color="k", label="$W_2$, exact")
+ax.axhline(float(w2), color="k", label="$W_2$, exact")
 ax.semilogx(blurs, (2 * costs).sqrt(), "C1.-", label="cost of entropic plans")
 ax.semilogx(blurs, (2 * S).sqrt(), "C0.-", label="Sinkhorn divergence")
 for k, (name, bound) in enumerate(lower.items()):
-    ax.axhline(bound, color=f"C{k + 2}", ls="--", label=name)
+    ax.axhline(float(bound), color=f"C{k + 2}", ls="--", label=name)
 ax.set(xlabel="blur", ylabel="length", ylim=(20, 50))
 ax.legend(ncols=2, fontsize=8)
 plt.show()
@@ -115,10 +116,9 @@ ramp = lambda x: (1.5 + x).prod(-1)
 fig, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
 gaps = {}
 for n in (4, 8, 16, 32):
-    box = {"lower": -1, "upper": 1, "dtype": torch.float64, "walls": True}
-    make = of.GridDensity.from_function
+    make = partial(of.GridDensity.from_function, dtype=torch.float64, walls=True)
     steps, atoms = (
-        metrics.wasserstein2(*(make(f, shape=shape, **box) for f in (bell, ramp)))
+        metrics.wasserstein2(*(make(f, -1, 1, shape) for f in (bell, ramp)))
         for shape in (n, (n, n))
     )
     gaps[2 / n] = float(atoms - 2**0.5 * steps)

@@ -65,8 +65,8 @@ plt.show()
 
 # %%
 # W2 and Sinkhorn place points more evenly than chance. A wide smooth kernel does not
-# see the details; a narrow one has no force far away, where noise in the argument of
-# the velocity helps: :class:`otflow.schemes.NoisyEuler`.
+# see the details; a narrow one leaves points behind. For the width 0.4 the noise of
+# :class:`otflow.schemes.NoisyEuler` gains a tenth, from 5.9 draws.
 #
 # A picture
 # ---------
@@ -118,8 +118,9 @@ ends = {
     name: of.flow(F, wide, scheme, dt=dt, steps=steps, generator=1).final
     for name, (F, scheme, dt, steps) in problems.items()
 }
-box = {"lower": (-8.0, -5.0, -5.0), "upper": (1.0, 2.0, 2.0), "dtype": torch.float64}
-law = of.GridDensity.from_function(lambda b: (-V(b)).exp(), shape=(60, 60, 60), **box)
+law = of.GridDensity.from_function(
+    lambda b: (-V(b)).exp(), (-8, -5, -5), (1, 2, 2), (60, 60, 60), dtype=torch.float64
+)
 many = of.Particles(law.sample(2000, generator))
 samples = {"exact": of.Particles(law.sample(150, generator))} | ends
 draws = sum(gap(of.Particles(law.sample(150, generator)), many) for _ in range(4)) / 4
@@ -142,6 +143,6 @@ assert all(cloud[name] < 1.3 for name in ("W2", "Sinkhorn", "sliced", "energy"))
 assert cloud["MMD"] > 1.5
 assert max(dotted["W2"], dotted["sliced"]) < 0.75 * dotted["draws"]
 assert all(ratio < 1.4 for ratio in fitted.values())
-mean, square = law.expectation(lambda b: b), law.expectation(lambda b: b.square())
+mean, second = law.expectation(lambda b: b), law.expectation(lambda b: b.square())
 bias = torch.stack([mu.expectation(lambda b: b) - mean for mu in ends.values()])
-assert (bias.abs() < 0.35 * (square - mean.square()).sqrt()).all()
+assert (bias.abs() < 0.35 * (second - mean.square()).sqrt()).all()
