@@ -13,7 +13,7 @@ from torch import Tensor
 from otflow._validation import check_kind, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
-from otflow.measures import Measure
+from otflow.measures import Measure, Particles
 from otflow.proximal.certificate import Certificate
 
 __all__ = ["Scheme", "Step"]
@@ -265,6 +265,16 @@ class Scheme(ABC):
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k[0] != "_")
         return f"{type(self).__name__}({values})"
+
+
+def check_particles(mu: Measure, scheme: Scheme, *, instead: str) -> None:
+    """Raise Unsupported unless mu is made of particles, which a scheme moves singly."""
+    if not isinstance(mu, Particles):
+        msg = (
+            f"{type(scheme).__name__} moves particles one by one, not "
+            f"{type(mu).__name__}; use {instead}, or Particles(mu.sample(n, generator))"
+        )
+        raise Unsupported(msg)
 
 
 def made_by(scheme: Scheme, step: Step[Any]) -> Step[Any]:

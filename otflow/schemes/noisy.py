@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from otflow._validation import positive
-from otflow.errors import Unsupported
 from otflow.functionals import Functional
-from otflow.measures import Measure, Particles
-from otflow.schemes.base import Scheme, Step
+from otflow.measures import Measure
+from otflow.schemes.base import Scheme, Step, check_particles
 
 __all__ = ["NoisyEuler"]
 
@@ -69,7 +68,7 @@ class NoisyEuler(Scheme):
         self.level = level if number is None else number
 
     def init(self, F: Functional, mu: Measure) -> int:
-        _check(mu)
+        check_particles(mu, self, instead="ExplicitEuler()")
         return 0
 
     def step(
@@ -80,7 +79,7 @@ class NoisyEuler(Scheme):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        _check(mu)
+        check_particles(mu, self, instead="ExplicitEuler()")
         count = int(state or 0)
         level = self.level(count) if callable(self.level) else self.level
         level = positive(level, "level", or_zero=True)
@@ -92,12 +91,3 @@ class NoisyEuler(Scheme):
         level = self.level
         name = getattr(level, "__name__", None) or type(level).__name__
         return f"NoisyEuler({name if callable(level) else repr(level)})"
-
-
-def _check(mu: Measure) -> None:
-    if not isinstance(mu, Particles):
-        msg = (
-            f"NoisyEuler perturbs particles, not {type(mu).__name__}; use "
-            f"ExplicitEuler(), or Particles(mu.sample(n, generator))"
-        )
-        raise Unsupported(msg)

@@ -10,12 +10,11 @@ from torch import Tensor
 from otflow._autodiff import grads_of, leaf
 from otflow._pairs import tiles
 from otflow._typing import Ground
-from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.kernels import Kernel, PairKernel, TwoPoint, as_kernel
-from otflow.measures import Measure, Particles
+from otflow.measures import Measure
 from otflow.proximal.certificate import Certificate
-from otflow.schemes.base import Scheme, Step
+from otflow.schemes.base import Scheme, Step, check_particles
 from otflow.schemes.langevin import split_heat
 
 __all__ = ["SVGD"]
@@ -89,7 +88,7 @@ class SVGD(Scheme):
             raise ValueError(msg)
 
     def init(self, F: Functional, mu: Measure) -> Any:
-        _check(mu)
+        self._check(mu)
         return None
 
     def step(
@@ -100,7 +99,7 @@ class SVGD(Scheme):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        _check(mu)
+        self._check(mu)
         temperature, rest = split_heat(F)
         energy, velocity = rest.value_and_velocity(mu)
         K, x, w = self.kernel, mu.points, mu.weights
@@ -110,18 +109,12 @@ class SVGD(Scheme):
         info = Certificate(float(energy.detach()), entries={"temperature": temperature})
         return Step(mu.push(smoothed, dt), state, info, energy)
 
+    def _check(self, mu: Measure) -> None:
+        check_particles(mu, self, instead="JKO()")
+        mu.refuse_graph("a step of SVGD", "it is not differentiable", "use mu.detach()")
+
     def energy(self, F: Functional, mu: Measure) -> Tensor:
         return split_heat(F)[1].value(mu)
-
-
-def _check(mu: Measure) -> None:
-    if not isinstance(mu, Particles):
-        msg = (
-            f"SVGD moves particles, not {type(mu).__name__}, whose entropy has a "
-            f"value; use JKO(), or Particles(mu.sample(n, generator))"
-        )
-        raise Unsupported(msg)
-    mu.refuse_graph("a step of SVGD", "it is not differentiable", "use mu.detach()")
 
 
 def _repulsion(K: PairKernel, x: Tensor, w: Tensor) -> Tensor:
