@@ -99,8 +99,9 @@ def continuity_residual(
     for i, mu in enumerate(measures):
         check_kind(mu, Measure, f"path[{i}]")
     instants = clock(times, count)
+    given: Any = tests
     several = not callable(tests) and isinstance(tests, Iterable)
-    functions: list[Any] = list(tests) if several else [tests]
+    functions: list[Any] = list(given) if several else [given]
     for phi in functions:
         check_function(phi, "tests must be functions (n, d) -> (n,)")
     slopes = [_slopes(mu, functions) for mu in measures]
