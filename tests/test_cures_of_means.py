@@ -22,6 +22,8 @@ ONE_SIDED = torch.tensor([1.0, 0.0], dtype=F64, requires_grad=True)
 WELL = of.Potential(lambda x: x.square().sum(-1))
 ODD: Any = STANDARD
 ALONE: Any = CLOUD
+ARRAY: Any = CLOUD.points
+NUMBER: Any = 3
 
 
 def plane(live=False, **options):
@@ -34,6 +36,15 @@ def blocked():
     wall[2, 2] = True
     rho = (~wall).to(F64)
     return of.GridDensity(rho, 0, 1, obstacles=wall, walls=True, normalize=True)
+
+
+def elsewhere():
+    return of.GridDensity(torch.ones(6, 6, dtype=F64), 2, 3, walls=True, normalize=True)
+
+
+def on_one(mu):
+    points = mu.sample(100_000, torch.Generator().manual_seed(0))
+    return of.GridDensity.from_samples(points, 0, 3, (8, 8), walls=True)
 
 
 def row(*heights, live=False):
@@ -130,6 +141,24 @@ CASES: dict[str, Case] = {
         lambda: geodesic(CLOUD, ODD, 0.5),
         [lambda: geodesic(STANDARD, STANDARD, 0.5)],
     ),
+    "a geodesic of arrays": (
+        TypeError,
+        r"represent all by Particles\(mu\)",
+        lambda: geodesic(ARRAY, OTHER, 0.5),
+        [lambda: geodesic(of.Particles(ARRAY), OTHER, 0.5)],
+    ),
+    "a generalised geodesic of Gaussians and particles": (
+        TypeError,
+        r"mu must be a Gaussian, .* represent all by Particles\(mu\.points",
+        lambda: generalized_geodesic(STANDARD, ALONE, ALONE, 0.5),
+        [lambda: generalized_geodesic(atoms(STANDARD), ALONE, ALONE, 0.5)],
+    ),
+    "times with two axes": (
+        ValueError,
+        r"use t\.reshape\(-1\)",
+        lambda: geodesic(CLOUD, OTHER, torch.zeros(2, 2)),
+        [lambda: geodesic(CLOUD, OTHER, torch.zeros(2, 2).reshape(-1))],
+    ),
     "a geodesic with live weights": (
         of.errors.Unsupported,
         r"mu\.weights\.detach\(\)",
@@ -171,6 +200,35 @@ CASES: dict[str, Case] = {
         r"write \[mu\]",
         lambda: barycenter(ALONE),
         [lambda: barycenter([ALONE])],
+    ),
+    "a barycentre of no sequence": (
+        TypeError,
+        r"got 3; write \[mu\]",
+        lambda: barycenter(NUMBER),
+        [lambda: barycenter([ALONE])],
+    ),
+    "weights of a barycentre that do not sum to 1": (
+        ValueError,
+        "weights must sum to 1, got 4; divide them by their sum",
+        lambda: barycenter([CLOUD, OTHER], [1.0, 3.0]),
+        [lambda: barycenter([CLOUD, OTHER], [0.25, 0.75])],
+    ),
+    "densities on two grids": (
+        ValueError,
+        r"upper, shape\), or take Particles\(mu\.points, mu\.weights\)",
+        lambda: barycenter([plane(), elsewhere()], blur=0.4),
+        [
+            lambda: barycenter(
+                [on_one(plane()), on_one(elsewhere())], blur=1.0, tolerance=0.1
+            ),
+            lambda: barycenter([atoms(plane()), atoms(elsewhere())]),
+        ],
+    ),
+    "a blur far beyond the box": (
+        ValueError,
+        r"take e\.g\. blur=1$",
+        lambda: barycenter([plane()], blur=1e9),
+        [lambda: barycenter([plane()], blur=1.0)],
     ),
     "a start of Gaussians": (
         TypeError,
@@ -261,6 +319,23 @@ CASES: dict[str, Case] = {
         "leave times out",
         lambda: of.analysis.continuity_residual(RUN, square, WELL, times=[0, 1, 2]),
         [lambda: of.analysis.continuity_residual(RUN, square, WELL)],
+    ),
+    "neighbours of two kinds": (
+        ValueError,
+        "give the velocity, a Functional or a function of a measure",
+        lambda: of.analysis.continuity_residual([CLOUD, STANDARD], square),
+        [
+            lambda: of.analysis.continuity_residual([CLOUD, STANDARD], square, WELL),
+            lambda: of.analysis.continuity_residual(
+                [CLOUD, STANDARD], square, WELL.velocity
+            ),
+        ],
+    ),
+    "convexity between two kinds": (
+        TypeError,
+        r"take Particles\(a\.points, a\.weights\) for both",
+        lambda: of.analysis.displacement_convexity(WELL, CLOUD, STANDARD),
+        [lambda: of.analysis.displacement_convexity(WELL, CLOUD, atoms(STANDARD))],
     ),
     "a path of one measure": (
         ValueError,

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from otflow._arrays import as_float_tensor
-from otflow._validation import non_negative_int
+from otflow._validation import check_kind, non_negative_int
 from otflow.errors import InvalidFunctional, NonFinite, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import GridDensity, Measure, Particles, Quantiles
 from otflow.metrics import aligned_ends
-from otflow.metrics.geodesics import OnLine, line_edges
+from otflow.metrics.kinds import OnLine, line_edges
 from otflow.numerics.lbfgs import last_places
 
 __all__ = ["ConvexityReport", "displacement_convexity"]
@@ -121,6 +121,8 @@ def displacement_convexity(
         If `a` equals `b`, or there are fewer than three increasing times in [0, 1].
     NonFinite
         If F is not finite somewhere on the geodesic.
+    TypeError
+        If F is no functional, or the ends are of different kinds.
     Unsupported
         If an end is a `GridDensity` in the plane or in space, whose geodesic is
         remapped to the cells; or on the line, if it vanishes between parts of its mass.
@@ -143,6 +145,9 @@ def displacement_convexity(
     >>> report.minimum < 0, report.declared_modulus
     (True, None)
     """
+    check_kind(F, Functional, "F")
+    for measure, name in ((a, "a"), (b, "b")):
+        check_kind(measure, Measure, name)
     t = _times(times)
     at, squared = _geodesic(a, b)
     if squared <= 0:
@@ -238,6 +243,12 @@ def _geodesic(a: Measure, b: Measure) -> tuple[Callable[[float], Measure], float
             "Particles(a.points, a.weights), which are as many atoms as cells"
         )
         raise Unsupported(msg)
+    elif type(a) is not type(b):
+        msg = (
+            f"a geodesic joins two measures of one kind, got {type(a).__name__} and "
+            f"{type(b).__name__}; take Particles(a.points, a.weights) for both"
+        )
+        raise TypeError(msg)
     tangent = a.displacement_to(b)
     return lambda t: a.push(tangent, t), float(a.inner(tangent, tangent))
 

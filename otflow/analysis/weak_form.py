@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from otflow._typing import Ground, Value
-from otflow._validation import check_function, check_kind, real
+from otflow._validation import check_function, check_kind
 from otflow.functionals.base import Functional
 from otflow.measures import Measure
+from otflow.metrics.lengths import clock
 from otflow.trajectory import Trajectory
 
 __all__ = ["continuity_residual"]
@@ -97,34 +98,42 @@ def continuity_residual(
         raise ValueError(msg)
     for i, mu in enumerate(measures):
         check_kind(mu, Measure, f"path[{i}]")
-    even = (k / (count - 1) for k in range(count))
-    instants = [real(float(t), "times") for t in (even if times is None else times)]
-    if len(instants) != count:
-        msg = f"times must be one per measure, {count} of them, got {len(instants)}"
-        raise ValueError(msg)
-    functions = [tests] if callable(tests) else list(tests)
+    instants = clock(times, count)
+    given: Any = tests
+    several = not callable(tests) and isinstance(tests, Iterable)
+    functions: list[Any] = list(given) if several else [given]
     for phi in functions:
         check_function(phi, "tests must be functions (n, d) -> (n,)")
     slopes = [_slopes(mu, functions) for mu in measures]
     if velocity is not None:
         flux = velocity.velocity if isinstance(velocity, Functional) else velocity
+        check_function(flux, "velocity must be a Functional or a function of a measure")
         own = [
             _rates(mu, s, flux(mu)) for mu, (_, s) in zip(measures, slopes, strict=True)
         ]
     rows = []
     for k, (start, end) in enumerate(pairwise(instants)):
-        if end <= start:
-            msg = f"times must increase, got {start:g} and then {end:g}"
-            raise ValueError(msg)
         (before, s), (after, t) = slopes[k], slopes[k + 1]
         mu, nu = measures[k], measures[k + 1]
         if velocity is not None:
             rates = own[k] + own[k + 1]
         else:
-            rates = _rates(mu, s, mu.displacement_to(nu))
-            rates = (rates - _rates(nu, t, nu.displacement_to(mu))) / (end - start)
+            rates = _rates(mu, s, _move(mu, nu, k))
+            rates = (rates - _rates(nu, t, _move(nu, mu, k))) / (end - start)
         rows.append((after - before) / (end - start) - 0.5 * rates)
     return torch.stack(rows)
+
+
+def _move(mu: Measure, nu: Measure, k: int) -> Tensor:
+    """Return the displacement between neighbours."""
+    try:
+        return mu.displacement_to(nu)
+    except (TypeError, ValueError) as error:
+        msg = (
+            f"path[{k}] and path[{k + 1}] have no natural coupling: {error}; give the "
+            f"velocity, a Functional or a function of a measure"
+        )
+        raise type(error)(msg) from error
 
 
 def _slopes(mu: Measure, tests: Sequence[Ground]) -> tuple[Tensor, list[Tensor]]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Generic, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from otflow._arrays import as_weights
 from otflow._graphs import records, refuse_graph
 from otflow._typing import ArrayLike
-from otflow._validation import check_kind, non_negative_int, positive
+from otflow._validation import check_kind, non_negative_int, positive, real, shown
 from otflow._warn import warn
 from otflow.errors import NotConvergedWarning
 from otflow.measures import Gaussian, GridDensity, Measure, Particles
@@ -22,8 +22,8 @@ from otflow.metrics.distances import wasserstein2_squared
 from otflow.metrics.found import Found
 from otflow.metrics.free_support import free_support
 from otflow.metrics.gaussian_barycenters import of_gaussians
-from otflow.metrics.geodesics import OnLine, check_particles, line_edges
 from otflow.metrics.grid_barycenters import on_grid
+from otflow.metrics.kinds import OnLine, check_particles, line_edges
 from otflow.metrics.steps import quantiles_of
 
 __all__ = ["BarycenterResult", "barycenter"]
@@ -348,8 +348,8 @@ def _checked(measures: Any, weights: Any) -> tuple[list[Any], Tensor]:
 
     The weights are float64, on the CPU, with their graph.
     """
-    if isinstance(measures, Measure):
-        msg = f"measures must be a sequence, got {measures!r}; write [mu]"
+    if isinstance(measures, (Measure, str)) or not isinstance(measures, Iterable):
+        msg = f"measures must be a sequence, got {shown(measures)}; write [mu]"
         raise TypeError(msg)
     mus = list(measures)
     if not mus:
@@ -365,12 +365,9 @@ def _checked(measures: Any, weights: Any) -> tuple[list[Any], Tensor]:
                 f"Particles(mu.points, mu.weights)"
             )
             raise TypeError(msg)
-    like = torch.empty(len(mus), 1, dtype=torch.float64)
     if weights is None:
         return mus, torch.full((len(mus),), 1 / len(mus), dtype=torch.float64)
-    if not isinstance(weights, Tensor):
-        weights = torch.as_tensor(weights, dtype=torch.float64)
-    shares = as_weights(weights.to("cpu", torch.float64), like, normalize=False)
+    shares = _shares(weights, len(mus))
     if records(shares):
         if bool((shares.detach() == 0).any()):
             refuse_graph(
@@ -381,4 +378,34 @@ def _checked(measures: Any, weights: Any) -> tuple[list[Any], Tensor]:
             )
         return mus, shares / shares.sum()
     kept = (shares > 0).nonzero()[:, 0]
-    return [mus[i] for i in kept.tolist()], shares.detach()[kept]
+    return [mus[i] for i in kept.tolist()], shares[kept] / shares.sum()
+
+
+def _shares(weights: Any, count: int) -> Tensor:
+    """Return weights that are a probability: float64, on the CPU, with their graph."""
+    if isinstance(weights, (Sequence, np.ndarray)) and not isinstance(weights, str):
+        numbers = weights.tolist() if isinstance(weights, np.ndarray) else weights
+        single = isinstance(weights, np.ndarray) and weights.dtype == np.float32
+        dtype = torch.float32 if single else torch.float64
+        if np.ndim(weights) == 1:
+            numbers = [real(number, "a weight") for number in numbers]
+        weights = torch.tensor(numbers, dtype=dtype)
+    if not isinstance(weights, Tensor) or weights.is_complex():
+        msg = f"weights must be numbers, one for each measure, got {shown(weights)}"
+        raise TypeError(msg)
+    if weights.shape != (count,):
+        msg = (
+            f"weights must have shape ({count},), one for each measure, got "
+            f"{tuple(weights.shape)}"
+        )
+        raise ValueError(msg)
+    shares = weights.to("cpu", torch.float64)
+    numbers, total = shares.detach(), float(shares.detach().sum())
+    if not bool((numbers >= 0).all()) or not total < float("inf"):
+        msg = f"weights must be finite and non-negative, got {numbers.tolist()}"
+        raise ValueError(msg)
+    slack = 1e-9 if not weights.is_floating_point() else torch.finfo(weights.dtype).eps
+    if abs(total - 1) > max(1e-9, 4 * count * slack):
+        msg = f"weights must sum to 1, got {total:.9g}; divide them by their sum"
+        raise ValueError(msg)
+    return shares

@@ -1,20 +1,18 @@
-"""Geodesics of W2; length and action of a path of measures."""
+"""Geodesics of W2, and generalised ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any, NoReturn, TypeAlias, TypeVar, overload
+from collections.abc import Sequence
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from otflow._graphs import refuse_graph
-from otflow._validation import check_like, real
+from otflow._validation import real
 from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
 from otflow.metrics.assignments import assignment
-from otflow.metrics.distances import Distant, wasserstein2, wasserstein2_squared
 from otflow.metrics.gluing import glue
 from otflow.metrics.grid_paths import (
     check_grids,
@@ -23,22 +21,20 @@ from otflow.metrics.grid_paths import (
     grid_path,
     joined,
 )
-from otflow.metrics.inputs import Cloud, cloud, clouds
+from otflow.metrics.inputs import Cloud, cloud
+from otflow.metrics.kinds import (
+    OnLine,
+    check_gaussians,
+    check_particles,
+    in_plane,
+    line_edges,
+)
 from otflow.metrics.plans import check_tolerance, couple, transport_plan
-from otflow.metrics.steps import Steps, common_edges, quantiles_of
+from otflow.metrics.steps import quantiles_of
 
-__all__ = [
-    "action",
-    "aligned_ends",
-    "check_particles",
-    "generalized_geodesic",
-    "geodesic",
-    "length",
-    "line_edges",
-]
+__all__ = ["aligned_ends", "generalized_geodesic", "geodesic"]
 
 Kind = TypeVar("Kind", Particles, Gaussian, Quantiles)
-OnLine: TypeAlias = Quantiles | GridDensity
 Times: TypeAlias = Sequence[float] | Tensor | np.ndarray[Any, Any]
 
 BEYOND = (
@@ -208,9 +204,10 @@ def geodesic(mu: Any, nu: Any, t: Any, *, tolerance: float = 0.0) -> Any:
     share = check_tolerance(tolerance)
     path: Sequence[Measure]
     if isinstance(mu, Gaussian) and isinstance(nu, Gaussian):
+        check_gaussians({"mu": mu, "nu": nu})
         move = mu.displacement_to(nu)
         path = [_along(mu, move, time) for time in times]
-    elif _in_plane(mu) and _in_plane(nu):
+    elif in_plane(mu) and in_plane(nu):
         check_unit_times(times, BEYOND)
         check_grids({"mu": mu, "nu": nu})
         path = grid_path(mu, nu, joined(mu, nu, share), times)
@@ -301,14 +298,15 @@ def generalized_geodesic(base: Any, mu: Any, nu: Any, t: Any) -> Any:
     times, one = _times(t)
     check_unit_times(times, "there the plans are known")
     named = {"base": base, "mu": mu, "nu": nu}
-    if all(map(_in_plane, named.values())):
+    if all(map(in_plane, named.values())):
         check_grids(named)
         found = grid_path(mu, nu, glued_pairs(base, mu, nu), times)
         return found[0] if one else tuple(found)
-    if isinstance(base, OnLine) and not _in_plane(base):
+    if isinstance(base, OnLine) and not in_plane(base):
         line_edges([base, mu, nu], ["base", "mu", "nu"])
         return geodesic(mu, nu, t)
     if isinstance(base, Gaussian):
+        check_gaussians(named)
         first, second = base.displacement_to(mu), base.displacement_to(nu)
         moves = [torch.lerp(first, second, time) for time in times]
         turned = [base.with_free_state(base.state + move) for move in moves]
@@ -329,62 +327,6 @@ def generalized_geodesic(base: Any, mu: Any, nu: Any, t: Any) -> Any:
     return path[0] if one else tuple(path)
 
 
-def check_particles(named: Mapping[str, Any], what: str) -> None:
-    """Raise unless these are particles of one space without graphs on weights."""
-    names = list(named)
-    for name, measure in named.items():
-        if not isinstance(measure, Particles):
-            _refuse_kind(name, measure)
-        clouds(named[names[0]], measure, (names[0], name))
-        refuse_graph(
-            what,
-            "the masses of an optimal plan have no derivative here",
-            measure.weights,
-            cure="Particles(mu.points, mu.weights.detach())",
-        )
-
-
-def line_edges(
-    measures: Sequence[Any], names: Sequence[str]
-) -> tuple[list[Tensor], Tensor]:
-    """Return the quantile functions of densities on the line at common levels."""
-    parts = []
-    for name, measure in zip(names, measures, strict=True):
-        part = Steps.of(measure) if isinstance(measure, OnLine) else None
-        if part is None:
-            _refuse_kind(name, measure)
-        check_like(measure.points, measures[0].points, name, names[0])
-        refuse_graph(
-            "a mean of quantile functions",
-            "levels that coincide have no derivative in the masses",
-            measure.weights,
-            cure=f"{name}.detach()",
-        )
-        parts.append(part)
-    return common_edges(parts)
-
-
-def _refuse_kind(name: str, measure: Any) -> NoReturn:
-    """Raise for a measure that has no geodesics, or is not of the kind of the other."""
-    if isinstance(measure, GridDensity):
-        msg = (
-            f"{name} is a GridDensity in dimension {measure.dim}, and here it meets a "
-            f"measure of another kind, or particles are asked for; take "
-            f"Particles({name}.points, {name}.weights), up to a cell"
-        )
-        raise TypeError(msg)
-    msg = (
-        f"{name} must be Particles, got {type(measure).__name__}; geodesics join two "
-        f"measures of one kind: Particles, Gaussian, or densities on the line"
-    )
-    raise TypeError(msg)
-
-
-def _in_plane(mu: Any) -> bool:
-    """Return whether this is a grid in the plane or in space."""
-    return isinstance(mu, GridDensity) and mu.dim > 1
-
-
 def _flat(x: Cloud) -> Tensor:
     """Return points as float64 on the CPU, without a graph."""
     return x.points.detach().to("cpu", torch.float64)
@@ -401,8 +343,11 @@ def _times(t: Any) -> tuple[list[float], bool]:
             "start, end = aligned_ends(mu, nu)",
         )
     if isinstance(t, (Tensor, np.ndarray)):
+        if t.ndim > 1:
+            msg = f"t must have one axis, got shape {tuple(t.shape)}; use t.reshape(-1)"
+            raise ValueError(msg)
         t = t.tolist()
-    if isinstance(t, (list, tuple)):
+    if isinstance(t, Sequence) and not isinstance(t, str):
         return [real(time, "t") for time in t], False
     return [real(t, "t")], True
 
@@ -420,94 +365,3 @@ def _ordered(edges: Tensor, masses: Tensor, like: Tensor, time: float) -> Quanti
         msg = f"quantiles cross at the time {time:g}; take t in [0, 1]"
         raise ValueError(msg)
     return quantiles_of(edges, masses, like)
-
-
-def length(path: Sequence[Distant], *, tolerance: float = 0.0) -> Tensor:
-    r"""Return :math:`\sum_k W_2(\mu_k, \mu_{k+1})`, the length of a path of measures.
-
-    For a fine path it approximates :math:`\int \|v_t\| dt`. It is at least the distance
-    between the ends, and does not depend on the speed.
-
-    Parameters
-    ----------
-    path : sequence of Particles, Tensor or ndarray; or of densities of one kind
-        Two measures or more.
-    tolerance : float
-        That of each distance, see `wasserstein2`; for large grids.
-
-    Returns
-    -------
-    Tensor
-        0-d; differentiable.
-
-    Notes
-    -----
-    Along a `geodesic` between grids in the plane each distance has the error of the
-    remap, up to a diagonal of a cell. Steps much longer than a cell keep it small.
-
-    Examples
-    --------
-    >>> import torch, otflow as of
-    >>> of.metrics.length([torch.tensor([[z]]) for z in (0.0, 1.0, 0.5)])
-    tensor(1.5000)
-    """
-    _check_path(path)
-    parts = [wasserstein2(mu, nu, tolerance=tolerance) for mu, nu in pairwise(path)]
-    return torch.stack(parts).sum()
-
-
-def action(
-    path: Sequence[Distant],
-    times: Iterable[float] | None = None,
-    *,
-    tolerance: float = 0.0,
-) -> Tensor:
-    r"""Return :math:`\sum_k W_2^2(\mu_k, \mu_{k+1}) / (t_{k+1} - t_k)`.
-
-    For a fine path it approximates :math:`\int \|v_t\|^2 dt`
-    :cite:p:`benamou2000computational`. Over [0, 1] the action is at least the square of
-    the `length`, with equality at constant speed, and at least :math:`W_2^2` between
-    the ends, with equality on the geodesic.
-
-    Parameters
-    ----------
-    path : sequence of Particles, Tensor or ndarray; or of densities of one kind
-        Two measures or more.
-    times : iterable of float, optional
-        Increasing times, one for each measure; by default evenly spread over [0, 1].
-    tolerance : float
-        That of each squared distance, see `wasserstein2_squared`; for large grids.
-
-    Returns
-    -------
-    Tensor
-        0-d; differentiable.
-
-    Examples
-    --------
-    >>> import torch, otflow as of
-    >>> of.metrics.action([torch.tensor([[z]]) for z in (0.0, 1.0, 0.5)])
-    tensor(2.5000)
-    """
-    _check_path(path)
-    count = len(path)
-    clock = range(count) if times is None else times
-    unit = count - 1 if times is None else 1
-    instants = [real(float(t) / unit, "times") for t in clock]
-    if len(instants) != count:
-        msg = f"times must be one per measure, {count} of them, got {len(instants)}"
-        raise ValueError(msg)
-    parts = []
-    for (mu, nu), (start, end) in zip(pairwise(path), pairwise(instants), strict=True):
-        if end <= start:
-            msg = f"times must increase, got {start:g} and then {end:g}"
-            raise ValueError(msg)
-        square = wasserstein2_squared(mu, nu, tolerance=tolerance)
-        parts.append(square / (end - start))
-    return torch.stack(parts).sum()
-
-
-def _check_path(path: Sequence[Distant]) -> None:
-    if len(path) < 2:
-        msg = f"a path has two measures or more, got {len(path)}"
-        raise ValueError(msg)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from otflow._graphs import records, refuse_graph
-from otflow._validation import positive
+from otflow._validation import check_like, positive
 from otflow.errors import Unsupported
 from otflow.measures import GridDensity
 from otflow.metrics.found import Found
@@ -26,6 +26,9 @@ GENTLE = 300.0
 # Least logarithm of a share of a sum that is kept: below, products would be denormal.
 # A sum has shares above exp(-GENTLE), beside which these vanish.
 LEAST = -650.0
+# Longest blur, in sides of the box: the value is a difference of numbers larger by its
+# square.
+LONGEST = 1e3
 # Iterations between two looks at the residual, which costs as much as an iteration.
 EVERY = 10
 # Averaged iterations of a symmetric problem: the error contracts by 1/3 in each.
@@ -162,6 +165,13 @@ def _checked(mus: Sequence[Any], blur: float | None) -> float:
             f"blur={2 * cell:g}, or a finer grid"
         )
         raise ValueError(msg)
+    side = max(b - a for a, b in zip(first.box.lower, first.box.upper, strict=True))
+    if blur > LONGEST * side:
+        msg = (
+            f"blur = {blur:g} is so much longer than the box, of side {side:g}, that "
+            f"round-off hides the measures; take e.g. blur={side:g}"
+        )
+        raise ValueError(msg)
     for i, mu in enumerate(mus):
         if not isinstance(mu, GridDensity):
             msg = (
@@ -170,7 +180,15 @@ def _checked(mus: Sequence[Any], blur: float | None) -> float:
                 f"exact"
             )
             raise TypeError(msg)
-        first.check_same_grid(mu)
+        check_like(mu.weights, first.weights, f"measures[{i}]", "measures[0]")
+        if mu.box != first.box:
+            msg = (
+                f"measures[{i}] lives on {mu.box}, and measures[0] on {first.box}, and "
+                f"their barycentre needs the same grid; make both on one, as by "
+                f"GridDensity.from_samples(mu.sample(100_000, generator), lower, "
+                f"upper, shape), or take Particles(mu.points, mu.weights)"
+            )
+            raise ValueError(msg)
         if bool((mu.weights.detach() == 0).any()):
             refuse_graph(
                 "a barycentre on a grid",

@@ -140,3 +140,13 @@ def test_on_a_grid_the_upwind_flow_has_order_one_in_the_cells():
 def test_what_is_no_path_raises(wrong, kind, words):
     with pytest.raises(kind, match=words):
         wrong()
+
+
+@pytest.mark.parametrize(
+    ("tests", "velocity", "words"),
+    [(3, None, "tests must be functions"), (sine, 3, "velocity must be a Functional")],
+)
+def test_what_is_no_function_raises(tests, velocity, words):
+    path: Any = [of.Particles(normal(4, 2, seed=k)) for k in (0, 1)]
+    with pytest.raises(TypeError, match=words):
+        continuity_residual(path, tests, velocity)

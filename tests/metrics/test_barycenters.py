@@ -543,6 +543,12 @@ def test_an_iteration_cut_short_warns_and_proves_nothing(name):
         ([weighted(3)], [1.0, 0.0], ValueError, "weights must have shape"),
         ([weighted(3)] * 2, [0.5, 0.6], ValueError, "weights must sum to 1"),
         ([weighted(3)] * 2, [1.5, -0.5], ValueError, "non-negative"),
+        ([weighted(3)] * 2, [math.nan, 1.0], ValueError, "must be finite"),
+        ([weighted(3)] * 2, torch.full((2,), math.inf), ValueError, "must be finite"),
+        ([weighted(3)] * 2, "ab", TypeError, "weights must be numbers"),
+        ([weighted(3)] * 2, [None, 1.0], TypeError, "a weight must be a real number"),
+        ([weighted(3)] * 2, 0.5, TypeError, "weights must be numbers"),
+        ([weighted(3)] * 2, torch.full((2,), 0.5 + 1j), TypeError, "must be numbers"),
         ([weighted(3), weighted(3, 3)], None, ValueError, "one space"),
         ([gaussian(2, 1), gaussian(3, 1)], None, ValueError, "dimension"),
         ([bell([0.5, 0.5], [0.1, 0.1], k) for k in (8, 9)], None, TypeError, "blur"),
@@ -552,6 +558,15 @@ def test_an_iteration_cut_short_warns_and_proves_nothing(name):
 def test_refusals(measures: Any, weights, kind, words):
     with pytest.raises(kind, match=words):
         barycenter(measures, weights)
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [torch.full((3,), 1 / 3), torch.full((3,), 1 / 3).numpy(), (1, 0, 0), [1 / 3] * 3],
+)
+def test_weights_may_be_single_precision_whole_or_numbers(shares):
+    found = barycenter([weighted(5, seed=k) for k in (1, 2, 3)], shares)
+    assert sum(found.weights) == pytest.approx(1.0, abs=1e-15)
 
 
 def test_densities_lie_on_one_grid():

@@ -97,3 +97,26 @@ def test_refusals(path, times, message):
     if times is None:
         with pytest.raises(ValueError, match=message):
             length(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "times", "kind", "words"),
+    [
+        (3, None, TypeError, "a path must be a sequence of measures, got 3"),
+        ("ab", None, TypeError, "a path must be a sequence of measures, got 'ab'"),
+        ([[0.0], [1.0]], "ab", TypeError, "times must be numbers, one per measure"),
+        ([[0.0], [1.0]], [0.0, None], TypeError, "times must be a real number"),
+    ],
+)
+def test_what_is_no_path_raises(path, times, kind, words):
+    clouds = path
+    if isinstance(path, list):
+        clouds = [torch.tensor([x]) for x in path]
+    with pytest.raises(kind, match=words):
+        action(clouds, times)
+
+
+def test_a_path_may_be_an_iterator():
+    clouds = [torch.tensor([[z]]) for z in (0.0, 1.0, 3.0)]
+    assert float(length(x for x in clouds)) == 3.0
+    assert float(action(iter(clouds), torch.tensor([0.0, 1.0, 2.0]))) == 5.0
