@@ -66,11 +66,11 @@ CASES: dict[str, Case] = {
             )
         ],
     ),
-    "atoms as the target of quantiles": (
+    "a density as the target of atoms on the line": (
         Unsupported,
-        "no distance from a Quantiles in dimension 1 to a Particles",
-        lambda: value(SQUARED(DOTS), CELLS),
-        [lambda: value(SQUARED(of.Quantiles.from_samples(DOTS.points, 9)), CELLS)],
+        "no distance from a Particles in dimension 1 to a Quantiles in dimension 1",
+        lambda: value(SQUARED(CELLS), DOTS),
+        [lambda: value(SQUARED(draws(CELLS)), DOTS)],
     ),
     "a Gaussian as the target of a grid": (
         Unsupported,
@@ -83,23 +83,11 @@ CASES: dict[str, Case] = {
             )
         ],
     ),
-    "a grid in the plane": (
+    "a Gaussian as the target of a picture": (
         Unsupported,
-        "no distance from a GridDensity in dimension 2 to a Particles",
-        lambda: value(SQUARED(CLOUD), box(5, 4)),
-        [
-            lambda: value(of.MMDTo(CLOUD, BUMP), box(5, 4)),
-            lambda: value(SQUARED(CLOUD), draws(box(5, 4))),
-        ],
-    ),
-    "a target grid in the plane": (
-        Unsupported,
-        "no distance to a GridDensity in dimension 2 is known",
-        lambda: SQUARED(box(5, 4)),
-        [
-            lambda: value(SQUARED(draws(box(5, 4)))),
-            lambda: value(of.MMDTo(box(5, 4), BUMP), box(5, 4)),
-        ],
+        "draw atoms of the target",
+        lambda: value(SQUARED(BELL), box(5, 4)),
+        [lambda: value(SQUARED(draws(BELL)), box(5, 4))],
     ),
     "a divergence to a density": (
         TypeError,

@@ -37,11 +37,13 @@ class SquaredDistanceTo(Functional):
     Parameters
     ----------
     nu : Particles, Tensor, ndarray, Gaussian, Quantiles or GridDensity
-        The target; points (n, d) stand for equal weights 1/n. Particles have a distance
-        to particles, a Gaussian to a Gaussian, a density on the line (`Quantiles`, or a
-        `GridDensity` in dimension 1) to a density on the line.
+        The target; points (n, d) stand for equal weights 1/n. A `Gaussian` is the
+        target of Gaussians, a density on the line (`Quantiles`, or a `GridDensity` in
+        dimension 1) that of densities, and atoms that of particles and densities. As in
+        `otflow.metrics.wasserstein2`, a density on the line is constant on its cells,
+        and a `GridDensity` in dimension 2 or 3 stands for atoms at the centres.
     tolerance : float
-        Relative accuracy of the squared distance between particles that suffices, in
+        Relative accuracy of the squared distance between atoms that suffices, in
         [0, 1); see `otflow.metrics.transport_plan`. Exact by default.
 
     Attributes
@@ -54,7 +56,8 @@ class SquaredDistanceTo(Functional):
     Raises
     ------
     Unsupported
-        If the measure and the target are not of kinds that have a distance.
+        If one of the measure and the target is a `Gaussian` and the other is not, or
+        if the measure is made of particles and the target is a density on the line.
     TypeError, ValueError
         If dtypes, devices or dimensions differ.
 
@@ -91,29 +94,21 @@ class SquaredDistanceTo(Functional):
     def __init__(self, nu: Measure | ArrayLike, *, tolerance: float = 0.0) -> None:
         self.target = as_target(nu)
         self.tolerance = check_tolerance(tolerance)
-        known = isinstance(self.target, (Particles, Gaussian)) or _on_line(self.target)
-        if not known:
-            msg = (
-                f"no distance to a {type(self.target).__name__} in dimension "
-                f"{self.target.dim} is known; draw atoms of it, "
-                f"Particles(nu.sample(1000, generator)), or use MMDTo"
-            )
-            raise Unsupported(msg)
 
     def value(self, mu: Measure) -> Tensor:
         nu = self.target
-        same = isinstance(mu, Particles) and isinstance(nu, Particles)
-        same |= isinstance(mu, Gaussian) and isinstance(nu, Gaussian)
-        if not same and not (_on_line(mu) and _on_line(nu)):
+        # Atoms and densities on the line have a distance too, but no modulus: atoms can
+        # be coupled across one another. `modulus` does not know what it is asked for.
+        mixed = isinstance(mu, Gaussian) != isinstance(nu, Gaussian)
+        if mixed or (isinstance(mu, Particles) and _on_line(nu)):
             msg = (
                 f"no distance from a {type(mu).__name__} in dimension {mu.dim} to a "
                 f"{type(nu).__name__} in dimension {nu.dim} is known; {_cure(mu, nu)}"
             )
             raise Unsupported(msg)
         check_space(mu, nu)
-        if isinstance(mu, Quantiles):
-            steps = Steps.of(nu)
-            assert steps is not None
+        steps = Steps.of(nu)
+        if isinstance(mu, Quantiles) and steps is not None:
             apart = mu.edges - quantiles_at(steps, mu.weights).to(mu.edges)
             return 0.5 * (mu.lumped @ apart.square())
         return 0.5 * wasserstein2_squared(mu, nu, tolerance=self.tolerance)  # type: ignore[arg-type]
@@ -121,7 +116,7 @@ class SquaredDistanceTo(Functional):
     def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
         r"""Return :math:`y_j - x` for a j that attains the minimum in F'(x)."""
         nu = self.target
-        if not (isinstance(mu, Particles) and isinstance(nu, Particles)):
+        if not (_has_atoms(mu) and _has_atoms(nu)):
             return super()._velocity_at(mu, x)
         check_space(mu, nu)
         at, p, q = (
@@ -270,6 +265,11 @@ def _from_below(left: Tensor, right: Tensor, m: Tensor, masses: Tensor) -> Tenso
     return 0.5 * (values[0] + values[1])
 
 
+def _has_atoms(mu: Measure) -> bool:
+    """Return whether a measure stands for atoms in a distance."""
+    return isinstance(mu, Particles) or (isinstance(mu, GridDensity) and mu.dim > 1)
+
+
 def _on_line(mu: Measure) -> bool:
     """Return whether a measure is a density on the line."""
     return isinstance(mu, Quantiles) or (isinstance(mu, GridDensity) and mu.dim == 1)
@@ -277,12 +277,9 @@ def _on_line(mu: Measure) -> bool:
 
 def _cure(mu: Measure, nu: Measure) -> str:
     """Return how two measures become comparable, by a change of the target."""
-    if isinstance(mu, Particles):
-        return "draw atoms of the target: Particles(nu.sample(1000, generator))"
     if isinstance(mu, Gaussian):
         draws = "nu.points" if isinstance(nu, Particles) else "nu.sample(1000, g)"
         return f"give a Gaussian target, e.g. Gaussian.from_samples({draws})"
     if _on_line(mu):
-        draws = "nu.points" if isinstance(nu, Particles) else "nu.sample(1000, g)"
-        return f"give a density, e.g. Quantiles.from_samples({draws}, 100)"
-    return "use MMDTo, or flow Particles(mu.sample(1000, generator))"
+        return "give a density, e.g. Quantiles.from_samples(nu.sample(1000, g), 100)"
+    return "draw atoms of the target: Particles(nu.sample(1000, generator))"
