@@ -21,6 +21,8 @@ from otflow.metrics.moments import gelbrich
 from otflow.metrics.plans import Plan, transport_plan
 from otflow.metrics.powers import wasserstein
 from otflow.metrics.quotients import align, best_matching, quotient_distance
+from otflow.metrics.semidiscrete import semidiscrete_plan
+from otflow.metrics.semidiscrete_plans import SemidiscretePlan
 
 __all__ = [
     "BarycenterResult",
@@ -28,6 +30,7 @@ __all__ = [
     "Bracket",
     "EntropicPlan",
     "Plan",
+    "SemidiscretePlan",
     "action",
     "align",
     "aligned_ends",
@@ -42,6 +45,7 @@ __all__ = [
     "least_cost_plan",
     "length",
     "quotient_distance",
+    "semidiscrete_plan",
     "sinkhorn_divergence",
     "symmetries",
     "transport_cost",
