@@ -102,6 +102,9 @@ MAKE: dict[type, Callable[[], Any]] = {
     of.metrics.BarycenterResult: lambda: of.metrics.barycenter([cloud()]),
     of.metrics.Bounds: lambda: of.metrics.wasserstein2_bounds(cloud(), cloud()),
     of.metrics.Plan: lambda: of.metrics.transport_plan(cloud(), cloud()),
+    of.metrics.SemidiscretePlan: lambda: of.metrics.semidiscrete_plan(
+        of.GridDensity(torch.ones(2, 2), 0, 1, walls=True), torch.rand(3, 2)
+    ),
     of.metrics.EntropicPlan: lambda: of.metrics.entropic_plan(
         cloud(), cloud(), blur=1.0
     ),

@@ -17,11 +17,11 @@ from otflow.metrics.geodesics import (
     geodesic,
     length,
 )
+from otflow.metrics.laguerre_plans import semidiscrete_plan
 from otflow.metrics.moments import gelbrich
 from otflow.metrics.plans import Plan, transport_plan
 from otflow.metrics.powers import wasserstein
 from otflow.metrics.quotients import align, best_matching, quotient_distance
-from otflow.metrics.semidiscrete import semidiscrete_plan
 from otflow.metrics.semidiscrete_plans import SemidiscretePlan
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from otflow._known import known_derivatives, once
 from otflow._validation import check_like
 from otflow._warn import warn
-from otflow.errors import NotConvergedWarning
+from otflow.errors import NonFinite, NotConvergedWarning
 from otflow.measures import GridDensity, Measure, Particles, Quantiles
 from otflow.metrics.bracket import NOISE, Bracket
 from otflow.metrics.cell_heights import Balanced, heights
@@ -88,7 +89,9 @@ def semidiscrete_plan(
         If dimensions or devices differ, if an atom has no mass, if two atoms coincide,
         or if a point is not finite.
     NonFinite
-        If a mass is negative or not a finite number.
+        If a mass is negative or not a finite number, or the cost too large for float64.
+    NotConverged
+        If atoms lie so close together, for their spread, that no cells are found.
 
     Warns
     -----
@@ -132,6 +135,13 @@ def semidiscrete_plan(
     else:
         assert isinstance(density, GridDensity)
         plan = _in_space(density, q, tolerance)
+    if not math.isfinite(plan.bracket.upper):
+        msg = (
+            f"the squared distance is {plan.bracket.upper}: the box or the atoms are "
+            f"too large to be squared in float64; divide them by a length of the "
+            f"problem"
+        )
+        raise NonFinite(msg)
     if not plan.converged:
         msg = (
             f"the semi-discrete plan was asked for tolerance={tolerance:g} and its "
