@@ -25,19 +25,19 @@ from otflow.metrics.laguerre import Diagram, diagram
 __all__ = ["Balanced", "heights"]
 
 # Cells along an axis that make one cell of the coarser density.
-TOGETHER = 4
+TOGETHER = 2
 # Least goal along the way, in mean masses of an atom.
 EVEN = 0.05
 # Share of a coarser density that is uniform, so that all its cells touch.
 FLOOR = 0.03
 # Share of its goal that every cell keeps along the way from one density to the next.
-KEPT = 0.2
+KEPT = 0.5
 # Share of its goal that every cell has before the density changes further. The cells
 # may have in excess, in sum, what it leaves of the mass.
 NEAR = 0.75
 # Most Newton steps for one density, and halvings of a step. The steps converge
 # quadratically once they need no halving.
-STEPS, HALVINGS = 60, 25
+STEPS, HALVINGS = 25, 25
 # Share of the curvature that is added to it: the cells of parts of the density that do
 # not touch have no common wall, so that their heights are not determined.
 DAMPING = 1e-11

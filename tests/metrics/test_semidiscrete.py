@@ -292,6 +292,9 @@ def test_an_unfinished_plan_says_so(monkeypatch):
     with pytest.warns(of.errors.NotConvergedWarning):
         plan = semidiscrete_plan(rho, close)
     assert not plan.converged
+    # Each pair in one place is 1e-13 away; the bracket is true for both.
+    merged = float(exact(rho, mu.points).cost)
+    assert plan.bracket.lower - 1e-12 <= merged <= plan.bracket.upper + 1e-12
 
 
 # Laws ---------------------------------------------------------------------------------
