@@ -113,7 +113,7 @@ def semidiscrete_plan(
     axis about :math:`4 n^{1/2} N` in the plane and :math:`10\,n^{1/3} N^2` in space.
     Time and memory do not depend on the number of pairs of atoms and cells. Some ten
     iterations suffice for densities and masses of one size; a density whose support
-    falls apart, or masses of very different sizes, take up to a hundred. The derivative
+    falls apart, or masses of very different sizes, take hundreds. The derivative
     in the masses of the density visits each cell of the grid once.
 
     Examples
