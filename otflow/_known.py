@@ -11,7 +11,7 @@ from torch import Tensor
 from otflow._graphs import records
 from otflow.errors import Unsupported
 
-__all__ = ["known_derivatives", "linear", "root_of"]
+__all__ = ["known_derivatives", "linear", "once", "root_of"]
 
 LinearMap = Callable[..., "Tensor | tuple[Tensor, ...]"]
 """Takes tensors without graphs to one or more."""
@@ -143,21 +143,27 @@ class _Root(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         target, slope = ctx.saved_tensors
-        return _Once.apply(upstream[0] / slope, target), None, None  # type: ignore[no-untyped-call]
+        msg = (
+            "second derivatives of the pointwise maps of an internal energy are not "
+            "known; differentiate once, or use Entropy() or PowerEntropy(m), whose "
+            "maps are in closed form"
+        )
+        return once(upstream[0] / slope, msg, target), None, None
+
+
+def once(x: Tensor, message: str, *tensors: Tensor) -> Tensor:
+    """Return a number in the graph of tensors; its derivative raises `Unsupported`."""
+    return cast("Tensor", _Once.apply(message, x, *tensors))  # type: ignore[no-untyped-call]
 
 
 class _Once(torch.autograd.Function):
     """Keep a number in the graph of tensors; its derivative in them raises."""
 
     @staticmethod
-    def forward(_: Any, x: Tensor, *__: Tensor) -> Tensor:
+    def forward(ctx: Any, message: str, x: Tensor, *_: Tensor) -> Tensor:
+        ctx.message = message
         return x.clone()
 
     @staticmethod
-    def backward(_: Any, *__: Tensor) -> Any:
-        msg = (
-            "second derivatives of the pointwise maps of an internal energy are not "
-            "known; differentiate once, or use Entropy() or PowerEntropy(m), whose "
-            "maps are in closed form"
-        )
-        raise Unsupported(msg)
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise Unsupported(ctx.message)

@@ -106,6 +106,9 @@ MAKE: dict[type, Callable[[], Any]] = {
         of.Gaussian(torch.zeros(2), torch.eye(2)),
         of.Gaussian(torch.ones(2), torch.eye(2)),
     ),
+    of.metrics.SemidiscretePlan: lambda: of.metrics.semidiscrete_plan(
+        of.GridDensity(torch.ones(2, 2), 0, 1, walls=True), torch.rand(3, 2)
+    ),
     of.metrics.EntropicPlan: lambda: of.metrics.entropic_plan(
         cloud(), cloud(), blur=1.0
     ),

@@ -79,6 +79,7 @@ LAW = {
     "gelbrich": "gelbrich",
     "length": "length",
     "quotient_distance": "quotient",
+    "semidiscrete_plan": "semidiscrete",
     "sinkhorn_divergence": "sinkhorn",
     "transport_cost": "transport cost",
     "wasserstein": "wasserstein",
@@ -104,6 +105,15 @@ MOVES = {
         of.metrics.geodesic(of.Particles(x), of.Particles(y), 0.3).points
     ),
 }
+
+
+def from_a_square(y):
+    """Return the plan from a density on a square."""
+    rho = torch.linspace(1, 2, 16, dtype=F64).reshape(4, 4)
+    square = of.GridDensity(rho, -2, 2, walls=True, normalize=True)
+    return of.metrics.semidiscrete_plan(square, y)
+
+
 DETACHED = {
     "Plan": lambda x, y: vars(of.metrics.transport_plan(x, y)).values(),
     "transport_plan": lambda x, y: vars(of.metrics.transport_plan(x, y)).values(),
@@ -119,6 +129,9 @@ DETACHED = {
         t
         for name, t in vars(of.metrics.entropic_plan(x, y, blur=1.0)).items()
         if name != "value"
+    ),
+    "SemidiscretePlan": lambda x, _: (
+        t for name, t in vars(from_a_square(x)).items() if name != "cost"
     ),
     "assignment": lambda x, y: [of.metrics.assignment(x, y)],
     "best_matching": lambda x, y: [of.metrics.best_matching(x, y)],

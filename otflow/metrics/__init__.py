@@ -12,11 +12,13 @@ from otflow.metrics.divergences import sinkhorn_divergence
 from otflow.metrics.entropic_plans import EntropicPlan, entropic_plan
 from otflow.metrics.geodesics import aligned_ends, generalized_geodesic, geodesic
 from otflow.metrics.lengths import action, length
+from otflow.metrics.laguerre_plans import semidiscrete_plan
 from otflow.metrics.maps import TransportMap
 from otflow.metrics.moments import gelbrich
 from otflow.metrics.plans import Plan, transport_plan
 from otflow.metrics.powers import wasserstein
 from otflow.metrics.quotients import align, best_matching, quotient_distance
+from otflow.metrics.semidiscrete_plans import SemidiscretePlan
 
 __all__ = [
     "BarycenterResult",
@@ -24,6 +26,7 @@ __all__ = [
     "Bracket",
     "EntropicPlan",
     "Plan",
+    "SemidiscretePlan",
     "TransportMap",
     "action",
     "align",
@@ -39,6 +42,7 @@ __all__ = [
     "least_cost_plan",
     "length",
     "quotient_distance",
+    "semidiscrete_plan",
     "sinkhorn_divergence",
     "symmetries",
     "transport_cost",

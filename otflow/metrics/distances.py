@@ -54,6 +54,8 @@ def wasserstein2(mu: Distant, nu: Distant, *, tolerance: float = 0.0) -> Tensor:
     --------
     otflow.metrics.wasserstein2_squared : Its square, smoother. It lists the errors.
     otflow.metrics.wasserstein2_bounds : A bracket of the square.
+    otflow.metrics.semidiscrete_plan : A density on the plane or in space, not its
+        centres, against atoms.
     otflow.metrics.sinkhorn_divergence : Smooth, for many points.
 
     Examples

@@ -20,6 +20,7 @@ from otflow.metrics.path import Path
 __all__ = [
     "Steps",
     "between_steps",
+    "cells_of_atoms",
     "common_edges",
     "coupled",
     "on_the_line",
@@ -228,6 +229,38 @@ def _places(own: Levels, levels: Levels, is_own: Tensor) -> _Place:
         # At the ends of the cell the share is exactly 0 or 1.
         ends.append(share.masked_fill(mine, edge))
     return _Place(cell, torch.stack(ends, dim=1))
+
+
+def cells_of_atoms(mu: Steps, atoms: Steps) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where the mass of each atom comes from: both ends, and the barycentre.
+
+    Parameters
+    ----------
+    mu : Steps
+        A density.
+    atoms : Steps
+        Atoms with mass, on the same device.
+
+    Returns
+    -------
+    low, high, barycentres : Tensor, shape (n,)
+        In the order of the atoms, detached.
+    """
+    lengths, x, _, _, beside = _couple(_full(mu), atoms)
+    lengths, x = lengths.detach(), x.detach()
+    cell, count = beside.cell, len(atoms.masses)
+    sums = lengths.new_zeros(count, 2).index_add(
+        0, cell, torch.stack([lengths, lengths * x.mean(1)], 1)
+    )
+    low = x.new_full((count,), torch.inf).scatter_reduce(0, cell, x[:, 0], "amin")
+    high = x.new_full((count,), -torch.inf).scatter_reduce(0, cell, x[:, 1], "amax")
+    # An atom whose mass is round-off has no interval of its own: it ends where the one
+    # before it does.
+    high = high.cummax(0).values.clamp_min(float(x[0, 0]))
+    low = torch.minimum(low, high)
+    some = sums[:, 0] > 0
+    means = sums[:, 1] / sums[:, 0].masked_fill(~some, 1.0)
+    return low, high, torch.where(some, means, high)
 
 
 def common_edges(parts: Sequence[Steps]) -> tuple[list[Tensor], Tensor]:

@@ -17,6 +17,7 @@ from otflow.metrics import (
     gelbrich,
     length,
     quotient_distance,
+    semidiscrete_plan,
     sinkhorn_divergence,
     transport_cost,
     wasserstein,
@@ -64,6 +65,12 @@ def grid(n, seed, empty=()):
     return [rho.weights], rho.with_free_weights
 
 
+def square(n, seed):
+    w = masses(n * n, seed).reshape(n, n)
+    rho = of.GridDensity(w, -2.0, 2.5, walls=True, normalize=True)
+    return [rho.weights], rho.with_free_weights
+
+
 def gaussian(d, seed):
     mu = of.Gaussian(normal(d, seed=seed), exact.spd(d, seed=seed))
     tensors = [torch.cat([mu.mean[None], mu.factor.T])]
@@ -84,6 +91,7 @@ PAIRS = {
     "grids": lambda: (grid(8, 0), grid(11, 1)),
     "particles and grid": lambda: (particles(6, 1, 0), grid(9, 1)),
     "quantiles and points": lambda: (quantiles(7, 0), points(5, 1, 1)),
+    "square and particles": lambda: (square(4, 0), particles(6, 2, 1)),
     "Gaussians": lambda: (gaussian(3, 0), gaussian(3, 1)),
 }
 DISTANCES = {
@@ -104,6 +112,7 @@ DISTANCES = {
     "entropic with reach": lambda mu, nu: (
         entropic_plan(mu, nu, blur=0.4, reach=2.0, masses=(0.5, 2.0)).value
     ),
+    "semidiscrete": lambda mu, nu: semidiscrete_plan(mu, nu, tolerance=0.0).cost,
     "batched": lambda x, y: batched_wasserstein2_squared(x[None], y[None]).sum(),
 }
 # Those that take atoms alone; the two that take equal ones; that which takes points.
@@ -119,6 +128,7 @@ CASES = [
     if not (pair in DENSITIES and distance.startswith(ATOMS))
     and not (pair in DENSITIES and distance == "wasserstein")
     and pair in EQUAL.get(distance, PAIRS)
+    and (distance == "semidiscrete") == (pair == "square and particles")
 ]
 
 
