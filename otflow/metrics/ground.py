@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otflow._pairs import tiles
 from otflow.errors import NotConverged
+from otflow.metrics.balance import Cheapest, with_masses
 from otflow.metrics.bracket import Bracket
 from otflow.metrics.duals import SHARE
 from otflow.metrics.plans import ACCEPTED, NOISE, Plan
@@ -59,6 +61,23 @@ def simplex_cells(costs: Tensor, a: Tensor, b: Tensor) -> Cells:
     return Cells(rows, columns, masses, f + least, g, "simplex")
 
 
+def _cheapest(
+    ground: Ground, atoms: tuple[Tensor, Tensor], potentials: tuple[Tensor, Tensor]
+) -> Cheapest:
+    """Return where potentials send the atoms with mass, tile by tile."""
+
+    def cheapest(side: int, index: Tensor, others: Tensor) -> Tensor:
+        own, other = atoms[side], atoms[1 - side][others]
+        there, places = potentials[1 - side][others], []
+        for k in tiles(len(index)):
+            at = own[index[k]]
+            costs = ground.table(other, at).T if side else ground.table(at, other)
+            places.append((costs - there).argmin(1))
+        return torch.cat(places)
+
+    return cheapest
+
+
 def least_plan(
     ground: Ground, a: Tensor, b: Tensor, find: Callable[[Tensor, Tensor], Cells]
 ) -> Plan:
@@ -76,11 +95,20 @@ def least_plan(
     Returns
     -------
     Plan
-        The plan, float64, on the CPU. Masses are accurate to the round-off of 1.
+        The plan, float64, on the CPU. The mass of each atom is accurate relative to
+        that mass.
     """
     i, j = a.nonzero()[:, 0], b.nonzero()[:, 0]
     cells = find(i, j)
-    rows, columns, masses = i[cells.rows], j[cells.columns], cells.masses
+    rows, columns, masses = with_masses(
+        cells.rows,
+        cells.columns,
+        cells.masses,
+        a[i],
+        b[j],
+        _cheapest(ground, (i, j), (cells.f, cells.g)),
+    )
+    rows, columns = i[rows], j[columns]
     f, g = torch.zeros_like(a), torch.zeros_like(b)
     f[i], g[j] = cells.f, cells.g
 

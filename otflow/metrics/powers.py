@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from otflow._arrays import unit_of
 from otflow._validation import real
 from otflow.metrics.assignments import check_pairs
 from otflow.metrics.distances import (
@@ -89,7 +90,9 @@ def wasserstein(mu: Distant, nu: Distant, p: float = 1.0) -> Tensor:
     both = torch.cat([x, y]).detach()
     middle = both.amin(0)
     # No distance exceeds the diagonal, so powers of shares of it do not overflow.
-    unit = float((both.amax(0) - middle).norm()) or 1.0
+    extent = both.amax(0) - middle
+    unit = unit_of(extent)  # the squares of tiny extents would underflow
+    unit = unit * float((extent / unit).norm()) or 1.0
     x, y = (x - middle) / unit, (y - middle) / unit
     s, t = x.detach(), y.detach()
     a, b = first.masses, second.masses
