@@ -21,6 +21,7 @@ from otflow.metrics.sides import (
     check_size,
     falling_blurs,
     inverse_square,
+    soft_minimum,
 )
 
 __all__ = ["EntropicPlan", "entropic_plan"]
@@ -319,9 +320,9 @@ class _Problem:
             i, j = self.mu.full, self.nu.full
             found = units.solve(cost[i][:, j], a[i], b[j], *blurs)
             # At atoms without mass a potential is optimal for those of the others.
-            near_g = units.potential(cost.T[:, i], found.f, a[i])
+            near_g = soft_minimum(units, cost.T[:, i], found.f, a[i])
             near_g[j] = found.g
-            near_f = units.potential(cost[:, j], found.g, b[j])
+            near_f = soft_minimum(units, cost[:, j], found.g, b[j])
         shares = units.shares(cost, near_g, b)
         rows = _kept(units, a, near_f)
         columns = rows @ shares
