@@ -10,7 +10,7 @@ from torch import Tensor
 
 from otflow._pairs import tiles
 from otflow.errors import NotConverged
-from otflow.metrics.balance import Cheapest, with_masses
+from otflow.metrics.balance import with_masses
 from otflow.metrics.bracket import Bracket
 from otflow.metrics.duals import SHARE
 from otflow.metrics.plans import ACCEPTED, NOISE, Plan
@@ -61,21 +61,19 @@ def simplex_cells(costs: Tensor, a: Tensor, b: Tensor) -> Cells:
     return Cells(rows, columns, masses, f + least, g, "simplex")
 
 
-def _cheapest(
-    ground: Ground, atoms: tuple[Tensor, Tensor], potentials: tuple[Tensor, Tensor]
-) -> Cheapest:
-    """Return where potentials send the atoms with mass, tile by tile."""
+def _transform(
+    ground: Ground, side: int, own: Tensor, others: Tensor, potential: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the least cost minus potential, and its place in `others`, tile by tile.
 
-    def cheapest(side: int, index: Tensor, others: Tensor) -> Tensor:
-        own, other = atoms[side], atoms[1 - side][others]
-        there, places = potentials[1 - side][others], []
-        for k in tiles(len(index)):
-            at = own[index[k]]
-            costs = ground.table(other, at).T if side else ground.table(at, other)
-            places.append((costs - there).argmin(1))
-        return torch.cat(places)
-
-    return cheapest
+    The atoms `own` are those of the first measure for side 0, of the second for 1.
+    """
+    values, places = own.new_zeros(len(own), dtype=potential.dtype), own.clone()
+    for k in tiles(len(own)):
+        at = own[k]
+        costs = ground.table(others, at).T if side else ground.table(at, others)
+        values[k], places[k] = (costs - potential).min(dim=1)
+    return values, places
 
 
 def least_plan(
@@ -99,14 +97,15 @@ def least_plan(
         that mass.
     """
     i, j = a.nonzero()[:, 0], b.nonzero()[:, 0]
-    cells = find(i, j)
+    cells, atoms = find(i, j), (i, j)
+    potentials = cells.f, cells.g
+
+    def cheapest(side: int, index: Tensor, others: Tensor) -> Tensor:
+        own, other = atoms[side][index], atoms[1 - side][others]
+        return _transform(ground, side, own, other, potentials[1 - side][others])[1]
+
     rows, columns, masses = with_masses(
-        cells.rows,
-        cells.columns,
-        cells.masses,
-        a[i],
-        b[j],
-        _cheapest(ground, (i, j), (cells.f, cells.g)),
+        cells.rows, cells.columns, cells.masses, a[i], b[j], cheapest
     )
     rows, columns = i[rows], j[columns]
     f, g = torch.zeros_like(a), torch.zeros_like(b)
@@ -115,19 +114,14 @@ def least_plan(
     # The potential at an atom without mass is the transform of the other measure's
     # potential. The atom joins the plan beside the partner that attains the minimum.
     idle, other = (a == 0).nonzero()[:, 0], (b == 0).nonzero()[:, 0]
+    f[idle], partners = _transform(ground, 0, idle, j, g[j])
+    g[other], sources = _transform(ground, 1, other, i, f[i])
     if len(idle):
-        least = (ground.table(idle, j) - g[j]).min(dim=1)
-        f[idle] = least.values
-        rows, columns = torch.cat([rows, idle]), torch.cat([columns, j[least.indices]])
-    if len(other):
-        least = (ground.table(i, other) - f[i][:, None]).min(dim=0)
-        g[other] = least.values
-        if len(idle):
-            # For two atoms without mass f + g may exceed the cost: then lower g.
-            between = ground.table(idle, other) - f[idle][:, None]
-            g[other] = torch.minimum(least.values, between.amin(dim=0))
-        rows = torch.cat([rows, i[least.indices]])
-        columns = torch.cat([columns, other])
+        # For two atoms without mass f + g may exceed the cost: then lower g.
+        between, _ = _transform(ground, 1, other, idle, f[idle])
+        g[other] = torch.minimum(g[other], between)
+    rows = torch.cat([rows, idle, i[sources]])
+    columns = torch.cat([columns, j[partners], other])
     masses = torch.cat([masses, masses.new_zeros(len(rows) - len(masses))])
 
     costs = ground.pairs(rows, columns)

@@ -66,9 +66,10 @@ def wasserstein(mu: Distant, nu: Distant, p: float = 1.0) -> Tensor:
     Notes
     -----
     Solved in float64 on the CPU. On the line O(n log n), since the monotone plan is
-    optimal for each p. Else by POT's network simplex :cite:p:`flamary2021pot`, about
-    O(n^3), with 48 n m bytes. As for `wasserstein2_squared`, the gradient in the
-    weights is one of many where the plan is degenerate.
+    optimal for each p, and O(n k) for the potentials of k atoms without mass. Else by
+    POT's network simplex :cite:p:`flamary2021pot`, about O(n^3), with 48 n m bytes. As
+    for `wasserstein2_squared`, the gradient in the weights is one of many where the
+    plan is degenerate.
 
     Examples
     --------
