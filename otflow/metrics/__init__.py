@@ -11,8 +11,8 @@ from otflow.metrics.distances import wasserstein2, wasserstein2_squared
 from otflow.metrics.divergences import sinkhorn_divergence
 from otflow.metrics.entropic_plans import EntropicPlan, entropic_plan
 from otflow.metrics.geodesics import aligned_ends, generalized_geodesic, geodesic
-from otflow.metrics.lengths import action, length
 from otflow.metrics.laguerre_plans import semidiscrete_plan
+from otflow.metrics.lengths import action, length
 from otflow.metrics.maps import TransportMap
 from otflow.metrics.moments import gelbrich
 from otflow.metrics.plans import Plan, transport_plan

@@ -34,7 +34,7 @@ def batched_wasserstein2_squared(x: ArrayLike, y: ArrayLike) -> Tensor:
     Raises
     ------
     ValueError
-        If shapes or devices differ, or a point is not finite.
+        If shapes or devices differ, if a cloud is empty, or a point is not finite.
     TypeError
         If dtypes differ.
 
@@ -69,8 +69,9 @@ def batched_wasserstein2_squared(x: ArrayLike, y: ArrayLike) -> Tensor:
         places = s[..., 0].argsort(dim=1, stable=True)
         sigma = sigma.scatter(1, places, t[..., 0].argsort(dim=1, stable=True))
     else:
-        pairs = zip(s, t, strict=True)
-        sigma = torch.stack([assignment(u, v) for u, v in pairs])
+        pairs = [assignment(u, v) for u, v in zip(s, t, strict=True)]
+        none = torch.empty(x.shape[:2], dtype=torch.int64, device=x.device)
+        sigma = torch.stack(pairs) if pairs else none
     moves = x.double() - y.double().gather(1, sigma[..., None].expand_as(y))
     return moves.square().sum(2).mean(1).to(x.dtype)
 
@@ -82,4 +83,13 @@ def _clouds(x: ArrayLike, name: str) -> Tensor:
         cure = f"; use {name}[None] for one cloud" if x.ndim == 2 else ""
         msg = f"{name} must have shape (B, n, d), got {tuple(x.shape)}{cure}"
         raise ValueError(msg)
-    return as_points(x.flatten(0, 1), name).view(x.shape)
+    if x.shape[1] == 0 or x.shape[2] == 0:
+        msg = (
+            f"{name} has shape {tuple(x.shape)}: clouds (B, n, d) need n >= 1 "
+            f"points in dimension d >= 1"
+        )
+        raise ValueError(msg)
+    # The dtype of no clouds is checked too.
+    rows = x.flatten(0, 1) if len(x) else x.new_zeros(1, x.shape[2])
+    as_points(rows, name)
+    return x

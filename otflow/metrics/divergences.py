@@ -23,6 +23,7 @@ from otflow.metrics.sides import (
     check_size,
     falling_blurs,
     inverse_square,
+    soft_minimum,
 )
 
 __all__ = ["sinkhorn_divergence"]
@@ -98,9 +99,9 @@ def sinkhorn_divergence(
 
     Notes
     -----
-    Let D be the diameter of both clouds together. For a blur above 4e3 D the result is
+    Let D be the diameter of both clouds together. For a blur above 4e5 D the result is
     the limit blur -> infinity, half the squared distance of the means, whatever the
-    reach. Its error is at most 1e-8 D^2.
+    reach. Its error is at most 1e-12 D^2.
 
     The term of `nu` alone is solved once for a `Particles` object, and kept while the
     object lives: evaluations at other `mu` take about two thirds of the time.
@@ -193,11 +194,16 @@ def _divergence(
 ) -> Tensor:
     (x, a), (y, b) = mu.atoms, nu.atoms
     cross = units.solve(half_squares(x, y), a, b, *blurs)
-    half = 0.5 * units.epsilon
-    parts = [
-        w @ (units.worth(f, half) - units.worth(o.f, half))
-        for w, f, o in ((a, cross.f, own[0]), (b, cross.g, own[1]))
-    ]
+    costs = [half_squares(z, z) for z in (x, y)]
+    # The dual values of g, and of h between a measure and itself.
+    eps, g = units.epsilon, cross.g
+    worths = units.worth(soft_minimum(units, half_squares(x, y), g, b), eps)
+    parts = []
+    for w, c, o, worth in zip(
+        (a, b), costs, own, (worths, units.worth(g)), strict=True
+    ):
+        h = soft_minimum(units, c, o.f, w)
+        parts.append(w @ (worth - 0.5 * (units.worth(h, eps) + units.worth(o.f))))
     value = parts[0] + parts[1]
     # The round-off of the costs enters the marginals divided by epsilon.
     size = float((x.mean(0) - y.mean(0)).norm())
@@ -282,7 +288,7 @@ def _variation(
     potential, slope = torch.zeros_like(side.a.detach()), torch.zeros_like(x)
     for sign, (y, b), h in ((1.0, others, g), (-1.0, side.atoms, own.f)):
         cost = half_squares(x, y)
-        f = units.potential(cost, h, b)
+        f = soft_minimum(units, cost, h, b)
         potential = potential + sign * units.worth(f, units.epsilon)
         pull = x - units.shares(cost, h, b) @ y
         slope = slope + sign * units.kept(f)[:, None] * pull

@@ -21,6 +21,7 @@ from otflow.metrics.sides import (
     check_size,
     falling_blurs,
     inverse_square,
+    soft_minimum,
 )
 
 __all__ = ["EntropicPlan", "entropic_plan"]
@@ -254,16 +255,18 @@ def _with_masses(
     eps, inverse = units.epsilon, units.inverse_rho
     both = math.log(m) + math.log(k)
     if inverse:
-        # log theta = both (eps + rho) / (eps + 2 rho)
-        share = (1.0 + eps * inverse) / (2.0 + eps * inverse)
-        log = share * both
+        # log theta = both (eps + rho) / (eps + 2 rho), and m k - theta by expm1: for a
+        # large epsilon theta is close to m k.
+        less = both / (2.0 + eps * inverse)
+        log = both - less
         s, t = ((math.log(z) - log) / inverse for z in (m, k))
         theta = math.exp(log)
         lost = (m - theta + k - theta) / inverse
+        lost += eps * (m * k) * -math.expm1(-less)
     else:
         s = t = -0.5 * eps * math.log(m)
-        theta, lost = m, 2.0 * m * s
-    value = theta * plan.value + (lost + eps * (m * k - theta))
+        theta, lost = m, 2.0 * m * s + eps * (m * k - m)
+    value = theta * plan.value + lost
     return replace(
         plan,
         masses=theta * plan.masses,
@@ -277,25 +280,30 @@ def _with_masses(
 
 @dataclass(frozen=True)
 class _Problem:
-    """Both sides, moved to one mean in the balanced case, which keeps the plan.
+    """Both sides near the origin, moved to one mean in the balanced case.
 
-    Then potentials between distant clouds have no large linear part, whose round-off
-    over epsilon would enter the plan. The mean move ``shift`` is detached.
+    That keeps the plan. Then potentials between distant clouds have no large linear
+    part, whose round-off over epsilon would enter the plan, and sums over points far
+    from the origin lose no digits. The mean move ``shift`` is detached; ``targets`` are
+    the points of the second measure where they were given.
     """
 
     units: Entropy
     mu: Side
     nu: Side
     shift: Tensor
+    targets: Tensor
 
     @classmethod
     def of(cls, units: Entropy, mu: Side, nu: Side) -> _Problem:
-        x, a, y, b = (t.detach() for t in (mu.x, mu.a, nu.x, nu.a))
-        middle = x.mean(0)
-        shift = b @ (y - middle) - a @ (x - middle)
+        # An atom: its differences to atoms that are close are exact.
+        middle = mu.x.detach().median(0).values
+        mu = Side(mu.x - middle, mu.a, mu.full)
+        y = nu.x - middle
+        shift = nu.a.detach() @ y.detach() - mu.a.detach() @ mu.x.detach()
         if units.inverse_rho:
             shift = torch.zeros_like(shift)
-        return cls(units, mu, Side(nu.x - shift, nu.a, nu.full), shift)
+        return cls(units, mu, Side(y - shift, nu.a, nu.full), shift, nu.x.detach())
 
     @property
     def diameter(self) -> float:
@@ -306,15 +314,15 @@ class _Problem:
         units, eps = self.units, self.units.epsilon
         x, a, y, b = (t.detach() for t in (self.mu.x, self.mu.a, self.nu.x, self.nu.a))
         cost = half_squares(x, y)
-        if eps > (WIDE * self.diameter) ** 2:
+        if eps**0.5 > WIDE * self.diameter:
             near_f, near_g = self._wide(cost, a, b)
         else:
             i, j = self.mu.full, self.nu.full
             found = units.solve(cost[i][:, j], a[i], b[j], *blurs)
             # At atoms without mass a potential is optimal for those of the others.
-            near_g = units.potential(cost.T[:, i], found.f, a[i])
+            near_g = soft_minimum(units, cost.T[:, i], found.f, a[i])
             near_g[j] = found.g
-            near_f = units.potential(cost[:, j], found.g, b[j])
+            near_f = soft_minimum(units, cost[:, j], found.g, b[j])
         shares = units.shares(cost, near_g, b)
         rows = _kept(units, a, near_f)
         columns = rows @ shares
@@ -337,7 +345,8 @@ class _Problem:
         y = y + self.shift
         per_row = shares * half_squares(x, y)
         transport = rows @ per_row.sum(1)
-        return EntropicPlan(rows, shares, y, f, g, value, transport, residual)
+        targets = self.targets
+        return EntropicPlan(rows, shares, targets, f, g, value, transport, residual)
 
     def _wide(self, cost: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Return the potentials to first order in cost / eps: a plan near a x b."""

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otflow._pairs import tiles
 from otflow.errors import NotConverged
+from otflow.metrics.balance import with_masses
 from otflow.metrics.bracket import NOISE, Bracket
 from otflow.metrics.duals import SHARE
 from otflow.metrics.plans import ACCEPTED, Plan
@@ -59,6 +61,21 @@ def simplex_cells(costs: Tensor, a: Tensor, b: Tensor) -> Cells:
     return Cells(rows, columns, masses, f + least, g, "simplex")
 
 
+def _transform(
+    ground: Ground, side: int, own: Tensor, others: Tensor, potential: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the least cost minus potential, and its place in `others`, tile by tile.
+
+    The atoms `own` are those of the first measure for side 0, of the second for 1.
+    """
+    values, places = own.new_zeros(len(own), dtype=potential.dtype), own.clone()
+    for k in tiles(len(own)):
+        at = own[k]
+        costs = ground.table(others, at).T if side else ground.table(at, others)
+        values[k], places[k] = (costs - potential).min(dim=1)
+    return values, places
+
+
 def least_plan(
     ground: Ground, a: Tensor, b: Tensor, find: Callable[[Tensor, Tensor], Cells]
 ) -> Plan:
@@ -76,30 +93,35 @@ def least_plan(
     Returns
     -------
     Plan
-        The plan, float64, on the CPU. Masses are accurate to the round-off of 1.
+        The plan, float64, on the CPU. The mass of each atom is accurate relative to
+        that mass.
     """
     i, j = a.nonzero()[:, 0], b.nonzero()[:, 0]
-    cells = find(i, j)
-    rows, columns, masses = i[cells.rows], j[cells.columns], cells.masses
+    cells, atoms = find(i, j), (i, j)
+    potentials = cells.f, cells.g
+
+    def cheapest(side: int, index: Tensor, others: Tensor) -> Tensor:
+        own, other = atoms[side][index], atoms[1 - side][others]
+        return _transform(ground, side, own, other, potentials[1 - side][others])[1]
+
+    rows, columns, masses = with_masses(
+        cells.rows, cells.columns, cells.masses, a[i], b[j], cheapest
+    )
+    rows, columns = i[rows], j[columns]
     f, g = torch.zeros_like(a), torch.zeros_like(b)
     f[i], g[j] = cells.f, cells.g
 
     # The potential at an atom without mass is the transform of the other measure's
     # potential. The atom joins the plan beside the partner that attains the minimum.
     idle, other = (a == 0).nonzero()[:, 0], (b == 0).nonzero()[:, 0]
+    f[idle], partners = _transform(ground, 0, idle, j, g[j])
+    g[other], sources = _transform(ground, 1, other, i, f[i])
     if len(idle):
-        least = (ground.table(idle, j) - g[j]).min(dim=1)
-        f[idle] = least.values
-        rows, columns = torch.cat([rows, idle]), torch.cat([columns, j[least.indices]])
-    if len(other):
-        least = (ground.table(i, other) - f[i][:, None]).min(dim=0)
-        g[other] = least.values
-        if len(idle):
-            # For two atoms without mass f + g may exceed the cost: then lower g.
-            between = ground.table(idle, other) - f[idle][:, None]
-            g[other] = torch.minimum(least.values, between.amin(dim=0))
-        rows = torch.cat([rows, i[least.indices]])
-        columns = torch.cat([columns, other])
+        # For two atoms without mass f + g may exceed the cost: then lower g.
+        between, _ = _transform(ground, 1, other, idle, f[idle])
+        g[other] = torch.minimum(g[other], between)
+    rows = torch.cat([rows, idle, i[sources]])
+    columns = torch.cat([columns, j[partners], other])
     masses = torch.cat([masses, masses.new_zeros(len(rows) - len(masses))])
 
     costs = ground.pairs(rows, columns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from otflow._arrays import unit_of
 from otflow._validation import real
 from otflow.metrics.assignments import check_pairs
 from otflow.metrics.distances import Distant, root, wasserstein2
@@ -60,9 +61,10 @@ def wasserstein(mu: Distant, nu: Distant, p: float = 1.0) -> Tensor:
     Notes
     -----
     Solved in float64 on the CPU. On the line O(n log n), since the monotone plan is
-    optimal for each p. Else by POT's network simplex :cite:p:`flamary2021pot`, about
-    O(n^3), with 48 n m bytes. As for `wasserstein2_squared`, the gradient in the
-    weights is one of many where the plan is degenerate.
+    optimal for each p, and O(n k) for the potentials of k atoms without mass. Else by
+    POT's network simplex :cite:p:`flamary2021pot`, about O(n^3), with 48 n m bytes. As
+    for `wasserstein2_squared`, the gradient in the weights is one of many where the
+    plan is degenerate.
 
     Examples
     --------
@@ -84,7 +86,9 @@ def wasserstein(mu: Distant, nu: Distant, p: float = 1.0) -> Tensor:
     both = torch.cat([x, y]).detach()
     middle = both.amin(0)
     # No distance exceeds the diagonal, so powers of shares of it do not overflow.
-    unit = float((both.amax(0) - middle).norm()) or 1.0
+    extent = both.amax(0) - middle
+    unit = unit_of(extent)  # the squares of tiny extents would underflow
+    unit = unit * float((extent / unit).norm()) or 1.0
     x, y = (x - middle) / unit, (y - middle) / unit
     s, t = x.detach(), y.detach()
     a, b = first.masses, second.masses

@@ -10,6 +10,7 @@ from torch import Tensor
 from otflow._bounds import at_least
 from otflow._memory import check_memory
 from otflow.metrics.inputs import Cloud
+from otflow.metrics.semidual import Entropy
 
 __all__ = [
     "WIDE",
@@ -18,6 +19,7 @@ __all__ = [
     "check_size",
     "falling_blurs",
     "inverse_square",
+    "soft_minimum",
 ]
 
 # Sinkhorn sweeps are used down to this share of the diameter. Below it they would need
@@ -28,10 +30,12 @@ STAGE = 0.7
 DENSE_LIMIT = 5000**2
 # Least reach and least reach / blur: the code divides by their squares.
 LEAST_REACH = 1e-140
-# Above this blur, in diameters D, the limit blur -> infinity is right to 1e-8 D^2: with
-# a reach its error is at most D^4 / (8 blur^2). The potentials are of size D^2, but
-# carry the round-off of blur^2.
-WIDE = 4e3
+# Above this blur, in diameters D, the limit blur -> infinity is right to 1e-12 D^2:
+# with a reach its error is at most D^4 / (8 blur^2). Potentials are of size D^2, but
+# the solver leaves in them the round-off of blur^2.
+WIDE = 4e5
+# Largest exponent of the soft minimum without logarithms of sums.
+SMALL = 0.5
 # Largest blur whose square is a float64.
 LARGEST = 1e150
 
@@ -122,3 +126,30 @@ def check_blur(blur: float, diameter: float, dtype: torch.dtype) -> None:
     if LARGEST < blur <= WIDE * diameter:
         msg = f"blur = {blur:g} is too large to be squared; take at most {LARGEST:g}"
         raise ValueError(msg)
+
+
+def soft_minimum(units: Entropy, cost: Tensor, g: Tensor, b: Tensor) -> Tensor:
+    """Return the optimal f for g, as `Entropy.potential`, without round-off of epsilon.
+
+    A logarithm of a sum near 1 has the round-off of 1, and epsilon multiplies it. For a
+    large blur the sum therefore counts from 1. The dual value of g and this f then has
+    the square of the error of g.
+
+    Parameters
+    ----------
+    units : Entropy
+        Epsilon and rho.
+    cost : Tensor, shape (n, m)
+        Costs.
+    g, b : Tensor, shape (m,)
+        Potential and masses of the columns; the masses have the sum 1.
+
+    Returns
+    -------
+    Tensor, shape (n,)
+        The potential of the rows.
+    """
+    exponents = (g - cost) / units.epsilon
+    if not float(exponents.abs().max()) <= SMALL:
+        return units.potential(cost, g, b)
+    return -units.unit * (exponents.expm1() @ b).log1p()

@@ -75,7 +75,10 @@ class Trial:
         """Return the distance as a float."""
         found = self.raw(x, a, y, b)
         try:
-            return float(found.detach() if isinstance(found, Tensor) else found)
+            if isinstance(found, Tensor):
+                found = found.detach()
+                require(not found.is_complex(), f"it returns a number in {found.dtype}")
+            return float(found)
         except (TypeError, ValueError, RuntimeError) as error:
             msg = f"it returns {type(found).__name__}, which is no number"
             raise Failure(msg) from error
@@ -118,17 +121,22 @@ class Trial:
             isinstance(value, Tensor), f"it returns {type(value).__name__}: no graph"
         )
         require(value.requires_grad, f"the value has no graph of the {kind}")
-        value.sum().backward()
+        try:
+            # No gradient is left in parameters of the distance.
+            value.sum().backward(inputs=at)
+        except Exception as error:
+            msg = f"its gradient raises {type(error).__name__}: {error!s:.200}"
+            raise Failure(msg) from error
+        grads = []
         for t, side in zip(at, "xy", strict=True):
             where = (
                 f"the {kind} of {side}" if kind == "points" else f"{kind} beside {side}"
             )
             require(t.grad is not None, f"no gradient arrives in {where}: it is None")
             assert t.grad is not None
+            grads.append(t.grad)
             bad = int((~t.grad.isfinite()).sum())
             require(
                 bad == 0, f"{bad} entries of the gradient in {where} are not finite"
             )
-        assert at[0].grad is not None
-        assert at[1].grad is not None
-        return at[0].grad, at[1].grad
+        return grads[0], grads[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -65,3 +67,19 @@ def test_what_is_wrong_is_named():
         batched_wasserstein2_squared(x, x / 0)
     with pytest.raises(ValueError, match=r"shape \(B, n, d\)"):
         batched_wasserstein2_squared(x[0, 0], x)
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_no_pair_has_no_distance(d):
+    x = torch.empty(0, 3, d, dtype=torch.float64, requires_grad=True)
+    found = batched_wasserstein2_squared(x, x.detach())
+    assert (found.shape, found.dtype, found.requires_grad) == ((0,), x.dtype, True)
+    with pytest.raises(TypeError, match="must be float32 or float64"):
+        batched_wasserstein2_squared(x.detach().long(), x.detach().long())
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 2), (2, 3, 0), (0, 0, 1)])
+def test_an_empty_cloud_is_named_with_its_shape(shape):
+    x = torch.empty(shape, dtype=torch.float64)
+    with pytest.raises(ValueError, match=re.escape(f"x has shape {shape}: clouds")):
+        batched_wasserstein2_squared(x, x)

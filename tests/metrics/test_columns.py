@@ -218,3 +218,36 @@ def test_a_bracket_of_a_square_in_another_unit():
     assert (bracket.lower, bracket.upper) == (16.0, 48.0)
     # The square of the unit is 0 in float64, the product is not.
     assert Bracket(1e300, 1e300).times_square(1e-200).upper == pytest.approx(1e-100)
+
+
+@pytest.mark.parametrize("d", [1, 2, 7])
+@pytest.mark.parametrize("sizes", [(1, 5), (30, 30), (40, 25)])
+@pytest.mark.parametrize("tolerance", [0.0, 0.1])
+def test_a_common_offset_costs_no_digits(few, d, sizes, tolerance):
+    """Both clouds are moved by 2^27, and all coordinates remain exact numbers."""
+    g = torch.Generator().manual_seed(d)
+    x, y = (torch.randn(n, d, generator=g, dtype=torch.float64) for n in sizes)
+    x, y = ((2.0**20 * z).round() / 2.0**20 for z in (x, y))
+    weights = torch.rand(len(x), generator=g, dtype=torch.float64)
+    mu, nu = of.Particles(x, weights, normalize=True), of.Particles(y)
+    far = of.Particles(x + 2.0**27, mu.weights), of.Particles(y + 2.0**27)
+    C = costs(mu, nu)
+    near = transport_plan(mu, nu, method="columns", tolerance=tolerance)
+    plan = transport_plan(*far, method="columns", tolerance=tolerance)
+    assert float(plan.cost) == pytest.approx(float(near.cost), rel=tolerance + 1e-13)
+    room = 1e-12 * float(C.max())
+    assert float((plan.f[:, None] + plan.g - C).max()) <= room
+    own, other = mu.weights @ plan.f, nu.weights @ plan.g
+    assert float((own - other).abs()) <= room
+    assert plan.bracket.lower <= float(own + other) + room
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_measures_in_one_point_are_at_distance_zero(n):
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        x = torch.randn(1, 7, generator=g, dtype=torch.float64)
+        weights = torch.rand(3, generator=g, dtype=torch.float64)
+        nu = of.Particles(x.expand(3, 7), weights, normalize=True)
+        plan = transport_plan(x.expand(n, 7), nu, method="columns")
+        assert (plan.bracket.lower, plan.bracket.upper, float(plan.cost)) == (0, 0, 0)

@@ -300,3 +300,43 @@ def test_an_atom_without_mass_near_the_target_of_a_far_cloud():
     for value in (plan.value, divergence):
         (grad,) = torch.autograd.grad(value, x)
         assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@pytest.mark.parametrize("blur", [1.0, 1e3, 1e6, 1e9])
+@pytest.mark.parametrize("reach", [1e-3, 2.0, 50.0])
+def test_different_masses_at_any_blur(blur, reach):
+    """Between one atom and another the plan is one number p, known in closed form."""
+    m, k, cost = 1.0, 7.0, 0.5
+    plan = entropic_plan(
+        torch.zeros(1, 1, dtype=F64),
+        torch.ones(1, 1, dtype=F64),
+        blur=blur,
+        reach=reach,
+        masses=(m, k),
+    )
+    eps, rho = blur**2, reach**2
+    # d/dp: cost + eps log(p / m k) + rho log(p / m) + rho log(p / k) = 0.
+    less = -(cost + rho * np.log(m * k)) / (eps + 2 * rho)
+    p = m * k * np.exp(less)
+    exact = -eps * m * k * np.expm1(less) + rho * (m + k - 2 * p)
+    assert float(plan.value) == pytest.approx(exact, rel=1e-12)
+    assert float(plan.masses.sum()) == pytest.approx(p, rel=1e-12)
+
+
+@pytest.mark.parametrize("reach", [None, 1.0])
+def test_a_common_offset_costs_no_digits(reach):
+    """Both clouds are moved by 2^27, and all coordinates remain exact numbers."""
+    x, y = ((2.0**20 * normal(5, 2, seed=s)).round() / 2.0**20 for s in range(2))
+    near = entropic_plan(x, y, blur=0.5, reach=reach)
+    far = entropic_plan(x + 2.0**27, y + 2.0**27, blur=0.5, reach=reach)
+    for name in ("value", "transport_cost", "masses", "shares", "f", "g"):
+        one, other = getattr(near, name), getattr(far, name)
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
+    assert torch.equal(far.targets, y + 2.0**27)
+
+
+def test_the_largest_points_have_a_plan():
+    """The square of 4000 diameters is no float64."""
+    x = torch.full((3, 50), 9e149, dtype=F64)
+    plan = entropic_plan(x, -x, blur=1e149, reach=1e149)
+    assert float(plan.value) == pytest.approx(3e298)  # blur^2 + 2 reach^2

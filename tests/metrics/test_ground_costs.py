@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 
 import numpy as np
@@ -18,6 +19,7 @@ from otflow.metrics import (
     wasserstein,
     wasserstein2,
 )
+from otflow.metrics.ground import Ground
 from otflow.testing.clouds import degenerate, normal, uniform, weighted
 from otflow.testing.differences import derivative
 
@@ -227,3 +229,29 @@ def test_float32(d):
         assert float(value) == pytest.approx(float(wasserstein(mu, nu, p)), rel=1e-5)
     plan = least_cost_plan(mu.to(torch.float32), nu.to(torch.float32), taxi)
     assert plan.cost.dtype == plan.f.dtype == torch.float32
+
+
+@pytest.mark.parametrize("p", [1.0, 3.0])
+def test_atoms_without_mass_need_no_array_of_all_pairs(p, monkeypatch):
+    """On the line the largest array of costs is a tile; all pairs may not fit."""
+    powers = importlib.import_module("otflow.metrics.powers")
+    sizes = []
+
+    def recorded(table, pairs):
+        def own(i, j):
+            sizes.append(len(i) * len(j))
+            return table(i, j)
+
+        return Ground(own, pairs)
+
+    monkeypatch.setattr(powers, "Ground", recorded)
+    n = 2000
+    weights = torch.ones(n, dtype=F64)
+    weights[::2] = 0.0
+    mu, nu = (
+        of.Particles(normal(n, 1, seed=seed), weights, normalize=True)
+        for seed in range(2)
+    )
+    exact = wasserstein(mu.points[1::2], nu.points[1::2], p)
+    assert float(wasserstein(mu, nu, p)) == pytest.approx(float(exact), rel=1e-12)
+    assert 0 < max(sizes) <= 256 * n

@@ -46,6 +46,11 @@ LENGTHS = {
     "weighted clouds": lambda c: of.metrics.wasserstein2(
         cloud(c * X, MASSES), cloud(c * Y)
     ),
+    "powers of 1": lambda c: of.metrics.wasserstein(c * X, c * Y[:4]),
+    "powers of 3": lambda c: of.metrics.wasserstein(
+        cloud(c * X, MASSES), cloud(c * Y), 3.0
+    ),
+    "Gelbrich's bound": lambda c: of.metrics.gelbrich(c * X, c * Y),
     "a line": lambda c: of.metrics.wasserstein2(c * X[:, :1], c * Y[:4, :1]),
     "quantiles": lambda c: of.metrics.wasserstein2(levels(X, c), levels(Y, c)),
     "cells": lambda c: of.metrics.wasserstein2(cells(X, c), cells(Y, c)),

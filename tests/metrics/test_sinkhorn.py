@@ -374,3 +374,44 @@ def test_a_blur_too_large_to_be_squared_is_refused_and_its_cure_works():
     with pytest.raises(ValueError, match="too large to be squared; take at most 1e"):
         distance(2e150)
     assert bool(torch.isfinite(distance(1e150)))
+
+
+@pytest.mark.parametrize("blur", [0.5, 10.0, 1e3, 1.1e4, 1e5, 1e7])
+@pytest.mark.parametrize("reach", [None, 0.1, 2.0, 1e3])
+def test_two_pairs_of_points_at_any_blur(blur, reach):
+    """Between {-u, u} and {-v, v} the potentials are constant: a closed form."""
+    u, v, eps = 0.3, 1.1, blur**2
+
+    def own(u, v):
+        near, far = (math.expm1(-((u + s * v) ** 2) / (2 * eps)) for s in (-1, 1))
+        soft = -eps * math.log1p((near + far) / 2)
+        if reach is None:
+            return soft
+        rho = reach**2
+        return -(2 * rho + eps) * math.expm1(-soft / (2 * rho + eps))
+
+    exact = own(u, v) - 0.5 * own(u, u) - 0.5 * own(v, v)
+    x, y = (torch.tensor([[-z], [z]], dtype=torch.float64) for z in (u, v))
+    found = float(sinkhorn_divergence(x, y, blur=blur, reach=reach))
+    # Above 4e5 diameters the result is the limit.
+    room = 1e-12 * (2 * v) ** 2 if blur > 4e5 * 2 * v else 1e-15
+    assert found == pytest.approx(exact, rel=1e-10, abs=room)
+
+
+@pytest.mark.parametrize("blur", [1.0, 1e3, 1.2e4, 1e6])
+@pytest.mark.parametrize("reach", [None, 2.0])
+def test_the_first_variation_at_a_large_blur(blur, reach):
+    x, y = normal(4, 2, seed=1), normal(3, 2, seed=2)
+    rate = torch.tensor([0.1, -0.2, 0.15, -0.05], dtype=torch.float64)
+
+    def value(t):
+        mu = of.Particles(x, 0.25 + t * rate)
+        return sinkhorn_divergence(mu, y, blur=blur, reach=reach)
+
+    weights = torch.full((4,), 0.25, dtype=torch.float64, requires_grad=True)
+    divergence = sinkhorn_divergence(
+        of.Particles(x, weights), y, blur=blur, reach=reach
+    )
+    (slope,) = torch.autograd.grad(divergence, weights)
+    expected = float(derivative(value, 1e-2))
+    assert float(slope @ rate) == pytest.approx(expected, rel=1e-9, abs=1e-11)

@@ -42,6 +42,41 @@ def test_sums_of_a_plan_are_the_masses_to_their_own_digits(block):
         assert float((dense * reduced).sum()) < 1e-13
 
 
+def distances(x, y):
+    return (x - y).norm(dim=-1)
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_plans_for_other_costs_have_the_masses_to_their_own_digits(block):
+    for seed in range(10 * block, 10 * block + 10):
+        mu, nu = clouds_with_tiny_atoms(seed)
+        plan = of.metrics.least_cost_plan(mu, nu, distances)
+        dense = plan.dense()
+        for sums, wanted in ((dense.sum(1), mu.weights), (dense.sum(0), nu.weights)):
+            torch.testing.assert_close(sums, wanted, rtol=1e-10, atol=0)
+        reduced = torch.cdist(mu.points, nu.points) - plan.f[:, None] - plan.g
+        assert float(reduced.min()) > -1e-12
+        assert float((dense * reduced).sum()) < 1e-13
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("d", [1, 2])
+def test_measures_that_differ_in_tiny_atoms_are_apart(d, p):
+    """Unit masses coincide in 0; tiny ones move from 1 and 1.5 to 2."""
+    places = torch.zeros(5, d, dtype=F64)
+    places[:, 0] = torch.tensor([0.0, 1.0, 1.5, 0.0, 2.0])
+    a = torch.tensor([1.0, 3e-30, 1e-30], dtype=F64)
+    b = torch.tensor([1.0, 4e-30], dtype=F64)
+    x = places[:3].clone().requires_grad_()
+    value = of.metrics.wasserstein(of.Particles(x, a), of.Particles(places[3:], b), p)
+    total = 3e-30 + 1e-30 * 0.5**p
+    assert float(value.detach()) == pytest.approx(total ** (1 / p), rel=1e-12, abs=0)
+    (slope,) = torch.autograd.grad(value, x)
+    factor = total ** (1 / p - 1)
+    exact = torch.tensor([0.0, -3e-30, -1e-30 * 0.5 ** (p - 1)], dtype=F64) * factor
+    torch.testing.assert_close(slope[:, 0], exact, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_velocity_of_a_tiny_atom_leads_to_its_partner(seed):
     """One tiny atom in each measure, whatever the power: a barycentre of partners."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
 import otflow as of
 from otflow.metrics import entropic_plan, sinkhorn_divergence, wasserstein2
@@ -214,6 +215,38 @@ EXACT = particles(of.metrics.wasserstein2_squared)
 )
 def test_each_law_can_fail(wrong, law, words):
     assert words in failures(wrong)[law]
+
+
+def test_a_complex_number_is_no_distance():
+    with pytest.raises(AssertionError, match=r"a number in torch\.complex128"):
+        check_distance(lambda *s: particles(wasserstein2)(*s) + 0j, of="W2", large=0)
+
+
+class Breaks(torch.autograd.Function):
+    @staticmethod
+    def forward(_, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(_, __):
+        msg = "no derivative"
+        raise RuntimeError(msg)
+
+
+def test_a_gradient_that_raises_is_a_failure():
+    def breaks(*state):
+        return Breaks.apply(particles(wasserstein2)(*state))
+
+    with pytest.raises(AssertionError, match="its gradient raises RuntimeError: no"):
+        check_distance(breaks, of="W2", large=0)
+
+
+def test_parameters_of_a_distance_get_no_gradient():
+    factor = torch.ones((), dtype=torch.float64, requires_grad=True)
+    check_distance(
+        lambda *state: factor * particles(wasserstein2)(*state), of="W2", large=0
+    )
+    assert factor.grad is None
 
 
 def test_laws_can_be_left_out():
