@@ -5,17 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from otflow._graphs import records
 from otflow._typing import ArrayLike
 from otflow._validation import positive, real
 from otflow.errors import Unsupported
 from otflow.functionals.base import Functional
 from otflow.functionals.targets import as_atoms, as_target, atoms_of, check_space
 from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
-from otflow.metrics import sinkhorn_divergence, wasserstein2_squared
+from otflow.metrics import sinkhorn_divergence, transport_plan, wasserstein2_squared
 from otflow.metrics.plans import check_tolerance
 from otflow.metrics.steps import Steps
 
 __all__ = ["SinkhornDivergenceTo", "SquaredDistanceTo"]
+
+# Pairs of probes and target atoms that are compared at a time.
+PAIRS = 2**18
 
 
 class SquaredDistanceTo(Functional):
@@ -25,7 +29,8 @@ class SquaredDistanceTo(Functional):
     :cite:p:`santambrogio2015optimal`, which off the atoms is the c-transform
     :math:`F'[\mu](x) = \tfrac12 \min_j (|x - y_j|^2 - g_j)`. The velocity is
     :math:`T(x_i) - x_i`, where :math:`T(x_i) = \frac1{a_i}\sum_j P_{ij} y_j` is the
-    barycentre of what the plan P sends :math:`x_i` to.
+    barycentre of what the plan P sends :math:`x_i` to. Off the atoms it is :math:`y_j -
+    x`, where j attains the minimum.
 
     A JKO step goes along the geodesic to :math:`\nu`, and multiplies the distance by
     :math:`1/(1 + dt)`. An explicit Euler step multiplies it by :math:`1 - dt`. Both
@@ -115,6 +120,22 @@ class SquaredDistanceTo(Functional):
             apart = mu.edges - quantiles_at(steps, mu.weights).to(mu.edges)
             return 0.5 * (mu.lumped @ apart.square())
         return 0.5 * wasserstein2_squared(mu, nu, tolerance=self.tolerance)  # type: ignore[arg-type]
+
+    def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
+        nu = self.target
+        if not (isinstance(mu, Particles) and isinstance(nu, Particles)):
+            return super()._velocity_at(mu, x)
+        if records(mu.points, mu.weights, nu.points, nu.weights, x):
+            return super()._velocity_at(mu, x)
+        check_space(mu, nu)
+        # The c-transform has the slope x - y_j, where j attains the minimum.
+        g = transport_plan(mu, nu, tolerance=self.tolerance).g.double()
+        y = nu.points.double()
+        partners = [
+            ((z.double()[:, None] - y).square().sum(-1) - g).argmin(1)
+            for z in x.split(max(1, PAIRS // len(y)))
+        ]
+        return nu.points[torch.cat(partners)] - x
 
     def modulus(self, dim: int) -> float | None:
         return 1.0 if dim == 1 and _on_line(self.target) else None
