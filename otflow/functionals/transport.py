@@ -133,7 +133,7 @@ class SquaredDistanceTo(Functional):
         y = nu.points.double()
         partners = [
             ((z.double()[:, None] - y).square().sum(-1) - g).argmin(1)
-            for z in x.split(max(1, PAIRS // len(y)))
+            for z in torch.split(x, max(1, PAIRS // len(y)))
         ]
         return nu.points[torch.cat(partners)] - x
 

@@ -228,7 +228,8 @@ def test_off_the_atoms_the_velocity_is_the_slope_of_the_first_variation(
     mu, dtype, tolerance
 ):
     """Between equal weights a derivative of the first variation is refused."""
-    mu, nu, x = (z.to(dtype) for z in (mu, uniform(9, seed=2), normal(40, 2, seed=4)))
+    mu, nu = mu.to(dtype), uniform(9, seed=2, dtype=dtype)
+    x = normal(40, 2, seed=4, dtype=dtype)
     F = of.SquaredDistanceTo(nu, tolerance=tolerance)
     found = F.velocity(mu, x)
     assert found.dtype == dtype
