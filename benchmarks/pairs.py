@@ -66,6 +66,11 @@ def run() -> list[Row]:
     at_atoms, anywhere = interleaved(
         lambda: F.velocity(some), lambda: F.velocity(some, other), repeats=5, warmup=1
     )
+    fast = of.Interaction(of.kernels.Gaussian(SIGMA, tolerance=1e-6))
+    assert torch.allclose(fast.velocity(mu), ours, atol=1e-5)
+    pairwise, interpolated = interleaved(
+        lambda: F.velocity(mu), lambda: fast.velocity(mu), repeats=3, warmup=1
+    )
     label = f"Interaction value and velocity, n = {N}, d = {D}:"
     return [
         at_most(f"{label} / hand-written tiles", mine / hand, 1.0),
@@ -73,6 +78,11 @@ def run() -> list[Row]:
         # The atoms share each pair: twice the time would be the same for each pair.
         at_most(
             f"Velocity at {N // 4} probes / at as many atoms", anywhere / at_atoms, 3
+        ),
+        at_most(
+            "Gaussian to 1e-6 by interpolation / all pairs",
+            interpolated / pairwise,
+            0.2,
         ),
         at_most(f"{label} peak extra MB", megabytes, 300),
     ]

@@ -158,6 +158,12 @@ CASES: dict[str, Case] = {
         lambda: step(SQUARE, grown(), SVGD(BELL)),
         [lambda: step(SQUARE, grown().detach(), SVGD(BELL))],
     ),
+    "a tolerance above the kernel": (
+        ValueError,
+        r"tolerance must lie in \[0, 1\), got 1:",
+        lambda: of.kernels.Gaussian(1.0, tolerance=1.0),
+        [lambda: of.kernels.Gaussian(1.0, tolerance=1e-6)],
+    ),
     "noise beside a density": (
         of.errors.Unsupported,
         r"use ExplicitEuler\(\), or Particles\(mu\.sample\(n, generator\)\)",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.errors import NonFinite, Unsupported
+from otflow.errors import InvalidFunctional, NonFinite, Unsupported
 from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
 from tests.measures.intervals import uniform
@@ -205,6 +205,16 @@ CASES: dict[str, Case] = {
         "the density is not positive at 11 of 11 points",
         lambda: value(of.KL.to_density(deep, mass=1.0), CELLS),
         [lambda: value(of.KL(lambda x: 1e4 + x.square().sum(-1), mass=1.0), CELLS)],
+    ),
+    "a density of another shape": (
+        InvalidFunctional,
+        r"a density must .*reduce over the last axis, e\.g\. \.prod\(-1\)",
+        lambda: value(of.KL.to_density(lambda x: (-x.abs()).exp(), mass=2.0), CELLS),
+        [
+            lambda: value(
+                of.KL.to_density(lambda x: (-x.abs()).exp().prod(-1), mass=2.0), CELLS
+            )
+        ],
     ),
     "the mass of a measure": (
         ValueError,

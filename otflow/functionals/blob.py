@@ -42,18 +42,25 @@ class Blob(Functional):
         The standard deviation :math:`\sigma` > 0 of a blob, a length. A width of 1 to 2
         spacings of the particles resolves both: blobs must overlap, and the error of
         the smoothing is of order :math:`\sigma^2`.
+    tolerance : float
+        Error of the sums over blobs that suffices, as that of `kernels.Gaussian`: of
+        the density, in units of the height of a blob of mass 1. All pairs by default.
+        For an entropy take it far below 1/n, the height of the blob of one particle.
 
     Attributes
     ----------
     internal, width
         As above.
+    kernel : kernels.Gaussian
+        A blob of height 1.
 
     Raises
     ------
     TypeError
         If `internal` is no internal energy.
     ValueError
-        If the width is not positive, or the energy bounds the density.
+        If the width is not positive, the tolerance not in [0, 1), or the energy bounds
+        the density.
     NonFinite
         When it is evaluated, if the smoothed density vanishes in the dtype where e is
         infinite, as an entropy at a probe far away.
@@ -79,7 +86,9 @@ class Blob(Functional):
             [ 0.9679]])
     """
 
-    def __init__(self, internal: Internal, width: float) -> None:
+    def __init__(
+        self, internal: Internal, width: float, *, tolerance: float = 0.0
+    ) -> None:
         cure = "give e.g. Entropy() or PowerEntropy(2.0), or wrap e: Internal(e)"
         check_kind(internal, Internal, "internal", cure=cure)
         if math.isfinite(internal.max_density):
@@ -90,6 +99,7 @@ class Blob(Functional):
             raise ValueError(msg)
         self.internal = internal
         self.width = positive(width, "width")
+        self.kernel = Gaussian(self.width, tolerance=tolerance)
 
     def value(self, mu: Measure) -> Tensor:
         return mu.weights @ check_energy(self.internal.e, self.density(mu))
@@ -124,7 +134,7 @@ class Blob(Functional):
         e, w = self.internal.e, mu.weights
         masses = torch.stack([w, w * entrywise_derivative(e, rho)], dim=1)
         # One sweep gives the density at x, its slope, and that of the other term.
-        W, factor = Gaussian(self.width), self._factor(mu)
+        W, factor = self.kernel, self._factor(mu)
         sums, slopes = W.field(x, mu.points, masses, gradients=True)
         own = entrywise_derivative(e, factor * sums[:, 0])
         velocity = -factor * (own[:, None] * slopes[:, 0] + slopes[:, 1])
@@ -146,10 +156,12 @@ class Blob(Functional):
         Tensor, shape (n,) or (m,)
             Differentiable, as `Measure.convolve`.
         """
-        return self._factor(mu) * mu.convolve(Gaussian(self.width), x)
+        return self._factor(mu) * mu.convolve(self.kernel, x)
 
     def _factor(self, mu: Measure) -> float:
         return math.pow(2.0 * math.pi * self.width**2, -0.5 * mu.dim)
 
     def __repr__(self) -> str:
-        return f"Blob({self.internal!r}, width={self.width:g})"
+        tolerance = self.kernel.tolerance
+        end = f", tolerance={tolerance:g}" if tolerance else ""
+        return f"Blob({self.internal!r}, width={self.width:g}{end})"

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from otflow._graphs import records
-from otflow._radial import radial_field
 from otflow._typing import ArrayLike, Ground
 from otflow._validation import non_negative_int
 from otflow.functionals.base import Functional, Sum
@@ -265,8 +264,8 @@ class _Witness:
         for c, W in kernel.terms():
             if not isinstance(W, RadialKernel):
                 return None
-            potential, force = radial_field(
-                W, mu.points, nu.points, nu.weights[:, None], gradients=True
+            potential, force = W.field(
+                mu.points, nu.points, nu.weights[:, None], gradients=True
             )
             potential, force = potential[:, 0], force[:, 0]
             total, pull = total + c * potential, pull + c * force

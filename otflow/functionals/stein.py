@@ -63,7 +63,8 @@ class KSD(Functional):
     Notes
     -----
     Time O(n^2 d), memory O(n d); the score is evaluated once for each point. The pairs
-    i = j count, so the value at n draws of :math:`\pi` is of order 1/n.
+    i = j count, and all pairs are summed, whatever the tolerance of the kernel. So the
+    value at n draws of :math:`\pi` is of order 1/n.
 
     Examples
     --------

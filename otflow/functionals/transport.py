@@ -19,6 +19,9 @@ from otflow.metrics.steps import Steps
 
 __all__ = ["SinkhornDivergenceTo", "SquaredDistanceTo"]
 
+# Pairs of probes and target atoms that are compared at a time.
+PAIRS = 2**18
+
 
 class SquaredDistanceTo(Functional):
     r"""Half the squared distance, :math:`F(\mu) = \tfrac12 W_2^2(\mu, \nu)`.
@@ -27,7 +30,8 @@ class SquaredDistanceTo(Functional):
     :cite:p:`santambrogio2015optimal`, which off the atoms is the c-transform
     :math:`F'[\mu](x) = \tfrac12 \min_j (|x - y_j|^2 - g_j)`. The velocity is
     :math:`T(x_i) - x_i`, where :math:`T(x_i) = \frac1{a_i}\sum_j P_{ij} y_j` is the
-    barycentre of what the plan P sends :math:`x_i` to.
+    barycentre of what the plan P sends :math:`x_i` to. Off the atoms it is :math:`y_j -
+    x`, where j attains the minimum.
 
     A JKO step goes along the geodesic to :math:`\nu`, and multiplies the distance by
     :math:`1/(1 + dt)`. An explicit Euler step multiplies it by :math:`1 - dt`. Both

@@ -15,6 +15,7 @@ from otflow._radial import power, power_slope, radial_field, radial_sweep
 from otflow._validation import positive, real
 from otflow.kernels.base import Kernel
 from otflow.numerics.exponentials import exp_below_zero_
+from otflow.numerics.gauss_transform import gauss_transform
 
 __all__ = [
     "Energy",
@@ -165,21 +166,54 @@ class Gaussian(RadialKernel):
     ----------
     sigma : float
         Standard deviation, > 0.
+    tolerance : float
+        Bound of the error of a sum over particles that suffices, in [0, 1): of a
+        potential :math:`\sum_j a_j W(x - y_j)` over :math:`\sum_j |a_j|`, and of each
+        component of its gradient over :math:`\sum_j |a_j| / \sigma`. By default all
+        pairs are summed.
 
     Attributes
     ----------
+    sigma, tolerance
+        As above.
     modulus : float
         :math:`-1/\sigma^2`, the Hessian's least eigenvalue (at z = 0).
+
+    Raises
+    ------
+    ValueError
+        If sigma is not positive, or the tolerance not in [0, 1).
+
+    Notes
+    -----
+    The tolerance holds for every functional and scheme that sums this kernel over
+    particles: `Interaction`, `MMDTo`, `Blob`, `schemes.SVGD`. The value of an
+    interaction is then wrong by half the tolerance at most. The bound is proved; it
+    leaves out round-off, about 1e-13 in float64. With a tolerance of at least 1e-12,
+    particles in dimension 1 to 3 are summed by interpolation in boxes of side sigma,
+    in time O(n) plus a power of the number of boxes, where that is expected to be
+    faster. Else all pairs are summed, and so they are for derivatives of second order.
 
     Examples
     --------
     >>> import torch, otflow as of
     >>> round(float(of.kernels.Gaussian(2.0)(torch.tensor([2.0]))), 4)
     0.6065
+    >>> mu = of.Particles(torch.linspace(0, 1, 2000, dtype=torch.float64)[:, None])
+    >>> exact, fast = of.kernels.Gaussian(0.2), of.kernels.Gaussian(0.2, tolerance=1e-6)
+    >>> bool((mu.convolve(fast) - mu.convolve(exact)).abs().max() < 1e-6)
+    True
     """
 
-    def __init__(self, sigma: float) -> None:
+    def __init__(self, sigma: float, *, tolerance: float = 0.0) -> None:
         self.sigma = positive(sigma, "sigma")
+        self.tolerance = positive(tolerance, "tolerance", or_zero=True)
+        if self.tolerance >= 1:
+            msg = (
+                f"tolerance must lie in [0, 1), got {tolerance:g}: the kernel itself "
+                f"is at most 1; try 1e-6"
+            )
+            raise ValueError(msg)
 
     @property
     def modulus(self) -> float:  # type: ignore[override]
@@ -199,6 +233,39 @@ class Gaussian(RadialKernel):
     def profile_and_slope(self, s: Tensor) -> tuple[Tensor, Tensor]:
         phi = exp_below_zero_(s.mul_(-0.5 / self.sigma**2))
         return phi, phi * (-0.5 / self.sigma**2)
+
+    def field(
+        self, x: Tensor, points: Tensor, masses: Tensor, *, gradients: bool
+    ) -> tuple[Tensor, Tensor]:
+        found = self._transform(x, points, masses, gradients=gradients)
+        if found is None:
+            return super().field(x, points, masses, gradients=gradients)
+        return found
+
+    def sweep(
+        self, x: Tensor, w: Tensor, *, gradients: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        found = self._transform(x, x, w[:, None], gradients=gradients)
+        if found is None:
+            return super().sweep(x, w, gradients=gradients)
+        w, potential = w.detach(), found[0][:, 0]
+        energy = 0.5 * (w @ potential)
+        return energy, (w[:, None] * found[1][:, 0], potential) if gradients else ()
+
+    def _transform(
+        self, x: Tensor, points: Tensor, masses: Tensor, *, gradients: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the sums by interpolation, None where all pairs are to be summed."""
+        # A subclass may have another profile.
+        if not self.tolerance or type(self) is not Gaussian:
+            return None
+        return gauss_transform(
+            x, points, masses, self.sigma, self.tolerance, gradients=gradients
+        )
+
+    def __repr__(self) -> str:
+        tolerance = f", tolerance={self.tolerance:g}" if self.tolerance else ""
+        return f"{type(self).__name__}(sigma={self.sigma!r}{tolerance})"
 
 
 class InverseMultiquadric(RadialKernel):

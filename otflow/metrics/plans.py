@@ -369,7 +369,7 @@ def _couple(
         bound, noise = cost, NOISE * float(costs.max())
     least = max(0.0, float(bound) - noise)
     gap = float(cost - bound) / max(float(cost), TINY)
-    if gap <= SHARE or float(cost - bound) <= noise:
+    if gap <= SHARE or float(cost - bound) <= noise + above:
         gap, bound = 0.0, cost
     f += 0.5 * bound - a @ f
     g += 0.5 * bound - b @ g

@@ -38,4 +38,4 @@ def exp_below_zero_(exponents: Tensor) -> Tensor:
     exponents.clamp_min_(lowest)
     exponents.exp_()
     cut = tiny * math.e * (1.0 + 1e4 * torch.finfo(exponents.dtype).eps)
-    return torch.nn.functional.threshold_(exponents, cut, 0.0)
+    return torch.nn.functional.threshold(exponents, cut, 0.0, inplace=True)

@@ -12,7 +12,7 @@ import otflow as of
 from otflow.metrics import sinkhorn_divergence, wasserstein2, wasserstein2_squared
 from otflow.testing import FunctionalContract
 from otflow.testing.clouds import normal, uniform, weighted
-from otflow.testing.differences import derivative
+from otflow.testing.differences import derivative, gradient_field
 from tests import exact
 from tests.functionals.on_grids import OnGrids, rough
 
@@ -219,6 +219,33 @@ def test_off_the_atoms_the_first_variation_is_the_c_transform():
     found = torch.cat([F.first_variation(mu, x), F.first_variation(mu)])
     expected = transform(torch.cat([x, mu.points]))
     torch.testing.assert_close(found - found[0], expected - expected[0])
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("mu", [uniform(9), weighted(7)], ids=["equal", "weighted"])
+@pytest.mark.parametrize("tolerance", [0.0, 0.1])
+def test_off_the_atoms_the_velocity_is_the_slope_of_the_first_variation(
+    mu, dtype, tolerance
+):
+    """Between equal weights a derivative of the first variation is refused."""
+    mu, nu = mu.to(dtype), uniform(9, seed=2, dtype=dtype)
+    x = normal(40, 2, seed=4, dtype=dtype)
+    F = of.SquaredDistanceTo(nu, tolerance=tolerance)
+    found = F.velocity(mu, x)
+    assert found.dtype == dtype
+    # Each probe goes to an atom of the target.
+    ends = (x + found).double()
+    assert float(torch.cdist(ends, nu.points.double()).amin(1).max()) < 1e-5
+    if dtype == F64:
+        expected = -gradient_field(lambda z: F.first_variation(mu, z), x)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_the_velocity_anywhere_of_one_pair_is_the_way_to_the_target():
+    F = of.SquaredDistanceTo(torch.tensor([[3.0, 1.0]]))
+    x = torch.tensor([[0.0, 0.0], [5.0, 5.0]])
+    v = F.velocity(of.Particles(torch.zeros(1, 2)), x)
+    assert torch.equal(v, torch.tensor([[3.0, 1.0], [-2.0, -4.0]]))
 
 
 def test_quantiles_meet_the_distance_of_densities_with_finer_cells():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import pytest
@@ -47,12 +48,32 @@ FLOWS = {
 }
 
 
+def start(seed=0):
+    """Return draws of a normal law about the moons."""
+    g = torch.Generator().manual_seed(seed)
+    return of.Particles(0.5 * torch.randn(N, 2, generator=g, dtype=F64))
+
+
 @pytest.mark.slow  # distances of 500 to 2,000 points, and flows to 1,000
 @pytest.mark.parametrize("name", FLOWS)
 def test_particles_come_as_close_to_two_moons_as_exact_draws(name):
     F, dt, steps = FLOWS[name]
-    g = torch.Generator().manual_seed(0)
-    start = of.Particles(0.5 * torch.randn(N, 2, generator=g, dtype=F64))
-    assert distance(start.points) > 4 * of_exact_draws()
-    run = of.flow(F, start, of.ExplicitEuler(), dt=dt, steps=steps, every=steps)
+    assert distance(start().points) > 4 * of_exact_draws()
+    run = of.flow(F, start(), of.ExplicitEuler(), dt=dt, steps=steps, every=steps)
     assert distance(run.final.points) <= 1.3 * of_exact_draws()
+
+
+@pytest.mark.slow  # 3,000 steps
+def test_noise_brings_a_gaussian_discrepancy_to_two_moons():
+    """Without noise atoms rest away from the moons: the kernel is blind to details."""
+    F, steps = of.MMDTo(TARGET, of.kernels.Gaussian(0.6)), 3000
+
+    def level(k):
+        return 2.0 * math.exp(-6.9 * k / steps) if k < 0.95 * steps else 0.0
+
+    def ratio(scheme):
+        options = {"dt": 2 * 0.6**2, "steps": steps, "every": steps, "generator": 0}
+        end = of.flow(F, start(), scheme, **options).final
+        return distance(end.points) / of_exact_draws()
+
+    assert ratio(of.schemes.NoisyEuler(level)) <= 1.3 < ratio(of.ExplicitEuler())
