@@ -139,7 +139,8 @@ def test_two_photographs_of_512_cells_a_side():
     data = pytest.importorskip("sklearn.datasets")
     mu, nu = (picture(p) for p in data.load_sample_images().images)
     (half,) = geodesic(mu, nu, [0.5], tolerance=1e-2)
-    whole = float(wasserstein2(mu, nu, tolerance=1e-3))
-    parts = [float(wasserstein2(m, half, tolerance=1e-3)) for m in (mu, nu)]
+    # Half a path away, eps = h^2 / 2 leaves bounds of the square 1.5e-3 apart.
+    whole = float(wasserstein2(mu, nu, tolerance=3e-3))
+    parts = [float(wasserstein2(m, half, tolerance=3e-3)) for m in (mu, nu)]
     for part in parts:
         assert part == pytest.approx(0.5 * whole, abs=reach(mu))
