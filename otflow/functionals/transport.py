@@ -19,9 +19,6 @@ from otflow.metrics.steps import Steps
 
 __all__ = ["SinkhornDivergenceTo", "SquaredDistanceTo"]
 
-# Pairs of probes and target atoms that are compared at a time.
-PAIRS = 2**18
-
 
 class SquaredDistanceTo(Functional):
     r"""Half the squared distance, :math:`F(\mu) = \tfrac12 W_2^2(\mu, \nu)`.

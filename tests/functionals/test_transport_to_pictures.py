@@ -59,6 +59,7 @@ def test_a_step_of_pictures_goes_along_the_geodesic_to_the_size_of_a_cell():
 
 @pytest.mark.parametrize("kind", ["quantiles", "grid"])
 def test_densities_on_the_line_have_atoms_as_a_target(kind):
+    mu: of.GridDensity | of.Quantiles
     if kind == "grid":
         rho = torch.tensor([0.2, 1.0, 0.5, 0.4, 0.7, 0.1], dtype=F64)
         mu = of.GridDensity(rho, -2, 2, walls=True, normalize=True)
@@ -68,6 +69,7 @@ def test_densities_on_the_line_have_atoms_as_a_target(kind):
     nu = weighted(9, 1, seed=4)
     F = of.SquaredDistanceTo(nu)
     fine = of.metrics.transport_plan(mu, nu)
+    assert isinstance(fine, of.metrics.TransportMap)
     assert float(2 * F.value(mu)) == pytest.approx(float(fine.cost), rel=1e-12)
     x, g = mu.points, torch.Generator().manual_seed(0)
     mean = fine.f(mu.sample(200_000, g)).mean() / 2
