@@ -190,28 +190,6 @@ def test_the_potential_is_that_of_the_averaged_gradient_of_pot():
     assert float(apart.abs().max()) < 0.05 * float(plan.g.std())
 
 
-def test_it_agrees_with_pysdot():
-    pysdot = pytest.importorskip("pysdot")
-    domain_types = importlib.import_module("pysdot.domain_types")
-    n, m = 60, 24
-    rho, mu = grid((m, m)), atoms(n, 2)
-    image = np.ascontiguousarray(rho.weights.reshape(m, m).T.numpy() * m * m)
-    solver = pysdot.OptimalTransport(
-        mu.points.numpy(),
-        np.zeros(n),
-        domain_types.ScaledImage([0, 0], [1, 1], image),
-        masses=mu.weights.numpy(),
-        obj_max_dw=1e-12,
-        linear_solver="Scipy",
-    )
-    solver.adjust_weights()
-    plan, g = exact(rho, mu), torch.from_numpy(solver.get_weights())
-    torch.testing.assert_close(plan.g - plan.g.mean(), g - g.mean(), rtol=0, atol=1e-10)
-    torch.testing.assert_close(
-        plan.barycentres, torch.from_numpy(solver.pd.centroids()), rtol=0, atol=1e-10
-    )
-
-
 @pytest.mark.parametrize("d", [2, 3])
 def test_two_ways_to_integrate_agree(d):
     """By fluxes through walls, and by simplices in each cell: they share no code."""

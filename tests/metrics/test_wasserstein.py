@@ -436,7 +436,7 @@ class TestRefusals:
             value_and_position_gradient = None  # type: ignore[assignment]
             push = inner = displacement_to = None  # type: ignore[assignment]
 
-        with pytest.raises(TypeError, match=r"use Particles\(nu.points, nu.weights\)"):
+        with pytest.raises(TypeError, match=r"Particles\(nu.sample"):
             wasserstein2(cloud(3, 2), Cells())
 
     def test_half_precision(self):
