@@ -40,6 +40,18 @@ def grown():
 
 
 CASES: dict[str, Case] = {
+    "a kernel without size": (
+        ValueError,
+        r"in another unit, e.g. Particles\(points / 1e-300\) with sigma=1",
+        lambda: of.kernels.Gaussian(1e-300),
+        [lambda: of.kernels.Gaussian(1.0).modulus],
+    ),
+    "a kernel beyond all sizes": (
+        ValueError,
+        r"Particles\(points / 1e\+100\) with scale=1",
+        lambda: of.kernels.InverseMultiquadric(1e100),
+        [lambda: of.kernels.InverseMultiquadric(1.0).modulus],
+    ),
     "an entropy of particles": (
         of.errors.Unsupported,
         r"smooth the particles by a width, as in Blob\(Entropy\(\), width\)",

@@ -29,6 +29,19 @@ __all__ = [
 ]
 
 
+def _length(value: float, name: str) -> float:
+    """Return a positive length whose fourth power is an ordinary number."""
+    length = positive(value, name)
+    if not 1e-75 <= length <= 1e75:
+        msg = (
+            f"{name} is {length:g}, and its fourth power leaves the range of float64; "
+            f"measure lengths in another unit, e.g. Particles(points / {length:g}) "
+            f"with {name}=1"
+        )
+        raise ValueError(msg)
+    return length
+
+
 class RadialKernel(Kernel):
     r"""A kernel :math:`W(z) = \varphi(|z|^2)` with its slope in closed form.
 
@@ -182,7 +195,7 @@ class Gaussian(RadialKernel):
     Raises
     ------
     ValueError
-        If sigma is not positive, or the tolerance not in [0, 1).
+        If sigma is not in [1e-75, 1e75], or the tolerance not in [0, 1).
 
     Notes
     -----
@@ -206,7 +219,7 @@ class Gaussian(RadialKernel):
     """
 
     def __init__(self, sigma: float, *, tolerance: float = 0.0) -> None:
-        self.sigma = positive(sigma, "sigma")
+        self.sigma = _length(sigma, "sigma")
         self.tolerance = positive(tolerance, "tolerance", or_zero=True)
         if self.tolerance >= 1:
             msg = (
@@ -298,7 +311,7 @@ class InverseMultiquadric(RadialKernel):
     """
 
     def __init__(self, scale: float, *, power: float = 0.5) -> None:
-        self.scale = positive(scale, "scale")
+        self.scale = _length(scale, "scale")
         self.power = positive(power, "power")
 
     @property

@@ -46,9 +46,9 @@ class Plan:
     place of :math:`|x-y|^2` below.
 
     Cell k moves ``masses[k]`` from point ``rows[k]`` of :math:`\mu` to point
-    ``columns[k]`` of :math:`\nu`. There are fewer than n + m cells. Zero entries are
-    omitted, except that each zero-mass atom is listed once with the partner it would
-    have.
+    ``columns[k]`` of :math:`\nu`. There are fewer than n + m cells, beside those that
+    hold masses below the round-off of the largest mass. Zero entries are omitted,
+    except that each zero-mass atom is listed once with the partner it would have.
 
     Parameters
     ----------
