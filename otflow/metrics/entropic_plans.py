@@ -109,6 +109,14 @@ class EntropicPlan:
         """
         return self.shares @ self.targets
 
+    def __repr__(self) -> str:
+        n, m = self.shares.shape
+        value, cost = float(self.value.detach()), float(self.transport_cost)
+        return (
+            f"EntropicPlan(value={value:.6g}, transport_cost={cost:.6g}, "
+            f"residual={self.residual:.2g}, {n} points to {m})"
+        )
+
     def to(self, like: Tensor) -> EntropicPlan:
         """Return the plan in the dtype and on the device of a tensor.
 
