@@ -357,7 +357,8 @@ def _checked(measures: Any, weights: Any) -> tuple[list[Any], Tensor]:
         raise ValueError(msg)
     on_line = isinstance(mus[0], OnLine)
     for i, mu in enumerate(mus):
-        check_kind(mu, Measure, f"measures[{i}]")
+        cure = "of points (n, d) make Particles(points)"
+        check_kind(mu, Measure, f"measures[{i}]", cure=cure)
         if not (type(mu) is type(mus[0]) or (on_line and isinstance(mu, OnLine))):
             msg = (
                 f"measures must be of one kind, got {type(mus[0]).__name__} and "
@@ -368,9 +369,12 @@ def _checked(measures: Any, weights: Any) -> tuple[list[Any], Tensor]:
     like = torch.empty(len(mus), 1, dtype=torch.float64)
     if weights is None:
         return mus, torch.full((len(mus),), 1 / len(mus), dtype=torch.float64)
+    is_array = hasattr(weights, "sum")
+    divided = "weights / weights.sum()" if is_array else "w / sum(weights) for each w"
     if not isinstance(weights, Tensor):
         weights = torch.as_tensor(weights, dtype=torch.float64)
-    shares = as_weights(weights.to("cpu", torch.float64), like, normalize=False)
+    masses = weights.to("cpu", torch.float64)
+    shares = as_weights(masses, like, normalize=False, cure=f"give {divided}")
     if records(shares):
         if bool((shares.detach() == 0).any()):
             refuse_graph(

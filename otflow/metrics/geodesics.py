@@ -377,6 +377,8 @@ def _refuse_kind(name: str, measure: Any) -> NoReturn:
         f"{name} must be Particles, got {type(measure).__name__}; geodesics join two "
         f"measures of one kind: Particles, Gaussian, or densities on the line"
     )
+    if not isinstance(measure, Measure):
+        msg += "; of points (n, d) make Particles(points)"
     raise TypeError(msg)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -11,7 +13,7 @@ import otflow as of
 from otflow.testing.clouds import normal
 
 X, Y = normal(300, 2), normal(400, 2, seed=1)
-MADE = {
+MADE: dict[str, Callable[[], Any]] = {
     "Plan": lambda: of.metrics.transport_plan(X, Y),
     "Bounds": lambda: of.metrics.wasserstein2_bounds(X, Y),
     "EntropicPlan": lambda: of.metrics.entropic_plan(X, Y, blur=1.0),
