@@ -67,6 +67,11 @@ class EntropicPlan:
     --------
     otflow.metrics.entropic_plan : Computes it.
 
+    Notes
+    -----
+    In the balanced case the potential at any other place is :math:`f(x) = -\varepsilon
+    \log \sum_j b_j e^{(g_j - |x - y_j|^2/2)/\varepsilon}`.
+
     Examples
     --------
     >>> import torch, otflow as of

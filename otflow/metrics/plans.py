@@ -82,6 +82,11 @@ class Plan:
     otflow.metrics.transport_plan : Computes it.
     otflow.metrics.TransportMap : Between densities.
 
+    Notes
+    -----
+    At any other place the potential is :math:`f(x) = \min_j (|x - y_j|^2 - g_j)`. Up to
+    a constant it is twice ``SquaredDistanceTo(nu).first_variation(mu, x)``.
+
     Examples
     --------
     >>> import torch, otflow as of
