@@ -20,6 +20,7 @@ FLAT = STANDARD.with_free_state(torch.tensor([[0.0, 0], [1, 0], [0, 0]], dtype=F
 TIME = torch.tensor(0.5, dtype=F64, requires_grad=True)
 ONE_SIDED = torch.tensor([1.0, 0.0], dtype=F64, requires_grad=True)
 WELL = of.Potential(lambda x: x.square().sum(-1))
+POINTS: Any = CLOUD.points
 SHARES = torch.tensor([1.0, 2.0], dtype=F64)
 ODD: Any = STANDARD
 ALONE: Any = CLOUD
@@ -89,13 +90,13 @@ CASES: dict[str, Case] = {
     "points in place of a measure of a barycentre": (
         TypeError,
         r"of points \(n, d\) make Particles\(points\)",
-        lambda: barycenter([CLOUD.points, CLOUD.points]),
+        lambda: barycenter([POINTS, POINTS]),
         [lambda: barycenter([of.Particles(CLOUD.points), OTHER])],
     ),
     "points in place of an end of a geodesic": (
         TypeError,
         r"of points \(n, d\) make Particles\(points\)",
-        lambda: geodesic(CLOUD.points, OTHER, 0.5),
+        lambda: geodesic(POINTS, OTHER, 0.5),
         [lambda: geodesic(of.Particles(CLOUD.points), OTHER, 0.5)],
     ),
     "a gap in a density": (
