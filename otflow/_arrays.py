@@ -119,7 +119,12 @@ def as_points(x: ArrayLike, name: str = "points") -> Tensor:
 
 
 def as_weights(
-    weights: ArrayLike, points: Tensor, *, normalize: bool, name: str = "weights"
+    weights: ArrayLike,
+    points: Tensor,
+    *,
+    normalize: bool,
+    name: str = "weights",
+    cure: str = "pass normalize=True to divide them by their sum",
 ) -> Tensor:
     """Return n weights of the points, checked: finite, non-negative, of sum 1."""
     weights = as_float_tensor(weights, name)
@@ -148,9 +153,6 @@ def as_weights(
         return weights / weights.sum()
     tolerance = 1e-6 if weights.dtype == torch.float32 else 1e-9
     if abs(total - 1.0) > max(tolerance, n * torch.finfo(weights.dtype).eps):
-        msg = (
-            f"{name} must sum to 1, got {total:.9g}; "
-            f"pass normalize=True to divide them by their sum"
-        )
+        msg = f"{name} must sum to 1, got {total:.9g}; {cure}"
         raise ValueError(msg)
     return weights

@@ -504,11 +504,11 @@ CASES: dict[str, Case] = {
     ),
     "a Gaussian in a distance of clouds": (
         TypeError,
-        r"Particles\(mu\.points, mu\.weights\)",
+        r"Particles\(mu\.sample\(2000, generator\)\)",
         lambda: of.metrics.sinkhorn_divergence(STANDARD, STANDARD, blur=0.5),
         [
             lambda: of.metrics.sinkhorn_divergence(
-                of.Particles(STANDARD.points, STANDARD.weights), CLOUD, blur=0.5
+                of.Particles(STANDARD.sample(50, torch.Generator())), CLOUD, blur=0.5
             )
         ],
     ),

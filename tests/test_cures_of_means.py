@@ -20,6 +20,8 @@ FLAT = STANDARD.with_free_state(torch.tensor([[0.0, 0], [1, 0], [0, 0]], dtype=F
 TIME = torch.tensor(0.5, dtype=F64, requires_grad=True)
 ONE_SIDED = torch.tensor([1.0, 0.0], dtype=F64, requires_grad=True)
 WELL = of.Potential(lambda x: x.square().sum(-1))
+POINTS: Any = CLOUD.points
+SHARES = torch.tensor([1.0, 2.0], dtype=F64)
 ODD: Any = STANDARD
 ALONE: Any = CLOUD
 ARRAY: Any = CLOUD.points
@@ -84,6 +86,30 @@ SPREAD = [of.Particles(normal(6, 2, seed=k)) for k in range(3)]
 RUN = of.flow(WELL, CLOUD, of.ExplicitEuler(), dt=0.1, steps=2)
 
 CASES: dict[str, Case] = {
+    "weights of a barycentre that are no shares": (
+        ValueError,
+        r"got 3; give w / sum\(weights\) for each w$",
+        lambda: barycenter([CLOUD, OTHER], [1.0, 2.0]),
+        [lambda: barycenter([CLOUD, OTHER], [w / 3.0 for w in [1.0, 2.0]])],
+    ),
+    "a tensor of weights that are no shares": (
+        ValueError,
+        r"got 3; give weights / weights\.sum\(\)$",
+        lambda: barycenter([CLOUD, OTHER], SHARES),
+        [lambda: barycenter([CLOUD, OTHER], SHARES / SHARES.sum())],
+    ),
+    "points in place of a measure of a barycentre": (
+        TypeError,
+        r"of points \(n, d\) make Particles\(points\)",
+        lambda: barycenter([POINTS, POINTS]),
+        [lambda: barycenter([of.Particles(CLOUD.points), OTHER])],
+    ),
+    "points in place of an end of a geodesic": (
+        TypeError,
+        r"represent all by Particles\(mu\)",
+        lambda: geodesic(POINTS, OTHER, 0.5),
+        [lambda: geodesic(of.Particles(CLOUD.points), OTHER, 0.5)],
+    ),
     "a gap in a density": (
         of.errors.Unsupported,
         r"mu\.mix\(background, 1e-3\), or take Particles",

@@ -95,6 +95,17 @@ CASES: dict[str, Case] = {
         lambda: SINKHORN(BELL, 0.1),
         [lambda: value(SINKHORN(draws(BELL), 0.1))],
     ),
+    "a divergence to a grid": (
+        TypeError,
+        r"got a GridDensity; give Particles\(nu\.points, nu\.weights\), up to a cell",
+        lambda: SINKHORN(box(5, 4), 0.1),
+        [
+            lambda: value(
+                SINKHORN(of.Particles(box(5, 4).points, box(5, 4).weights), 0.1)
+            ),
+            lambda: value(SINKHORN(draws(box(5, 4)), 0.1)),
+        ],
+    ),
     "slices of quantiles": (
         Unsupported,
         "SlicedWassersteinTo compares atoms, and a Quantiles has none",

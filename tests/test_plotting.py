@@ -375,6 +375,56 @@ def test_points_that_never_move_have_a_window():
     frames_of(animation)
 
 
+def test_a_path_of_measures_is_animated_with_its_times():
+    ends = of.Particles(normal(5, 2)), of.Particles(normal(7, 2, seed=1))
+    path = of.metrics.geodesic(*ends, torch.linspace(0, 1, 5))
+    seen = frames_of(plotting.animate(path))
+    assert [title for title, *_ in seen] == [f"t = {k / 4:g}" for k in range(5)]
+    for mu, (_, positions, areas) in zip(path, seen, strict=True):
+        np.testing.assert_array_equal(positions, mu.points)
+        np.testing.assert_allclose(areas / areas.sum(), mu.weights)
+    seen = frames_of(plotting.animate(list(ends), times=[2, 5], frames=1))
+    assert [title for title, *_ in seen] == ["t = 5"]
+    pair = bell((8, 8)), bell((8, 8))
+    for kind in (pair, [of.Quantiles(torch.arange(3.0))] * 2):
+        animation = plotting.animate(kind)
+        assert animation.to_jshtml().count("data:image/png") == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "wrong", "options"),
+    [
+        (ValueError, "holds no measure to draw", list, {}),
+        (
+            TypeError,
+            r"path\[1\] must be a Measure",
+            lambda: [cloud(), normal(3, 2)],
+            {},
+        ),
+        (
+            TypeError,
+            "draw one kind of measure",
+            lambda: [cloud(), bell((4, 4), walls=True)],
+            {},
+        ),
+        (
+            ValueError,
+            "one per measure, 2 of them",
+            lambda: [cloud()] * 2,
+            {"times": [0]},
+        ),
+        (TypeError, "leave times out", lambda: run_in(2), {"times": [0, 1]}),
+    ],
+)
+def test_a_path_that_cannot_be_animated_says_why(kind, words, wrong, options):
+    with pytest.raises(kind, match=words):
+        plotting.animate(wrong(), **options)
+
+
+def cloud():
+    return of.Particles(normal(3, 2))
+
+
 def test_particles_on_the_line_are_not_animated():
     with pytest.raises(of.errors.Unsupported, match="use trails"):
         plotting.animate(run_in(1))

@@ -19,7 +19,8 @@ densities on a grid.
 # A morph
 # -------
 # A picture becomes particles: one atom for each pixel with ink, as heavy as its ink.
-# The geodesic splits atoms as the optimal plan does. The mixture below only fades.
+# The geodesic splits atoms as the optimal plan does. The mixture below only fades. A
+# film of the path is ``otflow.plotting.animate(path)``.
 
 import matplotlib.pyplot as plt
 import torch

@@ -20,9 +20,12 @@ def as_atoms(nu: Measure | ArrayLike, name: str) -> Particles:
     """Return the target as particles; TypeError for a measure without atoms."""
     target = as_target(nu)
     if not isinstance(target, Particles):
+        # A grid stands for atoms already: they are better than draws.
+        on_grid = isinstance(target, GridDensity)
+        centres = "Particles(nu.points, nu.weights), up to a cell, or " * on_grid
         msg = (
-            f"{name} takes a target of atoms, got a {type(target).__name__}; draw "
-            f"them: Particles(nu.sample(1000, generator))"
+            f"{name} takes a target of atoms, got a {type(target).__name__}; give "
+            f"{centres}Particles(nu.sample(1000, generator))"
         )
         raise TypeError(msg)
     return target

@@ -357,7 +357,8 @@ def _checked(measures: Any, weights: Any) -> tuple[list[Any], Tensor]:
         raise ValueError(msg)
     on_line = isinstance(mus[0], OnLine)
     for i, mu in enumerate(mus):
-        check_kind(mu, Measure, f"measures[{i}]")
+        cure = "of points (n, d) make Particles(points)"
+        check_kind(mu, Measure, f"measures[{i}]", cure=cure)
         if not (type(mu) is type(mus[0]) or (on_line and isinstance(mu, OnLine))):
             msg = (
                 f"measures must be of one kind, got {type(mus[0]).__name__} and "
@@ -383,6 +384,8 @@ def _checked(measures: Any, weights: Any) -> tuple[list[Any], Tensor]:
 
 def _shares(weights: Any, count: int) -> Tensor:
     """Return weights that are a probability: float64, on the CPU, with their graph."""
+    is_array = isinstance(weights, (Tensor, np.ndarray))
+    divided = "weights / weights.sum()" if is_array else "w / sum(weights) for each w"
     if isinstance(weights, (Sequence, np.ndarray)) and not isinstance(weights, str):
         numbers = weights.tolist() if isinstance(weights, np.ndarray) else weights
         single = isinstance(weights, np.ndarray) and weights.dtype == np.float32
@@ -406,6 +409,6 @@ def _shares(weights: Any, count: int) -> Tensor:
         raise ValueError(msg)
     slack = 1e-9 if not weights.is_floating_point() else torch.finfo(weights.dtype).eps
     if abs(total - 1) > max(1e-9, 4 * count * slack):
-        msg = f"weights must sum to 1, got {total:.9g}; divide them by their sum"
+        msg = f"weights must sum to 1, got {total:.9g}; give {divided}"
         raise ValueError(msg)
     return shares

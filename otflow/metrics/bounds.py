@@ -81,6 +81,13 @@ class Bounds:
         f, g = (unit * (unit * z) for z in (self.f, self.g))
         return Bounds(self.bracket.times_square(unit), f, g, self.method)
 
+    def __repr__(self) -> str:
+        low, high = self.bracket.lower, self.bracket.upper
+        return (
+            f"Bounds(method={self.method!r}, {low:.6g} <= W2^2 <= {high:.6g}, "
+            f"{len(self.f)} points to {len(self.g)})"
+        )
+
 
 def wasserstein2_bounds(
     mu: CloudLike | GridDensity,

@@ -68,6 +68,11 @@ class EntropicPlan:
     --------
     otflow.metrics.entropic_plan : Computes it.
 
+    Notes
+    -----
+    In the balanced case the potential at any other place is :math:`f(x) = -\varepsilon
+    \log \sum_j b_j e^{(g_j - |x - y_j|^2/2)/\varepsilon}`.
+
     Examples
     --------
     >>> import torch, otflow as of
@@ -109,6 +114,14 @@ class EntropicPlan:
             One mean target for each point of :math:`\mu`.
         """
         return self.shares @ self.targets
+
+    def __repr__(self) -> str:
+        n, m = self.shares.shape
+        value, cost = float(self.value.detach()), float(self.transport_cost)
+        return (
+            f"EntropicPlan(value={value:.6g}, transport_cost={cost:.6g}, "
+            f"residual={self.residual:.2g}, {n} points to {m})"
+        )
 
     def to(self, like: Tensor) -> EntropicPlan:
         """Return the plan in the dtype and on the device of a tensor.

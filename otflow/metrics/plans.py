@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from otflow._arrays import unit_of
+from otflow._memory import check_memory
 from otflow._validation import check_option, positive
 from otflow._warn import warn
 from otflow.errors import NotConverged, NotConvergedWarning
@@ -81,6 +82,11 @@ class Plan:
     otflow.metrics.transport_plan : Computes it.
     otflow.metrics.TransportMap : Between densities.
 
+    Notes
+    -----
+    At any other place the potential is :math:`f(x) = \min_j (|x - y_j|^2 - g_j)`. Up to
+    a constant it is twice ``SquaredDistanceTo(nu).first_variation(mu, x)``.
+
     Examples
     --------
     >>> import torch, otflow as of
@@ -108,9 +114,28 @@ class Plan:
         Tensor, shape (n, m)
             Row sums are the weights of the first measure, column sums those of the
             second.
+
+        Raises
+        ------
+        MemoryError
+            If the matrix would exceed half of the memory.
         """
-        plan = self.masses.new_zeros(len(self.f), len(self.g))
+        n, m = len(self.f), len(self.g)
+        check_memory(
+            n * m * self.masses.element_size(),
+            f"the full matrix of a plan of {n} points to {m}",
+            "read the cells of the plan: rows, columns and masses",
+            self.masses.device,
+        )
+        plan = self.masses.new_zeros(n, m)
         return plan.index_put((self.rows, self.columns), self.masses, accumulate=True)
+
+    def __repr__(self) -> str:
+        low, high = self.bracket.lower, self.bracket.upper
+        return (
+            f"Plan(method={self.method!r}, {low:.6g} <= cost <= {high:.6g}, "
+            f"{len(self.f)} points to {len(self.g)} in {len(self.masses)} cells)"
+        )
 
 
 @overload

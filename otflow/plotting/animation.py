@@ -1,8 +1,8 @@
-"""Animations of flows."""
+"""Animations of flows, and of paths of measures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otflow._lazy import lazy_import
-from otflow._validation import non_negative_int
+from otflow._validation import check_kind, non_negative_int, real, shown
 from otflow.errors import Unsupported
 from otflow.measures import GridDensity, Measure, Particles
 from otflow.plotting.canvas import (
@@ -34,13 +34,17 @@ __all__ = ["animate"]
 
 
 def animate(
-    trajectory: Trajectory[Any],
+    trajectory: Trajectory[Any] | Sequence[Measure],
     *,
+    times: Iterable[float] | None = None,
     axes: Sequence[int] | None = None,
     frames: int = 40,
     ax: Axes | None = None,
 ) -> FuncAnimation:
-    r"""Animate a flow; the title shows the time and, where recorded, the energy.
+    r"""Animate a flow or a path of measures; the title shows the time.
+
+    Along a flow the title also shows the energy, where it was recorded. A path is a
+    sequence of measures, such as `otflow.metrics.geodesic` returns.
 
     In the plane clouds are drawn as dots and densities on a grid as pictures; on the
     line a density is drawn as a curve. The limits, and the colours of a density, are
@@ -55,8 +59,11 @@ def animate(
 
     Parameters
     ----------
-    trajectory : Trajectory
-        What `otflow.flow` returned.
+    trajectory : Trajectory, or sequence of Measure
+        What `otflow.flow` returned, or measures of one kind.
+    times : iterable of float, optional
+        Times of a sequence, one for each measure; by default evenly spread over [0, 1].
+        A trajectory has its own.
     axes : sequence of int, optional
         One or two coordinates to draw, counted from 0; needed in more than two
         dimensions. With one coordinate the density is drawn.
@@ -77,7 +84,11 @@ def animate(
         For particles on a line, which have no density: use `trails`. Later, by ``save``
         and ``to_html5_video``, if a film is asked for and there is no ffmpeg.
     ValueError
-        If `axes` is missing or wrong, or the flow has kept no snapshot.
+        If `axes` is missing or wrong, or the flow has kept no snapshot. If a sequence
+        is empty, or has not one time for each measure.
+    TypeError
+        If the path is neither a trajectory nor measures of one kind, or if times are
+        given for a trajectory.
 
     Examples
     --------
@@ -88,25 +99,30 @@ def animate(
     >>> animation = of.plotting.animate(run, frames=3)
     >>> animation.to_jshtml().count("data:image/png")
     3
+
+    A morph, from one cloud to another:
+
+    >>> path = of.metrics.geodesic(mu, of.Particles(torch.rand(30, 2)), [0, 0.5, 1])
+    >>> of.plotting.animate(path).to_jshtml().count("data:image/png")
+    3
     """
-    check_snapshots(trajectory)
+    measures, titles = _entitled(trajectory, times)
     frames = non_negative_int(frames, "frames", minimum=1)
-    shown = coordinates(trajectory.snapshots[0], axes)
-    if len(shown) == 1 and isinstance(trajectory.final, Particles):
+    drawn = coordinates(measures[0], axes)
+    if len(drawn) == 1 and isinstance(measures[-1], Particles):
         msg = "animate draws particles in two coordinates; on the line use trails"
         raise Unsupported(msg)
-    last = len(trajectory.snapshots) - 1
+    last = len(measures) - 1
     chosen = np.unique(np.linspace(0, last, min(frames, last + 1)).round().astype(int))
     chosen[-1] = last  # a single frame shows the end
-    snapshots = [trajectory.snapshots[k] for k in chosen]
-    titles = _titles(trajectory)
+    snapshots = [measures[k] for k in chosen]
     ax = new_axes(ax, figsize=(4.0, 4.0))
     grids = [mu for mu in snapshots if isinstance(mu, GridDensity)]
-    if len(shown) == 1:
-        show = _curves(snapshots, shown[0], ax)
+    if len(drawn) == 1:
+        show = _curves(snapshots, drawn[0], ax)
     else:
-        show = _pictures(grids, shown, ax) if grids else _dots(snapshots, shown, ax)
-        label_plane(ax, shown)
+        show = _pictures(grids, drawn, ax) if grids else _dots(snapshots, drawn, ax)
+        label_plane(ax, drawn)
 
     def draw(frame: int) -> tuple[Any]:
         ax.set_title(titles[chosen[frame]])
@@ -114,6 +130,37 @@ def animate(
 
     made: FuncAnimation = _film()(ax.figure, draw, frames=len(chosen), interval=80)
     return made
+
+
+def _entitled(
+    path: Trajectory[Any] | Sequence[Measure], times: Iterable[float] | None
+) -> tuple[Sequence[Measure], list[str]]:
+    """Return the measures to draw, and a title for each of them."""
+    if isinstance(path, Trajectory):
+        check_snapshots(path)
+        if times is not None:
+            msg = "a trajectory has its own times; leave times out"
+            raise TypeError(msg)
+        return path.snapshots, _titles(path)
+    if not isinstance(path, (list, tuple)):
+        msg = (
+            f"trajectory must be a Trajectory, got {shown(path)}; pass what "
+            f"otflow.flow or metrics.geodesic returned, or a list of measures"
+        )
+        raise TypeError(msg)
+    count = len(path)
+    if not count:
+        msg = "the path holds no measure to draw; give one measure or more"
+        raise ValueError(msg)
+    for k, mu in enumerate(path):
+        check_kind(mu, Measure, f"path[{k}]")
+        check_kind(mu, type(path[0]), f"path[{k}]", cure="draw one kind of measure")
+    even = np.linspace(0.0, 1.0, count).tolist()
+    instants = even if times is None else [real(float(t), "times") for t in times]
+    if len(instants) != count:
+        msg = f"times must be one per measure, {count} of them, got {len(instants)}"
+        raise ValueError(msg)
+    return path, [f"t = {t:.3g}" for t in instants]
 
 
 def _titles(trajectory: Trajectory[Any]) -> list[str]:

@@ -231,7 +231,9 @@ call('SamplesLoss("energy")', "energy")(loss("energy"))
 call('SamplesLoss("gaussian", blur=)', "bell")(loss("gaussian", blur=BLUR))
 
 
-@call("geomloss.ot.solve_sample(x, y, reg=, debias=True)", "divergence")
+@call(
+    "geomloss.ot.solve_sample(x, y, a, b, reg=, debias=True, max_iter=)", "divergence"
+)
 def _new(s: Pair) -> Found:
     options = {"a": s.a, "b": s.b, "debias": True, "reg": REG, "max_iter": 500}
     found = solve_sample(s.x, s.y, **options)

@@ -164,6 +164,14 @@ def test_an_early_stop_shows_between_many_points():
     assert "fails 1 of" in str(caught.value)
 
 
+def test_a_wrong_factor_far_away_is_not_said_to_be_of_float32():
+    half = failures(lambda *s: 0.5 * EXACT(*s))
+    numbers = re.findall(r"(\d\.\d+)", half["far"])
+    in_float32, in_float64, exact = (float(number) for number in numbers)
+    assert in_float32 == pytest.approx(in_float64, rel=1e-4)
+    assert in_float64 == pytest.approx(exact / 2, rel=1e-4)
+
+
 def test_costs_that_cancel_show_far_away():
     found = failures(lambda x, a, y, b: ot.emd2(a, b, ot.dist(x, y)))
     assert set(found) == {"far"}

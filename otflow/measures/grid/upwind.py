@@ -155,8 +155,7 @@ def _affordable(box: Box, source: Tensor, flux: Tensor, unseen: float) -> Tensor
 
 
 _INSTEAD = (
-    "compare samples of them by otflow.metrics, as wasserstein2(mu.sample(n, "
-    "generator), nu.sample(n, generator)), or take the path between Quantiles, "
+    "compare them by metrics.wasserstein2(mu, nu), or take the path between Quantiles, "
     "Gaussians or Particles"
 )
 _TOO_FAR = (

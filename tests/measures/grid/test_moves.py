@@ -312,7 +312,7 @@ def test_a_displacement_over_vacuum_or_over_many_cells_is_refused():
         rho[list(places)] = 1.0
         return of.GridDensity(rho, 0, 1, walls=True, normalize=True)
 
-    cure = "less than a cell apart, compare samples of them by otflow.metrics, as"
+    cure = "less than a cell apart, compare them by metrics.wasserstein2(mu, nu), or"
     for mu, nu in [(pile(1), pile(4)), (pile(1, 7), pile(1)), (pile(0, 1), pile(7, 8))]:
         with pytest.raises(of.errors.Unsupported, match="cross empty cells") as caught:
             mu.displacement_to(nu)
