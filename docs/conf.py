@@ -57,6 +57,7 @@ nitpick_ignore = [
     ("py:class", "otflow.callbacks.rows.OfRows"),
     ("py:class", "otflow.callbacks.rows.Row"),
     ("py:class", "otflow.flow.M"),
+    ("py:class", "otflow.metrics.maps._Side"),
     ("py:class", "otflow.functionals.discrepancy._Discrepancy"),
     ("py:class", "otflow.measures.gaussian.quadrature.Nodes"),
     ("py:class", "otflow.metrics.barycenters.Kind"),

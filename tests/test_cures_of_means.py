@@ -235,7 +235,7 @@ CASES: dict[str, Case] = {
     ),
     "weights of a barycentre that do not sum to 1": (
         ValueError,
-        "weights must sum to 1, got 4; divide them by their sum",
+        r"weights must sum to 1, got 4; give w / sum\(weights\) for each w",
         lambda: barycenter([CLOUD, OTHER], [1.0, 3.0]),
         [lambda: barycenter([CLOUD, OTHER], [0.25, 0.75])],
     ),
