@@ -51,6 +51,18 @@ def drawn(law):
 
 
 CASES: dict[str, Case] = {
+    **{
+        f"no blur in {call.__name__}": (
+            ValueError,
+            r"blur is a length and must be positive, got 0; take a tenth of the spread",
+            lambda call=call: call(X, Y, blur=0.0),
+            [
+                lambda call=call: call(X, Y, blur=0.1 * float(X.std())),
+                lambda: of.metrics.wasserstein2_squared(X, Y) / 2,
+            ],
+        )
+        for call in (of.metrics.sinkhorn_divergence, of.metrics.entropic_plan)
+    },
     "a map that splits atoms": (
         of.errors.Unsupported,
         r"use plan.inverse\(\), the map from the density to the atoms",

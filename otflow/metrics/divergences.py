@@ -23,6 +23,7 @@ from otflow.metrics.sides import (
     check_size,
     falling_blurs,
     inverse_square,
+    length_of,
     soft_minimum,
 )
 
@@ -122,7 +123,7 @@ def sinkhorn_divergence(
     >>> of.metrics.sinkhorn_divergence(x, x + 4.0, blur=0.01)
     tensor(8.)
     """
-    blur = positive(blur, "blur")
+    blur = length_of(blur)
     reach = None if reach is None else positive(reach, "reach")
     scaling = positive(scaling, "scaling")
     if scaling >= 1:

@@ -21,6 +21,7 @@ from otflow.metrics.sides import (
     check_size,
     falling_blurs,
     inverse_square,
+    length_of,
     soft_minimum,
 )
 
@@ -223,7 +224,7 @@ def entropic_plan(
     >>> bool(part.value < plan.value), round(float(part.masses.sum()), 1)
     (True, 0.2)
     """
-    blur = positive(blur, "blur")
+    blur = length_of(blur)
     reach = None if reach is None else positive(reach, "reach")
     p, q = clouds(mu, nu)
     check_size(len(p.points), len(q.points), p.points.device)

@@ -122,8 +122,10 @@ def geodesic(mu: Any, nu: Any, t: Any, *, tolerance: float = 0.0) -> Any:
 
     On the line the quantile functions are averaged, :math:`Q_t = (1-t)\,Q_0 + t\,Q_1`.
     A mean of two step densities has its steps elsewhere, so the answer is `Quantiles`
-    whose levels are those of both measures, also between two `GridDensity`. Gaussians
-    stay Gaussian: :math:`L_t = (1-t)\,L + t\,L'O`, O the rotation of the optimal map.
+    whose levels are those of both measures, also between two `GridDensity`. A cell too
+    short for the dtype is joined to the next, so the ends may have fewer cells than the
+    times between. Gaussians stay Gaussian: :math:`L_t = (1-t)\,L + t\,L'O`, O the
+    rotation of the optimal map.
 
     A grid in the plane or in space is atoms at the centres of its cells, as in
     `wasserstein2`. Their geodesic is one of `Particles`, whose atoms lie between the

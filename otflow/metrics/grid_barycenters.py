@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from otflow._graphs import records, refuse_graph
-from otflow._validation import check_like, positive
+from otflow._validation import check_like, real
 from otflow.errors import Unsupported
 from otflow.measures import GridDensity
 from otflow.metrics.found import Found
@@ -158,7 +158,7 @@ def _checked(mus: Sequence[Any], blur: float | None) -> float:
             f"a blur; take e.g. blur={2 * cell:g}, two cells"
         )
         raise TypeError(msg)
-    blur = positive(blur, "blur")
+    blur = real(blur, "blur")
     if blur < cell:
         msg = (
             f"blur = {blur:g} does not reach the next cell, {cell:g} away; take e.g. "

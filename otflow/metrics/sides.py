@@ -9,6 +9,7 @@ from torch import Tensor
 
 from otflow._bounds import at_least
 from otflow._memory import check_memory
+from otflow._validation import real
 from otflow.metrics.inputs import Cloud
 from otflow.metrics.semidual import Entropy
 
@@ -19,6 +20,7 @@ __all__ = [
     "check_size",
     "falling_blurs",
     "inverse_square",
+    "length_of",
     "soft_minimum",
 ]
 
@@ -111,6 +113,19 @@ def inverse_square(reach: float, blur: float) -> float:
         )
         raise ValueError(msg)
     return 1.0 / reach / reach
+
+
+def length_of(blur: float) -> float:
+    """Return a blur, a positive length."""
+    length = real(blur, "blur")
+    if length <= 0:
+        msg = (
+            f"blur is a length and must be positive, got {length:g}; take a tenth of "
+            f"the spread of the points, or wasserstein2_squared(mu, nu) / 2, the limit "
+            f"blur -> 0"
+        )
+        raise ValueError(msg)
+    return length
 
 
 def check_blur(blur: float, diameter: float, dtype: torch.dtype) -> None:

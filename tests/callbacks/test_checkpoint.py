@@ -146,7 +146,7 @@ def gone_on():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_process_and_loses_nothing(number, tmp_path):
     folder, script = tmp_path / "run", tmp_path / "script.py"
-    # A shell starts jobs in the background with Ctrl-C ignored, and a child inherits it.
+    # A shell starts jobs in the background with Ctrl-C ignored; children inherit it.
     body = """
     import os, signal
     signal.signal(signal.SIGINT, signal.default_int_handler)
