@@ -312,7 +312,7 @@ def test_float32_is_kept():
 @pytest.mark.parametrize("blur", [0, -1.0, math.nan, True, "0.1"])
 def test_bad_blur(blur):
     x = normal(3, 2)
-    with pytest.raises((TypeError, ValueError), match="blur (must|is a length and must) be"):
+    with pytest.raises((TypeError, ValueError), match=r"^blur (must|is)"):
         sinkhorn_divergence(x, x, blur=blur)
 
 
