@@ -40,6 +40,21 @@ def value(F, mu=CLOUD):
     F.value_and_velocity(mu)
 
 
+def moved(mu):
+    """Return a density on a box that overlaps half of the other one."""
+    low, high = mu.box.lower[0], mu.box.upper[0]
+    shift = (high - low) / 2
+    return of.GridDensity(
+        mu.weights, low + shift, high + shift, walls=True, normalize=True
+    )
+
+
+def on_one(mu):
+    """Return a histogram of draws on a box that holds both."""
+    draws = mu.sample(100_000, GENERATOR)
+    return of.GridDensity.from_samples(draws, -1, 2, 12, walls=True)
+
+
 SQUARED, SLICED = of.SquaredDistanceTo, of.SlicedWassersteinTo
 ENERGY, SINKHORN = of.EnergyDistanceTo, of.SinkhornDivergenceTo
 
@@ -138,6 +153,12 @@ CASES: dict[str, Case] = {
             lambda: value(SQUARED(CLOUD.to(torch.float32)).to(torch.float64)),
             lambda: value(SQUARED(CLOUD.to(torch.float32)), CLOUD.to(torch.float32)),
         ],
+    ),
+    "densities on two boxes": (
+        ValueError,
+        r"must live on the same grid, got one on .* beside one on .*; make both on one",
+        lambda: box(8).mix(moved(box(8)), 0.5),
+        [lambda: on_one(box(8)).mix(on_one(moved(box(8))), 0.5)],
     ),
     "a blur of zero": (
         ValueError,

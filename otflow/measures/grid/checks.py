@@ -84,9 +84,12 @@ def check_masses(masses: Tensor, like: Tensor, free: Tensor) -> None:
 def check_same_box(mu: Any, other: Any) -> None:
     """Raise ValueError unless `other` is a density on the box of `mu`."""
     if getattr(other, "box", None) != mu.box:
+        box = getattr(other, "box", None)
+        where = f"{other!r}" if box is None else f"one on {box}"
         msg = (
-            f"both densities must live on the same grid, got {other!r} beside {mu!r} "
-            f"on {mu.box}"
+            f"both densities must live on the same grid, got {where} beside one on "
+            f"{mu.box}; make both on one, as by GridDensity.from_samples("
+            f"nu.sample(100_000, generator), lower, upper, shape)"
         )
         raise ValueError(msg)
 
