@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.metrics import sinkhorn_divergence, wasserstein2_squared
+from otflow.metrics import curvature, sinkhorn_divergence, wasserstein2_squared
 from otflow.testing.clouds import degenerate, normal, weighted
 from otflow.testing.differences import derivative
 
@@ -415,3 +415,27 @@ def test_the_first_variation_at_a_large_blur(blur, reach):
     (slope,) = torch.autograd.grad(divergence, weights)
     expected = float(derivative(value, 1e-2))
     assert float(slope @ rate) == pytest.approx(expected, rel=1e-9, abs=1e-11)
+
+
+@pytest.mark.parametrize("reach", [None, 1.0])
+@pytest.mark.parametrize("blur", [0.3, 0.1, 0.02])
+def test_by_products_factors_or_eigenvectors_the_answer_is_one(
+    blur, reach, monkeypatch
+):
+    """Beyond some size products solve for a large blur, factors for a small one."""
+    x, y = normal(60, 2).requires_grad_(), 0.7 * normal(80, 2, seed=1) + 1.0
+    made, found = [], []
+    factors = curvature.Curvature._by_factors
+
+    def counted(own):
+        made.append(own)
+        return factors(own)
+
+    monkeypatch.setattr(curvature.Curvature, "_by_factors", counted)
+    for size in (1000, 0):
+        monkeypatch.setattr(curvature, "DIRECT", size)
+        value = sinkhorn_divergence(x, y, blur=blur, reach=reach)
+        found.append([value, *torch.autograd.grad(value, x)])
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-11, atol=1e-12)
+    assert bool(made) == (blur < 0.2)
