@@ -156,30 +156,41 @@ class SemidiscretePlan:
 class Frame:
     """Both measures around their barycentres, in units of their sizes.
 
-    So neither a distance between them nor a difference of their sizes costs digits.
-    Float64, on the CPU.
+    So neither a distance between them nor a difference of their sizes costs digits, nor
+    does their distance from the origin: `centre` is counted from `corner`, and `apart`
+    is the difference of the barycentres. Float64, on the CPU.
     """
 
+    corner: Tensor
     centre: Tensor
-    mean: Tensor
+    apart: Tensor
     wide: float
     tall: float
     y: Tensor
     b: Tensor
 
     @classmethod
-    def of(cls, centre: Tensor, corners: Tensor, q: Cloud) -> Frame:
-        """Return the frame of a density with this barycentre and corners, and atoms."""
+    def of(
+        cls, centre: Tensor, corners: Tensor, q: Cloud, corner: Tensor | None = None
+    ) -> Frame:
+        """Return the frame of a density with this barycentre and corners, and atoms.
+
+        The places of the density are counted from `corner`, by default the origin.
+        """
         y, b = q.points.detach().to("cpu", torch.float64), q.masses
-        mean = y[0] + b @ (y - y[0])
-        y = y - mean
+        corner = torch.zeros_like(centre) if corner is None else corner
+        first = y[0]
+        mean = b @ (y - first)
+        more = b @ (y - first - mean)
+        mean, y = mean + more, y - first - mean - more
+        apart = centre - (first - corner) - mean
         wide, tall = unit_of(corners - centre), unit_of(y)
-        return cls(centre, mean, wide, tall, y / tall, b)
+        return cls(corner, centre, apart, wide, tall, y / tall, b)
 
     @property
-    def apart(self) -> Tensor:
-        """The difference of the barycentres."""
-        return self.centre - self.mean
+    def place(self) -> Tensor:
+        """The barycentre of the density."""
+        return self.corner + self.centre
 
     def potentials(self, w: Tensor) -> Tensor:
         """Return Kantorovich potentials of heights, up to a constant."""
@@ -216,7 +227,7 @@ def planned(
         q.points.detach(),
         g,
         frame.scaled(cells.w),
-        frame.centre,
+        frame.place,
         cells.masses,
         cells.barycentres,
         cost,
