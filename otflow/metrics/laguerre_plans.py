@@ -263,6 +263,8 @@ def _in_space(density: GridDensity, q: Cloud, tolerance: float) -> SemidiscreteP
     )
     empty = (masses <= 0)[:, None]
     means = found.moments / masses[:, None].masked_fill(empty, 1.0)
+    # Round-off moves the barycentre of a cell that holds little else, out of the box.
+    means = torch.clamp(means, steps.lower, steps.upper)
     own = q.points.detach().to("cpu", F64)
     barycentres = torch.where(empty, own, frame.place + frame.wide * means)
     cells = LaguerreCells(found.w, masses, barycentres)

@@ -43,8 +43,9 @@ class SemidiscretePlan:
     masses : Tensor, shape (n,)
         Masses of the cells, detached: the weights of the atoms up to `residual`.
     barycentres : Tensor, shape (n, d)
-        Barycentres of the density in the cells, detached. A cell without mass, which
-        only a plan that did not converge may have, has its atom there.
+        Barycentres of the density in the cells, detached. A cell without mass to
+        round-off has its atom there. That of a cell with a mass near 1e-16 is only
+        known to lie in the box of the density.
     cost : Tensor
         :math:`W_2^2`, 0-d, differentiable in points and weights of the atoms, and in
         the masses of the density.

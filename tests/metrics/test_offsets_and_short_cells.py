@@ -62,6 +62,7 @@ def test_bounds_hold_far_from_the_origin(kind, offset, seed):
     y = offset + draw(4, d, seed=seed + 2)
     y[:, 1:] = y[0, 1:]
     rho = draw(*[3] * d, seed=seed + 3) + 0.05
+    density: of.Quantiles | of.GridDensity
     if kind == "quantiles":
         edges = offset + draw(4, seed=seed + 4).sort().values
         density = of.Quantiles(edges, rho, normalize=True)
@@ -79,6 +80,7 @@ def test_bounds_hold_far_from_the_origin(kind, offset, seed):
         masses = [sum(row) / total for row in own]
     value = on_the_line(cells, masses, rationals(y[:, 0]), shares(weights))
     for axis in range(1, d):
+        assert isinstance(density, of.GridDensity)
         place = Fraction(float(y[0, axis]))
         marginal = density.weights.reshape(density.box.shape).movedim(axis, 0)
         parts = [sum(rationals(part)) for part in marginal.reshape(3, -1)]
