@@ -122,13 +122,13 @@ def semidiscrete_plan(
     Examples
     --------
     >>> import torch, otflow as of
-    >>> rho = of.GridDensity(torch.ones(8, 8, dtype=F64), 0, 1, walls=True)
+    >>> rho = of.GridDensity(torch.ones(8, 8, dtype=torch.float64), 0, 1, walls=True)
     >>> y = torch.tensor([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]])
     >>> plan = of.metrics.semidiscrete_plan(rho, y.double())
     >>> round(24 * float(plan.cost), 12), plan.converged
     (1.0, True)
     >>> plan.masses
-    tensor([0.2500, 0.2500, 0.2500, 0.2500], dtype=F64)
+    tensor([0.2500, 0.2500, 0.2500, 0.2500], dtype=torch.float64)
     """
     tolerance = check_tolerance(tolerance)
     q = _checked(density, atoms)
