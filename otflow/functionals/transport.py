@@ -28,7 +28,7 @@ class SquaredDistanceTo(Functional):
     :math:`F'[\mu](x) = \tfrac12 \min_j (|x - y_j|^2 - g_j)`. The velocity is
     :math:`T(x_i) - x_i`, where :math:`T(x_i) = \frac1{a_i}\sum_j P_{ij} y_j` is the
     barycentre of what the plan P sends :math:`x_i` to. Off the atoms it is :math:`y_j -
-    x`, where j attains the minimum.
+    x`, where j attains the minimum. It runs over the atoms of the target with mass.
 
     A JKO step goes along the geodesic to :math:`\nu`, and multiplies the distance by
     :math:`1/(1 + dt)`. An explicit Euler step multiplies it by :math:`1 - dt`. Both
@@ -125,8 +125,12 @@ class SquaredDistanceTo(Functional):
             for z in (x, mu.points, nu.points)
         )
         a, b = (m.weights.detach().to("cpu", torch.float64) for m in (mu, nu))
+        # Nothing goes to an atom without mass, such as an empty cell of a picture.
+        full = (b > 0).nonzero()[:, 0]
+        q, b = q[full], b[full]
         g = couple(p, a / a.sum(), q, b / b.sum(), self.tolerance).g
-        return nu.points[cheapest(at, q, g, 1)[1][:, 0].to(x.device)] - x
+        index = full[cheapest(at, q, g, 1)[1][:, 0]]
+        return nu.points[index.to(x.device)] - x
 
     def modulus(self, dim: int) -> float | None:
         return 1.0 if dim == 1 and _on_line(self.target) else None

@@ -8,11 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from otflow._arrays import unit_of
 from otflow._known import known_derivatives, once
 from otflow._validation import check_like
 from otflow._warn import warn
 from otflow.errors import NonFinite, NotConvergedWarning
 from otflow.measures import GridDensity, Measure, Particles, Quantiles
+from otflow.measures.grid.box import Box
 from otflow.metrics.bracket import NOISE, Bracket
 from otflow.metrics.cell_heights import Balanced, heights
 from otflow.metrics.cell_means import means_of_maximum
@@ -26,7 +28,7 @@ from otflow.metrics.semidiscrete_plans import (
     SemidiscretePlan,
     planned,
 )
-from otflow.metrics.steps import Steps, between_steps, cells_of_atoms
+from otflow.metrics.steps import Steps, between_steps, bracketed, cells_of_atoms
 
 __all__ = ["semidiscrete_plan"]
 
@@ -34,6 +36,7 @@ __all__ = ["semidiscrete_plan"]
 RESIDUAL = 1e-11
 # Least length that is divided by.
 TINY = 1e-300
+F64 = torch.float64
 SECOND = (
     "second derivatives of the transport from a density in dimension 2 or 3 to atoms "
     "are not known; differentiate once, or use sinkhorn_divergence between atoms"
@@ -145,7 +148,8 @@ def semidiscrete_plan(
     if not plan.converged:
         msg = (
             f"the semi-discrete plan was asked for tolerance={tolerance:g} and its "
-            f"bounds differ by {plan.bracket.relative:.3g} of the upper one; "
+            f"bounds differ by {plan.bracket.relative:.3g} of the upper one, and the "
+            f"masses of its cells are wrong by {plan.residual:.3g} in sum; "
             f"plan.bracket holds both; take a larger tolerance, or make one atom of "
             f"those that lie close together"
         )
@@ -211,36 +215,44 @@ def _on_the_line(density: Steps, q: Cloud) -> SemidiscretePlan:
     rises = border / frame.wide * frame.y[order, 0].diff()
     w = torch.zeros_like(centres)
     w = w.index_copy(0, order[1:], rises.cumsum(0))
-    reach = max(
-        float((y - x).abs().max())
-        for y, x in ((ends, frame.mean), (frame.tall * frame.y, 0.0))
+    unit = unit_of(ends, q.points)
+    sides = (
+        Steps(*(z.detach().cpu() for z in (s.left, s.right, s.masses)))
+        for s in (density, own)
     )
-    value, noise = float(cost.detach()), NOISE * reach * reach
-    bracket = Bracket(max(0.0, value - noise), value + noise)
+    _, bracket, _ = bracketed(*(s.over(unit) for s in sides))
+    bracket = bracket.times_square(unit)
     cells = LaguerreCells(w, frame.b, centres[:, None])
     return planned(frame, q, cells, cost, bracket, converged=True)
 
 
 def _in_space(density: GridDensity, q: Cloud, tolerance: float) -> SemidiscretePlan:
     """Return the plan by Laguerre cells, in dimension 2 or 3."""
-    grid = Cloud(density.points, density.weights, density.box)
-    assert grid.lattice is not None
-    lattice, start = grid.lattice.trimmed()
-    spacing = torch.tensor(density.box.spacing, dtype=torch.float64)
-    lower = torch.tensor(density.box.lower, dtype=torch.float64)
-    lower = lower + spacing * torch.tensor(start)
+    box, d = density.box, density.dim
+    held = Cloud(density.points, density.weights, box)
+    # Places are counted from a corner of the box, so that the distance from the origin
+    # costs no digits.
+    corner, spacing = (torch.tensor(z, dtype=F64) for z in (box.lower, box.spacing))
+    lattice, start = Lattice(_axes(box), held.masses.reshape(box.shape)).trimmed()
+    lower = spacing * torch.tensor(start)
     upper = lower + spacing * torch.tensor(lattice.masses.shape)
-    frame = Frame.of(lattice.mean, torch.stack([lower, upper]), q)
+    # The barycentre of what is around a first one has the digits of the spread.
+    first = lattice.mean
+    centre = first + lattice.moved(-first).mean
+    frame = Frame.of(centre, torch.stack([lower, upper]), q, corner)
     steps = StepDensity(
         (lower - frame.centre) / frame.wide, spacing / frame.wide, lattice.masses
     )
     # The part of the squared distance that does not depend on the map.
     spread = _spread(lattice, spacing, frame)
-    share = 2 * frame.scaled(torch.ones((), dtype=torch.float64))
+    share = 2 * frame.scaled(torch.ones((), dtype=F64))
     rest = float((spread / share.clamp_min(TINY)).clamp_max(1 / TINY))
     # Half of the tolerance is left to round-off.
     found = heights(frame.y, frame.b, steps, rest, 0.5 * tolerance)
-    noise = float(share) * found.noise + NOISE * float(spread)
+    # Places are known up to the round-off of the sizes of both measures.
+    extent = 2 * d * float(frame.wide + frame.tall)
+    moves = float(spread) + extent * float(spread.sqrt())
+    noise = float(share) * found.noise + NOISE * moves
     value, least = (float(spread - share * z) for z in (found.reached, found.greatest))
     bracket = Bracket(max(0.0, least - noise), value + noise)
     width = bracket.width
@@ -251,10 +263,12 @@ def _in_space(density: GridDensity, q: Cloud, tolerance: float) -> SemidiscreteP
     )
     empty = (masses <= 0)[:, None]
     means = found.moments / masses[:, None].masked_fill(empty, 1.0)
-    own = q.points.detach().to("cpu", torch.float64)
-    barycentres = torch.where(empty, own, frame.centre + frame.wide * means)
+    # Round-off moves the barycentre of a cell that holds little else, out of the box.
+    means = torch.clamp(means, steps.lower, steps.upper)
+    own = q.points.detach().to("cpu", F64)
+    barycentres = torch.where(empty, own, frame.place + frame.wide * means)
     cells = LaguerreCells(found.w, masses, barycentres)
-    cost = torch.tensor(value, dtype=torch.float64)
+    cost = torch.tensor(value, dtype=F64)
     plan = planned(frame, q, cells, cost, bracket, converged=converged)
     cost = _differentiable(plan, frame, found, density, q)
     return replace(plan, cost=cost)
@@ -283,8 +297,8 @@ def _differentiable(
 ) -> Tensor:
     """Return the cost with its first derivatives in points, weights and masses."""
     n = len(q.points)
-    points = q.points.to("cpu", torch.float64)
-    weights = torch.full((n,), 1.0 / n, dtype=torch.float64)
+    points = q.points.to("cpu", F64)
+    weights = torch.full((n,), 1.0 / n, dtype=F64)
     if q.weights is not None:
         weights = _normalised(q.weights)
     masses = _normalised(density.weights)
@@ -310,18 +324,25 @@ def _mean_potentials(
 ) -> Tensor:
     """Return the mean of the Kantorovich potential over each cell of the grid."""
     box = density.box
-    spacing = torch.tensor(box.spacing, dtype=torch.float64)
-    lower = (torch.tensor(box.lower, dtype=torch.float64) - frame.centre) / frame.wide
-    steps = StepDensity(
-        lower, spacing / frame.wide, torch.zeros(box.shape, dtype=torch.float64)
-    )
+    spacing = torch.tensor(box.spacing, dtype=F64)
+    lower, none = -frame.centre / frame.wide, torch.zeros(box.shape, dtype=F64)
+    steps = StepDensity(lower, spacing / frame.wide, none)
     u = means_of_maximum(frame.y, w, steps)
-    x = box.centres(torch.empty(0, dtype=torch.float64)) - frame.mean
+    places = torch.meshgrid(*_axes(box), indexing="ij")
+    x = torch.stack(places, -1).reshape(-1, box.dim) - frame.centre + frame.apart
     squares = x.square().sum(1) + spacing.square().sum() / 12
     constant = frame.b @ (plan.g - frame.potentials(w))
     return squares - frame.scaled(2 * u) - constant
 
 
+def _axes(box: Box) -> tuple[Tensor, ...]:
+    """Return the centres of the cells along each axis, from the corner of the box."""
+    return tuple(
+        h * (torch.arange(n, dtype=F64) + 0.5)
+        for h, n in zip(box.spacing, box.shape, strict=True)
+    )
+
+
 def _normalised(z: Tensor) -> Tensor:
-    z = z.to("cpu", torch.float64)
+    z = z.to("cpu", F64)
     return z / z.sum()

@@ -18,7 +18,7 @@ from otflow.metrics.bracket import NOISE, Bracket
 from otflow.metrics.bures import between_gaussians
 from otflow.metrics.inputs import CloudLike
 from otflow.metrics.path import Path
-from otflow.metrics.steps import Steps, coupled, on_the_line
+from otflow.metrics.steps import Steps, bracketed, on_the_line
 
 __all__ = ["TransportMap", "between_densities"]
 
@@ -293,18 +293,9 @@ def _on_the_line(mu: Steps, nu: Steps, points: Tensor) -> TransportMap:
     mu, nu = (
         Steps(*(t.detach() for t in (s.left, s.right, s.masses))) for s in (mu, nu)
     )
-    ends = torch.cat([mu.left, mu.right, nu.left, nu.right])
-    unit = unit_of(ends)
+    unit = unit_of(mu.left, mu.right, nu.left, nu.right)
     p, q = mu.over(unit), nu.over(unit)
-    masses, x, y = coupled(p, q)
-    a, b = (x - y).unbind(1)
-    value = float(masses @ ((a + b).square() + a.square() + b.square()) / 6.0)
-    # The mass that round-off leaves over may have to cross the whole support, and the
-    # ends of cells carry the round-off of their distance from the origin.
-    extent = float((ends.max() - ends.min()) / unit)
-    moves = float((x - y).abs().max()) * float(ends.abs().max() / unit)
-    noise = NOISE * (extent**2 + moves)
-    bracket = Bracket(max(0.0, value - noise), value + noise).times_square(unit)
+    value, bracket, (x, y) = bracketed(p, q)
     sides = []
     for own, (s, t) in ((p, (x, y)), (q, (y, x))):
         path = Path.of(s, t, own.left, own.right)
@@ -313,7 +304,7 @@ def _on_the_line(mu: Steps, nu: Steps, points: Tensor) -> TransportMap:
     atoms = tuple(bool((s.left == s.right).all()) for s in (mu, nu))
     return TransportMap(
         cost=points.detach().new_tensor(unit * (unit * value)),
-        bracket=bracket,
+        bracket=bracket.times_square(unit),
         method="sorted",
         there=sides[0],
         back=sides[1],

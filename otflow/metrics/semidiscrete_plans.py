@@ -43,8 +43,9 @@ class SemidiscretePlan:
     masses : Tensor, shape (n,)
         Masses of the cells, detached: the weights of the atoms up to `residual`.
     barycentres : Tensor, shape (n, d)
-        Barycentres of the density in the cells, detached. A cell without mass, which
-        only a plan that did not converge may have, has its atom there.
+        Barycentres of the density in the cells, detached. A cell without mass to
+        round-off has its atom there. That of a cell with a mass near 1e-16 is only
+        known to lie in the box of the density.
     cost : Tensor
         :math:`W_2^2`, 0-d, differentiable in points and weights of the atoms, and in
         the masses of the density.
@@ -156,30 +157,41 @@ class SemidiscretePlan:
 class Frame:
     """Both measures around their barycentres, in units of their sizes.
 
-    So neither a distance between them nor a difference of their sizes costs digits.
-    Float64, on the CPU.
+    So neither a distance between them nor a difference of their sizes costs digits, nor
+    does their distance from the origin: `centre` is counted from `corner`, and `apart`
+    is the difference of the barycentres. Float64, on the CPU.
     """
 
+    corner: Tensor
     centre: Tensor
-    mean: Tensor
+    apart: Tensor
     wide: float
     tall: float
     y: Tensor
     b: Tensor
 
     @classmethod
-    def of(cls, centre: Tensor, corners: Tensor, q: Cloud) -> Frame:
-        """Return the frame of a density with this barycentre and corners, and atoms."""
+    def of(
+        cls, centre: Tensor, corners: Tensor, q: Cloud, corner: Tensor | None = None
+    ) -> Frame:
+        """Return the frame of a density with this barycentre and corners, and atoms.
+
+        The places of the density are counted from `corner`, by default the origin.
+        """
         y, b = q.points.detach().to("cpu", torch.float64), q.masses
-        mean = y[0] + b @ (y - y[0])
-        y = y - mean
+        corner = torch.zeros_like(centre) if corner is None else corner
+        first = y[0]
+        mean = b @ (y - first)
+        more = b @ (y - first - mean)
+        mean, y = mean + more, y - first - mean - more
+        apart = centre - (first - corner) - mean
         wide, tall = unit_of(corners - centre), unit_of(y)
-        return cls(centre, mean, wide, tall, y / tall, b)
+        return cls(corner, centre, apart, wide, tall, y / tall, b)
 
     @property
-    def apart(self) -> Tensor:
-        """The difference of the barycentres."""
-        return self.centre - self.mean
+    def place(self) -> Tensor:
+        """The barycentre of the density."""
+        return self.corner + self.centre
 
     def potentials(self, w: Tensor) -> Tensor:
         """Return Kantorovich potentials of heights, up to a constant."""
@@ -216,7 +228,7 @@ def planned(
         q.points.detach(),
         g,
         frame.scaled(cells.w),
-        frame.centre,
+        frame.place,
         cells.masses,
         cells.barycentres,
         cost,

@@ -13,6 +13,7 @@ from otflow._known import known_derivatives
 from otflow._validation import check_like
 from otflow.errors import Unsupported
 from otflow.measures import GridDensity, Measure, Quantiles
+from otflow.metrics.bracket import NOISE, Bracket
 from otflow.metrics.inputs import Cloud, CloudLike, check_dimension, check_masses, cloud
 from otflow.metrics.levels import Levels, snapped
 from otflow.metrics.path import Path
@@ -20,6 +21,7 @@ from otflow.metrics.path import Path
 __all__ = [
     "Steps",
     "between_steps",
+    "bracketed",
     "cells_of_atoms",
     "common_edges",
     "coupled",
@@ -136,6 +138,23 @@ def coupled(mu: Steps, nu: Steps) -> tuple[Tensor, Tensor, Tensor]:
     The ends are the values of both quantile functions, (k, 2) each.
     """
     return _couple(_full(mu), _full(nu))[:3]
+
+
+def bracketed(mu: Steps, nu: Steps) -> tuple[float, Bracket, tuple[Tensor, Tensor]]:
+    """Return the squared distance, bounds of it, and the ends of coupled intervals.
+
+    The steps carry no graph, and are measured in a unit whose square is in range.
+    """
+    masses, x, y = coupled(mu, nu)
+    a, b = (x - y).unbind(1)
+    value = float(masses @ ((a + b).square() + a.square() + b.square()) / 6.0)
+    # The mass that round-off leaves over may have to cross the whole support, and the
+    # ends of cells carry the round-off of their distance from the origin.
+    ends = torch.cat([mu.left, mu.right, nu.left, nu.right])
+    extent = float(ends.max() - ends.min())
+    moves = float((x - y).abs().max()) * float(ends.abs().max())
+    noise = NOISE * (extent**2 + moves)
+    return value, Bracket(max(0.0, value - noise), value + noise), (x, y)
 
 
 def _gradients(*state: Tensor) -> list[Tensor]:

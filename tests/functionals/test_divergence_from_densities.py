@@ -226,3 +226,25 @@ def test_what_lies_beyond_the_target_or_has_no_cells_is_refused():
 def test_it_moves_with_its_target():
     F = of.KL(cells()).to(torch.float32)
     assert F.value(cells(5, half=2.0, dtype=torch.float32)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("width", [1e-3, 1e-6, 1e-9, 1e-12])
+def test_short_cells_keep_the_digits_of_the_relative_entropy(width):
+    edges = torch.tensor([0.3, 1.4, 1.4 + width, 3.0], dtype=torch.float64)
+    masses = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)
+    shares = torch.tensor([0.4, 0.1, 0.3, 0.2], dtype=torch.float64)
+    ends = torch.tensor([-1.0, 0.0, 1.0, 2.0, 5.0], dtype=torch.float64)
+    V = (ends.diff() / shares).log()
+    q = edges.clone().requires_grad_()
+    first = (V[1] * (1 - q[0]) + V[2] * (q[1] - 1)) / (q[1] - q[0])
+    last = (V[2] * (2 - q[2]) + V[3] * (q[3] - 2)) / (q[3] - q[2])
+    expected = 0.25 * first + 0.5 * V[2] + 0.25 * last
+    F = of.KL(of.Quantiles(ends, shares)) - of.Entropy()
+    value = F.value(of.Quantiles(q, masses))
+    entropy = (masses * (masses / edges.diff()).log()).sum()
+    assert abs(float((value - expected).detach())) < 1e-14 * (1 + float(entropy.abs()))
+    slopes, wanted = (
+        torch.autograd.grad(z, q, retain_graph=True)[0] for z in (value, expected)
+    )
+    # The slopes of both entropies are 1/width, and cancel up to round-off.
+    assert (slopes - wanted).abs().max() < 1e-13 + 1e-15 / width

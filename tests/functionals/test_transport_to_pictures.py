@@ -7,7 +7,7 @@ import torch
 
 import otflow as of
 from otflow.testing.clouds import normal, weighted
-from otflow.testing.differences import derivative
+from otflow.testing.differences import derivative, gradient_field
 
 F64 = torch.float64
 
@@ -78,3 +78,16 @@ def test_densities_on_the_line_have_atoms_as_a_target(kind):
     slope = (fine.f(x + h) - fine.f(x - h)) / (2 * h)
     torch.testing.assert_close(slope, 2 * (x - fine(x))[:, 0], rtol=1e-6, atol=1e-6)
     assert F.modulus(1) is None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_nothing_moves_to_an_empty_cell(seed):
+    r = torch.Generator().manual_seed(seed)
+    rho = torch.rand(5, 5, generator=r, dtype=F64)
+    empty = torch.rand(5, 5, generator=r, dtype=F64) < 0.5
+    nu = of.GridDensity(rho.masked_fill(empty, 0.0), -2, 2, walls=True, normalize=True)
+    mu, x = weighted(7, 2, seed=seed), normal(20, 2, seed=seed + 50)
+    for target in (nu, of.Particles(nu.points, nu.weights)):
+        F = of.SquaredDistanceTo(target)
+        slope = gradient_field(lambda z, F=F: F.first_variation(mu, z), x, 1e-5)
+        torch.testing.assert_close(F.velocity(mu, x), -slope, rtol=1e-6, atol=1e-6)

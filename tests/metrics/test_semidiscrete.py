@@ -256,6 +256,20 @@ def test_masses_of_all_sizes_and_atoms_on_nodes_and_centres():
         assert float((plan.masses / w * w.sum() - 1).abs().max()) < 1e-4
 
 
+@pytest.mark.parametrize(("seed", "decades"), [(0, 5), (5, 5), (13, 15)])
+def test_barycentres_of_the_lightest_cells_lie_in_the_box(seed, decades):
+    masses = 10 ** (-decades * draw(3, 4, 4, seed=seed))
+    rho = of.GridDensity(masses, 0, (3, 4, 4), walls=True, normalize=True)
+    y = torch.unique((5 * draw(20, 3, seed=seed + 1)).floor(), dim=0)
+    b = 10 ** (-12 * draw(len(y), seed=seed + 2))
+    plan = semidiscrete_plan(rho, of.Particles(y, b, normalize=True))
+    full = plan.masses > 0
+    low, high = (getattr(plan.barycentres[full], z)(0) for z in ("amin", "amax"))
+    assert (low >= -1e-14).all()
+    assert (high <= torch.tensor([3.0, 4.0, 4.0]) + 1e-14).all()
+    assert torch.equal(plan.barycentres[~full], y[~full])
+
+
 def test_an_unfinished_plan_says_so(monkeypatch):
     solver = importlib.import_module("otflow.metrics.cell_heights")
     rho, mu = grid((16, 16), kind="islands"), atoms(30, 2)
