@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -40,6 +41,7 @@ def bracket(*measures):
     return of.metrics.barycenter(measures, blur=blur).bracket()
 
 
+MANY = torch.zeros(1).expand(10**8)  # one number in memory
 LAW = of.Gaussian(torch.zeros(2), torch.eye(2))
 WIDE = of.Gaussian(torch.ones(2), 2 * torch.eye(2))
 ATOMS = of.Particles(torch.tensor([[0.0], [1.0]]))
@@ -63,6 +65,12 @@ CASES: dict[str, Case] = {
         )
         for call in (of.metrics.sinkhorn_divergence, of.metrics.entropic_plan)
     },
+    "a full matrix that does not fit": (
+        MemoryError,
+        "read the cells of the plan: rows, columns and masses",
+        lambda: replace(plan(X, Y), f=MANY, g=MANY).dense(),
+        [lambda: (plan(X, Y).rows, plan(X, Y).columns, plan(X, Y).masses)],
+    ),
     "a map that splits atoms": (
         of.errors.Unsupported,
         r"use plan.inverse\(\), the map from the density to the atoms",

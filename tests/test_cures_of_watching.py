@@ -8,6 +8,7 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -106,7 +107,39 @@ def corner():
     return of.GridDensity(rho, 0, 1, walls=True, normalize=True)
 
 
+def film(path: Any, **options: Any) -> str:
+    """Draw a film: one that is never drawn warns as it is deleted."""
+    return of.plotting.animate(path, **options).to_jshtml()
+
+
+PATH: Any = of.metrics.geodesic(CLOUD, of.Particles(normal(6, 2, seed=1)), [0.0, 1.0])
+LAW = of.Gaussian(torch.zeros(2).double(), torch.eye(2).double())
+
 CASES: dict[str, Case] = {
+    "times of a run": (
+        TypeError,
+        "a trajectory has its own times; leave times out",
+        lambda: film(watched(), times=[0.0, 1.0]),
+        [lambda: film(watched())],
+    ),
+    "a film of one measure": (
+        TypeError,
+        "pass what otflow.flow or metrics.geodesic returned, or a list of measures",
+        lambda: film(CLOUD),
+        [lambda: film(watched()), lambda: film(PATH), lambda: film([CLOUD, CLOUD])],
+    ),
+    "a film of nothing": (
+        ValueError,
+        "the path holds no measure to draw; give one measure or more",
+        lambda: film([]),
+        [lambda: film([CLOUD])],
+    ),
+    "a film of two kinds": (
+        TypeError,
+        "draw one kind of measure",
+        lambda: film([CLOUD, LAW]),
+        [lambda: film([CLOUD, CLOUD])],
+    ),
     "a callback that cannot be called": (
         TypeError,
         r"a function of an Event, or a sequence of functions",

@@ -131,7 +131,15 @@ def test_each_command_that_prints_a_figure_exists():
 def test_every_file_that_the_pages_name_exists():
     files = [
         f"/{path.relative_to(ROOT).as_posix()}"
-        for folder in ("benchmarks", "demo", "docs", "otflow", "tests", "tools")
+        for folder in (
+            "benchmarks",
+            "demo",
+            "docs",
+            "otflow",
+            "tests",
+            "tools",
+            "tutorials",
+        )
         for path in (ROOT / folder).rglob("*.py")
     ]
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.rst")]
