@@ -61,7 +61,7 @@ class Curvature:
                 move = self._by_cg(slope, radius, limit)
                 if move is not None:
                     return move
-                factor = self._by_factors()
+                factor = self.by_factors()
             return factor(slope, radius)
 
         return solve
@@ -93,7 +93,7 @@ class Curvature:
         unit: Tensor = flat / size.masked_fill(size == 0, 1.0)
         return unit
 
-    def _by_factors(self) -> Callable[[Tensor, float], Tensor]:
+    def by_factors(self) -> Callable[[Tensor, float], Tensor]:
         """Shift the scaled matrix until it has a factor and the step is short."""
         scale, flat = self._scale, self._flat
         # The step has no part along the kernel, which is lifted.

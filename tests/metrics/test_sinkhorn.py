@@ -425,13 +425,13 @@ def test_by_products_factors_or_eigenvectors_the_answer_is_one(
     """Beyond some size products solve for a large blur, factors for a small one."""
     x, y = normal(60, 2).requires_grad_(), 0.7 * normal(80, 2, seed=1) + 1.0
     made, found = [], []
-    factors = curvature.Curvature._by_factors
+    factors = curvature.Curvature.by_factors
 
     def counted(own):
         made.append(own)
         return factors(own)
 
-    monkeypatch.setattr(curvature.Curvature, "_by_factors", counted)
+    monkeypatch.setattr(curvature.Curvature, "by_factors", counted)
     for size in (1000, 0):
         monkeypatch.setattr(curvature, "DIRECT", size)
         value = sinkhorn_divergence(x, y, blur=blur, reach=reach)
