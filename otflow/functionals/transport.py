@@ -7,7 +7,7 @@ from torch import Tensor
 
 from otflow._graphs import with_value
 from otflow._typing import ArrayLike
-from otflow._validation import positive, real
+from otflow._validation import positive
 from otflow.errors import Unsupported
 from otflow.functionals.base import Functional
 from otflow.functionals.targets import as_atoms, as_target, atoms_of, check_space
@@ -15,6 +15,7 @@ from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
 from otflow.metrics import sinkhorn_divergence, wasserstein2_squared
 from otflow.metrics.columns import cheapest
 from otflow.metrics.plans import check_tolerance, couple
+from otflow.metrics.sides import length_of
 from otflow.metrics.steps import Steps
 
 __all__ = ["SinkhornDivergenceTo", "SquaredDistanceTo"]
@@ -108,7 +109,7 @@ class SquaredDistanceTo(Functional):
             )
             raise Unsupported(msg)
         check_space(mu, nu)
-        steps = Steps.of(nu)
+        steps = Steps.of(nu) if isinstance(mu, Quantiles) else None
         if isinstance(mu, Quantiles) and steps is not None:
             apart = mu.edges - quantiles_at(steps, mu.weights).to(mu.edges)
             return 0.5 * (mu.lumped @ apart.square())
@@ -199,13 +200,7 @@ class SinkhornDivergenceTo(Functional):
         self, nu: Particles | ArrayLike, blur: float, reach: float | None = None
     ) -> None:
         self.target = as_atoms(nu, "SinkhornDivergenceTo")
-        if real(blur, "blur") <= 0:
-            msg = (
-                f"blur is a length and must be positive, got {blur:g}; take a tenth of "
-                f"the spread of the points, or SquaredDistanceTo, the limit blur -> 0"
-            )
-            raise ValueError(msg)
-        self.blur = float(blur)
+        self.blur = length_of(blur, "SquaredDistanceTo")
         self.reach = None if reach is None else positive(reach, "reach")
 
     def value(self, mu: Measure) -> Tensor:

@@ -115,14 +115,13 @@ def inverse_square(reach: float, blur: float) -> float:
     return 1.0 / reach / reach
 
 
-def length_of(blur: float) -> float:
-    """Return a blur, a positive length."""
+def length_of(blur: float, limit: str = "wasserstein2_squared(mu, nu) / 2") -> float:
+    """Return a blur, a positive length; the error names what a blur of 0 stands for."""
     length = real(blur, "blur")
     if length <= 0:
         msg = (
             f"blur is a length and must be positive, got {length:g}; take a tenth of "
-            f"the spread of the points, or wasserstein2_squared(mu, nu) / 2, the limit "
-            f"blur -> 0"
+            f"the spread of the points, or {limit}, the limit blur -> 0"
         )
         raise ValueError(msg)
     return length
