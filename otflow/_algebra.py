@@ -4,11 +4,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import Any
 
 from otflow._validation import real
 
-__all__ = ["inverse", "sum_of_bounds", "text_of_multiple", "text_of_sum"]
+__all__ = [
+    "Curvature",
+    "inverse",
+    "sum_of_bounds",
+    "sum_of_curvatures",
+    "text_of_multiple",
+    "text_of_sum",
+]
+
+
+class Curvature(StrEnum):
+    r"""How a functional bends along mixtures :math:`(1 - t)\mu + t\nu`.
+
+    Each member equals its string. A linear functional is convex and concave.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> of.Potential(lambda x: x.square().sum(-1)).mixture_curvature() == "linear"
+    True
+    """
+
+    LINEAR = "linear"
+    CONVEX = "convex"
+    CONCAVE = "concave"
+
+    def __repr__(self) -> str:
+        return repr(str(self))
+
+
+FLIPPED = {
+    Curvature.LINEAR: Curvature.LINEAR,
+    Curvature.CONVEX: Curvature.CONCAVE,
+    Curvature.CONCAVE: Curvature.CONVEX,
+}
 
 
 def inverse(divisor: Any, what: str) -> float:
@@ -37,6 +72,28 @@ def sum_of_bounds(bounds: Iterable[tuple[float, float | None]]) -> float | None:
             return None
         total += c * bound
     return total if math.isfinite(total) else None
+
+
+def sum_of_curvatures(
+    terms: Iterable[tuple[float, Curvature | str | None]],
+) -> Curvature | None:
+    """Return how a sum of c times a term bends along mixtures; None if unknown.
+
+    A negative c turns convex into concave; c = 0 adds a constant. A sum of a convex
+    and a concave term is unknown. The empty sum is linear.
+    """
+    total: Curvature | None = Curvature.LINEAR
+    for c, word in terms:
+        if c == 0:
+            continue
+        if word is None:
+            return None
+        own = Curvature(word) if c > 0 else FLIPPED[Curvature(word)]
+        if total == Curvature.LINEAR:
+            total = own
+        elif own not in (Curvature.LINEAR, total):
+            return None
+    return total
 
 
 def text_of_multiple(factor: float, text: str, *, in_brackets: bool) -> str:

@@ -53,6 +53,7 @@ ROWS = [
     {"measures"},
     {"metrics"},
     {"functionals"},
+    {"optimality"},
     {"proximal"},
     {"schemes"},
     {"_views"},

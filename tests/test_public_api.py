@@ -61,6 +61,7 @@ EXPECTED = [
     "meanfield",
     "measures",
     "metrics",
+    "optimality",
     "plotting",
     "proximal",
     "save",

@@ -1,5 +1,6 @@
 """Functionals of a measure: one abstract method, `value`."""
 
+from otflow._algebra import Curvature
 from otflow.functionals.base import Functional, Scaled, Sum
 from otflow.functionals.blob import Blob
 from otflow.functionals.discrepancy import EnergyDistanceTo, MMDTo
@@ -18,6 +19,7 @@ __all__ = [
     "KSD",
     "Blob",
     "Congestion",
+    "Curvature",
     "EnergyDistanceTo",
     "Entropy",
     "Functional",

@@ -11,7 +11,14 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from otflow._algebra import inverse, sum_of_bounds, text_of_multiple, text_of_sum
+from otflow._algebra import (
+    Curvature,
+    inverse,
+    sum_of_bounds,
+    sum_of_curvatures,
+    text_of_multiple,
+    text_of_sum,
+)
 from otflow._autodiff import value_and_gradient
 from otflow._moving import Move, move_of, moved_attributes
 from otflow._typing import ArrayLike
@@ -342,6 +349,32 @@ class Functional(ABC):
             return None
         return sum_of_bounds((c, term.modulus(dim)) for c, term in terms)
 
+    def mixture_curvature(self) -> Curvature | str | None:
+        r"""Return how F bends along mixtures: "linear", "convex", "concave" or None.
+
+        A convex F obeys :math:`F((1-t)\mu + t\nu) \le (1-t)F(\mu) + tF(\nu)` for all
+        :math:`\mu, \nu`. This is not displacement convexity: a potential is linear
+        along mixtures, whatever its shape. By default the curvature of a functional of one
+        term is unknown; that of several `terms` follows from theirs. A functional of
+        your own overrides the method, and optimality gaps rest on its answer.
+
+        Returns
+        -------
+        Curvature, str or None
+            None if nothing is known.
+        """
+        terms = self.terms()
+        if any(term is self for _, term in terms):
+            return None
+        return sum_of_curvatures((c, term.mixture_curvature()) for c, term in terms)
+
+    @final
+    @property
+    def mixture_convex(self) -> bool | None:
+        """Whether F is convex along mixtures; None if unknown."""
+        word = self.mixture_curvature()
+        return None if word is None else word != Curvature.CONCAVE
+
     def modulus_in(self, dim: int) -> float | None:
         """Return ``modulus(dim)``. Deprecated; it goes in the next release."""
         legacy.warn_of("modulus_in(dim)", "modulus(dim)")
@@ -512,6 +545,9 @@ class Sum(Functional):
     def modulus(self, dim: int) -> float | None:
         return sum_of_bounds((1.0, part.modulus(dim)) for part in self.parts)
 
+    def mixture_curvature(self) -> Curvature | None:
+        return sum_of_curvatures((1.0, part.mixture_curvature()) for part in self.parts)
+
     def resample(self, generator: torch.Generator) -> Sum:
         return Sum(tuple(part.resample(generator) for part in self.parts))
 
@@ -573,6 +609,9 @@ class Scaled(Functional):
 
     def modulus(self, dim: int) -> float | None:
         return sum_of_bounds([(self.factor, self.functional.modulus(dim))])
+
+    def mixture_curvature(self) -> Curvature | None:
+        return sum_of_curvatures([(self.factor, self.functional.mixture_curvature())])
 
     def resample(self, generator: torch.Generator) -> Self:
         return type(self)(self.factor, self.functional.resample(generator))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from otflow._algebra import Curvature
 from otflow._autodiff import gradient
 from otflow._typing import Ground
 from otflow._validation import check_function, real
@@ -69,6 +70,9 @@ class Potential(Functional):
 
     def modulus(self, dim: int) -> float | None:
         return self.convexity
+
+    def mixture_curvature(self) -> Curvature:
+        return Curvature.LINEAR
 
     def __repr__(self) -> str:
         return f"Potential({getattr(self.V, '__name__', type(self.V).__name__)})"

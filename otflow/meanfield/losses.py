@@ -27,6 +27,8 @@ class Loss(ABC):
     r"""A loss :math:`\ell(f, y)` of one sample, and its slope in f."""
 
     name: str
+    # Whether the loss is known to be convex in f: then the risk is along mixtures.
+    convex: bool = True
 
     @abstractmethod
     def targets(self, y: ArrayLike, X: Tensor, outputs: int | None) -> Tensor:
@@ -192,6 +194,8 @@ class CrossEntropy(Loss):
 
 class CustomLoss(Loss):
     """A user's function (f, y) -> (n,), with its slope by autodiff."""
+
+    convex = False
 
     def __init__(self, function: PerSample) -> None:
         self.function = function

@@ -12,7 +12,7 @@ from otflow._pairs import tiles
 from otflow._typing import ArrayLike
 from otflow._validation import check_like, non_negative_int
 from otflow.errors import Unsupported
-from otflow.functionals import Functional
+from otflow.functionals import Curvature, Functional
 from otflow.meanfield.decomposition import Decomposition, decompose
 from otflow.meanfield.fused import value_and_gradient
 from otflow.meanfield.layers import TwoLayer
@@ -197,6 +197,12 @@ class Risk(Functional):
             variation = total * (self.network.scale(mu.weights) / len(self.y))
         check_finite(variation, "the functional's gradient")
         return variation
+
+    def mixture_curvature(self) -> Curvature | None:
+        # The outputs are linear in the measure in this scaling alone.
+        if self.network.scaling != "mean-field" or not self._loss.convex:
+            return None
+        return Curvature.CONVEX
 
     def resample(self, generator: torch.Generator) -> Risk:
         """Return the risk of a random batch, an unbiased copy.
