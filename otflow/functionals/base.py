@@ -14,6 +14,7 @@ from torch import Tensor
 from otflow._algebra import (
     Curvature,
     inverse,
+    redefines,
     sum_of_bounds,
     sum_of_curvatures,
     text_of_multiple,
@@ -22,40 +23,13 @@ from otflow._algebra import (
 from otflow._autodiff import value_and_gradient
 from otflow._moving import Move, move_of, moved_attributes
 from otflow._typing import ArrayLike
-from otflow._validation import check_finite, check_kind, check_scalar, real
+from otflow._validation import check_finite, check_kind, real
 from otflow.functionals import legacy
+from otflow.functionals.answers import check_answers, check_measure
+from otflow.functionals.reasons import explain, generic_reason
 from otflow.measures import Measure
 
 __all__ = ["Functional", "Scaled", "Sum", "check_functional", "check_measure"]
-
-# The methods whose answers are checked, and their names in the error.
-CHECKED = {
-    "value": "the functional's value",
-    "first_variation": "the functional's first variation",
-    "value_and_velocity": "the functional's value or velocity",
-}
-
-
-def _finite(method: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """Return a method that takes measures alone, and gives finite tensors alone."""
-
-    @wraps(method)
-    def checked(*args: Any, **options: Any) -> Any:
-        for mu in args[1:2]:
-            check_measure(mu)
-        answer = method(*args, **options)
-        for part in answer if isinstance(answer, tuple) else (answer,):
-            if isinstance(part, Tensor):
-                check_finite(part, what)
-        return answer
-
-    @wraps(method)
-    def checked_value(*args: Any, **options: Any) -> Tensor:
-        at = options.get("mu", args[-1])
-        check_measure(at)
-        return check_scalar(method(*args, **options), at, finite=True)
-
-    return checked_value if method.__name__ == "value" else checked
 
 
 def _flat(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -82,6 +56,10 @@ _NOT_A_NUMBER = (
 )
 
 
+# What a functional states of its convexity, and the methods that say why.
+CONVEXITIES = {"modulus": "why_modulus", "mixture_curvature": "why_mixture"}
+
+
 class Functional(ABC):
     r"""A function :math:`F : \mathcal P(\mathbb R^d) \to \mathbb R` to be minimised.
 
@@ -90,6 +68,10 @@ class Functional(ABC):
     :math:`\partial_t \mu = \nabla\cdot(\mu \nabla F'[\mu])`
     :cite:p:`ambrosio2008gradient`, sums and multiples. A subclass may override a
     derivative by a closed form for speed; the contract tests compare it with autodiff.
+
+    A subclass of a functional of the library that overrides `value` is another
+    functional: it does not inherit `modulus` and `mixture_curvature`, it states its
+    own.
 
     See Also
     --------
@@ -117,16 +99,17 @@ class Functional(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         """Check the numbers that a subclass returns; adopt words of last release."""
         super().__init_subclass__(**options)
-        for name, what in CHECKED.items():
-            method = vars(cls).get(name)
-            # A static method, as in `value = staticmethod(G.value)`, stays one.
-            if isinstance(method, staticmethod):
-                setattr(cls, name, staticmethod(_finite(method.__func__, what)))
-            elif callable(method):
-                setattr(cls, name, _finite(method, what))
-        if "modulus" in vars(cls) and not callable(vars(cls)["modulus"]):
+        check_answers(cls)
+        own = frozenset(vars(cls))
+        if "modulus" in own and not callable(vars(cls)["modulus"]):
             raise TypeError(_NOT_A_NUMBER)
         legacy.adopt(cls, lambda: Functional._entropy)
+        # What the parent knows of its own value does not hold of another one.
+        for word, why in CONVEXITIES.items():
+            if word not in vars(cls) and redefines(cls, ["value"]):
+                setattr(cls, word, vars(Functional)[word])
+            if word in vars(cls) and why not in own:
+                setattr(cls, why, vars(Functional)[why])
         if callable(terms := vars(cls).get("terms")):
             cls.terms = _flat(terms)  # type: ignore[assignment, method-assign]
 
@@ -331,7 +314,8 @@ class Functional(ABC):
 
         For an internal energy: along generalised geodesics. By default the bound of a
         functional of one term is unknown; the bounds of several `terms` add up, each
-        times its factor, and a negative factor makes the sum unknown.
+        times its factor, and a negative factor makes the sum unknown. `why` says how
+        the number comes about.
 
         Parameters
         ----------
@@ -344,29 +328,103 @@ class Functional(ABC):
         float or None
             None if no :math:`\lambda` is known.
         """
-        terms = self.terms()
-        if any(term is self for _, term in terms):
+        parts = self._summands()
+        if any(part is self for _, part in parts):
             return None
-        return sum_of_bounds((c, term.modulus(dim)) for c, term in terms)
+        return sum_of_bounds((c, part.modulus(dim)) for c, part in parts)
 
     def mixture_curvature(self) -> Curvature | str | None:
         r"""Return how F bends along mixtures: "linear", "convex", "concave" or None.
 
         A convex F obeys :math:`F((1-t)\mu + t\nu) \le (1-t)F(\mu) + tF(\nu)` for all
         :math:`\mu, \nu`. This is not displacement convexity: a potential is linear
-        along mixtures, whatever its shape. By default the curvature of a functional of one
-        term is unknown; that of several `terms` follows from theirs. A functional of
-        your own overrides the method, and optimality gaps rest on its answer.
+        along mixtures, whatever its shape. By default the curvature of a functional of
+        one term is unknown; that of several `terms` follows from theirs. A functional
+        of your own overrides the method, and optimality gaps rest on its answer.
 
         Returns
         -------
         Curvature, str or None
-            None if nothing is known.
+            None if nothing is known. A method of your own may return the plain word.
+
+        Raises
+        ------
+        InvalidFunctional
+            If a method of your own returns another word.
         """
-        terms = self.terms()
-        if any(term is self for _, term in terms):
+        parts = self._summands()
+        if any(part is self for _, part in parts):
             return None
-        return sum_of_curvatures((c, term.mixture_curvature()) for c, term in terms)
+        return sum_of_curvatures((c, part.mixture_curvature()) for c, part in parts)
+
+    def _summands(self) -> tuple[tuple[float, Functional], ...]:
+        """Return the terms from whose convexities that of F follows.
+
+        A sum gives its parts, which may know more of themselves than their terms do.
+        """
+        return self.terms()
+
+    @final
+    def why(self, dim: int | None = None) -> str:
+        """Return why F is convex or not, as a text of some lines.
+
+        The first line gives `modulus`, the next lines the bound of each term and where
+        it comes from. So do further lines for `mixture_curvature`. Where the answer is
+        unknown, the first line names the term that is the cause.
+
+        Parameters
+        ----------
+        dim : int, optional
+            Dimension of the space; by default the bound holds in every dimension.
+
+        Returns
+        -------
+        str
+            To be printed.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> spring = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+        >>> F = spring + 0.1 * of.Entropy() - of.Interaction(of.kernels.Log())
+        >>> text = F.why(2).splitlines()
+        >>> print(text[0])
+        along displacements, in dimension 2: unknown, because of -Interaction(Log())
+        >>> print(text[1].strip())
+        Potential(<lambda>): 1, as modulus= of V declares
+        """
+        return explain(self, dim, Functional)
+
+    def why_modulus(self, dim: int) -> str:
+        """Return why `modulus` is what it is, as the end of a sentence.
+
+        By default it names the class that states the modulus. Override it beside
+        `modulus`, so that `why` gives your reason.
+
+        Parameters
+        ----------
+        dim : int
+            Dimension of the space.
+
+        Returns
+        -------
+        str
+            As "since V is convex".
+        """
+        return generic_reason(self, "modulus", Functional)
+
+    def why_mixture(self) -> str:
+        """Return why `mixture_curvature` is what it is, as the end of a sentence.
+
+        By default it names the class that states the curvature. Override it beside
+        `mixture_curvature`, so that `why` gives your reason.
+
+        Returns
+        -------
+        str
+            As "since the loss is convex".
+        """
+        return generic_reason(self, "mixture_curvature", Functional)
 
     @final
     @property
@@ -542,11 +600,8 @@ class Sum(Functional):
     def terms(self) -> tuple[tuple[float, Functional], ...]:
         return tuple((1.0, part) for part in self.parts)
 
-    def modulus(self, dim: int) -> float | None:
-        return sum_of_bounds((1.0, part.modulus(dim)) for part in self.parts)
-
-    def mixture_curvature(self) -> Curvature | None:
-        return sum_of_curvatures((1.0, part.mixture_curvature()) for part in self.parts)
+    def _summands(self) -> tuple[tuple[float, Functional], ...]:
+        return tuple((1.0, part) for part in self.parts)
 
     def resample(self, generator: torch.Generator) -> Sum:
         return Sum(tuple(part.resample(generator) for part in self.parts))
@@ -607,11 +662,8 @@ class Scaled(Functional):
     def terms(self) -> tuple[tuple[float, Functional], ...]:
         return ((self.factor, self.functional),)
 
-    def modulus(self, dim: int) -> float | None:
-        return sum_of_bounds([(self.factor, self.functional.modulus(dim))])
-
-    def mixture_curvature(self) -> Curvature | None:
-        return sum_of_curvatures([(self.factor, self.functional.mixture_curvature())])
+    def _summands(self) -> tuple[tuple[float, Functional], ...]:
+        return ((self.factor, self.functional),)
 
     def resample(self, generator: torch.Generator) -> Self:
         return type(self)(self.factor, self.functional.resample(generator))
@@ -619,11 +671,6 @@ class Scaled(Functional):
     def __repr__(self) -> str:
         is_sum = isinstance(self.functional, Sum) and len(self.functional.parts) > 1
         return text_of_multiple(self.factor, repr(self.functional), in_brackets=is_sum)
-
-
-def check_measure(mu: Any) -> None:
-    """Raise TypeError unless mu is a measure; say how points are made one."""
-    check_kind(mu, Measure, "mu", cure="of points (n, d) make Particles(points)")
 
 
 def check_functional(F: Any) -> None:

@@ -7,12 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+from otflow._algebra import Curvature
 from otflow._autodiff import entrywise_derivative
 from otflow._graphs import records
 from otflow._typing import ArrayLike
 from otflow._validation import check_energy, check_finite, check_kind, positive
 from otflow.functionals.base import Functional
 from otflow.functionals.internal import Internal
+from otflow.functionals.power import PowerEntropy
 from otflow.kernels import Gaussian
 from otflow.measures import Measure, Particles
 
@@ -72,9 +74,9 @@ class Blob(Functional):
     Notes
     -----
     Time O(n^2 d), memory O(n d). With the sum of squares :math:`e(r) = r` it is an
-    `Interaction`. The bound on its convexity is unknown. Where particles are sparse, as
-    in the tails of a heat flow, the blobs do not overlap and the energy is that of
-    separate blobs.
+    `Interaction`, convex along mixtures. Otherwise its convexities are unknown. Where
+    particles are sparse, as in the tails of a heat flow, the blobs do not overlap and
+    the energy is that of separate blobs.
 
     Examples
     --------
@@ -103,6 +105,17 @@ class Blob(Functional):
 
     def value(self, mu: Measure) -> Tensor:
         return mu.weights @ check_energy(self.internal.e, self.density(mu))
+
+    def mixture_curvature(self) -> Curvature | None:
+        # With e(r) = r, F is twice the interaction of blobs, a positive definite one.
+        F = self.internal
+        square = type(F) is PowerEntropy and F.m == 2.0
+        return Curvature.CONVEX if square else None
+
+    def why_mixture(self) -> str:
+        if self.mixture_curvature() is None:
+            return "since it is known for Blob(PowerEntropy(2.0), width) alone"
+        return "since the interaction of Gaussian blobs is positive definite"
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
         if not isinstance(mu, Particles):

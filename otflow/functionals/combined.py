@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from otflow._algebra import sum_of_bounds
+from otflow._algebra import Curvature, sum_of_bounds, sum_of_curvatures
 from otflow.functionals.internal import Internal
 
 __all__ = ["Combined"]
@@ -33,6 +33,9 @@ class Combined(Internal):
 
     def modulus(self, dim: int) -> float | None:
         return sum_of_bounds((c, term.modulus(dim)) for c, term in self.parts)
+
+    def mixture_curvature(self) -> Curvature | None:
+        return sum_of_curvatures((c, F.mixture_curvature()) for c, F in self.parts)
 
     def check_dimension(self, dim: int) -> None:
         for _, term in self.parts:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from otflow._algebra import Curvature, curvature_named
 from otflow._typing import Ground
 from otflow._validation import check_function
 from otflow.functionals.base import Functional
@@ -27,10 +28,12 @@ class OfExpectation(Functional):
         Function (m,) -> 0-d tensor.
     Phi : callable
         Batched features (n, d) -> (n, m), or (n,) for a 0-d integral.
+    mixture : {"convex", "concave", "linear"}, optional
+        How R bends, and so F along mixtures; unknown by default. It is not checked.
 
     Attributes
     ----------
-    R, Phi
+    R, Phi, mixture
         As above.
 
     Notes
@@ -47,11 +50,28 @@ class OfExpectation(Functional):
             [-4.]]))
     """
 
-    def __init__(self, R: Callable[[Tensor], Tensor], Phi: Ground) -> None:
+    def __init__(
+        self,
+        R: Callable[[Tensor], Tensor],
+        Phi: Ground,
+        *,
+        mixture: Curvature | str | None = None,
+    ) -> None:
         check_function(R, "R must be a function")
         check_function(Phi, "Phi must be a function")
         self.R = R
         self.Phi = Phi
+        self.mixture = curvature_named(mixture, "mixture")
 
     def value(self, mu: Measure) -> Tensor:
         return self.R(mu.expectation(self.Phi))
+
+    def mixture_curvature(self) -> Curvature | None:
+        return self.mixture
+
+    def why_mixture(self) -> str:
+        if self.mixture is not None:
+            return "as mixture= declares of R"
+        return (
+            'since no shape of R is declared: OfExpectation(R, Phi, mixture="convex")'
+        )

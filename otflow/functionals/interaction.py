@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from otflow._algebra import Curvature, curvature_named
 from otflow._graphs import records
 from otflow._typing import ArrayLike, Ground
 from otflow._validation import real
@@ -40,6 +41,11 @@ class Interaction(Functional):
     modulus : float, optional
         A :math:`\lambda` such that :math:`W - \tfrac\lambda2|z|^2` is convex; a kernel
         of `otflow.kernels` brings its own.
+    mixture : {"convex", "concave", "linear"}, optional
+        How F bends along mixtures: "convex" if W is conditionally positive definite, as
+        repulsion is, "concave" if -W is, as attraction by :math:`|z|^p` is for
+        :math:`0 < p \le 2`. The word is not checked. A kernel of `otflow.kernels`
+        brings its own.
 
     Attributes
     ----------
@@ -49,6 +55,8 @@ class Interaction(Functional):
         W; a plain function is wrapped.
     convexity : float or None
         The number given as `modulus`, or that of the kernel.
+    mixture : Curvature or None
+        The word given as `mixture`, or that of the kernel.
 
     Notes
     -----
@@ -66,11 +74,20 @@ class Interaction(Functional):
     tensor(0.5000)
     """
 
-    def __init__(self, W: Ground | PairKernel, *, modulus: float | None = None) -> None:
+    def __init__(
+        self,
+        W: Ground | PairKernel,
+        *,
+        modulus: float | None = None,
+        mixture: Curvature | str | None = None,
+    ) -> None:
         self.W = W
         self.kernel = as_kernel(W)
         declared = self.kernel.modulus if modulus is None else modulus
         self.convexity = None if declared is None else real(declared, "modulus")
+        word = self.kernel.mixture if mixture is None else mixture
+        self.mixture = curvature_named(word, "mixture")
+        self._declared = (modulus is not None, mixture is not None)
         parts = self.kernel.terms()
         whole = len(parts) == 1 and parts[0][0] == 1
         self._parts = () if whole else tuple((c, Interaction(V)) for c, V in parts)
@@ -115,6 +132,23 @@ class Interaction(Functional):
         if self.convexity is None or not isinstance(self.kernel, Kernel):
             return self.convexity
         return min(self.convexity, 0.0)
+
+    def why_modulus(self, dim: int) -> str:
+        number = "modulus= of W declares" if self._declared[0] else ""
+        reason = f"as {number}" if number else self.kernel.why_modulus()
+        if self.convexity is None or self.convexity <= 0:
+            return reason
+        if not isinstance(self.kernel, Kernel):
+            return reason
+        return f"since a translation does not change F; of W it is {reason}"
+
+    def mixture_curvature(self) -> Curvature | None:
+        return self.mixture
+
+    def why_mixture(self) -> str:
+        if self._declared[1]:
+            return "as mixture= declares"
+        return self.kernel.why_mixture()
 
     def __repr__(self) -> str:
         return f"Interaction({self.kernel!r})"

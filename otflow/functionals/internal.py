@@ -7,12 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+from otflow._algebra import Curvature, curvature_named
 from otflow._autodiff import entrywise_derivative, entrywise_derivatives
 from otflow._known import root_of
 from otflow._typing import Ground
 from otflow._validation import real
 from otflow.errors import NonFinite, NotConverged
 from otflow.functionals.base import Functional
+from otflow.functionals.declared import Checks
 from otflow.measures import Measure
 from otflow.numerics.roots import increasing_root
 
@@ -31,7 +33,10 @@ class Internal(Functional):
     variation is :math:`U'(\rho)`, the pressure :math:`r U'(r) - U(r) = r^2 e'(r)`. The
     measure must have a density. If :math:`r \mapsto r^d\, U(r^{-d})` is convex and
     non-increasing, F is displacement convex in dimension d
-    :cite:p:`mccann1997convexity`. Declare it by ``modulus=0.0``; it is not checked.
+    :cite:p:`mccann1997convexity`. Declare it by ``modulus=0.0``. F is convex along
+    mixtures if and only if U is convex, which McCann's condition implies; declare it
+    alone by ``mixture="convex"``. Both declarations are checked where they are used, at
+    some hundreds of densities from 1e-9 to 1e9: this refutes and does not prove.
 
     Proximal solvers use the pointwise maps `log_proximal` and `conjugate_slope`, which
     need a convex U. By default a safeguarded Newton method computes them from U.
@@ -42,12 +47,18 @@ class Internal(Functional):
         Energy per unit of mass, (n,) -> (n,) entrywise, of densities > 0 (and at 0 its
         limit, if that is finite), written with torch operations.
     modulus : float, optional
-        A bound on the displacement convexity in every dimension; unknown by default.
+        A bound on the displacement convexity in every dimension, at most 0 since a
+        translation does not change F; unknown by default.
+    mixture : {"convex", "concave", "linear"}, optional
+        How U bends, and so F along mixtures. By default unknown, and "convex" where
+        ``modulus=0.0`` is declared.
 
     Attributes
     ----------
     e
         As above.
+    mixture : Curvature or None
+        The word given as `mixture`.
     convexity : float or None
         The number given as `modulus`.
     max_density : float
@@ -57,6 +68,10 @@ class Internal(Functional):
     ------
     TypeError
         If `e` is not a function of the density.
+    ValueError
+        If the modulus is positive, or `mixture` is another word.
+    InvalidFunctional
+        By `modulus` and `mixture_curvature`, if values of e contradict the declaration.
 
     See Also
     --------
@@ -74,7 +89,13 @@ class Internal(Functional):
 
     max_density: float = math.inf
 
-    def __init__(self, e: Ground, *, modulus: float | None = None) -> None:
+    def __init__(
+        self,
+        e: Ground,
+        *,
+        modulus: float | None = None,
+        mixture: Curvature | str | None = None,
+    ) -> None:
         if not callable(e) or isinstance(e, (type, Functional)):
             msg = (
                 f"e must be a function of the density, the energy per unit of mass "
@@ -83,6 +104,14 @@ class Internal(Functional):
             raise TypeError(msg)
         self.e = e
         self.convexity = None if modulus is None else real(modulus, "modulus")
+        if self.convexity is not None and self.convexity > 0:
+            msg = (
+                f"the modulus of an internal energy is at most 0, since a translation "
+                f"does not change it, got {self.convexity:g}; take modulus=0.0"
+            )
+            raise ValueError(msg)
+        self.mixture = curvature_named(mixture, "mixture")
+        self._checks = Checks()
 
     def value(self, mu: Measure) -> Tensor:
         value = self.energy(mu)
@@ -100,7 +129,47 @@ class Internal(Functional):
         return mu.internal(self.e)
 
     def modulus(self, dim: int) -> float | None:
+        """Return the declared bound, after a check of McCann's condition.
+
+        Raises
+        ------
+        InvalidFunctional
+            If 0 was declared and e contradicts McCann's condition in this dimension.
+        """
+        if self.convexity == 0:
+            self._checks.mccann(self, dim)
         return self.convexity
+
+    def why_modulus(self, dim: int) -> str:
+        if self.convexity is None:
+            return "since McCann's condition is not declared: Internal(e, modulus=0.0)"
+        declared = f"as modulus={self.convexity:g} declares"
+        if self.convexity < 0:
+            return f"{declared}; a negative modulus is not checked"
+        return declared + self._checks.of_mccann(dim)
+
+    def mixture_curvature(self) -> Curvature | None:
+        """Return how U bends, after a check of what was declared.
+
+        Raises
+        ------
+        InvalidFunctional
+            If e contradicts the declaration.
+        """
+        if self.mixture is not None:
+            self._checks.shape(self, self.mixture)
+            return self.mixture
+        if self.convexity != 0:
+            return None
+        self._checks.mccann(self, 1)
+        return Curvature.CONVEX
+
+    def why_mixture(self) -> str:
+        if self.mixture is not None:
+            return "as mixture= declares of U" + self._checks.of_shape(self.mixture)
+        if self.convexity == 0:
+            return "since modulus=0.0 declares McCann's condition, which makes U convex"
+        return 'since no shape of U is declared: Internal(e, mixture="convex")'
 
     def check_dimension(self, dim: int) -> None:
         """Raise ValueError if the flow does not exist in this dimension.
@@ -316,7 +385,8 @@ class Entropy(Internal):
 
     F is minimised by spreading out; its gradient flow is the heat equation
     :math:`\partial_t\rho = \Delta\rho` :cite:p:`jordan1998variational`. F is
-    displacement convex: modulus 0 :cite:p:`mccann1997convexity`. On a Gaussian it is in
+    displacement convex: modulus 0 :cite:p:`mccann1997convexity`. F is convex along
+    mixtures too. On a Gaussian it is in
     closed form. Particles have no density, and F raises `Unsupported` on them.
     `Langevin` flows particles under F: it turns a temperature :math:`\tau` into noise
     of variance :math:`2\tau\,dt`.
@@ -334,7 +404,20 @@ class Entropy(Internal):
     """
 
     def __init__(self) -> None:
-        super().__init__(torch.log, modulus=0.0)
+        super().__init__(torch.log)
+        self.convexity = 0.0
+
+    def modulus(self, dim: int) -> float | None:
+        return 0.0
+
+    def why_modulus(self, dim: int) -> str:
+        return "since e = log r obeys McCann's condition in every dimension"
+
+    def mixture_curvature(self) -> Curvature:
+        return Curvature.CONVEX
+
+    def why_mixture(self) -> str:
+        return "since U(r) = r log r is convex"
 
     def energy(self, mu: Measure) -> Tensor:
         return mu.entropy()

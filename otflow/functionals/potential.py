@@ -71,8 +71,16 @@ class Potential(Functional):
     def modulus(self, dim: int) -> float | None:
         return self.convexity
 
+    def why_modulus(self, dim: int) -> str:
+        if self.convexity is not None:
+            return "as modulus= of V declares"
+        return "since no convexity of V is declared: Potential(V, modulus=...)"
+
     def mixture_curvature(self) -> Curvature:
         return Curvature.LINEAR
+
+    def why_mixture(self) -> str:
+        return "as every integral of a function"
 
     def __repr__(self) -> str:
         return f"Potential({getattr(self.V, '__name__', type(self.V).__name__)})"

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from otflow._algebra import Curvature
 from otflow._validation import positive
 from otflow.errors import NonFinite
 from otflow.functionals.internal import Internal
@@ -24,7 +25,8 @@ class PowerEntropy(Internal):
     :cite:p:`otto2001geometry`. For m < 1 it is fast diffusion. The self-similar
     solutions of Barenblatt are in closed form :cite:p:`vazquez2007porous`. F is
     displacement convex where McCann's condition :math:`m \ge 1 - 1/d` holds
-    :cite:p:`mccann1997convexity`. As m tends to 1, F tends to `Entropy` up to a
+    :cite:p:`mccann1997convexity`; it is convex along mixtures for every m. As m tends
+    to 1, F tends to `Entropy` up to a
     constant.
 
     With :math:`U(r) = r^m/(m-1)`: slope :math:`\frac{m}{m-1} r^{m-1}`, curvature
@@ -85,7 +87,20 @@ class PowerEntropy(Internal):
         return logarithm.exp() / (self.m - 1)
 
     def modulus(self, dim: int) -> float | None:
-        return 0.0 if self.m >= 1 - 1 / dim else None
+        # The round-off of a border such as 2/3 does not count.
+        return 0.0 if dim * (1 - self.m) <= 1 + 1e-15 else None
+
+    def why_modulus(self, dim: int) -> str:
+        least = f"1 - 1/d = {1 - 1 / dim:g}"
+        if self.modulus(dim) is None:
+            return f"since McCann's condition m >= {least} fails for m = {self.m:g}"
+        return f"by McCann's condition, m = {self.m:g} >= {least}"
+
+    def mixture_curvature(self) -> Curvature:
+        return Curvature.CONVEX
+
+    def why_mixture(self) -> str:
+        return "since U(r) = r^m/(m - 1) is convex"
 
     def slope(self, r: Tensor) -> Tensor:
         return r.pow(self.m - 1) * (self.m / (self.m - 1))
@@ -131,8 +146,8 @@ class Congestion(Internal):
     F is the limit of :math:`\int(\rho/\bar\rho)^m` as m grows. A crowd that would
     rather move with velocity :math:`-\nabla V` flows under ``Potential(V) +
     Congestion(1.0)`` :cite:p:`maury2010macroscopic`. The proximal map is the projection
-    :math:`\min(\rho, \bar\rho)`. F is displacement convex: modulus 0. A value above the
-    bound raises `NonFinite`.
+    :math:`\min(\rho, \bar\rho)`. F is displacement convex, modulus 0, and convex along
+    mixtures. A value above the bound raises `NonFinite`.
 
     Parameters
     ----------
@@ -157,9 +172,22 @@ class Congestion(Internal):
     """
 
     def __init__(self, max_density: float, *, tolerance: float = 1e-3) -> None:
-        super().__init__(self._nothing, modulus=0.0)
+        super().__init__(self._nothing)
+        self.convexity = 0.0
         self.max_density = positive(max_density, "max_density")
         self.tolerance = positive(tolerance, "tolerance", or_zero=True)
+
+    def modulus(self, dim: int) -> float | None:
+        return 0.0
+
+    def why_modulus(self, dim: int) -> str:
+        return "since geodesics between densities below a bound stay below it"
+
+    def mixture_curvature(self) -> Curvature:
+        return Curvature.CONVEX
+
+    def why_mixture(self) -> str:
+        return "since mixtures of densities below a bound stay below it"
 
     @staticmethod
     def _nothing(r: Tensor) -> Tensor:

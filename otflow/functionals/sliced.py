@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._algebra import Curvature
 from otflow._arrays import as_points
 from otflow._graphs import records, with_value
 from otflow._typing import ArrayLike, Seed
@@ -75,7 +76,8 @@ class SlicedWassersteinTo(Functional):
     Exact in each direction, by sorting, for any weights. Time O(K (n + m) (d + log(n +
     m))), memory O(K (n + m)). Gradients are finite where points coincide. F is a
     function of the given directions: a finite number of them need not tell all measures
-    apart. No modulus is known.
+    apart. No modulus is known. F is convex along mixtures, as
+    `SquaredDistanceTo` is.
 
     Examples
     --------
@@ -113,6 +115,14 @@ class SlicedWassersteinTo(Functional):
             return 0.5 * (x.sort(1).values - y.sort(1).values).square().mean()
         costs = _on_lines((x.double(), p.weights), (y.double(), q.weights), live)
         return 0.5 * costs.mean().to(p.dtype)
+
+    def mixture_curvature(self) -> Curvature:
+        return Curvature.CONVEX
+
+    def why_mixture(self) -> str:
+        return (
+            "since plans of two measures mix to a plan of their mixture, on each line"
+        )
 
     def resample(self, generator: torch.Generator) -> Self:
         """Return the functional of as many other directions, if they were drawn.

@@ -5,11 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from otflow._algebra import Curvature
 from otflow._typing import ArrayLike, Ground
 from otflow._validation import check_function, check_map
 from otflow.functionals.base import Functional
 from otflow.functionals.interaction import Interaction
-from otflow.kernels import Kernel, RadialKernel, TwoPoint
+from otflow.kernels import (
+    Gaussian,
+    InverseMultiquadric,
+    Kernel,
+    RadialKernel,
+    TwoPoint,
+)
 from otflow.measures import Measure
 
 __all__ = ["KSD"]
@@ -66,6 +73,10 @@ class KSD(Functional):
     i = j count, and all pairs are summed, whatever the tolerance of the kernel. So the
     value at n draws of :math:`\pi` is of order 1/n.
 
+    F is convex along mixtures if k is positive definite, and known to be for the two
+    kernels above and their sums times positive factors. A subclass with a kernel of its
+    own overrides `mixture_curvature`.
+
     Examples
     --------
     >>> import torch, otflow as of
@@ -107,6 +118,21 @@ class KSD(Functional):
 
     def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
         return self._interaction._velocity_at(mu, x)
+
+    # With A_i f = s_i f + d_i f the Stein kernel is sum_i A_i^x A_i^y k(x, y). Let b_i
+    # be the distribution s_i sigma - d_i sigma, for a signed measure sigma. Then
+    # iint u dsigma dsigma = sum_i <b_i, k * b_i>, which a positive definite k makes at
+    # least 0. A k that is conditionally so does not suffice: b_i has a mass.
+    def mixture_curvature(self) -> Curvature | None:
+        known = (Gaussian, InverseMultiquadric)
+        terms = self.kernel.terms()
+        definite = all(type(W) in known and c >= 0 for c, W in terms)
+        return Curvature.CONVEX if definite else None
+
+    def why_mixture(self) -> str:
+        if self.mixture_curvature() is None:
+            return f"since the base kernel {self.kernel!r} may be indefinite"
+        return "since the base kernel is positive definite, and so is the Stein kernel"
 
     def __repr__(self) -> str:
         score = getattr(self.score, "__name__", None) or type(self.score).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from otflow._algebra import Curvature
 from otflow.errors import NonFinite, Unsupported
 from otflow.functionals.base import Functional
 from otflow.functionals.targets import check_space
@@ -43,6 +44,12 @@ class CrossEntropy(Functional):
     def value(self, mu: Measure) -> Tensor:
         left, right, masses = self._cells(mu)
         return masses @ self._means(left, right).to(masses)
+
+    def mixture_curvature(self) -> Curvature:
+        return Curvature.LINEAR
+
+    def why_mixture(self) -> str:
+        return "as every integral of a function"
 
     def _cells(self, mu: Measure) -> tuple[Tensor, Tensor, Tensor]:
         """Return the ends of the cells, float64, and their masses."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from otflow._algebra import Curvature
 from otflow._graphs import with_value
 from otflow._typing import ArrayLike
 from otflow._validation import positive
@@ -76,6 +77,9 @@ class SquaredDistanceTo(Functional):
     differs from :math:`\tfrac12 W_2^2` of the densities in second order in the size of
     the cells, and is 0 at the cells of the target at these levels.
 
+    F is convex along mixtures: plans from :math:`\mu_0` and :math:`\mu_1` to
+    :math:`\nu` mix to a plan from the mixture, whose cost is the mean of theirs.
+
     The functional is 1-convex among densities on the line. It is not among other
     measures: in dimension 2 and above :math:`-F` is :math:`-1`-convex along geodesics,
     and F has kinks where the plan is not unique :cite:p:`ambrosio2008gradient`.
@@ -136,6 +140,19 @@ class SquaredDistanceTo(Functional):
     def modulus(self, dim: int) -> float | None:
         return 1.0 if dim == 1 and _on_line(self.target) else None
 
+    def why_modulus(self, dim: int) -> str:
+        if _on_line(self.target):
+            return (
+                "since W2 between densities on the line is a distance of a flat space"
+            )
+        return "since the squared distance is not convex along geodesics off the line"
+
+    def mixture_curvature(self) -> Curvature:
+        return Curvature.CONVEX
+
+    def why_mixture(self) -> str:
+        return "since plans of two measures mix to a plan of their mixture"
+
     def __repr__(self) -> str:
         return f"SquaredDistanceTo({self.target!r})"
 
@@ -187,6 +204,11 @@ class SinkhornDivergenceTo(Functional):
     Costs and other errors are those of `otflow.metrics.sinkhorn_divergence`: time and
     memory O((n + m)^2).
 
+    Without a `reach`, F is convex along mixtures: :math:`e^{-c/\varepsilon}` is a
+    Gaussian kernel, which is positive and universal, and then the divergence is convex
+    in each of its measures, on every bounded set (Theorem 1 of
+    :cite:t:`feydy2019interpolating`). With a `reach` no curvature is declared.
+
     Examples
     --------
     >>> import torch, otflow as of
@@ -206,6 +228,14 @@ class SinkhornDivergenceTo(Functional):
     def value(self, mu: Measure) -> Tensor:
         atoms = atoms_of(mu, self.target, "SinkhornDivergenceTo")
         return sinkhorn_divergence(atoms, self.target, blur=self.blur, reach=self.reach)
+
+    def mixture_curvature(self) -> Curvature | None:
+        return Curvature.CONVEX if self.reach is None else None
+
+    def why_mixture(self) -> str:
+        if self.reach is None:
+            return "since exp(-c/blur^2) is a Gaussian, a positive universal kernel"
+        return "since convexity is known for balanced transport: leave reach out"
 
     def __repr__(self) -> str:
         reach = "" if self.reach is None else f", reach={self.reach:g}"

@@ -9,7 +9,16 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
-from otflow._algebra import inverse, sum_of_bounds, text_of_multiple, text_of_sum
+from otflow._algebra import (
+    Curvature,
+    curvature_named,
+    inverse,
+    redefines,
+    sum_of_bounds,
+    sum_of_curvatures,
+    text_of_multiple,
+    text_of_sum,
+)
 from otflow._graphs import recording
 from otflow._moving import Move, move_of, moved_attributes
 from otflow._pairs import Sweep, pair_field
@@ -17,6 +26,10 @@ from otflow._typing import Ground
 from otflow._validation import check_function, check_kind, check_map, real
 
 __all__ = ["Combination", "Function", "Kernel", "PairKernel", "as_kernel"]
+
+# Methods that define the values of a kernel, and properties that depend on these.
+DEFINING = ("profile", "__call__", "values", "pairs", "even", "even_pairs")
+DEPENDING = (("modulus", "why_modulus"), ("mixture", "why_mixture"))
 
 
 class PairKernel(ABC):
@@ -33,10 +46,21 @@ class PairKernel(ABC):
         Whether the slope is known to be bounded where x = y.
     modulus : float or None
         A bound on the convexity; None if none is known.
+    mixture : Curvature or None
+        How the energy :math:`\tfrac12\iint K\,d\mu\,d\mu` bends along mixtures
+        :math:`(1 - t)\mu + t\nu`, also between atoms. A finite K is "convex" if and
+        only if it is conditionally positive definite: :math:`\iint K\,d\sigma\,d\sigma
+        \ge 0` for every signed :math:`\sigma` of mass 0. None if it is unknown, or
+        neither.
 
     See Also
     --------
     Kernel, TwoPoint : Of the difference x - y, and of any two points.
+
+    Notes
+    -----
+    A subclass that changes the values of its parent's kernel, as by a `profile` of its
+    own, inherits neither `modulus` nor `mixture`: it states its own.
 
     Examples
     --------
@@ -51,6 +75,17 @@ class PairKernel(ABC):
     singular: bool = False
     smooth: bool = False
     modulus: float | None = None
+    mixture: Curvature | str | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Forget what the parent knew of its values, if the subclass changes these."""
+        super().__init_subclass__(**options)
+        own = vars(cls)
+        for word, why in DEPENDING:
+            if word not in own and redefines(cls, DEFINING):
+                setattr(cls, word, None)
+            if word in vars(cls) and why not in own:
+                setattr(cls, why, vars(PairKernel)[why])
 
     @abstractmethod
     def pairs(self, x: Tensor, y: Tensor) -> Tensor:
@@ -63,6 +98,14 @@ class PairKernel(ABC):
     @abstractmethod
     def terms(self) -> tuple[tuple[float, PairKernel], ...]:
         r"""Return pairs ``(c_k, K_k)`` with :math:`K = \sum_k c_k K_k`."""
+
+    def why_modulus(self) -> str:
+        """Return why `modulus` is what it is, as the end of a sentence."""
+        return _declared(self, "modulus", self.modulus)
+
+    def why_mixture(self) -> str:
+        """Return why `mixture` is what it is, as the end of a sentence."""
+        return _declared(self, "mixture", self.mixture)
 
     def rows(self, points: Tensor) -> Tensor:
         """Return what the kernel sees of points (n, d), computed once for each."""
@@ -289,6 +332,8 @@ class Combination(Kernel):
     modulus : float or None
         The sum of the bounds, each times its factor. It is unknown if a bound is
         unknown or has a negative factor.
+    mixture : Curvature or None
+        That of the sum; a negative factor turns "convex" into "concave".
 
     Examples
     --------
@@ -316,6 +361,27 @@ class Combination(Kernel):
         self.smooth = all(W.smooth for W in kernels)
         self.is_radial = all(W.is_radial for W in kernels)
         self.modulus = sum_of_bounds((c, W.modulus) for c, W in self.parts)
+        self.mixture = sum_of_curvatures((c, W.mixture) for c, W in self.parts)
+
+    def why_modulus(self) -> str:
+        if self.modulus is not None:
+            return "the sum of the bounds of its kernels"
+        for c, W in self.parts:
+            if c < 0:
+                return f"since -{W!r} has no bound that is known"
+            if c and W.modulus is None:
+                return W.why_modulus()
+        return "since the sum of its bounds is infinite"
+
+    def why_mixture(self) -> str:
+        if self.mixture is not None:
+            return "by the signs of its kernels: " + "; ".join(
+                f"{W!r} times {c:g} {W.why_mixture()}" for c, W in self.parts if c
+            )
+        for c, W in self.parts:
+            if c and W.mixture is None:
+                return f"because of {W!r}, {W.why_mixture()}"
+        return "since one of its kernels is convex and another one is concave"
 
     def terms(self) -> tuple[tuple[float, Kernel], ...]:
         return self.parts
@@ -369,10 +435,13 @@ class Function(Kernel):
         infinite at 0.
     modulus : float, optional
         A :math:`\lambda` such that it is :math:`\lambda`-convex.
+    mixture : {"convex", "concave", "linear"}, optional
+        How its interaction energy bends along mixtures: "convex" for a function that is
+        conditionally positive definite. The word is not checked.
 
     Attributes
     ----------
-    function, singular, modulus
+    function, singular, modulus, mixture
         As above.
 
     Examples
@@ -384,12 +453,18 @@ class Function(Kernel):
     """
 
     def __init__(
-        self, function: Ground, *, singular: bool = False, modulus: float | None = None
+        self,
+        function: Ground,
+        *,
+        singular: bool = False,
+        modulus: float | None = None,
+        mixture: Curvature | str | None = None,
     ) -> None:
         self.function = function
         self.singular = singular
         self.is_radial = isinstance(function, Kernel) and function.is_radial
         self.modulus = None if modulus is None else real(modulus, "modulus")
+        self.mixture = curvature_named(mixture, "mixture")
 
     @property
     def bare(self) -> Kernel:
@@ -400,6 +475,14 @@ class Function(Kernel):
 
     def __repr__(self) -> str:
         return getattr(self.function, "__name__", None) or type(self.function).__name__
+
+
+def _declared(kernel: PairKernel, name: str, value: Any) -> str:
+    """Return where a property of a kernel comes from, for a kernel of any class."""
+    if value is not None:
+        return f"as {kernel!r} declares"
+    word = "0.0" if name == "modulus" else '"convex"'
+    return f"since {kernel!r} declares none: state {name}={word} if that is true of it"
 
 
 def as_kernel(W: Ground | PairKernel) -> PairKernel:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otflow._algebra import Curvature
 from otflow._autodiff import entrywise_derivative
 from otflow._graphs import records
 from otflow._pairs import Sweep
@@ -27,6 +28,13 @@ __all__ = [
     "RadialKernel",
     "Riesz",
 ]
+
+
+# Between two atoms of weights w and 1 - w the energy is w (1 - w) W: concave if W > 0.
+OMITTED = (
+    "since sums over atoms omit the pairs i = j, where the kernel is infinite, and "
+    "then the energy is not convex"
+)
 
 
 def _length(value: float, name: str) -> float:
@@ -59,6 +67,8 @@ class RadialKernel(Kernel):
         Whether the slope is bounded at 0.
     modulus : float or None
         A :math:`\lambda` such that W is :math:`\lambda`-convex; None if none is known.
+    mixture : Curvature or None
+        How its energy bends along mixtures, see `PairKernel`; None if unknown.
 
     Examples
     --------
@@ -191,6 +201,8 @@ class Gaussian(RadialKernel):
         As above.
     modulus : float
         :math:`-1/\sigma^2`, the Hessian's least eigenvalue (at z = 0).
+    mixture : Curvature
+        "convex": the kernel is positive definite.
 
     Raises
     ------
@@ -218,6 +230,8 @@ class Gaussian(RadialKernel):
     True
     """
 
+    mixture = Curvature.CONVEX
+
     def __init__(self, sigma: float, *, tolerance: float = 0.0) -> None:
         self.sigma = _length(sigma, "sigma")
         self.tolerance = positive(tolerance, "tolerance", or_zero=True)
@@ -232,6 +246,12 @@ class Gaussian(RadialKernel):
     def modulus(self) -> float:  # type: ignore[override]
         """The least eigenvalue of the Hessian."""
         return -1.0 / self.sigma**2
+
+    def why_modulus(self) -> str:
+        return "the least eigenvalue of its Hessian, -1/sigma^2, at z = 0"
+
+    def why_mixture(self) -> str:
+        return "since the kernel is positive definite"
 
     def profile(self, s: Tensor) -> Tensor:
         exponents = s * (-0.5 / self.sigma**2)
@@ -302,6 +322,8 @@ class InverseMultiquadric(RadialKernel):
         As above.
     modulus : float
         :math:`-2\beta/c^2`, the Hessian's least eigenvalue (at z = 0).
+    mixture : Curvature
+        "convex": the kernel is a mixture of Gaussians, so positive definite.
 
     Examples
     --------
@@ -309,6 +331,8 @@ class InverseMultiquadric(RadialKernel):
     >>> of.kernels.InverseMultiquadric(1.0)(torch.tensor([3.0, 4.0])).square()
     tensor(0.0385)
     """
+
+    mixture = Curvature.CONVEX
 
     def __init__(self, scale: float, *, power: float = 0.5) -> None:
         self.scale = _length(scale, "scale")
@@ -318,6 +342,12 @@ class InverseMultiquadric(RadialKernel):
     def modulus(self) -> float:  # type: ignore[override]
         """The least eigenvalue of the Hessian."""
         return -2.0 * self.power / self.scale**2
+
+    def why_modulus(self) -> str:
+        return "the least eigenvalue of its Hessian, -2 power/scale^2, at z = 0"
+
+    def why_mixture(self) -> str:
+        return "since the kernel is positive definite"
 
     def profile(self, s: Tensor) -> Tensor:
         return (1.0 + s / self.scale**2).pow(-self.power)
@@ -350,7 +380,8 @@ class PowerLaw(RadialKernel):
 
     Notes
     -----
-    Singular if b <= 0; the slope is bounded at 0 if b >= 2.
+    Singular if b <= 0; the slope is bounded at 0 if b >= 2. Along mixtures the energy
+    is neither convex nor concave: repulsion and attraction bend it up and down.
 
     Examples
     --------
@@ -380,6 +411,9 @@ class PowerLaw(RadialKernel):
         """Whether the slope is bounded at 0."""
         return self.repulsion >= 2
 
+    def why_mixture(self) -> str:
+        return "since repulsion bends the energy up and attraction bends it down"
+
     def profile(self, s: Tensor) -> Tensor:
         return power(s, self.attraction) - power(s, self.repulsion)
 
@@ -390,7 +424,7 @@ class PowerLaw(RadialKernel):
 class Quadratic(RadialKernel):
     r"""Quadratic attraction :math:`W(z) = |z|^2/2`; the energy is half the variance.
 
-    The profile is :math:`\varphi(s) = s/2`.
+    The profile is :math:`\varphi(s) = s/2`. The energy is concave along mixtures.
 
     Examples
     --------
@@ -400,6 +434,13 @@ class Quadratic(RadialKernel):
     """
 
     modulus = 1.0
+    mixture = Curvature.CONCAVE
+
+    def why_modulus(self) -> str:
+        return "the eigenvalue of its Hessian"
+
+    def why_mixture(self) -> str:
+        return "since the energy is half the variance"
 
     def profile(self, s: Tensor) -> Tensor:
         return 0.5 * s
@@ -412,7 +453,8 @@ class Log(RadialKernel):
     r"""Logarithmic repulsion :math:`W(z) = -\log|z|`, the Coulomb kernel of the plane.
 
     The profile is :math:`\varphi(s) = -\tfrac12\log s`, its slope :math:`\varphi'(s) =
-    -1/2s`. Singular: an atom does not interact with itself.
+    -1/2s`. Singular: an atom does not interact with itself. Along mixtures the energy
+    is convex between densities, but not between atoms, whose own energy is left out.
 
     Examples
     --------
@@ -423,6 +465,9 @@ class Log(RadialKernel):
 
     singular = True
     smooth = False
+
+    def why_mixture(self) -> str:
+        return OMITTED
 
     def profile(self, s: Tensor) -> Tensor:
         return -power(s, 0.0)
@@ -436,6 +481,8 @@ class Energy(RadialKernel):
 
     The profile is :math:`\varphi(s) = -\sqrt s`, its slope :math:`\varphi'(s) =
     -1/2\sqrt s`. W is finite at 0 and has a kink there; its gradient at 0 counts as 0.
+    The energy is convex along mixtures: W is conditionally positive definite
+    :cite:p:`schoenberg1938metric`.
 
     Examples
     --------
@@ -445,6 +492,10 @@ class Energy(RadialKernel):
     """
 
     smooth = False
+    mixture = Curvature.CONVEX
+
+    def why_mixture(self) -> str:
+        return "since -|z| is conditionally positive definite"
 
     def profile(self, s: Tensor) -> Tensor:
         return -power(s, 1.0)
@@ -458,7 +509,8 @@ class Riesz(RadialKernel):
 
     The profile is :math:`\varphi(s) = s^{-p/2}/p`, its slope :math:`\varphi'(s) =
     -\tfrac12 s^{-p/2-1}`. In dimension d >= 3 the Coulomb kernel is p = d - 2.
-    Singular: an atom does not interact with itself.
+    Singular: an atom does not interact with itself. Along mixtures the energy is convex
+    between densities for p < d, but not between atoms, whose own energy is left out.
 
     Parameters
     ----------
@@ -477,6 +529,9 @@ class Riesz(RadialKernel):
 
     def __init__(self, p: float) -> None:
         self.p = positive(p, "p")
+
+    def why_mixture(self) -> str:
+        return OMITTED
 
     def profile(self, s: Tensor) -> Tensor:
         return -power(s, -self.p)

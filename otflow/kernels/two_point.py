@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from otflow._algebra import Curvature, curvature_named
 from otflow._graphs import recording
 from otflow._typing import Ground
 from otflow._validation import check_function, check_map, real
@@ -38,10 +39,13 @@ class TwoPoint(PairKernel):
     modulus : float, optional
         A :math:`\lambda` such that K is :math:`\lambda`-convex in both points jointly,
         on :math:`\mathbb R^{2d}`.
+    mixture : {"convex", "concave", "linear"}, optional
+        How its interaction energy bends along mixtures: "convex" for a K that is
+        conditionally positive definite. The word is not checked.
 
     Attributes
     ----------
-    function, features, singular, modulus
+    function, features, singular, modulus, mixture
         As above.
 
     Raises
@@ -74,6 +78,7 @@ class TwoPoint(PairKernel):
         features: Ground | None = None,
         singular: bool = False,
         modulus: float | None = None,
+        mixture: Curvature | str | None = None,
     ) -> None:
         check_function(function, "K must be a function (..., d), (..., d) -> (...)")
         if features is not None:
@@ -82,6 +87,7 @@ class TwoPoint(PairKernel):
         self.features = features
         self.singular = singular
         self.modulus = None if modulus is None else real(modulus, "modulus")
+        self.mixture = curvature_named(mixture, "mixture")
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Return K at points x and y that broadcast, (..., d) to (...)."""

@@ -79,6 +79,8 @@ def decompose(network: Network, inputs: Tensor, y: Tensor) -> Decomposition:
     return Decomposition(
         constant=0.5 * y.square().sum() / n,
         potential=Potential(potential),
-        interaction=OfExpectation(lambda f: 0.5 * f.square().sum() / n, features),
+        interaction=OfExpectation(
+            lambda f: 0.5 * f.square().sum() / n, features, mixture="convex"
+        ),
         kernel=kernel,
     )

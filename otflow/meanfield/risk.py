@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from otflow._algebra import curvature_named
 from otflow._arrays import as_points
 from otflow._autodiff import check_finite
 from otflow._graphs import records
@@ -52,6 +53,9 @@ class Risk(Functional):
         "cross-entropy", :math:`-\log\mathrm{softmax}(f)_y`; or a function
         (f, y) -> (n,), one loss per sample. Losses are summed over outputs and averaged
         over data.
+    mixture : {"convex", "concave", "linear"}, optional
+        How a loss of your own bends in the outputs f, and so F along mixtures in the
+        scaling "mean-field". It is not checked. The losses above are convex.
     batch_size : int, optional
         Number of samples that `resample` draws, at most n. By default `resample`
         returns the risk of all data. `schemes.Minibatch` draws before each step; every
@@ -63,6 +67,8 @@ class Risk(Functional):
         As above; `y` is in the form that the loss takes.
     loss : str
         Name of the loss.
+    mixture : Curvature or None
+        The word given as `mixture`.
 
     Raises
     ------
@@ -94,6 +100,7 @@ class Risk(Functional):
         y: ArrayLike,
         *,
         loss: str | PerSample = "square",
+        mixture: Curvature | str | None = None,
         batch_size: int | None = None,
     ) -> None:
         if not isinstance(network, Network):
@@ -106,6 +113,7 @@ class Risk(Functional):
         X = as_points(X, "X").detach()
         self.network = network
         self._loss = as_loss(loss)
+        self.mixture = curvature_named(mixture, "mixture")
         self._dim = X.shape[1]
         self.y = self._loss.targets(y, X, network.outputs).clone()
         if batch_size is not None:
@@ -200,9 +208,21 @@ class Risk(Functional):
 
     def mixture_curvature(self) -> Curvature | None:
         # The outputs are linear in the measure in this scaling alone.
-        if self.network.scaling != "mean-field" or not self._loss.convex:
+        if self.network.scaling != "mean-field":
             return None
-        return Curvature.CONVEX
+        return Curvature.CONVEX if self._loss.convex else self.mixture
+
+    def why_mixture(self) -> str:
+        if self.network.scaling != "mean-field":
+            return (
+                f"since in the scaling {self.network.scaling!r} the outputs depend on "
+                f"the number of atoms: take scaling='mean-field'"
+            )
+        if self._loss.convex:
+            return f"since the outputs are linear and the loss {self.loss!r} is convex"
+        if self.mixture is not None:
+            return "since the outputs are linear, as mixture= declares of the loss"
+        return "since no shape of the loss is declared: Risk(..., mixture='convex')"
 
     def resample(self, generator: torch.Generator) -> Risk:
         """Return the risk of a random batch, an unbiased copy.
@@ -235,7 +255,7 @@ class Risk(Functional):
         new = object.__new__(type(self))
         new.network, new._loss, new._dim = self.network, self._loss, self._dim
         new.y, new._inputs = self.y[index], self._inputs[index]
-        new.batch_size = None
+        new.batch_size, new.mixture = None, self.mixture
         return new
 
     def decompose(self) -> Decomposition:
