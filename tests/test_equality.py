@@ -157,6 +157,18 @@ MAKE: dict[type, Callable[[], Any]] = {
     of.analysis.DissipationReport: lambda: of.analysis.energy_dissipation(
         potential(), flowed()
     ),
+    of.analysis.Finding: lambda: of.analysis.Finding(
+        "gap", of.analysis.Verdict.PROVED, 0.5, "at most 0.5"
+    ),
+    of.analysis.RunCertificate: lambda: of.analysis.certify(flowed(), potential()),
+    of.analysis.StepFinding: lambda: of.analysis.certify(flowed(), potential()).steps[
+        0
+    ],
+    of.analysis.VariationalReport: lambda: of.analysis.evolution_variational_inequality(
+        potential(), flowed(), cloud()
+    ),
+    of.analysis.Verdict: lambda: of.analysis.Verdict.PROVED,
+    of.functionals.Curvature: lambda: of.functionals.Curvature.CONVEX,
     of.testing.Nudge: of.testing.Nudge,
     of.testing.Problem: lambda: of.testing.Problem(
         potential(), cloud(), 0.1, of.metrics.wasserstein2
@@ -168,6 +180,10 @@ BY_VALUE = (
     proximal.Certificate,
     proximal.Guarantee,
     of.metrics.Bracket,
+    of.analysis.Finding,
+    of.analysis.StepFinding,
+    of.analysis.Verdict,
+    of.functionals.Curvature,
 )
 # These have sizes, items or operators, which an array might take for its own.
 ONE_BESIDE_ARRAYS = (

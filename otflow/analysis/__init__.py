@@ -7,16 +7,26 @@ from otflow.analysis.certificates import (
     minimizing_movement,
 )
 from otflow.analysis.convexity import ConvexityReport, displacement_convexity
+from otflow.analysis.evi import VariationalReport, evolution_variational_inequality
+from otflow.analysis.findings import Finding, RunCertificate, StepFinding, Verdict
 from otflow.analysis.rates import exponential_rate, observed_order
+from otflow.analysis.run_certificate import certify
 from otflow.analysis.weak_form import continuity_residual
 
 __all__ = [
     "ConvexityReport",
     "DissipationReport",
+    "Finding",
+    "RunCertificate",
+    "StepFinding",
+    "VariationalReport",
+    "Verdict",
+    "certify",
     "continuity_residual",
     "displacement_convexity",
     "dissipation",
     "energy_dissipation",
+    "evolution_variational_inequality",
     "exponential_rate",
     "minimizing_movement",
     "observed_order",

@@ -18,6 +18,7 @@ from otflow.trajectory import Trajectory
 
 __all__ = [
     "DissipationReport",
+    "check_each_step",
     "dissipation",
     "energy_dissipation",
     "minimizing_movement",
@@ -187,6 +188,22 @@ def minimizing_movement(trajectory: Trajectory[Any]) -> DissipationReport:
     >>> of.analysis.minimizing_movement(run).slack > 0
     True
     """
+    check_each_step(trajectory)
+    squares = torch.tensor(_squared_lengths(trajectory), dtype=torch.float64)
+    energy = trajectory.records["energy"].double().cpu()
+    times = trajectory.times
+    steps = times.diff()
+    # A stalled step takes no time and has length 0: avoid 0 / 0.
+    rested = (steps == 0) & (squares == 0)
+    return DissipationReport(
+        times=times,
+        drop=-energy.diff(),
+        dissipated=squares / (2 * steps.masked_fill(rested, 1.0)),
+    )
+
+
+def check_each_step(trajectory: Trajectory[Any]) -> None:
+    """Raise ValueError unless a trajectory recorded and kept each of its measures."""
     _check_recorded(trajectory, 2)
     if len(trajectory.times) != len(trajectory.info) + 1:
         msg = (
@@ -200,17 +217,6 @@ def minimizing_movement(trajectory: Trajectory[Any]) -> DissipationReport:
             "with both; flow again without snapshots=, and with every=1"
         )
         raise ValueError(msg)
-    squares = torch.tensor(_squared_lengths(trajectory), dtype=torch.float64)
-    energy = trajectory.records["energy"].double().cpu()
-    times = trajectory.times
-    steps = times.diff()
-    # A stalled step takes no time and has length 0: avoid 0 / 0.
-    rested = (steps == 0) & (squares == 0)
-    return DissipationReport(
-        times=times,
-        drop=-energy.diff(),
-        dissipated=squares / (2 * steps.masked_fill(rested, 1.0)),
-    )
 
 
 def _squared_lengths(trajectory: Trajectory[Any]) -> list[float]:

@@ -1,0 +1,330 @@
+"""A report on a run: what is proved, what is only observed, what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otflow._validation import check_kind
+from otflow.analysis.certificates import energy_dissipation
+from otflow.analysis.findings import Finding, RunCertificate, StepFinding, Verdict
+from otflow.analysis.run_steps import doubt_of_modulus, is_random, steps_of
+from otflow.errors import InvalidFunctional, NonFinite, Unsupported
+from otflow.functionals.base import Functional, check_functional
+from otflow.measures import GridDensity, Measure, Particles
+from otflow.optimality import Domain, GapKind, optimality_gap
+from otflow.proximal.certificate import ROUND_OFF
+from otflow.schemes import reports
+from otflow.trajectory import Trajectory
+
+__all__ = ["certify"]
+
+# Difference of an energy from that of the record, in units of the round-off of a sum.
+SAME = 16 * ROUND_OFF
+# Runs that ended as was asked.
+ENDED = ("finished", "stopped", "running")
+
+
+def certify(
+    run: Trajectory[Any],
+    F: Functional,
+    *,
+    domain: Domain | None = None,
+    descend: int = 50,
+) -> RunCertificate:
+    r"""Return a report on a run: what is proved, only observed, failed or unknown.
+
+    ======================== ==========================================================
+    Finding                  Verdict
+    ======================== ==========================================================
+    ``"status"``             observed, or failed if the run diverged or was interrupted
+    ``"functional"``         observed: F gives the energies that the run recorded
+    ``"energy"``             observed, or failed if a step raised the energy
+    ``"solves"``             observed, or failed if a solve did not converge
+    ``"exact step"``         proved if each step bounds the distance to the exact one
+    ``"time error"``         proved, by `Trajectory.time_error`
+    ``"dissipation"``        observed, by `energy_dissipation`
+    ``"slope"``              observed: :math:`F - \inf F \le |v|^2/2\lambda`
+    ``"gap"``                proved or observed, by `otflow.optimality.optimality_gap`
+    ======================== ==========================================================
+
+    Each is unknown where it has no meaning for the run, and its text says why. A proof
+    rests on the convexities that are declared of F; the report says which, and where
+    each comes from (`Functional.why`).
+
+    Parameters
+    ----------
+    run : Trajectory
+        What `otflow.flow` returned, or the ``trajectory`` of a `Diverged`; by any
+        scheme.
+    F : Functional
+        The functional of the run. The energies of the snapshots are computed again, and
+        compared with the records.
+    domain : Domain, optional
+        Over which measures the optimality gap of the end is taken; without it there is
+        none.
+    descend : int
+        Number of descent steps of the gap, see `optimality_gap`.
+
+    Returns
+    -------
+    RunCertificate
+        The report, as text, HTML or JSON.
+
+    Raises
+    ------
+    InvalidFunctional
+        If F is not the functional of the run: it gives other energies.
+    TypeError
+        If an argument is of the wrong kind.
+
+    See Also
+    --------
+    Trajectory.summary : How the run went, without any computation.
+
+    Notes
+    -----
+    Cost: a value and a velocity of F for each snapshot, and one gap.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    >>> mu = of.Particles(torch.tensor([[1.0], [3.0]], dtype=torch.float64))
+    >>> run = of.flow(F, mu, of.JKO(), dt=0.5, steps=4)
+    >>> report = of.analysis.certify(run, F)
+    >>> [finding.name for finding in report.proved]
+    ['exact step', 'time error']
+    """
+    check_kind(run, Trajectory, "run", cure="pass what flow returned")
+    check_functional(F)
+    if domain is not None:
+        check_kind(domain, Domain, "domain")
+    steps = tuple(steps_of(run))
+    dim = run.final.dim
+    doubt = doubt_of_modulus(run, F, dim)
+    findings = [
+        _status(run),
+        _functional(run, F),
+        _energy(run, steps),
+        _solves(run),
+        _exact(steps, doubt),
+        _time_error(run, doubt),
+        _dissipation(run, F),
+        _slope(F, run.final),
+        _gap(F, run.final, domain, descend),
+    ]
+    count = len(run.info)
+    head = f"{run.status} after {count} step{'s' * (count != 1)}"
+    if len(run.times):
+        head += f", t = {float(run.times[-1]):.6g}"
+    return RunCertificate(head, tuple(findings), steps, F.why(dim))
+
+
+def _status(run: Trajectory[Any]) -> Finding:
+    verdict = Verdict.OBSERVED if run.status in ENDED else Verdict.FAILED
+    return Finding("status", verdict, None, f"{run.status}: {run.message}")
+
+
+def _functional(run: Trajectory[Any], F: Functional) -> Finding:
+    """Compare the energies of the snapshots with the records."""
+    name, energies = "functional", run.records.get("energy")
+    rows = {step: row for row, step in enumerate(run.steps.tolist())}
+    worst, count, left_out = 0.0, 0, False
+    for mu, step in zip(run.snapshots, run.snapshot_steps.tolist(), strict=True):
+        if energies is None or step not in rows:
+            continue
+        recorded, found = float(energies[rows[step]]), _energies(F, mu)
+        if not found:
+            text = f"F has no value on a {type(mu).__name__}, so it was not compared"
+            return Finding(name, Verdict.UNKNOWN, None, text)
+        nearest = min(found, key=lambda value: abs(value - recorded))
+        error = abs(nearest - recorded)
+        scale = float(energies.double().abs().max())
+        if not error <= SAME * _precision(energies) * scale:
+            msg = (
+                f"F is not the functional of the run: at step {step} the run recorded "
+                f"the energy {recorded:.9g}, and {F!r} gives {nearest:.9g}; pass the "
+                f"functional that was given to flow"
+            )
+            raise InvalidFunctional(msg)
+        left_out = left_out or nearest != found[0] or len(found) == 1
+        worst, count = max(worst, error / scale if scale else 0.0), count + 1
+    left_out = left_out and F.split_entropy()[0] != 0
+    if not count:
+        text = "no measure was kept at a recorded time, so F was not compared"
+        return Finding(name, Verdict.UNKNOWN, None, text)
+    text = (
+        f"gives the recorded energy of {count} snapshots, to {worst:.2g} of the largest"
+    )
+    if left_out:
+        text += "; the records leave the entropy out"
+    if worst > SAME * torch.finfo(run.final.dtype).eps:
+        text += "; that is no round-off of this dtype"
+        return Finding(name, Verdict.UNKNOWN, worst, text)
+    return Finding(name, Verdict.OBSERVED, worst, text)
+
+
+def _precision(energies: Tensor) -> float:
+    """Return the round-off of recorded energies, in the dtype of the flow.
+
+    A run in float32 that was moved to float64 has the energies that it had.
+    """
+    narrow = bool((energies.float().to(energies) == energies).all())
+    return torch.finfo(torch.float32 if narrow else energies.dtype).eps
+
+
+def _energies(F: Functional, mu: Measure) -> list[float]:
+    """Return F and F without its entropy, those of them that have a value."""
+    temperature, rest = F.split_entropy()
+    found = []
+    for G in (F, rest) if temperature else (F,):
+        with torch.no_grad(), suppress(Unsupported, NonFinite):
+            found.append(float(G.value(mu)))
+    return found
+
+
+def _energy(run: Trajectory[Any], steps: Sequence[StepFinding]) -> Finding:
+    known = [s for s in steps if s.energy != Verdict.UNKNOWN]
+    rises = [s for s in known if s.energy == Verdict.FAILED]
+    name, of = "energy", f"of {len(steps)} steps"
+    if rises:
+        text = f"rose in {len(rises)} {of}, first in step {rises[0].step}"
+        return Finding(name, Verdict.FAILED, float(len(rises)), text)
+    if len(known) == len(steps) and steps:
+        first, last = (float(run.records["energy"][k]) for k in (0, -1))
+        text = f"did not rise in any {of}, {first:.6g} to {last:.6g}"
+        return Finding(name, Verdict.OBSERVED, 0.0, text)
+    random = sum(map(is_random, run.info))
+    if random:
+        text = f"{random} {of} are random, and a random step may raise the energy"
+    else:
+        text = f"known at both ends of {len(known)} {of}: record each, every=1"
+    return Finding(name, Verdict.UNKNOWN, None, text)
+
+
+def _solves(run: Trajectory[Any]) -> Finding:
+    solved = [found for r in run.info if (found := reports.converged(r)) is not None]
+    if not solved:
+        return Finding("solves", Verdict.UNKNOWN, None, "no step solved anything")
+    good, of = sum(solved), f"of {len(solved)} steps"
+    if good < len(solved):
+        text = f"converged in {good} {of}; run.summary() names the cures"
+        return Finding("solves", Verdict.FAILED, float(good), text)
+    return Finding("solves", Verdict.OBSERVED, float(good), f"converged in {good} {of}")
+
+
+def _exact(steps: Sequence[StepFinding], doubt: str | None) -> Finding:
+    name, of = "exact step", f"of {len(steps)} steps"
+    proved = [s for s in steps if s.exact == Verdict.PROVED]
+    if doubt is not None:
+        return Finding(name, Verdict.FAILED, None, f"nothing is proved: {doubt}")
+    if proved and len(proved) == len(steps):
+        bound = max(s.bound or 0.0 for s in steps)
+        text = (
+            f"within W2 distance {bound:.3g} of the end of each step, for the exact "
+            f"step from its start, by the modulus of F"
+        )
+        return Finding(name, Verdict.PROVED, bound, text)
+    failures = [s for s in steps if s.exact == Verdict.FAILED]
+    if failures:
+        text = f"no guarantee in {len(failures)} {of}, first in step {failures[0].step}"
+        return Finding(name, Verdict.FAILED, float(len(failures)), text)
+    critical = [s for s in steps if s.exact == Verdict.OBSERVED]
+    if proved or critical:
+        text = (
+            f"bounded in {len(proved)} {of}, in {len(critical)} a critical point of "
+            f"the objective, to the tolerance"
+        )
+        return Finding(name, Verdict.OBSERVED, None, text)
+    return Finding(name, Verdict.UNKNOWN, None, "no step bounds its distance to it")
+
+
+def _time_error(run: Trajectory[Any], doubt: str | None) -> Finding:
+    name = "time error"
+    if doubt is not None:
+        return Finding(name, Verdict.FAILED, None, f"nothing is proved: {doubt}")
+    if not run.info or not len(run.times):
+        return Finding(name, Verdict.UNKNOWN, None, "no step was made")
+    try:
+        bound = float(run.time_error()[-1])
+    except Unsupported as error:
+        return Finding(name, Verdict.UNKNOWN, None, str(error))
+    text = (
+        f"the exact flow is within W2 distance {bound:.3g} at the last record, in the "
+        f"same representation, by the modulus of F"
+    )
+    return Finding(name, Verdict.PROVED, bound, text)
+
+
+def _dissipation(run: Trajectory[Any], F: Functional) -> Finding:
+    name = "dissipation"
+    if any(map(is_random, run.info)):
+        text = "the identity is one of flows without noise"
+        return Finding(name, Verdict.UNKNOWN, None, text)
+    first, last = run.snapshots[:1], run.snapshots[-1:]
+    if len(run) < 2:
+        return Finding(
+            name, Verdict.UNKNOWN, None, "fewer than two snapshots were kept"
+        )
+    if isinstance(last[0], Particles) and not _same_masses(first[0], last[0]):
+        text = "the identity is one of transport alone, and masses changed"
+        return Finding(name, Verdict.UNKNOWN, None, text)
+    try:
+        found = energy_dissipation(F, run)
+    except (Unsupported, NonFinite) as error:
+        return Finding(name, Verdict.UNKNOWN, None, str(error))
+    lost, spent = float(found.drop.sum()), float(found.dissipated.sum())
+    text = (
+        f"{lost:.6g} lost, {spent:.6g} by the integral of |v|^2 over the snapshots; "
+        f"both agree as dt and the spacing of the snapshots tend to 0"
+    )
+    return Finding(name, Verdict.OBSERVED, found.residual, text)
+
+
+def _same_masses(mu: Measure, nu: Measure) -> bool:
+    return mu.n == nu.n and bool(torch.equal(mu.weights, nu.weights))
+
+
+def _slope(F: Functional, mu: Measure) -> Finding:
+    r"""Bound F by its slope: :math:`F(\nu) \ge F(\mu) - |v|^2/2\lambda` for all nu."""
+    name, modulus = "slope", F.modulus(mu.dim)
+    if modulus is None or modulus <= 0:
+        text = "no positive modulus of F is known"
+        return Finding(name, Verdict.UNKNOWN, None, text)
+    if isinstance(mu, GridDensity):
+        text = "velocities between cells are no slope of F along geodesics"
+        return Finding(name, Verdict.UNKNOWN, None, text)
+    try:
+        v = F.velocity(mu)
+    except (Unsupported, NonFinite) as error:
+        return Finding(name, Verdict.UNKNOWN, None, str(error))
+    bound = float(mu.inner(v, v)) / (2 * modulus)
+    text = (
+        f"F is within {bound:.3g} of its infimum, by the velocity at the end and the "
+        f"modulus {modulus:g}, up to the round-off of the velocity"
+    )
+    return Finding(name, Verdict.OBSERVED, bound, text)
+
+
+def _gap(F: Functional, mu: Measure, domain: Domain | None, descend: int) -> Finding:
+    name = "gap"
+    if domain is None:
+        text = "no domain was given: certify(run, F, domain=BoxDomain(lower, upper))"
+        return Finding(name, Verdict.UNKNOWN, None, text)
+    try:
+        gap = optimality_gap(F, mu, domain, descend=descend)
+    except (Unsupported, NonFinite) as error:
+        return Finding(name, Verdict.UNKNOWN, None, str(error))
+    text = f"F - inf F <= {gap.value:.6g} over the domain, {gap.kind}: {gap.reason}"
+    verdict = {
+        GapKind.PROVED: Verdict.PROVED,
+        GapKind.SEARCHED: Verdict.OBSERVED,
+    }.get(gap.kind, Verdict.UNKNOWN)
+    if verdict == Verdict.UNKNOWN:
+        return Finding(name, verdict, None, gap.reason)
+    return Finding(name, verdict, gap.value, text)

@@ -1,0 +1,95 @@
+"""What the reports of the steps of a run say of each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from otflow.analysis.findings import StepFinding, Verdict
+from otflow.functionals.base import Functional
+from otflow.proximal import Certificate, Guarantee
+from otflow.proximal.certificate import CERTIFYING, NESTED, ROUND_OFF
+from otflow.trajectory import Trajectory
+
+__all__ = ["doubt_of_modulus", "is_random", "steps_of"]
+
+# Entries of the schemes that draw noise, data or copies of atoms.
+RANDOM = ("temperature", "level", "batch_energy", "resampled")
+
+
+def steps_of(run: Trajectory[Any]) -> Iterator[StepFinding]:
+    """Yield what is known of each step."""
+    recorded = {}
+    if "energy" in run.records:
+        energies = run.records["energy"].double().tolist()
+        recorded = dict(zip(run.steps.tolist(), energies, strict=True))
+    noise = ROUND_OFF * torch.finfo(run.final.dtype).eps
+    for k, report in enumerate(run.info):
+        before, after = report.energy_before, report.energy_after
+        # A draw of data has another energy than F.
+        if "batch_energy" in report.entries or before is None or after is None:
+            before, after = recorded.get(k), recorded.get(k + 1)
+        energy = Verdict.UNKNOWN
+        if before is not None and after is not None:
+            slack = noise * max(abs(before), abs(after))
+            # Without convergence the noise is a residual, which may hide a rise.
+            if report.converged:
+                slack = max(slack, report.noise or 0.0)
+            energy = Verdict.FAILED if after - before > slack else Verdict.OBSERVED
+        # A random step promises no fall, and noise leaves the entropy out of it.
+        rose = energy == Verdict.FAILED
+        if is_random(report, "temperature") or (rose and is_random(report)):
+            energy = Verdict.UNKNOWN
+        leaves = list(_leaves(report))
+        claims = [leaf.guarantee for leaf in leaves if leaf.guarantee is not None]
+        words = " + ".join(dict.fromkeys(map(str, claims))) or None
+        exact, bound = _distance(leaves)
+        yield StepFinding(k, report.dt, before, after, energy, words, exact, bound)
+
+
+def _distance(leaves: Sequence[Certificate]) -> tuple[Verdict, float | None]:
+    """Return how far the exact step from the start of each part is known to be."""
+    claims = [leaf.guarantee for leaf in leaves]
+    bounds = [leaf.bound for leaf in leaves if leaf.bound is not None]
+    if all(c == Guarantee.EXACT for c in claims) and len(bounds) == len(leaves):
+        return Verdict.PROVED, max(bounds)
+    known = [claim for claim in claims if claim is not None]
+    if not known:
+        return Verdict.UNKNOWN, None
+    if all(claim in CERTIFYING for claim in known):
+        return Verdict.OBSERVED, None
+    return Verdict.FAILED if Guarantee.NONE in known else Verdict.UNKNOWN, None
+
+
+def _leaves(report: Certificate) -> Iterator[Certificate]:
+    """Yield the reports of the parts of a step that have no parts themselves.
+
+    The stages of a step of higher order are no steps: it is one part.
+    """
+    names = [name for name in NESTED if name != "stages"]
+    inner = [part for name in names for part in report.entries.get(name, ())]
+    if not inner:
+        yield report
+    for part in inner:
+        yield from _leaves(part)
+
+
+def is_random(report: Certificate, *words: str) -> bool:
+    """Return whether a step draws numbers, as one of these entries says."""
+    entries = {name for leaf in _leaves(report) for name in leaf.entries}
+    return not entries.isdisjoint(words or RANDOM)
+
+
+def doubt_of_modulus(run: Trajectory[Any], F: Functional, dim: int) -> str | None:
+    """Return why the steps used a modulus that F does not state, None if none did."""
+    own = F.modulus(dim)
+    for k, report in enumerate(run.info):
+        for leaf in _leaves(report):
+            used = leaf.modulus
+            if used is None or leaf.guarantee is None:
+                continue
+            if own is None or used > own + 1e-9 * abs(own):
+                return f"step {k} used the modulus {used:g}, and F states {own}"
+    return None

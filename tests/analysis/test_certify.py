@@ -1,0 +1,272 @@
+"""Reports on runs by every scheme: nothing is called proved that is not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.analysis import certify
+from otflow.errors import Diverged, InvalidFunctional
+from otflow.testing.clouds import normal
+
+F64 = torch.float64
+SPRING = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+BARE = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+WELL = of.Potential(lambda x: 0.25 * (x.square() - 1).square().sum(-1))
+MU = of.Particles(normal(8, 2, seed=1))
+NAMES = [
+    "status",
+    "functional",
+    "energy",
+    "solves",
+    "exact step",
+    "time error",
+    "dissipation",
+    "slope",
+    "gap",
+]
+
+
+def cells():
+    return of.GridDensity.from_function(
+        lambda x: (-4 * (x - 1).square().sum(-1)).exp(), -4.0, 4.0, (80,), dtype=F64
+    )
+
+
+def run(F, mu, scheme, **options):
+    options = {"dt": 0.1, "steps": 4, "generator": 0} | options
+    return of.flow(F, mu, scheme, **options)
+
+
+def verdicts(report):
+    assert [finding.name for finding in report.findings] == NAMES
+    return {finding.name: str(finding.verdict) for finding in report.findings}
+
+
+def value(report, name):
+    number = report[name].value
+    assert number is not None
+    return number
+
+
+def test_all_is_proved_of_a_convex_flow():
+    F, dt, n = SPRING, 0.1, 4
+    report = certify(run(F, MU, of.JKO(), dt=dt, steps=n), F)
+    found = verdicts(report)
+    assert found["exact step"] == found["time error"] == "proved"
+    assert found["energy"] == found["functional"] == found["dissipation"] == "observed"
+    assert found["gap"] == "unknown"
+    assert not report.failed
+    # The numbers bound what is known exactly.
+    final = MU.points / (1 + dt) ** n
+    exact = MU.points * torch.exp(torch.tensor(-dt * n, dtype=F64))
+    apart = float((final - exact).square().sum(1).mean().sqrt())
+    assert apart <= value(report, "time error") <= 3 * apart
+    assert 0 <= value(report, "exact step") < 1e-6
+    least = float(F(of.Particles(final)))  # inf F = 0
+    assert report["slope"].value == pytest.approx(least, rel=1e-9)
+    assert all(
+        step.exact == "proved" and step.energy == "observed" for step in report.steps
+    )
+
+
+SCHEMES = {
+    "explicit": (BARE, MU, of.ExplicitEuler()),
+    "with a modulus": (SPRING, MU, of.ExplicitEuler()),
+    "Langevin": (BARE + 0.1 * of.Entropy(), MU, of.Langevin()),
+    "SVGD": (BARE + of.Entropy(), MU, of.schemes.SVGD(of.kernels.Gaussian(1.0))),
+    "birth and death": (SPRING, MU, of.BirthDeath()),
+    "chain": (SPRING, MU, of.chain(of.ExplicitEuler(), of.BirthDeath())),
+    "chain with a solve": (SPRING, MU, of.chain(of.JKO(), of.BirthDeath())),
+    "noise": (BARE, MU, of.schemes.NoisyEuler(0.3)),
+    "batches": (
+        of.MMDTo(normal(9, 2, seed=4), of.kernels.Gaussian(1.0), batch_size=3),
+        MU,
+        of.schemes.Minibatch(of.ExplicitEuler()),
+    ),
+    "copies": (
+        SPRING,
+        MU,
+        of.chain(of.BirthDeath(5.0), of.schemes.Resample(0.999)),
+    ),
+    "no convexity": (WELL, MU, of.JKO()),
+    "second order": (SPRING, MU, of.JKO(order=2)),
+    "regularised": (
+        SPRING,
+        MU,
+        of.JKO(of.proximal.SinkhornParticles(0.1)),
+    ),
+}
+
+
+def make(name):
+    F, mu, scheme = SCHEMES[name]
+    return F, run(F, mu, scheme)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_nothing_is_proved_of_what_has_no_proof(name):
+    F, trajectory = make(name)
+    report = certify(trajectory, F)
+    verdicts(report)
+    assert not report.proved, report.proved
+    assert not report.failed, report.failed
+    assert len(report.steps) == 4
+    if name in ("Langevin", "SVGD"):
+        assert report["energy"].verdict == "unknown"
+        assert "leave the entropy out" in report["functional"].text
+    if "birth" in name or "chain" in name:
+        assert report["exact step"].verdict != "proved"
+        assert "masses changed" in report["dissipation"].text
+    if name == "no convexity":
+        assert {step.guarantee for step in report.steps} == {"stationary"}
+        assert report["exact step"].verdict == "observed"
+        assert "unknown convexity" in report["time error"].text
+
+
+def test_an_adaptive_flow_is_proved_step_by_step():
+    scheme = of.schemes.Adaptive(of.JKO(), tolerance=1e-2)
+    trajectory = run(SPRING, MU, scheme)
+    report = certify(trajectory, SPRING)
+    assert report["exact step"].verdict == "proved"
+    assert report["time error"].verdict == "proved"
+    assert report["time error"].value == float(trajectory.time_error()[-1])
+
+
+@pytest.mark.parametrize(
+    "mu",
+    [
+        of.Quantiles(torch.linspace(-1, 3, 30, dtype=F64)),
+        of.Gaussian(torch.ones(2, dtype=F64), 3 * torch.eye(2, dtype=F64)),
+    ],
+    ids=["quantiles", "Gaussian"],
+)
+def test_densities_are_certified_too(mu):
+    F = SPRING + of.Entropy()
+    report = certify(run(F, mu, of.JKO()), F)
+    assert {f.name for f in report.proved} == {"exact step", "time error"}
+    assert not report.failed
+
+
+def test_a_grid_bounds_each_step_but_not_the_time_error():
+    F = SPRING + of.Entropy()
+    report = certify(run(F, cells(), of.JKO()), F)
+    assert [finding.name for finding in report.proved] == ["exact step"]
+    assert "time_error(inner=False)" in report["time error"].text
+    assert "no slope of F" in report["slope"].text
+
+
+def test_another_functional_is_refused():
+    trajectory = run(SPRING, MU, of.JKO())
+    for F in (2 * SPRING, SPRING + 1e-6 * WELL, WELL):
+        with pytest.raises(InvalidFunctional, match="not the functional of the run"):
+            certify(trajectory, F)
+
+
+def test_a_modulus_that_the_functional_does_not_state_proves_nothing():
+    trajectory = run(SPRING, MU, of.JKO())
+    for F in (BARE, of.Potential(SPRING.V, modulus=0.5)):
+        report = certify(trajectory, F)
+        assert not report.proved
+        assert "used the modulus 1" in report["exact step"].text
+        assert report["time error"].verdict == "failed"
+
+
+def test_what_failed_is_said():
+    with pytest.raises(Diverged) as caught:
+        run(
+            -1.0 * WELL,
+            of.Particles(2 + MU.points.abs()),
+            of.ExplicitEuler(),
+            dt=1.0,
+            steps=50,
+        )
+    report = certify(caught.value.trajectory, -1.0 * WELL)
+    assert report["status"].verdict == "failed"
+    assert str(report).startswith("diverged after")
+    # Steps that are too long raise the energy.
+    report = certify(run(SPRING, MU, of.ExplicitEuler(), dt=2.5), SPRING)
+    assert report["energy"].verdict == "failed"
+    assert [step.energy for step in report.steps] == ["failed"] * 4
+    assert "rose in 4 of 4 steps, first in step 0" in report["energy"].text
+
+
+def test_a_solve_that_does_not_converge_is_a_failure():
+    scheme = of.JKO(of.proximal.ParticleProximal(max_gradients=1))
+    with pytest.warns(of.errors.NotConvergedWarning):
+        trajectory = run(WELL, MU, scheme)
+    report = certify(trajectory, WELL)
+    assert report["solves"].verdict == report["exact step"].verdict == "failed"
+    assert not report.proved
+
+
+def test_a_run_of_few_records_is_certified_as_far_as_it_goes():
+    trajectory = run(SPRING, MU, of.ExplicitEuler(), every=2)
+    report = certify(trajectory, SPRING)
+    assert report["energy"].verdict == "unknown"
+    assert "every=1" in report["energy"].text
+    assert report["functional"].verdict == "observed"
+    nothing = run(SPRING, MU, of.ExplicitEuler(), steps=0)
+    report = certify(nothing, SPRING)
+    assert not report.proved
+    assert report.steps == ()
+    assert report.head.startswith("finished after 0 steps")
+
+
+def test_a_run_in_another_dtype_is_compared_as_far_as_its_digits_go():
+    single = of.Particles(MU.points.float())
+    report = certify(run(SPRING, single, of.JKO()), SPRING)
+    assert report["functional"].verdict == "observed"
+    report = certify(run(SPRING, single, of.JKO()).to(F64), SPRING)
+    assert report["functional"].verdict == "unknown"
+    assert "no round-off of this dtype" in report["functional"].text
+
+
+def test_the_gap_keeps_its_kind():
+    F, mu = SPRING, of.Particles(MU.points / 4)
+    box = of.optimality.BoxDomain(
+        torch.full((2,), -2.0, dtype=F64), torch.full((2,), 2.0, dtype=F64)
+    )
+    gap = of.optimality.optimality_gap(F, run(F, mu, of.JKO()).final, box)
+    report = certify(run(F, mu, of.JKO()), F, domain=box)
+    words = {"proved": "proved", "searched": "observed"}
+    assert report["gap"].verdict == words[gap.kind]
+    assert report["gap"].value == pytest.approx(gap.value)
+    G = of.Interaction(of.kernels.Quadratic())
+    report = certify(run(G, mu, of.JKO()), G, domain=box)
+    assert report["gap"].verdict == "unknown"
+    assert report["gap"].value is None
+
+
+def test_it_is_written_as_text_page_and_json():
+    trajectory = run(SPRING, MU, of.JKO(), steps=30)
+    report = certify(trajectory, SPRING)
+    text = str(report)
+    for word in ("proved", "observed", "unknown", "convexity", "12 of 30 steps"):
+        assert word in text
+    assert "as modulus= of V declares" in text
+    assert "failed" not in text
+    page = report._repr_html_()
+    assert page.startswith("<div>")
+    assert "time error" in page
+    assert "no picture" not in page
+    read = json.loads(report.to_json())
+    assert len(read["steps"]) == 30
+    assert read["findings"][0]["verdict"] == "observed"
+    assert {f["name"] for f in read["findings"]} == set(NAMES)
+    counts = "2 proved, 6 observed, 1 unknown"
+    assert repr(report) == (f"RunCertificate(finished after 30 steps, t = 3: {counts})")
+    with pytest.raises(KeyError, match="the findings are status, functional"):
+        report["energie"]
+
+
+def test_what_is_no_run_is_refused():
+    with pytest.raises(TypeError, match="pass what flow returned"):
+        certify(MU, SPRING)
+    with pytest.raises(TypeError, match="F must be"):
+        certify(run(SPRING, MU, of.JKO()), lambda x: x)
+    with pytest.raises(TypeError, match="domain must be"):
+        certify(run(SPRING, MU, of.JKO()), SPRING, domain=3)
