@@ -17,6 +17,7 @@ from tests.messages import messages, names_a_cure
 FLOORS = (
     "blobs",
     "cells",
+    "convexities",
     "distances",
     "entries",
     "exact_plans",
@@ -37,6 +38,8 @@ FLOORS = (
 MODULES = ("tests.test_cures", *(f"tests.test_cures_of_{name}" for name in FLOORS))
 DEVICE = "it takes a second device"
 ADVICE = "a line of run.summary(), in tests/test_views.py"
+REASON = "a line of F.why(), in tests/functionals/test_why.py"
+REPORT = "a line of a report on a run, in tests/analysis/test_certify.py"
 GUARD = "no input is known that leads there: an earlier check or a safeguard holds"
 # Beginnings of the last clauses of messages that no case provokes, and why.
 LEFT = {
@@ -44,6 +47,11 @@ LEFT = {
     "a film needs ffmpeg, which is not to be found": "tests/test_plotting.py hides it",
     "call to_jshtml()": "tests/test_plotting.py hides ffmpeg",
     "take a smaller dt, or ExplicitEuler(backtracking=True)": ADVICE,
+    "where you know it": REASON,
+    "if that is true of it": REASON,
+    "convexity is known for balanced transport": REASON,
+    "the outputs depend on the number of atoms: take": REASON,
+    "at both ends of": REPORT,
     "move one with .to('": DEVICE,
     "move one with .to(...)": DEVICE,
     "use mu.to('cpu')": DEVICE,

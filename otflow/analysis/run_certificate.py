@@ -162,7 +162,7 @@ def _functional(run: Trajectory[Any], F: Functional) -> Finding:
         f"gives the recorded energy of {count} snapshots, to {worst:.2g} of the largest"
     )
     if left_out:
-        text += "; the records leave the entropy out"
+        text += "; the records are without the entropy"
     if worst > SAME * torch.finfo(run.final.dtype).eps:
         text += "; that is no round-off of this dtype"
         return Finding(name, Verdict.UNKNOWN, worst, text)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from otflow.errors import Unsupported
 from otflow.functionals import Entropy, Functional, Potential
-from otflow.measures import Measure, Particles
+from otflow.measures import GridDensity, Measure, Particles
 from otflow.testing.clouds import (
     assert_plain,
     assert_untouched,
@@ -311,3 +311,19 @@ class FunctionalContract:
             for t in (0.1, 0.5, 0.9):
                 found = float(second_difference(path, t, 0.05))
                 assert found >= modulus * cost - 1e-9 * (1 + abs(found))
+
+    def test_a_declared_mixture_curvature_bounds_every_second_difference(self) -> None:
+        """Check that second differences along mixtures have the sign of the word."""
+        F = self.make()
+        word = F.mixture_curvature()
+        if word is None:
+            return
+        for seed in range(5):
+            a, b = self.measure(seed=seed), self.measure(seed=seed + 70)
+            if not isinstance(a, (Particles, GridDensity)):
+                return  # only these have mixtures of their own kind
+            values = [float(F.value(a.mix(b, t))) for t in (0.0, 0.5, 1.0)]
+            bend = values[2] - 2 * values[1] + values[0]
+            noise = 1e-8 * (1 + max(map(abs, values)))
+            assert word == "concave" or bend >= -noise
+            assert word == "convex" or bend <= noise

@@ -168,3 +168,53 @@ def test_the_reason_of_a_sum_of_kernels_names_the_kernel(W, words):
 def test_a_translation_bounds_the_modulus_of_an_interaction():
     F = of.Interaction(square, modulus=1.0)
     assert "Interaction(square): 0, since a translation does not change F" in F.why()
+
+
+def test_what_a_reason_says_to_do_makes_it_known():
+    def bump(z):
+        return (-z.square()).exp().prod(-1)
+
+    def network(scaling):
+        return of.meanfield.TwoLayer("tanh", scaling=scaling)
+
+    X = torch.linspace(-1, 1, 5, dtype=F64)[:, None]
+    unknown_then_known = [
+        (
+            of.Interaction(of.kernels.Function(bump)),
+            'state mixture="convex" if that is true',
+            of.Interaction(of.kernels.Function(bump, mixture="convex")),
+        ),
+        (
+            of.meanfield.Risk(network("ntk"), X, X[:, 0]),
+            "take scaling='mean-field'",
+            of.meanfield.Risk(network("mean-field"), X, X[:, 0]),
+        ),
+        (
+            of.meanfield.Risk(network("mean-field"), X, X[:, 0], loss=torch.sub),
+            "Risk(..., mixture='convex')",
+            of.meanfield.Risk(
+                network("mean-field"), X, X[:, 0], loss=torch.sub, mixture="linear"
+            ),
+        ),
+        (
+            of.OfExpectation(torch.sum, torch.sin),
+            'OfExpectation(R, Phi, mixture="convex")',
+            of.OfExpectation(torch.sum, torch.sin, mixture="linear"),
+        ),
+        (
+            of.Internal(torch.log),
+            'Internal(e, mixture="convex")',
+            of.Internal(torch.log, mixture="convex"),
+        ),
+        (
+            of.SinkhornDivergenceTo(X, 0.1, reach=1.0),
+            "leave reach out",
+            of.SinkhornDivergenceTo(X, 0.1),
+        ),
+    ]
+    for before, words, after in unknown_then_known:
+        assert before.mixture_curvature() is None
+        assert words in before.why_mixture()
+        assert after.mixture_curvature() is not None
+    assert "Potential(V, modulus=...)" in of.Potential(square).why_modulus(2)
+    assert "Internal(e, modulus=0.0)" in of.Internal(torch.log).why_modulus(2)
