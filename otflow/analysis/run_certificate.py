@@ -46,7 +46,7 @@ def certify(
     ``"energy"``             observed, or failed if a step raised the energy
     ``"solves"``             observed, or failed if a solve did not converge
     ``"exact step"``         proved if each step bounds the distance to the exact one
-    ``"time error"``         proved, by `Trajectory.time_error`
+    ``"time error"``         proved, by `~otflow.Trajectory.time_error`
     ``"dissipation"``        observed, by `energy_dissipation`
     ``"slope"``              observed: :math:`F - \inf F \le |v|^2/2\lambda`
     ``"gap"``                proved or observed, by `otflow.optimality.optimality_gap`
@@ -84,7 +84,7 @@ def certify(
 
     See Also
     --------
-    Trajectory.summary : How the run went, without any computation.
+    otflow.Trajectory.summary : How the run went, without any computation.
 
     Notes
     -----
@@ -250,6 +250,9 @@ def _time_error(run: Trajectory[Any], doubt: str | None) -> Finding:
         return Finding(name, Verdict.FAILED, None, f"nothing is proved: {doubt}")
     if not run.info or not len(run.times):
         return Finding(name, Verdict.UNKNOWN, None, "no step was made")
+    if any(is_random(report, "batch_energy") for report in run.info):
+        text = "the steps minimised other draws of data, not F"
+        return Finding(name, Verdict.UNKNOWN, None, text)
     try:
         bound = float(run.time_error()[-1])
     except Unsupported as error:

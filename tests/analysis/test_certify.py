@@ -17,6 +17,16 @@ SPRING = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
 BARE = of.Potential(lambda x: 0.5 * x.square().sum(-1))
 WELL = of.Potential(lambda x: 0.25 * (x.square() - 1).square().sum(-1))
 MU = of.Particles(normal(8, 2, seed=1))
+
+
+class Drawn(of.functionals.Scaled):
+    """A functional whose draws have other factors."""
+
+    def resample(self, generator):
+        return Drawn(float(torch.rand(1, generator=generator)), self.functional)
+
+
+DRAWN = Drawn(1.0, SPRING)
 NAMES = [
     "status",
     "functional",
@@ -87,6 +97,12 @@ SCHEMES = {
         MU,
         of.schemes.Minibatch(of.ExplicitEuler()),
     ),
+    "batches of solves": (
+        of.MMDTo(normal(9, 2, seed=4), of.kernels.Gaussian(1.0), batch_size=3),
+        MU,
+        of.schemes.Minibatch(of.JKO()),
+    ),
+    "convex batches of solves": (DRAWN, MU, of.schemes.Minibatch(of.JKO())),
     "copies": (
         SPRING,
         MU,
@@ -105,6 +121,14 @@ SCHEMES = {
 def make(name):
     F, mu, scheme = SCHEMES[name]
     return F, run(F, mu, scheme)
+
+
+def test_one_step_on_a_draw_proves_nothing_of_the_whole():
+    trajectory = run(DRAWN, MU, of.schemes.Minibatch(of.JKO()), steps=1)
+    assert trajectory.info[0].guarantee == "exact"
+    report = certify(trajectory, DRAWN)
+    assert not report.proved
+    assert "other draws of data" in report["time error"].text
 
 
 @pytest.mark.parametrize("name", SCHEMES)
