@@ -129,6 +129,8 @@ class KL(Functional):
             )
             raise TypeError(msg)
         self._rest = Potential(V, modulus=self.convexity)
+        if isinstance(target, Gaussian) and modulus is None:
+            self._rest._reason = "the least eigenvalue of the inverse covariance"
 
     @classmethod
     def to_density(

@@ -47,6 +47,9 @@ class Potential(Functional):
     tensor([[-2.]])
     """
 
+    # The library itself states the modulus of some potentials.
+    _reason = "as modulus= of V declares"
+
     def __init__(self, V: Ground, *, modulus: float | None = None) -> None:
         check_function(V, "V must be a function (..., d) -> (...)")
         self.V = V
@@ -73,7 +76,7 @@ class Potential(Functional):
 
     def why_modulus(self, dim: int) -> str:
         if self.convexity is not None:
-            return "as modulus= of V declares"
+            return self._reason
         return "since no convexity of V is declared: Potential(V, modulus=...)"
 
     def mixture_curvature(self) -> Curvature:

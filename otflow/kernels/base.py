@@ -51,7 +51,9 @@ class PairKernel(ABC):
         :math:`(1 - t)\mu + t\nu`, also between atoms. A finite K is "convex" if and
         only if it is conditionally positive definite: :math:`\iint K\,d\sigma\,d\sigma
         \ge 0` for every signed :math:`\sigma` of mass 0. None if it is unknown, or
-        neither.
+        neither. It is a property of K: where the averages of K over the cells of a
+        `GridDensity` are inexact, as for cells 200 times as long as wide, the energy of
+        densities has it up to this error.
 
     See Also
     --------

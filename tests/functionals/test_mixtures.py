@@ -7,6 +7,7 @@ on densities on a grid. What is neither convex nor concave has a witness of both
 from __future__ import annotations
 
 import inspect
+import math
 from functools import partial
 from itertools import product
 
@@ -282,15 +283,58 @@ def test_a_kernel_of_unknown_sign_bends_both_ways(W):
     assert any(float(v.min()) < -10 * noise for v, noise in found)
 
 
-def test_a_fast_blob_bends_down_somewhere():
-    """Of the blobs only those of the square are convex: a witness for m = 1/2."""
-    F = of.Blob(of.PowerEntropy(0.5), 1.0)
-    x = torch.tensor([-0.69, -2.47, 0.34, 0.18, 0.71, -1.38], dtype=F64)[:, None]
-    a = torch.tensor([1.6e-4, 0.0167, 0.583, 0.0123, 0.384, 0.004], dtype=F64)
-    b = torch.tensor([0.0063, 3.0e-4, 0.75, 4.8e-6, 0.171, 0.0722], dtype=F64)
+BLOBS = {
+    0.5: (
+        [-0.69, -2.47, 0.34, 0.18, 0.71, -1.38],
+        [1.6e-4, 0.0167, 0.583, 0.0123, 0.384, 0.004],
+        [0.0063, 3.0e-4, 0.75, 4.8e-6, 0.171, 0.0722],
+    ),
+    8.0: (
+        [2.4449, -0.0182, 1.4323, 0.9492],
+        [0.3884, 0.0218, 0.0478, 0.5421],
+        [0.0204, 0.3939, 0.5518, 0.0339],
+    ),
+}
+
+
+@pytest.mark.parametrize("m", BLOBS)
+def test_blobs_of_other_powers_bend_down_somewhere(m):
+    """Of the blobs only those of the square are known to be convex."""
+    F = of.Blob(of.PowerEntropy(m), 1.0)
+    x, a, b = (torch.tensor(numbers, dtype=F64) for numbers in BLOBS[m])
     a, b = a / a.sum(), b / b.sum()
-    found, noise = bends(F, lambda t: of.Particles(x, (1 - t) * a + t * b))
-    assert float(found.min()) < -1e-4 < -noise
+    found, noise = bends(F, lambda t: of.Particles(x[:, None], (1 - t) * a + t * b))
+    assert float(found.min()) < -1e-6 < -noise
+
+
+FORMS = [
+    (BUMP, 1),
+    (of.kernels.Gaussian(0.02), 1),
+    (of.kernels.Gaussian(5.0), 1),
+    (of.kernels.InverseMultiquadric(0.3), 1),
+    (of.kernels.InverseMultiquadric(0.05, power=3.0), 1),
+    (of.kernels.Energy(), 1),
+    (of.kernels.Quadratic(), -1),
+]
+
+
+@pytest.mark.parametrize("shape", [(30,), (9, 4), (3, 4, 3)], ids=str)
+@pytest.mark.parametrize(("W", "sign"), FORMS, ids=[repr(W) for W, _ in FORMS])
+def test_the_averages_over_cells_keep_the_sign_of_the_kernel(W, sign, shape):
+    """The least eigenvalue of the energy, as a form on densities of mass 0."""
+    n = math.prod(shape)
+
+    def potential(k):
+        mass = torch.full((n,), 1e-12, dtype=F64).index_fill(0, torch.tensor(k), 1.0)
+        mu = of.GridDensity(mass.reshape(shape), -1, 2, walls=True, normalize=True)
+        return of.Interaction(W).first_variation(mu)
+
+    form = torch.stack([potential(k) for k in range(n)])
+    without_mass = torch.eye(n, dtype=F64) - 1 / n
+    form = without_mass @ (0.5 * sign * (form + form.T)) @ without_mass
+    found = torch.linalg.eigvalsh(form)
+    assert float(found[-1]) > 0
+    assert float(found[0]) >= -1e-12 * float(found[-1])
 
 
 # Words --------------------------------------------------------------------------------
