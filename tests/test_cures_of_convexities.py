@@ -92,6 +92,16 @@ CASES: dict[str, Case] = {
         lambda: evolution_variational_inequality(WAVES, flowed(WAVES, 2.0), CLOUD),
         [lambda: evolution_variational_inequality(WAVES, flowed(WAVES, 0.5), CLOUD)],
     ),
+    "an inequality of other steps": (
+        Unsupported,
+        r"step 0 is not one step of JKO\(\) of order 1, .*; flow with JKO\(\)$",
+        lambda: evolution_variational_inequality(
+            SPRING,
+            of.flow(SPRING, CLOUD, of.ExplicitEuler(), dt=0.1, steps=2),
+            CLOUD,
+        ),
+        [lambda: evolution_variational_inequality(SPRING, flowed(SPRING), CLOUD)],
+    ),
     "a report by another functional": (
         InvalidFunctional,
         r"not the functional of the run: .*; pass the functional that was given to",

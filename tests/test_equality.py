@@ -165,7 +165,7 @@ MAKE: dict[type, Callable[[], Any]] = {
         0
     ],
     of.analysis.VariationalReport: lambda: of.analysis.evolution_variational_inequality(
-        potential(), flowed(), cloud()
+        potential(), flowed(of.JKO()), cloud()
     ),
     of.analysis.Verdict: lambda: of.analysis.Verdict.PROVED,
     of.functionals.Curvature: lambda: of.functionals.Curvature.CONVEX,

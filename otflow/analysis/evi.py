@@ -34,7 +34,7 @@ class VariationalReport:
     slack : Tensor, shape (K,)
         The right-hand side minus the left-hand side, for each step.
     noise : Tensor, shape (K,)
-        How far round-off may take the slack below 0.
+        How far round-off and the solver may take the slack below 0.
     modulus : float
         The :math:`\lambda` that was tried.
 
@@ -59,12 +59,12 @@ class VariationalReport:
 
     @property
     def violated(self) -> Tensor:
-        """The steps in which the inequality fails beyond round-off, (m,)."""
+        """The steps in which the inequality fails beyond the noise, (m,)."""
         return (self.slack < -self.noise).nonzero()[:, 0]
 
     @property
     def holds(self) -> bool:
-        """Whether the inequality holds in every step, up to round-off."""
+        """Whether the inequality holds in every step, up to the noise."""
         return not len(self.violated)
 
 
@@ -85,9 +85,10 @@ def evolution_variational_inequality(
 
     for every measure :math:`\nu` where F is finite, if :math:`1 + \lambda\tau > 0`
     (Theorem 4.1.2 of :cite:t:`ambrosio2008gradient`). All contraction, decay and
-    regularity of the flow follow from it. So a negative slack in a step that is exact
-    refutes the modulus. A slack that is not negative proves nothing for other
-    :math:`\nu`.
+    regularity of the flow follow from it. So a slack below ``-noise`` refutes the
+    modulus, unless the step is not the exact one. The noise holds round-off, and the
+    ``bound`` of the step on its distance to the exact one, if there is one. A slack
+    that is not negative proves nothing for other :math:`\nu`.
 
     Parameters
     ----------
@@ -109,8 +110,8 @@ def evolution_variational_inequality(
     Raises
     ------
     Unsupported
-        If no modulus is known, a step is too long for it, or the measures have no exact
-        distance.
+        If no modulus is known, a step is not one of ``JKO()`` of order 1 or too long
+        for the modulus, or the measures have no exact distance.
     ValueError
         If a step was not recorded: take ``every=1``.
 
@@ -127,8 +128,7 @@ def evolution_variational_inequality(
     G(\nu)`, which is the inequality.
 
     Cost: one value of F and two distances for each step. On `Quantiles` the distance is
-    that of their `inner`, as in the step. Steps of an inexact solver may violate the
-    inequality by their own error.
+    that of their `inner`, as in the step.
 
     Examples
     --------
@@ -145,6 +145,7 @@ def evolution_variational_inequality(
     check_functional(F)
     check_each_step(trajectory)
     check_kind(nu, Measure, "nu")
+    _check_steps(trajectory)
     lam = F.modulus(nu.dim) if modulus is None else real(modulus, "modulus")
     if lam is None:
         msg = (
@@ -174,7 +175,25 @@ def evolution_variational_inequality(
     size = least.abs() + energies[1:].abs()
     size = size + (apart[1:] + apart[:-1] + moved) / (2 * tau) + abs(lam) * apart[1:]
     slack = slack.masked_fill(steps == 0, 0.0)
-    return VariationalReport(trajectory.times, slack, ROUND_OFF * eps * size, lam)
+    # The exact step is within b: it moves the distances by b, and the objective by
+    # b^2 (lambda + 1/tau).
+    bounds = [report.bound or 0.0 for report in trajectory.info]
+    b, weight = torch.tensor(bounds, dtype=torch.float64), lam + 1 / tau
+    off = b**2 * weight + 0.5 * weight * (2 * b * apart[1:].sqrt() + b**2)
+    noise = ROUND_OFF * eps * size + off
+    return VariationalReport(trajectory.times, slack, noise, lam)
+
+
+def _check_steps(trajectory: Trajectory[Any]) -> None:
+    """Raise Unsupported unless every step is one proximal step of F."""
+    for k, report in enumerate(trajectory.info):
+        single = report.get("order") == 1 and report.energy_after is not None
+        if not single or {"substeps", "batch_energy"} & set(report.entries):
+            msg = (
+                f"step {k} is not one step of JKO() of order 1, of which the "
+                f"inequality holds; flow with JKO()"
+            )
+            raise Unsupported(msg)
 
 
 def _squared(mu: Measure, nu: Measure) -> float:

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from otflow._validation import check_kind
 from otflow.analysis.certificates import energy_dissipation
+from otflow.analysis.evi import evolution_variational_inequality
 from otflow.analysis.findings import Finding, RunCertificate, StepFinding, Verdict
-from otflow.analysis.run_steps import doubt_of_modulus, is_random, steps_of
-from otflow.errors import InvalidFunctional, NonFinite, Unsupported
+from otflow.analysis.run_energies import functional_of
+from otflow.analysis.run_steps import (
+    doubt_of_modulus,
+    is_random,
+    loss_of_steps,
+    steps_of,
+)
+from otflow.errors import NonFinite, Unsupported
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import GridDensity, Measure, Particles
 from otflow.optimality import Domain, GapKind, optimality_gap
-from otflow.proximal.certificate import ROUND_OFF
+from otflow.proximal import Guarantee
 from otflow.schemes import reports
 from otflow.trajectory import Trajectory
 
 __all__ = ["certify"]
 
-# Difference of an energy from that of the record, in units of the round-off of a sum.
-SAME = 16 * ROUND_OFF
 # Runs that ended as was asked.
 ENDED = ("finished", "stopped", "running")
 
@@ -35,6 +39,7 @@ def certify(
     *,
     domain: Domain | None = None,
     descend: int = 50,
+    against: Iterable[Measure] = (),
 ) -> RunCertificate:
     r"""Return a report on a run: what is proved, only observed, failed or unknown.
 
@@ -47,6 +52,8 @@ def certify(
     ``"solves"``             observed, or failed if a solve did not converge
     ``"exact step"``         proved if each step bounds the distance to the exact one
     ``"time error"``         proved, by `~otflow.Trajectory.time_error`
+    ``"modulus"``            observed, or failed if a step refutes it, by the energy it
+                             lost or by `evolution_variational_inequality`
     ``"dissipation"``        observed, by `energy_dissipation`
     ``"slope"``              observed: :math:`F - \inf F \le |v|^2/2\lambda`
     ``"gap"``                proved or observed, by `otflow.optimality.optimality_gap`
@@ -69,6 +76,8 @@ def certify(
         none.
     descend : int
         Number of descent steps of the gap, see `optimality_gap`.
+    against : iterable of Measure
+        Measures to try the modulus of F against, as a minimiser or other snapshots.
 
     Returns
     -------
@@ -88,7 +97,8 @@ def certify(
 
     Notes
     -----
-    Cost: a value and a velocity of F for each snapshot, and one gap.
+    Cost: two values and a velocity of F for each snapshot, one gap, and for each
+    measure of `against` two distances for each step.
 
     Examples
     --------
@@ -102,18 +112,25 @@ def certify(
     """
     check_kind(run, Trajectory, "run", cure="pass what flow returned")
     check_functional(F)
+    against = tuple(against)
+    for i, nu in enumerate(against):
+        check_kind(nu, Measure, f"against[{i}]")
     if domain is not None:
         check_kind(domain, Domain, "domain")
     steps = tuple(steps_of(run))
     dim = run.final.dim
     doubt = doubt_of_modulus(run, F, dim)
+    modulus = _modulus(run, F, against)
+    if modulus.verdict == Verdict.FAILED:
+        doubt = doubt or modulus.text
     findings = [
         _status(run),
-        _functional(run, F),
+        functional_of(run, F),
         _energy(run, steps),
         _solves(run),
         _exact(steps, doubt),
         _time_error(run, doubt),
+        modulus,
         _dissipation(run, F),
         _slope(F, run.final),
         _gap(F, run.final, domain, descend),
@@ -128,64 +145,6 @@ def certify(
 def _status(run: Trajectory[Any]) -> Finding:
     verdict = Verdict.OBSERVED if run.status in ENDED else Verdict.FAILED
     return Finding("status", verdict, None, f"{run.status}: {run.message}")
-
-
-def _functional(run: Trajectory[Any], F: Functional) -> Finding:
-    """Compare the energies of the snapshots with the records."""
-    name, energies = "functional", run.records.get("energy")
-    rows = {step: row for row, step in enumerate(run.steps.tolist())}
-    worst, count, left_out = 0.0, 0, False
-    for mu, step in zip(run.snapshots, run.snapshot_steps.tolist(), strict=True):
-        if energies is None or step not in rows:
-            continue
-        recorded, found = float(energies[rows[step]]), _energies(F, mu)
-        if not found:
-            text = f"F has no value on a {type(mu).__name__}, so it was not compared"
-            return Finding(name, Verdict.UNKNOWN, None, text)
-        nearest = min(found, key=lambda value: abs(value - recorded))
-        error = abs(nearest - recorded)
-        scale = float(energies.double().abs().max())
-        if not error <= SAME * _precision(energies) * scale:
-            msg = (
-                f"F is not the functional of the run: at step {step} the run recorded "
-                f"the energy {recorded:.9g}, and {F!r} gives {nearest:.9g}; pass the "
-                f"functional that was given to flow"
-            )
-            raise InvalidFunctional(msg)
-        left_out = left_out or nearest != found[0] or len(found) == 1
-        worst, count = max(worst, error / scale if scale else 0.0), count + 1
-    left_out = left_out and F.split_entropy()[0] != 0
-    if not count:
-        text = "no measure was kept at a recorded time, so F was not compared"
-        return Finding(name, Verdict.UNKNOWN, None, text)
-    text = (
-        f"gives the recorded energy of {count} snapshots, to {worst:.2g} of the largest"
-    )
-    if left_out:
-        text += "; the records are without the entropy"
-    if worst > SAME * torch.finfo(run.final.dtype).eps:
-        text += "; that is no round-off of this dtype"
-        return Finding(name, Verdict.UNKNOWN, worst, text)
-    return Finding(name, Verdict.OBSERVED, worst, text)
-
-
-def _precision(energies: Tensor) -> float:
-    """Return the round-off of recorded energies, in the dtype of the flow.
-
-    A run in float32 that was moved to float64 has the energies that it had.
-    """
-    narrow = bool((energies.float().to(energies) == energies).all())
-    return torch.finfo(torch.float32 if narrow else energies.dtype).eps
-
-
-def _energies(F: Functional, mu: Measure) -> list[float]:
-    """Return F and F without its entropy, those of them that have a value."""
-    temperature, rest = F.split_entropy()
-    found = []
-    for G in (F, rest) if temperature else (F,):
-        with torch.no_grad(), suppress(Unsupported, NonFinite):
-            found.append(float(G.value(mu)))
-    return found
 
 
 def _energy(run: Trajectory[Any], steps: Sequence[StepFinding]) -> Finding:
@@ -262,6 +221,47 @@ def _time_error(run: Trajectory[Any], doubt: str | None) -> Finding:
         f"same representation, by the modulus of F"
     )
     return Finding(name, Verdict.PROVED, bound, text)
+
+
+def _modulus(run: Trajectory[Any], F: Functional, nus: Sequence[Measure]) -> Finding:
+    """Try the modulus of F against other measures."""
+    name = "modulus"
+    count, refuted = loss_of_steps(run)
+    if refuted is not None:
+        return Finding(name, Verdict.FAILED, None, refuted)
+    if not nus and count:
+        text = (
+            f"no step contradicts it: {count} lost as much as an exact step must; to "
+            f"try it further, certify(run, F, against=[nu])"
+        )
+        return Finding(name, Verdict.OBSERVED, None, text)
+    if not nus:
+        text = "no step is exact, so none tries it"
+        return Finding(name, Verdict.UNKNOWN, None, text)
+    least, tried = math.inf, 0.0
+    for i, nu in enumerate(nus):
+        try:
+            found = evolution_variational_inequality(F, run, nu)
+        except (Unsupported, ValueError) as error:
+            return Finding(name, Verdict.UNKNOWN, None, str(error))
+        if not found.holds:
+            k = int(found.violated[0])
+            if run.info[k].guarantee != Guarantee.EXACT:
+                text = (
+                    f"step {k} misses the inequality, and no bound says how exact it is"
+                )
+                return Finding(name, Verdict.UNKNOWN, None, text)
+            text = (
+                f"the modulus {found.modulus:g} is refuted by step {k} against "
+                f"against[{i}]: the inequality fails by {-float(found.slack[k]):.3g}"
+            )
+            return Finding(name, Verdict.FAILED, float(found.slack[k]), text)
+        least, tried = min(least, float(found.slack.min())), found.modulus
+    text = (
+        f"{tried:g} passes the inequality of every step against {len(nus)} measures, "
+        f"which proves nothing of others"
+    )
+    return Finding(name, Verdict.OBSERVED, least, text)
 
 
 def _dissipation(run: Trajectory[Any], F: Functional) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ NAMES = [
     "solves",
     "exact step",
     "time error",
+    "modulus",
     "dissipation",
     "slope",
     "gap",
@@ -139,6 +141,8 @@ def test_nothing_is_proved_of_what_has_no_proof(name):
     assert not report.proved, report.proved
     assert not report.failed, report.failed
     assert len(report.steps) == 4
+    solved = "solve" in name or name == "regularised"
+    assert (report["modulus"].verdict == "observed") <= solved
     if name in ("Langevin", "SVGD"):
         assert report["energy"].verdict == "unknown"
         assert "without the entropy" in report["functional"].text
@@ -197,6 +201,75 @@ def test_a_modulus_that_the_functional_does_not_state_proves_nothing():
         assert not report.proved
         assert "used the modulus 1" in report["exact step"].text
         assert report["time error"].verdict == "failed"
+
+
+def test_a_refuted_modulus_proves_nothing():
+    """The well has the modulus -1; 0 is declared."""
+    false = of.Potential(WELL.V, modulus=0.0)
+    near = of.Particles(torch.tensor([[0.3], [0.2]], dtype=F64))
+    report = certify(run(false, near, of.JKO(), dt=0.2), false)
+    assert "the modulus 0 is refuted: step 0 lost" in report["modulus"].text
+    assert not report.proved
+    # Where the well is convex no loss contradicts 0, but the other side does.
+    mu = of.Particles(torch.tensor([[0.7], [0.8]], dtype=F64))
+    trajectory = run(false, mu, of.JKO(), dt=0.2)
+    assert len(certify(trajectory, false).proved) == 2
+    report = certify(trajectory, false, against=[mu, of.Particles(0 * mu.points - 1)])
+    assert report["modulus"].verdict == "failed"
+    assert "refuted by step 0 against against[1]" in report["modulus"].text
+    for name in ("exact step", "time error"):
+        assert report[name].verdict == "failed"
+        assert "nothing is proved: the modulus 0 is refuted" in report[name].text
+    # The true one passes, and one that is too large by 1 % does not.
+    true = of.Potential(WELL.V, modulus=-1.0)
+    assert len(certify(run(true, near, of.JKO(), dt=0.2), true).proved) == 2
+    large = of.Potential(SPRING.V, modulus=1.01)
+    assert certify(run(large, MU, of.JKO()), large)["modulus"].verdict == "failed"
+    report = certify(run(SPRING, MU, of.JKO()), SPRING, against=[MU, nu2()])
+    assert report["modulus"].verdict == "observed"
+    assert len(report.proved) == 2
+    report = certify(run(SPRING, MU, of.ExplicitEuler()), SPRING, against=[MU])
+    assert report["modulus"].verdict == "unknown"
+    assert "is not one step of JKO()" in report["modulus"].text
+
+
+def nu2():
+    return of.Particles(3 * normal(5, 2, seed=40))
+
+
+ROUND = of.Potential(lambda x: (x.square().sum(-1) + 1).sqrt(), modulus=0.0)
+
+
+def random_flow(kind, seed, dtype):
+    """Return a convex functional, and a flow of it by steps of random length."""
+    draw = random.Random(seed)
+    V = draw.choice([ROUND, SPRING, 0.3 * SPRING, 4 * SPRING])
+    if kind == "particles":
+        F = V + draw.choice([0.0, 1.0]) * of.Interaction(of.kernels.Quadratic())
+        x = draw.choice([0.1, 1.0, 5.0]) * normal(9, 2, seed=seed, dtype=dtype)
+        w = normal(9, seed=seed + 1, dtype=dtype).exp() if seed % 2 else None
+        mu = of.Particles(x, w, normalize=w is not None)
+    elif kind == "quantiles":
+        F = V + draw.choice([of.Entropy(), 0.1 * of.PowerEntropy(2.0)])
+        gaps = normal(15, seed=seed, dtype=dtype).exp() / 5
+        mu = of.Quantiles(gaps.cumsum(0) - 3)
+    else:
+        F = V + draw.choice([0.1, 1.0]) * of.Entropy()
+        A = normal(2, 2, seed=seed, dtype=dtype)
+        S = A @ A.T + 0.2 * torch.eye(2, dtype=dtype)
+        mu = of.Gaussian(normal(2, seed=seed + 1, dtype=dtype), S)
+    return F, run(F, mu, of.JKO(), dt=draw.choice([0.01, 0.1, 0.5, 2.0]), steps=3)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", ["particles", "quantiles", "Gaussian"])
+def test_no_true_modulus_is_refuted(kind, dtype):
+    for seed in range(8):
+        F, trajectory = random_flow(kind, seed, dtype)
+        ends = trajectory.snapshots[0], trajectory.snapshots[-1]
+        report = certify(trajectory, F, against=ends)
+        assert report["modulus"].verdict == "observed"
+        assert not report.failed
 
 
 def test_what_failed_is_said():
@@ -281,7 +354,7 @@ def test_it_is_written_as_text_page_and_json():
     assert len(read["steps"]) == 30
     assert read["findings"][0]["verdict"] == "observed"
     assert {f["name"] for f in read["findings"]} == set(NAMES)
-    counts = "2 proved, 6 observed, 1 unknown"
+    counts = "2 proved, 7 observed, 1 unknown"
     assert repr(report) == (f"RunCertificate(finished after 30 steps, t = 3: {counts})")
     with pytest.raises(KeyError, match="the findings are status, functional"):
         report["energie"]
@@ -292,5 +365,7 @@ def test_what_is_no_run_is_refused():
         certify(MU, SPRING)
     with pytest.raises(TypeError, match="F must be"):
         certify(run(SPRING, MU, of.JKO()), lambda x: x)
+    with pytest.raises(TypeError, match=r"against\[0\] must be"):
+        certify(run(SPRING, MU, of.JKO()), SPRING, against=[MU.points])
     with pytest.raises(TypeError, match="domain must be"):
         certify(run(SPRING, MU, of.JKO()), SPRING, domain=3)

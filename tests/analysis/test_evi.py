@@ -107,6 +107,17 @@ def test_quantiles_and_gaussians_obey_it():
         assert not refuted.holds
 
 
+def test_the_bound_of_a_rough_solve_is_no_refutation():
+    """A step that is inexact by its bound may miss the inequality by as much."""
+    F, point = quadratic(1.0), of.Particles(torch.ones(3, 1, dtype=F64))
+    rough = of.JKO(of.proximal.ParticleProximal(tolerance=0.3))
+    run = of.flow(F, point, rough, dt=0.3, steps=4)
+    assert max(report.bound for report in run.info) > 1e-3
+    for place in (-2.0, 0.0, 0.5, 3.0):
+        nu = of.Particles(torch.full((1, 1), place, dtype=F64))
+        assert evolution_variational_inequality(F, run, nu).holds
+
+
 def test_what_it_cannot_judge_raises():
     mu = of.Particles(normal(3, 1, seed=0))
     F = of.Potential(lambda x: x.sin().sum(-1))
@@ -119,6 +130,12 @@ def test_what_it_cannot_judge_raises():
         evolution_variational_inequality(F, run, mu, modulus=-11.0)
     assert evolution_variational_inequality(F, run, mu, modulus=-1.0).holds
     sparse = of.flow(F, mu, of.JKO(), dt=0.1, steps=4, every=2)
+    for scheme in (of.ExplicitEuler(), of.JKO(order=2), of.schemes.Minibatch(of.JKO())):
+        other = of.flow(F, mu, scheme, dt=0.1, steps=2, generator=0)
+        with pytest.raises(
+            of.errors.Unsupported, match="step 0 is not one step of JKO"
+        ):
+            evolution_variational_inequality(F, other, mu, modulus=-1.0)
     with pytest.raises(ValueError, match="every=1"):
         evolution_variational_inequality(F, sparse, mu, modulus=-1.0)
     with pytest.raises(TypeError, match="nu must be"):

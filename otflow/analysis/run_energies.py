@@ -1,0 +1,79 @@
+"""Is a functional that of a run? Its energies against those that were recorded."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otflow.analysis.findings import Finding, Verdict
+from otflow.errors import InvalidFunctional, NonFinite, Unsupported
+from otflow.functionals.base import Functional
+from otflow.measures import Measure
+from otflow.proximal.certificate import ROUND_OFF
+from otflow.trajectory import Trajectory
+
+__all__ = ["functional_of"]
+
+# Difference of an energy from that of the record, in units of the round-off of a sum.
+SAME = 16 * ROUND_OFF
+
+
+def functional_of(run: Trajectory[Any], F: Functional) -> Finding:
+    """Compare the energies of the snapshots with the records."""
+    name, energies = "functional", run.records.get("energy")
+    rows = {step: row for row, step in enumerate(run.steps.tolist())}
+    worst, count, left_out = 0.0, 0, False
+    for mu, step in zip(run.snapshots, run.snapshot_steps.tolist(), strict=True):
+        if energies is None or step not in rows:
+            continue
+        recorded, found = float(energies[rows[step]]), _energies(F, mu)
+        if not found:
+            text = f"F has no value on a {type(mu).__name__}, so it was not compared"
+            return Finding(name, Verdict.UNKNOWN, None, text)
+        nearest = min(found, key=lambda value: abs(value - recorded))
+        error = abs(nearest - recorded)
+        scale = float(energies.double().abs().max())
+        if not error <= SAME * _precision(energies) * scale:
+            msg = (
+                f"F is not the functional of the run: at step {step} the run recorded "
+                f"the energy {recorded:.9g}, and {F!r} gives {nearest:.9g}; pass the "
+                f"functional that was given to flow"
+            )
+            raise InvalidFunctional(msg)
+        left_out = left_out or nearest != found[0] or len(found) == 1
+        worst, count = max(worst, error / scale if scale else 0.0), count + 1
+    left_out = left_out and F.split_entropy()[0] != 0
+    if not count:
+        text = "no measure was kept at a recorded time, so F was not compared"
+        return Finding(name, Verdict.UNKNOWN, None, text)
+    text = (
+        f"gives the recorded energy of {count} snapshots, to {worst:.2g} of the largest"
+    )
+    if left_out:
+        text += "; the records are without the entropy"
+    if worst > SAME * torch.finfo(run.final.dtype).eps:
+        text += "; that is no round-off of this dtype"
+        return Finding(name, Verdict.UNKNOWN, worst, text)
+    return Finding(name, Verdict.OBSERVED, worst, text)
+
+
+def _precision(energies: Tensor) -> float:
+    """Return the round-off of recorded energies, in the dtype of the flow.
+
+    A run in float32 that was moved to float64 has the energies that it had.
+    """
+    narrow = bool((energies.float().to(energies) == energies).all())
+    return torch.finfo(torch.float32 if narrow else energies.dtype).eps
+
+
+def _energies(F: Functional, mu: Measure) -> list[float]:
+    """Return F and F without its entropy, those of them that have a value."""
+    temperature, rest = F.split_entropy()
+    found = []
+    for G in (F, rest) if temperature else (F,):
+        with torch.no_grad(), suppress(Unsupported, NonFinite):
+            found.append(float(G.value(mu)))
+    return found
