@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,20 +9,17 @@ import torch
 
 from otflow._validation import check_kind
 from otflow.analysis.certificates import energy_dissipation
-from otflow.analysis.evi import evolution_variational_inequality
 from otflow.analysis.findings import Finding, RunCertificate, StepFinding, Verdict
 from otflow.analysis.run_energies import functional_of
+from otflow.analysis.run_modulus import doubt_of_modulus, modulus_of
 from otflow.analysis.run_steps import (
-    doubt_of_modulus,
     is_random,
-    loss_of_steps,
     steps_of,
 )
 from otflow.errors import NonFinite, Unsupported
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import GridDensity, Measure, Particles
 from otflow.optimality import Domain, GapKind, optimality_gap
-from otflow.proximal import Guarantee
 from otflow.schemes import reports
 from otflow.trajectory import Trajectory
 
@@ -120,7 +116,7 @@ def certify(
     steps = tuple(steps_of(run))
     dim = run.final.dim
     doubt = doubt_of_modulus(run, F, dim)
-    modulus = _modulus(run, F, against)
+    modulus = modulus_of(run, F, against)
     if modulus.verdict == Verdict.FAILED:
         doubt = doubt or modulus.text
     findings = [
@@ -221,47 +217,6 @@ def _time_error(run: Trajectory[Any], doubt: str | None) -> Finding:
         f"same representation, by the modulus of F"
     )
     return Finding(name, Verdict.PROVED, bound, text)
-
-
-def _modulus(run: Trajectory[Any], F: Functional, nus: Sequence[Measure]) -> Finding:
-    """Try the modulus of F against other measures."""
-    name = "modulus"
-    count, refuted = loss_of_steps(run)
-    if refuted is not None:
-        return Finding(name, Verdict.FAILED, None, refuted)
-    if not nus and count:
-        text = (
-            f"no step contradicts it: {count} lost as much as an exact step must; to "
-            f"try it further, certify(run, F, against=[nu])"
-        )
-        return Finding(name, Verdict.OBSERVED, None, text)
-    if not nus:
-        text = "no step is exact, so none tries it"
-        return Finding(name, Verdict.UNKNOWN, None, text)
-    least, tried = math.inf, 0.0
-    for i, nu in enumerate(nus):
-        try:
-            found = evolution_variational_inequality(F, run, nu)
-        except (Unsupported, ValueError) as error:
-            return Finding(name, Verdict.UNKNOWN, None, str(error))
-        if not found.holds:
-            k = int(found.violated[0])
-            if run.info[k].guarantee != Guarantee.EXACT:
-                text = (
-                    f"step {k} misses the inequality, and no bound says how exact it is"
-                )
-                return Finding(name, Verdict.UNKNOWN, None, text)
-            text = (
-                f"the modulus {found.modulus:g} is refuted by step {k} against "
-                f"against[{i}]: the inequality fails by {-float(found.slack[k]):.3g}"
-            )
-            return Finding(name, Verdict.FAILED, float(found.slack[k]), text)
-        least, tried = min(least, float(found.slack.min())), found.modulus
-    text = (
-        f"{tried:g} passes the inequality of every step against {len(nus)} measures, "
-        f"which proves nothing of others"
-    )
-    return Finding(name, Verdict.OBSERVED, least, text)
 
 
 def _dissipation(run: Trajectory[Any], F: Functional) -> Finding:

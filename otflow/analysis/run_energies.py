@@ -1,4 +1,4 @@
-"""Is a functional that of a run? Its energies against those that were recorded."""
+"""The energies of a run, computed again by the functional it is said to have."""
 
 from __future__ import annotations
 

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 
 from otflow.analysis.findings import StepFinding, Verdict
-from otflow.functionals.base import Functional
 from otflow.proximal import Certificate, Guarantee
 from otflow.proximal.certificate import CERTIFYING, NESTED, ROUND_OFF
 from otflow.trajectory import Trajectory
 
-__all__ = ["doubt_of_modulus", "is_random", "loss_of_steps", "steps_of"]
+__all__ = ["is_random", "parts_of", "steps_of"]
 
 # Entries of the schemes that draw noise, data or copies of atoms.
 RANDOM = ("temperature", "level", "batch_energy", "resampled")
@@ -42,7 +41,7 @@ def steps_of(run: Trajectory[Any]) -> Iterator[StepFinding]:
         rose = energy == Verdict.FAILED
         if is_random(report, "temperature") or (rose and is_random(report)):
             energy = Verdict.UNKNOWN
-        leaves = list(_leaves(report))
+        leaves = list(parts_of(report))
         claims = [leaf.guarantee for leaf in leaves if leaf.guarantee is not None]
         words = " + ".join(dict.fromkeys(map(str, claims))) or None
         exact, bound = _distance(leaves)
@@ -66,7 +65,7 @@ def _distance(leaves: Sequence[Certificate]) -> tuple[Verdict, float | None]:
     return Verdict.FAILED if Guarantee.NONE in known else Verdict.UNKNOWN, None
 
 
-def _leaves(report: Certificate) -> Iterator[Certificate]:
+def parts_of(report: Certificate) -> Iterator[Certificate]:
     """Yield the reports of the parts of a step that have no parts themselves.
 
     The stages of a step of higher order are no steps: it is one part.
@@ -76,56 +75,10 @@ def _leaves(report: Certificate) -> Iterator[Certificate]:
     if not inner:
         yield report
     for part in inner:
-        yield from _leaves(part)
+        yield from parts_of(part)
 
 
 def is_random(report: Certificate, *words: str) -> bool:
     """Return whether a step draws numbers, as one of these entries says."""
-    entries = {name for leaf in _leaves(report) for name in leaf.entries}
+    entries = {name for leaf in parts_of(report) for name in leaf.entries}
     return not entries.isdisjoint(words or RANDOM)
-
-
-def doubt_of_modulus(run: Trajectory[Any], F: Functional, dim: int) -> str | None:
-    """Return why the steps used a modulus that F does not state, None if none did."""
-    own = F.modulus(dim)
-    for k, report in enumerate(run.info):
-        for leaf in _leaves(report):
-            used = leaf.modulus
-            if used is None or leaf.guarantee is None:
-                continue
-            if own is None or used > own + 1e-9 * abs(own):
-                return f"step {k} used the modulus {used:g}, and F states {own}"
-    return None
-
-
-def loss_of_steps(run: Trajectory[Any]) -> tuple[int, str | None]:
-    r"""Return how many exact steps lost enough energy, and which one did not.
-
-    With :math:`\nu = \mu^k` in the evolution variational inequality, an exact step of
-    length :math:`d_*` loses at least :math:`(1/\tau + \lambda/2)\,d_*^2`. The end of
-    the step is within b of that of the exact step, and its objective within :math:`b^2
-    (1/\tau + \lambda)`. So a step of length d loses at least :math:`\tfrac12(1/\tau +
-    \lambda)(d - b)_+^2 + d^2/2\tau - b^2(1/\tau + \lambda)`.
-    """
-    count = 0
-    for k, report in enumerate(run.info):
-        tried = False
-        for leaf in _leaves(report):
-            before, after, d = leaf.energy_before, leaf.energy_after, leaf.w2
-            tau, b, modulus = leaf.dt, leaf.bound, leaf.modulus
-            if before is None or after is None or d is None or not tau:
-                continue
-            known = leaf.guarantee == Guarantee.EXACT and "w2_upper" not in leaf
-            if not known or b is None or modulus is None:
-                continue
-            tried, weight = True, 1 / tau + modulus
-            least = 0.5 * weight * max(d - b, 0.0) ** 2 + d * d / (2 * tau)
-            missing = least - b * b * weight - (before - after)
-            if missing > (leaf.noise or 0.0):
-                text = (
-                    f"the modulus {modulus:g} is refuted: step {k} lost "
-                    f"{before - after:.6g}, {missing:.3g} less than an exact step"
-                )
-                return count, text
-        count += tried
-    return count, None

@@ -248,7 +248,7 @@ def random_flow(kind, seed, dtype):
         F = V + draw.choice([0.0, 1.0]) * of.Interaction(of.kernels.Quadratic())
         x = draw.choice([0.1, 1.0, 5.0]) * normal(9, 2, seed=seed, dtype=dtype)
         w = normal(9, seed=seed + 1, dtype=dtype).exp() if seed % 2 else None
-        mu = of.Particles(x, w, normalize=w is not None)
+        mu: of.Measure = of.Particles(x, w, normalize=w is not None)
     elif kind == "quantiles":
         F = V + draw.choice([of.Entropy(), 0.1 * of.PowerEntropy(2.0)])
         gaps = normal(15, seed=seed, dtype=dtype).exp() / 5
@@ -366,6 +366,6 @@ def test_what_is_no_run_is_refused():
     with pytest.raises(TypeError, match="F must be"):
         certify(run(SPRING, MU, of.JKO()), lambda x: x)
     with pytest.raises(TypeError, match=r"against\[0\] must be"):
-        certify(run(SPRING, MU, of.JKO()), SPRING, against=[MU.points])
+        certify(run(SPRING, MU, of.JKO()), SPRING, against=[MU.points])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="domain must be"):
         certify(run(SPRING, MU, of.JKO()), SPRING, domain=3)

@@ -1,0 +1,106 @@
+"""The modulus on which the proofs of a run rest, tried by its own steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from otflow.analysis.evi import evolution_variational_inequality
+from otflow.analysis.findings import Finding, Verdict
+from otflow.analysis.run_steps import parts_of
+from otflow.errors import Unsupported
+from otflow.functionals.base import Functional
+from otflow.measures import Measure
+from otflow.proximal import Guarantee
+from otflow.trajectory import Trajectory
+
+__all__ = ["doubt_of_modulus", "modulus_of"]
+
+NAME = "modulus"
+
+
+def modulus_of(run: Trajectory[Any], F: Functional, nus: Sequence[Measure]) -> Finding:
+    """Try the modulus of F by the energy that steps lost, and against measures."""
+    count, refuted = _loss_of_steps(run)
+    if refuted is not None:
+        return Finding(NAME, Verdict.FAILED, None, refuted)
+    if nus:
+        return _against(run, F, nus)
+    if not count:
+        text = "no step is exact, so none tries it"
+        return Finding(NAME, Verdict.UNKNOWN, None, text)
+    text = (
+        f"no step contradicts it: {count} lost as much as an exact step must; "
+        f"certify(run, F, against=[nu]) tries it further"
+    )
+    return Finding(NAME, Verdict.OBSERVED, None, text)
+
+
+def _against(run: Trajectory[Any], F: Functional, nus: Sequence[Measure]) -> Finding:
+    least, tried = math.inf, 0.0
+    for i, nu in enumerate(nus):
+        try:
+            found = evolution_variational_inequality(F, run, nu)
+        except (Unsupported, ValueError) as error:
+            return Finding(NAME, Verdict.UNKNOWN, None, str(error))
+        least, tried = min(least, float(found.slack.min())), found.modulus
+        if found.holds:
+            continue
+        k = int(found.violated[0])
+        verdict, text = Verdict.FAILED, f"the modulus {tried:g} is refuted by step {k}"
+        if run.info[k].guarantee != Guarantee.EXACT:
+            verdict, text = Verdict.UNKNOWN, f"no bound says how exact step {k} is"
+        text += f" against against[{i}]: the inequality fails by {-found.slack[k]:.3g}"
+        return Finding(NAME, verdict, float(found.slack[k]), text)
+    text = (
+        f"{tried:g} passes the inequality of every step against {len(nus)} measures, "
+        f"which proves nothing of others"
+    )
+    return Finding(NAME, Verdict.OBSERVED, least, text)
+
+
+def doubt_of_modulus(run: Trajectory[Any], F: Functional, dim: int) -> str | None:
+    """Return why the steps used a modulus that F does not state, None if none did."""
+    own = F.modulus(dim)
+    for k, report in enumerate(run.info):
+        for leaf in parts_of(report):
+            used = leaf.modulus
+            if used is None or leaf.guarantee is None:
+                continue
+            if own is None or used > own + 1e-9 * abs(own):
+                return f"step {k} used the modulus {used:g}, and F states {own}"
+    return None
+
+
+def _loss_of_steps(run: Trajectory[Any]) -> tuple[int, str | None]:
+    r"""Return how many exact steps lost enough energy, and which one did not.
+
+    With :math:`\nu = \mu^k` in the evolution variational inequality, an exact step of
+    length :math:`d_*` loses at least :math:`(1/\tau + \lambda/2)\,d_*^2`. The end of
+    the step is within b of that of the exact step, and its objective within :math:`b^2
+    (1/\tau + \lambda)`. So a step of length d loses at least :math:`\tfrac12(1/\tau +
+    \lambda)(d - b)_+^2 + d^2/2\tau - b^2(1/\tau + \lambda)`.
+    """
+    count = 0
+    for k, report in enumerate(run.info):
+        tried = False
+        for leaf in parts_of(report):
+            before, after, d = leaf.energy_before, leaf.energy_after, leaf.w2
+            tau, b, modulus = leaf.dt, leaf.bound, leaf.modulus
+            if before is None or after is None or d is None or not tau:
+                continue
+            known = leaf.guarantee == Guarantee.EXACT and "w2_upper" not in leaf
+            if not known or b is None or modulus is None:
+                continue
+            tried, weight = True, 1 / tau + modulus
+            least = 0.5 * weight * max(d - b, 0.0) ** 2 + d * d / (2 * tau)
+            missing = least - b * b * weight - (before - after)
+            if missing > (leaf.noise or 0.0):
+                text = (
+                    f"the modulus {modulus:g} is refuted: step {k} lost "
+                    f"{before - after:.6g}, {missing:.3g} less than an exact step"
+                )
+                return count, text
+        count += tried
+    return count, None
