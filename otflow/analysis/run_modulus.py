@@ -53,9 +53,10 @@ def _against(run: Trajectory[Any], F: Functional, nus: Sequence[Measure]) -> Fin
             verdict, text = Verdict.UNKNOWN, f"no bound says how exact step {k} is"
         text += f" against against[{i}]: the inequality fails by {-found.slack[k]:.3g}"
         return Finding(NAME, verdict, float(found.slack[k]), text)
+    several = f"{len(nus)} measure{'s' * (len(nus) != 1)}"
     text = (
-        f"{tried:g} passes the inequality of every step against {len(nus)} measures, "
-        f"which proves nothing of others"
+        f"{tried:g} passes the inequality of every step against {several}, which "
+        f"proves nothing of others"
     )
     return Finding(NAME, Verdict.OBSERVED, least, text)
 

@@ -382,6 +382,13 @@ class Functional(ABC):
         str
             To be printed.
 
+        Raises
+        ------
+        TypeError, ValueError
+            If the dimension is no positive integer.
+        InvalidFunctional
+            If a term contradicts what was declared of it, see `Internal`.
+
         Examples
         --------
         >>> import torch, otflow as of

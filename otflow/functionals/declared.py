@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -34,9 +35,9 @@ class Checks:
             return
         shape = "they fall" if len(found.densities) == 2 else "they bend the wrong way"
         msg = (
-            f"modulus=0.0 was declared, but {F!r} does not obey McCann's condition in "
-            f"dimension {dim}, that e(r) is convex and non-increasing as a function of "
-            f"r^(-1/d): {found}: {shape}; leave modulus= out"
+            f"modulus=0.0 was declared, but {F!r} does not obey {_of(dim)}, that e(r) "
+            f"is convex and non-increasing as a function of r^(-1/d): {found}: {shape}; "
+            f"leave modulus= out"
         )
         raise InvalidFunctional(msg)
 
@@ -84,4 +85,5 @@ class Checks:
 
 
 def _of(dim: int) -> str:
-    return f"McCann's condition in dimension {dim}"
+    where = "every dimension" if dim == sys.maxsize else f"dimension {dim}"
+    return f"McCann's condition in {where}"

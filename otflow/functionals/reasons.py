@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from otflow._algebra import sum_of_curvatures, text_of_multiple
+from otflow._validation import non_negative_int
 
 __all__ = ["explain", "generic_reason"]
 
@@ -43,6 +44,8 @@ def generic_reason(F: Any, word: str, base: type) -> str:
 
 def explain(F: Any, dim: int | None, base: type) -> str:
     """Return the text of `Functional.why`."""
+    if dim is not None:
+        dim = non_negative_int(dim, "dim", minimum=1)
     return "\n".join([*_of_modulus(F, dim, base), *_of_mixture(F, base)])
 
 

@@ -218,3 +218,9 @@ def test_what_a_reason_says_to_do_makes_it_known():
         assert after.mixture_curvature() is not None
     assert "Potential(V, modulus=...)" in of.Potential(square).why_modulus(2)
     assert "Internal(e, modulus=0.0)" in of.Internal(torch.log).why_modulus(2)
+
+
+@pytest.mark.parametrize("dim", [0, -1, 1.5, "2", True])
+def test_a_dimension_is_a_positive_integer(dim):
+    with pytest.raises((TypeError, ValueError), match="dim must be"):
+        SPRING.why(dim)
