@@ -36,8 +36,8 @@ class Checks:
         shape = "they fall" if len(found.densities) == 2 else "they bend the wrong way"
         msg = (
             f"modulus=0.0 was declared, but {F!r} does not obey {_of(dim)}, that e(r) "
-            f"is convex and non-increasing as a function of r^(-1/d): {found}: {shape}; "
-            f"leave modulus= out"
+            f"is convex and non-increasing as a function of r^(-1/d): {found}: "
+            f"{shape}; leave modulus= out"
         )
         raise InvalidFunctional(msg)
 

@@ -107,6 +107,25 @@ def test_quantiles_and_gaussians_obey_it():
         assert not refuted.holds
 
 
+def bell(centre, width):
+    return of.GridDensity.from_function(
+        lambda x: (-((x - centre) / width).square().sum(-1)).exp(),
+        -5.0,
+        5.0,
+        (120,),
+        dtype=F64,
+    )
+
+
+def test_a_grid_obeys_it_up_to_its_bounds():
+    F = quadratic(1.0) + of.Entropy()
+    run = jko(F, bell(1.0, 0.7), dt=0.1, steps=3)
+    for nu in (bell(0.0, 2**0.5), bell(-1.0, 0.5)):
+        report = evolution_variational_inequality(F, run, nu)
+        assert report.holds, report.slack
+        assert not evolution_variational_inequality(F, run, nu, modulus=60.0).holds
+
+
 def test_the_bound_of_a_rough_solve_is_no_refutation():
     """A step that is inexact by its bound may miss the inequality by as much."""
     F, point = quadratic(1.0), of.Particles(torch.ones(3, 1, dtype=F64))
