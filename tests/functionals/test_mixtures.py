@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import random
 from functools import partial
 from itertools import product
 
@@ -218,6 +219,31 @@ def test_it_is_not_more_than_it_says(name, F, word, make):
     sizes = [bends(F, make(seed)) for seed in range(3)]
     sign = -1 if word == "concave" else 1
     assert any(float((sign * found).max()) > 100 * noise for found, noise in sizes)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_sums_bend_as_the_algebra_says(seed):
+    """Sums, differences, multiples and minibatches, nested at random."""
+    draw = random.Random(seed)
+    slow = ("W2", "Sinkhorn", "unbalanced", "cross-entropy")
+    parts = [F for name, (F, _) in ON_ATOMS.items() if name not in slow]
+
+    def grown(depth):
+        if not depth:
+            return draw.choice(parts)
+        a, b = grown(depth - 1), grown(depth - 1)
+        c = draw.choice([-2.0, 0.0, 0.5])
+        return draw.choice([a + b, a - b, c * a, -a, a / 3 + c * b])
+
+    F = grown(draw.randint(1, 3))
+    word = F.mixture_curvature()
+    assert F.why(2).splitlines()[-1].startswith("    ") or not F.terms()
+    for k in range(3):
+        found, noise = bends(F, atoms(seed + k))
+        if word in ("convex", "linear"):
+            assert float(found.min()) >= -30 * noise
+        if word in ("concave", "linear"):
+            assert float(found.max()) <= 30 * noise
 
 
 def test_every_public_functional_is_tried():

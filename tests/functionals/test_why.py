@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 
 import pytest
@@ -65,6 +66,34 @@ def test_there_is_one_row_for_each_term():
     (head, rows), _ = parts(F.why(2))
     assert head.endswith(": 1-convex")  # 1 + 0.1 * 0 + 2 * (1 - 1)
     assert "2 times -1" in rows[3]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_bounds_of_the_rows_add_up(seed):
+    draw = random.Random(seed)
+    leaves = [
+        SPRING,
+        of.Entropy(),
+        of.PowerEntropy(0.6),
+        of.Interaction(of.kernels.Gaussian(1.0) + of.kernels.Quadratic()),
+        of.KL(of.Gaussian(torch.zeros(2), torch.eye(2))),
+        of.MMDTo(torch.zeros(1, 2), of.kernels.Gaussian(0.5)),
+    ]
+    F = draw.choice(leaves)
+    for _ in range(draw.randint(1, 5)):
+        G = draw.choice(leaves)
+        F = draw.choice([F + G, 0.25 * F, F + 2 * G, F - 0 * G, 0.5 * (F + G)])
+    (head, rows), _ = parts(F.why(2))
+    known = [re.search(r": (-?[\d.e+-]+|unknown), ", row) for row in rows]
+    numbers = [found[1] for found in known if found]
+    assert len(numbers) == len(rows)
+    total = F.modulus(2)
+    if total is None:
+        assert "unknown" in numbers
+        assert "unknown, because of" in head or len(rows) == 1
+    else:
+        assert sum(map(float, numbers)) == pytest.approx(total, rel=1e-4, abs=1e-4)
+        assert head.endswith(f"{total:g}-convex")
 
 
 def test_the_cause_of_an_unknown_bound_is_named():
