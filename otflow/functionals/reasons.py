@@ -33,6 +33,8 @@ def generic_reason(F: Any, word: str, base: type) -> str:
     owner = _owner(F, word, base)
     if owner is not base:
         return f"as {owner.__name__}.{word} states"
+    if _is_one_term(F) and type(F).__module__.startswith("otflow."):
+        return f"since none is known of {type(F).__name__}"
     if _is_one_term(F):
         arguments = "(self, dim)" if word == "modulus" else "(self)"
         return (

@@ -483,6 +483,10 @@ def _declared(kernel: PairKernel, name: str, value: Any) -> str:
     """Return where a property of a kernel comes from, for a kernel of any class."""
     if value is not None:
         return f"as {kernel!r} declares"
+    kind = type(kernel)
+    declarable = kind.__name__ in ("Function", "TwoPoint")
+    if kind.__module__.startswith("otflow.") and not declarable:
+        return f"since none is known of {kernel!r}"
     word = "0.0" if name == "modulus" else '"convex"'
     return f"since {kernel!r} declares none: state {name}={word} if that is true of it"
 

@@ -42,6 +42,7 @@ def test_every_functional_says_why(name, F, word, make, dim):
     assert first.startswith(f"along displacements, in {where}: ")
     assert ("unknown" in first) == (total is None)
     assert second.startswith(f"along mixtures: {word or 'unknown'}")
+    assert "override" not in F.why(dim)
     # Each row is a term, what is known of it, and a reason in words.
     for row in bounds + bends:
         assert re.search(
@@ -185,13 +186,21 @@ def test_a_bound_that_overflows_says_so():
     ("W", "words"),
     [
         (of.kernels.Quadratic() - of.kernels.Log(), "-Log() has no bound"),
-        (of.kernels.Quadratic() + of.kernels.Log(), "Log() declares none"),
+        (of.kernels.Quadratic() + of.kernels.Log(), "none is known of Log()"),
         (2 * of.kernels.Quadratic() + of.kernels.Gaussian(1), "the sum of the bounds"),
     ],
     ids=repr,
 )
 def test_the_reason_of_a_sum_of_kernels_names_the_kernel(W, words):
     assert words in of.Interaction(W).why_modulus(2)
+
+
+def test_the_kernels_of_the_library_ask_for_no_declaration():
+    for W in (of.kernels.Log(), of.kernels.Riesz(1.0), of.kernels.PowerLaw(4, 2)):
+        for reason in (W.why_modulus(), W.why_mixture()):
+            assert "state" not in reason
+    assert "state modulus=0.0" in of.kernels.Function(square).why_modulus()
+    assert "state modulus=0.0" in of.kernels.TwoPoint(torch.mul).why_modulus()
 
 
 def test_a_translation_bounds_the_modulus_of_an_interaction():
