@@ -173,15 +173,27 @@ def test_a_false_declaration_is_refuted_each_time_it_is_asked_for():
                 ask()
 
 
-def test_an_energy_that_cannot_be_tried_is_believed_and_says_so():
-    layer = torch.nn.Linear(1, 1)  # in float32: it takes no float64
+def narrow(r):
+    """Return a function of a layer in float32, which takes no float64."""
+    return torch.nn.Linear(1, 1)(r[..., None])[..., 0]
 
-    def e(r):
-        return layer(r[..., None])[..., 0]
 
+def choosy(r):
+    if bool((r > 10).any()):
+        msg = "no density is above 10 here"
+        raise ValueError(msg)
+    return r.log()
+
+
+@pytest.mark.parametrize("e", [narrow, choosy, lambda _: 0.0, lambda r: r.sum()])
+def test_an_energy_that_cannot_be_tried_is_believed_and_says_so(e):
     F = of.Internal(e, modulus=0.0)
     assert F.modulus(2) == 0.0
-    assert "could not be checked" in F.why(2)
+    assert F.mixture_curvature() == "convex"
+    assert "McCann's condition could not be checked: " in F.why(2)
+    G = of.Internal(e, mixture="concave")
+    assert G.mixture_curvature() == "concave"
+    assert "could not be checked: " in G.why_mixture()
 
 
 def test_what_no_internal_energy_has_is_no_modulus_of_one():
