@@ -86,7 +86,8 @@ class Interaction(Functional):
         declared = self.kernel.modulus if modulus is None else modulus
         self.convexity = None if declared is None else real(declared, "modulus")
         word = self.kernel.mixture if mixture is None else mixture
-        self.mixture = curvature_named(word, "mixture")
+        name = "mixture" if mixture is not None else f"the mixture of {self.kernel!r}"
+        self.mixture = curvature_named(word, name)
         self._declared = (modulus is not None, mixture is not None)
         parts = self.kernel.terms()
         whole = len(parts) == 1 and parts[0][0] == 1

@@ -363,7 +363,10 @@ class Combination(Kernel):
         self.smooth = all(W.smooth for W in kernels)
         self.is_radial = all(W.is_radial for W in kernels)
         self.modulus = sum_of_bounds((c, W.modulus) for c, W in self.parts)
-        self.mixture = sum_of_curvatures((c, W.mixture) for c, W in self.parts)
+        self.mixture = sum_of_curvatures(
+            (c, curvature_named(W.mixture, f"the mixture of {W!r}"))
+            for c, W in self.parts
+        )
 
     def why_modulus(self) -> str:
         if self.modulus is not None:

@@ -230,7 +230,7 @@ class Gaussian(RadialKernel):
     True
     """
 
-    mixture = Curvature.CONVEX
+    mixture: Curvature | str | None = Curvature.CONVEX
 
     def __init__(self, sigma: float, *, tolerance: float = 0.0) -> None:
         self.sigma = _length(sigma, "sigma")
@@ -332,7 +332,7 @@ class InverseMultiquadric(RadialKernel):
     tensor(0.0385)
     """
 
-    mixture = Curvature.CONVEX
+    mixture: Curvature | str | None = Curvature.CONVEX
 
     def __init__(self, scale: float, *, power: float = 0.5) -> None:
         self.scale = _length(scale, "scale")
@@ -434,7 +434,7 @@ class Quadratic(RadialKernel):
     """
 
     modulus = 1.0
-    mixture = Curvature.CONCAVE
+    mixture: Curvature | str | None = Curvature.CONCAVE
 
     def why_modulus(self) -> str:
         return "the eigenvalue of its Hessian"
@@ -492,7 +492,7 @@ class Energy(RadialKernel):
     """
 
     smooth = False
-    mixture = Curvature.CONVEX
+    mixture: Curvature | str | None = Curvature.CONVEX
 
     def why_mixture(self) -> str:
         return "since -|z| is conditionally positive definite"

@@ -93,8 +93,8 @@ def bump(r, a, z, w):
 def test_dents_of_an_entropy_are_judged_as_their_derivatives_are():
     """With E(z) = e(exp(z)) the condition is E' >= 0 and E'' + E'/d >= 0."""
     draw, counts = random.Random(1), [0, 0]
-    fine = torch.linspace(-20, 20, 200_001, dtype=F64).exp()
-    for _ in range(300):
+    fine = torch.linspace(-20, 20, 20_001, dtype=F64).exp()
+    for _ in range(200):
         d = draw.randint(1, 4)
         a, z, w = 10 ** draw.uniform(-2, 2), draw.uniform(-8, 8), draw.uniform(0.3, 4)
         _, slope, bend = bump(fine, a, z, w)
@@ -107,7 +107,7 @@ def test_dents_of_an_entropy_are_judged_as_their_derivatives_are():
             assert found is not None
             assert found.excess > found.noise
             counts[1] += 1
-    assert min(counts) > 50
+    assert min(counts) > 40
 
 
 def test_the_chord_that_is_shown_is_one():

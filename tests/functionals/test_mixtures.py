@@ -385,6 +385,15 @@ def test_a_declared_word_is_one_of_three(make):
         make(True)
 
 
+def test_a_word_of_a_users_kernel_is_checked():
+    class Wrong(of.kernels.Gaussian):
+        mixture = "konvex"
+
+    for ask in (of.Interaction, lambda W: W + of.kernels.Energy()):
+        with pytest.raises(ValueError, match=r"the mixture of Wrong\(.*did you mean"):
+            ask(Wrong(1.0))
+
+
 def test_a_word_of_a_users_functional_is_checked():
     class Mine(of.Functional):
         word = "konvex"
