@@ -261,6 +261,35 @@ def random_flow(kind, seed, dtype):
     return F, run(F, mu, of.JKO(), dt=draw.choice([0.01, 0.1, 0.5, 2.0]), steps=3)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_proved_numbers_hold_where_the_flow_is_known(seed):
+    """Of lam |x|^2 / 2 the step is x / (1 + lam dt), the flow exp(-lam t) x."""
+    draw = random.Random(seed)
+    lam, dt = draw.choice([0.2, 1.0, 5.0]), draw.choice([0.02, 0.2, 1.0])
+    F = of.Potential(lambda x: 0.5 * lam * x.square().sum(-1), modulus=lam)
+    x = 10 ** draw.uniform(-1, 1) * normal(6, draw.randint(1, 3), seed=seed)
+    w = normal(6, seed=seed + 9).exp() if seed % 2 else None
+    mu = of.Particles(x, w, normalize=w is not None)
+    trajectory = run(F, mu, of.JKO(), dt=dt, steps=draw.randint(1, 6))
+    report = certify(trajectory, F)
+    assert {f.name for f in report.proved} == {"exact step", "time error"}
+
+    def apart(start, scale, end):
+        found = scale * start.points - end.points
+        return float((end.weights @ found.square().sum(1)).sqrt())
+
+    for step, a, b in zip(
+        report.steps, trajectory.snapshots, trajectory.snapshots[1:], strict=False
+    ):
+        assert step.bound is not None
+        assert apart(a, 1 / (1 + lam * dt), b) <= step.bound + 1e-13
+    t = float(trajectory.times[-1])
+    decay = float(torch.exp(torch.tensor(-lam * t, dtype=F64)))
+    assert apart(mu, decay, trajectory.final) <= value(report, "time error") + 1e-13
+    # Here inf F = 0, and the slope bound is an equality.
+    assert value(report, "slope") == pytest.approx(float(F(trajectory.final)))
+
+
 @pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
 @pytest.mark.parametrize("kind", ["particles", "quantiles", "Gaussian"])
 def test_no_true_modulus_is_refuted(kind, dtype):
