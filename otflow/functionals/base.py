@@ -354,7 +354,7 @@ class Functional(ABC):
 
         A convex F obeys :math:`F((1-t)\mu + t\nu) \le (1-t)F(\mu) + tF(\nu)` for all
         :math:`\mu, \nu`. This is not displacement convexity: a potential is linear
-        along mixtures, whatever its shape. By default the curvature of a functional of one
+        along mixtures, whatever its shape. By default that of a functional of one
         term is unknown; that of several `terms` follows from theirs. A functional of
         your own overrides the method, and optimality gaps rest on its answer.
 

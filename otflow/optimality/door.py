@@ -34,6 +34,15 @@ def optimality_gap(
     -------
     Gap
         The bound and its kind.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.MMDTo(torch.tensor([[0.25]]), of.kernels.Gaussian(0.5))
+    >>> mu = of.Particles(torch.tensor([[0.75]]))
+    >>> gap = of.optimality.optimality_gap(F, mu, of.optimality.BoxDomain(0.0, 1.0))
+    >>> bool(F.value(mu) <= gap.found)  # the infimum is 0
+    True
     """
     check_functional(F)
     check_measure(mu)

@@ -57,6 +57,15 @@ class Gap:
     ----------
     value, argmin, kind, reason, found
         As above.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: x.square().sum(-1))
+    >>> mu = of.Particles(torch.tensor([[1.0], [3.0]]))
+    >>> gap = of.optimality.optimality_gap(F, mu, of.optimality.BoxDomain(0.0, 4.0))
+    >>> round(gap.found, 4)  # the mean of 1 and 9, at least 0
+    5.0
     """
 
     value: float
