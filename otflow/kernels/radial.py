@@ -165,7 +165,8 @@ class RadialKernel(Kernel):
     def enclosed_field(self, x: Enclosure, points: Tensor, masses: Tensor) -> Enclosure:
         if not x.is_point:
             return super().enclosed_field(x, points, masses)
-        return radial_enclosure(self.ranges, x, points, masses, self._steepest)
+        kernel = self if type(self) in KNOWN and not self.singular else None
+        return radial_enclosure(self.ranges, x, points, masses, self._steepest, kernel)
 
     def closed_sweep(self) -> Sweep:
         return self.sweep
@@ -543,3 +544,7 @@ class Riesz(RadialKernel):
 
     def ranges(self, s: Interval, order: int) -> list[Interval]:
         return [negative(r) for r in power_ranges(s, -self.p, order)]
+
+
+# The profiles whose round-off is known; a subclass may have another.
+KNOWN = (Gaussian, InverseMultiquadric, PowerLaw, Quadratic, Energy)

@@ -14,6 +14,7 @@ from otflow._validation import check_like, non_negative_int
 from otflow.errors import Unsupported
 from otflow.functionals import Curvature, Functional
 from otflow.meanfield.decomposition import Decomposition, decompose
+from otflow.meanfield.enclosed import network_ranges, two_layer_enclosure
 from otflow.meanfield.fused import value_and_gradient
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.losses import PerSample, Square, as_loss
@@ -208,11 +209,17 @@ class Risk(Functional):
         inputs = self._inputs.to(torch.float64)
         slopes = self._enclosed_slopes(mu, inputs)
 
+        mean = times(slopes, 1 / len(inputs)).value
+        ranges = network_ranges(self.network)
+        if ranges is not None and x.is_point:
+            assert isinstance(self.network, TwoLayer)
+            mean = mean if mean.ndim == 3 else mean[..., None]
+            return two_layer_enclosure(self.network, ranges, inputs, x, mean)
+
         def features(rows: slice, theta: Enclosure) -> Tensor:
             return self.network.sigma(inputs[rows], theta)
 
-        mean = times(slopes, 1 / len(inputs))
-        return over_rows(features, x, mean.value)
+        return over_rows(features, x, mean)
 
     def _enclosed_slopes(self, mu: Measure, inputs: Tensor) -> Enclosure:
         """Return the slopes of the losses at the data, with the round-off of f."""

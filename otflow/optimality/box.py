@@ -15,12 +15,16 @@ from otflow.functionals import Functional
 from otflow.measures import Measure, Particles
 from otflow.numerics.enclosed_sums import weighted
 from otflow.numerics.enclosures import Enclosure, NotEnclosed
+from otflow.numerics.intervals import Interval
 from otflow.optimality.domains import Domain
 from otflow.optimality.gap import Gap, GapKind
-from otflow.optimality.proofs import bound_below
+from otflow.optimality.proofs import STARTS, bound_below
 from otflow.optimality.search import search
 
 __all__ = ["BoxDomain"]
+
+# Newton steps converge quadratically: more of them are of no use.
+NEWTON = 12
 
 
 class BoxDomain(Domain):
@@ -96,20 +100,23 @@ class BoxDomain(Domain):
             reason = f"the domain is unbounded: {self!r}; give finite corners"
             return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
         self._check_inside(mu, lower, upper)
-        found = search(F, mu, lower, upper, descend)
         try:
-            return self._proved(F, mu, found.places)
+            return self._proved(F, mu, descend)
         except NotEnclosed as missing:
-            reason, best = f"not proved: {missing}", found.places[0]
-            return Gap(found.gap, best, GapKind.SEARCHED, reason, found.gap)
+            reason = f"not proved: {missing}"
+        found = search(F, mu, lower, upper, descend)
+        best = found.places[0]
+        return Gap(found.gap, best, GapKind.SEARCHED, reason, found.gap)
 
-    def _proved(self, F: Functional, mu: Measure, places: Tensor) -> Gap:
+    def _proved(self, F: Functional, mu: Measure, descend: int) -> Gap:
         if not isinstance(mu, Particles):
             msg = f"F' is enclosed on Particles alone, and mu is a {type(mu).__name__}"
             raise NotEnclosed(msg)
         kind = mu.points.dtype
         lower, upper = (corner.to(torch.float64) for corner in self._corners(mu))
-        mu = mu.detach().to(torch.float64)
+        # The same numbers: a move to float64 would change the masses to the sum 1.
+        points, weights = (t.detach().double() for t in (mu.points, mu.weights))
+        mu = mu.with_free_atoms(points, weights, is_uniform=mu.is_uniform)
 
         def enclose(x: Enclosure) -> Enclosure:
             return F.enclosed_variation(mu, x)
@@ -123,9 +130,10 @@ class BoxDomain(Domain):
             enclose,
             lower,
             upper,
-            places.to(mu.points).clamp(lower, upper),
+            _lowest(mu, at, lower, upper),
             sharp=lambda best: self.sharpness * max(mean - best, 0.0),
             max_cells=self.max_cells,
+            steps=min(descend, NEWTON),
         )
         if not math.isfinite(proof.bound):
             reason = f"no lower bound of F' was found on {proof.cells} cells"
@@ -168,6 +176,14 @@ class BoxDomain(Domain):
 
     def __repr__(self) -> str:
         return f"BoxDomain({_text(self.lower)}, {_text(self.upper)})"
+
+
+def _lowest(mu: Measure, at: Interval, lower: Tensor, upper: Tensor) -> Tensor:
+    """Return the lowest atoms inside the box, or its middle if there are none."""
+    inside = ((mu.points >= lower) & (mu.points <= upper)).all(1)
+    values = torch.where(inside, at[1], math.inf)
+    order = values.argsort()[: min(STARTS, int(inside.sum()))]
+    return mu.points[order] if len(order) else (0.5 * (lower + upper))[None]
 
 
 def _corner(corner: Any, name: str) -> tuple[float, ...]:

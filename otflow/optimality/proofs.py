@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from otflow.numerics.enclosures import Enclosure, pairs
-from otflow.numerics.intervals import EPS
+from otflow.numerics.intervals import EPS, Interval
 
-__all__ = ["Bounded", "bound_below"]
+__all__ = ["STARTS", "Bounded", "bound_below", "polish"]
 
 Enclose = Callable[[Enclosure], Enclosure]
 
 # Cells that are bounded together: so many entries of second derivatives at most.
 ENTRIES = 2**16
+# Places from which a descent begins.
+STARTS = 8
 # A convex cell is centred anew at most so many times before it is cut.
 CENTRINGS = 3
 
@@ -75,6 +77,7 @@ def bound_below(
     *,
     sharp: Callable[[float], float],
     max_cells: int,
+    steps: int,
     batch: int = 256,
 ) -> Bounded:
     """Bound a function on a box from below.
@@ -86,11 +89,13 @@ def bound_below(
     lower, upper : Tensor, shape (d,)
         Corners of the box.
     places : Tensor, shape (k, d)
-        Where low values are expected.
+        Where low values are expected; at least one.
     sharp : callable
         Maps the least value that is known to the width of the bracket that suffices.
     max_cells : int
         Number of cells after which the bound is returned as it is.
+    steps : int
+        Number of Newton steps from low places.
     batch : int
         Number of cells that are bounded together.
 
@@ -99,12 +104,18 @@ def bound_below(
     Bounded
         The bound, and the least value that was found.
     """
-    tops = enclose(Enclosure.of(places, places, 0)).value[1]
-    k = int(tops.argmin())
-    best, argmin = float(tops[k]), places[k]
     cells, done, count = _grid(lower, upper, places), torch.inf, 0
+    places = torch.cat([places, cells.centre])
+    at = enclose(Enclosure.of(places, places, 0)).value
+    low_ones = places[at[1].argsort()[:STARTS]]
+    places, at = polish(enclose, low_ones, lower, upper, steps)
+    k = int(at[1].argmin())
+    best, argmin = float(at[1, k]), places[k]
+    noise = 4 * float(at[1, k] - at[0, k])
+    cells.centre = _centres(cells.lower, cells.upper, places)
     while True:
-        target = best - sharp(best)
+        # No bound is sharper than the round-off of one value.
+        target = best - max(sharp(best), noise)
         settled = cells.bound >= target
         done = min([done, *cells.bound[settled].tolist()])
         cells = cells.take(~settled)
@@ -119,7 +130,7 @@ def bound_below(
             best, argmin = float(low.tops[k]), now.centre[k]
         now.bound = torch.maximum(now.bound, low.bounds)
         now = now.take(low.kept)
-        target = best - sharp(best)
+        target = best - max(sharp(best), noise)
         open_ = now.bound < target
         done = min([done, *now.bound[~open_].tolist()])
         cells = cells.join(
@@ -218,6 +229,47 @@ def _middle_diagonal(wide: Enclosure) -> Tensor:
     middle = wide.curvature.mean(0)
     same = [k for k, (i, j) in enumerate(zip(*pairs(wide.d), strict=True)) if i == j]
     return middle[same].T
+
+
+def polish(
+    enclose: Enclose, x: Tensor, lower: Tensor, upper: Tensor, steps: int
+) -> tuple[Tensor, Interval]:
+    """Return lower places (k, d), by projected Newton steps, and intervals there."""
+    found = enclose(Enclosure.of(x, x, 2))
+    length = x.new_ones(len(x), 1)
+    for _ in range(steps):
+        new = _newton(found, x, lower, upper, length)
+        moved = enclose(Enclosure.of(new, new, 2))
+        fell = moved.value[1] < found.value[1]
+        if not bool(fell.any()) and bool((length < 0.1).all()):
+            break
+        x = torch.where(fell[:, None], new, x)
+        found = found.like(torch.where(fell, moved.rows, found.rows))
+        length = torch.where(fell[:, None], (2 * length).clamp(max=1.0), length / 4)
+    return x, found.value
+
+
+def _newton(
+    found: Enclosure, x: Tensor, lower: Tensor, upper: Tensor, length: Tensor
+) -> Tensor:
+    """Return the places after one step, downhill also where the Hessian is not."""
+    rows = (0.5 * found.rows[0] + 0.5 * found.rows[1]).nan_to_num(0.0, 0.0, 0.0)
+    d = found.d
+    slope, bends = rows[1 : 1 + d].T, rows[1 + d :]
+    hessian = x.new_zeros(len(x), d, d)
+    for k, (i, j) in enumerate(zip(*pairs(d), strict=True)):
+        hessian[:, i, j] = hessian[:, j, i] = bends[k]
+    # A coordinate that is pushed against its wall stays.
+    stuck = ((x <= lower) & (slope > 0)) | ((x >= upper) & (slope < 0))
+    slope = slope.masked_fill(stuck, 0.0)
+    hessian = hessian.masked_fill(stuck[:, :, None] | stuck[:, None, :], 0.0)
+    reach = 0.1 * (upper - lower).min()
+    values, vectors = torch.linalg.eigh(hessian)
+    along = (vectors.mT @ slope[..., None])[..., 0]
+    size = torch.maximum(values.abs(), along.abs() / reach)
+    step = torch.where(size > 0, -along / size, 0.0)
+    step = (vectors @ step[..., None])[..., 0]
+    return (x + length * step).clamp(lower, upper)
 
 
 def _grid(lower: Tensor, upper: Tensor, places: Tensor) -> _Cells:

@@ -10,11 +10,12 @@ from torch import Tensor
 from otflow.errors import NonFinite
 from otflow.functionals import Functional
 from otflow.measures import Measure
+from otflow.optimality.proofs import STARTS
 
 __all__ = ["Found", "search"]
 
-# Places that fill the box, and the number of the lowest that descend.
-PLACES, STARTS = 256, 8
+# Places that fill the box.
+PLACES = 256
 
 
 @dataclass(frozen=True)
