@@ -112,6 +112,10 @@ MAKE: dict[type, Callable[[], Any]] = {
     of.metrics.EntropicPlan: lambda: of.metrics.entropic_plan(
         cloud(), cloud(), blur=1.0
     ),
+    of.functionals.Curvature: lambda: of.functionals.Curvature.CONVEX,
+    of.optimality.BoxDomain: lambda: of.optimality.BoxDomain(0.0, [1.0, 1.0]),
+    of.optimality.Gap: lambda: of.optimality.Gap(1.0, None, "proved", "", 1.0),
+    of.optimality.GapKind: lambda: of.optimality.GapKind.PROVED,
     meanfield.TwoLayer: lambda: meanfield.TwoLayer("tanh"),
     meanfield.CustomLayer: lambda: meanfield.CustomLayer(torch.matmul),
     meanfield.Risk: risk,
@@ -183,7 +187,9 @@ BY_VALUE = (
     of.analysis.Finding,
     of.analysis.StepFinding,
     of.analysis.Verdict,
+    # A member of an enumeration is one object.
     of.functionals.Curvature,
+    of.optimality.GapKind,
 )
 # These have sizes, items or operators, which an array might take for its own.
 ONE_BESIDE_ARRAYS = (

@@ -28,6 +28,7 @@ from otflow.functionals import legacy
 from otflow.functionals.answers import check_answers, check_measure
 from otflow.functionals.reasons import explain, generic_reason
 from otflow.measures import Measure
+from otflow.numerics.enclosed_sums import Enclosed, enclosed_terms
 
 __all__ = ["Functional", "Scaled", "Sum", "check_functional", "check_measure"]
 
@@ -285,6 +286,51 @@ class Functional(ABC):
     def _terms(self) -> tuple[tuple[float, Functional], ...]:
         """Return the terms that the library itself knows: no solver checks them."""
         return ((1.0, self),)
+
+    def enclosed_variation(self, mu: Measure) -> Enclosed:
+        r"""Return :math:`F'[\mu]` as a function of points in boxes: proofs rest on it.
+
+        The function takes an `Enclosure` x of points (m, d), which behaves as a tensor,
+        and returns one (m,). By default that of several `terms` follows from theirs,
+        and a functional of one term has none. A functional of your own returns a
+        function that computes :math:`F'[\mu](x)` by torch operations on x. The constant
+        that F' leaves open must not depend on x.
+
+        Parameters
+        ----------
+        mu : Measure
+            Where to differentiate, in float64.
+
+        Returns
+        -------
+        callable
+            Points (m, d) to values (m,).
+
+        Raises
+        ------
+        NotEnclosed
+            If F' or an operation in it has no interval extension, here or when the
+            function is called.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> class Concentration(of.Functional):
+        ...     def value(self, mu):
+        ...         return mu.expectation(lambda x: x.square().sum(-1)) ** 2
+        ...
+        ...     def mixture_curvature(self):
+        ...         return "convex"
+        ...
+        ...     def enclosed_variation(self, mu):
+        ...         mean = mu.weights @ mu.points.square().sum(-1)
+        ...         return lambda x: 2 * mean * x.square().sum(-1)
+        >>> mu = of.Particles(torch.tensor([[1.0], [3.0]]))
+        >>> box = of.optimality.BoxDomain(0, 4)
+        >>> of.optimality.optimality_gap(Concentration(), mu, box).kind
+        'proved'
+        """
+        return enclosed_terms(self, mu)
 
     def resample(self, generator: torch.Generator) -> Functional:
         """Return an unbiased random copy (a minibatch), or itself if not stochastic.

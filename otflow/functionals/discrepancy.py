@@ -20,8 +20,10 @@ from otflow.functionals.targets import as_target, check_space
 from otflow.kernels import Energy, Gaussian, Kernel, PairKernel, RadialKernel, as_kernel
 from otflow.measures import Measure, Particles
 from otflow.measures.sums import pair_slope
+from otflow.numerics.enclosed_sums import combination
+from otflow.numerics.enclosures import Enclosure, NotEnclosed
 
-__all__ = ["EnergyDistanceTo", "MMDTo"]
+__all__ = ["EnergyDistanceTo", "MMDTo", "Witness"]
 
 
 class _Discrepancy(Functional):
@@ -60,7 +62,7 @@ class _Discrepancy(Functional):
         check_space(mu, self.target)
         repulsion, witness = self._parts.parts
         assert isinstance(witness, Potential)
-        assert isinstance(witness.V, _Witness)
+        assert isinstance(witness.V, Witness)
         closed = witness.V.closed(mu)
         if closed is None:
             return self._parts.value_and_velocity(mu)
@@ -223,7 +225,7 @@ class EnergyDistanceTo(_Discrepancy):
         return f"EnergyDistanceTo({self.target!r})"
 
 
-class _Witness:
+class Witness:
     r"""The potential :math:`c - k * \nu`, with the term c of the target alone."""
 
     def __init__(
@@ -237,15 +239,26 @@ class _Witness:
 
     @property
     def own(self) -> Tensor:
-        if isinstance(self.whole, _Witness):
+        if isinstance(self.whole, Witness):
             return self.whole.own
         if self.kept is not None:
             return self.kept
         return self.target.interaction(self.kernel)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if isinstance(x, Enclosure):
+            return self.enclosed(x)
         attraction = self.target.convolve(self.kernel, x.reshape(-1, x.shape[-1]))
         return self.own - attraction.reshape(x.shape[:-1])
+
+    def enclosed(self, x: Enclosure) -> Enclosure:
+        """Return minus k * nu, without the constant."""
+        nu = self.target
+        if not isinstance(nu, Particles):
+            msg = f"the witness of a target {nu!r} has no interval extension here"
+            raise NotEnclosed(msg)
+        field = self.kernel.enclosed_field(x, nu.points, nu.weights)
+        return combination([(-1.0, field)], x)
 
     def closed(self, mu: Measure) -> tuple[Tensor, Tensor] | None:
         """Return integral and minus the gradient between atoms, without autodiff.
@@ -274,7 +287,7 @@ class _Witness:
 
 def _parts(target: Measure, kernel: PairKernel, whole: Ground | None) -> Sum:
     witness = Potential(
-        _Witness(target, kernel, whole), modulus=_bound_of_minus(kernel)
+        Witness(target, kernel, whole), modulus=_bound_of_minus(kernel)
     )
     witness._reason = "the least eigenvalue of the Hessian of minus the kernel"
     return Sum((Interaction(kernel), witness))

@@ -16,6 +16,13 @@ class Domain(ABC):
 
     A domain knows how to bound the infimum over itself; `optimality_gap` asks it after
     it has checked that F is convex along mixtures.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> box = of.optimality.BoxDomain(0.0, 1.0)
+    >>> isinstance(box, of.optimality.Domain)
+    True
     """
 
     @abstractmethod
