@@ -1,8 +1,10 @@
 """Mean-field networks: training a wide layer is a flow of its measure of neurons."""
 
 from otflow.meanfield.decomposition import Decomposition
+from otflow.meanfield.fenchel import fenchel_gap
 from otflow.meanfield.layers import CustomLayer, TwoLayer
 from otflow.meanfield.modules import from_module, to_module
+from otflow.meanfield.path_balls import PathBall, path_norm
 from otflow.meanfield.risk import Risk
 from otflow.meanfield.tangent import empirical_ntk, nngp_kernel, ntk_kernel
 from otflow.meanfield.units import Unit
@@ -10,13 +12,16 @@ from otflow.meanfield.units import Unit
 __all__ = [
     "CustomLayer",
     "Decomposition",
+    "PathBall",
     "Risk",
     "TwoLayer",
     "Unit",
     "empirical_ntk",
+    "fenchel_gap",
     "from_module",
     "nngp_kernel",
     "ntk_kernel",
+    "path_norm",
     "to_module",
 ]
 

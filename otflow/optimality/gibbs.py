@@ -1,0 +1,338 @@
+r"""The fixed point :math:`\rho \propto e^{-G'[\rho]/T}` of a free energy on a grid."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from otflow._validation import non_negative_int, positive
+from otflow._warn import warn
+from otflow.errors import FixedPointWarning, NotConvergedWarning
+from otflow.functionals import Functional
+from otflow.measures import GridDensity
+from otflow.numerics.anderson import Anderson
+from otflow.optimality.entropic import ProximalLaw, check_grid, heat_of
+
+__all__ = ["GibbsResult", "gibbs"]
+
+MEMORY = 8
+# Least share of the predicted decrease that a step must reach.
+ARMIJO = 1e-4
+SMALLEST = 1e-12
+# Round-off of an energy and of the law, in units of the last place.
+ENERGY_NOISE = 16
+LAW_NOISE = 32
+# Fixed points whose masses differ by more than this in sum are two.
+APART = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class GibbsResult:
+    r"""A fixed point of the Gibbs map, and how it was found.
+
+    Parameters
+    ----------
+    measure : GridDensity
+        The density :math:`\rho`.
+    energy : float
+        :math:`F(\rho)`.
+    residual : float
+        :math:`\sum_i|w_i - p_i|` between the masses of :math:`\rho` and those of its
+        proximal law :math:`p_\rho`.
+    damping : float
+        The share of the way to :math:`p_\rho` of the last plain step.
+    iterations : int
+        Evaluations of F' from the start that led here.
+    converged : bool
+        Whether the residual is at most the tolerance.
+    others : tuple of GibbsResult
+        Further fixed points, of higher energy, which other starts led to. Empty for an
+        F that is convex along mixtures, whose fixed point is unique.
+
+    Attributes
+    ----------
+    measure, energy, residual, damping, iterations, converged, others
+        As above.
+
+    See Also
+    --------
+    gibbs : Computes it.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: x.square().sum(-1)) + 0.5 * of.Entropy()
+    >>> rho = of.GridDensity.from_function(
+    ...     lambda x: torch.ones(len(x)), -4, 4, 80, walls=True
+    ... )
+    >>> of.optimality.gibbs(F, rho).others
+    ()
+    """
+
+    measure: GridDensity
+    energy: float
+    residual: float
+    damping: float
+    iterations: int
+    converged: bool
+    others: tuple[GibbsResult, ...] = field(default=(), repr=False)
+
+
+def gibbs(
+    F: Functional,
+    rho: GridDensity,
+    *,
+    tolerance: float | None = None,
+    max_iterations: int = 1000,
+    starts: int = 8,
+) -> GibbsResult:
+    r"""Return the density with :math:`\rho \propto e^{-G'[\rho]/T}` on a grid.
+
+    It is the minimiser of :math:`F = G + T\int\rho\log\rho` where G is convex along
+    mixtures, and then unique: Theorem 3.7 of :cite:t:`yang2020meanfield`. If G is not
+    known to be convex there may be several; further starts look for them, a warning
+    tells their energies, and the one of least energy is returned. That is a search, and
+    no proof that there is none below it.
+
+    Parameters
+    ----------
+    F : Functional
+        A functional with a positive multiple T of the entropy; G is the rest.
+    rho : GridDensity
+        It gives the grid, the dtype, and where to start. Its empty cells are filled.
+    tolerance : float, optional
+        Largest residual :math:`\sum_i|w_i - p_i|` of a converged answer. By default
+        1e-12, in single precision 1e-5, but not below the round-off of G'/T.
+    max_iterations : int
+        Most evaluations of F' from one start.
+    starts : int
+        Number of further starts for a G that is not known to be convex: the uniform
+        density and bumps at places spread over the box.
+
+    Returns
+    -------
+    GibbsResult
+        The fixed point, the residual, the energy, and other fixed points.
+
+    Raises
+    ------
+    ValueError
+        If F holds no entropy, or a negative multiple.
+    TypeError
+        If `rho` is no `GridDensity`.
+
+    Warns
+    -----
+    NotConvergedWarning
+        If the residual stays above the tolerance.
+    FixedPointWarning
+        If several fixed points were found.
+
+    See Also
+    --------
+    entropic_gap : How far a density is from the minimum, without the minimiser.
+
+    Notes
+    -----
+    A step moves the logarithm of the density a share :math:`\eta` of the way to that of
+    its proximal law. This is mirror descent, and F falls for a small :math:`\eta`,
+    since :math:`dF/d\eta = -T\,\mathrm{Var}_\rho(\log p_\rho - \log\rho)`. The share is
+    halved until F has fallen by a part of this, and doubled after success. Anderson
+    acceleration :cite:p:`walker2011anderson` proposes a point first; it counts only if
+    it passes the same test. Where F is flat to its last digits, the divergence from the
+    proximal law must fall instead. So no step is accepted that makes F larger.
+
+    Each iteration costs a value and a first variation of F, O(n) beside.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> square = lambda z: z.square().sum(-1)
+    >>> F = of.Potential(square) + of.Interaction(square) + 0.5 * of.Entropy()
+    >>> rho = of.GridDensity.from_function(
+    ...     lambda x: (-square(x - 1)).exp(), -5, 5, 100, dtype=torch.float64
+    ... )
+    >>> found = of.optimality.gibbs(F, rho)  # the Gaussian of variance T / (2 + 2)
+    >>> found.converged, round(float(found.measure.expectation(square)), 6)
+    (True, 0.125)
+    """
+    temperature, rest = heat_of(F)
+    check_grid(rho, "rho")
+    if tolerance is not None:
+        tolerance = positive(tolerance, "tolerance")
+    limit = non_negative_int(max_iterations, "max_iterations", minimum=1)
+    starts = non_negative_int(starts, "starts")
+    rho = rho.detach()
+    problem = _Problem(F, rest, temperature, rho, tolerance, limit)
+    first = problem.solve(problem.filled(rho.weights))
+    if rest.mixture_convex:
+        return _warned(first, tolerance)
+    found = [first]
+    for masses in problem.starts(starts):
+        other = problem.solve(masses)
+        if not any(_same(other, known) for known in found):
+            found.append(other)
+    found.sort(key=lambda result: result.energy)
+    return _warned(_best(found), tolerance)
+
+
+def _same(one: GibbsResult, other: GibbsResult) -> bool:
+    apart = float((one.measure.weights - other.measure.weights).abs().sum())
+    return apart <= max(APART, 1e3 * (one.residual + other.residual))
+
+
+def _best(found: list[GibbsResult]) -> GibbsResult:
+    """Return the fixed point of least energy, with the others beside it."""
+    best = found[0]
+    others = tuple(result for result in found[1:] if result.converged)
+    if others and best.converged:
+        energies = ", ".join(f"{other.energy:.9g}" for other in others)
+        msg = (
+            f"the Gibbs map has several fixed points: this one of energy "
+            f"{best.energy:.9g}, others of {energies} (in `others`); F is not known to "
+            f"be convex along mixtures, and further starts may find a lower one: give "
+            f"starts=..."
+        )
+        warn(msg, FixedPointWarning)
+    return GibbsResult(
+        best.measure,
+        best.energy,
+        best.residual,
+        best.damping,
+        best.iterations,
+        best.converged,
+        others,
+    )
+
+
+def _warned(result: GibbsResult, tolerance: float | None) -> GibbsResult:
+    """Return the result; warn if it did not converge."""
+    if not result.converged:
+        asked = "" if tolerance is None else f" {tolerance:g}"
+        msg = (
+            f"the Gibbs fixed point stopped after {result.iterations} iterations at "
+            f"the residual {result.residual:.3g}, above the tolerance{asked}; take a "
+            f"larger max_iterations or tolerance, or start from the fixed point of a "
+            f"higher temperature"
+        )
+        warn(msg, NotConvergedWarning)
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """A density by the logarithms of its masses, its energy and its residual."""
+
+    logs: Tensor
+    measure: GridDensity
+    energy: float
+    noise: float
+    law: ProximalLaw
+
+    @property
+    def step(self) -> Tensor:
+        return self.law.logs - self.logs
+
+    @property
+    def excess(self) -> float:
+        return self.law.energy_to(self.measure)
+
+
+class _Problem:
+    """F on one grid."""
+
+    def __init__(
+        self,
+        F: Functional,
+        rest: Functional,
+        temperature: float,
+        grid: GridDensity,
+        tolerance: float | None,
+        limit: int,
+    ) -> None:
+        self.F, self.rest, self.temperature = F, rest, temperature
+        self.grid, self.limit = grid, limit
+        self.tolerance = tolerance
+        self.eps = torch.finfo(grid.dtype).eps
+        self.log_volume = math.log(grid.box.cell_volume)
+
+    def filled(self, masses: Tensor) -> Tensor:
+        """Return logarithms of masses on the free cells; empty cells get a little."""
+        w = masses[self.grid.is_free]
+        w = w.clamp_min(self.eps * float(w.max()) / len(w))
+        return w.log()
+
+    def starts(self, count: int) -> list[Tensor]:
+        """Return starts: the uniform density, and bumps at places spread evenly."""
+        box, free = self.grid.box, self.grid.is_free
+        points = self.grid.points[free]
+        uniform = points.new_zeros(len(points))
+        sides = points.new_tensor(box.upper) - points.new_tensor(box.lower)
+        # The first Sobol point is a corner.
+        engine = torch.quasirandom.SobolEngine(box.dim)
+        draws = engine.draw(max(count, 2), dtype=points.dtype)
+        centres = points.new_tensor(box.lower) + sides * draws.to(points)
+        bumps = [
+            -((points - c) / (0.1 * sides)).square().sum(-1) / 2 for c in centres[1:]
+        ]
+        return [uniform, *bumps][:count]
+
+    def solve(self, logs: Tensor) -> GibbsResult:
+        """Return the fixed point that damped steps from a density lead to."""
+        state = self.at(logs)
+        anderson = Anderson(MEMORY, torch.ones_like(state.logs))
+        share, count = 1.0, 1
+        goal = self.goal(state)
+        residual = state.law.distance(state.measure)
+        while residual > goal and count < self.limit and share > SMALLEST:
+            learnt = anderson.has_learnt
+            proposal = anderson.advance(state.logs, share * state.step)
+            new = self.at(proposal)
+            count += 1
+            if self.falls(state, new, share):
+                share = min(1.0, 2 * share) if not learnt else share
+                state = new
+            elif learnt:
+                anderson.forget()
+                continue
+            else:
+                anderson.forget()
+                share /= 2
+                continue
+            goal, residual = self.goal(state), state.law.distance(state.measure)
+        return GibbsResult(
+            state.measure, state.energy, residual, share, count, residual <= goal
+        )
+
+    def at(self, logs: Tensor) -> _State:
+        """Return the state of the density in proportion to exponentials."""
+        logs = torch.log_softmax(logs, 0)
+        masses = self.grid.weights.new_zeros(self.grid.n)
+        masses[self.grid.is_free] = logs.exp()
+        measure = self.grid.with_free_weights(masses)
+        law = ProximalLaw.of(self.rest, self.temperature, measure)
+        rest = float(self.rest.value(measure))
+        heat = self.temperature * float(logs.exp() @ (logs - self.log_volume))
+        noise = ENERGY_NOISE * self.eps * (abs(rest) + law.size + abs(heat))
+        return _State(logs, measure, rest + heat, noise, law)
+
+    def falls(self, old: _State, new: _State, share: float) -> bool:
+        """Return whether F has fallen, or the residual where F is flat."""
+        g = old.step
+        w = old.logs.exp()
+        spread = (g - w @ g).square()
+        predicted = share * self.temperature * float(w @ spread)
+        if new.energy <= old.energy - max(ARMIJO * predicted, old.noise):
+            return True
+        return new.energy <= old.energy + old.noise and new.excess < old.excess
+
+    def goal(self, state: _State) -> float:
+        """Return the residual to reach."""
+        if self.tolerance is not None:
+            return self.tolerance
+        least = 1e-5 if state.logs.dtype == torch.float32 else 1e-12
+        noise = LAW_NOISE * self.eps * state.law.size / self.temperature
+        return max(least, min(noise, 1e-3))
