@@ -2,29 +2,18 @@ r"""The fixed point :math:`\rho \propto e^{-G'[\rho]/T}` of a free energy on a g
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
 
 from otflow._validation import non_negative_int, positive
 from otflow._warn import warn
 from otflow.errors import FixedPointWarning, NotConvergedWarning
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.numerics.anderson import Anderson
-from otflow.optimality.entropic import ProximalLaw, check_grid, heat_of
+from otflow.optimality.entropic import check_grid, heat_of
+from otflow.optimality.free_energy import FixedPoint, FreeEnergy
 
 __all__ = ["GibbsResult", "gibbs"]
 
-MEMORY = 8
-# Least share of the predicted decrease that a step must reach.
-ARMIJO = 1e-4
-SMALLEST = 1e-12
-# Round-off of an energy and of the law, in units of the last place.
-ENERGY_NOISE = 16
-LAW_NOISE = 32
 # Fixed points whose masses differ by more than this in sum are two.
 APART = 1e-5
 
@@ -43,9 +32,9 @@ class GibbsResult:
         :math:`\sum_i|w_i - p_i|` between the masses of :math:`\rho` and those of its
         proximal law :math:`p_\rho`.
     damping : float
-        The share of the way to :math:`p_\rho` of the last plain step.
+        The share :math:`\eta` of the last step.
     iterations : int
-        Evaluations of F' from the start that led here.
+        Evaluations of F', and products with F'', from the start that led here.
     converged : bool
         Whether the residual is at most the tolerance.
     others : tuple of GibbsResult
@@ -86,7 +75,7 @@ def gibbs(
     rho: GridDensity,
     *,
     tolerance: float | None = None,
-    max_iterations: int = 1000,
+    max_iterations: int = 2000,
     starts: int = 8,
 ) -> GibbsResult:
     r"""Return the density with :math:`\rho \propto e^{-G'[\rho]/T}` on a grid.
@@ -107,7 +96,7 @@ def gibbs(
         Largest residual :math:`\sum_i|w_i - p_i|` of a converged answer. By default
         1e-12, in single precision 1e-5, but not below the round-off of G'/T.
     max_iterations : int
-        Most evaluations of F' from one start.
+        Most evaluations of F', and products with F'', from one start.
     starts : int
         Number of further starts for a G that is not known to be convex: the uniform
         density and bumps at places spread over the box.
@@ -142,10 +131,15 @@ def gibbs(
     since :math:`dF/d\eta = -T\,\mathrm{Var}_\rho(\log p_\rho - \log\rho)`. The share is
     halved until F has fallen by a part of this, and doubled after success. Anderson
     acceleration :cite:p:`walker2011anderson` proposes a point first; it counts only if
-    it passes the same test. Where F is flat to its last digits, the divergence from the
-    proximal law must fall instead. So no step is accepted that makes F larger.
+    it passes the same test. Where this is slow, as at a low temperature, Newton's
+    method takes over, by conjugate gradients on products with the second derivative of
+    G, under the same test. Where F is flat to its last digits, the divergence from the
+    proximal law must fall instead. So no step is accepted that makes F larger. If G is
+    convex and T small beside its slopes, the problem is solved at higher temperatures
+    first, to a few digits.
 
-    Each iteration costs a value and a first variation of F, O(n) beside.
+    Each iteration costs a value and a first variation of F, or a product with the
+    second derivative of G, and O(n) beside.
 
     Examples
     --------
@@ -166,17 +160,31 @@ def gibbs(
     limit = non_negative_int(max_iterations, "max_iterations", minimum=1)
     starts = non_negative_int(starts, "starts")
     rho = rho.detach()
-    problem = _Problem(F, rest, temperature, rho, tolerance, limit)
-    first = problem.solve(problem.filled(rho.weights))
-    if rest.mixture_convex:
+    convex = bool(rest.mixture_convex)
+    problem = FreeEnergy(rest, temperature, rho, tolerance, limit)
+    first = _result(problem.solve(problem.filled(rho.weights), cool=convex))
+    if convex:
         return _warned(first, tolerance)
     found = [first]
     for masses in problem.starts(starts):
-        other = problem.solve(masses)
+        other = _result(problem.solve(masses))
         if not any(_same(other, known) for known in found):
             found.append(other)
     found.sort(key=lambda result: result.energy)
     return _warned(_best(found), tolerance)
+
+
+def _result(found: FixedPoint) -> GibbsResult:
+    """Return what was found as a result."""
+    state = found.state
+    return GibbsResult(
+        state.measure,
+        state.energy,
+        found.residual,
+        found.share,
+        found.count,
+        found.converged,
+    )
 
 
 def _same(one: GibbsResult, other: GibbsResult) -> bool:
@@ -220,119 +228,3 @@ def _warned(result: GibbsResult, tolerance: float | None) -> GibbsResult:
         )
         warn(msg, NotConvergedWarning)
     return result
-
-
-@dataclass(frozen=True, eq=False)
-class _State:
-    """A density by the logarithms of its masses, its energy and its residual."""
-
-    logs: Tensor
-    measure: GridDensity
-    energy: float
-    noise: float
-    law: ProximalLaw
-
-    @property
-    def step(self) -> Tensor:
-        return self.law.logs - self.logs
-
-    @property
-    def excess(self) -> float:
-        return self.law.energy_to(self.measure)
-
-
-class _Problem:
-    """F on one grid."""
-
-    def __init__(
-        self,
-        F: Functional,
-        rest: Functional,
-        temperature: float,
-        grid: GridDensity,
-        tolerance: float | None,
-        limit: int,
-    ) -> None:
-        self.F, self.rest, self.temperature = F, rest, temperature
-        self.grid, self.limit = grid, limit
-        self.tolerance = tolerance
-        self.eps = torch.finfo(grid.dtype).eps
-        self.log_volume = math.log(grid.box.cell_volume)
-
-    def filled(self, masses: Tensor) -> Tensor:
-        """Return logarithms of masses on the free cells; empty cells get a little."""
-        w = masses[self.grid.is_free]
-        w = w.clamp_min(self.eps * float(w.max()) / len(w))
-        return w.log()
-
-    def starts(self, count: int) -> list[Tensor]:
-        """Return starts: the uniform density, and bumps at places spread evenly."""
-        box, free = self.grid.box, self.grid.is_free
-        points = self.grid.points[free]
-        uniform = points.new_zeros(len(points))
-        sides = points.new_tensor(box.upper) - points.new_tensor(box.lower)
-        # The first Sobol point is a corner.
-        engine = torch.quasirandom.SobolEngine(box.dim)
-        draws = engine.draw(max(count, 2), dtype=points.dtype)
-        centres = points.new_tensor(box.lower) + sides * draws.to(points)
-        bumps = [
-            -((points - c) / (0.1 * sides)).square().sum(-1) / 2 for c in centres[1:]
-        ]
-        return [uniform, *bumps][:count]
-
-    def solve(self, logs: Tensor) -> GibbsResult:
-        """Return the fixed point that damped steps from a density lead to."""
-        state = self.at(logs)
-        anderson = Anderson(MEMORY, torch.ones_like(state.logs))
-        share, count = 1.0, 1
-        goal = self.goal(state)
-        residual = state.law.distance(state.measure)
-        while residual > goal and count < self.limit and share > SMALLEST:
-            learnt = anderson.has_learnt
-            proposal = anderson.advance(state.logs, share * state.step)
-            new = self.at(proposal)
-            count += 1
-            if self.falls(state, new, share):
-                share = min(1.0, 2 * share) if not learnt else share
-                state = new
-            elif learnt:
-                anderson.forget()
-                continue
-            else:
-                anderson.forget()
-                share /= 2
-                continue
-            goal, residual = self.goal(state), state.law.distance(state.measure)
-        return GibbsResult(
-            state.measure, state.energy, residual, share, count, residual <= goal
-        )
-
-    def at(self, logs: Tensor) -> _State:
-        """Return the state of the density in proportion to exponentials."""
-        logs = torch.log_softmax(logs, 0)
-        masses = self.grid.weights.new_zeros(self.grid.n)
-        masses[self.grid.is_free] = logs.exp()
-        measure = self.grid.with_free_weights(masses)
-        law = ProximalLaw.of(self.rest, self.temperature, measure)
-        rest = float(self.rest.value(measure))
-        heat = self.temperature * float(logs.exp() @ (logs - self.log_volume))
-        noise = ENERGY_NOISE * self.eps * (abs(rest) + law.size + abs(heat))
-        return _State(logs, measure, rest + heat, noise, law)
-
-    def falls(self, old: _State, new: _State, share: float) -> bool:
-        """Return whether F has fallen, or the residual where F is flat."""
-        g = old.step
-        w = old.logs.exp()
-        spread = (g - w @ g).square()
-        predicted = share * self.temperature * float(w @ spread)
-        if new.energy <= old.energy - max(ARMIJO * predicted, old.noise):
-            return True
-        return new.energy <= old.energy + old.noise and new.excess < old.excess
-
-    def goal(self, state: _State) -> float:
-        """Return the residual to reach."""
-        if self.tolerance is not None:
-            return self.tolerance
-        least = 1e-5 if state.logs.dtype == torch.float32 else 1e-12
-        noise = LAW_NOISE * self.eps * state.law.size / self.temperature
-        return max(least, min(noise, 1e-3))
