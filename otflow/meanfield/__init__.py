@@ -1,7 +1,7 @@
 """Mean-field networks: training a wide layer is a flow of its measure of neurons."""
 
 from otflow.meanfield.decomposition import Decomposition
-from otflow.meanfield.fenchel import fenchel_gap
+from otflow.meanfield.duality import fenchel_gap
 from otflow.meanfield.layers import CustomLayer, TwoLayer
 from otflow.meanfield.modules import from_module, to_module
 from otflow.meanfield.path_balls import PathBall, path_norm

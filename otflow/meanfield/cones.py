@@ -91,11 +91,11 @@ class Kinks:
         """Return the dual norm of values (B, m): (B,)."""
         if self.norm == "l1":
             return values.abs().amax(-1)
-        return values.norm(dim=-1)
+        return torch.linalg.vector_norm(values, dim=-1)
 
     def length(self, v: Tensor) -> Tensor:
         """Return the norm of rows (B, q): (B,)."""
-        return v.abs().sum(-1) if self.norm == "l1" else v.norm(dim=-1)
+        return torch.linalg.vector_norm(v, 1 if self.norm == "l1" else 2, dim=-1)
 
     def direction(self, value: Tensor) -> Tensor:
         """Return the unit vector u (m,) of outputs with u.g = |g|, for g (m,)."""
@@ -250,7 +250,7 @@ def largest_on_sphere(
     excess, kink = torch.zeros_like(upper), torch.zeros_like(upper).long()
     while True:
         # Bound the fresh cones, then drop those that hold no larger value.
-        for part in fresh.nonzero()[:, 0].split(at_once):
+        for part in torch.split(fresh.nonzero()[:, 0], at_once):
             bounds, values, excess[part], kink[part] = g.bound(cones[part])
             upper[part] = torch.minimum(upper[part], bounds)
             sizes = g.size_of(values) / g.length(cones[part])

@@ -252,7 +252,8 @@ def residual_of(risk: Risk, mu: Measure, norm: str) -> Residual:
 def _norm(network: TwoLayer, theta: Tensor, weights: Tensor, norm: str) -> Tensor:
     order = 1 if norm == "l1" else 2
     outer, inner = network.split(theta)
-    return weights @ (outer.norm(order, dim=1) * inner.norm(order, dim=1))
+    length = torch.linalg.vector_norm
+    return weights @ (length(outer, order, dim=1) * length(inner, order, dim=1))
 
 
 def reason_of(top: SphereMaximum) -> str:

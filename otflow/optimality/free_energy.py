@@ -15,7 +15,7 @@ from otflow.functionals import Functional
 from otflow.measures import GridDensity
 from otflow.numerics.anderson import Anderson
 from otflow.numerics.krylov import conjugate_gradients
-from otflow.optimality.entropic import ProximalLaw
+from otflow.optimality.densities import ProximalLaw
 
 __all__ = ["FixedPoint", "FreeEnergy", "State"]
 

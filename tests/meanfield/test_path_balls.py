@@ -167,6 +167,7 @@ def test_the_neuron_to_add_lowers_the_risk_as_the_gap_says():
     for norm in ("l1", "l2"):
         radius = 1.5 * float(of.meanfield.path_norm(network, mu, norm))
         gap = gap_of(risk, mu, PathBall(radius, norm))
+        assert gap.argmin is not None
         best = of.Particles(gap.argmin[None])
         size = float(of.meanfield.path_norm(network, best, norm))
         assert size == pytest.approx(radius, rel=1e-12)
@@ -200,6 +201,7 @@ def test_single_precision_is_bounded_in_double():
     single = gap_of(Risk(RELU, X.float(), y.float()), mu, PathBall(20.0))
     X, y = X.float().double(), y.float().double()
     double = gap_of(Risk(RELU, X, y), mu.to(F64), PathBall(20.0))
+    assert single.argmin is not None
     assert single.argmin.dtype == torch.float32
     assert single.value == pytest.approx(double.value, rel=1e-13)
 

@@ -211,6 +211,25 @@ def test_the_sandwich_at_random_densities():
         assert bracket.upper == entropic_gap(F, rho).value
 
 
+@pytest.mark.parametrize(("beta", "apart"), [(20.0, 0.3), (10.0, 0.1), (5.0, 0.04)])
+def test_the_sandwich_along_a_flow(beta, apart):
+    # In the end the ratio of both sides is (1 + k/T)^2, with k the curvature of the
+    # risk along the slowest mode: the sides are closer at a higher temperature.
+    F, rho = free_energy(beta), bump(0.5, cells=80, side=6.0)
+    best = gibbs(F, rho)
+    run = of.flow(F, rho, of.JKO(), dt=1.0, steps=40, every=4)
+    excess = (run.records["energy"] - best.energy).tolist()
+    brackets = [entropic_bracket(F, nu, best.measure) for nu in run.snapshots]
+    for e, bracket in zip(excess, brackets, strict=True):
+        assert bracket.lower <= e <= bracket.upper
+    assert excess[-1] < 1e-3 * excess[0]
+    first, last = brackets[0], brackets[-1]
+    assert first.upper > 2 * first.lower
+    assert last.upper < (1 + apart) * last.lower
+    # Each side is within 20 % of the excess.
+    assert last.upper < 1.2 * excess[-1] < 1.2**2 * last.lower
+
+
 def test_the_lower_bound_is_true_beside_the_optimum():
     # Any density may stand for the optimum; a poor one gives a poor bound.
     F, rho = free_energy(), bump(2.0)
@@ -238,6 +257,7 @@ def test_empty_cells_and_tiny_temperatures_stay_finite():
     x = rho.points[:, 0]
     exact = float(rho.weights @ x.square() - x.square().min())
     assert cold.value == pytest.approx(exact, rel=1e-9)
+    assert cold.argmin is not None
     assert float(cold.argmin.abs()) == pytest.approx(0.04)
 
 

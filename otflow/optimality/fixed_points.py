@@ -9,7 +9,7 @@ from otflow._warn import warn
 from otflow.errors import FixedPointWarning, NotConvergedWarning
 from otflow.functionals import Functional
 from otflow.measures import GridDensity
-from otflow.optimality.entropic import check_grid, heat_of
+from otflow.optimality.densities import check_grid, heat_of
 from otflow.optimality.free_energy import FixedPoint, FreeEnergy
 
 __all__ = ["GibbsResult", "gibbs"]
@@ -81,7 +81,7 @@ def gibbs(
     r"""Return the density with :math:`\rho \propto e^{-G'[\rho]/T}` on a grid.
 
     It is the minimiser of :math:`F = G + T\int\rho\log\rho` where G is convex along
-    mixtures, and then unique: Theorem 3.7 of :cite:t:`yang2020meanfield`. If G is not
+    mixtures, and then unique :cite:p:`hu2021meanfield`. If G is not
     known to be convex there may be several; further starts look for them, a warning
     tells their energies, and the one of least energy is returned. That is a search, and
     no proof that there is none below it.
