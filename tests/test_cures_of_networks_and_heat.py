@@ -49,6 +49,14 @@ class MyRelu(of.meanfield.Unit):
         return torch.sign(value, out=out)
 
 
+CORNER = torch.full((2,), 4.0, dtype=F64)
+
+
+def variation(radius=100.0, side=1.0):
+    return of.meanfield.VariationBall(radius, -side * CORNER, side * CORNER)
+
+
+OUTER = float(NEURONS.weights @ NEURONS.points[:, 0].abs())
 SIZE = float(of.meanfield.path_norm(TwoLayer("relu"), NEURONS))
 
 
@@ -79,9 +87,10 @@ CASES: dict[str, Case] = {
     ),
     "a path norm without homogeneity": (
         of.errors.Unsupported,
-        r"use TwoLayer\('relu'\), or a Unit with homogeneous = True",
+        r"or a Unit with homogeneous = True, or meanfield\.VariationBall",
         lambda: of.meanfield.path_norm(TwoLayer("tanh"), NEURONS),
         [
+            lambda: gap_of(risk("tanh"), NEURONS, variation()),
             lambda: of.meanfield.path_norm(TwoLayer("relu"), NEURONS),
             lambda: of.meanfield.path_norm(TwoLayer(MyRelu()), NEURONS),
         ],
@@ -94,6 +103,40 @@ CASES: dict[str, Case] = {
             NEURONS,
         ),
         [lambda: of.meanfield.path_norm(TwoLayer("relu"), NEURONS)],
+    ),
+    "outer weights above the radius": (
+        ValueError,
+        r"take a radius of .*, or divide the outer weights by 2",
+        lambda: gap_of(risk("tanh"), NEURONS, variation(OUTER / 2)),
+        [
+            lambda: gap_of(risk("tanh"), NEURONS, variation(OUTER * (1 + 1e-6))),
+            lambda: gap_of(risk("tanh"), halved(), variation(OUTER / 2)),
+        ],
+    ),
+    "neurons outside the box": (
+        ValueError,
+        r"the smallest box of all neurons has the corners .*: enlarge the box to hold",
+        lambda: gap_of(risk("tanh"), NEURONS, variation(side=0.05)),
+        [lambda: gap_of(risk("tanh"), NEURONS, variation())],
+    ),
+    "a box of another dimension": (
+        ValueError,
+        r"give corners of shape \(2,\)",
+        lambda: gap_of(
+            risk("tanh"),
+            NEURONS,
+            of.meanfield.VariationBall(100.0, -CORNER[:1], CORNER[:1]),
+        ),
+        [lambda: gap_of(risk("tanh"), NEURONS, variation())],
+    ),
+    "a ball of a plain function": (
+        of.errors.Unsupported,
+        r"use a built-in unit by its name, or state the slope in a meanfield\.Unit",
+        lambda: gap_of(risk(torch.tanh), NEURONS, variation()),
+        [
+            lambda: gap_of(risk("tanh"), NEURONS, variation()),
+            lambda: gap_of(risk(MyRelu()), NEURONS, variation()),
+        ],
     ),
     "a path norm in another scaling": (
         of.errors.Unsupported,

@@ -117,6 +117,9 @@ MAKE: dict[type, Callable[[], Any]] = {
     meanfield.Risk: risk,
     meanfield.Decomposition: lambda: risk().decompose(),
     meanfield.PathBall: lambda: meanfield.PathBall(1.0),
+    meanfield.VariationBall: lambda: meanfield.VariationBall(
+        1.0, torch.zeros(2), torch.ones(2)
+    ),
     of.optimality.GibbsResult: lambda: of.optimality.gibbs(
         potential() + of.Entropy(), line()
     ),

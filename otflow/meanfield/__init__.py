@@ -8,6 +8,7 @@ from otflow.meanfield.path_balls import PathBall, path_norm
 from otflow.meanfield.risk import Risk
 from otflow.meanfield.tangent import empirical_ntk, nngp_kernel, ntk_kernel
 from otflow.meanfield.units import Unit
+from otflow.meanfield.variation_balls import VariationBall
 
 __all__ = [
     "CustomLayer",
@@ -16,6 +17,7 @@ __all__ = [
     "Risk",
     "TwoLayer",
     "Unit",
+    "VariationBall",
     "empirical_ntk",
     "fenchel_gap",
     "from_module",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Kinks", "SphereMaximum", "largest_on_sphere"]
+__all__ = ["Kinks", "Maximum", "largest_on_sphere"]
 
 # Numbers in the largest temporary array of a round, and most cones in a round.
 TEMPORARY = 2**21
@@ -22,7 +22,7 @@ EPS = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True, eq=False)
-class SphereMaximum:
+class Maximum:
     r"""A bracket of the maximum, and where its lower end is attained.
 
     Parameters
@@ -30,7 +30,7 @@ class SphereMaximum:
     lower, upper : float
         The largest value that was found, and a bound that holds with round-off.
     place : Tensor, shape (q,)
-        Where `lower` is attained, of norm 1.
+        Where `lower` is attained.
     direction : Tensor, shape (m,)
         The unit vector u of the outputs with u.g = |g| there.
     closed : bool
@@ -71,7 +71,9 @@ class Kinks:
         tallest = z.abs().amax(1)
         self.size = float((sizes.T @ tallest).norm())
         n, q = z.shape
-        self.noise = (n + 2 * q + 64) * EPS * self.size
+        # On the Euclidean sphere |v|_1 is at most the root of q.
+        reach = 1.0 if norm == "l1" else math.sqrt(q)
+        self.noise = (n + 2 * q + 64) * EPS * self.size * reach
 
     @property
     def outputs(self) -> int:
@@ -217,7 +219,7 @@ class Kinks:
 
 def largest_on_sphere(
     g: Kinks, starts: Tensor, *, budget: int, ascents: int
-) -> SphereMaximum:
+) -> Maximum:
     r"""Bracket the largest dual norm of g on the sphere of its norm.
 
     Parameters
@@ -233,7 +235,7 @@ def largest_on_sphere(
 
     Returns
     -------
-    SphereMaximum
+    Maximum
         The bracket. It is closed if the budget suffices: always in dimension q <= 2
         with a budget of 2 n + 8 cones for each output and sign.
     """
@@ -282,10 +284,10 @@ def largest_on_sphere(
         depth += 1
 
 
-def _answer(g: Kinks, value: float, place: Tensor, upper: float) -> SphereMaximum:
+def _answer(g: Kinks, value: float, place: Tensor, upper: float) -> Maximum:
     place = place / g.length(place[None])
     closed = upper - value <= 1e-9 * max(value, g.noise)
-    return SphereMaximum(value, upper, place, g.direction(g(place[None])[0]), closed)
+    return Maximum(value, upper, place, g.direction(g(place[None])[0]), closed)
 
 
 def _better(g: Kinks, v: Tensor, value: float, place: Tensor) -> tuple[float, Tensor]:

@@ -10,14 +10,9 @@ import torch
 from torch import Tensor
 
 from otflow._validation import check_kind, check_option, non_negative_int, positive
-from otflow.meanfield.path_balls import (
-    BUDGET,
-    EPS,
-    NORMS,
-    check_network,
-    reason_of,
-    residual_of,
-)
+from otflow.meanfield.cones import EPS
+from otflow.meanfield.path_balls import BUDGET, largest_neuron, path_residual
+from otflow.meanfield.residuals import NORMS, check_network, reason_of
 from otflow.meanfield.risk import Risk
 from otflow.measures import Measure
 from otflow.optimality import Gap, GapKind
@@ -113,34 +108,33 @@ def fenchel_gap(
     check_option(norm, "norm", NORMS)
     ascents = non_negative_int(descend, "descend")
     budget = non_negative_int(budget, "budget", minimum=1)
-    check_network(risk.network)
+    check_network(risk.network, homogeneous=True)
     if risk.loss not in CONJUGATES or not risk._loss.convex:
         reason = (
             f"the conjugate of the loss {risk.loss!r} is not known; use one of "
             f"{sorted(CONJUGATES)}"
         )
         return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
-    at = residual_of(risk, mu, norm)
-    top = at.largest(mu, budget, ascents)
+    at = path_residual(risk, mu, norm)
+    top = largest_neuron(at, mu, norm, budget, ascents)
     offset = torch.zeros_like(at.f)
     if at.network.offset is not None:
         offset = offset + offset.new_tensor(at.network.offset)
     conjugate = CONJUGATES[risk.loss]
-    primal = at.value + penalty * at.path_norm
+    primal = at.value + penalty * at.size
 
     def gap(largest: float) -> float:
         share = min(1.0, penalty / largest) if largest > 0 else 1.0
         p = share * at.slopes
         return primal - float(((p * offset) - conjugate(p, at.y)).sum()) / len(at.z)
 
-    sizes = at.value + penalty * at.path_norm + float((at.q.abs()).sum())
+    sizes = primal + float(at.q.abs().sum())
     terms = float((at.q * (at.f + offset).reshape(at.q.shape)).abs().sum())
     noise = (len(at.z) + 64) * EPS * (sizes + terms)
-    # M of the slopes with their round-off, and the sum of q f with that of f.
-    tall = float(at.z.norm(dim=1).max()) * at.q.shape[1]
-    value = gap(top.upper + at.error * tall) + noise + at.slack(0.0)
+    # The computed slopes may stand for p as they are: round-off is that of P and D.
+    value = gap(top.upper) + noise + at.slack(0.0)
     least = max(gap(top.lower), 0.0)
-    place = at.neuron(top, 1.0).to(mu.points)
+    place = torch.cat([-top.direction, top.place]).to(mu.points)
     return Gap(max(value, least), place, GapKind.PROVED, reason_of(top), least)
 
 

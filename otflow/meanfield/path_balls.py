@@ -2,27 +2,32 @@ r"""Gaps of networks over all measures of neurons with a bounded path norm."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from otflow._validation import check_kind, check_option, non_negative_int, positive
-from otflow.errors import Unsupported
+from otflow._validation import check_option, non_negative_int, positive
 from otflow.functionals import Functional
-from otflow.meanfield.cones import Kinks, SphereMaximum, largest_on_sphere
+from otflow.meanfield.cones import EPS, Kinks, Maximum, largest_on_sphere
 from otflow.meanfield.layers import TwoLayer
-from otflow.meanfield.network import Network
+from otflow.meanfield.residuals import (
+    NORMS,
+    Residual,
+    check_network,
+    gap_in_ball,
+    inner_weights,
+    kinks_of,
+    one_risk,
+    residual_of,
+    size_of,
+)
 from otflow.meanfield.risk import Risk
-from otflow.meanfield.units import Unit
 from otflow.measures import Measure
-from otflow.optimality import Domain, Gap, GapKind
+from otflow.optimality import Domain, Gap
 
-__all__ = ["PathBall", "path_norm"]
+__all__ = ["BUDGET", "PathBall", "largest_neuron", "path_norm", "path_residual"]
 
-NORMS = ("l1", "l2")
+# Most cones or boxes of inner weights, by default.
 BUDGET = 20_000
-EPS = torch.finfo(torch.float64).eps
 
 
 def path_norm(network: TwoLayer, mu: Measure, norm: str = "l1") -> Tensor:
@@ -60,9 +65,9 @@ def path_norm(network: TwoLayer, mu: Measure, norm: str = "l1") -> Tensor:
     >>> of.meanfield.path_norm(network, mu), of.meanfield.path_norm(network, mu, "l2")
     (tensor(7.), tensor(5.))
     """
-    check_network(network)
+    check_network(network, homogeneous=True)
     check_option(norm, "norm", NORMS)
-    return _norm(network, mu.points, mu.weights, norm)
+    return size_of(network, mu.points, mu.weights, norm, inner=True)
 
 
 class PathBall(Domain):
@@ -151,161 +156,41 @@ class PathBall(Domain):
 
     def gap(self, F: Functional, mu: Measure, descend: int) -> Gap:
         factor, risk = one_risk(F)
-        found = residual_of(risk, mu, self.norm)
-        if found.path_norm > self.radius * (1 + 64 * EPS):
+        at = path_residual(risk, mu, self.norm)
+        if at.size > self.radius * (1 + 64 * EPS):
             msg = (
-                f"the path norm of the measure is {found.path_norm:.9g}, above the "
-                f"radius {self.radius:.9g} of the ball; take PathBall("
-                f"{found.path_norm * (1 + 1e-6):.9g}), or divide the outer weights by "
-                f"{found.path_norm / self.radius:.9g}"
+                f"the path norm of the measure is {at.size:.9g}, above the radius "
+                f"{self.radius:.9g} of the ball; take PathBall("
+                f"{at.size * (1 + 1e-6):.9g}), or divide the outer weights by "
+                f"{at.size / self.radius:.9g}"
             )
             raise ValueError(msg)
-        top = found.largest(mu, self.budget, descend)
-        value = found.product + self.radius * top.upper + found.slack(self.radius)
-        least = max(found.product + self.radius * top.lower, 0.0)
-        place = found.neuron(top, self.radius).to(mu.points)
-        return Gap(
-            factor * max(value, least),
-            place,
-            GapKind.PROVED,
-            reason_of(top),
-            factor * least,
-        )
+        top = largest_neuron(at, mu, self.norm, self.budget, descend)
+        return gap_in_ball(at, top, self.radius, factor, mu)
 
     def __repr__(self) -> str:
         norm = "" if self.norm == "l1" else f", {self.norm!r}"
         return f"PathBall({self.radius:g}{norm})"
 
 
-@dataclass(frozen=True, eq=False)
-class Residual:
-    r"""The slopes of a risk at a measure, in float64, and what follows from them."""
-
-    network: TwoLayer
-    z: Tensor  # (n, q), rows (x_k, 1)
-    y: Tensor
-    f: Tensor  # (n,) or (n, m), without the offset
-    value: float
-    q: Tensor  # (n, m)
-    slopes: Tensor  # n q, in the shape of f
-    norm: str
-    path_norm: float
-    error: float  # of each entry of n q
-
-    @property
-    def product(self) -> float:
-        """The sum of q f."""
-        return float((self.q * self.f.reshape(self.q.shape)).sum())
-
-    def slack(self, radius: float) -> float:
-        """Return the round-off of the sum of q f, and of q in a ball."""
-        tall = float(self.z.abs().amax())
-        if self.norm == "l2":
-            tall = float(self.z.norm(dim=1).max())
-        n, m = self.q.shape
-        reach = (radius + self.path_norm) * tall * (m if self.norm == "l1" else m**0.5)
-        sums = (n + m + 8) * EPS * float((self.q * self.f.reshape(n, m)).abs().sum())
-        return self.error * reach + sums
-
-    def largest(self, mu: Measure, budget: int, ascents: int) -> SphereMaximum:
-        """Return the bracket of M."""
-        unit = kinks_of(self.network)
-        g = Kinks(self.z, self.q, unit, self.norm)
-        inner = self.network.split(mu.points.detach())[1].to(self.z)
-        return largest_on_sphere(g, inner[:256], budget=budget, ascents=ascents)
-
-    def neuron(self, top: SphereMaximum, size: float) -> Tensor:
-        """Return the neuron (a, w, b) that lowers F most."""
-        return torch.cat([-size * top.direction, top.place])
-
-
-def residual_of(risk: Risk, mu: Measure, norm: str) -> Residual:
-    """Return the slopes of a risk at a measure, computed in float64."""
-    network = check_network(risk.network)
+def path_residual(risk: Risk, mu: Measure, norm: str) -> Residual:
+    """Return the slopes of a risk at a measure, with its path norm."""
+    network = check_network(risk.network, homogeneous=True)
     risk._check(mu)
+    straight, bent = kinks_of(network)
+    steep = max(abs(straight), abs(straight + bent))
+    order = float("inf") if norm == "l1" else 2
     z = risk._inputs.double()
+    tall = steep * float(torch.linalg.vector_norm(z, order, dim=1).max())
     theta, weights = mu.points.detach().double(), mu.weights.detach().double()
-    y = risk.y.double() if risk.y.is_floating_point() else risk.y
-    with torch.no_grad():
-        f = network.evaluate(z, theta, weights)
-        total, slopes = risk._loss.total_and_slope(f, y)
-        known = float(_norm(network, theta, weights, norm))
-    n = len(z)
-    bare = f if network.offset is None else f - f.new_tensor(network.offset)
-    tall = float(z.norm(dim=1).max())
-    size = float(f.abs().max()) + float(slopes.abs().max()) + 1
-    error = EPS * ((len(theta) + z.shape[1] + 8) * known * tall + 16 * size)
-    return Residual(
-        network,
-        z,
-        y,
-        bare,
-        float(total) / n,
-        slopes.reshape(n, -1) / n,
-        slopes,
-        norm,
-        known,
-        error,
-    )
+    size = float(size_of(network, theta, weights, norm, inner=True))
+    return residual_of(risk, mu.detach(), size, tall)
 
 
-def _norm(network: TwoLayer, theta: Tensor, weights: Tensor, norm: str) -> Tensor:
-    order = 1 if norm == "l1" else 2
-    outer, inner = network.split(theta)
-    length = torch.linalg.vector_norm
-    return weights @ (length(outer, order, dim=1) * length(inner, order, dim=1))
-
-
-def reason_of(top: SphereMaximum) -> str:
-    """Return how the maximum over neurons was bounded."""
-    if top.closed:
-        return "the maximum over neurons is bounded on all cones of inner weights"
-    return (
-        f"the maximum over neurons lies between {top.lower:.6g}, which was found, and "
-        f"the bound {top.upper:.6g} of the cones that are left; a larger budget brings "
-        f"them closer"
-    )
-
-
-def one_risk(F: Functional) -> tuple[float, Risk]:
-    """Return (c, risk) with F = c risk; raise Unsupported for another F."""
-    terms = F.terms()
-    if len(terms) != 1 or not isinstance(terms[0][1], Risk):
-        others = [repr(term) for _, term in terms if not isinstance(term, Risk)]
-        what = ", ".join(others) if others else "more than one risk"
-        msg = (
-            f"a gap over a ball of the path norm needs the risk of one network, or a "
-            f"multiple, got beside it {what}; give the risk alone, or for a penalty on "
-            f"the path norm use meanfield.fenchel_gap"
-        )
-        raise Unsupported(msg)
-    return terms[0][0], terms[0][1]
-
-
-def check_network(network: Network) -> TwoLayer:
-    """Return the network; raise Unsupported unless a path norm suits it."""
-    cure = "use TwoLayer('relu')"
-    check_kind(network, TwoLayer, "network", cure=cure)
-    assert isinstance(network, TwoLayer)
-    kinks_of(network)
-    if network.scaling != "mean-field":
-        msg = (
-            f"in the scaling {network.scaling!r} the outputs are not linear in the "
-            f"measure of neurons; use scaling='mean-field'"
-        )
-        raise Unsupported(msg)
-    return network
-
-
-def kinks_of(network: TwoLayer) -> tuple[float, float]:
-    r"""Return :math:`(c_0, c_1)` with :math:`\varphi(t) = c_0 t + c_1 t^+`."""
-    unit = network.activation
-    if not isinstance(unit, Unit) or not unit.homogeneous:
-        msg = (
-            f"the path norm belongs to positively homogeneous units, and {network!r} "
-            f"has none that is declared so; use TwoLayer('relu'), or a Unit with "
-            f"homogeneous = True"
-        )
-        raise Unsupported(msg)
-    left, right = unit(torch.tensor([-1.0, 1.0], dtype=torch.float64)).tolist()
-    return -left, left + right
+def largest_neuron(
+    at: Residual, mu: Measure, norm: str, budget: int, ascents: int
+) -> Maximum:
+    """Return the bracket of M on the unit sphere of inner weights."""
+    g = Kinks(at.z, at.q, kinks_of(at.network), norm)
+    starts = inner_weights(at.network, mu)
+    return largest_on_sphere(g, starts, budget=budget, ascents=ascents)
