@@ -4,217 +4,129 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Kinks", "Maximum", "largest_on_sphere"]
+from otflow.meanfield.circle import largest_on_circle
+from otflow.meanfield.kinks import Kinks, Maximum
+
+__all__ = ["largest_on_cones", "largest_on_sphere"]
 
 # Numbers in the largest temporary array of a round, and most cones in a round.
 TEMPORARY = 2**21
 ROUND = 2048
+# Starts, the best ones of those given, from which to climb.
+CLIMBERS = 8
 # Most dimensions in which the sphere is cut into cones, and those in which all faces
 # of a cone are tried.
 MOST_ORTHANTS = 10
 MOST_FACES = 4
-EPS = torch.finfo(torch.float64).eps
 
 
-@dataclass(frozen=True, eq=False)
-class Maximum:
-    r"""A bracket of the maximum, and where its lower end is attained.
+def bound(g: Kinks, cones: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""Return upper bounds on cones and how to cut them.
 
-    Parameters
-    ----------
-    lower, upper : float
-        The largest value that was found, and a bound that holds with round-off.
-    place : Tensor, shape (q,)
-        Where `lower` is attained.
-    direction : Tensor, shape (m,)
-        The unit vector u of the outputs with u.g = |g| there.
-    closed : bool
-        Whether both ends agree to round-off.
-    """
-
-    lower: float
-    upper: float
-    place: Tensor
-    direction: Tensor
-    closed: bool
-
-
-class Kinks:
-    r"""The function :math:`g(v) = \sum_k q_k\,(c_0\,v\cdot z_k + c_1\,(v\cdot z_k)^+)`.
+    A cone (q, q) is that of its rows :math:`v_i`, which lie in one orthant and have
+    :math:`|v_i|_1 = 1`. Kinks that the cone does not meet are linear there. A kink
+    that bends up is convex: it lies below its interpolation from the rows. One that
+    bends down lies below :math:`\alpha\,v\cdot z_k`, with :math:`0\le\alpha\le1`.
+    So g lies below a linear function of given values at the rows.
 
     Parameters
     ----------
-    z : Tensor, shape (n, q)
-        Rows, in float64.
-    coefficients : Tensor, shape (n, m)
-        The factors of the m outputs.
-    unit : tuple of float
-        The numbers :math:`(c_0, c_1)`: (0, 1) for relu.
-    norm : str
-        "l1" or "l2", of v and of the outputs' weights. Their values are measured in the
-        dual norm, the largest modulus or the Euclidean norm.
+    cones : Tensor, shape (B, q, q)
+        Rows of each cone.
+
+    Returns
+    -------
+    upper : Tensor, shape (B,)
+        Bounds of the dual norm of g on the part of the cone of norm 1.
+    values : Tensor, shape (B, q, m)
+        g at the rows.
+    excess : Tensor, shape (B,)
+        The largest share of a kink in the bound.
+    kink : Tensor, shape (B,)
+        The kink of that share.
     """
+    z = cones @ g.z.T  # (B, q, n)
+    up = z.clamp_min(0)
+    values = cones @ g.straight.T + up @ g.bent  # (B, q, m)
+    high, low = z.amax(1), z.amin(1)
+    mixed = (low < 0) & (high > 0)
+    share = torch.where(mixed, high / (high - low), torch.zeros_like(high))
+    extra = torch.where(mixed[:, None], up - share[:, None] * z, 0.0)  # >= 0
+    if g.norm == "l2" and g.outputs > 1:
+        weights = g.bent.norm(dim=1)
+        heights = values.norm(dim=-1)
+        # A norm of linear functions is convex: it lies below its interpolation.
+        moved = values - (extra @ g.bent)
+        heights = torch.maximum(heights, moved.norm(dim=-1) + extra @ weights)
+        sides, loads = heights[None], weights[None, :, None]
+    else:
+        down, lift = g.bent.clamp_max(0).abs(), g.bent.clamp_min(0)
+        over = (values + extra @ down).permute(2, 0, 1)  # (m, B, q)
+        under = (-values + extra @ lift).permute(2, 0, 1)
+        sides = torch.cat([over, under])  # (2m, B, q)
+        loads = torch.stack([down.T, lift.T]).reshape(-1, len(g.z))[:, :, None]
+    uppers = torch.stack([_largest(g, cones, h) for h in sides])  # (2m, B)
+    upper, side = uppers.max(0)
+    # The share of each kink in the side that decides.
+    tall = extra.amax(1)  # (B, n)
+    excess, kink = (tall * loads[side, :, 0]).max(1)
+    return upper, values, excess, kink
 
-    def __init__(
-        self, z: Tensor, coefficients: Tensor, unit: tuple[float, float], norm: str
-    ) -> None:
-        self.z, self.norm = z, norm
-        self.straight = (unit[0] * coefficients).T @ z  # (m, q)
-        self.bent = unit[1] * coefficients  # (n, m)
-        # A bound of |g| where |v|_1 <= 1, output by output; its round-off.
-        sizes = (abs(unit[0]) + abs(unit[1])) * coefficients.abs()
-        tallest = z.abs().amax(1)
-        self.size = float((sizes.T @ tallest).norm())
-        n, q = z.shape
-        # On the Euclidean sphere |v|_1 is at most the root of q.
-        reach = 1.0 if norm == "l1" else math.sqrt(q)
-        self.noise = (n + 2 * q + 64) * EPS * self.size * reach
 
-    @property
-    def outputs(self) -> int:
-        """Number m of outputs."""
-        return self.bent.shape[1]
+def _largest(g: Kinks, cones: Tensor, heights: Tensor) -> Tensor:
+    r"""Return bounds of a linear function on the parts of cones of norm 1.
 
-    def __call__(self, v: Tensor) -> Tensor:
-        """Return g at rows (B, q): (B, m)."""
-        return v @ self.straight.T + (v @ self.z.T).clamp_min(0) @ self.bent
+    For the norm "l1" it is the largest of its values h at the rows. For "l2" any
+    vector l with :math:`v_i\cdot l \ge h_i` for all i gives the bound |l|: on the
+    cone the function lies below :math:`v\cdot l`. The best l is the projection of
+    the function on the cone; it lies on one of its faces.
+    """
+    if g.norm == "l1":
+        return heights.amax(1)
+    q = cones.shape[-1]
+    sign = torch.sign(cones.sum(1))  # v.sign = |v|_1 = 1 for each row
+    best = heights.new_full((len(cones),), math.inf)
+    faces = range(1, q + 1) if q <= MOST_FACES else (1, q)
+    gram = cones @ cones.transpose(1, 2)
+    for size in faces:
+        for face in itertools.combinations(range(q), size):
+            index = list(face)
+            part = gram[:, index][:, :, index]
+            # A thin cone has a singular matrix; whatever comes back is mended.
+            share = torch.linalg.solve_ex(part, heights[:, index, None])[0]
+            normal = (share.transpose(1, 2) @ cones[:, index])[:, 0].nan_to_num()
+            lack = heights - torch.einsum("bij,bj->bi", cones, normal)
+            mended = normal + lack.amax(1).clamp_min(0)[:, None] * sign
+            best = torch.minimum(best, mended.norm(dim=-1))
+    # No function is above its largest value times the largest |v|_1 of norm 1.
+    rough = heights.amax(1).clamp_min(0) * math.sqrt(q)
+    return torch.minimum(best, rough)
 
-    def slope(self, v: Tensor) -> Tensor:
-        """Return the derivative of each output at rows (B, q): (B, m, q)."""
-        active = (v @ self.z.T > 0).to(v.dtype)  # (B, n)
-        return self.straight + torch.einsum("bk,km,kq->bmq", active, self.bent, self.z)
 
-    def size_of(self, values: Tensor) -> Tensor:
-        """Return the dual norm of values (B, m): (B,)."""
-        if self.norm == "l1":
-            return values.abs().amax(-1)
-        return torch.linalg.vector_norm(values, dim=-1)
-
-    def length(self, v: Tensor) -> Tensor:
-        """Return the norm of rows (B, q): (B,)."""
-        return torch.linalg.vector_norm(v, 1 if self.norm == "l1" else 2, dim=-1)
-
-    def direction(self, value: Tensor) -> Tensor:
-        """Return the unit vector u (m,) of outputs with u.g = |g|, for g (m,)."""
-        u = torch.zeros_like(value)
-        if self.norm == "l1":
-            j = int(value.abs().argmax())
-            u[j] = torch.where(value[j] < 0, -1.0, 1.0)
-            return u
-        length = value.norm()
-        if not bool(length > 0):
-            u[0] = 1.0
-            return u
-        return value / length
-
-    # Bounds on cones ------------------------------------------------------------------
-
-    def bound(self, cones: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        r"""Return upper bounds on cones and how to cut them.
-
-        A cone (q, q) is that of its rows :math:`v_i`, which lie in one orthant and have
-        :math:`|v_i|_1 = 1`. Kinks that the cone does not meet are linear there. A kink
-        that bends up is convex: it lies below its interpolation from the rows. One that
-        bends down lies below :math:`\alpha\,v\cdot z_k`, with :math:`0\le\alpha\le1`.
-        So g lies below a linear function of given values at the rows.
-
-        Parameters
-        ----------
-        cones : Tensor, shape (B, q, q)
-            Rows of each cone.
-
-        Returns
-        -------
-        upper : Tensor, shape (B,)
-            Bounds of the dual norm of g on the part of the cone of norm 1.
-        values : Tensor, shape (B, q, m)
-            g at the rows.
-        excess : Tensor, shape (B,)
-            The largest share of a kink in the bound.
-        kink : Tensor, shape (B,)
-            The kink of that share.
-        """
-        z = cones @ self.z.T  # (B, q, n)
-        up = z.clamp_min(0)
-        values = cones @ self.straight.T + up @ self.bent  # (B, q, m)
-        high, low = z.amax(1), z.amin(1)
-        mixed = (low < 0) & (high > 0)
-        share = torch.where(mixed, high / (high - low), torch.zeros_like(high))
-        extra = torch.where(mixed[:, None], up - share[:, None] * z, 0.0)  # >= 0
-        if self.norm == "l2" and self.outputs > 1:
-            weights = self.bent.norm(dim=1)
-            heights = values.norm(dim=-1)
-            # A norm of linear functions is convex: it lies below its interpolation.
-            moved = values - (extra @ self.bent)
-            heights = torch.maximum(heights, moved.norm(dim=-1) + extra @ weights)
-            sides, loads = heights[None], weights[None, :, None]
-        else:
-            down, lift = self.bent.clamp_max(0).abs(), self.bent.clamp_min(0)
-            over = (values + extra @ down).permute(2, 0, 1)  # (m, B, q)
-            under = (-values + extra @ lift).permute(2, 0, 1)
-            sides = torch.cat([over, under])  # (2m, B, q)
-            loads = torch.stack([down.T, lift.T]).reshape(-1, len(self.z))[:, :, None]
-        uppers = torch.stack([self._largest(cones, h) for h in sides])  # (2m, B)
-        upper, side = uppers.max(0)
-        # The share of each kink in the side that decides.
-        tall = extra.amax(1)  # (B, n)
-        excess, kink = (tall * loads[side, :, 0]).max(1)
-        return upper, values, excess, kink
-
-    def _largest(self, cones: Tensor, heights: Tensor) -> Tensor:
-        r"""Return bounds of a linear function on the parts of cones of norm 1.
-
-        For the norm "l1" it is the largest of its values h at the rows. For "l2" any
-        vector l with :math:`v_i\cdot l \ge h_i` for all i gives the bound |l|: on the
-        cone the function lies below :math:`v\cdot l`. The best l is the projection of
-        the function on the cone; it lies on one of its faces.
-        """
-        if self.norm == "l1":
-            return heights.amax(1)
-        q = cones.shape[-1]
-        sign = torch.sign(cones.sum(1))  # v.sign = |v|_1 = 1 for each row
-        best = heights.new_full((len(cones),), math.inf)
-        faces = range(1, q + 1) if q <= MOST_FACES else (1, q)
-        gram = cones @ cones.transpose(1, 2)
-        for size in faces:
-            for face in itertools.combinations(range(q), size):
-                index = list(face)
-                part = gram[:, index][:, :, index]
-                # A thin cone has a singular matrix; whatever comes back is mended.
-                share = torch.linalg.solve_ex(part, heights[:, index, None])[0]
-                normal = (share.transpose(1, 2) @ cones[:, index])[:, 0].nan_to_num()
-                lack = heights - torch.einsum("bij,bj->bi", cones, normal)
-                mended = normal + lack.amax(1).clamp_min(0)[:, None] * sign
-                best = torch.minimum(best, mended.norm(dim=-1))
-        # No function is above its largest value times the largest |v|_1 of norm 1.
-        rough = heights.amax(1).clamp_min(0) * math.sqrt(q)
-        return torch.minimum(best, rough)
-
-    def cut(self, cones: Tensor, excess: Tensor, kink: Tensor) -> Tensor:
-        """Return both halves (2B, q, q) of cones, cut at their kinks or at an edge."""
-        rows = torch.arange(len(cones), device=cones.device)
-        z = torch.einsum("biq,bq->bi", cones, self.z[kink])
-        i, j = z.argmax(1), z.argmin(1)
-        top, bottom = z[rows, i], z[rows, j]
-        part = (-bottom / (top - bottom)).nan_to_num(0.5)  # the share of row i
-        # Where no kink matters, the longest edge is halved.
-        apart = torch.cdist(cones, cones).flatten(1)
-        longest = apart.argmax(1)
-        q = cones.shape[1]
-        smooth = (excess <= self.noise / len(self.z)) | ~((part > 0) & (part < 1))
-        i = torch.where(smooth, longest // q, i)
-        j = torch.where(smooth, longest % q, j)
-        part = torch.where(smooth, 0.5, part)[:, None]
-        point = part * cones[rows, i] + (1 - part) * cones[rows, j]
-        point = point / point.abs().sum(1, keepdim=True)
-        one, two = cones.clone(), cones.clone()
-        one[rows, i], two[rows, j] = point, point
-        return torch.cat([one, two])
+def cut(g: Kinks, cones: Tensor, excess: Tensor, kink: Tensor) -> Tensor:
+    """Return both halves (2B, q, q) of cones, cut at their kinks or at an edge."""
+    rows = torch.arange(len(cones), device=cones.device)
+    z = torch.einsum("biq,bq->bi", cones, g.z[kink])
+    i, j = z.argmax(1), z.argmin(1)
+    top, bottom = z[rows, i], z[rows, j]
+    part = (-bottom / (top - bottom)).nan_to_num(0.5)  # the share of row i
+    # Where no kink matters, the longest edge is halved.
+    apart = torch.cdist(cones, cones).flatten(1)
+    longest = apart.argmax(1)
+    q = cones.shape[1]
+    smooth = (excess <= g.noise / len(g.z)) | ~((part > 0) & (part < 1))
+    i = torch.where(smooth, longest // q, i)
+    j = torch.where(smooth, longest % q, j)
+    part = torch.where(smooth, 0.5, part)[:, None]
+    point = part * cones[rows, i] + (1 - part) * cones[rows, j]
+    point = point / point.abs().sum(1, keepdim=True)
+    one, two = cones.clone(), cones.clone()
+    one[rows, i], two[rows, j] = point, point
+    return torch.cat([one, two])
 
 
 def largest_on_sphere(
@@ -236,16 +148,22 @@ def largest_on_sphere(
     Returns
     -------
     Maximum
-        The bracket. It is closed if the budget suffices: always in dimension q <= 2
-        with a budget of 2 n + 8 cones for each output and sign.
+        The bracket. It is closed for q = 2, and else if the budget suffices.
     """
+    q = g.z.shape[1]
+    if q == 2:
+        return largest_on_circle(g)
+    return largest_on_cones(g, starts, budget=budget, ascents=ascents)
+
+
+def largest_on_cones(g: Kinks, starts: Tensor, *, budget: int, ascents: int) -> Maximum:
+    """Bracket the largest dual norm of g on the sphere, cone by cone."""
     q = g.z.shape[1]
     value, place = _climb(g, starts, ascents)
     top = g.size * math.sqrt(q)
     if q > MOST_ORTHANTS:
         return _answer(g, value, place, min(top, _spectral(g)))
-    corners = itertools.product((1.0, -1.0), repeat=q)
-    cones = torch.stack([torch.diag(g.z.new_tensor(signs)) for signs in corners])
+    cones = _orthants(g.z)
     at_once = max(1, min(ROUND, TEMPORARY // (q * len(g.z))))
     upper, spent, depth = g.z.new_full((len(cones),), top), 0, 0
     fresh = torch.ones(len(cones), dtype=torch.bool, device=g.z.device)
@@ -253,7 +171,7 @@ def largest_on_sphere(
     while True:
         # Bound the fresh cones, then drop those that hold no larger value.
         for part in torch.split(fresh.nonzero()[:, 0], at_once):
-            bounds, values, excess[part], kink[part] = g.bound(cones[part])
+            bounds, values, excess[part], kink[part] = bound(g, cones[part])
             upper[part] = torch.minimum(upper[part], bounds)
             sizes = g.size_of(values) / g.length(cones[part])
             best = int(sizes.argmax())
@@ -273,7 +191,7 @@ def largest_on_sphere(
         count = min(len(cones), at_once, max(1, (budget - spent) // 2))
         order = upper.argsort(descending=True)
         first, rest = order[:count], order[count:]
-        halves = g.cut(cones[first], excess[first], kink[first])
+        halves = cut(g, cones[first], excess[first], kink[first])
         if g.norm == "l2":
             value, place = _better(g, halves.mean(1), value, place)
         cones = torch.cat([cones[rest], halves])
@@ -282,6 +200,12 @@ def largest_on_sphere(
         kink = torch.cat([kink[rest], kink[first].repeat(2)])
         fresh = torch.arange(len(cones), device=g.z.device) >= len(rest)
         depth += 1
+
+
+def _orthants(z: Tensor) -> Tensor:
+    """Return the orthants as cones, (2^q, q, q)."""
+    signs = itertools.product((1.0, -1.0), repeat=z.shape[1])
+    return torch.stack([torch.diag(z.new_tensor(s)) for s in signs])
 
 
 def _answer(g: Kinks, value: float, place: Tensor, upper: float) -> Maximum:
@@ -304,7 +228,7 @@ def _better(g: Kinks, v: Tensor, value: float, place: Tensor) -> tuple[float, Te
 
 def _uphill(g: Kinks, v: Tensor, values: Tensor) -> Tensor:
     """Return where the linear pieces of the norm of g at rows are largest."""
-    u = torch.stack([g.direction(value) for value in values])
+    u = g.direction(values)
     slope = torch.einsum("bm,bmq->bq", u, g.slope(v))
     if g.norm == "l1":
         j = slope.abs().argmax(1, keepdim=True)
@@ -318,8 +242,12 @@ def _climb(g: Kinks, starts: Tensor, ascents: int) -> tuple[float, Tensor]:
     v = torch.cat([v, torch.eye(g.z.shape[1], dtype=v.dtype, device=v.device)])
     v = v / g.length(v)[:, None]
     sizes = g.size_of(g(v))
+    sizes, first = sizes.topk(min(CLIMBERS, len(sizes)))
+    v = v[first]
     step = torch.ones_like(sizes)
     for _ in range(ascents):
+        if float(step.max()) < 1e-6:
+            break
         goal = _uphill(g, v, g(v))
         goal = goal / g.length(goal)[:, None]
         new = (1 - step)[:, None] * v + step[:, None] * goal

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from otflow._validation import check_kind, check_option, non_negative_int, positive
-from otflow.meanfield.cones import EPS
+from otflow.meanfield.kinks import EPS
 from otflow.meanfield.path_balls import BUDGET, largest_neuron, path_residual
 from otflow.meanfield.residuals import NORMS, check_network, reason_of
 from otflow.meanfield.risk import Risk

@@ -11,7 +11,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from otflow.meanfield.cones import EPS, ROUND, TEMPORARY, Maximum
+from otflow.meanfield.cones import CLIMBERS, ROUND, TEMPORARY
+from otflow.meanfield.kinks import EPS, Maximum, dual_directions
 from otflow.meanfield.units import Erf, Relu, Sigmoid, Tanh, Unit
 
 __all__ = ["UnitSums", "largest_in_box"]
@@ -86,14 +87,9 @@ class UnitSums:
         order = math.inf if self.norm == "l1" else 2
         return torch.linalg.vector_norm(values, order, dim=-1)
 
-    def direction(self, value: Tensor) -> Tensor:
-        """Return the unit vector u (m,) of outputs with u.g = |g|, for g (m,)."""
-        if self.norm == "l1":
-            j = value.abs().argmax()
-            u = torch.zeros_like(value)
-            u[j] = torch.where(value[j] < 0, -1.0, 1.0)
-            return u
-        return torch.nn.functional.normalize(value, dim=0)
+    def direction(self, values: Tensor) -> Tensor:
+        """Return unit vectors u of outputs with u.g = |g|, for g (..., m)."""
+        return dual_directions(values, self.norm)
 
     @property
     def is_bounded(self) -> bool:
@@ -239,10 +235,14 @@ def _climb(
     """Return the largest value found by ascent from starts, and its place."""
     v = torch.cat([starts, ((lower + upper) / 2)[None]]).clamp(lower, upper)
     sides = upper - lower
-    sizes, step = g.size_of(g(v)), v.new_full((len(v), 1), 0.5)
+    sizes = g.size_of(g(v))
+    sizes, first = sizes.topk(min(CLIMBERS, len(sizes)))
+    v, step = v[first], v.new_full((len(first), 1), 0.5)
     for _ in range(ascents):
+        if float(step.max()) < 1e-8:
+            break
         values, slope = g.value_and_slope(v)
-        u = torch.stack([g.direction(value) for value in values])
+        u = g.direction(values)
         # In units of the sides, so that a step of 1 crosses the box.
         uphill = torch.einsum("bm,bmq->bq", u, slope) * sides
         uphill = torch.nn.functional.normalize(uphill, dim=1)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from otflow._validation import check_option, non_negative_int, positive
 from otflow.functionals import Functional
-from otflow.meanfield.cones import EPS, Kinks, Maximum, largest_on_sphere
+from otflow.meanfield.cones import largest_on_sphere
+from otflow.meanfield.kinks import EPS, Kinks, Maximum
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.residuals import (
     NORMS,

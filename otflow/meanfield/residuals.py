@@ -10,7 +10,7 @@ from torch import Tensor
 from otflow._validation import check_kind
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
-from otflow.meanfield.cones import EPS, Maximum
+from otflow.meanfield.kinks import EPS, Maximum
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.network import Network
 from otflow.meanfield.risk import Risk

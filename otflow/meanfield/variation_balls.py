@@ -11,8 +11,8 @@ from otflow._arrays import as_float_tensor
 from otflow._validation import check_option, non_negative_int, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
-from otflow.meanfield.cones import EPS
 from otflow.meanfield.inner_boxes import UnitSums, largest_in_box
+from otflow.meanfield.kinks import EPS
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.path_balls import BUDGET
 from otflow.meanfield.residuals import (

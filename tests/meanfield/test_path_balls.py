@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.meanfield.cones import Kinks, largest_on_sphere
+from otflow.meanfield.cones import largest_on_sphere
+from otflow.meanfield.kinks import Kinks
 from otflow.testing.clouds import normal
 from tests.meanfield.convex_fits import RELU, features, fit, neurons, rays
 
