@@ -163,6 +163,20 @@ CASES: dict[str, Case] = {
             lambda: gap_of(SQUARE, LINE, OnGrid()),
         ],
     ),
+    "a Gibbs law under congestion": (
+        of.errors.Unsupported,
+        r"minimise F by a flow with JKO\(\) on the grid",
+        lambda: gibbs(SQUARE + of.Congestion(0.6) + 0.1 * Entropy(), LINE),
+        [
+            lambda: of.flow(
+                SQUARE + of.Congestion(0.6) + 0.1 * Entropy(),
+                LINE,
+                of.JKO(),
+                dt=0.1,
+                steps=2,
+            )
+        ],
+    ),
     "a Gibbs law of particles": (
         TypeError,
         r"make one by GridDensity\.from_function or GridDensity\.from_samples\(",

@@ -85,7 +85,8 @@ class UnitSums:
     def size_of(self, values: Tensor) -> Tensor:
         """Return the dual norm of values (..., m): (...)."""
         order = math.inf if self.norm == "l1" else 2
-        return torch.linalg.vector_norm(values, order, dim=-1)
+        size: Tensor = torch.linalg.vector_norm(values, order, dim=-1)
+        return size
 
     def direction(self, values: Tensor) -> Tensor:
         """Return unit vectors u of outputs with u.g = |g|, for g (..., m)."""
@@ -225,7 +226,8 @@ def _halves(boxes: Tensor, scale: Tensor) -> Tensor:
     one[rows, 0, side] -= move
     two[rows, 0, side] += move
     halves = torch.cat([one, two])
-    halves[torch.arange(len(halves)), 1, side.repeat(2)] = move.repeat(2)
+    all_rows = torch.arange(len(halves), device=boxes.device)
+    halves[all_rows, 1, side.repeat(2)] = move.repeat(2)
     return halves
 
 

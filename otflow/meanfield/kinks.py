@@ -83,13 +83,15 @@ class Kinks:
 
     def size_of(self, values: Tensor) -> Tensor:
         """Return the dual norm of values (B, m): (B,)."""
-        if self.norm == "l1":
-            return values.abs().amax(-1)
-        return torch.linalg.vector_norm(values, dim=-1)
+        order = math.inf if self.norm == "l1" else 2
+        size: Tensor = torch.linalg.vector_norm(values, order, dim=-1)
+        return size
 
     def length(self, v: Tensor) -> Tensor:
         """Return the norm of rows (B, q): (B,)."""
-        return torch.linalg.vector_norm(v, 1 if self.norm == "l1" else 2, dim=-1)
+        order = 1 if self.norm == "l1" else 2
+        length: Tensor = torch.linalg.vector_norm(v, order, dim=-1)
+        return length
 
     def direction(self, values: Tensor) -> Tensor:
         """Return unit vectors u of outputs with u.g = |g|, for g (..., m)."""

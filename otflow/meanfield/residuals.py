@@ -184,7 +184,7 @@ def size_of(
     """Return the path norm of neurons, or without inner weights the variation."""
     order = 1 if norm == "l1" else 2
     a, w = network.split(theta)
-    sizes = torch.linalg.vector_norm(a, order, dim=1)
+    sizes: Tensor = torch.linalg.vector_norm(a, order, dim=1)
     if inner:
         sizes = sizes * torch.linalg.vector_norm(w, order, dim=1)
     return weights @ sizes

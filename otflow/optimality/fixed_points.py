@@ -2,12 +2,13 @@ r"""The fixed point :math:`\rho \propto e^{-G'[\rho]/T}` of a free energy on a g
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from otflow._validation import non_negative_int, positive
 from otflow._warn import warn
-from otflow.errors import FixedPointWarning, NotConvergedWarning
-from otflow.functionals import Functional
+from otflow.errors import FixedPointWarning, NotConvergedWarning, Unsupported
+from otflow.functionals import Functional, Internal
 from otflow.measures import GridDensity
 from otflow.optimality.densities import check_grid, heat_of
 from otflow.optimality.free_energy import FixedPoint, FreeEnergy
@@ -112,6 +113,8 @@ def gibbs(
         If F holds no entropy, or a negative multiple.
     TypeError
         If `rho` is no `GridDensity`.
+    Unsupported
+        If F bounds the density, as by `Congestion`.
 
     Warns
     -----
@@ -159,6 +162,7 @@ def gibbs(
         tolerance = positive(tolerance, "tolerance")
     limit = non_negative_int(max_iterations, "max_iterations", minimum=1)
     starts = non_negative_int(starts, "starts")
+    _check_unbounded(rest)
     rho = rho.detach()
     convex = bool(rest.mixture_convex)
     problem = FreeEnergy(rest, temperature, rho, tolerance, limit)
@@ -172,6 +176,17 @@ def gibbs(
             found.append(other)
     found.sort(key=lambda result: result.energy)
     return _warned(_best(found), tolerance)
+
+
+def _check_unbounded(rest: Functional) -> None:
+    """Raise Unsupported if a term bounds the density: then no Gibbs law is reached."""
+    for _, term in rest.terms():
+        if isinstance(term, Internal) and math.isfinite(term.max_density):
+            msg = (
+                f"{term!r} bounds the density, so the minimiser is no Gibbs law of its "
+                f"first variation; minimise F by a flow with JKO() on the grid"
+            )
+            raise Unsupported(msg)
 
 
 def _result(found: FixedPoint) -> GibbsResult:

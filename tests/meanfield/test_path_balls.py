@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.meanfield.cones import largest_on_sphere
+from otflow.meanfield.circle import largest_on_circle
+from otflow.meanfield.cones import largest_on_cones, largest_on_sphere
 from otflow.meanfield.kinks import Kinks
 from otflow.testing.clouds import normal
 from tests.meanfield.convex_fits import RELU, features, fit, neurons, rays
@@ -74,6 +75,29 @@ def test_the_maximum_on_the_circle_is_that_of_its_arcs(outputs):
     # The grid of angles misses a kink by up to 3e-10.
     assert exact - g.noise <= found.upper
     assert found.lower == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("kind", ["plain", "repeated", "through 0", "far", "one"])
+def test_the_circle_and_the_cones_agree(norm, kind):
+    for seed in range(10):
+        z, _ = data(1 if kind == "one" else 14, 1, seed=seed)
+        if kind == "repeated":
+            z = torch.cat([z[:5], z[:5], z[:4]])
+        if kind == "through 0":
+            z = z.round()
+            z[:3] = 0.0
+        if kind == "far":
+            z[:, 0] *= 10.0 ** torch.linspace(-6, 6, len(z), dtype=F64)
+        for outputs in (1, 3):
+            g = Kinks(z, normal(len(z), outputs, seed=seed), (0.25, 0.75), norm)
+            one = largest_on_circle(g)
+            other = largest_on_cones(g, z, budget=20_000, ascents=10)
+            assert other.closed
+            assert other.lower <= one.upper
+            assert one.lower <= other.upper
+            assert abs(one.lower - other.lower) <= 20 * g.noise
+            assert one.upper - one.lower <= 20 * g.noise
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])

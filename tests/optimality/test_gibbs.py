@@ -276,6 +276,14 @@ def test_the_domain_of_a_grid_without_entropy():
     assert float(gap.argmin) == float(rho.points[slopes.argmin()])
 
 
+def test_the_domain_of_a_grid_with_entropy():
+    F, rho = free_energy(), bump()
+    gap = of.optimality.OnGrid().gap(F, rho, 0)
+    assert gap.kind == "proved"
+    assert gap.value == entropic_gap(F, rho).value
+    assert "discretised" in gap.reason
+
+
 def test_what_has_no_gap_with_entropy():
     attraction = of.Interaction(lambda z: -(-square(z)).exp())
     gap = entropic_gap(attraction + Entropy(), bump())
