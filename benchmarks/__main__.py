@@ -17,6 +17,7 @@ from benchmarks import (
     loop,
     metrics,
     moons,
+    network_gaps,
     ornstein_uhlenbeck,
     pairs,
     quantiles,
@@ -37,6 +38,7 @@ MODULES = (
     grids,
     back_and_forth,
     ornstein_uhlenbeck,
+    network_gaps,
     imports,
 )
 

@@ -122,6 +122,9 @@ def gibbs(
         If the residual stays above the tolerance.
     FixedPointWarning
         If several fixed points were found.
+    BoxWarning
+        If the fixed point has mass beside the border of a box without walls, where the
+        start has none.
 
     See Also
     --------
@@ -168,14 +171,14 @@ def gibbs(
     problem = FreeEnergy(rest, temperature, rho, tolerance, limit)
     first = _result(problem.solve(problem.filled(rho.weights), cool=convex))
     if convex:
-        return _warned(first, tolerance)
+        return _warned(first, rho, tolerance)
     found = [first]
     for masses in problem.starts(starts):
         other = _result(problem.solve(masses))
         if not any(_same(other, known) for known in found):
             found.append(other)
     found.sort(key=lambda result: result.energy)
-    return _warned(_best(found), tolerance)
+    return _warned(_best(found), rho, tolerance)
 
 
 def _check_unbounded(rest: Functional) -> None:
@@ -231,8 +234,11 @@ def _best(found: list[GibbsResult]) -> GibbsResult:
     )
 
 
-def _warned(result: GibbsResult, tolerance: float | None) -> GibbsResult:
-    """Return the result; warn if it did not converge."""
+def _warned(
+    result: GibbsResult, start: GridDensity, tolerance: float | None
+) -> GibbsResult:
+    """Return the result; warn if it did not converge, or of a box too small."""
+    start.moved(result.measure.weights)
     if not result.converged:
         asked = "" if tolerance is None else f" {tolerance:g}"
         msg = (

@@ -173,6 +173,31 @@ def test_the_gap_bounds_the_excess_over_the_exact_minimum(d):
         assert gap.value < 1e-6
 
 
+@pytest.mark.slow
+def test_no_gap_lies_below_a_known_one_in_1000_random_problems():
+    # Data of a teacher in the ball: the infimum is 0, and the gap of a student is F.
+    draw = np.random.default_rng(1)
+    smallest = math.inf
+    for _ in range(1000):
+        d = int(draw.integers(1, 3))
+        n = int(draw.integers(2, 9 if d == 1 else 5))
+        X = draw.normal(size=(n, d)) * 10 ** draw.uniform(-1, 1)
+        v, values = features(X)
+        c = np.zeros(len(v))
+        held = draw.choice(len(v), int(draw.integers(1, 4)))
+        c[held] = draw.normal(size=len(held)) * 10 ** draw.uniform(-2, 2)
+        risk = Risk(RELU, torch.from_numpy(X), torch.from_numpy(values @ c))
+        mu = neurons(v, c * (1 - 10 ** draw.uniform(-9, 0)))
+        norm = "l1" if draw.random() < 0.5 else "l2"
+        order = 1 if norm == "l1" else 2
+        radius = float(np.abs(c) @ np.linalg.norm(v, order, axis=1)) * (1 + 1e-14)
+        gap = gap_of(risk, mu, PathBall(radius, norm))
+        assert gap.kind == "proved"
+        assert float(risk.value(mu)) <= gap.value
+        smallest = min(smallest, gap.value)
+    assert smallest < 1e-8
+
+
 def test_the_gap_vanishes_at_the_optimum():
     # Two points and one kink: f = 2 relu(x) has path norm 2 and fits y = (0, 2).
     X, y = torch.tensor([[-1.0], [1.0]], dtype=F64), torch.tensor([0.0, 2.0], dtype=F64)

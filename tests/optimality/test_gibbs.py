@@ -183,6 +183,13 @@ def test_several_fixed_points_warn_and_the_lowest_is_returned():
     assert alone.energy > found.energy
 
 
+def test_a_box_too_small_for_the_fixed_point_is_told():
+    F = Potential(square) + 100.0 * Entropy()
+    rho = GridDensity.from_function(lambda x: (-square(x)).exp(), -5, 5, 50, dtype=F64)
+    with pytest.warns(of.errors.BoxWarning, match="it is too small"):
+        gibbs(F, rho)
+
+
 def test_too_few_iterations_say_so():
     with pytest.warns(NotConvergedWarning, match="after 2 iterations"):
         found = gibbs(free_energy(), bump(), max_iterations=2)
