@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from otflow.meanfield.circle import largest_on_circle
 from otflow.meanfield.kinks import Kinks, Maximum
+from otflow.meanfield.relaxations import relaxed_bound
 
 __all__ = ["largest_on_cones", "largest_on_sphere"]
 
@@ -162,7 +164,8 @@ def largest_on_cones(g: Kinks, starts: Tensor, *, budget: int, ascents: int) -> 
     value, place = _climb(g, starts, ascents)
     top = g.size * math.sqrt(q)
     if q > MOST_ORTHANTS:
-        return _answer(g, value, place, min(top, _spectral(g)))
+        found = _answer(g, value, place, min(top, relaxed_bound(g)))
+        return replace(found, advice=f"in dimension {q} it is a convex relaxation's")
     cones = _orthants(g.z)
     at_once = max(1, min(ROUND, TEMPORARY // (q * len(g.z))))
     upper, spent, depth = g.z.new_full((len(cones),), top), 0, 0
@@ -185,7 +188,8 @@ def largest_on_cones(g: Kinks, starts: Tensor, *, budget: int, ascents: int) -> 
         if not bool(open_.any()):
             return _answer(g, value, place, value + slack)
         if spent >= budget:
-            return _answer(g, value, place, float(upper.max()) + slack)
+            reached = min(float(upper.max()) + slack, relaxed_bound(g))
+            return _answer(g, value, place, max(reached, value))
         cones, upper = cones[open_], upper[open_]
         excess, kink = excess[open_], kink[open_]
         count = min(len(cones), at_once, max(1, (budget - spent) // 2))
@@ -261,20 +265,3 @@ def _climb(g: Kinks, starts: Tensor, ascents: int) -> tuple[float, Tensor]:
         step = torch.where(better, (2 * step).clamp_max(1), step / 2)
     best = int(sizes.argmax())
     return float(sizes[best]), v[best]
-
-
-def _spectral(g: Kinks) -> float:
-    r"""Return a bound on the Euclidean sphere, and so on the smaller one of "l1".
-
-    With :math:`t^+ = (t + |t|)/2`, each output is a linear function and a sum of
-    :math:`q_k|v\cdot z_k|/2`, whose positive part is at most
-    :math:`(\sum q_k\;v^\top\sum q_k z_k z_k^\top v)^{1/2}/2`.
-    """
-    linear = (g.straight + 0.5 * g.bent.T @ g.z).norm(dim=1)
-    bounds = []
-    for signed in (g.bent.clamp_min(0), -g.bent.clamp_max(0)):
-        spread = torch.einsum("km,kp,kq->mpq", signed, g.z, g.z)
-        largest = torch.linalg.eigvalsh(spread)[:, -1].clamp_min(0)
-        bounds.append((signed.sum(0) * largest).sqrt())
-    each = linear + 0.5 * torch.maximum(*bounds)
-    return float(g.size_of(each[None])[0]) + g.noise * math.sqrt(g.z.shape[1])

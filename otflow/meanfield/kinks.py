@@ -27,6 +27,8 @@ class Maximum:
         The unit vector u of the outputs with u.g = |g| there.
     closed : bool
         Whether both ends agree to round-off.
+    advice : str
+        What brings both ends closer.
     """
 
     lower: float
@@ -34,6 +36,7 @@ class Maximum:
     place: Tensor
     direction: Tensor
     closed: bool
+    advice: str = "a larger budget brings them closer"
 
 
 class Kinks:

@@ -121,12 +121,13 @@ class PathBall(Domain):
     Notes
     -----
     The sum in M is linear on each cone into which the hyperplanes :math:`w\cdot x_k + b
-    = 0` cut the space. Simplicial cones are cut at these hyperplanes, the one of the
-    largest upper bound first, until no cone may hold a larger value than the largest
-    found. Then ``gap.value`` is sharp to round-off. With one input and a bias this ends
-    after O(n) cones at most; each costs O(n). In more dimensions the number grows like
-    :math:`n^d`, and the budget may end first. The kind is "proved" nevertheless: the
-    bounds of all cones that are left are true, and ``value - found`` tells what is
+    = 0` cut the space. With one input and a bias the largest value on each cone is in
+    closed form: time O(n log n), a few velocities, and ``gap.value`` is sharp to
+    round-off. In more dimensions simplicial cones are cut at these hyperplanes, the one
+    of the largest upper bound first, until no cone may hold a larger value than the
+    largest found. Each costs O(n d), and their number may grow like :math:`n^d`. Where
+    the budget ends first, and for more than 10 inner weights, a convex relaxation
+    bounds M. The kind is "proved" nevertheless, and ``value - found`` tells what is
     lost. All is done in float64, and round-off is in ``value``.
 
     ``argmin`` is the neuron that is best to add: (a, w, b) with :math:`|(w,b)| = 1` and

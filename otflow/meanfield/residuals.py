@@ -127,7 +127,7 @@ def reason_of(top: Maximum) -> str:
         )
     return (
         f"the maximum over neurons lies between {top.lower:.6g}, which was found, and "
-        f"the proved bound {top.upper:.6g}; a larger budget brings them closer"
+        f"the proved bound {top.upper:.6g}; {top.advice}"
     )
 
 

@@ -12,6 +12,7 @@ import otflow as of
 from otflow.meanfield.circle import largest_on_circle
 from otflow.meanfield.cones import largest_on_cones, largest_on_sphere
 from otflow.meanfield.kinks import Kinks
+from otflow.meanfield.relaxations import relaxed_bound
 from otflow.testing.clouds import normal
 from tests.meanfield.convex_fits import RELU, features, fit, neurons, rays
 
@@ -140,7 +141,27 @@ def test_in_many_dimensions_the_bound_is_true_and_finite():
         places = normal(20_000, 16, seed=9)
         sizes = g.size_of(g(places)) / g.length(places)
         assert float(sizes.max()) <= found.lower  # ascent finds more than chance
-        assert found.lower < found.upper < 10 * found.lower
+        assert found.lower < found.upper < 4 * found.lower
+        assert "relaxation" in found.advice
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_the_relaxation_bounds_what_the_cones_find(norm, outputs):
+    for d in (1, 2, 3):
+        for seed in range(10):
+            z, _ = data(10, d, seed=seed)
+            q = normal(10, outputs, seed=seed + 50)
+            g = Kinks(z, q, (0.25, 0.75), norm)
+            found = largest_on_sphere(g, z, budget=20_000, ascents=20)
+            assert found.lower <= relaxed_bound(g)
+            assert relaxed_bound(g) <= 5 * found.lower
+    # Kinks that bend up alone are largest at a corner: the relaxation is exact.
+    if norm == "l1":
+        g = Kinks(z, q.abs(), (0.0, 1.0), norm)
+        corners = torch.cat([torch.eye(4, dtype=F64), -torch.eye(4, dtype=F64)])
+        exact = float(g.size_of(g(corners)).max())
+        assert relaxed_bound(g) == pytest.approx(exact, rel=1e-12)
 
 
 # The gap ------------------------------------------------------------------------------
