@@ -23,7 +23,7 @@ CLIMBERS = 8
 # Most dimensions in which the sphere is cut into cones, and those in which all faces
 # of a cone are tried.
 MOST_ORTHANTS = 10
-MOST_FACES = 4
+MOST_FACES = 5
 
 
 def bound(g: Kinks, cones: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -56,7 +56,7 @@ def bound(g: Kinks, cones: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     values = cones @ g.straight.T + up @ g.bent  # (B, q, m)
     high, low = z.amax(1), z.amin(1)
     mixed = (low < 0) & (high > 0)
-    share = torch.where(mixed, high / (high - low), torch.zeros_like(high))
+    share = (high > -low).to(z)  # alpha, by the longer side
     extra = torch.where(mixed[:, None], up - share[:, None] * z, 0.0)  # >= 0
     if g.norm == "l2" and g.outputs > 1:
         weights = g.bent.norm(dim=1)

@@ -12,6 +12,7 @@ from otflow._validation import check_kind
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
 from otflow.measures import GridDensity, Measure
+from otflow.measures.grid.checks import check_same_obstacles
 from otflow.metrics.bracket import Bracket
 from otflow.optimality.domains import Domain
 from otflow.optimality.gap import Gap, GapKind
@@ -244,7 +245,7 @@ def entropic_bracket(F: Functional, rho: GridDensity, optimum: GridDensity) -> B
     ------
     ValueError
         If F holds no entropy, or is not known to be convex along mixtures, or both
-        densities live on different grids.
+        densities live on different grids or among different obstacles.
     TypeError
         If one of them is no `GridDensity`.
 
@@ -273,6 +274,7 @@ def entropic_bracket(F: Functional, rho: GridDensity, optimum: GridDensity) -> B
     check_grid(rho, "rho")
     check_grid(optimum, "optimum")
     rho.check_same_grid(optimum)
+    check_same_obstacles(rho.is_free, optimum.is_free)
     upper = entropic_gap(F, rho)
     if upper.kind != GapKind.PROVED:
         msg = (

@@ -291,6 +291,19 @@ def test_the_domain_of_a_grid_with_entropy():
     assert "discretised" in gap.reason
 
 
+def test_a_sandwich_takes_two_densities_on_one_grid():
+    F, rho = Potential(square) + Entropy(), bump()
+    with pytest.raises(ValueError, match="the same grid"):
+        entropic_bracket(F, rho, bump(cells=100))
+    wall = torch.zeros(200, dtype=torch.bool)
+    wall[:10] = True
+    blocked = GridDensity.from_function(
+        lambda x: (-square(x) / 2).exp(), -8, 8, 200, obstacles=wall, dtype=F64
+    )
+    with pytest.raises(ValueError, match="the same obstacles"):
+        entropic_bracket(F, rho, blocked)
+
+
 def test_what_has_no_gap_with_entropy():
     attraction = of.Interaction(lambda z: -(-square(z)).exp())
     gap = entropic_gap(attraction + Entropy(), bump())
