@@ -111,7 +111,7 @@ def fenchel_gap(
     check_network(risk.network, homogeneous=True)
     if risk.loss not in CONJUGATES or not risk._loss.convex:
         reason = (
-            f"the conjugate of the loss {risk.loss!r} is not known; use one of "
+            f"the conjugate of the loss {risk.loss!r} is not known, only those of "
             f"{sorted(CONJUGATES)}"
         )
         return Gap(math.inf, None, GapKind.NONE, reason, math.inf)

@@ -76,7 +76,7 @@ def gibbs(
     rho: GridDensity,
     *,
     tolerance: float | None = None,
-    max_iterations: int = 2000,
+    max_iterations: int = 4000,
     starts: int = 8,
 ) -> GibbsResult:
     r"""Return the density with :math:`\rho \propto e^{-G'[\rho]/T}` on a grid.

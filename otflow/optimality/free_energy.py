@@ -32,8 +32,10 @@ PRODUCTS = 100
 # A problem is cold if the slopes vary by more than so many temperatures. Then it is
 # solved at higher ones first: their ratio, and the residual to reach there.
 COLD = 100.0
-COOLING = 4.0
-LOOSE = 1e-3
+COOLING = 2.0
+LOOSE = 1e-2
+# Largest residual of a converged answer, whatever the round-off of the law.
+WIDEST = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +249,7 @@ class FreeEnergy:
             return tolerance
         least = 1e-5 if state.logs.dtype == torch.float32 else 1e-12
         noise = LAW_NOISE * self.eps * state.law.size / state.law.temperature
-        return max(least, min(noise, LOOSE))
+        return max(least, min(noise, WIDEST))
 
 
 def _without_mass(s: Tensor, root: Tensor) -> Tensor:

@@ -120,15 +120,27 @@ def test_two_dimensions_with_obstacles():
     assert entropic_gap(F, found.measure).value < 1e-13
 
 
-@pytest.mark.parametrize("temperature", [1e-2, 1.0, 1e3, 1e8])
+@pytest.mark.parametrize("temperature", [1e-6, 1e-4, 1e-2, 1.0, 1e3, 1e8])
 def test_low_and_high_temperatures(temperature):
     F = network() + 0.05 * Potential(square) + temperature * Entropy()
     rho = bump()
     found = gibbs(F, rho)
     assert found.converged
+    # The gap is of the second order in the residual: 1e-9 at the lowest temperature.
+    energy = abs(found.energy)
+    assert entropic_gap(F, found.measure).value < 1e-14 * max(1.0, energy)
     gap = entropic_gap(F, rho)
     assert math.isfinite(gap.value)
     assert float(F.value(rho)) - found.energy <= gap.value
+
+
+def test_cold_densities_tend_to_the_least_risk():
+    # Without entropy the minimum over cells is that of a linear program in the limit.
+    rest, rho = network() + 0.05 * Potential(square), bump()
+    cold = gibbs(rest + 1e-6 * Entropy(), rho).measure
+    gap = of.optimality.optimality_gap(rest, cold, of.optimality.OnGrid())
+    assert gap.kind == "proved"
+    assert gap.value < 1e-5
 
 
 def test_single_precision():
