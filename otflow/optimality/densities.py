@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from otflow._validation import check_kind
-from otflow.functionals import Functional
+from otflow.functionals import Functional, Potential
 from otflow.functionals.base import check_functional
 from otflow.measures import GridDensity, Measure
 from otflow.measures.grid.checks import check_same_obstacles
@@ -65,8 +65,11 @@ class ProximalLaw:
         The slopes :math:`G'[\rho]` of the rest, less their minimum.
     logs : Tensor, shape (k,)
         Logarithms of the masses of the law.
-    size : float
-        The largest modulus of the slopes, and of T times their normalisation.
+    sizes : Tensor, shape (k,)
+        What the slopes are sums of: of a potential its modulus in the cell, of all else
+        the largest modulus, since a convolution spreads round-off over the grid.
+    constant : float
+        The c with :math:`G'[\rho] = c - T\log p`.
     free : Tensor of bool, shape (n,)
         The free cells.
     """
@@ -74,7 +77,8 @@ class ProximalLaw:
     temperature: float
     slopes: Tensor
     logs: Tensor
-    size: float
+    sizes: Tensor
+    constant: float
     free: Tensor
 
     @classmethod
@@ -85,8 +89,14 @@ class ProximalLaw:
         shifted = slopes - least
         exponent = -shifted / temperature
         normalisation = float(torch.logsumexp(exponent, 0))
-        size = max(float(slopes.abs().max()), abs(temperature * normalisation - least))
-        return cls(temperature, shifted, exponent - normalisation, size, rho.is_free)
+        logs, constant = exponent - normalisation, least - temperature * normalisation
+        potential = torch.zeros_like(slopes)
+        for c, term in rest.terms():
+            if isinstance(term, Potential):
+                own = term.first_variation(rho.detach()).detach()[rho.is_free]
+                potential = potential + c * own
+        sizes = potential.abs() + (slopes - potential).abs().max()
+        return cls(temperature, shifted, logs, sizes, constant, rho.is_free)
 
     @property
     def masses(self) -> Tensor:
@@ -121,19 +131,24 @@ class ProximalLaw:
         empty = self.logs[~held].exp().sum()
         return self.temperature * float(terms.sum() + empty)
 
+    def size(self, rho: GridDensity) -> float:
+        """Return the mean modulus of the slopes under the law and a density."""
+        w = rho.weights.detach()[self.free]
+        return float((w + self.logs.exp()) @ self.sizes)
+
     def noise(self, rho: GridDensity) -> float:
         r"""Return the round-off of `energy_to`, and of a mass that is not exactly 1."""
         eps = torch.finfo(rho.dtype).eps
-        w = rho.weights.detach()[self.free]
+        w, p = rho.weights.detach()[self.free], self.logs.exp()
         total = float(w.sum(dtype=torch.float64))
-        logs = float(w[w > 0].log().abs().max())
-        scale = self.size + self.temperature * logs
-        wrong = NOISE * eps * scale
-        return (
-            wrong * (self.distance(rho) + min(1.0, wrong / self.temperature))
-            + abs(total - 1) * (scale + self.temperature)
-            + math.ulp(0.0)
-        )
+        logs = torch.where(w > 0, w, 1.0).log().abs()
+        # Errors e of the slopes change the energy by sum (w - p) e, and to the second
+        # order by at most sum (w + p) e^2 / T, and not by more than sum (w + p) e.
+        wrong = NOISE * eps * (self.sizes + self.temperature * logs)
+        second = wrong * (wrong / self.temperature).clamp_max(1)
+        moved = float((w - p).abs() @ wrong + (w + p) @ second)
+        mass = abs(total - 1) * (abs(self.constant) + self.temperature)
+        return moved + mass + math.ulp(0.0)
 
 
 def entropic_gap(F: Functional, rho: GridDensity) -> Gap:

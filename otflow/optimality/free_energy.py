@@ -240,7 +240,8 @@ class FreeEnergy:
         law = ProximalLaw.of(self.rest, temperature, measure)
         rest = float(self.rest.value(measure))
         heat = temperature * float(logs.exp() @ (logs - self.log_volume))
-        noise = ENERGY_NOISE * self.eps * (abs(rest) + law.size + abs(heat))
+        size = abs(rest) + law.size(measure) + abs(heat)
+        noise = ENERGY_NOISE * self.eps * size
         return State(logs, measure, rest + heat, noise, law)
 
     def _goal(self, state: State, tolerance: float | None) -> float:
@@ -248,7 +249,8 @@ class FreeEnergy:
         if tolerance is not None:
             return tolerance
         least = 1e-5 if state.logs.dtype == torch.float32 else 1e-12
-        noise = LAW_NOISE * self.eps * state.law.size / state.law.temperature
+        size = state.law.size(state.measure)
+        noise = LAW_NOISE * self.eps * size / state.law.temperature
         return max(least, min(noise, WIDEST))
 
 

@@ -134,6 +134,15 @@ def test_low_and_high_temperatures(temperature):
     assert float(F.value(rho)) - found.energy <= gap.value
 
 
+def test_a_steep_potential_far_away_costs_no_accuracy():
+    # The potential is 4e9 at the border, where no mass is.
+    F = Potential(lambda x: 1e6 * (x.square().sum(-1)).square()) + 1e-3 * Entropy()
+    found = gibbs(F, bump())
+    assert found.converged
+    assert found.residual <= 1e-12
+    assert entropic_gap(F, found.measure).value < 1e-12
+
+
 def test_cold_densities_tend_to_the_least_risk():
     # Without entropy the minimum over cells is that of a linear program in the limit.
     rest, rho = network() + 0.05 * Potential(square), bump()
