@@ -60,6 +60,8 @@ class Residual:
         The norm of the measure.
     tall : float
         A bound of one output of a network of norm 1.
+    neurons : int
+        Number of neurons of the measure.
     """
 
     network: TwoLayer
@@ -71,6 +73,7 @@ class Residual:
     slopes: Tensor
     size: float
     tall: float
+    neurons: int
 
     @property
     def product(self) -> float:
@@ -81,7 +84,8 @@ class Residual:
         """Return the round-off of the sum of q f, and of q in a ball."""
         n, m = self.q.shape
         # Of f, and of the slopes: those of the built-in losses are 1-Lipschitz.
-        outputs = EPS * (n + self.z.shape[1] + 8) * self.size * self.tall
+        terms = self.neurons + self.z.shape[1] + 8
+        outputs = EPS * terms * self.size * self.tall
         largest = float(self.f.abs().max()) + float(self.slopes.abs().max()) + 1
         error = outputs + 16 * EPS * largest
         sums = (n + m + 8) * EPS * float((self.q * self.f.reshape(n, m)).abs().sum())
@@ -100,7 +104,8 @@ def residual_of(risk: Risk, mu: Measure, size: float, tall: float) -> Residual:
     n = len(z)
     bare = f if network.offset is None else f - f.new_tensor(network.offset)
     q = slopes.reshape(n, -1) / n
-    return Residual(network, z, y, bare, float(total) / n, q, slopes, size, tall)
+    value = float(total) / n
+    return Residual(network, z, y, bare, value, q, slopes, size, tall, mu.n)
 
 
 def gap_in_ball(
