@@ -37,6 +37,8 @@ def bound(g: Kinks, cones: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     Parameters
     ----------
+    g : Kinks
+        The function.
     cones : Tensor, shape (B, q, q)
         Rows of each cone.
 

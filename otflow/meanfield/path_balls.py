@@ -2,6 +2,8 @@ r"""Gaps of networks over all measures of neurons with a bounded path norm."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -109,7 +111,7 @@ class PathBall(Domain):
     ------
     ValueError
         At the gap, if the path norm of the measure is above R.
-    Unsupported
+    Unsupported, TypeError
         At the gap, if F is not the risk of a `TwoLayer` with a homogeneous `Unit` and
         the scaling "mean-field", or a multiple of one.
 
@@ -181,7 +183,7 @@ def path_residual(risk: Risk, mu: Measure, norm: str) -> Residual:
     risk._check(mu)
     straight, bent = kinks_of(network)
     steep = max(abs(straight), abs(straight + bent))
-    order = float("inf") if norm == "l1" else 2
+    order = math.inf if norm == "l1" else 2
     z = risk._inputs.double()
     tall = steep * float(torch.linalg.vector_norm(z, order, dim=1).max())
     theta, weights = mu.points.detach().double(), mu.weights.detach().double()

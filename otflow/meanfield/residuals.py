@@ -2,6 +2,7 @@ r"""The slopes of a risk at a measure of neurons, from which gaps of networks fo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -116,7 +117,7 @@ def gap_in_ball(
     value = max(at.product + radius * top.upper + at.slack(radius), least)
     neuron = torch.cat([-radius * top.direction, top.place]).to(mu.points)
     kind = GapKind.PROVED
-    if top.upper == float("inf"):
+    if top.upper == math.inf:
         value, kind = least, GapKind.SEARCHED
     return Gap(factor * value, neuron, kind, reason_of(top), factor * least)
 
@@ -125,7 +126,7 @@ def reason_of(top: Maximum) -> str:
     """Return how the maximum over neurons was bounded."""
     if top.closed:
         return "the maximum over neurons is bounded on all of their inner weights"
-    if top.upper == float("inf"):
+    if top.upper == math.inf:
         return (
             "the curvature of the unit is not known, so that the largest value over "
             "neurons is the one that ascent has found"

@@ -65,7 +65,7 @@ class VariationBall(Domain):
     ValueError
         If a corner is not finite or lower is not below upper. At the gap: if the
         measure has a neuron outside the box, or :math:`\int|a|\,d\mu` is above R.
-    Unsupported
+    Unsupported, TypeError
         At the gap, if F is not the risk of a `TwoLayer` in the scaling "mean-field", or
         a multiple of one, or the activation is no `Unit`.
 

@@ -19,7 +19,7 @@ from otflow.optimality.gap import Gap, GapKind
 
 __all__ = ["OnGrid", "ProximalLaw", "entropic_bracket", "entropic_gap", "heat_of"]
 
-# Round-off of F' of a user's functional, as a share of its largest entry.
+# Round-off of F' of a user's functional, in units of the last place.
 NOISE = 64
 
 DISCRETE = (
@@ -98,13 +98,6 @@ class ProximalLaw:
         sizes = potential.abs() + (slopes - potential).abs().max()
         return cls(temperature, shifted, logs, sizes, constant, rho.is_free)
 
-    @property
-    def masses(self) -> Tensor:
-        """Masses of the law on all cells, (n,)."""
-        masses = self.logs.new_zeros(len(self.free))
-        masses[self.free] = self.logs.exp()
-        return masses / masses.sum()
-
     def distance(self, rho: GridDensity) -> float:
         r"""Return the sum of the differences of masses, :math:`\sum|w - p|`."""
         return float((rho.weights.detach()[self.free] - self.logs.exp()).abs().sum())
@@ -177,11 +170,11 @@ def entropic_gap(F: Functional, rho: GridDensity) -> Gap:
     Returns
     -------
     Gap
-        ``value`` is the right-hand side with its round-off, in the units of F; that of
-        G' is taken to be 64 units in the last place of its largest entry. ``argmin`` is
-        the centre of the cell that misses most mass, where :math:`p_\rho - \rho` is
-        largest. The kind is "proved", or "none" if G is not known to be convex along
-        mixtures.
+        ``value`` is the right-hand side with its round-off, in the units of F. The
+        round-off of G' is taken to be 64 units in the last place: of a potential in
+        each cell, of all other terms at their largest entry. ``argmin`` is the centre
+        of the cell that misses most mass, where :math:`p_\rho - \rho` is largest. The
+        kind is "proved", or "none" if G is not known to be convex along mixtures.
 
     Raises
     ------
