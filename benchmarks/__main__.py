@@ -18,6 +18,7 @@ from benchmarks import (
     loop,
     metrics,
     moons,
+    network_gaps,
     ornstein_uhlenbeck,
     pairs,
     quantiles,
@@ -39,6 +40,7 @@ MODULES = (
     grids,
     back_and_forth,
     ornstein_uhlenbeck,
+    network_gaps,
     imports,
 )
 

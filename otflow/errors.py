@@ -18,6 +18,7 @@ __all__ = [
     "CorruptFile",
     "DirectoryInUse",
     "Diverged",
+    "FixedPointWarning",
     "ForeignDirectory",
     "Interrupted",
     "InvalidFunctional",
@@ -89,6 +90,17 @@ class CellWarning(UserWarning):
     --------
     >>> import otflow as of
     >>> issubclass(of.errors.CellWarning, UserWarning)
+    True
+    """
+
+
+class FixedPointWarning(UserWarning):
+    """A free energy has several fixed points; the message tells their energies.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> issubclass(of.errors.FixedPointWarning, UserWarning)
     True
     """
 

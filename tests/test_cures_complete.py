@@ -26,6 +26,7 @@ FLOORS = (
     "means",
     "models",
     "moves",
+    "networks_and_heat",
     "numbers",
     "plans",
     "runs",

@@ -120,6 +120,14 @@ MAKE: dict[type, Callable[[], Any]] = {
     meanfield.CustomLayer: lambda: meanfield.CustomLayer(torch.matmul),
     meanfield.Risk: risk,
     meanfield.Decomposition: lambda: risk().decompose(),
+    meanfield.PathBall: lambda: meanfield.PathBall(1.0),
+    meanfield.VariationBall: lambda: meanfield.VariationBall(
+        1.0, torch.zeros(2), torch.ones(2)
+    ),
+    of.optimality.GibbsResult: lambda: of.optimality.gibbs(
+        potential() + of.Entropy(), line()
+    ),
+    of.optimality.OnGrid: of.optimality.OnGrid,
     of.Trajectory: flowed,
     schemes.Step: stepped,
     of.Bookmark: lambda: flowed().bookmark,

@@ -1,22 +1,29 @@
 """Mean-field networks: training a wide layer is a flow of its measure of neurons."""
 
 from otflow.meanfield.decomposition import Decomposition
+from otflow.meanfield.duality import fenchel_gap
 from otflow.meanfield.layers import CustomLayer, TwoLayer
 from otflow.meanfield.modules import from_module, to_module
+from otflow.meanfield.path_balls import PathBall, path_norm
 from otflow.meanfield.risk import Risk
 from otflow.meanfield.tangent import empirical_ntk, nngp_kernel, ntk_kernel
 from otflow.meanfield.units import Unit
+from otflow.meanfield.variation_balls import VariationBall
 
 __all__ = [
     "CustomLayer",
     "Decomposition",
+    "PathBall",
     "Risk",
     "TwoLayer",
     "Unit",
+    "VariationBall",
     "empirical_ntk",
+    "fenchel_gap",
     "from_module",
     "nngp_kernel",
     "ntk_kernel",
+    "path_norm",
     "to_module",
 ]
 

@@ -1,11 +1,24 @@
 """How far a measure is from optimal: gaps over a domain, proved or searched."""
 
 from otflow.optimality.box import BoxDomain
+from otflow.optimality.densities import OnGrid, entropic_bracket, entropic_gap
 from otflow.optimality.domains import Domain
 from otflow.optimality.door import optimality_gap
+from otflow.optimality.fixed_points import GibbsResult, gibbs
 from otflow.optimality.gap import Gap, GapKind
 
-__all__ = ["BoxDomain", "Domain", "Gap", "GapKind", "optimality_gap"]
+__all__ = [
+    "BoxDomain",
+    "Domain",
+    "Gap",
+    "GapKind",
+    "GibbsResult",
+    "OnGrid",
+    "entropic_bracket",
+    "entropic_gap",
+    "gibbs",
+    "optimality_gap",
+]
 
 
 def __dir__() -> list[str]:

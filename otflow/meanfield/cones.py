@@ -1,0 +1,269 @@
+r"""The largest value on a sphere of sums of kinks, bracketed on simplicial cones."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from otflow.meanfield.circle import largest_on_circle
+from otflow.meanfield.kinks import Kinks, Maximum
+from otflow.meanfield.relaxations import relaxed_bound
+
+__all__ = ["largest_on_cones", "largest_on_sphere"]
+
+# Numbers in the largest temporary array of a round, and most cones in a round.
+TEMPORARY = 2**21
+ROUND = 2048
+# Starts, the best ones of those given, from which to climb.
+CLIMBERS = 8
+# Most dimensions in which the sphere is cut into cones, and those in which all faces
+# of a cone are tried.
+MOST_ORTHANTS = 10
+MOST_FACES = 5
+
+
+def bound(g: Kinks, cones: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""Return upper bounds on cones and how to cut them.
+
+    A cone (q, q) is that of its rows :math:`v_i`, which lie in one orthant and have
+    :math:`|v_i|_1 = 1`. Kinks that the cone does not meet are linear there. A kink
+    that bends up is convex: it lies below its interpolation from the rows. One that
+    bends down lies below :math:`\alpha\,v\cdot z_k`, with :math:`0\le\alpha\le1`.
+    So g lies below a linear function of given values at the rows.
+
+    Parameters
+    ----------
+    g : Kinks
+        The function.
+    cones : Tensor, shape (B, q, q)
+        Rows of each cone.
+
+    Returns
+    -------
+    upper : Tensor, shape (B,)
+        Bounds of the dual norm of g on the part of the cone of norm 1.
+    values : Tensor, shape (B, q, m)
+        g at the rows.
+    excess : Tensor, shape (B,)
+        The largest share of a kink in the bound.
+    kink : Tensor, shape (B,)
+        The kink of that share.
+    """
+    z = cones @ g.z.T  # (B, q, n)
+    up = z.clamp_min(0)
+    values = cones @ g.straight.T + up @ g.bent  # (B, q, m)
+    high, low = z.amax(1), z.amin(1)
+    mixed = (low < 0) & (high > 0)
+    share = (high > -low).to(z)  # alpha, by the longer side
+    extra = torch.where(mixed[:, None], up - share[:, None] * z, 0.0)  # >= 0
+    if g.norm == "l2" and g.outputs > 1:
+        weights = g.bent.norm(dim=1)
+        heights = values.norm(dim=-1)
+        # A norm of linear functions is convex: it lies below its interpolation.
+        moved = values - (extra @ g.bent)
+        heights = torch.maximum(heights, moved.norm(dim=-1) + extra @ weights)
+        sides, loads = heights[None], weights[None, :, None]
+    else:
+        down, lift = g.bent.clamp_max(0).abs(), g.bent.clamp_min(0)
+        over = (values + extra @ down).permute(2, 0, 1)  # (m, B, q)
+        under = (-values + extra @ lift).permute(2, 0, 1)
+        sides = torch.cat([over, under])  # (2m, B, q)
+        loads = torch.stack([down.T, lift.T]).reshape(-1, len(g.z))[:, :, None]
+    uppers = torch.stack([_largest(g, cones, h) for h in sides])  # (2m, B)
+    upper, side = uppers.max(0)
+    # The share of each kink in the side that decides.
+    tall = extra.amax(1)  # (B, n)
+    excess, kink = (tall * loads[side, :, 0]).max(1)
+    return upper, values, excess, kink
+
+
+def _largest(g: Kinks, cones: Tensor, heights: Tensor) -> Tensor:
+    r"""Return bounds of a linear function on the parts of cones of norm 1.
+
+    For the norm "l1" it is the largest of its values h at the rows. For "l2" any
+    vector l with :math:`v_i\cdot l \ge h_i` for all i gives the bound |l|: on the
+    cone the function lies below :math:`v\cdot l`. The best l is the projection of
+    the function on the cone; it lies on one of its faces.
+    """
+    if g.norm == "l1":
+        return heights.amax(1)
+    q = cones.shape[-1]
+    sign = torch.sign(cones.sum(1))  # v.sign = |v|_1 = 1 for each row
+    best = heights.new_full((len(cones),), math.inf)
+    faces = range(1, q + 1) if q <= MOST_FACES else (1, q)
+    gram = cones @ cones.transpose(1, 2)
+    for size in faces:
+        for face in itertools.combinations(range(q), size):
+            index = list(face)
+            part = gram[:, index][:, :, index]
+            # A thin cone has a singular matrix; whatever comes back is mended.
+            share = torch.linalg.solve_ex(part, heights[:, index, None])[0]
+            normal = (share.transpose(1, 2) @ cones[:, index])[:, 0].nan_to_num()
+            lack = heights - torch.einsum("bij,bj->bi", cones, normal)
+            mended = normal + lack.amax(1).clamp_min(0)[:, None] * sign
+            best = torch.minimum(best, mended.norm(dim=-1))
+    # No function is above its largest value times the largest |v|_1 of norm 1.
+    rough = heights.amax(1).clamp_min(0) * math.sqrt(q)
+    return torch.minimum(best, rough)
+
+
+def cut(g: Kinks, cones: Tensor, excess: Tensor, kink: Tensor) -> Tensor:
+    """Return both halves (2B, q, q) of cones, cut at their kinks or at an edge."""
+    rows = torch.arange(len(cones), device=cones.device)
+    z = torch.einsum("biq,bq->bi", cones, g.z[kink])
+    i, j = z.argmax(1), z.argmin(1)
+    top, bottom = z[rows, i], z[rows, j]
+    part = (-bottom / (top - bottom)).nan_to_num(0.5)  # the share of row i
+    # Where no kink matters, the longest edge is halved.
+    apart = torch.cdist(cones, cones).flatten(1)
+    longest = apart.argmax(1)
+    q = cones.shape[1]
+    smooth = (excess <= g.noise / len(g.z)) | ~((part > 0) & (part < 1))
+    i = torch.where(smooth, longest // q, i)
+    j = torch.where(smooth, longest % q, j)
+    part = torch.where(smooth, 0.5, part)[:, None]
+    point = part * cones[rows, i] + (1 - part) * cones[rows, j]
+    point = point / point.abs().sum(1, keepdim=True)
+    one, two = cones.clone(), cones.clone()
+    one[rows, i], two[rows, j] = point, point
+    return torch.cat([one, two])
+
+
+def largest_on_sphere(
+    g: Kinks, starts: Tensor, *, budget: int, ascents: int
+) -> Maximum:
+    r"""Bracket the largest dual norm of g on the sphere of its norm.
+
+    Parameters
+    ----------
+    g : Kinks
+        The function.
+    starts : Tensor, shape (k, q)
+        Where to look for a large value.
+    budget : int
+        Most cones to bound.
+    ascents : int
+        Steps of ascent from each start.
+
+    Returns
+    -------
+    Maximum
+        The bracket. It is closed for q = 2, and else if the budget suffices.
+    """
+    q = g.z.shape[1]
+    if q == 2:
+        return largest_on_circle(g)
+    return largest_on_cones(g, starts, budget=budget, ascents=ascents)
+
+
+def largest_on_cones(g: Kinks, starts: Tensor, *, budget: int, ascents: int) -> Maximum:
+    """Bracket the largest dual norm of g on the sphere, cone by cone."""
+    q = g.z.shape[1]
+    value, place = _climb(g, starts, ascents)
+    top = g.size * math.sqrt(q)
+    if q > MOST_ORTHANTS:
+        found = _answer(g, value, place, min(top, relaxed_bound(g)))
+        return replace(found, advice=f"in dimension {q} it is a convex relaxation's")
+    cones = _orthants(g.z)
+    at_once = max(1, min(ROUND, TEMPORARY // (q * len(g.z))))
+    upper, spent, depth = g.z.new_full((len(cones),), top), 0, 0
+    fresh = torch.ones(len(cones), dtype=torch.bool, device=g.z.device)
+    excess, kink = torch.zeros_like(upper), torch.zeros_like(upper).long()
+    while True:
+        # Bound the fresh cones, then drop those that hold no larger value.
+        for part in torch.split(fresh.nonzero()[:, 0], at_once):
+            bounds, values, excess[part], kink[part] = bound(g, cones[part])
+            upper[part] = torch.minimum(upper[part], bounds)
+            sizes = g.size_of(values) / g.length(cones[part])
+            best = int(sizes.argmax())
+            if float(sizes.flatten()[best]) > value:
+                value = float(sizes.flatten()[best])
+                place = cones[part].reshape(-1, q)[best]
+            spent += len(part)
+        # Each cut moves a row by a unit in the last place.
+        slack = (1 + depth) * g.noise
+        open_ = upper > value + slack
+        if not bool(open_.any()):
+            return _answer(g, value, place, value + slack)
+        if spent >= budget:
+            reached = min(float(upper.max()) + slack, relaxed_bound(g))
+            return _answer(g, value, place, max(reached, value))
+        cones, upper = cones[open_], upper[open_]
+        excess, kink = excess[open_], kink[open_]
+        count = min(len(cones), at_once, max(1, (budget - spent) // 2))
+        order = upper.argsort(descending=True)
+        first, rest = order[:count], order[count:]
+        halves = cut(g, cones[first], excess[first], kink[first])
+        if g.norm == "l2":
+            value, place = _better(g, halves.mean(1), value, place)
+        cones = torch.cat([cones[rest], halves])
+        upper = torch.cat([upper[rest], upper[first].repeat(2)])
+        excess = torch.cat([excess[rest], excess[first].repeat(2)])
+        kink = torch.cat([kink[rest], kink[first].repeat(2)])
+        fresh = torch.arange(len(cones), device=g.z.device) >= len(rest)
+        depth += 1
+
+
+def _orthants(z: Tensor) -> Tensor:
+    """Return the orthants as cones, (2^q, q, q)."""
+    signs = itertools.product((1.0, -1.0), repeat=z.shape[1])
+    return torch.stack([torch.diag(z.new_tensor(s)) for s in signs])
+
+
+def _answer(g: Kinks, value: float, place: Tensor, upper: float) -> Maximum:
+    place = place / g.length(place[None])
+    closed = upper - value <= 1e-9 * max(value, g.noise)
+    return Maximum(value, upper, place, g.direction(g(place[None])[0]), closed)
+
+
+def _better(g: Kinks, v: Tensor, value: float, place: Tensor) -> tuple[float, Tensor]:
+    """Return the best of the known place, of places, and of a step of ascent there."""
+    for _ in range(2):
+        found = g(v)
+        sizes = g.size_of(found) / g.length(v)
+        best = int(sizes.argmax())
+        if float(sizes[best]) > value:
+            value, place = float(sizes[best]), v[best]
+        v = _uphill(g, v, found)
+    return value, place
+
+
+def _uphill(g: Kinks, v: Tensor, values: Tensor) -> Tensor:
+    """Return where the linear pieces of the norm of g at rows are largest."""
+    u = g.direction(values)
+    slope = torch.einsum("bm,bmq->bq", u, g.slope(v))
+    if g.norm == "l1":
+        j = slope.abs().argmax(1, keepdim=True)
+        slope = torch.zeros_like(slope).scatter(1, j, slope.gather(1, j).sign())
+    return torch.where(slope.norm(dim=1, keepdim=True) > 0, slope, v)
+
+
+def _climb(g: Kinks, starts: Tensor, ascents: int) -> tuple[float, Tensor]:
+    """Return the largest value found by ascent from starts, and its place."""
+    v = starts[g.length(starts) > 0]
+    v = torch.cat([v, torch.eye(g.z.shape[1], dtype=v.dtype, device=v.device)])
+    v = v / g.length(v)[:, None]
+    sizes = g.size_of(g(v))
+    sizes, first = sizes.topk(min(CLIMBERS, len(sizes)))
+    v = v[first]
+    step = torch.ones_like(sizes)
+    for _ in range(ascents):
+        if float(step.max()) < 1e-6:
+            break
+        goal = _uphill(g, v, g(v))
+        goal = goal / g.length(goal)[:, None]
+        new = (1 - step)[:, None] * v + step[:, None] * goal
+        length = g.length(new)
+        new = torch.where(length[:, None] > 0, new, v)
+        new = new / g.length(new)[:, None]
+        found = g.size_of(g(new))
+        better = found > sizes
+        v = torch.where(better[:, None], new, v)
+        sizes = torch.where(better, found, sizes)
+        step = torch.where(better, (2 * step).clamp_max(1), step / 2)
+    best = int(sizes.argmax())
+    return float(sizes[best]), v[best]

@@ -1,0 +1,201 @@
+r"""The slopes of a risk at a measure of neurons, from which gaps of networks follow."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otflow._validation import check_kind
+from otflow.errors import Unsupported
+from otflow.functionals import Functional
+from otflow.meanfield.kinks import EPS, Maximum
+from otflow.meanfield.layers import TwoLayer
+from otflow.meanfield.network import Network
+from otflow.meanfield.risk import Risk
+from otflow.meanfield.units import Unit
+from otflow.measures import Measure
+from otflow.optimality import Gap, GapKind
+
+__all__ = [
+    "NORMS",
+    "Residual",
+    "check_network",
+    "gap_in_ball",
+    "inner_weights",
+    "kinks_of",
+    "one_risk",
+    "reason_of",
+    "residual_of",
+    "size_of",
+]
+
+NORMS = ("l1", "l2")
+# Most neurons of the measure from which an ascent starts.
+STARTS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Residual:
+    r"""The slopes :math:`q_k = \ell'(f_\mu(x_k), y_k)/n`, in float64.
+
+    Parameters
+    ----------
+    network : TwoLayer
+        The network.
+    z : Tensor, shape (n, q)
+        Rows (x_k, 1).
+    y : Tensor
+        Targets.
+    f : Tensor, shape (n,) or (n, m)
+        Outputs without the offset.
+    value : float
+        The risk.
+    q : Tensor, shape (n, m)
+        The slopes over n.
+    slopes : Tensor, shape (n,) or (n, m)
+        The slopes of the losses.
+    size : float
+        The norm of the measure.
+    tall : float
+        A bound of one output of a network of norm 1.
+    neurons : int
+        Number of neurons of the measure.
+    """
+
+    network: TwoLayer
+    z: Tensor
+    y: Tensor
+    f: Tensor
+    value: float
+    q: Tensor
+    slopes: Tensor
+    size: float
+    tall: float
+    neurons: int
+
+    @property
+    def product(self) -> float:
+        """The sum of q f."""
+        return float((self.q * self.f.reshape(self.q.shape)).sum())
+
+    def slack(self, radius: float) -> float:
+        """Return the round-off of the sum of q f, and of q in a ball."""
+        n, m = self.q.shape
+        # Of f, and of the slopes: those of the built-in losses are 1-Lipschitz.
+        terms = self.neurons + self.z.shape[1] + 8
+        outputs = EPS * terms * self.size * self.tall
+        largest = float(self.f.abs().max()) + float(self.slopes.abs().max()) + 1
+        error = outputs + 16 * EPS * largest
+        sums = (n + m + 8) * EPS * float((self.q * self.f.reshape(n, m)).abs().sum())
+        return error * (radius + self.size) * self.tall * m + sums
+
+
+def residual_of(risk: Risk, mu: Measure, size: float, tall: float) -> Residual:
+    """Return the slopes of a risk at a measure of a known norm."""
+    network = risk.network
+    assert isinstance(network, TwoLayer)
+    z = risk._inputs.double()
+    y = risk.y.double() if risk.y.is_floating_point() else risk.y
+    with torch.no_grad():
+        f = network.evaluate(z, mu.points.double(), mu.weights.double())
+        total, slopes = risk._loss.total_and_slope(f, y)
+    n = len(z)
+    bare = f if network.offset is None else f - f.new_tensor(network.offset)
+    q = slopes.reshape(n, -1) / n
+    value = float(total) / n
+    return Residual(network, z, y, bare, value, q, slopes, size, tall, mu.n)
+
+
+def gap_in_ball(
+    at: Residual, top: Maximum, radius: float, factor: float, mu: Measure
+) -> Gap:
+    """Return the gap of c times a risk over a ball: <q, f> + R M, times c."""
+    least = max(at.product + radius * top.lower, 0.0)
+    value = max(at.product + radius * top.upper + at.slack(radius), least)
+    neuron = torch.cat([-radius * top.direction, top.place]).to(mu.points)
+    kind = GapKind.PROVED
+    if top.upper == math.inf:
+        value, kind = least, GapKind.SEARCHED
+    return Gap(factor * value, neuron, kind, reason_of(top), factor * least)
+
+
+def reason_of(top: Maximum) -> str:
+    """Return how the maximum over neurons was bounded."""
+    if top.closed:
+        return "the maximum over neurons is bounded on all of their inner weights"
+    if top.upper == math.inf:
+        return (
+            "the curvature of the unit is not known, so that the largest value over "
+            "neurons is the one that ascent has found"
+        )
+    return (
+        f"the maximum over neurons lies between {top.lower:.6g}, which was found, and "
+        f"the proved bound {top.upper:.6g}; {top.advice}"
+    )
+
+
+# What a gap needs of a functional and of a network -----------------------------------
+
+
+def one_risk(F: Functional) -> tuple[float, Risk]:
+    """Return (c, risk) with F = c risk; raise Unsupported for another F."""
+    terms = F.terms()
+    if len(terms) != 1 or not isinstance(terms[0][1], Risk):
+        others = [repr(term) for _, term in terms if not isinstance(term, Risk)]
+        what = ", ".join(others) if others else "more than one risk"
+        msg = (
+            f"a gap over a ball of networks needs the risk of one network, or a "
+            f"multiple, got beside it {what}; give the risk alone, or for a penalty on "
+            f"the path norm use meanfield.fenchel_gap"
+        )
+        raise Unsupported(msg)
+    return terms[0][0], terms[0][1]
+
+
+def check_network(network: Network, *, homogeneous: bool) -> TwoLayer:
+    """Return the network; raise unless a ball of its kind suits it."""
+    check_kind(network, TwoLayer, "network", cure="use TwoLayer('relu')")
+    assert isinstance(network, TwoLayer)
+    if homogeneous:
+        kinks_of(network)
+    if network.scaling != "mean-field":
+        msg = (
+            f"in the scaling {network.scaling!r} the outputs are not linear in the "
+            f"measure of neurons; use scaling='mean-field'"
+        )
+        raise Unsupported(msg)
+    return network
+
+
+def kinks_of(network: TwoLayer) -> tuple[float, float]:
+    r"""Return :math:`(c_0, c_1)` with :math:`\varphi(t) = c_0 t + c_1 t^+`."""
+    unit = network.activation
+    if not isinstance(unit, Unit) or not unit.homogeneous:
+        msg = (
+            f"the path norm belongs to positively homogeneous units, and {network!r} "
+            f"has none that is declared so; use TwoLayer('relu'), or a Unit with "
+            f"homogeneous = True, or meanfield.VariationBall"
+        )
+        raise Unsupported(msg)
+    left, right = unit(torch.tensor([-1.0, 1.0], dtype=torch.float64)).tolist()
+    return -left, left + right
+
+
+def size_of(
+    network: TwoLayer, theta: Tensor, weights: Tensor, norm: str, *, inner: bool
+) -> Tensor:
+    """Return the path norm of neurons, or without inner weights the variation."""
+    order = 1 if norm == "l1" else 2
+    a, w = network.split(theta)
+    sizes: Tensor = torch.linalg.vector_norm(a, order, dim=1)
+    if inner:
+        sizes = sizes * torch.linalg.vector_norm(w, order, dim=1)
+    return weights @ sizes
+
+
+def inner_weights(network: TwoLayer, mu: Measure) -> Tensor:
+    """Return inner weights of the measure's neurons in float64, to start from."""
+    return network.split(mu.points.detach())[1][:STARTS].double()

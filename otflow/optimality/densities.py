@@ -1,0 +1,334 @@
+r"""Gaps with entropy, on a grid: two divergences between which the gap lies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otflow._validation import check_kind
+from otflow.functionals import Functional, Potential
+from otflow.functionals.base import check_functional
+from otflow.measures import GridDensity, Measure
+from otflow.measures.grid.checks import check_same_obstacles
+from otflow.metrics.bracket import Bracket
+from otflow.optimality.domains import Domain
+from otflow.optimality.gap import Gap, GapKind
+
+__all__ = ["OnGrid", "ProximalLaw", "entropic_bracket", "entropic_gap", "heat_of"]
+
+# Round-off of F' of a user's functional, in units of the last place.
+NOISE = 64
+
+DISCRETE = (
+    "the infimum is over the densities on the cells of this grid: it is that of the "
+    "discretised problem"
+)
+
+
+def heat_of(F: Functional) -> tuple[float, Functional]:
+    """Return the temperature > 0 and the rest of F; raise ValueError without it."""
+    check_functional(F)
+    temperature, rest = F.split_entropy()
+    if not temperature > 0:
+        msg = (
+            f"F must hold a positive multiple of the entropy, got the temperature "
+            f"{temperature:g}; add T * Entropy() with T > 0, or use "
+            f"optimality_gap(F, rho, OnGrid())"
+        )
+        raise ValueError(msg)
+    return temperature, rest
+
+
+def check_grid(rho: Measure, name: str) -> None:
+    """Raise TypeError unless a measure is a density on a grid."""
+    cure = (
+        "make one by GridDensity.from_function or GridDensity.from_samples("
+        "mu.sample(100_000, generator), lower, upper, shape)"
+    )
+    check_kind(rho, GridDensity, name, cure=cure)
+
+
+@dataclass(frozen=True, eq=False)
+class ProximalLaw:
+    r"""The law :math:`p_\rho \propto e^{-G'[\rho]/T}` of a density, on its free cells.
+
+    All of it is in logarithms: at a small T the law underflows, its logarithm does not.
+
+    Parameters
+    ----------
+    temperature : float
+        The temperature T > 0.
+    slopes : Tensor, shape (k,)
+        The slopes :math:`G'[\rho]` of the rest, less their minimum.
+    logs : Tensor, shape (k,)
+        Logarithms of the masses of the law.
+    sizes : Tensor, shape (k,)
+        What the slopes are sums of: of a potential its modulus in the cell, of all else
+        the largest modulus, since a convolution spreads round-off over the grid.
+    constant : float
+        The c with :math:`G'[\rho] = c - T\log p`.
+    free : Tensor of bool, shape (n,)
+        The free cells.
+    """
+
+    temperature: float
+    slopes: Tensor
+    logs: Tensor
+    sizes: Tensor
+    constant: float
+    free: Tensor
+
+    @classmethod
+    def of(cls, rest: Functional, temperature: float, rho: GridDensity) -> ProximalLaw:
+        """Return the law of a density, with one first variation of the rest."""
+        slopes = rest.first_variation(rho.detach()).detach()[rho.is_free]
+        least = float(slopes.min())
+        shifted = slopes - least
+        exponent = -shifted / temperature
+        normalisation = float(torch.logsumexp(exponent, 0))
+        logs, constant = exponent - normalisation, least - temperature * normalisation
+        potential = torch.zeros_like(slopes)
+        for c, term in rest.terms():
+            if isinstance(term, Potential):
+                own = term.first_variation(rho.detach()).detach()[rho.is_free]
+                potential = potential + c * own
+        sizes = potential.abs() + (slopes - potential).abs().max()
+        return cls(temperature, shifted, logs, sizes, constant, rho.is_free)
+
+    def distance(self, rho: GridDensity) -> float:
+        r"""Return the sum of the differences of masses, :math:`\sum|w - p|`."""
+        return float((rho.weights.detach()[self.free] - self.logs.exp()).abs().sum())
+
+    def energy_to(self, rho: GridDensity) -> float:
+        r"""Return :math:`T\,\mathrm{KL}(\rho\,|\,p)`, at least 0.
+
+        The sum of :math:`w\log(w/p) - w + p` has no negative term, and so no
+        cancellation where w is close to p.
+        """
+        w = rho.weights.detach()[self.free]
+        held = w > 0
+        w, logs = w[held], self.logs[held]
+        if bool(torch.isinf(logs).any()):
+            # The law underflows where there is mass: T log p is finite, log p is not.
+            normalisation = torch.logsumexp(-self.slopes / self.temperature, 0)
+            own = torch.xlogy(w, w).sum() + normalisation
+            return max(0.0, float(w @ self.slopes[held] + self.temperature * own))
+        r = w.log() - logs
+        near = (torch.expm1(-r) + r) * w
+        # e^(-r) overflows where p is much larger than w; p itself does not.
+        apart = w * r - w + logs.exp()
+        terms = torch.where(r.abs() < 1, near, apart).clamp_min(0)
+        empty = self.logs[~held].exp().sum()
+        return self.temperature * float(terms.sum() + empty)
+
+    def size(self, rho: GridDensity) -> float:
+        """Return the mean modulus of the slopes under the law and a density."""
+        w = rho.weights.detach()[self.free]
+        return float((w + self.logs.exp()) @ self.sizes)
+
+    def noise(self, rho: GridDensity) -> float:
+        r"""Return the round-off of `energy_to`, and of a mass that is not exactly 1."""
+        eps = torch.finfo(rho.dtype).eps
+        w, p = rho.weights.detach()[self.free], self.logs.exp()
+        total = float(w.sum(dtype=torch.float64))
+        logs = torch.where(w > 0, w, 1.0).log().abs()
+        # Errors e of the slopes change the energy by sum (w - p) e, and to the second
+        # order by at most sum (w + p) e^2 / T, and not by more than sum (w + p) e.
+        wrong = NOISE * eps * (self.sizes + self.temperature * logs)
+        second = wrong * (wrong / self.temperature).clamp_max(1)
+        moved = float((w - p).abs() @ wrong + (w + p) @ second)
+        mass = abs(total - 1) * (abs(self.constant) + self.temperature)
+        return moved + mass + math.ulp(0.0)
+
+
+def entropic_gap(F: Functional, rho: GridDensity) -> Gap:
+    r"""Return the gap of an F with entropy at a density on a grid.
+
+    Let :math:`F = G + T\int\rho\log\rho` with G convex along mixtures, and let
+    :math:`p_\rho \propto e^{-G'[\rho]/T}` be the *proximal Gibbs law* of
+    :math:`\rho`. Then
+
+    .. math:: F(\rho) - \inf F \le T\,\mathrm{KL}(\rho\,|\,p_\rho)
+
+    :cite:p:`nitanda2022convex,chizat2022mean`. The infimum is over all densities on the
+    free cells of the grid. The bound holds exactly for them: G is a convex function of
+    the masses w of the cells, so :math:`F(\nu) \ge G(\rho) + \int G'[\rho]\,d(\nu -
+    \rho) + T\int\nu\log\nu`, and the minimum of the right-hand side over :math:`\nu` is
+    attained at :math:`p_\rho`, where it is :math:`F(\rho) - T\,\mathrm{KL}(\rho\,|\,
+    p_\rho)`.
+
+    Parameters
+    ----------
+    F : Functional
+        A functional with a positive multiple T of the entropy, convex along mixtures.
+    rho : GridDensity
+        Where to bound F. Cells of zero mass are welcome; obstacles do not count.
+
+    Returns
+    -------
+    Gap
+        ``value`` is the right-hand side with its round-off, in the units of F. The
+        round-off of G' is taken to be 64 units in the last place: of a potential in
+        each cell, of all other terms at their largest entry. ``argmin`` is the centre
+        of the cell that misses most mass, where :math:`p_\rho - \rho` is largest. The
+        kind is "proved", or "none" if G is not known to be convex along mixtures.
+
+    Raises
+    ------
+    ValueError
+        If F holds no entropy, or a negative multiple.
+    TypeError
+        If `rho` is no `GridDensity`.
+
+    See Also
+    --------
+    entropic_bracket : A bound from below too.
+    gibbs : The minimiser.
+
+    Notes
+    -----
+    It costs one first variation of G and O(n) beside. The logarithm of :math:`p_\rho`
+    is used, so that any T may be given.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: x.square().sum(-1)) + 0.5 * of.Entropy()
+    >>> uniform = of.GridDensity.from_function(
+    ...     lambda x: torch.ones(len(x)), -3, 3, 60, walls=True
+    ... )
+    >>> gap = of.optimality.entropic_gap(F, uniform)
+    >>> gap.kind, round(gap.value, 2)
+    ('proved', 2.22)
+    """
+    temperature, rest = heat_of(F)
+    check_grid(rho, "rho")
+    if not rest.mixture_convex:
+        reason = f"{rest!r} is not known to be convex along mixtures"
+        return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
+    law = ProximalLaw.of(rest, temperature, rho)
+    found = law.energy_to(rho)
+    w = rho.weights.detach()[law.free]
+    most = int((law.logs.exp() - w).argmax())
+    place = rho.points[law.free][most]
+    return Gap(found + law.noise(rho), place, GapKind.PROVED, DISCRETE, found)
+
+
+def entropic_bracket(F: Functional, rho: GridDensity, optimum: GridDensity) -> Bracket:
+    r"""Return bounds of :math:`F(\rho) - \inf F` from both sides.
+
+    With F, T and :math:`p` as in `entropic_gap`, and :math:`\hat\rho` close to the
+    minimiser :math:`\rho^* = p_{\rho^*}`,
+
+    .. math:: T\,\mathrm{KL}(\rho\,|\,p_{\hat\rho})
+        - T\,\mathrm{KL}(\hat\rho\,|\,p_{\hat\rho})
+        \le F(\rho) - \inf F \le T\,\mathrm{KL}(\rho\,|\,p_\rho).
+
+    At :math:`\hat\rho = \rho^*` the left-hand side is :math:`T\,\mathrm{KL}(\rho\,|\,
+    \rho^*)`, and this is the sandwich of :cite:t:`nitanda2022convex` and
+    :cite:t:`chizat2022mean`. It is true for any :math:`\hat\rho`: as G is convex,
+    :math:`F(\rho) - F(\hat\rho) \ge \int G'[\hat\rho]\,d(\rho - \hat\rho) + T\int
+    \rho\log\rho - T\int\hat\rho\log\hat\rho`, where :math:`G'[\hat\rho] = -T\log
+    p_{\hat\rho}` up to a constant; and :math:`F(\hat\rho) \ge \inf F`.
+
+    Parameters
+    ----------
+    F : Functional
+        A functional with a positive multiple T of the entropy, convex along mixtures.
+    rho : GridDensity
+        Where to bound F.
+    optimum : GridDensity
+        A density on the same grid, as ``gibbs(F, rho).measure``.
+
+    Returns
+    -------
+    Bracket
+        The two bounds, in the units of F, each with its round-off; the lower one is at
+        least 0.
+
+    Raises
+    ------
+    ValueError
+        If F holds no entropy, or is not known to be convex along mixtures, or both
+        densities live on different grids or among different obstacles.
+    TypeError
+        If one of them is no `GridDensity`.
+
+    See Also
+    --------
+    entropic_gap : The upper bound alone.
+
+    Notes
+    -----
+    It costs two first variations of G.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: x.square().sum(-1)) + 0.5 * of.Entropy()
+    >>> rho = of.GridDensity.from_function(
+    ...     lambda x: (-5 * x.square().sum(-1)).exp(), -4, 4, 80, dtype=torch.float64
+    ... )
+    >>> best = of.optimality.gibbs(F, rho).measure
+    >>> bracket = of.optimality.entropic_bracket(F, rho, best)
+    >>> excess = float(F.value(rho) - F.value(best))
+    >>> round(bracket.lower, 4), round(excess, 4), round(bracket.upper, 4)
+    (0.0791, 0.0791, 0.0791)
+    """
+    temperature, rest = heat_of(F)
+    check_grid(rho, "rho")
+    check_grid(optimum, "optimum")
+    rho.check_same_grid(optimum)
+    check_same_obstacles(rho.is_free, optimum.is_free)
+    upper = entropic_gap(F, rho)
+    if upper.kind != GapKind.PROVED:
+        msg = (
+            f"{rest!r} is not known to be convex along mixtures, and without it "
+            f"neither bound is true; compare F.value(rho) with F.value(optimum)"
+        )
+        raise ValueError(msg)
+    best = ProximalLaw.of(rest, temperature, optimum)
+    lower = best.energy_to(rho) - best.energy_to(optimum)
+    lower -= best.noise(rho) + best.noise(optimum)
+    return Bracket(min(max(lower, 0.0), upper.value), upper.value)
+
+
+class OnGrid(Domain):
+    r"""All probability densities on the free cells of the grid of the measure.
+
+    They are finitely many masses, so a gap over them is always finite and proved: with
+    entropy it is :math:`T\,\mathrm{KL}(\rho\,|\,p_\rho)`, see `entropic_gap`; without
+    it :math:`\int F'\,d\rho - \min_i F'_i` over the free cells. Both bound the excess
+    over the infimum of the discretised problem, on this grid.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: x.square().sum(-1))
+    >>> rho = of.GridDensity(torch.full((3,), 0.5), -1, 1, walls=True)
+    >>> gap = of.optimality.optimality_gap(F, rho, of.optimality.OnGrid())
+    >>> gap.kind, round(gap.value, 4), gap.argmin  # centres at -2/3, 0 and 2/3
+    ('proved', 0.2963, tensor([0.]))
+    """
+
+    def gap(self, F: Functional, mu: Measure, descend: int) -> Gap:
+        check_grid(mu, "the measure of a gap over OnGrid()")
+        assert isinstance(mu, GridDensity)
+        temperature, _ = F.split_entropy()
+        if temperature > 0:
+            return entropic_gap(F, mu)
+        slopes = F.first_variation(mu).detach()[mu.is_free]
+        w = mu.weights.detach()[mu.is_free]
+        least = int(slopes.argmin())
+        found = float(w @ (slopes - slopes[least]))
+        total = abs(float(w.sum(dtype=torch.float64)) - 1)
+        size = float(slopes.abs().max())
+        noise = (NOISE * torch.finfo(w.dtype).eps + total) * size
+        place = mu.points[mu.is_free][least]
+        return Gap(found + noise, place, GapKind.PROVED, DISCRETE, found)
+
+    def __repr__(self) -> str:
+        return "OnGrid()"

@@ -1,0 +1,251 @@
+r"""The fixed point :math:`\rho \propto e^{-G'[\rho]/T}` of a free energy on a grid."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from otflow._validation import non_negative_int, positive
+from otflow._warn import warn
+from otflow.errors import FixedPointWarning, NotConvergedWarning, Unsupported
+from otflow.functionals import Functional, Internal
+from otflow.measures import GridDensity
+from otflow.optimality.densities import check_grid, heat_of
+from otflow.optimality.free_energy import FixedPoint, FreeEnergy
+
+__all__ = ["GibbsResult", "gibbs"]
+
+# Fixed points whose masses differ by more than this in sum are two.
+APART = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class GibbsResult:
+    r"""A fixed point of the Gibbs map, and how it was found.
+
+    Parameters
+    ----------
+    measure : GridDensity
+        The density :math:`\rho`.
+    energy : float
+        :math:`F(\rho)`.
+    residual : float
+        :math:`\sum_i|w_i - p_i|` between the masses of :math:`\rho` and those of its
+        proximal law :math:`p_\rho`.
+    damping : float
+        The share :math:`\eta` of the last step.
+    iterations : int
+        Evaluations of F', and products with F'', from the start that led here.
+    converged : bool
+        Whether the residual is at most the tolerance.
+    others : tuple of GibbsResult
+        Further fixed points, of higher energy, which other starts led to. Empty for an
+        F that is convex along mixtures, whose fixed point is unique.
+
+    Attributes
+    ----------
+    measure, energy, residual, damping, iterations, converged, others
+        As above.
+
+    See Also
+    --------
+    gibbs : Computes it.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: x.square().sum(-1)) + 0.5 * of.Entropy()
+    >>> rho = of.GridDensity.from_function(
+    ...     lambda x: torch.ones(len(x)), -4, 4, 80, walls=True
+    ... )
+    >>> of.optimality.gibbs(F, rho).others
+    ()
+    """
+
+    measure: GridDensity
+    energy: float
+    residual: float
+    damping: float
+    iterations: int
+    converged: bool
+    others: tuple[GibbsResult, ...] = field(default=(), repr=False)
+
+
+def gibbs(
+    F: Functional,
+    rho: GridDensity,
+    *,
+    tolerance: float | None = None,
+    max_iterations: int = 4000,
+    starts: int = 8,
+) -> GibbsResult:
+    r"""Return the density with :math:`\rho \propto e^{-G'[\rho]/T}` on a grid.
+
+    It is the minimiser of :math:`F = G + T\int\rho\log\rho` where G is convex along
+    mixtures, and then unique :cite:p:`hu2021meanfield`. If G is not
+    known to be convex there may be several; further starts look for them, a warning
+    tells their energies, and the one of least energy is returned. That is a search, and
+    no proof that there is none below it.
+
+    Parameters
+    ----------
+    F : Functional
+        A functional with a positive multiple T of the entropy; G is the rest.
+    rho : GridDensity
+        It gives the grid, the dtype, and where to start. Its empty cells are filled.
+    tolerance : float, optional
+        Largest residual :math:`\sum_i|w_i - p_i|` of a converged answer. By default
+        1e-12, in single precision 1e-5, but not below the round-off of G'/T.
+    max_iterations : int
+        Most evaluations of F', and products with F'', from one start.
+    starts : int
+        Number of further starts for a G that is not known to be convex: the uniform
+        density and bumps at places spread over the box.
+
+    Returns
+    -------
+    GibbsResult
+        The fixed point, the residual, the energy, and other fixed points.
+
+    Raises
+    ------
+    ValueError
+        If F holds no entropy, or a negative multiple.
+    TypeError
+        If `rho` is no `GridDensity`.
+    Unsupported
+        If F bounds the density, as by `Congestion`.
+
+    Warns
+    -----
+    NotConvergedWarning
+        If the residual stays above the tolerance.
+    FixedPointWarning
+        If several fixed points were found.
+    BoxWarning
+        If the fixed point has mass beside the border of a box without walls, where the
+        start has none.
+
+    See Also
+    --------
+    entropic_gap : How far a density is from the minimum, without the minimiser.
+
+    Notes
+    -----
+    A step moves the logarithm of the density a share :math:`\eta` of the way to that of
+    its proximal law. This is mirror descent, and F falls for a small :math:`\eta`,
+    since :math:`dF/d\eta = -T\,\mathrm{Var}_\rho(\log p_\rho - \log\rho)`. The share is
+    halved until F has fallen by a part of this, and doubled after success. Anderson
+    acceleration :cite:p:`walker2011anderson` proposes a point first; it counts only if
+    it passes the same test. Where this is slow, as at a low temperature, Newton's
+    method takes over, by conjugate gradients on products with the second derivative of
+    G, under the same test. Where F is flat to its last digits, the divergence from the
+    proximal law must fall instead. So no step is accepted that makes F larger. If G is
+    convex and T small beside its slopes, the problem is solved at higher temperatures
+    first, to a few digits.
+
+    Each iteration costs a value and a first variation of F, or a product with the
+    second derivative of G, and O(n) beside.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> square = lambda z: z.square().sum(-1)
+    >>> F = of.Potential(square) + of.Interaction(square) + 0.5 * of.Entropy()
+    >>> rho = of.GridDensity.from_function(
+    ...     lambda x: (-square(x - 1)).exp(), -5, 5, 100, dtype=torch.float64
+    ... )
+    >>> found = of.optimality.gibbs(F, rho)  # the Gaussian of variance T / (2 + 2)
+    >>> found.converged, round(float(found.measure.expectation(square)), 6)
+    (True, 0.125)
+    """
+    temperature, rest = heat_of(F)
+    check_grid(rho, "rho")
+    if tolerance is not None:
+        tolerance = positive(tolerance, "tolerance")
+    limit = non_negative_int(max_iterations, "max_iterations", minimum=1)
+    starts = non_negative_int(starts, "starts")
+    _check_unbounded(rest)
+    rho = rho.detach()
+    convex = bool(rest.mixture_convex)
+    problem = FreeEnergy(rest, temperature, rho, tolerance, limit)
+    first = _result(problem.solve(problem.filled(rho.weights), cool=convex))
+    if convex:
+        return _warned(first, rho, tolerance)
+    found = [first]
+    for masses in problem.starts(starts):
+        other = _result(problem.solve(masses))
+        if not any(_same(other, known) for known in found):
+            found.append(other)
+    found.sort(key=lambda result: result.energy)
+    return _warned(_best(found), rho, tolerance)
+
+
+def _check_unbounded(rest: Functional) -> None:
+    """Raise Unsupported if a term bounds the density: then no Gibbs law is reached."""
+    for _, term in rest.terms():
+        if isinstance(term, Internal) and math.isfinite(term.max_density):
+            msg = (
+                f"{term!r} bounds the density, so the minimiser is no Gibbs law of its "
+                f"first variation; minimise F by a flow with JKO() on the grid"
+            )
+            raise Unsupported(msg)
+
+
+def _result(found: FixedPoint) -> GibbsResult:
+    """Return what was found as a result."""
+    state = found.state
+    return GibbsResult(
+        state.measure,
+        state.energy,
+        found.residual,
+        found.share,
+        found.count,
+        found.converged,
+    )
+
+
+def _same(one: GibbsResult, other: GibbsResult) -> bool:
+    apart = float((one.measure.weights - other.measure.weights).abs().sum())
+    return apart <= max(APART, 1e3 * (one.residual + other.residual))
+
+
+def _best(found: list[GibbsResult]) -> GibbsResult:
+    """Return the fixed point of least energy, with the others beside it."""
+    best = found[0]
+    others = tuple(result for result in found[1:] if result.converged)
+    if others and best.converged:
+        energies = ", ".join(f"{other.energy:.9g}" for other in others)
+        msg = (
+            f"the Gibbs map has several fixed points: this one of energy "
+            f"{best.energy:.9g}, others of {energies} (in `others`); F is not known to "
+            f"be convex along mixtures, and further starts may find a lower one: give "
+            f"starts=..."
+        )
+        warn(msg, FixedPointWarning)
+    return GibbsResult(
+        best.measure,
+        best.energy,
+        best.residual,
+        best.damping,
+        best.iterations,
+        best.converged,
+        others,
+    )
+
+
+def _warned(
+    result: GibbsResult, start: GridDensity, tolerance: float | None
+) -> GibbsResult:
+    """Return the result; warn if it did not converge, or of a box too small."""
+    start.moved(result.measure.weights)
+    if not result.converged:
+        asked = "" if tolerance is None else f" {tolerance:g}"
+        msg = (
+            f"the Gibbs fixed point stopped after {result.iterations} iterations at "
+            f"the residual {result.residual:.3g}, above the tolerance{asked}; take a "
+            f"larger max_iterations or tolerance, or start from the fixed point of a "
+            f"higher temperature"
+        )
+        warn(msg, NotConvergedWarning)
+    return result
