@@ -1,0 +1,334 @@
+"""Frank-Wolfe: one new atom a step, where the first variation is least."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otflow._arrays import as_points
+from otflow._typing import ArrayLike
+from otflow._validation import check_kind, non_negative_int, positive, true_or_false
+from otflow.errors import Unsupported
+from otflow.functionals import Functional
+from otflow.measures import Measure, Particles
+from otflow.optimality import BoxDomain, GapKind, optimality_gap
+from otflow.schemes.base import Scheme, Step
+from otflow.schemes.sliding import Box, slide
+
+__all__ = ["FrankWolfe"]
+
+# A gap of this share of the spread of F' is small.
+THIN = 1e-3
+
+
+@dataclass(frozen=True)
+class _State:
+    """How many steps were made, and the largest spread of F' seen."""
+
+    made: int
+    scale: float
+
+
+class FrankWolfe(Scheme):
+    r"""Add one atom where F' is least, and take its mass from all others.
+
+    .. math:: x_k \in \arg\min_{x \in \mathrm{box}} F'[\mu_k](x), \qquad
+        \mu_{k+1} = (1 - \gamma_k)\,\mu_k + \gamma_k\, \delta_{x_k}, \qquad
+        \gamma_k = \min\Bigl(dt, \frac{\ell}{k + \ell}\Bigr)
+
+    the conditional gradient method over all probability measures on a box. For an F
+    that is convex along mixtures, :math:`\ell = 2` and dt = 1,
+
+    .. math:: F(\mu_k) - \inf F \le \frac{2C}{k + 2}, \quad k \ge 1, \qquad
+        C = \sup \frac{2}{\gamma^2}
+        \bigl(F(\mu') - F(\mu) - \gamma \textstyle\int F'[\mu]\,d(\nu - \mu)\bigr),
+
+    over :math:`\mu' = (1 - \gamma)\mu + \gamma\nu`, if each :math:`x_k` is exact
+    :cite:p:`jaggi2013revisiting`. Then the gap :math:`g_k = \int F'[\mu_k]\,d\mu_k -
+    \min F'[\mu_k]` bounds :math:`F(\mu_k) - \inf F`, and its least value so far is
+    O(1/k). If F is not convex along mixtures, a gap of zero means that no atom lowers
+    F to first order.
+
+    The sliding variant :cite:p:`denoyelle2019sliding` then gives the atoms their best
+    masses, and moves masses and places downhill together. Atoms that lose their mass,
+    or meet others, vanish. F falls by construction, most often to the least value after
+    about as many steps as there are atoms in the minimiser.
+
+    Parameters
+    ----------
+    domain : BoxDomain
+        The box in which atoms lie.
+    candidates : int, or Tensor or ndarray of shape (m, d)
+        Places from which F' is minimised: a number of Sobol points of the box, or the
+        places themselves. The atom of least F' counts among them.
+    descend : int
+        Number of steps of projected gradient descent from each candidate. With 0 the
+        best candidate is taken as it is.
+    sliding : bool
+        Whether masses and places are optimised after each insertion.
+    prove : bool
+        Whether each gap is asked from `otflow.optimality.optimality_gap`, which proves
+        a bound where it can. By default the gap is that of the place found, of kind
+        ``"searched"``.
+    horizon : float
+        The number :math:`\ell > 0`. A large one makes :math:`\gamma_k = dt`.
+
+    Attributes
+    ----------
+    domain, candidates, descend, sliding, prove, horizon
+        As above.
+
+    Raises
+    ------
+    Unsupported
+        From `step`, if the measure is not made of particles or carries a graph.
+    ValueError
+        From `step`, if dt > 1, or an atom or a candidate lies outside the box.
+    NonFinite
+        If F or F' is not finite.
+
+    See Also
+    --------
+    otflow.optimality.optimality_gap : The gap of any measure.
+
+    Notes
+    -----
+    Time is the sum of the :math:`\gamma_k`, told by ``info["dt"]``; in the sliding
+    variant it is the number of steps times dt. ``dt=1.0`` is the method above, and
+    ``dt=lambda k: ...`` shortens its steps. The index k counts the steps of this
+    scheme, also in a resumed run.
+
+    ``info`` holds ``gap``, ``gap_kind`` (``"proved"``, ``"searched"`` or ``"none"``)
+    and ``gap_reason`` of the measure *before* the step, and ``atoms``, their number
+    after it. A place that is an atom to the bit adds its mass to that atom. The sliding
+    variant tells whether its descent converged, with the ``residual``, a size of the
+    gradient of F' relative to the spread of F' over the candidates.
+
+    Cost of a step: F' and its gradient at m candidates, `descend` + 1 times; the
+    sliding variant adds some hundred values with velocity of F at its few atoms.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: (x - 0.3).square().sum(-1))
+    >>> box = of.optimality.BoxDomain(0.0, 1.0)
+    >>> mu = of.Particles(torch.tensor([[1.0]]))
+    >>> run = of.flow(F, mu, of.schemes.FrankWolfe(box), dt=1.0, steps=2)
+    >>> run.final.points, round(run.info[0]["gap"], 4)
+    (tensor([[0.3000]]), 0.49)
+    """
+
+    effects = frozenset({"insertion"})
+
+    def __init__(
+        self,
+        domain: BoxDomain,
+        candidates: int | ArrayLike = 256,
+        descend: int = 50,
+        *,
+        sliding: bool = False,
+        prove: bool = False,
+        horizon: float = 2.0,
+    ) -> None:
+        check_kind(domain, BoxDomain, "domain", cure="give BoxDomain(lower, upper)")
+        self.domain = domain
+        self.candidates = (
+            non_negative_int(candidates, "candidates", minimum=1)
+            if isinstance(candidates, (bool, int, float, str))
+            else as_points(candidates, "candidates").detach()
+        )
+        self.descend = non_negative_int(descend, "descend")
+        self.sliding = true_or_false(sliding, "sliding")
+        self.prove = true_or_false(prove, "prove")
+        self.horizon = positive(horizon, "horizon")
+
+    def init(self, F: Functional, mu: Measure) -> _State:
+        if not self.sliding:
+            return _State(0, 0.0)
+        _, places = self._ground(mu)
+        # F' of many places at once is far from constant, where that of a minimiser is
+        # constant on its atoms.
+        return _State(0, _spread(F.first_variation(Particles(places))))
+
+    def state_dict(self, state: _State) -> Any:
+        return {"made": state.made, "scale": state.scale}
+
+    def load_state(self, F: Functional, mu: Measure, kept: Any) -> _State:
+        return _State(**kept)
+
+    def step(
+        self,
+        F: Functional,
+        mu: Measure,
+        dt: float,
+        state: _State,
+        generator: torch.Generator,
+    ) -> Step[Any]:
+        if not dt <= 1:
+            msg = (
+                f"dt is the share of mass that a new atom may take, at most 1, got "
+                f"{dt:g}; take dt=1.0, which the scheme itself shortens to 2/(k + 2)"
+            )
+            raise ValueError(msg)
+        box, places = self._ground(mu)
+        assert isinstance(mu, Particles)
+        at_atoms = F.first_variation(mu)
+        places = torch.cat([places, mu.points[at_atoms.argmin()][None]])
+        x, least, spread = _least(F, mu, places, box, self.descend)
+        report = self._gap(F, mu, float(mu.weights @ at_atoms) - least)
+        now = _State(state.made + 1, max(state.scale, spread))
+        if not self.sliding:
+            gamma = min(dt, self.horizon / (state.made + self.horizon))
+            new = _with_atom(mu, x, gamma)
+            return Step(new, now, {**report, "atoms": new.n, "dt": gamma})
+        energy = F.value(mu)
+        new = _lower(F, mu, x, dt, float(energy))
+        # Near the minimum atoms are tried that are not needed.
+        thin = float(mu.weights @ at_atoms) - least < THIN * now.scale
+        end = slide(F, new, box, now.scale, thin=thin)
+        after = float(F.value(end.measure))
+        residual = end.residual / now.scale if now.scale > 0 else end.residual
+        report |= {
+            "atoms": end.measure.n,
+            "energy_before": float(energy),
+            "energy_after": after,
+            "residual": residual,
+            "iterations": end.used,
+            "converged": end.converged,
+        }
+        if not end.converged:
+            report |= {
+                "cause": "masses and places did not become stationary, as at a kink",
+                "cure": "smooth the kink of F, or take FrankWolfe(box, sliding=False)",
+            }
+        return Step(end.measure, now, report, energy)
+
+    def _ground(self, mu: Measure) -> tuple[Box, Tensor]:
+        """Return the box and the candidates, for a measure that fits them."""
+        if not isinstance(mu, Particles):
+            msg = (
+                f"FrankWolfe adds atoms, and {type(mu).__name__} has none; start from "
+                f"Particles(mu.sample(n, generator)), or from one atom, which the "
+                f"first step forgets"
+            )
+            raise Unsupported(msg)
+        mu.refuse_graph(
+            "a step of Frank-Wolfe",
+            "the place of the new atom is found by trial",
+            cure="mu.detach()",
+        )
+        box = _box(self.domain, mu)
+        if isinstance(self.candidates, Tensor):
+            places = mu.check_probes(self.candidates)
+        else:
+            sobol = torch.quasirandom.SobolEngine(mu.dim)  # type: ignore[no-untyped-call]
+            draws = sobol.draw(self.candidates, dtype=torch.float64).to(mu.points)
+            places = box.place(draws)
+        for name, x in (("atoms of the measure", mu.points), ("candidates", places)):
+            outside = int((box.inside(x) != x).any(dim=1).sum())
+            if outside:
+                msg = (
+                    f"{outside} of {len(x)} {name} lie outside the box; take a box "
+                    f"that holds them, or leave them out"
+                )
+                raise ValueError(msg)
+        return box, places
+
+    def _gap(self, F: Functional, mu: Particles, found: float) -> dict[str, Any]:
+        """Return the words of the gap."""
+        if self.prove:
+            gap = optimality_gap(F, mu, self.domain, descend=self.descend)
+            value, kind, reason = gap.value, gap.kind, gap.reason
+        elif F.mixture_convex:
+            value, kind = found, GapKind.SEARCHED
+            reason = "the least F' is the least that was found"
+        else:
+            value, kind = math.inf, GapKind.NONE
+            reason = "F is not known to be convex along mixtures"
+        return {"gap": value, "gap_kind": str(kind), "gap_reason": reason}
+
+
+def _box(domain: BoxDomain, mu: Measure) -> Box:
+    """Return the box in the dtype and on the device of a measure."""
+    corners = []
+    for corner in (domain.lower, domain.upper):
+        if len(corner) not in (1, mu.dim):
+            msg = (
+                f"the box has dimension {len(corner)} and the measure {mu.dim}; give "
+                f"BoxDomain(lower, upper) with {mu.dim} numbers for each corner"
+            )
+            raise ValueError(msg)
+        corners.append(mu.points.new_tensor(corner).expand(mu.dim))
+    return Box(corners[0], corners[1] - corners[0])
+
+
+def _spread(rates: Tensor) -> float:
+    return float(rates.max() - rates.min())
+
+
+def _with_atom(mu: Particles, x: Tensor, share: float) -> Particles:
+    """Return the mixture with an atom; atoms without mass vanish."""
+    points, weights = torch.cat([mu.points, x[None]]), (1 - share) * mu.weights
+    same = (mu.points == x).all(dim=1)
+    if bool(same.any()):
+        first = int(same.nonzero()[0])
+        points, weights = mu.points, weights.clone()
+        weights[first] += share
+    else:
+        weights = torch.cat([weights, weights.new_full((1,), share)])
+    return Particles(points[weights > 0], weights[weights > 0])
+
+
+def _lower(
+    F: Functional, mu: Particles, x: Tensor, dt: float, value: float
+) -> Particles:
+    """Return the mixture of largest share that does not raise F, or the measure."""
+    while dt > torch.finfo(mu.dtype).eps:
+        new = _with_atom(mu, x, dt)
+        if float(F.value(new)) <= value:
+            return new
+        dt *= 0.5
+    return mu
+
+
+def _least(
+    F: Functional, mu: Particles, places: Tensor, box: Box, descend: int
+) -> tuple[Tensor, float, float]:
+    """Return the place of least F' found, the value, and the spread over the places.
+
+    Projected gradient descent from all places at once, each with its own step length,
+    by the rule of Barzilai and Borwein. A step that does not lower F' enough is
+    repeated, shorter.
+    """
+    x, f = places, F.first_variation(mu, places)
+    spread = _spread(f)
+    if descend:
+        slope = -F.velocity(mu, x)
+        steep = (slope * box.width).norm(dim=1)
+        # The first step crosses a tenth of the box; lengths are in units of it.
+        length = torch.where(steep > 0, 0.1 / steep, 1.0)
+    still = torch.finfo(x.dtype).eps ** 0.6  # of which F' shows the square
+    width = torch.where(box.width > 0, box.width, 1.0)
+    for _ in range(descend):
+        y = box.inside(x - length[:, None] * box.width.square() * slope)
+        there = F.first_variation(mu, y)
+        move = y - x
+        if float((move / width).abs().max()) <= still:
+            break
+        good = there <= f + 1e-4 * (slope * move).sum(dim=1)
+        turn = -F.velocity(mu, y) - slope
+        # <move, move> / <move, turn>, in the same units.
+        flat = (move / width).square().sum(dim=1)
+        bend = (move * turn).sum(dim=1)
+        longer = torch.where(bend > 0, flat / bend, 4.0 * length)
+        longer = longer.clamp(0.01 * length, 100.0 * length)
+        length = torch.where(good & (flat > 0), longer, 0.25 * length)
+        x = torch.where(good[:, None], y, x)
+        f = torch.where(good, there, f)
+        slope = torch.where(good[:, None], slope + turn, slope)
+    best = int(f.argmin())
+    return x[best], float(f[best]), spread
