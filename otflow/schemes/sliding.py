@@ -165,7 +165,8 @@ def _curvature(F: Functional, mu: Particles, rates: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(A)
     # Positive definite, also where atoms coincide or F is not convex.
     least = eps ** (2 / 3) * float(values.abs().max()) + torch.finfo(A.dtype).tiny
-    return vectors @ torch.diag(values.abs().clamp_min(least)) @ vectors.T
+    convex: Tensor = vectors @ torch.diag(values.abs().clamp_min(least)) @ vectors.T
+    return convex
 
 
 def _of_masses(mu: Particles, weights: Tensor, *, drop: bool = False) -> Particles:

@@ -254,8 +254,8 @@ def test_sliding_finds_random_spikes(dim, count, width, seed):
 
 
 def test_a_slide_that_ends_at_a_kink_says_so():
-    F = of.Potential(lambda x: (x - 1 / 3).abs().sum(-1) + 0.1 * x.sum(-1))
-    F = F + Spikes(PLACES, MASSES)
+    kink = of.Potential(lambda x: (x - 1 / 3).abs().sum(-1) + 0.1 * x.sum(-1))
+    F = kink + Spikes(PLACES, MASSES)
     with pytest.warns(NotConvergedWarning, match="as at a kink"):
         run = run_of(FrankWolfe(box(), sliding=True), 4, F)
     assert run.converged is False
