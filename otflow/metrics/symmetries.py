@@ -474,7 +474,8 @@ def _holds(group: Symmetry, activation: Any) -> bool:
 
     def computed(theta: Tensor) -> Tensor:
         a, w, b = theta.T[:, :, None]
-        return a * activation(w * x + b)
+        value: Tensor = a * activation(w * x + b)
+        return value
 
     with torch.no_grad():
         images = group.orbit(group.canonical(theta))

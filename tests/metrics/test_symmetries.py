@@ -219,7 +219,7 @@ def test_an_activation_may_be_a_unit_a_function_or_a_module():
         unit = of.meanfield.TwoLayer(name).activation
         assert isinstance(unit, of.meanfield.Unit)
         assert repr(of_activation(unit)) == repr(of_activation(name))
-    assert of_activation(torch.relu, outputs=4).outputs == 4
+    assert repr(of_activation(torch.relu, outputs=4)) == repr(Scale(4))
 
 
 def test_without_a_bias_a_wave_is_odd_or_even():
@@ -247,8 +247,7 @@ def brute(x, y, group):
     rows = torch.arange(n).repeat_interleave(copies // n)
     columns = torch.arange(m).repeat_interleave(copies // m)
     squares = torch.stack([(x[:, None] - z).square().sum(-1) for z in group.orbit(y)])
-    choices = list(itertools.product(range(len(squares)), repeat=copies))
-    choices = torch.tensor(choices)
+    choices = torch.tensor(list(itertools.product(range(len(squares)), repeat=copies)))
     best = math.inf
     for order in itertools.permutations(range(copies)):
         cells = squares[:, rows, columns[list(order)]]
