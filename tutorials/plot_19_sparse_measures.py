@@ -3,8 +3,8 @@ Sparse measures by Frank-Wolfe
 ==============================
 
 An instrument blurs three spikes. Where are they, and how strong is each? The unknown is
-a measure :math:`\mu` on [0, 1], the prediction :math:`\int \phi(x)\, d\mu(x)` the mean of
-the blurred images :math:`\phi(x)` of its atoms, and
+a measure :math:`\mu` on [0, 1]. The prediction :math:`\int \phi(x)\, d\mu(x)` is the
+mean of the blurred images :math:`\phi(x)` of its atoms, and
 
 .. math:: F(\mu) = \tfrac12 \Bigl|\int \phi\, d\mu - y\Bigr|^2
 
@@ -75,13 +75,11 @@ for run, row, name in ((plain, axes[0], "plain"), (sliding, axes[1], "sliding"))
         ax.plot(line, slope, color="C0")
         ax.plot(line[slope.argmin()], slope.min(), "v", color="C3")
         ax.set_title(f"{name}, k = {k}", fontsize=9)
+        for atoms, color in ((spikes, "0.7"), (mu, "C1")):  # bars as high as masses
+            top = 0.15 * atoms.weights - 0.08
+            ax.vlines(atoms.points[:, 0], -0.08, top, color=color, lw=3)
         ax.set(xlabel="place", ylabel="F'", ylim=(-0.08, 0.11))
-        ax.label_outer()
-        masses = ax.twinx()
-        for atoms, style in ((spikes, "0.7"), (mu, "C1")):
-            masses.vlines(atoms.points[:, 0], 0, atoms.weights, color=style, lw=3)
-        masses.set(ylim=(0, 1.2), yticks=[0, 1], ylabel="mass")
-        masses.label_outer()
+        ax.tick_params(labelleft=k == 0)
 plt.show()
 
 # %%
@@ -92,9 +90,9 @@ plt.show()
 # The gap is ``"searched"``: the minimum of F' is the least that was found. With
 # ``prove=True`` a lower bound takes its place, where the library has one.
 #
-# Plain Frank-Wolfe obeys :math:`F(\mu_k) - \min F \le 2C/(k + 2)`. For a quadratic F the
-# constant C is the largest :math:`|\phi(x) - \phi(x')|^2`. The sliding variant is done
-# when it has three atoms.
+# Plain Frank-Wolfe obeys :math:`F(\mu_k) - \min F \le 2C/(k + 2)`. For a quadratic F
+# the constant C is the largest :math:`|\phi(x) - \phi(x')|^2`. The sliding variant is
+# done when it has three atoms.
 
 images = Deconvolution.blurred(line[:, None])
 C = float(torch.cdist(images, images).square().max()) / len(pixels)

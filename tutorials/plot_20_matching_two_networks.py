@@ -10,9 +10,9 @@ them least, up to the symmetry of a neuron,
 
 .. math:: d(\mu, \nu)^2 = \min_P \sum_{ij} P_{ij}\, \min_g |\theta_i - g\,\xi_j|^2 .
 
-For tanh the symmetry is a sign, :math:`(a, w, b) \sim (-a, -w, -b)`. Between networks of
-different widths the plan splits neurons: Remark 1 of the survey :cite:p:`yang2020meanfield`
-without its assumption of one width.
+For tanh the symmetry is a sign, :math:`(a, w, b) \sim (-a, -w, -b)`. Between networks
+of different widths the plan splits neurons: Remark 1 of the survey
+:cite:p:`yang2020meanfield` without its assumption of one width.
 """
 
 # %%
@@ -84,9 +84,9 @@ for name, (first, second) in pairs.items():
 # -------------------
 # Between the matched networks the path is a geodesic of :math:`W_2`. The height of a
 # barrier is the most by which the loss exceeds the straight line between its ends. As
-# the networks come, it is about three times the loss of the ends. After the alignment it
-# is less than a tenth of that loss, on pictures that neither network has seen. Zero it
-# is not.
+# the networks come, it is about three times the loss of the ends. After the alignment
+# it is less than a tenth of that loss, on pictures that neither network has seen. Zero
+# it is not.
 
 times = torch.linspace(0, 1, 21)
 barriers, losses = {}, {}
