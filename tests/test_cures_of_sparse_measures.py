@@ -92,16 +92,18 @@ CASES: dict[str, Case] = {
         lambda: FrankWolfe((0, 1)),
         [lambda: FrankWolfe(BoxDomain(0, 1))],
     ),
+    "a slide to a kink": (
+        NotConvergedWarning,
+        "smooth the kink of F, or take",
+        lambda: go(FrankWolfe(UNIT, sliding=True), F=KINK),
+        [
+            lambda: go(FrankWolfe(UNIT, sliding=True), F=SMOOTH),
+            lambda: go(FrankWolfe(UNIT, sliding=False), F=KINK),
+        ],
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_cure_cures(name):
     check_cures(CASES[name])
-
-
-def test_a_slide_to_a_kink_names_what_helps():
-    with pytest.warns(NotConvergedWarning, match="smooth the kink of F, or take"):
-        go(FrankWolfe(UNIT, sliding=True), F=KINK)
-    assert go(FrankWolfe(UNIT, sliding=True), F=SMOOTH).converged
-    go(FrankWolfe(UNIT, sliding=False), F=KINK)

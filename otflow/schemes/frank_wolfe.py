@@ -15,7 +15,7 @@ from otflow._validation import check_kind, non_negative_int, positive, true_or_f
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure, Particles
-from otflow.optimality import BoxDomain, GapKind, optimality_gap
+from otflow.optimality import BoxDomain, Gap, GapKind, optimality_gap
 from otflow.schemes.base import Scheme, Step
 from otflow.schemes.sliding import Box, slide
 
@@ -177,9 +177,19 @@ class FrankWolfe(Scheme):
         box, places = self._ground(mu)
         assert isinstance(mu, Particles)
         at_atoms = F.first_variation(mu)
+        mean = float(mu.weights @ at_atoms)
         places = torch.cat([places, mu.points[at_atoms.argmin()][None]])
         x, least, spread = _least(F, mu, places, box, self.descend)
-        report = self._gap(F, mu, float(mu.weights @ at_atoms) - least)
+        gap = _searched(F, x, mean - least)
+        if self.prove:
+            gap = optimality_gap(F, mu, self.domain, descend=self.descend)
+            if gap.argmin is not None and mean - gap.found < least:
+                x, least = gap.argmin.to(mu.points), mean - gap.found
+        report: dict[str, Any] = {
+            "gap": gap.value,
+            "gap_kind": str(gap.kind),
+            "gap_reason": gap.reason,
+        }
         now = _State(state.made + 1, max(state.scale, spread))
         if not self.sliding:
             gamma = min(dt, self.horizon / (state.made + self.horizon))
@@ -188,7 +198,7 @@ class FrankWolfe(Scheme):
         energy = F.value(mu)
         new = _lower(F, mu, x, dt, float(energy))
         # Near the minimum atoms are tried that are not needed.
-        thin = float(mu.weights @ at_atoms) - least < THIN * now.scale
+        thin = mean - least < THIN * now.scale
         end = slide(F, new, box, now.scale, thin=thin)
         after = float(F.value(end.measure))
         residual = end.residual / now.scale if now.scale > 0 else end.residual
@@ -238,18 +248,14 @@ class FrankWolfe(Scheme):
                 raise ValueError(msg)
         return box, places
 
-    def _gap(self, F: Functional, mu: Particles, found: float) -> dict[str, Any]:
-        """Return the words of the gap."""
-        if self.prove:
-            gap = optimality_gap(F, mu, self.domain, descend=self.descend)
-            value, kind, reason = gap.value, gap.kind, gap.reason
-        elif F.mixture_convex:
-            value, kind = found, GapKind.SEARCHED
-            reason = "the least F' is the least that was found"
-        else:
-            value, kind = math.inf, GapKind.NONE
-            reason = "F is not known to be convex along mixtures"
-        return {"gap": value, "gap_kind": str(kind), "gap_reason": reason}
+
+def _searched(F: Functional, x: Tensor, found: float) -> Gap:
+    """Return the gap with the least F' that was found."""
+    if F.mixture_convex:
+        reason = "the least F' is the least that was found"
+        return Gap(found, x, GapKind.SEARCHED, reason, found)
+    reason = "F is not known to be convex along mixtures"
+    return Gap(math.inf, x, GapKind.NONE, reason, found)
 
 
 def _box(domain: BoxDomain, mu: Measure) -> Box:

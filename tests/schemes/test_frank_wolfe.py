@@ -14,6 +14,7 @@ from otflow.schemes import FrankWolfe
 from otflow.testing import SchemeContract
 
 F64 = torch.float64
+SEED = torch.Generator()
 
 
 class Spikes(of.Functional):
@@ -251,6 +252,50 @@ def test_sliding_finds_random_spikes(dim, count, width, seed):
     assert run.status == "stopped"
     check_spikes(run.final, places, masses, tolerance=1e-6)
     assert rises(run) <= 1e-14  # round-off: one atom less may cost so much
+
+
+def test_sliding_lowers_an_f_that_is_not_convex_along_mixtures():
+    spread = of.Interaction(of.kernels.Gaussian(0.3))
+    well = of.Potential(lambda x: 3 * (x - 0.4).square().sum(-1))
+    F = (
+        of.functionals.Scaled(-1.0, spread)
+        + well
+        + of.Potential(lambda x: x.cos().sum(-1))
+    )
+    assert not F.mixture_convex
+    mu = of.Particles(torch.rand(6, 2, dtype=F64, generator=SEED.manual_seed(0)))
+    run = run_of(FrankWolfe(box(), 64, sliding=True), 5, F, mu)
+    assert rises(run) <= 1e-14
+    assert run.final.n == 1  # attraction: one atom at the bottom
+    slope = float(F.velocity(run.final).norm())
+    assert slope < 1e-8
+    assert {info["gap_kind"] for info in run.info} == {GapKind.NONE}
+
+
+def test_neurons_of_a_network_are_inserted_until_it_fits():
+    X = torch.linspace(-2, 2, 40, dtype=F64)[:, None]
+    network = of.meanfield.TwoLayer("tanh")
+    teacher = of.Particles(
+        torch.tensor([[3.0, 1.5, 0.5], [-2.0, 2.5, -1.0]], dtype=F64)
+    )
+    F = of.meanfield.Risk(network, X, network(teacher, X))
+    mu = of.Particles(torch.zeros(1, 3, dtype=F64))
+    room = box(-4.0, 4.0)
+    plain = run_of(FrankWolfe(room, 64), 60, F, mu)
+    excess, gaps = plain.records["energy"], [info["gap"] for info in plain.info]
+    assert float(excess[-1]) < 0.05 * float(excess[0])
+    assert all(g >= f for g, f in zip(gaps, excess.tolist(), strict=False))
+    run = run_of(FrankWolfe(room, 64, sliding=True), 6, F, mu)
+    assert float(run.records["energy"][-1]) < 1e-6 * float(excess[0])
+    assert rises(run) <= 1e-14
+
+
+def test_a_start_better_than_any_atom_is_kept():
+    truth = of.Particles(PLACES, MASSES)
+    for sliding in (True, False):
+        run = run_of(FrankWolfe(box(), sliding=sliding), 1, mu=truth)
+        assert (run.final.n == 3) == sliding
+        assert (rises(run) <= 1e-14) == sliding
 
 
 def test_a_slide_that_ends_at_a_kink_says_so():
