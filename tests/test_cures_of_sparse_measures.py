@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -85,6 +87,12 @@ CASES: dict[str, Case] = {
         r"dimension 2 and the measure 1; give BoxDomain\(lower, upper\) with 1 numbers",
         lambda: go(FrankWolfe(BoxDomain([0, 0], [1, 1]))),
         [lambda: go(FrankWolfe(BoxDomain([0], [1])))],
+    ),
+    "an unbounded box": (
+        ValueError,
+        r"must be bounded; take e\.g\. BoxDomain\(-10, 10\)",
+        lambda: go(FrankWolfe(BoxDomain(0, math.inf))),
+        [lambda: go(FrankWolfe(BoxDomain(-10, 10)))],
     ),
     "corners for a domain": (
         TypeError,

@@ -87,7 +87,8 @@ class FrankWolfe(Scheme):
     Unsupported
         From `step`, if the measure is not made of particles or carries a graph.
     ValueError
-        From `step`, if dt > 1, or an atom or a candidate lies outside the box.
+        From `step`, if dt > 1, if the box is unbounded or of another dimension than the
+        measure, or if an atom or a candidate lies outside the box.
     NonFinite
         If F or F' is not finite.
 
@@ -262,6 +263,12 @@ def _box(domain: BoxDomain, mu: Measure) -> Box:
     """Return the box in the dtype and on the device of a measure."""
     corners = []
     for corner in (domain.lower, domain.upper):
+        if not all(map(math.isfinite, corner)):
+            msg = (
+                "Frank-Wolfe looks for atoms in the whole box, which must be bounded; "
+                "take e.g. BoxDomain(-10, 10)"
+            )
+            raise ValueError(msg)
         if len(corner) not in (1, mu.dim):
             msg = (
                 f"the box has dimension {len(corner)} and the measure {mu.dim}; give "
