@@ -71,7 +71,6 @@ nitpick_ignore = [
     ("py:obj", "otflow.proximal.tangent.M"),
     ("py:class", "otflow.proximal.tangent.M"),
     ("py:class", "otflow.schemes.adaptive._State"),
-    ("py:class", "otflow.schemes.frank_wolfe._State"),
     ("py:obj", "otflow.schemes.base.M"),
     ("py:class", "otflow.schemes.base.M"),
     ("py:class", "otflow.schemes.jko._Plan"),

@@ -43,6 +43,10 @@ def least_on_simplex(slope: Tensor, curvature: Tensor, start: Tensor) -> Tensor:
     >>> least_on_simplex(slope, curvature, torch.full((3,), 1 / 3))
     tensor([0.7500, 0.2500, 0.0000])
     """
+    # In units of the curvature the sum of the entries counts as much as their slopes.
+    unit = float(curvature.abs().max())
+    if unit > 0:
+        slope, curvature = slope / unit, curvature / unit
     z, inside = start, start > 0
     entered: int | None = None
     for _ in range(10 * len(start) + 10):
@@ -79,5 +83,8 @@ def _on_face(slope: Tensor, curvature: Tensor, inside: Tensor) -> Tensor:
     system[:m, :m] = curvature[at][:, at]
     system[:m, m] = system[m, :m] = 1.0
     sides = torch.cat([-slope[at], slope.new_ones(1)])
-    answer = torch.linalg.solve(system, sides)[:m]
+    answer, failed = torch.linalg.solve_ex(system, sides)
+    if int(failed):
+        answer = torch.linalg.lstsq(system, sides[:, None]).solution[:, 0]
+    answer = answer[:m]
     return torch.zeros_like(slope).index_put((at,), answer)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,20 +16,16 @@ from otflow.functionals import Functional
 from otflow.measures import Measure, Particles
 from otflow.optimality import BoxDomain, Gap, GapKind, optimality_gap
 from otflow.schemes.base import Scheme, Step
-from otflow.schemes.sliding import Box, slide
+from otflow.schemes.sliding import Box, Slid, round_off, slide
 
 __all__ = ["FrankWolfe"]
 
-# A gap of this share of the spread of F' is small.
+# A gap of this share of the size of F' is small.
 THIN = 1e-3
 
 
-@dataclass(frozen=True)
-class _State:
-    """How many steps were made, and the largest spread of F' seen."""
-
-    made: int
-    scale: float
+State: TypeAlias = tuple[int, bool]
+"""How many steps were made, and whether the last one ended at a minimum."""
 
 
 class FrankWolfe(Scheme):
@@ -106,8 +101,10 @@ class FrankWolfe(Scheme):
     ``info`` holds ``gap``, ``gap_kind`` (``"proved"``, ``"searched"`` or ``"none"``)
     and ``gap_reason`` of the measure *before* the step, and ``atoms``, their number
     after it. A place that is an atom to the bit adds its mass to that atom. The sliding
-    variant tells whether its descent converged, with the ``residual``, a size of the
-    gradient of F' relative to the spread of F' over the candidates.
+    variant tells whether its descent converged. Its ``residual`` is a size of the
+    gradient of F' over that of F' itself: the spread over the candidates, at the mean
+    of the measure and of equal masses on them. A measure that a slide has left at a
+    minimum is kept; the residual is then that of the gap.
 
     Cost of a step: F' and its gradient at m candidates, `descend` + 1 times; the
     sliding variant adds some hundred values with velocity of F at its few atoms.
@@ -147,26 +144,16 @@ class FrankWolfe(Scheme):
         self.prove = true_or_false(prove, "prove")
         self.horizon = positive(horizon, "horizon")
 
-    def init(self, F: Functional, mu: Measure) -> _State:
-        if not self.sliding:
-            return _State(0, 0.0)
-        _, places = self._ground(mu)
-        # F' of many places at once is far from constant, where that of a minimiser is
-        # constant on its atoms.
-        return _State(0, _spread(F.first_variation(Particles(places))))
-
-    def state_dict(self, state: _State) -> Any:
-        return {"made": state.made, "scale": state.scale}
-
-    def load_state(self, F: Functional, mu: Measure, kept: Any) -> _State:
-        return _State(**kept)
+    def init(self, F: Functional, mu: Measure) -> State:
+        self._ground(mu)
+        return 0, False
 
     def step(
         self,
         F: Functional,
         mu: Measure,
         dt: float,
-        state: _State,
+        state: State,
         generator: torch.Generator,
     ) -> Step[Any]:
         if not dt <= 1:
@@ -180,7 +167,7 @@ class FrankWolfe(Scheme):
         at_atoms = F.first_variation(mu)
         mean = float(mu.weights @ at_atoms)
         places = torch.cat([places, mu.points[at_atoms.argmin()][None]])
-        x, least, spread = _least(F, mu, places, box, self.descend)
+        x, least = _least(F, mu, places, box, self.descend)
         gap = _searched(F, x, mean - least)
         if self.prove:
             gap = optimality_gap(F, mu, self.domain, descend=self.descend)
@@ -191,23 +178,26 @@ class FrankWolfe(Scheme):
             "gap_kind": str(gap.kind),
             "gap_reason": gap.reason,
         }
-        now = _State(state.made + 1, max(state.scale, spread))
+        made, done = state
         if not self.sliding:
-            gamma = min(dt, self.horizon / (state.made + self.horizon))
+            gamma = min(dt, self.horizon / (made + self.horizon))
             new = _with_atom(mu, x, gamma)
-            return Step(new, now, {**report, "atoms": new.n, "dt": gamma})
-        energy = F.value(mu)
-        new = _lower(F, mu, x, dt, float(energy))
-        # Near the minimum atoms are tried that are not needed.
-        thin = mean - least < THIN * now.scale
-        end = slide(F, new, box, now.scale, thin=thin)
+            return Step(new, (made + 1, False), {**report, "atoms": new.n, "dt": gamma})
+        energy, scale = F.value(mu), _scale(F, mu, places)
+        share = (mean - least) / scale if scale > 0 else 0.0
+        small = share <= torch.finfo(mu.dtype).eps ** (2 / 3)
+        end = Slid(mu, share * scale, 0, converged=True)
+        if not (small and done):  # else the step before has found nothing to change
+            new = mu if small else _lower(F, mu, x, dt, float(energy))
+            # Near the minimum atoms are tried that may not be needed.
+            end = slide(F, new, box, scale, thin=share < THIN)
         after = float(F.value(end.measure))
-        residual = end.residual / now.scale if now.scale > 0 else end.residual
         report |= {
             "atoms": end.measure.n,
             "energy_before": float(energy),
             "energy_after": after,
-            "residual": residual,
+            "noise": round_off(after, scale, mu),
+            "residual": end.residual / scale if scale > 0 else end.residual,
             "iterations": end.used,
             "converged": end.converged,
         }
@@ -216,7 +206,7 @@ class FrankWolfe(Scheme):
                 "cause": "masses and places did not become stationary, as at a kink",
                 "cure": "smooth the kink of F, or take FrankWolfe(box, sliding=False)",
             }
-        return Step(end.measure, now, report, energy)
+        return Step(end.measure, (made + 1, small and end.converged), report, energy)
 
     def _ground(self, mu: Measure) -> tuple[Box, Tensor]:
         """Return the box and the candidates, for a measure that fits them."""
@@ -279,7 +269,12 @@ def _box(domain: BoxDomain, mu: Measure) -> Box:
     return Box(corners[0], corners[1] - corners[0])
 
 
-def _spread(rates: Tensor) -> float:
+def _scale(F: Functional, mu: Particles, places: Tensor) -> float:
+    """Return a size of F', which does not vanish at a minimum where F' is constant."""
+    # The spread of F' at the mean of mu and of equal masses everywhere.
+    spread = places.new_full((len(places),), 0.5 / len(places))
+    points = torch.cat([mu.points, places])
+    rates = F.first_variation(Particles(points, torch.cat([0.5 * mu.weights, spread])))
     return float(rates.max() - rates.min())
 
 
@@ -310,15 +305,14 @@ def _lower(
 
 def _least(
     F: Functional, mu: Particles, places: Tensor, box: Box, descend: int
-) -> tuple[Tensor, float, float]:
-    """Return the place of least F' found, the value, and the spread over the places.
+) -> tuple[Tensor, float]:
+    """Return the place of least F' found, and the value there.
 
     Projected gradient descent from all places at once, each with its own step length,
     by the rule of Barzilai and Borwein. A step that does not lower F' enough is
     repeated, shorter.
     """
     x, f = places, F.first_variation(mu, places)
-    spread = _spread(f)
     if descend:
         slope = -F.velocity(mu, x)
         steep = (slope * box.width).norm(dim=1)
@@ -344,4 +338,4 @@ def _least(
         f = torch.where(good, there, f)
         slope = torch.where(good[:, None], slope + turn, slope)
     best = int(f.argmin())
-    return x[best], float(f[best]), spread
+    return x[best], float(f[best])

@@ -16,7 +16,7 @@ from otflow.measures import Particles
 from otflow.numerics.lbfgs import Memory, Point, last_places, minimise
 from otflow.numerics.simplex_quadratics import least_on_simplex
 
-__all__ = ["Box", "Slid", "best_masses", "slide"]
+__all__ = ["Box", "Slid", "best_masses", "round_off", "slide"]
 
 # Most evaluations of one descent, Newton steps for the masses, and rounds of a slide.
 BUDGET, NEWTON, ROUNDS = 500, 30, 4
@@ -71,7 +71,7 @@ def slide(F: Functional, mu: Particles, box: Box, scale: float, *, thin: bool) -
         for tried in (_left_out(end.measure), _joined(end.measure, box)):
             other = _settled(F, tried, box, scale)
             there, used = float(F.value(other.measure)), end.used + other.used
-            if there <= value + _noise(value, scale, mu):
+            if there <= value + round_off(value, scale, mu):
                 end = replace(other, used=used)
                 break
             end = replace(end, used=used)
@@ -101,7 +101,7 @@ def _settled(F: Functional, mu: Particles, box: Box, scale: float) -> Slid:
     return Slid(end.point.measure, end.point.size, used, end.converged)
 
 
-def _noise(value: float, scale: float, mu: Particles) -> float:
+def round_off(value: float, scale: float, mu: Particles) -> float:
     """Return the round-off of F, which the sizes of F and of F' tell."""
     return torch.finfo(mu.dtype).eps * (8 * abs(value) + scale)
 
@@ -117,35 +117,34 @@ def best_masses(
     Newton's method on the simplex: the quadratic model is minimised exactly, so that
     atoms without use get the mass zero, and vanish. The gap over the atoms judges.
     """
-    value, used = float(F.value(mu)), 0
+    value, used, last, small = float(F.value(mu)), 0, float("inf"), False
     eps = torch.finfo(mu.dtype).eps
     for _ in range(NEWTON):
         rates = F.first_variation(mu)
-        used += 1
-        gap = float(mu.weights @ rates - rates.min())
-        if mu.n == 1 or gap <= tolerance * eps ** (1 / 3):
+        size, used = float(rates.abs().max()), used + 1
+        # Masses have the sum 1, so that a constant counts for nothing but round-off.
+        rates = rates - mu.weights @ rates
+        gap = -float(rates.min())
+        # Where F falls by less than its round-off, the gap shows whether a step helps.
+        if mu.n == 1 or gap <= eps ** (1 / 3) * tolerance or (small and gap > last / 4):
             break
         curvature = _curvature(F, mu, rates)
         used += mu.n
         goal = least_on_simplex(rates - curvature @ mu.weights, curvature, mu.weights)
-        slope = float(rates @ (goal - mu.weights))
-        noise = 8 * eps * max(abs(value), float(rates.abs().max()))
-        share, found = 1.0, None
+        slope, last = float(rates @ (goal - mu.weights)), gap
+        noise = 8 * eps * max(abs(value), size)
+        share, found, small = 1.0, None, -slope <= noise
         while slope < 0 and share > 1e-6:
             tried = _of_masses(mu, (1 - share) * mu.weights + share * goal)
             there = float(F.value(tried))
-            if there <= value + 1e-4 * share * slope or (
-                share == 1 and there <= value + noise
-            ):
-                found = tried
+            enough = noise if small else 1e-4 * share * slope
+            if there <= value + enough:
+                found, value = tried, there
                 break
             share *= 0.5
         if found is None:
             break
-        fell = value - there
-        mu, value = found, there
-        if fell <= noise and share == 1 and -slope <= noise:
-            break
+        mu = found
     return _of_masses(mu, mu.weights, drop=True), used
 
 
@@ -247,7 +246,7 @@ def _fewer(F: Functional, mu: Particles, box: Box, scale: float) -> Particles | 
             tried = _joined(mu, box)
         else:
             break
-        if not (there := float(F.value(tried))) <= value + _noise(value, scale, mu):
+        if not (there := float(F.value(tried))) <= value + round_off(value, scale, mu):
             break
         found = mu = tried
         value = min(value, there)
