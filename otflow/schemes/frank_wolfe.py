@@ -168,11 +168,12 @@ class FrankWolfe(Scheme):
         mean = float(mu.weights @ at_atoms)
         places = torch.cat([places, mu.points[at_atoms.argmin()][None]])
         x, least = _least(F, mu, places, box, self.descend)
-        gap = _searched(F, x, mean - least)
-        if self.prove:
+        found = mean - least
+        gap = Gap(found, x, GapKind.SEARCHED, "F' was searched for its minimum", found)
+        if self.prove or not F.mixture_convex:
             gap = optimality_gap(F, mu, self.domain, descend=self.descend)
-            if gap.argmin is not None and mean - gap.found < least:
-                x, least = gap.argmin.to(mu.points), mean - gap.found
+            if gap.argmin is not None and gap.found > found:
+                x, found = gap.argmin.to(mu.points), gap.found
         report: dict[str, Any] = {
             "gap": gap.value,
             "gap_kind": str(gap.kind),
@@ -184,7 +185,7 @@ class FrankWolfe(Scheme):
             new = _with_atom(mu, x, gamma)
             return Step(new, (made + 1, False), {**report, "atoms": new.n, "dt": gamma})
         energy, scale = F.value(mu), _scale(F, mu, places)
-        share = (mean - least) / scale if scale > 0 else 0.0
+        share = found / scale if scale > 0 else 0.0
         small = share <= torch.finfo(mu.dtype).eps ** (2 / 3)
         end = Slid(mu, share * scale, 0, converged=True)
         if not (small and done):  # else the step before has found nothing to change
@@ -238,15 +239,6 @@ class FrankWolfe(Scheme):
                 )
                 raise ValueError(msg)
         return box, places
-
-
-def _searched(F: Functional, x: Tensor, found: float) -> Gap:
-    """Return the gap with the least F' that was found."""
-    if F.mixture_convex:
-        reason = "the least F' is the least that was found"
-        return Gap(found, x, GapKind.SEARCHED, reason, found)
-    reason = "F is not known to be convex along mixtures"
-    return Gap(math.inf, x, GapKind.NONE, reason, found)
 
 
 def _box(domain: BoxDomain, mu: Measure) -> Box:
