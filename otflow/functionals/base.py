@@ -25,6 +25,7 @@ from otflow._typing import ArrayLike
 from otflow._validation import check_finite, check_kind, check_scalar, real
 from otflow.functionals import legacy
 from otflow.measures import Measure
+from otflow.numerics.enclosed_sums import Enclosure, enclosed_terms
 
 __all__ = ["Functional", "Scaled", "Sum", "check_functional", "check_measure"]
 
@@ -302,6 +303,32 @@ class Functional(ABC):
     def _terms(self) -> tuple[tuple[float, Functional], ...]:
         """Return the terms that the library itself knows: no solver checks them."""
         return ((1.0, self),)
+
+    def enclosed_variation(self, mu: Measure, x: Enclosure) -> Enclosure:
+        r"""Return :math:`F'[\mu]` at points x of boxes, enclosed: proofs rest on it.
+
+        By default that of several `terms` follows from theirs, and a functional of one
+        term has none. A functional of your own writes :math:`F'[\mu](x)` with torch
+        operations on x. The constant that F' leaves open must not depend on x.
+
+        Parameters
+        ----------
+        mu : Measure
+            Where to differentiate, in float64.
+        x : Enclosure, shape (m, d)
+            Points that range over boxes. It behaves as a tensor.
+
+        Returns
+        -------
+        Enclosure, shape (m,)
+            The values, with derivatives in x.
+
+        Raises
+        ------
+        NotEnclosed
+            If F' or an operation in it has no interval extension.
+        """
+        return enclosed_terms(self, mu, x)
 
     def resample(self, generator: torch.Generator) -> Functional:
         """Return an unbiased random copy (a minibatch), or itself if not stochastic.

@@ -20,6 +20,8 @@ from otflow.functionals.targets import as_target, check_space
 from otflow.kernels import Energy, Gaussian, Kernel, PairKernel, RadialKernel, as_kernel
 from otflow.measures import Measure, Particles
 from otflow.measures.sums import pair_slope
+from otflow.numerics.enclosed_sums import combination
+from otflow.numerics.enclosures import Enclosure, NotEnclosed
 
 __all__ = ["EnergyDistanceTo", "MMDTo"]
 
@@ -244,8 +246,19 @@ class _Witness:
         return self.target.interaction(self.kernel)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if isinstance(x, Enclosure):
+            return self.enclosed(x)
         attraction = self.target.convolve(self.kernel, x.reshape(-1, x.shape[-1]))
         return self.own - attraction.reshape(x.shape[:-1])
+
+    def enclosed(self, x: Enclosure) -> Enclosure:
+        """Return minus k * nu, without the constant."""
+        nu = self.target
+        if not isinstance(nu, Particles):
+            msg = f"the witness of a target {nu!r} has no interval extension here"
+            raise NotEnclosed(msg)
+        field = self.kernel.enclosed_field(x, nu.points, nu.weights)
+        return combination([(-1.0, field)], x)
 
     def closed(self, mu: Measure) -> tuple[Tensor, Tensor] | None:
         """Return integral and minus the gradient between atoms, without autodiff.

@@ -10,6 +10,8 @@ from otflow._typing import Ground
 from otflow._validation import check_function
 from otflow.functionals.base import Functional
 from otflow.measures import Measure
+from otflow.numerics.enclosed_sums import over_columns, over_rows, zero
+from otflow.numerics.enclosures import Enclosure, NotEnclosed
 
 __all__ = ["OfExpectation"]
 
@@ -55,3 +57,23 @@ class OfExpectation(Functional):
 
     def value(self, mu: Measure) -> Tensor:
         return self.R(mu.expectation(self.Phi))
+
+    def enclosed_variation(self, mu: Measure, x: Enclosure) -> Enclosure:
+        at = self.Phi(Enclosure.of(mu.points, mu.points, 0))
+        scalar = at.ndim == 1
+        flat = at[:, None] if scalar else at
+        mean = over_columns(flat.mT, mu.weights)
+        if not isinstance(mean, Enclosure):
+            msg = "the features Phi do not depend on x"
+            raise NotEnclosed(msg)
+        # The slopes of R, for all means within round-off.
+        ends = mean.value[:, None]
+        R = self.R(Enclosure.of(ends[0], ends[1], 1)[0, 0 if scalar else slice(None)])
+        if not isinstance(R, Enclosure):
+            return zero(x)
+
+        def features(rows: slice, y: Enclosure) -> Tensor:
+            values = self.Phi(y)
+            return (values[:, None] if scalar else values).mT[rows]
+
+        return over_rows(features, x, R.gradient)

@@ -14,6 +14,7 @@ from otflow.functionals.base import Functional
 from otflow.kernels import Kernel, PairKernel, as_kernel
 from otflow.measures import Measure, Particles
 from otflow.measures.sums import pair_slope
+from otflow.numerics.enclosures import Enclosure, NotEnclosed
 
 __all__ = ["Interaction"]
 
@@ -110,6 +111,14 @@ class Interaction(Functional):
             return super()._velocity_at(mu, x)
         with nullcontext() if records(mu.points, mu.weights, x) else torch.no_grad():
             return -pair_slope(self.kernel, x, mu.points, mu.weights)
+
+    def enclosed_variation(self, mu: Measure, x: Enclosure) -> Enclosure:
+        if not isinstance(mu, Particles):
+            msg = f"{self!r} is enclosed on Particles alone"
+            raise NotEnclosed(msg)
+        if self._parts:
+            return super().enclosed_variation(mu, x)
+        return self.kernel.enclosed_field(x, mu.points, mu.weights)
 
     def modulus(self, dim: int) -> float | None:
         if self.convexity is None or not isinstance(self.kernel, Kernel):

@@ -15,6 +15,8 @@ from otflow._moving import Move, move_of, moved_attributes
 from otflow._pairs import Sweep, pair_field
 from otflow._typing import Ground
 from otflow._validation import check_function, check_kind, check_map, real
+from otflow.numerics.enclosed_sums import combination, over_atoms
+from otflow.numerics.enclosures import Enclosure
 
 __all__ = ["Combination", "Function", "Kernel", "PairKernel", "as_kernel"]
 
@@ -100,6 +102,27 @@ class PairKernel(ABC):
             In x; empty if not asked for.
         """
         return pair_field(self, x, points, masses, gradients=gradients)
+
+    def enclosed_field(self, x: Enclosure, points: Tensor, masses: Tensor) -> Enclosure:
+        r"""Return :math:`\sum_j a_j\,K(x, y_j)` of the symmetric part, enclosed.
+
+        Parameters
+        ----------
+        x : Enclosure, shape (m, d)
+            Points that range over boxes.
+        points : Tensor, shape (n, d)
+            Where the masses are.
+        masses : Tensor, shape (n,)
+            Masses of either sign.
+
+        Returns
+        -------
+        Enclosure, shape (m,)
+            The potential, with derivatives in x.
+        """
+        return over_atoms(
+            lambda z, y: self.even_pairs(self.rows(z), self.rows(y)), x, points, masses
+        )
 
     # Copies --------------------------------------------------------------------------
 
@@ -334,6 +357,10 @@ class Combination(Kernel):
 
     def even(self, z: Tensor) -> Tensor:
         return sum((c * W.even(z) for c, W in self.parts), z.new_zeros(()))
+
+    def enclosed_field(self, x: Enclosure, points: Tensor, masses: Tensor) -> Enclosure:
+        fields = ((c, W.enclosed_field(x, points, masses)) for c, W in self.parts)
+        return combination(fields, x)
 
     @property
     def bare(self) -> Kernel:

@@ -14,8 +14,11 @@ from otflow._pairs import Sweep
 from otflow._radial import power, power_slope, radial_field, radial_sweep
 from otflow._validation import positive, real
 from otflow.kernels.base import Kernel
+from otflow.kernels.enclosed import power_ranges, radial_enclosure, ranges_of
+from otflow.numerics.enclosures import Enclosure
 from otflow.numerics.exponentials import exp_below_zero_
 from otflow.numerics.gauss_transform import gauss_transform
+from otflow.numerics.intervals import Interval, elementwise, negative, outward
 
 __all__ = [
     "Energy",
@@ -130,6 +133,40 @@ class RadialKernel(Kernel):
             Of the shape of s; differentiable.
         """
         return entrywise_derivative(self.profile, s, order=2)
+
+    def ranges(self, s: Interval, order: int) -> list[Interval]:
+        r"""Return intervals of :math:`\varphi, \varphi', \varphi''` on intervals of s.
+
+        By default `profile` is evaluated on intervals. Proofs of optimality rest on
+        the answer.
+
+        Parameters
+        ----------
+        s : Tensor, shape (2, ...)
+            Lower and upper ends of squared distances, in float64.
+        order : int
+            0, 1 or 2: how many derivatives are wanted.
+
+        Returns
+        -------
+        list of Tensor, shape (2, ...)
+            The first 1 + order of the ranges.
+
+        Raises
+        ------
+        NotEnclosed
+            If `profile` has no interval extension.
+        """
+        return ranges_of(self.profile, s, order)
+
+    # A bound on each component of the gradient.
+    _steepest = torch.inf
+
+    def enclosed_field(self, x: Enclosure, points: Tensor, masses: Tensor) -> Enclosure:
+        if not x.is_point:
+            return super().enclosed_field(x, points, masses)
+        kernel = self if type(self) in KNOWN and not self.singular else None
+        return radial_enclosure(self.ranges, x, points, masses, self._steepest, kernel)
 
     def closed_sweep(self) -> Sweep:
         return self.sweep
@@ -246,6 +283,14 @@ class Gaussian(RadialKernel):
     def profile_and_slope(self, s: Tensor) -> tuple[Tensor, Tensor]:
         phi = exp_below_zero_(s.mul_(-0.5 / self.sigma**2))
         return phi, phi * (-0.5 / self.sigma**2)
+
+    def ranges(self, s: Interval, order: int) -> list[Interval]:
+        if type(self) is not Gaussian:  # a subclass may have another profile
+            return super().ranges(s, order)
+        a = -0.5 / self.sigma**2
+        phi = elementwise(torch.exp, outward(s.flip(0) * a, 4.0)).clamp_(min=0.0)
+        slopes = outward(phi.flip(0) * a, 4.0)
+        return [phi, slopes, outward(phi * (a * a), 8.0)][: 1 + order]
 
     def field(
         self, x: Tensor, points: Tensor, masses: Tensor, *, gradients: bool
@@ -386,6 +431,10 @@ class PowerLaw(RadialKernel):
     def slope(self, s: Tensor) -> Tensor:
         return power_slope(s, self.attraction) - power_slope(s, self.repulsion)
 
+    def ranges(self, s: Interval, order: int) -> list[Interval]:
+        ranges = (power_ranges(s, a, order) for a in (self.attraction, self.repulsion))
+        return [outward(p - q.flip(0)) for p, q in zip(*ranges, strict=True)]
+
 
 class Quadratic(RadialKernel):
     r"""Quadratic attraction :math:`W(z) = |z|^2/2`; the energy is half the variance.
@@ -430,6 +479,9 @@ class Log(RadialKernel):
     def slope(self, s: Tensor) -> Tensor:
         return -power_slope(s, 0.0)
 
+    def ranges(self, s: Interval, order: int) -> list[Interval]:
+        return [negative(r) for r in power_ranges(s, 0.0, order)]
+
 
 class Energy(RadialKernel):
     r"""Negative distance :math:`W(z) = -|z|`, the kernel of the energy distance.
@@ -451,6 +503,12 @@ class Energy(RadialKernel):
 
     def slope(self, s: Tensor) -> Tensor:
         return -power_slope(s, 1.0)
+
+    # The gradient has size 1, also beside 0, where the slope in s is infinite.
+    _steepest = 1.0
+
+    def ranges(self, s: Interval, order: int) -> list[Interval]:
+        return [negative(r) for r in power_ranges(s, 1.0, order)]
 
 
 class Riesz(RadialKernel):
@@ -483,3 +541,10 @@ class Riesz(RadialKernel):
 
     def slope(self, s: Tensor) -> Tensor:
         return -power_slope(s, -self.p)
+
+    def ranges(self, s: Interval, order: int) -> list[Interval]:
+        return [negative(r) for r in power_ranges(s, -self.p, order)]
+
+
+# The profiles whose round-off is known; a subclass may have another.
+KNOWN = (Gaussian, InverseMultiquadric, PowerLaw, Quadratic, Energy)

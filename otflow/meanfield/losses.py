@@ -16,6 +16,7 @@ from otflow._autodiff import value_and_gradient
 from otflow._typing import ArrayLike
 from otflow._validation import check_like, check_option
 from otflow.errors import InvalidFunctional
+from otflow.numerics.enclosures import Enclosure, NotEnclosed
 
 __all__ = ["LOSSES", "CustomLoss", "Loss", "Square", "as_loss"]
 
@@ -90,6 +91,29 @@ class Loss(ABC):
             The derivative of each loss in its outputs.
         """
 
+    def enclosed_slope(self, f: Enclosure, y: Tensor) -> Enclosure:
+        r"""Return :math:`\partial\ell/\partial f` at enclosed outputs, as `f` is.
+
+        Parameters
+        ----------
+        f : Enclosure, shape (n,) or (n, m)
+            Outputs.
+        y : Tensor
+            Targets, as `targets` returns them.
+
+        Returns
+        -------
+        Enclosure, shape (n,) or (n, m)
+            The derivative of each loss in its outputs.
+
+        Raises
+        ------
+        NotEnclosed
+            If the slope has no interval extension.
+        """
+        msg = f"the slope of the loss {self.name!r} has no interval extension"
+        raise NotEnclosed(msg)
+
 
 class Square(Loss):
     r""":math:`\tfrac12|f - y|^2`, summed over outputs."""
@@ -109,6 +133,9 @@ class Square(Loss):
     def total_and_slope(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         residual = f - y
         return 0.5 * residual.square().sum(), residual
+
+    def enclosed_slope(self, f: Enclosure, y: Tensor) -> Enclosure:
+        return f - y  # type: ignore[return-value]
 
 
 class Logistic(Loss):
@@ -147,6 +174,9 @@ class Logistic(Loss):
         # log(1 + exp(-margin)) as written overflows where the margin is very negative.
         margin = y * f
         return -functional.logsigmoid(margin).sum(), -y * torch.sigmoid(-margin)
+
+    def enclosed_slope(self, f: Enclosure, y: Tensor) -> Enclosure:
+        return -y * torch.sigmoid(-y * f)  # type: ignore[return-value]
 
 
 class CrossEntropy(Loss):
@@ -190,6 +220,11 @@ class CrossEntropy(Loss):
         index = y[:, None]
         slope.scatter_add_(1, index, slope.new_full((1, 1), -1.0).expand_as(index))
         return -log_p.gather(1, index).sum(), slope
+
+    def enclosed_slope(self, f: Enclosure, y: Tensor) -> Enclosure:
+        # The share of class c is 1 over the sum of exp(f_j - f_c).
+        shares = 1 / (f[:, None, :] - f[:, :, None]).exp().sum(-1)
+        return shares - functional.one_hot(y, f.shape[1])  # type: ignore[return-value]
 
 
 class CustomLoss(Loss):

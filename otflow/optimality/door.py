@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from otflow._validation import check_kind
+from otflow._validation import check_kind, non_negative_int
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional, check_measure
 from otflow.measures import Measure
@@ -19,6 +19,13 @@ def optimality_gap(
 ) -> Gap:
     r"""Return a bound on :math:`F(\mu) - \inf F` over a domain.
 
+    .. math:: F(\mu) - \inf_\nu F(\nu) \le \int F'[\mu]\,d\mu - \min_x F'[\mu](x)
+
+    for measures :math:`\nu` on a box, if F is convex along mixtures. The gap is 0 at a
+    minimiser, and there alone. A search finds too high a minimum of
+    :math:`F'[\mu]`, and so too small a gap. So the gap is "proved" only if the minimum
+    is bounded from below by proof; else it is "searched".
+
     Parameters
     ----------
     F : Functional
@@ -28,12 +35,26 @@ def optimality_gap(
     domain : Domain
         The measures that compete.
     descend : int
-        Number of descent steps from each candidate.
+        Number of projected descent steps from each candidate: atoms of mu, and places
+        that fill the domain.
 
     Returns
     -------
     Gap
-        The bound and its kind.
+        The bound and its kind: "none", and infinite, if F is not known to be convex
+        along mixtures or the domain is unbounded; `Gap.reason` says what is missing.
+
+    Raises
+    ------
+    ValueError
+        If the domain misses a point of mu, or does not fit its dimension.
+    Unsupported
+        If F has no first variation at mu, as an internal energy on atoms.
+
+    See Also
+    --------
+    otflow.Functional.mixture_curvature : What F states of its convexity.
+    otflow.Functional.enclosed_variation : What a proof asks of a functional.
 
     Examples
     --------
@@ -41,13 +62,25 @@ def optimality_gap(
     >>> F = of.MMDTo(torch.tensor([[0.25]]), of.kernels.Gaussian(0.5))
     >>> mu = of.Particles(torch.tensor([[0.75]]))
     >>> gap = of.optimality.optimality_gap(F, mu, of.optimality.BoxDomain(0.0, 1.0))
-    >>> bool(F.value(mu) <= gap.found)  # the infimum is 0
+    >>> bool(F.value(mu) <= gap.value)  # the infimum is 0
     True
     """
     check_functional(F)
     check_measure(mu)
     check_kind(domain, Domain, "domain")
+    descend = non_negative_int(descend, "descend")
     if not F.mixture_convex:
-        reason = f"{F!r} is not known to be convex along mixtures"
+        reason = _why_not(F)
         return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
     return domain.gap(F, mu, descend)
+
+
+def _why_not(F: Functional) -> str:
+    """Return which terms of F stand in the way."""
+    culprits = [
+        f"{term!r}, times {c:g}" if c != 1 else repr(term)
+        for c, term in F.terms()
+        if not (c * term).mixture_convex
+    ]
+    what = " and ".join(culprits) or repr(F)
+    return f"not known to be convex along mixtures: {what}"

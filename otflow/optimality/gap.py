@@ -2,12 +2,17 @@ r"""What a gap :math:`\int F'[\mu]\,d\mu - \min F'[\mu]` is, and what it proves.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from torch import Tensor
 
 __all__ = ["Gap", "GapKind"]
+
+# A place with more coordinates is not shown.
+SHOWN = 8
 
 
 class GapKind(StrEnum):
@@ -64,8 +69,8 @@ class Gap:
     >>> F = of.Potential(lambda x: x.square().sum(-1))
     >>> mu = of.Particles(torch.tensor([[1.0], [3.0]]))
     >>> gap = of.optimality.optimality_gap(F, mu, of.optimality.BoxDomain(0.0, 4.0))
-    >>> round(gap.found, 4)  # the mean of 1 and 9, at least 0
-    5.0
+    >>> gap.kind, round(gap.value, 4)  # the mean of 1 and 9, at least 0
+    ('proved', 5.0)
     """
 
     value: float
@@ -73,3 +78,27 @@ class Gap:
     kind: GapKind
     reason: str
     found: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON writes them; an infinite number is a text.
+
+        Returns
+        -------
+        dict
+            The fields by name; `argmin` is a list of numbers, or None.
+        """
+        return {
+            "value": self.value if math.isfinite(self.value) else str(self.value),
+            "argmin": None if self.argmin is None else self.argmin.tolist(),
+            "kind": str(self.kind),
+            "reason": self.reason,
+            "found": self.found if math.isfinite(self.found) else str(self.found),
+        }
+
+    def __repr__(self) -> str:
+        text = f"Gap({self.value:.6g}, kind={str(self.kind)!r}"
+        if self.kind == GapKind.PROVED:
+            text += f", found={self.found:.6g}"
+        if self.argmin is not None and self.argmin.numel() <= SHOWN:
+            text += f", argmin={[float(f'{x:.6g}') for x in self.argmin.tolist()]}"
+        return f"{text}, reason={self.reason!r})"

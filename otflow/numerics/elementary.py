@@ -1,0 +1,276 @@
+r"""Ranges of elementary functions and of their first two derivatives on intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from otflow.numerics.intervals import (
+    EPS,
+    ULPS,
+    Interval,
+    add,
+    elementwise,
+    hull,
+    multiply,
+    negative,
+    outward,
+    reciprocal,
+    scale,
+    square,
+)
+
+__all__ = ["FUNCTIONS", "Ranges", "power"]
+
+Ranges: TypeAlias = Callable[[Interval, int], list[Interval]]
+"""Ranges of f, f', f'' on an interval: the first 1 + order of them."""
+
+# Beyond this distance from 0 the derivatives of tanh and erf are 0 in float64.
+FAR = 1e3
+
+
+def _exp(t: Interval, order: int) -> list[Interval]:
+    return [elementwise(torch.exp, t).clamp_(min=0.0)] * (1 + order)
+
+
+def _expm1(t: Interval, order: int) -> list[Interval]:
+    return [elementwise(torch.expm1, t).clamp_(min=-1.0), *_exp(t, order)[:order]]
+
+
+def _log(t: Interval, order: int) -> list[Interval]:
+    found = [elementwise(torch.log, _domain(t, 0.0))]
+    if order:
+        inverse = reciprocal(_domain(t, 0.0))
+        found += [inverse, negative(square(inverse))]
+    return found[: 1 + order]
+
+
+def _log1p(t: Interval, order: int) -> list[Interval]:
+    found = [elementwise(torch.log1p, _domain(t, -1.0))]
+    if order:
+        inverse = reciprocal(_domain(add(t, torch.ones_like(t)), 0.0))
+        found += [inverse, negative(square(inverse))]
+    return found[: 1 + order]
+
+
+def _sin(t: Interval, order: int) -> list[Interval]:
+    sine = _wave(torch.sin, t, 0.5 * math.pi)
+    return [sine, *([_cosine(t), negative(sine)] if order else [])][: 1 + order]
+
+
+def _cos(t: Interval, order: int) -> list[Interval]:
+    cosine = _cosine(t)
+    if not order:
+        return [cosine]
+    sine = _wave(torch.sin, t, 0.5 * math.pi)
+    return [cosine, negative(sine), negative(cosine)][: 1 + order]
+
+
+def _cosine(t: Interval) -> Interval:
+    return _wave(torch.cos, t, 0.0)
+
+
+def _wave(function: Callable[[Tensor], Tensor], t: Interval, peak: float) -> Interval:
+    """Return the range of a function of period 2 pi with its maximum 1 at `peak`."""
+    ends = function(t)
+    # A peak that round-off may place inside is taken to be inside.
+    turns = (t - peak) / (2 * math.pi)
+    slack = turns.abs() * 1e-14 + 1e-14
+    top = torch.floor(turns[1] + slack[1]) >= torch.ceil(turns[0] - slack[0])
+    turns = turns - 0.5
+    bottom = torch.floor(turns[1] + slack[1]) >= torch.ceil(turns[0] - slack[0])
+    wide = ~torch.isfinite(t).all(0) | ~(slack.amax(0) < 0.5)
+    inner = outward(hull(ends), ULPS)
+    low = torch.where(bottom | wide, -1.0, inner[0])
+    high = torch.where(top | wide, 1.0, inner[1])
+    return torch.stack([low, high]).clamp_(-1.0, 1.0)
+
+
+def _tanh(t: Interval, order: int) -> list[Interval]:
+    value = elementwise(torch.tanh, t).clamp_(-1.0, 1.0)
+    if not order:
+        return [value]
+    # The slope 1 - tanh^2 = 1 / cosh^2 falls with |t|.
+    slope = _bump(_sech2, t)
+    # The second derivative -2 tanh / cosh^2 has its extremes where tanh^2 = 1/3.
+    return [value, slope, _odd(_tanh2, t, math.atanh(math.sqrt(1 / 3)))][: 1 + order]
+
+
+def _sech2(x: Tensor) -> Tensor:
+    e = torch.exp(-2.0 * x.abs())
+    return 4.0 * e / (1.0 + e).square()
+
+
+def _tanh2(x: Tensor) -> Tensor:
+    return -2.0 * torch.tanh(x) * _sech2(x)
+
+
+def _sigmoid(t: Interval, order: int) -> list[Interval]:
+    value = elementwise(torch.sigmoid, t).clamp_(0.0, 1.0)
+    # sigmoid(t) = (1 + tanh(t / 2)) / 2.
+    half = _tanh(0.5 * t, order)
+    return [value, *(0.5 ** (k + 1) * half[k] for k in range(1, 1 + order))]
+
+
+def _erf(t: Interval, order: int) -> list[Interval]:
+    value = elementwise(torch.erf, t).clamp_(-1.0, 1.0)
+    slope = _bump(_gauss, t)
+    return [value, slope, _odd(_gauss1, t, math.sqrt(0.5))][: 1 + order]
+
+
+def _gauss(x: Tensor) -> Tensor:
+    return (2 / math.sqrt(math.pi)) * torch.exp(-x.square())
+
+
+def _gauss1(x: Tensor) -> Tensor:
+    return -2.0 * x * _gauss(x)
+
+
+def _bump(function: Callable[[Tensor], Tensor], t: Interval) -> Interval:
+    """Return the range of an even function that falls with |t| from t = 0."""
+    ends = function(t.clamp(-FAR, FAR))
+    peak = function(torch.zeros_like(t[0]).clamp(t[0], t[1]).clamp(-FAR, FAR))
+    return _loose(torch.stack([ends.amin(0), peak])).clamp_(min=0.0)
+
+
+def _odd(function: Callable[[Tensor], Tensor], t: Interval, at: float) -> Interval:
+    """Return the range of a function with its extremes at -at and at."""
+    turns = torch.stack([torch.full_like(t[0], s).clamp(t[0], t[1]) for s in (-at, at)])
+    return _loose(hull(function(torch.cat([t, turns]).clamp(-FAR, FAR))))
+
+
+def _loose(t: Interval) -> Interval:
+    # exp(-x^2) multiplies the relative error of its exponent by x^2, and is so small
+    # there that the product is below 1. So the error is a few units of 1.
+    return torch.stack([t[0] - 32 * EPS, t[1] + 32 * EPS])
+
+
+def _relu(t: Interval, order: int) -> list[Interval]:
+    step = torch.stack([(t[0] > 0), (t[1] >= 0)]).to(t.dtype)
+    return [t.clamp(min=0.0), step, _kink(t)][: 1 + order]
+
+
+def _abs(t: Interval, order: int) -> list[Interval]:
+    straddles = (t[0] <= 0) & (t[1] >= 0)
+    low = torch.where(straddles, 0.0, t.abs().amin(0))
+    value = torch.stack([low, t.abs().amax(0)])
+    sign = torch.stack([(t[0] > 0) * 2.0 - 1.0, (t[1] >= 0) * 2.0 - 1.0])
+    return [value, sign, 2.0 * _kink(t)][: 1 + order]
+
+
+def _kink(t: Interval) -> Interval:
+    """Return the second derivative of a kink at 0: infinite there, in a measure."""
+    straddles = (t[0] <= 0) & (t[1] >= 0)
+    zero = torch.zeros_like(t[0])
+    return torch.stack([zero, torch.where(straddles, math.inf, 0.0)])
+
+
+def _sqrt(t: Interval, order: int) -> list[Interval]:
+    root = outward(_domain(t, 0.0).sqrt()).clamp_(min=0.0)
+    if not order:
+        return [root]
+    slope = scale(reciprocal(root), 0.5).clamp_(min=0.0)
+    # f'' = -2 f'^3
+    second = scale(multiply(square(slope), slope), -2.0)
+    return [root, slope, second][: 1 + order]
+
+
+def _reciprocal(t: Interval, order: int) -> list[Interval]:
+    value = reciprocal(t)
+    if not order:
+        return [value]
+    squared = square(value)
+    return [value, negative(squared), scale(multiply(squared, value), 2.0)][: 1 + order]
+
+
+def _softplus(t: Interval, order: int) -> list[Interval]:
+    value = elementwise(lambda x: x.relu() + torch.log1p(torch.exp(-x.abs())), t)
+    # torch returns t itself beyond 20.
+    value = torch.stack([torch.where(t[0] > 20, t[0], value[0]), value[1]])
+    slopes = _sigmoid(t, max(order - 1, 0))
+    return [value, *slopes][: 1 + order]
+
+
+def _atan(t: Interval, order: int) -> list[Interval]:
+    value = elementwise(torch.atan, t)
+    if not order:
+        return [value]
+    slope = reciprocal(add(square(t), torch.ones_like(t)))
+    return [value, slope, scale(multiply(t, square(slope)), -2.0)][: 1 + order]
+
+
+def _sinh(t: Interval, order: int) -> list[Interval]:
+    value = elementwise(torch.sinh, t)
+    return [value, _cosh_range(t), value][: 1 + order]
+
+
+def _cosh(t: Interval, order: int) -> list[Interval]:
+    value = _cosh_range(t)
+    return [value, elementwise(torch.sinh, t), value][: 1 + order]
+
+
+def _cosh_range(t: Interval) -> Interval:
+    return elementwise(torch.cosh, _abs(t, 0)[0]).clamp_(min=1.0)
+
+
+def power(exponent: float) -> Ranges:
+    """Return the ranges of t^p: every t if p is a natural number, else t >= 0."""
+    p = float(exponent)
+
+    def ranges(t: Interval, order: int) -> list[Interval]:
+        found = [_monomial(t, p)]
+        if order:
+            found.append(scale(_monomial(t, p - 1), p))
+        if order > 1:
+            found.append(scale(_monomial(t, p - 2), p * (p - 1)))
+        return found
+
+    return ranges
+
+
+def _monomial(t: Interval, p: float) -> Interval:
+    if p == 0:
+        return torch.ones_like(t)
+    if p == 1:
+        return t
+    if p.is_integer():
+        if p < 0:
+            return reciprocal(_monomial(t, -p))
+        if p % 2 == 0:
+            t = _abs(t, 0)[0]
+        # torch multiplies; each product is off by half a unit.
+        return outward(t**p, 2 * ULPS + abs(p))
+    t = _domain(t, 0.0)
+    return elementwise(lambda x: x**p, t, falling=p < 0).clamp_(min=0.0)
+
+
+def _domain(t: Interval, least: float) -> Interval:
+    """Return the part of an interval in [least, inf); the line where none is."""
+    inside = torch.stack([t[0].clamp(min=least), t[1]])
+    return torch.where(t[1] >= least, inside, math.nan)
+
+
+FUNCTIONS: dict[str, Ranges] = {
+    "abs": _abs,
+    "atan": _atan,
+    "cos": _cos,
+    "cosh": _cosh,
+    "erf": _erf,
+    "exp": _exp,
+    "expm1": _expm1,
+    "log": _log,
+    "log1p": _log1p,
+    "reciprocal": _reciprocal,
+    "relu": _relu,
+    "sigmoid": _sigmoid,
+    "sin": _sin,
+    "sinh": _sinh,
+    "softplus": _softplus,
+    "sqrt": _sqrt,
+    "tanh": _tanh,
+}
+"""The functions by the names that torch gives them."""

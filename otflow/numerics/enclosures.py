@@ -1,0 +1,195 @@
+r"""Tensors of intervals with derivatives: a function of x, enclosed on many boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otflow.numerics.elementary import Ranges
+from otflow.numerics.intervals import Interval, exact, multiply, outward, square
+
+__all__ = ["OPERATIONS", "Enclosure", "NotEnclosed", "compose", "linear"]
+
+
+class NotEnclosed(Exception):
+    """An operation has no interval extension here; the message names it."""
+
+
+class Enclosure(torch.Tensor):
+    r"""A tensor that depends on x in boxes, enclosed with its derivatives in x.
+
+    A function written with torch operations maps the enclosure of the points x of C
+    boxes to an enclosure of its values there, of shape (C,). Round-off is enclosed too.
+    Derivatives are those of Taylor arithmetic, one row for each
+    :cite:p:`griewank2008evaluating`. At a kink the first derivative is the interval of
+    all slopes nearby, and the second is infinite.
+
+    An operation without an interval extension raises `NotEnclosed`, and so does a
+    branch on a value, as in ``if x > 0``.
+
+    Attributes
+    ----------
+    rows : Tensor, shape (2, r, ...)
+        Lower and upper ends. The rows are the value, then d first derivatives (order
+        1), then the d (d + 1) / 2 second derivatives (order 2), of pairs i <= j.
+    d : int
+        Dimension of x.
+    order : int
+        0, 1 or 2.
+    is_point : bool
+        Whether this is x itself.
+    """
+
+    rows: Interval
+    d: int
+    order: int
+    is_point: bool
+
+    @staticmethod
+    def __new__(cls, rows: Interval, d: int, order: int) -> Enclosure:
+        """Return the enclosure of these rows."""
+        made: Enclosure = torch.Tensor._make_wrapper_subclass(
+            cls, rows.shape[2:], dtype=rows.dtype, device=rows.device
+        )
+        made.rows, made.d, made.order, made.is_point = rows, d, order, False
+        return made
+
+    @staticmethod
+    def of(lower: Tensor, upper: Tensor, order: int) -> Enclosure:
+        """Return the points x of boxes, corners (C, d), as an enclosure (C, d)."""
+        count, d = lower.shape
+        rows = lower.new_zeros(2, row_count(d, order), count, d)
+        rows[0, 0], rows[1, 0] = lower, upper
+        if order:
+            rows[:, 1 : d + 1] = torch.eye(d).to(lower)[:, None]
+        points = Enclosure(rows, d, order)
+        points.is_point = True
+        return points
+
+    @property
+    def value(self) -> Interval:
+        """The values, (2, ...)."""
+        return self.rows[:, 0]
+
+    @property
+    def gradient(self) -> Interval:
+        """The first derivatives, (2, d, ...)."""
+        return self.rows[:, 1 : self.d + 1]
+
+    @property
+    def curvature(self) -> Interval:
+        """The second derivatives of pairs i <= j, (2, d (d + 1) / 2, ...)."""
+        return self.rows[:, self.d + 1 :]
+
+    def like(self, rows: Interval) -> Enclosure:
+        """Return an enclosure in the same x."""
+        return Enclosure(rows, self.d, self.order)
+
+    def __repr__(  # type: ignore[override]
+        self, *, tensor_contents: Any = None
+    ) -> str:
+        return f"Enclosure(shape={tuple(self.shape)}, d={self.d}, order={self.order})"
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Answer one operation of torch, or raise `NotEnclosed`."""
+        name = function.overloadpacket.__name__
+        operation = OPERATIONS.get(name)
+        if operation is None:
+            msg = f"torch.{name} has no interval extension here"
+            raise NotEnclosed(msg)
+        return operation(*args, **(kwargs or {}))
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {}
+"""Interval extensions by the name of the operation in torch's own table (ATen)."""
+
+
+def operation(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that enters a function in the table, under torch's names."""
+
+    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name in names:
+            OPERATIONS[name] = function
+        return function
+
+    return enter
+
+
+def row_count(d: int, order: int) -> int:
+    """Return the number of rows of an enclosure."""
+    return (1, 1 + d, 1 + d + d * (d + 1) // 2)[order]
+
+
+def pairs(d: int) -> tuple[list[int], list[int]]:
+    """Return the pairs i <= j in the order of the rows of second derivatives."""
+    found = [(i, j) for i in range(d) for j in range(i, d)]
+    return [i for i, _ in found], [j for _, j in found]
+
+
+def compose(x: Enclosure, ranges: Ranges) -> Enclosure:
+    """Return f(x) for a function f of one number, of which the ranges are known."""
+    found = ranges(x.value, x.order)
+    blocks = [found[0][:, None]]
+    if x.order:
+        blocks.append(multiply(found[1][:, None], x.gradient))
+    if x.order > 1:
+        i, j = pairs(x.d)
+        products = squares(x.gradient, x.gradient, i, j)
+        bent = multiply(found[2][:, None], products)
+        blocks.append(outward(bent + multiply(found[1][:, None], x.curvature)))
+    return x.like(torch.cat(blocks, 1))
+
+
+def squares(s: Interval, t: Interval, i: list[int], j: list[int]) -> Interval:
+    """Return products of first derivatives s_i t_j; squares where they are alike."""
+    products = multiply(s[:, i], t[:, j])
+    if s is t:
+        same = [k for k, (a, b) in enumerate(zip(i, j, strict=True)) if a == b]
+        products[:, same] = square(s)
+    return products
+
+
+def product(x: Enclosure, y: Enclosure) -> Enclosure:
+    """Return x y, entry by entry."""
+    a, b = _broadcast(x, y)
+    u, v, n = a[:, :1], b[:, :1], x.d + 1
+    blocks = [multiply(u, v)]
+    if x.order:
+        blocks.append(outward(multiply(u, b[:, 1:n]) + multiply(v, a[:, 1:n])))
+    if x.order > 1:
+        i, j = pairs(x.d)
+        ga, gb = a[:, 1:n], b[:, 1:n]
+        mixed = multiply(ga[:, i], gb[:, j]) + multiply(ga[:, j], gb[:, i])
+        straight = multiply(u, b[:, n:]) + multiply(v, a[:, n:])
+        blocks.append(outward(outward(mixed, 2.0) + outward(straight, 2.0)))
+    return x.like(torch.cat(blocks, 1))
+
+
+def _broadcast(x: Enclosure, y: Enclosure) -> tuple[Interval, Interval]:
+    n = max(x.ndim, y.ndim)
+    return padded(x, n), padded(y, n)
+
+
+def padded(x: Enclosure, n: int) -> Interval:
+    """Return the rows with axes of length 1 before those of x, so that it has n."""
+    ones = [1] * (n - x.ndim)
+    return x.rows.reshape(*x.rows.shape[:2], *ones, *x.shape)
+
+
+def linear(x: Enclosure, map_: Callable[[Tensor], Tensor]) -> Enclosure:
+    """Return the same selection of entries in each row."""
+    return x.like(map_(x.rows))
+
+
+def constant_rows(c: Tensor, like: Enclosure) -> Interval:
+    """Return the rows of a tensor that does not depend on x."""
+    c = c.to(like.rows)
+    rows = like.rows.new_zeros(2, row_count(like.d, like.order), *c.shape)
+    rows[:, 0] = exact(c)
+    return rows

@@ -1,0 +1,166 @@
+r"""Interval arithmetic with outward rounding, entry by entry on tensors.
+
+An interval is a tensor (2, ...) of float64: its lower ends, then its upper ends. Every
+operation returns an interval that contains the exact results of real arithmetic, for
+all real arguments in the given intervals :cite:p:`moore2009introduction`. The ends may
+be infinite; no end is NaN.
+
+torch adds, multiplies, divides and takes roots with correct rounding. Its elementary
+functions are off by at most `ULPS` units in the last place. That is an assumption on
+the mathematical library below torch, and a test measures it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Interval",
+    "add",
+    "dot",
+    "elementwise",
+    "exact",
+    "hull",
+    "multiply",
+    "negative",
+    "outward",
+    "reciprocal",
+    "scale",
+    "square",
+    "total",
+]
+
+Interval: TypeAlias = Tensor
+"""A tensor (2, ...) of float64: lower and upper ends."""
+
+EPS = torch.finfo(torch.float64).eps
+MAX = torch.finfo(torch.float64).max
+TINY = torch.finfo(torch.float64).tiny
+# Units in the last place by which exp, sin and their like may be off.
+ULPS = 4.0
+
+
+def exact(x: Tensor) -> Interval:
+    """Return the intervals that hold one number each; float32 is widened exactly."""
+    x = x.to(torch.float64)
+    return torch.stack([x, x])
+
+
+def outward(t: Interval, ulps: float = 1.0) -> Interval:
+    """Return intervals whose ends lie outside by units in the last place.
+
+    A sum or product that torch rounded is off by half a unit. An end that is NaN, as
+    that of an invalid operation, becomes infinite. A lower end that overflowed to
+    infinity becomes the largest number, as it is a lower bound.
+    """
+    slack = t.abs().mul_(EPS * ulps).add_(TINY)
+    low = (t[0] - slack[0]).nan_to_num_(nan=-math.inf, posinf=MAX, neginf=-math.inf)
+    high = (t[1] + slack[1]).nan_to_num_(nan=math.inf, posinf=math.inf, neginf=-MAX)
+    return torch.stack([low, high])
+
+
+def hull(t: Tensor, dim: int = 0) -> Interval:
+    """Return the least intervals that contain candidates along an axis, unrounded."""
+    return torch.stack([t.amin(dim), t.amax(dim)])
+
+
+def negative(t: Interval) -> Interval:
+    """Return minus an interval."""
+    return t.flip(0).neg_()
+
+
+def add(s: Interval, t: Interval) -> Interval:
+    """Return the sum."""
+    return outward(s + t)
+
+
+def scale(t: Interval, c: Tensor | float) -> Interval:
+    """Return an interval times a real number, or numbers that broadcast."""
+    if not isinstance(c, Tensor):
+        return outward((t if c >= 0 else t.flip(0)) * c)
+    return outward(hull(_without_nan(t * c)))
+
+
+def multiply(s: Interval, t: Interval) -> Interval:
+    """Return the product."""
+    a, b, c, d = (_without_nan(s[i] * t[j]) for i in (0, 1) for j in (0, 1))
+    low = torch.minimum(torch.minimum(a, b), torch.minimum(c, d))
+    high = torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
+    return outward(torch.stack([low, high]))
+
+
+def square(t: Interval) -> Interval:
+    """Return the square, at least 0."""
+    ends = t * t
+    straddles = (t[0] <= 0) & (t[1] >= 0)
+    low = torch.where(straddles, 0.0, torch.minimum(ends[0], ends[1]))
+    return _floor(outward(torch.stack([low, torch.maximum(ends[0], ends[1])])), 0.0)
+
+
+def reciprocal(t: Interval) -> Interval:
+    """Return one over an interval; the whole line where 0 lies inside."""
+    low, high = t
+    ends = torch.stack(
+        [
+            torch.where((low < 0) & (high >= 0) | (high == 0), -math.inf, 1.0 / high),
+            torch.where((low <= 0) & (high > 0) | (low == 0), math.inf, 1.0 / low),
+        ]
+    )
+    return outward(ends)
+
+
+def total(
+    t: Interval, dim: int | tuple[int, ...], *, keepdim: bool = False
+) -> Interval:
+    r"""Return the sum along axes, counted from the end.
+
+    The error of a floating sum of n numbers, in any order, is at most about
+    :math:`n u \sum|x_i|` with u the unit round-off :cite:p:`higham2002accuracy`.
+    """
+    dims = (dim,) if isinstance(dim, int) else dim
+    n = math.prod(t.shape[k] for k in dims)
+    ends = t.sum(dims, keepdim=keepdim)
+    return _with_slack(ends, t.abs().sum(dims, keepdim=keepdim), n)
+
+
+def dot(t: Interval, c: Tensor) -> Interval:
+    """Return the product (..., n) @ (n, k) with exact real numbers."""
+    positive, negative_part = c.clamp(min=0), c.clamp(max=0)
+    ends = _finite_dot(t, positive) + _finite_dot(t.flip(0), negative_part)
+    size = _finite_dot(t.abs().amax(0), c.abs())
+    return _with_slack(ends, size.expand_as(ends), 2 * len(c) + 2)
+
+
+def elementwise(
+    function: Callable[[Tensor], Tensor], t: Interval, *, falling: bool = False
+) -> Interval:
+    """Return the range of a monotone elementary function of torch."""
+    ends = function(t)
+    return outward(ends.flip(0) if falling else ends, ULPS)
+
+
+def _with_slack(ends: Interval, size: Interval, n: int) -> Interval:
+    slack = size * (n * EPS) + TINY
+    low, high = ends[0] - slack[0], ends[1] + slack[1]
+    return outward(torch.stack([low, high]))
+
+
+def _finite_dot(t: Interval, c: Tensor) -> Interval:
+    # Infinity times 0 counts as 0 in sums over products of intervals.
+    if bool(torch.isfinite(t).all()):
+        return t @ c
+    return _without_nan(t[..., None] * c).sum(-2)
+
+
+def _without_nan(products: Tensor) -> Tensor:
+    """Return products in which 0 times infinity is 0: no end of an interval is NaN."""
+    return products.nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf)
+
+
+def _floor(t: Interval, bound: float) -> Interval:
+    return t.clamp_(min=bound)

@@ -1,0 +1,78 @@
+r"""Low places of F' in a box: candidates and projected descent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otflow.errors import NonFinite
+from otflow.functionals import Functional
+from otflow.measures import Measure
+from otflow.optimality.proofs import STARTS
+
+__all__ = ["Found", "search"]
+
+# Places that fill the box.
+PLACES = 256
+
+
+@dataclass(frozen=True)
+class Found:
+    """Places of low F', the lowest first, and the gap that they give."""
+
+    places: Tensor
+    gap: float
+
+
+def search(
+    F: Functional, mu: Measure, lower: Tensor, upper: Tensor, descend: int
+) -> Found:
+    """Search low places of F'[mu] among atoms and places that fill the box."""
+    mu = mu.detach()
+    engine = torch.quasirandom.SobolEngine(mu.dim)  # type: ignore[no-untyped-call]
+    # The first place is a corner, where a function may be infinite.
+    draws = engine.draw(PLACES, dtype=mu.dtype).to(mu.points) + 0.5 / PLACES
+    own = F.first_variation(mu).detach()
+    x = torch.cat([mu.points, lower + (upper - lower) * draws])
+    values = torch.cat([own, F.first_variation(mu, x[mu.n :]).detach()])
+    order = values.argsort()[:STARTS]
+    x, values = descent(F, mu, x[order], values[order], lower, upper, descend)
+    order = values.argsort()
+    gap = float(mu.weights @ own - values[order[0]])
+    return Found(x[order], gap)
+
+
+def descent(
+    F: Functional,
+    mu: Measure,
+    x: Tensor,
+    values: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    steps: int,
+) -> tuple[Tensor, Tensor]:
+    """Descend from each place by projected gradient steps of its own length."""
+    side = (upper - lower).max()
+    pull = F.velocity(mu, x).detach()
+    length = 0.01 * side / pull.norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+    for _ in range(steps):
+        new = (x + length[:, None] * pull).clamp(lower, upper)
+        if bool((new == x).all()):
+            break
+        try:
+            lower_values = F.first_variation(mu, new).detach()
+            pulled = F.velocity(mu, new).detach()
+        except NonFinite:  # the places so far count
+            break
+        fell = lower_values < values
+        # The step of Barzilai and Borwein, from the change of the gradient.
+        moved, changed = new - x, pull - pulled
+        bent = (moved * changed).sum(1)
+        longer = torch.where(bent > 0, moved.square().sum(1) / bent, 4 * length)
+        length = torch.where(fell, torch.minimum(longer, 16 * length), length / 4)
+        x = torch.where(fell[:, None], new, x)
+        pull = torch.where(fell[:, None], pulled, pull)
+        values = torch.where(fell, lower_values, values)
+    return x, values
