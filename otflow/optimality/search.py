@@ -52,14 +52,18 @@ def descent(
     lower: Tensor,
     upper: Tensor,
     steps: int,
+    still: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Descend from each place by projected gradient steps of its own length."""
+    """Descend from each place by projected gradient steps of its own length.
+
+    The descent ends when no place moves by more than a share `still` of the box.
+    """
     side = (upper - lower).max()
     pull = F.velocity(mu, x).detach()
     length = 0.01 * side / pull.norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
     for _ in range(steps):
         new = (x + length[:, None] * pull).clamp(lower, upper)
-        if bool((new == x).all()):
+        if not bool(((new - x).abs() > still * side).any()):
             break
         try:
             lower_values = F.first_variation(mu, new).detach()

@@ -15,6 +15,7 @@ from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure, Particles
 from otflow.optimality import BoxDomain, Gap, GapKind, optimality_gap
+from otflow.optimality.search import descent
 from otflow.schemes.base import Scheme, Step
 from otflow.schemes.sliding import Box, Slid, round_off, slide
 
@@ -298,36 +299,13 @@ def _lower(
 def _least(
     F: Functional, mu: Particles, places: Tensor, box: Box, descend: int
 ) -> tuple[Tensor, float]:
-    """Return the place of least F' found, and the value there.
-
-    Projected gradient descent from all places at once, each with its own step length,
-    by the rule of Barzilai and Borwein. A step that does not lower F' enough is
-    repeated, shorter.
-    """
-    x, f = places, F.first_variation(mu, places)
+    """Return the place of least F' found, and the value there."""
+    values = F.first_variation(mu, places)
     if descend:
-        slope = -F.velocity(mu, x)
-        steep = (slope * box.width).norm(dim=1)
-        # The first step crosses a tenth of the box; lengths are in units of it.
-        length = torch.where(steep > 0, 0.1 / steep, 1.0)
-    still = torch.finfo(x.dtype).eps ** 0.6  # of which F' shows the square
-    width = torch.where(box.width > 0, box.width, 1.0)
-    for _ in range(descend):
-        y = box.inside(x - length[:, None] * box.width.square() * slope)
-        there = F.first_variation(mu, y)
-        move = y - x
-        if float((move / width).abs().max()) <= still:
-            break
-        good = there <= f + 1e-4 * (slope * move).sum(dim=1)
-        turn = -F.velocity(mu, y) - slope
-        # <move, move> / <move, turn>, in the same units.
-        flat = (move / width).square().sum(dim=1)
-        bend = (move * turn).sum(dim=1)
-        longer = torch.where(bend > 0, flat / bend, 4.0 * length)
-        longer = longer.clamp(0.01 * length, 100.0 * length)
-        length = torch.where(good & (flat > 0), longer, 0.25 * length)
-        x = torch.where(good[:, None], y, x)
-        f = torch.where(good, there, f)
-        slope = torch.where(good[:, None], slope + turn, slope)
-    best = int(f.argmin())
-    return x[best], float(f[best])
+        upper = box.lower + box.width
+        still = torch.finfo(mu.dtype).eps ** 0.6  # of which F' shows the square
+        places, values = descent(
+            F, mu, places, values, box.lower, upper, descend, still
+        )
+    best = int(values.argmin())
+    return places[best], float(values[best])
