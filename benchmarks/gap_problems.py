@@ -59,6 +59,7 @@ class Problem:
         d = len(self.lower)
         n = {1: 4001, 2: 81, 3: 19}[d]
         low, high = self.lower.astype(LONG), self.upper.astype(LONG)
+        x: Any
         axes = [
             np.linspace(a, b, n) for a, b in zip(self.lower, self.upper, strict=True)
         ]
@@ -66,7 +67,8 @@ class Problem:
         x = np.concatenate([x, self.mu.points.double().numpy()])
         values = self.variation(x)  # in double precision: it only chooses
         x = np.clip(x[np.argsort(values)[:12]].astype(LONG), low, high)
-        values, step = self.variation(x), (high - low) / n
+        step: Any = (high - low) / n
+        values = self.variation(x)
         for _ in range(45):
             for i in range(d):
                 for sign in (-1, 1):
@@ -129,10 +131,9 @@ def potential(draw: Draw) -> Problem:
     kind = int(r.integers(4))
 
     def V(x: Any) -> Any:
-        if isinstance(x, torch.Tensor):
-            m, a, z = torch, torch.tensor(wave), x.double() - torch.tensor(centre)
-        else:
-            m, a, z = np, wave, x - centre
+        m: Any = torch if isinstance(x, torch.Tensor) else np
+        a: Any = torch.tensor(wave) if m is torch else wave
+        z = x.double() - torch.tensor(centre) if m is torch else x - centre
         z = z / s
         waves = height[0] * m.sin((z * a * s).sum(-1) + phase)
         if kind == 0:
@@ -220,7 +221,7 @@ def risk(draw: Draw) -> Problem:
     draw.lower = np.full(draw.d, -float(np.float32(r.uniform(0.5, 2))))
     draw.upper = np.full(draw.d, float(np.float32(r.uniform(0.5, 2))))
     mu = draw.measure()
-    phi = {
+    phi: Any = {
         "tanh": np.tanh,
         "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
         "relu": lambda z: np.maximum(z, 0),

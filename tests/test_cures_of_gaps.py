@@ -16,6 +16,7 @@ from otflow.optimality import BoxDomain, optimality_gap
 from tests.cures import Case, check_cures
 
 F64 = torch.float64
+BUMP = of.kernels.Gaussian(1.0)
 CLOUD = of.Particles(torch.linspace(0, 1, 5, dtype=F64)[:, None])
 V = of.Potential(lambda x: x.square().sum(-1))
 
@@ -90,7 +91,7 @@ CASES: dict[str, Case] = {
     "a box of corners as a domain": (
         TypeError,
         "domain must be a Domain, got",
-        lambda: optimality_gap(V, CLOUD, (0.0, 1.0)),  # type: ignore[arg-type]
+        lambda: optimality_gap(V, CLOUD, (0.0, 1.0)),
         [lambda: gap(BoxDomain(0.0, 1.0))],
     ),
     "an internal energy on atoms": (
@@ -138,7 +139,6 @@ REASONS: dict[str, tuple[str, str, Callable[[], Any], Callable[[], Any]]] = {
         lambda: gap(BoxDomain(0, 1), Convex((of.MMDTo(CLOUD, BUMP),))),
     ),
 }
-BUMP = of.kernels.Gaussian(1.0)
 
 
 def wells(x):

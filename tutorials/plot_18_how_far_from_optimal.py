@@ -108,8 +108,9 @@ def show(ax: Axes, name: str) -> None:
     mu, gap = measures[-1], gaps[-1]
     ax.plot(x, F.first_variation(mu, x), color="0.4")
     ax.scatter(mu.points, F.first_variation(mu), 400 * mu.weights, alpha=0.6)
+    assert gap.argmin is not None
     least = F.first_variation(mu, gap.argmin[None])
-    ax.plot(gap.argmin, least, "v", color="C3", label="argmin of the gap")
+    ax.plot(gap.argmin.numpy(), least, "v", color="C3", label="argmin of the gap")
     ax.set(title=f"{name}: gap {gap.value:.1e}", xlabel="x", ylabel="F'")
 
 
@@ -123,10 +124,11 @@ plt.show()
 # What must hold
 # --------------
 
-for name, (_, errors, gaps, _) in found.items():
+for name in found:
+    errors, gaps = found[name][1:3]
     assert all(gap.kind == "proved" for gap in gaps), name
     assert all(e <= gap.value for e, gap in zip(errors, gaps, strict=True)), name
     print(name, gaps[-1])
-_, errors, gaps, at_atoms = found["2 atoms"]
+errors, gaps, at_atoms = found["2 atoms"][1:]
 assert at_atoms[-1] < 1e-3 * errors[-1] < errors[-1] < gaps[-1].value
 assert found["40 atoms"][2][-1].value < 1e-6

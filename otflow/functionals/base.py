@@ -25,7 +25,7 @@ from otflow._typing import ArrayLike
 from otflow._validation import check_finite, check_kind, check_scalar, real
 from otflow.functionals import legacy
 from otflow.measures import Measure
-from otflow.numerics.enclosed_sums import Enclosure, enclosed_terms
+from otflow.numerics.enclosed_sums import Enclosed, enclosed_terms
 
 __all__ = ["Functional", "Scaled", "Sum", "check_functional", "check_measure"]
 
@@ -304,31 +304,50 @@ class Functional(ABC):
         """Return the terms that the library itself knows: no solver checks them."""
         return ((1.0, self),)
 
-    def enclosed_variation(self, mu: Measure, x: Enclosure) -> Enclosure:
-        r"""Return :math:`F'[\mu]` at points x of boxes, enclosed: proofs rest on it.
+    def enclosed_variation(self, mu: Measure) -> Enclosed:
+        r"""Return :math:`F'[\mu]` as a function of points in boxes: proofs rest on it.
 
-        By default that of several `terms` follows from theirs, and a functional of one
-        term has none. A functional of your own writes :math:`F'[\mu](x)` with torch
-        operations on x. The constant that F' leaves open must not depend on x.
+        The function takes an `Enclosure` x of points (m, d), which behaves as a tensor,
+        and returns one (m,). By default that of several `terms` follows from theirs,
+        and a functional of one term has none. A functional of your own returns a
+        function that computes :math:`F'[\mu](x)` by torch operations on x. The constant
+        that F' leaves open must not depend on x.
 
         Parameters
         ----------
         mu : Measure
             Where to differentiate, in float64.
-        x : Enclosure, shape (m, d)
-            Points that range over boxes. It behaves as a tensor.
 
         Returns
         -------
-        Enclosure, shape (m,)
-            The values, with derivatives in x.
+        callable
+            Points (m, d) to values (m,).
 
         Raises
         ------
         NotEnclosed
-            If F' or an operation in it has no interval extension.
+            If F' or an operation in it has no interval extension, here or when the
+            function is called.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> class Concentration(of.Functional):
+        ...     def value(self, mu):
+        ...         return mu.expectation(lambda x: x.square().sum(-1)) ** 2
+        ...
+        ...     def mixture_curvature(self):
+        ...         return "convex"
+        ...
+        ...     def enclosed_variation(self, mu):
+        ...         mean = mu.weights @ mu.points.square().sum(-1)
+        ...         return lambda x: 2 * mean * x.square().sum(-1)
+        >>> mu = of.Particles(torch.tensor([[1.0], [3.0]]))
+        >>> box = of.optimality.BoxDomain(0, 4)
+        >>> of.optimality.optimality_gap(Concentration(), mu, box).kind
+        'proved'
         """
-        return enclosed_terms(self, mu, x)
+        return enclosed_terms(self, mu)
 
     def resample(self, generator: torch.Generator) -> Functional:
         """Return an unbiased random copy (a minibatch), or itself if not stochastic.

@@ -23,7 +23,7 @@ from otflow.measures.sums import pair_slope
 from otflow.numerics.enclosed_sums import combination
 from otflow.numerics.enclosures import Enclosure, NotEnclosed
 
-__all__ = ["EnergyDistanceTo", "MMDTo"]
+__all__ = ["EnergyDistanceTo", "MMDTo", "Witness"]
 
 
 class _Discrepancy(Functional):
@@ -62,7 +62,7 @@ class _Discrepancy(Functional):
         check_space(mu, self.target)
         repulsion, witness = self._parts.parts
         assert isinstance(witness, Potential)
-        assert isinstance(witness.V, _Witness)
+        assert isinstance(witness.V, Witness)
         closed = witness.V.closed(mu)
         if closed is None:
             return self._parts.value_and_velocity(mu)
@@ -225,7 +225,7 @@ class EnergyDistanceTo(_Discrepancy):
         return f"EnergyDistanceTo({self.target!r})"
 
 
-class _Witness:
+class Witness:
     r"""The potential :math:`c - k * \nu`, with the term c of the target alone."""
 
     def __init__(
@@ -239,7 +239,7 @@ class _Witness:
 
     @property
     def own(self) -> Tensor:
-        if isinstance(self.whole, _Witness):
+        if isinstance(self.whole, Witness):
             return self.whole.own
         if self.kept is not None:
             return self.kept
@@ -286,9 +286,7 @@ class _Witness:
 
 
 def _parts(target: Measure, kernel: PairKernel, whole: Ground | None) -> Sum:
-    witness = Potential(
-        _Witness(target, kernel, whole), modulus=_bound_of_minus(kernel)
-    )
+    witness = Potential(Witness(target, kernel, whole), modulus=_bound_of_minus(kernel))
     return Sum((Interaction(kernel), witness))
 
 

@@ -10,7 +10,7 @@ from otflow._typing import Ground
 from otflow._validation import check_function
 from otflow.functionals.base import Functional
 from otflow.measures import Measure
-from otflow.numerics.enclosed_sums import over_columns, over_rows, zero
+from otflow.numerics.enclosed_sums import Enclosed, over_columns, over_rows
 from otflow.numerics.enclosures import Enclosure, NotEnclosed
 
 __all__ = ["OfExpectation"]
@@ -58,7 +58,7 @@ class OfExpectation(Functional):
     def value(self, mu: Measure) -> Tensor:
         return self.R(mu.expectation(self.Phi))
 
-    def enclosed_variation(self, mu: Measure, x: Enclosure) -> Enclosure:
+    def enclosed_variation(self, mu: Measure) -> Enclosed:
         at = self.Phi(Enclosure.of(mu.points, mu.points, 0))
         scalar = at.ndim == 1
         flat = at[:, None] if scalar else at
@@ -69,11 +69,10 @@ class OfExpectation(Functional):
         # The slopes of R, for all means within round-off.
         ends = mean.value[:, None]
         R = self.R(Enclosure.of(ends[0], ends[1], 1)[0, 0 if scalar else slice(None)])
-        if not isinstance(R, Enclosure):
-            return zero(x)
+        slopes = R.gradient if isinstance(R, Enclosure) else 0.0 * mean.value
 
         def features(rows: slice, y: Enclosure) -> Tensor:
             values = self.Phi(y)
             return (values[:, None] if scalar else values).mT[rows]
 
-        return over_rows(features, x, R.gradient)
+        return lambda x: over_rows(features, x, slopes)

@@ -14,7 +14,8 @@ from otflow.functionals.base import Functional
 from otflow.kernels import Kernel, PairKernel, as_kernel
 from otflow.measures import Measure, Particles
 from otflow.measures.sums import pair_slope
-from otflow.numerics.enclosures import Enclosure, NotEnclosed
+from otflow.numerics.enclosed_sums import Enclosed
+from otflow.numerics.enclosures import NotEnclosed
 
 __all__ = ["Interaction"]
 
@@ -112,13 +113,13 @@ class Interaction(Functional):
         with nullcontext() if records(mu.points, mu.weights, x) else torch.no_grad():
             return -pair_slope(self.kernel, x, mu.points, mu.weights)
 
-    def enclosed_variation(self, mu: Measure, x: Enclosure) -> Enclosure:
+    def enclosed_variation(self, mu: Measure) -> Enclosed:
         if not isinstance(mu, Particles):
             msg = f"{self!r} is enclosed on Particles alone"
             raise NotEnclosed(msg)
         if self._parts:
-            return super().enclosed_variation(mu, x)
-        return self.kernel.enclosed_field(x, mu.points, mu.weights)
+            return super().enclosed_variation(mu)
+        return lambda x: self.kernel.enclosed_field(x, mu.points, mu.weights)
 
     def modulus(self, dim: int) -> float | None:
         if self.convexity is None or not isinstance(self.kernel, Kernel):

@@ -11,8 +11,7 @@ from otflow._validation import check_function, real
 from otflow.errors import InvalidFunctional
 from otflow.functionals.base import Functional
 from otflow.measures import Measure, Particles
-from otflow.numerics.enclosed_sums import as_enclosure
-from otflow.numerics.enclosures import Enclosure
+from otflow.numerics.enclosed_sums import Enclosed, as_enclosure
 
 __all__ = ["Potential"]
 
@@ -70,8 +69,8 @@ class Potential(Functional):
             return super()._velocity_at(mu, x)
         return -gradient(self.V, x)
 
-    def enclosed_variation(self, mu: Measure, x: Enclosure) -> Enclosure:
-        return as_enclosure(self.V(x), x)
+    def enclosed_variation(self, mu: Measure) -> Enclosed:
+        return lambda x: as_enclosure(self.V(x), x)
 
     def modulus(self, dim: int) -> float | None:
         return self.convexity

@@ -15,6 +15,7 @@ from otflow._radial import power, power_slope, radial_field, radial_sweep
 from otflow._validation import positive, real
 from otflow.kernels.base import Kernel
 from otflow.kernels.enclosed import power_ranges, radial_enclosure, ranges_of
+from otflow.kernels.taylor import taylor_enclosure
 from otflow.numerics.enclosures import Enclosure
 from otflow.numerics.exponentials import exp_below_zero_
 from otflow.numerics.gauss_transform import gauss_transform
@@ -165,7 +166,12 @@ class RadialKernel(Kernel):
     def enclosed_field(self, x: Enclosure, points: Tensor, masses: Tensor) -> Enclosure:
         if not x.is_point:
             return super().enclosed_field(x, points, masses)
-        kernel = self if type(self) in KNOWN and not self.singular else None
+        known = type(self) in KNOWN and not self.singular
+        # A high power multiplies the round-off of its base.
+        mild = getattr(self, "power", 0.0) <= MOST_POWER
+        if known and mild and isinstance(self, (Gaussian, InverseMultiquadric)):
+            return taylor_enclosure(self, x, points, masses)
+        kernel = self if known else None
         return radial_enclosure(self.ranges, x, points, masses, self._steepest, kernel)
 
     def closed_sweep(self) -> Sweep:
@@ -274,6 +280,13 @@ class Gaussian(RadialKernel):
         exponents = s * (-0.5 / self.sigma**2)
         return exponents.exp() if records(s) else exp_below_zero_(exponents)
 
+    def derivatives(self, s: Tensor, order: int) -> list[Tensor]:
+        """Return the profile and its first `order` derivatives at s."""
+        found = [exp_below_zero_(s * (-0.5 / self.sigma**2))]
+        for _ in range(order):
+            found.append(found[-1] * (-0.5 / self.sigma**2))
+        return found
+
     def slope(self, s: Tensor) -> Tensor:
         return self.profile(s) * (-0.5 / self.sigma**2)
 
@@ -366,6 +379,14 @@ class InverseMultiquadric(RadialKernel):
 
     def profile(self, s: Tensor) -> Tensor:
         return (1.0 + s / self.scale**2).pow(-self.power)
+
+    def derivatives(self, s: Tensor, order: int) -> list[Tensor]:
+        """Return the profile and its first `order` derivatives at s."""
+        base = 1.0 + s / self.scale**2
+        found = [base.pow(-self.power)]
+        for k in range(order):
+            found.append(found[-1] / base * (-(self.power + k) / self.scale**2))
+        return found
 
     def slope(self, s: Tensor) -> Tensor:
         base = 1.0 + s / self.scale**2
@@ -546,5 +567,7 @@ class Riesz(RadialKernel):
         return [negative(r) for r in power_ranges(s, -self.p, order)]
 
 
+# The greatest power of a multiquadric of which Taylor's formula bounds the round-off.
+MOST_POWER = 16.0
 # The profiles whose round-off is known; a subclass may have another.
 KNOWN = (Gaussian, InverseMultiquadric, PowerLaw, Quadratic, Energy)

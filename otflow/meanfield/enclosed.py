@@ -20,17 +20,23 @@ from otflow.numerics.intervals import (
     outward,
 )
 
-__all__ = ["network_ranges", "two_layer_enclosure"]
+__all__ = ["correlation", "two_layer_enclosure"]
 
 # The built-in units whose ranges are known, by class: a subclass may differ.
-KNOWN = {type(unit): FUNCTIONS[name] for name, unit in UNITS.items()}
+KNOWN: dict[type, Ranges] = {
+    type(unit): FUNCTIONS[name] for name, unit in UNITS.items()
+}
 
 
-def network_ranges(network: Network) -> Ranges | None:
-    """Return the ranges of the activation of a network of built-in units."""
-    if type(network) is not TwoLayer:
+def correlation(
+    network: Network, inputs: Tensor, theta: Enclosure, slopes: Interval
+) -> Enclosure | None:
+    """Return the enclosure of a network of built-in units, None for another one."""
+    ranges = KNOWN.get(type(getattr(network, "activation", None)))
+    if ranges is None or type(network) is not TwoLayer or not theta.is_point:
         return None
-    return KNOWN.get(type(network.activation))  # type: ignore[arg-type]
+    slopes = slopes if slopes.ndim == 3 else slopes[..., None]
+    return two_layer_enclosure(network, ranges, inputs, theta, slopes)
 
 
 def two_layer_enclosure(
@@ -108,7 +114,7 @@ def _sums(
             spread = (errors * f[:, None].abs()).flatten(1)
             slack = dot(exact(t.abs().amax(0)), spread)[1]
             term = dot(t, weights) + torch.stack([-slack, slack])
-            term = outward(term).unflatten(-1, (slopes.shape[2], -1))
+            term = outward(term).reshape(2, u.shape[1], slopes.shape[2], -1)
             if start:
                 found[k] = outward(found[k] + term)
             else:

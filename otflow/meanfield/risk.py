@@ -14,7 +14,7 @@ from otflow._validation import check_like, non_negative_int
 from otflow.errors import Unsupported
 from otflow.functionals import Curvature, Functional
 from otflow.meanfield.decomposition import Decomposition, decompose
-from otflow.meanfield.enclosed import network_ranges, two_layer_enclosure
+from otflow.meanfield.enclosed import correlation
 from otflow.meanfield.fused import value_and_gradient
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.losses import PerSample, Square, as_loss
@@ -22,7 +22,7 @@ from otflow.meanfield.network import Network, block_rows
 from otflow.meanfield.units import Unit
 from otflow.measures import Measure, Particles
 from otflow.numerics.enclosed_operations import times
-from otflow.numerics.enclosed_sums import over_columns, over_rows
+from otflow.numerics.enclosed_sums import Enclosed, over_columns, over_rows
 from otflow.numerics.enclosures import Enclosure, NotEnclosed
 
 __all__ = ["Risk"]
@@ -202,7 +202,7 @@ class Risk(Functional):
         check_finite(variation, "the functional's gradient")
         return variation
 
-    def enclosed_variation(self, mu: Measure, x: Enclosure) -> Enclosure:
+    def enclosed_variation(self, mu: Measure) -> Enclosed:
         if not isinstance(mu, Particles) or self.network.scaling != "mean-field":
             msg = f"{self!r} is enclosed on Particles in the mean-field scaling alone"
             raise NotEnclosed(msg)
@@ -210,16 +210,15 @@ class Risk(Functional):
         slopes = self._enclosed_slopes(mu, inputs)
 
         mean = times(slopes, 1 / len(inputs)).value
-        ranges = network_ranges(self.network)
-        if ranges is not None and x.is_point:
-            assert isinstance(self.network, TwoLayer)
-            mean = mean if mean.ndim == 3 else mean[..., None]
-            return two_layer_enclosure(self.network, ranges, inputs, x, mean)
 
         def features(rows: slice, theta: Enclosure) -> Tensor:
             return self.network.sigma(inputs[rows], theta)
 
-        return over_rows(features, x, mean)
+        def enclosed(x: Enclosure) -> Enclosure:
+            closed = correlation(self.network, inputs, x, mean)
+            return over_rows(features, x, mean) if closed is None else closed
+
+        return enclosed
 
     def _enclosed_slopes(self, mu: Measure, inputs: Tensor) -> Enclosure:
         """Return the slopes of the losses at the data, with the round-off of f."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from otflow.numerics.enclosures import Enclosure, NotEnclosed, constant_rows
 from otflow.numerics.intervals import EPS, Interval, dot, exact, outward
 
 __all__ = [
+    "Enclosed",
     "Enclosure",
     "as_enclosure",
     "combination",
@@ -24,6 +25,9 @@ __all__ = [
     "weighted",
     "zero",
 ]
+
+Enclosed: TypeAlias = Callable[[Enclosure], Enclosure]
+"""A function of enclosed points (m, d) to enclosed values (m,)."""
 
 
 class HasTerms(Protocol):
@@ -57,13 +61,14 @@ def combination(parts: Iterable[tuple[float, Enclosure]], like: Enclosure) -> En
     return total
 
 
-def enclosed_terms(F: HasTerms, mu: Any, x: Enclosure) -> Enclosure:
-    """Return the sum of c times F' of the terms of F, enclosed at points of boxes."""
+def enclosed_terms(F: HasTerms, mu: Any) -> Enclosed:
+    """Return the sum of c times F' of the terms of F, as a function on boxes."""
     terms = F.terms()
     if any(term is F for _, term in terms):
-        msg = f"{F!r} does not state enclosed_variation(mu, x)"
+        msg = f"{F!r} does not state enclosed_variation(mu)"
         raise NotEnclosed(msg)
-    return combination(((c, term.enclosed_variation(mu, x)) for c, term in terms), x)
+    parts = [(c, term.enclosed_variation(mu)) for c, term in terms]
+    return lambda x: combination(((c, part(x)) for c, part in parts), x)
 
 
 def over_atoms(

@@ -130,9 +130,22 @@ def total(
 
 def dot(t: Interval, c: Tensor) -> Interval:
     """Return the product (..., n) @ (n, k) with exact real numbers."""
-    positive, negative_part = c.clamp(min=0), c.clamp(max=0)
-    ends = _finite_dot(t, positive) + _finite_dot(t.flip(0), negative_part)
-    size = _finite_dot(t.abs().amax(0), c.abs())
+    middle = 0.5 * t[0] + 0.5 * t[1]
+    size = c.abs()
+    # The half width, and the round-off of a sum of n products.
+    spread = torch.maximum(t[1] - middle, middle - t[0]).mul_(1 + 4 * EPS)
+    spread = spread.add_(middle.abs(), alpha=(len(c) + 4) * EPS)
+    centre, reach = middle @ c, (spread @ size).mul_(1 + 2 * len(c) * EPS).add_(TINY)
+    if bool(torch.isfinite(reach).all()) and bool(torch.isfinite(centre).all()):
+        return outward(torch.stack([centre - reach, centre + reach]))
+    return _dot_of_infinite(t, c)
+
+
+def _dot_of_infinite(t: Interval, c: Tensor) -> Interval:
+    """Return the product where ends are infinite; times 0 they count as 0."""
+    ends = _without_nan(t[..., None] * c.clamp(min=0)).sum(-2)
+    ends = ends + _without_nan(t.flip(0)[..., None] * c.clamp(max=0)).sum(-2)
+    size = _without_nan(t.abs().amax(0)[..., None] * c.abs()).sum(-2)
     return _with_slack(ends, size.expand_as(ends), 2 * len(c) + 2)
 
 
@@ -148,13 +161,6 @@ def _with_slack(ends: Interval, size: Interval, n: int) -> Interval:
     slack = size * (n * EPS) + TINY
     low, high = ends[0] - slack[0], ends[1] + slack[1]
     return outward(torch.stack([low, high]))
-
-
-def _finite_dot(t: Interval, c: Tensor) -> Interval:
-    # Infinity times 0 counts as 0 in sums over products of intervals.
-    if bool(torch.isfinite(t).all()):
-        return t @ c
-    return _without_nan(t[..., None] * c).sum(-2)
 
 
 def _without_nan(products: Tensor) -> Tensor:

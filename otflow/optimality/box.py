@@ -17,6 +17,7 @@ from otflow.numerics.enclosed_sums import weighted
 from otflow.numerics.enclosures import Enclosure, NotEnclosed
 from otflow.numerics.intervals import Interval
 from otflow.optimality.domains import Domain
+from otflow.optimality.enclosing import variation_on_boxes
 from otflow.optimality.gap import Gap, GapKind
 from otflow.optimality.proofs import STARTS, bound_below
 from otflow.optimality.search import search
@@ -117,10 +118,7 @@ class BoxDomain(Domain):
         # The same numbers: a move to float64 would change the masses to the sum 1.
         points, weights = (t.detach().double() for t in (mu.points, mu.weights))
         mu = mu.with_free_atoms(points, weights, is_uniform=mu.is_uniform)
-
-        def enclose(x: Enclosure) -> Enclosure:
-            return F.enclosed_variation(mu, x)
-
+        enclose = variation_on_boxes(F, mu)
         at = enclose(Enclosure.of(mu.points, mu.points, 0)).value
         mean = float(weighted(at[:, None], mu.weights)[1, 0])
         if not math.isfinite(mean):

@@ -269,7 +269,8 @@ def _newton(
     size = torch.maximum(values.abs(), along.abs() / reach)
     step = torch.where(size > 0, -along / size, 0.0)
     step = (vectors @ step[..., None])[..., 0]
-    return (x + length * step).clamp(lower, upper)
+    new: Tensor = x + length * step
+    return new.clamp(lower, upper)
 
 
 def _grid(lower: Tensor, upper: Tensor, places: Tensor) -> _Cells:
