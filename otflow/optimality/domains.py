@@ -43,7 +43,3 @@ class Domain(ABC):
         Gap
             Proved, or searched.
         """
-
-    def __repr__(self) -> str:
-        values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k[0] != "_")
-        return f"{type(self).__name__}({values})"
