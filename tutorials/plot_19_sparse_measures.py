@@ -20,8 +20,8 @@ There is no grid: :math:`x_k` is any place of the interval.
 # %%
 # The data
 # --------
-# A functional of one's own says its value. Gaps also ask how it bends along mixtures,
-# and a proof asks for F' as a function of places, which is evaluated on whole intervals.
+# A functional of one's own says its value. Gaps also ask how it bends along mixtures.
+# A proof asks for F' as a function of places, and evaluates it on whole intervals.
 
 import matplotlib.pyplot as plt
 import torch

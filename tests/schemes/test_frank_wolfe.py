@@ -229,6 +229,35 @@ class Blurred(of.Functional):
         return "convex"
 
 
+class Enclosed(Blurred):
+    """The same, with F' as a function of places, on which proofs rest."""
+
+    def enclosed_variation(self, mu):
+        error = (mu.expectation(self.features) - self.data) / len(self.data)
+        line = self.grid[:, 0]
+        return lambda x: (
+            torch.exp(-((x - line) ** 2) / (2 * self.width**2)) * error
+        ).sum(-1)
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+def test_the_gap_of_each_step_is_proved_where_f_can_be_enclosed(sliding):
+    line = torch.linspace(0, 1, 60, dtype=F64)[:, None]
+    F = Enclosed(PLACES, MASSES, 0.07, line)
+    run = run_of(FrankWolfe(box(), 32, sliding=sliding, prove=True), 5, F)
+    found = run_of(FrankWolfe(box(), 32, sliding=sliding), 5, F)
+    for step, other, value in zip(
+        run.info, found.info, run.records["energy"].tolist(), strict=False
+    ):
+        assert step["gap_kind"] == GapKind.PROVED
+        assert other["gap_kind"] == GapKind.SEARCHED
+        assert step["gap"] >= value  # the least value is 0
+        assert step["gap"] >= other["gap"] - 1e-9
+    if sliding:
+        check_spikes(run.final, PLACES, MASSES)
+        assert run.info[-1]["gap"] < 1e-12
+
+
 @pytest.mark.parametrize(("dim", "count", "width"), [(1, 3, 0.1), (2, 4, 0.15)])
 @pytest.mark.parametrize("seed", range(3))
 def test_sliding_finds_random_spikes(dim, count, width, seed):
