@@ -12,6 +12,7 @@ import torch
 from benchmarks import (
     back_and_forth,
     calls,
+    gaps,
     grids,
     imports,
     loop,
@@ -30,6 +31,7 @@ MODULES = (
     pairs,
     loop,
     calls,
+    gaps,
     metrics,
     transport,
     moons,

@@ -2,11 +2,14 @@ r"""Correlations of neurons with data, enclosed on boxes of parameters."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from otflow._pairs import tiles
 from otflow.meanfield.layers import TwoLayer
-from otflow.meanfield.network import Network
+from otflow.meanfield.network import Network, block_rows
 from otflow.meanfield.units import UNITS
 from otflow.numerics.elementary import FUNCTIONS, Ranges
 from otflow.numerics.enclosed_sums import BLOCK
@@ -20,8 +23,10 @@ from otflow.numerics.intervals import (
     outward,
 )
 
-__all__ = ["correlation", "two_layer_enclosure"]
+__all__ = ["correlation", "enclosed_outputs", "two_layer_enclosure"]
 
+# Units of round-off in a hidden value, of numbers of inputs up to a few dozens.
+ULPS = 64
 # The built-in units whose ranges are known, by class: a subclass may differ.
 KNOWN: dict[type, Ranges] = {
     type(unit): FUNCTIONS[name] for name, unit in UNITS.items()
@@ -36,7 +41,54 @@ def correlation(
     if ranges is None or type(network) is not TwoLayer or not theta.is_point:
         return None
     slopes = slopes if slopes.ndim == 3 else slopes[..., None]
+    if not theta.order and bool((theta.value[0] == theta.value[1]).all()):
+        return theta.like(_at_points(network, inputs, theta.value[0], slopes)[:, None])
     return two_layer_enclosure(network, ranges, inputs, theta, slopes)
+
+
+def enclosed_outputs(
+    network: Network, inputs: Tensor, theta: Tensor, masses: Tensor
+) -> Enclosure | None:
+    """Return the outputs at the data, with a bound on their round-off, or None."""
+    if not isinstance(network, TwoLayer) or type(network) is not TwoLayer:
+        return None
+    if type(network.activation) not in KNOWN:
+        return None
+    a, u = network.split(theta)
+    sums, sizes = [], (masses[:, None] * a).abs()
+    for rows in _blocks(inputs, theta):
+        sums.append(network.activation(inputs[rows] @ u.T) @ (masses[:, None] * a))
+    f = torch.cat(sums)
+    # A hidden value is at most 1 + |u| . |x|, and is off by some units of that.
+    heights = sizes.sum(0) + inputs.abs() @ (u.abs().T @ sizes)
+    units = ULPS + 2 * inputs.shape[1] + len(theta)
+    reach = heights * (units * EPS)
+    ends = outward(torch.stack([f - reach, f + reach]))
+    ends = ends[..., 0] if network.outputs is None else ends
+    return Enclosure(ends[:, None], theta.shape[1], 0)
+
+
+def _at_points(
+    network: TwoLayer, inputs: Tensor, theta: Tensor, slopes: Interval
+) -> Interval:
+    """Return the sums at neurons, with a bound on their round-off."""
+    a, u = network.split(theta)
+    middle = 0.5 * slopes[0] + 0.5 * slopes[1]
+    radius = torch.maximum(slopes[1] - middle, middle - slopes[0])
+    found = a.new_zeros(len(theta))
+    for rows in _blocks(inputs, theta):
+        hidden = network.activation(inputs[rows] @ u.T)
+        found += (a * (hidden.T @ middle[rows])).sum(1)
+    units = ULPS + 2 * inputs.shape[1] + len(inputs)
+    size = middle.abs() * (units * EPS) + radius * (1 + 8 * EPS)
+    # A hidden value is at most 1 + |u| . |x|, and is off by so many units of that.
+    heights = size.sum(0) + u.abs() @ (inputs.abs().T @ size)
+    reach = (a.abs() * heights).sum(1) * (1 + units * EPS)
+    return outward(torch.stack([found - reach, found + reach]))
+
+
+def _blocks(inputs: Tensor, theta: Tensor) -> Iterator[slice]:
+    return tiles(len(inputs), block_rows(len(theta), theta))
 
 
 def two_layer_enclosure(

@@ -14,7 +14,7 @@ from otflow._validation import check_like, non_negative_int
 from otflow.errors import Unsupported
 from otflow.functionals import Curvature, Functional
 from otflow.meanfield.decomposition import Decomposition, decompose
-from otflow.meanfield.enclosed import correlation
+from otflow.meanfield.enclosed import correlation, enclosed_outputs
 from otflow.meanfield.fused import value_and_gradient
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.losses import PerSample, Square, as_loss
@@ -222,6 +222,11 @@ class Risk(Functional):
 
     def _enclosed_slopes(self, mu: Measure, inputs: Tensor) -> Enclosure:
         """Return the slopes of the losses at the data, with the round-off of f."""
+        closed = enclosed_outputs(self.network, inputs, mu.points, mu.weights)
+        if closed is not None:
+            f = self.network.add_offset(closed)
+            assert isinstance(f, Enclosure)
+            return self._loss.enclosed_slope(f, self.y)
         atoms = Enclosure.of(mu.points, mu.points, 0)
         outputs = [
             over_columns(self.network.sigma(inputs[rows], atoms), mu.weights)

@@ -8,7 +8,8 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-import otflow.numerics.enclosed_shapes  # noqa: F401  # it fills the table
+import otflow.numerics.enclosed_choices
+import otflow.numerics.enclosed_shapes  # noqa: F401  # they fill the table
 from otflow.numerics.enclosed_operations import add, times
 from otflow.numerics.enclosures import Enclosure, NotEnclosed, constant_rows
 from otflow.numerics.intervals import EPS, Interval, dot, exact, outward

@@ -131,7 +131,10 @@ def bound_below(
         now.bound = torch.maximum(now.bound, low.bounds)
         now = now.take(low.kept)
         target = best - max(sharp(best), noise)
-        open_ = now.bound < target
+        # Between neighbouring floating numbers there is nothing to cut.
+        size = torch.maximum(now.lower.abs(), now.upper.abs())
+        cuttable = (now.upper - now.lower > 4 * EPS * size).any(1)
+        open_ = (now.bound < target) & cuttable
         done = min([done, *now.bound[~open_].tolist()])
         cells = cells.join(
             _children(now.take(open_), low.take(low.kept).take(open_), places)
@@ -239,10 +242,13 @@ def polish(
     length = x.new_ones(len(x), 1)
     for _ in range(steps):
         new = _newton(found, x, lower, upper, length)
+        # Where round-off hides what the step would gain there is no more to find.
+        slope = found.gradient.abs().amax(0).T
+        noise = found.value[1] - found.value[0]
+        if bool(((new - x).abs() * slope).sum(1).le(noise).all()):
+            break
         moved = enclose(Enclosure.of(new, new, 2))
         fell = moved.value[1] < found.value[1]
-        if not bool(fell.any()) and bool((length < 0.1).all()):
-            break
         x = torch.where(fell[:, None], new, x)
         found = found.like(torch.where(fell, moved.rows, found.rows))
         length = torch.where(fell[:, None], (2 * length).clamp(max=1.0), length / 4)
@@ -280,11 +286,12 @@ def _grid(lower: Tensor, upper: Tensor, places: Tensor) -> _Cells:
     steps = torch.arange(n + 1).to(lower) / n
     edges = lower + (upper - lower) * steps[:, None]
     edges[-1] = upper
-    index = torch.cartesian_prod(*[torch.arange(n)] * d).reshape(-1, d)
-    axes = torch.arange(d)
+    numbers = torch.arange(n, device=lower.device)
+    index = torch.cartesian_prod(*[numbers] * d).reshape(-1, d)
+    axes = torch.arange(d, device=lower.device)
     low, high = edges[index, axes], edges[index + 1, axes]
     bound = low.new_full((len(low),), -torch.inf)
-    visits = torch.zeros(len(low), dtype=torch.long)
+    visits = torch.zeros_like(bound)
     return _Cells(low, high, _centres(low, high, places), bound, visits)
 
 
