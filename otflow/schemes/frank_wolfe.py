@@ -105,7 +105,8 @@ class FrankWolfe(Scheme):
     variant tells whether its descent converged. Its ``residual`` is a size of the
     gradient of F' over that of F' itself: the spread over the candidates, at the mean
     of the measure and of equal masses on them. A measure that a slide has left at a
-    minimum is kept; the residual is then that of the gap.
+    minimum is kept; the residual is then that of the gap. Under `Minibatch` the gap is
+    that of the batch.
 
     Cost of a step: F' and its gradient at m candidates, `descend` + 1 times; the
     sliding variant adds some hundred values with velocity of F at its few atoms.
@@ -209,6 +210,12 @@ class FrankWolfe(Scheme):
                 "cure": "smooth the kink of F, or take FrankWolfe(box, sliding=False)",
             }
         return Step(end.measure, (made + 1, small and end.converged), report, energy)
+
+    def __repr__(self) -> str:
+        text, places = super().__repr__(), self.candidates
+        if isinstance(places, Tensor):
+            text = text.replace(repr(places), f"{len(places)} places")
+        return text
 
     def _ground(self, mu: Measure) -> tuple[Box, Tensor]:
         """Return the box and the candidates, for a measure that fits them."""

@@ -125,6 +125,13 @@ def test_it_is_no_faster_than_its_rate_and_the_measured_order_is_near_one():
     assert 0.8 < order < 2.2
 
 
+def test_places_of_ones_own_are_told_by_their_number():
+    places = torch.linspace(0, 1, 5000, dtype=F64)[:, None]
+    text = repr(FrankWolfe(box(), places))
+    assert "candidates=5000 places, descend=50" in text
+    assert "tensor" not in text
+
+
 def test_the_steps_are_those_of_the_formula():
     run = run_of(FrankWolfe(box()), 5)
     assert [info["dt"] for info in run.info] == [2 / (k + 2) for k in range(5)]
