@@ -311,7 +311,15 @@ def brute(x, y, group):
 
 @pytest.mark.parametrize(
     ("name", "n", "m"),
-    [("tanh", 2, 3), ("tanh", 5, 5), ("relu", 2, 3), ("abs", 3, 2), ("gelu", 6, 3)],
+    [
+        ("tanh", 2, 3),
+        ("tanh", 5, 5),
+        ("relu", 2, 3),
+        ("abs", 3, 2),
+        ("gelu", 6, 3),
+        ("tanh", 6, 6),
+        ("cos", 3, 3),
+    ],
 )
 def test_the_distance_is_the_least_over_all_permutations_and_signs(name, n, m):
     group = of_activation(name)
