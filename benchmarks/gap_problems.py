@@ -170,6 +170,10 @@ def discrepancy(draw: Draw) -> Problem:
         of.kernels.Energy,
     )
     mu, nu = draw.measure(), draw.measure()
+    if r.random() < 0.4:  # close to the target, where gaps are small
+        move = 10.0 ** r.uniform(-9, -1) * draw.scale * r.normal(size=nu.points.shape)
+        moved = nu.points.double() + torch.tensor(move)
+        mu = of.Particles(draw.clip(moved.to(draw.dtype)), nu.weights)
     x, w, y, v = map(numbers, (mu.points, mu.weights, nu.points, nu.weights))
     # Exactly the same mass: else the constant of a kernel counts.
     k = profiles[kind]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -63,8 +64,8 @@ def run() -> list[Row]:
     for name, (F, mu, box) in problems().items():
         assert optimality_gap(F, mu, box).kind == "proved", name
         gap, velocity = interleaved(
-            lambda F=F, mu=mu, box=box: optimality_gap(F, mu, box),
-            lambda F=F, mu=mu: F.velocity(mu),
+            partial(optimality_gap, F, mu, box),
+            partial(F.velocity, mu),
             repeats=5,
             warmup=1,
         )

@@ -51,6 +51,8 @@ nitpicky = True
 nitpick_ignore = [
     ("py:class", "collections.abc.Mapping[str"),
     ("py:class", "otflow._moving.Move"),
+    ("py:class", "otflow.numerics.enclosures.Enclosure"),
+    ("py:class", "otflow.numerics.enclosed_sums.Enclosed"),
     ("py:obj", "otflow.callbacks.base.M"),
     ("py:class", "otflow.callbacks.base.M"),
     ("py:class", "otflow.callbacks.files._Writer"),

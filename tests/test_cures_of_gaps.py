@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.errors import Unsupported
+from otflow.errors import InvalidFunctional, Unsupported
 from otflow.optimality import BoxDomain, optimality_gap
 from tests.cures import Case, check_cures
 
@@ -93,6 +93,12 @@ CASES: dict[str, Case] = {
         "domain must be a Domain, got",
         lambda: optimality_gap(V, CLOUD, (0.0, 1.0)),
         [lambda: gap(BoxDomain(0.0, 1.0))],
+    ),
+    "a potential with an axis too many": (
+        InvalidFunctional,
+        r"to \(5,\), got \(5, 1\); reduce over the last axis: .sum\(-1\)",
+        lambda: gap(BoxDomain(0, 1), of.Potential(torch.square)),
+        [lambda: gap(BoxDomain(0, 1), of.Potential(lambda x: x.square().sum(-1)))],
     ),
     "an internal energy on atoms": (
         Unsupported,

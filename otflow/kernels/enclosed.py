@@ -11,7 +11,7 @@ from otflow._radial import Profile
 from otflow.numerics.elementary import FUNCTIONS, Ranges, power
 from otflow.numerics.enclosed_sums import BLOCK
 from otflow.numerics.enclosures import Enclosure, pairs, row_count
-from otflow.numerics.intervals import EPS, TINY, Interval, outward, scale
+from otflow.numerics.intervals import EPS, TINY, Interval, dot, outward, scale
 
 __all__ = ["power_ranges", "radial_enclosure", "ranges_of"]
 
@@ -132,16 +132,9 @@ def _terms(
 
 def _summed(term: tuple[Interval, Tensor], masses: Tensor) -> Interval:
     t, size = term
-    gain, loss = masses.clamp(min=0), masses.clamp(max=0)
-    ends = _dot(t[0], gain) + _dot(t[1], loss), _dot(t[1], gain) + _dot(t[0], loss)
-    slack = _dot(size, masses.abs()) * ((ULPS + len(masses)) * EPS) + TINY
-    return torch.stack([ends[0] - slack, ends[1] + slack])
-
-
-def _dot(t: Tensor, masses: Tensor) -> Tensor:
-    if bool(torch.isfinite(t).all()):
-        return t @ masses
-    return _without_nan(t * masses).sum(-1)
+    ends = dot(t, masses[:, None])[..., 0]
+    slack = (size @ masses.abs()) * ((ULPS + len(masses)) * EPS)
+    return outward(torch.stack([ends[0] - slack, ends[1] + slack]))
 
 
 def _square(t: Interval) -> Interval:

@@ -529,7 +529,10 @@ class Energy(RadialKernel):
     _steepest = 1.0
 
     def ranges(self, s: Interval, order: int) -> list[Interval]:
-        return [negative(r) for r in power_ranges(s, 1.0, order)]
+        root = outward(s.clamp(min=0.0).sqrt()).clamp_(min=0.0)
+        inverse = outward(1.0 / root.flip(0))
+        slopes, bends = -0.5 * inverse.flip(0), 0.25 * inverse * inverse * inverse
+        return [negative(root), slopes, outward(bends, 8.0)][: 1 + order]
 
 
 class Riesz(RadialKernel):

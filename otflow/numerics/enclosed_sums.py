@@ -10,6 +10,7 @@ from torch import Tensor
 
 import otflow.numerics.enclosed_choices
 import otflow.numerics.enclosed_shapes  # noqa: F401  # they fill the table
+from otflow.errors import InvalidFunctional
 from otflow.numerics.enclosed_operations import add, times
 from otflow.numerics.enclosures import Enclosure, NotEnclosed, constant_rows
 from otflow.numerics.intervals import EPS, Interval, dot, exact, outward
@@ -49,15 +50,23 @@ def zero(like: Enclosure) -> Enclosure:
 
 def as_enclosure(values: Tensor, like: Enclosure) -> Enclosure:
     """Return values as an enclosure; a tensor does not depend on x."""
+    if values.shape != like.shape[:-1]:
+        msg = (
+            f"a first variation must map points {tuple(like.shape)} to "
+            f"{tuple(like.shape[:-1])}, got {tuple(values.shape)}; reduce over the "
+            f"last axis: .sum(-1)"
+        )
+        raise InvalidFunctional(msg)
     if isinstance(values, Enclosure):
         return values
-    return like.like(constant_rows(values.expand(like.shape[:-1]), like))
+    return like.like(constant_rows(values, like))
 
 
-def combination(parts: Iterable[tuple[float, Enclosure]], like: Enclosure) -> Enclosure:
+def combination(parts: Iterable[tuple[float, Tensor]], like: Enclosure) -> Enclosure:
     """Return a sum of multiples of enclosures (C,)."""
     total = zero(like)
-    for c, part in parts:
+    for c, values in parts:
+        part = as_enclosure(values, like)
         total = add(total, part if c == 1 else times(part, c))
     return total
 

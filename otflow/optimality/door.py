@@ -35,8 +35,9 @@ def optimality_gap(
     domain : Domain
         The measures that compete.
     descend : int
-        Number of projected descent steps from each candidate: atoms of mu, and places
-        that fill the domain.
+        Number of descent steps from each candidate: low atoms of mu, and places that
+        fill the domain. In a proof they are Newton steps, of which 12 suffice; in a
+        search, projected gradient steps.
 
     Returns
     -------

@@ -60,9 +60,11 @@ def descent(
     """
     side = (upper - lower).max()
     pull = F.velocity(mu, x).detach()
-    length = 0.01 * side / pull.norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+    length = 0.01 * side / pull.norm(dim=1).clamp(min=1e-30)
     for _ in range(steps):
-        new = (x + length[:, None] * pull).clamp(lower, upper)
+        # A place without slope stays, however long its step.
+        step = torch.where(pull == 0, 0.0, length[:, None] * pull)
+        new = (x + step.clamp(-side, side)).clamp(lower, upper)
         if not bool(((new - x).abs() > still * side).any()):
             break
         try:
@@ -75,7 +77,9 @@ def descent(
         moved, changed = new - x, pull - pulled
         bent = (moved * changed).sum(1)
         longer = torch.where(bent > 0, moved.square().sum(1) / bent, 4 * length)
-        length = torch.where(fell, torch.minimum(longer, 16 * length), length / 4)
+        longest = torch.finfo(x.dtype).max / 32
+        longer = torch.minimum(longer, 16 * length).clamp(max=longest)
+        length = torch.where(fell, longer, length / 4)
         x = torch.where(fell[:, None], new, x)
         pull = torch.where(fell[:, None], pulled, pull)
         values = torch.where(fell, lower_values, values)

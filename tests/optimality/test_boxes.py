@@ -200,6 +200,14 @@ def test_a_search_without_descent_is_too_high():
     assert still.value < moved.value <= float(F.value(mu))
 
 
+def test_a_search_may_begin_where_there_is_no_slope():
+    x = torch.tensor([[0.25], [0.5]], dtype=F64)
+    F = of.Potential(lambda x: torch.where(x > 0.5, x - 0.5, 0 * x).sum(-1))
+    gap = optimality_gap(F, of.Particles(x), BoxDomain(0, 1))
+    assert gap.kind == "searched"
+    assert gap.value == 0.0
+
+
 def test_a_functional_that_is_not_convex_has_no_gap_and_the_term_is_named():
     V = of.Potential(lambda x: x.square().sum(-1))
     F = V - 2 * of.Interaction(of.kernels.Gaussian(1.0))
