@@ -588,9 +588,12 @@ CASES: dict[str, Case] = {
     ),
     "clouds of other sizes up to rotation": (
         ValueError,
-        "use wasserstein2",
-        lambda: of.metrics.quotient_distance(normal(3, 2), normal(4, 2)),
-        [lambda: of.metrics.wasserstein2(normal(3, 2), normal(4, 2))],
+        "use aligned_networks, which splits them, and quotient_distance",
+        lambda: of.metrics.best_matching(normal(3, 2), normal(4, 2)),
+        [
+            lambda: of.metrics.aligned_networks(normal(3, 2), normal(4, 2)),
+            lambda: of.metrics.quotient_distance(normal(3, 2), normal(4, 2)),
+        ],
     ),
 }
 

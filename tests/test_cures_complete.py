@@ -15,6 +15,7 @@ import torch
 from tests.messages import messages, names_a_cure
 
 FLOORS = (
+    "alignment",
     "blobs",
     "cells",
     "convexities",
@@ -30,6 +31,7 @@ FLOORS = (
     "numbers",
     "plans",
     "runs",
+    "sparse_measures",
     "steps",
     "targets",
     "time_errors",

@@ -158,6 +158,7 @@ MAKE: dict[type, Callable[[], Any]] = {
     of.BirthDeath: of.BirthDeath,
     schemes.Chain: lambda: of.chain(of.ExplicitEuler(), of.BirthDeath()),
     of.ExplicitEuler: of.ExplicitEuler,
+    schemes.FrankWolfe: lambda: schemes.FrankWolfe(of.optimality.BoxDomain(0, 1)),
     of.Langevin: of.Langevin,
     schemes.Minibatch: lambda: schemes.Minibatch(of.ExplicitEuler()),
     schemes.NoisyEuler: lambda: schemes.NoisyEuler(0.1),

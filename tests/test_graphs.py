@@ -771,6 +771,7 @@ SCHEMES = {
     "minibatch": of.schemes.Minibatch(EULER),
     "adaptive": of.schemes.Adaptive(EULER, tolerance=1e-2),
     "resample": of.schemes.Resample(1.0),
+    "Frank-Wolfe": of.schemes.FrankWolfe(of.optimality.BoxDomain(-9, 9), 8),
     "JKO": of.JKO(),
     "JKO of order 2": of.JKO(order=2),
 }

@@ -69,6 +69,7 @@ def risk():
 V, W = of.Potential(square, modulus=1.0), of.Interaction(of.kernels.Gaussian(0.5))
 DOUBLE = of.Potential(lambda x: 0.25 * (x.square() - 1).square().sum(-1))
 JKO, P = of.JKO, of.proximal
+BOX = of.optimality.BoxDomain(-9, 9)
 CASES = {
     "euler": (V + W, cloud, of.ExplicitEuler()),
     "backtracking": (DOUBLE + W, cloud, of.ExplicitEuler(backtracking=True)),
@@ -83,6 +84,8 @@ CASES = {
     "adaptive": (DOUBLE, cloud, of.schemes.Adaptive(of.ExplicitEuler(), tolerance=0.1)),
     "adaptive JKO": (V, cloud, of.schemes.Adaptive(JKO(order=2), tolerance=1e-3)),
     "user": (DOUBLE, cloud, HeavyBall()),
+    "Frank-Wolfe": (DOUBLE, cloud, of.schemes.FrankWolfe(BOX, 16)),
+    "sliding": (DOUBLE + W, cloud, of.schemes.FrankWolfe(BOX, 16, sliding=True)),
     "JKO": (DOUBLE + W, cloud, JKO()),
     "JKO 2": (DOUBLE + W, cloud, JKO(order=2)),
     "JKO 3": (DOUBLE + W, cloud, JKO(order=3)),

@@ -17,7 +17,12 @@ from otflow.metrics.maps import TransportMap
 from otflow.metrics.moments import gelbrich
 from otflow.metrics.plans import Plan, transport_plan
 from otflow.metrics.powers import wasserstein
-from otflow.metrics.quotients import align, best_matching, quotient_distance
+from otflow.metrics.quotients import (
+    align,
+    aligned_networks,
+    best_matching,
+    quotient_distance,
+)
 from otflow.metrics.semidiscrete_plans import SemidiscretePlan
 
 __all__ = [
@@ -31,6 +36,7 @@ __all__ = [
     "action",
     "align",
     "aligned_ends",
+    "aligned_networks",
     "assignment",
     "barycenter",
     "batched_wasserstein2_squared",

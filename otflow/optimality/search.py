@@ -52,8 +52,12 @@ def descent(
     lower: Tensor,
     upper: Tensor,
     steps: int,
+    still: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Descend from each place by projected gradient steps of its own length."""
+    """Descend from each place by projected gradient steps of its own length.
+
+    The descent ends when no place moves by more than a share `still` of the box.
+    """
     side = (upper - lower).max()
     pull = F.velocity(mu, x).detach()
     length = 0.01 * side / pull.norm(dim=1).clamp(min=1e-30)
@@ -61,7 +65,7 @@ def descent(
         # A place without slope stays, however long its step.
         step = torch.where(pull == 0, 0.0, length[:, None] * pull)
         new = (x + step.clamp(-side, side)).clamp(lower, upper)
-        if bool((new == x).all()):
+        if not bool(((new - x).abs() > still * side).any()):
             break
         try:
             lower_values = F.first_variation(mu, new).detach()

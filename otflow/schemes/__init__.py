@@ -5,6 +5,7 @@ from otflow.schemes.base import Scheme, Step
 from otflow.schemes.birth_death import BirthDeath
 from otflow.schemes.chain import Chain, chain
 from otflow.schemes.euler import ExplicitEuler
+from otflow.schemes.frank_wolfe import FrankWolfe
 from otflow.schemes.jko import JKO
 from otflow.schemes.langevin import Langevin
 from otflow.schemes.minibatch import Minibatch
@@ -19,6 +20,7 @@ __all__ = [
     "BirthDeath",
     "Chain",
     "ExplicitEuler",
+    "FrankWolfe",
     "Langevin",
     "Minibatch",
     "NoisyEuler",

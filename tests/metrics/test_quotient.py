@@ -357,16 +357,20 @@ class TestRefusals:
         mu, nu = of.Particles(x), of.Particles(y)
         assert torch.equal(best_matching(mu, nu), best_matching(x, y))
         w = torch.tensor([0.1, 0.3, 0.2, 0.2, 0.2], dtype=torch.float64)
-        with pytest.raises(ValueError, match="at equal weights; use wasserstein2"):
-            quotient_distance(mu, of.Particles(y, w))
+        for match in (best_matching, align):
+            with pytest.raises(ValueError, match="at equal weights, got unequal wei"):
+                match(mu, of.Particles(y, w))
 
     def test_dimensions(self):
         with pytest.raises(ValueError, match="theta lies in dimension 2 but xi in"):
             quotient_distance(normal(3, 2), normal(3, 3))
 
     def test_sizes(self):
-        with pytest.raises(ValueError, match="for two sizes use wasserstein2"):
-            quotient_distance(normal(3, 2), normal(4, 2))
+        for match in (best_matching, align):
+            with pytest.raises(ValueError, match="got 3 and 4 points"):
+                match(normal(3, 2), normal(4, 2))
+        with pytest.raises(ValueError, match="without the factor 1/N"):
+            quotient_distance(normal(3, 2), normal(4, 2), normalize=False)
 
     def test_dtypes(self):
         with pytest.raises(TypeError, match="nothing is cast silently"):

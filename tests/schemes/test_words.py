@@ -11,6 +11,7 @@ from otflow.proximal import ParticleProximal, ProximalSolver
 from otflow.schemes import (
     SVGD,
     Adaptive,
+    FrankWolfe,
     Minibatch,
     NoisyEuler,
     Resample,
@@ -46,6 +47,7 @@ class Scripted(ProximalSolver):
         return replace(result, certificate={**result.certificate, **lies})
 
 
+BOX = of.optimality.BoxDomain(-9.0, 9.0)
 # A scheme made with a solver, and whether it solves: a new scheme is a line here.
 SCHEMES = {
     "JKO": (of.JKO, True),
@@ -77,8 +79,15 @@ SCHEMES = {
     "SVGD": (lambda _: SVGD(of.kernels.Gaussian(1.0)), False),
     "BirthDeath": (lambda _: of.BirthDeath(), False),
     "Resample": (lambda _: Resample(), False),
+    "FrankWolfe": (lambda _: FrankWolfe(BOX, 8), False),
+    "FrankWolfe, sliding": (lambda _: FrankWolfe(BOX, 8, sliding=True), True),
 }
-SOLVING = [name for name, (_, solves) in SCHEMES.items() if solves]
+# The descent of a sliding step is its own; its test ends at a kink.
+SOLVING = [
+    name
+    for name, (_, solves) in SCHEMES.items()
+    if solves and name != "FrankWolfe, sliding"
+]
 BAD = {"converged": False, "residual": 0.125}
 
 

@@ -1,0 +1,318 @@
+"""Frank-Wolfe: one new atom a step, where the first variation is least."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from otflow._arrays import as_points
+from otflow._typing import ArrayLike
+from otflow._validation import check_kind, non_negative_int, positive, true_or_false
+from otflow.errors import Unsupported
+from otflow.functionals import Functional
+from otflow.measures import Measure, Particles
+from otflow.optimality import BoxDomain, Gap, GapKind, optimality_gap
+from otflow.optimality.search import descent
+from otflow.schemes.base import Scheme, Step
+from otflow.schemes.sliding import Box, Slid, round_off, slide
+
+__all__ = ["FrankWolfe"]
+
+# A gap of this share of the size of F' is small.
+THIN = 1e-3
+
+
+State: TypeAlias = tuple[int, bool]
+"""How many steps were made, and whether the last one ended at a minimum."""
+
+
+class FrankWolfe(Scheme):
+    r"""Add one atom where F' is least, and take its mass from all others.
+
+    .. math:: x_k \in \arg\min_{x \in \mathrm{box}} F'[\mu_k](x), \qquad
+        \mu_{k+1} = (1 - \gamma_k)\,\mu_k + \gamma_k\, \delta_{x_k}, \qquad
+        \gamma_k = \min\Bigl(dt, \frac{\ell}{k + \ell}\Bigr)
+
+    the conditional gradient method over all probability measures on a box. For an F
+    that is convex along mixtures, :math:`\ell = 2` and dt = 1,
+
+    .. math:: F(\mu_k) - \inf F \le \frac{2C}{k + 2}, \quad k \ge 1, \qquad
+        C = \sup \frac{2}{\gamma^2}
+        \bigl(F(\mu') - F(\mu) - \gamma \textstyle\int F'[\mu]\,d(\nu - \mu)\bigr),
+
+    over :math:`\mu' = (1 - \gamma)\mu + \gamma\nu`, if each :math:`x_k` is exact
+    :cite:p:`jaggi2013revisiting`. Then the gap :math:`g_k = \int F'[\mu_k]\,d\mu_k -
+    \min F'[\mu_k]` bounds :math:`F(\mu_k) - \inf F`, and its least value so far is
+    O(1/k). If F is not convex along mixtures, a gap of zero means that no atom lowers
+    F to first order.
+
+    The sliding variant :cite:p:`denoyelle2019sliding` then gives the atoms their best
+    masses, and moves masses and places downhill together. Atoms that lose their mass,
+    or meet others, vanish. F falls by construction, most often to the least value after
+    about as many steps as there are atoms in the minimiser.
+
+    Parameters
+    ----------
+    domain : BoxDomain
+        The box in which atoms lie.
+    candidates : int, or Tensor or ndarray of shape (m, d)
+        Places from which F' is minimised: a number of Sobol points of the box, or the
+        places themselves. The atom of least F' counts among them.
+    descend : int
+        Number of steps of projected gradient descent from each candidate. With 0 the
+        best candidate is taken as it is.
+    sliding : bool
+        Whether masses and places are optimised after each insertion.
+    prove : bool
+        Whether each gap is asked from `otflow.optimality.optimality_gap`, which proves
+        a bound where it can. By default the gap is that of the place found, of kind
+        ``"searched"``.
+    horizon : float
+        The number :math:`\ell > 0`. A large one makes :math:`\gamma_k = dt`.
+
+    Attributes
+    ----------
+    domain, candidates, descend, sliding, prove, horizon
+        As above.
+
+    Raises
+    ------
+    Unsupported
+        From `step`, if the measure is not made of particles or carries a graph.
+    ValueError
+        From `step`, if dt > 1, if the box is unbounded or of another dimension than the
+        measure, or if an atom or a candidate lies outside the box.
+    NonFinite
+        If F or F' is not finite.
+
+    See Also
+    --------
+    otflow.optimality.optimality_gap : The gap of any measure.
+
+    Notes
+    -----
+    Time is the sum of the :math:`\gamma_k`, told by ``info["dt"]``; in the sliding
+    variant it is the number of steps times dt. ``dt=1.0`` is the method above, and
+    ``dt=lambda k: ...`` shortens its steps. The index k counts the steps of this
+    scheme, also in a resumed run.
+
+    ``info`` holds ``gap``, ``gap_kind`` (``"proved"``, ``"searched"`` or ``"none"``)
+    and ``gap_reason`` of the measure *before* the step, and ``atoms``, their number
+    after it. A place that is an atom to the bit adds its mass to that atom. The sliding
+    variant tells whether its descent converged. Its ``residual`` is a size of the
+    gradient of F' over that of F' itself: the spread over the candidates, at the mean
+    of the measure and of equal masses on them. A measure that a slide has left at a
+    minimum is kept; the residual is then that of the gap. Under `Minibatch` the gap is
+    that of the batch.
+
+    Cost of a step: F' and its gradient at m candidates, `descend` + 1 times; the
+    sliding variant adds some hundred values with velocity of F at its few atoms.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: (x - 0.3).square().sum(-1))
+    >>> box = of.optimality.BoxDomain(0.0, 1.0)
+    >>> mu = of.Particles(torch.tensor([[1.0]]))
+    >>> run = of.flow(F, mu, of.schemes.FrankWolfe(box), dt=1.0, steps=2)
+    >>> run.final.points, round(run.info[0]["gap"], 4)
+    (tensor([[0.3000]]), 0.49)
+    """
+
+    effects = frozenset({"insertion"})
+
+    def __init__(
+        self,
+        domain: BoxDomain,
+        candidates: int | ArrayLike = 256,
+        descend: int = 50,
+        *,
+        sliding: bool = False,
+        prove: bool = False,
+        horizon: float = 2.0,
+    ) -> None:
+        check_kind(domain, BoxDomain, "domain", cure="give BoxDomain(lower, upper)")
+        self.domain = domain
+        self.candidates = (
+            non_negative_int(candidates, "candidates", minimum=1)
+            if isinstance(candidates, (bool, int, float, str))
+            else as_points(candidates, "candidates").detach()
+        )
+        self.descend = non_negative_int(descend, "descend")
+        self.sliding = true_or_false(sliding, "sliding")
+        self.prove = true_or_false(prove, "prove")
+        self.horizon = positive(horizon, "horizon")
+
+    def init(self, F: Functional, mu: Measure) -> State:
+        self._ground(mu)
+        return 0, False
+
+    def step(
+        self,
+        F: Functional,
+        mu: Measure,
+        dt: float,
+        state: State,
+        generator: torch.Generator,
+    ) -> Step[Any]:
+        if not dt <= 1:
+            msg = (
+                f"dt is the share of mass that a new atom may take, at most 1, got "
+                f"{dt:g}; take dt=1.0, which the scheme itself shortens to 2/(k + 2)"
+            )
+            raise ValueError(msg)
+        box, places = self._ground(mu)
+        assert isinstance(mu, Particles)
+        at_atoms = F.first_variation(mu)
+        mean = float(mu.weights @ at_atoms)
+        places = torch.cat([places, mu.points[at_atoms.argmin()][None]])
+        x, least = _least(F, mu, places, box, self.descend)
+        found = mean - least
+        gap = Gap(found, x, GapKind.SEARCHED, "F' was searched for its minimum", found)
+        if self.prove or not F.mixture_convex:
+            gap = optimality_gap(F, mu, self.domain, descend=self.descend)
+            if gap.argmin is not None and gap.found > found:
+                x, found = gap.argmin.to(mu.points), gap.found
+        report: dict[str, Any] = {
+            "gap": gap.value,
+            "gap_kind": str(gap.kind),
+            "gap_reason": gap.reason,
+        }
+        made, done = state
+        if not self.sliding:
+            gamma = min(dt, self.horizon / (made + self.horizon))
+            new = _with_atom(mu, x, gamma)
+            return Step(new, (made + 1, False), {**report, "atoms": new.n, "dt": gamma})
+        energy, scale = F.value(mu), _scale(F, mu, places)
+        share = found / scale if scale > 0 else 0.0
+        small = share <= torch.finfo(mu.dtype).eps ** (2 / 3)
+        end = Slid(mu, share * scale, 0, converged=True)
+        if not (small and done):  # else the step before has found nothing to change
+            new = mu if small else _lower(F, mu, x, dt, float(energy))
+            # Near the minimum atoms are tried that may not be needed.
+            end = slide(F, new, box, scale, thin=share < THIN)
+        after = float(F.value(end.measure))
+        report |= {
+            "atoms": end.measure.n,
+            "energy_before": float(energy),
+            "energy_after": after,
+            "noise": round_off(after, scale, mu),
+            "residual": end.residual / scale if scale > 0 else end.residual,
+            "iterations": end.used,
+            "converged": end.converged,
+        }
+        if not end.converged:
+            report |= {
+                "cause": "masses and places did not become stationary, as at a kink",
+                "cure": "smooth the kink of F, or take FrankWolfe(box, sliding=False)",
+            }
+        return Step(end.measure, (made + 1, small and end.converged), report, energy)
+
+    def __repr__(self) -> str:
+        text, places = super().__repr__(), self.candidates
+        if isinstance(places, Tensor):
+            text = text.replace(repr(places), f"{len(places)} places")
+        return text
+
+    def _ground(self, mu: Measure) -> tuple[Box, Tensor]:
+        """Return the box and the candidates, for a measure that fits them."""
+        if not isinstance(mu, Particles):
+            msg = (
+                f"FrankWolfe adds atoms, and {type(mu).__name__} has none; start from "
+                f"Particles(mu.sample(n, generator)), or from one atom, which the "
+                f"first step forgets"
+            )
+            raise Unsupported(msg)
+        mu.refuse_graph(
+            "a step of Frank-Wolfe",
+            "the place of the new atom is found by trial",
+            cure="mu.detach()",
+        )
+        box = _box(self.domain, mu)
+        if isinstance(self.candidates, Tensor):
+            places = mu.check_probes(self.candidates)
+        else:
+            sobol = torch.quasirandom.SobolEngine(mu.dim)  # type: ignore[no-untyped-call]
+            draws = sobol.draw(self.candidates, dtype=torch.float64).to(mu.points)
+            places = box.place(draws)
+        for name, x in (("atoms of the measure", mu.points), ("candidates", places)):
+            outside = int((box.inside(x) != x).any(dim=1).sum())
+            if outside:
+                msg = (
+                    f"{outside} of {len(x)} {name} lie outside the box; take a box "
+                    f"that holds them, or leave them out"
+                )
+                raise ValueError(msg)
+        return box, places
+
+
+def _box(domain: BoxDomain, mu: Measure) -> Box:
+    """Return the box in the dtype and on the device of a measure."""
+    corners = []
+    for corner in (domain.lower, domain.upper):
+        if not all(map(math.isfinite, corner)):
+            msg = (
+                "Frank-Wolfe looks for atoms in the whole box, which must be bounded; "
+                "take e.g. BoxDomain(-10, 10)"
+            )
+            raise ValueError(msg)
+        if len(corner) not in (1, mu.dim):
+            msg = (
+                f"the box has dimension {len(corner)} and the measure {mu.dim}; give "
+                f"BoxDomain(lower, upper) with {mu.dim} numbers for each corner"
+            )
+            raise ValueError(msg)
+        corners.append(mu.points.new_tensor(corner).expand(mu.dim))
+    return Box(corners[0], corners[1] - corners[0])
+
+
+def _scale(F: Functional, mu: Particles, places: Tensor) -> float:
+    """Return a size of F', which does not vanish at a minimum where F' is constant."""
+    # The spread of F' at the mean of mu and of equal masses everywhere.
+    spread = places.new_full((len(places),), 0.5 / len(places))
+    points = torch.cat([mu.points, places])
+    rates = F.first_variation(Particles(points, torch.cat([0.5 * mu.weights, spread])))
+    return float(rates.max() - rates.min())
+
+
+def _with_atom(mu: Particles, x: Tensor, share: float) -> Particles:
+    """Return the mixture with an atom; atoms without mass vanish."""
+    points, weights = torch.cat([mu.points, x[None]]), (1 - share) * mu.weights
+    same = (mu.points == x).all(dim=1)
+    if bool(same.any()):
+        first = int(same.nonzero()[0])
+        points, weights = mu.points, weights.clone()
+        weights[first] += share
+    else:
+        weights = torch.cat([weights, weights.new_full((1,), share)])
+    return Particles(points[weights > 0], weights[weights > 0])
+
+
+def _lower(
+    F: Functional, mu: Particles, x: Tensor, dt: float, value: float
+) -> Particles:
+    """Return the mixture of largest share that does not raise F, or the measure."""
+    while dt > torch.finfo(mu.dtype).eps:
+        new = _with_atom(mu, x, dt)
+        if float(F.value(new)) <= value:
+            return new
+        dt *= 0.5
+    return mu
+
+
+def _least(
+    F: Functional, mu: Particles, places: Tensor, box: Box, descend: int
+) -> tuple[Tensor, float]:
+    """Return the place of least F' found, and the value there."""
+    values = F.first_variation(mu, places)
+    if descend:
+        upper = box.lower + box.width
+        still = torch.finfo(mu.dtype).eps ** 0.6  # of which F' shows the square
+        places, values = descent(
+            F, mu, places, values, box.lower, upper, descend, still
+        )
+    best = int(values.argmin())
+    return places[best], float(values[best])
