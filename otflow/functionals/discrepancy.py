@@ -239,6 +239,7 @@ class Witness:
 
     @property
     def own(self) -> Tensor:
+        """The term of the target alone."""
         if isinstance(self.whole, Witness):
             return self.whole.own
         if self.kept is not None:
