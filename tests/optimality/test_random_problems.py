@@ -21,7 +21,7 @@ def test_forty_random_problems():
 @pytest.mark.slow
 def test_a_thousand_random_problems():
     found = judged(range(1000))
-    # Others end at the limit of cells: small gaps beside the target, in three dimensions.
+    # Others end at the limit of cells: small gaps beside a target in three dimensions.
     assert found["within 2 % of the known gap"] >= 0.9 * found["problems"]
     assert found["with a known excess"] > 150
     # A search finds too high a minimum now and then: its gap proves nothing.
