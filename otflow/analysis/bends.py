@@ -1,0 +1,242 @@
+"""Means of the curvature of a functional along a segment, beyond round-off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from otflow._autodiff import along, value_and_gradient
+from otflow.analysis.charts import Chart
+from otflow.errors import Diverged, InvalidFunctional, NonFinite, Unsupported
+from otflow.functionals import Functional
+from otflow.numerics.lbfgs import last_places
+
+__all__ = ["NO_DERIVATIVE", "Bend", "Bends"]
+
+# The round-off of a number is taken to be MARGIN times its largest change under
+# DRAWS changes of the positions by a last place, and at least FLOOR times the round-off
+# of the sum of the sizes of its terms.
+MARGIN, DRAWS, FLOOR = 8.0, 6, 16.0
+# How many parts of a segment in a row may fail to lower the mean beyond round-off.
+PATIENCE = 3
+# Shortest path, in units in the last place of its ends, and beside the path at first:
+# means over a kink grow without a bound as the path shrinks.
+LONG, SHORTEST = 4096.0, 2.0**-16
+# A wider segment is preferred to one whose mean is lower by this share only.
+WIDER = 1e-9
+# A mean of slopes and one of values, over a short segment, differ by a smaller share.
+APART = 1e-3
+# What says that F has no derivative, or no second one, by automatic differentiation.
+NO_DERIVATIVE = (RuntimeError, NotImplementedError, InvalidFunctional, Unsupported)
+
+
+@dataclass(frozen=True)
+class Bend:
+    """The mean curvature over a segment of states, and its round-off.
+
+    Parameters
+    ----------
+    low, high : Tensor
+        The ends.
+    square : float
+        The squared length.
+    curvature : float
+        The mean.
+    noise : float
+        Bound on the round-off of the mean.
+    shares : Tensor
+        Parts of the rows of the state in the mean.
+    """
+
+    low: Tensor
+    high: Tensor
+    square: float
+    curvature: float
+    noise: float
+    shares: Tensor
+
+    @property
+    def upper(self) -> float:
+        """What the least curvature on the segment does not exceed."""
+        return self.curvature + self.noise
+
+    @property
+    def middle(self) -> Tensor:
+        """The state half way."""
+        return torch.lerp(self.low, self.high, 0.5)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Value and slope of F at a state, and at neighbours a last place away."""
+
+    value: float
+    slope: Tensor
+    others: tuple[tuple[float, Tensor], ...] = ()
+
+
+class Bends:
+    r"""Mean curvatures of one functional in one chart.
+
+    For states :math:`x_-`, :math:`x_+` and :math:`v = x_+ - x_-` the mean curvature is
+    :math:`\langle \nabla F(x_+) - \nabla F(x_-), v\rangle / |v|^2`, kinks included. A
+    modulus along every coupling bounds it from below at these very numbers: so the
+    round-off of positions cannot refute. That inside F is measured by moves of the
+    positions by their last place.
+    """
+
+    def __init__(self, F: Functional, chart: Chart) -> None:
+        self.functional, self.chart = F, chart
+        self.by_values = False
+
+    def value(self, x: Tensor) -> float:
+        """Return F at a state."""
+        with torch.no_grad():
+            return float(self.functional.value(self.chart.build(x)))
+
+    def slope(self, x: Tensor) -> tuple[float, Tensor]:
+        """Return F and its derivative in the state, in float64."""
+        if self.by_values:
+            return self.value(x), torch.zeros_like(x, dtype=torch.float64)
+        F, chart = self.functional, self.chart
+        if chart.masses is None:
+            value, slope = value_and_gradient(lambda y: F.value(chart.build(y)), x)
+            return float(value), slope.double()
+        value, velocity = F.value_and_velocity(chart.build(x))
+        return float(value), -chart.masses.double() * velocity.double()
+
+    def derivatives(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return F and its first two derivatives along v at x, with their graphs."""
+        return along(lambda y: self.functional.value(self.chart.build(y)), x, v)
+
+    def sight(self, x: Tensor, *, noise: bool) -> Sight:
+        """Return value and slope at a state; if asked, those of its neighbours too."""
+        if not noise:
+            return Sight(*self.slope(x))
+        unit = self.chart.units(x)
+        signs = last_places(x.new_ones(DRAWS * x.numel())).sign()
+        near = [x + s * unit for s in signs.reshape(DRAWS, *x.shape)]
+        return Sight(*self.slope(x), tuple(map(self.slope, near)))
+
+    def mean(self, low: Tensor, high: Tensor, *, noise: bool = True) -> Bend:
+        """Return the mean curvature between two states."""
+        square = float(self.chart.square(high - low))
+        if not 0 < square < math.inf:
+            nothing = torch.zeros(len(low), dtype=torch.float64, device=low.device)
+            return Bend(low, high, square, math.nan, math.inf, nothing)
+        if self.by_values:
+            return self.of_values(low, high, noise=noise)
+        step = high.double() - low.double()
+        ends = [self.sight(x, noise=noise) for x in (low, high)]
+        rows = (ends[1].slope - ends[0].slope) * step / square
+        error = 0.0
+        for end in ends if noise else ():
+            terms = float((end.slope * step).abs().sum())
+            changes = [float(((g - end.slope) * step).sum()) for _, g in end.others]
+            error += FLOOR * torch.finfo(low.dtype).eps * terms
+            error += MARGIN * max(map(abs, changes))
+        parts = rows.flatten(1).sum(1)
+        return Bend(low, high, square, float(rows.sum()), error / square, parts)
+
+    def of_values(self, low: Tensor, high: Tensor, *, noise: bool = True) -> Bend:
+        """Return the second difference of values: a mean that weighs the middle most.
+
+        It has no parts, and the round-off of the middle counts as that of F.
+        """
+        kept, self.by_values = self.by_values, True
+        states = (low, torch.lerp(low, high, 0.5), high)
+        sights = [self.sight(x, noise=noise) for x in states]
+        self.by_values = kept
+        square = float(self.chart.square(high - low))
+        change = sights[0].value - 2 * sights[1].value + sights[2].value
+        error = 0.0
+        for end, times in zip(sights if noise else (), (1, 2, 1), strict=False):
+            moves = max(abs(g - end.value) for g, _ in end.others)
+            own = FLOOR * torch.finfo(low.dtype).eps * abs(end.value)
+            error += times * (MARGIN * moves + own)
+        nothing = torch.zeros(len(low), dtype=torch.float64, device=low.device)
+        shares = (4 * change / square, 4 * error / square)
+        return Bend(low, high, square, *shares, nothing)
+
+    def confirmed(self, low: Tensor, high: Tensor) -> Bend | None:
+        """Return a segment, here or within, of the least mean beyond round-off.
+
+        None if F is not finite there, or if values contradict the slopes of F.
+        """
+        try:
+            best = self.mean(low, high)
+            if not math.isfinite(best.upper):
+                return None
+            for parts in (self._centred, self._lowest):
+                chosen = self._best_of(best, parts)
+                best = min(best, chosen, key=lambda bend: bend.upper)
+            agree = math.isfinite(best.upper) and self._values_agree(best)
+        except (NonFinite, Diverged):
+            return None
+        return best if agree else None
+
+    def _values_agree(self, bend: Bend) -> bool:
+        """Return whether values of F, beyond their round-off, allow the mean of slopes.
+
+        They do not if the slope of F is wrong, as that of a value that was detached in
+        part, or at a point exactly on a kink.
+        """
+        low, middle, high = bend.low, bend.middle, bend.high
+        halves = [self.mean(*p, noise=False) for p in ((low, middle), (middle, high))]
+        least = min(half.curvature for half in halves)
+        if not least < 1.5 * bend.curvature < 0:
+            values = self.of_values(low, high)
+            slack = bend.noise + APART * abs(bend.curvature)
+            return values.curvature - values.noise <= bend.curvature + slack
+        # In a half the mean nearly doubles: there is a kink. A second difference over a
+        # path three times as long weighs the whole of this one.
+        values = self.of_values(low - (high - low), high + (high - low))
+        return values.curvature - values.noise <= 0.25 * bend.curvature
+
+    def _best_of(
+        self, first: Bend, parts: Callable[[Bend], list[tuple[Tensor, Tensor]]]
+    ) -> Bend:
+        """Follow the part of the least mean until the round-off wins; return the best.
+
+        A wider segment is preferred to one that is lower by next to nothing.
+        """
+        # The round-off of a slope along a segment is proportional to its length.
+        power = 1.0 if self.by_values else 0.5
+        bend, best, worse, within = first, first.upper, 0, [first]
+        while worse < PATIENCE and self._is_long(bend, first.square):
+            found = [self.mean(*pair, noise=False) for pair in parts(bend)]
+            if not all(math.isfinite(part.curvature) for part in found):
+                break
+            bend = min(found, key=lambda part: part.curvature)
+            noise = first.noise * (first.square / bend.square) ** power
+            bend = replace(bend, noise=noise)
+            within.append(bend)
+            worse = 0 if bend.upper < best - WIDER * abs(best) else worse + 1
+            best = min(best, bend.upper)
+        near = [bend for bend in within if bend.upper <= best + WIDER * abs(best)]
+        widest = max(near, key=lambda bend: bend.square)
+        return self.mean(widest.low, widest.high)
+
+    def _is_long(self, bend: Bend, whole: float) -> bool:
+        """Return whether moves of the ends by last places hardly change a path."""
+        if bend.square < SHORTEST**2 * whole:
+            return False
+        step = (bend.high - bend.low).abs()
+        return bool((step > LONG * self.chart.units(bend.middle)).any())
+
+    @staticmethod
+    def _centred(bend: Bend) -> list[tuple[Tensor, Tensor]]:
+        """Return the middle half: a smooth curvature is seen there as it is."""
+        return [tuple(torch.lerp(bend.low, bend.high, q) for q in (0.25, 0.75))]  # type: ignore[list-item]
+
+    @staticmethod
+    def _lowest(bend: Bend) -> list[tuple[Tensor, Tensor]]:
+        """Return halves and the middle: a kink stays inside of one of them."""
+        low, middle, high = bend.low, bend.middle, bend.high
+        left, right = (torch.lerp(low, high, q) for q in (0.25, 0.75))
+        # The first one wins if all are equal: then a kink stays away from the ends.
+        return [(left, right), (low, middle), (middle, high)]

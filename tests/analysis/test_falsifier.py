@@ -1,0 +1,233 @@
+"""The falsifier finds violations that are there, and none that are not."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import otflow as of
+from otflow import functionals
+from otflow.analysis import displacement_convexity, falsify
+from otflow.testing import clouds
+
+F64 = torch.float64
+
+
+def line(n=8, dtype=F64):
+    return of.Particles(clouds.normal(n, 1).to(dtype))
+
+
+def plane(n=6):
+    return of.Particles(clouds.normal(n, 2))
+
+
+def normal(d):
+    return of.Gaussian(torch.zeros(d, dtype=F64), torch.eye(d, dtype=F64))
+
+
+def bell(n=24):
+    return of.Quantiles.from_function(
+        lambda x: (-(x[:, 0] ** 2) / 2).exp(), -4, 4, n, grading=2, dtype=F64
+    )
+
+
+def network():
+    x = torch.linspace(-2, 2, 41, dtype=F64)[:, None]
+    return of.meanfield.Risk(of.meanfield.TwoLayer("tanh"), x, x[:, 0].tanh())
+
+
+def cosine(modulus=None):
+    return of.Potential(lambda x: (3 * x).cos().sum(-1), modulus=modulus)
+
+
+NOT_CONVEX = {
+    "a cosine": lambda: (cosine(), line()),
+    "an attraction of short range": lambda: (
+        -1 * of.Interaction(of.kernels.Gaussian(0.5)),
+        plane(),
+    ),
+    "the loss of a network": lambda: (network(), of.Particles(clouds.normal(4, 3))),
+    "a distance in the plane": lambda: (
+        functionals.SquaredDistanceTo(clouds.normal(4, 2, seed=9)),
+        plane(),
+    ),
+    "fast diffusion in space": lambda: (of.PowerEntropy(0.5), normal(3)),
+    "a double well": lambda: (
+        of.Potential(lambda x: 0.25 * (x.square() - 1).square().sum(-1)),
+        plane(),
+    ),
+    "a concave kink": lambda: (
+        of.Potential(lambda x: -(x - 0.3).abs().sum(-1)),
+        line(),
+    ),
+    "minus an entropy": lambda: (-1 * of.Entropy(), bell()),
+}
+
+FAR = 1e7
+CONVEX = {
+    "a quadratic far away": lambda: (
+        of.Potential(lambda x: 0.5 * (x - FAR).square().sum(-1) + 1e6, modulus=1.0),
+        of.Particles(clouds.normal(8, 2) + FAR),
+    ),
+    "a cosine in single precision": lambda: (cosine(-9.0), line(dtype=torch.float32)),
+    "an interaction": lambda: (
+        of.Interaction(lambda z: z.square().sum(-1).square(), modulus=0.0),
+        plane(),
+    ),
+    "an entropy": lambda: (of.Entropy(), bell()),
+    "a sum with kinks": lambda: (
+        of.PowerEntropy(2.0)
+        + of.Potential(lambda x: x.abs().sum(-1), modulus=0.0)
+        + of.Interaction(lambda z: z.norm(dim=-1), modulus=0.0),
+        bell(),
+    ),
+    "fast diffusion in the plane": lambda: (of.PowerEntropy(0.5), normal(2)),
+    "a distance on the line": lambda: (
+        functionals.SquaredDistanceTo(of.Quantiles(torch.arange(5.0, dtype=F64))),
+        bell(),
+    ),
+    "a smooth norm, single and far": lambda: (
+        of.Potential(lambda x: ((x - 1e3).square().sum(-1) + 1).sqrt(), modulus=0.0)
+        + of.Interaction(of.kernels.Quadratic()),
+        of.Particles((30 * clouds.normal(6, 3) + 1e3).float()),
+    ),
+}
+
+
+def seen(found):
+    """Return the witness, which is there."""
+    assert found.witness is not None
+    return found.witness
+
+
+def verify(F, found):
+    """Compare a witness with the slopes and the values of F, computed otherwise."""
+    w = found.witness
+    assert torch.equal(w.a.displacement_to(w.b), w.tangent)
+    grow = float(
+        w.a.inner(F.velocity(w.a) - F.velocity(w.b), w.tangent)
+        / w.a.inner(w.tangent, w.tangent)
+    )
+    assert grow == pytest.approx(w.curvature, rel=1e-6)
+    # A longer path about the same place: there values alone show it.
+    square = float(w.a.inner(w.tangent, w.tangent))
+    reach = 1e-4 / math.sqrt(square)
+    middle = w.a.push(w.tangent, 0.5)
+    values = [float(F.value(middle.push(w.tangent, s * reach))) for s in (-1, 0, 1)]
+    second = (values[0] - 2 * values[1] + values[2]) / 1e-8
+    assert second < found.modulus
+
+
+@pytest.mark.parametrize("name", NOT_CONVEX)
+def test_a_violation_is_found(name):
+    F, like = NOT_CONVEX[name]()
+    found = falsify(F, like, seconds=10.0, evaluations=1500, first=True)
+    assert found.refuted
+    assert found.stopped == "refuted"
+    assert found.seconds < 10
+    if not isinstance(like, of.Gaussian):  # its displacement is optimal, not by node
+        verify(F, found)
+
+
+@pytest.mark.parametrize("name", CONVEX)
+def test_no_violation_is_found_where_there_is_none(name):
+    F, like = CONVEX[name]()
+    found = falsify(F, like, seconds=60.0, evaluations=200)
+    assert found.is_declared
+    assert not found.refuted
+    assert not found.refuted_on_geodesics
+    assert "this proves nothing" in str(found)
+    found.raise_if_refuted()
+
+
+def test_the_least_curvature_of_a_cosine():
+    found = falsify(cosine(-8.9), line(), evaluations=1500)
+    assert seen(found).curvature == pytest.approx(-9, abs=1e-6)
+    assert found.refuted_on_geodesics
+    with pytest.raises(of.errors.InvalidFunctional, match=r"curvature -(9|8\.99999)"):
+        found.raise_if_refuted()
+
+
+def test_a_repulsion_on_the_line_is_convex_only_where_atoms_do_not_cross():
+    F = of.Interaction(lambda z: -z.norm(dim=-1))
+    found = falsify(F, line(), evaluations=400)
+    assert found.refuted
+    assert not found.refuted_on_geodesics
+    assert not seen(found).is_geodesic
+    a, b = (mu.points[:, 0] for mu in (seen(found).a, seen(found).b))
+    assert not torch.equal(a.argsort(), b.argsort())  # atoms cross
+    assert "McCann" in str(found)
+    # Along the optimal coupling of the same measures F does not bend.
+    report = displacement_convexity(F, *(of.Particles(x[:, None]) for x in (a, b)))
+    assert not report.minimum + report.roundoff < 0
+
+
+def test_the_answer_depends_on_the_seed_alone():
+    F, like = NOT_CONVEX["an attraction of short range"]()
+
+    def curvature(seed):
+        generator = torch.Generator().manual_seed(seed)
+        found = falsify(F, like, evaluations=150, seconds=60.0, generator=generator)
+        return seen(found).curvature
+
+    before = clouds.global_state()
+    assert curvature(1) == curvature(1) != curvature(2)
+    assert clouds.global_state() == before
+
+
+def test_budgets_end_the_search():
+    F, like = CONVEX["an interaction"]()
+    found = falsify(F, like, evaluations=37)
+    assert (found.stopped, found.evaluations) == ("evaluations", 37)
+    found = falsify(F, like, evaluations=10**9, seconds=0.5)
+    assert found.stopped == "seconds"
+    assert found.seconds < 5
+
+
+def test_values_and_slopes_that_disagree_refute_nothing():
+    # The slope of this potential misses half: its curvature 2 would look like 1.
+    F = of.Potential(lambda x: (x.detach() * x).sum(-1), modulus=2.0)
+    assert not falsify(F, line(), evaluations=200).refuted
+    report = displacement_convexity(F, line(), of.Particles(line().points + 1))
+    assert not report.violates_declared
+    # The slope of relu at 0 is 0, though this potential is x.
+    G = of.Potential(lambda x: (x.relu() - (-x).relu()).sum(-1), modulus=0.0)
+    x = torch.ones(1, 1, dtype=F64)
+    report = displacement_convexity(G, of.Particles(-x), of.Particles(x))
+    assert report.minimum < -1
+    assert not report.violates_declared
+
+
+def test_values_alone_are_enough():
+    class Hidden(of.Functional):
+        def value(self, mu):
+            f = mu.expectation(lambda x: (3 * x).cos().sum(-1))
+            return torch.as_tensor(f.detach().item(), dtype=mu.dtype)
+
+    found = falsify(Hidden(), line(), evaluations=400)
+    assert found.refuted_on_geodesics
+    a, b = of.Particles(-line().points), line()
+    report = displacement_convexity(Hidden(), a, b)
+    assert report.curvature.isnan().all()
+    assert report.minimum == pytest.approx(
+        displacement_convexity(cosine(), a, b).minimum, abs=0.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"evaluations": 0}, ValueError, "evaluations"),
+        ({"seconds": 0}, ValueError, "seconds"),
+        ({"modulus": "0"}, TypeError, "modulus"),
+        ({"generator": 3}, TypeError, "generator"),
+        ({"F": line()}, TypeError, "F must be"),
+        ({"like": clouds.normal(3, 1)}, TypeError, "like must be"),
+    ],
+)
+def test_bad_arguments(change, kind, message):
+    arguments = {"F": cosine(), "like": line()} | change
+    with pytest.raises(kind, match=message):
+        falsify(**arguments)
