@@ -12,6 +12,7 @@ import torch
 from benchmarks import (
     back_and_forth,
     calls,
+    falsifier,
     grids,
     imports,
     loop,
@@ -37,6 +38,7 @@ MODULES = (
     grids,
     back_and_forth,
     ornstein_uhlenbeck,
+    falsifier,
     imports,
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from otflow._validation import check_generator, check_kind, non_negative_int, re
 from otflow._validation import positive as positive_number
 from otflow.analysis.charts import in_double
 from otflow.analysis.descent import Search, Seen
-from otflow.errors import InvalidFunctional
+from otflow.errors import InvalidFunctional, NonFinite
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
 from otflow.measures import Gaussian, Measure
@@ -150,25 +151,25 @@ class Falsification:
 
     def __str__(self) -> str:
         kind = "declared " if self.is_declared else ""
+        what = f"the {kind}modulus {self.modulus:g}"
         if self.refuted_on_geodesics:
             return (
-                f"{self.functional} does not have the {kind}modulus "
-                f"{self.modulus:g}, neither along every coupling nor along geodesics: "
-                f"{self.on_geodesics}"
+                f"{self.functional} does not have {what}, neither along every coupling "
+                f"nor along geodesics: {self.on_geodesics}"
             )
         if self.refuted:
             return (
-                f"{self.functional} does not have the {kind}modulus "
-                f"{self.modulus:g} along every coupling: {self.witness}; along geodesics, McCann's "
-                f"displacement convexity, no violation was found"
+                f"{self.functional} does not have {what} along every coupling: "
+                f"{self.witness}; along geodesics, McCann's displacement convexity, no "
+                f"violation was found"
             )
         least = "no curvature was confirmed"
         if self.witness is not None:
             least = f"the least curvature found is {self.witness.curvature:.9g}"
         return (
-            f"no violation of the {kind}modulus {self.modulus:g} of {self.functional} was "
-            f"found in {self.evaluations} evaluations from {self.starts} starts; "
-            f"{least}; this proves nothing: a search sees some measures, not all"
+            f"no violation of {what} of {self.functional} was found in "
+            f"{self.evaluations} evaluations from {self.starts} starts; {least}; this "
+            f"proves nothing: a search sees some measures, not all"
         )
 
     __repr__ = __str__
@@ -294,6 +295,8 @@ def falsify(
     check_generator(generator)
     start = time.perf_counter()
     G, (mu,) = in_double(F, like)
+    with torch.no_grad(), suppress(NonFinite):
+        G.value(mu)  # what F lacks here it lacks everywhere
     search = Search(G, mu, generator, most, start + limit, bound, first=first)
     stopped = search.run()
     return Falsification(
