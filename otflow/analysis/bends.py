@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -162,16 +163,21 @@ class Bends:
         shares = (4 * change / square, 4 * error / square)
         return Bend(low, high, square, *shares, nothing)
 
-    def confirmed(self, low: Tensor, high: Tensor) -> Bend | None:
+    def confirmed(
+        self, low: Tensor, high: Tensor, at: float = 0.5, *, kinks: bool = True
+    ) -> Bend | None:
         """Return a segment, here or within, of the least mean beyond round-off.
 
-        None if F is not finite there, or if values contradict the slopes of F.
+        Ever shorter segments about the share `at` of the way are tried, and if `kinks`
+        also those where the mean is least. None if F is not finite there, or if values
+        contradict the slopes of F.
         """
         try:
             best = self.mean(low, high)
             if not math.isfinite(best.upper):
                 return None
-            for parts in (self._centred, self._lowest):
+            ways = [partial(_about, at), _parts] if kinks else [partial(_about, at)]
+            for parts in ways:
                 chosen = self._best_of(best, parts)
                 best = min(best, chosen, key=lambda bend: bend.upper)
             agree = math.isfinite(best.upper) and self._values_agree(best)
@@ -189,8 +195,11 @@ class Bends:
         halves = [self.mean(*p, noise=False) for p in ((low, middle), (middle, high))]
         least = min(half.curvature for half in halves)
         if not least < 1.5 * bend.curvature < 0:
+            # Both means differ by less than that of the middle half does.
+            inside = (torch.lerp(low, high, q) for q in (0.25, 0.75))
+            varied = abs(self.mean(*inside, noise=False).curvature - bend.curvature)
             values = self.of_values(low, high)
-            slack = bend.noise + APART * abs(bend.curvature)
+            slack = varied + bend.noise + APART * abs(bend.curvature)
             return values.curvature - values.noise <= bend.curvature + slack
         # In a half the mean nearly doubles: there is a kink. A second difference over a
         # path three times as long weighs the whole of this one.
@@ -228,15 +237,17 @@ class Bends:
         step = (bend.high - bend.low).abs()
         return bool((step > LONG * self.chart.units(bend.middle)).any())
 
-    @staticmethod
-    def _centred(bend: Bend) -> list[tuple[Tensor, Tensor]]:
-        """Return the middle half: a smooth curvature is seen there as it is."""
-        return [tuple(torch.lerp(bend.low, bend.high, q) for q in (0.25, 0.75))]  # type: ignore[list-item]
 
-    @staticmethod
-    def _lowest(bend: Bend) -> list[tuple[Tensor, Tensor]]:
-        """Return halves and the middle: a kink stays inside of one of them."""
-        low, middle, high = bend.low, bend.middle, bend.high
-        left, right = (torch.lerp(low, high, q) for q in (0.25, 0.75))
-        # The first one wins if all are equal: then a kink stays away from the ends.
-        return [(left, right), (low, middle), (middle, high)]
+def _about(at: float, bend: Bend) -> list[tuple[Tensor, Tensor]]:
+    """Return a quarter about a share of the way: a smooth curvature is as there."""
+    start = 0.75 * at
+    low, high = (torch.lerp(bend.low, bend.high, q) for q in (start, start + 0.25))
+    return [(low, high)]
+
+
+def _parts(bend: Bend) -> list[tuple[Tensor, Tensor]]:
+    """Return the middle and the halves: a kink stays inside of one of them."""
+    low, middle, high = bend.low, bend.middle, bend.high
+    left, right = (torch.lerp(low, high, q) for q in (0.25, 0.75))
+    # The first one wins if all are equal: then a kink stays away from the ends.
+    return [(left, right), (low, middle), (middle, high)]

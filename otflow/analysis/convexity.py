@@ -270,25 +270,36 @@ def _confirmed(
     start, end = states[0], states[-1]
     first, last = float(t[0]), float(t[-1])
 
-    def bend(low: float, high: float) -> Bend | None:
+    def bend(low: float, high: float, at: float, *, kinks: bool) -> Bend | None:
         u, v = ((s - first) / (last - first) for s in (low, high))
-        return bends.confirmed(torch.lerp(start, end, u), torch.lerp(start, end, v))
+        ends = (torch.lerp(start, end, q) for q in (u, v))
+        return bends.confirmed(*ends, at, kinks=kinks)
 
-    found = []
-    if not bool(curvature.isnan().all()):
-        k = int(curvature.nan_to_num(math.inf).argmin())
+    def at_a_time(k: int) -> tuple[Bend, float] | None:
+        # Beyond its ends a path may be no geodesic.
         s, half = float(t[k]), 0.5 * float(t.diff()[max(k - 1, 0) : k + 1].min())
-        # The straight line may go on beyond the ends of the geodesic, or not.
-        inside = max(s - half, first), min(s + half, last)
-        found.append((bend(s - half, s + half) or bend(*inside), s))
-    k = int(between.nan_to_num(math.inf).argmin())
-    least = bend(float(t[k]), float(t[k + 1]))
-    if least is not None:
+        low, high = max(s - half, first), min(s + half, last)
+        least = bend(low, high, (s - low) / (high - low), kinks=False)
+        return None if least is None else (least, s)
+
+    def between_times(k: int) -> tuple[Bend, float] | None:
+        least = bend(float(t[k]), float(t[k + 1]), 0.5, kinks=True)
+        if least is None:
+            return None
         square = bends.chart.square
         gone = float(square(least.middle - start) / square(end - start)) ** 0.5
-        found.append((least, first + gone * (last - first)))
-    sure = [(least, s) for least, s in found if least is not None]
-    return min(sure, key=lambda pair: pair[0].upper, default=None)
+        return least, first + gone * (last - first)
+
+    best: tuple[Bend, float] | None = None
+    kinds = ((curvature, at_a_time), (between, between_times))
+    lows = [(float(every.nan_to_num(math.inf).min()), every, f) for every, f in kinds]
+    for low, every, confirm in sorted(lows, key=lambda entry: entry[0]):
+        # The other kind is tried if it may be lower.
+        if math.isfinite(low) and (best is None or low < best[0].upper):
+            found = confirm(int(every.nan_to_num(math.inf).argmin()))
+            if best is None or (found is not None and found[0].upper < best[0].upper):
+                best = found
+    return best
 
 
 def _times(times: int | Tensor) -> Tensor:
