@@ -71,6 +71,10 @@ class Bend:
         return torch.lerp(self.low, self.high, 0.5)
 
 
+# Parts of a segment, by their ends.
+Parts = Callable[[Bend], list[tuple[Tensor, Tensor]]]
+
+
 @dataclass(frozen=True)
 class Sight:
     """Value and slope of F at a state, and at neighbours a last place away."""
@@ -176,8 +180,8 @@ class Bends:
             best = self.mean(low, high)
             if not math.isfinite(best.upper):
                 return None
-            ways = [partial(_about, at), _parts] if kinks else [partial(_about, at)]
-            for parts in ways:
+            ways: list[Parts] = [partial(_about, at)]
+            for parts in [*ways, _parts] if kinks else ways:
                 chosen = self._best_of(best, parts)
                 best = min(best, chosen, key=lambda bend: bend.upper)
             agree = math.isfinite(best.upper) and self._values_agree(best)
@@ -206,9 +210,7 @@ class Bends:
         values = self.of_values(low - (high - low), high + (high - low))
         return values.curvature - values.noise <= 0.25 * bend.curvature
 
-    def _best_of(
-        self, first: Bend, parts: Callable[[Bend], list[tuple[Tensor, Tensor]]]
-    ) -> Bend:
+    def _best_of(self, first: Bend, parts: Parts) -> Bend:
         """Follow the part of the least mean until the round-off wins; return the best.
 
         A wider segment is preferred to one that is lower by next to nothing.

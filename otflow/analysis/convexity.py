@@ -40,13 +40,16 @@ class ConvexityReport:
     values : Tensor, shape (m,)
         F along the geodesic.
     minimum : float
-        The least curvature found: no modulus of F exceeds it, but for round-off.
+        The least curvature found: no modulus of F exceeds it, but for round-off. At a
+        concave kink the curvature has no lower bound, and the number is the mean over a
+        path short beside the times.
     time : float
         Time of the least curvature.
     roundoff : float
         No modulus of F exceeds ``minimum + roundoff``. So much is confirmed by the
         change of the velocity of F between two states near that time, beyond the
-        round-off inside F. Infinite if nothing was confirmed.
+        round-off inside F. At the ends of the path it is about the root of the
+        round-off of the curvature. Infinite if nothing was confirmed.
     shares : Tensor, shape (n,)
         Where the least curvature comes from: the parts of the atoms, or of the rows of
         another tangent. Zeros where F has values alone.
@@ -164,7 +167,8 @@ def displacement_convexity(
     estimated: as eight times the largest change of the slope of F under six moves of
     all positions by a last place, and as 16 units of the terms of the sum at least. A
     modulus is refuted only if a mean of the curvature is below it by more, and if the
-    values of F do not say otherwise.
+    values of F do not say otherwise. A functional that is evaluated to a tolerance of
+    its own, as a kernel with a tolerance, is judged as it is computed.
 
     Examples
     --------
@@ -272,8 +276,8 @@ def _confirmed(
 
     def bend(low: float, high: float, at: float, *, kinks: bool) -> Bend | None:
         u, v = ((s - first) / (last - first) for s in (low, high))
-        ends = (torch.lerp(start, end, q) for q in (u, v))
-        return bends.confirmed(*ends, at, kinks=kinks)
+        begin, finish = (torch.lerp(start, end, q) for q in (u, v))
+        return bends.confirmed(begin, finish, at, kinks=kinks)
 
     def at_a_time(k: int) -> tuple[Bend, float] | None:
         # Beyond its ends a path may be no geodesic.

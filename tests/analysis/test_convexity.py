@@ -179,7 +179,7 @@ def test_no_true_modulus_is_refuted(dtype, offset):
         assert not report.violates_declared, seed
         tried += 1
     # Far away in float32 some ends coincide.
-    assert tried > (8 if dtype == torch.float32 and offset > 1e3 else 24)
+    assert tried > (6 if dtype == torch.float32 and offset > 1e3 else 24)
 
 
 @pytest.mark.slow
