@@ -35,6 +35,10 @@ def cosine(modulus):
     return of.Potential(lambda x: (3 * x).cos().sum(-1), modulus=modulus)
 
 
+def hill(modulus):
+    return of.Potential(lambda x: -(x - 0.1).abs().sum(-1), modulus=modulus)
+
+
 def search(F, like=CLOUD):
     return falsify(F, like, evaluations=60)
 
@@ -78,6 +82,12 @@ CASES: dict[str, Case] = {
             lambda: search(cosine(-9.0)).raise_if_refuted(),
             lambda: search(cosine(None), CLOUD).functional,
         ],
+    ),
+    "a modulus over a concave kink": (
+        of.errors.InvalidFunctional,
+        r"over a concave kink, .*; leave the modulus out: over a concave kink none",
+        lambda: search(hill(-3.0)).raise_if_refuted(),
+        [lambda: search(hill(None)).functional],
     ),
 }
 

@@ -51,6 +51,8 @@ class Bend:
         Bound on the round-off of the mean.
     shares : Tensor
         Parts of the rows of the state in the mean.
+    is_kink : bool
+        Whether the mean comes from a concave kink on the segment.
     """
 
     low: Tensor
@@ -59,6 +61,7 @@ class Bend:
     curvature: float
     noise: float
     shares: Tensor
+    is_kink: bool = False
 
     @property
     def upper(self) -> float:
@@ -184,29 +187,35 @@ class Bends:
             for parts in [*ways, _parts] if kinks else ways:
                 chosen = self._best_of(best, parts)
                 best = min(best, chosen, key=lambda bend: bend.upper)
-            agree = math.isfinite(best.upper) and self._values_agree(best)
+            if not math.isfinite(best.upper):
+                return None
+            best = replace(best, is_kink=self._is_kink(best))
+            return best if self._values_agree(best) else None
         except (NonFinite, Diverged):
             return None
-        return best if agree else None
+
+    def _is_kink(self, bend: Bend) -> bool:
+        """Return whether a half has nearly twice the mean, as over a concave kink."""
+        low, middle, high = bend.low, bend.middle, bend.high
+        pairs = ((low, middle), (middle, high))
+        least = min(self.mean(*pair, noise=False).curvature for pair in pairs)
+        return least < 1.5 * bend.curvature < 0
 
     def _values_agree(self, bend: Bend) -> bool:
-        """Return whether values of F, beyond their round-off, allow the mean of slopes.
+        """Return whether values of F, but for round-off, allow the mean of slopes.
 
         They do not if the slope of F is wrong, as that of a value that was detached in
         part, or at a point exactly on a kink.
         """
-        low, middle, high = bend.low, bend.middle, bend.high
-        halves = [self.mean(*p, noise=False) for p in ((low, middle), (middle, high))]
-        least = min(half.curvature for half in halves)
-        if not least < 1.5 * bend.curvature < 0:
+        low, high = bend.low, bend.high
+        if not bend.is_kink:
             # Both means differ by less than that of the middle half does.
             inside = (torch.lerp(low, high, q) for q in (0.25, 0.75))
             varied = abs(self.mean(*inside, noise=False).curvature - bend.curvature)
             values = self.of_values(low, high)
             slack = varied + bend.noise + APART * abs(bend.curvature)
             return values.curvature - values.noise <= bend.curvature + slack
-        # In a half the mean nearly doubles: there is a kink. A second difference over a
-        # path three times as long weighs the whole of this one.
+        # A second difference over a path three times as long weighs all of this one.
         values = self.of_values(low - (high - low), high + (high - low))
         return values.curvature - values.noise <= 0.25 * bend.curvature
 

@@ -46,10 +46,13 @@ class Witness:
     is_geodesic : bool
         Whether the path is a geodesic of :math:`W_2`: whether an exact solver found no
         cheaper coupling of both ends.
+    is_kink : bool
+        Whether the path crosses a concave kink of F. There the mean of the curvature is
+        the lower the shorter the path, and F has no modulus.
 
     Attributes
     ----------
-    a, b, tangent, curvature, roundoff, is_geodesic
+    a, b, tangent, curvature, roundoff, is_geodesic, is_kink
         As above.
 
     Examples
@@ -68,6 +71,7 @@ class Witness:
     curvature: float
     roundoff: float
     is_geodesic: bool
+    is_kink: bool
 
     def __str__(self) -> str:
         ends = []
@@ -79,10 +83,9 @@ class Witness:
             shown = ", ".join(map(_text, rows[:SHOWN]))
             ends.append(shown + (f", ... ({len(rows)})" if len(rows) > SHOWN else ""))
         path = "geodesic" if self.is_geodesic else "straight line, no geodesic,"
-        return (
-            f"curvature {self.curvature:.9g} (round-off {self.roundoff:.1g}) along the "
-            f"{path} from {ends[0]} to {ends[1]}"
-        )
+        kink = "over a concave kink, " if self.is_kink else ""
+        number = f"{self.curvature:.9g} (round-off {self.roundoff:.1g})"
+        return f"curvature {number} {kink}along the {path} from {ends[0]} to {ends[1]}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +189,8 @@ class Falsification:
             return
         assert self.witness is not None
         cure = f"take a modulus of at most {self.witness.curvature:.9g}, or None"
+        if self.witness.is_kink:
+            cure = "leave the modulus out: over a concave kink none holds"
         msg = f"{self}; {cure}"
         raise InvalidFunctional(msg)
 
@@ -330,4 +335,6 @@ def _witness(seen: Seen | None) -> Witness | None:
     bend, build = seen.bend, seen.region.chart.build
     a, b = build(bend.low), build(bend.high)
     tangent = bend.high - bend.low
-    return Witness(a, b, tangent, bend.curvature, bend.noise, seen.is_geodesic)
+    return Witness(
+        a, b, tangent, bend.curvature, bend.noise, seen.is_geodesic, bend.is_kink
+    )

@@ -86,7 +86,7 @@ def test_a_violation_is_found(name):
 @pytest.mark.parametrize("name", falsifier.CONVEX)
 def test_no_violation_is_found_where_there_is_none(name):
     F, like = falsifier.CONVEX[name]()
-    found = falsify(F, like, seconds=60.0, evaluations=200)
+    found = falsify(F, like, seconds=60.0, evaluations=100)
     assert found.is_declared
     assert not found.refuted
     assert not found.refuted_on_geodesics
@@ -112,16 +112,40 @@ def test_the_least_curvature_of_a_cosine():
 
 def test_a_repulsion_on_the_line_is_convex_only_where_atoms_do_not_cross():
     F = of.Interaction(lambda z: -z.norm(dim=-1))
-    found = falsify(F, line(), evaluations=400)
+    found = falsify(F, line(), evaluations=200)
     assert found.refuted
     assert not found.refuted_on_geodesics
     assert not seen(found).is_geodesic
     a, b = (mu.points[:, 0] for mu in (seen(found).a, seen(found).b))
     assert not torch.equal(a.argsort(), b.argsort())  # atoms cross
+    assert seen(found).is_kink
     assert "McCann" in str(found)
     # Along the optimal coupling of the same measures F does not bend.
     report = displacement_convexity(F, *(of.Particles(x[:, None]) for x in (a, b)))
     assert not report.minimum + report.roundoff < 0
+
+
+def test_the_least_curvature_of_an_attraction_is_known():
+    # For two atoms at z with velocities +-v the quotient is -z'' of W, largest at
+    # |z|^2 = 3 sigma^2 along z: -2 exp(-3/2) / sigma^2.
+    F, like = falsifier.NOT_CONVEX["an attraction of short range"]()
+    found = falsify(F, like, evaluations=600)
+    expected = -2 * math.exp(-1.5) / 0.25
+    assert seen(found).curvature == pytest.approx(expected, abs=1e-6)
+    assert not seen(found).is_kink
+    assert found.refuted_on_geodesics
+
+
+def test_a_pair_is_matched_by_an_exact_solver():
+    """Half of W2 squared bends down along geodesics in the plane, not on the line."""
+    F, like = falsifier.NOT_CONVEX["half of W2 squared in the plane"]()
+    found = falsify(F, like, evaluations=200)
+    assert found.refuted_on_geodesics
+    geodesic = found.on_geodesics
+    assert geodesic is not None
+    assert geodesic.is_kink
+    a, b = geodesic.a.points, geodesic.b.points
+    assert of.metrics.assignment(a, b).tolist() == list(range(len(a)))
 
 
 def test_the_answer_depends_on_the_seed_alone():
