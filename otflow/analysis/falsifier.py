@@ -219,7 +219,8 @@ def falsify(
     then measured again: a witness is the mean of the curvature along a path, below
     :math:`\lambda` beyond round-off; see `displacement_convexity`.
 
-    What the library declares as ``F.modulus(d)`` holds along *every* coupling. McCann's
+    What the library declares as ``F.modulus(d)`` holds along *every* coupling of atoms,
+    and along generalised geodesics of `Quantiles` and Gaussians. McCann's
     displacement convexity :cite:p:`mccann1997convexity` asks for less: the optimal
     coupling. The interaction :math:`-|x - y|` on the line is convex along optimal
     couplings, where atoms never cross, and concave along others. The answer tells both
