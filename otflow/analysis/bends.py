@@ -31,6 +31,8 @@ LONG, SHORTEST = 4096.0, 2.0**-16
 WIDER = 1e-9
 # A mean of slopes and one of values, over a short segment, differ by a smaller share.
 APART = 1e-3
+# Shares of a path over which a second derivative is compared with means.
+FINE = (2e-3, 1e-3)
 # What says that F has no derivative, or no second one, by automatic differentiation.
 NO_DERIVATIVE = (RuntimeError, NotImplementedError, InvalidFunctional, Unsupported)
 
@@ -78,15 +80,6 @@ class Bend:
 Parts = Callable[[Bend], list[tuple[Tensor, Tensor]]]
 
 
-@dataclass(frozen=True)
-class Sight:
-    """Value and slope of F at a state, and at neighbours a last place away."""
-
-    value: float
-    slope: Tensor
-    others: tuple[tuple[float, Tensor], ...] = ()
-
-
 class Bends:
     r"""Mean curvatures of one functional in one chart.
 
@@ -108,8 +101,6 @@ class Bends:
 
     def slope(self, x: Tensor) -> tuple[float, Tensor]:
         """Return F and its derivative in the state, in float64."""
-        if self.by_values:
-            return self.value(x), torch.zeros_like(x, dtype=torch.float64)
         F, chart = self.functional, self.chart
         if chart.masses is None:
             value, slope = value_and_gradient(lambda y: F.value(chart.build(y)), x)
@@ -121,14 +112,11 @@ class Bends:
         """Return F and its first two derivatives along v at x, with their graphs."""
         return along(lambda y: self.functional.value(self.chart.build(y)), x, v)
 
-    def sight(self, x: Tensor, *, noise: bool) -> Sight:
-        """Return value and slope at a state; if asked, those of its neighbours too."""
-        if not noise:
-            return Sight(*self.slope(x))
+    def near(self, x: Tensor) -> list[Tensor]:
+        """Return states whose entries are a last place away, in patterns of signs."""
         unit = self.chart.units(x)
         signs = last_places(x.new_ones(DRAWS * x.numel())).sign()
-        near = [x + s * unit for s in signs.reshape(DRAWS, *x.shape)]
-        return Sight(*self.slope(x), tuple(map(self.slope, near)))
+        return [x + s * unit for s in signs.reshape(DRAWS, *x.shape)]
 
     def mean(self, low: Tensor, high: Tensor, *, noise: bool = True) -> Bend:
         """Return the mean curvature between two states."""
@@ -139,14 +127,16 @@ class Bends:
         if self.by_values:
             return self.of_values(low, high, noise=noise)
         step = high.double() - low.double()
-        ends = [self.sight(x, noise=noise) for x in (low, high)]
-        rows = (ends[1].slope - ends[0].slope) * step / square
+        ends = [(x, self.slope(x)[1]) for x in (low, high)]
+        rows = (ends[1][1] - ends[0][1]) * step / square
         error = 0.0
-        for end in ends if noise else ():
-            terms = float((end.slope * step).abs().sum())
-            changes = [float(((g - end.slope) * step).sum()) for _, g in end.others]
-            error += FLOOR * torch.finfo(low.dtype).eps * terms
-            error += MARGIN * max(map(abs, changes))
+        for x, slope in ends if noise else ():
+            others = (self.slope(y)[1] for y in self.near(x))
+            changes = [abs(float(((g - slope) * step).sum())) for g in others]
+            error += (
+                FLOOR * torch.finfo(low.dtype).eps * float((slope * step).abs().sum())
+            )
+            error += MARGIN * max(changes)
         parts = rows.flatten(1).sum(1)
         return Bend(low, high, square, float(rows.sum()), error / square, parts)
 
@@ -155,29 +145,34 @@ class Bends:
 
         It has no parts, and the round-off of the middle counts as that of F.
         """
-        kept, self.by_values = self.by_values, True
         states = (low, torch.lerp(low, high, 0.5), high)
-        sights = [self.sight(x, noise=noise) for x in states]
-        self.by_values = kept
+        values = [
+            (x, self.value(x), c) for x, c in zip(states, (1, -2, 1), strict=True)
+        ]
         square = float(self.chart.square(high - low))
-        change = sights[0].value - 2 * sights[1].value + sights[2].value
-        error = 0.0
-        for end, times in zip(sights if noise else (), (1, 2, 1), strict=False):
-            moves = max(abs(g - end.value) for g, _ in end.others)
-            own = FLOOR * torch.finfo(low.dtype).eps * abs(end.value)
-            error += times * (MARGIN * moves + own)
+        change, error = sum(c * f for _, f, c in values), 0.0
+        for x, f, c in values if noise else ():
+            moves = max(abs(self.value(y) - f) for y in self.near(x))
+            own = FLOOR * torch.finfo(low.dtype).eps * abs(f)
+            error += abs(c) * (MARGIN * moves + own)
         nothing = torch.zeros(len(low), dtype=torch.float64, device=low.device)
         shares = (4 * change / square, 4 * error / square)
         return Bend(low, high, square, *shares, nothing)
 
     def confirmed(
-        self, low: Tensor, high: Tensor, at: float = 0.5, *, kinks: bool = True
+        self,
+        low: Tensor,
+        high: Tensor,
+        at: float = 0.5,
+        *,
+        kinks: bool = True,
+        enough: float = -math.inf,
     ) -> Bend | None:
         """Return a segment, here or within, of the least mean beyond round-off.
 
         Ever shorter segments about the share `at` of the way are tried, and if `kinks`
-        also those where the mean is least. None if F is not finite there, or if values
-        contradict the slopes of F.
+        also those where the mean is least, until one is below `enough`. None if F is
+        not finite there, or if values contradict the slopes of F.
         """
         try:
             best = self.mean(low, high)
@@ -185,6 +180,8 @@ class Bends:
                 return None
             ways: list[Parts] = [partial(_about, at)]
             for parts in [*ways, _parts] if kinks else ways:
+                if best.upper < enough:
+                    break
                 chosen = self._best_of(best, parts)
                 best = min(best, chosen, key=lambda bend: bend.upper)
             if not math.isfinite(best.upper):
@@ -193,6 +190,21 @@ class Bends:
             return best if self._values_agree(best) else None
         except (NonFinite, Diverged):
             return None
+
+    def believes(self, second: float, low: Tensor, high: Tensor, at: float) -> bool:
+        """Return whether slopes near a share of a path allow a second derivative there.
+
+        Where a function states its first derivative alone, the second one of automatic
+        differentiation lacks a part, in silence.
+        """
+        try:
+            near = [self.mean(*_part(low, high, at, share)) for share in FINE]
+        except (NonFinite, Diverged):
+            return True
+        # Over a kink both means differ by their own size.
+        varied = 4 * abs(near[0].curvature - near[1].curvature)
+        slack = APART * abs(second) + varied + near[1].noise
+        return not abs(second - near[1].curvature) > slack
 
     def _is_kink(self, bend: Bend) -> bool:
         """Return whether a half has nearly twice the mean, as over a concave kink."""
@@ -251,9 +263,13 @@ class Bends:
 
 def _about(at: float, bend: Bend) -> list[tuple[Tensor, Tensor]]:
     """Return a quarter about a share of the way: a smooth curvature is as there."""
-    start = 0.75 * at
-    low, high = (torch.lerp(bend.low, bend.high, q) for q in (start, start + 0.25))
-    return [(low, high)]
+    return [_part(bend.low, bend.high, at, 0.25)]
+
+
+def _part(low: Tensor, high: Tensor, at: float, share: float) -> tuple[Tensor, Tensor]:
+    """Return a share of a path, of which as much is before `at` as of the whole."""
+    start = (1.0 - share) * at
+    return torch.lerp(low, high, start), torch.lerp(low, high, start + share)
 
 
 def _parts(bend: Bend) -> list[tuple[Tensor, Tensor]]:

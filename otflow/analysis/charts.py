@@ -153,7 +153,7 @@ def in_double(F: Functional, *measures: Measure) -> tuple[Functional, list[Measu
         doubled = [mu.to(torch.float64) for mu in found]
         with torch.no_grad(), suppress(NonFinite):
             G.value(doubled[0])
-    # A function of the user may make tensors of its own in float32.
-    except (RuntimeError, TypeError, ValueError, Unsupported):
+    # A function of the user may know float32 alone, and say so by any error.
+    except Exception:
         return F, found
     return G, doubled

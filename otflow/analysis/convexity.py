@@ -33,7 +33,7 @@ class ConvexityReport:
         Where the derivatives were taken.
     curvature : Tensor, shape (m,)
         Second derivatives of :math:`t \mapsto F(\mu_t)` at these times; NaN where F has
-        none.
+        none by automatic differentiation, or where slopes of F contradict the least.
     between : Tensor, shape (m - 1,)
         Exact means of the curvature between neighbouring times, kinks included: the
         changes of the first derivative over those of the time.
@@ -207,7 +207,7 @@ def displacement_convexity(
     between = slopes.diff() / t.diff() / squared
     if bends.by_values:
         between = _second_differences(t, values) / squared
-    curvature = second / squared
+    curvature = _believed(bends, t, states, second / squared)
     found = _confirmed(bends, t, states, curvature, between)
     known, when = _least(t, curvature, between)
     upper = math.inf
@@ -259,6 +259,18 @@ def _derivatives(
         rows.append((value, first, second if math.isfinite(second) else math.nan))
     table = torch.tensor(rows, dtype=torch.float64)
     return table[:, 0], table[:, 1], table[:, 2]
+
+
+def _believed(bends: Bends, t: Tensor, states: list[Tensor], second: Tensor) -> Tensor:
+    """Return second derivatives; NaN if slopes contradict the least of them."""
+    if bool(second.isnan().all()):
+        return second
+    k = int(second.nan_to_num(math.inf).argmin())
+    i = min(k, len(t) - 2)
+    ends, at = (states[i], states[i + 1]), float(k - i)
+    if bends.believes(float(second[k]), *ends, at):
+        return second
+    return torch.full_like(second, math.nan)
 
 
 def _second_differences(t: Tensor, values: Tensor) -> Tensor:

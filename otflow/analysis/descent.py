@@ -295,8 +295,9 @@ class Search:
             order = assignment(mu.points, nu.points)
             if not bool((order.diff() == 1).all()):
                 paths.append((low, high[order]))
+        enough = self.modulus if self.first else -math.inf
         for path in paths:
-            bend = place.bends.confirmed(*path)
+            bend = place.bends.confirmed(*path, enough=enough)
             if bend is not None:
                 self._keep(Seen(bend, region, _is_geodesic(region, bend)))
 
