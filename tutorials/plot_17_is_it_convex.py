@@ -25,8 +25,7 @@ import torch
 import otflow as of
 
 F64 = torch.float64
-b = of.Particles(torch.ones(1, 1, dtype=F64))
-a = of.Particles(-b.points)
+a, b = (of.Particles(torch.full((1, 1), x, dtype=F64)) for x in (-1.0, 1.0))
 potentials = {
     "cos 3x": of.Potential(lambda x: (3 * x).cos().sum(-1)),
     "double well": of.Potential(lambda x: (x.square() - 1).square().sum(-1) / 4),

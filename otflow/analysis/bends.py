@@ -14,13 +14,13 @@ from otflow._autodiff import along, value_and_gradient
 from otflow.analysis.charts import Chart
 from otflow.errors import Diverged, InvalidFunctional, NonFinite, Unsupported
 from otflow.functionals import Functional
-from otflow.numerics.lbfgs import last_places
+from otflow.numerics.lbfgs import GOLDEN
 
 __all__ = ["NO_DERIVATIVE", "Bend", "Bends"]
 
 # The round-off of a number is taken to be MARGIN times its largest change under
-# DRAWS changes of the positions by a last place, and at least FLOOR times the round-off
-# of the sum of the sizes of its terms.
+# DRAWS changes of the positions by up to two last places, term by term, and at least
+# FLOOR times the round-off of the sum of the sizes of its terms.
 MARGIN, DRAWS, FLOOR = 8.0, 6, 16.0
 # How many parts of a segment in a row may fail to lower the mean beyond round-off.
 PATIENCE = 3
@@ -87,7 +87,7 @@ class Bends:
     :math:`\langle \nabla F(x_+) - \nabla F(x_-), v\rangle / |v|^2`, kinks included. A
     modulus along every coupling bounds it from below at these very numbers: so the
     round-off of positions cannot refute. That inside F is measured by moves of the
-    positions by their last place.
+    positions by their last places.
     """
 
     def __init__(self, F: Functional, chart: Chart) -> None:
@@ -113,10 +113,14 @@ class Bends:
         return along(lambda y: self.functional.value(self.chart.build(y)), x, v)
 
     def near(self, x: Tensor) -> list[Tensor]:
-        """Return states whose entries are a last place away, in patterns of signs."""
+        """Return states whose entries are up to two last places away.
+
+        Of signs alone, opposite ones might cancel in every state.
+        """
+        count = torch.arange(1, DRAWS * x.numel() + 1, dtype=torch.float64)
+        places = (4.0 * ((count * GOLDEN) % 1.0) - 2.0).to(x)
         unit = self.chart.units(x)
-        signs = last_places(x.new_ones(DRAWS * x.numel())).sign()
-        return [x + s * unit for s in signs.reshape(DRAWS, *x.shape)]
+        return [x + s * unit for s in places.reshape(DRAWS, *x.shape)]
 
     def mean(self, low: Tensor, high: Tensor, *, noise: bool = True) -> Bend:
         """Return the mean curvature between two states."""
@@ -132,7 +136,7 @@ class Bends:
         error = 0.0
         for x, slope in ends if noise else ():
             others = (self.slope(y)[1] for y in self.near(x))
-            changes = [abs(float(((g - slope) * step).sum())) for g in others]
+            changes = [float(((g - slope) * step).abs().sum()) for g in others]
             error += (
                 FLOOR * torch.finfo(low.dtype).eps * float((slope * step).abs().sum())
             )

@@ -173,8 +173,9 @@ def displacement_convexity(
 
     A modulus that holds along every coupling bounds the mean curvature between any two
     states, so the round-off of positions cannot refute it. The round-off inside of F is
-    estimated: as eight times the largest change of the slope of F under six moves of
-    all positions by a last place, and as 16 units of the terms of the sum at least. A
+    estimated: as eight times the largest change of the slope of F, term by term, under
+    six moves of all positions by up to two last places, and as 16 units of round-off of
+    the terms at least. A
     modulus is refuted only if a mean of the curvature is below it by more, and if the
     values of F do not say otherwise. A functional that is evaluated to a tolerance of
     its own, as a kernel with a tolerance, is judged as it is computed.
