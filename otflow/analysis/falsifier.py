@@ -299,10 +299,11 @@ def falsify(
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     check_generator(generator)
-    start = time.perf_counter()
     G, (mu,) = in_double(F, like)
     with torch.no_grad(), suppress(NonFinite):
-        G.value(mu)  # what F lacks here it lacks everywhere
+        # What F lacks here it lacks everywhere; and it may load libraries.
+        G.value(mu)
+    start = time.perf_counter()
     search = Search(G, mu, generator, most, start + limit, bound, first=first)
     stopped = search.run()
     return Falsification(
