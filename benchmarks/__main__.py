@@ -12,6 +12,7 @@ import torch
 from benchmarks import (
     back_and_forth,
     calls,
+    falsifier,
     gaps,
     grids,
     imports,
@@ -40,6 +41,7 @@ MODULES = (
     grids,
     back_and_forth,
     ornstein_uhlenbeck,
+    falsifier,
     network_gaps,
     imports,
 )

@@ -18,6 +18,7 @@ from otflow._validation import check_finite, check_scalar
 from otflow.errors import InvalidFunctional, Unsupported
 
 __all__ = [
+    "along",
     "check_finite",
     "differentiable_gradient",
     "entrywise_derivative",
@@ -139,6 +140,30 @@ def line_derivatives(
     check_finite(first, "the gradient of a ground function")
     check_finite(second, "the second derivative of a ground function")
     return values, first[:, 0], second[:, 0]
+
+
+def along(
+    function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return f and its first two derivatives along :math:`x + tv` at t = 0.
+
+    They carry the graphs of x and v, so that the curvature is minimised in both. A
+    value that does not depend on x raises `InvalidFunctional`.
+    """
+    keep = records(x, v)
+    with differentiating(parameters=False):
+        t = leaf(x.new_zeros(()))
+        value = check_scalar(function(x + t * v), x, finite=True)
+        if not value.requires_grad:
+            msg = "the value is detached from the measure: it has no derivative"
+            raise InvalidFunctional(msg)
+        (first,) = grads_of(value, (t,), create_graph=True)
+        second = torch.zeros_like(value)
+        if first.requires_grad:
+            (second,) = grads_of(first, (t,), create_graph=keep)
+    if keep:
+        return value, first, second
+    return value.detach(), first.detach(), second.detach()
 
 
 def value_gradient_product(

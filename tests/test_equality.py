@@ -54,6 +54,10 @@ def stepped():
     return of.JKO().step(potential(), cloud(), 0.1, None, torch.Generator())
 
 
+def falsified():
+    return of.analysis.falsify(potential(), cloud(), evaluations=20)
+
+
 def event():
     """Return what a callback receives after a step."""
     seen: list[Any] = []
@@ -182,6 +186,8 @@ MAKE: dict[type, Callable[[], Any]] = {
     ),
     of.analysis.Verdict: lambda: of.analysis.Verdict.PROVED,
     of.functionals.Curvature: lambda: of.functionals.Curvature.CONVEX,
+    of.analysis.Falsification: falsified,
+    of.analysis.Witness: lambda: falsified().witness,
     of.testing.Nudge: of.testing.Nudge,
     of.testing.Problem: lambda: of.testing.Problem(
         potential(), cloud(), 0.1, of.metrics.wasserstein2

@@ -8,6 +8,7 @@ from otflow.analysis.certificates import (
 )
 from otflow.analysis.convexity import ConvexityReport, displacement_convexity
 from otflow.analysis.evi import VariationalReport, evolution_variational_inequality
+from otflow.analysis.falsifier import Falsification, Witness, falsify
 from otflow.analysis.findings import Finding, RunCertificate, StepFinding, Verdict
 from otflow.analysis.rates import exponential_rate, observed_order
 from otflow.analysis.run_certificate import certify
@@ -16,11 +17,13 @@ from otflow.analysis.weak_form import continuity_residual
 __all__ = [
     "ConvexityReport",
     "DissipationReport",
+    "Falsification",
     "Finding",
     "RunCertificate",
     "StepFinding",
     "VariationalReport",
     "Verdict",
+    "Witness",
     "certify",
     "continuity_residual",
     "displacement_convexity",
@@ -28,6 +31,7 @@ __all__ = [
     "energy_dissipation",
     "evolution_variational_inequality",
     "exponential_rate",
+    "falsify",
     "minimizing_movement",
     "observed_order",
 ]

@@ -1,10 +1,8 @@
-"""Displacement convexity: search a geodesic for a counterexample."""
+"""Displacement convexity: the curvature of a functional along a geodesic."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -12,40 +10,60 @@ from torch import Tensor
 
 from otflow._arrays import as_float_tensor
 from otflow._validation import check_kind, non_negative_int
-from otflow.errors import InvalidFunctional, NonFinite, Unsupported
+from otflow.analysis.bends import NO_DERIVATIVE, Bend, Bends
+from otflow.analysis.charts import in_double, straight
+from otflow.errors import NonFinite
 from otflow.functionals import Functional
-from otflow.measures import GridDensity, Measure, Particles, Quantiles
-from otflow.metrics import aligned_ends
-from otflow.metrics.kinds import OnLine, line_edges
-from otflow.numerics.lbfgs import last_places
+from otflow.functionals.base import check_functional
+from otflow.measures import Measure
 
 __all__ = ["ConvexityReport", "displacement_convexity"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ConvexityReport:
-    r"""Second differences of a functional along one geodesic.
+    r"""The curvature of a functional along one geodesic.
+
+    All numbers are divided by :math:`W_2^2`, the squared length of the geodesic. If F
+    is :math:`\lambda`-convex, each of them is at least :math:`\lambda`.
 
     Parameters
     ----------
     times : Tensor, shape (m,)
-        Times of the curvatures: the middle of each triple of times.
+        Where the derivatives were taken.
     curvature : Tensor, shape (m,)
-        Second differences of F divided by :math:`W_2^2`. If F is
-        :math:`\lambda`-convex, each is at least :math:`\lambda`.
-    values : Tensor, shape (m + 2,)
-        F along the geodesic, ends included.
+        Second derivatives of :math:`t \mapsto F(\mu_t)` at these times; NaN where F has
+        none by automatic differentiation, or where slopes of F contradict the least.
+    between : Tensor, shape (m - 1,)
+        Exact means of the curvature between neighbouring times, kinks included: the
+        changes of the first derivative over those of the time.
+    values : Tensor, shape (m,)
+        F along the geodesic.
+    minimum : float
+        The least curvature found: no modulus of F exceeds it, but for round-off. At a
+        concave kink the curvature has no lower bound, and the number is the mean over a
+        path short beside the times.
+    time : float
+        Time of the least curvature.
+    roundoff : float
+        No modulus of F exceeds ``minimum + roundoff``. So much is confirmed by the
+        change of the velocity of F between two states near that time, beyond the
+        round-off inside F. At the ends of the path it is about the root of the
+        round-off of the curvature. Infinite if nothing was confirmed.
+    shares : Tensor, shape (n,)
+        Where the least curvature comes from: the parts of the atoms, or of the rows of
+        another tangent. Zeros where F has values alone.
     w2 : float
-        Length of the geodesic in the product `inner` of the measure: W2, on
-        `Quantiles` by the trapezoidal rule.
+        Length of the path in the product `inner` of the measure. On a geodesic it is
+        W2, on `Quantiles` by the trapezoidal rule; on a generalised one it is longer.
     declared_modulus : float or None
         The modulus ``F.modulus(d)``, d the dimension of the measures.
-    roundoff : float
-        Bound on the error of a curvature by round-off.
 
     Attributes
     ----------
-    times, curvature, values, w2, declared_modulus, roundoff
+    times, curvature, between, values, minimum, time, roundoff, shares, w2
+        As above.
+    declared_modulus
         As above.
 
     Examples
@@ -55,48 +73,60 @@ class ConvexityReport:
     >>> a = of.Particles(torch.tensor([[-1.0]], dtype=torch.float64))
     >>> b = of.Particles(torch.tensor([[1.0]], dtype=torch.float64))
     >>> report = of.analysis.displacement_convexity(F, a, b)
-    >>> round(report.minimum, 1), round(report.time, 6), report.violates_declared
-    (-8.9, 0.5, False)
+    >>> round(report.minimum, 6), report.time, report.violates_declared
+    (-9.0, 0.5, False)
+    >>> report.between.min() > -9.0  # a mean over a twentieth of the way
+    tensor(True)
     """
 
     times: Tensor
     curvature: Tensor
+    between: Tensor
     values: Tensor
+    minimum: float
+    time: float
+    roundoff: float
+    shares: Tensor
     w2: float
     declared_modulus: float | None
-    roundoff: float
 
-    @property
-    def minimum(self) -> float:
-        """The least curvature found: no modulus of F exceeds it."""
-        return float(self.curvature.min())
-
-    @property
-    def time(self) -> float:
-        """Time of the least curvature."""
-        return float(self.times[self.curvature.argmin()])
+    def __repr__(self) -> str:
+        return (
+            f"ConvexityReport(minimum={self.minimum:.9g} at time {self.time:.4g}, "
+            f"roundoff={self.roundoff:.1g}, w2={self.w2:.6g}, "
+            f"declared_modulus={self.declared_modulus}, times={len(self.times)})"
+        )
 
     @property
     def violates_declared(self) -> bool:
-        """Whether a curvature is below the declared modulus, beyond round-off."""
+        """Whether the curvature is below the declared modulus, beyond round-off."""
         if self.declared_modulus is None:
             return False
-        return self.minimum < self.declared_modulus - self.roundoff
+        return self.minimum + self.roundoff < self.declared_modulus
 
 
 def displacement_convexity(
-    F: Functional, a: Measure, b: Measure, *, times: int | Tensor = 21
+    F: Functional,
+    a: Measure,
+    b: Measure,
+    *,
+    times: int | Tensor = 21,
+    base: Measure | None = None,
 ) -> ConvexityReport:
     r"""Measure the curvature of F along the geodesic from `a` to `b`.
 
-    If F is :math:`\lambda`-convex, every second divided difference obeys
+    If F is :math:`\lambda`-convex :cite:p:`mccann1997convexity`, then
 
-    .. math:: \frac{F(\mu_{t+h}) - 2F(\mu_t) + F(\mu_{t-h})}{h^2}
-        \ge \lambda W_2^2(a, b)
+    .. math:: \frac{d^2}{dt^2} F(\mu_t) \ge \lambda\, W_2^2(a, b)
 
-    exactly, without truncation error :cite:p:`mccann1997convexity`. So one difference
-    below :math:`\lambda W_2^2` refutes the modulus :math:`\lambda`. If no difference is
-    below, nothing is proved.
+    wherever the second derivative exists, and between two times
+
+    .. math:: \frac{d}{dt}F(\mu_t) - \frac{d}{ds}F(\mu_s)
+        \ge \lambda\,(t - s)\, W_2^2(a, b),
+
+    kinks included. So one number below :math:`\lambda` refutes the modulus
+    :math:`\lambda`. If no number is below, nothing is proved; `falsify` searches all
+    pairs of measures.
 
     Parameters
     ----------
@@ -107,13 +137,17 @@ def displacement_convexity(
         plan joins particles of any numbers and weights. Densities on the line,
         `Quantiles` or a `GridDensity`, are `Quantiles` at the levels of both, and F
         sees these. Gaussians stay Gaussian.
-    times : int or Tensor, shape (m + 2,)
-        Number of equidistant times in [0, 1], or increasing times.
+    times : int or Tensor, shape (m,)
+        Number of equidistant times in [0, 1], or increasing times; three at least.
+    base : Measure, optional
+        Then the path is the generalised geodesic through the optimal plans from this
+        measure, as by `otflow.metrics.generalized_geodesic`, and its squared length
+        takes the place of :math:`W_2^2`.
 
     Returns
     -------
     ConvexityReport
-        Curvatures, their minimum and its time.
+        Curvatures, the least one, its time, and the parts of the atoms in it.
 
     Raises
     ------
@@ -122,18 +156,29 @@ def displacement_convexity(
     NonFinite
         If F is not finite somewhere on the geodesic.
     TypeError
-        If F is no functional, or the ends are of different kinds.
+        If F is no functional, or the measures are of different kinds.
     Unsupported
         If an end is a `GridDensity` in the plane or in space, whose geodesic is
         remapped to the cells; or on the line, if it vanishes between parts of its mass.
 
+    See Also
+    --------
+    otflow.analysis.falsify : Search for the pair of measures of least curvature.
+
     Notes
     -----
-    Cost: three values and one velocity of F for each time, and one exact transport
-    problem. ``roundoff`` bounds to first order the error of a second difference by the
-    round-off of the value of F, and of the positions times the slope of F. A modulus is
-    refuted only beyond this bound. Use float64 and points near the origin: otherwise
-    the round-off, divided by h^2, exceeds most curvatures.
+    Cost: one exact transport problem; for each time a value, a velocity and a second
+    derivative by automatic differentiation; and some hundred velocities to confirm the
+    minimum. Float32 measures are examined in float64 if F can be moved there.
+
+    A modulus that holds along every coupling bounds the mean curvature between any two
+    states, so the round-off of positions cannot refute it. The round-off inside of F is
+    estimated: as eight times the largest change of the slope of F, term by term, under
+    six moves of all positions by up to two last places, and as 16 units of round-off of
+    the terms at least. A
+    modulus is refuted only if a mean of the curvature is below it by more, and if the
+    values of F do not say otherwise. A functional that is evaluated to a tolerance of
+    its own, as a kernel with a tolerance, is judged as it is computed.
 
     Examples
     --------
@@ -145,62 +190,142 @@ def displacement_convexity(
     >>> report.minimum < 0, report.declared_modulus
     (True, None)
     """
-    check_kind(F, Functional, "F")
-    for measure, name in ((a, "a"), (b, "b")):
+    check_functional(F)
+    named = {"a": a, "b": b} | ({} if base is None else {"base": base})
+    for name, measure in named.items():
         check_kind(measure, Measure, name)
     t = _times(times)
-    at, squared = _geodesic(a, b)
+    modulus = F.modulus(a.dim)
+    F, moved = in_double(F, *named.values())
+    chart, start, end = straight(*moved)
+    step, squared = end - start, float(chart.square(end - start))
     if squared <= 0:
         msg = "a and b coincide: there is no geodesic to look along; move one of them"
         raise ValueError(msg)
-    values = torch.stack([_value(F, at, float(s)) for s in t])
-    slopes = values.diff() / t.diff()
-    curvature = 2.0 * slopes.diff() / (t[2:] - t[:-2]) / squared
-    # Coefficients of a second difference add up to 4 / h^2.
-    noise = max(
-        _noise(F, at(float(s)), float(v)) for s, v in zip(t, values, strict=True)
-    )
-    step = float(t.diff().min())
-    size = float(torch.linalg.vector_norm(curvature, ord=torch.inf))
+    bends = Bends(F, chart)
+    states = [torch.lerp(start, end, float(s)) for s in t]
+    values, slopes, second = _derivatives(bends, t, states, step)
+    between = slopes.diff() / t.diff() / squared
+    if bends.by_values:
+        between = _second_differences(t, values) / squared
+    curvature = _believed(bends, t, states, second / squared)
+    found = _confirmed(bends, t, states, curvature, between)
+    known, when = _least(t, curvature, between)
+    upper = math.inf
+    if found is not None:
+        upper, bend = found[0].upper, found[0]
+        if upper < known:
+            known, when = upper, found[1]
+    else:
+        bend = bends.mean(start, end, noise=False)
     return ConvexityReport(
-        times=t[1:-1],
+        times=t,
         curvature=curvature,
+        between=between,
         values=values,
+        minimum=known,
+        time=when,
+        roundoff=max(upper - known, 0.0),
+        shares=bend.shares,
         w2=squared**0.5,
-        declared_modulus=F.modulus(a.dim),
-        roundoff=4.0 * noise / step**2 / squared + _lengths(a, squared) * size,
+        declared_modulus=modulus,
     )
 
 
-def _noise(F: Functional, mu: Measure, value: float) -> float:
-    """Return the effect of round-off on the value of F at a measure.
+def _derivatives(
+    bends: Bends, t: Tensor, states: list[Tensor], step: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return F and its derivatives in t; a second one is NaN where there is none."""
+    rows = []
+    for s, x in zip(t.tolist(), states, strict=True):
+        try:
+            value = bends.value(x)
+        except NonFinite as error:
+            msg = (
+                f"the functional along the geodesic is not finite at time {s:g}: "
+                f"{error}; atoms that meet there, or that the plan splits, coincide: a "
+                f"singular kernel is infinite then"
+            )
+            raise NonFinite(msg) from error
+        first = second = math.nan
+        try:
+            if not bends.by_values:
+                first = float((bends.slope(x)[1] * step.double()).sum())
+        except (*NO_DERIVATIVE, NonFinite):
+            bends.by_values = True
+        try:
+            second = float(bends.derivatives(x, step)[2])
+        except (*NO_DERIVATIVE, NonFinite):
+            second = math.nan
+        rows.append((value, first, second if math.isfinite(second) else math.nan))
+    table = torch.tensor(rows, dtype=torch.float64)
+    return table[:, 0], table[:, 1], table[:, 2]
 
-    The round-off of positions changes F, to first order, by the norm of the velocity
-    times that round-off. The round-off inside F is measured by a change of the
-    positions by one unit in their last place.
-    """
-    eps = torch.finfo(mu.dtype).eps
-    # The factors are margins: the value is a sum, and two points of many are tried.
-    noise = 4 * eps * abs(value)
-    x = mu.points
-    with suppress(NonFinite, InvalidFunctional):
-        speed = float(mu.norm(F.velocity(mu)))
-        reach = float((mu.weights @ x.square().sum(-1)).sqrt())
-        noise += 2 * eps * speed * reach
-    if isinstance(mu, Particles):
-        unit = last_places(x)
-        for side in (1.0, -1.0):
-            with torch.no_grad(), suppress(NonFinite):
-                beside = float(F.value(mu.push(unit, side)))
-                noise = max(noise, 2 * abs(beside - value))
-    return noise
+
+def _believed(bends: Bends, t: Tensor, states: list[Tensor], second: Tensor) -> Tensor:
+    """Return second derivatives; NaN if slopes contradict the least of them."""
+    if bool(second.isnan().all()):
+        return second
+    k = int(second.nan_to_num(math.inf).argmin())
+    i = min(k, len(t) - 2)
+    ends, at = (states[i], states[i + 1]), float(k - i)
+    if bends.believes(float(second[k]), *ends, at):
+        return second
+    return torch.full_like(second, math.nan)
 
 
-def _lengths(a: Measure, squared: float) -> float:
-    """Return the relative round-off of the squared length of the geodesic."""
-    reach = float((a.weights @ a.points.square().sum(-1)).sqrt())
-    eps = torch.finfo(a.dtype).eps
-    return 8 * eps * (1 + reach / math.sqrt(squared))
+def _second_differences(t: Tensor, values: Tensor) -> Tensor:
+    """Return the curvature by values alone, as one of each neighbouring intervals."""
+    slopes = values.diff() / t.diff()
+    inner = 2.0 * slopes.diff() / (t[2:] - t[:-2])
+    return torch.minimum(torch.cat([inner[:1], inner]), torch.cat([inner, inner[-1:]]))
+
+
+def _least(t: Tensor, curvature: Tensor, between: Tensor) -> tuple[float, float]:
+    """Return the least curvature at or between times, and its time."""
+    every = torch.cat([curvature, between]).nan_to_num(math.inf)
+    when = torch.cat([t, 0.5 * (t[1:] + t[:-1])])
+    at = int(every.argmin())
+    return float(every[at]), float(when[at])
+
+
+def _confirmed(
+    bends: Bends, t: Tensor, states: list[Tensor], curvature: Tensor, between: Tensor
+) -> tuple[Bend, float] | None:
+    """Return the least mean that is confirmed near both minima, and its time."""
+    start, end = states[0], states[-1]
+    first, last = float(t[0]), float(t[-1])
+
+    def bend(low: float, high: float, at: float, *, kinks: bool) -> Bend | None:
+        u, v = ((s - first) / (last - first) for s in (low, high))
+        begin, finish = (torch.lerp(start, end, q) for q in (u, v))
+        return bends.confirmed(begin, finish, at, kinks=kinks)
+
+    def at_a_time(k: int) -> tuple[Bend, float] | None:
+        # Beyond its ends a path may be no geodesic.
+        s, half = float(t[k]), 0.5 * float(t.diff()[max(k - 1, 0) : k + 1].min())
+        low, high = max(s - half, first), min(s + half, last)
+        least = bend(low, high, (s - low) / (high - low), kinks=False)
+        return None if least is None else (least, s)
+
+    def between_times(k: int) -> tuple[Bend, float] | None:
+        least = bend(float(t[k]), float(t[k + 1]), 0.5, kinks=True)
+        if least is None:
+            return None
+        square = bends.chart.square
+        gone = float(square(least.middle - start) / square(end - start)) ** 0.5
+        return least, first + gone * (last - first)
+
+    best: tuple[Bend, float] | None = None
+    kinds = ((curvature, at_a_time), (between, between_times))
+    lows = [(float(every.nan_to_num(math.inf).min()), every, f) for every, f in kinds]
+    for low, every, confirm in sorted(lows, key=lambda entry: entry[0]):
+        # The other kind is tried if it may be lower.
+        if math.isfinite(low) and (best is None or low < best[0].upper):
+            found = confirm(int(every.nan_to_num(math.inf).argmin()))
+            if best is None or (found is not None and found[0].upper < best[0].upper):
+                best = found
+    return best
 
 
 def _times(times: int | Tensor) -> Tensor:
@@ -214,62 +339,3 @@ def _times(times: int | Tensor) -> Tensor:
         msg = "times must be at least three increasing numbers in [0, 1]"
         raise ValueError(msg)
     return t
-
-
-def _value(F: Functional, at: Callable[[float], Measure], s: float) -> Tensor:
-    """Return F at the time s of the geodesic."""
-    try:
-        with torch.no_grad():
-            return F.value(at(s)).double().cpu()
-    except NonFinite as error:
-        msg = (
-            f"the functional along the geodesic is not finite at time {s:g}: {error}; "
-            f"atoms that meet there, or that the plan splits, coincide: a singular "
-            f"kernel is infinite then"
-        )
-        raise NonFinite(msg) from error
-
-
-def _geodesic(a: Measure, b: Measure) -> tuple[Callable[[float], Measure], float]:
-    """Return the map from times to measures, and the squared length."""
-    if isinstance(a, Particles) and isinstance(b, Particles):
-        a, b = aligned_ends(a, b)
-    elif isinstance(a, OnLine) and isinstance(b, OnLine) and a.dim == b.dim == 1:
-        a, b = _at_common_levels(a, b)
-    elif isinstance(a, GridDensity) or isinstance(b, GridDensity):
-        msg = (
-            "the geodesic of densities on a grid in the plane is remapped to the "
-            "cells at each time, and second differences see this noise; take "
-            "Particles(a.points, a.weights), which are as many atoms as cells"
-        )
-        raise Unsupported(msg)
-    elif type(a) is not type(b):
-        msg = (
-            f"a geodesic joins two measures of one kind, got {type(a).__name__} and "
-            f"{type(b).__name__}; take Particles(a.points, a.weights) for both"
-        )
-        raise TypeError(msg)
-    tangent = a.displacement_to(b)
-    return lambda t: a.push(tangent, t), float(a.inner(tangent, tangent))
-
-
-def _at_common_levels(a: OnLine, b: OnLine) -> tuple[Quantiles, Quantiles]:
-    """Return densities on the line as quantiles at the levels of both."""
-    ends, masses = line_edges([a.detach(), b.detach()], ["a", "b"])
-    first, second = (
-        Quantiles(_rising(q, a.dtype), masses.to(a.dtype), normalize=True) for q in ends
-    )
-    return first, second
-
-
-def _rising(edges: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return edges in a dtype; those that coincide there are moved by some last places.
-
-    To join them would move the mass of long cells of the other end.
-    """
-    q = edges.to(dtype)
-    if bool((q.diff() > 0).all()):
-        return q
-    unit = 4 * torch.finfo(dtype).eps * float(q.abs().max())
-    steps = unit * torch.arange(len(q), dtype=dtype, device=q.device)
-    return (q - steps).cummax(0).values + steps
