@@ -91,6 +91,9 @@ MOVES = {
     "aligned_ends": lambda x, y: torch.cat(
         [mu.points for mu in of.metrics.aligned_ends(of.Particles(x), of.Particles(y))]
     ),
+    "aligned_networks": lambda x, y: torch.cat(
+        [mu.points for mu in of.metrics.aligned_networks(x, y)]
+    ),
     "barycenter": lambda x, y: (
         (
             of.metrics.barycenter([of.Particles(x), of.Particles(y)], [0.7, 0.3])
