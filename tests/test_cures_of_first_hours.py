@@ -48,6 +48,18 @@ CASES: dict[str, Case] = {
         lambda: flow(of.Potential(lambda x: x**2), LINE),
         [lambda: flow(of.Potential(lambda x: (x**2).sum(-1)), LINE)],
     ),
+    "a density of constants in another dtype": (
+        TypeError,
+        r"f returned torch.float32 for centres x of dtype torch.float64.*ones_like",
+        lambda: of.GridDensity.from_function(
+            lambda x: torch.ones(len(x)), 0, 1, 8, dtype=F64
+        ),
+        [
+            lambda: of.GridDensity.from_function(
+                lambda x: torch.ones_like(x[:, 0]), 0, 1, 8, dtype=F64
+            )
+        ],
+    ),
     "a function as the functional": (
         TypeError,
         r"F must be a Functional.*Potential\(V\).*subclass of Functional",

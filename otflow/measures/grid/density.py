@@ -180,10 +180,23 @@ class GridDensity(Measure):
         -------
         GridDensity
             Of mass 1.
+
+        Raises
+        ------
+        ValueError
+            If f does not map (n, d) to (n,).
+        TypeError
+            If f returns another dtype than the one that was asked for.
         """
         box = Box.of(lower, upper, shape)
         like = torch.empty(0, dtype=dtype, device=device)
         rho = values_at_centres(f, box, like)
+        if dtype is not None and rho.dtype != dtype:
+            msg = (
+                f"f returned {rho.dtype} for centres x of dtype {dtype}; build its "
+                f"constants with the dtype of x, e.g. torch.ones_like(x[:, 0])"
+            )
+            raise TypeError(msg)
         return cls._in_proportion(rho, box, obstacles, walls)
 
     @classmethod
