@@ -52,11 +52,11 @@ CASES: dict[str, Case] = {
         TypeError,
         r"f returned torch.float32 for centres x of dtype torch.float64.*ones_like",
         lambda: of.GridDensity.from_function(
-            lambda x: torch.ones(len(x)), 0, 1, 8, dtype=F64
+            lambda x: torch.ones(len(x)), 0, 1, 8, walls=True, dtype=F64
         ),
         [
             lambda: of.GridDensity.from_function(
-                lambda x: torch.ones_like(x[:, 0]), 0, 1, 8, dtype=F64
+                lambda x: torch.ones_like(x[:, 0]), 0, 1, 8, walls=True, dtype=F64
             )
         ],
     ),
