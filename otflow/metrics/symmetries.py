@@ -528,5 +528,5 @@ def _holds(group: Symmetry, activation: Any) -> bool:
     with torch.no_grad():
         images = group.orbit(group.canonical(theta))
         value, eps = computed(theta), torch.finfo(activation(x.clone()).dtype).eps
-        size = eps**0.5 * float(value.abs().max())
+        size = 64 * eps * float(value.abs().max())
         return all(float((computed(y) - value).abs().max()) <= size for y in images)

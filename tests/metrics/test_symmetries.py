@@ -326,6 +326,22 @@ def test_parameters_may_give_an_activation_more_symmetries(activation, expected)
             assert (float(apart) <= 64 * eps) == kept
 
 
+@pytest.mark.parametrize("shift", [3e-3, 1e-6, 1e-10])
+def test_an_activation_that_is_only_near_its_name_is_told(shift):
+    def relu(z):
+        return (z - shift).relu()
+
+    def tanh(z):
+        return torch.tanh(z - shift)
+
+    def sin(z):
+        return torch.sin((1 + shift) * z)
+
+    for near in (relu, tanh, sin, torch.nn.Hardtanh(-1.0, 1.0 + shift)):
+        with pytest.raises(ValueError, match="does not have the symmetry"):
+            of_activation(near)
+
+
 def test_the_groups_of_the_names_are_found_by_evaluation_too():
     modules = {
         "relu": torch.relu,
