@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -69,6 +71,18 @@ CASES: dict[str, Case] = {
         r"Hardtanh.* does not have the symmetry of hardtanh.*symmetries\.Trivial\(\)",
         lambda: of_activation(torch.nn.Hardtanh(-1.0, 2.0)),
         [lambda: quotient_distance(X, Y, symmetry=Trivial())],
+    ),
+    "a module of three channels": (
+        ValueError,
+        r"PReLU does not act on each entry.*of_activation\('prelu'\)",
+        lambda: of_activation(torch.nn.PReLU(3)),
+        [lambda: of_activation("prelu"), lambda: of_activation(torch.nn.PReLU())],
+    ),
+    "a function of one number": (
+        ValueError,
+        r"tanh does not act on each entry.*of_activation\('tanh'\)",
+        lambda: of_activation(math.tanh),
+        [lambda: of_activation("tanh"), lambda: of_activation(torch.tanh)],
     ),
     "a class of modules": (
         TypeError,

@@ -48,7 +48,11 @@ def columns_of(records: Mapping[str, Any]) -> dict[str, Any]:
 def reports_frame(run: Run) -> Any:
     """Return one row for each step, one column for each word of its report."""
     pandas = lazy_import("pandas")
-    rows = [report.to_dict() for report in run.info]
+    # A column of numbers holds infinities, which to_dict writes as texts for JSON.
+    rows = [
+        report.to_dict() | {k: x for k, x in report.items() if isinstance(x, float)}
+        for report in run.info
+    ]
     names = dict.fromkeys(name for row in rows for name in row)
     # The words of every report come first, in one order.
     columns = [name for name in WORDS if name in names]

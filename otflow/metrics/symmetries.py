@@ -349,6 +349,8 @@ NONE = (
     *("sigmoid", "logsigmoid", "softplus", "gelu", "silu", "swish", "mish", "elu"),
     *("selu", "celu", "relu6", "hardsigmoid", "hardswish"),
 )
+# The parity of an even function; the other one is odd.
+EVEN = 1
 HOMOGENEOUS = {"relu": 1.0, "leaky_relu": 1.0, "prelu": 1.0, "relu2": 2.0, "relu3": 3.0}
 
 
@@ -402,7 +404,9 @@ def of_activation(activation: Any, outputs: int = 1, *, bias: bool = True) -> Sy
     activation : str or callable
         A name, a unit of `otflow.meanfield`, a function of torch or a module of
         ``torch.nn``. A callable is known by its name, and evaluated: its group is
-        checked at some places.
+        checked at some places. Parameters may give it more symmetries, which are
+        found at arguments from 1e-30 to 1e30: ``LeakyReLU(-1)`` is the modulus,
+        ``LeakyReLU(1)`` the identity, ``ELU(0)`` the relu.
     outputs : int
         Number of output weights at the head of each row.
     bias : bool
@@ -417,7 +421,7 @@ def of_activation(activation: Any, outputs: int = 1, *, bias: bool = True) -> Sy
     ------
     ValueError
         If the activation is unknown, or does not have the group of its name, as
-        ``Hardtanh(-1, 2)``.
+        ``Hardtanh(-1, 2)``, or does not act on each entry, as ``PReLU(3)``.
     TypeError
         If it is a class.
 
@@ -446,13 +450,28 @@ def of_activation(activation: Any, outputs: int = 1, *, bias: bool = True) -> Sy
         )
         raise ValueError(msg)
     group = known[key]
-    if not _holds(_known(1, bias)[key], activation):
+    try:
+        holds, more = _holds(_known(1, bias)[key], activation), _laws(activation)
+    except Exception as error:
+        msg = (
+            f"{name} does not act on each entry of a tensor ({error}); name the "
+            f"activation, of_activation({key!r})"
+        )
+        raise ValueError(msg) from error
+    if not holds:
         msg = (
             f"{activation!r} does not have the symmetry of {key}, {group!r}; give the "
             f"group itself, e.g. symmetries.Trivial() if it has none"
         )
         raise ValueError(msg)
-    return group
+    parity, degree = more
+    # With some parameters there are more symmetries: LeakyReLU(-1) is the modulus.
+    if degree is None and (parity is None or not isinstance(group, Trivial)):
+        return group
+    parts: list[Symmetry] = [] if degree is None else [Scale(outputs, degree)]
+    if parity is not None:
+        parts.append(Even(outputs) if parity == EVEN else Sign())
+    return parts[0] if len(parts) == 1 else Product(*parts)
 
 
 def _name_of(activation: Any) -> str:
@@ -463,9 +482,38 @@ def _name_of(activation: Any) -> str:
     return type(activation).__name__
 
 
+def _like(activation: Any) -> Tensor:
+    """Return a tensor of the dtype and on the device that an activation takes."""
+    parameters = getattr(activation, "parameters", lambda: iter(()))()
+    return next(parameters, torch.zeros(1, dtype=torch.float64))
+
+
+def _laws(activation: Any) -> tuple[int | None, float | None]:
+    """Return the parity and the degree that an activation shows at all sizes."""
+    like = _like(activation)
+    z = torch.logspace(-30, 30, 601, dtype=torch.float64).to(like)
+    z = torch.cat([z, torch.zeros_like(z[:1])])
+
+    def same(a: Tensor, b: Tensor) -> bool:
+        return bool(((a == b) | ((a - b).abs() <= 64 * eps * b.abs())).all())
+
+    with torch.no_grad():
+        # Copies, for activations that work in place.
+        right, left = activation(z.clone()), activation(-z)
+        eps = torch.finfo(right.dtype).eps
+        if not bool((right != 0).any() or (left != 0).any()):
+            return None, None  # all neurons compute 0
+        parity = next((p for p in (EVEN, -EVEN) if same(left, p * right)), None)
+        for degree in (1.0, 2.0, 3.0):
+            power = z**degree
+            if same(right, right[300] * power) and same(left, left[300] * power):
+                return parity, degree
+    return parity, None
+
+
 def _holds(group: Symmetry, activation: Any) -> bool:
     """Return whether images of some neurons with one input compute the same."""
-    like = next(getattr(activation, "parameters", lambda: iter(()))(), torch.zeros(1))
+    like = _like(activation)
     k = torch.arange(1, 33, dtype=like.dtype, device=like.device)
     # Multiples of irrational numbers, modulo 1, are spread evenly.
     theta = torch.stack([(k * root).remainder(1) for root in (2**0.5, 3**0.5, 5**0.5)])
@@ -479,6 +527,6 @@ def _holds(group: Symmetry, activation: Any) -> bool:
 
     with torch.no_grad():
         images = group.orbit(group.canonical(theta))
-        value = computed(theta)
-        size = torch.finfo(like.dtype).eps ** 0.5 * float(value.abs().max())
+        value, eps = computed(theta), torch.finfo(activation(x.clone()).dtype).eps
+        size = 64 * eps * float(value.abs().max())
         return all(float((computed(y) - value).abs().max()) <= size for y in images)

@@ -35,10 +35,12 @@ def search(
     # The first place is a corner, where a function may be infinite.
     draws = engine.draw(PLACES, dtype=mu.dtype).to(mu.points) + 0.5 / PLACES
     own = F.first_variation(mu).detach()
-    x = torch.cat([mu.points, lower + (upper - lower) * draws])
+    # Exact at the corners, as lower + (upper - lower) need not be.
+    fill = torch.lerp(lower, upper, draws).clamp(lower, upper)
+    x = torch.cat([mu.points, fill])
     values = torch.cat([own, F.first_variation(mu, x[mu.n :]).detach()])
     order = values.argsort()[:STARTS]
-    x, values = descent(F, mu, x[order], values[order], lower, upper, descend)
+    x, values, _ = descent(F, mu, x[order], values[order], lower, upper, descend)
     order = values.argsort()
     gap = float(mu.weights @ own - values[order[0]])
     return Found(x[order], gap)
@@ -53,13 +55,14 @@ def descent(
     upper: Tensor,
     steps: int,
     still: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, int]:
     """Descend from each place by projected gradient steps of its own length.
 
-    The descent ends when no place moves by more than a share `still` of the box.
+    The descent ends when no place moves by more than a share `still` of the box. The
+    last number returned counts the evaluations of F' with its velocity.
     """
     side = (upper - lower).max()
-    pull = F.velocity(mu, x).detach()
+    pull, used = F.velocity(mu, x).detach(), 1
     length = 0.01 * side / pull.norm(dim=1).clamp(min=1e-30)
     for _ in range(steps):
         # A place without slope stays, however long its step.
@@ -67,6 +70,7 @@ def descent(
         new = (x + step.clamp(-side, side)).clamp(lower, upper)
         if not bool(((new - x).abs() > still * side).any()):
             break
+        used += 1
         try:
             lower_values = F.first_variation(mu, new).detach()
             pulled = F.velocity(mu, new).detach()
@@ -83,4 +87,4 @@ def descent(
         x = torch.where(fell[:, None], new, x)
         pull = torch.where(fell[:, None], pulled, pull)
         values = torch.where(fell, lower_values, values)
-    return x, values
+    return x, values, used

@@ -249,7 +249,14 @@ class Certificate(Mapping[str, Any]):
         return replace(self, entries={**self.entries, **entries})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the mapping with values that JSON can write."""
+        """Return the mapping with values that JSON can write.
+
+        Returns
+        -------
+        dict
+            The words and entries by name. JSON has no infinity and no NaN: such a
+            number is written as a text, ``"inf"``, ``"-inf"`` or ``"nan"``.
+        """
         return {name: _written(value) for name, value in self.items()}
 
     def __eq__(self, other: object) -> bool:
@@ -468,7 +475,9 @@ def _written(value: Any) -> Any:
     if isinstance(value, Mapping):  # a Certificate too
         return {name: _written(part) for name, part in value.items()}
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
-        return value.tolist()
+        return _written(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if isinstance(value, (tuple, list)):
         return [_written(part) for part in value]
     return str(value) if isinstance(value, Guarantee) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -17,12 +18,12 @@ from otflow.measures import Measure, Particles
 from otflow.optimality import BoxDomain, Gap, GapKind, optimality_gap
 from otflow.optimality.search import descent
 from otflow.schemes.base import Scheme, Step
-from otflow.schemes.sliding import Box, Slid, round_off, slide
+from otflow.schemes.sliding import Box, Slid, round_off, size_at, slide
 
 __all__ = ["FrankWolfe"]
 
 # A gap of this share of the size of F' is small.
-THIN = 1e-3
+THIN = 1e-4
 
 
 State: TypeAlias = tuple[int, bool]
@@ -103,10 +104,13 @@ class FrankWolfe(Scheme):
     and ``gap_reason`` of the measure *before* the step, and ``atoms``, their number
     after it. A place that is an atom to the bit adds its mass to that atom. The sliding
     variant tells whether its descent converged. Its ``residual`` is a size of the
-    gradient of F' over that of F' itself: the spread over the candidates, at the mean
-    of the measure and of equal masses on them. A measure that a slide has left at a
-    minimum is kept; the residual is then that of the gap. Under `Minibatch` the gap is
-    that of the batch.
+    gradient of F' over that of F' itself near the measure: what the gradient changes by
+    along 1 % of the box, for the whole box, at most the spread over the candidates. A
+    measure whose gap is at round-off is kept if no slide lowers F; the residual is then
+    that of the gap. Sliding keeps no measure at which F is higher by more than
+    ``noise``, the round-off of F there. ``iterations`` counts evaluations of F' at the
+    candidates and at the measure, without those of a proof. Under `Minibatch` the gap
+    is that of the batch.
 
     Cost of a step: F' and its gradient at m candidates, `descend` + 1 times; the
     sliding variant adds some hundred values with velocity of F at its few atoms.
@@ -169,7 +173,7 @@ class FrankWolfe(Scheme):
         at_atoms = F.first_variation(mu)
         mean = float(mu.weights @ at_atoms)
         places = torch.cat([places, mu.points[at_atoms.argmin()][None]])
-        x, least = _least(F, mu, places, box, self.descend)
+        x, least, looked = _least(F, mu, places, box, self.descend)
         found = mean - least
         gap = Gap(found, x, GapKind.SEARCHED, "F' was searched for its minimum", found)
         if self.prove or not F.mixture_convex:
@@ -180,28 +184,39 @@ class FrankWolfe(Scheme):
             "gap": gap.value,
             "gap_kind": str(gap.kind),
             "gap_reason": gap.reason,
+            "iterations": looked,
         }
         made, done = state
         if not self.sliding:
             gamma = min(dt, self.horizon / (made + self.horizon))
             new = _with_atom(mu, x, gamma)
             return Step(new, (made + 1, False), {**report, "atoms": new.n, "dt": gamma})
-        energy, scale = F.value(mu), _scale(F, mu, places)
-        share = found / scale if scale > 0 else 0.0
-        small = share <= torch.finfo(mu.dtype).eps ** (2 / 3)
-        end = Slid(mu, share * scale, 0, converged=True)
+        energy, widest = F.value(mu), _widest(F, mu, places)
+        before, size = float(energy), size_at(F, mu, box, widest)
+        # Of a residual of eps^(2/3) the gap shows the square.
+        tolerance = torch.finfo(mu.dtype).eps ** (5 / 6) * size
+        small = found <= tolerance + round_off(F, mu, before)
+        nothing = Slid(mu, found / size if size > 0 else found, 0, converged=True)
+        end = nothing
         if not (small and done):  # else the step before has found nothing to change
-            new = mu if small else _lower(F, mu, x, dt, float(energy))
+            new = mu if small else _lower(F, mu, x, dt, before)
             # Near the minimum atoms are tried that may not be needed.
-            end = slide(F, new, box, scale, thin=share < THIN)
+            end = slide(F, new, box, widest, thin=found < THIN * size)
         after = float(F.value(end.measure))
+        noise = round_off(F, end.measure, after)
+        if after > before + noise:  # such a rise is no round-off, and is not kept
+            end, after = replace(end, measure=mu, converged=False), before
+            noise = round_off(F, mu, before)
+        if small and not end.converged and after >= before - noise:
+            # No place lowers F, and at a kink no gradient tells so.
+            end, after = replace(nothing, used=end.used), before
         report |= {
             "atoms": end.measure.n,
-            "energy_before": float(energy),
+            "energy_before": before,
             "energy_after": after,
-            "noise": round_off(after, scale, mu),
-            "residual": end.residual / scale if scale > 0 else end.residual,
-            "iterations": end.used,
+            "noise": noise,
+            "residual": end.residual,
+            "iterations": looked + end.used,
             "converged": end.converged,
         }
         if not end.converged:
@@ -266,11 +281,11 @@ def _box(domain: BoxDomain, mu: Measure) -> Box:
             )
             raise ValueError(msg)
         corners.append(mu.points.new_tensor(corner).expand(mu.dim))
-    return Box(corners[0], corners[1] - corners[0])
+    return Box(corners[0], corners[1])
 
 
-def _scale(F: Functional, mu: Particles, places: Tensor) -> float:
-    """Return a size of F', which does not vanish at a minimum where F' is constant."""
+def _widest(F: Functional, mu: Particles, places: Tensor) -> float:
+    """Return the spread of F', which does not vanish at a minimum."""
     # The spread of F' at the mean of mu and of equal masses everywhere.
     spread = places.new_full((len(places),), 0.5 / len(places))
     points = torch.cat([mu.points, places])
@@ -305,14 +320,14 @@ def _lower(
 
 def _least(
     F: Functional, mu: Particles, places: Tensor, box: Box, descend: int
-) -> tuple[Tensor, float]:
-    """Return the place of least F' found, and the value there."""
-    values = F.first_variation(mu, places)
+) -> tuple[Tensor, float, int]:
+    """Return the place of least F' found, the value there, and the evaluations."""
+    values, used = F.first_variation(mu, places), 1
     if descend:
-        upper = box.lower + box.width
         still = torch.finfo(mu.dtype).eps ** 0.6  # of which F' shows the square
-        places, values = descent(
-            F, mu, places, values, box.lower, upper, descend, still
+        places, values, steps = descent(
+            F, mu, places, values, box.lower, box.upper, descend, still
         )
+        used += steps
     best = int(values.argmin())
-    return places[best], float(values[best])
+    return places[best], float(values[best]), used

@@ -275,6 +275,92 @@ def test_an_activation_may_be_a_unit_a_function_or_a_module():
     assert repr(of_activation(torch.relu, outputs=4)) == repr(Scale(4))
 
 
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        (torch.nn.LeakyReLU(-1.0), Product(Scale(), Even())),
+        (torch.nn.LeakyReLU(1.0), Product(Scale(), Sign())),
+        (torch.nn.LeakyReLU(1.0, inplace=True), Product(Scale(), Sign())),
+        (torch.nn.LeakyReLU(-0.5), Scale()),
+        (torch.nn.LeakyReLU(0.2, inplace=True), Scale()),
+        (torch.nn.LeakyReLU(1 - 1e-9), Scale()),
+        (torch.nn.PReLU(init=-1.0), Product(Scale(), Even())),
+        (torch.nn.PReLU(init=1.0, dtype=F64), Product(Scale(), Sign())),
+        (torch.nn.ELU(0.0), Scale()),
+        (torch.nn.ELU(1e-9), Trivial()),
+        (torch.nn.ELU(-1.0), Trivial()),
+        (torch.nn.CELU(1e-9), Trivial()),
+        (torch.nn.Softshrink(0.0), Product(Scale(), Sign())),
+        (torch.nn.Softshrink(1e3), Sign()),
+        (torch.nn.Softshrink(1e-9), Sign()),
+        (torch.nn.Hardshrink(0.0), Product(Scale(), Sign())),
+        (torch.nn.Hardtanh(-math.inf, math.inf), Product(Scale(), Sign())),
+        (torch.nn.Hardtanh(-1e9, 1e9), Sign()),
+        (torch.nn.Softplus(threshold=-math.inf), Product(Scale(), Sign())),
+        (torch.nn.Softplus(beta=1e6), Trivial()),
+        (torch.nn.GELU("tanh"), Trivial()),
+    ],
+)
+def test_parameters_may_give_an_activation_more_symmetries(activation, expected):
+    assert repr(of_activation(activation)) == repr(expected)
+    # Neurons that compute the same are at the distance zero, and no others.
+    like = next(activation.parameters(), torch.zeros(1, dtype=F64))
+    # Biases are 0, and inputs of all sizes: where a threshold lies is seen.
+    sizes = torch.logspace(-12, 12, len(X), dtype=F64)[:, None]
+    theta, x = neurons().to(like), (sizes * X).to(like)
+    theta[:, -1] = 0
+    changes = [*TRIED, *scalings(1, [(1.0, -1.0), (-1.0, -1.0)])]
+
+    def function(neuron):
+        a, w, b = neuron[:, :1], neuron[:, 1:-1], neuron[:, -1:]
+        return a * activation(w @ x.T + b)
+
+    with torch.no_grad():
+        before = function(theta)
+        eps = torch.finfo(like.dtype).eps
+        for change in changes:
+            after = changed(theta, change)
+            gap = (before - function(after)).abs().amax(0)
+            kept = bool((gap <= 64 * eps * before.abs().amax(0)).all())
+            apart = quotient_distance(theta, after, symmetry=expected)
+            assert (float(apart) <= 64 * eps) == kept
+
+
+@pytest.mark.parametrize("shift", [3e-3, 1e-6, 1e-10])
+def test_an_activation_that_is_only_near_its_name_is_told(shift):
+    def relu(z):
+        return (z - shift).relu()
+
+    def tanh(z):
+        return torch.tanh(z - shift)
+
+    def sin(z):
+        return torch.sin((1 + shift) * z)
+
+    for near in (relu, tanh, sin, torch.nn.Hardtanh(-1.0, 1.0 + shift)):
+        with pytest.raises(ValueError, match="does not have the symmetry"):
+            of_activation(near)
+
+
+def test_the_groups_of_the_names_are_found_by_evaluation_too():
+    modules = {
+        "relu": torch.relu,
+        "leaky_relu": functional.leaky_relu,
+        "abs": torch.abs,
+        "square": torch.square,
+        "identity": torch.nn.Identity(),
+        "tanh": torch.tanh,
+        "sinh": torch.sinh,
+        "gelu": functional.gelu,
+        "sin": torch.sin,
+        "cos": torch.cos,
+    }
+    for name, activation in modules.items():
+        for outputs in (1, 3):
+            found = of_activation(activation, outputs)
+            assert repr(found) == repr(of_activation(name, outputs))
+
+
 def test_without_a_bias_a_wave_is_odd_or_even():
     assert type(of_activation("sin", bias=False)) is Sign
     assert type(of_activation(torch.cos, bias=False)) is Even

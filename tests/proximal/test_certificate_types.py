@@ -80,6 +80,40 @@ def leaves(value):
         yield value
 
 
+def test_numbers_that_json_does_not_have_are_written_as_texts():
+    inf, nan = float("inf"), float("nan")
+    info = Certificate(
+        energy_before=inf,
+        entries={
+            "gap": inf,
+            "pair": (-inf, {"deep": nan}),
+            "field": torch.tensor([1.0, nan]),
+            "array": np.array([[-inf, 2.0]]),
+        },
+    )
+    assert json.loads(json.dumps(info.to_dict(), allow_nan=False)) == {
+        "energy_before": "inf",
+        "gap": "inf",
+        "pair": ["-inf", {"deep": "nan"}],
+        "field": [1.0, "nan"],
+        "array": [["-inf", 2.0]],
+    }
+    assert info["gap"] == inf
+    assert info == pickle.loads(pickle.dumps(info))
+    assert info != info.also(gap=-inf)
+
+
+def test_a_report_whose_gap_bounds_nothing_is_json():
+    F = of.functionals.Scaled(-1.0, of.Interaction(of.kernels.Gaussian(1.0)))
+    mu = of.Particles(torch.zeros(1, 1, dtype=F64))
+    scheme = of.schemes.FrankWolfe(of.optimality.BoxDomain(-1, 1), 8)
+    run = of.flow(F, mu, scheme, dt=1.0, steps=2)
+    written = json.loads(json.dumps(run.info[0].to_dict(), allow_nan=False))
+    assert (written["gap"], written["gap_kind"]) == ("inf", "none")
+    # A table holds numbers.
+    assert run.to_pandas("info")["gap"].dtype == np.float64
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("name", ALL)
 def test_every_report_is_a_certificate_that_can_be_written_as_json(name, dtype):
