@@ -17,7 +17,9 @@ from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.path_balls import BUDGET
 from otflow.meanfield.residuals import (
     NORMS,
+    SHARPNESS,
     check_network,
+    check_sharpness,
     gap_in_ball,
     inner_weights,
     one_risk,
@@ -54,10 +56,13 @@ class VariationBall(Domain):
         "l1" or "l2", of the outer weights of a neuron with several outputs.
     budget : int
         Most boxes of inner weights in which M is bounded.
+    sharpness : float
+        Share of the gap by which ``value`` may exceed ``found``, in [0, 1). The search
+        ends there. With 0 it goes on to round-off.
 
     Attributes
     ----------
-    radius, lower, upper, norm, budget
+    radius, lower, upper, norm, budget, sharpness
         As above.
 
     Raises
@@ -103,6 +108,7 @@ class VariationBall(Domain):
         norm: str = "l1",
         *,
         budget: int = BUDGET,
+        sharpness: float = SHARPNESS,
     ) -> None:
         self.radius = positive(radius, "radius")
         self.lower = _corner(lower, "lower")
@@ -117,6 +123,7 @@ class VariationBall(Domain):
             raise ValueError(msg)
         self.norm = check_option(norm, "norm", NORMS)
         self.budget = non_negative_int(budget, "budget", minimum=1)
+        self.sharpness = check_sharpness(sharpness)
 
     def gap(self, F: Functional, mu: Measure, descend: int) -> Gap:
         factor, risk = one_risk(F)
@@ -146,6 +153,8 @@ class VariationBall(Domain):
         reach = z.abs() @ torch.maximum(lower.abs(), upper.abs())
         # The built-in units have slopes below 1.2, and are at most 1 at 0.
         at = residual_of(risk, mu.detach(), size, 1 + 1.2 * float(reach.max()))
+        if at.overflow is not None:
+            return at.overflow
         top = largest_in_box(
             UnitSums(at.z, at.q, unit, self.norm),
             lower,
@@ -153,6 +162,7 @@ class VariationBall(Domain):
             inner_weights(network, mu),
             budget=self.budget,
             ascents=descend,
+            level=at.level(self.radius, self.sharpness),
         )
         return gap_in_ball(at, top, self.radius, factor, mu)
 
