@@ -85,7 +85,7 @@ def fenchel_gap(
         ``value`` is the right-hand side with its round-off; ``found`` is that of the
         largest value of M that was found. ``argmin`` is the neuron (a, w, b) that is
         best to add, :math:`|(w, b)| = |a| = 1`. The kind is "proved"; it is "none" for
-        a loss of your own.
+        a loss of your own, and where a number of the risk overflows.
 
     Raises
     ------

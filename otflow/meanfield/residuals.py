@@ -101,9 +101,10 @@ class Residual:
         """Return which M is sharp enough: value - found at most a share of value."""
         if not sharpness:
             return as_found
+        product = self.product
 
         def sharp(found: float) -> float:
-            gap = self.product + radius * found
+            gap = product + radius * found
             return found + max(gap, 0.0) * sharpness / ((1 - sharpness) * radius)
 
         return sharp

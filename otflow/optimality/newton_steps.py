@@ -3,7 +3,6 @@ r"""Damped Newton steps of a free energy on a grid, in the logarithms of the mas
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,9 +12,7 @@ from otflow._graphs import value_of
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.numerics.krylov import conjugate_gradients
-
-if TYPE_CHECKING:
-    from otflow.optimality.free_energy import State
+from otflow.optimality.states import State
 
 __all__ = ["NewtonSteps"]
 
