@@ -133,9 +133,9 @@ class PathBall(Domain):
     closed form: time O(n log n), a few velocities, and ``gap.value`` is sharp to
     round-off. In more dimensions simplicial cones are cut at these hyperplanes, the one
     of the largest upper bound first, until the bound on each makes ``value`` exceed
-    ``found`` by at most the sharpness. By default that is 1 % of the gap: the search for
-    more digits costs several times as much and does not change what the gap tells. Each
-    cone costs O(n d), and their number may grow like :math:`n^d`. Where
+    ``found`` by at most the sharpness. By default that is 1 % of the gap: more digits
+    cost several times as much and do not change what the gap tells. Each cone costs
+    O(n d), and their number may grow like :math:`n^d`. Where
     the budget ends first, and for more than 10 inner weights, a convex relaxation
     bounds M. The kind is "proved" nevertheless, and ``value - found`` tells what is
     lost. All is done in float64, and round-off is in ``value``. Where a number of the
