@@ -116,7 +116,9 @@ def test_a_risk_that_overflows_proves_nothing(gap, target):
     found = gap(risk, zero)
     assert found.kind == "none"
     assert found.value == found.found == math.inf
-    assert "overflows float64" in found.reason
+    assert "overflows float64, so that nothing is bounded; rescale" in found.reason
+    rescaled = Risk(risk.network, X, risk.y / target)
+    assert gap(rescaled, zero).kind == "proved"
 
 
 @pytest.mark.parametrize("radius", [1e308, 1e306])

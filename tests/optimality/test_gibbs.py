@@ -216,6 +216,7 @@ def test_a_tolerance_below_round_off_tells_what_is_within_reach():
     single = free_energy(dtype=torch.float32)
     with pytest.warns(NotConvergedWarning, match=r"or a density in float64"):
         gibbs(single, bump(dtype=torch.float32), tolerance=1e-12)
+    assert gibbs(free_energy(), bump(), tolerance=1e-12).converged
 
 
 def test_single_precision_reaches_what_its_digits_allow():
