@@ -18,8 +18,9 @@ def run() -> list[Row]:
     return [
         *(on_ball("relu", 1, n, ball(50.0, norm), 10) for n in (100, 1000)
           for norm in ("l1", "l2")),
-        on_ball("relu", 2, 1000, ball(50.0), 100),
-        on_ball("tanh", 1, 1000, box(2), 100),
+        *(on_ball("relu", 2, n, ball(50.0, norm), 10) for n in (100, 1000)
+          for norm in ("l1", "l2")),
+        *(on_ball("tanh", d, n, box(d + 1), 10) for n in (100, 1000) for d in (1, 2)),
         on_grid(),
     ]  # fmt: skip
 

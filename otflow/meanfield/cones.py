@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from otflow.meanfield.circle import largest_on_circle
-from otflow.meanfield.kinks import Kinks, Maximum
+from otflow.meanfield.kinks import IDLE, Kinks, Level, Maximum, as_found, gains
 from otflow.meanfield.relaxations import relaxed_bound
 
 __all__ = ["largest_on_cones", "largest_on_sphere"]
 
 # Numbers in the largest temporary array of a round, and most cones in a round.
-TEMPORARY = 2**21
+TEMPORARY = 2**19
 ROUND = 2048
 # Starts, the best ones of those given, from which to climb.
 CLIMBERS = 8
@@ -73,7 +73,9 @@ def bound(g: Kinks, cones: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         under = (-values + extra @ lift).permute(2, 0, 1)
         sides = torch.cat([over, under])  # (2m, B, q)
         loads = torch.stack([down.T, lift.T]).reshape(-1, len(g.z))[:, :, None]
-    uppers = torch.stack([_largest(g, cones, h) for h in sides])  # (2m, B)
+    count = len(sides)
+    uppers = _largest(g, cones.repeat(count, 1, 1), sides.flatten(0, 1))
+    uppers = uppers.reshape(count, -1)  # (2m, B)
     upper, side = uppers.max(0)
     # The share of each kink in the side that decides.
     tall = extra.amax(1)  # (B, n)
@@ -134,7 +136,7 @@ def cut(g: Kinks, cones: Tensor, excess: Tensor, kink: Tensor) -> Tensor:
 
 
 def largest_on_sphere(
-    g: Kinks, starts: Tensor, *, budget: int, ascents: int
+    g: Kinks, starts: Tensor, *, budget: int, ascents: int, level: Level = as_found
 ) -> Maximum:
     r"""Bracket the largest dual norm of g on the sphere of its norm.
 
@@ -148,6 +150,9 @@ def largest_on_sphere(
         Most cones to bound.
     ascents : int
         Steps of ascent from each start.
+    level : callable
+        Maps the largest value found to a bound at least as large, which is sharp
+        enough.
 
     Returns
     -------
@@ -157,20 +162,22 @@ def largest_on_sphere(
     q = g.z.shape[1]
     if q == 2:
         return largest_on_circle(g)
-    return largest_on_cones(g, starts, budget=budget, ascents=ascents)
+    return largest_on_cones(g, starts, budget=budget, ascents=ascents, level=level)
 
 
-def largest_on_cones(g: Kinks, starts: Tensor, *, budget: int, ascents: int) -> Maximum:
+def largest_on_cones(
+    g: Kinks, starts: Tensor, *, budget: int, ascents: int, level: Level = as_found
+) -> Maximum:
     """Bracket the largest dual norm of g on the sphere, cone by cone."""
     q = g.z.shape[1]
-    value, place = _climb(g, starts, ascents)
+    value, place = _climb(g, starts, ascents, level)
     top = g.size * math.sqrt(q)
     if q > MOST_ORTHANTS:
         found = _answer(g, value, place, min(top, relaxed_bound(g)))
         return replace(found, advice=f"in dimension {q} it is a convex relaxation's")
     cones = _orthants(g.z)
     at_once = max(1, min(ROUND, TEMPORARY // (q * len(g.z))))
-    upper, spent, depth = g.z.new_full((len(cones),), top), 0, 0
+    upper, spent, depth, dropped = g.z.new_full((len(cones),), top), 0, 0, 0.0
     fresh = torch.ones(len(cones), dtype=torch.bool, device=g.z.device)
     excess, kink = torch.zeros_like(upper), torch.zeros_like(upper).long()
     while True:
@@ -186,11 +193,15 @@ def largest_on_cones(g: Kinks, starts: Tensor, *, budget: int, ascents: int) -> 
             spent += len(part)
         # Each cut moves a row by a unit in the last place.
         slack = (1 + depth) * g.noise
-        open_ = upper > value + slack
+        open_ = upper > max(value + slack, level(value))
+        low = upper[~open_]
+        dropped = max(dropped, float(low.max()) if len(low) else 0.0)
         if not bool(open_.any()):
-            return _answer(g, value, place, value + slack)
+            found = _answer(g, value, place, max(value, dropped) + slack)
+            return replace(found, closed=True)
         if spent >= budget:
-            reached = min(float(upper.max()) + slack, relaxed_bound(g))
+            reached = max(float(upper.max()), dropped) + slack
+            reached = min(reached, relaxed_bound(g))
             return _answer(g, value, place, max(reached, value))
         cones, upper = cones[open_], upper[open_]
         excess, kink = excess[open_], kink[open_]
@@ -242,7 +253,9 @@ def _uphill(g: Kinks, v: Tensor, values: Tensor) -> Tensor:
     return torch.where(slope.norm(dim=1, keepdim=True) > 0, slope, v)
 
 
-def _climb(g: Kinks, starts: Tensor, ascents: int) -> tuple[float, Tensor]:
+def _climb(
+    g: Kinks, starts: Tensor, ascents: int, level: Level
+) -> tuple[float, Tensor]:
     """Return the largest value found by ascent from starts, and its place."""
     v = starts[g.length(starts) > 0]
     v = torch.cat([v, torch.eye(g.z.shape[1], dtype=v.dtype, device=v.device)])
@@ -251,8 +264,9 @@ def _climb(g: Kinks, starts: Tensor, ascents: int) -> tuple[float, Tensor]:
     sizes, first = sizes.topk(min(CLIMBERS, len(sizes)))
     v = v[first]
     step = torch.ones_like(sizes)
+    top, idle = float(sizes.max()), 0
     for _ in range(ascents):
-        if float(step.max()) < 1e-6:
+        if idle == IDLE or float(step.max()) < 1e-6:
             break
         goal = _uphill(g, v, g(v))
         goal = goal / g.length(goal)[:, None]
@@ -265,5 +279,9 @@ def _climb(g: Kinks, starts: Tensor, ascents: int) -> tuple[float, Tensor]:
         v = torch.where(better[:, None], new, v)
         sizes = torch.where(better, found, sizes)
         step = torch.where(better, (2 * step).clamp_max(1), step / 2)
+        if level is not as_found:
+            high = float(sizes.max())
+            idle = 0 if gains(level, top, high) else idle + 1
+            top = max(top, high)
     best = int(sizes.argmax())
     return float(sizes[best]), v[best]

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 
 from otflow._validation import check_kind, check_option, non_negative_int, positive
-from otflow.meanfield.kinks import EPS
+from otflow.meanfield.kinks import EPS, as_found
 from otflow.meanfield.path_balls import BUDGET, largest_neuron, path_residual
-from otflow.meanfield.residuals import NORMS, check_network, reason_of
+from otflow.meanfield.residuals import (
+    NORMS,
+    SHARPNESS,
+    check_network,
+    check_sharpness,
+    reason_of,
+    unbounded,
+)
 from otflow.meanfield.risk import Risk
 from otflow.measures import Measure
 from otflow.optimality import Gap, GapKind
@@ -28,6 +35,7 @@ def fenchel_gap(
     *,
     descend: int = 50,
     budget: int = BUDGET,
+    sharpness: float = SHARPNESS,
 ) -> Gap:
     r"""Return the duality gap of a risk plus a multiple of the path norm.
 
@@ -67,6 +75,9 @@ def fenchel_gap(
         Steps of ascent to M from each start.
     budget : int
         Most cones of inner weights in which M is bounded.
+    sharpness : float
+        Share of the gap by which ``value`` may exceed ``found``, in [0, 1). The search
+        ends there. With 0 it goes on to round-off.
 
     Returns
     -------
@@ -74,7 +85,7 @@ def fenchel_gap(
         ``value`` is the right-hand side with its round-off; ``found`` is that of the
         largest value of M that was found. ``argmin`` is the neuron (a, w, b) that is
         best to add, :math:`|(w, b)| = |a| = 1`. The kind is "proved"; it is "none" for
-        a loss of your own.
+        a loss of your own, and where a number of the risk overflows.
 
     Raises
     ------
@@ -108,6 +119,7 @@ def fenchel_gap(
     check_option(norm, "norm", NORMS)
     ascents = non_negative_int(descend, "descend")
     budget = non_negative_int(budget, "budget", minimum=1)
+    sharpness = check_sharpness(sharpness)
     check_network(risk.network, homogeneous=True)
     if risk.loss not in CONJUGATES or not risk._loss.convex:
         reason = (
@@ -116,7 +128,8 @@ def fenchel_gap(
         )
         return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
     at = path_residual(risk, mu, norm)
-    top = largest_neuron(at, mu, norm, budget, ascents)
+    if at.overflow is not None:
+        return at.overflow
     offset = torch.zeros_like(at.f)
     if at.network.offset is not None:
         offset = offset + offset.new_tensor(at.network.offset)
@@ -128,12 +141,24 @@ def fenchel_gap(
         p = share * at.slopes
         return primal - float(((p * offset) - conjugate(p, at.y)).sum()) / len(at.z)
 
+    def level(found: float) -> float:
+        """Return an M at which the gap is sharp: it grows with M."""
+        least, share = gap(found), 0.5
+        while share > 1e-9 and gap(found * (1 + share)) * (1 - sharpness) > least:
+            share /= 2
+        return found * (1 + share) if share > 1e-9 and least > 0 else found
+
+    top = largest_neuron(
+        at, mu, norm, budget, ascents, level if sharpness else as_found
+    )
     sizes = primal + float(at.q.abs().sum())
     terms = float((at.q * (at.f + offset).reshape(at.q.shape)).abs().sum())
     noise = (len(at.z) + 64) * EPS * (sizes + terms)
     # The computed slopes may stand for p as they are: round-off is that of P and D.
     value = gap(top.upper) + noise + at.slack(0.0)
     least = max(gap(top.lower), 0.0)
+    if not (math.isfinite(value) and math.isfinite(least)):
+        return unbounded("the gap")
     place = torch.cat([-top.direction, top.place]).to(mu.points)
     return Gap(max(value, least), place, GapKind.PROVED, reason_of(top), least)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -12,7 +13,15 @@ import torch
 from torch import Tensor
 
 from otflow.meanfield.cones import CLIMBERS, ROUND, TEMPORARY
-from otflow.meanfield.kinks import EPS, Maximum, dual_directions
+from otflow.meanfield.kinks import (
+    EPS,
+    IDLE,
+    Level,
+    Maximum,
+    as_found,
+    dual_directions,
+    gains,
+)
 from otflow.meanfield.units import Erf, Relu, Sigmoid, Tanh, Unit
 
 __all__ = ["UnitSums", "largest_in_box"]
@@ -158,6 +167,7 @@ def largest_in_box(
     *,
     budget: int,
     ascents: int,
+    level: Level = as_found,
 ) -> Maximum:
     r"""Bracket the largest dual norm of g on a box.
 
@@ -173,13 +183,16 @@ def largest_in_box(
         Most boxes to bound.
     ascents : int
         Steps of ascent from each start.
+    level : callable
+        Maps the largest value found to a bound at least as large, which is sharp
+        enough.
 
     Returns
     -------
     Maximum
         The bracket; its upper end is infinite if the curvature of the unit is unknown.
     """
-    value, place = _climb(g, lower, upper, starts, ascents)
+    value, place = _climb(g, lower, upper, starts, ascents, level)
     if not g.is_bounded:
         return _answer(g, value, place, math.inf)
     slack = g.noise(torch.maximum(lower.abs(), upper.abs()))
@@ -188,19 +201,23 @@ def largest_in_box(
     scale = g.weights @ g.z.abs()
     boxes = torch.stack([(lower + upper) / 2, (upper - lower) / 2])[None]  # (B, 2, q)
     tops, corners = g.bound(boxes[:, 0], boxes[:, 1])
-    spent = 1
+    spent, dropped = 1, 0.0
     while True:
         # The largest value often lies on a side of the box, where no centre is.
         near = corners[tops[-len(corners) :].topk(min(BEST, len(corners))).indices]
         sizes = g.size_of(g(near))
         if float(sizes.max()) > value:
             value, place = float(sizes.max()), near[sizes.argmax()]
-        goal = value + max(slack, CLOSED * value)
+        goal = max(value + max(slack, CLOSED * value), level(value))
         alive = tops + slack > goal
+        low = tops[~alive]
+        dropped = max(dropped, float(low.max()) if len(low) else 0.0)
         if not bool(alive.any()):
-            return _answer(g, value, place, goal)
+            found = _answer(g, value, place, max(value, dropped) + slack)
+            return replace(found, closed=True)
         if spent >= budget:
-            return _answer(g, value, place, float(tops.max()) + slack)
+            top = max(float(tops.max()), dropped) + slack
+            return _answer(g, value, place, top)
         boxes, tops = boxes[alive], tops[alive]
         count = min(len(tops), at_once, max(1, (budget - spent) // 2))
         order = tops.argsort(descending=True)
@@ -232,7 +249,12 @@ def _halves(boxes: Tensor, scale: Tensor) -> Tensor:
 
 
 def _climb(
-    g: UnitSums, lower: Tensor, upper: Tensor, starts: Tensor, ascents: int
+    g: UnitSums,
+    lower: Tensor,
+    upper: Tensor,
+    starts: Tensor,
+    ascents: int,
+    level: Level,
 ) -> tuple[float, Tensor]:
     """Return the largest value found by ascent from starts, and its place."""
     v = torch.cat([starts, ((lower + upper) / 2)[None]]).clamp(lower, upper)
@@ -240,8 +262,9 @@ def _climb(
     sizes = g.size_of(g(v))
     sizes, first = sizes.topk(min(CLIMBERS, len(sizes)))
     v, step = v[first], v.new_full((len(first), 1), 0.5)
+    top, idle = float(sizes.max()), 0
     for _ in range(ascents):
-        if float(step.max()) < 1e-8:
+        if idle == IDLE or float(step.max()) < 1e-8:
             break
         values, slope = g.value_and_slope(v)
         u = g.direction(values)
@@ -254,5 +277,9 @@ def _climb(
         v = torch.where(better[:, None], new, v)
         sizes = torch.where(better, found, sizes)
         step = torch.where(better[:, None], 2 * step, step / 4)
+        if level is not as_found:
+            high = float(sizes.max())
+            idle = 0 if gains(level, top, high) else idle + 1
+            top = max(top, high)
     best = int(sizes.argmax())
     return float(sizes[best]), v[best]

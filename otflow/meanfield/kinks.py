@@ -3,14 +3,35 @@ r"""Sums of kinks: what a network of homogeneous units is in its inner weights."
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["EPS", "Kinks", "Maximum", "dual_directions"]
+__all__ = ["EPS", "Kinks", "Level", "Maximum", "as_found", "dual_directions", "gains"]
 
 EPS = torch.finfo(torch.float64).eps
+
+# Maps a value that was found to the bound that is sharp enough for it.
+Level: TypeAlias = Callable[[float], float]
+
+
+# An ascent ends after so many steps of little gain, and what share of the sharpness
+# asked for is little.
+IDLE = 2
+LITTLE = 0.1
+
+
+def gains(level: Level, before: float, after: float) -> bool:
+    """Return whether a larger value matters beside the sharpness asked for."""
+    return after > before + LITTLE * (level(before) - before)
+
+
+def as_found(value: float) -> float:
+    """Return the value: no bound above it is sharp enough."""
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +47,7 @@ class Maximum:
     direction : Tensor, shape (m,)
         The unit vector u of the outputs with u.g = |g| there.
     closed : bool
-        Whether both ends agree to round-off.
+        Whether both ends agree to round-off, or as well as was asked for.
     advice : str
         What brings both ends closer.
     """

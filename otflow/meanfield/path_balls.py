@@ -3,6 +3,7 @@ r"""Gaps of networks over all measures of neurons with a bounded path norm."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,12 +11,14 @@ from torch import Tensor
 from otflow._validation import check_option, non_negative_int, positive
 from otflow.functionals import Functional
 from otflow.meanfield.cones import largest_on_sphere
-from otflow.meanfield.kinks import EPS, Kinks, Maximum
+from otflow.meanfield.kinks import EPS, Kinks, Level, Maximum, as_found
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.residuals import (
     NORMS,
+    SHARPNESS,
     Residual,
     check_network,
+    check_sharpness,
     gap_in_ball,
     inner_weights,
     kinks_of,
@@ -101,10 +104,13 @@ class PathBall(Domain):
         "l1" or "l2", of outer and of inner weights.
     budget : int
         Most cones of inner weights in which M is bounded.
+    sharpness : float
+        Share of the gap by which ``value`` may exceed ``found``, in [0, 1). The search
+        ends there. With 0 it goes on to round-off.
 
     Attributes
     ----------
-    radius, norm, budget
+    radius, norm, budget, sharpness
         As above.
 
     Raises
@@ -126,11 +132,14 @@ class PathBall(Domain):
     = 0` cut the space. With one input and a bias the largest value on each cone is in
     closed form: time O(n log n), a few velocities, and ``gap.value`` is sharp to
     round-off. In more dimensions simplicial cones are cut at these hyperplanes, the one
-    of the largest upper bound first, until no cone may hold a larger value than the
-    largest found. Each costs O(n d), and their number may grow like :math:`n^d`. Where
+    of the largest upper bound first, until the bound on each makes ``value`` exceed
+    ``found`` by at most the sharpness. By default that is 1 % of the gap: more digits
+    cost several times as much and do not change what the gap tells. Each cone costs
+    O(n d), and their number may grow like :math:`n^d`. Where
     the budget ends first, and for more than 10 inner weights, a convex relaxation
     bounds M. The kind is "proved" nevertheless, and ``value - found`` tells what is
-    lost. All is done in float64, and round-off is in ``value``.
+    lost. All is done in float64, and round-off is in ``value``. Where a number of the
+    risk or of the gap overflows, the kind is "none".
 
     ``argmin`` is the neuron that is best to add: (a, w, b) with :math:`|(w,b)| = 1` and
     :math:`|a| = R`.
@@ -152,15 +161,23 @@ class PathBall(Domain):
     """
 
     def __init__(
-        self, radius: float, norm: str = "l1", *, budget: int = BUDGET
+        self,
+        radius: float,
+        norm: str = "l1",
+        *,
+        budget: int = BUDGET,
+        sharpness: float = SHARPNESS,
     ) -> None:
         self.radius = positive(radius, "radius")
         self.norm = check_option(norm, "norm", NORMS)
         self.budget = non_negative_int(budget, "budget", minimum=1)
+        self.sharpness = check_sharpness(sharpness)
 
     def gap(self, F: Functional, mu: Measure, descend: int) -> Gap:
         factor, risk = one_risk(F)
         at = path_residual(risk, mu, self.norm)
+        if at.overflow is not None:
+            return at.overflow
         if at.size > self.radius * (1 + 64 * EPS):
             msg = (
                 f"the path norm of the measure is {at.size:.9g}, above the radius "
@@ -169,7 +186,8 @@ class PathBall(Domain):
                 f"{at.size / self.radius:.9g}"
             )
             raise ValueError(msg)
-        top = largest_neuron(at, mu, self.norm, self.budget, descend)
+        level = at.level(self.radius, self.sharpness)
+        top = largest_neuron(at, mu, self.norm, self.budget, descend, level)
         return gap_in_ball(at, top, self.radius, factor, mu)
 
     def __repr__(self) -> str:
@@ -192,9 +210,22 @@ def path_residual(risk: Risk, mu: Measure, norm: str) -> Residual:
 
 
 def largest_neuron(
-    at: Residual, mu: Measure, norm: str, budget: int, ascents: int
+    at: Residual, mu: Measure, norm: str, budget: int, ascents: int, level: Level
 ) -> Maximum:
     """Return the bracket of M on the unit sphere of inner weights."""
-    g = Kinks(at.z, at.q, kinks_of(at.network), norm)
-    starts = inner_weights(at.network, mu)
-    return largest_on_sphere(g, starts, budget=budget, ascents=ascents)
+    # M is homogeneous in z and in q. Powers of two keep squares of them finite.
+    wide, steep = (2.0 ** math.frexp(float(t.abs().max()))[1] for t in (at.z, at.q))
+    g = Kinks(at.z / wide, at.q / steep, kinks_of(at.network), norm)
+    unit = wide * steep
+
+    def scaled(found: float) -> float:
+        return level(found * unit) / unit
+
+    top = largest_on_sphere(
+        g,
+        inner_weights(at.network, mu),
+        budget=budget,
+        ascents=ascents,
+        level=as_found if level is as_found else scaled,
+    )
+    return replace(top, lower=top.lower * unit, upper=top.upper * unit)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otflow._validation import check_kind
+from otflow._validation import check_kind, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
-from otflow.meanfield.kinks import EPS, Maximum
+from otflow.meanfield.kinks import EPS, Level, Maximum, as_found
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.network import Network
 from otflow.meanfield.risk import Risk
@@ -21,8 +21,10 @@ from otflow.optimality import Gap, GapKind
 
 __all__ = [
     "NORMS",
+    "SHARPNESS",
     "Residual",
     "check_network",
+    "check_sharpness",
     "gap_in_ball",
     "inner_weights",
     "kinks_of",
@@ -30,9 +32,12 @@ __all__ = [
     "reason_of",
     "residual_of",
     "size_of",
+    "unbounded",
 ]
 
 NORMS = ("l1", "l2")
+# By default a proved gap is sharp to this share of itself.
+SHARPNESS = 0.01
 # Most neurons of the measure from which an ascent starts.
 STARTS = 256
 
@@ -92,6 +97,35 @@ class Residual:
         sums = (n + m + 8) * EPS * float((self.q * self.f.reshape(n, m)).abs().sum())
         return error * (radius + self.size) * self.tall * m + sums
 
+    def level(self, radius: float, sharpness: float) -> Level:
+        """Return which M is sharp enough: value - found at most a share of value."""
+        if not sharpness:
+            return as_found
+        product = self.product
+
+        def sharp(found: float) -> float:
+            gap = product + radius * found
+            return found + max(gap, 0.0) * sharpness / ((1 - sharpness) * radius)
+
+        return sharp
+
+    @property
+    def overflow(self) -> Gap | None:
+        """The gap that bounds nothing, if a number of the risk is not finite."""
+        numbers = (self.value, self.product, self.size, self.tall)
+        tensors = (self.z, self.f, self.q)
+        if all(map(math.isfinite, numbers)) and all(
+            bool(torch.isfinite(t).all()) for t in tensors
+        ):
+            return None
+        return unbounded("the risk, its slopes, or a sum of their products")
+
+
+def unbounded(what: str) -> Gap:
+    """Return the gap that bounds nothing, since something is not finite."""
+    reason = f"{what} overflows float64, so that nothing is bounded; rescale the data"
+    return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
+
 
 def residual_of(risk: Risk, mu: Measure, size: float, tall: float) -> Residual:
     """Return the slopes of a risk at a measure of a known norm."""
@@ -117,6 +151,8 @@ def gap_in_ball(
     value = max(at.product + radius * top.upper + at.slack(radius), least)
     neuron = torch.cat([-radius * top.direction, top.place]).to(mu.points)
     kind = GapKind.PROVED
+    if not math.isfinite(factor * value) and top.upper != math.inf:
+        return unbounded(f"the gap over the ball of radius {radius:g}")
     if top.upper == math.inf:
         value, kind = least, GapKind.SEARCHED
     return Gap(factor * value, neuron, kind, reason_of(top), factor * least)
@@ -125,7 +161,13 @@ def gap_in_ball(
 def reason_of(top: Maximum) -> str:
     """Return how the maximum over neurons was bounded."""
     if top.closed:
-        return "the maximum over neurons is bounded on all of their inner weights"
+        reason = "the maximum over neurons is bounded on all of their inner weights"
+        if top.upper - top.lower <= 1e-9 * top.lower:
+            return reason
+        return (
+            f"{reason}, between {top.lower:.6g} and {top.upper:.6g}; a smaller "
+            f"sharpness brings them closer"
+        )
     if top.upper == math.inf:
         return (
             "the curvature of the unit is not known, so that the largest value over "
@@ -194,6 +236,15 @@ def size_of(
     if inner:
         sizes = sizes * torch.linalg.vector_norm(w, order, dim=1)
     return weights @ sizes
+
+
+def check_sharpness(sharpness: float) -> float:
+    """Return the share as a float; raise ValueError unless it is in [0, 1)."""
+    sharpness = positive(sharpness, "sharpness", or_zero=True)
+    if sharpness >= 1:
+        msg = f"sharpness is a share below 1 of the gap, got {sharpness:g}"
+        raise ValueError(msg)
+    return sharpness
 
 
 def inner_weights(network: TwoLayer, mu: Measure) -> Tensor:

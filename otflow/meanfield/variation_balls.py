@@ -17,7 +17,9 @@ from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.path_balls import BUDGET
 from otflow.meanfield.residuals import (
     NORMS,
+    SHARPNESS,
     check_network,
+    check_sharpness,
     gap_in_ball,
     inner_weights,
     one_risk,
@@ -54,10 +56,13 @@ class VariationBall(Domain):
         "l1" or "l2", of the outer weights of a neuron with several outputs.
     budget : int
         Most boxes of inner weights in which M is bounded.
+    sharpness : float
+        Share of the gap by which ``value`` may exceed ``found``, in [0, 1). The search
+        ends there. With 0 it goes on to round-off.
 
     Attributes
     ----------
-    radius, lower, upper, norm, budget
+    radius, lower, upper, norm, budget, sharpness
         As above.
 
     Raises
@@ -77,9 +82,10 @@ class VariationBall(Domain):
     -----
     On a box of inner weights the sum in M is a linear function and a remainder, bounded
     by the curvature of the unit. Boxes are halved, the one of the largest upper bound
-    first, until no box may hold a larger value than the largest found. For tanh,
-    sigmoid, erf and relu the kind is "proved", and ``value - found`` tells what is lost
-    if the budget ends first. For a `Unit` of your own it is "searched": M is found by
+    first, until the bound on each makes ``value`` exceed ``found`` by at most the
+    sharpness. For tanh, sigmoid, erf and relu the kind is "proved", and ``value -
+    found`` tells what is lost if the budget ends first; it is "none" where a number
+    overflows. For a `Unit` of your own it is "searched": M is found by
     ascent alone. Each box costs O(n d); their number grows exponentially in d.
 
     Examples
@@ -103,6 +109,7 @@ class VariationBall(Domain):
         norm: str = "l1",
         *,
         budget: int = BUDGET,
+        sharpness: float = SHARPNESS,
     ) -> None:
         self.radius = positive(radius, "radius")
         self.lower = _corner(lower, "lower")
@@ -117,6 +124,7 @@ class VariationBall(Domain):
             raise ValueError(msg)
         self.norm = check_option(norm, "norm", NORMS)
         self.budget = non_negative_int(budget, "budget", minimum=1)
+        self.sharpness = check_sharpness(sharpness)
 
     def gap(self, F: Functional, mu: Measure, descend: int) -> Gap:
         factor, risk = one_risk(F)
@@ -146,6 +154,8 @@ class VariationBall(Domain):
         reach = z.abs() @ torch.maximum(lower.abs(), upper.abs())
         # The built-in units have slopes below 1.2, and are at most 1 at 0.
         at = residual_of(risk, mu.detach(), size, 1 + 1.2 * float(reach.max()))
+        if at.overflow is not None:
+            return at.overflow
         top = largest_in_box(
             UnitSums(at.z, at.q, unit, self.norm),
             lower,
@@ -153,6 +163,7 @@ class VariationBall(Domain):
             inner_weights(network, mu),
             budget=self.budget,
             ascents=descend,
+            level=at.level(self.radius, self.sharpness),
         )
         return gap_in_ball(at, top, self.radius, factor, mu)
 

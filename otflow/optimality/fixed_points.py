@@ -3,7 +3,9 @@ r"""The fixed point :math:`\rho \propto e^{-G'[\rho]/T}` of a free energy on a g
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import torch
 
 from otflow._validation import non_negative_int, positive
 from otflow._warn import warn
@@ -12,6 +14,7 @@ from otflow.functionals import Functional, Internal
 from otflow.measures import GridDensity
 from otflow.optimality.densities import check_grid, heat_of
 from otflow.optimality.free_energy import FixedPoint, FreeEnergy
+from otflow.optimality.gap import GapKind
 
 __all__ = ["GibbsResult", "gibbs"]
 
@@ -41,10 +44,14 @@ class GibbsResult:
     others : tuple of GibbsResult
         Further fixed points, of higher energy, which other starts led to. Empty for an
         F that is convex along mixtures, whose fixed point is unique.
+    uniqueness : GapKind
+        "proved" for an F that is convex along mixtures: there is no other fixed point.
+        "searched" if further starts looked for others. "none" if nothing was examined,
+        as with ``starts=0``.
 
     Attributes
     ----------
-    measure, energy, residual, damping, iterations, converged, others
+    measure, energy, residual, damping, iterations, converged, others, uniqueness
         As above.
 
     See Also
@@ -58,8 +65,9 @@ class GibbsResult:
     >>> rho = of.GridDensity.from_function(
     ...     lambda x: torch.ones(len(x)), -4, 4, 80, walls=True
     ... )
-    >>> of.optimality.gibbs(F, rho).others
-    ()
+    >>> found = of.optimality.gibbs(F, rho)
+    >>> found.others, found.uniqueness
+    ((), 'proved')
     """
 
     measure: GridDensity
@@ -69,6 +77,7 @@ class GibbsResult:
     iterations: int
     converged: bool
     others: tuple[GibbsResult, ...] = field(default=(), repr=False)
+    uniqueness: GapKind = GapKind.NONE
 
 
 def gibbs(
@@ -95,12 +104,14 @@ def gibbs(
         It gives the grid, the dtype, and where to start. Its empty cells are filled.
     tolerance : float, optional
         Largest residual :math:`\sum_i|w_i - p_i|` of a converged answer. By default
-        1e-12, in single precision 1e-5, but not below the round-off of G'/T.
+        1e-12, in single precision 1e-5. Where the round-off of G'/T is larger, it
+        suffices that the residual is below that round-off and no longer falls.
     max_iterations : int
         Most evaluations of F', and products with F'', from one start.
     starts : int
         Number of further starts for a G that is not known to be convex: the uniform
-        density and bumps at places spread over the box.
+        density and bumps at places spread over the box. With 0 the result tells that
+        its ``uniqueness`` was not examined.
 
     Returns
     -------
@@ -139,10 +150,14 @@ def gibbs(
     acceleration :cite:p:`walker2011anderson` proposes a point first; it counts only if
     it passes the same test. Where this is slow, as at a low temperature, Newton's
     method takes over, by conjugate gradients on products with the second derivative of
-    G, under the same test. Where F is flat to its last digits, the divergence from the
-    proximal law must fall instead. So no step is accepted that makes F larger. If G is
-    convex and T small beside its slopes, the problem is solved at higher temperatures
-    first, to a few digits.
+    G, under the same test. With a damping c its step :math:`\delta` of the logarithms
+    solves :math:`(1 + c)\,\delta + G''[\rho\,\delta]/T = \log p_\rho - \log\rho`. For a
+    convex G it is a direction of descent, and for a large c a short step of mirror
+    descent. So c is raised until F falls, and lowered after success. Where F is flat to
+    its last digits, the divergence from the proximal law must fall instead. So no step
+    is accepted that makes F larger than its round-off. If G is convex and T small
+    beside its slopes, the problem is solved at higher temperatures first, to a few
+    digits.
 
     Each iteration costs a value and a first variation of F, or a product with the
     second derivative of G, and O(n) beside.
@@ -169,16 +184,15 @@ def gibbs(
     rho = rho.detach()
     convex = bool(rest.mixture_convex)
     problem = FreeEnergy(rest, temperature, rho, tolerance, limit)
-    first = _result(problem.solve(problem.filled(rho.weights), cool=convex))
-    if convex:
-        return _warned(first, rho, tolerance)
-    found = [first]
-    for masses in problem.starts(starts):
-        other = _result(problem.solve(masses))
+    kind = GapKind.PROVED if convex else GapKind.SEARCHED if starts else GapKind.NONE
+    masses = problem.filled(rho.weights)
+    found = [_result(problem.solve(masses, cool=convex), kind)]
+    for masses in [] if convex else problem.starts(starts):
+        other = _result(problem.solve(masses), kind)
         if not any(_same(other, known) for known in found):
             found.append(other)
     found.sort(key=lambda result: result.energy)
-    return _warned(_best(found), rho, tolerance)
+    return _warned(_best(found), rho, tolerance, limit)
 
 
 def _check_unbounded(rest: Functional) -> None:
@@ -192,7 +206,7 @@ def _check_unbounded(rest: Functional) -> None:
             raise Unsupported(msg)
 
 
-def _result(found: FixedPoint) -> GibbsResult:
+def _result(found: FixedPoint, uniqueness: GapKind) -> GibbsResult:
     """Return what was found as a result."""
     state = found.state
     return GibbsResult(
@@ -202,6 +216,7 @@ def _result(found: FixedPoint) -> GibbsResult:
         found.share,
         found.count,
         found.converged,
+        uniqueness=uniqueness,
     )
 
 
@@ -223,29 +238,27 @@ def _best(found: list[GibbsResult]) -> GibbsResult:
             f"starts=..."
         )
         warn(msg, FixedPointWarning)
-    return GibbsResult(
-        best.measure,
-        best.energy,
-        best.residual,
-        best.damping,
-        best.iterations,
-        best.converged,
-        others,
-    )
+    return replace(best, others=others)
 
 
 def _warned(
-    result: GibbsResult, start: GridDensity, tolerance: float | None
+    result: GibbsResult, start: GridDensity, tolerance: float | None, limit: int
 ) -> GibbsResult:
     """Return the result; warn if it did not converge, or of a box too small."""
     start.moved(result.measure.weights)
     if not result.converged:
         asked = "" if tolerance is None else f" {tolerance:g}"
+        cures = [f"tolerance={2 * result.residual:.2g}"]
+        if result.iterations >= limit:
+            why, cures = "", [f"max_iterations={10 * limit}", *cures]
+        else:
+            why = ", where no step makes F fall beyond its round-off"
+            if start.dtype == torch.float32:
+                cures.append("a density in float64")
         msg = (
             f"the Gibbs fixed point stopped after {result.iterations} iterations at "
-            f"the residual {result.residual:.3g}, above the tolerance{asked}; take a "
-            f"larger max_iterations or tolerance, or start from the fixed point of a "
-            f"higher temperature"
+            f"the residual {result.residual:.3g}, above the tolerance{asked}{why}; "
+            f"take {' or '.join(cures)}"
         )
         warn(msg, NotConvergedWarning)
     return result

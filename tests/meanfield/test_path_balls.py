@@ -176,7 +176,7 @@ def test_the_gap_bounds_the_excess_over_the_exact_minimum(d):
     risk = Risk(RELU, X, y)
     for radius in (0.5, 2.0):
         least, c = fit(values, y.numpy(), radius=radius)
-        ball = PathBall(radius)
+        ball = PathBall(radius, sharpness=0)
         for seed in range(20):
             theta = normal(6, d + 2, seed=100 + seed)
             mu = of.Particles(theta)
