@@ -286,9 +286,7 @@ class Witness:
 
 
 def _parts(target: Measure, kernel: PairKernel, whole: Ground | None) -> Sum:
-    witness = Potential(
-        Witness(target, kernel, whole), modulus=_bound_of_minus(kernel)
-    )
+    witness = Potential(Witness(target, kernel, whole), modulus=_bound_of_minus(kernel))
     witness._reason = "the least eigenvalue of the Hessian of minus the kernel"
     return Sum((Interaction(kernel), witness))
 

@@ -16,6 +16,7 @@ from otflow._radial import power, power_slope, radial_field, radial_sweep
 from otflow._validation import positive, real
 from otflow.kernels.base import Kernel
 from otflow.kernels.enclosed import power_ranges, radial_enclosure, ranges_of
+from otflow.kernels.profiles import OMITTED, forget_forms, length
 from otflow.kernels.taylor import taylor_enclosure
 from otflow.numerics.enclosures import Enclosure
 from otflow.numerics.exponentials import exp_below_zero_
@@ -32,26 +33,6 @@ __all__ = [
     "RadialKernel",
     "Riesz",
 ]
-
-
-# Between two atoms of weights w and 1 - w the energy is w (1 - w) W: concave if W > 0.
-OMITTED = (
-    "since sums over atoms omit the pairs i = j, where the kernel is infinite, and "
-    "then the energy is not convex"
-)
-
-
-def _length(value: float, name: str) -> float:
-    """Return a positive length whose fourth power is an ordinary number."""
-    length = positive(value, name)
-    if not 1e-75 <= length <= 1e75:
-        msg = (
-            f"{name} is {length:g}, and its fourth power leaves the range of float64; "
-            f"measure lengths in another unit, e.g. Particles(points / {length:g}) "
-            f"with {name}=1"
-        )
-        raise ValueError(msg)
-    return length
 
 
 class RadialKernel(Kernel):
@@ -84,6 +65,11 @@ class RadialKernel(Kernel):
 
     smooth: bool = True
     is_radial = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Forget the closed forms of a parent that has another profile."""
+        super().__init_subclass__(**options)
+        forget_forms(cls, RadialKernel)
 
     @abstractmethod
     def profile(self, s: Tensor) -> Tensor:
@@ -276,7 +262,7 @@ class Gaussian(RadialKernel):
     mixture: Curvature | str | None = Curvature.CONVEX
 
     def __init__(self, sigma: float, *, tolerance: float = 0.0) -> None:
-        self.sigma = _length(sigma, "sigma")
+        self.sigma = length(sigma, "sigma")
         self.tolerance = positive(tolerance, "tolerance", or_zero=True)
         if self.tolerance >= 1:
             msg = (
@@ -393,7 +379,7 @@ class InverseMultiquadric(RadialKernel):
     mixture: Curvature | str | None = Curvature.CONVEX
 
     def __init__(self, scale: float, *, power: float = 0.5) -> None:
-        self.scale = _length(scale, "scale")
+        self.scale = length(scale, "scale")
         self.power = positive(power, "power")
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor
 from otflow._validation import check_kind, check_option, non_negative_int, positive
 from otflow.meanfield.kinks import EPS
 from otflow.meanfield.path_balls import BUDGET, largest_neuron, path_residual
-from otflow.meanfield.residuals import NORMS, check_network, reason_of
+from otflow.meanfield.residuals import NORMS, check_network, check_risk, reason_of
 from otflow.meanfield.risk import Risk
 from otflow.measures import Measure
 from otflow.optimality import Gap, GapKind
@@ -74,14 +74,15 @@ def fenchel_gap(
         ``value`` is the right-hand side with its round-off; ``found`` is that of the
         largest value of M that was found. ``argmin`` is the neuron (a, w, b) that is
         best to add, :math:`|(w, b)| = |a| = 1`. The kind is "proved"; it is "none" for
-        a loss of your own.
+        a loss of your own, and for a risk that is not known to be convex.
 
     Raises
     ------
     ValueError
         If `penalty` is not positive.
     Unsupported
-        If the unit is not homogeneous or the scaling is not "mean-field".
+        If the unit is not homogeneous or the scaling is not "mean-field"; if the class
+        of the risk or of the network evaluates otherwise than `Risk` and `TwoLayer`.
 
     See Also
     --------
@@ -108,7 +109,10 @@ def fenchel_gap(
     check_option(norm, "norm", NORMS)
     ascents = non_negative_int(descend, "descend")
     budget = non_negative_int(budget, "budget", minimum=1)
-    check_network(risk.network, homogeneous=True)
+    check_network(check_risk(risk).network, homogeneous=True)
+    if not risk.mixture_convex:
+        reason = f"not known to be convex along mixtures: {risk!r}"
+        return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
     if risk.loss not in CONJUGATES or not risk._loss.convex:
         reason = (
             f"the conjugate of the loss {risk.loss!r} is not known, only those of "
