@@ -92,7 +92,7 @@ def library_class(cls: type) -> type:
 def _evaluation(cls: type) -> frozenset[str]:
     """Return the names that the values of a class may depend on."""
     names: set[str] = set()
-    abstract = getattr(cls, "__abstractmethods__", frozenset())
+    abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
     for kind in cls.__mro__:
         if kind is not object:
             names.update(vars(kind), *map(_stored, _functions(kind)))
@@ -103,9 +103,10 @@ def _evaluation(cls: type) -> frozenset[str]:
 def _functions(kind: type) -> Iterator[Callable[..., Any]]:
     for value in vars(kind).values():
         function = getattr(value, "fget", None) or getattr(value, "__func__", value)
-        function = inspect.unwrap(function) if callable(function) else None
-        if hasattr(function, "__code__"):
-            yield function
+        if callable(function):
+            inner = inspect.unwrap(function)
+            if hasattr(inner, "__code__"):
+                yield inner
 
 
 def _stored(function: Callable[..., Any]) -> set[str]:

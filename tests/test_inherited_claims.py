@@ -342,7 +342,7 @@ def test_a_claim_that_is_made_anew_holds_and_is_inherited():
 
 @pytest.mark.parametrize("kind", [of.MMDTo, of.EnergyDistanceTo, of.Interaction])
 def test_a_value_of_ones_own_is_not_proved_as_the_parents(kind):
-    class Five(kind):
+    class Five(kind):  # type: ignore[valid-type]  # one of three classes
         def value(self, mu):
             return 5 * super().value(mu)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from otflow._autodiff import entrywise_derivative
 from otflow._claims import forget
 from otflow._validation import positive
 
-__all__ = ["OMITTED", "forget_forms", "length"]
+__all__ = ["OMITTED", "finite_or_none", "forget_forms", "length"]
 
 # Closed forms that follow from the profile and its slope.
 FORMS = ("curvature", "profile_and_slope", "ranges", "_steepest")
@@ -32,6 +33,11 @@ def length(value: float, name: str) -> float:
         )
         raise ValueError(msg)
     return length
+
+
+def finite_or_none(bound: float) -> float | None:
+    """Return a bound; None if it overflows, since an infinite one would be false."""
+    return bound if math.isfinite(bound) else None
 
 
 def forget_forms(cls: type, base: type) -> None:

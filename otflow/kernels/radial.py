@@ -16,7 +16,7 @@ from otflow._radial import power, power_slope, radial_field, radial_sweep
 from otflow._validation import positive, real
 from otflow.kernels.base import Kernel
 from otflow.kernels.enclosed import power_ranges, radial_enclosure, ranges_of
-from otflow.kernels.profiles import OMITTED, forget_forms, length
+from otflow.kernels.profiles import OMITTED, finite_or_none, forget_forms, length
 from otflow.kernels.taylor import taylor_enclosure
 from otflow.numerics.enclosures import Enclosure
 from otflow.numerics.exponentials import exp_below_zero_
@@ -364,8 +364,9 @@ class InverseMultiquadric(RadialKernel):
     ----------
     scale, power
         As above.
-    modulus : float
-        :math:`-2\beta/c^2`, the Hessian's least eigenvalue (at z = 0).
+    modulus : float or None
+        :math:`-2\beta/c^2`, the Hessian's least eigenvalue (at z = 0); None if it is
+        too large for a float.
     mixture : Curvature
         "convex": the kernel is a mixture of Gaussians, so positive definite.
 
@@ -383,11 +384,13 @@ class InverseMultiquadric(RadialKernel):
         self.power = positive(power, "power")
 
     @property
-    def modulus(self) -> float:  # type: ignore[override]
-        """The least eigenvalue of the Hessian."""
-        return -2.0 * self.power / self.scale**2
+    def modulus(self) -> float | None:  # type: ignore[override]
+        """The least eigenvalue of the Hessian; None if it overflows."""
+        return finite_or_none(-2.0 * self.power / self.scale**2)
 
     def why_modulus(self) -> str:
+        if self.modulus is None:
+            return "since the least eigenvalue of its Hessian overflows"
         return "the least eigenvalue of its Hessian, -2 power/scale^2, at z = 0"
 
     def why_mixture(self) -> str:

@@ -340,8 +340,10 @@ class Risk(Functional):
                 f"has no kernel; use loss='square'"
             )
             raise Unsupported(msg)
-        kinds = ((type(self), redefined_risk(self, Risk)),)
-        kinds += ((type(self.network), redefined(self.network)),)
+        kinds: list[tuple[type, str | None]] = [
+            (type(self), redefined_risk(self, Risk)),
+            (type(self.network), redefined(self.network)),
+        ]
         for kind, name in kinds:
             if name is not None:
                 msg = (
