@@ -84,7 +84,7 @@ def risk(kind=M.Risk, network=None, **options):
 CASES: dict[str, Case] = {
     "a ball and another risk": (
         Unsupported,
-        r"FiveTimes.value changes the risk, .*; write a multiple of one, c .* another loss",
+        r"FiveTimes.value changes the risk, .*; write a multiple .* or another loss",
         lambda: gap(risk(FiveTimes)),
         [
             lambda: gap(5 * risk()),
