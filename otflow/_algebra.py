@@ -13,7 +13,6 @@ __all__ = [
     "Curvature",
     "curvature_named",
     "inverse",
-    "redefines",
     "sum_of_bounds",
     "sum_of_curvatures",
     "text_of_multiple",
@@ -52,16 +51,6 @@ FLIPPED = {
 def curvature_named(word: Any, name: str) -> Curvature | None:
     """Return a curvature that was given by its word, and None as it is."""
     return None if word is None else Curvature(check_option(word, name, WORDS))
-
-
-def redefines(cls: type, names: Iterable[str]) -> bool:
-    """Return whether a class defines a method again that its parents have defined."""
-    for name in names:
-        if name in vars(cls):
-            inherited = getattr(super(cls, cls), name, None)
-            if not getattr(inherited, "__isabstractmethod__", inherited is None):
-                return True
-    return False
 
 
 def inverse(divisor: Any, what: str) -> float:

@@ -41,6 +41,20 @@ def eigenvalues(f, z):
     return torch.linalg.eigvalsh(torch.stack(hessians))[:, 0]
 
 
+def test_a_modulus_that_overflows_is_unknown():
+    """An infinite number is no bound that arithmetic can use."""
+    W = K.InverseMultiquadric(1e-75, power=1e200)
+    for kernel in (W, 2 * W + BUMP):
+        F = of.Interaction(kernel)
+        assert kernel.modulus is None
+        assert F.modulus(2) is None
+        assert "overflows" in F.why(2)
+    narrow = of.Gaussian(torch.zeros(1, dtype=F64), 1e-310 * torch.eye(1, dtype=F64))
+    bound = of.KL(narrow).modulus(1)
+    assert bound is not None
+    assert 1e308 < bound < torch.inf  # the inverse of the covariance is 1e310
+
+
 @pytest.mark.parametrize("name", CLAIMS)
 def test_no_curvature_is_below_the_modulus_and_one_attains_it(name):
     f, modulus = CLAIMS[name]

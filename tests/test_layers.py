@@ -31,6 +31,7 @@ ROWS = [
         "_typing",
         "_algebra",
         "_bounds",
+        "_claims",
         "_lazy",
         "_memory",
         "_holding",

@@ -12,10 +12,7 @@ from otflow.analysis.certificates import energy_dissipation
 from otflow.analysis.findings import Finding, RunCertificate, StepFinding, Verdict
 from otflow.analysis.run_energies import functional_of
 from otflow.analysis.run_modulus import doubt_of_modulus, modulus_of
-from otflow.analysis.run_steps import (
-    is_random,
-    steps_of,
-)
+from otflow.analysis.run_steps import gap_of_steps, is_random, steps_of
 from otflow.errors import NonFinite, Unsupported
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import GridDensity, Measure, Particles
@@ -53,6 +50,7 @@ def certify(
     ``"dissipation"``        observed, by `energy_dissipation`
     ``"slope"``              observed: :math:`F - \inf F \le |v|^2/2\lambda`
     ``"gap"``                proved or observed, by `otflow.optimality.optimality_gap`
+    ``"step gap"``           proved or observed: the least ``info["gap"]`` of the steps
     ======================== ==========================================================
 
     Each is unknown where it has no meaning for the run, and its text says why. A proof
@@ -130,6 +128,7 @@ def certify(
         _dissipation(run, F),
         _slope(F, run.final),
         _gap(F, run.final, domain, descend),
+        gap_of_steps(run),
     ]
     count = len(run.info)
     head = f"{run.status} after {count} step{'s' * (count != 1)}"

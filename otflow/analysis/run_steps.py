@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from otflow.analysis.findings import StepFinding, Verdict
+from otflow.analysis.findings import Finding, StepFinding, Verdict
 from otflow.proximal import Certificate, Guarantee
 from otflow.proximal.certificate import CERTIFYING, NESTED, ROUND_OFF
 from otflow.trajectory import Trajectory
 
-__all__ = ["is_random", "parts_of", "steps_of"]
+__all__ = ["gap_of_steps", "is_random", "parts_of", "steps_of"]
 
 # Entries of the schemes that draw noise, data or copies of atoms.
-RANDOM = ("temperature", "level", "batch_energy", "resampled")
+RANDOM = ("temperature", "level", "batch_energy", "batch_gap", "resampled")
 
 
 def steps_of(run: Trajectory[Any]) -> Iterator[StepFinding]:
@@ -46,6 +46,34 @@ def steps_of(run: Trajectory[Any]) -> Iterator[StepFinding]:
         words = " + ".join(dict.fromkeys(map(str, claims))) or None
         exact, bound = _distance(leaves)
         yield StepFinding(k, report.dt, before, after, energy, words, exact, bound)
+
+
+def gap_of_steps(run: Trajectory[Any]) -> Finding:
+    """Return the least gap that the steps themselves report, as Frank-Wolfe's do."""
+    name, of_draws = "step gap", 0
+    told: list[tuple[bool, float, int, str]] = []
+    for k, report in enumerate(run.info):
+        for entries in (leaf.entries for leaf in parts_of(report)):
+            gap, kind = entries.get("gap"), entries.get("gap_kind")
+            if gap is None or kind not in ("proved", "searched"):
+                continue
+            if "batch_gap" in report.entries or is_random(report, "batch_gap"):
+                of_draws += 1
+                continue
+            reason = str(entries.get("gap_reason"))
+            told.append((kind == "searched", float(gap), k, reason))
+    if not told:
+        text = "no step tells a gap, as those of FrankWolfe do"
+        if of_draws:
+            text = f"the gaps of {of_draws} steps are those of draws of data, not of F"
+        return Finding(name, Verdict.UNKNOWN, None, text)
+    searched, gap, k, reason = min(told, key=lambda row: row[:2])
+    verdict = Verdict.OBSERVED if searched else Verdict.PROVED
+    text = (
+        f"F - inf F <= {gap:.6g} before step {k}, over the domain of the scheme, "
+        f"{'searched' if searched else 'proved'}: {reason}"
+    )
+    return Finding(name, verdict, gap, text)
 
 
 def _distance(leaves: Sequence[Certificate]) -> tuple[Verdict, float | None]:

@@ -14,7 +14,6 @@ from torch import Tensor
 from otflow._algebra import (
     Curvature,
     inverse,
-    redefines,
     sum_of_bounds,
     sum_of_curvatures,
     text_of_multiple,
@@ -26,6 +25,7 @@ from otflow._typing import ArrayLike
 from otflow._validation import check_finite, check_kind, real
 from otflow.functionals import legacy
 from otflow.functionals.answers import check_answers, check_measure
+from otflow.functionals.inheritance import forget_claims, redefined
 from otflow.functionals.reasons import explain, generic_reason
 from otflow.measures import Measure
 from otflow.numerics.enclosed_sums import Enclosed, enclosed_terms
@@ -57,10 +57,6 @@ _NOT_A_NUMBER = (
 )
 
 
-# What a functional states of its convexity, and the methods that say why.
-CONVEXITIES = {"modulus": "why_modulus", "mixture_curvature": "why_mixture"}
-
-
 class Functional(ABC):
     r"""A function :math:`F : \mathcal P(\mathbb R^d) \to \mathbb R` to be minimised.
 
@@ -70,9 +66,10 @@ class Functional(ABC):
     :cite:p:`ambrosio2008gradient`, sums and multiples. A subclass may override a
     derivative by a closed form for speed; the contract tests compare it with autodiff.
 
-    A subclass of a functional of the library that overrides `value` is another
-    functional: it does not inherit `modulus` and `mixture_curvature`, it states its
-    own.
+    A subclass of a functional of the library that overrides `value`, or another method
+    or attribute that its value depends on, is another functional. It inherits neither
+    `modulus` nor `mixture_curvature`, and no `terms`, `enclosed_variation` or closed
+    form of a derivative: it states its own.
 
     See Also
     --------
@@ -105,14 +102,9 @@ class Functional(ABC):
         if "modulus" in own and not callable(vars(cls)["modulus"]):
             raise TypeError(_NOT_A_NUMBER)
         legacy.adopt(cls, lambda: Functional._entropy)
-        # What the parent knows of its own value does not hold of another one.
-        for word, why in CONVEXITIES.items():
-            if word not in vars(cls) and redefines(cls, ["value"]):
-                setattr(cls, word, vars(Functional)[word])
-            if word in vars(cls) and why not in own:
-                setattr(cls, why, vars(Functional)[why])
         if callable(terms := vars(cls).get("terms")):
             cls.terms = _flat(terms)  # type: ignore[assignment, method-assign]
+        forget_claims(cls, Functional, own)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "modulus":
@@ -256,15 +248,19 @@ class Functional(ABC):
             The sum of all other terms.
         """
         terms = self.terms()
-        heat = [c for c, term in terms if isinstance(term, type(self._entropy))]
+        heat = [c for c, term in terms if self._is_entropy(term)]
         if not heat:
             return 0.0, self
         others = [
             term if c == 1 else Scaled(c, term)
             for c, term in terms
-            if not isinstance(term, type(self._entropy))
+            if not self._is_entropy(term)
         ]
         return sum(heat), others[0] if len(others) == 1 else Sum(tuple(others))
+
+    def _is_entropy(self, term: Functional) -> bool:
+        entropy = type(self._entropy)
+        return isinstance(term, entropy) and redefined(term, entropy) is None
 
     def terms(self) -> tuple[tuple[float, Functional], ...]:
         r"""Return pairs ``(c_k, F_k)`` with :math:`F = \sum_k c_k F_k`.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from otflow._typing import Ground
 
-__all__ = ["Chord", "broken_chord", "falling_chord"]
+__all__ = ["Chord", "broken_chord", "falling_chord", "undefined"]
 
 # Densities 2^(k / STEPS) for |k| <= STEPS * OCTAVES, from 1e-9 to 1e9.
 STEPS, OCTAVES = 8, 30
@@ -34,7 +34,11 @@ NEAR = 4
 # Where it has lost all of them it is constant, and only densities far away show it.
 LOST, FAR_AWAY = 64.0, 10 * STEPS
 # Densities beside each, at most BESIDE * APART octaves away.
-BESIDE, APART = 4, 2.0**-12
+BESIDE, APART = 12, 2.0**-12
+# So many fourth differences hold a jump.
+ONE_JUMP = 4
+# A relative move of the density that float32 does not see, at most densities.
+SMALL_MOVE, MOSTLY = 2.0**-28, 0.75
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ def broken_chord(e: Ground, dim: int, sign: float = 1.0) -> Chord | None:
     Chord or None
         The shortest chord that misses by far, or else the one whose excess is the most
         times its round-off. None proves nothing: e is evaluated at some hundreds of
-        densities. Densities where it is not finite are left out.
+        densities. An infinite value counts as one. Densities where e is not a number
+        are left out, see `undefined`.
     """
     r, values, noise = _samples(e)
     worst: Chord | None = None
@@ -123,31 +128,63 @@ def falling_chord(e: Ground) -> Chord | None:
     )
 
 
+def undefined(e: Ground) -> Chord | None:
+    """Raise ArithmeticError if e is no number at a density that is tried, else None."""
+    r, values, _ = _samples(e)
+    bad = values.isnan() & _evaluated(e, r).isnan()
+    if not bool(bad.any()):
+        return None
+    msg = f"e is not a number at the density {float(r[bad][0]):.6g}"
+    raise ArithmeticError(msg)
+
+
 def _samples(e: Ground) -> tuple[Tensor, Tensor, Tensor]:
-    """Return densities, e at them (NaN where it is not finite), and its round-off."""
+    """Return densities, e at them (NaN where it is left out), and its round-off."""
     k = torch.arange(-STEPS * OCTAVES, STEPS * OCTAVES + 1, dtype=torch.float64)
     r = torch.exp2(k / STEPS)
     beside = torch.exp2(torch.arange(-BESIDE, BESIDE + 1, dtype=torch.float64) * APART)
     near = r[:, None] * beside
     with torch.no_grad():
-        values = _evaluated(e, near.flatten()).reshape(near.shape)
-        coarse = _evaluated(e, r.float())
+        around = _evaluated(e, near.flatten()).reshape(near.shape)
+        near_single = _evaluated(e, near.flatten().float()).reshape(near.shape)
         fine = _evaluated(e, r.float().double())
+        moved = _evaluated(e, r * (1 + SMALL_MOVE))
+    middle, coarse = around[:, BESIDE], near_single[:, BESIDE]
+    # What float32 alone cannot represent is no value of e.
+    values = middle.masked_fill(middle.isfinite() & ~coarse.isfinite(), math.nan)
+    # An e that does not see so small a move computes in float32.
+    single = bool((moved == middle).double().mean() > MOSTLY)
+    eps, wide = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
+    # The densities are rounded too: r e'(r), which neighbours show.
+    size = _finite(values) + _finite(values.roll(-1) - values.roll(1)) * STEPS
+    size = size * (wide / eps) if single else size
     # The numbers within e may be larger than e. Their size shows in the round-off of
     # float32, which is that of float64 times a known factor. Where float32 has lost all
     # digits, round-off shows in fourth differences, which a smooth e hardly has.
-    eps, wide = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
-    rough = values.diff(n=4, dim=1).abs().amax(1)
-    within = torch.maximum((coarse - fine).abs() / wide, rough / eps)
-    within = within.nan_to_num(0.0, 0.0, 0.0)
-    middle = values[:, BESIDE]
-    values = middle.masked_fill(~(middle.isfinite() & coarse.isfinite()), math.nan)
-    # The densities are rounded too: r e'(r), which neighbours show.
-    slope = (values.roll(-1) - values.roll(1)).abs().nan_to_num(0.0) * STEPS
-    size = values.abs().nan_to_num(0.0) + slope
+    rough = _roughness(around, near_single)
+    within = torch.maximum(_finite(coarse - fine) / wide, rough / eps)
     lost = (within - LOST * size).clamp_min(0.0)
     within = torch.maximum(_most(within, NEAR), _most(lost, FAR_AWAY))
     return r, values, ALLOWED * eps * (size + within)
+
+
+def _roughness(values: Tensor, coarse: Tensor) -> Tensor:
+    """Return how rough e is beside each density, but for one jump of e itself.
+
+    A jump is in few differences. It is one of e, and no round-off, if it is the same in
+    float32, and larger than the round-off of float32.
+    """
+    found, other = (_finite(v.diff(n=4, dim=1)) for v in (values, coarse))
+    most = found.amax(1)
+    rest = found.kthvalue(found.shape[1] - ONE_JUMP, dim=1).values
+    same = (other.amax(1) - most).abs() <= 0.25 * most
+    floor = LOST * torch.finfo(torch.float32).eps * _finite(values).amax(1)
+    return torch.where(same & (most > floor), rest, most)
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Return the modulus, 0 where it is not finite."""
+    return x.abs().nan_to_num(0.0, 0.0, 0.0)
 
 
 def _most(x: Tensor, near: int) -> Tensor:

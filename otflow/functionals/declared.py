@@ -8,7 +8,12 @@ from typing import Any
 
 from otflow._algebra import Curvature
 from otflow.errors import InvalidFunctional
-from otflow.functionals.chords import Chord, broken_chord, falling_chord
+from otflow.functionals.chords import (
+    Chord,
+    broken_chord,
+    falling_chord,
+    undefined,
+)
 
 __all__ = ["Checks"]
 
@@ -29,7 +34,8 @@ class Checks:
     def mccann(self, F: Any, dim: int) -> None:
         """Raise InvalidFunctional if F.e contradicts McCann's condition."""
         found = self._once(
-            _of(dim), lambda: falling_chord(F.e) or broken_chord(F.e, dim)
+            _of(dim),
+            lambda: falling_chord(F.e) or broken_chord(F.e, dim) or undefined(F.e),
         )
         if found is None:
             return
@@ -46,7 +52,7 @@ class Checks:
 
         def refuted() -> Chord | None:
             chords = (broken_chord(F.e, 1, sign) for sign in SIGNS[word])
-            return next(filter(None, chords), None)
+            return next(filter(None, chords), None) or undefined(F.e)
 
         found = self._once(word, refuted)
         if found is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Self
 
 import torch
@@ -261,7 +262,9 @@ class _Quadratic:
         """The least eigenvalue of the inverse covariance, less its round-off."""
         factor = self.target.factor.detach().double()
         largest = float(torch.linalg.matrix_norm(factor, ord=2))
-        return (1.0 - 1e-14 * len(factor)) / largest**2
+        # One that overflows is bounded by every number.
+        bound = (1.0 - 1e-14 * len(factor)) / largest / largest
+        return min(bound, sys.float_info.max)
 
     def __call__(self, x: Tensor) -> Tensor:
         nu = self.target

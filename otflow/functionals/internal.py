@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from otflow._validation import real
 from otflow.errors import NonFinite, NotConverged
 from otflow.functionals.base import Functional
 from otflow.functionals.declared import Checks
+from otflow.functionals.inheritance import forget_maps
 from otflow.measures import Measure
 from otflow.numerics.roots import increasing_root
 
@@ -88,6 +90,11 @@ class Internal(Functional):
     """
 
     max_density: float = math.inf
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Forget the pointwise maps of a parent whose energy is another one."""
+        super().__init_subclass__(**options)
+        forget_maps(cls, Internal)
 
     def __init__(
         self,

@@ -79,6 +79,8 @@ def _bound(c: float, term: Any, dim: int) -> tuple[float | None, str]:
     bound, reason = term.modulus(dim), term.why_modulus(dim)
     if bound is None:
         return None, reason
+    if not math.isfinite(c * bound):
+        return None, f"since {c:g} times {bound:g} overflows"
     return c * bound, reason if c == 1 else f"{c:g} times {bound:g}: {reason}"
 
 

@@ -1,6 +1,7 @@
 """Kernels of pairs of points: radial profiles, plain functions, sums of kernels."""
 
-from otflow.kernels.base import Combination, Function, Kernel, PairKernel, as_kernel
+from otflow.kernels.base import Combination, Function, Kernel, as_kernel
+from otflow.kernels.pairs import PairKernel
 from otflow.kernels.radial import (
     Energy,
     Gaussian,

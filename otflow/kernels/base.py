@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
-from typing import Any, Self, final
+from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,194 +13,19 @@ from otflow._algebra import (
     Curvature,
     curvature_named,
     inverse,
-    redefines,
     sum_of_bounds,
     sum_of_curvatures,
     text_of_multiple,
     text_of_sum,
 )
 from otflow._graphs import recording
-from otflow._moving import Move, move_of, moved_attributes
-from otflow._pairs import Sweep, pair_field
 from otflow._typing import Ground
 from otflow._validation import check_function, check_kind, check_map, real
-from otflow.numerics.enclosed_sums import combination, over_atoms
+from otflow.kernels.pairs import PairKernel
+from otflow.numerics.enclosed_sums import combination
 from otflow.numerics.enclosures import Enclosure
 
-__all__ = ["Combination", "Function", "Kernel", "PairKernel", "as_kernel"]
-
-# Methods that define the values of a kernel, and properties that depend on these.
-DEFINING = ("profile", "__call__", "values", "pairs", "even", "even_pairs")
-DEPENDING = (("modulus", "why_modulus"), ("mixture", "why_mixture"))
-
-
-class PairKernel(ABC):
-    r"""What a sum over pairs of points asks of a kernel K(x, y).
-
-    Energies and potentials of a measure see the symmetric part alone,
-    :math:`\tfrac12(K(x, y) + K(y, x))`. The method of the sum belongs to the kernel.
-
-    Attributes
-    ----------
-    singular : bool
-        Whether K(x, x) is infinite. Then sums over atoms omit the pairs i = j.
-    smooth : bool
-        Whether the slope is known to be bounded where x = y.
-    modulus : float or None
-        A bound on the convexity; None if none is known.
-    mixture : Curvature or None
-        How the energy :math:`\tfrac12\iint K\,d\mu\,d\mu` bends along mixtures
-        :math:`(1 - t)\mu + t\nu`, also between atoms. A finite K is "convex" if and
-        only if it is conditionally positive definite: :math:`\iint K\,d\sigma\,d\sigma
-        \ge 0` for every signed :math:`\sigma` of mass 0. None if it is unknown, or
-        neither. It is a property of K: where the averages of K over the cells of a
-        `GridDensity` are inexact, as for cells 200 times as long as wide, the energy of
-        densities has it up to this error.
-
-    See Also
-    --------
-    Kernel, TwoPoint : Of the difference x - y, and of any two points.
-
-    Notes
-    -----
-    A subclass that changes the values of its parent's kernel, as by a `profile` of its
-    own, inherits neither `modulus` nor `mixture`: it states its own.
-
-    Examples
-    --------
-    >>> import torch, otflow as of
-    >>> K = of.kernels.TwoPoint(lambda x, y: (x * y).sum(-1))
-    >>> isinstance(K, of.kernels.PairKernel)
-    True
-    >>> isinstance(of.kernels.Log(), of.kernels.PairKernel)
-    True
-    """
-
-    singular: bool = False
-    smooth: bool = False
-    modulus: float | None = None
-    mixture: Curvature | str | None = None
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Forget what the parent knew of its values, if the subclass changes these."""
-        super().__init_subclass__(**options)
-        own = vars(cls)
-        for word, why in DEPENDING:
-            if word not in own and redefines(cls, DEFINING):
-                setattr(cls, word, None)
-            if word in vars(cls) and why not in own:
-                setattr(cls, why, vars(PairKernel)[why])
-
-    @abstractmethod
-    def pairs(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return K of rows x and y that broadcast, (..., p) to (...), checked."""
-
-    @abstractmethod
-    def even_pairs(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the symmetric part of K at rows x and y, as `pairs` does."""
-
-    @abstractmethod
-    def terms(self) -> tuple[tuple[float, PairKernel], ...]:
-        r"""Return pairs ``(c_k, K_k)`` with :math:`K = \sum_k c_k K_k`."""
-
-    def why_modulus(self) -> str:
-        """Return why `modulus` is what it is, as the end of a sentence."""
-        return _declared(self, "modulus", self.modulus)
-
-    def why_mixture(self) -> str:
-        """Return why `mixture` is what it is, as the end of a sentence."""
-        return _declared(self, "mixture", self.mixture)
-
-    def rows(self, points: Tensor) -> Tensor:
-        """Return what the kernel sees of points (n, d), computed once for each."""
-        return points
-
-    @abstractmethod
-    def has_graph(self, like: Tensor) -> bool:
-        """Return whether parameters of K, as of a network, are being recorded."""
-
-    def closed_sweep(self) -> Sweep | None:
-        """Return a closed form of the sums over pairs, or None to use autodiff."""
-        return None
-
-    def field(
-        self, x: Tensor, points: Tensor, masses: Tensor, *, gradients: bool
-    ) -> tuple[Tensor, Tensor]:
-        r"""Return potentials of point masses, and their gradients; without graph.
-
-        Parameters
-        ----------
-        x : Tensor, shape (m, d)
-            Where to evaluate.
-        points : Tensor, shape (n, d)
-            Where the masses are.
-        masses : Tensor, shape (n, k)
-            Masses of either sign, of k potentials at once.
-        gradients : bool
-            Whether to compute the gradients too.
-
-        Returns
-        -------
-        potentials : Tensor, shape (m, k)
-            :math:`\sum_j a_{jl}\,K(x_i, y_j)`, of the symmetric part of K.
-        gradients : Tensor, shape (m, k, d)
-            In x; empty if not asked for.
-        """
-        return pair_field(self, x, points, masses, gradients=gradients)
-
-    def enclosed_field(self, x: Enclosure, points: Tensor, masses: Tensor) -> Enclosure:
-        r"""Return :math:`\sum_j a_j\,K(x, y_j)` of the symmetric part, enclosed.
-
-        Parameters
-        ----------
-        x : Enclosure, shape (m, d)
-            Points that range over boxes.
-        points : Tensor, shape (n, d)
-            Where the masses are.
-        masses : Tensor, shape (n,)
-            Masses of either sign.
-
-        Returns
-        -------
-        Enclosure, shape (m,)
-            The potential, with derivatives in x.
-        """
-        return over_atoms(
-            lambda z, y: self.even_pairs(self.rows(z), self.rows(y)), x, points, masses
-        )
-
-    # Copies --------------------------------------------------------------------------
-
-    @final
-    def to(self, *place: Any, dtype: Any = None, device: Any = None) -> Self:
-        """Return the kernel with its tensors in another dtype or on another device.
-
-        A kernel made of numbers is returned itself: it follows the measure.
-
-        Parameters
-        ----------
-        *place
-            A dtype, a device, both, or a tensor that has them.
-        dtype, device : optional
-            The same by name.
-
-        Returns
-        -------
-        Kernel
-            Itself if nothing changes.
-
-        Raises
-        ------
-        Unsupported
-            If a tensor that a function holds would have to move.
-        TypeError, ValueError
-            If the dtype is not float32 or float64.
-        """
-        return self.carry(move_of(*place, dtype=dtype, device=device))
-
-    def carry(self, move: Move) -> Self:
-        """Return the kernel after a move: what `to` does, for a kernel of your own."""
-        return moved_attributes(self, move)
+__all__ = ["Combination", "Function", "Kernel", "as_kernel"]
 
 
 class Kernel(PairKernel):
@@ -385,11 +210,12 @@ class Combination(Kernel):
         self.singular = any(W.singular for W in kernels)
         self.smooth = all(W.smooth for W in kernels)
         self.is_radial = all(W.is_radial for W in kernels)
-        self.modulus = sum_of_bounds((c, W.modulus) for c, W in self.parts)
-        self.mixture = sum_of_curvatures(
+        words = [
             (c, curvature_named(W.mixture, f"the mixture of {W!r}"))
             for c, W in self.parts
-        )
+        ]
+        modulus = sum_of_bounds((c, W.modulus) for c, W in self.parts)
+        self._declare(Combination, modulus, sum_of_curvatures(words))
 
     def why_modulus(self) -> str:
         if self.modulus is not None:
@@ -495,8 +321,8 @@ class Function(Kernel):
         self.function = function
         self.singular = singular
         self.is_radial = isinstance(function, Kernel) and function.is_radial
-        self.modulus = None if modulus is None else real(modulus, "modulus")
-        self.mixture = curvature_named(mixture, "mixture")
+        bound = None if modulus is None else real(modulus, "modulus")
+        self._declare(Function, bound, curvature_named(mixture, "mixture"))
 
     @property
     def bare(self) -> Kernel:
@@ -507,18 +333,6 @@ class Function(Kernel):
 
     def __repr__(self) -> str:
         return getattr(self.function, "__name__", None) or type(self.function).__name__
-
-
-def _declared(kernel: PairKernel, name: str, value: Any) -> str:
-    """Return where a property of a kernel comes from, for a kernel of any class."""
-    if value is not None:
-        return f"as {kernel!r} declares"
-    kind = type(kernel)
-    declarable = kind.__name__ in ("Function", "TwoPoint")
-    if kind.__module__.startswith("otflow.") and not declarable:
-        return f"since none is known of {kernel!r}"
-    word = "0.0" if name == "modulus" else '"convex"'
-    return f"since {kernel!r} declares none: state {name}={word} if that is true of it"
 
 
 def as_kernel(W: Ground | PairKernel) -> PairKernel:

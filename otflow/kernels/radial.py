@@ -16,7 +16,7 @@ from otflow._radial import power, power_slope, radial_field, radial_sweep
 from otflow._validation import positive, real
 from otflow.kernels.base import Kernel
 from otflow.kernels.enclosed import power_ranges, radial_enclosure, ranges_of
-from otflow.kernels.lengths import length
+from otflow.kernels.profiles import OMITTED, finite_or_none, forget_forms, length
 from otflow.kernels.taylor import taylor_enclosure
 from otflow.numerics.enclosures import Enclosure
 from otflow.numerics.exponentials import exp_below_zero_
@@ -33,13 +33,6 @@ __all__ = [
     "RadialKernel",
     "Riesz",
 ]
-
-
-# Between two atoms of weights w and 1 - w the energy is w (1 - w) W: concave if W > 0.
-OMITTED = (
-    "since sums over atoms omit the pairs i = j, where the kernel is infinite, and "
-    "then the energy is not convex"
-)
 
 
 class RadialKernel(Kernel):
@@ -72,6 +65,11 @@ class RadialKernel(Kernel):
 
     smooth: bool = True
     is_radial = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Forget the closed forms of a parent that has another profile."""
+        super().__init_subclass__(**options)
+        forget_forms(cls, RadialKernel)
 
     @abstractmethod
     def profile(self, s: Tensor) -> Tensor:
@@ -366,8 +364,9 @@ class InverseMultiquadric(RadialKernel):
     ----------
     scale, power
         As above.
-    modulus : float
-        :math:`-2\beta/c^2`, the Hessian's least eigenvalue (at z = 0).
+    modulus : float or None
+        :math:`-2\beta/c^2`, the Hessian's least eigenvalue (at z = 0); None if it is
+        too large for a float.
     mixture : Curvature
         "convex": the kernel is a mixture of Gaussians, so positive definite.
 
@@ -385,11 +384,13 @@ class InverseMultiquadric(RadialKernel):
         self.power = positive(power, "power")
 
     @property
-    def modulus(self) -> float:  # type: ignore[override]
-        """The least eigenvalue of the Hessian."""
-        return -2.0 * self.power / self.scale**2
+    def modulus(self) -> float | None:  # type: ignore[override]
+        """The least eigenvalue of the Hessian; None if it overflows."""
+        return finite_or_none(-2.0 * self.power / self.scale**2)
 
     def why_modulus(self) -> str:
+        if self.modulus is None:
+            return "since the least eigenvalue of its Hessian overflows"
         return "the least eigenvalue of its Hessian, -2 power/scale^2, at z = 0"
 
     def why_mixture(self) -> str:

@@ -11,7 +11,7 @@ from otflow._algebra import Curvature, curvature_named
 from otflow._graphs import recording
 from otflow._typing import Ground
 from otflow._validation import check_function, check_map, real
-from otflow.kernels.base import PairKernel
+from otflow.kernels.pairs import PairKernel
 
 __all__ = ["TwoPoint"]
 
@@ -86,8 +86,8 @@ class TwoPoint(PairKernel):
         self.function = function
         self.features = features
         self.singular = singular
-        self.modulus = None if modulus is None else real(modulus, "modulus")
-        self.mixture = curvature_named(mixture, "mixture")
+        bound = None if modulus is None else real(modulus, "modulus")
+        self._declare(TwoPoint, bound, curvature_named(mixture, "mixture"))
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Return K at points x and y that broadcast, (..., d) to (...)."""

@@ -16,6 +16,7 @@ from otflow.meanfield.residuals import (
     NORMS,
     SHARPNESS,
     check_network,
+    check_risk,
     check_sharpness,
     reason_of,
     unbounded,
@@ -85,14 +86,16 @@ def fenchel_gap(
         ``value`` is the right-hand side with its round-off; ``found`` is that of the
         largest value of M that was found. ``argmin`` is the neuron (a, w, b) that is
         best to add, :math:`|(w, b)| = |a| = 1`. The kind is "proved"; it is "none" for
-        a loss of your own, and where a number of the risk overflows.
+        a loss of your own, for a risk that is not known to be convex, and where a
+        number of the risk overflows.
 
     Raises
     ------
     ValueError
         If `penalty` is not positive.
     Unsupported
-        If the unit is not homogeneous or the scaling is not "mean-field".
+        If the unit is not homogeneous or the scaling is not "mean-field"; if the class
+        of the risk or of the network evaluates otherwise than `Risk` and `TwoLayer`.
 
     See Also
     --------
@@ -120,7 +123,10 @@ def fenchel_gap(
     ascents = non_negative_int(descend, "descend")
     budget = non_negative_int(budget, "budget", minimum=1)
     sharpness = check_sharpness(sharpness)
-    check_network(risk.network, homogeneous=True)
+    check_network(check_risk(risk).network, homogeneous=True)
+    if not risk.mixture_convex:
+        reason = f"not known to be convex along mixtures: {risk!r}"
+        return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
     if risk.loss not in CONJUGATES or not risk._loss.convex:
         reason = (
             f"the conjugate of the loss {risk.loss!r} is not known, only those of "

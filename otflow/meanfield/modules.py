@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from otflow.errors import Unsupported
 from otflow.meanfield.layers import TwoLayer
+from otflow.meanfield.network import redefined
 from otflow.meanfield.units import UNITS, Elementwise, Relu, Sigmoid, Tanh, Unit
 from otflow.measures import Particles
 
@@ -61,6 +62,8 @@ def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
     ------
     TypeError
         If `mu` is not made of particles or `network` is not a `TwoLayer`.
+    Unsupported
+        If a subclass of `TwoLayer` computes other outputs.
     ValueError
         If the dimension of the particles leaves no inputs.
 
@@ -91,6 +94,13 @@ def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
             f"torch module of two Linear layers"
         )
         raise TypeError(msg)
+    if (name := redefined(network)) is not None:
+        msg = (
+            f"{type(network).__name__}.{name} changes the outputs, so that no two "
+            f"Linear layers compute them; state other values in the activation, "
+            f"TwoLayer(activation)"
+        )
+        raise Unsupported(msg)
     m = network.outputs or 1
     d = mu.dim - m - int(network.bias)
     network.check_neurons(mu.points, max(d, 1))

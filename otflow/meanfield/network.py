@@ -11,13 +11,17 @@ import torch
 from torch import Tensor
 
 from otflow._arrays import as_points
+from otflow._claims import changed, library_class
 from otflow._pairs import tiles
 from otflow._typing import ArrayLike
 from otflow._validation import check_like, check_option, non_negative_int, real
 from otflow.measures import Measure
 
-__all__ = ["Network", "block_rows"]
+__all__ = ["Network", "block_rows", "redefined"]
 
+# What a network of one's own states; all else that a network has may change what is
+# known of its outputs.
+STATED: Final = frozenset(("check_neurons", "encode"))
 SCALINGS: Final = ("mean-field", "ntk", "sum")
 
 # Size of a block of hidden values: on a CPU it fits the L2 cache of one core; on an
@@ -306,6 +310,16 @@ class Network(ABC):
         if self.scaling != "mean-field":
             shown["scaling"] = self.scaling
         return "".join(f", {key}={value!r}" for key, value in shown.items())
+
+
+def redefined(network: Network) -> str | None:
+    """Return the name of what a network evaluates otherwise than the library's class.
+
+    None if there is no such thing: then its outputs are linear in the measure, in the
+    scaling "mean-field", and all closed forms of its class hold.
+    """
+    kind = library_class(type(network))
+    return changed(type(network), kind, STATED if kind is Network else ("__repr__",))
 
 
 def _as_offset(offset: Any, outputs: int | None) -> float | tuple[float, ...] | None:

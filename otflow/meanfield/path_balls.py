@@ -120,6 +120,7 @@ class PathBall(Domain):
     Unsupported, TypeError
         At the gap, if F is not the risk of a `TwoLayer` with a homogeneous `Unit` and
         the scaling "mean-field", or a multiple of one.
+        A subclass of either that evaluates otherwise counts as none.
 
     See Also
     --------

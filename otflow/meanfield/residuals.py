@@ -11,9 +11,11 @@ from torch import Tensor
 from otflow._validation import check_kind, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
+from otflow.functionals.inheritance import redefined
 from otflow.meanfield.kinks import EPS, Level, Maximum, as_found
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.network import Network
+from otflow.meanfield.network import redefined as outputs_redefined
 from otflow.meanfield.risk import Risk
 from otflow.meanfield.units import Unit
 from otflow.measures import Measure
@@ -24,6 +26,7 @@ __all__ = [
     "SHARPNESS",
     "Residual",
     "check_network",
+    "check_risk",
     "check_sharpness",
     "gap_in_ball",
     "inner_weights",
@@ -194,13 +197,32 @@ def one_risk(F: Functional) -> tuple[float, Risk]:
             f"the path norm use meanfield.fenchel_gap"
         )
         raise Unsupported(msg)
-    return terms[0][0], terms[0][1]
+    return terms[0][0], check_risk(terms[0][1])
+
+
+def check_risk(risk: Risk) -> Risk:
+    """Return a risk; raise Unsupported if its class evaluates otherwise than `Risk`."""
+    if (name := redefined(risk, Risk)) is not None:
+        msg = (
+            f"{type(risk).__name__}.{name} changes the risk, and a gap of networks is "
+            f"known of Risk itself; write a multiple of one, c * Risk(...), or another "
+            f"loss, Risk(..., loss=function, mixture='convex')"
+        )
+        raise Unsupported(msg)
+    return risk
 
 
 def check_network(network: Network, *, homogeneous: bool) -> TwoLayer:
     """Return the network; raise unless a ball of its kind suits it."""
     check_kind(network, TwoLayer, "network", cure="use TwoLayer('relu')")
     assert isinstance(network, TwoLayer)
+    if (name := outputs_redefined(network)) is not None:
+        msg = (
+            f"{type(network).__name__}.{name} changes the outputs, and neurons are "
+            f"bounded for TwoLayer itself; state other values in a meanfield.Unit, "
+            f"TwoLayer(unit)"
+        )
+        raise Unsupported(msg)
     if homogeneous:
         kinks_of(network)
     if network.scaling != "mean-field":

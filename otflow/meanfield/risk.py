@@ -14,12 +14,13 @@ from otflow._typing import ArrayLike
 from otflow._validation import check_like, non_negative_int
 from otflow.errors import Unsupported
 from otflow.functionals import Curvature, Functional
+from otflow.functionals.inheritance import redefined as redefined_risk
 from otflow.meanfield.decomposition import Decomposition, decompose
 from otflow.meanfield.enclosed import correlation, enclosed_outputs
 from otflow.meanfield.fused import value_and_gradient
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.losses import PerSample, Square, as_loss
-from otflow.meanfield.network import Network, block_rows
+from otflow.meanfield.network import Network, block_rows, redefined
 from otflow.meanfield.units import Unit
 from otflow.measures import Measure, Particles
 from otflow.numerics.enclosed_operations import times
@@ -166,6 +167,7 @@ class Risk(Functional):
             or not isinstance(network, TwoLayer)
             or not isinstance(network.activation, Unit)
             or records(mu.points, mu.weights)
+            or redefined(network) is not None
         ):
             return super().value_and_velocity(mu)
         self._check(mu)
@@ -185,7 +187,7 @@ class Risk(Functional):
         return value, velocity
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
-        if not isinstance(mu, Particles):
+        if not isinstance(mu, Particles) or redefined(self.network) is not None:
             return super().first_variation(mu, x)
         self._check(mu)
         probes = None if x is None else as_points(x, "x")
@@ -213,6 +215,12 @@ class Risk(Functional):
     def enclosed_variation(self, mu: Measure) -> Enclosed:
         if not isinstance(mu, Particles) or self.network.scaling != "mean-field":
             msg = f"{self!r} is enclosed on Particles in the mean-field scaling alone"
+            raise NotEnclosed(msg)
+        if (name := redefined(self.network)) is not None:
+            msg = (
+                f"{type(self.network).__name__}.{name} changes the outputs, of which "
+                f"no bounds are known then"
+            )
             raise NotEnclosed(msg)
         inputs = self._inputs.to(torch.float64)
         slopes = self._enclosed_slopes(mu, inputs)
@@ -246,7 +254,7 @@ class Risk(Functional):
 
     def mixture_curvature(self) -> Curvature | None:
         # The outputs are linear in the measure in this scaling alone.
-        if self.network.scaling != "mean-field":
+        if self.network.scaling != "mean-field" or redefined(self.network):
             return None
         return Curvature.CONVEX if self._loss.convex else self.mixture
 
@@ -255,6 +263,12 @@ class Risk(Functional):
             return (
                 f"since in the scaling {self.network.scaling!r} the outputs depend on "
                 f"the number of atoms: take scaling='mean-field'"
+            )
+        if (name := redefined(self.network)) is not None:
+            network = type(self.network).__name__
+            return (
+                f"since {network}.{name} changes the outputs, which need not be linear "
+                f"then: state mixture_curvature in a subclass of Risk"
             )
         if self._loss.convex:
             return f"since the outputs are linear and the loss {self.loss!r} is convex"
@@ -318,7 +332,7 @@ class Risk(Functional):
         Unsupported
             If the loss is not "square", so that F is not quadratic in the measure; or
             if the scaling is not "mean-field", so that the parts depend on the number
-            of atoms.
+            of atoms; or if a class of your own evaluates the risk otherwise.
         """
         if not isinstance(self._loss, Square):
             msg = (
@@ -326,6 +340,18 @@ class Risk(Functional):
                 f"has no kernel; use loss='square'"
             )
             raise Unsupported(msg)
+        kinds: list[tuple[type, str | None]] = [
+            (type(self), redefined_risk(self, Risk)),
+            (type(self.network), redefined(self.network)),
+        ]
+        for kind, name in kinds:
+            if name is not None:
+                msg = (
+                    f"{kind.__name__}.{name} changes the risk, and its parts are known "
+                    f"of the library's own classes; state neurons of your own as "
+                    f"CustomLayer(sigma)"
+                )
+                raise Unsupported(msg)
         if self.network.scaling != "mean-field":
             msg = (
                 f"in the scaling {self.network.scaling!r} the parts depend on the "

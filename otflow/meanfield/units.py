@@ -6,17 +6,28 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
+from otflow._autodiff import entrywise_derivative
+from otflow._claims import forget
 from otflow._validation import check_option
 
 __all__ = ["UNITS", "Elementwise", "Unit", "as_activation"]
 
 Elementwise: TypeAlias = Callable[[Tensor], Tensor]
 """A function applied entry by entry, differentiable by torch."""
+
+
+# Names on which no value of a unit depends.
+HARMLESS = frozenset(("homogeneous", "name"))
+
+
+def _slope(self: Elementwise, z: Tensor, value: Tensor, out: Tensor) -> Tensor:  # noqa: ARG001  # its signature is that of `slope`
+    """Write the slope by autodiff: that of a parent is one of other values."""
+    return out.copy_(entrywise_derivative(self, z.clone()))
 
 
 class Unit(ABC):
@@ -49,6 +60,13 @@ class Unit(ABC):
 
     name: ClassVar[str]
     homogeneous: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Forget what a parent knows of its values, if the subclass changes these."""
+        super().__init_subclass__(**options)
+        base = {"evaluate": vars(Unit)["evaluate"], "slope": _slope}
+        forget(cls, base, among=["__call__"])
+        forget(cls, {"homogeneous": False}, HARMLESS)
 
     @abstractmethod
     def __call__(self, z: Tensor) -> Tensor:

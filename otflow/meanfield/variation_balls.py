@@ -73,6 +73,7 @@ class VariationBall(Domain):
     Unsupported, TypeError
         At the gap, if F is not the risk of a `TwoLayer` in the scaling "mean-field", or
         a multiple of one, or the activation is no `Unit`.
+        A subclass of either that evaluates otherwise counts as none.
 
     See Also
     --------

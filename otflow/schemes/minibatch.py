@@ -20,7 +20,8 @@ class Minibatch(Scheme):
 
     With `meanfield.Risk` and a batch size this is stochastic gradient descent. The
     flow records the energy of the full F, at the cost of one value of F for each
-    record. ``info["batch_energy"]`` is the energy of the draw, before the step.
+    record. ``info["batch_energy"]`` is the energy of the draw, before the step,
+    and ``info["batch_gap"]`` its gap, if the scheme tells one.
 
     Parameters
     ----------
@@ -83,6 +84,8 @@ class Minibatch(Scheme):
         info = step.info
         if info.energy_before is not None:
             info = info.also(batch_energy=info.energy_before)
+        if "gap" in info.entries:
+            info = info.also(batch_gap=info.entries["gap"])
         return Step(step.measure, step.state, info)
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:

@@ -39,6 +39,7 @@ NAMES = [
     "dissipation",
     "slope",
     "gap",
+    "step gap",
 ]
 
 
@@ -367,6 +368,37 @@ def test_the_gap_keeps_its_kind():
     assert report["gap"].value is None
 
 
+@pytest.mark.parametrize("prove", [True, False])
+def test_the_gaps_of_frank_wolfe_keep_their_kind(prove):
+    F = of.MMDTo(normal(5, 2), of.kernels.Gaussian(1.0))
+    box = of.optimality.BoxDomain(-4.0, 4.0)
+    walk = run(F, MU, of.schemes.FrankWolfe(box, prove=prove), dt=1.0, steps=6)
+    report = certify(walk, F)
+    finding = report["step gap"]
+    least = min(range(6), key=lambda k: walk.info[k]["gap"])
+    assert finding.verdict == ("proved" if prove else "observed")
+    assert finding.value == walk.info[least]["gap"]
+    assert f"before step {least}, " in finding.text
+    assert walk.info[least]["gap_reason"] in finding.text
+    # The infimum is 0: the gap of a measure is at least its value.
+    before = walk.records["energy"][least] if len(walk.records["energy"]) > 6 else None
+    assert before is None or float(before) <= value(report, "step gap") + 1e-12
+    # A scheme without gaps has none.
+    assert verdicts(certify(run(F, MU, of.ExplicitEuler()), F))["step gap"] == "unknown"
+
+
+@pytest.mark.parametrize("sliding", [True, False])
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: of.schemes.chain(s)])
+def test_the_gap_of_a_draw_is_none_of_the_functional(sliding, wrap):
+    F = of.MMDTo(normal(5, 2), of.kernels.Gaussian(1.0), batch_size=2)
+    box = of.optimality.BoxDomain(-4.0, 4.0)
+    inner = of.schemes.FrankWolfe(box, sliding=sliding)
+    walk = run(F, MU, wrap(of.schemes.Minibatch(inner)), dt=1.0, steps=2)
+    finding = certify(walk, F)["step gap"]
+    assert (finding.verdict, finding.value) == ("unknown", None)
+    assert "draws of data" in finding.text
+
+
 def test_it_is_written_as_text_page_and_json():
     trajectory = run(SPRING, MU, of.JKO(), steps=30)
     report = certify(trajectory, SPRING)
@@ -383,7 +415,7 @@ def test_it_is_written_as_text_page_and_json():
     assert len(read["steps"]) == 30
     assert read["findings"][0]["verdict"] == "observed"
     assert {f["name"] for f in read["findings"]} == set(NAMES)
-    counts = "2 proved, 7 observed, 1 unknown"
+    counts = "2 proved, 7 observed, 2 unknown"
     assert repr(report) == (f"RunCertificate(finished after 30 steps, t = 3: {counts})")
     with pytest.raises(KeyError, match="the findings are status, functional"):
         report["energie"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -213,3 +214,92 @@ def test_the_closed_forms_obey_what_they_state(dim):
         if isinstance(F, of.PowerEntropy) and F.m <= (dim - 2) / dim:
             continue
         assert (F.modulus(dim) == 0.0) == (refuted(F.e, dim) is None)
+
+
+# Jumps, infinities, numbers that float32 rounds ---------------------------------------
+
+THRESHOLDS = [2.0**k for k in range(-3, 4)] + [2.0 ** (1 / 8), 1.0000001, 1.03, 10.0]
+
+
+@pytest.mark.parametrize("at", THRESHOLDS)
+@pytest.mark.parametrize("height", [1e-2, 1.0, 1e3])
+@pytest.mark.parametrize("above", [True, False])
+def test_a_jump_is_seen_wherever_it_is(at, height, above):
+    """Also at a density that is tried, where its neighbours lie on both sides."""
+
+    def jump(r):
+        return height * ((r > at) if above else (r >= at)).to(r)
+
+    def rising(r):
+        return 0.01 * height * r.log() + jump(r)
+
+    for e in (jump, rising):
+        F = of.Internal(e, mixture="convex")
+        # U jumps: it has a value above the chord.
+        r = torch.tensor([at * (1 - 1e-9), at * 1.03, at * 1.5], dtype=F64)
+        U, share = r * e(r), (r[1] - r[0]) / (r[2] - r[0])
+        assert U[1] > (1 - share) * U[0] + share * U[2]
+        with pytest.raises(InvalidFunctional):
+            F.mixture_curvature()
+        with pytest.raises(InvalidFunctional):
+            of.Internal(e, modulus=0.0).modulus(3)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_an_infinite_value_between_finite_ones_is_a_chord(sign):
+    def wall(r):
+        return torch.where((r > 2) & (r < 3), sign * torch.inf, 0 * r)
+
+    word = "convex" if sign > 0 else "concave"
+    with pytest.raises(InvalidFunctional, match=rf"its e is .*{sign * math.inf}"):
+        of.Internal(wall, mixture=word).mixture_curvature()
+    with pytest.raises(InvalidFunctional, match=r"they fall"):
+        of.Internal(wall, modulus=0.0).modulus(2)
+
+    def end(r):
+        return torch.where(r > 2, torch.inf, 0 * r)
+
+    assert of.Internal(end, modulus=0.0).modulus(2) == 0.0  # hard congestion
+    assert of.Internal(end, mixture="convex").mixture_curvature() == "convex"
+
+
+def test_what_is_not_a_number_could_not_be_checked():
+    def nowhere(r):
+        return r * math.nan
+
+    def somewhere(r):
+        return torch.where((r > 2) & (r < 3), torch.nan, r)
+
+    for e, at in ((nowhere, "9.31323e-10"), (somewhere, "2.18102")):
+        for F in (of.Internal(e, mixture="convex"), of.Internal(e, modulus=0.0)):
+            text = F.why(2)
+            reason = "could not be checked: ArithmeticError: e is not a number at the"
+            assert f"{reason} density {at}" in text
+            assert "contradicts" not in text
+
+    def wrong(r):  # refuted elsewhere
+        return torch.where(r > 5, torch.nan, -r)
+
+    with pytest.raises(InvalidFunctional):
+        of.Internal(wrong, modulus=0.0).modulus(2)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 10.0, 1e3, 1e5, 1e8])
+def test_energies_that_compute_in_single_precision_are_not_refuted(offset):
+    draws = random.Random(0)
+    for _ in range(25):
+        d, c = draws.choice([1, 2, 3]), 10 ** draws.uniform(-2, 2)
+        m = draws.uniform(1 - 1 / d + 0.05, 3)
+        m = 1.1 if abs(m - 1) < 0.05 else m
+        for e in (
+            lambda r, m=m, c=c: offset + c * r.float().pow(m - 1) / (m - 1),
+            lambda r, c=c: (offset + c * r.float().log()).double(),
+            lambda r, c=c: offset + (c * r.float().log()).double(),
+        ):
+            assert of.Internal(e, modulus=0.0).modulus(d) == 0.0
+
+    def false(r):
+        return offset - 1e3 * (1 + offset) * r.float()
+
+    with pytest.raises(InvalidFunctional):
+        of.Internal(false, modulus=0.0).modulus(2)

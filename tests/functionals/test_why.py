@@ -180,6 +180,7 @@ def test_a_subclass_that_overrides_a_bound_does_not_inherit_the_reason():
 def test_a_bound_that_overflows_says_so():
     F = of.Potential(square, modulus=1e308)
     assert "unknown, because of a sum that is infinite" in (F + F).why()
+    assert "unknown, since 10 times 1e+308 overflows" in (10 * F).why()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from otflow.functionals import (
     PowerEntropy,
     SquaredDistanceTo,
 )
+from otflow.functionals.inheritance import redefined
 from otflow.kernels import Gaussian as GaussianKernel
 from otflow.kernels import Kernel, PairKernel, Quadratic
 from otflow.measures import Gaussian
@@ -256,7 +257,9 @@ def integrates_exactly(F: Functional, mu: Gaussian) -> bool:
     for c, term in F.terms():
         # Terms with factor 0 are no part of F, whatever they are.
         known = c == 0 or isinstance(term, (Entropy, PowerEntropy, SquaredDistanceTo))
-        if isinstance(term, Potential):
+        if redefined(term) is not None:
+            known = c == 0
+        elif isinstance(term, Potential):
             known = known or fits(term.V)
         elif isinstance(term, Interaction):
             # Not `isinstance`: a subclass may have another profile.

@@ -21,7 +21,9 @@ from otflow.errors import Diverged, NonFinite
 from otflow.functionals import Functional, Interaction, Potential, PowerEntropy
 from otflow.functionals.base import Scaled
 from otflow.functionals.combined import Combined
+from otflow.functionals.inheritance import redefined
 from otflow.kernels import Energy, Kernel, Log, PairKernel, PowerLaw, Riesz
+from otflow.kernels.pairs import redefined as redefined_kernel
 from otflow.measures import Quantiles
 from otflow.measures.quantiles.interaction import far_hessian, near_interaction
 from otflow.numerics.tridiagonal import Springs
@@ -346,13 +348,14 @@ def _modulus(F: Functional) -> float | None:
     """
     total = 0.0
     for c, term in F.terms():
-        bound = Scaled(c, term).modulus(1)
+        bound, own = Scaled(c, term).modulus(1), redefined(term) is None
         # Quantiles keep their order, so W need be convex on the half-line only.
-        if bound is None and isinstance(term, Interaction) and c > 0:
+        if bound is None and own and isinstance(term, Interaction) and c > 0:
             bound = 0.0 if _is_convex_apart(term.kernel) else None
         if bound is None:
             return None
-        total += bound if isinstance(term, Potential) else min(bound, 0.0)
+        carries = own and isinstance(term, Potential)
+        total += bound if carries else min(bound, 0.0)
     return total
 
 
@@ -361,6 +364,8 @@ def _is_convex_apart(W: PairKernel) -> bool:
 
     This suffices, since quantiles never change their order.
     """
+    if redefined_kernel(W) is not None:
+        return W.modulus is not None and W.modulus >= 0
     if isinstance(W, PowerLaw):
         return W.attraction >= 1 and W.repulsion <= 1
     if W.modulus is not None and W.modulus >= 0:
