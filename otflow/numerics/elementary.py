@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import TypeAlias
 
 import torch
@@ -31,6 +32,8 @@ Ranges: TypeAlias = Callable[[Interval, int], list[Interval]]
 
 # Beyond this distance from 0 the derivatives of tanh and erf are 0 in float64.
 FAR = 1e3
+# Where torch puts t itself in the place of softplus(t).
+TURN = 20.0
 
 
 def _exp(t: Interval, order: int) -> list[Interval]:
@@ -189,9 +192,12 @@ def _reciprocal(t: Interval, order: int) -> list[Interval]:
 
 def _softplus(t: Interval, order: int) -> list[Interval]:
     value = elementwise(lambda x: x.relu() + torch.log1p(torch.exp(-x.abs())), t)
-    # torch returns t itself beyond 20.
-    value = torch.stack([torch.where(t[0] > 20, t[0], value[0]), value[1]])
+    # torch returns t itself beyond the turn, which is a step down of exp(-20).
+    value = torch.stack([torch.where(t[1] > TURN, t[0], value[0]), value[1]])
+    value = value.clamp_(min=0.0)
     slopes = _sigmoid(t, max(order - 1, 0))
+    jumps = (t[0] <= TURN) & (t[1] > TURN)
+    slopes = [torch.stack([s[0].masked_fill(jumps, -math.inf), s[1]]) for s in slopes]
     return [value, *slopes][: 1 + order]
 
 
@@ -224,12 +230,24 @@ def power(exponent: float) -> Ranges:
     def ranges(t: Interval, order: int) -> list[Interval]:
         found = [_monomial(t, p)]
         if order:
-            found.append(scale(_monomial(t, p - 1), p))
+            found.append(scale(_lowered(t, p, 1), p))
         if order > 1:
-            found.append(scale(_monomial(t, p - 2), p * (p - 1)))
+            # The factor is rounded twice.
+            found.append(outward(scale(_lowered(t, p, 2), p * (p - 1)), 2.0))
         return found
 
     return ranges
+
+
+def _lowered(t: Interval, p: float, k: int) -> Interval:
+    """Return t^(p - k), with what the rounding of p - k leaves out."""
+    found = _monomial(t, p - k)
+    left_out = abs(float(Fraction(p) - k - Fraction(p - k)))
+    if not left_out:
+        return found
+    # Where t is 0 or infinite, so is its power, whatever the exponent.
+    logs = t.log().abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
+    return outward(found, 1.01 * logs * (left_out / EPS))
 
 
 def _monomial(t: Interval, p: float) -> Interval:

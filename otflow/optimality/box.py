@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from otflow.optimality.proofs import STARTS, bound_below
 from otflow.optimality.search import search
 
 __all__ = ["BoxDomain"]
+
+Result = TypeVar("Result")
 
 # Newton steps converge quadratically: more of them are of no use.
 NEWTON = 12
@@ -86,20 +88,20 @@ class BoxDomain(Domain):
                 f"give one per axis, or one for all axes"
             )
             raise ValueError(msg)
-        if not bool((torch.tensor(self.lower) < torch.tensor(self.upper)).all()):
-            msg = (
-                f"lower must lie below upper on every axis, got {_text(self.lower)} "
-                f"and {_text(self.upper)}"
-            )
-            raise ValueError(msg)
+        self._check_order(*np.broadcast_arrays(self.lower, self.upper), "")
         self.max_cells = non_negative_int(max_cells, "max_cells", minimum=1)
         self.sharpness = positive(sharpness, "sharpness")
 
     def gap(self, F: Functional, mu: Measure, descend: int) -> Gap:
         lower, upper = self._corners(mu)
-        if not bool(torch.isfinite(torch.stack([lower, upper])).all()):
+        if not bool(torch.isfinite(torch.stack([lower, upper, upper - lower])).all()):
             reason = f"the domain is unbounded: {self!r}; give finite corners"
+            if all(map(math.isfinite, self.lower + self.upper)):
+                reason = f"the domain is too wide for {mu.dtype}: {self!r}"
             return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
+        self._check_order(
+            lower.cpu().numpy(), upper.cpu().numpy(), f" once rounded to {mu.dtype}"
+        )
         self._check_inside(mu, lower, upper)
         try:
             return self._proved(F, mu, descend)
@@ -118,7 +120,7 @@ class BoxDomain(Domain):
         # The same numbers: a move to float64 would change the masses to the sum 1.
         points, weights = (t.detach().double() for t in (mu.points, mu.weights))
         mu = mu.with_free_atoms(points, weights, is_uniform=mu.is_uniform)
-        enclose = variation_on_boxes(F, mu)
+        enclose = _guarded(_guarded(variation_on_boxes)(F, mu))
         at = enclose(Enclosure.of(mu.points, mu.points, 0)).value
         mean = float(weighted(at[:, None], mu.weights)[1, 0])
         if not math.isfinite(mean):
@@ -156,6 +158,15 @@ class BoxDomain(Domain):
         high = mu.points.detach().new_tensor(self.upper).expand(mu.dim)
         return low, high
 
+    def _check_order(self, lower: Any, upper: Any, where: str) -> None:
+        """Raise ValueError if an axis has no length."""
+        if not (lower < upper).all():
+            msg = (
+                f"lower must lie below upper on every axis{where}, got "
+                f"{_text(self.lower)} and {_text(self.upper)}"
+            )
+            raise ValueError(msg)
+
     def _check_inside(self, mu: Measure, lower: Tensor, upper: Tensor) -> None:
         """Raise ValueError if an atom with mass lies outside the box."""
         points = mu.points.detach()
@@ -174,6 +185,24 @@ class BoxDomain(Domain):
 
     def __repr__(self) -> str:
         return f"BoxDomain({_text(self.lower)}, {_text(self.upper)})"
+
+
+def _guarded(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Return a function of a user's functions that raises `NotEnclosed` alone.
+
+    A fault of theirs that has nothing to do with intervals shows in a search.
+    """
+
+    def guarded(*args: Any) -> Result:
+        try:
+            return function(*args)
+        except NotEnclosed:
+            raise
+        except Exception as error:
+            msg = f"F' cannot be enclosed: {type(error).__name__}: {error}"
+            raise NotEnclosed(msg) from error
+
+    return guarded
 
 
 def _lowest(mu: Measure, at: Interval, lower: Tensor, upper: Tensor) -> Tensor:
