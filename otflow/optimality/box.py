@@ -15,9 +15,9 @@ from otflow.functionals import Functional
 from otflow.measures import Measure, Particles
 from otflow.numerics.enclosed_sums import weighted
 from otflow.numerics.enclosures import Enclosure, NotEnclosed
-from otflow.numerics.intervals import Interval
+from otflow.numerics.intervals import EPS, Interval
 from otflow.optimality.domains import Domain
-from otflow.optimality.enclosing import variation_on_boxes
+from otflow.optimality.enclosing import effect_of_rescaling, variation_on_boxes
 from otflow.optimality.gap import Gap, GapKind
 from otflow.optimality.proofs import STARTS, bound_below
 from otflow.optimality.search import search
@@ -26,6 +26,8 @@ __all__ = ["BoxDomain"]
 
 Result = TypeVar("Result")
 
+# A bracket of so many units of the round-off in the mean of F' is sharp enough.
+ROUND = 1000.0
 # Newton steps converge quadratically: more of them are of no use.
 NEWTON = 12
 
@@ -47,7 +49,8 @@ class BoxDomain(Domain):
         Number of cells after which no sharper bound is sought. The bound is proved all
         the same.
     sharpness : float
-        The share of the found gap by which a proved value may exceed it.
+        The share of the found gap by which a proved value may exceed it. At a minimum,
+        where the gap is 0, it may by 1,000 times the round-off in the mean of F'.
 
     Attributes
     ----------
@@ -117,12 +120,13 @@ class BoxDomain(Domain):
             raise NotEnclosed(msg)
         kind = mu.points.dtype
         lower, upper = (corner.to(torch.float64) for corner in self._corners(mu))
+        own = mu
         # The same numbers: a move to float64 would change the masses to the sum 1.
         points, weights = (t.detach().double() for t in (mu.points, mu.weights))
         mu = mu.with_free_atoms(points, weights, is_uniform=mu.is_uniform)
         enclose = _guarded(_guarded(variation_on_boxes)(F, mu))
         at = enclose(Enclosure.of(mu.points, mu.points, 0)).value
-        mean = float(weighted(at[:, None], mu.weights)[1, 0])
+        low, mean = weighted(at[:, None], mu.weights)[:, 0].tolist()
         if not math.isfinite(mean):
             reason = "no finite bound of F' at the atoms of mu was found"
             return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
@@ -131,7 +135,9 @@ class BoxDomain(Domain):
             lower,
             upper,
             _lowest(mu, at, lower, upper),
-            sharp=lambda best: self.sharpness * max(mean - best, 0.0),
+            sharp=lambda best: max(
+                self.sharpness * (mean - best), ROUND * (mean - low)
+            ),
             max_cells=self.max_cells,
             steps=min(descend, NEWTON),
         )
@@ -142,6 +148,15 @@ class BoxDomain(Domain):
         if not proof.finished:
             reason += "; more of them, max_cells, make the bound sharper"
         value, found = mean - proof.bound, mean - proof.best
+        if excess := abs(float(weights.sum()) - 1.0):
+            # The measures that compete have mass 1 or that of mu.
+            value += excess * (2 * abs(mean) + value)
+            if kind != torch.float64:
+                level = abs(float(F.first_variation(own).detach().double() @ weights))
+                value += excess * level
+        if kind != torch.float64:
+            value += 2 * effect_of_rescaling(F, mu, lower, upper)
+        value = math.nextafter(value * (1 + 8 * EPS), math.inf)  # these sums round
         return Gap(value, proof.argmin.to(kind), GapKind.PROVED, reason, found)
 
     def _corners(self, mu: Measure) -> tuple[Tensor, Tensor]:
