@@ -251,8 +251,10 @@ def polish(
         new = _newton(found, x, lower, upper, length)
         # Where round-off hides what the step would gain there is no more to find.
         slope = found.gradient.abs().amax(0).T
-        noise = found.value[1] - found.value[0]
-        if bool(((new - x).abs() * slope).sum(1).le(noise).all()):
+        low, high = found.value
+        gain = ((new - x).abs() * slope).sum(1)
+        # Nor where twice the gain would not make a place the lowest one.
+        if bool((gain <= torch.maximum(high - low, 0.5 * (high - high.min()))).all()):
             break
         moved = enclose(Enclosure.of(new, new, 2))
         fell = moved.value[1] < found.value[1]
