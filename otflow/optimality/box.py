@@ -91,7 +91,7 @@ class BoxDomain(Domain):
                 f"give one per axis, or one for all axes"
             )
             raise ValueError(msg)
-        self._check_order(*np.broadcast_arrays(self.lower, self.upper), "")
+        self._check_order(np.array(self.lower), np.array(self.upper), "")
         self.max_cells = non_negative_int(max_cells, "max_cells", minimum=1)
         self.sharpness = positive(sharpness, "sharpness")
 

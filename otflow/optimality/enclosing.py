@@ -75,7 +75,9 @@ def _merged(points: Tensor, masses: Tensor) -> tuple[Tensor, Tensor]:
     At a minimum of an `MMDTo` nothing is left. The sum of two numbers is off by half a
     unit of its last place, which fields take into account. Sums of more are not.
     """
-    places, index, count = points.unique(dim=0, return_inverse=True, return_counts=True)
+    places, index, count = torch.unique(
+        points, dim=0, return_inverse=True, return_counts=True
+    )
     pair = count[index] == 2
     if not bool(pair.any()):
         return points, masses

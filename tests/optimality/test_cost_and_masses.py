@@ -98,6 +98,7 @@ def test_masses_of_float32_do_not_make_a_gap_too_small(kernel, masses):
         )
         gap = optimality_gap(F, mu, BoxDomain(0, 1, sharpness=1e-13))
         assert gap.kind == "proved"
+        assert gap.argmin is not None
         x, y = mu.points.double(), nu.points.double()
         w, v = mu.weights.double(), nu.weights.double()
         if masses == "normalised":

@@ -2,6 +2,7 @@
 
 import math
 from decimal import Decimal, localcontext
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_a_jump_across_a_diagonal_is_not_crossed():
 
 def test_torchs_softplus_steps_down_where_it_turns_linear():
     x = torch.tensor([[19.9], [20.1]], dtype=F64)
-    found = functional.softplus(Enclosure.of(x[:1], x[1:], 1)[..., 0])
+    found: Any = functional.softplus(Enclosure.of(x[:1], x[1:], 1)[..., 0])
     assert not bool(torch.isfinite(found.gradient).all())
     assert float(found.value[0]) <= 19.9 + math.exp(-19.9)
 
