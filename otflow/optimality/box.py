@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from otflow._validation import non_negative_int, positive, real
+from otflow.errors import InvalidFunctional
 from otflow.functionals import Functional
 from otflow.measures import Measure, Particles
 from otflow.numerics.enclosed_sums import weighted
@@ -203,15 +204,16 @@ class BoxDomain(Domain):
 
 
 def _guarded(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Return a function of a user's functions that raises `NotEnclosed` alone.
+    """Return a function of a user's functions that raises `NotEnclosed` for any fault.
 
-    A fault of theirs that has nothing to do with intervals shows in a search.
+    A fault that has nothing to do with intervals shows in a search. A wrong shape,
+    `InvalidFunctional`, is one.
     """
 
     def guarded(*args: Any) -> Result:
         try:
             return function(*args)
-        except NotEnclosed:
+        except (NotEnclosed, InvalidFunctional):
             raise
         except Exception as error:
             msg = f"F' cannot be enclosed: {type(error).__name__}: {error}"
