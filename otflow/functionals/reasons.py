@@ -10,7 +10,7 @@ from typing import Any
 from otflow._algebra import sum_of_curvatures, text_of_multiple
 from otflow._validation import non_negative_int
 
-__all__ = ["explain", "generic_reason"]
+__all__ = ["explain", "generic_reason", "unchecked"]
 
 DERIVED = {
     "modulus": "as the sum of the bounds of its terms",
@@ -105,6 +105,18 @@ def _of_mixture(F: Any, base: type) -> Iterator[str]:
         head += f", because of {', '.join(causes) or both}"
     yield f"along mixtures: {head}"
     yield from rows
+
+
+def unchecked(F: Any, base: type) -> list[str]:
+    """Return the terms whose bending along mixtures is declared, not derived."""
+    return [
+        f"{term!r} is {term.mixture_curvature()} along mixtures, {reason}"
+        for c, term in _leaves(F, 1.0, "mixture_curvature", base)
+        if c
+        and any(
+            word in (reason := term.why_mixture()) for word in (" declare", " state")
+        )
+    ]
 
 
 def _leaves(F: Any, c: float, word: str, base: type) -> Iterator[tuple[float, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import TypeAlias
 
 import torch
@@ -31,6 +32,9 @@ Ranges: TypeAlias = Callable[[Interval, int], list[Interval]]
 
 # Beyond this distance from 0 the derivatives of tanh and erf are 0 in float64.
 FAR = 1e3
+THIRD = math.sqrt(1 / 3)
+# Where torch puts t itself in the place of softplus(t).
+TURN = 20.0
 
 
 def _exp(t: Interval, order: int) -> list[Interval]:
@@ -91,22 +95,15 @@ def _wave(function: Callable[[Tensor], Tensor], t: Interval, peak: float) -> Int
 
 
 def _tanh(t: Interval, order: int) -> list[Interval]:
-    value = elementwise(torch.tanh, t).clamp_(-1.0, 1.0)
+    ends = torch.tanh(t)
+    value = outward(ends, ULPS).clamp_(-1.0, 1.0)
     if not order:
         return [value]
-    # The slope 1 - tanh^2 = 1 / cosh^2 falls with |t|.
-    slope = _bump(_sech2, t)
-    # The second derivative -2 tanh / cosh^2 has its extremes where tanh^2 = 1/3.
-    return [value, slope, _odd(_tanh2, t, math.atanh(math.sqrt(1 / 3)))][: 1 + order]
-
-
-def _sech2(x: Tensor) -> Tensor:
-    e = torch.exp(-2.0 * x.abs())
-    return 4.0 * e / (1.0 + e).square()
-
-
-def _tanh2(x: Tensor) -> Tensor:
-    return -2.0 * torch.tanh(x) * _sech2(x)
+    # The slope 1 - tanh^2 falls with |t|. The second derivative -2 tanh (1 - tanh^2)
+    # has its extremes where tanh^2 = 1/3.
+    slopes = 1.0 - ends * ends
+    bend = _odd(-2.0 * ends * slopes, t, math.atanh(THIRD), 4 / 3 * THIRD)
+    return [value, _bump(slopes, t, 1.0), bend][: 1 + order]
 
 
 def _sigmoid(t: Interval, order: int) -> list[Interval]:
@@ -118,29 +115,28 @@ def _sigmoid(t: Interval, order: int) -> list[Interval]:
 
 def _erf(t: Interval, order: int) -> list[Interval]:
     value = elementwise(torch.erf, t).clamp_(-1.0, 1.0)
-    slope = _bump(_gauss, t)
-    return [value, slope, _odd(_gauss1, t, math.sqrt(0.5))][: 1 + order]
+    if not order:
+        return [value]
+    near, height = t.clamp(-FAR, FAR), 2 / math.sqrt(math.pi)
+    slopes = height * torch.exp(-near.square())
+    # The second derivative has its extremes where 2 t^2 = 1.
+    at = math.sqrt(0.5)
+    bend = _odd(-2.0 * near * slopes, t, at, 2 * at * height * math.exp(-0.5))
+    return [value, _bump(slopes, t, height), bend][: 1 + order]
 
 
-def _gauss(x: Tensor) -> Tensor:
-    return (2 / math.sqrt(math.pi)) * torch.exp(-x.square())
-
-
-def _gauss1(x: Tensor) -> Tensor:
-    return -2.0 * x * _gauss(x)
-
-
-def _bump(function: Callable[[Tensor], Tensor], t: Interval) -> Interval:
-    """Return the range of an even function that falls with |t| from t = 0."""
-    ends = function(t.clamp(-FAR, FAR))
-    peak = function(torch.zeros_like(t[0]).clamp(t[0], t[1]).clamp(-FAR, FAR))
+def _bump(ends: Interval, t: Interval, top: float) -> Interval:
+    """Return the range of an even function that falls with |t| from `top` at 0."""
+    inside = (t[0] <= 0) & (t[1] >= 0)
+    peak = ends.amax(0).masked_fill_(inside, top)
     return _loose(torch.stack([ends.amin(0), peak])).clamp_(min=0.0)
 
 
-def _odd(function: Callable[[Tensor], Tensor], t: Interval, at: float) -> Interval:
-    """Return the range of a function with its extremes at -at and at."""
-    turns = torch.stack([torch.full_like(t[0], s).clamp(t[0], t[1]) for s in (-at, at)])
-    return _loose(hull(function(torch.cat([t, turns]).clamp(-FAR, FAR))))
+def _odd(ends: Interval, t: Interval, at: float, top: float) -> Interval:
+    """Return the range of a function with extremes `top` at -at and -top at `at`."""
+    low = ends.amin(0).masked_fill_((t[0] <= at) & (t[1] >= at), -top)
+    high = ends.amax(0).masked_fill_((t[0] <= -at) & (t[1] >= -at), top)
+    return _loose(torch.stack([low, high]))
 
 
 def _loose(t: Interval) -> Interval:
@@ -189,9 +185,12 @@ def _reciprocal(t: Interval, order: int) -> list[Interval]:
 
 def _softplus(t: Interval, order: int) -> list[Interval]:
     value = elementwise(lambda x: x.relu() + torch.log1p(torch.exp(-x.abs())), t)
-    # torch returns t itself beyond 20.
-    value = torch.stack([torch.where(t[0] > 20, t[0], value[0]), value[1]])
+    # torch returns t itself beyond the turn, which is a step down of exp(-20).
+    value = torch.stack([torch.where(t[1] > TURN, t[0], value[0]), value[1]])
+    value = value.clamp_(min=0.0)
     slopes = _sigmoid(t, max(order - 1, 0))
+    jumps = (t[0] <= TURN) & (t[1] > TURN)
+    slopes = [torch.stack([s[0].masked_fill(jumps, -math.inf), s[1]]) for s in slopes]
     return [value, *slopes][: 1 + order]
 
 
@@ -224,12 +223,24 @@ def power(exponent: float) -> Ranges:
     def ranges(t: Interval, order: int) -> list[Interval]:
         found = [_monomial(t, p)]
         if order:
-            found.append(scale(_monomial(t, p - 1), p))
+            found.append(scale(_lowered(t, p, 1), p))
         if order > 1:
-            found.append(scale(_monomial(t, p - 2), p * (p - 1)))
+            # The factor is rounded twice.
+            found.append(outward(scale(_lowered(t, p, 2), p * (p - 1)), 2.0))
         return found
 
     return ranges
+
+
+def _lowered(t: Interval, p: float, k: int) -> Interval:
+    """Return t^(p - k), with what the rounding of p - k leaves out."""
+    found = _monomial(t, p - k)
+    left_out = abs(float(Fraction(p) - k - Fraction(p - k)))
+    if not left_out:
+        return found
+    # Where t is 0 or infinite, so is its power, whatever the exponent.
+    logs = t.log().abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
+    return outward(found, 1.01 * logs * (left_out / EPS))
 
 
 def _monomial(t: Interval, p: float) -> Interval:

@@ -15,6 +15,7 @@ from otflow.numerics.enclosed_operations import (
     Operand,
     add,
     axes_from_end,
+    check_no_cast,
     enclosed,
     times,
 )
@@ -115,14 +116,16 @@ def _log_sigmoid(x: Enclosure) -> Any:
 
 
 @operation("prod")
-def _prod(x: Enclosure, dim: int, keepdim: bool = False, **_: Any) -> Any:
+def _prod(x: Enclosure, dim: int, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    check_no_cast(dtype)
     k = axes_from_end(x, dim)[0]
     found = reduce(product, [x.like(t) for t in x.rows.unbind(k)])
     return found.unsqueeze(dim) if keepdim else found
 
 
 @operation("cumsum")
-def _cumsum(x: Enclosure, dim: int, **_: Any) -> Any:
+def _cumsum(x: Enclosure, dim: int, *, dtype: Any = None) -> Any:
+    check_no_cast(dtype)
     k = axes_from_end(x, dim)[0]
     parts = [x.like(t) for t in x.rows.unbind(k)]
     sums = [parts[0]]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from otflow.numerics.elementary import FUNCTIONS, power
+from otflow.numerics.elementary import FUNCTIONS, TURN, Ranges, power
 from otflow.numerics.enclosures import (
     Enclosure,
     NotEnclosed,
@@ -34,8 +34,22 @@ __all__ = ["Operand", "add", "axes_from_end", "check_no_cast", "enclosed", "time
 Operand = Enclosure | Tensor | float
 
 
+def _of_one_number(ranges: Ranges) -> Callable[[Enclosure], Enclosure]:
+    return lambda x: compose(x, ranges)
+
+
 for _name, _ranges in FUNCTIONS.items():
-    operation(_name)(lambda x, _ranges=_ranges: compose(x, _ranges))
+    operation(_name)(_of_one_number(_ranges))
+
+
+@operation("softplus")
+def _softplus(x: Enclosure, beta: float = 1.0, threshold: float = 20.0) -> Any:
+    if threshold != TURN:
+        msg = f"softplus with threshold={threshold} has no interval extension here"
+        raise NotEnclosed(msg)
+    if beta == 1:
+        return compose(x, FUNCTIONS["softplus"])
+    return _divide(compose(times(x, beta), FUNCTIONS["softplus"]), beta)
 
 
 # Arithmetic --------------------------------------------------------------------------
@@ -229,6 +243,8 @@ def enclosed(x: Operand, like: Enclosure) -> Enclosure:
 
 def axes_from_end(x: Enclosure, dim: Sequence[int] | int | None) -> tuple[int, ...]:
     """Return axes counted from the end."""
+    if not x.ndim:
+        return ()
     dims = (dim,) if isinstance(dim, int) else tuple(dim or range(x.ndim))
     return tuple(k % x.ndim - x.ndim for k in dims)
 

@@ -50,7 +50,7 @@ def _transpose(x: Enclosure, a: int, b: int) -> Enclosure:
 
 @operation("t")
 def _t(x: Enclosure) -> Enclosure:
-    return x if x.ndim < 2 else linear(x, lambda t: t.mT)
+    return _same(x) if x.ndim < 2 else linear(x, lambda t: t.mT)
 
 
 @operation("unsqueeze")
@@ -102,7 +102,10 @@ def _flip(x: Enclosure, dims: Sequence[int]) -> Enclosure:
 
 
 @operation("roll")
-def _roll(x: Enclosure, shifts: Sequence[int], dims: Sequence[int]) -> Enclosure:
+def _roll(x: Enclosure, shifts: Sequence[int], dims: Sequence[int] = ()) -> Enclosure:
+    if not dims:
+        msg = "a roll of all axes as one has no interval extension here"
+        raise NotEnclosed(msg)
     return linear(x, lambda t: t.roll(shifts, [2 + k % x.ndim for k in dims]))
 
 
@@ -132,13 +135,16 @@ def _stack(tensors: Sequence[Operand], dim: int = 0) -> Enclosure:
 
 @operation("clone", "alias", "detach", "contiguous", "positive", "lift_fresh")
 def _same(x: Enclosure, **_: Any) -> Enclosure:
-    return x
+    # torch does not take the object itself for a view of it.
+    found = x.like(x.rows)
+    found.is_point = x.is_point
+    return found
 
 
 @operation("_to_copy")
-def _to(x: Enclosure, *, dtype: Any = None, **_: Any) -> Enclosure:
+def _to(x: Enclosure, *, dtype: Any = None, **_: Any) -> Any:
     check_no_cast(dtype)
-    return x
+    return _same(x)
 
 
 # Tensors that do not depend on x -----------------------------------------------------

@@ -27,6 +27,11 @@ class Enclosure(torch.Tensor):
     :cite:p:`griewank2008evaluating`. At a kink the first derivative is the interval of
     all slopes nearby, and the second is infinite.
 
+    Where a function may jump, as 1/t at 0, an end of a first derivative is infinite.
+    It stays so in every function of it that is not constant there. So a function is
+    continuous on a box, and the mean value theorem holds, where all ends of its first
+    derivatives are finite. Where they are not, the enclosure of the values alone holds.
+
     An operation without an interval extension raises `NotEnclosed`, and so does a
     branch on a value, as in ``if x > 0``.
 
@@ -98,12 +103,23 @@ class Enclosure(torch.Tensor):
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Answer one operation of torch, or raise `NotEnclosed`."""
-        name = function.overloadpacket.__name__
+        name, kwargs = function.overloadpacket.__name__, kwargs or {}
         operation = OPERATIONS.get(name)
         if operation is None:
             msg = f"torch.{name} has no interval extension here"
             raise NotEnclosed(msg)
-        return operation(*args, **(kwargs or {}))
+        if any(map(_is_complex, [*args, *kwargs.values()])):
+            msg = f"torch.{name} of complex numbers has no interval extension here"
+            raise NotEnclosed(msg)
+        try:
+            return operation(*args, **kwargs)
+        except NotEnclosed:
+            raise
+        except Exception as error:
+            # Of arguments that the extension does not take, or torch does not either.
+            what = f"{type(error).__name__}: {error}"
+            msg = f"torch.{name} has no interval extension of these arguments: {what}"
+            raise NotEnclosed(msg) from error
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {}
@@ -119,6 +135,14 @@ def operation(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         return function
 
     return enter
+
+
+def _is_complex(x: Any) -> bool:
+    """Return whether an argument of an operation is, or holds, complex numbers."""
+    if isinstance(x, (list, tuple)):
+        return any(map(_is_complex, x))
+    kind = x if isinstance(x, torch.dtype) else getattr(x, "dtype", None)
+    return isinstance(x, complex) or (isinstance(kind, torch.dtype) and kind.is_complex)
 
 
 def row_count(d: int, order: int) -> int:
@@ -189,6 +213,9 @@ def linear(x: Enclosure, map_: Callable[[Tensor], Tensor]) -> Enclosure:
 
 def constant_rows(c: Tensor, like: Enclosure) -> Interval:
     """Return the rows of a tensor that does not depend on x."""
+    if c.is_complex():
+        msg = "complex numbers have no interval extension here"
+        raise NotEnclosed(msg)
     c = c.to(like.rows)
     rows = like.rows.new_zeros(2, row_count(like.d, like.order), *c.shape)
     rows[:, 0] = exact(c)

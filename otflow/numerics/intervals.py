@@ -51,7 +51,7 @@ def exact(x: Tensor) -> Interval:
     return torch.stack([x, x])
 
 
-def outward(t: Interval, ulps: float = 1.0) -> Interval:
+def outward(t: Interval, ulps: float | Tensor = 1.0) -> Interval:
     """Return intervals whose ends lie outside by units in the last place.
 
     A sum or product that torch rounded is off by half a unit. An end that is NaN, as
@@ -123,6 +123,8 @@ def total(
     :math:`n u \sum|x_i|` with u the unit round-off :cite:p:`higham2002accuracy`.
     """
     dims = (dim,) if isinstance(dim, int) else dim
+    if not dims:  # torch takes no axes for all
+        return t
     n = math.prod(t.shape[k] for k in dims)
     ends = t.sum(dims, keepdim=keepdim)
     return _with_slack(ends, t.abs().sum(dims, keepdim=keepdim), n)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from otflow._validation import check_kind, non_negative_int
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional, check_measure
+from otflow.functionals.reasons import unchecked
 from otflow.measures import Measure
 from otflow.optimality.domains import Domain
 from otflow.optimality.gap import Gap, GapKind
@@ -44,6 +46,8 @@ def optimality_gap(
     Gap
         The bound and its kind: "none", and infinite, if F is not known to be convex
         along mixtures or the domain is unbounded; `Gap.reason` says what is missing.
+        It also names the terms that are convex because their maker says so, as by
+        ``mixture="convex"``: nothing checks that.
 
     Raises
     ------
@@ -73,7 +77,11 @@ def optimality_gap(
     if not F.mixture_convex:
         reason = _why_not(F)
         return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
-    return domain.gap(F, mu, descend)
+    gap = domain.gap(F, mu, descend)
+    trusted = unchecked(F, Functional)
+    if gap.kind == GapKind.NONE or not trusted:
+        return gap
+    return replace(gap, reason=f"{gap.reason}; not checked: {'; '.join(trusted)}")
 
 
 def _why_not(F: Functional) -> str:

@@ -162,6 +162,10 @@ def _bounds(enclose: Enclose, cells: _Cells, lower: Tensor, upper: Tensor) -> _F
     """Bound the function on each cell from below, in three ways; the best counts."""
     a, b, c = cells.lower, cells.upper, cells.centre
     wide = enclose(Enclosure.of(a, b, 2))
+    # Elsewhere the function may jump inside the cell, as beyond a pole. Then neither
+    # the mean value theorem nor a slope of one sign says anything.
+    ends = torch.cat([wide.value[:, None], wide.gradient], 1)
+    continuous = torch.isfinite(ends).all(0).all(0)
     thin = enclose(Enclosure.of(c, c, 1))
     value, slope = thin.value, thin.gradient.mT  # (2, C), (2, C, d)
     # Distances from the centre to the two faces, rounded outward.
@@ -170,21 +174,24 @@ def _bounds(enclose: Enclose, cells: _Cells, lower: Tensor, upper: Tensor) -> _F
     second = _lowest(slope, bends, down, up)
     steep = wide.gradient.mT
     first = _lowest(steep, torch.zeros_like(bends), down, up)
-    expansions = [_plus(value[0], parts) for parts in (first, second)]
+    expansions = [
+        _plus(value[0], parts).masked_fill(~continuous, -torch.inf)
+        for parts in (first, second)
+    ]
     bounds = torch.stack([wide.value[0], *expansions])
     bounds = bounds.nan_to_num(nan=-torch.inf, neginf=-torch.inf).amax(0)
     # A cell on which the function rises along an axis holds the minimum only if it
     # lies at the lower face of the box, and falls, at the upper face.
-    rises, falls = (steep[0] > 0) & (a > lower), (steep[1] < 0) & (b < upper)
-    kept = ~(rises | falls).any(1)
+    rising = (steep[0] > 0) & continuous[:, None]
+    falling = (steep[1] < 0) & continuous[:, None]
+    kept = ~((rising & (a > lower)) | (falling & (b < upper))).any(1)
     # A face of the box takes the place of the cell.
-    flat_down, flat_up = (steep[0] > 0) & (a <= lower), (steep[1] < 0) & (b >= upper)
-    cells.upper = torch.where(flat_down, a, b)
-    cells.lower = torch.where(flat_up, b, a)
+    cells.upper = torch.where(rising & (a <= lower), a, b)
+    cells.lower = torch.where(falling & (b >= upper), b, a)
     size = torch.maximum(steep[1], -steep[0]).nan_to_num(posinf=1e300)
     smear = size.clamp(max=1e300) * (cells.upper - cells.lower)
     middle, bend = slope.mean(0), _middle_diagonal(wide)
-    convex = ((bends > 0) | (cells.upper <= cells.lower)).all(1)
+    convex = ((bends > 0) | (cells.upper <= cells.lower)).all(1) & continuous
     newton = c - torch.where(bend > 0, middle / bend, 0.0)
     return _Found(bounds, value[1], kept, smear, newton, convex)
 
@@ -244,8 +251,10 @@ def polish(
         new = _newton(found, x, lower, upper, length)
         # Where round-off hides what the step would gain there is no more to find.
         slope = found.gradient.abs().amax(0).T
-        noise = found.value[1] - found.value[0]
-        if bool(((new - x).abs() * slope).sum(1).le(noise).all()):
+        low, high = found.value
+        gain = ((new - x).abs() * slope).sum(1)
+        # Nor where twice the gain would not make a place the lowest one.
+        if bool((gain <= torch.maximum(high - low, 0.5 * (high - high.min()))).all()):
             break
         moved = enclose(Enclosure.of(new, new, 2))
         fell = moved.value[1] < found.value[1]
