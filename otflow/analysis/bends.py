@@ -140,7 +140,9 @@ class Bends:
             return torch.cat([slope.flatten(), slope.new_tensor([value])])
 
         if self.by_values:
-            values = roughness(lambda x: torch.tensor(self.value(x)).double(), low, high)
+            values = roughness(
+                lambda x: torch.tensor(self.value(x)).double(), low, high
+            )
             self.rough_slope, self.rough_value = None, float(values)
             return
         rough = roughness(both, low, high)

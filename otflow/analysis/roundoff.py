@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from math import comb
 from typing import Any, TypeVar
 
@@ -18,14 +19,76 @@ T = TypeVar("T")
 
 # Operations that move numbers, or change their sign, and round nothing.
 EXACT = frozenset(
-    "_to_copy abs amax amin arange broadcast_tensors cat clamp clamp_max clamp_min "
-    "clone constant_pad_nd copy copy_ detach diag_embed diagonal_backward empty "
-    "empty_like empty_strided expand_copy eye fill fill_ flip full full_like gather "
-    "index index_select lift_fresh linspace max masked_fill masked_select maximum min "
-    "minimum neg new_empty new_empty_strided new_full new_ones new_zeros ones "
-    "ones_like relu repeat roll scalar_tensor select_backward set_ sgn sign "
-    "slice_backward sort stack take threshold threshold_backward topk tril triu "
-    "unfold_backward where zero_ zeros zeros_like".split()
+    [
+        "_to_copy",
+        "abs",
+        "amax",
+        "amin",
+        "arange",
+        "broadcast_tensors",
+        "cat",
+        "clamp",
+        "clamp_max",
+        "clamp_min",
+        "clone",
+        "constant_pad_nd",
+        "copy",
+        "copy_",
+        "detach",
+        "diag_embed",
+        "diagonal_backward",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "expand_copy",
+        "eye",
+        "fill",
+        "fill_",
+        "flip",
+        "full",
+        "full_like",
+        "gather",
+        "index",
+        "index_select",
+        "lift_fresh",
+        "linspace",
+        "max",
+        "masked_fill",
+        "masked_select",
+        "maximum",
+        "min",
+        "minimum",
+        "neg",
+        "new_empty",
+        "new_empty_strided",
+        "new_full",
+        "new_ones",
+        "new_zeros",
+        "ones",
+        "ones_like",
+        "relu",
+        "repeat",
+        "roll",
+        "scalar_tensor",
+        "select_backward",
+        "set_",
+        "sgn",
+        "sign",
+        "slice_backward",
+        "sort",
+        "stack",
+        "take",
+        "threshold",
+        "threshold_backward",
+        "topk",
+        "tril",
+        "triu",
+        "unfold_backward",
+        "where",
+        "zero_",
+        "zeros",
+        "zeros_like",
+    ]
 )
 # Differences of this order, of so many values at steps of this share of a segment: a
 # smooth function adds (2^-9)^6 = 2^-54 of its size.
@@ -34,19 +97,24 @@ ORDER, VALUES, STEP = 6, 13, 2.0**-9
 PLACE = 0.618
 
 
-class Shaken(TorchDispatchMode):
-    r"""Multiply the result of every operation by :math:`1 + u\varepsilon`, :math:`|u|
-    \le 1` random, and so the operands of every sum.
+class Shaken(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    r"""A mode that multiplies results of operations by :math:`1 + u\varepsilon`.
 
+    Here :math:`|u| \le 1` is random, and the operands of sums are multiplied too.
     This is Monte Carlo arithmetic. What changes in the answer is its round-off, to
     first order, in the dtype in which each operation is computed: a cancellation of
     large terms shows, and so does a cast to single precision. Derivatives are shaken
-    if they are taken within.
+    if they are taken within. See :cite:t:`parker2000monte`.
     """
 
     def __init__(self, seed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seed, self.generators = seed, dict[torch.device, torch.Generator]()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else torch loads its compiler, in two seconds, at the first operation.
+        return False
 
     def __torch_dispatch__(
         self,
@@ -55,20 +123,19 @@ class Shaken(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        schema, options = func._schema, dict(kwargs or {})
-        aliases = [result.alias_info for result in schema.returns]
-        writes = any(info is not None and info.is_write for info in aliases)
-        name = schema.name.split("::")[-1]
-        casts = name in ("_to_copy", "copy_") and _narrows(args, options)
-        if (name in EXACT and not casts) or (any(aliases) and not writes):
+        options = dict(kwargs or {})
+        is_exact, copies, writes, sums = _kind(func)
+        if is_exact and not (copies and _narrows(args, options)):
             return func(*args, **options)
-        if not writes and not casts and torch.Tag.pointwise not in func.tags:
+        if sums:
             args = tree_map_only(Tensor, self.shake, args)
         out = func(*args, **options)
         if writes:
-            # A view of an operand, or the operand itself, which the caller keeps.
+            # The caller keeps the operand that was written to.
             tree_map_only(Tensor, lambda y: y.copy_(self.shake(y)), out)
             return out
+        if isinstance(out, Tensor):
+            return self.shake(out)
         return tree_map_only(Tensor, self.shake, out)
 
     def shake(self, y: Tensor) -> Tensor:
@@ -87,6 +154,18 @@ class Shaken(TorchDispatchMode):
             -eps, eps, generator=self.generators[device]
         )
         return torch.addcmul(y, y, places.to(y.dtype))
+
+
+@cache
+def _kind(func: Any) -> tuple[bool, bool, bool, bool]:
+    """Return whether an operation is exact, copies, writes to operands, and sums."""
+    schema = func._schema
+    aliases = [result.alias_info for result in schema.returns]
+    writes = any(info is not None and info.is_write for info in aliases)
+    name = schema.name.split("::")[-1]
+    is_exact = name in EXACT or (any(aliases) and not writes)
+    sums = not is_exact and not writes and torch.Tag.pointwise not in func.tags
+    return is_exact, name in ("_to_copy", "copy_"), writes, sums
 
 
 def _narrows(args: tuple[Any, ...], options: Mapping[str, Any]) -> bool:
@@ -122,4 +201,5 @@ def roughness(
     """
     places = (PLACE + STEP * (k - VALUES // 2) for k in range(VALUES))
     values = torch.stack([function(torch.lerp(low, high, s)) for s in places])
-    return values.diff(ORDER, dim=0).abs().amax(0) / comb(2 * ORDER, ORDER) ** 0.5
+    size = float(comb(2 * ORDER, ORDER)) ** 0.5
+    return values.diff(ORDER, dim=0).abs().amax(0) / size
