@@ -13,11 +13,11 @@ from torch import Tensor
 
 from otflow._autodiff import value_and_gradient
 from otflow.analysis.bends import NO_DERIVATIVE, Bend, Bends, OutOfTime
-from otflow.analysis.regions import Region, regions
+from otflow.analysis.regions import Region, is_geodesic, regions
 from otflow.errors import Diverged, NonFinite
 from otflow.functionals import Functional
 from otflow.measures import Measure, Particles
-from otflow.metrics import assignment, transport_plan
+from otflow.metrics import assignment
 from otflow.numerics.lbfgs import Memory, Point, last_places, minimise
 
 __all__ = ["Search", "Seen"]
@@ -318,7 +318,7 @@ class Search:
         for path in paths:
             bend = place.bends.confirmed(*path, enough=enough)
             if bend is not None:
-                self._keep(Seen(bend, region, _is_geodesic(region, bend)))
+                self._keep(Seen(bend, region, is_geodesic(region, bend.low, bend.high)))
 
     def _refutes(self, seen: Seen) -> bool:
         """Return whether the modulus is refuted."""
@@ -332,19 +332,3 @@ class Search:
         known = self.least_on_geodesics
         if seen.is_geodesic and (known is None or upper < known.bend.upper):
             self.least_on_geodesics = seen
-
-
-def _is_geodesic(region: Region, bend: Bend) -> bool:
-    """Return whether an exact solver finds no cheaper coupling of both ends."""
-    a, b = (region.chart.build(x) for x in (bend.low, bend.high))
-    if not isinstance(a, Particles) or not isinstance(b, Particles):
-        return True  # levels, and affine maps with a symmetric matrix
-    if not a.is_uniform:
-        plan = transport_plan(a, b)
-        return torch.equal(plan.rows, plan.columns)
-    best = b.points[assignment(a.points, b.points)]
-    costs = [
-        math.fsum((a.points - y).double().square().flatten().tolist())
-        for y in (b.points, best)
-    ]
-    return costs[0] <= costs[1]
