@@ -33,7 +33,7 @@ LOWER = 1e-8
 
 # A confirmation takes the time of so many evaluations, at a guess; of the whole time at
 # most this share is kept for it.
-CONFIRMATION, KEPT = 400.0, 0.5
+CONFIRMATION, KEPT = 400.0, 0.25
 
 # Why a search ends.
 EVALUATIONS, SECONDS, REFUTED = "evaluations", "seconds", "refuted"
@@ -262,7 +262,7 @@ class Search:
         """Return the time that is kept for the confirmation of the last place."""
         spent = time.perf_counter() - self.begun
         guess = CONFIRMATION * spent / max(self.used, 1)
-        kept = 2.0 * self.longest if self.longest > 0 else guess
+        kept = self.longest if self.longest > 0 else guess
         return min(kept, KEPT * (self.deadline - self.begun))
 
     def _spot(self, objective: Objective, z: Tensor) -> Spot:

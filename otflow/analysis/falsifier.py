@@ -260,7 +260,7 @@ def falsify(
         Most evaluations of a curvature with its gradient, without those that confirm
         a witness.
     seconds : float
-        Most time, but for the evaluation of F that it ends. Up to half of it is kept
+        Most time, but for the evaluation of F that it ends. Up to a quarter is kept
         for the confirmation of the witness. If that is too short, there is no witness.
         A search that the time ends depends on the speed of the machine.
     first : bool
