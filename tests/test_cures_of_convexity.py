@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -39,8 +40,17 @@ def hill(modulus):
     return of.Potential(lambda x: -(x - 0.1).abs().sum(-1), modulus=modulus)
 
 
-def search(F, like=CLOUD):
-    return falsify(F, like, evaluations=60)
+def search(F, like=CLOUD, **options):
+    return falsify(F, like, **{"evaluations": 60} | options)
+
+
+def proposed(F):
+    """Return the modulus that the message about F proposes."""
+    with pytest.raises(of.errors.InvalidFunctional) as caught:
+        search(F).raise_if_refuted()
+    found = re.search(r"take a modulus of at most (\S+), or None$", str(caught.value))
+    assert found is not None
+    return float(found[1])
 
 
 CASES: dict[str, Case] = {
@@ -83,6 +93,15 @@ CASES: dict[str, Case] = {
             lambda: search(cosine(None), CLOUD).functional,
         ],
     ),
+    "a modulus that the first curvature refutes": (
+        of.errors.InvalidFunctional,
+        r"; search without first=True for the least curvature, or take None$",
+        lambda: search(cosine(-1.0), first=True).raise_if_refuted(),
+        [
+            lambda: search(cosine(-9.0)).raise_if_refuted(),
+            lambda: search(cosine(None), first=True).functional,
+        ],
+    ),
     "a modulus over a concave kink": (
         of.errors.InvalidFunctional,
         r"over a concave kink, .*; leave the modulus out: over a concave kink none",
@@ -95,3 +114,13 @@ CASES: dict[str, Case] = {
 @pytest.mark.parametrize("name", CASES)
 def test_every_cure_works(name):
     check_cures(CASES[name])
+
+
+@pytest.mark.parametrize("k", [1 / 3, 0.7, 3.0, 1e3])
+def test_the_proposed_modulus_is_not_refuted(k):
+    def F(modulus):
+        return of.Potential(lambda x: -k * x.square().sum(-1), modulus=modulus)
+
+    least = proposed(F(1.0))
+    assert -2 * k * (1 + 1e-6) < least < -2 * k
+    assert not search(F(least)).refuted

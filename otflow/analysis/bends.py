@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,15 +13,17 @@ from torch import Tensor
 
 from otflow._autodiff import along, value_and_gradient
 from otflow.analysis.charts import Chart
+from otflow.analysis.roundoff import roughness, shaken
 from otflow.errors import Diverged, InvalidFunctional, NonFinite, Unsupported
 from otflow.functionals import Functional
 from otflow.numerics.lbfgs import GOLDEN
 
-__all__ = ["NO_DERIVATIVE", "Bend", "Bends"]
+__all__ = ["NO_DERIVATIVE", "Bend", "Bends", "OutOfTime"]
 
 # The round-off of a number is taken to be MARGIN times its largest change under
-# DRAWS changes of the positions by up to two last places, term by term, and at least
-# FLOOR times the round-off of the sum of the sizes of its terms.
+# DRAWS changes, by up to two last places, of the positions and of the results of all
+# operations, term by term, or its roughness; and at least FLOOR times the round-off of
+# the sum of the sizes of its terms.
 MARGIN, DRAWS, FLOOR = 8.0, 6, 16.0
 # How many parts of a segment in a row may fail to lower the mean beyond round-off.
 PATIENCE = 3
@@ -35,6 +38,10 @@ APART = 1e-3
 FINE = (2e-3, 1e-3)
 # What says that F has no derivative, or no second one, by automatic differentiation.
 NO_DERIVATIVE = (RuntimeError, NotImplementedError, InvalidFunctional, Unsupported)
+
+
+class OutOfTime(Exception):
+    """The deadline of evaluations is over."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +93,29 @@ class Bends:
     For states :math:`x_-`, :math:`x_+` and :math:`v = x_+ - x_-` the mean curvature is
     :math:`\langle \nabla F(x_+) - \nabla F(x_-), v\rangle / |v|^2`, kinks included. A
     modulus along every coupling bounds it from below at these very numbers: so the
-    round-off of positions cannot refute. That inside F is measured by moves of the
-    positions by their last places.
+    round-off of positions cannot refute. That inside F is measured, by moves of the
+    last places of the positions and of all that F computes from them.
+
+    Every evaluation after the `deadline`, a time of ``time.perf_counter()``, raises
+    `OutOfTime`.
     """
 
-    def __init__(self, F: Functional, chart: Chart) -> None:
-        self.functional, self.chart = F, chart
+    def __init__(self, F: Functional, chart: Chart, deadline: float = math.inf) -> None:
+        self.functional, self.chart, self.deadline = F, chart, deadline
         self.by_values = False
+        # Roughness of slopes and values near the path that is being confirmed.
+        self.rough_slope: Tensor | None = None
+        self.rough_value = 0.0
 
     def value(self, x: Tensor) -> float:
         """Return F at a state."""
+        self._check_time()
         with torch.no_grad():
             return float(self.functional.value(self.chart.build(x)))
 
     def slope(self, x: Tensor) -> tuple[float, Tensor]:
         """Return F and its derivative in the state, in float64."""
+        self._check_time()
         F, chart = self.functional, self.chart
         if chart.masses is None:
             value, slope = value_and_gradient(lambda y: F.value(chart.build(y)), x)
@@ -110,7 +125,29 @@ class Bends:
 
     def derivatives(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return F and its first two derivatives along v at x, with their graphs."""
+        self._check_time()
         return along(lambda y: self.functional.value(self.chart.build(y)), x, v)
+
+    def _check_time(self) -> None:
+        if time.perf_counter() > self.deadline:
+            raise OutOfTime
+
+    def feel(self, low: Tensor, high: Tensor) -> None:
+        """Measure the roughness of F near a path, for the means that follow."""
+
+        def both(x: Tensor) -> Tensor:
+            value, slope = self.slope(x)
+            return torch.cat([slope.flatten(), slope.new_tensor([value])])
+
+        if self.by_values:
+            values = roughness(
+                lambda x: torch.tensor(self.value(x)).double(), low, high
+            )
+            self.rough_slope, self.rough_value = None, float(values)
+            return
+        rough = roughness(both, low, high)
+        self.rough_slope = rough[:-1].reshape(low.shape)
+        self.rough_value = float(rough[-1])
 
     def near(self, x: Tensor) -> list[Tensor]:
         """Return states whose entries are up to two last places away.
@@ -135,8 +172,12 @@ class Bends:
         rows = (ends[1][1] - ends[0][1]) * step / square
         error = 0.0
         for x, slope in ends if noise else ():
-            others = (self.slope(y)[1] for y in self.near(x))
-            changes = [float(((g - slope) * step).abs().sum()) for g in others]
+            others = [
+                shaken(self.slope, y, k)[1] - slope for k, y in enumerate(self.near(x))
+            ]
+            if self.rough_slope is not None:
+                others.append(self.rough_slope)
+            changes = [float((change * step).abs().sum()) for change in others]
             error += (
                 FLOOR * torch.finfo(low.dtype).eps * float((slope * step).abs().sum())
             )
@@ -156,7 +197,9 @@ class Bends:
         square = float(self.chart.square(high - low))
         change, error = sum(c * f for _, f, c in values), 0.0
         for x, f, c in values if noise else ():
-            moves = max(abs(self.value(y) - f) for y in self.near(x))
+            near = enumerate(self.near(x))
+            moves = max(abs(shaken(self.value, y, k) - f) for k, y in near)
+            moves = max(moves, self.rough_value)
             own = FLOOR * torch.finfo(low.dtype).eps * abs(f)
             error += abs(c) * (MARGIN * moves + own)
         nothing = torch.zeros(len(low), dtype=torch.float64, device=low.device)
@@ -179,6 +222,7 @@ class Bends:
         not finite there, or if values contradict the slopes of F.
         """
         try:
+            self.feel(low, high)
             best = self.mean(low, high)
             if not math.isfinite(best.upper):
                 return None
@@ -202,6 +246,7 @@ class Bends:
         differentiation lacks a part, in silence.
         """
         try:
+            self.feel(low, high)
             near = [self.mean(*_part(low, high, at, share)) for share in FINE]
         except (NonFinite, Diverged):
             return True

@@ -174,8 +174,12 @@ def displacement_convexity(
     A modulus that holds along every coupling bounds the mean curvature between any two
     states, so the round-off of positions cannot refute it. The round-off inside of F is
     estimated: as eight times the largest change of the slope of F, term by term, under
-    six moves of all positions by up to two last places, and as 16 units of round-off of
-    the terms at least. A
+    six moves by up to two last places, and as 16 units of round-off of the terms at
+    least. All positions are moved, and at random the results of all operations of torch
+    in F and in its derivative, each in its own dtype: Monte Carlo arithmetic
+    :cite:p:`parker2000monte`. So terms that cancel count, and single precision inside
+    of F. Code that is not torch's is judged by sixth differences of the slope on a
+    fortieth of the path. They do not see positions that are rounded more coarsely. A
     modulus is refuted only if a mean of the curvature is below it by more, and if the
     values of F do not say otherwise. A functional that is evaluated to a tolerance of
     its own, as a kernel with a tolerance, is judged as it is computed.

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from otflow._autodiff import value_and_gradient
-from otflow.analysis.bends import NO_DERIVATIVE, Bend, Bends
-from otflow.analysis.regions import Region, regions
+from otflow.analysis.bends import NO_DERIVATIVE, Bend, Bends, OutOfTime
+from otflow.analysis.regions import Region, is_geodesic, regions
 from otflow.errors import Diverged, NonFinite
 from otflow.functionals import Functional
 from otflow.measures import Measure, Particles
-from otflow.metrics import assignment, transport_plan
+from otflow.metrics import assignment
 from otflow.numerics.lbfgs import Memory, Point, last_places, minimise
 
 __all__ = ["Search", "Seen"]
@@ -30,6 +30,10 @@ FLAT = 1e-9
 SHORT = 1e-3
 # A curvature must be lower by this share to be confirmed anew.
 LOWER = 1e-8
+
+# A confirmation takes the time of so many evaluations, at a guess; of the whole time at
+# most this share is kept for it.
+CONFIRMATION, KEPT = 400.0, 0.25
 
 # Why a search ends.
 EVALUATIONS, SECONDS, REFUTED = "evaluations", "seconds", "refuted"
@@ -112,6 +116,7 @@ class Search:
         self.functional, self.like, self.generator = F, like, generator
         self.modulus, self.first = modulus, first
         self.evaluations, self.deadline = evaluations, deadline
+        self.begun, self.longest = time.perf_counter(), 0.0
         self.used = self.starts = 0
         self.least: Seen | None = None
         self.least_on_geodesics: Seen | None = None
@@ -123,16 +128,16 @@ class Search:
         """Search until the budget is spent; return why the search ended."""
         try:
             for region in regions(self.like):
-                bends = Bends(self.functional, region.chart)
+                bends = Bends(self.functional, region.chart, self.deadline)
                 tangents = self._tangents(region, bends)
                 self._from_one_start(region, bends, tangents, pair=False)
                 if region.straight:
                     pairs = self._pairs(region, bends)
                     self._from_one_start(region, bends, pairs, pair=True)
-        except Over as over:
+        except (Over, OutOfTime) as over:
             if self.pending is not None:
                 self._confirm(self.pending)
-            return str(over)
+            return str(over) if isinstance(over, Over) else SECONDS
         raise AssertionError  # regions never end
 
     def _tangents(self, region: Region, bends: Bends) -> Objective:
@@ -249,9 +254,16 @@ class Search:
         """Count an evaluation; end the search if the budget is spent."""
         if self.used >= self.evaluations:
             raise Over(EVALUATIONS)
-        if time.perf_counter() > self.deadline:
+        if time.perf_counter() > self.deadline - self._kept():
             raise Over(SECONDS)
         self.used += 1
+
+    def _kept(self) -> float:
+        """Return the time that is kept for the confirmation of the last place."""
+        spent = time.perf_counter() - self.begun
+        guess = CONFIRMATION * spent / max(self.used, 1)
+        kept = self.longest if self.longest > 0 else guess
+        return min(kept, KEPT * (self.deadline - self.begun))
 
     def _spot(self, objective: Objective, z: Tensor) -> Spot:
         """Evaluate an objective and its gradient, within the budget."""
@@ -286,6 +298,13 @@ class Search:
             return
 
     def _confirm(self, place: Place) -> None:
+        """Measure the curvature at a place again, while there is time."""
+        start = time.perf_counter()
+        with suppress(OutOfTime):
+            self._measure(place)
+        self.longest = max(self.longest, time.perf_counter() - start)
+
+    def _measure(self, place: Place) -> None:
         """Measure the curvature at a place again, beyond round-off."""
         region = place.region
         low, high = self._path(place)
@@ -299,7 +318,7 @@ class Search:
         for path in paths:
             bend = place.bends.confirmed(*path, enough=enough)
             if bend is not None:
-                self._keep(Seen(bend, region, _is_geodesic(region, bend)))
+                self._keep(Seen(bend, region, is_geodesic(region, bend.low, bend.high)))
 
     def _refutes(self, seen: Seen) -> bool:
         """Return whether the modulus is refuted."""
@@ -313,19 +332,3 @@ class Search:
         known = self.least_on_geodesics
         if seen.is_geodesic and (known is None or upper < known.bend.upper):
             self.least_on_geodesics = seen
-
-
-def _is_geodesic(region: Region, bend: Bend) -> bool:
-    """Return whether an exact solver finds no cheaper coupling of both ends."""
-    a, b = (region.chart.build(x) for x in (bend.low, bend.high))
-    if not isinstance(a, Particles) or not isinstance(b, Particles):
-        return True  # levels, and affine maps with a symmetric matrix
-    if not a.is_uniform:
-        plan = transport_plan(a, b)
-        return torch.equal(plan.rows, plan.columns)
-    best = b.points[assignment(a.points, b.points)]
-    costs = [
-        math.fsum((a.points - y).double().square().flatten().tolist())
-        for y in (b.points, best)
-    ]
-    return costs[0] <= costs[1]

@@ -5,13 +5,21 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Context, Decimal
 
 import torch
 
-from otflow._validation import check_generator, check_kind, non_negative_int, real
+from otflow._validation import (
+    check_generator,
+    check_kind,
+    non_negative_int,
+    real,
+    true_or_false,
+)
 from otflow._validation import positive as positive_number
 from otflow.analysis.charts import in_double
-from otflow.analysis.descent import Search, Seen
+from otflow.analysis.descent import LOWER, Search, Seen
+from otflow.analysis.roundoff import shaken
 from otflow.errors import InvalidFunctional, NonFinite
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
@@ -19,6 +27,8 @@ from otflow.measures import Gaussian, Measure
 
 __all__ = ["Falsification", "Witness", "falsify"]
 
+# Digits of a number in a cure.
+DIGITS = 7
 # So many rows of a witness are written out in a message.
 SHOWN = 4
 
@@ -166,7 +176,7 @@ class Falsification:
                 f"{self.witness}; along geodesics, McCann's displacement convexity, no "
                 f"violation was found"
             )
-        least = "no curvature was confirmed"
+        least = "no curvature was confirmed beyond round-off, or in time"
         if self.witness is not None:
             least = f"the least curvature found is {self.witness.curvature:.9g}"
         return (
@@ -188,7 +198,10 @@ class Falsification:
         if not self.refuted:
             return
         assert self.witness is not None
-        cure = f"take a modulus of at most {self.witness.curvature:.9g}, or None"
+        cure = f"take a modulus of at most {_safely_below(self.witness)}, or None"
+        if self.stopped == "refuted":
+            # The first curvature met is not the least one.
+            cure = "search without first=True for the least curvature, or take None"
         if self.witness.is_kink:
             cure = "leave the modulus out: over a concave kink none holds"
         msg = f"{self}; {cure}"
@@ -244,9 +257,12 @@ def falsify(
         The :math:`\lambda` to refute; by default the declared one, and 0 if F declares
         none.
     evaluations : int
-        Most evaluations of a curvature with its gradient.
+        Most evaluations of a curvature with its gradient, without those that confirm
+        a witness.
     seconds : float
-        Most time. A search that the time ends depends on the speed of the machine.
+        Most time, but for the evaluation of F that it ends. Up to a quarter is kept
+        for the confirmation of the witness. If that is too short, there is no witness.
+        A search that the time ends depends on the speed of the machine.
     first : bool
         Whether to stop at the first refutation, and not look for the least curvature.
     generator : torch.Generator, optional
@@ -260,7 +276,7 @@ def falsify(
     Raises
     ------
     TypeError
-        If F is no functional, or `like` no measure.
+        If F is no functional, `like` no measure, or `first` no bool.
     Unsupported
         If `like` is of another representation, or F lacks a capability of it.
     ValueError
@@ -273,7 +289,8 @@ def falsify(
     Notes
     -----
     One evaluation costs a value of F and its derivatives up to the third, some ten
-    times the time of a value. The witness is confirmed by some hundred velocities.
+    times the time of a value. The witness is confirmed by some hundred velocities, and
+    its round-off is that of `displacement_convexity`.
     Float32 measures are searched in float64 if F can be moved there. F without higher
     derivatives by automatic differentiation is searched by velocities or values alone,
     at random.
@@ -296,6 +313,7 @@ def falsify(
     bound = real(modulus, "modulus")
     most = non_negative_int(evaluations, "evaluations", minimum=1)
     limit = positive_number(seconds, "seconds")
+    true_or_false(first, "first")
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     check_generator(generator)
@@ -303,6 +321,7 @@ def falsify(
     with torch.no_grad(), suppress(NonFinite):
         # What F lacks here it lacks everywhere; and it may load libraries.
         G.value(mu)
+        shaken(torch.cos, torch.zeros(1), 0)
     start = time.perf_counter()
     search = Search(G, mu, generator, most, start + limit, bound, first=first)
     stopped = search.run()
@@ -323,6 +342,16 @@ def _text(x: torch.Tensor) -> str:
     """Return a vector as (1, 2), a matrix as ((1, 0), (0, 1))."""
     parts = map(_text, x) if x.ndim > 1 else (f"{entry:.9g}" for entry in x.tolist())
     return f"({', '.join(parts)})"
+
+
+def _safely_below(witness: Witness) -> str:
+    """Return digits of a modulus that another search does not refute by a last place.
+
+    A curvature that is lower by a share of LOWER is not confirmed anew.
+    """
+    slack = 2 * LOWER * abs(witness.curvature) + witness.roundoff
+    least = Decimal(witness.curvature - slack)
+    return f"{Context(prec=DIGITS, rounding=ROUND_FLOOR).create_decimal(least):g}"
 
 
 def _below(witness: Witness | None, modulus: float) -> bool:

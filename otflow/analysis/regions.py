@@ -12,8 +12,9 @@ from torch import Tensor
 from otflow.analysis.charts import Chart, chart_of, on_the_line
 from otflow.errors import Unsupported
 from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
+from otflow.metrics import assignment, transport_plan
 
-__all__ = ["Region", "regions"]
+__all__ = ["Region", "is_geodesic", "regions"]
 
 # Few atoms are tried first: two feel an interaction, one a potential. Clouds of more
 # than MANY atoms are searched by few.
@@ -184,3 +185,19 @@ def _normal(like: Gaussian) -> Region:
 
     shape, chart = (1 + d, d), chart_of(like)[0]
     return Region(chart, state, tangent, draw, shape, shape, scale, straight=False)
+
+
+def is_geodesic(region: Region, low: Tensor, high: Tensor) -> bool:
+    """Return whether an exact solver finds no cheaper coupling of both ends."""
+    a, b = (region.chart.build(x) for x in (low, high))
+    if not isinstance(a, Particles) or not isinstance(b, Particles):
+        return True  # levels, and affine maps with a symmetric matrix
+    if not a.is_uniform:
+        plan = transport_plan(a, b)
+        return torch.equal(plan.rows, plan.columns)
+    best = b.points[assignment(a.points, b.points)]
+    costs = [
+        math.fsum((a.points - y).double().square().flatten().tolist())
+        for y in (b.points, best)
+    ]
+    return costs[0] <= costs[1]

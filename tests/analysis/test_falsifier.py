@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import torch
@@ -169,6 +170,32 @@ def test_budgets_end_the_search():
     assert found.seconds < 5
 
 
+class Slow(of.Functional):
+    """A cosine that takes its time."""
+
+    def __init__(self, pause):
+        self.pause, self.values = pause, 0
+
+    def value(self, mu):
+        time.sleep(self.pause)
+        self.values += 1
+        return mu.expectation(lambda x: (3 * x).cos().sum(-1))
+
+
+@pytest.mark.parametrize("modulus", [0.0, -20.0])
+@pytest.mark.parametrize(("pause", "limit"), [(0.001, 4.0), (0.05, 1.5)])
+def test_the_time_of_a_search_holds_its_confirmation(pause, limit, modulus):
+    F = Slow(pause)
+    start = time.perf_counter()
+    found = falsify(F, line(), modulus=modulus, evaluations=10**9, seconds=limit)
+    assert time.perf_counter() - start < limit + 0.5
+    assert found.stopped == "seconds"
+    assert F.values > found.evaluations > 0
+    # Time for a confirmation is kept if there can be enough.
+    if pause < 0.01:
+        assert seen(found).curvature == pytest.approx(-9, rel=1e-2)
+
+
 def test_values_and_slopes_that_disagree_refute_nothing():
     # The slope of this potential misses half: its curvature 2 would look like 1.
     F = of.Potential(lambda x: (x.detach() * x).sum(-1), modulus=2.0)
@@ -270,6 +297,7 @@ def test_what_a_measure_lacks_is_said_at_once():
         ({"seconds": 0}, ValueError, "seconds"),
         ({"modulus": "0"}, TypeError, "modulus"),
         ({"generator": 3}, TypeError, "generator"),
+        ({"first": 1}, TypeError, "first"),
         ({"F": line()}, TypeError, "F must be"),
         ({"like": clouds.normal(3, 1)}, TypeError, "like must be"),
     ],
