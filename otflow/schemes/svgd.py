@@ -106,7 +106,8 @@ class SVGD(Scheme):
         smoothed = K.field(x, x, w[:, None] * velocity, gradients=False)[0]
         if temperature:
             smoothed = smoothed + temperature * _repulsion(K, x, w)
-        info = Certificate(float(energy.detach()), entries={"temperature": temperature})
+        own = {"temperature": temperature, "smoothed": repr(K)}
+        info = Certificate(float(energy.detach()), entries=own)
         return Step(mu.push(smoothed, dt), state, info, energy)
 
     def _check(self, mu: Measure) -> None:
