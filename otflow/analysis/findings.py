@@ -180,9 +180,6 @@ class RunCertificate:
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)
 
-    def __len__(self) -> int:
-        return len(self.findings)
-
     def __contains__(self, name: object) -> bool:
         """Return whether there is a finding of this name, or this finding."""
         return any(name in (finding.name, finding) for finding in self.findings)

@@ -64,7 +64,8 @@ class SVGD(Scheme):
     Notes
     -----
     Time O(n^2 d), memory O(n d), beside one velocity of G. The recorded energy is G, as
-    in `Langevin`: the entropy of particles has no value. A kernel of two points with
+    in `Langevin`: the entropy of particles has no value. ``info["smoothed"]`` names the
+    kernel, and says that the velocity is not that of F. A kernel of two points with
     features computes these for each pair.
 
     Examples

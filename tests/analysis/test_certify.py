@@ -483,28 +483,28 @@ def test_no_gap_rests_on_a_word_that_is_contradicted():
 
 
 WORDS = {
-    "kernel": (of.MMDTo(normal(9, 2, seed=4), of.kernels.Gaussian(1.0)), "convex"),
-    "energy distance": (of.EnergyDistanceTo(normal(9, 2, seed=4)), "convex"),
-    "potential": (SPRING, "linear"),
-    "attraction": (of.Interaction(of.kernels.Quadratic()), None),
-    "expectation": (
-        of.functionals.OfExpectation(torch.square, lambda x: x[:, 0]),
-        None,
-    ),
+    "kernel": of.MMDTo(normal(9, 2, seed=4), of.kernels.Gaussian(1.0)),
+    "energy distance": of.EnergyDistanceTo(normal(9, 2, seed=4)),
+    "potential": SPRING,
+    "a small part": SPRING + 1e-9 * of.Interaction(of.kernels.Gaussian(1.0)),
+    "repulsion": -1.0 * of.Interaction(of.kernels.Log()),
 }
 
 
 @pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", WORDS)
 def test_no_true_word_of_mixtures_is_contradicted(name, dtype):
-    F = WORDS[name][0].to(dtype=dtype)
+    F = WORDS[name].to(dtype=dtype)
     for seed, size in enumerate((1e-3, 1.0, 30.0)):
         mu = of.Particles(size * normal(7, 2, seed=seed, dtype=dtype))
         nu = of.Particles(normal(4, 2, seed=seed + 9, dtype=dtype))
         report = certify(
             run(F, mu, of.ExplicitEuler()), F, against=[nu, nu.push(nu.points, 1e-6)]
         )
-        assert report["mixture"].verdict in ("observed", "unknown")
+        # The energy of a repulsion leaves out pairs of one atom: it is no function of
+        # the measure.
+        known = "unknown" if name == "repulsion" else "observed"
+        assert report["mixture"].verdict == known
 
 
 def test_svgd_is_not_random():
@@ -587,10 +587,10 @@ def test_a_report_names_what_it_is_about():
         assert html.escape(word) in report.to_html()
 
 
-def test_a_report_is_a_sequence_of_findings():
+def test_a_report_runs_through_its_findings():
     report = certify(run(SPRING, TWO, of.JKO()), SPRING)
     assert list(report) == list(report.findings)
-    assert len(report) == len(NAMES)
+    assert [finding.name for finding in report] == NAMES
     assert "gap" in report
     assert report["gap"] in report
     assert "energie" not in report
