@@ -32,7 +32,7 @@ def dissipation_of(run: Trajectory[Any], F: Functional) -> Finding:
     lost, spent = float(found.drop.sum()), float(found.dissipated.sum())
     text = (
         f"F fell by {lost:.6g}, and the integral of |v|^2 over the snapshots is "
-        f"{spent:.6g}; long steps, rare snapshots or a kink of F set them apart"
+        f"{spent:.6g}; long steps, rare snapshots or a kink of F can part them"
     )
     return Finding(name, Verdict.OBSERVED, found.residual, text)
 
