@@ -305,7 +305,7 @@ def _outcome(
     if reason:
         return "stopped", reason
     if end == math.inf:
-        return "finished", f"made all {steps} steps"
+        return "finished", f"made all {steps} steps" if steps else "made no step"
     if time < end:
         where = f"and is at time {time:g} of {end:g}"
         return "unfinished", f"made all {steps} steps {where}"

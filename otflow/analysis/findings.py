@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -12,7 +13,14 @@ from otflow import _views
 
 __all__ = ["Finding", "RunCertificate", "StepFinding", "Verdict"]
 
-COLUMNS = ("step", "dt", "energy after", "energy", "guarantee", "exact step within")
+COLUMNS = (
+    "step",
+    "dt",
+    "energy after",
+    "energy",
+    "solver claims",
+    "exact step within",
+)
 
 
 class Verdict(StrEnum):
@@ -80,18 +88,21 @@ class StepFinding:
     step : int
         Number of the step, from 0.
     dt : float or None
-        The time that it took, if its report says so.
+        The time that it took, if its report or the records say so.
     energy_before, energy_after : float or None
         F at both ends, from the report of the step or from the records.
     energy : Verdict
         "observed" if the energy did not rise, "failed" if it rose beyond round-off,
-        "unknown" if an end is not known or the scheme adds noise.
+        "unknown" if an end is not known, or if it rose as the scheme allows: by noise,
+        or by the prescribed length of a plain Frank-Wolfe step.
     guarantee : str or None
-        The guarantee of its solver, or those of its parts; None if nothing was solved.
+        What its solver claims, or the solvers of its parts, and in how many parts; None
+        if nothing was solved. The claim rests on the modulus of F.
     exact : Verdict
-        "proved" if the exact step is within `bound`, "observed" if the measure is a
-        critical point, "failed" if a solver gives no guarantee, "unknown" if nothing
-        was solved.
+        What the claim is worth. "proved" if every part of the step is within `bound` of
+        its exact JKO step; "observed" if what was solved ended at a critical point;
+        "failed" if a solver gives no guarantee, or its modulus of F is contradicted;
+        "unknown" if nothing was solved.
     bound : float or None
         W2 distance of the exact step from the same start, at most; the largest of a
         step of several parts.
@@ -125,7 +136,7 @@ class RunCertificate:
 
     ``print(report)`` shows it as text, a notebook as a page, and ``report.to_json()``
     writes it. It is a list of findings, each with its verdict, and one row for each
-    step.
+    step. ``report[name]`` is a finding, ``for finding in report`` runs through them.
 
     Parameters
     ----------
@@ -137,10 +148,13 @@ class RunCertificate:
         What is known of each step.
     why : str
         The convexities of F and their reasons, as by `Functional.why`.
+    about : mapping of str to str, optional
+        What was certified: the functional, the scheme, the domain and the version of
+        otflow.
 
     Attributes
     ----------
-    head, findings, steps, why
+    head, findings, steps, why, about
         As above.
 
     See Also
@@ -161,6 +175,14 @@ class RunCertificate:
     findings: tuple[Finding, ...]
     steps: tuple[StepFinding, ...]
     why: str
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a finding of this name, or this finding."""
+        return any(name in (finding.name, finding) for finding in self.findings)
 
     def __getitem__(self, name: str) -> Finding:
         """Return the finding of this name."""
@@ -194,6 +216,7 @@ class RunCertificate:
         """Return the report as a dict that JSON can write."""
         return {
             "head": self.head,
+            "about": dict(self.about),
             "findings": [_written(asdict(finding)) for finding in self.findings],
             "steps": [_written(asdict(step)) for step in self.steps],
             "why": self.why.splitlines(),
@@ -208,7 +231,8 @@ class RunCertificate:
 
     def _groups(self) -> dict[str, list[tuple[str, ...]]]:
         order = (Verdict.FAILED, Verdict.PROVED, Verdict.OBSERVED, Verdict.UNKNOWN)
-        return {
+        about: dict[str, list[tuple[str, ...]]] = {"about": [*self.about.items()]}
+        return about | {
             str(verdict): [(f.name, f.text) for f in self._of(verdict)]
             for verdict in order
         }
@@ -221,7 +245,7 @@ class RunCertificate:
                 _short(s.energy_after),
                 str(s.energy),
                 f"{s.guarantee or '-'}",
-                f"{_short(s.bound)} ({s.exact})",
+                str(s.exact) if s.bound is None else f"{_short(s.bound)} ({s.exact})",
             )
             for s in self.steps
         ]
@@ -235,11 +259,21 @@ class RunCertificate:
         counts = (f"{len(self._of(v))} {v}" for v in Verdict if self._of(v))
         return f"RunCertificate({self.head}: {', '.join(counts)})"
 
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows: the findings, the convexities, the steps."""
+    def to_html(self) -> str:
+        """Return a piece of HTML: the findings, the convexities, the steps.
+
+        Returns
+        -------
+        str
+            What a notebook shows. ``Path("report.html").write_text(report.to_html())``
+            keeps it.
+        """
         return _views.certificate_page(
             self, repr(self), self._groups(), self.why, self._rows(), COLUMNS
         )
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
 
 
 def _short(x: float | None) -> str:

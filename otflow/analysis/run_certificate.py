@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
-
-from otflow._validation import check_kind
-from otflow.analysis.certificates import energy_dissipation
+from otflow._validation import check_kind, non_negative_int
+from otflow._versions import installed
 from otflow.analysis.findings import Finding, RunCertificate, StepFinding, Verdict
+from otflow.analysis.run_dissipation import ENDED, dissipation_of
 from otflow.analysis.run_energies import functional_of
+from otflow.analysis.run_mixture import mixture_of
 from otflow.analysis.run_modulus import doubt_of_modulus, modulus_of
-from otflow.analysis.run_steps import gap_of_steps, is_random, steps_of
+from otflow.analysis.run_steps import (
+    gap_of_steps,
+    is_random,
+    is_smoothed,
+    may_rise,
+    steps_of,
+)
 from otflow.errors import NonFinite, Unsupported
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import GridDensity, Measure, Particles
@@ -22,9 +29,6 @@ from otflow.trajectory import Trajectory
 
 __all__ = ["certify"]
 
-# Runs that ended as was asked.
-ENDED = ("finished", "stopped", "running")
-
 
 def certify(
     run: Trajectory[Any],
@@ -32,7 +36,7 @@ def certify(
     *,
     domain: Domain | None = None,
     descend: int = 50,
-    against: Iterable[Measure] = (),
+    against: Measure | Iterable[Measure] = (),
 ) -> RunCertificate:
     r"""Return a report on a run: what is proved, only observed, failed or unknown.
 
@@ -41,7 +45,8 @@ def certify(
     ======================== ==========================================================
     ``"status"``             observed, or failed if the run diverged or was interrupted
     ``"functional"``         observed: F gives the energies that the run recorded
-    ``"energy"``             observed, or failed if a step raised the energy
+    ``"energy"``             observed, or failed if a step raised the energy that has to
+                             lower it
     ``"solves"``             observed, or failed if a solve did not converge
     ``"exact step"``         proved if each step bounds the distance to the exact one
     ``"time error"``         proved, by `~otflow.Trajectory.time_error`
@@ -49,13 +54,16 @@ def certify(
                              lost or by `evolution_variational_inequality`
     ``"dissipation"``        observed, by `energy_dissipation`
     ``"slope"``              observed: :math:`F - \inf F \le |v|^2/2\lambda`
+    ``"mixture"``            observed, or failed if values of F contradict its
+                             `~otflow.Functional.mixture_curvature`
     ``"gap"``                proved or observed, by `otflow.optimality.optimality_gap`
     ``"step gap"``           proved or observed: the least ``info["gap"]`` of the steps
     ======================== ==========================================================
 
     Each is unknown where it has no meaning for the run, and its text says why. A proof
     rests on the convexities that are declared of F; the report says which, and where
-    each comes from (`Functional.why`).
+    each comes from (`Functional.why`). What rests on a convexity that the run
+    contradicts is failed, in the rows of the steps too.
 
     Parameters
     ----------
@@ -70,8 +78,9 @@ def certify(
         none.
     descend : int
         Number of descent steps of the gap, see `optimality_gap`.
-    against : iterable of Measure
-        Measures to try the modulus of F against, as a minimiser or other snapshots.
+    against : Measure or iterable of Measure
+        Measures to try the convexities of F against, as a minimiser or other snapshots.
+        With a `domain` the place of the least F' is tried too.
 
     Returns
     -------
@@ -81,7 +90,8 @@ def certify(
     Raises
     ------
     InvalidFunctional
-        If F is not the functional of the run: it gives other energies.
+        If F is not the functional of the run: it gives other energies, or holds another
+        factor of `otflow.Entropy` than the noise of the run had.
     TypeError
         If an argument is of the wrong kind.
 
@@ -92,7 +102,7 @@ def certify(
     Notes
     -----
     Cost: two values and a velocity of F for each snapshot, one gap, and for each
-    measure of `against` two distances for each step.
+    measure of `against` two distances for each step and some ten values of F.
 
     Examples
     --------
@@ -106,35 +116,66 @@ def certify(
     """
     check_kind(run, Trajectory, "run", cure="pass what flow returned")
     check_functional(F)
-    against = tuple(against)
+    against = (against,) if isinstance(against, Measure) else tuple(against)
     for i, nu in enumerate(against):
         check_kind(nu, Measure, f"against[{i}]")
     if domain is not None:
         check_kind(domain, Domain, "domain")
+    descend = non_negative_int(descend, "descend")
+    functional = functional_of(run, F)
     steps = tuple(steps_of(run))
     dim = run.final.dim
-    doubt = doubt_of_modulus(run, F, dim)
-    modulus = modulus_of(run, F, against)
+    gap, place = _gap(F, run.final, domain, descend)
+    nus = [(f"the measure against[{i}]", nu) for i, nu in enumerate(against)]
+    doubt, why = doubt_of_modulus(run, F, dim), F.why(dim)
+    modulus, refuted = modulus_of(run, F, nus, place), None
     if modulus.verdict == Verdict.FAILED:
-        doubt = doubt or modulus.text
+        doubt, refuted = doubt or modulus.text, modulus.text
+        why += f"\nbut {refuted}"
+    if doubt is not None:
+        steps = tuple(map(_doubted, steps))
+    mixture, gaps = mixture_of(run, F, (*nus, *place)), [gap, gap_of_steps(run)]
+    if mixture.verdict == Verdict.FAILED:
+        gaps = [_void(found, mixture) for found in gaps]
+        why += f"\nbut {mixture.text}"
     findings = [
         _status(run),
-        functional_of(run, F),
+        functional,
         _energy(run, steps),
         _solves(run),
         _exact(steps, doubt),
         _time_error(run, doubt),
         modulus,
-        _dissipation(run, F),
-        _slope(F, run.final),
-        _gap(F, run.final, domain, descend),
-        gap_of_steps(run),
+        dissipation_of(run, F),
+        _slope(F, run.final, refuted),
+        mixture,
+        *gaps,
     ]
     count = len(run.info)
     head = f"{run.status} after {count} step{'s' * (count != 1)}"
     if len(run.times):
         head += f", t = {float(run.times[-1]):.6g}"
-    return RunCertificate(head, tuple(findings), steps, F.why(dim))
+    about = {
+        "functional": repr(F),
+        "scheme": run.bookmark.context["scheme"] if run.bookmark else "not recorded",
+        "domain": "none was given" if domain is None else repr(domain),
+        "otflow": installed("otflow"),
+    }
+    return RunCertificate(head, tuple(findings), steps, why, about)
+
+
+def _void(gap: Finding, mixture: Finding) -> Finding:
+    """Return a finding on a gap, which rests on a convexity that is contradicted."""
+    if gap.verdict == Verdict.UNKNOWN:
+        return gap
+    return Finding(gap.name, Verdict.FAILED, None, f"nothing is proved: {mixture.text}")
+
+
+def _doubted(step: StepFinding) -> StepFinding:
+    """Return a step without the proof that rests on a modulus in doubt."""
+    if step.exact != Verdict.PROVED:
+        return step
+    return replace(step, exact=Verdict.FAILED, bound=None)
 
 
 def _status(run: Trajectory[Any]) -> Finding:
@@ -149,6 +190,14 @@ def _energy(run: Trajectory[Any], steps: Sequence[StepFinding]) -> Finding:
     if rises:
         text = f"rose in {len(rises)} {of}, first in step {rises[0].step}"
         return Finding(name, Verdict.FAILED, float(len(rises)), text)
+    if any(map(may_rise, run.info)):
+        pairs = [(s.energy_before, s.energy_after) for s in steps]
+        ups = sum(a is not None and b is not None and b > a for a, b in pairs)
+        text = (
+            f"rose in {ups} {of}; that is normal for plain Frank-Wolfe, whose step "
+            f"length is prescribed, as 2/(k + 2), and does not look at the energy"
+        )
+        return Finding(name, Verdict.OBSERVED, float(ups), text)
     if len(known) == len(steps) and steps:
         first, last = (float(run.records["energy"][k]) for k in (0, -1))
         text = f"did not rise in any {of}, {first:.6g} to {last:.6g}"
@@ -156,6 +205,8 @@ def _energy(run: Trajectory[Any], steps: Sequence[StepFinding]) -> Finding:
     random = sum(map(is_random, run.info))
     if random:
         text = f"{random} {of} are random, and a random step may raise the energy"
+    elif any(map(is_smoothed, run.info)):
+        text = "the records leave out the entropy, which particles do not have"
     else:
         text = f"known at both ends of {len(known)} {of}: record each, every=1"
     return Finding(name, Verdict.UNKNOWN, None, text)
@@ -180,8 +231,8 @@ def _exact(steps: Sequence[StepFinding], doubt: str | None) -> Finding:
     if proved and len(proved) == len(steps):
         bound = max(s.bound or 0.0 for s in steps)
         text = (
-            f"within W2 distance {bound:.3g} of the end of each step, for the exact "
-            f"step from its start, by the modulus of F"
+            f"each step ended within W2 distance {bound:.3g} of the exact JKO step "
+            f"from the same start, by the modulus of F"
         )
         return Finding(name, Verdict.PROVED, bound, text)
     failures = [s for s in steps if s.exact == Verdict.FAILED]
@@ -189,13 +240,21 @@ def _exact(steps: Sequence[StepFinding], doubt: str | None) -> Finding:
         text = f"no guarantee in {len(failures)} {of}, first in step {failures[0].step}"
         return Finding(name, Verdict.FAILED, float(len(failures)), text)
     critical = [s for s in steps if s.exact == Verdict.OBSERVED]
+    partly = sum(" parts" in (s.guarantee or "") for s in critical)
     if proved or critical:
         text = (
-            f"bounded in {len(proved)} {of}, in {len(critical)} a critical point of "
-            f"the objective, to the tolerance"
+            f"{len(proved)} {of} have a bound on the distance to the exact JKO step; "
+            f"{len(critical)} ended at a critical point of the objective, to the "
+            f"tolerance"
         )
+        if partly:
+            text += (
+                f"; in {partly} that is so of the parts that solve something, and for "
+                f"the step as a whole there is no exact JKO step"
+            )
         return Finding(name, Verdict.OBSERVED, None, text)
-    return Finding(name, Verdict.UNKNOWN, None, "no step bounds its distance to it")
+    text = "no step says how far its end is from that of an exact JKO step"
+    return Finding(name, Verdict.UNKNOWN, None, text)
 
 
 def _time_error(run: Trajectory[Any], doubt: str | None) -> Finding:
@@ -218,43 +277,20 @@ def _time_error(run: Trajectory[Any], doubt: str | None) -> Finding:
     return Finding(name, Verdict.PROVED, bound, text)
 
 
-def _dissipation(run: Trajectory[Any], F: Functional) -> Finding:
-    name = "dissipation"
-    if any(map(is_random, run.info)):
-        text = "the identity is one of flows without noise"
-        return Finding(name, Verdict.UNKNOWN, None, text)
-    first, last = run.snapshots[:1], run.snapshots[-1:]
-    if len(run) < 2:
-        return Finding(
-            name, Verdict.UNKNOWN, None, "fewer than two snapshots were kept"
-        )
-    if isinstance(last[0], Particles) and not _same_masses(first[0], last[0]):
-        text = "the identity is one of transport alone, and masses changed"
-        return Finding(name, Verdict.UNKNOWN, None, text)
-    try:
-        found = energy_dissipation(F, run)
-    except (Unsupported, NonFinite) as error:
-        return Finding(name, Verdict.UNKNOWN, None, str(error))
-    lost, spent = float(found.drop.sum()), float(found.dissipated.sum())
-    text = (
-        f"{lost:.6g} lost, {spent:.6g} by the integral of |v|^2 over the snapshots; "
-        f"both agree as dt and the spacing of the snapshots tend to 0"
-    )
-    return Finding(name, Verdict.OBSERVED, found.residual, text)
-
-
-def _same_masses(mu: Measure, nu: Measure) -> bool:
-    return mu.n == nu.n and bool(torch.equal(mu.weights, nu.weights))
-
-
-def _slope(F: Functional, mu: Measure) -> Finding:
+def _slope(F: Functional, mu: Measure, refuted: str | None) -> Finding:
     r"""Bound F by its slope: :math:`F(\nu) \ge F(\mu) - |v|^2/2\lambda` for all nu."""
     name, modulus = "slope", F.modulus(mu.dim)
     if modulus is None or modulus <= 0:
         text = "no positive modulus of F is known"
         return Finding(name, Verdict.UNKNOWN, None, text)
+    if refuted is not None:
+        text = f"nothing is bounded: {refuted}"
+        return Finding(name, Verdict.FAILED, None, text)
     if isinstance(mu, GridDensity):
-        text = "velocities between cells are no slope of F along geodesics"
+        text = (
+            "the velocities of a grid belong to the faces of its cells, and their norm "
+            "is no slope of F along geodesics"
+        )
         return Finding(name, Verdict.UNKNOWN, None, text)
     try:
         v = F.velocity(mu)
@@ -268,20 +304,27 @@ def _slope(F: Functional, mu: Measure) -> Finding:
     return Finding(name, Verdict.OBSERVED, bound, text)
 
 
-def _gap(F: Functional, mu: Measure, domain: Domain | None, descend: int) -> Finding:
-    name = "gap"
+def _gap(
+    F: Functional, mu: Measure, domain: Domain | None, descend: int
+) -> tuple[Finding, list[tuple[str, Measure]]]:
+    """Return the gap, and the measure of one atom where F' is least, by name."""
+    name, place = "gap", list[tuple[str, Measure]]()
     if domain is None:
         text = "no domain was given: certify(run, F, domain=BoxDomain(lower, upper))"
-        return Finding(name, Verdict.UNKNOWN, None, text)
+        return Finding(name, Verdict.UNKNOWN, None, text), place
     try:
         gap = optimality_gap(F, mu, domain, descend=descend)
-    except (Unsupported, NonFinite) as error:
-        return Finding(name, Verdict.UNKNOWN, None, str(error))
+    except (Unsupported, NonFinite, ValueError) as error:
+        return Finding(name, Verdict.UNKNOWN, None, str(error)), place
+    if isinstance(mu, Particles) and gap.argmin is not None:
+        x = gap.argmin.detach().to(mu.points)
+        if x.shape == (mu.dim,):
+            place.append(("one atom where F' is least", Particles(x[None])))
     text = f"F - inf F <= {gap.value:.6g} over the domain, {gap.kind}: {gap.reason}"
     verdict = {
         GapKind.PROVED: Verdict.PROVED,
         GapKind.SEARCHED: Verdict.OBSERVED,
     }.get(gap.kind, Verdict.UNKNOWN)
     if verdict == Verdict.UNKNOWN:
-        return Finding(name, verdict, None, gap.reason)
-    return Finding(name, verdict, gap.value, text)
+        return Finding(name, verdict, None, gap.reason), place
+    return Finding(name, verdict, gap.value, text), place

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from otflow.analysis.findings import Finding, Verdict
+from otflow.analysis.run_steps import parts_of
 from otflow.errors import InvalidFunctional, NonFinite, Unsupported
 from otflow.functionals.base import Functional
 from otflow.measures import Measure
@@ -23,6 +24,7 @@ SAME = 16 * ROUND_OFF
 
 def functional_of(run: Trajectory[Any], F: Functional) -> Finding:
     """Compare the energies of the snapshots with the records."""
+    _check_temperature(run, F)
     name, energies = "functional", run.records.get("energy")
     rows = {step: row for row, step in enumerate(run.steps.tolist())}
     worst, count, left_out = 0.0, 0, False
@@ -49,15 +51,36 @@ def functional_of(run: Trajectory[Any], F: Functional) -> Finding:
     if not count:
         text = "no measure was kept at a recorded time, so F was not compared"
         return Finding(name, Verdict.UNKNOWN, None, text)
-    text = (
-        f"gives the recorded energy of {count} snapshots, to {worst:.2g} of the largest"
-    )
+    text = f"F gives the recorded energy of {count} snapshots again"
+    if worst:
+        text += f", with relative differences of at most {worst:.2g}"
     if left_out:
         text += "; the records are without the entropy"
     if worst > SAME * torch.finfo(run.final.dtype).eps:
         text += "; that is no round-off of this dtype"
         return Finding(name, Verdict.UNKNOWN, worst, text)
     return Finding(name, Verdict.OBSERVED, worst, text)
+
+
+def _check_temperature(run: Trajectory[Any], F: Functional) -> None:
+    """Raise InvalidFunctional if the noise was not that of the entropy in F.
+
+    The recorded energies are without the entropy, and cannot tell it.
+    """
+    own = F.split_entropy()[0]
+    for k, report in enumerate(run.info):
+        for leaf in parts_of(report):
+            used = leaf.entries.get("temperature")
+            # The entropy of a draw of data may have another factor.
+            if used is None or "batch_energy" in report.entries:
+                continue
+            if abs(used - own) > 1e-6 * max(abs(used), abs(own)):
+                msg = (
+                    f"F is not the functional of the run: step {k} took F to hold "
+                    f"{used:g} * Entropy(), and {F!r} holds {own:g} * Entropy(); pass "
+                    f"the functional that was given to flow"
+                )
+                raise InvalidFunctional(msg)
 
 
 def _precision(energies: Tensor) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from otflow.analysis.evi import evolution_variational_inequality
 from otflow.analysis.findings import Finding, Verdict
 from otflow.analysis.run_steps import parts_of
-from otflow.errors import Unsupported
+from otflow.errors import NonFinite, Unsupported
 from otflow.functionals.base import Functional
 from otflow.measures import Measure
 from otflow.proximal import Guarantee
@@ -20,15 +20,30 @@ __all__ = ["doubt_of_modulus", "modulus_of"]
 NAME = "modulus"
 
 
-def modulus_of(run: Trajectory[Any], F: Functional, nus: Sequence[Measure]) -> Finding:
-    """Try the modulus of F by the energy that steps lost, and against measures."""
+def modulus_of(
+    run: Trajectory[Any],
+    F: Functional,
+    nus: Sequence[tuple[str, Measure]],
+    found: Sequence[tuple[str, Measure]] = (),
+) -> Finding:
+    """Try the modulus of F by the energy that steps lost, and against measures.
+
+    Those that were found, and not asked for, count where they contradict it.
+    """
     count, refuted = _loss_of_steps(run)
     if refuted is not None:
         return Finding(NAME, Verdict.FAILED, None, refuted)
+    for named in found:
+        tried = _against(run, F, [named])
+        if tried.verdict == Verdict.FAILED:
+            return tried
     if nus:
         return _against(run, F, nus)
     if not count:
-        text = "no step is exact, so none tries it"
+        text = (
+            "not tried: only a JKO step with the guarantee 'exact' can contradict a "
+            "modulus, and the run has none"
+        )
         return Finding(NAME, Verdict.UNKNOWN, None, text)
     text = (
         f"no step contradicts it: {count} lost as much as an exact step must; "
@@ -37,25 +52,33 @@ def modulus_of(run: Trajectory[Any], F: Functional, nus: Sequence[Measure]) -> F
     return Finding(NAME, Verdict.OBSERVED, None, text)
 
 
-def _against(run: Trajectory[Any], F: Functional, nus: Sequence[Measure]) -> Finding:
+def _against(
+    run: Trajectory[Any], F: Functional, nus: Sequence[tuple[str, Measure]]
+) -> Finding:
     least, tried = math.inf, 0.0
-    for i, nu in enumerate(nus):
+    for name, nu in nus:
         try:
             found = evolution_variational_inequality(F, run, nu)
-        except (Unsupported, ValueError) as error:
+        except (Unsupported, NonFinite, ValueError) as error:
             return Finding(NAME, Verdict.UNKNOWN, None, str(error))
         least, tried = min(least, float(found.slack.min())), found.modulus
         if found.holds:
             continue
-        k = int(found.violated[0])
+        # A step that may be far from the exact one refutes nothing.
+        violated = [int(k) for k in found.violated]
+        exact = [k for k in violated if run.info[k].guarantee == Guarantee.EXACT]
+        k = (exact or violated)[0]
         verdict, text = Verdict.FAILED, f"the modulus {tried:g} is refuted by step {k}"
-        if run.info[k].guarantee != Guarantee.EXACT:
+        if not exact:
             verdict, text = Verdict.UNKNOWN, f"no bound says how exact step {k} is"
-        text += f" against against[{i}]: the inequality fails by {-found.slack[k]:.3g}"
+        text += (
+            f": its inequality with {name} (evolution_variational_inequality) fails by "
+            f"{-found.slack[k]:.3g}"
+        )
         return Finding(NAME, verdict, float(found.slack[k]), text)
     several = f"{len(nus)} measure{'s' * (len(nus) != 1)}"
     text = (
-        f"{tried:g} passes the inequality of every step against {several}, which "
+        f"no step contradicts {tried:g}: its inequality with {several} holds, which "
         f"proves nothing of others"
     )
     return Finding(NAME, Verdict.OBSERVED, least, text)

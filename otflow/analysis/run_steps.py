@@ -12,7 +12,14 @@ from otflow.proximal import Certificate, Guarantee
 from otflow.proximal.certificate import CERTIFYING, NESTED, ROUND_OFF
 from otflow.trajectory import Trajectory
 
-__all__ = ["gap_of_steps", "is_random", "parts_of", "steps_of"]
+__all__ = [
+    "gap_of_steps",
+    "is_random",
+    "is_smoothed",
+    "may_rise",
+    "parts_of",
+    "steps_of",
+]
 
 # Entries of the schemes that draw noise, data or copies of atoms.
 RANDOM = ("temperature", "level", "batch_energy", "batch_gap", "resampled")
@@ -24,6 +31,7 @@ def steps_of(run: Trajectory[Any]) -> Iterator[StepFinding]:
     if "energy" in run.records:
         energies = run.records["energy"].double().tolist()
         recorded = dict(zip(run.steps.tolist(), energies, strict=True))
+    times = dict(zip(run.steps.tolist(), run.times.tolist(), strict=True))
     noise = ROUND_OFF * torch.finfo(run.final.dtype).eps
     for k, report in enumerate(run.info):
         before, after = report.energy_before, report.energy_after
@@ -37,15 +45,21 @@ def steps_of(run: Trajectory[Any]) -> Iterator[StepFinding]:
             if report.converged:
                 slack = max(slack, report.noise or 0.0)
             energy = Verdict.FAILED if after - before > slack else Verdict.OBSERVED
-        # A random step promises no fall, and noise leaves the entropy out of it.
+        # Some steps promise no fall, and some leave the entropy out of the energy.
         rose = energy == Verdict.FAILED
-        if is_random(report, "temperature") or (rose and is_random(report)):
+        hidden = any("temperature" in leaf.entries for leaf in parts_of(report))
+        if hidden or (rose and (is_random(report) or may_rise(report))):
             energy = Verdict.UNKNOWN
         leaves = list(parts_of(report))
         claims = [leaf.guarantee for leaf in leaves if leaf.guarantee is not None]
         words = " + ".join(dict.fromkeys(map(str, claims))) or None
+        if words and len(claims) < len(leaves):
+            words += f" in {len(claims)} of {len(leaves)} parts"
         exact, bound = _distance(leaves)
-        yield StepFinding(k, report.dt, before, after, energy, words, exact, bound)
+        dt = report.dt
+        if dt is None and k in times and k + 1 in times:
+            dt = times[k + 1] - times[k]
+        yield StepFinding(k, dt, before, after, energy, words, exact, bound)
 
 
 def gap_of_steps(run: Trajectory[Any]) -> Finding:
@@ -108,5 +122,27 @@ def parts_of(report: Certificate) -> Iterator[Certificate]:
 
 def is_random(report: Certificate, *words: str) -> bool:
     """Return whether a step draws numbers, as one of these entries says."""
-    entries = {name for leaf in parts_of(report) for name in leaf.entries}
-    return not entries.isdisjoint(words or RANDOM)
+    for leaf in parts_of(report):
+        entries = set(leaf.entries)
+        if is_smoothed(leaf):
+            entries.discard("temperature")
+        if not entries.isdisjoint(words or RANDOM):
+            return True
+    return False
+
+
+def is_smoothed(report: Certificate) -> bool:
+    """Return whether a step smooths the velocity of F, as one of SVGD."""
+    return any("smoothed" in leaf.entries for leaf in parts_of(report))
+
+
+def may_rise(report: Certificate) -> bool:
+    """Return whether a step has the length of a plain Frank-Wolfe step.
+
+    That length depends on the number of the step alone. The sliding variant looks at
+    the energy, and reports it.
+    """
+    return any(
+        "gap_kind" in leaf.entries and leaf.energy_after is None
+        for leaf in parts_of(report)
+    )

@@ -273,7 +273,10 @@ class Risk(Functional):
         if self._loss.convex:
             return f"since the outputs are linear and the loss {self.loss!r} is convex"
         if self.mixture is not None:
-            return "since the outputs are linear, as mixture= declares of the loss"
+            return (
+                f"since the outputs are linear in the measure, and mixture="
+                f"{str(self.mixture)!r} declares the loss {self.mixture}"
+            )
         return "since no shape of the loss is declared: Risk(..., mixture='convex')"
 
     def resample(self, generator: torch.Generator) -> Risk:

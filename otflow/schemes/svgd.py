@@ -64,7 +64,8 @@ class SVGD(Scheme):
     Notes
     -----
     Time O(n^2 d), memory O(n d), beside one velocity of G. The recorded energy is G, as
-    in `Langevin`: the entropy of particles has no value. A kernel of two points with
+    in `Langevin`: the entropy of particles has no value. ``info["smoothed"]`` names the
+    kernel, and says that the velocity is not that of F. A kernel of two points with
     features computes these for each pair.
 
     Examples
@@ -106,7 +107,8 @@ class SVGD(Scheme):
         smoothed = K.field(x, x, w[:, None] * velocity, gradients=False)[0]
         if temperature:
             smoothed = smoothed + temperature * _repulsion(K, x, w)
-        info = Certificate(float(energy.detach()), entries={"temperature": temperature})
+        own = {"temperature": temperature, "smoothed": repr(K)}
+        info = Certificate(float(energy.detach()), entries=own)
         return Step(mu.push(smoothed, dt), state, info, energy)
 
     def _check(self, mu: Measure) -> None:

@@ -111,7 +111,9 @@ def _checked(report: Mapping[str, Any], k: int, *, inner: bool) -> Mapping[str, 
     """Raise Unsupported if a report lacks an entry that the bound needs."""
     if report.get("order") != 1 or "energy_after" not in report:
         cure = "use JKO() of order 1, whose steps the estimate is about"
-        _refuse(k, "is not a proximal step", cure)
+        order = report.get("order")
+        what = "a proximal step" if order in (None, 1) else "of order 1"
+        _refuse(k, f"is not {what}", cure)
     modulus, dt = report["modulus"], report["dt"]
     if modulus is None:
         cure = "state it where you know it, e.g. Potential(V, modulus=0.0)"

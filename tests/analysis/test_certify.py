@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import random
 
@@ -38,6 +39,7 @@ NAMES = [
     "modulus",
     "dissipation",
     "slope",
+    "mixture",
     "gap",
     "step gap",
 ]
@@ -217,7 +219,10 @@ def test_a_refuted_modulus_proves_nothing():
     assert len(certify(trajectory, false).proved) == 2
     report = certify(trajectory, false, against=[mu, of.Particles(0 * mu.points - 1)])
     assert report["modulus"].verdict == "failed"
-    assert "refuted by step 0 against against[1]" in report["modulus"].text
+    assert (
+        "refuted by step 0: its inequality with the measure against[1]"
+        in report["modulus"].text
+    )
     for name in ("exact step", "time error"):
         assert report[name].verdict == "failed"
         assert "nothing is proved: the modulus 0 is refuted" in report[name].text
@@ -415,7 +420,7 @@ def test_it_is_written_as_text_page_and_json():
     assert len(read["steps"]) == 30
     assert read["findings"][0]["verdict"] == "observed"
     assert {f["name"] for f in read["findings"]} == set(NAMES)
-    counts = "2 proved, 7 observed, 2 unknown"
+    counts = "2 proved, 8 observed, 2 unknown"
     assert repr(report) == (f"RunCertificate(finished after 30 steps, t = 3: {counts})")
     with pytest.raises(KeyError, match="the findings are status, functional"):
         report["energie"]
@@ -430,3 +435,194 @@ def test_what_is_no_run_is_refused():
         certify(run(SPRING, MU, of.JKO()), SPRING, against=[MU.points])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="domain must be"):
         certify(run(SPRING, MU, of.JKO()), SPRING, domain=3)
+
+
+class Tilted(of.Functional):
+    """A double well in the mean, whose word is not true."""
+
+    def __init__(self, word):
+        self.word = word
+
+    def value(self, mu):
+        mean = mu.weights @ mu.points.sum(-1)
+        return (mean.square() - 1).square()
+
+    def mixture_curvature(self):
+        return self.word
+
+
+FALSE = of.Potential(lambda x: ((x**2 - 1) ** 2 + 0.3 * x).sum(-1), modulus=5.0)
+TWO = of.Particles(torch.tensor([[1.5], [0.9]], dtype=F64))
+LINE = of.optimality.BoxDomain(-2.0, 2.0)
+
+
+@pytest.mark.parametrize("by", ["a measure", "a list", "the place of the gap"])
+def test_nothing_rests_on_a_modulus_that_is_refuted(by):
+    least = of.Particles(torch.full((2, 1), -1.036, dtype=F64))
+    given = {
+        "a measure": {"against": least},
+        "a list": {"against": [least]},
+        "the place of the gap": {"domain": LINE},
+    }[by]
+    trajectory = run(FALSE, TWO, of.JKO(), dt=0.2, steps=30)
+    report = certify(trajectory, FALSE, **given)
+    for name in ("exact step", "time error", "modulus", "slope"):
+        assert report[name].verdict == "failed"
+        assert "the modulus 5 is refuted by step 0" in report[name].text
+    assert {(step.exact, step.bound) for step in report.steps} == {("failed", None)}
+    assert report.why.splitlines()[-1].startswith("but the modulus 5 is refuted")
+    assert {finding.name for finding in report.proved} <= {"gap"}
+    assert " (proved)" not in str(report)
+    # Without any of them no step contradicts the modulus.
+    assert certify(trajectory, FALSE)["modulus"].verdict == "observed"
+
+
+@pytest.mark.parametrize("word", ["convex", "linear", "concave"])
+def test_a_false_word_of_mixtures_is_contradicted(word):
+    """(m^2 - 1)^2 of the mean m is concave near 0, and convex far from it."""
+    F = Tilted(word)
+    mu = of.Particles(torch.tensor([[1.0]], dtype=F64))
+    other = of.Particles(
+        torch.tensor([[-1.0 if word != "concave" else 9.0]], dtype=F64)
+    )
+    trajectory = run(F, mu, of.ExplicitEuler(), dt=0.01)
+    report = certify(trajectory, F, against=other)
+    found = report["mixture"]
+    assert found.verdict == "failed"
+    assert f"declared {word} along mixtures" in found.text
+    assert "the measure against[0], share" in found.text
+    # Without a measure on the other side nothing contradicts it.
+    assert certify(trajectory, F)["mixture"].verdict == "observed"
+    unknown = certify(trajectory, Tilted(None))["mixture"]
+    assert unknown.verdict == "unknown"
+    assert unknown.value is None
+
+
+def test_no_gap_rests_on_a_word_that_is_contradicted():
+    """F' at the mean 1.5 is least at -1, the other well."""
+    F, box = Tilted("convex"), of.optimality.BoxDomain(-1.0, 2.0)
+    mu = of.Particles(torch.tensor([[1.5]], dtype=F64))
+    trajectory = run(F, mu, of.ExplicitEuler(), dt=1e-4)
+    gap = of.optimality.optimality_gap(F, trajectory.final, box)
+    assert gap.kind != "none"
+    assert gap.argmin is not None
+    assert float(gap.argmin) == pytest.approx(-1.0)
+    report = certify(trajectory, F, domain=box)
+    assert "one atom where F' is least" in report["mixture"].text
+    assert report["mixture"].verdict == report["gap"].verdict == "failed"
+    assert report["gap"].value is None
+    assert "nothing is proved: F is declared convex" in report["gap"].text
+
+
+WORDS = {
+    "kernel": of.MMDTo(normal(9, 2, seed=4), of.kernels.Gaussian(1.0)),
+    "energy distance": of.EnergyDistanceTo(normal(9, 2, seed=4)),
+    "potential": SPRING,
+    "a small part": SPRING + 1e-9 * of.Interaction(of.kernels.Gaussian(1.0)),
+    "repulsion": -1.0 * of.Interaction(of.kernels.Log()),
+}
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
+@pytest.mark.parametrize("name", WORDS)
+def test_no_true_word_of_mixtures_is_contradicted(name, dtype):
+    F = WORDS[name].to(dtype=dtype)
+    for seed, size in enumerate((1e-3, 1.0, 30.0)):
+        mu = of.Particles(size * normal(7, 2, seed=seed, dtype=dtype))
+        nu = of.Particles(normal(4, 2, seed=seed + 9, dtype=dtype))
+        report = certify(
+            run(F, mu, of.ExplicitEuler()), F, against=[nu, nu.push(nu.points, 1e-6)]
+        )
+        # The energy of a repulsion leaves out pairs of one atom: it is no function of
+        # the measure.
+        known = "unknown" if name == "repulsion" else "observed"
+        assert report["mixture"].verdict == known
+
+
+def test_svgd_is_not_random():
+    F, trajectory = make("SVGD")
+    report = certify(trajectory, F)
+    assert "random" not in report["energy"].text
+    assert "leave out the entropy" in report["energy"].text
+    assert "smoothed" in report["dissipation"].text
+
+
+def test_a_frank_wolfe_step_may_raise_the_energy():
+    target = torch.tensor([[0.0], [0.5]], dtype=F64)
+    F = of.MMDTo(target, of.kernels.Gaussian(0.5))
+    trajectory = run(F, TWO, of.schemes.FrankWolfe(LINE), dt=1.0, steps=12)
+    report = certify(trajectory, F)
+    ups = int((trajectory.records["energy"].diff() > 0).sum())
+    assert ups > 0
+    assert (report["energy"].verdict, report["energy"].value) == ("observed", ups)
+    assert "normal for plain Frank-Wolfe" in report["energy"].text
+    assert not report.failed
+    assert "failed" not in {step.energy for step in report.steps}
+
+
+def test_each_step_has_its_time():
+    for scheme in (of.ExplicitEuler(), of.schemes.FrankWolfe(LINE, sliding=True)):
+        F = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+        report = certify(run(F, TWO, scheme, dt=0.25), F)
+        assert [step.dt for step in report.steps] == [0.25] * 4
+
+
+def test_a_domain_that_misses_atoms_leaves_the_rest_of_the_report():
+    trajectory = run(SPRING, TWO, of.JKO())
+    report = certify(trajectory, SPRING, domain=of.optimality.BoxDomain(5.0, 6.0))
+    assert report["gap"].verdict == "unknown"
+    assert "2 of 2" in report["gap"].text
+    assert report["time error"].verdict == "proved"
+    with pytest.raises(ValueError, match="descend"):
+        certify(trajectory, SPRING, descend=-1)
+
+
+def test_the_noise_of_a_run_tells_its_entropy():
+    """Records of Langevin leave out the entropy, so the energies are the same."""
+    F = BARE + 0.1 * of.Entropy()
+    trajectory = run(F, MU, of.Langevin())
+    assert certify(trajectory, F)["functional"].verdict == "observed"
+    for other in (BARE, BARE + 0.2 * of.Entropy()):
+        with pytest.raises(InvalidFunctional, match=r"step 0 took F to hold 0\.1 \*"):
+            certify(trajectory, other)
+
+
+def test_a_part_of_a_step_is_no_whole_step():
+    F, trajectory = make("chain with a solve")
+    report = certify(trajectory, F)
+    assert {step.guarantee for step in report.steps} == {"exact in 1 of 2 parts"}
+    assert "there is no exact JKO step" in report["exact step"].text
+
+
+def test_a_diverged_run_is_not_compared():
+    far = of.Particles(2 + MU.points.abs())
+    with pytest.raises(Diverged) as caught:
+        run(-1.0 * WELL, far, of.ExplicitEuler(), dt=1.0, steps=50)
+    report = certify(caught.value.trajectory, -1.0 * WELL)
+    assert report["dissipation"].verdict == "unknown"
+    assert "'diverged'" in report["dissipation"].text
+
+
+def test_a_report_names_what_it_is_about():
+    trajectory = run(SPRING, TWO, of.JKO())
+    report = certify(trajectory, SPRING, domain=LINE)
+    assert report.about == {
+        "functional": repr(SPRING),
+        "scheme": repr(of.JKO()),
+        "domain": repr(LINE),
+        "otflow": of.__version__,
+    }
+    assert json.loads(report.to_json())["about"] == report.about
+    assert report.to_html() == report._repr_html_()
+    for word in report.about.values():
+        assert word in str(report)
+        assert html.escape(word) in report.to_html()
+
+
+def test_a_report_runs_through_its_findings():
+    report = certify(run(SPRING, TWO, of.JKO()), SPRING)
+    assert list(report) == list(report.findings)
+    assert [finding.name for finding in report] == NAMES
+    assert "gap" in report
+    assert report["gap"] in report
+    assert "energie" not in report

@@ -339,11 +339,15 @@ def refusal(scheme, F=None, mu=None, **options):
 
 
 @pytest.mark.parametrize(
-    "scheme",
-    [of.ExplicitEuler(), of.JKO(order=2), of.chain(of.JKO(), of.BirthDeath())],
+    ("scheme", "what"),
+    [
+        (of.ExplicitEuler(), "a proximal step"),
+        (of.JKO(order=2), "of order 1"),
+        (of.chain(of.JKO(), of.BirthDeath()), "a proximal step"),
+    ],
 )
-def test_other_schemes_are_refused(scheme):
-    assert "step 0 is not a proximal step; use JKO() of order 1" in refusal(scheme)
+def test_other_schemes_are_refused(scheme, what):
+    assert f"step 0 is not {what}; use JKO() of order 1" in refusal(scheme)
 
 
 def test_unknown_convexity_is_refused():
