@@ -256,11 +256,14 @@ CASES: dict[str, Case] = {
             )
         ],
     ),
-    "a quotient of weighted neurons": (
+    "an order of weighted neurons": (
         (ValueError, of.errors.Unsupported),
-        "use wasserstein2",
-        lambda: of.metrics.quotient_distance(HEAVY, HEAVY),
-        [lambda: of.metrics.wasserstein2(HEAVY, HEAVY)],
+        "neurons are matched one to one",
+        lambda: of.metrics.best_matching(HEAVY, HEAVY),
+        [
+            lambda: of.metrics.aligned_networks(HEAVY, HEAVY),
+            lambda: of.metrics.quotient_distance(HEAVY, HEAVY),
+        ],
     ),
     "a barrier in the potential": (
         (ValueError, of.errors.NonFinite),

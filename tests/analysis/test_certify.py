@@ -626,3 +626,11 @@ def test_a_report_runs_through_its_findings():
     assert "gap" in report
     assert report["gap"] in report
     assert "energie" not in report
+
+
+@pytest.mark.parametrize(("word", "verdict"), [("convex", "failed"), (None, "unknown")])
+def test_a_gap_of_steps_fails_with_the_convexity_it_rests_on(word, verdict):
+    at = of.Particles(torch.tensor([[0.1]], dtype=F64))
+    scheme = of.schemes.FrankWolfe(LINE, descend=10)
+    tilted = of.flow(Tilted(word), at, scheme, dt=0.5, steps=2, generator=0)
+    assert certify(tilted, Tilted(word), domain=LINE)["step gap"].verdict == verdict
