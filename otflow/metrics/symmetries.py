@@ -406,9 +406,11 @@ def of_activation(activation: Any, outputs: int = 1, *, bias: bool = True) -> Sy
         ``torch.nn``. A callable is known by its name, and evaluated: its group is
         checked at some places. Parameters may give it more symmetries, which are
         found at arguments from 1e-30 to 1e30: ``LeakyReLU(-1)`` is the modulus,
-        ``LeakyReLU(1)`` the identity, ``ELU(0)`` the relu.
+        ``LeakyReLU(1)`` the identity, ``ELU(0)`` the relu. Or a
+        `~otflow.meanfield.TwoLayer`, which tells `outputs` and `bias` itself.
     outputs : int
-        Number of output weights at the head of each row.
+        Number of output weights at the head of each row. It is not checked against
+        neurons: a wrong number gives the symmetry of other networks.
     bias : bool
         Whether the last entry of a row is a bias.
 
@@ -436,6 +438,11 @@ def of_activation(activation: Any, outputs: int = 1, *, bias: bool = True) -> Sy
     if isinstance(activation, type):
         msg = f"activation must be a function or a name; write {activation.__name__}()"
         raise TypeError(msg)
+    if all(hasattr(activation, name) for name in ("activation", "outputs", "bias")):
+        network = activation  # this floor lies below that of networks
+        return of_activation(
+            network.activation, network.outputs or 1, bias=network.bias
+        )
     known = _known(outputs, true_or_false(bias, "bias"))
     if isinstance(activation, str) or not callable(activation):
         return known[check_option(activation, "activation", known)]

@@ -498,3 +498,22 @@ def test_units_do_not_matter_between_two_widths():
         scaled = (of.Particles(unit * z.points, z.weights) for z in (x, y))
         again = float(quotient_distance(*scaled, symmetry=Sign()))
         assert again == pytest.approx(unit * d, rel=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [None, 3])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", ["relu", "tanh"])
+def test_a_network_tells_its_outputs_and_its_bias(name, outputs, bias):
+    network = of.meanfield.TwoLayer(name, outputs=outputs, bias=bias)
+    group = of.metrics.symmetries.of_activation(network)
+    told = of.metrics.symmetries.of_activation(name, outputs or 1, bias=bias)
+    assert repr(group) == repr(told)
+    p = (outputs or 1) + 2 + bias
+    theta, xi = (normal(n, p) for n in (4, 6))
+    X = normal(5, 2)
+    for mu, nu in zip(
+        of.metrics.aligned_networks(theta, xi, symmetry=group),
+        (of.Particles(theta), of.Particles(xi)),
+        strict=True,
+    ):
+        assert torch.allclose(network(mu, X), network(nu, X), atol=1e-12)
