@@ -51,6 +51,23 @@ class MyRelu(of.meanfield.Unit):
         return torch.sign(value, out=out)
 
 
+class Squared(of.meanfield.Unit):
+    """Of degree 2, which the word may be taken for."""
+
+    name = "relu squared"
+    homogeneous = True
+
+    def __call__(self, z):
+        return torch.relu(z).square()
+
+    def slope(self, z, value, out):
+        return out.copy_(2 * torch.relu(z))
+
+
+class SquaredOfDegreeTwo(Squared):
+    homogeneous = False
+
+
 CORNER = torch.full((2,), 4.0, dtype=F64)
 
 
@@ -105,6 +122,12 @@ CASES: dict[str, Case] = {
             lambda: of.meanfield.path_norm(TwoLayer("relu"), NEURONS),
             lambda: of.meanfield.path_norm(TwoLayer(MyRelu()), NEURONS),
         ],
+    ),
+    "a unit that is not homogeneous, though it is declared so": (
+        of.errors.InvalidFunctional,
+        r"phi\(1\) = 1 is not twice .*leave homogeneous = False.*VariationBall",
+        lambda: gap_of(risk(Squared()), NEURONS, PathBall(100.0)),
+        [lambda: gap_of(risk(SquaredOfDegreeTwo()), NEURONS, variation())],
     ),
     "a path norm of neurons of one's own": (
         TypeError,

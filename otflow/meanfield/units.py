@@ -14,6 +14,7 @@ from torch import Tensor
 from otflow._autodiff import entrywise_derivative
 from otflow._claims import forget
 from otflow._validation import check_option
+from otflow.errors import InvalidFunctional
 
 __all__ = ["UNITS", "Elementwise", "Unit", "as_activation"]
 
@@ -41,7 +42,9 @@ class Unit(ABC):
     name : str
         Name of the activation in texts.
     homogeneous : bool
-        Whether :math:`\varphi(z) = z\,\varphi'(z)`, as for relu.
+        Whether :math:`\varphi(cz) = c\,\varphi(z)` for c > 0, so that :math:`\varphi(z)
+        = z\,\varphi'(z)`, as for relu. A network tries a declaration of your own at
+        some places, and raises InvalidFunctional where it is false.
 
     Examples
     --------
@@ -201,5 +204,24 @@ def as_activation(activation: str | Elementwise) -> Elementwise:
         msg = f"activation must be a function; write {activation.__name__}()"
         raise TypeError(msg)
     if not isinstance(activation, str) and callable(activation):
+        if isinstance(activation, Unit) and activation.homogeneous:
+            _check_homogeneous(activation)
         return activation
     return UNITS[check_option(activation, "activation", UNITS)]
+
+
+def _check_homogeneous(unit: Unit) -> None:
+    """Raise InvalidFunctional where twice the argument is not twice the value."""
+    z = torch.tensor([-3.0, -1.0, -0.2, 0.5, 1.0, 7.0], dtype=torch.float64)
+    twice, double = 2 * unit(z), unit(2 * z)
+    # A factor of a unit may be rounded to single precision.
+    wrong = (twice - double).abs() > 1e-5 * (twice.abs() + double.abs())
+    if bool(wrong.any()):
+        k = int(wrong.nonzero()[0])
+        msg = (
+            f"{unit!r} is declared homogeneous, but phi({2 * float(z[k]):g}) = "
+            f"{float(double[k]):.6g} is not twice phi({float(z[k]):g}) = "
+            f"{float(twice[k]) / 2:.6g}; leave homogeneous = False, and use "
+            f"meanfield.VariationBall in place of PathBall"
+        )
+        raise InvalidFunctional(msg)
