@@ -35,11 +35,44 @@ class Convex(of.functionals.Sum):
         return "convex"
 
 
+class Square(of.Functional):
+    """The square of the second moment, whose F' a user has written down."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def value(self, mu):
+        return mu.expectation(lambda x: x.square().sum(-1)) ** 2
+
+    def mixture_curvature(self):
+        return "convex"
+
+    def enclosed_variation(self, mu):
+        mean = mu.weights @ mu.points.square().sum(-1)
+        return lambda x: self.factor * mean * x.square().sum(-1) + 1e3
+
+
+class SquareAlone(Square):
+    """The same without an enclosure."""
+
+    enclosed_variation = of.Functional.enclosed_variation
+
+
 def density():
     return of.GridDensity(torch.ones(8, dtype=F64), 0, 1, walls=True, normalize=True)
 
 
 CASES: dict[str, Case] = {
+    "an enclosure with a wrong factor": (
+        InvalidFunctional,
+        r"is not that of its value.*correct the factor.*leave the method out, and",
+        lambda: gap(BoxDomain(0.0, 1.0), Square(1.0)),
+        [
+            lambda: gap(BoxDomain(0.0, 1.0), Square(2.0)),
+            lambda: gap(BoxDomain(0.0, 1.0), SquareAlone(1.0), kind="searched"),
+            lambda: gap(BoxDomain(0.0, 1.0), Square(2.0), CLOUD.to(torch.float32)),
+        ],
+    ),
     "a domain that misses atoms": (
         ValueError,
         r"misses 2 of 5 points of mu.*take BoxDomain\(\[0.0\], \[2.0\]\)",

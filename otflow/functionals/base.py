@@ -290,7 +290,8 @@ class Functional(ABC):
         and returns one (m,). By default that of several `terms` follows from theirs,
         and a functional of one term has none. A functional of your own returns a
         function that computes :math:`F'[\mu](x)` by torch operations on x. The constant
-        that F' leaves open must not depend on x.
+        that F' leaves open must not depend on x. A gap compares it with
+        `first_variation` at some places, and raises InvalidFunctional if they differ.
 
         Parameters
         ----------

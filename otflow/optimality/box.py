@@ -22,6 +22,7 @@ from otflow.optimality.enclosing import effect_of_rescaling, variation_on_boxes
 from otflow.optimality.gap import Gap, GapKind
 from otflow.optimality.proofs import STARTS, bound_below
 from otflow.optimality.search import search
+from otflow.optimality.trials import try_enclosure
 
 __all__ = ["BoxDomain"]
 
@@ -142,6 +143,8 @@ class BoxDomain(Domain):
             max_cells=self.max_cells,
             steps=min(descend, NEWTON),
         )
+        corners = torch.stack([proof.argmin.to(lower), lower, upper])
+        try_enclosure(F, own, enclose, torch.cat([corners, mu.points[:STARTS]]))
         if not math.isfinite(proof.bound):
             reason = f"no lower bound of F' was found on {proof.cells} cells"
             return Gap(math.inf, None, GapKind.NONE, reason, mean - proof.best)
