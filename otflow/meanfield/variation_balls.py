@@ -98,8 +98,8 @@ class VariationBall(Domain):
     >>> ball = of.meanfield.VariationBall(1.0, -3 * ones, 3 * ones)
     >>> half = of.Particles(torch.tensor([[0.5, 1.0, 0.0]], dtype=torch.float64))
     >>> gap = of.optimality.optimality_gap(risk, half, ball)
-    >>> gap.kind, round(float(risk.value(half)), 4), round(gap.value, 4)
-    ('proved', 0.0349, 0.1472)
+    >>> gap.kind, round(float(risk.value(half)), 4), gap.value < 0.15
+    ('proved', 0.0349, True)
     """
 
     def __init__(
