@@ -19,20 +19,24 @@ FLOORS = (
     "blobs",
     "cells",
     "convexities",
+    "convexity",
     "distances",
     "entries",
     "exact_plans",
     "first_hours",
     "first_week",
+    "gaps",
     "means",
     "models",
     "moves",
     "networks_and_heat",
     "numbers",
     "plans",
+    "reports",
     "runs",
     "sparse_measures",
     "steps",
+    "subclasses",
     "targets",
     "time_errors",
     "watching",
@@ -43,6 +47,7 @@ DEVICE = "it takes a second device"
 ADVICE = "a line of run.summary(), in tests/test_views.py"
 REASON = "a line of F.why(), in tests/functionals/test_why.py"
 REPORT = "a line of a report on a run, in tests/analysis/test_certify.py"
+GAP = "a reason of a gap, in tests/optimality and tests/meanfield"
 GUARD = "no input is known that leads there: an earlier check or a safeguard holds"
 # Beginnings of the last clauses of messages that no case provokes, and why.
 LEFT = {
@@ -55,6 +60,12 @@ LEFT = {
     "convexity is known for balanced transport": REASON,
     "the outputs depend on the number of atoms: take": REASON,
     "at both ends of": REPORT,
+    "that is normal for plain Frank-Wolfe": REPORT,
+    "values at mixtures of the end with": REPORT,
+    "state mixture_curvature in a subclass of Risk": REASON,
+    "give finite corners": GAP,
+    "more of them, max_cells, make the bound sharper": GAP,
+    "rescale the data": GAP,
     "move one with .to('": DEVICE,
     "move one with .to(...)": DEVICE,
     "use mu.to('cpu')": DEVICE,

@@ -263,3 +263,24 @@ def test_what_a_reason_says_to_do_makes_it_known():
 def test_a_dimension_is_a_positive_integer(dim):
     with pytest.raises((TypeError, ValueError), match="dim must be"):
         SPRING.why(dim)
+
+
+class Wavy(of.meanfield.TwoLayer):
+    """Outputs that are not linear in the measure."""
+
+    def evaluate(self, *args):
+        return super().evaluate(*args).sin()
+
+
+class Stated(of.meanfield.Risk):
+    def mixture_curvature(self):
+        return "concave"
+
+
+def test_outputs_that_a_network_changes_need_not_be_linear():
+    X = torch.linspace(-1, 1, 4, dtype=F64)[:, None]
+    data = Wavy("tanh"), X, X[:, 0]
+    text = of.meanfield.Risk(*data).why(dim=3)
+    assert "Wavy.evaluate changes the outputs, which need not be linear" in text
+    assert of.meanfield.Risk(*data).mixture_curvature() is None
+    assert Stated(*data).mixture_curvature() == "concave"
