@@ -97,7 +97,9 @@ def test_no_violation_is_found_where_there_is_none(name):
 @pytest.mark.parametrize("name", falsifier.CONVEX)
 def test_no_violation_is_found_in_a_minute(name):
     found = falsifier.not_found(name)
-    assert found.seconds > 60
+    # A part of the time is kept for the confirmation of what may be found.
+    assert found.stopped == "seconds"
+    assert found.seconds > 40
     assert not found.refuted
 
 
