@@ -191,8 +191,32 @@ class FrankWolfe(Scheme):
             gamma = min(dt, self.horizon / (made + self.horizon))
             new = _with_atom(mu, x, gamma)
             return Step(new, (made + 1, False), {**report, "atoms": new.n, "dt": gamma})
-        energy, widest = F.value(mu), _widest(F, mu, places)
-        before, size = float(energy), size_at(F, mu, box, widest)
+        energy = F.value(mu)
+        around = box, _widest(F, mu, places)
+        end, small, words = self._slid(
+            F, mu, (x, found), dt, float(energy), around, done=done
+        )
+        report |= words | {"iterations": looked + end.used}
+        return Step(end.measure, (made + 1, small and end.converged), report, energy)
+
+    def _slid(
+        self,
+        F: Functional,
+        mu: Particles,
+        least: tuple[Tensor, float],
+        dt: float,
+        before: float,
+        around: tuple[Box, float],
+        *,
+        done: bool,
+    ) -> tuple[Slid, bool, dict[str, Any]]:
+        """Return where a sliding step ends, whether its gap is small, and its words.
+
+        `least` is the place of the new atom and its gap, `around` the box and the
+        spread of F' over it.
+        """
+        (x, found), (box, widest) = least, around
+        size = size_at(F, mu, box, widest)
         # Of a residual of eps^(2/3) the gap shows the square.
         tolerance = torch.finfo(mu.dtype).eps ** (5 / 6) * size
         small = found <= tolerance + round_off(F, mu, before)
@@ -210,21 +234,20 @@ class FrankWolfe(Scheme):
         if small and not end.converged and after >= before - noise:
             # No place lowers F, and at a kink no gradient tells so.
             end, after = replace(nothing, used=end.used), before
-        report |= {
+        words: dict[str, Any] = {
             "atoms": end.measure.n,
             "energy_before": before,
             "energy_after": after,
             "noise": noise,
             "residual": end.residual,
-            "iterations": looked + end.used,
             "converged": end.converged,
         }
         if not end.converged:
-            report |= {
+            words |= {
                 "cause": "masses and places did not become stationary, as at a kink",
                 "cure": "smooth the kink of F, or take FrankWolfe(box, sliding=False)",
             }
-        return Step(end.measure, (made + 1, small and end.converged), report, energy)
+        return end, small, words
 
     def __repr__(self) -> str:
         text, places = super().__repr__(), self.candidates
