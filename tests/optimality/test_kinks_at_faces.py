@@ -68,15 +68,16 @@ def test_cells_on_both_sides_of_a_kink_share_a_slope(name):
             assert bool((slope - 1e-12 <= high).all())
 
 
+# max(t, c) up to a constant. A difference t - c is rounded outward, and its range does
+# not end at 0; c itself does touch the cells beside it.
 CHOICES = (
-    lambda t: torch.maximum(t, 0 * t),
-    lambda t: t.clamp(min=0.0),
-    lambda t: -torch.minimum(-t, 0 * t),
-    lambda t: torch.stack([t, 0 * t]).amax(0),
-    lambda t: -torch.stack([-t, 0 * t], -1).amin(-1),
-    lambda t: functional.hardtanh(t, 0.0, 8.0),
-    lambda t: functional.leaky_relu(t, 0.0),
-    torch.relu,
+    lambda t, c: torch.maximum(t, c * ONE),
+    lambda t, c: -torch.minimum(-t, -c * ONE),
+    lambda t, c: t.clamp(min=c),
+    lambda t, c: t.clamp_min(c),
+    lambda t, c: torch.stack([t, c + torch.zeros_like(t)]).amax(0),
+    lambda t, c: functional.hardtanh(t, c, 8.0),
+    lambda t, c: torch.relu(t - c),
 )
 
 
@@ -85,16 +86,13 @@ def test_gaps_of_random_functions_with_kinks_at_faces(descend):
     draw = random.Random(1)
     mu, box = of.Particles(torch.tensor([[0.9]], dtype=F64)), BoxDomain(-1.0, 1.0)
     for _ in range(20):
-        kinks = [k / 32 for k in draw.sample(range(-31, 32), draw.randint(1, 30))]
-        parts = [
-            (c, draw.choice([-1, 1]) * draw.uniform(0.5, 20), draw.choice(CHOICES))
-            for c in kinks
-        ]
-        tilt = draw.uniform(-20, 20)
+        kinks = [k / 32 for k in draw.sample(range(-31, 32), draw.randint(1, 10))]
+        parts = [(c, draw.uniform(-10, 20), draw.choice(CHOICES)) for c in kinks]
+        tilt = draw.uniform(-40, 10)
 
         def V(x, parts=parts, tilt=tilt):
             t = x[..., 0]
-            return tilt * t + sum(a * f(t - c) for c, a, f in parts)
+            return tilt * t + sum(a * f(t, c) for c, a, f in parts)
 
         gap = optimality_gap(of.Potential(V), mu, box, descend=descend)
         # A piecewise linear function is least at a kink or at an end.
