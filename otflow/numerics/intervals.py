@@ -131,13 +131,14 @@ def total(
 
 
 def dot(t: Interval, c: Tensor) -> Interval:
-    """Return the product (..., n) @ (n, k) with exact real numbers."""
+    """Return the product (..., n) @ (n, k), or of batches, with exact real numbers."""
+    n = c.shape[-2]
     middle = 0.5 * t[0] + 0.5 * t[1]
     size = c.abs()
     # The half width, and the round-off of a sum of n products.
     spread = torch.maximum(t[1] - middle, middle - t[0]).mul_(1 + 4 * EPS)
-    spread = spread.add_(middle.abs(), alpha=(len(c) + 4) * EPS)
-    centre, reach = middle @ c, (spread @ size).mul_(1 + 2 * len(c) * EPS).add_(TINY)
+    spread = spread.add_(middle.abs(), alpha=(n + 4) * EPS)
+    centre, reach = middle @ c, (spread @ size).mul_(1 + 2 * n * EPS).add_(TINY)
     if bool(torch.isfinite(reach).all()) and bool(torch.isfinite(centre).all()):
         return outward(torch.stack([centre - reach, centre + reach]))
     return _dot_of_infinite(t, c)
@@ -145,10 +146,12 @@ def dot(t: Interval, c: Tensor) -> Interval:
 
 def _dot_of_infinite(t: Interval, c: Tensor) -> Interval:
     """Return the product where ends are infinite; times 0 they count as 0."""
+    if c.ndim > 2:  # each matrix of a batch has an axis for the rows of t
+        c = c[..., None, :, :]
     ends = _without_nan(t[..., None] * c.clamp(min=0)).sum(-2)
     ends = ends + _without_nan(t.flip(0)[..., None] * c.clamp(max=0)).sum(-2)
     size = _without_nan(t.abs().amax(0)[..., None] * c.abs()).sum(-2)
-    return _with_slack(ends, size.expand_as(ends), 2 * len(c) + 2)
+    return _with_slack(ends, size.expand_as(ends), 2 * c.shape[-2] + 2)
 
 
 def elementwise(
