@@ -21,6 +21,7 @@ from otflow.numerics.intervals import (
     exact,
     multiply,
     outward,
+    total,
 )
 
 __all__ = ["correlation", "enclosed_outputs", "two_layer_enclosure"]
@@ -79,7 +80,7 @@ def _at_points(
     for rows in _blocks(inputs, theta):
         hidden = network.activation(inputs[rows] @ u.T)
         found += (a * (hidden.T @ middle[rows])).sum(1)
-    units = ULPS + 2 * inputs.shape[1] + len(inputs)
+    units = ULPS + 2 * inputs.shape[1] + len(inputs) + a.shape[1]
     size = middle.abs() * (units * EPS) + radius * (1 + 8 * EPS)
     # A hidden value is at most 1 + |u| . |x|, and is off by so many units of that.
     heights = size.sum(0) + u.abs() @ (inputs.abs().T @ size)
@@ -128,14 +129,13 @@ def two_layer_enclosure(
     sums = _sums(ranges, inputs, u, slopes, order)
     q = p - m
     rows = theta.rows.new_zeros(2, row_count(p, order), count)
-    rows[:, 0] = outward(multiply(a, sums[0][..., 0]).sum(-1), 2.0 * m)
+    rows[:, 0] = total(multiply(a, sums[0][..., 0]), -1)
     if order:
         rows[:, 1 : 1 + m] = sums[0][..., 0].mT
-        inner = multiply(a[..., None], sums[1]).sum(2)
-        rows[:, 1 + m : 1 + p] = outward(inner, 2.0 * m).mT
+        rows[:, 1 + m : 1 + p] = total(multiply(a[..., None], sums[1]), -2).mT
     if order > 1:
         i_, j_ = pairs(q)
-        bends = outward(multiply(a[..., None], sums[2]).sum(2), 2.0 * m)
+        bends = total(multiply(a[..., None], sums[2]), -2)
         at = {pair: k for k, pair in enumerate(zip(i_, j_, strict=True))}
         for k, (i, j) in enumerate(zip(*pairs(p), strict=True), start=1 + p):
             if j >= m > i:
