@@ -46,9 +46,12 @@ ULPS = 4.0
 
 
 def exact(x: Tensor) -> Interval:
-    """Return the intervals that hold one number each; float32 is widened exactly."""
+    """Return the intervals that hold one number each; float32 is widened exactly.
+
+    NaN may be any number.
+    """
     x = x.to(torch.float64)
-    return torch.stack([x, x])
+    return _known(torch.stack([x, x]), ~x.isnan())
 
 
 def outward(t: Interval, ulps: float | Tensor = 1.0) -> Interval:
@@ -80,10 +83,14 @@ def add(s: Interval, t: Interval) -> Interval:
 
 
 def scale(t: Interval, c: Tensor | float) -> Interval:
-    """Return an interval times a real number, or numbers that broadcast."""
+    """Return an interval times a real number, or numbers that broadcast.
+
+    A number that is not finite gives the whole line, as its product with 0 is not 0.
+    """
     if not isinstance(c, Tensor):
         return outward((t if c >= 0 else t.flip(0)) * c)
-    return outward(hull(_without_nan(t * c)))
+    ends = outward(hull(_without_nan(t * c)))
+    return _known(ends, torch.isfinite(c))
 
 
 def multiply(s: Interval, t: Interval) -> Interval:
@@ -131,7 +138,10 @@ def total(
 
 
 def dot(t: Interval, c: Tensor) -> Interval:
-    """Return the product (..., n) @ (n, k), or of batches, with exact real numbers."""
+    """Return the product (..., n) @ (n, k), or of batches, with exact real numbers.
+
+    A column of numbers that are not all finite gives the whole line.
+    """
     n = c.shape[-2]
     middle = 0.5 * t[0] + 0.5 * t[1]
     size = c.abs()
@@ -151,7 +161,8 @@ def _dot_of_infinite(t: Interval, c: Tensor) -> Interval:
     ends = _without_nan(t[..., None] * c.clamp(min=0)).sum(-2)
     ends = ends + _without_nan(t.flip(0)[..., None] * c.clamp(max=0)).sum(-2)
     size = _without_nan(t.abs().amax(0)[..., None] * c.abs()).sum(-2)
-    return _with_slack(ends, size.expand_as(ends), 2 * c.shape[-2] + 2)
+    ends = _with_slack(ends, size.expand_as(ends), 2 * c.shape[-2] + 2)
+    return _known(ends, torch.isfinite(c).all(-2))
 
 
 def elementwise(
@@ -166,6 +177,14 @@ def _with_slack(ends: Interval, size: Interval, n: int) -> Interval:
     slack = size * (n * EPS) + TINY
     low, high = ends[0] - slack[0], ends[1] + slack[1]
     return outward(torch.stack([low, high]))
+
+
+def _known(t: Interval, known: Tensor) -> Interval:
+    """Return intervals that are the whole line where they are not known."""
+    if bool(known.all()):
+        return t
+    low, high = t.masked_fill(~known, -math.inf)[0], t.masked_fill(~known, math.inf)[1]
+    return torch.stack([low, high])
 
 
 def _without_nan(products: Tensor) -> Tensor:

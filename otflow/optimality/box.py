@@ -71,6 +71,9 @@ class BoxDomain(Domain):
     Time O(n d^2) for a cell and n atoms, and as much for each atom of the mean. The
     number of cells grows with the dimension: proofs are for d up to about 4.
 
+    A measure with mass where F' is NaN does not compete, as F is not defined there. F'
+    must be finite at the atoms of the measure itself.
+
     Examples
     --------
     >>> import otflow as of
@@ -132,6 +135,11 @@ class BoxDomain(Domain):
         if not math.isfinite(mean):
             reason = "no finite bound of F' at the atoms of mu was found"
             return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
+        # Enclosures hold where F' is a number: a sigmoid of NaN too lies in [0, 1].
+        told = F.first_variation(own).detach()
+        if not bool(torch.isfinite(told).all()):
+            reason = "F' is not finite at an atom of mu"
+            return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
         proof = bound_below(
             enclose,
             lower,
@@ -156,7 +164,7 @@ class BoxDomain(Domain):
             # The measures that compete have mass 1 or that of mu.
             value += excess * (2 * abs(mean) + value)
             if kind != torch.float64:
-                level = abs(float(F.first_variation(own).detach().double() @ weights))
+                level = abs(float(told.double() @ weights))
                 value += excess * level
         if kind != torch.float64:
             value += 2 * effect_of_rescaling(F, mu, lower, upper)
