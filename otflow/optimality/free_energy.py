@@ -181,7 +181,9 @@ class FreeEnergy:
         law = ProximalLaw.of(self.rest, temperature, measure)
         rest = float(self.rest.value(measure))
         heat = temperature * float(logs.exp() @ (logs - self.log_volume))
-        size = abs(rest) + law.size(measure) + abs(heat)
+        # A logarithm is off by units of its own size, however small their mean is.
+        parts = temperature * float(logs.exp() @ logs.abs() + abs(self.log_volume))
+        size = abs(rest) + law.size(measure) + parts
         noise = ENERGY_NOISE * self.eps * size
         return State(logs, measure, rest + heat, noise, law)
 
