@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from otflow._validation import check_kind
+from otflow.errors import NonFinite
 from otflow.functionals import Functional, Potential
 from otflow.functionals.base import check_functional
 from otflow.measures import GridDensity, Measure
@@ -96,6 +97,13 @@ class ProximalLaw:
         normalisation = max(0.0, float(torch.logsumexp(exponent, 0)))
         logs = (exponent - normalisation).to(shifted)
         constant = least - temperature * normalisation
+        # No logarithm of a mass is larger than 1,000.
+        if not math.isfinite(abs(constant) + float(shifted.max()) + 1e3 * temperature):
+            msg = (
+                f"at the temperature {temperature:g} the free energy of {rest!r} is "
+                f"not finite in float64"
+            )
+            raise NonFinite(msg)
         potential = torch.zeros_like(slopes)
         for c, term in rest.terms():
             if isinstance(term, Potential):
@@ -144,10 +152,11 @@ class ProximalLaw:
     def noise(self, rho: GridDensity) -> float:
         r"""Return the round-off of `energy_to`, and of a mass that is not exactly 1."""
         eps, temperature = torch.finfo(rho.dtype).eps, self.temperature
-        w, p = rho.weights.detach()[self.free], self.logs.exp()
+        # In float64, where no product with T overflows.
+        w, p = rho.weights.detach()[self.free].double(), self.logs.double().exp()
         logs = torch.where(w > 0, w, 1.0).log().abs()
         # The modulus of T log p, where log p itself may be infinite.
-        cold = self.slopes + temperature * self.normalisation
+        cold = self.slopes.double() + temperature * self.normalisation
         # Each logarithm is off by some units of its own size, and a term w log(w/p) by
         # some of w where the logarithms are small.
         wrong = NOISE * eps * (self.sizes + cold + temperature * (1 + logs))

@@ -2,6 +2,7 @@
 
 import math
 import random
+import warnings
 from decimal import Decimal, localcontext
 
 import pytest
@@ -92,8 +93,8 @@ def test_the_logarithm_of_a_cell_that_holds_all_mass(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("temperature", [1e-300, 1e-50, 1e-30, 1e-10])
-def test_a_temperature_that_underflows(kind, temperature):
+@pytest.mark.parametrize("temperature", [1e-300, 1e-50, 1e-10, 1e40, 1e300])
+def test_temperatures_far_from_the_range_of_float32(kind, temperature):
     for seed in range(10):
         rho, table, _ = random_problem(seed, kind)
         gap, _ = judged(rho, table, temperature, rho)
@@ -126,3 +127,41 @@ def test_a_mean_over_many_cells(kind):
     exact = math.fsum(w * v for v in table.tolist()) - table.min().item()
     assert gap.value >= exact
     assert gap.value <= exact + 1e3 * torch.finfo(kind).eps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e40, 1e300])
+def test_fixed_points_far_from_the_range_of_float32(kind, temperature):
+    rho = density(torch.arange(1.0, 21.0), kind)
+    F = of.Potential(lambda x: x.square().sum(-1)) + temperature * of.Entropy()
+    found = gibbs(F, rho)
+    assert found.converged
+    assert math.isfinite(found.residual)
+    exact = torch.softmax(-rho.points[:, 0].double().square() / temperature, 0)
+    assert float((found.measure.weights.double() - exact).abs().sum()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_bound_is_proved_where_the_energy_overflows(kind):
+    rho = density(torch.arange(1.0, 21.0), kind)
+    F = of.Potential(lambda x: x.square().sum(-1)) + 1e308 * of.Entropy()
+    grid = of.optimality.OnGrid()
+    for f in (
+        lambda: entropic_gap(F, rho),
+        lambda: entropic_bracket(F, rho, rho),
+        lambda: optimality_gap(F, rho, grid),
+        lambda: gibbs(F, rho),
+    ):
+        with pytest.raises(of.errors.NonFinite, match="temperature 1e"):
+            f()
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 40, 90])
+def test_no_more_evaluations_than_the_limit(limit):
+    rho = density(torch.arange(1.0, 21.0), torch.float64)
+    pull = of.Potential(lambda x: x.square().sum(-1))
+    for temperature in (1e-300, 1e-3, 1.0):
+        F = pull + of.Interaction(of.kernels.Gaussian(0.5)) + temperature * of.Entropy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", of.errors.NotConvergedWarning)
+            assert gibbs(F, rho, max_iterations=limit).iterations <= limit
