@@ -205,6 +205,8 @@ def displacement_convexity(
     step, squared = end - start, float(chart.square(end - start))
     if squared <= 0:
         msg = "a and b coincide: there is no geodesic to look along; move one of them"
+        if not torch.equal(start, end):
+            msg = "a and b are so close that the square of their distance is 0"
         raise ValueError(msg)
     bends = Bends(F, chart)
     states = [torch.lerp(start, end, float(s)) for s in t]

@@ -184,7 +184,7 @@ class PathBall(Domain):
                 f"the path norm of the measure is {at.size:.9g}, above the radius "
                 f"{self.radius:.9g} of the ball; take PathBall("
                 f"{at.size * (1 + 1e-6):.9g}), or divide the outer weights by "
-                f"{at.size / self.radius:.9g}"
+                f"{at.size / self.radius * (1 + 1e-6):.9g}"
             )
             raise ValueError(msg)
         level = at.level(self.radius, self.sharpness)

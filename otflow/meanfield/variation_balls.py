@@ -148,7 +148,7 @@ class VariationBall(Domain):
                 f"the outer weights of the measure sum to {size:.9g}, above the radius "
                 f"{self.radius:.9g} of the ball; take a radius of "
                 f"{size * (1 + 1e-6):.9g}, or divide the outer weights by "
-                f"{size / self.radius:.9g}"
+                f"{size / self.radius * (1 + 1e-6):.9g}"
             )
             raise ValueError(msg)
         z = risk._inputs.double()
