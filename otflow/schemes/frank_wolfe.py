@@ -24,6 +24,8 @@ __all__ = ["FrankWolfe"]
 
 # A gap of this share of the size of F' is small.
 THIN = 1e-4
+# Least share of the gap, times that of the new atom, by which F must fall.
+FALL = 0.1
 
 
 State: TypeAlias = tuple[int, bool]
@@ -215,7 +217,7 @@ class FrankWolfe(Scheme):
         `least` is the place of the new atom and its gap, `around` the box and the
         spread of F' over it.
         """
-        (x, found), (box, widest) = least, around
+        found, (box, widest) = least[1], around
         size = size_at(F, mu, box, widest)
         # Of a residual of eps^(2/3) the gap shows the square.
         tolerance = torch.finfo(mu.dtype).eps ** (5 / 6) * size
@@ -223,7 +225,7 @@ class FrankWolfe(Scheme):
         nothing = Slid(mu, found / size if size > 0 else found, 0, converged=True)
         end = nothing
         if not (small and done):  # else the step before has found nothing to change
-            new = mu if small else _lower(F, mu, x, dt, before)
+            new = mu if small else _lower(F, mu, least, dt, before)
             # Near the minimum atoms are tried that may not be needed.
             end = slide(F, new, box, widest, thin=found < THIN * size)
         after = float(F.value(end.measure))
@@ -330,12 +332,18 @@ def _with_atom(mu: Particles, x: Tensor, share: float) -> Particles:
 
 
 def _lower(
-    F: Functional, mu: Particles, x: Tensor, dt: float, value: float
+    F: Functional, mu: Particles, least: tuple[Tensor, float], dt: float, value: float
 ) -> Particles:
-    """Return the mixture of largest share that does not raise F, or the measure."""
+    """Return the mixture of largest share that lowers F enough, or the measure.
+
+    All mass may go to a mirror image, where F is the same: then nothing is gained, and
+    the next step goes back. So F must fall by a share of what the gap promises.
+    """
+    (x, gap), noise = least, round_off(F, mu, value)
     while dt > torch.finfo(mu.dtype).eps:
-        new = _with_atom(mu, x, dt)
-        if float(F.value(new)) <= value:
+        new, promised = _with_atom(mu, x, dt), FALL * dt * gap
+        # Round-off hides a smaller fall.
+        if float(F.value(new)) <= value - (promised if promised > noise else 0.0):
             return new
         dt *= 0.5
     return mu
