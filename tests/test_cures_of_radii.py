@@ -1,6 +1,8 @@
 """The numbers in messages about radii are cures as they are printed."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from otflow.meanfield import PathBall, Risk, TwoLayer, VariationBall
 
 F64 = torch.float64
 CORNERS = 6 * torch.ones(2, dtype=F64)
-BALLS = {
+BALLS: dict[str, tuple[TwoLayer, Callable[[float], Any], str]] = {
     "path": (TwoLayer("relu"), PathBall, r"take PathBall\(([-+.e0-9]+)\)"),
     "variation": (
         TwoLayer("tanh"),

@@ -108,7 +108,8 @@ def try_enclosure(
 def _told(F: Functional, mu: Measure, x: Tensor) -> Tensor:
     """Return F' at places, one at a time; NaN where it has no value."""
     values = []
-    for place in x.split(1):
+    for k in range(len(x)):
+        place = x[k : k + 1]
         try:
             values.append(F.first_variation(mu, place).detach().double())
         except OtflowError:

@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from otflow.numerics.intervals import EPS
 F64 = torch.float64
 H = 5  # heads
 # An operation on tensors of given shapes, and the same by einsum on single entries.
-PRODUCTS = {
+PRODUCTS: dict[str, Any] = {
     "mm": (torch.mm, (7, 4), (4, 3), "mi,ij->mj"),
     "mv": (torch.mv, (7, 4), (4,), "mi,i->m"),
     "dot": (torch.dot, (9,), (9,), "i,i->"),
@@ -101,13 +102,14 @@ def test_round_off_grows_with_the_length_of_the_sum(n, batch):
     x[:, torch.randperm(n, generator=generator)[:8]] = 1.0
     ones = torch.ones(batch, n, 1, dtype=F64)
     exact = sum(map(Fraction, x[0].tolist()))
-    points = Enclosure.of(x, x, 0)
-    for found in (
+    points: Any = Enclosure.of(x, x, 0)
+    sums: Any = (
         torch.bmm(points[:, None], ones),
         torch.bmm(ones.mT, points[:, :, None]),
         torch.einsum("bn,bnk->bk", points, ones),
         points @ ones[0],
         points.sum(-1),
-    ):
+    )
+    for found in sums:
         low, high = found.value.reshape(2, -1)[:, 0].tolist()
         assert Fraction(low) <= exact <= Fraction(high)

@@ -20,7 +20,7 @@ def excesses(rho, table, temperature):
     V = [Decimal(x) for x in table.double().tolist()]
     T, least, total = Decimal(temperature), min(V), sum(w)
     volume = Decimal(rho.box.cell_volume).ln()
-    sums = sum((-(v - least) / T).exp() for v in V)
+    sums = sum(((-(v - least) / T).exp() for v in V), Decimal(0))
     infimum = least - T * (sums.ln() + volume)
 
     def energy(masses):
@@ -110,9 +110,9 @@ def test_gaps_on_a_grid_without_entropy(kind):
         V = [Decimal(x) for x in table.double().tolist()]
         with localcontext() as context:
             context.prec = 60
-            mean = sum(x * v for x, v in zip(w, V, strict=True))
+            mean = sum((x * v for x, v in zip(w, V, strict=True)), Decimal(0))
             assert Decimal(gap.value) >= mean - min(V)
-            assert Decimal(gap.value) >= mean / sum(w) - min(V)
+            assert Decimal(gap.value) >= mean / sum(w, Decimal(0)) - min(V)
 
 
 @pytest.mark.parametrize("kind", KINDS)

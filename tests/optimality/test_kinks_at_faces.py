@@ -43,7 +43,8 @@ KINKS = {
 
 def field(W, t):
     if isinstance(t, Enclosure):
-        box = Enclosure.of(*t.value[..., None], t.order)
+        low, high = t.value[..., None]
+        box = Enclosure.of(low, high, t.order)
         return W.enclosed_field(box, AT, ONE)
     s = t[:, None].square()
     return sum(c * V.profile(s).sum(-1) for c, V in W.terms())

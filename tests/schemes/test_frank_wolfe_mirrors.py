@@ -40,8 +40,8 @@ def test_the_mass_does_not_jump_to_its_mirror_image(name, d, start, kind):
     scheme = of.schemes.FrankWolfe(BOX, candidates=32, descend=20, sliding=True)
     run = of.flow(F, mu, scheme, dt=1.0, steps=5)
     for report in run.info:
-        fell = report.energy_before - report.energy_after
-        if report["gap"] > 1e-3:
+        fell = report["energy_before"] - report["energy_after"]
+        if report["gap"] > 0.01 * run.info[0]["gap"]:
             # A share of what the gap promises to a small atom.
             assert fell > 0.01 * report["gap"]
     assert run.final.n > 1
