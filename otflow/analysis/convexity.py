@@ -12,12 +12,16 @@ from otflow._arrays import as_float_tensor
 from otflow._validation import check_kind, non_negative_int
 from otflow.analysis.bends import NO_DERIVATIVE, Bend, Bends
 from otflow.analysis.charts import in_double, straight
-from otflow.errors import NonFinite
+from otflow.errors import Diverged, NonFinite
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
 from otflow.measures import Measure
 
 __all__ = ["ConvexityReport", "displacement_convexity"]
+
+# A second difference of values counts beside slopes if it is lower by this share, and
+# by so many times its round-off.
+HIDDEN, HIDES = 1e-2, 4.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,7 +40,8 @@ class ConvexityReport:
         none by automatic differentiation, or where slopes of F contradict the least.
     between : Tensor, shape (m - 1,)
         Exact means of the curvature between neighbouring times, kinks included: the
-        changes of the first derivative over those of the time.
+        changes of the first derivative over those of the time. A minimum below them
+        and the curvatures comes from values that the derivatives do not fit.
     values : Tensor, shape (m,)
         F along the geodesic.
     minimum : float
@@ -218,6 +223,9 @@ def displacement_convexity(
     found = _confirmed(bends, t, states, curvature, between)
     known, when = _least(t, curvature, between)
     upper = math.inf
+    of_values = _by_values(bends, t, states, values / squared, known)
+    if of_values is not None and (found is None or of_values[0].upper < found[0].upper):
+        found = of_values
     if found is not None:
         upper, bend = found[0].upper, found[0]
         if upper < known:
@@ -332,6 +340,33 @@ def _confirmed(
             if best is None or (found is not None and found[0].upper < best[0].upper):
                 best = found
     return best
+
+
+def _by_values(
+    bends: Bends, t: Tensor, states: list[Tensor], values: Tensor, known: float
+) -> tuple[Bend, float] | None:
+    """Return the least second difference of values, if slopes hide that it is lower.
+
+    So is found what has a slope that is not that of its values, as a function that
+    jumps, or one that is detached in part.
+    """
+    if bends.by_values or not math.isfinite(known):
+        return None
+    slopes = values.diff() / t.diff()
+    inner = 2.0 * slopes.diff() / (t[2:] - t[:-2])
+    k = int(inner.nan_to_num(math.inf, math.inf).argmin())
+    if not float(inner[k]) < known - HIDDEN * abs(known):
+        return None
+    low, high = states[k], states[k + 2]
+    try:
+        bends.feel(low, high)
+        bend = bends.of_values(low, high)
+    except (NonFinite, Diverged):
+        return None
+    # Beyond several times the round-off of values, which slopes do not have.
+    if not bend.curvature + HIDES * bend.noise < known - HIDDEN * abs(known):
+        return None
+    return bend, float(t[k + 1])
 
 
 def _times(times: int | Tensor) -> Tensor:
