@@ -11,7 +11,7 @@ from torch import Tensor
 from otflow._arrays import unit_of
 from otflow._autodiff import value_and_gradient
 from otflow._validation import non_negative_int, positive
-from otflow.errors import Unsupported
+from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.numerics.krylov import gmres
@@ -222,6 +222,18 @@ def descend(
         return objective.norm(excess) <= goal
 
     end = minimise(objective, start, memory, converged=converged, budget=budget)
+    while end.converged and budget - end.used > 3:
+        tried, away = _off_false_zeros(objective, end.point)
+        end = replace(end, used=end.used + tried)
+        if away is None:
+            break
+        left = budget - end.used
+        lower = minimise(
+            objective, away, memory.empty(), converged=converged, budget=left
+        )
+        if not lower.point.objective < end.point.objective:
+            break
+        end = replace(lower, used=end.used + lower.used)
     point, used, known, settled = end.point, end.used, 0.0, end.converged
     if end.stalled:
         # The descent is at a kink, or the gradient is at its error. The change of the
@@ -234,6 +246,36 @@ def descend(
     known = max(known, objective.floor(point) * end.memory.stiffness)
     away = end.stalled and not settled
     return Descent(point, end.memory, used, settled, away, known)
+
+
+def _off_false_zeros(
+    objective: Objective[M], point: Place[M]
+) -> tuple[int, Place[M] | None]:
+    """Return the place beside kinks where the derivative 0 is false, or None.
+
+    At a kink automatic differentiation may return 0 where no subgradient is 0. So it
+    does for relu(x) - relu(-x) / 2 at 0, whose slopes are 1 and 1/2: a coordinate that
+    starts there never moves. The slopes beside such a kink are of one sign. The first
+    number counts the evaluations.
+    """
+    still = point.displacement == 0
+    if not bool(still.any()):
+        return 0, None
+    info = torch.finfo(point.gradient.dtype)
+    size = max(float(point.measure.points.abs().max()), info.tiny**0.5)
+    step = still.to(point.gradient.dtype) * (info.eps * size)
+    beside = []
+    try:
+        for side in (1.0, -1.0):
+            beside.append(objective.move(point, step, side).gradient)
+            still = still & (beside[-1].abs() > info.eps**0.5 * size)
+            still = still & (beside[-1] * beside[0] > 0)
+            if not bool(still.any()):
+                return len(beside), None
+        downhill = -step * beside[0].sign() * still
+        return 3, objective.move(point, downhill, 1.0)
+    except (Diverged, NonFinite):
+        return len(beside) + 1, None
 
 
 @dataclass(frozen=True)
