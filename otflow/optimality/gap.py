@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from torch import Tensor
+
+from otflow._words import Word
 
 __all__ = ["Gap", "GapKind"]
 
@@ -15,7 +16,7 @@ __all__ = ["Gap", "GapKind"]
 SHOWN = 8
 
 
-class GapKind(StrEnum):
+class GapKind(Word):
     """What a gap proves; each member equals its string.
 
     Examples
@@ -31,9 +32,6 @@ class GapKind(StrEnum):
     """The minimum of F' is the least that was found, so the gap may be too small."""
     NONE = "none"
     """Nothing is bounded; ``reason`` says why."""
-
-    def __repr__(self) -> str:
-        return repr(str(self))
 
 
 @dataclass(frozen=True, eq=False)
