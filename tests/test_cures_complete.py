@@ -21,6 +21,7 @@ FLOORS = (
     "convexities",
     "convexity",
     "distances",
+    "domains",
     "entries",
     "exact_plans",
     "first_hours",

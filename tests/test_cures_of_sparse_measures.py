@@ -96,7 +96,7 @@ CASES: dict[str, Case] = {
     ),
     "corners for a domain": (
         TypeError,
-        r"domain must be a BoxDomain.*give BoxDomain\(lower, upper\)",
+        r"domain must be a BoxDomain.*write FrankWolfe\(BoxDomain\(0, 1\)\)",
         lambda: FrankWolfe((0, 1)),
         [lambda: FrankWolfe(BoxDomain(0, 1))],
     ),

@@ -13,7 +13,7 @@ from otflow.measures import Measure
 __all__ = ["SHARES", "excess", "slacks"]
 
 SHARES = (0.1, 0.5, 0.9)
-# Units of round-off in a value, and how much of it a change of the order of a sum hides.
+# Units of round-off in a value. A change of the order of a sum shows a part of it.
 ROUND_OFF, ORDERS = 256.0, 8.0
 
 

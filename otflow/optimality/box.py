@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from otflow._validation import non_negative_int, positive, real
-from otflow.errors import InvalidFunctional
+from otflow._validation import non_negative_int, positive
+from otflow.errors import InvalidFunctional, NonFinite
 from otflow.functionals import Functional
-from otflow.measures import Measure, Particles
+from otflow.measures import GridDensity, Measure, Particles
 from otflow.numerics.enclosed_sums import weighted
 from otflow.numerics.enclosures import Enclosure, NotEnclosed
 from otflow.numerics.intervals import EPS, Interval
-from otflow.optimality.domains import Domain
+from otflow.optimality.domains import Domain, corner_of, text_of_corner
 from otflow.optimality.enclosing import effect_of_rescaling, variation_on_boxes
 from otflow.optimality.gap import Gap, GapKind
 from otflow.optimality.proofs import STARTS, bound_below
@@ -86,7 +87,7 @@ class BoxDomain(Domain):
         max_cells: int = 20_000,
         sharpness: float = 0.01,
     ) -> None:
-        self.lower, self.upper = _corner(lower, "lower"), _corner(upper, "upper")
+        self.lower, self.upper = corner_of(lower, "lower"), corner_of(upper, "upper")
         if 1 < len(self.lower) != len(self.upper) > 1:
             msg = (
                 f"lower has {len(self.lower)} numbers and upper {len(self.upper)}; "
@@ -108,6 +109,9 @@ class BoxDomain(Domain):
             lower.cpu().numpy(), upper.cpu().numpy(), f" once rounded to {mu.dtype}"
         )
         self._check_inside(mu, lower, upper)
+        # A proof computes in float64 all the same, and would hide another dtype in F.
+        with suppress(NonFinite):
+            F.first_variation(mu, mu.points[:1])
         try:
             return self._proved(F, mu, descend)
         except NotEnclosed as missing:
@@ -182,12 +186,22 @@ class BoxDomain(Domain):
         if not (lower < upper).all():
             msg = (
                 f"lower must lie below upper on every axis{where}, got "
-                f"{_text(self.lower)} and {_text(self.upper)}"
+                f"{text_of_corner(self.lower)} and {text_of_corner(self.upper)}"
             )
             raise ValueError(msg)
 
     def _check_inside(self, mu: Measure, lower: Tensor, upper: Tensor) -> None:
-        """Raise ValueError if an atom with mass lies outside the box."""
+        """Raise ValueError if an atom with mass lies outside, or the box off a grid."""
+        if isinstance(mu, GridDensity):
+            ends = torch.tensor([mu.box.lower, mu.box.upper]).to(lower)
+            if bool(((lower < ends[0]) | (upper > ends[1])).any()):
+                a, b = (torch.maximum(lower, ends[0]), torch.minimum(upper, ends[1]))
+                msg = (
+                    f"{self!r} reaches beyond the grid of mu, where its densities have "
+                    f"no mass; take BoxDomain({a.tolist()}, {b.tolist()}), or OnGrid() "
+                    f"for a proof"
+                )
+                raise ValueError(msg)
         points = mu.points.detach()
         outside = ((points < lower) | (points > upper)).any(1) & (mu.weights > 0)
         if not bool(outside.any()):
@@ -203,7 +217,7 @@ class BoxDomain(Domain):
         raise ValueError(msg)
 
     def __repr__(self) -> str:
-        return f"BoxDomain({_text(self.lower)}, {_text(self.upper)})"
+        return f"BoxDomain({text_of_corner(self.lower)}, {text_of_corner(self.upper)})"
 
 
 def _guarded(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -231,25 +245,3 @@ def _lowest(mu: Measure, at: Interval, lower: Tensor, upper: Tensor) -> Tensor:
     values = torch.where(inside, at[1], math.inf)
     order = values.argsort()[: min(STARTS, int(inside.sum()))]
     return mu.points[order] if len(order) else (0.5 * (lower + upper))[None]
-
-
-def _corner(corner: Any, name: str) -> tuple[float, ...]:
-    """Return the numbers of a corner; they may be infinite."""
-    if isinstance(corner, (Tensor, np.ndarray)):
-        corner = corner.tolist()
-    if not isinstance(corner, Sequence) or isinstance(corner, str):
-        return (_number(corner, name),)
-    if not corner:
-        msg = f"{name} must hold one number per axis, got none"
-        raise ValueError(msg)
-    return tuple(_number(x, f"{name}[{k}]") for k, x in enumerate(corner))
-
-
-def _number(x: Any, name: str) -> float:
-    if isinstance(x, float) and math.isinf(x):
-        return x
-    return real(x, name)
-
-
-def _text(corner: tuple[float, ...]) -> str:
-    return repr(corner[0] if len(corner) == 1 else corner)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from otflow._validation import check_kind
 from otflow.functionals import Functional, Potential
+from otflow.functionals.answers import measure_within
 from otflow.functionals.base import check_functional
 from otflow.measures import GridDensity, Measure
 from otflow.measures.grid.checks import check_same_obstacles
@@ -45,7 +46,7 @@ def heat_of(F: Functional) -> tuple[float, Functional]:
 
 def check_grid(rho: Measure, name: str) -> None:
     """Raise TypeError unless a measure is a density on a grid."""
-    cure = (
+    cure = measure_within(rho) or (
         "make one by GridDensity.from_function or GridDensity.from_samples("
         "mu.sample(100_000, generator), lower, upper, shape)"
     )

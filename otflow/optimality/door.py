@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from otflow._validation import check_kind, non_negative_int
+from otflow._validation import non_negative_int
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional, check_measure
 from otflow.measures import Measure
 from otflow.optimality.declared import with_words_tried
-from otflow.optimality.domains import Domain
+from otflow.optimality.domains import Domain, check_domain
 from otflow.optimality.gap import Gap, GapKind
 
 __all__ = ["optimality_gap"]
@@ -53,7 +53,10 @@ def optimality_gap(
     Raises
     ------
     ValueError
-        If the domain misses a point of mu, or does not fit its dimension.
+        If the domain misses a point of mu, does not fit its dimension, or reaches
+        beyond the grid of a density.
+    TypeError
+        If F holds numbers of another dtype than mu: nothing is cast in silence.
     Unsupported
         If F has no first variation at mu, as an internal energy on atoms.
 
@@ -73,7 +76,7 @@ def optimality_gap(
     """
     check_functional(F)
     check_measure(mu)
-    check_kind(domain, Domain, "domain")
+    check_domain(domain)
     descend = non_negative_int(descend, "descend")
     if not F.mixture_convex:
         reason = _why_not(F)

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,8 @@ __all__ = ["FrankWolfe"]
 
 # A gap of this share of the size of F' is small.
 THIN = 1e-4
+# A box of more axes is not written out.
+SHOWN = 4
 
 
 State: TypeAlias = tuple[int, bool]
@@ -138,7 +141,7 @@ class FrankWolfe(Scheme):
         prove: bool = False,
         horizon: float = 2.0,
     ) -> None:
-        check_kind(domain, BoxDomain, "domain", cure="give BoxDomain(lower, upper)")
+        check_kind(domain, BoxDomain, "domain", cure=_box_for(domain))
         self.domain = domain
         self.candidates = (
             non_negative_int(candidates, "candidates", minimum=1)
@@ -285,6 +288,20 @@ class FrankWolfe(Scheme):
                 )
                 raise ValueError(msg)
         return box, places
+
+
+def _box_for(given: Any) -> str:
+    """Return how the box is written for what was given in its place."""
+    box, places = "BoxDomain(lower, upper)", "candidates"
+    if isinstance(given, int):
+        places = str(given)
+    elif isinstance(given, (Tensor, np.ndarray)) and given.ndim == 2 and len(given):
+        x = torch.as_tensor(given).detach()
+        if x.shape[1] <= SHOWN:
+            box = f"BoxDomain({x.amin(0).tolist()}, {x.amax(0).tolist()})"
+    elif isinstance(given, (tuple, list)) and len(given) == 2:
+        return f"write FrankWolfe(BoxDomain({given[0]!r:.40}, {given[1]!r:.40}))"
+    return f"candidates come second: write FrankWolfe({box}, {places})"
 
 
 def _box(domain: BoxDomain, mu: Measure) -> Box:
