@@ -67,6 +67,7 @@ LEFT = {
     "give finite corners": GAP,
     "more of them, max_cells, make the bound sharper": GAP,
     "rescale the data": GAP,
+    "take a smaller box, or a larger": GAP,
     "move one with .to('": DEVICE,
     "move one with .to(...)": DEVICE,
     "use mu.to('cpu')": DEVICE,

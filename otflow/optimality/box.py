@@ -33,6 +33,8 @@ Result = TypeVar("Result")
 ROUND = 1000.0
 # Newton steps converge quadratically: more of them are of no use.
 NEWTON = 12
+# In more dimensions a sharp bound may need more cells than anyone has.
+PROVABLE = 4
 
 
 class BoxDomain(Domain):
@@ -49,8 +51,8 @@ class BoxDomain(Domain):
         Corners: one number per axis, or one number for all axes. They are rounded to
         the dtype of the measure. For a function of period L any box of side L will do.
     max_cells : int
-        Number of cells after which no sharper bound is sought. The bound is proved all
-        the same.
+        Most cells. With fewer than a sharp bound needs the bound is proved all the
+        same.
     sharpness : float
         The share of the found gap by which a proved value may exceed it. At a minimum,
         where the gap is 0, it may by 1,000 times the round-off in the mean of F'.
@@ -70,7 +72,9 @@ class BoxDomain(Domain):
     Notes
     -----
     Time O(n d^2) for a cell and n atoms, and as much for each atom of the mean. The
-    number of cells grows with the dimension: proofs are for d up to about 4.
+    number of cells for a sharp bound grows exponentially in the dimension: it suffices
+    for d up to about 4. In more dimensions take a small box, or read ``value - found``,
+    which is at most what the bound has lost.
 
     Examples
     --------
@@ -154,7 +158,7 @@ class BoxDomain(Domain):
             return Gap(math.inf, None, GapKind.NONE, reason, mean - proof.best)
         reason = f"F' was bounded from below on {proof.cells} cells"
         if not proof.finished:
-            reason += "; more of them, max_cells, make the bound sharper"
+            reason += "; " + _advice(mu.dim)
         value, found = mean - proof.bound, mean - proof.best
         if excess := abs(float(weights.sum()) - 1.0):
             # The measures that compete have mass 1 or that of mu.
@@ -237,6 +241,17 @@ def _guarded(function: Callable[..., Result]) -> Callable[..., Result]:
             raise NotEnclosed(msg) from error
 
     return guarded
+
+
+def _advice(dim: int) -> str:
+    """Return what makes a bound sharper for which the cells did not suffice."""
+    if dim <= PROVABLE:
+        return "more of them, max_cells, make the bound sharper"
+    return (
+        f"what a sharp bound needs grows exponentially in the dimension, here {dim}, "
+        f"and value - found is at most what is lost; take a smaller box, or a larger "
+        f"sharpness"
+    )
 
 
 def _lowest(mu: Measure, at: Interval, lower: Tensor, upper: Tensor) -> Tensor:
