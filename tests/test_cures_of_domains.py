@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -155,6 +157,15 @@ CASES: dict[str, Case] = {
         "upper has 3 numbers and a neuron 2 inner weights; give 2 numbers, or one",
         lambda: variation(-3, [3, 3, 3]),
         [lambda: variation(-3, [3, 3]), lambda: variation(-3, 3.0)],
+    ),
+    "a number of a gap that bounds nothing": (
+        ValueError,
+        "it is no number: the domain is unbounded.*read gap.kind before, or gap.value",
+        lambda: float(gap(BoxDomain(0, math.inf), kind="none")),
+        [
+            lambda: gap(BoxDomain(0, math.inf), kind="none").value,
+            lambda: float(gap(BoxDomain(0, 1))),
+        ],
     ),
     "a measure of float32 beside a target of float64": (
         TypeError,

@@ -69,6 +69,8 @@ class Gap:
     >>> gap = of.optimality.optimality_gap(F, mu, of.optimality.BoxDomain(0.0, 4.0))
     >>> gap.kind, round(gap.value, 4)  # the mean of 1 and 9, at least 0
     ('proved', 5.0)
+    >>> float(gap) == gap.value
+    True
     """
 
     value: float
@@ -76,6 +78,28 @@ class Gap:
     kind: GapKind
     reason: str
     found: float
+
+    def __float__(self) -> float:
+        """Return `value`; raise ValueError if nothing is bounded.
+
+        Returns
+        -------
+        float
+            The bound, proved or searched.
+
+        Raises
+        ------
+        ValueError
+            If the kind is "none", or the value infinite: that is no number to go on
+            with, and `reason` says why.
+        """
+        if self.kind == GapKind.NONE or not math.isfinite(self.value):
+            msg = (
+                f"the gap bounds nothing, so it is no number: {self.reason}; "
+                f"read gap.kind before, or gap.value, which is {self.value:g}"
+            )
+            raise ValueError(msg)
+        return self.value
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON writes them; an infinite number is a text.

@@ -296,3 +296,19 @@ def test_no_more_cells_are_bounded_than_asked_for(most, d):
     assert 1 <= cells <= most
     assert gap.kind == "proved"
     assert gap.value >= sharp.found - 1e-9
+
+
+@pytest.mark.parametrize("kind", ["proved", "searched"])
+def test_a_gap_is_the_number_that_it_bounds_by(kind):
+    gap = Gap(0.25, None, GapKind(kind), "", 0.125)
+    assert float(gap) == 0.25
+    assert math.sqrt(gap) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(math.inf, "none"), (0.25, "none"), (math.inf, "searched"), (math.nan, "proved")],
+)
+def test_a_gap_that_bounds_nothing_is_no_number(value, kind):
+    with pytest.raises(ValueError, match="bounds nothing, so it is no number: why"):
+        float(Gap(value, None, GapKind(kind), "why", value))
