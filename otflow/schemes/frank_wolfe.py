@@ -19,6 +19,7 @@ from otflow.measures import Measure, Particles
 from otflow.optimality import BoxDomain, Gap, GapKind, optimality_gap
 from otflow.optimality.search import descent
 from otflow.schemes.base import Scheme, Step
+from otflow.schemes.shares import best_share
 from otflow.schemes.sliding import Box, Slid, round_off, size_at, slide
 
 __all__ = ["FrankWolfe"]
@@ -70,6 +71,9 @@ class FrankWolfe(Scheme):
         best candidate is taken as it is.
     sliding : bool
         Whether masses and places are optimised after each insertion.
+    line_search : bool
+        Whether the share of the new atom is that of least F in [0, dt], in place of
+        :math:`\gamma_k`. Then F never rises, and the bound above holds for dt = 1.
     prove : bool
         Whether each gap is asked from `otflow.optimality.optimality_gap`, which proves
         a bound where it can. By default the gap is that of the place found, of kind
@@ -79,7 +83,7 @@ class FrankWolfe(Scheme):
 
     Attributes
     ----------
-    domain, candidates, descend, sliding, prove, horizon
+    domain, candidates, descend, sliding, line_search, prove, horizon
         As above.
 
     Raises
@@ -87,6 +91,7 @@ class FrankWolfe(Scheme):
     Unsupported
         From `step`, if the measure is not made of particles or carries a graph.
     ValueError
+        If both `sliding` and `line_search` are asked for.
         From `step`, if dt > 1, if the box is unbounded or of another dimension than the
         measure, or if an atom or a candidate lies outside the box.
     NonFinite
@@ -105,15 +110,20 @@ class FrankWolfe(Scheme):
 
     ``info`` holds ``gap``, ``gap_kind`` (``"proved"``, ``"searched"`` or ``"none"``)
     and ``gap_reason`` of the measure *before* the step, and ``atoms``, their number
-    after it. A place that is an atom to the bit adds its mass to that atom. The sliding
-    variant tells whether its descent converged. Its ``residual`` is a size of the
-    gradient of F' over that of F' itself near the measure: what the gradient changes by
-    along 1 % of the box, for the whole box, at most the spread over the candidates. A
-    measure whose gap is at round-off is kept if no slide lowers F; the residual is then
-    that of the gap. Sliding keeps no measure at which F is higher by more than
-    ``noise``, the round-off of F there. ``iterations`` counts evaluations of F' at the
-    candidates and at the measure, without those of a proof. Under `Minibatch` the gap
-    is that of the batch.
+    after it. The gap of the final measure is ``optimality_gap(F, run.final, domain)``,
+    proved where it can be. A place that is an atom to the bit adds its mass to that
+    atom. The line search brackets a zero of the slope of F, which takes some
+    evaluations of F' at the atoms, two for a quadratic F; ``info["dt"]`` is the share.
+    If F is not convex along mixtures that need not be the least F, but F does not rise.
+
+    The sliding variant tells whether its descent converged. Its ``residual`` is a size
+    of the gradient of F' over that of F' itself near the measure: what the gradient
+    changes by along 1 % of the box, for the whole box, at most the spread over the
+    candidates. A measure whose gap is at round-off is kept if no slide lowers F; the
+    residual is then that of the gap. Sliding keeps no measure at which F is higher by
+    more than ``noise``, the round-off of F there. ``iterations`` counts evaluations of
+    F' at the candidates and at the measure, without those of a proof. Under `Minibatch`
+    the gap is that of the batch.
 
     Cost of a step: F' and its gradient at m candidates, `descend` + 1 times; the
     sliding variant adds some hundred values with velocity of F at its few atoms.
@@ -138,6 +148,7 @@ class FrankWolfe(Scheme):
         descend: int = 50,
         *,
         sliding: bool = False,
+        line_search: bool = False,
         prove: bool = False,
         horizon: float = 2.0,
     ) -> None:
@@ -150,6 +161,13 @@ class FrankWolfe(Scheme):
         )
         self.descend = non_negative_int(descend, "descend")
         self.sliding = true_or_false(sliding, "sliding")
+        self.line_search = true_or_false(line_search, "line_search")
+        if self.sliding and self.line_search:
+            msg = (
+                "the sliding variant finds the best masses of all atoms, and has no "
+                "share to search for; leave sliding or line_search out"
+            )
+            raise ValueError(msg)
         self.prove = true_or_false(prove, "prove")
         self.horizon = positive(horizon, "horizon")
 
@@ -190,11 +208,15 @@ class FrankWolfe(Scheme):
             "iterations": looked,
         }
         made, done = state
-        if not self.sliding:
+        if not (self.sliding or self.line_search):
             gamma = min(dt, self.horizon / (made + self.horizon))
             new = _with_atom(mu, x, gamma)
             return Step(new, (made + 1, False), {**report, "atoms": new.n, "dt": gamma})
         energy = F.value(mu)
+        if self.line_search:
+            new, words = _searched(F, mu, (x, found), dt, float(energy))
+            words["iterations"] += looked
+            return Step(new, (made + 1, False), report | words, energy)
         around = box, _widest(F, mu, places)
         end, small, words = self._slid(
             F, mu, (x, found), dt, float(energy), around, done=done
@@ -226,7 +248,7 @@ class FrankWolfe(Scheme):
         nothing = Slid(mu, found / size if size > 0 else found, 0, converged=True)
         end = nothing
         if not (small and done):  # else the step before has found nothing to change
-            new = mu if small else _lower(F, mu, x, dt, before)
+            new = mu if small else _lower(F, mu, x, dt, before)[0]
             # Near the minimum atoms are tried that may not be needed.
             end = slide(F, new, box, widest, thin=found < THIN * size)
         after = float(F.value(end.measure))
@@ -346,16 +368,39 @@ def _with_atom(mu: Particles, x: Tensor, share: float) -> Particles:
     return Particles(points[weights > 0], weights[weights > 0])
 
 
+def _searched(
+    F: Functional, mu: Particles, least: tuple[Tensor, float], dt: float, before: float
+) -> tuple[Particles, dict[str, Any]]:
+    """Return the mixture with the share of least F, and the words of the step."""
+    x, found = least
+    share, used = best_share(F, mu, x, -found, dt)
+    new = _with_atom(mu, x, share) if share else mu
+    after = float(F.value(new))
+    noise = round_off(F, mu, before)
+    if after > before + noise:  # a zero of the slope is no minimum of every F
+        new, share = _lower(F, mu, x, share, before)
+        after = float(F.value(new))
+    words: dict[str, Any] = {
+        "atoms": new.n,
+        "dt": share,
+        "iterations": used,
+        "energy_before": before,
+        "energy_after": after,
+        "noise": noise,
+    }
+    return new, words
+
+
 def _lower(
     F: Functional, mu: Particles, x: Tensor, dt: float, value: float
-) -> Particles:
-    """Return the mixture of largest share that does not raise F, or the measure."""
+) -> tuple[Particles, float]:
+    """Return the mixture of largest share that does not raise F, and the share."""
     while dt > torch.finfo(mu.dtype).eps:
         new = _with_atom(mu, x, dt)
         if float(F.value(new)) <= value:
-            return new
+            return new, dt
         dt *= 0.5
-    return mu
+    return mu, 0.0
 
 
 def _least(
