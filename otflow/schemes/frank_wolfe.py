@@ -19,7 +19,7 @@ from otflow.measures import Measure, Particles
 from otflow.optimality import BoxDomain, Gap, GapKind, optimality_gap
 from otflow.optimality.search import descent
 from otflow.schemes.base import Scheme, Step
-from otflow.schemes.shares import best_share
+from otflow.schemes.shares import lowered, searched, with_atom
 from otflow.schemes.sliding import Box, Slid, round_off, size_at, slide
 
 __all__ = ["FrankWolfe"]
@@ -210,11 +210,11 @@ class FrankWolfe(Scheme):
         made, done = state
         if not (self.sliding or self.line_search):
             gamma = min(dt, self.horizon / (made + self.horizon))
-            new = _with_atom(mu, x, gamma)
+            new = with_atom(mu, x, gamma)
             return Step(new, (made + 1, False), {**report, "atoms": new.n, "dt": gamma})
         energy = F.value(mu)
         if self.line_search:
-            new, words = _searched(F, mu, (x, found), dt, float(energy))
+            new, words = searched(F, mu, (x, found), dt, float(energy))
             words["iterations"] += looked
             return Step(new, (made + 1, False), report | words, energy)
         around = box, _widest(F, mu, places)
@@ -248,7 +248,7 @@ class FrankWolfe(Scheme):
         nothing = Slid(mu, found / size if size > 0 else found, 0, converged=True)
         end = nothing
         if not (small and done):  # else the step before has found nothing to change
-            new = mu if small else _lower(F, mu, x, dt, before)[0]
+            new = mu if small else lowered(F, mu, x, dt, before)[0]
             # Near the minimum atoms are tried that may not be needed.
             end = slide(F, new, box, widest, thin=found < THIN * size)
         after = float(F.value(end.measure))
@@ -353,54 +353,6 @@ def _widest(F: Functional, mu: Particles, places: Tensor) -> float:
     points = torch.cat([mu.points, places])
     rates = F.first_variation(Particles(points, torch.cat([0.5 * mu.weights, spread])))
     return float(rates.max() - rates.min())
-
-
-def _with_atom(mu: Particles, x: Tensor, share: float) -> Particles:
-    """Return the mixture with an atom; atoms without mass vanish."""
-    points, weights = torch.cat([mu.points, x[None]]), (1 - share) * mu.weights
-    same = (mu.points == x).all(dim=1)
-    if bool(same.any()):
-        first = int(same.nonzero()[0])
-        points, weights = mu.points, weights.clone()
-        weights[first] += share
-    else:
-        weights = torch.cat([weights, weights.new_full((1,), share)])
-    return Particles(points[weights > 0], weights[weights > 0])
-
-
-def _searched(
-    F: Functional, mu: Particles, least: tuple[Tensor, float], dt: float, before: float
-) -> tuple[Particles, dict[str, Any]]:
-    """Return the mixture with the share of least F, and the words of the step."""
-    x, found = least
-    share, used = best_share(F, mu, x, -found, dt)
-    new = _with_atom(mu, x, share) if share else mu
-    after = float(F.value(new))
-    noise = round_off(F, mu, before)
-    if after > before + noise:  # a zero of the slope is no minimum of every F
-        new, share = _lower(F, mu, x, share, before)
-        after = float(F.value(new))
-    words: dict[str, Any] = {
-        "atoms": new.n,
-        "dt": share,
-        "iterations": used,
-        "energy_before": before,
-        "energy_after": after,
-        "noise": noise,
-    }
-    return new, words
-
-
-def _lower(
-    F: Functional, mu: Particles, x: Tensor, dt: float, value: float
-) -> tuple[Particles, float]:
-    """Return the mixture of largest share that does not raise F, and the share."""
-    while dt > torch.finfo(mu.dtype).eps:
-        new = _with_atom(mu, x, dt)
-        if float(F.value(new)) <= value:
-            return new, dt
-        dt *= 0.5
-    return mu, 0.0
 
 
 def _least(

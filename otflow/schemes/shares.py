@@ -1,14 +1,17 @@
-"""The share of a new atom at which a functional is least."""
+"""A new atom, and the share of it at which a functional is least."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from otflow.functionals import Functional
 from otflow.measures import Particles
+from otflow.schemes.sliding import round_off
 
-__all__ = ["best_share"]
+__all__ = ["best_share", "lowered", "searched", "with_atom"]
 
 # Most evaluations of F', and the slope that counts as 0, in units of that at share 0.
 MOST, FLAT = 40, 1e-12
@@ -72,3 +75,51 @@ def best_share(
             low = (low[0], low[1] / 2) if held > 0 else low
             high, held = (share, found), 1
     return share, used
+
+
+def with_atom(mu: Particles, x: Tensor, share: float) -> Particles:
+    """Return the mixture with an atom; atoms without mass vanish."""
+    points, weights = torch.cat([mu.points, x[None]]), (1 - share) * mu.weights
+    same = (mu.points == x).all(dim=1)
+    if bool(same.any()):
+        first = int(same.nonzero()[0])
+        points, weights = mu.points, weights.clone()
+        weights[first] += share
+    else:
+        weights = torch.cat([weights, weights.new_full((1,), share)])
+    return Particles(points[weights > 0], weights[weights > 0])
+
+
+def searched(
+    F: Functional, mu: Particles, least: tuple[Tensor, float], dt: float, before: float
+) -> tuple[Particles, dict[str, Any]]:
+    """Return the mixture with the share of least F, and the words of the step."""
+    x, found = least
+    share, used = best_share(F, mu, x, -found, dt)
+    new = with_atom(mu, x, share) if share else mu
+    after = float(F.value(new))
+    noise = round_off(F, mu, before)
+    if after > before + noise:  # a zero of the slope is no minimum of every F
+        new, share = lowered(F, mu, x, share, before)
+        after = float(F.value(new))
+    words: dict[str, Any] = {
+        "atoms": new.n,
+        "dt": share,
+        "iterations": used,
+        "energy_before": before,
+        "energy_after": after,
+        "noise": noise,
+    }
+    return new, words
+
+
+def lowered(
+    F: Functional, mu: Particles, x: Tensor, dt: float, value: float
+) -> tuple[Particles, float]:
+    """Return the mixture of largest share that does not raise F, and the share."""
+    while dt > torch.finfo(mu.dtype).eps:
+        new = with_atom(mu, x, dt)
+        if float(F.value(new)) <= value:
+            return new, dt
+        dt *= 0.5
+    return mu, 0.0
