@@ -63,6 +63,17 @@ def path_norm(network: TwoLayer, mu: Measure, norm: str = "l1") -> Tensor:
     Unsupported
         If the unit is not homogeneous, or the scaling is not "mean-field".
 
+    Notes
+    -----
+    Weight decay is at least the path norm "l2", as :math:`2xy \le x^2 + y^2`:
+
+    .. math:: \tfrac12\int |a|^2 + |(w, b)|^2\,d\mu \ge \int |a|\,|(w, b)|\,d\mu,
+
+    with equality for balanced neurons, :math:`|a| = |(w, b)|`, which
+    ``metrics.symmetries.Scale().canonical`` makes of any neurons. So both penalties
+    have the same least values, and a network of weight decay S lies in
+    ``PathBall(S, "l2")``.
+
     Examples
     --------
     >>> import torch, otflow as of
@@ -141,6 +152,9 @@ class PathBall(Domain):
     bounds M. The kind is "proved" nevertheless, and ``value - found`` tells what is
     lost. All is done in float64, and round-off is in ``value``. Where a number of the
     risk or of the gap overflows, the kind is "none".
+
+    Networks are often trained with weight decay, which is at least the path norm
+    "l2": see `path_norm`.
 
     ``argmin`` is the neuron that is best to add: (a, w, b) with :math:`|(w,b)| = 1` and
     :math:`|a| = R`.

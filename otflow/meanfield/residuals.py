@@ -190,6 +190,13 @@ def one_risk(F: Functional) -> tuple[float, Risk]:
     terms = F.terms()
     if len(terms) != 1 or not isinstance(terms[0][1], Risk):
         others = [repr(term) for _, term in terms if not isinstance(term, Risk)]
+        if len(others) == len(terms):
+            msg = (
+                f"a ball of networks bounds the risk of a network, and {F!r} holds "
+                f"none; give meanfield.Risk(network, X, y), or take for this F "
+                f"optimality.BoxDomain(lower, upper)"
+            )
+            raise Unsupported(msg)
         what = ", ".join(others) if others else "more than one risk"
         msg = (
             f"a gap over a ball of networks needs the risk of one network, or a "

@@ -104,7 +104,7 @@ def bound_below(
     Bounded
         The bound, and the least value that was found.
     """
-    cells, done, count = _grid(lower, upper, places), torch.inf, 0
+    cells, done, count = _grid(lower, upper, places, max_cells), torch.inf, 0
     places = torch.cat([places, cells.centre])
     at = enclose(Enclosure.of(places, places, 0)).value
     low_ones = places[at[1].argsort()[:STARTS]]
@@ -122,7 +122,8 @@ def bound_below(
         if not len(cells) or count >= max_cells:
             break
         order = cells.bound.argsort()
-        now, cells = cells.take(order[:batch]), cells.take(order[batch:])
+        size = min(batch, max_cells - count)
+        now, cells = cells.take(order[:size]), cells.take(order[size:])
         count += len(now)
         low = _bounds(enclose, now, lower, upper)
         k = int(low.tops.argmin())
@@ -132,8 +133,8 @@ def bound_below(
         now = now.take(low.kept)
         target = best - max(sharp(best), noise)
         # Between neighbouring floating numbers there is nothing to cut.
-        size = torch.maximum(now.lower.abs(), now.upper.abs())
-        cuttable = (now.upper - now.lower > 4 * EPS * size).any(1)
+        reach = torch.maximum(now.lower.abs(), now.upper.abs())
+        cuttable = (now.upper - now.lower > 4 * EPS * reach).any(1)
         open_ = (now.bound < target) & cuttable
         done = min([done, *now.bound[~open_].tolist()])
         cells = cells.join(
@@ -288,10 +289,12 @@ def _newton(
     return new.clamp(lower, upper)
 
 
-def _grid(lower: Tensor, upper: Tensor, places: Tensor) -> _Cells:
-    """Cut the box into about 64 cells."""
+def _grid(lower: Tensor, upper: Tensor, places: Tensor, most: int) -> _Cells:
+    """Cut the box into about 64 cells, and at most so many."""
     d = len(lower)
     n = max(1, round(64 ** (1 / d)))
+    while n > 1 and n**d > most:
+        n -= 1
     steps = torch.arange(n + 1).to(lower) / n
     edges = lower + (upper - lower) * steps[:, None]
     edges[-1] = upper
