@@ -2,14 +2,12 @@ r"""Correlations of neurons with data, enclosed on boxes of parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from otflow._pairs import tiles
+from otflow.meanfield.fused import hidden_blocks
 from otflow.meanfield.layers import TwoLayer
-from otflow.meanfield.network import Network, block_rows
+from otflow.meanfield.network import Network
 from otflow.meanfield.units import UNITS
 from otflow.numerics.elementary import FUNCTIONS, Ranges
 from otflow.numerics.enclosed_sums import BLOCK
@@ -56,8 +54,8 @@ def enclosed_outputs(
         return None
     a, u = network.split(theta)
     sums, sizes = [], (masses[:, None] * a).abs()
-    for rows in _blocks(inputs, theta):
-        sums.append(network.activation(inputs[rows] @ u.T) @ (masses[:, None] * a))
+    for _, hidden in hidden_blocks(network.activation, inputs, u):
+        sums.append(hidden @ (masses[:, None] * a))
     f = torch.cat(sums)
     # A hidden value is at most 1 + |u| . |x|, and is off by some units of that.
     heights = sizes.sum(0) + inputs.abs() @ (u.abs().T @ sizes)
@@ -76,8 +74,7 @@ def _at_points(
     middle = 0.5 * slopes[0] + 0.5 * slopes[1]
     radius = torch.maximum(slopes[1] - middle, middle - slopes[0])
     found = a.new_zeros(len(theta))
-    for rows in _blocks(inputs, theta):
-        hidden = network.activation(inputs[rows] @ u.T)
+    for rows, hidden in hidden_blocks(network.activation, inputs, u):
         found += (a * (hidden.T @ middle[rows])).sum(1)
     units = ULPS + 2 * inputs.shape[1] + len(inputs)
     size = middle.abs() * (units * EPS) + radius * (1 + 8 * EPS)
@@ -85,10 +82,6 @@ def _at_points(
     heights = size.sum(0) + u.abs() @ (inputs.abs().T @ size)
     reach = (a.abs() * heights).sum(1) * (1 + units * EPS)
     return outward(torch.stack([found - reach, found + reach]))
-
-
-def _blocks(inputs: Tensor, theta: Tensor) -> Iterator[slice]:
-    return tiles(len(inputs), block_rows(len(theta), theta))
 
 
 def two_layer_enclosure(
