@@ -10,16 +10,21 @@ import torch
 from torch import Tensor
 
 from otflow.meanfield.circle import largest_on_circle
-from otflow.meanfield.kinks import IDLE, Kinks, Level, Maximum, as_found, gains
+from otflow.meanfield.kinks import (
+    CLIMBERS,
+    IDLE,
+    ROUND,
+    TEMPORARY,
+    Kinks,
+    Level,
+    Maximum,
+    as_found,
+    gains,
+)
 from otflow.meanfield.relaxations import relaxed_bound
 
 __all__ = ["largest_on_cones", "largest_on_sphere"]
 
-# Numbers in the largest temporary array of a round, and most cones in a round.
-TEMPORARY = 2**19
-ROUND = 2048
-# Starts, the best ones of those given, from which to climb.
-CLIMBERS = 8
 # Most dimensions in which the sphere is cut into cones, and those in which all faces
 # of a cone are tried.
 MOST_ORTHANTS = 10
