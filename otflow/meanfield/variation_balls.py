@@ -84,10 +84,10 @@ class VariationBall(Domain):
     On a box of inner weights each unit lies close to a chord of its own, so the sum in
     M is a linear function and a remainder. Boxes are halved, those of the largest
     upper bounds first, until the bound on each makes ``value`` exceed ``found`` by at
-    most the sharpness. For tanh, sigmoid, erf and relu the kind is "proved", and ``value -
-    found`` tells what is lost if the budget ends first; it is "none" where a number
-    overflows. For a `Unit` of your own it is "searched": M is found by
-    ascent alone. Each box costs O(n d); their number grows exponentially in d.
+    most the sharpness. For tanh, sigmoid, erf and relu the kind is "proved", and
+    ``value - found`` tells what is lost if the budget ends first; it is "none" where a
+    number overflows. For a `Unit` of your own it is "searched": M is found by ascent
+    alone. Each box costs O(n d); their number grows exponentially in d.
 
     Examples
     --------
