@@ -191,15 +191,15 @@ def largest_on_cones(
     value, place = _climb(g, starts, ascents, level)
     top = g.size * math.sqrt(q)
     if q > MOST_ORTHANTS:
-        found = _answer(g, value, place, min(top, relaxed_bound(g)))
-        return replace(found, advice=f"in dimension {q} it is a convex relaxation's")
+        answer = _answer(g, value, place, min(top, relaxed_bound(g)))
+        return replace(answer, advice=f"in dimension {q} it is a convex relaxation's")
     problem = _Cones(g, level)
     found = branch_and_bound(
         problem,
         (_orthants(g.z),),
         value,
         place,
-        budget=budget,
+        budget=max(budget, 2**q),
         at_once=max(1, min(ROUND, TEMPORARY // (q * len(g.z)))),
     )
     upper = min(found.upper, top) + problem.slack

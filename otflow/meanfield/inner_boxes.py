@@ -148,7 +148,7 @@ class UnitSums:
         """Whether the shape of the unit is known, and so bounds on boxes are."""
         return type(self.unit) in SHAPES
 
-    def _chords(self, t: Tensor, reach: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def chords(self, t: Tensor, reach: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r"""Return linear functions close to the unit on intervals, and how close.
 
         On :math:`|x - t| \le r` the chord of :math:`\varphi` has some slope a. There
@@ -202,7 +202,7 @@ class UnitSums:
         corners : Tensor, shape (B, q)
             The corners to which the largest output rises from the centres.
         """
-        value, slope, error = self._chords(centre @ self.z.T, half @ self.z.abs().T)
+        value, slope, error = self.chords(centre @ self.z.T, half @ self.z.abs().T)
         rest = error @ self.weights
         values, slope = value @ self.q, self._summed(slope)
         q = centre.shape[1]

@@ -113,7 +113,7 @@ def branch_and_bound(
     spent, dropped = 0, -math.inf
     while len(upper) and spent < budget:
         count = min(at_once, budget - spent)
-        now, rest = cells, ()
+        now, rest = cells, _take(cells, slice(0))
         inherited, waiting = upper, upper[:0]
         if len(upper) > count:
             order = upper.argsort(descending=True)
@@ -124,10 +124,11 @@ def branch_and_bound(
         spent += len(inherited)
         if found.value > value:
             value, place = found.value, found.place
-        bounds = torch.minimum(found.upper, inherited)
+        # A bound that is NaN says nothing, and the one of the whole cell holds.
+        bounds = torch.fmin(found.upper, inherited)
         goal = problem.goal(value)
         kept = (bounds > goal).nonzero()[:, 0]
-        new, parents = tuple(t[:0] for t in now), kept
+        new, parents = _take(now, slice(0)), kept
         if len(kept):
             new, parents = found.cut(kept)
         # What is not cut counts by its bound.
@@ -138,7 +139,7 @@ def branch_and_bound(
             open_ = waiting > goal
             if not bool(open_.all()):
                 dropped = max(dropped, float(waiting[~open_].max()))
-                waiting, rest = waiting[open_], tuple(t[open_] for t in rest)
+                waiting, rest = waiting[open_], _take(rest, open_)
             cells = tuple(torch.cat(pair) for pair in zip(rest, new, strict=True))
             upper = torch.cat([waiting, upper])
     closed = not len(upper)
@@ -146,5 +147,5 @@ def branch_and_bound(
     return Bracket(value, top, place, spent, closed)
 
 
-def _take(cells: Cells, index: Tensor) -> Cells:
+def _take(cells: Cells, index: Tensor | slice) -> Cells:
     return tuple(t[index] for t in cells)

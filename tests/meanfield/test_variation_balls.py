@@ -52,7 +52,7 @@ def test_chords_are_as_close_to_the_units_as_they_say_and_no_closer(kind, reach)
     unit = kind()
     t = torch.cat([torch.linspace(-9, 9, 181, dtype=F64), torch.tensor([-60.0, 60.0])])
     g = UnitSums(t[:, None], t[:, None], unit, "l1")
-    value, slope, error = g._chords(t[None], torch.full_like(t[None], reach))
+    value, slope, error = g.chords(t[None], torch.full_like(t[None], reach))
     assert bool((error >= 0).all())
     # Many places near the middle as well, where the unit turns within a wide interval.
     share = torch.linspace(-1, 1, 4001, dtype=F64)
