@@ -130,27 +130,26 @@ def cut(g: Kinks, cones: Tensor, loads: Tensor) -> Tensor:
     A cone is cut at the kink of the largest share in its bound. The loads (B, n) are
     the factors of the kinks.
     """
-    rows = torch.arange(len(cones), device=cones.device)
-    z = cones @ g.z.T  # (B, q, n)
-    tall = torch.minimum(z.amax(1), -z.amin(1)).clamp_min_(0)
-    excess, kink = (tall * loads).max(1)
-    z = z[rows, :, kink]
-    i, j = z.argmax(1), z.argmin(1)
-    top, bottom = z[rows, i], z[rows, j]
-    part = (-bottom / (top - bottom)).nan_to_num(0.5)  # the share of row i
-    # Where no kink matters, the longest edge is halved.
-    apart = torch.cdist(cones, cones).flatten(1)
-    longest = apart.argmax(1)
     q = cones.shape[1]
+    z = cones @ g.z.T  # (B, q, n)
+    tall = torch.minimum(z.amax(1), -z.amin(1))  # negative away from the kink
+    excess, kink = (tall * loads).max(1)
+    z = z.gather(2, kink[:, None, None].expand(-1, q, 1))[:, :, 0]
+    (top, i), (bottom, j) = z.max(1), z.min(1)
+    part = (bottom / (bottom - top)).nan_to_num_(0.5)  # the share of row i
     smooth = (excess <= g.noise / len(g.z)) | ~((part > 0) & (part < 1))
-    i = torch.where(smooth, longest // q, i)
-    j = torch.where(smooth, longest % q, j)
-    part = torch.where(smooth, 0.5, part)[:, None]
-    point = part * cones[rows, i] + (1 - part) * cones[rows, j]
-    point = point / point.abs().sum(1, keepdim=True)
-    one, two = cones.clone(), cones.clone()
-    one[rows, i], two[rows, j] = point, point
-    return torch.cat([one, two])
+    if bool(smooth.any()):
+        # Where no kink matters, the longest edge is halved.
+        longest = torch.cdist(cones, cones).flatten(1).argmax(1)
+        i = torch.where(smooth, longest // q, i)
+        j = torch.where(smooth, longest % q, j)
+        part = part.masked_fill_(smooth, 0.5)
+    at_i, at_j = (k[:, None, None].expand(-1, 1, q) for k in (i, j))
+    point = torch.lerp(
+        cones.gather(1, at_j), cones.gather(1, at_i), part[:, None, None]
+    )
+    point = point / point.abs().sum(2, keepdim=True)
+    return torch.cat([cones.scatter(1, at_i, point), cones.scatter(1, at_j, point)])
 
 
 def largest_on_sphere(
