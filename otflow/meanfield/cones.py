@@ -271,7 +271,7 @@ def _better(g: Kinks, v: Tensor, value: float, place: Tensor) -> tuple[float, Te
 def _uphill(g: Kinks, v: Tensor, values: Tensor) -> Tensor:
     """Return where the linear pieces of the norm of g at rows are largest."""
     u = g.direction(values)
-    slope = torch.einsum("bm,bmq->bq", u, g.slope(v))
+    slope = (u[:, None] @ g.slope(v))[:, 0]
     if g.norm == "l1":
         j = slope.abs().argmax(1, keepdim=True)
         slope = torch.zeros_like(slope).scatter(1, j, slope.gather(1, j).sign())

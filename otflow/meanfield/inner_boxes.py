@@ -115,7 +115,6 @@ class UnitSums:
     def __init__(self, z: Tensor, coefficients: Tensor, unit: Unit, norm: str) -> None:
         self.z, self.q, self.unit, self.norm = z, coefficients, unit, norm
         self.weights = self.size_of(coefficients)  # (n,)
-        self._products = (coefficients[:, :, None] * z[:, None]).flatten(1)
 
     def __call__(self, v: Tensor) -> Tensor:
         """Return g at rows (B, q): (B, m)."""
@@ -130,8 +129,7 @@ class UnitSums:
 
     def _summed(self, slope: Tensor) -> Tensor:
         """Return the sums (B, m, q) of slopes (B, n) of the unit."""
-        q, m = self.z.shape[1], self.q.shape[1]
-        return (slope @ self._products).reshape(-1, m, q)
+        return (slope[:, None] * self.q.T) @ self.z
 
     def size_of(self, values: Tensor) -> Tensor:
         """Return the dual norm of values (..., m): (...)."""
@@ -212,7 +210,7 @@ class UnitSums:
             corners = values + torch.einsum("cbq,bmq->cbm", moves, slope)
             linear = self.size_of(corners).amax(0)
         else:
-            moved = torch.einsum("bq,bmq->bm", half, slope.abs())
+            moved = (slope.abs() @ half[:, :, None])[:, :, 0]
             linear = self.size_of(values.abs() + moved)
         most = values.abs().argmax(1)
         rows = torch.arange(len(values), device=values.device)
@@ -346,7 +344,7 @@ def _climb(
         values, slope = g.value_and_slope(v)
         u = g.direction(values)
         # In units of the sides, so that a step of 1 crosses the box.
-        uphill = torch.einsum("bm,bmq->bq", u, slope) * sides
+        uphill = (u[:, None] @ slope)[:, 0] * sides
         uphill = torch.nn.functional.normalize(uphill, dim=1)
         new = (v + step * uphill * sides).clamp(lower, upper)
         found = g.size_of(g(new))

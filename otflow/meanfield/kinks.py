@@ -107,7 +107,7 @@ class Kinks:
     def slope(self, v: Tensor) -> Tensor:
         """Return the derivative of each output at rows (B, q): (B, m, q)."""
         active = (v @ self.z.T > 0).to(v.dtype)  # (B, n)
-        return self.straight + torch.einsum("bk,km,kq->bmq", active, self.bent, self.z)
+        return self.straight + (active[:, None] * self.bent.T) @ self.z
 
     def size_of(self, values: Tensor) -> Tensor:
         """Return the dual norm of values (B, m): (B,)."""
