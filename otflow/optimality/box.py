@@ -69,7 +69,10 @@ class BoxDomain(Domain):
     Notes
     -----
     Time O(n d^2) for a cell and n atoms, and as much for each atom of the mean. The
-    number of cells grows with the dimension: proofs are for d up to about 4.
+    number of cells grows with the dimension: proofs are for d up to about 4. F' is
+    enclosed some ten times, on up to 64 cells at once. With 500 to 2,000 atoms or
+    neurons all of it takes 2 to 9 velocities of F. An enclosure is at least some 200
+    operations of torch, so it takes as long as several velocities of a few dozen atoms.
 
     Examples
     --------
