@@ -133,10 +133,11 @@ def total(
 
 def dot(t: Interval, c: Tensor) -> Interval:
     """Return the product (..., n) @ (n, k) with exact real numbers."""
-    middle = 0.5 * t[0] + 0.5 * t[1]
+    low, high = t.unbind()
+    middle = (0.5 * low).add_(high, alpha=0.5)
     size = c.abs()
     # The half width, and the round-off of a sum of n products.
-    spread = torch.maximum(t[1] - middle, middle - t[0]).mul_(1 + 4 * EPS)
+    spread = torch.maximum(high - middle, middle - low).mul_(1 + 4 * EPS)
     spread = spread.add_(middle.abs(), alpha=(len(c) + 4) * EPS)
     centre, reach = middle @ c, (spread @ size).mul_(1 + 2 * len(c) * EPS).add_(TINY)
     ends = torch.stack([centre - reach, centre + reach])
