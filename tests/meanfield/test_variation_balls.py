@@ -162,3 +162,30 @@ def test_a_small_budget_and_single_precision():
     assert gap.argmin is not None
     assert gap.argmin.dtype == torch.float32
     assert gap.value == pytest.approx(sharp.value, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("tanh", 4000), ("sigmoid", 1000), ("erf", 5000)]
+)
+def test_chords_close_the_bracket_with_few_boxes(name, most, monkeypatch):
+    boxes, whole = 0, UnitSums.bound
+
+    def counted(self, centre, half):
+        nonlocal boxes
+        boxes += len(centre)
+        return whole(self, centre, half)
+
+    monkeypatch.setattr(UnitSums, "bound", counted)
+    z, q = data(300, 2)
+    found = largest_in_box(
+        UnitSums(z, q, UNITS[name], "l1"),
+        *box(3),
+        z[:20],
+        budget=20_000,
+        ascents=20,
+        level=lambda value: 1.01 * value,
+    )
+    assert found.closed
+    assert found.upper <= 1.01 * found.lower * (1 + 1e-12)
+    # Taylor's formula at the centres takes more than twice as many.
+    assert boxes < most
