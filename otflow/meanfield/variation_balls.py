@@ -86,13 +86,15 @@ class VariationBall(Domain):
 
     Notes
     -----
-    On a box of inner weights the sum in M is a linear function and a remainder, bounded
-    by the curvature of the unit. Boxes are halved, the one of the largest upper bound
-    first, until the bound on each makes ``value`` exceed ``found`` by at most the
-    sharpness. For tanh, sigmoid, erf and relu the kind is "proved", and ``value -
-    found`` tells what is lost if the budget ends first; it is "none" where a number
-    overflows. For a `Unit` of your own it is "searched": M is found by
-    ascent alone. Each box costs O(n d); their number grows exponentially in d.
+    On a box of inner weights each unit lies close to a chord of its own, so the sum in
+    M is a linear function and a remainder. Boxes are halved, those of the largest
+    upper bounds first, until the bound on each makes ``value`` exceed ``found`` by at
+    most the sharpness. For tanh, sigmoid, erf and relu the kind is "proved", and
+    ``value - found`` tells what is lost if the budget ends first; it is "none" where a
+    number overflows. For a `Unit` of your own it is "searched": M is found by ascent
+    alone. Each box costs O(n d); their number grows exponentially in d. With 1 and 2
+    inputs and a bias it is about 100 and 300. That takes 2 and 5 velocities of 1,000
+    data and neurons, and 20 and 40 of 100, which are 0.1 ms each.
 
     Examples
     --------

@@ -74,7 +74,10 @@ class BoxDomain(Domain):
     Time O(n d^2) for a cell and n atoms, and as much for each atom of the mean. The
     number of cells for a sharp bound grows exponentially in the dimension: it suffices
     for d up to about 4. In more dimensions take a small box, or read ``value - found``,
-    which is at most what the bound has lost.
+    which is at most what the bound has lost. F' is enclosed some ten times, on up to 64
+    cells at once. With 500 to 2,000 atoms or neurons all of it takes 2 to 9 velocities
+    of F. An enclosure is at least some 200 operations of torch, so it takes as long as
+    several velocities of a few dozen atoms.
 
     Examples
     --------
