@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import Any
 
 from otflow._validation import check_option, real
+from otflow._words import Word
 
 __all__ = [
     "Curvature",
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 
-class Curvature(StrEnum):
+class Curvature(Word):
     r"""How a functional bends along mixtures :math:`(1 - t)\mu + t\nu`.
 
     Each member equals its string. A linear functional is convex and concave.
@@ -35,9 +35,6 @@ class Curvature(StrEnum):
     LINEAR = "linear"
     CONVEX = "convex"
     CONCAVE = "concave"
-
-    def __repr__(self) -> str:
-        return repr(str(self))
 
 
 WORDS = tuple(map(str, Curvature))

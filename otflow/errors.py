@@ -27,6 +27,7 @@ __all__ = [
     "NonFinite",
     "NotConverged",
     "NotConvergedWarning",
+    "NotEnclosed",
     "OtflowError",
     "ResumeWarning",
     "Unsupported",
@@ -348,6 +349,22 @@ class NotConverged(OtflowError, RuntimeError):
         super().__init__(message)
         self.info = dict(info or {})
         self.result = result
+
+
+class NotEnclosed(OtflowError):
+    """An operation has no interval extension here, so that nothing can be proved.
+
+    The message names the operation. `optimality.optimality_gap` catches the error, and
+    its gap is then "searched". The manual lists the operations that can be enclosed.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: x.floor().sum(-1))
+    >>> mu = of.Particles(torch.tensor([[0.5]]))
+    >>> of.optimality.optimality_gap(F, mu, of.optimality.BoxDomain(0, 1)).reason
+    'not proved: torch.floor has no interval extension here'
+    """
 
 
 class Interrupted(OtflowError, KeyboardInterrupt):

@@ -44,7 +44,52 @@ def answering(word):
 SPRING = of.Potential(square, modulus=1.0)
 WAVES = of.Potential(sine, modulus=-1.0)
 
+
+def along(F, a, b):
+    return of.analysis.mixture_convexity(F, a, b, times=3)
+
+
+class Pairs(of.Functional):
+    """The energy of pairs of atoms, with or without i = j."""
+
+    def __init__(self, *, own):
+        self.own = own
+
+    def value(self, mu):
+        near = (-(mu.points[:, None] - mu.points).square().sum(-1)).exp()
+        if not self.own:
+            near = near - torch.eye(mu.n, dtype=mu.dtype)
+        return mu.weights @ near @ mu.weights
+
+
+CELLS = [
+    of.GridDensity(normal(4, 4, seed=s).exp(), -2, 2, walls=True, normalize=True)
+    for s in (1, 2)
+]
+BESIDE = of.Particles(normal(5, 2, seed=8))
+
 CASES: dict[str, Case] = {
+    "a mixture of a measure with itself": (
+        ValueError,
+        "there is no mixture to look along; change one of them",
+        lambda: along(of.Potential(square), CLOUD, CLOUD),
+        [lambda: along(of.Potential(square), CLOUD, BESIDE)],
+    ),
+    "mixtures under a kernel that is infinite at 0": (
+        Unsupported,
+        "use a kernel that is finite at 0, or take densities on a grid",
+        lambda: along(of.Interaction(of.kernels.Log()), CLOUD, BESIDE),
+        [
+            lambda: along(of.Interaction(of.kernels.Gaussian(1.0)), CLOUD, BESIDE),
+            lambda: along(of.Interaction(of.kernels.Log()), *CELLS),
+        ],
+    ),
+    "mixtures and pairs without their own": (
+        Unsupported,
+        "weigh all pairs, i = j too",
+        lambda: along(Pairs(own=False), CLOUD, BESIDE),
+        [lambda: along(Pairs(own=True), CLOUD, BESIDE)],
+    ),
     "an energy that McCann's condition refutes": (
         InvalidFunctional,
         r"they fall; leave modulus= out$",

@@ -52,6 +52,13 @@ class Square(of.Functional):
         return lambda x: self.factor * mean * x.square().sum(-1) + 1e3
 
 
+class WideSquare(Square):
+    """One whose enclosure keeps the last axis."""
+
+    def enclosed_variation(self, mu):
+        return lambda x: self.factor * x.square()
+
+
 class SquareAlone(Square):
     """The same without an enclosure."""
 
@@ -129,9 +136,15 @@ CASES: dict[str, Case] = {
     ),
     "a potential with an axis too many": (
         InvalidFunctional,
-        r"to \(5,\), got \(5, 1\); reduce over the last axis: .sum\(-1\)",
+        r"got \(n, 1\); reduce over the last axis, e.g. x.square\(\).sum\(-1\)",
         lambda: gap(BoxDomain(0, 1), of.Potential(torch.square)),
         [lambda: gap(BoxDomain(0, 1), of.Potential(lambda x: x.square().sum(-1)))],
+    ),
+    "an enclosure with an axis too many": (
+        InvalidFunctional,
+        r"to \(5,\), got \(5, 1\); reduce over the last axis: .sum\(-1\)",
+        lambda: gap(BoxDomain(0, 1), WideSquare(2.0)),
+        [lambda: gap(BoxDomain(0, 1), Square(2.0))],
     ),
     "an internal energy on atoms": (
         Unsupported,

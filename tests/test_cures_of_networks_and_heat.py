@@ -155,13 +155,20 @@ CASES: dict[str, Case] = {
     ),
     "a box of another dimension": (
         ValueError,
-        r"give corners of shape \(2,\)",
+        "a neuron 2 inner weights; give 2 numbers, or one for all",
         lambda: gap_of(
             risk("tanh"),
             NEURONS,
-            of.meanfield.VariationBall(100.0, -CORNER[:1], CORNER[:1]),
+            of.meanfield.VariationBall(100.0, [-4.0] * 3, [4.0] * 3),
         ),
-        [lambda: gap_of(risk("tanh"), NEURONS, variation())],
+        [
+            lambda: gap_of(risk("tanh"), NEURONS, variation()),
+            lambda: gap_of(
+                risk("tanh"),
+                NEURONS,
+                of.meanfield.VariationBall(100.0, -CORNER[:1], CORNER[:1]),
+            ),
+        ],
     ),
     "a ball of a plain function": (
         of.errors.Unsupported,

@@ -94,9 +94,18 @@ CASES: dict[str, Case] = {
         lambda: go(FrankWolfe(BoxDomain(0, math.inf))),
         [lambda: go(FrankWolfe(BoxDomain(-10, 10)))],
     ),
+    "a slide and a line search": (
+        ValueError,
+        "leave sliding or line_search out",
+        lambda: FrankWolfe(BoxDomain(0, 1), sliding=True, line_search=True),
+        [
+            lambda: FrankWolfe(BoxDomain(0, 1), sliding=True),
+            lambda: FrankWolfe(BoxDomain(0, 1), line_search=True),
+        ],
+    ),
     "corners for a domain": (
         TypeError,
-        r"domain must be a BoxDomain.*give BoxDomain\(lower, upper\)",
+        r"domain must be a BoxDomain.*write FrankWolfe\(BoxDomain\(0, 1\)\)",
         lambda: FrankWolfe((0, 1)),
         [lambda: FrankWolfe(BoxDomain(0, 1))],
     ),

@@ -370,6 +370,7 @@ def tensors_alive():
     return len(found), sum(x.numel() * x.element_size() for x in found)
 
 
+@pytest.mark.slow
 def test_a_thousand_steps_leave_no_tensor_behind():
     F = exact.quadratic() + of.Interaction(of.kernels.Gaussian(1.0))
     F = F + of.Interaction(lambda z: (-z.square().sum(-1)).exp())

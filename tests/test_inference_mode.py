@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.marks import slow
+
 # In a process of its own: nothing has been kept yet when inference mode asks first.
 SCRIPT = """
 import torch, otflow as of
@@ -38,7 +40,7 @@ for F in parts:
 """
 
 
-@pytest.mark.parametrize("kind", ["particles", "quantiles", "grid", "gaussian"])
+@pytest.mark.parametrize("kind", ["particles", *slow("quantiles", "grid", "gaussian")])
 def test_what_inference_mode_asked_first_can_be_differentiated(kind):
     script = SCRIPT.replace("KIND", kind)
     done = subprocess.run(

@@ -42,6 +42,7 @@ ROWS = [
         "_svg",
         "_versions",
         "_warn",
+        "_words",
         "_validation",
         "_arrays",
         "_graphs",
@@ -510,3 +511,16 @@ def test_the_checker_refuses(case):
     found = faults(GOOD | {path: text})
     assert len(found) == 1, found
     assert message in found[0]
+
+
+def test_lists_of_words_have_one_base():
+    """Each member of a list of words is shown as its text, by one line of code."""
+    bases: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                names = {ast.unparse(base).split(".")[-1] for base in node.bases}
+                bases[node.name] = bases.get(node.name, set()) | names
+    assert {name for name, own in bases.items() if "StrEnum" in own} == {"Word"}
+    lists = {name for name, own in bases.items() if "Word" in own}
+    assert lists >= {"Curvature", "GapKind", "Guarantee", "Verdict"}

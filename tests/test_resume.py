@@ -10,6 +10,7 @@ import torch
 
 import otflow as of
 from otflow.testing.same import assert_same
+from tests.marks import slow
 
 F64 = torch.float64
 
@@ -126,7 +127,7 @@ def flown(case, steps, *, every=1, **options):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("first", [1, 3])
+@pytest.mark.parametrize("first", [1, *slow(3)])
 def test_two_halves_equal_the_whole(case, first):
     whole = flown(
         case, 6, every=2, generator=5, record={"mean": lambda mu: mu.points.mean()}

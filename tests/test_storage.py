@@ -17,6 +17,7 @@ import torch
 import otflow as of
 from otflow.errors import CorruptFile, Unsupported
 from otflow.testing import assert_same
+from tests.marks import slow
 from tests.test_resume import CASES, Momentum, cloud, flown, gaussian, grid, quantiles
 
 safetensors = pytest.importorskip("safetensors.torch")
@@ -50,6 +51,10 @@ def there_and_back(thing, folder, **options):
     return of.load(folder / "thing.safetensors", **options)
 
 
+# Cases of several seconds.
+LONG = ("back and forth W", "sliding", "grid sinkhorn", "plane back")
+
+
 @pytest.mark.parametrize("kind", MEASURES)
 def test_measures_come_back_to_the_bit(kind, tmp_path):
     mu = MEASURES[kind]()
@@ -61,7 +66,10 @@ def test_measures_come_back_to_the_bit(kind, tmp_path):
     assert_same(F.value(again), F.value(mu))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [*(case for case in CASES if case not in LONG), *slow(*LONG)],
+)
 def test_runs_come_back_to_the_bit_and_go_on(case, tmp_path):
     run = flown(case, 3, generator=7, every=2)
     again = there_and_back(run, tmp_path, types=TYPES.get(case, ()))
@@ -369,6 +377,7 @@ def test_built_in_functionals_pickle(name):
         assert_same(pickle.loads(pickle.dumps(F)).value(mu), F.value(mu))
 
 
+@pytest.mark.slow
 def test_a_process_started_by_spawn_takes_measures_and_returns_runs(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

@@ -15,6 +15,8 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 
+from tests.marks import slow
+
 ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "tutorials").glob("plot_*.py"))
 PAGES = [
@@ -32,6 +34,8 @@ PAGES = [
     )
 ]
 
+# Those that take a second or two; the documentation runs all of them too.
+QUICK = {1, 2, 3, 4, 5, 6, 11, 13}
 MAXIMUM_LINES = 150
 ALTERNATIVES = tomllib.loads((ROOT / "tutorials" / "alt.toml").read_text("utf-8"))
 
@@ -72,7 +76,19 @@ def is_labelled(ax: Axes) -> bool:
     return not ax.axison or bool(ax.get_xlabel() and ax.get_ylabel())
 
 
-@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def is_quick(path: Path) -> bool:
+    """Return whether a tutorial, plot_<number>_<name>.py, is one of the quick ones."""
+    return int(path.stem.split("_")[1]) in QUICK
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *filter(is_quick, TUTORIALS),
+        *slow(*(path for path in TUTORIALS if not is_quick(path))),
+    ],
+    ids=lambda path: path.stem,
+)
 def test_tutorial_runs(path):
     state = torch.random.get_rng_state()
     namespace = runpy.run_path(str(path))  # holds on to animations, which need it

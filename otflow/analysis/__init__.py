@@ -10,6 +10,7 @@ from otflow.analysis.convexity import ConvexityReport, displacement_convexity
 from otflow.analysis.evi import VariationalReport, evolution_variational_inequality
 from otflow.analysis.falsifier import Falsification, Witness, falsify
 from otflow.analysis.findings import Finding, RunCertificate, StepFinding, Verdict
+from otflow.analysis.mixtures import mixture_convexity
 from otflow.analysis.rates import exponential_rate, observed_order
 from otflow.analysis.run_certificate import certify
 from otflow.analysis.weak_form import continuity_residual
@@ -33,6 +34,7 @@ __all__ = [
     "exponential_rate",
     "falsify",
     "minimizing_movement",
+    "mixture_convexity",
     "observed_order",
 ]
 

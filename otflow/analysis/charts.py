@@ -37,12 +37,15 @@ class Chart:
         The product of the measure that the chart was made from.
     reach : float
         Size of the positions that a state stands for, beside its own entries.
+    scaled : bool
+        Whether each entry has the round-off of its own size, as a mass has.
     """
 
     build: Callable[[Tensor], Measure]
     masses: Tensor | None
     own: Callable[[Tensor, Tensor], Tensor]
     reach: float = 0.0
+    scaled: bool = False
 
     def square(self, v: Tensor) -> Tensor:
         """Return the squared length of a tangent, in float64 if masses are known."""
@@ -51,7 +54,9 @@ class Chart:
         return (self.masses.double() * v.double().square()).sum()
 
     def units(self, x: Tensor) -> Tensor:
-        """Return the unit in the last place of the largest entry of each column."""
+        """Return units in the last place, of the largest entry of each column."""
+        if self.scaled:
+            return torch.finfo(x.dtype).eps * x.abs()
         largest = x.abs().amax(0, keepdim=True).clamp_min(self.reach)
         return torch.finfo(x.dtype).eps * largest.expand_as(x)
 

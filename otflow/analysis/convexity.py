@@ -17,7 +17,7 @@ from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
 from otflow.measures import Measure
 
-__all__ = ["ConvexityReport", "displacement_convexity"]
+__all__ = ["ConvexityReport", "displacement_convexity", "examined", "times_in"]
 
 # A second difference of values counts beside slopes if it is lower by this share, and
 # by so many times its round-off.
@@ -26,10 +26,11 @@ HIDDEN, HIDES = 1e-2, 4.0
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ConvexityReport:
-    r"""The curvature of a functional along one geodesic.
+    r"""The curvature of a functional along one geodesic, or along one mixture.
 
-    All numbers are divided by :math:`W_2^2`, the squared length of the geodesic. If F
-    is :math:`\lambda`-convex, each of them is at least :math:`\lambda`.
+    Along a geodesic all numbers are divided by :math:`W_2^2`, its squared length. If F
+    is :math:`\lambda`-convex, each of them is at least :math:`\lambda`. Along a mixture
+    they are divided by nothing, and at least 0 if F is convex.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ class ConvexityReport:
         changes of the first derivative over those of the time. A minimum below them
         and the curvatures comes from values that the derivatives do not fit.
     values : Tensor, shape (m,)
-        F along the geodesic.
+        F along the path.
     minimum : float
         The least curvature found: no modulus of F exceeds it, but for round-off. At a
         concave kink the curvature has no lower bound, and the number is the mean over a
@@ -61,8 +62,10 @@ class ConvexityReport:
     w2 : float
         Length of the path in the product `inner` of the measure. On a geodesic it is
         W2, on `Quantiles` by the trapezoidal rule; on a generalised one it is longer.
+        NaN along a mixture, where nothing moves.
     declared_modulus : float or None
-        The modulus ``F.modulus(d)``, d the dimension of the measures.
+        The modulus ``F.modulus(d)``, d the dimension of the measures. Along a mixture
+        it is 0 for a functional with `mixture_convex`, else None.
 
     Attributes
     ----------
@@ -203,17 +206,36 @@ def displacement_convexity(
     named = {"a": a, "b": b} | ({} if base is None else {"base": base})
     for name, measure in named.items():
         check_kind(measure, Measure, name)
-    t = _times(times)
+    t = times_in(times)
     modulus = F.modulus(a.dim)
     F, moved = in_double(F, *named.values())
     chart, start, end = straight(*moved)
-    step, squared = end - start, float(chart.square(end - start))
-    if squared <= 0:
+    if float(chart.square(end - start)) <= 0:
         msg = "a and b coincide: there is no geodesic to look along; move one of them"
         if not torch.equal(start, end):
             msg = "a and b are so close that the square of their distance is 0"
         raise ValueError(msg)
-    bends = Bends(F, chart)
+    return examined(Bends(F, chart), (start, end), t, modulus)
+
+
+def examined(
+    bends: Bends, ends: tuple[Tensor, Tensor], t: Tensor, modulus: float | None
+) -> ConvexityReport:
+    """Return the curvature along the segment of states between two ends.
+
+    Parameters
+    ----------
+    bends : Bends
+        The functional in its chart.
+    ends : tuple of Tensor
+        The states at the times 0 and 1.
+    t : Tensor, shape (m,)
+        Increasing times.
+    modulus : float or None
+        What is declared of F.
+    """
+    start, end = ends
+    step, squared = end - start, float(bends.chart.square(end - start))
     states = [torch.lerp(start, end, float(s)) for s in t]
     values, slopes, second = _derivatives(bends, t, states, step)
     between = slopes.diff() / t.diff() / squared
@@ -256,7 +278,7 @@ def _derivatives(
             value = bends.value(x)
         except NonFinite as error:
             msg = (
-                f"the functional along the geodesic is not finite at time {s:g}: "
+                f"the functional along the path is not finite at time {s:g}: "
                 f"{error}; atoms that meet there, or that the plan splits, coincide: a "
                 f"singular kernel is infinite then"
             )
@@ -369,7 +391,8 @@ def _by_values(
     return bend, float(t[k + 1])
 
 
-def _times(times: int | Tensor) -> Tensor:
+def times_in(times: int | Tensor) -> Tensor:
+    """Return increasing times in [0, 1], at least three; a number asks for so many."""
     if isinstance(times, Tensor):
         t = as_float_tensor(times, "times").detach().to("cpu", torch.float64)
     else:

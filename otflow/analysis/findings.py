@@ -6,10 +6,10 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from otflow import _views
+from otflow._words import Word
 
 __all__ = ["Finding", "RunCertificate", "StepFinding", "Verdict"]
 
@@ -23,7 +23,7 @@ COLUMNS = (
 )
 
 
-class Verdict(StrEnum):
+class Verdict(Word):
     """How well something is known; each member equals its string.
 
     Examples
@@ -41,9 +41,6 @@ class Verdict(StrEnum):
     """What a run should do, it did not."""
     UNKNOWN = "unknown"
     """Nothing can be said; the text says why."""
-
-    def __repr__(self) -> str:
-        return repr(str(self))
 
 
 @dataclass(frozen=True)
@@ -284,7 +281,7 @@ def _written(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row without numbers that JSON does not have."""
     return {
         name: str(value)
-        if isinstance(value, StrEnum)
+        if isinstance(value, Word)
         or (isinstance(value, float) and not math.isfinite(value))
         else value
         for name, value in row.items()

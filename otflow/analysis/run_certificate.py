@@ -24,6 +24,7 @@ from otflow.errors import NonFinite, Unsupported
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import GridDensity, Measure, Particles
 from otflow.optimality import Domain, GapKind, optimality_gap
+from otflow.optimality.domains import check_domain
 from otflow.schemes import reports
 from otflow.trajectory import Trajectory
 
@@ -120,7 +121,7 @@ def certify(
     for i, nu in enumerate(against):
         check_kind(nu, Measure, f"against[{i}]")
     if domain is not None:
-        check_kind(domain, Domain, "domain")
+        check_domain(domain)
     descend = non_negative_int(descend, "descend")
     functional = functional_of(run, F)
     steps = tuple(steps_of(run))

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from otflow.analysis.findings import Finding, Verdict
 from otflow.errors import NonFinite, Unsupported
 from otflow.functionals.base import Functional
+from otflow.functionals.mixtures import excess, slacks
 from otflow.measures import Measure
-from otflow.proximal.certificate import ROUND_OFF
 from otflow.trajectory import Trajectory
 
 __all__ = ["mixture_of"]
 
 NAME = "mixture"
-SHARES = (0.1, 0.5, 0.9)
-# A change of the order of a sum shows a part of its round-off.
-ORDERS = 8.0
 
 
 def mixture_of(
@@ -42,11 +37,11 @@ def mixture_of(
     least, count = math.inf, 0
     for name, nu in (*nus, *others):
         try:
-            found = list(_slacks(F, run.final, nu))
+            found = list(slacks(F, run.final, nu))
         except (Unsupported, NonFinite, ValueError):
             continue
         for t, slack, noise in found:
-            low = {"linear": -abs(slack), "concave": -slack}.get(word, slack)
+            low = excess(word, slack)
             if low < -noise:
                 text = (
                     f"F is declared {word} along mixtures{reason}, and that is false: "
@@ -72,29 +67,3 @@ def mixture_of(
 def _reason(F: Functional) -> str:
     """Return why, if F is one term; else the convexities of the report tell it."""
     return f", {F.why_mixture()}" if len(F.terms()) == 1 else ""
-
-
-def _slacks(
-    F: Functional, mu: Measure, nu: Measure
-) -> Iterator[tuple[float, float, float]]:
-    """Yield shares, slacks and their round-off; nothing if F is no mixture's value."""
-    with torch.no_grad():
-        ends = [float(F.value(end)) for end in (mu, nu)]
-        halves = [float(F.value(end.mix(end, 0.5))) for end in (mu, nu)]
-        size = sum(
-            abs(c * float(term.value(end))) for c, term in F.terms() for end in (mu, nu)
-        )
-        rows = [
-            (t, float(F.value(mu.mix(nu, t))), float(F.value(nu.mix(mu, 1 - t))))
-            for t in SHARES
-        ]
-    eps = torch.finfo(mu.dtype).eps
-    size = max(size, *(abs(value) for row in rows for value in row[1:]))
-    noise = ROUND_OFF * eps * size + ORDERS * max(abs(a - b) for _, a, b in rows)
-    # F that sees copies of an atom, as one without the diagonal, says nothing of
-    # mixtures.
-    off = max(abs(a - b) for a, b in zip(ends, halves, strict=True))
-    if not math.isfinite(noise) or off > noise:
-        return
-    for t, value, _ in rows:
-        yield t, (1 - t) * ends[0] + t * ends[1] - value, noise

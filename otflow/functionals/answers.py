@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from functools import wraps
 from typing import Any
 
@@ -38,7 +39,16 @@ def check_answers(cls: type) -> None:
 
 def check_measure(mu: Any) -> None:
     """Raise TypeError unless mu is a measure; say how points are made one."""
-    check_kind(mu, Measure, "mu", cure="of points (n, d) make Particles(points)")
+    cure = measure_within(mu) or "of points (n, d) make Particles(points)"
+    check_kind(mu, Measure, "mu", cure=cure)
+
+
+def measure_within(result: Any) -> str:
+    """Return how the measure of a result is taken, as of a run; "" if none is held."""
+    if not is_dataclass(result) or isinstance(result, type):
+        return ""
+    held = [f.name for f in fields(result) if isinstance(vars(result)[f.name], Measure)]
+    return f"the result holds the measure: take its .{held[0]}" if held else ""
 
 
 def _finite(method: Callable[..., Any], what: str) -> Callable[..., Any]:

@@ -286,12 +286,13 @@ class Functional(ABC):
     def enclosed_variation(self, mu: Measure) -> Enclosed:
         r"""Return :math:`F'[\mu]` as a function of points in boxes: proofs rest on it.
 
-        The function takes an `Enclosure` x of points (m, d), which behaves as a tensor,
-        and returns one (m,). By default that of several `terms` follows from theirs,
-        and a functional of one term has none. A functional of your own returns a
-        function that computes :math:`F'[\mu](x)` by torch operations on x. The constant
-        that F' leaves open must not depend on x. A gap compares it with
-        `first_variation` at some places, and raises InvalidFunctional if they differ.
+        The function takes an `~otflow.optimality.Enclosure` x of points (m, d), which
+        behaves as a tensor, and returns one (m,). By default that of several `terms`
+        follows from theirs, and a functional of one term has none. A functional of your
+        own returns a function that computes :math:`F'[\mu](x)` by torch operations on
+        x; the manual lists those that can be enclosed. The constant that F' leaves open
+        must not depend on x. A gap compares it with `first_variation` at some places,
+        and raises InvalidFunctional if they differ.
 
         Parameters
         ----------

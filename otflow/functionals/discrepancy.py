@@ -289,6 +289,7 @@ class Witness:
 def _parts(target: Measure, kernel: PairKernel, whole: Ground | None) -> Sum:
     witness = Potential(Witness(target, kernel, whole), modulus=_bound_of_minus(kernel))
     witness._reason = "the least eigenvalue of the Hessian of minus the kernel"
+    witness._unknown = f"since no bound of the Hessian of minus {kernel!r} is known"
     return Sum((Interaction(kernel), witness))
 
 

@@ -50,6 +50,7 @@ class Potential(Functional):
 
     # The library itself states the modulus of some potentials.
     _reason = "as modulus= of V declares"
+    _unknown = "since no convexity of V is declared: Potential(V, modulus=...)"
 
     def __init__(self, V: Ground, *, modulus: float | None = None) -> None:
         check_function(V, "V must be a function (..., d) -> (...)")
@@ -81,7 +82,7 @@ class Potential(Functional):
     def why_modulus(self, dim: int) -> str:
         if self.convexity is not None:
             return self._reason
-        return "since no convexity of V is declared: Potential(V, modulus=...)"
+        return self._unknown
 
     def mixture_curvature(self) -> Curvature:
         return Curvature.LINEAR

@@ -107,16 +107,15 @@ def _of_mixture(F: Any, base: type) -> Iterator[str]:
     yield from rows
 
 
-def unchecked(F: Any, base: type) -> list[str]:
-    """Return the terms whose bending along mixtures is declared, not derived."""
-    return [
-        f"{term!r} is {term.mixture_curvature()} along mixtures, {reason}"
-        for c, term in _leaves(F, 1.0, "mixture_curvature", base)
-        if c
-        and any(
-            word in (reason := term.why_mixture()) for word in (" declare", " state")
-        )
-    ]
+def unchecked(F: Any, base: type) -> list[tuple[Any, str]]:
+    """Return the terms whose bending along mixtures is declared, with its reason."""
+    found = []
+    for c, term in _leaves(F, 1.0, "mixture_curvature", base):
+        reason = term.why_mixture()
+        if c and any(word in reason for word in (" declare", " state")):
+            word = term.mixture_curvature()
+            found.append((term, f"{term!r} is {word} along mixtures, {reason}"))
+    return found
 
 
 def _leaves(F: Any, c: float, word: str, base: type) -> Iterator[tuple[float, Any]]:

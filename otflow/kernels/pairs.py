@@ -245,8 +245,11 @@ def _declared(kernel: PairKernel, name: str, value: Any) -> str:
     if value is not None:
         return f"as {kernel!r} declares"
     kind = type(kernel)
-    declarable = kind.__name__ in ("Function", "TwoPoint")
-    if kind.__module__.startswith("otflow.") and not declarable:
-        return f"since none is known of {kernel!r}"
     word = "0.0" if name == "modulus" else '"convex"'
-    return f"since {kernel!r} declares none: state {name}={word} if that is true of it"
+    how = f"set {name} = {word} in {kind.__name__}"
+    if kind.__module__.startswith("otflow."):
+        if kind.__name__ not in ("Function", "TwoPoint"):
+            return f"since none is known of {kernel!r}"
+        argument = "W" if kind.__name__ == "Function" else "K"
+        how = f"give kernels.{kind.__name__}({argument}, {name}={word})"
+    return f"since {kernel!r} declares none: {how} if that is true of it"

@@ -105,6 +105,11 @@ def fenchel_gap(
     -----
     Cost: as for `PathBall`.
 
+    With the weight decay :math:`S(\mu) = \frac12\int |a|^2 + |(w,b)|^2\,d\mu` in place
+    of the path norm "l2" the least value is the same, see `path_norm`. So with the
+    penalty :math:`\lambda S` the excess is at most the gap plus
+    :math:`\lambda\,(S(\mu) - \int|a||(w,b)|\,d\mu)`.
+
     Examples
     --------
     >>> import torch, otflow as of

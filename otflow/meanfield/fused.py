@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,52 @@ from otflow.meanfield.losses import Loss
 from otflow.meanfield.network import block_rows
 from otflow.meanfield.units import Unit
 
-__all__ = ["value_and_gradient"]
+__all__ = ["hidden_blocks", "outputs_at", "value_and_gradient"]
+
+
+def hidden_blocks(
+    unit: Unit, inputs: Tensor, inner: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield rows of data and the hidden values there, without a graph.
+
+    All blocks share one piece of memory: each is overwritten by the next. Fresh memory
+    for each would cost several times as much as the products.
+
+    Parameters
+    ----------
+    unit : Unit
+        The unit.
+    inputs : Tensor, shape (n, q)
+        Encoded inputs.
+    inner : Tensor, shape (N, q)
+        Inner weights.
+
+    Yields
+    ------
+    tuple of slice and Tensor, shape (k, N)
+        The rows, and the hidden values.
+    """
+    n, count = len(inputs), len(inner)
+    transposed = inner.detach().T.contiguous()
+    size = min(n, block_rows(count, inner))
+    block = inner.new_empty(size, count)
+    for rows in tiles(n, size):
+        x = inputs[rows]
+        z = torch.mm(x, transposed, out=block[: len(x)])
+        yield rows, unit.evaluate(z, z)
+
+
+def outputs_at(
+    network: TwoLayer, unit: Unit, inputs: Tensor, theta: Tensor, masses: Tensor
+) -> Tensor:
+    """Return the outputs (n,) or (n, m) at encoded inputs, without a graph."""
+    inner = network.split(theta)[1]
+    return torch.cat(
+        [
+            network.read_out(hidden, theta, masses)
+            for _, hidden in hidden_blocks(unit, inputs, inner)
+        ]
+    )
 
 
 def value_and_gradient(

@@ -63,6 +63,17 @@ def path_norm(network: TwoLayer, mu: Measure, norm: str = "l1") -> Tensor:
     Unsupported
         If the unit is not homogeneous, or the scaling is not "mean-field".
 
+    Notes
+    -----
+    Weight decay is at least the path norm "l2", as :math:`2xy \le x^2 + y^2`:
+
+    .. math:: \tfrac12\int |a|^2 + |(w, b)|^2\,d\mu \ge \int |a|\,|(w, b)|\,d\mu,
+
+    with equality for balanced neurons, :math:`|a| = |(w, b)|`, which
+    ``metrics.symmetries.Scale().canonical`` makes of any neurons. So both penalties
+    have the same least values, and a network of weight decay S lies in
+    ``PathBall(S, "l2")``.
+
     Examples
     --------
     >>> import torch, otflow as of
@@ -131,16 +142,20 @@ class PathBall(Domain):
     -----
     The sum in M is linear on each cone into which the hyperplanes :math:`w\cdot x_k + b
     = 0` cut the space. With one input and a bias the largest value on each cone is in
-    closed form: time O(n log n), a few velocities, and ``gap.value`` is sharp to
+    closed form: time O(n log n), 1 to 5 velocities, and ``gap.value`` is sharp to
     round-off. In more dimensions simplicial cones are cut at these hyperplanes, the one
     of the largest upper bound first, until the bound on each makes ``value`` exceed
     ``found`` by at most the sharpness. By default that is 1 % of the gap: more digits
     cost several times as much and do not change what the gap tells. Each cone costs
-    O(n d), and their number may grow like :math:`n^d`. Where
-    the budget ends first, and for more than 10 inner weights, a convex relaxation
-    bounds M. The kind is "proved" nevertheless, and ``value - found`` tells what is
-    lost. All is done in float64, and round-off is in ``value``. Where a number of the
-    risk or of the gap overflows, the kind is "none".
+    O(n d), and their number may grow like :math:`n^d`. With two inputs and a bias it is
+    50 to 150. That takes 3 to 8 velocities of 1,000 data and neurons, and 40 of 100,
+    which are 0.1 ms each. Where the budget ends first, and for more than 10 inner
+    weights, a convex relaxation bounds M. The kind is "proved" nevertheless, and
+    ``value - found`` tells what is lost. All is done in float64, and round-off is in
+    ``value``. Where a number of the risk or of the gap overflows, the kind is "none".
+
+    Networks are often trained with weight decay, which is at least the path norm
+    "l2": see `path_norm`.
 
     ``argmin`` is the neuron that is best to add: (a, w, b) with :math:`|(w,b)| = 1` and
     :math:`|a| = R`.

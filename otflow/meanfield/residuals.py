@@ -12,6 +12,7 @@ from otflow._validation import check_kind, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.functionals.inheritance import redefined
+from otflow.meanfield.fused import outputs_at
 from otflow.meanfield.kinks import EPS, Level, Maximum, as_found
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.network import Network
@@ -132,15 +133,15 @@ def unbounded(what: str) -> Gap:
 
 def residual_of(risk: Risk, mu: Measure, size: float, tall: float) -> Residual:
     """Return the slopes of a risk at a measure of a known norm."""
-    network = risk.network
+    network, unit = risk.network, getattr(risk.network, "activation", None)
     assert isinstance(network, TwoLayer)
+    assert isinstance(unit, Unit)
     z = risk._inputs.double()
     y = risk.y.double() if risk.y.is_floating_point() else risk.y
     with torch.no_grad():
-        f = network.evaluate(z, mu.points.double(), mu.weights.double())
-        total, slopes = risk._loss.total_and_slope(f, y)
+        bare = outputs_at(network, unit, z, mu.points.double(), mu.weights.double())
+        total, slopes = risk._loss.total_and_slope(network.add_offset(bare), y)
     n = len(z)
-    bare = f if network.offset is None else f - f.new_tensor(network.offset)
     q = slopes.reshape(n, -1) / n
     value = float(total) / n
     return Residual(network, z, y, bare, value, q, slopes, size, tall, mu.n)
@@ -173,7 +174,7 @@ def reason_of(top: Maximum) -> str:
         )
     if top.upper == math.inf:
         return (
-            "the curvature of the unit is not known, so that the largest value over "
+            "the shape of the unit is not known, so that the largest value over "
             "neurons is the one that ascent has found"
         )
     return (
@@ -190,6 +191,13 @@ def one_risk(F: Functional) -> tuple[float, Risk]:
     terms = F.terms()
     if len(terms) != 1 or not isinstance(terms[0][1], Risk):
         others = [repr(term) for _, term in terms if not isinstance(term, Risk)]
+        if len(others) == len(terms):
+            msg = (
+                f"a ball of networks bounds the risk of a network, and {F!r} holds "
+                f"none; give meanfield.Risk(network, X, y), or take for this F "
+                f"optimality.BoxDomain(lower, upper)"
+            )
+            raise Unsupported(msg)
         what = ", ".join(others) if others else "more than one risk"
         msg = (
             f"a gap over a ball of networks needs the risk of one network, or a "

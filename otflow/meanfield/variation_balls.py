@@ -2,12 +2,13 @@ r"""Gaps of networks over all measures of neurons with bounded outer weights."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from otflow._arrays import as_float_tensor
 from otflow._validation import check_option, non_negative_int, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
@@ -29,6 +30,7 @@ from otflow.meanfield.residuals import (
 from otflow.meanfield.units import Unit
 from otflow.measures import Measure
 from otflow.optimality import Domain, Gap
+from otflow.optimality.domains import corner_of, text_of_corner
 
 __all__ = ["VariationBall"]
 
@@ -50,8 +52,9 @@ class VariationBall(Domain):
     ----------
     radius : float
         The radius R > 0.
-    lower, upper : Tensor or ndarray, shape (d + 1,) or (d,)
-        Corners of the box of (w, b), without b for a network without bias.
+    lower, upper : float, sequence of float, Tensor or ndarray
+        Corners of the box of (w, b), without b for a network without bias: d + 1 or d
+        numbers, or one number for all of them.
     norm : str
         "l1" or "l2", of the outer weights of a neuron with several outputs.
     budget : int
@@ -62,7 +65,9 @@ class VariationBall(Domain):
 
     Attributes
     ----------
-    radius, lower, upper, norm, budget, sharpness
+    lower, upper : tuple of float
+        Corners; one number stands for all inner weights.
+    radius, norm, budget, sharpness
         As above.
 
     Raises
@@ -81,21 +86,22 @@ class VariationBall(Domain):
 
     Notes
     -----
-    On a box of inner weights the sum in M is a linear function and a remainder, bounded
-    by the curvature of the unit. Boxes are halved, the one of the largest upper bound
-    first, until the bound on each makes ``value`` exceed ``found`` by at most the
-    sharpness. For tanh, sigmoid, erf and relu the kind is "proved", and ``value -
-    found`` tells what is lost if the budget ends first; it is "none" where a number
-    overflows. For a `Unit` of your own it is "searched": M is found by
-    ascent alone. Each box costs O(n d); their number grows exponentially in d.
+    On a box of inner weights each unit lies close to a chord of its own, so the sum in
+    M is a linear function and a remainder. Boxes are halved, those of the largest
+    upper bounds first, until the bound on each makes ``value`` exceed ``found`` by at
+    most the sharpness. For tanh, sigmoid, erf and relu the kind is "proved", and
+    ``value - found`` tells what is lost if the budget ends first; it is "none" where a
+    number overflows. For a `Unit` of your own it is "searched": M is found by ascent
+    alone. Each box costs O(n d); their number grows exponentially in d. With 1 and 2
+    inputs and a bias it is about 100 and 300. That takes 2 and 5 velocities of 1,000
+    data and neurons, and 20 and 40 of 100, which are 0.1 ms each.
 
     Examples
     --------
     >>> import torch, otflow as of
     >>> X = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
     >>> risk = of.meanfield.Risk(of.meanfield.TwoLayer("tanh"), X, X[:, 0].tanh())
-    >>> ones = torch.ones(2, dtype=torch.float64)
-    >>> ball = of.meanfield.VariationBall(1.0, -3 * ones, 3 * ones)
+    >>> ball = of.meanfield.VariationBall(1.0, -3, 3)
     >>> half = of.Particles(torch.tensor([[0.5, 1.0, 0.0]], dtype=torch.float64))
     >>> gap = of.optimality.optimality_gap(risk, half, ball)
     >>> gap.kind, round(float(risk.value(half)), 4), gap.value < 0.15
@@ -113,14 +119,18 @@ class VariationBall(Domain):
         sharpness: float = SHARPNESS,
     ) -> None:
         self.radius = positive(radius, "radius")
-        self.lower = _corner(lower, "lower")
-        self.upper = _corner(upper, "upper")
-        if self.lower.shape != self.upper.shape or not bool(
-            (self.lower < self.upper).all()
-        ):
+        self.lower, self.upper = _corner(lower, "lower"), _corner(upper, "upper")
+        sides = len(self.lower), len(self.upper)
+        if 1 < sides[0] != sides[1] > 1:
             msg = (
-                f"lower must be below upper in each inner weight, got {lower!r:.80} "
-                f"and {upper!r:.80}"
+                f"lower has {sides[0]} numbers and upper {sides[1]}; give one per "
+                f"inner weight, or one for all"
+            )
+            raise ValueError(msg)
+        if not (np.array(self.lower) < np.array(self.upper)).all():
+            msg = (
+                f"lower must lie below upper in each inner weight, got "
+                f"{text_of_corner(self.lower)} and {text_of_corner(self.upper)}"
             )
             raise ValueError(msg)
         self.norm = check_option(norm, "norm", NORMS)
@@ -140,7 +150,7 @@ class VariationBall(Domain):
             raise Unsupported(msg)
         risk._check(mu)
         theta, weights = mu.points.detach().double(), mu.weights.detach().double()
-        lower, upper = self.lower.to(theta), self.upper.to(theta)
+        lower, upper = self._corners(network, theta)
         self._check_inside(network, theta, weights, lower, upper)
         size = float(size_of(network, theta, weights, self.norm, inner=False))
         if size > self.radius * (1 + 64 * EPS):
@@ -168,6 +178,20 @@ class VariationBall(Domain):
         )
         return gap_in_ball(at, top, self.radius, factor, mu)
 
+    def _corners(self, network: TwoLayer, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both corners as tensors, one number per inner weight."""
+        sides = network.split(theta)[1].shape[1]
+        for name in ("lower", "upper"):
+            if len(getattr(self, name)) not in (1, sides):
+                msg = (
+                    f"{name} has {len(getattr(self, name))} numbers and a neuron "
+                    f"{sides} inner weights; give {sides} numbers, or one for all"
+                )
+                raise ValueError(msg)
+        corners = (theta.new_tensor(c).expand(sides) for c in (self.lower, self.upper))
+        lower, upper = (corner.contiguous() for corner in corners)
+        return lower, upper
+
     def _check_inside(
         self,
         network: TwoLayer,
@@ -178,12 +202,6 @@ class VariationBall(Domain):
     ) -> None:
         """Raise ValueError unless the box holds all neurons of positive mass."""
         inner = network.split(theta)[1]
-        if inner.shape[1] != len(lower):
-            msg = (
-                f"the box has {len(lower)} sides and a neuron {inner.shape[1]} inner "
-                f"weights; give corners of shape ({inner.shape[1]},)"
-            )
-            raise ValueError(msg)
         outside = ((inner < lower) | (inner > upper)).any(1) & (weights > 0)
         if bool(outside.any()):
             k = int(outside.nonzero()[0])
@@ -196,14 +214,14 @@ class VariationBall(Domain):
             raise ValueError(msg)
 
     def __repr__(self) -> str:
-        corners = f"{self.lower.tolist()}, {self.upper.tolist()}"
+        corners = f"{text_of_corner(self.lower)}, {text_of_corner(self.upper)}"
         norm = "" if self.norm == "l1" else f", {self.norm!r}"
         return f"VariationBall({self.radius:g}, {corners}{norm})"
 
 
-def _corner(value: Any, name: str) -> Tensor:
-    corner = as_float_tensor(value, name).detach().clone()
-    if corner.ndim != 1 or not bool(torch.isfinite(corner).all()):
-        msg = f"{name} must be a vector of finite numbers, got {value!r:.80}"
+def _corner(value: Any, name: str) -> tuple[float, ...]:
+    corner = corner_of(value, name)
+    if not all(map(math.isfinite, corner)):
+        msg = f"{name} must hold finite numbers, got {text_of_corner(corner)}"
         raise ValueError(msg)
     return corner

@@ -233,6 +233,10 @@ def aligned_networks(
     Differentiable in the points, at a fixed plan. In the scalings "ntk" and "sum" the
     output depends on the number of atoms, which the split changes.
 
+    The offset of a network is no part of its measure. Between networks of the offsets c
+    and c' take the offset :math:`(1 - t)\,c + t\,c'` at :math:`\mu_t`: without it the
+    ends of the path do not compute what the networks do.
+
     Examples
     --------
     >>> import torch, otflow as of

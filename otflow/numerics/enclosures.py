@@ -8,14 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otflow.errors import NotEnclosed
 from otflow.numerics.elementary import Ranges
 from otflow.numerics.intervals import Interval, exact, multiply, outward, square
 
 __all__ = ["OPERATIONS", "Enclosure", "NotEnclosed", "compose", "linear"]
-
-
-class NotEnclosed(Exception):
-    """An operation has no interval extension here; the message names it."""
 
 
 class Enclosure(torch.Tensor):
@@ -32,8 +29,15 @@ class Enclosure(torch.Tensor):
     continuous on a box, and the mean value theorem holds, where all ends of its first
     derivatives are finite. Where they are not, the enclosure of the values alone holds.
 
-    An operation without an interval extension raises `NotEnclosed`, and so does a
-    branch on a value, as in ``if x > 0``.
+    An operation without an interval extension raises `~otflow.errors.NotEnclosed`, and
+    so does a branch on a value, as in ``if x > 0``.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (2, r, ...)
+        As below; `of` makes the enclosure of points.
+    d, order : int
+        As below.
 
     Attributes
     ----------
@@ -46,6 +50,20 @@ class Enclosure(torch.Tensor):
         0, 1 or 2.
     is_point : bool
         Whether this is x itself.
+
+    See Also
+    --------
+    otflow.Functional.enclosed_variation : Returns a function of enclosures.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> box = torch.tensor([[0.0], [2.0]], dtype=torch.float64)
+    >>> x = of.optimality.Enclosure.of(box[:1], box[1:], order=1)
+    >>> y = ((x - 1).square() + x.sin()).sum(-1)
+    >>> low, high = y.value
+    >>> bool(low <= 0.0), bool(high >= 1.9)  # of a function between 0.7 and 1.91
+    (True, True)
     """
 
     rows: Interval
@@ -64,7 +82,20 @@ class Enclosure(torch.Tensor):
 
     @staticmethod
     def of(lower: Tensor, upper: Tensor, order: int) -> Enclosure:
-        """Return the points x of boxes, corners (C, d), as an enclosure (C, d)."""
+        """Return the points x of boxes as an enclosure.
+
+        Parameters
+        ----------
+        lower, upper : Tensor, shape (C, d)
+            Corners, in float64.
+        order : int
+            0 for values alone, 1 or 2 for derivatives too.
+
+        Returns
+        -------
+        Enclosure, shape (C, d)
+            The points.
+        """
         count, d = lower.shape
         rows = lower.new_zeros(2, row_count(d, order), count, d)
         rows[0, 0], rows[1, 0] = lower, upper
@@ -90,7 +121,18 @@ class Enclosure(torch.Tensor):
         return self.rows[:, self.d + 1 :]
 
     def like(self, rows: Interval) -> Enclosure:
-        """Return an enclosure in the same x."""
+        """Return an enclosure in the same x.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (2, r, ...)
+            Lower and upper ends, row by row.
+
+        Returns
+        -------
+        Enclosure
+            With these rows.
+        """
         return Enclosure(rows, self.d, self.order)
 
     def __repr__(  # type: ignore[override]

@@ -61,10 +61,13 @@ def outward(t: Interval, ulps: float | Tensor = 1.0) -> Interval:
     that of an invalid operation, becomes infinite. A lower end that overflowed to
     infinity becomes the largest number, as it is a lower bound.
     """
-    slack = t.abs().mul_(EPS * ulps).add_(TINY)
-    low = (t[0] - slack[0]).nan_to_num_(nan=-math.inf, posinf=MAX, neginf=-math.inf)
-    high = (t[1] + slack[1]).nan_to_num_(nan=math.inf, posinf=math.inf, neginf=-MAX)
-    return torch.stack([low, high])
+    ends = t.abs().mul_(EPS * ulps).add_(TINY)
+    low, high = ends.unbind()
+    low.neg_()
+    ends.add_(t)
+    low.nan_to_num_(nan=-math.inf, posinf=MAX, neginf=-math.inf)
+    high.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=-MAX)
+    return ends
 
 
 def hull(t: Tensor, dim: int = 0) -> Interval:
@@ -94,11 +97,9 @@ def scale(t: Interval, c: Tensor | float) -> Interval:
 
 
 def multiply(s: Interval, t: Interval) -> Interval:
-    """Return the product."""
-    a, b, c, d = (_without_nan(s[i] * t[j]) for i in (0, 1) for j in (0, 1))
-    low = torch.minimum(torch.minimum(a, b), torch.minimum(c, d))
-    high = torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
-    return outward(torch.stack([low, high]))
+    """Return the product; both have the same number of axes."""
+    products = _without_nan(s[:, None] * t)  # of any end with any end
+    return outward(hull(products.flatten(0, 1)))
 
 
 def square(t: Interval) -> Interval:
@@ -143,14 +144,16 @@ def dot(t: Interval, c: Tensor) -> Interval:
     A column of numbers that are not all finite gives the whole line.
     """
     n = c.shape[-2]
-    middle = 0.5 * t[0] + 0.5 * t[1]
+    low, high = t.unbind()
+    middle = (0.5 * low).add_(high, alpha=0.5)
     size = c.abs()
     # The half width, and the round-off of a sum of n products.
-    spread = torch.maximum(t[1] - middle, middle - t[0]).mul_(1 + 4 * EPS)
+    spread = torch.maximum(high - middle, middle - low).mul_(1 + 4 * EPS)
     spread = spread.add_(middle.abs(), alpha=(n + 4) * EPS)
     centre, reach = middle @ c, (spread @ size).mul_(1 + 2 * n * EPS).add_(TINY)
-    if bool(torch.isfinite(reach).all()) and bool(torch.isfinite(centre).all()):
-        return outward(torch.stack([centre - reach, centre + reach]))
+    ends = torch.stack([centre - reach, centre + reach])
+    if bool(torch.isfinite(ends).all()):
+        return outward(ends)
     return _dot_of_infinite(t, c)
 
 
@@ -174,9 +177,9 @@ def elementwise(
 
 
 def _with_slack(ends: Interval, size: Interval, n: int) -> Interval:
-    slack = size * (n * EPS) + TINY
-    low, high = ends[0] - slack[0], ends[1] + slack[1]
-    return outward(torch.stack([low, high]))
+    slack = (size * (n * EPS)).add_(TINY)
+    slack[0].neg_()
+    return outward(slack.add_(ends))
 
 
 def _known(t: Interval, known: Tensor) -> Interval:

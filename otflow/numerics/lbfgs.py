@@ -91,9 +91,10 @@ class Memory:
     def add(self, inner: Inner, s: Tensor, y: Tensor) -> Memory:
         """Return the memory with a pair added if its curvature is safely positive."""
         curvature, length = float(inner(s, y)), float(inner(s, s))
-        if not curvature > 1e-10 * length:
-            return self
         square = float(inner(y, y))
+        # The squares of a short step may underflow.
+        if not curvature > 1e-10 * length or not min(length, square) > 0:
+            return self
         pair = Pair(s, y, curvature, square, (square / length) ** 0.5)
         return replace(self, pairs=(*self.pairs, pair)[-self.size :])
 

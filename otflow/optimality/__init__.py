@@ -1,5 +1,6 @@
 """How far a measure is from optimal: gaps over a domain, proved or searched."""
 
+from otflow.numerics.enclosures import Enclosure
 from otflow.optimality.box import BoxDomain
 from otflow.optimality.densities import OnGrid, entropic_bracket, entropic_gap
 from otflow.optimality.domains import Domain
@@ -10,6 +11,7 @@ from otflow.optimality.gap import Gap, GapKind
 __all__ = [
     "BoxDomain",
     "Domain",
+    "Enclosure",
     "Gap",
     "GapKind",
     "GibbsResult",

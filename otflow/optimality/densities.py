@@ -11,10 +11,12 @@ from torch import Tensor
 from otflow._validation import check_kind
 from otflow.errors import NonFinite
 from otflow.functionals import Functional, Potential
+from otflow.functionals.answers import measure_within
 from otflow.functionals.base import check_functional
 from otflow.measures import GridDensity, Measure
 from otflow.measures.grid.checks import check_same_obstacles
 from otflow.metrics.bracket import Bracket
+from otflow.optimality.declared import with_words_tried
 from otflow.optimality.domains import Domain
 from otflow.optimality.gap import Gap, GapKind
 
@@ -46,7 +48,7 @@ def heat_of(F: Functional) -> tuple[float, Functional]:
 
 def check_grid(rho: Measure, name: str) -> None:
     """Raise TypeError unless a measure is a density on a grid."""
-    cure = (
+    cure = measure_within(rho) or (
         "make one by GridDensity.from_function or GridDensity.from_samples("
         "mu.sample(100_000, generator), lower, upper, shape)"
     )
@@ -207,7 +209,8 @@ def entropic_gap(F: Functional, rho: GridDensity) -> Gap:
         round-off of G' is taken to be 64 units in the last place: of a potential in
         each cell, of all other terms at their largest entry. ``argmin`` is the centre
         of the cell that misses most mass, where :math:`p_\rho - \rho` is largest. The
-        kind is "proved", or "none" if G is not known to be convex along mixtures.
+        kind is "proved", or "none" if G is not known to be convex along mixtures, or
+        if values contradict its declared convexity, as in `optimality_gap`.
 
     Raises
     ------
@@ -237,6 +240,10 @@ def entropic_gap(F: Functional, rho: GridDensity) -> Gap:
     >>> gap.kind, round(gap.value, 2)
     ('proved', 2.22)
     """
+    return with_words_tried(F, rho, _entropic_gap(F, rho))
+
+
+def _entropic_gap(F: Functional, rho: GridDensity) -> Gap:
     temperature, rest = heat_of(F)
     check_grid(rho, "rho")
     if not rest.mixture_convex:
@@ -320,8 +327,8 @@ def entropic_bracket(F: Functional, rho: GridDensity, optimum: GridDensity) -> B
     upper = entropic_gap(F, rho)
     if upper.kind != GapKind.PROVED:
         msg = (
-            f"{rest!r} is not known to be convex along mixtures, and without it "
-            f"neither bound is true; compare F.value(rho) with F.value(optimum)"
+            f"{upper.reason}, and without convexity along mixtures neither bound is "
+            f"true; compare F.value(rho) with F.value(optimum)"
         )
         raise ValueError(msg)
     best = ProximalLaw.of(rest, temperature, optimum)
@@ -359,7 +366,7 @@ class OnGrid(Domain):
         assert isinstance(mu, GridDensity)
         temperature, _ = F.split_entropy()
         if temperature > 0:
-            return entropic_gap(F, mu)
+            return _entropic_gap(F, mu)
         slopes = F.first_variation(mu).detach()[mu.is_free]
         w = mu.weights.detach()[mu.is_free]
         least = int(slopes.argmin())

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from otflow._validation import check_kind, real
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.optimality.gap import Gap
 
-__all__ = ["Domain"]
+__all__ = ["Domain", "check_domain", "corner_of", "text_of_corner"]
+
+
+def check_domain(domain: Any) -> None:
+    """Raise TypeError unless a domain is one; say how corners are made one."""
+    cure = "give e.g. optimality.BoxDomain(lower, upper)"
+    if isinstance(domain, (tuple, list)) and len(domain) == 2:
+        cure = f"write optimality.BoxDomain({domain[0]!r:.40}, {domain[1]!r:.40})"
+    check_kind(domain, Domain, "domain", cure=cure)
 
 
 class Domain(ABC):
@@ -43,3 +58,26 @@ class Domain(ABC):
         Gap
             Proved, or searched.
         """
+
+
+def corner_of(corner: Any, name: str) -> tuple[float, ...]:
+    """Return the numbers of a corner of a box; they may be infinite."""
+    if isinstance(corner, (Tensor, np.ndarray)):
+        corner = corner.tolist()
+    if not isinstance(corner, Sequence) or isinstance(corner, str):
+        return (_number(corner, name),)
+    if not corner:
+        msg = f"{name} must hold one number per axis, got none"
+        raise ValueError(msg)
+    return tuple(_number(x, f"{name}[{k}]") for k, x in enumerate(corner))
+
+
+def _number(x: Any, name: str) -> float:
+    if isinstance(x, float) and math.isinf(x):
+        return x
+    return real(x, name)
+
+
+def text_of_corner(corner: tuple[float, ...]) -> str:
+    """Return a corner as it is written."""
+    return repr(corner[0] if len(corner) == 1 else corner)

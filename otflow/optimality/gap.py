@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from torch import Tensor
+
+from otflow._words import Word
 
 __all__ = ["Gap", "GapKind"]
 
@@ -15,7 +16,7 @@ __all__ = ["Gap", "GapKind"]
 SHOWN = 8
 
 
-class GapKind(StrEnum):
+class GapKind(Word):
     """What a gap proves; each member equals its string.
 
     Examples
@@ -31,9 +32,6 @@ class GapKind(StrEnum):
     """The minimum of F' is the least that was found, so the gap may be too small."""
     NONE = "none"
     """Nothing is bounded; ``reason`` says why."""
-
-    def __repr__(self) -> str:
-        return repr(str(self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +69,8 @@ class Gap:
     >>> gap = of.optimality.optimality_gap(F, mu, of.optimality.BoxDomain(0.0, 4.0))
     >>> gap.kind, round(gap.value, 4)  # the mean of 1 and 9, at least 0
     ('proved', 5.0)
+    >>> float(gap) == gap.value
+    True
     """
 
     value: float
@@ -78,6 +78,28 @@ class Gap:
     kind: GapKind
     reason: str
     found: float
+
+    def __float__(self) -> float:
+        """Return `value`; raise ValueError if nothing is bounded.
+
+        Returns
+        -------
+        float
+            The bound, proved or searched.
+
+        Raises
+        ------
+        ValueError
+            If the kind is "none", or the value infinite: that is no number to go on
+            with, and `reason` says why.
+        """
+        if self.kind == GapKind.NONE or not math.isfinite(self.value):
+            msg = (
+                f"the gap bounds nothing, so it is no number: {self.reason}; "
+                f"read gap.kind before, or gap.value, which is {self.value:g}"
+            )
+            raise ValueError(msg)
+        return self.value
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON writes them; an infinite number is a text.

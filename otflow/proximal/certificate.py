@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from functools import cached_property
 from types import NoneType
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from otflow._warn import warn
+from otflow._words import Word
 
 __all__ = [
     "CERTIFYING",
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-class Guarantee(StrEnum):
+class Guarantee(Word):
     """What is proved of a step, in falling order; each member equals its string.
 
     Examples
@@ -58,9 +58,6 @@ class Guarantee(StrEnum):
         known = ", ".join(repr(str(member)) for member in cls)
         msg = f"a guarantee must be one of {known}, got {value!r}"
         raise ValueError(msg)
-
-    def __repr__(self) -> str:
-        return repr(str(self))
 
 
 # The guarantees of a step that is certified: the critical points of an objective that

@@ -15,13 +15,9 @@ from otflow.measures import Particles
 from otflow.metrics import Plan, assignment, sinkhorn_divergence, transport_plan
 from otflow.numerics.lbfgs import last_places
 from otflow.proximal.base import ProxResult
-from otflow.proximal.tangent import (
-    Objective,
-    Place,
-    TangentDetails,
-    TangentProximal,
-    descend,
-)
+from otflow.proximal.tangent import TangentDetails, TangentProximal
+from otflow.proximal.tangent_descent import descend
+from otflow.proximal.tangent_objective import Objective, Place
 
 __all__ = ["ParticleObjective", "ParticleProximal", "SinkhornParticles"]
 

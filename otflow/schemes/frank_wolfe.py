@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,14 +19,15 @@ from otflow.measures import Measure, Particles
 from otflow.optimality import BoxDomain, Gap, GapKind, optimality_gap
 from otflow.optimality.search import descent
 from otflow.schemes.base import Scheme, Step
+from otflow.schemes.shares import lowered, searched, with_atom
 from otflow.schemes.sliding import Box, Slid, round_off, size_at, slide
 
 __all__ = ["FrankWolfe"]
 
 # A gap of this share of the size of F' is small.
 THIN = 1e-4
-# Least share of the gap, times that of the new atom, by which F must fall.
-FALL = 0.1
+# A box of more axes is not written out.
+SHOWN = 4
 
 
 State: TypeAlias = tuple[int, bool]
@@ -69,6 +71,9 @@ class FrankWolfe(Scheme):
         best candidate is taken as it is.
     sliding : bool
         Whether masses and places are optimised after each insertion.
+    line_search : bool
+        Whether the share of the new atom is that of least F in [0, dt], in place of
+        :math:`\gamma_k`. Then F never rises, and the bound above holds for dt = 1.
     prove : bool
         Whether each gap is asked from `otflow.optimality.optimality_gap`, which proves
         a bound where it can. By default the gap is that of the place found, of kind
@@ -78,7 +83,7 @@ class FrankWolfe(Scheme):
 
     Attributes
     ----------
-    domain, candidates, descend, sliding, prove, horizon
+    domain, candidates, descend, sliding, line_search, prove, horizon
         As above.
 
     Raises
@@ -86,6 +91,7 @@ class FrankWolfe(Scheme):
     Unsupported
         From `step`, if the measure is not made of particles or carries a graph.
     ValueError
+        If both `sliding` and `line_search` are asked for.
         From `step`, if dt > 1, if the box is unbounded or of another dimension than the
         measure, or if an atom or a candidate lies outside the box.
     NonFinite
@@ -104,15 +110,20 @@ class FrankWolfe(Scheme):
 
     ``info`` holds ``gap``, ``gap_kind`` (``"proved"``, ``"searched"`` or ``"none"``)
     and ``gap_reason`` of the measure *before* the step, and ``atoms``, their number
-    after it. A place that is an atom to the bit adds its mass to that atom. The sliding
-    variant tells whether its descent converged. Its ``residual`` is a size of the
-    gradient of F' over that of F' itself near the measure: what the gradient changes by
-    along 1 % of the box, for the whole box, at most the spread over the candidates. A
-    measure whose gap is at round-off is kept if no slide lowers F; the residual is then
-    that of the gap. Sliding keeps no measure at which F is higher by more than
-    ``noise``, the round-off of F there. ``iterations`` counts evaluations of F' at the
-    candidates and at the measure, without those of a proof. Under `Minibatch` the gap
-    is that of the batch.
+    after it. The gap of the final measure is ``optimality_gap(F, run.final, domain)``,
+    proved where it can be. A place that is an atom to the bit adds its mass to that
+    atom. The line search brackets a zero of the slope of F, which takes some
+    evaluations of F' at the atoms, two for a quadratic F; ``info["dt"]`` is the share.
+    If F is not convex along mixtures that need not be the least F, but F does not rise.
+
+    The sliding variant tells whether its descent converged. Its ``residual`` is a size
+    of the gradient of F' over that of F' itself near the measure: what the gradient
+    changes by along 1 % of the box, for the whole box, at most the spread over the
+    candidates. A measure whose gap is at round-off is kept if no slide lowers F; the
+    residual is then that of the gap. Sliding keeps no measure at which F is higher by
+    more than ``noise``, the round-off of F there. ``iterations`` counts evaluations of
+    F' at the candidates and at the measure, without those of a proof. Under `Minibatch`
+    the gap is that of the batch.
 
     Cost of a step: F' and its gradient at m candidates, `descend` + 1 times; the
     sliding variant adds some hundred values with velocity of F at its few atoms.
@@ -137,10 +148,11 @@ class FrankWolfe(Scheme):
         descend: int = 50,
         *,
         sliding: bool = False,
+        line_search: bool = False,
         prove: bool = False,
         horizon: float = 2.0,
     ) -> None:
-        check_kind(domain, BoxDomain, "domain", cure="give BoxDomain(lower, upper)")
+        check_kind(domain, BoxDomain, "domain", cure=_box_for(domain))
         self.domain = domain
         self.candidates = (
             non_negative_int(candidates, "candidates", minimum=1)
@@ -149,6 +161,13 @@ class FrankWolfe(Scheme):
         )
         self.descend = non_negative_int(descend, "descend")
         self.sliding = true_or_false(sliding, "sliding")
+        self.line_search = true_or_false(line_search, "line_search")
+        if self.sliding and self.line_search:
+            msg = (
+                "the sliding variant finds the best masses of all atoms, and has no "
+                "share to search for; leave sliding or line_search out"
+            )
+            raise ValueError(msg)
         self.prove = true_or_false(prove, "prove")
         self.horizon = positive(horizon, "horizon")
 
@@ -189,11 +208,15 @@ class FrankWolfe(Scheme):
             "iterations": looked,
         }
         made, done = state
-        if not self.sliding:
+        if not (self.sliding or self.line_search):
             gamma = min(dt, self.horizon / (made + self.horizon))
-            new = _with_atom(mu, x, gamma)
+            new = with_atom(mu, x, gamma)
             return Step(new, (made + 1, False), {**report, "atoms": new.n, "dt": gamma})
         energy = F.value(mu)
+        if self.line_search:
+            new, words = searched(F, mu, (x, found), dt, float(energy))
+            words["iterations"] += looked
+            return Step(new, (made + 1, False), report | words, energy)
         around = box, _widest(F, mu, places)
         end, small, words = self._slid(
             F, mu, (x, found), dt, float(energy), around, done=done
@@ -225,7 +248,7 @@ class FrankWolfe(Scheme):
         nothing = Slid(mu, found / size if size > 0 else found, 0, converged=True)
         end = nothing
         if not (small and done):  # else the step before has found nothing to change
-            new = mu if small else _lower(F, mu, least, dt, before)
+            new = mu if small else lowered(F, mu, least, dt, before)[0]
             # Near the minimum atoms are tried that may not be needed.
             end = slide(F, new, box, widest, thin=found < THIN * size)
         after = float(F.value(end.measure))
@@ -289,6 +312,20 @@ class FrankWolfe(Scheme):
         return box, places
 
 
+def _box_for(given: Any) -> str:
+    """Return how the box is written for what was given in its place."""
+    box, places = "BoxDomain(lower, upper)", "candidates"
+    if isinstance(given, int):
+        places = str(given)
+    elif isinstance(given, (Tensor, np.ndarray)) and given.ndim == 2 and len(given):
+        x = torch.as_tensor(given).detach()
+        if x.shape[1] <= SHOWN:
+            box = f"BoxDomain({x.amin(0).tolist()}, {x.amax(0).tolist()})"
+    elif isinstance(given, (tuple, list)) and len(given) == 2:
+        return f"write FrankWolfe(BoxDomain({given[0]!r:.40}, {given[1]!r:.40}))"
+    return f"candidates come second: write FrankWolfe({box}, {places})"
+
+
 def _box(domain: BoxDomain, mu: Measure) -> Box:
     """Return the box in the dtype and on the device of a measure."""
     corners = []
@@ -316,37 +353,6 @@ def _widest(F: Functional, mu: Particles, places: Tensor) -> float:
     points = torch.cat([mu.points, places])
     rates = F.first_variation(Particles(points, torch.cat([0.5 * mu.weights, spread])))
     return float(rates.max() - rates.min())
-
-
-def _with_atom(mu: Particles, x: Tensor, share: float) -> Particles:
-    """Return the mixture with an atom; atoms without mass vanish."""
-    points, weights = torch.cat([mu.points, x[None]]), (1 - share) * mu.weights
-    same = (mu.points == x).all(dim=1)
-    if bool(same.any()):
-        first = int(same.nonzero()[0])
-        points, weights = mu.points, weights.clone()
-        weights[first] += share
-    else:
-        weights = torch.cat([weights, weights.new_full((1,), share)])
-    return Particles(points[weights > 0], weights[weights > 0])
-
-
-def _lower(
-    F: Functional, mu: Particles, least: tuple[Tensor, float], dt: float, value: float
-) -> Particles:
-    """Return the mixture of largest share that lowers F enough, or the measure.
-
-    All mass may go to a mirror image, where F is the same: then nothing is gained, and
-    the next step goes back. So F must fall by a share of what the gap promises.
-    """
-    (x, gap), noise = least, round_off(F, mu, value)
-    while dt > torch.finfo(mu.dtype).eps:
-        new, promised = _with_atom(mu, x, dt), FALL * dt * gap
-        # Round-off hides a smaller fall.
-        if float(F.value(new)) <= value - (promised if promised > noise else 0.0):
-            return new
-        dt *= 0.5
-    return mu
 
 
 def _least(

@@ -12,6 +12,7 @@ from otflow.analysis import displacement_convexity
 from otflow.functionals import SquaredDistanceTo
 from otflow.testing import clouds
 from tests import exact
+from tests.marks import slow
 from tests.measures.intervals import Intervals
 
 ENDS = {
@@ -171,7 +172,7 @@ def true_moduli(seeds, dtype, offset):
         yield seed, report, (lam, centre, a, b)
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6, 1e8])
+@pytest.mark.parametrize("offset", [0.0, 1e6, *slow(1e3, 1e8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_true_modulus_is_refuted(dtype, offset):
     tried = 0
@@ -202,7 +203,7 @@ def test_no_true_modulus_of_two_thousand_is_refuted(dtype, offset):
     assert not wrong
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6, 1e8])
+@pytest.mark.parametrize("offset", [0.0, 1e6, *slow(1e3, 1e8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_modulus_ten_percent_too_high_is_refuted(dtype, offset):
     tried = 0

@@ -12,6 +12,7 @@ import otflow as of
 from otflow.analysis import exponential_rate, observed_order
 from otflow.testing.clouds import normal
 from tests import exact
+from tests.marks import slow
 
 STEPS = (0.1, 0.05, 0.025, 0.0125)
 DIMENSIONS = [1, 2, 5]
@@ -95,7 +96,7 @@ def ornstein_uhlenbeck(d):
     return exact.quadratic_form(A, b) + 0.7 * of.Entropy(), A, b
 
 
-@pytest.mark.parametrize("d", DIMENSIONS)
+@pytest.mark.parametrize("d", [1, *slow(*DIMENSIONS[1:])])
 @pytest.mark.parametrize("scheme", [of.ExplicitEuler(), of.Langevin(), of.JKO()])
 def test_orders_on_fokker_planck(d, scheme):
     mu = gaussian(d)
@@ -242,7 +243,7 @@ def test_the_variance_of_an_attraction_with_noise(d, scheme):
 # 15: the flow of a distance is a geodesic ---------------------------------------------
 
 
-@pytest.mark.parametrize("d", DIMENSIONS)
+@pytest.mark.parametrize("d", [1, *slow(*DIMENSIONS[1:])])
 def test_the_flow_to_a_target_is_the_geodesic(d):
     mu, target = gaussian(d, 1), gaussian(d, 2)
     F, W0 = ToTarget(target), distance(mu, target)

@@ -31,6 +31,7 @@ def end(F, mu, scheme, dt, time=1.0):
 # Where W2 is flat ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_quantiles_under_fokker_planck():
     # n is fixed and the reference is the same system of ODEs, solved finely: what is
     # observed is the error in time alone.

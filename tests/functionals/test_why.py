@@ -200,13 +200,36 @@ def test_the_kernels_of_the_library_ask_for_no_declaration():
     for W in (of.kernels.Log(), of.kernels.Riesz(1.0), of.kernels.PowerLaw(4, 2)):
         for reason in (W.why_modulus(), W.why_mixture()):
             assert "state" not in reason
-    assert "state modulus=0.0" in of.kernels.Function(square).why_modulus()
-    assert "state modulus=0.0" in of.kernels.TwoPoint(torch.mul).why_modulus()
+    one, two = of.kernels.Function(square), of.kernels.TwoPoint(torch.mul)
+    assert "give kernels.Function(W, modulus=0.0)" in one.why_modulus()
+    assert "give kernels.TwoPoint(K, modulus=0.0)" in two.why_modulus()
 
 
 def test_a_translation_bounds_the_modulus_of_an_interaction():
     F = of.Interaction(square, modulus=1.0)
     assert "Interaction(square): 0, since a translation does not change F" in F.why()
+
+
+class Bell(of.kernels.RadialKernel):
+    """A kernel whose class says nothing of its energy."""
+
+    def profile(self, s):
+        return 1 / (1 + s)
+
+    def slope(self, s):
+        return -1 / (1 + s) ** 2
+
+
+class KnownBell(Bell):
+    """The same, declared."""
+
+    mixture = "convex"
+
+
+def test_no_reason_names_an_argument_that_the_functional_does_not_take():
+    text = of.MMDTo(torch.zeros(1, 1, dtype=F64), square).why()
+    assert "Potential(V, modulus=...)" not in text
+    assert "Potential(Witness): unknown, since no bound of the Hessian of" in text
 
 
 def test_what_a_reason_says_to_do_makes_it_known():
@@ -220,8 +243,23 @@ def test_what_a_reason_says_to_do_makes_it_known():
     unknown_then_known = [
         (
             of.Interaction(of.kernels.Function(bump)),
-            'state mixture="convex" if that is true',
+            'give kernels.Function(W, mixture="convex") if that is true',
             of.Interaction(of.kernels.Function(bump, mixture="convex")),
+        ),
+        (
+            of.MMDTo(X, bump),
+            'give kernels.Function(W, mixture="convex") if that is true',
+            of.MMDTo(X, of.kernels.Function(bump, mixture="convex")),
+        ),
+        (
+            of.Interaction(of.kernels.TwoPoint(torch.mul)),
+            'give kernels.TwoPoint(K, mixture="convex") if that is true',
+            of.Interaction(of.kernels.TwoPoint(torch.mul, mixture="convex")),
+        ),
+        (
+            of.Interaction(Bell()),
+            'set mixture = "convex" in Bell if that is true',
+            of.Interaction(KnownBell()),
         ),
         (
             of.meanfield.Risk(network("ntk"), X, X[:, 0]),
@@ -253,7 +291,7 @@ def test_what_a_reason_says_to_do_makes_it_known():
     ]
     for before, words, after in unknown_then_known:
         assert before.mixture_curvature() is None
-        assert words in before.why_mixture()
+        assert words in before.why()
         assert after.mixture_curvature() is not None
     assert "Potential(V, modulus=...)" in of.Potential(square).why_modulus(2)
     assert "Internal(e, modulus=0.0)" in of.Internal(torch.log).why_modulus(2)

@@ -209,3 +209,37 @@ def test_single_precision_and_losses_of_ones_own():
     gap = fenchel_gap(own, mu, 0.1)
     assert gap.kind == "none"
     assert math.isinf(gap.value)
+
+
+# Weight decay -------------------------------------------------------------------------
+
+
+DECAY = of.Potential(lambda theta: 0.5 * theta.square().sum(-1))
+
+
+def test_weight_decay_is_at_least_the_path_norm():
+    network = TwoLayer("relu", outputs=2)
+    mu = of.Particles(normal(30, 5, seed=1), normal(30, seed=2).exp(), normalize=True)
+    size = of.meanfield.path_norm(network, mu, "l2")
+    assert float(DECAY.value(mu)) > 1.05 * float(size)
+    scale = of.metrics.symmetries.Scale(outputs=2)
+    balanced = of.Particles(scale.canonical(mu.points), mu.weights)
+    assert float(DECAY.value(balanced)) == pytest.approx(float(size), rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [0, 200])
+def test_the_gap_bounds_the_excess_with_weight_decay_too(steps):
+    X, y = data(12, 1)
+    risk, penalty = Risk(TwoLayer("relu"), X, y), 0.05
+    F = risk + penalty * DECAY
+    start = of.Particles(normal(20, 3, seed=5))
+    mu = start
+    if steps:
+        mu = of.flow(F, start, of.ExplicitEuler(), dt=0.05, steps=steps).final
+    size = of.meanfield.path_norm(risk.network, mu, "l2")
+    gap = fenchel_gap(risk, mu, penalty, "l2").value
+    gap += penalty * float(DECAY.value(mu) - size)
+    best = of.flow(F, start, of.ExplicitEuler(), dt=0.05, steps=1500).final
+    excess = float(F.value(mu) - F.value(best))
+    assert 0 < excess <= gap
+    assert gap < 3 * excess + 0.05

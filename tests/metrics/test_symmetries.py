@@ -452,6 +452,23 @@ def test_aligned_networks_compute_the_same_and_their_segment_is_a_shortest_path(
         assert (float(part) == pytest.approx(share * float(d), rel=1e-9)) == isometries
 
 
+def test_the_offset_of_a_network_moves_along_an_aligned_path():
+    """It is no part of the measure, and the ends need it."""
+    mu, nu, offsets = weighted(8), weighted(5, seed=1), (0.5, -2.0)
+    a, b = aligned_networks(mu, nu, symmetry=Sign())
+
+    def network(t):
+        offset = (1 - t) * offsets[0] + t * offsets[1]
+        return of.meanfield.TwoLayer("tanh", offset=offset)
+
+    for t, end in ((0.0, mu), (1.0, nu)):
+        at = a.push(a.displacement_to(b), t)
+        exact = network(t)(end, X)
+        torch.testing.assert_close(network(t)(at, X), exact, rtol=1e-12, atol=1e-12)
+        without = of.meanfield.TwoLayer("tanh")(at, X)
+        assert float((without - exact).abs().min()) > 0.4
+
+
 def test_networks_of_equal_size_are_aligned_as_by_align():
     x, y, group = neurons(9), neurons(9, seed=1), Sign()
     a, b = aligned_networks(x, y, symmetry=group)

@@ -143,6 +143,18 @@ def test_a_pair_of_negative_curvature_is_left_out():
     assert Memory().add(inner, s, -s).pairs == ()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("short", ["step", "change"])
+def test_a_pair_whose_squares_underflow_is_left_out(short, dtype):
+    one = torch.ones(2, dtype=dtype)
+    tiny = one * torch.finfo(dtype).tiny ** 0.6
+    inner = Euclidean(rosenbrock).inner
+    s, y = (tiny, one) if short == "step" else (one, tiny)
+    memory = Memory().add(inner, s, y)
+    assert memory.stiffness >= 1
+    assert memory.direction(inner, one).isfinite().all()
+
+
 def test_a_warm_memory_solves_a_like_problem_in_one_evaluation():
     stretch = torch.tensor([1.0, 4.0, 9.0]).double()
     space = Euclidean(lambda x: 0.5 * (stretch * x * x).sum())

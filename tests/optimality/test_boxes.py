@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
 
 import otflow as of
 from otflow.optimality import BoxDomain, Gap, GapKind, optimality_gap
+from otflow.testing.clouds import normal
 
 F64 = torch.float64
 
@@ -258,3 +260,55 @@ def test_gaps_are_shown_and_written():
         "reason": "why",
         "found": 0.125,
     }
+
+
+def bent(x):
+    return (3 * x[..., :-1] * x[..., 1:]).sin().sum(-1) + torch.sin(5 * x.sum(-1))
+
+
+def test_in_many_dimensions_the_reason_tells_what_to_do():
+    """More cells hardly help: their number grows exponentially."""
+    F = of.Potential(bent)
+    mu = of.Particles(0.5 + 0.01 * normal(5, 6, seed=1).tanh())
+    tight = BoxDomain(0.45, 0.65, max_cells=500)
+    gap = optimality_gap(F, mu, tight)
+    assert gap.kind == "proved"
+    assert gap.value > 1.01 * gap.found
+    assert "grows exponentially in the dimension, here 6" in gap.reason
+    assert "max_cells" not in gap.reason
+    for cure in (
+        BoxDomain(0.49, 0.51, max_cells=500),
+        BoxDomain(0.45, 0.65, max_cells=500, sharpness=10.0),
+    ):
+        gap = optimality_gap(F, mu, cure)
+        assert gap.kind == "proved"
+        assert "take a smaller box, or a larger sharpness" not in gap.reason
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, 63, 64, 65])
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_no_more_cells_are_bounded_than_asked_for(most, d):
+    V = of.Potential(lambda x: (40 * x).sin().sum(-1) + x.square().prod(-1))
+    mu = of.Particles(normal(3, d, seed=2).tanh())
+    sharp = optimality_gap(V, mu, BoxDomain(-9, 9))
+    gap = optimality_gap(V, mu, BoxDomain(-9, 9, max_cells=most, sharpness=1e-9))
+    (cells,) = re.findall(r"on (\d+) cells", gap.reason)
+    assert 1 <= int(cells) <= most
+    assert gap.kind == "proved"
+    assert gap.value >= sharp.found - 1e-9
+
+
+@pytest.mark.parametrize("kind", ["proved", "searched"])
+def test_a_gap_is_the_number_that_it_bounds_by(kind):
+    gap = Gap(0.25, None, GapKind(kind), "", 0.125)
+    assert float(gap) == 0.25
+    assert math.sqrt(gap) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(math.inf, "none"), (0.25, "none"), (math.inf, "searched"), (math.nan, "proved")],
+)
+def test_a_gap_that_bounds_nothing_is_no_number(value, kind):
+    with pytest.raises(ValueError, match="bounds nothing, so it is no number: why"):
+        float(Gap(value, None, GapKind(kind), "why", value))

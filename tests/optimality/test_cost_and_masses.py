@@ -5,6 +5,7 @@ import torch
 
 import otflow as of
 from otflow.optimality import BoxDomain, optimality_gap, proofs
+from tests.marks import slow
 
 F64 = torch.float64
 
@@ -86,7 +87,7 @@ def field(z, x, w, kernel):
 
 
 @pytest.mark.parametrize("masses", ["stored", "of one mass", "normalised"])
-@pytest.mark.parametrize("kernel", ["Gaussian", "energy"])
+@pytest.mark.parametrize("kernel", ["Gaussian", *slow("energy")])
 def test_masses_of_float32_do_not_make_a_gap_too_small(kernel, masses):
     for seed in range(30):
         n, m, d = 1 + seed % 7, 1 + seed % 5, 1 + seed % 2

@@ -11,6 +11,7 @@ import torch
 
 import otflow as of
 from otflow.errors import FixedPointWarning, NotConvergedWarning
+from tests.marks import slow
 
 F64 = torch.float64
 Entropy, GridDensity, Potential = of.Entropy, of.GridDensity, of.Potential
@@ -176,7 +177,7 @@ def test_a_strong_repulsion_at_a_low_temperature():
     assert found.energy == pytest.approx(float(energy), rel=1e-12)
 
 
-@pytest.mark.parametrize("seed", [2, 14, 16, 20, 28, 32, 34, 57, 75, 86, 92, 98])
+@pytest.mark.parametrize("seed", [2, 14, 28, 57, *slow(16, 20, 32, 34, 75, 86, 92, 98)])
 def test_random_convex_problems_converge(seed):
     # Strong kernels at low temperatures, of which every fifth draw is hard.
     draw = torch.rand(6, generator=torch.Generator().manual_seed(seed), dtype=F64)

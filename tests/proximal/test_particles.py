@@ -403,6 +403,41 @@ class TestKinks:
         assert all(word in text for word in ("kink of F", "smooth", "ExplicitEuler()"))
         assert run.converged is False
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("far", [None, 1.0, -3.0])
+    def test_a_derivative_0_that_is_no_subgradient_holds_no_atom(self, far, dtype):
+        # At 0 the slopes are 1/2 and 1 in the first coordinate, -1 and -1/2 in the
+        # second; the derivative of torch is 0 in both.
+        def leaky(x):
+            return x.relu() - 0.5 * (-x).relu()
+
+        def V(x):
+            first, second = x.unbind(-1)
+            return leaky(first) + leaky(-second) + 0.5 * x.square().sum(-1)
+
+        F = of.Potential(V, modulus=1.0)
+        points = torch.zeros(3, 2, dtype=dtype)
+        if far is not None:
+            points[1, 0] = far
+        result = ParticleProximal().solve(F, of.Particles(points), 0.5)
+        found = result.measure.points
+        expected = torch.tensor([-1.0, 1.0], dtype=dtype).expand(3, 2).clone() / 6
+        if far is not None:  # (y - far) / dt + slope + y = 0
+            expected[1, 0] = (2 * far - (1.0 if far > 0 else 0.5)) / 3
+        slack = 1e-4 if dtype == torch.float64 else 1e-3
+        torch.testing.assert_close(found, expected, atol=slack, rtol=0)
+        assert result.certificate["guarantee"] == "exact"
+        off = float((found - expected).square().sum(-1).mean().sqrt())
+        assert off <= result.certificate["bound"] + 1e-15
+
+    def test_a_true_minimum_at_a_kink_holds_its_atoms(self):
+        mu = of.Particles(torch.zeros(3, 2, dtype=torch.float64))
+        F = of.Potential(lambda x: x.abs().sum(-1), modulus=0.0)
+        result = ParticleProximal().solve(F, mu, 0.5)
+        assert torch.equal(result.measure.points, mu.points)
+        assert result.certificate["guarantee"] == "exact"
+        assert result.iterations <= 3
+
     @pytest.mark.parametrize("dt", [0.1, 1.0, 10.0, 100.0])
     @pytest.mark.parametrize("d", [1, 2])
     def test_a_smoothed_absolute_value_converges(self, d, dt):
@@ -521,7 +556,7 @@ class TestScheme:
         result = ParticleProximal().solve(exact.quadratic(), mu, 1.0)
         assert torch.equal(result.measure.points, mu.points)
         assert result.certificate["certified"]
-        assert result.iterations == 1
+        assert result.iterations == 2  # the start, and the slope beside it
 
     def test_float32(self):
         mu = of.Particles(cloud(30, 2).float())

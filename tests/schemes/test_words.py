@@ -80,6 +80,10 @@ SCHEMES = {
     "BirthDeath": (lambda _: of.BirthDeath(), False),
     "Resample": (lambda _: Resample(), False),
     "FrankWolfe": (lambda _: FrankWolfe(BOX, 8), False),
+    "FrankWolfe, line search": (
+        lambda _: FrankWolfe(BOX, 8, line_search=True),
+        False,
+    ),
     "FrankWolfe, sliding": (lambda _: FrankWolfe(BOX, 8, sliding=True), True),
 }
 # The descent of a sliding step is its own; its test ends at a kink.

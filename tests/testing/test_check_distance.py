@@ -13,6 +13,7 @@ import torch
 import otflow as of
 from otflow.metrics import entropic_plan, sinkhorn_divergence, wasserstein2
 from otflow.testing import check_distance
+from tests.marks import slow
 
 ot = pytest.importorskip("ot")
 geomloss = pytest.importorskip("geomloss")
@@ -52,7 +53,7 @@ def failures(distance, **options):
 
 
 @pytest.mark.parametrize("reach", [None, 1.0])
-@pytest.mark.parametrize("blur", [0.3, 0.7])
+@pytest.mark.parametrize("blur", [0.7, *slow(0.3)])
 def test_own_entropic_distances_pass(blur, reach):
     options = {"blur": blur, "reach": reach}
     check_distance(
@@ -73,6 +74,7 @@ def test_own_exact_distances_pass():
     check_distance(lambda *state: 0.5 * particles(square)(*state), of="W2^2/2")
 
 
+@pytest.mark.slow
 def test_trusted_calls_of_others_pass():
     # POT's costs lose digits far from the origin: give it costs of differences.
     check_distance(lambda x, a, y, b: ot.emd2(a, b, squares(x, y)))
@@ -87,6 +89,7 @@ def test_trusted_calls_of_others_pass():
     )
 
 
+@pytest.mark.slow
 def test_the_new_functions_of_geomloss_double_the_gradient():
     def divergence(x, a, y, b):
         found = solve_sample(x, y, a=a, b=b, debias=True, reg=REG, max_iter=200)
@@ -117,6 +120,7 @@ def test_the_value_of_relaxed_transport_is_zero():
     assert "positive" in found
 
 
+@pytest.mark.slow
 def test_a_batch_has_the_cost_of_the_independent_coupling():
     def batch(x, a, y, b):
         found = ot.batch.solve_sample_batch(x[None], y[None], a=a[None], b=b[None])

@@ -573,6 +573,7 @@ def hard_trials():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["entropy", "attraction", "repulsion"])
 def test_a_solve_that_does_not_improve_ends(name, monkeypatch):
     """It converges, stalls or meets its limit, for few evaluations of the dual."""

@@ -20,6 +20,7 @@ from otflow.proximal.quantiles.objective import Objective
 from otflow.testing.clouds import assert_untouched, normal, state
 from otflow.testing.differences import derivative
 from tests import exact
+from tests.marks import slow
 
 
 def make(n=12, seed=0, dtype=torch.float64):
@@ -311,6 +312,7 @@ def test_stiff_energies_beside_a_wall():
     assert apart <= result.certificate["bound"] + free.certificate["bound"]
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 20),
     st.integers(0, 99),
@@ -587,7 +589,7 @@ def test_a_wide_end_cell_flows_back_under_an_attraction_of_finite_range(ends):
     assert float(mu.edges[-1] - mu.edges[0]) == pytest.approx(width, abs=0.1)
 
 
-@pytest.mark.parametrize("n", [5, 2100])
+@pytest.mark.parametrize("n", [5, *slow(2100)])
 @pytest.mark.parametrize(
     "kernel",
     [
