@@ -70,7 +70,11 @@ def try_enclosure(
     if not torch.equal(_told(F, mu, x).nan_to_num(), told.nan_to_num()):
         msg = "F' gives two values at one place"
         raise NotEnclosed(msg)
+    # Two places alone tell a function of other rows.
+    some = torch.tensor([0, len(x) - 1])
+    alone = torch.cat([_alone(F, mu, x, int(k)) for k in some])
     moved = (_told(F, near, x) - told).abs().nan_to_num(0.0, 0.0, 0.0).max()
+    differ = float((alone - told[some]).abs().nan_to_num(0.0).max())
     known = told.isfinite()
     told, x = told[known], x[known]
     if len(told) < 2:
@@ -80,6 +84,12 @@ def try_enclosure(
     size = float(torch.stack([told, enclosed]).abs().max())
     noise = ROUND_OFF * torch.finfo(mu.dtype).eps * size + float((high - low).max())
     noise += MOVED * float(moved)
+    if differ > SHARE * size + noise:
+        msg = (
+            f"F' at a place alone differs by {differ:.6g} from that among other "
+            f"places; a function of x must not depend on its other rows"
+        )
+        raise NotEnclosed(msg)
     a, b = enclosed - enclosed[0], told - told[0]
     spread = float(torch.stack([a, b]).abs().max())
     k = int((a - b).abs().argmax())
@@ -106,15 +116,19 @@ def try_enclosure(
 
 
 def _told(F: Functional, mu: Measure, x: Tensor) -> Tensor:
-    """Return F' at places, one at a time; NaN where it has no value."""
-    values = []
-    for k in range(len(x)):
-        place = x[k : k + 1]
-        try:
-            values.append(F.first_variation(mu, place).detach().double())
-        except OtflowError:
-            values.append(place.new_full((1,), torch.nan, dtype=torch.float64))
-    return torch.cat(values)
+    """Return F' at places; NaN where it has no value."""
+    try:
+        return F.first_variation(mu, x).detach().double()
+    except OtflowError:
+        return torch.cat([_alone(F, mu, x, k) for k in range(len(x))])
+
+
+def _alone(F: Functional, mu: Measure, x: Tensor, k: int) -> Tensor:
+    """Return F' at one place (1,); NaN if it has no value there."""
+    try:
+        return F.first_variation(mu, x[k : k + 1]).detach().double()
+    except OtflowError:
+        return x.new_full((1,), torch.nan, dtype=torch.float64)
 
 
 def _parts(thing: Any, seen: set[int] | None = None) -> Iterator[Any]:
