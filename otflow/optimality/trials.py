@@ -11,6 +11,7 @@ from otflow.errors import InvalidFunctional, OtflowError
 from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.numerics.enclosures import Enclosure
+from otflow.optimality.gap import shown_place
 
 __all__ = ["try_enclosure"]
 
@@ -56,10 +57,11 @@ def try_enclosure(
     k = int((a - b).abs().argmax())
     if float((a - b).abs()[k]) <= SHARE * spread + noise:
         return
+    first, other = shown_place(x[0]), shown_place(x[k])
     msg = (
-        f"enclosed_variation of {own[0]!r} is not that of its value: from "
-        f"{x[0].tolist()} to {x[k].tolist()} it changes by {float(a[k]):.6g}, and the "
-        f"first variation by {float(b[k]):.6g}; correct the factor or the term that "
+        f"enclosed_variation of {own[0]!r} is not that of its value: from {first} to "
+        f"{other} it changes by {float(a[k]):.6g}, and the first variation by "
+        f"{float(b[k]):.6g}; correct the factor or the term that "
         f"differs, or leave the method out, and the gap is searched"
     )
     raise InvalidFunctional(msg)
