@@ -18,6 +18,7 @@ FLOORS = (
     "alignment",
     "blobs",
     "cells",
+    "certificates",
     "convexities",
     "convexity",
     "distances",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from decimal import ROUND_FLOOR, Context, Decimal
 
 import torch
 
+from otflow._typing import Seed
 from otflow._validation import (
     check_generator,
     check_kind,
@@ -216,7 +218,7 @@ def falsify(
     evaluations: int = 3000,
     seconds: float = 10.0,
     first: bool = False,
-    generator: torch.Generator | None = None,
+    generator: Seed = None,
 ) -> Falsification:
     r"""Search for measures along which F is not :math:`\lambda`-convex.
 
@@ -265,8 +267,8 @@ def falsify(
         A search that the time ends depends on the speed of the machine.
     first : bool
         Whether to stop at the first refutation, and not look for the least curvature.
-    generator : torch.Generator, optional
-        Source of the starts, on the CPU; by default one with the seed 0.
+    generator : int or torch.Generator, optional
+        Source of the starts, on the CPU, or its seed; by default the seed 0.
 
     Returns
     -------
@@ -314,8 +316,10 @@ def falsify(
     most = non_negative_int(evaluations, "evaluations", minimum=1)
     limit = positive_number(seconds, "seconds")
     true_or_false(first, "first")
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
+    seed = 0 if generator is None else generator
+    if isinstance(seed, numbers.Integral):
+        seed = non_negative_int(seed, "generator")
+        generator = torch.Generator().manual_seed(seed)
     check_generator(generator)
     G, (mu,) = in_double(F, like)
     with torch.no_grad(), suppress(NonFinite):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from otflow._typing import ArrayLike
 from otflow._validation import check_kind
 from otflow.analysis.bends import Bends
 from otflow.analysis.charts import Chart, in_double
@@ -23,7 +25,11 @@ __all__ = ["mixture_convexity"]
 
 
 def mixture_convexity(
-    F: Functional, a: Measure, b: Measure, *, times: int | Tensor = 21
+    F: Functional,
+    a: Measure,
+    b: Measure,
+    *,
+    times: int | Sequence[float] | ArrayLike = 21,
 ) -> ConvexityReport:
     r"""Measure the curvature of F along the mixtures of `a` and `b`.
 
@@ -41,7 +47,7 @@ def mixture_convexity(
         The functional to examine.
     a, b : Measure
         Both `Particles`, or densities on one grid.
-    times : int or Tensor, shape (m,)
+    times : int, or sequence of float, Tensor or ndarray of shape (m,)
         Number of equidistant times in [0, 1], or increasing times; three at least.
 
     Returns

@@ -21,6 +21,7 @@ from otflow.meanfield.residuals import (
     SHARPNESS,
     check_network,
     check_sharpness,
+    fitting,
     gap_in_ball,
     inner_weights,
     one_risk,
@@ -152,11 +153,11 @@ class VariationBall(Domain):
         self._check_inside(network, theta, weights, lower, upper)
         size = float(size_of(network, theta, weights, self.norm, inner=False))
         if size > self.radius * (1 + 64 * EPS):
+            radius, divisor = fitting(size, self.radius)
             msg = (
                 f"the outer weights of the measure sum to {size:.9g}, above the radius "
-                f"{self.radius:.9g} of the ball; take a radius of "
-                f"{size * (1 + 1e-6):.9g}, or divide the outer weights by "
-                f"{size / self.radius:.9g}"
+                f"{self.radius:.9g} of the ball; take a radius of {radius}, or divide "
+                f"the outer weights by {divisor}"
             )
             raise ValueError(msg)
         z = risk._inputs.double()
