@@ -380,3 +380,18 @@ def test_a_functional_of_the_library_is_told_how_to_state_a_modulus():
     assert F.modulus(1) == 0.0
     run = of.flow(F, CLOUD, of.JKO(), dt=0.1, steps=2)
     assert of.analysis.certify(run, F)["time error"].verdict == "proved"
+
+
+def test_steps_that_lowered_the_energy_are_not_said_to_have_stayed():
+    """A solve that stops too early has moved, and one that cannot move has not."""
+    well = of.Potential(lambda x: (x.square() - 1).square().sum(-1))
+    early = of.JKO(of.proximal.ParticleProximal(max_gradients=3))
+    with pytest.warns(
+        of.errors.NotConvergedWarning, match="each lowered the energy all the same: "
+    ) as caught:
+        of.flow(well, CLOUD, early, dt=0.1, steps=2)
+    run = caught[0].message.trajectory  # type: ignore[union-attr]
+    assert bool((run.records["energy"].diff() < 0).all())
+    stuck = of.JKO(of.proximal.ParticleProximal(max_gradients=1))
+    with pytest.warns(of.errors.NotConvergedWarning, match="measure may have stayed: "):
+        of.flow(well, CLOUD, stuck, dt=0.1, steps=2)

@@ -95,7 +95,7 @@ class Witness:
             shown = ", ".join(map(_text, rows[:SHOWN]))
             ends.append(shown + (f", ... ({len(rows)})" if len(rows) > SHOWN else ""))
         path = "geodesic" if self.is_geodesic else "straight line, no geodesic,"
-        kink = "over a concave kink, " if self.is_kink else ""
+        kink = "over a concave kink or a pole of F, " if self.is_kink else ""
         number = f"{self.curvature:.9g} (round-off {self.roundoff:.1g})"
         return f"curvature {number} {kink}along the {path} from {ends[0]} to {ends[1]}"
 
@@ -205,7 +205,7 @@ class Falsification:
             # The first curvature met is not the least one.
             cure = "search without first=True for the least curvature, or take None"
         if self.witness.is_kink:
-            cure = "leave the modulus out: over a concave kink none holds"
+            cure = "leave the modulus out: over a concave kink or a pole none holds"
         msg = f"{self}; {cure}"
         raise InvalidFunctional(msg)
 

@@ -131,8 +131,9 @@ class PathBall(Domain):
     ValueError
         At the gap, if the path norm of the measure is above R.
     Unsupported, TypeError
-        At the gap, if F is not the risk of a `TwoLayer` with a homogeneous `Unit` and
-        the scaling "mean-field", or a multiple of one.
+        At the gap, if F is not the risk of a `TwoLayer` with a homogeneous `Unit`, or a
+        multiple of one. In another scaling than "mean-field" such a risk is not convex
+        along mixtures, and the kind of the gap is "none".
         A subclass of either that evaluates otherwise counts as none.
 
     See Also

@@ -77,8 +77,9 @@ class VariationBall(Domain):
         If a corner is not finite or lower is not below upper. At the gap: if the
         measure has a neuron outside the box, or :math:`\int|a|\,d\mu` is above R.
     Unsupported, TypeError
-        At the gap, if F is not the risk of a `TwoLayer` in the scaling "mean-field", or
-        a multiple of one, or the activation is no `Unit`.
+        At the gap, if F is not the risk of a `TwoLayer`, or a multiple of one, or the
+        activation is no `Unit`. In another scaling than "mean-field" such a risk is not
+        convex along mixtures, and the kind of the gap is "none".
         A subclass of either that evaluates otherwise counts as none.
 
     See Also
