@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-__all__ = ["how_made", "usual"]
+import numpy as np
+from torch import Tensor
+
+__all__ = ["refuse_kind", "shown"]
 
 # How the kinds are made that users give in another form, and how of nested lists.
 POINTS = "of points (n, d) make Particles(points)"
@@ -24,12 +27,22 @@ MADE = {
 LISTED = "of points (n, d) make Particles(torch.tensor(points, dtype=torch.float64))"
 
 
-def how_made(value: Any, kind: type) -> str:
-    """Return how a value leads to its kind: a class is called, a result is asked."""
-    return _from_class(value, kind) or _held(value, kind)
+def refuse_kind(value: Any, kind: type, name: str, cure: str) -> NoReturn:
+    """Raise TypeError: a value is of another kind; say how one is made."""
+    hint = _from_class(value, kind) or _held(value, kind) or cure
+    hint = hint or _usual(value, kind)
+    msg = f"{name} must be a {kind.__name__}, got {shown(value)}"
+    raise TypeError(f"{msg}; {hint}" if hint else msg)
 
 
-def usual(value: Any, kind: type) -> str:
+def shown(value: Any) -> str:
+    """Return a value as a message shows it; the entries of an array tell nothing."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    return f"{value!r:.80}"
+
+
+def _usual(value: Any, kind: type) -> str:
     """Return how objects of a kind are usually made, of lists with their dtype."""
     known = MADE.get(kind.__name__, "")
     return LISTED if known == POINTS and isinstance(value, (list, tuple)) else known

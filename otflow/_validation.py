@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otflow._made import how_made, usual
+from otflow._made import refuse_kind, shown
 from otflow._typing import Ground, Seed
 from otflow.errors import InvalidFunctional, NonFinite
 
@@ -69,17 +69,7 @@ def alike(x: Any, other: Tensor) -> bool:
 def check_kind(value: Any, kind: type, name: str, *, cure: str = "") -> None:
     """Raise TypeError, with a cure, unless `value` is a `kind`."""
     if not isinstance(value, kind):
-        hint = how_made(value, kind) or cure or usual(value, kind)
-        hint = f"; {hint}" if hint else ""
-        msg = f"{name} must be a {kind.__name__}, got {shown(value)}{hint}"
-        raise TypeError(msg)
-
-
-def shown(value: Any) -> str:
-    """Return a value as a message shows it; the entries of an array tell nothing."""
-    if isinstance(value, (Tensor, np.ndarray)):
-        return f"{type(value).__name__} of shape {tuple(value.shape)}"
-    return f"{value!r:.80}"
+        refuse_kind(value, kind, name, cure)
 
 
 def check_function(value: Any, demand: str) -> None:

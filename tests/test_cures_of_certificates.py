@@ -261,7 +261,59 @@ def test_a_function_has_not_the_name_of_a_unit_or_of_a_loss():
     assert "use TwoLayer('relu')" in words
 
 
+class Misspelt(of.OfExpectation):
+    def modulus(self, dim):
+        return 0.0
+
+
+def misspelt():
+    """Define a class whose modulus takes no dimension."""
+
+    class Own(of.OfExpectation):
+        def modulus(self):
+            return 0.0
+
+    return Own
+
+
 CASES: dict[str, Case] = {
+    "a modulus that takes no dimension": (
+        InvalidFunctional,
+        r"Own\.modulus: too many positional arguments; write def modulus\(self, dim\)",
+        misspelt,
+        [lambda: Misspelt(lambda m: m.sum(), lambda x: x).modulus(1)],
+    ),
+    "points beside a Gaussian": (
+        TypeError,
+        r"other must be a Gaussian, got Tensor.*make Gaussian\(mean, covariance\)",
+        lambda: NORMAL.displacement_to(POINTS),
+        [lambda: NORMAL.displacement_to(of.Gaussian(NORMAL.mean, NORMAL.covariance))],
+    ),
+    "a name in the place of a scheme": (
+        TypeError,
+        r"scheme must be a Scheme.*take one, e\.g\. ExplicitEuler\(\) or JKO\(\)",
+        lambda: of.schemes.Minibatch("euler"),
+        [
+            lambda: of.schemes.Minibatch(of.ExplicitEuler()),
+            lambda: of.schemes.Minibatch(of.JKO()),
+        ],
+    ),
+    "measures in the place of a run": (
+        TypeError,
+        r"trajectory must be a Trajectory.*pass what flow returned",
+        lambda: of.analysis.evolution_variational_inequality(V, [CLOUD], CLOUD),
+        [
+            lambda: of.analysis.evolution_variational_inequality(
+                V, RUN, CLOUD, modulus=2.0
+            )
+        ],
+    ),
+    "a function in NumPy": (
+        InvalidFunctional,
+        r"must return a torch.Tensor, got ndarray; compute it with torch, as torch.cos",
+        lambda: of.Potential(lambda x: np.cos(x.detach().numpy()[:, 0])).value(CLOUD),
+        [lambda: of.Potential(lambda x: torch.cos(x)[:, 0]).value(CLOUD)],
+    ),
     # No box helps where the measure has no first variation.
     "a box for a Gaussian": (
         Unsupported,
