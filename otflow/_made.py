@@ -24,6 +24,7 @@ MADE = {
     "Scheme": "take one, e.g. ExplicitEuler() or JKO()",
     "Trajectory": "pass what flow returned",
 }
+PLURAL = ("Particles", "Quantiles")
 LISTED = "of points (n, d) make Particles(torch.tensor(points, dtype=torch.float64))"
 
 
@@ -31,7 +32,8 @@ def refuse_kind(value: Any, kind: type, name: str, cure: str) -> NoReturn:
     """Raise TypeError: a value is of another kind; say how one is made."""
     hint = _from_class(value, kind) or _held(value, kind) or cure
     hint = hint or _usual(value, kind)
-    msg = f"{name} must be a {kind.__name__}, got {shown(value)}"
+    article = "" if kind.__name__ in PLURAL else "a "
+    msg = f"{name} must be {article}{kind.__name__}, got {shown(value)}"
     raise TypeError(f"{msg}; {hint}" if hint else msg)
 
 

@@ -270,7 +270,7 @@ def misspelt():
     """Define a class whose modulus takes no dimension."""
 
     class Own(of.OfExpectation):
-        def modulus(self):
+        def modulus(self):  # type: ignore[override]
             return 0.0
 
     return Own
