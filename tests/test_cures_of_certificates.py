@@ -148,6 +148,17 @@ def test_a_result_in_the_place_of_a_density_is_told_to_hold_one(ask):
         ask(POINTS)
 
 
+@pytest.mark.parametrize(
+    "ask", [of.analysis.displacement_convexity, of.analysis.mixture_convexity]
+)
+def test_two_measures_are_named_as_the_arguments_are(ask):
+    with pytest.raises(ValueError, match=r"a.* dimension 1.* b |b .*dimension 2.* a "):
+        ask(V, CLOUD, of.Particles(normal(3, 2)))
+    with pytest.raises(TypeError, match=r"^b has dtype torch.float32 but a has"):
+        ask(V, CLOUD, CLOUD.to(torch.float32))
+    ask(V, CLOUD, of.Particles(POINTS + 1).to(torch.float32).to(torch.float64))
+
+
 # Seeds and times ---------------------------------------------------------------------
 
 

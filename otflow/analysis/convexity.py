@@ -12,9 +12,9 @@ from torch import Tensor
 
 from otflow._arrays import as_float_tensor
 from otflow._typing import ArrayLike
-from otflow._validation import check_kind, non_negative_int, real
+from otflow._validation import non_negative_int, real
 from otflow.analysis.bends import NO_DERIVATIVE, Bend, Bends
-from otflow.analysis.charts import in_double, straight
+from otflow.analysis.charts import check_together, in_double, straight
 from otflow.errors import NonFinite
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
@@ -202,8 +202,7 @@ def displacement_convexity(
     """
     check_functional(F)
     named = {"a": a, "b": b} | ({} if base is None else {"base": base})
-    for name, measure in named.items():
-        check_kind(measure, Measure, name)
+    check_together(named)
     t = times_in(times)
     modulus = F.modulus(a.dim)
     F, moved = in_double(F, *named.values())

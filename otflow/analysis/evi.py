@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow._validation import check_kind, check_like, real
+from otflow._validation import check_kind, real
 from otflow.analysis.certificates import check_each_step
+from otflow.analysis.charts import check_together
 from otflow.analysis.run_steps import parts_of
 from otflow.errors import Unsupported
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import Measure, Quantiles
 from otflow.metrics import wasserstein2_squared
-from otflow.metrics.inputs import check_dimension
 from otflow.trajectory import Trajectory
 
 __all__ = ["VariationalReport", "check_proximal", "evolution_variational_inequality"]
@@ -146,12 +146,10 @@ def evolution_variational_inequality(
     """
     check_functional(F)
     check_kind(trajectory, Trajectory, "trajectory")
-    check_kind(nu, Measure, "nu")
+    check_together({"the trajectory": trajectory.final, "nu": nu})
     # Records of each step are of no use where the steps are others.
     check_proximal(trajectory)
     check_each_step(trajectory)
-    check_dimension(nu.points, trajectory.final.points, ("nu", "the trajectory"))
-    check_like(nu.points, trajectory.final.points, "nu", "the trajectory")
     lam = F.modulus(nu.dim) if modulus is None else real(modulus, "modulus")
     if lam is None:
         msg = (

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from otflow._typing import ArrayLike
-from otflow._validation import check_kind
 from otflow.analysis.bends import Bends
-from otflow.analysis.charts import Chart, in_double
+from otflow.analysis.charts import Chart, check_together, in_double
 from otflow.analysis.convexity import ConvexityReport, examined, times_in
 from otflow.errors import NonFinite, Unsupported
 from otflow.functionals import Functional
@@ -92,8 +91,7 @@ def mixture_convexity(
     (-8.0, True)
     """
     check_functional(F)
-    for name, measure in (("a", a), ("b", b)):
-        check_kind(measure, Measure, name)
+    check_together({"a": a, "b": b})
     t, modulus = times_in(times), 0.0 if F.mixture_convex else None
     a.mix(b, 0.5)  # which says why two measures do not mix
     F, (a, b) = in_double(F, a, b)

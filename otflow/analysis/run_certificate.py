@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from otflow._validation import check_kind, check_like, non_negative_int
+from otflow._validation import check_kind, non_negative_int
 from otflow._versions import installed
+from otflow.analysis.charts import check_together
 from otflow.analysis.findings import Finding, RunCertificate, StepFinding, Verdict
 from otflow.analysis.run_descent import energy_of, settled
 from otflow.analysis.run_dissipation import ENDED, dissipation_of
@@ -26,7 +27,6 @@ from otflow.analysis.run_steps import (
 from otflow.errors import Unsupported
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import Measure
-from otflow.metrics.inputs import check_dimension
 from otflow.optimality import Domain
 from otflow.optimality.domains import check_domain
 from otflow.schemes import reports
@@ -125,11 +125,8 @@ def certify(
     if isinstance(against, (Tensor, np.ndarray, Trajectory)):  # iterable as well
         check_kind(against, Measure, "against")
     against = (against,) if isinstance(against, Measure) else tuple(against)
-    for i, nu in enumerate(against):
-        check_kind(nu, Measure, f"against[{i}]")
-        names = f"against[{i}]", "the end of the run"
-        check_dimension(nu.points, run.final.points, names)
-        check_like(nu.points, run.final.points, *names)
+    named = {f"against[{i}]": nu for i, nu in enumerate(against)}
+    check_together({"the end of the run": run.final, **named})
     if domain is not None:
         check_domain(domain)
     descend = non_negative_int(descend, "descend")
@@ -137,7 +134,7 @@ def certify(
     steps = settled(run, F, tuple(steps_of(run)))
     dim = run.final.dim
     gap, place = gap_of(F, run.final, domain, descend)
-    nus = [(f"the measure against[{i}]", nu) for i, nu in enumerate(against)]
+    nus = [(f"the measure {name}", nu) for name, nu in named.items()]
     doubt, why = doubt_of_modulus(run, F, dim), F.why(dim)
     modulus, refuted = modulus_of(run, F, nus, place), None
     if modulus.verdict == Verdict.FAILED:
