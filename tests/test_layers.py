@@ -43,6 +43,7 @@ ROWS = [
         "_versions",
         "_warn",
         "_words",
+        "_made",
         "_validation",
         "_arrays",
         "_graphs",

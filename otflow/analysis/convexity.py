@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from otflow._arrays import as_float_tensor
-from otflow._validation import check_kind, non_negative_int
+from otflow._typing import ArrayLike
+from otflow._validation import non_negative_int, real
 from otflow.analysis.bends import NO_DERIVATIVE, Bend, Bends
-from otflow.analysis.charts import in_double, straight
+from otflow.analysis.charts import check_together, in_double, straight
 from otflow.errors import Diverged, NonFinite
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
@@ -118,7 +121,7 @@ def displacement_convexity(
     a: Measure,
     b: Measure,
     *,
-    times: int | Tensor = 21,
+    times: int | Sequence[float] | ArrayLike = 21,
     base: Measure | None = None,
 ) -> ConvexityReport:
     r"""Measure the curvature of F along the geodesic from `a` to `b`.
@@ -145,7 +148,7 @@ def displacement_convexity(
         plan joins particles of any numbers and weights. Densities on the line,
         `Quantiles` or a `GridDensity`, are `Quantiles` at the levels of both, and F
         sees these. Gaussians stay Gaussian.
-    times : int or Tensor, shape (m,)
+    times : int, or sequence of float, Tensor or ndarray of shape (m,)
         Number of equidistant times in [0, 1], or increasing times; three at least.
     base : Measure, optional
         Then the path is the generalised geodesic through the optimal plans from this
@@ -204,8 +207,7 @@ def displacement_convexity(
     """
     check_functional(F)
     named = {"a": a, "b": b} | ({} if base is None else {"base": base})
-    for name, measure in named.items():
-        check_kind(measure, Measure, name)
+    check_together(named)
     t = times_in(times)
     modulus = F.modulus(a.dim)
     F, moved = in_double(F, *named.values())
@@ -391,9 +393,12 @@ def _by_values(
     return bend, float(t[k + 1])
 
 
-def times_in(times: int | Tensor) -> Tensor:
+def times_in(times: int | Sequence[float] | ArrayLike) -> Tensor:
     """Return increasing times in [0, 1], at least three; a number asks for so many."""
-    if isinstance(times, Tensor):
+    if isinstance(times, (list, tuple)):
+        given = [real(t, f"times[{k}]") for k, t in enumerate(times)]
+        t = torch.tensor(given, dtype=torch.float64)
+    elif isinstance(times, (Tensor, np.ndarray)):
         t = as_float_tensor(times, "times").detach().to("cpu", torch.float64)
     else:
         n = non_negative_int(times, "times", minimum=3)

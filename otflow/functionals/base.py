@@ -166,6 +166,7 @@ class Functional(ABC):
         NonFinite
             If an entry is NaN or infinite.
         """
+        check_measure(mu)
         return mu.mass_gradient(self.value, x)
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
@@ -190,6 +191,7 @@ class Functional(ABC):
         NonFinite
             If the value or the velocity is NaN or infinite.
         """
+        check_measure(mu)
         value, gradient = mu.value_and_position_gradient(self.value)
         return value, -gradient
 

@@ -169,6 +169,7 @@ class Blob(Functional):
         Tensor, shape (n,) or (m,)
             Differentiable, as `Measure.convolve`.
         """
+        check_kind(mu, Measure, "mu")
         return self._factor(mu) * mu.convolve(self.kernel, x)
 
     def _factor(self, mu: Measure) -> float:

@@ -147,6 +147,11 @@ class Interaction(Functional):
     def why_modulus(self, dim: int) -> str:
         number = "modulus= of W declares" if self._declared[0] else ""
         reason = f"as {number}" if number else self.kernel.why_modulus()
+        if dim == 1 and reason.endswith("every coupling"):
+            reason += (
+                "; along geodesics on the line, where atoms keep their order, F may be "
+                "convex: analysis.falsify tells both apart"
+            )
         if self.convexity is None or self.convexity <= 0:
             return reason
         if not isinstance(self.kernel, Kernel):

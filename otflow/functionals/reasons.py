@@ -10,7 +10,7 @@ from typing import Any
 from otflow._algebra import sum_of_curvatures, text_of_multiple
 from otflow._validation import non_negative_int
 
-__all__ = ["explain", "generic_reason", "unchecked"]
+__all__ = ["explain", "generic_reason", "not_convex", "unchecked"]
 
 DERIVED = {
     "modulus": "as the sum of the bounds of its terms",
@@ -33,10 +33,13 @@ def generic_reason(F: Any, word: str, base: type) -> str:
     owner = _owner(F, word, base)
     if owner is not base:
         return f"as {owner.__name__}.{word} states"
+    arguments = "(self, dim)" if word == "modulus" else "(self)"
     if _is_one_term(F) and type(F).__module__.startswith("otflow."):
-        return f"since none is known of {type(F).__name__}"
+        return (
+            f"since none is known of {type(F).__name__}: state {word}{arguments} in a "
+            f"subclass where you know it"
+        )
     if _is_one_term(F):
-        arguments = "(self, dim)" if word == "modulus" else "(self)"
         return (
             f"since {type(F).__name__} states none: override {word}{arguments} where "
             f"you know it"
@@ -105,6 +108,18 @@ def _of_mixture(F: Any, base: type) -> Iterator[str]:
         head += f", because of {', '.join(causes) or both}"
     yield f"along mixtures: {head}"
     yield from rows
+
+
+def not_convex(F: Any, base: type) -> str:
+    """Return which terms of F are not known to be convex along mixtures, and why."""
+    found = []
+    for c, term in _leaves(F, 1.0, "mixture_curvature", base):
+        word = sum_of_curvatures([(c, term.mixture_curvature())])
+        if word in ("convex", "linear"):
+            continue
+        is_concave = "" if word is None else " is concave"
+        found.append(f"{_text(c, term)}{is_concave}, {term.why_mixture()}")
+    return f"not known to be convex along mixtures: {'; and '.join(found) or repr(F)}"
 
 
 def unchecked(F: Any, base: type) -> list[tuple[Any, str]]:

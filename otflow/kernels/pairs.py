@@ -249,7 +249,8 @@ def _declared(kernel: PairKernel, name: str, value: Any) -> str:
     how = f"set {name} = {word} in {kind.__name__}"
     if kind.__module__.startswith("otflow."):
         if kind.__name__ not in ("Function", "TwoPoint"):
-            return f"since none is known of {kernel!r}"
+            along = " along every coupling" if name == "modulus" else ""
+            return f"since none is known of {kernel!r}{along}"
         argument = "W" if kind.__name__ == "Function" else "K"
         how = f"give kernels.{kind.__name__}({argument}, {name}={word})"
     return f"since {kernel!r} declares none: {how} if that is true of it"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from otflow._validation import check_option, non_negative_int, positive
+from otflow._validation import check_kind, check_option, non_negative_int, positive
 from otflow.functionals import Functional
 from otflow.meanfield.cones import largest_on_sphere
 from otflow.meanfield.kinks import EPS, Kinks, Level, Maximum, as_found
@@ -19,6 +19,7 @@ from otflow.meanfield.residuals import (
     Residual,
     check_network,
     check_sharpness,
+    fitting,
     gap_in_ball,
     inner_weights,
     kinks_of,
@@ -83,6 +84,7 @@ def path_norm(network: TwoLayer, mu: Measure, norm: str = "l1") -> Tensor:
     (tensor(7.), tensor(5.))
     """
     check_network(network, homogeneous=True)
+    check_kind(mu, Measure, "mu")
     check_option(norm, "norm", NORMS)
     return size_of(network, mu.points, mu.weights, norm, inner=True)
 
@@ -129,8 +131,9 @@ class PathBall(Domain):
     ValueError
         At the gap, if the path norm of the measure is above R.
     Unsupported, TypeError
-        At the gap, if F is not the risk of a `TwoLayer` with a homogeneous `Unit` and
-        the scaling "mean-field", or a multiple of one.
+        At the gap, if F is not the risk of a `TwoLayer` with a homogeneous `Unit`, or a
+        multiple of one. In another scaling than "mean-field" such a risk is not convex
+        along mixtures, and the kind of the gap is "none".
         A subclass of either that evaluates otherwise counts as none.
 
     See Also
@@ -195,11 +198,11 @@ class PathBall(Domain):
         if at.overflow is not None:
             return at.overflow
         if at.size > self.radius * (1 + 64 * EPS):
+            radius, divisor = fitting(at.size, self.radius)
             msg = (
                 f"the path norm of the measure is {at.size:.9g}, above the radius "
-                f"{self.radius:.9g} of the ball; take PathBall("
-                f"{at.size * (1 + 1e-6):.9g}), or divide the outer weights by "
-                f"{at.size / self.radius * (1 + 1e-6):.9g}"
+                f"{self.radius:.9g} of the ball; take PathBall({radius}), or divide "
+                f"the outer weights by {divisor}"
             )
             raise ValueError(msg)
         level = at.level(self.radius, self.sharpness)

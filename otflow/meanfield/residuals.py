@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otflow._bounds import at_least
 from otflow._validation import check_kind, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
@@ -29,6 +30,7 @@ __all__ = [
     "check_network",
     "check_risk",
     "check_sharpness",
+    "fitting",
     "gap_in_ball",
     "inner_weights",
     "kinks_of",
@@ -266,6 +268,15 @@ def size_of(
     if inner:
         sizes = sizes * torch.linalg.vector_norm(w, order, dim=1)
     return weights @ sizes
+
+
+def fitting(size: float, radius: float) -> tuple[str, str]:
+    """Return a radius that holds a measure of a size, and a divisor that makes it fit.
+
+    Both are rounded up, with a margin for the round-off of weights in float32.
+    """
+    enough = size * (1 + 1e-6)
+    return at_least(enough, 9), at_least(enough / radius, 9)
 
 
 def check_sharpness(sharpness: float) -> float:

@@ -21,6 +21,7 @@ from otflow.meanfield.residuals import (
     SHARPNESS,
     check_network,
     check_sharpness,
+    fitting,
     gap_in_ball,
     inner_weights,
     one_risk,
@@ -76,8 +77,9 @@ class VariationBall(Domain):
         If a corner is not finite or lower is not below upper. At the gap: if the
         measure has a neuron outside the box, or :math:`\int|a|\,d\mu` is above R.
     Unsupported, TypeError
-        At the gap, if F is not the risk of a `TwoLayer` in the scaling "mean-field", or
-        a multiple of one, or the activation is no `Unit`.
+        At the gap, if F is not the risk of a `TwoLayer`, or a multiple of one, or the
+        activation is no `Unit`. In another scaling than "mean-field" such a risk is not
+        convex along mixtures, and the kind of the gap is "none".
         A subclass of either that evaluates otherwise counts as none.
 
     See Also
@@ -154,11 +156,11 @@ class VariationBall(Domain):
         self._check_inside(network, theta, weights, lower, upper)
         size = float(size_of(network, theta, weights, self.norm, inner=False))
         if size > self.radius * (1 + 64 * EPS):
+            radius, divisor = fitting(size, self.radius)
             msg = (
                 f"the outer weights of the measure sum to {size:.9g}, above the radius "
-                f"{self.radius:.9g} of the ball; take a radius of "
-                f"{size * (1 + 1e-6):.9g}, or divide the outer weights by "
-                f"{size / self.radius * (1 + 1e-6):.9g}"
+                f"{self.radius:.9g} of the ball; take a radius of {radius}, or divide "
+                f"the outer weights by {divisor}"
             )
             raise ValueError(msg)
         z = risk._inputs.double()

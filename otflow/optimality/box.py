@@ -20,7 +20,7 @@ from otflow.numerics.enclosures import Enclosure, NotEnclosed
 from otflow.numerics.intervals import EPS, Interval
 from otflow.optimality.domains import Domain, corner_of, text_of_corner
 from otflow.optimality.enclosing import effect_of_rescaling, variation_on_boxes
-from otflow.optimality.gap import Gap, GapKind
+from otflow.optimality.gap import Gap, GapKind, shown_place
 from otflow.optimality.proofs import STARTS, bound_below
 from otflow.optimality.search import search
 from otflow.optimality.trials import try_enclosure
@@ -118,10 +118,11 @@ class BoxDomain(Domain):
         self._check_order(
             lower.cpu().numpy(), upper.cpu().numpy(), f" once rounded to {mu.dtype}"
         )
-        self._check_inside(mu, lower, upper)
-        # A proof computes in float64 all the same, and would hide another dtype in F.
+        # What F cannot do on such a measure no larger box cures. And a proof computes
+        # in float64 all the same, and would hide another dtype in F.
         with suppress(NonFinite):
             F.first_variation(mu, mu.points[:1])
+        self._check_inside(mu, lower, upper)
         try:
             return self._proved(F, mu, descend)
         except NotEnclosed as missing:
@@ -133,6 +134,8 @@ class BoxDomain(Domain):
     def _proved(self, F: Functional, mu: Measure, descend: int) -> Gap:
         if not isinstance(mu, Particles):
             msg = f"F' is enclosed on Particles alone, and mu is a {type(mu).__name__}"
+            if isinstance(mu, GridDensity):
+                msg += "; on a grid OnGrid() is a domain with a proof"
             raise NotEnclosed(msg)
         kind = mu.points.dtype
         lower, upper = (corner.to(torch.float64) for corner in self._corners(mu))
@@ -165,7 +168,12 @@ class BoxDomain(Domain):
         corners = torch.stack([proof.argmin.to(lower), lower, upper])
         try_enclosure(F, own, enclose, torch.cat([corners, mu.points[:STARTS]]))
         if not math.isfinite(proof.bound):
-            reason = f"no lower bound of F' was found on {proof.cells} cells"
+            reason = (
+                f"no lower bound of F' was found on {proof.cells} cells: F' may fall "
+                f"without bound near {shown_place(proof.argmin)}, where it is "
+                f"{proof.best:.3g}; take a box without this place, or fewer max_cells "
+                f"to be told sooner"
+            )
             return Gap(math.inf, None, GapKind.NONE, reason, mean - proof.best)
         reason = f"F' was bounded from below on {proof.cells} cells"
         if not proof.finished:

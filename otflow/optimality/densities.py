@@ -11,8 +11,8 @@ from torch import Tensor
 from otflow._validation import check_kind
 from otflow.errors import NonFinite
 from otflow.functionals import Functional, Potential
-from otflow.functionals.answers import measure_within
 from otflow.functionals.base import check_functional
+from otflow.functionals.reasons import not_convex
 from otflow.measures import GridDensity, Measure
 from otflow.measures.grid.checks import check_same_obstacles
 from otflow.metrics.bracket import Bracket
@@ -48,11 +48,7 @@ def heat_of(F: Functional) -> tuple[float, Functional]:
 
 def check_grid(rho: Measure, name: str) -> None:
     """Raise TypeError unless a measure is a density on a grid."""
-    cure = measure_within(rho) or (
-        "make one by GridDensity.from_function or GridDensity.from_samples("
-        "mu.sample(100_000, generator), lower, upper, shape)"
-    )
-    check_kind(rho, GridDensity, name, cure=cure)
+    check_kind(rho, GridDensity, name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +243,7 @@ def _entropic_gap(F: Functional, rho: GridDensity) -> Gap:
     temperature, rest = heat_of(F)
     check_grid(rho, "rho")
     if not rest.mixture_convex:
-        reason = f"{rest!r} is not known to be convex along mixtures"
+        reason = not_convex(rest, Functional)
         return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
     law = ProximalLaw.of(rest, temperature, rho)
     found = law.energy_to(rho)
@@ -288,13 +284,16 @@ def entropic_bracket(F: Functional, rho: GridDensity, optimum: GridDensity) -> B
     -------
     Bracket
         The two bounds, in the units of F, each with its round-off; the lower one is at
-        least 0.
+        least 0. Both are true if F is convex along mixtures: where that is only
+        declared, they rest on the declaration, and ``entropic_gap(F, rho).reason``
+        names it.
 
     Raises
     ------
     ValueError
-        If F holds no entropy, or is not known to be convex along mixtures, or both
-        densities live on different grids or among different obstacles.
+        If F holds no entropy, or is not known to be convex along mixtures, or values of
+        F contradict that it is; if both densities live on different grids or among
+        different obstacles.
     TypeError
         If one of them is no `GridDensity`.
 

@@ -13,6 +13,7 @@ from otflow.functionals import Functional
 from otflow.measures import Measure, Particles
 from otflow.numerics.enclosures import Enclosure, NotEnclosed
 from otflow.numerics.lbfgs import last_places
+from otflow.optimality.gap import shown_place
 
 __all__ = ["try_enclosure"]
 
@@ -96,8 +97,8 @@ def try_enclosure(
     if float((a - b).abs()[k]) <= SHARE * spread + noise:
         return
     change = (
-        f"from {x[0].tolist()} to {x[k].tolist()} it changes by {float(a[k]):.6g}, and "
-        f"the first variation by {float(b[k]):.6g}"
+        f"from {shown_place(x[0])} to {shown_place(x[k])} it changes by "
+        f"{float(a[k]):.6g}, and the first variation by {float(b[k]):.6g}"
     )
     for name in STATED:
         stated = [part for part in parts if _states(part, name)]
