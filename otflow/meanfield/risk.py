@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from otflow.functionals import Curvature, Functional
 from otflow.functionals.inheritance import redefined as redefined_risk
 from otflow.meanfield.decomposition import Decomposition, decompose
 from otflow.meanfield.enclosed import correlation, enclosed_outputs
-from otflow.meanfield.fused import value_and_gradient
+from otflow.meanfield.fused import hidden_blocks, value_and_gradient
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.losses import CustomLoss, PerSample, Square, as_loss
 from otflow.meanfield.network import Network, block_rows, redefined
@@ -200,17 +202,28 @@ class Risk(Functional):
         at = theta if probes is None else probes
         masses, total = network.masses(mu.weights), at.new_zeros(len(at))
         with torch.no_grad():
-            for rows in tiles(len(self.y), block_rows(max(mu.n, len(at)), theta)):
-                inputs = self._inputs[rows]
-                hidden = network.hidden(inputs, theta)
+            for rows, hidden in self._hidden_blocks(theta, len(at)):
                 f = network.add_offset(network.read_out(hidden, theta, masses))
                 slope = self._loss.total_and_slope(f, self.y[rows])[1]
+                there = hidden
                 if probes is not None:
-                    hidden = network.hidden(inputs, probes)
-                total += network.correlate(hidden, at, slope)
+                    there = network.hidden(self._inputs[rows], probes)
+                total += network.correlate(there, at, slope)
             variation = total * (self.network.scale(mu.weights) / len(self.y))
         check_finite(variation, "the functional's gradient")
         return variation
+
+    def _hidden_blocks(
+        self, theta: Tensor, probes: int
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield rows of the data and the hidden values there, without a graph."""
+        network = self.network
+        if isinstance(network, TwoLayer) and isinstance(network.activation, Unit):
+            inner = network.split(theta)[1]
+            yield from hidden_blocks(network.activation, self._inputs, inner)
+            return
+        for rows in tiles(len(self.y), block_rows(max(len(theta), probes), theta)):
+            yield rows, network.hidden(self._inputs[rows], theta)
 
     def enclosed_variation(self, mu: Measure) -> Enclosed:
         if not isinstance(mu, Particles) or self.network.scaling != "mean-field":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -120,18 +119,23 @@ class BoxDomain(Domain):
         )
         # What F cannot do on such a measure no larger box cures. And a proof computes
         # in float64 all the same, and would hide another dtype in F.
-        with suppress(NonFinite):
-            F.first_variation(mu, mu.points[:1])
+        told: Tensor | NonFinite
+        try:
+            told = F.first_variation(mu).detach()
+        except NonFinite as error:
+            told = error
         self._check_inside(mu, lower, upper)
         try:
-            return self._proved(F, mu, descend)
+            return self._proved(F, mu, told, descend)
         except NotEnclosed as missing:
             reason = f"not proved: {missing}"
         found = search(F, mu, lower, upper, descend)
         best = found.places[0]
         return Gap(found.gap, best, GapKind.SEARCHED, reason, found.gap)
 
-    def _proved(self, F: Functional, mu: Measure, descend: int) -> Gap:
+    def _proved(
+        self, F: Functional, mu: Measure, told: Tensor | NonFinite, descend: int
+    ) -> Gap:
         if not isinstance(mu, Particles):
             msg = f"F' is enclosed on Particles alone, and mu is a {type(mu).__name__}"
             if isinstance(mu, GridDensity):
@@ -150,7 +154,8 @@ class BoxDomain(Domain):
             reason = "no finite bound of F' at the atoms of mu was found"
             return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
         # Enclosures hold where F' is a number: a sigmoid of NaN too lies in [0, 1].
-        told = F.first_variation(own).detach()
+        if isinstance(told, NonFinite):
+            raise told
         if not bool(torch.isfinite(told).all()):
             reason = "F' is not finite at an atom of mu"
             return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
