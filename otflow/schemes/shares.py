@@ -11,12 +11,12 @@ from otflow.functionals import Functional
 from otflow.measures import Particles
 from otflow.schemes.sliding import round_off
 
-__all__ = ["best_share", "lowered", "searched", "with_atom"]
+__all__ = ["ENOUGH", "best_share", "lowered", "searched", "with_atom"]
 
 # Most evaluations of F', and the slope that counts as 0, in units of that at share 0.
 MOST, FLAT = 40, 1e-12
-# Least share of the gap, times that of the new atom, by which F must fall.
-FALL = 0.1
+# The share of the fall by the slope alone that a step must reach.
+ENOUGH = 0.1
 
 
 def best_share(
@@ -116,19 +116,45 @@ def searched(
 
 
 def lowered(
-    F: Functional, mu: Particles, least: tuple[Tensor, float], dt: float, value: float
+    F: Functional,
+    mu: Particles,
+    least: tuple[Tensor, float],
+    dt: float,
+    value: float,
 ) -> tuple[Particles, float]:
-    """Return the mixture of largest share that lowers F enough, and the share.
+    r"""Return the mixture of largest share that lowers F enough, and the share.
 
-    All mass may go to a mirror image, where F is the same: then nothing is gained, and
-    the next step goes back. So F must fall by a share of what the gap promises. `least`
-    is the place of the new atom and the gap.
+    It is the largest :math:`\gamma = 2^{-j}\,dt` with :math:`F(\mu_\gamma) \le F(\mu)
+    - c\,\gamma\,g` for the gap g. A mixture that only does not raise F may move all
+    mass to an equally good place, and back in the next step.
+
+    Parameters
+    ----------
+    F : Functional
+        What is lowered.
+    mu : Particles
+        The measure.
+    least : tuple of Tensor (d,) and float
+        The place of the new atom, and the gap there.
+    dt : float
+        The largest share.
+    value : float
+        F at the measure.
+
+    Returns
+    -------
+    measure : Particles
+        The measure itself if no share lowers F.
+    share : float
+        0 then.
     """
-    (x, gap), noise = least, round_off(F, mu, value)
+    x, gap = least
+    noise = round_off(F, mu, value)
     while dt > torch.finfo(mu.dtype).eps:
-        new, promised = with_atom(mu, x, dt), FALL * dt * gap
-        # Round-off hides a smaller fall.
-        if float(F.value(new)) <= value - (promised if promised > noise else 0.0):
+        new = with_atom(mu, x, dt)
+        # A fall below the round-off of F cannot be asked for.
+        fall = ENOUGH * dt * gap if ENOUGH * dt * gap > noise else 0.0
+        if float(F.value(new)) <= value - fall:
             return new, dt
         dt *= 0.5
     return mu, 0.0
