@@ -32,6 +32,7 @@ ROWS = [
         "_algebra",
         "_bounds",
         "_claims",
+        "_fixed",
         "_lazy",
         "_memory",
         "_holding",

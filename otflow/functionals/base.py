@@ -20,6 +20,7 @@ from otflow._algebra import (
     text_of_sum,
 )
 from otflow._autodiff import value_and_gradient
+from otflow._fixed import check_fixed
 from otflow._moving import Move, move_of, moved_attributes
 from otflow._typing import ArrayLike
 from otflow._validation import check_finite, check_kind, real
@@ -91,6 +92,9 @@ class Functional(ABC):
             [-60.]])
     """
 
+    # Names of attributes from which others follow, or of which others are declared.
+    _fixed: frozenset[str] = frozenset()
+
     # Set by the module of internal energies, which imports this one.
     _entropy: ClassVar[Functional]
 
@@ -109,6 +113,7 @@ class Functional(ABC):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "modulus":
             raise TypeError(_NOT_A_NUMBER)
+        check_fixed(self, name)
         super().__setattr__(name, value)
 
     @abstractmethod

@@ -88,6 +88,8 @@ class Blob(Functional):
             [ 0.9679]])
     """
 
+    _fixed = frozenset({"kernel", "width"})
+
     def __init__(
         self, internal: Internal, width: float, *, tolerance: float = 0.0
     ) -> None:

@@ -47,6 +47,7 @@ HARMLESS = frozenset(
         "resample",
         "split_entropy",
         "_entropy",
+        "_fixed",
         "_reason",
     )
 )
