@@ -77,8 +77,8 @@ def certify(
         What `otflow.flow` returned, or the ``trajectory`` of a `Diverged`; by any
         scheme.
     F : Functional
-        The functional of the run. The energies of the snapshots are computed again, and
-        compared with the records.
+        The functional of the run. The energies of the snapshots and of the end are
+        computed again, and compared with the records.
     domain : Domain, optional
         Over which measures the optimality gap of the end is taken; without it there is
         none.
