@@ -14,6 +14,7 @@ from otflow._graphs import (
     only_without_mass,
     records,
 )
+from otflow._missing import derivatives_named
 from otflow._validation import check_finite, check_scalar
 from otflow.errors import InvalidFunctional, Unsupported
 
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 
+@derivatives_named()
 def grads_of(
     value: Tensor, at: tuple[Tensor, ...], *, create_graph: bool = False
 ) -> tuple[Tensor, ...]:
@@ -44,6 +46,7 @@ def grads_of(
     return tuple(grads)
 
 
+@derivatives_named()
 def value_and_gradient(
     function: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -95,6 +98,7 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return value_and_gradient(lambda y: function(y).sum(), x, unused=True)[1]
 
 
+@derivatives_named()
 def entrywise_derivative(
     function: Callable[[Tensor], Tensor], x: Tensor, order: int = 1
 ) -> Tensor:
@@ -113,6 +117,7 @@ def entrywise_derivative(
         return y if keep else y.detach()
 
 
+@derivatives_named()
 def entrywise_derivatives(
     function: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,6 +147,7 @@ def line_derivatives(
     return values, first[:, 0], second[:, 0]
 
 
+@derivatives_named()
 def along(
     function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,6 +172,7 @@ def along(
     return value.detach(), first.detach(), second.detach()
 
 
+@derivatives_named()
 def value_gradient_product(
     function: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
@@ -189,6 +196,7 @@ def value_gradient_product(
     return live.detach(), slope.detach(), product
 
 
+@derivatives_named()
 def second_gradient(
     function: Callable[[Tensor, Tensor], Tensor], x: Tensor, w: Tensor, rows: Tensor
 ) -> Tensor:
@@ -228,6 +236,7 @@ def second_gradient(
 # A gradient in a graph, and fixed points ---------------------------------------------
 
 
+@derivatives_named()
 def differentiable_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return the gradient of a scalar function at `x`, in the graph of `x`."""
     with torch.enable_grad():

@@ -35,6 +35,7 @@ ROWS = [
         "_fixed",
         "_lazy",
         "_memory",
+        "_missing",
         "_holding",
         "_moving",
         "_paths",
