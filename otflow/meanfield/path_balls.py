@@ -10,6 +10,7 @@ from torch import Tensor
 
 from otflow._validation import check_kind, check_option, non_negative_int, positive
 from otflow.functionals import Functional
+from otflow.functionals.stated_terms import check_terms
 from otflow.meanfield.cones import largest_on_sphere
 from otflow.meanfield.kinks import EPS, Kinks, Level, Maximum, as_found
 from otflow.meanfield.layers import TwoLayer
@@ -194,6 +195,7 @@ class PathBall(Domain):
 
     def gap(self, F: Functional, mu: Measure, descend: int) -> Gap:
         factor, risk = one_risk(F)
+        check_terms(F, mu)
         at = path_residual(risk, mu, self.norm)
         if at.overflow is not None:
             return at.overflow

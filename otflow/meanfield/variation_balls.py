@@ -12,6 +12,7 @@ from torch import Tensor
 from otflow._validation import check_option, non_negative_int, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
+from otflow.functionals.stated_terms import check_terms
 from otflow.meanfield.inner_boxes import UnitSums, largest_in_box
 from otflow.meanfield.kinks import EPS
 from otflow.meanfield.layers import TwoLayer
@@ -141,6 +142,7 @@ class VariationBall(Domain):
 
     def gap(self, F: Functional, mu: Measure, descend: int) -> Gap:
         factor, risk = one_risk(F)
+        check_terms(F, mu)
         network = check_network(risk.network, homogeneous=False)
         unit = network.activation
         if not isinstance(unit, Unit):

@@ -13,6 +13,7 @@ from otflow.errors import NonFinite
 from otflow.functionals import Functional, Potential
 from otflow.functionals.base import check_functional
 from otflow.functionals.reasons import not_convex
+from otflow.functionals.stated_terms import check_terms
 from otflow.measures import GridDensity, Measure
 from otflow.measures.grid.checks import check_same_obstacles
 from otflow.metrics.bracket import Bracket
@@ -242,6 +243,7 @@ def entropic_gap(F: Functional, rho: GridDensity) -> Gap:
 def _entropic_gap(F: Functional, rho: GridDensity) -> Gap:
     temperature, rest = heat_of(F)
     check_grid(rho, "rho")
+    check_terms(F, rho)
     if not rest.mixture_convex:
         reason = not_convex(rest, Functional)
         return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
@@ -363,6 +365,7 @@ class OnGrid(Domain):
     def gap(self, F: Functional, mu: Measure, descend: int) -> Gap:
         check_grid(mu, "the measure of a gap over OnGrid()")
         assert isinstance(mu, GridDensity)
+        check_terms(F, mu)
         temperature, _ = F.split_entropy()
         if temperature > 0:
             return _entropic_gap(F, mu)

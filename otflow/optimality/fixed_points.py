@@ -12,6 +12,7 @@ from otflow._warn import warn
 from otflow.errors import FixedPointWarning, NotConvergedWarning, Unsupported
 from otflow.functionals import Functional, Internal
 from otflow.functionals.reasons import not_convex
+from otflow.functionals.stated_terms import check_terms
 from otflow.measures import GridDensity
 from otflow.optimality.declared import with_words_tried
 from otflow.optimality.densities import check_grid, heat_of
@@ -184,6 +185,7 @@ def gibbs(
     """
     temperature, rest = heat_of(F)
     check_grid(rho, "rho")
+    check_terms(F, rho)
     if tolerance is not None:
         tolerance = positive(tolerance, "tolerance")
     limit = non_negative_int(max_iterations, "max_iterations", minimum=1)
