@@ -16,6 +16,7 @@ from tests.messages import messages, names_a_cure
 
 FLOORS = (
     "alignment",
+    "assignments",
     "blobs",
     "cells",
     "certificates",
@@ -62,6 +63,7 @@ LEFT = {
     "convexity is known for balanced transport": REASON,
     "the outputs depend on the number of atoms: take": REASON,
     "at both ends of": REPORT,
+    "keep snapshots": REPORT,
     "that is normal for plain Frank-Wolfe": REPORT,
     "values at mixtures of the end with": REPORT,
     "steps are rare, take every=1": REPORT,
