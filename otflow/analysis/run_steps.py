@@ -14,6 +14,7 @@ from otflow.trajectory import Trajectory
 
 __all__ = [
     "gap_of_steps",
+    "inserts_atoms",
     "is_random",
     "is_smoothed",
     "may_rise",
@@ -145,6 +146,11 @@ def may_rise(report: Certificate) -> bool:
     return prescribed(report) or any(
         leaf.entries.get("descends") is False for leaf in parts_of(report)
     )
+
+
+def inserts_atoms(report: Certificate) -> bool:
+    """Return whether a step gives mass to new atoms, as one of Frank-Wolfe."""
+    return any("gap_kind" in leaf.entries for leaf in parts_of(report))
 
 
 def prescribed(report: Certificate) -> bool:

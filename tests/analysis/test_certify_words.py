@@ -250,6 +250,19 @@ def test_a_scheme_says_that_it_need_not_descend(chained):
 # Numbers that say nothing ------------------------------------------------------------
 
 
+def test_a_run_that_inserts_atoms_has_no_dissipation():
+    # Both ends have one atom, and no atom moved from one to the other.
+    F = of.Potential(lambda x: (x[..., 0] - 0.5).square())
+    start = of.Particles(torch.tensor([[-0.75]], dtype=torch.float64))
+    for sliding in (False, True):
+        scheme = of.schemes.FrankWolfe(BoxDomain(-1, 1), sliding=sliding)
+        run = of.flow(F, start, scheme, dt=1.0, steps=1)
+        assert run.final.n == start.n
+        found = certify(run, F)["dissipation"]
+        assert found.verdict == "unknown"
+        assert "atoms were new" in found.text
+
+
 def test_a_dissipation_that_does_not_match_is_no_good_news():
     rare = of.flow(SPRING, MU, of.ExplicitEuler(), dt=0.1, steps=60, every=20)
     found = certify(rare, SPRING)["dissipation"]
