@@ -159,15 +159,19 @@ MAKE: dict[type, Callable[[], Any]] = {
     proximal.TangentProximal: proximal.TangentProximal,
     of.JKO: of.JKO,
     schemes.Adaptive: lambda: schemes.Adaptive(of.JKO(), tolerance=1e-3),
+    schemes.Anneal: lambda: schemes.Anneal(of.Langevin(), 0.9),
     of.BirthDeath: of.BirthDeath,
     schemes.Chain: lambda: of.chain(of.ExplicitEuler(), of.BirthDeath()),
     of.ExplicitEuler: of.ExplicitEuler,
     schemes.FrankWolfe: lambda: schemes.FrankWolfe(of.optimality.BoxDomain(0, 1)),
     of.Langevin: of.Langevin,
+    schemes.Logarithmic: lambda: schemes.Logarithmic(0.1),
+    schemes.MALA: schemes.MALA,
     schemes.Minibatch: lambda: schemes.Minibatch(of.ExplicitEuler()),
     schemes.NoisyEuler: lambda: schemes.NoisyEuler(0.1),
     schemes.Resample: schemes.Resample,
     schemes.SVGD: lambda: schemes.SVGD(kernels.Gaussian(1.0)),
+    schemes.UnderdampedLangevin: schemes.UnderdampedLangevin,
     of.analysis.ConvexityReport: lambda: of.analysis.displacement_convexity(
         potential(), cloud(), of.Particles(normal(5, 2, seed=3))
     ),
@@ -202,6 +206,7 @@ BY_VALUE = (
     of.analysis.Finding,
     of.analysis.StepFinding,
     of.analysis.Verdict,
+    schemes.Logarithmic,
     # A member of an enumeration is one object.
     of.functionals.Curvature,
     of.optimality.GapKind,

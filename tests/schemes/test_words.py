@@ -9,13 +9,16 @@ import pytest
 import otflow as of
 from otflow.proximal import ParticleProximal, ProximalSolver
 from otflow.schemes import (
+    MALA,
     SVGD,
     Adaptive,
+    Anneal,
     FrankWolfe,
     Minibatch,
     NoisyEuler,
     Resample,
     Scheme,
+    UnderdampedLangevin,
     reports,
 )
 from otflow.testing import check_flags, clouds
@@ -75,6 +78,13 @@ SCHEMES = {
     "ExplicitEuler": (lambda _: of.ExplicitEuler(), False),
     "backtracking": (lambda _: of.ExplicitEuler(backtracking=True), False),
     "Langevin": (lambda _: of.Langevin(), False),
+    "MALA": (lambda _: MALA(), False),
+    "UnderdampedLangevin": (lambda _: UnderdampedLangevin(), False),
+    "Anneal": (lambda solver: Anneal(of.JKO(solver), 0.9, lengths=True), True),
+    "Anneal, explicit": (
+        lambda _: Anneal(of.ExplicitEuler(), 0.9, lengths=True),
+        False,
+    ),
     "NoisyEuler": (lambda _: NoisyEuler(0.1), False),
     "SVGD": (lambda _: SVGD(of.kernels.Gaussian(1.0)), False),
     "BirthDeath": (lambda _: of.BirthDeath(), False),
@@ -96,9 +106,10 @@ BAD = {"converged": False, "residual": 0.125}
 
 
 def run_of(scheme, steps=4):
-    return of.flow(
-        exact.quadratic(), clouds.uniform(), scheme, dt=0.1, steps=steps, generator=0
-    )
+    F = exact.quadratic()
+    if isinstance(scheme, MALA):  # it samples a density
+        F = F + of.Entropy()
+    return of.flow(F, clouds.uniform(), scheme, dt=0.1, steps=steps, generator=0)
 
 
 def within(scheme):
