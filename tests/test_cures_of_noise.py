@@ -6,12 +6,14 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.analysis import log_sobolev
 from otflow.schemes import MALA, Anneal, UnderdampedLangevin
 from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
 
 F64 = torch.float64
 SQUARE = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+CONVEX = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
 STEEP = of.Potential(lambda x: x.square().square().sum(-1))
 WALL = of.Potential(lambda x: -(1 - x).log().sum(-1) + x.square().sum(-1))
 ATTRACTION = of.Interaction(of.kernels.Gaussian(1.0))
@@ -98,6 +100,30 @@ CASES: dict[str, Case] = {
         [
             lambda: flow(SQUARE + 0.1 * HEAT, CLOUD, Anneal(of.Langevin(), 0.9)),
             lambda: flow(SQUARE, CLOUD, Anneal(of.ExplicitEuler(), 0.9, lengths=True)),
+        ],
+    ),
+    "a rate without an entropy": (
+        ValueError,
+        r"add T \* Entropy\(\) with T > 0",
+        lambda: log_sobolev(CONVEX),
+        [lambda: log_sobolev(CONVEX + HEAT)],
+    ),
+    "a rate of an attraction of which nothing is declared": (
+        ValueError,
+        r"give oscillation=, a bound on.*or convexity=",
+        lambda: log_sobolev(CONVEX + ATTRACTION + HEAT),
+        [
+            lambda: log_sobolev(CONVEX + ATTRACTION + HEAT, oscillation=2.0),
+            lambda: log_sobolev(CONVEX + ATTRACTION + HEAT, convexity=-0.5),
+        ],
+    ),
+    "a rate without convexity": (
+        ValueError,
+        r"add a ridge, e\.g\..*or declare modulus= of its potentials",
+        lambda: log_sobolev(SQUARE + HEAT, oscillation=1.0),
+        [
+            lambda: log_sobolev(SQUARE + 0.1 * CONVEX + HEAT, oscillation=1.0),
+            lambda: log_sobolev(CONVEX + HEAT),
         ],
     ),
     "a risk that is a number": (

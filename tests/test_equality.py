@@ -181,6 +181,9 @@ MAKE: dict[type, Callable[[], Any]] = {
     of.analysis.Finding: lambda: of.analysis.Finding(
         "gap", of.analysis.Verdict.PROVED, 0.5, "at most 0.5"
     ),
+    of.analysis.LogSobolev: lambda: of.analysis.log_sobolev(
+        of.Potential(lambda x: x.square().sum(-1), modulus=2.0) + of.Entropy()
+    ),
     of.analysis.RunCertificate: lambda: of.analysis.certify(flowed(), potential()),
     of.analysis.StepFinding: lambda: of.analysis.certify(flowed(), potential()).steps[
         0

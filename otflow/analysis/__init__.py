@@ -10,6 +10,7 @@ from otflow.analysis.convexity import ConvexityReport, displacement_convexity
 from otflow.analysis.evi import VariationalReport, evolution_variational_inequality
 from otflow.analysis.falsifier import Falsification, Witness, falsify
 from otflow.analysis.findings import Finding, RunCertificate, StepFinding, Verdict
+from otflow.analysis.log_sobolev import LogSobolev, log_sobolev
 from otflow.analysis.mixtures import mixture_convexity
 from otflow.analysis.rates import exponential_rate, observed_order
 from otflow.analysis.run_certificate import certify
@@ -20,6 +21,7 @@ __all__ = [
     "DissipationReport",
     "Falsification",
     "Finding",
+    "LogSobolev",
     "RunCertificate",
     "StepFinding",
     "VariationalReport",
@@ -33,6 +35,7 @@ __all__ = [
     "evolution_variational_inequality",
     "exponential_rate",
     "falsify",
+    "log_sobolev",
     "minimizing_movement",
     "mixture_convexity",
     "observed_order",

@@ -11,7 +11,7 @@ from otflow._algebra import Curvature
 from otflow._arrays import coordinate_limit
 from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.functionals import Functional
-from otflow.measures import Measure
+from otflow.measures import Measure, Particles
 from otflow.proximal.certificate import Certificate
 from otflow.schemes.base import Scheme, Step, check_particles
 from otflow.schemes.langevin import split_heat
@@ -81,6 +81,7 @@ class MALA(Scheme):
         generator: torch.Generator,
     ) -> Step[Any]:
         temperature, rest = self._checked(F, mu)
+        assert isinstance(mu, Particles)
         x = mu.points
         energy, drift = rest.value_and_velocity(mu)
         noise = torch.empty_like(x).normal_(generator=generator)

@@ -11,7 +11,7 @@ from torch import Tensor
 from otflow._validation import positive
 from otflow.errors import Diverged
 from otflow.functionals import Functional
-from otflow.measures import Measure, Particles
+from otflow.measures import Measure
 from otflow.proximal.certificate import Certificate
 from otflow.schemes.base import Scheme, Step, check_particles
 from otflow.schemes.langevin import by_smaller_dt, split_heat
@@ -32,8 +32,8 @@ class UnderdampedLangevin(Scheme):
 
     A step is the splitting BAOAB :cite:p:`leimkuhler2013rational`, of weak order 2:
     half a kick by the force, half a drift, the exact solution of friction and noise,
-    half a drift, half a kick. At rest the positions have an error of second order in dt, and
-    under a quadratic potential none.
+    half a drift, half a kick. At rest the positions have an error of second order in
+    dt, and under a quadratic potential none.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ class UnderdampedLangevin(Scheme):
 
 
 def _carried(
-    state: Any, mu: Particles, temperature: float, generator: torch.Generator
+    state: Any, mu: Measure, temperature: float, generator: torch.Generator
 ) -> tuple[Tensor, float, int]:
     """Return the velocities, the time of the kick they lack, and how many are fresh.
 
@@ -139,6 +139,6 @@ def _carried(
         return velocity, owed, 0
     fresh = scale * torch.empty_like(x).normal_(generator=generator)
     if left.shape != x.shape:
-        return fresh, owed, mu.n
+        return fresh, owed, len(x)
     moved = (left != x).any(-1, keepdim=True)
     return torch.where(moved, fresh, velocity), owed, int(moved.sum())

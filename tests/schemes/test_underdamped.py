@@ -58,10 +58,9 @@ def second_moments(lam, gamma, temperature, h, steps, start):
     noise = torch.diag(torch.tensor([0.0, temperature * (1 - keep**2)], dtype=F64))
     covariance = torch.diag(torch.tensor([start, temperature], dtype=F64))
     for _ in range(steps):
-        for one, added in [
-            (drift @ kick, 0), (friction, noise), (kick @ drift, 0)
-        ]:  # fmt: skip
-            covariance = one @ covariance @ one.T + added
+        for one in (drift @ kick, friction):
+            covariance = one @ covariance @ one.T
+        covariance = kick @ drift @ (covariance + noise) @ (kick @ drift).T
     return float(covariance[0, 0])
 
 

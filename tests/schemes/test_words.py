@@ -106,9 +106,10 @@ BAD = {"converged": False, "residual": 0.125}
 
 
 def run_of(scheme, steps=4):
-    F = exact.quadratic()
-    if isinstance(scheme, MALA):  # it samples a density
-        F = F + of.Entropy()
+    # MALA samples a density.
+    heat = 1.0 if isinstance(scheme, MALA) else 0.0
+    spring = exact.quadratic()
+    F = spring + heat * of.Entropy() if heat else spring
     return of.flow(F, clouds.uniform(), scheme, dt=0.1, steps=steps, generator=0)
 
 
