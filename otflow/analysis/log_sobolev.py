@@ -1,4 +1,4 @@
-"""Constants of log-Sobolev inequalities from declared bounds, and the rate they give."""
+"""Log-Sobolev constants from declared bounds, and the rate that they give."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def log_sobolev(
 ) -> LogSobolev:
     r"""Return a log-Sobolev constant of the proximal laws, from declared bounds.
 
-    For :math:`F = G + \tau\,\mathrm{Entropy}` the proximal law of :math:`\rho` is :math:`p_\rho \propto e^{-G'[\rho]/\tau}`. If
-    :math:`G'[\rho] = U + h` with a :math:`\lambda`-convex U and :math:`\sup h - \inf h
+    For :math:`F = G + \tau\,\mathrm{Entropy}` the proximal law of :math:`\rho` is
+    :math:`p_\rho \propto e^{-G'[\rho]/\tau}`. If :math:`G'[\rho] = U + h` with a :math:`\lambda`-convex U and :math:`\sup h - \inf h
     \le H`, then by the theorems of Bakry and Émery for U, and of Holley and Stroock
     :cite:p:`holley1987logarithmic` for h,
 

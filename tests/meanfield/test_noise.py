@@ -11,7 +11,6 @@ import otflow as of
 from otflow.meanfield import free_energy
 from otflow.schemes import MALA, Minibatch, UnderdampedLangevin
 from otflow.testing.clouds import normal
-from tests.marks import slow
 from tests.optimality.test_gibbs import bump, network
 
 F64 = torch.float64
@@ -154,7 +153,7 @@ def crossing_time(beta, n=400):
     first = torch.full((n,), math.inf, dtype=F64)
 
     def watch(event):
-        new = (event.measure.points[:, 0] > 0.8) & torch.isinf(first)
+        new = (event.step.measure.points[:, 0] > 0.8) & torch.isinf(first)
         first[new] = event.time
         return bool(torch.isfinite(first).all())
 
@@ -175,11 +174,11 @@ def exact_crossing_time(beta):
     return beta * float(torch.trapezoid(outer[inside], x[1:][inside]))
 
 
-@slow
+@pytest.mark.slow
 def test_the_time_over_a_barrier_is_exponential_in_beta():
     # The barrier is 1 high. At this dt the discrete process misses some crossings of
     # 0.8, and so is a little late.
-    betas = (2.0, 3.0, 4.0, 5.0)
+    betas = (2.0, 3.0, 4.0)
     found = [crossing_time(beta) for beta in betas]
     for time, beta in zip(found, betas, strict=True):
         assert time == pytest.approx(exact_crossing_time(beta), rel=0.2)
