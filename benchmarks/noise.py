@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 import otflow as of
-from benchmarks.risk import D, N, n, problem
+from benchmarks.risk import D, n, problem
 from benchmarks.timing import Row, at_most, interleaved
 
 
