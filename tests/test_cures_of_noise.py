@@ -7,7 +7,14 @@ import torch
 
 import otflow as of
 from otflow.analysis import log_sobolev
-from otflow.schemes import MALA, Anneal, UnderdampedLangevin
+from otflow.schemes import (
+    MALA,
+    Anneal,
+    DualAveraging,
+    EntropicFictitiousPlay,
+    FrankWolfe,
+    UnderdampedLangevin,
+)
 from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
 
@@ -17,6 +24,7 @@ CONVEX = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
 STEEP = of.Potential(lambda x: x.square().square().sum(-1))
 WALL = of.Potential(lambda x: -(1 - x).log().sum(-1) + x.square().sum(-1))
 ATTRACTION = of.Interaction(of.kernels.Gaussian(1.0))
+BOX = of.optimality.BoxDomain(-3.0, 3.0)
 HEAT = of.Entropy()
 CLOUD = of.Particles(normal(5, 2))
 LINE = of.Quantiles(torch.linspace(-1, 1, 9, dtype=F64))
@@ -29,6 +37,12 @@ def draws():
 
 def flow(F, mu, scheme, dt=0.1, steps=2):
     return of.flow(F, mu, scheme, dt=dt, steps=steps, generator=0)
+
+
+def cells():
+    return of.GridDensity.from_function(
+        lambda x: (-x.square().sum(-1)).exp(), -3, 3, 60, dtype=F64
+    )
 
 
 def growing(k):
@@ -125,6 +139,39 @@ CASES: dict[str, Case] = {
             lambda: log_sobolev(SQUARE + 0.1 * CONVEX + HEAT, oscillation=1.0),
             lambda: log_sobolev(CONVEX + HEAT),
         ],
+    ),
+    "no entropy to play by": (
+        ValueError,
+        r"add temperature \* Entropy\(\), or use FrankWolfe\(domain\)",
+        lambda: flow(SQUARE, CLOUD, EntropicFictitiousPlay(inner_dt=0.1)),
+        [
+            lambda: flow(SQUARE + HEAT, CLOUD, EntropicFictitiousPlay(inner_dt=0.1)),
+            lambda: flow(SQUARE, CLOUD, FrankWolfe(BOX)),
+        ],
+    ),
+    "quantiles that play": (
+        of.errors.Unsupported,
+        r"use JKO\(\), or Particles\(mu\.sample\(n, generator\)\)",
+        lambda: flow(SQUARE + HEAT, LINE, DualAveraging(inner_dt=0.1)),
+        [
+            lambda: flow(SQUARE + HEAT, LINE, of.JKO()),
+            lambda: flow(SQUARE + HEAT, draws(), DualAveraging(inner_dt=0.1)),
+        ],
+    ),
+    "particles without inner steps": (
+        ValueError,
+        r"give inner_dt=\.\.\., or use a GridDensity",
+        lambda: flow(SQUARE + HEAT, CLOUD, DualAveraging()),
+        [
+            lambda: flow(SQUARE + HEAT, CLOUD, DualAveraging(inner_dt=0.1)),
+            lambda: flow(SQUARE + HEAT, cells(), DualAveraging()),
+        ],
+    ),
+    "inner steps that diverge": (
+        of.errors.Diverged,
+        r"take a smaller inner_dt",
+        lambda: flow(STEEP + HEAT, CLOUD, DualAveraging(inner_dt=5.0)),
+        [lambda: flow(STEEP + HEAT, CLOUD, DualAveraging(inner_dt=0.005))],
     ),
     "a risk that is a number": (
         TypeError,

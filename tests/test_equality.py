@@ -162,6 +162,8 @@ MAKE: dict[type, Callable[[], Any]] = {
     schemes.Anneal: lambda: schemes.Anneal(of.Langevin(), 0.9),
     of.BirthDeath: of.BirthDeath,
     schemes.Chain: lambda: of.chain(of.ExplicitEuler(), of.BirthDeath()),
+    schemes.DualAveraging: schemes.DualAveraging,
+    schemes.EntropicFictitiousPlay: schemes.EntropicFictitiousPlay,
     of.ExplicitEuler: of.ExplicitEuler,
     schemes.FrankWolfe: lambda: schemes.FrankWolfe(of.optimality.BoxDomain(0, 1)),
     of.Langevin: of.Langevin,

@@ -7,6 +7,7 @@ from otflow.schemes.birth_death import BirthDeath
 from otflow.schemes.chain import Chain, chain
 from otflow.schemes.euler import ExplicitEuler
 from otflow.schemes.frank_wolfe import FrankWolfe
+from otflow.schemes.gibbs_steps import DualAveraging, EntropicFictitiousPlay
 from otflow.schemes.jko import JKO
 from otflow.schemes.langevin import Langevin
 from otflow.schemes.mala import MALA
@@ -24,6 +25,8 @@ __all__ = [
     "Anneal",
     "BirthDeath",
     "Chain",
+    "DualAveraging",
+    "EntropicFictitiousPlay",
     "ExplicitEuler",
     "FrankWolfe",
     "Langevin",

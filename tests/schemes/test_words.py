@@ -13,6 +13,8 @@ from otflow.schemes import (
     SVGD,
     Adaptive,
     Anneal,
+    DualAveraging,
+    EntropicFictitiousPlay,
     FrankWolfe,
     Minibatch,
     NoisyEuler,
@@ -78,6 +80,8 @@ SCHEMES = {
     "ExplicitEuler": (lambda _: of.ExplicitEuler(), False),
     "backtracking": (lambda _: of.ExplicitEuler(backtracking=True), False),
     "Langevin": (lambda _: of.Langevin(), False),
+    "DualAveraging": (lambda _: DualAveraging(inner_dt=0.1), False),
+    "EntropicFictitiousPlay": (lambda _: EntropicFictitiousPlay(inner_dt=0.1), False),
     "MALA": (lambda _: MALA(), False),
     "UnderdampedLangevin": (lambda _: UnderdampedLangevin(), False),
     "Anneal": (lambda solver: Anneal(of.JKO(solver), 0.9, lengths=True), True),
@@ -102,12 +106,13 @@ SOLVING = [
     for name, (_, solves) in SCHEMES.items()
     if solves and name != "FrankWolfe, sliding"
 ]
+# They sample a Gibbs law.
+SAMPLERS = (MALA, DualAveraging, EntropicFictitiousPlay)
 BAD = {"converged": False, "residual": 0.125}
 
 
 def run_of(scheme, steps=4):
-    # MALA samples a density.
-    heat = 1.0 if isinstance(scheme, MALA) else 0.0
+    heat = 1.0 if isinstance(scheme, SAMPLERS) else 0.0
     spring = exact.quadratic()
     F = spring + heat * of.Entropy() if heat else spring
     return of.flow(F, clouds.uniform(), scheme, dt=0.1, steps=steps, generator=0)
