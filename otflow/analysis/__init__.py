@@ -10,10 +10,10 @@ from otflow.analysis.convexity import ConvexityReport, displacement_convexity
 from otflow.analysis.evi import VariationalReport, evolution_variational_inequality
 from otflow.analysis.falsifier import Falsification, Witness, falsify
 from otflow.analysis.findings import Finding, RunCertificate, StepFinding, Verdict
-from otflow.analysis.log_sobolev import LogSobolev, log_sobolev
 from otflow.analysis.mixtures import mixture_convexity
 from otflow.analysis.rates import exponential_rate, observed_order
 from otflow.analysis.run_certificate import certify
+from otflow.analysis.sobolev_constants import LogSobolev, log_sobolev
 from otflow.analysis.weak_form import continuity_residual
 
 __all__ = [

@@ -112,8 +112,8 @@ class EntropicFictitiousPlay(Scheme):
         own: dict[str, Any] = {"temperature": temperature, "replaced": share}
         if isinstance(mu, GridDensity):
             law = ProximalLaw.of(rest, temperature, mu)
-            new = mu.mix(_on_grid(mu, law.logs), share)
-            return Step(new, None, Certificate(entries={"replaced": share}))
+            mixed = mu.mix(_on_grid(mu, law.logs), share)
+            return Step(mixed, None, Certificate(entries={"replaced": share}))
         assert isinstance(mu, Particles)
         energy, x = rest.value(mu), mu.points
         u = torch.rand(mu.n, generator=generator, dtype=x.dtype, device=x.device)
