@@ -40,8 +40,8 @@ class UnderdampedLangevin(Scheme):
     friction : float
         The friction :math:`\gamma > 0`, one over a time. For a large one the flow is
         that of `Langevin`, slower by the factor :math:`\gamma`: the time t is the time
-        :math:`t/\gamma` of the gradient flow. For a :math:`\lambda`-convex potential
-        :math:`\gamma = 2\sqrt\lambda` forgets the start fastest.
+        :math:`t/\gamma` of the gradient flow. Under a spring :math:`\lambda|x|^2/2` the
+        mean forgets the start fastest for :math:`\gamma = 2\sqrt\lambda`.
 
     Attributes
     ----------
