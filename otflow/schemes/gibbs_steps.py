@@ -123,7 +123,7 @@ class EntropicFictitiousPlay(Scheme):
             self, x[chosen], lambda y: rest.velocity(mu, y), temperature, mu, generator
         )
         new = mu.with_free_atoms(x.index_put((chosen,), y))
-        return Step(new, None, Certificate(float(energy), entries=own), energy)
+        return Step(new, None, Certificate(float(energy.detach()), entries=own), energy)
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:
         return _energy(F, mu)
@@ -232,7 +232,7 @@ class DualAveraging(Scheme):
 
         y = _draws(self, mu.points, field, temperature, mu, generator)
         own["temperature"] = temperature
-        report = Certificate(float(energy), dt=share, entries=own)
+        report = Certificate(float(energy.detach()), dt=share, entries=own)
         new = mu.with_free_atoms(y)
         return Step(new, (count + 1, seen, weights), report, energy)
 
