@@ -63,7 +63,7 @@ def log_sobolev(
     For :math:`F = G + \tau\,\mathrm{Entropy}` the proximal law of :math:`\rho` is
     :math:`p_\rho \propto e^{-G'[\rho]/\tau}`. If :math:`G'[\rho] = U + h` with a
     :math:`\lambda`-convex U and :math:`\sup h - \inf h \le H`, then by the theorems
-    of Bakry and Émery for U, and of Holley and Stroock
+    of Bakry and Émery :cite:p:`bakry1985diffusions` for U, and of Holley and Stroock
     :cite:p:`holley1987logarithmic` for h,
 
     .. math:: \mathrm{KL}(q|p_\rho) \le \frac{1}{2\alpha} \int

@@ -69,7 +69,9 @@ class Anneal(Scheme):
         \tau\,\mathrm{Entropy},
 
     with the factor f. With ``lengths=True`` it is a step for F of length
-    :math:`f(k)\,dt` instead. Both at once are an `Anneal` of an `Anneal`.
+    :math:`\min(dt, f(k)\,dt_{\max})` instead, with the longest dt so far: that is
+    :math:`f(k)\,dt`, or what is left until the end of the flow. Both at once are an
+    `Anneal` of an `Anneal`.
 
     Parameters
     ----------
@@ -80,7 +82,8 @@ class Anneal(Scheme):
         `Logarithmic`; or a number q in (0, 1], which means :math:`f(k) = q^k`.
     lengths : bool
         Whether the factor multiplies dt, and not the temperature. Then it must be
-        positive. The time of the flow is the sum of the shorter steps.
+        positive, and one above 1 counts as 1. The time of the flow is the sum of the
+        shorter steps.
 
     Attributes
     ----------
@@ -152,13 +155,13 @@ class Anneal(Scheme):
                 "temperature * Entropy(), or anneal dt by lengths=True"
             )
             raise ValueError(msg)
-        return 0, self.scheme.init(F, mu)
+        return 0, 0.0, self.scheme.init(F, mu)
 
     def state_dict(self, state: Any) -> Any:
-        return [state[0], self.scheme.state_dict(state[1])]
+        return [*state[:2], self.scheme.state_dict(state[2])]
 
     def load_state(self, F: Functional, mu: Measure, kept: Any) -> Any:
-        return kept[0], self.scheme.load_state(F, mu, kept[1])
+        return (*kept[:2], self.scheme.load_state(F, mu, kept[2]))
 
     def step(
         self,
@@ -168,19 +171,23 @@ class Anneal(Scheme):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        count, inner = state
+        count, longest, inner = state
+        longest = max(longest, dt)
         factor = self.factor(count) if callable(self.factor) else self.factor**count
         factor = positive(factor, "factor", or_zero=not self.lengths)
         if self.lengths:
-            dt = factor * dt
+            # The last step of a flow is what is left: a share of it would never end.
+            dt = min(dt, factor * longest)
             step = made_by(self.scheme, self.scheme.step(F, mu, dt, inner, generator))
             info = replace(step.info, dt=step.taken(dt)).also(length_factor=factor)
-            return Step(step.measure, (count + 1, step.state), info, step.energy)
+            return Step(
+                step.measure, (count + 1, longest, step.state), info, step.energy
+            )
         temperature, rest = split_heat(F)
         cooled = rest + (factor * temperature) * Entropy() if factor else rest
         step = made_by(self.scheme, self.scheme.step(cooled, mu, dt, inner, generator))
         info = step.info.also(annealed=factor)
-        return Step(step.measure, (count + 1, step.state), info)
+        return Step(step.measure, (count + 1, longest, step.state), info)
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:
         return self.scheme.energy(F, mu)

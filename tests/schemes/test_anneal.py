@@ -85,6 +85,18 @@ def test_lengths_shorten_the_time_of_the_flow():
     assert [info["length_factor"] for info in run.info] == [1.0, 0.5, 0.25]
 
 
+def test_shortened_steps_reach_the_end_that_is_asked():
+    F, mu = exact.quadratic(1.0), clouds.weighted()
+    scheme = Anneal(of.ExplicitEuler(), 0.7, lengths=True)
+    run = of.flow(F, mu, scheme, dt=0.4, steps=9, until=0.75)
+    assert run.status == "finished"
+    assert run.times.tolist() == pytest.approx([0.0, 0.4, 0.68, 0.75])
+    # A factor above 1 takes no more time than is given.
+    scheme = Anneal(of.ExplicitEuler(), lambda k: 1.0 + k, lengths=True)
+    run = of.flow(F, mu, scheme, dt=0.2, steps=3)
+    assert run.times.tolist() == pytest.approx([0.0, 0.2, 0.4, 0.6])
+
+
 def test_both_at_once_and_resumed_to_the_bit():
     F, mu = exact.quadratic() + 0.3 * of.Entropy(), clouds.weighted()
     make = lambda: Anneal(
