@@ -19,10 +19,10 @@ def run() -> list[Row]:
 
     def step_of(scheme: of.schemes.Scheme, G: of.Functional) -> Callable[[], object]:
         """Return a function that makes one step."""
-        state = scheme.init(G, mu)
-        # From the second step on: the first one draws the velocities.
-        state = scheme.step(G, mu, 0.1, state, generator).state
-        return lambda: scheme.step(G, mu, 0.1, state, generator)
+        # The second step: the first one draws the velocities, and so does a measure
+        # to which those of the state do not belong.
+        first = scheme.step(G, mu, 0.1, scheme.init(G, mu), generator)
+        return lambda: scheme.step(G, first.measure, 0.1, first.state, generator)
 
     kinetic = of.schemes.UnderdampedLangevin()
     euler, noisy, moving = interleaved(
