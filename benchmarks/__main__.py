@@ -20,6 +20,7 @@ from benchmarks import (
     metrics,
     moons,
     network_gaps,
+    noise,
     ornstein_uhlenbeck,
     pairs,
     quantiles,
@@ -43,6 +44,7 @@ MODULES = (
     ornstein_uhlenbeck,
     falsifier,
     network_gaps,
+    noise,
     imports,
 )
 

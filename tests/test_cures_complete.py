@@ -33,6 +33,7 @@ FLOORS = (
     "models",
     "moves",
     "networks_and_heat",
+    "noise",
     "numbers",
     "plans",
     "reports",

@@ -159,15 +159,21 @@ MAKE: dict[type, Callable[[], Any]] = {
     proximal.TangentProximal: proximal.TangentProximal,
     of.JKO: of.JKO,
     schemes.Adaptive: lambda: schemes.Adaptive(of.JKO(), tolerance=1e-3),
+    schemes.Anneal: lambda: schemes.Anneal(of.Langevin(), 0.9),
     of.BirthDeath: of.BirthDeath,
     schemes.Chain: lambda: of.chain(of.ExplicitEuler(), of.BirthDeath()),
+    schemes.DualAveraging: schemes.DualAveraging,
+    schemes.EntropicFictitiousPlay: schemes.EntropicFictitiousPlay,
     of.ExplicitEuler: of.ExplicitEuler,
     schemes.FrankWolfe: lambda: schemes.FrankWolfe(of.optimality.BoxDomain(0, 1)),
     of.Langevin: of.Langevin,
+    schemes.Logarithmic: lambda: schemes.Logarithmic(0.1),
+    schemes.MALA: schemes.MALA,
     schemes.Minibatch: lambda: schemes.Minibatch(of.ExplicitEuler()),
     schemes.NoisyEuler: lambda: schemes.NoisyEuler(0.1),
     schemes.Resample: schemes.Resample,
     schemes.SVGD: lambda: schemes.SVGD(kernels.Gaussian(1.0)),
+    schemes.UnderdampedLangevin: schemes.UnderdampedLangevin,
     of.analysis.ConvexityReport: lambda: of.analysis.displacement_convexity(
         potential(), cloud(), of.Particles(normal(5, 2, seed=3))
     ),
@@ -176,6 +182,9 @@ MAKE: dict[type, Callable[[], Any]] = {
     ),
     of.analysis.Finding: lambda: of.analysis.Finding(
         "gap", of.analysis.Verdict.PROVED, 0.5, "at most 0.5"
+    ),
+    of.analysis.LogSobolev: lambda: of.analysis.log_sobolev(
+        of.Potential(lambda x: x.square().sum(-1), modulus=2.0) + of.Entropy()
     ),
     of.analysis.RunCertificate: lambda: of.analysis.certify(flowed(), potential()),
     of.analysis.StepFinding: lambda: of.analysis.certify(flowed(), potential()).steps[
@@ -202,6 +211,7 @@ BY_VALUE = (
     of.analysis.Finding,
     of.analysis.StepFinding,
     of.analysis.Verdict,
+    schemes.Logarithmic,
     # A member of an enumeration is one object.
     of.functionals.Curvature,
     of.optimality.GapKind,

@@ -13,6 +13,7 @@ from otflow.analysis.findings import Finding, RunCertificate, StepFinding, Verdi
 from otflow.analysis.mixtures import mixture_convexity
 from otflow.analysis.rates import exponential_rate, observed_order
 from otflow.analysis.run_certificate import certify
+from otflow.analysis.sobolev_constants import LogSobolev, log_sobolev
 from otflow.analysis.weak_form import continuity_residual
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "DissipationReport",
     "Falsification",
     "Finding",
+    "LogSobolev",
     "RunCertificate",
     "StepFinding",
     "VariationalReport",
@@ -33,6 +35,7 @@ __all__ = [
     "evolution_variational_inequality",
     "exponential_rate",
     "falsify",
+    "log_sobolev",
     "minimizing_movement",
     "mixture_convexity",
     "observed_order",

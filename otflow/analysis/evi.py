@@ -12,7 +12,7 @@ from torch import Tensor
 from otflow._validation import check_kind, real
 from otflow.analysis.certificates import check_each_step
 from otflow.analysis.charts import check_together
-from otflow.analysis.run_steps import parts_of
+from otflow.analysis.run_steps import lowers_another, parts_of
 from otflow.errors import Unsupported
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import Measure, Quantiles
@@ -192,7 +192,7 @@ def check_proximal(trajectory: Trajectory[Any]) -> None:
     """Raise Unsupported unless every step is one proximal step of F."""
     for k, report in enumerate(trajectory.info):
         single = report.get("order") == 1 and report.energy_after is not None
-        if not single or {"substeps", "batch_energy"} & set(report.entries):
+        if not single or "substeps" in report.entries or lowers_another(report):
             cure = "flow with JKO()"
             if any("temperature" in leaf.entries for leaf in parts_of(report)):
                 cure += " on a GridDensity, which has an entropy"

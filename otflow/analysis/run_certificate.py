@@ -21,7 +21,7 @@ from otflow.analysis.run_mixture import mixture_of
 from otflow.analysis.run_modulus import doubt_of_modulus, modulus_of
 from otflow.analysis.run_steps import (
     gap_of_steps,
-    is_random,
+    lowers_another,
     steps_of,
 )
 from otflow.errors import Unsupported
@@ -258,8 +258,8 @@ def _time_error(run: Trajectory[Any], doubt: str | None) -> Finding:
         return Finding(name, Verdict.FAILED, None, f"nothing is proved: {doubt}")
     if not run.info or not len(run.times):
         return Finding(name, Verdict.UNKNOWN, None, "no step was made")
-    if any(is_random(report, "batch_energy") for report in run.info):
-        text = "the steps minimised other draws of data, not F"
+    if any(lowers_another(report) for report in run.info):
+        text = "the steps minimised other draws of data, or F at another temperature"
         return Finding(name, Verdict.UNKNOWN, None, text)
     try:
         bound = float(run.time_error()[-1])

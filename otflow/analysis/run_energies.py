@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from otflow.analysis.findings import Finding, Verdict
-from otflow.analysis.run_steps import parts_of
+from otflow.analysis.run_steps import lowers_another, parts_of
 from otflow.errors import InvalidFunctional, NonFinite, Unsupported
 from otflow.functionals.base import Functional
 from otflow.measures import Measure
@@ -100,8 +100,9 @@ def _check_temperature(run: Trajectory[Any], F: Functional) -> None:
     for k, report in enumerate(run.info):
         for leaf in parts_of(report):
             used = leaf.entries.get("temperature")
-            # The entropy of a draw of data may have another factor.
-            if used is None or "batch_energy" in report.entries:
+            # The entropy of a draw of data, or of an annealed step, may have another
+            # factor.
+            if used is None or lowers_another(report):
                 continue
             if abs(used - own) > 1e-6 * max(abs(used), abs(own)):
                 was, given = _apart(used, own)

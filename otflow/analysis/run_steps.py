@@ -17,6 +17,7 @@ __all__ = [
     "inserts_atoms",
     "is_random",
     "is_smoothed",
+    "lowers_another",
     "may_rise",
     "parts_of",
     "prescribed",
@@ -37,8 +38,8 @@ def steps_of(run: Trajectory[Any]) -> Iterator[StepFinding]:
     noise = ROUND_OFF * torch.finfo(run.final.dtype).eps
     for k, report in enumerate(run.info):
         before, after = report.energy_before, report.energy_after
-        # A draw of data has another energy than F.
-        if "batch_energy" in report.entries or before is None or after is None:
+        # A draw of data, or another temperature, has another energy than F.
+        if lowers_another(report) or before is None or after is None:
             before, after = recorded.get(k), recorded.get(k + 1)
         energy = Verdict.UNKNOWN
         if before is not None and after is not None:
@@ -58,6 +59,8 @@ def steps_of(run: Trajectory[Any]) -> Iterator[StepFinding]:
         if words and len(claims) < len(leaves):
             words += f" in {len(claims)} of {len(leaves)} parts"
         exact, bound = _distance(leaves)
+        if lowers_another(report):
+            exact, bound = Verdict.UNKNOWN, None
         dt = report.dt
         if dt is None and k in times and k + 1 in times:
             dt = times[k + 1] - times[k]
@@ -94,10 +97,8 @@ def gap_of_steps(run: Trajectory[Any]) -> Finding:
 
 def _distance(leaves: Sequence[Certificate]) -> tuple[Verdict, float | None]:
     """Return how far the exact step from the start of each part is known to be."""
-    # A guarantee about the functional of a draw of data is none about F.
-    claims = [
-        None if "batch_energy" in leaf.entries else leaf.guarantee for leaf in leaves
-    ]
+    # A guarantee about another functional than F is none about F.
+    claims = [None if lowers_another(leaf) else leaf.guarantee for leaf in leaves]
     bounds = [leaf.bound for leaf in leaves if leaf.bound is not None]
     if all(c == Guarantee.EXACT for c in claims) and len(bounds) == len(leaves):
         return Verdict.PROVED, max(bounds)
@@ -131,6 +132,17 @@ def is_random(report: Certificate, *words: str) -> bool:
         if not entries.isdisjoint(words or RANDOM):
             return True
     return False
+
+
+def lowers_another(report: Certificate) -> bool:
+    """Return whether a step is one of another functional than F, in whole or part.
+
+    That of a draw of data is another one, and so is F at another temperature.
+    """
+    return any(
+        "batch_energy" in one.entries or one.entries.get("annealed", 1.0) != 1.0
+        for one in (report, *parts_of(report))
+    )
 
 
 def is_smoothed(report: Certificate) -> bool:

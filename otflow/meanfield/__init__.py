@@ -2,6 +2,7 @@
 
 from otflow.meanfield.decomposition import Decomposition
 from otflow.meanfield.duality import fenchel_gap
+from otflow.meanfield.free_energies import free_energy
 from otflow.meanfield.layers import CustomLayer, TwoLayer
 from otflow.meanfield.modules import from_module, to_module
 from otflow.meanfield.path_balls import PathBall, path_norm
@@ -20,6 +21,7 @@ __all__ = [
     "VariationBall",
     "empirical_ntk",
     "fenchel_gap",
+    "free_energy",
     "from_module",
     "nngp_kernel",
     "ntk_kernel",

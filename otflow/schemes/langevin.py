@@ -14,7 +14,7 @@ from otflow.measures import Measure
 from otflow.proximal.certificate import Certificate
 from otflow.schemes.base import Scheme, Step
 
-__all__ = ["Langevin", "split_heat"]
+__all__ = ["Langevin", "by_smaller_dt", "split_heat"]
 
 
 class Langevin(Scheme):
@@ -66,12 +66,7 @@ class Langevin(Scheme):
         try:
             moved = mu.push(velocity, dt).diffuse(2.0 * temperature * dt, generator)
         except Diverged as error:
-            # Cut the second cure, JKO(): it raises Unsupported for an entropy of
-            # particles.
-            msg = error.args[0].split(", or ")[0]
-            if "; " not in msg:
-                msg = f"{msg}; take a smaller dt"
-            raise Diverged(msg, measure=mu) from error
+            raise by_smaller_dt(error, mu) from error
         before = float(energy.detach())
         info = Certificate(before, entries={"temperature": temperature})
         return Step(moved, state, info, energy)
@@ -90,3 +85,14 @@ def split_heat(F: Functional) -> tuple[float, Functional]:
         )
         raise ValueError(msg)
     return temperature, rest
+
+
+def by_smaller_dt(error: Diverged, mu: Measure) -> Diverged:
+    """Return the error with a smaller dt as its only cure.
+
+    The second cure, JKO(), raises Unsupported for an entropy of particles.
+    """
+    msg = error.args[0].split(", or ")[0]
+    if "; " not in msg:
+        msg = f"{msg}; take a smaller dt"
+    return Diverged(msg, measure=mu)

@@ -97,6 +97,11 @@ SCHEMES = {
     "chain": (SPRING, MU, of.chain(of.ExplicitEuler(), of.BirthDeath())),
     "chain with a solve": (SPRING, MU, of.chain(of.JKO(), of.BirthDeath())),
     "noise": (BARE, MU, of.schemes.NoisyEuler(0.3)),
+    "annealed": (
+        BARE + 0.1 * of.Entropy(),
+        MU,
+        of.schemes.Anneal(of.Langevin(), 0.5),
+    ),
     "batches": (
         of.MMDTo(normal(9, 2, seed=4), of.kernels.Gaussian(1.0), batch_size=3),
         MU,
@@ -134,6 +139,20 @@ def test_one_step_on_a_draw_proves_nothing_of_the_whole():
     report = certify(trajectory, DRAWN)
     assert not report.proved
     assert "other draws of data" in report["time error"].text
+
+
+def test_steps_at_another_temperature_prove_nothing_of_f():
+    F = SPRING + 0.3 * of.Entropy()
+    start = of.GridDensity.from_function(
+        lambda x: (-x.square().sum(-1)).exp(), -4, 4, 80, dtype=F64, walls=True
+    )
+    trajectory = run(F, start, of.schemes.Anneal(of.JKO(), 0.5))
+    report = certify(trajectory, F)
+    assert not report.proved
+    assert trajectory.info[1].guarantee == "exact"
+    assert "another temperature" in report["time error"].text
+    # The first step is at the temperature of F, the others are not.
+    assert [step.exact for step in report.steps] == ["proved", *["unknown"] * 3]
 
 
 @pytest.mark.parametrize("name", SCHEMES)

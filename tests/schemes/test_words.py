@@ -9,13 +9,18 @@ import pytest
 import otflow as of
 from otflow.proximal import ParticleProximal, ProximalSolver
 from otflow.schemes import (
+    MALA,
     SVGD,
     Adaptive,
+    Anneal,
+    DualAveraging,
+    EntropicFictitiousPlay,
     FrankWolfe,
     Minibatch,
     NoisyEuler,
     Resample,
     Scheme,
+    UnderdampedLangevin,
     reports,
 )
 from otflow.testing import check_flags, clouds
@@ -75,6 +80,15 @@ SCHEMES = {
     "ExplicitEuler": (lambda _: of.ExplicitEuler(), False),
     "backtracking": (lambda _: of.ExplicitEuler(backtracking=True), False),
     "Langevin": (lambda _: of.Langevin(), False),
+    "DualAveraging": (lambda _: DualAveraging(inner_dt=0.1), False),
+    "EntropicFictitiousPlay": (lambda _: EntropicFictitiousPlay(inner_dt=0.1), False),
+    "MALA": (lambda _: MALA(), False),
+    "UnderdampedLangevin": (lambda _: UnderdampedLangevin(), False),
+    "Anneal": (lambda solver: Anneal(of.JKO(solver), 0.9, lengths=True), True),
+    "Anneal, explicit": (
+        lambda _: Anneal(of.ExplicitEuler(), 0.9, lengths=True),
+        False,
+    ),
     "NoisyEuler": (lambda _: NoisyEuler(0.1), False),
     "SVGD": (lambda _: SVGD(of.kernels.Gaussian(1.0)), False),
     "BirthDeath": (lambda _: of.BirthDeath(), False),
@@ -92,13 +106,16 @@ SOLVING = [
     for name, (_, solves) in SCHEMES.items()
     if solves and name != "FrankWolfe, sliding"
 ]
+# They sample a Gibbs law.
+SAMPLERS = (MALA, DualAveraging, EntropicFictitiousPlay)
 BAD = {"converged": False, "residual": 0.125}
 
 
 def run_of(scheme, steps=4):
-    return of.flow(
-        exact.quadratic(), clouds.uniform(), scheme, dt=0.1, steps=steps, generator=0
-    )
+    heat = 1.0 if isinstance(scheme, SAMPLERS) else 0.0
+    spring = exact.quadratic()
+    F = spring + heat * of.Entropy() if heat else spring
+    return of.flow(F, clouds.uniform(), scheme, dt=0.1, steps=steps, generator=0)
 
 
 def within(scheme):
