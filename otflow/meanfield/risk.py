@@ -15,6 +15,7 @@ from otflow._validation import check_like, non_negative_int
 from otflow.errors import Unsupported
 from otflow.functionals import Curvature, Functional
 from otflow.functionals.inheritance import redefined as redefined_risk
+from otflow.functionals.passes import derivatives_at_once
 from otflow.meanfield.decomposition import Decomposition, decompose
 from otflow.meanfield.enclosed import correlation, enclosed_outputs
 from otflow.meanfield.fused import value_and_gradient
@@ -185,6 +186,18 @@ class Risk(Functional):
         check_finite(value, "the functional's value")
         check_finite(velocity, "the functional's gradient")
         return value, velocity
+
+    def value_and_derivatives(self, mu: Measure) -> tuple[Tensor, Tensor, Tensor]:
+        network = self.network
+        if not isinstance(network, TwoLayer) or redefined(network) is not None:
+            found = derivatives_at_once(self.value, mu)
+            return super().value_and_derivatives(mu) if found is None else found
+        value, velocity = self.value_and_velocity(mu)
+        if not isinstance(mu, Particles):
+            return value, velocity, self.first_variation(mu)
+        # A neuron is linear in its outer weights a: F'(theta) = a . grad_a F'(theta).
+        outer, moves = network.split(mu.points)[0], network.split(velocity)[0]
+        return value, velocity, -(outer * moves).sum(-1)
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
         if not isinstance(mu, Particles) or redefined(self.network) is not None:
