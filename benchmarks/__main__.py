@@ -23,6 +23,7 @@ from benchmarks import (
     ornstein_uhlenbeck,
     pairs,
     quantiles,
+    reaction,
     risk,
     transport,
 )
@@ -30,6 +31,7 @@ from benchmarks.timing import show
 
 MODULES = (
     risk,
+    reaction,
     pairs,
     loop,
     calls,

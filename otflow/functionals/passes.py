@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,33 +14,66 @@ from otflow._typing import Value
 from otflow._validation import check_scalar
 from otflow.measures import Measure, Particles
 
-__all__ = ["derivatives_at_once", "summed"]
+__all__ = ["at_once", "by_autodiff", "summed", "times"]
+
+T = TypeVar("T", bound=tuple[Tensor, ...])
 
 
-def summed(
-    each: Iterable[tuple[Tensor, Tensor, Tensor]],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sums of values, of velocities and of first variations.
+def by_autodiff(F: Any, base: type) -> bool:
+    """Return whether no class of F has a closed form of a derivative.
+
+    Parameters
+    ----------
+    F : Functional
+        The functional.
+    base : type
+        The class `Functional`, whose derivatives are those of autodiff.
+
+    Returns
+    -------
+    bool
+        True if velocity and first variation are those of the base.
+    """
+    names = ("value_and_velocity", "first_variation")
+    return all(getattr(type(F), name) is getattr(base, name) for name in names)
+
+
+def summed(each: Iterable[T]) -> T:
+    """Return the sums of values, and of each derivative.
 
     Parameters
     ----------
     each : iterable of tuple of Tensor
-        One triple or more.
+        One tuple or more, of one length.
 
     Returns
     -------
     tuple of Tensor
-        One triple.
+        Of the same length.
     """
-    value, velocity, variation = (
-        sum(parts[1:], parts[0]) for parts in zip(*each, strict=True)
-    )
-    return value, velocity, variation
+    sums = (sum(parts[1:], parts[0]) for parts in zip(*each, strict=True))
+    return cast("T", tuple(sums))
 
 
-def derivatives_at_once(
-    value: Value, mu: Measure
-) -> tuple[Tensor, Tensor, Tensor] | None:
+def times(factor: float, answer: T) -> T:
+    """Return a value and its derivatives, each times a number.
+
+    Parameters
+    ----------
+    factor : float
+        The number.
+    answer : tuple of Tensor
+        The value and the derivatives.
+
+    Returns
+    -------
+    tuple of Tensor
+        Of the same length.
+    """
+    return cast("T", tuple(factor * part for part in answer))
+
+
+def at_once(value: Value, mu: Measure) -> tuple[Tensor, Tensor, Tensor] | None:
     r"""Return F, :math:`-\nabla F'` and F' at the atoms of particles, or None.
 
     Parameters

@@ -8,10 +8,11 @@ from torch import Tensor
 from otflow._pairs import tiles
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.losses import Loss
-from otflow.meanfield.network import block_rows
+from otflow.meanfield.network import Network, block_rows
 from otflow.meanfield.units import Unit
+from otflow.measures import Particles
 
-__all__ = ["value_and_gradient"]
+__all__ = ["value_and_gradient", "value_and_variation"]
 
 
 def value_and_gradient(
@@ -74,3 +75,32 @@ def value_and_gradient(
     if scalar:
         grad_w.mul_(a)
     return total / n, gradient.div_(n)
+
+
+def value_and_variation(
+    network: Network,
+    loss: Loss,
+    inputs: Tensor,
+    y: Tensor,
+    mu: Particles,
+    probes: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    r"""Return :math:`\frac1n\sum_k\ell(f_k, y_k)` and F' at probes, or at the atoms.
+
+    The hidden values of a block of rows are computed once for both. At the atoms that
+    takes one product (n, q) x (q, N); at m probes one more, with m.
+    """
+    theta, n = mu.points, len(y)
+    at = theta if probes is None else probes
+    masses, correlations = network.masses(mu.weights), at.new_zeros(len(at))
+    total = at.new_zeros(())
+    for rows in tiles(n, block_rows(max(mu.n, len(at)), theta)):
+        x = inputs[rows]
+        hidden = network.hidden(x, theta)
+        f = network.add_offset(network.read_out(hidden, theta, masses))
+        part, slope = loss.total_and_slope(f, y[rows])
+        total += part
+        if probes is not None:
+            hidden = network.hidden(x, probes)
+        correlations += network.correlate(hidden, at, slope)
+    return total / n, correlations * (network.scale(mu.weights) / n)

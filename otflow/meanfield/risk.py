@@ -15,10 +15,10 @@ from otflow._validation import check_like, non_negative_int
 from otflow.errors import Unsupported
 from otflow.functionals import Curvature, Functional
 from otflow.functionals.inheritance import redefined as redefined_risk
-from otflow.functionals.passes import derivatives_at_once
+from otflow.functionals.passes import at_once
 from otflow.meanfield.decomposition import Decomposition, decompose
 from otflow.meanfield.enclosed import correlation, enclosed_outputs
-from otflow.meanfield.fused import value_and_gradient
+from otflow.meanfield.fused import value_and_gradient, value_and_variation
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.losses import PerSample, Square, as_loss
 from otflow.meanfield.network import Network, block_rows, redefined
@@ -190,7 +190,7 @@ class Risk(Functional):
     def value_and_derivatives(self, mu: Measure) -> tuple[Tensor, Tensor, Tensor]:
         network = self.network
         if not isinstance(network, TwoLayer) or redefined(network) is not None:
-            found = derivatives_at_once(self.value, mu)
+            found = at_once(self.value, mu)
             return super().value_and_derivatives(mu) if found is None else found
         value, velocity = self.value_and_velocity(mu)
         if not isinstance(mu, Particles):
@@ -209,21 +209,30 @@ class Risk(Functional):
             self.network.check_neurons(probes, self._dim)
         if records(mu.points, mu.weights, mu.points if probes is None else probes):
             return super().first_variation(mu, probes)
-        network, theta = self.network, mu.points
-        at = theta if probes is None else probes
-        masses, total = network.masses(mu.weights), at.new_zeros(len(at))
+        return self._value_and_variation(mu, probes)[1]
+
+    def value_and_first_variation(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        if (
+            not isinstance(mu, Particles)
+            or redefined(self.network) is not None
+            or records(mu.points, mu.weights)
+        ):
+            return super().value_and_first_variation(mu)
+        self._check(mu)
+        value, variation = self._value_and_variation(mu, None)
+        check_finite(value, "the functional's value")
+        return value, variation
+
+    def _value_and_variation(
+        self, mu: Particles, probes: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the value, and F' at checked probes or at the atoms; no graphs."""
         with torch.no_grad():
-            for rows in tiles(len(self.y), block_rows(max(mu.n, len(at)), theta)):
-                inputs = self._inputs[rows]
-                hidden = network.hidden(inputs, theta)
-                f = network.add_offset(network.read_out(hidden, theta, masses))
-                slope = self._loss.total_and_slope(f, self.y[rows])[1]
-                if probes is not None:
-                    hidden = network.hidden(inputs, probes)
-                total += network.correlate(hidden, at, slope)
-            variation = total * (self.network.scale(mu.weights) / len(self.y))
+            value, variation = value_and_variation(
+                self.network, self._loss, self._inputs, self.y, mu, probes
+            )
         check_finite(variation, "the functional's gradient")
-        return variation
+        return value, variation
 
     def enclosed_variation(self, mu: Measure) -> Enclosed:
         if not isinstance(mu, Particles) or self.network.scaling != "mean-field":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from otflow.errors import CollapseWarning, Diverged, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import GridDensity, Measure, Particles
 from otflow.schemes.base import Scheme, Step
-from otflow.schemes.births import jumped, replaced
+from otflow.schemes.births import jumped, places, replaced
 
 __all__ = ["BirthDeath"]
 
@@ -114,8 +115,8 @@ class BirthDeath(Scheme):
     transport reads its velocity, before both of them. So value, velocity and F' come
     from one pass of F. The order in dt stays 1.
 
-    Cost: F' at the atoms; with a prior also F' at n further places. Jumps and births
-    sort the n atoms, in O(n d log n).
+    Cost: F and F' at the atoms; with a prior also F' at n further places. Jumps and
+    births sort the n atoms, in O(n log n + n d).
 
     Examples
     --------
@@ -160,7 +161,11 @@ class BirthDeath(Scheme):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        return self.react(F, mu, mu, F.first_variation(mu), dt, state, generator)
+        energy, variation = F.value_and_first_variation(mu)
+        step = self.react(F, mu, mu, variation, dt, state, generator)
+        before = float(energy.detach())
+        info = replace(step.info, energy_before=before)
+        return Step(step.measure, step.state, info, energy)
 
     def react(
         self,
@@ -285,10 +290,10 @@ class BirthDeath(Scheme):
             share = float(-torch.expm1(-dose * total))
             return mu.mix(self.prior.moved(gain / total), share), share
         assert isinstance(mu, Particles)
-        places = self.prior.sample(mu.n, generator)
-        gain = (mean - F.first_variation(start, places)).clamp(min=0)
+        draws = self.prior.sample(mu.n, generator)
+        gain = (mean - F.first_variation(start, draws)).clamp(min=0)
         u = torch.rand(mu.n, generator=generator, dtype=mu.dtype, device=mu.device)
-        born = places[u < -torch.expm1(-dose * gain)]
+        born = draws[u < -torch.expm1(-dose * gain)]
         return (replaced(mu, born, generator) if len(born) else mu), len(born)
 
     def _masses(self, mu: Measure) -> Tensor:
@@ -296,7 +301,7 @@ class BirthDeath(Scheme):
         masses = mu.weights.detach()
         if not self.jumps:
             return masses
-        _, place = torch.unique(mu.points, dim=0, return_inverse=True)
+        place = places(mu.points)
         return masses.new_zeros(mu.n).index_add(0, place, masses)
 
     def _largest(self, mu: Measure) -> float:

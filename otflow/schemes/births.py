@@ -7,7 +7,7 @@ from torch import Tensor
 
 from otflow.measures import Particles
 
-__all__ = ["jumped", "replaced", "thinned"]
+__all__ = ["jumped", "places", "replaced", "thinned"]
 
 
 def jumped(
@@ -137,3 +137,25 @@ def replaced(mu: Particles, born: Tensor, generator: torch.Generator) -> Particl
     equal = mu.is_uniform and bool((weights - 1.0 / n).abs().max() < 1e-6 / n)
     weights = mu.weights if equal else weights
     return mu.with_free_atoms(points, weights, is_uniform=equal)
+
+
+def places(points: Tensor) -> Tensor:
+    """Return the number of the place of each of n points; equal points share one.
+
+    Parameters
+    ----------
+    points : Tensor, shape (n, d)
+        Points, to be told apart bit by bit.
+
+    Returns
+    -------
+    Tensor of int64, shape (n,)
+        Numbers below n.
+    """
+    # Most often the first coordinate tells all: that is a sort of numbers, not of rows.
+    group: Tensor = torch.unique(points[:, 0], return_inverse=True)[1]
+    index = torch.arange(len(points), device=points.device)
+    first = torch.full_like(index, len(points)).scatter_reduce(0, group, index, "amin")
+    if not bool((points[first[group]] == points).all()):
+        group = torch.unique(points, dim=0, return_inverse=True)[1]
+    return group

@@ -9,7 +9,7 @@ import torch
 
 import otflow as of
 from otflow.errors import CollapseWarning, Diverged, Unsupported
-from otflow.schemes.births import jumped, replaced, thinned
+from otflow.schemes.births import jumped, places, replaced, thinned
 from otflow.testing import clouds
 from otflow.testing.clouds import normal
 from tests import exact
@@ -87,6 +87,15 @@ def test_new_atoms_take_the_share_that_is_theirs(mu):
         torch.testing.assert_close(new, torch.full_like(new, 1 / mu.n))
         assert float(nu.weights.sum()) == pytest.approx(1, abs=1e-12)
         assert nu.is_uniform == mu.is_uniform
+
+
+def test_points_of_one_place_are_told_from_points_of_one_coordinate():
+    x = torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 1.0], [3.0, 1.0]], dtype=F64)
+    for points in (x, x.flip(1)):
+        found = places(points)
+        assert found[0] == found[2]
+        assert len(found.unique()) == 3
+        assert int(found.max()) < 4
 
 
 def test_all_atoms_may_be_replaced():
