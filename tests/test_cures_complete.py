@@ -16,6 +16,7 @@ from tests.messages import messages, names_a_cure
 
 FLOORS = (
     "alignment",
+    "births",
     "blobs",
     "cells",
     "convexities",
