@@ -55,10 +55,11 @@ start = of.measures.ConicParticles.of_masses(
 # Without a penalty the gap falls like a power of time. With :math:`\lambda > 0` atoms
 # between the spikes lose their mass, and the gap falls to round-off.
 
-plan = {"dt": 1.0, "steps": 1200, "every": 20}
+euler = of.ExplicitEuler()
+problems = {lam: of.functionals.Lifted(misfit, lam) for lam in (0.0, 1.0, 4.0)}
 runs = {
-    lam: of.flow(of.functionals.Lifted(misfit, lam), start, of.ExplicitEuler(), **plan)
-    for lam in (0.0, 1.0, 4.0)
+    lam: of.flow(F, start, euler, dt=1.0, steps=1200, every=20)
+    for lam, F in problems.items()
 }
 gaps = {
     lam: run.records["energy"] - (run.records["energy"][-1] if lam else 0.0)
@@ -112,8 +113,8 @@ both = of.measures.ConicParticles.of_masses(
     alpha=0.01,
     beta=0.01,
 )
-F = of.functionals.Lifted(other, 0.5, signed=True)
-run = of.flow(F, both, of.ExplicitEuler(), dt=1.0, steps=1200, every=1200)
+two_signs = of.functionals.Lifted(other, 0.5, signed=True)
+run = of.flow(two_signs, both, euler, dt=1.0, steps=1200, every=1200)
 distance = torch.cdist(turn(run.final.places), turn(spikes))
 signs = [float(run.final.masses[distance[:, k] < 0.3].sum()) for k in range(3)]
 
