@@ -128,15 +128,15 @@ def replaced(mu: Particles, born: Tensor, generator: torch.Generator) -> Particl
         and the new atoms.
     """
     n, k = mu.n, len(born)
+    if mu.is_uniform:  # equal masses stay, to the bit
+        order = torch.randperm(n, generator=generator, device=mu.device)
+        return mu.with_free_atoms(mu.points.index_put((order[:k],), born))
     alive, masses = thinned(mu.weights, n - k, generator)
     free = (~alive).nonzero()[:, 0][:k]
     points = mu.points.index_put((free,), born)
-    share = masses.sum()
-    weights = masses * ((n - k) / (n * share)) if k < n else masses
-    weights = weights.index_fill(0, free, 1.0 / n)
-    equal = mu.is_uniform and bool((weights - 1.0 / n).abs().max() < 1e-6 / n)
-    weights = mu.weights if equal else weights
-    return mu.with_free_atoms(points, weights, is_uniform=equal)
+    if k < n:
+        masses = masses * ((n - k) / (n * masses.sum()))
+    return mu.with_free_atoms(points, masses.index_fill(0, free, 1.0 / n))
 
 
 def places(points: Tensor) -> Tensor:
