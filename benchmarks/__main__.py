@@ -24,6 +24,7 @@ from benchmarks import (
     ornstein_uhlenbeck,
     pairs,
     quantiles,
+    reaction,
     risk,
     transport,
 )
@@ -31,6 +32,7 @@ from benchmarks.timing import show
 
 MODULES = (
     risk,
+    reaction,
     pairs,
     loop,
     calls,

@@ -25,6 +25,7 @@ __all__ = [
     "entrywise_derivative",
     "entrywise_derivatives",
     "gradient",
+    "grads_if_all",
     "grads_of",
     "implicit",
     "leaf",
@@ -44,6 +45,14 @@ def grads_of(
         value, at, create_graph=create_graph, allow_unused=True, materialize_grads=True
     )
     return tuple(grads)
+
+
+def grads_if_all(value: Tensor, at: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Return the gradients of a 0-d tensor; None unless it depends on each tensor."""
+    if not value.requires_grad:
+        return None
+    grads = torch.autograd.grad(value, at, allow_unused=True)
+    return None if any(grad is None for grad in grads) else tuple(grads)
 
 
 @derivatives_named()

@@ -15,6 +15,7 @@ __all__ = [
     "BlurWarning",
     "BoxWarning",
     "CellWarning",
+    "CollapseWarning",
     "CorruptFile",
     "DirectoryInUse",
     "Diverged",
@@ -91,6 +92,20 @@ class CellWarning(UserWarning):
     --------
     >>> import otflow as of
     >>> issubclass(of.errors.CellWarning, UserWarning)
+    True
+    """
+
+
+class CollapseWarning(UserWarning):
+    """One atom, or one cell, holds nearly all the mass after births and deaths.
+
+    The other points hardly count then. Take a smaller rate or fewer steps, or let atoms
+    be born from a prior: ``BirthDeath(rate, prior=...)``.
+
+    Examples
+    --------
+    >>> import otflow as of
+    >>> issubclass(of.errors.CollapseWarning, UserWarning)
     True
     """
 

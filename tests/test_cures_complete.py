@@ -17,6 +17,7 @@ from tests.messages import messages, names_a_cure
 FLOORS = (
     "alignment",
     "assignments",
+    "births",
     "blobs",
     "cells",
     "certificates",

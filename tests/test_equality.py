@@ -72,11 +72,13 @@ MAKE: dict[type, Callable[[], Any]] = {
     of.Gaussian: lambda: of.Gaussian(normal(2), torch.eye(2, dtype=F64)),
     of.GridDensity: line,
     of.measures.Box: lambda: of.measures.Box.of(0.0, 1.0, (3, 4)),
+    of.measures.ConicParticles: lambda: of.measures.ConicParticles(normal(3, 2)),
     of.measures.Convolution: lambda: of.measures.Convolution(
         of.measures.Box.of(0.0, 1.0, 4), kernels.Log(), torch.ones(4)
     ),
     of.Potential: potential,
     of.Interaction: lambda: of.Interaction(kernels.Log()),
+    of.functionals.Lifted: lambda: of.functionals.Lifted(potential()),
     of.Internal: lambda: of.Internal(lambda r: r),
     of.Entropy: of.Entropy,
     of.PowerEntropy: lambda: of.PowerEntropy(2.0),

@@ -66,6 +66,8 @@ def test_every_functional_meets_every_representation_that_has_it():
             wanted = on_densities
         if issubclass(kind, (of.SinkhornDivergenceTo, of.SlicedWassersteinTo)):
             wanted = on_atoms
+        if issubclass(kind, of.functionals.Lifted):  # of a root and a place
+            wanted = {of.Particles, of.Gaussian}
         assert wanted <= met[kind], (kind, wanted - met[kind])
     assert on_atoms <= met[of.meanfield.Risk]
 

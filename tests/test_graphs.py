@@ -172,6 +172,7 @@ TO_ATOMS = {
     "sliced": of.SlicedWassersteinTo(HEAVY, 3),
 }
 IN_THE_PLANE = {
+    "lifted": of.functionals.Lifted(of.Interaction(of.kernels.Gaussian(0.8)), 0.4),
     "discrepancy": of.MMDTo(HEAVY, of.kernels.Gaussian(0.8)),
     "energy distance": of.EnergyDistanceTo(HEAVY),
 }

@@ -8,6 +8,7 @@ from otflow.functionals.divergence import KL
 from otflow.functionals.expectation import OfExpectation
 from otflow.functionals.interaction import Interaction
 from otflow.functionals.internal import Entropy, Internal
+from otflow.functionals.lifted import Lifted
 from otflow.functionals.potential import Potential
 from otflow.functionals.power import Congestion, PowerEntropy
 from otflow.functionals.sliced import SlicedWassersteinTo
@@ -25,6 +26,7 @@ __all__ = [
     "Functional",
     "Interaction",
     "Internal",
+    "Lifted",
     "MMDTo",
     "OfExpectation",
     "Potential",

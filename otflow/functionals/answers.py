@@ -22,6 +22,8 @@ CHECKED = {
     "value": "the functional's value",
     "first_variation": "the functional's first variation",
     "value_and_velocity": "the functional's value or velocity",
+    "value_and_first_variation": "the functional's value or first variation",
+    "value_and_derivatives": "the functional's value or a derivative of it",
 }
 
 

@@ -27,7 +27,12 @@ from otflow._validation import check_finite, check_kind, real
 from otflow.functionals import legacy
 from otflow.functionals.answers import check_answers, check_measure
 from otflow.functionals.inheritance import forget_claims, redefined
-from otflow.functionals.reasons import explain, generic_reason
+from otflow.functionals.passes import at_once, by_autodiff, summed, times
+from otflow.functionals.reasons import (
+    MODULUS_IS_A_METHOD,
+    explain,
+    generic_reason,
+)
 from otflow.measures import Measure
 from otflow.numerics.enclosed_sums import Enclosed, enclosed_terms
 
@@ -49,13 +54,6 @@ def _flat(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return tuple(flat)
 
     return terms
-
-
-_NOT_A_NUMBER = (
-    "modulus(dim) is a method of every functional, not a number; declare a bound by "
-    "overriding it, or by Potential(V, modulus=...), whose number is `convexity`, and "
-    "give an attribute of your own another name"
-)
 
 
 class Functional(ABC):
@@ -104,7 +102,7 @@ class Functional(ABC):
         check_answers(cls)
         own = frozenset(vars(cls))
         if "modulus" in own and not callable(vars(cls)["modulus"]):
-            raise TypeError(_NOT_A_NUMBER)
+            raise TypeError(MODULUS_IS_A_METHOD)
         legacy.adopt(cls, lambda: Functional._entropy)
         if callable(terms := vars(cls).get("terms")):
             cls.terms = _flat(terms)  # type: ignore[assignment, method-assign]
@@ -112,7 +110,7 @@ class Functional(ABC):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "modulus":
-            raise TypeError(_NOT_A_NUMBER)
+            raise TypeError(MODULUS_IS_A_METHOD)
         check_fixed(self, name)
         super().__setattr__(name, value)
 
@@ -199,6 +197,63 @@ class Functional(ABC):
         check_measure(mu)
         value, gradient = mu.value_and_position_gradient(self.value)
         return value, -gradient
+
+    def value_and_first_variation(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`F(\mu)` and F' at the points; a risk needs one pass for both.
+
+        Parameters
+        ----------
+        mu : Measure
+            Where to differentiate; it needs the capability ``mass_gradient``.
+
+        Returns
+        -------
+        value : Tensor
+            0-d.
+        variation : Tensor, shape (n,)
+            The first variation, up to a constant.
+
+        Raises
+        ------
+        Unsupported
+            If the measure has no ``mass_gradient``.
+        NonFinite
+            If the value or an entry is NaN or infinite.
+        """
+        return self.value(mu), self.first_variation(mu)
+
+    def value_and_derivatives(self, mu: Measure) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Return :math:`F(\mu)`, :math:`-\nabla F'[\mu]` and F' at the points.
+
+        On particles it is one pass where derivatives come by automatic differentiation,
+        and for a risk of neurons with outer weights. Elsewhere it costs
+        `value_and_velocity` and `first_variation`.
+
+        Parameters
+        ----------
+        mu : Measure
+            Where to differentiate; it needs the capability ``mass_gradient``.
+
+        Returns
+        -------
+        value : Tensor
+            0-d.
+        velocity : Tensor
+            A tangent at `mu`.
+        variation : Tensor, shape (n,)
+            The first variation, up to a constant.
+
+        Raises
+        ------
+        Unsupported
+            If the measure has no ``mass_gradient``.
+        NonFinite
+            If an entry is NaN or infinite.
+        """
+        # A closed form is faster than autodiff.
+        if by_autodiff(self, Functional) and (found := at_once(self.value, mu)):
+            return found
+        return *self.value_and_velocity(mu), self.first_variation(mu)
 
     @final
     def velocity(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
@@ -646,11 +701,17 @@ class Sum(Functional):
             return mu.value_and_position_gradient(
                 lambda nu: 0.0 * (nu.points.sum() + nu.weights.sum())
             )
-        value, velocity = self.parts[0].value_and_velocity(mu)
-        for part in self.parts[1:]:
-            f, v = part.value_and_velocity(mu)
-            value, velocity = value + f, velocity + v
-        return value, velocity
+        return summed(part.value_and_velocity(mu) for part in self.parts)
+
+    def value_and_first_variation(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        if not self.parts:
+            return super().value_and_first_variation(mu)
+        return summed(part.value_and_first_variation(mu) for part in self.parts)
+
+    def value_and_derivatives(self, mu: Measure) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.parts:
+            return super().value_and_derivatives(mu)
+        return summed(part.value_and_derivatives(mu) for part in self.parts)
 
     def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
         return sum((part._velocity_at(mu, x) for part in self.parts), 0.0 * x)
@@ -711,8 +772,13 @@ class Scaled(Functional):
         return self.factor * self.functional.first_variation(mu, x)
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
-        value, velocity = self.functional.value_and_velocity(mu)
-        return self.factor * value, self.factor * velocity
+        return times(self.factor, self.functional.value_and_velocity(mu))
+
+    def value_and_first_variation(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        return times(self.factor, self.functional.value_and_first_variation(mu))
+
+    def value_and_derivatives(self, mu: Measure) -> tuple[Tensor, Tensor, Tensor]:
+        return times(self.factor, self.functional.value_and_derivatives(mu))
 
     def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
         return self.factor * self.functional._velocity_at(mu, x)

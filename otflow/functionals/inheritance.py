@@ -15,6 +15,8 @@ CONVEXITIES = {"modulus": "why_modulus", "mixture_curvature": "why_mixture"}
 FORMS = (
     "first_variation",
     "value_and_velocity",
+    "value_and_first_variation",
+    "value_and_derivatives",
     "_velocity_at",
     "enclosed_variation",
     "terms",

@@ -10,7 +10,19 @@ from typing import Any
 from otflow._algebra import sum_of_curvatures, text_of_multiple
 from otflow._validation import non_negative_int
 
-__all__ = ["explain", "generic_reason", "not_convex", "unchecked"]
+__all__ = [
+    "MODULUS_IS_A_METHOD",
+    "explain",
+    "generic_reason",
+    "not_convex",
+    "unchecked",
+]
+
+MODULUS_IS_A_METHOD = (
+    "modulus(dim) is a method of every functional, not a number; declare a bound by "
+    "overriding it, or by Potential(V, modulus=...), whose number is `convexity`, and "
+    "give an attribute of your own another name"
+)
 
 DERIVED = {
     "modulus": "as the sum of the bounds of its terms",

@@ -10,10 +10,16 @@ from torch import Tensor
 from otflow._pairs import tiles
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.losses import Loss
-from otflow.meanfield.network import block_rows
+from otflow.meanfield.network import Network, block_rows
 from otflow.meanfield.units import Unit
+from otflow.measures import Particles
 
-__all__ = ["hidden_blocks", "outputs_at", "value_and_gradient"]
+__all__ = [
+    "hidden_blocks",
+    "outputs_at",
+    "value_and_gradient",
+    "value_and_variation",
+]
 
 
 def hidden_blocks(
@@ -121,3 +127,43 @@ def value_and_gradient(
     if scalar:
         grad_w.mul_(a)
     return total / n, gradient.div_(n)
+
+
+def value_and_variation(
+    network: Network,
+    loss: Loss,
+    inputs: Tensor,
+    y: Tensor,
+    mu: Particles,
+    probes: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    r"""Return :math:`\frac1n\sum_k\ell(f_k, y_k)` and F' at probes, or at the atoms.
+
+    The hidden values of a block of rows are computed once for both. At the atoms that
+    takes one product (n, q) x (q, N); at m probes one more, with m.
+    """
+    theta, n = mu.points, len(y)
+    at = theta if probes is None else probes
+    masses, correlations = network.masses(mu.weights), at.new_zeros(len(at))
+    total = at.new_zeros(())
+    for rows, hidden in _hidden_of(network, inputs, theta, len(at)):
+        f = network.add_offset(network.read_out(hidden, theta, masses))
+        part, slope = loss.total_and_slope(f, y[rows])
+        total += part
+        there = hidden
+        if probes is not None:
+            there = network.hidden(inputs[rows], probes)
+        correlations += network.correlate(there, at, slope)
+    return total / n, correlations * (network.scale(mu.weights) / n)
+
+
+def _hidden_of(
+    network: Network, inputs: Tensor, theta: Tensor, probes: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield rows of the data and the hidden values of any network there."""
+    if isinstance(network, TwoLayer) and isinstance(network.activation, Unit):
+        inner = network.split(theta)[1]
+        yield from hidden_blocks(network.activation, inputs, inner)
+        return
+    for rows in tiles(len(inputs), block_rows(max(len(theta), probes), theta)):
+        yield rows, network.hidden(inputs[rows], theta)

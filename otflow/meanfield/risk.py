@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -17,9 +15,10 @@ from otflow._validation import check_kind, check_like, non_negative_int
 from otflow.errors import Unsupported
 from otflow.functionals import Curvature, Functional
 from otflow.functionals.inheritance import redefined as redefined_risk
+from otflow.functionals.passes import at_once
 from otflow.meanfield.decomposition import Decomposition, decompose
 from otflow.meanfield.enclosed import correlation, enclosed_outputs
-from otflow.meanfield.fused import hidden_blocks, value_and_gradient
+from otflow.meanfield.fused import value_and_gradient, value_and_variation
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.losses import CustomLoss, PerSample, Square, as_loss
 from otflow.meanfield.network import Network, block_rows, redefined
@@ -188,6 +187,18 @@ class Risk(Functional):
         check_finite(velocity, "the functional's gradient")
         return value, velocity
 
+    def value_and_derivatives(self, mu: Measure) -> tuple[Tensor, Tensor, Tensor]:
+        network = self.network
+        if not isinstance(network, TwoLayer) or redefined(network) is not None:
+            found = at_once(self.value, mu)
+            return super().value_and_derivatives(mu) if found is None else found
+        value, velocity = self.value_and_velocity(mu)
+        if not isinstance(mu, Particles):
+            return value, velocity, self.first_variation(mu)
+        # A neuron is linear in its outer weights a: F'(theta) = a . grad_a F'(theta).
+        outer, moves = network.split(mu.points)[0], network.split(velocity)[0]
+        return value, velocity, -(outer * moves).sum(-1)
+
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
         if not isinstance(mu, Particles) or redefined(self.network) is not None:
             return super().first_variation(mu, x)
@@ -198,32 +209,30 @@ class Risk(Functional):
             self.network.check_neurons(probes, self._dim)
         if records(mu.points, mu.weights, mu.points if probes is None else probes):
             return super().first_variation(mu, probes)
-        network, theta = self.network, mu.points
-        at = theta if probes is None else probes
-        masses, total = network.masses(mu.weights), at.new_zeros(len(at))
-        with torch.no_grad():
-            for rows, hidden in self._hidden_blocks(theta, len(at)):
-                f = network.add_offset(network.read_out(hidden, theta, masses))
-                slope = self._loss.total_and_slope(f, self.y[rows])[1]
-                there = hidden
-                if probes is not None:
-                    there = network.hidden(self._inputs[rows], probes)
-                total += network.correlate(there, at, slope)
-            variation = total * (self.network.scale(mu.weights) / len(self.y))
-        check_finite(variation, "the functional's gradient")
-        return variation
+        return self._value_and_variation(mu, probes)[1]
 
-    def _hidden_blocks(
-        self, theta: Tensor, probes: int
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """Yield rows of the data and the hidden values there, without a graph."""
-        network = self.network
-        if isinstance(network, TwoLayer) and isinstance(network.activation, Unit):
-            inner = network.split(theta)[1]
-            yield from hidden_blocks(network.activation, self._inputs, inner)
-            return
-        for rows in tiles(len(self.y), block_rows(max(len(theta), probes), theta)):
-            yield rows, network.hidden(self._inputs[rows], theta)
+    def value_and_first_variation(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        if (
+            not isinstance(mu, Particles)
+            or redefined(self.network) is not None
+            or records(mu.points, mu.weights)
+        ):
+            return super().value_and_first_variation(mu)
+        self._check(mu)
+        value, variation = self._value_and_variation(mu, None)
+        check_finite(value, "the functional's value")
+        return value, variation
+
+    def _value_and_variation(
+        self, mu: Particles, probes: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the value, and F' at checked probes or at the atoms; no graphs."""
+        with torch.no_grad():
+            value, variation = value_and_variation(
+                self.network, self._loss, self._inputs, self.y, mu, probes
+            )
+        check_finite(variation, "the functional's gradient")
+        return value, variation
 
     def enclosed_variation(self, mu: Measure) -> Enclosed:
         if not isinstance(mu, Particles) or self.network.scaling != "mean-field":

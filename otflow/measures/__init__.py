@@ -6,6 +6,7 @@ from otflow.measures.gaussian.law import Gaussian
 from otflow.measures.grid.box import Box
 from otflow.measures.grid.convolution import Convolution
 from otflow.measures.grid.density import GridDensity
+from otflow.measures.lifted import ConicParticles
 from otflow.measures.particles import Particles
 from otflow.measures.quantiles.density import Quantiles
 
@@ -13,6 +14,7 @@ _portraits.register()
 
 __all__ = [
     "Box",
+    "ConicParticles",
     "Convolution",
     "Gaussian",
     "GridDensity",

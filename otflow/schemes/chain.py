@@ -13,6 +13,7 @@ from otflow.functionals import Functional
 from otflow.measures import Measure
 from otflow.proximal.certificate import Certificate
 from otflow.schemes.base import Scheme, Step
+from otflow.schemes.one_pass import by_one_pass, share_a_pass
 from otflow.schemes.reports import converged
 
 __all__ = ["Chain", "chain"]
@@ -42,6 +43,10 @@ class Chain(Scheme):
 
     Notes
     -----
+    ``ExplicitEuler()`` directly before `BirthDeath` shares one pass of F with it on
+    particles: both read the derivatives of F before the transport. So they act side by
+    side. Every other scheme reads F where the scheme before it has ended.
+
     If the first scheme takes less time than dt, the others take the same time.
     ``info["parts"]`` holds the report of each scheme. ``info["converged"]`` says
     whether all solves of the parts converged; it is None if no part solves. A chain has
@@ -82,11 +87,15 @@ class Chain(Scheme):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        steps = []
-        for scheme, own in zip(self.schemes, state, strict=True):
-            step = scheme.step(F, mu, dt, own, generator)
-            mu, dt = step.measure, step.taken(dt)
-            steps.append(step)
+        steps: list[Step[Any]] = []
+        while len(steps) < len(self.schemes):
+            here = slice(len(steps), len(steps) + 2)
+            pair, own = self.schemes[here], state[here]
+            if share_a_pass(pair, mu):
+                steps += by_one_pass(pair, F, mu, dt, own, generator)
+            else:
+                steps.append(pair[0].step(F, mu, dt, own[0], generator))
+            mu, dt = steps[-1].measure, steps[-1].taken(dt)
         parts = tuple(step.info for step in steps)
         info = Certificate(parts[0].energy_before, dt=dt, entries={"parts": parts})
         info = replace(info, converged=converged(info))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from otflow._validation import non_negative_int, real, true_or_false
 from otflow.errors import Diverged, NonFinite
@@ -96,10 +97,9 @@ class ExplicitEuler(Scheme):
         generator: torch.Generator,
     ) -> Step[Any]:
         energy, velocity = F.value_and_velocity(mu)
-        start = energy.item()
         if not self.backtracking:
-            info = Certificate.of_start(start)
-            return Step(mu.push(velocity, dt), state, info, energy)
+            return self.along(mu, energy, velocity, dt, state)
+        start = energy.item()
         speed = float(mu.inner(velocity, velocity).detach())
         past = state if isinstance(state, _Past) else _Past(dt, 0.0, start)
         halvings = 0
@@ -124,6 +124,30 @@ class ExplicitEuler(Scheme):
         own = Trials(self.max_halvings, self.max_halvings + 1 - halvings, stalled=True)
         info = Certificate(start, start, dt=0.0, details=own)
         return Step(mu, past, info, energy)
+
+    def along(
+        self, mu: Measure, energy: Tensor, velocity: Tensor, dt: float, state: Any
+    ) -> Step[Any]:
+        """Return the step without backtracking, of known energy and velocity.
+
+        Parameters
+        ----------
+        mu : Measure
+            Where the step starts.
+        energy : Tensor
+            F there, 0-d.
+        velocity : Tensor
+            The tangent of the step.
+        dt, state
+            As in `step`.
+
+        Returns
+        -------
+        Step
+            As of `step`.
+        """
+        info = Certificate.of_start(energy.item())
+        return Step(mu.push(velocity, dt), state, info, energy)
 
 
 @dataclass(frozen=True)

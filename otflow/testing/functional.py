@@ -228,6 +228,7 @@ class FunctionalContract:
                 torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
             if not self.has_first_variation:
                 continue
+            self._check_passes(F, mu)
             for x in (None, self.probes(mu, 0.3)):
                 torch.testing.assert_close(
                     F.first_variation(mu, x),
@@ -235,6 +236,17 @@ class FunctionalContract:
                     rtol=1e-10,
                     atol=1e-11,
                 )
+
+    def _check_passes(self, F: Functional, mu: Measure) -> None:
+        """Check the passes that give several answers against each answer alone."""
+        value, velocity = F.value_and_velocity(mu)
+        variation = F.first_variation(mu)
+        for found, expected in (
+            (F.value_and_first_variation(mu), (value, variation)),
+            (F.value_and_derivatives(mu), (value, velocity, variation)),
+        ):
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
 
     def test_probes_may_be_arrays(self) -> None:
         """Check that NumPy probes give the same first variation."""

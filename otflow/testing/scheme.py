@@ -282,7 +282,7 @@ class SchemeContract:
             flow(growing, mu, self.make(), dt=1e9, steps=200, generator=0)
         error = c.value
         assert error.step is not None
-        assert 0 < error.step < 200
+        assert 0 <= error.step < 200  # some catch it in their first step
         assert len(error.trajectory.info) == error.step
         assert error.trajectory.status == "diverged"
         assert error.measure is error.trajectory.final

@@ -60,6 +60,7 @@ ON_ATOMS = {
         of.OfExpectation(lambda m: -m.square().sum(), torch.sin, mixture="concave"),
         "concave",
     ),
+    "lifted": (of.functionals.Lifted(of.Interaction(of.kernels.Energy())), None),
     "any expectation": (of.OfExpectation(lambda m: m.exp().sum(), torch.sin), None),
     "Gaussian": (of.Interaction(BUMP), "convex"),
     "multiquadric": (of.Interaction(of.kernels.InverseMultiquadric(0.5)), "convex"),

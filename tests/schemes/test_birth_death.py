@@ -10,9 +10,10 @@ from otflow.testing import SchemeContract, clouds
 from otflow.testing.differences import derivative
 from tests import exact
 
+WIDE = of.Gaussian(torch.zeros(2).double(), 9 * torch.eye(2).double())
+
 
 class TestBirthDeath(SchemeContract):
-    diverges = False
     small = 0.1
 
     def make(self):
@@ -25,6 +26,35 @@ class TestBirthDeath(SchemeContract):
         steps = round(1 / dt)
         run = of.flow(F, mu, self.make(), dt=dt, steps=steps, every=steps)
         return abs(float(run.final.weights[1]) - exact.two_masses(0.8, 2.0))
+
+
+class Random(SchemeContract):
+    stochastic = True
+    descends = False
+    diverges = False
+    small = 0.1
+    steps = ()
+
+
+class TestJumps(Random):
+    def make(self):
+        return of.BirthDeath(rate=3.0, jumps=True)
+
+
+class TestBirths(Random):
+    diverges = True
+    jumps, prior = False, WIDE
+
+    def make(self):
+        return of.BirthDeath(rate=3.0, jumps=self.jumps, prior=self.prior)
+
+    def one_step(self, dtype=torch.float64, seed=0):
+        self.prior = WIDE.to(dtype)  # which is not cast
+        return super().one_step(dtype, seed)
+
+
+class TestJumpsAndBirths(TestBirths):
+    diverges, jumps = False, True
 
 
 def test_a_potential_is_exact_at_any_step():
