@@ -123,6 +123,9 @@ MAKE: dict[type, Callable[[], Any]] = {
     meanfield.TwoLayer: lambda: meanfield.TwoLayer("tanh"),
     meanfield.CustomLayer: lambda: meanfield.CustomLayer(torch.matmul),
     meanfield.Risk: risk,
+    meanfield.PopulationRisk: lambda: meanfield.PopulationRisk(
+        cloud(), "relu", "gaussian"
+    ),
     meanfield.Decomposition: lambda: risk().decompose(),
     meanfield.PathBall: lambda: meanfield.PathBall(1.0),
     meanfield.VariationBall: lambda: meanfield.VariationBall(
