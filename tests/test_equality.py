@@ -171,6 +171,9 @@ MAKE: dict[type, Callable[[], Any]] = {
     schemes.NoisyEuler: lambda: schemes.NoisyEuler(0.1),
     schemes.Resample: schemes.Resample,
     schemes.SVGD: lambda: schemes.SVGD(kernels.Gaussian(1.0)),
+    of.analysis.ChaosReport: lambda: of.analysis.ChaosReport(
+        (2,), *(torch.ones(1) for _ in range(5))
+    ),
     of.analysis.ConvexityReport: lambda: of.analysis.displacement_convexity(
         potential(), cloud(), of.Particles(normal(5, 2, seed=3))
     ),

@@ -6,6 +6,11 @@ from otflow.analysis.certificates import (
     energy_dissipation,
     minimizing_movement,
 )
+from otflow.analysis.chaos import (
+    ChaosReport,
+    mckean_vlasov,
+    propagation_of_chaos,
+)
 from otflow.analysis.convexity import ConvexityReport, displacement_convexity
 from otflow.analysis.evi import VariationalReport, evolution_variational_inequality
 from otflow.analysis.falsifier import Falsification, Witness, falsify
@@ -16,6 +21,7 @@ from otflow.analysis.run_certificate import certify
 from otflow.analysis.weak_form import continuity_residual
 
 __all__ = [
+    "ChaosReport",
     "ConvexityReport",
     "DissipationReport",
     "Falsification",
@@ -33,9 +39,11 @@ __all__ = [
     "evolution_variational_inequality",
     "exponential_rate",
     "falsify",
+    "mckean_vlasov",
     "minimizing_movement",
     "mixture_convexity",
     "observed_order",
+    "propagation_of_chaos",
 ]
 
 
