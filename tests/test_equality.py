@@ -123,6 +123,9 @@ MAKE: dict[type, Callable[[], Any]] = {
     meanfield.TwoLayer: lambda: meanfield.TwoLayer("tanh"),
     meanfield.CustomLayer: lambda: meanfield.CustomLayer(torch.matmul),
     meanfield.Risk: risk,
+    meanfield.OnlineRisk: lambda: meanfield.OnlineRisk(
+        meanfield.TwoLayer("tanh"), lambda _: (risk().X, risk().y), (risk().X, risk().y)
+    ),
     meanfield.PopulationRisk: lambda: meanfield.PopulationRisk(
         cloud(), "relu", "gaussian"
     ),

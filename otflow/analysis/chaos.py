@@ -221,57 +221,30 @@ def propagation_of_chaos(
     limit = _start(initial, reference, stream)
     copies = _start(initial, runs * sum(counts), stream)
     rows = [n for n in counts for _ in range(runs)]
-    systems = list(copies.split(rows))
-    for _ in range(steps):
-        noises = torch.zeros_like(copies)
-        kick = torch.zeros_like(limit)
-        if heat > 0:
-            scale = math.sqrt(2.0 * heat * dt)
-            noises = scale * _noise(copies, stream)
-            kick = scale * _noise(limit, stream)
-        mu = Particles(limit)
-        copies = copies + dt * _field(rest, mu, copies) + noises
-        limit = mu.push(rest.velocity(mu), dt).points + kick
-        systems = [
-            (nu := Particles(x)).push(rest.velocity(nu), dt).points + noise
-            for x, noise in zip(systems, noises.split(rows), strict=True)
-        ]
-    check_finite(copies, "the particles that follow the limit")
+    ends = _ends(rest, heat, (limit, copies, rows), (dt, steps), stream)
+    check_finite(ends[1], "the particles that follow the limit")
     phi = rest.value if observable is None else observable
-    psi: Any = _first if pair is None else pair
-    wanted = _observed(phi, Particles(limit))
-    found = []
-    for k, n in enumerate(counts):
-        part = slice(k * runs, (k + 1) * runs)
-        ends = [Particles(x) for x in systems[part]]
-        values = torch.stack([_observed(phi, nu) for nu in ends])
-        gaps = torch.cat(systems[part]) - torch.cat(copies.split(rows)[part])
-        far = None
-        if transport is not None:
-            target = Particles(limit[:transport])
-            costs = [wasserstein2(nu, target).square() for nu in ends]
-            far = torch.stack(costs).mean().sqrt()
-        pairs = torch.stack([psi(nu.points) for nu in ends])
-        found.append(
-            (
-                (values - wanted).square().mean().sqrt(),
-                gaps.square().sum(-1).mean().sqrt(),
-                far,
-                _correlation(pairs, n),
-                values.var(0).mean(),
-            )
+    psi = _first if pair is None else pair
+    wanted = _observed(phi, Particles(ends[0]))
+    target = None if transport is None else Particles(ends[0][:transport])
+    found = [
+        _Found(
+            torch.stack(ends[2][k * runs : (k + 1) * runs]),
+            torch.stack(_cut(ends[1], rows)[k * runs : (k + 1) * runs]),
         )
-    function, particle, _, correlation, variance = (
-        [row[j] for row in found] for j in range(5)
-    )
-    distances = [row[2] for row in found if row[2] is not None]
+        for k in range(len(counts))
+    ]
+    values = [part.observed(phi) for part in found]
+    far = [part.distance(target) for part in found] if target is not None else None
     return ChaosReport(
         sizes=counts,
-        function_error=torch.stack(function),
-        particle_error=torch.stack(particle),
-        transport=torch.stack(distances) if distances else None,
-        correlation=torch.stack(correlation),
-        variance=torch.stack(variance),
+        function_error=torch.stack(
+            [(v - wanted).square().mean().sqrt() for v in values]
+        ),
+        particle_error=torch.stack([part.gap() for part in found]),
+        transport=None if far is None else torch.stack(far),
+        correlation=torch.stack([part.correlation(psi) for part in found]),
+        variance=torch.stack([v.var(0).mean() for v in values]),
     )
 
 
@@ -348,6 +321,63 @@ def mckean_vlasov(
     return found
 
 
+def _ends(
+    rest: Functional,
+    heat: float,
+    start: tuple[Tensor, Tensor, list[int]],
+    clock: tuple[float, int],
+    stream: torch.Generator,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return the last reference, the copies in its field, and the systems."""
+    (limit, copies, rows), (dt, steps) = start, clock
+    systems, scale = _cut(copies, rows), math.sqrt(2.0 * heat * dt)
+    for _ in range(steps):
+        noises, kick = torch.zeros_like(copies), torch.zeros_like(limit)
+        if heat > 0:
+            noises, kick = scale * _noise(copies, stream), scale * _noise(limit, stream)
+        mu = Particles(limit)
+        copies = copies + dt * _field(rest, mu, copies) + noises
+        limit = mu.push(rest.velocity(mu), dt).points + kick
+        systems = [
+            (nu := Particles(x)).push(rest.velocity(nu), dt).points + noise
+            for x, noise in zip(systems, _cut(noises, rows), strict=True)
+        ]
+    return limit, copies, systems
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The last particles of all runs of one size, (runs, N, d), and their copies."""
+
+    systems: Tensor
+    copies: Tensor
+
+    def observed(self, phi: Callable[[Any], Any]) -> Tensor:
+        return torch.stack([_observed(phi, Particles(x)) for x in self.systems])
+
+    def gap(self) -> Tensor:
+        return (self.systems - self.copies).square().sum(-1).mean().sqrt()
+
+    def distance(self, target: Particles) -> Tensor:
+        costs = [wasserstein2(Particles(x), target).square() for x in self.systems]
+        return torch.stack(costs).mean().sqrt()
+
+    def correlation(self, psi: Ground) -> Tensor:
+        """Return the correlation of two particles of a run, by unbiased estimates.
+
+        The variance within runs estimates v - c, that of the means (v + (N - 1) c)/N.
+        """
+        values = torch.stack([psi(x) for x in self.systems])
+        within = values.var(1).mean()
+        covariance = values.mean(1).var() - within / values.shape[1]
+        return covariance / (within + covariance)
+
+
+def _cut(x: Tensor, rows: list[int]) -> list[Tensor]:
+    """Return the systems whose particles are stacked."""
+    return list(torch.split(x, rows))
+
+
 def _sizes(sizes: Sequence[int], reference: int) -> tuple[int, ...]:
     counts = tuple(
         non_negative_int(n, f"sizes[{k}]", minimum=2) for k, n in enumerate(sizes)
@@ -400,13 +430,3 @@ def _observed(phi: Callable[[Any], Any], mu: Particles) -> Tensor:
         )
         raise InvalidFunctional(msg)
     return value.detach().reshape(-1)
-
-
-def _correlation(values: Tensor, n: int) -> Tensor:
-    """Return the correlation of two entries of a row, by unbiased estimates.
-
-    The variance within rows estimates v - c, and that of the means (v + (n - 1) c)/n.
-    """
-    within = values.var(1).mean()
-    covariance = values.mean(1).var() - within / n
-    return covariance / (within + covariance)

@@ -4,6 +4,7 @@ from otflow.meanfield.decomposition import Decomposition
 from otflow.meanfield.duality import fenchel_gap
 from otflow.meanfield.layers import CustomLayer, TwoLayer
 from otflow.meanfield.modules import from_module, to_module
+from otflow.meanfield.online import OnlineRisk, from_loader
 from otflow.meanfield.path_balls import PathBall, path_norm
 from otflow.meanfield.population import PopulationRisk
 from otflow.meanfield.risk import Risk
@@ -14,6 +15,7 @@ from otflow.meanfield.variation_balls import VariationBall
 __all__ = [
     "CustomLayer",
     "Decomposition",
+    "OnlineRisk",
     "PathBall",
     "PopulationRisk",
     "Risk",
@@ -22,6 +24,7 @@ __all__ = [
     "VariationBall",
     "empirical_ntk",
     "fenchel_gap",
+    "from_loader",
     "from_module",
     "nngp_kernel",
     "ntk_kernel",
