@@ -217,8 +217,8 @@ class _Batches:
     """Draws of a loader's data set."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
-        self.data: Any = loader.dataset
-        self.size, self.batch = len(self.data), int(loader.batch_size or 1)
+        data: Any = loader.dataset
+        self.data, self.size, self.batch = data, len(data), int(loader.batch_size or 1)
         self.collate = loader.collate_fn
         self.replace = bool(getattr(loader.sampler, "replacement", False))
 
