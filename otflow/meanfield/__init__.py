@@ -2,6 +2,7 @@
 
 from otflow.meanfield.decomposition import Decomposition
 from otflow.meanfield.duality import fenchel_gap
+from otflow.meanfield.layer_dissipation import layer_dissipation
 from otflow.meanfield.layers import CustomLayer, TwoLayer
 from otflow.meanfield.modules import from_module, to_module
 from otflow.meanfield.online import OnlineRisk, from_loader
@@ -26,6 +27,7 @@ __all__ = [
     "fenchel_gap",
     "from_loader",
     "from_module",
+    "layer_dissipation",
     "nngp_kernel",
     "ntk_kernel",
     "path_norm",
