@@ -170,7 +170,7 @@ def propagation_of_chaos(
         :math:`N^{-2/p}` for p > 4 :cite:p:`fournier2015rate`.
     generator : int or torch.Generator, optional
         Seed or source of randomness. A seed makes a generator on the device of the
-        points.
+        measure `initial`, and on the CPU for a function.
 
     Returns
     -------
@@ -216,12 +216,11 @@ def propagation_of_chaos(
     for function, name in ((observable, "observable"), (pair, "pair")):
         if function is not None:
             check_function(function, f"{name} must be a function")
-    place = initial.points.device if isinstance(initial, Measure) else None
-    stream = seed_and_stream(generator, place or torch.device("cpu"))[1]
+    stream = seed_and_stream(generator, _place(initial, generator))[1]
     limit = _start(initial, reference, stream)
     copies = _start(initial, runs * sum(counts), stream)
     rows = [n for n in counts for _ in range(runs)]
-    ends = _ends(rest, heat, (limit, copies, rows), (dt, steps), stream)
+    ends = _ends(rest, heat, (limit, copies, rows), (dt, steps), _at(limit, stream))
     check_finite(ends[1], "the particles that follow the limit")
     phi = rest.value if observable is None else observable
     psi = _first if pair is None else pair
@@ -390,6 +389,21 @@ def _sizes(sizes: Sequence[int], reference: int) -> tuple[int, ...]:
         )
         raise ValueError(msg)
     return counts
+
+
+def _place(initial: Any, generator: Seed) -> torch.device:
+    """Return the device of the generator that draws the start."""
+    if isinstance(generator, torch.Generator):
+        return generator.device
+    if isinstance(initial, Measure):
+        return initial.points.device
+    return torch.device("cpu")
+
+
+def _at(x: Tensor, stream: torch.Generator) -> torch.Generator:
+    """Return a generator on the device of x, seeded by another one."""
+    seed = torch.randint(2**62, (), generator=stream, device=stream.device)
+    return torch.Generator(device=x.device).manual_seed(int(seed))
 
 
 def _start(initial: Any, n: int, stream: torch.Generator) -> Tensor:
