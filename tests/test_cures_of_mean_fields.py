@@ -48,7 +48,7 @@ def fresh():
     return ONLINE.resample(torch.Generator())
 
 
-class Doubled(PopulationRisk):
+class Doubled(of.meanfield.PopulationRisk):
     def value(self, mu):
         return 2 * super().value(mu)
 

@@ -78,10 +78,10 @@ axes[0].legend(ncols=2)
 # of one narrow network follow the path of a wide one; the network itself goes astray.
 
 generator = torch.Generator().manual_seed(0)
-euler, clock = of.ExplicitEuler(), {"dt": 0.1, "steps": 40}
-wide = of.flow(risk, of.Particles(normal(4096, generator)), euler, **clock)
+euler = of.ExplicitEuler()
+wide = of.flow(risk, of.Particles(normal(4096, generator)), euler, dt=0.1, steps=40)
 start = of.Particles(normal(6, generator))
-narrow = of.flow(risk, start, euler, **clock)
+narrow = of.flow(risk, start, euler, dt=0.1, steps=40)
 copies = of.analysis.mckean_vlasov(risk, wide, start)
 for k in range(6):
     one = torch.stack([mu.points[k] for mu in narrow.snapshots])

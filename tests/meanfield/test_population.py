@@ -68,7 +68,7 @@ def test_the_kernel_is_the_mean_by_quadrature(unit):
     k = closed_kernel(unit, "gaussian", 3)
     w, u = normal(3, 3, seed=1), normal(4, 3, seed=2)
     wanted = [[by_quadrature(unit, a, b) for b in u] for a in w]
-    close(k.matrix(w, u), torch.tensor(wanted), rtol=1e-9, atol=1e-10)
+    close(k.matrix(w, u), torch.tensor(wanted), rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("law", LAWS, ids="-".join)
@@ -95,15 +95,15 @@ def test_closed_forms_are_those_of_autograd(law):
     F, mu = PopulationRisk(teacher(), *law), clouds.weighted(9, 4)
     value, velocity = F.value_and_velocity(mu)
     close(value, F.value(mu), rtol=1e-14, atol=1e-15)
-    close(velocity, -mu.position_gradient(F.value), rtol=1e-13, atol=1e-14)
-    close(F.first_variation(mu), mu.mass_gradient(F.value), rtol=1e-13, atol=1e-14)
+    close(velocity, -mu.position_gradient(F.value), rtol=1e-14, atol=1e-14)
+    close(F.first_variation(mu), mu.mass_gradient(F.value), rtol=1e-14, atol=1e-14)
     x = normal(5, 4, seed=9)
     close(
-        F.first_variation(mu, x), mu.mass_gradient(F.value, x), rtol=1e-13, atol=1e-14
+        F.first_variation(mu, x), mu.mass_gradient(F.value, x), rtol=1e-14, atol=1e-14
     )
     probes = x.clone().requires_grad_()
     (slope,) = torch.autograd.grad(F.first_variation(mu, probes).sum(), probes)
-    close(F.velocity(mu, x), -slope, rtol=1e-13, atol=1e-14)
+    close(F.velocity(mu, x), -slope, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("law", LAWS, ids="-".join)
