@@ -2,8 +2,8 @@
 
 from otflow.meanfield.decomposition import Decomposition
 from otflow.meanfield.duality import fenchel_gap
-from otflow.meanfield.layer_dissipation import layer_dissipation
 from otflow.meanfield.layers import CustomLayer, TwoLayer
+from otflow.meanfield.layerwise import layer_dissipation
 from otflow.meanfield.modules import from_module, to_module
 from otflow.meanfield.online import OnlineRisk, from_loader
 from otflow.meanfield.path_balls import PathBall, path_norm

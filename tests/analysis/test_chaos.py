@@ -111,6 +111,17 @@ def test_the_same_seed_gives_the_same_report():
     assert not torch.equal(reports[0].particle_error, reports[2].particle_error)
 
 
+def test_single_precision_stays_single():
+    def draw(n, generator):
+        return torch.randn(n, 1, generator=generator)
+
+    report = chaos(
+        ATTRACTION + 0.1 * of.Entropy(), draw, [4, 64], 1.0, steps=3, transport=64
+    )
+    assert report.particle_error.dtype == torch.float32
+    assert float(report.particle_error[1]) < float(report.particle_error[0])
+
+
 def test_a_measure_may_be_sampled():
     law = of.Gaussian(torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64))
     report = chaos(ATTRACTION, law, [2, 4], 1.0, steps=3, reference=32)

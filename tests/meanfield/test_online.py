@@ -189,6 +189,15 @@ def test_a_loader_trains_a_network():
     assert float(run.records["energy"][-1]) < 0.8 * float(run.records["energy"][0])
 
 
+def test_a_resumed_run_draws_the_batches_that_were_left():
+    risk = OnlineRisk(TANH, from_loader(DataLoader(DATA, batch_size=5)), DATA.tensors)
+    mu = clouds.uniform(9, 4)
+    whole = of.flow(risk, mu, SGD, dt=0.1, steps=6, generator=0)
+    half = of.flow(risk, mu, SGD, dt=0.1, steps=3, generator=0)
+    rest = of.flow(risk, mu, SGD, dt=0.1, steps=3, resume=half)
+    assert torch.equal(rest.final.points, whole.final.points)
+
+
 def test_a_data_set_that_changes_its_size_raises():
     data = [(x, y) for x, y in zip(*DATA.tensors, strict=True)]
     risk = OnlineRisk(TANH, from_loader(DataLoader(data, batch_size=5)), DATA.tensors)
