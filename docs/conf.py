@@ -79,6 +79,7 @@ nitpick_ignore = [
     ("py:class", "otflow.schemes.jko._Plan"),
     ("py:obj", "otflow.trajectory.M"),
     ("py:class", "otflow.meanfield.network.Network"),
+    ("py:class", "otflow.meanfield.population._KernelEnergy"),
     ("py:class", "otflow.proximal.grid.base.GridProximal"),
     ("py:class", "otflow.testing.capabilities.CapabilityLaws"),
 ]

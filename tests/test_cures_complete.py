@@ -30,6 +30,7 @@ FLOORS = (
     "first_hours",
     "first_week",
     "gaps",
+    "mean_fields",
     "means",
     "models",
     "moves",

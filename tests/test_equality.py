@@ -125,6 +125,12 @@ MAKE: dict[type, Callable[[], Any]] = {
     meanfield.TwoLayer: lambda: meanfield.TwoLayer("tanh"),
     meanfield.CustomLayer: lambda: meanfield.CustomLayer(torch.matmul),
     meanfield.Risk: risk,
+    meanfield.OnlineRisk: lambda: meanfield.OnlineRisk(
+        meanfield.TwoLayer("tanh"), lambda _: (risk().X, risk().y), (risk().X, risk().y)
+    ),
+    meanfield.PopulationRisk: lambda: meanfield.PopulationRisk(
+        cloud(), "relu", "gaussian"
+    ),
     meanfield.Decomposition: lambda: risk().decompose(),
     meanfield.PathBall: lambda: meanfield.PathBall(1.0),
     meanfield.VariationBall: lambda: meanfield.VariationBall(
@@ -176,6 +182,9 @@ MAKE: dict[type, Callable[[], Any]] = {
     schemes.Resample: schemes.Resample,
     schemes.SVGD: lambda: schemes.SVGD(kernels.Gaussian(1.0)),
     schemes.UnderdampedLangevin: schemes.UnderdampedLangevin,
+    of.analysis.ChaosReport: lambda: of.analysis.ChaosReport(
+        (2,), *(torch.ones(1) for _ in range(5))
+    ),
     of.analysis.ConvexityReport: lambda: of.analysis.displacement_convexity(
         potential(), cloud(), of.Particles(normal(5, 2, seed=3))
     ),

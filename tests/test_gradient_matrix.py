@@ -36,7 +36,9 @@ def test_every_functional_is_in_the_matrix():
     public = classes(of.functionals, of.Functional)
     public |= classes(of.meanfield, of.Functional)
     assert len(public) >= 10
-    assert public <= checked, public - checked
+    # Its derivatives raise, see meanfield/test_online.py.
+    refused = {of.meanfield.OnlineRisk}
+    assert public - refused <= checked, public - checked
 
 
 def test_every_kernel_and_network_is_in_the_matrix():

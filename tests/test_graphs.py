@@ -143,6 +143,12 @@ ON_POINTS = {
         normal(6, 1, seed=30),
         normal(6, seed=31),
     ),
+    "population relu": of.meanfield.PopulationRisk(
+        of.Particles(normal(3, 2, seed=32)), "relu", "sphere"
+    ),
+    "population erf": of.meanfield.PopulationRisk(
+        of.Particles(normal(3, 2, seed=32)), "erf", "gaussian"
+    ),
     "sum": of.Potential(well) + -2 * of.Interaction(of.kernels.Gaussian(0.8)),
 }
 ON_DENSITIES = {

@@ -72,6 +72,7 @@ PROJECTS = {
             "class torch.nn.Linear": "generated/$.html",
             "class torch.nn.Module": "generated/$.html",
             "class torch.nn.Sequential": "generated/$.html",
+            "class torch.utils.data.DataLoader": "data.html#$",
             "class torch.optim.LBFGS": "generated/$.html",
             "class torch.optim.Optimizer": "optim.html#$",
             "function torch.func.grad": "generated/$.html",

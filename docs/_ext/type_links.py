@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # defined or written as: documented as
 DOCUMENTED = {
     "torch._C.Generator": "torch.Generator",
+    "torch.utils.data.dataloader.DataLoader": "torch.utils.data.DataLoader",
     "torch.nn.modules.container.Sequential": "torch.nn.Sequential",
     "Axes": "matplotlib.axes.Axes",
     "FuncAnimation": "matplotlib.animation.FuncAnimation",

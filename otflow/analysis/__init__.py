@@ -6,6 +6,11 @@ from otflow.analysis.certificates import (
     energy_dissipation,
     minimizing_movement,
 )
+from otflow.analysis.chaos import (
+    ChaosReport,
+    mckean_vlasov,
+    propagation_of_chaos,
+)
 from otflow.analysis.convexity import ConvexityReport, displacement_convexity
 from otflow.analysis.evi import VariationalReport, evolution_variational_inequality
 from otflow.analysis.falsifier import Falsification, Witness, falsify
@@ -17,6 +22,7 @@ from otflow.analysis.sobolev_constants import LogSobolev, log_sobolev
 from otflow.analysis.weak_form import continuity_residual
 
 __all__ = [
+    "ChaosReport",
     "ConvexityReport",
     "DissipationReport",
     "Falsification",
@@ -36,9 +42,11 @@ __all__ = [
     "exponential_rate",
     "falsify",
     "log_sobolev",
+    "mckean_vlasov",
     "minimizing_movement",
     "mixture_convexity",
     "observed_order",
+    "propagation_of_chaos",
 ]
 
 

@@ -4,8 +4,11 @@ from otflow.meanfield.decomposition import Decomposition
 from otflow.meanfield.duality import fenchel_gap
 from otflow.meanfield.free_energies import free_energy
 from otflow.meanfield.layers import CustomLayer, TwoLayer
+from otflow.meanfield.layerwise import layer_dissipation
 from otflow.meanfield.modules import from_module, to_module
+from otflow.meanfield.online import OnlineRisk, from_loader
 from otflow.meanfield.path_balls import PathBall, path_norm
+from otflow.meanfield.population import PopulationRisk
 from otflow.meanfield.risk import Risk
 from otflow.meanfield.tangent import empirical_ntk, nngp_kernel, ntk_kernel
 from otflow.meanfield.units import Unit
@@ -14,7 +17,9 @@ from otflow.meanfield.variation_balls import VariationBall
 __all__ = [
     "CustomLayer",
     "Decomposition",
+    "OnlineRisk",
     "PathBall",
+    "PopulationRisk",
     "Risk",
     "TwoLayer",
     "Unit",
@@ -22,7 +27,9 @@ __all__ = [
     "empirical_ntk",
     "fenchel_gap",
     "free_energy",
+    "from_loader",
     "from_module",
+    "layer_dissipation",
     "nngp_kernel",
     "ntk_kernel",
     "path_norm",

@@ -1,0 +1,73 @@
+"""How fast each layer of a network lowers the energy along a flow."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from otflow._validation import check_kind, non_negative_int
+from otflow.functionals import Functional
+from otflow.functionals.base import check_functional
+from otflow.measures import Particles
+
+__all__ = ["layer_dissipation"]
+
+
+def layer_dissipation(
+    F: Functional, mu: Particles, *, outputs: int = 1
+) -> tuple[Tensor, Tensor]:
+    r"""Return the outer and the inner part of :math:`-\frac{d}{dt}F = \int|v|^2\,d\mu`.
+
+    For neurons :math:`\theta = (a, w)` and the risk of outputs f the parts are
+
+    .. math:: \int\bigl|E_x[\ell'(f)\,\varphi(w\cdot x)]\bigr|^2 d\mu, \qquad
+        \int\bigl|E_x[\ell'(f)\,a\,\varphi'(w\cdot x)\,x]\bigr|^2 d\mu .
+
+    If the outer part is 0 and the inner weights have full support, then the residual
+    :math:`\ell'(f)` is orthogonal to every neuron, and :math:`\mu` is a minimiser:
+    the argument for global convergence :cite:p:`chizat2018global`. The converse needs
+    no support: at a minimiser both parts are 0. Beside few neurons a plateau has both
+    parts near 0 as well.
+
+    Parameters
+    ----------
+    F : Functional
+        The risk, and what is added to it.
+    mu : Particles
+        Neurons, points (N, p).
+    outputs : int
+        Number m of outer weights, the first coordinates of a neuron.
+
+    Returns
+    -------
+    outer, inner : Tensor
+        0-d; their sum is the dissipation of F at `mu`.
+
+    Raises
+    ------
+    ValueError
+        If a neuron has no more than m numbers.
+
+    See Also
+    --------
+    otflow.analysis.dissipation : The sum, for every kind of measure.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+    >>> mu = of.Particles(torch.tensor([[1.0, 2.0, 2.0]]))
+    >>> of.meanfield.layer_dissipation(F, mu)
+    (tensor(1.), tensor(8.))
+    """
+    check_functional(F)
+    check_kind(mu, Particles, "mu")
+    m = non_negative_int(outputs, "outputs", minimum=1)
+    if mu.dim <= m:
+        msg = (
+            f"a neuron has {m} outer weights and one inner weight or more, got points "
+            f"of dimension {mu.dim}; take outputs={mu.dim - 1} or less"
+        )
+        raise ValueError(msg)
+    squares = F.velocity(mu).square()
+    outer, inner = squares[:, :m].sum(1), squares[:, m:].sum(1)
+    return mu.weights @ outer, mu.weights @ inner

@@ -1,0 +1,187 @@
+"""Cures of risks over laws of inputs, of fresh data, and of many neurons."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+import otflow as of
+from otflow.testing.clouds import normal
+from tests.cures import Case, check_cures
+
+F64 = torch.float64
+Unsupported, InvalidFunctional = of.errors.Unsupported, of.errors.InvalidFunctional
+PopulationRisk, OnlineRisk = of.meanfield.PopulationRisk, of.meanfield.OnlineRisk
+from_loader, Risk = of.meanfield.from_loader, of.meanfield.Risk
+TANH = of.meanfield.TwoLayer("tanh")
+TEACHER, STUDENT = of.Particles(normal(3, 3)), of.Particles(normal(4, 3, seed=1))
+BIASED = of.Particles(normal(4, 4, seed=1))
+RISK = PopulationRisk(TEACHER, "relu", "gaussian")
+ATTRACTION = of.Interaction(of.kernels.Quadratic())
+DATA = TensorDataset(normal(20, 2), normal(20, seed=1))
+
+
+def draw(generator):
+    X = torch.randn(16, 2, dtype=F64, generator=generator)
+    return X, X[:, 0].sin()
+
+
+ONLINE = OnlineRisk(TANH, draw, DATA.tensors)
+
+
+def sampled(network=TANH):
+    return Risk(network, *DATA.tensors)
+
+
+def resampled(loader):
+    risk = OnlineRisk(TANH, from_loader(loader), DATA.tensors)
+    return risk.resample(torch.Generator())
+
+
+def fresh():
+    return ONLINE.resample(torch.Generator())
+
+
+class Doubled(of.meanfield.PopulationRisk):
+    def value(self, mu):
+        return 2 * super().value(mu)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(DATA)
+
+
+def of_two_sizes(*, again):
+    """Draw from a data set that loses a sample; make a new risk of it if asked."""
+    data = [DATA[k] for k in range(20)]
+    risk = OnlineRisk(TANH, from_loader(DataLoader(data, batch_size=5)), DATA.tensors)
+    data.pop()
+    if again:
+        return resampled(DataLoader(data, batch_size=5))
+    return risk.resample(torch.Generator())
+
+
+def steps(F, scheme):
+    return of.flow(F, BIASED, scheme, dt=0.1, steps=1, generator=0)
+
+
+def normals(n, generator):
+    return torch.randn(n, 1, dtype=F64, generator=generator)
+
+
+def chaos(F=ATTRACTION, initial=normals, **options):
+    options = {"steps": 1, "reference": 8, "runs": 2, **options}
+    return of.analysis.propagation_of_chaos(F, initial, [4], 1.0, **options)
+
+
+def along(steps, every):
+    mu = of.Particles(normal(3, 1))
+    run = of.flow(ATTRACTION, mu, of.ExplicitEuler(), dt=0.1, steps=steps, every=every)
+    return of.analysis.mckean_vlasov(ATTRACTION, run, mu)
+
+
+def neurons(n, generator):
+    return torch.randn(n, 4, dtype=F64, generator=generator)
+
+
+CASES: dict[str, Case] = {
+    "a kernel of tanh": (
+        Unsupported,
+        r"use 'relu', 'step' or 'erf', or .*meanfield\.Risk, or fresh .*OnlineRisk",
+        lambda: PopulationRisk(TEACHER, "tanh", "gaussian"),
+        [
+            lambda: PopulationRisk(TEACHER, "relu", "gaussian")(STUDENT),
+            lambda: PopulationRisk(TEACHER, "step", "gaussian")(STUDENT),
+            lambda: PopulationRisk(TEACHER, "erf", "gaussian")(STUDENT),
+            lambda: sampled()(BIASED),
+            fresh,
+        ],
+    ),
+    "a kernel of erf on the sphere": (
+        Unsupported,
+        r"use inputs='gaussian', or take the risk of sampled inputs",
+        lambda: PopulationRisk(TEACHER, "erf", "sphere"),
+        [
+            lambda: PopulationRisk(TEACHER, "erf", "gaussian")(STUDENT),
+            lambda: sampled()(BIASED),
+            fresh,
+        ],
+    ),
+    "a bias under a law of inputs": (
+        ValueError,
+        r"leave it out, or take meanfield\.OnlineRisk",
+        lambda: RISK(BIASED),
+        [lambda: RISK(STUDENT), lambda: fresh()(BIASED)],
+    ),
+    "the parts of another risk": (
+        Unsupported,
+        r"use meanfield\.PopulationRisk",
+        lambda: Doubled(TEACHER, "relu", "gaussian").decompose(),
+        [RISK.decompose],
+    ),
+    "a step on test data": (
+        Unsupported,
+        r"schemes\.Minibatch\(scheme\).*F\.test",
+        lambda: steps(ONLINE, of.ExplicitEuler()),
+        [
+            lambda: steps(ONLINE, of.schemes.Minibatch(of.ExplicitEuler())),
+            lambda: steps(ONLINE.test, of.ExplicitEuler()),
+        ],
+    ),
+    "a loader of a stream": (
+        Unsupported,
+        r"give OnlineRisk a function of a generator that returns \(X, y\)",
+        lambda: from_loader(DataLoader(Stream(), batch_size=5)),
+        [fresh],
+    ),
+    "a loader with a sampler of its own": (
+        Unsupported,
+        r"take a DataLoader\(data, batch_size=..., shuffle=True\), or give OnlineRisk",
+        lambda: from_loader(
+            DataLoader(DATA, sampler=WeightedRandomSampler([1.0] * 20, 5))
+        ),
+        [lambda: resampled(DataLoader(DATA, batch_size=5, shuffle=True)), fresh],
+    ),
+    "a data set that changes its size": (
+        InvalidFunctional,
+        r"make a new OnlineRisk of from_loader\(loader\)",
+        lambda: of_two_sizes(again=False),
+        [lambda: of_two_sizes(again=True)],
+    ),
+    "a limit of few particles": (
+        ValueError,
+        r"take a larger reference",
+        lambda: chaos(reference=4),
+        [lambda: chaos(reference=5)],
+    ),
+    "an observable that is a number": (
+        InvalidFunctional,
+        r"for a Risk risk\.outputs is one",
+        lambda: chaos(observable=lambda _: 1.0),
+        [lambda: chaos(sampled(), neurons, observable=sampled().outputs)],
+    ),
+    "a path of one measure": (
+        ValueError,
+        r"record them with every=1",
+        lambda: along(0, 1),
+        [lambda: along(2, 1)],
+    ),
+    "a neuron of outer weights": (
+        ValueError,
+        r"take outputs=2 or less",
+        lambda: of.meanfield.layer_dissipation(RISK, STUDENT, outputs=3),
+        [lambda: of.meanfield.layer_dissipation(RISK, STUDENT, outputs=2)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_cure_works(case):
+    check_cures(CASES[case])
