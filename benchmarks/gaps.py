@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 import otflow as of
-from benchmarks.gap_problems import Convex
 from benchmarks.timing import Row, at_most, interleaved
 from otflow.optimality import BoxDomain, optimality_gap
 
@@ -38,7 +37,7 @@ def problems() -> dict[str, tuple[of.Functional, of.Particles, BoxDomain]]:
     X = torch.randn(1000, 1, generator=g, dtype=F64)
     risk = of.meanfield.Risk(of.meanfield.TwoLayer("tanh"), X, X[:, 0].sin())
     kernel = of.kernels.Gaussian(0.3)
-    mmd = {d: Convex((of.MMDTo(cloud(2000, d), kernel),)) for d in (1, 2, 3)}
+    mmd = {d: of.MMDTo(cloud(2000, d), kernel) for d in (1, 2, 3)}
     unit = BoxDomain(0, 1)
     return {
         "deconvolution, 40 atoms": (circle, of.Particles(cloud(40, 1)), unit),
@@ -48,7 +47,7 @@ def problems() -> dict[str, tuple[of.Functional, of.Particles, BoxDomain]]:
             BoxDomain(-1, 1),
         ),
         "energy distance, 500 points, 1-D": (
-            Convex((of.EnergyDistanceTo(cloud(500, 1)),)),
+            of.EnergyDistanceTo(cloud(500, 1)),
             of.Particles(cloud(500, 1)),
             unit,
         ),

@@ -14,6 +14,7 @@ from otflow._graphs import (
     only_without_mass,
     records,
 )
+from otflow._missing import derivatives_named
 from otflow._validation import check_finite, check_scalar
 from otflow.errors import InvalidFunctional, Unsupported
 
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 
+@derivatives_named()
 def grads_of(
     value: Tensor, at: tuple[Tensor, ...], *, create_graph: bool = False
 ) -> tuple[Tensor, ...]:
@@ -53,6 +55,7 @@ def grads_if_all(value: Tensor, at: tuple[Tensor, ...]) -> tuple[Tensor, ...] | 
     return None if any(grad is None for grad in grads) else tuple(grads)
 
 
+@derivatives_named()
 def value_and_gradient(
     function: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -104,6 +107,7 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return value_and_gradient(lambda y: function(y).sum(), x, unused=True)[1]
 
 
+@derivatives_named()
 def entrywise_derivative(
     function: Callable[[Tensor], Tensor], x: Tensor, order: int = 1
 ) -> Tensor:
@@ -122,6 +126,7 @@ def entrywise_derivative(
         return y if keep else y.detach()
 
 
+@derivatives_named()
 def entrywise_derivatives(
     function: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,6 +156,7 @@ def line_derivatives(
     return values, first[:, 0], second[:, 0]
 
 
+@derivatives_named()
 def along(
     function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,6 +181,7 @@ def along(
     return value.detach(), first.detach(), second.detach()
 
 
+@derivatives_named()
 def value_gradient_product(
     function: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
@@ -198,6 +205,7 @@ def value_gradient_product(
     return live.detach(), slope.detach(), product
 
 
+@derivatives_named()
 def second_gradient(
     function: Callable[[Tensor, Tensor], Tensor], x: Tensor, w: Tensor, rows: Tensor
 ) -> Tensor:
@@ -237,6 +245,7 @@ def second_gradient(
 # A gradient in a graph, and fixed points ---------------------------------------------
 
 
+@derivatives_named()
 def differentiable_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return the gradient of a scalar function at `x`, in the graph of `x`."""
     with torch.enable_grad():

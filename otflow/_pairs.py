@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from otflow._autodiff import grads_of
 from otflow._graphs import differentiating, leaf, recording
+from otflow._missing import derivatives_named
 
 __all__ = ["PairFunction", "Sweep", "pair_field", "pair_sum", "tiles"]
 
@@ -74,6 +75,7 @@ def _blocks(tile: int, count: int, rows: tuple[Tensor, ...]) -> Iterator[Any]:
             yield i, j, *blocks, len(rows) == count and i == j
 
 
+@derivatives_named()
 def _sweep(
     energy: PairEnergy,
     tile: int,
@@ -110,6 +112,7 @@ class PairFunction(Protocol):
         """Return the symmetric part of the kernel at rows that broadcast."""
 
 
+@derivatives_named()
 def pair_field(
     K: PairFunction, x: Tensor, points: Tensor, masses: Tensor, *, gradients: bool
 ) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import inspect
 import math
 import numbers
 from collections.abc import Collection
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._made import refuse_kind, shown
 from otflow._typing import Ground, Seed
 from otflow.errors import InvalidFunctional, NonFinite
 
@@ -30,6 +30,7 @@ __all__ = [
     "check_map",
     "check_option",
     "check_scalar",
+    "check_tensor",
     "non_negative_int",
     "positive",
     "real",
@@ -66,28 +67,9 @@ def alike(x: Any, other: Tensor) -> bool:
 
 
 def check_kind(value: Any, kind: type, name: str, *, cure: str = "") -> None:
-    """Raise TypeError unless `value` is a `kind`; a class itself gets a cure."""
+    """Raise TypeError, with a cure, unless `value` is a `kind`."""
     if not isinstance(value, kind):
-        hint = f"; {cure}" if cure else ""
-        if isinstance(value, type) and issubclass(value, kind):
-            hint = f"; {_to_make(value)}"
-        msg = f"{name} must be a {kind.__name__}, got {shown(value)}{hint}"
-        raise TypeError(msg)
-
-
-def _to_make(kind: type) -> str:
-    """Return how an object of a class is written; dots stand for what it needs."""
-    known = inspect.signature(kind).parameters.values()
-    named = (p for p in known if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
-    needs = any(p.default is p.empty for p in named)
-    return f"write {kind.__name__}({'...' if needs else ''})"
-
-
-def shown(value: Any) -> str:
-    """Return a value as a message shows it; the entries of an array tell nothing."""
-    if isinstance(value, (Tensor, np.ndarray)):
-        return f"{type(value).__name__} of shape {tuple(value.shape)}"
-    return f"{value!r:.80}"
+        refuse_kind(value, kind, name, cure)
 
 
 def check_function(value: Any, demand: str) -> None:
@@ -264,20 +246,29 @@ def _coarser(one: torch.dtype, other: torch.dtype) -> bool:
     return torch.finfo(one).eps > torch.finfo(other).eps
 
 
-def check_ground(values: Any, points: Tensor, weights: Tensor) -> Tensor:
+def check_ground(values: Tensor, points: Tensor, weights: Tensor) -> Tensor:
     """Raise InvalidFunctional unless a ground function gave a number or row a point."""
     n = points.shape[0]
-    if not isinstance(values, Tensor) or values.ndim < 1 or values.shape[0] != n:
-        kind = type(values).__name__
-        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else kind
+    check_tensor(values, "a ground function")
+    if values.ndim < 1 or values.shape[0] != n:
         msg = (
             f"a ground function must map (n, d) = {tuple(points.shape)} to "
-            f"({n},) or ({n}, m), got {got}; reduce over the last axis, "
-            f"e.g. .sum(-1)"
+            f"({n},) or ({n}, m), got shape {tuple(values.shape)}; reduce over the "
+            f"last axis, e.g. .sum(-1)"
         )
         raise InvalidFunctional(msg)
     check_dtype(values, weights, "a ground function", "points x")
     return values
+
+
+def check_tensor(values: Any, what: str) -> None:
+    """Raise InvalidFunctional unless a user's function gave a torch tensor."""
+    if not isinstance(values, Tensor):
+        msg = (
+            f"{what} must return a torch.Tensor, got {type(values).__name__}; compute "
+            f"it with torch, as torch.cos in the place of numpy.cos"
+        )
+        raise InvalidFunctional(msg)
 
 
 def check_energy(e: Ground, rho: Tensor) -> Tensor:
@@ -288,7 +279,7 @@ def check_energy(e: Ground, rho: Tensor) -> Tensor:
 
 
 def check_map(
-    values: Any,
+    values: Tensor,
     arguments: Tensor,
     shape: torch.Size,
     what: str,
@@ -301,11 +292,11 @@ def check_map(
     `what` names the function; `of` names its arguments, by their kind and their letter.
     """
     kind = of.split(maxsplit=1)[0]
-    if not isinstance(values, Tensor) or values.shape != shape:
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
+    check_tensor(values, what)
+    if values.shape != shape:
         msg = (
-            f"{what} must map {kind} {tuple(arguments.shape)} "
-            f"to {tuple(shape)}{each}, got {got}; {cure}"
+            f"{what} must map {kind} {tuple(arguments.shape)} to {tuple(shape)}"
+            f"{each}, got {tuple(values.shape)}; {cure}"
         )
         raise InvalidFunctional(msg)
     check_dtype(values, arguments, what, of)

@@ -451,6 +451,12 @@ class Trajectory(Generic[M]):
         )
 
 
+def _fell(report: Certificate) -> bool:
+    """Return whether a step is known to have lowered the energy."""
+    before, after = report.energy_before, report.energy_after
+    return before is not None and after is not None and after < before
+
+
 def warn_of_solves(trajectory: Trajectory[Any]) -> None:
     """Warn once of the steps that did not converge, at the line of flow's caller."""
     info = trajectory.info
@@ -468,5 +474,8 @@ def warn_of_solves(trajectory: Trajectory[Any]) -> None:
         cause, cure = ailing[0]["cause"], ailing[0]["cure"]
         count = sum(any("cause" in solve for solve in found) for found in bad.values())
         what += f"; in {count} of them {cause}"
-    msg = f"{what}; they are not certified, and the measure may have stayed: {cure}"
+    words = "the measure may have stayed"
+    if all(map(_fell, (info[k] for k in bad))):
+        words = "each lowered the energy all the same"
+    msg = f"{what}; they are not certified, and {words}: {cure}"
     warn(NotConvergedWarning(msg, trajectory=trajectory))

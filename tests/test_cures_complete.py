@@ -16,9 +16,11 @@ from tests.messages import messages, names_a_cure
 
 FLOORS = (
     "alignment",
+    "assignments",
     "births",
     "blobs",
     "cells",
+    "certificates",
     "convexities",
     "convexity",
     "distances",
@@ -48,7 +50,7 @@ MODULES = ("tests.test_cures", *(f"tests.test_cures_of_{name}" for name in FLOOR
 DEVICE = "it takes a second device"
 ADVICE = "a line of run.summary(), in tests/test_views.py"
 REASON = "a line of F.why(), in tests/functionals/test_why.py"
-REPORT = "a line of a report on a run, in tests/analysis/test_certify.py"
+REPORT = "a line of a report on a run, in tests/analysis/test_certify*.py"
 GAP = "a reason of a gap, in tests/optimality and tests/meanfield"
 GUARD = "no input is known that leads there: an earlier check or a safeguard holds"
 # Beginnings of the last clauses of messages that no case provokes, and why.
@@ -62,8 +64,17 @@ LEFT = {
     "convexity is known for balanced transport": REASON,
     "the outputs depend on the number of atoms: take": REASON,
     "at both ends of": REPORT,
+    "keep snapshots": REPORT,
     "that is normal for plain Frank-Wolfe": REPORT,
     "values at mixtures of the end with": REPORT,
+    "steps are rare, take every=1": REPORT,
+    "take a smaller dt, or F has a kink": REPORT,
+    "has no first variation, of which a gap is made": REPORT,
+    "take optimality.entropic_gap(F, rho) at rho": REPORT,
+    "try one by evolution_variational_inequality": REPORT,
+    "analysis.falsify tells both apart": REASON,
+    "take meanfield.VariationBall or PathBall as the domain": GAP,
+    "take a box without this place": GAP,
     "state mixture_curvature in a subclass of Risk": REASON,
     "more of them, max_cells, make the bound sharper": GAP,
     "rescale the data": GAP,

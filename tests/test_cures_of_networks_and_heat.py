@@ -97,7 +97,7 @@ def told_tolerance():
 CASES: dict[str, Case] = {
     "a network outside the ball": (
         ValueError,
-        r"above the radius .* take PathBall\(.*\), or divide the outer weights by 2",
+        r"take PathBall\(.*\), or divide the outer weights by 2\.000002",
         lambda: gap_of(risk(), NEURONS, PathBall(SIZE / 2)),
         [
             lambda: gap_of(risk(), NEURONS, PathBall(SIZE * (1 + 1e-6))),
@@ -140,7 +140,7 @@ CASES: dict[str, Case] = {
     ),
     "outer weights above the radius": (
         ValueError,
-        r"take a radius of .*, or divide the outer weights by 2",
+        r"take a radius of .*, or divide the outer weights by 2\.000002",
         lambda: gap_of(risk("tanh"), NEURONS, variation(OUTER / 2)),
         [
             lambda: gap_of(risk("tanh"), NEURONS, variation(OUTER * (1 + 1e-6))),

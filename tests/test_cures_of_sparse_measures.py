@@ -27,6 +27,21 @@ SMOOTH = of.MMDTo(DOTS, of.kernels.Gaussian(0.2)) + of.Potential(
 )
 
 
+ROOM = BoxDomain(-1, 4)
+LOW = of.Particles(torch.zeros(1, 1, dtype=F64))
+
+
+class Priced(of.Functional):
+    """A potential with a low and a high well, and a price for each atom."""
+
+    def __init__(self, price):
+        self.price = price
+
+    def value(self, mu):
+        well = mu.expectation(lambda x: (-0.05 * x - x.cos().pow(8)).sum(-1))
+        return well + self.price * mu.n
+
+
 def go(scheme, mu=DOTS, F=WELL, dt=1.0, steps=2):
     return of.flow(F, mu, scheme, dt=dt, steps=steps)
 
@@ -116,6 +131,15 @@ CASES: dict[str, Case] = {
         [
             lambda: go(FrankWolfe(UNIT, sliding=True), F=SMOOTH),
             lambda: go(FrankWolfe(UNIT, sliding=False), F=KINK),
+        ],
+    ),
+    "a price for each atom": (
+        NotConvergedWarning,
+        "F falls for no share of the atom.*make F continuous along mixtures, or",
+        lambda: go(FrankWolfe(ROOM, sliding=True), LOW, Priced(0.1), 0.5),
+        [
+            lambda: go(FrankWolfe(ROOM, sliding=True), LOW, Priced(0.0), 0.5),
+            lambda: go(FrankWolfe(ROOM, sliding=False), LOW, Priced(0.1), 0.5),
         ],
     ),
 }

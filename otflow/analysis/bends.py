@@ -161,15 +161,17 @@ class Bends:
 
     def mean(self, low: Tensor, high: Tensor, *, noise: bool = True) -> Bend:
         """Return the mean curvature between two states."""
-        square = float(self.chart.square(high - low))
-        if not 0 < square < math.inf:
+        # In units of the longest entry, no square of it underflows.
+        size, square = self._squared(low, high)
+        if not 0 < size * square * size < math.inf:
+            square = size * square * size
             nothing = torch.zeros(len(low), dtype=torch.float64, device=low.device)
             return Bend(low, high, square, math.nan, math.inf, nothing)
         if self.by_values:
             return self.of_values(low, high, noise=noise)
-        step = high.double() - low.double()
+        step = (high.double() - low.double()) / size
         ends = [(x, self.slope(x)[1]) for x in (low, high)]
-        rows = (ends[1][1] - ends[0][1]) * step / square
+        rows = (ends[1][1] - ends[0][1]) / size * step / square
         error = 0.0
         for x, slope in ends if noise else ():
             others = [
@@ -182,8 +184,15 @@ class Bends:
                 FLOOR * torch.finfo(low.dtype).eps * float((slope * step).abs().sum())
             )
             error += MARGIN * max(changes)
-        parts = rows.flatten(1).sum(1)
-        return Bend(low, high, square, float(rows.sum()), error / square, parts)
+        parts, error = rows.flatten(1).sum(1), error / size / square
+        square = size * square * size
+        return Bend(low, high, square, float(rows.sum()), error, parts)
+
+    def _squared(self, low: Tensor, high: Tensor) -> tuple[float, float]:
+        """Return the longest entry of a step, and its square in units of it."""
+        step = high - low
+        size = float(step.abs().max()) or 1.0
+        return size, float(self.chart.square(step / size))
 
     def of_values(self, low: Tensor, high: Tensor, *, noise: bool = True) -> Bend:
         """Return the second difference of values: a mean that weighs the middle most.
@@ -195,12 +204,17 @@ class Bends:
             (x, self.value(x), c) for x, c in zip(states, (1, -2, 1), strict=True)
         ]
         square = float(self.chart.square(high - low))
+        if square < torch.finfo(torch.float64).smallest_normal:
+            nothing = torch.zeros(len(low), dtype=torch.float64, device=low.device)
+            return Bend(low, high, square, 0.0, math.inf, nothing)
         change, error = sum(c * f for _, f, c in values), 0.0
         for x, f, c in values if noise else ():
             near = enumerate(self.near(x))
             moves = max(abs(shaken(self.value, y, k) - f) for k, y in near)
             moves = max(moves, self.rough_value)
-            own = FLOOR * torch.finfo(low.dtype).eps * abs(f)
+            # A number below the smallest normal one is off by a unit of that.
+            info = torch.finfo(low.dtype)
+            own = FLOOR * info.eps * (abs(f) + info.smallest_normal)
             error += abs(c) * (MARGIN * moves + own)
         nothing = torch.zeros(len(low), dtype=torch.float64, device=low.device)
         shares = (4 * change / square, 4 * error / square)

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from otflow._validation import check_kind, check_like
 from otflow.errors import NonFinite, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
 from otflow.metrics import aligned_ends, generalized_geodesic
+from otflow.metrics.inputs import check_dimension
 from otflow.metrics.kinds import OnLine, line_edges
 
-__all__ = ["Chart", "chart_of", "in_double", "on_the_line", "straight"]
+__all__ = [
+    "Chart",
+    "chart_of",
+    "check_together",
+    "in_double",
+    "on_the_line",
+    "straight",
+]
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,16 @@ def chart_of(mu: Measure) -> tuple[Chart, Tensor]:
     origin = torch.zeros_like(mu.displacement_to(mu))
     reach = float(mu.points.abs().max())
     return Chart(lambda u: mu.push(u, 1.0), None, mu.inner, reach), origin
+
+
+def check_together(named: Mapping[str, Any]) -> None:
+    """Raise unless the arguments are measures of one dimension, dtype and device."""
+    (first, mu), *others = named.items()
+    check_kind(mu, Measure, first)
+    for name, nu in others:
+        check_kind(nu, Measure, name)
+        check_dimension(nu.points, mu.points, (name, first))
+        check_like(nu.points, mu.points, name, first)
 
 
 def straight(

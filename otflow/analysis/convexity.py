@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from otflow._arrays import as_float_tensor
-from otflow._validation import check_kind, non_negative_int
+from otflow._typing import ArrayLike
+from otflow._validation import non_negative_int, real
 from otflow.analysis.bends import NO_DERIVATIVE, Bend, Bends
-from otflow.analysis.charts import in_double, straight
-from otflow.errors import NonFinite
+from otflow.analysis.charts import check_together, in_double, straight
+from otflow.errors import Diverged, NonFinite
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
 from otflow.measures import Measure
 
 __all__ = ["ConvexityReport", "displacement_convexity", "examined", "times_in"]
+
+# A second difference of values counts beside slopes if it is lower by this share, and
+# by so many times its round-off.
+HIDDEN, HIDES = 1e-2, 4.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,7 +44,8 @@ class ConvexityReport:
         none by automatic differentiation, or where slopes of F contradict the least.
     between : Tensor, shape (m - 1,)
         Exact means of the curvature between neighbouring times, kinks included: the
-        changes of the first derivative over those of the time.
+        changes of the first derivative over those of the time. A minimum below them
+        and the curvatures comes from values that the derivatives do not fit.
     values : Tensor, shape (m,)
         F along the path.
     minimum : float
@@ -113,7 +121,7 @@ def displacement_convexity(
     a: Measure,
     b: Measure,
     *,
-    times: int | Tensor = 21,
+    times: int | Sequence[float] | ArrayLike = 21,
     base: Measure | None = None,
 ) -> ConvexityReport:
     r"""Measure the curvature of F along the geodesic from `a` to `b`.
@@ -140,7 +148,7 @@ def displacement_convexity(
         plan joins particles of any numbers and weights. Densities on the line,
         `Quantiles` or a `GridDensity`, are `Quantiles` at the levels of both, and F
         sees these. Gaussians stay Gaussian.
-    times : int or Tensor, shape (m,)
+    times : int, or sequence of float, Tensor or ndarray of shape (m,)
         Number of equidistant times in [0, 1], or increasing times; three at least.
     base : Measure, optional
         Then the path is the generalised geodesic through the optimal plans from this
@@ -199,14 +207,15 @@ def displacement_convexity(
     """
     check_functional(F)
     named = {"a": a, "b": b} | ({} if base is None else {"base": base})
-    for name, measure in named.items():
-        check_kind(measure, Measure, name)
+    check_together(named)
     t = times_in(times)
     modulus = F.modulus(a.dim)
     F, moved = in_double(F, *named.values())
     chart, start, end = straight(*moved)
     if float(chart.square(end - start)) <= 0:
         msg = "a and b coincide: there is no geodesic to look along; move one of them"
+        if not torch.equal(start, end):
+            msg = "a and b are so close that the square of their distance is 0"
         raise ValueError(msg)
     return examined(Bends(F, chart), (start, end), t, modulus)
 
@@ -238,6 +247,9 @@ def examined(
     found = _confirmed(bends, t, states, curvature, between)
     known, when = _least(t, curvature, between)
     upper = math.inf
+    of_values = _by_values(bends, t, states, values / squared, known)
+    if of_values is not None and (found is None or of_values[0].upper < found[0].upper):
+        found = of_values
     if found is not None:
         upper, bend = found[0].upper, found[0]
         if upper < known:
@@ -354,9 +366,39 @@ def _confirmed(
     return best
 
 
-def times_in(times: int | Tensor) -> Tensor:
+def _by_values(
+    bends: Bends, t: Tensor, states: list[Tensor], values: Tensor, known: float
+) -> tuple[Bend, float] | None:
+    """Return the least second difference of values, if slopes hide that it is lower.
+
+    So is found what has a slope that is not that of its values, as a function that
+    jumps, or one that is detached in part.
+    """
+    if bends.by_values or not math.isfinite(known):
+        return None
+    slopes = values.diff() / t.diff()
+    inner = 2.0 * slopes.diff() / (t[2:] - t[:-2])
+    k = int(inner.nan_to_num(math.inf, math.inf).argmin())
+    if not float(inner[k]) < known - HIDDEN * abs(known):
+        return None
+    low, high = states[k], states[k + 2]
+    try:
+        bends.feel(low, high)
+        bend = bends.of_values(low, high)
+    except (NonFinite, Diverged):
+        return None
+    # Beyond several times the round-off of values, which slopes do not have.
+    if not bend.curvature + HIDES * bend.noise < known - HIDDEN * abs(known):
+        return None
+    return bend, float(t[k + 1])
+
+
+def times_in(times: int | Sequence[float] | ArrayLike) -> Tensor:
     """Return increasing times in [0, 1], at least three; a number asks for so many."""
-    if isinstance(times, Tensor):
+    if isinstance(times, (list, tuple)):
+        given = [real(t, f"times[{k}]") for k, t in enumerate(times)]
+        t = torch.tensor(given, dtype=torch.float64)
+    elif isinstance(times, (Tensor, np.ndarray)):
         t = as_float_tensor(times, "times").detach().to("cpu", torch.float64)
     else:
         n = non_negative_int(times, "times", minimum=3)

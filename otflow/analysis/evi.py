@@ -11,13 +11,15 @@ from torch import Tensor
 
 from otflow._validation import check_kind, real
 from otflow.analysis.certificates import check_each_step
+from otflow.analysis.charts import check_together
+from otflow.analysis.run_steps import parts_of
 from otflow.errors import Unsupported
 from otflow.functionals.base import Functional, check_functional
 from otflow.measures import Measure, Quantiles
 from otflow.metrics import wasserstein2_squared
 from otflow.trajectory import Trajectory
 
-__all__ = ["VariationalReport", "evolution_variational_inequality"]
+__all__ = ["VariationalReport", "check_proximal", "evolution_variational_inequality"]
 
 # Round-off of an energy or of a squared distance, in units of that of one operation.
 ROUND_OFF = 256.0
@@ -143,9 +145,11 @@ def evolution_variational_inequality(
     False
     """
     check_functional(F)
+    check_kind(trajectory, Trajectory, "trajectory")
+    check_together({"the trajectory": trajectory.final, "nu": nu})
+    # Records of each step are of no use where the steps are others.
+    check_proximal(trajectory)
     check_each_step(trajectory)
-    check_kind(nu, Measure, "nu")
-    _check_steps(trajectory)
     lam = F.modulus(nu.dim) if modulus is None else real(modulus, "modulus")
     if lam is None:
         msg = (
@@ -184,14 +188,17 @@ def evolution_variational_inequality(
     return VariationalReport(trajectory.times, slack, noise, lam)
 
 
-def _check_steps(trajectory: Trajectory[Any]) -> None:
+def check_proximal(trajectory: Trajectory[Any]) -> None:
     """Raise Unsupported unless every step is one proximal step of F."""
     for k, report in enumerate(trajectory.info):
         single = report.get("order") == 1 and report.energy_after is not None
         if not single or {"substeps", "batch_energy"} & set(report.entries):
+            cure = "flow with JKO()"
+            if any("temperature" in leaf.entries for leaf in parts_of(report)):
+                cure += " on a GridDensity, which has an entropy"
             msg = (
                 f"step {k} is not one step of JKO() of order 1, of which the "
-                f"inequality holds; flow with JKO()"
+                f"inequality holds; {cure}"
             )
             raise Unsupported(msg)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from decimal import ROUND_FLOOR, Context, Decimal
 
 import torch
 
+from otflow._typing import Seed
 from otflow._validation import (
     check_generator,
     check_kind,
@@ -93,7 +95,7 @@ class Witness:
             shown = ", ".join(map(_text, rows[:SHOWN]))
             ends.append(shown + (f", ... ({len(rows)})" if len(rows) > SHOWN else ""))
         path = "geodesic" if self.is_geodesic else "straight line, no geodesic,"
-        kink = "over a concave kink, " if self.is_kink else ""
+        kink = "over a concave kink or a pole of F, " if self.is_kink else ""
         number = f"{self.curvature:.9g} (round-off {self.roundoff:.1g})"
         return f"curvature {number} {kink}along the {path} from {ends[0]} to {ends[1]}"
 
@@ -203,7 +205,7 @@ class Falsification:
             # The first curvature met is not the least one.
             cure = "search without first=True for the least curvature, or take None"
         if self.witness.is_kink:
-            cure = "leave the modulus out: over a concave kink none holds"
+            cure = "leave the modulus out: over a concave kink or a pole none holds"
         msg = f"{self}; {cure}"
         raise InvalidFunctional(msg)
 
@@ -216,7 +218,7 @@ def falsify(
     evaluations: int = 3000,
     seconds: float = 10.0,
     first: bool = False,
-    generator: torch.Generator | None = None,
+    generator: Seed = None,
 ) -> Falsification:
     r"""Search for measures along which F is not :math:`\lambda`-convex.
 
@@ -265,8 +267,8 @@ def falsify(
         A search that the time ends depends on the speed of the machine.
     first : bool
         Whether to stop at the first refutation, and not look for the least curvature.
-    generator : torch.Generator, optional
-        Source of the starts, on the CPU; by default one with the seed 0.
+    generator : int or torch.Generator, optional
+        Source of the starts, on the CPU, or its seed; by default the seed 0.
 
     Returns
     -------
@@ -314,8 +316,10 @@ def falsify(
     most = non_negative_int(evaluations, "evaluations", minimum=1)
     limit = positive_number(seconds, "seconds")
     true_or_false(first, "first")
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
+    seed = 0 if generator is None else generator
+    if isinstance(seed, numbers.Integral):
+        seed = non_negative_int(seed, "generator")
+        generator = torch.Generator().manual_seed(seed)
     check_generator(generator)
     G, (mu,) = in_double(F, like)
     with torch.no_grad(), suppress(NonFinite):

@@ -22,6 +22,21 @@ COLUMNS = (
     "exact step within",
 )
 
+# What the value of a finding is.
+QUANTITIES = {
+    "functional": "largest relative difference of an energy from its record",
+    "energy": "number of steps, or of pairs of records, that rose",
+    "solves": "number of steps whose solves converged",
+    "exact step": "bound of the W2 distance of a step from the exact one",
+    "time error": "bound of the W2 distance from the exact flow at the end",
+    "modulus": "least slack of the inequality of a step",
+    "dissipation": "energy lost, less the integral of the squared velocity",
+    "slope": "bound of F - inf F over the representation",
+    "mixture": "least slack of the inequality at a mixture",
+    "gap": "bound of F - inf F",
+    "step gap": "bound of F - inf F",
+}
+
 
 class Verdict(Word):
     """How well something is known; each member equals its string.
@@ -54,7 +69,7 @@ class Finding:
     verdict : Verdict
         How well it is known.
     value : float or None
-        The number, if it is one.
+        The number, if it is one; `quantity` says of what.
     text : str
         The same in words, with the hypotheses of a proof.
 
@@ -66,14 +81,24 @@ class Finding:
     Examples
     --------
     >>> from otflow.analysis import Finding, Verdict
-    >>> Finding("gap", Verdict.OBSERVED, 0.5, "at most 0.5, as far as searched").value
-    0.5
+    >>> found = Finding("gap", Verdict.OBSERVED, 0.5, "at most 0.5, as far as searched")
+    >>> found.value, found.quantity
+    (0.5, 'bound of F - inf F')
     """
 
     name: str
     verdict: Verdict
     value: float | None
     text: str
+
+    @property
+    def quantity(self) -> str:
+        """What the number is; empty where there is none."""
+        if self.value is None:
+            return ""
+        if self.name == "exact step" and self.verdict == Verdict.FAILED:
+            return "number of steps without a guarantee"
+        return QUANTITIES.get(self.name, "")
 
 
 @dataclass(frozen=True)
@@ -90,8 +115,9 @@ class StepFinding:
         F at both ends, from the report of the step or from the records.
     energy : Verdict
         "observed" if the energy did not rise, "failed" if it rose beyond round-off,
-        "unknown" if an end is not known, or if it rose as the scheme allows: by noise,
-        or by the prescribed length of a plain Frank-Wolfe step.
+        also that inside of F; "unknown" if an end is not known, or if it rose as the
+        scheme allows: by noise, by the prescribed length of a plain Frank-Wolfe step,
+        or where its report says ``descends=False``.
     guarantee : str or None
         What its solver claims, or the solvers of its parts, and in how many parts; None
         if nothing was solved. The claim rests on the modulus of F.
@@ -146,8 +172,8 @@ class RunCertificate:
     why : str
         The convexities of F and their reasons, as by `Functional.why`.
     about : mapping of str to str, optional
-        What was certified: the functional, the scheme, the domain and the version of
-        otflow.
+        What was certified: the functional, the scheme, the measure at the end, the
+        step length and the seed, the domain and the version of otflow.
 
     Attributes
     ----------
@@ -214,7 +240,10 @@ class RunCertificate:
         return {
             "head": self.head,
             "about": dict(self.about),
-            "findings": [_written(asdict(finding)) for finding in self.findings],
+            "findings": [
+                _written(asdict(finding)) | {"quantity": finding.quantity}
+                for finding in self.findings
+            ],
             "steps": [_written(asdict(step)) for step in self.steps],
             "why": self.why.splitlines(),
         }

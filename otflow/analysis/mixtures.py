@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from otflow._validation import check_kind
+from otflow._typing import ArrayLike
 from otflow.analysis.bends import Bends
-from otflow.analysis.charts import Chart, in_double
+from otflow.analysis.charts import Chart, check_together, in_double
 from otflow.analysis.convexity import ConvexityReport, examined, times_in
 from otflow.errors import NonFinite, Unsupported
 from otflow.functionals import Functional
@@ -23,7 +24,11 @@ __all__ = ["mixture_convexity"]
 
 
 def mixture_convexity(
-    F: Functional, a: Measure, b: Measure, *, times: int | Tensor = 21
+    F: Functional,
+    a: Measure,
+    b: Measure,
+    *,
+    times: int | Sequence[float] | ArrayLike = 21,
 ) -> ConvexityReport:
     r"""Measure the curvature of F along the mixtures of `a` and `b`.
 
@@ -41,7 +46,7 @@ def mixture_convexity(
         The functional to examine.
     a, b : Measure
         Both `Particles`, or densities on one grid.
-    times : int or Tensor, shape (m,)
+    times : int, or sequence of float, Tensor or ndarray of shape (m,)
         Number of equidistant times in [0, 1], or increasing times; three at least.
 
     Returns
@@ -86,8 +91,7 @@ def mixture_convexity(
     (-8.0, True)
     """
     check_functional(F)
-    for name, measure in (("a", a), ("b", b)):
-        check_kind(measure, Measure, name)
+    check_together({"a": a, "b": b})
     t, modulus = times_in(times), 0.0 if F.mixture_convex else None
     a.mix(b, 0.5)  # which says why two measures do not mix
     F, (a, b) = in_double(F, a, b)

@@ -6,24 +6,28 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from otflow._validation import check_kind, non_negative_int
 from otflow._versions import installed
+from otflow.analysis.charts import check_together
 from otflow.analysis.findings import Finding, RunCertificate, StepFinding, Verdict
+from otflow.analysis.run_descent import energy_of, settled
 from otflow.analysis.run_dissipation import ENDED, dissipation_of
 from otflow.analysis.run_energies import functional_of
+from otflow.analysis.run_gaps import gap_of, slope_of
 from otflow.analysis.run_mixture import mixture_of
 from otflow.analysis.run_modulus import doubt_of_modulus, modulus_of
 from otflow.analysis.run_steps import (
     gap_of_steps,
     is_random,
-    is_smoothed,
-    may_rise,
     steps_of,
 )
-from otflow.errors import NonFinite, Unsupported
+from otflow.errors import Unsupported
 from otflow.functionals.base import Functional, check_functional
-from otflow.measures import GridDensity, Measure, Particles
-from otflow.optimality import Domain, GapKind, optimality_gap
+from otflow.measures import Measure
+from otflow.optimality import Domain
 from otflow.optimality.domains import check_domain
 from otflow.schemes import reports
 from otflow.trajectory import Trajectory
@@ -54,7 +58,8 @@ def certify(
     ``"modulus"``            observed, or failed if a step refutes it, by the energy it
                              lost or by `evolution_variational_inequality`
     ``"dissipation"``        observed, by `energy_dissipation`
-    ``"slope"``              observed: :math:`F - \inf F \le |v|^2/2\lambda`
+    ``"slope"``              observed: :math:`F - \inf F \le |v|^2/2\lambda`, with the
+                             infimum over the representation, as over all Gaussians
     ``"mixture"``            observed, or failed if values of F contradict its
                              `~otflow.Functional.mixture_curvature`
     ``"gap"``                proved or observed, by `otflow.optimality.optimality_gap`
@@ -72,8 +77,8 @@ def certify(
         What `otflow.flow` returned, or the ``trajectory`` of a `Diverged`; by any
         scheme.
     F : Functional
-        The functional of the run. The energies of the snapshots are computed again, and
-        compared with the records.
+        The functional of the run. The energies of the snapshots and of the end are
+        computed again, and compared with the records.
     domain : Domain, optional
         Over which measures the optimality gap of the end is taken; without it there is
         none.
@@ -117,17 +122,19 @@ def certify(
     """
     check_kind(run, Trajectory, "run", cure="pass what flow returned")
     check_functional(F)
+    if isinstance(against, (Tensor, np.ndarray, Trajectory)):  # iterable as well
+        check_kind(against, Measure, "against")
     against = (against,) if isinstance(against, Measure) else tuple(against)
-    for i, nu in enumerate(against):
-        check_kind(nu, Measure, f"against[{i}]")
+    named = {f"against[{i}]": nu for i, nu in enumerate(against)}
+    check_together({"the end of the run": run.final, **named})
     if domain is not None:
         check_domain(domain)
     descend = non_negative_int(descend, "descend")
     functional = functional_of(run, F)
-    steps = tuple(steps_of(run))
+    steps = settled(run, F, tuple(steps_of(run)))
     dim = run.final.dim
-    gap, place = _gap(F, run.final, domain, descend)
-    nus = [(f"the measure against[{i}]", nu) for i, nu in enumerate(against)]
+    gap, place = gap_of(F, run.final, domain, descend)
+    nus = [(f"the measure {name}", nu) for name, nu in named.items()]
     doubt, why = doubt_of_modulus(run, F, dim), F.why(dim)
     modulus, refuted = modulus_of(run, F, nus, place), None
     if modulus.verdict == Verdict.FAILED:
@@ -142,13 +149,13 @@ def certify(
     findings = [
         _status(run),
         functional,
-        _energy(run, steps),
+        energy_of(run, F, steps),
         _solves(run),
         _exact(steps, doubt),
         _time_error(run, doubt),
         modulus,
         dissipation_of(run, F),
-        _slope(F, run.final, refuted),
+        slope_of(F, run.final, refuted),
         mixture,
         *gaps,
     ]
@@ -159,10 +166,26 @@ def certify(
     about = {
         "functional": repr(F),
         "scheme": run.bookmark.context["scheme"] if run.bookmark else "not recorded",
+        "measure": _size(run.final),
+        "dt": _lengths(steps),
+        "seed": str(run.seed),
         "domain": "none was given" if domain is None else repr(domain),
         "otflow": installed("otflow"),
     }
     return RunCertificate(head, tuple(findings), steps, why, about)
+
+
+def _size(mu: Measure) -> str:
+    return f"{type(mu).__name__}, n = {mu.n}, d = {mu.dim}, {mu.dtype}"
+
+
+def _lengths(steps: Sequence[StepFinding]) -> str:
+    """Return the lengths of the steps, as far as they are known."""
+    known = [step.dt for step in steps if step.dt is not None]
+    if not known:
+        return "not recorded of single steps"
+    low, high = f"{min(known):.6g}", f"{max(known):.6g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _void(gap: Finding, mixture: Finding) -> Finding:
@@ -182,35 +205,6 @@ def _doubted(step: StepFinding) -> StepFinding:
 def _status(run: Trajectory[Any]) -> Finding:
     verdict = Verdict.OBSERVED if run.status in ENDED else Verdict.FAILED
     return Finding("status", verdict, None, f"{run.status}: {run.message}")
-
-
-def _energy(run: Trajectory[Any], steps: Sequence[StepFinding]) -> Finding:
-    known = [s for s in steps if s.energy != Verdict.UNKNOWN]
-    rises = [s for s in known if s.energy == Verdict.FAILED]
-    name, of = "energy", f"of {len(steps)} steps"
-    if rises:
-        text = f"rose in {len(rises)} {of}, first in step {rises[0].step}"
-        return Finding(name, Verdict.FAILED, float(len(rises)), text)
-    if any(map(may_rise, run.info)):
-        pairs = [(s.energy_before, s.energy_after) for s in steps]
-        ups = sum(a is not None and b is not None and b > a for a, b in pairs)
-        text = (
-            f"rose in {ups} {of}; that is normal for plain Frank-Wolfe, whose step "
-            f"length is prescribed, as 2/(k + 2), and does not look at the energy"
-        )
-        return Finding(name, Verdict.OBSERVED, float(ups), text)
-    if len(known) == len(steps) and steps:
-        first, last = (float(run.records["energy"][k]) for k in (0, -1))
-        text = f"did not rise in any {of}, {first:.6g} to {last:.6g}"
-        return Finding(name, Verdict.OBSERVED, 0.0, text)
-    random = sum(map(is_random, run.info))
-    if random:
-        text = f"{random} {of} are random, and a random step may raise the energy"
-    elif any(map(is_smoothed, run.info)):
-        text = "the records leave out the entropy, which particles do not have"
-    else:
-        text = f"known at both ends of {len(known)} {of}: record each, every=1"
-    return Finding(name, Verdict.UNKNOWN, None, text)
 
 
 def _solves(run: Trajectory[Any]) -> Finding:
@@ -275,57 +269,7 @@ def _time_error(run: Trajectory[Any], doubt: str | None) -> Finding:
         f"the exact flow is within W2 distance {bound:.3g} at the last record, in the "
         f"same representation, by the modulus of F"
     )
+    way = sum(report.w2 or 0.0 for report in run.info)
+    if bound > way:
+        text += f"; that is more than the way of the run, {way:.3g}, and tells little"
     return Finding(name, Verdict.PROVED, bound, text)
-
-
-def _slope(F: Functional, mu: Measure, refuted: str | None) -> Finding:
-    r"""Bound F by its slope: :math:`F(\nu) \ge F(\mu) - |v|^2/2\lambda` for all nu."""
-    name, modulus = "slope", F.modulus(mu.dim)
-    if modulus is None or modulus <= 0:
-        text = "no positive modulus of F is known"
-        return Finding(name, Verdict.UNKNOWN, None, text)
-    if refuted is not None:
-        text = f"nothing is bounded: {refuted}"
-        return Finding(name, Verdict.FAILED, None, text)
-    if isinstance(mu, GridDensity):
-        text = (
-            "the velocities of a grid belong to the faces of its cells, and their norm "
-            "is no slope of F along geodesics"
-        )
-        return Finding(name, Verdict.UNKNOWN, None, text)
-    try:
-        v = F.velocity(mu)
-    except (Unsupported, NonFinite) as error:
-        return Finding(name, Verdict.UNKNOWN, None, str(error))
-    bound = float(mu.inner(v, v)) / (2 * modulus)
-    text = (
-        f"F is within {bound:.3g} of its infimum, by the velocity at the end and the "
-        f"modulus {modulus:g}, up to the round-off of the velocity"
-    )
-    return Finding(name, Verdict.OBSERVED, bound, text)
-
-
-def _gap(
-    F: Functional, mu: Measure, domain: Domain | None, descend: int
-) -> tuple[Finding, list[tuple[str, Measure]]]:
-    """Return the gap, and the measure of one atom where F' is least, by name."""
-    name, place = "gap", list[tuple[str, Measure]]()
-    if domain is None:
-        text = "no domain was given: certify(run, F, domain=BoxDomain(lower, upper))"
-        return Finding(name, Verdict.UNKNOWN, None, text), place
-    try:
-        gap = optimality_gap(F, mu, domain, descend=descend)
-    except (Unsupported, NonFinite, ValueError) as error:
-        return Finding(name, Verdict.UNKNOWN, None, str(error)), place
-    if isinstance(mu, Particles) and gap.argmin is not None:
-        x = gap.argmin.detach().to(mu.points)
-        if x.shape == (mu.dim,):
-            place.append(("one atom where F' is least", Particles(x[None])))
-    text = f"F - inf F <= {gap.value:.6g} over the domain, {gap.kind}: {gap.reason}"
-    verdict = {
-        GapKind.PROVED: Verdict.PROVED,
-        GapKind.SEARCHED: Verdict.OBSERVED,
-    }.get(gap.kind, Verdict.UNKNOWN)
-    if verdict == Verdict.UNKNOWN:
-        return Finding(name, verdict, None, gap.reason), place
-    return Finding(name, verdict, gap.value, text), place

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from otflow.analysis.evi import evolution_variational_inequality
+from otflow.analysis.certificates import check_each_step
+from otflow.analysis.evi import check_proximal, evolution_variational_inequality
 from otflow.analysis.findings import Finding, Verdict
 from otflow.analysis.run_steps import parts_of
 from otflow.errors import NonFinite, Unsupported
@@ -38,6 +39,9 @@ def modulus_of(
         if tried.verdict == Verdict.FAILED:
             return tried
     if nus:
+        reason = _untried(run, F)
+        if reason is not None:
+            return Finding(NAME, Verdict.UNKNOWN, None, reason)
         return _against(run, F, nus)
     if not count:
         text = (
@@ -60,7 +64,8 @@ def _against(
         try:
             found = evolution_variational_inequality(F, run, nu)
         except (Unsupported, NonFinite, ValueError) as error:
-            return Finding(NAME, Verdict.UNKNOWN, None, str(error))
+            text = f"not tried against {name}: {error}"
+            return Finding(NAME, Verdict.UNKNOWN, None, text)
         least, tried = min(least, float(found.slack.min())), found.modulus
         if found.holds:
             continue
@@ -82,6 +87,22 @@ def _against(
         f"proves nothing of others"
     )
     return Finding(NAME, Verdict.OBSERVED, least, text)
+
+
+def _untried(run: Trajectory[Any], F: Functional) -> str | None:
+    """Return why measures cannot try a modulus, by a cure that a report has."""
+    try:
+        check_proximal(run)
+        check_each_step(run)
+    except (Unsupported, ValueError) as error:
+        return f"not tried against the measures given: {error}"
+    if F.modulus(run.final.dim) is None:
+        return (
+            f"no modulus of F is known, as F.why({run.final.dim}) tells, and so none "
+            f"was tried; try one by evolution_variational_inequality(F, run, nu, "
+            f"modulus=...)"
+        )
+    return None
 
 
 def doubt_of_modulus(run: Trajectory[Any], F: Functional, dim: int) -> str | None:

@@ -14,10 +14,12 @@ from otflow.trajectory import Trajectory
 
 __all__ = [
     "gap_of_steps",
+    "inserts_atoms",
     "is_random",
     "is_smoothed",
     "may_rise",
     "parts_of",
+    "prescribed",
     "steps_of",
 ]
 
@@ -137,6 +139,21 @@ def is_smoothed(report: Certificate) -> bool:
 
 
 def may_rise(report: Certificate) -> bool:
+    """Return whether a step need not lower the energy, as one with momentum.
+
+    The report of a user's scheme says so by ``descends=False``.
+    """
+    return prescribed(report) or any(
+        leaf.entries.get("descends") is False for leaf in parts_of(report)
+    )
+
+
+def inserts_atoms(report: Certificate) -> bool:
+    """Return whether a step gives mass to new atoms, as one of Frank-Wolfe."""
+    return any("gap_kind" in leaf.entries for leaf in parts_of(report))
+
+
+def prescribed(report: Certificate) -> bool:
     """Return whether a step has the length of a plain Frank-Wolfe step.
 
     That length depends on the number of the step alone. The sliding variant looks at

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+import inspect
+from collections.abc import Callable, Sequence
 from functools import wraps
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor
@@ -26,6 +27,19 @@ CHECKED = {
 }
 
 
+# The methods that the library calls, with their arguments.
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "value": ("mu",),
+    "value_and_velocity": ("mu",),
+    "modulus": ("dim",),
+    "why_modulus": ("dim",),
+    "mixture_curvature": (),
+    "why_mixture": (),
+    "enclosed_variation": ("mu",),
+    "resample": ("generator",),
+}
+
+
 def check_answers(cls: type) -> None:
     """Let the methods that a class defines check what they are given and return."""
     for name, what in CHECKED.items():
@@ -35,22 +49,27 @@ def check_answers(cls: type) -> None:
             setattr(cls, name, staticmethod(_finite(method.__func__, what)))
         elif callable(method):
             setattr(cls, name, _finite(method, what))
+    for name, arguments in ARGUMENTS.items():
+        method = vars(cls).get(name)
+        if isinstance(method, FunctionType):
+            _check_arguments(method, name, arguments)
     if callable(method := vars(cls).get("mixture_curvature")):
         setattr(cls, "mixture_curvature", _known(method))  # noqa: B010  # for mypy
 
 
+def _check_arguments(method: FunctionType, name: str, arguments: Sequence[str]) -> None:
+    """Raise InvalidFunctional unless a method can be called with its arguments."""
+    try:
+        inspect.signature(method).bind("self", *arguments)
+    except TypeError as error:
+        called = ", ".join(("self", *arguments))
+        msg = f"{method.__qualname__}: {error}; write def {name}({called})"
+        raise InvalidFunctional(msg) from error
+
+
 def check_measure(mu: Any) -> None:
     """Raise TypeError unless mu is a measure; say how points are made one."""
-    cure = measure_within(mu) or "of points (n, d) make Particles(points)"
-    check_kind(mu, Measure, "mu", cure=cure)
-
-
-def measure_within(result: Any) -> str:
-    """Return how the measure of a result is taken, as of a run; "" if none is held."""
-    if not is_dataclass(result) or isinstance(result, type):
-        return ""
-    held = [f.name for f in fields(result) if isinstance(vars(result)[f.name], Measure)]
-    return f"the result holds the measure: take its .{held[0]}" if held else ""
+    check_kind(mu, Measure, "mu")
 
 
 def _finite(method: Callable[..., Any], what: str) -> Callable[..., Any]:

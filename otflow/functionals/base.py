@@ -20,6 +20,7 @@ from otflow._algebra import (
     text_of_sum,
 )
 from otflow._autodiff import value_and_gradient
+from otflow._fixed import check_fixed
 from otflow._moving import Move, move_of, moved_attributes
 from otflow._typing import ArrayLike
 from otflow._validation import check_finite, check_kind, real
@@ -27,11 +28,7 @@ from otflow.functionals import legacy
 from otflow.functionals.answers import check_answers, check_measure
 from otflow.functionals.inheritance import forget_claims, redefined
 from otflow.functionals.passes import at_once, by_autodiff, summed, times
-from otflow.functionals.reasons import (
-    MODULUS_IS_A_METHOD,
-    explain,
-    generic_reason,
-)
+from otflow.functionals.reasons import NOT_A_NUMBER, explain, generic_reason
 from otflow.measures import Measure
 from otflow.numerics.enclosed_sums import Enclosed, enclosed_terms
 
@@ -89,6 +86,9 @@ class Functional(ABC):
             [-60.]])
     """
 
+    # Names of attributes from which others follow, or of which others are declared.
+    _fixed: frozenset[str] = frozenset()
+
     # Set by the module of internal energies, which imports this one.
     _entropy: ClassVar[Functional]
 
@@ -98,7 +98,7 @@ class Functional(ABC):
         check_answers(cls)
         own = frozenset(vars(cls))
         if "modulus" in own and not callable(vars(cls)["modulus"]):
-            raise TypeError(MODULUS_IS_A_METHOD)
+            raise TypeError(NOT_A_NUMBER)
         legacy.adopt(cls, lambda: Functional._entropy)
         if callable(terms := vars(cls).get("terms")):
             cls.terms = _flat(terms)  # type: ignore[assignment, method-assign]
@@ -106,7 +106,8 @@ class Functional(ABC):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "modulus":
-            raise TypeError(MODULUS_IS_A_METHOD)
+            raise TypeError(NOT_A_NUMBER)
+        check_fixed(self, name)
         super().__setattr__(name, value)
 
     @abstractmethod
@@ -164,6 +165,7 @@ class Functional(ABC):
         NonFinite
             If an entry is NaN or infinite.
         """
+        check_measure(mu)
         return mu.mass_gradient(self.value, x)
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
@@ -188,6 +190,7 @@ class Functional(ABC):
         NonFinite
             If the value or the velocity is NaN or infinite.
         """
+        check_measure(mu)
         value, gradient = mu.value_and_position_gradient(self.value)
         return value, -gradient
 
@@ -697,14 +700,12 @@ class Sum(Functional):
         return summed(part.value_and_velocity(mu) for part in self.parts)
 
     def value_and_first_variation(self, mu: Measure) -> tuple[Tensor, Tensor]:
-        if not self.parts:
-            return super().value_and_first_variation(mu)
-        return summed(part.value_and_first_variation(mu) for part in self.parts)
+        parts = (part.value_and_first_variation(mu) for part in self.parts)
+        return summed(parts) or super().value_and_first_variation(mu)
 
     def value_and_derivatives(self, mu: Measure) -> tuple[Tensor, Tensor, Tensor]:
-        if not self.parts:
-            return super().value_and_derivatives(mu)
-        return summed(part.value_and_derivatives(mu) for part in self.parts)
+        parts = (part.value_and_derivatives(mu) for part in self.parts)
+        return summed(parts) or super().value_and_derivatives(mu)
 
     def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
         return sum((part._velocity_at(mu, x) for part in self.parts), 0.0 * x)

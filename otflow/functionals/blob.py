@@ -88,6 +88,8 @@ class Blob(Functional):
             [ 0.9679]])
     """
 
+    _fixed = frozenset({"kernel", "width"})
+
     def __init__(
         self, internal: Internal, width: float, *, tolerance: float = 0.0
     ) -> None:
@@ -169,6 +171,7 @@ class Blob(Functional):
         Tensor, shape (n,) or (m,)
             Differentiable, as `Measure.convolve`.
         """
+        check_kind(mu, Measure, "mu")
         return self._factor(mu) * mu.convolve(self.kernel, x)
 
     def _factor(self, mu: Measure) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from contextlib import nullcontext
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ __all__ = ["EnergyDistanceTo", "MMDTo", "Witness"]
 
 class _Discrepancy(Functional):
     """Half a squared kernel distance: an interaction plus a potential, the witness."""
+
+    _fixed = frozenset({"kernel", "target"})
 
     def __init__(
         self, nu: Measure | ArrayLike, kernel: PairKernel, batch_size: int | None
@@ -90,9 +92,9 @@ class _Discrepancy(Functional):
         whole = self._parts.parts[1]
         assert isinstance(whole, Potential)
         draw = copy.copy(self)
-        draw.target = Particles(self.target.sample(self.batch_size, generator))
-        draw.batch_size = None
-        draw._parts = _parts(draw.target, self.kernel, whole.V)
+        nu = Particles(self.target.sample(self.batch_size, generator))
+        parts = _parts(nu, self.kernel, whole.V)
+        vars(draw).update(target=nu, batch_size=None, _parts=parts)
         return draw
 
 
@@ -232,18 +234,19 @@ class Witness:
         self, target: Measure, kernel: PairKernel, whole: Ground | None
     ) -> None:
         self.target, self.kernel, self.whole = target, kernel, whole
-        # Kept only while neither the kernel nor the target can change.
-        known = isinstance(kernel, Kernel) and kernel.key() is not None
+        # Kept for the parameters that the kernel has now, and a target without a graph.
+        known = _key(kernel) is not None
         fixed = known and not records(target.points, target.weights)
-        self.kept = target.interaction(kernel) if whole is None and fixed else None
+        kept = target.interaction(kernel) if whole is None and fixed else None
+        self.kept = None if kept is None else (_key(kernel), kept)
 
     @property
     def own(self) -> Tensor:
         """The term of the target alone."""
         if isinstance(self.whole, Witness):
             return self.whole.own
-        if self.kept is not None:
-            return self.kept
+        if self.kept is not None and self.kept[0] == _key(self.kernel):
+            return self.kept[1]
         return self.target.interaction(self.kernel)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -286,11 +289,27 @@ class Witness:
         return mu.weights @ (own - total), pull
 
 
+def _key(kernel: PairKernel) -> tuple[Any, ...] | None:
+    """Return what identifies a kernel, or None if its values may change."""
+    return kernel.key() if isinstance(kernel, Kernel) else None
+
+
+class Attraction(Potential):
+    """The potential of a witness; its modulus is one of the kernel as it is now."""
+
+    V: Witness
+
+    def modulus(self, dim: int) -> float | None:
+        return _bound_of_minus(self.V.kernel)
+
+    def why_modulus(self, dim: int) -> str:
+        if self.modulus(dim) is None:
+            return f"since no bound of the Hessian of minus {self.V.kernel!r} is known"
+        return "the least eigenvalue of the Hessian of minus the kernel"
+
+
 def _parts(target: Measure, kernel: PairKernel, whole: Ground | None) -> Sum:
-    witness = Potential(Witness(target, kernel, whole), modulus=_bound_of_minus(kernel))
-    witness._reason = "the least eigenvalue of the Hessian of minus the kernel"
-    witness._unknown = f"since no bound of the Hessian of minus {kernel!r} is known"
-    return Sum((Interaction(kernel), witness))
+    return Sum((Interaction(kernel), Attraction(Witness(target, kernel, whole))))
 
 
 def _bound_of_minus(kernel: PairKernel) -> float | None:

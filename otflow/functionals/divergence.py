@@ -94,6 +94,8 @@ class KL(Functional):
     tensor(0.6931)
     """
 
+    _fixed = frozenset({"convexity", "mass", "target"})
+
     def __init__(
         self,
         target: Ground | Gaussian | GridDensity | Quantiles,
@@ -101,9 +103,12 @@ class KL(Functional):
         modulus: float | None = None,
         mass: float | None = None,
     ) -> None:
-        self.target = target
-        self.convexity = None if modulus is None else real(modulus, "modulus")
-        self.mass = 1.0 if isinstance(target, Measure) else mass
+        bound = None if modulus is None else real(modulus, "modulus")
+        if isinstance(target, Gaussian) and modulus is None:
+            bound = _Quadratic(target).modulus
+        self.target, self.convexity = target, bound
+        known = None if mass is None else positive(mass, "mass")
+        self.mass = 1.0 if isinstance(target, Measure) else known
         if isinstance(target, Measure) and mass is not None:
             msg = "a measure has the mass 1; leave mass= to a function V"
             raise ValueError(msg)
@@ -111,7 +116,6 @@ class KL(Functional):
             V: Ground = _MinusLog(target)
         elif isinstance(target, Gaussian):
             V = _Quadratic(target)
-            self.convexity = V.modulus if modulus is None else self.convexity
         elif isinstance(target, Quantiles):
             self._rest: Functional = CrossEntropy(target)
             return
@@ -119,9 +123,8 @@ class KL(Functional):
             raise TypeError(_no_density(target))
         elif callable(target) and not isinstance(target, (type, Functional)):
             V = target
-            if mass is not None:
-                self.mass = positive(mass, "mass")
-                V = _Shifted(target, math.log(self.mass)) if self.mass != 1 else V
+            if known is not None and known != 1:
+                V = _Shifted(target, math.log(known))
         else:
             msg = (
                 f"the target must be a function V, (..., d) -> (...), or a "

@@ -65,6 +65,12 @@ class OfExpectation(Functional):
         self.Phi = Phi
         self.mixture = curvature_named(mixture, "mixture")
 
+    @property
+    def _fixed(self) -> frozenset[str]:  # type: ignore[override]
+        """R is fixed where something is declared of it."""
+        declared = vars(self).get("mixture") is not None
+        return frozenset({"R"} if declared else ())
+
     def value(self, mu: Measure) -> Tensor:
         return self.R(mu.expectation(self.Phi))
 

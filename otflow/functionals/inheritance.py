@@ -49,6 +49,7 @@ HARMLESS = frozenset(
         "resample",
         "split_entropy",
         "_entropy",
+        "_fixed",
         "_reason",
     )
 )

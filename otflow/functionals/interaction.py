@@ -76,6 +76,8 @@ class Interaction(Functional):
     tensor(0.5000)
     """
 
+    _fixed = frozenset({"W", "kernel"})
+
     def __init__(
         self,
         W: Ground | PairKernel,
@@ -85,15 +87,36 @@ class Interaction(Functional):
     ) -> None:
         self.W = W
         self.kernel = as_kernel(W)
-        declared = self.kernel.modulus if modulus is None else modulus
-        self.convexity = None if declared is None else real(declared, "modulus")
-        word = self.kernel.mixture if mixture is None else mixture
-        name = "mixture" if mixture is not None else f"the mixture of {self.kernel!r}"
-        self.mixture = curvature_named(word, name)
-        self._declared = (modulus is not None, mixture is not None)
+        self._modulus = None if modulus is None else real(modulus, "modulus")
+        self._mixture = curvature_named(mixture, "mixture")
+        self._of_kernel()
         parts = self.kernel.terms()
         whole = len(parts) == 1 and parts[0][0] == 1
         self._parts = () if whole else tuple((c, Interaction(V)) for c, V in parts)
+
+    def _of_kernel(self) -> tuple[float | None, Curvature | None]:
+        """Return what the kernel, as it is now, states of itself."""
+        bound = self.kernel.modulus
+        word = curvature_named(self.kernel.mixture, f"the mixture of {self.kernel!r}")
+        return None if bound is None else real(bound, "modulus"), word
+
+    @property
+    def convexity(self) -> float | None:
+        """The number given as `modulus`, or that of the kernel."""
+        return self._of_kernel()[0] if self._modulus is None else self._modulus
+
+    @convexity.setter
+    def convexity(self, number: float | None) -> None:
+        self._modulus = None if number is None else real(number, "modulus")
+
+    @property
+    def mixture(self) -> Curvature | None:
+        """The word given as `mixture`, or that of the kernel."""
+        return self._of_kernel()[1] if self._mixture is None else self._mixture
+
+    @mixture.setter
+    def mixture(self, word: Curvature | str | None) -> None:
+        self._mixture = curvature_named(word, "mixture")
 
     def _terms(self) -> tuple[tuple[float, Functional], ...]:
         return self._parts or ((1.0, self),)
@@ -145,8 +168,13 @@ class Interaction(Functional):
         return min(self.convexity, 0.0)
 
     def why_modulus(self, dim: int) -> str:
-        number = "modulus= of W declares" if self._declared[0] else ""
+        number = "modulus= of W declares" if self._modulus is not None else ""
         reason = f"as {number}" if number else self.kernel.why_modulus()
+        if dim == 1 and reason.endswith("every coupling"):
+            reason += (
+                "; along geodesics on the line, where atoms keep their order, F may be "
+                "convex: analysis.falsify tells both apart"
+            )
         if self.convexity is None or self.convexity <= 0:
             return reason
         if not isinstance(self.kernel, Kernel):
@@ -157,7 +185,7 @@ class Interaction(Functional):
         return self.mixture
 
     def why_mixture(self) -> str:
-        if self._declared[1]:
+        if self._mixture is not None:
             return "as mixture= declares"
         return self.kernel.why_mixture()
 

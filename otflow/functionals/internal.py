@@ -96,6 +96,8 @@ class Internal(Functional):
         super().__init_subclass__(**options)
         forget_maps(cls, Internal)
 
+    _fixed = frozenset({"e"})
+
     def __init__(
         self,
         e: Ground,

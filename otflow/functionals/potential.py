@@ -57,6 +57,12 @@ class Potential(Functional):
         self.V = V
         self.convexity = None if modulus is None else real(modulus, "modulus")
 
+    @property
+    def _fixed(self) -> frozenset[str]:  # type: ignore[override]
+        """V is fixed where something is declared of it."""
+        declared = vars(self).get("convexity") is not None
+        return frozenset({"V"} if declared else ())
+
     def value(self, mu: Measure) -> Tensor:
         value = mu.expectation(self.V)
         if value.ndim:

@@ -10,9 +10,15 @@ from typing import Any
 from otflow._algebra import sum_of_curvatures, text_of_multiple
 from otflow._validation import non_negative_int
 
-__all__ = ["MODULUS_IS_A_METHOD", "explain", "generic_reason", "unchecked"]
+__all__ = [
+    "NOT_A_NUMBER",
+    "explain",
+    "generic_reason",
+    "not_convex",
+    "unchecked",
+]
 
-MODULUS_IS_A_METHOD = (
+NOT_A_NUMBER = (
     "modulus(dim) is a method of every functional, not a number; declare a bound by "
     "overriding it, or by Potential(V, modulus=...), whose number is `convexity`, and "
     "give an attribute of your own another name"
@@ -39,10 +45,13 @@ def generic_reason(F: Any, word: str, base: type) -> str:
     owner = _owner(F, word, base)
     if owner is not base:
         return f"as {owner.__name__}.{word} states"
+    arguments = "(self, dim)" if word == "modulus" else "(self)"
     if _is_one_term(F) and type(F).__module__.startswith("otflow."):
-        return f"since none is known of {type(F).__name__}"
+        return (
+            f"since none is known of {type(F).__name__}: state {word}{arguments} in a "
+            f"subclass where you know it"
+        )
     if _is_one_term(F):
-        arguments = "(self, dim)" if word == "modulus" else "(self)"
         return (
             f"since {type(F).__name__} states none: override {word}{arguments} where "
             f"you know it"
@@ -111,6 +120,18 @@ def _of_mixture(F: Any, base: type) -> Iterator[str]:
         head += f", because of {', '.join(causes) or both}"
     yield f"along mixtures: {head}"
     yield from rows
+
+
+def not_convex(F: Any, base: type) -> str:
+    """Return which terms of F are not known to be convex along mixtures, and why."""
+    found = []
+    for c, term in _leaves(F, 1.0, "mixture_curvature", base):
+        word = sum_of_curvatures([(c, term.mixture_curvature())])
+        if word in ("convex", "linear"):
+            continue
+        is_concave = "" if word is None else " is concave"
+        found.append(f"{_text(c, term)}{is_concave}, {term.why_mixture()}")
+    return f"not known to be convex along mixtures: {'; and '.join(found) or repr(F)}"
 
 
 def unchecked(F: Any, base: type) -> list[tuple[Any, str]]:

@@ -87,6 +87,8 @@ class KSD(Functional):
     tensor([[-2.]])
     """
 
+    _fixed = frozenset({"kernel", "pairs", "score"})
+
     def __init__(self, score: Ground, kernel: Kernel) -> None:
         check_function(score, "score must be a function (n, d) -> (n, d)")
         parts = kernel.terms() if isinstance(kernel, Kernel) else ()

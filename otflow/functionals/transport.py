@@ -145,6 +145,11 @@ class SquaredDistanceTo(Functional):
             return (
                 "since W2 between densities on the line is a distance of a flat space"
             )
+        if dim == 1:
+            return (
+                "since it is 1-convex along geodesics on the line alone, and a modulus "
+                "holds along every coupling: analysis.falsify tells both apart"
+            )
         return "since the squared distance is not convex along geodesics off the line"
 
     def mixture_curvature(self) -> Curvature:

@@ -196,6 +196,8 @@ class Combination(Kernel):
     tensor(0.2500)
     """
 
+    _fixed = frozenset({"parts"})
+
     def __init__(self, parts: tuple[tuple[float, Kernel], ...]) -> None:
         flat: list[tuple[float, Kernel]] = []
         for c, W in parts:
@@ -206,16 +208,33 @@ class Combination(Kernel):
             msg = "a Combination has no parts; a kernel that is 0 is 0 * Quadratic()"
             raise ValueError(msg)
         self.parts = tuple(flat)
-        kernels = [W for _, W in self.parts]
-        self.singular = any(W.singular for W in kernels)
-        self.smooth = all(W.smooth for W in kernels)
-        self.is_radial = all(W.is_radial for W in kernels)
-        words = [
-            (c, curvature_named(W.mixture, f"the mixture of {W!r}"))
-            for c, W in self.parts
-        ]
-        modulus = sum_of_bounds((c, W.modulus) for c, W in self.parts)
-        self._declare(Combination, modulus, sum_of_curvatures(words))
+        _words(self.parts)
+
+    # Of the kernels as they are now: one may be given another width.
+    @property
+    def singular(self) -> bool:  # type: ignore[override]
+        """Whether one of the kernels is singular."""
+        return any(W.singular for _, W in self.parts)
+
+    @property
+    def smooth(self) -> bool:  # type: ignore[override]
+        """Whether every kernel is smooth."""
+        return all(W.smooth for _, W in self.parts)
+
+    @property
+    def is_radial(self) -> bool:  # type: ignore[override]
+        """Whether every kernel is radial."""
+        return all(W.is_radial for _, W in self.parts)
+
+    @property
+    def modulus(self) -> float | None:  # type: ignore[override]
+        """The sum of the bounds."""
+        return sum_of_bounds((c, W.modulus) for c, W in self.parts)
+
+    @property
+    def mixture(self) -> Curvature | None:  # type: ignore[override]
+        """That of the sum."""
+        return sum_of_curvatures(_words(self.parts))
 
     def why_modulus(self) -> str:
         if self.modulus is not None:
@@ -310,6 +329,8 @@ class Function(Kernel):
     tensor(0.)
     """
 
+    _fixed = frozenset({"function"})
+
     def __init__(
         self,
         function: Ground,
@@ -333,6 +354,13 @@ class Function(Kernel):
 
     def __repr__(self) -> str:
         return getattr(self.function, "__name__", None) or type(self.function).__name__
+
+
+def _words(
+    parts: tuple[tuple[float, Kernel], ...],
+) -> list[tuple[float, Curvature | None]]:
+    """Return the factors and mixtures of kernels; raise if a mixture is no word."""
+    return [(c, curvature_named(W.mixture, f"the mixture of {W!r}")) for c, W in parts]
 
 
 def as_kernel(W: Ground | PairKernel) -> PairKernel:

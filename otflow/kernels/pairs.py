@@ -9,6 +9,7 @@ from torch import Tensor
 
 from otflow._algebra import Curvature
 from otflow._claims import changed, forget, library_class
+from otflow._fixed import check_fixed
 from otflow._moving import Move, move_of, moved_attributes
 from otflow._pairs import Sweep, pair_field
 from otflow.numerics.enclosed_sums import over_atoms
@@ -32,6 +33,7 @@ HARMLESS = frozenset(
         "ranges",
         "smooth",
         "to",
+        "_fixed",
         "_steepest",
     )
 )
@@ -95,6 +97,13 @@ class PairKernel(ABC):
     smooth: bool = False
     modulus: float | None = None
     mixture: Curvature | str | None = None
+
+    # Names of attributes of which others are declared.
+    _fixed: frozenset[str] = frozenset()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        check_fixed(self, name)
+        super().__setattr__(name, value)
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Forget what the parent knew of its values, if the subclass changes these."""
@@ -249,7 +258,8 @@ def _declared(kernel: PairKernel, name: str, value: Any) -> str:
     how = f"set {name} = {word} in {kind.__name__}"
     if kind.__module__.startswith("otflow."):
         if kind.__name__ not in ("Function", "TwoPoint"):
-            return f"since none is known of {kernel!r}"
+            along = " along every coupling" if name == "modulus" else ""
+            return f"since none is known of {kernel!r}{along}"
         argument = "W" if kind.__name__ == "Function" else "K"
         how = f"give kernels.{kind.__name__}({argument}, {name}={word})"
     return f"since {kernel!r} declares none: {how} if that is true of it"

@@ -71,6 +71,8 @@ class TwoPoint(PairKernel):
             [-2.]])
     """
 
+    _fixed = frozenset({"features", "function"})
+
     def __init__(
         self,
         function: Callable[[Tensor, Tensor], Tensor],

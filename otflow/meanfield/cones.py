@@ -5,29 +5,40 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from otflow.meanfield.circle import largest_on_circle
-from otflow.meanfield.kinks import IDLE, Kinks, Level, Maximum, as_found, gains
+from otflow.meanfield.kinks import (
+    CLIMBERS,
+    IDLE,
+    ROUND,
+    TEMPORARY,
+    Kinks,
+    Level,
+    Maximum,
+    as_found,
+    gains,
+)
 from otflow.meanfield.relaxations import relaxed_bound
+from otflow.numerics.branching import Cells, Found, branch_and_bound
 
 __all__ = ["largest_on_cones", "largest_on_sphere"]
 
-# Numbers in the largest temporary array of a round, and most cones in a round.
-TEMPORARY = 2**19
-ROUND = 2048
-# Starts, the best ones of those given, from which to climb.
-CLIMBERS = 8
 # Most dimensions in which the sphere is cut into cones, and those in which all faces
 # of a cone are tried.
 MOST_ORTHANTS = 10
 MOST_FACES = 5
+# Entries of a temporary array below which a larger one takes hardly more time, and
+# most parts of few cones.
+SMALL = 2**15
+PARTS = 64
 
 
-def bound(g: Kinks, cones: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r"""Return upper bounds on cones and how to cut them.
+def bound(g: Kinks, cones: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return upper bounds on cones and what decides them.
 
     A cone (q, q) is that of its rows :math:`v_i`, which lie in one orthant and have
     :math:`|v_i|_1 = 1`. Kinks that the cone does not meet are linear there. A kink
@@ -48,10 +59,8 @@ def bound(g: Kinks, cones: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         Bounds of the dual norm of g on the part of the cone of norm 1.
     values : Tensor, shape (B, q, m)
         g at the rows.
-    excess : Tensor, shape (B,)
-        The largest share of a kink in the bound.
-    kink : Tensor, shape (B,)
-        The kink of that share.
+    loads : Tensor, shape (B, n)
+        The factors of the kinks in the side that decides.
     """
     z = cones @ g.z.T  # (B, q, n)
     up = z.clamp_min(0)
@@ -77,10 +86,7 @@ def bound(g: Kinks, cones: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     uppers = _largest(g, cones.repeat(count, 1, 1), sides.flatten(0, 1))
     uppers = uppers.reshape(count, -1)  # (2m, B)
     upper, side = uppers.max(0)
-    # The share of each kink in the side that decides.
-    tall = extra.amax(1)  # (B, n)
-    excess, kink = (tall * loads[side, :, 0]).max(1)
-    return upper, values, excess, kink
+    return upper, values, loads[side, :, 0]
 
 
 def _largest(g: Kinks, cones: Tensor, heights: Tensor) -> Tensor:
@@ -95,44 +101,55 @@ def _largest(g: Kinks, cones: Tensor, heights: Tensor) -> Tensor:
         return heights.amax(1)
     q = cones.shape[-1]
     sign = torch.sign(cones.sum(1))  # v.sign = |v|_1 = 1 for each row
-    best = heights.new_full((len(cones),), math.inf)
-    faces = range(1, q + 1) if q <= MOST_FACES else (1, q)
     gram = cones @ cones.transpose(1, 2)
-    for size in faces:
-        for face in itertools.combinations(range(q), size):
-            index = list(face)
-            part = gram[:, index][:, :, index]
-            # A thin cone has a singular matrix; whatever comes back is mended.
-            share = torch.linalg.solve_ex(part, heights[:, index, None])[0]
-            normal = (share.transpose(1, 2) @ cones[:, index])[:, 0].nan_to_num()
-            lack = heights - torch.einsum("bij,bj->bi", cones, normal)
-            mended = normal + lack.amax(1).clamp_min(0)[:, None] * sign
-            best = torch.minimum(best, mended.norm(dim=-1))
+    faces = _faces(q).to(heights)[:, None]  # (f, 1, q)
+    # Rows that do not belong to a face get the share 0.
+    part = gram * faces[..., None] * faces[..., None, :] + torch.diag_embed(1 - faces)
+    # A thin cone has a singular matrix; whatever comes back is mended.
+    share = torch.linalg.solve_ex(part, (heights * faces)[..., None])[0]
+    normal = (share.transpose(2, 3) @ cones).nan_to_num_()  # (f, B, 1, q)
+    lack = heights - (normal * cones).sum(-1)
+    mended = normal[:, :, 0] + lack.amax(2).clamp_min_(0)[..., None] * sign
+    best = mended.norm(dim=-1).amin(0)
     # No function is above its largest value times the largest |v|_1 of norm 1.
     rough = heights.amax(1).clamp_min(0) * math.sqrt(q)
     return torch.minimum(best, rough)
 
 
-def cut(g: Kinks, cones: Tensor, excess: Tensor, kink: Tensor) -> Tensor:
-    """Return both halves (2B, q, q) of cones, cut at their kinks or at an edge."""
-    rows = torch.arange(len(cones), device=cones.device)
-    z = torch.einsum("biq,bq->bi", cones, g.z[kink])
-    i, j = z.argmax(1), z.argmin(1)
-    top, bottom = z[rows, i], z[rows, j]
-    part = (-bottom / (top - bottom)).nan_to_num(0.5)  # the share of row i
-    # Where no kink matters, the longest edge is halved.
-    apart = torch.cdist(cones, cones).flatten(1)
-    longest = apart.argmax(1)
+@cache
+def _faces(q: int) -> Tensor:
+    """Return which rows belong to the faces of a cone, (f, q)."""
+    sizes = range(1, q + 1) if q <= MOST_FACES else (1, q)
+    kinds = itertools.product((0.0, 1.0), repeat=q)
+    return torch.tensor([face for face in kinds if sum(face) in sizes])
+
+
+def cut(g: Kinks, cones: Tensor, loads: Tensor) -> Tensor:
+    """Return both halves (2B, q, q) of cones, cut at their kinks or at an edge.
+
+    A cone is cut at the kink of the largest share in its bound. The loads (B, n) are
+    the factors of the kinks.
+    """
     q = cones.shape[1]
+    z = cones @ g.z.T  # (B, q, n)
+    tall = torch.minimum(z.amax(1), -z.amin(1))  # negative away from the kink
+    excess, kink = (tall * loads).max(1)
+    z = z.gather(2, kink[:, None, None].expand(-1, q, 1))[:, :, 0]
+    (top, i), (bottom, j) = z.max(1), z.min(1)
+    part = (bottom / (bottom - top)).nan_to_num_(0.5)  # the share of row i
     smooth = (excess <= g.noise / len(g.z)) | ~((part > 0) & (part < 1))
-    i = torch.where(smooth, longest // q, i)
-    j = torch.where(smooth, longest % q, j)
-    part = torch.where(smooth, 0.5, part)[:, None]
-    point = part * cones[rows, i] + (1 - part) * cones[rows, j]
-    point = point / point.abs().sum(1, keepdim=True)
-    one, two = cones.clone(), cones.clone()
-    one[rows, i], two[rows, j] = point, point
-    return torch.cat([one, two])
+    if bool(smooth.any()):
+        # Where no kink matters, the longest edge is halved.
+        longest = torch.cdist(cones, cones).flatten(1).argmax(1)
+        i = torch.where(smooth, longest // q, i)
+        j = torch.where(smooth, longest % q, j)
+        part = part.masked_fill_(smooth, 0.5)
+    at_i, at_j = (k[:, None, None].expand(-1, 1, q) for k in (i, j))
+    point = torch.lerp(
+        cones.gather(1, at_j), cones.gather(1, at_i), part[:, None, None]
+    )
+    point = point / point.abs().sum(2, keepdim=True)
+    return torch.cat([cones.scatter(1, at_i, point), cones.scatter(1, at_j, point)])
 
 
 def largest_on_sphere(
@@ -173,50 +190,58 @@ def largest_on_cones(
     value, place = _climb(g, starts, ascents, level)
     top = g.size * math.sqrt(q)
     if q > MOST_ORTHANTS:
-        found = _answer(g, value, place, min(top, relaxed_bound(g)))
-        return replace(found, advice=f"in dimension {q} it is a convex relaxation's")
-    cones = _orthants(g.z)
-    at_once = max(1, min(ROUND, TEMPORARY // (q * len(g.z))))
-    upper, spent, depth, dropped = g.z.new_full((len(cones),), top), 0, 0, 0.0
-    fresh = torch.ones(len(cones), dtype=torch.bool, device=g.z.device)
-    excess, kink = torch.zeros_like(upper), torch.zeros_like(upper).long()
-    while True:
-        # Bound the fresh cones, then drop those that hold no larger value.
-        for part in torch.split(fresh.nonzero()[:, 0], at_once):
-            bounds, values, excess[part], kink[part] = bound(g, cones[part])
-            upper[part] = torch.minimum(upper[part], bounds)
-            sizes = g.size_of(values) / g.length(cones[part])
-            best = int(sizes.argmax())
-            if float(sizes.flatten()[best]) > value:
-                value = float(sizes.flatten()[best])
-                place = cones[part].reshape(-1, q)[best]
-            spent += len(part)
-        # Each cut moves a row by a unit in the last place.
-        slack = (1 + depth) * g.noise
-        open_ = upper > max(value + slack, level(value))
-        low = upper[~open_]
-        dropped = max(dropped, float(low.max()) if len(low) else 0.0)
-        if not bool(open_.any()):
-            found = _answer(g, value, place, max(value, dropped) + slack)
-            return replace(found, closed=True)
-        if spent >= budget:
-            reached = max(float(upper.max()), dropped) + slack
-            reached = min(reached, relaxed_bound(g))
-            return _answer(g, value, place, max(reached, value))
-        cones, upper = cones[open_], upper[open_]
-        excess, kink = excess[open_], kink[open_]
-        count = min(len(cones), at_once, max(1, (budget - spent) // 2))
-        order = upper.argsort(descending=True)
-        first, rest = order[:count], order[count:]
-        halves = cut(g, cones[first], excess[first], kink[first])
+        answer = _answer(g, value, place, min(top, relaxed_bound(g)))
+        return replace(answer, advice=f"in dimension {q} it is a convex relaxation's")
+    problem = _Cones(g, level)
+    found = branch_and_bound(
+        problem,
+        (_orthants(g.z),),
+        value,
+        place,
+        budget=max(budget, 2**q),
+        at_once=max(1, min(ROUND, TEMPORARY // (q * len(g.z)))),
+    )
+    upper = min(found.upper, top) + problem.slack
+    if found.closed:
+        return replace(_answer(g, found.value, found.place, upper), closed=True)
+    upper = max(min(upper, relaxed_bound(g)), found.value)
+    return _answer(g, found.value, found.place, upper)
+
+
+class _Cones:
+    """The dual norm of g on cones: cells (rows,), of shape (B, q, q)."""
+
+    def __init__(self, g: Kinks, level: Level) -> None:
+        self.g, self.level, self.depth = g, level, 0
+        self.few = max(1, min(PARTS, SMALL // g.z.numel()))
+
+    @property
+    def slack(self) -> float:
+        """Round-off: each cut moves a row by a unit in the last place."""
+        return (1 + self.depth) * self.g.noise
+
+    def goal(self, value: float) -> float:
+        return max(value + self.slack, self.level(value))
+
+    def bound(self, cells: Cells) -> Found:
+        g, (cones,) = self.g, cells
+        upper, values, loads = bound(g, cones)
+        sizes = g.size_of(values) / g.length(cones)
+        best = int(sizes.argmax())
+        value, place = float(sizes.flatten()[best]), cones.flatten(0, 1)[best]
         if g.norm == "l2":
-            value, place = _better(g, halves.mean(1), value, place)
-        cones = torch.cat([cones[rest], halves])
-        upper = torch.cat([upper[rest], upper[first].repeat(2)])
-        excess = torch.cat([excess[rest], excess[first].repeat(2)])
-        kink = torch.cat([kink[rest], kink[first].repeat(2)])
-        fresh = torch.arange(len(cones), device=g.z.device) >= len(rest)
-        depth += 1
+            value, place = _better(g, cones.mean(1), value, place)
+
+        def parts(index: Tensor) -> tuple[Cells, Tensor]:
+            parents, new = torch.arange(len(index), device=index.device), cones[index]
+            factors, most = loads[index], max(self.few, 2 * len(index))
+            while 2 * len(new) <= most:
+                new, factors = cut(g, new, factors), factors.repeat(2, 1)
+                parents = parents.repeat(2)
+                self.depth += 1
+            return (new,), parents
+
+        return Found(upper, value, place, parts)
 
 
 def _orthants(z: Tensor) -> Tensor:
@@ -246,7 +271,7 @@ def _better(g: Kinks, v: Tensor, value: float, place: Tensor) -> tuple[float, Te
 def _uphill(g: Kinks, v: Tensor, values: Tensor) -> Tensor:
     """Return where the linear pieces of the norm of g at rows are largest."""
     u = g.direction(values)
-    slope = torch.einsum("bm,bmq->bq", u, g.slope(v))
+    slope = (u[:, None] @ g.slope(v))[:, 0]
     if g.norm == "l1":
         j = slope.abs().argmax(1, keepdim=True)
         slope = torch.zeros_like(slope).scatter(1, j, slope.gather(1, j).sign())

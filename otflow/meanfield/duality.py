@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from otflow._validation import check_kind, check_option, non_negative_int, positive
+from otflow.functionals import Functional
+from otflow.functionals.reasons import not_convex
 from otflow.meanfield.kinks import EPS, as_found
 from otflow.meanfield.path_balls import BUDGET, largest_neuron, path_residual
 from otflow.meanfield.residuals import (
@@ -123,6 +125,7 @@ def fenchel_gap(
     0.0427
     """
     check_kind(risk, Risk, "risk", cure="give the penalty as a number beside it")
+    check_kind(mu, Measure, "mu")
     penalty = positive(penalty, "penalty")
     check_option(norm, "norm", NORMS)
     ascents = non_negative_int(descend, "descend")
@@ -130,7 +133,7 @@ def fenchel_gap(
     sharpness = check_sharpness(sharpness)
     check_network(check_risk(risk).network, homogeneous=True)
     if not risk.mixture_convex:
-        reason = f"not known to be convex along mixtures: {risk!r}"
+        reason = not_convex(risk, Functional)
         return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
     if risk.loss not in CONJUGATES or not risk._loss.convex:
         reason = (

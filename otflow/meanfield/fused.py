@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,57 @@ from otflow.meanfield.network import Network, block_rows
 from otflow.meanfield.units import Unit
 from otflow.measures import Particles
 
-__all__ = ["value_and_gradient", "value_and_variation"]
+__all__ = [
+    "hidden_blocks",
+    "outputs_at",
+    "value_and_gradient",
+    "value_and_variation",
+]
+
+
+def hidden_blocks(
+    unit: Unit, inputs: Tensor, inner: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield rows of data and the hidden values there, without a graph.
+
+    All blocks share one piece of memory: each is overwritten by the next. Fresh memory
+    for each would cost several times as much as the products.
+
+    Parameters
+    ----------
+    unit : Unit
+        The unit.
+    inputs : Tensor, shape (n, q)
+        Encoded inputs.
+    inner : Tensor, shape (N, q)
+        Inner weights.
+
+    Yields
+    ------
+    tuple of slice and Tensor, shape (k, N)
+        The rows, and the hidden values.
+    """
+    n, count = len(inputs), len(inner)
+    transposed = inner.detach().T.contiguous()
+    size = min(n, block_rows(count, inner))
+    block = inner.new_empty(size, count)
+    for rows in tiles(n, size):
+        x = inputs[rows]
+        z = torch.mm(x, transposed, out=block[: len(x)])
+        yield rows, unit.evaluate(z, z)
+
+
+def outputs_at(
+    network: TwoLayer, unit: Unit, inputs: Tensor, theta: Tensor, masses: Tensor
+) -> Tensor:
+    """Return the outputs (n,) or (n, m) at encoded inputs, without a graph."""
+    inner = network.split(theta)[1]
+    return torch.cat(
+        [
+            network.read_out(hidden, theta, masses)
+            for _, hidden in hidden_blocks(unit, inputs, inner)
+        ]
+    )
 
 
 def value_and_gradient(
@@ -87,20 +139,28 @@ def value_and_variation(
 ) -> tuple[Tensor, Tensor]:
     r"""Return :math:`\frac1n\sum_k\ell(f_k, y_k)` and F' at probes, or at the atoms.
 
-    The hidden values of a block of rows are computed once for both. At the atoms that
+    The hidden values of a block of rows serve both. At the atoms that
     takes one product (n, q) x (q, N); at m probes one more, with m.
     """
     theta, n = mu.points, len(y)
     at = theta if probes is None else probes
     masses, correlations = network.masses(mu.weights), at.new_zeros(len(at))
     total = at.new_zeros(())
-    for rows in tiles(n, block_rows(max(mu.n, len(at)), theta)):
-        x = inputs[rows]
-        hidden = network.hidden(x, theta)
+    for rows, hidden in _blocks(network, inputs, theta, len(at)):
         f = network.add_offset(network.read_out(hidden, theta, masses))
         part, slope = loss.total_and_slope(f, y[rows])
         total += part
-        if probes is not None:
-            hidden = network.hidden(x, probes)
-        correlations += network.correlate(hidden, at, slope)
+        there = hidden if probes is None else network.hidden(inputs[rows], probes)
+        correlations += network.correlate(there, at, slope)
     return total / n, correlations * (network.scale(mu.weights) / n)
+
+
+def _blocks(
+    network: Network, inputs: Tensor, theta: Tensor, probes: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield rows of the data and the hidden values there, without a graph."""
+    if isinstance(network, TwoLayer) and isinstance(network.activation, Unit):
+        yield from hidden_blocks(network.activation, inputs, network.split(theta)[1])
+        return
+    for rows in tiles(len(inputs), block_rows(max(len(theta), probes), theta)):
+        yield rows, network.hidden(inputs[rows], theta)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from otflow.meanfield.cones import CLIMBERS, ROUND, TEMPORARY
 from otflow.meanfield.kinks import (
+    CLIMBERS,
     EPS,
     IDLE,
+    ROUND,
+    TEMPORARY,
     Level,
     Maximum,
     as_found,
@@ -23,6 +25,7 @@ from otflow.meanfield.kinks import (
     gains,
 )
 from otflow.meanfield.units import Erf, Relu, Sigmoid, Tanh, Unit
+from otflow.numerics.branching import Cells, Found, branch_and_bound
 
 __all__ = ["UnitSums", "largest_in_box"]
 
@@ -32,32 +35,66 @@ MOST_CORNERS = 6
 CLOSED = 1e-10
 # Boxes of a round at whose corners g is tried.
 BEST = 64
+# Entries of a temporary array below which a larger one takes hardly more time, and
+# most parts of few boxes.
+SMALL = 2**14
+PARTS = 64
+
+Turning: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def _tanh(t: Tensor) -> Tensor:
-    value = torch.tanh(t)
-    return 2 * value.abs() * (1 - value * value)
+def _tanh(slope: Tensor) -> tuple[Tensor, Tensor]:
+    height = (1 - slope).sqrt_()
+    return torch.log1p(height).sub_(slope.log(), alpha=0.5), height
 
 
-def _sigmoid(t: Tensor) -> Tensor:
-    value = torch.sigmoid(t)
-    return value * (1 - value) * (1 - 2 * value).abs()
+def _sigmoid(slope: Tensor) -> tuple[Tensor, Tensor]:
+    x, height = _tanh(4 * slope)
+    return 2 * x, 0.5 * height
 
 
-def _erf(t: Tensor) -> Tensor:
-    return (4 / math.sqrt(math.pi)) * t.abs() * torch.exp(-t * t)
+def _erf(slope: Tensor) -> tuple[Tensor, Tensor]:
+    x = (math.log(2 / math.sqrt(math.pi)) - slope.log()).clamp_min_(0).sqrt_()
+    return x, torch.erf(x)
 
 
-# Of each unit |phi''|, an even function, and where it is largest: beyond it falls.
-# A class, not a name: a user's unit may have the name of another.
-Curvature: TypeAlias = tuple[Callable[[Tensor], Tensor], float]
-CURVATURES: Mapping[type[Unit], Curvature] = MappingProxyType(
+def _relu(slope: Tensor) -> tuple[Tensor, Tensor]:
+    zero = torch.zeros_like(slope)
+    return zero, zero
+
+
+@dataclass(frozen=True)
+class Shape:
+    r"""A unit that bends up to 0 and down beyond, symmetric about :math:`\varphi(0)`.
+
+    Or one with a kink at 0, which is linear elsewhere.
+
+    Parameters
+    ----------
+    turning : callable
+        Maps slopes a to the :math:`x \ge 0` with :math:`\varphi'(x) = a`, and to
+        :math:`\varphi(x) - \varphi(0)`.
+    steepest : float
+        The largest slope.
+    middle : float
+        :math:`\varphi(0)`.
+    """
+
+    turning: Turning
+    steepest: float
+    middle: float = 0.0
+
+
+# By class, not by name: a user's unit may have the name of another.
+SHAPES: Mapping[type[Unit], Shape] = MappingProxyType(
     {
-        Tanh: (_tanh, math.atanh(1 / math.sqrt(3))),
-        Sigmoid: (_sigmoid, math.log(2 + math.sqrt(3))),
-        Erf: (_erf, math.sqrt(0.5)),
+        Relu: Shape(_relu, 1.0),
+        Tanh: Shape(_tanh, 1.0),
+        Sigmoid: Shape(_sigmoid, 0.25, 0.5),
+        Erf: Shape(_erf, 2 / math.sqrt(math.pi)),
     }
 )
+TINY = torch.finfo(torch.float64).tiny
 
 
 class UnitSums:
@@ -88,8 +125,11 @@ class UnitSums:
         t = v @ self.z.T
         value = self.unit(t)
         slope = self.unit.slope(t, value, torch.empty_like(t))
-        bent = torch.einsum("bk,km,kq->bmq", slope, self.q, self.z)
-        return value @ self.q, bent
+        return value @ self.q, self._summed(slope)
+
+    def _summed(self, slope: Tensor) -> Tensor:
+        """Return the sums (B, m, q) of slopes (B, n) of the unit."""
+        return (slope[:, None] * self.q.T) @ self.z
 
     def size_of(self, values: Tensor) -> Tensor:
         """Return the dual norm of values (..., m): (...)."""
@@ -103,25 +143,49 @@ class UnitSums:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether the curvature of the unit is known, and so bounds on boxes are."""
-        return type(self.unit) is Relu or type(self.unit) in CURVATURES
+        """Whether the shape of the unit is known, and so bounds on boxes are."""
+        return type(self.unit) in SHAPES
 
-    def _remainder(self, t: Tensor, reach: Tensor) -> Tensor:
-        r"""Return bounds of :math:`|\varphi(t + s) - \varphi(t) - \varphi'(t) s|`.
+    def chords(self, t: Tensor, reach: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Return linear functions close to the unit on intervals, and how close.
 
-        They hold for all :math:`|s|` up to `reach`.
+        On :math:`|x - t| \le r` the chord of :math:`\varphi` has some slope a. There
+        :math:`\varphi(x) - a x` is largest and least at an end, or where
+        :math:`\varphi' = a`. This holds for any a, so that round-off in a is harmless.
+
+        Parameters
+        ----------
+        t, reach : Tensor, shape (B, n)
+            Middles of the intervals, and halves r of their lengths.
+
+        Returns
+        -------
+        value, slope, error : Tensor, shape (B, n)
+            The function is ``value + slope * (x - t)``, up to the error.
         """
-        if type(self.unit) is Relu:
-            return (reach - t.abs()).clamp_min(0)
-        curvature, highest = CURVATURES[type(self.unit)]
-        nearest = (t.abs() - reach).clamp_min(0)
-        steepest = curvature(nearest.clamp_min(highest))
-        return 0.5 * steepest * reach * reach
+        shape = SHAPES[type(self.unit)]
+        low, high = t - reach, t + reach
+        left, right = self.unit(low), self.unit(high)
+        slope = ((right - left) / (2 * reach)).nan_to_num_(0.0, 0.0, 0.0)
+        slope.clamp_(TINY, shape.steepest)
+        turn, height = shape.turning(slope)
+        height = height - slope * turn
+        left.addcmul_(slope, low, value=-1)
+        right.addcmul_(slope, high, value=-1)
+        top, bottom = torch.maximum(left, right), torch.minimum(left, right)
+        inside = (low <= turn) & (turn <= high)
+        top = torch.where(inside, torch.maximum(top, shape.middle + height), top)
+        inside = (low <= -turn) & (-turn <= high)
+        bottom = torch.where(
+            inside, torch.minimum(bottom, shape.middle - height), bottom
+        )
+        value = (top + bottom).mul_(0.5).addcmul_(slope, t)
+        return value, slope, (top - bottom).mul_(0.5)
 
     def bound(self, centre: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return upper bounds of the dual norm of g on boxes, and where it is large.
 
-        By Taylor's formula g is a linear function, whose norm is largest at a corner,
+        Chords of the unit make g a linear function, whose norm is largest at a corner,
         and a remainder.
 
         Parameters
@@ -136,8 +200,9 @@ class UnitSums:
         corners : Tensor, shape (B, q)
             The corners to which the largest output rises from the centres.
         """
-        values, slope = self.value_and_slope(centre)
-        rest = self._remainder(centre @ self.z.T, half @ self.z.abs().T) @ self.weights
+        value, slope, error = self.chords(centre @ self.z.T, half @ self.z.abs().T)
+        rest = error @ self.weights
+        values, slope = value @ self.q, self._summed(slope)
         q = centre.shape[1]
         if q <= MOST_CORNERS and values.shape[1] > 1:
             signs = half.new_tensor(list(itertools.product((1.0, -1.0), repeat=q)))
@@ -145,7 +210,7 @@ class UnitSums:
             corners = values + torch.einsum("cbq,bmq->cbm", moves, slope)
             linear = self.size_of(corners).amax(0)
         else:
-            moved = torch.einsum("bq,bmq->bm", half, slope.abs())
+            moved = (slope.abs() @ half[:, :, None])[:, :, 0]
             linear = self.size_of(values.abs() + moved)
         most = values.abs().argmax(1)
         rows = torch.arange(len(values), device=values.device)
@@ -190,43 +255,25 @@ def largest_in_box(
     Returns
     -------
     Maximum
-        The bracket; its upper end is infinite if the curvature of the unit is unknown.
+        The bracket; its upper end is infinite if the shape of the unit is unknown.
     """
     value, place = _climb(g, lower, upper, starts, ascents, level)
     if not g.is_bounded:
         return _answer(g, value, place, math.inf)
     slack = g.noise(torch.maximum(lower.abs(), upper.abs()))
-    at_once = max(1, min(ROUND, TEMPORARY // len(g.z)))
-    # A side counts by how much g may vary along it.
-    scale = g.weights @ g.z.abs()
-    boxes = torch.stack([(lower + upper) / 2, (upper - lower) / 2])[None]  # (B, 2, q)
-    tops, corners = g.bound(boxes[:, 0], boxes[:, 1])
-    spent, dropped = 1, 0.0
-    while True:
-        # The largest value often lies on a side of the box, where no centre is.
-        near = corners[tops[-len(corners) :].topk(min(BEST, len(corners))).indices]
-        sizes = g.size_of(g(near))
-        if float(sizes.max()) > value:
-            value, place = float(sizes.max()), near[sizes.argmax()]
-        goal = max(value + max(slack, CLOSED * value), level(value))
-        alive = tops + slack > goal
-        low = tops[~alive]
-        dropped = max(dropped, float(low.max()) if len(low) else 0.0)
-        if not bool(alive.any()):
-            found = _answer(g, value, place, max(value, dropped) + slack)
-            return replace(found, closed=True)
-        if spent >= budget:
-            top = max(float(tops.max()), dropped) + slack
-            return _answer(g, value, place, top)
-        boxes, tops = boxes[alive], tops[alive]
-        count = min(len(tops), at_once, max(1, (budget - spent) // 2))
-        order = tops.argsort(descending=True)
-        halves = _halves(boxes[order[:count]], scale)
-        bounds, corners = g.bound(halves[:, 0], halves[:, 1])
-        bounds = torch.minimum(bounds, tops[order[:count]].repeat(2))
-        spent += len(halves)
-        boxes = torch.cat([boxes[order[count:]], halves])
-        tops = torch.cat([tops[order[count:]], bounds])
+    boxes = _Boxes(g, slack, level)
+    whole: Cells = ((lower + upper)[None] / 2, (upper - lower)[None] / 2)
+    parts = boxes.parts(whole, min(boxes.few, budget))[0]
+    found = branch_and_bound(
+        boxes,
+        parts,
+        value,
+        place,
+        budget=budget,
+        at_once=max(1, min(ROUND, TEMPORARY // len(g.z))),
+    )
+    answer = _answer(g, found.value, found.place, found.upper + slack)
+    return replace(answer, closed=True) if found.closed else answer
 
 
 def _answer(g: UnitSums, value: float, place: Tensor, top: float) -> Maximum:
@@ -234,18 +281,46 @@ def _answer(g: UnitSums, value: float, place: Tensor, top: float) -> Maximum:
     return Maximum(value, top, place, g.direction(g(place[None])[0]), closed)
 
 
-def _halves(boxes: Tensor, scale: Tensor) -> Tensor:
-    """Return both halves (2B, 2, q) of boxes, cut across the side that counts most."""
-    rows = torch.arange(len(boxes), device=boxes.device)
-    side = (boxes[:, 1] * scale).argmax(1)
-    move = 0.5 * boxes[rows, 1, side]
-    one, two = boxes.clone(), boxes.clone()
-    one[rows, 0, side] -= move
-    two[rows, 0, side] += move
-    halves = torch.cat([one, two])
-    all_rows = torch.arange(len(halves), device=boxes.device)
-    halves[all_rows, 1, side.repeat(2)] = move.repeat(2)
-    return halves
+class _Boxes:
+    """The dual norm of g on boxes: cells (centre, half), each of shape (B, q)."""
+
+    def __init__(self, g: UnitSums, slack: float, level: Level) -> None:
+        self.g, self.slack, self.level = g, slack, level
+        # A side counts by how much g may vary along it.
+        self.scale = g.weights @ g.z.abs()
+        self.few = max(1, min(PARTS, SMALL // len(g.z)))
+
+    def goal(self, value: float) -> float:
+        slack = max(self.slack, CLOSED * value)
+        return max(value + slack, self.level(value)) - self.slack
+
+    def bound(self, cells: Cells) -> Found:
+        tops, corners = self.g.bound(*cells)
+        # The largest value often lies on a side of the box, where no centre is.
+        if len(tops) > BEST:
+            corners = corners[tops.topk(BEST).indices]
+        sizes = self.g.size_of(self.g(corners))
+        best = int(sizes.argmax())
+
+        def cut(index: Tensor) -> tuple[Cells, Tensor]:
+            chosen = tuple(t[index] for t in cells)
+            return self.parts(chosen, max(self.few, 2 * len(index)))
+
+        return Found(tops, float(sizes[best]), corners[best], cut)
+
+    def parts(self, cells: Cells, count: int) -> tuple[Cells, Tensor]:
+        """Cut boxes into at most so many parts, and say of which box each is one."""
+        (centre, half), parents = cells, torch.arange(len(cells[0]))
+        parents = parents.to(centre.device)
+        while 2 * len(centre) <= count:
+            side = (half * self.scale).argmax(1, keepdim=True)
+            move = 0.5 * half.gather(1, side)
+            centre = torch.cat(
+                [centre.scatter_add(1, side, -move), centre.scatter_add(1, side, move)]
+            )
+            half = half.scatter(1, side, move).repeat(2, 1)
+            parents = parents.repeat(2)
+        return (centre, half), parents
 
 
 def _climb(
@@ -269,7 +344,7 @@ def _climb(
         values, slope = g.value_and_slope(v)
         u = g.direction(values)
         # In units of the sides, so that a step of 1 crosses the box.
-        uphill = torch.einsum("bm,bmq->bq", u, slope) * sides
+        uphill = (u[:, None] @ slope)[:, 0] * sides
         uphill = torch.nn.functional.normalize(uphill, dim=1)
         new = (v + step * uphill * sides).clamp(lower, upper)
         found = g.size_of(g(new))

@@ -17,7 +17,11 @@ EPS = torch.finfo(torch.float64).eps
 # Maps a value that was found to the bound that is sharp enough for it.
 Level: TypeAlias = Callable[[float], float]
 
-
+# Numbers in the largest temporary array of a round, and most cells in a round.
+TEMPORARY = 2**19
+ROUND = 2048
+# Starts, the best ones of those given, from which to climb.
+CLIMBERS = 8
 # An ascent ends after so many steps of little gain, and what share of the sharpness
 # asked for is little.
 IDLE = 2
@@ -103,7 +107,7 @@ class Kinks:
     def slope(self, v: Tensor) -> Tensor:
         """Return the derivative of each output at rows (B, q): (B, m, q)."""
         active = (v @ self.z.T > 0).to(v.dtype)  # (B, n)
-        return self.straight + torch.einsum("bk,km,kq->bmq", active, self.bent, self.z)
+        return self.straight + (active[:, None] * self.bent.T) @ self.z
 
     def size_of(self, values: Tensor) -> Tensor:
         """Return the dual norm of values (B, m): (B,)."""

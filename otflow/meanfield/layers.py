@@ -8,10 +8,16 @@ import torch
 from torch import Tensor
 
 from otflow._typing import ArrayLike
-from otflow._validation import check_dtype, check_function, check_map, true_or_false
+from otflow._validation import (
+    check_dtype,
+    check_function,
+    check_map,
+    check_tensor,
+    true_or_false,
+)
 from otflow.errors import InvalidFunctional
 from otflow.meanfield.network import Network
-from otflow.meanfield.units import Elementwise, as_activation
+from otflow.meanfield.units import UNITS, Elementwise, as_activation
 
 __all__ = ["CustomLayer", "TwoLayer"]
 
@@ -146,11 +152,19 @@ class TwoLayer(Network):
         return (a * (hidden.T @ slope)).sum(-1)
 
     def __repr__(self) -> str:
-        name = getattr(self.activation, "name", None) or getattr(
-            self.activation, "__name__", type(self.activation).__name__
-        )
         bias = "" if self.bias else ", bias=False"
-        return f"TwoLayer({name!r}{bias}{self._options()})"
+        return f"TwoLayer({_shown(self.activation)}{bias}{self._options()})"
+
+
+def _shown(activation: Elementwise) -> str:
+    """Return a built-in unit by its name in quotes, any other without them.
+
+    The function relu is not the unit "relu", of which more is known.
+    """
+    name = str(getattr(activation, "name", ""))
+    if type(UNITS.get(name)) is type(activation):
+        return repr(name)
+    return getattr(activation, "__name__", f"{type(activation).__name__}()")
 
 
 class CustomLayer(Network):
@@ -210,11 +224,11 @@ class CustomLayer(Network):
     def sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
         values = self.function(inputs, theta)
         shape = (len(inputs), len(theta), *([self.outputs] if self.outputs else []))
-        if not isinstance(values, Tensor) or values.shape != shape:
-            got = getattr(values, "shape", type(values).__name__)
+        check_tensor(values, "sigma")
+        if values.shape != shape:
             msg = (
                 f"sigma must map inputs {tuple(inputs.shape)} and neurons "
-                f"{tuple(theta.shape)} to shape {shape}, got {got}"
+                f"{tuple(theta.shape)} to shape {shape}, got {tuple(values.shape)}"
             )
             raise InvalidFunctional(msg)
         check_dtype(values, theta, "sigma", "neurons theta")

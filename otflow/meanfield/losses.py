@@ -14,7 +14,7 @@ from torch.nn import functional
 from otflow._arrays import as_float_tensor, as_tensor
 from otflow._autodiff import value_and_gradient
 from otflow._typing import ArrayLike
-from otflow._validation import check_like, check_option
+from otflow._validation import check_like, check_option, check_tensor
 from otflow.errors import InvalidFunctional
 from otflow.numerics.enclosures import Enclosure, NotEnclosed
 
@@ -111,7 +111,11 @@ class Loss(ABC):
         NotEnclosed
             If the slope has no interval extension.
         """
-        msg = f"the slope of the loss {self.name!r} has no interval extension"
+        msg = (
+            f"the slope of the loss {self.name!r} has no interval extension; for the "
+            f"risk of a TwoLayer take meanfield.VariationBall or PathBall as the "
+            f"domain, which need none"
+        )
         raise NotEnclosed(msg)
 
 
@@ -247,12 +251,13 @@ class CustomLoss(Loss):
 
     def values(self, f: Tensor, y: Tensor) -> Tensor:
         values = self.function(f, y)
-        if not isinstance(values, Tensor) or values.shape != f.shape[:1]:
-            got = getattr(values, "shape", type(values).__name__)
+        check_tensor(values, "a loss")
+        if values.shape != f.shape[:1]:
             msg = (
                 f"a loss must map outputs {tuple(f.shape)} and targets "
-                f"{tuple(y.shape)} to one number per sample, {(len(f),)}, got {got}; "
-                f"for a torch loss use reduction='none', and sum over outputs"
+                f"{tuple(y.shape)} to one number per sample, {(len(f),)}, got "
+                f"{tuple(values.shape)}; for a torch loss use reduction='none', and "
+                f"sum over outputs"
             )
             raise InvalidFunctional(msg)
         if values.dtype != f.dtype:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from otflow._validation import check_kind
 from otflow.errors import Unsupported
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.network import redefined
@@ -85,9 +86,7 @@ def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
     >>> torch.allclose(module(x)[:, 0], network(mu, x), atol=1e-6)
     True
     """
-    if not isinstance(mu, Particles):
-        msg = f"mu must be Particles, got {type(mu).__name__}"
-        raise TypeError(msg)
+    check_kind(mu, Particles, "mu")
     if not isinstance(network, TwoLayer):
         msg = (
             f"network must be a TwoLayer, got {network!r:.80}: other neurons have no "

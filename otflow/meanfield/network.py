@@ -14,7 +14,13 @@ from otflow._arrays import as_points
 from otflow._claims import changed, library_class
 from otflow._pairs import tiles
 from otflow._typing import ArrayLike
-from otflow._validation import check_like, check_option, non_negative_int, real
+from otflow._validation import (
+    check_kind,
+    check_like,
+    check_option,
+    non_negative_int,
+    real,
+)
 from otflow.measures import Measure
 
 __all__ = ["Network", "block_rows", "redefined"]
@@ -106,6 +112,7 @@ class Network(ABC):
         Tensor, shape (n,) or (n, m)
             Differentiable, to any order, in the points and weights of `mu` and in X.
         """
+        check_kind(mu, Measure, "mu")
         X = as_points(X, "X")
         check_like(X, mu.points, "X", "the measure")
         self.check_neurons(mu.points, X.shape[1])

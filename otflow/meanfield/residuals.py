@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otflow._bounds import at_least
 from otflow._validation import check_kind, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.functionals.inheritance import redefined
+from otflow.meanfield.fused import outputs_at
 from otflow.meanfield.kinks import EPS, Level, Maximum, as_found
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.network import Network
@@ -28,6 +30,7 @@ __all__ = [
     "check_network",
     "check_risk",
     "check_sharpness",
+    "fitting",
     "gap_in_ball",
     "inner_weights",
     "kinks_of",
@@ -132,15 +135,15 @@ def unbounded(what: str) -> Gap:
 
 def residual_of(risk: Risk, mu: Measure, size: float, tall: float) -> Residual:
     """Return the slopes of a risk at a measure of a known norm."""
-    network = risk.network
+    network, unit = risk.network, getattr(risk.network, "activation", None)
     assert isinstance(network, TwoLayer)
+    assert isinstance(unit, Unit)
     z = risk._inputs.double()
     y = risk.y.double() if risk.y.is_floating_point() else risk.y
     with torch.no_grad():
-        f = network.evaluate(z, mu.points.double(), mu.weights.double())
-        total, slopes = risk._loss.total_and_slope(f, y)
+        bare = outputs_at(network, unit, z, mu.points.double(), mu.weights.double())
+        total, slopes = risk._loss.total_and_slope(network.add_offset(bare), y)
     n = len(z)
-    bare = f if network.offset is None else f - f.new_tensor(network.offset)
     q = slopes.reshape(n, -1) / n
     value = float(total) / n
     return Residual(network, z, y, bare, value, q, slopes, size, tall, mu.n)
@@ -173,7 +176,7 @@ def reason_of(top: Maximum) -> str:
         )
     if top.upper == math.inf:
         return (
-            "the curvature of the unit is not known, so that the largest value over "
+            "the shape of the unit is not known, so that the largest value over "
             "neurons is the one that ascent has found"
         )
     return (
@@ -265,6 +268,15 @@ def size_of(
     if inner:
         sizes = sizes * torch.linalg.vector_norm(w, order, dim=1)
     return weights @ sizes
+
+
+def fitting(size: float, radius: float) -> tuple[str, str]:
+    """Return a radius that holds a measure of a size, and a divisor that makes it fit.
+
+    Both are rounded up, with a margin for the round-off of weights in float32.
+    """
+    enough = size * (1 + 1e-6)
+    return at_least(enough, 9), at_least(enough / radius, 9)
 
 
 def check_sharpness(sharpness: float) -> float:

@@ -11,7 +11,7 @@ from otflow._autodiff import check_finite
 from otflow._graphs import records
 from otflow._pairs import tiles
 from otflow._typing import ArrayLike
-from otflow._validation import check_like, non_negative_int
+from otflow._validation import check_kind, check_like, non_negative_int
 from otflow.errors import Unsupported
 from otflow.functionals import Curvature, Functional
 from otflow.functionals.inheritance import redefined as redefined_risk
@@ -20,7 +20,7 @@ from otflow.meanfield.decomposition import Decomposition, decompose
 from otflow.meanfield.enclosed import correlation, enclosed_outputs
 from otflow.meanfield.fused import value_and_gradient, value_and_variation
 from otflow.meanfield.layers import TwoLayer
-from otflow.meanfield.losses import PerSample, Square, as_loss
+from otflow.meanfield.losses import CustomLoss, PerSample, Square, as_loss
 from otflow.meanfield.network import Network, block_rows, redefined
 from otflow.meanfield.units import Unit
 from otflow.measures import Measure, Particles
@@ -386,9 +386,13 @@ class Risk(Functional):
         return decompose(self.network, self._inputs, self.y)
 
     def _check(self, mu: Measure) -> None:
+        check_kind(mu, Measure, "mu")
         check_like(mu.points, self._inputs, "the measure", "X")
         self.network.check_neurons(mu.points, self._dim)
 
     def __repr__(self) -> str:
         batch = "" if self.batch_size is None else f", batch_size={self.batch_size}"
-        return f"Risk({self.network!r}, n={len(self.y)}, loss={self.loss!r}{batch})"
+        # A function of the name "square" is not the loss "square".
+        custom = isinstance(self._loss, CustomLoss)
+        loss = self.loss if custom else repr(self.loss)
+        return f"Risk({self.network!r}, n={len(self.y)}, loss={loss}{batch})"

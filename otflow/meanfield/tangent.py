@@ -10,7 +10,7 @@ from torch import Tensor
 from otflow._arrays import as_points
 from otflow._autodiff import gradient
 from otflow._typing import ArrayLike
-from otflow._validation import check_finite, check_like, check_option
+from otflow._validation import check_finite, check_kind, check_like, check_option
 from otflow.errors import Unsupported
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.units import Unit
@@ -165,6 +165,7 @@ def empirical_ntk(
             f"{network!r:.80}; take outputs=None"
         )
         raise Unsupported(msg)
+    check_kind(mu, Measure, "mu")
     X, Z = _pair(X, Z)
     check_like(X, mu.points, "X", "the measure")
     network.check_neurons(mu.points, X.shape[1])

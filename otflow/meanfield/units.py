@@ -58,7 +58,7 @@ class Unit(ABC):
     ...     def slope(self, z, value, out):
     ...         return torch.sigmoid(z, out=out)
     >>> of.meanfield.TwoLayer(Softplus())
-    TwoLayer('softplus')
+    TwoLayer(Softplus())
     """
 
     name: ClassVar[str]

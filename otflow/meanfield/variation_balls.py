@@ -12,6 +12,7 @@ from torch import Tensor
 from otflow._validation import check_option, non_negative_int, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
+from otflow.functionals.stated_terms import check_terms
 from otflow.meanfield.inner_boxes import UnitSums, largest_in_box
 from otflow.meanfield.kinks import EPS
 from otflow.meanfield.layers import TwoLayer
@@ -21,6 +22,7 @@ from otflow.meanfield.residuals import (
     SHARPNESS,
     check_network,
     check_sharpness,
+    fitting,
     gap_in_ball,
     inner_weights,
     one_risk,
@@ -76,8 +78,9 @@ class VariationBall(Domain):
         If a corner is not finite or lower is not below upper. At the gap: if the
         measure has a neuron outside the box, or :math:`\int|a|\,d\mu` is above R.
     Unsupported, TypeError
-        At the gap, if F is not the risk of a `TwoLayer` in the scaling "mean-field", or
-        a multiple of one, or the activation is no `Unit`.
+        At the gap, if F is not the risk of a `TwoLayer`, or a multiple of one, or the
+        activation is no `Unit`. In another scaling than "mean-field" such a risk is not
+        convex along mixtures, and the kind of the gap is "none".
         A subclass of either that evaluates otherwise counts as none.
 
     See Also
@@ -86,13 +89,15 @@ class VariationBall(Domain):
 
     Notes
     -----
-    On a box of inner weights the sum in M is a linear function and a remainder, bounded
-    by the curvature of the unit. Boxes are halved, the one of the largest upper bound
-    first, until the bound on each makes ``value`` exceed ``found`` by at most the
-    sharpness. For tanh, sigmoid, erf and relu the kind is "proved", and ``value -
-    found`` tells what is lost if the budget ends first; it is "none" where a number
-    overflows. For a `Unit` of your own it is "searched": M is found by
-    ascent alone. Each box costs O(n d); their number grows exponentially in d.
+    On a box of inner weights each unit lies close to a chord of its own, so the sum in
+    M is a linear function and a remainder. Boxes are halved, those of the largest
+    upper bounds first, until the bound on each makes ``value`` exceed ``found`` by at
+    most the sharpness. For tanh, sigmoid, erf and relu the kind is "proved", and
+    ``value - found`` tells what is lost if the budget ends first; it is "none" where a
+    number overflows. For a `Unit` of your own it is "searched": M is found by ascent
+    alone. Each box costs O(n d); their number grows exponentially in d. With 1 and 2
+    inputs and a bias it is about 100 and 300. That takes 2 and 5 velocities of 1,000
+    data and neurons, and 20 and 40 of 100, which are 0.1 ms each.
 
     Examples
     --------
@@ -137,6 +142,7 @@ class VariationBall(Domain):
 
     def gap(self, F: Functional, mu: Measure, descend: int) -> Gap:
         factor, risk = one_risk(F)
+        check_terms(F, mu)
         network = check_network(risk.network, homogeneous=False)
         unit = network.activation
         if not isinstance(unit, Unit):
@@ -152,11 +158,11 @@ class VariationBall(Domain):
         self._check_inside(network, theta, weights, lower, upper)
         size = float(size_of(network, theta, weights, self.norm, inner=False))
         if size > self.radius * (1 + 64 * EPS):
+            radius, divisor = fitting(size, self.radius)
             msg = (
                 f"the outer weights of the measure sum to {size:.9g}, above the radius "
-                f"{self.radius:.9g} of the ball; take a radius of "
-                f"{size * (1 + 1e-6):.9g}, or divide the outer weights by "
-                f"{size / self.radius:.9g}"
+                f"{self.radius:.9g} of the ball; take a radius of {radius}, or divide "
+                f"the outer weights by {divisor}"
             )
             raise ValueError(msg)
         z = risk._inputs.double()

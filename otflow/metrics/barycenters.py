@@ -357,8 +357,7 @@ def _checked(measures: Any, weights: Any) -> tuple[list[Any], Tensor]:
         raise ValueError(msg)
     on_line = isinstance(mus[0], OnLine)
     for i, mu in enumerate(mus):
-        cure = "of points (n, d) make Particles(points)"
-        check_kind(mu, Measure, f"measures[{i}]", cure=cure)
+        check_kind(mu, Measure, f"measures[{i}]")
         if not (type(mu) is type(mus[0]) or (on_line and isinstance(mu, OnLine))):
             msg = (
                 f"measures must be of one kind, got {type(mus[0]).__name__} and "

@@ -80,17 +80,15 @@ def _cosine(t: Interval) -> Interval:
 
 def _wave(function: Callable[[Tensor], Tensor], t: Interval, peak: float) -> Interval:
     """Return the range of a function of period 2 pi with its maximum 1 at `peak`."""
-    ends = function(t)
-    # A peak that round-off may place inside is taken to be inside.
     turns = (t - peak) / (2 * math.pi)
-    slack = turns.abs() * 1e-14 + 1e-14
-    top = torch.floor(turns[1] + slack[1]) >= torch.ceil(turns[0] - slack[0])
-    turns = turns - 0.5
-    bottom = torch.floor(turns[1] + slack[1]) >= torch.ceil(turns[0] - slack[0])
-    wide = ~torch.isfinite(t).all(0) | ~(slack.amax(0) < 0.5)
-    inner = outward(hull(ends), ULPS)
-    low = torch.where(bottom | wide, -1.0, inner[0])
-    high = torch.where(top | wide, 1.0, inner[1])
+    slack = turns.abs().mul_(1e-14).add_(1e-14)
+    # A peak that round-off may place inside is taken to be inside. So is one of an
+    # interval of a turn or more, and of one that is not finite.
+    first, last = turns[0] - slack[0], turns[1] + slack[1]
+    top = ~(torch.floor(last) < torch.ceil(first))
+    bottom = ~(torch.floor(last - 0.5) < torch.ceil(first - 0.5))
+    low, high = outward(hull(function(t)), ULPS)
+    low, high = low.masked_fill_(bottom, -1.0), high.masked_fill_(top, 1.0)
     return torch.stack([low, high]).clamp_(-1.0, 1.0)
 
 

@@ -44,7 +44,9 @@ def _maximum(x: Operand, y: Operand) -> Enclosure:
             both[1, k] = math.inf
             if i != j:
                 both[0, k] = -math.inf
-    above, below = u[0, 0] >= v[1, 0], v[0, 0] >= u[1, 0]
+    # Branches that only touch meet at a face of the cell, where both slopes count: its
+    # neighbour there may be on the other branch.
+    above, below = u[0, 0] > v[1, 0], v[0, 0] > u[1, 0]
     return a.like(torch.where(above, u, torch.where(below, v, both)))
 
 

@@ -14,6 +14,7 @@ from otflow.numerics.enclosures import (
     Enclosure,
     NotEnclosed,
     compose,
+    constant,
     constant_rows,
     operation,
     padded,
@@ -91,10 +92,10 @@ def times(x: Operand, y: Operand) -> Any:
         x, y = y, x
     if not isinstance(x, Enclosure):
         return x * y
+    c = constant(y, x)
     if not isinstance(y, Tensor):
         return x.like(scale(x.rows, float(y)))
     n = max(x.ndim, y.ndim)
-    c = y.to(x.rows)
     return x.like(scale(padded(x, n), c.reshape(*[1] * (n - c.ndim), *c.shape)))
 
 
@@ -106,17 +107,17 @@ def _divide(x: Operand, y: Operand, *, rounding_mode: str | None = None) -> Any:
     if isinstance(y, Enclosure):
         return times(x, compose(y, FUNCTIONS["reciprocal"]))
     assert isinstance(x, Enclosure)
-    ends = x.rows / y if not isinstance(y, Tensor) else None
-    if ends is not None:
+    divisor = constant_rows(y, x)
+    if not isinstance(y, Tensor):
+        ends = x.rows / y
         return x.like(outward(ends if y > 0 else ends.flip(0)))
-    inverse = constant_rows(torch.as_tensor(y), x)
-    return product(x, compose(x.like(inverse), FUNCTIONS["reciprocal"]))
+    return product(x, compose(x.like(divisor), FUNCTIONS["reciprocal"]))
 
 
 @operation("pow")
 def _power(x: Operand, y: Operand) -> Enclosure:
     if isinstance(x, Enclosure) and not isinstance(y, Tensor):
-        return compose(x, power(float(y)))
+        return compose(x, power(float(constant(y, x))))
     if isinstance(y, Enclosure) and not isinstance(x, Tensor) and x > 0:
         base = y.rows.new_full((2, 1), x)
         exponent = multiply(
@@ -178,12 +179,12 @@ def _matmul(x: Operand, y: Operand) -> Any:
         right = y.like(y.rows.unsqueeze(-3)) if x.ndim > 1 and y.ndim > 1 else y
         return _sum(product(left, right), -2 if y.ndim > 1 else -1)
     if isinstance(x, Enclosure):
-        c = torch.as_tensor(y).to(x.rows)
+        c = constant(y, x)
         if c.ndim == 1:
             return x.like(dot(x.rows, c[:, None])[..., 0])
         return x.like(dot(x.rows, c))
     assert isinstance(y, Enclosure)
-    c = torch.as_tensor(x).to(y.rows)
+    c = constant(x, y)
     rows = y.rows[..., None] if y.ndim == 1 else y.rows
     turned = dot(rows.mT, c.reshape(-1, c.shape[-1]).T if c.ndim < 3 else c.mT).mT
     if c.ndim == 1:
@@ -238,7 +239,7 @@ def enclosed(x: Operand, like: Enclosure) -> Enclosure:
     """Return a tensor or a number as an enclosure that does not depend on x."""
     if isinstance(x, Enclosure):
         return x
-    return like.like(constant_rows(torch.as_tensor(x, dtype=torch.float64), like))
+    return like.like(constant_rows(x, like))
 
 
 def axes_from_end(x: Enclosure, dim: Sequence[int] | int | None) -> tuple[int, ...]:

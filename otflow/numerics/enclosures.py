@@ -253,12 +253,23 @@ def linear(x: Enclosure, map_: Callable[[Tensor], Tensor]) -> Enclosure:
     return x.like(map_(x.rows))
 
 
-def constant_rows(c: Tensor, like: Enclosure) -> Interval:
-    """Return the rows of a tensor that does not depend on x."""
+def constant(c: Tensor | float, like: Enclosure) -> Tensor:
+    """Return a tensor or a number that does not depend on x, in the dtype of `like`."""
+    c = torch.as_tensor(c, dtype=None if isinstance(c, Tensor) else torch.float64)
     if c.is_complex():
         msg = "complex numbers have no interval extension here"
         raise NotEnclosed(msg)
     c = c.to(like.rows)
+    if bool(c.isnan().any()):
+        # As a number it would be enclosed by a line, and a sigmoid of that by [0, 1].
+        msg = "a constant that is NaN has no interval extension here"
+        raise NotEnclosed(msg)
+    return c
+
+
+def constant_rows(c: Tensor | float, like: Enclosure) -> Interval:
+    """Return the rows of a tensor that does not depend on x."""
+    c = constant(c, like)
     rows = like.rows.new_zeros(2, row_count(like.d, like.order), *c.shape)
     rows[:, 0] = exact(c)
     return rows

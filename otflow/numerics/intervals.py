@@ -46,9 +46,12 @@ ULPS = 4.0
 
 
 def exact(x: Tensor) -> Interval:
-    """Return the intervals that hold one number each; float32 is widened exactly."""
+    """Return the intervals that hold one number each; float32 is widened exactly.
+
+    NaN may be any number.
+    """
     x = x.to(torch.float64)
-    return torch.stack([x, x])
+    return _known(torch.stack([x, x]), ~x.isnan())
 
 
 def outward(t: Interval, ulps: float | Tensor = 1.0) -> Interval:
@@ -58,10 +61,13 @@ def outward(t: Interval, ulps: float | Tensor = 1.0) -> Interval:
     that of an invalid operation, becomes infinite. A lower end that overflowed to
     infinity becomes the largest number, as it is a lower bound.
     """
-    slack = t.abs().mul_(EPS * ulps).add_(TINY)
-    low = (t[0] - slack[0]).nan_to_num_(nan=-math.inf, posinf=MAX, neginf=-math.inf)
-    high = (t[1] + slack[1]).nan_to_num_(nan=math.inf, posinf=math.inf, neginf=-MAX)
-    return torch.stack([low, high])
+    ends = t.abs().mul_(EPS * ulps).add_(TINY)
+    low, high = ends.unbind()
+    low.neg_()
+    ends.add_(t)
+    low.nan_to_num_(nan=-math.inf, posinf=MAX, neginf=-math.inf)
+    high.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=-MAX)
+    return ends
 
 
 def hull(t: Tensor, dim: int = 0) -> Interval:
@@ -80,18 +86,20 @@ def add(s: Interval, t: Interval) -> Interval:
 
 
 def scale(t: Interval, c: Tensor | float) -> Interval:
-    """Return an interval times a real number, or numbers that broadcast."""
+    """Return an interval times a real number, or numbers that broadcast.
+
+    A number that is not finite gives the whole line, as its product with 0 is not 0.
+    """
     if not isinstance(c, Tensor):
         return outward((t if c >= 0 else t.flip(0)) * c)
-    return outward(hull(_without_nan(t * c)))
+    ends = outward(hull(_without_nan(t * c)))
+    return _known(ends, torch.isfinite(c))
 
 
 def multiply(s: Interval, t: Interval) -> Interval:
-    """Return the product."""
-    a, b, c, d = (_without_nan(s[i] * t[j]) for i in (0, 1) for j in (0, 1))
-    low = torch.minimum(torch.minimum(a, b), torch.minimum(c, d))
-    high = torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
-    return outward(torch.stack([low, high]))
+    """Return the product; both have the same number of axes."""
+    products = _without_nan(s[:, None] * t)  # of any end with any end
+    return outward(hull(products.flatten(0, 1)))
 
 
 def square(t: Interval) -> Interval:
@@ -131,24 +139,33 @@ def total(
 
 
 def dot(t: Interval, c: Tensor) -> Interval:
-    """Return the product (..., n) @ (n, k) with exact real numbers."""
-    middle = 0.5 * t[0] + 0.5 * t[1]
+    """Return the product (..., n) @ (n, k), or of batches, with exact real numbers.
+
+    A column of numbers that are not all finite gives the whole line.
+    """
+    n = c.shape[-2]
+    low, high = t.unbind()
+    middle = (0.5 * low).add_(high, alpha=0.5)
     size = c.abs()
     # The half width, and the round-off of a sum of n products.
-    spread = torch.maximum(t[1] - middle, middle - t[0]).mul_(1 + 4 * EPS)
-    spread = spread.add_(middle.abs(), alpha=(len(c) + 4) * EPS)
-    centre, reach = middle @ c, (spread @ size).mul_(1 + 2 * len(c) * EPS).add_(TINY)
-    if bool(torch.isfinite(reach).all()) and bool(torch.isfinite(centre).all()):
-        return outward(torch.stack([centre - reach, centre + reach]))
+    spread = torch.maximum(high - middle, middle - low).mul_(1 + 4 * EPS)
+    spread = spread.add_(middle.abs(), alpha=(n + 4) * EPS)
+    centre, reach = middle @ c, (spread @ size).mul_(1 + 2 * n * EPS).add_(TINY)
+    ends = torch.stack([centre - reach, centre + reach])
+    if bool(torch.isfinite(ends).all()):
+        return outward(ends)
     return _dot_of_infinite(t, c)
 
 
 def _dot_of_infinite(t: Interval, c: Tensor) -> Interval:
     """Return the product where ends are infinite; times 0 they count as 0."""
+    if c.ndim > 2:  # each matrix of a batch has an axis for the rows of t
+        c = c[..., None, :, :]
     ends = _without_nan(t[..., None] * c.clamp(min=0)).sum(-2)
     ends = ends + _without_nan(t.flip(0)[..., None] * c.clamp(max=0)).sum(-2)
     size = _without_nan(t.abs().amax(0)[..., None] * c.abs()).sum(-2)
-    return _with_slack(ends, size.expand_as(ends), 2 * len(c) + 2)
+    ends = _with_slack(ends, size.expand_as(ends), 2 * c.shape[-2] + 2)
+    return _known(ends, torch.isfinite(c).all(-2))
 
 
 def elementwise(
@@ -160,9 +177,17 @@ def elementwise(
 
 
 def _with_slack(ends: Interval, size: Interval, n: int) -> Interval:
-    slack = size * (n * EPS) + TINY
-    low, high = ends[0] - slack[0], ends[1] + slack[1]
-    return outward(torch.stack([low, high]))
+    slack = (size * (n * EPS)).add_(TINY)
+    slack[0].neg_()
+    return outward(slack.add_(ends))
+
+
+def _known(t: Interval, known: Tensor) -> Interval:
+    """Return intervals that are the whole line where they are not known."""
+    if bool(known.all()):
+        return t
+    low, high = t.masked_fill(~known, -math.inf)[0], t.masked_fill(~known, math.inf)[1]
+    return torch.stack([low, high])
 
 
 def _without_nan(products: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from otflow.numerics.enclosures import Enclosure, NotEnclosed
 from otflow.numerics.intervals import EPS, Interval
 from otflow.optimality.domains import Domain, corner_of, text_of_corner
 from otflow.optimality.enclosing import effect_of_rescaling, variation_on_boxes
-from otflow.optimality.gap import Gap, GapKind
+from otflow.optimality.gap import Gap, GapKind, shown_place
 from otflow.optimality.proofs import STARTS, bound_below
 from otflow.optimality.search import search
 from otflow.optimality.trials import try_enclosure
@@ -74,7 +73,13 @@ class BoxDomain(Domain):
     Time O(n d^2) for a cell and n atoms, and as much for each atom of the mean. The
     number of cells for a sharp bound grows exponentially in the dimension: it suffices
     for d up to about 4. In more dimensions take a small box, or read ``value - found``,
-    which is at most what the bound has lost.
+    which is at most what the bound has lost. F' is enclosed some ten times, on up to 64
+    cells at once. With 500 to 2,000 atoms or neurons all of it takes 2 to 9 velocities
+    of F. An enclosure is at least some 200 operations of torch, so it takes as long as
+    several velocities of a few dozen atoms.
+
+    A measure with mass where F' is NaN does not compete, as F is not defined there. F'
+    must be finite at the atoms of the measure itself.
 
     Examples
     --------
@@ -112,21 +117,29 @@ class BoxDomain(Domain):
         self._check_order(
             lower.cpu().numpy(), upper.cpu().numpy(), f" once rounded to {mu.dtype}"
         )
-        self._check_inside(mu, lower, upper)
-        # A proof computes in float64 all the same, and would hide another dtype in F.
-        with suppress(NonFinite):
-            F.first_variation(mu, mu.points[:1])
+        # What F cannot do on such a measure no larger box cures. And a proof computes
+        # in float64 all the same, and would hide another dtype in F.
+        told: Tensor | NonFinite
         try:
-            return self._proved(F, mu, descend)
+            told = F.first_variation(mu).detach()
+        except NonFinite as error:
+            told = error
+        self._check_inside(mu, lower, upper)
+        try:
+            return self._proved(F, mu, told, descend)
         except NotEnclosed as missing:
             reason = f"not proved: {missing}"
         found = search(F, mu, lower, upper, descend)
         best = found.places[0]
         return Gap(found.gap, best, GapKind.SEARCHED, reason, found.gap)
 
-    def _proved(self, F: Functional, mu: Measure, descend: int) -> Gap:
+    def _proved(
+        self, F: Functional, mu: Measure, told: Tensor | NonFinite, descend: int
+    ) -> Gap:
         if not isinstance(mu, Particles):
             msg = f"F' is enclosed on Particles alone, and mu is a {type(mu).__name__}"
+            if isinstance(mu, GridDensity):
+                msg += "; on a grid OnGrid() is a domain with a proof"
             raise NotEnclosed(msg)
         kind = mu.points.dtype
         lower, upper = (corner.to(torch.float64) for corner in self._corners(mu))
@@ -139,6 +152,12 @@ class BoxDomain(Domain):
         low, mean = weighted(at[:, None], mu.weights)[:, 0].tolist()
         if not math.isfinite(mean):
             reason = "no finite bound of F' at the atoms of mu was found"
+            return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
+        # Enclosures hold where F' is a number: a sigmoid of NaN too lies in [0, 1].
+        if isinstance(told, NonFinite):
+            raise told
+        if not bool(torch.isfinite(told).all()):
+            reason = "F' is not finite at an atom of mu"
             return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
         proof = bound_below(
             enclose,
@@ -154,7 +173,12 @@ class BoxDomain(Domain):
         corners = torch.stack([proof.argmin.to(lower), lower, upper])
         try_enclosure(F, own, enclose, torch.cat([corners, mu.points[:STARTS]]))
         if not math.isfinite(proof.bound):
-            reason = f"no lower bound of F' was found on {proof.cells} cells"
+            reason = (
+                f"no lower bound of F' was found on {proof.cells} cells: F' may fall "
+                f"without bound near {shown_place(proof.argmin)}, where it is "
+                f"{proof.best:.3g}; take a box without this place, or fewer max_cells "
+                f"to be told sooner"
+            )
             return Gap(math.inf, None, GapKind.NONE, reason, mean - proof.best)
         reason = f"F' was bounded from below on {proof.cells} cells"
         if not proof.finished:
@@ -164,7 +188,7 @@ class BoxDomain(Domain):
             # The measures that compete have mass 1 or that of mu.
             value += excess * (2 * abs(mean) + value)
             if kind != torch.float64:
-                level = abs(float(F.first_variation(own).detach().double() @ weights))
+                level = abs(float(told.double() @ weights))
                 value += excess * level
         if kind != torch.float64:
             value += 2 * effect_of_rescaling(F, mu, lower, upper)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from otflow._validation import check_kind
+from otflow.errors import NonFinite
 from otflow.functionals import Functional, Potential
-from otflow.functionals.answers import measure_within
 from otflow.functionals.base import check_functional
+from otflow.functionals.reasons import not_convex
+from otflow.functionals.stated_terms import check_terms
 from otflow.measures import GridDensity, Measure
 from otflow.measures.grid.checks import check_same_obstacles
 from otflow.metrics.bracket import Bracket
@@ -23,6 +25,7 @@ __all__ = ["OnGrid", "ProximalLaw", "entropic_bracket", "entropic_gap", "heat_of
 
 # Round-off of F' of a user's functional, in units of the last place.
 NOISE = 64
+EPS = torch.finfo(torch.float64).eps
 
 DISCRETE = (
     "the infimum is over the densities on the cells of this grid: it is that of the "
@@ -46,11 +49,7 @@ def heat_of(F: Functional) -> tuple[float, Functional]:
 
 def check_grid(rho: Measure, name: str) -> None:
     """Raise TypeError unless a measure is a density on a grid."""
-    cure = measure_within(rho) or (
-        "make one by GridDensity.from_function or GridDensity.from_samples("
-        "mu.sample(100_000, generator), lower, upper, shape)"
-    )
-    check_kind(rho, GridDensity, name, cure=cure)
+    check_kind(rho, GridDensity, name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +66,8 @@ class ProximalLaw:
         The slopes :math:`G'[\rho]` of the rest, less their minimum.
     logs : Tensor, shape (k,)
         Logarithms of the masses of the law.
+    normalisation : float
+        The logarithm of the sum of :math:`e^{-s/T}` over these slopes s, at least 0.
     sizes : Tensor, shape (k,)
         What the slopes are sums of: of a potential its modulus in the cell, of all else
         the largest modulus, since a convolution spreads round-off over the grid.
@@ -79,6 +80,7 @@ class ProximalLaw:
     temperature: float
     slopes: Tensor
     logs: Tensor
+    normalisation: float
     sizes: Tensor
     constant: float
     free: Tensor
@@ -89,16 +91,27 @@ class ProximalLaw:
         slopes = rest.first_variation(rho.detach()).detach()[rho.is_free]
         least = float(slopes.min())
         shifted = slopes - least
-        exponent = -shifted / temperature
-        normalisation = float(torch.logsumexp(exponent, 0))
-        logs, constant = exponent - normalisation, least - temperature * normalisation
+        # In float64, where a small T is not 0.
+        exponent = -shifted.double() / temperature
+        normalisation = max(0.0, float(torch.logsumexp(exponent, 0)))
+        logs = (exponent - normalisation).to(shifted)
+        constant = least - temperature * normalisation
+        # No logarithm of a mass is larger than 1,000.
+        if not math.isfinite(abs(constant) + float(shifted.max()) + 1e3 * temperature):
+            msg = (
+                f"at the temperature {temperature:g} the free energy of {rest!r} is "
+                f"not finite in float64"
+            )
+            raise NonFinite(msg)
         potential = torch.zeros_like(slopes)
         for c, term in rest.terms():
             if isinstance(term, Potential):
                 own = term.first_variation(rho.detach()).detach()[rho.is_free]
                 potential = potential + c * own
         sizes = potential.abs() + (slopes - potential).abs().max()
-        return cls(temperature, shifted, logs, sizes, constant, rho.is_free)
+        return cls(
+            temperature, shifted, logs, normalisation, sizes, constant, rho.is_free
+        )
 
     def distance(self, rho: GridDensity) -> float:
         r"""Return the sum of the differences of masses, :math:`\sum|w - p|`."""
@@ -113,18 +126,22 @@ class ProximalLaw:
         w = rho.weights.detach()[self.free]
         held = w > 0
         w, logs = w[held], self.logs[held]
-        if bool(torch.isinf(logs).any()):
+        if self._underflows(held):
             # The law underflows where there is mass: T log p is finite, log p is not.
-            normalisation = torch.logsumexp(-self.slopes / self.temperature, 0)
-            own = torch.xlogy(w, w).sum() + normalisation
-            return max(0.0, float(w @ self.slopes[held] + self.temperature * own))
+            own = torch.xlogy(w, w).sum(dtype=torch.float64) + self.normalisation
+            mean = w.double() @ self.slopes[held].double()
+            return max(0.0, float(mean + self.temperature * own))
         r = w.log() - logs
         near = (torch.expm1(-r) + r) * w
         # e^(-r) overflows where p is much larger than w; p itself does not.
         apart = w * r - w + logs.exp()
         terms = torch.where(r.abs() < 1, near, apart).clamp_min(0)
-        empty = self.logs[~held].exp().sum()
-        return self.temperature * float(terms.sum() + empty)
+        empty = self.logs[~held].exp().sum(dtype=torch.float64)
+        return self.temperature * float(terms.sum(dtype=torch.float64) + empty)
+
+    def _underflows(self, held: Tensor) -> bool:
+        """Return whether the logarithm of the law is infinite where there is mass."""
+        return bool(torch.isinf(self.logs[held]).any())
 
     def size(self, rho: GridDensity) -> float:
         """Return the mean modulus of the slopes under the law and a density."""
@@ -133,17 +150,30 @@ class ProximalLaw:
 
     def noise(self, rho: GridDensity) -> float:
         r"""Return the round-off of `energy_to`, and of a mass that is not exactly 1."""
-        eps = torch.finfo(rho.dtype).eps
-        w, p = rho.weights.detach()[self.free], self.logs.exp()
-        total = float(w.sum(dtype=torch.float64))
+        eps, temperature = torch.finfo(rho.dtype).eps, self.temperature
+        # In float64, where no product with T overflows.
+        w, p = rho.weights.detach()[self.free].double(), self.logs.double().exp()
         logs = torch.where(w > 0, w, 1.0).log().abs()
+        # The modulus of T log p, where log p itself may be infinite.
+        cold = self.slopes.double() + temperature * self.normalisation
+        # Each logarithm is off by some units of its own size, and a term w log(w/p) by
+        # some of w where the logarithms are small.
+        wrong = NOISE * eps * (self.sizes + cold + temperature * (1 + logs))
         # Errors e of the slopes change the energy by sum (w - p) e, and to the second
         # order by at most sum (w + p) e^2 / T, and not by more than sum (w + p) e.
-        wrong = NOISE * eps * (self.sizes + self.temperature * logs)
-        second = wrong * (wrong / self.temperature).clamp_max(1)
+        second = wrong * (wrong / temperature).clamp_max(1)
         moved = float((w - p).abs() @ wrong + (w + p) @ second)
-        mass = abs(total - 1) * (abs(self.constant) + self.temperature)
-        return moved + mass + math.ulp(0.0)
+        found = self.energy_to(rho)
+        summed = NOISE * EPS * found
+        if self._underflows(w > 0):
+            # Then the energy is a sum of terms of both signs.
+            spread = float(w @ logs) + self.normalisation
+            summed += 2 * NOISE * eps * (found + temperature * spread)
+        # The sum of the masses, exactly, and what F and the energy hold of it.
+        excess = abs(math.fsum([*w.tolist(), -1.0]))
+        parts = 1 + abs(math.log(rho.box.cell_volume))
+        mass = excess * (abs(self.constant) + temperature * parts + found)
+        return moved + summed + mass + math.ulp(0.0)
 
 
 def entropic_gap(F: Functional, rho: GridDensity) -> Gap:
@@ -213,15 +243,17 @@ def entropic_gap(F: Functional, rho: GridDensity) -> Gap:
 def _entropic_gap(F: Functional, rho: GridDensity) -> Gap:
     temperature, rest = heat_of(F)
     check_grid(rho, "rho")
+    check_terms(F, rho)
     if not rest.mixture_convex:
-        reason = f"{rest!r} is not known to be convex along mixtures"
+        reason = not_convex(rest, Functional)
         return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
     law = ProximalLaw.of(rest, temperature, rho)
     found = law.energy_to(rho)
     w = rho.weights.detach()[law.free]
     most = int((law.logs.exp() - w).argmax())
     place = rho.points[law.free][most]
-    return Gap(found + law.noise(rho), place, GapKind.PROVED, DISCRETE, found)
+    value = _above(found + law.noise(rho))
+    return Gap(value, place, GapKind.PROVED, DISCRETE, found)
 
 
 def entropic_bracket(F: Functional, rho: GridDensity, optimum: GridDensity) -> Bracket:
@@ -254,13 +286,16 @@ def entropic_bracket(F: Functional, rho: GridDensity, optimum: GridDensity) -> B
     -------
     Bracket
         The two bounds, in the units of F, each with its round-off; the lower one is at
-        least 0.
+        least 0. Both are true if F is convex along mixtures: where that is only
+        declared, they rest on the declaration, and ``entropic_gap(F, rho).reason``
+        names it.
 
     Raises
     ------
     ValueError
-        If F holds no entropy, or is not known to be convex along mixtures, or both
-        densities live on different grids or among different obstacles.
+        If F holds no entropy, or is not known to be convex along mixtures, or values of
+        F contradict that it is; if both densities live on different grids or among
+        different obstacles.
     TypeError
         If one of them is no `GridDensity`.
 
@@ -298,9 +333,15 @@ def entropic_bracket(F: Functional, rho: GridDensity, optimum: GridDensity) -> B
         )
         raise ValueError(msg)
     best = ProximalLaw.of(rest, temperature, optimum)
-    lower = best.energy_to(rho) - best.energy_to(optimum)
-    lower -= best.noise(rho) + best.noise(optimum)
+    # What is taken off is rounded up.
+    less = best.energy_to(optimum) + best.noise(rho) + best.noise(optimum)
+    lower = best.energy_to(rho) * (1 - 4 * EPS) - _above(less)
     return Bracket(min(max(lower, 0.0), upper.value), upper.value)
+
+
+def _above(value: float) -> float:
+    """Return a number that no few roundings of this one exceed."""
+    return math.nextafter(value * (1 + 8 * EPS), math.inf)
 
 
 class OnGrid(Domain):
@@ -324,18 +365,20 @@ class OnGrid(Domain):
     def gap(self, F: Functional, mu: Measure, descend: int) -> Gap:
         check_grid(mu, "the measure of a gap over OnGrid()")
         assert isinstance(mu, GridDensity)
+        check_terms(F, mu)
         temperature, _ = F.split_entropy()
         if temperature > 0:
             return _entropic_gap(F, mu)
         slopes = F.first_variation(mu).detach()[mu.is_free]
         w = mu.weights.detach()[mu.is_free]
         least = int(slopes.argmin())
-        found = float(w @ (slopes - slopes[least]))
-        total = abs(float(w.sum(dtype=torch.float64)) - 1)
+        found = float(w.double() @ (slopes.double() - slopes[least].double()))
+        excess = abs(math.fsum([*w.tolist(), -1.0]))
         size = float(slopes.abs().max())
-        noise = (NOISE * torch.finfo(w.dtype).eps + total) * size
+        noise = (2 * NOISE * torch.finfo(w.dtype).eps + excess) * size
+        noise += len(w) * EPS * found
         place = mu.points[mu.is_free][least]
-        return Gap(found + noise, place, GapKind.PROVED, DISCRETE, found)
+        return Gap(_above(found + noise), place, GapKind.PROVED, DISCRETE, found)
 
     def __repr__(self) -> str:
         return "OnGrid()"

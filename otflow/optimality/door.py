@@ -7,6 +7,7 @@ import math
 from otflow._validation import non_negative_int
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional, check_measure
+from otflow.functionals.reasons import not_convex
 from otflow.measures import Measure
 from otflow.optimality.declared import with_words_tried
 from otflow.optimality.domains import Domain, check_domain
@@ -79,17 +80,6 @@ def optimality_gap(
     check_domain(domain)
     descend = non_negative_int(descend, "descend")
     if not F.mixture_convex:
-        reason = _why_not(F)
+        reason = not_convex(F, Functional)
         return Gap(math.inf, None, GapKind.NONE, reason, math.inf)
     return with_words_tried(F, mu, domain.gap(F, mu, descend))
-
-
-def _why_not(F: Functional) -> str:
-    """Return which terms of F stand in the way."""
-    culprits = [
-        f"{term!r}, times {c:g}" if c != 1 else repr(term)
-        for c, term in F.terms()
-        if not (c * term).mixture_convex
-    ]
-    what = " and ".join(culprits) or repr(F)
-    return f"not known to be convex along mixtures: {what}"

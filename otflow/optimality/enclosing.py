@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow.functionals import Functional, Interaction, Potential
-from otflow.functionals.discrepancy import Witness
+from otflow.functionals import Functional, Interaction
+from otflow.functionals.discrepancy import Attraction
 from otflow.kernels import PairKernel
 from otflow.measures import Measure, Particles
 from otflow.numerics.enclosed_sums import Enclosed, combination
@@ -95,7 +95,7 @@ def _masses(
     """Return the sign, the kernel and the masses of a term that is a field of them."""
     if type(term) is Interaction and isinstance(mu, Particles):
         return 1.0, term.kernel, mu
-    if type(term) is Potential and isinstance(term.V, Witness):
+    if type(term) is Attraction:
         nu = term.V.target
         if isinstance(nu, Particles):
             return -1.0, term.V.kernel, nu

@@ -11,10 +11,13 @@ from otflow._validation import non_negative_int, positive
 from otflow._warn import warn
 from otflow.errors import FixedPointWarning, NotConvergedWarning, Unsupported
 from otflow.functionals import Functional, Internal
+from otflow.functionals.reasons import not_convex
+from otflow.functionals.stated_terms import check_terms
 from otflow.measures import GridDensity
+from otflow.optimality.declared import with_words_tried
 from otflow.optimality.densities import check_grid, heat_of
 from otflow.optimality.free_energy import FixedPoint, FreeEnergy
-from otflow.optimality.gap import GapKind
+from otflow.optimality.gap import Gap, GapKind
 
 __all__ = ["GibbsResult", "gibbs"]
 
@@ -45,13 +48,18 @@ class GibbsResult:
         Further fixed points, of higher energy, which other starts led to. Empty for an
         F that is convex along mixtures, whose fixed point is unique.
     uniqueness : GapKind
-        "proved" for an F that is convex along mixtures: there is no other fixed point.
-        "searched" if further starts looked for others. "none" if nothing was examined,
-        as with ``starts=0``.
+        "proved" for an F that is convex along mixtures: there is no other fixed point,
+        if what is declared of F is true. "searched" if further starts looked for
+        others. "none" if nothing was examined, as with ``starts=0``, or if values of F
+        at the fixed point contradict what is declared.
+    reason : str
+        Why the uniqueness is what it is. It names each convexity that is only declared.
 
     Attributes
     ----------
     measure, energy, residual, damping, iterations, converged, others, uniqueness
+        As above.
+    reason : str
         As above.
 
     See Also
@@ -78,6 +86,7 @@ class GibbsResult:
     converged: bool
     others: tuple[GibbsResult, ...] = field(default=(), repr=False)
     uniqueness: GapKind = GapKind.NONE
+    reason: str = field(default="not examined", repr=False)
 
 
 def gibbs(
@@ -176,6 +185,7 @@ def gibbs(
     """
     temperature, rest = heat_of(F)
     check_grid(rho, "rho")
+    check_terms(F, rho)
     if tolerance is not None:
         tolerance = positive(tolerance, "tolerance")
     limit = non_negative_int(max_iterations, "max_iterations", minimum=1)
@@ -184,15 +194,38 @@ def gibbs(
     rho = rho.detach()
     convex = bool(rest.mixture_convex)
     problem = FreeEnergy(rest, temperature, rho, tolerance, limit)
-    kind = GapKind.PROVED if convex else GapKind.SEARCHED if starts else GapKind.NONE
-    masses = problem.filled(rho.weights)
-    found = [_result(problem.solve(masses, cool=convex), kind)]
-    for masses in [] if convex else problem.starts(starts):
-        other = _result(problem.solve(masses), kind)
+    first = problem.solve(problem.filled(rho.weights), cool=convex)
+    kind, reason = _uniqueness(rest, first, starts)
+    found = [_result(first, kind, reason)]
+    for masses in [] if kind == GapKind.PROVED else problem.starts(starts):
+        other = _result(problem.solve(masses), kind, reason)
         if not any(_same(other, known) for known in found):
             found.append(other)
     found.sort(key=lambda result: result.energy)
     return _warned(_best(found), rho, tolerance, limit)
+
+
+def _uniqueness(
+    rest: Functional, found: FixedPoint, starts: int
+) -> tuple[GapKind, str]:
+    """Return what is known of other fixed points, and why.
+
+    A declared convexity is tried at the fixed point, where the slope is least.
+    """
+    reason = "F is convex along mixtures"
+    if rest.mixture_convex:
+        rho = found.state.measure
+        slopes = rest.first_variation(rho).detach()
+        place = rho.points[int(slopes.masked_fill(~rho.is_free, math.inf).argmin())]
+        told = with_words_tried(rest, rho, Gap(0.0, place, GapKind.PROVED, reason, 0.0))
+        if told.kind == GapKind.PROVED:
+            return GapKind.PROVED, told.reason
+        reason = told.reason
+    else:
+        reason = not_convex(rest, Functional)
+    if starts:
+        return GapKind.SEARCHED, f"{reason}; {starts} further starts looked for others"
+    return GapKind.NONE, reason
 
 
 def _check_unbounded(rest: Functional) -> None:
@@ -206,7 +239,7 @@ def _check_unbounded(rest: Functional) -> None:
             raise Unsupported(msg)
 
 
-def _result(found: FixedPoint, uniqueness: GapKind) -> GibbsResult:
+def _result(found: FixedPoint, uniqueness: GapKind, reason: str) -> GibbsResult:
     """Return what was found as a result."""
     state = found.state
     return GibbsResult(
@@ -217,6 +250,7 @@ def _result(found: FixedPoint, uniqueness: GapKind) -> GibbsResult:
         found.count,
         found.converged,
         uniqueness=uniqueness,
+        reason=reason,
     )
 
 

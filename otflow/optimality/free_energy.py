@@ -95,28 +95,30 @@ class FreeEnergy:
         """
         self.count = 0
         temperature = self.temperature
+        # A stage is for the last one to start from, which takes an evaluation at least.
+        cool, before = cool and self.limit > 1, self.limit - 1
         if cool:
             slopes = ProximalLaw.of(self.rest, temperature, self.measure(logs)).slopes
             self.count += 1
             spread = float(slopes.max())
             if spread > COLD * temperature:
                 temperature = spread / COOLING
-        while temperature > self.temperature:
-            logs = self._stage(logs, temperature, LOOSE).state.logs
+        while temperature > self.temperature and self.count < before:
+            logs = self._stage(logs, temperature, LOOSE, before).state.logs
             temperature = max(temperature / COOLING, self.temperature)
-        return self._stage(logs, self.temperature, self.tolerance)
+        return self._stage(logs, self.temperature, self.tolerance, self.limit)
 
     def _stage(
-        self, logs: Tensor, temperature: float, tolerance: float | None
+        self, logs: Tensor, temperature: float, tolerance: float | None, limit: int
     ) -> FixedPoint:
-        """Descend at one temperature."""
+        """Descend at one temperature, up to a number of evaluations in all."""
         state = best = self._at(logs, temperature)
         least, enough = self._goals(state, tolerance)
         anderson = Anderson(MEMORY, torch.ones_like(state.logs))
         share, damping, newton = 1.0, 0.0, False
         mark, since = state.residual, self.count
         halved, half_at = state.residual, self.count
-        while best.residual > least and self.count < self.limit and share > SMALLEST:
+        while best.residual > least and self.count < limit and share > SMALLEST:
             if best.residual <= halved / 2:
                 halved, half_at = best.residual, self.count
             if best.residual <= enough and self.count - half_at >= PATIENCE:
@@ -125,7 +127,7 @@ class FreeEnergy:
                 newton = self.steps.possible and state.residual > 0.1 * mark
                 mark, since = state.residual, self.count
             if newton:
-                new, damping = self._newton(state, damping)
+                new, damping = self._newton(state, damping, limit)
                 if new is None:
                     newton, damping, since = False, 0.0, self.count
                     continue
@@ -149,15 +151,19 @@ class FreeEnergy:
         done = best.residual <= enough
         return FixedPoint(best, best.residual, share, self.count, done)
 
-    def _newton(self, state: State, damping: float) -> tuple[State | None, float]:
+    def _newton(
+        self, state: State, damping: float, limit: int
+    ) -> tuple[State | None, float]:
         """Return the state after a damped Newton step, or None if F falls to none.
 
         A larger damping makes the step shorter and turns it to the proximal law.
         """
         steps, before = self.steps, self.steps.count
-        able = steps.prepare(state)
-        while able and damping < STIFFEST and self.count < self.limit:
-            step = steps.step(state, damping, self.limit - self.count)
+        able = steps.prepare(state, limit - self.count - 1)
+        self.count, before = self.count + steps.count - before, steps.count
+        # A product more, and the evaluation at the end of the step, are left over.
+        while able and damping < STIFFEST and self.count + 3 <= limit:
+            step = steps.step(state, damping, limit - self.count - 2)
             self.count, before = self.count + steps.count - before, steps.count
             if step is not None and state.descent(step) > 0:
                 new = self._at(state.logs + step, state.law.temperature)
@@ -181,7 +187,9 @@ class FreeEnergy:
         law = ProximalLaw.of(self.rest, temperature, measure)
         rest = float(self.rest.value(measure))
         heat = temperature * float(logs.exp() @ (logs - self.log_volume))
-        size = abs(rest) + law.size(measure) + abs(heat)
+        # A logarithm is off by units of its own size, however small their mean is.
+        parts = temperature * float(logs.exp() @ logs.abs() + abs(self.log_volume))
+        size = abs(rest) + law.size(measure) + parts
         noise = ENERGY_NOISE * self.eps * size
         return State(logs, measure, rest + heat, noise, law)
 

@@ -10,10 +10,15 @@ from torch import Tensor
 
 from otflow._words import Word
 
-__all__ = ["Gap", "GapKind"]
+__all__ = ["Gap", "GapKind", "shown_place"]
 
 # A place with more coordinates is not shown.
 SHOWN = 8
+
+
+def shown_place(x: Tensor) -> str:
+    """Return a place as a message shows it: six digits of each coordinate."""
+    return repr([float(f"{coordinate:.6g}") for coordinate in x.tolist()])
 
 
 class GapKind(Word):
@@ -27,7 +32,8 @@ class GapKind(Word):
     """
 
     PROVED = "proved"
-    """F(mu) - inf F is at most ``value``, round-off included."""
+    """F(mu) - inf F is at most ``value``, round-off included, if what is declared of F
+    is true; ``reason`` names what is declared, and not derived."""
     SEARCHED = "searched"
     """The minimum of F' is the least that was found, so the gap may be too small."""
     NONE = "none"
@@ -122,5 +128,5 @@ class Gap:
         if self.kind == GapKind.PROVED:
             text += f", found={self.found:.6g}"
         if self.argmin is not None and self.argmin.numel() <= SHOWN:
-            text += f", argmin={[float(f'{x:.6g}') for x in self.argmin.tolist()]}"
+            text += f", argmin={shown_place(self.argmin)}"
         return f"{text}, reason={self.reason!r})"

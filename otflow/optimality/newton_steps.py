@@ -50,10 +50,12 @@ class NewtonSteps:
         self._matrix: Tensor | None = None
         self._product: Callable[[Tensor], Tensor] | None = None
 
-    def prepare(self, state: State) -> bool:
-        """Make products at a state possible; return whether they are."""
+    def prepare(self, state: State, limit: int) -> bool:
+        """Make products at a state possible, within a number of them, if they are."""
         if self._matrix is not None:
             return True
+        if limit < 2:
+            return False
         self.count += 2
         masses, measure = state.measure.weights, state.measure
         try:
@@ -73,7 +75,7 @@ class NewtonSteps:
             self._spent += 1
             return product(torch.zeros_like(masses).masked_scatter(free, v))[free]
 
-        if self._spent >= self.cells and self.cells <= MOST_CELLS:
+        if self._spent >= self.cells and self.cells <= min(MOST_CELLS, limit - 2):
             unit = torch.eye(self.cells, dtype=masses.dtype, device=masses.device)
             matrix = torch.stack([on_free(v) for v in unit])
             self._matrix, self._spent = 0.5 * (matrix + matrix.T), 0

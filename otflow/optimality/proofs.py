@@ -8,17 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otflow.numerics.branching import Cells, Found, branch_and_bound
 from otflow.numerics.enclosures import Enclosure, pairs
 from otflow.numerics.intervals import EPS, Interval
 
-__all__ = ["STARTS", "Bounded", "bound_below", "polish"]
+__all__ = ["STARTS", "Bounded", "bound_below"]
 
 Enclose = Callable[[Enclosure], Enclosure]
 
-# Cells that are bounded together: so many entries of second derivatives at most.
-ENTRIES = 2**16
 # Places from which a descent begins.
 STARTS = 8
+# Cells that are bounded together.
+BATCH = 256
+# A Newton step is too short to matter if it gains less than this share of the width of
+# the bracket that suffices.
+LITTLE = 0.1
 # A convex cell is centred anew at most so many times before it is cut.
 CENTRINGS = 3
 
@@ -48,27 +52,6 @@ class Bounded:
     finished: bool
 
 
-@dataclass
-class _Cells:
-    """Cells that may hold the minimum, with lower bounds that are known already."""
-
-    lower: Tensor
-    upper: Tensor
-    centre: Tensor
-    bound: Tensor
-    visits: Tensor
-
-    def __len__(self) -> int:
-        return len(self.bound)
-
-    def take(self, index: Tensor | slice) -> _Cells:
-        return _Cells(*(t[index] for t in vars(self).values()))
-
-    def join(self, other: _Cells) -> _Cells:
-        both = zip(vars(self).values(), vars(other).values(), strict=True)
-        return _Cells(*(torch.cat(pair) for pair in both))
-
-
 def bound_below(
     enclose: Enclose,
     lower: Tensor,
@@ -78,7 +61,6 @@ def bound_below(
     sharp: Callable[[float], float],
     max_cells: int,
     steps: int,
-    batch: int = 256,
 ) -> Bounded:
     """Bound a function on a box from below.
 
@@ -96,105 +78,100 @@ def bound_below(
         Number of cells after which the bound is returned as it is.
     steps : int
         Number of Newton steps from low places.
-    batch : int
-        Number of cells that are bounded together.
 
     Returns
     -------
     Bounded
         The bound, and the least value that was found.
     """
-    cells, done, count = _grid(lower, upper, places, max_cells), torch.inf, 0
-    places = torch.cat([places, cells.centre])
+    cells = _grid(lower, upper, max_cells)
+    places = torch.cat([places, 0.5 * (cells[0] + cells[1])])
     at = enclose(Enclosure.of(places, places, 0)).value
     low_ones = places[at[1].argsort()[:STARTS]]
-    places, at = polish(enclose, low_ones, lower, upper, steps)
+    places, at = _polish(enclose, low_ones, lower, upper, steps, sharp)
     k = int(at[1].argmin())
-    best, argmin = float(at[1, k]), places[k]
+    # No bound is sharper than the round-off of one value.
     noise = 4 * float(at[1, k] - at[0, k])
-    cells.centre = _centres(cells.lower, cells.upper, places)
-    while True:
-        # No bound is sharper than the round-off of one value.
-        target = best - max(sharp(best), noise)
-        settled = cells.bound >= target
-        done = min([done, *cells.bound[settled].tolist()])
-        cells = cells.take(~settled)
-        if not len(cells) or count >= max_cells:
-            break
-        order = cells.bound.argsort()
-        size = min(batch, max_cells - count)
-        now, cells = cells.take(order[:size]), cells.take(order[size:])
-        count += len(now)
-        low = _bounds(enclose, now, lower, upper)
-        k = int(low.tops.argmin())
-        if low.tops[k] < best:
-            best, argmin = float(low.tops[k]), now.centre[k]
-        now.bound = torch.maximum(now.bound, low.bounds)
-        now = now.take(low.kept)
-        target = best - max(sharp(best), noise)
-        # Between neighbouring floating numbers there is nothing to cut.
-        reach = torch.maximum(now.lower.abs(), now.upper.abs())
-        cuttable = (now.upper - now.lower > 4 * EPS * reach).any(1)
-        open_ = (now.bound < target) & cuttable
-        done = min([done, *now.bound[~open_].tolist()])
-        cells = cells.join(
-            _children(now.take(open_), low.take(low.kept).take(open_), places)
-        )
-    bound = min([done, best, *cells.bound.tolist()])
-    return Bounded(bound, best, argmin, count, not len(cells))
+    problem = _Negative(enclose, lower, upper, places, sharp, noise)
+    found = branch_and_bound(
+        problem,
+        (*cells, _centres(*cells, places), torch.zeros_like(cells[0][:, 0])),
+        -float(at[1, k]),
+        places[k],
+        budget=max_cells,
+        at_once=BATCH,
+    )
+    return Bounded(-found.upper, -found.value, found.place, found.spent, found.closed)
 
 
 @dataclass
-class _Found:
-    """What one sweep over cells found."""
+class _Negative:
+    """Minus the function: cells (lower, upper, centre, visits)."""
 
-    bounds: Tensor
-    tops: Tensor
-    kept: Tensor
-    smear: Tensor
-    newton: Tensor
-    convex: Tensor
+    enclose: Enclose
+    lower: Tensor
+    upper: Tensor
+    places: Tensor
+    sharp: Callable[[float], float]
+    noise: float
 
-    def take(self, index: Tensor) -> _Found:
-        return _Found(*(t[index] for t in vars(self).values()))
+    def goal(self, value: float) -> float:
+        return value + max(self.sharp(-value), self.noise)
 
+    def bound(self, cells: Cells) -> Found:
+        """Bound the function from below, in three ways; the best counts."""
+        a, b, c, visits = cells
+        wide = self.enclose(Enclosure.of(a, b, 2))
+        # Elsewhere the function may jump inside the cell, as beyond a pole. Then
+        # neither the mean value theorem nor a slope of one sign says anything.
+        continuous = torch.isfinite(wide.rows[:, : 1 + wide.d]).flatten(0, 1).all(0)
+        thin = self.enclose(Enclosure.of(c, c, 1))
+        value, slope = thin.value, thin.gradient.mT  # (2, C), (2, C, d)
+        # Distances from the centre to the two faces, rounded outward.
+        down, up = (a - c) * (1 + 4 * EPS), (b - c) * (1 + 4 * EPS)
+        bends = _diagonal_bounds(wide, torch.maximum(up, -down))
+        second = _lowest(slope, bends, down, up)
+        steep = wide.gradient.mT
+        first = _lowest(steep, torch.zeros_like(bends), down, up)
+        parts = _plus(value[0], torch.stack([first, second]))
+        parts = parts.amax(0).masked_fill_(~continuous, -torch.inf)
+        bounds = torch.fmax(wide.value[0], parts)
+        bounds.nan_to_num_(nan=-torch.inf, neginf=-torch.inf)
+        # A cell on which the function rises along an axis holds the minimum only if it
+        # lies at the lower face of the box, and falls, at the upper face.
+        rising = (steep[0] > 0) & continuous[:, None]
+        falling = (steep[1] < 0) & continuous[:, None]
+        left_out = ((rising & (a > self.lower)) | (falling & (b < self.upper))).any(1)
+        best = int(value[1].argmin())
 
-def _bounds(enclose: Enclose, cells: _Cells, lower: Tensor, upper: Tensor) -> _Found:
-    """Bound the function on each cell from below, in three ways; the best counts."""
-    a, b, c = cells.lower, cells.upper, cells.centre
-    wide = enclose(Enclosure.of(a, b, 2))
-    # Elsewhere the function may jump inside the cell, as beyond a pole. Then neither
-    # the mean value theorem nor a slope of one sign says anything.
-    ends = torch.cat([wide.value[:, None], wide.gradient], 1)
-    continuous = torch.isfinite(ends).all(0).all(0)
-    thin = enclose(Enclosure.of(c, c, 1))
-    value, slope = thin.value, thin.gradient.mT  # (2, C), (2, C, d)
-    # Distances from the centre to the two faces, rounded outward.
-    down, up = (a - c) * (1 + 4 * EPS), (b - c) * (1 + 4 * EPS)
-    bends = _diagonal_bounds(wide, torch.maximum(up, -down))
-    second = _lowest(slope, bends, down, up)
-    steep = wide.gradient.mT
-    first = _lowest(steep, torch.zeros_like(bends), down, up)
-    expansions = [
-        _plus(value[0], parts).masked_fill(~continuous, -torch.inf)
-        for parts in (first, second)
-    ]
-    bounds = torch.stack([wide.value[0], *expansions])
-    bounds = bounds.nan_to_num(nan=-torch.inf, neginf=-torch.inf).amax(0)
-    # A cell on which the function rises along an axis holds the minimum only if it
-    # lies at the lower face of the box, and falls, at the upper face.
-    rising = (steep[0] > 0) & continuous[:, None]
-    falling = (steep[1] < 0) & continuous[:, None]
-    kept = ~((rising & (a > lower)) | (falling & (b < upper))).any(1)
-    # A face of the box takes the place of the cell.
-    cells.upper = torch.where(rising & (a <= lower), a, b)
-    cells.lower = torch.where(falling & (b >= upper), b, a)
-    size = torch.maximum(steep[1], -steep[0]).nan_to_num(posinf=1e300)
-    smear = size.clamp(max=1e300) * (cells.upper - cells.lower)
-    middle, bend = slope.mean(0), _middle_diagonal(wide)
-    convex = ((bends > 0) | (cells.upper <= cells.lower)).all(1) & continuous
-    newton = c - torch.where(bend > 0, middle / bend, 0.0)
-    return _Found(bounds, value[1], kept, smear, newton, convex)
+        def cut(index: Tensor) -> tuple[Cells, Tensor]:
+            # A face of the box takes the place of the cell.
+            low = torch.where(falling, b, a)[index]
+            high = torch.where(rising, a, b)[index]
+            convex = ((bends[index] > 0) | (high <= low)).all(1) & continuous[index]
+            again = convex & (visits[index] < CENTRINGS)
+            middle, bend = slope.mean(0), _middle_diagonal(wide)
+            newton = (c - torch.where(bend > 0, middle / bend, 0.0))[index]
+            size = torch.maximum(steep[1], -steep[0])[index].nan_to_num(posinf=1e300)
+            smear = size.clamp(max=1e300) * (high - low)
+            # Between neighbouring floating numbers there is nothing to cut.
+            far = torch.maximum(low.abs(), high.abs())
+            cuttable = (high - low > 4 * EPS * far).any(1)
+            once = (again & cuttable).nonzero()[:, 0]
+            twice = (~again & cuttable).nonzero()[:, 0]
+            kept = low[once], high[once]
+            halves = _halves(low[twice], high[twice], smear[twice])
+            centres = newton[once].clamp(*kept), _centres(*halves, self.places)
+            old = visits[index][once] + 1
+            new = (
+                *(torch.cat(pair) for pair in zip(kept, halves, strict=True)),
+                torch.cat(centres),
+                torch.cat([old, old.new_zeros(2 * len(twice))]),
+            )
+            return new, torch.cat([once, twice, twice])
+
+        upper = (-bounds).masked_fill(left_out, -torch.inf)
+        return Found(upper, -float(value[1, best]), c[best], cut)
 
 
 def _lowest(slope: Tensor, bend: Tensor, down: Tensor, up: Tensor) -> Tensor:
@@ -212,8 +189,8 @@ def _lowest(slope: Tensor, bend: Tensor, down: Tensor, up: Tensor) -> Tensor:
 
 
 def _plus(value: Tensor, parts: Tensor) -> Tensor:
-    total = value + parts.sum(1)
-    return total - (parts.shape[1] + 2) * EPS * (value.abs() + parts.abs().sum(1))
+    total = value + parts.sum(-1)
+    return total - (parts.shape[-1] + 2) * EPS * (value.abs() + parts.abs().sum(-1))
 
 
 def _diagonal_bounds(wide: Enclosure, reach: Tensor) -> Tensor:
@@ -242,8 +219,13 @@ def _middle_diagonal(wide: Enclosure) -> Tensor:
     return middle[same].T
 
 
-def polish(
-    enclose: Enclose, x: Tensor, lower: Tensor, upper: Tensor, steps: int
+def _polish(
+    enclose: Enclose,
+    x: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    steps: int,
+    sharp: Callable[[float], float],
 ) -> tuple[Tensor, Interval]:
     """Return lower places (k, d), by projected Newton steps, and intervals there."""
     found = enclose(Enclosure.of(x, x, 2))
@@ -254,8 +236,10 @@ def polish(
         slope = found.gradient.abs().amax(0).T
         low, high = found.value
         gain = ((new - x).abs() * slope).sum(1)
-        # Nor where twice the gain would not make a place the lowest one.
-        if bool((gain <= torch.maximum(high - low, 0.5 * (high - high.min()))).all()):
+        # Nor where twice the gain would not make a place the lowest one, or matter.
+        least = float(high.min())
+        enough = torch.maximum(high - low, 0.5 * (high - least))
+        if bool((gain <= enough.clamp(min=LITTLE * sharp(least))).all()):
             break
         moved = enclose(Enclosure.of(new, new, 2))
         fell = moved.value[1] < found.value[1]
@@ -289,8 +273,8 @@ def _newton(
     return new.clamp(lower, upper)
 
 
-def _grid(lower: Tensor, upper: Tensor, places: Tensor, most: int) -> _Cells:
-    """Cut the box into about 64 cells, and at most so many."""
+def _grid(lower: Tensor, upper: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Cut the box into about 64 cells, and at most so many; return their corners."""
     d = len(lower)
     n = max(1, round(64 ** (1 / d)))
     while n > 1 and n**d > most:
@@ -301,33 +285,22 @@ def _grid(lower: Tensor, upper: Tensor, places: Tensor, most: int) -> _Cells:
     numbers = torch.arange(n, device=lower.device)
     index = torch.cartesian_prod(*[numbers] * d).reshape(-1, d)
     axes = torch.arange(d, device=lower.device)
-    low, high = edges[index, axes], edges[index + 1, axes]
-    bound = low.new_full((len(low),), -torch.inf)
-    visits = torch.zeros_like(bound)
-    return _Cells(low, high, _centres(low, high, places), bound, visits)
+    return edges[index, axes], edges[index + 1, axes]
 
 
-def _children(cells: _Cells, found: _Found, places: Tensor) -> _Cells:
-    """Cut cells in two, or centre convex ones anew."""
-    again = found.convex & (cells.visits < CENTRINGS)
-    kept, cut = cells.take(again), cells.take(~again)
-    kept.centre = found.take(again).newton.clamp(kept.lower, kept.upper)
-    kept.visits = kept.visits + 1
-    axis = found.take(~again).smear.argmax(1, keepdim=True)
-    middle = 0.5 * (cut.lower + cut.upper)
-    first, second = cut.take(slice(None)), cut.take(slice(None))
-    first.upper = cut.upper.scatter(1, axis, middle.gather(1, axis))
-    second.lower = cut.lower.scatter(1, axis, middle.gather(1, axis))
-    new = first.join(second)
-    new.centre = _centres(new.lower, new.upper, places)
-    new.visits = torch.zeros_like(new.visits)
-    return kept.join(new)
+def _halves(lower: Tensor, upper: Tensor, smear: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the halves of cells, cut across the axis of the largest smear."""
+    axis = smear.argmax(1, keepdim=True)
+    middle = (0.5 * (lower + upper)).gather(1, axis)
+    return (
+        torch.cat([lower, lower.scatter(1, axis, middle)]),
+        torch.cat([upper.scatter(1, axis, middle), upper]),
+    )
 
 
 def _centres(lower: Tensor, upper: Tensor, places: Tensor) -> Tensor:
     """Return a low place inside each cell, or else its middle."""
-    centre = 0.5 * (lower + upper)
-    for place in places:
-        inside = ((lower <= place) & (place <= upper)).all(1)
-        centre = torch.where(inside[:, None], place, centre)
-    return centre
+    inside = (lower[:, None] <= places) & (places <= upper[:, None])  # (C, k, d)
+    inside = inside.all(2)
+    place = places[inside.int().argmax(1)]
+    return torch.where(inside.any(1)[:, None], place, 0.5 * (lower + upper))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,15 +15,13 @@ from otflow.functionals import (
     Interaction,
     Internal,
     Potential,
-    Scaled,
     Sum,
 )
 from otflow.functionals.combined import Combined
 from otflow.functionals.inheritance import redefined
 from otflow.kernels import Kernel
-from otflow.measures import Measure
 
-__all__ = ["Terms", "check_terms", "combine", "sort_terms"]
+__all__ = ["Terms", "combine", "sort_terms"]
 
 # U' is steep if its fall from the density 1e-150 to 1e-300 is more than STEEP times
 # that from 1 to 1e-150. The two falls of a logarithm are equal. Of a negative power
@@ -177,40 +174,3 @@ def combine(terms: Sequence[tuple[float, Internal]]) -> Internal | None:
     if len(terms) == 1 and (terms[0][0] == 1 or isinstance(terms[0][1], Congestion)):
         return terms[0][1]
     return Combined(flat, min(term.max_density for _, term in terms))
-
-
-def check_terms(F: Functional, mu: Measure) -> None:
-    """Raise ValueError if the terms that a class states do not sum to it at `mu`.
-
-    Solvers see the terms alone: their certificates rest on this identity. The check
-    evaluates F and its terms once; sums and multiples need none. The identity is not
-    checked for a random value.
-    """
-    if isinstance(F, Sum):
-        for part in F.parts:
-            check_terms(part, mu)
-    elif isinstance(F, Scaled):
-        check_terms(F.functional, mu)
-    elif type(F).terms is not Functional.terms:
-        value, total, scale = _stated(F, mu)
-        # Two formulas of one number may differ by more than the round-off of a sum.
-        slack = math.sqrt(torch.finfo(mu.dtype).eps) * scale
-        if math.isfinite(scale) and abs(value - total) > slack:
-            # A random value, as on minibatches, differs from itself by as much.
-            again = _stated(F, mu)
-            if max(abs(value - again[0]), abs(total - again[1])) > slack:
-                return
-            msg = (
-                f"the terms of {type(F).__name__} sum to {total:g} at the start, "
-                f"where its value is {value:g}; let `terms` return factors and "
-                f"functionals that sum to `value`, or leave `terms` out: then F is its "
-                f"only term"
-            )
-            raise ValueError(msg)
-
-
-def _stated(F: Functional, mu: Measure) -> tuple[float, float, float]:
-    """Return the value of F, the sum of its terms, and the size of all of them."""
-    value = float(F.value(mu))
-    parts = [c * float(term.value(mu)) for c, term in F.terms()]
-    return value, sum(parts), abs(value) + sum(map(abs, parts))

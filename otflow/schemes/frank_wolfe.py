@@ -19,19 +19,25 @@ from otflow.measures import Measure, Particles
 from otflow.optimality import BoxDomain, Gap, GapKind, optimality_gap
 from otflow.optimality.search import descent
 from otflow.schemes.base import Scheme, Step
-from otflow.schemes.shares import lowered, searched, with_atom
+from otflow.schemes.shares import ENOUGH, lowered, searched, with_atom
 from otflow.schemes.sliding import Box, Slid, round_off, size_at, slide
 
 __all__ = ["FrankWolfe"]
 
 # A gap of this share of the size of F' is small.
 THIN = 1e-4
+NOT_STATIONARY = "masses and places did not become stationary, as at a kink"
+SMOOTH_OR_PLAIN = "smooth the kink of F, or take FrankWolfe(box, sliding=False)"
+NO_JUMPS = (
+    "make F continuous along mixtures, or take FrankWolfe(box, sliding=False), which "
+    "does not look at F"
+)
 # A box of more axes is not written out.
 SHOWN = 4
 
 
 State: TypeAlias = tuple[int, bool]
-"""How many steps were made, and whether the last one ended at a minimum."""
+"""How many steps were made, and whether the last one converged to a minimum."""
 
 
 class FrankWolfe(Scheme):
@@ -116,14 +122,16 @@ class FrankWolfe(Scheme):
     evaluations of F' at the atoms, two for a quadratic F; ``info["dt"]`` is the share.
     If F is not convex along mixtures that need not be the least F, but F does not rise.
 
-    The sliding variant tells whether its descent converged. Its ``residual`` is a size
-    of the gradient of F' over that of F' itself near the measure: what the gradient
-    changes by along 1 % of the box, for the whole box, at most the spread over the
-    candidates. A measure whose gap is at round-off is kept if no slide lowers F; the
-    residual is then that of the gap. Sliding keeps no measure at which F is higher by
-    more than ``noise``, the round-off of F there. ``iterations`` counts evaluations of
-    F' at the candidates and at the measure, without those of a proof. Under `Minibatch`
-    the gap is that of the batch.
+    The sliding variant has ``converged`` if its descent ended stationary and the gap
+    before the step is at most :math:`\epsilon^{2/3}` of the size of F'. With a larger
+    gap ``converged`` is left out while F falls, and False if F does not fall. The
+    ``residual`` is a size of the gradient of F' over that of F' itself near the
+    measure: what the gradient changes by along 1 % of the box, for the whole box, at
+    most the spread over the candidates. A measure whose gap is at round-off is kept if
+    no slide lowers F; the residual is then that of the gap. Sliding keeps no measure at
+    which F is higher by more than ``noise``, the round-off of F there. ``iterations``
+    counts evaluations of F' at the candidates and at the measure, without those of a
+    proof. Under `Minibatch` the gap is that of the batch.
 
     Cost of a step: F' and its gradient at m candidates, `descend` + 1 times; the
     sliding variant adds some hundred values with velocity of F at its few atoms.
@@ -218,11 +226,10 @@ class FrankWolfe(Scheme):
             words["iterations"] += looked
             return Step(new, (made + 1, False), report | words, energy)
         around = box, _widest(F, mu, places)
-        end, small, words = self._slid(
-            F, mu, (x, found), dt, float(energy), around, done=done
-        )
+        end, words = self._slid(F, mu, (x, found), dt, float(energy), around, done=done)
         report |= words | {"iterations": looked + end.used}
-        return Step(end.measure, (made + 1, small and end.converged), report, energy)
+        done = words["converged"] is True
+        return Step(end.measure, (made + 1, done), report, energy)
 
     def _slid(
         self,
@@ -234,21 +241,21 @@ class FrankWolfe(Scheme):
         around: tuple[Box, float],
         *,
         done: bool,
-    ) -> tuple[Slid, bool, dict[str, Any]]:
-        """Return where a sliding step ends, whether its gap is small, and its words.
+    ) -> tuple[Slid, dict[str, Any]]:
+        """Return where a sliding step ends, and its words.
 
         `least` is the place of the new atom and its gap, `around` the box and the
-        spread of F' over it.
+        spread of F' over it. `done` tells whether the step before has converged.
         """
-        (x, found), (box, widest) = least, around
+        found, (box, widest) = least[1], around
         size = size_at(F, mu, box, widest)
         # Of a residual of eps^(2/3) the gap shows the square.
-        tolerance = torch.finfo(mu.dtype).eps ** (5 / 6) * size
-        small = found <= tolerance + round_off(F, mu, before)
+        eps = torch.finfo(mu.dtype).eps
+        small = found <= eps ** (5 / 6) * size + round_off(F, mu, before)
         nothing = Slid(mu, found / size if size > 0 else found, 0, converged=True)
         end = nothing
         if not (small and done):  # else the step before has found nothing to change
-            new = mu if small else lowered(F, mu, x, dt, before)[0]
+            new = mu if small else lowered(F, mu, least, dt, before)[0]
             # Near the minimum atoms are tried that may not be needed.
             end = slide(F, new, box, widest, thin=found < THIN * size)
         after = float(F.value(end.measure))
@@ -259,20 +266,24 @@ class FrankWolfe(Scheme):
         if small and not end.converged and after >= before - noise:
             # No place lowers F, and at a kink no gradient tells so.
             end, after = replace(nothing, used=end.used), before
+        near = small or found <= eps ** (2 / 3) * size
         words: dict[str, Any] = {
             "atoms": end.measure.n,
             "energy_before": before,
             "energy_after": after,
             "noise": noise,
             "residual": end.residual,
-            "converged": end.converged,
+            "converged": end.converged if near or not end.converged else None,
         }
         if not end.converged:
-            words |= {
-                "cause": "masses and places did not become stationary, as at a kink",
-                "cure": "smooth the kink of F, or take FrankWolfe(box, sliding=False)",
-            }
-        return end, small, words
+            words |= {"cause": NOT_STATIONARY, "cure": SMOOTH_OR_PLAIN}
+        elif not near:
+            # What a quadratic F falls by, over a share of about found / size.
+            told = ENOUGH * found * min(dt, found / size if size > 0 else dt)
+            if after >= before - noise and told > noise:
+                cause = f"the gap is {found:.3g}, but F falls for no share of the atom"
+                words |= {"converged": False, "cause": cause, "cure": NO_JUMPS}
+        return end, words
 
     def __repr__(self) -> str:
         text, places = super().__repr__(), self.candidates

@@ -10,10 +10,11 @@ import torch
 from otflow._validation import check_kind, non_negative_int
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
+from otflow.functionals.stated_terms import check_terms
 from otflow.measures import Measure
 from otflow.proximal import ProximalSolver, default_solver
 from otflow.proximal.base import solved
-from otflow.proximal.terms import check_terms, sort_terms
+from otflow.proximal.terms import sort_terms
 from otflow.schemes.base import Scheme, Step
 from otflow.schemes.stages import TABLEAUS, runge_kutta_step
 from otflow.schemes.trapezoid import trapezoidal_step

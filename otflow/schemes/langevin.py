@@ -9,6 +9,7 @@ from torch import Tensor
 
 from otflow.errors import Diverged
 from otflow.functionals import Functional
+from otflow.functionals.stated_terms import check_terms
 from otflow.measures import Measure
 from otflow.proximal.certificate import Certificate
 from otflow.schemes.base import Scheme, Step
@@ -47,6 +48,10 @@ class Langevin(Scheme):
     >>> abs(run.final.points.var().item() - 0.1) < 0.01
     True
     """
+
+    def init(self, F: Functional, mu: Measure) -> Any:
+        check_terms(F, mu)
+        return super().init(F, mu)
 
     def step(
         self,

@@ -11,10 +11,12 @@ from otflow.functionals import Functional
 from otflow.measures import Particles
 from otflow.schemes.sliding import round_off
 
-__all__ = ["best_share", "lowered", "searched", "with_atom"]
+__all__ = ["ENOUGH", "best_share", "lowered", "searched", "with_atom"]
 
 # Most evaluations of F', and the slope that counts as 0, in units of that at share 0.
 MOST, FLAT = 40, 1e-12
+# The share of the fall by the slope alone that a step must reach.
+ENOUGH = 0.1
 
 
 def best_share(
@@ -100,7 +102,7 @@ def searched(
     after = float(F.value(new))
     noise = round_off(F, mu, before)
     if after > before + noise:  # a zero of the slope is no minimum of every F
-        new, share = lowered(F, mu, x, share, before)
+        new, share = lowered(F, mu, least, share, before)
         after = float(F.value(new))
     words: dict[str, Any] = {
         "atoms": new.n,
@@ -114,12 +116,45 @@ def searched(
 
 
 def lowered(
-    F: Functional, mu: Particles, x: Tensor, dt: float, value: float
+    F: Functional,
+    mu: Particles,
+    least: tuple[Tensor, float],
+    dt: float,
+    value: float,
 ) -> tuple[Particles, float]:
-    """Return the mixture of largest share that does not raise F, and the share."""
+    r"""Return the mixture of largest share that lowers F enough, and the share.
+
+    It is the largest :math:`\gamma = 2^{-j}\,dt` with :math:`F(\mu_\gamma) \le F(\mu)
+    - c\,\gamma\,g` for the gap g. A mixture that only does not raise F may move all
+    mass to an equally good place, and back in the next step.
+
+    Parameters
+    ----------
+    F : Functional
+        What is lowered.
+    mu : Particles
+        The measure.
+    least : tuple of Tensor (d,) and float
+        The place of the new atom, and the gap there.
+    dt : float
+        The largest share.
+    value : float
+        F at the measure.
+
+    Returns
+    -------
+    measure : Particles
+        The measure itself if no share lowers F.
+    share : float
+        0 then.
+    """
+    x, gap = least
+    noise = round_off(F, mu, value)
     while dt > torch.finfo(mu.dtype).eps:
         new = with_atom(mu, x, dt)
-        if float(F.value(new)) <= value:
+        # A fall below the round-off of F cannot be asked for.
+        fall = ENOUGH * dt * gap if ENOUGH * dt * gap > noise else 0.0
+        if float(F.value(new)) <= value - fall:
             return new, dt
         dt *= 0.5
     return mu, 0.0

@@ -11,6 +11,7 @@ from otflow._autodiff import grads_of, leaf
 from otflow._pairs import tiles
 from otflow._typing import Ground
 from otflow.functionals import Functional
+from otflow.functionals.stated_terms import check_terms
 from otflow.kernels import Kernel, PairKernel, TwoPoint, as_kernel
 from otflow.measures import Measure
 from otflow.proximal.certificate import Certificate
@@ -90,6 +91,7 @@ class SVGD(Scheme):
 
     def init(self, F: Functional, mu: Measure) -> Any:
         self._check(mu)
+        check_terms(F, mu)
         return None
 
     def step(

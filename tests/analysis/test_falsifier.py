@@ -298,7 +298,7 @@ def test_what_a_measure_lacks_is_said_at_once():
         ({"evaluations": 0}, ValueError, "evaluations"),
         ({"seconds": 0}, ValueError, "seconds"),
         ({"modulus": "0"}, TypeError, "modulus"),
-        ({"generator": 3}, TypeError, "generator"),
+        ({"generator": 1.5}, TypeError, "generator"),
         ({"first": 1}, TypeError, "first"),
         ({"F": line()}, TypeError, "F must be"),
         ({"like": clouds.normal(3, 1)}, TypeError, "like must be"),

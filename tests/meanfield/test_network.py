@@ -149,7 +149,10 @@ def test_a_custom_layer_and_a_two_layer_network_agree():
             lambda _, t: t[:, 0],
             r"^sigma must map inputs \(5, 2\) and neurons \(6, 3\) to",
         ),
-        (lambda *_: 1.0, r"to shape \(5, 6\), got float"),
+        (
+            lambda *_: 1.0,
+            r"^sigma must return a torch.Tensor, got float; compute it with torch",
+        ),
         (lambda x, t: (x @ t[:, 1:].T).float(), r"^sigma returned torch.float32 for"),
     ],
 )
@@ -276,7 +279,7 @@ def test_reprs_name_what_differs_from_the_default():
     assert repr(TwoLayer("tanh")) == "TwoLayer('tanh')"
     assert (
         repr(TwoLayer(torch.relu, outputs=2, bias=False, scaling="ntk"))
-        == "TwoLayer('relu', bias=False, outputs=2, scaling='ntk')"
+        == "TwoLayer(relu, bias=False, outputs=2, scaling='ntk')"
     )
-    assert repr(TwoLayer(torch.nn.GELU(), offset=1)) == "TwoLayer('GELU', offset=1.0)"
+    assert repr(TwoLayer(torch.nn.GELU(), offset=1)) == "TwoLayer(GELU(), offset=1.0)"
     assert repr(of.meanfield.CustomLayer(bump)) == "CustomLayer(bump)"

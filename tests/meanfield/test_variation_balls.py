@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.meanfield.inner_boxes import CURVATURES, UnitSums, largest_in_box
+from otflow.meanfield.inner_boxes import SHAPES, UnitSums, largest_in_box
 from otflow.meanfield.units import UNITS
 from otflow.testing.clouds import normal
 
@@ -46,19 +46,24 @@ def inside(n, m, q, seed, side=3.0):
     return theta
 
 
-@pytest.mark.parametrize("kind", CURVATURES)
-def test_curvatures_are_those_of_the_units_and_fall_beyond_their_peaks(kind):
-    curvature, highest = CURVATURES[kind]
-    t = torch.linspace(-8, 8, 3201, dtype=F64)
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("reach", [0.0, 1e-300, 1e-12, 1e-3, 0.3, 2.0, 15.0, 800.0])
+def test_chords_are_as_close_to_the_units_as_they_say_and_no_closer(kind, reach):
     unit = kind()
-    value = unit(t)
-    slope = unit.slope(t, value, torch.empty_like(t))
-    second = (slope[2:] - slope[:-2]) / (t[2:] - t[:-2])
-    torch.testing.assert_close(second.abs(), curvature(t[1:-1]), rtol=0, atol=2e-5)
-    peak = float(curvature(torch.tensor(highest, dtype=F64)))
-    assert float(curvature(t).max()) <= peak + 1e-15
-    beyond = curvature(t[t > highest])
-    assert bool((beyond.diff() <= 0).all())
+    t = torch.cat([torch.linspace(-9, 9, 181, dtype=F64), torch.tensor([-60.0, 60.0])])
+    g = UnitSums(t[:, None], t[:, None], unit, "l1")
+    value, slope, error = g.chords(t[None], torch.full_like(t[None], reach))
+    assert bool((error >= 0).all())
+    # Many places near the middle as well, where the unit turns within a wide interval.
+    share = torch.linspace(-1, 1, 4001, dtype=F64)
+    share = torch.cat([share, share**5])[:, None]
+    off = unit(t + reach * share) - (value + slope * reach * share)
+    noise = 1e-14 * (1 + slope * (t.abs() + reach))
+    assert bool((off.abs() <= error + noise).all())
+    # Of all linear functions of this slope it is the closest one.
+    for sign in (1, -1):
+        attained = (sign * off).amax(0)
+        assert bool((attained >= 0.999 * error - noise).all())
 
 
 @pytest.mark.parametrize("name", sorted(UNITS))
@@ -157,3 +162,30 @@ def test_a_small_budget_and_single_precision():
     assert gap.argmin is not None
     assert gap.argmin.dtype == torch.float32
     assert gap.value == pytest.approx(sharp.value, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("tanh", 4000), ("sigmoid", 1000), ("erf", 5000)]
+)
+def test_chords_close_the_bracket_with_few_boxes(name, most, monkeypatch):
+    boxes, whole = 0, UnitSums.bound
+
+    def counted(self, centre, half):
+        nonlocal boxes
+        boxes += len(centre)
+        return whole(self, centre, half)
+
+    monkeypatch.setattr(UnitSums, "bound", counted)
+    z, q = data(300, 2)
+    found = largest_in_box(
+        UnitSums(z, q, UNITS[name], "l1"),
+        *box(3),
+        z[:20],
+        budget=20_000,
+        ascents=20,
+        level=lambda value: 1.01 * value,
+    )
+    assert found.closed
+    assert found.upper <= 1.01 * found.lower * (1 + 1e-12)
+    # Taylor's formula at the centres takes more than twice as many.
+    assert boxes < most

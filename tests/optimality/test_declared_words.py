@@ -183,9 +183,9 @@ class CountedWithAWord(Counted):
 def test_the_trial_costs_five_values():
     box, told = BoxDomain(-1, 1), CountedWithAWord()
     assert optimality_gap(told, SPREAD, box).kind == "proved"
-    # One more is that of F' at a place, and one of its comparison with the enclosure.
-    assert sum(n <= SPREAD.n + 1 for n in told.sizes) == 5 + 1
-    assert len(told.sizes) == 5 + 2
+    # One more is of F' at the atoms. Five are of its comparison with
+    # the enclosure: at all places twice, beside the atoms, and at two places alone.
+    assert len(told.sizes) == 5 + 1 + 5
 
 
 def test_a_free_energy_with_a_false_word_is_not_bounded():

@@ -583,6 +583,71 @@ def test_a_slide_that_ends_at_a_kink_says_so():
     assert rises(run) <= 1e-12
 
 
+# Ties ---------------------------------------------------------------------------------
+
+
+def tied(name, dim):
+    """Return a functional with equally good places, and one atom at such a place."""
+    repel = of.Interaction(of.kernels.Gaussian(0.5))
+    at, ends = torch.ones(1, dim, dtype=F64), torch.tensor([[-0.5], [0.5]], dtype=F64)
+    return {
+        "walls": (of.Potential(lambda x: -x.square().sum(-1)) + 2.0 * repel, at),
+        "nowhere": (5.0 * repel, at),
+        "two wells": (
+            of.Potential(lambda x: (x.square() - 0.5).square().sum(-1)) + 0.5 * repel,
+            0.5**0.5 * at,
+        ),
+        "two atoms": (
+            of.MMDTo(ends.expand(2, dim), of.kernels.Gaussian(0.5)),
+            0.5 * at,
+        ),
+    }[name]
+
+
+# In float32 a slide of many atoms may end short of its tolerance.
+@pytest.mark.filterwarnings("ignore:.*did not become stationary")
+@pytest.mark.parametrize("name", ["walls", "nowhere", "two wells", "two atoms"])
+@pytest.mark.parametrize(
+    ("dim", "dtype"),
+    [
+        (1, F64),
+        (1, torch.float32),
+        pytest.param(2, F64, marks=pytest.mark.slow),
+    ],
+)
+def test_mass_does_not_jump_between_equally_good_places(name, dim, dtype):
+    F, start = tied(name, dim)
+    F, mu, room = F.to(dtype), of.Particles(start.to(dtype)), box(-1.0, 1.0)
+    run = run_of(FrankWolfe(room, 32, 20, sliding=True), 8, F, mu)
+    verdicts = [info.converged for info in run.info]
+    assert dtype == torch.float32 or False not in verdicts
+    for before, info in zip(run.snapshots, run.info, strict=False):
+        # The gap of the step is searched, and this one is proved.
+        gap = of.optimality.optimality_gap(F, before, room).found
+        if gap > 1e-3:
+            assert not info.converged
+            # What a line search of the share alone must lower F by, at the least.
+            assert info["energy_after"] < info["energy_before"] - 1e-3 * gap**2
+    left = of.optimality.optimality_gap(F, run.final, room).value
+    assert run.final.n > 1
+    assert left < (1e-4 if dim == 1 else 0.6)
+
+
+def test_a_gap_that_no_share_closes_is_not_converged():
+    class Jump(of.Functional):
+        """A potential with a low and a high well, and a price for each atom."""
+
+        def value(self, mu):
+            well = mu.expectation(lambda x: (-0.05 * x - x.cos().pow(8)).sum(-1))
+            return well + 0.1 * mu.n
+
+    room, mu = box(-1.0, 4.0), of.Particles(torch.zeros(1, 1, dtype=F64))
+    with pytest.warns(NotConvergedWarning, match="F falls for no share"):
+        run = run_of(FrankWolfe(room, sliding=True), 2, Jump(), mu, dt=0.5)
+    assert run.converged is False
+    assert run.info[-1]["gap"] == math.inf
+
+
 # Masses -------------------------------------------------------------------------------
 
 

@@ -134,9 +134,15 @@ def test_a_run_is_converged_if_solved_and_none_if_nothing_was_solved(name):
     run = run_of(make(ParticleProximal()))
     assert run.status == "finished"
     assert run.converged is (True if solves else None)
-    assert ("4/4 steps converged" in repr(run)) == solves
+    # Far from the minimum a sliding step that lowers F says nothing, see its test.
+    slides = [info for info in run.info if "gap" in info and info.converged is None]
+    told = len(run.info) - len(slides)
+    assert (f"{told}/{told} steps converged" in repr(run)) == solves
     assert "rose" not in repr(run)
+    assert not solves or reports.converged(run.info[-1])
     for info in run.info:
+        if info in slides:
+            continue
         assert reports.converged(info) is run.converged
         if not solves:
             assert not {"converged", "certified", "guarantee"} & set(info)

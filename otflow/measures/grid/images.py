@@ -11,6 +11,7 @@ from torch import Tensor
 from otflow._arrays import as_points
 from otflow._graphs import refuse_graph
 from otflow._typing import ArrayLike, Ground
+from otflow._validation import check_tensor
 from otflow.measures.grid.box import Box
 
 __all__ = ["brightness", "counts", "drawn", "frame", "resampled", "values_at_centres"]
@@ -176,11 +177,11 @@ def counts(box: Box, points: ArrayLike) -> Tensor:
 def values_at_centres(f: Ground, box: Box, like: Tensor) -> Tensor:
     """Return f at the centres of the cells as an array, of dtype and device `like`."""
     values = f(box.centres(like))
-    if not isinstance(values, Tensor) or values.shape != (box.n,):
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
+    check_tensor(values, "f")
+    if values.shape != (box.n,):
         msg = (
-            f"f must map the centres (n, d) = ({box.n}, {box.dim}) to "
-            f"({box.n},), got {got}; reduce over the last axis, e.g. .sum(-1)"
+            f"f must map the centres (n, d) = ({box.n}, {box.dim}) to ({box.n},), got "
+            f"{tuple(values.shape)}; reduce over the last axis, e.g. .sum(-1)"
         )
         raise ValueError(msg)
     return values.reshape(box.shape)

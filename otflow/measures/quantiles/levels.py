@@ -11,7 +11,7 @@ from torch import Tensor
 from otflow._arrays import coordinate_limit
 from otflow._graphs import refuse_graph
 from otflow._typing import Ground
-from otflow._validation import non_negative_int, real
+from otflow._validation import check_tensor, non_negative_int, real
 from otflow.errors import InvalidFunctional, NotConverged
 from otflow.measures.quantiles.panels import Panels, adapt, rule
 from otflow.numerics.quadrature import gauss_legendre
@@ -180,11 +180,11 @@ class _Density:
     def __call__(self, x: Tensor) -> Tensor:
         at = (self.sign * x).reshape(-1, 1).to(self.like)
         values = self.f(at)
-        if not isinstance(values, Tensor) or values.shape != at.shape[:1]:
-            got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
+        check_tensor(values, "f")
+        if values.shape != at.shape[:1]:
             msg = (
                 f"f must map points (m, 1) = {tuple(at.shape)} to ({len(at)},), got "
-                f"{got}; reduce over the last axis, e.g. .sum(-1)"
+                f"{tuple(values.shape)}; reduce over the last axis, e.g. .sum(-1)"
             )
             raise InvalidFunctional(msg)
         if values.is_complex():
