@@ -28,11 +28,7 @@ from otflow.functionals import legacy
 from otflow.functionals.answers import check_answers, check_measure
 from otflow.functionals.inheritance import forget_claims, redefined
 from otflow.functionals.passes import at_once, by_autodiff, summed, times
-from otflow.functionals.reasons import (
-    MODULUS_IS_A_METHOD,
-    explain,
-    generic_reason,
-)
+from otflow.functionals.reasons import NOT_A_NUMBER, explain, generic_reason
 from otflow.measures import Measure
 from otflow.numerics.enclosed_sums import Enclosed, enclosed_terms
 
@@ -102,7 +98,7 @@ class Functional(ABC):
         check_answers(cls)
         own = frozenset(vars(cls))
         if "modulus" in own and not callable(vars(cls)["modulus"]):
-            raise TypeError(MODULUS_IS_A_METHOD)
+            raise TypeError(NOT_A_NUMBER)
         legacy.adopt(cls, lambda: Functional._entropy)
         if callable(terms := vars(cls).get("terms")):
             cls.terms = _flat(terms)  # type: ignore[assignment, method-assign]
@@ -110,7 +106,7 @@ class Functional(ABC):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "modulus":
-            raise TypeError(MODULUS_IS_A_METHOD)
+            raise TypeError(NOT_A_NUMBER)
         check_fixed(self, name)
         super().__setattr__(name, value)
 
@@ -704,14 +700,12 @@ class Sum(Functional):
         return summed(part.value_and_velocity(mu) for part in self.parts)
 
     def value_and_first_variation(self, mu: Measure) -> tuple[Tensor, Tensor]:
-        if not self.parts:
-            return super().value_and_first_variation(mu)
-        return summed(part.value_and_first_variation(mu) for part in self.parts)
+        parts = (part.value_and_first_variation(mu) for part in self.parts)
+        return summed(parts) or super().value_and_first_variation(mu)
 
     def value_and_derivatives(self, mu: Measure) -> tuple[Tensor, Tensor, Tensor]:
-        if not self.parts:
-            return super().value_and_derivatives(mu)
-        return summed(part.value_and_derivatives(mu) for part in self.parts)
+        parts = (part.value_and_derivatives(mu) for part in self.parts)
+        return summed(parts) or super().value_and_derivatives(mu)
 
     def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
         return sum((part._velocity_at(mu, x) for part in self.parts), 0.0 * x)

@@ -44,12 +44,12 @@ def summed(each: Iterable[T]) -> T:
     Parameters
     ----------
     each : iterable of tuple of Tensor
-        One tuple or more, of one length.
+        Tuples of one length.
 
     Returns
     -------
     tuple of Tensor
-        Of the same length.
+        Of the same length; empty if there is none to add.
     """
     sums = (sum(parts[1:], parts[0]) for parts in zip(*each, strict=True))
     return cast("T", tuple(sums))

@@ -11,14 +11,14 @@ from otflow._algebra import sum_of_curvatures, text_of_multiple
 from otflow._validation import non_negative_int
 
 __all__ = [
-    "MODULUS_IS_A_METHOD",
+    "NOT_A_NUMBER",
     "explain",
     "generic_reason",
     "not_convex",
     "unchecked",
 ]
 
-MODULUS_IS_A_METHOD = (
+NOT_A_NUMBER = (
     "modulus(dim) is a method of every functional, not a number; declare a bound by "
     "overriding it, or by Potential(V, modulus=...), whose number is `convexity`, and "
     "give an attribute of your own another name"

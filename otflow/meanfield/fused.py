@@ -139,31 +139,28 @@ def value_and_variation(
 ) -> tuple[Tensor, Tensor]:
     r"""Return :math:`\frac1n\sum_k\ell(f_k, y_k)` and F' at probes, or at the atoms.
 
-    The hidden values of a block of rows are computed once for both. At the atoms that
+    The hidden values of a block of rows serve both. At the atoms that
     takes one product (n, q) x (q, N); at m probes one more, with m.
     """
     theta, n = mu.points, len(y)
     at = theta if probes is None else probes
     masses, correlations = network.masses(mu.weights), at.new_zeros(len(at))
     total = at.new_zeros(())
-    for rows, hidden in _hidden_of(network, inputs, theta, len(at)):
+    for rows, hidden in _blocks(network, inputs, theta, len(at)):
         f = network.add_offset(network.read_out(hidden, theta, masses))
         part, slope = loss.total_and_slope(f, y[rows])
         total += part
-        there = hidden
-        if probes is not None:
-            there = network.hidden(inputs[rows], probes)
+        there = hidden if probes is None else network.hidden(inputs[rows], probes)
         correlations += network.correlate(there, at, slope)
     return total / n, correlations * (network.scale(mu.weights) / n)
 
 
-def _hidden_of(
+def _blocks(
     network: Network, inputs: Tensor, theta: Tensor, probes: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield rows of the data and the hidden values of any network there."""
+    """Yield rows of the data and the hidden values there, without a graph."""
     if isinstance(network, TwoLayer) and isinstance(network.activation, Unit):
-        inner = network.split(theta)[1]
-        yield from hidden_blocks(network.activation, inputs, inner)
+        yield from hidden_blocks(network.activation, inputs, network.split(theta)[1])
         return
     for rows in tiles(len(inputs), block_rows(max(len(theta), probes), theta)):
         yield rows, network.hidden(inputs[rows], theta)

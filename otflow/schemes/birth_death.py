@@ -306,3 +306,8 @@ class BirthDeath(Scheme):
 
     def _largest(self, mu: Measure) -> float:
         return float(self._masses(mu).max())
+
+    def __repr__(self) -> str:
+        jumps = ", jumps=True" if self.jumps else ""
+        prior = "" if self.prior is None else f", prior={self.prior!r}"
+        return f"BirthDeath(rate={self.rate!r}{jumps}{prior})"
