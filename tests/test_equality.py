@@ -125,6 +125,7 @@ MAKE: dict[type, Callable[[], Any]] = {
     meanfield.Risk: risk,
     meanfield.Decomposition: lambda: risk().decompose(),
     meanfield.PathBall: lambda: meanfield.PathBall(1.0),
+    meanfield.PathPenalty: meanfield.PathPenalty,
     meanfield.VariationBall: lambda: meanfield.VariationBall(
         1.0, torch.zeros(2), torch.ones(2)
     ),
@@ -154,6 +155,7 @@ MAKE: dict[type, Callable[[], Any]] = {
     proximal.GaussianProximal: proximal.GaussianProximal,
     proximal.GridSinkhorn: proximal.GridSinkhorn,
     proximal.ParticleProximal: proximal.ParticleProximal,
+    proximal.PointwiseProximal: proximal.PointwiseProximal,
     proximal.QuantileProximal: proximal.QuantileProximal,
     proximal.SinkhornParticles: lambda: proximal.SinkhornParticles(0.1),
     proximal.TangentProximal: proximal.TangentProximal,
@@ -162,6 +164,7 @@ MAKE: dict[type, Callable[[], Any]] = {
     of.BirthDeath: of.BirthDeath,
     schemes.Chain: lambda: of.chain(of.ExplicitEuler(), of.BirthDeath()),
     of.ExplicitEuler: of.ExplicitEuler,
+    schemes.ForwardBackward: schemes.ForwardBackward,
     schemes.FrankWolfe: lambda: schemes.FrankWolfe(of.optimality.BoxDomain(0, 1)),
     of.Langevin: of.Langevin,
     schemes.Minibatch: lambda: schemes.Minibatch(of.ExplicitEuler()),

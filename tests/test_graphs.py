@@ -143,6 +143,10 @@ ON_POINTS = {
         normal(6, 1, seed=30),
         normal(6, seed=31),
     ),
+    "path penalty": of.meanfield.PathPenalty("l1"),
+    "path penalty l2": of.meanfield.PathPenalty("l2"),
+    "l1 norm": of.functionals.l1_norm(),
+    "group norm": of.functionals.group_norm(),
     "sum": of.Potential(well) + -2 * of.Interaction(of.kernels.Gaussian(0.8)),
 }
 ON_DENSITIES = {

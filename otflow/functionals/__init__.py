@@ -10,6 +10,7 @@ from otflow.functionals.interaction import Interaction
 from otflow.functionals.internal import Entropy, Internal
 from otflow.functionals.potential import Potential
 from otflow.functionals.power import Congestion, PowerEntropy
+from otflow.functionals.proxes import box, group_norm, l1_norm
 from otflow.functionals.sliced import SlicedWassersteinTo
 from otflow.functionals.stein import KSD
 from otflow.functionals.transport import SinkhornDivergenceTo, SquaredDistanceTo
@@ -34,6 +35,9 @@ __all__ = [
     "SlicedWassersteinTo",
     "SquaredDistanceTo",
     "Sum",
+    "box",
+    "group_norm",
+    "l1_norm",
 ]
 
 

@@ -44,10 +44,13 @@ HARMLESS = frozenset(
         "displacement_modulus",
         "mixture",
         "modulus_in",
+        "prox",
+        "proximal",
         "resample",
         "split_entropy",
         "_entropy",
         "_reason",
+        "_tried",
     )
 )
 

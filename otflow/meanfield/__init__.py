@@ -5,6 +5,7 @@ from otflow.meanfield.duality import fenchel_gap
 from otflow.meanfield.layers import CustomLayer, TwoLayer
 from otflow.meanfield.modules import from_module, to_module
 from otflow.meanfield.path_balls import PathBall, path_norm
+from otflow.meanfield.penalties import PathPenalty
 from otflow.meanfield.risk import Risk
 from otflow.meanfield.tangent import empirical_ntk, nngp_kernel, ntk_kernel
 from otflow.meanfield.units import Unit
@@ -14,6 +15,7 @@ __all__ = [
     "CustomLayer",
     "Decomposition",
     "PathBall",
+    "PathPenalty",
     "Risk",
     "TwoLayer",
     "Unit",

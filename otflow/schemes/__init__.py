@@ -5,6 +5,7 @@ from otflow.schemes.base import Scheme, Step
 from otflow.schemes.birth_death import BirthDeath
 from otflow.schemes.chain import Chain, chain
 from otflow.schemes.euler import ExplicitEuler
+from otflow.schemes.forward_backward import ForwardBackward
 from otflow.schemes.frank_wolfe import FrankWolfe
 from otflow.schemes.jko import JKO
 from otflow.schemes.langevin import Langevin
@@ -20,6 +21,7 @@ __all__ = [
     "BirthDeath",
     "Chain",
     "ExplicitEuler",
+    "ForwardBackward",
     "FrankWolfe",
     "Langevin",
     "Minibatch",

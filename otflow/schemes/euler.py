@@ -44,11 +44,20 @@ class ExplicitEuler(Scheme):
     max_halvings : int
         Largest number of halvings. After these the measure does not move and no time
         passes, as at a minimum, where only round-off is left.
+    remap : bool
+        On a grid, whether to move by ``transport``. It remaps in second order in the
+        spacing, and has no limit of the cells on dt. `push` is upwind, of first order,
+        and raises Diverged where mass would leave a cell.
 
     Attributes
     ----------
-    backtracking, sufficient_decrease, max_halvings
+    backtracking, sufficient_decrease, max_halvings, remap
         As above.
+
+    Raises
+    ------
+    Unsupported
+        From `step`, with ``remap=True`` on a measure without fixed cells.
 
     Notes
     -----
@@ -79,6 +88,7 @@ class ExplicitEuler(Scheme):
         *,
         sufficient_decrease: float = 0.1,
         max_halvings: int = 60,
+        remap: bool = False,
     ) -> None:
         self.backtracking = true_or_false(backtracking, "backtracking")
         self.sufficient_decrease = real(sufficient_decrease, "sufficient_decrease")
@@ -86,6 +96,7 @@ class ExplicitEuler(Scheme):
             msg = f"sufficient_decrease must lie in (0, 1), got {sufficient_decrease}"
             raise ValueError(msg)
         self.max_halvings = non_negative_int(max_halvings, "max_halvings")
+        self.remap = true_or_false(remap, "remap")
 
     def step(
         self,
@@ -96,10 +107,10 @@ class ExplicitEuler(Scheme):
         generator: torch.Generator,
     ) -> Step[Any]:
         energy, velocity = F.value_and_velocity(mu)
-        start = energy.item()
+        start, push = energy.item(), mu.transport if self.remap else mu.push
         if not self.backtracking:
             info = Certificate.of_start(start)
-            return Step(mu.push(velocity, dt), state, info, energy)
+            return Step(push(velocity, dt), state, info, energy)
         speed = float(mu.inner(velocity, velocity).detach())
         past = state if isinstance(state, _Past) else _Past(dt, 0.0, start)
         halvings = 0
@@ -109,7 +120,7 @@ class ExplicitEuler(Scheme):
         for k in range(halvings, self.max_halvings + 1):
             trial = dt * 0.5**k
             try:
-                moved = mu.push(velocity, trial)
+                moved = push(velocity, trial)
                 with torch.no_grad():
                     value = float(F.value(moved))
             except (Diverged, NonFinite):

@@ -11,6 +11,7 @@ from otflow.proximal import ParticleProximal, ProximalSolver
 from otflow.schemes import (
     SVGD,
     Adaptive,
+    ForwardBackward,
     FrankWolfe,
     Minibatch,
     NoisyEuler,
@@ -65,6 +66,7 @@ SCHEMES = {
         lambda _: Adaptive(of.ExplicitEuler(), tolerance=1e9),
         False,
     ),
+    "ForwardBackward": (ForwardBackward, True),
     "Minibatch": (lambda solver: Minibatch(of.JKO(solver)), True),
     "Minibatch, explicit": (lambda _: Minibatch(of.ExplicitEuler()), False),
     "chain": (lambda solver: of.chain(of.JKO(solver), of.BirthDeath()), True),
@@ -96,9 +98,14 @@ BAD = {"converged": False, "residual": 0.125}
 
 
 def run_of(scheme, steps=4):
-    return of.flow(
-        exact.quadratic(), clouds.uniform(), scheme, dt=0.1, steps=steps, generator=0
-    )
+    F: of.Functional = exact.quadratic()
+    if isinstance(scheme, ForwardBackward):
+        F = F + of.Potential(
+            lambda x: 0.5 * x.square().sum(-1),
+            modulus=1.0,
+            prox=lambda x, tau: x / (1 + tau),
+        )
+    return of.flow(F, clouds.uniform(), scheme, dt=0.1, steps=steps, generator=0)
 
 
 def within(scheme):
