@@ -12,7 +12,6 @@ from otflow.errors import Diverged, Unsupported
 from otflow.functionals import box, l1_norm
 from otflow.meanfield import PathPenalty
 from otflow.proximal import ParticleProximal, PointwiseProximal
-from otflow.testing import ProximalContract
 from otflow.testing.clouds import normal, weighted
 
 F64 = torch.float64
@@ -20,28 +19,6 @@ F64 = torch.float64
 
 def spring(x):
     return 1.5 * x.square().sum(-1)
-
-
-class TestSpring(ProximalContract):
-    """Under a spring the step is known."""
-
-    def make(self):
-        return PointwiseProximal()
-
-    def functional(self, scale=1.0):
-        centre = 0.5 * scale
-        return of.Potential(
-            lambda x: spring(x - centre),
-            modulus=3.0,
-            prox=lambda x, tau: (x + 3 * tau * centre) / (1 + 3 * tau),
-        )
-
-    def exact(self, F, mu, dt):
-        goal = (mu.points + dt * 1.5) / (1 + 3 * dt)
-        return of.Particles(goal, mu.weights)
-
-    def permuted(self, mu, order):
-        return of.Particles(mu.points[order], mu.weights[order])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
