@@ -53,9 +53,9 @@ runs = {
 # How far from optimal?
 # ---------------------
 # Along mixtures of measures the objective is convex. So
-# :func:`~otflow.meanfield.fenchel_gap` bounds by proof how far an end is above the least
-# value over *all* measures of neurons, of any width. The objective at the end minus its
-# gap is a lower bound of that least value.
+# :func:`~otflow.meanfield.fenchel_gap` bounds by proof how far an end is above the
+# least value over *all* measures of neurons, of any width. The objective at the end
+# minus its gap is a lower bound of that least value.
 
 gaps = {
     name: float(of.meanfield.fenchel_gap(risk, run.final, penalty, "l2"))

@@ -34,8 +34,9 @@ def long_descent(monkeypatch):
 
 
 def fall(result):
+    """Return the fall of F, and the transport that it cost."""
     known = result.certificate
-    return known.energy_before - known.energy_after
+    return known["energy_before"] - known["energy_after"], known["w2"] ** 2 / 0.2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
@@ -49,17 +50,16 @@ def test_a_relu_risk_takes_few_gradients_a_step(path, dtype, monkeypatch):
         assert known["stalled"]
         assert not known.converged
         assert known["cause"].startswith("the objective stopped falling")
-        assert known.iterations <= MOST
+        assert known["iterations"] <= MOST
         with monkeypatch.context() as patch:
             long_descent(patch)
             other = ParticleProximal(certify=False).solve(F, mu, 0.1)
         # In float32 the long one may take the jumps at a kink for round-off.
         assert not other.certificate.converged or dtype == torch.float32
-        assert other.certificate.iterations > 2 * known.iterations
+        assert other.certificate["iterations"] > 2 * known["iterations"]
         # The objective is the energy and the transport.
-        gaps = [x.certificate.w2**2 / 0.2 for x in (result, other)]
-        excess = fall(other) - gaps[1] - (fall(result) - gaps[0])
-        assert excess <= LEFT * (fall(other) - gaps[1])
+        (lost, cost), (most, dear) = fall(result), fall(other)
+        assert (most - dear) - (lost - cost) <= LEFT * (most - dear)
         mu, warm = result.measure, result.warm
 
 
@@ -69,7 +69,7 @@ def test_a_run_of_jko_on_a_relu_risk(path):
     F, mu = network(path)
     with pytest.warns(of.errors.NotConvergedWarning, match="smooth the kink"):
         run = of.flow(F, mu, of.JKO(), dt=0.1, steps=10)
-    assert max(info.iterations for info in run.info) <= MOST
+    assert max(info["iterations"] for info in run.info) <= MOST
     assert bool((run.records["energy"].diff() < 0).all())
 
 
@@ -98,7 +98,7 @@ def test_tangents_among_kinks_end_soon():
     known = TangentProximal().solve(F, mu, 0.1).certificate
     assert known["stalled"]
     assert not known.converged
-    assert known.iterations <= MOST
+    assert known["iterations"] <= MOST
 
 
 # Smooth problems are left alone -------------------------------------------------------
@@ -151,5 +151,5 @@ def test_no_smooth_problem_that_converges_stalls(name, power, dtype, monkeypatch
             with monkeypatch.context() as patch:
                 long_descent(patch)
                 other = solver.solve(F, mu, dt).certificate
-            assert known.converged >= other.converged
+            assert known["converged"] >= other["converged"]
             assert known["stalled"] <= other["stalled"]
