@@ -63,7 +63,6 @@ def test_a_relu_risk_takes_few_gradients_a_step(path, dtype, monkeypatch):
         mu, warm = result.measure, result.warm
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", [0.0, 0.01])
 def test_a_run_of_jko_on_a_relu_risk(path):
     F, mu = network(path)
