@@ -66,7 +66,7 @@ class Bookmark:
     >>> mu = of.Particles(torch.ones(1, 1))
     >>> run = of.flow(F, mu, of.ExplicitEuler(), dt=0.5, steps=2)
     >>> run.bookmark.made, run.bookmark.context["scheme"]
-    (2, 'ExplicitEuler(backtracking=False, sufficient_decrease=0.1, max_halvings=60)')
+    (2, 'ExplicitEuler(backtracking=False, ...)')
     """
 
     made: int

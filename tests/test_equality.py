@@ -133,6 +133,7 @@ MAKE: dict[type, Callable[[], Any]] = {
     ),
     meanfield.Decomposition: lambda: risk().decompose(),
     meanfield.PathBall: lambda: meanfield.PathBall(1.0),
+    meanfield.PathPenalty: meanfield.PathPenalty,
     meanfield.VariationBall: lambda: meanfield.VariationBall(
         1.0, torch.zeros(2), torch.ones(2)
     ),
@@ -162,6 +163,7 @@ MAKE: dict[type, Callable[[], Any]] = {
     proximal.GaussianProximal: proximal.GaussianProximal,
     proximal.GridSinkhorn: proximal.GridSinkhorn,
     proximal.ParticleProximal: proximal.ParticleProximal,
+    proximal.PointwiseProximal: proximal.PointwiseProximal,
     proximal.QuantileProximal: proximal.QuantileProximal,
     proximal.SinkhornParticles: lambda: proximal.SinkhornParticles(0.1),
     proximal.TangentProximal: proximal.TangentProximal,
@@ -173,6 +175,7 @@ MAKE: dict[type, Callable[[], Any]] = {
     schemes.DualAveraging: schemes.DualAveraging,
     schemes.EntropicFictitiousPlay: schemes.EntropicFictitiousPlay,
     of.ExplicitEuler: of.ExplicitEuler,
+    schemes.ForwardBackward: schemes.ForwardBackward,
     schemes.FrankWolfe: lambda: schemes.FrankWolfe(of.optimality.BoxDomain(0, 1)),
     of.Langevin: of.Langevin,
     schemes.Logarithmic: lambda: schemes.Logarithmic(0.1),

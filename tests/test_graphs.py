@@ -149,6 +149,10 @@ ON_POINTS = {
     "population erf": of.meanfield.PopulationRisk(
         of.Particles(normal(3, 2, seed=32)), "erf", "gaussian"
     ),
+    "path penalty": of.meanfield.PathPenalty("l1"),
+    "path penalty l2": of.meanfield.PathPenalty("l2"),
+    "l1 norm": of.functionals.l1_norm(),
+    "group norm": of.functionals.group_norm(),
     "sum": of.Potential(well) + -2 * of.Interaction(of.kernels.Gaussian(0.8)),
 }
 ON_DENSITIES = {

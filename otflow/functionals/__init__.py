@@ -11,6 +11,7 @@ from otflow.functionals.internal import Entropy, Internal
 from otflow.functionals.lifted import Lifted
 from otflow.functionals.potential import Potential
 from otflow.functionals.power import Congestion, PowerEntropy
+from otflow.functionals.proxes import box, group_norm, l1_norm
 from otflow.functionals.sliced import SlicedWassersteinTo
 from otflow.functionals.stein import KSD
 from otflow.functionals.transport import SinkhornDivergenceTo, SquaredDistanceTo
@@ -36,6 +37,9 @@ __all__ = [
     "SlicedWassersteinTo",
     "SquaredDistanceTo",
     "Sum",
+    "box",
+    "group_norm",
+    "l1_norm",
 ]
 
 

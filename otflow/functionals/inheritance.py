@@ -46,11 +46,14 @@ HARMLESS = frozenset(
         "displacement_modulus",
         "mixture",
         "modulus_in",
+        "prox",
+        "proximal",
         "resample",
         "split_entropy",
         "_entropy",
         "_fixed",
         "_reason",
+        "_tried",
     )
 )
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from otflow._algebra import Curvature
 from otflow._autodiff import gradient
 from otflow._typing import Ground
-from otflow._validation import check_function, real
-from otflow.errors import InvalidFunctional
+from otflow._validation import check_function, positive, real
+from otflow.errors import Diverged, InvalidFunctional, Unsupported
 from otflow.functionals.base import Functional
+from otflow.functionals.proximal_maps import (
+    ProximalMap,
+    as_points_of,
+    check_map,
+    try_map,
+)
 from otflow.measures import Measure, Particles
 from otflow.numerics.enclosed_sums import Enclosed, as_enclosure
 
@@ -32,13 +39,35 @@ class Potential(Functional):
     modulus : float, optional
         A :math:`\lambda` such that :math:`V - \tfrac\lambda2|x|^2` is convex; unknown
         by default. The number is not checked, and certificates rest on it.
+    prox : callable, optional
+        The proximal map of V, ``prox(x, tau)`` with x (n, d), tau > 0, to the
+        minimisers
+
+        .. math:: \operatorname{prox}_{\tau V}(x)
+            = \operatorname{argmin}_y V(y) + \frac{|y - x|^2}{2\tau}
+
+        row by row, (n, d). Then a JKO step of particles is one call of the map, and
+        `schemes.ForwardBackward` treats the term implicitly. The map raises ValueError
+        where tau is too large for it. It is tried at random points, in some dimensions
+        here and in that of the particles at a step.
 
     Attributes
     ----------
-    V
+    V, prox
         As above.
     convexity : float or None
         The number given as `modulus`.
+
+    Raises
+    ------
+    InvalidFunctional
+        If `prox` is not the proximal map of V at a point that is tried. If `modulus` is
+        given, two images must be at most :math:`1/(1 + \tau\lambda)` times as far apart
+        as their points.
+
+    See Also
+    --------
+    otflow.functionals.l1_norm : A potential with its map, as `group_norm` and `box`.
 
     Examples
     --------
@@ -46,16 +75,35 @@ class Potential(Functional):
     >>> F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
     >>> F.velocity(of.Particles(torch.tensor([[2.0]])))
     tensor([[-2.]])
+    >>> G = of.Potential(
+    ...     lambda x: x.abs().sum(-1), prox=lambda x, tau: x - x.clamp(-tau, tau)
+    ... )
+    >>> mu = of.Particles(torch.tensor([[2.0], [0.25]]))
+    >>> of.flow(G, mu, of.JKO(), dt=0.5, steps=1).final.points
+    tensor([[1.5000],
+            [0.0000]])
     """
 
     # The library itself states the modulus of some potentials.
     _reason = "as modulus= of V declares"
+    prox: ProximalMap | None = None
     _unknown = "since no convexity of V is declared: Potential(V, modulus=...)"
 
-    def __init__(self, V: Ground, *, modulus: float | None = None) -> None:
+    def __init__(
+        self,
+        V: Ground,
+        *,
+        modulus: float | None = None,
+        prox: ProximalMap | None = None,
+    ) -> None:
         check_function(V, "V must be a function (..., d) -> (...)")
-        self.V = V
+        self.V, self.prox = V, prox
         self.convexity = None if modulus is None else real(modulus, "modulus")
+        # Dimensions, dtypes and devices in which the map was tried before a step.
+        self._tried: set[tuple[int, str, str]] = set()
+        if prox is not None:
+            check_function(prox, "prox must be a function (n, d), tau -> (n, d)")
+            try_map(V, prox, self.convexity, repr(self))
 
     @property
     def _fixed(self) -> frozenset[str]:  # type: ignore[override]
@@ -73,6 +121,45 @@ class Potential(Functional):
             )
             raise InvalidFunctional(msg)
         return value
+
+    def proximal(self, x: Tensor, tau: float) -> Tensor:
+        r"""Return :math:`\operatorname{prox}_{\tau V}` at points, by the map given.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n, d)
+            Points.
+        tau : float
+            Step, > 0.
+
+        Returns
+        -------
+        Tensor, shape (n, d)
+            The images, without a graph.
+
+        Raises
+        ------
+        Unsupported
+            If no `prox` was given.
+        InvalidFunctional
+            If `prox` is not the proximal map of V at a point that is tried.
+        Diverged
+            If an image is not finite.
+        """
+        tau, name = positive(tau, "tau"), repr(self)
+        if self.prox is None:
+            msg = f"{name} has no proximal map; declare one: Potential(V, prox=...)"
+            raise Unsupported(msg)
+        with torch.no_grad():
+            key = x.shape[1], str(x.dtype), str(x.device)
+            if key not in self._tried:
+                check_map(self.V, self.prox, self.convexity, name, x)
+                self._tried.add(key)
+            y = as_points_of(self.prox(x, tau), x, name)
+        if not bool(torch.isfinite(y).all()):
+            msg = f"the prox of {name} left the finite numbers; take a smaller dt"
+            raise Diverged(msg)
+        return y
 
     def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
         if not isinstance(mu, Particles):

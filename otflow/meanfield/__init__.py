@@ -8,6 +8,7 @@ from otflow.meanfield.layerwise import layer_dissipation
 from otflow.meanfield.modules import from_module, to_module
 from otflow.meanfield.online import OnlineRisk, from_loader
 from otflow.meanfield.path_balls import PathBall, path_norm
+from otflow.meanfield.penalties import PathPenalty
 from otflow.meanfield.population import PopulationRisk
 from otflow.meanfield.risk import Risk
 from otflow.meanfield.tangent import empirical_ntk, nngp_kernel, ntk_kernel
@@ -19,6 +20,7 @@ __all__ = [
     "Decomposition",
     "OnlineRisk",
     "PathBall",
+    "PathPenalty",
     "PopulationRisk",
     "Risk",
     "TwoLayer",

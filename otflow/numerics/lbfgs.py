@@ -24,6 +24,18 @@ PATIENCE = 40
 # and the objective falls by at most SHARE of its whole fall.
 SLOW = 0.25
 SHARE = 1e-2
+# A descent is among kinks if four things hold. In WINDOW evaluations the objective
+# falls by at most LITTLE of its whole fall. The least gradient g does not fall to KEPT
+# of itself. |g|^2 / 2 is at most PROMISED of the whole fall: the sum of |u|^2 / 2 and
+# a convex function lies at most so high above its minimum. And the stiffness |change of
+# the gradient| / |step| grows: half of the steps see GROWTH times the largest one
+# before. Among kinks the gradient jumps however short a step is. A smooth objective
+# meets its stiff directions first.
+WINDOW = 8
+LITTLE = 1e-4
+KEPT = 0.6
+PROMISED = 1e-3
+GROWTH = 1.5
 # Multiples of the golden ratio, modulo 1, are spread evenly and without period.
 GOLDEN = 0.6180339887498949
 
@@ -173,9 +185,10 @@ def minimise(
     """Descend from `start` until `converged`, within a budget of evaluations.
 
     The objective rises at most by its round-off. The descent has stalled and ends in
-    two cases: objective and gradient do not fall for `PATIENCE` evaluations, as at
-    round-off; or both hardly fall for a share of the budget, as at a kink. It then ends
-    at the point of least gradient among those of least objective.
+    three cases: objective and gradient do not fall for `PATIENCE` evaluations, as at
+    round-off; both hardly fall for a share of the budget; or they hardly fall for
+    `WINDOW` evaluations while the stiffness grows, as among kinks. It then ends at the
+    point of least gradient among those of least objective.
     """
     point, used, done, stuck = start, 0, converged(start), False
     watch = _Watch(start, budget)
@@ -207,7 +220,10 @@ def minimise(
         # A step that ends the descent confirms its model: its pair adds nothing.
         if not done:
             step = space.difference(point, found)
-            memory = memory.add(space.inner, step, found.gradient - point.gradient)
+            longer = memory.add(space.inner, step, found.gradient - point.gradient)
+            if longer is not memory:
+                watch.stiffness.append((used, longer.pairs[-1].stiffness))
+            memory = longer
         point = found
         if not done and watch.has_stalled(point, used):
             stuck = True
@@ -227,11 +243,16 @@ class _Watch(Generic[P]):
         self.fell = self.smaller = self.halved = 0
         self.slow = max(PATIENCE, int(SLOW * budget))
         self.falls = [(0, start.objective)]
+        self.least_size = start.size
+        self.sizes = [(0, start.size)]
+        self.stiffness: list[tuple[int, float]] = []  # of the pairs, as they are met
 
     def has_stalled(self, point: P, used: int) -> bool:
         """Note a point; return whether there was no progress for too long."""
         self.least = min(self.least, point.objective)
         self.falls.append((used, self.least))
+        self.least_size = min(self.least_size, point.size)
+        self.sizes.append((used, self.least_size))
         if self.mark - self.least > _noise(point):
             self.mark, self.fell = self.least, used
         if point.size < 0.9 * self.best.size:
@@ -243,12 +264,34 @@ class _Watch(Generic[P]):
             self.best = point
         if used - max(self.fell, self.smaller) >= PATIENCE:
             return True
+        if self._is_among_kinks(used):
+            return True
         # At a kink the gradient stays while the falls of the objective shrink.
         if used - self.halved < self.slow:
             return False
-        then = max(k for k, _ in self.falls if k <= used - self.slow)
-        before = min(fall for k, fall in self.falls if k <= then)
+        before = _at(self.falls, used - self.slow)
         return before - self.least <= SHARE * (self.first - self.least)
+
+    def _is_among_kinks(self, used: int) -> bool:
+        """Return whether the stiffness grows where little is left to win."""
+        then = used - WINDOW
+        whole = self.first - self.least
+        if not _at(self.falls, then) - self.least <= LITTLE * whole:
+            return False
+        if not 0.5 * self.least_size**2 <= PROMISED * whole:
+            return False
+        if self.least_size <= KEPT * _at(self.sizes, then):
+            return False
+        before = [stiff for k, stiff in self.stiffness if k <= then]
+        within = sorted(stiff for k, stiff in self.stiffness if k > then)
+        if not before or len(within) < 2:
+            return False
+        return within[len(within) // 2] >= GROWTH * max(1.0, *before)
+
+
+def _at(record: list[tuple[int, float]], used: int) -> float:
+    """Return what was recorded last at or before a number of evaluations."""
+    return next((x for k, x in reversed(record) if k <= used), record[0][1])
 
 
 def _noise(point: Point) -> float:

@@ -11,9 +11,10 @@ from otflow.proximal.certificate import Certificate, Guarantee, certify
 from otflow.proximal.gaussian import GaussianProximal
 from otflow.proximal.grid import BackAndForth, FiniteVolume, GridSinkhorn
 from otflow.proximal.particles import ParticleProximal, SinkhornParticles
+from otflow.proximal.pointwise import PointwiseProximal
 from otflow.proximal.quantiles import QuantileProximal
 from otflow.proximal.tangent import TangentProximal
-from otflow.proximal.terms import sort_terms
+from otflow.proximal.terms import mapped_potential, sort_terms
 
 __all__ = [
     "BackAndForth",
@@ -23,6 +24,7 @@ __all__ = [
     "GridSinkhorn",
     "Guarantee",
     "ParticleProximal",
+    "PointwiseProximal",
     "ProxResult",
     "ProximalSolver",
     "QuantileProximal",
@@ -45,6 +47,10 @@ def _always(*_: Any) -> bool:
     return True
 
 
+def _has_map(_: Measure, F: Functional | None) -> bool:
+    return F is not None and mapped_potential(F) is not None
+
+
 def _is_bounded(_: Measure, F: Functional | None) -> bool:
     """Whether F bounds the density.
 
@@ -65,6 +71,7 @@ _DEFAULTS: list[
         Callable[[], ProximalSolver[Any]],
     ]
 ] = [
+    (Particles, _has_map, PointwiseProximal),
     (Particles, _always, ParticleProximal),
     (Gaussian, _always, GaussianProximal),
     (GridDensity, _has_obstacles, FiniteVolume),
@@ -82,9 +89,11 @@ def default_solver(mu: Measure, F: Functional | None = None) -> ProximalSolver[A
     mu : Measure
         The measure to step.
     F : Functional, optional
-        What to minimise. On a grid with obstacles, unless its free cells fill a smaller
-        box, it is `FiniteVolume`; else the choice depends on the terms: `BackAndForth`
-        for a bound on the density, otherwise, and for fast diffusion, `GridSinkhorn`.
+        What to minimise. On particles a positive multiple of one potential with a
+        proximal map has `PointwiseProximal`, any other F `ParticleProximal`. On a grid
+        with obstacles, unless its free cells fill a smaller box, it is `FiniteVolume`;
+        else the choice depends on the terms: `BackAndForth` for a bound on the density,
+        otherwise, and for fast diffusion, `GridSinkhorn`.
 
     Returns
     -------

@@ -321,10 +321,11 @@ def certify(
     .. math:: \mathrm{decrease} = F(\mu) - F(\nu) - \frac{W_2^2(\mu, \nu)}{2\,dt}
 
     A step keeps the guarantee that its solver claims under four conditions. The step
-    converged. Every number is finite. The energy did not rise by more than `noise`. The
-    decrease is at least ``-noise``. Else the guarantee is ``"none"``. A step is
-    ``certified`` if its guarantee is ``"exact"``, ``"optimal"``, ``"stationary"`` or
-    ``"stages"``.
+    converged. Every number is finite, but that `energy_before` may be :math:`+\infty`:
+    a step from outside of the domain of F, as a projection. The energy did not rise by
+    more than `noise`. The decrease is at least ``-noise``. Else the guarantee is
+    ``"none"``. A step is ``certified`` if its guarantee is ``"exact"``, ``"optimal"``,
+    ``"stationary"`` or ``"stages"``.
 
     Parameters
     ----------
@@ -350,9 +351,9 @@ def certify(
     Returns
     -------
     Certificate
-        If a number is not finite, ``converged`` is False and the guarantee ``"none"``.
-        Then a ``w2``, ``decrease`` or ``bound`` that is not finite becomes None; such a
-        ``residual`` or ``noise`` becomes the largest float.
+        If another number is not finite, ``converged`` is False and the guarantee
+        ``"none"``. A ``w2``, ``decrease`` or ``bound`` that is not finite becomes None;
+        such a ``residual`` or ``noise`` becomes the largest float.
 
     Raises
     ------
@@ -398,8 +399,10 @@ def _judged(claim: Certificate) -> Certificate:
     if before is None or after is None:
         msg = "a step has a guarantee where both its energies are known; name them"
         raise TypeError(msg)
-    noise += round_off(before, after)
-    numbers = (before, after, claim.residual, noise, claim.w2, claim.bound)
+    # A step may start where F is infinite, as a projection into the domain of F.
+    start = after if before == math.inf else before
+    noise += round_off(start, after)
+    numbers = (start, after, claim.residual, noise, claim.w2, claim.bound)
     finite = all(math.isfinite(x) for x in numbers if x is not None)
     claim = replace(
         claim,

@@ -72,7 +72,9 @@ def descend(
     # Round-off of the points enters the gradient times the curvature.
     known = max(known, objective.floor(point) * end.memory.stiffness)
     away = end.stalled and not settled
-    return Descent(point, end.memory, used, settled, away, known)
+    # Pairs across kinks are no curvature: the next step would crawl with them.
+    memory = end.memory.empty() if away else end.memory
+    return Descent(point, memory, used, settled, away, known)
 
 
 def _off_false_zeros(

@@ -21,7 +21,13 @@ from otflow.functionals.combined import Combined
 from otflow.functionals.inheritance import redefined
 from otflow.kernels import Kernel
 
-__all__ = ["Terms", "combine", "sort_terms"]
+__all__ = [
+    "Terms",
+    "combine",
+    "mapped_potential",
+    "sort_terms",
+    "split_maps",
+]
 
 # U' is steep if its fall from the density 1e-150 to 1e-300 is more than STEEP times
 # that from 1 to 1e-150. The two falls of a logarithm are equal. Of a negative power
@@ -174,3 +180,31 @@ def combine(terms: Sequence[tuple[float, Internal]]) -> Internal | None:
     if len(terms) == 1 and (terms[0][0] == 1 or isinstance(terms[0][1], Congestion)):
         return terms[0][1]
     return Combined(flat, min(term.max_density for _, term in terms))
+
+
+def mapped_potential(F: Functional) -> tuple[float, Potential] | None:
+    """Return (c, V) if F is c > 0 times a potential with a proximal map, or None."""
+    maps, rest = split_maps(F)
+    return maps[0] if len(maps) == 1 and not rest else None
+
+
+def split_maps(
+    F: Functional,
+) -> tuple[list[tuple[float, Potential]], list[tuple[float, Functional]]]:
+    """Return the positive multiples of potentials with a proximal map, and the rest.
+
+    Multiples of one and the same potential are added. Terms with factor 0 are dropped.
+    """
+    maps: dict[int, tuple[float, Potential]] = {}
+    rest: list[tuple[float, Functional]] = []
+    for c, term in F.terms():
+        if (
+            c > 0
+            and isinstance(term, Potential)
+            and term.prox is not None
+            and redefined(term) is None
+        ):
+            maps[id(term)] = (maps.get(id(term), (0.0, term))[0] + c, term)
+        elif c != 0:
+            rest.append((c, term))
+    return list(maps.values()), rest

@@ -6,6 +6,7 @@ from otflow.schemes.base import Scheme, Step
 from otflow.schemes.birth_death import BirthDeath
 from otflow.schemes.chain import Chain, chain
 from otflow.schemes.euler import ExplicitEuler
+from otflow.schemes.forward_backward import ForwardBackward
 from otflow.schemes.frank_wolfe import FrankWolfe
 from otflow.schemes.gibbs_steps import DualAveraging, EntropicFictitiousPlay
 from otflow.schemes.jko import JKO
@@ -28,6 +29,7 @@ __all__ = [
     "DualAveraging",
     "EntropicFictitiousPlay",
     "ExplicitEuler",
+    "ForwardBackward",
     "FrankWolfe",
     "Langevin",
     "Logarithmic",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -45,11 +46,20 @@ class ExplicitEuler(Scheme):
     max_halvings : int
         Largest number of halvings. After these the measure does not move and no time
         passes, as at a minimum, where only round-off is left.
+    remap : bool
+        On a grid, whether to move by ``transport``. It remaps in second order in the
+        spacing, and has no limit of the cells on dt. `push` is upwind, of first order,
+        and raises Diverged where mass would leave a cell.
 
     Attributes
     ----------
-    backtracking, sufficient_decrease, max_halvings
+    backtracking, sufficient_decrease, max_halvings, remap
         As above.
+
+    Raises
+    ------
+    Unsupported
+        From `step`, with ``remap=True`` on a measure without fixed cells.
 
     Notes
     -----
@@ -80,6 +90,7 @@ class ExplicitEuler(Scheme):
         *,
         sufficient_decrease: float = 0.1,
         max_halvings: int = 60,
+        remap: bool = False,
     ) -> None:
         self.backtracking = true_or_false(backtracking, "backtracking")
         self.sufficient_decrease = real(sufficient_decrease, "sufficient_decrease")
@@ -87,6 +98,7 @@ class ExplicitEuler(Scheme):
             msg = f"sufficient_decrease must lie in (0, 1), got {sufficient_decrease}"
             raise ValueError(msg)
         self.max_halvings = non_negative_int(max_halvings, "max_halvings")
+        self.remap = true_or_false(remap, "remap")
 
     def step(
         self,
@@ -99,7 +111,7 @@ class ExplicitEuler(Scheme):
         energy, velocity = F.value_and_velocity(mu)
         if not self.backtracking:
             return self.along(mu, energy, velocity, dt, state)
-        start = energy.item()
+        start, push = energy.item(), self._push(mu)
         speed = float(mu.inner(velocity, velocity).detach())
         past = state if isinstance(state, _Past) else _Past(dt, 0.0, start)
         halvings = 0
@@ -109,7 +121,7 @@ class ExplicitEuler(Scheme):
         for k in range(halvings, self.max_halvings + 1):
             trial = dt * 0.5**k
             try:
-                moved = mu.push(velocity, trial)
+                moved = push(velocity, trial)
                 with torch.no_grad():
                     value = float(F.value(moved))
             except (Diverged, NonFinite):
@@ -147,7 +159,10 @@ class ExplicitEuler(Scheme):
             As of `step`.
         """
         info = Certificate.of_start(energy.item())
-        return Step(mu.push(velocity, dt), state, info, energy)
+        return Step(self._push(mu)(velocity, dt), state, info, energy)
+
+    def _push(self, mu: Measure) -> Callable[[Tensor, float], Measure]:
+        return mu.transport if self.remap else mu.push
 
 
 @dataclass(frozen=True)

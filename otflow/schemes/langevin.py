@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otflow._validation import true_or_false
 from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.functionals.stated_terms import check_terms
@@ -32,8 +33,20 @@ class Langevin(Scheme):
     The entropy of particles has no value. So the recorded energy is G(mu), without the
     entropy, and ``info["temperature"]`` holds :math:`\tau`.
 
+    Parameters
+    ----------
+    remap : bool
+        On a grid, whether to move by ``transport``, as in `ExplicitEuler`.
+
+    Attributes
+    ----------
+    remap
+        As above.
+
     Raises
     ------
+    Unsupported
+        From `step`, with ``remap=True`` on a measure without fixed cells.
     ValueError
         From `step`, if the factor of the entropy is negative.
     Diverged
@@ -48,6 +61,9 @@ class Langevin(Scheme):
     >>> abs(run.final.points.var().item() - 0.1) < 0.01
     True
     """
+
+    def __init__(self, *, remap: bool = False) -> None:
+        self.remap = true_or_false(remap, "remap")
 
     def init(self, F: Functional, mu: Measure) -> Any:
         check_terms(F, mu)
@@ -64,7 +80,8 @@ class Langevin(Scheme):
         temperature, rest = split_heat(F)
         energy, velocity = rest.value_and_velocity(mu)
         try:
-            moved = mu.push(velocity, dt).diffuse(2.0 * temperature * dt, generator)
+            moved = (mu.transport if self.remap else mu.push)(velocity, dt)
+            moved = moved.diffuse(2.0 * temperature * dt, generator)
         except Diverged as error:
             raise by_smaller_dt(error, mu) from error
         before = float(energy.detach())

@@ -6,6 +6,7 @@ What the words mean is in ``docs/conventions.rst``, "Words of a certificate".
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -57,6 +58,25 @@ def particles(seed: int, *, convex: bool = True) -> Problem:
         return distance(nu, of.Particles(goal, mu.weights))
 
     return Problem(_spring(modulus, centre), mu, dt, distance, exact, 1e-8)
+
+
+def mapped(seed: int) -> Problem:
+    """Atoms drawn to the planes through a centre, where the potential has kinks."""
+    slope, centre, dt = _numbers(seed)
+    like = particles(seed)
+    x = like.start.points - centre
+    goal = of.Particles(
+        x - x.clamp(-slope * dt, slope * dt) + centre, like.start.weights
+    )
+
+    def prox(y: torch.Tensor, tau: float) -> torch.Tensor:
+        reach = slope * tau
+        return y - (y - centre).clamp(-reach, reach)
+
+    F = of.Potential(
+        lambda y: slope * (y - centre).abs().sum(-1), modulus=0.0, prox=prox
+    )
+    return replace(like, functional=F, exact=lambda nu: like.distance(nu, goal))
 
 
 def gaussians(seed: int) -> Problem:

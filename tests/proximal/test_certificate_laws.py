@@ -19,6 +19,7 @@ from otflow.proximal import (
     GaussianProximal,
     GridSinkhorn,
     ParticleProximal,
+    PointwiseProximal,
     ProximalSolver,
     QuantileProximal,
     SinkhornParticles,
@@ -42,6 +43,7 @@ SOLVERS: dict[str, tuple[Callable[..., Any], dict[str, int], Callable[..., Any]]
         {"max_gradients": 3},
         lambda seed: law.particles(seed, convex=False),
     ),
+    "a map": (PointwiseProximal, {}, law.mapped),
     "tangents of wells": (
         TangentProximal,
         {"max_gradients": 4},
@@ -61,9 +63,9 @@ SOLVERS: dict[str, tuple[Callable[..., Any], dict[str, int], Callable[..., Any]]
         lambda seed: law.cells(seed, walls=True),
     ),
 }
-# One step solves a quadratic problem, however crude.
-QUADRATIC = ("quantiles", "particles", "Gaussians", "tangents of quantiles")
-FLAT = ("particles", "wells", "Gaussians", "bent Gaussians", "quantiles")
+# One step solves a quadratic problem, however crude, and a map needs one.
+QUADRATIC = ("a map", "quantiles", "particles", "Gaussians", "tangents of quantiles")
+FLAT = ("a map", "particles", "wells", "Gaussians", "bent Gaussians", "quantiles")
 SEEDS = range(6)
 
 

@@ -11,6 +11,7 @@ from otflow.proximal import (
     GaussianProximal,
     GridSinkhorn,
     ParticleProximal,
+    PointwiseProximal,
     ProximalSolver,
     QuantileProximal,
     SinkhornParticles,
@@ -55,6 +56,19 @@ class TestParticles(Atoms):
 class TestParticlesOnASpring(Spring):
     def make(self):
         return ParticleProximal()
+
+
+class TestParticlesByTheirMap(Spring):
+    def make(self):
+        return PointwiseProximal()
+
+    def functional(self, scale=1.0):
+        centre = 0.5 * scale
+        return of.Potential(
+            lambda x: 1.5 * (x - centre).square().sum(-1),
+            modulus=3.0,
+            prox=lambda x, tau: (x + 3 * tau * centre) / (1 + 3 * tau),
+        )
 
 
 class TestEqualParticles(TestParticles):

@@ -15,6 +15,7 @@ from otflow.schemes import (
     Anneal,
     DualAveraging,
     EntropicFictitiousPlay,
+    ForwardBackward,
     FrankWolfe,
     Minibatch,
     NoisyEuler,
@@ -70,6 +71,7 @@ SCHEMES = {
         lambda _: Adaptive(of.ExplicitEuler(), tolerance=1e9),
         False,
     ),
+    "ForwardBackward": (ForwardBackward, True),
     "Minibatch": (lambda solver: Minibatch(of.JKO(solver)), True),
     "Minibatch, explicit": (lambda _: Minibatch(of.ExplicitEuler()), False),
     "chain": (lambda solver: of.chain(of.JKO(solver), of.BirthDeath()), True),
@@ -112,9 +114,15 @@ BAD = {"converged": False, "residual": 0.125}
 
 
 def run_of(scheme, steps=4):
-    heat = 1.0 if isinstance(scheme, SAMPLERS) else 0.0
-    spring = exact.quadratic()
-    F = spring + heat * of.Entropy() if heat else spring
+    F: of.Functional = exact.quadratic()
+    if isinstance(scheme, SAMPLERS):
+        F = F + 1.0 * of.Entropy()
+    if isinstance(scheme, ForwardBackward):
+        F = F + of.Potential(
+            lambda x: 0.5 * x.square().sum(-1),
+            modulus=1.0,
+            prox=lambda x, tau: x / (1 + tau),
+        )
     return of.flow(F, clouds.uniform(), scheme, dt=0.1, steps=steps, generator=0)
 
 

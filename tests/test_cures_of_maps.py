@@ -1,0 +1,153 @@
+"""Cures of proximal maps and of forward-backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.errors import Diverged, InvalidFunctional, NotConvergedWarning, Unsupported
+from otflow.functionals import box, l1_norm
+from otflow.meanfield import PathPenalty
+from otflow.proximal import ParticleProximal, PointwiseProximal
+from otflow.schemes import ForwardBackward
+from otflow.testing.clouds import normal
+from tests.cures import check_cures
+
+MU = of.Particles(normal(5, 2))
+
+
+def absolute(x):
+    return x.abs().sum(-1)
+
+
+def soft(x, tau):
+    return x - x.clamp(-tau, tau)
+
+
+def in_ball(x, tau):
+    """Return the map of |x| on the box [-9, 9]: that of the sum of both."""
+    return soft(x, tau).clamp(-9.0, 9.0)
+
+
+def spring(x):
+    return 0.5 * x.square().sum(-1)
+
+
+SMOOTH, KINK = of.Potential(spring), of.Potential(absolute, prox=soft)
+# An energy whose map overflows for long steps, as that of exp.
+STEEP = of.Potential(
+    absolute, prox=lambda x, tau: soft(x, tau) + (torch.inf if tau > 50 else 0.0)
+)
+
+
+def flowed(F, scheme=None, dt=0.1, mu=MU, steps=2):
+    return of.flow(F, mu, scheme or ForwardBackward(), dt=dt, steps=steps)
+
+
+def halves(F):
+    """Make steps at 0.3 of which no trial lowers F."""
+    mu = of.Particles(torch.full((3, 1), 0.3))
+    return flowed(F, ForwardBackward(max_halvings=2), 1.0, mu)
+
+
+CASES = {
+    "no map": (
+        Unsupported,
+        r"has no proximal map; declare one: Potential\(V, prox=",
+        lambda: SMOOTH.proximal(MU.points, 0.1),
+        [lambda: KINK.proximal(MU.points, 0.1)],
+    ),
+    "a map that is none": (
+        InvalidFunctional,
+        r"return the minimiser, or leave prox= out",
+        lambda: of.Potential(absolute, prox=lambda x, tau: x / (1 + tau)),
+        [lambda: of.Potential(absolute, prox=soft), lambda: of.Potential(absolute)],
+    ),
+    "a map to where V is infinite": (
+        InvalidFunctional,
+        r"tau\) is inf; return the minimiser, or leave prox= out",
+        lambda: of.Potential(box(-1.0, 1.0).V, prox=lambda x, _: x),
+        [lambda: of.Potential(box(-1.0, 1.0).V, prox=lambda x, _: x.clamp(-1, 1))],
+    ),
+    "a map of another shape": (
+        InvalidFunctional,
+        r"return the minimisers of V\(y\) .* row by row, or leave prox= out",
+        lambda: of.Potential(absolute, prox=lambda x, _: x[:, 0]).proximal(
+            MU.points, 1.0
+        ),
+        [lambda: KINK.proximal(MU.points, 1.0), lambda: of.Potential(absolute)],
+    ),
+    "a convexity that the map denies": (
+        InvalidFunctional,
+        r"leave modulus= out, or correct prox=",
+        lambda: of.Potential(absolute, modulus=0.5, prox=soft),
+        [
+            lambda: of.Potential(absolute, prox=soft),
+            lambda: of.Potential(
+                lambda x: absolute(x) + 0.5 * spring(x),
+                modulus=0.5,
+                prox=lambda x, tau: soft(x, tau) / (1 + 0.5 * tau),
+            ),
+        ],
+    ),
+    "a map that overflows": (
+        Diverged,
+        r"left the finite numbers; take a smaller dt",
+        lambda: flowed(STEEP, of.JKO(), dt=99.0),
+        [lambda: flowed(STEEP, of.JKO(), dt=9.0)],
+    ),
+    "a step too long for the path norm": (
+        ValueError,
+        r"unique for steps tau below 1 in l2, got 2; take a smaller dt",
+        lambda: flowed(2 * PathPenalty("l2"), of.JKO(), dt=1.0),
+        [lambda: flowed(2 * PathPenalty("l2"), of.JKO(), dt=0.4)],
+    ),
+    "a sum without one map": (
+        Unsupported,
+        r"use ParticleProximal\(\), or schemes.ForwardBackward\(\) for a sum",
+        lambda: PointwiseProximal().solve(SMOOTH + KINK, MU, 0.1),
+        [
+            lambda: ParticleProximal().solve(SMOOTH, MU, 0.1).certificate.converged,
+            lambda: flowed(SMOOTH + KINK),
+        ],
+    ),
+    "no group": (
+        ValueError,
+        r"use ExplicitEuler\(\), or JKO\(\) .* by Potential\(V, prox=\.\.\.\)",
+        lambda: flowed(SMOOTH),
+        [
+            lambda: flowed(SMOOTH, of.ExplicitEuler()),
+            lambda: flowed(SMOOTH, of.JKO()),
+            lambda: flowed(of.Potential(spring, prox=lambda x, t: x / (1 + t))),
+        ],
+    ),
+    "two groups": (
+        ValueError,
+        r"one map after the other; declare one .* map of their sum, or leave prox= out",
+        lambda: flowed(SMOOTH + l1_norm() + box(-9.0, 9.0)),
+        [
+            lambda: flowed(
+                SMOOTH
+                + of.Potential(
+                    lambda x: absolute(x) + box(-9.0, 9.0).V(x), prox=in_ball
+                )
+            ),
+            lambda: flowed(SMOOTH + of.Potential(spring) + box(-9.0, 9.0)),
+            lambda: flowed(
+                SMOOTH + of.Potential(spring, prox=lambda x, t: x / (1 + t)), of.JKO()
+            ),
+        ],
+    ),
+    "a kink among the smooth terms": (
+        NotConvergedWarning,
+        r"no step lowered the energy.* state the term that has a kink as Potential\(V",
+        lambda: halves(of.Potential(absolute) + box(-9.0, 9.0)),
+        [lambda: halves(KINK + SMOOTH)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_cure_works(name):
+    check_cures(CASES[name])
