@@ -274,8 +274,11 @@ def check_tensor(values: Any, what: str) -> None:
 def check_energy(e: Ground, rho: Tensor) -> Tensor:
     """Return e(rho); raise InvalidFunctional unless it is one number per density."""
     what, cure = "an energy per unit of mass e", "a constant c is c + 0 * r"
-    each = ", entry by entry"
-    return check_map(e(rho), rho, rho.shape, what, "densities r", cure, each)
+    each, values = ", entry by entry", e(rho)
+    if isinstance(values, (int, float)):
+        msg = f"{what} must return a torch.Tensor, got {type(values).__name__}; {cure}"
+        raise InvalidFunctional(msg)
+    return check_map(values, rho, rho.shape, what, "densities r", cure, each)
 
 
 def check_map(

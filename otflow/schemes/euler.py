@@ -161,6 +161,10 @@ class ExplicitEuler(Scheme):
         info = Certificate.of_start(energy.item())
         return Step(self._push(mu)(velocity, dt), state, info, energy)
 
+    def __repr__(self) -> str:
+        shown = super().__repr__()
+        return shown if self.remap else shown.replace(", remap=False", "")
+
     def _push(self, mu: Measure) -> Callable[[Tensor, float], Measure]:
         return mu.transport if self.remap else mu.push
 

@@ -91,6 +91,9 @@ class Langevin(Scheme):
     def energy(self, F: Functional, mu: Measure) -> Tensor:
         return split_heat(F)[1].value(mu)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({'remap=True' if self.remap else ''})"
+
 
 def split_heat(F: Functional) -> tuple[float, Functional]:
     """Return the temperature and the rest; ValueError if the heat runs backwards."""

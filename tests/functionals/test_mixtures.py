@@ -41,6 +41,14 @@ def risk(loss="square", scaling="mean-field", outputs=None, **options):
     return of.meanfield.Risk(network, X, y, loss=loss, **options)
 
 
+def online():
+    def draw(generator):
+        return normal(6, 1, seed=30), normal(6, seed=31)
+
+    network = of.meanfield.TwoLayer("tanh", bias=False)
+    return of.meanfield.OnlineRisk(network, draw, draw(None))
+
+
 def quartic(f, y):
     return (f - y).pow(4)
 
@@ -48,6 +56,8 @@ def quartic(f, y):
 def on_line(n=9):
     return of.Quantiles(torch.linspace(-6, 7, n + 1, dtype=F64).sinh())
 
+
+TEACHER = of.Particles(normal(3, 2, seed=32))
 
 # Those that are tried on atoms: the functional, and how it bends.
 ON_ATOMS = {
@@ -110,6 +120,9 @@ ON_ATOMS = {
     "own loss": (risk(quartic), None),
     "declared loss": (risk(quartic, mixture="convex"), "convex"),
     "tangent scaling": (risk(scaling="ntk"), None),
+    "online": (online(), "convex"),
+    "population": (of.meanfield.PopulationRisk(TEACHER, "relu", "sphere"), "convex"),
+    "path penalty": (of.meanfield.PathPenalty(), "linear"),
     "potential of the risk": (risk().decompose().potential, "linear"),
     "interaction of the risk": (risk().decompose().interaction, "convex"),
     "scaled": (-2 * of.Interaction(BUMP), "concave"),
@@ -213,7 +226,14 @@ def test_it_bends_as_it_says(name, F, word, make):
 @pytest.mark.parametrize(("name", "F", "word", "make"), ALL, ids=IDS)
 def test_it_is_not_more_than_it_says(name, F, word, make):
     """A convex one is somewhere not concave, and the other way round."""
-    flat = {"potential", "nothing", "empty", "linear internal", "cross entropy"}
+    flat = {
+        "potential",
+        "path penalty",
+        "nothing",
+        "empty",
+        "linear internal",
+        "cross entropy",
+    }
     flat |= {"congestion", "potential of the risk"}
     if word is None or name in flat:
         return
