@@ -30,6 +30,7 @@ FLOORS = (
     "first_hours",
     "first_week",
     "gaps",
+    "maps",
     "mean_fields",
     "means",
     "models",

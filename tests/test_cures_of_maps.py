@@ -52,6 +52,19 @@ def halves(F):
 
 
 CASES = {
+    "no solver": (
+        TypeError,
+        r"leave it out, or take one, e\.g\. proximal\.GaussianProximal\(\)",
+        lambda: flowed(SMOOTH + KINK, ForwardBackward("gaussian")),
+        [
+            lambda: flowed(SMOOTH + KINK, ForwardBackward()),
+            lambda: flowed(
+                SMOOTH + of.Entropy(),
+                ForwardBackward(of.proximal.GaussianProximal()),
+                mu=of.Gaussian(torch.ones(1).double(), torch.eye(1).double()),
+            ),
+        ],
+    ),
     "no map": (
         Unsupported,
         r"has no proximal map; declare one: Potential\(V, prox=",

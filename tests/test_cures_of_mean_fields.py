@@ -92,6 +92,12 @@ def neurons(n, generator):
 
 
 CASES: dict[str, Case] = {
+    "data in the place of a draw": (
+        TypeError,
+        r"draw must be a function of a generator",
+        lambda: OnlineRisk(TANH, DATA.tensors, DATA.tensors),
+        [lambda: OnlineRisk(TANH, draw, DATA.tensors)],
+    ),
     "a kernel of tanh": (
         Unsupported,
         r"use 'relu', 'step' or 'erf', or .*meanfield\.Risk, or fresh .*OnlineRisk",

@@ -116,7 +116,7 @@ def log_sobolev(
     >>> H = 2 * (1 + X.abs().mean().item())
     >>> found = of.analysis.log_sobolev(F, oscillation=H)
     >>> round(found.rate, 4), found.reason
-    (0.0474, 'as modulus= of V declares, and as oscillation= declares')
+    (0.0472, 'as modulus= of V declares, and as oscillation= declares')
     """
     check_functional(F)
     temperature, rest = F.split_entropy()

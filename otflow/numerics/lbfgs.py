@@ -181,17 +181,20 @@ def minimise(
     *,
     converged: Callable[[P], bool],
     budget: int,
+    curved: bool = False,
 ) -> Outcome[P]:
     """Descend from `start` until `converged`, within a budget of evaluations.
 
     The objective rises at most by its round-off. The descent has stalled and ends in
     three cases: objective and gradient do not fall for `PATIENCE` evaluations, as at
-    round-off; both hardly fall for a share of the budget; or they hardly fall for
-    `WINDOW` evaluations while the stiffness grows, as among kinks. It then ends at the
-    point of least gradient among those of least objective.
+    round-off; both hardly fall for a share of the budget; or, if the objective is
+    `curved` like |u|^2 / 2 at the least, they hardly fall for `WINDOW` evaluations
+    while the stiffness grows, as among kinks. The curvature bounds what is left to win
+    by the gradient. The descent then ends at the point of least gradient among those
+    of least objective.
     """
     point, used, done, stuck = start, 0, converged(start), False
-    watch = _Watch(start, budget)
+    watch = _Watch(start, budget, curved=curved)
     while not done and used < budget:
         direction = memory.direction(space.inner, point.gradient)
         slope = float(space.inner(point.gradient, direction))
@@ -236,7 +239,8 @@ def minimise(
 class _Watch(Generic[P]):
     """Remembers the least objective and gradient, and when each fell last."""
 
-    def __init__(self, start: P, budget: int) -> None:
+    def __init__(self, start: P, budget: int, *, curved: bool) -> None:
+        self.curved = curved
         self.first = self.mark = self.least = start.objective
         self.best, self.half = start, start.size
         self.noise: float | None = None  # of the objective, once it is measured
@@ -264,7 +268,7 @@ class _Watch(Generic[P]):
             self.best = point
         if used - max(self.fell, self.smaller) >= PATIENCE:
             return True
-        if self._is_among_kinks(used):
+        if self.curved and self._is_among_kinks(used):
             return True
         # At a kink the gradient stays while the falls of the objective shrink.
         if used - self.halved < self.slow:

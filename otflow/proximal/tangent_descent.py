@@ -48,7 +48,9 @@ def descend(
         excess = (point.gradient.abs() - objective.places(point)).clamp_min(0.0)
         return objective.norm(excess) <= goal
 
-    end = minimise(objective, start, memory, converged=converged, budget=budget)
+    end = minimise(
+        objective, start, memory, converged=converged, budget=budget, curved=True
+    )
     while end.converged and budget - end.used > 3:
         tried, beyond = _off_false_zeros(objective, end.point)
         end = replace(end, used=end.used + tried)
@@ -56,7 +58,12 @@ def descend(
             break
         left = budget - end.used
         lower = minimise(
-            objective, beyond, memory.empty(), converged=converged, budget=left
+            objective,
+            beyond,
+            memory.empty(),
+            converged=converged,
+            budget=left,
+            curved=True,
         )
         if not lower.point.objective < end.point.objective:
             break
