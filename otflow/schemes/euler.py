@@ -16,7 +16,7 @@ from otflow.measures import Measure
 from otflow.proximal.certificate import Certificate
 from otflow.schemes.base import Scheme, Step
 
-__all__ = ["ExplicitEuler"]
+__all__ = ["ExplicitEuler", "Trials", "halvings_to_try"]
 
 # A step has stalled if it is shorter than this share of the longest accepted step, and
 # if the predicted fall of the energy is below this share of the fall since the start.
@@ -114,11 +114,8 @@ class ExplicitEuler(Scheme):
         start, push = energy.item(), self._push(mu)
         speed = float(mu.inner(velocity, velocity).detach())
         past = state if isinstance(state, _Past) else _Past(dt, 0.0, start)
-        halvings = 0
-        # Start from twice the last accepted step, so that the step can grow again.
-        while dt * 0.5**halvings > 2 * past.dt and halvings < self.max_halvings:
-            halvings += 1
-        for k in range(halvings, self.max_halvings + 1):
+        tried = halvings_to_try(dt, past.dt, self.max_halvings)
+        for k in tried:
             trial = dt * 0.5**k
             try:
                 moved = push(velocity, trial)
@@ -130,10 +127,10 @@ class ExplicitEuler(Scheme):
                 short = trial <= SHORT * past.longest
                 flat = trial * speed <= FLAT * (past.first - start)
                 now = _Past(trial, max(trial, past.longest), past.first)
-                own = Trials(k, k + 1 - halvings, stalled=short and flat)
+                own = Trials(k, k + 1 - tried.start, stalled=short and flat)
                 info = Certificate(start, value, dt=trial, details=own)
                 return Step(moved, now, info, energy)
-        own = Trials(self.max_halvings, self.max_halvings + 1 - halvings, stalled=True)
+        own = Trials(self.max_halvings, len(tried), stalled=True)
         info = Certificate(start, start, dt=0.0, details=own)
         return Step(mu, past, info, energy)
 
@@ -180,7 +177,8 @@ class Trials:
     trials : int
         Number of trial steps.
     stalled : bool
-        Whether no step was accepted, or a step so short that the energy hardly falls.
+        Whether no step was accepted; for explicit Euler also whether a step was so
+        short that the energy hardly falls.
 
     Attributes
     ----------
@@ -191,6 +189,18 @@ class Trials:
     halvings: int
     trials: int
     stalled: bool
+
+
+def halvings_to_try(dt: float, last: float, most: int) -> range:
+    """Return the numbers of halvings of dt to try, at most `most`.
+
+    The first trial is the smaller of dt and twice the last accepted length, so that
+    the steps can grow again.
+    """
+    first = 0
+    while dt * 0.5**first > 2 * last and first < most:
+        first += 1
+    return range(first, most + 1)
 
 
 class _Past(NamedTuple):

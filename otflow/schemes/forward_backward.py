@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from otflow.proximal.base import solved
 from otflow.proximal.certificate import Certificate
 from otflow.proximal.terms import sort_terms, split_maps
 from otflow.schemes.base import Scheme, Step
+from otflow.schemes.euler import Trials, halvings_to_try
 
 __all__ = ["ForwardBackward"]
 
@@ -147,19 +147,18 @@ class ForwardBackward(Scheme):
     ) -> Step[Any]:
         plan = self._plan(F, mu, state)
         start = _Start(plan, mu)
-        trials = 0
-        for k in self._halvings(dt, plan.dt):
-            trials += 1
+        tried = halvings_to_try(dt, plan.dt, self.max_halvings)
+        for k in tried:
             try:
                 half, energy = start.accepted(dt * 0.5**k, plan.warm)
             except (Diverged, NonFinite):
                 continue
             if half is not None:
                 now = replace(plan, warm=half.warm, dt=dt * 0.5**k)
-                own = ForwardTrials(k, trials, stalled=False)
+                own = Trials(k, k + 1 - tried.start, stalled=False)
                 info = start.report(half, energy, dt * 0.5**k, own)
                 return Step(half.measure, now, info, start.energy)
-        own = ForwardTrials(self.max_halvings, trials, stalled=True)
+        own = Trials(self.max_halvings, len(tried), stalled=True)
         before = float(start.energy)
         info = Certificate(
             before, before, dt=0.0, converged=False, details=own, entries=NO_STEP
@@ -179,13 +178,6 @@ class ForwardBackward(Scheme):
         if kept["solver"] != type(plan.solver).__name__:
             return plan
         return replace(plan, warm=plan.solver.load_state(F, mu, kept["warm"]))
-
-    def _halvings(self, dt: float, last: float) -> Iterator[int]:
-        """Yield the halvings to try, from twice the last accepted step on."""
-        first = 0
-        while dt * 0.5**first > 2 * last and first < self.max_halvings:
-            first += 1
-        yield from range(first, self.max_halvings + 1)
 
     def _pick(self, F: Functional, mu: Measure) -> _Plan:
         smooth, implicit = split_terms(F)
@@ -240,30 +232,6 @@ def split_terms(F: Functional) -> tuple[Functional | None, Functional]:
 
 
 @dataclass(frozen=True)
-class ForwardTrials:
-    """What forward-backward reports of its trials.
-
-    Parameters
-    ----------
-    halvings : int
-        Halvings from the requested dt to the time taken.
-    trials : int
-        Number of trial steps.
-    stalled : bool
-        Whether no step was accepted.
-
-    Attributes
-    ----------
-    halvings, trials, stalled
-        As above.
-    """
-
-    halvings: int
-    trials: int
-    stalled: bool
-
-
-@dataclass(frozen=True)
 class _Plan:
     """What the steps of a flow share, the last accepted dt, and the warm start."""
 
@@ -311,7 +279,7 @@ class _Start:
         return (half if after <= before + slack else None), after
 
     def report(
-        self, half: ProxResult[Any], after: float, dt: float, own: ForwardTrials
+        self, half: ProxResult[Any], after: float, dt: float, own: Trials
     ) -> Certificate:
         """Return the report of an accepted step."""
         known, w2 = half.certificate, None
