@@ -134,6 +134,8 @@ MAKE: dict[type, Callable[[], Any]] = {
     meanfield.Decomposition: lambda: risk().decompose(),
     meanfield.PathBall: lambda: meanfield.PathBall(1.0),
     meanfield.PathPenalty: meanfield.PathPenalty,
+    meanfield.RadialRisk: lambda: meanfield.RadialRisk(0.5),
+    meanfield.Ramp: meanfield.Ramp,
     meanfield.VariationBall: lambda: meanfield.VariationBall(
         1.0, torch.zeros(2), torch.ones(2)
     ),
@@ -226,6 +228,7 @@ BY_VALUE = (
     of.analysis.StepFinding,
     of.analysis.Verdict,
     schemes.Logarithmic,
+    of.meanfield.Ramp,
     # A member of an enumeration is one object.
     of.functionals.Curvature,
     of.optimality.GapKind,

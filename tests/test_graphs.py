@@ -190,6 +190,8 @@ ON_THE_LINE = {
     "distance on the line": of.SquaredDistanceTo(LINED),
     "discrepancy on the line": of.MMDTo(LINED, of.kernels.Gaussian(0.8)),
     "energy distance on the line": of.EnergyDistanceTo(LINED),
+    "lengths": of.meanfield.RadialRisk(0.8),
+    "lengths in d dimensions": of.meanfield.RadialRisk(0.8, dim=40),
 }
 TO_A_BELL = {
     "distance to a bell": of.SquaredDistanceTo(gaussian(torch.ones((), dtype=F64))),

@@ -197,6 +197,7 @@ ALL = [
     ),
     *((name, F, word, cells(4, 5)) for name, (F, word) in ON_CELLS.items()),
     *((name, F, word, cells(12)) for name, (F, word) in ON_LINE.items()),
+    ("lengths", of.meanfield.RadialRisk(0.8), "convex", partial(atoms, d=1)),
 ]
 IDS = [f"{name}-{k}" for k, (name, *_) in enumerate(ALL)]
 

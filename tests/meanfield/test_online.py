@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from itertools import pairwise
-
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import (
@@ -79,84 +75,6 @@ def test_it_bends_as_the_risk_does():
     other = OnlineRisk(of.meanfield.TwoLayer("tanh", scaling="ntk"), draw, TEST)
     assert other.mixture_curvature() is None
     assert "mean-field" in other.why_mixture()
-
-
-# Isotropic Gaussians of two radii -----------------------------------------------------
-
-LOW, HIGH, LEFT, RIGHT = -2.5, 7.5, 0.5, 1.5
-SLOPE = (HIGH - LOW) / (RIGHT - LEFT)
-
-
-def ramp(z):
-    return LOW + SLOPE * ((z - LEFT).relu() - (z - RIGHT).relu())
-
-
-def density(z):
-    return torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
-
-
-def mean_ramp(s):
-    """Return E ramp(s G), G standard normal, by E(sG - a)+."""
-
-    def above(a):
-        return s * density(a / s) - a * torch.special.ndtr(-a / s)
-
-    return LOW + SLOPE * (above(LEFT) - above(RIGHT))
-
-
-def slope_of_mean(s):
-    return SLOPE * (density(LEFT / s) - density(RIGHT / s))
-
-
-def test_the_mean_of_the_ramp_is_that_of_quadrature():
-    nodes, weights = np.polynomial.legendre.leggauss(60)
-    for s in (0.3, 1.0, 4.0):
-        cuts = [-9.0, LEFT / s, RIGHT / s, 9.0]
-        cuts = sorted({max(-9.0, min(9.0, c)) for c in cuts})
-        total = 0.0
-        for a, b in pairwise(cuts):
-            z = torch.tensor(a + (b - a) * (nodes + 1) / 2)
-            total += (b - a) / 2 * float((ramp(s * z) * density(z)).numpy() @ weights)
-        assert abs(total - float(mean_ramp(torch.tensor(s, dtype=F64)))) < 1e-12
-    at = torch.tensor(0.8, dtype=F64)
-    h = 1e-5
-    differences = (mean_ramp(at + h) - mean_ramp(at - h)) / (2 * h)
-    torch.testing.assert_close(slope_of_mean(at), differences, rtol=1e-8, atol=0)
-
-
-@pytest.mark.slow
-def test_stochastic_descent_follows_the_radial_equation():
-    """Mei, Montanari and Nguyen: in high dimension the lengths |w| obey an equation."""
-    d, N, gap = 40, 300, 0.8
-
-    def isotropic(generator, n=400):
-        sign = 2.0 * torch.randint(2, (n,), generator=generator).to(F64) - 1.0
-        X = torch.randn(n, d, dtype=F64, generator=generator)
-        return (1 + gap * sign)[:, None] * X, sign
-
-    network = of.meanfield.CustomLayer(lambda x, w: ramp(x @ w.T))
-    risk = OnlineRisk(network, isotropic, isotropic(seeded(1), 40_000))
-    w = 0.8 / math.sqrt(d) * torch.randn(N, d, dtype=F64, generator=seeded(2))
-    dt, steps, every = 0.005, 1000, 100
-    run = of.flow(
-        risk, of.Particles(w), SGD, dt=dt, steps=steps, every=every, generator=3
-    )
-    r = w.norm(dim=1)
-    radii = torch.tensor([1 + gap, 1 - gap], dtype=F64)
-    signs = torch.tensor([1.0, -1.0], dtype=F64)
-    for k in range(steps + 1):
-        scaled = radii * r[:, None]
-        f = mean_ramp(scaled).mean(0)
-        if k % every == 0 and k * dt >= 0.5:
-            loss = float(0.25 * (signs - f).square().sum())
-            at = k // every
-            length = float(run.snapshots[at].points.norm(dim=1).mean())
-            assert abs(length / float(r.mean()) - 1) < 0.015
-            assert abs(float(run.records["energy"][at]) / loss - 1) < 0.04
-        r = r + dt * 0.5 * (radii * slope_of_mean(scaled) * (signs - f)).sum(1)
-    # The lengths and the risk have moved far.
-    assert float(r.mean()) > 1.2 * float(w.norm(dim=1).mean())
-    assert float(run.records["energy"][-1]) < 0.7 * float(run.records["energy"][0])
 
 
 # A loader -----------------------------------------------------------------------------
