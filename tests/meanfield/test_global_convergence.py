@@ -157,29 +157,34 @@ def test_the_risk_of_a_hundred_dimensions_jumps_just_above_the_width_of_the_teac
 
 @pytest.mark.slow
 def test_fresh_data_show_the_same_jump():
-    """The same by stochastic descent, shorter and in fewer dimensions."""
-    d, m0, relu = 20, 6, of.meanfield.TwoLayer("relu", bias=False)
+    """The figure of Chizat and Bach: stochastic descent in 100 dimensions.
+
+    Their poster shows 3.4e-2 for 18 neurons, 1.1e-5 for 25 and 1.1e-5 for 199.
+    """
+    d, m0, relu = 100, 20, of.meanfield.TwoLayer("relu", bias=False)
     fixed = neurons(m0, d, 100, alternating(m0))
     exact = PopulationRisk(fixed, "relu", "gaussian")
 
-    def draw(generator, n=200):
+    def draw(generator, n=100):
         X = torch.randn(n, d, dtype=F64, generator=generator)
         return X, relu(fixed, X)
 
     test = draw(torch.Generator().manual_seed(5), 2000)
     risk = of.meanfield.OnlineRisk(relu, draw, test)
     scheme = of.schemes.Minibatch(of.ExplicitEuler())
+    size = float(exact(of.Particles(torch.zeros(1, 1 + d, dtype=F64))))
     ends = {}
-    for m in (3, 16):
+    for m in (3, 10, 18, 25, 33, 199):
         run = of.flow(
-            risk, neurons(m, d, 1), scheme, dt=1.0, steps=3000, every=3000, generator=0
+            risk, neurons(m, d, 1), scheme, dt=2.0, steps=8000, every=8000, generator=0
         )
-        ends[m] = run.records["energy"][-1] / run.records["energy"][0]
+        loss = float(exact(run.final))
+        ends[m] = loss / size
         # The energy of the test data is that of the law, up to their sampling.
-        ratio = float(run.records["energy"][-1] / exact(run.final))
-        assert abs(ratio - 1) < 0.15
-    assert float(ends[3]) > 1e-2
-    assert float(ends[16]) < 2e-3
+        assert abs(float(run.records["energy"][-1]) / loss - 1) < 0.3
+    assert min(ends[m] for m in (3, 10, 18)) > 5e-3
+    assert max(ends[m] for m in (25, 33, 199)) < 1e-3
+    assert ends[25] < 1e-4
 
 
 @pytest.mark.slow
