@@ -34,8 +34,9 @@ class Curve(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(1, width, dtype=torch.float64)
-        self.out = nn.Linear(width, 1, bias=False, dtype=torch.float64)
+        empty, dtype = nn.utils.skip_init, torch.float64
+        self.hidden = empty(nn.Linear, 1, width, dtype=dtype)
+        self.out = empty(nn.Linear, width, 1, bias=False, dtype=dtype)
         with torch.no_grad():  # neurons near the origin, outer weights a_i = N c_i
             for weight in (self.hidden.weight, self.hidden.bias, self.out.weight):
                 weight.normal_(generator=torch.Generator().manual_seed(1))
@@ -100,7 +101,9 @@ for colour, width in (("C1", 50), ("C2", 800)):
     left.semilogy(time, wide[width], colour, label=f"{width} units")
     right.semilogy(plain[width], colour, label=f"{width} units")
 left.set(xlabel="time", ylabel="loss", title="FlowOptimizer")
-right.set(xlabel="step", title="SGD, one learning rate", ylim=left.get_ylim())
+right.set(
+    xlabel="step", ylabel="loss", title="SGD, one learning rate", ylim=left.get_ylim()
+)
 for ax in (left, right):
     ax.legend()
 plt.show()
