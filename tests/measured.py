@@ -14,6 +14,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+import torch
+
 __all__ = ["ROWS", "Number", "agrees", "caught", "named", "of_test", "value_of"]
 
 ROOT = Path(__file__).parent.parent
@@ -73,4 +75,5 @@ def caught(code: CodeType) -> Iterator[list[FrameType]]:
 def value_of(number: Number, frame: FrameType) -> float:
     """Return the number as its test found it."""
     # One namespace: a comprehension does not see the second of two.
-    return float(eval(number["value"], {**frame.f_globals, **frame.f_locals}))
+    value = eval(number["value"], {**frame.f_globals, **frame.f_locals})
+    return float(value.detach() if isinstance(value, torch.Tensor) else value)

@@ -22,6 +22,7 @@ survey_map = extension("survey_map")
 
 # Every statement of the survey has a label: letters for its parts, numbers within.
 PARTS = {"A": 7, "B": 12, "C": 4, "D": 15, "F": 9, "G": 10, "H": 10, "I": 5}
+READINGS = {label for reading in DATA["reading"] for label in reading["labels"]}
 IDS = [row["says"][:40] for row in ROWS]
 
 
@@ -52,10 +53,11 @@ def test_what_a_row_names_exists(row):
     assert row["objects"]
     for name in row["objects"]:
         assert inspect.getdoc(resolved(name)), name
+    assert set(row.get("corrections", ())) <= READINGS
     for name in row.get("tutorials", ()):
         assert (ROOT / "tutorials" / f"{name}.py").exists(), name
     for number in row.get("measured", ()):
-        assert number["by"].split("[")[0] in tests, number
+        assert survey_map.plain(number["by"]) in tests, number
         compile(number["value"], number["what"], "eval")
         float(number["found"].removeprefix("< "))
 

@@ -36,8 +36,8 @@ class Printer:
             if named(number["by"]) == report.nodeid and number["what"] in measured:
                 print(
                     f"\n{number['what']}: now {measured[number['what']]:.6g}, found "
-                    f"{number['found']}, theory {number['theory']}, asserted "
-                    f"{number.get('bound', '-')}  ({report.nodeid})"
+                    f"{number['found']}, theory {number.get('theory', '-')}, "
+                    f"asserted {number.get('bound', '-')}  ({report.nodeid})"
                 )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from docutils import nodes
     from sphinx.application import Sphinx
 
-__all__ = ["later", "load", "readings", "sections", "test_of", "words"]
+__all__ = ["later", "load", "plain", "readings", "sections", "test_of", "words"]
 
 KEYS = {
     "section": {"title", "intro", "row"},
@@ -27,6 +27,7 @@ KEYS = {
         "labels",
         "where",
         "says",
+        "corrections",
         "objects",
         "note",
         "tests",
@@ -37,7 +38,7 @@ KEYS = {
     "reading": {"labels", "where", "survey", "here"},
     "later": {"labels", "says"},
 }
-OPTIONAL = {"note", "tutorials", "measured", "bound", "within"}
+OPTIONAL = {"note", "corrections", "theory", "tutorials", "measured", "bound", "within"}
 
 
 def check(kind: str, block: dict[str, Any]) -> None:
@@ -70,6 +71,12 @@ def load(path: Path) -> dict[str, list[dict[str, Any]]]:
 def test_of(entry: str | dict[str, str]) -> str:
     """Return "file::function" of an entry of ``tests``."""
     return entry if isinstance(entry, str) else entry["test"]
+
+
+def plain(by: str) -> str:
+    """Return "file::function" of a test with the id of parameters, or in a class."""
+    file, *_, name = by.partition("[")[0].split("::")
+    return f"{file}::{name}"
 
 
 def words(test: str) -> str:
@@ -106,7 +113,10 @@ def table(
 
 def statement(row: dict[str, Any]) -> list[str]:
     """Return the first cell: where, what, and the labels of the row."""
-    return [f"**{row['where']}** {labels(row)}", "", row["says"]]
+    lines = [f"**{row['where']}** {labels(row)}", "", row["says"]]
+    if "corrections" in row:
+        lines += ["", f"Read differently: *{', '.join(row['corrections'])}*"]
+    return lines
 
 
 def labels(block: dict[str, Any]) -> str:
@@ -131,11 +141,13 @@ def numbers(row: dict[str, Any]) -> list[str]:
     tests = [test_of(entry) for entry in row["tests"]]
     lines: list[str] = []
     for number in row.get("measured", ()):
-        text = f"{number['what']}: **{number['found']}**; theory {number['theory']}"
+        text = f"{number['what']}: **{number['found']}**"
+        if "theory" in number:
+            text += f"; theory {number['theory']}"
         if "bound" in number:
             text += f"; asserted {number['bound']}"
         if len(tests) > 1:
-            text += f" [{tests.index(number['by'].partition('[')[0]) + 1}]"
+            text += f" [{tests.index(plain(number['by'])) + 1}]"
         lines += ["", text]
     return lines[1:]
 
