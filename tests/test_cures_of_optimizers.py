@@ -13,6 +13,7 @@ from otflow.errors import Diverged, Unsupported
 from tests.cures import Case, check_cures
 
 FlowOptimizer = of.meanfield.FlowOptimizer
+WELL = of.Potential(lambda x: x.square().sum(-1))
 
 
 def mlp(d=2, n=8, m=1, **options):
@@ -98,6 +99,12 @@ def embedded(sparse):
     optimizer = FlowOptimizer([{"params": [table.weight]}], 0.1)
     table(torch.arange(8)).square().mean().backward()
     optimizer.step()
+
+
+def assigned(scheme):
+    optimizer = FlowOptimizer(mlp(), 0.1)
+    run = of.flow(WELL, optimizer.measure(), scheme, dt=0.1, steps=1, generator=0)
+    optimizer.assign(run.final)
 
 
 def loaded(state):
@@ -246,6 +253,29 @@ CASES: dict[str, Case] = {
         "not finite after this step; take a smaller dt",
         lambda: stepped(mlp(), dt=1e12, size=1e30),
         [lambda: stepped(mlp(), dt=1e-30, size=1e30)],
+    ),
+    "a measure of another shape": (
+        ValueError,
+        (
+            r"has 8 neurons of 4 coordinates, and mu is Particles\(n=9.*; give a "
+            r"measure of that shape, as measure\(\) returns"
+        ),
+        lambda: FlowOptimizer(mlp(), 0.1).assign(of.Particles(torch.ones(9, 4))),
+        [lambda: FlowOptimizer(mlp(), 0.1).assign(FlowOptimizer(mlp(), 0.1).measure())],
+    ),
+    "a measure of unequal masses": (
+        ValueError,
+        (
+            "masses of mu differ.*; draw equal atoms by "
+            r"schemes.Resample\(threshold=1.0\), or take BirthDeath\(jumps=True\)"
+        ),
+        lambda: assigned(of.BirthDeath(1.0)),
+        [
+            lambda: assigned(
+                of.chain(of.BirthDeath(1.0), of.schemes.Resample(threshold=1.0))
+            ),
+            lambda: assigned(of.BirthDeath(1.0, jumps=True)),
+        ],
     ),
     "the state of another optimiser": (
         ValueError,

@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from otflow._validation import positive
 from otflow.errors import Unsupported
 
-__all__ = ["Group", "check_group", "coordinates", "groups_of"]
+__all__ = ["Group", "check_group", "coordinates", "groups_of", "placed"]
 
 Group: TypeAlias = dict[str, Any]
 
@@ -26,6 +26,13 @@ def coordinates(parameter: Tensor, axis: int) -> Tensor:
     """Return a parameter as rows, one for each neuron, (N, q)."""
     rows = parameter.movedim(axis, 0)
     return rows.reshape(len(rows), -1)
+
+
+def placed(rows: Tensor, parameter: Tensor, axis: int) -> Tensor:
+    """Return rows (N, q) in the shape of a parameter, the inverse of `coordinates`."""
+    shape = list(parameter.shape)
+    del shape[axis]
+    return rows.reshape(len(rows), *shape).movedim(0, axis)
 
 
 def groups_of(neurons: nn.Module | Iterable[Group], *, averages: bool) -> list[Group]:

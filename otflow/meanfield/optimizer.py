@@ -10,14 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from otflow._typing import Seed
-from otflow._validation import positive, seed_and_stream, true_or_false
+from otflow._validation import (
+    check_kind,
+    check_like,
+    positive,
+    seed_and_stream,
+    true_or_false,
+)
 from otflow.errors import Diverged, Unsupported
-from otflow.meanfield.neurons import Group, check_group, coordinates, groups_of
+from otflow.meanfield.neurons import (
+    Group,
+    check_group,
+    coordinates,
+    groups_of,
+    placed,
+)
 from otflow.measures import Particles
 
 __all__ = ["FlowOptimizer"]
 
-# A move of one parameter: its group, itself, and its new value.
+# A parameter with its group, and its new value or its rows.
 Moves: TypeAlias = list[tuple[Group, Tensor, Tensor]]
 
 
@@ -190,13 +202,58 @@ class FlowOptimizer(torch.optim.Optimizer):
             A copy, without the constants. For a module its coordinates are those of
             `from_module`.
         """
-        parts = [
-            group["factor"] * coordinates(parameter.detach(), group["axis"])
+        parts = [group["factor"] * rows for group, _, rows in self._coordinates()]
+        return Particles(torch.cat(parts, dim=1))
+
+    @torch.no_grad()
+    def assign(self, mu: Particles) -> None:
+        """Put the neurons of a measure into the module, in place of its own.
+
+        So any scheme can step between those of the loop: `measure`, a step of
+        `BirthDeath` with jumps, or of `JKO`, then `assign`.
+
+        Parameters
+        ----------
+        mu : Particles
+            As many neurons as the module has, of equal masses, as `measure` returns.
+
+        Raises
+        ------
+        TypeError
+            If `mu` is not made of particles, or of another dtype.
+        ValueError
+            If `mu` has another shape or other masses, or is on another device.
+        """
+        check_kind(mu, Particles, "mu")
+        parts = self._coordinates()
+        n, widths = len(parts[0][2]), [rows.shape[1] for *_, rows in parts]
+        check_like(mu.points, parts[0][1], "mu", "the module")
+        if (mu.n, mu.dim) != (n, sum(widths)):
+            msg = (
+                f"the module has {n} neurons of {sum(widths)} coordinates, and mu is "
+                f"{mu!r}; give a measure of that shape, as measure() returns"
+            )
+            raise ValueError(msg)
+        if not mu.is_uniform:
+            msg = (
+                "the masses of mu differ, but the neurons of a module have equal ones; "
+                "draw equal atoms by schemes.Resample(threshold=1.0), or take "
+                "BirthDeath(jumps=True)"
+            )
+            raise ValueError(msg)
+        for (group, parameter, _), rows in zip(
+            parts, mu.points.split(widths, 1), strict=True
+        ):
+            parameter.copy_(placed(rows / group["factor"], parameter, group["axis"]))
+
+    def _coordinates(self) -> Moves:
+        """Return the parameters that are coordinates, with their rows (N, q)."""
+        return [
+            (group, parameter, coordinates(parameter.detach(), group["axis"]))
             for group in self.param_groups
             if group["axis"] is not None
             for parameter in group["params"]
         ]
-        return Particles(torch.cat(parts, dim=1))
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -263,20 +320,18 @@ class FlowOptimizer(torch.optim.Optimizer):
         """Add the noise to what moves; it is drawn for all coordinates, in order."""
         if not any(_number(group, "temperature") for group in self.param_groups):
             return
-        parts = [
-            (parameter, coordinates(parameter, group["axis"]).shape)
-            for group in self.param_groups
-            if group["axis"] is not None
-            for parameter in group["params"]
-        ]
-        (first, (n, _)), widths = parts[0], [width for _, (_, width) in parts]
-        noise = first.new_empty(n, sum(widths)).normal_(generator=self._generator)
-        shares = dict(zip((p for p, _ in parts), noise.split(widths, 1), strict=True))
+        parts = self._coordinates()
+        (_, first, rows), widths = parts[0], [rows.shape[1] for *_, rows in parts]
+        noise = first.new_empty(len(rows), sum(widths))
+        noise.normal_(generator=self._generator)
+        shares = dict(
+            zip((p for _, p, _ in parts), noise.split(widths, 1), strict=True)
+        )
         for group, parameter, new in moves:
             if (axis := group["axis"]) is None:
                 continue
             variance = 2 * group["temperature"] * group["lr"] * group["mobility"]
-            xi = shares[parameter].reshape(n, *_rest(parameter, axis)).movedim(0, axis)
+            xi = placed(shares[parameter], parameter, axis)
             new.add_(xi, alpha=math.sqrt(variance) / group["factor"])
 
     # Keeping --------------------------------------------------------------------------
@@ -356,10 +411,3 @@ def _mobilities(groups: list[Group], mobility: Mapping[str, float]) -> None:
         groups[names.index(name)]["mobility"] = positive(
             value, f"mobility[{name!r}]", or_zero=True
         )
-
-
-def _rest(parameter: Tensor, axis: int) -> list[int]:
-    """Return the shape of a parameter without the axis of the neurons."""
-    shape = list(parameter.shape)
-    del shape[axis]
-    return shape

@@ -211,6 +211,35 @@ def test_groups_are_for_any_module():
     close(optimizer.measure(), run.final, 1e-14)
 
 
+def test_a_measure_is_put_into_the_module_and_taken_out():
+    module = mlp(outputs=2, last=True)
+    optimizer = FlowOptimizer(module, 0.1)
+    mu = of.Particles(normal(40, 5, seed=8))
+    optimizer.assign(mu)
+    close(optimizer.measure(), mu)
+    network = from_module(module)[1]
+    X = data()[0]
+    torch.testing.assert_close(module(X).detach(), network(mu, X))
+    assert all(p.requires_grad for p in module.parameters())
+
+
+def test_other_schemes_step_between_those_of_the_loop():
+    """Neurons jump by births and deaths, and the loop goes on, as two flows by turns."""
+    (X, y), module = data(), mlp()
+    mu, network = from_module(module)
+    F, reaction = Risk(network, X, y), of.BirthDeath(5.0, jumps=True)
+    optimizer = FlowOptimizer(module, dt=0.2)
+    for k in range(5):
+        train(module, optimizer, X, y, 2)
+        now = optimizer.measure()
+        run = of.flow(F, now, reaction, dt=0.2, steps=1, generator=k)
+        optimizer.assign(run.final)
+        mu = of.flow(F, mu, of.ExplicitEuler(), dt=0.2, steps=2).final
+        mu = of.flow(F, mu, reaction, dt=0.2, steps=1, generator=k).final
+    close(optimizer.measure(), mu, 1e-12)
+    assert len(mu.points.unique(dim=0)) < 40  # some neurons have been born
+
+
 # What a torch user expects ------------------------------------------------------------
 
 
