@@ -242,7 +242,7 @@ class FlowOptimizer(torch.optim.Optimizer):
             )
             raise ValueError(msg)
         for (group, parameter, _), rows in zip(
-            parts, mu.points.split(widths, 1), strict=True
+            parts, torch.split(mu.points, widths, dim=1), strict=True
         ):
             parameter.copy_(placed(rows / group["factor"], parameter, group["axis"]))
 
@@ -325,7 +325,9 @@ class FlowOptimizer(torch.optim.Optimizer):
         noise = first.new_empty(len(rows), sum(widths))
         noise.normal_(generator=self._generator)
         shares = dict(
-            zip((p for _, p, _ in parts), noise.split(widths, 1), strict=True)
+            zip(
+                (p for _, p, _ in parts), torch.split(noise, widths, dim=1), strict=True
+            )
         )
         for group, parameter, new in moves:
             if (axis := group["axis"]) is None:

@@ -240,7 +240,7 @@ def test_other_schemes_step_between_those_of_the_loop():
     assert len(mu.points.unique(dim=0)) < 40  # some neurons have been born
 
 
-# What a torch user expects ------------------------------------------------------------
+# What a torch user expects -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("d", [1, 3])
