@@ -224,7 +224,7 @@ def test_a_measure_is_put_into_the_module_and_taken_out():
 
 
 def test_other_schemes_step_between_those_of_the_loop():
-    """Neurons jump by births and deaths, and the loop goes on, as two flows by turns."""
+    """Neurons jump by births and deaths and the loop goes on, as two flows by turns."""
     (X, y), module = data(), mlp()
     mu, network = from_module(module)
     F, reaction = Risk(network, X, y), of.BirthDeath(5.0, jumps=True)
@@ -240,7 +240,7 @@ def test_other_schemes_step_between_those_of_the_loop():
     assert len(mu.points.unique(dim=0)) < 40  # some neurons have been born
 
 
-# What a torch user expects -------------------------------------------------------------
+# What a torch user expects ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("d", [1, 3])
