@@ -35,6 +35,7 @@ extensions = [
     "markdown_part",
     "offline_mathjax",
     "source_links",
+    "survey_map",
     "thumbnails",
     "type_links",
 ]
@@ -151,7 +152,6 @@ WITH_A_BAR = (
     "reading_a_certificate",
     "seconds",
     "solvers",
-    "survey",
 )
 
 html_theme = "pydata_sphinx_theme"
@@ -183,7 +183,6 @@ html_theme_options = {
     "secondary_sidebar_items": {page: ["page-toc"] for page in WITH_A_BAR},
 }
 # Pages without a section of their own: an empty bar would take the width of code.
-# The tables of "distances" take the whole width.
-html_sidebars = {
-    page: [] for page in (*WITH_A_BAR, "distances", "index", "references", "cite")
-}
+# The tables of "distances" and "survey" take the whole width.
+WITHOUT = ("distances", "survey", "index", "references", "cite")
+html_sidebars = {page: [] for page in (*WITH_A_BAR, *WITHOUT)}

@@ -122,6 +122,12 @@ MAKE: dict[type, Callable[[], Any]] = {
     of.optimality.BoxDomain: lambda: of.optimality.BoxDomain(0.0, [1.0, 1.0]),
     of.optimality.Gap: lambda: of.optimality.Gap(1.0, None, "proved", "", 1.0),
     of.optimality.GapKind: lambda: of.optimality.GapKind.PROVED,
+    meanfield.FlowOptimizer: lambda: meanfield.FlowOptimizer(
+        torch.nn.Sequential(
+            torch.nn.Linear(2, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)
+        ),
+        0.1,
+    ),
     meanfield.TwoLayer: lambda: meanfield.TwoLayer("tanh"),
     meanfield.CustomLayer: lambda: meanfield.CustomLayer(torch.matmul),
     meanfield.Risk: risk,

@@ -19,6 +19,8 @@ DOCUMENTED = {
     "torch._C.Generator": "torch.Generator",
     "torch.utils.data.dataloader.DataLoader": "torch.utils.data.DataLoader",
     "torch.nn.modules.container.Sequential": "torch.nn.Sequential",
+    "torch.nn.modules.module.Module": "torch.nn.Module",
+    "torch.optim.optimizer.Optimizer": "torch.optim.Optimizer",
     "Axes": "matplotlib.axes.Axes",
     "FuncAnimation": "matplotlib.animation.FuncAnimation",
 }

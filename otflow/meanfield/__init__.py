@@ -7,6 +7,7 @@ from otflow.meanfield.layers import CustomLayer, TwoLayer
 from otflow.meanfield.layerwise import layer_dissipation
 from otflow.meanfield.modules import from_module, to_module
 from otflow.meanfield.online import OnlineRisk, from_loader
+from otflow.meanfield.optimizer import FlowOptimizer
 from otflow.meanfield.path_balls import PathBall, path_norm
 from otflow.meanfield.penalties import PathPenalty
 from otflow.meanfield.population import PopulationRisk
@@ -19,6 +20,7 @@ from otflow.meanfield.variation_balls import VariationBall
 __all__ = [
     "CustomLayer",
     "Decomposition",
+    "FlowOptimizer",
     "OnlineRisk",
     "PathBall",
     "PathPenalty",

@@ -1,0 +1,155 @@
+"""The map of the survey: what a row names exists, its numbers are those of tests."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import inspect
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import otflow as of
+from tests.measured import ROWS, agrees, caught, named, of_test, value_of
+from tests.test_docs_pages import extension
+
+ROOT = Path(__file__).parent.parent
+DATA = tomllib.loads((ROOT / "docs" / "survey.toml").read_text("utf-8"))
+survey_map = extension("survey_map")
+
+# Every statement of the survey has a label: letters for its parts, numbers within.
+PARTS = {"A": 7, "B": 12, "C": 4, "D": 15, "F": 9, "G": 10, "H": 10, "I": 5}
+READINGS = {label for reading in DATA["reading"] for label in reading["labels"]}
+IDS = [row["says"][:40] for row in ROWS]
+
+
+@functools.cache
+def functions(file):
+    tree = ast.parse((ROOT / named(file)).read_text("utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def resolved(name):
+    """Return the object of a full name."""
+    parts, found = name.split("."), of
+    for k, part in enumerate(parts[1:], 2):
+        if not hasattr(found, part):
+            found = importlib.import_module(".".join(parts[:k]))
+        else:
+            found = getattr(found, part)
+    return found
+
+
+@pytest.mark.parametrize("row", ROWS, ids=IDS)
+def test_what_a_row_names_exists(row):
+    tests = [survey_map.test_of(entry) for entry in row["tests"]]
+    assert tests
+    for test in tests:
+        file, name = test.split("::")
+        assert name in functions(file), test
+    assert row["objects"]
+    for name in row["objects"]:
+        assert inspect.getdoc(resolved(name)), name
+    assert set(row.get("corrections", ())) <= READINGS
+    for name in row.get("tutorials", ()):
+        assert (ROOT / "tutorials" / f"{name}.py").exists(), name
+    for number in row.get("measured", ()):
+        assert survey_map.plain(number["by"]) in tests, number
+        compile(number["value"], number["what"], "eval")
+        float(number["found"].removeprefix("< "))
+
+
+def test_a_name_is_missed():
+    with pytest.raises(ModuleNotFoundError):
+        resolved("otflow.meanfield.NoSuchRisk")
+    with pytest.raises(ModuleNotFoundError):
+        resolved("otflow.Particles.no_such_verb")
+    assert "test_no_such" not in functions("test_survey_map.py")
+
+
+def test_every_label_of_the_survey_has_a_row_or_is_said_to_come_later():
+    mapped = {label for row in ROWS for label in row["labels"]}
+    later = {label for block in DATA["later"] for label in block["labels"]}
+    assert not mapped & later
+    statements = {f"{part}{k}" for part, n in PARTS.items() for k in range(1, n + 1)}
+    assert statements - mapped - later == set()
+    assert later <= statements
+
+
+def test_numbers_are_named_once():
+    seen = [(n["by"], n["what"]) for row in ROWS for n in row.get("measured", ())]
+    assert len(seen) == len(set(seen))
+    assert seen
+
+
+def test_the_page_shows_every_row():
+    data = survey_map.load(ROOT / "docs" / "survey.toml")
+    page = survey_map.sections(data)
+    for row in ROWS:
+        assert f"**{row['where']}**" in page
+        assert row["says"] in page
+        for entry in row["tests"]:
+            assert survey_map.words(survey_map.test_of(entry)) in page
+        for number in row.get("measured", ()):
+            assert f"{number['what']}: **{number['found']}**" in page
+    table = survey_map.readings(data)
+    assert all(reading["here"].strip() in table for reading in DATA["reading"])
+    assert survey_map.later(data).count("\n- ") + 1 == len(DATA["later"])
+    text = (ROOT / "docs" / "survey.rst").read_text("utf-8")
+    assert all(f".. {name}:: survey.toml" in text for name in survey_map.PARTS)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('where = "(5)"', 'were = "(5)"', "missing {'where'}, not known {'were'}"),
+        ('found = "', 'bounds = "a"\nfound = "', "not known {'bounds'}"),
+        ("[[reading]]\nlabels", "[[reading]]\nlabel", "missing {'labels'}"),
+    ],
+)
+def test_a_misspelt_key_is_an_error(tmp_path, old, new, words):
+    text = (ROOT / "docs" / "survey.toml").read_text("utf-8")
+    assert old in text
+    path = tmp_path / "survey.toml"
+    path.write_text(text.replace(old, new, 1), "utf-8")
+    with pytest.raises(ValueError, match=words):
+        survey_map.load(path)
+
+
+def test_numbers_agree_to_a_tenth_or_as_they_say():
+    assert agrees({"found": "-0.5"}, -0.54)
+    assert not agrees({"found": "-0.5"}, -0.56)
+    assert agrees({"found": "-0.5", "within": 0.1}, -0.56)
+    assert agrees({"found": "< 1e-12"}, 9e-13)
+    assert not agrees({"found": "< 1e-12"}, 2e-12)
+    assert not agrees({"found": "< 1e-12"}, float("nan"))
+    assert not agrees({"found": "0.5"}, float("nan"))
+
+
+def test_the_variables_of_a_test_are_read_at_its_end():
+    def inner():
+        return list(range(3))
+
+    def measured():
+        number = 1.0
+        inner()
+        number += 1.0
+        return number
+
+    before = sys.gettrace()
+    with caught(measured.__code__) as frames:
+        inner()
+        measured()
+        measured()
+    assert sys.gettrace() is before
+    assert len(frames) == 1
+    assert value_of({"value": "sum(number for _ in ROWS[:1])"}, frames[0]) == 2.0
+
+
+def test_the_hook_finds_the_numbers_of_a_test():
+    by = next(n["by"] for row in ROWS for n in row.get("measured", ()))
+    assert of_test(f"tests/{by}")
+    assert not of_test(f"tests/{by}[of another parameter]")
