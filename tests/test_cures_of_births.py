@@ -47,6 +47,10 @@ def conic(*rows):
     return ConicParticles(torch.tensor(rows, dtype=F64))
 
 
+def _parts(law):
+    return law.points, law.weights
+
+
 FLAT = of.Potential(lambda x: x[:, 0])
 X2 = torch.tensor([[0.0], [1.0]], dtype=F64)
 
@@ -72,7 +76,7 @@ CASES: dict[str, Case] = {
     ),
     "jumps without atoms": (
         Unsupported,
-        r"replaces atoms, and GridDensity has none; leave jumps out, or start from",
+        r"replaces atoms of Particles, .* is GridDensity.*; leave jumps out, or start",
         lambda: go(of.BirthDeath(jumps=True), grid()),
         [
             lambda: go(of.BirthDeath(), grid()),
@@ -84,7 +88,7 @@ CASES: dict[str, Case] = {
     ),
     "births without atoms": (
         Unsupported,
-        r"BirthDeath\(\.\.\., prior=\.\.\.\) replaces atoms, and Quantiles has none",
+        r"BirthDeath\(\.\.\., prior=\.\.\.\) replaces atoms .* is Quantiles",
         lambda: go(of.BirthDeath(prior=BELL), CELLS),
         [
             lambda: go(
@@ -149,6 +153,22 @@ CASES: dict[str, Case] = {
         [
             lambda: of.metrics.transport_plan(
                 conic([1.0, 0.0]).law, conic([-1.0, 0.0]).law
+            )
+        ],
+    ),
+    "a mixture of two metrics": (
+        ValueError,
+        r"mix the laws, mu\.law\.mix\(nu\.law, share\), and give the result its own",
+        lambda: conic([1.0, 0.0]).mix(
+            ConicParticles.of_masses(X2, X2[:, 0] + 1, alpha=0.1), 0.5
+        ),
+        [
+            lambda: ConicParticles(
+                *_parts(
+                    conic([1.0, 0.0]).law.mix(
+                        ConicParticles.of_masses(X2, X2[:, 0] + 1, alpha=0.1).law, 0.5
+                    )
+                )
             )
         ],
     ),

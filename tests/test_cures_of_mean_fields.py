@@ -179,6 +179,12 @@ CASES: dict[str, Case] = {
         lambda: along(0, 1),
         [lambda: along(2, 1)],
     ),
+    "a path with gaps": (
+        ValueError,
+        r"the measure of every step.*record them with every=1",
+        lambda: along(4, 2),
+        [lambda: along(4, 1)],
+    ),
     "a neuron of outer weights": (
         ValueError,
         r"take outputs=2 or less",

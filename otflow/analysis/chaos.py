@@ -282,7 +282,8 @@ def mckean_vlasov(
     Raises
     ------
     ValueError
-        If the path has fewer than two snapshots.
+        If the path has fewer than two snapshots, or if one of a step is missing: the
+        particles would take longer steps than the path did.
 
     Notes
     -----
@@ -302,10 +303,11 @@ def mckean_vlasov(
     check_kind(path, Trajectory, "path")
     check_kind(initial, Particles, "initial")
     heat, rest = split_heat(F)
-    if len(path.snapshots) < 2:
+    made = path.snapshot_steps
+    if len(made) < 2 or bool((made.diff() != 1).any()):
         msg = (
-            f"a path needs two snapshots or more, got {len(path.snapshots)}; record "
-            f"them with every=1"
+            f"a path needs the measure of every step, and of two or more, got those "
+            f"after {made.tolist()!s:.60} steps; record them with every=1"
         )
         raise ValueError(msg)
     stream = seed_and_stream(generator, initial.points.device)[1]

@@ -216,6 +216,15 @@ def test_bad_input_raises(change, error, words):
         chaos(**arguments)
 
 
+def test_a_path_with_gaps_raises():
+    """Steps over the gaps would be longer than those of the path, and unseen."""
+    mu = of.Particles(normal(3, 1))
+    for options in ({"every": 2}, {"every": 3}):
+        run = of.flow(ATTRACTION, mu, of.ExplicitEuler(), dt=0.1, steps=4, **options)
+        with pytest.raises(ValueError, match=r"measure of every step.*every=1"):
+            mckean_vlasov(ATTRACTION, run, mu)
+
+
 def test_a_path_of_one_measure_raises():
     run = of.flow(
         ATTRACTION, of.Particles(normal(3, 1)), of.ExplicitEuler(), dt=0.1, steps=0

@@ -188,6 +188,13 @@ def test_in_the_flat_metric_of_root_and_place_jko_is_that_of_particles():
     assert bool((run.records["energy"].diff() < 0).all())
 
 
+def test_a_mixture_has_one_metric():
+    mu, nu = cone(), cone(alpha=0.1)
+    with pytest.raises(ValueError, match=r"mobilities 0\.7, 1\.9 and 0\.1, 1\.9"):
+        mu.mix(nu, 0.5)
+    assert mu.mix(cone(4), 0.5).alpha == mu.alpha
+
+
 def test_it_may_be_chained_with_birth_and_death():
     mu = cone(weighted=True)
     F = Lifted(of.Interaction(of.kernels.Gaussian(1.0)) + exact.quadratic(), 0.2)
