@@ -300,9 +300,10 @@ class BirthDeath(Scheme):
     def _masses(self, mu: Measure) -> Tensor:
         """Return the masses of the places of a measure."""
         masses = mu.weights.detach()
-        if not self.jumps:
+        if not isinstance(mu, Particles):
             return masses
-        place = places(mu.points)
+        # Clones, and draws of a prior of atoms, share places.
+        place = places(mu.points.detach())
         return masses.new_zeros(mu.n).index_add(0, place, masses)
 
     def _largest(self, mu: Measure) -> float:

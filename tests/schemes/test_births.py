@@ -239,10 +239,10 @@ def test_births_and_deaths_accelerate():
     plain = torch.tensor([ends(EULER, 500, seed=seed)[0] for seed in range(10)])
     assert 0.008 < float(plain.mean()) < 0.02
     for scheme, seeds in (
-        (of.BirthDeath(5.0), 4),
+        (of.BirthDeath(5.0), 3),
         (of.BirthDeath(5.0, jumps=True), 10),
-        (of.BirthDeath(5.0, prior=PRIOR), 4),
-        (of.BirthDeath(5.0, jumps=True, prior=PRIOR), 4),
+        (of.BirthDeath(5.0, prior=PRIOR), 2),
+        (of.BirthDeath(5.0, jumps=True, prior=PRIOR), 2),
     ):
         chained = of.chain(EULER, scheme)
         found = torch.tensor([ends(chained, 500, seed=k)[0] for k in range(seeds)])
@@ -294,6 +294,24 @@ def test_copies_at_one_place_count_once():
     assert len(places) < 30
     assert run.final.is_uniform
     assert sum(info["born"] for info in run.info) > 0
+
+
+@pytest.mark.parametrize("jumps", [False, True])
+def test_a_report_counts_places_in_every_version(jumps):
+    """Here the start has copies, and so do the births, from a prior of atoms."""
+    x = normal(4, 2, seed=5)
+    mu, F = of.Particles(x.repeat(3, 1)), 0.1 * exact.quadratic()
+    for prior in (None, of.Particles(x[:2])):
+        scheme = of.BirthDeath(1.0, jumps=jumps, prior=prior)
+        run = of.flow(F, mu, scheme, dt=0.1, steps=3, generator=0)
+        for info, nu in zip(run.info, run.snapshots[1:], strict=True):
+            masses = count_of(nu, of.Particles(x))
+            torch.testing.assert_close(masses.sum(), torch.ones((), dtype=F64))
+            expected = 1 / float(masses.square().sum())
+            assert info["effective_size"] == pytest.approx(expected)
+    alone = of.Particles(x[:1].repeat(3, 1))
+    with pytest.warns(CollapseWarning, match="one of 3 points holds 100"):
+        of.flow(F, alone, of.BirthDeath(1.0, jumps=jumps), dt=0.1, steps=1, generator=0)
 
 
 def test_it_warns_once_in_a_flow_that_one_atom_holds_nearly_all():
