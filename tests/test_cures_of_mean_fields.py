@@ -167,6 +167,12 @@ CASES: dict[str, Case] = {
         lambda: chaos(reference=4),
         [lambda: chaos(reference=5)],
     ),
+    "a distance to more particles than there are": (
+        ValueError,
+        r"take a larger reference, or transport=8",
+        lambda: chaos(transport=9),
+        [lambda: chaos(reference=9, transport=9), lambda: chaos(transport=8)],
+    ),
     "an observable that is a number": (
         InvalidFunctional,
         r"for a Risk risk\.outputs is one",

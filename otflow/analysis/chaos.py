@@ -165,7 +165,7 @@ def propagation_of_chaos(
         Number of independent systems of each size, at least 2.
     transport : int, optional
         If given, also compute :math:`W_2` between the systems and so many particles of
-        the reference. It falls more slowly than the other errors: for N samples of a
+        the reference, at most all. It falls more slowly than the other errors: for N samples of a
         law :math:`E W_2^2` is bounded by :math:`N^{-1/2}` in dimension p < 4, and by
         :math:`N^{-2/p}` for p > 4 :cite:p:`fournier2015rate`.
     generator : int or torch.Generator, optional
@@ -213,6 +213,12 @@ def propagation_of_chaos(
     runs = non_negative_int(runs, "runs", minimum=2)
     if transport is not None:
         transport = non_negative_int(transport, "transport", minimum=1)
+        if transport > reference:
+            msg = (
+                f"transport = {transport} particles of the limit, which has reference "
+                f"= {reference}; take a larger reference, or transport={reference}"
+            )
+            raise ValueError(msg)
     for function, name in ((observable, "observable"), (pair, "pair")):
         if function is not None:
             check_function(function, f"{name} must be a function")

@@ -195,6 +195,7 @@ def test_a_linear_model_has_the_law_solved_by_hand():
         ({"sizes": [1]}, ValueError, r"sizes\[0\] must be"),
         ({"sizes": []}, ValueError, "one number or more"),
         ({"runs": 1}, ValueError, "runs must be"),
+        ({"transport": 17}, ValueError, "or transport=16"),
         ({"time": -1.0}, ValueError, "time must be"),
         ({"steps": 0}, ValueError, "steps must be"),
         ({"observable": lambda _: 1.0}, of.errors.InvalidFunctional, "risk.outputs"),
