@@ -165,9 +165,9 @@ def propagation_of_chaos(
         Number of independent systems of each size, at least 2.
     transport : int, optional
         If given, also compute :math:`W_2` between the systems and so many particles of
-        the reference, at most all. It falls more slowly than the other errors: for N samples of a
-        law :math:`E W_2^2` is bounded by :math:`N^{-1/2}` in dimension p < 4, and by
-        :math:`N^{-2/p}` for p > 4 :cite:p:`fournier2015rate`.
+        the reference, at most all. It falls more slowly than the other errors: for N
+        samples of a law :math:`E W_2^2` is bounded by :math:`N^{-1/2}` in dimension p <
+        4, and by :math:`N^{-2/p}` for p > 4 :cite:p:`fournier2015rate`.
     generator : int or torch.Generator, optional
         Seed or source of randomness. A seed makes a generator on the device of the
         measure `initial`, and on the CPU for a function.
