@@ -118,7 +118,7 @@ CASES: dict[str, Case] = {
                 of.BirthDeath(
                     prior=of.Gaussian(torch.zeros(2).double(), torch.eye(2).double())
                 ),
-                of.Particles(torch.ones(3, 2).double()),
+                of.Particles(torch.eye(2).double()),
             )
         ],
     ),
@@ -183,6 +183,26 @@ CASES: dict[str, Case] = {
         "a sum of Diracs is singular; internal energies need a density, as GridDensity",
         lambda: conic([1.0, 0.0]).density(),
         [lambda: grid().density()],
+    ),
+    "a distance of probabilities between free masses": (
+        Unsupported,
+        r"take a Risk, or half .* by its terms, Interaction\(k\) \+ Potential\(V\)",
+        lambda: Lifted(of.MMDTo(X2, of.kernels.Gaussian(1.0))),
+        [
+            lambda: Lifted(
+                of.Interaction(of.kernels.Gaussian(1.0))
+                + of.Potential(
+                    lambda x: -of.kernels.Gaussian(1.0)(x[:, None] - X2).mean(1)
+                )
+            ).value(ConicParticles.of_masses(X2, X2[:, 0] + 1)),
+            lambda: Lifted(
+                of.meanfield.Risk(
+                    of.meanfield.CustomLayer(lambda X, x: torch.tanh(X @ x.T)),
+                    X2,
+                    X2[:, 0],
+                )
+            ).value(ConicParticles.of_masses(X2, X2[:, 0] + 1)),
+        ],
     ),
     "a lifted functional of places alone": (
         ValueError,

@@ -216,10 +216,12 @@ def test_angles_of_few_near_pairs_are_those_of_all_pairs(monkeypatch):
     v = torch.nn.functional.normalize(normal(40, 6, seed=1), dim=1)
     z = torch.cat([v[:9], -v[:9], v[:9] + 1e-7 * v[9:18], normal(10, 6, seed=2)])
     z = torch.nn.functional.normalize(z, dim=1)
-    few = closed_kernels._angle(v, z, v @ z.T)
+    k = closed_kernel("step", "gaussian", 6)
+    few = k.with_slopes(v, z)
     monkeypatch.setattr(closed_kernels, "NEARLY_PARALLEL", -1.0)
-    for found, wanted in zip(few, closed_kernels._angle(v, z, v @ z.T), strict=True):
+    for found, wanted in zip(few, k.with_slopes(v, z), strict=True):
         close(found, wanted, rtol=1e-14, atol=4e-16)
+    assert float(few[0][:9].diagonal().sub(0.5).abs().max()) == 0
 
 
 @pytest.mark.parametrize("law", LAWS, ids="-".join)
@@ -232,13 +234,13 @@ def test_all_derivatives_come_from_one_visit_of_the_pairs(law, monkeypatch):
     both = F.value_and_first_variation(mu)
     close(both[0], value, rtol=1e-14, atol=1e-15)
     assert torch.equal(both[1], F.first_variation(mu))
-    visits, field = [], type(F)._field
+    visits, rows = [], population.block_rows
 
-    def counted(self, nu, at, **options):
+    def counted(neurons, at, buffers):
         visits.append(len(at))
-        return field(self, nu, at, **options)
+        return rows(neurons, at, buffers)
 
-    monkeypatch.setattr(PopulationRisk, "_field", counted)
+    monkeypatch.setattr(population, "block_rows", counted)
     scheme = of.chain(of.ExplicitEuler(), of.BirthDeath())
     of.flow(F, mu, scheme, dt=0.1, steps=1, every=1)
     assert visits == [9, 3]  # the neurons, and the teacher's for the value
