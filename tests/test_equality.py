@@ -181,6 +181,7 @@ MAKE: dict[type, Callable[[], Any]] = {
     schemes.Logarithmic: lambda: schemes.Logarithmic(0.1),
     schemes.MALA: schemes.MALA,
     schemes.Minibatch: lambda: schemes.Minibatch(of.ExplicitEuler()),
+    schemes.Mobility: lambda: schemes.Mobility(of.JKO(), (1.0, 0.0)),
     schemes.NoisyEuler: lambda: schemes.NoisyEuler(0.1),
     schemes.Resample: schemes.Resample,
     schemes.SVGD: lambda: schemes.SVGD(kernels.Gaussian(1.0)),

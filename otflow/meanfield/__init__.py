@@ -1,5 +1,6 @@
 """Mean-field networks: training a wide layer is a flow of its measure of neurons."""
 
+from otflow.meanfield import outer as _outer
 from otflow.meanfield.decomposition import Decomposition
 from otflow.meanfield.duality import fenchel_gap
 from otflow.meanfield.free_energies import free_energy
@@ -14,6 +15,8 @@ from otflow.meanfield.risk import Risk
 from otflow.meanfield.tangent import empirical_ntk, nngp_kernel, ntk_kernel
 from otflow.meanfield.units import Unit
 from otflow.meanfield.variation_balls import VariationBall
+
+_outer.register()
 
 __all__ = [
     "CustomLayer",

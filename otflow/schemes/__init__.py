@@ -13,6 +13,7 @@ from otflow.schemes.jko import JKO
 from otflow.schemes.langevin import Langevin
 from otflow.schemes.mala import MALA
 from otflow.schemes.minibatch import Minibatch
+from otflow.schemes.mobility import Mobility
 from otflow.schemes.noisy import NoisyEuler
 from otflow.schemes.resample import Resample
 from otflow.schemes.svgd import SVGD
@@ -34,6 +35,7 @@ __all__ = [
     "Langevin",
     "Logarithmic",
     "Minibatch",
+    "Mobility",
     "NoisyEuler",
     "Resample",
     "Scheme",
