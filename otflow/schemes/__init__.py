@@ -14,6 +14,7 @@ from otflow.schemes.langevin import Langevin
 from otflow.schemes.mala import MALA
 from otflow.schemes.minibatch import Minibatch
 from otflow.schemes.mobility import Mobility
+from otflow.schemes.momentum import Adam, Momentum
 from otflow.schemes.noisy import NoisyEuler
 from otflow.schemes.resample import Resample
 from otflow.schemes.svgd import SVGD
@@ -23,6 +24,7 @@ __all__ = [
     "JKO",
     "MALA",
     "SVGD",
+    "Adam",
     "Adaptive",
     "Anneal",
     "BirthDeath",
@@ -36,6 +38,7 @@ __all__ = [
     "Logarithmic",
     "Minibatch",
     "Mobility",
+    "Momentum",
     "NoisyEuler",
     "Resample",
     "Scheme",

@@ -396,11 +396,16 @@ def test_a_run_is_certified_without_a_word_of_w2():
         scheme = Mobility(of.JKO(order=order), RATES)
         run = of.flow(F, mu, scheme, dt=0.3, steps=5)
         report = of.analysis.certify(run, F)
-        verdicts = {finding.name: finding.verdict for finding in report.findings}
-        assert verdicts["time error"] == "unknown"
-        assert verdicts["dissipation"] == "unknown"
+        found = {finding.name: finding for finding in report.findings}
+        assert found["time error"].verdict == "unknown"
+        assert "mobility" in found["dissipation"].text
+        assert "mobility" in found["exact step"].text
         with pytest.raises(of.errors.Unsupported):
             run.time_error()
+        rest = of.Particles(torch.zeros(8, 2, dtype=F64))
+        tried = of.analysis.certify(run, F, against=rest).findings
+        modulus = next(one for one in tried if one.name == "modulus")
+        assert modulus.verdict == "unknown"
         for info in run.info:
             for leaf in (info, *info.entries.get("stages", ())):
                 assert leaf.w2 is None
