@@ -50,6 +50,10 @@ def risk():
     return meanfield.Risk(meanfield.TwoLayer("tanh"), X, X[:, 0])
 
 
+def features():
+    return meanfield.RandomFeatures(risk(), of.Particles(normal(5, 3)))
+
+
 def stepped():
     return of.JKO().step(potential(), cloud(), 0.1, None, torch.Generator())
 
@@ -128,6 +132,7 @@ MAKE: dict[type, Callable[[], Any]] = {
     meanfield.OnlineRisk: lambda: meanfield.OnlineRisk(
         meanfield.TwoLayer("tanh"), lambda _: (risk().X, risk().y), (risk().X, risk().y)
     ),
+    meanfield.RandomFeatures: features,
     meanfield.PopulationRisk: lambda: meanfield.PopulationRisk(
         cloud(), "relu", "gaussian"
     ),

@@ -11,6 +11,7 @@ from otflow.meanfield.online import OnlineRisk, from_loader
 from otflow.meanfield.path_balls import PathBall, path_norm
 from otflow.meanfield.penalties import PathPenalty
 from otflow.meanfield.population import PopulationRisk
+from otflow.meanfield.random_features import RandomFeatures
 from otflow.meanfield.risk import Risk
 from otflow.meanfield.tangent import empirical_ntk, nngp_kernel, ntk_kernel
 from otflow.meanfield.units import Unit
@@ -25,6 +26,7 @@ __all__ = [
     "PathBall",
     "PathPenalty",
     "PopulationRisk",
+    "RandomFeatures",
     "Risk",
     "TwoLayer",
     "Unit",

@@ -53,7 +53,8 @@ class TestFallingFriction(OfAnOscillator):
         return Momentum()
 
     def error(self, dt):
-        # x'' + 3 x'/t + lam x = 0 from rest: x0 2 J1(s)/s, s = t sqrt(lam).
+        # x'' + 3 x'/t + lam x = 0 from rest: x = 2 x0 J(s)/s at s = t sqrt(lam), with
+        # the Bessel function J of order one.
         t, mu = 2.0, clouds.weighted()
         run = of.flow(exact.quadratic(2.0), mu, Momentum(), dt=dt, steps=round(t / dt))
         s = torch.tensor(t * math.sqrt(2.0), dtype=F64)
