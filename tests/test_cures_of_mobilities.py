@@ -7,13 +7,15 @@ import torch
 
 import otflow as of
 from otflow.meanfield import CustomLayer, RandomFeatures, Risk, TwoLayer
-from otflow.schemes import MALA, Adam, Mobility, Momentum
+from otflow.schemes import MALA, Adam, ForwardBackward, Mobility, Momentum
 from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
 
 F64 = torch.float64
 SQUARE = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
 STEEP = of.Potential(lambda x: x.square().square().sum(-1))
+SPARSE = of.functionals.l1_norm(0.01)
+SMOOTH = of.Potential(lambda x: 0.01 * (x.square() + 1e-6).sqrt().sum(-1))
 HEAT = 0.1 * of.Entropy()
 CLOUD = of.Particles(normal(6, 2))
 SINGLE = of.Particles(torch.ones(2, 2))
@@ -116,6 +118,15 @@ CASES: dict[str, Case] = {
                 CLOUD,
                 of.chain(Mobility(EULER, [1.0, 2.0]), of.BirthDeath(prior=PRIOR)),
             )
+        ],
+    ),
+    "a proximal map in another metric": (
+        ValueError,
+        r"use JKO\(\), or ExplicitEuler\(\) with a smooth term",
+        lambda: Mobility(ForwardBackward(), [1.0, 2.0]),
+        [
+            lambda: flow(SQUARE + SPARSE, CLOUD, Mobility(of.JKO(), [1.0, 2.0])),
+            lambda: flow(SQUARE + SMOOTH, CLOUD, Mobility(EULER, [1.0, 2.0])),
         ],
     ),
     "blurred couplings of labels": (

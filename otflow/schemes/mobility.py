@@ -20,6 +20,7 @@ from otflow.measures import Measure, Particles
 from otflow.measures.labelled import LabelledParticles
 from otflow.proximal.certificate import NESTED, Certificate
 from otflow.schemes.base import Scheme, Step, made_by
+from otflow.schemes.forward_backward import ForwardBackward
 
 __all__ = ["Mobility"]
 
@@ -61,7 +62,8 @@ class Mobility(Scheme):
         If the mobility is one number, or none.
     ValueError
         If a mobility is negative or not finite, or all are 0; if the scheme moves no
-        points, or holds a measure; from `init`, if their number is not the dimension.
+        points, takes proximal maps, or holds a measure; from `init`, if the number of
+        mobilities is not the dimension.
     Unsupported
         From `init`, if the measure is not made of particles; from `step`, if the scheme
         moves fixed coordinates by noise, or atoms, of its own.
@@ -72,7 +74,9 @@ class Mobility(Scheme):
 
     Notes
     -----
-    Cost: that of the inner scheme, and O(n d). A `~otflow.meanfield.Risk` of which the
+    Cost: that of the inner scheme, and O(n d). A chain that is the inner scheme reads F
+    as it does alone: ``Mobility(chain(ExplicitEuler(), BirthDeath()), m)`` takes one
+    pass of F a step. A `~otflow.meanfield.Risk` of which the
     outer weights move alone needs one product (n, d) x (d, N) for its velocity in place
     of two, and no slope of the activation.
 
@@ -274,6 +278,12 @@ def _check_inner(scheme: Scheme) -> None:
         )
         raise ValueError(msg)
     for one in _parts(scheme):
+        if isinstance(one, ForwardBackward):
+            msg = (
+                "ForwardBackward takes the proximal map of a term, which is one in "
+                "the metric of W2; use JKO(), or ExplicitEuler() with a smooth term"
+            )
+            raise ValueError(msg)
         for attribute, value in vars(one).items():
             if isinstance(value, Measure):
                 msg = (
