@@ -80,6 +80,7 @@ nitpick_ignore = [
     ("py:class", "otflow.schemes.base.M"),
     ("py:class", "otflow.schemes.forward_backward._Plan"),
     ("py:class", "otflow.schemes.jko._Plan"),
+    ("py:class", "otflow.schemes.mobility._State"),
     ("py:obj", "otflow.trajectory.M"),
     ("py:class", "otflow.meanfield.network.Network"),
     ("py:class", "otflow.meanfield.population._KernelEnergy"),

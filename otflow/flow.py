@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -234,6 +235,8 @@ def _nothing_lost(
         k = len(recorder.info)
         text = f"the flow diverged in step {k}: {error}"
         if isinstance(error, NonFinite):
+            if k and not re.search("smaller|^record", str(error)):
+                text += ", or a step went where it is not finite: take a smaller dt"
             recorder.step_back()  # the functional is not finite at the current measure
         trajectory = _ended(recorder, watchers, "diverged", text)
         raise Diverged(

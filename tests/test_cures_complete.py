@@ -33,6 +33,7 @@ FLOORS = (
     "maps",
     "mean_fields",
     "means",
+    "mobilities",
     "models",
     "moves",
     "networks_and_heat",

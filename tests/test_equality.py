@@ -50,6 +50,10 @@ def risk():
     return meanfield.Risk(meanfield.TwoLayer("tanh"), X, X[:, 0])
 
 
+def features():
+    return meanfield.RandomFeatures(risk(), of.Particles(normal(5, 3)))
+
+
 def stepped():
     return of.JKO().step(potential(), cloud(), 0.1, None, torch.Generator())
 
@@ -134,6 +138,7 @@ MAKE: dict[type, Callable[[], Any]] = {
     meanfield.OnlineRisk: lambda: meanfield.OnlineRisk(
         meanfield.TwoLayer("tanh"), lambda _: (risk().X, risk().y), (risk().X, risk().y)
     ),
+    meanfield.RandomFeatures: features,
     meanfield.PopulationRisk: lambda: meanfield.PopulationRisk(
         cloud(), "relu", "gaussian"
     ),
@@ -176,6 +181,7 @@ MAKE: dict[type, Callable[[], Any]] = {
     proximal.SinkhornParticles: lambda: proximal.SinkhornParticles(0.1),
     proximal.TangentProximal: proximal.TangentProximal,
     of.JKO: of.JKO,
+    schemes.Adam: schemes.Adam,
     schemes.Adaptive: lambda: schemes.Adaptive(of.JKO(), tolerance=1e-3),
     schemes.Anneal: lambda: schemes.Anneal(of.Langevin(), 0.9),
     of.BirthDeath: of.BirthDeath,
@@ -189,6 +195,8 @@ MAKE: dict[type, Callable[[], Any]] = {
     schemes.Logarithmic: lambda: schemes.Logarithmic(0.1),
     schemes.MALA: schemes.MALA,
     schemes.Minibatch: lambda: schemes.Minibatch(of.ExplicitEuler()),
+    schemes.Mobility: lambda: schemes.Mobility(of.JKO(), (1.0, 0.0)),
+    schemes.Momentum: schemes.Momentum,
     schemes.NoisyEuler: lambda: schemes.NoisyEuler(0.1),
     schemes.Resample: schemes.Resample,
     schemes.SVGD: lambda: schemes.SVGD(kernels.Gaussian(1.0)),

@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib
 import inspect
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -153,3 +154,18 @@ def test_the_hook_finds_the_numbers_of_a_test():
     by = next(n["by"] for row in ROWS for n in row.get("measured", ()))
     assert of_test(f"tests/{by}")
     assert not of_test(f"tests/{by}[of another parameter]")
+
+
+@pytest.mark.slow
+def test_each_number_is_compared_by_a_test_that_is_collected():
+    """A wrong id of parameters would be a number that no run compares."""
+    wanted = {named(n["by"]) for row in ROWS for n in row.get("measured", ())}
+    files = sorted({test.split("::")[0] for test in wanted})
+    listing = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "", *files],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert wanted <= set(listing.stdout.splitlines())

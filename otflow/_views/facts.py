@@ -38,7 +38,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
     found.append(("snapshots", str(len(run.snapshots))))
     found.append(("seed", str(run.seed)))
     found += _verdicts(run)
-    found.append(("energy rose", f"in {run.rises} steps"))
+    free = ", which the scheme does not exclude" if run.rises and _is_free(run) else ""
+    found.append(("energy rose", f"in {run.rises} steps{free}"))
     return found + [("cure", cure) for cure in cures(run)]
 
 
@@ -93,9 +94,14 @@ def cures(run: Run) -> list[str]:
         }
         found.update(words)
     lines = [f"{text} ({count} steps)" for text, count in found.most_common()]
-    if run.rises:
+    if run.rises and not _is_free(run):
         lines.append(RISE)
     return lines
+
+
+def _is_free(run: Run) -> bool:
+    """Return whether a step of the run promised no fall of the energy."""
+    return any(map(reports.may_rise, run.info))
 
 
 def _claim(report: Certificate) -> str:

@@ -21,6 +21,7 @@ from otflow.analysis.run_mixture import mixture_of
 from otflow.analysis.run_modulus import doubt_of_modulus, modulus_of
 from otflow.analysis.run_steps import (
     gap_of_steps,
+    has_mobility,
     lowers_another,
     steps_of,
 )
@@ -151,7 +152,7 @@ def certify(
         functional,
         energy_of(run, F, steps),
         _solves(run),
-        _exact(steps, doubt),
+        _exact(steps, doubt, _metric_of(run)),
         _time_error(run, doubt),
         modulus,
         dissipation_of(run, F),
@@ -218,7 +219,12 @@ def _solves(run: Trajectory[Any]) -> Finding:
     return Finding("solves", Verdict.OBSERVED, float(good), f"converged in {good} {of}")
 
 
-def _exact(steps: Sequence[StepFinding], doubt: str | None) -> Finding:
+def _metric_of(run: Trajectory[Any]) -> str:
+    """Return in which metric the JKO steps of a run are, if it is not that of W2."""
+    return " in the metric of the mobility" if any(map(has_mobility, run.info)) else ""
+
+
+def _exact(steps: Sequence[StepFinding], doubt: str | None, metric: str) -> Finding:
     name, of = "exact step", f"of {len(steps)} steps"
     proved = [s for s in steps if s.exact == Verdict.PROVED]
     if doubt is not None:
@@ -226,8 +232,8 @@ def _exact(steps: Sequence[StepFinding], doubt: str | None) -> Finding:
     if proved and len(proved) == len(steps):
         bound = max(s.bound or 0.0 for s in steps)
         text = (
-            f"each step ended within W2 distance {bound:.3g} of the exact JKO step "
-            f"from the same start, by the modulus of F"
+            f"each step ended within W2 distance {bound:.3g} of the exact JKO step"
+            f"{metric} from the same start, by the modulus of F"
         )
         return Finding(name, Verdict.PROVED, bound, text)
     failures = [s for s in steps if s.exact == Verdict.FAILED]
@@ -238,9 +244,9 @@ def _exact(steps: Sequence[StepFinding], doubt: str | None) -> Finding:
     partly = sum(" parts" in (s.guarantee or "") for s in critical)
     if proved or critical:
         text = (
-            f"{len(proved)} {of} have a bound on the distance to the exact JKO step; "
-            f"{len(critical)} ended at a critical point of the objective, to the "
-            f"tolerance"
+            f"{len(proved)} {of} have a bound on the distance to the exact JKO step"
+            f"{metric}; {len(critical)} ended at a critical point of the objective, to "
+            f"the tolerance"
         )
         if partly:
             text += (

@@ -9,6 +9,7 @@ import torch
 from otflow.analysis.certificates import energy_dissipation
 from otflow.analysis.findings import Finding, Verdict
 from otflow.analysis.run_steps import (
+    has_mobility,
     inserts_atoms,
     is_random,
     is_smoothed,
@@ -29,6 +30,7 @@ OTHERS = (
     (is_random, "the identity is one of flows without noise"),
     (is_smoothed, "the identity is one of the velocity of F, and steps smoothed it"),
     (inserts_atoms, "the identity is one of transport alone, and atoms were new"),
+    (has_mobility, "the identity is one of W2, and the steps have a mobility"),
     (may_rise, "the identity is one of gradient flows, and the steps are others"),
     (reacts, "the identity is one of transport alone, and masses changed by reaction"),
 )

@@ -9,11 +9,13 @@ import torch
 
 from otflow.analysis.findings import Finding, StepFinding, Verdict
 from otflow.proximal import Certificate, Guarantee
-from otflow.proximal.certificate import CERTIFYING, NESTED, ROUND_OFF
+from otflow.proximal.certificate import CERTIFYING, ROUND_OFF
+from otflow.schemes.reports import may_rise, parts_of, prescribed
 from otflow.trajectory import Trajectory
 
 __all__ = [
     "gap_of_steps",
+    "has_mobility",
     "inserts_atoms",
     "is_random",
     "is_smoothed",
@@ -111,19 +113,6 @@ def _distance(leaves: Sequence[Certificate]) -> tuple[Verdict, float | None]:
     return Verdict.FAILED if Guarantee.NONE in known else Verdict.UNKNOWN, None
 
 
-def parts_of(report: Certificate) -> Iterator[Certificate]:
-    """Yield the reports of the parts of a step that have no parts themselves.
-
-    The stages of a step of higher order are no steps: it is one part.
-    """
-    names = [name for name in NESTED if name != "stages"]
-    inner = [part for name in names for part in report.entries.get(name, ())]
-    if not inner:
-        yield report
-    for part in inner:
-        yield from parts_of(part)
-
-
 def is_random(report: Certificate, *words: str) -> bool:
     """Return whether a step draws numbers, as one of these entries says."""
     for leaf in parts_of(report):
@@ -159,28 +148,11 @@ def is_smoothed(report: Certificate) -> bool:
     return any("smoothed" in leaf.entries for leaf in parts_of(report))
 
 
-def may_rise(report: Certificate) -> bool:
-    """Return whether a step need not lower the energy, as one with momentum.
-
-    The report of a user's scheme says so by ``descends=False``.
-    """
-    return prescribed(report) or any(
-        leaf.entries.get("descends") is False for leaf in parts_of(report)
-    )
+def has_mobility(report: Certificate) -> bool:
+    """Return whether a step is one in the metric of a mobility, and not of W2."""
+    return any("mobility" in leaf.entries for leaf in parts_of(report))
 
 
 def inserts_atoms(report: Certificate) -> bool:
     """Return whether a step gives mass to new atoms, as one of Frank-Wolfe."""
     return any("gap_kind" in leaf.entries for leaf in parts_of(report))
-
-
-def prescribed(report: Certificate) -> bool:
-    """Return whether a step has the length of a plain Frank-Wolfe step.
-
-    That length depends on the number of the step alone. The sliding variant looks at
-    the energy, and reports it.
-    """
-    return any(
-        "gap_kind" in leaf.entries and leaf.energy_after is None
-        for leaf in parts_of(report)
-    )

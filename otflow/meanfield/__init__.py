@@ -1,5 +1,6 @@
 """Mean-field networks: training a wide layer is a flow of its measure of neurons."""
 
+from otflow.meanfield import outer as _outer
 from otflow.meanfield.decomposition import Decomposition
 from otflow.meanfield.duality import fenchel_gap
 from otflow.meanfield.free_energies import free_energy
@@ -12,10 +13,13 @@ from otflow.meanfield.path_balls import PathBall, path_norm
 from otflow.meanfield.penalties import PathPenalty
 from otflow.meanfield.population import PopulationRisk
 from otflow.meanfield.radial import RadialRisk, Ramp
+from otflow.meanfield.random_features import RandomFeatures
 from otflow.meanfield.risk import Risk
 from otflow.meanfield.tangent import empirical_ntk, nngp_kernel, ntk_kernel
 from otflow.meanfield.units import Unit
 from otflow.meanfield.variation_balls import VariationBall
+
+_outer.register()
 
 __all__ = [
     "CustomLayer",
@@ -27,6 +31,7 @@ __all__ = [
     "PopulationRisk",
     "RadialRisk",
     "Ramp",
+    "RandomFeatures",
     "Risk",
     "TwoLayer",
     "Unit",

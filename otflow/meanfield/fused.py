@@ -18,6 +18,7 @@ __all__ = [
     "hidden_blocks",
     "outputs_at",
     "value_and_gradient",
+    "value_and_outer_gradient",
     "value_and_variation",
 ]
 
@@ -126,6 +127,30 @@ def value_and_gradient(
         torch.sum(w * grad_w, dim=1, keepdim=True, out=grad_a)
     if scalar:
         grad_w.mul_(a)
+    return total / n, gradient.div_(n)
+
+
+def value_and_outer_gradient(
+    network: TwoLayer,
+    loss: Loss,
+    inputs: Tensor,
+    y: Tensor,
+    theta: Tensor,
+    masses: Tensor,
+) -> tuple[Tensor, Tensor]:
+    r"""Return the risk, and :math:`\nabla_a F'(\theta_i)/s_N` in the outer weights.
+
+    The gradient (N, m) is :math:`\frac1n\sum_k g_k\,\varphi(z_{ki})`: the activation
+    needs no slope, and there is one product (n, q) x (q, N) in place of two.
+    """
+    n, total = len(y), theta.new_zeros(())
+    gradient = theta.new_zeros(len(theta), network.outputs or 1)
+    for rows, hidden in _blocks(network, inputs, theta, 0):
+        f = network.add_offset(network.read_out(hidden, theta, masses))
+        part, slope = loss.total_and_slope(f, y[rows])
+        total += part
+        g = slope[:, None] if network.outputs is None else slope
+        gradient.addmm_(hidden.T, g)
     return total / n, gradient.div_(n)
 
 

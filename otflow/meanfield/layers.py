@@ -13,6 +13,8 @@ from otflow._validation import (
     check_function,
     check_map,
     check_tensor,
+    non_negative_int,
+    positive,
     true_or_false,
 )
 from otflow.errors import InvalidFunctional
@@ -110,6 +112,42 @@ class TwoLayer(Network):
         """
         m = self.outputs or 1
         return theta[:, :m], theta[:, m:]
+
+    def mobility(
+        self, inputs: int, *, outer: float = 1.0, inner: float = 1.0
+    ) -> tuple[float, ...]:
+        """Return the mobility of each parameter of a neuron, by layers.
+
+        Parameters
+        ----------
+        inputs : int
+            Number d of inputs.
+        outer : float
+            Mobility of the outer weights a.
+        inner : float
+            Mobility of the inner weights w and the bias b. With 0 they are fixed, as
+            in random features.
+
+        Returns
+        -------
+        tuple of float
+            p numbers, for `otflow.schemes.Mobility`.
+
+        Raises
+        ------
+        ValueError
+            If a mobility is negative or not finite.
+
+        Examples
+        --------
+        >>> import otflow as of
+        >>> of.meanfield.TwoLayer("tanh").mobility(2, inner=0.0)
+        (1.0, 0.0, 0.0, 0.0)
+        """
+        d = non_negative_int(inputs, "inputs", minimum=1)
+        a = positive(outer, "outer", or_zero=True)
+        w = positive(inner, "inner", or_zero=True)
+        return (a,) * (self.outputs or 1) + (w,) * (d + int(self.bias))
 
     def check_neurons(self, theta: Tensor, d: int) -> None:
         m, b = self.outputs or 1, int(self.bias)

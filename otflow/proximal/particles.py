@@ -10,11 +10,14 @@ from torch import Tensor
 
 from otflow._validation import positive, true_or_false
 from otflow._warn import warn
+from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Particles
-from otflow.metrics import Plan, assignment, sinkhorn_divergence, transport_plan
+from otflow.measures.labelled import LabelledParticles
+from otflow.metrics import sinkhorn_divergence
 from otflow.numerics.lbfgs import last_places
 from otflow.proximal.base import ProxResult
+from otflow.proximal.labels import Coupled, assigned, planned
 from otflow.proximal.tangent import TangentDetails, TangentProximal
 from otflow.proximal.tangent_descent import descend
 from otflow.proximal.tangent_objective import Objective, Place
@@ -279,6 +282,12 @@ class SinkhornParticles(TangentProximal[Particles]):
         self, F: Functional, mu: Particles, dt: float, warm: Any = None
     ) -> ProxResult[Particles]:
         dt = self._admit(F, mu, dt, Particles)
+        if isinstance(mu, LabelledParticles):
+            msg = (
+                "SinkhornParticles couples atoms of other labels, so it has no step "
+                "with fixed coordinates; use JKO() without a solver"
+            )
+            raise Unsupported(msg)
         objective = ParticleObjective(F, mu, dt, centre=mu, blur=self.blur)
         start, end = self._descend(objective, warm)
         details = SinkhornDetails(end.stalled, self.blur)
@@ -358,10 +367,10 @@ class ParticleObjective(Objective[Particles]):
         nu, kept = point.measure, self.cost(point)
         objective, best = self, kept
         if not nu.is_uniform:
-            plan = transport_plan(self.source, nu)
-            best, objective = float(plan.cost), self._around(plan, nu)
+            plan = planned(self.source, nu)
+            best, objective = plan.cost, self._around(plan, nu)
         else:
-            index = assignment(self.source.points, nu.points)
+            index = assigned(self.source, nu)
             # The identity needs no relabelling: its cost is the kept one, bit by bit.
             if not bool((index.diff() == 1).all()):
                 nu = nu.push(nu.points[index] - nu.points, 1.0)
@@ -382,7 +391,7 @@ class ParticleObjective(Objective[Particles]):
         goal = start.measure.points + self.dt * start.velocity
         return nu.push((goal - nu.points).masked_fill(~empty, 0.0), 1.0)
 
-    def _around(self, plan: Plan, nu: Particles) -> ParticleObjective:
+    def _around(self, plan: Coupled, nu: Particles) -> ParticleObjective:
         r"""Return the objective with the coupling of a plan.
 
         The cost of a plan is that of its barycentres up to a constant: :math:`\sum
@@ -396,5 +405,5 @@ class ParticleObjective(Objective[Particles]):
         centres = torch.where(empty[:, None], x, centres)
         centre = self.source.push(centres - x, 1.0)
         moved = self.norm(centre.displacement_to(nu))
-        constant = float(plan.cost) - moved * moved
+        constant = plan.cost - moved * moved
         return replace(self, centre=centre, constant=constant)

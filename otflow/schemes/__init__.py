@@ -13,6 +13,8 @@ from otflow.schemes.jko import JKO
 from otflow.schemes.langevin import Langevin
 from otflow.schemes.mala import MALA
 from otflow.schemes.minibatch import Minibatch
+from otflow.schemes.mobility import Mobility
+from otflow.schemes.momentum import Adam, Momentum
 from otflow.schemes.noisy import NoisyEuler
 from otflow.schemes.resample import Resample
 from otflow.schemes.svgd import SVGD
@@ -22,6 +24,7 @@ __all__ = [
     "JKO",
     "MALA",
     "SVGD",
+    "Adam",
     "Adaptive",
     "Anneal",
     "BirthDeath",
@@ -34,6 +37,8 @@ __all__ = [
     "Langevin",
     "Logarithmic",
     "Minibatch",
+    "Mobility",
+    "Momentum",
     "NoisyEuler",
     "Resample",
     "Scheme",

@@ -13,7 +13,17 @@ from otflow.proximal.certificate import (
     round_off,
 )
 
-__all__ = ["certified", "composed", "converged", "failed", "rose", "solves"]
+__all__ = [
+    "certified",
+    "composed",
+    "converged",
+    "failed",
+    "may_rise",
+    "parts_of",
+    "prescribed",
+    "rose",
+    "solves",
+]
 
 
 def solves(report: Certificate) -> Iterator[Certificate]:
@@ -193,3 +203,68 @@ def rose(report: Certificate, noise: float) -> bool | None:
     # Without convergence the noise is a residual, which may hide a rise.
     known = 0.0 if report.converged is False else report.noise or 0.0
     return b - a > max(noise * max(abs(a), abs(b)), known)
+
+
+def parts_of(report: Certificate) -> Iterator[Certificate]:
+    """Yield the reports of the parts of a step that have no parts themselves.
+
+    The stages of a step of higher order are no steps: it is one part.
+
+    Parameters
+    ----------
+    report : Certificate
+        The ``info`` of a step.
+
+    Yields
+    ------
+    Certificate
+        A report without parts.
+    """
+    names = [name for name in NESTED if name != "stages"]
+    inner = [part for name in names for part in report.entries.get(name, ())]
+    if not inner:
+        yield report
+    for part in inner:
+        yield from parts_of(part)
+
+
+def may_rise(report: Certificate) -> bool:
+    """Return whether a step need not lower the energy, as one with momentum.
+
+    The report of a user's scheme says so by ``descends=False``.
+
+    Parameters
+    ----------
+    report : Certificate
+        The ``info`` of a step.
+
+    Returns
+    -------
+    bool
+        Whether the energy may rise.
+    """
+    return prescribed(report) or any(
+        leaf.entries.get("descends") is False for leaf in parts_of(report)
+    )
+
+
+def prescribed(report: Certificate) -> bool:
+    """Return whether a step has the length of a plain Frank-Wolfe step.
+
+    That length depends on the number of the step alone. The sliding variant looks at
+    the energy, and reports it.
+
+    Parameters
+    ----------
+    report : Certificate
+        The ``info`` of a step.
+
+    Returns
+    -------
+    bool
+        Whether a part of the step is such a one.
+    """
+    return any(
+        "gap_kind" in leaf.entries and leaf.energy_after is None
+        for leaf in parts_of(report)
+    )
