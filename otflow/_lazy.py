@@ -14,7 +14,7 @@ _EXTRAS = {
     "pandas": "table",
     "xarray": "table",
     "tensorboard": "tensorboard",
-    "sklearn": "demo",
+    "sklearn": "estimators",
     "numba": "fast",
     "safetensors": "store",
     "pytest": "test",

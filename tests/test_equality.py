@@ -16,6 +16,7 @@ import torch
 
 import otflow as of
 from otflow import kernels, meanfield, proximal, schemes
+from otflow.estimators import MeanFieldClassifier, MeanFieldRegressor
 from otflow.testing.clouds import normal
 from tests.test_public_api import public_objects
 
@@ -143,6 +144,8 @@ MAKE: dict[type, Callable[[], Any]] = {
         cloud(), "relu", "gaussian"
     ),
     meanfield.Decomposition: lambda: risk().decompose(),
+    MeanFieldClassifier: MeanFieldClassifier,
+    MeanFieldRegressor: MeanFieldRegressor,
     meanfield.PathBall: lambda: meanfield.PathBall(1.0),
     meanfield.PathPenalty: meanfield.PathPenalty,
     meanfield.RadialRisk: lambda: meanfield.RadialRisk(0.5),

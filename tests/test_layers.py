@@ -71,6 +71,7 @@ ROWS = [
     {"analysis"},
     {"plotting"},
     {"testing"},
+    {"estimators"},
 ]
 ROW = {name: depth for depth, names in enumerate(ROWS) for name in names}
 

@@ -1,0 +1,301 @@
+"""What the estimators share: data, the flow, and its continuation."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from otflow._validation import non_negative_int, positive, real, true_or_false
+from otflow.errors import Diverged
+from otflow.estimators.epochs import Epochs
+from otflow.estimators.losses import Weighted, with_weights
+from otflow.estimators.recipes import Recipe
+from otflow.estimators.scales import Scale
+from otflow.flow import flow
+from otflow.meanfield import Risk, TwoLayer
+from otflow.measures import Measure, Particles
+
+__all__ = ["MeanFieldEstimator"]
+
+Array = NDArray[Any]
+# The first step of a further call is at most this many times the last one before.
+RESTART = 4.0
+# The least size of a batch by default.
+FEW = 64
+
+
+class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
+    """A two-layer network whose measure of neurons is fitted by a flow.
+
+    A subclass states the targets and the loss.
+    """
+
+    measure_: Measure
+    network_: TwoLayer
+    history_: dict[str, list[float]]
+    n_iter_: int
+    loss_: float
+
+    def __init__(
+        self,
+        n_neurons: int = 256,
+        *,
+        activation: Any = "relu",
+        scheme: Any = "euler",
+        dt: Any = "auto",
+        max_iter: int = 200,
+        batch_size: Any = "auto",
+        ridge: float = 0.0,
+        temperature: float = 1e-5,
+        penalty: float = 1e-4,
+        birth_rate: float = 1e-2,
+        outer_scale: float = 3.0,
+        standardize: bool = True,
+        tol: float = 1e-4,
+        n_iter_no_change: int = 10,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        warm_start: bool = False,
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        self.n_neurons = n_neurons
+        self.activation = activation
+        self.scheme = scheme
+        self.dt = dt
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.ridge = ridge
+        self.temperature = temperature
+        self.penalty = penalty
+        self.birth_rate = birth_rate
+        self.outer_scale = outer_scale
+        self.standardize = standardize
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # ---- what a subclass states ------------------------------------------------------
+
+    @abstractmethod
+    def _checked(self, X: Any, y: Any, dtype: Any, first: bool) -> tuple[Array, Array]:
+        """Return checked inputs and targets."""
+
+    @abstractmethod
+    def _weighed(self, X: Array, y: Array, sample_weight: Any) -> Array:
+        """Return the weights of the samples."""
+
+    @abstractmethod
+    def _encoded(
+        self, y: Array, weights: Array, classes: Any, first: bool
+    ) -> tuple[Array, Array]:
+        """Return targets and weights for the loss; learn their kind if `first`."""
+
+    @abstractmethod
+    def _loss(self) -> tuple[str, int | None]:
+        """Return the name of the loss, and the number of outputs of the network."""
+
+    # ---- fitting ---------------------------------------------------------------------
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any) -> None:
+        epochs = non_negative_int(self.max_iter, "max_iter", minimum=1)
+        wait = self.n_iter_no_change
+        patience = non_negative_int(wait, "n_iter_no_change", minimum=1)
+        tolerance = positive(self.tol, "tol", or_zero=True)
+        warm = true_or_false(self.warm_start, "warm_start")
+        first = not (warm and hasattr(self, "measure_"))
+        self._rng = check_random_state(self.random_state)
+        recipe = self._recipe()
+        X, y, weights = self._data(X, y, sample_weight, None, first)
+        held_out = None
+        if true_or_false(self.early_stopping, "early_stopping"):
+            X, y, weights, held_out = self._split(X, y, weights)
+        watch = Epochs(tolerance, patience, held_out)
+        self._advance(recipe, X, y, weights, first, epochs, watch)
+        if not watch.stopped:
+            msg = (
+                f"the loss still fell by more than tol={tolerance:g} in the last "
+                f"{patience} of max_iter={epochs} epochs; raise max_iter, or tol"
+            )
+            warnings.warn(msg, ConvergenceWarning, stacklevel=3)
+
+    def _partial_fit(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> None:
+        first = not hasattr(self, "measure_")
+        recipe = self._recipe()
+        if first:
+            self._rng = check_random_state(self.random_state)
+        X, y, weights = self._data(X, y, sample_weight, classes, first)
+        self._advance(recipe, X, y, weights, first, 1, Epochs())
+
+    def _recipe(self) -> Recipe:
+        return Recipe(
+            self.scheme,
+            self.dt,
+            self.temperature,
+            self.ridge,
+            self.penalty,
+            self.birth_rate,
+        )
+
+    def _data(
+        self, X: Any, y: Any, sample_weight: Any, classes: Any, first: bool
+    ) -> tuple[Array, Array, Array]:
+        """Return scaled inputs, targets and weights; learn the scales if `first`."""
+        standardize = true_or_false(self.standardize, "standardize")
+        dtype = [np.float64, np.float32] if first else self._dtype()
+        X, y = self._checked(X, y, dtype, first)
+        weights = self._weighed(X, y, sample_weight)
+        # A sample of weight zero is no sample, of the scales neither.
+        kept = _some(weights) > 0
+        X, y, weights = X[kept], y[kept], weights[kept]
+        targets, weights = self._encoded(y, weights, classes, first)
+        weights = _some(weights)
+        if first:
+            self._inputs = Scale.identity(X.shape[1])
+            if standardize:
+                self._inputs = Scale.of(X, weights).to_unit_length(X)
+            _, outputs = self._loss()
+            self.network_ = TwoLayer(self.activation, outputs=outputs)
+        return self._inputs.apply(X), targets, weights
+
+    def _split(
+        self, X: Array, y: Array, weights: Array
+    ) -> tuple[Array, Array, Array, Risk]:
+        """Return the data without a part, and the risk on that part."""
+        share = real(self.validation_fraction, "validation_fraction")
+        if not 0 < share < 1:
+            msg = f"validation_fraction must lie in (0, 1), got {share}; take 0.1"
+            raise ValueError(msg)
+        classes = y if y.dtype == np.int64 else None
+        X, X_out, y, y_out, weights, weights_out = train_test_split(
+            X, y, weights, test_size=share, random_state=self._rng, stratify=classes
+        )
+        return X, y, weights, self._risk(X_out, y_out, weights_out, None)
+
+    def _advance(
+        self,
+        recipe: Recipe,
+        X: Array,
+        y: Array,
+        weights: Array,
+        first: bool,
+        epochs: int,
+        watch: Epochs,
+    ) -> None:
+        """Let the flow run for some epochs, and keep what it leaves behind."""
+        seeds = [int(seed) for seed in self._rng.randint(2**31 - 1, size=3)]
+        size = self._batch(len(X))
+        risk = self._risk(X, y, weights, None if size == len(X) else size)
+        F, steps = recipe.functional(risk), -(-len(X) // size)
+        start = self._start(X, seeds[0]) if first else self.measure_
+        if first:
+            source = torch.Generator().manual_seed(seeds[1])
+            self._dt = recipe.length(F, start, source)
+            self.history_, self.n_iter_, self._last = {}, 0, math.inf
+        longest, last = self._dt, self._last
+
+        def length(k: int) -> float:
+            # Near the last step, from which steps may grow: a search from the longest
+            # one in every call of partial_fit would cost many trials.
+            return min(longest, RESTART * 2.0 ** min(k, 60) * last)
+
+        watch.begin(self.history_, steps)
+        try:
+            run = flow(
+                F,
+                start,
+                recipe.stepper(size < len(X)),
+                dt=length,
+                steps=steps * epochs,
+                every=steps * epochs,
+                snapshots="none",
+                on_step=watch,
+                generator=seeds[2],
+                progress=true_or_false(self.verbose, "verbose"),
+            )
+        except Diverged as error:
+            other = "" if self.dt == "auto" else " or dt='auto'"
+            msg = (
+                f"the fit diverged in step {error.step} with dt={longest:.3g}; give a "
+                f"smaller dt{other}"
+            )
+            raise Diverged(
+                msg,
+                measure=error.measure,
+                step=error.step,
+                trajectory=error.trajectory,
+            ) from error
+        self.measure_ = run.final if watch.best is None else watch.best
+        self._last = watch.last or math.inf
+        self.n_iter_ += len(run.info) // steps
+        self.loss_ = float(run.records["energy"][-1])
+
+    def _start(self, X: Array, seed: int) -> Particles:
+        """Return neurons at random."""
+        count = non_negative_int(self.n_neurons, "n_neurons", minimum=1)
+        m, d = self.network_.outputs or 1, X.shape[1]
+        generator = torch.Generator().manual_seed(seed)
+        # Drawn in double precision: the start is the same in either.
+        theta = torch.randn(count, m + d + 1, generator=generator, dtype=torch.float64)
+        theta[:, :m] *= positive(self.outer_scale, "outer_scale")
+        return Particles(theta.to(torch.from_numpy(X[:1]).dtype))
+
+    def _batch(self, n: int) -> int:
+        if isinstance(self.batch_size, str) and self.batch_size == "auto":
+            few = n <= FEW or self.scheme == "jko"
+            return n if few else max(FEW, min(256, n // 32))
+        return min(n, non_negative_int(self.batch_size, "batch_size", minimum=1))
+
+    def _risk(self, X: Array, y: Array, weights: Array, batch: int | None) -> Risk:
+        loss, _ = self._loss()
+        inputs, targets = torch.from_numpy(X), torch.from_numpy(y)
+        if (weights == weights[0]).all():
+            return Risk(self.network_, inputs, targets, loss=loss, batch_size=batch)
+        shares = torch.from_numpy(weights / weights.mean()).to(inputs.dtype)
+        rows = with_weights(targets, shares)
+        weighted = Weighted(loss)
+        return Risk(
+            self.network_,
+            inputs,
+            rows,
+            loss=weighted,
+            mixture="convex",
+            batch_size=batch,
+        )
+
+    # ---- use -------------------------------------------------------------------------
+
+    def _values(self, X: Any) -> Array:
+        """Return the outputs of the network, in the units of the loss."""
+        check_is_fitted(self, "measure_")
+        X = validate_data(self, X, dtype=self._dtype(), reset=False)
+        inputs = torch.from_numpy(self._inputs.apply(X))
+        with torch.no_grad():
+            values: Array = self.network_(self.measure_, inputs).numpy()
+        return values
+
+    def _dtype(self) -> Any:
+        return np.float32 if self.measure_.dtype == torch.float32 else np.float64
+
+
+def _some(weights: Array) -> Array:
+    """Return the weights; ValueError if none is positive."""
+    if not weights.any():
+        msg = "all samples have the weight zero; give some of them a positive weight"
+        raise ValueError(msg)
+    return weights

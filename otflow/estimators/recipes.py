@@ -1,0 +1,154 @@
+"""From the words of an estimator to the functional and the scheme of a flow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from otflow._validation import check_option, positive
+from otflow.functionals import Functional
+from otflow.functionals.proxes import l1_norm
+from otflow.meanfield import Risk, free_energy
+from otflow.measures import Measure
+from otflow.schemes import (
+    JKO,
+    BirthDeath,
+    ExplicitEuler,
+    ForwardBackward,
+    Langevin,
+    Minibatch,
+    Scheme,
+    chain,
+)
+
+__all__ = ["SCHEMES", "Recipe"]
+
+SCHEMES: Final = ("euler", "jko", "langevin", "birth-death", "forward-backward")
+# Schemes that shorten a step by themselves start from this one.
+LONGEST = 1e3
+# The constant of Armijo's rule. A small one takes long steps, which fit the noise of a
+# batch.
+DECREASE = 0.3
+# Proximal steps are this many times as long as explicit ones.
+IMPLICIT = 30.0
+# Number of steps by which the others find a stable length.
+TRIALS = 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to minimise, and how to step.
+
+    Parameters
+    ----------
+    scheme : str or Scheme
+        One of `SCHEMES`, or a scheme.
+    dt : float or "auto"
+        The step.
+    temperature, ridge, penalty, birth_rate : float
+        The factors of the entropy, of the weight decay, and of the l1 norm, and the
+        rate of births and deaths.
+
+    Attributes
+    ----------
+    scheme, dt, temperature, ridge, penalty, birth_rate
+        As above.
+    """
+
+    scheme: Any
+    dt: Any
+    temperature: float
+    ridge: float
+    penalty: float
+    birth_rate: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scheme, Scheme):
+            check_option(self.scheme, "scheme", SCHEMES)
+        if self.dt != "auto":
+            positive(self.dt, "dt")
+        for name in ("temperature", "ridge", "penalty"):
+            positive(getattr(self, name), name, or_zero=True)
+        positive(self.birth_rate, "birth_rate")
+
+    def functional(self, risk: Risk) -> Functional:
+        """Return the objective: the risk, and what the scheme and the words add.
+
+        Parameters
+        ----------
+        risk : Risk
+            The risk on the data.
+
+        Returns
+        -------
+        Functional
+            The sum.
+        """
+        heat = self.temperature if self.scheme == "langevin" else 0.0
+        F = free_energy(risk, heat, self.ridge)
+        if self.scheme == "forward-backward":
+            F = F + self.penalty * l1_norm()
+        return F
+
+    def stepper(self, batches: bool) -> Scheme:
+        """Return the scheme.
+
+        Parameters
+        ----------
+        batches : bool
+            Whether each step takes a batch of the data.
+
+        Returns
+        -------
+        Scheme
+            The scheme of the name, or that of the user.
+        """
+        scheme = self._scheme()
+        return Minibatch(scheme) if batches else scheme
+
+    def _scheme(self) -> Scheme:
+        search = self.dt == "auto"
+        euler = ExplicitEuler(backtracking=search, sufficient_decrease=DECREASE)
+        if isinstance(self.scheme, Scheme):
+            return self.scheme
+        if self.scheme == "jko":
+            return JKO()
+        if self.scheme == "langevin":
+            return Langevin()
+        if self.scheme == "forward-backward":
+            return ForwardBackward()
+        if self.scheme == "birth-death":
+            return chain(euler, BirthDeath(self.birth_rate))
+        return euler
+
+    def length(self, F: Functional, mu: Measure, generator: torch.Generator) -> float:
+        """Return dt, or the longest step to try.
+
+        Parameters
+        ----------
+        F : Functional
+            What is minimised.
+        mu : Measure
+            Where the flow starts.
+        generator : torch.Generator
+            Draws the batch on which a step is tried.
+
+        Returns
+        -------
+        float
+            For a scheme that does not shorten its steps, a stable length at the start.
+        """
+        if self.dt != "auto":
+            return float(self.dt)
+        if self.scheme in {"euler", "birth-death", "forward-backward"}:
+            return LONGEST
+        # The first step from small outputs may be long. Those after it are not.
+        smooth, trial = F.split_entropy()[1], ExplicitEuler(backtracking=True)
+        state, shortest = trial.init(smooth, mu), LONGEST
+        for _ in range(TRIALS):
+            step = trial.step(smooth.resample(generator), mu, LONGEST, state, generator)
+            mu, state = step.measure, step.state
+            shortest = min(shortest, step.taken(LONGEST) or shortest)
+        return shortest * (IMPLICIT if self.scheme == "jko" else 0.5)
