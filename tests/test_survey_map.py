@@ -179,6 +179,7 @@ def test_a_test_that_fails_is_not_measured():
         raise ZeroDivisionError
 
 
+@pytest.mark.slow  # a process of its own
 def test_the_tool_prints_the_numbers_of_a_row():
     command = [sys.executable, "-m", "tools.measured", "G3"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
