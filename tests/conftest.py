@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from otflow.proximal import Certificate, ProxResult
-from tests.measured import agrees, caught, of_test, value_of
+from tests.measured import compared
 from tests.names import unsettled
 from tests.watched import inside_a_flow, watch
 
@@ -58,20 +58,8 @@ settings.load_profile(os.environ.get("OTFLOW_TEST_EXAMPLES", "fixed"))
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem):
     """Compare the numbers of a test with those of the map of the survey."""
-    numbers = of_test(pyfuncitem.nodeid)
-    if not numbers:
+    with compared(pyfuncitem):
         return (yield)
-    with caught(pyfuncitem.obj.__code__) as frames:
-        result = yield
-    values = [value_of(number, frames[0]) for number in numbers]
-    for number, value in zip(numbers, values, strict=True):
-        pyfuncitem.user_properties.append((number["what"], value))
-    for number, value in zip(numbers, values, strict=True):
-        assert agrees(number, value), (
-            f"{number['what']} is {value:.6g}, but docs/survey.toml has "
-            f"{number['found']}: measure it again, or mend what changed"
-        )
-    return result
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["ROWS", "Number", "agrees", "caught", "named", "of_test", "value_of"]
+__all__ = ["ROWS", "Number", "agrees", "caught", "compared", "named", "of_test"]
 
 ROOT = Path(__file__).parent.parent
 Number = dict[str, Any]
@@ -77,3 +77,26 @@ def value_of(number: Number, frame: FrameType) -> float:
     # One namespace: a comprehension does not see the second of two.
     value = eval(number["value"], {**frame.f_globals, **frame.f_locals})
     return float(value.detach() if isinstance(value, torch.Tensor) else value)
+
+
+@contextmanager
+def compared(item: Any, numbers: list[Number] | None = None) -> Iterator[None]:
+    """Run a test in here, and compare its numbers with those that were found.
+
+    All of them are kept in the properties of the test, for `tools.measured`.
+    """
+    numbers = of_test(item.nodeid) if numbers is None else numbers
+    if not numbers:
+        yield
+        return
+    with caught(item.obj.__code__) as frames:
+        yield
+    assert frames, f"{item.nodeid} is called by a wrapper, which hides its variables"
+    values = [value_of(number, frames[0]) for number in numbers]
+    for number, value in zip(numbers, values, strict=True):
+        item.user_properties.append((number["what"], value))
+    for number, value in zip(numbers, values, strict=True):
+        assert agrees(number, value), (
+            f"{number['what']} is {value:.6g}, but docs/survey.toml has "
+            f"{number['found']}: measure it again, or mend what changed"
+        )

@@ -107,6 +107,27 @@ def assigned(scheme):
     optimizer.assign(run.final)
 
 
+def under_autocast(module):
+    optimizer = FlowOptimizer(module, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = module(torch.ones(3, 2)).float().square().mean()
+    loss.backward()
+    optimizer.step()
+    assert optimizer.measure().dtype == torch.float32
+
+
+def normed(removed):
+    module = mlp()
+    nn.utils.parametrizations.weight_norm(module[0])
+    if removed:
+        nn.utils.parametrize.remove_parametrizations(module[0], "weight")
+    return module
+
+
+def scalar(axis):
+    return {"params": [nn.Parameter(torch.tensor(1.0))], "axis": axis}
+
+
 def loaded(state):
     FlowOptimizer(mlp(), 0.1).load_state_dict(state)
 
@@ -191,6 +212,66 @@ CASES: dict[str, Case] = {
         r"dtypes .* and one real dtype is needed; convert the module",
         lambda: FlowOptimizer(of_two_dtypes(), 0.1),
         [lambda: FlowOptimizer(of_two_dtypes().to(torch.float32), 0.1)],
+    ),
+    "parameters of half precision": (
+        Unsupported,
+        (
+            "dtype torch.bfloat16, in which short steps are lost; keep parameters of "
+            "float32, and evaluate the module under torch.autocast"
+        ),
+        lambda: FlowOptimizer(mlp(dtype=torch.bfloat16), 0.1),
+        [lambda: under_autocast(mlp())],
+    ),
+    "a weight that is computed": (
+        Unsupported,
+        (
+            "computed from other parameters.*; remove that, as by "
+            r"torch.nn.utils.parametrize.remove_parametrizations\(layer, 'weight'\)"
+        ),
+        lambda: FlowOptimizer(normed(removed=False), 0.1),
+        [lambda: FlowOptimizer(normed(removed=True), 0.1)],
+    ),
+    "a group without parameters": (
+        ValueError,
+        "a group has no parameters; leave it out, or give its tensors",
+        lambda: FlowOptimizer([*by_groups(Branches()), {"params": []}], 0.1),
+        [
+            lambda: FlowOptimizer(by_groups(Branches()), 0.1),
+            lambda: FlowOptimizer(
+                [
+                    *by_groups(Branches()),
+                    {"params": [nn.Parameter(torch.ones(3))], "axis": None},
+                ],
+                0.1,
+            ),
+        ],
+    ),
+    "constants alone": (
+        ValueError,
+        (
+            "no parameter holds neurons; give the axis of the neurons, .*0.*, or take "
+            "torch.optim.SGD"
+        ),
+        lambda: FlowOptimizer([{"params": [mlp()[0].weight], "axis": None}], 0.1),
+        [
+            lambda: FlowOptimizer([{"params": [mlp()[0].weight], "axis": 0}], 0.1),
+            lambda: torch.optim.SGD([mlp()[0].weight], 0.1),
+        ],
+    ),
+    "a number that has no axis": (
+        ValueError,
+        r"of a parameter of shape \(\), or None for constants, got 0; give None",
+        lambda: FlowOptimizer([*by_groups(Branches()), scalar(0)], 0.1),
+        [lambda: FlowOptimizer([*by_groups(Branches()), scalar(None)], 0.1)],
+    ),
+    "a gradient that is not finite": (
+        Diverged,
+        (
+            "a gradient is NaN or infinite, so that nothing has moved; take a smaller "
+            "dt if the loss rose before, else look at the data and at the loss"
+        ),
+        lambda: stepped(mlp(), size=float("inf")),
+        [lambda: stepped(mlp()), lambda: stepped(mlp(), dt=0.01)],
     ),
     "complex parameters": (
         Unsupported,

@@ -6,16 +6,21 @@ import ast
 import functools
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import otflow as of
-from tests.measured import ROWS, agrees, caught, named, of_test, value_of
+from tests.measured import ROWS, agrees, caught, compared, named, of_test
 from tests.test_docs_pages import extension
+from tools import measured
 
 ROOT = Path(__file__).parent.parent
 DATA = tomllib.loads((ROOT / "docs" / "survey.toml").read_text("utf-8"))
@@ -134,20 +139,68 @@ def test_the_variables_of_a_test_are_read_at_its_end():
     def inner():
         return list(range(3))
 
-    def measured():
+    def example():
         number = 1.0
         inner()
         number += 1.0
         return number
 
     before = sys.gettrace()
-    with caught(measured.__code__) as frames:
+    with caught(example.__code__) as frames:
         inner()
-        measured()
-        measured()
+        example()
+        example()
     assert sys.gettrace() is before
     assert len(frames) == 1
-    assert value_of({"value": "sum(number for _ in ROWS[:1])"}, frames[0]) == 2.0
+    assert frames[0].f_locals["number"] == 2.0
+
+
+@pytest.mark.parametrize("value", ["sum(half for _ in range(2))", "both[0] + both[1]"])
+def test_a_number_that_changed_fails_its_test(value):
+    def example():
+        half = 0.5
+        both = torch.tensor([0.5, 0.5], requires_grad=True)
+        assert half == both[0]
+
+    for found, fails in (("1.05", False), ("0.5", True)):
+        item = SimpleNamespace(nodeid="", obj=example, user_properties=[])
+        numbers = [
+            {"what": what, "value": value, "found": found} for what in ("one", "other")
+        ]
+        told = pytest.raises(AssertionError, match="one is 1, but docs/survey")
+        with told if fails else nullcontext(), compared(item, numbers):
+            example()
+        assert item.user_properties == [("one", 1.0), ("other", 1.0)]
+
+
+def test_a_test_that_fails_is_not_measured():
+    item = SimpleNamespace(nodeid="", obj=len, user_properties=[])
+    with pytest.raises(ZeroDivisionError), compared(item):
+        raise ZeroDivisionError
+
+
+@pytest.mark.slow  # a process of its own
+def test_the_tool_prints_the_numbers_of_a_row():
+    command = [sys.executable, "-m", "tools.measured", "G3"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    words = (
+        r"geodesic of two exact networks: now 0\.26\d*, found 0\.2640, theory 0\.2640"
+    )
+    assert re.search(words, run.stdout), run.stdout
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("nowhere", "no row has the label nowhere"),
+        ("D1", "nothing is measured in the rows D1"),
+    ],
+)
+def test_the_tool_tells_what_it_cannot_print(label, words, capsys):
+    with pytest.raises(SystemExit):
+        measured.main([label])
+    assert words in capsys.readouterr().err
 
 
 def test_the_hook_finds_the_numbers_of_a_test():

@@ -97,6 +97,13 @@ def _layers(module: nn.Module) -> tuple[nn.Linear, nn.Linear]:
                 "inputs first"
             )
             raise Unsupported(msg)
+        if not isinstance(layer.weight, nn.Parameter):
+            msg = (
+                "the weight of a layer is computed from other parameters, which are "
+                "none of its neurons; remove that, as by torch.nn.utils.parametrize."
+                "remove_parametrizations(layer, 'weight')"
+            )
+            raise Unsupported(msg)
     if len(layers) > 2:  # frozen layers, as those of a feature map, are no neurons
         layers = [layer for layer in layers if layer.weight.requires_grad]
     orders = (layers, layers[::-1]) if len(layers) == 2 else ()
@@ -123,6 +130,9 @@ def _layers(module: nn.Module) -> tuple[nn.Linear, nn.Linear]:
 def check_group(groups: list[Group]) -> None:
     """Raise unless the last group fits those before, and itself."""
     group = groups[-1]
+    if not group["params"]:
+        msg = "a group has no parameters; leave it out, or give its tensors"
+        raise ValueError(msg)
     for name in ("lr", "temperature", "mobility"):
         positive(group[name], name, or_zero=True)
     positive(group["factor"], "factor")
@@ -132,6 +142,13 @@ def check_group(groups: list[Group]) -> None:
             msg = (
                 f"parameters have dtypes {first.dtype} and {p.dtype}, and one real "
                 f"dtype is needed; convert the module, as by module.to(torch.float32)"
+            )
+            raise Unsupported(msg)
+        if torch.finfo(p.dtype).eps > torch.finfo(torch.float32).eps:
+            msg = (
+                f"parameters have the dtype {p.dtype}, in which short steps are lost; "
+                f"keep parameters of float32, and evaluate the module under "
+                f"torch.autocast"
             )
             raise Unsupported(msg)
         if p.device != first.device:
@@ -149,10 +166,10 @@ def _check_counts(groups: list[Group]) -> None:
         axis = group["axis"]
         for p in group["params"] if axis is not None else ():
             if not isinstance(axis, int) or not -p.dim() <= axis < p.dim():
+                cure = f"an integer below {p.dim()}" if p.dim() else "None"
                 msg = (
                     f"axis must be an axis of a parameter of shape {tuple(p.shape)}, "
-                    f"or None for constants, got {axis!r}; give an integer below "
-                    f"{p.dim()}"
+                    f"or None for constants, got {axis!r}; give {cure}"
                 )
                 raise ValueError(msg)
             counts.setdefault(p.shape[axis], p.shape)

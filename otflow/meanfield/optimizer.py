@@ -83,12 +83,14 @@ class FlowOptimizer(torch.optim.Optimizer):
         If `neurons` is neither a module nor groups.
     Unsupported
         If no hidden layer is found, or other parameters are trained; if parameters have
-        several dtypes, or are complex; from `step`, for sparse gradients.
+        several dtypes, are complex, or coarser than float32; from `step`, for sparse
+        gradients.
     ValueError
-        If a number is negative; if parameters are on several devices, or their numbers
-        of neurons differ; from `step`, if there is no gradient.
+        If a number is negative; if parameters are on several devices, their numbers of
+        neurons differ, or none holds neurons; from `step`, if there is no gradient.
     Diverged
-        From `step`, if new parameters are not finite. No parameter has changed then.
+        From `step`, if a gradient or a new parameter is not finite. No parameter has
+        changed then.
 
     See Also
     --------
@@ -167,6 +169,12 @@ class FlowOptimizer(torch.optim.Optimizer):
         else:
             defaults["mobility"] = positive(mobility, "mobility", or_zero=True)
         super().__init__(groups, defaults)
+        if all(group["axis"] is None for group in self.param_groups):
+            msg = (
+                "all groups are constants, and no parameter holds neurons; give the "
+                'axis of the neurons, {"axis": 0}, or take torch.optim.SGD'
+            )
+            raise ValueError(msg)
         device = self.param_groups[0]["params"][0].device
         self.seed, self._generator = seed_and_stream(generator, device)
 
@@ -282,8 +290,14 @@ class FlowOptimizer(torch.optim.Optimizer):
                 loss = closure()
         moves = self._drifts()
         self._diffuse(moves)
-        if not bool(torch.stack([new.isfinite().all() for *_, new in moves]).all()):
+        if not _all_finite(new for *_, new in moves):
             msg = "a parameter is not finite after this step; take a smaller dt"
+            if not _all_finite(p.grad for _, p, _ in moves if p.grad is not None):
+                msg = (
+                    "a gradient is NaN or infinite, so that nothing has moved; take a "
+                    "smaller dt if the loss rose before, else look at the data and at "
+                    "the loss"
+                )
             raise Diverged(msg, measure=self.measure())
         for _, parameter, new in moves:
             parameter.copy_(new)
@@ -395,6 +409,11 @@ class FlowOptimizer(torch.optim.Optimizer):
         if kept is not None:
             self.seed, self._generator = kept["seed"], torch.Generator(kept["device"])
             self._generator.set_state(kept["state"])
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether all entries are finite, after one wait for the device."""
+    return bool(torch.stack([x.isfinite().all() for x in tensors]).all())
 
 
 def _number(group: Group, name: str) -> float:
