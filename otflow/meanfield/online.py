@@ -204,7 +204,8 @@ def from_loader(loader: DataLoader[Any]) -> Draw:
             f"length; give OnlineRisk a function of a generator that returns (X, y)"
         )
         raise Unsupported(msg)
-    size, sampler = len(data), loader.sampler
+    size = len(data)
+    sampler: Any = loader.sampler
     if not size:
         msg = "the data set of the loader is empty, and has no sample to draw"
         raise ValueError(msg)

@@ -12,6 +12,7 @@ import torch
 import otflow as of
 from otflow.meanfield import closed_kernels, population
 from otflow.meanfield.closed_kernels import closed_kernel
+from otflow.meanfield.network import block_rows
 from otflow.testing import clouds
 from otflow.testing.clouds import normal
 from otflow.testing.differences import derivative
@@ -234,11 +235,11 @@ def test_all_derivatives_come_from_one_visit_of_the_pairs(law, monkeypatch):
     both = F.value_and_first_variation(mu)
     close(both[0], value, rtol=1e-14, atol=1e-15)
     assert torch.equal(both[1], F.first_variation(mu))
-    visits, rows = [], population.block_rows
+    visits = []
 
     def counted(neurons, at, buffers):
         visits.append(len(at))
-        return rows(neurons, at, buffers)
+        return block_rows(neurons, at, buffers)
 
     monkeypatch.setattr(population, "block_rows", counted)
     scheme = of.chain(of.ExplicitEuler(), of.BirthDeath())

@@ -188,6 +188,17 @@ def test_in_the_flat_metric_of_root_and_place_jko_is_that_of_particles():
     assert bool((run.records["energy"].diff() < 0).all())
 
 
+@pytest.mark.parametrize("scaling", ["mean-field", "ntk", "sum"])
+def test_atoms_of_both_signs_count_in_the_scaling_of_a_network(scaling):
+    X, y, x = normal(10, 2, seed=1), normal(10, seed=2), normal(4, 4, seed=3)
+    masses = torch.tensor([1.0, -2.0, 0.5, -1.0], dtype=F64)
+    risk = of.meanfield.Risk(of.meanfield.TwoLayer("tanh", scaling=scaling), X, y)
+    factor = {"mean-field": 1, "ntk": 2, "sum": 4}[scaling]
+    f = factor * torch.tanh(X @ x[:, 1:3].T + x[:, 3]) @ (masses * x[:, 0])
+    value = Lifted(risk, signed=True).value(ConicParticles.of_masses(x, masses))
+    torch.testing.assert_close(value, 0.5 * (f - y).square().mean())
+
+
 def kernel_distance(k, y, masses):
     """Return half a squared kernel distance, up to a constant, for any masses."""
 
