@@ -61,11 +61,11 @@ CASES: dict[str, Case] = {
     ),
     "a mobility that single precision has not": (
         ValueError,
-        r"give 0, or a larger one",
+        r"give 0 for a coordinate that hardly moves, or rescale F",
         lambda: flow(SQUARE, SINGLE, Mobility(EULER, [1, 1e-60])),
         [
             lambda: flow(SQUARE, SINGLE, Mobility(EULER, [1, 0])),
-            lambda: flow(SQUARE, SINGLE, Mobility(EULER, [1, 1e-6])),
+            lambda: flow(1e-60 * SQUARE, SINGLE, Mobility(EULER, [1, 1e-6])),
         ],
     ),
     "too few mobilities": (

@@ -74,7 +74,7 @@ class RandomFeatures:
     -----
     Computed in float64 by a singular value decomposition (n, N), in time O(n N min(n,
     N)) and memory O(n N). Singular values below round-off of the largest count as 0. A
-    time then costs O(N m r) for m outputs.
+    time then costs O(N m r) for m outputs. Atoms without mass move as test particles.
 
     Examples
     --------
@@ -140,7 +140,10 @@ class RandomFeatures:
         # The components of a_0 - a* along these; the rest of a_0 stays.
         self._gaps = v @ (roots[:, None] * self._start) - aims / s
         self.eigenvalues = s[:, 0].square()
-        self.infimum = 0.5 * float((y - u @ aims).square().sum())
+        left = y - u @ aims
+        self.infimum = 0.5 * float(left.square().sum())
+        # What no atom of mass sees moves an atom without mass, a test particle.
+        self._drift = (features.T @ left).masked_fill(w[:, None] > 0, 0.0)
         self.distance = float(self._gaps.norm())
         self.minimizer = self._moved(-self._gaps)
 
@@ -165,7 +168,7 @@ class RandomFeatures:
         t = positive(t, "t", or_zero=True)
         if t == 0:
             return self.mu
-        return self._moved((-self._s.square() * t).expm1() * self._gaps)
+        return self._moved((-self._s.square() * t).expm1() * self._gaps, t)
 
     def excess(self, t: float) -> float:
         r"""Return :math:`L(a_t) - L(a^*)`, without cancellation.
@@ -232,9 +235,9 @@ class RandomFeatures:
         """
         return self.distance**2 / (4 * math.e * positive(t, "t"))
 
-    def _moved(self, components: Tensor) -> Particles:
+    def _moved(self, components: Tensor, t: float = 0.0) -> Particles:
         """Return the neurons with outer weights that are moved by these components."""
-        outer = self._start + self._directions @ components
+        outer = self._start + self._directions @ components + t * self._drift
         points = self.mu.points.detach().clone()
         points[:, : outer.shape[1]] = outer.to(points)
         return self.mu.with_free_atoms(points)

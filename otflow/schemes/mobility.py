@@ -177,12 +177,19 @@ class Mobility(Scheme):
                 f"network.mobility(inputs, outer=1.0, inner=0.1) does"
             )
             raise ValueError(msg)
+        # The coordinates z need some room in the dtype, and so do their squares.
+        kind = torch.finfo(mu.dtype)
+        least, most = kind.tiny**0.5, kind.max**0.5
+        outside = [m for m in self.mobility if m and not least <= m <= most]
+        if outside:
+            msg = (
+                f"the mobility {outside[0]:g} is outside of the range {least:.2g} to "
+                f"{most:.2g} of {mu.dtype}; give 0 for a coordinate that hardly moves, "
+                f"or rescale F"
+            )
+            raise ValueError(msg)
         m = mu.points.new_tensor(self.mobility)
         moving = m > 0
-        if moving.tolist() != [x > 0 for x in self.mobility]:
-            least = min(x for x in self.mobility if x > 0)
-            msg = f"the mobility {least:g} is 0 in {mu.dtype}; give 0, or a larger one"
-            raise ValueError(msg)
         return _Frame(torch.where(moving, m, 1.0).sqrt(), moving)
 
     def _state(self, F: Functional, mu: Measure, state: Any) -> _State:
@@ -214,9 +221,10 @@ class _Frame:
         # An atom that nobody has moved since is where it was, to the bit.
         if left is not None and there is not None and left.shape == z.shape:
             z = torch.where(left == mu.points, there, z)
-        nu = mu.with_free_atoms(z)
-        whole = bool(self.moving.all())
-        return nu if whole else LabelledParticles(nu, ~self.moving)
+        nu, fixed = mu.with_free_atoms(z), ~self.moving
+        if isinstance(nu, LabelledParticles):  # of a mobility around this one
+            fixed = fixed | nu.fixed
+        return LabelledParticles(nu, fixed) if bool(fixed.any()) else nu
 
     def leave(self, moved: Particles, nu: Particles, mu: Particles) -> Particles:
         """Return particles in the coordinates x, for a step from `mu`, there `nu`."""

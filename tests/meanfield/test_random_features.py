@@ -184,6 +184,29 @@ def test_scalings_outputs_offsets_and_masses(scaling, outputs):
     assert features.infimum + features.excess(t) == pytest.approx(value, rel=1e-10)
 
 
+def test_features_that_vanish_and_atoms_without_mass():
+    X, y = torch.zeros(4, 1, dtype=F64), torch.ones(4, dtype=F64)
+    risk = Risk(TwoLayer("relu", bias=False), X, y)
+    mu = of.Particles(normal(3, 2))
+    features = RandomFeatures(risk, mu)
+    assert torch.equal(features.flow(2.0).points, mu.points)
+    assert (features.infimum, features.distance, len(features.eigenvalues)) == (
+        0.5,
+        0,
+        0,
+    )
+    assert features.lyapunov(1.0) == features.bound(1.0) == 0
+    # An atom without mass moves as a test particle.
+    risk, mu = problem(realizable=False)
+    weights = torch.ones(mu.n, dtype=F64)
+    weights[3] = 0
+    mu = of.Particles(mu.points, weights, normalize=True)
+    features, h = RandomFeatures(risk, mu), 1e-5
+    rate = (features.flow(1.0 + h).points - features.flow(1.0).points) / h
+    velocity = risk.velocity(features.flow(1.0 + h / 2))
+    torch.testing.assert_close(rate[:, 0], velocity[:, 0], rtol=1e-5, atol=1e-7)
+
+
 def test_single_precision():
     X = normal(12, 2, seed=1).float()
     risk = Risk(TwoLayer("tanh"), X, X[:, 0])

@@ -468,9 +468,25 @@ def test_bad_measures():
     with pytest.raises(of.errors.Unsupported, match="the flow of m"):
         of.flow(F, line, scheme, dt=0.1, steps=1)
     tiny = Mobility(of.ExplicitEuler(), (1.0, 1e-60))
-    with pytest.raises(ValueError, match=r"is 0 in torch.float32"):
+    with pytest.raises(ValueError, match=r"range 1.1e-19 to 1.8e\+19 of torch.float32"):
         of.flow(F, of.Particles(torch.ones(3, 2)), tiny, dt=0.1, steps=1)
+    huge = Mobility(of.ExplicitEuler(), (1.0, 1e200))
+    with pytest.raises(ValueError, match=r"or rescale F"):
+        of.flow(F, of.Particles(normal(3, 2)), huge, dt=0.1, steps=1)
     of.flow(F, of.Particles(normal(3, 2)), tiny, dt=0.1, steps=1)
+
+
+def test_mobilities_of_mobilities_are_products():
+    F, mu = exact.quadratic() + 0.1 * of.Entropy(), of.Particles(normal(8, 3))
+    for inner in (of.Langevin(), UnderdampedLangevin()):
+        twice = Mobility(Mobility(inner, (2.0, 0.0, 0.5)), (0.5, 1.0, 0.0))
+        once = Mobility(inner, (1.0, 0.0, 0.0))
+        ends = [
+            of.flow(F, mu, scheme, dt=0.1, steps=5, generator=0).final.points
+            for scheme in (twice, once)
+        ]
+        torch.testing.assert_close(*ends)
+        assert torch.equal(ends[0][:, 1:], mu.points[:, 1:])
 
 
 def test_arrays_and_repr():
