@@ -38,6 +38,7 @@ FLOORS = (
     "networks_and_heat",
     "noise",
     "numbers",
+    "optimizers",
     "plans",
     "reports",
     "runs",
