@@ -39,6 +39,7 @@ FLOORS = (
     "networks_and_heat",
     "noise",
     "numbers",
+    "optimizers",
     "plans",
     "reports",
     "runs",
