@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from otflow.analysis.findings import Finding, StepFinding, Verdict
 from otflow.proximal import Certificate, Guarantee
 from otflow.proximal.certificate import CERTIFYING, ROUND_OFF
-from otflow.schemes.reports import may_rise, parts_of, prescribed
+from otflow.schemes.reports import levels_of, may_rise, parts_of, prescribed
 from otflow.trajectory import Trajectory
 
 __all__ = [
@@ -115,15 +115,16 @@ def _distance(leaves: Sequence[Certificate]) -> tuple[Verdict, float | None]:
 
 def is_random(report: Certificate, *words: str) -> bool:
     """Return whether a step draws numbers, as one of these entries says."""
-    for leaf in parts_of(report):
+    for leaf in levels_of(report):
         entries = set(leaf.entries)
         if is_smoothed(leaf):
             entries.discard("temperature")
         if not entries.isdisjoint(words or RANDOM):
             return True
         # Which atoms jump and are born is drawn. On a grid the share of births is not.
-        if not words and reacts(leaf) and isinstance(leaf.entries.get("born"), int):
-            return bool(leaf.entries["born"])
+        born = leaf.entries.get("born")
+        if not words and isinstance(born, int) and born > 0:
+            return True
     return False
 
 
@@ -139,7 +140,7 @@ def lowers_another(report: Certificate) -> bool:
     """
     return any(
         "batch_energy" in one.entries or one.entries.get("annealed", 1.0) != 1.0
-        for one in (report, *parts_of(report))
+        for one in levels_of(report)
     )
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "composed",
     "converged",
     "failed",
+    "levels_of",
     "may_rise",
     "parts_of",
     "prescribed",
@@ -220,12 +221,35 @@ def parts_of(report: Certificate) -> Iterator[Certificate]:
     Certificate
         A report without parts.
     """
-    names = [name for name in NESTED if name != "stages"]
-    inner = [part for name in names for part in report.entries.get(name, ())]
+    inner = _inner(report)
     if not inner:
         yield report
     for part in inner:
         yield from parts_of(part)
+
+
+def levels_of(report: Certificate) -> Iterator[Certificate]:
+    """Yield a report and all that it holds: a wrapper of parts has its own entries.
+
+    Parameters
+    ----------
+    report : Certificate
+        The ``info`` of a step.
+
+    Yields
+    ------
+    Certificate
+        The report, a part, or a part of a part.
+    """
+    yield report
+    for part in _inner(report):
+        yield from levels_of(part)
+
+
+def _inner(report: Certificate) -> list[Certificate]:
+    """Return the parts of a step; its stages are none."""
+    names = [name for name in NESTED if name != "stages"]
+    return [part for name in names for part in report.entries.get(name, ())]
 
 
 def may_rise(report: Certificate) -> bool:
