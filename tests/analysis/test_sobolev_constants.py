@@ -209,7 +209,8 @@ def test_a_modulus_that_depends_on_the_dimension_is_none(dim):
     F = ridge + 0.5 * path + of.Entropy()
     with pytest.raises(ValueError, match=r"nothing is declared .* PathPenalty"):
         log_sobolev(F)
-    own = 0.5 * path.modulus(dim)
+    own = -0.5 * (dim - 1) ** 0.5
+    assert path.modulus(dim) == 2 * own
     if 0.6 + own > 0:
         assert log_sobolev(F, convexity=own).constant == pytest.approx(0.6 + own)
     # The norm l2 has one modulus for all.

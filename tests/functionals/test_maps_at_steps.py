@@ -96,7 +96,7 @@ def test_a_map_may_write_into_its_argument():
     known = PointwiseProximal().solve(V, MU, 0.5)
     assert torch.equal(MU.points, before)
     assert torch.equal(known.measure.points, soft(before, 0.5))
-    assert known.certificate.w2 > 0.4
+    assert known.certificate["w2"] > 0.4
 
 
 def test_a_wrong_map_that_writes_into_its_argument_is_found():

@@ -16,8 +16,10 @@ F64 = torch.float64
 STIFF, HEAT, FRICTION, DT = 1.7, 0.6, 1.3, 0.45
 SPRING = of.Potential(lambda x: 0.5 * STIFF * x.square().sum(-1)) + HEAT * of.Entropy()
 # A double well, 0.75 (x^2 - 1)^2, whose law is not a Gaussian.
-WELL = of.Potential(lambda x: 0.75 * (x.square() - 1).square().sum(-1))
-WELL = WELL + HEAT * of.Entropy()
+WELL = (
+    of.Potential(lambda x: 0.75 * (x.square() - 1).square().sum(-1))
+    + HEAT * of.Entropy()
+)
 COUNT = 200_000
 # Deviations that a mean of so many draws may be off.
 FAR = 4.0

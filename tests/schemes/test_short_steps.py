@@ -49,7 +49,7 @@ def test_the_cause_names_the_lengths_that_were_tried(most, last):
     with pytest.warns(NotConvergedWarning, match=f"from 1 down to {last};"):
         run = of.flow(F, mu, scheme, dt=1.0, steps=1)
     assert (run.info[0].dt, run.info[0]["trials"]) == (0.0, most + 1)
-    assert of.flow(F, mu, ForwardBackward(), dt=1.0, steps=1).info[0].dt > 0
+    assert of.flow(F, mu, ForwardBackward(), dt=1.0, steps=1).info[0]["dt"] > 0
 
 
 def test_trials_that_all_fail_raise_what_failed():
