@@ -29,8 +29,8 @@ from otflow.measures import Measure, Particles
 __all__ = ["MeanFieldEstimator"]
 
 Array = NDArray[Any]
-# The first step of a further call is at most this many times the last one before.
-RESTART = 4.0
+# Every so many steps a search for the length of a step tries twice the last one.
+GROWTH = 4
 # The least size of a batch by default.
 FEW = 64
 
@@ -207,14 +207,13 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
             source = torch.Generator().manual_seed(seeds[1])
             self._dt = recipe.length(F, start, source)
             self.history_, self.n_iter_, self._last = {}, 0, math.inf
-        longest, last = self._dt, self._last
+        watch.begin(self.history_, steps, self._last)
+        longest = self._dt
 
         def length(k: int) -> float:
-            # Near the last step, from which steps may grow: a search from the longest
-            # one in every call of partial_fit would cost many trials.
-            return min(longest, RESTART * 2.0 ** min(k, 60) * last)
+            # A search that tries a longer step each time needs two trials a step.
+            return min(longest, watch.last * (1.0 if k % GROWTH else 2.0)) or longest
 
-        watch.begin(self.history_, steps)
         try:
             run = flow(
                 F,
@@ -241,7 +240,7 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
                 trajectory=error.trajectory,
             ) from error
         self.measure_ = run.final if watch.best is None else watch.best
-        self._last = watch.last or math.inf
+        self._last = watch.last
         self.n_iter_ += len(run.info) // steps
         self.loss_ = float(run.records["energy"][-1])
 

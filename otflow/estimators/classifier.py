@@ -38,7 +38,9 @@ class MeanFieldClassifier(ClassifierMixin, MeanFieldEstimator):  # type: ignore[
         How the neurons move:
 
         - "euler": `otflow.ExplicitEuler`, gradient descent on batches;
-        - "jko": `otflow.JKO`, implicit steps, on all data by default;
+        - "jko": `otflow.JKO`, implicit steps, on all data by default, solved to a
+          tolerance of 0.1 by at most 50 gradients, and without a proof that the
+          coupling is optimal;
         - "langevin": `otflow.Langevin`, gradient descent with noise, for the entropy of
           the factor `temperature`;
         - "birth-death": Euler steps and `otflow.BirthDeath`, by which neurons also
@@ -124,6 +126,9 @@ class MeanFieldClassifier(ClassifierMixin, MeanFieldEstimator):  # type: ignore[
     -----
     sklearn.exceptions.ConvergenceWarning
         From `fit`, if the loss still improves after `max_iter` epochs.
+    NotConvergedWarning
+        From `fit` and `partial_fit`, if proximal steps end before their tolerance, as
+        at the kinks of "relu".
 
     See Also
     --------

@@ -49,9 +49,11 @@ class Epochs(Callback):
         self.best: Measure | None = None
         self.stopped = False
         self._least = self._reference = math.inf
-        self._waited, self.last = 0, 0.0
+        self._waited, self.last = 0, math.inf
 
-    def begin(self, history: dict[str, list[float]], steps: int) -> None:
+    def begin(
+        self, history: dict[str, list[float]], steps: int, last: float = math.inf
+    ) -> None:
         """Say where to write, and how many steps make an epoch.
 
         Parameters
@@ -60,7 +62,10 @@ class Epochs(Callback):
             One number for each epoch is appended to each list.
         steps : int
             Number of steps in an epoch.
+        last : float, optional
+            The time of the step before the first one; infinite if there was none.
         """
+        self.last = last
         self.history, self.steps = history, steps
         self._sum = self._time = 0.0
         self._began = time.perf_counter()

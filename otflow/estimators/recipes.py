@@ -12,6 +12,7 @@ from otflow.functionals import Functional
 from otflow.functionals.proxes import l1_norm
 from otflow.meanfield import Risk, free_energy
 from otflow.measures import Measure
+from otflow.proximal import ParticleProximal
 from otflow.schemes import (
     JKO,
     BirthDeath,
@@ -30,9 +31,13 @@ SCHEMES: Final = ("euler", "jko", "langevin", "birth-death", "forward-backward")
 LONGEST = 1e3
 # The constant of Armijo's rule. A small one takes long steps, which fit the noise of a
 # batch.
-DECREASE = 0.3
+DECREASE = 0.2
 # Proximal steps are this many times as long as explicit ones.
-IMPLICIT = 30.0
+IMPLICIT = 100.0
+# The tolerance of a proximal step, and the limit of its cost: an exact end is not worth
+# its time.
+ROUGH = 0.1
+GRADIENTS = 50
 # Number of steps by which the others find a stable length.
 TRIALS = 20
 
@@ -114,7 +119,11 @@ class Recipe:
         if isinstance(self.scheme, Scheme):
             return self.scheme
         if self.scheme == "jko":
-            return JKO()
+            # An exact assignment of thousands of neurons would take most of the time.
+            solver = ParticleProximal(
+                certify=False, tolerance=ROUGH, max_gradients=GRADIENTS
+            )
+            return JKO(solver)
         if self.scheme == "langevin":
             return Langevin()
         if self.scheme == "forward-backward":

@@ -33,7 +33,9 @@ class MeanFieldRegressor(MultiOutputMixin, RegressorMixin, MeanFieldEstimator): 
         How the neurons move:
 
         - "euler": `otflow.ExplicitEuler`, gradient descent on batches;
-        - "jko": `otflow.JKO`, implicit steps, on all data by default;
+        - "jko": `otflow.JKO`, implicit steps, on all data by default, solved to a
+          tolerance of 0.1 by at most 50 gradients, and without a proof that the
+          coupling is optimal;
         - "langevin": `otflow.Langevin`, gradient descent with noise, for the entropy of
           the factor `temperature`;
         - "birth-death": Euler steps and `otflow.BirthDeath`, by which neurons also
@@ -114,6 +116,9 @@ class MeanFieldRegressor(MultiOutputMixin, RegressorMixin, MeanFieldEstimator): 
     -----
     sklearn.exceptions.ConvergenceWarning
         From `fit`, if the loss still improves after `max_iter` epochs.
+    NotConvergedWarning
+        From `fit` and `partial_fit`, if proximal steps end before their tolerance, as
+        at the kinks of "relu".
 
     See Also
     --------
