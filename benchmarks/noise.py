@@ -1,4 +1,4 @@
-"""Steps with noise against an explicit Euler step of the same risk."""
+"""Steps with noise, a mobility or momentum against an Euler step of the same risk."""
 
 from __future__ import annotations
 
@@ -24,14 +24,24 @@ def run() -> list[Row]:
         first = scheme.step(G, mu, 0.1, scheme.init(G, mu), generator)
         return lambda: scheme.step(G, first.measure, 0.1, first.state, generator)
 
-    kinetic = of.schemes.UnderdampedLangevin()
-    euler, noisy, moving = interleaved(
-        step_of(of.ExplicitEuler(), risk),
+    schemes, euler = of.schemes, of.ExplicitEuler()
+    layers, outer = (risk.network.mobility(D, inner=rate) for rate in (0.1, 0.0))
+    plain, *others = interleaved(
+        step_of(euler, risk),
         step_of(of.Langevin(), F),
-        step_of(kinetic, F),
+        step_of(schemes.UnderdampedLangevin(), F),
+        step_of(schemes.Mobility(euler, layers), risk),
+        step_of(schemes.Mobility(euler, outer), risk),
+        step_of(schemes.Momentum(), risk),
+        step_of(schemes.Adam(), risk),
     )
+    noisy, moving, scaled, alone, nesterov, adam = (time / plain for time in others)
     label = f"a step on a risk, relu, n = N = {n}, d = {D}:"
     return [
-        at_most(f"{label} Langevin / Euler", noisy / euler, 1.15),
-        at_most(f"{label} UnderdampedLangevin / Euler", moving / euler, 1.15),
+        at_most(f"{label} Langevin / Euler", noisy, 1.15),
+        at_most(f"{label} UnderdampedLangevin / Euler", moving, 1.15),
+        at_most(f"{label} Mobility of layers / Euler", scaled, 1.15),
+        at_most(f"{label} Mobility, outer layer alone / Euler", alone, 0.7),
+        at_most(f"{label} Momentum / Euler", nesterov, 1.15),
+        at_most(f"{label} Adam / Euler", adam, 1.15),
     ]
