@@ -9,7 +9,7 @@ from otflow._algebra import Curvature
 from otflow._typing import ArrayLike
 from otflow.functionals.base import Functional, Scaled, Sum
 from otflow.functionals.internal import Entropy
-from otflow.functionals.partial import value_and_partial_velocity
+from otflow.functionals.partial import partial_modulus, value_and_partial_velocity
 from otflow.measures import Measure, Particles
 
 __all__ = ["InCoordinates", "in_coordinates"]
@@ -98,7 +98,7 @@ class InCoordinates(Functional):
         return self._back(self.functional._velocity_at(self._there(mu), there))
 
     def modulus(self, dim: int) -> float | None:
-        own = self.functional.modulus(dim)
+        own = partial_modulus(self.functional, dim, self.moving)
         squares = self.scales[self.moving].double().square()
         if own is None:
             return None

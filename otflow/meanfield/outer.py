@@ -1,4 +1,4 @@
-"""The velocity of a risk in its outer weights alone."""
+"""A risk of which the outer weights alone move: its velocity, its convexity."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 from otflow._autodiff import check_finite
 from otflow._graphs import records
-from otflow.functionals import Functional
+from otflow.functionals import Curvature, Functional
 from otflow.functionals.inheritance import redefined as redefined_risk
-from otflow.functionals.partial import value_and_partial_velocity
+from otflow.functionals.partial import partial_modulus, value_and_partial_velocity
 from otflow.meanfield.fused import value_and_outer_gradient
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.network import redefined
 from otflow.meanfield.risk import Risk
 from otflow.measures import Measure, Particles
 
-__all__ = ["register", "value_and_outer_velocity"]
+__all__ = ["outer_modulus", "register", "value_and_outer_velocity"]
 
 
 def value_and_outer_velocity(
@@ -48,11 +48,9 @@ def value_and_outer_velocity(
     network, general = F.network, value_and_partial_velocity.dispatch(Functional)
     if (
         not isinstance(mu, Particles)
-        or not isinstance(network, TwoLayer)
-        or bool(moving[network.outputs or 1 :].any())
         or records(mu.points, mu.weights)
-        or redefined(network) is not None
-        or redefined_risk(F, Risk) is not None
+        or not isinstance(network, TwoLayer)
+        or not _is_linear(F, moving)
     ):
         return general(F, mu, moving)
     F._check(mu)
@@ -68,6 +66,41 @@ def value_and_outer_velocity(
     return value, velocity.masked_fill_(~moving, 0.0)
 
 
+def outer_modulus(F: Risk, dim: int, moving: Tensor) -> float | None:
+    """Return 0 if F is convex in the coordinates that move, else its modulus.
+
+    The outputs in the mean field are linear in the outer weights.
+
+    Parameters
+    ----------
+    F : Risk
+        The risk.
+    dim : int
+        The dimension p of neurons.
+    moving : Tensor of bool, shape (p,)
+        Which parameters move.
+
+    Returns
+    -------
+    float or None
+        None if no number is known.
+    """
+    convex = F.mixture_curvature() is Curvature.CONVEX
+    return 0.0 if convex and _is_linear(F, moving) else F.modulus(dim)
+
+
+def _is_linear(F: Risk, moving: Tensor) -> bool:
+    """Return whether outer weights alone move, of a network that is linear in these."""
+    network = F.network
+    return (
+        isinstance(network, TwoLayer)
+        and not bool(moving[network.outputs or 1 :].any())
+        and redefined(network) is None
+        and redefined_risk(F, Risk) is None
+    )
+
+
 def register() -> None:
-    """Let `value_and_partial_velocity` of a risk take this way."""
+    """Let what is known of partial moves be known of a risk."""
     value_and_partial_velocity.register(Risk, value_and_outer_velocity)
+    partial_modulus.register(Risk, outer_modulus)

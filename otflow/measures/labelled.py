@@ -72,5 +72,8 @@ class LabelledParticles(Particles):
             Numbers from 0.
         """
         labels = self.points.detach()[:, self.fixed]
-        found: Tensor = torch.unique(labels, dim=0, return_inverse=True)[1]
+        # Most often one coordinate tells all: that is a sort of numbers, not of rows.
+        found: Tensor = torch.unique(labels[:, 0], return_inverse=True)[1]
+        if int(found.max()) + 1 < self.n:
+            found = torch.unique(labels, dim=0, return_inverse=True)[1]
         return found

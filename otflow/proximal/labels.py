@@ -88,6 +88,8 @@ def planned(source: Particles, nu: Particles) -> Coupled:
 def _shared(source: LabelledParticles) -> list[Tensor]:
     """Return the atoms of each label that several atoms share."""
     groups = source.groups()
+    if int(groups.max()) + 1 == source.n:
+        return []
     ends = groups.bincount().cumsum(0)[:-1].cpu()
     parts = groups.argsort(stable=True).tensor_split(ends)
     return [part for part in parts if len(part) > 1]

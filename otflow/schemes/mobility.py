@@ -76,9 +76,11 @@ class Mobility(Scheme):
     -----
     Cost: that of the inner scheme, and O(n d). A chain that is the inner scheme reads F
     as it does alone: ``Mobility(chain(ExplicitEuler(), BirthDeath()), m)`` takes one
-    pass of F a step. A `~otflow.meanfield.Risk` of which the
-    outer weights move alone needs one product (n, d) x (d, N) for its velocity in place
-    of two, and no slope of the activation.
+    pass of F a step.
+
+    A `~otflow.meanfield.Risk` of which the outer weights move alone needs one product
+    (n, d) x (d, N) for its velocity in place of two, and no slope of the activation. In
+    the mean field with a convex loss it is 0-convex then: `JKO` steps are proved exact.
 
     The report is that of the inner scheme without the words that W2 has a part in:
     ``w2`` and ``decrease``, ``order`` and ``modulus``. ``guarantee`` is about the JKO

@@ -238,6 +238,28 @@ def test_a_risk_of_ones_own_is_not_taken_for_the_librarys():
     torch.testing.assert_close(velocity[:, 0], 2 * risk.velocity(mu)[:, 0])
 
 
+def test_sums_and_multiples_of_ones_own_are_not_taken_apart():
+    from otflow.functionals.partial import partial_modulus, value_and_partial_velocity
+
+    class Root(of.functionals.Sum):
+        def value(self, mu):
+            return super().value(mu).sqrt()
+
+    class Square(of.functionals.Scaled):
+        def value(self, mu):
+            return super().value(mu) ** 2
+
+    _, risk, mu = network_and_data()
+    moving = torch.tensor([True, False, False, False, False])
+    for F in (Root((risk, 1.0 * risk)), Square(2.0, risk)):
+        velocity = value_and_partial_velocity(F, mu, moving)[1]
+        whole = of.Functional.value_and_velocity(F, mu)[1]
+        torch.testing.assert_close(velocity[:, 0], whole[:, 0])
+        assert partial_modulus(F, 5, moving) is None
+    assert partial_modulus(2.0 * risk + risk, 5, moving) == 0
+    assert partial_modulus(risk - risk, 5, moving) is None
+
+
 @pytest.mark.parametrize("scheme", [of.ExplicitEuler(), of.JKO()], ids=repr)
 def test_the_outer_layer_alone_is_a_least_squares_flow(scheme):
     network, risk, mu = network_and_data()
@@ -256,6 +278,37 @@ def test_the_outer_layer_alone_is_a_least_squares_flow(scheme):
             a = torch.linalg.solve(left, right)
     close = 1e-12 if isinstance(scheme, of.ExplicitEuler) else 2e-3
     torch.testing.assert_close(run.final.points[:, 0], a, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+def test_a_proximal_step_of_the_outer_layer_is_proved_exact(ridge):
+    network, risk, mu = network_and_data()
+    F = risk + of.Potential(lambda x: 0.5 * ridge * x.square().sum(-1), modulus=ridge)
+    assert F.modulus(5) is None  # if all coordinates move
+    freeze = Mobility(of.JKO(), network.mobility(3, inner=0.0))
+    run = of.flow(F, mu, freeze, dt=0.5, steps=10)
+    H = network.hidden(network.encode(risk.X), mu.points)
+    n, N, dt, eye = len(H), mu.n, 0.5, torch.eye(mu.n, dtype=F64)
+    left = (1 + dt * ridge) * eye + dt * H.T @ H / (n * N)
+    for start, end, info in zip(
+        run.snapshots, run.snapshots[1:], run.info, strict=False
+    ):
+        right = start.points[:, 0] + dt * H.T @ risk.y / n
+        apart = (torch.linalg.solve(left, right) - end.points[:, 0]).square().mean()
+        assert info.guarantee == "exact"
+        assert info.bound is not None
+        assert float(apart.sqrt()) <= info.bound < 1e-2
+
+
+@pytest.mark.parametrize("scaling", ["mean-field", "ntk"])
+@pytest.mark.parametrize("inner", [0.0, 0.5])
+def test_no_other_step_of_a_network_is_proved_exact(scaling, inner):
+    network, risk, mu = network_and_data()
+    network = TwoLayer("tanh", scaling=scaling)
+    F = Risk(network, risk.X, risk.y)
+    scheme = Mobility(of.JKO(), network.mobility(3, inner=inner))
+    info = of.flow(F, mu, scheme, dt=0.05, steps=1).info[0]
+    assert (info.guarantee == "exact") == (scaling == "mean-field" and inner == 0)
 
 
 # Labels ------------------------------------------------------------------------------
