@@ -199,6 +199,23 @@ def test_atoms_of_both_signs_count_in_the_scaling_of_a_network(scaling):
     torch.testing.assert_close(value, 0.5 * (f - y).square().mean())
 
 
+class Twice(Lifted):
+    def value(self, mu):
+        return 2 * super().value(mu)
+
+
+def test_a_subclass_draws_what_its_own_value_says():
+    X, y = normal(12, 2, seed=1), normal(12, seed=2)
+    layer = of.meanfield.CustomLayer(lambda X, x: torch.tanh(X @ x.T))
+    risk = of.meanfield.Risk(layer, X, y, batch_size=4)
+    mu, g = cone(), torch.Generator()
+    draws = [kind(risk, 0.3).resample(g.manual_seed(5)) for kind in (Twice, Lifted)]
+    twice, once = (float(F.value(mu)) for F in draws)
+    assert twice == pytest.approx(2 * once, rel=1e-14)
+    assert once != pytest.approx(float(Lifted(risk, 0.3).value(mu)), rel=1e-3)
+    assert repr(draws[0]).startswith("Twice(")
+
+
 def kernel_distance(k, y, masses):
     """Return half a squared kernel distance, up to a constant, for any masses."""
 
