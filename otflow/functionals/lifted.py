@@ -5,11 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from otflow._typing import ArrayLike
 from otflow._validation import positive, true_or_false
+from otflow.errors import Unsupported
 from otflow.functionals.base import Functional, check_functional
-from otflow.measures import Measure, Particles
+from otflow.functionals.discrepancy import Attraction
+from otflow.functionals.sliced import SlicedWassersteinTo
+from otflow.functionals.transport import SinkhornDivergenceTo, SquaredDistanceTo
+from otflow.measures import ConicParticles, Measure, Particles
 
 __all__ = ["Lifted"]
+
+# Distances between probabilities use that both masses are 1. An attraction is a part of
+# MMDTo and EnergyDistanceTo: its potential holds the constant of the target.
+_OF_EQUAL_MASSES = (
+    Attraction,
+    SinkhornDivergenceTo,
+    SlicedWassersteinTo,
+    SquaredDistanceTo,
+)
 
 
 class Lifted(Functional):
@@ -25,6 +39,10 @@ class Lifted(Functional):
     bound of it where masses of both signs lie at one place. F is stated once, for
     measures on space :cite:p:`chizat2022sparse`. Its value must make sense for atoms of
     any masses, as that of a `Potential`, an `Interaction` or a mean-field `Risk` does.
+    A distance to a measure compares probabilities, and raises. Up to a constant half
+    the squared kernel norm of the difference from another measure, of any masses, is
+    ``Interaction(k) - Potential(lambda x: other.convolve(k, x))``.
+
     The first variation of the lifted functional is :math:`r^2 (F'(x) + \lambda)`, or
     :math:`r|r|\,F'(x) + \lambda r^2`.
 
@@ -49,7 +67,11 @@ class Lifted(Functional):
     Raises
     ------
     ValueError
-        If `total_variation` is negative; from `value`, if points have one coordinate.
+        If `total_variation` is negative; from `value`, if points have one coordinate,
+        or if `ConicParticles` have a root below 0 and `signed` is False.
+    Unsupported
+        If F is, or holds, a distance to a measure of the library: `SquaredDistanceTo`,
+        `SinkhornDivergenceTo`, `SlicedWassersteinTo`, `MMDTo`, `EnergyDistanceTo`.
 
     Examples
     --------
@@ -68,6 +90,16 @@ class Lifted(Functional):
         signed: bool = False,
     ) -> None:
         check_functional(functional)
+        for _, term in functional.terms():
+            if isinstance(term, _OF_EQUAL_MASSES):
+                msg = (
+                    f"F = {functional!r:.80} holds a distance of probabilities, and "
+                    f"the mass of a lifted measure is free; take a functional of any "
+                    f"mass: up to a constant Interaction(k) - Potential(lambda x: "
+                    f"nu.convolve(k, x)) is half the squared kernel norm of the "
+                    f"difference from nu"
+                )
+                raise Unsupported(msg)
         self.functional = functional
         self.total_variation = positive(
             total_variation, "total_variation", or_zero=True
@@ -103,7 +135,27 @@ class Lifted(Functional):
         place = mu.points[:, 1:]
         return Particles(place).with_free_atoms(place, mu.weights * squares)
 
+    def _check_signs(self, mu: Measure) -> None:
+        """Raise ValueError if the measure has masses of a sign that F does not see."""
+        if self.signed or not isinstance(mu, ConicParticles):
+            return
+        if bool((mu.points[:, 0] < 0).any()):
+            msg = (
+                "the measure has negative masses, which would count as positive ones; "
+                "take Lifted(F, ..., signed=True), or start from positive masses"
+            )
+            raise ValueError(msg)
+
+    def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        self._check_signs(mu)
+        return super().value_and_velocity(mu)
+
+    def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
+        self._check_signs(mu)
+        return super().first_variation(mu, x)
+
     def value(self, mu: Measure) -> Tensor:
+        self._check_signs(mu)
         value = self.functional.value(self.projected(mu))
         if not self.total_variation:
             return value
