@@ -196,7 +196,7 @@ class TangentProximal(ProximalSolver[M]):
 
 
 def _kink(objective: Objective[Any]) -> dict[str, str]:
-    """Return why a descent stalled; the cure is a map of a potential, if there is one."""
+    """Return why a descent stalled; the cure is a map of a potential, if any."""
     if isinstance(objective.source, Particles):
         maps = split_maps(objective.functional)[0]
         if len(maps) == 1:
