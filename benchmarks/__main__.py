@@ -23,6 +23,7 @@ from benchmarks import (
     noise,
     ornstein_uhlenbeck,
     pairs,
+    population,
     quantiles,
     reaction,
     risk,
@@ -33,6 +34,7 @@ from benchmarks.timing import show
 MODULES = (
     risk,
     reaction,
+    population,
     pairs,
     loop,
     calls,

@@ -47,6 +47,10 @@ def conic(*rows):
     return ConicParticles(torch.tensor(rows, dtype=F64))
 
 
+def _parts(law):
+    return law.points, law.weights
+
+
 FLAT = of.Potential(lambda x: x[:, 0])
 X2 = torch.tensor([[0.0], [1.0]], dtype=F64)
 
@@ -72,7 +76,7 @@ CASES: dict[str, Case] = {
     ),
     "jumps without atoms": (
         Unsupported,
-        r"replaces atoms, and GridDensity has none; leave jumps out, or start from",
+        r"replaces atoms of Particles, .* is GridDensity.*; leave jumps out, or start",
         lambda: go(of.BirthDeath(jumps=True), grid()),
         [
             lambda: go(of.BirthDeath(), grid()),
@@ -84,7 +88,7 @@ CASES: dict[str, Case] = {
     ),
     "births without atoms": (
         Unsupported,
-        r"BirthDeath\(\.\.\., prior=\.\.\.\) replaces atoms, and Quantiles has none",
+        r"BirthDeath\(\.\.\., prior=\.\.\.\) replaces atoms .* is Quantiles",
         lambda: go(of.BirthDeath(prior=BELL), CELLS),
         [
             lambda: go(
@@ -114,7 +118,7 @@ CASES: dict[str, Case] = {
                 of.BirthDeath(
                     prior=of.Gaussian(torch.zeros(2).double(), torch.eye(2).double())
                 ),
-                of.Particles(torch.ones(3, 2).double()),
+                of.Particles(torch.eye(2).double()),
             )
         ],
     ),
@@ -152,6 +156,22 @@ CASES: dict[str, Case] = {
             )
         ],
     ),
+    "a mixture of two metrics": (
+        ValueError,
+        r"mix the laws, mu\.law\.mix\(nu\.law, share\), and give the result its own",
+        lambda: conic([1.0, 0.0]).mix(
+            ConicParticles.of_masses(X2, X2[:, 0] + 1, alpha=0.1), 0.5
+        ),
+        [
+            lambda: ConicParticles(
+                *_parts(
+                    conic([1.0, 0.0]).law.mix(
+                        ConicParticles.of_masses(X2, X2[:, 0] + 1, alpha=0.1).law, 0.5
+                    )
+                )
+            )
+        ],
+    ),
     "noise in roots": (
         Unsupported,
         r"noise would change the signs of roots; take mu\.law, of Particles",
@@ -163,6 +183,26 @@ CASES: dict[str, Case] = {
         "a sum of Diracs is singular; internal energies need a density, as GridDensity",
         lambda: conic([1.0, 0.0]).density(),
         [lambda: grid().density()],
+    ),
+    "a distance of probabilities between free masses": (
+        Unsupported,
+        r"take a Risk, or half .* by its terms, Interaction\(k\) \+ Potential\(V\)",
+        lambda: Lifted(of.MMDTo(X2, of.kernels.Gaussian(1.0))),
+        [
+            lambda: Lifted(
+                of.Interaction(of.kernels.Gaussian(1.0))
+                + of.Potential(
+                    lambda x: -of.kernels.Gaussian(1.0)(x[:, None] - X2).mean(1)
+                )
+            ).value(ConicParticles.of_masses(X2, X2[:, 0] + 1)),
+            lambda: Lifted(
+                of.meanfield.Risk(
+                    of.meanfield.CustomLayer(lambda X, x: torch.tanh(X @ x.T)),
+                    X2,
+                    X2[:, 0],
+                )
+            ).value(ConicParticles.of_masses(X2, X2[:, 0] + 1)),
+        ],
     ),
     "a lifted functional of places alone": (
         ValueError,

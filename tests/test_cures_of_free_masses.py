@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.errors import Unsupported
 from otflow.functionals import Lifted
 from otflow.kernels import Gaussian
 from otflow.measures import ConicParticles
@@ -20,13 +19,6 @@ PLACES = torch.linspace(-1.0, 1.0, 6, dtype=F64)[:, None]
 MASSES = torch.tensor([0.2, 0.9, 0.4, 0.1, 1.3, 0.6], dtype=F64)
 PAIRS = of.Interaction(K)
 NORM = PAIRS - of.Potential(lambda x: NU.convolve(K, x))
-DISTANCES = (
-    of.MMDTo(NU, K),
-    of.EnergyDistanceTo(NU),
-    of.SquaredDistanceTo(NU),
-    of.SinkhornDivergenceTo(NU, 0.1),
-    of.SlicedWassersteinTo(NU),
-)
 
 
 def conic(*, signs=1.0):
@@ -40,12 +32,6 @@ def go(F, mu, scheme=None):
 MIXED = torch.tensor([1.0, 1.0, -1.0, 1.0, 1.0, 1.0], dtype=F64)
 
 CASES: dict[str, Case] = {
-    "a distance of probabilities": (
-        Unsupported,
-        r"take a functional of any mass: .* Interaction\(k\) - Potential",
-        lambda: Lifted(PAIRS + 2 * of.MMDTo(NU, K)),
-        [lambda: go(Lifted(PAIRS + 2 * NORM), conic())],
-    ),
     "negative masses that would count as positive": (
         ValueError,
         r"take Lifted\(F, \.\.\., signed=True\), or start from positive masses",
@@ -63,14 +49,7 @@ def test_the_cure_works(case):
     check_cures(case)
 
 
-@pytest.mark.parametrize("F", DISTANCES, ids=lambda F: type(F).__name__)
-def test_no_distance_of_probabilities_is_lifted(F):
-    for whole in (F, PAIRS - 0.5 * F):
-        with pytest.raises(Unsupported, match="distance of probabilities"):
-            Lifted(whole)
-
-
-def test_the_cure_of_a_kernel_distance_is_its_square_up_to_a_constant():
+def test_a_kernel_distance_by_its_terms_is_its_square_up_to_a_constant():
     """Against sums over all pairs, for two measures of different masses."""
 
     def gram(x, y):

@@ -167,6 +167,12 @@ CASES: dict[str, Case] = {
         lambda: chaos(reference=4),
         [lambda: chaos(reference=5)],
     ),
+    "a distance to more particles than there are": (
+        ValueError,
+        r"take a larger reference, or transport=8",
+        lambda: chaos(transport=9),
+        [lambda: chaos(reference=9, transport=9), lambda: chaos(transport=8)],
+    ),
     "an observable that is a number": (
         InvalidFunctional,
         r"for a Risk risk\.outputs is one",
@@ -178,6 +184,12 @@ CASES: dict[str, Case] = {
         r"record them with every=1",
         lambda: along(0, 1),
         [lambda: along(2, 1)],
+    ),
+    "a path with gaps": (
+        ValueError,
+        r"the measure of every step.*record them with every=1",
+        lambda: along(4, 2),
+        [lambda: along(4, 1)],
     ),
     "a neuron of outer weights": (
         ValueError,

@@ -165,9 +165,9 @@ def propagation_of_chaos(
         Number of independent systems of each size, at least 2.
     transport : int, optional
         If given, also compute :math:`W_2` between the systems and so many particles of
-        the reference. It falls more slowly than the other errors: for N samples of a
-        law :math:`E W_2^2` is bounded by :math:`N^{-1/2}` in dimension p < 4, and by
-        :math:`N^{-2/p}` for p > 4 :cite:p:`fournier2015rate`.
+        the reference, at most all. It falls more slowly than the other errors: for N
+        samples of a law :math:`E W_2^2` is bounded by :math:`N^{-1/2}` in dimension p <
+        4, and by :math:`N^{-2/p}` for p > 4 :cite:p:`fournier2015rate`.
     generator : int or torch.Generator, optional
         Seed or source of randomness. A seed makes a generator on the device of the
         measure `initial`, and on the CPU for a function.
@@ -213,6 +213,12 @@ def propagation_of_chaos(
     runs = non_negative_int(runs, "runs", minimum=2)
     if transport is not None:
         transport = non_negative_int(transport, "transport", minimum=1)
+        if transport > reference:
+            msg = (
+                f"transport = {transport} particles of the limit, which has reference "
+                f"= {reference}; take a larger reference, or transport={reference}"
+            )
+            raise ValueError(msg)
     for function, name in ((observable, "observable"), (pair, "pair")):
         if function is not None:
             check_function(function, f"{name} must be a function")
@@ -282,7 +288,8 @@ def mckean_vlasov(
     Raises
     ------
     ValueError
-        If the path has fewer than two snapshots.
+        If the path has fewer than two snapshots, or if one of a step is missing: the
+        particles would take longer steps than the path did.
 
     Notes
     -----
@@ -302,10 +309,11 @@ def mckean_vlasov(
     check_kind(path, Trajectory, "path")
     check_kind(initial, Particles, "initial")
     heat, rest = split_heat(F)
-    if len(path.snapshots) < 2:
+    made = path.snapshot_steps
+    if len(made) < 2 or bool((made.diff() != 1).any()):
         msg = (
-            f"a path needs two snapshots or more, got {len(path.snapshots)}; record "
-            f"them with every=1"
+            f"a path needs the measure of every step, and of two or more, got those "
+            f"after {made.tolist()!s:.60} steps; record them with every=1"
         )
         raise ValueError(msg)
     stream = seed_and_stream(generator, initial.points.device)[1]

@@ -8,7 +8,13 @@ import torch
 
 from otflow.analysis.certificates import energy_dissipation
 from otflow.analysis.findings import Finding, Verdict
-from otflow.analysis.run_steps import inserts_atoms, is_random, is_smoothed, may_rise
+from otflow.analysis.run_steps import (
+    inserts_atoms,
+    is_random,
+    is_smoothed,
+    may_rise,
+    reacts,
+)
 from otflow.errors import NonFinite, Unsupported
 from otflow.functionals.base import Functional
 from otflow.measures import Measure, Particles
@@ -24,6 +30,7 @@ OTHERS = (
     (is_smoothed, "the identity is one of the velocity of F, and steps smoothed it"),
     (inserts_atoms, "the identity is one of transport alone, and atoms were new"),
     (may_rise, "the identity is one of gradient flows, and the steps are others"),
+    (reacts, "the identity is one of transport alone, and masses changed by reaction"),
 )
 # Runs that ended as was asked.
 ENDED = ("finished", "stopped", "running")

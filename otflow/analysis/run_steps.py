@@ -21,6 +21,7 @@ __all__ = [
     "may_rise",
     "parts_of",
     "prescribed",
+    "reacts",
     "steps_of",
 ]
 
@@ -131,7 +132,15 @@ def is_random(report: Certificate, *words: str) -> bool:
             entries.discard("temperature")
         if not entries.isdisjoint(words or RANDOM):
             return True
+        # Which atoms jump and are born is drawn. On a grid the share of births is not.
+        if not words and reacts(leaf) and isinstance(leaf.entries.get("born"), int):
+            return bool(leaf.entries["born"])
     return False
+
+
+def reacts(report: Certificate) -> bool:
+    """Return whether a step moves mass from place to place, as birth and death do."""
+    return any("effective_size" in leaf.entries for leaf in parts_of(report))
 
 
 def lowers_another(report: Certificate) -> bool:

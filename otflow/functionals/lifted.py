@@ -8,18 +8,18 @@ from torch import Tensor
 from otflow._typing import ArrayLike
 from otflow._validation import positive, true_or_false
 from otflow.errors import Unsupported
-from otflow.functionals.base import Functional, check_functional
-from otflow.functionals.discrepancy import Attraction
+from otflow.functionals.base import Functional, Scaled, Sum, check_functional
+from otflow.functionals.discrepancy import EnergyDistanceTo, MMDTo
 from otflow.functionals.sliced import SlicedWassersteinTo
 from otflow.functionals.transport import SinkhornDivergenceTo, SquaredDistanceTo
 from otflow.measures import ConicParticles, Measure, Particles
 
 __all__ = ["Lifted"]
 
-# Distances between probabilities use that both masses are 1. An attraction is a part of
-# MMDTo and EnergyDistanceTo: its potential holds the constant of the target.
-_OF_EQUAL_MASSES = (
-    Attraction,
+# Distances between probabilities: at other masses their values are not distances.
+OF_PROBABILITIES = (
+    EnergyDistanceTo,
+    MMDTo,
     SinkhornDivergenceTo,
     SlicedWassersteinTo,
     SquaredDistanceTo,
@@ -38,12 +38,9 @@ class Lifted(Functional):
     So :math:`\nu` has free mass, and :math:`|\nu|` is its total variation, or an upper
     bound of it where masses of both signs lie at one place. F is stated once, for
     measures on space :cite:p:`chizat2022sparse`. Its value must make sense for atoms of
-    any masses, as that of a `Potential`, an `Interaction` or a mean-field `Risk` does.
-    A distance to a measure compares probabilities, and raises. Up to a constant half
-    the squared kernel norm of the difference from another measure, of any masses, is
-    ``Interaction(k) - Potential(lambda x: other.convolve(k, x))``.
-
-    The first variation of the lifted functional is :math:`r^2 (F'(x) + \lambda)`, or
+    any masses, as that of a `Potential`, an `Interaction` or a mean-field `Risk` does:
+    a constant that changes nothing among probabilities is here a price of mass. The
+    first variation of the lifted functional is :math:`r^2 (F'(x) + \lambda)`, or
     :math:`r|r|\,F'(x) + \lambda r^2`.
 
     On `otflow.measures.ConicParticles` the flow is the unbalanced one, with mobilities
@@ -66,12 +63,11 @@ class Lifted(Functional):
 
     Raises
     ------
+    Unsupported
+        If F holds a distance between probabilities, as `MMDTo`.
     ValueError
         If `total_variation` is negative; from `value`, if points have one coordinate,
         or if `ConicParticles` have a root below 0 and `signed` is False.
-    Unsupported
-        If F is, or holds, a distance to a measure of the library: `SquaredDistanceTo`,
-        `SinkhornDivergenceTo`, `SlicedWassersteinTo`, `MMDTo`, `EnergyDistanceTo`.
 
     Examples
     --------
@@ -90,16 +86,14 @@ class Lifted(Functional):
         signed: bool = False,
     ) -> None:
         check_functional(functional)
-        for _, term in functional.terms():
-            if isinstance(term, _OF_EQUAL_MASSES):
-                msg = (
-                    f"F = {functional!r:.80} holds a distance of probabilities, and "
-                    f"the mass of a lifted measure is free; take a functional of any "
-                    f"mass: up to a constant Interaction(k) - Potential(lambda x: "
-                    f"nu.convolve(k, x)) is half the squared kernel norm of the "
-                    f"difference from nu"
-                )
-                raise Unsupported(msg)
+        if (distance := _distance_in(functional)) is not None:
+            msg = (
+                f"{distance!r} is a distance between probabilities, and a lifted "
+                f"functional takes measures of any mass; take a Risk, or half a "
+                f"squared kernel distance by its terms, Interaction(k) + Potential(V) "
+                f"with V(x) the integral of -k(x - y) over the target"
+            )
+            raise Unsupported(msg)
         self.functional = functional
         self.total_variation = positive(
             total_variation, "total_variation", or_zero=True
@@ -170,3 +164,13 @@ class Lifted(Functional):
         more = f", {self.total_variation:g}" if self.total_variation else ""
         sign = ", signed=True" if self.signed else ""
         return f"Lifted({self.functional!r}{more}{sign})"
+
+
+def _distance_in(F: Functional) -> Functional | None:
+    """Return a distance between probabilities of which F is made, or None."""
+    if isinstance(F, OF_PROBABILITIES):
+        return F
+    inner = F.parts if isinstance(F, Sum) else ()
+    if isinstance(F, Scaled):
+        inner = (F.functional,)
+    return next((d for part in inner if (d := _distance_in(part)) is not None), None)

@@ -19,6 +19,8 @@ __all__ = ["INPUTS", "ClosedKernel", "closed_kernel"]
 
 INPUTS: Final = ("gaussian", "sphere")
 TURN: Final = 2.0 * math.pi
+# The cosine beyond which an angle is found by differences of directions.
+NEARLY_PARALLEL: Final = 0.9
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ class Relu(ClosedKernel):
         scale = TURN * self.divisor
         value = p[:, None] * q * (sine + rest * cosine) / scale
         # The slope of relu at 0 is 0, and so is that of the kernel at w = 0.
-        zero = p == 0
-        alpha = (rest / scale).masked_fill_(zero[:, None], 0.0)
-        inverse = (1.0 / p).masked_fill(zero, 0.0)
+        alpha = (rest / scale).masked_fill_((p == 0)[:, None], 0.0)
+        inverse = 1.0 / p
+        inverse = inverse.masked_fill(torch.isinf(inverse), 0.0)
         return value, alpha, inverse[:, None] * q * sine / scale
 
 
@@ -74,24 +76,30 @@ class Step(ClosedKernel):
     r""":math:`(\pi - t)/2\pi`, t the angle; 0 if a weight vanishes.
 
     Its slope in w is :math:`(\hat u - \cos t\,\hat w)/(2\pi|w|\sin t)`. It jumps at t =
-    0 and at t = pi, where the mean of all directions stands for it, which is 0.
+    0 and at t = pi, where the mean of all directions stands for it, which is 0. Up to
+    the round-off of a direction, 8 eps, the slope counts as 0 beside them as well.
     """
 
     def matrix(self, w: Tensor, u: Tensor) -> Tensor:
         (p, v), (q, z) = _polar(w), _polar(u)
         cosine = v @ z.T
-        angle = torch.atan2(_sine(cosine), cosine)
-        angle = with_value(angle, _angle(v.detach(), z.detach())[0])
+        exact, sine = _angle(v.detach(), z.detach(), cosine.detach())
+        # The root of 1 - cos^2 loses the digits of a small sine, and its slope too.
+        inside = ~_at_corner(sine)
+        square = with_value(1.0 - cosine.square(), sine.square())
+        root = torch.where(inside, square, torch.ones_like(square)).sqrt()
+        root = torch.where(inside, root, torch.zeros_like(root))
+        angle = with_value(torch.atan2(root, cosine), exact)
         alive = (p[:, None] > 0) & (q > 0)
         return torch.where(alive, (math.pi - angle) / TURN, torch.zeros_like(angle))
 
     def with_slopes(self, w: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (p, v), (q, z) = _polar(w), _polar(u)
         cosine = v @ z.T
-        angle, sine = _angle(v, z)
+        angle, sine = _angle(v, z, cosine)
         dead = (p[:, None] == 0) | (q == 0)
         value = ((math.pi - angle) / TURN).masked_fill_(dead, 0.0)
-        corner = dead | (sine == 0)
+        corner = dead | _at_corner(sine)
         over = (1.0 / (TURN * p[:, None] * sine)).masked_fill_(corner, 0.0)
         alpha = (over / q).masked_fill_(corner, 0.0)
         beta = (-over * cosine / p[:, None]).masked_fill_(corner, 0.0)
@@ -150,9 +158,16 @@ def closed_kernel(unit: str, inputs: str, d: int) -> ClosedKernel:
 
 
 def _polar(w: Tensor) -> tuple[Tensor, Tensor]:
-    """Return lengths and directions of rows; the direction of 0 is 0."""
-    lengths = torch.linalg.vector_norm(w, dim=1)
-    return lengths, w / lengths.masked_fill(lengths == 0, 1.0)[:, None]
+    """Return lengths and directions of rows; the direction of 0 is 0.
+
+    The squares of a row may underflow where the row does not.
+    """
+    largest = w.detach().abs().amax(1)
+    unit = largest.masked_fill(largest == 0, 1.0)
+    scaled = w / unit[:, None]
+    lengths = torch.linalg.vector_norm(scaled, dim=1)
+    directions = scaled / lengths.masked_fill(lengths == 0, 1.0)[:, None]
+    return lengths * unit, directions
 
 
 def _sine(cosine: Tensor) -> Tensor:
@@ -167,15 +182,32 @@ def _sine(cosine: Tensor) -> Tensor:
     return torch.where(inside, root, torch.zeros_like(root))
 
 
-def _angle(v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return angles of directions and their sines by Kahan's formula, without graph.
+def _angle(v: Tensor, z: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
+    """Return angles of directions (M, d) and (N, d), and their sines, without graph.
 
-    Near 1 or -1 the arccosine loses half of its digits.
+    Near 1 or -1 the arccosine loses half of its digits. There Kahan's formula, by the
+    lengths of the difference and of the sum, loses none.
     """
-    mode = "donot_use_mm_for_euclid_dist"
-    apart = torch.cdist(v, z, compute_mode=mode)
-    across = torch.cdist(v, -z, compute_mode=mode)
-    return 2.0 * torch.atan2(apart, across), 0.5 * apart * across
+    near = cosine.abs() > NEARLY_PARALLEL
+    i, j = near.nonzero(as_tuple=True)
+    if len(i) * v.shape[1] > cosine.numel():  # the pairs would fill more than a matrix
+        mode = "donot_use_mm_for_euclid_dist"
+        apart = torch.cdist(v, z, compute_mode=mode)
+        across = torch.cdist(v, -z, compute_mode=mode)
+        return 2.0 * torch.atan2(apart, across), 0.5 * apart * across
+    sine = (1.0 - cosine.square()).clamp_(min=0).sqrt_()
+    angle = torch.atan2(sine, cosine)
+    a, b = v[i], z[j]
+    apart = torch.linalg.vector_norm(a - b, dim=1)
+    across = torch.linalg.vector_norm(a + b, dim=1)
+    angle[i, j] = 2.0 * torch.atan2(apart, across)
+    sine[i, j] = 0.5 * apart * across
+    return angle, sine
+
+
+def _at_corner(sine: Tensor) -> Tensor:
+    """Return where directions are parallel up to round-off."""
+    return sine <= 8 * torch.finfo(sine.dtype).eps
 
 
 def _determinant(w: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -181,8 +181,10 @@ def from_loader(loader: DataLoader[Any]) -> Draw:
     Raises
     ------
     Unsupported
-        If the data set has no length, or if the loader has a sampler of its own, whose
-        law is not known.
+        If the data set has no length, or if the loader has a sampler of its own, or one
+        of other data, whose law is not known.
+    ValueError
+        If the data set is empty.
 
     Examples
     --------
@@ -195,15 +197,24 @@ def from_loader(loader: DataLoader[Any]) -> Draw:
     [(10, 1), (10,)]
     """
     check_kind(loader, DataLoader, "loader")
-    if isinstance(loader.dataset, IterableDataset):
+    data: Any = loader.dataset
+    if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         msg = (
-            "batches are drawn by their indices, and an IterableDataset has none; "
-            "give OnlineRisk a function of a generator that returns (X, y)"
+            f"batches are drawn by their indices, and {type(data).__name__} has no "
+            f"length; give OnlineRisk a function of a generator that returns (X, y)"
         )
         raise Unsupported(msg)
-    plain = type(loader.sampler) in (RandomSampler, SequentialSampler)
+    size = len(data)
+    sampler: Any = loader.sampler
+    if not size:
+        msg = "the data set of the loader is empty, and has no sample to draw"
+        raise ValueError(msg)
+    # A sampler of other data draws from a part of these, or beyond them.
+    plain = type(sampler) in (RandomSampler, SequentialSampler) and (
+        len(sampler.data_source) == size
+    )
     if loader.batch_size is None or not plain:
-        kind = type(loader.sampler if loader.batch_size else loader.batch_sampler)
+        kind = type(sampler if loader.batch_size else loader.batch_sampler)
         msg = (
             f"the batches of {kind.__name__} have a law that is not known; take a "
             f"DataLoader(data, batch_size=..., shuffle=True), or give OnlineRisk a "

@@ -52,15 +52,36 @@ class _KernelEnergy(Functional):
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
         if not isinstance(mu, Particles) or records(mu.points, mu.weights):
             return super().value_and_velocity(mu)
+        return self._all_at_once(mu)[:2]
+
+    def value_and_first_variation(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        if not isinstance(mu, Particles) or records(mu.points, mu.weights):
+            return super().value_and_first_variation(mu)
         self._check(mu.points, mu)
-        theta = mu.points
-        outputs, slopes = self._field(mu, theta, slopes=True)
-        value = 0.5 * ((mu.weights * theta[:, 0]) @ outputs)
+        outputs = self._field(mu, mu.points)[0]
+        return self._value(mu, outputs), mu.points[:, 0] * outputs
+
+    def value_and_derivatives(self, mu: Measure) -> tuple[Tensor, Tensor, Tensor]:
+        if not isinstance(mu, Particles) or records(mu.points, mu.weights):
+            return super().value_and_derivatives(mu)
+        return self._all_at_once(mu)
+
+    def _all_at_once(self, mu: Particles) -> tuple[Tensor, Tensor, Tensor]:
+        """Return value, velocity and first variation by one visit of the pairs."""
+        self._check(mu.points, mu)
+        outer = mu.points[:, 0]
+        outputs, slopes = self._field(mu, mu.points, slopes=True)
+        velocity = -torch.cat([outputs[:, None], outer[:, None] * slopes], dim=1)
+        return self._value(mu, outputs), velocity, outer * outputs
+
+    def _value(self, mu: Particles, outputs: Tensor) -> Tensor:
+        """Return the value from the integral of a' k(w, w') at the neurons."""
+        value = 0.5 * ((mu.weights * mu.points[:, 0]) @ outputs)
         if self.teacher is not None:
             fixed = self.teacher
             own = self._field(mu, fixed.points)[0]
             value = value - 0.5 * ((fixed.weights * fixed.points[:, 0]) @ own)
-        return value, -torch.cat([outputs[:, None], theta[:, :1] * slopes], dim=1)
+        return value
 
     def _velocity_at(self, mu: Measure, x: Tensor) -> Tensor:
         if not isinstance(mu, Particles) or records(mu.points, mu.weights, x):

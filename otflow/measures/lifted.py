@@ -281,6 +281,13 @@ class ConicParticles(Measure):
         return self.law.sample(n, generator)
 
     def _mixture(self, other: Self, share: float) -> Self:
+        if (self.alpha, self.beta) != (other.alpha, other.beta):
+            msg = (
+                f"the measures have the mobilities {self.alpha:g}, {self.beta:g} and "
+                f"{other.alpha:g}, {other.beta:g}, and a mixture has one metric; mix "
+                f"the laws, mu.law.mix(nu.law, share), and give the result its own"
+            )
+            raise ValueError(msg)
         law = self.law.mix(other.law, share)
         return self._changed(
             points=law.points, weights=law.weights, is_uniform=law.is_uniform

@@ -51,7 +51,8 @@ class BirthDeath(Scheme):
     to an atom drawn by mass. An atom with :math:`F' < \bar F'` is cloned with
     probability :math:`1 - e^{-\alpha\,dt\,n w_i(\bar F' - F')}`: the clone takes the
     place and the mass of an atom that is drawn uniformly. The mean measure is that of
-    the masses above, to first order in dt.
+    the masses above, to first order in dt. An atom jumps once a step at most, so that
+    long steps are slower than the equation.
 
     Neither leaves the support. A `prior` :math:`\pi` does: atoms are born where they
     lower F,
@@ -242,8 +243,8 @@ class BirthDeath(Scheme):
         ):
             what = "jumps" if self.jumps else "prior"
             msg = (
-                f"BirthDeath(..., {what}=...) replaces atoms, and "
-                f"{type(mu).__name__} has none; leave {what} out, or start from "
+                f"BirthDeath(..., {what}=...) replaces atoms of Particles, and the "
+                f"measure is {mu!r}; leave {what} out, or start from "
                 f"Particles(mu.sample(n, generator))"
             )
             raise Unsupported(msg)
@@ -299,9 +300,10 @@ class BirthDeath(Scheme):
     def _masses(self, mu: Measure) -> Tensor:
         """Return the masses of the places of a measure."""
         masses = mu.weights.detach()
-        if not self.jumps:
+        if not isinstance(mu, Particles):
             return masses
-        place = places(mu.points)
+        # Clones, and draws of a prior of atoms, share places.
+        place = places(mu.points.detach())
         return masses.new_zeros(mu.n).index_add(0, place, masses)
 
     def _largest(self, mu: Measure) -> float:
@@ -310,4 +312,4 @@ class BirthDeath(Scheme):
     def __repr__(self) -> str:
         jumps = ", jumps=True" if self.jumps else ""
         prior = "" if self.prior is None else f", prior={self.prior!r}"
-        return f"BirthDeath(rate={self.rate!r}{jumps}{prior})"
+        return f"{type(self).__name__}(rate={self.rate!r}{jumps}{prior})"

@@ -45,7 +45,8 @@ class Chain(Scheme):
     -----
     ``ExplicitEuler()`` directly before `BirthDeath` shares one pass of F with it on
     particles: both read the derivatives of F before the transport. So they act side by
-    side. Every other scheme reads F where the scheme before it has ended.
+    side, as do subclasses that leave the steps as they are. Every other scheme reads F
+    where the scheme before it has ended.
 
     If the first scheme takes less time than dt, the others take the same time.
     ``info["parts"]`` holds the report of each scheme. ``info["converged"]`` says

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from otflow._claims import changed
 from otflow.functionals import Functional
 from otflow.measures import Measure, Particles
 from otflow.schemes.base import Scheme, Step
@@ -14,6 +15,9 @@ from otflow.schemes.birth_death import BirthDeath
 from otflow.schemes.euler import ExplicitEuler
 
 __all__ = ["by_one_pass", "share_a_pass"]
+
+# What a subclass may define without a change of its steps.
+HARMLESS = frozenset(("order", "effects"))
 
 
 def share_a_pass(pair: Sequence[Scheme], mu: Measure) -> bool:
@@ -32,12 +36,21 @@ def share_a_pass(pair: Sequence[Scheme], mu: Measure) -> bool:
         True for explicit Euler steps without backtracking before birth and death, on
         particles.
     """
-    # A subclass may read F anywhere.
     return (
-        [type(scheme) for scheme in pair] == [ExplicitEuler, BirthDeath]
+        isinstance(mu, Particles)
+        and len(pair) == 2
+        and _steps_as(pair[0], ExplicitEuler)
+        and _steps_as(pair[1], BirthDeath)
         and not pair[0].backtracking  # type: ignore[attr-defined]
-        and isinstance(mu, Particles)
     )
+
+
+def _steps_as(scheme: Scheme, kind: type[Scheme]) -> bool:
+    """Return whether a scheme is of a kind, or a subclass with the same steps.
+
+    A subclass that changes a step may read F anywhere.
+    """
+    return isinstance(scheme, kind) and changed(type(scheme), kind, HARMLESS) is None
 
 
 def by_one_pass(

@@ -177,6 +177,40 @@ def test_nothing_is_proved_of_what_has_no_proof(name):
         assert "unknown convexity" in report["time error"].text
 
 
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        of.BirthDeath(200.0, jumps=True),
+        of.BirthDeath(
+            200.0, prior=of.Gaussian(torch.zeros(1).to(F64), torch.eye(1).to(F64))
+        ),
+    ],
+)
+def test_a_rise_by_jumps_or_births_is_one_of_chance(scheme):
+    mu = of.Particles(torch.linspace(-2, 2, 12, dtype=F64)[:, None])
+    F = of.MMDTo(of.Particles(mu.points + 0.1), of.kernels.Gaussian(0.3))
+    trajectory = of.flow(F, mu, scheme, dt=0.05, steps=30, generator=0)
+    assert float(trajectory.records["energy"].diff().max()) > 0.01
+    report = certify(trajectory, F)
+    assert not report.failed, report.failed
+    assert "a random step may raise" in report["energy"].text
+    assert report["dissipation"].verdict == "unknown"
+    assert "the identity is one of" in report["dissipation"].text
+
+
+def test_reaction_on_a_grid_is_no_transport():
+    rho = of.GridDensity.from_function(
+        lambda x: torch.exp(-x.square().sum(-1)), lower=-4.0, upper=4.0, shape=(40,)
+    )
+    F = of.Potential(lambda x: (x[:, 0] - 1).square())
+    for scheme in (of.BirthDeath(), of.BirthDeath(prior=rho)):
+        trajectory = of.flow(F, rho, scheme, dt=0.05, steps=5)
+        report = certify(trajectory, F)
+        assert report["dissipation"].verdict == "unknown"
+        assert "masses changed by reaction" in report["dissipation"].text
+        assert report["energy"].verdict == "observed"
+
+
 def test_an_adaptive_flow_is_proved_step_by_step():
     scheme = of.schemes.Adaptive(of.JKO(), tolerance=1e-2)
     trajectory = run(SPRING, MU, scheme)

@@ -195,6 +195,7 @@ def test_a_linear_model_has_the_law_solved_by_hand():
         ({"sizes": [1]}, ValueError, r"sizes\[0\] must be"),
         ({"sizes": []}, ValueError, "one number or more"),
         ({"runs": 1}, ValueError, "runs must be"),
+        ({"transport": 17}, ValueError, "or transport=16"),
         ({"time": -1.0}, ValueError, "time must be"),
         ({"steps": 0}, ValueError, "steps must be"),
         ({"observable": lambda _: 1.0}, of.errors.InvalidFunctional, "risk.outputs"),
@@ -214,6 +215,15 @@ def test_bad_input_raises(change, error, words):
     }
     with pytest.raises(error, match=words):
         chaos(**arguments)
+
+
+def test_a_path_with_gaps_raises():
+    """Steps over the gaps would be longer than those of the path, and unseen."""
+    mu = of.Particles(normal(3, 1))
+    for options in ({"every": 2}, {"every": 3}):
+        run = of.flow(ATTRACTION, mu, of.ExplicitEuler(), dt=0.1, steps=4, **options)
+        with pytest.raises(ValueError, match=r"measure of every step.*every=1"):
+            mckean_vlasov(ATTRACTION, run, mu)
 
 
 def test_a_path_of_one_measure_raises():

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.utils.data import (
     DataLoader,
+    Dataset,
     IterableDataset,
     RandomSampler,
+    SequentialSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
@@ -125,6 +127,11 @@ def test_a_data_set_that_changes_its_size_raises():
         risk.resample(seeded())
 
 
+class Endless(Dataset):
+    def __getitem__(self, k):
+        return DATA[k % 20]
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(DATA)
@@ -136,6 +143,10 @@ class Stream(IterableDataset):
         DataLoader(Stream(), batch_size=5),
         DataLoader(DATA, batch_size=None),
         DataLoader(DATA, sampler=WeightedRandomSampler([1.0] * 20, 5)),
+        # A part of the data, and more than there are.
+        DataLoader(DATA, batch_size=5, sampler=SequentialSampler(range(7))),
+        DataLoader(DATA, batch_size=5, sampler=RandomSampler(range(30))),
+        DataLoader(Endless(), batch_size=5, sampler=SequentialSampler(range(7))),
     ],
 )
 def test_loaders_without_a_known_law_raise(loader):
@@ -154,6 +165,11 @@ def test_loaders_without_a_known_law_raise(loader):
 def test_bad_input_raises(arguments, error, words):
     with pytest.raises(error, match=words):
         OnlineRisk(*arguments)
+
+
+def test_a_data_set_without_samples_raises():
+    with pytest.raises(ValueError, match="has no sample to draw"):
+        from_loader(DataLoader(TensorDataset(*DATA[:0]), batch_size=5))
 
 
 def test_a_draw_that_is_no_pair_raises():

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.meanfield import population
+from otflow.meanfield import closed_kernels, population
 from otflow.meanfield.closed_kernels import closed_kernel
+from otflow.meanfield.network import block_rows
 from otflow.testing import clouds
 from otflow.testing.clouds import normal
 from otflow.testing.differences import derivative
@@ -168,6 +169,82 @@ def test_a_zero_weight_is_finite(law):
     value, velocity = F.value_and_velocity(mu)
     close(value, F.value(mu))
     close(velocity, -mu.position_gradient(F.value), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "angles"),
+    [(F64, (1e-2, 1e-6, 1e-9, 1e-12)), (torch.float32, (1e-2, 5e-4, 1e-4, 1e-5))],
+)
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_the_slope_of_the_step_keeps_its_length_beside_the_corner(dtype, angles, side):
+    """It is the unit vector across w over 2 pi |w|, at every angle but 0 and pi."""
+    k, eps = closed_kernel("step", "gaussian", 2), torch.finfo(dtype).eps
+    for t in angles:
+        w = torch.tensor([[3.0, 0.0]], dtype=dtype, requires_grad=True)
+        u = side * torch.tensor([[1.0, t]], dtype=dtype)
+        wanted = side * torch.tensor([[0.0, 1.0]], dtype=dtype) / (2 * math.pi * 3)
+        (slope,) = torch.autograd.grad(k.matrix(w, u).sum(), w)
+        _, alpha, beta = k.with_slopes(w.detach(), u)
+        for found in (slope, alpha * u + beta * w.detach()):
+            close(found, wanted, rtol=4 * eps / t, atol=4 * eps / t)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_no_slope_of_the_step_exceeds_its_bound_by_round_off(dtype):
+    k, g = closed_kernel("step", "gaussian", 3), torch.Generator().manual_seed(0)
+    w = torch.randn(300, 3, dtype=F64, generator=g).to(dtype)
+    gaps = torch.logspace(-20, 0, 300, dtype=F64)[:, None]
+    u = (w + gaps * torch.randn(300, 3, dtype=F64, generator=g)).to(dtype)
+    _, alpha, beta = k.with_slopes(w, u)
+    slopes = alpha.diag()[:, None] * u + beta.diag()[:, None] * w
+    lengths = slopes.norm(dim=1) * 2 * math.pi * w.norm(dim=1)
+    assert float(lengths.max()) < 1.5
+    assert float(lengths[-50:].min()) > 0.99  # and it is reached
+
+
+@pytest.mark.parametrize("unit", ["relu", "step"])
+@pytest.mark.parametrize(("dtype", "s"), [(F64, 1e-200), (torch.float32, 1e-25)])
+def test_the_squares_of_a_weight_may_underflow(unit, dtype, s):
+    k = closed_kernel(unit, "gaussian", 3)
+    w, u = normal(4, 3, seed=1).to(dtype), normal(5, 3, seed=2).to(dtype)
+    eps = torch.finfo(dtype).eps
+    close(k.matrix(s * w, u / s), k.matrix(w, u), rtol=50 * eps, atol=50 * eps)
+    found, wanted = k.with_slopes(s * w, u / s), k.with_slopes(w, u)
+    close(found[0], wanted[0], rtol=50 * eps, atol=50 * eps)
+
+
+def test_angles_of_few_near_pairs_are_those_of_all_pairs(monkeypatch):
+    v = torch.nn.functional.normalize(normal(40, 6, seed=1), dim=1)
+    z = torch.cat([v[:9], -v[:9], v[:9] + 1e-7 * v[9:18], normal(10, 6, seed=2)])
+    z = torch.nn.functional.normalize(z, dim=1)
+    k = closed_kernel("step", "gaussian", 6)
+    few = k.with_slopes(v, z)
+    monkeypatch.setattr(closed_kernels, "NEARLY_PARALLEL", -1.0)
+    for found, wanted in zip(few, k.with_slopes(v, z), strict=True):
+        close(found, wanted, rtol=1e-14, atol=4e-16)
+    assert float(few[0][:9].diagonal().sub(0.5).abs().max()) == 0
+
+
+@pytest.mark.parametrize("law", LAWS, ids="-".join)
+def test_all_derivatives_come_from_one_visit_of_the_pairs(law, monkeypatch):
+    F, mu = PopulationRisk(teacher(), *law), clouds.weighted(9, 4)
+    value, velocity, variation = F.value_and_derivatives(mu)
+    assert torch.equal(velocity, F.velocity(mu))
+    close(variation, F.first_variation(mu), rtol=1e-14, atol=1e-15)
+    close(value, F.value(mu), rtol=1e-14, atol=1e-15)
+    both = F.value_and_first_variation(mu)
+    close(both[0], value, rtol=1e-14, atol=1e-15)
+    assert torch.equal(both[1], F.first_variation(mu))
+    visits = []
+
+    def counted(neurons, at, buffers):
+        visits.append(len(at))
+        return block_rows(neurons, at, buffers)
+
+    monkeypatch.setattr(population, "block_rows", counted)
+    scheme = of.chain(of.ExplicitEuler(), of.BirthDeath())
+    of.flow(F, mu, scheme, dt=0.1, steps=1, every=1)
+    assert visits == [9, 3]  # the neurons, and the teacher's for the value
 
 
 def test_single_precision_is_near_double():

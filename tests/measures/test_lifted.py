@@ -189,6 +189,44 @@ def test_in_the_flat_metric_of_root_and_place_jko_is_that_of_particles():
     assert bool((run.records["energy"].diff() < 0).all())
 
 
+def kernel_distance(k, y, masses):
+    """Return half a squared kernel distance, up to a constant, for any masses."""
+
+    def pull(x):
+        return -(k(x[:, None] - y) @ masses)
+
+    return of.Interaction(k) + of.Potential(pull)
+
+
+def test_masses_are_those_of_the_target_only_without_a_price_of_mass():
+    """`MMDTo` spreads its constant over the mass, which moves the minimum."""
+    k, y = of.kernels.Gaussian(1.0), torch.tensor([[0.0], [1.5]], dtype=F64)
+    masses = torch.tensor([0.7, 1.9], dtype=F64)
+    mu = ConicParticles.of_masses(y, masses)
+    F = Lifted(kernel_distance(k, y, masses))
+    assert float(F.velocity(mu).abs().max()) < 1e-14
+    constant = 0.5 * masses @ k(y[:, None] - y) @ masses
+    assert abs(float(F.value(mu) + constant)) < 1e-14
+    nu = of.Particles(y)
+    for distance in (
+        of.MMDTo(nu, k),
+        of.EnergyDistanceTo(nu),
+        of.SlicedWassersteinTo(nu),
+        of.functionals.SquaredDistanceTo(nu),
+        of.SinkhornDivergenceTo(nu, blur=1.0),
+    ):
+        for inside in (distance, 2 * distance, F.functional + 0.5 * distance):
+            with pytest.raises(of.errors.Unsupported, match="between probabilities"):
+                Lifted(inside)
+
+
+def test_a_mixture_has_one_metric():
+    mu, nu = cone(), cone(alpha=0.1)
+    with pytest.raises(ValueError, match=r"mobilities 0\.7, 1\.9 and 0\.1, 1\.9"):
+        mu.mix(nu, 0.5)
+    assert mu.mix(cone(4), 0.5).alpha == mu.alpha
+
+
 def test_it_may_be_chained_with_birth_and_death():
     mu = cone(weighted=True)
     F = Lifted(of.Interaction(of.kernels.Gaussian(1.0)) + exact.quadratic(), 0.2)

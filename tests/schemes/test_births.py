@@ -231,21 +231,22 @@ def ends(scheme, steps, *, far=False, seed=0):
 
 @pytest.mark.slow
 def test_births_and_deaths_accelerate():
-    seeds = (0, 1, 2)
+    """By a factor 4 at step 500, in the geometric mean over starts.
 
-    def mean(scheme):
-        return sum(ends(scheme, 500, seed=seed)[0] for seed in seeds) / len(seeds)
-
-    plain = mean(EULER)
-    assert 0.008 < plain < 0.02
-    for scheme, factor in (
-        (of.BirthDeath(5.0), 4),
-        # Clones move together, so that fewer and fewer neurons differ.
-        (of.BirthDeath(5.0, jumps=True), 3),
-        (of.BirthDeath(5.0, prior=PRIOR), 4),
-        (of.BirthDeath(5.0, jumps=True, prior=PRIOR), 4),
+    It varies from start to start by a factor 1.6. Over 20 starts it is 6.8 for masses,
+    5.3 for jumps, 9.0 with a prior, each with a standard error of a tenth.
+    """
+    plain = torch.tensor([ends(EULER, 500, seed=seed)[0] for seed in range(10)])
+    assert 0.008 < float(plain.mean()) < 0.02
+    for scheme, seeds in (
+        (of.BirthDeath(5.0), 3),
+        (of.BirthDeath(5.0, jumps=True), 10),
+        (of.BirthDeath(5.0, prior=PRIOR), 2),
+        (of.BirthDeath(5.0, jumps=True, prior=PRIOR), 2),
     ):
-        assert mean(of.chain(EULER, scheme)) < plain / factor, scheme
+        chained = of.chain(EULER, scheme)
+        found = torch.tensor([ends(chained, 500, seed=k)[0] for k in range(seeds)])
+        assert float((plain[:seeds] / found).log().mean().exp()) > 4, scheme
 
 
 @pytest.mark.slow
@@ -293,6 +294,24 @@ def test_copies_at_one_place_count_once():
     assert len(places) < 30
     assert run.final.is_uniform
     assert sum(info["born"] for info in run.info) > 0
+
+
+@pytest.mark.parametrize("jumps", [False, True])
+def test_a_report_counts_places_in_every_version(jumps):
+    """Here the start has copies, and so do the births, from a prior of atoms."""
+    x = normal(4, 2, seed=5)
+    mu, F = of.Particles(x.repeat(3, 1)), 0.1 * exact.quadratic()
+    for prior in (None, of.Particles(x[:2])):
+        scheme = of.BirthDeath(1.0, jumps=jumps, prior=prior)
+        run = of.flow(F, mu, scheme, dt=0.1, steps=3, generator=0)
+        for info, nu in zip(run.info, run.snapshots[1:], strict=True):
+            masses = count_of(nu, of.Particles(x))
+            torch.testing.assert_close(masses.sum(), torch.ones((), dtype=F64))
+            expected = 1 / float(masses.square().sum())
+            assert info["effective_size"] == pytest.approx(expected)
+    alone = of.Particles(x[:1].repeat(3, 1))
+    with pytest.warns(CollapseWarning, match="one of 3 points holds 100"):
+        of.flow(F, alone, of.BirthDeath(1.0, jumps=jumps), dt=0.1, steps=1, generator=0)
 
 
 def test_it_warns_once_in_a_flow_that_one_atom_holds_nearly_all():
@@ -357,6 +376,39 @@ def test_a_chain_with_euler_evaluates_the_functional_once_a_step(mu):
     torch.testing.assert_close(run.final.weights, same.final.weights)
     first = mu.push(F.velocity(mu), 0.05).reweight(-2.0 * F.first_variation(mu), 0.05)
     assert torch.equal(same.snapshots[1].weights, first.weights)
+
+
+class Named(of.ExplicitEuler):
+    def __init__(self):
+        super().__init__()
+        self.name = "mine"
+
+
+class Same(of.BirthDeath):
+    pass
+
+
+class Late(of.BirthDeath):
+    def react(self, F, start, mu, variation, *rest):
+        return super().react(F, mu, mu, F.first_variation(mu), *rest)
+
+
+def test_subclasses_share_the_pass_unless_they_change_a_step():
+    mu, F = clouds.weighted(9, 2), Counted(exact.quadratic())
+
+    def go(*schemes):
+        F.values = 0
+        run = of.flow(F, mu, of.chain(*schemes), dt=0.1, steps=5, every=5)
+        return run.final.weights, F.values
+
+    wanted, passes = go(EULER, of.BirthDeath(2.0))
+    found, same = go(Named(), Same(2.0))
+    assert torch.equal(found, wanted)
+    assert same == passes
+    other, more = go(EULER, Late(2.0))
+    assert not torch.equal(other, wanted)
+    assert more > passes
+    assert repr(Same(2.0)) == "Same(rate=2.0)"
 
 
 @pytest.mark.parametrize("outputs", [None, 2])
