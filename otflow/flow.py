@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from otflow._context import context_of, continued
@@ -27,7 +28,8 @@ from otflow.callbacks import Callback, Checkpoint, Event
 from otflow.callbacks.base import as_callbacks, stops
 from otflow.errors import Diverged, Interrupted, NonFinite
 from otflow.functionals.base import Functional, check_functional, check_measure
-from otflow.measures import Measure
+from otflow.functionals.potential import Potential
+from otflow.measures import Measure, Particles
 from otflow.schemes import Scheme, Step, reports
 from otflow.schemes.base import made_by
 from otflow.trajectory import Trajectory, warn_of_solves
@@ -235,7 +237,9 @@ def _nothing_lost(
         k = len(recorder.info)
         text = f"the flow diverged in step {k}: {error}"
         if isinstance(error, NonFinite):
-            if k and not re.search("smaller|^record", str(error)):
+            if walls := _walls(recorder.functional, recorder.current.measure, k):
+                text = f"the flow diverged in step {k}: {walls}"
+            elif k and not re.search("smaller|^record", str(error)):
                 text += ", or a step went where it is not finite: take a smaller dt"
             recorder.step_back()  # the functional is not finite at the current measure
         trajectory = _ended(recorder, watchers, "diverged", text)
@@ -256,6 +260,34 @@ def _nothing_lost(
         trajectory = _ended(recorder, watchers, "failed", text)
         error.trajectory = trajectory  # type: ignore[attr-defined]
         raise
+
+
+def _walls(F: Functional, mu: Measure, made: int) -> str:
+    """Return which potential with a map is infinite at the measure, and the cure."""
+    for _, term in F.terms():
+        if not isinstance(term, Potential) or term.prox is None:
+            continue
+        with torch.no_grad():
+            outside = torch.isinf(term.V(mu.points)) & (mu.weights > 0)
+        if not bool(outside.any()):
+            continue
+        if made:
+            cure = (
+                "a step without its proximal map does not see where it ends; take "
+                "schemes.ForwardBackward()"
+            )
+        elif isinstance(mu, Particles):
+            cure = (
+                "start where it is finite, e.g. with term as that potential from "
+                "Particles(term.proximal(mu.points, 1.0), mu.weights)"
+            )
+        else:
+            cure = (
+                "start where it is finite, from Particles or from a GridDensity whose "
+                "box lies there"
+            )
+        return f"{term!r} is infinite at {int(outside.sum())} of {mu.n} points; {cure}"
+    return ""
 
 
 def _ended(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,17 @@ from otflow._validation import (
     positive,
     seed_and_stream,
 )
+from otflow.analysis.chaos_inputs import (
+    Initial,
+    check_law_alone,
+    counts_of,
+    device_of,
+    observed,
+    one_for_each,
+    start_of,
+)
 from otflow.analysis.rates import observed_order
-from otflow.errors import InvalidFunctional
+from otflow.errors import Diverged, NonFinite
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
 from otflow.measures import Measure, Particles
@@ -30,9 +39,6 @@ from otflow.schemes.langevin import split_heat
 from otflow.trajectory import Trajectory
 
 __all__ = ["ChaosReport", "mckean_vlasov", "propagation_of_chaos"]
-
-Initial: TypeAlias = Measure | Callable[[int, torch.Generator], Tensor]
-"""A measure to sample, or a function of n and a generator to points (n, d)."""
 
 # Probes whose velocities are computed at a time.
 PROBES = 4096
@@ -99,6 +105,12 @@ class ChaosReport:
         ValueError
             If there is one size only, or if an error is 0.
         """
+        if len(self.sizes) < 2:
+            msg = (
+                f"a rate needs the errors of two sizes or more, got {self.sizes}; give "
+                f"more sizes, e.g. [16, 64, 256]"
+            )
+            raise ValueError(msg)
         errors = {
             "function_error": self.function_error,
             "particle_error": self.particle_error,
@@ -141,7 +153,8 @@ def propagation_of_chaos(
     Parameters
     ----------
     F : Functional
-        The functional; its velocity must depend on the law alone, not on N.
+        The functional. Its velocity must depend on the law alone, not on N: that of a
+        network scaled as "ntk" or "sum" does not.
     initial : Measure or callable
         The law at time 0: a measure with `sample`, or a function of n and a generator
         that returns n independent points (n, d).
@@ -153,8 +166,8 @@ def propagation_of_chaos(
         Number of explicit Euler steps. All systems take the same ones, so that their
         time error does not count.
     observable : callable, optional
-        A function :math:`\phi` of the measure to a tensor, such as ``risk.outputs``; by
-        default the value of F without its entropy.
+        A function :math:`\phi` of the measure to a tensor whose shape does not depend
+        on N, such as ``risk.outputs``; by default the value of F without its entropy.
     pair : callable, optional
         A function of points (n, d) to (n,) whose values at two particles are
         correlated; by default the first coordinate.
@@ -182,7 +195,11 @@ def propagation_of_chaos(
     ValueError
         If sizes are too small or not below `reference`, or counts are not positive.
     InvalidFunctional
-        If the observable returns no tensor.
+        If the observable returns no tensor, or one for each particle; if `pair` does
+        not return one number for each; if the velocity at some particles changes by
+        more than a fifth where every one is there twice, which leaves the law alone.
+    Diverged
+        If a step leaves the finite numbers.
 
     See Also
     --------
@@ -209,7 +226,7 @@ def propagation_of_chaos(
     check_functional(F)
     heat, rest = split_heat(F)
     dt = positive(time, "time") / non_negative_int(steps, "steps", minimum=1)
-    counts = _sizes(sizes, reference)
+    counts = counts_of(sizes, reference)
     runs = non_negative_int(runs, "runs", minimum=2)
     if transport is not None:
         transport = non_negative_int(transport, "transport", minimum=1)
@@ -222,15 +239,16 @@ def propagation_of_chaos(
     for function, name in ((observable, "observable"), (pair, "pair")):
         if function is not None:
             check_function(function, f"{name} must be a function")
-    stream = seed_and_stream(generator, _place(initial, generator))[1]
-    limit = _start(initial, reference, stream)
-    copies = _start(initial, runs * sum(counts), stream)
+    stream = seed_and_stream(generator, device_of(initial, generator))[1]
+    limit = start_of(initial, reference, stream)
+    copies = start_of(initial, runs * sum(counts), stream)
+    check_law_alone(rest, limit)
     rows = [n for n in counts for _ in range(runs)]
     ends = _ends(rest, heat, (limit, copies, rows), (dt, steps), _at(limit, stream))
     check_finite(ends[1], "the particles that follow the limit")
     phi = rest.value if observable is None else observable
     psi = _first if pair is None else pair
-    wanted = _observed(phi, Particles(ends[0]))
+    wanted = observed(phi, Particles(ends[0]))
     target = None if transport is None else Particles(ends[0][:transport])
     found = [
         _Found(
@@ -239,7 +257,7 @@ def propagation_of_chaos(
         )
         for k in range(len(counts))
     ]
-    values = [part.observed(phi) for part in found]
+    values = [part.observed(phi, wanted.numel()) for part in found]
     far = [part.distance(target) for part in found] if target is not None else None
     return ChaosReport(
         sizes=counts,
@@ -338,17 +356,27 @@ def _ends(
     """Return the last reference, the copies in its field, and the systems."""
     (limit, copies, rows), (dt, steps) = start, clock
     systems, scale = _cut(copies, rows), math.sqrt(2.0 * heat * dt)
-    for _ in range(steps):
+    for k in range(steps):
         noises, kick = torch.zeros_like(copies), torch.zeros_like(limit)
         if heat > 0:
             noises, kick = scale * _noise(copies, stream), scale * _noise(limit, stream)
-        mu = Particles(limit)
-        copies = copies + dt * _field(rest, mu, copies) + noises
-        limit = mu.push(rest.velocity(mu), dt).points + kick
-        systems = [
-            (nu := Particles(x)).push(rest.velocity(nu), dt).points + noise
-            for x, noise in zip(systems, _cut(noises, rows), strict=True)
-        ]
+        try:
+            mu = Particles(limit)
+            copies = copies + dt * _field(rest, mu, copies) + noises
+            limit = mu.push(rest.velocity(mu), dt).points + kick
+            systems = [
+                (nu := Particles(x)).push(rest.velocity(nu), dt).points + noise
+                for x, noise in zip(systems, _cut(noises, rows), strict=True)
+            ]
+        except (Diverged, NonFinite) as error:
+            if k == 0:
+                raise
+            what = str(error).split("; ")[0]
+            msg = (
+                f"step {k} of {steps}, of length {dt:g}, failed: {what}; take more "
+                f"steps"
+            )
+            raise Diverged(msg, step=k) from error
     return limit, copies, systems
 
 
@@ -359,8 +387,8 @@ class _Found:
     systems: Tensor
     copies: Tensor
 
-    def observed(self, phi: Callable[[Any], Any]) -> Tensor:
-        return torch.stack([_observed(phi, Particles(x)) for x in self.systems])
+    def observed(self, phi: Callable[[Any], Any], count: int) -> Tensor:
+        return torch.stack([observed(phi, Particles(x), count) for x in self.systems])
 
     def gap(self) -> Tensor:
         return (self.systems - self.copies).square().sum(-1).mean().sqrt()
@@ -374,7 +402,7 @@ class _Found:
 
         The variance within runs estimates v - c, that of the means (v + (N - 1) c)/N.
         """
-        values = torch.stack([psi(x) for x in self.systems])
+        values = torch.stack([one_for_each(psi, x) for x in self.systems])
         within = values.var(1).mean()
         covariance = values.mean(1).var() - within / values.shape[1]
         return covariance / (within + covariance)
@@ -385,49 +413,10 @@ def _cut(x: Tensor, rows: list[int]) -> list[Tensor]:
     return list(torch.split(x, rows))
 
 
-def _sizes(sizes: Sequence[int], reference: int) -> tuple[int, ...]:
-    counts = tuple(
-        non_negative_int(n, f"sizes[{k}]", minimum=2) for k, n in enumerate(sizes)
-    )
-    reference = non_negative_int(reference, "reference", minimum=2)
-    if not counts or max(counts) >= reference:
-        msg = (
-            f"sizes must be one number or more below reference = {reference}, the "
-            f"particles of the limit, got {list(counts)}; take a larger reference"
-        )
-        raise ValueError(msg)
-    return counts
-
-
-def _place(initial: Any, generator: Seed) -> torch.device:
-    """Return the device of the generator that draws the start."""
-    if isinstance(generator, torch.Generator):
-        return generator.device
-    if isinstance(initial, Measure):
-        return initial.points.device
-    return torch.device("cpu")
-
-
 def _at(x: Tensor, stream: torch.Generator) -> torch.Generator:
     """Return a generator on the device of x, seeded by another one."""
     seed = torch.randint(2**62, (), generator=stream, device=stream.device)
     return torch.Generator(device=x.device).manual_seed(int(seed))
-
-
-def _start(initial: Any, n: int, stream: torch.Generator) -> Tensor:
-    """Return n independent points."""
-    if isinstance(initial, Measure):
-        return initial.sample(n, stream).detach()
-    check_function(initial, "initial must be a Measure or a function of (n, generator)")
-    points = initial(n, stream)
-    if not isinstance(points, Tensor) or points.ndim != 2 or len(points) != n:
-        shape = tuple(points.shape) if isinstance(points, Tensor) else points
-        msg = (
-            f"initial(n, generator) must return points of shape (n, d), n = {n}, got "
-            f"{shape!r:.80}"
-        )
-        raise ValueError(msg)
-    return points.detach()
 
 
 def _field(F: Functional, mu: Measure, x: Tensor) -> Tensor:
@@ -441,14 +430,3 @@ def _noise(x: Tensor, stream: torch.Generator) -> Tensor:
 
 def _first(x: Tensor) -> Tensor:
     return x[:, 0]
-
-
-def _observed(phi: Callable[[Any], Any], mu: Particles) -> Tensor:
-    value = phi(mu)
-    if not isinstance(value, Tensor):
-        msg = (
-            f"observable must return a tensor, got {type(value).__name__}; for a Risk "
-            f"risk.outputs is one"
-        )
-        raise InvalidFunctional(msg)
-    return value.detach().reshape(-1)

@@ -8,13 +8,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from otflow._typing import ArrayLike
 from otflow._validation import positive, true_or_false
 from otflow.errors import Unsupported
 from otflow.functionals.base import Functional, Scaled, Sum, check_functional
 from otflow.functionals.discrepancy import EnergyDistanceTo, MMDTo
 from otflow.functionals.sliced import SlicedWassersteinTo
 from otflow.functionals.transport import SinkhornDivergenceTo, SquaredDistanceTo
-from otflow.measures import Measure, Particles
+from otflow.measures import ConicParticles, Measure, Particles
 
 __all__ = ["Lifted"]
 
@@ -68,7 +69,8 @@ class Lifted(Functional):
     Unsupported
         If F holds a distance between probabilities, as `MMDTo`.
     ValueError
-        If `total_variation` is negative; from `value`, if points have one coordinate.
+        If `total_variation` is negative; from `value`, if points have one coordinate,
+        or if `ConicParticles` have a root below 0 and `signed` is False.
 
     Examples
     --------
@@ -130,7 +132,27 @@ class Lifted(Functional):
         place = mu.points[:, 1:]
         return Particles(place).with_free_atoms(place, mu.weights * squares)
 
+    def _check_signs(self, mu: Measure) -> None:
+        """Raise ValueError if the measure has masses of a sign that F does not see."""
+        if self.signed or not isinstance(mu, ConicParticles):
+            return
+        if bool((mu.points[:, 0] < 0).any()):
+            msg = (
+                "the measure has negative masses, which would count as positive ones; "
+                "take Lifted(F, ..., signed=True), or start from positive masses"
+            )
+            raise ValueError(msg)
+
+    def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        self._check_signs(mu)
+        return super().value_and_velocity(mu)
+
+    def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
+        self._check_signs(mu)
+        return super().first_variation(mu, x)
+
     def value(self, mu: Measure) -> Tensor:
+        self._check_signs(mu)
         value = self.functional.value(self.projected(mu))
         if not self.total_variation:
             return value

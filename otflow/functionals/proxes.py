@@ -36,7 +36,8 @@ def l1_norm(weights: ArrayLike | float = 1.0) -> Potential:
     Raises
     ------
     ValueError
-        If a factor is negative or not finite.
+        If a factor is negative or not finite; from V and its map, if points have
+        another number of coordinates.
 
     Examples
     --------
@@ -74,7 +75,10 @@ def group_norm(
     Raises
     ------
     ValueError
-        If groups overlap or are empty, or a factor is negative or not finite.
+        If groups overlap or are empty, or a factor is negative or not finite; from V
+        and its map, if points lack a coordinate of a group.
+    TypeError
+        If groups are not lists of integers.
 
     Examples
     --------
@@ -86,6 +90,12 @@ def group_norm(
     """
     factors, index = _factors(weights), None
     if groups is not None:
+        if not all(isinstance(group, Sequence) for group in groups):
+            msg = (
+                f"groups must be a list of groups, each a list of coordinates, got "
+                f"{groups!r:.60}; write [[0, 1]] for one group of two"
+            )
+            raise TypeError(msg)
         index = tuple(
             tuple(non_negative_int(j, "a coordinate of a group") for j in group)
             for group in groups
@@ -129,7 +139,8 @@ def box(lower: ArrayLike | float, upper: ArrayLike | float) -> Potential:
     Raises
     ------
     ValueError
-        If an end is NaN, or a lower end is not below its upper end.
+        If an end is NaN, or a lower end is not below its upper end; from V and its map,
+        if points have another number of coordinates.
 
     Examples
     --------
@@ -161,10 +172,12 @@ class L1Norm:
     factors: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
+        _check_length(self.factors, "weights", x)
         return (x.abs() * self.factors.to(x)).sum(-1)
 
     def prox(self, x: Tensor, tau: float) -> Tensor:
         """Return the minimisers of V(y) + |y - x|^2 / (2 tau)."""
+        _check_length(self.factors, "weights", x)
         reach = (tau * self.factors.to(x)).expand(x.shape)
         return torch.where(x.abs() > reach, x - reach * x.sign(), 0.0)
 
@@ -177,12 +190,14 @@ class GroupNorm:
     factors: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
+        self._check(x)
         parts = [x] if self.groups is None else [x[..., list(g)] for g in self.groups]
         sizes = torch.stack([torch.linalg.vector_norm(p, dim=-1) for p in parts], -1)
         return (sizes * self.factors.to(x)).sum(-1)
 
     def prox(self, x: Tensor, tau: float) -> Tensor:
         """Return the minimisers of V(y) + |y - x|^2 / (2 tau)."""
+        self._check(x)
         groups = self.groups or (tuple(range(x.shape[-1])),)
         factors, y = self.factors.to(x).expand(len(groups)), x.clone()
         for group, factor in zip(groups, factors, strict=True):
@@ -191,6 +206,16 @@ class GroupNorm:
             share = 1 - tau * factor / size.clamp_min(torch.finfo(x.dtype).tiny)
             y[..., list(group)] = own * share.clamp_min(0.0)
         return y
+
+    def _check(self, x: Tensor) -> None:
+        """Raise ValueError if a group holds a coordinate that points do not have."""
+        last = max((j for group in self.groups or () for j in group), default=0)
+        if last >= x.shape[-1]:
+            msg = (
+                f"a group holds the coordinate {last}, and points have "
+                f"{x.shape[-1]}, counted from 0; take groups of these"
+            )
+            raise ValueError(msg)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,12 +226,28 @@ class Box:
     upper: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
+        self._check(x)
         inside = (x >= self.lower.to(x)) & (x <= self.upper.to(x))
         return torch.where(inside, 0.0 * x, torch.inf).sum(-1)
 
     def prox(self, x: Tensor, tau: float) -> Tensor:
         """Return the minimisers of V(y) + |y - x|^2 / (2 tau)."""
+        self._check(x)
         return torch.minimum(torch.maximum(x, self.lower.to(x)), self.upper.to(x))
+
+    def _check(self, x: Tensor) -> None:
+        for end, name in ((self.lower, "lower"), (self.upper, "upper")):
+            _check_length(end, name, x)
+
+
+def _check_length(numbers: Tensor, name: str, x: Tensor) -> None:
+    """Raise ValueError unless there is one number, or one for each coordinate."""
+    if numbers.ndim and len(numbers) != x.shape[-1]:
+        msg = (
+            f"{name} holds {len(numbers)} numbers, and points have {x.shape[-1]} "
+            f"coordinates; give one number, or one for each coordinate"
+        )
+        raise ValueError(msg)
 
 
 def _factors(weights: ArrayLike | float) -> Tensor:

@@ -18,6 +18,8 @@ from otflow.meanfield.units import UNITS
 __all__ = ["INPUTS", "ClosedKernel", "closed_kernel"]
 
 INPUTS: Final = ("gaussian", "sphere")
+# Units whose kernel is known for a law of inputs.
+CLOSED: Final = ("relu", "step", "erf")
 TURN: Final = 2.0 * math.pi
 # The cosine beyond which an angle is found by differences of directions.
 NEARLY_PARALLEL: Final = 0.9
@@ -132,17 +134,17 @@ def closed_kernel(unit: str, inputs: str, d: int) -> ClosedKernel:
         If no closed form is known.
     """
     check_option(inputs, "inputs", INPUTS)
-    check_option(unit, "unit", sorted({*UNITS, "step"}))
     cure = (
         "take the risk of sampled inputs, meanfield.Risk, or fresh ones at each step, "
         "meanfield.OnlineRisk"
     )
-    if unit not in ("relu", "step", "erf"):
+    if isinstance(unit, str) and unit in UNITS and unit not in CLOSED:
         msg = (
             f"no closed form is known of the kernel of {unit!r}; use 'relu', 'step' or "
             f"'erf', or {cure}"
         )
         raise Unsupported(msg)
+    check_option(unit, "unit", CLOSED)
     if unit == "erf":
         if inputs == "sphere":
             msg = (

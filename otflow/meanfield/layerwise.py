@@ -63,9 +63,14 @@ def layer_dissipation(
     check_kind(mu, Particles, "mu")
     m = non_negative_int(outputs, "outputs", minimum=1)
     if mu.dim <= m:
+        cure = (
+            f"take outputs={mu.dim - 1} or less"
+            if mu.dim > 1
+            else "take analysis.dissipation(F, mu), which is not split"
+        )
         msg = (
             f"a neuron has {m} outer weights and one inner weight or more, got points "
-            f"of dimension {mu.dim}; take outputs={mu.dim - 1} or less"
+            f"of dimension {mu.dim}; {cure}"
         )
         raise ValueError(msg)
     squares = F.velocity(mu).square()

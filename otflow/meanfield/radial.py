@@ -79,7 +79,7 @@ class Ramp:
 
 
 class RadialRisk(OfExpectation):
-    r"""The risk of telling two isotropic Gaussians apart, as a function of lengths |w|.
+    r"""The risk of telling two isotropic Gaussians apart, as one of lengths of neurons.
 
     Labels are y = 1 or -1 with probability 1/2 each, and inputs x of d dimensions are
     normal with covariance :math:`(1 + y\Delta)^2 I`. A network :math:`f(x) =

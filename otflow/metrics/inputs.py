@@ -13,7 +13,7 @@ from otflow._memory import SHARE, total_memory
 from otflow._typing import ArrayLike
 from otflow._validation import check_like
 from otflow.errors import NonFinite
-from otflow.measures import Box, GridDensity, Measure, Particles
+from otflow.measures import Box, ConicParticles, GridDensity, Measure, Particles
 from otflow.metrics.lattices import Lattice
 
 __all__ = [
@@ -102,6 +102,13 @@ def cloud(mu: CloudLike | Measure, name: str, *, grids: bool = False) -> Cloud:
         msg = (
             f"{name} is a GridDensity in dimension {mu.dim}, and this distance takes "
             f"particles ({known}); particles that stand for it: {cure}"
+        )
+        raise TypeError(msg)
+    if isinstance(mu, ConicParticles):
+        msg = (
+            f"{name} is a ConicParticles of any mass, and distances compare "
+            f"probabilities; take {name}.law, over roots and places, or for positive "
+            f"masses Particles({name}.places, {name}.masses, normalize=True)"
         )
         raise TypeError(msg)
     if isinstance(mu, Measure):

@@ -19,7 +19,7 @@ from otflow.optimality.densities import check_grid, heat_of
 from otflow.optimality.free_energy import FixedPoint, FreeEnergy
 from otflow.optimality.gap import Gap, GapKind
 
-__all__ = ["GibbsResult", "gibbs"]
+__all__ = ["GibbsResult", "check_unbounded", "gibbs"]
 
 # Fixed points whose masses differ by more than this in sum are two.
 APART = 1e-5
@@ -190,7 +190,7 @@ def gibbs(
         tolerance = positive(tolerance, "tolerance")
     limit = non_negative_int(max_iterations, "max_iterations", minimum=1)
     starts = non_negative_int(starts, "starts")
-    _check_unbounded(rest)
+    check_unbounded(rest)
     rho = rho.detach()
     convex = bool(rest.mixture_convex)
     problem = FreeEnergy(rest, temperature, rho, tolerance, limit)
@@ -228,7 +228,7 @@ def _uniqueness(
     return GapKind.NONE, reason
 
 
-def _check_unbounded(rest: Functional) -> None:
+def check_unbounded(rest: Functional) -> None:
     """Raise Unsupported if a term bounds the density: then no Gibbs law is reached."""
     for _, term in rest.terms():
         if isinstance(term, Internal) and math.isfinite(term.max_density):

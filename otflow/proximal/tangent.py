@@ -10,12 +10,13 @@ import torch
 from otflow._validation import non_negative_int, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
-from otflow.measures import Measure
+from otflow.measures import Measure, Particles
 from otflow.numerics.lbfgs import Memory
 from otflow.proximal.base import ProximalSolver, ProxResult
 from otflow.proximal.certificate import KINK, certify
 from otflow.proximal.tangent_descent import Descent, Warm, descend
 from otflow.proximal.tangent_objective import Objective, Place
+from otflow.proximal.terms import split_maps
 
 __all__ = ["TangentDetails", "TangentProximal"]
 
@@ -185,10 +186,23 @@ class TangentProximal(ProximalSolver[M]):
             noise=noise + end.known * (moved + end.known) / dt,
             iterations=end.used,
             details=details or TangentDetails(stalled=end.stalled),
-            **(KINK if end.stalled else {}),
+            **(_kink(objective) if end.stalled else {}),
         )
         return ProxResult(
             objective.final(start, point.measure),
             Warm(end.memory, dt, objective.source.weights),
             certificate=certificate,
         )
+
+
+def _kink(objective: Objective[Any]) -> dict[str, str]:
+    """Return why a descent stalled; the cure is a map of a potential, if any."""
+    if isinstance(objective.source, Particles):
+        maps = split_maps(objective.functional)[0]
+        if len(maps) == 1:
+            cure = (
+                f"take schemes.ForwardBackward(), which steps on {maps[0][1]!r:.80} by "
+                f"its proximal map, exactly"
+            )
+            return KINK | {"cure": cure}
+    return KINK

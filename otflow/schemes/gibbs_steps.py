@@ -15,6 +15,7 @@ from otflow.errors import Diverged, NonFinite, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import GridDensity, Measure, Particles
 from otflow.optimality.densities import ProximalLaw
+from otflow.optimality.fixed_points import check_unbounded
 from otflow.proximal.certificate import Certificate
 from otflow.schemes.base import Scheme, Step
 from otflow.schemes.langevin import split_heat
@@ -59,7 +60,8 @@ class EntropicFictitiousPlay(Scheme):
         If a number is out of range; from `init` and `step`, if F holds no positive
         multiple of the entropy, or if `inner_dt` is missing.
     Unsupported
-        From `init` and `step`, on other representations.
+        From `init` and `step`, on other representations, or if F bounds the density, as
+        by `Congestion`.
     Diverged
         From `step`, if inner steps leave the finite numbers.
 
@@ -165,7 +167,8 @@ class DualAveraging(Scheme):
         If a number is out of range; from `init` and `step`, if F holds no positive
         multiple of the entropy, or if `inner_dt` is missing.
     Unsupported
-        From `init` and `step`, on other representations.
+        From `init` and `step`, on other representations, or if F bounds the density, as
+        by `Congestion`.
     Diverged
         From `step`, if inner steps leave the finite numbers.
 
@@ -264,6 +267,7 @@ def _parts(
             f"use JKO(), or Particles(mu.sample(n, generator))"
         )
         raise Unsupported(msg)
+    check_unbounded(rest)
     if isinstance(mu, Particles) and scheme.inner_dt is None:
         msg = (
             f"on particles {name} draws from the Gibbs law by inner steps of "

@@ -149,12 +149,13 @@ def test_the_energy_falls_at_the_conic_speed_and_masses_are_free():
 def test_signs_never_change_and_small_roots_stop():
     for dtype, least in ((F64, 1e-140), (torch.float32, 1e-14)):
         mu = cone(dtype=dtype, signed=True)
-        steep = Lifted(of.Potential(lambda x: 30 + 0 * x[:, 0]), 40.0)
+        steep = Lifted(of.Potential(lambda x: 30 + 0 * x[:, 0]), 40.0, signed=True)
         run = of.flow(steep, mu, of.ExplicitEuler(), dt=1.0, steps=40, every=40)
         r = run.final.points[:, 0]
         assert torch.equal(r.sign(), mu.points[:, 0].sign())
         assert bool(torch.isfinite(steep.velocity(run.final)).all())
         assert float(r.abs().max()) < 1
+        mu = cone(dtype=dtype)
         flat = Lifted(of.Potential(lambda x: 200.0 * (x[:, 0] > 0) + 0 * x[:, 1]))
         end = of.flow(flat, mu, of.ExplicitEuler(), dt=1.0, steps=4).final
         gone = mu.places[:, 0] > 0
