@@ -25,7 +25,8 @@ def run() -> list[Row]:
         return lambda: scheme.step(G, first.measure, 0.1, first.state, generator)
 
     schemes, euler = of.schemes, of.ExplicitEuler()
-    layers, outer = (risk.network.mobility(D, inner=rate) for rate in (0.1, 0.0))
+    network = of.meanfield.TwoLayer("relu")
+    layers, outer = (network.mobility(D, inner=rate) for rate in (0.1, 0.0))
     plain, *others = interleaved(
         step_of(euler, risk),
         step_of(of.Langevin(), F),

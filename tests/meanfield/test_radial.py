@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,11 @@ F64 = torch.float64
 Ramp, RadialRisk = of.meanfield.Ramp, of.meanfield.RadialRisk
 RAMPS = [Ramp(), Ramp(0.0, 1.0, 0.0, 1.0), Ramp(1.0, -2.0, -0.7, 0.4)]
 SCALES = (0.0, 0.1, 0.3, 0.9, 1.7, 6.0)
+
+
+def rule(F: Any) -> Any:
+    """Return the lengths of the inputs of a risk, and their probabilities."""
+    return F.Phi.scales, F.R.masses
 
 
 def pieces(ramp, end, density, s):
@@ -51,7 +57,7 @@ def test_the_mean_over_directions_is_that_of_quadrature(dim):
     F, ramp = RadialRisk(0.0, dim=dim), Ramp()
     log_scale = special.gammaln(dim / 2) - special.gammaln((dim - 1) / 2)
     scale = math.exp(log_scale) / math.sqrt(math.pi)
-    at = F.Phi.scales[:3]
+    at = rule(F)[0][:3]
     for r in (0.3 / at[1], 0.6 / at[1], 3 / at[1]):
         means = F.Phi(torch.tensor([[r]], dtype=F64))[0, :3]
         for mean, length in zip(means, at, strict=True):
@@ -72,9 +78,9 @@ def test_the_mean_over_directions_is_that_of_quadrature(dim):
 @pytest.mark.parametrize("dim", [20, 200])
 def test_lengths_are_those_of_gaussian_inputs(dim):
     F = RadialRisk(0.4, dim=dim)
-    half = len(F.Phi.scales) // 2
-    squares = np.square(F.Phi.scales[half:]) / 0.6**2
-    masses = 2 * np.array(F.R.masses[half:])
+    scales, masses = rule(F)
+    half = len(scales) // 2
+    squares, masses = np.square(scales[half:]) / 0.6**2, 2 * np.array(masses[half:])
     np.testing.assert_allclose(masses.sum(), 1, rtol=1e-12)
     for k in (1, 2, 3):
         moment = np.prod(dim + 2.0 * np.arange(k))
