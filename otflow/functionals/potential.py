@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from otflow._algebra import Curvature
+from otflow._arrays import as_points
 from otflow._autodiff import gradient
-from otflow._typing import Ground
+from otflow._typing import ArrayLike, Ground
 from otflow._validation import check_function, positive, real
 from otflow.errors import Diverged, InvalidFunctional, Unsupported
 from otflow.functionals.base import Functional
@@ -140,12 +141,12 @@ class Potential(Functional):
 
         return V
 
-    def proximal(self, x: Tensor, tau: float) -> Tensor:
+    def proximal(self, x: ArrayLike, tau: float) -> Tensor:
         r"""Return :math:`\operatorname{prox}_{\tau V}` at points, by the map given.
 
         Parameters
         ----------
-        x : Tensor, shape (n, d)
+        x : Tensor or ndarray, shape (n, d)
             Points.
         tau : float
             Step, > 0.
@@ -168,6 +169,7 @@ class Potential(Functional):
         if self.prox is None:
             msg = f"{name} has no proximal map; declare one: Potential(V, prox=...)"
             raise Unsupported(msg)
+        x = as_points(x)
         with torch.no_grad():
             key = x.shape[1], str(x.dtype), str(x.device)
             if key not in self._tried:

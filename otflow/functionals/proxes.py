@@ -10,6 +10,7 @@ from torch import Tensor
 
 from otflow._typing import ArrayLike
 from otflow._validation import non_negative_int
+from otflow.errors import InvalidFunctional
 from otflow.functionals.potential import Potential
 
 __all__ = ["box", "group_norm", "l1_norm"]
@@ -161,10 +162,12 @@ class L1Norm:
     factors: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
+        _check_width(x, self.factors, "weights of the l1 norm")
         return (x.abs() * self.factors.to(x)).sum(-1)
 
     def prox(self, x: Tensor, tau: float) -> Tensor:
         """Return the minimisers of V(y) + |y - x|^2 / (2 tau)."""
+        _check_width(x, self.factors, "weights of the l1 norm")
         reach = (tau * self.factors.to(x)).expand(x.shape)
         return torch.where(x.abs() > reach, x - reach * x.sign(), 0.0)
 
@@ -177,12 +180,14 @@ class GroupNorm:
     factors: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
+        self._check(x)
         parts = [x] if self.groups is None else [x[..., list(g)] for g in self.groups]
         sizes = torch.stack([torch.linalg.vector_norm(p, dim=-1) for p in parts], -1)
         return (sizes * self.factors.to(x)).sum(-1)
 
     def prox(self, x: Tensor, tau: float) -> Tensor:
         """Return the minimisers of V(y) + |y - x|^2 / (2 tau)."""
+        self._check(x)
         groups = self.groups or (tuple(range(x.shape[-1])),)
         factors, y = self.factors.to(x).expand(len(groups)), x.clone()
         for group, factor in zip(groups, factors, strict=True):
@@ -191,6 +196,15 @@ class GroupNorm:
             share = 1 - tau * factor / size.clamp_min(torch.finfo(x.dtype).tiny)
             y[..., list(group)] = own * share.clamp_min(0.0)
         return y
+
+    def _check(self, x: Tensor) -> None:
+        last = max((j for group in self.groups or () for j in group), default=0)
+        if last >= x.shape[-1]:
+            msg = (
+                f"a group holds the coordinate {last}, and points have {x.shape[-1]}, "
+                f"counted from 0; leave it out of the groups"
+            )
+            raise InvalidFunctional(msg)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,12 +215,18 @@ class Box:
     upper: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
+        self._check(x)
         inside = (x >= self.lower.to(x)) & (x <= self.upper.to(x))
         return torch.where(inside, 0.0 * x, torch.inf).sum(-1)
 
     def prox(self, x: Tensor, tau: float) -> Tensor:
         """Return the minimisers of V(y) + |y - x|^2 / (2 tau)."""
+        self._check(x)
         return torch.minimum(torch.maximum(x, self.lower.to(x)), self.upper.to(x))
+
+    def _check(self, x: Tensor) -> None:
+        _check_width(x, self.lower, "lower ends of the box")
+        _check_width(x, self.upper, "upper ends of the box")
 
 
 def _factors(weights: ArrayLike | float) -> Tensor:
@@ -215,3 +235,13 @@ def _factors(weights: ArrayLike | float) -> Tensor:
         msg = f"weights must be numbers >= 0, one or a row of them, got {weights!r:.60}"
         raise ValueError(msg)
     return s
+
+
+def _check_width(x: Tensor, row: Tensor, name: str) -> None:
+    """Raise InvalidFunctional if a row of numbers is not one of points (..., d)."""
+    if row.ndim and len(row) != x.shape[-1]:
+        msg = (
+            f"there are {len(row)} {name} for points of {x.shape[-1]} coordinates; "
+            f"give one number, or one for each coordinate"
+        )
+        raise InvalidFunctional(msg)

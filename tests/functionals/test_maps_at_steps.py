@@ -99,6 +99,14 @@ def test_a_map_may_write_into_its_argument():
     assert known.certificate["w2"] > 0.4
 
 
+def test_a_map_takes_arrays_and_points_alone():
+    V = l1_norm()
+    found = V.proximal(MU.points.numpy(), 0.5)
+    assert torch.equal(found, V.proximal(MU.points, 0.5))
+    with pytest.raises(ValueError, match=r"must have shape \(n, d\)"):
+        V.proximal(MU.points[:, 0], 0.5)
+
+
 def test_a_wrong_map_that_writes_into_its_argument_is_found():
     def prox(x, tau):
         return x.clamp_(-0.5, 0.5)
