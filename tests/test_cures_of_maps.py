@@ -7,7 +7,7 @@ import torch
 
 import otflow as of
 from otflow.errors import Diverged, InvalidFunctional, NotConvergedWarning, Unsupported
-from otflow.functionals import box, l1_norm
+from otflow.functionals import box, group_norm, l1_norm
 from otflow.meanfield import PathPenalty
 from otflow.proximal import ParticleProximal, PointwiseProximal
 from otflow.schemes import ForwardBackward
@@ -166,6 +166,36 @@ CASES = {
         [
             lambda: halves(KINK + SMOOTH),
             lambda: halves(of.Potential(absolute) + box(-9.0, 9.0), dt=0.05),
+        ],
+    ),
+    "weights of another dimension": (
+        InvalidFunctional,
+        r"3 weights of the l1 norm for points of 2 coordinates; give one number, or",
+        lambda: l1_norm([1.0, 0.0, 2.0]).value(MU),
+        [lambda: l1_norm(1.0).value(MU), lambda: l1_norm([1.0, 0.0]).value(MU)],
+    ),
+    "a box of another dimension": (
+        InvalidFunctional,
+        r"3 upper ends of the box for points of 2 coordinates; give one number, or one",
+        lambda: box(-9.0, [9.0, 9.0, 9.0]).proximal(MU.points, 1.0),
+        [
+            lambda: box(-9.0, 9.0).proximal(MU.points, 1.0),
+            lambda: box(-9.0, [9.0, 9.0]).proximal(MU.points, 1.0),
+        ],
+    ),
+    "a group beyond the points": (
+        InvalidFunctional,
+        r"a group holds the coordinate 2, and points have 2, .* leave it out of the gr",
+        lambda: group_norm([[0, 2]]).value(MU),
+        [lambda: group_norm([[0]]).value(MU)],
+    ),
+    "a neuron of one number": (
+        InvalidFunctional,
+        r"a neuron \(a, w\) has at least 2 .*; take functionals\.l1_norm\(\)",
+        lambda: PathPenalty().proximal(MU.points[:, :1], 0.1),
+        [
+            lambda: PathPenalty().proximal(MU.points, 0.1),
+            lambda: l1_norm().proximal(MU.points[:, :1], 0.1),
         ],
     ),
     "an indicator of an open set": (

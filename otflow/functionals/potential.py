@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from otflow._algebra import Curvature
+from otflow._arrays import as_points
 from otflow._autodiff import gradient
-from otflow._typing import Ground
+from otflow._typing import ArrayLike, Ground
 from otflow._validation import check_function, positive, real
 from otflow.errors import Diverged, InvalidFunctional, Unsupported
 from otflow.functionals.base import Functional
@@ -122,9 +123,10 @@ class Potential(Functional):
                 f"e.g. x.square().sum(-1)"
             )
             raise InvalidFunctional(msg)
-        if bool(value.isnan()) and not mu.weights.requires_grad:
-            # 0 times infinity: an indicator, where there is no mass. A derivative in
-            # the masses is infinite there all the same.
+        # 0 times infinity: an indicator, which has a map, where there is no mass. Its
+        # derivative in the masses is infinite there all the same. The test waits for
+        # the value, so a potential without a map is spared it.
+        if self.prox and not mu.weights.requires_grad and bool(value.isnan()):
             value = mu.expectation(self._on_mass(mu))
         return value
 
@@ -140,12 +142,12 @@ class Potential(Functional):
 
         return V
 
-    def proximal(self, x: Tensor, tau: float) -> Tensor:
+    def proximal(self, x: ArrayLike, tau: float) -> Tensor:
         r"""Return :math:`\operatorname{prox}_{\tau V}` at points, by the map given.
 
         Parameters
         ----------
-        x : Tensor, shape (n, d)
+        x : Tensor or ndarray, shape (n, d)
             Points.
         tau : float
             Step, > 0.
@@ -168,6 +170,7 @@ class Potential(Functional):
         if self.prox is None:
             msg = f"{name} has no proximal map; declare one: Potential(V, prox=...)"
             raise Unsupported(msg)
+        x = as_points(x)
         with torch.no_grad():
             key = x.shape[1], str(x.dtype), str(x.device)
             if key not in self._tried:

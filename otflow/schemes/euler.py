@@ -49,7 +49,9 @@ class ExplicitEuler(Scheme):
     remap : bool
         On a grid, whether to move by ``transport``. It remaps in second order in the
         spacing, and has no limit of the cells on dt. `push` is upwind, of first order,
-        and raises Diverged where mass would leave a cell.
+        and raises Diverged where mass would leave a cell. For dt above 1/L, with L the
+        smoothness of F', the map folds: mass sticks together where particles would
+        pass one another, and at the border. Nothing reports it but the energy.
 
     Attributes
     ----------

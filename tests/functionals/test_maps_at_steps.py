@@ -99,6 +99,14 @@ def test_a_map_may_write_into_its_argument():
     assert known.certificate["w2"] > 0.4
 
 
+def test_a_map_takes_arrays_and_points_alone():
+    V = l1_norm()
+    found = V.proximal(MU.points.numpy(), 0.5)
+    assert torch.equal(found, V.proximal(MU.points, 0.5))
+    with pytest.raises(ValueError, match=r"must have shape \(n, d\)"):
+        V.proximal(MU.points[:, 0], 0.5)
+
+
 def test_a_wrong_map_that_writes_into_its_argument_is_found():
     def prox(x, tau):
         return x.clamp_(-0.5, 0.5)
@@ -175,7 +183,12 @@ def test_mass_outside_an_indicator_is_infinite_and_nan_stays_nan():
     mu = of.Particles(torch.tensor([[0.0], [5.0]]), torch.tensor([0.5, 0.5]))
     with pytest.raises(of.errors.NonFinite, match="is inf"):
         box(-1.0, 1.0).value(mu)
-    bad = of.Potential(lambda x: torch.where(x[:, 0] > 1, torch.nan, x[:, 0]))
+
+    def V(x):
+        return torch.where(x[:, 0] > 1, torch.nan, 0 * x[:, 0])
+
+    bad = of.Potential(V)
+    bad.prox = soft
     nu = of.Particles(torch.tensor([[0.0], [5.0]]), torch.tensor([1.0, 0.0]))
     with pytest.raises(of.errors.NonFinite, match="is nan"):
         bad.value(nu)
