@@ -85,7 +85,8 @@ class BirthDeath(Scheme):
     Raises
     ------
     Unsupported
-        From `step`, if the measure has fixed masses; with jumps or a prior, if it is
+        From `init`, if F holds an entropy and the measure is made of particles; from
+        `step`, if the measure has fixed masses; with jumps or a prior, if it is
         neither made of particles nor, for a prior, a grid, or if it carries a graph.
     Diverged
         From `step`, if one step leaves one atom of several.
@@ -152,6 +153,13 @@ class BirthDeath(Scheme):
 
     def init(self, F: Functional, mu: Measure) -> bool:
         self._check(mu)
+        if isinstance(mu, Particles) and F.split_entropy()[0]:
+            msg = (
+                "birth-death reads the first variation of the entropy, which particles "
+                "do not have, also beside Langevin(); take a GridDensity, or "
+                "Blob(Entropy(), width) for the entropy, with ExplicitEuler()"
+            )
+            raise Unsupported(msg)
         return False
 
     def step(
