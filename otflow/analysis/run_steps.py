@@ -116,25 +116,37 @@ def parts_of(report: Certificate) -> Iterator[Certificate]:
 
     The stages of a step of higher order are no steps: it is one part.
     """
-    names = [name for name in NESTED if name != "stages"]
-    inner = [part for name in names for part in report.entries.get(name, ())]
+    inner = _inner(report)
     if not inner:
         yield report
     for part in inner:
         yield from parts_of(part)
 
 
+def _inner(report: Certificate) -> list[Certificate]:
+    names = [name for name in NESTED if name != "stages"]
+    return [part for name in names for part in report.entries.get(name, ())]
+
+
+def _levels(report: Certificate) -> Iterator[Certificate]:
+    """Yield a report and all that it holds: a wrapper of parts has its own entries."""
+    yield report
+    for part in _inner(report):
+        yield from _levels(part)
+
+
 def is_random(report: Certificate, *words: str) -> bool:
     """Return whether a step draws numbers, as one of these entries says."""
-    for leaf in parts_of(report):
+    for leaf in _levels(report):
         entries = set(leaf.entries)
         if is_smoothed(leaf):
             entries.discard("temperature")
         if not entries.isdisjoint(words or RANDOM):
             return True
         # Which atoms jump and are born is drawn. On a grid the share of births is not.
-        if not words and reacts(leaf) and isinstance(leaf.entries.get("born"), int):
-            return bool(leaf.entries["born"])
+        born = leaf.entries.get("born")
+        if not words and isinstance(born, int) and born > 0:
+            return True
     return False
 
 
@@ -150,7 +162,7 @@ def lowers_another(report: Certificate) -> bool:
     """
     return any(
         "batch_energy" in one.entries or one.entries.get("annealed", 1.0) != 1.0
-        for one in (report, *parts_of(report))
+        for one in _levels(report)
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -156,14 +159,16 @@ class Lifted(Functional):
         mass = mu.weights @ mu.points[:, 0].square()
         return value + self.total_variation * mass
 
-    def resample(self, generator: torch.Generator) -> Functional:
-        inner = self.functional.resample(generator)
-        return Lifted(inner, self.total_variation, signed=self.signed)
+    def resample(self, generator: torch.Generator) -> Self:
+        # A copy, so that a subclass draws what its own value says.
+        draw = copy.copy(self)
+        vars(draw).update(functional=self.functional.resample(generator))
+        return draw
 
     def __repr__(self) -> str:
         more = f", {self.total_variation:g}" if self.total_variation else ""
         sign = ", signed=True" if self.signed else ""
-        return f"Lifted({self.functional!r}{more}{sign})"
+        return f"{type(self).__name__}({self.functional!r}{more}{sign})"
 
 
 def _distance_in(F: Functional) -> Functional | None:

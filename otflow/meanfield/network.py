@@ -56,7 +56,7 @@ class Network(ABC):
 
     One point :math:`\theta_i \in \mathbb R^p` of the measure is one neuron. The factor
     :math:`s_N` is 1 for the scaling "mean-field", :math:`\sqrt N` for "ntk" and N for
-    "sum", where N is the number of atoms with positive mass. On N equal atoms the
+    "sum", where N is the number of atoms with mass. On N equal atoms the
     factor :math:`s_N w_i` is 1/N, :math:`1/\sqrt N` or 1.
 
     Parameters
@@ -246,7 +246,8 @@ class Network(ABC):
         Parameters
         ----------
         weights : Tensor, shape (N,)
-            Weights of the measure; N counts those that are positive.
+            Weights of the measure; N counts those that are not 0. Those of a measure of
+            free mass may be negative.
 
         Returns
         -------
@@ -255,7 +256,7 @@ class Network(ABC):
         """
         if self.scaling == "mean-field":
             return weights.new_ones(())
-        count = (weights.detach() > 0).sum().to(weights.dtype)
+        count = (weights.detach() != 0).sum().to(weights.dtype)
         return count.sqrt() if self.scaling == "ntk" else count
 
     def masses(self, weights: Tensor) -> Tensor:

@@ -117,8 +117,8 @@ class BirthDeath(Scheme):
     transport reads its velocity, before both of them. So value, velocity and F' come
     from one pass of F. The order in dt stays 1.
 
-    Cost: F and F' at the atoms; with a prior also F' at n further places. Jumps and
-    births sort the n atoms, in O(n log n + n d).
+    Cost: F and F' at the atoms; with a prior also F' at n further places. The report of
+    places sorts the n atoms, in O(n log n + n d).
 
     Examples
     --------

@@ -152,9 +152,11 @@ def places(points: Tensor) -> Tensor:
     Tensor of int64, shape (n,)
         Numbers below n.
     """
-    # Most often the first coordinate tells all: that is a sort of numbers, not of rows.
-    group: Tensor = torch.unique(points[:, 0], return_inverse=True)[1]
     index = torch.arange(len(points), device=points.device)
+    # Most often the first coordinate tells all: that is a sort of numbers, not of rows.
+    if not bool((points[:, 0].sort().values.diff() == 0).any()):
+        return index
+    group: Tensor = torch.unique(points[:, 0], return_inverse=True)[1]
     first = torch.full_like(index, len(points)).scatter_reduce(0, group, index, "amin")
     if not bool((points[first[group]] == points).all()):
         group = torch.unique(points, dim=0, return_inverse=True)[1]

@@ -198,6 +198,21 @@ def test_a_rise_by_jumps_or_births_is_one_of_chance(scheme):
     assert "the identity is one of" in report["dissipation"].text
 
 
+@pytest.mark.parametrize("outer", [False, True])
+def test_a_rise_on_draws_of_data_is_one_of_chance_wherever_they_are_made(outer):
+    X, g = normal(60, 2, seed=1), torch.Generator().manual_seed(0)
+    layer = of.meanfield.TwoLayer("tanh")
+    risk = of.meanfield.Risk(layer, X, (X[:, 0] * X[:, 1]).tanh(), batch_size=2)
+    mu = of.Particles(torch.randn(9, 4, dtype=F64, generator=g))
+    draws, parts = of.schemes.Minibatch, (of.ExplicitEuler(), of.BirthDeath())
+    scheme = draws(of.chain(*parts)) if outer else of.chain(*map(draws, parts))
+    trajectory = of.flow(risk, mu, scheme, dt=0.5, steps=20, generator=0)
+    assert float(trajectory.records["energy"].diff().max()) > 0
+    report = certify(trajectory, risk)
+    assert not report.failed, report.failed
+    assert "20 of 20 steps are random" in report["energy"].text
+
+
 def test_reaction_on_a_grid_is_no_transport():
     rho = of.GridDensity.from_function(
         lambda x: torch.exp(-x.square().sum(-1)), lower=-4.0, upper=4.0, shape=(40,)

@@ -189,6 +189,34 @@ def test_in_the_flat_metric_of_root_and_place_jko_is_that_of_particles():
     assert bool((run.records["energy"].diff() < 0).all())
 
 
+@pytest.mark.parametrize("scaling", ["mean-field", "ntk", "sum"])
+def test_atoms_of_both_signs_count_in_the_scaling_of_a_network(scaling):
+    X, y, x = normal(10, 2, seed=1), normal(10, seed=2), normal(4, 4, seed=3)
+    masses = torch.tensor([1.0, -2.0, 0.5, -1.0], dtype=F64)
+    risk = of.meanfield.Risk(of.meanfield.TwoLayer("tanh", scaling=scaling), X, y)
+    factor = {"mean-field": 1, "ntk": 2, "sum": 4}[scaling]
+    f = factor * torch.tanh(X @ x[:, 1:3].T + x[:, 3]) @ (masses * x[:, 0])
+    value = Lifted(risk, signed=True).value(ConicParticles.of_masses(x, masses))
+    torch.testing.assert_close(value, 0.5 * (f - y).square().mean())
+
+
+class Twice(Lifted):
+    def value(self, mu):
+        return 2 * super().value(mu)
+
+
+def test_a_subclass_draws_what_its_own_value_says():
+    X, y = normal(12, 2, seed=1), normal(12, seed=2)
+    layer = of.meanfield.CustomLayer(lambda X, x: torch.tanh(X @ x.T))
+    risk = of.meanfield.Risk(layer, X, y, batch_size=4)
+    mu, g = cone(), torch.Generator()
+    draws = [kind(risk, 0.3).resample(g.manual_seed(5)) for kind in (Twice, Lifted)]
+    twice, once = (float(F.value(mu)) for F in draws)
+    assert twice == pytest.approx(2 * once, rel=1e-14)
+    assert once != pytest.approx(float(Lifted(risk, 0.3).value(mu)), rel=1e-3)
+    assert repr(draws[0]).startswith("Twice(")
+
+
 def kernel_distance(k, y, masses):
     """Return half a squared kernel distance, up to a constant, for any masses."""
 
