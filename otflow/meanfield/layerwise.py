@@ -7,6 +7,7 @@ from torch import Tensor
 from otflow._validation import check_kind, non_negative_int
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
+from otflow.meanfield.layers import TwoLayer
 from otflow.measures import Particles
 
 __all__ = ["layer_dissipation"]
@@ -45,7 +46,8 @@ def layer_dissipation(
     Raises
     ------
     ValueError
-        If a neuron has no more than m numbers.
+        If a neuron has no more than m numbers, or if F holds the risk of a `TwoLayer`
+        with another number of outputs.
 
     See Also
     --------
@@ -73,6 +75,14 @@ def layer_dissipation(
             f"of dimension {mu.dim}; {cure}"
         )
         raise ValueError(msg)
+    for _, term in F.terms():
+        network = getattr(term, "network", None)
+        if isinstance(network, TwoLayer) and (network.outputs or 1) != m:
+            msg = (
+                f"a neuron of {network!r} has {network.outputs or 1} outer weights, "
+                f"got outputs={m}; take outputs={network.outputs or 1}"
+            )
+            raise ValueError(msg)
     squares = F.velocity(mu).square()
     outer, inner = squares[:, :m].sum(1), squares[:, m:].sum(1)
     return mu.weights @ outer, mu.weights @ inner
