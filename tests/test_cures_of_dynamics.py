@@ -173,8 +173,6 @@ CASES: dict[str, Case] = {
         ],
     ),
 }
-TWO = Risk(TwoLayer("tanh", outputs=2), X, torch.cat([Y[:, None], Y[:, None]], 1))
-PAIRS = of.Particles(draw(5, 4))
 NOISY = 0.1 * of.Entropy()
 WELL = of.Potential(lambda x: x.square().sum(-1))
 SMOOTHED = 0.1 * of.Blob(of.Entropy(), 0.5)
@@ -200,12 +198,6 @@ CASES |= {
             lambda: react(of.Langevin(remap=True), WELL + NOISY, grid()),
             lambda: react(of.ExplicitEuler(), WELL + SMOOTHED, CLOUD),
         ],
-    ),
-    "the parts of a network of two outputs": (
-        ValueError,
-        r"has 2 outer weights, got outputs=1; take outputs=2",
-        lambda: layer_dissipation(TWO + WELL, PAIRS),
-        [lambda: layer_dissipation(TWO + WELL, PAIRS, outputs=2)],
     ),
     "a loader without batches": (
         Unsupported,

@@ -194,8 +194,17 @@ CASES: dict[str, Case] = {
     "a neuron of outer weights": (
         ValueError,
         r"take outputs=2 or less",
-        lambda: of.meanfield.layer_dissipation(RISK, STUDENT, outputs=3),
-        [lambda: of.meanfield.layer_dissipation(RISK, STUDENT, outputs=2)],
+        lambda: of.meanfield.layer_dissipation(ATTRACTION, STUDENT, outputs=3),
+        [lambda: of.meanfield.layer_dissipation(ATTRACTION, STUDENT, outputs=2)],
+    ),
+    "outer weights of another network": (
+        ValueError,
+        r"outputs = 2 outer weights.*leave outputs out, or take the parts of each risk",
+        lambda: of.meanfield.layer_dissipation(RISK + ATTRACTION, STUDENT, outputs=2),
+        [
+            lambda: of.meanfield.layer_dissipation(RISK + ATTRACTION, STUDENT),
+            lambda: of.meanfield.layer_dissipation(RISK, STUDENT, outputs=1),
+        ],
     ),
 }
 

@@ -8,13 +8,15 @@ from otflow._validation import check_kind, non_negative_int
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
 from otflow.meanfield.layers import TwoLayer
+from otflow.meanfield.population import PopulationRisk
+from otflow.meanfield.risk import Risk
 from otflow.measures import Particles
 
 __all__ = ["layer_dissipation"]
 
 
 def layer_dissipation(
-    F: Functional, mu: Particles, *, outputs: int = 1
+    F: Functional, mu: Particles, *, outputs: int | None = None
 ) -> tuple[Tensor, Tensor]:
     r"""Return the outer and the inner part of :math:`-\frac{d}{dt}F = \int|v|^2\,d\mu`.
 
@@ -35,8 +37,9 @@ def layer_dissipation(
         The risk, and what is added to it.
     mu : Particles
         Neurons, points (N, p).
-    outputs : int
-        Number m of outer weights, the first coordinates of a neuron.
+    outputs : int, optional
+        Number m of outer weights, the first coordinates of a neuron; by default that of
+        the `TwoLayer` network of F, and else 1.
 
     Returns
     -------
@@ -46,8 +49,8 @@ def layer_dissipation(
     Raises
     ------
     ValueError
-        If a neuron has no more than m numbers, or if F holds the risk of a `TwoLayer`
-        with another number of outputs.
+        If a neuron has no more than m numbers, or if a `TwoLayer` network of F has
+        another number of outputs.
 
     See Also
     --------
@@ -63,7 +66,16 @@ def layer_dissipation(
     """
     check_functional(F)
     check_kind(mu, Particles, "mu")
+    known = [m for _, term in F.terms() if (m := _outer_weights(term)) is not None]
+    if outputs is None:
+        outputs = known[0] if known else 1
     m = non_negative_int(outputs, "outputs", minimum=1)
+    if any(own != m for own in known):
+        msg = (
+            f"outputs = {m} outer weights, and the networks of F have {known}; leave "
+            f"outputs out, or take the parts of each risk alone"
+        )
+        raise ValueError(msg)
     if mu.dim <= m:
         cure = (
             f"take outputs={mu.dim - 1} or less"
@@ -75,14 +87,15 @@ def layer_dissipation(
             f"of dimension {mu.dim}; {cure}"
         )
         raise ValueError(msg)
-    for _, term in F.terms():
-        network = getattr(term, "network", None)
-        if isinstance(network, TwoLayer) and (network.outputs or 1) != m:
-            msg = (
-                f"a neuron of {network!r} has {network.outputs or 1} outer weights, "
-                f"got outputs={m}; take outputs={network.outputs or 1}"
-            )
-            raise ValueError(msg)
     squares = F.velocity(mu).square()
     outer, inner = squares[:, :m].sum(1), squares[:, m:].sum(1)
     return mu.weights @ outer, mu.weights @ inner
+
+
+def _outer_weights(term: Functional) -> int | None:
+    """Return the number of outer weights of a neuron, if a term says so."""
+    if isinstance(term, PopulationRisk):
+        return 1
+    if isinstance(term, Risk) and isinstance(term.network, TwoLayer):
+        return term.network.outputs or 1
+    return None

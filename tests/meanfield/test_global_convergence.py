@@ -207,3 +207,20 @@ def test_outside_of_the_barron_space_the_path_norm_keeps_growing():
     assert bool((growth["root"] > 0.1).all())
     assert bool((growth["root"].diff() > 0).all())
     assert float(growth["kink"][-1].abs()) < 0.01
+
+
+def test_the_outer_weights_are_those_of_the_network():
+    X, y = neurons(20, 2, 1).points, neurons(20, 2, 2).points
+    risk = of.meanfield.Risk(of.meanfield.TwoLayer("tanh", outputs=3), X, y)
+    g = torch.Generator().manual_seed(0)
+    mu = of.Particles(torch.randn(6, 7, dtype=F64, generator=g))
+    squares = risk.velocity(mu).square().mean(0)
+    for F in (risk, 1.0 * risk):
+        outer, inner = layers(F, mu)
+        torch.testing.assert_close(outer, squares[:3].sum())
+        torch.testing.assert_close(inner, squares[3:].sum())
+    with pytest.raises(ValueError, match=r"outputs = 1 outer weights.* have \[3\]"):
+        layers(risk, mu, outputs=1)
+    both = risk + PopulationRisk(of.Particles(X[:, :2]), "relu", "gaussian")
+    with pytest.raises(ValueError, match=r"have \[3, 1\]"):
+        layers(both, mu)
