@@ -13,6 +13,7 @@ from otflow._typing import ArrayLike
 from otflow._validation import check_like
 
 __all__ = [
+    "added",
     "as_float_tensor",
     "as_points",
     "as_tensor",
@@ -23,6 +24,16 @@ __all__ = [
 
 # Squares of coordinates, summed over points, must stay far from overflow.
 _COORDINATE_LIMITS = {torch.float64: 1e150, torch.float32: 1e15}
+
+
+def added(x: Tensor, step: Tensor, length: float) -> Tensor:
+    """Return x + length * step; NaN if the dtype cannot hold the length."""
+    try:
+        return torch.add(x, step, alpha=length)
+    except RuntimeError:
+        if abs(length) <= torch.finfo(x.dtype).max:
+            raise
+        return torch.full_like(x, torch.nan)
 
 
 @lru_cache

@@ -7,7 +7,7 @@ import torch
 
 import otflow as of
 from otflow.errors import Diverged, InvalidFunctional, Unsupported
-from otflow.functionals import box, group_norm, l1_norm
+from otflow.functionals import group_norm
 from otflow.meanfield import PopulationRisk, Risk, TwoLayer, layer_dissipation
 from otflow.measures import ConicParticles
 from tests.cures import Case, check_cures
@@ -135,27 +135,6 @@ CASES: dict[str, Case] = {
         r"must be one of \['erf', 'relu', 'step'\], .* did you mean 'relu'\?",
         lambda: PopulationRisk(TEACHER, "ReLu6", "gaussian"),
         [lambda: PopulationRisk(TEACHER, "relu", "gaussian")(STUDENT)],
-    ),
-    "factors of another length": (
-        ValueError,
-        "weights holds 2 numbers, and points have 3 coordinates; give one number, or",
-        lambda: one_step(l1_norm([1.0, 0.0]), of.JKO()),
-        [
-            lambda: one_step(l1_norm(1.0), of.JKO()),
-            lambda: one_step(l1_norm([1.0, 0.0, 0.0]), of.JKO()),
-        ],
-    ),
-    "a box of another dimension": (
-        ValueError,
-        "upper holds 2 numbers, and points have 3 coordinates; give one number, or",
-        lambda: one_step(box(-9.0, [9.0, 9.0]), of.JKO()),
-        [lambda: one_step(box(-9.0, [9.0, 9.0, 9.0]), of.JKO())],
-    ),
-    "a group beyond the coordinates": (
-        ValueError,
-        "the coordinate 3, and points have 3, counted from 0; take groups of these",
-        lambda: one_step(group_norm([[1, 3]]), of.JKO()),
-        [lambda: one_step(group_norm([[0, 2]]), of.JKO())],
     ),
     "a group in place of groups": (
         TypeError,

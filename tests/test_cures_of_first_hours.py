@@ -104,9 +104,13 @@ CASES: dict[str, Case] = {
     ),
     "Langevin above the CFL limit": (
         of.errors.Diverged,
-        r"above the CFL limit .* take \|dt\| <= 0.00",
+        r"take \|dt\| <= 0.00.*, or remap=True in the scheme, or use JKO\(\)",
         lambda: flow(STEEP, GRID, of.Langevin(), dt=0.1),
-        [lambda: flow(STEEP, GRID, of.Langevin(), dt=5e-4)],
+        [
+            lambda: flow(STEEP, GRID, of.Langevin(), dt=5e-4),
+            lambda: flow(STEEP, GRID, of.Langevin(remap=True), dt=0.1),
+            lambda: flow(STEEP, GRID, of.JKO(), dt=0.1),
+        ],
     ),
 }
 

@@ -7,7 +7,7 @@ import torch
 
 import otflow as of
 from otflow.errors import Diverged, InvalidFunctional, NotConvergedWarning, Unsupported
-from otflow.functionals import box, l1_norm
+from otflow.functionals import box, group_norm, l1_norm
 from otflow.meanfield import PathPenalty
 from otflow.proximal import ParticleProximal, PointwiseProximal
 from otflow.schemes import ForwardBackward
@@ -34,6 +34,7 @@ def spring(x):
     return 0.5 * x.square().sum(-1)
 
 
+WALLS = box(-9.0, 9.0)
 SMOOTH, KINK = of.Potential(spring), of.Potential(absolute, prox=soft)
 # An energy whose map overflows for long steps, as that of exp.
 STEEP = of.Potential(
@@ -45,10 +46,19 @@ def flowed(F, scheme=None, dt=0.1, mu=MU, steps=2):
     return of.flow(F, mu, scheme or ForwardBackward(), dt=dt, steps=steps)
 
 
-def halves(F):
-    """Make steps at 0.3 of which no trial lowers F."""
+def halves(F, dt=1.0):
+    """Make steps at 0.3, of which for dt = 1 no second trial lowers F."""
     mu = of.Particles(torch.full((3, 1), 0.3))
-    return flowed(F, ForwardBackward(max_halvings=2), 1.0, mu)
+    return flowed(F, ForwardBackward(max_halvings=2), dt, mu)
+
+
+def in_disc(slack):
+    """Return the indicator of a disc whose radius is 1 and a slack."""
+    return lambda x: torch.where(x.norm(dim=-1) <= 1 + slack, 0 * x[..., 0], torch.inf)
+
+
+def onto_disc(x, tau):
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(1.0)
 
 
 CASES = {
@@ -141,10 +151,7 @@ CASES = {
         lambda: flowed(SMOOTH + l1_norm() + box(-9.0, 9.0)),
         [
             lambda: flowed(
-                SMOOTH
-                + of.Potential(
-                    lambda x: absolute(x) + box(-9.0, 9.0).V(x), prox=in_ball
-                )
+                SMOOTH + of.Potential(lambda x: absolute(x) + WALLS.V(x), prox=in_ball)
             ),
             lambda: flowed(SMOOTH + of.Potential(spring) + box(-9.0, 9.0)),
             lambda: flowed(
@@ -154,9 +161,51 @@ CASES = {
     ),
     "a kink among the smooth terms": (
         NotConvergedWarning,
-        r"no step lowered the energy.* state the term that has a kink as Potential\(V",
+        r"of lengths from 0\.5 down to 0\.25; .* take a smaller dt; .* as Potential\(V",
         lambda: halves(of.Potential(absolute) + box(-9.0, 9.0)),
-        [lambda: halves(KINK + SMOOTH)],
+        [
+            lambda: halves(KINK + SMOOTH),
+            lambda: halves(of.Potential(absolute) + box(-9.0, 9.0), dt=0.05),
+        ],
+    ),
+    "weights of another dimension": (
+        InvalidFunctional,
+        r"3 weights of the l1 norm for points of 2 coordinates; give one number, or",
+        lambda: l1_norm([1.0, 0.0, 2.0]).value(MU),
+        [lambda: l1_norm(1.0).value(MU), lambda: l1_norm([1.0, 0.0]).value(MU)],
+    ),
+    "a box of another dimension": (
+        InvalidFunctional,
+        r"3 upper ends of the box for points of 2 coordinates; give one number, or one",
+        lambda: box(-9.0, [9.0, 9.0, 9.0]).proximal(MU.points, 1.0),
+        [
+            lambda: box(-9.0, 9.0).proximal(MU.points, 1.0),
+            lambda: box(-9.0, [9.0, 9.0]).proximal(MU.points, 1.0),
+        ],
+    ),
+    "a group beyond the points": (
+        InvalidFunctional,
+        r"a group holds the coordinate 2, and points have 2, .* leave it out of the gr",
+        lambda: group_norm([[0, 2]]).value(MU),
+        [lambda: group_norm([[0]]).value(MU)],
+    ),
+    "a neuron of one number": (
+        InvalidFunctional,
+        r"a neuron \(a, w\) has at least 2 .*; take functionals\.l1_norm\(\)",
+        lambda: PathPenalty().proximal(MU.points[:, :1], 0.1),
+        [
+            lambda: PathPenalty().proximal(MU.points, 0.1),
+            lambda: l1_norm().proximal(MU.points[:, :1], 0.1),
+        ],
+    ),
+    "an indicator of an open set": (
+        InvalidFunctional,
+        r"leave prox= out; an indicator must be finite at images that are rounded",
+        lambda: of.Potential(in_disc(0.0), prox=onto_disc),
+        [
+            lambda: of.Potential(in_disc(1e-9), prox=onto_disc),
+            lambda: of.Potential(in_disc(0.0)),
+        ],
     ),
 }
 

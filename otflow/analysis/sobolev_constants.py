@@ -11,6 +11,9 @@ from otflow.functionals.base import check_functional
 
 __all__ = ["LogSobolev", "log_sobolev"]
 
+# A modulus that is the same in these dimensions counts as that of every dimension.
+DIMENSIONS = (1, 2, 3, 1000)
+
 
 @dataclass(frozen=True, eq=False)
 class LogSobolev:
@@ -78,7 +81,8 @@ def log_sobolev(
     ----------
     F : Functional
         The free energy. Its `Potential` terms with a declared modulus, and a positive
-        factor, are convex parts; all other terms, but the entropy, are the others.
+        factor, are convex parts; all other terms, but the entropy, are the others. So
+        is a potential whose modulus depends on the dimension, as the l1 `PathPenalty`.
     oscillation : float, optional
         A bound H on :math:`\sup h - \inf h` of the others, for every measure
         :math:`\rho`. Needed if there are others, unless `convexity` is given; then 0.
@@ -128,7 +132,7 @@ def log_sobolev(
         raise ValueError(msg)
     total, reasons, others = 0.0, [], []
     for c, term in rest.terms():
-        own = term.modulus(1) if isinstance(term, Potential) and c > 0 else None
+        own = _modulus(term) if c > 0 else None
         if own is None:
             others.append(term)
         else:
@@ -160,3 +164,14 @@ def log_sobolev(
     rate = 2.0 * constant * temperature if rest.mixture_convex else None
     reason = ", and ".join(dict.fromkeys(reasons))
     return LogSobolev(constant, rate, temperature, total, height, reason)
+
+
+def _modulus(term: Functional) -> float | None:
+    """Return the modulus of a potential, None if it is unknown or not the same in all.
+
+    F does not say in which dimension its measures live.
+    """
+    if not isinstance(term, Potential):
+        return None
+    found = {term.modulus(dim) for dim in DIMENSIONS}
+    return found.pop() if len(found) == 1 else None

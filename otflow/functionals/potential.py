@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from otflow._algebra import Curvature
+from otflow._arrays import as_points
 from otflow._autodiff import gradient
-from otflow._typing import Ground
+from otflow._typing import ArrayLike, Ground
 from otflow._validation import check_function, positive, real
 from otflow.errors import Diverged, InvalidFunctional, Unsupported
 from otflow.functionals.base import Functional
@@ -49,7 +52,7 @@ class Potential(Functional):
         row by row, (n, d). Then a JKO step of particles is one call of the map, and
         `schemes.ForwardBackward` treats the term implicitly. The map raises ValueError
         where tau is too large for it. It is tried at random points, in some dimensions
-        here and in that of the particles at a step.
+        here, and in that of the particles and with their tau at a step.
 
     Attributes
     ----------
@@ -99,8 +102,8 @@ class Potential(Functional):
         check_function(V, "V must be a function (..., d) -> (...)")
         self.V, self.prox = V, prox
         self.convexity = None if modulus is None else real(modulus, "modulus")
-        # Dimensions, dtypes and devices in which the map was tried before a step.
-        self._tried: set[tuple[int, str, str]] = set()
+        # Dimensions, dtypes, devices and sizes of tau for which the map was tried.
+        self._tried: set[tuple[int | str, ...]] = set()
         if prox is not None:
             check_function(prox, "prox must be a function (n, d), tau -> (n, d)")
             try_map(V, prox, self.convexity, repr(self))
@@ -120,14 +123,30 @@ class Potential(Functional):
                 f"e.g. x.square().sum(-1)"
             )
             raise InvalidFunctional(msg)
+        if bool(value.isnan()) and not mu.weights.requires_grad:
+            # 0 times infinity: an indicator, where there is no mass. A derivative in
+            # the masses is infinite there all the same.
+            value = mu.expectation(self._on_mass(mu))
         return value
 
-    def proximal(self, x: Tensor, tau: float) -> Tensor:
+    def _on_mass(self, mu: Measure) -> Ground:
+        """Return V with 0 in place of infinity at the points without mass."""
+        empty = mu.weights == 0
+
+        def V(x: Tensor) -> Tensor:
+            values: Tensor = self.V(x)
+            if values.shape != empty.shape:
+                return values
+            return values.masked_fill(empty & (values == torch.inf), 0.0)
+
+        return V
+
+    def proximal(self, x: ArrayLike, tau: float) -> Tensor:
         r"""Return :math:`\operatorname{prox}_{\tau V}` at points, by the map given.
 
         Parameters
         ----------
-        x : Tensor, shape (n, d)
+        x : Tensor or ndarray, shape (n, d)
             Points.
         tau : float
             Step, > 0.
@@ -150,12 +169,17 @@ class Potential(Functional):
         if self.prox is None:
             msg = f"{name} has no proximal map; declare one: Potential(V, prox=...)"
             raise Unsupported(msg)
+        x = as_points(x)
         with torch.no_grad():
             key = x.shape[1], str(x.dtype), str(x.device)
             if key not in self._tried:
                 check_map(self.V, self.prox, self.convexity, name, x)
                 self._tried.add(key)
-            y = as_points_of(self.prox(x, tau), x, name)
+            # A map may be right for some steps alone: one of each size is tried.
+            if (own := (*key, math.frexp(tau)[1])) not in self._tried:
+                check_map(self.V, self.prox, self.convexity, name, x, (tau,))
+                self._tried.add(own)
+            y = as_points_of(self.prox(x.clone(), tau), x, name)
         if not bool(torch.isfinite(y).all()):
             msg = f"the prox of {name} left the finite numbers; take a smaller dt"
             raise Diverged(msg)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from otflow._typing import ArrayLike
 from otflow._validation import non_negative_int
+from otflow.errors import InvalidFunctional
 from otflow.functionals.potential import Potential
 
 __all__ = ["box", "group_norm", "l1_norm"]
@@ -36,8 +37,9 @@ def l1_norm(weights: ArrayLike | float = 1.0) -> Potential:
     Raises
     ------
     ValueError
-        If a factor is negative or not finite; from V and its map, if points have
-        another number of coordinates.
+        If a factor is negative or not finite.
+    InvalidFunctional
+        From V and its map, if points have another number of coordinates.
 
     Examples
     --------
@@ -75,10 +77,11 @@ def group_norm(
     Raises
     ------
     ValueError
-        If groups overlap or are empty, or a factor is negative or not finite; from V
-        and its map, if points lack a coordinate of a group.
+        If groups overlap or are empty, or a factor is negative or not finite.
     TypeError
         If groups are not lists of integers.
+    InvalidFunctional
+        From V and its map, if points lack a coordinate of a group.
 
     Examples
     --------
@@ -139,8 +142,9 @@ def box(lower: ArrayLike | float, upper: ArrayLike | float) -> Potential:
     Raises
     ------
     ValueError
-        If an end is NaN, or a lower end is not below its upper end; from V and its map,
-        if points have another number of coordinates.
+        If an end is NaN, or a lower end is not below its upper end.
+    InvalidFunctional
+        From V and its map, if points have another number of coordinates.
 
     Examples
     --------
@@ -172,12 +176,12 @@ class L1Norm:
     factors: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        _check_length(self.factors, "weights", x)
+        _check_width(x, self.factors, "weights of the l1 norm")
         return (x.abs() * self.factors.to(x)).sum(-1)
 
     def prox(self, x: Tensor, tau: float) -> Tensor:
         """Return the minimisers of V(y) + |y - x|^2 / (2 tau)."""
-        _check_length(self.factors, "weights", x)
+        _check_width(x, self.factors, "weights of the l1 norm")
         reach = (tau * self.factors.to(x)).expand(x.shape)
         return torch.where(x.abs() > reach, x - reach * x.sign(), 0.0)
 
@@ -208,14 +212,13 @@ class GroupNorm:
         return y
 
     def _check(self, x: Tensor) -> None:
-        """Raise ValueError if a group holds a coordinate that points do not have."""
         last = max((j for group in self.groups or () for j in group), default=0)
         if last >= x.shape[-1]:
             msg = (
-                f"a group holds the coordinate {last}, and points have "
-                f"{x.shape[-1]}, counted from 0; take groups of these"
+                f"a group holds the coordinate {last}, and points have {x.shape[-1]}, "
+                f"counted from 0; leave it out of the groups"
             )
-            raise ValueError(msg)
+            raise InvalidFunctional(msg)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,18 +239,8 @@ class Box:
         return torch.minimum(torch.maximum(x, self.lower.to(x)), self.upper.to(x))
 
     def _check(self, x: Tensor) -> None:
-        for end, name in ((self.lower, "lower"), (self.upper, "upper")):
-            _check_length(end, name, x)
-
-
-def _check_length(numbers: Tensor, name: str, x: Tensor) -> None:
-    """Raise ValueError unless there is one number, or one for each coordinate."""
-    if numbers.ndim and len(numbers) != x.shape[-1]:
-        msg = (
-            f"{name} holds {len(numbers)} numbers, and points have {x.shape[-1]} "
-            f"coordinates; give one number, or one for each coordinate"
-        )
-        raise ValueError(msg)
+        _check_width(x, self.lower, "lower ends of the box")
+        _check_width(x, self.upper, "upper ends of the box")
 
 
 def _factors(weights: ArrayLike | float) -> Tensor:
@@ -256,3 +249,13 @@ def _factors(weights: ArrayLike | float) -> Tensor:
         msg = f"weights must be numbers >= 0, one or a row of them, got {weights!r:.60}"
         raise ValueError(msg)
     return s
+
+
+def _check_width(x: Tensor, row: Tensor, name: str) -> None:
+    """Raise InvalidFunctional if a row of numbers is not one of points (..., d)."""
+    if row.ndim and len(row) != x.shape[-1]:
+        msg = (
+            f"there are {len(row)} {name} for points of {x.shape[-1]} coordinates; "
+            f"give one number, or one for each coordinate"
+        )
+        raise InvalidFunctional(msg)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import torch
@@ -24,6 +25,10 @@ DIMENSIONS = (1, 2, 3, 5)
 STEPS = (0.02, 0.3, 0.9, 5.0)
 # Points of a trial, and their sizes: a kink has another side for short vectors.
 COUNT, SIZES = 60, (0.05, 1.0, 20.0)
+# Coordinates that are tried one by one, at random if there are more.
+AXES = 32
+# Neighbours that are tried at once.
+BATCH = 64
 # Lengths of the moves to neighbours, in lengths of the step of the map.
 MOVES = (1e-3, 3e-2, 0.5, 2.0)
 
@@ -47,7 +52,7 @@ def try_map(V: Ground, prox: ProximalMap, modulus: float | None, name: str) -> N
             continue
         for tau in STEPS:
             try:
-                y = prox(x, tau)
+                y = prox(x.clone(), tau)
             except Exception:  # it may be that of another dimension
                 continue
             if isinstance(y, Tensor) and (y.shape, y.dtype) == (x.shape, x.dtype):
@@ -55,7 +60,12 @@ def try_map(V: Ground, prox: ProximalMap, modulus: float | None, name: str) -> N
 
 
 def check_map(
-    V: Ground, prox: ProximalMap, modulus: float | None, name: str, like: Tensor
+    V: Ground,
+    prox: ProximalMap,
+    modulus: float | None,
+    name: str,
+    like: Tensor,
+    steps: Sequence[float] = STEPS,
 ) -> None:
     """Try a map in the dimension, dtype and device of points (n, d) before its use.
 
@@ -68,14 +78,19 @@ def check_map(
     """
     x = _points(like.shape[1], like.dtype, like.device)
     refused, tried = None, False
-    for tau in STEPS:
+    for tau in steps:
+        # Its images overflow for a step so short that the distance over it does.
+        if not math.isfinite(float(x.square().sum(-1).max() / tau)):
+            continue
         try:
-            y = prox(x, tau)
+            y = prox(x.clone(), tau)  # a map may write into its argument
         except ValueError as error:
             refused = error
             continue
-        _judge(V, x, as_points_of(y, x, name), tau, modulus, name)
-        tried = True
+        y, tried = as_points_of(y, x, name), True
+        # A step may be too long for the points here; the points of the step tell.
+        if steps is STEPS or bool(torch.isfinite(y).all()):
+            _judge(V, x, y, tau, modulus, name)
     if refused is not None and not tried:
         raise refused
 
@@ -113,7 +128,7 @@ def _neighbours(x: Tensor, y: Tensor) -> Iterator[Tensor]:
     yield y.roll(len(SIZES), 0)
     yield 0.5 * (x + y)
     length = (x - y).norm(dim=-1, keepdim=True) + 1e-2 * x.norm(dim=-1, keepdim=True)
-    for axis in range(x.shape[1]):
+    for axis in torch.randperm(x.shape[1], generator=generator)[:AXES].tolist():
         zero = y.clone()
         zero[:, axis] = 0.0
         yield zero
@@ -136,7 +151,8 @@ def _judge(
 
     def objective(z: Tensor) -> Tensor:
         with torch.no_grad():
-            value: Tensor = V(z) + (z - x).square().sum(-1) / (2 * tau)
+            values = V(z.reshape(-1, z.shape[-1])).reshape(z.shape[:-1])
+            value: Tensor = values + (z - x).square().sum(-1) / (2 * tau)
         return value
 
     best = objective(y)
@@ -149,27 +165,35 @@ def _judge(
         msg = (
             f"the prox of {name} is no proximal map of V: at x = {_text(x[i])} and tau "
             f"= {tau:g} it gives y = {_text(y[i])}, where V + |y - x|^2 / (2 tau) is "
-            f"{float(best[i]):g}; return the minimiser, or leave prox= out"
+            f"{float(best[i]):g}; return the minimiser, or leave prox= out; an "
+            f"indicator must be finite at images that are rounded"
         )
         raise InvalidFunctional(msg)
-    for z in _neighbours(x, y):
+    places = _neighbours(x, y)
+    # Many at once: V is called some dozen times less.
+    while several := list(itertools.islice(places, BATCH)):
+        z = torch.stack(several)
         found = objective(z)
-        worse = found < best - slack
+        gain = best - found
+        worse = gain > slack
         if bool(worse.any()):
-            i = int((best - found).masked_fill(~worse, -math.inf).argmax())
+            k, i = divmod(int(gain.masked_fill(~worse, -math.inf).argmax()), len(x))
             msg = (
                 f"the prox of {name} is no proximal map of V: at x = {_text(x[i])} and "
                 f"tau = {tau:g} it gives y = {_text(y[i])} with V(y) + |y - x|^2 / (2 "
-                f"tau) = {float(best[i]):.6g}, where z = {_text(z[i])} gives "
-                f"{float(found[i]):.6g}; return the minimiser, or leave prox= out"
+                f"tau) = {float(best[i]):.6g}, where z = {_text(z[k, i])} gives "
+                f"{float(found[k, i]):.6g}; return the minimiser, or leave prox= out"
             )
             raise InvalidFunctional(msg)
     if modulus is None or not 1 + tau * modulus > 0:
         return
+    # The round-off of both images, which may be far larger than their distance.
+    rounded = 16 * eps * torch.maximum(x.norm(dim=-1).max(), y.norm(dim=-1).max())
     for shift in (1, len(SIZES)):
         before = (x - x.roll(shift, 0)).norm(dim=-1)
         after = (y - y.roll(shift, 0)).norm(dim=-1)
-        far = after * (1 + tau * modulus) > before + eps**0.5 * (1 + before)
+        most = (before + eps**0.5 * (1 + before)) / (1 + tau * modulus)
+        far = after > most + rounded
         if bool(far.any()):
             i = int(far.nonzero()[0])
             msg = (

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from otflow._validation import check_option
+from otflow.errors import InvalidFunctional
 from otflow.functionals import Potential
 from otflow.meanfield.residuals import NORMS
 
@@ -94,6 +95,7 @@ class PathNorm:
     norm: str
 
     def __call__(self, x: Tensor) -> Tensor:
+        _check_neurons(x)
         a, w = x[..., 0].abs(), x[..., 1:]
         if self.norm == "l1":
             return a * w.abs().sum(-1)
@@ -102,6 +104,7 @@ class PathNorm:
 
     def prox(self, x: Tensor, tau: float) -> Tensor:
         """Return the minimisers of V(y) + |y - x|^2 / (2 tau)."""
+        _check_neurons(x)
         count = x.shape[1] - 1
         root = count**0.5 if self.norm == "l1" else 1.0
         if not tau * root < 1:
@@ -125,6 +128,16 @@ class PathNorm:
             # A neuron whose outer weight is 0 keeps its inner weights to the bit.
             v = torch.where((t > 0)[:, None], v, w)
         return torch.cat([(a.sign() * t)[:, None], v], dim=1)
+
+
+def _check_neurons(x: Tensor) -> None:
+    """Raise InvalidFunctional for rows that hold no inner weight."""
+    if x.shape[-1] < 2:
+        msg = (
+            f"a neuron (a, w) has at least 2 coordinates, and points have "
+            f"{x.shape[-1]}; take functionals.l1_norm() for |a| alone"
+        )
+        raise InvalidFunctional(msg)
 
 
 def _root(a: Tensor, w: Tensor, tau: float) -> Tensor:

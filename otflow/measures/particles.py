@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from otflow._arrays import as_points, as_weights, coordinate_limit
+from otflow._arrays import added, as_points, as_weights, coordinate_limit
 from otflow._autodiff import second_gradient, value_and_gradient
 from otflow._graphs import kept, records, value_of
 from otflow._typing import ArrayLike, Value
@@ -200,7 +200,7 @@ class Particles(Measure):
         points = self.points
         if not alike(tangent, points):
             self._check_tangent(tangent)
-        return self._moved(torch.add(points, tangent, alpha=real(dt, "dt")))
+        return self._moved(added(points, tangent, real(dt, "dt")))
 
     def diffuse(self, variance: float, generator: torch.Generator) -> Self:
         r"""Add independent noise :math:`N(0, \mathrm{variance}\, I)` to each atom.
@@ -210,7 +210,7 @@ class Particles(Measure):
         check_generator(generator)
         scale = positive(variance, "variance", or_zero=True) ** 0.5
         noise = torch.empty_like(self.points).normal_(generator=generator)
-        return self._moved(torch.add(self.points, noise, alpha=scale))
+        return self._moved(added(self.points, noise, scale))
 
     def reweight(self, log_rate: Tensor, dt: float) -> Self:
         weights = reweighted(self.weights, log_rate, dt)

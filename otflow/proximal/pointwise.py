@@ -95,7 +95,8 @@ class PointwiseProximal(ProximalSolver[Particles]):
         rise = max(after + w2**2 / (2 * dt) - before - noise, 0.0)
         modulus = F.modulus(mu.dim)
         slope = 0.0 if modulus is None else 1 + dt * modulus
-        rounded = PLACES * torch.finfo(mu.dtype).eps * float(mu.norm(mu.points))
+        size = max(float(mu.norm(mu.points)), float(mu.norm(nu.points)))
+        rounded = PLACES * torch.finfo(mu.dtype).eps * size
         certificate = certify(
             energy_before=before,
             energy_after=after,

@@ -193,18 +193,19 @@ def split_maps(
 ) -> tuple[list[tuple[float, Potential]], list[tuple[float, Functional]]]:
     """Return the positive multiples of potentials with a proximal map, and the rest.
 
-    Multiples of one and the same potential are added. Terms with factor 0 are dropped.
+    Multiples of one and the same potential are added, of either sign. Terms with factor
+    0 are dropped.
     """
     maps: dict[int, tuple[float, Potential]] = {}
     rest: list[tuple[float, Functional]] = []
     for c, term in F.terms():
         if (
-            c > 0
-            and isinstance(term, Potential)
+            isinstance(term, Potential)
             and term.prox is not None
             and redefined(term) is None
         ):
             maps[id(term)] = (maps.get(id(term), (0.0, term))[0] + c, term)
         elif c != 0:
             rest.append((c, term))
-    return list(maps.values()), rest
+    rest += [(c, term) for c, term in maps.values() if c < 0]
+    return [(c, term) for c, term in maps.values() if c > 0], rest

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otflow._validation import check_kind, positive
+from otflow._validation import check_kind, positive, true_or_false
 from otflow.functionals import Entropy, Functional
 from otflow.measures import Measure
 from otflow.schemes.base import Scheme, Step, made_by
@@ -136,7 +136,8 @@ class Anneal(Scheme):
                     f"lambda k: {factor:g}"
                 )
                 raise ValueError(msg)
-        self.scheme, self.factor, self.lengths = scheme, factor, bool(lengths)
+        self.scheme, self.factor = scheme, factor
+        self.lengths = true_or_false(lengths, "lengths")
 
     @property
     def order(self) -> int:  # type: ignore[override]

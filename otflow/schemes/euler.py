@@ -16,7 +16,7 @@ from otflow.measures import Measure
 from otflow.proximal.certificate import Certificate
 from otflow.schemes.base import Scheme, Step
 
-__all__ = ["ExplicitEuler", "Trials", "halvings_to_try"]
+__all__ = ["ExplicitEuler", "Past", "Trials", "halvings_to_try"]
 
 # A step has stalled if it is shorter than this share of the longest accepted step, and
 # if the predicted fall of the energy is below this share of the fall since the start.
@@ -49,7 +49,9 @@ class ExplicitEuler(Scheme):
     remap : bool
         On a grid, whether to move by ``transport``. It remaps in second order in the
         spacing, and has no limit of the cells on dt. `push` is upwind, of first order,
-        and raises Diverged where mass would leave a cell.
+        and raises Diverged where mass would leave a cell. For dt above 1/L, with L the
+        smoothness of F', the map folds: mass sticks together where particles would
+        pass one another, and at the border. Nothing reports it but the energy.
 
     Attributes
     ----------
@@ -113,7 +115,7 @@ class ExplicitEuler(Scheme):
             return self.along(mu, energy, velocity, dt, state)
         start, push = energy.item(), self._push(mu)
         speed = float(mu.inner(velocity, velocity).detach())
-        past = state if isinstance(state, _Past) else _Past(dt, 0.0, start)
+        past = state if isinstance(state, Past) else Past(dt, 0.0, start)
         tried = halvings_to_try(dt, past.dt, self.max_halvings)
         for k in tried:
             trial = dt * 0.5**k
@@ -124,10 +126,12 @@ class ExplicitEuler(Scheme):
             except (Diverged, NonFinite):
                 continue
             if value <= start - self.sufficient_decrease * trial * speed:
-                short = trial <= SHORT * past.longest
-                flat = trial * speed <= FLAT * (past.first - start)
-                now = _Past(trial, max(trial, past.longest), past.first)
-                own = Trials(k, k + 1 - tried.start, stalled=short and flat)
+                own = Trials(
+                    k,
+                    k + 1 - tried.start,
+                    stalled=past.shrinks(trial, trial * speed, start),
+                )
+                now = past.after(trial)
                 info = Certificate(start, value, dt=trial, details=own)
                 return Step(moved, now, info, energy)
         own = Trials(self.max_halvings, len(tried), stalled=True)
@@ -177,8 +181,7 @@ class Trials:
     trials : int
         Number of trial steps.
     stalled : bool
-        Whether no step was accepted; for explicit Euler also whether a step was so
-        short that the energy hardly falls.
+        Whether no step was accepted, or a step so short that the energy hardly falls.
 
     Attributes
     ----------
@@ -203,9 +206,28 @@ def halvings_to_try(dt: float, last: float, most: int) -> range:
     return range(first, most + 1)
 
 
-class _Past(NamedTuple):
+class Past(NamedTuple):
     """The last accepted step, the longest one, the energy at the start of the flow."""
 
     dt: float
     longest: float
     first: float
+
+    def shrinks(self, dt: float, fall: float, energy: float) -> bool:
+        """Return whether a step is so short that the energy hardly falls.
+
+        Parameters
+        ----------
+        dt, fall, energy : float
+            The step, the fall of the energy that it predicts, the energy before it.
+
+        Returns
+        -------
+        bool
+            So it is at a kink or a wall, where steps shrink without end.
+        """
+        return dt <= SHORT * self.longest and fall <= FLAT * (self.first - energy)
+
+    def after(self, dt: float) -> Past:
+        """Return the past after a step that was accepted."""
+        return Past(dt, max(dt, self.longest), self.first)

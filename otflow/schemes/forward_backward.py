@@ -18,17 +18,17 @@ from otflow.proximal.base import solved
 from otflow.proximal.certificate import Certificate
 from otflow.proximal.terms import sort_terms, split_maps
 from otflow.schemes.base import Scheme, Step
-from otflow.schemes.euler import Trials, halvings_to_try
+from otflow.schemes.euler import Past, Trials, halvings_to_try
 
 __all__ = ["ForwardBackward"]
 
 # Round-off of an energy in units of that of the dtype: an energy is a long sum.
 NOISE = 64.0
-NO_STEP = {
-    "cause": "no step lowered the energy, however short",
-    "cure": "if F is at rest there, stop; else state the term that has a kink as "
-    "Potential(V, prox=...), which is then implicit",
-}
+KINK = (
+    "state the term that has a kink or a wall as Potential(V, prox=...), which is then "
+    "implicit, and on particles exact"
+)
+SHRUNK = {"cause": "steps shrink without end, as at a kink or a wall", "cure": KINK}
 
 
 class ForwardBackward(Scheme):
@@ -80,7 +80,10 @@ class ForwardBackward(Scheme):
         From `init`, if H has no value on the representation, as an entropy on
         particles.
     NonFinite
-        From `init`, if H is infinite at the start.
+        From `init`, if H is infinite at the start; from `step`, if no trial step has a
+        finite energy.
+    Diverged
+        From `step`, if every trial step leaves the finite numbers.
 
     See Also
     --------
@@ -93,9 +96,9 @@ class ForwardBackward(Scheme):
 
     ``dt``, ``halvings``, ``trials``, ``stalled``
         The time taken, the halvings from the requested dt, the number of trial steps,
-        and whether none was accepted.
+        and whether none was accepted, or one so short that the energy hardly falls.
     ``residual``, ``iterations``, ``noise``, ``converged``
-        Those of the implicit half.
+        Those of the implicit half. A step that has stalled has not converged.
     ``w2``, ``decrease``
         Where points move, the length of the tangent between both ends, an upper bound
         of their distance; None on a grid. ``decrease`` is :math:`\ge 0` for
@@ -147,21 +150,41 @@ class ForwardBackward(Scheme):
     ) -> Step[Any]:
         plan = self._plan(F, mu, state)
         start = _Start(plan, mu)
-        tried = halvings_to_try(dt, plan.dt, self.max_halvings)
+        last = plan.past.dt if plan.past else math.inf
+        tried = halvings_to_try(dt, last, self.max_halvings)
+        errors: list[Exception] = []
         for k in tried:
             try:
                 half, energy = start.accepted(dt * 0.5**k, plan.warm)
-            except (Diverged, NonFinite):
+            except (Diverged, NonFinite) as error:
+                errors.append(error)
                 continue
             if half is not None:
-                now = replace(plan, warm=half.warm, dt=dt * 0.5**k)
-                own = Trials(k, k + 1 - tried.start, stalled=False)
-                info = start.report(half, energy, dt * 0.5**k, own)
+                trial, before = dt * 0.5**k, float(start.energy)
+                past = plan.past or Past(dt, 0.0, before)
+                fall = trial * start.speed + before - energy
+                shrunk = past.shrinks(trial, fall, before)
+                own = Trials(k, k + 1 - tried.start, stalled=shrunk)
+                info = start.report(half, energy, trial, own)
+                now = replace(plan, warm=half.warm, past=past.after(trial))
                 return Step(half.measure, now, info, start.energy)
+        # That no step lowered the energy would not be the reason.
+        if len(errors) == len(tried):
+            raise errors[-1]
         own = Trials(self.max_halvings, len(tried), stalled=True)
         before = float(start.energy)
+        cause = (
+            f"no step lowered the energy, of lengths from {dt * 0.5**tried.start:.3g} "
+            f"down to {dt * 0.5**self.max_halvings:.3g}"
+        )
+        if errors:
+            cause = f"{cause}, and {len(errors)} of them failed: {errors[-1]}"
+        why = {
+            "cause": cause,
+            "cure": f"take a smaller dt; if F is at rest there, stop; else {KINK}",
+        }
         info = Certificate(
-            before, before, dt=0.0, converged=False, details=own, entries=NO_STEP
+            before, before, dt=0.0, converged=False, details=own, entries=why
         )
         return Step(mu, plan, info, start.energy)
 
@@ -169,11 +192,12 @@ class ForwardBackward(Scheme):
         return {
             "solver": type(state.solver).__name__,
             "warm": state.solver.state_dict(state.warm),
-            "dt": state.dt,
+            "past": None if state.past is None else list(state.past),
         }
 
     def load_state(self, F: Functional, mu: Measure, kept: Any) -> _Plan:
-        plan = replace(self.init(F, mu), dt=kept["dt"])
+        past = kept["past"]
+        plan = replace(self.init(F, mu), past=None if past is None else Past(*past))
         # Another solver for another F, of which the flow has warned, starts cold.
         if kept["solver"] != type(plan.solver).__name__:
             return plan
@@ -193,7 +217,7 @@ class ForwardBackward(Scheme):
         if state is None:
             return plan
         same = type(state.solver) is type(plan.solver)
-        return replace(plan, warm=state.warm if same else None, dt=state.dt)
+        return replace(plan, warm=state.warm if same else None, past=state.past)
 
 
 def split_terms(F: Functional) -> tuple[Functional | None, Functional]:
@@ -233,14 +257,14 @@ def split_terms(F: Functional) -> tuple[Functional | None, Functional]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the steps of a flow share, the last accepted dt, and the warm start."""
+    """What the steps of a flow share, the past of these, and the warm start."""
 
     functional: Functional = field(repr=False)
     kind: type[Measure]
     solver: ProximalSolver[Any]
     smooth: Functional | None
     implicit: Functional
-    dt: float = math.inf
+    past: Past | None = None
     warm: Any = None
 
 
@@ -291,10 +315,10 @@ class _Start:
             w2=w2,
             residual=known.residual,
             iterations=known.iterations,
-            converged=known.converged,
+            converged=known.converged and not own.stalled,
             noise=known.noise,
             dt=dt,
             solver=type(self.plan.solver).__name__,
             details=own,
-            entries={"stages": (known,)},
+            entries={"stages": (known,), **(SHRUNK if own.stalled else {})},
         )

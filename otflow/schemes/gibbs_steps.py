@@ -32,7 +32,8 @@ class EntropicFictitiousPlay(Scheme):
     :cite:p:`chen2022entropic`. The proximal Gibbs law :math:`p_\mu` is the best answer
     to :math:`\mu`: it minimises the linear part of G with the entropy. If G is convex
     along mixtures, then :math:`F(\mu_t) - \inf F \le e^{-\alpha t}(F(\mu_0) - \inf F)`:
-    the rate needs no log-Sobolev inequality.
+    the rate needs no log-Sobolev inequality. It is one of the flow: steps follow the
+    flow with an error of order dt, and long ones may be slower.
 
     On a `GridDensity` the law is exact, and a step is :math:`\mu + (1 -
     e^{-\alpha\,dt})(p_\mu - \mu)`. On `Particles` each atom is replaced with the
@@ -145,7 +146,8 @@ class DualAveraging(Scheme):
     On a `GridDensity` the laws are exact, and the average starts from the density:
     :math:`\mu_{k+1} \propto \mu_k^{1-\gamma_k}\, p_{\mu_k}^{\gamma_k}`, with the
     proximal law :math:`p_\mu \propto e^{-G'[\mu]/\tau}`. For a small dt this is the
-    Fisher-Rao gradient flow of F. On `Particles` each step moves all atoms by the inner
+    Fisher-Rao gradient flow of F. A cell that starts empty stays empty, unless the
+    first :math:`\gamma` is 1. On `Particles` each step moves all atoms by the inner
     steps of Langevin in the potential :math:`\bar g_{k+1}`, which begins with
     :math:`G'[\mu_0]`, whatever dt.
 

@@ -11,7 +11,7 @@ from otflow._validation import true_or_false
 from otflow.errors import Diverged
 from otflow.functionals import Functional
 from otflow.functionals.stated_terms import check_terms
-from otflow.measures import Measure
+from otflow.measures import Measure, Particles
 from otflow.proximal.certificate import Certificate
 from otflow.schemes.base import Scheme, Step
 
@@ -108,10 +108,12 @@ def split_heat(F: Functional) -> tuple[float, Functional]:
 
 
 def by_smaller_dt(error: Diverged, mu: Measure) -> Diverged:
-    """Return the error with a smaller dt as its only cure.
+    """Return the error, for particles with a smaller dt as its only cure.
 
-    The second cure, JKO(), raises Unsupported for an entropy of particles.
+    The other cure, JKO(), raises Unsupported for an entropy of particles.
     """
+    if not isinstance(mu, Particles):
+        return Diverged(error.args[0], measure=mu)
     msg = error.args[0].split(", or ")[0]
     if "; " not in msg:
         msg = f"{msg}; take a smaller dt"

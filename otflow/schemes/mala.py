@@ -103,7 +103,8 @@ class MALA(Scheme):
         ahead = (y - x - dt * drift).square().sum(-1)
         behind = (x - y - dt * back).square().sum(-1)
         ratio = (ahead - behind) / (4.0 * temperature * dt) - rise / temperature
-        accepted = inside & (chance.log() < ratio)
+        # The chance may be 0, but not 1: of 1 - chance the logarithm is finite.
+        accepted = inside & (torch.log1p(-chance) <= ratio)
         moved = mu.with_free_atoms(torch.where(accepted[:, None], y, x))
         own = {
             "temperature": temperature,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otflow._arrays import added
 from otflow._validation import positive
 from otflow.errors import Diverged
 from otflow.functionals import Functional
@@ -106,7 +107,10 @@ class UnderdampedLangevin(Scheme):
         energy, force = rest.value_and_velocity(mu)
         own: dict[str, Any] = {"temperature": temperature}
         velocity, owed, own["refreshed"] = _carried(state, mu, temperature, generator)
-        velocity = torch.add(velocity, force, alpha=owed + dt / 2)
+        if isinstance(owed, float):
+            velocity = added(velocity, force, owed + dt / 2)
+        else:
+            velocity = velocity + (owed + dt / 2) * force
         keep = math.exp(-self.friction * dt)
         try:
             middle = mu.push(velocity, dt / 2)
@@ -126,8 +130,8 @@ class UnderdampedLangevin(Scheme):
 
 def _carried(
     state: Any, mu: Measure, temperature: float, generator: torch.Generator
-) -> tuple[Tensor, float, int]:
-    """Return the velocities, the time of the kick they lack, and how many are fresh.
+) -> tuple[Tensor, float | Tensor, int]:
+    """Return the velocities, the times of the kick they lack, and how many are fresh.
 
     A fresh velocity lacks no kick: it is that of an atom at rest in law.
     """
@@ -139,6 +143,7 @@ def _carried(
         return velocity, owed, 0
     fresh = scale * torch.empty_like(x).normal_(generator=generator)
     if left.shape != x.shape:
-        return fresh, owed, len(x)
+        return fresh, 0.0, len(x)
     moved = (left != x).any(-1, keepdim=True)
-    return torch.where(moved, fresh, velocity), owed, int(moved.sum())
+    kicks = torch.where(moved, 0.0, x.new_tensor(owed))
+    return torch.where(moved, fresh, velocity), kicks, int(moved.sum())

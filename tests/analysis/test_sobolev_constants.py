@@ -156,3 +156,63 @@ def test_without_mixture_convexity_there_is_no_rate():
 def test_an_oscillation_that_is_none_raises(value):
     with pytest.raises(ValueError, match="oscillation"):
         log_sobolev(exact.quadratic() + of.Entropy(), oscillation=value)
+
+
+# Against other means ------------------------------------------------------------------
+
+
+def gap_of(V, temperature, most=6.0, n=1201):
+    """Return the spectral gap of the law e^(-V / T) on the line, by differences.
+
+    A log-Sobolev constant is at most the gap: for q near the law its inequality is that
+    of Poincare.
+    """
+    x = torch.linspace(-most, most, n, dtype=torch.float64)
+    h = float(x[1] - x[0])
+    at, between = V(x), V(0.5 * (x[1:] + x[:-1]))
+    p = torch.exp(-(at - at.min()) / temperature)
+    edge = torch.exp(-(between - at.min()) / temperature)
+    matrix = torch.zeros(n, n, dtype=torch.float64)
+    i = torch.arange(n - 1)
+    matrix[i, i] += edge
+    matrix[i + 1, i + 1] += edge
+    matrix[i, i + 1] -= edge
+    matrix[i + 1, i] -= edge
+    root = p.rsqrt() / h
+    return float(torch.linalg.eigvalsh(root[:, None] * matrix * root)[1])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("height", [0.0, 0.5, 1.5])
+def test_the_constant_is_at_most_the_spectral_gap(temperature, height):
+    """Under a spring with a bump of a given height; without one they are equal."""
+
+    def bump(x):
+        return height * torch.cos(3 * x)
+
+    F = of.Potential(lambda x: x.square().sum(-1), modulus=2.0)
+    F = F + of.Potential(lambda x: bump(x[..., 0])) + temperature * of.Entropy()
+    found = log_sobolev(F, oscillation=2 * height)
+    gap = gap_of(lambda x: x.square() + bump(x), temperature)
+    by_hand = 2 / temperature * math.exp(-2 * height / temperature)
+    assert found.constant == pytest.approx(by_hand, rel=1e-12)
+    assert found.constant <= gap * (1 + 1e-3)
+    if height == 0:
+        assert found.constant == pytest.approx(gap, rel=1e-3)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 6])
+def test_a_modulus_that_depends_on_the_dimension_is_none(dim):
+    """F does not know its dimension; in one the penalty of norm l1 looks convex."""
+    ridge = of.Potential(lambda x: 0.3 * x.square().sum(-1), modulus=0.6)
+    path = of.meanfield.PathPenalty("l1")
+    F = ridge + 0.5 * path + of.Entropy()
+    with pytest.raises(ValueError, match=r"nothing is declared .* PathPenalty"):
+        log_sobolev(F)
+    own = -0.5 * (dim - 1) ** 0.5
+    assert path.modulus(dim) == 2 * own
+    if 0.6 + own > 0:
+        assert log_sobolev(F, convexity=own).constant == pytest.approx(0.6 + own)
+    # The norm l2 has one modulus for all.
+    F = ridge + 0.5 * of.meanfield.PathPenalty("l2") + of.Entropy()
+    assert log_sobolev(F).constant == pytest.approx(0.1)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from otflow._arrays import as_float_tensor, as_points
+from otflow._arrays import added, as_float_tensor, as_points
 from otflow._autodiff import value_and_gradient
 from otflow._graphs import keep_immutable, value_of
 from otflow._moving import Move
@@ -449,7 +449,7 @@ class Gaussian(Measure):
 
     def push(self, tangent: Tensor, dt: float) -> Self:
         self._check_tangent(tangent)
-        return self._moved(torch.add(self.state, tangent, alpha=real(dt, "dt")))
+        return self._moved(added(self.state, tangent, real(dt, "dt")))
 
     def diffuse(self, variance: float, generator: torch.Generator) -> Self:
         r"""Return :math:`N(m, \Sigma + \mathrm{variance}\, I)`: exact, without noise.

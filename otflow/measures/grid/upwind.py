@@ -74,7 +74,8 @@ def check_courant(
         msg = (
             f"dt = {dt:.4g} is above the CFL limit of this velocity on this grid: a "
             f"cell would send out {share:.3g} times its mass; take |dt| <= "
-            f"{at_most(abs(dt) / share, 4)}, or use JKO(), which has no such limit"
+            f"{at_most(abs(dt) / share, 4)}, or remap=True in the scheme, or "
+            f"use JKO(), which have no such limit"
         )
         raise Diverged(msg, measure=measure)
 

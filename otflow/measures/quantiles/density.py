@@ -9,7 +9,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from otflow._arrays import as_float_tensor, as_points, as_weights, coordinate_limit
+from otflow._arrays import (
+    added,
+    as_float_tensor,
+    as_points,
+    as_weights,
+    coordinate_limit,
+)
 from otflow._autodiff import value_and_gradient
 from otflow._graphs import keep_immutable, value_of
 from otflow._moving import Move
@@ -428,7 +434,7 @@ class Quantiles(Measure):
         """
         self._check_tangent(tangent)
         step = real(dt, "dt")
-        return self.moved(torch.add(self.edges, tangent[:, 0], alpha=step))
+        return self.moved(added(self.edges, tangent[:, 0], step))
 
     def moved(self, edges: Tensor) -> Self:
         """Return the same masses between other edges (n + 1,), checked as by `push`."""

@@ -54,6 +54,7 @@ class Problem:
     maps: OptimalMaps
     used: int = 0
     inside: bool = True  # keep to optimal maps
+    stalled: bool = False  # the objective and its gradient stopped falling
     steepest: float = 0.0  # size of the terms of the gradient of F, which cancel
     scale: float = 0.0  # size of the terms of F, which may cancel in it
 

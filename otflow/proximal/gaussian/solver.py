@@ -20,6 +20,7 @@ from otflow.proximal.gaussian.exactness import integrates_exactly
 from otflow.proximal.gaussian.judges import Missed, missed_by, refined, round_off
 from otflow.proximal.gaussian.maps import norm
 from otflow.proximal.gaussian.problem import Point, Problem, newton_step
+from otflow.proximal.gaussian.stall import Watch
 
 __all__ = ["GaussianDetails", "GaussianProximal"]
 
@@ -36,6 +37,11 @@ ROSE: dict[str, Any] = {
     "cause": "the rule of the nodes has a critical point whose objective is above that "
     "of the start: the derivatives of F are not those of its values there",
     "cure": "smooth F, or flow a GridDensity, which takes values",
+}
+STALLED: dict[str, Any] = {
+    "cause": "the objective stopped falling, as at a kink of F that nodes cross",
+    "cure": "smooth the kink (|x| by (x^2 + eps^2)^(1/2), relu(z) by softplus(k z) / "
+    "k), or flow a GridDensity",
 }
 # The difference of two rules shows their round-off only in part: what both share
 # cancels. The true round-off is taken as UNLIKE times the difference.
@@ -57,10 +63,13 @@ class GaussianDetails:
         Errors of the nodes: of the step, in W2, and of the energies.
     nodes : int
         Number of nodes that the solver used.
+    stalled : bool
+        Whether the descent ended because the objective and its gradient stopped
+        falling.
 
     Attributes
     ----------
-    map_optimal, quadrature_error, energy_error, nodes
+    map_optimal, quadrature_error, energy_error, nodes, stalled
         As above.
     """
 
@@ -68,6 +77,7 @@ class GaussianDetails:
     quadrature_error: float | None
     energy_error: float | None
     nodes: int
+    stalled: bool = False
 
 
 class GaussianProximal(ProximalSolver[Gaussian]):
@@ -168,6 +178,10 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         With a finer rule, both energies are by this rule and the new measure carries
         its nodes, so that the next step starts there. If ``max_nodes`` does not
         suffice, the step has not converged; ``cause`` and ``cure`` say so.
+    ``stalled``
+        Whether the descent ended because the objective and its gradient stopped
+        falling, as where nodes cross a kink of F. Then ``cause`` and ``cure`` say what
+        helps.
     ``bound``
         A bound on the W2 distance to the exact step: the norm of the gradient over
         :math:`1 + dt\,\lambda`, with :math:`\lambda` the modulus of F. Round-off is
@@ -230,8 +244,9 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         # No rule needs to judge nodes that are proved to be exact.
         missed = NOTHING if is_exact else self._missed(problem, start, point)
         while missed is not None and not self._resolved(point, missed):
-            # No finer rule helps where derivatives and values contradict each other.
-            if missed.contradicted:
+            # No finer rule helps where derivatives and values contradict each other, or
+            # at a kink: finer rules have smaller ones, and more of them.
+            if missed.contradicted or problem.stalled:
                 break
             finer = refined(problem, self.max_nodes)
             # The last step stands, with the error that was found.
@@ -270,14 +285,14 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         point = self._descend(problem, point)
         # Optimal maps reach every law at the least cost, so the first descent loses no
         # minimum. Only too few nodes can tell two maps to the same law apart.
-        if not self._converged(problem, point):
+        if not (self._converged(problem, point) or problem.stalled):
             problem.inside = False
             point = self._descend(problem, point)
         return point
 
     def _descend(self, problem: Problem, point: Point) -> Point:
         """Take steps of Newton's method; the objective never increases."""
-        first = point.size
+        first, watch = point.size, Watch(point)
         while not self._converged(problem, point) and problem.used < self.max_gradients:
             # Inexact Newton: a share of the gradient that shrinks with the gradient
             # keeps convergence faster than linear.
@@ -288,6 +303,9 @@ class GaussianProximal(ProximalSolver[Gaussian]):
             if found is None:
                 break
             point = problem.take(found)
+            if watch.has_stalled(point):
+                problem.stalled = not self._converged(problem, point)
+                break
         return point
 
     def _search(self, problem: Problem, point: Point, p: Tensor) -> Point | None:
@@ -361,6 +379,8 @@ class GaussianProximal(ProximalSolver[Gaussian]):
         contradicted = missed is not None and missed.contradicted
         if contradicted or (converged and not self._resolved(point, missed)):
             converged, why = False, self._why(problem, missed)
+        elif problem.stalled:
+            why = STALLED
         # The noise of a point is that of the objective, dt F and half of the cost.
         noise = (start.noise + point.noise) / dt
         noise += 0.0 if missed is None else missed.energy
@@ -381,6 +401,7 @@ class GaussianProximal(ProximalSolver[Gaussian]):
                 quadrature_error=None if missed is None else missed.distance,
                 energy_error=None if missed is None else missed.energy,
                 nodes=problem.mu.n,
+                stalled=problem.stalled and not converged,
             ),
         )
         report = known(converged=converged, **why)

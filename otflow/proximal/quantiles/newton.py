@@ -11,6 +11,7 @@ from torch import Tensor
 from otflow.errors import NonFinite
 from otflow.numerics.tridiagonal import Springs
 from otflow.proximal.quantiles.objective import Expansion, Objective
+from otflow.proximal.quantiles.stall import Watch
 from otflow.proximal.quantiles.step import Direction, Path, Room, direction, spread
 
 __all__ = ["Solution", "minimise"]
@@ -28,11 +29,6 @@ MAX_TRIALS = 40
 MAX_CUTS = 3
 DAMPEN = 4.0
 LEAST_DAMPING = 0.1
-# The descent has stalled, as at a kink, if for this share of the budget neither the
-# gradient nor the complementarity gap halves, and the objective falls by less than
-# SHARE of its whole fall.
-SLOW = 0.5
-SHARE = 1e-2
 # A step ends the descent if it leaves this share of the decrement.
 ENDS = 0.1
 # Armijo's constant.
@@ -235,30 +231,6 @@ class _State:
         return _State(self.problem, self.room, point, slack, z, self.barrier)
 
 
-class _Watch:
-    """Remembers when the descent last made progress."""
-
-    def __init__(self, start: _State, budget: int) -> None:
-        self.first = self.objective = start.point.objective
-        self.residual, self.lost = start.residual, start.lost
-        self.slow, self.last = max(25.0, SLOW * budget), 0
-
-    def has_stalled(self, state: _State, used: int) -> bool:
-        """Note a state; return whether there was no progress for too long."""
-        objective = state.point.objective
-        enough = SHARE * (self.first - objective) + state.noise
-        # A fall within round-off is no progress, nor is one that is small beside the
-        # whole.
-        better = objective < self.objective - enough
-        if better or state.residual <= 0.5 * self.residual:
-            self.last = used
-        if self.last == used or state.lost < 0.5 * self.lost:
-            self.objective = min(self.objective, objective)
-            self.residual = min(self.residual, state.residual)
-            self.lost, self.last = min(self.lost, state.lost), used
-        return used - self.last >= self.slow
-
-
 def minimise(problem: Objective, room: Room, tolerance: float, budget: int) -> Solution:
     r"""Descend by Newton's method with least gaps and walls.
 
@@ -287,7 +259,7 @@ def minimise(problem: Objective, room: Room, tolerance: float, budget: int) -> S
         The last point.
     """
     state, used, damping, stalled = _start(problem, room), 1, 0.0, False
-    watch = _Watch(state, budget)
+    watch = Watch(state, budget)
     while True:
         settled = state.settled(tolerance)
         if settled or used >= budget:
