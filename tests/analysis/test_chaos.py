@@ -66,6 +66,31 @@ def test_the_errors_of_attraction_are_those_solved_by_hand():
     assert bool(((N * report.variance - 1).abs() < 5 * math.sqrt(2 / runs)).all())
 
 
+@pytest.mark.parametrize(("sign", "bounded"), [(1, True), (-1, False)])
+def test_the_constant_grows_with_time_unless_forces_contract(sign, bounded):
+    """Solved by hand: (1 - dt)^K tends to 0 under attraction, its inverse grows."""
+    errors = []
+    for time in (1, 2, 4, 8):
+        steps = 10 * time
+        report = chaos(
+            sign * ATTRACTION,
+            standard(),
+            [16],
+            time,
+            steps=steps,
+            observable=mean,
+            reference=512,
+            runs=4,
+        )
+        factor = abs(1 - (1 - sign * time / steps) ** steps)
+        torch.testing.assert_close(
+            report.particle_error, factor * report.function_error, rtol=1e-9, atol=0
+        )
+        errors.append(float(report.particle_error))
+    growth = errors[-1] / errors[0]
+    assert growth < 1.6 if bounded else growth > 1000
+
+
 def test_the_noise_is_shared_with_the_limit():
     """Without interaction a particle is its own limit, however much noise there is."""
     F = of.Potential(pull) + 0.5 * of.Entropy()
