@@ -137,7 +137,8 @@ def box(lower: ArrayLike | float, upper: ArrayLike | float) -> Potential:
     -------
     Potential
         0-convex. Inside of the box its velocity is 0. A scheme without proximal steps
-        does not see the walls: it leaves the box, and the flow raises Diverged.
+        does not see the walls: it leaves the box, and the flow raises Diverged. The
+        steps of `otflow.schemes.MALA` stay inside: it rejects the others.
 
     Raises
     ------
