@@ -70,6 +70,12 @@ CASES: dict[str, Case] = {
         lambda: go(PULL + TERM + of.Entropy(), INSIDE, of.Langevin()),
         [lambda: go(PULL + TERM + of.Entropy(), cells(1.0), of.JKO())],
     ),
+    "births beyond a wall": (
+        Diverged,
+        r"at draws of the prior .*; take a prior where F is finite, e\.g\. Particles",
+        lambda: go(PULL + TERM, INSIDE, of.BirthDeath(prior=WIDE)),
+        [lambda: go(PULL + TERM, INSIDE, of.BirthDeath(prior=INSIDE))],
+    ),
     "implicit steps at a wall": (
         NotConvergedWarning,
         r"take schemes\.ForwardBackward\(\), which steps on Potential\(Box\)",

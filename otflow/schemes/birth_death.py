@@ -10,7 +10,7 @@ from torch import Tensor
 
 from otflow._validation import check_kind, check_like, positive, true_or_false
 from otflow._warn import warn
-from otflow.errors import CollapseWarning, Diverged, Unsupported
+from otflow.errors import CollapseWarning, Diverged, NonFinite, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import GridDensity, Measure, Particles
 from otflow.schemes.base import Scheme, Step
@@ -90,6 +90,8 @@ class BirthDeath(Scheme):
         neither made of particles nor, for a prior, a grid, or if it carries a graph.
     Diverged
         From `step`, if one step leaves one atom of several.
+    NonFinite
+        From `step`, if F' is not finite at draws of the prior.
     TypeError, ValueError
         If the rate is not positive; from `step`, if the prior does not fit the measure.
 
@@ -300,7 +302,14 @@ class BirthDeath(Scheme):
             return mu.mix(self.prior.moved(gain / total), share), share
         assert isinstance(mu, Particles)
         draws = self.prior.sample(mu.n, generator)
-        gain = (mean - F.first_variation(start, draws)).clamp(min=0)
+        try:
+            gain = (mean - F.first_variation(start, draws)).clamp(min=0)
+        except NonFinite as error:
+            msg = (
+                f"F' is not finite at draws of the prior {self.prior!r}; take a prior "
+                f"where F is finite, e.g. Particles(draws) of draws there"
+            )
+            raise NonFinite(msg) from error
         u = torch.rand(mu.n, generator=generator, dtype=mu.dtype, device=mu.device)
         born = draws[u < -torch.expm1(-dose * gain)]
         return (replaced(mu, born, generator) if len(born) else mu), len(born)
