@@ -237,7 +237,10 @@ def _nothing_lost(
         k = len(recorder.info)
         text = f"the flow diverged in step {k}: {error}"
         if isinstance(error, NonFinite):
-            if walls := _walls(recorder.functional, recorder.current.measure, k):
+            walls = ""
+            with suppress(Exception):  # the first error counts
+                walls = _walls(recorder.functional, recorder.current.measure, k)
+            if walls:
                 text = f"the flow diverged in step {k}: {walls}"
             elif k and not re.search("smaller|^record", str(error)):
                 text += ", or a step went where it is not finite: take a smaller dt"
@@ -268,10 +271,16 @@ def _walls(F: Functional, mu: Measure, made: int) -> str:
         if not isinstance(term, Potential) or term.prox is None:
             continue
         with torch.no_grad():
-            outside = torch.isinf(term.V(mu.points)) & (mu.weights > 0)
+            here = torch.isfinite(mu.points).all(-1) & (mu.weights > 0)
+            outside = torch.isinf(term.V(mu.points)) & here
         if not bool(outside.any()):
             continue
-        if made:
+        if made and F.split_entropy()[0]:
+            cure = (
+                "noise does not see where it ends; flow a GridDensity(..., walls=True) "
+                "over the part where it is finite, by JKO()"
+            )
+        elif made:
             cure = (
                 "a step without its proximal map does not see where it ends; take "
                 "schemes.ForwardBackward()"

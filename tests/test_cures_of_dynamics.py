@@ -7,7 +7,7 @@ import torch
 
 import otflow as of
 from otflow.errors import Diverged, InvalidFunctional, Unsupported
-from otflow.functionals import box, group_norm, l1_norm
+from otflow.functionals import group_norm
 from otflow.meanfield import PopulationRisk, Risk, TwoLayer, layer_dissipation
 from otflow.measures import ConicParticles
 from tests.cures import Case, check_cures
@@ -136,31 +136,10 @@ CASES: dict[str, Case] = {
         lambda: PopulationRisk(TEACHER, "ReLu6", "gaussian"),
         [lambda: PopulationRisk(TEACHER, "relu", "gaussian")(STUDENT)],
     ),
-    "factors of another length": (
-        ValueError,
-        "weights holds 2 numbers, and points have 3 coordinates; give one number, or",
-        lambda: one_step(l1_norm([1.0, 0.0]), of.JKO()),
-        [
-            lambda: one_step(l1_norm(1.0), of.JKO()),
-            lambda: one_step(l1_norm([1.0, 0.0, 0.0]), of.JKO()),
-        ],
-    ),
-    "a box of another dimension": (
-        ValueError,
-        "upper holds 2 numbers, and points have 3 coordinates; give one number, or",
-        lambda: one_step(box(-9.0, [9.0, 9.0]), of.JKO()),
-        [lambda: one_step(box(-9.0, [9.0, 9.0, 9.0]), of.JKO())],
-    ),
-    "a group beyond the coordinates": (
-        ValueError,
-        "the coordinate 3, and points have 3, counted from 0; take groups of these",
-        lambda: one_step(group_norm([[1, 3]]), of.JKO()),
-        [lambda: one_step(group_norm([[0, 2]]), of.JKO())],
-    ),
     "a group in place of groups": (
         TypeError,
         r"write \[\[0, 1\]\] for one group of two",
-        lambda: group_norm([0, 1]),
+        lambda: group_norm([0, 1]),  # type: ignore[list-item]
         [lambda: one_step(group_norm([[0, 1]]), of.JKO())],
     ),
     "a distance of a measure of free mass": (
@@ -171,6 +150,39 @@ CASES: dict[str, Case] = {
             lambda: of.metrics.wasserstein2(CONE.law, CONE.law),
             lambda: of.Particles(CONE.places, CONE.masses, normalize=True),
         ],
+    ),
+}
+NOISY = 0.1 * of.Entropy()
+WELL = of.Potential(lambda x: x.square().sum(-1))
+SMOOTHED = 0.1 * of.Blob(of.Entropy(), 0.5)
+DATA = torch.utils.data.TensorDataset(X, Y)
+
+
+def react(transport, F, mu):
+    scheme = of.chain(transport, of.BirthDeath())
+    return of.flow(F, mu, scheme, dt=0.01, steps=2, generator=0)
+
+
+def batches(size):
+    loader = torch.utils.data.DataLoader(DATA, batch_size=size)
+    return of.meanfield.from_loader(loader)(torch.Generator().manual_seed(0))
+
+
+CASES |= {
+    "birth and death under an entropy of particles": (
+        Unsupported,
+        r"take a GridDensity, or Blob\(Entropy\(\), width\) .* with ExplicitEuler\(\)",
+        lambda: react(of.Langevin(), WELL + NOISY, CLOUD),
+        [
+            lambda: react(of.Langevin(remap=True), WELL + NOISY, grid()),
+            lambda: react(of.ExplicitEuler(), WELL + SMOOTHED, CLOUD),
+        ],
+    ),
+    "a loader without batches": (
+        Unsupported,
+        r"as its batch_size is None; take DataLoader\(data, batch_size=\.\.\.\)",
+        lambda: batches(None),
+        [lambda: batches(2)],
     ),
 }
 for name in ("EntropicFictitiousPlay", "DualAveraging"):

@@ -64,6 +64,18 @@ CASES: dict[str, Case] = {
         lambda: go(PULL + TERM, INSIDE, of.ExplicitEuler(), dt=2.0),
         [lambda: go(PULL + TERM, INSIDE, SPLIT, dt=2.0)],
     ),
+    "noise through a wall": (
+        Diverged,
+        r"flow a GridDensity\(\.\.\., walls=True\) over the part .*, by JKO\(\)",
+        lambda: go(PULL + TERM + of.Entropy(), INSIDE, of.Langevin()),
+        [lambda: go(PULL + TERM + of.Entropy(), cells(1.0), of.JKO())],
+    ),
+    "births beyond a wall": (
+        Diverged,
+        r"at draws of the prior .*; take a prior where F is finite, e\.g\. Particles",
+        lambda: go(PULL + TERM, INSIDE, of.BirthDeath(prior=WIDE)),
+        [lambda: go(PULL + TERM, INSIDE, of.BirthDeath(prior=INSIDE))],
+    ),
     "implicit steps at a wall": (
         NotConvergedWarning,
         r"take schemes\.ForwardBackward\(\), which steps on Potential\(Box\)",

@@ -37,8 +37,9 @@ def l1_norm(weights: ArrayLike | float = 1.0) -> Potential:
     Raises
     ------
     ValueError
-        If a factor is negative or not finite; from V and its map, if points have
-        another number of coordinates.
+        If a factor is negative or not finite.
+    InvalidFunctional
+        From V and its map, if points have another number of coordinates.
 
     Examples
     --------
@@ -76,10 +77,11 @@ def group_norm(
     Raises
     ------
     ValueError
-        If groups overlap or are empty, or a factor is negative or not finite; from V
-        and its map, if points lack a coordinate of a group.
+        If groups overlap or are empty, or a factor is negative or not finite.
     TypeError
         If groups are not lists of integers.
+    InvalidFunctional
+        From V and its map, if points lack a coordinate of a group.
 
     Examples
     --------
@@ -135,13 +137,15 @@ def box(lower: ArrayLike | float, upper: ArrayLike | float) -> Potential:
     -------
     Potential
         0-convex. Inside of the box its velocity is 0. A scheme without proximal steps
-        does not see the walls: it leaves the box, and the flow raises Diverged.
+        does not see the walls: it leaves the box, and the flow raises Diverged. The
+        steps of `otflow.schemes.MALA` stay inside: it rejects the others.
 
     Raises
     ------
     ValueError
-        If an end is NaN, or a lower end is not below its upper end; from V and its map,
-        if points have another number of coordinates.
+        If an end is NaN, or a lower end is not below its upper end.
+    InvalidFunctional
+        From V and its map, if points have another number of coordinates.
 
     Examples
     --------

@@ -182,7 +182,7 @@ def from_loader(loader: DataLoader[Any]) -> Draw:
     ------
     Unsupported
         If the data set has no length, or if the loader has a sampler of its own, or one
-        of other data, whose law is not known.
+        of other data, whose law is not known, or if it makes no batches.
     ValueError
         If the data set is empty.
 
@@ -213,6 +213,13 @@ def from_loader(loader: DataLoader[Any]) -> Draw:
     plain = type(sampler) in (RandomSampler, SequentialSampler) and (
         len(sampler.data_source) == size
     )
+    if loader.batch_size is None and loader.batch_sampler is None:
+        msg = (
+            "the loader makes no batches, as its batch_size is None; take "
+            "DataLoader(data, batch_size=...), or give OnlineRisk a function of a "
+            "generator that returns (X, y)"
+        )
+        raise Unsupported(msg)
     if loader.batch_size is None or not plain:
         kind = type(sampler if loader.batch_size else loader.batch_sampler)
         msg = (

@@ -21,7 +21,9 @@ class PathPenalty(Potential):
     Points are neurons (a, w) with one outer weight a; the inner weights w hold the bias
     too. The integral of V is `path_norm`. A ReLU network stays the same if a neuron
     becomes (a/c, c w), and so does the penalty :cite:p:`bach2017breaking`. The map
-    makes outer weights exactly 0.
+    makes outer weights exactly 0. The penalty does not know the network: beside the
+    risk of one with several outputs it would count all outer weights but the first as
+    inner ones. There `otflow.functionals.group_norm` makes all outer weights 0.
 
     With :math:`t = |b|` the map :math:`(a, w) \mapsto (b, v)` keeps all signs, and
 

@@ -147,6 +147,9 @@ class RadialRisk(OfExpectation):
     [0.822, 0.493]
     """
 
+    R: _SquareLoss
+    Phi: _Features
+
     def __init__(
         self, gap: float, unit: Ramp | None = None, *, dim: int | None = None
     ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from otflow._validation import check_kind, check_like, positive, true_or_false
 from otflow._warn import warn
-from otflow.errors import CollapseWarning, Diverged, Unsupported
+from otflow.errors import CollapseWarning, Diverged, NonFinite, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import GridDensity, Measure, Particles
 from otflow.schemes.base import Scheme, Step
@@ -85,10 +85,13 @@ class BirthDeath(Scheme):
     Raises
     ------
     Unsupported
-        From `step`, if the measure has fixed masses; with jumps or a prior, if it is
+        From `init`, if F holds an entropy and the measure is made of particles; from
+        `step`, if the measure has fixed masses; with jumps or a prior, if it is
         neither made of particles nor, for a prior, a grid, or if it carries a graph.
     Diverged
         From `step`, if one step leaves one atom of several.
+    NonFinite
+        From `step`, if F' is not finite at draws of the prior.
     TypeError, ValueError
         If the rate is not positive; from `step`, if the prior does not fit the measure.
 
@@ -152,6 +155,13 @@ class BirthDeath(Scheme):
 
     def init(self, F: Functional, mu: Measure) -> bool:
         self._check(mu)
+        if isinstance(mu, Particles) and F.split_entropy()[0]:
+            msg = (
+                "birth-death reads the first variation of the entropy, which particles "
+                "do not have, also beside Langevin(); take a GridDensity, or "
+                "Blob(Entropy(), width) for the entropy, with ExplicitEuler()"
+            )
+            raise Unsupported(msg)
         return False
 
     def step(
@@ -292,7 +302,14 @@ class BirthDeath(Scheme):
             return mu.mix(self.prior.moved(gain / total), share), share
         assert isinstance(mu, Particles)
         draws = self.prior.sample(mu.n, generator)
-        gain = (mean - F.first_variation(start, draws)).clamp(min=0)
+        try:
+            gain = (mean - F.first_variation(start, draws)).clamp(min=0)
+        except NonFinite as error:
+            msg = (
+                f"F' is not finite at draws of the prior {self.prior!r}; take a prior "
+                f"where F is finite, e.g. Particles(draws) of draws there"
+            )
+            raise NonFinite(msg) from error
         u = torch.rand(mu.n, generator=generator, dtype=mu.dtype, device=mu.device)
         born = draws[u < -torch.expm1(-dose * gain)]
         return (replaced(mu, born, generator) if len(born) else mu), len(born)

@@ -10,7 +10,7 @@ from torch import Tensor
 from otflow._algebra import Curvature
 from otflow._arrays import coordinate_limit
 from otflow.errors import Diverged, NonFinite, Unsupported
-from otflow.functionals import Functional
+from otflow.functionals import Functional, Potential
 from otflow.measures import Measure, Particles
 from otflow.proximal.certificate import Certificate
 from otflow.schemes.base import Scheme, Step, check_particles
@@ -44,13 +44,16 @@ class MALA(Scheme):
     NonFinite
         From `step`, if V is not finite at an atom.
     Diverged
-        From `step`, if V is not finite at a proposal.
+        From `step`, if V is NaN or minus infinity at a proposal, or has no gradient
+        there.
 
     Notes
     -----
     ``info["acceptance"]`` is the share of the atoms that moved. A rate near 0.57 is
     best for many coordinates :cite:p:`roberts1998optimal`; near 0 the atoms stand
-    still, and a smaller dt helps. A proposal too large for its dtype is rejected.
+    still, and a smaller dt helps. A proposal too large for its dtype is rejected, and
+    so is one at which V is infinite: the density is 0 there, as beyond the walls of
+    `otflow.functionals.box`.
     Where the steps are many and short the time is that of the flow; at a low rate the
     flow is slower. The recorded energy is the integral of V.
 
@@ -91,14 +94,19 @@ class MALA(Scheme):
         y = torch.where(inside[:, None], y, x)
         here = rest.first_variation(mu)
         try:
-            rise = rest.first_variation(mu, y) - here
-            back = rest.velocity(mu, y)
-        except NonFinite as error:
-            msg = (
-                f"V or its gradient is not finite at a proposal of {self!r} ({error}); "
-                f"take a smaller dt, or a V that is finite everywhere"
-            )
-            raise Diverged(msg, measure=mu) from error
+            there, back = _at(rest, mu, y)
+        except NonFinite as first:
+            inside &= ~_beyond_walls(rest, y)
+            y = torch.where(inside[:, None], y, x)
+            try:
+                there, back = _at(rest, mu, y)
+            except NonFinite:
+                msg = (
+                    f"V or its gradient is not finite at a proposal of {self!r} "
+                    f"({first}); take a smaller dt, or a V that is finite everywhere"
+                )
+                raise Diverged(msg, measure=mu) from first
+        rise = there - here
         # Both logarithms of q, without their constant.
         ahead = (y - x - dt * drift).square().sum(-1)
         behind = (x - y - dt * back).square().sum(-1)
@@ -133,3 +141,18 @@ class MALA(Scheme):
             )
             raise Unsupported(msg)
         return temperature, rest
+
+
+def _at(rest: Functional, mu: Measure, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return V and minus its gradient at proposals."""
+    return rest.first_variation(mu, y), rest.velocity(mu, y)
+
+
+def _beyond_walls(rest: Functional, y: Tensor) -> Tensor:
+    """Return at which points (n, d) a potential is infinite, (n,)."""
+    beyond = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+    for c, term in rest.terms():
+        if isinstance(term, Potential) and c > 0:
+            with torch.no_grad():
+                beyond |= term.V(y) == torch.inf
+    return beyond
