@@ -29,8 +29,8 @@ from otflow.measures import Measure, Particles
 __all__ = ["MeanFieldEstimator"]
 
 Array = NDArray[Any]
-# The least size of a batch by default. The largest is 256: where classes overlap, smaller
-# batches let the search fit their noise.
+# The least size of a batch by default. The largest is 256: where classes overlap,
+# smaller batches let the search fit their noise.
 FEW = 64
 
 
