@@ -29,9 +29,8 @@ from otflow.measures import Measure, Particles
 __all__ = ["MeanFieldEstimator"]
 
 Array = NDArray[Any]
-# Every so many steps a search for the length of a step tries twice the last one.
-GROWTH = 4
-# The least size of a batch by default.
+# The least size of a batch by default. The largest is 256: where classes overlap,
+# smaller batches let the search fit their noise.
 FEW = 64
 
 
@@ -210,9 +209,10 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
         watch.begin(self.history_, steps, self._last)
         longest = self._dt
 
-        def length(k: int) -> float:
-            # A search that tries a longer step each time needs two trials a step.
-            return min(longest, watch.last * (1.0 if k % GROWTH else 2.0)) or longest
+        def length(_: int) -> float:
+            # Also in the first step of a further call: a search from the longest one
+            # would cost many trials.
+            return min(longest, 2.0 * watch.last) or longest
 
         try:
             run = flow(

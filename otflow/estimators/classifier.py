@@ -375,7 +375,7 @@ class MeanFieldClassifier(ClassifierMixin, MeanFieldEstimator):  # type: ignore[
                 )
                 raise ValueError(msg)
             balanced = masses.sum() / (count * masses)
-            return balanced.astype(weights.dtype)
+            return np.asarray(balanced, dtype=weights.dtype)
         labels = self.classes_[index]
         found = compute_class_weight(self.class_weight, classes=self.classes_, y=labels)
         if not (np.isfinite(found).all() and (found >= 0).all() and found.any()):
@@ -384,7 +384,7 @@ class MeanFieldClassifier(ClassifierMixin, MeanFieldEstimator):  # type: ignore[
                 f"{self.class_weight!r}; give positive weights"
             )
             raise ValueError(msg)
-        return found.astype(weights.dtype)
+        return np.asarray(found, dtype=weights.dtype)
 
     def _loss(self) -> tuple[str, int | None]:
         many = len(self.classes_)

@@ -29,9 +29,6 @@ __all__ = ["SCHEMES", "Recipe"]
 SCHEMES: Final = ("euler", "jko", "langevin", "birth-death", "forward-backward")
 # Schemes that shorten a step by themselves start from this one.
 LONGEST = 1e3
-# The constant of Armijo's rule. A small one takes long steps, which fit the noise of a
-# batch.
-DECREASE = 0.2
 # Proximal steps are this many times as long as explicit ones.
 IMPLICIT = 100.0
 # The tolerance of a proximal step, and the limit of its cost: an exact end is not worth
@@ -114,8 +111,7 @@ class Recipe:
         return Minibatch(scheme) if batches else scheme
 
     def _scheme(self) -> Scheme:
-        search = self.dt == "auto"
-        euler = ExplicitEuler(backtracking=search, sufficient_decrease=DECREASE)
+        euler = ExplicitEuler(backtracking=self.dt == "auto")
         if isinstance(self.scheme, Scheme):
             return self.scheme
         if self.scheme == "jko":

@@ -87,7 +87,7 @@ class Scale:
             Larger spreads: all are multiplied by the root of the number of columns that
             are not constant.
         """
-        varying = np.count_nonzero((data != data[:1]).any(axis=0))
+        varying = int(np.count_nonzero((data != data[:1]).any(axis=0)))
         return Scale(self.center, self.spread * max(1, varying) ** 0.5)
 
     def apply(self, data: Array) -> Array:
