@@ -29,6 +29,10 @@ def sort(y=LABELS, sample_weight=None, first=None, **options):
     return model.fit(X, y, sample_weight)
 
 
+def fitted():
+    return MeanFieldRegressor(warm_start=True, **FEW).fit(X, Y)
+
+
 def go_on(first, second):
     model = MeanFieldRegressor(**FEW).partial_fit(X, first)
     return model.partial_fit(X, second)
@@ -72,6 +76,24 @@ CASES: dict[str, Case] = {
                 .fit(X, np.stack([Y, Y], axis=1))
             ),
         ],
+    ),
+    "another number of neurons": (
+        ValueError,
+        (
+            "n_neurons was 8 when the neurons were made and is 9 now; set it back, or "
+            "fit new neurons by warm_start=False and fit"
+        ),
+        lambda: fitted().set_params(n_neurons=9).fit(X, Y),
+        [
+            lambda: fitted().set_params(n_neurons=8).fit(X, Y),
+            lambda: fitted().set_params(n_neurons=9, warm_start=False).fit(X, Y),
+        ],
+    ),
+    "targets beyond the precision of the inputs": (
+        ValueError,
+        "beyond float32, in which X is given; give X in float64, or y in other units",
+        lambda: fit(X.astype(np.float32), 1e50 * Y),
+        [lambda: fit(X, 1e50 * Y), lambda: fit(X.astype(np.float32), Y)],
     ),
     "a label that is new": (
         ValueError,

@@ -128,6 +128,9 @@ def scalar(axis):
     return {"params": [nn.Parameter(torch.tensor(1.0))], "axis": axis}
 
 
+WEIGHT = nn.Parameter(torch.ones(3, 2))
+
+
 def loaded(state):
     FlowOptimizer(mlp(), 0.1).load_state_dict(state)
 
@@ -257,6 +260,45 @@ CASES: dict[str, Case] = {
             lambda: FlowOptimizer([{"params": [mlp()[0].weight], "axis": 0}], 0.1),
             lambda: torch.optim.SGD([mlp()[0].weight], 0.1),
         ],
+    ),
+    "an entry that no step reads": (
+        ValueError,
+        (
+            "entry 'axes', which no step reads; give entries of params, axis, factor, "
+            "lr, temperature, mobility, name alone, and a weight decay as a penalty in "
+            "the loss"
+        ),
+        lambda: FlowOptimizer([{"params": [mlp()[0].weight], "axes": 1}], 0.1),
+        [
+            lambda: FlowOptimizer([{"params": [mlp()[0].weight], "axis": 1}], 0.1),
+            lambda: FlowOptimizer(
+                [{"params": [mlp()[0].weight], "name": "all", "initial_lr": 0.1}], 0.1
+            ),
+        ],
+    ),
+    "a parameter given twice": (
+        ValueError,
+        "holds a parameter twice, .* give it once",
+        lambda: FlowOptimizer([{"params": [WEIGHT, WEIGHT]}], 0.1),
+        [lambda: FlowOptimizer([{"params": [WEIGHT]}], 0.1)],
+    ),
+    "an axis that is a truth value": (
+        ValueError,
+        "got True; give an integer below 2",
+        lambda: FlowOptimizer([{"params": [mlp()[0].weight], "axis": True}], 0.1),
+        [lambda: FlowOptimizer([{"params": [mlp()[0].weight], "axis": 1}], 0.1)],
+    ),
+    "no neuron": (
+        ValueError,
+        r"shape \(0, 2\) holds no neuron along the axis 0; give modules of at",
+        lambda: FlowOptimizer([{"params": [nn.Parameter(torch.ones(0, 2))]}], 0.1),
+        [lambda: FlowOptimizer([{"params": [nn.Parameter(torch.ones(1, 2))]}], 0.1)],
+    ),
+    "a step beyond the dtype": (
+        Diverged,
+        "a parameter is not finite after this step; take a smaller dt",
+        lambda: stepped(mlp(), dt=1e300),
+        [lambda: stepped(mlp(), dt=0.01)],
     ),
     "a number that has no axis": (
         ValueError,

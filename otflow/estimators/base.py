@@ -5,26 +5,30 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_is_fitted,
+    validate_data,
+)
 
 from otflow._validation import non_negative_int, positive, real, true_or_false
-from otflow.errors import Diverged
-from otflow.estimators.epochs import Epochs
-from otflow.estimators.losses import Weighted, with_weights
-from otflow.estimators.recipes import Recipe
+from otflow.estimators.epochs import Epochs, run_epochs
+from otflow.estimators.losses import relative, risk_of
+from otflow.estimators.recipes import Recipe, neurons
 from otflow.estimators.scales import Scale
-from otflow.flow import flow
 from otflow.meanfield import Risk, TwoLayer
-from otflow.measures import Measure, Particles
+from otflow.measures import Measure
 
 __all__ = ["MeanFieldEstimator"]
 
@@ -45,6 +49,7 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
     history_: dict[str, list[float]]
     n_iter_: int
     loss_: float
+    _paced: tuple[Any, Any]
 
     def __init__(
         self,
@@ -96,14 +101,13 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
         """Return checked inputs and targets."""
 
     @abstractmethod
-    def _weighed(self, X: Array, y: Array, sample_weight: Any) -> Array:
-        """Return the weights of the samples."""
-
-    @abstractmethod
     def _encoded(
         self, y: Array, weights: Array, classes: Any, first: bool
     ) -> tuple[Array, Array]:
-        """Return targets and weights for the loss; learn their kind if `first`."""
+        """Return targets and weights for the loss; learn their kind if `first`.
+
+        Targets that are numbers are in double precision.
+        """
 
     @abstractmethod
     def _loss(self) -> tuple[str, int | None]:
@@ -118,14 +122,15 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
         tolerance = positive(self.tol, "tol", or_zero=True)
         warm = true_or_false(self.warm_start, "warm_start")
         first = not (warm and hasattr(self, "measure_"))
-        self._rng = check_random_state(self.random_state)
-        recipe = self._recipe()
-        X, y, weights = self._data(X, y, sample_weight, None, first)
-        held_out = None
-        if true_or_false(self.early_stopping, "early_stopping"):
-            X, y, weights, held_out = self._split(X, y, weights)
-        watch = Epochs(tolerance, patience, held_out)
-        self._advance(recipe, X, y, weights, first, epochs, watch)
+        with self._as_before_on_failure():
+            self._rng = check_random_state(self.random_state)
+            recipe = self._recipe()
+            X, y, weights = self._data(X, y, sample_weight, None, first)
+            held_out = None
+            if true_or_false(self.early_stopping, "early_stopping"):
+                X, y, weights, held_out = self._split(X, y, weights)
+            watch = Epochs(tolerance, patience, held_out)
+            self._advance(recipe, X, y, weights, first, epochs, watch)
         if not watch.stopped:
             msg = (
                 f"the loss still fell by more than tol={tolerance:g} in the last "
@@ -135,11 +140,23 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _partial_fit(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> None:
         first = not hasattr(self, "measure_")
-        recipe = self._recipe()
-        if first:
-            self._rng = check_random_state(self.random_state)
-        X, y, weights = self._data(X, y, sample_weight, classes, first)
-        self._advance(recipe, X, y, weights, first, 1, Epochs())
+        with self._as_before_on_failure():
+            recipe = self._recipe()
+            if first:
+                self._rng = check_random_state(self.random_state)
+            X, y, weights = self._data(X, y, sample_weight, classes, first)
+            self._advance(recipe, X, y, weights, first, 1, Epochs())
+
+    @contextmanager
+    def _as_before_on_failure(self) -> Iterator[None]:
+        """Keep all attributes if a fit fails: new scales do not fit old neurons."""
+        kept = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(kept)
+            raise
 
     def _recipe(self) -> Recipe:
         return Recipe(
@@ -156,21 +173,42 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
     ) -> tuple[Array, Array, Array]:
         """Return scaled inputs, targets and weights; learn the scales if `first`."""
         standardize = true_or_false(self.standardize, "standardize")
+        if not first:
+            self._check_neurons()
         dtype = [np.float64, np.float32] if first else self._dtype()
         X, y = self._checked(X, y, dtype, first)
-        weights = self._weighed(X, y, sample_weight)
+        weights = relative(
+            _check_sample_weight(
+                sample_weight, X, dtype=np.float64, ensure_non_negative=True
+            )
+        )
         # A sample of weight zero is no sample, of the scales neither.
-        kept = _some(weights) > 0
+        kept = weights > 0
         X, y, weights = X[kept], y[kept], weights[kept]
         targets, weights = self._encoded(y, weights, classes, first)
-        weights = _some(weights)
+        weights = relative(weights)
+        kept = weights > 0
+        X, targets, weights = X[kept], targets[kept], weights[kept]
+        if targets.dtype.kind == "f":
+            targets = targets.astype(X.dtype)
         if first:
+            self._neurons = {"n_neurons": self.n_neurons, "activation": self.activation}
             self._inputs = Scale.identity(X.shape[1])
             if standardize:
                 self._inputs = Scale.of(X, weights).to_unit_length(X)
             _, outputs = self._loss()
             self.network_ = TwoLayer(self.activation, outputs=outputs)
         return self._inputs.apply(X), targets, weights
+
+    def _check_neurons(self) -> None:
+        """Raise if the parameters are not those of the neurons at hand."""
+        for name, before in self._neurons.items():
+            if (now := getattr(self, name)) != before:
+                msg = (
+                    f"{name} was {before!r} when the neurons were made and is {now!r} "
+                    f"now; set it back, or fit new neurons by warm_start=False and fit"
+                )
+                raise ValueError(msg)
 
     def _split(
         self, X: Array, y: Array, weights: Array
@@ -180,11 +218,13 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
         if not 0 < share < 1:
             msg = f"validation_fraction must lie in (0, 1), got {share}; take 0.1"
             raise ValueError(msg)
-        classes = y if y.dtype == np.int64 else None
+        classes = y if is_classifier(self) else None
         X, X_out, y, y_out, weights, weights_out = train_test_split(
             X, y, weights, test_size=share, random_state=self._rng, stratify=classes
         )
-        return X, y, weights, self._risk(X_out, y_out, weights_out, None)
+        loss, _ = self._loss()
+        held_out = risk_of(self.network_, X_out, y_out, weights_out, loss, None)
+        return X, y, weights, held_out
 
     def _advance(
         self,
@@ -199,83 +239,44 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
         """Let the flow run for some epochs, and keep what it leaves behind."""
         seeds = [int(seed) for seed in self._rng.randint(2**31 - 1, size=3)]
         size = self._batch(len(X))
-        risk = self._risk(X, y, weights, None if size == len(X) else size)
+        loss, _ = self._loss()
+        batch = None if size == len(X) else size
+        risk = risk_of(self.network_, X, y, weights, loss, batch)
         F, steps = recipe.functional(risk), -(-len(X) // size)
-        start = self._start(X, seeds[0]) if first else self.measure_
+        scheme = recipe.stepper(size < len(X))
         if first:
+            self.history_, self.n_iter_ = {}, 0
+            m, scale = self.network_.outputs or 1, self.outer_scale
+            self.measure_ = neurons(self.n_neurons, m, X, scale, seeds[0])
+        if first or self._paced != (self.scheme, self.dt):
             source = torch.Generator().manual_seed(seeds[1])
-            self._dt = recipe.length(F, start, source)
-            self.history_, self.n_iter_, self._last = {}, 0, math.inf
-        watch.begin(self.history_, steps, self._last)
-        longest = self._dt
-
-        def length(_: int) -> float:
-            # Also in the first step of a further call: a search from the longest one
-            # would cost many trials.
-            return min(longest, 2.0 * watch.last) or longest
-
-        try:
-            run = flow(
-                F,
-                start,
-                recipe.stepper(size < len(X)),
-                dt=length,
-                steps=steps * epochs,
-                every=steps * epochs,
-                snapshots="none",
-                on_step=watch,
-                generator=seeds[2],
-                progress=true_or_false(self.verbose, "verbose"),
-            )
-        except Diverged as error:
-            other = "" if self.dt == "auto" else " or dt='auto'"
-            msg = (
-                f"the fit diverged in step {error.step} with dt={longest:.3g}; give a "
-                f"smaller dt{other}"
-            )
-            raise Diverged(
-                msg,
-                measure=error.measure,
-                step=error.step,
-                trajectory=error.trajectory,
-            ) from error
+            self._dt, self._last = recipe.length(F, self.measure_, source), math.inf
+            self._paced = (self.scheme, self.dt)
+        self.history_ = {name: list(row) for name, row in self.history_.items()}
+        watch.begin(
+            self.history_, steps, self._last, lambda mu: float(scheme.energy(F, mu))
+        )
+        run = run_epochs(
+            F,
+            self.measure_,
+            scheme,
+            longest=self._dt,
+            steps=steps * epochs,
+            watch=watch,
+            seed=seeds[2],
+            progress=true_or_false(self.verbose, "verbose"),
+            cure="a smaller dt" + ("" if self.dt == "auto" else " or dt='auto'"),
+        )
         self.measure_ = run.final if watch.best is None else watch.best
         self._last = watch.last
         self.n_iter_ += len(run.info) // steps
         self.loss_ = float(run.records["energy"][-1])
-
-    def _start(self, X: Array, seed: int) -> Particles:
-        """Return neurons at random."""
-        count = non_negative_int(self.n_neurons, "n_neurons", minimum=1)
-        m, d = self.network_.outputs or 1, X.shape[1]
-        generator = torch.Generator().manual_seed(seed)
-        # Drawn in double precision: the start is the same in either.
-        theta = torch.randn(count, m + d + 1, generator=generator, dtype=torch.float64)
-        theta[:, :m] *= positive(self.outer_scale, "outer_scale")
-        return Particles(theta.to(torch.from_numpy(X[:1]).dtype))
 
     def _batch(self, n: int) -> int:
         if isinstance(self.batch_size, str) and self.batch_size == "auto":
             few = n <= FEW or self.scheme == "jko"
             return n if few else max(FEW, min(256, n // 32))
         return min(n, non_negative_int(self.batch_size, "batch_size", minimum=1))
-
-    def _risk(self, X: Array, y: Array, weights: Array, batch: int | None) -> Risk:
-        loss, _ = self._loss()
-        inputs, targets = torch.from_numpy(X), torch.from_numpy(y)
-        if (weights == weights[0]).all():
-            return Risk(self.network_, inputs, targets, loss=loss, batch_size=batch)
-        shares = torch.from_numpy(weights / weights.mean()).to(inputs.dtype)
-        rows = with_weights(targets, shares)
-        weighted = Weighted(loss)
-        return Risk(
-            self.network_,
-            inputs,
-            rows,
-            loss=weighted,
-            mixture="convex",
-            batch_size=batch,
-        )
 
     # ---- use -------------------------------------------------------------------------
 
@@ -290,11 +291,3 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _dtype(self) -> Any:
         return np.float32 if self.measure_.dtype == torch.float32 else np.float64
-
-
-def _some(weights: Array) -> Array:
-    """Return the weights; ValueError if none is positive."""
-    if not weights.any():
-        msg = "all samples have the weight zero; give some of them a positive weight"
-        raise ValueError(msg)
-    return weights

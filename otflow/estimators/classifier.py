@@ -9,7 +9,7 @@ import torch
 from sklearn.base import ClassifierMixin
 from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
+from sklearn.utils.validation import column_or_1d, validate_data
 
 from otflow.estimators.base import Array, MeanFieldEstimator
 
@@ -49,7 +49,8 @@ class MeanFieldClassifier(ClassifierMixin, MeanFieldEstimator):  # type: ignore[
           proximal map of the l1 norm of the factor `penalty`, so that weights become
           exactly 0;
 
-        or a scheme of your own choice.
+        or a scheme of your own choice. What it carries from step to step, as momenta,
+        begins anew in each call of `fit` and `partial_fit`.
     dt : float or "auto"
         Time step. By default "euler", "birth-death" and "forward-backward" shorten each
         step until the objective of its batch falls; for the others a stable length is
@@ -63,9 +64,11 @@ class MeanFieldClassifier(ClassifierMixin, MeanFieldEstimator):  # type: ignore[
         Factor :math:`\lambda \ge 0` of the weight decay
         :math:`\frac\lambda2\int|\theta|^2d\mu`.
     temperature : float
-        Factor of the entropy, >= 0, for "langevin" alone.
+        Factor of the entropy, >= 0, for "langevin" and for schemes of yours that hold
+        `Langevin` or `UnderdampedLangevin`.
     penalty : float
-        Factor of the l1 norm of a neuron, >= 0, for "forward-backward" alone.
+        Factor of the l1 norm of a neuron, >= 0, for "forward-backward" and for schemes
+        of yours that hold `ForwardBackward`.
     birth_rate : float
         Rate of births and deaths, > 0, for "birth-death" alone.
     outer_scale : float
@@ -85,7 +88,8 @@ class MeanFieldClassifier(ClassifierMixin, MeanFieldEstimator):  # type: ignore[
     validation_fraction : float
         The share of the data that is held out, in (0, 1).
     warm_start : bool
-        Whether `fit` goes on from the measure of the last call.
+        Whether `fit` goes on from the measure of the last call, with the scheme and the
+        parameters of now.
     class_weight : dict, "balanced" or None
         Weights of the classes; "balanced" gives all classes the same total weight.
     random_state : int, RandomState or None
@@ -103,9 +107,10 @@ class MeanFieldClassifier(ClassifierMixin, MeanFieldEstimator):  # type: ignore[
     network_ : TwoLayer
         The network, a function of the measure and of the scaled inputs.
     history_ : dict of str to list of float
-        For each epoch "loss", the mean objective of its steps, each before the step;
-        "time", the time of the flow that it took; "seconds", since the call began; with
-        early stopping "validation_loss".
+        For each epoch "loss", the mean objective of its steps, each before the step,
+        or the objective on all data after the epoch if the scheme tells none, as
+        `otflow.schemes.Momentum`; "time", the time of the flow that it took; "seconds",
+        since the call began; with early stopping "validation_loss".
     loss_ : float
         The objective on the data of the last call, at the end of the flow.
     n_iter_ : int
@@ -117,8 +122,9 @@ class MeanFieldClassifier(ClassifierMixin, MeanFieldEstimator):  # type: ignore[
     ------
     ValueError, TypeError
         From `fit` and `partial_fit`, if a parameter or the data are of the wrong kind
-        or out of range, if there is one class, if labels are no classes of the first
-        call, or if the number of features has changed.
+        or out of range, if `n_neurons` or `activation` has changed between the calls,
+        if there is one class, if labels are no classes of the first call, or if the
+        number of features has changed.
     Diverged
         From `fit` and `partial_fit`, if a given dt is too long.
 
@@ -139,6 +145,8 @@ class MeanFieldClassifier(ClassifierMixin, MeanFieldEstimator):  # type: ignore[
     -----
     A step costs :math:`O(B N d)` on batches of B samples, `predict` O(n N d). Data in
     float32 are fitted in float32, all others in float64.
+
+    A call of `fit` or `partial_fit` that fails leaves the estimator as it was.
 
     Examples
     --------
@@ -320,12 +328,6 @@ class MeanFieldClassifier(ClassifierMixin, MeanFieldEstimator):  # type: ignore[
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         return X, y
-
-    def _weighed(self, X: Array, y: Array, sample_weight: Any) -> Array:
-        weights: Array = _check_sample_weight(
-            sample_weight, X, dtype=X.dtype, ensure_non_negative=True, copy=True
-        )
-        return weights
 
     def _encoded(
         self, y: Array, weights: Array, classes: Any, first: bool

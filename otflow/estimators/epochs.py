@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from otflow.callbacks import Callback, Event
+from otflow.errors import Diverged
+from otflow.flow import flow
+from otflow.functionals import Functional
 from otflow.meanfield import Risk
 from otflow.measures import Measure
+from otflow.schemes import Scheme
+from otflow.trajectory import Trajectory
 
-__all__ = ["Epochs"]
+__all__ = ["Epochs", "run_epochs"]
 
 
 class Epochs(Callback):
@@ -52,7 +58,11 @@ class Epochs(Callback):
         self._waited, self.last = 0, math.inf
 
     def begin(
-        self, history: dict[str, list[float]], steps: int, last: float = math.inf
+        self,
+        history: dict[str, list[float]],
+        steps: int,
+        last: float,
+        objective: Callable[[Measure], float],
     ) -> None:
         """Say where to write, and how many steps make an epoch.
 
@@ -62,21 +72,27 @@ class Epochs(Callback):
             One number for each epoch is appended to each list.
         steps : int
             Number of steps in an epoch.
-        last : float, optional
+        last : float
             The time of the step before the first one; infinite if there was none.
+        objective : callable
+            The objective on all data, for a scheme that reports none.
         """
         self.last = last
-        self.history, self.steps = history, steps
+        self.history, self.steps, self.objective = history, steps, objective
         self._sum = self._time = 0.0
         self._began = time.perf_counter()
 
     def __call__(self, event: Event[Any]) -> bool:
-        self._sum += objective(event)
+        before = objective(event)
+        self._sum += math.nan if before is None else before
         self._time += event.dt
         self.last = event.dt
         if (event.index + 1) % self.steps:
             return False
-        row = {"loss": self._sum / self.steps, "time": self._time}
+        loss = self._sum / self.steps
+        if before is None:
+            loss = self.objective(event.step.measure)
+        row = {"loss": loss, "time": self._time}
         row["seconds"] = time.perf_counter() - self._began
         self._sum = self._time = 0.0
         watched = row["loss"]
@@ -98,9 +114,77 @@ class Epochs(Callback):
         return f"no improvement by {self.tolerance:g} in {self.patience} epochs"
 
 
-def objective(event: Event[Any]) -> float:
-    """Return the objective before a step, on the data of that step."""
+def objective(event: Event[Any]) -> float | None:
+    """Return the objective before a step, on the data of that step, if it is told."""
     info = event.step.info
-    if "batch_energy" in info:
-        return float(info["batch_energy"])
-    return float(info["energy_before"])
+    found: float | None = info.entries.get("batch_energy", info.energy_before)
+    return None if found is None else float(found)
+
+
+def run_epochs(
+    F: Functional,
+    mu: Measure,
+    scheme: Scheme,
+    *,
+    longest: float,
+    steps: int,
+    watch: Epochs,
+    seed: int,
+    progress: bool,
+    cure: str,
+) -> Trajectory[Measure]:
+    """Let the flow run, by steps about as long as the last one.
+
+    Parameters
+    ----------
+    F, mu, scheme
+        As those of a flow.
+    longest : float
+        The longest step.
+    steps : int
+        The largest number of steps.
+    watch : Epochs
+        What knows the time of the last step, and stops the flow.
+    seed : int
+        Seed of batches and noise.
+    progress : bool
+        Whether to show a bar.
+    cure : str
+        What to give if the flow diverges.
+
+    Returns
+    -------
+    Trajectory
+        The run, with its two ends.
+
+    Raises
+    ------
+    Diverged
+        If the flow diverges.
+    """
+
+    def length(_: int) -> float:
+        # Also in the first step of a further call: a search from the longest one
+        # would cost many trials.
+        return min(longest, 2.0 * watch.last) or longest
+
+    try:
+        return flow(
+            F,
+            mu,
+            scheme,
+            dt=length,
+            steps=steps,
+            every=steps,
+            snapshots="none",
+            on_step=watch,
+            generator=seed,
+            progress=progress,
+        )
+    except Diverged as error:
+        msg = (
+            f"the fit diverged in step {error.step} with dt={longest:.3g}; give {cure}"
+        )
+        raise Diverged(
+            msg, measure=error.measure, step=error.step, trajectory=error.trajectory
+        ) from error

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from numpy.typing import NDArray
 
-from otflow._validation import check_option, positive
+from otflow._validation import check_option, non_negative_int, positive
 from otflow.functionals import Functional
 from otflow.functionals.proxes import l1_norm
 from otflow.meanfield import Risk, free_energy
-from otflow.measures import Measure
+from otflow.measures import Measure, Particles
 from otflow.proximal import ParticleProximal
 from otflow.schemes import (
     JKO,
@@ -21,10 +22,12 @@ from otflow.schemes import (
     Langevin,
     Minibatch,
     Scheme,
+    UnderdampedLangevin,
     chain,
 )
+from otflow.schemes.base import parts
 
-__all__ = ["SCHEMES", "Recipe"]
+__all__ = ["SCHEMES", "Recipe", "neurons"]
 
 SCHEMES: Final = ("euler", "jko", "langevin", "birth-death", "forward-backward")
 # Schemes that shorten a step by themselves start from this one.
@@ -88,11 +91,17 @@ class Recipe:
         Functional
             The sum.
         """
-        heat = self.temperature if self.scheme == "langevin" else 0.0
-        F = free_energy(risk, heat, self.ridge)
-        if self.scheme == "forward-backward":
+        noisy = self._holds("langevin", Langevin, UnderdampedLangevin)
+        F = free_energy(risk, self.temperature if noisy else 0.0, self.ridge)
+        if self._holds("forward-backward", ForwardBackward):
             F = F + self.penalty * l1_norm()
         return F
+
+    def _holds(self, name: str, *kinds: type[Scheme]) -> bool:
+        """Return whether the scheme has this name, or is or holds one of these."""
+        if isinstance(self.scheme, Scheme):
+            return any(isinstance(part, kinds) for part in parts(self.scheme))
+        return bool(self.scheme == name)
 
     def stepper(self, batches: bool) -> Scheme:
         """Return the scheme.
@@ -157,3 +166,32 @@ class Recipe:
             mu, state = step.measure, step.state
             shortest = min(shortest, step.taken(LONGEST) or shortest)
         return shortest * (IMPLICIT if self.scheme == "jko" else 0.5)
+
+
+def neurons(
+    count: int, outputs: int, X: NDArray[Any], outer_scale: float, seed: int
+) -> Particles:
+    """Return neurons at random.
+
+    Parameters
+    ----------
+    count, outputs : int
+        Numbers of neurons and of outer weights of each.
+    X : ndarray, shape (n, d)
+        Inputs.
+    outer_scale : float
+        Standard deviation of the outer weights. That of the others is 1.
+    seed : int
+        Seed.
+
+    Returns
+    -------
+    Particles
+        Rows (a, w, b), of the dtype of the inputs.
+    """
+    count = non_negative_int(count, "n_neurons", minimum=1)
+    generator, dim = torch.Generator().manual_seed(seed), outputs + X.shape[1] + 1
+    # Drawn in double precision: the start is the same in either.
+    theta = torch.randn(count, dim, generator=generator, dtype=torch.float64)
+    theta[:, :outputs] *= positive(outer_scale, "outer_scale")
+    return Particles(theta.to(torch.from_numpy(X[:1]).dtype))

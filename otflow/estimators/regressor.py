@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+import numpy as np
 from sklearn.base import MultiOutputMixin, RegressorMixin
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils.validation import validate_data
 
 from otflow.estimators.base import Array, MeanFieldEstimator
 from otflow.estimators.scales import Scale
@@ -44,7 +45,8 @@ class MeanFieldRegressor(MultiOutputMixin, RegressorMixin, MeanFieldEstimator): 
           proximal map of the l1 norm of the factor `penalty`, so that weights become
           exactly 0;
 
-        or a scheme of your own choice.
+        or a scheme of your own choice. What it carries from step to step, as momenta,
+        begins anew in each call of `fit` and `partial_fit`.
     dt : float or "auto"
         Time step. By default "euler", "birth-death" and "forward-backward" shorten each
         step until the objective of its batch falls; for the others a stable length is
@@ -58,9 +60,11 @@ class MeanFieldRegressor(MultiOutputMixin, RegressorMixin, MeanFieldEstimator): 
         Factor :math:`\lambda \ge 0` of the weight decay
         :math:`\frac\lambda2\int|\theta|^2d\mu`.
     temperature : float
-        Factor of the entropy, >= 0, for "langevin" alone.
+        Factor of the entropy, >= 0, for "langevin" and for schemes of yours that hold
+        `Langevin` or `UnderdampedLangevin`.
     penalty : float
-        Factor of the l1 norm of a neuron, >= 0, for "forward-backward" alone.
+        Factor of the l1 norm of a neuron, >= 0, for "forward-backward" and for schemes
+        of yours that hold `ForwardBackward`.
     birth_rate : float
         Rate of births and deaths, > 0, for "birth-death" alone.
     outer_scale : float
@@ -80,7 +84,8 @@ class MeanFieldRegressor(MultiOutputMixin, RegressorMixin, MeanFieldEstimator): 
     validation_fraction : float
         The share of the data that is held out, in (0, 1).
     warm_start : bool
-        Whether `fit` goes on from the measure of the last call.
+        Whether `fit` goes on from the measure of the last call, with the scheme and the
+        parameters of now.
     random_state : int, RandomState or None
         Source of the start, of the batches and of the noise. The same integer gives the
         same estimator.
@@ -94,9 +99,10 @@ class MeanFieldRegressor(MultiOutputMixin, RegressorMixin, MeanFieldEstimator): 
     network_ : TwoLayer
         The network, a function of the measure and of the scaled inputs.
     history_ : dict of str to list of float
-        For each epoch "loss", the mean objective of its steps, each before the step;
-        "time", the time of the flow that it took; "seconds", since the call began; with
-        early stopping "validation_loss".
+        For each epoch "loss", the mean objective of its steps, each before the step,
+        or the objective on all data after the epoch if the scheme tells none, as
+        `otflow.schemes.Momentum`; "time", the time of the flow that it took; "seconds",
+        since the call began; with early stopping "validation_loss".
     loss_ : float
         The objective on the data of the last call, at the end of the flow.
     n_iter_ : int
@@ -108,7 +114,8 @@ class MeanFieldRegressor(MultiOutputMixin, RegressorMixin, MeanFieldEstimator): 
     ------
     ValueError, TypeError
         From `fit` and `partial_fit`, if a parameter or the data are of the wrong kind
-        or out of range, or if the number of features or targets has changed.
+        or out of range, if `n_neurons` or `activation` has changed between the calls,
+        or if the number of features or targets has changed.
     Diverged
         From `fit` and `partial_fit`, if a given dt is too long.
 
@@ -129,6 +136,8 @@ class MeanFieldRegressor(MultiOutputMixin, RegressorMixin, MeanFieldEstimator): 
     -----
     A step costs :math:`O(B N d)` on batches of B samples, `predict` O(n N d). Data in
     float32 are fitted in float32, all others in float64.
+
+    A call of `fit` or `partial_fit` that fails leaves the estimator as it was.
 
     Examples
     --------
@@ -205,13 +214,14 @@ class MeanFieldRegressor(MultiOutputMixin, RegressorMixin, MeanFieldEstimator): 
         X, y = validate_data(
             self, X, y, dtype=dtype, reset=first, multi_output=True, y_numeric=True
         )
-        return X, y.astype(X.dtype, copy=False)
-
-    def _weighed(self, X: Array, y: Array, sample_weight: Any) -> Array:
-        weights: Array = _check_sample_weight(
-            sample_weight, X, dtype=X.dtype, ensure_non_negative=True
-        )
-        return weights
+        y = y.astype(np.float64, copy=False)
+        if np.abs(y).max() > np.finfo(X.dtype).max:
+            msg = (
+                f"y holds numbers beyond {X.dtype}, in which X is given; give X in "
+                f"float64, or y in other units"
+            )
+            raise ValueError(msg)
+        return X, y
 
     def _encoded(
         self, y: Array, weights: Array, classes: Any, first: bool

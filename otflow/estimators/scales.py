@@ -50,10 +50,13 @@ class Scale:
         """
         data = data.astype(np.float64)
         shares = weights.astype(np.float64) / weights.sum(dtype=np.float64)
-        center = shares @ data
-        spread = np.sqrt(shares @ np.square(data - center))
-        noise = ROUND_OFF * np.finfo(np.float64).eps * np.abs(data).max(axis=0)
-        return Scale(center, np.where(spread > noise, spread, 1.0))
+        # In units of the largest entry, so that no square overflows or vanishes.
+        sizes = np.abs(data).max(axis=0)
+        units = np.where(sizes > 0, sizes, 1.0)
+        center = shares @ (data / units)
+        spread = np.sqrt(shares @ np.square(data / units - center))
+        noise = ROUND_OFF * np.finfo(np.float64).eps
+        return Scale(center * units, np.where(spread > noise, spread * units, 1.0))
 
     @staticmethod
     def identity(columns: int) -> Scale:

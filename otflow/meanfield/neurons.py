@@ -12,10 +12,18 @@ from torch.nn.parameter import UninitializedParameter
 from otflow._validation import positive
 from otflow.errors import Unsupported
 
-__all__ = ["Group", "check_group", "coordinates", "groups_of", "placed"]
+__all__ = [
+    "Group",
+    "check_group",
+    "check_once",
+    "coordinates",
+    "groups_of",
+    "placed",
+]
 
 Group: TypeAlias = dict[str, Any]
 
+ENTRIES = ("params", "axis", "factor", "lr", "temperature", "mobility", "name")
 CURE = (
     'give groups, [{"params": [p], "axis": k}], with the axis k of the neurons in each '
     "parameter p"
@@ -133,6 +141,7 @@ def check_group(groups: list[Group]) -> None:
     if not group["params"]:
         msg = "a group has no parameters; leave it out, or give its tensors"
         raise ValueError(msg)
+    _check_entries(group)
     for name in ("lr", "temperature", "mobility"):
         positive(group[name], name, or_zero=True)
     positive(group["factor"], "factor")
@@ -160,16 +169,51 @@ def check_group(groups: list[Group]) -> None:
     _check_counts(groups)
 
 
+def check_once(params: Any) -> None:
+    """Raise for a list that holds a parameter twice, of which torch only warns."""
+    held = params if isinstance(params, (list, tuple)) else ()
+    if len({id(p) for p in held}) < len(held):
+        msg = (
+            "a group holds a parameter twice, which would be two coordinates of a "
+            "neuron; give it once"
+        )
+        raise ValueError(msg)
+
+
+def _check_entries(group: Group) -> None:
+    """Raise for an entry that no step would read."""
+    # A schedule writes rates of its own, as "initial_lr".
+    unknown = [
+        name
+        for name in group
+        if name not in (*ENTRIES, "param_names") and not str(name).endswith("_lr")
+    ]
+    if unknown:
+        msg = (
+            f"a group has the entry {unknown[0]!r}, which no step reads; give entries "
+            f"of {', '.join(ENTRIES)} alone, and a weight decay as a penalty in the "
+            f"loss"
+        )
+        raise ValueError(msg)
+
+
 def _check_counts(groups: list[Group]) -> None:
     counts: dict[int, torch.Size] = {}
     for group in groups:
         axis = group["axis"]
         for p in group["params"] if axis is not None else ():
-            if not isinstance(axis, int) or not -p.dim() <= axis < p.dim():
+            known = isinstance(axis, int) and not isinstance(axis, bool)
+            if not known or not -p.dim() <= axis < p.dim():
                 cure = f"an integer below {p.dim()}" if p.dim() else "None"
                 msg = (
                     f"axis must be an axis of a parameter of shape {tuple(p.shape)}, "
                     f"or None for constants, got {axis!r}; give {cure}"
+                )
+                raise ValueError(msg)
+            if p.shape[axis] == 0:
+                msg = (
+                    f"a parameter of shape {tuple(p.shape)} holds no neuron along the "
+                    f"axis {axis}; give modules of at least one hidden unit"
                 )
                 raise ValueError(msg)
             counts.setdefault(p.shape[axis], p.shape)

@@ -21,6 +21,7 @@ from otflow.errors import Diverged, Unsupported
 from otflow.meanfield.neurons import (
     Group,
     check_group,
+    check_once,
     coordinates,
     groups_of,
     placed,
@@ -86,8 +87,9 @@ class FlowOptimizer(torch.optim.Optimizer):
         several dtypes, are complex, or coarser than float32; from `step`, for sparse
         gradients.
     ValueError
-        If a number is negative; if parameters are on several devices, their numbers of
-        neurons differ, or none holds neurons; from `step`, if there is no gradient.
+        If a number is negative; if a group has another entry, or one parameter twice;
+        if parameters are on several devices, their numbers of neurons differ, or none
+        holds neurons; from `step`, if there is no gradient.
     Diverged
         From `step`, if a gradient or a new parameter is not finite. No parameter has
         changed then.
@@ -194,6 +196,7 @@ class FlowOptimizer(torch.optim.Optimizer):
             If a parameter is on another device than those before, or an axis does not
             hold the neurons.
         """
+        check_once(param_group.get("params"))
         super().add_param_group(param_group)
         try:
             check_group(self.param_groups)
@@ -320,8 +323,9 @@ class FlowOptimizer(torch.optim.Optimizer):
                     raise Unsupported(msg)
                 axis = group["axis"]
                 count = 1 if axis is None else parameter.shape[axis]
-                alpha = -rate * count / group["factor"] ** 2
-                moves.append((group, parameter, parameter.add(grad, alpha=alpha)))
+                rate_here = _in_range(rate * count / group["factor"] ** 2, parameter)
+                new = parameter.add(grad, alpha=-rate_here)
+                moves.append((group, parameter, new))
         if not moves:
             msg = (
                 "no parameter has a gradient; call backward() on the loss before "
@@ -348,7 +352,8 @@ class FlowOptimizer(torch.optim.Optimizer):
                 continue
             variance = 2 * group["temperature"] * group["lr"] * group["mobility"]
             xi = placed(shares[parameter], parameter, axis)
-            new.add_(xi, alpha=math.sqrt(variance) / group["factor"])
+            deviation = math.sqrt(variance) / group["factor"]
+            new.add_(xi, alpha=_in_range(deviation, parameter))
 
     # Keeping --------------------------------------------------------------------------
 
@@ -414,6 +419,11 @@ class FlowOptimizer(torch.optim.Optimizer):
 def _all_finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether all entries are finite, after one wait for the device."""
     return bool(torch.stack([x.isfinite().all() for x in tensors]).all())
+
+
+def _in_range(rate: float, parameter: Tensor) -> float:
+    """Return a rate, infinite where torch would raise since it is beyond the dtype."""
+    return rate if rate <= torch.finfo(parameter.dtype).max else math.inf
 
 
 def _number(group: Group, name: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -292,3 +292,23 @@ def made_by(scheme: Scheme, step: Step[Any]) -> Step[Any]:
         )
         raise TypeError(msg)
     return step
+
+
+def parts(scheme: Scheme) -> Iterator[Scheme]:
+    """Yield a scheme and the schemes that it holds.
+
+    Parameters
+    ----------
+    scheme : Scheme
+        The scheme.
+
+    Yields
+    ------
+    Scheme
+        The scheme itself, then those in its attributes, and in theirs.
+    """
+    yield scheme
+    for value in vars(scheme).values():
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, Scheme):
+                yield from parts(part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from otflow.functionals.stated_terms import check_terms
 from otflow.measures import Measure, Particles
 from otflow.measures.labelled import LabelledParticles
 from otflow.proximal.certificate import NESTED, Certificate
-from otflow.schemes.base import Scheme, Step, made_by
+from otflow.schemes.base import Scheme, Step, made_by, parts
 from otflow.schemes.forward_backward import ForwardBackward
 
 __all__ = ["Mobility"]
@@ -287,7 +287,7 @@ def _check_inner(scheme: Scheme) -> None:
             f"chain(Mobility(ExplicitEuler(), m), {name}(...))"
         )
         raise ValueError(msg)
-    for one in _parts(scheme):
+    for one in parts(scheme):
         if isinstance(one, ForwardBackward):
             msg = (
                 "ForwardBackward takes the proximal map of a term, which is one in "
@@ -302,15 +302,6 @@ def _check_inner(scheme: Scheme) -> None:
                     f"chain(Mobility(ExplicitEuler(), m), {type(one).__name__}(...))"
                 )
                 raise ValueError(msg)
-
-
-def _parts(scheme: Scheme) -> Iterator[Scheme]:
-    """Yield a scheme and the schemes that it holds."""
-    yield scheme
-    for value in vars(scheme).values():
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, Scheme):
-                yield from _parts(part)
 
 
 def _in_metric(report: Certificate, mobility: tuple[float, ...]) -> Certificate:

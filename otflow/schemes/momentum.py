@@ -225,15 +225,16 @@ class Adam(Scheme):
         energy, velocity = F.value_and_velocity(mu)
         zeros, fresh = torch.zeros_like(velocity), mu.points.new_zeros(mu.n, 1)
         left, *kept = (mu.points, zeros, zeros, fresh) if state is None else state
-        (mean, square, count), refreshed = _kept(left, mu.points, *kept)
+        (mean, root, count), refreshed = _kept(left, mu.points, *kept)
         first, second = self.betas
         mean = first * mean + (1 - first) * velocity
-        square = second * square + (1 - second) * velocity.square()
+        # The root of s, of which no square overflows or vanishes.
+        root = torch.hypot(math.sqrt(second) * root, math.sqrt(1 - second) * velocity)
         count = count + 1  # of steps of each atom
         # 1 - beta^k without cancellation.
-        size = (square / _lack(second, count)).sqrt() + self.eps
+        size = root / _lack(second, count).sqrt() + self.eps
         moved = mu.push(mean / _lack(first, count) / size, dt)
-        now = (moved.points, mean, square, count)
+        now = (moved.points, mean, root, count)
         own = {"refreshed": refreshed, "descends": False}
         return Step(
             moved, now, Certificate(float(energy.detach()), entries=own), energy

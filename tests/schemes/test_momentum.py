@@ -160,6 +160,18 @@ def test_adam_is_that_of_torch_on_the_gradients_of_neurons():
     torch.testing.assert_close(run.final.points, theta.detach(), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("power", [-0.8, 0.0, 0.8])
+def test_adam_makes_the_same_steps_at_every_size_of_the_velocity(dtype, power):
+    # Squares of these velocities overflow, or vanish.
+    size = torch.finfo(dtype).max ** power
+    F = of.Potential(lambda x: (size * (x - 3)).abs().sum(-1))
+    mu = of.Particles(torch.zeros(2, 1, dtype=dtype))
+    eps = torch.finfo(dtype).tiny
+    run = of.flow(F, mu, Adam(eps=eps), dt=0.1, steps=5)
+    assert float((run.final.points - 0.5).abs().max()) < 1e-6
+
+
 @pytest.mark.parametrize("scheme", [Momentum(0.5), Adam()], ids=repr)
 def test_twice_the_particles_move_alike(scheme):
     X = normal(30, 3, seed=1)
