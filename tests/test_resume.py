@@ -75,6 +75,42 @@ CASES = {
     "euler": (V + W, cloud, of.ExplicitEuler()),
     "backtracking": (DOUBLE + W, cloud, of.ExplicitEuler(backtracking=True)),
     "langevin": (DOUBLE + 0.1 * of.Entropy(), cloud, of.Langevin()),
+    "mala": (DOUBLE + 0.1 * of.Entropy(), cloud, of.schemes.MALA()),
+    "underdamped": (
+        DOUBLE + W + 0.1 * of.Entropy(),
+        cloud,
+        of.schemes.UnderdampedLangevin(2.0),
+    ),
+    "annealed": (
+        DOUBLE + 0.1 * of.Entropy(),
+        cloud,
+        of.schemes.Anneal(of.schemes.UnderdampedLangevin(), 0.8),
+    ),
+    "annealed lengths": (
+        DOUBLE + 0.1 * of.Entropy(),
+        cloud,
+        of.schemes.Anneal(of.Langevin(), 0.8, lengths=True),
+    ),
+    "fictitious play": (
+        DOUBLE + W + 0.1 * of.Entropy(),
+        cloud,
+        of.schemes.EntropicFictitiousPlay(5.0, inner_dt=0.05, inner_steps=2),
+    ),
+    "dual averaging": (
+        DOUBLE + W + 0.1 * of.Entropy(),
+        cloud,
+        of.schemes.DualAveraging(inner_dt=0.05, inner_steps=2),
+    ),
+    "forward-backward": (
+        DOUBLE + W + 0.2 * of.functionals.l1_norm(),
+        cloud,
+        of.schemes.ForwardBackward(),
+    ),
+    "forward-backward on a grid": (
+        V + of.Entropy() + W,
+        grid,
+        of.schemes.ForwardBackward(),
+    ),
     "birth-death": (DOUBLE, cloud, of.chain(of.ExplicitEuler(), of.BirthDeath(2.0))),
     "minibatch": (
         risk(),

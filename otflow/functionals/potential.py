@@ -123,9 +123,10 @@ class Potential(Functional):
                 f"e.g. x.square().sum(-1)"
             )
             raise InvalidFunctional(msg)
-        if bool(value.isnan()) and not mu.weights.requires_grad:
-            # 0 times infinity: an indicator, where there is no mass. A derivative in
-            # the masses is infinite there all the same.
+        # 0 times infinity: an indicator, which has a map, where there is no mass. Its
+        # derivative in the masses is infinite there all the same. The test waits for
+        # the value, so a potential without a map is spared it.
+        if self.prox and not mu.weights.requires_grad and bool(value.isnan()):
             value = mu.expectation(self._on_mass(mu))
         return value
 

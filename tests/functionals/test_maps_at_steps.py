@@ -183,7 +183,12 @@ def test_mass_outside_an_indicator_is_infinite_and_nan_stays_nan():
     mu = of.Particles(torch.tensor([[0.0], [5.0]]), torch.tensor([0.5, 0.5]))
     with pytest.raises(of.errors.NonFinite, match="is inf"):
         box(-1.0, 1.0).value(mu)
-    bad = of.Potential(lambda x: torch.where(x[:, 0] > 1, torch.nan, x[:, 0]))
+
+    def V(x):
+        return torch.where(x[:, 0] > 1, torch.nan, 0 * x[:, 0])
+
+    bad = of.Potential(V)
+    bad.prox = soft
     nu = of.Particles(torch.tensor([[0.0], [5.0]]), torch.tensor([1.0, 0.0]))
     with pytest.raises(of.errors.NonFinite, match="is nan"):
         bad.value(nu)
