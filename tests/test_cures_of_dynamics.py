@@ -178,6 +178,22 @@ CASES |= {
             lambda: react(of.ExplicitEuler(), WELL + SMOOTHED, CLOUD),
         ],
     ),
+    "a ramp that falls back": (
+        ValueError,
+        r"rises between two ends, .*; give left < right",
+        lambda: of.meanfield.Ramp(left=1.0, right=0.5),
+        [lambda: of.meanfield.Ramp(left=0.5, right=1.0)],
+    ),
+    "neurons in place of their lengths": (
+        ValueError,
+        r"take the lengths of neurons, w\.norm\(dim=1, keepdim=True\)",
+        lambda: of.meanfield.RadialRisk(0.5)(CLOUD),
+        [
+            lambda: of.meanfield.RadialRisk(0.5)(
+                of.Particles(CLOUD.points.norm(dim=1, keepdim=True))
+            )
+        ],
+    ),
     "a loader without batches": (
         Unsupported,
         r"as its batch_size is None; take DataLoader\(data, batch_size=\.\.\.\)",

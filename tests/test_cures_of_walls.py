@@ -21,15 +21,28 @@ BELL = of.Gaussian(torch.zeros(1, dtype=F64), torch.eye(1, dtype=F64))
 SPLIT = of.schemes.ForwardBackward()
 
 
-def cells(end):
+def cells(end, n=20):
     return of.GridDensity.from_function(
         lambda x: torch.exp(-x.square().sum(-1)),
         lower=-end,
         upper=end,
-        shape=(20,),
+        shape=(n,),
         dtype=F64,
         walls=True,
     )
+
+
+def bend(x, width=0.0):
+    """Return two kinks, rounded over a width."""
+    kinks = (x - 1).abs() + x.relu()
+    if width:
+        kinks = ((x - 1).square() + width**2).sqrt() + torch.nn.functional.softplus(
+            x / width
+        ) * width
+    return kinks.sum(-1)
+
+
+KINKS, ROUND = of.Potential(bend), of.Potential(lambda x: bend(x, 0.5))
 
 
 def go(F, mu, scheme, dt=0.5, steps=3):
@@ -75,6 +88,15 @@ CASES: dict[str, Case] = {
         r"at draws of the prior .*; take a prior where F is finite, e\.g\. Particles",
         lambda: go(PULL + TERM, INSIDE, of.BirthDeath(prior=WIDE)),
         [lambda: go(PULL + TERM, INSIDE, of.BirthDeath(prior=INSIDE))],
+    ),
+    "kinks that the nodes of a Gaussian cross": (
+        NotConvergedWarning,
+        r"at a kink of F that nodes cross.*: smooth the kink .*, or flow a GridDensity",
+        lambda: go(KINKS, BELL, of.JKO(), dt=1.0, steps=5),
+        [
+            lambda: go(ROUND, BELL, of.JKO(), dt=1.0, steps=5),
+            lambda: go(KINKS, cells(6.0, 120), of.JKO(), dt=1.0, steps=1),
+        ],
     ),
     "implicit steps at a wall": (
         NotConvergedWarning,
