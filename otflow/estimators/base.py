@@ -136,6 +136,12 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
                 f"the loss still fell by more than tol={tolerance:g} in the last "
                 f"{patience} of max_iter={epochs} epochs; raise max_iter, or tol"
             )
+            if epochs <= patience:  # the first epoch has none to be compared with
+                msg = (
+                    f"max_iter={epochs} epochs do not tell whether the loss still "
+                    f"falls, which takes more than n_iter_no_change={patience}; raise "
+                    f"max_iter, or lower n_iter_no_change"
+                )
             warnings.warn(msg, ConvergenceWarning, stacklevel=3)
 
     def _partial_fit(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> None:

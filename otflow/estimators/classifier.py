@@ -131,7 +131,8 @@ class MeanFieldClassifier(ClassifierMixin, MeanFieldEstimator):  # type: ignore[
     Warns
     -----
     sklearn.exceptions.ConvergenceWarning
-        From `fit`, if the loss still improves after `max_iter` epochs.
+        From `fit`, if the loss still improves after `max_iter` epochs, or if these are
+        too few to tell.
     NotConvergedWarning
         From `fit` and `partial_fit`, if proximal steps end before their tolerance, as
         at the kinks of "relu".

@@ -212,10 +212,22 @@ def test_early_stopping_returns_the_best_epoch():
 def test_a_fit_that_goes_on_improving_says_so():
     X, y = waves()
     with pytest.warns(ConvergenceWarning, match="raise max_iter, or tol"):
-        regressor(max_iter=2).fit(X, y)
+        regressor(max_iter=4, n_iter_no_change=3, tol=1e-6).fit(X, y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         regressor(max_iter=200, tol=1e-2).fit(X, y)
+
+
+def test_a_fit_that_stands_still_is_not_said_to_improve():
+    X, y = waves()
+    still = {"dt": 1e-9, "batch_size": 300, "n_iter_no_change": 3}
+    for epochs in (1, 3):
+        with pytest.warns(ConvergenceWarning, match="do not tell .* raise max_iter"):
+            regressor(max_iter=epochs, **still).fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        regressor(max_iter=4, **still).fit(X, y)
+        regressor(max_iter=3, **still | {"n_iter_no_change": 2}).fit(X, y)
 
 
 # ---- kept by others ------------------------------------------------------------------
