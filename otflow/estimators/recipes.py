@@ -120,7 +120,8 @@ class Recipe:
         return Minibatch(scheme) if batches else scheme
 
     def _scheme(self) -> Scheme:
-        euler = ExplicitEuler(backtracking=self.dt == "auto")
+        # A number of NumPy would make a truth value of NumPy.
+        euler = ExplicitEuler(backtracking=bool(self.dt == "auto"))
         if isinstance(self.scheme, Scheme):
             return self.scheme
         if self.scheme == "jko":
