@@ -207,7 +207,7 @@ class MeanFieldRegressor(MultiOutputMixin, RegressorMixin, MeanFieldEstimator): 
         """
         values = self._values(X)
         columns = values[:, None] if values.ndim == 1 else values
-        return self._targets.undo(columns).reshape(values.shape)
+        return self._targets.undo(columns).reshape(-1, *self._shape)
 
     # ---- what the base asks for ------------------------------------------------------
 
@@ -239,7 +239,9 @@ class MeanFieldRegressor(MultiOutputMixin, RegressorMixin, MeanFieldEstimator): 
                 f"{('n', *y.shape[1:])} now; give targets of one shape, or call fit"
             )
             raise ValueError(msg)
-        return self._targets.apply(columns).reshape(y.shape), weights
+        scaled = self._targets.apply(columns)
+        # One column is one number: the network is the same to the bit.
+        return scaled[:, 0] if scaled.shape[1] == 1 else scaled, weights
 
     def _loss(self) -> tuple[str, int | None]:
-        return "square", self._shape[0] if self._shape else None
+        return "square", None if self._shape in {(), (1,)} else self._shape[0]

@@ -170,6 +170,15 @@ def test_the_size_of_the_weights_does_not_matter(size, dtype):
         assert float(gap) < 1e3 * np.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_one_column_of_targets_is_one_target_to_the_bit(scheme):
+    weights = RNG.uniform(0.5, 2.0, 90)
+    flat = regressor(scheme=scheme).fit(X, Y, weights)
+    column = regressor(scheme=scheme).fit(X, Y[:, None], weights)
+    assert column.predict(X).shape == (90, 1)
+    assert np.array_equal(column.predict(X)[:, 0], flat.predict(X))
+
+
 def test_targets_are_centred_before_they_are_rounded():
     single, shift = X.astype(np.float32), 2.0**24
     plain = regressor().fit(single, Y)
