@@ -124,7 +124,9 @@ def test_both_forms_of_two_classes_agree_with_their_losses():
 # ---- weights -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["euler", "jko", "birth-death", "forward-backward"])
+@pytest.mark.parametrize(
+    "scheme", ["euler", "jko", "birth-death", "forward-backward", "adam"]
+)
 def test_a_weight_is_a_repetition(scheme):
     X, y = waves(30)
     weights = np.arange(30) % 3
