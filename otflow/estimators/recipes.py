@@ -132,7 +132,8 @@ class Recipe:
     def _scheme(self) -> Scheme:
         if isinstance(self.scheme, Scheme):
             return self.scheme
-        euler = ExplicitEuler(backtracking=self.dt == "auto")
+        # A number of NumPy would make a truth value of NumPy.
+        euler = ExplicitEuler(backtracking=bool(self.dt == "auto"))
         # An exact assignment of thousands of neurons would take most of the time.
         rough = ParticleProximal(
             certify=False, tolerance=ROUGH, max_gradients=GRADIENTS

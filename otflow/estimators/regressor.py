@@ -208,7 +208,7 @@ class MeanFieldRegressor(MultiOutputMixin, RegressorMixin, MeanFieldEstimator): 
         """
         values = self._values(X)
         columns = values[:, None] if values.ndim == 1 else values
-        return self._targets.undo(columns).reshape(values.shape)
+        return self._targets.undo(columns).reshape(-1, *self._shape)
 
     # ---- what the base asks for ------------------------------------------------------
 
@@ -240,7 +240,13 @@ class MeanFieldRegressor(MultiOutputMixin, RegressorMixin, MeanFieldEstimator): 
                 f"{('n', *y.shape[1:])} now; give targets of one shape, or call fit"
             )
             raise ValueError(msg)
-        return self._targets.apply(columns).reshape(y.shape), weights
+        # One column is fitted as the numbers in it: their network is one of scalars.
+        scaled = self._targets.apply(columns)
+        return scaled if self._width() else scaled[:, 0], weights
 
     def _loss(self) -> tuple[str, int | None]:
-        return "square", self._shape[0] if self._shape else None
+        return "square", self._width()
+
+    def _width(self) -> int | None:
+        """Return the number of outputs of the network, None for a scalar."""
+        return self._shape[0] if self._shape and self._shape[0] > 1 else None

@@ -84,6 +84,20 @@ def test_a_scheme_of_ones_own_has_the_noise_and_the_penalty_of_its_name():
     assert not torch.equal(still.measure_.points, other.measure_.points)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_numbers_of_numpy_are_those_of_python(scheme):
+    # As those of a grid, np.logspace(-3, 0, 4).
+    numbers = {"dt": 0.05, "ridge": 0.01, "temperature": 0.1, "penalty": 0.1}
+    numbers |= {"birth_rate": 0.5, "outer_scale": 2.0, "tol": 1e-3}
+    counts = {"n_neurons": 8, "max_iter": 2, "batch_size": 45, "n_iter_no_change": 5}
+    one = regressor(scheme=scheme, **numbers, **counts).fit(X, Y)
+    arrays = {name: np.float64(value) for name, value in numbers.items()}
+    arrays |= {name: np.int64(value) for name, value in counts.items()}
+    other = regressor(scheme=scheme, **arrays).fit(X, Y).partial_fit(X, Y)
+    one.partial_fit(X, Y)
+    assert torch.equal(one.measure_.points, other.measure_.points)
+
+
 # ---- calls that follow calls ---------------------------------------------------------
 
 
