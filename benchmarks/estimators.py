@@ -61,6 +61,7 @@ def models(width: int, labels: bool) -> dict[str, Any]:
     if labels:
         return {
             "otflow": MeanFieldClassifier(width, random_state=0),
+            "otflow, adam": MeanFieldClassifier(width, scheme="adam", random_state=0),
             "MLP": make_pipeline(
                 StandardScaler(), MLPClassifier(width, random_state=0)
             ),
@@ -69,6 +70,7 @@ def models(width: int, labels: bool) -> dict[str, Any]:
     scaled = TransformedTargetRegressor(mlp, transformer=StandardScaler())
     return {
         "otflow": MeanFieldRegressor(width, random_state=0),
+        "otflow, adam": MeanFieldRegressor(width, scheme="adam", random_state=0),
         "MLP": make_pipeline(scaler, mlp),
         "MLP, scaled targets": make_pipeline(scaler, scaled),
     }
@@ -121,6 +123,7 @@ def curves(width: int, X: Any, y: Any, least: float) -> Iterator[tuple[str, Curv
         "otflow, jko, long": MeanFieldClassifier(
             width, scheme="jko", dt=1e5, random_state=0
         ),
+        "otflow, adam": MeanFieldClassifier(width, scheme="adam", random_state=0),
         "Adam": MLPClassifier(width, alpha=0.0, random_state=0),
     }
     for name, model in models.items():
@@ -146,7 +149,7 @@ def report_times(name: str, width: int, losses: Sequence[float]) -> None:
     for loss in losses:
         times = [seconds_to(curve, loss) for curve in found.values()]
         print(f"  {loss:4g}" + "".join(f"{t:20.2f}" for t in times))
-    for model in list(found)[:2]:
+    for model in list(found)[:3]:
         for loss in losses:
             own = seconds_to(found[model], loss)
             ratios = {o: own / seconds_to(found[o], loss) for o in ("Adam", "lbfgs")}

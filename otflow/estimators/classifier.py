@@ -48,13 +48,14 @@ class MeanFieldClassifier(ClassifierMixin, MeanFieldEstimator):  # type: ignore[
         - "forward-backward": `otflow.schemes.ForwardBackward`, Euler steps and the
           proximal map of the l1 norm of the factor `penalty`, so that weights become
           exactly 0;
+        - "adam": `otflow.schemes.Adam`, in the fewest epochs, but no gradient flow;
 
         or a scheme of your own choice. What it carries from step to step, as momenta,
         begins anew in each call of `fit` and `partial_fit`.
     dt : float or "auto"
         Time step. By default "euler", "birth-death" and "forward-backward" shorten each
         step until the objective of its batch falls; for the others a stable length is
-        found at the start.
+        found at the start, and "adam" takes 0.2.
     max_iter : int
         Largest number of epochs.
     batch_size : int or "auto"

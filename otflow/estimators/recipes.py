@@ -16,6 +16,7 @@ from otflow.measures import Measure, Particles
 from otflow.proximal import ParticleProximal
 from otflow.schemes import (
     JKO,
+    Adam,
     BirthDeath,
     ExplicitEuler,
     ForwardBackward,
@@ -29,11 +30,20 @@ from otflow.schemes.base import parts
 
 __all__ = ["SCHEMES", "Recipe", "neurons"]
 
-SCHEMES: Final = ("euler", "jko", "langevin", "birth-death", "forward-backward")
+SCHEMES: Final = (
+    "euler",
+    "jko",
+    "langevin",
+    "birth-death",
+    "forward-backward",
+    "adam",
+)
 # Schemes that shorten a step by themselves start from this one.
 LONGEST = 1e3
 # Proximal steps are this many times as long as explicit ones.
 IMPLICIT = 100.0
+# By a step of Adam a weight moves at most about this far. The outer weights start at 3.
+ADAPTED = 0.2
 # The tolerance of a proximal step, and the limit of its cost: an exact end is not worth
 # its time.
 ROUGH = 0.1
@@ -120,23 +130,23 @@ class Recipe:
         return Minibatch(scheme) if batches else scheme
 
     def _scheme(self) -> Scheme:
-        # A number of NumPy would make a truth value of NumPy.
-        euler = ExplicitEuler(backtracking=bool(self.dt == "auto"))
         if isinstance(self.scheme, Scheme):
             return self.scheme
-        if self.scheme == "jko":
-            # An exact assignment of thousands of neurons would take most of the time.
-            solver = ParticleProximal(
-                certify=False, tolerance=ROUGH, max_gradients=GRADIENTS
-            )
-            return JKO(solver)
-        if self.scheme == "langevin":
-            return Langevin()
-        if self.scheme == "forward-backward":
-            return ForwardBackward()
-        if self.scheme == "birth-death":
-            return chain(euler, BirthDeath(self.birth_rate))
-        return euler
+        # A number of NumPy would make a truth value of NumPy.
+        euler = ExplicitEuler(backtracking=bool(self.dt == "auto"))
+        # An exact assignment of thousands of neurons would take most of the time.
+        rough = ParticleProximal(
+            certify=False, tolerance=ROUGH, max_gradients=GRADIENTS
+        )
+        named: dict[str, Scheme] = {
+            "euler": euler,
+            "jko": JKO(rough),
+            "langevin": Langevin(),
+            "birth-death": chain(euler, BirthDeath(self.birth_rate)),
+            "forward-backward": ForwardBackward(),
+            "adam": Adam(),
+        }
+        return named[self.scheme]
 
     def length(self, F: Functional, mu: Measure, generator: torch.Generator) -> float:
         """Return dt, or the longest step to try.
@@ -159,6 +169,8 @@ class Recipe:
             return float(self.dt)
         if self.scheme in {"euler", "birth-death", "forward-backward"}:
             return LONGEST
+        if self.scheme == "adam":
+            return ADAPTED
         # The first step from small outputs may be long. Those after it are not.
         smooth, trial = F.split_entropy()[1], ExplicitEuler(backtracking=True)
         state, shortest = trial.init(smooth, mu), LONGEST

@@ -124,7 +124,9 @@ def test_both_forms_of_two_classes_agree_with_their_losses():
 # ---- weights -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["euler", "jko", "birth-death", "forward-backward"])
+@pytest.mark.parametrize(
+    "scheme", ["euler", "jko", "birth-death", "forward-backward", "adam"]
+)
 def test_a_weight_is_a_repetition(scheme):
     X, y = waves(30)
     weights = np.arange(30) % 3
@@ -279,3 +281,12 @@ def test_tools_of_scikit_learn_take_the_estimators():
     assert copy.get_params()["class_weight"] == {0: 1.0, 1: 2.0}
     with pytest.raises(NotFittedError):
         copy.predict(X)
+
+
+def test_a_column_of_targets_is_fitted_as_its_numbers():
+    X, y = waves(30)
+    flat, column = regressor(scheme="jko"), regressor(scheme="jko")
+    flat.fit(X, y)
+    column.fit(X, y[:, None])
+    assert column.predict(X).shape == (30, 1)
+    assert np.array_equal(column.predict(X)[:, 0], flat.predict(X))
