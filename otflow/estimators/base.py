@@ -23,7 +23,7 @@ from sklearn.utils.validation import (
 )
 
 from otflow._validation import non_negative_int, positive, real, true_or_false
-from otflow.estimators.epochs import Epochs, run_epochs
+from otflow.estimators.epochs import Carried, Epochs, run_epochs
 from otflow.estimators.losses import relative, risk_of
 from otflow.estimators.recipes import Recipe, neurons
 from otflow.estimators.scales import Scale
@@ -50,6 +50,7 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
     n_iter_: int
     loss_: float
     _paced: tuple[Any, Any]
+    _kept: Any
 
     def __init__(
         self,
@@ -257,7 +258,7 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
         if first or self._paced != (self.scheme, self.dt):
             source = torch.Generator().manual_seed(seeds[1])
             self._dt, self._last = recipe.length(F, self.measure_, source), math.inf
-            self._paced = (self.scheme, self.dt)
+            self._paced, self._kept = (self.scheme, self.dt), None
         self.history_ = {name: list(row) for name, row in self.history_.items()}
         watch.begin(
             self.history_, steps, self._last, lambda mu: float(scheme.energy(F, mu))
@@ -265,7 +266,7 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
         run = run_epochs(
             F,
             self.measure_,
-            scheme,
+            scheme if self._kept is None else Carried(scheme, self._kept),
             longest=self._dt,
             steps=steps * epochs,
             watch=watch,
@@ -274,6 +275,9 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
             cure="a smaller dt" + ("" if self.dt == "auto" else " or dt='auto'"),
         )
         self.measure_ = run.final if watch.best is None else watch.best
+        # Momenta at the end are not those of an epoch before.
+        last = watch.state if watch.best is None else None
+        self._kept = None if last is None else scheme.state_dict(last)
         self._last = watch.last
         self.n_iter_ += len(run.info) // steps
         self.loss_ = float(run.records["energy"][-1])

@@ -50,8 +50,9 @@ class MeanFieldClassifier(ClassifierMixin, MeanFieldEstimator):  # type: ignore[
           exactly 0;
         - "adam": `otflow.schemes.Adam`, in the fewest epochs, but no gradient flow;
 
-        or a scheme of your own choice. What it carries from step to step, as momenta,
-        begins anew in each call of `fit` and `partial_fit`.
+        or a scheme of your own choice. What a scheme carries from step to step, as
+        momenta, goes on in `partial_fit`, and in `fit` with `warm_start`, unless the
+        scheme or `dt` has changed or early stopping has gone back to an epoch before.
     dt : float or "auto"
         Time step. By default "euler", "birth-death" and "forward-backward" shorten each
         step until the objective of its batch falls; for the others a stable length is

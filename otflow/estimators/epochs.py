@@ -7,16 +7,60 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from otflow.callbacks import Callback, Event
 from otflow.errors import Diverged
 from otflow.flow import flow
 from otflow.functionals import Functional
 from otflow.meanfield import Risk
 from otflow.measures import Measure
-from otflow.schemes import Scheme
+from otflow.schemes import Scheme, Step
 from otflow.trajectory import Trajectory
 
-__all__ = ["Epochs", "run_epochs"]
+__all__ = ["Carried", "Epochs", "run_epochs"]
+
+
+class Carried(Scheme):
+    """A scheme that begins with the state of an earlier call, as with its momenta.
+
+    Parameters
+    ----------
+    scheme : Scheme
+        The scheme.
+    kept : object
+        What its `state_dict` returned at the end of that call.
+    """
+
+    def __init__(self, scheme: Scheme, kept: Any) -> None:
+        self.scheme, self.kept = scheme, kept
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """Order of the scheme."""
+        return self.scheme.order
+
+    @property
+    def effects(self) -> frozenset[str]:  # type: ignore[override]
+        """Effects of the scheme."""
+        return self.scheme.effects
+
+    def init(self, F: Functional, mu: Measure) -> Any:
+        return self.scheme.load_state(F, mu, self.kept)
+
+    def step(
+        self,
+        F: Functional,
+        mu: Measure,
+        dt: float,
+        state: Any,
+        generator: torch.Generator,
+    ) -> Step[Any]:
+        return self.scheme.step(F, mu, dt, state, generator)
+
+    def energy(self, F: Functional, mu: Measure) -> Tensor:
+        return self.scheme.energy(F, mu)
 
 
 class Epochs(Callback):
@@ -43,6 +87,8 @@ class Epochs(Callback):
         Whether it has stopped the flow.
     last : float
         The time of the last step.
+    state : object
+        The state of the scheme after the last step.
     """
 
     def __init__(
@@ -56,6 +102,7 @@ class Epochs(Callback):
         self.stopped = False
         self._least = self._reference = math.inf
         self._waited, self.last = 0, math.inf
+        self.state: Any = None
 
     def begin(
         self,
@@ -86,7 +133,7 @@ class Epochs(Callback):
         before = objective(event)
         self._sum += math.nan if before is None else before
         self._time += event.dt
-        self.last = event.dt
+        self.last, self.state = event.dt, event.step.state
         if (event.index + 1) % self.steps:
             return False
         loss = self._sum / self.steps

@@ -118,6 +118,19 @@ def test_a_new_scheme_finds_its_own_step(scheme):
     assert 0.05 * longest < max(model.history_["time"][3:]) < 20 * longest
 
 
+@pytest.mark.parametrize("scheme", ["adam", Momentum(1.0), Mobility(Adam(), [1.0] * 5)])
+def test_momenta_go_on_from_call_to_call(scheme):
+    # Full batches: the same steps in one call or in several.
+    options = {"scheme": scheme, "dt": 0.05, "batch_size": 90, "tol": 0.0}
+    whole = regressor(max_iter=4, **options).fit(X, Y)
+    model = regressor(max_iter=2, warm_start=True, **options).fit(X, Y)
+    model = pickle.loads(pickle.dumps(model)).partial_fit(X, Y).partial_fit(X, Y)
+    gap = (model.measure_.points - whole.measure_.points).abs().max()
+    assert float(gap) < 1e-12
+    model.set_params(scheme=Momentum(2.0)).partial_fit(X, Y)
+    assert model.n_iter_ == 5  # the state of another scheme is left
+
+
 def test_a_pickle_goes_on_with_the_step_at_hand():
     model = regressor(scheme=of.ExplicitEuler()).partial_fit(X, Y)
     copy = pickle.loads(pickle.dumps(model))
