@@ -246,9 +246,8 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
         """Let the flow run for some epochs, and keep what it leaves behind."""
         seeds = [int(seed) for seed in self._rng.randint(2**31 - 1, size=3)]
         size = self._batch(len(X))
-        loss, _ = self._loss()
         batch = None if size == len(X) else size
-        risk = risk_of(self.network_, X, y, weights, loss, batch)
+        risk = risk_of(self.network_, X, y, weights, self._loss()[0], batch)
         F, steps = recipe.functional(risk), -(-len(X) // size)
         scheme = recipe.stepper(size < len(X))
         if first:
@@ -276,8 +275,7 @@ class MeanFieldEstimator(BaseEstimator):  # type: ignore[misc]
         )
         self.measure_ = run.final if watch.best is None else watch.best
         # Momenta at the end are not those of an epoch before.
-        last = watch.state if watch.best is None else None
-        self._kept = None if last is None else scheme.state_dict(last)
+        self._kept = None if watch.best is not None else scheme.state_dict(watch.state)
         self._last = watch.last
         self.n_iter_ += len(run.info) // steps
         self.loss_ = float(run.records["energy"][-1])
