@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from otflow._validation import check_kind, positive
+from otflow._validation import check_finite, check_kind, positive
 from otflow.errors import Unsupported
 from otflow.functionals.inheritance import redefined as redefined_risk
 from otflow.meanfield.layers import TwoLayer
@@ -141,7 +141,9 @@ class RandomFeatures:
         self._gaps = v @ (roots[:, None] * self._start) - aims / s
         self.eigenvalues = s[:, 0].square()
         left = y - u @ aims
-        self.infimum = 0.5 * float(left.square().sum())
+        infimum = 0.5 * left.square().sum()
+        check_finite(infimum, "the least risk")
+        self.infimum = float(infimum)
         # What no atom of mass sees moves an atom without mass, a test particle.
         self._drift = (features.T @ left).masked_fill(w[:, None] > 0, 0.0)
         self.distance = float(self._gaps.norm())

@@ -244,3 +244,10 @@ def test_bad_input():
         RandomFeatures(risk, live)
     with pytest.raises(TypeError, match="mu"):
         RandomFeatures(risk, mu.points)
+
+
+def test_targets_whose_squares_overflow_raise():
+    risk, mu = problem(realizable=False)
+    huge = Risk(risk.network, risk.X, 1e200 * risk.y)
+    with pytest.raises(of.errors.NonFinite, match="the least risk is inf"):
+        RandomFeatures(huge, mu)
