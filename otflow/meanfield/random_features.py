@@ -63,6 +63,8 @@ class RandomFeatures:
     Unsupported
         If the loss is not "square", or the network is no `TwoLayer` of the library, or
         if the neurons carry a graph.
+    NonFinite
+        If squares of the targets overflow.
     ValueError, TypeError
         As the risk does.
 
