@@ -9,7 +9,7 @@ from typing import Any
 from otflow.analysis.certificates import check_each_step
 from otflow.analysis.evi import check_proximal, evolution_variational_inequality
 from otflow.analysis.findings import Finding, Verdict
-from otflow.analysis.run_steps import parts_of
+from otflow.analysis.run_steps import has_mobility, parts_of
 from otflow.errors import NonFinite, Unsupported
 from otflow.functionals.base import Functional
 from otflow.measures import Measure
@@ -48,6 +48,8 @@ def modulus_of(
             "not tried: only a JKO step with the guarantee 'exact' can contradict a "
             "modulus, and the run has none"
         )
+        if any(map(has_mobility, run.info)):
+            text = "not tried: it is one of W2, and the steps have a mobility"
         return Finding(NAME, Verdict.UNKNOWN, None, text)
     text = (
         f"no step contradicts it: {count} lost as much as an exact step must; "

@@ -113,6 +113,8 @@ def _checked(report: Mapping[str, Any], k: int, *, inner: bool) -> Mapping[str, 
         cure = "use JKO() of order 1, whose steps the estimate is about"
         order = report.get("order")
         what = "a proximal step" if order in (None, 1) else "of order 1"
+        if "mobility" in report:
+            what = "a proximal step of W2, but one in the metric of a mobility"
         _refuse(k, f"is not {what}", cure)
     modulus, dt = report["modulus"], report["dt"]
     if modulus is None:

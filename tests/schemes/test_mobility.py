@@ -546,3 +546,14 @@ def test_arrays_and_repr():
     scheme = Mobility(of.ExplicitEuler(), torch.tensor([1.0, 0.5]).numpy())
     assert scheme.mobility == (1.0, 0.5)
     assert repr(scheme).endswith("mobility=(1.0, 0.5))")
+
+
+def test_what_is_one_of_w2_is_told_to_be():
+    F = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    scheme = Mobility(of.JKO(), [1.0, 0.5])
+    run = of.flow(F, of.Particles(normal(8, 2)), scheme, dt=0.1, steps=3)
+    report = of.analysis.certify(run, F)
+    words = {one.name: one.text for one in report.findings}
+    for name in ("time error", "modulus", "dissipation"):
+        assert "mobility" in words[name]
+        assert "W2" in words[name]
