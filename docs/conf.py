@@ -83,6 +83,7 @@ nitpick_ignore = [
     ("py:class", "otflow.schemes.mobility._State"),
     ("py:obj", "otflow.trajectory.M"),
     ("py:class", "otflow.estimators.base.MeanFieldEstimator"),
+    ("py:class", "numpy.dtype"),
     ("py:class", "sklearn.base.ClassifierMixin"),
     ("py:class", "sklearn.base.MultiOutputMixin"),
     ("py:class", "sklearn.base.RegressorMixin"),
@@ -105,6 +106,10 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = True
+# What scikit-learn writes by itself refers to its own manual.
+autodoc_default_options = {
+    "exclude-members": "set_fit_request,set_partial_fit_request,set_score_request"
+}
 
 numpydoc_show_class_members = False
 numpydoc_attributes_as_param_list = True

@@ -27,6 +27,7 @@ FLOORS = (
     "domains",
     "dynamics",
     "entries",
+    "estimators",
     "exact_plans",
     "first_hours",
     "first_week",
@@ -60,9 +61,12 @@ ADVICE = "a line of run.summary(), in tests/test_views.py"
 REASON = "a line of F.why(), in tests/functionals/test_why.py"
 REPORT = "a line of a report on a run, in tests/analysis/test_certify*.py"
 GAP = "a reason of a gap, in tests/optimality and tests/meanfield"
+EPOCHS = "a warning, in tests/estimators"
 GUARD = "no input is known that leads there: an earlier check or a safeguard holds"
 # Beginnings of the last clauses of messages that no case provokes, and why.
 LEFT = {
+    "raise max_iter, or tol": EPOCHS,
+    "raise max_iter, or lower n_iter_no_change": EPOCHS,
     "pip install 'otflow[": "an installation is no test",
     "a film needs ffmpeg, which is not to be found": "tests/test_plotting.py hides it",
     "call to_jshtml()": "tests/test_plotting.py hides ffmpeg",
@@ -115,6 +119,7 @@ def shown():
     return found
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.slow  # some 250 calls, and the first of every solver
 def test_every_message_that_names_a_cure_is_provoked():
     seen = shown()
