@@ -172,7 +172,7 @@ def true_moduli(seeds, dtype, offset):
         yield seed, report, (lam, centre, a, b)
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e6, *slow(1e3, 1e8)])
+@pytest.mark.parametrize("offset", [1e6, *slow(0.0, 1e3, 1e8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_true_modulus_is_refuted(dtype, offset):
     tried = 0
@@ -203,8 +203,8 @@ def test_no_true_modulus_of_two_thousand_is_refuted(dtype, offset):
     assert not wrong
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e6, *slow(1e3, 1e8)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("offset", [0.0, *slow(1e3, 1e6, 1e8)])
+@pytest.mark.parametrize("dtype", [torch.float32, *slow(torch.float64)])
 def test_a_modulus_ten_percent_too_high_is_refuted(dtype, offset):
     tried = 0
     for seed, _, (lam, centre, a, b) in true_moduli(range(0, 280, 14), dtype, offset):
@@ -236,6 +236,7 @@ def test_a_kink_is_seen_between_times():
     assert report.time == pytest.approx(0.615, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_half_the_squared_distance_is_convex_along_its_generalised_geodesics():
     slack = []
     for seed in range(6):

@@ -54,6 +54,7 @@ def test_how_far_neurons_move(scaling, expected, tolerance):
     assert slope(sizes, distances) == pytest.approx(expected, abs=tolerance)
 
 
+@pytest.mark.slow
 def test_the_mean_field_generalises_better():
     # Few neurons on the sphere to be learned from few data; the start is f = 0.
     d, m = 20, 500
