@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,14 +31,6 @@ from otflow.schemes.base import parts
 
 __all__ = ["SCHEMES", "Recipe", "neurons"]
 
-SCHEMES: Final = (
-    "euler",
-    "jko",
-    "langevin",
-    "birth-death",
-    "forward-backward",
-    "adam",
-)
 # Schemes that shorten a step by themselves start from this one.
 LONGEST = 1e3
 # Proximal steps are this many times as long as explicit ones.
@@ -132,21 +125,12 @@ class Recipe:
     def _scheme(self) -> Scheme:
         if isinstance(self.scheme, Scheme):
             return self.scheme
+        return SCHEMES[self.scheme](self)
+
+    def euler(self) -> ExplicitEuler:
+        """Return explicit steps, with a search for their length unless dt is given."""
         # A number of NumPy would make a truth value of NumPy.
-        euler = ExplicitEuler(backtracking=bool(self.dt == "auto"))
-        # An exact assignment of thousands of neurons would take most of the time.
-        rough = ParticleProximal(
-            certify=False, tolerance=ROUGH, max_gradients=GRADIENTS
-        )
-        named: dict[str, Scheme] = {
-            "euler": euler,
-            "jko": JKO(rough),
-            "langevin": Langevin(),
-            "birth-death": chain(euler, BirthDeath(self.birth_rate)),
-            "forward-backward": ForwardBackward(),
-            "adam": Adam(),
-        }
-        return named[self.scheme]
+        return ExplicitEuler(backtracking=bool(self.dt == "auto"))
 
     def length(self, F: Functional, mu: Measure, generator: torch.Generator) -> float:
         """Return dt, or the longest step to try.
@@ -179,6 +163,19 @@ class Recipe:
             mu, state = step.measure, step.state
             shortest = min(shortest, step.taken(LONGEST) or shortest)
         return shortest * (IMPLICIT if self.scheme == "jko" else 0.5)
+
+
+# An exact assignment of thousands of neurons would take most of the time of a JKO step.
+SCHEMES: Final[dict[str, Callable[[Recipe], Scheme]]] = {
+    "euler": Recipe.euler,
+    "jko": lambda _: JKO(
+        ParticleProximal(certify=False, tolerance=ROUGH, max_gradients=GRADIENTS)
+    ),
+    "langevin": lambda _: Langevin(),
+    "birth-death": lambda recipe: chain(recipe.euler(), BirthDeath(recipe.birth_rate)),
+    "forward-backward": lambda _: ForwardBackward(),
+    "adam": lambda _: Adam(),
+}
 
 
 def neurons(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from otflow._validation import check_kind, non_negative_int, real
-from otflow.functionals import Curvature, OfExpectation
+from otflow.functionals import OfExpectation
 
 __all__ = ["RadialRisk", "Ramp"]
 
@@ -168,9 +168,6 @@ class RadialRisk(OfExpectation):
         scales, labels, masses = _inputs(self.gap, self.dim)
         features = _Features(self.unit, self.dim, scales)
         super().__init__(_SquareLoss(labels, masses), features, mixture="convex")
-
-    def mixture_curvature(self) -> Curvature:
-        return Curvature.CONVEX
 
     def why_mixture(self) -> str:
         return "since the outputs are linear in the measure and the loss is a square"

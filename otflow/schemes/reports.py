@@ -42,9 +42,8 @@ def solves(report: Certificate) -> Iterator[Certificate]:
     """
     if report.converged is not None:
         yield report
-    for name in NESTED:
-        for inner in report.entries.get(name, ()):
-            yield from solves(inner)
+    for inner in _nested(report, NESTED):
+        yield from solves(inner)
 
 
 def converged(report: Certificate) -> bool | None:
@@ -97,8 +96,8 @@ def certified(report: Certificate) -> bool | None:
     """
     if report.guarantee is not None:
         return report.certified
-    inner = (part for name in NESTED for part in report.entries.get(name, ()))
-    verdicts = [found for part in inner if (found := certified(part)) is not None]
+    inner = map(certified, _nested(report, NESTED))
+    verdicts = [found for found in inner if found is not None]
     return all(verdicts) if verdicts else None
 
 
@@ -248,7 +247,11 @@ def levels_of(report: Certificate) -> Iterator[Certificate]:
 
 def _inner(report: Certificate) -> list[Certificate]:
     """Return the parts of a step; its stages are none."""
-    names = [name for name in NESTED if name != "stages"]
+    return _nested(report, [name for name in NESTED if name != "stages"])
+
+
+def _nested(report: Certificate, names: Sequence[str]) -> list[Certificate]:
+    """Return the reports that the entries of these names hold."""
     return [part for name in names for part in report.entries.get(name, ())]
 
 

@@ -37,15 +37,6 @@ def minimised(F, theta):
     return of.Particles(theta.detach())
 
 
-def slope(sizes, values):
-    """Return the slope of the least-squares line in log-log scale."""
-    x = torch.tensor(sizes, dtype=F64).log()
-    y = torch.tensor(values, dtype=F64).log()
-    return float(
-        ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
-    )
-
-
 @pytest.mark.slow
 def test_the_error_of_n_neurons_is_of_order_one_over_n_before_and_after_training():
     d, g = 5, torch.Generator().manual_seed(0)
@@ -74,7 +65,8 @@ def test_the_error_of_n_neurons_is_of_order_one_over_n_before_and_after_training
                 after.append(float(run.records["energy"][-1]))
         drawn.append(sum(before) / len(before))
         trained.append(sum(after) / len(after))
-    assert abs(slope(sizes, drawn) + 1) < 0.15
+    orders = [of.analysis.observed_order(sizes, losses) for losses in (drawn, trained)]
+    assert abs(orders[0] + 1) < 0.15
     # Training lowers the error by a factor, and keeps the order.
-    assert abs(slope(sizes, trained) + 1) < 0.15
+    assert abs(orders[1] + 1) < 0.15
     assert all(a < b / 20 for a, b in zip(trained, drawn, strict=True))
