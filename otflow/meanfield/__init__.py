@@ -6,6 +6,7 @@ from otflow.meanfield.duality import fenchel_gap
 from otflow.meanfield.free_energies import free_energy
 from otflow.meanfield.layers import CustomLayer, TwoLayer
 from otflow.meanfield.layerwise import layer_dissipation
+from otflow.meanfield.model import Model
 from otflow.meanfield.modules import from_module, to_module
 from otflow.meanfield.online import OnlineRisk, from_loader
 from otflow.meanfield.optimizer import FlowOptimizer
@@ -25,6 +26,7 @@ __all__ = [
     "CustomLayer",
     "Decomposition",
     "FlowOptimizer",
+    "Model",
     "OnlineRisk",
     "PathBall",
     "PathPenalty",
