@@ -216,6 +216,9 @@ MAKE: dict[type, Callable[[], Any]] = {
     of.analysis.Finding: lambda: of.analysis.Finding(
         "gap", of.analysis.Verdict.PROVED, 0.5, "at most 0.5"
     ),
+    of.analysis.Landscape: lambda: of.analysis.landscape(
+        potential(), cloud(), of.Particles(normal(5, 2, seed=3))
+    ),
     of.analysis.LogSobolev: lambda: of.analysis.log_sobolev(
         of.Potential(lambda x: x.square().sum(-1), modulus=2.0) + of.Entropy()
     ),

@@ -104,6 +104,7 @@ def test_the_page_shows_every_row():
     table = survey_map.readings(data)
     assert all(reading["here"].strip() in table for reading in DATA["reading"])
     assert survey_map.later(data).count("\n- ") + 1 == len(DATA["later"])
+    assert survey_map.outside(data).count("\n- ") + 1 == len(DATA["outside"])
     text = (ROOT / "docs" / "survey.rst").read_text("utf-8")
     assert all(f".. {name}:: survey.toml" in text for name in survey_map.PARTS)
 

@@ -2,8 +2,8 @@
 
 The directive ``survey-map`` shows a section with a table for each ``[[section]]`` of
 the file that it names, ``survey-readings`` the table of the ``[[reading]]`` blocks,
-and ``survey-later`` the list of the ``[[later]]`` blocks. The file says in its head
-what a row holds. A key that it does not name is an error.
+``survey-later`` and ``survey-outside`` the lists of the blocks of these names. The file
+says in its head what a row holds. A key that it does not name is an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from docutils import nodes
     from sphinx.application import Sphinx
 
-__all__ = ["later", "load", "plain", "readings", "sections", "test_of", "words"]
+__all__ = [
+    "later",
+    "load",
+    "outside",
+    "plain",
+    "readings",
+    "sections",
+    "test_of",
+    "words",
+]
 
 KEYS = {
     "section": {"title", "intro", "row"},
@@ -37,6 +46,7 @@ KEYS = {
     "measured": {"what", "theory", "bound", "by", "value", "found", "within"},
     "reading": {"labels", "where", "survey", "here"},
     "later": {"labels", "says"},
+    "outside": {"says"},
 }
 OPTIONAL = {"note", "corrections", "theory", "tutorials", "measured", "bound", "within"}
 
@@ -62,8 +72,8 @@ def load(path: Path) -> dict[str, list[dict[str, Any]]]:
             check("row", row)
             for number in row.get("measured", ()):
                 check("measured", number)
-    for kind in ("reading", "later"):
-        for block in data[kind]:
+    for kind in ("reading", "later", "outside"):
+        for block in data.setdefault(kind, []):
             check(kind, block)
     return data
 
@@ -203,11 +213,26 @@ def readings(data: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def later(data: dict[str, list[dict[str, Any]]]) -> str:
-    """Return the list of what has no row."""
-    return "\n".join(f"- {block['says'].strip()}." for block in data["later"]) + "\n"
+    """Return the list of what has no row yet."""
+    return items(data["later"])
 
 
-PARTS = {"survey-map": sections, "survey-readings": readings, "survey-later": later}
+def outside(data: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the list of what is no aim of the library."""
+    return items(data["outside"])
+
+
+def items(blocks: list[dict[str, Any]]) -> str:
+    """Return what blocks say as a list."""
+    return "\n".join(f"- {block['says'].strip()}." for block in blocks) + "\n"
+
+
+PARTS = {
+    "survey-map": sections,
+    "survey-readings": readings,
+    "survey-later": later,
+    "survey-outside": outside,
+}
 
 
 class SurveyPart(SphinxDirective):

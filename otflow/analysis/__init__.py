@@ -15,6 +15,7 @@ from otflow.analysis.convexity import ConvexityReport, displacement_convexity
 from otflow.analysis.evi import VariationalReport, evolution_variational_inequality
 from otflow.analysis.falsifier import Falsification, Witness, falsify
 from otflow.analysis.findings import Finding, RunCertificate, StepFinding, Verdict
+from otflow.analysis.landscapes import Landscape, landscape
 from otflow.analysis.mixtures import mixture_convexity
 from otflow.analysis.rates import exponential_rate, observed_order
 from otflow.analysis.run_certificate import certify
@@ -27,6 +28,7 @@ __all__ = [
     "DissipationReport",
     "Falsification",
     "Finding",
+    "Landscape",
     "LogSobolev",
     "RunCertificate",
     "StepFinding",
@@ -41,6 +43,7 @@ __all__ = [
     "evolution_variational_inequality",
     "exponential_rate",
     "falsify",
+    "landscape",
     "log_sobolev",
     "mckean_vlasov",
     "minimizing_movement",
