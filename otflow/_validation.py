@@ -40,8 +40,11 @@ __all__ = [
 ]
 
 
-def check_like(x: Tensor, other: Tensor, name: str, other_name: str) -> None:
-    """Raise if two tensors differ in dtype (TypeError) or device (ValueError)."""
+def check_like(x: Any, other: Any, name: str, other_name: str) -> None:
+    """Raise if two tensors, or measures, differ in dtype or device.
+
+    Another dtype raises TypeError, another device ValueError.
+    """
     if x.dtype != other.dtype:
         msg = (
             f"{name} has dtype {x.dtype} but {other_name} has {other.dtype}; "
