@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from otflow._graphs import attached
 from otflow._moving import Move
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import check_kind, check_like
@@ -318,12 +320,17 @@ class Parts(Measure):
         """
         if x is not None:
             self._refuse("places", "space of its own for places x", ASK_A_PART)
-        return torch.cat(
-            [
-                part.mass_gradient(self._of_part(k, value))
-                for k, part in enumerate(self.parts)
-            ]
-        )
+        seen: list[bool] = []
+
+        def own(k: int, part: Measure) -> Any:
+            answer = value(self.with_part(k, part))
+            seen.append(isinstance(answer, Tensor) and answer.requires_grad)
+            return attached(answer, part.tensors())  # it need not see each part
+
+        found = [p.mass_gradient(partial(own, k)) for k, p in enumerate(self.parts)]
+        if not any(seen):  # a value that sees no part is a mistake, as elsewhere
+            self.parts[0].mass_gradient(self._of_part(0, value))
+        return torch.cat(found)
 
     # Moves ----------------------------------------------------------------------------
 
