@@ -195,7 +195,8 @@ class InPart(Functional):
 
     def value(self, mu: Measure) -> Tensor:
         value = self.functional.value(self.measure.with_part(self.part, mu))
-        return attached(value, mu.tensors())  # F need not see this part
+        seen: Tensor = attached(value, mu.tensors())  # F need not see this part
+        return seen
 
     def modulus(self, dim: int) -> float | None:
         return self.functional.modulus(self.measure.dim)
