@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, wraps
 from operator import attrgetter
 from types import MemberDescriptorType
@@ -18,6 +18,7 @@ from otflow.errors import InvalidFunctional, ModifiedInPlace, Unsupported
 __all__ = [
     "Immutable",
     "alias",
+    "attached",
     "differentiating",
     "keep_assigned_immutable",
     "keep_fields_immutable",
@@ -131,6 +132,17 @@ def with_value(z: Tensor, value: Tensor) -> Tensor:
     return z + (value - z).detach()
 
 
+def attached(value: Any, tensors: Iterable[Tensor]) -> Any:
+    """Return a value in the graphs of tensors on which it need not depend.
+
+    Its derivative in a tensor that it does not see is 0, and no error.
+    """
+    live = [tensor for tensor in tensors if records(tensor)]
+    if not live or not isinstance(value, Tensor):
+        return value
+    return value + 0.0 * sum(tensor.sum() for tensor in live)
+
+
 def kept(function: Callable[P, T]) -> Callable[P, T]:
     """Keep the tensors that a function makes, for further calls with equal arguments.
 
@@ -153,14 +165,9 @@ def refuse_graph(what: str, why: str, *tensors: Tensor, cure: str) -> None:
         raise Unsupported(msg)
 
 
-def value_of(
-    mu: Any, value: Callable[[Any], T], *own: Tensor, by: str = "the functional"
-) -> T:
-    """Return a value at a measure; one that writes into the measure's tensors raises.
-
-    Tensors `own` count beside the points and the weights.
-    """
-    tensors = (mu.points, mu.weights, *own)
+def value_of(mu: Any, value: Callable[[Any], T], *, by: str = "the functional") -> T:
+    """Return a value at a measure; one that writes into its tensors raises."""
+    tensors = mu.tensors()
     before = _versions(tensors)
     try:
         answer = value(mu)

@@ -272,7 +272,7 @@ def check_particles(mu: Measure, scheme: Scheme, *, instead: str) -> None:
     if not isinstance(mu, Particles):
         msg = (
             f"{type(scheme).__name__} moves particles one by one, not "
-            f"{type(mu).__name__}; use {instead}, or Particles(mu.sample(n, generator))"
+            f"{type(mu).__name__}; use {instead}, or {mu.as_particles}"
         )
         raise Unsupported(msg)
 
@@ -309,6 +309,7 @@ def parts(scheme: Scheme) -> Iterator[Scheme]:
     """
     yield scheme
     for value in vars(scheme).values():
-        for part in value if isinstance(value, tuple) else (value,):
+        held = tuple(value.values()) if isinstance(value, Mapping) else value
+        for part in held if isinstance(held, tuple) else (held,):
             if isinstance(part, Scheme):
                 yield from parts(part)
