@@ -7,6 +7,7 @@ from otflow.meanfield.free_energies import free_energy
 from otflow.meanfield.layers import CustomLayer, TwoLayer
 from otflow.meanfield.layerwise import layer_dissipation
 from otflow.meanfield.modules import from_module, to_module
+from otflow.meanfield.norms import BarronNorm, barron_norm
 from otflow.meanfield.online import OnlineRisk, from_loader
 from otflow.meanfield.optimizer import FlowOptimizer
 from otflow.meanfield.path_balls import PathBall, path_norm
@@ -22,6 +23,7 @@ from otflow.meanfield.variation_balls import VariationBall
 _outer.register()
 
 __all__ = [
+    "BarronNorm",
     "CustomLayer",
     "Decomposition",
     "FlowOptimizer",
@@ -36,6 +38,7 @@ __all__ = [
     "TwoLayer",
     "Unit",
     "VariationBall",
+    "barron_norm",
     "empirical_ntk",
     "fenchel_gap",
     "free_energy",

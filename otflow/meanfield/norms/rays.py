@@ -11,12 +11,22 @@ from otflow._arrays import as_points
 from otflow._typing import ArrayLike
 from otflow._validation import non_negative_int
 
-__all__ = ["MOST_RAYS", "ray_count", "rays"]
+__all__ = [
+    "MOST_RAYS",
+    "SAME",
+    "distinct",
+    "hyperplanes",
+    "ray_count",
+    "rays",
+    "rays_of",
+]
 
-# Most rays by default: with 100 data they take 160 MB beside their features.
-MOST_RAYS = 200_000
+# Most rays by default: in dimension 3 their rows take 50 MB.
+MOST_RAYS = 500_000
 # Two rays nearer than this are one, and a volume below it is that of parallel rows.
 SAME = 1e-12
+# Up to so many coordinates of a ray, minors are cheaper than orthogonalisation.
+FEW = 4
 
 
 def ray_count(n: int, d: int) -> int:
@@ -88,34 +98,55 @@ def rays(X: ArrayLike, *, most: int = MOST_RAYS) -> Tensor:
             f"most={most}; take fewer data, or rays(X, most={count})"
         )
         raise ValueError(msg)
-    z = torch.cat([X.double(), X.new_ones(n, 1, dtype=torch.float64)], dim=1)
-    planes = torch.cat([z, torch.eye(d + 1, dtype=z.dtype, device=z.device)])
-    v = _normals(planes, d)
-    v = torch.cat([v, -v]) + 0.0  # no negative zeros
-    order = _distinct(v)
-    return v[order].to(X.dtype)
+    planes = hyperplanes(X.double())
+    index = torch.arange(len(planes), device=X.device)
+    v, _ = rays_of(planes, torch.combinations(index, d))
+    return v[distinct(v)].to(X.dtype)
 
 
-def _normals(planes: Tensor, d: int) -> Tensor:
-    """Return the vectors orthogonal to each choice of d rows, of l1 norm 1."""
-    unit = planes / planes.abs().sum(1, keepdim=True)
-    size = len(planes)
-    choices = torch.combinations(torch.arange(size, device=planes.device), d)
-    rows = unit[choices]  # (K, d, d + 1)
-    columns = range(d + 1)
+def hyperplanes(X: Tensor) -> Tensor:
+    """Return the normals of the hyperplanes in (w, b), (n + d + 1, d + 1)."""
+    z = torch.cat([X, X.new_ones(len(X), 1)], dim=1)
+    planes = torch.cat([z, torch.eye(z.shape[1], dtype=z.dtype, device=z.device)])
+    return planes / planes.abs().sum(1, keepdim=True)
+
+
+def rays_of(planes: Tensor, choices: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both rays on the hyperplanes of each choice (K, d), the surest first.
+
+    They come with the volumes of the rows: the reciprocals tell how round-off grows.
+    """
+    rows = planes[choices]  # (K, d, d + 1)
+    v = _minors(rows) if planes.shape[1] <= FEW else _last_axes(rows)
+    volume, order = v.abs().sum(1).sort(descending=True)
+    keep = volume > SAME
+    volume = volume[keep]
+    v = v[order[keep]] / volume[:, None]
+    v = torch.stack([v, -v], dim=1).flatten(0, 1) + 0.0  # no negative zeros
+    return v, volume.repeat_interleave(2)
+
+
+def _minors(rows: Tensor) -> Tensor:
+    """Return the vectors orthogonal to rows (K, d, d + 1), of the length V."""
+    columns = range(rows.shape[2])
     minors = [
         (-1) ** j * torch.linalg.det(rows[:, :, [k for k in columns if k != j]])
         for j in columns
     ]
-    v = torch.stack(minors, dim=1)
-    length = v.abs().sum(1, keepdim=True)
-    keep = length[:, 0] > SAME
-    return v[keep] / length[keep]
+    return torch.stack(minors, dim=1)
 
 
-def _distinct(v: Tensor) -> Tensor:
-    """Return the indices of the rows that differ, in the order of the rows."""
-    keys = (v / SAME).round()
+def _last_axes(rows: Tensor) -> Tensor:
+    """Return the same vectors by orthogonalisation, which many rows make cheaper."""
+    axes, triangle = torch.linalg.qr(rows.mT, mode="complete")
+    diagonal = triangle.diagonal(dim1=1, dim2=2)
+    v: Tensor = axes[:, :, -1] * diagonal.abs().prod(1)[:, None]
+    return v
+
+
+def distinct(v: Tensor, same: float = SAME) -> Tensor:
+    """Return the indices of rows that differ, the first of each kind."""
+    keys = (v / same).round()
     _, group = torch.unique(keys, dim=0, return_inverse=True)
     first = torch.full((int(group.max()) + 1,), len(v), device=v.device)
     index = torch.arange(len(v), device=v.device)
