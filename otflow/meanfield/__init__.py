@@ -7,7 +7,17 @@ from otflow.meanfield.free_energies import free_energy
 from otflow.meanfield.layers import CustomLayer, TwoLayer
 from otflow.meanfield.layerwise import layer_dissipation
 from otflow.meanfield.modules import from_module, to_module
-from otflow.meanfield.norms import BarronNorm, barron_norm
+from otflow.meanfield.norms import (
+    BarronNorm,
+    NormGrowth,
+    NormTable,
+    PathNorm,
+    barron_norm,
+    norm_growth,
+    norm_table,
+    reweight_to_constant,
+    spectral_barron_bound,
+)
 from otflow.meanfield.online import OnlineRisk, from_loader
 from otflow.meanfield.optimizer import FlowOptimizer
 from otflow.meanfield.path_balls import PathBall, path_norm
@@ -27,8 +37,11 @@ __all__ = [
     "CustomLayer",
     "Decomposition",
     "FlowOptimizer",
+    "NormGrowth",
+    "NormTable",
     "OnlineRisk",
     "PathBall",
+    "PathNorm",
     "PathPenalty",
     "PopulationRisk",
     "RadialRisk",
@@ -46,8 +59,12 @@ __all__ = [
     "from_module",
     "layer_dissipation",
     "nngp_kernel",
+    "norm_growth",
+    "norm_table",
     "ntk_kernel",
     "path_norm",
+    "reweight_to_constant",
+    "spectral_barron_bound",
     "to_module",
 ]
 
