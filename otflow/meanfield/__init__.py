@@ -8,6 +8,17 @@ from otflow.meanfield.layers import CustomLayer, TwoLayer
 from otflow.meanfield.layerwise import layer_dissipation
 from otflow.meanfield.model import Model
 from otflow.meanfield.modules import from_module, to_module
+from otflow.meanfield.norms import (
+    BarronNorm,
+    NormGrowth,
+    NormTable,
+    PathNorm,
+    barron_norm,
+    norm_growth,
+    norm_table,
+    reweight_to_constant,
+    spectral_barron_bound,
+)
 from otflow.meanfield.online import OnlineRisk, from_loader
 from otflow.meanfield.optimizer import FlowOptimizer
 from otflow.meanfield.path_balls import PathBall, path_norm
@@ -23,12 +34,16 @@ from otflow.meanfield.variation_balls import VariationBall
 _outer.register()
 
 __all__ = [
+    "BarronNorm",
     "CustomLayer",
     "Decomposition",
     "FlowOptimizer",
     "Model",
+    "NormGrowth",
+    "NormTable",
     "OnlineRisk",
     "PathBall",
+    "PathNorm",
     "PathPenalty",
     "PopulationRisk",
     "RadialRisk",
@@ -38,6 +53,7 @@ __all__ = [
     "TwoLayer",
     "Unit",
     "VariationBall",
+    "barron_norm",
     "empirical_ntk",
     "fenchel_gap",
     "free_energy",
@@ -45,8 +61,12 @@ __all__ = [
     "from_module",
     "layer_dissipation",
     "nngp_kernel",
+    "norm_growth",
+    "norm_table",
     "ntk_kernel",
     "path_norm",
+    "reweight_to_constant",
+    "spectral_barron_bound",
     "to_module",
 ]
 

@@ -48,7 +48,7 @@ def path_norm(network: TwoLayer, mu: Measure, norm: str = "l1") -> Tensor:
     Parameters
     ----------
     network : TwoLayer
-        Neurons a phi(w.x + b), in the scaling "mean-field".
+        Neurons a phi(w.x + b). Its scaling is that of the norm, see the notes.
     mu : Measure
         Measure of neurons.
     norm : str
@@ -63,10 +63,20 @@ def path_norm(network: TwoLayer, mu: Measure, norm: str = "l1") -> Tensor:
     Raises
     ------
     Unsupported
-        If the unit is not homogeneous, or the scaling is not "mean-field".
+        If the unit is not homogeneous.
+
+    See Also
+    --------
+    PathNorm : The same as a functional.
+    barron_norm : The least path norm of networks through data.
 
     Notes
     -----
+    The norm has the scaling of the outputs, so that it bounds them in each. Of N equal
+    atoms it is the mean :math:`\frac1N\sum_i |a_i|\,|(w_i, b_i)|` in "mean-field", and
+    the plain sum in "sum" :cite:p:`e2019priori`; in "ntk" the sum over
+    :math:`\sqrt N`.
+
     Weight decay is at least the path norm "l2", as :math:`2xy \le x^2 + y^2`:
 
     .. math:: \tfrac12\int |a|^2 + |(w, b)|^2\,d\mu \ge \int |a|\,|(w, b)|\,d\mu,
@@ -84,10 +94,10 @@ def path_norm(network: TwoLayer, mu: Measure, norm: str = "l1") -> Tensor:
     >>> of.meanfield.path_norm(network, mu), of.meanfield.path_norm(network, mu, "l2")
     (tensor(7.), tensor(5.))
     """
-    check_network(network, homogeneous=True)
+    check_network(network, homogeneous=True, linear=False)
     check_kind(mu, Measure, "mu")
     check_option(norm, "norm", NORMS)
-    return size_of(network, mu.points, mu.weights, norm, inner=True)
+    return size_of(network, mu.points, network.masses(mu.weights), norm, inner=True)
 
 
 class PathBall(Domain):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,10 @@ from otflow.errors import InvalidFunctional
 from otflow.functionals import Potential
 from otflow.meanfield.residuals import NORMS
 
-__all__ = ["PathPenalty"]
+__all__ = ["NeuronNorm", "PathPenalty"]
+
+# Halvings after which an interval is as short as round-off in float64.
+HALVINGS = 60
 
 
 class PathPenalty(Potential):
@@ -23,7 +27,7 @@ class PathPenalty(Potential):
     becomes (a/c, c w), and so does the penalty :cite:p:`bach2017breaking`. The map
     makes outer weights exactly 0. The penalty does not know the network: beside the
     risk of one with several outputs it would count all outer weights but the first as
-    inner ones. There `otflow.functionals.group_norm` makes all outer weights 0.
+    inner ones. There take `PathNorm`, which knows the network.
 
     With :math:`t = |b|` the map :math:`(a, w) \mapsto (b, v)` keeps all signs, and
 
@@ -57,7 +61,7 @@ class PathPenalty(Potential):
 
     See Also
     --------
-    otflow.meanfield.path_norm : The same number, of a network with several outputs.
+    otflow.meanfield.PathNorm : The same of a given network, with several outputs too.
 
     Notes
     -----
@@ -75,11 +79,11 @@ class PathPenalty(Potential):
 
     def __init__(self, norm: str = "l1") -> None:
         self.norm = check_option(norm, "norm", NORMS)
-        path = PathNorm(self.norm)
+        path = NeuronNorm(self.norm)
         super().__init__(path, prox=path.prox)
 
     def modulus(self, dim: int) -> float | None:
-        return -1.0 if self.norm == "l2" else -((dim - 1) ** 0.5)
+        return -NeuronNorm(self.norm).curvature(dim)
 
     def why_modulus(self, dim: int) -> str:
         return "as (|a| + |w|)^2 is convex"
@@ -89,24 +93,38 @@ class PathPenalty(Potential):
 
 
 @dataclass(frozen=True)
-class PathNorm:
-    """The function |a| |w| of rows (a, w), and its proximal map."""
+class NeuronNorm:
+    """The function |a| |w| of rows (a, w), and its proximal map.
+
+    Parameters
+    ----------
+    norm : str
+        "l1" or "l2", of the outer weights a and of the inner ones w.
+    outputs : int
+        Number of outer weights.
+    """
 
     norm: str
+    outputs: int = 1
 
     def __call__(self, x: Tensor) -> Tensor:
-        _check_neurons(x)
-        a, w = x[..., 0].abs(), x[..., 1:]
+        _check_neurons(x, self.outputs)
+        a, w = self._split(x)
         if self.norm == "l1":
-            return a * w.abs().sum(-1)
+            return a.abs().sum(-1) * w.abs().sum(-1)
+        outer: Tensor = torch.linalg.vector_norm(a, dim=-1)
         size: Tensor = torch.linalg.vector_norm(w, dim=-1)
-        return a * size
+        return outer * size
+
+    def curvature(self, dim: int) -> float:
+        """Return the least number c for which |a| |w| is -c-convex."""
+        inner = dim - self.outputs
+        return 1.0 if self.norm == "l2" else math.sqrt(self.outputs * inner)
 
     def prox(self, x: Tensor, tau: float) -> Tensor:
         """Return the minimisers of V(y) + |y - x|^2 / (2 tau)."""
-        _check_neurons(x)
-        count = x.shape[1] - 1
-        root = count**0.5 if self.norm == "l1" else 1.0
+        _check_neurons(x, self.outputs)
+        root = self.curvature(x.shape[1])
         if not tau * root < 1:
             msg = (
                 f"the proximal map of |a| |w| is unique for steps tau below "
@@ -114,24 +132,46 @@ class PathNorm:
                 f"is dt times the factor of the penalty"
             )
             raise ValueError(msg)
-        a, w = x[:, 0], x[:, 1:]
+        a, w = self._split(x)
         if self.norm == "l1":
-            t = _root(a.abs(), w.abs(), tau)
+            if self.outputs == 1:
+                t = _root(a[:, 0].abs(), w.abs(), tau)
+            else:
+                t = _root_of_outputs(a.abs(), w.abs(), tau)
             v = w.sign() * (w.abs() - tau * t[:, None]).clamp_min(0.0)
+            if self.outputs == 1:
+                outer = a.sign() * t[:, None]
+            else:
+                load = tau * v.abs().sum(-1, keepdim=True)
+                outer = a.sign() * (a.abs() - load).clamp_min(0.0)
+            return torch.cat([outer, v], dim=1)
+        size = torch.linalg.vector_norm(w, dim=-1)
+        reach = torch.linalg.vector_norm(a, dim=-1)
+        t = (reach - tau * size).clamp_min(0.0) / (1 - tau * tau)
+        length = (size - tau * t).clamp_min(0.0)
+        t = torch.where(length > 0, t, reach)
+        tiny = torch.finfo(x.dtype).tiny
+        v = w * (length / size.clamp_min(tiny))[:, None]
+        # A neuron whose outer weights are 0 keeps its inner weights to the bit.
+        v = torch.where((t > 0)[:, None], v, w)
+        if self.outputs == 1:
+            outer = a.sign() * t[:, None]
         else:
-            size = torch.linalg.vector_norm(w, dim=-1)
-            t = (a.abs() - tau * size).clamp_min(0.0) / (1 - tau * tau)
-            length = (size - tau * t).clamp_min(0.0)
-            t = torch.where(length > 0, t, a.abs())
-            tiny = torch.finfo(x.dtype).tiny
-            v = w * (length / size.clamp_min(tiny))[:, None]
-            # A neuron whose outer weight is 0 keeps its inner weights to the bit.
-            v = torch.where((t > 0)[:, None], v, w)
-        return torch.cat([(a.sign() * t)[:, None], v], dim=1)
+            outer = a * (t / reach.clamp_min(tiny))[:, None]
+        return torch.cat([outer, v], dim=1)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[..., : self.outputs], x[..., self.outputs :]
 
 
-def _check_neurons(x: Tensor) -> None:
+def _check_neurons(x: Tensor, outputs: int) -> None:
     """Raise InvalidFunctional for rows that hold no inner weight."""
+    if x.shape[-1] <= outputs > 1:
+        msg = (
+            f"a neuron (a, w) of {outputs} outputs has at least {outputs + 1} "
+            f"coordinates, and points have {x.shape[-1]}; give points of the network"
+        )
+        raise InvalidFunctional(msg)
     if x.shape[-1] < 2:
         msg = (
             f"a neuron (a, w) has at least 2 coordinates, and points have "
@@ -152,3 +192,27 @@ def _root(a: Tensor, w: Tensor, tau: float) -> Tensor:
     total = torch.where(active, w, 0.0).sum(-1)
     t = (a - tau * total) / (1 - tau**2 * number)
     return torch.where(a > tau * sums[:, -1], t.clamp_min(0.0), 0.0)
+
+
+def _root_of_outputs(a: Tensor, w: Tensor, tau: float) -> Tensor:
+    """Return the root t of t = sum_i (a_i - tau s)^+ with s = sum_j (w_j - tau t)^+.
+
+    The difference of both sides increases in t, since tau^2 m q < 1. It is piecewise
+    linear: halvings find the piece, on which the root is known.
+    """
+    low, high = torch.zeros_like(a[:, 0]), a.sum(-1)
+    for _ in range(HALVINGS):
+        t = (low + high) / 2
+        s = (w - tau * t[:, None]).clamp_min(0.0).sum(-1)
+        above = t >= (a - tau * s[:, None]).clamp_min(0.0).sum(-1)
+        low, high = torch.where(above, low, t), torch.where(above, t, high)
+    inner = w > tau * high[:, None]
+    s = (w - tau * high[:, None]).clamp_min(0.0).sum(-1)
+    outer = a > tau * s[:, None]
+    k, m = inner.sum(-1), outer.sum(-1)
+    # On the piece s = W - k tau t and t = A - m tau s.
+    total, sums = (
+        torch.where(on, x, 0.0).sum(-1) for on, x in ((inner, w), (outer, a))
+    )
+    t = (sums - m * tau * total) / (1 - m * k * tau * tau)
+    return t.clamp_min(0.0)

@@ -222,8 +222,13 @@ def check_risk(risk: Risk) -> Risk:
     return risk
 
 
-def check_network(network: Model, *, homogeneous: bool) -> TwoLayer:
-    """Return the network; raise unless a ball of its kind suits it."""
+def check_network(
+    network: Model, *, homogeneous: bool, linear: bool = True
+) -> TwoLayer:
+    """Return the network; raise unless a ball or a norm of its kind suits it.
+
+    A ball is one of measures, in which the outputs are to be `linear`.
+    """
     check_kind(network, TwoLayer, "network", cure="use TwoLayer('relu')")
     assert isinstance(network, TwoLayer)
     if (name := outputs_redefined(network)) is not None:
@@ -235,7 +240,7 @@ def check_network(network: Model, *, homogeneous: bool) -> TwoLayer:
         raise Unsupported(msg)
     if homogeneous:
         kinks_of(network)
-    if network.scaling != "mean-field":
+    if linear and network.scaling != "mean-field":
         msg = (
             f"in the scaling {network.scaling!r} the outputs are not linear in the "
             f"measure of neurons; use scaling='mean-field'"
