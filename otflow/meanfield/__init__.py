@@ -3,6 +3,13 @@
 from otflow.meanfield import outer as _outer
 from otflow.meanfield.decomposition import Decomposition
 from otflow.meanfield.duality import fenchel_gap
+from otflow.meanfield.feature_kernels import (
+    KernelNorm,
+    feature_law,
+    kernel_alignment,
+    rkhs_kernel,
+    rkhs_norm,
+)
 from otflow.meanfield.free_energies import free_energy
 from otflow.meanfield.layers import CustomLayer, TwoLayer
 from otflow.meanfield.layerwise import layer_dissipation
@@ -15,6 +22,7 @@ from otflow.meanfield.population import PopulationRisk
 from otflow.meanfield.radial import RadialRisk, Ramp
 from otflow.meanfield.random_features import RandomFeatures
 from otflow.meanfield.risk import Risk
+from otflow.meanfield.sampling import BarronSample, barron_sample
 from otflow.meanfield.tangent import empirical_ntk, nngp_kernel, ntk_kernel
 from otflow.meanfield.units import Unit
 from otflow.meanfield.variation_balls import VariationBall
@@ -22,9 +30,11 @@ from otflow.meanfield.variation_balls import VariationBall
 _outer.register()
 
 __all__ = [
+    "BarronSample",
     "CustomLayer",
     "Decomposition",
     "FlowOptimizer",
+    "KernelNorm",
     "OnlineRisk",
     "PathBall",
     "PathPenalty",
@@ -36,15 +46,20 @@ __all__ = [
     "TwoLayer",
     "Unit",
     "VariationBall",
+    "barron_sample",
     "empirical_ntk",
+    "feature_law",
     "fenchel_gap",
     "free_energy",
     "from_loader",
     "from_module",
+    "kernel_alignment",
     "layer_dissipation",
     "nngp_kernel",
     "ntk_kernel",
     "path_norm",
+    "rkhs_kernel",
+    "rkhs_norm",
     "to_module",
 ]
 
