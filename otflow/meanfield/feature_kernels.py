@@ -306,8 +306,9 @@ def kernel_alignment(K: ArrayLike, y: ArrayLike) -> Tensor:
 
     :cite:p:`cortes2012algorithms`. It is at most 1, and 1 for :math:`K = y y^\top`. A
     kernel that is aligned with the targets learns them from few data. Along training
-    the kernel of features in the mean field turns towards the targets; in the scaling
-    "ntk" it changes by :math:`O(N^{-1/2})`.
+    the kernel of features in the mean field turns towards the targets. In the scaling
+    "ntk" neurons move by :math:`O(N^{-1/2})`, and the kernel by no more; with centred
+    outer weights the moves of first order cancel, and it changes by O(1/N).
 
     Parameters
     ----------

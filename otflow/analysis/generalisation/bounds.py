@@ -345,18 +345,19 @@ def apriori_bound(
     The minimiser has no larger J. Its path norm is at most :math:`Q = J^*/\lambda`,
     which is fixed before the data are seen. Over the ball of radius Q the truncated
     loss :math:`\frac12|Tf - f^*|^2` is r-Lipschitz and at most :math:`r^2/2`, so that
-    the population risk is above the empirical one by at most :math:`2rQ\rho_n +
-    \frac{r^2}2\sqrt{\ln(1/\delta)/2n}`, with :math:`\rho_n = 2\sqrt{2\ln(2d)/n}` of
-    `rademacher_bound`. For every :math:`\lambda` therefore
+    the population risk is above the empirical one by at most :math:`2rQ\rho +
+    \frac{r^2}2\sqrt{\ln(1/\delta)/2n}`, with any bound :math:`\rho` of
+    `rademacher_bound` for the radius 1. For every :math:`\lambda` therefore
 
-    .. math:: E\,|Tf_\theta - f^*|^2 \le \Bigl(1 + \frac{\lambda_n}\lambda\Bigr)
+    .. math:: E\,|Tf_\theta - f^*|^2 \le \Bigl(1 + \frac{2r\rho}\lambda\Bigr)
         \Bigl(\frac{\kappa^2B^2}N + 2\lambda B\Bigr)
-        + r^2\sqrt{\frac{\ln(1/\delta)}{2n}},
-        \qquad \lambda_n = 2r\rho_n,
+        + r^2\sqrt{\frac{\ln(1/\delta)}{2n}} .
 
-    which for :math:`\lambda \ge \lambda_n` is at most the value. Only that J is at most
-    :math:`J^*` was used: training need not end at a global minimum. Truncation does not
-    increase any error, and training does not need it.
+    With :math:`\rho = 2\sqrt{2\ln(2d)/n}` the first factor is at most 2 for
+    :math:`\lambda \ge \lambda_n`: that is the value. ``terms["any penalty"]`` has the
+    sharp one. Only that J is at most :math:`J^*` was used: training need not end at a
+    global minimum. Truncation does not increase any error, and training does not need
+    it.
 
     Examples
     --------
@@ -374,8 +375,8 @@ def apriori_bound(
     chance = _probability(delta)
     span = _span(labels)
     kappa = reach(ordinary(network), norm)
-    rho = rademacher_bound(1.0, count, inputs, norm=norm, network=network).value
-    least = 2 * span * rho
+    unit = rademacher_bound(1.0, count, inputs, norm=norm, network=network)
+    least, sharp = 2 * span * unit.value, 2 * span * unit.terms["sharp"]
     sampling = (kappa * size) ** 2 / neurons
     luck = span**2 * math.sqrt(math.log(1 / chance) / (2 * count))
     reached = sampling / 2 + factor * size
@@ -385,7 +386,7 @@ def apriori_bound(
         "chance": luck,
         "least penalty": least,
         "reached": reached,
-        "any penalty": 2 * (1 + least / factor) * reached + luck,
+        "any penalty": 2 * (1 + sharp / factor) * reached + luck,
     }
     value = terms["neurons"] + terms["penalty"] + luck
     applies, why = True, f"the penalty {factor:.4g} is at least {least:.4g}"

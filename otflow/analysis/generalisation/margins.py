@@ -17,11 +17,10 @@ from otflow._validation import (
     check_option,
     non_negative_int,
 )
+from otflow.analysis.generalisation.games import best_in_f1, best_in_f2
 from otflow.errors import Unsupported
 from otflow.functionals import OfExpectation
-from otflow.meanfield.cones import largest_on_sphere
 from otflow.meanfield.feature_kernels import rkhs_kernel
-from otflow.meanfield.kinks import Kinks
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.losses import as_loss
 from otflow.meanfield.residuals import NORMS, check_network, inner_weights, kinks_of
@@ -94,6 +93,7 @@ def f1_margin(
     *,
     norm: str = "l2",
     budget: int = 2000,
+    rounds: int = 20,
 ) -> Margin:
     r"""Return the margin of a network over its path norm, and the largest there is.
 
@@ -120,12 +120,14 @@ def f1_margin(
         "l1" or "l2", of (w, b).
     budget : int
         Most cones in which the right-hand side is bounded, for each trial of p.
+    rounds : int
+        Most rounds of the game by which the bracket is narrowed, to 0.1 %.
 
     Returns
     -------
     Margin
-        The margin. ``best`` is a bracket: any weights p bound the largest margin from
-        above. Those tried are large where the margin of this network is small.
+        The margin. ``best`` is a bracket: any network bounds the largest margin from
+        below, any weights p from above.
 
     Raises
     ------
@@ -143,9 +145,11 @@ def f1_margin(
 
     Notes
     -----
-    The margin depends on the scale of the data. The upper bound is proved by cones in
-    few dimensions, and by a convex relaxation beyond 10 inner weights, which may be far
-    above.
+    The margin depends on the scale of the data. A round of the game solves the linear
+    program of the neurons found so far, by SciPy on the CPU, and adds the neuron that
+    is best against its weights p. The upper bound is proved by cones in few dimensions,
+    and by a convex relaxation beyond 10 inner weights, which may be far above. All is
+    done in float64.
 
     Examples
     --------
@@ -161,19 +165,22 @@ def f1_margin(
     _check(network, mu)
     check_option(norm, "norm", NORMS)
     most = non_negative_int(budget, "budget", minimum=1)
+    games = non_negative_int(rounds, "rounds")
     x, labels = _data(network, mu, X, y)
     signed = _signed(network, mu, x, labels)
     size = float(mu.weights.detach() @ neuron_sizes(network, mu.points.detach(), norm))
     value, weights = _weighted(signed, size)
-    z, starts = network.encode(x).double(), inner_weights(network, mu)
-    upper = math.inf
-    for p in weights:
-        g = Kinks(z, (p * labels)[:, None], kinks_of(network), norm)
-        top = largest_on_sphere(
-            g, starts, budget=most, ascents=20, level=lambda found: 1.01 * found
-        )
-        upper = min(upper, top.upper)
-    return _margin(value, upper, size, signed, "F1")
+    bounds = best_in_f1(
+        network.encode(x).double(),
+        labels,
+        inner_weights(network, mu),
+        weights,
+        unit=kinks_of(network),
+        norm=norm,
+        budget=most,
+        rounds=games,
+    )
+    return _margin(value, bounds, size, signed, "F1")
 
 
 def f2_margin(network: TwoLayer, mu: Particles, X: ArrayLike, y: ArrayLike) -> Margin:
@@ -220,7 +227,8 @@ def f2_margin(network: TwoLayer, mu: Particles, X: ArrayLike, y: ArrayLike) -> M
 
     Notes
     -----
-    Time O(n^2 N), memory O(n (n + N)).
+    The weights p are found by steps of Frank and Wolfe. Time O(n^2 N), memory O(n (n +
+    N)).
 
     Examples
     --------
@@ -243,9 +251,9 @@ def f2_margin(network: TwoLayer, mu: Particles, X: ArrayLike, y: ArrayLike) -> M
     kernel = rkhs_kernel(network, rho, x).double()
     kernel = labels[:, None] * kernel * labels
     # Round-off of the kernel, whose entries are sums of products.
-    slack = 8 * (mu.n + len(x)) * torch.finfo(mu.dtype).eps * float(kernel.abs().max())
-    upper = min(math.sqrt(max(float(p @ kernel @ p), 0.0) + slack) for p in weights)
-    return _margin(value, upper, size, signed, "F2")
+    noise = 8 * (mu.n + len(x)) * torch.finfo(mu.dtype).eps * float(kernel.abs().max())
+    bounds = best_in_f2(kernel, weights, noise)
+    return _margin(value, bounds, size, signed, "F2")
 
 
 def soft_margin(network: TwoLayer, X: ArrayLike, y: ArrayLike) -> OfExpectation:
@@ -363,13 +371,15 @@ def _weighted(signed: Tensor, size: float) -> tuple[float, list[Tensor]]:
         raise ValueError(msg)
     above = signed - signed.min()
     unit = max(float(above.mean()), torch.finfo(torch.float64).tiny)
-    weights = [torch.softmax(-s * above / unit, 0) for s in SHARPNESSES]
+    # The weights of the exponential risk are those of the dual where it is trained.
+    scales = (1.0, 2.0, 4.0, *(s / unit for s in SHARPNESSES))
+    weights = [torch.softmax(-s * above, 0) for s in scales]
     return float(signed.min()) / size, [torch.ones_like(signed) / len(signed), *weights]
 
 
 def _margin(
-    value: float, upper: float, size: float, signed: Tensor, space: str
+    value: float, bounds: tuple[float, float], size: float, signed: Tensor, space: str
 ) -> Margin:
     errors = int((signed <= 0).sum())
-    least = max(value, 0.0)
-    return Margin(value, Bracket(least, max(upper, least)), size, errors, space)
+    lower = max(value, bounds[0], 0.0)
+    return Margin(value, Bracket(lower, max(bounds[1], lower)), size, errors, space)

@@ -94,7 +94,7 @@ def rademacher(
     *,
     norm: str = "l1",
     network: TwoLayer | None = None,
-    draws: int = 100,
+    draws: int | Tensor = 100,
     budget: int = 2000,
     ascents: int = 40,
     sharpness: float = 0.01,
@@ -121,8 +121,8 @@ def rademacher(
         "l1" or "l2", of (w, b).
     network : TwoLayer, optional
         A network of homogeneous units; ReLU neurons with a bias by default.
-    draws : int
-        Number of draws of signs, at least 2.
+    draws : int or Tensor, shape (K, n)
+        Number of draws of signs, at least 2; or the signs -1 and +1 themselves.
     budget : int
         Most cones in which the maximum of a draw is bounded, in more than one
         dimension.
@@ -171,16 +171,15 @@ def rademacher(
     layer = ordinary(network)
     x = data_in_ball(X, norm).double()
     n, d = x.shape
-    count = non_negative_int(draws, "draws", minimum=2)
     most = non_negative_int(budget, "budget", minimum=1)
     steps = non_negative_int(ascents, "ascents", minimum=1)
     share = _share(sharpness)
     stream = seed_and_stream(generator, x.device)[1]
     z, unit = layer.encode(x), kinks_of(layer)
     level = as_found if share == 0 else lambda found: found / (1 - share)
-    signs = torch.randint(0, 2, (count, n), generator=stream, device=x.device) * 2.0 - 1
-    found = []
-    for xi in signs.to(x):
+    signs = _signs(draws, x, stream)
+    count, found = len(signs), []
+    for xi in signs:
         g = Kinks(z, xi[:, None] / n, unit, norm)
         places = _starts(z, xi, norm, stream)
         found.append(
@@ -198,6 +197,26 @@ def rademacher(
         bound.terms["sharp"],
         count,
     )
+
+
+def _signs(draws: int | Tensor, x: Tensor, stream: torch.Generator) -> Tensor:
+    """Return the signs, (K, n)."""
+    n = len(x)
+    if not isinstance(draws, Tensor):
+        count = non_negative_int(draws, "draws", minimum=2)
+        drawn = torch.randint(0, 2, (count, n), generator=stream, device=x.device)
+        return (2 * drawn - 1).to(x)
+    signs = draws.to(x)
+    if signs.ndim != 2 or signs.shape[1] != n or len(signs) < 2:
+        msg = (
+            f"draws must be a number, or two rows of n = {n} signs or more, got shape "
+            f"{tuple(signs.shape)}; give draws=100"
+        )
+        raise ValueError(msg)
+    if not bool((signs.abs() == 1).all()):
+        msg = "draws must hold signs -1 and +1 alone; give draws.sign(), or draws=100"
+        raise ValueError(msg)
+    return signs
 
 
 def _starts(z: Tensor, xi: Tensor, norm: str, stream: torch.Generator) -> Tensor:
