@@ -240,8 +240,9 @@ def cut(f, y):
 def test_the_gap_is_below_a_bound_that_does_not_know_the_number_of_neurons(sizes):
     n, A = 60, 4.0
     X, Z = uniform(n, 5, seed=3), uniform(4000, 5, seed=4)
-    noise = 0.2 * normal(n, 1, seed=5)[:, 0]
-    y, z = (target(X) + noise).clamp(0, 1), target(Z)
+    y, z = (
+        (target(x) + 0.2 * normal(len(x), 1, seed=5)[:, 0]).clamp(0, 1) for x in (X, Z)
+    )
     found = rademacher(X, draws=20)
     bound = weight_size_bound(A, n, 5, lipschitz=1.0, largest=0.5)
     own = weight_size_bound(
