@@ -33,6 +33,7 @@ FLOORS = (
     "first_week",
     "free_masses",
     "gaps",
+    "generalisation",
     "maps",
     "mean_fields",
     "means",

@@ -36,6 +36,11 @@ def cloud():
     return of.Particles(normal(5, 2))
 
 
+def labelled():
+    X = normal(6, 2)
+    return X, X[:, 0].sign()
+
+
 def potential():
     return of.Potential(square, modulus=1.0)
 
@@ -147,6 +152,15 @@ MAKE: dict[type, Callable[[], Any]] = {
     meanfield.OnlineRisk: lambda: meanfield.OnlineRisk(
         meanfield.TwoLayer("tanh"), lambda _: (risk().X, risk().y), (risk().X, risk().y)
     ),
+    meanfield.BarronSample: lambda: meanfield.barron_sample(
+        meanfield.TwoLayer("relu"), of.Particles(normal(5, 3)), 4, normal(6, 1).tanh()
+    ),
+    meanfield.KernelNorm: lambda: meanfield.rkhs_norm(
+        meanfield.TwoLayer("relu"),
+        of.Particles(normal(9, 2)),
+        normal(2, 1),
+        normal(2, 1)[:, 0],
+    ),
     meanfield.RandomFeatures: features,
     meanfield.PopulationRisk: lambda: meanfield.PopulationRisk(
         cloud(), "relu", "gaussian"
@@ -215,6 +229,16 @@ MAKE: dict[type, Callable[[], Any]] = {
     schemes.UnderdampedLangevin: schemes.UnderdampedLangevin,
     of.analysis.ChaosReport: lambda: of.analysis.ChaosReport(
         (2,), *(torch.ones(1) for _ in range(5))
+    ),
+    of.analysis.Margin: lambda: of.analysis.f1_margin(
+        meanfield.TwoLayer("relu"), of.Particles(normal(5, 4)), *labelled()
+    ),
+    of.analysis.RademacherComplexity: lambda: of.analysis.rademacher(
+        normal(5, 1).tanh(), draws=2
+    ),
+    of.analysis.RiskBound: lambda: of.analysis.weight_size_bound(1.0, 10, 2),
+    of.analysis.RiskTable: lambda: of.analysis.RiskTable(
+        (2,), (3,), (1.0,), torch.ones(1, 1, 1), torch.ones(1, 1, 1)
     ),
     of.analysis.ConvexityReport: lambda: of.analysis.displacement_convexity(
         potential(), cloud(), of.Particles(normal(5, 2, seed=3))

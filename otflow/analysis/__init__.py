@@ -15,6 +15,20 @@ from otflow.analysis.convexity import ConvexityReport, displacement_convexity
 from otflow.analysis.evi import VariationalReport, evolution_variational_inequality
 from otflow.analysis.falsifier import Falsification, Witness, falsify
 from otflow.analysis.findings import Finding, RunCertificate, StepFinding, Verdict
+from otflow.analysis.generalisation import (
+    Margin,
+    RademacherComplexity,
+    RiskBound,
+    RiskTable,
+    apriori_bound,
+    f1_margin,
+    f2_margin,
+    rademacher,
+    rademacher_bound,
+    risk_table,
+    soft_margin,
+    weight_size_bound,
+)
 from otflow.analysis.landscapes import Landscape, landscape
 from otflow.analysis.mixtures import mixture_convexity
 from otflow.analysis.rates import exponential_rate, observed_order
@@ -30,11 +44,16 @@ __all__ = [
     "Finding",
     "Landscape",
     "LogSobolev",
+    "Margin",
+    "RademacherComplexity",
+    "RiskBound",
+    "RiskTable",
     "RunCertificate",
     "StepFinding",
     "VariationalReport",
     "Verdict",
     "Witness",
+    "apriori_bound",
     "certify",
     "continuity_residual",
     "displacement_convexity",
@@ -42,6 +61,8 @@ __all__ = [
     "energy_dissipation",
     "evolution_variational_inequality",
     "exponential_rate",
+    "f1_margin",
+    "f2_margin",
     "falsify",
     "landscape",
     "log_sobolev",
@@ -50,6 +71,11 @@ __all__ = [
     "mixture_convexity",
     "observed_order",
     "propagation_of_chaos",
+    "rademacher",
+    "rademacher_bound",
+    "risk_table",
+    "soft_margin",
+    "weight_size_bound",
 ]
 
 

@@ -3,6 +3,13 @@
 from otflow.meanfield import outer as _outer
 from otflow.meanfield.decomposition import Decomposition
 from otflow.meanfield.duality import fenchel_gap
+from otflow.meanfield.feature_kernels import (
+    KernelNorm,
+    feature_law,
+    kernel_alignment,
+    rkhs_kernel,
+    rkhs_norm,
+)
 from otflow.meanfield.free_energies import free_energy
 from otflow.meanfield.layers import CustomLayer, TwoLayer
 from otflow.meanfield.layerwise import layer_dissipation
@@ -27,6 +34,7 @@ from otflow.meanfield.population import PopulationRisk
 from otflow.meanfield.radial import RadialRisk, Ramp
 from otflow.meanfield.random_features import RandomFeatures
 from otflow.meanfield.risk import Risk
+from otflow.meanfield.sampling import BarronSample, barron_sample
 from otflow.meanfield.tangent import empirical_ntk, nngp_kernel, ntk_kernel
 from otflow.meanfield.units import Unit
 from otflow.meanfield.variation_balls import VariationBall
@@ -35,9 +43,11 @@ _outer.register()
 
 __all__ = [
     "BarronNorm",
+    "BarronSample",
     "CustomLayer",
     "Decomposition",
     "FlowOptimizer",
+    "KernelNorm",
     "Model",
     "NormGrowth",
     "NormTable",
@@ -54,11 +64,14 @@ __all__ = [
     "Unit",
     "VariationBall",
     "barron_norm",
+    "barron_sample",
     "empirical_ntk",
+    "feature_law",
     "fenchel_gap",
     "free_energy",
     "from_loader",
     "from_module",
+    "kernel_alignment",
     "layer_dissipation",
     "nngp_kernel",
     "norm_growth",
@@ -66,6 +79,8 @@ __all__ = [
     "ntk_kernel",
     "path_norm",
     "reweight_to_constant",
+    "rkhs_kernel",
+    "rkhs_norm",
     "spectral_barron_bound",
     "to_module",
 ]

@@ -1,0 +1,200 @@
+"""Margins in F1 and F2: exact ones, brackets, and what training reaches."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.analysis import f1_margin, f2_margin, soft_margin
+from otflow.meanfield import Risk, TwoLayer, path_norm
+from otflow.meanfield.norms import rays
+from otflow.testing.clouds import normal
+
+F64 = torch.float64
+RELU = TwoLayer("relu")
+X3 = torch.tensor([[-1.0], [0.0], [1.0]], dtype=F64)
+Y3 = torch.tensor([1.0, -1.0, 1.0], dtype=F64)
+
+
+def clusters(n, seed, d=15, k=3):
+    """Squares of a k by k board in two coordinates, the others are noise.
+
+    The labels of the squares are drawn at random, as by Chizat and Bach (2020).
+    """
+    stream = torch.Generator().manual_seed(1)
+    labels = (torch.randint(0, 2, (k, k), generator=stream) * 2 - 1).double()
+    stream = torch.Generator().manual_seed(seed)
+    place = torch.randint(0, k, (n, 2), generator=stream)
+    x = torch.rand(n, d, generator=stream, dtype=F64) - 0.5
+    width = 1 / (3 * k - 1)
+    x[:, :2] = (3 * place + 1) * width - 0.5 + 2 * width * x[:, :2]
+    return x, labels[place[:, 0], place[:, 1]]
+
+
+def neurons(m, d, seed=0):
+    w = normal(m, d + 1, seed=seed)
+    w = w / w.norm(dim=1, keepdim=True)
+    a = torch.tensor([1.0, -1.0], dtype=F64).repeat(m // 2)[:, None]
+    return of.Particles(torch.cat([a, w], 1))
+
+
+def grown(F, mu, steps, *, scale=2.0, scheme=None):
+    return of.flow(
+        F,
+        mu,
+        scheme or of.ExplicitEuler(),
+        dt=lambda k: scale / math.sqrt(k + 1),
+        steps=steps,
+        every=steps,
+    ).final
+
+
+def test_the_largest_margin_is_that_of_a_linear_program():
+    """In l1 the best classifier of data on a line uses the rays, by minimax duality."""
+    from scipy.optimize import linprog
+
+    X = torch.linspace(0, 1, 9, dtype=F64)[:, None]
+    y = torch.tensor([1.0, 1, -1, -1, 1, 1, -1, 1, 1], dtype=F64)
+    v = rays(X)
+    signed = y[:, None] * (X @ v[:, :-1].T + v[:, -1]).relu()
+    A = torch.cat([signed, -signed], 1).numpy()
+    n, K = A.shape
+    # maximise g with A c >= g, c >= 0, sum c = 1
+    import numpy as np
+
+    found = linprog(
+        np.r_[np.zeros(K), -1.0],
+        A_ub=np.c_[-A, np.ones(n)],
+        b_ub=np.zeros(n),
+        A_eq=np.r_[np.ones(K), 0.0][None],
+        b_eq=[1.0],
+        bounds=[(0, None)] * K + [(None, None)],
+    )
+    exact = found.x[-1]
+    c = torch.tensor(found.x[:-1])
+    a = torch.cat([torch.ones(K // 2), -torch.ones(K // 2)]).double()
+    theta = torch.cat([a[:, None], torch.cat([v, v])], 1)
+    mu = of.Particles(theta, c.clamp_min(0), normalize=True)
+    margin = f1_margin(RELU, mu, X, y, norm="l1")
+    assert margin.value == pytest.approx(exact, rel=1e-8)
+    assert margin.best.lower <= exact * (1 + 1e-9)
+    assert exact <= margin.best.upper * (1 + 1e-9)
+    assert margin.best.relative < 2e-3
+    # Of any other network the bracket is as sharp: the game finds the neurons.
+    best = f1_margin(RELU, neurons(4, 1), X, y, norm="l1").best
+    assert best.lower <= exact * (1 + 1e-9)
+    assert exact <= best.upper * (1 + 1e-9)
+    assert best.relative < 2e-3
+    assert margin.errors == 0
+
+
+def test_a_margin_does_not_change_with_the_scale_of_the_neurons():
+    mu = of.Particles(
+        torch.tensor([[8.0, 1, 0], [8.0, -1, 0], [-6.0, 0, 0.5]], dtype=F64)
+    )
+    one = f1_margin(RELU, mu, X3, Y3)
+    other = f1_margin(
+        RELU, of.Particles(mu.points * torch.tensor([3.0, 2, 2]).double()), X3, Y3
+    )
+    assert one.value == pytest.approx(other.value, rel=1e-12)
+    # The outputs are 5/3, -1, 5/3, and the path norm is (8 + 8 + 3) / 3.
+    assert one.value == pytest.approx(3 / 19, rel=1e-12)
+    assert one.norm == pytest.approx(19 / 3, rel=1e-12)
+
+
+def test_the_soft_margin_is_the_logarithm_of_the_exponential_risk():
+    X, y, mu = normal(20, 3), normal(20, 1, seed=1)[:, 0].sign(), neurons(10, 3)
+    F = soft_margin(RELU, X, y)
+    signed = y * RELU(mu, X)
+    torch.testing.assert_close(F.value(mu), (-signed).exp().mean().log())
+    assert -float(signed.min()) - math.log(20) <= float(F.value(mu))
+    assert float(F.value(mu)) <= -float(signed.min())
+    risk = Risk(RELU, X, y, loss=lambda f, z: (-z * f).exp())
+    # One direction, another speed.
+    torch.testing.assert_close(F.velocity(mu) * risk.value(mu), risk.velocity(mu))
+    offset = TwoLayer("relu", offset=0.4)
+    shifted = (-y * offset(mu, X)).exp().mean().log()
+    torch.testing.assert_close(soft_margin(offset, X, y).value(mu), shifted)
+
+
+def test_training_both_layers_enlarges_the_margin_towards_the_best():
+    F = soft_margin(RELU, X3, Y3)
+    margins = [
+        f1_margin(RELU, grown(F, neurons(200, 1), steps, scale=0.5), X3, Y3)
+        for steps in (30, 300, 3000)
+    ]
+    values = [margin.value for margin in margins]
+    top = margins[-1].best
+    # By hand: p = (1, 3, 1) / 5, and neurons x, -x and the constant.
+    assert top.lower <= 0.2 <= top.upper
+    assert top.relative < 2e-3
+    assert values[0] < values[1] < values[2] <= top.upper
+    share = values[2] / 0.2
+    assert share > 0.95
+
+
+def test_training_outer_weights_alone_enlarges_the_margin_in_f2():
+    X, y = normal(12, 3, seed=1), normal(12, 1, seed=2)[:, 0].sign()
+    F = soft_margin(RELU, X, y)
+    scheme = of.schemes.Mobility(of.ExplicitEuler(), RELU.mobility(3, inner=0.0))
+    ends = [
+        grown(F, neurons(100, 3), steps, scale=100.0, scheme=scheme)
+        for steps in (200, 2000)
+    ]
+    before, after = (f2_margin(RELU, nu, X, y) for nu in ends)
+    assert before.value < after.value <= after.best.upper
+    assert after.value > 0.85 * after.best.upper
+    assert after.best.relative < 0.02
+    # By Cauchy and Schwarz F2 has smaller balls: |(w, b)| = 1 here.
+    f1 = f1_margin(RELU, ends[1], X, y)
+    assert f1.value >= after.value
+    assert float(path_norm(RELU, ends[1], "l2")) <= after.norm * (1 + 1e-12)
+
+
+def test_errors_are_counted_and_give_a_negative_margin():
+    mu = neurons(10, 3)
+    X = normal(30, 3)
+    y = -RELU(mu, X).sign()
+    for margin in (f1_margin(RELU, mu, X, y), f2_margin(RELU, mu, X, y)):
+        assert margin.errors == 30
+        assert margin.value < 0
+        assert margin.value < 0 < margin.best.lower
+        assert "30 errors" in repr(margin)
+
+
+def test_float32_networks_have_margins():
+    mu = of.Particles(neurons(10, 1).points.float())
+    margin = f1_margin(RELU, mu, X3.float(), Y3.float())
+    assert margin.best.upper >= margin.value
+    assert f2_margin(RELU, mu, X3.float(), Y3.float()).norm == pytest.approx(
+        1, rel=1e-6
+    )
+
+
+@pytest.mark.slow
+def test_both_layers_generalise_better_than_the_outer_one_alone():
+    """Clusters in 2 of 15 coordinates: features find them, fixed features do not."""
+    X, y = clusters(256, seed=10)
+    Z, z = clusters(4000, seed=11)
+    mu, F = neurons(200, 15), soft_margin(RELU, X, y)
+    freeze = of.schemes.Mobility(of.ExplicitEuler(), RELU.mobility(15, inner=0.0))
+    both = grown(F, mu, 3000)
+    outer = grown(F, mu, 3000, scale=20.0, scheme=freeze)
+    errors = {
+        name: [
+            float((RELU(nu, x) * labels <= 0).double().mean())
+            for x, labels in ((X, y), (Z, z))
+        ]
+        for name, nu in (("both", both), ("outer", outer))
+    }
+    train, test = errors["both"]
+    fixed_train, fixed_test = errors["outer"]
+    margin = f1_margin(RELU, both, X, y).value
+    assert train == 0
+    assert test < 0.12
+    assert margin > 0.005
+    assert fixed_train > 0.05
+    assert fixed_test > 2 * test
