@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, cached_property
+from itertools import zip_longest
 from types import FunctionType, ModuleType, NoneType
 from typing import Any, TypeVar
 
@@ -153,7 +154,8 @@ def _holds_start(run: Trajectory[Any]) -> bool:
 
 
 def _equal(mu: Measure, nu: Measure) -> bool:
-    return torch.equal(mu.points, nu.points) and torch.equal(mu.weights, nu.weights)
+    pairs = list(zip_longest(mu.tensors(), nu.tensors()))
+    return all(x is not None and y is not None and torch.equal(x, y) for x, y in pairs)
 
 
 def _text(thing: Any) -> str:

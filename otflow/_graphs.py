@@ -153,14 +153,9 @@ def refuse_graph(what: str, why: str, *tensors: Tensor, cure: str) -> None:
         raise Unsupported(msg)
 
 
-def value_of(
-    mu: Any, value: Callable[[Any], T], *own: Tensor, by: str = "the functional"
-) -> T:
-    """Return a value at a measure; one that writes into the measure's tensors raises.
-
-    Tensors `own` count beside the points and the weights.
-    """
-    tensors = (mu.points, mu.weights, *own)
+def value_of(mu: Any, value: Callable[[Any], T], *, by: str = "the functional") -> T:
+    """Return a value at a measure; one that writes into its tensors raises."""
+    tensors = mu.tensors()
     before = _versions(tensors)
     try:
         answer = value(mu)

@@ -7,7 +7,8 @@ import sys
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from operator import itemgetter
+from functools import reduce
+from operator import and_, itemgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -133,7 +134,7 @@ class Recorder(Generic[M]):
         if not bool(torch.isfinite(energy)):
             msg = f"the energy is {float(energy)} at time {time:g}"
             raise NonFinite(msg)
-        if not bool(torch.isfinite(mu.points).all() & torch.isfinite(mu.weights).all()):
+        if not _finite(mu):
             msg = (
                 f"points or weights are not finite at time {time:g}; take a smaller dt"
             )
@@ -231,6 +232,11 @@ class Recorder(Generic[M]):
             warn(msg, ResumeWarning)
             return None
         return Bookmark(made, time, packed, stream, self.context, before)
+
+
+def _finite(mu: Measure) -> bool:
+    """Return whether all numbers of a measure are finite; the device answers once."""
+    return bool(reduce(and_, (torch.isfinite(x).all() for x in mu.tensors())))
 
 
 def _functions(

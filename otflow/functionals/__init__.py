@@ -9,6 +9,7 @@ from otflow.functionals.expectation import OfExpectation
 from otflow.functionals.interaction import Interaction
 from otflow.functionals.internal import Entropy, Internal
 from otflow.functionals.lifted import Lifted
+from otflow.functionals.of_part import InPart, OfPart
 from otflow.functionals.potential import Potential
 from otflow.functionals.power import Congestion, PowerEntropy
 from otflow.functionals.proxes import box, group_norm, l1_norm
@@ -25,11 +26,13 @@ __all__ = [
     "EnergyDistanceTo",
     "Entropy",
     "Functional",
+    "InPart",
     "Interaction",
     "Internal",
     "Lifted",
     "MMDTo",
     "OfExpectation",
+    "OfPart",
     "Potential",
     "PowerEntropy",
     "Scaled",

@@ -287,7 +287,7 @@ class Functional(ABC):
         return -value_and_gradient(
             lambda y: self.first_variation(mu, y).sum(),
             x,
-            beside=(mu.points, mu.weights),
+            beside=mu.tensors(),
             unused=True,
         )[1]
 
@@ -685,17 +685,19 @@ class Sum(Functional):
         self.parts: tuple[Functional, ...] = tuple(flat)
 
     def value(self, mu: Measure) -> Tensor:
-        return sum((part.value(mu) for part in self.parts), mu.weights.new_zeros(()))
+        nothing = torch.zeros((), dtype=mu.dtype, device=mu.device)
+        return sum((part.value(mu) for part in self.parts), nothing)
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
-        nothing = mu.weights.new_zeros(mu.n if x is None else len(x))
+        size = mu.n if x is None else len(x)
+        nothing = torch.zeros(size, dtype=mu.dtype, device=mu.device)
         return sum((part.first_variation(mu, x) for part in self.parts), nothing)
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
         # The zero functional too must depend on the measure: a detached value raises.
         if not self.parts:
             return mu.value_and_position_gradient(
-                lambda nu: 0.0 * (nu.points.sum() + nu.weights.sum())
+                lambda nu: 0.0 * sum(tensor.sum() for tensor in nu.tensors())
             )
         return summed(part.value_and_velocity(mu) for part in self.parts)
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import fields
-from functools import lru_cache
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, final
 
 import torch
 from torch import Tensor
 
 from otflow._arrays import as_points, unit_of
+from otflow._autodiff import value_and_gradient
 from otflow._graphs import (
-    keep_assigned_immutable,
-    keep_fields_immutable,
     keep_immutable,
     records,
-    refuse_graph,
-    without_counters,
+    value_of,
 )
-from otflow._moving import Move, move_of
+from otflow._moving import Move
 from otflow._svg import figure, harmless
 from otflow._typing import ArrayLike, Ground, Value
 from otflow._validation import (
@@ -30,7 +26,7 @@ from otflow._validation import (
 )
 from otflow.errors import Unsupported
 from otflow.kernels import Kernel, PairKernel
-from otflow.measures.moving import carried
+from otflow.measures.bundle import Bundle
 from otflow.measures.portrait import drawn
 from otflow.measures.sums import (
     energy_of,
@@ -43,8 +39,14 @@ from otflow.measures.sums import (
 
 __all__ = ["Measure"]
 
+# The cure of a representation that is no part of another.
+_STATE = (
+    "define coordinates, with_coordinates and tangent_of, from which its gradient "
+    "follows"
+)
 
-class Measure(ABC):
+
+class Measure(Bundle):
     r"""A quadrature rule plus a tangent space.
 
     A measure stands for :math:`\mu \approx \sum_i w_i \delta_{x_i}`: nodes `points` (n,
@@ -55,11 +57,13 @@ class Measure(ABC):
     graph, and so does everything computed from the measure. A verb that cannot keep the
     graph raises `Unsupported`; `detach` drops the graph.
 
-    A new representation is one file. It defines `points` and `weights`, the required
-    verbs (`value_and_position_gradient`, `push`, `inner`, `displacement_to`), and the
-    capabilities that it has (`density`, `mass_gradient`, `transport`, `diffuse`,
-    `reweight`, `sample`). A capability that it lacks raises `Unsupported` with the
-    entry of `cures`.
+    A new representation is one file. It defines `points` and `weights`, the numbers of
+    which it is made (`coordinates`, `with_coordinates`, `tangent_of`), the required
+    verbs (`push`, `inner`, `displacement_to`), and the capabilities that it has
+    (`density`, `mass_gradient`, `transport`, `diffuse`, `reweight`, `sample`). A
+    capability that it lacks raises `Unsupported` with the entry of `cures`. A
+    representation whose gradient comes in another way overrides
+    `value_and_position_gradient` instead of the three; then it is no part of `Parts`.
 
     Attributes
     ----------
@@ -91,7 +95,6 @@ class Measure(ABC):
     """Why a capability is missing and what to use in its place, by its name."""
 
     _tangent_layout: ClassVar[str] = ""
-    __dataclass_fields__: ClassVar[dict[str, Any]]
     flat: ClassVar[bool] = False
     """Whether tangents at different measures of a flow may be added.
 
@@ -99,20 +102,73 @@ class Measure(ABC):
     same at both.
     """
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Let tensors of a representation of your own raise after a write into them."""
-        super().__init_subclass__(**options)
-        keep_fields_immutable(cls)
-
-    if not TYPE_CHECKING:  # it would allow any attribute
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            keep_assigned_immutable(self, name, value)
-            super().__setattr__(name, value)
-
     # Required ------------------------------------------------------------------------
 
-    @abstractmethod
+    @property
+    def coordinates(self) -> Tensor:
+        """The free numbers of which the measure is made, one tensor of any shape.
+
+        They are the points of particles, the edges of quantiles, the mean and the
+        factor of a Gaussian, the masses of a grid, and those of all parts of `Parts`.
+        They keep the graph of the measure; `with_coordinates` takes others.
+
+        Raises
+        ------
+        Unsupported
+            If the representation overrides `value_and_position_gradient` instead.
+        """
+        self._refuse("coordinates", "coordinates", _STATE)
+
+    def with_coordinates(self, coordinates: Tensor) -> Self:
+        """Return the measure of other numbers, the argument of a functional; unchecked.
+
+        Parameters
+        ----------
+        coordinates : Tensor
+            Of the shape of `coordinates`; a graph on them stays alive.
+
+        Returns
+        -------
+        Measure
+            It shares everything else with this one. Its masses need not sum to 1.
+
+        Raises
+        ------
+        Unsupported
+            If the representation overrides `value_and_position_gradient` instead.
+        """
+        self._refuse("coordinates", "coordinates", _STATE)
+
+    def tangent_of(self, partials: Tensor, value: Value) -> Tensor:
+        r"""Return the tangent :math:`\nabla F'[\mu]` that partial derivatives make.
+
+        Parameters
+        ----------
+        partials : Tensor
+            The derivatives of F in the `coordinates`, of their shape.
+        value : callable
+            The functional: maps a measure of this kind to a 0-d tensor. Particles
+            without mass need it, since their partial derivatives are 0.
+
+        Returns
+        -------
+        Tensor
+            A tangent at the measure; by default `partials` themselves.
+        """
+        return partials
+
+    def constants(self) -> tuple[Tensor, ...]:
+        """Return tensors beside the `coordinates` whose graphs derivatives keep."""
+        return (self.weights,)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the tensors that say where the measure is: points, masses and others.
+
+        Writes into them are watched, a flow checks that they are finite, and two runs
+        start from equal measures if they are equal.
+        """
+        return self.points, self.weights
+
     def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
         r"""Return :math:`F(\mu)` and the tangent :math:`\nabla F'[\mu]`, in one pass.
 
@@ -138,6 +194,12 @@ class Measure(ABC):
         NonFinite
             If the value or the gradient is NaN or infinite.
         """
+        f, partials = value_and_gradient(
+            lambda c: value_of(self.with_coordinates(c), value),
+            self.coordinates,
+            beside=self.constants(),
+        )
+        return f, self.tangent_of(partials, value)
 
     @abstractmethod
     def push(self, tangent: Tensor, dt: float) -> Self:
@@ -384,6 +446,54 @@ class Measure(ABC):
 
     # Derived -------------------------------------------------------------------------
 
+    @property
+    def on_fixed_cells(self) -> bool:
+        """Whether points are fixed in space: then `transport` remaps onto them."""
+        return type(self).transport is not Measure.transport
+
+    @property
+    def pulls_back(self) -> bool:
+        """Whether `pull_back` gives gradients in tangents."""
+        return self.flat or type(self).pull_back is not Measure.pull_back
+
+    def magnitudes(self, tangent: Tensor) -> Tensor:
+        """Return how large the numbers are that each entry of a tangent moves.
+
+        The round-off of a move is in proportion to them. By default they are those of
+        the points, if the tangent has their shape, and else the largest of them.
+
+        Parameters
+        ----------
+        tangent : Tensor
+            A tangent, for its shape.
+
+        Returns
+        -------
+        Tensor
+            Non-negative, of the shape of the tangent.
+        """
+        x = self.points.detach().abs()
+        return x if x.shape == tangent.shape else x.max().expand(tangent.shape)
+
+    def fault(self) -> str:
+        """Return what is wrong with the numbers of the measure; "" if nothing is.
+
+        A file that was read is checked by it.
+        """
+        x, w = self.points, self.weights
+        if x.ndim != 2 or w.shape != x.shape[:1] or x.dtype != w.dtype or not len(w):
+            return (
+                f"points {tuple(x.shape)} {x.dtype}, weights {tuple(w.shape)} {w.dtype}"
+            )
+        if x.dtype not in (torch.float32, torch.float64):
+            return f"points of {x.dtype}"
+        if not bool(x.isfinite().all() & w.isfinite().all()):
+            return "points or weights that are not finite"
+        total = float(w.double().sum())
+        if bool((w < 0).any()) or abs(total - 1) > 1e-3:
+            return f"weights that are negative or of sum {total:g}, not 1"
+        return ""
+
     @final
     def position_gradient(self, value: Value) -> Tensor:
         r"""Return the tangent :math:`\nabla F'[\mu]`, minus the velocity.
@@ -560,7 +670,7 @@ class Measure(ABC):
         if not isinstance(other, type(self)):
             cure = "mix draws of both, each Particles(mu.sample(n, generator))"
             self._refuse("mix", f"mixture with {other!r}", cure)
-        check_like(other.weights, self.weights, "other", "self")
+        check_like(other, self, "other", "self")
         if other.dim != self.dim:
             msg = f"other's points have the shape (m, {other.dim}), not (n, {self.dim})"
             raise ValueError(msg)
@@ -622,171 +732,9 @@ class Measure(ABC):
         zero = square == 0
         return unit * square.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
 
-    def detach(self) -> Self:
-        """Return the same measure without the graph of its tensors.
-
-        Nothing is copied. A measure without a graph is returned itself.
-
-        Examples
-        --------
-        >>> import torch, otflow as of
-        >>> x = torch.ones(3, 2, requires_grad=True)
-        >>> of.Particles(x).detach().points.requires_grad
-        False
-        """
-        for value in self._held():
-            if isinstance(value, Tensor) and value.requires_grad:
-                return self.map_tensors(Tensor.detach)
-        return self
-
-    @final
-    def to(self, *place: Any, dtype: Any = None, device: Any = None) -> Self:
-        """Return the same measure in another dtype or on another device.
-
-        The arguments are those of ``Tensor.to``: a dtype, a device, both, or a tensor
-        or measure that has them. Graphs stay. What follows from other tensors, such as
-        the centres of cells, is computed again in the new dtype.
-
-        From float32 to float64 the weights are renormalised. In float32 they sum to 1
-        to about 1e-7 only, in float64 to round-off: equal weights become 1/n, others
-        are divided by their sum, which counts as a constant in derivatives. From
-        float64 to float32 each weight is rounded, and the sum is 1 to round-off of
-        float32; a mass below 1e-45 becomes 0. Weights that are no probability, such as
-        those of `with_free_atoms`, are never renormalised.
-
-        Parameters
-        ----------
-        *place
-            A dtype, a device, both, or a tensor or a measure that has them.
-        dtype, device : optional
-            The same by name.
-
-        Returns
-        -------
-        Measure
-            Of the same kind; itself if nothing changes.
-
-        Raises
-        ------
-        ValueError
-            If the dtype is a half precision, or float32 cannot hold the measure: points
-            are too large, quantiles coincide, a covariance becomes singular.
-        TypeError
-            If the dtype is not real floating-point, or the device holds no numbers.
-
-        Examples
-        --------
-        >>> import torch, otflow as of
-        >>> mu = of.Particles(torch.zeros(3, 2)).to(torch.float64)
-        >>> mu, float(mu.weights.sum())
-        (Particles(n=3, d=2, dtype=float64, device=cpu), 1.0)
-        """
-        return self.carry(move_of(*place, dtype=dtype, device=device))
-
-    def carry(self, move: Move) -> Self:
-        """Return the measure after a move: what `to` does.
-
-        By default every attribute is moved, and then replaced by that of `_retyped`.
-        """
-        return carried(self, move)
-
     def _retyped(self, before: Self, move: Move) -> dict[str, Any]:
-        """Return the attributes that follow from others, after a change of dtype.
-
-        It raises ValueError if the new dtype cannot hold the measure.
-        """
         as_points(self.points)
         return {}
-
-    @final
-    def clone(self) -> Self:
-        """Return the same measure, with its graph, in tensors of its own.
-
-        A moved measure shares the tensors that did not change, such as weights. A clone
-        shares nothing.
-
-        Examples
-        --------
-        >>> import torch, otflow as of
-        >>> mu = of.Particles(torch.zeros(3, 2))
-        >>> mu.clone().points.data_ptr() == mu.points.data_ptr()
-        False
-        """
-        return self.map_tensors(Tensor.clone)
-
-    @final
-    def refuse_graph(self, what: str, why: str, cure: str) -> None:
-        """Raise `Unsupported` if a tensor of this measure carries a graph.
-
-        A verb calls it before it would lose the graph.
-
-        Parameters
-        ----------
-        what, why : str
-            What would lose the graph, and why.
-        cure : str
-            What to use in its place.
-        """
-        tensors = (value for value in self._held() if isinstance(value, Tensor))
-        refuse_graph(what, why, *tensors, cure=cure)
-
-    def _hold(self, **attributes: Any) -> None:
-        """Set the attributes of the measure; from then on it is immutable."""
-        for name, value in attributes.items():
-            object.__setattr__(self, name, value)
-
-    def _changed(self, **attributes: Any) -> Self:
-        """Return a copy with these attributes replaced; nothing is checked."""
-        new = object.__new__(type(self))
-        for name in _field_names(type(self)):
-            value = attributes[name] if name in attributes else getattr(self, name)
-            object.__setattr__(new, name, value)
-        return new
-
-    @final
-    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Return the same measure with each tensor replaced; nothing is checked.
-
-        Parameters
-        ----------
-        change : callable
-            Takes a tensor of the measure to the tensor that replaces it.
-
-        Returns
-        -------
-        Measure
-            Of the same kind.
-
-        Examples
-        --------
-        >>> import torch, otflow as of
-        >>> mu = of.Particles(torch.zeros(3, 2)).map_tensors(torch.Tensor.double)
-        >>> mu.dtype
-        torch.float64
-        """
-        new = object.__new__(type(self))
-        held = self._attributes().items()
-        new._hold(**{k: change(v) if isinstance(v, Tensor) else v for k, v in held})
-        return new
-
-    def _held(self) -> list[Any]:
-        """Return what the attributes hold, slots and counters of writes too."""
-        held = list(vars(self).values())
-        for name in _slots(type(self)):
-            held.append(getattr(self, name, None))
-        return held
-
-    def _attributes(self) -> dict[str, Any]:
-        """Return all attributes, slots too, without the counters of writes."""
-        # A copy has new counters: a tensor that was written into must raise here.
-        names = (*without_counters(vars(self)), *_slots(type(self)))
-        return {name: getattr(self, name) for name in names if hasattr(self, name)}
-
-    def __getstate__(self) -> Any:
-        return self._attributes()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._hold(**state)  # writes are counted from now on
 
     @property
     def n(self) -> int:
@@ -887,27 +835,18 @@ class Measure(ABC):
         return x
 
     @property
-    def _tangent_shape(self) -> tuple[int, ...]:
+    def tangent_shape(self) -> tuple[int, ...]:
+        """Shape of a tangent: by default that of the points, one row for each."""
         return self.points.shape
 
     def _check_tangent(self, tangent: Tensor, name: str = "tangent") -> None:
-        shape = self._tangent_shape
+        shape = self.tangent_shape
         if not isinstance(tangent, Tensor) or tangent.shape != shape:
             got = getattr(tangent, "shape", type(tangent).__name__)
             expected = f"{tuple(shape)}{self._tangent_layout}"
             msg = f"{name} must have shape {expected}, got {got}"
             raise ValueError(msg)
         check_like(tangent, self.points, name, "points")
-
-
-@lru_cache
-def _field_names(kind: type[Measure]) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
-
-
-@lru_cache
-def _slots(kind: type) -> tuple[str, ...]:
-    return tuple(s for k in kind.__mro__ for s in getattr(k, "__slots__", ()))
 
 
 keep_immutable(Measure, "points", "weights")

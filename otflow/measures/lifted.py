@@ -216,6 +216,18 @@ class ConicParticles(Measure):
         place = (self.beta / r.square()).expand(-1, self.dim - 1)
         return torch.cat([self.alpha / r, place], 1)
 
+    @property
+    def coordinates(self) -> Tensor:
+        """The rows (root, place), (n, 1 + d)."""
+        return self.points
+
+    def with_coordinates(self, coordinates: Tensor) -> Self:
+        """Return atoms at other rows, unchecked; their signs may change."""
+        return self._changed(points=coordinates)
+
+    def tangent_of(self, partials: Tensor, value: Value) -> Tensor:
+        return self.law.tangent_of(partials, value) * self._scales()
+
     def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
         """Return the value, and its gradient in the conic metric, (n, 1 + d)."""
         f, gradient = self.law.value_and_position_gradient(value)

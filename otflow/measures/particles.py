@@ -148,8 +148,17 @@ class Particles(Measure):
 
     # Derivatives ---------------------------------------------------------------------
 
-    def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
-        """Return the value, and its gradient at each atom, (n, d).
+    @property
+    def coordinates(self) -> Tensor:
+        """The points, (n, d)."""
+        return self.points
+
+    def with_coordinates(self, coordinates: Tensor) -> Self:
+        """Return particles at other points, unchecked: `with_free_atoms`."""
+        return self._changed(points=coordinates)
+
+    def tangent_of(self, partials: Tensor, value: Value) -> Tensor:
+        """Return the partial derivative of each atom over its mass, (n, d).
 
         Raises
         ------
@@ -157,26 +166,23 @@ class Particles(Measure):
             If the masses carry a graph and some of them are zero.
         """
         points, weights = self.points, self.weights
-        f, grad = value_and_gradient(
-            lambda x: value_of(self._changed(points=x), value),
-            points,
-            beside=(weights,),
-        )
         if self.is_uniform and not records(weights):
-            return f, grad * _number(points.shape[0], grad.dtype, grad.device)
+            number = _number(points.shape[0], partials.dtype, partials.device)
+            return partials * number
         empty = weights == 0
         if not records(weights):
-            # The gradient is a product with the mass. If the mass is close to underflow
-            # the product has lost digits, and the division does not restore them.
+            # The derivative is a product with the mass. If the mass is close to
+            # underflow the product has lost digits, and the division does not restore
+            # them.
             kind = torch.finfo(self.dtype)
             empty = weights < kind.tiny / kind.eps
         if not bool(empty.any()):
-            return f, grad / weights[:, None]
-        grad = grad / weights.masked_fill(empty, 1.0)[:, None]
+            return partials / weights[:, None]
+        gradient = partials / weights.masked_fill(empty, 1.0)[:, None]
         at_probes = second_gradient(
             lambda x, w: self._evaluate(value, x, w), points, weights, empty
         )
-        return f, grad.index_put((empty,), at_probes)
+        return gradient.index_put((empty,), at_probes)
 
     def mass_gradient(self, value: Value, x: ArrayLike | None = None) -> Tensor:
         r"""Return :math:`\partial F/\partial w_i` at the atoms, or at probes `x`.

@@ -132,8 +132,7 @@ class TangentProximal(ProximalSolver[M]):
 
     def solve(self, F: Functional, mu: M, dt: float, warm: Any = None) -> ProxResult[M]:
         dt = self._admit(F, mu, dt, Measure)
-        # Only measures on fixed cells replace the transport of the base.
-        if type(mu).transport is not Measure.transport:
+        if mu.on_fixed_cells:
             msg = (
                 f"TangentProximal needs a push that moves points, and that of "
                 f"{type(mu).__name__} is a flux between fixed cells; use JKO() without "
@@ -190,7 +189,7 @@ class TangentProximal(ProximalSolver[M]):
         )
         return ProxResult(
             objective.final(start, point.measure),
-            Warm(end.memory, dt, objective.source.weights),
+            Warm(end.memory, dt, objective.source.constants()),
             certificate=certificate,
         )
 

@@ -98,7 +98,8 @@ def _off_false_zeros(
     if not bool(still.any()):
         return 0, None
     info = torch.finfo(point.gradient.dtype)
-    size = max(float(point.measure.points.abs().max()), info.tiny**0.5)
+    sizes = point.measure.magnitudes(point.displacement)
+    size = max(float(sizes.max()), info.tiny**0.5)
     step = still.to(point.gradient.dtype) * (info.eps * size)
     beside = []
     try:
@@ -120,7 +121,7 @@ class Warm:
 
     memory: Memory
     dt: float
-    weights: Tensor
+    weights: tuple[Tensor, ...]
 
     def fit(self, objective: Objective[Any], start: Place[Any]) -> Memory | None:
         """Return the pairs in the product of another step, None if they do not fit.
@@ -131,8 +132,9 @@ class Warm:
         pairs, mu, like = self.memory.pairs, objective.source, start.gradient
         if not (mu.flat and self.dt == objective.dt and pairs):
             return None
-        s, w = pairs[0].step, self.weights
+        s = pairs[0].step
         if (s.shape, s.dtype, s.device) != (like.shape, like.dtype, like.device):
             return None
-        same = w is mu.weights or torch.equal(w, mu.weights)
+        then, now = self.weights, mu.constants()
+        same = len(then) == len(now) and all(map(torch.equal, then, now))
         return self.memory if same else self.memory.anew(objective.inner)

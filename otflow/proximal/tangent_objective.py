@@ -56,7 +56,7 @@ class Objective(Generic[M]):
         """Return the objective at the measure `nu` that the tangent `u` reaches."""
         mu = self.source
         # One pass of F gives the velocity; a backward pass through push costs more.
-        if mu.flat or type(mu).pull_back is not Measure.pull_back:
+        if mu.pulls_back:
             value, velocity = self.functional.value_and_velocity(nu)
             slope = -mu.pull_back(u, velocity)
         else:
@@ -123,10 +123,8 @@ class Objective(Generic[M]):
         return SUMS * self.norm(self.places(point))
 
     def _size(self, point: Place[M]) -> Tensor:
-        # A tangent that does not match the points entry by entry, as on Gaussians, gets
-        # the size of the farthest point in each entry.
-        x, u = point.measure.points.abs(), point.displacement.abs()
-        return torch.maximum(u, x if x.shape == u.shape else x.max())
+        u = point.displacement
+        return torch.maximum(u.abs(), point.measure.magnitudes(u))
 
 
 def _derivative(F: Functional, mu: Measure, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +132,7 @@ def _derivative(F: Functional, mu: Measure, u: Tensor) -> tuple[Tensor, Tensor]:
 
     def value(tangent: Tensor) -> Tensor:
         nu = mu.push(tangent, 1.0)
-        if not (nu.points.requires_grad or nu.weights.requires_grad):
+        if not any(tensor.requires_grad for tensor in nu.tensors()):
             msg = (
                 f"{type(mu).__name__}.push loses the graph of its tangent, so that no "
                 f"gradient of F passes through it; write it with torch operations, "

@@ -280,7 +280,7 @@ class Adaptive(Scheme):
     def _distance(self, a: Measure, b: Measure) -> float:
         if self.distance is not None:
             return _number(self.distance(a, b))
-        if type(a).transport is not Measure.transport:
+        if a.on_fixed_cells:
             return 0.5 * float((a.weights - b.weights).abs().sum())
         try:
             return float(a.norm(a.displacement_to(b)))

@@ -280,7 +280,7 @@ class _Start:
             self.smooth = float(value)
             self.speed = float(mu.inner(self.velocity, self.velocity))
             self.energy = self.energy + value
-        self.moves = type(mu).transport is Measure.transport
+        self.moves = not mu.on_fixed_cells
         self.noise = NOISE * torch.finfo(mu.dtype).eps
 
     def accepted(self, dt: float, warm: Any) -> tuple[ProxResult[Any] | None, float]:

@@ -227,7 +227,7 @@ class JKO(Scheme):
             )
         elif solver.adds_tangents(mu):
             return
-        elif type(mu).transport is Measure.transport:
+        elif not mu.on_fixed_cells:
             other = "represent the measure by Quantiles, a Gaussian or Particles"
             if self.solver:
                 other = f"use JKO(order={self.order}) without a solver"

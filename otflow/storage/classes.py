@@ -10,8 +10,6 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from otflow.errors import CorruptFile
 from otflow.measures import Measure
 
@@ -175,16 +173,9 @@ def _default(field: Any) -> Any:
 
 def _check_measure(mu: Measure) -> None:
     """Raise CorruptFile unless the arrays are those of a measure."""
-    x, w, kind = mu.points, mu.weights, type(mu).__name__
-    if x.ndim != 2 or w.shape != x.shape[:1] or x.dtype != w.dtype or not len(w):
-        what = f"points {tuple(x.shape)} {x.dtype}, weights {tuple(w.shape)} {w.dtype}"
-    elif x.dtype not in (torch.float32, torch.float64):
-        what = f"points of {x.dtype}"
-    elif not bool(x.isfinite().all() & w.isfinite().all()):
-        what = "points or weights that are not finite"
-    elif bool((w < 0).any()) or abs(float(w.double().sum()) - 1) > 1e-3:
-        what = f"weights that are negative or of sum {float(w.double().sum()):g}, not 1"
-    else:
-        return
-    msg = f"the file holds a {kind} with {what}: it was damaged or changed"
-    raise CorruptFile(msg)
+    if what := mu.fault():
+        msg = (
+            f"the file holds a {type(mu).__name__} with {what}: it was damaged or "
+            f"changed"
+        )
+        raise CorruptFile(msg)

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from otflow._arrays import added, as_float_tensor, as_points
-from otflow._autodiff import value_and_gradient
-from otflow._graphs import keep_immutable, value_of
+from otflow._graphs import keep_immutable
 from otflow._moving import Move
-from otflow._typing import ArrayLike, Ground, Value
+from otflow._typing import ArrayLike, Ground
 from otflow._validation import (
     check_generator,
     check_kind,
@@ -299,9 +298,8 @@ class Gaussian(Measure):
                 f"covariance is singular; give more than {d} points"
             )
             raise ValueError(msg)
-        mean = x.mean(0)
-        centred = x - mean
-        return cls(mean, centred.T @ centred / n, nodes=nodes)
+        centred = x - x.mean(0)
+        return cls(x.mean(0), centred.T @ centred / n, nodes=nodes)
 
     # Integrals ------------------------------------------------------------------------
 
@@ -437,13 +435,17 @@ class Gaussian(Measure):
 
     # Derivatives ----------------------------------------------------------------------
 
-    def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
+    @property
+    def coordinates(self) -> Tensor:
+        r"""Mean and factor as one tensor :math:`(m, L^\top)`, (1 + d, d): `state`."""
+        return self.state
 
-        def evaluate(state: Tensor) -> Tensor:
-            nu = self.with_free_state(state)
-            return value_of(nu, value, nu.nodes)
+    def with_coordinates(self, coordinates: Tensor) -> Self:
+        """Return a Gaussian of another state, unchecked: `with_free_state`."""
+        return self.with_free_state(coordinates)
 
-        return value_and_gradient(evaluate, self.state)
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.points, self.weights, self.nodes
 
     # Moves ----------------------------------------------------------------------------
 
@@ -460,8 +462,8 @@ class Gaussian(Measure):
         variance = positive(variance, "variance", or_zero=True)
         if variance == 0:
             return self.with_free_state(self.state)
-        factor = widened(self.factor, variance)
-        return self._moved(torch.cat([self.mean[None], factor.T]))
+        wider = widened(self.factor, variance).T
+        return self._moved(torch.cat([self.mean[None], wider]))
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         check_generator(generator)
@@ -516,7 +518,7 @@ class Gaussian(Measure):
         return {"nodes": z, "weights": w, **_placed(representable(self.state), z)}
 
     @property
-    def _tangent_shape(self) -> tuple[int, ...]:
+    def tangent_shape(self) -> tuple[int, ...]:
         return (1 + self.dim, self.dim)
 
     def _moved(self, state: Tensor) -> Self:

@@ -472,15 +472,9 @@ class GridDensity(Measure):
             If the value or the gradient is NaN or infinite, as that of an entropy in an
             empty cell.
         """
-
-        def free(w: Tensor) -> Tensor:
-            # Inside an obstacle F' may be infinite, as that of the entropy at density
-            # 0. A constant 0 there has no gradient.
-            nu = self.with_free_weights(torch.where(self.is_free, w, 0.0))
-            return value_of(nu, value)
-
+        at = self.with_coordinates
         try:
-            return value_and_gradient(free, self.weights)
+            return value_and_gradient(lambda w: value_of(at(w), value), self.weights)
         except NonFinite as error:
             raise explained(error, self.is_free & (self.weights == 0)) from error
 
@@ -495,9 +489,24 @@ class GridDensity(Measure):
             return gradient
         return self.box.interpolate(gradient, self.check_probes(x))
 
+    @property
+    def coordinates(self) -> Tensor:
+        """The masses of the cells, (n,)."""
+        return self.weights
+
+    def with_coordinates(self, coordinates: Tensor) -> Self:
+        """Return a density of other masses, unchecked, and of none in obstacles."""
+        # Inside an obstacle F' may be infinite, as that of the entropy at density 0. A
+        # constant 0 there has no gradient.
+        return self.with_free_weights(torch.where(self.is_free, coordinates, 0.0))
+
+    def tangent_of(self, partials: Tensor, value: Value) -> Tensor:
+        """Return the differences of F' across the open faces, over the spacing."""
+        return self.box.gradient(partials) * self.open_faces(partials.dtype)
+
     def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
-        f, grad = self.value_and_mass_gradient(value)
-        return f, self.box.gradient(grad) * self.open_faces(grad.dtype)
+        f, partials = self.value_and_mass_gradient(value)
+        return f, self.tangent_of(partials, value)
 
     def open_faces(self, dtype: torch.dtype) -> Tensor:
         """Return 1 for the faces between two free cells and 0 for the others."""
@@ -595,5 +604,5 @@ class GridDensity(Measure):
         return {"points": move.once(before.points, lambda: self.box.centres(like))}
 
     @property
-    def _tangent_shape(self) -> tuple[int, ...]:
+    def tangent_shape(self) -> tuple[int, ...]:
         return (self.box.n_faces,)

@@ -16,7 +16,6 @@ from otflow._arrays import (
     as_weights,
     coordinate_limit,
 )
-from otflow._autodiff import value_and_gradient
 from otflow._graphs import keep_immutable, value_of
 from otflow._moving import Move
 from otflow._typing import ArrayLike, Ground, Value
@@ -412,16 +411,25 @@ class Quantiles(Measure):
 
     # Transport ------------------------------------------------------------------------
 
-    def value_and_position_gradient(self, value: Value) -> tuple[Tensor, Tensor]:
-        f, grad = value_and_gradient(
-            lambda q: self.evaluate(value, q), self.edges, beside=(self.weights,)
-        )
-        return f, (grad / self.lumped)[:, None]
+    @property
+    def coordinates(self) -> Tensor:
+        """The edges, (n + 1,)."""
+        return self.edges
+
+    def with_coordinates(self, coordinates: Tensor) -> Self:
+        """Return quantiles of other edges, unchecked: `with_free_edges`."""
+        return self.with_free_edges(coordinates)
+
+    def tangent_of(self, partials: Tensor, value: Value) -> Tensor:
+        """Return the partial derivative of each edge over its lumped mass."""
+        return (partials / self.lumped)[:, None]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.points, self.weights, self.edges
 
     def evaluate(self, value: Value, edges: Tensor) -> Tensor:
         """Return a value at other quantiles, unchecked; a graph on them stays."""
-        nu = self.with_free_edges(edges)
-        return value_of(nu, value, nu.edges)
+        return value_of(self.with_free_edges(edges), value)
 
     def push(self, tangent: Tensor, dt: float) -> Self:
         r"""Move the quantiles to :math:`q_i + dt\,v_i`; masses do not change.
@@ -488,7 +496,7 @@ class Quantiles(Measure):
         return {"points": _centres(edges), "lumped": lumped}
 
     @property
-    def _tangent_shape(self) -> tuple[int, ...]:
+    def tangent_shape(self) -> tuple[int, ...]:
         return (len(self.edges), 1)
 
 

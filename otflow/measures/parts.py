@@ -1,0 +1,504 @@
+"""A measure made of parts, each of a representation of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from otflow._moving import Move
+from otflow._typing import ArrayLike, Ground, Value
+from otflow._validation import check_kind, check_like
+from otflow.errors import Diverged
+from otflow.measures.base import Measure
+
+__all__ = ["Parts"]
+
+T = TypeVar("T")
+ASK_A_PART = "ask a part of mu.parts, as mu['outer'] or mu[0], for its own"
+
+
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class Parts(Measure):
+    r"""A measure made of parts, :math:`\mu = (\mu_1, \dots, \mu_K)`, each of its kind.
+
+    Layers of a network, the strategies of several players, or the two marginals of a
+    problem flow together: a functional sees all parts, and each part has its own
+    representation. The metric is that of the product,
+
+    .. math:: \langle u, v\rangle_\mu = \sum_k \langle u_k, v_k\rangle_{\mu_k},
+        \qquad d^2(\mu, \nu) = \sum_k d_k^2(\mu_k, \nu_k) ,
+
+    so that the velocity of F in a part is minus the Wasserstein gradient of F in that
+    part, with the others fixed. A tangent is one flat tensor (N,); `views` gives the
+    tangent of each part and `joined` makes one of them. The derivatives in all parts
+    come from one backward pass.
+
+    A functional of parts reads the parts that it needs, as in
+    ``mu["outer"].expectation(f)``. The whole has neither points nor masses, and each
+    verb that would need them raises `Unsupported`.
+
+    Parameters
+    ----------
+    parts : mapping of str to Measure, or sequence of Measure
+        The parts, of one dtype on one device, with their graphs. Those of a sequence
+        are named "0", "1", and so on. A part may be made of parts itself.
+
+    Attributes
+    ----------
+    parts : tuple of Measure
+        The parts, in their order.
+    names : tuple of str
+        Their names.
+
+    Raises
+    ------
+    ValueError
+        If there is no part, a name is empty, or parts lie on several devices.
+    TypeError
+        If a part is no measure, a name is no text, or the dtypes of parts differ.
+
+    See Also
+    --------
+    otflow.measures.Euclidean : A part that is a tensor of parameters.
+    otflow.functionals.OfPart : A functional of one part.
+
+    Notes
+    -----
+    `n` counts the points of all parts, and `dim` adds up their dimensions, as those of
+    the product :math:`\mu_1 \otimes \dots \otimes \mu_K`. A first variation has the
+    entries of all parts in turn, (n,). Memory and time are those of the parts.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> class Apart(of.Functional):  # the means of two laws should differ by 1
+    ...     def value(self, mu):
+    ...         means = [part.expectation(lambda x: x[:, 0]) for part in mu.parts]
+    ...         return 0.5 * (means[0] - means[1] - 1).square()
+    >>> left = of.Particles(torch.zeros(3, 1))
+    >>> right = of.Gaussian(torch.zeros(1), torch.eye(1))
+    >>> mu = of.measures.Parts({"left": left, "right": right})
+    >>> run = of.flow(Apart(), mu, of.ExplicitEuler(), dt=0.25, steps=50)
+    >>> run.final["left"].points[0], run.final["right"].mean
+    (tensor([0.5000]), tensor([-0.5000]))
+    """
+
+    parts: tuple[Measure, ...]
+    names: tuple[str, ...]
+
+    cures: ClassVar[Mapping[str, str]] = {
+        "density": ASK_A_PART,
+        "sample": "draw from a part, as mu['outer'].sample(n, generator)",
+        "array": "take the arrays of a part, as mu['outer'].points.numpy()",
+    }
+    _tangent_layout: ClassVar[str] = ": the tangents of all parts in turn, see `joined`"
+
+    def __init__(self, parts: Mapping[str, Measure] | Sequence[Measure]) -> None:
+        if isinstance(parts, Measure) or not isinstance(parts, (Mapping, Sequence)):
+            msg = (
+                f"parts must be a mapping of names to measures, or a sequence of "
+                f"measures, got {type(parts).__name__}; e.g. "
+                f"Parts({{'outer': mu, 'inner': nu}})"
+            )
+            raise TypeError(msg)
+        if not isinstance(parts, Mapping):
+            parts = {str(k): part for k, part in enumerate(parts)}
+        if not parts:
+            msg = "parts is empty: a measure has one part at least; give it a measure"
+            raise ValueError(msg)
+        first = next(iter(parts.items()))
+        for name, part in parts.items():
+            if not isinstance(name, str) or not name:
+                msg = (
+                    f"the name of a part must be a text that is not empty, got "
+                    f"{name!r}; name it, e.g. 'outer'"
+                )
+                raise (ValueError if name == "" else TypeError)(msg)
+            check_kind(part, Measure, f"the part {name!r}")
+            check_like(part, first[1], f"the part {name!r}", f"the part {first[0]!r}")
+        self._hold(parts=tuple(parts.values()), names=tuple(parts))
+
+    # Parts ----------------------------------------------------------------------------
+
+    def __getitem__(self, key: str | int) -> Measure:
+        """Return a part by its name or its number.
+
+        Raises
+        ------
+        KeyError, IndexError
+            If there is no such part.
+        TypeError
+            If the key is no name and no number.
+        """
+        return self.parts[self.index(key)]
+
+    def index(self, key: str | int) -> int:
+        """Return the number of a part, from its name or its number, which may be < 0.
+
+        Raises
+        ------
+        KeyError, IndexError
+            If there is no such part.
+        TypeError
+            If the key is no name and no number.
+        """
+        if isinstance(key, str):
+            if key in self.names:
+                return self.names.index(key)
+            msg = f"there is no part {key!r}; take one of {list(self.names)}"
+            raise KeyError(msg)
+        if isinstance(key, bool) or not isinstance(key, int):
+            msg = (
+                f"a part has a name or a number, got {type(key).__name__}; take one of "
+                f"{list(self.names)}"
+            )
+            raise TypeError(msg)
+        if not -len(self.parts) <= key < len(self.parts):
+            msg = f"there are {len(self.parts)} parts and no number {key}"
+            raise IndexError(msg)
+        return key % len(self.parts)
+
+    def __iter__(self) -> Iterator[Measure]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        """Return the number of parts."""
+        return len(self.parts)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a part of this name."""
+        return name in self.names
+
+    def replace(self, **parts: Measure) -> Self:
+        """Return the same measure with other parts in the places of those named.
+
+        Raises
+        ------
+        KeyError
+            If there is no part of that name.
+        TypeError, ValueError
+            As the constructor does.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> mu, nu = (of.Particles(torch.full((2, 1), x)) for x in (0.0, 1.0))
+        >>> both = of.measures.Parts({"left": mu, "right": mu}).replace(right=nu)
+        >>> both["right"].points[0]
+        tensor([1.])
+        """
+        for name in parts:
+            self.index(name)
+        new = dict(zip(self.names, self.parts, strict=True)) | parts
+        Parts(new)  # its checks
+        return self._changed(parts=tuple(new.values()))
+
+    def with_part(self, key: str | int, part: Measure) -> Self:
+        """Return the same with another part, the argument of a functional; unchecked.
+
+        Parameters
+        ----------
+        key : str or int
+            Name or number of the part.
+        part : Measure
+            The part; a graph stays alive, and its masses may have any sum.
+        """
+        k = self.index(key)
+        return self._changed(parts=(*self.parts[:k], part, *self.parts[k + 1 :]))
+
+    # Tangents -------------------------------------------------------------------------
+
+    def views(self, tangent: Tensor) -> tuple[Tensor, ...]:
+        """Return the tangents of the parts, views of one tangent of the whole.
+
+        Parameters
+        ----------
+        tangent : Tensor, shape (N,)
+            A tangent.
+
+        Returns
+        -------
+        tuple of Tensor
+            One for each part, of the shape that its `push` takes.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the shape, the dtype or the device of the tangent differs.
+        """
+        self._check_tangent(tangent)
+        return _cut(tangent, self._shapes())
+
+    def joined(self, tangents: Sequence[Tensor]) -> Tensor:
+        """Return one tangent of the whole, made of those of the parts, (N,).
+
+        Parameters
+        ----------
+        tangents : sequence of Tensor
+            One for each part, of the shape that its `push` takes.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If their number, or the shape, the dtype or the device of one differs.
+        """
+        self._check_number(tangents, "tangents")
+        for name, part, own in zip(self.names, self.parts, tangents, strict=True):
+            part._check_tangent(own, f"the tangent of the part {name!r}")
+        return _flat(tangents)
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(part.tangent_shape) for part in self.parts]
+
+    @property
+    def tangent_shape(self) -> tuple[int, ...]:
+        return (sum(_size(shape) for shape in self._shapes()),)
+
+    def _check_tangent(self, tangent: Tensor, name: str = "tangent") -> None:
+        shape = self.tangent_shape
+        if not isinstance(tangent, Tensor) or tangent.shape != shape:
+            got = getattr(tangent, "shape", type(tangent).__name__)
+            msg = f"{name} must have shape {shape}{self._tangent_layout}, got {got}"
+            raise ValueError(msg)
+        check_like(tangent, self, name, "the measure")
+
+    def _check_number(self, things: Sequence[Any], what: str) -> None:
+        if len(things) != len(self.parts):
+            msg = (
+                f"{what} must be one for each of {len(self.parts)} parts "
+                f"{list(self.names)}, got {len(things)}"
+            )
+            raise ValueError(msg)
+
+    # Coordinates ----------------------------------------------------------------------
+
+    @property
+    def coordinates(self) -> Tensor:
+        """The coordinates of all parts in turn, as one flat tensor."""
+        return _flat([part.coordinates for part in self.parts])
+
+    def with_coordinates(self, coordinates: Tensor) -> Self:
+        """Return parts of other coordinates, unchecked; a graph stays alive."""
+        own = self._coordinates_of_parts(coordinates)
+        both = zip(self.parts, own, strict=True)
+        return self._changed(parts=tuple(part.with_coordinates(c) for part, c in both))
+
+    def tangent_of(self, partials: Tensor, value: Value) -> Tensor:
+        """Return the tangents of all parts in turn."""
+        own = self._coordinates_of_parts(partials)
+        return _flat(
+            [
+                part.tangent_of(g, self._of_part(k, value))
+                for k, (part, g) in enumerate(zip(self.parts, own, strict=True))
+            ]
+        )
+
+    def _coordinates_of_parts(self, flat: Tensor) -> tuple[Tensor, ...]:
+        return _cut(flat, [tuple(part.coordinates.shape) for part in self.parts])
+
+    def _of_part(self, k: int, value: Value) -> Value:
+        """Return the value as a function of one part, the others fixed."""
+        return lambda part: value(self.with_part(k, part))
+
+    def constants(self) -> tuple[Tensor, ...]:
+        return tuple(chain.from_iterable(part.constants() for part in self.parts))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(chain.from_iterable(part.tensors() for part in self.parts))
+
+    def mass_gradient(self, value: Value, x: ArrayLike | None = None) -> Tensor:
+        """Return the first variations of all parts in turn, (n,).
+
+        Raises
+        ------
+        Unsupported
+            If the masses of a part are fixed, or if places `x` are given: each part
+            has places of its own.
+        """
+        if x is not None:
+            self._refuse("places", "space of its own for places x", ASK_A_PART)
+        return torch.cat(
+            [
+                part.mass_gradient(self._of_part(k, value))
+                for k, part in enumerate(self.parts)
+            ]
+        )
+
+    # Moves ----------------------------------------------------------------------------
+
+    def push(self, tangent: Tensor, dt: float) -> Self:
+        return self._moved(self.views(tangent), lambda part, v: part.push(v, dt))
+
+    def transport(self, tangent: Tensor, dt: float) -> Self:
+        """Return the parts on fixed cells by `transport` and the others by `push`.
+
+        Raises
+        ------
+        Unsupported
+            If no part has fixed cells.
+        """
+        if not self.on_fixed_cells:
+            return super().transport(tangent, dt)
+        return self._moved(
+            self.views(tangent),
+            lambda part, v: (part.transport if part.on_fixed_cells else part.push)(
+                v, dt
+            ),
+        )
+
+    def diffuse(self, variance: float, generator: torch.Generator) -> Self:
+        """Run the heat flow of every part, one after the other."""
+        nothing = [None] * len(self.parts)
+        return self._moved(nothing, lambda part, _: part.diffuse(variance, generator))
+
+    def reweight(self, log_rate: Tensor, dt: float) -> Self:
+        """Change the masses of every part, each to mass 1, by rates (n,)."""
+        sizes = [(part.n,) for part in self.parts]
+        if not isinstance(log_rate, Tensor) or log_rate.shape != (self.n,):
+            got = getattr(log_rate, "shape", type(log_rate).__name__)
+            msg = f"log_rate must have shape ({self.n},): all parts in turn, got {got}"
+            raise ValueError(msg)
+        return self._moved(
+            _cut(log_rate, sizes), lambda part, rate: part.reweight(rate, dt)
+        )
+
+    def _moved(
+        self, arguments: Sequence[T], move: Callable[[Measure, T], Measure]
+    ) -> Self:
+        """Return the measure after a move of each part."""
+        moved = []
+        for name, part, own in zip(self.names, self.parts, arguments, strict=True):
+            try:
+                moved.append(move(part, own))
+            except Diverged as error:
+                msg = f"part {name!r}: {error.args[0]}"
+                raise Diverged(msg, measure=self) from error
+        return self._changed(parts=tuple(moved))
+
+    def _mixture(self, other: Self, share: float) -> Self:
+        self._check_names(other)
+        both = zip(self.parts, other.parts, strict=True)
+        return self._changed(parts=tuple(a.mix(b, share) for a, b in both))
+
+    # Geometry -------------------------------------------------------------------------
+
+    @property
+    def flat(self) -> bool:  # type: ignore[override]
+        """Whether the tangents of every part are."""
+        return all(part.flat for part in self.parts)
+
+    @property
+    def on_fixed_cells(self) -> bool:
+        """Whether the points of a part are fixed in space."""
+        return any(part.on_fixed_cells for part in self.parts)
+
+    @property
+    def pulls_back(self) -> bool:
+        """Whether every part does."""
+        return all(part.pulls_back for part in self.parts)
+
+    def inner(self, u: Tensor, v: Tensor) -> Tensor:
+        both = zip(self.parts, self.views(u), self.views(v), strict=True)
+        products = [part.inner(a, b) for part, a, b in both]
+        return sum(products[1:], products[0])
+
+    def displacement_to(self, other: Self) -> Tensor:
+        """Return the displacements of all parts in turn.
+
+        Raises
+        ------
+        ValueError
+            If the names differ, or two parts have no natural coupling.
+        """
+        check_kind(other, Parts, "other")
+        self._check_names(other)
+        both = zip(self.parts, other.parts, strict=True)
+        return _flat([a.displacement_to(b) for a, b in both])
+
+    def pull_back(self, tangent: Tensor, gradient: Tensor) -> Tensor:
+        both = zip(self.parts, self.views(tangent), self.views(gradient), strict=True)
+        return _flat([part.pull_back(t, g) for part, t, g in both])
+
+    # What the whole has not -----------------------------------------------------------
+
+    @property
+    def points(self) -> NoReturn:
+        """Raise `Unsupported`: each part has points of its own."""
+        self._refuse("points", "points of its own", ASK_A_PART)
+
+    @property
+    def weights(self) -> NoReturn:
+        """Raise `Unsupported`: each part has masses of its own."""
+        self._refuse("weights", "masses of its own", ASK_A_PART)
+
+    def expectation(self, f: Ground) -> Tensor:
+        """Raise `Unsupported`: each part has integrals of its own."""
+        cure = "integrate over a part, as mu['outer'].expectation(f)"
+        self._refuse("expectation", "integral of its own", cure)
+
+    # Numbers --------------------------------------------------------------------------
+
+    @property
+    def n(self) -> int:
+        """Number of points of all parts."""
+        return sum(part.n for part in self.parts)
+
+    @property
+    def dim(self) -> int:
+        """Sum of the dimensions of the parts."""
+        return sum(part.dim for part in self.parts)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of all parts."""
+        return self.parts[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device that holds all parts."""
+        return self.parts[0].device
+
+    def magnitudes(self, tangent: Tensor) -> Tensor:
+        both = zip(self.parts, self.views(tangent), strict=True)
+        return _flat([part.magnitudes(own) for part, own in both])
+
+    def fault(self) -> str:
+        """Return what is wrong with the numbers of a part; "" if nothing is."""
+        named = zip(self.names, self.parts, strict=True)
+        found = (f"{what} in part {k!r}" for k, part in named if (what := part.fault()))
+        return next(found, "")
+
+    def __repr__(self) -> str:
+        each = zip(self.names, self.parts, strict=True)
+        return f"Parts({', '.join(f'{name}={part!r}' for name, part in each)})"
+
+    def _retyped(self, before: Self, move: Move) -> dict[str, Any]:
+        return {}  # the parts have seen to it
+
+    def _check_names(self, other: Parts) -> None:
+        if self.names != other.names:
+            msg = (
+                f"other has the parts {list(other.names)} and not {list(self.names)}; "
+                f"give both the same names, in the same order"
+            )
+            raise ValueError(msg)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _cut(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+    """Return views of a flat tensor, of these shapes in turn."""
+    pieces = torch.split(flat, [_size(shape) for shape in shapes])
+    both = zip(pieces, shapes, strict=True)
+    return tuple(piece.view(shape) for piece, shape in both)

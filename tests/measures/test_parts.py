@@ -1,0 +1,185 @@
+"""A measure of parts: its parts alone, together, and the exact flow of a coupling."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.measures import Euclidean, Parts
+from otflow.testing.clouds import normal
+from otflow.testing.differences import derivative
+from otflow.testing.same import assert_same
+
+F64 = torch.float64
+
+
+def grid():
+    return of.GridDensity.from_function(
+        lambda x: torch.exp(-8 * (x - 0.3).square().sum(-1)),
+        -2.0,
+        2.0,
+        (40,),
+        dtype=F64,
+    )
+
+
+def makers():
+    return {
+        "particles": lambda: of.Particles(normal(5, 2)),
+        "weighted": lambda: of.Particles(
+            normal(3, 1), torch.tensor([0.5, 0.5, 0.0], dtype=F64)
+        ),
+        "quantiles": lambda: of.Quantiles(torch.linspace(-1, 2, 6, dtype=F64)),
+        "gaussian": lambda: of.Gaussian(normal(2), torch.eye(2, dtype=F64)),
+        "grid": grid,
+        "euclidean": lambda: Euclidean(normal(2, 3)),
+        "cone": lambda: of.measures.ConicParticles(normal(3, 2).abs() + 0.1),
+    }
+
+
+def all_of_them():
+    return Parts({name: make() for name, make in makers().items()})
+
+
+def moment(mu):
+    """Return a value of a measure, or of all its parts, that couples the numbers."""
+    parts = mu.parts if isinstance(mu, Parts) else [mu]
+    each = [part.expectation(lambda x: x.sum(-1).sin() + x[:, 0]) for part in parts]
+    return torch.stack(each).sum().square() + torch.stack(each).square().sum()
+
+
+class Moment(of.Functional):
+    def value(self, mu):
+        return moment(mu)
+
+
+class Coupled(of.Functional):
+    """Half a quadratic form of the means of all parts, stacked."""
+
+    def __init__(self, form):
+        self.form = form
+
+    def value(self, mu):
+        means = torch.cat([part.expectation(lambda x: x) for part in mu.parts])
+        return 0.5 * means @ self.form @ means
+
+
+def form():
+    half = normal(4, 4, seed=3)
+    return half @ half.T / 4 + 0.5 * torch.eye(4, dtype=F64)
+
+
+def four_numbers():
+    """Parts whose means are four numbers, each of weight 1 in the metric."""
+    return Parts(
+        {
+            "particles": of.Particles(normal(6, 1)),
+            "gaussian": of.Gaussian(normal(1, seed=1), torch.eye(1, dtype=F64)),
+            "vector": Euclidean(normal(2, seed=2), scale=1.0),
+        }
+    )
+
+
+def means(mu):
+    return torch.cat([part.expectation(lambda x: x) for part in mu.parts])
+
+
+def test_the_gradient_in_all_parts_is_the_derivative_along_push():
+    mu = all_of_them()
+    f, gradient = mu.value_and_position_gradient(moment)
+    assert torch.equal(f, moment(mu))
+    for seed in range(3):
+        v = normal(*gradient.shape, seed=seed)
+
+        # The upwind flux of the grid is one-sided: the mean of both sides.
+        def value(t, v=v):
+            return moment(mu.push(v, t))
+
+        slope = derivative(value, h=1e-5)
+        torch.testing.assert_close(mu.inner(gradient, v), slope, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", makers())
+def test_one_part_is_the_part_to_the_bit(name):
+    part = makers()[name]()
+    mu = Parts({name: part})
+    for own, alone in zip(
+        mu.value_and_position_gradient(moment),
+        part.value_and_position_gradient(moment),
+        strict=True,
+    ):
+        assert torch.equal(own.reshape(-1), alone.reshape(-1))
+    one = of.flow(Moment(), mu, of.ExplicitEuler(), dt=1e-3, steps=4)
+    two = of.flow(Moment(), part, of.ExplicitEuler(), dt=1e-3, steps=4)
+    assert_same(one.final[name], two.final)
+    assert torch.equal(one.records["energy"], two.records["energy"])
+
+
+def test_a_coupled_quadratic_flows_as_the_matrix_exponential():
+    mu, A = four_numbers(), form()
+    start, errors = means(mu), []
+    for steps in (20, 40):
+        run = of.flow(Coupled(A), mu, of.ExplicitEuler(), dt=1.0 / steps, steps=steps)
+        exact = torch.linalg.matrix_exp(-A) @ start
+        errors.append(float((means(run.final) - exact).norm()))
+        # Each step of Euler is the matrix I - dt A, exactly.
+        stepped = (
+            torch.linalg.matrix_power(torch.eye(4, dtype=F64) - A / steps, steps)
+            @ start
+        )
+        torch.testing.assert_close(means(run.final), stepped, rtol=0, atol=1e-13)
+        assert bool((run.records["energy"].diff() < 0).all())
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
+
+
+def test_a_joint_proximal_step_is_the_resolvent_of_the_block_matrix():
+    mu, A = four_numbers(), form()
+    solver = of.proximal.TangentProximal(tolerance=1e-9)
+    result = solver.solve(Coupled(A), mu, 0.7)
+    exact = torch.linalg.solve(torch.eye(4, dtype=F64) + 0.7 * A, means(mu))
+    torch.testing.assert_close(means(result.measure), exact, rtol=0, atol=1e-8)
+    assert result.certificate.guarantee == "upper-bound"
+    distance = float((exact - means(mu)).norm())
+    assert result.certificate.w2 == pytest.approx(distance, abs=1e-7)
+
+
+def test_parts_without_a_coupling_flow_as_each_alone():
+    F = of.Potential(lambda x: (x.square().sum(-1)).cos())
+    G = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+    left, right = of.Particles(normal(5, 2)), of.Quantiles(normal(6).sort().values)
+    mu = Parts({"left": left, "right": right})
+    both = of.functionals.OfPart("left", F) + 3 * of.functionals.OfPart("right", G)
+    run = of.flow(both, mu, of.ExplicitEuler(), dt=0.05, steps=10)
+    one = of.flow(F, left, of.ExplicitEuler(), dt=0.05, steps=10)
+    two = of.flow(3 * G, right, of.ExplicitEuler(), dt=0.05, steps=10)
+    assert_same(run.final["left"], one.final)
+    torch.testing.assert_close(
+        run.final["right"].edges, two.final.edges, rtol=0, atol=0
+    )
+    energies = one.records["energy"] + two.records["energy"]
+    torch.testing.assert_close(run.records["energy"], energies)
+
+
+def test_copies_moves_and_pickles_hold_all_parts():
+    mu = all_of_them()
+    for twin in (copy.deepcopy(mu), pickle.loads(pickle.dumps(mu)), mu.clone()):
+        assert_same(twin, mu)
+    there = mu.to(torch.float32)
+    assert {part.dtype for part in there.parts} == {torch.float32}
+    assert there.dtype == torch.float32
+    values = normal(2, 3).requires_grad_()
+    watched = mu.replace(euclidean=Euclidean(values))
+    assert watched.coordinates.requires_grad
+    assert not watched.detach().coordinates.requires_grad
+
+
+def test_a_run_is_kept_and_resumed_to_the_bit(tmp_path):
+    mu, F, euler = all_of_them(), Moment(), of.ExplicitEuler()
+    whole = of.flow(F, mu, euler, dt=1e-3, steps=6)
+    of.flow(F, mu, euler, dt=1e-3, steps=4, checkpoint=tmp_path / "run")
+    kept = of.load(tmp_path / "run")
+    assert_same(of.flow(F, mu, euler, dt=1e-3, steps=2, resume=kept).final, whole.final)
