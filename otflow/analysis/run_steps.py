@@ -136,10 +136,12 @@ def reacts(report: Certificate) -> bool:
 def lowers_another(report: Certificate) -> bool:
     """Return whether a step is one of another functional than F, in whole or part.
 
-    That of a draw of data is another one, and so is F at another temperature.
+    That of a draw of data is another one, and so is F at another temperature, or F in
+    one part of a measure.
     """
     return any(
-        "batch_energy" in one.entries or one.entries.get("annealed", 1.0) != 1.0
+        not one.entries.keys().isdisjoint(("batch_energy", "part"))
+        or one.entries.get("annealed", 1.0) != 1.0
         for one in levels_of(report)
     )
 

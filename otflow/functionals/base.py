@@ -316,6 +316,30 @@ class Functional(ABC):
         ]
         return sum(heat), others[0] if len(others) == 1 else Sum(tuple(others))
 
+    @property
+    def entropic(self) -> bool:
+        """Whether F is an entropy, of all or of a part: noise can take its place."""
+        return self._is_entropy(self)
+
+    def heated(self, mu: Any, variance: float, generator: torch.Generator) -> Any:
+        """Return the flow of an entropic F from `mu`, which adds a variance.
+
+        Parameters
+        ----------
+        mu : Measure
+            Where the flow starts.
+        variance : float
+            As that of ``mu.diffuse``: twice the time, times the factor of F.
+        generator : torch.Generator
+            Source of the noise.
+
+        Returns
+        -------
+        Measure
+            That of ``mu.diffuse``; of an entropy of one part, with that part diffused.
+        """
+        return mu.diffuse(variance, generator)
+
     def _is_entropy(self, term: Functional) -> bool:
         entropy = type(self._entropy)
         return isinstance(term, entropy) and redefined(term, entropy) is None
@@ -685,12 +709,10 @@ class Sum(Functional):
         self.parts: tuple[Functional, ...] = tuple(flat)
 
     def value(self, mu: Measure) -> Tensor:
-        nothing = torch.zeros((), dtype=mu.dtype, device=mu.device)
-        return sum((part.value(mu) for part in self.parts), nothing)
+        return sum((part.value(mu) for part in self.parts), mu.zeros())
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
-        size = mu.n if x is None else len(x)
-        nothing = torch.zeros(size, dtype=mu.dtype, device=mu.device)
+        nothing = mu.zeros(mu.n if x is None else len(x))
         return sum((part.first_variation(mu, x) for part in self.parts), nothing)
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
@@ -715,8 +737,7 @@ class Sum(Functional):
     def terms(self) -> tuple[tuple[float, Functional], ...]:
         return tuple((1.0, part) for part in self.parts)
 
-    def _summands(self) -> tuple[tuple[float, Functional], ...]:
-        return tuple((1.0, part) for part in self.parts)
+    _summands = terms
 
     def resample(self, generator: torch.Generator) -> Sum:
         return Sum(tuple(part.resample(generator) for part in self.parts))
@@ -782,8 +803,7 @@ class Scaled(Functional):
     def terms(self) -> tuple[tuple[float, Functional], ...]:
         return ((self.factor, self.functional),)
 
-    def _summands(self) -> tuple[tuple[float, Functional], ...]:
-        return ((self.factor, self.functional),)
+    _summands = terms
 
     def resample(self, generator: torch.Generator) -> Self:
         return type(self)(self.factor, self.functional.resample(generator))

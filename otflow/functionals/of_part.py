@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from otflow._algebra import Curvature
+from otflow._graphs import records
 from otflow._typing import ArrayLike
 from otflow._validation import check_kind
 from otflow.functionals.base import Functional, Scaled, Sum, check_functional
+from otflow.functionals.inheritance import redefined
 from otflow.measures import Measure, Parts
 
-__all__ = ["InPart", "OfPart", "in_part", "parts_of"]
+__all__ = ["InPart", "OfPart", "in_part", "parts_of", "terms_by_part"]
 
 
 class OfPart(Functional):
@@ -107,6 +110,14 @@ class OfPart(Functional):
             return ((1.0, self),)
         return tuple((c, OfPart(self.part, term)) for c, term in inner)
 
+    @property
+    def entropic(self) -> bool:
+        return self.functional.entropic and redefined(self, OfPart) is None
+
+    def heated(self, mu: Any, variance: float, generator: torch.Generator) -> Any:
+        part = self.functional.heated(self.own(mu), variance, generator)
+        return parts_of(mu).with_part(self.part, part)
+
     def modulus(self, dim: int) -> float | None:
         # The dimension of the part is not that of the whole; McCann's condition is
         # stricter in each higher dimension.
@@ -180,7 +191,10 @@ class InPart(Functional):
         self.functional, self.measure, self.part = functional, measure, part
 
     def value(self, mu: Measure) -> Tensor:
-        return self.functional.value(self.measure.with_part(self.part, mu))
+        value = self.functional.value(self.measure.with_part(self.part, mu))
+        # F need not see this part: then its derivatives there are 0.
+        tensors = [x for x in mu.tensors() if records(x)]
+        return value + 0.0 * sum(x.sum() for x in tensors) if tensors else value
 
     def resample(self, generator: torch.Generator) -> Functional:
         drawn = self.functional.resample(generator)
@@ -212,17 +226,38 @@ def in_part(F: Functional, mu: Parts, part: str | int) -> Functional:
     Functional
         Of the part.
     """
-    k = mu.index(part)
-    found: list[Functional] = []
+    k, terms = mu.index(part), terms_by_part(F, mu)
+    coupled, own = terms.get(None), terms.get(k)
+    found = [] if coupled is None else [InPart(coupled, mu, part)]
+    both = (*found, own) if own is not None else tuple(found)
+    return both[0] if len(both) == 1 else Sum(both)
+
+
+def terms_by_part(F: Functional, mu: Parts) -> dict[int | None, Functional]:
+    """Return the sum of the terms of each part alone, and that of all others.
+
+    Parameters
+    ----------
+    F : Functional
+        The functional of all parts.
+    mu : Parts
+        The measure.
+
+    Returns
+    -------
+    dict
+        The number of a part, with a functional of this part; None, with one of all.
+    """
+    found: dict[int | None, list[Functional]] = {}
     for c, term in F.terms():
-        if not isinstance(term, OfPart):
-            own: Functional = InPart(term, mu, part)
-        elif mu.index(term.part) == k:
-            own = term.functional
-        else:
-            continue
-        found.append(own if c == 1 else Scaled(c, own))
-    return found[0] if len(found) == 1 else Sum(tuple(found))
+        k, own = None, term
+        if isinstance(term, OfPart) and redefined(term, OfPart) is None:
+            k, own = mu.index(term.part), term.functional
+        found.setdefault(k, []).append(own if c == 1 else Scaled(c, own))
+    return {
+        k: terms[0] if len(terms) == 1 else Sum(tuple(terms))
+        for k, terms in found.items()
+    }
 
 
 def parts_of(mu: Measure) -> Parts:

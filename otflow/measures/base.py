@@ -94,6 +94,9 @@ class Measure(Bundle):
     cures: ClassVar[Mapping[str, str]] = {}
     """Why a capability is missing and what to use in its place, by its name."""
 
+    as_particles: ClassVar[str] = "Particles(mu.sample(n, generator))"
+    """What a scheme that takes particles alone may start from, for its message."""
+
     _tangent_layout: ClassVar[str] = ""
     flat: ClassVar[bool] = False
     """Whether tangents at different measures of a flow may be added.
@@ -475,6 +478,11 @@ class Measure(Bundle):
         x = self.points.detach().abs()
         return x if x.shape == tangent.shape else x.max().expand(tangent.shape)
 
+    @final
+    def zeros(self, *shape: int) -> Tensor:
+        """Return zeros of the dtype and on the device of the measure."""
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
     def fault(self) -> str:
         """Return what is wrong with the numbers of the measure; "" if nothing is.
 
@@ -846,7 +854,7 @@ class Measure(Bundle):
             expected = f"{tuple(shape)}{self._tangent_layout}"
             msg = f"{name} must have shape {expected}, got {got}"
             raise ValueError(msg)
-        check_like(tangent, self.points, name, "points")
+        check_like(tangent, self, name, "points")
 
 
 keep_immutable(Measure, "points", "weights")

@@ -103,6 +103,7 @@ class Euclidean(Measure):
         "mix": "it is one point; use mu.push(mu.displacement_to(nu), share)",
         "array": "use mu.values.numpy()",
     }
+    as_particles: ClassVar[str] = "Particles, for a law of many points"
     _tangent_layout: ClassVar[str] = ", that of the values"
 
     def __init__(self, values: ArrayLike, scale: float | None = None) -> None:

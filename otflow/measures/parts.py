@@ -19,7 +19,10 @@ from otflow.measures.base import Measure
 __all__ = ["Parts"]
 
 T = TypeVar("T")
-ASK_A_PART = "ask a part of mu.parts, as mu['outer'] or mu[0], for its own"
+ASK_A_PART = (
+    "ask a part of mu.parts, as mu['outer'] or mu[0], for its own; a scheme that needs "
+    "them steps the parts one by one in schemes.PartByPart"
+)
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -96,6 +99,7 @@ class Parts(Measure):
         "sample": "draw from a part, as mu['outer'].sample(n, generator)",
         "array": "take the arrays of a part, as mu['outer'].points.numpy()",
     }
+    as_particles: ClassVar[str] = "each part alone, by schemes.PartByPart"
     _tangent_layout: ClassVar[str] = ": the tangents of all parts in turn, see `joined`"
 
     def __init__(self, parts: Mapping[str, Measure] | Sequence[Measure]) -> None:
@@ -258,14 +262,6 @@ class Parts(Measure):
     @property
     def tangent_shape(self) -> tuple[int, ...]:
         return (sum(_size(shape) for shape in self._shapes()),)
-
-    def _check_tangent(self, tangent: Tensor, name: str = "tangent") -> None:
-        shape = self.tangent_shape
-        if not isinstance(tangent, Tensor) or tangent.shape != shape:
-            got = getattr(tangent, "shape", type(tangent).__name__)
-            msg = f"{name} must have shape {shape}{self._tangent_layout}, got {got}"
-            raise ValueError(msg)
-        check_like(tangent, self, name, "the measure")
 
     def _check_number(self, things: Sequence[Any], what: str) -> None:
         if len(things) != len(self.parts):

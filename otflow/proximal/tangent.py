@@ -136,7 +136,8 @@ class TangentProximal(ProximalSolver[M]):
             msg = (
                 f"TangentProximal needs a push that moves points, and that of "
                 f"{type(mu).__name__} is a flux between fixed cells; use JKO() without "
-                f"a solver to get the representation's own"
+                f"a solver to get the representation's own, or for a measure of parts "
+                f"schemes.PartByPart(JKO())"
             )
             raise Unsupported(msg)
         objective = Objective(F, mu, dt)

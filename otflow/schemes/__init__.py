@@ -16,6 +16,7 @@ from otflow.schemes.minibatch import Minibatch
 from otflow.schemes.mobility import Mobility
 from otflow.schemes.momentum import Adam, Momentum
 from otflow.schemes.noisy import NoisyEuler
+from otflow.schemes.part_by_part import PartByPart
 from otflow.schemes.resample import Resample
 from otflow.schemes.svgd import SVGD
 from otflow.schemes.underdamped import UnderdampedLangevin
@@ -40,6 +41,7 @@ __all__ = [
     "Mobility",
     "Momentum",
     "NoisyEuler",
+    "PartByPart",
     "Resample",
     "Scheme",
     "Step",

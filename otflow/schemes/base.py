@@ -272,7 +272,7 @@ def check_particles(mu: Measure, scheme: Scheme, *, instead: str) -> None:
     if not isinstance(mu, Particles):
         msg = (
             f"{type(scheme).__name__} moves particles one by one, not "
-            f"{type(mu).__name__}; use {instead}, or Particles(mu.sample(n, generator))"
+            f"{type(mu).__name__}; use {instead}, or {mu.as_particles}"
         )
         raise Unsupported(msg)
 

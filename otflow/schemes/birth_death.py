@@ -257,7 +257,7 @@ class BirthDeath(Scheme):
             msg = (
                 f"BirthDeath(..., {what}=...) replaces atoms of Particles, and the "
                 f"measure is {mu!r}; leave {what} out, or start from "
-                f"Particles(mu.sample(n, generator))"
+                f"{mu.as_particles}"
             )
             raise Unsupported(msg)
         mu.refuse_graph(

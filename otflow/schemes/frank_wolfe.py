@@ -296,8 +296,7 @@ class FrankWolfe(Scheme):
         if not isinstance(mu, Particles):
             msg = (
                 f"FrankWolfe adds atoms, and {type(mu).__name__} has none; start from "
-                f"Particles(mu.sample(n, generator)), or from one atom, which the "
-                f"first step forgets"
+                f"{mu.as_particles}, or from one atom, which the first step forgets"
             )
             raise Unsupported(msg)
         mu.refuse_graph(

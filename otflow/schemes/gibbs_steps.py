@@ -266,7 +266,7 @@ def _parts(
     if not isinstance(mu, (GridDensity, Particles)):
         msg = (
             f"{name} needs a GridDensity or Particles, not {type(mu).__name__}; "
-            f"use JKO(), or Particles(mu.sample(n, generator))"
+            f"use JKO(), or {mu.as_particles}"
         )
         raise Unsupported(msg)
     check_unbounded(rest)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from otflow._validation import true_or_false
 from otflow.errors import Diverged
-from otflow.functionals import Functional
+from otflow.functionals import Functional, Scaled, Sum
 from otflow.functionals.stated_terms import check_terms
 from otflow.measures import Measure, Particles
 from otflow.proximal.certificate import Certificate
@@ -28,7 +28,8 @@ class Langevin(Scheme):
     \sqrt{2\tau}\,dW` and the Fokker-Planck equation :math:`\partial_t\rho =
     \nabla\cdot(\rho\nabla G'[\rho]) + \tau\Delta\rho` :cite:p:`mei2018mean`. The scheme
     reads the temperature :math:`\tau` (the inverse of :math:`\beta`) from
-    ``F.split_entropy()``. Weak order 1.
+    ``F.split_entropy()``. Weak order 1. Entropies of parts of a measure, as
+    `~otflow.functionals.OfPart` makes them, give each part noise of its own factor.
 
     The entropy of particles has no value. So the recorded energy is G(mu), without the
     entropy, and ``info["temperature"]`` holds :math:`\tau`.
@@ -77,11 +78,14 @@ class Langevin(Scheme):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        temperature, rest = split_heat(F)
+        temperature, noise, rest = _split_noise(F)
         energy, velocity = rest.value_and_velocity(mu)
         try:
             moved = (mu.transport if self.remap else mu.push)(velocity, dt)
-            moved = moved.diffuse(2.0 * temperature * dt, generator)
+            if temperature or not noise:
+                moved = moved.diffuse(2.0 * temperature * dt, generator)
+            for factor, entropy in noise:
+                moved = entropy.heated(moved, 2.0 * factor * dt, generator)
         except Diverged as error:
             raise by_smaller_dt(error, mu) from error
         before = float(energy.detach())
@@ -89,7 +93,7 @@ class Langevin(Scheme):
         return Step(moved, state, info, energy)
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:
-        return split_heat(F)[1].value(mu)
+        return _split_noise(F)[2].value(mu)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({'remap=True' if self.remap else ''})"
@@ -99,12 +103,33 @@ def split_heat(F: Functional) -> tuple[float, Functional]:
     """Return the temperature and the rest; ValueError if the heat runs backwards."""
     temperature, rest = F.split_entropy()
     if temperature < 0:
-        msg = (
-            f"the entropy has the negative factor {temperature:g}: the flow would "
-            f"be a backward heat equation; minimise + temperature * Entropy()"
-        )
-        raise ValueError(msg)
+        raise ValueError(_backward(temperature, "Entropy()"))
     return temperature, rest
+
+
+def _split_noise(
+    F: Functional,
+) -> tuple[float, list[tuple[float, Functional]], Functional]:
+    """Return the temperature, entropies of parts with their factors, and the rest."""
+    temperature, rest = split_heat(F)
+    terms = rest.terms()
+    noise = [(c, term) for c, term in terms if term.entropic]
+    if not noise:
+        return temperature, [], rest
+    for c, term in noise:
+        if c < 0:
+            raise ValueError(_backward(c, repr(term)))
+    others = [
+        term if c == 1 else Scaled(c, term) for c, term in terms if not term.entropic
+    ]
+    return temperature, noise, others[0] if len(others) == 1 else Sum(tuple(others))
+
+
+def _backward(factor: float, entropy: str) -> str:
+    return (
+        f"the entropy has the negative factor {factor:g}: the flow would be a backward "
+        f"heat equation; minimise + temperature * {entropy}"
+    )
 
 
 def by_smaller_dt(error: Diverged, mu: Measure) -> Diverged:

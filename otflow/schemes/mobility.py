@@ -168,7 +168,7 @@ class Mobility(Scheme):
         if not isinstance(mu, Particles):
             msg = (
                 f"Mobility scales the coordinates of particles, not "
-                f"{type(mu).__name__}; use Particles(mu.sample(n, generator)), or, for "
+                f"{type(mu).__name__}; use {mu.as_particles}, or, for "
                 f"one mobility m of all coordinates, the flow of m * F"
             )
             raise Unsupported(msg)

@@ -194,7 +194,9 @@ def rose(report: Certificate, noise: float) -> bool | None:
     # Langevin records the energy without the entropy, which may rise.
     if "temperature" in report.entries:
         return False
-    parts = [rose(part, noise) for part in report.entries.get("parts", ())]
+    # One part of a measure may fall where all together rise.
+    inner = report.entries.get("parts", ())
+    parts = [rose(part, noise) for part in inner if "part" not in part.entries]
     if parts:
         return None if all(part is None for part in parts) else any(parts)
     a, b = report.energy_before, report.energy_after
