@@ -39,6 +39,7 @@ FLOORS = (
     "mobilities",
     "models",
     "moves",
+    "multilayer",
     "networks_and_heat",
     "noise",
     "numbers",

@@ -369,54 +369,6 @@ def test_it_is_copied_and_pickled():
             assert torch.equal(other(mu, X), network(mu, X))
 
 
-# Flows --------------------------------------------------------------------------------
-
-
-def regression(network):
-    X = torch.linspace(-2, 2, 20, dtype=F64)[:, None]
-    return Risk(network, X, X[:, 0].sin())
-
-
-SCHEMES = {
-    "euler": of.ExplicitEuler(),
-    "backtracking": of.ExplicitEuler(backtracking=True),
-    "jko": of.JKO(),
-}
-
-
-@pytest.mark.parametrize("name", SCHEMES)
-def test_a_flow_lowers_the_risk(name):
-    network = MultiLayer((12, 10), "tanh")
-    F, mu = regression(network), drawn(network, d=1, outer=(1.0, 1.0))
-    run = of.flow(F, mu, SCHEMES[name], dt=0.1, steps=30)
-    energy = run.records["energy"]
-    assert bool((energy.diff() < 0).all())
-    assert float(energy[-1]) < 0.2 * float(energy[0])
-
-
-def test_a_jko_step_solves_its_equation():
-    """At the minimum the displacement is dt times the velocity there."""
-    network = MultiLayer((12, 10), "tanh")
-    F, mu = regression(network), drawn(network, d=1, outer=(1.0, 1.0))
-    nu = of.flow(F, mu, of.JKO(), dt=0.1, steps=1).final
-    gap = mu.displacement_to(nu) / 0.1 - F.velocity(nu)
-    size = float(mu.inner(F.velocity(mu), F.velocity(mu)))
-    assert float(mu.inner(gap, gap)) < 1e-6 * size
-
-
-def test_one_euler_step_is_one_step_of_gradient_descent_with_the_rates_of_the_paper():
-    """N dt for the outer layers and N^2 dt for the middle ones."""
-    network, dt = MultiLayer((5, 5, 5), "tanh", bias=False), 0.1
-    F, mu = regression(network), drawn(network, d=1)
-    leaf = mu.coordinates.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(F.value(mu.with_coordinates(leaf)), leaf)
-    rates = torch.cat(
-        [torch.full((k,), float(r)) for k, r in ((5, 5), (50, 25), (5, 5))]
-    )
-    moved = of.flow(F, mu, of.ExplicitEuler(), dt=dt, steps=1).final
-    torch.testing.assert_close(moved.coordinates, mu.coordinates - dt * rates * slope)
-
-
 # Depth --------------------------------------------------------------------------------
 
 
