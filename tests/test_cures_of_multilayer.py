@@ -91,8 +91,8 @@ CASES: dict[str, Case] = {
     "one hidden layer": (
         ValueError,
         (
-            r"widths must hold two layers at least, got \(100,\); one hidden layer is a "
-            r""
+            r"widths must hold two layers at least, got \(100,\); one hidden layer is "
+            r"a "
             "TwoLayer"
         ),
         lambda: MultiLayer((100,), "tanh"),
@@ -134,8 +134,10 @@ CASES: dict[str, Case] = {
     ),
     "a law without a deviation": (
         TypeError,
-        r"middle must be a pair \(mean, standard deviation\), got 1.0; e.g. \(0.0, "
-        r"1.0\)",
+        (
+            r"middle must be a pair \(mean, standard deviation\), got 1.0; e.g. \(0.0, "
+            r"1.0\)"
+        ),
         lambda: NETWORK.draw(2, GENERATOR, middle=1.0),
         [lambda: NETWORK.draw(2, GENERATOR, middle=(0.0, 1.0))],
     ),
@@ -148,8 +150,8 @@ CASES: dict[str, Case] = {
     "too few weights": (
         ValueError,
         (
-            r"weights must be 4 tensors, one for each of \['inner', 'middle1', 'bias2', "
-            r""
+            r"weights must be 4 tensors, one for each of \['inner', 'middle1', "
+            r"'bias2', "
             r"'outer'\], got 3; network.shapes\(d\) are theirs"
         ),
         lambda: NETWORK.measure(weights()[:3]),
@@ -264,8 +266,8 @@ CASES: dict[str, Case] = {
     "align other masses": (
         ValueError,
         (
-            r"the masses of nu\['outer'\] differ, and permutations match units of equal "
-            r""
+            r"the masses of nu\['outer'\] differ, and permutations match units of "
+            r"equal "
             r"mass; give units of mass 1/N, nu.replace\(outer=Particles\(nu\['outer'\]."
             r"points\)\)"
         ),
