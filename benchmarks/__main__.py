@@ -19,6 +19,7 @@ from benchmarks import (
     loop,
     metrics,
     moons,
+    multilayer,
     network_gaps,
     noise,
     ornstein_uhlenbeck,
@@ -48,6 +49,7 @@ MODULES = (
     ornstein_uhlenbeck,
     falsifier,
     network_gaps,
+    multilayer,
     noise,
     imports,
 )

@@ -40,6 +40,7 @@ FLOORS = (
     "mobilities",
     "models",
     "moves",
+    "multilayer",
     "networks_and_heat",
     "noise",
     "numbers",

@@ -15,7 +15,7 @@ from otflow.meanfield.model import redefined
 from otflow.meanfield.units import UNITS, Elementwise, Relu, Sigmoid, Tanh, Unit
 from otflow.measures import Particles
 
-__all__ = ["from_module", "to_module"]
+__all__ = ["activation_of", "from_module", "module_of", "to_module"]
 
 _MODULES: dict[type[Unit], type[nn.Module]] = {
     Relu: nn.ReLU,
@@ -117,7 +117,7 @@ def to_module(mu: Particles, network: TwoLayer) -> nn.Sequential:
         outer.weight.copy_((network.masses(mu.weights)[:, None] * a).T)
         if has_offset:
             outer.bias.copy_(outer.bias.new_tensor(network.offset))
-    return nn.Sequential(inner, _module_of(network.activation), outer)
+    return nn.Sequential(inner, module_of(network.activation), outer)
 
 
 def from_module(
@@ -185,11 +185,12 @@ def from_module(
         names = ", ".join(type(layer).__name__ for layer in layers)
         msg = (
             f"module must be Sequential(Linear, activation, Linear), got "
-            f"Sequential({names}); a deeper network is not one measure of neurons"
+            f"Sequential({names}); a deeper network is a measure of several parts: "
+            f"meanfield.networks.from_sequential(module)"
         )
         raise Unsupported(msg)
     network = TwoLayer(
-        _activation_of(middle) if activation is None else activation,
+        activation_of(middle) if activation is None else activation,
         outputs=None if outer.out_features == 1 else outer.out_features,
         bias=inner.bias is not None,
         scaling=scaling,
@@ -205,14 +206,18 @@ def from_module(
     return Particles(theta), network
 
 
-def _module_of(activation: Elementwise) -> nn.Module:
+def module_of(activation: Elementwise) -> nn.Module:
+    """Return an activation as a module of torch."""
     if isinstance(activation, nn.Module):
         return copy.deepcopy(activation)
     kind = _MODULES.get(type(activation))  # type: ignore[arg-type]
     return _Activation(activation) if kind is None else kind()
 
 
-def _activation_of(module: nn.Module) -> Elementwise:
+def activation_of(
+    module: nn.Module, cure: str = "from_module(module, activation=module[1])"
+) -> Elementwise:
+    """Return the activation that a module computes; Unsupported if it is unknown."""
     if isinstance(module, _Activation):
         return module.activation
     for unit, kind in _MODULES.items():
@@ -220,6 +225,6 @@ def _activation_of(module: nn.Module) -> Elementwise:
             return UNITS[unit.name]
     msg = (
         f"the activation must be ReLU, Tanh or Sigmoid, got {type(module).__name__}; "
-        f"if it acts entry by entry, say so: from_module(module, activation=module[1])"
+        f"if it acts entry by entry, say so: {cure}"
     )
     raise Unsupported(msg)

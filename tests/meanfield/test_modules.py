@@ -152,7 +152,7 @@ def test_other_activations_are_taken_when_they_are_named():
         (
             nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU()),
             of.errors.Unsupported,
-            "a deeper network is not one measure of neurons",
+            "a deeper network is a measure of several parts",
         ),
         (
             nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU(), nn.Linear(3, 1)),

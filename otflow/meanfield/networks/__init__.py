@@ -1,6 +1,16 @@
 """Deep networks as functions of measures."""
 
-__all__: list[str] = []
+from otflow.meanfield.networks.alignment import Alignment, align_networks
+from otflow.meanfield.networks.multilayer import MultiLayer
+from otflow.meanfield.networks.sequential import from_sequential, to_sequential
+
+__all__ = [
+    "Alignment",
+    "MultiLayer",
+    "align_networks",
+    "from_sequential",
+    "to_sequential",
+]
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,367 @@
+"""Cures of networks of several layers."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import otflow as of
+from otflow.meanfield.networks import (
+    MultiLayer,
+    align_networks,
+    from_sequential,
+    to_sequential,
+)
+from otflow.measures import Euclidean, Parts
+from otflow.testing.clouds import normal
+from tests.cures import Case, check_cures
+
+F64 = torch.float64
+Unsupported = of.errors.Unsupported
+NETWORK = MultiLayer((4, 3), "tanh")
+GENERATOR = torch.Generator().manual_seed(0)
+MU = NETWORK.draw(2, GENERATOR, dtype=F64)
+X = normal(5, 2)
+RISK = of.meanfield.Risk(NETWORK, X, X[:, 0])
+DEEP = MultiLayer((4, 3, 5), ("relu", "tanh", "erf"))
+
+
+def replaced(**parts):
+    return RISK(MU.replace(**parts))
+
+
+def renamed():
+    parts = {f"layer{k}": part for k, part in enumerate(MU.parts)}
+    return NETWORK(Parts(parts), X)
+
+
+def weights():
+    return [part.coordinates for part in MU.parts]
+
+
+def unequal():
+    masses = torch.tensor([0.5, 0.3, 0.2], dtype=F64)
+    return MU.replace(outer=of.Particles(MU["outer"].points, masses))
+
+
+class Doubled(MultiLayer):
+    def respond(self, inputs, mu):
+        return 2 * super().respond(inputs, mu)
+
+
+def twice(z):
+    return 2 * torch.tanh(z)
+
+
+def mlp(*widths, activation=nn.Tanh, bias=True):
+    layers = [
+        module
+        for a, b in pairwise(widths[:-1])
+        for module in (nn.Linear(a, b, bias=bias), activation())
+    ]
+    return nn.Sequential(*layers, nn.Linear(*widths[-2:]))
+
+
+def mixed(bias):
+    module = mlp(2, 4, 3, 1)
+    if not bias:
+        module[0].bias = None
+    return module
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = mlp(2, 4, 3, 1)
+
+
+CASES: dict[str, Case] = {
+    "widths that are one number": (
+        TypeError,
+        (
+            "widths must be a sequence of the numbers of hidden units, got 100; e.g. "
+            r"widths=\(100, 100\)"
+        ),
+        lambda: MultiLayer(100, "tanh"),
+        [lambda: MultiLayer((100, 100), "tanh")],
+    ),
+    "one hidden layer": (
+        ValueError,
+        (
+            r"widths must hold two layers at least, got \(100,\); one hidden layer is "
+            r"a "
+            "TwoLayer"
+        ),
+        lambda: MultiLayer((100,), "tanh"),
+        [lambda: of.meanfield.TwoLayer("tanh")],
+    ),
+    "a layer without units": (
+        ValueError,
+        r"widths\[1\] must be",
+        lambda: MultiLayer((4, 0), "tanh"),
+        [lambda: MultiLayer((4, 1), "tanh").draw(2, GENERATOR)],
+    ),
+    "an unknown activation": (
+        ValueError,
+        "activation must be one of .*'tanh'",
+        lambda: MultiLayer((4, 3), "tahn"),
+        [lambda: MultiLayer((4, 3), "tanh")],
+    ),
+    "units for another number of layers": (
+        ValueError,
+        (
+            "units must be one activation, or 2, one for each hidden layer, got 3; "
+            "e.g. "
+            "units='relu' for all"
+        ),
+        lambda: MultiLayer((4, 3), ("relu", "tanh", "erf")),
+        [
+            lambda: MultiLayer((4, 3), "relu"),
+            lambda: MultiLayer((4, 3), ("relu", "erf")),
+        ],
+    ),
+    "units that are a number": (
+        TypeError,
+        (
+            "units must be an activation, or one for each hidden layer, got 3; e.g. "
+            "units='tanh'"
+        ),
+        lambda: MultiLayer((4, 3), 3),
+        [lambda: MultiLayer((4, 3), "tanh")],
+    ),
+    "a law without a deviation": (
+        TypeError,
+        (
+            r"middle must be a pair \(mean, standard deviation\), got 1.0; e.g. \(0.0, "
+            r"1.0\)"
+        ),
+        lambda: NETWORK.draw(2, GENERATOR, middle=1.0),
+        [lambda: NETWORK.draw(2, GENERATOR, middle=(0.0, 1.0))],
+    ),
+    "half precision": (
+        ValueError,
+        "dtype must be torch.float32 or torch.float64, got torch.float16",
+        lambda: NETWORK.draw(2, GENERATOR, dtype=torch.float16),
+        [lambda: NETWORK.draw(2, GENERATOR, dtype=torch.float32)],
+    ),
+    "too few weights": (
+        ValueError,
+        (
+            r"weights must be 4 tensors, one for each of \['inner', 'middle1', "
+            r"'bias2', "
+            r"'outer'\], got 3; network.shapes\(d\) are theirs"
+        ),
+        lambda: NETWORK.measure(weights()[:3]),
+        [
+            lambda: NETWORK.measure(weights()),
+            lambda: NETWORK.measure(
+                [torch.ones(shape) for shape in NETWORK.shapes(2).values()]
+            ),
+        ],
+    ),
+    "a measure of neurons": (
+        TypeError,
+        (
+            r"the measure of a MultiLayer must be a Parts, got Particles.*; "
+            r"network.draw\(2, generator\) makes one"
+        ),
+        lambda: NETWORK(of.Particles(normal(4, 3)), X),
+        [lambda: NETWORK(NETWORK.draw(2, GENERATOR, dtype=F64), X)],
+    ),
+    "parts of other names": (
+        ValueError,
+        (
+            r"MultiLayer\(\(4, 3\), 'tanh'\) needs the parts \['inner', 'middle1', "
+            r"'bias2', 'outer'\], in this order, got \['layer0', .*; "
+            r"network.draw\(2, generator\) makes one"
+        ),
+        renamed,
+        [lambda: NETWORK(NETWORK.draw(2, GENERATOR, dtype=F64), X)],
+    ),
+    "a part of another kind": (
+        TypeError,
+        "the part 'middle1' must be a Euclidean, got Particles.*; network.draw",
+        lambda: replaced(middle1=of.Particles(normal(3, 4))),
+        [lambda: replaced(middle1=Euclidean(normal(3, 4)))],
+    ),
+    "a part of another shape": (
+        ValueError,
+        (
+            r"the part 'middle1' must have shape \(3, 4\) for 2 inputs and the widths "
+            r"\(4, 3\), got \(4, 3\); network.draw\(2, generator\) makes a measure of "
+            r"the "
+            "right shapes"
+        ),
+        lambda: replaced(middle1=Euclidean(normal(4, 3))),
+        [
+            lambda: replaced(middle1=Euclidean(normal(3, 4))),
+            lambda: RISK(NETWORK.draw(2, GENERATOR, dtype=F64)),
+        ],
+    ),
+    "a network of other widths": (
+        ValueError,
+        (
+            r"the part 'inner' must have shape \(4, 3\) for 2 inputs and the widths "
+            r"\(4, 3\), got \(6, 3\); MultiLayer\(\(6, 3\), ...\) fits all its parts"
+        ),
+        lambda: RISK(MultiLayer((6, 3), "tanh").draw(2, GENERATOR, dtype=F64)),
+        [
+            lambda: MultiLayer((6, 3), "tanh")(
+                MultiLayer((6, 3), "tanh").draw(2, GENERATOR, dtype=F64), X
+            )
+        ],
+    ),
+    "other outputs": (
+        ValueError,
+        (
+            r"the part 'outer' must have shape \(3, 1\) .*got \(3, 2\); "
+            r"MultiLayer\(\(4, 3\), ..., outputs=2\) fits all its parts"
+        ),
+        lambda: replaced(outer=of.Particles(normal(3, 2))),
+        [
+            lambda: MultiLayer((4, 3), "tanh", outputs=2)(
+                MU.replace(outer=of.Particles(normal(3, 2))), X
+            )
+        ],
+    ),
+    "too few permutations": (
+        ValueError,
+        (
+            "orders must be 2 permutations, one for each hidden layer, got 1; "
+            r"torch.arange\(N\) changes nothing"
+        ),
+        lambda: NETWORK.permuted(MU, [torch.arange(4)]),
+        [lambda: NETWORK.permuted(MU, [torch.arange(4), torch.arange(3)])],
+    ),
+    "an order that is no permutation": (
+        ValueError,
+        (
+            r"orders\[0\] must be a permutation of 0, ..., 3, int64 on cpu, got "
+            r"torch.int64 of shape \(4,\); torch.randperm\(4\) is one"
+        ),
+        lambda: NETWORK.permuted(MU, [torch.zeros(4).long(), torch.arange(3)]),
+        [lambda: NETWORK.permuted(MU, [torch.randperm(4), torch.arange(3)])],
+    ),
+    "an order that is a list": (
+        TypeError,
+        r"orders\[1\] must be a Tensor, got .*; torch.randperm\(3\) is one",
+        lambda: NETWORK.permuted(MU, [torch.arange(4), [0, 1, 2]]),
+        [lambda: NETWORK.permuted(MU, [torch.arange(4), torch.randperm(3)])],
+    ),
+    "align another network": (
+        TypeError,
+        "network must be a MultiLayer, got TwoLayer.*; give the MultiLayer of both",
+        lambda: align_networks(of.meanfield.TwoLayer("tanh"), MU, MU),
+        [lambda: align_networks(NETWORK, MU, MU)],
+    ),
+    "align a measure of neurons": (
+        TypeError,
+        r"nu must be a Parts, got Particles.*; network.draw\(d, generator\) makes one",
+        lambda: align_networks(NETWORK, MU, MU["inner"]),
+        [lambda: align_networks(NETWORK, MU, NETWORK.draw(2, GENERATOR, dtype=F64))],
+    ),
+    "align other masses": (
+        ValueError,
+        (
+            r"the masses of nu\['outer'\] differ, and permutations match units of "
+            r"equal "
+            r"mass; give units of mass 1/N, nu.replace\(outer=Particles\(nu\['outer'\]."
+            r"points\)\)"
+        ),
+        lambda: align_networks(NETWORK, MU, unequal()),
+        [
+            lambda: align_networks(
+                NETWORK,
+                MU,
+                unequal().replace(outer=of.Particles(unequal()["outer"].points)),
+            )
+        ],
+    ),
+    "a module of another network": (
+        TypeError,
+        "network must be a MultiLayer, got TwoLayer.*; to_module is for a TwoLayer",
+        lambda: to_sequential(MU, of.meanfield.TwoLayer("tanh")),
+        [
+            lambda: to_sequential(MU, NETWORK),
+            lambda: of.meanfield.to_module(
+                of.Particles(normal(4, 4)), of.meanfield.TwoLayer("tanh")
+            ),
+        ],
+    ),
+    "a module of a measure of neurons": (
+        TypeError,
+        r"mu must be a Parts, got Particles.*; network.draw\(d, generator\) makes one",
+        lambda: to_sequential(MU["inner"], NETWORK),
+        [lambda: to_sequential(NETWORK.draw(2, GENERATOR), NETWORK)],
+    ),
+    "a module of a subclass": (
+        Unsupported,
+        (
+            "Doubled.respond changes the outputs, so that no Linear layers compute "
+            "them; "
+            r"state other values in the units, MultiLayer\(widths, units\)"
+        ),
+        lambda: to_sequential(MU, Doubled((4, 3), "tanh")),
+        [lambda: to_sequential(MU, MultiLayer((4, 3), ("tanh", twice)))],
+    ),
+    "a module of ones own": (
+        TypeError,
+        (
+            "module must be a torch.nn.Sequential, got Own; write "
+            r"Sequential\(Linear, activation, ..., Linear\) of its layers"
+        ),
+        lambda: from_sequential(Own()),
+        [lambda: from_sequential(nn.Sequential(*Own().layers))],
+    ),
+    "a module of two layers": (
+        Unsupported,
+        (
+            r"of three Linear layers at least, got Sequential\(Linear, Tanh, Linear\); "
+            "from_module takes one of two"
+        ),
+        lambda: from_sequential(mlp(2, 4, 1)),
+        [lambda: of.meanfield.from_module(mlp(2, 4, 1))],
+    ),
+    "from_module of three layers": (
+        Unsupported,
+        (
+            "a deeper network is a measure of several parts: "
+            r"meanfield.networks.from_sequential\(module\)"
+        ),
+        lambda: of.meanfield.from_module(mlp(2, 4, 3, 1)),
+        [lambda: of.meanfield.networks.from_sequential(mlp(2, 4, 3, 1))],
+    ),
+    "biases in some layers": (
+        Unsupported,
+        (
+            "some hidden layers of the module have biases and some have none; give all "
+            "of "
+            r"them biases, Linear\(..., bias=True\), with zeros where there are none"
+        ),
+        lambda: from_sequential(mixed(bias=False)),
+        [lambda: from_sequential(mixed(bias=True))],
+    ),
+    "an unknown module": (
+        Unsupported,
+        (
+            "the activation must be ReLU, Tanh or Sigmoid, got Softplus; if it acts "
+            "entry "
+            r"by entry, say so: from_sequential\(module, units=list\(module\[1::2\]\)\)"
+        ),
+        lambda: from_sequential(mlp(2, 4, 3, 1, activation=nn.Softplus)),
+        [
+            lambda: from_sequential(
+                module := mlp(2, 4, 3, 1, activation=nn.Softplus),
+                units=list(module[1::2]),
+            )
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_cure_works(case):
+    check_cures(CASES[case])
