@@ -26,6 +26,7 @@ from benchmarks import (
     population,
     quantiles,
     reaction,
+    residual,
     risk,
     transport,
 )
@@ -34,6 +35,7 @@ from benchmarks.timing import show
 MODULES = (
     risk,
     reaction,
+    residual,
     population,
     pairs,
     loop,

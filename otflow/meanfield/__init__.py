@@ -1,5 +1,6 @@
 """Mean-field networks: training a wide layer is a flow of its measure of neurons."""
 
+from otflow.meanfield import networks
 from otflow.meanfield import outer as _outer
 from otflow.meanfield.decomposition import Decomposition
 from otflow.meanfield.duality import fenchel_gap
@@ -44,6 +45,7 @@ __all__ = [
     "from_loader",
     "from_module",
     "layer_dissipation",
+    "networks",
     "nngp_kernel",
     "ntk_kernel",
     "path_norm",

@@ -21,7 +21,7 @@ from otflow.errors import InvalidFunctional
 from otflow.meanfield.network import Network
 from otflow.meanfield.units import UNITS, Elementwise, as_activation
 
-__all__ = ["CustomLayer", "TwoLayer"]
+__all__ = ["CustomLayer", "TwoLayer", "shown"]
 
 
 class TwoLayer(Network):
@@ -191,10 +191,10 @@ class TwoLayer(Network):
 
     def __repr__(self) -> str:
         bias = "" if self.bias else ", bias=False"
-        return f"TwoLayer({_shown(self.activation)}{bias}{self._options()})"
+        return f"TwoLayer({shown(self.activation)}{bias}{self._options()})"
 
 
-def _shown(activation: Elementwise) -> str:
+def shown(activation: Elementwise) -> str:
     """Return a built-in unit by its name in quotes, any other without them.
 
     The function relu is not the unit "relu", of which more is known.
