@@ -27,6 +27,7 @@ from benchmarks import (
     population,
     quantiles,
     reaction,
+    residual,
     risk,
     transport,
 )
@@ -35,6 +36,7 @@ from benchmarks.timing import show
 MODULES = (
     risk,
     reaction,
+    residual,
     population,
     pairs,
     loop,

@@ -137,6 +137,7 @@ def test_every_public_object_hides_its_module_of_definition_only(name):
 NAMESPACES = [
     "otflow",
     *(f"otflow.{name}" for name in [*SUBMODULES, *OPTIONAL]),
+    "otflow.meanfield.networks",
     "otflow.metrics.symmetries",
 ]
 

@@ -6,9 +6,15 @@ from otflow.meanfield.networks.sequential import from_sequential, to_sequential
 
 __all__ = [
     "Alignment",
+    "Flattened",
     "MultiLayer",
+    "Residual",
     "align_networks",
+    "compositional_norm",
+    "flatten",
     "from_sequential",
+    "permute_layers",
+    "rademacher_bound",
     "to_sequential",
 ]
 

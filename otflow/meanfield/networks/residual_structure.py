@@ -1,0 +1,144 @@
+"""Residual networks in other shapes: flattened to two layers, with layers permuted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from otflow._validation import check_kind
+from otflow.meanfield.layers import TwoLayer
+from otflow.meanfield.networks.residual import Residual
+from otflow.meanfield.networks.residual_layers import cells_of, reflected
+from otflow.measures import Particles
+
+__all__ = ["Flattened", "flatten", "permute_layers"]
+
+
+class Flattened(NamedTuple):
+    r"""The two-layer network that a residual network is to first order.
+
+    The outputs are :math:`f(x) = Sx + g(x) + O(\epsilon^2)`, with g the network on the
+    measure.
+
+    Parameters
+    ----------
+    network : TwoLayer
+        The network g, with the offset.
+    measure : Particles
+        Its neurons.
+    skip : Tensor, shape (m, d)
+        The matrix S of the inputs that pass by all layers: read-out times embedding.
+    """
+
+    network: TwoLayer
+    measure: Particles
+    skip: Tensor
+
+
+def flatten(network: Residual, mu: Particles, inputs: int) -> Flattened:
+    r"""Return the two-layer network of the same blocks, all fed by the input.
+
+    Where all outer weights are :math:`O(\epsilon)`, each block sees z(0) up to
+    :math:`O(\epsilon)`, and the outputs differ by :math:`O(\epsilon^2)`
+    :cite:p:`lu2020mean`.
+
+    Parameters
+    ----------
+    network : Residual
+        The network.
+    mu : Particles
+        Particles, points (N, p).
+    inputs : int
+        Number d of inputs.
+
+    Returns
+    -------
+    Flattened
+        Network, measure of neurons (R u, A^T w, b) of the same weights, and the
+        matrix R A, which is zero by default.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> network = of.meanfield.networks.Residual("tanh")
+    >>> mu = of.Particles(torch.rand(9, network.dim(2)))
+    >>> flat = of.meanfield.networks.flatten(network, mu, 2)
+    >>> flat.network, flat.measure.dim, float(flat.skip.norm())
+    (TwoLayer('tanh'), 4, 0.0)
+    """
+    check_kind(mu, Particles, "mu")
+    network._check_particles(mu.points, inputs)
+    _, u, w = network.split(mu.points)
+    width = u.shape[1]
+    eye = torch.eye(width, dtype=mu.dtype, device=mu.device)
+    A = (
+        eye[:, :inputs]
+        if network.embedding is None
+        else network.embedding.to(mu.points)
+    )
+    R = (
+        eye[-(network.outputs or 1) :]
+        if network.readout is None
+        else network.readout.to(u)
+    )
+    neurons = [u @ R.T, w[:, :width] @ A, w[:, width:]]
+    two = TwoLayer(
+        network.activation,
+        outputs=network.outputs,
+        bias=network.bias,
+        offset=network.offset,
+    )
+    return Flattened(two, mu.with_free_atoms(torch.cat(neurons, 1)), R @ A)
+
+
+def permute_layers(network: Residual, mu: Particles, order: Sequence[int]) -> Particles:
+    r"""Return the network with its layers in another order.
+
+    Parameters
+    ----------
+    network : Residual
+        The network.
+    mu : Particles
+        Particles, points (N, p).
+    order : sequence of int
+        Layer l of the answer is layer ``order[l]`` of `mu`, a permutation of 0,
+        ..., L - 1. A particle keeps its place in its cell.
+
+    Returns
+    -------
+    Particles
+        The atoms in the order of `mu`, with other times, all in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If `order` is no permutation of the layers, or a fixed time is not in
+        [0, 1].
+
+    Notes
+    -----
+    Layers of independent particles of one law :math:`\rho` may be permuted: the
+    outputs change by :math:`O(L^{-1/2})`, and by :math:`O(L^{-1})` if the field
+    :math:`\int\sigma(z;\theta)\,d\rho` is zero, as for outer weights of mean 0
+    that are independent of the inner ones.
+    """
+    check_kind(mu, Particles, "mu")
+    network._check_times(mu.points[:, 0])
+    if sorted(order) != list(range(network.layers)):
+        msg = (
+            f"order must hold each of the layers 0, ..., {network.layers - 1} once, "
+            f"got {list(order)!r:.60}; e.g. torch.randperm({network.layers}).tolist()"
+        )
+        raise ValueError(msg)
+    place = torch.empty(network.layers, dtype=torch.long, device=mu.device)
+    place[torch.as_tensor(list(order), device=mu.device)] = torch.arange(
+        network.layers, device=mu.device
+    )
+    t = reflected(mu.points[:, :1])
+    layer = cells_of(t[:, 0], network.layers)
+    moved = t + ((place[layer] - layer) / network.layers)[:, None].to(t)
+    points = torch.cat([moved.clamp(0, 1), mu.points[:, 1:]], dim=1)
+    return mu.with_free_atoms(points)
