@@ -2,6 +2,16 @@
 
 from otflow.meanfield.networks.alignment import Alignment, align_networks
 from otflow.meanfield.networks.multilayer import MultiLayer
+from otflow.meanfield.networks.residual import Residual
+from otflow.meanfield.networks.residual_norms import (
+    compositional_norm,
+    rademacher_bound,
+)
+from otflow.meanfield.networks.residual_structure import (
+    Flattened,
+    flatten,
+    permute_layers,
+)
 from otflow.meanfield.networks.sequential import from_sequential, to_sequential
 
 __all__ = [
