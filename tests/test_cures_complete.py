@@ -43,6 +43,7 @@ FLOORS = (
     "noise",
     "numbers",
     "optimizers",
+    "parts",
     "plans",
     "reports",
     "runs",
