@@ -9,6 +9,7 @@ import otflow as of
 from otflow.functionals import OfPart
 from otflow.measures import Euclidean, Parts
 from otflow.schemes import Adam, Momentum, PartByPart, UnderdampedLangevin
+from otflow.testing import SchemeContract, clouds
 from otflow.testing.clouds import normal
 from otflow.testing.same import assert_same
 
@@ -302,3 +303,81 @@ def test_a_certificate_of_the_run_claims_nothing_of_the_whole():
     assert found["energy"].verdict == "observed"
     assert found["functional"].verdict == "observed"
     assert all(part.converged for report in run.info for part in report["parts"])
+
+
+# The laws of every scheme -------------------------------------------------------------
+
+
+class OnParts(SchemeContract):
+    """A spring in each part for the order, and a coupled problem for the rest."""
+
+    def start(self, dtype=F64):
+        bell = of.Gaussian(torch.ones(2, dtype=dtype), torch.eye(2, dtype=dtype))
+        return Parts({"atoms": clouds.weighted(7, 2, dtype=dtype), "bell": bell})
+
+    def problem(self, dtype=F64):
+        root = of.Potential(lambda x: (x.square().sum(-1) + 1).sqrt(), modulus=0.0)
+        F = OfPart("atoms", root + of.Interaction(of.kernels.Gaussian(1.0)))
+        return F + OfPart("bell", root) + Means(), self.start(dtype)
+
+    def growing(self, F):
+        hill = of.Potential(lambda x: -x.square().sum(-1))
+        return OfPart("atoms", hill) + OfPart("bell", hill) + F
+
+    def error(self, dt):
+        mu, F = self.start(), OfPart("atoms", SPRING) + OfPart("bell", SPRING)
+        run = flow(F, mu, self.make(), dt=dt, steps=round(1 / dt))
+        exact = mu.coordinates * torch.exp(torch.tensor(-1.0, dtype=F64))
+        return float((run.final.coordinates - exact).norm())
+
+
+class TestJacobi(OnParts):
+    def make(self):
+        return PartByPart({"atoms": of.ExplicitEuler(), "bell": of.ExplicitEuler()})
+
+
+class Implicit(OnParts):
+    """A long step is one of the scale of the problem: none is so long as 1e9 here."""
+
+    solves = True
+
+    def test_a_huge_dt_is_caught_and_what_was_good_is_kept(self):
+        run = self.run(3, dt=5.0)
+        assert run.converged
+        assert run.rises == 0
+        assert not run.final.fault()
+
+
+class TestGaussSeidel(Implicit):
+    def make(self):
+        return PartByPart(of.JKO(), in_turn=True)
+
+
+class TestEulerOfAllPartsAtOnce(OnParts):
+    def make(self):
+        return of.ExplicitEuler()
+
+
+class TestJKOOfAllPartsAtOnce(Implicit):
+    def make(self):
+        return of.JKO()
+
+
+class TestJKOOfOrderTwoOfAllParts(Implicit):
+    order = 2.0
+
+    def make(self):
+        return of.JKO(of.proximal.TangentProximal(tolerance=1e-8), order=2)
+
+
+class TestLangevinPartByPart(OnParts):
+    stochastic = True
+    descends = False
+    steps = ()
+
+    def problem(self, dtype=F64):
+        F, mu = super().problem(dtype)
+        return F + OfPart("atoms", 0.1 * of.Entropy()), mu
+
+    def make(self):
+        return PartByPart({"atoms": of.Langevin(), "bell": of.ExplicitEuler()})
