@@ -45,6 +45,7 @@ FLOORS = (
     "noise",
     "numbers",
     "optimizers",
+    "parts",
     "plans",
     "reports",
     "runs",

@@ -168,7 +168,10 @@ class Parts(Measure):
             )
             raise TypeError(msg)
         if not -len(self.parts) <= key < len(self.parts):
-            msg = f"there are {len(self.parts)} parts and no number {key}"
+            msg = (
+                f"there are {len(self.parts)} parts and no number {key}; take one of "
+                f"{list(self.names)}"
+            )
             raise IndexError(msg)
         return key % len(self.parts)
 
@@ -241,7 +244,7 @@ class Parts(Measure):
             If the shape, the dtype or the device of the tangent differs.
         """
         self._check_tangent(tangent)
-        return cut(tangent, self._shapes())
+        return cut(tangent, [part.tangent_shape for part in self.parts])
 
     def joined(self, tangents: Sequence[Tensor]) -> Tensor:
         """Return one tangent of the whole, made of those of the parts, (N,).
@@ -256,25 +259,19 @@ class Parts(Measure):
         ValueError, TypeError
             If their number, or the shape, the dtype or the device of one differs.
         """
-        self._check_number(tangents, "tangents")
+        if len(tangents) != len(self.parts):
+            msg = (
+                f"tangents must be one for each of {len(self.parts)} parts "
+                f"{list(self.names)}, got {len(tangents)}; see `views`"
+            )
+            raise ValueError(msg)
         for name, part, own in zip(self.names, self.parts, tangents, strict=True):
             part._check_tangent(own, f"the tangent of the part {name!r}")
         return flattened(tangents)
 
-    def _shapes(self) -> list[tuple[int, ...]]:
-        return [tuple(part.tangent_shape) for part in self.parts]
-
     @property
     def tangent_shape(self) -> tuple[int, ...]:
-        return (sum(prod(shape) for shape in self._shapes()),)
-
-    def _check_number(self, things: Sequence[Any], what: str) -> None:
-        if len(things) != len(self.parts):
-            msg = (
-                f"{what} must be one for each of {len(self.parts)} parts "
-                f"{list(self.names)}, got {len(things)}"
-            )
-            raise ValueError(msg)
+        return (sum(prod(part.tangent_shape) for part in self.parts),)
 
     # Coordinates ----------------------------------------------------------------------
 
@@ -372,7 +369,8 @@ class Parts(Measure):
         """Change the masses of every part, each to mass 1, by rates (n,)."""
         if not isinstance(log_rate, Tensor) or log_rate.shape != (self.n,):
             got = getattr(log_rate, "shape", type(log_rate).__name__)
-            msg = f"log_rate must have shape ({self.n},): all parts in turn, got {got}"
+            what = "the points of all parts in turn"
+            msg = f"log_rate must have shape ({self.n},), {what}, got {got}"
             raise ValueError(msg)
         rates = cut(log_rate, [(part.n,) for part in self.parts])
         moved = self._each("masses to change", rates, lambda p, r: p.reweight(r, dt))

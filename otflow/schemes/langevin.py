@@ -15,7 +15,7 @@ from otflow.measures import Measure, Particles
 from otflow.proximal.certificate import Certificate
 from otflow.schemes.base import Scheme, Step
 
-__all__ = ["Langevin", "by_smaller_dt", "split_heat"]
+__all__ = ["Langevin", "by_smaller_dt", "split_heat", "split_noise"]
 
 
 class Langevin(Scheme):
@@ -78,7 +78,7 @@ class Langevin(Scheme):
         state: Any,
         generator: torch.Generator,
     ) -> Step[Any]:
-        temperature, noise, rest = _split_noise(F)
+        temperature, noise, rest = split_noise(F)
         energy, velocity = rest.value_and_velocity(mu)
         try:
             moved = (mu.transport if self.remap else mu.push)(velocity, dt)
@@ -93,7 +93,7 @@ class Langevin(Scheme):
         return Step(moved, state, info, energy)
 
     def energy(self, F: Functional, mu: Measure) -> Tensor:
-        return _split_noise(F)[2].value(mu)
+        return split_noise(F)[2].value(mu)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({'remap=True' if self.remap else ''})"
@@ -107,7 +107,7 @@ def split_heat(F: Functional) -> tuple[float, Functional]:
     return temperature, rest
 
 
-def _split_noise(
+def split_noise(
     F: Functional,
 ) -> tuple[float, list[tuple[float, Functional]], Functional]:
     """Return the temperature, entropies of parts with their factors, and the rest."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otflow.errors import Unsupported
 from otflow.measures import Measure, Particles
 
 
@@ -43,6 +44,14 @@ def degenerate(
     x[5] = x[3]
     masses = torch.tensor([0.2, 0.1, 0.3, 0.15, 0.0, 0.0, 0.25], dtype=dtype)
     return Particles(x, masses, normalize=True)
+
+
+def moving(mu: Measure) -> Tensor:
+    """Return the tensor that `push` moves: the coordinates, or else the points."""
+    try:
+        return mu.coordinates
+    except Unsupported:
+        return mu.points
 
 
 def state(mu: Measure) -> list[tuple[Tensor, int]]:

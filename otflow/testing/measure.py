@@ -18,6 +18,7 @@ from otflow.testing.clouds import (
     assert_plain,
     assert_untouched,
     global_state,
+    moving,
     normal,
     state,
 )
@@ -69,10 +70,7 @@ class MeasureContract(CapabilityLaws):
 
     def coordinates(self, mu: Measure) -> Tensor:
         """Return the tensor that `push` moves."""
-        try:
-            return mu.coordinates
-        except Unsupported:
-            return mu.points
+        return moving(mu)
 
     def text(self, mu: Measure) -> str:
         """Return what the repr should be."""
