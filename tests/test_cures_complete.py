@@ -41,6 +41,7 @@ FLOORS = (
     "moves",
     "networks_and_heat",
     "noise",
+    "norms",
     "numbers",
     "optimizers",
     "plans",
