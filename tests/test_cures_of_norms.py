@@ -98,6 +98,12 @@ CASES: dict[str, Case] = {
         lambda: barron_norm(X, values(4, math.inf)),
         [lambda: barron_norm(X[X[:, 0] != 0.5], KINK[X[:, 0] != 0.5])],
     ),
+    "values that are too large": (
+        ValueError,
+        r"below 1e\+150 in torch.float64, got 1e\+200; divide f by 1e\+200 and",
+        lambda: barron_norm(X, values(4, 1e200)),
+        [lambda: barron_norm(X, values(4, 1e200) / 1e200)],
+    ),
     "values with a graph": (
         Unsupported,
         r"would lose a graph.*the dual; use X.detach\(\) and f.detach\(\)",

@@ -231,6 +231,7 @@ def test_it_is_not_more_than_it_says(name, F, word, make):
     flat = {
         "potential",
         "path penalty",
+        "path norm",
         "nothing",
         "empty",
         "linear internal",
