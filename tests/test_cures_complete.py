@@ -43,6 +43,7 @@ FLOORS = (
     "multilayer",
     "networks_and_heat",
     "noise",
+    "norms",
     "numbers",
     "optimizers",
     "parts",

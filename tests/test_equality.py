@@ -60,6 +60,11 @@ def features():
     return meanfield.RandomFeatures(risk(), of.Particles(normal(5, 3)))
 
 
+def line_data():
+    X = torch.linspace(0, 1, 5, dtype=F64)[:, None]
+    return X, X[:, 0].square()
+
+
 def stepped():
     return of.JKO().step(potential(), cloud(), 0.1, None, torch.Generator())
 
@@ -170,6 +175,12 @@ MAKE: dict[type, Callable[[], Any]] = {
     MeanFieldRegressor: MeanFieldRegressor,
     meanfield.PathBall: lambda: meanfield.PathBall(1.0),
     meanfield.PathPenalty: meanfield.PathPenalty,
+    meanfield.PathNorm: lambda: meanfield.PathNorm(meanfield.TwoLayer("relu")),
+    meanfield.BarronNorm: lambda: meanfield.barron_norm(*line_data()),
+    meanfield.NormGrowth: lambda: meanfield.norm_growth(
+        lambda x: x[:, 0].abs(), [line_data()[0][:3], line_data()[0]]
+    ),
+    meanfield.NormTable: lambda: meanfield.norm_table(*line_data()),
     meanfield.RadialRisk: lambda: meanfield.RadialRisk(0.5),
     meanfield.Ramp: meanfield.Ramp,
     meanfield.VariationBall: lambda: meanfield.VariationBall(
@@ -282,6 +293,7 @@ BY_VALUE = (
     of.analysis.Verdict,
     schemes.Logarithmic,
     of.meanfield.Ramp,
+    of.meanfield.NormTable,
     # A member of an enumeration is one object.
     of.functionals.Curvature,
     of.optimality.GapKind,

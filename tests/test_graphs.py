@@ -151,6 +151,7 @@ ON_POINTS = {
     ),
     "path penalty": of.meanfield.PathPenalty("l1"),
     "path penalty l2": of.meanfield.PathPenalty("l2"),
+    "path norm": of.meanfield.PathNorm(of.meanfield.TwoLayer("relu")),
     "l1 norm": of.functionals.l1_norm(),
     "group norm": of.functionals.group_norm(),
     "sum": of.Potential(well) + -2 * of.Interaction(of.kernels.Gaussian(0.8)),

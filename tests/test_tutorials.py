@@ -23,6 +23,7 @@ PAGES = [
     for name in (
         "conventions",
         "distances",
+        "norms",
         "concepts",
         "solvers",
         "extending",

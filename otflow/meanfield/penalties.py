@@ -188,7 +188,7 @@ def _root(a: Tensor, w: Tensor, tau: float) -> Tensor:
     # The function at t = w_k / tau, times tau, is increasing in t: beyond the root it
     # is positive, and there the weight w_k is still > tau t at the root.
     active = w - tau * a[:, None] + tau**2 * (sums - count * w) > 0
-    number = active.sum(-1)
+    number = active.sum(-1).to(w)  # an integer times tau would be in float32
     total = torch.where(active, w, 0.0).sum(-1)
     t = (a - tau * total) / (1 - tau**2 * number)
     return torch.where(a > tau * sums[:, -1], t.clamp_min(0.0), 0.0)
@@ -209,7 +209,7 @@ def _root_of_outputs(a: Tensor, w: Tensor, tau: float) -> Tensor:
     inner = w > tau * high[:, None]
     s = (w - tau * high[:, None]).clamp_min(0.0).sum(-1)
     outer = a > tau * s[:, None]
-    k, m = inner.sum(-1), outer.sum(-1)
+    k, m = inner.sum(-1).to(w), outer.sum(-1).to(w)
     # On the piece s = W - k tau t and t = A - m tau s.
     total, sums = (
         torch.where(on, x, 0.0).sum(-1) for on, x in ((inner, w), (outer, a))

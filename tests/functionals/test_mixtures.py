@@ -123,6 +123,7 @@ ON_ATOMS = {
     "online": (online(), "convex"),
     "population": (of.meanfield.PopulationRisk(TEACHER, "relu", "sphere"), "convex"),
     "path penalty": (of.meanfield.PathPenalty(), "linear"),
+    "path norm": (of.meanfield.PathNorm(of.meanfield.TwoLayer("relu")), "linear"),
     "potential of the risk": (risk().decompose().potential, "linear"),
     "interaction of the risk": (risk().decompose().interaction, "convex"),
     "scaled": (-2 * of.Interaction(BUMP), "concave"),
@@ -248,6 +249,7 @@ def test_it_is_not_more_than_it_says(name, F, word, make):
     flat = {
         "potential",
         "path penalty",
+        "path norm",
         "nothing",
         "empty",
         "linear internal",

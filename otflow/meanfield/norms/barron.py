@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from otflow._arrays import as_float_tensor, as_points
+from otflow._arrays import as_float_tensor, as_points, coordinate_limit
 from otflow._graphs import refuse_graph
 from otflow._typing import ArrayLike
 from otflow._validation import (
@@ -250,6 +250,13 @@ def as_data(X: ArrayLike, f: ArrayLike) -> tuple[Tensor, Tensor]:
         msg = (
             f"f must hold finite values, got {float(values[k])} at index {k}; leave "
             f"that datum out"
+        )
+        raise ValueError(msg)
+    limit, largest = coordinate_limit(x.dtype), float(values.detach().abs().max())
+    if not largest < limit:
+        msg = (
+            f"f must hold values below {limit:g} in {x.dtype}, got {largest:g}; divide "
+            f"f by {largest:.3g} and multiply the norm by it"
         )
         raise ValueError(msg)
     refuse_graph(

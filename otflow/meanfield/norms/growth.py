@@ -125,8 +125,8 @@ def norm_growth(
     t)\,|f''|\,dt`, with equality for a convex f with :math:`f(0), f'(0) \ge 0`. For
     then that is :math:`2f(0) + 2f'(1) - f(1)`, a linear functional which is at most the
     norm for each neuron. So :math:`x^2` has the norm 3 and :math:`e^x` the norm
-    :math:`2 + e`. For :math:`\sqrt x` the integral diverges; on grids the norms grow like
-    :math:`\sqrt n`.
+    :math:`2 + e`. For :math:`\sqrt x` the integral diverges, and on grids the norms
+    grow like :math:`\sqrt n`.
 
     The cost is that of `barron_norm` for each set.
 

@@ -27,6 +27,7 @@ RELU = (0.0, 1.0)
 # Prices of columns are products of features and duals: below this excess a column is
 # no better than those of the program, whose tolerance is the least that HiGHS takes.
 EXCESS = 1e-9
+MISSED = 1e-7
 TOLERANCE = 1e-10
 # Columns that enter at once, and most that stay, as multiples of the number of data;
 # those of one round that are drawn where not all are known; numbers of a block.
@@ -95,11 +96,18 @@ def cheapest(X: Tensor, f: Tensor, norm: str, budget: int, rounds: int) -> Cheap
         best, gain = min(best, value), best - value
         new = pool.better(dual, f, atoms[c != 0])
         idle = 0 if pool.all is not None or gain > GAIN * value else idle + 1
-        if not len(new) or idle == IDLE or count == rounds:
+        closed = best - pool.low <= EXCESS * best
+        if not closed and len(new) and idle < IDLE and count < rounds:
+            atoms = torch.cat([pool.kept(atoms, c, dual), new])
+            continue
+        used = c != 0
+        top = _largest(z, pool.center, norm, atoms[used], budget)
+        if top.lower <= 1 + MISSED or count == rounds:
             break
-        atoms = torch.cat([pool.kept(atoms, c, dual), new])
-    used, dual = c != 0, pool.center
-    top = _largest(z, dual, norm, atoms[used], budget)
+        # The proof has found a neuron that the search had missed.
+        pool.low, pool.center = pool.low / top.lower, pool.center / top.lower
+        atoms = torch.cat([pool.kept(atoms, c, dual), top.place[None]])
+    dual = pool.center
     largest = min(top.upper, pool.largest(dual))
     products = dual * f
     slack = (len(f) + 8) * EPS * float(products.abs().sum())
