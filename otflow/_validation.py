@@ -7,7 +7,7 @@ import hashlib
 import math
 import numbers
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,8 +40,25 @@ __all__ = [
 ]
 
 
-def check_like(x: Tensor, other: Tensor, name: str, other_name: str) -> None:
-    """Raise if two tensors differ in dtype (TypeError) or device (ValueError)."""
+class Placed(Protocol):
+    """What has a dtype and a device, as a tensor and a measure have."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its numbers."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where they lie."""
+        ...
+
+
+def check_like(x: Placed, other: Placed, name: str, other_name: str) -> None:
+    """Raise if two tensors differ in dtype (TypeError) or device (ValueError).
+
+    A measure has a dtype and a device as well.
+    """
     if x.dtype != other.dtype:
         msg = (
             f"{name} has dtype {x.dtype} but {other_name} has {other.dtype}; "

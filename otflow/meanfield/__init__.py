@@ -13,6 +13,7 @@ from otflow.meanfield.feature_kernels import (
 from otflow.meanfield.free_energies import free_energy
 from otflow.meanfield.layers import CustomLayer, TwoLayer
 from otflow.meanfield.layerwise import layer_dissipation
+from otflow.meanfield.model import Model
 from otflow.meanfield.modules import from_module, to_module
 from otflow.meanfield.online import OnlineRisk, from_loader
 from otflow.meanfield.optimizer import FlowOptimizer
@@ -35,6 +36,7 @@ __all__ = [
     "Decomposition",
     "FlowOptimizer",
     "KernelNorm",
+    "Model",
     "OnlineRisk",
     "PathBall",
     "PathPenalty",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from otflow._validation import check_kind
 from otflow.errors import Unsupported
 from otflow.meanfield.layers import TwoLayer
-from otflow.meanfield.network import redefined
+from otflow.meanfield.model import redefined
 from otflow.meanfield.units import UNITS, Elementwise, Relu, Sigmoid, Tanh, Unit
 from otflow.measures import Particles
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from otflow._arrays import as_points
-from otflow._claims import changed, library_class
 from otflow._pairs import tiles
 from otflow._typing import ArrayLike
-from otflow._validation import (
-    check_kind,
-    check_like,
-    check_option,
-    non_negative_int,
-    real,
-)
+from otflow._validation import check_like, check_option
+from otflow.meanfield.model import Model
 from otflow.measures import Measure
 
-__all__ = ["Network", "block_rows", "redefined"]
+__all__ = ["Network", "block_rows"]
 
-# What a network of one's own states; all else that a network has may change what is
-# known of its outputs.
-STATED: Final = frozenset(("check_neurons", "encode"))
 SCALINGS: Final = ("mean-field", "ntk", "sum")
 
 # Size of a block of hidden values: on a CPU it fits the L2 cache of one core; on an
@@ -51,7 +41,7 @@ def block_rows(neurons: int, like: Tensor, buffers: int = 1) -> int:
     return max(64, size // (neurons * like.element_size() * buffers))
 
 
-class Network(ABC):
+class Network(Model):
     r"""An output :math:`f(x) = s_N\sum_i w_i\,\sigma(x;\theta_i) + c` of a measure.
 
     One point :math:`\theta_i \in \mathbb R^p` of the measure is one neuron. The factor
@@ -85,38 +75,16 @@ class Network(ABC):
     'ntk'
     """
 
+    stated = frozenset(("check_neurons", "encode"))
+
     def __init__(
         self,
         outputs: int | None,
         scaling: str,
         offset: float | Sequence[float] | ArrayLike | None,
     ) -> None:
-        if outputs is not None:
-            outputs = non_negative_int(outputs, "outputs", minimum=1)
-        self.outputs = outputs
+        super().__init__(outputs, offset)
         self.scaling = check_option(scaling, "scaling", SCALINGS)
-        self.offset = _as_offset(offset, outputs)
-
-    def __call__(self, mu: Measure, X: ArrayLike) -> Tensor:
-        r"""Return the outputs :math:`f(x_k)` at the rows of `X`.
-
-        Parameters
-        ----------
-        mu : Measure
-            Measure over neurons, points (N, p).
-        X : Tensor or ndarray, shape (n, d)
-            Inputs, of the dtype of `mu`.
-
-        Returns
-        -------
-        Tensor, shape (n,) or (n, m)
-            Differentiable, to any order, in the points and weights of `mu` and in X.
-        """
-        check_kind(mu, Measure, "mu")
-        X = as_points(X, "X")
-        check_like(X, mu.points, "X", "the measure")
-        self.check_neurons(mu.points, X.shape[1])
-        return self.evaluate(self.encode(X), mu.points, self.masses(mu.weights))
 
     def features(self, theta: ArrayLike, X: ArrayLike) -> Tensor:
         r"""Return the features :math:`\sigma(x_k;\theta_i)` of all neurons and inputs.
@@ -140,7 +108,7 @@ class Network(ABC):
 
     # What a subclass states ----------------------------------------------------------
 
-    def check_neurons(self, theta: Tensor, d: int) -> None:  # noqa: B027
+    def check_neurons(self, theta: Tensor, d: int) -> None:
         """Raise `ValueError` for neurons whose dimension does not fit the inputs.
 
         Parameters
@@ -150,21 +118,6 @@ class Network(ABC):
         d : int
             Dimension of the inputs.
         """
-
-    def encode(self, X: Tensor) -> Tensor:
-        """Return a copy of the data in the form that the other methods take.
-
-        Parameters
-        ----------
-        X : Tensor, shape (n, d)
-            Inputs.
-
-        Returns
-        -------
-        Tensor, shape (n, q)
-            Encoded inputs.
-        """
-        return X.clone()
 
     @abstractmethod
     def hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
@@ -240,6 +193,12 @@ class Network(ABC):
 
     # What follows --------------------------------------------------------------------
 
+    def check_measure(self, mu: Measure, d: int) -> None:
+        self.check_neurons(mu.points, d)
+
+    def respond(self, inputs: Tensor, mu: Measure) -> Tensor:
+        return self.evaluate(inputs, mu.points, self.masses(mu.weights))
+
     def scale(self, weights: Tensor) -> Tensor:
         r"""Return the factor :math:`s_N`.
 
@@ -274,21 +233,6 @@ class Network(ABC):
         """
         return self.scale(weights) * weights
 
-    def add_offset(self, f: Tensor) -> Tensor:
-        """Return the outputs with the constant c added.
-
-        Parameters
-        ----------
-        f : Tensor, shape (n,) or (n, m)
-            Outputs without the constant.
-
-        Returns
-        -------
-        Tensor, shape (n,) or (n, m)
-            Outputs with the constant.
-        """
-        return f if self.offset is None else f + f.new_tensor(self.offset)
-
     def evaluate(self, inputs: Tensor, theta: Tensor, masses: Tensor) -> Tensor:
         """Return the outputs at encoded inputs, block by block of rows.
 
@@ -318,27 +262,3 @@ class Network(ABC):
         if self.scaling != "mean-field":
             shown["scaling"] = self.scaling
         return "".join(f", {key}={value!r}" for key, value in shown.items())
-
-
-def redefined(network: Network) -> str | None:
-    """Return the name of what a network evaluates otherwise than the library's class.
-
-    None if there is no such thing: then its outputs are linear in the measure, in the
-    scaling "mean-field", and all closed forms of its class hold.
-    """
-    kind = library_class(type(network))
-    return changed(type(network), kind, STATED if kind is Network else ("__repr__",))
-
-
-def _as_offset(offset: Any, outputs: int | None) -> float | tuple[float, ...] | None:
-    """Return the offset as plain numbers, which have neither dtype nor device."""
-    if offset is None:
-        return None
-    if isinstance(offset, (Tensor, np.ndarray)):
-        offset = offset.tolist()
-    if outputs is None:
-        return real(offset, "offset")
-    if not isinstance(offset, Sequence) or len(offset) != outputs:
-        msg = f"offset must hold {outputs} numbers, one per output, got {offset!r}"
-        raise ValueError(msg)
-    return tuple(real(value, f"offset[{k}]") for k, value in enumerate(offset))

@@ -20,7 +20,7 @@ from otflow._validation import check_function, check_generator, check_kind
 from otflow.errors import InvalidFunctional, Unsupported
 from otflow.functionals import Curvature, Functional
 from otflow.meanfield.losses import PerSample
-from otflow.meanfield.network import Network
+from otflow.meanfield.model import Model
 from otflow.meanfield.risk import Risk
 from otflow.measures import Measure
 
@@ -89,7 +89,7 @@ class OnlineRisk(Functional):
 
     def __init__(
         self,
-        network: Network,
+        network: Model,
         draw: Draw,
         test: tuple[ArrayLike, ArrayLike],
         *,
@@ -103,7 +103,7 @@ class OnlineRisk(Functional):
         self._options: dict[str, Any] = {"loss": loss, "mixture": mixture}
 
     @property
-    def network(self) -> Network:
+    def network(self) -> Model:
         """The network."""
         return self.test.network
 

@@ -12,7 +12,7 @@ from otflow.functionals.inheritance import redefined as redefined_risk
 from otflow.functionals.partial import partial_modulus, value_and_partial_velocity
 from otflow.meanfield.fused import value_and_outer_gradient
 from otflow.meanfield.layers import TwoLayer
-from otflow.meanfield.network import redefined
+from otflow.meanfield.model import redefined
 from otflow.meanfield.risk import Risk
 from otflow.measures import Measure, Particles
 

@@ -12,7 +12,7 @@ from otflow.errors import Unsupported
 from otflow.functionals.inheritance import redefined as redefined_risk
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.losses import Square
-from otflow.meanfield.network import redefined
+from otflow.meanfield.model import redefined
 from otflow.meanfield.risk import Risk
 from otflow.measures import Particles
 

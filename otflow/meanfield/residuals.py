@@ -16,8 +16,8 @@ from otflow.functionals.inheritance import redefined
 from otflow.meanfield.fused import outputs_at
 from otflow.meanfield.kinks import EPS, Level, Maximum, as_found
 from otflow.meanfield.layers import TwoLayer
-from otflow.meanfield.network import Network
-from otflow.meanfield.network import redefined as outputs_redefined
+from otflow.meanfield.model import Model
+from otflow.meanfield.model import redefined as outputs_redefined
 from otflow.meanfield.risk import Risk
 from otflow.meanfield.units import Unit
 from otflow.measures import Measure
@@ -222,7 +222,7 @@ def check_risk(risk: Risk) -> Risk:
     return risk
 
 
-def check_network(network: Network, *, homogeneous: bool) -> TwoLayer:
+def check_network(network: Model, *, homogeneous: bool) -> TwoLayer:
     """Return the network; raise unless a ball of its kind suits it."""
     check_kind(network, TwoLayer, "network", cure="use TwoLayer('relu')")
     assert isinstance(network, TwoLayer)

@@ -9,7 +9,6 @@ from otflow._algebra import curvature_named
 from otflow._arrays import as_points
 from otflow._autodiff import check_finite
 from otflow._graphs import records
-from otflow._pairs import tiles
 from otflow._typing import ArrayLike
 from otflow._validation import check_kind, check_like, non_negative_int
 from otflow.errors import Unsupported
@@ -17,16 +16,21 @@ from otflow.functionals import Curvature, Functional
 from otflow.functionals.inheritance import redefined as redefined_risk
 from otflow.functionals.passes import at_once
 from otflow.meanfield.decomposition import Decomposition, decompose
-from otflow.meanfield.enclosed import correlation, enclosed_outputs
 from otflow.meanfield.fused import value_and_gradient, value_and_variation
 from otflow.meanfield.layers import TwoLayer
-from otflow.meanfield.losses import CustomLoss, PerSample, Square, as_loss
-from otflow.meanfield.network import Network, block_rows, redefined
+from otflow.meanfield.linearity import (
+    enclosed_risk,
+    linear,
+    why_not_linear,
+    why_not_quadratic,
+)
+from otflow.meanfield.losses import CustomLoss, PerSample, as_loss
+from otflow.meanfield.model import Model, redefined
+from otflow.meanfield.network import Network
 from otflow.meanfield.units import Unit
 from otflow.measures import Measure, Particles
-from otflow.numerics.enclosed_operations import times
-from otflow.numerics.enclosed_sums import Enclosed, over_columns, over_rows
-from otflow.numerics.enclosures import Enclosure, NotEnclosed
+from otflow.numerics.enclosed_sums import Enclosed
+from otflow.numerics.enclosures import NotEnclosed
 
 __all__ = ["Risk"]
 
@@ -47,8 +51,9 @@ class Risk(Functional):
 
     Parameters
     ----------
-    network : TwoLayer or CustomLayer
-        The function of a neuron and the scaling of the outputs.
+    network : TwoLayer, CustomLayer or another Model
+        The function of a neuron and the scaling of the outputs; or a function that a
+        measure parametrises in another way, for which the formulas above do not hold.
     X : Tensor or ndarray, shape (n, d)
         Inputs. They are detached and copied. The measures must have their dtype.
     y : Tensor or ndarray, shape (n,) or (n, m)
@@ -101,7 +106,7 @@ class Risk(Functional):
 
     def __init__(
         self,
-        network: Network,
+        network: Model,
         X: ArrayLike,
         y: ArrayLike,
         *,
@@ -109,10 +114,10 @@ class Risk(Functional):
         mixture: Curvature | str | None = None,
         batch_size: int | None = None,
     ) -> None:
-        if not isinstance(network, Network):
+        if not isinstance(network, Model):
             hint = "; write TwoLayer('relu')" if network is TwoLayer else ""
             msg = (
-                f"network must be a TwoLayer or a CustomLayer, "
+                f"network must be a TwoLayer, a CustomLayer or another Model, "
                 f"got {network!r:.80}{hint}"
             )
             raise TypeError(msg)
@@ -154,14 +159,15 @@ class Risk(Functional):
             Differentiable in the measure's points and weights.
         """
         self._check(mu)
-        masses = self.network.masses(mu.weights)
-        return self.network.evaluate(self._inputs, mu.points, masses)
+        return self.network.respond(self._inputs, mu)
 
     def value(self, mu: Measure) -> Tensor:
         return self._loss.values(self.outputs(mu), self.y).mean()
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
         network = self.network
+        if not isinstance(network, Network):
+            return self._own_velocity(network, mu)
         # The closed form needs atoms and a slope of the activation, and has no graph.
         if (
             not isinstance(mu, Particles)
@@ -200,98 +206,90 @@ class Risk(Functional):
         return value, velocity, -(outer * moves).sum(-1)
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
-        if not isinstance(mu, Particles) or redefined(self.network) is not None:
+        network = self.network
+        if not isinstance(network, Network):
+            return self._own_variation(network, mu, x)
+        if not isinstance(mu, Particles) or redefined(network) is not None:
             return super().first_variation(mu, x)
         self._check(mu)
         probes = None if x is None else as_points(x, "x")
         if probes is not None:
             check_like(probes, mu.points, "x", "points")
-            self.network.check_neurons(probes, self._dim)
+            network.check_neurons(probes, self._dim)
         if records(mu.points, mu.weights, mu.points if probes is None else probes):
             return super().first_variation(mu, probes)
-        return self._value_and_variation(mu, probes)[1]
+        return self._value_and_variation(network, mu, probes)[1]
 
     def value_and_first_variation(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        network = self.network
         if (
-            not isinstance(mu, Particles)
-            or redefined(self.network) is not None
+            not isinstance(network, Network)
+            or not isinstance(mu, Particles)
+            or redefined(network) is not None
             or records(mu.points, mu.weights)
         ):
             return super().value_and_first_variation(mu)
         self._check(mu)
-        value, variation = self._value_and_variation(mu, None)
+        value, variation = self._value_and_variation(network, mu, None)
         check_finite(value, "the functional's value")
         return value, variation
 
+    def _own_velocity(self, network: Model, mu: Measure) -> tuple[Tensor, Tensor]:
+        """Return value and velocity by the pass of a model, or else by autodiff."""
+        self._check(mu)
+        found = None
+        if redefined(network) is None:
+            found = network.value_and_velocity(self._loss, self._inputs, self.y, mu)
+        if found is None:
+            return super().value_and_velocity(mu)
+        check_finite(found[0], "the functional's value")
+        check_finite(found[1], "the functional's gradient")
+        return found
+
+    def _own_variation(
+        self, network: Model, mu: Measure, x: ArrayLike | None
+    ) -> Tensor:
+        """Return the first variation by the pass of a model, or else by autodiff."""
+        self._check(mu)
+        probes = None if x is None else mu.check_probes(x)
+        found = None
+        if redefined(network) is None:
+            found = network.first_variation(
+                self._loss, self._inputs, self.y, mu, probes
+            )
+        if found is None:
+            return super().first_variation(mu, probes)
+        check_finite(found, "the functional's gradient")
+        return found
+
     def _value_and_variation(
-        self, mu: Particles, probes: Tensor | None
+        self, network: Network, mu: Particles, probes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return the value, and F' at checked probes or at the atoms; no graphs."""
         with torch.no_grad():
             value, variation = value_and_variation(
-                self.network, self._loss, self._inputs, self.y, mu, probes
+                network, self._loss, self._inputs, self.y, mu, probes
             )
         check_finite(variation, "the functional's gradient")
         return value, variation
 
     def enclosed_variation(self, mu: Measure) -> Enclosed:
-        if not isinstance(mu, Particles) or self.network.scaling != "mean-field":
-            msg = f"{self!r} is enclosed on Particles in the mean-field scaling alone"
+        if not isinstance(mu, Particles):
+            msg = f"{self!r} is enclosed on Particles alone"
             raise NotEnclosed(msg)
-        if (name := redefined(self.network)) is not None:
-            msg = (
-                f"{type(self.network).__name__}.{name} changes the outputs, of which "
-                f"no bounds are known then"
-            )
+        if (why := why_not_linear(self.network)) is not None:
+            msg = f"{self!r} is not enclosed, {why}"
             raise NotEnclosed(msg)
-        inputs = self._inputs.to(torch.float64)
-        slopes = self._enclosed_slopes(mu, inputs)
-
-        mean = times(slopes, 1 / len(inputs)).value
-
-        def features(rows: slice, theta: Enclosure) -> Tensor:
-            return self.network.sigma(inputs[rows], theta)
-
-        def enclosed(x: Enclosure) -> Enclosure:
-            closed = correlation(self.network, inputs, x, mean)
-            return over_rows(features, x, mean) if closed is None else closed
-
-        return enclosed
-
-    def _enclosed_slopes(self, mu: Measure, inputs: Tensor) -> Enclosure:
-        """Return the slopes of the losses at the data, with the round-off of f."""
-        closed = enclosed_outputs(self.network, inputs, mu.points, mu.weights)
-        if closed is not None:
-            f = self.network.add_offset(closed)
-            assert isinstance(f, Enclosure)
-            return self._loss.enclosed_slope(f, self.y)
-        atoms = Enclosure.of(mu.points, mu.points, 0)
-        outputs = [
-            over_columns(self.network.sigma(inputs[rows], atoms), mu.weights)
-            for rows in tiles(len(inputs), block_rows(mu.n, mu.points))
-        ]
-        f = self.network.add_offset(torch.cat(outputs))
-        assert isinstance(f, Enclosure)
-        return self._loss.enclosed_slope(f, self.y)
+        return enclosed_risk(linear(self.network), self._loss, self._inputs, self.y, mu)
 
     def mixture_curvature(self) -> Curvature | None:
-        # The outputs are linear in the measure in this scaling alone.
-        if self.network.scaling != "mean-field" or redefined(self.network):
+        if why_not_linear(self.network) is not None:
             return None
         return Curvature.CONVEX if self._loss.convex else self.mixture
 
     def why_mixture(self) -> str:
-        if self.network.scaling != "mean-field":
-            return (
-                f"since in the scaling {self.network.scaling!r} the outputs depend on "
-                f"the number of atoms: take scaling='mean-field'"
-            )
-        if (name := redefined(self.network)) is not None:
-            network = type(self.network).__name__
-            return (
-                f"since {network}.{name} changes the outputs, which need not be linear "
-                f"then: state mixture_curvature in a subclass of Risk"
-            )
+        if (why := why_not_linear(self.network)) is not None:
+            return why
         if self._loss.convex:
             return f"since the outputs are linear and the loss {self.loss!r} is convex"
         if self.mixture is not None:
@@ -359,36 +357,17 @@ class Risk(Functional):
             if the scaling is not "mean-field", so that the parts depend on the number
             of atoms; or if a class of your own evaluates the risk otherwise.
         """
-        if not isinstance(self._loss, Square):
-            msg = (
-                f"the risk with loss {self.loss!r} is not quadratic in the measure and "
-                f"has no kernel; use loss='square'"
-            )
-            raise Unsupported(msg)
-        kinds: list[tuple[type, str | None]] = [
-            (type(self), redefined_risk(self, Risk)),
-            (type(self.network), redefined(self.network)),
-        ]
-        for kind, name in kinds:
-            if name is not None:
-                msg = (
-                    f"{kind.__name__}.{name} changes the risk, and its parts are known "
-                    f"of the library's own classes; state neurons of your own as "
-                    f"CustomLayer(sigma)"
-                )
-                raise Unsupported(msg)
-        if self.network.scaling != "mean-field":
-            msg = (
-                f"in the scaling {self.network.scaling!r} the parts depend on the "
-                f"number of atoms; use scaling='mean-field'"
-            )
-            raise Unsupported(msg)
-        return decompose(self.network, self._inputs, self.y)
+        own = redefined_risk(self, Risk)
+        changed = None if own is None else f"{type(self).__name__}.{own}"
+        why = why_not_quadratic(self.network, self._loss, changed)
+        if why is not None:
+            raise Unsupported(why)
+        return decompose(linear(self.network), self._inputs, self.y)
 
     def _check(self, mu: Measure) -> None:
         check_kind(mu, Measure, "mu")
-        check_like(mu.points, self._inputs, "the measure", "X")
-        self.network.check_neurons(mu.points, self._dim)
+        check_like(mu, self._inputs, "the measure", "X")
+        self.network.check_measure(mu, self._dim)
 
     def __repr__(self) -> str:
         batch = "" if self.batch_size is None else f", batch_size={self.batch_size}"

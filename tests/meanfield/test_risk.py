@@ -467,7 +467,7 @@ def test_batch_sizes_that_are_refused(batch_size, error, message):
 @pytest.mark.parametrize("network", [TwoLayer, "tanh", None])
 def test_a_network_must_be_one(network):
     with pytest.raises(
-        TypeError, match=r"^network must be a TwoLayer or a CustomLayer"
+        TypeError, match=r"^network must be a TwoLayer, a CustomLayer or "
     ):
         Risk(network, normal(5, 2), normal(5))
 

@@ -1,0 +1,222 @@
+"""The base of functions that a measure parametrises: what a risk needs of a network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from otflow._arrays import as_points
+from otflow._claims import changed, library_class
+from otflow._typing import ArrayLike
+from otflow._validation import check_kind, check_like, non_negative_int, real
+from otflow.meanfield.losses import Loss
+from otflow.measures import Measure
+
+__all__ = ["Model"]
+
+
+class Model(ABC):
+    r"""A function :math:`f_\mu(x) + c` of inputs that a measure parametrises.
+
+    A subclass states `check_measure` and `respond`. `Risk` then gives the loss of its
+    outputs, and automatic differentiation all derivatives. A subclass may state a pass
+    of its own, `value_and_velocity` or `first_variation`, for speed; the tests compare
+    these with automatic differentiation.
+
+    Parameters
+    ----------
+    outputs : int, optional
+        Number m of outputs; by default one output, without an axis of its own.
+    offset : float or sequence of float, optional
+        The constant c, one number per output; it is not trained. Zero by default.
+
+    Attributes
+    ----------
+    outputs, offset
+        As above.
+
+    See Also
+    --------
+    TwoLayer : An integral over the measure of neurons.
+
+    Examples
+    --------
+    >>> import torch, otflow as of
+    >>> class Line(of.meanfield.Model):  # x -> m.x with the mean m of the measure
+    ...     def check_measure(self, mu, d):
+    ...         assert mu.dim == d
+    ...
+    ...     def respond(self, inputs, mu):
+    ...         return self.add_offset(inputs @ mu.expectation(lambda x: x))
+    >>> mu = of.Particles(torch.tensor([[1.0], [3.0]]))
+    >>> Line()(mu, torch.tensor([[5.0]]))
+    tensor([10.])
+    """
+
+    # What a model of one's own states; all else may change what is known of outputs.
+    stated: frozenset[str] = frozenset(
+        ("check_measure", "encode", "respond", "value_and_velocity", "first_variation")
+    )
+
+    def __init__(
+        self,
+        outputs: int | None = None,
+        offset: float | Sequence[float] | ArrayLike | None = None,
+    ) -> None:
+        if outputs is not None:
+            outputs = non_negative_int(outputs, "outputs", minimum=1)
+        self.outputs = outputs
+        self.offset = _as_offset(offset, outputs)
+
+    def __call__(self, mu: Measure, X: ArrayLike) -> Tensor:
+        r"""Return the outputs :math:`f(x_k)` at the rows of `X`.
+
+        Parameters
+        ----------
+        mu : Measure
+            The measure that parametrises the function.
+        X : Tensor or ndarray, shape (n, d)
+            Inputs, of the dtype of `mu`.
+
+        Returns
+        -------
+        Tensor, shape (n,) or (n, m)
+            Differentiable in the measure and in X.
+        """
+        check_kind(mu, Measure, "mu")
+        X = as_points(X, "X")
+        check_like(X, mu, "X", "the measure")
+        self.check_measure(mu, X.shape[1])
+        return self.respond(self.encode(X), mu)
+
+    @abstractmethod
+    def check_measure(self, mu: Measure, d: int) -> None:
+        """Raise `ValueError` or `TypeError` for a measure that is no such function.
+
+        Parameters
+        ----------
+        mu : Measure
+            The measure.
+        d : int
+            Dimension of the inputs.
+        """
+
+    def encode(self, X: Tensor) -> Tensor:
+        """Return a copy of the data in the form that the other methods take.
+
+        Parameters
+        ----------
+        X : Tensor, shape (n, d)
+            Inputs.
+
+        Returns
+        -------
+        Tensor, shape (n, q)
+            Encoded inputs, the first d columns X itself.
+        """
+        return X.clone()
+
+    @abstractmethod
+    def respond(self, inputs: Tensor, mu: Measure) -> Tensor:
+        """Return the outputs, with the offset, at encoded inputs.
+
+        Parameters
+        ----------
+        inputs : Tensor, shape (n, q)
+            Encoded inputs.
+        mu : Measure
+            A measure that `check_measure` accepts.
+
+        Returns
+        -------
+        Tensor, shape (n,) or (n, m)
+            Differentiable in the measure.
+        """
+
+    def value_and_velocity(
+        self, loss: Loss, inputs: Tensor, y: Tensor, mu: Measure
+    ) -> tuple[Tensor, Tensor] | None:
+        r"""Return the risk and its velocity by a pass of the model, if it has one.
+
+        Parameters
+        ----------
+        loss : Loss
+            The loss of an output.
+        inputs : Tensor, shape (n, q)
+            Encoded inputs.
+        y : Tensor
+            Targets, n rows.
+        mu : Measure
+            A measure that `check_measure` accepts.
+
+        Returns
+        -------
+        tuple of Tensor, or None
+            The mean loss, 0-d, and minus its gradient, a tangent at `mu`. None where
+            automatic differentiation is to be used: by default, and for a measure with
+            a graph.
+        """
+        return None
+
+    def first_variation(
+        self, loss: Loss, inputs: Tensor, y: Tensor, mu: Measure, x: Tensor | None
+    ) -> Tensor | None:
+        r"""Return the first variation by a pass of the model, if it has one.
+
+        Parameters
+        ----------
+        loss, inputs, y, mu
+            As those of `value_and_velocity`.
+        x : Tensor, shape (k, p), optional
+            Probes; by default the points of the measure.
+
+        Returns
+        -------
+        Tensor, shape (k,) or (N,), or None
+            None where automatic differentiation is to be used.
+        """
+        return None
+
+    def add_offset(self, f: Tensor) -> Tensor:
+        """Return the outputs with the constant c added.
+
+        Parameters
+        ----------
+        f : Tensor, shape (n,) or (n, m)
+            Outputs without the constant.
+
+        Returns
+        -------
+        Tensor, shape (n,) or (n, m)
+            Outputs with the constant.
+        """
+        return f if self.offset is None else f + f.new_tensor(self.offset)
+
+
+def redefined(model: Model) -> str | None:
+    """Return the name of what a model evaluates otherwise than the library's class.
+
+    None if there is no such thing: then all closed forms of its class hold.
+    """
+    kind = library_class(type(model))
+    # A base of the library leaves to its subclasses what it says itself.
+    own = vars(kind).get("stated", frozenset(("__repr__",)))
+    return changed(type(model), kind, own)
+
+
+def _as_offset(offset: Any, outputs: int | None) -> float | tuple[float, ...] | None:
+    """Return the offset as plain numbers, which have neither dtype nor device."""
+    if offset is None:
+        return None
+    if isinstance(offset, (Tensor, np.ndarray)):
+        offset = offset.tolist()
+    if outputs is None:
+        return real(offset, "offset")
+    if not isinstance(offset, Sequence) or len(offset) != outputs:
+        msg = f"offset must hold {outputs} numbers, one per output, got {offset!r}"
+        raise ValueError(msg)
+    return tuple(real(value, f"offset[{k}]") for k, value in enumerate(offset))

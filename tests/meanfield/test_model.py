@@ -1,0 +1,101 @@
+"""A model of one's own in a risk: derivatives by autodiff or by a pass of its own."""
+
+import pytest
+import torch
+
+import otflow as of
+from otflow.errors import NonFinite, NotEnclosed, Unsupported
+from otflow.meanfield import Model, Risk
+
+
+def normal(*shape):
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+class Cubic(Model):
+    """x -> (m.x)^3 + c of the mean m: not linear in the measure."""
+
+    def check_measure(self, mu, d):
+        if mu.dim != d:
+            msg = f"points must have dimension {d}; got {mu.dim}"
+            raise ValueError(msg)
+
+    def respond(self, inputs, mu):
+        return self.add_offset((inputs @ mu.expectation(lambda x: x)) ** 3)
+
+
+class Fast(Cubic):
+    """The same with closed forms for the square loss."""
+
+    def _slope(self, inputs, y, mu):
+        z = inputs @ (mu.weights @ mu.points)
+        f = self.add_offset(z**3)
+        return f, 3 * inputs.T @ ((f - y) * z.square()) / len(y)
+
+    def value_and_velocity(self, loss, inputs, y, mu):
+        if torch.is_grad_enabled() and mu.points.requires_grad:
+            return None
+        f, slope = self._slope(inputs, y, mu)
+        return 0.5 * (f - y).square().mean(), -slope.expand(mu.n, -1)
+
+    def first_variation(self, loss, inputs, y, mu, x):
+        return (mu.points if x is None else x) @ self._slope(inputs, y, mu)[1]
+
+
+X, Y = normal(7, 3), normal(7)
+MU = of.Particles(normal(4, 3), torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64))
+
+
+def test_a_risk_of_a_model_has_its_derivatives_by_autodiff():
+    F, z = Risk(Cubic(offset=0.5), X, Y), X @ (MU.weights @ MU.points)
+    residual = z**3 + 0.5 - Y
+    slope = 3 * X.T @ (residual * z.square()) / 7
+    torch.testing.assert_close(F(MU), 0.5 * residual.square().mean())
+    torch.testing.assert_close(F.velocity(MU), -slope.expand(4, 3))
+    torch.testing.assert_close(F.first_variation(MU), MU.points @ slope)
+    torch.testing.assert_close(F.outputs(MU), Cubic(offset=0.5)(MU, X))
+
+
+def test_the_pass_of_a_model_agrees_with_autodiff_and_is_taken():
+    slow, fast, probes = Risk(Cubic(), X, Y), Risk(Fast(), X, Y), normal(5, 3)
+    for a, b in zip(
+        slow.value_and_velocity(MU), fast.value_and_velocity(MU), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    both = [F.first_variation(MU, probes) for F in (slow, fast)]
+    torch.testing.assert_close(*both)
+    leaf = of.Particles(MU.points.clone().requires_grad_(), MU.weights)
+    assert fast.value_and_velocity(leaf)[1].requires_grad
+
+    class Wrong(Fast):
+        def value_and_velocity(self, loss, inputs, y, mu):
+            return torch.tensor(torch.nan, dtype=y.dtype), mu.points
+
+    with pytest.raises(NonFinite, match="the functional's value"):
+        Risk(Wrong(), X, Y).value_and_velocity(MU)
+
+
+def test_what_rests_on_linearity_is_not_claimed():
+    F = Risk(Cubic(), X, Y)
+    assert F.mixture_curvature() is None
+    assert "Cubic are not known to be linear" in F.why_mixture()
+    with pytest.raises(Unsupported, match=r"Cubic are not known .* F\.velocity$"):
+        F.decompose()
+    with pytest.raises(NotEnclosed, match="Cubic are not known to be linear"):
+        F.enclosed_variation(MU)
+
+
+def test_measures_and_data_that_do_not_fit_raise():
+    F = Risk(Cubic(), X, Y)
+    with pytest.raises(ValueError, match="dimension 3; got 2"):
+        F.velocity(of.Particles(normal(4, 2)))
+    with pytest.raises(TypeError, match=r"the measure has dtype torch.float32"):
+        F(of.Particles(normal(4, 3).float()))
+    with pytest.raises(TypeError, match=r"X has dtype torch.float32"):
+        Cubic()(MU, X.float())
+
+
+def test_a_flow_trains_a_model():
+    run = of.flow(Risk(Fast(), X, Y), MU, of.ExplicitEuler(), dt=1e-3, steps=20)
+    assert bool((run.records["energy"].diff() < 0).all())
