@@ -13,7 +13,7 @@ from otflow._typing import ArrayLike
 from otflow._validation import check_finite, check_kind, check_like
 from otflow.errors import Unsupported
 from otflow.meanfield.layers import TwoLayer
-from otflow.meanfield.network import redefined
+from otflow.meanfield.model import redefined
 from otflow.meanfield.residuals import check_network
 from otflow.meanfield.sampling import neuron_sizes
 from otflow.measures import Measure, Particles
