@@ -127,13 +127,13 @@ def target(x):
     return 0.5 * (x[:, 0] + x[:, 1] - 1).relu() + (x[:, 2] - 0.5).relu()
 
 
-def trained(N, n, penalty, f, *, steps=400):
+def trained(N, n, penalty, f, *, steps=400, d=5):
     """Return a network, the objective, and its error where outputs are truncated."""
     stream = torch.Generator().manual_seed(0)
-    v = torch.randn(N, 6, generator=stream, dtype=F64)
+    v = torch.randn(N, d + 1, generator=stream, dtype=F64)
     v = v / v.abs().sum(1, keepdim=True)
     a = torch.randint(0, 2, (N, 1), generator=stream).double() * 2 - 1
-    X, Z = uniform(n, 5, seed=n), uniform(4000, 5, seed=1)
+    X, Z = uniform(n, d, seed=n), uniform(4000, d, seed=1)
     F = Risk(RELU, X, f(X)) + penalty * PathPenalty("l1")
     scheme, dt = of.schemes.ForwardBackward(), min(0.5, 0.3 / penalty)
     mu = of.Particles(torch.cat([a, v], 1))
@@ -190,6 +190,24 @@ def test_theorem_3_2_in_n_and_in_the_number_of_neurons():
     flat = [trained(N, 200, least_penalty(200) / 100, target)[2] for N in (20, 400)]
     spread = max(flat) / min(flat)
     assert spread < 1.5
+
+
+@pytest.mark.slow
+def test_theorem_3_2_hardly_depends_on_the_dimension():
+    """The bound grows like the root of ln 2d; the error of the network is below it."""
+    n, dims, bounds, errors = 400, [3, 30, 300], [], []
+    for d in dims:
+        penalty = least_penalty(n, d) / 100
+        _, reached, error = trained(50, n, penalty, target, steps=200, d=d)
+        bound = apriori_bound(3.0, 50, n, d, penalty, objective=reached)
+        assert reached <= bound.terms["reached"]
+        assert error <= bound.terms["any penalty"]
+        bounds.append(apriori_bound(3.0, 50, n, d, least_penalty(n, d)).value)
+        errors.append(error)
+    growth = bounds[-1] / bounds[0]
+    assert growth < (math.log(600) / math.log(6)) ** 0.5
+    worst = max(errors) / min(errors)
+    assert worst < 8
 
 
 def test_the_constants_are_those_of_the_proof():
