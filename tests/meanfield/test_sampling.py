@@ -225,7 +225,7 @@ def test_theorem_2_2_a_limit_of_bounded_networks_has_no_larger_norm():
         assert max(paths) <= B * (1 + 1e-12)
         gaps.append(sum(float((g - f).abs().max()) for g in outputs) / 8)
         least.append(least_norm(outputs[0]))
-        # What is true of the limit is true of each network: rows B6 and B7.
+        # What is true of the limit is true of each network.
         assert least[-1] <= paths[0] * (1 + 1e-8)
     limit = least_norm(f)
     rate = observed_order(sizes, gaps)
