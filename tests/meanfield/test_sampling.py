@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.optimize import linprog
 
 import otflow as of
 from otflow.analysis import observed_order
 from otflow.meanfield import TwoLayer, barron_sample, path_norm
+from otflow.meanfield.norms import rays
 from otflow.testing.clouds import normal
 
 F64 = torch.float64
 RELU = TwoLayer("relu")
+LINE = torch.linspace(0, 1, 41, dtype=F64)[:, None]
 SIZES = [10, 40, 160, 640]
 
 
@@ -188,3 +191,46 @@ def test_a_unit_of_another_slope_and_no_bias():
     sample = barron_sample(network, mu, 30, uniform(40, 2))
     assert sample.error_bound == pytest.approx(27 * sample.norm**2 / 30, rel=1e-12)
     assert sample.applies
+
+
+def least_norm(f):
+    """Return the least path norm with values f on a line, a linear program."""
+    v = rays(LINE)
+    features = (LINE @ v[:, :-1].T + v[:, -1]).relu()
+    signed = torch.cat([features, -features], 1).numpy()
+    return linprog(torch.ones(2 * len(v)).numpy(), A_eq=signed, b_eq=f.numpy()).fun
+
+
+def test_theorem_2_2_a_limit_of_bounded_networks_has_no_larger_norm():
+    """Networks of the path norm 5 tend to |x - 1/2|, of the norm 3 < 5.
+
+    A network that says the same with less has not to be found: two neurons cancel.
+    """
+    theta = torch.tensor(
+        [[3.0, 1.0, -0.5], [3.0, -1.0, 0.5], [6.0, 0.5, 0.0], [-3.0, 1.0, 0.0]],
+        dtype=F64,
+    )
+    weights = torch.tensor([1.0, 1.0, 1.0, 1.0], dtype=F64) / 4
+    mu = of.Particles(theta, weights)
+    f = RELU(mu, LINE)
+    torch.testing.assert_close(f, 0.75 * (LINE[:, 0] - 0.5).abs())
+    B, sizes, gaps, least = float(path_norm(RELU, mu)), [10, 100, 1000, 10000], [], []
+    for N in sizes:
+        stream = torch.Generator().manual_seed(N)
+        nets = [
+            barron_sample(RELU, mu, N, LINE, generator=stream).measure for _ in range(8)
+        ]
+        outputs = [RELU(nu, LINE) for nu in nets]
+        paths = [float(path_norm(RELU, nu)) for nu in nets]
+        assert max(paths) <= B * (1 + 1e-12)
+        gaps.append(sum(float((g - f).abs().max()) for g in outputs) / 8)
+        least.append(least_norm(outputs[0]))
+        # What is true of the limit is true of each network.
+        assert least[-1] <= paths[0] * (1 + 1e-8)
+    limit = least_norm(f)
+    rate = observed_order(sizes, gaps)
+    assert abs(rate + 0.5) < 0.1
+    assert limit == pytest.approx(0.75 * 3, rel=1e-7)
+    assert limit <= B
+    # The norm is lower semicontinuous, and theirs tend to it here.
+    assert limit <= least[-1] + 0.05

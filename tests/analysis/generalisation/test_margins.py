@@ -120,6 +120,7 @@ def test_the_soft_margin_is_the_logarithm_of_the_exponential_risk():
     torch.testing.assert_close(soft_margin(offset, X, y).value(mu), shifted)
 
 
+@pytest.mark.slow
 def test_training_both_layers_enlarges_the_margin_towards_the_best():
     F = soft_margin(RELU, X3, Y3)
     margins = [
@@ -136,6 +137,7 @@ def test_training_both_layers_enlarges_the_margin_towards_the_best():
     assert share > 0.95
 
 
+@pytest.mark.slow
 def test_training_outer_weights_alone_enlarges_the_margin_in_f2():
     X, y = normal(12, 3, seed=1), normal(12, 1, seed=2)[:, 0].sign()
     F = soft_margin(RELU, X, y)
@@ -156,13 +158,14 @@ def test_training_outer_weights_alone_enlarges_the_margin_in_f2():
 
 def test_errors_are_counted_and_give_a_negative_margin():
     mu = neurons(10, 3)
-    X = normal(30, 3)
+    X = normal(12, 3)
     y = -RELU(mu, X).sign()
-    for margin in (f1_margin(RELU, mu, X, y), f2_margin(RELU, mu, X, y)):
-        assert margin.errors == 30
+    first = f1_margin(RELU, mu, X, y, rounds=2)
+    for margin in (first, f2_margin(RELU, mu, X, y)):
+        assert margin.errors == 12
         assert margin.value < 0
         assert margin.value < 0 < margin.best.lower
-        assert "30 errors" in repr(margin)
+        assert "12 errors" in repr(margin)
 
 
 def test_float32_networks_have_margins():

