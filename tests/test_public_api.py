@@ -138,6 +138,7 @@ NAMESPACES = [
     "otflow",
     *(f"otflow.{name}" for name in [*SUBMODULES, *OPTIONAL]),
     "otflow.metrics.symmetries",
+    "otflow.meanfield.networks",
 ]
 
 
