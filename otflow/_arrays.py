@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +20,8 @@ __all__ = [
     "as_tensor",
     "as_weights",
     "coordinate_limit",
+    "cut",
+    "flattened",
     "unit_of",
 ]
 
@@ -52,6 +55,18 @@ def unit_of(*tensors: Tensor) -> float:
         return 1.0
     lowest = max(largest, float(torch.finfo(tensors[0].dtype).tiny))
     return 2.0 ** (math.frexp(lowest)[1] - 1)
+
+
+def flattened(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the entries of tensors in turn, as one tensor without other axes."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def cut(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+    """Return views of a flat tensor, of these shapes in turn."""
+    pieces = torch.split(flat, [math.prod(shape) for shape in shapes])
+    both = zip(pieces, shapes, strict=True)
+    return tuple(piece.view(shape) for piece, shape in both)
 
 
 def as_tensor(x: ArrayLike, name: str, kinds: str = "biufc") -> Tensor:

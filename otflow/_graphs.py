@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, wraps
 from operator import attrgetter
 from types import MemberDescriptorType
@@ -18,6 +18,7 @@ from otflow.errors import InvalidFunctional, ModifiedInPlace, Unsupported
 __all__ = [
     "Immutable",
     "alias",
+    "attached",
     "differentiating",
     "keep_assigned_immutable",
     "keep_fields_immutable",
@@ -129,6 +130,17 @@ def with_value(z: Tensor, value: Tensor) -> Tensor:
     Clipping what round-off adds would set derivatives to 0.
     """
     return z + (value - z).detach()
+
+
+def attached(value: Any, tensors: Iterable[Tensor]) -> Any:
+    """Return a value in the graphs of tensors on which it need not depend.
+
+    Its derivative in a tensor that it does not see is 0, and no error.
+    """
+    live = [tensor for tensor in tensors if records(tensor)]
+    if not live or not isinstance(value, Tensor):
+        return value
+    return value + 0.0 * sum(tensor.sum() for tensor in live)
 
 
 def kept(function: Callable[P, T]) -> Callable[P, T]:

@@ -44,6 +44,7 @@ FLOORS = (
     "noise",
     "numbers",
     "optimizers",
+    "parts",
     "plans",
     "reports",
     "runs",

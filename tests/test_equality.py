@@ -71,6 +71,10 @@ def event():
     return seen[0]
 
 
+def both():
+    return of.measures.Parts([cloud(), line()])
+
+
 MAKE: dict[type, Callable[[], Any]] = {
     of.Particles: cloud,
     of.Quantiles: lambda: of.Quantiles(torch.arange(4.0)),
@@ -81,6 +85,8 @@ MAKE: dict[type, Callable[[], Any]] = {
     of.measures.Convolution: lambda: of.measures.Convolution(
         of.measures.Box.of(0.0, 1.0, 4), kernels.Log(), torch.ones(4)
     ),
+    of.measures.Euclidean: lambda: of.measures.Euclidean(normal(3, 2)),
+    of.measures.Parts: both,
     of.Potential: potential,
     of.Interaction: lambda: of.Interaction(kernels.Log()),
     of.functionals.Lifted: lambda: of.functionals.Lifted(potential()),
@@ -97,6 +103,8 @@ MAKE: dict[type, Callable[[], Any]] = {
     of.SlicedWassersteinTo: lambda: of.SlicedWassersteinTo(cloud(), 4),
     of.MMDTo: lambda: of.MMDTo(cloud(), kernels.Gaussian(1.0)),
     of.EnergyDistanceTo: lambda: of.EnergyDistanceTo(cloud()),
+    of.functionals.OfPart: lambda: of.functionals.OfPart(0, potential()),
+    of.functionals.InPart: lambda: of.functionals.InPart(potential(), both(), 0),
     of.functionals.Sum: lambda: potential() + of.Entropy(),
     of.functionals.Scaled: lambda: 2 * potential(),
     kernels.Combination: lambda: kernels.Log() - kernels.Energy(),
@@ -201,6 +209,7 @@ MAKE: dict[type, Callable[[], Any]] = {
     schemes.Mobility: lambda: schemes.Mobility(of.JKO(), (1.0, 0.0)),
     schemes.Momentum: schemes.Momentum,
     schemes.NoisyEuler: lambda: schemes.NoisyEuler(0.1),
+    schemes.PartByPart: lambda: schemes.PartByPart(of.ExplicitEuler()),
     schemes.Resample: schemes.Resample,
     schemes.SVGD: lambda: schemes.SVGD(kernels.Gaussian(1.0)),
     schemes.UnderdampedLangevin: schemes.UnderdampedLangevin,

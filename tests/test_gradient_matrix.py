@@ -14,6 +14,8 @@ from tests import test_graphs
 from tests.metrics import test_gradient_laws
 
 F64 = torch.float64
+# They need a measure of parts, see functionals/test_of_part.py.
+OF_PARTS = {of.functionals.InPart, of.functionals.OfPart}
 
 
 def parts(F):
@@ -37,7 +39,7 @@ def test_every_functional_is_in_the_matrix():
     public |= classes(of.meanfield, of.Functional)
     assert len(public) >= 10
     # Its derivatives raise, see meanfield/test_online.py.
-    refused = {of.meanfield.OnlineRisk}
+    refused = {of.meanfield.OnlineRisk, *OF_PARTS}
     assert public - refused <= checked, public - checked
 
 
@@ -62,7 +64,7 @@ def test_every_functional_meets_every_representation_that_has_it():
             met.setdefault(type(part), set()).add(kind)
     on_atoms: set[type] = {of.Particles}
     on_densities: set[type] = {of.Quantiles, of.GridDensity, of.Gaussian}
-    for kind in classes(of.functionals, of.Functional):
+    for kind in classes(of.functionals, of.Functional) - OF_PARTS:
         wanted = on_atoms | on_densities
         if issubclass(kind, (of.Internal, of.KL)):
             wanted = on_densities

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from otflow._algebra import Curvature
-from otflow._graphs import records
+from otflow._graphs import attached
 from otflow._typing import ArrayLike
 from otflow._validation import check_kind
 from otflow.functionals.base import Functional, Scaled, Sum, check_functional
@@ -130,6 +130,9 @@ class OfPart(Functional):
     def mixture_curvature(self) -> Curvature | str | None:
         return self.functional.mixture_curvature()
 
+    def why_mixture(self) -> str:
+        return f"as {self.functional!r} bends in its part"
+
     def resample(self, generator: torch.Generator) -> Functional:
         drawn = self.functional.resample(generator)
         return self if drawn is self.functional else OfPart(self.part, drawn)
@@ -192,9 +195,20 @@ class InPart(Functional):
 
     def value(self, mu: Measure) -> Tensor:
         value = self.functional.value(self.measure.with_part(self.part, mu))
-        # F need not see this part: then its derivatives there are 0.
-        tensors = [x for x in mu.tensors() if records(x)]
-        return value + 0.0 * sum(x.sum() for x in tensors) if tensors else value
+        seen: Tensor = attached(value, mu.tensors())  # F need not see this part
+        return seen
+
+    def modulus(self, dim: int) -> float | None:
+        return self.functional.modulus(self.measure.dim)
+
+    def why_modulus(self, dim: int) -> str:
+        return f"as that of {self.functional!r} where the other parts do not move"
+
+    def mixture_curvature(self) -> Curvature | str | None:
+        return self.functional.mixture_curvature()
+
+    def why_mixture(self) -> str:
+        return f"as {self.functional!r} bends where the other parts do not change"
 
     def resample(self, generator: torch.Generator) -> Functional:
         drawn = self.functional.resample(generator)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
+from math import prod
 from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from otflow._arrays import cut, flattened
+from otflow._graphs import attached
 from otflow._moving import Move
-from otflow._typing import ArrayLike, Ground, Value
+from otflow._typing import ArrayLike, Value
 from otflow._validation import check_kind, check_like
-from otflow.errors import Diverged
+from otflow.errors import Diverged, Unsupported
 from otflow.measures.base import Measure
 
 __all__ = ["Parts"]
 
+A = TypeVar("A")
 T = TypeVar("T")
 ASK_A_PART = (
     "ask a part of mu.parts, as mu['outer'] or mu[0], for its own; a scheme that needs "
@@ -163,7 +168,10 @@ class Parts(Measure):
             )
             raise TypeError(msg)
         if not -len(self.parts) <= key < len(self.parts):
-            msg = f"there are {len(self.parts)} parts and no number {key}"
+            msg = (
+                f"there are {len(self.parts)} parts and no number {key}; take one of "
+                f"{list(self.names)}"
+            )
             raise IndexError(msg)
         return key % len(self.parts)
 
@@ -236,7 +244,7 @@ class Parts(Measure):
             If the shape, the dtype or the device of the tangent differs.
         """
         self._check_tangent(tangent)
-        return _cut(tangent, self._shapes())
+        return cut(tangent, [part.tangent_shape for part in self.parts])
 
     def joined(self, tangents: Sequence[Tensor]) -> Tensor:
         """Return one tangent of the whole, made of those of the parts, (N,).
@@ -251,43 +259,37 @@ class Parts(Measure):
         ValueError, TypeError
             If their number, or the shape, the dtype or the device of one differs.
         """
-        self._check_number(tangents, "tangents")
+        if len(tangents) != len(self.parts):
+            msg = (
+                f"tangents must be one for each of {len(self.parts)} parts "
+                f"{list(self.names)}, got {len(tangents)}; see `views`"
+            )
+            raise ValueError(msg)
         for name, part, own in zip(self.names, self.parts, tangents, strict=True):
             part._check_tangent(own, f"the tangent of the part {name!r}")
-        return _flat(tangents)
-
-    def _shapes(self) -> list[tuple[int, ...]]:
-        return [tuple(part.tangent_shape) for part in self.parts]
+        return flattened(tangents)
 
     @property
     def tangent_shape(self) -> tuple[int, ...]:
-        return (sum(_size(shape) for shape in self._shapes()),)
-
-    def _check_number(self, things: Sequence[Any], what: str) -> None:
-        if len(things) != len(self.parts):
-            msg = (
-                f"{what} must be one for each of {len(self.parts)} parts "
-                f"{list(self.names)}, got {len(things)}"
-            )
-            raise ValueError(msg)
+        return (sum(prod(part.tangent_shape) for part in self.parts),)
 
     # Coordinates ----------------------------------------------------------------------
 
     @property
     def coordinates(self) -> Tensor:
         """The coordinates of all parts in turn, as one flat tensor."""
-        return _flat([part.coordinates for part in self.parts])
+        return flattened([part.coordinates for part in self.parts])
 
     def with_coordinates(self, coordinates: Tensor) -> Self:
         """Return parts of other coordinates, unchecked; a graph stays alive."""
         own = self._coordinates_of_parts(coordinates)
         both = zip(self.parts, own, strict=True)
-        return self._changed(parts=tuple(part.with_coordinates(c) for part, c in both))
+        return self._of(part.with_coordinates(c) for part, c in both)
 
     def tangent_of(self, partials: Tensor, value: Value) -> Tensor:
         """Return the tangents of all parts in turn."""
         own = self._coordinates_of_parts(partials)
-        return _flat(
+        return flattened(
             [
                 part.tangent_of(g, self._of_part(k, value))
                 for k, (part, g) in enumerate(zip(self.parts, own, strict=True))
@@ -295,7 +297,7 @@ class Parts(Measure):
         )
 
     def _coordinates_of_parts(self, flat: Tensor) -> tuple[Tensor, ...]:
-        return _cut(flat, [tuple(part.coordinates.shape) for part in self.parts])
+        return cut(flat, [tuple(part.coordinates.shape) for part in self.parts])
 
     def _of_part(self, k: int, value: Value) -> Value:
         """Return the value as a function of one part, the others fixed."""
@@ -318,17 +320,28 @@ class Parts(Measure):
         """
         if x is not None:
             self._refuse("places", "space of its own for places x", ASK_A_PART)
-        return torch.cat(
-            [
-                part.mass_gradient(self._of_part(k, value))
-                for k, part in enumerate(self.parts)
-            ]
+        seen: list[bool] = []
+
+        def own(k: int, part: Measure) -> Any:
+            answer = value(self.with_part(k, part))
+            seen.append(isinstance(answer, Tensor) and answer.requires_grad)
+            return attached(answer, part.tensors())  # it need not see each part
+
+        numbers = range(len(self.parts))
+        found = self._each(
+            "mass gradient",
+            numbers,
+            lambda part, k: part.mass_gradient(partial(own, k)),
         )
+        if not any(seen):  # a value that sees no part is a mistake, as elsewhere
+            self.parts[0].mass_gradient(self._of_part(0, value))
+        return torch.cat(found)
 
     # Moves ----------------------------------------------------------------------------
 
     def push(self, tangent: Tensor, dt: float) -> Self:
-        return self._moved(self.views(tangent), lambda part, v: part.push(v, dt))
+        views = self.views(tangent)
+        return self._of(self._each("push", views, lambda part, v: part.push(v, dt)))
 
     def transport(self, tangent: Tensor, dt: float) -> Self:
         """Return the parts on fixed cells by `transport` and the others by `push`.
@@ -340,46 +353,53 @@ class Parts(Measure):
         """
         if not self.on_fixed_cells:
             return super().transport(tangent, dt)
-        return self._moved(
-            self.views(tangent),
-            lambda part, v: (part.transport if part.on_fixed_cells else part.push)(
-                v, dt
-            ),
-        )
+
+        def move(part: Measure, v: Tensor) -> Measure:
+            return part.transport(v, dt) if part.on_fixed_cells else part.push(v, dt)
+
+        return self._of(self._each("transport", self.views(tangent), move))
 
     def diffuse(self, variance: float, generator: torch.Generator) -> Self:
         """Run the heat flow of every part, one after the other."""
-        nothing = [None] * len(self.parts)
-        return self._moved(nothing, lambda part, _: part.diffuse(variance, generator))
+        spread = [variance] * len(self.parts)
+        moved = self._each("heat flow", spread, lambda p, s: p.diffuse(s, generator))
+        return self._of(moved)
 
     def reweight(self, log_rate: Tensor, dt: float) -> Self:
         """Change the masses of every part, each to mass 1, by rates (n,)."""
-        sizes = [(part.n,) for part in self.parts]
         if not isinstance(log_rate, Tensor) or log_rate.shape != (self.n,):
             got = getattr(log_rate, "shape", type(log_rate).__name__)
-            msg = f"log_rate must have shape ({self.n},): all parts in turn, got {got}"
+            what = "the points of all parts in turn"
+            msg = f"log_rate must have shape ({self.n},), {what}, got {got}"
             raise ValueError(msg)
-        return self._moved(
-            _cut(log_rate, sizes), lambda part, rate: part.reweight(rate, dt)
-        )
+        rates = cut(log_rate, [(part.n,) for part in self.parts])
+        moved = self._each("masses to change", rates, lambda p, r: p.reweight(r, dt))
+        return self._of(moved)
 
-    def _moved(
-        self, arguments: Sequence[T], move: Callable[[Measure, T], Measure]
-    ) -> Self:
-        """Return the measure after a move of each part."""
-        moved = []
+    def _of(self, parts: Iterable[Measure]) -> Self:
+        """Return the measure of other parts, unchecked."""
+        return self._changed(parts=tuple(parts))
+
+    def _each(
+        self, what: str, arguments: Iterable[A], call: Callable[[Measure, A], T]
+    ) -> list[T]:
+        """Return the answers of the parts; an error names its part."""
+        found = []
         for name, part, own in zip(self.names, self.parts, arguments, strict=True):
             try:
-                moved.append(move(part, own))
+                found.append(call(part, own))
             except Diverged as error:
                 msg = f"part {name!r}: {error.args[0]}"
                 raise Diverged(msg, measure=self) from error
-        return self._changed(parts=tuple(moved))
+            except Unsupported as error:
+                cure = "use schemes.PartByPart, where each part has its own scheme"
+                self._refuse(what, f"{what} in part {name!r}, as {error}", cure)
+        return found
 
     def _mixture(self, other: Self, share: float) -> Self:
         self._check_names(other)
         both = zip(self.parts, other.parts, strict=True)
-        return self._changed(parts=tuple(a.mix(b, share) for a, b in both))
+        return self._of(a.mix(b, share) for a, b in both)
 
     # Geometry -------------------------------------------------------------------------
 
@@ -414,11 +434,11 @@ class Parts(Measure):
         check_kind(other, Parts, "other")
         self._check_names(other)
         both = zip(self.parts, other.parts, strict=True)
-        return _flat([a.displacement_to(b) for a, b in both])
+        return flattened([a.displacement_to(b) for a, b in both])
 
     def pull_back(self, tangent: Tensor, gradient: Tensor) -> Tensor:
         both = zip(self.parts, self.views(tangent), self.views(gradient), strict=True)
-        return _flat([part.pull_back(t, g) for part, t, g in both])
+        return flattened([part.pull_back(t, g) for part, t, g in both])
 
     # What the whole has not -----------------------------------------------------------
 
@@ -431,11 +451,6 @@ class Parts(Measure):
     def weights(self) -> NoReturn:
         """Raise `Unsupported`: each part has masses of its own."""
         self._refuse("weights", "masses of its own", ASK_A_PART)
-
-    def expectation(self, f: Ground) -> Tensor:
-        """Raise `Unsupported`: each part has integrals of its own."""
-        cure = "integrate over a part, as mu['outer'].expectation(f)"
-        self._refuse("expectation", "integral of its own", cure)
 
     # Numbers --------------------------------------------------------------------------
 
@@ -461,7 +476,7 @@ class Parts(Measure):
 
     def magnitudes(self, tangent: Tensor) -> Tensor:
         both = zip(self.parts, self.views(tangent), strict=True)
-        return _flat([part.magnitudes(own) for part, own in both])
+        return flattened([part.magnitudes(own) for part, own in both])
 
     def fault(self) -> str:
         """Return what is wrong with the numbers of a part; "" if nothing is."""
@@ -483,18 +498,3 @@ class Parts(Measure):
                 f"give both the same names, in the same order"
             )
             raise ValueError(msg)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
-
-
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-
-def _cut(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
-    """Return views of a flat tensor, of these shapes in turn."""
-    pieces = torch.split(flat, [_size(shape) for shape in shapes])
-    both = zip(pieces, shapes, strict=True)
-    return tuple(piece.view(shape) for piece, shape in both)

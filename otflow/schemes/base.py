@@ -309,6 +309,7 @@ def parts(scheme: Scheme) -> Iterator[Scheme]:
     """
     yield scheme
     for value in vars(scheme).values():
-        for part in value if isinstance(value, tuple) else (value,):
+        held = tuple(value.values()) if isinstance(value, Mapping) else value
+        for part in held if isinstance(held, tuple) else (held,):
             if isinstance(part, Scheme):
                 yield from parts(part)

@@ -45,19 +45,18 @@ def degenerate(
     return Particles(x, masses, normalize=True)
 
 
-def state(mu: Measure) -> tuple[Tensor, Tensor, int, int]:
-    """Return copies of the points and the weights, with their version counters."""
-    x, w = mu.points, mu.weights
-    return x.clone(), w.clone(), x._version, w._version
+def state(mu: Measure) -> list[tuple[Tensor, int]]:
+    """Return copies of the tensors of a measure, with their version counters."""
+    return [(tensor.clone(), tensor._version) for tensor in mu.tensors()]
 
 
-def assert_untouched(mu: Measure, before: tuple[Tensor, Tensor, int, int]) -> None:
+def assert_untouched(mu: Measure, before: list[tuple[Tensor, int]]) -> None:
     """Check that since `before` nothing wrote into the measure or attached a graph."""
-    x, w, x_version, w_version = before
-    assert torch.equal(mu.points, x)
-    assert torch.equal(mu.weights, w)
-    assert (mu.points._version, mu.weights._version) == (x_version, w_version)
-    assert_plain(mu.points, mu.weights)
+    tensors = mu.tensors()
+    for tensor, (copy, version) in zip(tensors, before, strict=True):
+        assert torch.equal(tensor, copy)
+        assert tensor._version == version
+    assert_plain(*tensors)
 
 
 def assert_plain(*tensors: Tensor) -> None:

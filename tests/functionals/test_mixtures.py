@@ -190,6 +190,23 @@ def cells(*shape):
     return make
 
 
+def pairs(seed):
+    """Return the mixtures of measures of two parts."""
+    one, two = atoms(seed), atoms(seed + 3)
+    return lambda t: of.measures.Parts([one(t), two(t)])
+
+
+ON_PARTS = {
+    "convex part": (of.functionals.OfPart(1, of.Interaction(BUMP)), "convex", pairs),
+    "linear part": (of.functionals.OfPart(0, of.Potential(square)), "linear", pairs),
+    "in one part": (
+        of.functionals.InPart(
+            of.functionals.OfPart(1, of.Interaction(BUMP)), pairs(0)(0.0), "1"
+        ),
+        "convex",
+        atoms,
+    ),
+}
 ALL = [
     *(
         (name, F, word, partial(atoms, d=2 + (name == "cross-entropy")))
@@ -197,6 +214,7 @@ ALL = [
     ),
     *((name, F, word, cells(4, 5)) for name, (F, word) in ON_CELLS.items()),
     *((name, F, word, cells(12)) for name, (F, word) in ON_LINE.items()),
+    *((name, F, word, make) for name, (F, word, make) in ON_PARTS.items()),
     ("lengths", of.meanfield.RadialRisk(0.8), "convex", partial(atoms, d=1)),
 ]
 IDS = [f"{name}-{k}" for k, (name, *_) in enumerate(ALL)]
@@ -235,7 +253,7 @@ def test_it_is_not_more_than_it_says(name, F, word, make):
         "linear internal",
         "cross entropy",
     }
-    flat |= {"congestion", "potential of the risk"}
+    flat |= {"congestion", "potential of the risk", "linear part"}
     if word is None or name in flat:
         return
     sizes = [bends(F, make(seed)) for seed in range(3)]

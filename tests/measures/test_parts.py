@@ -10,6 +10,8 @@ import torch
 
 import otflow as of
 from otflow.measures import Euclidean, Parts
+from otflow.testing import MeasureContract, clouds
+from otflow.testing.capabilities import interaction, potential
 from otflow.testing.clouds import normal
 from otflow.testing.differences import derivative
 from otflow.testing.same import assert_same
@@ -183,3 +185,107 @@ def test_a_run_is_kept_and_resumed_to_the_bit(tmp_path):
     of.flow(F, mu, euler, dt=1e-3, steps=4, checkpoint=tmp_path / "run")
     kept = of.load(tmp_path / "run")
     assert_same(of.flow(F, mu, euler, dt=1e-3, steps=2, resume=kept).final, whole.final)
+
+
+# The laws of every measure ------------------------------------------------------------
+
+
+def linear(mu):
+    return sum(potential(part) for part in mu.parts)
+
+
+def coupled(mu):
+    return torch.stack([potential(part) for part in mu.parts]).square().sum().sin()
+
+
+def paired(mu):
+    return sum(interaction(part) for part in mu.parts)
+
+
+class PartsContract(MeasureContract):
+    has_points = False
+
+    def values(self):
+        return [linear, coupled, paired]
+
+    def text(self, mu):
+        each = zip(mu.names, mu.parts, strict=True)
+        return f"Parts({', '.join(f'{name}={part!r}' for name, part in each)})"
+
+    def change(self, mu, rate):
+        rates = rate.split([part.n for part in mu.parts])
+        return torch.cat(
+            [
+                self.change(part, own)
+                if isinstance(part, Parts)
+                else super(PartsContract, self).change(part, own)
+                for part, own in zip(mu.parts, rates, strict=True)
+            ]
+        )
+
+    def derivative_along(self, value, mu, v):
+        if not mu.on_fixed_cells:
+            return super().derivative_along(value, mu, v)
+        ahead, back = (
+            derivative(lambda t, s=s: value(mu.push(v, s * t)), 1e-5) for s in (1, -1)
+        )
+        return 0.5 * (ahead - back)
+
+
+class TestPartsOfAtoms(PartsContract):
+    """Two clouds, one of them with atoms without mass, and one of the cone."""
+
+    capabilities = frozenset({"mass_gradient", "diffuse", "reweight"})
+
+    def make(self, dtype=F64):
+        return Parts([clouds.uniform(dtype=dtype), clouds.degenerate(dtype=dtype)])
+
+
+class TestPartsOfAllKinds(PartsContract):
+    def make(self, dtype=F64):
+        rows = normal(3, 2, dtype=dtype).abs() + 0.1
+        return Parts(
+            {
+                "atoms": clouds.weighted(4, 3, dtype=dtype),
+                "line": of.Quantiles(torch.linspace(-1, 2, 6, dtype=dtype)),
+                "bell": of.Gaussian(normal(1, dtype=dtype), torch.eye(1, dtype=dtype)),
+                "rows": of.measures.ConicParticles(rows),
+                "tensor": Euclidean(normal(2, 3, dtype=dtype)),
+            }
+        )
+
+
+class TestPartsOfParts(PartsContract):
+    """A part may be made of parts: a tangent of it is flat, and so is a view of one."""
+
+    capabilities = frozenset({"mass_gradient", "diffuse", "reweight"})
+
+    def values(self):
+        def deep(mu):
+            return linear(mu["pair"]) + potential(mu["alone"])
+
+        return [deep, lambda mu: deep(mu).sin() * coupled(mu["pair"])]
+
+    def make(self, dtype=F64):
+        pair = Parts([clouds.uniform(dtype=dtype), clouds.weighted(3, 1, dtype=dtype)])
+        return Parts({"pair": pair, "alone": clouds.weighted(4, 3, dtype=dtype)})
+
+
+class TestEuclidean(MeasureContract):
+    capabilities = frozenset({"diffuse"})
+
+    def make(self, dtype=F64):
+        return Euclidean(normal(2, 3, dtype=dtype), scale=0.4)
+
+    def text(self, mu):
+        return "Euclidean(shape=(2, 3), scale=0.4, dtype=float64, device=cpu)"
+
+
+class TestAWholeNumberOfParameters(TestEuclidean):
+    """A scale of 1/m by default, and a tensor without axes."""
+
+    def make(self, dtype=F64):
+        return Euclidean(torch.tensor(0.3, dtype=dtype))
+
+    def text(self, mu):
+        return "Euclidean(shape=(), scale=1, dtype=float64, device=cpu)"

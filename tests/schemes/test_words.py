@@ -22,6 +22,7 @@ from otflow.schemes import (
     Mobility,
     Momentum,
     NoisyEuler,
+    PartByPart,
     Resample,
     Scheme,
     UnderdampedLangevin,
@@ -103,6 +104,8 @@ SCHEMES = {
         False,
     ),
     "NoisyEuler": (lambda _: NoisyEuler(0.1), False),
+    "PartByPart": (lambda solver: PartByPart({0: of.JKO(solver)}), True),
+    "PartByPart, explicit": (lambda _: PartByPart(of.ExplicitEuler()), False),
     "SVGD": (lambda _: SVGD(of.kernels.Gaussian(1.0)), False),
     "BirthDeath": (lambda _: of.BirthDeath(), False),
     "Resample": (lambda _: Resample(), False),
@@ -134,14 +137,18 @@ def run_of(scheme, steps=4):
             modulus=1.0,
             prox=lambda x, tau: x / (1 + tau),
         )
-    return of.flow(F, clouds.uniform(), scheme, dt=0.1, steps=steps, generator=0)
+    mu: of.Measure = clouds.uniform()
+    if isinstance(scheme, PartByPart):
+        F, mu = of.functionals.OfPart(0, F), of.measures.Parts([mu])
+    return of.flow(F, mu, scheme, dt=0.1, steps=steps, generator=0)
 
 
 def within(scheme):
     """Yield a scheme and those that it is made of."""
     yield scheme
     for value in vars(scheme).values():
-        for inner in value if isinstance(value, tuple) else (value,):
+        held = [*value.values()] if isinstance(value, dict) else value
+        for inner in held if isinstance(held, (list, tuple)) else (held,):
             if isinstance(inner, Scheme):
                 yield from within(inner)
 
