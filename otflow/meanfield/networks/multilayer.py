@@ -103,7 +103,10 @@ class MultiLayer(Model):
     Particles of other masses than 1/N turn the mean over their units into an integral.
     A network is no function of the law of its middle weights, nor of its inner ones
     alone: unit j owns row j of "inner" and column j of "middle1". Reorder the units of
-    a layer in all parts at once (`permuted`), and f does not change.
+    a layer in all parts at once (`permuted`), and f does not change. Reorder or
+    resample the rows of one part alone, and f does change. `JKO` of all parts together
+    keeps the rows in their places. The default solver of `JKO` for "inner" or "outer"
+    alone may relabel them in a long step; ``JKO(TangentProximal())`` does not.
 
     For N to infinity, with weights drawn independently, trained networks tend to a
     limit, the law of a path :math:`(\theta_{1,n_1}, \theta_{n_1,n_2}, \dots,
