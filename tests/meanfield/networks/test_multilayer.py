@@ -12,8 +12,10 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.functionals import OfPart
 from otflow.meanfield.networks import MultiLayer
 from otflow.measures import Euclidean, Parts
+from otflow.testing import FunctionalContract
 from otflow.testing.clouds import assert_plain, normal
 
 F64 = torch.float64
@@ -300,6 +302,39 @@ def test_single_precision():
     torch.testing.assert_close(value.double(), exact[0], rtol=1e-5, atol=0)
     size = float(exact[1].abs().max())
     torch.testing.assert_close(velocity.double(), exact[1], rtol=0, atol=1e-5 * size)
+
+
+# The laws of every functional ---------------------------------------------------------
+
+
+class RiskOfLayers(FunctionalContract):
+    """A risk of networks of several layers."""
+
+    has_first_variation = False  # a matrix of weights has no masses
+    network = MultiLayer((5, 4), "tanh")
+
+    def make(self, dtype=F64):
+        return problem(self.network, "square", dtype)
+
+    def measure(self, dtype=F64, seed=0):
+        return drawn(self.network, seed=seed).to(dtype)
+
+    def other(self):
+        return OfPart("inner", of.Potential(lambda x: x.square().sum(-1).cos()))
+
+    def measures(self):
+        return [self.measure(), weighted(self.measure(seed=1))]
+
+    def tangent(self, mu, seed=0):
+        return normal(*mu.tangent_shape, seed=seed + 55, dtype=mu.dtype)
+
+
+class TestRisk(RiskOfLayers):
+    pass
+
+
+class TestRiskOfSeveralOutputs(RiskOfLayers):
+    network = MultiLayer((4, 3, 3), ("erf", "tanh", "sigmoid"), outputs=2, bias=False)
 
 
 # Units --------------------------------------------------------------------------------
