@@ -88,6 +88,7 @@ nitpick_ignore = [
     ("py:class", "sklearn.base.MultiOutputMixin"),
     ("py:class", "sklearn.base.RegressorMixin"),
     ("py:class", "otflow.meanfield.network.Network"),
+    ("py:class", "otflow.meanfield.networks.dense.Weights"),
     ("py:class", "otflow.meanfield.population._KernelEnergy"),
     ("py:class", "otflow.proximal.grid.base.GridProximal"),
     ("py:class", "otflow.testing.capabilities.CapabilityLaws"),

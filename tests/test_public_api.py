@@ -139,6 +139,7 @@ NAMESPACES = [
     *(f"otflow.{name}" for name in [*SUBMODULES, *OPTIONAL]),
     "otflow.meanfield.networks",
     "otflow.metrics.symmetries",
+    "otflow.meanfield.networks",
 ]
 
 

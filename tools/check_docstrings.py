@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def public_modules(top: ModuleType) -> list[ModuleType]:
-    """Return `top` and its public submodules and subpackages, sorted by name."""
+    """Return `top`, its public submodules and subpackages by name, and those listed."""
     folder = Path(top.__file__ or "").parent
     names = {
         path.stem if path.suffix == ".py" else path.name
@@ -33,7 +33,14 @@ def public_modules(top: ModuleType) -> list[ModuleType]:
         if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     public = sorted(name for name in names if not name.startswith("_"))
-    return [top, *(importlib.import_module(f"{top.__name__}.{n}") for n in public)]
+    found = [importlib.import_module(f"{top.__name__}.{n}") for n in public]
+    listed = [
+        getattr(module, name)
+        for module in found
+        for name in getattr(module, "__all__", ())
+        if inspect.ismodule(getattr(module, name))
+    ]
+    return [top, *found, *listed]
 
 
 def own_methods(cls: type) -> list[str]:

@@ -81,6 +81,10 @@ class FunctionalContract:
         """Return a tangent at `mu`."""
         return normal(*mu.points.shape, seed=seed + 55, dtype=mu.dtype)
 
+    def other(self) -> Functional:
+        """Return another functional of these measures, a term of sums."""
+        return Potential(lambda x: x.square().sum(-1).cos())
+
     def probes(self, mu: Measure, shift: float) -> Tensor:
         """Return probes of the first variation, one for each point of `mu`."""
         return mu.points + shift
@@ -261,7 +265,7 @@ class FunctionalContract:
     def test_sums_and_multiples(self) -> None:
         """Check values and derivatives of sums and multiples."""
         F, mu = self.make(), self.measure()
-        G = Potential(lambda x: x.square().sum(-1).cos())
+        G = self.other()
         total = 2 * F + G * -0.5 + F
         value, velocity = total.value_and_velocity(mu)
         (f, u), (g, v) = F.value_and_velocity(mu), G.value_and_velocity(mu)

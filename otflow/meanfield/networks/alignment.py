@@ -27,7 +27,7 @@ GAP = 1e-6
 class Alignment:
     """A network in the order of another, and bounds of their distance.
 
-    Attributes
+    Parameters
     ----------
     measure : Parts
         The network `nu` with its units reordered; it computes the same outputs.
@@ -42,6 +42,11 @@ class Alignment:
     converged : bool
         Whether the last sweep changed no layer, so that no order of one layer alone is
         better.
+
+    Attributes
+    ----------
+    measure, orders, distance, squares, converged
+        As above.
 
     See Also
     --------

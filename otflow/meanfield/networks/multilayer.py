@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,22 +14,27 @@ from otflow._validation import (
     check_generator,
     check_kind,
     non_negative_int,
-    positive,
-    real,
     true_or_false,
 )
 from otflow.meanfield.layers import shown
 from otflow.meanfield.losses import Loss
 from otflow.meanfield.model import Model
+from otflow.meanfield.networks.arguments import (
+    Law,
+    all_units,
+    as_dtype,
+    as_law,
+    as_units,
+    as_widths,
+    check_permutation,
+    kind_of,
+)
 from otflow.meanfield.networks.dense import Weights, outputs_of, value_and_gradients
-from otflow.meanfield.units import Elementwise, Unit, as_activation
-from otflow.measures import Euclidean, Measure, Particles, Parts
+from otflow.meanfield.units import Elementwise
+from otflow.measures import Measure, Particles, Parts
 from otflow.measures.sums import check_draw
 
 __all__ = ["MultiLayer"]
-
-Law = tuple[float, float]
-"""Mean and standard deviation of independent normal numbers."""
 
 
 class MultiLayer(Model):
@@ -99,7 +103,10 @@ class MultiLayer(Model):
     Particles of other masses than 1/N turn the mean over their units into an integral.
     A network is no function of the law of its middle weights, nor of its inner ones
     alone: unit j owns row j of "inner" and column j of "middle1". Reorder the units of
-    a layer in all parts at once (`permuted`), and f does not change.
+    a layer in all parts at once (`permuted`), and f does not change. Reorder or
+    resample the rows of one part alone, and f does change. `JKO` of all parts together
+    keeps the rows in their places. The default solver of `JKO` for "inner" or "outer"
+    alone may relabel them in a long step; ``JKO(TangentProximal())`` does not.
 
     For N to infinity, with weights drawn independently, trained networks tend to a
     limit, the law of a path :math:`(\theta_{1,n_1}, \theta_{n_1,n_2}, \dots,
@@ -144,8 +151,8 @@ class MultiLayer(Model):
         offset: float | Sequence[float] | ArrayLike | None = None,
     ) -> None:
         super().__init__(outputs, offset)
-        self.widths = _as_widths(widths)
-        self.units = _as_units(units, len(self.widths))
+        self.widths = as_widths(widths)
+        self.units = as_units(units, len(self.widths))
         self.bias = true_or_false(bias, "bias")
 
     @property
@@ -227,9 +234,9 @@ class MultiLayer(Model):
         """
         check_generator(generator)
         d = non_negative_int(d, "d", minimum=1)
-        dtype = _as_dtype(dtype)
+        dtype = as_dtype(dtype)
         laws = {"inner": inner, "middle": middle, "bias": biases, "outer": outer}
-        laws = {name: _as_law(law, name) for name, law in laws.items()}
+        laws = {name: as_law(law, name) for name, law in laws.items()}
         drawn = []
         for name, shape in self.shapes(d).items():
             mean, deviation = laws[name.rstrip("0123456789")]
@@ -270,7 +277,7 @@ class MultiLayer(Model):
             )
             raise ValueError(msg)
         both = zip(self.names, weights, strict=True)
-        mu = Parts({name: _kind_of(name)(w) for name, w in both})
+        mu = Parts({name: kind_of(name)(w) for name, w in both})
         self.check_measure(mu, self.inputs_of(mu))
         return mu
 
@@ -297,7 +304,7 @@ class MultiLayer(Model):
             raise ValueError(msg)
         for name, shape in self.shapes(d).items():
             part = mu[name]
-            check_kind(part, _kind_of(name), f"the part {name!r}", cure=how)
+            check_kind(part, kind_of(name), f"the part {name!r}", cure=how)
             if part.coordinates.shape != shape:
                 msg = (
                     f"the part {name!r} must have shape {shape} for {d} inputs and the "
@@ -366,7 +373,7 @@ class MultiLayer(Model):
         units = self.units
         assert isinstance(mu, Parts)
         # The pass needs slopes of all activations, and has no graph.
-        if not _all_units(units) or records(*mu.tensors()):
+        if not all_units(units) or records(*mu.tensors()):
             return None
         with torch.no_grad():
             value, gradients = value_and_gradients(
@@ -429,7 +436,7 @@ class MultiLayer(Model):
             )
             raise ValueError(msg)
         for layer, (order, N) in enumerate(zip(orders, self.widths, strict=True)):
-            _check_permutation(order, N, f"orders[{layer}]", mu.device)
+            check_permutation(order, N, f"orders[{layer}]", mu.device)
         depth, parts = len(self.widths), dict[str, Measure]()
         for name, order in (("inner", orders[0]), ("outer", orders[-1])):
             law = mu[name]
@@ -518,94 +525,6 @@ class MultiLayer(Model):
         ]
         bias = "" if self.bias else ", bias=False"
         return f"MultiLayer({self.widths}, {units}{bias}{''.join(options)})"
-
-
-# Helpers ------------------------------------------------------------------------------
-
-
-def _kind_of(name: str) -> type[Particles] | type[Euclidean]:
-    """Return the representation of a part."""
-    return Particles if name in ("inner", "outer") else Euclidean
-
-
-def _as_widths(widths: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(widths, (str, int)) or not isinstance(widths, Sequence):
-        msg = (
-            f"widths must be a sequence of the numbers of hidden units, got "
-            f"{widths!r:.80}; e.g. widths=(100, 100)"
-        )
-        raise TypeError(msg)
-    if len(widths) < 2:
-        msg = (
-            f"widths must hold two layers at least, got {tuple(widths)!r}; one hidden "
-            f"layer is a TwoLayer, whose neurons are one measure"
-        )
-        raise ValueError(msg)
-    return tuple(
-        non_negative_int(N, f"widths[{layer}]", minimum=1)
-        for layer, N in enumerate(widths)
-    )
-
-
-def _as_units(
-    units: str | Elementwise | Sequence[str | Elementwise], depth: int
-) -> tuple[Elementwise, ...]:
-    if isinstance(units, str) or callable(units):
-        return (as_activation(units),) * depth
-    if not isinstance(units, Sequence):
-        msg = (
-            f"units must be an activation, or one for each hidden layer, got "
-            f"{units!r:.80}; e.g. units='tanh'"
-        )
-        raise TypeError(msg)
-    if len(units) != depth:
-        msg = (
-            f"units must be one activation, or {depth}, one for each hidden layer, got "
-            f"{len(units)}; e.g. units={units[0] if units else 'tanh'!r} for all"
-        )
-        raise ValueError(msg)
-    return tuple(as_activation(unit) for unit in units)
-
-
-def _as_law(law: Law, name: str) -> Law:
-    """Return the mean and the standard deviation of a normal law."""
-    if not isinstance(law, Sequence) or isinstance(law, str) or len(law) != 2:
-        msg = (
-            f"{name} must be a pair (mean, standard deviation), got {law!r:.80}; e.g. "
-            f"(0.0, 1.0)"
-        )
-        raise TypeError(msg)
-    deviation = positive(law[1], f"the deviation of {name}", or_zero=True)
-    return real(law[0], f"the mean of {name}"), deviation
-
-
-def _as_dtype(dtype: torch.dtype | None) -> torch.dtype:
-    dtype = torch.get_default_dtype() if dtype is None else dtype
-    if dtype not in (torch.float32, torch.float64):
-        msg = f"dtype must be torch.float32 or torch.float64, got {dtype!r:.80}"
-        raise ValueError(msg)
-    return dtype
-
-
-def _all_units(units: tuple[Elementwise, ...]) -> TypeGuard[tuple[Unit, ...]]:
-    return all(isinstance(unit, Unit) for unit in units)
-
-
-def _check_permutation(order: Tensor, N: int, name: str, device: torch.device) -> None:
-    """Raise unless a tensor holds the numbers 0, ..., N - 1 in some order."""
-    check_kind(order, Tensor, name, cure=f"torch.randperm({N}) is one")
-    every = torch.arange(N, device=device)
-    fits = order.shape == (N,) and order.dtype == torch.int64
-    if (
-        not fits
-        or order.device != device
-        or not torch.equal(order.sort().values, every)
-    ):
-        msg = (
-            f"{name} must be a permutation of 0, ..., {N - 1}, int64 on {device}, got "
-            f"{order.dtype} of shape {tuple(order.shape)}; torch.randperm({N}) is one"
-        )
-        raise ValueError(msg)
 
 
 def _no_value(_: Measure) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import math
 import pickle
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 import otflow as of
+from otflow.functionals import OfPart
 from otflow.meanfield.networks import MultiLayer
 from otflow.measures import Euclidean, Parts
+from otflow.testing import FunctionalContract
 from otflow.testing.clouds import assert_plain, normal
 
 F64 = torch.float64
@@ -263,17 +266,30 @@ def test_a_unit_of_ones_own_sees_its_arguments():
     torch.testing.assert_close(F.velocity(mu), -expected)
 
 
-class Doubled(MultiLayer):
-    def respond(self, inputs, mu):
-        return 2 * super().respond(inputs, mu)
+def doubled(name):
+    """Return a subclass of which one method makes other outputs."""
+
+    def method(self, *arguments):
+        answer = getattr(super(kind, self), name)(*arguments)
+        if name == "weights":
+            return dataclasses.replace(answer, outer=2 * answer.outer)
+        return 2 * answer
+
+    kind = type("Doubled", (MultiLayer,), {name: method})
+    return kind
 
 
-def test_a_subclass_of_other_outputs_has_its_own_velocity():
-    network = Doubled((5, 4), "tanh")
+@pytest.mark.parametrize("name", ["respond", "weights", "encode", "add_offset"])
+def test_a_subclass_of_other_outputs_has_its_own_velocity(name):
+    """The closed pass of the parent is not its own."""
+    plain, network = (kind((5, 4), "tanh") for kind in (MultiLayer, doubled(name)))
     F, mu = problem(network, "square"), drawn(network)
-    torch.testing.assert_close(network(mu, F.X), 2 * NETWORKS[0](mu, F.X))
+    if name != "encode":
+        torch.testing.assert_close(network(mu, F.X), 2 * plain(mu, F.X))
     expected = mu.value_and_position_gradient(F.value)[1]
     torch.testing.assert_close(F.velocity(mu), -expected)
+    other = problem(plain, "square").velocity(mu)
+    assert float((F.velocity(mu) - other).abs().max()) > 1e-3
 
 
 def test_single_precision():
@@ -286,6 +302,39 @@ def test_single_precision():
     torch.testing.assert_close(value.double(), exact[0], rtol=1e-5, atol=0)
     size = float(exact[1].abs().max())
     torch.testing.assert_close(velocity.double(), exact[1], rtol=0, atol=1e-5 * size)
+
+
+# The laws of every functional ---------------------------------------------------------
+
+
+class RiskOfLayers(FunctionalContract):
+    """A risk of networks of several layers."""
+
+    has_first_variation = False  # a matrix of weights has no masses
+    network = MultiLayer((5, 4), "tanh")
+
+    def make(self, dtype=F64):
+        return problem(self.network, "square", dtype)
+
+    def measure(self, dtype=F64, seed=0):
+        return drawn(self.network, seed=seed).to(dtype)
+
+    def other(self):
+        return OfPart("inner", of.Potential(lambda x: x.square().sum(-1).cos()))
+
+    def measures(self):
+        return [self.measure(), weighted(self.measure(seed=1))]
+
+    def tangent(self, mu, seed=0):
+        return normal(*mu.tangent_shape, seed=seed + 55, dtype=mu.dtype)
+
+
+class TestRisk(RiskOfLayers):
+    pass
+
+
+class TestRiskOfSeveralOutputs(RiskOfLayers):
+    network = MultiLayer((4, 3, 3), ("erf", "tanh", "sigmoid"), outputs=2, bias=False)
 
 
 # Units --------------------------------------------------------------------------------

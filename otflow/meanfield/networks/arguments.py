@@ -1,0 +1,116 @@
+"""Arguments of networks of several layers: widths, units, laws, permutations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeGuard
+
+import torch
+from torch import Tensor
+
+from otflow._validation import check_kind, non_negative_int, positive, real
+from otflow.meanfield.units import Elementwise, Unit, as_activation
+from otflow.measures import Euclidean, Particles
+
+__all__ = [
+    "Law",
+    "all_units",
+    "as_dtype",
+    "as_law",
+    "as_units",
+    "as_widths",
+    "check_permutation",
+    "kind_of",
+]
+
+Law = tuple[float, float]
+"""Mean and standard deviation of independent normal numbers."""
+
+
+def kind_of(name: str) -> type[Particles] | type[Euclidean]:
+    """Return the representation of a part."""
+    return Particles if name in ("inner", "outer") else Euclidean
+
+
+def as_widths(widths: Sequence[int]) -> tuple[int, ...]:
+    """Return the numbers of hidden units; two layers at least."""
+    if isinstance(widths, (str, int)) or not isinstance(widths, Sequence):
+        msg = (
+            f"widths must be a sequence of the numbers of hidden units, got "
+            f"{widths!r:.80}; e.g. widths=(100, 100)"
+        )
+        raise TypeError(msg)
+    if len(widths) < 2:
+        msg = (
+            f"widths must hold two layers at least, got {tuple(widths)!r}; one hidden "
+            f"layer is a TwoLayer, whose neurons are one measure"
+        )
+        raise ValueError(msg)
+    return tuple(
+        non_negative_int(N, f"widths[{layer}]", minimum=1)
+        for layer, N in enumerate(widths)
+    )
+
+
+def as_units(
+    units: str | Elementwise | Sequence[str | Elementwise], depth: int
+) -> tuple[Elementwise, ...]:
+    """Return one activation for each hidden layer."""
+    if isinstance(units, str) or callable(units):
+        return (as_activation(units),) * depth
+    if not isinstance(units, Sequence):
+        msg = (
+            f"units must be an activation, or one for each hidden layer, got "
+            f"{units!r:.80}; e.g. units='tanh'"
+        )
+        raise TypeError(msg)
+    if len(units) != depth:
+        msg = (
+            f"units must be one activation, or {depth}, one for each hidden layer, got "
+            f"{len(units)}; e.g. units={units[0] if units else 'tanh'!r} for all"
+        )
+        raise ValueError(msg)
+    return tuple(as_activation(unit) for unit in units)
+
+
+def as_law(law: Law, name: str) -> Law:
+    """Return the mean and the standard deviation of a normal law."""
+    if not isinstance(law, Sequence) or isinstance(law, str) or len(law) != 2:
+        msg = (
+            f"{name} must be a pair (mean, standard deviation), got {law!r:.80}; e.g. "
+            f"(0.0, 1.0)"
+        )
+        raise TypeError(msg)
+    deviation = positive(law[1], f"the deviation of {name}", or_zero=True)
+    return real(law[0], f"the mean of {name}"), deviation
+
+
+def as_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    """Return a floating-point type; that of torch by default."""
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if dtype not in (torch.float32, torch.float64):
+        msg = f"dtype must be torch.float32 or torch.float64, got {dtype!r:.80}"
+        raise ValueError(msg)
+    return dtype
+
+
+def all_units(units: tuple[Elementwise, ...]) -> TypeGuard[tuple[Unit, ...]]:
+    """Return whether every activation states its slope."""
+    return all(isinstance(unit, Unit) for unit in units)
+
+
+def check_permutation(order: Tensor, N: int, name: str, device: torch.device) -> None:
+    """Raise unless a tensor holds the numbers 0, ..., N - 1 in some order."""
+    check_kind(order, Tensor, name, cure=f"torch.randperm({N}) is one")
+    every = torch.arange(N, device=device)
+    fits = order.shape == (N,) and order.dtype == torch.int64
+    if (
+        not fits
+        or order.device != device
+        or not torch.equal(order.sort().values, every)
+    ):
+        msg = (
+            f"{name} must be a permutation of 0, ..., {N - 1}, int64 on {device}, got "
+            f"{order.dtype} of shape {tuple(order.shape)}; torch.randperm({N}) is one"
+        )
+        raise ValueError(msg)
