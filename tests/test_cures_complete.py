@@ -45,6 +45,7 @@ FLOORS = (
     "optimizers",
     "plans",
     "reports",
+    "residual",
     "runs",
     "sparse_measures",
     "steps",
