@@ -49,6 +49,7 @@ FLOORS = (
     "parts",
     "plans",
     "reports",
+    "residual",
     "runs",
     "sparse_measures",
     "steps",

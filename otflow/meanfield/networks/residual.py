@@ -45,8 +45,8 @@ class Residual(Model):
         \qquad \sigma(z;\theta) = u\,\varphi(w\cdot z + b) .
 
     If the layer times are uniform, :math:`\rho_t` is a probability, as in equation (12)
-    of :cite:t:`yang2020mean`. L layers cut [0, 1] into cells, and :math:`\rho_t` is
-    constant in each. So a step of Euler's method is a layer of a residual network,
+    of :cite:t:`yang2020meanfield`. L layers cut [0, 1] into cells, and :math:`\rho_t`
+    is constant in each. So a step of Euler's method is a layer of a residual network,
 
     .. math:: z_{l+1} = z_l + \sum_i m_{il}\,\sigma(z_l;\theta_i), \qquad
         m_{il} = w_i\,s_l(t_i), \qquad \sum_l s_l(t) = 1 .

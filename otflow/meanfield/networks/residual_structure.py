@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from otflow.measures import Particles
 __all__ = ["Flattened", "flatten", "permute_layers"]
 
 
-class Flattened(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Flattened:
     r"""The two-layer network that a residual network is to first order.
 
     The outputs are :math:`f(x) = Sx + g(x) + O(\epsilon^2)`, with g the network on the
