@@ -133,6 +133,9 @@ class Euclidean(Measure):
     def magnitudes(self, tangent: Tensor) -> Tensor:
         return self.values.detach().abs()
 
+    def radius(self) -> float:
+        return float(self.norm(self.values))
+
     def tensors(self) -> tuple[Tensor, ...]:
         return self.points, self.weights, self.values
 

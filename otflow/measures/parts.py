@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from math import prod
+from math import hypot, prod
 from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 import torch
@@ -327,10 +327,9 @@ class Parts(Measure):
             seen.append(isinstance(answer, Tensor) and answer.requires_grad)
             return attached(answer, part.tensors())  # it need not see each part
 
-        numbers = range(len(self.parts))
         found = self._each(
             "mass gradient",
-            numbers,
+            range(len(self.parts)),
             lambda part, k: part.mass_gradient(partial(own, k)),
         )
         if not any(seen):  # a value that sees no part is a mistake, as elsewhere
@@ -478,6 +477,9 @@ class Parts(Measure):
         both = zip(self.parts, self.views(tangent), strict=True)
         return flattened([part.magnitudes(own) for part, own in both])
 
+    def radius(self) -> float:
+        return hypot(*(part.radius() for part in self.parts))
+
     def fault(self) -> str:
         """Return what is wrong with the numbers of a part; "" if nothing is."""
         named = zip(self.names, self.parts, strict=True)
@@ -485,8 +487,7 @@ class Parts(Measure):
         return next(found, "")
 
     def __repr__(self) -> str:
-        each = zip(self.names, self.parts, strict=True)
-        return f"Parts({', '.join(f'{name}={part!r}' for name, part in each)})"
+        return f"Parts({', '.join(map('{}={!r}'.format, self.names, self.parts))})"
 
     def _retyped(self, before: Self, move: Move) -> dict[str, Any]:
         return {}  # the parts have seen to it
