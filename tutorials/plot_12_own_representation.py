@@ -9,8 +9,7 @@ is a trigonometric polynomial in the complex plane,
 
 .. math:: \gamma(s) = \sum_{|k| \le K} c_k \, e^{iks} .
 
-The unknowns are 2K + 1 coefficients. This tutorial writes that measure as one class and
-checks its laws. Every functional and scheme then accepts it.
+This tutorial writes the law as one class. Every functional and scheme then accepts it.
 """
 
 # %%
