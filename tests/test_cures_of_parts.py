@@ -254,7 +254,7 @@ CASES: dict[str, Case] = {
     ),
     "an array of parameters": (
         of.errors.Unsupported,
-        r"use mu\.values\.numpy\(\)",
+        r"take its parameters, mu\.values\.numpy\(\)",
         lambda: TENSOR.__array__(),
         [lambda: TENSOR.values.numpy()],
     ),
