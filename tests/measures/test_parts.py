@@ -297,6 +297,22 @@ def test_an_adaptive_scheme_measures_all_parts():
     torch.testing.assert_close(run.final.coordinates, exact, rtol=0, atol=0.02)
 
 
+def test_convexity_along_displacements_is_looked_for_in_all_parts():
+    spring = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    mu = Parts([clouds.uniform(), Euclidean(normal(2, 3))])
+    nu = mu.push(normal(20, seed=9), 1.0)
+    F = of.functionals.OfPart(0, spring) + of.functionals.OfPart(1, 3 * spring)
+    report = of.analysis.displacement_convexity(F, mu, nu)
+    # Half of |x|^2 in each part; six parameters weigh 1/6 in their metric.
+    u, v = mu.views(mu.displacement_to(nu))
+    curvature = u.square().sum(-1).mean() + 3 * v.square().sum()
+    expected = float(
+        curvature / mu.inner(mu.displacement_to(nu), mu.displacement_to(nu))
+    )
+    assert abs(report.minimum - expected) < 1e-6 * expected
+    assert report.declared_modulus == 0
+
+
 def test_a_damaged_part_is_found_and_named():
     mu = Parts({"good": clouds.uniform(), "bad": clouds.weighted()})
     bad = mu["bad"].with_free_atoms(weights=2 * mu["bad"].weights)
