@@ -67,6 +67,10 @@ def go(F, mu, scheme=None):
     return of.flow(F, mu, scheme or of.ExplicitEuler(), dt=0.1, steps=2, generator=0)
 
 
+def moved(mu):
+    return mu.push(torch.ones_like(mu.coordinates), 0.3)
+
+
 def noisy(factor, part="outer"):
     return SPRINGS + factor * OfPart(part, of.Entropy())
 
@@ -199,6 +203,16 @@ CASES: dict[str, Case] = {
         lambda: OfFirst().velocity(Parts([Intervals(LINE.edges)])),
         [lambda: OfFirst().velocity(Parts([Stated(LINE.edges)]))],
     ),
+    "a mixture of parts to look along": (
+        of.errors.Unsupported,
+        r"or for one part functionals\.InPart\(F, mu, part\)",
+        lambda: of.analysis.mixture_convexity(SPRINGS, BOTH, moved(BOTH)),
+        [
+            lambda: of.analysis.mixture_convexity(
+                InPart(SPRINGS, BOTH, 0), CLOUD, moved(BOTH)[0]
+            )
+        ],
+    ),
     # Parameters
     "no parameters": (
         ValueError,
@@ -254,7 +268,7 @@ CASES: dict[str, Case] = {
     ),
     "an array of parameters": (
         of.errors.Unsupported,
-        r"use mu\.values\.numpy\(\)",
+        r"take its parameters, mu\.values\.numpy\(\)",
         lambda: TENSOR.__array__(),
         [lambda: TENSOR.values.numpy()],
     ),

@@ -9,17 +9,16 @@ is a trigonometric polynomial in the complex plane,
 
 .. math:: \gamma(s) = \sum_{|k| \le K} c_k \, e^{iks} .
 
-The unknowns are 2K + 1 coefficients. This tutorial writes that measure as one class and
-checks its laws. Every functional and scheme then accepts it.
+This tutorial writes the law as one class. Every functional and scheme then accepts it.
 """
 
 # %%
 # The class
 # ---------
-# A measure states points and weights, and four verbs. A tangent is a change :math:`\dot
-# c` of the coefficients. It moves the points at the velocities :math:`\sum_k \dot c_k
-# e^{iks}`, of mean square :math:`\sum_k |\dot c_k|^2` by Parseval. So the inner product
-# is the plain one, and the Wasserstein gradient the plain gradient, from autograd.
+# A measure states points and weights, coordinates, and three verbs. A tangent is a
+# change :math:`\dot c` of the coefficients. It moves the points at the velocities
+# :math:`\sum_k \dot c_k e^{iks}`, of mean square :math:`\sum_k |\dot c_k|^2` by
+# Parseval. So the inner product is the plain one, and the gradient that of autograd.
 
 import math
 from dataclasses import dataclass, replace
@@ -50,12 +49,16 @@ class Loop(of.Measure):
     def weights(self) -> torch.Tensor:
         return self.coefficients.new_full((self.count,), 1 / self.count)
 
-    def value_and_position_gradient(self, value):
-        keep = self.coefficients.requires_grad  # then the outcome has a graph too
-        c = self.coefficients if keep else self.coefficients.clone().requires_grad_()
-        energy = value(replace(self, coefficients=c))
-        (gradient,) = torch.autograd.grad(energy, c, create_graph=keep)
-        return energy if keep else energy.detach(), gradient
+    @property
+    def coordinates(self) -> torch.Tensor:
+        return self.coefficients
+
+    def with_coordinates(self, coordinates: torch.Tensor) -> "Loop":
+        return replace(self, coefficients=coordinates)
+
+    @property
+    def tangent_shape(self) -> tuple[int, ...]:
+        return self.coefficients.shape
 
     def push(self, tangent, dt):
         return replace(self, coefficients=self.coefficients + dt * tangent)
@@ -76,9 +79,6 @@ class Loop(of.Measure):
 class TestLoop(MeasureContract):
     def make(self, dtype=torch.float64):
         return Loop(torch.tensor([[0.3, 0.1], [0, 0.2], [1, 0.1]], dtype=dtype), 24)
-
-    def tangent(self, mu, seed=0):
-        return torch.sin(mu.coefficients + seed + 1)
 
 
 laws = [getattr(TestLoop(), name) for name in dir(TestLoop) if name.startswith("test_")]

@@ -84,8 +84,22 @@ def chart_of(mu: Measure) -> tuple[Chart, Tensor]:
         return Chart(mu.with_free_state, ones, mu.inner), mu.state
     # A tangent of any representation leads to a measure.
     origin = torch.zeros_like(mu.displacement_to(mu))
-    reach = float(mu.points.abs().max())
-    return Chart(lambda u: mu.push(u, 1.0), None, mu.inner, reach), origin
+    reach, shape = float(mu.magnitudes(origin).max()), origin.shape
+    if origin.ndim > 1:
+        return Chart(lambda u: mu.push(u, 1.0), None, mu.inner, reach), origin
+
+    def product(u: Tensor, v: Tensor) -> Tensor:
+        return mu.inner(u.reshape(shape), v.reshape(shape))
+
+    def push(u: Tensor) -> Measure:
+        return mu.push(u.reshape(shape), 1.0)
+
+    return Chart(push, None, product, reach), _rows(origin)
+
+
+def _rows(tangent: Tensor) -> Tensor:
+    """Return a tangent as rows: a chart adds up what each row bends."""
+    return tangent if tangent.ndim > 1 else tangent.reshape(-1, 1)
 
 
 def check_together(named: Mapping[str, Any]) -> None:
@@ -94,8 +108,9 @@ def check_together(named: Mapping[str, Any]) -> None:
     check_kind(mu, Measure, first)
     for name, nu in others:
         check_kind(nu, Measure, name)
-        check_dimension(nu.points, mu.points, (name, first))
-        check_like(nu.points, mu.points, name, first)
+        if nu.dim != mu.dim:
+            check_dimension(nu.points, mu.points, (name, first))
+        check_like(nu, mu, name, first)
 
 
 def straight(
@@ -133,7 +148,7 @@ def straight(
     chart, x = chart_of(a)
     if isinstance(a, Gaussian) and base is not None:
         return chart, x, chart_of(b)[1]
-    return chart, x, x + a.displacement_to(b)
+    return chart, x, x + _rows(a.displacement_to(b))
 
 
 def _through(base: Measure, a: Measure, b: Measure) -> tuple[Measure, Measure]:

@@ -106,6 +106,13 @@ def mixture_convexity(
 
 def _masses(a: Measure, b: Measure) -> tuple[Chart, Tensor, Tensor]:
     """Return the chart of masses at fixed places, and those of both ends, (n, 1)."""
+    if not isinstance(a, (Particles, GridDensity)):
+        msg = (
+            f"mixtures are looked along on Particles and on densities on a grid, "
+            f"not on {type(a).__name__}; use {a.as_particles}, or for one part "
+            f"functionals.InPart(F, mu, part)"
+        )
+        raise Unsupported(msg)
     u, v = a.weights, b.weights
     if isinstance(a, GridDensity) and isinstance(b, GridDensity):
 

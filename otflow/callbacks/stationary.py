@@ -137,8 +137,7 @@ class Stationary(Callback):
             return None
         start: Measure = event.start
         with torch.no_grad():
-            square = start.expectation(lambda x: x.square().sum(-1))
-        noise = torch.finfo(start.dtype).eps * math.sqrt(float(square))
+            noise = torch.finfo(start.dtype).eps * start.radius()
         return self._rate(event, self._length(event), noise)
 
     def _rate(self, event: Event[Any], change: float, noise: float) -> float:

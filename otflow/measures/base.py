@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, final
@@ -477,6 +478,10 @@ class Measure(Bundle):
         """
         x = self.points.detach().abs()
         return x if x.shape == tangent.shape else x.max().expand(tangent.shape)
+
+    def radius(self) -> float:
+        r"""Return :math:`(\int |x|^2\, d\mu)^{1/2}`, the size of its round-off."""
+        return math.sqrt(float(self.expectation(lambda x: x.square().sum(-1))))
 
     @final
     def zeros(self, *shape: int) -> Tensor:

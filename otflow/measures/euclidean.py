@@ -101,7 +101,7 @@ class Euclidean(Measure):
         ),
         "sample": "it is one point; use mu.values, or Particles for a law",
         "mix": "it is one point; use mu.push(mu.displacement_to(nu), share)",
-        "array": "use mu.values.numpy()",
+        "array": "take its parameters, mu.values.numpy()",
     }
     as_particles: ClassVar[str] = "Particles, for a law of many points"
     _tangent_layout: ClassVar[str] = ", that of the values"
@@ -132,6 +132,9 @@ class Euclidean(Measure):
 
     def magnitudes(self, tangent: Tensor) -> Tensor:
         return self.values.detach().abs()
+
+    def radius(self) -> float:
+        return float(self.norm(self.values))
 
     def tensors(self) -> tuple[Tensor, ...]:
         return self.points, self.weights, self.values

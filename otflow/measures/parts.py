@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
-from math import prod
+from math import hypot, prod
 from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 import torch
@@ -291,7 +290,7 @@ class Parts(Measure):
         own = self._coordinates_of_parts(partials)
         return flattened(
             [
-                part.tangent_of(g, self._of_part(k, value))
+                part.tangent_of(g, self._of_part(k, value, []))
                 for k, (part, g) in enumerate(zip(self.parts, own, strict=True))
             ]
         )
@@ -299,9 +298,15 @@ class Parts(Measure):
     def _coordinates_of_parts(self, flat: Tensor) -> tuple[Tensor, ...]:
         return cut(flat, [tuple(part.coordinates.shape) for part in self.parts])
 
-    def _of_part(self, k: int, value: Value) -> Value:
-        """Return the value as a function of one part, the others fixed."""
-        return lambda part: value(self.with_part(k, part))
+    def _of_part(self, k: int, value: Value, seen: list[bool]) -> Value:
+        """Return the value as a function of one part, and note whether it sees it."""
+
+        def own(part: Measure) -> Any:
+            answer = value(self.with_part(k, part))
+            seen.append(isinstance(answer, Tensor) and answer.requires_grad)
+            return attached(answer, part.tensors())  # it need not see each part
+
+        return own
 
     def constants(self) -> tuple[Tensor, ...]:
         return tuple(chain.from_iterable(part.constants() for part in self.parts))
@@ -321,20 +326,13 @@ class Parts(Measure):
         if x is not None:
             self._refuse("places", "space of its own for places x", ASK_A_PART)
         seen: list[bool] = []
-
-        def own(k: int, part: Measure) -> Any:
-            answer = value(self.with_part(k, part))
-            seen.append(isinstance(answer, Tensor) and answer.requires_grad)
-            return attached(answer, part.tensors())  # it need not see each part
-
-        numbers = range(len(self.parts))
         found = self._each(
             "mass gradient",
-            numbers,
-            lambda part, k: part.mass_gradient(partial(own, k)),
+            range(len(self.parts)),
+            lambda part, k: part.mass_gradient(self._of_part(k, value, seen)),
         )
         if not any(seen):  # a value that sees no part is a mistake, as elsewhere
-            self.parts[0].mass_gradient(self._of_part(0, value))
+            self.parts[0].mass_gradient(lambda p: value(self.with_part(0, p)))
         return torch.cat(found)
 
     # Moves ----------------------------------------------------------------------------
@@ -478,6 +476,9 @@ class Parts(Measure):
         both = zip(self.parts, self.views(tangent), strict=True)
         return flattened([part.magnitudes(own) for part, own in both])
 
+    def radius(self) -> float:
+        return hypot(*(part.radius() for part in self.parts))
+
     def fault(self) -> str:
         """Return what is wrong with the numbers of a part; "" if nothing is."""
         named = zip(self.names, self.parts, strict=True)
@@ -485,8 +486,7 @@ class Parts(Measure):
         return next(found, "")
 
     def __repr__(self) -> str:
-        each = zip(self.names, self.parts, strict=True)
-        return f"Parts({', '.join(f'{name}={part!r}' for name, part in each)})"
+        return f"Parts({', '.join(map('{}={!r}'.format, self.names, self.parts))})"
 
     def _retyped(self, before: Self, move: Move) -> dict[str, Any]:
         return {}  # the parts have seen to it

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from otflow._svg import Array, Picture, thinned
 
-__all__ = ["Portrait", "array", "drawn", "first_two", "framed"]
+__all__ = ["Portrait", "array", "drawn", "first_two", "framed", "histogram"]
 
 # Share of the largest coordinate difference by which a frame is wider than its points.
 AIR = 0.04
@@ -34,7 +34,7 @@ def drawn(mu: Any) -> Portrait:
     w = array(mu.weights[chosen])
     caption = "" if len(index) == mu.n else f"{len(index)} of {mu.n} points"
     if mu.dim == 1:
-        return _histogram(x[:, 0], w, caption)
+        return histogram(x[:, 0], w, caption)
     low, high = x.min(0), x.max(0)
     picture = framed(low, high, f"{len(index)} points")
     radii = np.sqrt(INK / np.pi * w / max(float(w.sum()), 1e-300))
@@ -43,7 +43,7 @@ def drawn(mu: Any) -> Portrait:
     return Portrait(picture.svg(), first_two(mu.dim, caption))
 
 
-def _histogram(x: Array, w: Array, caption: str) -> Portrait:
+def histogram(x: Array, w: Array, caption: str) -> Portrait:
     """Draw points on the line below the histogram of their mass."""
     bins = int(np.clip(np.sqrt(len(x)), 5, 60))  # the square-root rule
     low, high = float(x.min()), float(x.max())

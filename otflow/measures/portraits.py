@@ -7,12 +7,25 @@ import math
 import numpy as np
 
 from otflow._svg import MOST, Array, Index, Picture, thinned
+from otflow.measures.euclidean import Euclidean
 from otflow.measures.gaussian.law import Gaussian
 from otflow.measures.grid.density import GridDensity
-from otflow.measures.portrait import Portrait, array, drawn, first_two, framed, stairs
+from otflow.measures.parts import Parts
+from otflow.measures.portrait import (
+    Portrait,
+    array,
+    drawn,
+    first_two,
+    framed,
+    histogram,
+    stairs,
+)
 from otflow.measures.quantiles.density import Quantiles
 
 __all__ = ["register"]
+
+# Parts of a measure that are drawn beside each other.
+MOST_PARTS = 4
 
 
 def register() -> None:
@@ -20,6 +33,8 @@ def register() -> None:
     drawn.register(Gaussian, _draw_gaussian)
     drawn.register(Quantiles, _draw_quantiles)
     drawn.register(GridDensity, _draw_grid)
+    drawn.register(Euclidean, _draw_parameters)
+    drawn.register(Parts, _draw_parts)
 
 
 def _draw_gaussian(mu: Gaussian) -> Portrait:
@@ -38,6 +53,23 @@ def _draw_gaussian(mu: Gaussian) -> Portrait:
         x_, y_ = mean[0] + deviations * x, mean[1] + deviations * y
         picture.line(x_, y_, fill=deviations == 1, opacity=1 / deviations)
     return Portrait(picture.svg(), first_two(mu.dim, "1 and 2 standard deviations"))
+
+
+def _draw_parameters(mu: Euclidean) -> Portrait:
+    values = array(mu.values).reshape(-1)
+    chosen = values[thinned(len(values))]
+    said = "" if len(chosen) == len(values) else f"{len(chosen)} of {len(values)}"
+    return histogram(chosen, np.full(len(chosen), 1 / len(chosen)), said)
+
+
+def _draw_parts(mu: Parts) -> Portrait:
+    """Draw the parts side by side, as far as there is room."""
+    shown = list(zip(mu.names, mu.parts, strict=True))[:MOST_PARTS]
+    each = [(name, drawn(part)) for name, part in shown]
+    said = [f"{name}: {part.caption}" if part.caption else name for name, part in each]
+    left = len(mu.parts) - len(shown)
+    said += [f"{left} more parts"] if left else []
+    return Portrait("".join(part.svg for _, part in each), "; ".join(said))
 
 
 def _draw_quantiles(mu: Quantiles) -> Portrait:

@@ -65,6 +65,7 @@ def check_snapshots(trajectory: Any) -> None:
 def coordinates(mu: Measure, axes: Sequence[int] | None) -> list[int]:
     """Return the one or two coordinates to draw."""
     cure = "choose one or two coordinates, e.g. axes=(0, 1)"
+    mu.points  # noqa: B018  # a measure of parts raises: each part has its own
     if axes is None:
         if mu.dim > 2:
             msg = f"points of dimension {mu.dim} cannot be drawn whole; {cure}"

@@ -280,11 +280,11 @@ class Adaptive(Scheme):
     def _distance(self, a: Measure, b: Measure) -> float:
         if self.distance is not None:
             return _number(self.distance(a, b))
-        if a.on_fixed_cells:
-            return 0.5 * float((a.weights - b.weights).abs().sum())
         try:
+            if a.on_fixed_cells:
+                return 0.5 * float((a.weights - b.weights).abs().sum())
             return float(a.norm(a.displacement_to(b)))
-        except ValueError as error:
+        except (ValueError, Unsupported) as error:
             msg = (
                 f"one step and two halves cannot be compared ({error}); say how, e.g. "
                 f"distance=otflow.metrics.wasserstein2"

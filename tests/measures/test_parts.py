@@ -187,6 +187,148 @@ def test_a_run_is_kept_and_resumed_to_the_bit(tmp_path):
     assert_same(of.flow(F, mu, euler, dt=1e-3, steps=2, resume=kept).final, whole.final)
 
 
+# What a flow and a notebook do with it -----------------------------------------------
+
+
+class Sees(of.Functional):
+    """The mean square of one part; it does not see the others."""
+
+    def __init__(self, part):
+        self.part = part
+
+    def value(self, mu):
+        return mu[self.part].expectation(lambda x: x.square().sum(-1))
+
+
+def test_parts_that_a_functional_does_not_see_rest():
+    mu = all_of_them()
+    views = dict(zip(mu.names, mu.views(Sees("gaussian").velocity(mu)), strict=True))
+    assert bool(views.pop("gaussian").any())
+    assert not any(bool(view.any()) for view in views.values())
+    pair = Parts([clouds.uniform(), clouds.weighted()])
+    rates = Sees(1).first_variation(pair)
+    assert not bool(rates[:7].any())
+    torch.testing.assert_close(rates[7:], pair[1].points.square().sum(-1))
+
+
+def test_a_functional_that_sees_no_part_is_a_mistake():
+    class Blind(of.Functional):
+        def value(self, mu):
+            return mu[0].points.detach().sum()
+
+    pair = Parts([clouds.uniform(), clouds.weighted()])
+    for derivative_of in (Blind().velocity, Blind().first_variation):
+        with pytest.raises(of.errors.InvalidFunctional, match="detached"):
+            derivative_of(pair)
+
+
+def test_a_functional_that_writes_into_a_part_raises():
+    class Writes(of.Functional):
+        def value(self, mu):
+            mu["particles"].points.detach().add_(1.0)
+            return moment(mu)
+
+    with pytest.raises(of.errors.InvalidFunctional, match="modified the measure"):
+        Writes().velocity(all_of_them())
+
+
+def test_a_write_into_a_part_is_told_by_the_whole():
+    x = normal(3, 2)
+    part = of.Particles(x)
+    mu = Parts([part, Euclidean(x)])
+    part.points.add_(1.0)
+    for verb in (lambda: mu.coordinates, lambda: Moment().value(mu), mu.tensors):
+        with pytest.raises(of.errors.ModifiedInPlace):
+            verb()
+
+
+def test_a_graph_passes_through_unrolled_steps_of_all_parts():
+    def end(t):
+        mu = Parts(
+            [of.Particles((1 + t) * normal(3, 2)), Euclidean(normal(2) + t, scale=0.5)]
+        )
+        for _ in range(5):
+            mu = mu.push(Moment().velocity(mu), 0.01)
+        return mu.coordinates.sum()
+
+    t = torch.zeros((), dtype=F64, requires_grad=True)
+    (found,) = torch.autograd.grad(end(t), t)
+    wanted = derivative(lambda s: end(torch.as_tensor(s, dtype=F64)))
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_a_notebook_shows_each_part_and_a_table_says_why_not():
+    mu = all_of_them()
+    text = mu._repr_html_()
+    assert text.count("<svg") == 4
+    assert "3 more parts" in text
+    assert "particles" in text
+    run = of.flow(Moment(), mu, of.ExplicitEuler(), dt=1e-3, steps=2)
+    assert "<svg" in run._repr_html_()
+    for verb in (run.to_xarray, lambda: of.plotting.particles(mu)):
+        with pytest.raises(of.errors.Unsupported, match="ask a part"):
+            verb()
+    assert len(run.to_pandas()) == 3
+
+
+def test_a_flow_stops_when_all_parts_rest():
+    spring = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+    mu = Parts([clouds.uniform(), Euclidean(normal(2, 3))])
+    F = of.functionals.OfPart(0, spring) + of.functionals.OfPart(1, spring)
+    run = of.flow(
+        F,
+        mu,
+        of.ExplicitEuler(),
+        dt=0.3,
+        steps=200,
+        on_step=of.callbacks.Stationary(1e-3),
+    )
+    assert run.status == "stopped"
+    assert float(run.final.norm(F.velocity(run.final))) < 1e-3
+
+
+def test_an_adaptive_scheme_measures_all_parts():
+    spring = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+    mu = Parts([clouds.uniform(), of.Gaussian(torch.ones(2), torch.eye(2)).to(F64)])
+    F = of.functionals.OfPart(0, spring) + of.functionals.OfPart(1, spring)
+    scheme = of.schemes.Adaptive(of.ExplicitEuler(), tolerance=1e-3)
+    run = of.flow(F, mu, scheme, dt=1.0, steps=400, until=1.0)
+    exact = mu.coordinates * torch.exp(torch.tensor(-1.0, dtype=F64))
+    torch.testing.assert_close(run.final.coordinates, exact, rtol=0, atol=0.02)
+
+
+def test_convexity_along_displacements_is_looked_for_in_all_parts():
+    spring = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    mu = Parts([clouds.uniform(), Euclidean(normal(2, 3))])
+    nu = mu.push(normal(20, seed=9), 1.0)
+    F = of.functionals.OfPart(0, spring) + of.functionals.OfPart(1, 3 * spring)
+    report = of.analysis.displacement_convexity(F, mu, nu)
+    # Half of |x|^2 in each part; six parameters weigh 1/6 in their metric.
+    u, v = mu.views(mu.displacement_to(nu))
+    curvature = u.square().sum(-1).mean() + 3 * v.square().sum()
+    expected = float(
+        curvature / mu.inner(mu.displacement_to(nu), mu.displacement_to(nu))
+    )
+    assert abs(report.minimum - expected) < 1e-6 * expected
+    assert report.declared_modulus == 0
+
+
+def test_a_damaged_part_is_found_and_named():
+    mu = Parts({"good": clouds.uniform(), "bad": clouds.weighted()})
+    bad = mu["bad"].with_free_atoms(weights=2 * mu["bad"].weights)
+    assert "sum 2, not 1 in part 'bad'" in mu.with_part("bad", bad).fault()
+    assert mu.fault() == ""
+
+
+def test_a_flow_keeps_parts_finite_or_raises():
+    mu = Parts([clouds.uniform(), Euclidean(normal(2))])
+    uphill = of.Potential(lambda x: -x.square().sum(-1))
+    F = of.functionals.OfPart(1, uphill)
+    with pytest.raises(of.errors.Diverged, match="part '1': values left") as caught:
+        of.flow(F, mu, of.ExplicitEuler(), dt=1e9, steps=200)
+    assert caught.value.trajectory.final.fault() == ""
+
+
 # The laws of every measure ------------------------------------------------------------
 
 

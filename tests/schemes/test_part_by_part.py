@@ -336,6 +336,7 @@ class TestJacobi(OnParts):
         return PartByPart({"atoms": of.ExplicitEuler(), "bell": of.ExplicitEuler()})
 
 
+@pytest.mark.slow  # some twenty seconds in all
 class Implicit(OnParts):
     """A long step is one of the scale of the problem: none is so long as 1e9 here."""
 
