@@ -1,6 +1,7 @@
 """Mean-field networks: training a wide layer is a flow of its measure of neurons."""
 
 from otflow.meanfield import outer as _outer
+from otflow.meanfield.best_laws import BestLaw, best_law
 from otflow.meanfield.decomposition import Decomposition
 from otflow.meanfield.duality import fenchel_gap
 from otflow.meanfield.feature_kernels import (
@@ -32,6 +33,7 @@ _outer.register()
 
 __all__ = [
     "BarronSample",
+    "BestLaw",
     "CustomLayer",
     "Decomposition",
     "FlowOptimizer",
@@ -49,6 +51,7 @@ __all__ = [
     "Unit",
     "VariationBall",
     "barron_sample",
+    "best_law",
     "empirical_ntk",
     "feature_law",
     "fenchel_gap",

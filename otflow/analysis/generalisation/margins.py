@@ -354,10 +354,10 @@ def _data(
 def _signed(network: TwoLayer, mu: Measure, x: Tensor, labels: Tensor) -> Tensor:
     """Return the products of labels and outputs, in float64."""
     with torch.no_grad():
-        masses = network.masses(mu.weights)
-        f = network.evaluate(network.encode(x), mu.points, masses)
+        masses = network.masses(mu.weights.double())
+        f = network.evaluate(network.encode(x.double()), mu.points.double(), masses)
     check_finite(f, "an output")
-    return labels * f.double()
+    return labels * f
 
 
 def _weighted(signed: Tensor, size: float) -> tuple[float, list[Tensor]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import pickle
 
 import pytest
 import torch
@@ -316,3 +318,12 @@ def test_labels_at_random_show_the_complexity_itself():
             f = RELU(mu, X) / path_norm(RELU, mu)
             worst = max(worst, float((xi * f).mean()))
     assert 0 < worst < bound.value
+
+
+def test_a_bound_is_kept_and_does_not_change():
+    bound = weight_size_bound(1.0, 100, 3)
+    for same in (pickle.loads(pickle.dumps(bound)), copy.deepcopy(bound)):
+        assert dict(same.terms) == dict(bound.terms)
+        assert repr(same) == repr(bound)
+    with pytest.raises(TypeError):
+        bound.terms["chance"] = 0.0  # type: ignore[index]
