@@ -240,11 +240,20 @@ CASES: dict[str, Case] = {
         lambda: soft_margin(TwoLayer("relu", outputs=2), X, Y),
         [lambda: soft_margin(RELU, X, Y)],
     ),
+    "a margin of a network with a constant": (
+        Unsupported,
+        "the norm of a margin does not count the constant.*take offset=None",
+        lambda: f1_margin(TwoLayer("relu", offset=0.5), MU, X, Y),
+        [lambda: f1_margin(TwoLayer("relu", offset=None), MU, X, Y, rounds=0)],
+    ),
     "a margin of no network": (
         ValueError,
         "the norm of the network is 0.*train it first, or give neurons with",
         lambda: f1_margin(RELU, of.Particles(torch.zeros(3, 4).double()), X, Y),
-        [lambda: f1_margin(RELU, MU, X, Y), lambda: f2_margin(RELU, MU, X, Y)],
+        [
+            lambda: f1_margin(RELU, MU, X, Y, rounds=0),
+            lambda: f2_margin(RELU, MU, X, Y),
+        ],
     ),
 }
 
