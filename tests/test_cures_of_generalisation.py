@@ -16,7 +16,7 @@ from otflow.analysis import (
     soft_margin,
     weight_size_bound,
 )
-from otflow.errors import Unsupported
+from otflow.errors import NotConverged, Unsupported
 from otflow.meanfield import (
     CustomLayer,
     Risk,
@@ -143,7 +143,7 @@ CASES: dict[str, Case] = {
     "features of a network of one's own": (
         Unsupported,
         "the kernel of features is there for a TwoLayer.*take TwoLayer with an",
-        lambda: rkhs_kernel(CustomLayer(lambda x, t: (x @ t[:, :2].T).cos()), RHO, X),  # type: ignore[arg-type]
+        lambda: rkhs_kernel(CustomLayer(lambda x, t: (x @ t[:, :2].T).cos()), RHO, X),
         [lambda: rkhs_kernel(TwoLayer(torch.cos), RHO, X)],
     ),
     "a law of neurons": (
@@ -224,17 +224,36 @@ CASES: dict[str, Case] = {
         lambda: table(times=[2.0, 1.0]),
         [lambda: table(times=sorted([2.0, 1.0]))],
     ),
+    "too few steps": (
+        NotConverged,
+        "has not reached the time 0.2 after 1 steps; take a larger dt, earlier times",
+        lambda: table(steps=1),
+        [
+            lambda: table(steps=1, dt=0.3),
+            lambda: table(steps=1, times=[0.1]),
+            lambda: table(steps=2),
+        ],
+    ),
     "a margin of several outputs": (
         Unsupported,
         "a margin is that of one output and two classes.*take outputs=None",
         lambda: soft_margin(TwoLayer("relu", outputs=2), X, Y),
         [lambda: soft_margin(RELU, X, Y)],
     ),
+    "a margin of a network with a constant": (
+        Unsupported,
+        "the norm of a margin does not count the constant.*take offset=None",
+        lambda: f1_margin(TwoLayer("relu", offset=0.5), MU, X, Y),
+        [lambda: f1_margin(TwoLayer("relu", offset=None), MU, X, Y, rounds=0)],
+    ),
     "a margin of no network": (
         ValueError,
         "the norm of the network is 0.*train it first, or give neurons with",
         lambda: f1_margin(RELU, of.Particles(torch.zeros(3, 4).double()), X, Y),
-        [lambda: f1_margin(RELU, MU, X, Y), lambda: f2_margin(RELU, MU, X, Y)],
+        [
+            lambda: f1_margin(RELU, MU, X, Y, rounds=0),
+            lambda: f2_margin(RELU, MU, X, Y),
+        ],
     ),
 }
 

@@ -160,6 +160,13 @@ MAKE: dict[type, Callable[[], Any]] = {
     meanfield.BarronSample: lambda: meanfield.barron_sample(
         meanfield.TwoLayer("relu"), of.Particles(normal(5, 3)), 4, normal(6, 1).tanh()
     ),
+    meanfield.BestLaw: lambda: meanfield.best_law(
+        meanfield.TwoLayer("relu"),
+        of.Particles(normal(9, 2)),
+        normal(2, 1),
+        normal(2, 1)[:, 0],
+        steps=2,
+    ),
     meanfield.KernelNorm: lambda: meanfield.rkhs_norm(
         meanfield.TwoLayer("relu"),
         of.Particles(normal(9, 2)),

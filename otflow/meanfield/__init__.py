@@ -2,6 +2,7 @@
 
 from otflow.meanfield import networks
 from otflow.meanfield import outer as _outer
+from otflow.meanfield.best_laws import BestLaw, best_law
 from otflow.meanfield.decomposition import Decomposition
 from otflow.meanfield.duality import fenchel_gap
 from otflow.meanfield.feature_kernels import (
@@ -45,6 +46,7 @@ _outer.register()
 __all__ = [
     "BarronNorm",
     "BarronSample",
+    "BestLaw",
     "CustomLayer",
     "Decomposition",
     "FlowOptimizer",
@@ -66,6 +68,7 @@ __all__ = [
     "VariationBall",
     "barron_norm",
     "barron_sample",
+    "best_law",
     "empirical_ntk",
     "feature_law",
     "fenchel_gap",

@@ -18,7 +18,14 @@ from otflow.meanfield.residuals import check_network
 from otflow.meanfield.sampling import neuron_sizes
 from otflow.measures import Measure, Particles
 
-__all__ = ["KernelNorm", "feature_law", "kernel_alignment", "rkhs_kernel", "rkhs_norm"]
+__all__ = [
+    "KernelNorm",
+    "feature_law",
+    "features_at",
+    "kernel_alignment",
+    "rkhs_kernel",
+    "rkhs_norm",
+]
 
 # Largest share of f that an interpolant may miss: half of the digits.
 MISSED = 0.5
@@ -35,12 +42,16 @@ class KernelNorm:
     measure : Particles
         The network that attains it: neurons :math:`(a(v), v)` with the law
         :math:`\rho` of v.
+    dual : Tensor, shape (n,)
+        The coefficients :math:`\lambda` of the kernel: the network is :math:`\sum_k
+        \lambda_k k_\rho(x_k, \cdot)`, and the square of the norm is
+        :math:`\lambda\cdot f`.
     residual : float
         The largest error of its outputs at the data.
 
     Attributes
     ----------
-    value, measure, residual
+    value, measure, dual, residual
         As above.
 
     See Also
@@ -59,6 +70,7 @@ class KernelNorm:
 
     value: float
     measure: Particles
+    dual: Tensor
     residual: float
 
     def __repr__(self) -> str:
@@ -189,8 +201,8 @@ def rkhs_kernel(
     x = as_points(X, "X")
     z = x if Z is None else as_points(Z, "Z")
     check_like(z, x, "Z", "X")
-    one = _features(network, rho, x)
-    other = one if Z is None else _features(network, rho, z)
+    one = features_at(network, rho, x)
+    other = one if Z is None else features_at(network, rho, z)
     kernel = (one * rho.weights) @ other.T
     check_finite(kernel, "the kernel")
     return kernel
@@ -236,7 +248,8 @@ def rkhs_norm(
 
     See Also
     --------
-    feature_law : The law with the least norm.
+    feature_law : The law with the least norm for given neurons.
+    best_law : The law with the least norm for given directions.
 
     Notes
     -----
@@ -278,13 +291,14 @@ def rkhs_norm(
         )
         raise Unsupported(msg)
     roots = rho.weights.double().sqrt()
-    scaled = _features(network, rho, x).double() * roots
+    scaled = features_at(network, rho, x).double() * roots
     aim = network.offset
     wanted = values.double() - (0.0 if aim is None else float(aim))  # type: ignore[arg-type]
     u, s, v = torch.linalg.svd(scaled, full_matrices=False)
     eps = torch.finfo(rho.dtype).eps
     rank = int((s > eps * max(scaled.shape) * s.max()).sum())
-    c = v[:rank].T @ ((u[:, :rank].T @ wanted) / s[:rank])
+    along = (u[:, :rank].T @ wanted) / s[:rank]
+    c = v[:rank].T @ along
     missed = float((scaled @ c - wanted).abs().max())
     if missed > eps**MISSED * float(wanted.abs().max()):
         msg = (
@@ -295,7 +309,8 @@ def rkhs_norm(
         raise ValueError(msg)
     outer = torch.where(roots > 0, c / roots, 0.0).to(rho.dtype)
     neurons = torch.cat([outer[:, None], rho.points], dim=1)
-    return KernelNorm(float(c.norm()), Particles(neurons, rho.weights), missed)
+    dual = (u[:, :rank] @ (along / s[:rank])).to(rho.dtype)
+    return KernelNorm(float(c.norm()), Particles(neurons, rho.weights), dual, missed)
 
 
 def kernel_alignment(K: ArrayLike, y: ArrayLike) -> Tensor:
@@ -372,8 +387,9 @@ def kernel_alignment(K: ArrayLike, y: ArrayLike) -> Tensor:
     return found
 
 
-def _features(network: TwoLayer, rho: Measure, x: Tensor) -> Tensor:
+def features_at(network: TwoLayer, rho: Measure, X: ArrayLike) -> Tensor:
     """Return the features at data, (n, M)."""
+    x = as_points(X, "X")
     if not isinstance(network, TwoLayer) or redefined(network) is not None:
         msg = (
             f"the kernel of features is there for a TwoLayer of the library, got "

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+from scipy.optimize import linprog
 
 import otflow as of
 from otflow.analysis import observed_order
 from otflow.meanfield import (
     TwoLayer,
+    best_law,
     feature_law,
     kernel_alignment,
     nngp_kernel,
@@ -90,6 +93,55 @@ def test_the_best_law_of_given_directions_is_the_share_of_the_path_norm():
             assert rkhs_norm(RELU, other, X, f).value > size
 
 
+def program(f, v):
+    """Return the least path norm with values f over directions v, and a network."""
+    features = (LINE @ v[:, :-1].T + v[:, -1]).relu()
+    signed = torch.cat([features, -features], 1).numpy()
+    answer = linprog(torch.ones(2 * len(v)).numpy(), A_eq=signed, b_eq=f.numpy())
+    c = torch.from_numpy(answer.x[: len(v)] - answer.x[len(v) :])
+    return answer.fun, of.Particles(torch.cat([(len(v) * c)[:, None], v], 1))
+
+
+@pytest.mark.parametrize("name", ["sine", "kink", "square"])
+def test_the_least_norm_over_all_kernels_is_that_of_a_linear_program(name):
+    """|f|_B is the infimum over the laws, and the law of the program attains it."""
+    x = LINE[:, 0]
+    f = {"sine": (6 * x).sin(), "kink": KINK, "square": x.square()}[name]
+    v = rays(LINE)
+    exact, network = program(f, v)
+    law = feature_law(RELU, network)
+    attained = rkhs_norm(RELU, law, LINE, f).value
+    assert attained == pytest.approx(exact, rel=1e-7)
+    best = best_law(RELU, of.Particles(v), LINE, f)
+    assert best.converged
+    assert best.bracket.lower * (1 - 1e-9) <= exact <= best.bracket.upper * (1 + 1e-9)
+    assert best.bracket.relative <= 1e-6
+    for one, other in pairwise(best.norms):
+        assert other <= one * (1 + 1e-9)
+    assert best.kernel.value == pytest.approx(exact, rel=1e-5)
+    torch.testing.assert_close(
+        RELU(best.kernel.measure, LINE), f, rtol=0, atol=1e-7 * exact
+    )
+
+
+def test_the_coefficients_of_the_kernel_give_the_network_and_the_norm():
+    rho = of.Particles(normal(40, 4, seed=1))
+    X, Z, f = normal(9, 3, seed=2), normal(5, 3, seed=4), normal(9, 1, seed=3)[:, 0]
+    found = rkhs_norm(RELU, rho, X, f)
+    there = rkhs_kernel(RELU, rho, Z, X) @ found.dual
+    torch.testing.assert_close(there, RELU(found.measure, Z), rtol=1e-8, atol=1e-8)
+    assert float(found.dual @ f) == pytest.approx(found.value**2, rel=1e-9)
+
+
+def test_too_few_laws_leave_a_wide_bracket_that_is_told():
+    f = (6 * LINE[:, 0]).sin()
+    exact, _ = program(f, rays(LINE))
+    short = best_law(RELU, of.Particles(rays(LINE)), LINE, f, steps=1)
+    assert not short.converged
+    assert "stopped after 1 laws" in repr(short)
+    assert short.bracket.lower <= exact <= short.bracket.upper
+
+
 def test_the_kernel_of_many_normal_features_is_that_of_the_gaussian_process():
     X = normal(5, 3, seed=7)
     exact = nngp_kernel("relu", X)
@@ -114,6 +166,7 @@ def test_the_kernel_of_two_sets_is_a_block_and_keeps_graphs():
     torch.testing.assert_close(block, whole[:4, 4:])
     points = rho.points.clone().requires_grad_()
     rkhs_kernel(RELU, of.Particles(points), X).sum().backward()
+    assert points.grad is not None
     assert float(points.grad.abs().sum()) > 0
 
 

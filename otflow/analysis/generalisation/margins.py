@@ -134,7 +134,7 @@ def f1_margin(
     ValueError
         If a label is neither -1 nor 1, or the norm of the measure is 0.
     Unsupported
-        If the unit is not homogeneous, or there are several outputs.
+        If the unit is not homogeneous, or there are several outputs, or an offset.
     NonFinite
         If the outputs overflow.
 
@@ -217,7 +217,7 @@ def f2_margin(network: TwoLayer, mu: Particles, X: ArrayLike, y: ArrayLike) -> M
     ValueError
         If a label is neither -1 nor 1, or all outer weights are 0.
     Unsupported
-        If there are several outputs.
+        If the unit is not homogeneous, or there are several outputs, or an offset.
     NonFinite
         If the outputs overflow.
 
@@ -330,6 +330,12 @@ def soft_margin(network: TwoLayer, X: ArrayLike, y: ArrayLike) -> OfExpectation:
 def _check(network: TwoLayer, mu: Measure) -> None:
     _one_output(check_network(network, homogeneous=True))
     check_kind(mu, Measure, "mu")
+    if network.offset is not None:
+        msg = (
+            f"the norm of a margin does not count the constant of {network!r}, whose "
+            f"outputs do not scale with their neurons; take offset=None"
+        )
+        raise Unsupported(msg)
 
 
 def _one_output(network: TwoLayer) -> None:
@@ -354,10 +360,10 @@ def _data(
 def _signed(network: TwoLayer, mu: Measure, x: Tensor, labels: Tensor) -> Tensor:
     """Return the products of labels and outputs, in float64."""
     with torch.no_grad():
-        masses = network.masses(mu.weights)
-        f = network.evaluate(network.encode(x), mu.points, masses)
+        masses = network.masses(mu.weights.double())
+        f = network.evaluate(network.encode(x.double()), mu.points.double(), masses)
     check_finite(f, "an output")
-    return labels * f.double()
+    return labels * f
 
 
 def _weighted(signed: Tensor, size: float) -> tuple[float, list[Tensor]]:

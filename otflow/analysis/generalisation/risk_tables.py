@@ -13,6 +13,7 @@ from torch import Tensor
 from otflow._typing import Seed
 from otflow._validation import check_kind, non_negative_int, positive, seed_and_stream
 from otflow.analysis.chaos_inputs import Initial, device_of, start_of
+from otflow.errors import NotConverged
 from otflow.flow import flow
 from otflow.meanfield import Risk
 from otflow.measures import Particles
@@ -88,8 +89,7 @@ class RiskTable:
         Tensor, shape (M, S)
             One of the times.
         """
-        times = torch.tensor(self.times, dtype=self.test.dtype)
-        return times[self.test.argmin(-1).cpu()]
+        return self.test.new_tensor(self.times)[self.test.argmin(-1)]
 
     def __repr__(self) -> str:
         heads = "".join(f"{t:9.4g}" for t in self.times)
@@ -115,6 +115,7 @@ def risk_table(
     times: Sequence[float],
     dt: float | Callable[[int], float],
     scheme: Scheme | None = None,
+    steps: int = 100_000,
     generator: Seed = 0,
 ) -> RiskTable:
     r"""Train networks of several sizes on several numbers of data, and test them.
@@ -144,6 +145,8 @@ def risk_table(
         Time step, as of `otflow.flow`.
     scheme : Scheme, optional
         How to train; by default explicit Euler, gradient descent.
+    steps : int
+        Most steps of a run.
     generator : int or torch.Generator, optional
         Seed or source of randomness. All networks of one m have the same start.
 
@@ -159,6 +162,8 @@ def risk_table(
         If a list is empty, times do not increase, or n is above the number of data.
     Diverged
         If a step leaves the finite numbers; take a smaller dt.
+    NotConverged
+        If a run does not reach a time within `steps`.
 
     See Also
     --------
@@ -190,6 +195,7 @@ def risk_table(
     counts = _counts(samples, "samples", len(risk.y))
     ends = _times(times)
     plan = ExplicitEuler() if scheme is None else scheme
+    most = non_negative_int(steps, "steps", minimum=1)
     _, stream = seed_and_stream(generator, device_of(start, generator))
     train, tested = [], []
     for m in sizes:
@@ -197,7 +203,7 @@ def risk_table(
         seed = int(torch.randint(2**62, (), generator=stream, device=stream.device))
         for n in counts:
             part = risk.subset(torch.arange(n, device=risk.y.device))
-            found = _at_times(part, test, mu, plan, ends, dt, seed)
+            found = _at_times(part, test, mu, plan, ends, (dt, most), seed)
             train.append(found[0])
             tested.append(found[1])
     shape = len(sizes), len(counts), len(ends)
@@ -216,25 +222,33 @@ def _at_times(
     mu: Particles,
     scheme: Scheme,
     times: tuple[float, ...],
-    dt: float | Callable[[int], float],
+    clock: tuple[float | Callable[[int], float], int],
     seed: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the training and the test risks at the times of one run."""
     run: Trajectory[Any] | None = None
     train, tested = [], []
+    dt, most = clock
     for t in times:
+        made = 0 if run is None else len(run.info)
         run = flow(
             part,
             mu,
             scheme,
             dt=dt,
-            steps=10**9,
+            steps=max(most - made, 0),
             until=t,
-            every=10**9,
+            every=most,
             snapshots="none",
             resume=run,
             generator=seed if run is None else None,
         )
+        if run.status == "unfinished":
+            msg = (
+                f"{part!r} from {mu.n} neurons has not reached the time {t:g} after "
+                f"{most} steps; take a larger dt, earlier times, or more steps"
+            )
+            raise NotConverged(msg, result=run)
         with torch.no_grad():
             train.append(part.value(run.final))
             tested.append(test.value(run.final))
