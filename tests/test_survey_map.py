@@ -76,13 +76,10 @@ def test_a_name_is_missed():
     assert "test_no_such" not in functions("test_survey_map.py")
 
 
-def test_every_label_of_the_survey_has_a_row_or_is_said_to_come_later():
+def test_every_label_of_the_survey_has_a_row():
     mapped = {label for row in ROWS for label in row["labels"]}
-    later = {label for block in DATA["later"] for label in block["labels"]}
-    assert not mapped & later
     statements = {f"{part}{k}" for part, n in PARTS.items() for k in range(1, n + 1)}
-    assert statements - mapped - later == set()
-    assert later <= statements
+    assert statements - mapped == set()
 
 
 def test_numbers_are_named_once():
@@ -103,7 +100,6 @@ def test_the_page_shows_every_row():
             assert f"{number['what']}: **{number['found']}**" in page
     table = survey_map.readings(data)
     assert all(reading["here"].strip() in table for reading in DATA["reading"])
-    assert survey_map.later(data).count("\n- ") + 1 == len(DATA["later"])
     assert survey_map.outside(data).count("\n- ") + 1 == len(DATA["outside"])
     text = (ROOT / "docs" / "survey.rst").read_text("utf-8")
     assert all(f".. {name}:: survey.toml" in text for name in survey_map.PARTS)

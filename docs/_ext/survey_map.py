@@ -2,8 +2,8 @@
 
 The directive ``survey-map`` shows a section with a table for each ``[[section]]`` of
 the file that it names, ``survey-readings`` the table of the ``[[reading]]`` blocks,
-``survey-later`` and ``survey-outside`` the lists of the blocks of these names. The file
-says in its head what a row holds. A key that it does not name is an error.
+and ``survey-outside`` the list of the ``[[outside]]`` blocks. The file says in its head
+what a row holds. A key that it does not name is an error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ KEYS = {
     },
     "measured": {"what", "theory", "bound", "by", "value", "found", "within"},
     "reading": {"labels", "where", "survey", "here"},
-    "later": {"labels", "says"},
     "outside": {"says"},
 }
 OPTIONAL = {"note", "corrections", "theory", "tutorials", "measured", "bound", "within"}
@@ -72,8 +71,8 @@ def load(path: Path) -> dict[str, list[dict[str, Any]]]:
             check("row", row)
             for number in row.get("measured", ()):
                 check("measured", number)
-    for kind in ("reading", "later", "outside"):
-        for block in data.setdefault(kind, []):
+    for kind in ("reading", "outside"):
+        for block in data[kind]:
             check(kind, block)
     return data
 
@@ -212,25 +211,14 @@ def readings(data: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(table(["Where", "The survey", "Here"], [22, 36, 42], rows)) + "\n"
 
 
-def later(data: dict[str, list[dict[str, Any]]]) -> str:
-    """Return the list of what has no row yet."""
-    return items(data["later"])
-
-
 def outside(data: dict[str, list[dict[str, Any]]]) -> str:
     """Return the list of what is no aim of the library."""
-    return items(data["outside"])
-
-
-def items(blocks: list[dict[str, Any]]) -> str:
-    """Return what blocks say as a list."""
-    return "\n".join(f"- {block['says'].strip()}." for block in blocks) + "\n"
+    return "\n".join(f"- {block['says'].strip()}." for block in data["outside"]) + "\n"
 
 
 PARTS = {
     "survey-map": sections,
     "survey-readings": readings,
-    "survey-later": later,
     "survey-outside": outside,
 }
 

@@ -52,8 +52,8 @@ def smooth(network):
 
 
 def test_euler_has_order_one_in_depth():
-    depths, errors, by_runge_kutta = [8, 16, 32, 64, 128], [], []
-    fine = Residual("tanh", layers=1024, solver="rk4")
+    depths, errors, by_runge_kutta = [16, 32, 64, 128, 256], [], []
+    fine = Residual("tanh", layers=2048, solver="rk4")
     exact = ends(fine, smooth(fine))
     for L in depths:
         found = [
@@ -63,8 +63,7 @@ def test_euler_has_order_one_in_depth():
         ]
         errors.append(float(found[0].norm()))
         by_runge_kutta.append(float(found[1].norm()))
-    # The first layers are coarse: the last halvings show the order.
-    assert observed_order(depths[1:], errors[1:]) == pytest.approx(-1, abs=0.05)
+    assert observed_order(depths, errors) == pytest.approx(-1, abs=0.05)
     # Of order 2: the law is constant in each cell, and known at its centre.
     assert observed_order(depths, by_runge_kutta) == pytest.approx(-2, abs=0.05)
 
@@ -344,39 +343,36 @@ def test_wide_networks_reach_every_target(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("M", "gain"), [(1, (0.02, 0.12)), (4, (-0.02, 0.02))], ids=["narrow", "wide"]
-)
-def test_training_of_layer_times_on_digits(M, gain):
-    """16 layers of one neuron gain by times of their own, 8 layers of four do not.
+def test_training_of_layer_times_on_digits():
+    """One neuron in each of 16 layers, 10 starts and splits of the data.
 
-    Times move at a tenth of the mobility of weights. At the same one a step of Adam
-    is half a layer long, and nothing is gained.
+    Times move at a tenth of the mobility of weights. At the same mobility a step of
+    Adam is half a layer long, and nothing is gained; nor is with 8 layers of four.
     """
     datasets = pytest.importorskip("sklearn.datasets")
     inputs, labels = datasets.load_digits(return_X_y=True)
-    inputs = torch.tensor(inputs, dtype=torch.float32)
+    inputs = torch.tensor(inputs, dtype=torch.float32) / 16 - 0.5
     labels = torch.tensor(labels)
-    order = torch.randperm(len(inputs), generator=source(0))
-    train, test = order[:1347], order[1347:]
-    spread, mean = torch.std_mean(inputs[train], dim=0)
-    inputs = (inputs - mean) / (8 * spread.where(spread > 0, torch.ones(())))
-    L, errors, losses = 16 // min(M, 2), {}, {}
-    for times in ("fixed", "free"):
-        network = Residual("relu", layers=L, outputs=10, times=times)
-        F = of.meanfield.Risk(
-            network, inputs[train], labels[train], loss="cross-entropy"
-        )
-        scheme = of.schemes.Mobility(of.schemes.Adam(), network.mobility(64, time=0.1))
-        errors[times], losses[times] = [], []
-        for seed in range(6):
-            u = torch.randn(L, M, 74, generator=source(seed))
-            w = torch.randn(L, M, 75, generator=source(seed + 100))
-            mu = of.flow(F, network.from_blocks(u, w), scheme, dt=0.03, steps=200).final
-            wrong = network(mu, inputs[test]).argmax(1) != labels[test]
-            errors[times].append(float(wrong.float().mean()))
-            losses[times].append(float(F.value(mu)))
-    fixed, free = (sum(errors[times]) / 6 for times in ("fixed", "free"))
-    wins = sum(a > b for a, b in zip(errors["fixed"], errors["free"], strict=True))
-    print(M, fixed, free, wins, errors, losses)
-    assert gain[0] < fixed - free < gain[1]
+    errors = {"fixed": [], "free": []}
+    for seed in range(10):
+        for times, found in errors.items():
+            generator = source(seed)
+            order = torch.randperm(len(inputs), generator=generator)
+            train, test = order[:1347], order[1347:]
+            network = Residual("relu", layers=16, outputs=10, times=times)
+            F = of.meanfield.Risk(
+                network, inputs[train], labels[train], loss="cross-entropy"
+            )
+            mu = network.from_blocks(
+                *(torch.randn(16, 1, k, generator=generator) for k in (74, 75))
+            )
+            scheme = of.schemes.Mobility(
+                of.schemes.Adam(), network.mobility(64, time=0.1)
+            )
+            end = of.flow(F, mu, scheme, dt=0.03, steps=200).final
+            wrong = network(end, inputs[test]).argmax(1) != labels[test]
+            found.append(float(wrong.float().mean()))
+    fixed, free = (sum(found) / 10 for found in errors.values())
+    wins = sum(a > b for a, b in zip(*errors.values(), strict=True))
+    assert wins >= 6
+    assert max(fixed, free) < 0.15
