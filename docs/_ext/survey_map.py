@@ -19,16 +19,7 @@ if TYPE_CHECKING:
     from docutils import nodes
     from sphinx.application import Sphinx
 
-__all__ = [
-    "later",
-    "load",
-    "outside",
-    "plain",
-    "readings",
-    "sections",
-    "test_of",
-    "words",
-]
+__all__ = ["load", "plain", "sections", "test_of", "words"]
 
 KEYS = {
     "section": {"title", "intro", "row"},
