@@ -156,6 +156,27 @@ def test_training_outer_weights_alone_enlarges_the_margin_in_f2():
     assert float(path_norm(RELU, ends[1], "l2")) <= after.norm * (1 + 1e-12)
 
 
+def test_the_largest_margin_in_f2_is_the_least_quadratic_form_of_weights():
+    """Of three data: on a grid of all weights, of step 1/400."""
+    X, y, mu = (
+        normal(3, 2, seed=5),
+        torch.tensor([1.0, -1, 1], dtype=F64),
+        neurons(20, 2),
+    )
+    rho = of.Particles(mu.points[:, 1:])
+    kernel = of.meanfield.rkhs_kernel(RELU, rho, X) * torch.outer(y, y)
+    t = torch.linspace(0, 1, 401, dtype=F64)
+    p = torch.cartesian_prod(t, t)
+    p = p[p.sum(1) <= 1]
+    p = torch.cat([p, 1 - p.sum(1, keepdim=True)], 1)
+    exact = float(((p @ kernel) * p).sum(1).min().sqrt())
+    best = f2_margin(RELU, mu, X, y).best
+    # The grid is above the minimum by O(1/400^2).
+    assert best.lower <= exact
+    assert exact <= best.upper * 1.001
+    assert best.relative < 0.01
+
+
 def test_errors_are_counted_and_give_a_negative_margin():
     mu = neurons(10, 3)
     X = normal(12, 3)
