@@ -102,6 +102,7 @@ LEFT = {
     "use torch.Generator(device=": DEVICE,
     "build its tensors on the measure's device": DEVICE,
     "take a larger blur than": GUARD,
+    "leave out data that nearly coincide, or take fewer": GUARD,
     "leave these atoms out (points[weights > 0]), or take a larger blur": GUARD,
     "raise the bound to": GUARD,
     "the dual of the JKO step left": GUARD,
