@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
 
 F64 = torch.float64
+LIST: Any = [0, 1, 2]
 Unsupported = of.errors.Unsupported
 NETWORK = MultiLayer((4, 3), "tanh")
 GENERATOR = torch.Generator().manual_seed(0)
@@ -248,7 +250,7 @@ CASES: dict[str, Case] = {
     "an order that is a list": (
         TypeError,
         r"orders\[1\] must be a Tensor, got .*; torch.randperm\(3\) is one",
-        lambda: NETWORK.permuted(MU, [torch.arange(4), [0, 1, 2]]),
+        lambda: NETWORK.permuted(MU, [torch.arange(4), LIST]),
         [lambda: NETWORK.permuted(MU, [torch.arange(4), torch.randperm(3)])],
     ),
     "align another network": (

@@ -104,7 +104,7 @@ paths = {
 # first weights by about the same number.
 
 x = torch.linspace(0.2, 2, 20, dtype=torch.float64)[:, None]
-depths, speeds = [2, 4, 6, 8, 10], {}
+depths, speeds = [2, 4, 6, 8, 10], dict[float, list[float]]()
 for mean in (0.5, 2.0, 4.0):
     speeds[mean] = []
     for depth in depths:

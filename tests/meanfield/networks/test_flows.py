@@ -88,7 +88,7 @@ def test_weights_at_rest_under_noise_have_the_gibbs_law():
     expected = t / (1 - dt / 2)
     error = expected * (2 / x.numel()) ** 0.5
     assert abs(float(x.square().mean()) - expected) < 4 * error
-    assert torch.equal(run.final["middle1"].values, mu["middle1"].values)
+    assert torch.equal(run.final["middle1"].coordinates, mu["middle1"].coordinates)
 
 
 def test_units_that_help_gain_mass():

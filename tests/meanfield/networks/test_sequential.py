@@ -64,10 +64,10 @@ def test_gradients_of_the_module_are_velocities_in_other_units():
     N = (*network.widths,)
     rates = [(N[0], N[0]), (N[1] / N[0], N[1]), (N[2] / N[1], N[2]), (1 / N[2], 0)]
     with torch.no_grad():
-        for layer, (weight, bias) in zip(list(module)[::2], rates, strict=True):
-            layer.weight -= dt * weight * layer.weight.grad
-            if layer.bias is not None:
-                layer.bias -= dt * bias * layer.bias.grad
+        for layer, each in zip(list(module)[::2], rates, strict=True):
+            for parameter, rate in zip(layer.parameters(), each, strict=False):
+                assert parameter.grad is not None
+                parameter.sub_(dt * rate * parameter.grad)
     moved = of.flow(F, mu, of.ExplicitEuler(), dt=dt, steps=1).final
     found, _ = from_sequential(module)
     torch.testing.assert_close(found.coordinates, moved.coordinates)
