@@ -98,7 +98,7 @@ CASES: dict[str, Case] = {
     "points in the place of a part": (
         TypeError,
         r"the part 'outer' must be a Measure.*Particles",
-        lambda: Parts({"outer": CLOUD.points}),
+        lambda: Parts({"outer": CLOUD.points}),  # type: ignore[dict-item]
         [lambda: Parts({"outer": of.Particles(CLOUD.points)})],
     ),
     "parts of two dtypes": (
@@ -122,7 +122,7 @@ CASES: dict[str, Case] = {
     "a key of another kind": (
         TypeError,
         r"a name or a number, got float; take one of \['outer', 'inner'\]",
-        lambda: BOTH[0.0],
+        lambda: BOTH[0.0],  # type: ignore[index]
         [lambda: BOTH[0], lambda: BOTH["outer"]],
     ),
     "tangents of too few parts": (

@@ -160,7 +160,10 @@ def test_parts_without_a_coupling_flow_as_each_alone():
     two = of.flow(3 * G, right, of.ExplicitEuler(), dt=0.05, steps=10)
     assert_same(run.final["left"], one.final)
     torch.testing.assert_close(
-        run.final["right"].edges, two.final.edges, rtol=0, atol=0
+        run.final["right"].edges,  # type: ignore[attr-defined]
+        two.final.edges,
+        rtol=0,
+        atol=0,
     )
     energies = one.records["energy"] + two.records["energy"]
     torch.testing.assert_close(run.records["energy"], energies)
@@ -315,7 +318,8 @@ def test_convexity_along_displacements_is_looked_for_in_all_parts():
 
 def test_a_damaged_part_is_found_and_named():
     mu = Parts({"good": clouds.uniform(), "bad": clouds.weighted()})
-    bad = mu["bad"].with_free_atoms(weights=2 * mu["bad"].weights)
+    bad = clouds.weighted()
+    bad = bad.with_free_atoms(weights=2 * bad.weights)
     assert "sum 2, not 1 in part 'bad'" in mu.with_part("bad", bad).fault()
     assert mu.fault() == ""
 

@@ -220,8 +220,8 @@ def test_each_part_has_the_gibbs_law_of_its_own_temperature():
     """Springs of stiffness 1 and 2: the variances of Euler steps are known."""
     start = of.Particles(torch.zeros(20_000, 1, dtype=F64))
     mu = Parts({"cold": start, "hot": start})
-    F = OfPart("cold", SPRING + 0.1 * of.Entropy())
-    F = F + 2 * OfPart("hot", SPRING + 0.5 * of.Entropy())
+    cold = OfPart("cold", SPRING + 0.1 * of.Entropy())
+    F = cold + 2 * OfPart("hot", SPRING + 0.5 * of.Entropy())
     dt, steps = 0.1, 60
     run = flow(F, mu, PartByPart(of.Langevin()), dt=dt, steps=steps)
     for name, stiffness, heat in (("cold", 1.0, 0.1), ("hot", 2.0, 1.0)):
