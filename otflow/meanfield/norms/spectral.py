@@ -79,8 +79,8 @@ def spectral_barron_bound(
         |\hat f|\,\Bigl(|\xi|_1^2 + \frac{p^2 + m^2}2\Bigr)
         \le \tfrac32\,|\xi|_1^2\,|\hat f|.
 
-    A constant c has at most the norm :math:`|c|`, and :math:`g\cdot x = \sum_j g_j x_j^+` the
-    norm :math:`|g|_1`. Their sum is the sharp bound; it is at most :math:`\tfrac32
+    A constant c has at most the norm :math:`|c|`, and :math:`g\cdot x = \sum_j g_j
+    x_j^+` the norm :math:`|g|_1`. Their sum is the sharp bound; it is at most :math:`\tfrac32
     \gamma + |\nabla f(0)|_1 + |f(0)|`, which proves the one above.
 
     Examples
