@@ -30,11 +30,12 @@ EXCESS = 1e-9
 MISSED = 1e-7
 TOLERANCE = 1e-10
 # Columns that enter at once, and most that stay, as multiples of the number of data;
-# those of one round that are drawn where not all are known; numbers of a block.
+# one enters of each cube of this side; the weight of the best dual so far in the mean.
 ENTER = 2
 KEPT = 20
-NEAR = 1e-3
+NEAR = 0.1
 SMOOTH = 0.7
+# Neurons of one round that are drawn where not all rays are known; numbers of a block.
 DRAWN = 4_000
 BLOCK = 2**22
 # A round of drawn columns that gains less than this share is idle, and so many idle
@@ -284,8 +285,8 @@ class _Pool:
         v = v[prices > 1 + EXCESS]
         mean = torch.lerp(dual, self.center, SMOOTH)
         v = v[self._prices(v, mean).argsort(descending=True)]
-        if self.norm == "l2" and len(v):
-            v = v[distinct(v, NEAR).sort().values]  # the best of those near its top
+        if len(v):  # neighbours of a good neuron are good, and add little beside it
+            v = v[distinct(v, NEAR).sort().values]
         return v[: ENTER * len(self.X)]
 
     def _prices(self, v: Tensor, dual: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def spectral_barron_bound(
         \le \tfrac32\,|\xi|_1^2\,|\hat f|.
 
     A constant c has at most the norm :math:`|c|`, and :math:`g\cdot x = \sum_j g_j
-    x_j^+` the norm :math:`|g|_1`. Their sum is the sharp bound; it is at most
+    x_j^+` the norm :math:`|g|_1`. Their sum is the sharp bound. It is at most
     :math:`\tfrac32 \gamma + |\nabla f(0)|_1 + |f(0)|`, which proves the one above.
 
     Examples
