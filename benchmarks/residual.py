@@ -11,24 +11,18 @@ from benchmarks.timing import Row, at_most, interleaved
 
 L, M, n, D = 64, 64, 2048, 64
 
-PROBLEM = f"""
-import torch
-import otflow as of
-from benchmarks.residual import plain
-from otflow.meanfield.networks import Residual
+PROBLEM = "from benchmarks.residual import L, make, n, plain\n"
 
-generator = torch.Generator().manual_seed(0)
 
-def make(n, L):
-    network = Residual("relu", layers=L)
-    X = torch.randn(n, {D}, generator=generator)
+def make(n: int, L: int) -> tuple[of.meanfield.Risk, of.Particles, Tensor, Tensor]:
+    """Return the risk of L layers on n data, the neurons and the data."""
+    generator = torch.Generator().manual_seed(0)
+    network = of.meanfield.networks.Residual("relu", layers=L)
+    X = torch.randn(n, D, generator=generator)
     y = torch.randn(n, generator=generator)
-    u = torch.randn(L, {M}, {D} + 1, generator=generator)
-    w = torch.randn(L, {M}, {D} + 2, generator=generator) / 8
-    mu = network.from_blocks(u, w)
-    return of.meanfield.Risk(network, X, y), mu, X, y
-
-"""
+    u = torch.randn(L, M, D + 1, generator=generator)
+    w = torch.randn(L, M, D + 2, generator=generator) / 8
+    return of.meanfield.Risk(network, X, y), network.from_blocks(u, w), X, y
 
 
 def plain(theta: Tensor, X: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,16 +38,14 @@ def plain(theta: Tensor, X: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def megabytes(work: str) -> float:
     """Return the peak extra memory of some work, in a process of its own."""
-    warm = f"risk, mu, X, y = make({n // 16}, 2)\n{work}\n"
-    setup = f"{PROBLEM}{warm}risk, mu, X, y = make({n}, {L})"
+    warm = f"risk, mu, X, y = make(n // 16, 2)\n{work}\n"
+    setup = f"{PROBLEM}{warm}risk, mu, X, y = make(n, L)"
     return peak_extra_megabytes(setup, work)
 
 
 def run() -> list[Row]:
     """Return the ratios of time and of memory."""
-    names: dict[str, object] = {}
-    exec(PROBLEM, names)  # the same problem as in the other processes
-    risk, mu, X, y = names["make"](n, L)  # type: ignore[operator]
+    risk, mu, X, y = make(n, L)
     value, velocity = risk.value_and_velocity(mu)
     loss, gradient = plain(mu.points, X, y)
     assert torch.allclose(value, loss, rtol=1e-4), "both must compute the same"

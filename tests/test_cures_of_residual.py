@@ -35,7 +35,7 @@ def at_layers():
 
 def noisy(network, mobility=None):
     F = Risk(network, X, Y) + 0.5 * of.Entropy()
-    scheme = of.Langevin()
+    scheme: of.schemes.Scheme = of.Langevin()
     if mobility is not None:
         scheme = of.schemes.Mobility(scheme, mobility)
     return of.flow(F, MU, scheme, dt=0.5, steps=3, generator=0)

@@ -49,7 +49,9 @@ print(f"{right_sign:.0%} of the points are on their side")
 # :math:`O(1/L)` where the mean field of the law is zero.
 
 depths = [8, 16, 32, 64, 128]
-euler, centred, shifted = [], [], []
+euler: list[float] = []
+centred: list[float] = []
+shifted: list[float] = []
 lift = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=F64)  # of the biases
 along = torch.tensor([1.0, -1.0, 0.5], dtype=F64)
 base = torch.randn(3, 4, 3, dtype=F64, generator=generator)
@@ -90,8 +92,8 @@ for L in depths:
 digits = load_digits()
 pixels = torch.tensor(digits.data, dtype=torch.float32)
 pixels, kinds = pixels / 16 - 0.5, torch.tensor(digits.target)
-order = torch.randperm(len(kinds), generator=generator)
-train, test = order[:1300], order[1300:]
+shuffled = torch.randperm(len(kinds), generator=generator)
+train, test = shuffled[:1300], shuffled[1300:]
 errors: dict[str, list[float]] = {"fixed": [], "free": []}
 paths = torch.empty(0)
 for times, found in errors.items():

@@ -45,7 +45,7 @@ def problem(n, d, outputs, loss, dtype=torch.float64):
 class RiskContract(FunctionalContract):
     """The data have a dtype, so a risk of single-precision measures is another one."""
 
-    network: network_module.Network = TwoLayer("tanh")
+    network: of.meanfield.Model = TwoLayer("tanh")
     outputs: int | None = None
     loss: Any = "square"
     inputs = 2

@@ -353,7 +353,7 @@ def test_training_of_layer_times_on_digits():
     inputs, labels = datasets.load_digits(return_X_y=True)
     inputs = torch.tensor(inputs, dtype=torch.float32) / 16 - 0.5
     labels = torch.tensor(labels)
-    errors = {"fixed": [], "free": []}
+    errors: dict[str, list[float]] = {"fixed": [], "free": []}
     for seed in range(10):
         for times, found in errors.items():
             generator = source(seed)
