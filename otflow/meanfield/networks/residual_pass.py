@@ -235,7 +235,7 @@ class _Sweep:
         self.rows, self.length = sizes(room, n, depth, layer, q)
         segments = math.ceil(depth / self.length)
         self.starts = like.new_empty(segments, self.rows, q)
-        self.states = like.new_empty(self.length, stages, self.rows, q)
+        self.states = like.new_empty(self.length + 1, stages, self.rows, q)
         self.arguments = like.new_empty(self.length, stages, self.rows * self.most)
         self.values = torch.empty_like(self.arguments)
         self.products = like.new_empty(self.rows * self.most)
@@ -273,7 +273,10 @@ class _Sweep:
         inner, pushes = self.inner[part], self.pushes[part]
         slopes: list[Tensor] = []
         for s, row in enumerate(self.tableau.stages):
-            at = self.states[place, s, : self.count].copy_(z)
+            at = self.states[place, s, : self.count]
+            # The layer before may have written its end there.
+            if at.data_ptr() != z.data_ptr():
+                at.copy_(z)
             for a, k in zip(row, slopes, strict=True):
                 if a:
                     at.add_(k, alpha=a)
@@ -281,7 +284,8 @@ class _Sweep:
             torch.mm(at, inner.T, out=argument)
             self.unit.evaluate(argument, value)
             if len(self.tableau.stages) == 1:
-                return torch.addmm(z, value, pushes)
+                end = self.states[place + 1, 0, : self.count]
+                return torch.addmm(at, value, pushes, out=end)
             slopes.append(value @ pushes)
         z = z.clone()
         for b, k in zip(self.tableau.weights, slopes, strict=True):
