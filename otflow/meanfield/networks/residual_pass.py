@@ -20,7 +20,7 @@ from otflow.meanfield.units import Elementwise, Unit
 __all__ = ["Blocks", "Ends", "sizes", "value_and_gradients"]
 
 # Size of what a block of rows keeps on its way through the layers.
-CPU_STORE_BYTES: Final = 2**23
+CPU_STORE_BYTES: Final = 3 * 2**22
 DEVICE_STORE_BYTES: Final = 2**29
 LEAST_ROWS: Final = 64
 
