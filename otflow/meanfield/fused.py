@@ -11,7 +11,7 @@ from otflow._pairs import tiles
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.losses import Loss
 from otflow.meanfield.network import Network, block_rows
-from otflow.meanfield.units import Unit
+from otflow.meanfield.units import UNITS, Unit
 from otflow.measures import Particles
 
 __all__ = [
@@ -101,9 +101,13 @@ def value_and_gradient(
     # sum_k g_k phi(z_ki) = w_i . sum_k g_k phi'(z_ki) x_k.
     short = scalar and unit.homogeneous
 
-    rows = min(n, block_rows(count, theta, 1 if short else 2))
+    # The slope of relu follows from its value, so that z is not kept. That of another
+    # homogeneous unit may need the sign of z.
+    one_buffer = short and type(unit) is type(UNITS["relu"])
+
+    rows = min(n, block_rows(count, theta, 1 if one_buffer else 2))
     z_block = theta.new_empty(rows, count)
-    h_block = z_block if short else torch.empty_like(z_block)
+    h_block = z_block if one_buffer else torch.empty_like(z_block)
     total, gradient = theta.new_zeros(()), torch.zeros_like(theta)
     grad_a, grad_w = network.split(gradient)  # views
     for block in tiles(n, rows):

@@ -74,7 +74,7 @@ def path_norm(network: TwoLayer, mu: Measure, norm: str = "l1") -> Tensor:
     -----
     The norm has the scaling of the outputs, so that it bounds them in each. Of N equal
     atoms it is the mean :math:`\frac1N\sum_i |a_i|\,|(w_i, b_i)|` in "mean-field", and
-    the plain sum in "sum" :cite:p:`e2019apriori`; in "ntk" the sum over
+    the plain sum in "sum" :cite:p:`e2019priori`; in "ntk" the sum over
     :math:`\sqrt N`.
 
     Weight decay is at least the path norm "l2", as :math:`2xy \le x^2 + y^2`:

@@ -188,6 +188,25 @@ def test_closed_forms_hold_for_a_unit_of_ones_own():
     assert Cubic.calls == 3
 
 
+@pytest.mark.parametrize("outputs", [None, 2])
+def test_the_slope_of_a_homogeneous_unit_may_need_the_sign_of_its_argument(outputs):
+    """The value of |z| does not tell its slope, unlike that of relu."""
+
+    class Modulus(of.meanfield.Unit):
+        name = "modulus"
+        homogeneous = True
+
+        def __call__(self, z):
+            return z.abs()
+
+        def slope(self, z, value, out):
+            return torch.sign(z, out=out)
+
+    X, y = problem(9, 2, outputs, "square")
+    for mu in measures((outputs or 1) + 3):
+        assert_as_autodiff(Risk(TwoLayer(Modulus(), outputs=outputs), X, y), mu)
+
+
 def test_built_in_units_need_no_autodiff(monkeypatch):
     def refuse(*args, **kwargs):
         msg = "autodiff was used"

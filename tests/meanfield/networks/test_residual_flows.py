@@ -299,6 +299,7 @@ def test_the_bound_of_generalisation_holds_and_says_something():
 # The landscape ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_stationary_network_with_a_risk_is_left_by_birth():
     """Where p(1) is not 0 the first variation is negative at some neuron."""
     points = torch.linspace(-1, 1, 30, dtype=F64)[:, None]

@@ -127,6 +127,7 @@ def test_the_norms_of_convex_functions_are_known_at_the_data():
     assert barron_norm(X, f).bracket.upper == pytest.approx(exact, abs=1e-8)
 
 
+@pytest.mark.slow
 def test_the_norms_of_a_root_grow():
     growth = norm_growth(lambda x: x[:, 0].sqrt(), grids(26, 51, 101, 201))
     assert growth.norms[0] == pytest.approx(5.99, abs=0.01)
@@ -192,6 +193,7 @@ def test_the_table_of_a_kink():
         assert bracket.width < 1e-8
 
 
+@pytest.mark.slow
 def test_each_inequality_is_sharp_for_a_function():
     """So that none of them can be improved by a factor."""
     (X,) = grids(21)
