@@ -62,6 +62,20 @@ def compositional_norm(
     Notes
     -----
     Time O(N D) for p = 1, O(N D^2) else.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from otflow.meanfield.networks import Residual, compositional_norm
+    >>> network = Residual("relu", layers=2, bias=False)
+    >>> mu = network.from_blocks(  # u, w of one neuron a layer; the state is (x, 0)
+    ...     torch.tensor([[[2.0, 2.0]], [[0.0, 2.0]]]),
+    ...     torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]]),
+    ... )
+    >>> compositional_norm(network, mu, 1)  # N = (1, 0), (2, 1), (2, 3)
+    tensor(3.)
+    >>> compositional_norm(network, mu, 1, factor=3.0)
+    tensor(15.)
     """
     _check_growth(network)
     check_kind(mu, Particles, "mu")
@@ -117,6 +131,18 @@ def rademacher_bound(network: Residual, mu: Particles, inputs: int, n: int) -> T
     \sqrt{2\log(2d + 2)/n}`, contraction gives :math:`A(1) \le \max(r, 2A(1))/c`,
     so that :math:`A(1) \le r/3` for c = 3, and the bound follows. Without biases the
     number 2 d + 2 is 2 d.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from otflow.meanfield.networks import Residual, rademacher_bound
+    >>> network = Residual("relu", layers=2, bias=False)
+    >>> mu = network.from_blocks(  # u, w of one neuron a layer; the state is (x, 0)
+    ...     torch.tensor([[[2.0, 2.0]], [[0.0, 2.0]]]),
+    ...     torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]]),
+    ... )
+    >>> rademacher_bound(network, mu, 1, 10_000)  # 15 (2 log 2 / n)^(1/2)
+    tensor(0.1766)
     """
     if network.activation is not UNITS["relu"] or network.solver != "euler":
         msg = (

@@ -32,6 +32,24 @@ class Flattened:
         Its neurons.
     skip : Tensor, shape (m, d)
         The matrix S of the inputs that pass by all layers: read-out times embedding.
+
+    Attributes
+    ----------
+    network, measure, skip
+        As above.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from otflow.meanfield.networks import Residual, flatten
+    >>> network = Residual("relu", layers=2, bias=False)
+    >>> mu = network.from_blocks(  # u, w of one neuron a layer; the state is (x, 0)
+    ...     torch.tensor([[[2.0, 2.0]], [[0.0, 2.0]]]),
+    ...     torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]]),
+    ... )
+    >>> flat, x = flatten(network, mu, 1), torch.tensor([[3.0]])
+    >>> flat.network(flat.measure, x), network(mu, x)  # the layers are not small
+    (tensor([6.]), tensor([9.]))
     """
 
     network: TwoLayer
@@ -125,6 +143,19 @@ def permute_layers(network: Residual, mu: Particles, order: Sequence[int]) -> Pa
     outputs change by :math:`O(L^{-1/2})`, and by :math:`O(L^{-1})` if the field
     :math:`\int\sigma(z;\theta)\,d\rho` is zero, as for outer weights of mean 0
     that are independent of the inner ones.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from otflow.meanfield.networks import Residual, permute_layers
+    >>> network = Residual("relu", layers=2, bias=False)
+    >>> mu = network.from_blocks(  # u, w of one neuron a layer; the state is (x, 0)
+    ...     torch.tensor([[[2.0, 2.0]], [[0.0, 2.0]]]),
+    ...     torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]]),
+    ... )
+    >>> x = torch.tensor([[3.0]])
+    >>> network(mu, x), network(permute_layers(network, mu, [1, 0]), x)
+    (tensor([9.]), tensor([6.]))
     """
     check_kind(mu, Particles, "mu")
     network._check_times(mu.points[:, 0])
