@@ -53,6 +53,7 @@ nitpick_ignore = [
     ("py:class", "collections.abc.Mapping[str"),
     ("py:class", "otflow._moving.Move"),
     ("py:class", "otflow._words.Word"),
+    ("py:class", "otflow.meanfield.losses.Loss"),
     ("py:class", "otflow.measures.bundle.Bundle"),
     ("py:class", "otflow.numerics.enclosures.Enclosure"),
     ("py:class", "otflow.numerics.enclosed_sums.Enclosed"),

@@ -94,7 +94,7 @@ class MultiLayer(Model):
 
     See Also
     --------
-    TwoLayer : One hidden layer, a function of one measure.
+    otflow.meanfield.TwoLayer : One hidden layer, a function of one measure.
     to_sequential, from_sequential : The network as a torch module.
     align_networks : Two networks, unit by unit.
 
