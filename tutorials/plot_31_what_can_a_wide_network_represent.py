@@ -68,13 +68,6 @@ members = {
 }
 growths = {name: of.meanfield.norm_growth(f, data) for name, f in members.items()}
 
-fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.4), layout="constrained")
-for name, growth in growths.items():
-    left.loglog(growth.sizes, growth.norms, "o-", label=f"{name}: {growth.verdict}")
-left.loglog([26, 101], [4.5, 4.5 * math.sqrt(101 / 26)], "k:", label="slope 1/2")
-left.set(xlabel="number of data n", ylabel="norm at the data", title="Growth")
-left.set_ylim(2, 60)
-left.legend(fontsize=8)
 print(growths[r"$\sqrt{x}$"])
 
 # %%
@@ -93,6 +86,13 @@ for N in widths:
     drawn = torch.multinomial(mu.weights, 200 * N, replacement=True, generator=stream)
     means = features[:, drawn].reshape(len(X), 200, N).mean(2)
     errors.append(float((means - functions[r"$\cos 5x$"][:, None]).square().mean()))
+fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.4), layout="constrained")
+for name, growth in growths.items():
+    left.loglog(growth.sizes, growth.norms, "o-", label=f"{name}: {growth.verdict}")
+left.loglog([26, 101], [4.5, 4.5 * math.sqrt(101 / 26)], "k:", label="slope 1/2")
+left.set(xlabel="number of data n", ylabel="norm at the data", title="Growth")
+left.set_ylim(2, 60)
+left.legend(fontsize=8)
 right.loglog(widths, errors, "o-", label="measured")
 right.loglog(widths, [norm**2 / N for N in widths], "k:", label=r"$B^2/N$")
 right.set(xlabel="neurons N", ylabel="mean squared error", title=r"Sampling $\cos 5x$")

@@ -40,17 +40,6 @@ for d, reports in complexity.items():
     slope = of.analysis.observed_order(sizes, values)
     print(f"d = {d:2d}: {reports[-1]}, like n^{slope:.2f}")
 
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-for k, (d, reports) in enumerate(complexity.items()):
-    kind = reports[0].kind
-    axes[0].loglog(
-        sizes, [r.value for r in reports], f"C{k}o", label=f"d = {d}, {kind}"
-    )
-    axes[0].loglog(sizes, [r.sharp for r in reports], f"C{k}-", label=f"d = {d}, bound")
-    axes[0].loglog(sizes, [r.bound for r in reports], f"C{k}:")
-axes[0].set(xlabel="data n", ylabel="complexity of the unit ball")
-axes[0].legend(fontsize="small")
-
 # %%
 # Networks of many sizes, one bound
 # ---------------------------------
@@ -89,6 +78,16 @@ for N in widths:
     gaps.append(loss(network(mu, Z), z) - loss(network(mu, X), y))
 bound = of.analysis.weight_size_bound(A, n, 5, largest=0.5)
 print(f"gaps {[round(gap, 4) for gap in gaps]}, {bound}")
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+for k, (d, reports) in enumerate(complexity.items()):
+    kind = reports[0].kind
+    axes[0].loglog(
+        sizes, [r.value for r in reports], f"C{k}o", label=f"d = {d}, {kind}"
+    )
+    axes[0].loglog(sizes, [r.sharp for r in reports], f"C{k}-", label=f"d = {d}, bound")
+    axes[0].loglog(sizes, [r.bound for r in reports], f"C{k}:")
+axes[0].set(xlabel="data n", ylabel="complexity of the unit ball")
+axes[0].legend(fontsize="small")
 axes[1].loglog(widths, gaps, "o-", label="test less training risk")
 axes[1].axhline(bound.value, color="C3", label="bound by the path norm")
 axes[1].set(xlabel="neurons N", ylabel="risk")
