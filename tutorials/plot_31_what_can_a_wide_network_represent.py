@@ -44,7 +44,7 @@ for ax, (name, f) in zip(axes, functions.items(), strict=True):
     kinks = (-b / w)[(w * b < 0) & (w.abs() + b > 0)]
     ax.plot(kinks, 0 * kinks, "|", ms=12, color="C1", clip_on=False)
     ax.set_title(f"{name}: norm {bracket.upper:.4g}", fontsize=10)
-    ax.set_xlabel("x")
+    ax.set(xlabel="x", ylabel="f(x)")
 fig.suptitle("The cheapest networks through 41 data; ticks: the kinks of their neurons")
 for name, answer in answers.items():
     print(name, answer.bracket)
