@@ -8,18 +8,15 @@ import torch
 from torch import Tensor
 
 from otflow._pairs import tiles
-from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.losses import Loss
 from otflow.meanfield.network import Network, block_rows
-from otflow.meanfield.units import UNITS, Unit
-from otflow.measures import Particles
+from otflow.meanfield.units import Unit
 
 __all__ = [
     "hidden_blocks",
     "outputs_at",
     "value_and_gradient",
     "value_and_outer_gradient",
-    "value_and_variation",
 ]
 
 
@@ -56,20 +53,19 @@ def hidden_blocks(
 
 
 def outputs_at(
-    network: TwoLayer, unit: Unit, inputs: Tensor, theta: Tensor, masses: Tensor
+    network: Network, inputs: Tensor, theta: Tensor, masses: Tensor
 ) -> Tensor:
-    """Return the outputs (n,) or (n, m) at encoded inputs, without a graph."""
-    inner = network.split(theta)[1]
+    """Return the outputs (n,) or (n, m) at encoded inputs, without the offset."""
     return torch.cat(
         [
             network.read_out(hidden, theta, masses)
-            for _, hidden in hidden_blocks(unit, inputs, inner)
+            for _, hidden in network.hidden_blocks(inputs, theta)
         ]
     )
 
 
 def value_and_gradient(
-    network: TwoLayer,
+    network: Network,
     unit: Unit,
     loss: Loss,
     inputs: Tensor,
@@ -79,7 +75,8 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     r"""Return :math:`\frac1n\sum_k\ell(f_k, y_k)` and :math:`\nabla F'(\theta_i)/s_N`.
 
-    Let g be the slope of the loss at :math:`f = \sum_i m_i\sigma(\cdot;\theta_i)`. The
+    A neuron is :math:`\theta = (a, \tilde w)`. Let g be the slope of the loss at
+    :math:`f = \sum_i m_i\sigma(\cdot;\theta_i)`. The
     gradient is :math:`\frac1n\sum_k g_k\cdot\nabla_\theta\sigma(x_k;\theta_i)`. For
     rows :math:`\tilde x` of `inputs`, inner weights :math:`\tilde w` of a neuron, and
     :math:`z_{ki} = \tilde w_i\cdot\tilde x_k`, its parts are
@@ -93,7 +90,8 @@ def value_and_gradient(
     cache. Time: two products (n, q) x (q, N); memory O(N q) and two blocks.
     """
     n, count = len(inputs), len(theta)
-    a, w = network.split(theta)
+    parts = (network.outputs or 1,)
+    a, w = theta.tensor_split(parts, 1)
     transposed = w.T.contiguous()
     outer = masses[:, None] * a
     scalar = network.outputs is None
@@ -101,15 +99,13 @@ def value_and_gradient(
     # sum_k g_k phi(z_ki) = w_i . sum_k g_k phi'(z_ki) x_k.
     short = scalar and unit.homogeneous
 
-    # The slope of relu follows from its value, so that z is not kept. That of another
-    # homogeneous unit may need the sign of z.
-    one_buffer = short and type(unit) is type(UNITS["relu"])
-
+    # Then z is not kept, and blocks are twice as long. Several outputs need both.
+    one_buffer = scalar and unit.slope_from_value
     rows = min(n, block_rows(count, theta, 1 if one_buffer else 2))
     z_block = theta.new_empty(rows, count)
     h_block = z_block if one_buffer else torch.empty_like(z_block)
     total, gradient = theta.new_zeros(()), torch.zeros_like(theta)
-    grad_a, grad_w = network.split(gradient)  # views
+    grad_a, grad_w = gradient.tensor_split(parts, 1)  # views
     for block in tiles(n, rows):
         x = inputs[block]
         z = torch.mm(x, transposed, out=z_block[: len(x)])
@@ -135,7 +131,7 @@ def value_and_gradient(
 
 
 def value_and_outer_gradient(
-    network: TwoLayer,
+    network: Network,
     loss: Loss,
     inputs: Tensor,
     y: Tensor,
@@ -149,47 +145,10 @@ def value_and_outer_gradient(
     """
     n, total = len(y), theta.new_zeros(())
     gradient = theta.new_zeros(len(theta), network.outputs or 1)
-    for rows, hidden in _blocks(network, inputs, theta, 0):
+    for rows, hidden in network.hidden_blocks(inputs, theta):
         f = network.add_offset(network.read_out(hidden, theta, masses))
         part, slope = loss.total_and_slope(f, y[rows])
         total += part
         g = slope[:, None] if network.outputs is None else slope
         gradient.addmm_(hidden.T, g)
     return total / n, gradient.div_(n)
-
-
-def value_and_variation(
-    network: Network,
-    loss: Loss,
-    inputs: Tensor,
-    y: Tensor,
-    mu: Particles,
-    probes: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    r"""Return :math:`\frac1n\sum_k\ell(f_k, y_k)` and F' at probes, or at the atoms.
-
-    The hidden values of a block of rows serve both. At the atoms that
-    takes one product (n, q) x (q, N); at m probes one more, with m.
-    """
-    theta, n = mu.points, len(y)
-    at = theta if probes is None else probes
-    masses, correlations = network.masses(mu.weights), at.new_zeros(len(at))
-    total = at.new_zeros(())
-    for rows, hidden in _blocks(network, inputs, theta, len(at)):
-        f = network.add_offset(network.read_out(hidden, theta, masses))
-        part, slope = loss.total_and_slope(f, y[rows])
-        total += part
-        there = hidden if probes is None else network.hidden(inputs[rows], probes)
-        correlations += network.correlate(there, at, slope)
-    return total / n, correlations * (network.scale(mu.weights) / n)
-
-
-def _blocks(
-    network: Network, inputs: Tensor, theta: Tensor, probes: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield rows of the data and the hidden values there, without a graph."""
-    if isinstance(network, TwoLayer) and isinstance(network.activation, Unit):
-        yield from hidden_blocks(network.activation, inputs, network.split(theta)[1])
-        return
-    for rows in tiles(len(inputs), block_rows(max(len(theta), probes), theta)):
-        yield rows, network.hidden(inputs[rows], theta)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from otflow._graphs import records
 from otflow._typing import ArrayLike
 from otflow._validation import (
     check_dtype,
@@ -18,8 +19,11 @@ from otflow._validation import (
     true_or_false,
 )
 from otflow.errors import InvalidFunctional
+from otflow.meanfield.fused import hidden_blocks, value_and_gradient
+from otflow.meanfield.losses import Loss
 from otflow.meanfield.network import Network
-from otflow.meanfield.units import UNITS, Elementwise, as_activation
+from otflow.meanfield.units import UNITS, Elementwise, Unit, as_activation
+from otflow.measures import Measure, Particles
 
 __all__ = ["CustomLayer", "TwoLayer", "shown"]
 
@@ -188,6 +192,41 @@ class TwoLayer(Network):
         if self.outputs is None:
             return a[:, 0] * (slope @ hidden)
         return (a * (hidden.T @ slope)).sum(-1)
+
+    def hidden_blocks(
+        self, inputs: Tensor, theta: Tensor, probes: int = 0
+    ) -> Iterator[tuple[slice, Tensor]]:
+        if not isinstance(self.activation, Unit):
+            return super().hidden_blocks(inputs, theta, probes)
+        return hidden_blocks(self.activation, inputs, self.split(theta)[1])
+
+    def value_and_velocity(
+        self, loss: Loss, inputs: Tensor, y: Tensor, mu: Measure
+    ) -> tuple[Tensor, Tensor] | None:
+        # The closed form needs atoms and a slope of the activation, and has no graph.
+        unit = self.activation
+        if (
+            not isinstance(mu, Particles)
+            or not isinstance(unit, Unit)
+            or records(mu.points, mu.weights)
+        ):
+            return None
+        with torch.no_grad():
+            value, gradient = value_and_gradient(
+                self, unit, loss, inputs, y, mu.points, self.masses(mu.weights)
+            )
+            return value, gradient.mul_(-self.scale(mu.weights))
+
+    def value_and_derivatives(
+        self, loss: Loss, inputs: Tensor, y: Tensor, mu: Measure
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        found = self.value_and_velocity(loss, inputs, y, mu)
+        if found is None:
+            return None
+        value, velocity = found
+        # A neuron is linear in its outer weights a: F'(theta) = a . grad_a F'(theta).
+        outer, moves = self.split(mu.points)[0], self.split(velocity)[0]
+        return value, velocity, -(outer * moves).sum(-1)
 
     def __repr__(self) -> str:
         bias = "" if self.bias else ", bias=False"

@@ -24,8 +24,8 @@ class Model(ABC):
 
     A subclass states `check_measure` and `respond`. `Risk` then gives the loss of its
     outputs, and automatic differentiation all derivatives. A subclass may state a pass
-    of its own, `value_and_velocity` or `first_variation`, for speed; the tests compare
-    these with automatic differentiation.
+    of its own for speed: `value_and_velocity`, `value_and_first_variation` or
+    `value_and_derivatives`. The tests compare these with automatic differentiation.
 
     Parameters
     ----------
@@ -59,7 +59,14 @@ class Model(ABC):
 
     # What a model of one's own states; all else may change what is known of outputs.
     stated: frozenset[str] = frozenset(
-        ("check_measure", "encode", "respond", "value_and_velocity", "first_variation")
+        (
+            "check_measure",
+            "encode",
+            "respond",
+            "value_and_velocity",
+            "value_and_first_variation",
+            "value_and_derivatives",
+        )
     )
 
     def __init__(
@@ -157,15 +164,16 @@ class Model(ABC):
         -------
         tuple of Tensor, or None
             The mean loss, 0-d, and minus its gradient, a tangent at `mu`. None where
-            automatic differentiation is to be used: by default, and for a measure with
-            a graph.
+            automatic differentiation is to be used: by default, if
+            `value_and_derivatives` has no pass; and for a measure with a graph.
         """
-        return None
+        found = self.value_and_derivatives(loss, inputs, y, mu)
+        return None if found is None else found[:2]
 
-    def first_variation(
+    def value_and_first_variation(
         self, loss: Loss, inputs: Tensor, y: Tensor, mu: Measure, x: Tensor | None
-    ) -> Tensor | None:
-        r"""Return the first variation by a pass of the model, if it has one.
+    ) -> tuple[Tensor, Tensor] | None:
+        r"""Return the risk and its first variation by a pass of the model, if any.
 
         Parameters
         ----------
@@ -176,8 +184,28 @@ class Model(ABC):
 
         Returns
         -------
-        Tensor, shape (k,) or (N,), or None
-            None where automatic differentiation is to be used.
+        tuple of Tensor, or None
+            The mean loss, 0-d, and F' at the k probes or at the N points. None where
+            automatic differentiation is to be used: by default, and for a measure or
+            probes with a graph.
+        """
+        return None
+
+    def value_and_derivatives(
+        self, loss: Loss, inputs: Tensor, y: Tensor, mu: Measure
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        r"""Return the risk, its velocity and F' at the points by one pass, if any.
+
+        Parameters
+        ----------
+        loss, inputs, y, mu
+            As those of `value_and_velocity`.
+
+        Returns
+        -------
+        tuple of Tensor, or None
+            The mean loss, 0-d, a tangent, and F' at the N points. None where automatic
+            differentiation is to be used.
         """
         return None
 

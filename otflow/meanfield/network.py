@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from otflow._arrays import as_points
+from otflow._graphs import records
 from otflow._pairs import tiles
 from otflow._typing import ArrayLike
 from otflow._validation import check_like, check_option
+from otflow.meanfield.losses import Loss
 from otflow.meanfield.model import Model
-from otflow.measures import Measure
+from otflow.measures import Measure, Particles
 
 __all__ = ["Network", "block_rows"]
 
@@ -75,7 +77,15 @@ class Network(Model):
     'ntk'
     """
 
-    stated = frozenset(("check_neurons", "encode"))
+    stated = frozenset(
+        (
+            "check_neurons",
+            "encode",
+            "hidden_blocks",
+            "value_and_velocity",
+            "value_and_derivatives",
+        )
+    )
 
     def __init__(
         self,
@@ -191,6 +201,29 @@ class Network(Model):
             One sum for each neuron.
         """
 
+    def hidden_blocks(
+        self, inputs: Tensor, theta: Tensor, probes: int = 0
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield blocks of rows of the data and the hidden values there, for sums.
+
+        Parameters
+        ----------
+        inputs : Tensor, shape (n, q)
+            Encoded inputs.
+        theta : Tensor, shape (N, p)
+            Neurons.
+        probes : int
+            Number of other neurons whose hidden values the caller asks for in each
+            block.
+
+        Yields
+        ------
+        tuple of slice and Tensor, shape (k, N, ...)
+            The rows, and what `hidden` gives there. The next block may overwrite it.
+        """
+        for rows in tiles(len(inputs), block_rows(max(len(theta), probes), theta)):
+            yield rows, self.hidden(inputs[rows], theta)
+
     # What follows --------------------------------------------------------------------
 
     def check_measure(self, mu: Measure, d: int) -> None:
@@ -198,6 +231,26 @@ class Network(Model):
 
     def respond(self, inputs: Tensor, mu: Measure) -> Tensor:
         return self.evaluate(inputs, mu.points, self.masses(mu.weights))
+
+    def value_and_first_variation(
+        self, loss: Loss, inputs: Tensor, y: Tensor, mu: Measure, x: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        theta = mu.points if x is None else x
+        if not isinstance(mu, Particles) or records(mu.points, mu.weights, theta):
+            return None
+        # The hidden values of a block of rows serve both: one product (n, q) x (q, N),
+        # and at probes one more.
+        with torch.no_grad():
+            masses, total = self.masses(mu.weights), theta.new_zeros(())
+            correlations = theta.new_zeros(len(theta))
+            for rows, hidden in self.hidden_blocks(inputs, mu.points, len(theta)):
+                f = self.add_offset(self.read_out(hidden, mu.points, masses))
+                part, slope = loss.total_and_slope(f, y[rows])
+                total += part
+                there = hidden if x is None else self.hidden(inputs[rows], x)
+                correlations += self.correlate(there, theta, slope)
+            n = len(y)
+            return total / n, correlations * (self.scale(mu.weights) / n)
 
     def scale(self, weights: Tensor) -> Tensor:
         r"""Return the factor :math:`s_N`.

@@ -141,7 +141,7 @@ def residual_of(risk: Risk, mu: Measure, size: float, tall: float) -> Residual:
     z = risk._inputs.double()
     y = risk.y.double() if risk.y.is_floating_point() else risk.y
     with torch.no_grad():
-        bare = outputs_at(network, unit, z, mu.points.double(), mu.weights.double())
+        bare = outputs_at(network, z, mu.points.double(), mu.weights.double())
         total, slopes = risk._loss.total_and_slope(network.add_offset(bare), y)
     n = len(z)
     q = slopes.reshape(n, -1) / n

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from otflow._algebra import curvature_named
 from otflow._arrays import as_points
 from otflow._autodiff import check_finite
-from otflow._graphs import records
 from otflow._typing import ArrayLike
 from otflow._validation import check_kind, check_like, non_negative_int
 from otflow.errors import Unsupported
@@ -16,7 +17,6 @@ from otflow.functionals import Curvature, Functional
 from otflow.functionals.inheritance import redefined as redefined_risk
 from otflow.functionals.passes import at_once
 from otflow.meanfield.decomposition import Decomposition, decompose
-from otflow.meanfield.fused import value_and_gradient, value_and_variation
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.linearity import (
     enclosed_risk,
@@ -24,15 +24,15 @@ from otflow.meanfield.linearity import (
     why_not_linear,
     why_not_quadratic,
 )
-from otflow.meanfield.losses import CustomLoss, PerSample, as_loss
+from otflow.meanfield.losses import CustomLoss, Loss, PerSample, as_loss
 from otflow.meanfield.model import Model, redefined
-from otflow.meanfield.network import Network
-from otflow.meanfield.units import Unit
 from otflow.measures import Measure, Particles
 from otflow.numerics.enclosed_sums import Enclosed
 from otflow.numerics.enclosures import NotEnclosed
 
 __all__ = ["Risk"]
+
+T = TypeVar("T", bound=tuple[Tensor, ...])
 
 
 class Risk(Functional):
@@ -165,113 +165,54 @@ class Risk(Functional):
         return self._loss.values(self.outputs(mu), self.y).mean()
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
-        network = self.network
-        if not isinstance(network, Network):
-            return self._own_velocity(network, mu)
-        # The closed form needs atoms and a slope of the activation, and has no graph.
-        if (
-            not isinstance(mu, Particles)
-            or not isinstance(network, TwoLayer)
-            or not isinstance(network.activation, Unit)
-            or records(mu.points, mu.weights)
-            or redefined(network) is not None
-        ):
-            return super().value_and_velocity(mu)
         self._check(mu)
-        with torch.no_grad():
-            value, gradient = value_and_gradient(
-                network,
-                network.activation,
-                self._loss,
-                self._inputs,
-                self.y,
-                mu.points,
-                network.masses(mu.weights),
-            )
-            velocity = gradient.mul_(-network.scale(mu.weights))
-        check_finite(value, "the functional's value")
-        check_finite(velocity, "the functional's gradient")
-        return value, velocity
+        found = None
+        if self._takes_passes():
+            found = self.network.value_and_velocity(*self._problem(), mu)
+        if found is None:
+            return super().value_and_velocity(mu)
+        return _finite(found)
 
     def value_and_derivatives(self, mu: Measure) -> tuple[Tensor, Tensor, Tensor]:
-        network = self.network
-        if not isinstance(network, TwoLayer) or redefined(network) is not None:
-            found = at_once(self.value, mu)
-            return super().value_and_derivatives(mu) if found is None else found
-        value, velocity = self.value_and_velocity(mu)
-        if not isinstance(mu, Particles):
-            return value, velocity, self.first_variation(mu)
-        # A neuron is linear in its outer weights a: F'(theta) = a . grad_a F'(theta).
-        outer, moves = network.split(mu.points)[0], network.split(velocity)[0]
-        return value, velocity, -(outer * moves).sum(-1)
+        self._check(mu)
+        found = None
+        if self._takes_passes():
+            found = self.network.value_and_derivatives(*self._problem(), mu)
+        if found is not None:
+            return _finite(found)
+        # A pass for the velocity alone leaves F': autodiff gives all three at once.
+        return at_once(self.value, mu) or super().value_and_derivatives(mu)
 
     def first_variation(self, mu: Measure, x: ArrayLike | None = None) -> Tensor:
-        network = self.network
-        if not isinstance(network, Network):
-            return self._own_variation(network, mu, x)
-        if not isinstance(mu, Particles) or redefined(network) is not None:
-            return super().first_variation(mu, x)
-        self._check(mu)
-        probes = None if x is None else as_points(x, "x")
-        if probes is not None:
-            check_like(probes, mu.points, "x", "points")
-            network.check_neurons(probes, self._dim)
-        if records(mu.points, mu.weights, mu.points if probes is None else probes):
-            return super().first_variation(mu, probes)
-        return self._value_and_variation(network, mu, probes)[1]
-
-    def value_and_first_variation(self, mu: Measure) -> tuple[Tensor, Tensor]:
-        network = self.network
-        if (
-            not isinstance(network, Network)
-            or not isinstance(mu, Particles)
-            or redefined(network) is not None
-            or records(mu.points, mu.weights)
-        ):
-            return super().value_and_first_variation(mu)
-        self._check(mu)
-        value, variation = self._value_and_variation(network, mu, None)
-        check_finite(value, "the functional's value")
-        return value, variation
-
-    def _own_velocity(self, network: Model, mu: Measure) -> tuple[Tensor, Tensor]:
-        """Return value and velocity by the pass of a model, or else by autodiff."""
-        self._check(mu)
-        found = None
-        if redefined(network) is None:
-            found = network.value_and_velocity(self._loss, self._inputs, self.y, mu)
-        if found is None:
-            return super().value_and_velocity(mu)
-        check_finite(found[0], "the functional's value")
-        check_finite(found[1], "the functional's gradient")
-        return found
-
-    def _own_variation(
-        self, network: Model, mu: Measure, x: ArrayLike | None
-    ) -> Tensor:
-        """Return the first variation by the pass of a model, or else by autodiff."""
         self._check(mu)
         probes = None if x is None else mu.check_probes(x)
-        found = None
-        if redefined(network) is None:
-            found = network.first_variation(
-                self._loss, self._inputs, self.y, mu, probes
-            )
-        if found is None:
-            return super().first_variation(mu, probes)
-        check_finite(found, "the functional's gradient")
-        return found
+        found = self._value_and_variation(mu, probes)
+        return super().first_variation(mu, probes) if found is None else found[1]
+
+    def value_and_first_variation(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        self._check(mu)
+        found = self._value_and_variation(mu, None)
+        return super().value_and_first_variation(mu) if found is None else found
+
+    def _takes_passes(self) -> bool:
+        """Return whether the passes that the network's class states are of its outputs.
+
+        A subclass that evaluates the outputs otherwise is differentiated by autodiff.
+        """
+        return redefined(self.network) is None
+
+    def _problem(self) -> tuple[Loss, Tensor, Tensor]:
+        """Return what a pass needs beside the measure."""
+        return self._loss, self._inputs, self.y
 
     def _value_and_variation(
-        self, network: Network, mu: Particles, probes: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the value, and F' at checked probes or at the atoms; no graphs."""
-        with torch.no_grad():
-            value, variation = value_and_variation(
-                network, self._loss, self._inputs, self.y, mu, probes
-            )
-        check_finite(variation, "the functional's gradient")
-        return value, variation
+        self, mu: Measure, probes: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the value, and F' at checked probes or at the atoms, by a pass."""
+        if not self._takes_passes():
+            return None
+        found = self.network.value_and_first_variation(*self._problem(), mu, probes)
+        return None if found is None else _finite(found)
 
     def enclosed_variation(self, mu: Measure) -> Enclosed:
         if not isinstance(mu, Particles):
@@ -375,3 +316,12 @@ class Risk(Functional):
         custom = isinstance(self._loss, CustomLoss)
         loss = self.loss if custom else repr(self.loss)
         return f"Risk({self.network!r}, n={len(self.y)}, loss={loss}{batch})"
+
+
+def _finite(found: T) -> T:
+    """Return a value and derivatives; raise NonFinite where an entry is not finite."""
+    value, *derivatives = found
+    check_finite(value, "the functional's value")
+    for derivative in derivatives:
+        check_finite(derivative, "the functional's gradient")
+    return found

@@ -23,7 +23,7 @@ Elementwise: TypeAlias = Callable[[Tensor], Tensor]
 
 
 # Names on which no value of a unit depends.
-HARMLESS = frozenset(("homogeneous", "name"))
+HARMLESS = frozenset(("homogeneous", "name", "slope_from_value"))
 
 
 def _slope(self: Elementwise, z: Tensor, value: Tensor, out: Tensor) -> Tensor:  # noqa: ARG001  # its signature is that of `slope`
@@ -45,6 +45,9 @@ class Unit(ABC):
         Whether :math:`\varphi(cz) = c\,\varphi(z)` for c > 0, so that :math:`\varphi(z)
         = z\,\varphi'(z)`, as for relu. A network tries a declaration of your own at
         some places, and raises InvalidFunctional where it is false.
+    slope_from_value : bool
+        Whether `slope` reads the value alone and not z, as those of relu and tanh do.
+        A pass over data then keeps one of the two. A network tries that as well.
 
     Examples
     --------
@@ -63,10 +66,13 @@ class Unit(ABC):
 
     name: ClassVar[str]
     homogeneous: ClassVar[bool] = False
+    slope_from_value: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Forget what a parent knows of its values, if the subclass changes these."""
         super().__init_subclass__(**options)
+        # That a slope reads no z is said of that slope.
+        forget(cls, {"slope_from_value": False}, among=["__call__", "slope"])
         base = {"evaluate": vars(Unit)["evaluate"], "slope": _slope}
         forget(cls, base, among=["__call__"])
         forget(cls, {"homogeneous": False}, HARMLESS)
@@ -131,6 +137,7 @@ class Relu(Unit):
 
     name = "relu"
     homogeneous = True
+    slope_from_value = True
 
     def __call__(self, z: Tensor) -> Tensor:
         return torch.relu(z)
@@ -146,6 +153,7 @@ class Tanh(Unit):
     r""":math:`\varphi = \tanh`, with slope :math:`1 - \varphi^2`."""
 
     name = "tanh"
+    slope_from_value = True
 
     def __call__(self, z: Tensor) -> Tensor:
         return torch.tanh(z)
@@ -161,6 +169,7 @@ class Sigmoid(Unit):
     r""":math:`\varphi(z) = 1/(1 + e^{-z})`, with slope :math:`\varphi - \varphi^2`."""
 
     name = "sigmoid"
+    slope_from_value = True
 
     def __call__(self, z: Tensor) -> Tensor:
         return torch.sigmoid(z)
@@ -206,6 +215,8 @@ def as_activation(activation: str | Elementwise) -> Elementwise:
     if not isinstance(activation, str) and callable(activation):
         if isinstance(activation, Unit) and activation.homogeneous:
             _check_homogeneous(activation)
+        if isinstance(activation, Unit) and activation.slope_from_value:
+            _check_slope(activation)
         return activation
     return UNITS[check_option(activation, "activation", UNITS)]
 
@@ -223,5 +234,21 @@ def _check_homogeneous(unit: Unit) -> None:
             f"{float(double[k]):.6g} is not twice phi({float(z[k]):g}) = "
             f"{float(twice[k]) / 2:.6g}; leave homogeneous = False, and use "
             f"meanfield.VariationBall in place of PathBall"
+        )
+        raise InvalidFunctional(msg)
+
+
+def _check_slope(unit: Unit) -> None:
+    """Raise InvalidFunctional where a slope reads the argument against its word."""
+    z = torch.tensor([-3.0, -1.0, -0.2, 0.5, 1.0, 7.0], dtype=torch.float64)
+    value = unit(z)
+    slope = unit.slope(z.clone(), value.clone(), torch.empty_like(z))
+    other = unit.slope(value.clone(), value.clone(), torch.empty_like(z))
+    if not torch.equal(slope, other):
+        k = int((slope != other).nonzero()[0])
+        msg = (
+            f"{unit!r} declares slope_from_value, but its slope at {float(z[k]):g} "
+            f"changes from {float(slope[k]):.6g} to {float(other[k]):.6g} where z is "
+            f"replaced by the value; leave slope_from_value = False"
         )
         raise InvalidFunctional(msg)

@@ -39,8 +39,9 @@ class Fast(Cubic):
         f, slope = self._slope(inputs, y, mu)
         return 0.5 * (f - y).square().mean(), -slope.expand(mu.n, -1)
 
-    def first_variation(self, loss, inputs, y, mu, x):
-        return (mu.points if x is None else x) @ self._slope(inputs, y, mu)[1]
+    def value_and_first_variation(self, loss, inputs, y, mu, x):
+        f, slope = self._slope(inputs, y, mu)
+        return 0.5 * (f - y).square().mean(), (mu.points if x is None else x) @ slope
 
 
 X, Y = normal(7, 3), normal(7)

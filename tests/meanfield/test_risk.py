@@ -69,6 +69,16 @@ class RiskContract(FunctionalContract):
         assert probes.shape == (mu.n,)
         assert_untouched(mu, before)
 
+    def test_one_call_gives_what_three_give(self):
+        F = self.make()
+        for mu in self.measures():
+            value, velocity, variation = F.value_and_derivatives(mu)
+            torch.testing.assert_close((value, velocity), F.value_and_velocity(mu))
+            torch.testing.assert_close(
+                (value, variation), F.value_and_first_variation(mu)
+            )
+            torch.testing.assert_close(variation, F.first_variation(mu))
+
     def test_float32_agrees_with_float64(self):
         mu, nu = self.measure(torch.float32), self.measure()
         value, velocity = self.make(torch.float32).value_and_velocity(mu)
@@ -503,7 +513,7 @@ def test_measures_that_do_not_fit_are_refused():
         ):
             call(clouds.uniform(6, 4, dtype=torch.float32))
     mu = clouds.uniform(6, 4)
-    with pytest.raises(ValueError, match=r"p = m \+ d \+ 1 = 4"):
+    with pytest.raises(ValueError, match=r"^x must have shape \(m, 4\), got \(3, 5\)"):
         F.first_variation(mu, normal(3, 5))
     with pytest.raises(TypeError, match=r"^x has dtype torch.float32 but points has"):
         F.first_variation(mu, normal(3, 4).float())

@@ -75,6 +75,36 @@ def test_only_relu_is_homogeneous():
         assert unit.homogeneous == torch.allclose(product, unit(z)), name
 
 
+def test_a_slope_that_follows_from_the_value_reads_no_argument():
+    z = normal(50, seed=3)
+    for name, unit in UNITS.items():
+        value = unit(z)
+        slope = unit.slope(z, value, torch.empty_like(z))
+        other = unit.slope(value, value, torch.empty_like(z))
+        assert unit.slope_from_value == torch.equal(slope, other), name
+
+
+def test_what_is_said_of_a_slope_is_said_of_that_slope_alone():
+    class Steep(type(UNITS["tanh"])):
+        def slope(self, z, value, out):
+            return torch.exp(-z.square(), out=out)
+
+    class Bent(type(UNITS["tanh"])):
+        def __call__(self, z):
+            return torch.sin(z)
+
+    assert not Steep.slope_from_value
+    assert not Bent.slope_from_value
+
+    class Claims(Steep):
+        slope_from_value = True
+
+    with pytest.raises(
+        of.errors.InvalidFunctional, match=r"its slope at -3 changes .* leave"
+    ):
+        of.meanfield.TwoLayer(Claims())
+
+
 def test_activations_that_are_refused():
     with pytest.raises(
         ValueError, match=r"^activation must be one of .*'relu'"

@@ -347,9 +347,9 @@ class Residual(Model):
         ]
         return torch.cat(outputs)
 
-    def value_and_velocity(
+    def value_and_derivatives(
         self, loss: Loss, inputs: Tensor, y: Tensor, mu: Measure
-    ) -> tuple[Tensor, Tensor] | None:
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
         if not self._has_pass(mu):
             return None
         with torch.no_grad():
@@ -359,8 +359,11 @@ class Residual(Model):
             )
             layers, velocity = blocks.layers, torch.zeros_like(mu.points)
             times, of_outer, of_inner = self.split(velocity)  # views
-            change = (blocks.outer * outer).sum(1) * layers.slopes
-            times.index_add_(0, layers.atoms, change, alpha=-1)
+            # An atom is linear in its outer weights, so that this is F' but for shares.
+            change = (blocks.outer * outer).sum(1)
+            variation = velocity.new_zeros(len(velocity))
+            variation.index_add_(0, layers.atoms, change * layers.shares)
+            times.index_add_(0, layers.atoms, change * layers.slopes, alpha=-1)
             shares = layers.shares[:, None]
             outer, inner = outer.mul_(shares), inner.mul_(shares)
             width = of_outer.shape[1]
@@ -368,11 +371,11 @@ class Residual(Model):
             of_inner.index_add_(
                 0, layers.atoms, inner[:, : of_inner.shape[1]], alpha=-1
             )
-        return value, velocity
+        return value, velocity, variation
 
-    def first_variation(
+    def value_and_first_variation(
         self, loss: Loss, inputs: Tensor, y: Tensor, mu: Measure, x: Tensor | None
-    ) -> Tensor | None:
+    ) -> tuple[Tensor, Tensor] | None:
         if not self._has_pass(mu) or (x is not None and records(x)):
             return None
         with torch.no_grad():
@@ -383,13 +386,13 @@ class Residual(Model):
                 points = torch.cat([points, x])
                 weights = torch.cat([weights, weights.new_zeros(len(x))])
             blocks = self._blocks(points, weights)
-            outer = value_and_gradients(
+            value, outer, _ = value_and_gradients(
                 blocks, self._ends(inputs), loss, inputs, y, inner=False
-            )[1]
+            )
             entries = (blocks.outer * outer).sum(1) * blocks.layers.shares
             variation = points.new_zeros(len(points))
             variation.index_add_(0, blocks.layers.atoms, entries)
-        return variation if x is None else variation[mu.points.shape[0] :]
+        return value, variation if x is None else variation[mu.points.shape[0] :]
 
     def states(self, mu: Measure, X: ArrayLike) -> Tensor:
         """Return the states z before each layer, and the last ones.
