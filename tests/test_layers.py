@@ -14,6 +14,7 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,12 @@ def top_name(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
+@lru_cache(maxsize=1)
+def nodes_of(tree: ast.Module) -> tuple[ast.AST, ...]:
+    """Return all nodes of a tree: the rules ask for those of one tree in a row."""
+    return tuple(ast.walk(tree))
+
+
 def imports(
     tree: ast.Module, path: str, modules: set[str]
 ) -> Iterator[tuple[ast.stmt | ast.Call, str]]:
@@ -105,7 +112,7 @@ def imports(
     ``lazy_import("a")`` imports ``a``.
     """
     package = path.split("/")[:-1]
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, ast.Import):
             yield from ((node, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -122,12 +129,13 @@ def imports(
             yield node, str(name.value) if isinstance(name, ast.Constant) else "?"
 
 
+@lru_cache(maxsize=1)
 def inside_functions(tree: ast.Module) -> set[ast.AST]:
     """Return every node that stands inside a function."""
     functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
     return {
         inner
-        for node in ast.walk(tree)
+        for node in nodes_of(tree)
         if isinstance(node, functions)
         for inner in ast.walk(node)
         if inner is not node
@@ -192,7 +200,7 @@ def third_party_faults(
         if is_part_of(target, *DIFFERENTIATION) and path not in DIFFERENTIATED:
             yield node.lineno, f"imports {target} outside _autodiff.py"
     if path not in DIFFERENTIATED:
-        for used in ast.walk(tree):
+        for used in nodes_of(tree):
             if isinstance(used, ast.Attribute) and dotted(used) in DIFFERENTIATION:
                 yield used.lineno, f"uses {dotted(used)} outside _autodiff.py"
 
@@ -200,7 +208,7 @@ def third_party_faults(
 def code_lines(source: str, tree: ast.Module) -> set[int]:
     """Return the numbers of the lines that hold code: no docstring, no comment."""
     prose: set[int] = set()
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             prose |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     silent = {
@@ -222,7 +230,7 @@ def form_faults(path: str, source: str, tree: ast.Module) -> Iterator[tuple[int,
     summary = (ast.get_docstring(tree, clean=False) or "").split("\n")[0]
     if not summary.strip().endswith("."):
         yield 1, "has no docstring whose first line is a sentence on what it is for"
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, ast.Call) and dotted(node.func) == "print":
             yield node.lineno, "prints"
 
@@ -238,7 +246,7 @@ def is_private(name: str) -> bool:
 def private_names(tree: ast.Module) -> set[str]:
     """Return the private functions, classes, constants and attributes of a module."""
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             found.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -253,7 +261,7 @@ def private_uses(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
     A class may use the private names that it inherits, through ``self`` or ``cls``.
     """
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
             inherited = isinstance(node.value, ast.Call) and dotted(node.value.func)
             if dotted(node.value) not in {"self", "cls"} and inherited != "super":
@@ -269,11 +277,12 @@ def private_faults(
 ) -> Iterator[str]:
     """Check that private names of `package` are used in the folder that has them."""
     owners: dict[str, set[str]] = {}
-    for path, tree in [*package.items(), *trees.items()]:
+    ours = {Path(path).stem for path in package if is_private(Path(path).stem)}
+    for path, tree in {**package, **trees}.items():
         for name in private_names(tree):
             owners.setdefault(name, set()).add(str(Path(path).parent))
-    ours = {name for tree in package.values() for name in private_names(tree)}
-    ours |= {Path(path).stem for path in package if is_private(Path(path).stem)}
+            if path in package:
+                ours.add(name)
     for path, tree in trees.items():
         folder = str(Path(path).parent)
         for line, name in private_uses(tree):
