@@ -11,7 +11,7 @@ from torch import Tensor
 from otflow._pairs import tiles
 from otflow.meanfield.losses import Loss
 from otflow.meanfield.network import block_rows
-from otflow.meanfield.units import Elementwise, Unit
+from otflow.meanfield.units import Elementwise, Unit, applied
 
 __all__ = ["Gradients", "Weights", "outputs_of", "value_and_gradients"]
 
@@ -98,10 +98,11 @@ def outputs_of(
     factors, outer = weights.products(), weights.masses[-1][:, None] * weights.outer
     blocks = []
     for rows in tiles(len(inputs), block_rows(weights.width, weights.inner)):
-        h = units[0](inputs[rows] @ weights.inner.T)
+        h = applied(units[0], inputs[rows] @ weights.inner.T)
         for layer, W in enumerate(factors):
             z = h @ W.T
-            h = units[layer + 1](z + weights.biases[layer] if weights.biases else z)
+            z = z + weights.biases[layer] if weights.biases else z
+            h = applied(units[layer + 1], z)
         blocks.append(h @ (outer[:, 0] if scalar else outer))
     return torch.cat(blocks)
 

@@ -16,10 +16,9 @@ from otflow._validation import (
     check_like,
     check_option,
     non_negative_int,
-    positive,
     true_or_false,
 )
-from otflow.meanfield.layers import shown
+from otflow.meanfield.layers import mobilities, shown
 from otflow.meanfield.losses import Loss
 from otflow.meanfield.model import Model
 from otflow.meanfield.network import block_rows
@@ -327,10 +326,11 @@ class Residual(Model):
         (0.0, 1.0, 1.0, 1.0, 1.0, 1.0)
         """
         width = self.width(inputs)
-        t = positive(time, "time", or_zero=True)
-        u = positive(outer, "outer", or_zero=True)
-        w = positive(inner, "inner", or_zero=True)
-        return (t, *(u,) * width, *(w,) * (width + int(self.bias)))
+        return mobilities(
+            ("time", time, 1),
+            ("outer", outer, width),
+            ("inner", inner, width + int(self.bias)),
+        )
 
     # The model ------------------------------------------------------------------------
 
