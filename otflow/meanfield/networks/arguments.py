@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ __all__ = [
     "all_units",
     "as_dtype",
     "as_law",
+    "as_permutation",
     "as_units",
     "as_widths",
     "check_permutation",
@@ -97,6 +100,24 @@ def as_dtype(dtype: torch.dtype | None) -> torch.dtype:
 def all_units(units: tuple[Elementwise, ...]) -> TypeGuard[tuple[Unit, ...]]:
     """Return whether every activation states its slope."""
     return all(isinstance(unit, Unit) for unit in units)
+
+
+def as_permutation(order: Sequence[int] | Tensor, N: int, name: str) -> list[int]:
+    """Return the numbers 0, ..., N - 1 in some order, from integers of any kind."""
+    cure = f"torch.randperm({N}).tolist() is one"
+    arrays = isinstance(order, (Tensor, np.ndarray)) and order.ndim == 1
+    if not (arrays or isinstance(order, Sequence)):
+        msg = f"{name} must be a sequence of integers, got {order!r:.60}; {cure}"
+        raise TypeError(msg)
+    listed = order if isinstance(order, Sequence) else order.tolist()
+    whole = all(isinstance(k, Integral) and not isinstance(k, bool) for k in listed)
+    if not whole or sorted(listed) != list(range(N)):
+        msg = (
+            f"{name} must hold each of the integers 0, ..., {N - 1} once, got "
+            f"{listed!r:.60}; {cure}"
+        )
+        raise ValueError(msg)
+    return [int(k) for k in listed]
 
 
 def check_permutation(order: Tensor, N: int, name: str, device: torch.device) -> None:
