@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_float_tensor, as_points
+from otflow._typing import ArrayLike
 from otflow._validation import check_kind, non_negative_int, positive, real
 from otflow.meanfield.units import Elementwise, Unit, as_activation
 from otflow.measures import Euclidean, Particles
@@ -19,6 +21,7 @@ __all__ = [
     "all_units",
     "as_dtype",
     "as_law",
+    "as_matrix",
     "as_permutation",
     "as_units",
     "as_widths",
@@ -100,6 +103,18 @@ def as_dtype(dtype: torch.dtype | None) -> torch.dtype:
 def all_units(units: tuple[Elementwise, ...]) -> TypeGuard[tuple[Unit, ...]]:
     """Return whether every activation states its slope."""
     return all(isinstance(unit, Unit) for unit in units)
+
+
+def as_matrix(matrix: ArrayLike, name: str) -> Tensor:
+    """Return a fixed matrix, copied."""
+    M = as_float_tensor(matrix, name).detach().clone()
+    if M.ndim != 2 or not M.numel():
+        msg = (
+            f"{name} must be a matrix, got shape {tuple(M.shape)}; torch.eye(D, d) is "
+            f"one"
+        )
+        raise ValueError(msg)
+    return as_points(M, name)  # finite
 
 
 def as_permutation(order: Sequence[int] | Tensor, N: int, name: str) -> list[int]:

@@ -18,11 +18,11 @@ from otflow._validation import (
     non_negative_int,
     true_or_false,
 )
-from otflow.errors import Unsupported
 from otflow.meanfield.layers import mobilities, shown
 from otflow.meanfield.losses import Loss
-from otflow.meanfield.model import Model, redefined
+from otflow.meanfield.model import Model
 from otflow.meanfield.network import block_rows
+from otflow.meanfield.networks.arguments import as_matrix
 from otflow.meanfield.networks.residual_layers import (
     TIMES,
     share_out,
@@ -32,7 +32,7 @@ from otflow.meanfield.networks.residual_steps import SOLVERS
 from otflow.meanfield.units import Elementwise, Unit, as_activation
 from otflow.measures import Measure, Particles
 
-__all__ = ["Residual", "check_residual"]
+__all__ = ["Residual"]
 
 
 class Residual(Model):
@@ -151,11 +151,13 @@ class Residual(Model):
         self.bias = true_or_false(bias, "bias")
         self.times = check_option(times, "times", TIMES)
         self.solver = check_option(solver, "solver", SOLVERS)
-        self.embedding = None if embedding is None else _matrix(embedding, "embedding")
+        self.embedding = (
+            None if embedding is None else as_matrix(embedding, "embedding")
+        )
         self.readout = None
         if readout is not None:
             rows = as_float_tensor(readout, "readout")
-            self.readout = _matrix(rows[None] if rows.ndim == 1 else rows, "readout")
+            self.readout = as_matrix(rows[None] if rows.ndim == 1 else rows, "readout")
             if len(self.readout) != (outputs or 1):
                 msg = (
                     f"readout must have one row for each output, {outputs or 1}, got "
@@ -508,27 +510,3 @@ class Residual(Model):
             f"Residual({shown(self.activation)}, layers={self.layers}{bias}{options}"
             f"{chosen})"
         )
-
-
-def check_residual(network: Residual) -> None:
-    """Raise unless a network is a `Residual` of which nothing is changed."""
-    cure = "Residual('relu') is one"
-    check_kind(network, Residual, "network", cure=cure)
-    if (name := redefined(network)) is not None:
-        msg = (
-            f"{type(network).__name__}.{name} changes the outputs, for which this is "
-            f"not known; state other values in the activation, Residual(activation)"
-        )
-        raise Unsupported(msg)
-
-
-def _matrix(matrix: ArrayLike, name: str) -> Tensor:
-    """Return a fixed matrix, copied."""
-    M = as_float_tensor(matrix, name).detach().clone()
-    if M.ndim != 2 or not M.numel():
-        msg = (
-            f"{name} must be a matrix, got shape {tuple(M.shape)}; torch.eye(D, d) is "
-            f"one"
-        )
-        raise ValueError(msg)
-    return as_points(M, name)  # finite

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from otflow._validation import check_kind, non_negative_int, positive
 from otflow.errors import NonFinite, Unsupported
-from otflow.meanfield.networks.residual import Residual, check_residual
+from otflow.meanfield.networks.residual import Residual
 from otflow.meanfield.networks.residual_pass import Blocks
+from otflow.meanfield.networks.residual_structure import check_residual
 from otflow.meanfield.units import is_unit
 from otflow.measures import Particles
 

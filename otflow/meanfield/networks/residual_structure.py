@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from otflow._validation import check_kind
+from otflow.errors import Unsupported
 from otflow.meanfield.layers import TwoLayer
+from otflow.meanfield.model import redefined
 from otflow.meanfield.networks.arguments import as_permutation
-from otflow.meanfield.networks.residual import Residual, check_residual
+from otflow.meanfield.networks.residual import Residual
 from otflow.meanfield.networks.residual_layers import cells_of, reflected
 from otflow.measures import Particles
 
-__all__ = ["Flattened", "flatten", "permute_layers"]
+__all__ = ["Flattened", "check_residual", "flatten", "permute_layers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,3 +200,15 @@ def _moved(t: Tensor, place: Tensor, layers: int) -> Tensor:
     last = torch.where(cells_of(last, layers) > after, last.nextafter(first), last)
     moved = torch.where(found < after, first, moved)
     return torch.where(found > after, last, moved)
+
+
+def check_residual(network: Residual) -> None:
+    """Raise unless a network is a `Residual` of which nothing is changed."""
+    cure = "Residual('relu') is one"
+    check_kind(network, Residual, "network", cure=cure)
+    if (name := redefined(network)) is not None:
+        msg = (
+            f"{type(network).__name__}.{name} changes the outputs, for which this is "
+            f"not known; state other values in the activation, Residual(activation)"
+        )
+        raise Unsupported(msg)
