@@ -24,8 +24,9 @@ __all__ = [
     "as_matrix",
     "as_permutation",
     "as_units",
+    "as_weights",
     "as_widths",
-    "check_permutation",
+    "check_orders",
     "kind_of",
 ]
 
@@ -39,7 +40,7 @@ def kind_of(name: str) -> type[Particles] | type[Euclidean]:
 
 
 def as_widths(widths: Sequence[int]) -> tuple[int, ...]:
-    """Return the numbers of hidden units; two layers at least."""
+    """Return the numbers of hidden units; two layers of two units at least."""
     if isinstance(widths, (str, int)) or not isinstance(widths, Sequence):
         msg = (
             f"widths must be a sequence of the numbers of hidden units, got "
@@ -52,10 +53,16 @@ def as_widths(widths: Sequence[int]) -> tuple[int, ...]:
             f"layer is a TwoLayer, whose neurons are one measure"
         )
         raise ValueError(msg)
-    return tuple(
-        non_negative_int(N, f"widths[{layer}]", minimum=1)
-        for layer, N in enumerate(widths)
-    )
+    for layer, N in enumerate(widths):
+        if non_negative_int(N, f"widths[{layer}]") < 2:
+            msg = (
+                f"widths[{layer}] must be at least 2, got {N}: a mean over one unit "
+                f"has none of the limits of wide layers; give 2 units. One unit twice "
+                f"is the same function: Linear(..., 2) of two equal rows, and half of "
+                f"the weights in each of two columns of the next Linear(2, ...)"
+            )
+            raise ValueError(msg)
+    return tuple(int(N) for N in widths)
 
 
 def as_units(
@@ -133,6 +140,50 @@ def as_permutation(order: Sequence[int] | Tensor, N: int, name: str) -> list[int
         )
         raise ValueError(msg)
     return [int(k) for k in listed]
+
+
+def as_weights(
+    weights: Sequence[ArrayLike], names: Sequence[str]
+) -> dict[str, Particles | Euclidean]:
+    """Return the part of each name from its weights; an error names their number."""
+    if isinstance(weights, Tensor) or not isinstance(weights, Sequence):
+        msg = (
+            f"weights must be a sequence of {len(names)} tensors, one for each of "
+            f"{list(names)}, got {type(weights).__name__}; [W1, W2, ...] is one"
+        )
+        raise TypeError(msg)
+    if len(weights) != len(names):
+        msg = (
+            f"weights must be {len(names)} tensors, one for each of "
+            f"{list(names)}, got {len(weights)}; network.shapes(d) are theirs"
+        )
+        raise ValueError(msg)
+    parts: dict[str, Particles | Euclidean] = {}
+    for k, (name, w) in enumerate(zip(names, weights, strict=True)):
+        kind, own = kind_of(name), f"weights[{k}]"
+        x = as_points(w, own) if kind is Particles else as_float_tensor(w, own)
+        parts[name] = kind(x)
+    return parts
+
+
+def check_orders(
+    orders: Sequence[Tensor], widths: tuple[int, ...], device: torch.device
+) -> None:
+    """Raise unless there is one permutation of units for each hidden layer."""
+    if not isinstance(orders, (Sequence, Tensor)):
+        msg = (
+            f"orders must be a sequence of {len(widths)} permutations, got "
+            f"{orders!r:.60}; [torch.arange(N) for N in network.widths] changes nothing"
+        )
+        raise TypeError(msg)
+    if len(orders) != len(widths):
+        msg = (
+            f"orders must be {len(widths)} permutations, one for each hidden layer, "
+            f"got {len(orders)}; torch.arange(N) changes nothing"
+        )
+        raise ValueError(msg)
+    for layer, (order, N) in enumerate(zip(orders, widths, strict=True)):
+        check_permutation(order, N, f"orders[{layer}]", device)
 
 
 def check_permutation(order: Tensor, N: int, name: str, device: torch.device) -> None:
