@@ -49,6 +49,20 @@ class Weights:
         """Number of all hidden units."""
         return sum(len(m) for m in self.masses)
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all weights, in the order of the parts; no masses."""
+        return (self.inner, *self.middle, *self.biases, self.outer)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
+        """Return the network of other weights, each a function of one; same masses."""
+        return Weights(
+            inner=function(self.inner),
+            middle=tuple(map(function, self.middle)),
+            biases=tuple(map(function, self.biases)),
+            outer=function(self.outer),
+            masses=self.masses,
+        )
+
     def products(self) -> list[Tensor]:
         r"""Return the factors :math:`W^l_{kj} m^l_j` of the forward pass."""
         both = zip(self.middle, self.masses[:-1], strict=True)
