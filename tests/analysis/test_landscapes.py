@@ -137,9 +137,8 @@ def test_bad_input_raises_with_a_cure():
     a, b = of.Particles(normal(3, 1)), of.Particles(normal(3, 1, seed=1))
     with pytest.raises(ValueError, match=r"must run from 0 to 1, got 0 to 0\.5"):
         landscape(WELLS, a, b, times=[0.0, 0.25, 0.5])
-    with pytest.raises(
-        ValueError, match=r"path must be one of \['geodesic', 'mixture'\]"
-    ):
+    words = r"path must be one of \['geodesic', 'mixture'\]"
+    with pytest.raises(ValueError, match=words):
         landscape(WELLS, a, b).barrier("straight")
     gaussian = of.Gaussian(torch.zeros(1), torch.eye(1))
     with pytest.raises(Unsupported, match="mix draws of both"):
