@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import otflow as of
+from otflow.functionals import InPart
 from otflow.meanfield.networks import (
     MultiLayer,
     align_networks,
@@ -67,6 +68,21 @@ def mlp(*widths, activation=nn.Tanh, bias=True):
     return nn.Sequential(*layers, nn.Linear(*widths[-2:]))
 
 
+def the_unit_twice(module):
+    """Return the measure of a module of which the layer before the last is doubled."""
+    before, after = nn.Linear(4, 2), nn.Linear(2, 3)
+    with torch.no_grad():
+        before.weight.copy_(module[2].weight.expand(2, 4))
+        before.bias.copy_(module[2].bias.expand(2))
+        after.weight.copy_(0.5 * module[4].weight.expand(3, 2))
+        after.bias.copy_(module[4].bias)
+    double = nn.Sequential(*module[:2], before, module[3], after, *module[5:])
+    mu, network = from_sequential(double)
+    x = torch.randn(5, 2)
+    torch.testing.assert_close(network(mu, x), module(x)[:, 0])
+    return mu
+
+
 def mixed(bias):
     module = mlp(2, 4, 3, 1)
     if not bias:
@@ -102,9 +118,57 @@ CASES: dict[str, Case] = {
     ),
     "a layer without units": (
         ValueError,
-        r"widths\[1\] must be",
+        r"widths\[1\] must be at least 2, got 0: .*give 2 units",
         lambda: MultiLayer((4, 0), "tanh"),
-        [lambda: MultiLayer((4, 1), "tanh").draw(2, GENERATOR)],
+        [lambda: MultiLayer((4, 2), "tanh").draw(2, GENERATOR)],
+    ),
+    "a layer of one unit": (
+        ValueError,
+        (
+            r"widths\[0\] must be at least 2, got 1: a mean over one unit has none of "
+            r"the limits of wide layers; give 2 units"
+        ),
+        lambda: MultiLayer((1, 3), "tanh"),
+        [lambda: MultiLayer((2, 3), "tanh").draw(2, GENERATOR)],
+    ),
+    "a module with a layer of one unit": (
+        ValueError,
+        (
+            r"widths\[1\] must be at least 2, got 1.*Linear\(..., 2\) of two equal "
+            r"rows, and half of the weights in each of two columns"
+        ),
+        lambda: from_sequential(mlp(2, 4, 1, 3, 1)),
+        [lambda: the_unit_twice(mlp(2, 4, 1, 3, 1))],
+    ),
+    "shapes for no inputs": (
+        ValueError,
+        "d must be at least 1, got 0",
+        lambda: NETWORK.shapes(0),
+        [lambda: NETWORK.shapes(1)],
+    ),
+    "weights by name": (
+        TypeError,
+        (
+            r"weights must be a sequence of 4 tensors, one for each of \['inner', .*, "
+            r"got dict; \[W1, W2, ...\] is one"
+        ),
+        lambda: NETWORK.measure(dict(zip(NETWORK.names, weights(), strict=True))),
+        [lambda: NETWORK.measure(weights())],
+    ),
+    "weights of a flat layer": (
+        ValueError,
+        r"weights\[3\] must have shape \(n, d\), got \(3,\); use weights\[3\]\[:, ",
+        lambda: NETWORK.measure([*weights()[:3], weights()[3][:, 0]]),
+        [lambda: NETWORK.measure([*weights()[:3], weights()[3][:, 0][:, None]])],
+    ),
+    "one order": (
+        TypeError,
+        (
+            r"orders must be a sequence of 2 permutations, got 3; \[torch.arange\(N\) "
+            r"for N in network.widths\] changes nothing"
+        ),
+        lambda: NETWORK.permuted(MU, 3),
+        [lambda: NETWORK.permuted(MU, [torch.arange(N) for N in NETWORK.widths])],
     ),
     "an unknown activation": (
         ValueError,
@@ -281,6 +345,52 @@ CASES: dict[str, Case] = {
                 unequal().replace(outer=of.Particles(unequal()["outer"].points)),
             )
         ],
+    ),
+    "a first variation of all parts": (
+        Unsupported,
+        (
+            r"no mass gradient in part 'middle1'.*functionals\.InPart\(F, mu, 'outer'\)"
+            r"\.first_variation\(mu\['outer'\]\).*use schemes\.PartByPart"
+        ),
+        lambda: RISK.first_variation(MU),
+        [
+            lambda: InPart(RISK, MU, "inner").first_variation(MU["inner"]),
+            lambda: InPart(RISK, MU, "outer").first_variation(MU["outer"]),
+            lambda: of.flow(
+                RISK,
+                MU,
+                of.schemes.PartByPart(
+                    {"outer": of.BirthDeath(), "middle1": of.ExplicitEuler()}
+                ),
+                dt=0.1,
+                steps=1,
+                generator=0,
+            ),
+        ],
+    ),
+    "birth and death of all parts": (
+        Unsupported,
+        r"no mass gradient in part 'middle1'.*use schemes\.PartByPart",
+        lambda: of.flow(RISK, MU, of.BirthDeath(), dt=0.1, steps=1, generator=0),
+        [
+            lambda: of.flow(
+                RISK,
+                MU,
+                of.schemes.PartByPart({"outer": of.BirthDeath()}),
+                dt=0.1,
+                steps=1,
+                generator=0,
+            )
+        ],
+    ),
+    "a first variation at new units": (
+        ValueError,
+        (
+            r"the part 'inner' must have shape \(4, 3\).*got \(6, 3\): each of its "
+            r"atoms is a unit.*first_variation\(mu\['inner'\]\) is that of its own"
+        ),
+        lambda: InPart(RISK, MU, "inner").first_variation(MU["inner"], normal(2, 3)),
+        [lambda: InPart(RISK, MU, "inner").first_variation(MU["inner"])],
     ),
     "a module of another network": (
         TypeError,

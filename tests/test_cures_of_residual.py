@@ -10,13 +10,15 @@ from otflow.meanfield import Risk
 from otflow.meanfield.networks import (
     Residual,
     compositional_norm,
+    flatten,
     permute_layers,
-    rademacher_bound,
+    residual_rademacher_bound,
 )
 from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
 
 X, Y = normal(9, 2, seed=1), normal(9, seed=2)
+F64 = torch.float64
 NETWORK = Residual("tanh", layers=4)
 MU = NETWORK.from_blocks(normal(4, 2, 3), normal(4, 2, 4, seed=1))
 
@@ -31,6 +33,21 @@ def at_layers():
     theta = shifted(0.5).points
     theta[:, 0] = NETWORK.layer_times(theta).repeat_interleave(2)
     return of.Particles(theta)
+
+
+def embedded(A, mu):
+    return Residual("tanh", layers=4, embedding=A)(mu, X.to(mu.dtype))
+
+
+def large(size):
+    theta = size * MU.points
+    theta[:, 0] = MU.points[:, 0]
+    return of.Particles(theta)
+
+
+class Twice(Residual):
+    def respond(self, inputs, mu):
+        return 2 * super().respond(inputs, mu)
 
 
 def noisy(network, mobility=None):
@@ -103,13 +120,32 @@ CASES: dict[str, Case] = {
     ),
     "a matrix that is none": (
         ValueError,
-        r"embedding must be a matrix of finite numbers, got shape \(3,\)",
+        r"embedding must be a matrix, got shape \(3,\); torch\.eye\(D, d\) is one",
         lambda: Residual("tanh", embedding=normal(3)),
-        [lambda: Residual("tanh", embedding=normal(3, 1))],
+        [lambda: Residual("tanh", embedding=torch.eye(3, 1))],
+    ),
+    "a matrix with a hole": (
+        ValueError,
+        r"embedding must be finite, got nan at index \(0, 0\)",
+        lambda: Residual("tanh", embedding=normal(3, 1).fill_(torch.nan)),
+        [
+            lambda: Residual(
+                "tanh", embedding=normal(3, 1).fill_(torch.nan).nan_to_num()
+            )
+        ],
+    ),
+    "a matrix of another dtype": (
+        TypeError,
+        r"the embedding has torch\.float32; .*convert one with \.to\(torch\.float32\)",
+        lambda: embedded(normal(3, 2).float(), MU),
+        [
+            lambda: embedded(normal(3, 2).float(), MU.to(torch.float32)),
+            lambda: embedded(normal(3, 2).float().to(F64), MU),
+        ],
     ),
     "an order that is no permutation": (
         ValueError,
-        r"each of the layers 0, \.\.\., 3 once.*torch\.randperm\(4\)\.tolist\(\)",
+        r"each of the integers 0, \.\.\., 3 once.*torch\.randperm\(4\)\.tolist\(\)",
         lambda: permute_layers(NETWORK, MU, [0, 1, 2, 2]),
         [
             lambda: permute_layers(NETWORK, MU, torch.randperm(4).tolist()),
@@ -134,8 +170,44 @@ CASES: dict[str, Case] = {
     "the complexity of smooth networks": (
         of.errors.Unsupported,
         r"proved for Residual\('relu'\) with solver='euler'",
-        lambda: rademacher_bound(NETWORK, MU, 2, 100),
-        [lambda: rademacher_bound(Residual("relu", layers=4), MU, 2, 100)],
+        lambda: residual_rademacher_bound(NETWORK, MU, 2, 100),
+        [lambda: residual_rademacher_bound(Residual("relu", layers=4), MU, 2, 100)],
+    ),
+    "a norm of a subclass": (
+        of.errors.Unsupported,
+        r"Twice\.respond changes the outputs.*the activation, Residual\(activation\)",
+        lambda: compositional_norm(Twice("relu", layers=4), MU, 2),
+        [lambda: compositional_norm(Residual("relu", layers=4), MU, 2)],
+    ),
+    "two layers of a subclass": (
+        of.errors.Unsupported,
+        r"Twice\.respond changes the outputs.*the activation, Residual\(activation\)",
+        lambda: flatten(Twice("tanh", layers=4), MU, 2),
+        [lambda: flatten(Residual(lambda z: 2 * z.tanh(), layers=4), MU, 2)],
+    ),
+    "the norm of another network": (
+        TypeError,
+        r"network must be a Residual, got TwoLayer.*Residual\('relu'\) is one",
+        lambda: compositional_norm(of.meanfield.TwoLayer("relu"), MU, 2),
+        [lambda: compositional_norm(Residual("relu"), MU, 2)],
+    ),
+    "a norm that overflows": (
+        of.errors.NonFinite,
+        r"too large for torch\.float64.*give particles of smaller weights",
+        lambda: compositional_norm(Residual("relu", layers=4), large(1e140), 2),
+        [lambda: compositional_norm(Residual("relu", layers=4), large(1e20), 2)],
+    ),
+    "an order of one number": (
+        TypeError,
+        r"a sequence of integers, got 3; torch\.randperm\(4\)\.tolist\(\) is one",
+        lambda: permute_layers(NETWORK, MU, 3),
+        [lambda: permute_layers(NETWORK, MU, torch.randperm(4).tolist())],
+    ),
+    "an order of truth values": (
+        ValueError,
+        r"each of the integers 0, \.\.\., 1 once, got \[True, False\]; .* is one",
+        lambda: permute_layers(Residual("tanh", layers=2), MU, [True, False]),
+        [lambda: permute_layers(Residual("tanh", layers=2), MU, [1, 0])],
     ),
     "an unknown word for times": (
         ValueError,

@@ -17,6 +17,8 @@ import torch
 import otflow as of
 from otflow import kernels, meanfield, proximal, schemes
 from otflow.estimators import MeanFieldClassifier, MeanFieldRegressor
+from otflow.meanfield import networks
+from otflow.metrics import symmetries
 from otflow.testing.clouds import normal
 from tests.test_public_api import public_objects
 
@@ -81,6 +83,12 @@ def event():
     return seen[0]
 
 
+def aligned():
+    network = networks.MultiLayer((3, 2), "tanh")
+    mu = network.draw(1, torch.Generator().manual_seed(0))
+    return networks.align_networks(network, mu, mu)
+
+
 def both():
     return of.measures.Parts([cloud(), line()])
 
@@ -141,6 +149,14 @@ MAKE: dict[type, Callable[[], Any]] = {
     of.metrics.EntropicPlan: lambda: of.metrics.entropic_plan(
         cloud(), cloud(), blur=1.0
     ),
+    symmetries.Even: symmetries.Even,
+    symmetries.Periodic: symmetries.Periodic,
+    symmetries.Product: lambda: symmetries.Product(
+        symmetries.Scale(), symmetries.Even()
+    ),
+    symmetries.Scale: symmetries.Scale,
+    symmetries.Sign: symmetries.Sign,
+    symmetries.Trivial: symmetries.Trivial,
     of.functionals.Curvature: lambda: of.functionals.Curvature.CONVEX,
     of.optimality.BoxDomain: lambda: of.optimality.BoxDomain(0.0, [1.0, 1.0]),
     of.optimality.Gap: lambda: of.optimality.Gap(1.0, None, "proved", "", 1.0),
@@ -152,6 +168,12 @@ MAKE: dict[type, Callable[[], Any]] = {
         0.1,
     ),
     meanfield.TwoLayer: lambda: meanfield.TwoLayer("tanh"),
+    networks.Alignment: aligned,
+    networks.Flattened: lambda: networks.flatten(
+        networks.Residual("tanh"), of.Particles(normal(5, 6).sigmoid()), 1
+    ),
+    networks.MultiLayer: lambda: networks.MultiLayer((3, 2), "tanh"),
+    networks.Residual: lambda: networks.Residual("tanh"),
     meanfield.CustomLayer: lambda: meanfield.CustomLayer(torch.matmul),
     meanfield.Risk: risk,
     meanfield.OnlineRisk: lambda: meanfield.OnlineRisk(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from otflow._typing import ArrayLike
-from otflow._validation import check_finite, check_kind
+from otflow._validation import check_finite, check_kind, check_option
 from otflow.analysis.convexity import times_in
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
@@ -68,11 +68,18 @@ class Landscape:
         Returns
         -------
         float
-            In the units of F. It is 0 along mixtures if F is convex along them.
+            In the units of F. It is 0 along mixtures if F is convex along them, up to
+            round-off.
+
+        Raises
+        ------
+        ValueError
+            If the path is another.
         """
-        values = self._values(path)
-        line = torch.lerp(values[0], values[-1], self.times)
-        return max(0.0, float((values - line)[1:-1].max()))
+        # Half of each number: the difference of two ends may be too large a number.
+        half = self._values(path) / 2
+        line = torch.lerp(half[0], half[-1], self.times)
+        return max(0.0, 2 * float((half - line).max()))
 
     def climb(self, path: str) -> float:
         r"""Return :math:`\max_{s < t} F(\mu_t) - F(\mu_s)`, at least 0.
@@ -90,16 +97,18 @@ class Landscape:
         -------
         float
             In the units of F, over the recorded times.
+
+        Raises
+        ------
+        ValueError
+            If the path is another.
         """
         values = self._values(path)
         return float((values - values.cummin(0).values).max())
 
     def _values(self, path: str) -> Tensor:
         known = {"mixture": self.mixture, "geodesic": self.geodesic}
-        if path not in known:
-            msg = f"path must be 'mixture' or 'geodesic', got {path!r}"
-            raise ValueError(msg)
-        return known[path]
+        return known[check_option(path, "path", known)]
 
 
 def landscape(
@@ -111,11 +120,12 @@ def landscape(
 ) -> Landscape:
     r"""Return the energies on the way from `mu` to `nu`, by mixtures and by transport.
 
-    A convex F, such as the risk of a network with a convex loss, has no barrier along
-    mixtures: :math:`F((1-t)\,\mu + t\,\nu) \le (1-t)\,F(\mu) + t\,F(\nu)`. Towards a
-    minimiser it never rises. So the landscape over all measures has no spurious valley
-    :cite:p:`yang2020meanfield`. N neurons cannot follow a mixture, which needs twice as
-    many; they move along the geodesic, where the risk may have a barrier.
+    A convex F, such as the risk of a two-layer network in the scaling "mean-field" with
+    a convex loss, has no barrier along mixtures: :math:`F((1-t)\,\mu + t\,\nu) \le
+    (1-t)\,F(\mu) + t\,F(\nu)`. Towards a minimiser it never rises. So the landscape
+    over all measures has no spurious valley :cite:p:`yang2020meanfield`. N neurons
+    cannot follow a mixture, which needs twice as many; they move along the geodesic,
+    where the risk may have a barrier.
 
     Parameters
     ----------

@@ -12,7 +12,6 @@ from otflow._typing import ArrayLike
 from otflow._validation import (
     check_dtype,
     check_function,
-    check_map,
     check_tensor,
     non_negative_int,
     positive,
@@ -22,10 +21,10 @@ from otflow.errors import InvalidFunctional
 from otflow.meanfield.fused import hidden_blocks, value_and_gradient
 from otflow.meanfield.losses import Loss
 from otflow.meanfield.network import Network
-from otflow.meanfield.units import UNITS, Elementwise, Unit, as_activation
+from otflow.meanfield.units import UNITS, Elementwise, Unit, applied, as_activation
 from otflow.measures import Measure, Particles
 
-__all__ = ["CustomLayer", "TwoLayer", "shown"]
+__all__ = ["CustomLayer", "TwoLayer", "mobilities", "shown"]
 
 
 class TwoLayer(Network):
@@ -149,9 +148,9 @@ class TwoLayer(Network):
         (1.0, 0.0, 0.0, 0.0)
         """
         d = non_negative_int(inputs, "inputs", minimum=1)
-        a = positive(outer, "outer", or_zero=True)
-        w = positive(inner, "inner", or_zero=True)
-        return (a,) * (self.outputs or 1) + (w,) * (d + int(self.bias))
+        return mobilities(
+            ("outer", outer, self.outputs or 1), ("inner", inner, d + int(self.bias))
+        )
 
     def check_neurons(self, theta: Tensor, d: int) -> None:
         m, b = self.outputs or 1, int(self.bias)
@@ -171,10 +170,7 @@ class TwoLayer(Network):
         return torch.cat([X, X.new_ones(len(X), 1)], dim=1)
 
     def hidden(self, inputs: Tensor, theta: Tensor) -> Tensor:
-        z = inputs @ self.split(theta)[1].T
-        h = self.activation(z)
-        what = "an activation acts entry by entry: it"
-        return check_map(h, z, z.shape, what, "arguments z", "torch.tanh is one")
+        return applied(self.activation, inputs @ self.split(theta)[1].T)
 
     def sigma(self, inputs: Tensor, theta: Tensor) -> Tensor:
         a, _ = self.split(theta)
@@ -231,6 +227,15 @@ class TwoLayer(Network):
     def __repr__(self) -> str:
         bias = "" if self.bias else ", bias=False"
         return f"TwoLayer({shown(self.activation)}{bias}{self._options()})"
+
+
+def mobilities(*layers: tuple[str, float, int]) -> tuple[float, ...]:
+    """Return the mobility of each coordinate of a neuron, by its layers.
+
+    A layer is its name, its mobility, and the number of its coordinates.
+    """
+    checked = [(positive(m, name, or_zero=True), n) for name, m, n in layers]
+    return tuple(m for m, n in checked for _ in range(n))
 
 
 def shown(activation: Elementwise) -> str:

@@ -7,16 +7,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Size, Tensor
 
 from otflow._arrays import as_points
-from otflow._claims import changed, library_class
+from otflow._claims import changed, forget, library_class
 from otflow._typing import ArrayLike
-from otflow._validation import check_kind, check_like, non_negative_int, real
+from otflow._validation import (
+    check_kind,
+    check_like,
+    check_map,
+    non_negative_int,
+    real,
+)
 from otflow.meanfield.losses import Loss
 from otflow.measures import Measure
 
-__all__ = ["Model"]
+__all__ = ["PASSES", "Model", "evaluated", "redefined"]
+
+
+PASSES = (
+    "value_and_velocity",
+    "value_and_first_variation",
+    "value_and_derivatives",
+)
+"""What a model may state beside its outputs, which follows from these."""
 
 
 class Model(ABC):
@@ -25,7 +39,8 @@ class Model(ABC):
     A subclass states `check_measure` and `respond`. `Risk` then gives the loss of its
     outputs, and automatic differentiation all derivatives. A subclass may state a pass
     of its own for speed: `value_and_velocity`, `value_and_first_variation` or
-    `value_and_derivatives`. The tests compare these with automatic differentiation.
+    `value_and_derivatives`. A class that changes what a parent computes does not
+    inherit the passes of that parent.
 
     Parameters
     ----------
@@ -58,16 +73,12 @@ class Model(ABC):
     """
 
     # What a model of one's own states; all else may change what is known of outputs.
-    stated: frozenset[str] = frozenset(
-        (
-            "check_measure",
-            "encode",
-            "respond",
-            "value_and_velocity",
-            "value_and_first_variation",
-            "value_and_derivatives",
-        )
-    )
+    stated: frozenset[str] = frozenset(("check_measure", "encode", "respond", *PASSES))
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Forget the pass of a parent, if the subclass changes what it computes."""
+        super().__init_subclass__(**options)
+        forget(cls, {name: vars(Model)[name] for name in PASSES}, PASSES)
 
     def __init__(
         self,
@@ -93,12 +104,19 @@ class Model(ABC):
         -------
         Tensor, shape (n,) or (n, m)
             Differentiable in the measure and in X.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the inputs or the measure are wrong for the model.
+        InvalidFunctional
+            If `respond` returns outputs of another shape or dtype.
         """
         check_kind(mu, Measure, "mu")
         X = as_points(X, "X")
         check_like(X, mu, "X", "the measure")
         self.check_measure(mu, X.shape[1])
-        return self.respond(self.encode(X), mu)
+        return evaluated(self, self.encode(X), mu)
 
     @abstractmethod
     def check_measure(self, mu: Measure, d: int) -> None:
@@ -225,6 +243,18 @@ class Model(ABC):
         return f if self.offset is None else f + f.new_tensor(self.offset)
 
 
+def evaluated(model: Model, inputs: Tensor, mu: Measure) -> Tensor:
+    """Return the outputs at encoded inputs; InvalidFunctional if their shape differs.
+
+    A loss of outputs (n, 1) and targets (n,) would be one of n^2 numbers.
+    """
+    f, n, m = model.respond(inputs, mu), len(inputs), model.outputs
+    what = f"{type(model).__name__}.respond"
+    shape = Size([n] if m is None else [n, m])
+    cure = "return f[:, 0] of one column" if m is None else f"it has outputs={m}"
+    return check_map(f, inputs, shape, what, "inputs x", cure)
+
+
 def redefined(model: Model) -> str | None:
     """Return the name of what a model evaluates otherwise than the library's class.
 
@@ -243,8 +273,17 @@ def _as_offset(offset: Any, outputs: int | None) -> float | tuple[float, ...] | 
     if isinstance(offset, (Tensor, np.ndarray)):
         offset = offset.tolist()
     if outputs is None:
+        if isinstance(offset, (list, tuple)):
+            msg = (
+                f"offset must be one number for one output, got {offset!r}; give "
+                f"outputs={len(offset)}, or a number"
+            )
+            raise TypeError(msg)
         return real(offset, "offset")
     if not isinstance(offset, Sequence) or len(offset) != outputs:
-        msg = f"offset must hold {outputs} numbers, one per output, got {offset!r}"
+        msg = (
+            f"offset must hold {outputs} numbers, one per output, got {offset!r}; e.g. "
+            f"offset={[0.0] * outputs!r:.40}"
+        )
         raise ValueError(msg)
     return tuple(real(value, f"offset[{k}]") for k, value in enumerate(offset))

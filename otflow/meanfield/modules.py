@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from otflow.meanfield.model import redefined
 from otflow.meanfield.units import UNITS, Elementwise, Relu, Sigmoid, Tanh, Unit
 from otflow.measures import Particles
 
-__all__ = ["activation_of", "from_module", "module_of", "to_module"]
+__all__ = ["activation_of", "from_module", "layers_of", "module_of", "to_module"]
 
 _MODULES: dict[type[Unit], type[nn.Module]] = {
     Relu: nn.ReLU,
@@ -155,7 +156,8 @@ def from_module(
     TypeError
         If `module` is not a ``Sequential``.
     Unsupported
-        If the layers are not Linear, activation, Linear.
+        If the layers are not Linear, activation, Linear, or something else acts on
+        them: hooks, or the ``forward`` of a subclass.
 
     See Also
     --------
@@ -172,23 +174,15 @@ def from_module(
     >>> torch.allclose(network(mu, x), mlp(x)[:, 0], atol=1e-5)
     True
     """
-    if not isinstance(module, nn.Sequential):
-        msg = (
-            f"module must be a torch.nn.Sequential, got {type(module).__name__}; write "
-            f"Sequential(Linear, activation, Linear) of its layers"
-        )
-        raise TypeError(msg)
-    layers = list(module)
-    inner, middle, outer = layers if len(layers) == 3 else (None, None, None)
-    # Only Linear itself: of its subclasses LazyLinear has no weights yet.
-    if type(inner) is not nn.Linear or type(outer) is not nn.Linear or middle is None:
-        names = ", ".join(type(layer).__name__ for layer in layers)
-        msg = (
-            f"module must be Sequential(Linear, activation, Linear), got "
-            f"Sequential({names}); a deeper network is a measure of several parts: "
-            f"meanfield.networks.from_sequential(module)"
-        )
-        raise Unsupported(msg)
+    form = "Sequential(Linear, activation, Linear)"
+    (inner, outer), (middle,) = layers_of(
+        module,
+        form,
+        form,
+        "a deeper network is a measure of several parts: "
+        "meanfield.networks.from_sequential(module)",
+        lambda count: count == 2,
+    )
     network = TwoLayer(
         activation_of(middle) if activation is None else activation,
         outputs=None if outer.out_features == 1 else outer.out_features,
@@ -206,6 +200,79 @@ def from_module(
     return Particles(theta), network
 
 
+def layers_of(
+    module: nn.Sequential,
+    form: str,
+    wanted: str,
+    otherwise: str,
+    fits: Callable[[int], bool],
+) -> tuple[list[nn.Linear], list[nn.Module]]:
+    """Return the Linear layers of a module and the activations between them.
+
+    Parameters
+    ----------
+    module : torch.nn.Sequential
+        A module of the user.
+    form, wanted : str
+        What the module must be, in short and in full.
+    otherwise : str
+        What takes a module of another number of layers.
+    fits : callable
+        Whether the number of Linear layers is right.
+
+    Returns
+    -------
+    tuple of list
+        The layers, and one activation fewer.
+
+    Raises
+    ------
+    TypeError
+        If `module` is not a ``Sequential``.
+    Unsupported
+        If its layers are others, or something else than these acts in it.
+    """
+    if not isinstance(module, nn.Sequential):
+        msg = (
+            f"module must be a torch.nn.Sequential, got {type(module).__name__}; write "
+            f"{form} of its layers"
+        )
+        raise TypeError(msg)
+    if type(module).forward is not nn.Sequential.forward:
+        msg = (
+            f"{type(module).__name__}.forward is not known; if the layers alone are "
+            f"the network, give torch.nn.Sequential(*module)"
+        )
+        raise Unsupported(msg)
+    modules = list(module)
+    between = modules[1::2]
+    # Only Linear itself: of its subclasses LazyLinear has no weights yet.
+    linear = [m for m in modules[::2] if type(m) is nn.Linear]
+    if (
+        not fits(len(linear))
+        or len(modules) != 2 * len(linear) - 1
+        or any(type(layer) is nn.Linear for layer in between)
+    ):
+        names = ", ".join(type(layer).__name__ for layer in modules)
+        msg = f"module must be {wanted}, got Sequential({names}); {otherwise}"
+        raise Unsupported(msg)
+    named = {"module": module, **{f"module[{2 * k}]": m for k, m in enumerate(linear)}}
+    for name, layer in named.items():
+        if hooked(layer):
+            msg = (
+                f"{name} has forward hooks, and what these do is not known; remove "
+                f"them, by handle.remove(), or torch.nn.utils.prune.remove({name}, "
+                f"'weight') of pruned weights"
+            )
+            raise Unsupported(msg)
+    return linear, between
+
+
+def hooked(module: nn.Module) -> bool:
+    """Return whether something else than `forward` acts when a module is called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def module_of(activation: Elementwise) -> nn.Module:
     """Return an activation as a module of torch."""
     if isinstance(activation, nn.Module):
@@ -221,7 +288,7 @@ def activation_of(
     if isinstance(module, _Activation):
         return module.activation
     for unit, kind in _MODULES.items():
-        if type(module) is kind:
+        if type(module) is kind and not hooked(module):
             return UNITS[unit.name]
     msg = (
         f"the activation must be ReLU, Tanh or Sigmoid, got {type(module).__name__}; "

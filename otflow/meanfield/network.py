@@ -15,7 +15,7 @@ from otflow._pairs import tiles
 from otflow._typing import ArrayLike
 from otflow._validation import check_like, check_option
 from otflow.meanfield.losses import Loss
-from otflow.meanfield.model import Model
+from otflow.meanfield.model import PASSES, Model
 from otflow.measures import Measure, Particles
 
 __all__ = ["Network", "block_rows"]
@@ -77,15 +77,7 @@ class Network(Model):
     'ntk'
     """
 
-    stated = frozenset(
-        (
-            "check_neurons",
-            "encode",
-            "hidden_blocks",
-            "value_and_velocity",
-            "value_and_derivatives",
-        )
-    )
+    stated = frozenset(("check_neurons", "encode", "hidden_blocks", *PASSES))
 
     def __init__(
         self,

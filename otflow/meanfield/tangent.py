@@ -13,7 +13,7 @@ from otflow._typing import ArrayLike
 from otflow._validation import check_finite, check_kind, check_like, check_option
 from otflow.errors import Unsupported
 from otflow.meanfield.layers import TwoLayer
-from otflow.meanfield.units import Unit
+from otflow.meanfield.units import Unit, applied
 from otflow.measures import Measure
 
 __all__ = ["empirical_ntk", "nngp_kernel", "ntk_kernel"]
@@ -180,7 +180,7 @@ def empirical_ntk(
 
 
 def _value_and_slope(network: TwoLayer, z: Tensor) -> tuple[Tensor, Tensor]:
-    value = network.activation(z)
+    value = applied(network.activation, z)
     if isinstance(network.activation, Unit):
         return value, network.activation.slope(z, value, torch.empty_like(z))
     return value, gradient(network.activation, z)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from otflow._autodiff import entrywise_derivative
 from otflow._claims import forget
-from otflow._validation import check_option
+from otflow._validation import check_map, check_option
 from otflow.errors import InvalidFunctional
 
-__all__ = ["UNITS", "Elementwise", "Unit", "as_activation"]
+__all__ = ["UNITS", "Elementwise", "Unit", "applied", "as_activation", "is_unit"]
 
 Elementwise: TypeAlias = Callable[[Tensor], Tensor]
 """A function applied entry by entry, differentiable by torch."""
@@ -126,7 +126,7 @@ class Unit(ABC):
         Tensor
             `out`.
         """
-        return out.copy_(self(z))
+        return out.copy_(applied(self, z))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -205,6 +205,21 @@ UNITS: Mapping[str, Unit] = MappingProxyType(
     {unit.name: unit for unit in (Relu(), Tanh(), Sigmoid(), Erf())}
 )
 """The built-in units, by name."""
+
+
+def applied(activation: Elementwise, z: Tensor) -> Tensor:
+    """Return the values of an activation; InvalidFunctional if their shape differs."""
+    what = "an activation acts entry by entry: it"
+    h = activation(z)
+    return check_map(h, z, z.shape, what, "arguments z", "torch.tanh is one")
+
+
+def is_unit(activation: Elementwise, *names: str) -> bool:
+    """Return whether an activation is a built-in unit of one of these names.
+
+    A copy of it is, and one that was pickled.
+    """
+    return any(type(activation) is type(UNITS[name]) for name in names)
 
 
 def as_activation(activation: str | Elementwise) -> Elementwise:

@@ -93,7 +93,8 @@ class Euclidean(Measure):
         "density": "it is one point; use a Gaussian, Quantiles or a GridDensity",
         "mass_gradient": (
             "it is one point of mass 1, which no other could replace; use `velocity`, "
-            "or Particles for laws whose masses change"
+            "or Particles for laws whose masses change; that of a part beside it is "
+            "functionals.InPart(F, mu, 'outer').first_variation(mu['outer'])"
         ),
         "reweight": (
             "it is one point of mass 1; step it by ExplicitEuler() or JKO(), and the "

@@ -137,7 +137,8 @@ def test_bad_input_raises_with_a_cure():
     a, b = of.Particles(normal(3, 1)), of.Particles(normal(3, 1, seed=1))
     with pytest.raises(ValueError, match=r"must run from 0 to 1, got 0 to 0\.5"):
         landscape(WELLS, a, b, times=[0.0, 0.25, 0.5])
-    with pytest.raises(ValueError, match="path must be 'mixture' or 'geodesic'"):
+    words = r"path must be one of \['geodesic', 'mixture'\]"
+    with pytest.raises(ValueError, match=words):
         landscape(WELLS, a, b).barrier("straight")
     gaussian = of.Gaussian(torch.zeros(1), torch.eye(1))
     with pytest.raises(Unsupported, match="mix draws of both"):
@@ -149,3 +150,28 @@ def test_bad_input_raises_with_a_cure():
     pole = of.Potential(lambda x: torch.where(x[:, 0] > 0, math.inf, x[:, 0]))
     with pytest.raises(NonFinite):
         landscape(pole, a, b)
+
+
+def test_a_barrier_between_ends_at_both_ends_of_the_numbers():
+    """Their difference is no number, and the height above the line is one."""
+    V = of.Potential(lambda x: 1.5e308 * (2 * x[:, 0]).clamp(-1, 1))
+    a, b = (of.Particles(torch.full((1, 1), x, dtype=torch.float64)) for x in (-1, 1))
+    view = landscape(V, a, b, times=9)
+    assert view.barrier("geodesic") == pytest.approx(0.75e308)
+    assert view.barrier("mixture") <= 1e-15 * 1.5e308
+
+
+def test_a_landscape_of_the_ends_alone_has_no_barrier():
+    ends = torch.tensor([0.0, 1.0])
+    view = of.analysis.Landscape(ends, ends + 1, 2 - ends)
+    assert view.barrier("mixture") == view.barrier("geodesic") == 0.0
+    assert (view.climb("mixture"), view.climb("geodesic")) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("path", ["straight", None, ["mixture"], 0])
+def test_an_unknown_path_raises(path):
+    ends = torch.tensor([0.0, 1.0])
+    view = of.analysis.Landscape(ends, ends, ends)
+    for height in (view.barrier, view.climb):
+        with pytest.raises((ValueError, TypeError), match="path must be"):
+            height(path)

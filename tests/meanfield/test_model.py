@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.errors import NonFinite, NotEnclosed, Unsupported
+from otflow.errors import InvalidFunctional, NonFinite, NotEnclosed, Unsupported
 from otflow.meanfield import Model, Risk
 
 
@@ -100,3 +100,118 @@ def test_measures_and_data_that_do_not_fit_raise():
 def test_a_flow_trains_a_model():
     run = of.flow(Risk(Fast(), X, Y), MU, of.ExplicitEuler(), dt=1e-3, steps=20)
     assert bool((run.records["energy"].diff() < 0).all())
+
+
+class Doubled(Fast):
+    def respond(self, inputs, mu):
+        return 2 * super().respond(inputs, mu)
+
+
+class Inner(Fast):
+    """Another function of the mean, by a method that its parents do not know."""
+
+    def respond(self, inputs, mu):
+        return self.add_offset(self.mean_output(inputs, mu).sin())
+
+    def mean_output(self, inputs, mu):
+        return inputs @ mu.expectation(lambda x: x)
+
+
+class Negated(Inner):
+    def mean_output(self, inputs, mu):
+        return -3 * super().mean_output(inputs, mu)
+
+
+class Again(Doubled):
+    """It states the pass of its own outputs, as a user may."""
+
+    def value_and_velocity(self, loss, inputs, y, mu):
+        z = inputs @ (mu.weights @ mu.points)
+        f = 2 * z**3
+        slope = 6 * inputs.T @ ((f - y) * z.square()) / len(y)
+        return 0.5 * (f - y).square().mean(), -slope.expand(mu.n, -1)
+
+
+@pytest.mark.parametrize("kind", [Fast, Doubled, Inner, Negated, Again])
+def test_no_model_has_the_pass_of_other_outputs(kind):
+    F = Risk(kind(), X, Y)
+    x = MU.points.clone().requires_grad_()
+    value = F.value(of.Particles(x, MU.weights))
+    (partials,) = torch.autograd.grad(value, x)
+    found, velocity = F.value_and_velocity(MU)
+    torch.testing.assert_close(found, value.detach())
+    torch.testing.assert_close(velocity, -partials / MU.weights[:, None])
+    w = MU.weights.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(F.value(MU.with_free_atoms(MU.points, w)), w)
+    variation = F.first_variation(MU)
+    gap = variation - wanted
+    torch.testing.assert_close(gap, gap[0].expand(4), rtol=0, atol=1e-12)
+    probes = F.first_variation(MU, MU.points)
+    torch.testing.assert_close(probes, variation)
+
+
+def test_a_pass_that_is_stated_anew_is_taken(monkeypatch):
+    taken = []
+
+    def noted(self, loss, inputs, y, mu):
+        taken.append(type(self))
+
+    monkeypatch.setattr(Again, "value_and_velocity", noted)
+    monkeypatch.setattr(Fast, "value_and_velocity", noted)
+    for kind in (Fast, Doubled, Again):
+        Risk(kind(), X, Y).velocity(MU)
+    assert taken == [Fast, Again]
+
+
+class Returns(Model):
+    """Outputs of a wrong shape, which broadcasting would take."""
+
+    def __init__(self, change, outputs=None):
+        super().__init__(outputs)
+        self.change = change
+
+    def check_measure(self, mu, d):
+        pass
+
+    def respond(self, inputs, mu):
+        return self.change(inputs @ mu.expectation(lambda x: x))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: f[:, None],
+        lambda f: f[:1],
+        lambda f: f.mean(),
+        lambda f: f.float(),
+        lambda _: 1.0,
+    ],
+)
+def test_outputs_of_another_shape_raise(change):
+    model = Returns(change)
+    for use in (
+        lambda: model(MU, X),
+        lambda: Risk(model, X, Y)(MU),
+        lambda: Risk(model, X, Y).velocity(MU),
+        lambda: Risk(model, X, Y).outputs(MU),
+    ):
+        with pytest.raises(InvalidFunctional, match=r"Returns\.respond"):
+            use()
+
+
+def test_the_cures_of_outputs_of_another_shape_work():
+    with pytest.raises(InvalidFunctional, match=r"return f\[:, 0\] of one column"):
+        Risk(Returns(lambda f: f[:, None]), X, Y)(MU)
+    assert Risk(Returns(lambda f: f[:, None][:, 0]), X, Y)(MU).shape == ()
+    with pytest.raises(InvalidFunctional, match=r"to \(7, 2\), got \(7,\); it has"):
+        Returns(lambda f: f, outputs=2)(MU, X)
+    assert Returns(lambda f: f[:, None], outputs=1)(MU, X).shape == (7, 1)
+
+
+def test_the_cures_of_an_offset_work():
+    with pytest.raises(TypeError, match=r"one number for one output.*outputs=2"):
+        Cubic(offset=[1.0, 2.0])
+    assert Cubic(offset=[1.0, 2.0], outputs=2).offset == (1.0, 2.0)
+    with pytest.raises(ValueError, match=r"e\.g\. offset=\[0\.0, 0\.0\]"):
+        Cubic(offset=3.0, outputs=2)
+    assert Cubic(offset=[0.0, 0.0], outputs=2).offset == (0.0, 0.0)

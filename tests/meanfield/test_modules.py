@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import otflow as of
 from otflow.meanfield.units import UNITS
@@ -193,3 +195,75 @@ def test_networks_that_are_refused():
 def test_half_precision_is_refused():
     with pytest.raises(ValueError, match=r"^points has dtype torch.bfloat16"):
         from_module(mlp(nn.ReLU(), dtype=torch.bfloat16))
+
+
+# Something else that acts on a module -------------------------------------------------
+
+
+def deep():
+    return nn.Sequential(
+        nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1)
+    )
+
+
+def shallow():
+    return nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+
+
+READERS: dict[str, Any] = {
+    "from_module": (from_module, shallow),
+    "from_sequential": (of.meanfield.networks.from_sequential, deep),
+}
+
+
+def by_hook(layer):
+    return layer.register_forward_hook(lambda *args: 2 * args[2])
+
+
+def by_pre_hook(layer):
+    return layer.register_forward_pre_hook(lambda *args: (2 * args[1][0],))
+
+
+@pytest.mark.parametrize("place", [None, 0, 1, 2])
+@pytest.mark.parametrize("hook", [by_hook, by_pre_hook])
+@pytest.mark.parametrize("name", READERS)
+def test_a_module_with_hooks_raises_until_they_are_removed(name, hook, place):
+    read, make = READERS[name]
+    module, x = make(), torch.randn(5, 2)
+    layer = module if place is None else module[place]
+    handle = hook(layer)
+    words = "has forward hooks.*handle.remove" if place != 1 else "the activation must"
+    with pytest.raises(of.errors.Unsupported, match=words):
+        read(module)
+    handle.remove()
+    mu, network = read(module)
+    torch.testing.assert_close(network(mu, x), module(x)[:, 0])
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_pruned_module_raises_until_that_is_made_permanent(name):
+    read, make = READERS[name]
+    module, x = make(), torch.randn(5, 2)
+    prune.l1_unstructured(module[2], "weight", amount=0.5)
+    with pytest.raises(
+        of.errors.Unsupported, match=r"prune\.remove\(module\[2\], 'weight'\)"
+    ):
+        read(module)
+    prune.remove(module[2], "weight")
+    mu, network = read(module)
+    torch.testing.assert_close(network(mu, x), module(x)[:, 0])
+
+
+class Tripled(nn.Sequential):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_subclass_with_a_forward_of_its_own_raises(name):
+    read, make = READERS[name]
+    module, x = Tripled(*make()), torch.randn(5, 2)
+    with pytest.raises(of.errors.Unsupported, match=r"Sequential\(\*module\)"):
+        read(module)
+    mu, network = read(nn.Sequential(*module))
+    torch.testing.assert_close(3 * network(mu, x), module(x)[:, 0])

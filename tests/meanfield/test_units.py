@@ -119,10 +119,67 @@ def test_activations_that_are_refused():
         of.meanfield.TwoLayer(3)
 
 
-def test_an_activation_that_is_not_elementwise_is_refused_when_used():
-    mu, X = of.Particles(normal(5, 3)), normal(4, 1)
-    for function in (lambda z: z.sum(1), lambda z: z.float(), lambda _: None):
-        with pytest.raises(
-            of.errors.InvalidFunctional, match="an activation acts entry by entry"
-        ):
-            of.meanfield.TwoLayer(function)(mu, X)
+class Own(of.meanfield.Unit):
+    """A unit of some function; its slope does not matter."""
+
+    name = "own"
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, z):
+        return self.function(z)
+
+    def slope(self, z, value, out):
+        return out.fill_(1.0)
+
+
+def two_layers(activation):
+    return of.meanfield.TwoLayer(activation), of.Particles(normal(5, 3))
+
+
+def three_layers(activation):
+    network = of.meanfield.networks.MultiLayer((5, 4), activation)
+    weights = [normal(*shape) for shape in network.shapes(1).values()]
+    return network, network.measure(weights)
+
+
+def residual_layers(activation):
+    network = of.meanfield.networks.Residual(activation, layers=2)
+    return network, of.Particles(normal(5, network.dim(1)).sigmoid())
+
+
+WRONG = {
+    "sums": lambda z: z.sum(1),
+    "single precision": lambda z: z.float(),
+    "nothing": lambda _: None,
+    "a row": lambda z: z.mean(0, keepdim=True),
+    "a column": lambda z: z.mean(1, keepdim=True),
+    "an array": lambda z: z.detach().numpy(),
+}
+
+
+@pytest.mark.parametrize("make", [two_layers, three_layers, residual_layers])
+@pytest.mark.parametrize("wrap", [lambda f: f, Own], ids=["function", "unit"])
+@pytest.mark.parametrize("name", WRONG)
+def test_an_activation_that_is_not_elementwise_raises_where_it_is_used(
+    name, wrap, make
+):
+    network, mu = make(wrap(WRONG[name]))
+    X = normal(4, 1)
+    F = of.meanfield.Risk(network, X, X[:, 0])
+    for use in (
+        lambda: network(mu, X),
+        lambda: F(mu),
+        lambda: F.velocity(mu),
+        lambda: F.value_and_velocity(mu),
+    ):
+        with pytest.raises(of.errors.InvalidFunctional, match="acts entry by entry"):
+            use()
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_tangent_kernel_raises_for_it_too(name):
+    network, mu = two_layers(WRONG[name])
+    with pytest.raises(of.errors.InvalidFunctional, match="acts entry by entry"):
+        of.meanfield.empirical_ntk(network, mu, normal(4, 1))

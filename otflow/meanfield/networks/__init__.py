@@ -5,7 +5,7 @@ from otflow.meanfield.networks.multilayer import MultiLayer
 from otflow.meanfield.networks.residual import Residual
 from otflow.meanfield.networks.residual_norms import (
     compositional_norm,
-    rademacher_bound,
+    residual_rademacher_bound,
 )
 from otflow.meanfield.networks.residual_structure import (
     Flattened,
@@ -24,7 +24,7 @@ __all__ = [
     "flatten",
     "from_sequential",
     "permute_layers",
-    "rademacher_bound",
+    "residual_rademacher_bound",
     "to_sequential",
 ]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otflow._arrays import unit_of
 from otflow._validation import check_kind, check_like, non_negative_int
 from otflow.meanfield.networks.dense import Weights
 from otflow.meanfield.networks.multilayer import MultiLayer
@@ -38,7 +39,8 @@ class Alignment:
         `measure`.
     squares : tuple of float
         Squared distance at the start of the descent that was kept, and after each
-        sweep. It never increases.
+        sweep. It never increases. Squares outside of the range of float64 are 0 or
+        infinite, `distance` is not.
     converged : bool
         Whether the last sweep changed no layer, so that no order of one layer alone is
         better.
@@ -139,17 +141,20 @@ def align_networks(
     assert isinstance(mu, Parts)
     assert isinstance(nu, Parts)
     check_like(nu, mu, "nu", "mu")
-    start, below = _relaxed(x, y)
+    # In a unit of their own squares neither overflow nor underflow.
+    unit = unit_of(*x.tensors(), *y.tensors())
+    p, q = (w.map(lambda z: z / unit) for w in (x, y))
+    start, below = _relaxed(p, q)
     given = [torch.arange(N) for N in network.widths]
-    descents = [_descend(x, y, orders, sweeps) for orders in (given, start)]
+    descents = [_descend(p, q, orders, sweeps) for orders in (given, start)]
     orders, squares, converged = min(descents, key=lambda found: found[1][-1])
+    upper = _distance(x, y, orders) * (1 + ROUND_OFF)
     orders = [order.to(nu.device) for order in orders]
-    upper = math.sqrt(squares[-1])
     return Alignment(
         measure=network.permuted(nu, orders),
         orders=tuple(orders),
-        distance=Bracket(min(math.sqrt(below), upper), upper * (1 + ROUND_OFF)),
-        squares=tuple(squares),
+        distance=Bracket(min(unit * below, upper), upper),
+        squares=tuple(unit * (unit * square) for square in squares),
         converged=converged,
     )
 
@@ -173,13 +178,7 @@ def _weights(network: MultiLayer, mu: Measure, name: str) -> Weights:
     def exact(tensor: Tensor) -> Tensor:
         return tensor.detach().to("cpu", torch.float64)
 
-    return Weights(
-        inner=exact(w.inner),
-        middle=tuple(map(exact, w.middle)),
-        biases=tuple(map(exact, w.biases)),
-        outer=exact(w.outer),
-        masses=tuple(map(exact, w.masses)),
-    )
+    return w.map(exact)
 
 
 def _descend(
@@ -206,14 +205,17 @@ def _descend(
 
 
 def _relaxed(x: Weights, y: Weights) -> tuple[list[Tensor], float]:
-    """Return an order of each layer, and a lower bound of the squared distance."""
-    orders, below = [], 0.0
+    """Return an order of each layer, and a lower bound of the distance."""
+    orders, below, sizes = [], 0.0, 0.0
     for layer in range(len(x.masses)):
         a, b = (_sorted_features(w, layer) for w in (x, y))
         order = assignment(a, b)
         orders.append(order)
         below += float((a - b[order]).square().sum()) / len(a)
-    return orders, below * (1 - GAP)
+        sizes += float(a.square().sum() + b.square().sum()) / len(a)
+    # Features are rounded, and a distance changes by no more than its ends do.
+    noise = 4 * torch.finfo(torch.float64).eps * math.sqrt(sizes)
+    return orders, max(0.0, math.sqrt(below * (1 - GAP)) - noise)
 
 
 def _sorted_features(w: Weights, layer: int) -> Tensor:
@@ -250,14 +252,35 @@ def _ways(
     return found
 
 
+def _distance(x: Weights, y: Weights, orders: Sequence[Tensor]) -> float:
+    """Return the distance at given orders, in a unit of the differences."""
+    gaps = _gaps(x, y, orders)
+    unit = unit_of(*(gap for gap, _ in gaps))
+    return unit * math.sqrt(sum(_total(gap / unit, n) for gap, n in gaps))
+
+
 def _square(x: Weights, y: Weights, orders: Sequence[Tensor]) -> float:
     """Return the squared distance at given orders."""
+    return sum(_total(gap, n) for gap, n in _gaps(x, y, orders))
+
+
+def _total(gap: Tensor, n: int) -> float:
+    return float(gap.square().sum()) / n
+
+
+def _gaps(x: Weights, y: Weights, orders: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
+    """Return the differences of each part, and what divides the sum of their squares.
+
+    It is the number of units of a law, and the number of parameters of a matrix.
+    """
     first, last = orders[0], orders[-1]
-    total = (x.inner - y.inner[first]).square().sum(1).mean()
-    total += (x.outer - y.outer[last]).square().sum(1).mean()
+    gaps = [
+        (x.inner - y.inner[first], len(first)),
+        (x.outer - y.outer[last], len(last)),
+    ]
     for a, b, order in zip(x.biases, y.biases, orders[1:], strict=False):
-        total += (a - b[order]).square().mean()
+        gaps.append((a - b[order], len(order)))
     both = zip(x.middle, y.middle, orders, orders[1:], strict=False)
     for a, b, before, after in both:
-        total += (a - b[after][:, before]).square().mean()
-    return float(total)
+        gaps.append((a - b[after][:, before], a.numel()))
+    return gaps

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from otflow._arrays import as_float_tensor, as_points
+from otflow._typing import ArrayLike
 from otflow._validation import check_kind, non_negative_int, positive, real
 from otflow.meanfield.units import Elementwise, Unit, as_activation
 from otflow.measures import Euclidean, Particles
@@ -17,9 +21,12 @@ __all__ = [
     "all_units",
     "as_dtype",
     "as_law",
+    "as_matrix",
+    "as_permutation",
     "as_units",
+    "as_weights",
     "as_widths",
-    "check_permutation",
+    "check_orders",
     "kind_of",
 ]
 
@@ -33,7 +40,7 @@ def kind_of(name: str) -> type[Particles] | type[Euclidean]:
 
 
 def as_widths(widths: Sequence[int]) -> tuple[int, ...]:
-    """Return the numbers of hidden units; two layers at least."""
+    """Return the numbers of hidden units; two layers of two units at least."""
     if isinstance(widths, (str, int)) or not isinstance(widths, Sequence):
         msg = (
             f"widths must be a sequence of the numbers of hidden units, got "
@@ -46,10 +53,16 @@ def as_widths(widths: Sequence[int]) -> tuple[int, ...]:
             f"layer is a TwoLayer, whose neurons are one measure"
         )
         raise ValueError(msg)
-    return tuple(
-        non_negative_int(N, f"widths[{layer}]", minimum=1)
-        for layer, N in enumerate(widths)
-    )
+    for layer, N in enumerate(widths):
+        if non_negative_int(N, f"widths[{layer}]") < 2:
+            msg = (
+                f"widths[{layer}] must be at least 2, got {N}: a mean over one unit "
+                f"has none of the limits of wide layers; give 2 units. One unit twice "
+                f"is the same function: Linear(..., 2) of two equal rows, and half of "
+                f"the weights in each of two columns of the next Linear(2, ...)"
+            )
+            raise ValueError(msg)
+    return tuple(int(N) for N in widths)
 
 
 def as_units(
@@ -97,6 +110,80 @@ def as_dtype(dtype: torch.dtype | None) -> torch.dtype:
 def all_units(units: tuple[Elementwise, ...]) -> TypeGuard[tuple[Unit, ...]]:
     """Return whether every activation states its slope."""
     return all(isinstance(unit, Unit) for unit in units)
+
+
+def as_matrix(matrix: ArrayLike, name: str) -> Tensor:
+    """Return a fixed matrix, copied."""
+    M = as_float_tensor(matrix, name).detach().clone()
+    if M.ndim != 2 or not M.numel():
+        msg = (
+            f"{name} must be a matrix, got shape {tuple(M.shape)}; torch.eye(D, d) is "
+            f"one"
+        )
+        raise ValueError(msg)
+    return as_points(M, name)  # finite
+
+
+def as_permutation(order: Sequence[int] | Tensor, N: int, name: str) -> list[int]:
+    """Return the numbers 0, ..., N - 1 in some order, from integers of any kind."""
+    cure = f"torch.randperm({N}).tolist() is one"
+    arrays = isinstance(order, (Tensor, np.ndarray)) and order.ndim == 1
+    if not (arrays or isinstance(order, Sequence)):
+        msg = f"{name} must be a sequence of integers, got {order!r:.60}; {cure}"
+        raise TypeError(msg)
+    listed = order if isinstance(order, Sequence) else order.tolist()
+    whole = all(isinstance(k, Integral) and not isinstance(k, bool) for k in listed)
+    if not whole or sorted(listed) != list(range(N)):
+        msg = (
+            f"{name} must hold each of the integers 0, ..., {N - 1} once, got "
+            f"{listed!r:.60}; {cure}"
+        )
+        raise ValueError(msg)
+    return [int(k) for k in listed]
+
+
+def as_weights(
+    weights: Sequence[ArrayLike], names: Sequence[str]
+) -> dict[str, Particles | Euclidean]:
+    """Return the part of each name from its weights; an error names their number."""
+    if isinstance(weights, Tensor) or not isinstance(weights, Sequence):
+        msg = (
+            f"weights must be a sequence of {len(names)} tensors, one for each of "
+            f"{list(names)}, got {type(weights).__name__}; [W1, W2, ...] is one"
+        )
+        raise TypeError(msg)
+    if len(weights) != len(names):
+        msg = (
+            f"weights must be {len(names)} tensors, one for each of "
+            f"{list(names)}, got {len(weights)}; network.shapes(d) are theirs"
+        )
+        raise ValueError(msg)
+    parts: dict[str, Particles | Euclidean] = {}
+    for k, (name, w) in enumerate(zip(names, weights, strict=True)):
+        kind, own = kind_of(name), f"weights[{k}]"
+        x = as_points(w, own) if kind is Particles else as_float_tensor(w, own)
+        parts[name] = kind(x)
+    return parts
+
+
+def check_orders(
+    orders: Sequence[Tensor], widths: tuple[int, ...], device: torch.device
+) -> None:
+    """Raise unless there is one permutation of units for each hidden layer."""
+    if not isinstance(orders, (Sequence, Tensor)):
+        msg = (
+            f"orders must be a sequence of {len(widths)} permutations, got "
+            f"{orders!r:.60}; [torch.arange(N) for N in network.widths] changes nothing"
+        )
+        raise TypeError(msg)
+    if len(orders) != len(widths):
+        msg = (
+            f"orders must be {len(widths)} permutations, one for each hidden layer, "
+            f"got {len(orders)}; torch.arange(N) changes nothing"
+        )
+        raise ValueError(msg)
+    for layer, (order, N) in enumerate(zip(orders, widths, strict=True)):
+        check_permutation(order, N, f"orders[{layer}]", device)
 
 
 def check_permutation(order: Tensor, N: int, name: str, device: torch.device) -> None:

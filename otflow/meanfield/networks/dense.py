@@ -11,7 +11,7 @@ from torch import Tensor
 from otflow._pairs import tiles
 from otflow.meanfield.losses import Loss
 from otflow.meanfield.network import block_rows
-from otflow.meanfield.units import Elementwise, Unit
+from otflow.meanfield.units import Elementwise, Unit, applied
 
 __all__ = ["Gradients", "Weights", "outputs_of", "value_and_gradients"]
 
@@ -48,6 +48,20 @@ class Weights:
     def width(self) -> int:
         """Number of all hidden units."""
         return sum(len(m) for m in self.masses)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all weights, in the order of the parts; no masses."""
+        return (self.inner, *self.middle, *self.biases, self.outer)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
+        """Return the network of other weights, each a function of one; same masses."""
+        return Weights(
+            inner=function(self.inner),
+            middle=tuple(map(function, self.middle)),
+            biases=tuple(map(function, self.biases)),
+            outer=function(self.outer),
+            masses=self.masses,
+        )
 
     def products(self) -> list[Tensor]:
         r"""Return the factors :math:`W^l_{kj} m^l_j` of the forward pass."""
@@ -98,10 +112,11 @@ def outputs_of(
     factors, outer = weights.products(), weights.masses[-1][:, None] * weights.outer
     blocks = []
     for rows in tiles(len(inputs), block_rows(weights.width, weights.inner)):
-        h = units[0](inputs[rows] @ weights.inner.T)
+        h = applied(units[0], inputs[rows] @ weights.inner.T)
         for layer, W in enumerate(factors):
             z = h @ W.T
-            h = units[layer + 1](z + weights.biases[layer] if weights.biases else z)
+            z = z + weights.biases[layer] if weights.biases else z
+            h = applied(units[layer + 1], z)
         blocks.append(h @ (outer[:, 0] if scalar else outer))
     return torch.cat(blocks)
 

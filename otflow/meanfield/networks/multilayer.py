@@ -25,8 +25,9 @@ from otflow.meanfield.networks.arguments import (
     as_dtype,
     as_law,
     as_units,
+    as_weights,
     as_widths,
-    check_permutation,
+    check_orders,
     kind_of,
 )
 from otflow.meanfield.networks.dense import Weights, outputs_of, value_and_gradients
@@ -60,7 +61,8 @@ class MultiLayer(Model):
     Parameters
     ----------
     widths : sequence of int
-        Numbers :math:`N_1, \dots, N_L` of hidden units, two layers at least.
+        Numbers :math:`N_1, \dots, N_L` of hidden units, two layers of two units at
+        least.
     units : str, callable, or sequence of these
         The activation :math:`\varphi` of all layers, as for `TwoLayer`, or one for each
         layer.
@@ -86,8 +88,8 @@ class MultiLayer(Model):
     Raises
     ------
     ValueError
-        If a name is unknown, or there are fewer than two widths; at the evaluation, if
-        parts have other names or shapes.
+        If a name is unknown, if there are fewer than two widths, or if one is less than
+        2; at the evaluation, if parts have other names or shapes.
     TypeError
         If a width is no integer; at the evaluation, if the measure is not made of
         parts, or a part is of another kind.
@@ -175,7 +177,13 @@ class MultiLayer(Model):
         -------
         dict of str to tuple of int
             The shapes, by the names of the parts, in their order.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If d is no positive integer.
         """
+        d = non_negative_int(d, "d", minimum=1)
         N = self.widths
         middle = [(after, before) for before, after in pairwise(N)]
         biases = [(after,) for after in N[1:]] if self.bias else []
@@ -265,19 +273,15 @@ class MultiLayer(Model):
         Examples
         --------
         >>> import torch, otflow as of
-        >>> network = of.meanfield.networks.MultiLayer((2, 1), "relu", bias=False)
-        >>> W = [torch.tensor(w) for w in ([[1.0], [2.0]], [[3.0, 4.0]], [[5.0]])]
-        >>> network(network.measure(W), torch.ones(1, 1))  # 5 (3 * 1 + 4 * 2) / 2
-        tensor([27.5000])
+        >>> network = of.meanfield.networks.MultiLayer((2, 2), "relu", bias=False)
+        >>> W1, a = torch.tensor([[1.0], [2.0]]), torch.tensor([[5.0], [7.0]])
+        >>> W2 = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+        >>> network(network.measure([W1, W2, a]), torch.ones(1, 1))
+        tensor([17.2500])
+        >>> (5 * (3 * 1 + 4 * 2) / 2 + 7 * (1 * 2) / 2) / 2
+        17.25
         """
-        if len(weights) != len(self.names):
-            msg = (
-                f"weights must be {len(self.names)} tensors, one for each of "
-                f"{list(self.names)}, got {len(weights)}; network.shapes(d) are theirs"
-            )
-            raise ValueError(msg)
-        both = zip(self.names, weights, strict=True)
-        mu = Parts({name: kind_of(name)(w) for name, w in both})
+        mu = Parts(as_weights(weights, self.names))
         self.check_measure(mu, self.inputs_of(mu))
         return mu
 
@@ -309,11 +313,11 @@ class MultiLayer(Model):
                 msg = (
                     f"the part {name!r} must have shape {shape} for {d} inputs and the "
                     f"widths {self.widths}, got {tuple(part.coordinates.shape)}"
-                    f"{self._cure(mu, d)}"
+                    f"{self._cure(mu, d, name, shape)}"
                 )
                 raise ValueError(msg)
 
-    def _cure(self, mu: Parts, d: int) -> str:
+    def _cure(self, mu: Parts, d: int, name: str, shape: tuple[int, ...]) -> str:
         """Return the network that the shapes of parts fit, or how to draw others."""
         shapes = {name: tuple(mu[name].coordinates.shape) for name in mu.names}
         if len(shapes["outer"]) == 2 and all(shapes.values()):
@@ -328,7 +332,16 @@ class MultiLayer(Model):
             if fits is not None and fits.shapes(d) == shapes:
                 more = f", outputs={outputs}" if outputs != self.outputs else ""
                 return f"; MultiLayer({widths}, ...{more}) fits all its parts"
-        return f"; network.draw({d}, generator) makes a measure of the right shapes"
+        units = ""
+        if kind_of(name) is Particles and shapes[name][1:] == shape[1:]:
+            units = (
+                f": each of its atoms is a unit with weights in other parts, and it "
+                f"takes no others; InPart(F, mu, {name!r}).first_variation("
+                f"mu[{name!r}]) is that of its own"
+            )
+        return (
+            f"{units}; network.draw({d}, generator) makes a measure of the right shapes"
+        )
 
     def encode(self, X: Tensor) -> Tensor:
         if not self.bias:
@@ -429,14 +442,7 @@ class MultiLayer(Model):
         True
         """
         self.check_measure(mu, self.inputs_of(mu))
-        if len(orders) != len(self.widths):
-            msg = (
-                f"orders must be {len(self.widths)} permutations, one for each hidden "
-                f"layer, got {len(orders)}; torch.arange(N) changes nothing"
-            )
-            raise ValueError(msg)
-        for layer, (order, N) in enumerate(zip(orders, self.widths, strict=True)):
-            check_permutation(order, N, f"orders[{layer}]", mu.device)
+        check_orders(orders, self.widths, mu.device)
         depth, parts = len(self.widths), dict[str, Measure]()
         for name, order in (("inner", orders[0]), ("outer", orders[-1])):
             law = mu[name]

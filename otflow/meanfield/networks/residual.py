@@ -16,13 +16,13 @@ from otflow._validation import (
     check_like,
     check_option,
     non_negative_int,
-    positive,
     true_or_false,
 )
-from otflow.meanfield.layers import shown
+from otflow.meanfield.layers import mobilities, shown
 from otflow.meanfield.losses import Loss
 from otflow.meanfield.model import Model
 from otflow.meanfield.network import block_rows
+from otflow.meanfield.networks.arguments import as_matrix
 from otflow.meanfield.networks.residual_layers import (
     TIMES,
     share_out,
@@ -83,11 +83,11 @@ class Residual(Model):
     solver : str
         "euler" or "rk4", the classical Runge-Kutta method.
     embedding : Tensor or ndarray, shape (D, d), optional
-        The matrix A; it is not trained. By default the state is the input with m zeros
-        appended, D = d + m.
+        The matrix A, of the dtype of the measures; it is not trained. By default the
+        state is the input with m zeros appended, D = d + m.
     readout : Tensor or ndarray, shape (m, D), or (D,) for one output, optional
-        The matrix R; it is not trained. By default the outputs are the last m
-        coordinates of the state.
+        The matrix R, of the dtype of the measures; it is not trained. By default the
+        outputs are the last m coordinates of the state.
     offset : float or sequence of float, optional
         The constant c, one number per output; it is not trained.
 
@@ -100,8 +100,8 @@ class Residual(Model):
     ------
     ValueError, TypeError
         If a name is unknown or a matrix has the wrong shape; at the evaluation, if the
-        dimension of the particles is not 1 + 2 D + 1, or 1 + 2 D without biases, or if
-        a layer time is not in [0, 1].
+        dimension of the particles is not 1 + 2 D + 1, or 1 + 2 D without biases, if a
+        layer time is not in [0, 1], or if a matrix has another dtype than the measure.
 
     See Also
     --------
@@ -151,11 +151,13 @@ class Residual(Model):
         self.bias = true_or_false(bias, "bias")
         self.times = check_option(times, "times", TIMES)
         self.solver = check_option(solver, "solver", SOLVERS)
-        self.embedding = None if embedding is None else _matrix(embedding, "embedding")
+        self.embedding = (
+            None if embedding is None else as_matrix(embedding, "embedding")
+        )
         self.readout = None
         if readout is not None:
             rows = as_float_tensor(readout, "readout")
-            self.readout = _matrix(rows[None] if rows.ndim == 1 else rows, "readout")
+            self.readout = as_matrix(rows[None] if rows.ndim == 1 else rows, "readout")
             if len(self.readout) != (outputs or 1):
                 msg = (
                     f"readout must have one row for each output, {outputs or 1}, got "
@@ -226,15 +228,15 @@ class Residual(Model):
         Parameters
         ----------
         like : Tensor, optional
-            A tensor of the dtype and device that are wanted; float32 on the CPU by
-            default.
+            A tensor of the dtype and device that are wanted; by default those of
+            ``torch.empty(0)``.
 
         Returns
         -------
         Tensor, shape (L,)
             The centres of the cells.
         """
-        like = torch.empty(0) if like is None else like
+        like = torch.empty(0) if like is None else as_float_tensor(like, "like")
         cells = torch.arange(self.layers, dtype=like.dtype, device=like.device)
         return (cells + 0.5) / self.layers
 
@@ -327,10 +329,11 @@ class Residual(Model):
         (0.0, 1.0, 1.0, 1.0, 1.0, 1.0)
         """
         width = self.width(inputs)
-        t = positive(time, "time", or_zero=True)
-        u = positive(outer, "outer", or_zero=True)
-        w = positive(inner, "inner", or_zero=True)
-        return (t, *(u,) * width, *(w,) * (width + int(self.bias)))
+        return mobilities(
+            ("time", time, 1),
+            ("outer", outer, width),
+            ("inner", inner, width + int(self.bias)),
+        )
 
     # The model ------------------------------------------------------------------------
 
@@ -339,7 +342,7 @@ class Residual(Model):
 
     def respond(self, inputs: Tensor, mu: Measure) -> Tensor:
         blocks = self._blocks(mu.points, mu.weights)
-        ends = self._ends(inputs)
+        ends = self._ends()
         size = block_rows(blocks.layers.most, inputs)
         outputs = [
             ends.read_out(blocks.run(ends.embed(inputs[rows])))
@@ -355,7 +358,7 @@ class Residual(Model):
         with torch.no_grad():
             blocks = self._blocks(mu.points, mu.weights)
             value, outer, inner = value_and_gradients(
-                blocks, self._ends(inputs), loss, inputs, y
+                blocks, self._ends(), loss, inputs, y
             )
             layers, velocity = blocks.layers, torch.zeros_like(mu.points)
             times, of_outer, of_inner = self.split(velocity)  # views
@@ -387,7 +390,7 @@ class Residual(Model):
                 weights = torch.cat([weights, weights.new_zeros(len(x))])
             blocks = self._blocks(points, weights)
             value, outer, _ = value_and_gradients(
-                blocks, self._ends(inputs), loss, inputs, y, inner=False
+                blocks, self._ends(), loss, inputs, y, inner=False
             )
             entries = (blocks.outer * outer).sum(1) * blocks.layers.shares
             variation = points.new_zeros(len(points))
@@ -415,7 +418,7 @@ class Residual(Model):
         check_like(X, mu, "X", "the measure")
         self.check_measure(mu, X.shape[1])
         blocks = self._blocks(mu.points, mu.weights)
-        z = self._ends(X).embed(X)
+        z = self._ends().embed(X)
         states = [z]
         for cell in blocks.layers.cells:
             z = blocks.advance(cell, z)
@@ -445,16 +448,19 @@ class Residual(Model):
             self.activation, SOLVERS[self.solver], layers, outer, inner, masses
         )
 
-    def _ends(self, like: Tensor, *, absolute: bool = False) -> Ends:
+    def _ends(self, *, absolute: bool = False) -> Ends:
         """Return the maps from inputs to states and to outputs."""
         A, R = (
-            None if M is None else (M.abs() if absolute else M).to(like)
+            None if M is None else M.abs() if absolute else M
             for M in (self.embedding, self.readout)
         )
         offset = None if absolute else self.add_offset
         return Ends(A, R, self.outputs, offset)
 
     def _check_particles(self, points: Tensor, d: int) -> None:
+        for name in ("embedding", "readout"):
+            if (M := getattr(self, name)) is not None:
+                check_like(points, M, "the measure", f"the {name}")
         width, expected = self.width(d), self.dim(d)
         if points.shape[1] != expected:
             name = "(t, u, w, b)" if self.bias else "(t, u, w)"
@@ -498,18 +504,12 @@ class Residual(Model):
         bias = "" if self.bias else ", bias=False"
         named = {"outputs": self.outputs, "offset": self.offset}
         options = "".join(f", {k}={v!r}" for k, v in named.items() if v is not None)
+        matrices = {"embedding": self.embedding, "readout": self.readout}
+        for name, M in matrices.items():
+            options += "" if M is None else f", {name} {' x '.join(map(str, M.shape))}"
         chosen = "" if self.times == "fixed" else f", times={self.times!r}"
         chosen += "" if self.solver == "euler" else f", solver={self.solver!r}"
         return (
             f"Residual({shown(self.activation)}, layers={self.layers}{bias}{options}"
             f"{chosen})"
         )
-
-
-def _matrix(matrix: ArrayLike, name: str) -> Tensor:
-    """Return a fixed matrix, copied."""
-    M = as_float_tensor(matrix, name).detach().clone()
-    if M.ndim != 2 or not M.numel() or not bool(torch.isfinite(M).all()):
-        msg = f"{name} must be a matrix of finite numbers, got shape {tuple(M.shape)}"
-        raise ValueError(msg)
-    return M

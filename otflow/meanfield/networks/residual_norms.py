@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from otflow._validation import check_kind, non_negative_int, positive
-from otflow.errors import Unsupported
+from otflow.errors import NonFinite, Unsupported
 from otflow.meanfield.networks.residual import Residual
 from otflow.meanfield.networks.residual_pass import Blocks
-from otflow.meanfield.units import UNITS
+from otflow.meanfield.networks.residual_structure import check_residual
+from otflow.meanfield.units import is_unit
 from otflow.measures import Particles
 
-__all__ = ["compositional_norm", "rademacher_bound"]
+__all__ = ["compositional_norm", "residual_rademacher_bound"]
 
 
 def compositional_norm(
@@ -50,14 +52,19 @@ def compositional_norm(
     Returns
     -------
     Tensor, shape () or (m,)
-        One number for each output; the solver is that of the network. For c = 1
-        and :math:`\max_j|x_j| \le 1` no output is larger, apart from the offset.
+        One number for each output, differentiable in the measure; the solver is that
+        of the network. For c = 1 and :math:`\max_j|x_j| \le 1` no output is larger,
+        apart from the offset and round-off.
 
     Raises
     ------
     Unsupported
         If the activation is not "relu" or "tanh", which have :math:`|\varphi(z)|
-        \le |z|`.
+        \le |z|`; or if a subclass computes other outputs.
+    NonFinite
+        If the number is too large for the dtype.
+    ValueError, TypeError
+        If p is less than 1, or the particles are none of the network.
 
     Notes
     -----
@@ -77,7 +84,13 @@ def compositional_norm(
     >>> compositional_norm(network, mu, 1, factor=3.0)
     tensor(15.)
     """
-    _check_growth(network)
+    check_residual(network)
+    if not is_unit(network.activation, "relu", "tanh"):
+        msg = (
+            f"the compositional norm bounds outputs where |phi(z)| <= |z|, got "
+            f"{network!r}; use Residual('relu') or Residual('tanh')"
+        )
+        raise Unsupported(msg)
     check_kind(mu, Particles, "mu")
     network._check_particles(mu.points, inputs)
     power = positive(p, "p")
@@ -86,12 +99,22 @@ def compositional_norm(
         raise ValueError(msg)
     blocks = network._blocks(mu.points, mu.weights)
     one = mu.points.new_ones(1, inputs)
-    start = network._ends(one, absolute=True).embed(one)[0]
+    ends = network._ends(absolute=True)
+    start = ends.embed(one)[0]
     end = _path_sums(blocks, start, power, positive(factor, "factor"))
-    return network._ends(one, absolute=True).read_out(end[None])[0]
+    norm = ends.read_out(end[None])[0]
+    if not bool(torch.isfinite(norm).all()):
+        msg = (
+            f"the compositional norm is too large for {norm.dtype}: it grows like the "
+            f"exponential of the weights; give particles of smaller weights"
+        )
+        raise NonFinite(msg)
+    return norm
 
 
-def rademacher_bound(network: Residual, mu: Particles, inputs: int, n: int) -> Tensor:
+def residual_rademacher_bound(
+    network: Residual, mu: Particles, inputs: int, n: int
+) -> Tensor:
     r"""Return a bound of the Rademacher complexity of networks no larger than this.
 
     .. math:: \mathrm{Rad}_n \le Q\sqrt{\frac{2\log(2d + 2)}{n}}, \qquad
@@ -115,13 +138,19 @@ def rademacher_bound(network: Residual, mu: Particles, inputs: int, n: int) -> T
     Returns
     -------
     Tensor, shape () or (m,)
-        One bound for each output.
+        One bound for each output, differentiable in the measure.
 
     Raises
     ------
     Unsupported
-        If the activation is not "relu", on which the proof rests; or if the solver
-        is not "euler".
+        If the activation is not "relu", on which the proof rests; if the solver is
+        not "euler"; or if a subclass computes other outputs.
+    NonFinite, ValueError, TypeError
+        As `compositional_norm` does.
+
+    See Also
+    --------
+    otflow.analysis.rademacher_bound : The complexity of two-layer networks.
 
     Notes
     -----
@@ -135,16 +164,17 @@ def rademacher_bound(network: Residual, mu: Particles, inputs: int, n: int) -> T
     Examples
     --------
     >>> import torch
-    >>> from otflow.meanfield.networks import Residual, rademacher_bound
+    >>> from otflow.meanfield.networks import Residual, residual_rademacher_bound
     >>> network = Residual("relu", layers=2, bias=False)
     >>> mu = network.from_blocks(  # u, w of one neuron a layer; the state is (x, 0)
     ...     torch.tensor([[[2.0, 2.0]], [[0.0, 2.0]]]),
     ...     torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]]),
     ... )
-    >>> rademacher_bound(network, mu, 1, 10_000)  # 15 (2 log 2 / n)^(1/2)
+    >>> residual_rademacher_bound(network, mu, 1, 10_000)  # 15 (2 log 2 / n)^(1/2)
     tensor(0.1766)
     """
-    if network.activation is not UNITS["relu"] or network.solver != "euler":
+    check_residual(network)
+    if not is_unit(network.activation, "relu") or network.solver != "euler":
         msg = (
             f"the bound is proved for Residual('relu') with solver='euler', not "
             f"for {network!r}"
@@ -179,19 +209,15 @@ def _path_sums(blocks: Blocks, start: Tensor, power: float, factor: float) -> Te
         masses = blocks.masses[part]
         u, w = blocks.outer[part].abs(), blocks.inner[part].abs()
         if power == 1.0:
+            # The same products as those of the outputs, which it bounds.
+            pushes = masses[:, None] * u
 
-            def field(
-                N: Tensor, u: Tensor = u, w: Tensor = w, m: Tensor = masses
-            ) -> Tensor:
-                return factor * ((m * (w @ N)) @ u)
+            def field(N: Tensor, w: Tensor = w, pushes: Tensor = pushes) -> Tensor:
+                return factor * ((w @ N) @ pushes)
 
         else:
-            total = masses.sum()
-            share = masses / total.clamp_min(
-                1e-300 if total.dtype.itemsize == 8 else 1e-37
-            )
-            mean = (share[:, None] * u.pow(power)).T @ w.pow(power)
-            matrix = total * mean.pow(1 / power)
+            rows = [_power_mean(z[:, None] * w, masses, power) for z in u.unbind(1)]
+            matrix = torch.stack(rows)
 
             def field(N: Tensor, matrix: Tensor = matrix) -> Tensor:  # type: ignore[misc]
                 return factor * (matrix @ N)
@@ -200,10 +226,19 @@ def _path_sums(blocks: Blocks, start: Tensor, power: float, factor: float) -> Te
     return sums
 
 
-def _check_growth(network: Residual) -> None:
-    if not any(network.activation is UNITS[name] for name in ("relu", "tanh")):
-        msg = (
-            f"the compositional norm bounds outputs where |phi(z)| <= |z|, got "
-            f"{network!r}; use Residual('relu') or Residual('tanh')"
-        )
-        raise Unsupported(msg)
+def _power_mean(x: Tensor, masses: Tensor, power: float) -> Tensor:
+    r"""Return :math:`T(\sum_i (m_i/T) x_{ij}^p)^{1/p}` for the total mass T.
+
+    Powers of tiny and of large numbers leave the range of the dtype. So each column is
+    measured in its largest entry that has mass.
+    """
+    masses = masses[:, None]
+    total, x0 = masses.sum(), x.detach()
+    top = torch.where(masses.detach() > 0, x0, 0.0).amax(0)
+    seen = top > 0
+    ratios = (x / torch.where(seen, top, 1.0)).pow(power)
+    # Entries without mass may be larger by any factor.
+    ratios = torch.where(torch.isfinite(ratios), ratios, 0.0)
+    mean = (masses * ratios).sum(0) / torch.where(total > 0, total, 1.0)
+    # The root has no slope at 0, where all entries with mass are 0.
+    return total * top * torch.where(seen, mean, 1.0).pow(1 / power)

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from otflow._pairs import tiles
-from otflow._validation import check_map
 from otflow.meanfield.losses import Loss
 from otflow.meanfield.networks.residual_layers import Layers
 from otflow.meanfield.networks.residual_steps import Tableau
-from otflow.meanfield.units import Elementwise, Unit
+from otflow.meanfield.units import Elementwise, Unit, applied
 
 __all__ = ["Blocks", "Ends", "sizes", "value_and_gradients"]
 
@@ -65,12 +64,7 @@ class Blocks:
         pushes = self.masses[part, None] * self.outer[part]
 
         def field(z: Tensor) -> Tensor:
-            argument = z @ self.inner[part].T
-            value = self.unit(argument)
-            what = "an activation acts entry by entry: it"
-            hint = "torch.tanh is one"
-            check_map(value, argument, argument.shape, what, "arguments z", hint)
-            return value @ pushes
+            return applied(self.unit, z @ self.inner[part].T) @ pushes
 
         return self.tableau.step(field, z)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from otflow._validation import check_kind
 from otflow.errors import Unsupported
 from otflow.meanfield.model import redefined
-from otflow.meanfield.modules import activation_of, module_of
+from otflow.meanfield.modules import activation_of, layers_of, module_of
 from otflow.meanfield.networks.multilayer import MultiLayer
 from otflow.meanfield.units import Elementwise
 from otflow.measures import Measure, Parts
@@ -132,8 +132,11 @@ def from_sequential(
     TypeError
         If `module` is not a ``Sequential``.
     Unsupported
-        If its layers are others, or some of the hidden ones have biases and some have
-        none.
+        If its layers are others, if some of the hidden ones have biases and some have
+        none, or if something else acts on them: hooks, or the ``forward`` of a
+        subclass.
+    ValueError
+        If a hidden layer has one unit.
 
     See Also
     --------
@@ -161,28 +164,14 @@ def from_sequential(
     >>> torch.allclose(network(mu, x), mlp(x)[:, 0], atol=1e-5)
     True
     """
-    if not isinstance(module, nn.Sequential):
-        msg = (
-            f"module must be a torch.nn.Sequential, got {type(module).__name__}; write "
-            f"Sequential(Linear, activation, ..., Linear) of its layers"
-        )
-        raise TypeError(msg)
-    modules = list(module)
-    between = modules[1::2]
-    # Only Linear itself: of its subclasses LazyLinear has no weights yet.
-    linear = [m for m in modules[::2] if type(m) is nn.Linear]
-    if (
-        len(modules) < 5
-        or len(linear) != len(between) + 1
-        or any(type(layer) is nn.Linear for layer in between)
-    ):
-        names = ", ".join(type(layer).__name__ for layer in modules)
-        msg = (
-            f"module must be Sequential(Linear, activation, ..., Linear) of three "
-            f"Linear layers at least, got Sequential({names}); from_module takes one "
-            f"of two"
-        )
-        raise Unsupported(msg)
+    form = "Sequential(Linear, activation, ..., Linear)"
+    linear, between = layers_of(
+        module,
+        form,
+        f"{form} of three Linear layers at least",
+        "from_module takes one of two",
+        lambda count: count > 2,
+    )
     *hidden, last = linear
     biased = {layer.bias is not None for layer in hidden}
     if len(biased) > 1:

@@ -58,6 +58,74 @@ def test_the_end_is_the_best_of_all_orders_of_a_small_network():
     assert hits >= 6  # a local minimum need not be the least
 
 
+def least_distance(network, mu, nu):
+    """Return the least distance over all orders, in a unit that keeps squares."""
+    every = itertools.product(*map(itertools.permutations, map(range, network.widths)))
+    found = []
+    for orders in every:
+        other = network.permuted(nu, [torch.tensor(order) for order in orders])
+        move = mu.displacement_to(other)
+        unit = float(move.abs().max()) or 1.0
+        found.append(unit * float(mu.inner(move / unit, move / unit).sqrt()))
+    return min(found)
+
+
+def scaled(network, mu, *sizes):
+    """Return a network with parts of other sizes."""
+    weights = [part.coordinates for part in mu.parts]
+    return network.measure([s * w for s, w in zip(sizes, weights, strict=True)])
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (1e-300,) * 4,
+        (1e-170,) * 4,
+        (1e148,) * 4,
+        (1e140, 1e-100, 1.0, 1e-170),
+        (1e-100, 1e140, 1e-170, 1.0),
+    ],
+    ids=str,
+)
+def test_bounds_hold_at_every_scale(sizes):
+    """Squares of such numbers leave the range of float64."""
+    network = MultiLayer((3, 2), "tanh")
+    mu, nu = (scaled(network, law, *sizes) for law in pair(network))
+    least, found = least_distance(network, mu, nu), align_networks(network, mu, nu)
+    assert found.distance.lower <= least * (1 + 1e-15)
+    assert 0 < least <= found.distance.upper
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_networks_that_differ_in_one_tiny_weight_are_not_at_distance_zero(part):
+    network = MultiLayer((3, 2), "tanh")
+    mu, _ = pair(network)
+    mu = scaled(network, mu, *(0.0 if k == part else 1e100 for k in range(4)))
+    weights = [p.coordinates.clone() for p in mu.parts]
+    weights[part].view(-1)[0] = 1e-200
+    nu = network.measure(weights)
+    found = align_networks(network, mu, nu).distance
+    n = {0: 3, 1: 6, 2: 2, 3: 2}[part]
+    assert found.upper == pytest.approx(1e-200 / n**0.5, rel=1e-9, abs=0)
+    assert found.lower <= found.upper
+
+
+def test_bounds_hold_between_networks_that_differ_by_round_off():
+    """There differences of features, of which the bound is made, have few digits."""
+    network = MultiLayer((3, 2, 2), "tanh")
+    for seed in range(12):
+        mu = network.draw(2, stream(seed), dtype=torch.float64)
+        orders = [torch.randperm(N, generator=stream(seed)) for N in network.widths]
+        nu = network.permuted(mu, orders)
+        noise = torch.randn(
+            nu.tangent_shape, generator=stream(seed), dtype=torch.float64
+        )
+        nu = nu.push(noise, 3e-16)
+        least, found = least_distance(network, mu, nu), align_networks(network, mu, nu)
+        assert found.distance.lower <= least * (1 + 4e-16)
+        assert least <= found.distance.upper
+
+
 def test_the_descent_never_increases_the_distance_and_ends_where_no_layer_improves():
     network = MultiLayer((25, 30, 20), "tanh")
     mu, nu = pair(network)

@@ -75,7 +75,7 @@ def by_loops(network, mu, X):
 
 NETWORKS = [
     MultiLayer((5, 4), "tanh"),
-    MultiLayer((4, 1, 3), ("relu", "sigmoid", "erf"), outputs=3, bias=False),
+    MultiLayer((4, 2, 3), ("relu", "sigmoid", "erf"), outputs=3, bias=False),
     MultiLayer([3, 6, 2], "erf", outputs=1),
     MultiLayer((6, 5, 4, 3), "relu"),
 ]

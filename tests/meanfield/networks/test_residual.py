@@ -71,12 +71,15 @@ class TestRungeKuttaOfSeveralOutputs(ResidualContract):
 
 
 class TestOwnMatrices(ResidualContract):
-    network = Residual(
-        "tanh", layers=2, outputs=3, embedding=normal(4, 2), readout=normal(3, 4)
-    )
     outputs = 3
     loss = "cross-entropy"
     dim = 10
+
+    def make(self, dtype=F64):
+        matrices = {"embedding": normal(4, 2), "readout": normal(3, 4)}
+        matrices = {name: M.to(dtype) for name, M in matrices.items()}
+        network = Residual("tanh", layers=2, outputs=3, **matrices)
+        return Risk(network, *problem(9, 2, 3, self.loss, dtype), loss=self.loss)
 
 
 class TestOwnActivation(ResidualContract):
@@ -115,7 +118,8 @@ def test_one_layer_is_a_two_layer_network_beside_its_input():
     theta = normal(6, 8, seed=4)
     theta[:, 0] = torch.rand(6)
     mu, X = of.Particles(theta), normal(9, 2, seed=5)
-    network = Residual("tanh", layers=1, readout=torch.tensor([1.0, -2.0, 0.5]))
+    readout = torch.tensor([1.0, -2.0, 0.5], dtype=F64)
+    network = Residual("tanh", layers=1, readout=readout)
     flat = flatten(network, mu, 2)
     expected = X @ flat.skip[0] + flat.network(flat.measure, X)
     torch.testing.assert_close(network(mu, X), expected, rtol=1e-13, atol=1e-14)
@@ -326,16 +330,21 @@ def test_a_risk_is_known_to_be_neither_convex_nor_enclosed():
     assert "the outputs of Residual are not known to be linear" in gap.reason
 
 
-def test_matrices_are_copied_and_follow_the_data():
+def test_matrices_are_copied_and_of_the_dtype_of_the_measure():
     A = normal(4, 2)
     network = Residual("tanh", embedding=A, readout=normal(4, seed=1))
     A += 1
     assert not torch.equal(network.embedding, A)
     mu = inside(clouds.uniform(5, network.dim(2)))
     X = normal(3, 2)
-    single = network(mu.to(torch.float32), X.float())
+    with pytest.raises(TypeError, match="nothing is cast silently"):
+        network(mu.to(torch.float32), X.float())
+    A, R = A - 1, normal(4, seed=1)
+    narrow = Residual("tanh", embedding=A.float(), readout=R.float())
+    single = narrow(mu.to(torch.float32), X.float())
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), network(mu, X), rtol=1e-4, atol=1e-5)
+    assert repr(network).endswith("layers=16, embedding 4 x 2, readout 1 x 4)")
     copied = copy.deepcopy(network)
     assert torch.equal(copied(mu, X), network(mu, X))
 
