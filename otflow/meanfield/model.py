@@ -12,7 +12,15 @@ from torch import Tensor
 from otflow._arrays import as_points
 from otflow._claims import changed, library_class
 from otflow._typing import ArrayLike
-from otflow._validation import check_kind, check_like, non_negative_int, real
+from otflow._validation import (
+    check_dtype,
+    check_kind,
+    check_like,
+    check_tensor,
+    non_negative_int,
+    real,
+)
+from otflow.errors import InvalidFunctional
 from otflow.meanfield.losses import Loss
 from otflow.measures import Measure
 
@@ -62,6 +70,10 @@ class Model(ABC):
         ("check_measure", "encode", "respond", "value_and_velocity", "first_variation")
     )
 
+    # Those of a subclass that does not call `__init__`.
+    outputs: int | None = None
+    offset: float | tuple[float, ...] | None = None
+
     def __init__(
         self,
         outputs: int | None = None,
@@ -86,12 +98,20 @@ class Model(ABC):
         -------
         Tensor, shape (n,) or (n, m)
             Differentiable in the measure and in X.
+
+        Raises
+        ------
+        InvalidFunctional
+            If `respond` returns another shape or dtype.
         """
         check_kind(mu, Measure, "mu")
         X = as_points(X, "X")
         check_like(X, mu, "X", "the measure")
         self.check_measure(mu, X.shape[1])
-        return self.respond(self.encode(X), mu)
+        return responses(self, self.encode(X), mu)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
     @abstractmethod
     def check_measure(self, mu: Measure, d: int) -> None:
@@ -195,6 +215,24 @@ class Model(ABC):
             Outputs with the constant.
         """
         return f if self.offset is None else f + f.new_tensor(self.offset)
+
+
+def responses(model: Model, inputs: Tensor, mu: Measure) -> Tensor:
+    """Return the outputs of a model, (n,) or (n, m): a loss broadcasts other shapes."""
+    values = model.respond(inputs, mu)
+    name = f"{type(model).__name__}.respond"
+    check_tensor(values, name)
+    m = model.outputs
+    if values.shape != ((len(inputs),) if m is None else (len(inputs), m)):
+        wanted = "(n,)" if m is None else f"(n, {m})"
+        msg = (
+            f"{name} must return outputs of shape {wanted} for n = {len(inputs)} "
+            f"inputs and outputs={m}, got {tuple(values.shape)}; return f[:, 0] for "
+            f"one output, and call super().__init__(outputs=m) for m of them"
+        )
+        raise InvalidFunctional(msg)
+    check_dtype(values, inputs, name, "inputs X")
+    return values
 
 
 def redefined(model: Model) -> str | None:

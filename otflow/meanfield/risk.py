@@ -25,7 +25,7 @@ from otflow.meanfield.linearity import (
     why_not_quadratic,
 )
 from otflow.meanfield.losses import CustomLoss, PerSample, as_loss
-from otflow.meanfield.model import Model, redefined
+from otflow.meanfield.model import Model, redefined, responses
 from otflow.meanfield.network import Network
 from otflow.meanfield.units import Unit
 from otflow.measures import Measure, Particles
@@ -159,7 +159,7 @@ class Risk(Functional):
             Differentiable in the measure's points and weights.
         """
         self._check(mu)
-        return self.network.respond(self._inputs, mu)
+        return responses(self.network, self._inputs, mu)
 
     def value(self, mu: Measure) -> Tensor:
         return self._loss.values(self.outputs(mu), self.y).mean()

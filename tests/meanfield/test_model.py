@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import otflow as of
-from otflow.errors import NonFinite, NotEnclosed, Unsupported
+from otflow.errors import InvalidFunctional, NonFinite, NotEnclosed, Unsupported
 from otflow.meanfield import Model, Risk
 
 
@@ -99,3 +99,43 @@ def test_measures_and_data_that_do_not_fit_raise():
 def test_a_flow_trains_a_model():
     run = of.flow(Risk(Fast(), X, Y), MU, of.ExplicitEuler(), dt=1e-3, steps=20)
     assert bool((run.records["energy"].diff() < 0).all())
+
+
+class Column(Cubic):
+    """Outputs (n, 1) in the place of (n,): a loss would broadcast them to (n, n)."""
+
+    def respond(self, inputs, mu):
+        return super().respond(inputs, mu)[:, None]
+
+
+class Bare(Cubic):
+    """A model that does not call `Model.__init__`: one output, without an offset."""
+
+    def __init__(self):
+        self.note = "no super().__init__()"
+
+
+def test_outputs_of_another_shape_or_dtype_raise_with_a_cure():
+    wrong = "Column.respond must return outputs of shape .n,. .* got .7, 1."
+    for use in (Risk(Column(), X, Y), lambda mu: Column()(mu, X)):
+        with pytest.raises(InvalidFunctional, match=wrong):
+            use(MU)
+    with pytest.raises(InvalidFunctional, match=wrong):
+        Risk(Column(), X, Y).velocity(MU)
+    with pytest.raises(InvalidFunctional, match=r"shape \(n, 2\) .* got \(7,\)"):
+        Cubic(outputs=2)(MU, X)
+    # the cure, followed to the letter
+    torch.testing.assert_close(Column(outputs=1)(MU, X)[:, 0], Cubic()(MU, X))
+
+    class Single(Cubic):
+        def respond(self, inputs, mu):
+            return super().respond(inputs, mu).float()
+
+    with pytest.raises(InvalidFunctional, match="build its constants"):
+        Single()(MU, X)
+
+
+def test_a_model_has_a_name_and_defaults_without_its_constructor():
+    assert repr(Bare()) == "Bare()"
+    torch.testing.assert_close(Bare()(MU, X), Cubic()(MU, X))
+    assert "Bare()" in repr(Risk(Bare(), X, Y))
