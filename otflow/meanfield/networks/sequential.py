@@ -180,7 +180,8 @@ def from_sequential(
         msg = (
             f"module must be Sequential(Linear, activation, ..., Linear) of three "
             f"Linear layers at least, got Sequential({names}); from_module takes one "
-            f"of two"
+            f"of two; leave out Dropout, which acts in training alone, and a Softmax "
+            f"at the end, which the loss of a Risk contains"
         )
         raise Unsupported(msg)
     *hidden, last = linear
