@@ -437,6 +437,14 @@ CASES: dict[str, Case] = {
         lambda: from_sequential(mlp(2, 4, 1)),
         [lambda: of.meanfield.from_module(mlp(2, 4, 1))],
     ),
+    "a module with a Softmax": (
+        Unsupported,
+        "leave out Dropout, .* and a Softmax at the end, which the loss of a Risk",
+        lambda: from_sequential(
+            nn.Sequential(*mlp(2, 4, 3, 2), nn.Dropout(), nn.Softmax(1))
+        ),
+        [lambda: from_sequential(mlp(2, 4, 3, 2))],
+    ),
     "from_module of three layers": (
         Unsupported,
         (

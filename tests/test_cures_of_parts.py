@@ -21,6 +21,8 @@ LINE = of.Quantiles(torch.linspace(-1, 1, 5, dtype=F64))
 TENSOR = Euclidean(normal(2, 3))
 BOTH = Parts({"outer": CLOUD, "inner": OTHER})
 SMOOTH = Parts({"outer": CLOUD, "bell": BELL})
+MOVED = Parts({"outer": of.Particles(normal(6, 2, seed=2)), "inner": OTHER})
+MIXED = Parts({"outer": CLOUD, "tensor": TENSOR})
 CELLS = of.GridDensity.from_function(
     lambda x: torch.exp(-2 * x.square().sum(-1)), -3.0, 3.0, (96,), dtype=F64
 )
@@ -145,7 +147,7 @@ CASES: dict[str, Case] = {
     ),
     "a scheme that needs masses": (
         of.errors.Unsupported,
-        r"steps the parts one by one in schemes\.PartByPart",
+        r"schemes\.PartByPart steps the parts one by one",
         lambda: go(SPRINGS, BOTH, of.BirthDeath()),
         [lambda: go(SPRINGS, BOTH, PartByPart(of.BirthDeath()))],
     ),
@@ -336,12 +338,56 @@ CASES: dict[str, Case] = {
     ),
     "a scheme of particles": (
         of.errors.Unsupported,
-        r"use ExplicitEuler\(\), or each part alone, by schemes\.PartByPart",
+        r"or each part by a scheme of its own, schemes\.PartByPart",
         lambda: go(SPRINGS, BOTH, of.schemes.Adam()),
         [
             lambda: go(SPRINGS, BOTH),
             lambda: go(SPRINGS, BOTH, PartByPart(of.schemes.Adam())),
         ],
+    ),
+    "a scheme of particles on parameters beside a law": (
+        of.errors.Unsupported,
+        r"each part by a scheme of its own, schemes\.PartByPart",
+        lambda: go(OfPart("outer", SPRING), MIXED, of.schemes.Adam()),
+        [
+            lambda: go(
+                OfPart("outer", SPRING),
+                MIXED,
+                PartByPart({"outer": of.schemes.Adam(), "tensor": of.ExplicitEuler()}),
+            )
+        ],
+    ),
+    "a functional of points of the whole": (
+        of.errors.Unsupported,
+        r"F of one part is functionals\.OfPart\('outer', F\)",
+        lambda: SPRING.value(BOTH),
+        [lambda: OfPart("outer", SPRING).value(BOTH)],
+    ),
+    "a distance of wholes": (
+        TypeError,
+        r"which has no distance as one law; go part by part, or along mu\.push",
+        lambda: of.metrics.wasserstein2(BOTH, MOVED),
+        [
+            lambda: of.metrics.wasserstein2(BOTH["outer"], MOVED["outer"]),
+            lambda: BOTH.norm(BOTH.displacement_to(MOVED)),
+        ],
+    ),
+    "a landscape of wholes": (
+        TypeError,
+        r"no geodesics of one law; .* mu\.push\(mu\.displacement_to\(nu\), t\)",
+        lambda: of.analysis.landscape(SPRINGS, BOTH, MOVED),
+        [
+            lambda: [
+                SPRINGS.value(BOTH.push(BOTH.displacement_to(MOVED), t))
+                for t in (0.0, 0.5, 1.0)
+            ]
+        ],
+    ),
+    "a distance of parameters": (
+        TypeError,
+        r"take its own, mu\.norm\(mu\.displacement_to\(nu\)\)",
+        lambda: of.metrics.wasserstein2(TENSOR, Euclidean(TENSOR.values + 1)),
+        [lambda: TENSOR.norm(TENSOR.displacement_to(Euclidean(TENSOR.values + 1)))],
     ),
     "heat that runs backwards in a part": (
         ValueError,

@@ -54,6 +54,15 @@ class Landscape:
     mixture: Tensor
     geodesic: Tensor
 
+    def __repr__(self) -> str:
+        barriers = ", ".join(
+            f"{path} {self.barrier(path):.4g}" for path in ("mixture", "geodesic")
+        )
+        return (
+            f"Landscape({len(self.times)} times, from {float(self.mixture[0]):.4g} to "
+            f"{float(self.mixture[-1]):.4g}; barriers: {barriers})"
+        )
+
     def barrier(self, path: str) -> float:
         r"""Return :math:`\max_t F(\mu_t) - ((1-t)\,F(\mu) + t\,F(\nu))`, at least 0.
 

@@ -14,6 +14,7 @@ from otflow.errors import NonFinite, Unsupported
 from otflow.functionals.base import Functional
 from otflow.measures import Measure
 from otflow.proximal import Guarantee
+from otflow.schemes.reports import levels_of
 from otflow.trajectory import Trajectory
 
 __all__ = ["doubt_of_modulus", "modulus_of"]
@@ -111,6 +112,9 @@ def doubt_of_modulus(run: Trajectory[Any], F: Functional, dim: int) -> str | Non
     """Return why the steps used a modulus that F does not state, None if none did."""
     own = F.modulus(dim)
     for k, report in enumerate(run.info):
+        # A part with the others frozen has a modulus of its own, which may be larger.
+        if any("part" in one.entries for one in levels_of(report)):
+            continue
         for leaf in parts_of(report):
             used = leaf.modulus
             if used is None or leaf.guarantee is None:

@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Size, Tensor
+from torch import Tensor
 
 from otflow._arrays import as_points
 from otflow._claims import changed, forget, library_class
 from otflow._typing import ArrayLike
 from otflow._validation import (
+    check_dtype,
     check_kind,
     check_like,
-    check_map,
+    check_tensor,
     non_negative_int,
     real,
 )
+from otflow.errors import InvalidFunctional
 from otflow.meanfield.losses import Loss
 from otflow.measures import Measure
 
@@ -80,6 +82,10 @@ class Model(ABC):
         super().__init_subclass__(**options)
         forget(cls, {name: vars(Model)[name] for name in PASSES}, PASSES)
 
+    # Those of a subclass that does not call `__init__`.
+    outputs: int | None = None
+    offset: float | tuple[float, ...] | None = None
+
     def __init__(
         self,
         outputs: int | None = None,
@@ -117,6 +123,10 @@ class Model(ABC):
         check_like(X, mu, "X", "the measure")
         self.check_measure(mu, X.shape[1])
         return evaluated(self, self.encode(X), mu)
+        return evaluated(self, self.encode(X), mu)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
     @abstractmethod
     def check_measure(self, mu: Measure, d: int) -> None:
@@ -244,15 +254,21 @@ class Model(ABC):
 
 
 def evaluated(model: Model, inputs: Tensor, mu: Measure) -> Tensor:
-    """Return the outputs at encoded inputs; InvalidFunctional if their shape differs.
-
-    A loss of outputs (n, 1) and targets (n,) would be one of n^2 numbers.
-    """
-    f, n, m = model.respond(inputs, mu), len(inputs), model.outputs
-    what = f"{type(model).__name__}.respond"
-    shape = Size([n] if m is None else [n, m])
-    cure = "return f[:, 0] of one column" if m is None else f"it has outputs={m}"
-    return check_map(f, inputs, shape, what, "inputs x", cure)
+    """Return the outputs of a model, (n,) or (n, m): a loss broadcasts other shapes."""
+    values = model.respond(inputs, mu)
+    name = f"{type(model).__name__}.respond"
+    check_tensor(values, name)
+    m = model.outputs
+    if values.shape != ((len(inputs),) if m is None else (len(inputs), m)):
+        wanted = "(n,)" if m is None else f"(n, {m})"
+        msg = (
+            f"{name} must return outputs of shape {wanted} for n = {len(inputs)} "
+            f"inputs and outputs={m}, got {tuple(values.shape)}; return f[:, 0] for "
+            f"one output, and call super().__init__(outputs=m) for m of them"
+        )
+        raise InvalidFunctional(msg)
+    check_dtype(values, inputs, name, "inputs X")
+    return values
 
 
 def redefined(model: Model) -> str | None:

@@ -103,6 +103,7 @@ class Euclidean(Measure):
         "sample": "it is one point; use mu.values, or Particles for a law",
         "mix": "it is one point; use mu.push(mu.displacement_to(nu), share)",
         "array": "take its parameters, mu.values.numpy()",
+        "distance": "take its own, mu.norm(mu.displacement_to(nu))",
     }
     as_particles: ClassVar[str] = "Particles, for a law of many points"
     _tangent_layout: ClassVar[str] = ", that of the values"

@@ -24,8 +24,8 @@ __all__ = ["Parts"]
 A = TypeVar("A")
 T = TypeVar("T")
 ASK_A_PART = (
-    "ask a part of mu.parts, as mu['outer'] or mu[0], for its own; a scheme that needs "
-    "them steps the parts one by one in schemes.PartByPart"
+    "ask a part of mu.parts, as mu['outer'] or mu[0], for its own; F of one part is "
+    "functionals.OfPart('outer', F), and schemes.PartByPart steps the parts one by one"
 )
 
 
@@ -102,8 +102,9 @@ class Parts(Measure):
         "density": ASK_A_PART,
         "sample": "draw from a part, as mu['outer'].sample(n, generator)",
         "array": "take the arrays of a part, as mu['outer'].points.numpy()",
+        "distance": "go part by part, or along mu.push(mu.displacement_to(nu), t)",
     }
-    as_particles: ClassVar[str] = "each part alone, by schemes.PartByPart"
+    as_particles: ClassVar[str] = "each part by a scheme of its own, schemes.PartByPart"
     _tangent_layout: ClassVar[str] = ": the tangents of all parts in turn, see `joined`"
 
     def __init__(self, parts: Mapping[str, Measure] | Sequence[Measure]) -> None:

@@ -111,6 +111,12 @@ def cloud(mu: CloudLike | Measure, name: str, *, grids: bool = False) -> Cloud:
             f"masses Particles({name}.places, {name}.masses, normalize=True)"
         )
         raise TypeError(msg)
+    if isinstance(mu, Measure) and "distance" in mu.cures:
+        msg = (
+            f"{name} must be Particles or points (n, d), got {type(mu).__name__}, "
+            f"which has no distance as one law; {mu.cures['distance']}"
+        )
+        raise TypeError(msg)
     if isinstance(mu, Measure):
         msg = (
             f"{name} must be Particles or points (n, d), got {type(mu).__name__}; two "

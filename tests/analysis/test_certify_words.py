@@ -278,6 +278,18 @@ def test_a_dissipation_that_does_not_match_is_no_good_news():
     assert verdict(certify(short, SPRING), "dissipation") == "observed"
 
 
+def test_steps_of_parts_are_told_as_such():
+    """Each part was stepped with the others frozen; no temperature is in play."""
+    both = of.measures.Parts({"left": MU, "right": MU})
+    F = of.functionals.OfPart("left", SPRING) + of.functionals.OfPart("right", SPRING)
+    run = of.flow(F, both, of.schemes.PartByPart(of.JKO()), dt=0.1, steps=2)
+    found = certify(run, F)["time error"]
+    assert found.verdict == "unknown"
+    assert "in one part with the others frozen" in found.text
+    assert verdict(certify(run, F), "exact step") == "unknown"
+    assert not certify(run, F).failed
+
+
 def test_a_time_error_beyond_the_way_of_the_run_says_so():
     wild = of.Potential(lambda x: -4 * x.square().sum(-1), modulus=-8.0)
     run = of.flow(wild, MU, of.JKO(), dt=0.1, steps=20)

@@ -1,6 +1,7 @@
 """Landscapes between measures: no barrier along mixtures, one along geodesics."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -131,6 +132,11 @@ def test_grids_have_a_landscape():
     view = landscape(WELLS, rho, sigma, times=3)
     assert view.barrier("mixture") < 1e-12
     assert view.geodesic[1] > 1.5
+    assert re.fullmatch(
+        r"Landscape\(3 times, from [\d.]+ to [\d.]+; barriers: mixture \S+, geodesic "
+        rf"{view.barrier('geodesic'):.4g}\)",
+        repr(view),
+    )
 
 
 def test_bad_input_raises_with_a_cure():

@@ -200,10 +200,10 @@ def test_outputs_of_another_shape_raise(change):
 
 
 def test_the_cures_of_outputs_of_another_shape_work():
-    with pytest.raises(InvalidFunctional, match=r"return f\[:, 0\] of one column"):
+    with pytest.raises(InvalidFunctional, match=r"return f\[:, 0\] for one output"):
         Risk(Returns(lambda f: f[:, None]), X, Y)(MU)
     assert Risk(Returns(lambda f: f[:, None][:, 0]), X, Y)(MU).shape == ()
-    with pytest.raises(InvalidFunctional, match=r"to \(7, 2\), got \(7,\); it has"):
+    with pytest.raises(InvalidFunctional, match=r"shape \(n, 2\) .* got \(7,\)"):
         Returns(lambda f: f, outputs=2)(MU, X)
     assert Returns(lambda f: f[:, None], outputs=1)(MU, X).shape == (7, 1)
 
@@ -215,3 +215,43 @@ def test_the_cures_of_an_offset_work():
     with pytest.raises(ValueError, match=r"e\.g\. offset=\[0\.0, 0\.0\]"):
         Cubic(offset=3.0, outputs=2)
     assert Cubic(offset=[0.0, 0.0], outputs=2).offset == (0.0, 0.0)
+
+
+class Column(Cubic):
+    """Outputs (n, 1) in the place of (n,): a loss would broadcast them to (n, n)."""
+
+    def respond(self, inputs, mu):
+        return super().respond(inputs, mu)[:, None]
+
+
+class Bare(Cubic):
+    """A model that does not call `Model.__init__`: one output, without an offset."""
+
+    def __init__(self):
+        self.note = "no super().__init__()"
+
+
+def test_outputs_of_another_shape_or_dtype_raise_with_a_cure():
+    wrong = "Column.respond must return outputs of shape .n,. .* got .7, 1."
+    for use in (Risk(Column(), X, Y), lambda mu: Column()(mu, X)):
+        with pytest.raises(InvalidFunctional, match=wrong):
+            use(MU)
+    with pytest.raises(InvalidFunctional, match=wrong):
+        Risk(Column(), X, Y).velocity(MU)
+    with pytest.raises(InvalidFunctional, match=r"shape \(n, 2\) .* got \(7,\)"):
+        Cubic(outputs=2)(MU, X)
+    # the cure, followed to the letter
+    torch.testing.assert_close(Column(outputs=1)(MU, X)[:, 0], Cubic()(MU, X))
+
+    class Single(Cubic):
+        def respond(self, inputs, mu):
+            return super().respond(inputs, mu).float()
+
+    with pytest.raises(InvalidFunctional, match="build its constants"):
+        Single()(MU, X)
+
+
+def test_a_model_has_a_name_and_defaults_without_its_constructor():
+    assert repr(Bare()) == "Bare()"
+    torch.testing.assert_close(Bare()(MU, X), Cubic()(MU, X))
+    assert "Bare()" in repr(Risk(Bare(), X, Y))

@@ -70,6 +70,14 @@ class Alignment:
     squares: tuple[float, ...]
     converged: bool
 
+    def __repr__(self) -> str:
+        low, high = self.distance.lower, self.distance.upper
+        end = "converged" if self.converged else "not converged"
+        return (
+            f"Alignment(distance in [{low:.6g}, {high:.6g}], {end}, "
+            f"sweeps={len(self.squares) - 1})"
+        )
+
 
 def align_networks(
     network: MultiLayer, mu: Measure, nu: Measure, *, sweeps: int = 100

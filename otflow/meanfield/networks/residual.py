@@ -368,12 +368,9 @@ class Residual(Model):
             variation.index_add_(0, layers.atoms, change * layers.shares)
             times.index_add_(0, layers.atoms, change * layers.slopes, alpha=-1)
             shares = layers.shares[:, None]
-            outer, inner = outer.mul_(shares), inner.mul_(shares)
-            width = of_outer.shape[1]
-            of_outer.index_add_(0, layers.atoms, outer[:, :width], alpha=-1)
-            of_inner.index_add_(
-                0, layers.atoms, inner[:, : of_inner.shape[1]], alpha=-1
-            )
+            for view, slopes in ((of_outer, outer), (of_inner, inner)):
+                each = slopes[:, : view.shape[1]] * shares
+                view.index_add_(0, layers.atoms, each, alpha=-1)
         return value, velocity, variation
 
     def value_and_first_variation(

@@ -59,6 +59,12 @@ class Flattened:
     measure: Particles
     skip: Tensor
 
+    def __repr__(self) -> str:
+        passed = f"a skip of shape {tuple(self.skip.shape)}"
+        if not bool(self.skip.any()):
+            passed = "no skip"
+        return f"Flattened({self.network!r} of {self.measure.n} neurons, {passed})"
+
 
 def flatten(network: Residual, mu: Particles, inputs: int) -> Flattened:
     r"""Return the two-layer network of the same blocks, all fed by the input.

@@ -169,7 +169,8 @@ def from_sequential(
         module,
         form,
         f"{form} of three Linear layers at least",
-        "from_module takes one of two",
+        "from_module takes one of two; leave out Dropout, which acts in training "
+        "alone, and a Softmax at the end, which the loss of a Risk contains",
         lambda count: count > 2,
     )
     *hidden, last = linear

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -158,6 +159,8 @@ def test_a_descent_that_is_cut_short_says_so():
     network = MultiLayer((25, 30, 20), "tanh")
     found = align_networks(network, *pair(network), sweeps=1)
     assert not found.converged
+    ends = rf"distance in \[{found.distance.lower:.6g}, {found.distance.upper:.6g}\]"
+    assert re.fullmatch(rf"Alignment\({ends}, not converged, sweeps=1\)", repr(found))
     whole = align_networks(network, *pair(network))
     assert whole.distance.upper <= found.distance.upper
 

@@ -177,6 +177,7 @@ def test_small_blocks_flatten_to_two_layers():
         mu = network.from_blocks(eps * u, w)
         flat = flatten(network, mu, 2)
         assert not flat.skip.any()
+        assert repr(flat).endswith("of 30 neurons, no skip)")
         errors.append(float((network(mu, X) - flat.network(flat.measure, X)).norm()))
     assert observed_order(scales, errors) == pytest.approx(2, abs=0.02)
 
@@ -188,6 +189,7 @@ def test_inputs_pass_by_flattened_layers():
     for eps in scales:
         mu = network.from_blocks(eps * normal(5, 3, 4), normal(5, 3, 4, seed=3))
         flat = flatten(network, mu, 2)
+        assert repr(flat).endswith("of 15 neurons, a skip of shape (1, 2))")
         found = X @ flat.skip[0] + flat.network(flat.measure, X)
         errors.append(float((network(mu, X) - found).norm()))
     assert observed_order(scales, errors) == pytest.approx(2, abs=0.05)
