@@ -82,6 +82,7 @@ CALLS_OTHERS := tests/test_plotting.py tests/numerics tests/measures/grid/test_w
   tests/metrics/test_sinkhorn.py tests/metrics/test_semidiscrete.py \
   tests/metrics/test_maps.py tests/proximal/grid/test_finite_volume.py \
   tests/proximal/grid/test_c_transform.py tests/estimators tests/test_campaign.py \
+  tests/meanfield/norms \
   "tests/test_tutorials.py::test_tutorial_runs[plot_2_network_flow]" \
   "tests/test_tutorials.py::test_tutorial_runs[plot_6_crowd]"
 

@@ -53,15 +53,15 @@ CASES: dict[str, Case] = {
     ),
     "data outside the cube": (
         ValueError,
-        r"\|x\|_inf <= 1, and that of datum 8 is 3; divide X by 3.000003",
+        r"X must lie in \[-1, 1\]\^d, .* got X\[8\] of norm 3; .*, X / 3.000003",
         lambda: barron_norm(3 * X, KINK),
         [lambda: barron_norm(3 * X / 3.000003, KINK)],
     ),
     "data outside the ball": (
         ValueError,
-        r"\|x\|_2 <= 1, and that of datum \d+ is 1\.\d+; divide X by 1\.",
+        r"X must lie in the Euclidean unit ball, .* of norm 1\.62134; .* / 1\.62133919",
         lambda: barron_norm(PLANE + 0.3, PLANE[:, 0], "l2", rounds=2),
-        [lambda: barron_norm((PLANE + 0.3) / 1.9, PLANE[:, 0], "l2", rounds=2)],
+        [lambda: barron_norm((PLANE + 0.3) / 1.62133919, PLANE[:, 0], "l2", rounds=2)],
     ),
     "two values at one place": (
         ValueError,
@@ -76,9 +76,12 @@ CASES: dict[str, Case] = {
     ),
     "data that nearly coincide": (
         NotConverged,
-        "no full rank in float64: some data nearly coincide; leave those out",
+        "no full rank in float64: data 1 and 2 are 2.22e-16 apart; leave one of them",
         lambda: barron_norm(NEAR, NEAR[:, 0].square()),
-        [lambda: barron_norm(NEAR[[0, 1, 3]], NEAR[[0, 1, 3], 0].square())],
+        [
+            lambda: barron_norm(NEAR[[0, 1, 3]], NEAR[[0, 1, 3], 0].square()),
+            lambda: barron_norm(NEAR[[0, 2, 3]], NEAR[[0, 2, 3], 0].square()),
+        ],
     ),
     "a program that is too large": (
         ValueError,
@@ -103,6 +106,24 @@ CASES: dict[str, Case] = {
         r"below 1e\+150 in torch.float64, got 1e\+200; divide f by 1e\+200 and",
         lambda: barron_norm(X, values(4, 1e200)),
         [lambda: barron_norm(X, values(4, 1e200) / 1e200)],
+    ),
+    "outer weights that are too large": (
+        ValueError,
+        r"weights of 6 times \|f\| = 5e\+149, above 1e\+150 in .*; divide f by 3.03",
+        lambda: barron_norm(X, 1e150 * (1 - 1e-9) * KINK),
+        [lambda: barron_norm(X, 1e150 * (1 - 1e-9) * KINK / 3.03)],
+    ),
+    "data that are no sequence": (
+        TypeError,
+        r"sequence of tensors \(n_k, d\), got int; give a list such as \[X\[::2\], X\]",
+        lambda: norm_growth(lambda x: x[:, 0], 3),
+        [lambda: norm_growth(lambda x: x[:, 0], [X[::2], X])],
+    ),
+    "another norm in the same functional": (
+        AttributeError,
+        "norm of PathNorm is fixed.*make a new PathNorm",
+        lambda: setattr(PathNorm(RELU), "norm", "l2"),
+        [lambda: PathNorm(RELU, "l2")],
     ),
     "values with a graph": (
         Unsupported,

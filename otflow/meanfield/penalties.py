@@ -77,6 +77,8 @@ class PathPenalty(Potential):
             [0.0000, 3.0000, 4.0000]])
     """
 
+    _fixed = frozenset({"V", "norm"})
+
     def __init__(self, norm: str = "l1") -> None:
         self.norm = check_option(norm, "norm", NORMS)
         path = NeuronNorm(self.norm)

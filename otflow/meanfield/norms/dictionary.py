@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from otflow.metrics import Bracket
 from otflow.metrics.bracket import NOISE
 
 __all__ = ["NormTable", "norm_table"]
+
+# A bracket of a smaller relative width is shown as one number.
+SHOWN: Final = 1e-6
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,14 @@ class NormTable:
             'least path norm "l1" (Barron)': self.barron,
             "of the network in closed form": self.explicit,
         }
-        return "\n".join(f"{name:<31} {row.upper:.6g}" for name, row in rows.items())
+        return "\n".join(f"{name:<31} {_digits(row)}" for name, row in rows.items())
+
+
+def _digits(row: Bracket) -> str:
+    """Return six digits of a number, or of both bounds where those differ."""
+    if row.relative < SHOWN:
+        return f"{row.upper:.6g}"
+    return f"{row.lower:.6g} to {row.upper:.6g}"
 
 
 def norm_table(X: ArrayLike, f: ArrayLike, **options: Any) -> NormTable:

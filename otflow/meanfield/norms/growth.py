@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +21,10 @@ __all__ = ["NormGrowth", "norm_growth"]
 FLAT: Final = 0.1
 STILL: Final = 0.01
 FALLING: Final = 0.7
+# A norm below this share of the next counts as this share.
+TINY: Final = 1e-16
+# A bracket of a smaller relative width is shown as one number of four digits.
+SHOWN: Final = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,12 +112,15 @@ def norm_growth(
         Sizes, brackets, local slopes and the verdict. It is "levels off" if the last
         slope is below 0.1, and the one before, if there is one, is larger; "grows" if
         the last slope is at least 0.1 and at least 0.7 times the one before; else
+        "undecided". It holds for all norms in the brackets: where those are wide, it is
         "undecided".
 
     Raises
     ------
     ValueError
         If there are fewer than two sets, or their numbers do not increase.
+    TypeError
+        If the data are no sequence.
 
     See Also
     --------
@@ -141,6 +148,12 @@ def norm_growth(
     """
     check_function(f, "f must be a function of data (n, d)")
     check_option(norm, "norm", NORMS)
+    if not isinstance(data, Iterable):
+        msg = (
+            f"data must be a sequence of tensors (n_k, d), got {type(data).__name__}; "
+            f"give a list such as [X[::2], X]"
+        )
+        raise TypeError(msg)
     points = [as_points(x, f"data[{k}]") for k, x in enumerate(data)]
     sizes = tuple(len(x) for x in points)
     if len(sizes) < 2 or any(m <= n for n, m in itertools.pairwise(sizes)):
@@ -152,26 +165,39 @@ def norm_growth(
     answers = [barron_norm(x, f(x), norm, **options) for x in points]
     brackets = tuple(answer.bracket for answer in answers)
     slopes = tuple(
-        _slope(brackets[k], brackets[k + 1], sizes[k], sizes[k + 1])
+        _slope(brackets[k].upper, brackets[k + 1].upper, sizes[k], sizes[k + 1])
         for k in range(len(sizes) - 1)
     )
-    verdict = _verdict(slopes)
+    verdict = _verdict(sizes, brackets)
     return NormGrowth(
         sizes, brackets, slopes, verdict, _text(sizes, brackets, slopes, verdict)
     )
 
 
-def _slope(one: Bracket, two: Bracket, n: int, m: int) -> float:
-    if not one.upper > 0:
-        return 0.0 if not two.upper > 0 else math.log(m) / math.log(m / n)
-    return math.log(two.upper / one.upper) / math.log(m / n)
+def _slope(one: float, two: float, n: int, m: int) -> float:
+    """Return the local slope; where it starts from 0, that from a tiny norm."""
+    if two == one:
+        return 0.0
+    tiny = TINY * max(one, two)
+    return math.log(max(two, tiny) / max(one, tiny)) / math.log(m / n)
 
 
-def _verdict(slopes: tuple[float, ...]) -> str:
-    last, before = slopes[-1], slopes[-2:-1]
-    if last < STILL or (last < FLAT and all(last <= slope for slope in before)):
+def _verdict(sizes: tuple[int, ...], brackets: tuple[Bracket, ...]) -> str:
+    """Return the verdict that holds for all norms in their brackets."""
+    pairs = list(
+        zip(
+            itertools.pairwise(brackets[-3:]),
+            itertools.pairwise(sizes[-3:]),
+            strict=True,
+        )
+    )
+    least = [_slope(one.upper, two.lower, n, m) for (one, two), (n, m) in pairs]
+    most = [_slope(one.lower, two.upper, n, m) for (one, two), (n, m) in pairs]
+    if most[-1] < STILL or (
+        most[-1] < FLAT and all(most[-1] <= slope for slope in least[:-1])
+    ):
         return "levels off"
-    if last >= FLAT and before and last >= FALLING * before[0]:
+    if least[-1] >= FLAT and any(least[-1] >= FALLING * s for s in most[:-1]):
         return "grows"
     return "undecided"
 
@@ -182,12 +208,20 @@ def _text(
     slopes: tuple[float, ...],
     verdict: str,
 ) -> str:
-    norms = [f"{bracket.upper:.4g}" for bracket in brackets]
+    sharp = all(bracket.relative < SHOWN for bracket in brackets)
+    norms = [
+        f"{bracket.upper:.4g}"
+        if sharp
+        else f"in [{bracket.lower:.4g}, {bracket.upper:.4g}]"
+        for bracket in brackets
+    ]
     which = "slopes" if len(slopes) > 1 else "slope"
+    of = "" if sharp else " of the upper bounds"
     start = (
         f"The norm at {_list(map(str, sizes))} data is {_list(norms)}, with the local "
-        f"{which} {_list(f'{slope:.3g}' for slope in slopes)} in n: "
+        f"{which} {_list(f'{slope:.3g}' for slope in slopes)}{of} in n: "
     )
+    more = "More data" if sharp else "Sharper brackets or more data"
     return (
         start
         + {
@@ -199,7 +233,7 @@ def _text(
                 "it grows like a power of n. That is evidence, not proof, that no "
                 "network of finite norm represents the function."
             ),
-            "undecided": "undecided. More data may decide it.",
+            "undecided": f"undecided. {more} may decide it.",
         }[verdict]
     )
 

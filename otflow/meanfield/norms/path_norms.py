@@ -73,6 +73,8 @@ class PathNorm(Potential):
             [0.0000, 0.0000, 1.0000, 1.0000]])
     """
 
+    _fixed = frozenset({"V", "network", "norm"})
+
     def __init__(self, network: TwoLayer, norm: str = "l1") -> None:
         self.network = check_network(network, homogeneous=True)
         self.norm = check_option(norm, "norm", NORMS)

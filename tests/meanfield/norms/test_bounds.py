@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -144,6 +145,21 @@ def test_two_sets_of_data_do_not_decide_a_growth():
     assert "More data may decide" in growth.text
 
 
+def test_wide_brackets_decide_no_growth():
+    """Upper bounds alone may grow, or level off, where the norms do not."""
+    root = lambda x: x[:, 0].sqrt()
+    sharp = norm_growth(root, grids(11, 26, 51))
+    assert sharp.verdict == "grows"
+    wide = norm_growth(root, grids(11, 26, 51), rounds=1)
+    assert max(bracket.relative for bracket in wide.brackets) > 0.1
+    assert wide.verdict == "undecided"
+    assert re.search(r"is in \[.*of the upper bounds in n: .*Sharper", str(wide))
+    line = norm_growth(lambda x: 0 * x[:, 0], grids(11, 26))
+    assert line.verdict == "levels off"
+    jump = norm_growth(lambda x: (x[:, 0] == 0.1).to(F64), grids(6, 11))
+    assert all(math.isfinite(slope) for slope in jump.slopes)
+
+
 # The table ----------------------------------------------------------------------------
 
 FUNCTIONS = {
@@ -191,6 +207,12 @@ def test_the_table_of_a_kink():
         bracket = getattr(table, name)
         assert number in bracket
         assert bracket.width < 1e-8
+
+
+def test_a_table_shows_both_bounds_where_they_differ():
+    (X,) = grids(11)
+    rows = str(norm_table(X, torch.cos(5 * X[:, 0]), rounds=1)).splitlines()
+    assert [" to " in row for row in rows] == [False, False, True, True, False]
 
 
 @pytest.mark.slow

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from fractions import Fraction
+
 import pytest
 import torch
 
 from otflow.meanfield.norms import rays
+from otflow.meanfield.norms.neurons import Pool
 
 F64 = torch.float64
 
@@ -64,3 +69,61 @@ def test_the_dtype_is_kept():
     X = uniform(10, 2).float()
     assert rays(X).dtype == torch.float32
     torch.testing.assert_close(rays(X), rays(X.double()).float())
+
+
+@pytest.mark.parametrize(("n", "d"), [(1, 12), (3, 12), (2, 20)])
+def test_few_data_in_many_dimensions_have_few_rays(n, d):
+    """All choices of hyperplanes are listed, not the n^d tuples of them."""
+    X = uniform(n, d)
+    v = rays(X)
+    # n + d + 1 hyperplanes, and on generic ones no ray is on d + 1 of them but those of
+    # the coordinates, which are no further rays.
+    assert 2 * (d + 1) <= len(v) <= 2 * math.comb(n + d + 1, d)
+    lam = torch.randn(n, generator=torch.Generator().manual_seed(1), dtype=F64)
+    others = torch.randn(5000, d + 1, generator=torch.Generator().manual_seed(2))
+    others = others.double() / others.double().abs().sum(1, keepdim=True)
+    best = sums(X, lam, v).abs().max()
+    assert sums(X, lam, others).abs().max() <= best * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("apart", [1e-3, 1e-5, 7e-7, 1e-7, 1e-9])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_bound_by_rays_holds_near_clusters(apart, seed):
+    """Against all rays in rational numbers, where three data are almost one."""
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.rand(5, 3, generator=generator, dtype=F64)
+    X[2:] = X[2] + apart * torch.randn(3, 3, generator=generator, dtype=F64)
+    lam = torch.randn(5, generator=generator, dtype=F64) / apart
+    lam[2] = -lam[3:].sum()
+    pool = Pool(X, "l1")
+    z = [[*map(Fraction, row), Fraction(1)] for row in X.tolist()]
+    unit = [[Fraction(int(i == j)) for j in range(4)] for i in range(4)]
+    weights = [Fraction(t) for t in lam.tolist()]
+    best = Fraction(0)
+    for chosen in itertools.combinations(z + unit, 3):
+        v = normal(chosen)
+        size = sum(map(abs, v))
+        heights = [sum(a * b for a, b in zip(v, row, strict=True)) for row in z]
+        for sign in (1, -1) if size else ():
+            value = sum(
+                w * max(0, sign * h) for w, h in zip(weights, heights, strict=True)
+            )
+            best = max(best, abs(value) / size)
+    assert float(best) <= pool.largest(lam)
+    # And it is no idle bound where the data are apart.
+    if apart >= 1e-3:
+        assert pool.largest(lam) <= float(best) * (1 + 1e-6)
+
+
+def normal(rows):
+    """Return a vector that is orthogonal to three rows of four numbers."""
+
+    def minor(j):
+        a, b, c = ([row[k] for k in range(4) if k != j] for row in rows)
+        return (
+            a[0] * (b[1] * c[2] - b[2] * c[1])
+            - a[1] * (b[0] * c[2] - b[2] * c[0])
+            + a[2] * (b[0] * c[1] - b[1] * c[0])
+        )
+
+    return [(-1) ** j * minor(j) for j in range(4)]
