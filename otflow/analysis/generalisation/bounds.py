@@ -446,6 +446,7 @@ def _count(n: int, name: str) -> int:
 
 
 def probability(delta: float) -> float:
+    """Return a probability as a float; raise ValueError outside of (0, 1)."""
     chance = real(delta, "delta")
     if not 0 < chance < 1:
         msg = (

@@ -228,9 +228,11 @@ def f2_margin(network: TwoLayer, mu: Particles, X: ArrayLike, y: ArrayLike) -> M
 
     Notes
     -----
-    The weights p are found by non-negative least squares, by SciPy on the CPU, and by
-    steps that shift weight between two data; beyond 1,000 data by these alone. Time
-    O(n^2 (n + N)), memory O(n (n + N)). All is done in float64.
+    The weights p are found by non-negative least squares, by SciPy on the CPU, of at
+    most m = 1,000 data at a time: those that have weight and those of the least margin.
+    Where 20 such problems do not suffice, steps that shift weight between two data
+    follow. Time O(m^2 (m + N) + n N) a problem, memory O(n N + m^2). All is done in
+    float64.
 
     Examples
     --------
