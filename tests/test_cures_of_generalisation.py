@@ -16,17 +16,19 @@ from otflow.analysis import (
     soft_margin,
     weight_size_bound,
 )
-from otflow.errors import NotConverged, Unsupported
+from otflow.errors import NonFinite, NotConverged, Unsupported
 from otflow.meanfield import (
     CustomLayer,
     Risk,
     TwoLayer,
     barron_sample,
+    best_law,
     feature_law,
     kernel_alignment,
     rkhs_kernel,
     rkhs_norm,
 )
+from otflow.meanfield.norms import rays
 from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
 
@@ -37,6 +39,9 @@ WIDE = normal(12, 2, seed=1) * 5
 Y = X[:, 0].sign()
 RHO = of.Particles(normal(30, 3, seed=2))
 RISK = Risk(RELU, X, Y)
+SKEW = rkhs_kernel(RELU, RHO, X) + torch.ones(12, 12).triu().double()
+NAN = torch.cat([torch.full((1,), torch.nan), Y[1:]])
+FLAT, LAW = TwoLayer("relu", bias=False), of.Particles(normal(30, 2, seed=2))
 
 
 def sample(network=RELU, mu=MU, N=10, x=X, **options):
@@ -45,7 +50,14 @@ def sample(network=RELU, mu=MU, N=10, x=X, **options):
 
 def table(**options):
     given = {"neurons": [5], "samples": [4], "times": [0.2], "dt": 0.1} | options
-    return risk_table(RISK, RISK, lambda m, _: normal(m, 4), **given)
+    test = given.pop("test", RISK)
+    return risk_table(RISK, test, lambda m, _: normal(m, 4), **given)
+
+
+def unit_norm(mu):
+    points = mu.points.clone()
+    points[:, 0] /= 1e200
+    return of.Particles(points)
 
 
 def graph():
@@ -233,6 +245,72 @@ CASES: dict[str, Case] = {
             lambda: table(steps=1, times=[0.1]),
             lambda: table(steps=2),
         ],
+    ),
+    "a complexity of several outputs": (
+        Unsupported,
+        "the complexity is that of networks of one output.*take outputs=None",
+        lambda: rademacher_bound(1.0, 9, 2, network=TwoLayer("relu", outputs=2)),
+        [
+            lambda: rademacher_bound(1.0, 9, 2, network=TwoLayer("relu")),
+            lambda: rademacher(X, draws=2, network=TwoLayer("relu")),
+        ],
+    ),
+    "a bound beyond float64": (
+        NonFinite,
+        r"the bound overflows float64.*such as labels in \[0, 1\]",
+        lambda: apriori_bound(1.0, 9, 9, 2, 1.0, labels=(0.0, 1e200)),
+        [lambda: apriori_bound(1.0, 9, 9, 2, 1.0, labels=(0.0, 1.0))],
+    ),
+    "more data than any computer has": (
+        ValueError,
+        r"n must be at most 1e\+100, got more; take n=10\*\*15",
+        lambda: rademacher_bound(1.0, 10**400, 2),
+        [lambda: rademacher_bound(1.0, 10**15, 2)],
+    ),
+    "a norm without a square": (
+        NonFinite,
+        "has a square beyond the numbers of torch.float64.*divide the outer weights by",
+        lambda: sample(mu=of.Particles(1e100 * MU.points)),
+        [lambda: sample(mu=unit_norm(of.Particles(1e100 * MU.points)))],
+    ),
+    "a kernel that is not symmetric": (
+        ValueError,
+        r"K must be symmetric.*give the kernel.*symmetric part \(K \+ K.T\) / 2",
+        lambda: kernel_alignment(SKEW, Y),
+        [
+            lambda: kernel_alignment((SKEW + SKEW.T) / 2, Y),
+            lambda: kernel_alignment(rkhs_kernel(RELU, RHO, X), Y),
+        ],
+    ),
+    "a target that is no number": (
+        ValueError,
+        r"y must be finite, got y\[0\] = nan; leave out data without a value",
+        lambda: kernel_alignment(rkhs_kernel(RELU, RHO, X), NAN),
+        [lambda: kernel_alignment(rkhs_kernel(RELU, RHO, X[1:]), NAN[1:])],
+    ),
+    "a value that is no number": (
+        ValueError,
+        r"f must be finite, got f\[0\] = nan; leave out data without a value",
+        lambda: rkhs_norm(RELU, RHO, X, NAN),
+        [lambda: rkhs_norm(RELU, RHO, X[1:], NAN[1:])],
+    ),
+    "coefficients that overflow": (
+        NonFinite,
+        "a coefficient of the kernel overflows.*give data and directions of order 1",
+        lambda: rkhs_norm(FLAT, LAW, 1e-165 * X[:2], 1e-18 * Y[:2]),
+        [lambda: rkhs_norm(FLAT, LAW, X[:2], Y[:2])],
+    ),
+    "a law without directions": (
+        ValueError,
+        r"all inner weights of the law are 0.*such as norms.rays\(X\)",
+        lambda: best_law(RELU, of.Particles(torch.zeros(3, 2).double()), X[:, :1], Y),
+        [lambda: best_law(RELU, of.Particles(rays(X[:, :1])), X[:, :1], Y)],
+    ),
+    "a test of another network": (
+        ValueError,
+        r"the risk is that of TwoLayer\('relu'\) and the test.*give Risk\(risk.network",
+        lambda: table(test=Risk(TwoLayer("tanh"), X, Y)),
+        [lambda: table(test=Risk(RISK.network, X, Y))],
     ),
     "a margin of several outputs": (
         Unsupported,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from otflow._typing import ArrayLike
 from otflow._validation import check_kind, check_option, non_negative_int, positive
@@ -15,9 +14,10 @@ from otflow.meanfield.feature_kernels import (
     features_at,
     rkhs_norm,
 )
+from otflow.meanfield.kinks import EPS
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.path_balls import path_norm
-from otflow.meanfield.residuals import NORMS, check_network
+from otflow.meanfield.residuals import NORMS, check_network, kinks_of
 from otflow.measures import Particles
 from otflow.metrics import Bracket
 
@@ -31,13 +31,14 @@ class BestLaw:
     Parameters
     ----------
     law : Particles
-        The law of the inner weights.
+        The law of the inner weights, that of the least of the norms.
     kernel : KernelNorm
         The norm for this law, and the network that attains it.
     bracket : Bracket
         Bounds of the least norm over all laws of the given directions.
     norms : tuple of float
-        The norms of the laws on the way, which do not increase.
+        The norms of the laws on the way. They do not increase but for the round-off of
+        the decomposition, which data that nearly coincide make large.
     converged : bool
         Whether the norm is as close to the lower bound as was asked for.
 
@@ -123,16 +124,17 @@ def best_law(
     Returns
     -------
     BestLaw
-        The law, and a bracket of the least norm, true up to the round-off of the
-        decomposition. The upper end is the path norm of the network found, the lower
-        one that of the dual problem: with the coefficients :math:`\lambda` of the
-        kernel, :math:`\lambda\cdot f / \max_i|\sum_k \lambda_k\varphi(v_i\cdot(x_k,
-        1))|`.
+        The law, and a bracket of the least norm. The upper end is the path norm of the
+        network found, which has the values up to ``kernel.residual``. The lower one is
+        that of the dual problem, less its round-off: with the coefficients
+        :math:`\lambda` of the kernel, :math:`\lambda\cdot f / \max_i|\sum_k
+        \lambda_k\varphi(v_i\cdot(x_k, 1))|`. Data that nearly coincide make it
+        inexact, and the bracket wider.
 
     Raises
     ------
     ValueError
-        If no features of the law interpolate the values.
+        If no features of the law interpolate the values, or no direction is left.
     Unsupported
         If the unit is not homogeneous, there are several outputs, or a tensor carries a
         graph.
@@ -163,17 +165,18 @@ def best_law(
     width = positive(tolerance, "tolerance")
     most = non_negative_int(steps, "steps", minimum=1)
     law = _directions(rho, norm)
-    phi = features_at(network, law, X).double()
     kernel = rkhs_norm(network, law, X, f)
-    values = torch.as_tensor(f).double()
-    values = values - network.add_offset(torch.zeros_like(values))
-    lower = _dual(kernel, values, phi)
-    norms = [kernel.value]
+    dual = _Dual(network, law, X, f)
+    lower = dual.bound(kernel)
+    norms, best = [kernel.value], (law, kernel)
     while len(norms) < most and kernel.value - lower > width * kernel.value:
         law = feature_law(network, kernel.measure, norm)
         kernel = rkhs_norm(network, law, X, f)
-        lower = max(lower, _dual(kernel, values, phi))
+        lower = max(lower, dual.bound(kernel))
         norms.append(kernel.value)
+        if kernel.value < best[1].value:
+            best = law, kernel
+    law, kernel = best
     upper = min(kernel.value, float(path_norm(network, kernel.measure, norm)))
     converged = kernel.value - lower <= width * kernel.value
     return BestLaw(
@@ -181,11 +184,32 @@ def best_law(
     )
 
 
-def _dual(kernel: KernelNorm, values: Tensor, phi: Tensor) -> float:
-    """Return the lower bound of the path norm over the directions of features phi."""
-    dual = kernel.dual.double()
-    tallest = float((dual @ phi).abs().max())
-    return float(dual @ values) / tallest if tallest > 0 else 0.0
+class _Dual:
+    """The lower bound of the path norm over given directions, for any coefficients."""
+
+    def __init__(
+        self, network: TwoLayer, law: Particles, X: ArrayLike, f: ArrayLike
+    ) -> None:
+        self.phi = features_at(network, law, X, dtype=torch.float64)
+        values = torch.as_tensor(f).double()
+        shift = network.add_offset(torch.zeros_like(values))
+        self.values = values - shift
+        # Round-off is a share of these sums, in which nothing cancels.
+        self.heights = values.abs() + shift.abs()
+        z = network.encode(torch.as_tensor(X).double())
+        steep = sum(map(abs, kinks_of(network)))
+        self.sizes = steep * (z.abs() @ law.points.double().abs().T)
+        self.terms = (len(z) + z.shape[1] + 8) * EPS
+
+    def bound(self, kernel: KernelNorm) -> float:
+        """Return the bound by the coefficients of a kernel."""
+        dual = kernel.dual.double()
+        dual = dual / dual.abs().max().clamp_min(torch.finfo(dual.dtype).tiny)
+        share = dual.abs()
+        heights = (dual @ self.phi).abs() + self.terms * (share @ self.sizes)
+        value = float(dual @ self.values - self.terms * (share @ self.heights))
+        tallest = float(heights.max())
+        return value / tallest if tallest > 0 and value > 0 else 0.0
 
 
 def _directions(rho: Particles, norm: str) -> Particles:
@@ -193,5 +217,11 @@ def _directions(rho: Particles, norm: str) -> Particles:
     order = 1 if norm == "l1" else 2
     lengths = torch.linalg.vector_norm(rho.points, order, dim=1)
     kept = (lengths > 0) & (rho.weights > 0)
+    if not bool(kept.any()):
+        msg = (
+            "all inner weights of the law are 0, and none has a direction; give inner "
+            "weights that are not 0, such as norms.rays(X)"
+        )
+        raise ValueError(msg)
     v = rho.points[kept] / lengths[kept, None]
     return Particles(v, rho.weights[kept], normalize=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from otflow._arrays import as_points
 from otflow._typing import ArrayLike
 from otflow._validation import check_option
+from otflow.errors import Unsupported
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.residuals import NORMS, check_network, kinks_of
 
@@ -20,12 +21,20 @@ SLACK = 16.0
 
 
 def ordinary(network: TwoLayer | None) -> TwoLayer:
-    """Return a checked network of homogeneous units, a ReLU network by default."""
-    return (
-        TwoLayer("relu")
-        if network is None
-        else check_network(network, homogeneous=True)
-    )
+    """Return a checked network of homogeneous units, a ReLU network by default.
+
+    The contraction of Ledoux and Talagrand is one of numbers: of one output.
+    """
+    if network is None:
+        return TwoLayer("relu")
+    layer = check_network(network, homogeneous=True)
+    if layer.outputs is not None:
+        msg = (
+            f"the complexity is that of networks of one output, got {layer!r}; take "
+            f"outputs=None, and bound one output at a time"
+        )
+        raise Unsupported(msg)
+    return layer
 
 
 def data_in_ball(X: ArrayLike, norm: str, name: str = "X") -> Tensor:

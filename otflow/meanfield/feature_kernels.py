@@ -11,7 +11,7 @@ from otflow._arrays import as_float_tensor, as_points
 from otflow._graphs import records
 from otflow._typing import ArrayLike
 from otflow._validation import check_finite, check_kind, check_like
-from otflow.errors import Unsupported
+from otflow.errors import NonFinite, Unsupported
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.model import redefined
 from otflow.meanfield.residuals import check_network
@@ -29,6 +29,8 @@ __all__ = [
 
 # Largest share of f that an interpolant may miss: half of the digits.
 MISSED = 0.5
+# Share of its largest entry by which a kernel may differ from its transpose.
+SKEW = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +49,7 @@ class KernelNorm:
         \lambda_k k_\rho(x_k, \cdot)`, and the square of the norm is
         :math:`\lambda\cdot f`.
     residual : float
-        The largest error of its outputs at the data.
+        The largest error of its outputs at the data, with its weights in their dtype.
 
     Attributes
     ----------
@@ -127,7 +129,11 @@ def feature_law(network: TwoLayer, mu: Particles, norm: str = "l1") -> Particles
     """
     check_network(network, homogeneous=True)
     check_kind(mu, Particles, "mu")
-    loads = mu.weights * neuron_sizes(network, mu.points, norm)
+    outer, v = network.split(mu.points)
+    # Neurons of order 1: no product of a small outer and a small inner weight is 0.
+    outer, v = outer / _unit(outer), v / _unit(v)
+    theta = torch.cat([outer, v], dim=1)
+    loads = mu.weights * neuron_sizes(network, theta, norm)
     kept = loads.detach() > 0
     if not bool(kept.any()):
         msg = (
@@ -135,7 +141,7 @@ def feature_law(network: TwoLayer, mu: Particles, norm: str = "l1") -> Particles
             "it; give neurons with outer and inner weights that are not 0"
         )
         raise ValueError(msg)
-    v = network.split(mu.points)[1][kept]
+    v = v[kept]
     lengths = torch.linalg.vector_norm(v, 1 if norm == "l1" else 2, dim=1)
     return Particles(v / lengths[:, None], loads[kept], normalize=True)
 
@@ -241,10 +247,12 @@ def rkhs_norm(
     Raises
     ------
     ValueError
-        If no features of the law interpolate the values to half of the digits of the
-        dtype, as where there are fewer features than data.
+        If a value is not finite. If no features of the law interpolate the values to
+        half of the digits of the dtype, as where there are fewer features than data.
     Unsupported
         If the network has several outputs, or a tensor carries a graph.
+    NonFinite
+        If a feature or a coefficient overflows.
 
     See Also
     --------
@@ -283,7 +291,7 @@ def rkhs_norm(
             f"{tuple(values.shape)}; take a vector, f[:, 0] or f.flatten()"
         )
         raise ValueError(msg)
-    check_finite(values, "f")
+    _check_values(values, "f")
     if records(x, values, rho.points, rho.weights):
         msg = (
             "the norm is found by a decomposition without derivative, and a graph "
@@ -291,9 +299,13 @@ def rkhs_norm(
         )
         raise Unsupported(msg)
     roots = rho.weights.double().sqrt()
-    scaled = features_at(network, rho, x).double() * roots
+    features = features_at(network, rho, x, dtype=torch.float64)
+    scaled = features * roots
+    _check_numbers(scaled, "a feature")
     aim = network.offset
     wanted = values.double() - (0.0 if aim is None else float(aim))  # type: ignore[arg-type]
+    size = _unit(wanted)
+    wanted = wanted / size
     u, s, v = torch.linalg.svd(scaled, full_matrices=False)
     eps = torch.finfo(rho.dtype).eps
     rank = int((s > eps * max(scaled.shape) * s.max()).sum())
@@ -303,14 +315,19 @@ def rkhs_norm(
     if missed > eps**MISSED * float(wanted.abs().max()):
         msg = (
             f"no function of these {rho.n} features has the values f: the nearest one "
-            f"misses them by {missed:.3g}; give a law of more features, as of "
-            f"directions drawn at random, or less data"
+            f"misses them by {missed * float(size):.3g}; give a law of more features, "
+            f"as of directions drawn at random, or less data"
         )
         raise ValueError(msg)
-    outer = torch.where(roots > 0, c / roots, 0.0).to(rho.dtype)
+    outer = (size * torch.where(roots > 0, c / roots, 0.0)).to(rho.dtype)
     neurons = torch.cat([outer[:, None], rho.points], dim=1)
-    dual = (u[:, :rank] @ (along / s[:rank])).to(rho.dtype)
-    return KernelNorm(float(c.norm()), Particles(neurons, rho.weights), dual, missed)
+    dual = (size * (u[:, :rank] @ (along / s[:rank]))).to(rho.dtype)
+    _check_numbers(dual, "a coefficient of the kernel")
+    errors = features @ (rho.weights.double() * outer.double() / size) - wanted
+    value, residual = size * c.norm(), size * errors.abs().max()
+    return KernelNorm(
+        float(value), Particles(neurons, rho.weights), dual, float(residual)
+    )
 
 
 def kernel_alignment(K: ArrayLike, y: ArrayLike) -> Tensor:
@@ -335,13 +352,15 @@ def kernel_alignment(K: ArrayLike, y: ArrayLike) -> Tensor:
     Returns
     -------
     Tensor
-        0-d, with the graph of the kernel. At least 0 for a positive semidefinite one.
+        0-d, with the graph of the kernel and of the targets. At least 0 for a positive
+        semidefinite kernel.
 
     Raises
     ------
     ValueError
-        If shapes do not fit, or if the kernel or the targets are constant, so that
-        nothing is left after the means are taken off.
+        If shapes do not fit, if a number is not finite, if the kernel is not symmetric
+        to three digits, or if the kernel or the targets are constant, so that nothing
+        is left after the means are taken off.
 
     See Also
     --------
@@ -369,6 +388,16 @@ def kernel_alignment(K: ArrayLike, y: ArrayLike) -> Tensor:
             f"one target for each"
         )
         raise ValueError(msg)
+    _check_values(targets, "y")
+    kernel, targets = kernel / _unit(kernel), targets / _unit(targets)
+    skew = float((kernel.detach() - kernel.detach().T).abs().max())
+    if skew > SKEW:
+        msg = (
+            f"K must be symmetric, got a matrix that differs from its transpose by "
+            f"{skew:.3g} of its largest entry; give the kernel of the data with "
+            f"themselves, or its symmetric part (K + K.T) / 2"
+        )
+        raise ValueError(msg)
     centred = kernel - kernel.mean(0)
     centred = centred - centred.mean(1, keepdim=True)
     aims = targets - targets.mean()
@@ -387,8 +416,14 @@ def kernel_alignment(K: ArrayLike, y: ArrayLike) -> Tensor:
     return found
 
 
-def features_at(network: TwoLayer, rho: Measure, X: ArrayLike) -> Tensor:
-    """Return the features at data, (n, M)."""
+def features_at(
+    network: TwoLayer,
+    rho: Measure,
+    X: ArrayLike,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return the features at data, (n, M), of numbers that are cast first."""
     x = as_points(X, "X")
     if not isinstance(network, TwoLayer) or redefined(network) is not None:
         msg = (
@@ -407,5 +442,33 @@ def features_at(network: TwoLayer, rho: Measure, X: ArrayLike) -> Tensor:
             f"feature_law(network, mu)"
         )
         raise ValueError(msg)
-    zeros = rho.points.new_zeros(len(rho.points), network.outputs or 1)
-    return network.hidden(network.encode(x), torch.cat([zeros, rho.points], dim=1))
+    x, v = (x, rho.points) if dtype is None else (x.to(dtype), rho.points.to(dtype))
+    zeros = v.new_zeros(len(v), network.outputs or 1)
+    return network.hidden(network.encode(x), torch.cat([zeros, v], dim=1))
+
+
+def _unit(t: Tensor) -> Tensor:
+    """Return the largest modulus of entries, or 1 if all are 0: a scale without units.
+
+    Squares of numbers in this unit neither overflow nor underflow altogether.
+    """
+    if not t.numel():
+        return t.new_ones(())
+    size = t.detach().abs().max()
+    return torch.where(size > 0, size, 1.0)
+
+
+def _check_values(t: Tensor, name: str) -> None:
+    if not bool(torch.isfinite(t).all()):
+        k = int((~torch.isfinite(t)).nonzero()[0])
+        msg = (
+            f"{name} must be finite, got {name}[{k}] = {float(t[k])}; leave out data "
+            f"without a value"
+        )
+        raise ValueError(msg)
+
+
+def _check_numbers(t: Tensor, what: str) -> None:
+    if not bool(torch.isfinite(t).all()):
+        msg = f"{what} overflows {t.dtype}; give data and directions of order 1"
+        raise NonFinite(msg)

@@ -15,6 +15,7 @@ from otflow._validation import (
     non_negative_int,
     seed_and_stream,
 )
+from otflow.errors import NonFinite
 from otflow.meanfield.dual_balls import data_in_ball, reach
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.residuals import NORMS, check_network
@@ -148,6 +149,8 @@ def barron_sample(
         carries a graph.
     ValueError
         If data lie outside of the dual unit ball, if N or `tries` is below 1.
+    NonFinite
+        If the square of a norm overflows, or its bound underflows to 0.
 
     See Also
     --------
@@ -190,7 +193,16 @@ def barron_sample(
     size, chances, theta = _law(network, mu, sizes, by)
     inputs = network.encode(x)
     target = network.evaluate(inputs, mu.points, network.masses(mu.weights))
-    limits = 3 * (reach(network, norm) * size) ** 2 / count, 2 * size
+    tall = reach(network, norm) * size
+    limits = 3 * tall * tall / count, 2 * size
+    numbers = torch.finfo(mu.dtype)
+    if tall > 0 and not (numbers.tiny < limits[0] and 4 * tall * tall < numbers.max):
+        msg = (
+            f"the norm B = {size:.3g} of the measure has a square beyond the numbers "
+            f"of {mu.dtype}, so that no error can be compared with its bound; divide "
+            f"the outer weights by that"
+        )
+        raise NonFinite(msg)
     best, made, holds = None, 0, False
     while made < most and not holds:
         made += 1
@@ -228,7 +240,8 @@ def _law(
     loads = mu.weights * sizes
     total = loads.sum()
     if by == "mass" or not bool(total > 0):
-        size = float((mu.weights @ sizes.square()).sqrt())
+        unit = sizes.max() if bool(total > 0) else torch.ones_like(total)
+        size = float(unit * (mu.weights @ (sizes / unit).square()).sqrt())
         return size, mu.weights, mu.points
     a, v = network.split(mu.points)
     # Atoms without a path norm are not drawn.

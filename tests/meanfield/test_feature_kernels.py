@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from itertools import pairwise
+from operator import mul
 
 import pytest
 import torch
@@ -223,3 +225,82 @@ def test_the_kernel_turns_to_the_targets_in_the_mean_field_alone():
     assert -1.15 < fixed < -0.5
     assert min(changes["mean-field"]) > 0.4
     assert changes["ntk"][-1] < 0.02
+
+
+# Scales, round-off and hard data -----------------------------------------------------
+
+
+def test_norms_scale_with_the_values():
+    X, f, rho = normal(6, 2), normal(6, 1, seed=1)[:, 0], of.Particles(normal(60, 3))
+    one = rkhs_norm(RELU, rho, X, f)
+    best = best_law(RELU, rho, X, f, tolerance=1e-3)
+    for scale in (1e-200, 1e-160, 1e-40, 1e40, 1e120):
+        found = rkhs_norm(RELU, rho, X, scale * f)
+        assert found.value / scale == pytest.approx(one.value, rel=1e-10)
+        torch.testing.assert_close(found.dual / scale, one.dual)
+        law = best_law(RELU, rho, X, scale * f, tolerance=1e-3)
+        assert law.bracket.lower / scale == pytest.approx(best.bracket.lower, rel=1e-6)
+        assert law.bracket.upper / scale == pytest.approx(best.bracket.upper, rel=1e-6)
+
+
+def test_an_alignment_does_not_change_with_the_scales_of_kernel_and_targets():
+    X, y = normal(9, 2), normal(9, 1, seed=1)[:, 0]
+    K = rkhs_kernel(RELU, of.Particles(normal(30, 3, seed=2)), X)
+    n, one = len(y), torch.ones(9, 9, dtype=F64)
+    H = torch.eye(n, dtype=F64) - one / n
+    target = torch.outer(H @ y, H @ y)
+    exact = (H @ K @ H * target).sum() / (H @ K @ H).norm() / target.trace()
+    for scale in (1.0, 1e-300, 1e-160, 1e140):
+        torch.testing.assert_close(kernel_alignment(scale * K, y), exact)
+        torch.testing.assert_close(kernel_alignment(K, scale * y), exact)
+    torch.testing.assert_close(kernel_alignment(K, 1e300 * y), exact)
+
+
+def test_a_law_of_features_does_not_change_with_the_scale_of_neurons():
+    """Neither the product of a small outer and a small inner weight is lost."""
+    points = normal(20, 4, seed=3)
+    one = feature_law(RELU, of.Particles(points))
+    for scale in (1e-200, 1e-160, 1e140):
+        other = feature_law(RELU, of.Particles(scale * points))
+        torch.testing.assert_close(other.weights, one.weights)
+        torch.testing.assert_close(other.points, one.points)
+    small = of.Particles((1e-30 * points).float())
+    torch.testing.assert_close(feature_law(RELU, small).weights, one.weights.float())
+
+
+def test_the_residual_is_that_of_the_network_that_is_returned():
+    X, f, rho = normal(6, 2), normal(6, 1, seed=1)[:, 0], of.Particles(normal(64, 3))
+    narrow = of.Particles(rho.points.float())
+    for law, x, values in ((rho, X, f), (narrow, X.float(), f.float())):
+        found = rkhs_norm(RELU, law, x, values)
+        wide = of.Particles(found.measure.points.double())
+        errors = RELU(wide, x.double()) - values.double()
+        assert found.residual == pytest.approx(
+            float(errors.abs().max()), rel=1e-6, abs=1e-14
+        )
+
+
+@pytest.mark.parametrize("gap", [1e-3, 1e-8, 1e-11, 1e-12])
+def test_the_dual_bound_is_true_of_data_that_nearly_coincide(gap):
+    """Its coefficients are huge and cancel: it is checked in rational numbers."""
+    X = torch.cat([normal(5, 1, seed=4).tanh(), normal(1, 1, seed=4).tanh() + gap])
+    f = (4 * X[:, 0]).sin()
+    rho = of.Particles(rays(X))
+    first = best_law(RELU, rho, X, f, steps=1)
+    rational = [[Fraction(float(t)) for t in row] for row in torch.cat([X, X**0], 1)]
+    dual = [Fraction(float(t)) for t in first.kernel.dual]
+    v = rho.points / rho.points.abs().sum(1, keepdim=True)
+    heights = []
+    for row in v.tolist():
+        w, b = map(Fraction, row)
+        parts = [w * z[0] + b * z[1] for z in rational]
+        up = (max(t, Fraction(0)) for t in parts)
+        heights.append(abs(sum(map(mul, dual, up), Fraction(0))))
+    values = [Fraction(float(t)) for t in f]
+    exact = float(sum(map(mul, dual, values), Fraction(0)) / max(heights))
+    # The directions are of norm 1 up to a unit in the last place.
+    assert first.bracket.lower <= exact * (1 + 1e-12)
+    assert first.bracket.lower > 0.9 * exact
+    best = best_law(RELU, rho, X, f, steps=8)
+    assert first.bracket.lower <= best.bracket.lower <= best.bracket.upper
+    assert best.kernel.value == min(best.norms)

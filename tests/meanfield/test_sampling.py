@@ -8,6 +8,7 @@ from scipy.optimize import linprog
 
 import otflow as of
 from otflow.analysis import observed_order
+from otflow.errors import NonFinite
 from otflow.meanfield import TwoLayer, barron_sample, path_norm
 from otflow.meanfield.norms import rays
 from otflow.testing.clouds import normal
@@ -234,3 +235,22 @@ def test_theorem_2_2_a_limit_of_bounded_networks_has_no_larger_norm():
     assert limit <= B
     # The norm is lower semicontinuous, and theirs tend to it here.
     assert limit <= least[-1] + 0.05
+
+
+@pytest.mark.parametrize("by", ["path norm", "mass"])
+def test_a_norm_whose_square_is_no_number_is_an_error(by):
+    """Neither an error of 0 nor an infinite bound is called a bound that holds."""
+    mu, X = weighted(50, 1), uniform(20, 1)
+    one = barron_sample(RELU, mu, 10, X, by=by)
+    for scale in (1e-160, 1e-100, 1e100, 1e140):
+        other = of.Particles(scale * mu.points, mu.weights)
+        with pytest.raises(NonFinite, match="divide the outer weights by that"):
+            barron_sample(RELU, other, 10, X, by=by)
+    for scale in (1e-30, 1e30):
+        other = of.Particles(scale * mu.points, mu.weights)
+        found = barron_sample(RELU, other, 10, X, by=by)
+        assert found.norm / scale**2 == pytest.approx(one.norm, rel=1e-12)
+        assert found.error / scale**4 == pytest.approx(one.error, rel=1e-9)
+    narrow = of.Particles((1e-12 * mu.points).float(), mu.weights.float())
+    with pytest.raises(NonFinite, match=r"numbers of torch\.float32"):
+        barron_sample(RELU, narrow, 10, X.float(), by=by)

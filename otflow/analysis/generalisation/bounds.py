@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from otflow._validation import (
-    check_option,
-    non_negative_int,
-    positive,
-    real,
-)
+from otflow._validation import check_option, non_negative_int, positive, real
+from otflow.errors import NonFinite
 from otflow.meanfield.dual_balls import ordinary, reach
 from otflow.meanfield.layers import TwoLayer
 from otflow.meanfield.residuals import NORMS
 
 __all__ = ["RiskBound", "apriori_bound", "rademacher_bound", "weight_size_bound"]
+
+# More neurons, data or dimensions than any computer has; all sums stay finite.
+MOST = 10**100
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +110,9 @@ def rademacher_bound(
     ValueError
         If the radius is negative, or n or d is below 1.
     Unsupported
-        If the unit is not homogeneous.
+        If the unit is not homogeneous, or there are several outputs.
+    NonFinite
+        If the bound overflows.
 
     See Also
     --------
@@ -154,9 +155,8 @@ def rademacher_bound(
         rows = inputs + int(layer.bias)
         sharp = steep * R * math.sqrt(2 * math.log(4 * rows) / count)
     ball = "[-1, 1]^d" if norm == "l1" else "the Euclidean unit ball"
-    return RiskBound(
-        value, True, f"it holds for all data in {ball}", {"sharp": sharp, "radius": R}
-    )
+    why = f"it holds for all data in {ball}"
+    return _finite(RiskBound(value, True, why, {"sharp": sharp, "radius": R}))
 
 
 def weight_size_bound(
@@ -192,9 +192,10 @@ def weight_size_bound(
     delta : float
         Probability of failure, in (0, 1).
     complexity : float, optional
-        The Rademacher complexity of the ball of radius 1 at the data, such as
-        ``rademacher(X).bracket.upper``; by default the sharp bound of
-        `rademacher_bound`, which holds at all data.
+        An upper bound of the Rademacher complexity of the ball of radius 1 at the data,
+        such as ``rademacher(X).upper_at(0.01)``. That one fails with a probability of
+        0.01, to be added to `delta`; a mean over some draws of signs is no bound. By
+        default the sharp bound of `rademacher_bound`, which holds at all data.
     lipschitz : float
         Lipschitz constant :math:`\Lambda` of the loss as a function of the output.
     largest : float
@@ -215,7 +216,9 @@ def weight_size_bound(
         If a number is negative or not finite, n or d below 1, or `delta` outside of (0,
         1).
     Unsupported
-        If the unit is not homogeneous.
+        If the unit is not homogeneous, or there are several outputs.
+    NonFinite
+        If the bound overflows.
 
     See Also
     --------
@@ -239,7 +242,7 @@ def weight_size_bound(
     """
     size = positive(A, "A", or_zero=True)
     count, inputs = _counts(n, d)
-    chance = _probability(delta)
+    chance = probability(delta)
     steep = positive(lipschitz, "lipschitz", or_zero=True)
     top = positive(largest, "largest", or_zero=True)
     unit = rademacher_bound(1.0, count, inputs, norm=norm, network=network)
@@ -247,14 +250,14 @@ def weight_size_bound(
     if complexity is not None:
         rad = positive(complexity, "complexity", or_zero=True)
     parts = {
-        "complexity": 2 * steep * size * rad,
-        "chance": 3 * top * math.sqrt(math.log(2 / chance) / (2 * count)),
+        "complexity": steep * size * rad * 2,
+        "chance": 3 * top * math.sqrt((math.log(2) - math.log(chance)) / (2 * count)),
     }
     value = sum(parts.values())
     why = f"it holds for all networks of path norm at most {size:g}"
     if value >= top:
         why += f", but says nothing: the loss is at most {top:g}"
-    return RiskBound(value, True, why, parts)
+    return _finite(RiskBound(value, True, why, parts))
 
 
 def apriori_bound(
@@ -306,8 +309,8 @@ def apriori_bound(
     labels : tuple of float
         The interval of the values of :math:`f^*`.
     objective : float, optional
-        The value J that training has reached. By default the network is taken at the
-        word of the theorem, that it is a global minimiser.
+        The value J >= 0 that training has reached. By default the network is taken at
+        the word of the theorem, that it is a global minimiser.
     norm : str
         "l1" with data in :math:`[-1, 1]^d`, or "l2" with data in the Euclidean unit
         ball. Then :math:`\lambda_n = 2r` times the complexity :math:`2\kappa/\sqrt n`.
@@ -327,7 +330,9 @@ def apriori_bound(
     ValueError
         If a number is out of range.
     Unsupported
-        If the unit is not homogeneous.
+        If the unit is not homogeneous, or there are several outputs.
+    NonFinite
+        If the bound overflows.
 
     See Also
     --------
@@ -369,16 +374,16 @@ def apriori_bound(
     False
     """
     size = positive(B, "B", or_zero=True)
-    neurons = non_negative_int(N, "N", minimum=1)
+    neurons = _count(N, "N")
     count, inputs = _counts(n, d)
     factor = positive(penalty, "penalty")
-    chance = _probability(delta)
+    chance = probability(delta)
     span = _span(labels)
     kappa = reach(ordinary(network), norm)
     unit = rademacher_bound(1.0, count, inputs, norm=norm, network=network)
     least, sharp = 2 * span * unit.value, 2 * span * unit.terms["sharp"]
-    sampling = (kappa * size) ** 2 / neurons
-    luck = span**2 * math.sqrt(math.log(1 / chance) / (2 * count))
+    sampling = kappa * size * kappa * size / neurons
+    luck = span * span * math.sqrt(-math.log(chance) / (2 * count))
     reached = sampling / 2 + factor * size
     terms = {
         "neurons": 2 * sampling,
@@ -396,15 +401,31 @@ def apriori_bound(
             f"the penalty {factor:.4g} is below {least:.4g}, what the theorem asks "
             f"for; terms['any penalty'] is a bound"
         )
-    if objective is not None and not real(objective, "objective") <= reached:
+    final = 0.0
+    if objective is not None:
+        final = positive(objective, "objective", or_zero=True)
+    if final > reached:
         applies = False
         why = (
-            f"training stopped at {objective:.4g}, above {reached:.4g}, which every "
+            f"training stopped at {final:.4g}, above {reached:.4g}, which every "
             f"minimiser reaches"
         )
-    if applies and value >= span**2:
-        why += f", but it says nothing: the square of labels' range is {span**2:g}"
-    return RiskBound(value, applies, why, terms)
+    if applies and value >= span * span:
+        why += f", but it says nothing: the square of labels' range is {span * span:g}"
+    return _finite(RiskBound(value, applies, why, terms))
+
+
+def _finite(bound: RiskBound) -> RiskBound:
+    """Return a bound, all of whose numbers are finite."""
+    numbers = {"the bound": bound.value, **bound.terms}
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            msg = (
+                f"{name} overflows float64, so that nothing is bounded; take numbers "
+                f"of ordinary size, such as labels in [0, 1]"
+            )
+            raise NonFinite(msg)
+    return bound
 
 
 def _unit_complexity(n: int, d: int) -> float:
@@ -413,10 +434,19 @@ def _unit_complexity(n: int, d: int) -> float:
 
 
 def _counts(n: int, d: int) -> tuple[int, int]:
-    return non_negative_int(n, "n", minimum=1), non_negative_int(d, "d", minimum=1)
+    return _count(n, "n"), _count(d, "d")
 
 
-def _probability(delta: float) -> float:
+def _count(n: int, name: str) -> int:
+    count = non_negative_int(n, name, minimum=1)
+    if count > MOST:
+        msg = f"{name} must be at most {MOST:.0e}, got more; take {name}=10**15"
+        raise ValueError(msg)
+    return count
+
+
+def probability(delta: float) -> float:
+    """Return a probability as a float; raise ValueError outside of (0, 1)."""
     chance = real(delta, "delta")
     if not 0 < chance < 1:
         msg = (

@@ -159,7 +159,8 @@ def risk_table(
     Raises
     ------
     ValueError
-        If a list is empty, times do not increase, or n is above the number of data.
+        If a list is empty, times do not increase, n is above the number of data, or the
+        two risks are of different networks.
     Diverged
         If a step leaves the finite numbers; take a smaller dt.
     NotConverged
@@ -191,6 +192,7 @@ def risk_table(
     cure = "give meanfield.Risk(network, X, y)"
     check_kind(risk, Risk, "risk", cure=cure)
     check_kind(test, Risk, "test", cure=cure)
+    _same_network(risk, test)
     sizes = _counts(neurons, "neurons", None)
     counts = _counts(samples, "samples", len(risk.y))
     ends = _times(times)
@@ -214,6 +216,18 @@ def risk_table(
         torch.stack(train).reshape(shape),
         torch.stack(tested).reshape(shape),
     )
+
+
+def _same_network(risk: Risk, test: Risk) -> None:
+    """Raise ValueError if the neurons of one risk mean something else in the other."""
+    one, other = repr(risk.network), repr(test.network)
+    if risk.network is not test.network and one != other:
+        msg = (
+            f"the risk is that of {one} and the test that of {other}, so that a "
+            f"trained network is not the one that is tested; give "
+            f"Risk(risk.network, X, y) of other data as test"
+        )
+        raise ValueError(msg)
 
 
 def _at_times(

@@ -18,6 +18,7 @@ from otflow.analysis import (
     rademacher_bound,
     weight_size_bound,
 )
+from otflow.errors import NonFinite
 from otflow.meanfield import PathPenalty, Risk, TwoLayer, barron_sample, path_norm
 from otflow.meanfield.norms import rays
 from otflow.testing.clouds import normal
@@ -328,3 +329,120 @@ def test_a_bound_is_kept_and_does_not_change():
         assert repr(same) == repr(bound)
     with pytest.raises(TypeError):
         bound.terms["chance"] = 0.0  # type: ignore[index]
+
+
+# Certificates ------------------------------------------------------------------------
+
+
+def all_signs(n):
+    return torch.tensor(list(itertools.product([-1.0, 1.0], repeat=n)), dtype=F64)
+
+
+HARD = {
+    "corners": lambda n, d: (uniform(n, d, 1) - 0.5).sign(),
+    "one point": lambda n, d: (uniform(1, d, 2) - 0.5).sign().repeat(n, 1),
+    "nearly one point": lambda n, d: 0.5 + 1e-12 * uniform(n, d, 3),
+    "zeros": lambda n, d: torch.zeros(n, d, dtype=F64),
+    "a line": lambda n, d: (2 * uniform(n, 1, 4) - 1).repeat(1, d),
+}
+
+
+@pytest.mark.parametrize("data", HARD)
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_theorem_3_1_holds_of_hard_data_over_all_signs(data, norm, bias):
+    """The complexity itself, against many neurons and below the bounds."""
+    network = TwoLayer("relu", bias=bias)
+    for n, d in ((1, 1), (5, 1), (5, 2), (4, 3)):
+        X = HARD[data](n, d)
+        X = X / X.norm(dim=1, keepdim=True).clamp_min(1) if norm == "l2" else X
+        signs = all_signs(n)
+        found = rademacher(X, draws=signs, norm=norm, network=network)
+        v = normal(4000, d + int(bias), seed=5)
+        v = v / torch.linalg.vector_norm(v, 1 if norm == "l1" else 2, dim=1)[:, None]
+        z = network.encode(X)
+        least = float(((v @ z.T).relu() @ signs.T / n).abs().amax(0).mean())
+        assert least <= found.bracket.upper + 1e-12
+        assert found.bracket.lower <= found.sharp <= found.bound
+        assert found.bracket.upper <= found.sharp
+
+
+def test_a_mean_over_draws_is_no_bound_but_the_upper_one_is():
+    """Of 8 data all 256 signs give the complexity. Most means of few draws are less."""
+    X = line(8)
+    exact = rademacher(X, draws=all_signs(8)).value
+    found = [rademacher(X, draws=6, generator=k) for k in range(60)]
+    below = sum(report.bracket.upper < exact for report in found) / 60
+    failed = sum(report.upper_at(0.3) < exact for report in found) / 60
+    assert below > 0.3
+    assert failed <= 0.3
+    report = found[0]
+    # The largest neuron at data of [0, 1] is 1; nK = 48.
+    assert report.spread == pytest.approx(math.sqrt(2 / 48))
+    expected = report.bracket.upper + math.sqrt(2 * math.log(1 / 0.9) / 48)
+    assert report.upper_at(0.9) == pytest.approx(min(expected, report.sharp))
+    # It never exceeds the bound that holds at all data.
+    assert report.upper_at(1e-300) == report.sharp
+    many = rademacher(line(400), draws=50)
+    assert many.bracket.upper < many.upper_at(0.01) < many.sharp
+    bound = weight_size_bound(1.0, 400, 1, complexity=many.upper_at(0.01))
+    assert bound.value < weight_size_bound(1.0, 400, 1).value
+
+
+def test_the_spread_is_that_of_the_largest_neuron_at_the_data():
+    """One sign moves the largest correlation by 2 kappa / n at most."""
+    X = 0.3 * normal(6, 2, seed=1).tanh()
+    for norm, bias in itertools.product(("l1", "l2"), (True, False)):
+        network = TwoLayer("relu", bias=bias)
+        one = all_signs(6)[[5, 20, 40]]
+        options = {"norm": norm, "network": network, "sharpness": 0.0}
+        for k in range(6):
+            other = one.clone()
+            other[0, k] *= -1
+            pair = [rademacher(X, draws=s, **options) for s in (one, other)]
+            moved = abs(pair[0].value - pair[1].value)
+            assert moved <= 2 * pair[0].spread / math.sqrt(2 * 6 * 3) + 1e-12
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        lambda: rademacher_bound(1e308, 1, 10),
+        lambda: weight_size_bound(1e308, 10, 2, lipschitz=1e308),
+        lambda: apriori_bound(1e200, 10, 10, 2, 1.0),
+        lambda: apriori_bound(1.0, 10, 10, 2, 1e308),
+        lambda: apriori_bound(1.0, 10, 10, 2, 1e-310),
+        lambda: apriori_bound(1.0, 10, 10, 2, 1.0, labels=(-1e308, 1e308)),
+        lambda: apriori_bound(1.0, 10, 10, 2, 1.0, labels=(0.0, 1e200)),
+    ],
+)
+def test_a_bound_that_overflows_is_an_error(bound):
+    with pytest.raises(NonFinite, match="overflows float64"):
+        bound()
+
+
+def test_bounds_of_extreme_numbers_are_finite():
+    assert weight_size_bound(0.0, 10, 2, lipschitz=1e308, largest=0.0).value == 0
+    tiny = weight_size_bound(1.0, 10, 2, delta=5e-324)
+    ln = math.log(2) + 1074 * math.log(2)
+    assert tiny.terms["chance"] == pytest.approx(3 * math.sqrt(ln / 20))
+    late = apriori_bound(1.0, 10, 10, 2, 1.0, delta=5e-324)
+    assert late.terms["chance"] == pytest.approx(math.sqrt(1074 * math.log(2) / 20))
+    assert math.isfinite(rademacher_bound(1.0, 10**90, 10**90).value)
+
+
+def test_theorem_3_2_applies_from_its_own_penalty_on():
+    least = apriori_bound(1.0, 100, 50_000, 5, 1.0).terms["least penalty"]
+    assert least == pytest.approx(4 * math.sqrt(2 * math.log(10) / 50_000))
+    assert apriori_bound(1.0, 100, 50_000, 5, least).applies
+    below = apriori_bound(1.0, 100, 50_000, 5, least * (1 - 1e-12))
+    assert not below.applies
+    assert "terms['any penalty'] is a bound" in below.why
+    assert math.isfinite(below.value)
+    # The sharper bound is for every penalty, and below the theorem's where that holds.
+    for factor in (1.0, 1.5, 10.0):
+        bound = apriori_bound(1.0, 100, 50_000, 5, factor * least)
+        assert bound.terms["any penalty"] <= bound.value
+    stopped = apriori_bound(1.0, 100, 50_000, 5, least, objective=1.0)
+    assert not stopped.applies
+    assert "training stopped at 1" in stopped.why

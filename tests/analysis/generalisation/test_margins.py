@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -222,3 +224,118 @@ def test_both_layers_generalise_better_than_the_outer_one_alone():
     assert margin > 0.005
     assert fixed_train > 0.05
     assert fixed_test > 2 * test
+
+
+# Hard data and scales ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("margin", [f1_margin, f2_margin])
+def test_a_margin_scales_with_the_data(margin):
+    """Without a bias features are homogeneous, and so is the largest margin."""
+    network = TwoLayer("relu", bias=False)
+    X, y = normal(6, 2, seed=8), torch.tensor([1.0, 1, -1, 1, -1, 1], dtype=F64)
+    mu = of.Particles(normal(30, 3, seed=9))
+    one = margin(network, mu, X, y)
+    assert one.best.relative < 2e-3
+    for scale in (1e-150, 1e-12, 1e-7, 1e7, 1e120):
+        other = margin(network, mu, scale * X, y)
+        for end in ("lower", "upper"):
+            ends = getattr(other.best, end) / scale, getattr(one.best, end)
+            assert ends[0] == pytest.approx(ends[1], rel=2e-3)
+        assert other.value / scale == pytest.approx(one.value, rel=1e-9)
+
+
+def test_the_game_is_solved_at_every_scale_of_inputs_beside_a_bias():
+    """The program's tolerances are absolute: numbers of its value's order are given."""
+    X = torch.tensor([[-0.9], [-0.4], [0.1], [0.3], [0.8]], dtype=F64)
+    y = torch.tensor([-1.0, 1, -1, 1, 1], dtype=F64)
+    mu = neurons(10, 1)
+    ends = {}
+    for scale in (1e-8, 1e-5, 1e-2, 1e2, 1e5, 1e8):
+        best = f1_margin(RELU, mu, scale * X, y, norm="l1").best
+        assert best.relative < 2e-3
+        ends[scale] = best.upper
+    # Beside the bias small inputs are linear in their scale.
+    assert ends[1e-8] / 1e-8 == pytest.approx(ends[1e-5] / 1e-5, rel=5e-3)
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-12])
+def test_one_input_with_both_labels_has_no_margin(gap):
+    X = torch.cat([normal(6, 2, seed=1), normal(1, 2, seed=1) + gap])
+    y = torch.cat([torch.ones(6), -torch.ones(1)]).to(F64)
+    mu = neurons(30, 2)
+    for margin in (f1_margin(RELU, mu, X, y), f2_margin(RELU, mu, X, y)):
+        assert 0 <= margin.best.lower <= margin.best.upper < 1e-11 + 2 * gap
+
+
+def test_one_class_has_the_margin_of_the_constant_neuron():
+    X = 0.9 * normal(8, 2, seed=2).tanh()
+    mu = neurons(10, 2)
+    best = f1_margin(RELU, mu, X, torch.ones(8).to(F64), norm="l1").best
+    # In l1 no neuron of norm 1 is above 1 in the cube, and the constant one is 1.
+    hard = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]], dtype=F64)
+    corner = f1_margin(RELU, mu, hard, torch.ones(4).to(F64), norm="l1").best
+    assert corner.lower <= 1 <= corner.upper
+    assert corner.relative < 2e-3
+    assert best.lower <= 1
+    assert best.upper >= 1 - 1e-12
+    single = f1_margin(RELU, mu, X[:1], torch.ones(1).to(F64), norm="l2").best
+    exact = float((X[0].square().sum() + 1).sqrt())
+    assert single.lower - 1e-12 <= exact <= single.upper + 1e-12
+    assert single.relative < 1e-9
+
+
+@pytest.mark.parametrize(("n", "N"), [(12, 60), (60, 40), (1400, 120)])
+def test_the_largest_margin_in_f2_is_closed(n, N):
+    """More data than one problem of least squares holds, too: it is of some of them."""
+    X = normal(n, 4, seed=3)
+    mu = neurons(N, 4)
+    for y in (X[:, 0].sign(), normal(n, 1, seed=4)[:, 0].sign()):
+        best = f2_margin(RELU, mu, X, y).best
+        assert best.relative < 2e-3 or best.upper < 1e-10
+        # A linear program independent of it: is there a classifier at all?
+        from scipy.optimize import linprog
+
+        phi = (
+            y[:, None]
+            * (torch.cat([X, torch.ones_like(X[:, :1])], 1) @ mu.points[:, 1:].T).relu()
+        ).numpy()
+        there = linprog(
+            [0.0] * N, A_ub=-phi, b_ub=[-1.0] * n, bounds=[(None, None)] * N
+        )
+        assert (there.status == 0) == (best.lower > 0)
+
+
+def test_the_largest_margin_of_two_data_in_f2_is_a_closed_form():
+    """The shortest vector of a segment, also where the kernel's squares underflow."""
+    X, y = normal(2, 3, seed=6), torch.tensor([1.0, -1.0], dtype=F64)
+    network, mu = TwoLayer("relu", bias=False), of.Particles(normal(9, 4, seed=7))
+    phi = y[:, None] * (X @ mu.points[:, 1:].T).relu() / 3
+    p, q = phi
+    t = float(((q - p) @ q / (q - p).square().sum()).clamp(0, 1))
+    exact = float((t * p + (1 - t) * q).norm())
+    for scale in (1.0, 1e-160, 1e140):
+        best = f2_margin(network, mu, scale * X, y).best
+        assert best.lower <= exact * scale * (1 + 1e-12)
+        assert exact * scale <= best.upper * (1 + 1e-12)
+        assert best.relative < 1e-9
+
+
+def test_the_norm_of_a_margin_of_float32_is_computed_in_float64():
+    mu = of.Particles(neurons(64, 2).points.float() * 1.1)
+    X, y = normal(12, 2).float(), normal(12, 1, seed=2)[:, 0].sign().float()
+    wide = of.Particles(mu.points.double())
+    for margin in (f1_margin, f2_margin):
+        one = margin(RELU, mu, X, y)
+        other = margin(RELU, wide, X.double(), y.double())
+        assert one.norm == pytest.approx(other.norm, rel=1e-14)
+        assert one.value == pytest.approx(other.value, rel=1e-12)
+        assert one.best.upper == pytest.approx(other.best.upper, rel=1e-9)
+
+
+def test_a_soft_margin_is_copied_and_pickled_as_other_functionals_are():
+    X, y, mu = normal(20, 3), normal(20, 1, seed=1)[:, 0].sign(), neurons(10, 3)
+    F = soft_margin(TwoLayer("relu", offset=0.2), X, y)
+    for other in (copy.deepcopy(F), pickle.loads(pickle.dumps(F))):
+        assert torch.equal(other.value(mu), F.value(mu))
+        assert torch.equal(other.velocity(mu), F.velocity(mu))
