@@ -16,7 +16,7 @@ from otflow.functionals.inheritance import redefined
 from otflow.functionals.wrapped import Wrapped
 from otflow.measures import Measure, Parts
 
-__all__ = ["InPart", "OfPart", "in_part", "parts_of", "terms_by_part"]
+__all__ = ["InPart", "OfPart", "in_part", "parts_of", "terms_by_part", "where_seen"]
 
 
 class OfPart(Wrapped):
@@ -235,6 +235,14 @@ def in_part(F: Functional, mu: Parts, part: str | int) -> Functional:
     found = [] if coupled is None else [InPart(coupled, mu, part)]
     both = (*found, own) if own is not None else tuple(found)
     return both[0] if len(both) == 1 else Sum(both)
+
+
+def where_seen(term: Functional, mu: Measure) -> tuple[Functional, Measure]:
+    """Return a term and the measure that it sees: of `OfPart`, F and its part."""
+    while isinstance(term, OfPart) and redefined(term, OfPart) is None:
+        mu = term.own(mu)
+        term = term.functional
+    return term, mu
 
 
 def terms_by_part(F: Functional, mu: Parts) -> dict[int | None, Functional]:

@@ -185,8 +185,9 @@ def test_entropies_of_parts_cool_alike(factor, part_by_part):
             (of.functionals.OfPart(k, F) for k, F in each), of.functionals.Sum(())
         )
 
-    inner = of.Langevin()
-    inner = of.schemes.PartByPart(inner) if part_by_part else inner
+    inner: of.schemes.Scheme = of.Langevin()
+    if part_by_part:
+        inner = of.schemes.PartByPart(inner)
     scheme = of.schemes.Anneal(inner, lambda _: factor)
     runs = [
         of.flow(F, both, s, dt=0.1, steps=3, generator=0)
