@@ -265,7 +265,10 @@ def _time_error(run: Trajectory[Any], doubt: str | None) -> Finding:
     if not run.info or not len(run.times):
         return Finding(name, Verdict.UNKNOWN, None, "no step was made")
     if any(lowers_another(report) for report in run.info):
-        text = "the steps minimised other draws of data, or F at another temperature"
+        text = (
+            "the steps minimised other draws of data, F at another temperature, or F "
+            "in one part of the measure"
+        )
         return Finding(name, Verdict.UNKNOWN, None, text)
     try:
         bound = float(run.time_error()[-1])

@@ -399,7 +399,7 @@ def test_a_scale_of_the_metric_is_one_that_the_dtype_can_multiply_by(dtype):
         mu = Euclidean(values, scale)
         length = float(mu.norm(values))
         assert length == pytest.approx((3 * scale) ** 0.5, rel=1e-6)
-        assert torch.isfinite(mu.tangent_of(values, len)).all()  # type: ignore[arg-type]
+        assert torch.isfinite(mu.tangent_of(values, len)).all()
     for scale in (0.5 / limit, 2 * limit):
         with pytest.raises(ValueError, match="take other units"):
             Euclidean(values, scale)

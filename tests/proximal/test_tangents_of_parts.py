@@ -150,7 +150,7 @@ def test_a_bound_on_the_density_of_a_part_stalls_and_the_cure_is_part_by_part():
     run = of.flow(F, mu, scheme, dt=0.5, steps=10)
     assert run.converged
     alone = of.flow(F.functional, line, of.JKO(), dt=0.5, steps=10)
-    torch.testing.assert_close(run.final["a"].edges, alone.final.edges)
+    torch.testing.assert_close(run.final["a"].coordinates, alone.final.coordinates)
 
 
 def test_clouds_and_a_grid_have_no_joint_step_but_one_part_by_part():
