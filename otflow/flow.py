@@ -28,6 +28,7 @@ from otflow.callbacks import Callback, Checkpoint, Event
 from otflow.callbacks.base import as_callbacks, stops
 from otflow.errors import Diverged, Interrupted, NonFinite
 from otflow.functionals.base import Functional, check_functional, check_measure
+from otflow.functionals.of_part import where_seen
 from otflow.functionals.potential import Potential
 from otflow.measures import Measure, Particles
 from otflow.schemes import Scheme, Step, reports
@@ -265,9 +266,11 @@ def _nothing_lost(
         raise
 
 
-def _walls(F: Functional, mu: Measure, made: int) -> str:
+def _walls(F: Functional, whole: Measure, made: int) -> str:
     """Return which potential with a map is infinite at the measure, and the cure."""
-    for _, term in F.terms():
+    noise = [where_seen(term, whole)[1] for _, term in F.terms() if term.entropic]
+    for _, stated in F.terms():
+        term, mu = where_seen(stated, whole)
         if not isinstance(term, Potential) or term.prox is None:
             continue
         with torch.no_grad():
@@ -275,10 +278,10 @@ def _walls(F: Functional, mu: Measure, made: int) -> str:
             outside = torch.isinf(term.V(mu.points)) & here
         if not bool(outside.any()):
             continue
-        if made and F.split_entropy()[0]:
+        if made and any(heated in (mu, whole) for heated in noise):
             cure = (
                 "noise does not see where it ends; flow a GridDensity(..., walls=True) "
-                "over the part where it is finite, by JKO()"
+                "over the region where it is finite, by JKO()"
             )
         elif made:
             cure = (
@@ -295,7 +298,11 @@ def _walls(F: Functional, mu: Measure, made: int) -> str:
                 "start where it is finite, from Particles or from a GridDensity whose "
                 "box lies there"
             )
-        return f"{term!r} is infinite at {int(outside.sum())} of {mu.n} points; {cure}"
+        if made and mu is not whole:
+            cure += ", for this part alone, in schemes.PartByPart"
+        return (
+            f"{stated!r} is infinite at {int(outside.sum())} of {mu.n} points; {cure}"
+        )
     return ""
 
 

@@ -77,6 +77,36 @@ def noisy(factor, part="outer"):
     return SPRINGS + factor * OfPart(part, of.Entropy())
 
 
+def halves(d):
+    return of.schemes.Mobility(of.ExplicitEuler(), [0.5] * d)
+
+
+class ByIndex(of.Functional):
+    """Springs from each atom to the place of the next one."""
+
+    def value(self, mu):
+        return 0.5 * (mu.points - CLOUD.points.roll(1, 0)).square().sum(-1).mean()
+
+
+class Stating(ByIndex):
+    exchangeable = False
+
+
+# Walls around one part, and a network of which one part is seen.
+WALLS = of.functionals.box(-1.0, 1.0)
+PULL = of.Potential(lambda x: -3 * x.sum(-1))
+PULLED = OfPart("outer", PULL + WALLS) + OfPart("inner", SPRING)
+WIDE = of.Particles(torch.linspace(-5, 5, 6, dtype=F64)[:, None])
+SLAB = Parts({"outer": of.Particles(WIDE.points / 10), "inner": OTHER})
+ROOM = of.GridDensity.from_function(
+    lambda x: torch.ones(len(x), dtype=F64), -1.0, 1.0, (16,), dtype=F64, walls=True
+)
+SPLIT = PartByPart({"outer": of.schemes.ForwardBackward(), "inner": of.JKO()})
+RELABELS, KEEPS = of.proximal.ParticleProximal(), of.proximal.TangentProximal()
+NETWORK = of.meanfield.networks.MultiLayer((6, 5), "tanh")
+DEEP = NETWORK.draw(1, torch.Generator().manual_seed(0), dtype=F64)
+RISK = of.meanfield.Risk(NETWORK, normal(8, 1), normal(8))
+
 CASES: dict[str, Case] = {
     # The measure
     "a measure in the place of its parts": (
@@ -388,6 +418,94 @@ CASES: dict[str, Case] = {
         r"take its own, mu\.norm\(mu\.displacement_to\(nu\)\)",
         lambda: of.metrics.wasserstein2(TENSOR, Euclidean(TENSOR.values + 1)),
         [lambda: TENSOR.norm(TENSOR.displacement_to(Euclidean(TENSOR.values + 1)))],
+    ),
+    "a mobility of all parts": (
+        of.errors.Unsupported,
+        r"not Parts; use each part by a scheme of its own, schemes\.PartByPart",
+        lambda: go(SPRINGS, BOTH, halves(2)),
+        [lambda: go(SPRINGS, BOTH, PartByPart({"outer": halves(2)}))],
+    ),
+    "a proximal map in one part, all at once": (
+        ValueError,
+        r"take schemes\.PartByPart\(\{'outer': ForwardBackward\(\), \.\.\.\}\)",
+        lambda: go(PULLED, SLAB, of.schemes.ForwardBackward()),
+        [lambda: go(PULLED, SLAB, SPLIT)],
+    ),
+    "explicit steps through a wall of a part": (
+        of.errors.Diverged,
+        r"OfPart\('outer', .*6 of 6 points; .*, for this part alone, in schemes",
+        lambda: of.flow(PULLED, SLAB, of.ExplicitEuler(), dt=1.0, steps=3),
+        [lambda: of.flow(PULLED, SLAB, SPLIT, dt=1.0, steps=3)],
+    ),
+    "a start beyond a wall of a part": (
+        of.errors.Diverged,
+        r"start where it is finite, .* Particles\(term\.proximal\(mu\.points, 1\.0\)",
+        lambda: go(PULLED, SLAB.replace(outer=WIDE), SPLIT),
+        [
+            lambda: go(
+                PULLED,
+                SLAB.replace(outer=of.Particles(WALLS.proximal(WIDE.points, 1.0))),
+                SPLIT,
+            )
+        ],
+    ),
+    "noise through a wall of a part": (
+        of.errors.Diverged,
+        r"GridDensity\(\.\.\., walls=True\) .*JKO\(\), for this part .*PartByPart",
+        lambda: of.flow(
+            PULLED + OfPart("outer", of.Entropy()),
+            SLAB,
+            of.Langevin(),
+            dt=1.0,
+            steps=3,
+            generator=0,
+        ),
+        [
+            lambda: go(
+                PULLED + OfPart("outer", of.Entropy()),
+                SLAB.replace(outer=ROOM),
+                PartByPart({"outer": of.JKO(), "inner": of.JKO()}),
+            )
+        ],
+    ),
+    "a metric that overflows": (
+        ValueError,
+        r"take other units, values / c with the scale c\*\*2 \* 1e\+151",
+        lambda: Euclidean(TENSOR.values, 1e151),
+        [lambda: Euclidean(TENSOR.values / 1e-10, 1e-10**2 * 1e151)],
+    ),
+    "a proximal step that relabels rows of a network": (
+        of.errors.Unsupported,
+        r"use JKO\(proximal\.TangentProximal\(\)\), which keeps the order",
+        lambda: go(RISK, DEEP, PartByPart({"inner": of.JKO(RELABELS)})),
+        [
+            lambda: go(RISK, DEEP, PartByPart({"inner": of.JKO(KEEPS)})),
+            lambda: go(RISK, DEEP, PartByPart({"inner": of.JKO()})),
+        ],
+    ),
+    "a functional that does not say that it reads indices": (
+        of.errors.InvalidFunctional,
+        r"state exchangeable = False in the class of F, so that JKO\(\) takes it",
+        lambda: RELABELS.solve(ByIndex(), CLOUD, 10.0),
+        [
+            lambda: KEEPS.solve(ByIndex(), CLOUD, 10.0).certificate.converged,
+            lambda: of.flow(Stating(), CLOUD, of.JKO(), dt=10.0, steps=1),
+        ],
+    ),
+    "copies of rows of a network": (
+        of.errors.Unsupported,
+        r"use ExplicitEuler\(\) or JKO\(\), which keep each atom in its place",
+        lambda: go(RISK, DEEP, PartByPart({"inner": of.schemes.Resample()})),
+        [
+            lambda: go(RISK, DEEP, PartByPart({"inner": of.ExplicitEuler()})),
+            lambda: go(RISK, DEEP, PartByPart({"inner": of.JKO()})),
+        ],
+    ),
+    "derivatives at a row that no unit owns": (
+        of.errors.Unsupported,
+        "ask for derivatives at the atoms themselves, without x",
+        lambda: InPart(RISK, DEEP, "inner").velocity(DEEP["inner"], normal(1, 2)),
+        [lambda: InPart(RISK, DEEP, "inner").velocity(DEEP["inner"])],
     ),
     "heat that runs backwards in a part": (
         ValueError,

@@ -79,7 +79,7 @@ CASES: dict[str, Case] = {
     ),
     "noise through a wall": (
         Diverged,
-        r"flow a GridDensity\(\.\.\., walls=True\) over the part .*, by JKO\(\)",
+        r"flow a GridDensity\(\.\.\., walls=True\) over the region .*, by JKO\(\)",
         lambda: go(PULL + TERM + of.Entropy(), INSIDE, of.Langevin()),
         [lambda: go(PULL + TERM + of.Entropy(), cells(1.0), of.JKO())],
     ),

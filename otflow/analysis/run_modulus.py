@@ -9,12 +9,12 @@ from typing import Any
 from otflow.analysis.certificates import check_each_step
 from otflow.analysis.evi import check_proximal, evolution_variational_inequality
 from otflow.analysis.findings import Finding, Verdict
-from otflow.analysis.run_steps import has_mobility, parts_of
+from otflow.analysis.run_steps import has_mobility
 from otflow.errors import NonFinite, Unsupported
 from otflow.functionals.base import Functional
 from otflow.measures import Measure
 from otflow.proximal import Guarantee
-from otflow.schemes.reports import levels_of
+from otflow.schemes.reports import of_all_parts, parts_of
 from otflow.trajectory import Trajectory
 
 __all__ = ["doubt_of_modulus", "modulus_of"]
@@ -112,10 +112,7 @@ def doubt_of_modulus(run: Trajectory[Any], F: Functional, dim: int) -> str | Non
     """Return why the steps used a modulus that F does not state, None if none did."""
     own = F.modulus(dim)
     for k, report in enumerate(run.info):
-        # A part with the others frozen has a modulus of its own, which may be larger.
-        if any("part" in one.entries for one in levels_of(report)):
-            continue
-        for leaf in parts_of(report):
+        for leaf in of_all_parts(report):
             used = leaf.modulus
             if used is None or leaf.guarantee is None:
                 continue
@@ -136,6 +133,7 @@ def _loss_of_steps(run: Trajectory[Any]) -> tuple[int, str | None]:
     count = 0
     for k, report in enumerate(run.info):
         tried = False
+        own = list(of_all_parts(report))
         for leaf in parts_of(report):
             before, after, d = leaf.energy_before, leaf.energy_after, leaf.w2
             tau, b, modulus = leaf.dt, leaf.bound, leaf.modulus
@@ -144,7 +142,9 @@ def _loss_of_steps(run: Trajectory[Any]) -> tuple[int, str | None]:
             known = leaf.guarantee == Guarantee.EXACT and "w2_upper" not in leaf
             if not known or b is None or modulus is None:
                 continue
-            tried, weight = True, 1 / tau + modulus
+            # A step of one part may refute the modulus of a term, and supports none.
+            tried = tried or any(leaf is one for one in own)
+            weight = 1 / tau + modulus
             least = 0.5 * weight * max(d - b, 0.0) ** 2 + d * d / (2 * tau)
             missing = least - b * b * weight - (before - after)
             if missing > (leaf.noise or 0.0):

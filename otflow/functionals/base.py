@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any, ClassVar, Self, final
 
@@ -27,12 +27,13 @@ from otflow._validation import check_finite, check_kind, real
 from otflow.functionals import legacy
 from otflow.functionals.answers import check_answers, check_measure
 from otflow.functionals.inheritance import forget_claims, redefined
+from otflow.functionals.order import check_places
 from otflow.functionals.passes import at_once, by_autodiff, summed, times
 from otflow.functionals.reasons import NOT_A_NUMBER, explain, generic_reason
 from otflow.measures import Measure
 from otflow.numerics.enclosed_sums import Enclosed, enclosed_terms
 
-__all__ = ["Functional", "Scaled", "Sum", "check_functional", "check_measure"]
+__all__ = ["Functional", "Scaled", "Sum", "check_functional", "check_measure", "sum_of"]
 
 
 def _flat(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -88,6 +89,14 @@ class Functional(ABC):
 
     # Names of attributes from which others follow, or of which others are declared.
     _fixed: frozenset[str] = frozenset()
+
+    exchangeable: bool = True
+    """Whether F depends on the law alone, and not on the order of its atoms.
+
+    State False in a functional of your own that reads atoms by their index, as a loss
+    of a network whose rows belong to units. Then no solver relabels atoms, and what
+    copies or adds atoms raises `Unsupported`.
+    """
 
     # Set by the module of internal energies, which imports this one.
     _entropy: ClassVar[Functional]
@@ -161,12 +170,12 @@ class Functional(ABC):
         Raises
         ------
         Unsupported
-            If the measure has no ``mass_gradient``.
+            If the measure has no ``mass_gradient``; at `x`, if F is not `exchangeable`.
         NonFinite
             If an entry is NaN or infinite.
         """
         check_measure(mu)
-        return mu.mass_gradient(self.value, x)
+        return mu.mass_gradient(self.value, check_places(self, x))
 
     def value_and_velocity(self, mu: Measure) -> tuple[Tensor, Tensor]:
         r"""Return :math:`F(\mu)` and :math:`-\nabla F'[\mu]` in one pass.
@@ -309,12 +318,7 @@ class Functional(ABC):
         heat = [c for c, term in terms if self._is_entropy(term)]
         if not heat:
             return 0.0, self
-        others = [
-            term if c == 1 else Scaled(c, term)
-            for c, term in terms
-            if not self._is_entropy(term)
-        ]
-        return sum(heat), others[0] if len(others) == 1 else Sum(tuple(others))
+        return sum(heat), sum_of(t for t in terms if not self._is_entropy(t[1]))
 
     @property
     def entropic(self) -> bool:
@@ -447,7 +451,7 @@ class Functional(ABC):
         ----------
         dim : int
             Dimension of the space. McCann's condition on an internal energy depends on
-            it.
+            it. The bound must hold in each lower dimension too.
 
         Returns
         -------
@@ -811,6 +815,12 @@ class Scaled(Functional):
     def __repr__(self) -> str:
         is_sum = isinstance(self.functional, Sum) and len(self.functional.parts) > 1
         return text_of_multiple(self.factor, repr(self.functional), in_brackets=is_sum)
+
+
+def sum_of(terms: Iterable[tuple[float, Functional]]) -> Functional:
+    """Return the sum of terms, each times its factor; a single term stays itself."""
+    parts = tuple(term if c == 1 else Scaled(c, term) for c, term in terms)
+    return parts[0] if len(parts) == 1 else Sum(parts)
 
 
 def check_functional(F: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from otflow._algebra import Curvature
@@ -10,12 +9,13 @@ from otflow._typing import ArrayLike
 from otflow.functionals.base import Functional, Scaled, Sum
 from otflow.functionals.internal import Entropy
 from otflow.functionals.partial import partial_modulus, value_and_partial_velocity
+from otflow.functionals.wrapped import Wrapped
 from otflow.measures import Measure, Particles
 
 __all__ = ["InCoordinates", "in_coordinates"]
 
 
-class InCoordinates(Functional):
+class InCoordinates(Wrapped):
     r"""The functional :math:`\nu \mapsto F(S_\#\nu)` of particles, with S diagonal.
 
     A point z is the point :math:`x = Sz` of F. So the velocity is :math:`S\,v(Sz)`,
@@ -106,12 +106,6 @@ class InCoordinates(Functional):
 
     def mixture_curvature(self) -> Curvature | str | None:
         return self.functional.mixture_curvature()
-
-    def resample(self, generator: torch.Generator) -> Functional:
-        drawn = self.functional.resample(generator)
-        if drawn is self.functional:
-            return self
-        return InCoordinates(drawn, self.scales, self.moving)
 
     def __repr__(self) -> str:
         return f"InCoordinates({self.functional!r})"

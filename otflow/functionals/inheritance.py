@@ -44,6 +44,7 @@ HARMLESS = frozenset(
         "check_dimension",
         "convexity",
         "displacement_modulus",
+        "exchangeable",
         "mixture",
         "modulus_in",
         "prox",

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Self
-
-import torch
 from torch import Tensor
 
 from otflow._typing import ArrayLike
@@ -15,6 +11,7 @@ from otflow.functionals.base import Functional, Scaled, Sum, check_functional
 from otflow.functionals.discrepancy import EnergyDistanceTo, MMDTo
 from otflow.functionals.sliced import SlicedWassersteinTo
 from otflow.functionals.transport import SinkhornDivergenceTo, SquaredDistanceTo
+from otflow.functionals.wrapped import Wrapped
 from otflow.measures import ConicParticles, Measure, Particles
 
 __all__ = ["Lifted"]
@@ -29,7 +26,7 @@ OF_PROBABILITIES = (
 )
 
 
-class Lifted(Functional):
+class Lifted(Wrapped):
     r"""The functional :math:`\mu \mapsto F(\nu) + \lambda\,|\nu|` of a law on the cone.
 
     The law :math:`\mu` has points (r, x), and
@@ -158,12 +155,6 @@ class Lifted(Functional):
             return value
         mass = mu.weights @ mu.points[:, 0].square()
         return value + self.total_variation * mass
-
-    def resample(self, generator: torch.Generator) -> Self:
-        # A copy, so that a subclass draws what its own value says.
-        draw = copy.copy(self)
-        vars(draw).update(functional=self.functional.resample(generator))
-        return draw
 
     def __repr__(self) -> str:
         more = f", {self.total_variation:g}" if self.total_variation else ""

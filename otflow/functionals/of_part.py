@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -12,14 +11,15 @@ from otflow._algebra import Curvature
 from otflow._graphs import attached
 from otflow._typing import ArrayLike
 from otflow._validation import check_kind
-from otflow.functionals.base import Functional, Scaled, Sum, check_functional
+from otflow.functionals.base import Functional, Sum, check_functional, sum_of
 from otflow.functionals.inheritance import redefined
+from otflow.functionals.wrapped import Wrapped
 from otflow.measures import Measure, Parts
 
-__all__ = ["InPart", "OfPart", "in_part", "parts_of", "terms_by_part"]
+__all__ = ["InPart", "OfPart", "in_part", "parts_of", "terms_by_part", "where_seen"]
 
 
-class OfPart(Functional):
+class OfPart(Wrapped):
     r"""The functional :math:`\mu \mapsto F(\mu_k)` of one part of a measure of parts.
 
     It adds a potential, an entropy or a norm of one part to a functional of all. Its
@@ -119,9 +119,9 @@ class OfPart(Functional):
         return parts_of(mu).with_part(self.part, part)
 
     def modulus(self, dim: int) -> float | None:
-        # The dimension of the part is not that of the whole; McCann's condition is
-        # stricter in each higher dimension.
-        own = self.functional.modulus(sys.maxsize)
+        # That of the part is at most that of the whole, and a bound holds in each lower
+        # dimension too: McCann's condition is stricter in each higher one.
+        own = self.functional.modulus(dim)
         return None if own is None else min(own, 0.0)
 
     def why_modulus(self, dim: int) -> str:
@@ -133,15 +133,11 @@ class OfPart(Functional):
     def why_mixture(self) -> str:
         return f"as {self.functional!r} bends in its part"
 
-    def resample(self, generator: torch.Generator) -> Functional:
-        drawn = self.functional.resample(generator)
-        return self if drawn is self.functional else OfPart(self.part, drawn)
-
     def __repr__(self) -> str:
         return f"OfPart({self.part!r}, {self.functional!r})"
 
 
-class InPart(Functional):
+class InPart(Wrapped):
     r"""The functional :math:`\nu \mapsto F(\mu_1, \dots, \nu, \dots, \mu_K)` of a part.
 
     The other parts are frozen. Its derivatives come from a backward pass through this
@@ -210,12 +206,6 @@ class InPart(Functional):
     def why_mixture(self) -> str:
         return f"as {self.functional!r} bends where the other parts do not change"
 
-    def resample(self, generator: torch.Generator) -> Functional:
-        drawn = self.functional.resample(generator)
-        if drawn is self.functional:
-            return self
-        return InPart(drawn, self.measure, self.part)
-
     def __repr__(self) -> str:
         return f"InPart({self.functional!r}, {self.part!r})"
 
@@ -247,6 +237,14 @@ def in_part(F: Functional, mu: Parts, part: str | int) -> Functional:
     return both[0] if len(both) == 1 else Sum(both)
 
 
+def where_seen(term: Functional, mu: Measure) -> tuple[Functional, Measure]:
+    """Return a term and the measure that it sees: of `OfPart`, F and its part."""
+    while isinstance(term, OfPart) and redefined(term, OfPart) is None:
+        mu = term.own(mu)
+        term = term.functional
+    return term, mu
+
+
 def terms_by_part(F: Functional, mu: Parts) -> dict[int | None, Functional]:
     """Return the sum of the terms of each part alone, and that of all others.
 
@@ -262,16 +260,13 @@ def terms_by_part(F: Functional, mu: Parts) -> dict[int | None, Functional]:
     dict
         The number of a part, with a functional of this part; None, with one of all.
     """
-    found: dict[int | None, list[Functional]] = {}
+    found: dict[int | None, list[tuple[float, Functional]]] = {}
     for c, term in F.terms():
         k, own = None, term
         if isinstance(term, OfPart) and redefined(term, OfPart) is None:
             k, own = mu.index(term.part), term.functional
-        found.setdefault(k, []).append(own if c == 1 else Scaled(c, own))
-    return {
-        k: terms[0] if len(terms) == 1 else Sum(tuple(terms))
-        for k, terms in found.items()
-    }
+        found.setdefault(k, []).append((c, own))
+    return {k: sum_of(terms) for k, terms in found.items()}
 
 
 def parts_of(mu: Measure) -> Parts:

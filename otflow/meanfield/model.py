@@ -75,16 +75,21 @@ class Model(ABC):
     """
 
     # What a model of one's own states; all else may change what is known of outputs.
-    stated: frozenset[str] = frozenset(("check_measure", "encode", "respond", *PASSES))
+    stated: frozenset[str] = frozenset(
+        ("check_measure", "encode", "respond", "exchangeable", *PASSES)
+    )
+
+    exchangeable: bool = True
+    """Whether outputs depend on the law alone, as for `Functional.exchangeable`."""
+
+    # Those of a subclass that does not call `__init__`.
+    outputs: int | None = None
+    offset: float | tuple[float, ...] | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Forget the pass of a parent, if the subclass changes what it computes."""
         super().__init_subclass__(**options)
         forget(cls, {name: vars(Model)[name] for name in PASSES}, PASSES)
-
-    # Those of a subclass that does not call `__init__`.
-    outputs: int | None = None
-    offset: float | tuple[float, ...] | None = None
 
     def __init__(
         self,

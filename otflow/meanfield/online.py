@@ -107,8 +107,13 @@ class OnlineRisk(Functional):
         """The network."""
         return self.test.network
 
+    @property
+    def exchangeable(self) -> bool:  # type: ignore[override]
+        """Whether the network is."""
+        return self.network.exchangeable
+
     def value(self, mu: Measure) -> Tensor:
-        if records(mu.points, mu.weights):
+        if records(*mu.tensors()):
             raise Unsupported(_NO_STEP)
         return self.test.value(mu)
 

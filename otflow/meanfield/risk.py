@@ -136,6 +136,11 @@ class Risk(Functional):
         self._inputs = network.encode(X)
 
     @property
+    def exchangeable(self) -> bool:  # type: ignore[override]
+        """Whether the network is."""
+        return self.network.exchangeable
+
+    @property
     def X(self) -> Tensor:
         """The inputs, (n, d)."""
         return self._inputs[:, : self._dim]

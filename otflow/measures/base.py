@@ -274,6 +274,30 @@ class Measure(Bundle):
             If the natural coupling does not exist, as between different masses.
         """
 
+    def change_to(self, other: Self) -> float:
+        """Return how far a step has led: the length of `displacement_to`.
+
+        On cells that are fixed in space it is half the L1 distance of the masses.
+
+        Parameters
+        ----------
+        other : Measure
+            The end of the step.
+
+        Returns
+        -------
+        float
+            The length, or the share of the mass.
+
+        Raises
+        ------
+        ValueError
+            If the natural coupling does not exist.
+        """
+        if self.on_fixed_cells:
+            return 0.5 * float((self.weights - other.weights).abs().sum())
+        return float(self.norm(self.displacement_to(other)))
+
     # Capabilities --------------------------------------------------------------------
 
     def density(self) -> Tensor:

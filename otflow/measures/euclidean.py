@@ -56,7 +56,8 @@ class Euclidean(Measure):
     Raises
     ------
     ValueError
-        If there is no parameter, one is not finite, or the scale is not positive.
+        If there is no parameter, one is not finite, or the scale is not positive, or so
+        large or small that products with it overflow.
     TypeError
         If the kind or dtype of an argument is wrong; nothing is cast.
 
@@ -84,7 +85,6 @@ class Euclidean(Measure):
     """
 
     values: Tensor
-    points: Tensor
     weights: Tensor
     scale: float
 
@@ -117,7 +117,13 @@ class Euclidean(Measure):
             raise ValueError(msg)
         as_points(x.reshape(1, -1), "values")
         s = 1.0 / x.numel() if scale is None else positive(scale, "scale")
-        self._hold(scale=s, weights=x.new_ones(1), **_placed(x))
+        _check_scale(s, x.dtype)
+        self._hold(scale=s, weights=x.new_ones(1), values=x)
+
+    @property
+    def points(self) -> Tensor:
+        """The parameters as one point, (1, m); they share the memory of the values."""
+        return self.values.reshape(1, -1)
 
     @property
     def coordinates(self) -> Tensor:
@@ -126,7 +132,7 @@ class Euclidean(Measure):
 
     def with_coordinates(self, coordinates: Tensor) -> Self:
         """Return other parameters, unchecked; a graph stays alive."""
-        return self._changed(**_placed(coordinates))
+        return self._changed(values=coordinates)
 
     def tangent_of(self, partials: Tensor, value: Value) -> Tensor:
         """Return the partial derivatives over the scale of the metric."""
@@ -139,7 +145,7 @@ class Euclidean(Measure):
         return float(self.norm(self.values))
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.points, self.weights, self.values
+        return self.values, self.weights
 
     def push(self, tangent: Tensor, dt: float) -> Self:
         self._check_tangent(tangent)
@@ -187,11 +193,19 @@ class Euclidean(Measure):
                 "ExplicitEuler(backtracking=True)"
             )
             raise Diverged(msg, measure=self)
-        return self._changed(**_placed(values))
+        return self._changed(values=values)
 
     def _retyped(self, before: Self, move: Move) -> dict[str, Any]:
-        as_points(self.values.reshape(1, -1), "values")
-        return _placed(self.values)
+        as_points(self.points, "values")
+        _check_scale(self.scale, self.dtype)
+        return {}
+
+    def fault(self) -> str:
+        try:
+            _check_scale(self.scale, self.dtype)
+        except ValueError as error:
+            return str(error)
+        return super().fault()
 
     @property
     def tangent_shape(self) -> tuple[int, ...]:
@@ -204,6 +218,13 @@ class Euclidean(Measure):
         )
 
 
-def _placed(values: Tensor) -> dict[str, Tensor]:
-    """Return the values, and what follows from them."""
-    return {"values": values, "points": values.reshape(1, -1)}
+def _check_scale(scale: float, dtype: torch.dtype) -> None:
+    """Raise ValueError if products with a scale, or its inverse, over- or underflow."""
+    limit = coordinate_limit(dtype)
+    if not 1 / limit < scale < limit:
+        msg = (
+            f"scale must lie between {1 / limit:.0e} and {limit:.0e} in {dtype}, got "
+            f"{scale:g}: lengths would overflow; take other units, values / c with the "
+            f"scale c**2 * {scale:g}"
+        )
+        raise ValueError(msg)

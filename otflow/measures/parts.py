@@ -15,9 +15,10 @@ from otflow._arrays import cut, flattened
 from otflow._graphs import attached
 from otflow._moving import Move
 from otflow._typing import ArrayLike, Value
-from otflow._validation import check_kind, check_like
+from otflow._validation import check_kind
 from otflow.errors import Diverged, Unsupported
 from otflow.measures.base import Measure
+from otflow.measures.named import named, number_of
 
 __all__ = ["Parts"]
 
@@ -108,28 +109,7 @@ class Parts(Measure):
     _tangent_layout: ClassVar[str] = ": the tangents of all parts in turn, see `joined`"
 
     def __init__(self, parts: Mapping[str, Measure] | Sequence[Measure]) -> None:
-        if isinstance(parts, Measure) or not isinstance(parts, (Mapping, Sequence)):
-            msg = (
-                f"parts must be a mapping of names to measures, or a sequence of "
-                f"measures, got {type(parts).__name__}; e.g. "
-                f"Parts({{'outer': mu, 'inner': nu}})"
-            )
-            raise TypeError(msg)
-        if not isinstance(parts, Mapping):
-            parts = {str(k): part for k, part in enumerate(parts)}
-        if not parts:
-            msg = "parts is empty: a measure has one part at least; give it a measure"
-            raise ValueError(msg)
-        first = next(iter(parts.items()))
-        for name, part in parts.items():
-            if not isinstance(name, str) or not name:
-                msg = (
-                    f"the name of a part must be a text that is not empty, got "
-                    f"{name!r}; name it, e.g. 'outer'"
-                )
-                raise (ValueError if name == "" else TypeError)(msg)
-            check_kind(part, Measure, f"the part {name!r}")
-            check_like(part, first[1], f"the part {name!r}", f"the part {first[0]!r}")
+        parts = named(parts)
         self._hold(parts=tuple(parts.values()), names=tuple(parts))
 
     # Parts ----------------------------------------------------------------------------
@@ -156,24 +136,7 @@ class Parts(Measure):
         TypeError
             If the key is no name and no number.
         """
-        if isinstance(key, str):
-            if key in self.names:
-                return self.names.index(key)
-            msg = f"there is no part {key!r}; take one of {list(self.names)}"
-            raise KeyError(msg)
-        if isinstance(key, bool) or not isinstance(key, int):
-            msg = (
-                f"a part has a name or a number, got {type(key).__name__}; take one of "
-                f"{list(self.names)}"
-            )
-            raise TypeError(msg)
-        if not -len(self.parts) <= key < len(self.parts):
-            msg = (
-                f"there are {len(self.parts)} parts and no number {key}; take one of "
-                f"{list(self.names)}"
-            )
-            raise IndexError(msg)
-        return key % len(self.parts)
+        return number_of(self.names, key)
 
     def __iter__(self) -> Iterator[Measure]:
         return iter(self.parts)
@@ -186,7 +149,7 @@ class Parts(Measure):
         """Return whether there is a part of this name."""
         return name in self.names
 
-    def replace(self, **parts: Measure) -> Self:
+    def replace(self, /, **parts: Measure) -> Self:
         """Return the same measure with other parts in the places of those named.
 
         Raises
@@ -207,8 +170,7 @@ class Parts(Measure):
         for name in parts:
             self.index(name)
         new = dict(zip(self.names, self.parts, strict=True)) | parts
-        Parts(new)  # its checks
-        return self._changed(parts=tuple(new.values()))
+        return self._changed(parts=tuple(named(new).values()))
 
     def with_part(self, key: str | int, part: Measure) -> Self:
         """Return the same with another part, the argument of a functional; unchecked.
@@ -435,6 +397,13 @@ class Parts(Measure):
         both = zip(self.parts, other.parts, strict=True)
         return flattened([a.displacement_to(b) for a, b in both])
 
+    def change_to(self, other: Self) -> float:
+        """Return the root of the sum of squares of the changes of all parts."""
+        check_kind(other, Parts, "other")
+        self._check_names(other)
+        both = zip(self.parts, other.parts, strict=True)
+        return hypot(*(a.change_to(b) for a, b in both))
+
     def pull_back(self, tangent: Tensor, gradient: Tensor) -> Tensor:
         both = zip(self.parts, self.views(tangent), self.views(gradient), strict=True)
         return flattened([part.pull_back(t, g) for part, t, g in both])
@@ -482,8 +451,16 @@ class Parts(Measure):
 
     def fault(self) -> str:
         """Return what is wrong with the numbers of a part; "" if nothing is."""
-        named = zip(self.names, self.parts, strict=True)
-        found = (f"{what} in part {k!r}" for k, part in named if (what := part.fault()))
+        if len(self.names) != len(self.parts) or len({*self.names}) != len(self.names):
+            return f"{len(self.parts)} parts of the names {list(self.names)}"
+        both = dict(zip(self.names, self.parts, strict=True))
+        try:
+            named(both)
+        except (TypeError, ValueError) as error:
+            return str(error)
+        found = (
+            f"{what} in part {k!r}" for k, p in both.items() if (what := p.fault())
+        )
         return next(found, "")
 
     def __repr__(self) -> str:

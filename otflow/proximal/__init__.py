@@ -5,6 +5,7 @@ from typing import Any
 
 from otflow._validation import check_kind
 from otflow.functionals import Functional
+from otflow.functionals.order import is_exchangeable
 from otflow.measures import Gaussian, GridDensity, Measure, Particles, Quantiles
 from otflow.proximal.base import ProximalSolver, ProxResult, may_cross_obstacles
 from otflow.proximal.certificate import Certificate, Guarantee, certify
@@ -47,6 +48,10 @@ def _always(*_: Any) -> bool:
     return True
 
 
+def _of_law(_: Measure, F: Functional | None) -> bool:
+    return F is None or is_exchangeable(F)
+
+
 def _has_map(_: Measure, F: Functional | None) -> bool:
     return F is not None and mapped_potential(F) is not None
 
@@ -72,7 +77,7 @@ _DEFAULTS: list[
     ]
 ] = [
     (Particles, _has_map, PointwiseProximal),
-    (Particles, _always, ParticleProximal),
+    (Particles, _of_law, ParticleProximal),
     (Gaussian, _always, GaussianProximal),
     (GridDensity, _has_obstacles, FiniteVolume),
     (GridDensity, _is_bounded, BackAndForth),
@@ -90,7 +95,9 @@ def default_solver(mu: Measure, F: Functional | None = None) -> ProximalSolver[A
         The measure to step.
     F : Functional, optional
         What to minimise. On particles a positive multiple of one potential with a
-        proximal map has `PointwiseProximal`, any other F `ParticleProximal`. On a grid
+        proximal map has `PointwiseProximal`, an F that is not `exchangeable`, whose
+        atoms no solver may relabel, `TangentProximal`, and any other F
+        `ParticleProximal`. On a grid
         with obstacles, unless its free cells fill a smaller box, it is `FiniteVolume`;
         else the choice depends on the terms: `BackAndForth` for a bound on the density,
         otherwise, and for fast diffusion, `GridSinkhorn`.

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from otflow._validation import positive, true_or_false
 from otflow._warn import warn
-from otflow.errors import Unsupported
+from otflow.errors import InvalidFunctional, Unsupported
 from otflow.functionals import Functional
+from otflow.functionals.order import is_exchangeable
 from otflow.measures import Particles
 from otflow.measures.labelled import LabelledParticles
 from otflow.metrics import sinkhorn_divergence
-from otflow.numerics.lbfgs import last_places
+from otflow.numerics.lbfgs import beside, last_places
 from otflow.proximal.base import ProxResult
 from otflow.proximal.labels import Coupled, assigned, planned
 from otflow.proximal.tangent import TangentDetails, TangentProximal
@@ -88,7 +89,8 @@ class ParticleProximal(TangentProximal[Particles]):
     For equal weights the minimum over y is that of the JKO step
     :cite:p:`jordan1998variational` over n equal atoms: a relabelling of y changes the
     cost and leaves F alone. The exact assignment between both ends proves the coupling
-    optimal. If it finds a cheaper coupling, the solver relabels y and continues.
+    optimal. If it finds a cheaper coupling, the solver relabels y and continues. An F
+    that reads atoms by their index raises: it is no functional of the law.
 
     For unequal weights a minimiser may split atoms, which fixed weights do not allow.
     The coupling is then the optimal plan between both ends, computed by POT, and the
@@ -191,6 +193,8 @@ class ParticleProximal(TangentProximal[Particles]):
             names = ("tolerance", "max_gradients", "memory")
             options = {name: getattr(self, name) for name in names}
             return SinkhornParticles(self.blur, **options).solve(F, mu, dt, warm)
+        if not is_exchangeable(F):
+            raise Unsupported(_reads_order(F, "says so itself"))
         objective = ParticleObjective(F, mu, dt, centre=mu)
         start = point = objective.start()
         memory = self._memory(objective, start, warm)
@@ -215,6 +219,7 @@ class ParticleProximal(TangentProximal[Particles]):
             # The atoms have changed places, so the old curvature pairs do not fit.
             objective, memory = coupling.objective, end.memory.empty()
             point = objective.reach(coupling.measure)
+            _check_relabelled(objective, end.point, point)
 
         stalled = stalled and not end.converged
         end = replace(end, used=used, known=known, stalled=stalled)
@@ -292,6 +297,33 @@ class SinkhornParticles(TangentProximal[Particles]):
         start, end = self._descend(objective, warm)
         details = SinkhornDetails(end.stalled, self.blur)
         return self._result(objective, start, end, None, "sinkhorn", details=details)
+
+
+def _check_relabelled(
+    objective: ParticleObjective, before: Place[Particles], after: Place[Particles]
+) -> None:
+    """Raise InvalidFunctional if F has changed as atoms of equal mass were relabelled.
+
+    Round-off of F is measured, since terms of F may cancel: but only if F has changed.
+    """
+    change = abs(after.energy - before.energy)
+    eps = torch.finfo(after.gradient.dtype).eps
+    if change <= eps**0.5 * max(abs(after.energy), abs(before.energy)):
+        return
+    near = beside(objective, after)
+    error = max((abs(place.energy - after.energy) for place in near), default=0.0)
+    if change > error / eps**0.25:
+        both = f"from {before.energy:g} to {after.energy:g}"
+        what = f"changes {both} as atoms swap places"
+        raise InvalidFunctional(_reads_order(objective.functional, what))
+
+
+def _reads_order(F: Functional, what: str) -> str:
+    return (
+        f"ParticleProximal relabels atoms, and F = {F!r:.80} depends on their order: "
+        f"it {what}; use JKO(proximal.TangentProximal()), which keeps the order, and "
+        f"state exchangeable = False in the class of F, so that JKO() takes it itself"
+    )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from otflow._validation import non_negative_int, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
+from otflow.functionals.of_part import OfPart
 from otflow.measures import Measure, Particles
 from otflow.numerics.lbfgs import Memory
 from otflow.proximal.base import ProximalSolver, ProxResult
@@ -205,4 +206,10 @@ def _kink(objective: Objective[Any]) -> dict[str, str]:
                 f"its proximal map, exactly"
             )
             return KINK | {"cure": cure}
+    if any(isinstance(term, OfPart) for _, term in objective.functional.terms()):
+        cure = (
+            "take schemes.PartByPart(JKO()), where the solver of each part knows the "
+            "terms of that part"
+        )
+        return KINK | {"cure": cure}
     return KINK

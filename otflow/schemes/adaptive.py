@@ -54,7 +54,8 @@ class Adaptive(Scheme):
         Distance of two measures, for doubled steps. The default is the length of
         ``displacement_to``. It is an upper bound on W2, equals W2 on `Gaussian`, and on
         `Quantiles` up to the second order in the cells. On cells fixed in space the
-        default is half the L1 distance, a share of the mass.
+        default is half the L1 distance, a share of the mass; on `Parts` it is the root
+        of the sum of squares of those of the parts.
     descent : bool
         Whether to reject a step that raises the energy.
     min_dt : float, optional
@@ -281,9 +282,7 @@ class Adaptive(Scheme):
         if self.distance is not None:
             return _number(self.distance(a, b))
         try:
-            if a.on_fixed_cells:
-                return 0.5 * float((a.weights - b.weights).abs().sum())
-            return float(a.norm(a.displacement_to(b)))
+            return a.change_to(b)
         except (ValueError, Unsupported) as error:
             msg = (
                 f"one step and two halves cannot be compared ({error}); say how, e.g. "

@@ -14,7 +14,7 @@ from otflow._validation import check_kind, positive, true_or_false
 from otflow.functionals import Entropy, Functional
 from otflow.measures import Measure
 from otflow.schemes.base import Scheme, Step, made_by
-from otflow.schemes.langevin import split_heat
+from otflow.schemes.langevin import split_noise
 
 __all__ = ["Anneal", "Logarithmic"]
 
@@ -68,10 +68,10 @@ class Anneal(Scheme):
     .. math:: F_k = G + f(k)\,\tau\,\mathrm{Entropy}, \qquad F = G +
         \tau\,\mathrm{Entropy},
 
-    with the factor f. With ``lengths=True`` it is a step for F of length
-    :math:`\min(dt, f(k)\,dt_{\max})` instead, with the longest dt so far: that is
-    :math:`f(k)\,dt`, or what is left until the end of the flow. Both at once are an
-    `Anneal` of an `Anneal`.
+    with the factor f, of the entropies of all parts in a measure of parts. With
+    ``lengths=True`` it is a step for F of length :math:`\min(dt, f(k)\,dt_{\max})`
+    instead, with the longest dt so far: that is :math:`f(k)\,dt`, or what is left until
+    the end of the flow. Both at once are an `Anneal` of an `Anneal`.
 
     Parameters
     ----------
@@ -150,7 +150,8 @@ class Anneal(Scheme):
         return self.scheme.effects
 
     def init(self, F: Functional, mu: Measure) -> Any:
-        if not self.lengths and split_heat(F)[0] == 0:
+        temperature, noise, _ = split_noise(F)
+        if not self.lengths and not temperature and not noise:
             msg = (
                 "F holds no entropy, so there is no temperature to anneal; add "
                 "temperature * Entropy(), or anneal dt by lengths=True"
@@ -184,9 +185,11 @@ class Anneal(Scheme):
             return Step(
                 step.measure, (count + 1, longest, step.state), info, step.energy
             )
-        temperature, rest = split_heat(F)
-        cooled = rest + (factor * temperature) * Entropy() if factor else rest
-        step = made_by(self.scheme, self.scheme.step(cooled, mu, dt, inner, generator))
+        temperature, noise, rest = split_noise(F)
+        heat = [*([(temperature, Entropy())] if temperature else []), *noise]
+        if factor:  # entropies of parts keep the ratio of their temperatures
+            rest = sum((factor * c * entropy for c, entropy in heat), rest)
+        step = made_by(self.scheme, self.scheme.step(rest, mu, dt, inner, generator))
         info = step.info.also(annealed=factor)
         return Step(step.measure, (count + 1, longest, step.state), info)
 

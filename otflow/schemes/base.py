@@ -13,6 +13,7 @@ from torch import Tensor
 from otflow._validation import check_kind, positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
+from otflow.functionals.order import is_exchangeable
 from otflow.measures import Measure, Particles
 from otflow.proximal.certificate import Certificate
 
@@ -273,6 +274,32 @@ def check_particles(mu: Measure, scheme: Scheme, *, instead: str) -> None:
         msg = (
             f"{type(scheme).__name__} moves particles one by one, not "
             f"{type(mu).__name__}; use {instead}, or {mu.as_particles}"
+        )
+        raise Unsupported(msg)
+
+
+def check_exchangeable(F: Functional, scheme: Scheme, *, does: str) -> None:
+    """Raise Unsupported for an F that reads atoms by index, if a scheme changes them.
+
+    Parameters
+    ----------
+    F : Functional
+        What the scheme minimises.
+    scheme : Scheme
+        The scheme.
+    does : str
+        What it does to atoms, as "copies atoms".
+
+    Raises
+    ------
+    Unsupported
+        If F is not `exchangeable`.
+    """
+    if not is_exchangeable(F):
+        msg = (
+            f"{type(scheme).__name__} {does}, and F = {F!r:.80} reads atoms by their "
+            f"index: its value would change at random; use ExplicitEuler() or JKO(), "
+            f"which keep each atom in its place"
         )
         raise Unsupported(msg)
 

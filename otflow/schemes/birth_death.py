@@ -13,7 +13,7 @@ from otflow._warn import warn
 from otflow.errors import CollapseWarning, Diverged, NonFinite, Unsupported
 from otflow.functionals import Functional
 from otflow.measures import GridDensity, Measure, Particles
-from otflow.schemes.base import Scheme, Step
+from otflow.schemes.base import Scheme, Step, check_exchangeable
 from otflow.schemes.births import jumped, places, replaced
 
 __all__ = ["BirthDeath"]
@@ -155,6 +155,8 @@ class BirthDeath(Scheme):
 
     def init(self, F: Functional, mu: Measure) -> bool:
         self._check(mu)
+        if self.jumps or self.prior is not None:
+            check_exchangeable(F, self, does="replaces atoms")
         # A step of your own may take another functional than F.
         own = type(self).step is not BirthDeath.step
         if isinstance(mu, Particles) and F.split_entropy()[0] and not own:

@@ -11,6 +11,7 @@ import torch
 from otflow._validation import check_kind, non_negative_int
 from otflow.errors import Diverged, NonFinite
 from otflow.functionals import Functional, Sum
+from otflow.functionals.of_part import OfPart
 from otflow.functionals.stated_terms import check_terms
 from otflow.measures import Measure
 from otflow.proximal import ProximalSolver, ProxResult, default_solver
@@ -220,6 +221,13 @@ class ForwardBackward(Scheme):
         return replace(plan, warm=state.warm if same else None, past=state.past)
 
 
+def _of_parts(F: Functional) -> str:
+    """Return what takes the maps of terms of single parts, if there are such terms."""
+    keys = [term.part for _, term in F.terms() if isinstance(term, OfPart)]
+    scheme = f"PartByPart({{{keys[0]!r}: ForwardBackward(), ...}})" if keys else ""
+    return f" in a term of one part, and take schemes.{scheme}" if keys else ""
+
+
 def split_terms(F: Functional) -> tuple[Functional | None, Functional]:
     """Return the smooth terms, None if there are none, and the implicit group.
 
@@ -238,7 +246,7 @@ def split_terms(F: Functional) -> tuple[Functional | None, Functional]:
         msg = (
             f"F = {F!r} has no term with a proximal map; use ExplicitEuler(), or JKO() "
             f"for an implicit step on all terms, or declare the map of a term by "
-            f"Potential(V, prox=...)"
+            f"Potential(V, prox=...){_of_parts(F)}"
         )
         raise ValueError(msg)
     if len(groups) > 1:

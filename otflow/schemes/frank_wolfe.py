@@ -18,7 +18,7 @@ from otflow.functionals import Functional
 from otflow.measures import Measure, Particles
 from otflow.optimality import BoxDomain, Gap, GapKind, optimality_gap
 from otflow.optimality.search import descent
-from otflow.schemes.base import Scheme, Step
+from otflow.schemes.base import Scheme, Step, check_exchangeable
 from otflow.schemes.shares import ENOUGH, lowered, searched, with_atom
 from otflow.schemes.sliding import Box, Slid, round_off, size_at, slide
 
@@ -181,6 +181,7 @@ class FrankWolfe(Scheme):
 
     def init(self, F: Functional, mu: Measure) -> State:
         self._ground(mu)
+        check_exchangeable(F, self, does="adds atoms")
         return 0, False
 
     def step(

@@ -17,7 +17,7 @@ from otflow.measures import GridDensity, Measure, Particles
 from otflow.optimality.densities import ProximalLaw
 from otflow.optimality.fixed_points import check_unbounded
 from otflow.proximal.certificate import Certificate
-from otflow.schemes.base import Scheme, Step
+from otflow.schemes.base import Scheme, Step, check_exchangeable
 from otflow.schemes.langevin import split_heat
 
 __all__ = ["DualAveraging", "EntropicFictitiousPlay"]
@@ -270,6 +270,8 @@ def _parts(
         )
         raise Unsupported(msg)
     check_unbounded(rest)
+    if isinstance(mu, Particles):
+        check_exchangeable(F, scheme, does="replaces atoms")
     if isinstance(mu, Particles) and scheme.inner_dt is None:
         msg = (
             f"on particles {name} draws from the Gibbs law by inner steps of "

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from otflow._validation import true_or_false
 from otflow.errors import Diverged
-from otflow.functionals import Functional, Scaled, Sum
+from otflow.functionals import Functional
+from otflow.functionals.base import sum_of
 from otflow.functionals.stated_terms import check_terms
 from otflow.measures import Measure, Particles
 from otflow.proximal.certificate import Certificate
@@ -119,10 +120,7 @@ def split_noise(
     for c, term in noise:
         if c < 0:
             raise ValueError(_backward(c, repr(term)))
-    others = [
-        term if c == 1 else Scaled(c, term) for c, term in terms if not term.entropic
-    ]
-    return temperature, noise, others[0] if len(others) == 1 else Sum(tuple(others))
+    return temperature, noise, sum_of(pair for pair in terms if not pair[1].entropic)
 
 
 def _backward(factor: float, entropy: str) -> str:

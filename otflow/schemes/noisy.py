@@ -10,7 +10,7 @@ import torch
 from otflow._validation import positive
 from otflow.functionals import Functional
 from otflow.measures import Measure
-from otflow.schemes.base import Scheme, Step, check_particles
+from otflow.schemes.base import Scheme, Step, check_exchangeable, check_particles
 
 __all__ = ["NoisyEuler"]
 
@@ -69,6 +69,7 @@ class NoisyEuler(Scheme):
 
     def init(self, F: Functional, mu: Measure) -> int:
         check_particles(mu, self, instead="ExplicitEuler()")
+        check_exchangeable(F, self, does="reads velocities away from atoms")
         return 0
 
     def step(

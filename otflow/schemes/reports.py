@@ -20,6 +20,7 @@ __all__ = [
     "failed",
     "levels_of",
     "may_rise",
+    "of_all_parts",
     "parts_of",
     "prescribed",
     "rose",
@@ -227,6 +228,31 @@ def parts_of(report: Certificate) -> Iterator[Certificate]:
         yield report
     for part in inner:
         yield from parts_of(part)
+
+
+def of_all_parts(report: Certificate) -> Iterator[Certificate]:
+    """Yield the reports of `parts_of` that are about F itself.
+
+    The step of one part of a measure lowers another functional, in which the other
+    parts are frozen.
+
+    Parameters
+    ----------
+    report : Certificate
+        The ``info`` of a step.
+
+    Yields
+    ------
+    Certificate
+        A report without parts.
+    """
+    if "part" in report.entries:
+        return
+    inner = _inner(report)
+    if not inner:
+        yield report
+    for part in inner:
+        yield from of_all_parts(part)
 
 
 def levels_of(report: Certificate) -> Iterator[Certificate]:

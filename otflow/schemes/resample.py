@@ -11,7 +11,7 @@ from otflow._validation import positive
 from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.measures import Measure, Particles
-from otflow.schemes.base import Scheme, Step
+from otflow.schemes.base import Scheme, Step, check_exchangeable
 
 __all__ = ["Resample"]
 
@@ -73,6 +73,7 @@ class Resample(Scheme):
                 f"leave it out of the chain"
             )
             raise Unsupported(msg)
+        check_exchangeable(F, self, does="copies atoms")
         refuse_graph(
             "resampling",
             "which atoms are copied has no derivative in their masses",

@@ -136,3 +136,14 @@ def test_convexity_is_that_of_the_part_as_far_as_the_whole_has_it():
     # Inside the part the functional itself is known again.
     assert in_part(OfPart("left", convex), mu, 0).modulus(2) == 2.0
     assert "does not see" in OfPart(0, convex).why(4)
+
+
+def test_the_bound_of_a_part_is_that_in_the_dimension_of_the_whole():
+    # In every dimension at once the penalty has no useful bound.
+    penalty = of.meanfield.PathPenalty("l1")
+    F, mu = OfPart("a", penalty), of.Particles(normal(3, 5))
+    both = Parts({"a": mu, "b": of.Particles(normal(2, 2))})
+    whole, alone = F.modulus(both.dim), penalty.modulus(mu.dim)
+    assert whole == penalty.modulus(7) == -(6**0.5)
+    assert alone is not None
+    assert whole <= alone

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -300,6 +302,23 @@ def test_an_adaptive_scheme_measures_all_parts():
     torch.testing.assert_close(run.final.coordinates, exact, rtol=0, atol=0.02)
 
 
+def test_changes_of_parts_on_fixed_cells_add_up_with_lengths():
+    # Before, the masses of the whole were asked for, which it has not.
+    mu = all_of_them()
+    there = mu.push(1e-3 * normal(mu.tangent_shape[0]), 1.0)
+    shares = (mu["grid"].weights - there["grid"].weights).abs().sum() / 2
+    rest = [name for name in mu.names if name != "grid"]
+    both = [(mu[name], there[name]) for name in rest]
+    lengths = [float(a.norm(a.displacement_to(b))) for a, b in both]
+    expected = math.hypot(float(shares), *lengths)
+    assert shares > 0
+    assert mu.change_to(there) == pytest.approx(expected, rel=1e-12)
+    scheme = of.schemes.Adaptive(of.ExplicitEuler(), tolerance=1e-3)
+    run = of.flow(Moment(), mu, scheme, dt=1e-2, steps=3)
+    assert all(info["error"] <= 1e-3 for info in run.info)
+    assert run.records["energy"].diff().max() < 0
+
+
 def test_convexity_along_displacements_is_looked_for_in_all_parts():
     spring = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
     mu = Parts([clouds.uniform(), Euclidean(normal(2, 3))])
@@ -316,12 +335,82 @@ def test_convexity_along_displacements_is_looked_for_in_all_parts():
     assert report.declared_modulus == 0
 
 
+def damaged(mu, **attributes):
+    """Return a measure with other attributes, as a file that was changed makes it."""
+    new = object.__new__(type(mu))
+    new.__setstate__(mu.__getstate__() | attributes)
+    return new
+
+
 def test_a_damaged_part_is_found_and_named():
     mu = Parts({"good": clouds.uniform(), "bad": clouds.weighted()})
     bad = clouds.weighted()
     bad = bad.with_free_atoms(weights=2 * bad.weights)
     assert "sum 2, not 1 in part 'bad'" in mu.with_part("bad", bad).fault()
     assert mu.fault() == ""
+    weird = Parts([clouds.uniform(), Euclidean(normal(2))])
+    damage = {
+        "2 parts of the names": {"names": ("0",)},
+        r"2 parts of the names \['a', 'a'\]": {"names": ("a", "a")},
+        "the part '1' has dtype torch.float32": {
+            "parts": (weird[0], weird[1].to(torch.float32))
+        },
+        "the part '1' must be a Measure": {"parts": (weird[0], 3)},
+        "scale must lie between .* in part '1'": {
+            "parts": (weird[0], damaged(weird[1], scale=-1.0))
+        },
+        "not finite in part '1'": {
+            "parts": (weird[0], damaged(weird[1], values=math.nan * normal(2)))
+        },
+    }
+    for words, change in damage.items():
+        new = damaged(weird, **change)
+        assert re.search(words, new.fault()), (words, new.fault())
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda mu: mu.clone(),
+        copy.copy,
+        copy.deepcopy,
+        lambda mu: pickle.loads(pickle.dumps(mu)),
+        lambda mu: mu.to(torch.float32),
+        lambda mu: mu.push(torch.ones_like(mu.values), 1.0),
+        lambda mu: mu.map_tensors(torch.Tensor.clone),
+    ],
+)
+@pytest.mark.parametrize("written", ["points", "values"])
+def test_a_copy_of_parameters_is_one_tensor_and_tells_of_a_write(copied, written):
+    # Before, a clone had a second tensor of points, that stayed as it was.
+    mu = copied(Euclidean(normal(2, 3)))
+    assert mu.points.data_ptr() == mu.values.data_ptr()
+    getattr(mu, written).zero_()
+    for name in ("points", "values"):
+        with pytest.raises(of.errors.ModifiedInPlace):
+            getattr(mu, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_scale_of_the_metric_is_one_that_the_dtype_can_multiply_by(dtype):
+    limit = 1e15 if dtype == torch.float32 else 1e150
+    values = torch.ones(3, dtype=dtype)
+    for scale in (2 / limit, 0.5 * limit):
+        mu = Euclidean(values, scale)
+        length = float(mu.norm(values))
+        assert length == pytest.approx((3 * scale) ** 0.5, rel=1e-6)
+        assert torch.isfinite(mu.tangent_of(values, len)).all()
+    for scale in (0.5 / limit, 2 * limit):
+        with pytest.raises(ValueError, match="take other units"):
+            Euclidean(values, scale)
+    with pytest.raises(ValueError, match=r"in torch\.float32"):
+        Euclidean(values.double(), 1e-20).to(torch.float32)
+
+
+def test_a_part_may_have_any_name():
+    mu = Parts({"self": clouds.uniform(), "parts": clouds.uniform()})
+    other = clouds.weighted()
+    assert mu.replace(self=other)["self"] is other
 
 
 def test_a_flow_keeps_parts_finite_or_raises():

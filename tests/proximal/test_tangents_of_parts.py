@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import otflow as of
@@ -132,6 +133,24 @@ def test_a_long_run_of_steps_ends_at_the_minimum_of_all_parts():
     assert bool((run.records["energy"].diff() <= 1e-12).all())
     slope = float(run.final.norm(F.velocity(run.final)))
     assert slope < 1e-3 * float(start.norm(F.velocity(start)))
+
+
+def test_a_bound_on_the_density_of_a_part_stalls_and_the_cure_is_part_by_part():
+    # All parts at once the descent stands still at the bound, where the exact step
+    # moves all cells on.
+    bounded = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+    line = of.Quantiles(torch.linspace(0, 3, 6, dtype=F64))
+    mu = Parts({"a": line, "b": clouds.uniform()})
+    F = OfPart("a", bounded + of.Congestion(1.0))
+    with pytest.warns(of.errors.NotConvergedWarning, match="PartByPart"):
+        run = of.flow(F, mu, of.JKO(), dt=0.5, steps=10)
+    assert run.info[-1]["cure"].startswith("take schemes.PartByPart(JKO())")
+    assert not run.info[-1].certified
+    scheme = of.schemes.PartByPart({"a": of.JKO()})
+    run = of.flow(F, mu, scheme, dt=0.5, steps=10)
+    assert run.converged
+    alone = of.flow(F.functional, line, of.JKO(), dt=0.5, steps=10)
+    torch.testing.assert_close(run.final["a"].coordinates, alone.final.coordinates)
 
 
 def test_clouds_and_a_grid_have_no_joint_step_but_one_part_by_part():

@@ -169,3 +169,29 @@ def test_a_factor_that_is_negative_raises(factor):
     F = exact.quadratic() + of.Entropy()
     with pytest.raises(ValueError, match="factor"):
         of.flow(F, clouds.weighted(), Anneal(of.Langevin(), factor), dt=0.1, steps=1)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5])
+@pytest.mark.parametrize("part_by_part", [False, True])
+def test_entropies_of_parts_cool_alike(factor, part_by_part):
+    spring = of.Potential(lambda x: 0.5 * x.square().sum(-1))
+    mu = of.Particles(torch.zeros(4, 1, dtype=torch.float64))
+    both = of.measures.Parts({"a": mu, "b": mu})
+
+    def at(heat):
+        parts = (spring + heat * of.Entropy(), spring + 0.25 * heat * of.Entropy())
+        each = zip("ab", parts, strict=True)
+        return sum(
+            (of.functionals.OfPart(k, F) for k, F in each), of.functionals.Sum(())
+        )
+
+    inner: of.schemes.Scheme = of.Langevin()
+    if part_by_part:
+        inner = of.schemes.PartByPart(inner)
+    scheme = of.schemes.Anneal(inner, lambda _: factor)
+    runs = [
+        of.flow(F, both, s, dt=0.1, steps=3, generator=0)
+        for F, s in ((at(1.0), scheme), (at(factor), inner))
+    ]
+    torch.testing.assert_close(runs[0].final.coordinates, runs[1].final.coordinates)
+    assert runs[0].info[1]["annealed"] == factor

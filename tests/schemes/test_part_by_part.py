@@ -305,6 +305,27 @@ def test_a_certificate_of_the_run_claims_nothing_of_the_whole():
     assert all(part.converged for report in run.info for part in report["parts"])
 
 
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_the_modulus_of_a_term_of_one_part_says_nothing_of_that_of_the_whole(in_turn):
+    # Before, "nothing is proved", as if the step of a part had claimed too much.
+    mu = Parts({"a": of.Particles(normal(6, 2)), "b": of.Particles(normal(5, 2))})
+    F = OfPart("a", SPRING) + OfPart("b", 2 * SPRING)
+    run = flow(F, mu, PartByPart(of.JKO(), in_turn=in_turn))
+    assert {part.modulus for part in run.info[0]["parts"]} == {1.0, 2.0}
+    findings = of.analysis.certify(run, F).findings
+    assert not [f.text for f in findings if f.verdict == "failed"]
+    found = {f.name: f for f in findings}
+    assert found["modulus"].verdict == "unknown"
+    assert "one part of the measure" in found["time error"].text
+    # A wrong word of one term is found all the same.
+    wrong = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=30.0)
+    F = OfPart("a", SPRING) + OfPart("b", wrong)
+    run = flow(F, mu, PartByPart(of.JKO(), in_turn=in_turn))
+    found = {f.name: f for f in of.analysis.certify(run, F).findings}
+    assert found["modulus"].verdict == "failed"
+    assert "the modulus 30 is refuted" in found["modulus"].text
+
+
 # The laws of every scheme -------------------------------------------------------------
 
 

@@ -106,9 +106,10 @@ class MultiLayer(Model):
     A network is no function of the law of its middle weights, nor of its inner ones
     alone: unit j owns row j of "inner" and column j of "middle1". Reorder the units of
     a layer in all parts at once (`permuted`), and f does not change. Reorder or
-    resample the rows of one part alone, and f does change. `JKO` of all parts together
-    keeps the rows in their places. The default solver of `JKO` for "inner" or "outer"
-    alone may relabel them in a long step; ``JKO(TangentProximal())`` does not.
+    resample the rows of one part alone, and f does change. So a risk of the network is
+    not `~otflow.Functional.exchangeable`: `JKO` keeps the rows in their places, of all
+    parts together and of each part alone, and schemes that copy or add atoms raise
+    `Unsupported`.
 
     For N to infinity, with weights drawn independently, trained networks tend to a
     limit, the law of a path :math:`(\theta_{1,n_1}, \theta_{n_1,n_2}, \dots,
@@ -142,6 +143,8 @@ class MultiLayer(Model):
     >>> bool(run.records["energy"][-1] < 0.1 * run.records["energy"][0])
     True
     """
+
+    exchangeable = False  # row j of a part belongs to unit j
 
     def __init__(
         self,

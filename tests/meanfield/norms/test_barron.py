@@ -354,7 +354,7 @@ def test_few_data_in_many_dimensions(n, d):
 
 def test_a_later_program_that_is_not_solved_is_solved_otherwise(monkeypatch):
     """By orthonormal combinations of the conditions, with the same dual."""
-    plain = linear_programs._program
+    plain = linear_programs.program
     X = uniform(15, 2, seed=3)
     f = torch.sin(4 * X[:, 0]) - X[:, 1]
     whole = barron_norm(X, f)
@@ -367,7 +367,7 @@ def test_a_later_program_that_is_not_solved_is_solved_otherwise(monkeypatch):
             answer.status, answer.x = 4, None
         return answer
 
-    monkeypatch.setattr(linear_programs, "_program", refuses)
+    monkeypatch.setattr(linear_programs, "program", refuses)
     least = barron_norm(X, f)
     assert len(calls) == 2 * least.rounds
     assert least.how == "exact"
