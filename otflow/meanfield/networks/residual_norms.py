@@ -11,7 +11,7 @@ from otflow._validation import check_kind, non_negative_int, positive
 from otflow.errors import NonFinite, Unsupported
 from otflow.meanfield.networks.residual import Residual
 from otflow.meanfield.networks.residual_pass import Blocks
-from otflow.meanfield.networks.residual_structure import check_residual
+from otflow.meanfield.networks.residual_structure import check_residual, ends
 from otflow.meanfield.units import is_unit
 from otflow.measures import Particles
 
@@ -117,12 +117,14 @@ def residual_rademacher_bound(
 ) -> Tensor:
     r"""Return a bound of the Rademacher complexity of networks no larger than this.
 
-    .. math:: \mathrm{Rad}_n \le Q\sqrt{\frac{2\log(2d + 2)}{n}}, \qquad
+    .. math:: \mathrm{Rad}_n \le \kappa\,Q\sqrt{\frac{2\log(2d + 2)}{n}}, \qquad
         Q = \text{compositional norm with } p = 1,\ c = 3 .
 
     The class is that of all relu networks with the same number of layers or any
     other, of which the norm Q is at most this, on inputs of
-    :math:`\max_j|x_j| \le 1` :cite:p:`e2019residual`.
+    :math:`\max_j|x_j| \le 1` :cite:p:`e2019residual`. The number :math:`\kappa` is 2
+    for networks of which no input passes by all layers, R A = 0 as by default, and 3
+    for all.
 
     Parameters
     ----------
@@ -154,12 +156,14 @@ def residual_rademacher_bound(
 
     Notes
     -----
-    Let N be the norm of a neuron, :math:`c|w|` times the path sum before it. A
-    network is a sum of linear functions and neurons, of total norm Q. With A(Q) the
-    complexity of neurons of norm at most Q and :math:`r =
-    \sqrt{2\log(2d + 2)/n}`, contraction gives :math:`A(1) \le \max(r, 2A(1))/c`,
-    so that :math:`A(1) \le r/3` for c = 3, and the bound follows. Without biases the
-    number 2 d + 2 is 2 d.
+    Let the norm of a neuron be :math:`c|w|` times the path sum before it, and T the
+    hull of linear functions and of neurons of either sign, all of norm at most 1, with
+    complexities :math:`\tau` of T, :math:`\alpha` of the neurons, and :math:`r =
+    \sqrt{2\log(2d + 2)/n}` of the linear functions. A neuron is relu of an element of
+    T/c. So :math:`\alpha \le \tau/c` by contraction, and :math:`\tau \le r + 2\alpha`.
+    For c = 3 follow :math:`\tau \le 3r` and :math:`\alpha \le r`. A network is Q times
+    an element of T. Without linear part it is Q times one of the hull of neurons of
+    either sign, of complexity :math:`2\alpha`. Without biases the number 2 d + 2 is 2 d.
 
     Examples
     --------
@@ -170,8 +174,8 @@ def residual_rademacher_bound(
     ...     torch.tensor([[[2.0, 2.0]], [[0.0, 2.0]]]),
     ...     torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]]),
     ... )
-    >>> residual_rademacher_bound(network, mu, 1, 10_000)  # 15 (2 log 2 / n)^(1/2)
-    tensor(0.1766)
+    >>> residual_rademacher_bound(network, mu, 1, 10_000)  # 30 (2 log 2 / n)^(1/2)
+    tensor(0.3532)
     """
     check_residual(network)
     if not is_unit(network.activation, "relu") or network.solver != "euler":
@@ -182,7 +186,11 @@ def residual_rademacher_bound(
         raise Unsupported(msg)
     count = non_negative_int(n, "n", minimum=1)
     norm = compositional_norm(network, mu, inputs, factor=3.0)
-    return norm * math.sqrt(2 * math.log(2 * (inputs + int(network.bias))) / count)
+    eye = torch.eye(network.width(inputs), dtype=mu.dtype, device=mu.device)
+    A, R = ends(network, eye, inputs)
+    kappa = 3 if bool((R @ A).any()) else 2
+    corners = 2 * (inputs + int(network.bias))
+    return kappa * norm * math.sqrt(2 * math.log(corners) / count)
 
 
 def _path_sums(blocks: Blocks, start: Tensor, power: float, factor: float) -> Tensor:

@@ -17,7 +17,7 @@ from otflow.meanfield.networks.residual import Residual
 from otflow.meanfield.networks.residual_layers import cells_of, reflected
 from otflow.measures import Particles
 
-__all__ = ["Flattened", "check_residual", "flatten", "permute_layers"]
+__all__ = ["Flattened", "check_residual", "ends", "flatten", "permute_layers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +110,7 @@ def flatten(network: Residual, mu: Particles, inputs: int) -> Flattened:
     _, u, w = network.split(mu.points)
     width = u.shape[1]
     eye = torch.eye(width, dtype=mu.dtype, device=mu.device)
-    A, R = network.embedding, network.readout
-    A = eye[:, :inputs] if A is None else A
-    R = eye[-(network.outputs or 1) :] if R is None else R
+    A, R = ends(network, eye, inputs)
     neurons = [u @ R.T, w[:, :width] @ A, w[:, width:]]
     two = TwoLayer(
         network.activation,
@@ -121,6 +119,13 @@ def flatten(network: Residual, mu: Particles, inputs: int) -> Flattened:
         offset=network.offset,
     )
     return Flattened(two, mu.with_free_atoms(torch.cat(neurons, 1)), R @ A)
+
+
+def ends(network: Residual, eye: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
+    """Return the embedding A and the readout R, from the identity of the states."""
+    A, R = network.embedding, network.readout
+    A = eye[:, :inputs] if A is None else A
+    return A, eye[-(network.outputs or 1) :] if R is None else R
 
 
 def permute_layers(

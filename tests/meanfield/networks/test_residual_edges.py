@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import pickle
 
 import pytest
@@ -123,6 +125,49 @@ def test_copies_of_a_network_have_its_norms(again):
         lambda net: permute_layers(net, mu, [2, 0, 1]).points,
     ):
         assert torch.equal(measured(twin), measured(network))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_bound_of_complexity_has_the_constant_of_its_proof(bias):
+    """2 where no input passes by all layers, 3 where one does: r + 2 r of neurons."""
+    n, r = 50, math.sqrt(2 * math.log(2 * (2 + bias)) / 50)
+    by_default = Residual("relu", layers=3, bias=bias)
+    passed = Residual("relu", layers=3, bias=bias, readout=normal(3))
+    beside = Residual(
+        "relu",
+        layers=3,
+        bias=bias,
+        embedding=torch.eye(3, 2, dtype=F64),
+        readout=torch.eye(3, dtype=F64)[2],
+    )
+    for network, kappa in ((by_default, 2), (passed, 3), (beside, 2)):
+        mu = particles(network)
+        norm = float(compositional_norm(network, mu, 2, factor=3.0))
+        bound = float(residual_rademacher_bound(network, mu, 2, n))
+        assert bound == pytest.approx(kappa * r * norm, rel=1e-14)
+
+
+def test_no_ball_has_a_larger_complexity_than_the_bound():
+    """All sign patterns of 8 data in one dimension, over one-layer networks: a sum.
+
+    The best neuron of a pattern has a knot at a datum. Its norm is 3 |u| (|w| + |b|).
+    """
+    x = torch.linspace(-1, 1, 8, dtype=F64)
+    knots = torch.cat([x, torch.linspace(-1, 1, 41, dtype=F64)])
+    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=8)), dtype=F64)
+    sides = torch.tensor([1.0, -1.0], dtype=F64)[:, None, None]
+    values = (sides * (x - knots[:, None])).relu() / (3 * (1 + knots.abs()[:, None]))
+    features = torch.cat([values.flatten(0, 1), torch.full((1, 8), 1 / 3, dtype=F64)])
+    exact = float((signs @ features.T / 8).abs().amax(1).mean())  # for Q = 1
+    network = Residual("relu", layers=1)
+    mu = network.from_blocks(
+        torch.tensor([[[0.0, 2.0]]], dtype=F64),
+        torch.tensor([[[1.0, 0.0, -0.5]]], dtype=F64),
+    )
+    norm = float(compositional_norm(network, mu, 1, factor=3.0))
+    bound = float(residual_rademacher_bound(network, mu, 1, 8))
+    assert norm == pytest.approx(3 * 2 * 1.5)
+    assert 0.05 * bound < norm * exact < bound
 
 
 # Permuted layers ----------------------------------------------------------------------
