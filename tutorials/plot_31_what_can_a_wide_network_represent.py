@@ -74,10 +74,10 @@ print(growths[r"$\sqrt{x}$"])
 # %%
 # How many neurons?
 # -----------------
-# :func:`~otflow.meanfield.barron_sample` draws N neurons from the cheapest measure. All
-# of them have one size, the norm B. So the output of one neuron is at most B, and the
-# mean squared error of their mean is at most :math:`B^2/N` on average, in any dimension.
-# Here :math:`\cos 5x` is sampled 200 times for each N.
+# :func:`~otflow.meanfield.barron_sample` draws N neurons from the cheapest measure.
+# All of them have one size, the norm B. So the output of one neuron is at most B, and
+# the squared error of their mean is at most :math:`B^2/N` on average, in any
+# dimension. Here :math:`\cos 5x` is sampled 200 times for each N.
 
 mu, norm = answers[r"$\cos 5x$"].measure, answers[r"$\cos 5x$"].bracket.upper
 stream = torch.Generator().manual_seed(0)
