@@ -145,13 +145,19 @@ def non_negative_int(value: Any, name: str, *, minimum: int = 0) -> int:
     return int(value)
 
 
-def check_option(value: Any, name: str, options: Collection[str]) -> str:
-    """Return `value` if it is one of `options`; else raise and name the nearest one."""
+def check_option(
+    value: Any, name: str, options: Collection[str], *, also: str = ""
+) -> str:
+    """Return `value` if it is one of `options`; else raise and name the nearest one.
+
+    `also` says what else is taken in the place of a name.
+    """
     if isinstance(value, str) and value in options:
         return value
     lower = {option.lower(): option for option in options}
     close = difflib.get_close_matches(str(value).lower(), list(lower), n=1)
     hint = f"; did you mean {lower[close[0]]!r}?" if close else ""
+    hint += f"; {also}" if also else ""
     msg = f"{name} must be one of {sorted(options)}, got {value!r}{hint}"
     raise (ValueError if isinstance(value, str) else TypeError)(msg)
 

@@ -24,6 +24,9 @@ TEACHER, STUDENT = of.Particles(normal(3, 3)), of.Particles(normal(4, 3, seed=1)
 BIASED = of.Particles(normal(4, 4, seed=1))
 RISK = PopulationRisk(TEACHER, "relu", "gaussian")
 ATTRACTION = of.Interaction(of.kernels.Quadratic())
+RESIDUAL = of.meanfield.networks.Residual("tanh", layers=2)
+LAYERS = RESIDUAL.from_blocks(normal(2, 3, 3), normal(2, 3, 4, seed=1))
+DEEP = of.meanfield.Risk(RESIDUAL, normal(5, 2), normal(5, seed=1))
 DATA = TensorDataset(normal(20, 2), normal(20, seed=1))
 
 
@@ -196,6 +199,15 @@ CASES: dict[str, Case] = {
         r"take outputs=2 or less",
         lambda: of.meanfield.layer_dissipation(ATTRACTION, STUDENT, outputs=3),
         [lambda: of.meanfield.layer_dissipation(ATTRACTION, STUDENT, outputs=2)],
+    ),
+    "outer weights of particles with a layer time": (
+        of.errors.Unsupported,
+        r"split the dissipation by coordinates, mu\.weights @ F\.velocity.*outputs=m",
+        lambda: of.meanfield.layer_dissipation(DEEP, LAYERS),
+        [
+            lambda: LAYERS.weights @ DEEP.velocity(LAYERS).square(),
+            lambda: of.meanfield.layer_dissipation(DEEP, LAYERS, outputs=1),
+        ],
     ),
     "outer weights of another network": (
         ValueError,

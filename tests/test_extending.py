@@ -49,6 +49,8 @@ def lines_of(name: str) -> int:
         ("TestMidpoint", 10),
         ("Symmetric", 60),
         ("TestSymmetric", 15),
+        ("Gated", 10),
+        ("TestGated", 6),
         ("FixedPoint", 40),
         ("TestFixedPoint", 10),
     ],

@@ -85,7 +85,8 @@ for k, (d, reports) in enumerate(complexity.items()):
         sizes, [r.value for r in reports], f"C{k}o", label=f"d = {d}, {kind}"
     )
     axes[0].loglog(sizes, [r.sharp for r in reports], f"C{k}-", label=f"d = {d}, bound")
-    axes[0].loglog(sizes, [r.bound for r in reports], f"C{k}:")
+    theorem = [r.bound for r in reports]
+    axes[0].loglog(sizes, theorem, f"C{k}:", label=f"d = {d}, theorem")
 axes[0].set(xlabel="data n", ylabel="complexity of the unit ball")
 axes[0].legend(fontsize="small")
 axes[1].loglog(widths, gaps, "o-", label="test less training risk")

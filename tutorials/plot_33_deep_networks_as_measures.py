@@ -20,7 +20,9 @@ middle one. Then every weight moves at a speed that does not depend on the width
 # -------------------------
 # The network learns to read the digits of scikit-learn. The flow moves all parts
 # together, by a closed pass without automatic differentiation. Plain gradient descent
-# on the torch module makes the same steps, with one learning rate for each layer.
+# on the torch module makes the same steps, with one learning rate for each layer. The
+# module holds :math:`W/N_1` and :math:`a/N_2`, so its rates are those of the flow over
+# the squares of :math:`N_1` and :math:`N_2`.
 
 import matplotlib.pyplot as plt
 import torch

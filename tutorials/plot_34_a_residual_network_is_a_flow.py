@@ -121,10 +121,15 @@ for sign, colour in ((-1.0, "C0"), (1.0, "C3")):
     axes[0].plot(own_class[..., 0], own_class[..., 2], color=colour, lw=0.5, alpha=0.6)
     axes[0].plot(own_class[-1, :, 0], own_class[-1, :, 2], ".", color=colour)
 axes[0].set(xlabel="first coordinate", ylabel="read-out", title="States of two classes")
-for values, name in ((euler, "Euler"), (centred, "permuted, centred")):
+for values, name in (
+    (euler, "Euler's error"),
+    (centred, "permuted, centred"),
+    (shifted, "permuted, generic"),
+):
     axes[1].loglog(depths, values, "o-", label=name)
-axes[1].loglog(depths, shifted, "o-", label="permuted, generic")
 axes[1].loglog(depths, [euler[0] * 8 / L for L in depths], "k:", label="slope -1")
+half = [shifted[0] * (8 / L) ** 0.5 for L in depths]
+axes[1].loglog(depths, half, "k--", lw=1, label="slope -1/2")
 axes[1].set(xlabel="layers", ylabel="change of the states", title="Depth and order")
 axes[1].set_ylim(bottom=3e-6)
 axes[1].legend(loc="lower left")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from otflow._validation import check_kind, non_negative_int
+from otflow.errors import Unsupported
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
 from otflow.meanfield.layers import TwoLayer
+from otflow.meanfield.network import Network
 from otflow.meanfield.population import PopulationRisk
 from otflow.meanfield.risk import Risk
 from otflow.measures import Particles
@@ -51,6 +53,9 @@ def layer_dissipation(
     ValueError
         If a neuron has no more than m numbers, or if a `TwoLayer` network of F has
         another number of outputs.
+    Unsupported
+        If `outputs` is not given and a network of F is no integral over neurons: then
+        nothing says which coordinates are outer weights.
 
     See Also
     --------
@@ -68,6 +73,7 @@ def layer_dissipation(
     check_kind(mu, Particles, "mu")
     known = [m for _, term in F.terms() if (m := _outer_weights(term)) is not None]
     if outputs is None:
+        _check_neurons(F)
         outputs = known[0] if known else 1
     m = non_negative_int(outputs, "outputs", minimum=1)
     if any(own != m for own in known):
@@ -90,6 +96,18 @@ def layer_dissipation(
     squares = F.velocity(mu).square()
     outer, inner = squares[:, :m].sum(1), squares[:, m:].sum(1)
     return mu.weights @ outer, mu.weights @ inner
+
+
+def _check_neurons(F: Functional) -> None:
+    """Raise Unsupported if the particles of a risk need not be neurons (a, w)."""
+    for _, term in F.terms():
+        if isinstance(term, Risk) and not isinstance(term.network, Network):
+            msg = (
+                f"the particles of {term.network!r} need not begin with outer weights; "
+                f"split the dissipation by coordinates, mu.weights @ "
+                f"F.velocity(mu).square(), or give outputs=m for the first m of them"
+            )
+            raise Unsupported(msg)
 
 
 def _outer_weights(term: Functional) -> int | None:

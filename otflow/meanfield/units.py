@@ -233,7 +233,8 @@ def as_activation(activation: str | Elementwise) -> Elementwise:
         if isinstance(activation, Unit) and activation.slope_from_value:
             _check_slope(activation)
         return activation
-    return UNITS[check_option(activation, "activation", UNITS)]
+    other = "any function of tensors is one too, as torch.nn.functional.gelu itself"
+    return UNITS[check_option(activation, "activation", UNITS, also=other)]
 
 
 def _check_homogeneous(unit: Unit) -> None:

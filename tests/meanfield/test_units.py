@@ -115,6 +115,9 @@ def test_activations_that_are_refused():
         TypeError, match=r"^activation must be a function; write Tanh\(\)"
     ):
         of.meanfield.TwoLayer(torch.nn.Tanh)
+    with pytest.raises(ValueError, match=r"'gelu'; .*as torch\.nn\.functional\.gelu"):
+        of.meanfield.TwoLayer("gelu")
+    of.meanfield.TwoLayer(torch.nn.functional.gelu)  # the cure
     with pytest.raises(TypeError, match=r"^activation must be one of"):
         of.meanfield.TwoLayer(3)
 

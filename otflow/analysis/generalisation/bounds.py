@@ -320,10 +320,11 @@ def apriori_bound(
     Returns
     -------
     RiskBound
-        The bound. Where :math:`\lambda < \lambda_n` the value is computed, but it is no
-        bound, and ``applies`` is False; ``terms["any penalty"]`` is a bound for every
-        :math:`\lambda`. Where `objective` is above ``terms["reached"]``, what any
-        minimiser reaches, neither is one.
+        The bound. ``terms["least penalty"]`` is :math:`\lambda_n`. For a smaller
+        :math:`\lambda` the value is computed, but it is no bound, and ``applies`` is
+        False; ``terms["any penalty"]`` is a bound for every :math:`\lambda`. Where
+        `objective` is above ``terms["reached"]``, what any minimiser reaches, neither
+        is one.
 
     Raises
     ------

@@ -291,7 +291,7 @@ class MultiLayer(Model):
     def inputs_of(self, mu: Measure) -> int:
         """Return the dimension of the inputs that the inner weights of a measure fit.
 
-        At least 1, so that a measure of none is refused for its shape.
+        At least 1, so that a measure of none raises for its shape.
         """
         if not isinstance(mu, Parts) or "inner" not in mu:
             return 1

@@ -109,6 +109,9 @@ class Residual(Model):
 
     Notes
     -----
+    Any particles with layer times in [0, 1] are a start, of random times or of the
+    same number in each layer, as `from_blocks` of random weights makes them.
+
     The outputs are not linear in the measure, and a risk is not convex along mixtures.
 
     With a built-in unit value and velocity of a risk take one pass over blocks of data,
@@ -271,7 +274,7 @@ class Residual(Model):
         outer : Tensor or ndarray, shape (L, M, D)
             Weights u of the neurons, layer by layer.
         inner : Tensor or ndarray, shape (L, M, D) or (L, M, D + 1)
-            Weights (w, b).
+            Weights w, or (w, b) with biases.
 
         Returns
         -------

@@ -140,6 +140,7 @@ def barron_norm(
     representation : Measure, optional
         Neurons (a, w, b) that represent f everywhere. Their path norm is then an upper
         bound of the Barron norm. Their outputs are compared with f at the data alone.
+        For a trained network take its own outputs, ``f = network(mu, X)``.
     budget : int
         Most cones of inner weights on which the dual is proved, where not all rays are
         priced. They cost O(n d) each.

@@ -135,6 +135,10 @@ def norm_growth(
     :math:`2 + e`. For :math:`\sqrt x` the integral diverges, and on grids the norms
     grow like :math:`\sqrt n`.
 
+    Some functions need no numbers. A function of norm B changes by at most
+    :math:`B\,|x - y|_\infty` in "l1", and by :math:`B\,|x - y|_2` in "l2". So a
+    function of unbounded slope has no finite norm.
+
     The cost is that of `barron_norm` for each set.
 
     Examples
