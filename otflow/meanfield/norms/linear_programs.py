@@ -16,7 +16,7 @@ from otflow.meanfield.kinks import EPS, Kinks, Maximum
 from otflow.meanfield.norms.neurons import EXCESS, Pool
 from otflow.meanfield.norms.repairs import Repair, refined
 
-__all__ = ["Cheapest", "cheapest"]
+__all__ = ["Cheapest", "cheapest", "program"]
 
 RELU = (0.0, 1.0)
 MISSED = 1e-7
@@ -107,7 +107,7 @@ def cheapest(X: Tensor, f: Tensor, norm: str, budget: int, rounds: int) -> Cheap
 
 def _solve(features: Tensor, f: Tensor) -> tuple[Tensor, Tensor, float]:
     """Return coefficients, dual and value of: min |c|_1 subject to features c = f."""
-    answer = _program(features, f, "highs-ds")
+    answer = program(features, f, "highs-ds")
     if answer.status == 0:
         c, dual = _parts(answer)
     else:
@@ -129,7 +129,7 @@ def _solve_orthonormal(
     unit = float(goal.abs().max())
     if math.isfinite(unit) and unit > 0:
         for method in ("highs-ds", "highs-ipm"):
-            answer = _program(rows.T, goal[:, 0] / unit, method)
+            answer = program(rows.T, goal[:, 0] / unit, method)
             if answer.status == 0:
                 c, dual = _parts(answer)
                 dual = torch.linalg.solve_triangular(
@@ -145,7 +145,7 @@ def _solve_orthonormal(
     raise NotConverged(msg, info={"data": n, "neurons": size})
 
 
-def _program(features: Tensor, f: Tensor, method: str) -> Any:
+def program(features: Tensor, f: Tensor, method: str) -> Any:
     """Return the answer of HiGHS to: min |c|_1 subject to features c = f."""
     optimize = lazy_import("scipy.optimize")
     signed = torch.cat([features, -features], dim=1)
