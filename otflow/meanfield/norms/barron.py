@@ -60,8 +60,8 @@ class BarronNorm:
         `how` is "exact" alone.
     dual : Tensor, shape (n,)
         Weights :math:`\lambda` of the data with :math:`\sum_i \lambda_i f_i` equal to
-        ``bracket.lower``, to round-off, and :math:`|\sum_i \lambda_i (w\cdot x_i +
-        b)^+| \le 1` for all (w, b) of norm 1.
+        ``bracket.lower``, and :math:`|\sum_i \lambda_i (w\cdot x_i + b)^+| \le 1` for
+        all (w, b) of norm 1, both to round-off in the dtype of the data.
     outputs : Tensor, shape (n,)
         The outputs of the measure.
     norm : str

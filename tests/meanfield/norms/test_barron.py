@@ -243,7 +243,7 @@ def test_one_datum():
 # Brackets ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(20))
 def test_brackets_are_true_for_data_of_all_kinds(seed):
     """Random sizes, dimensions, scales and degeneracies, after few or many rounds."""
     generator = torch.Generator().manual_seed(seed)
@@ -264,7 +264,7 @@ def test_brackets_are_true_for_data_of_all_kinds(seed):
     X = torch.unique(X, dim=0)
     if norm == "l2":
         X = X / max(1.0, float(X.norm(dim=1).max()) * (1 + 1e-15))
-    scale = 10.0 ** (18 * seed - 290)
+    scale = 10.0 ** (22 * seed - 290)
     f = scale * torch.randn(len(X), generator=generator, dtype=F64)
     least = barron_norm(X, f, norm, rounds=rounds, budget=2000)
     low, high = least.bracket.lower, least.bracket.upper
@@ -333,12 +333,15 @@ def test_forty_data_in_five_dimensions_have_an_exact_norm():
     assert dual_violation(X, least.dual, "l1") <= 1
 
 
-@pytest.mark.parametrize(("n", "d"), [(1, 12), (1, 200), (3, 20)])
-def test_few_data_in_many_dimensions(n, d):
+@pytest.mark.parametrize("size", [(1, 12), (1, 200), (3, 20), *slow((3, 60))])
+def test_few_data_in_many_dimensions(size):
+    """All rays are priced, or, in 60 dimensions, drawn neurons of norm 1."""
+    n, d = size
     X = uniform(n, d)
     f = torch.linspace(1, 2, n, dtype=F64)
     least = barron_norm(X, f)
     assert least.bracket.lower <= least.bracket.upper
+    assert float(path_norm(NETWORK, least.measure)) <= least.bracket.upper * (1 + 1e-12)
     # A constant is cheapest for one datum in the cube.
     assert least.bracket.upper >= 1
     if n == 1:

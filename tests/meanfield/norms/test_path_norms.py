@@ -84,6 +84,15 @@ def test_the_proximal_map_is_the_minimiser(norm, outputs, tau):
         assert bool((y == 0).any())
 
 
+@pytest.mark.parametrize("F", [PathNorm(TwoLayer("relu")), PathPenalty()])
+def test_the_norm_of_a_functional_does_not_change(F):
+    """The value was made for it, so that the modulus alone would follow."""
+    with pytest.raises(AttributeError, match=r"norm of .* is fixed"):
+        F.norm = "l2"
+    mu = of.Particles(normal(3, 4))
+    torch.testing.assert_close(F.value(mu), path_norm(TwoLayer("relu"), mu, "l1"))
+
+
 def test_both_scalings_of_the_survey():
     theta = normal(8, 4)
     mu = of.Particles(theta)
