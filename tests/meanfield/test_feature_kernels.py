@@ -233,12 +233,12 @@ def test_the_kernel_turns_to_the_targets_in_the_mean_field_alone():
 def test_norms_scale_with_the_values():
     X, f, rho = normal(6, 2), normal(6, 1, seed=1)[:, 0], of.Particles(normal(60, 3))
     one = rkhs_norm(RELU, rho, X, f)
-    best = best_law(RELU, rho, X, f, tolerance=1e-3)
+    best = best_law(RELU, rho, X, f, tolerance=1e-2)
     for scale in (1e-200, 1e-160, 1e-40, 1e40, 1e120):
         found = rkhs_norm(RELU, rho, X, scale * f)
         assert found.value / scale == pytest.approx(one.value, rel=1e-10)
         torch.testing.assert_close(found.dual / scale, one.dual)
-        law = best_law(RELU, rho, X, scale * f, tolerance=1e-3)
+        law = best_law(RELU, rho, X, scale * f, tolerance=1e-2)
         assert law.bracket.lower / scale == pytest.approx(best.bracket.lower, rel=1e-6)
         assert law.bracket.upper / scale == pytest.approx(best.bracket.upper, rel=1e-6)
 

@@ -353,7 +353,7 @@ HARD = {
 def test_theorem_3_1_holds_of_hard_data_over_all_signs(data, norm, bias):
     """The complexity itself, against many neurons and below the bounds."""
     network = TwoLayer("relu", bias=bias)
-    for n, d in ((1, 1), (5, 1), (5, 2), (4, 3)):
+    for n, d in ((1, 1), (5, 1), (4, 2), (3, 3)):
         X = HARD[data](n, d)
         X = X / X.norm(dim=1, keepdim=True).clamp_min(1) if norm == "l2" else X
         signs = all_signs(n)
@@ -396,7 +396,7 @@ def test_the_spread_is_that_of_the_largest_neuron_at_the_data():
         network = TwoLayer("relu", bias=bias)
         one = all_signs(6)[[5, 20, 40]]
         options = {"norm": norm, "network": network, "sharpness": 0.0}
-        for k in range(6):
+        for k in (0, 3):
             other = one.clone()
             other[0, k] *= -1
             pair = [rademacher(X, draws=s, **options) for s in (one, other)]
