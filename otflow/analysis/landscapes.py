@@ -14,6 +14,7 @@ from otflow._validation import check_finite, check_kind
 from otflow.analysis.convexity import times_in
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
+from otflow.functionals.order import check_law
 from otflow.measures import Measure
 from otflow.metrics import geodesic
 
@@ -164,6 +165,7 @@ def landscape(
     True
     """
     check_functional(F)
+    check_law(F, "a mixture", "use displacement_convexity")
     for name, end in (("mu", mu), ("nu", nu)):
         check_kind(end, Measure, name)
     mu, nu = mu.detach(), nu.detach()
