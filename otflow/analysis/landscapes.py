@@ -138,7 +138,7 @@ def landscape(
     ValueError
         If the times do not run from 0 to 1, or the dimensions differ.
     Unsupported
-        If the measures do not mix, as two Gaussians.
+        If the measures do not mix, as two Gaussians; if F reads atoms by their index.
     NonFinite
         If an energy is not finite.
     TypeError

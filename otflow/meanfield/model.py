@@ -59,8 +59,15 @@ class Model(ABC):
 
     # What a model of one's own states; all else may change what is known of outputs.
     stated: frozenset[str] = frozenset(
-        ("check_measure", "encode", "respond", "value_and_velocity", "first_variation")
-    ) | {"exchangeable"}
+        (
+            "check_measure",
+            "encode",
+            "exchangeable",
+            "respond",
+            "value_and_velocity",
+            "first_variation",
+        )
+    )
 
     exchangeable: bool = True
     """Whether outputs depend on the law alone, as for `Functional.exchangeable`."""
