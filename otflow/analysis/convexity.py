@@ -18,7 +18,8 @@ from otflow.analysis.charts import check_together, in_double, straight
 from otflow.errors import Diverged, NonFinite
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
-from otflow.measures import Measure
+from otflow.functionals.order import check_law
+from otflow.measures import Measure, Particles
 
 __all__ = ["ConvexityReport", "displacement_convexity", "examined", "times_in"]
 
@@ -170,7 +171,8 @@ def displacement_convexity(
         If F is no functional, or the measures are of different kinds.
     Unsupported
         If an end is a `GridDensity` in the plane or in space, whose geodesic is
-        remapped to the cells; or on the line, if it vanishes between parts of its mass.
+        remapped to the cells; or on the line, if it vanishes between parts of its mass;
+        or if ends are particles that F reads by their index.
 
     See Also
     --------
@@ -206,6 +208,9 @@ def displacement_convexity(
     (True, None)
     """
     check_functional(F)
+    if isinstance(a, Particles):
+        cure = "look along parts, OfPart(0, F) from Parts([a]) to Parts([b]), by index"
+        check_law(F, "the geodesic of two clouds", cure)
     named = {"a": a, "b": b} | ({} if base is None else {"base": base})
     check_together(named)
     t = times_in(times)

@@ -14,6 +14,7 @@ from otflow._validation import check_finite, check_kind, check_option
 from otflow.analysis.convexity import times_in
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
+from otflow.functionals.order import check_law
 from otflow.measures import Measure
 from otflow.metrics import geodesic
 
@@ -156,7 +157,7 @@ def landscape(
     ValueError
         If the times do not run from 0 to 1, or the dimensions differ.
     Unsupported
-        If the measures do not mix, as two Gaussians.
+        If the measures do not mix, as two Gaussians; if F reads atoms by their index.
     NonFinite
         If an energy is not finite.
     TypeError
@@ -183,6 +184,7 @@ def landscape(
     True
     """
     check_functional(F)
+    check_law(F, "a mixture", "use displacement_convexity")
     for name, end in (("mu", mu), ("nu", nu)):
         check_kind(end, Measure, name)
     mu, nu = mu.detach(), nu.detach()

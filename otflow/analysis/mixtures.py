@@ -18,6 +18,7 @@ from otflow.errors import NonFinite, Unsupported
 from otflow.functionals import Functional
 from otflow.functionals.base import check_functional
 from otflow.functionals.mixtures import ROUND_OFF
+from otflow.functionals.order import check_law
 from otflow.measures import GridDensity, Measure, Particles
 
 __all__ = ["mixture_convexity"]
@@ -91,6 +92,7 @@ def mixture_convexity(
     (-8.0, True)
     """
     check_functional(F)
+    check_law(F, "a mixture", "use displacement_convexity")
     check_together({"a": a, "b": b})
     t, modulus = times_in(times), 0.0 if F.mixture_convex else None
     a.mix(b, 0.5)  # which says why two measures do not mix

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from otflow.errors import Unsupported
 
-__all__ = ["check_places", "is_exchangeable"]
+__all__ = ["check_law", "check_places", "is_exchangeable"]
 
 T = TypeVar("T")
 
@@ -14,6 +14,16 @@ T = TypeVar("T")
 def is_exchangeable(F: Any) -> bool:
     """Return whether all terms of a functional are `exchangeable`."""
     return all(term.exchangeable for _, term in F.terms())
+
+
+def check_law(F: Any, path: str, cure: str) -> None:
+    """Raise Unsupported if a path of laws, as a mixture, is none of a functional."""
+    if not is_exchangeable(F):
+        msg = (
+            f"{path} joins laws, and F = {F!r:.80} reads atoms by their index, so that "
+            f"it has no value along the path; {cure}"
+        )
+        raise Unsupported(msg)
 
 
 def check_places(F: Any, x: T) -> T:

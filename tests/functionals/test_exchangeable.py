@@ -177,3 +177,40 @@ def test_a_draw_of_a_subclass_has_its_values():
     draw = F.resample(torch.Generator().manual_seed(0))
     assert type(draw) is Twice
     torch.testing.assert_close(draw.value(both), F.value(both), rtol=1e-12, atol=0)
+
+
+def test_paths_of_laws_are_none_of_a_functional_that_reads_the_index():
+    # Before, the end of the geodesic was another one, of other values.
+    risk, mu = network()
+    other = mu.push(0.1 * torch.ones(mu.tangent_shape, dtype=F64), 1.0)
+    F, a, b = InPart(risk, mu, "inner"), mu["inner"], other["inner"]
+    look = of.analysis.displacement_convexity
+    with pytest.raises(of.errors.Unsupported, match=r"OfPart\(0, F\) from Parts\(\[a"):
+        look(F, a, b)
+    report = look(OfPart(0, F), Parts([a]), Parts([b]))
+    # By second differences of F along the straight line of each row.
+    h = 1e-3
+    line = [F.value(a.push(b.points - a.points, report.time + s)) for s in (-h, 0, h)]
+    curved = (line[0] - 2 * line[1] + line[2]) / h**2 / a.norm(b.points - a.points) ** 2
+    assert float(curved) == pytest.approx(report.minimum, rel=1e-3)
+    for path in (of.analysis.mixture_convexity, of.analysis.landscape):
+        with pytest.raises(of.errors.Unsupported, match="use displacement_convexity"):
+            path(risk, mu, other)
+    assert look(risk, mu, other).times is not None
+
+
+def test_an_online_risk_of_a_deep_network_steps_on_fresh_draws():
+    # Before, its value asked a measure of parts for points of its own.
+    risk, mu = network()
+
+    def draw(generator):
+        x = 4 * torch.rand(5, 1, generator=generator, dtype=F64) - 2
+        return x, x[:, 0].sin()
+
+    F = of.meanfield.OnlineRisk(risk.network, draw, (risk.X, risk.y))
+    assert not F.exchangeable
+    assert F.value(mu) == risk.value(mu)
+    for inner in (of.ExplicitEuler(), PartByPart(of.JKO())):
+        scheme = of.schemes.Minibatch(inner)
+        run = of.flow(F, mu, scheme, dt=0.1, steps=3, generator=0)
+        assert run.records["energy"].diff().max() < 0
