@@ -163,7 +163,7 @@ def residual_rademacher_bound(
     T/c. So :math:`\alpha \le \tau/c` by contraction, and :math:`\tau \le r + 2\alpha`.
     For c = 3 follow :math:`\tau \le 3r` and :math:`\alpha \le r`. A network is Q times
     an element of T. Without linear part it is Q times one of the hull of neurons of
-    either sign, of complexity :math:`2\alpha`. Without biases the number 2 d + 2 is 2 d.
+    either sign, of complexity :math:`2\alpha`. Without biases 2 d stands for 2 d + 2.
 
     Examples
     --------
