@@ -52,7 +52,7 @@ def test_every_kernel_and_network_is_in_the_matrix():
         for F in test_graphs.FUNCTIONALS.values()
         if isinstance(F, of.meanfield.Risk)
     }
-    # They need measures of their own, see meanfield/networks/test_graphs_of_networks.py.
+    # Their measures are their own, see meanfield/networks/test_graphs_of_networks.py.
     deep = classes(of.meanfield.networks, of.meanfield.Model)
     public = classes(of.meanfield, of.meanfield.Model) | deep
     assert len(deep) >= 2
