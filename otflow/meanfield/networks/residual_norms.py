@@ -15,7 +15,7 @@ from otflow.meanfield.networks.residual_structure import check_residual, ends
 from otflow.meanfield.units import is_unit
 from otflow.measures import Particles
 
-__all__ = ["compositional_norm", "residual_rademacher_bound"]
+__all__ = ["compositional_norm", "compositional_rademacher_bound"]
 
 
 def compositional_norm(
@@ -112,7 +112,7 @@ def compositional_norm(
     return norm
 
 
-def residual_rademacher_bound(
+def compositional_rademacher_bound(
     network: Residual, mu: Particles, inputs: int, n: int
 ) -> Tensor:
     r"""Return a bound of the Rademacher complexity of networks no larger than this.
@@ -168,13 +168,13 @@ def residual_rademacher_bound(
     Examples
     --------
     >>> import torch
-    >>> from otflow.meanfield.networks import Residual, residual_rademacher_bound
+    >>> from otflow.meanfield.networks import Residual, compositional_rademacher_bound
     >>> network = Residual("relu", layers=2, bias=False)
     >>> mu = network.from_blocks(  # u, w of one neuron a layer; the state is (x, 0)
     ...     torch.tensor([[[2.0, 2.0]], [[0.0, 2.0]]]),
     ...     torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]]),
     ... )
-    >>> residual_rademacher_bound(network, mu, 1, 10_000)  # 30 (2 log 2 / n)^(1/2)
+    >>> compositional_rademacher_bound(network, mu, 1, 10_000)  # 30 (2 log 2 / n)^(1/2)
     tensor(0.3532)
     """
     check_residual(network)

@@ -13,9 +13,9 @@ from otflow.meanfield.networks import (
     Residual,
     align_networks,
     compositional_norm,
+    compositional_rademacher_bound,
     flatten,
     permute_layers,
-    residual_rademacher_bound,
     to_sequential,
 )
 from otflow.testing.clouds import normal
@@ -116,7 +116,7 @@ RESIDUAL_MAPS = {
     "permuted": lambda mu, _: plain(permute_layers(FREE, mu, [2, 0, 1])),
     "norm": lambda mu, _: compositional_norm(KINKED, mu, 2),
     "norm of a power": lambda mu, _: compositional_norm(KINKED, mu, 2, p=2.5),
-    "complexity": lambda mu, _: residual_rademacher_bound(KINKED, mu, 2, 9),
+    "complexity": lambda mu, _: compositional_rademacher_bound(KINKED, mu, 2, 9),
 }
 
 
