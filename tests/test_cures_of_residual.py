@@ -10,9 +10,9 @@ from otflow.meanfield import Risk
 from otflow.meanfield.networks import (
     Residual,
     compositional_norm,
+    compositional_rademacher_bound,
     flatten,
     permute_layers,
-    residual_rademacher_bound,
 )
 from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
@@ -170,8 +170,12 @@ CASES: dict[str, Case] = {
     "the complexity of smooth networks": (
         of.errors.Unsupported,
         r"proved for Residual\('relu'\) with solver='euler'",
-        lambda: residual_rademacher_bound(NETWORK, MU, 2, 100),
-        [lambda: residual_rademacher_bound(Residual("relu", layers=4), MU, 2, 100)],
+        lambda: compositional_rademacher_bound(NETWORK, MU, 2, 100),
+        [
+            lambda: compositional_rademacher_bound(
+                Residual("relu", layers=4), MU, 2, 100
+            )
+        ],
     ),
     "a norm of a subclass": (
         of.errors.Unsupported,

@@ -5,7 +5,7 @@ from otflow.meanfield.networks.multilayer import MultiLayer
 from otflow.meanfield.networks.residual import Residual
 from otflow.meanfield.networks.residual_norms import (
     compositional_norm,
-    residual_rademacher_bound,
+    compositional_rademacher_bound,
 )
 from otflow.meanfield.networks.residual_structure import (
     Flattened,
@@ -21,10 +21,10 @@ __all__ = [
     "Residual",
     "align_networks",
     "compositional_norm",
+    "compositional_rademacher_bound",
     "flatten",
     "from_sequential",
     "permute_layers",
-    "residual_rademacher_bound",
     "to_sequential",
 ]
 

@@ -15,7 +15,7 @@ from otflow.meanfield.networks.residual_structure import check_residual, ends
 from otflow.meanfield.units import is_unit
 from otflow.measures import Particles
 
-__all__ = ["compositional_norm", "residual_rademacher_bound"]
+__all__ = ["compositional_norm", "compositional_rademacher_bound"]
 
 
 def compositional_norm(
@@ -112,7 +112,7 @@ def compositional_norm(
     return norm
 
 
-def residual_rademacher_bound(
+def compositional_rademacher_bound(
     network: Residual, mu: Particles, inputs: int, n: int
 ) -> Tensor:
     r"""Return a bound of the Rademacher complexity of networks no larger than this.
@@ -163,18 +163,18 @@ def residual_rademacher_bound(
     T/c. So :math:`\alpha \le \tau/c` by contraction, and :math:`\tau \le r + 2\alpha`.
     For c = 3 follow :math:`\tau \le 3r` and :math:`\alpha \le r`. A network is Q times
     an element of T. Without linear part it is Q times one of the hull of neurons of
-    either sign, of complexity :math:`2\alpha`. Without biases the number 2 d + 2 is 2 d.
+    either sign, of complexity :math:`2\alpha`. Without biases 2 d stands for 2 d + 2.
 
     Examples
     --------
     >>> import torch
-    >>> from otflow.meanfield.networks import Residual, residual_rademacher_bound
+    >>> from otflow.meanfield.networks import Residual, compositional_rademacher_bound
     >>> network = Residual("relu", layers=2, bias=False)
     >>> mu = network.from_blocks(  # u, w of one neuron a layer; the state is (x, 0)
     ...     torch.tensor([[[2.0, 2.0]], [[0.0, 2.0]]]),
     ...     torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]]),
     ... )
-    >>> residual_rademacher_bound(network, mu, 1, 10_000)  # 30 (2 log 2 / n)^(1/2)
+    >>> compositional_rademacher_bound(network, mu, 1, 10_000)  # 30 (2 log 2 / n)^(1/2)
     tensor(0.3532)
     """
     check_residual(network)

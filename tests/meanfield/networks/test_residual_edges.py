@@ -14,9 +14,9 @@ import otflow as of
 from otflow.meanfield.networks import (
     Residual,
     compositional_norm,
+    compositional_rademacher_bound,
     flatten,
     permute_layers,
-    residual_rademacher_bound,
 )
 from otflow.meanfield.networks.residual_layers import cells_of
 from otflow.testing.clouds import normal
@@ -119,7 +119,7 @@ def test_copies_of_a_network_have_its_norms(again):
     mu = particles(network)
     for measured in (
         lambda net: compositional_norm(net, mu, 2, factor=3.0),
-        lambda net: residual_rademacher_bound(net, mu, 2, 100),
+        lambda net: compositional_rademacher_bound(net, mu, 2, 100),
         lambda net: net(mu, normal(4, 2)),
         lambda net: flatten(net, mu, 2).measure.points,
         lambda net: permute_layers(net, mu, [2, 0, 1]).points,
@@ -143,7 +143,7 @@ def test_the_bound_of_complexity_has_the_constant_of_its_proof(bias):
     for network, kappa in ((by_default, 2), (passed, 3), (beside, 2)):
         mu = particles(network)
         norm = float(compositional_norm(network, mu, 2, factor=3.0))
-        bound = float(residual_rademacher_bound(network, mu, 2, n))
+        bound = float(compositional_rademacher_bound(network, mu, 2, n))
         assert bound == pytest.approx(kappa * r * norm, rel=1e-14)
 
 
@@ -165,7 +165,7 @@ def test_no_ball_has_a_larger_complexity_than_the_bound():
         torch.tensor([[[1.0, 0.0, -0.5]]], dtype=F64),
     )
     norm = float(compositional_norm(network, mu, 1, factor=3.0))
-    bound = float(residual_rademacher_bound(network, mu, 1, 8))
+    bound = float(compositional_rademacher_bound(network, mu, 1, 8))
     assert norm == pytest.approx(3 * 2 * 1.5)
     assert 0.05 * bound < norm * exact < bound
 

@@ -12,9 +12,9 @@ from otflow.analysis import observed_order
 from otflow.meanfield.networks import (
     Residual,
     compositional_norm,
+    compositional_rademacher_bound,
     flatten,
     permute_layers,
-    residual_rademacher_bound,
 )
 from otflow.testing.clouds import normal
 from tests.marks import slow
@@ -267,7 +267,7 @@ def test_the_rademacher_complexity_is_below_its_bound():
         for _ in range(60):
             mu = of.Particles(theta)
             correlation = (signs * network(mu, points)).mean()
-            ratio = correlation / residual_rademacher_bound(network, mu, 2, n)
+            ratio = correlation / compositional_rademacher_bound(network, mu, 2, n)
             best = max(best, float(ratio.detach()))
             optimizer.zero_grad()
             (-ratio).backward()
@@ -291,7 +291,7 @@ def test_the_bound_of_generalisation_holds_and_says_something():
     # The ball is chosen after the data: radii 1, 2, 4, ... share delta.
     norm = float(compositional_norm(network, mu, 2, factor=3.0))
     level = max(0, math.ceil(math.log2(norm)))
-    scale = float(residual_rademacher_bound(network, mu, 2, n)) * 2**level / norm
+    scale = float(compositional_rademacher_bound(network, mu, 2, n)) * 2**level / norm
     deviation = math.sqrt(math.log(2 * (level + 1) ** 2 / delta) / (2 * n))
     bound = 2 * scale + 2 * deviation
     assert gap < bound
