@@ -384,13 +384,22 @@ CASES: dict[str, Case] = {
         ],
     ),
     "a first variation at new units": (
+        of.errors.Unsupported,
+        r"reads atoms by their index, .* at the atoms themselves, without x",
+        lambda: InPart(RISK, MU, "inner").first_variation(MU["inner"], normal(2, 3)),
+        [lambda: InPart(RISK, MU, "inner").first_variation(MU["inner"])],
+    ),
+    "a part with other units": (
         ValueError,
         (
             r"the part 'inner' must have shape \(4, 3\).*got \(6, 3\): each of its "
             r"atoms is a unit.*first_variation\(mu\['inner'\]\) is that of its own"
         ),
-        lambda: InPart(RISK, MU, "inner").first_variation(MU["inner"], normal(2, 3)),
-        [lambda: InPart(RISK, MU, "inner").first_variation(MU["inner"])],
+        lambda: RISK.value(MU.replace(inner=of.Particles(normal(6, 3)))),
+        [
+            lambda: RISK.value(MU.replace(inner=of.Particles(normal(4, 3)))),
+            lambda: InPart(RISK, MU, "inner").first_variation(MU["inner"]),
+        ],
     ),
     "a module of another network": (
         TypeError,

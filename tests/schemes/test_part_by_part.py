@@ -316,7 +316,7 @@ def test_the_modulus_of_a_term_of_one_part_says_nothing_of_that_of_the_whole(in_
     assert not [f.text for f in findings if f.verdict == "failed"]
     found = {f.name: f for f in findings}
     assert found["modulus"].verdict == "unknown"
-    assert "one part of the measure" in found["time error"].text
+    assert "F in one part with the others frozen" in found["time error"].text
     # A wrong word of one term is found all the same.
     wrong = of.Potential(lambda x: 0.5 * x.square().sum(-1), modulus=30.0)
     F = OfPart("a", SPRING) + OfPart("b", wrong)
