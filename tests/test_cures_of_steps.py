@@ -11,6 +11,7 @@ import otflow as of
 from otflow.schemes import Adaptive
 from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
+from tests.marks import slow
 from tests.proximal.gaussian.test_values import AtTheTop, jump
 from tests.schemes.test_langevin import Noise, Told
 
@@ -480,6 +481,9 @@ def blocked():
     return of.GridDensity(rho, 0, 1, obstacles=x < 0.1, normalize=True, walls=True)
 
 
-@pytest.mark.parametrize("case", CASES)
+LONG = "a kink of the functional, quantiles without entropy"
+
+
+@pytest.mark.parametrize("case", [*(c for c in CASES if c != LONG), *slow(LONG)])
 def test_the_cures_that_an_error_names_work(case):
     check_cures(CASES[case])

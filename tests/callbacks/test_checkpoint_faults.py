@@ -159,6 +159,7 @@ def script(text, folder, *, timeout=200):
     )
 
 
+@pytest.mark.slow
 @posix
 def test_a_kill_before_or_after_any_call_of_the_system(tmp_path):
     done = script(

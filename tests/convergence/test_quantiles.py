@@ -17,6 +17,7 @@ from otflow.analysis import observed_order
 from otflow.measures.quantiles.levels import graded_masses
 from otflow.proximal import QuantileProximal
 from tests import exact
+from tests.marks import slow
 
 CELLS = (50, 100, 200)
 STEPS = (0.05, 0.025, 0.0125, 0.00625)
@@ -139,7 +140,10 @@ def test_the_step_converges_at_first_order_to_the_exact_flow(case):
 
 @pytest.mark.parametrize(
     "case",
-    [CASES["heat"], CASES["Ornstein-Uhlenbeck"], Barenblatt(2.0, 0.0, 2.0, 1.2)],
+    [
+        CASES["heat"],
+        *slow(CASES["Ornstein-Uhlenbeck"], Barenblatt(2.0, 0.0, 2.0, 1.2)),
+    ],
     ids=["heat", "Ornstein-Uhlenbeck", "porous medium 2"],
 )
 def test_runge_kutta_steps_are_of_order_two_and_three(case):

@@ -42,6 +42,7 @@ def random_energy(draw, d):
     return lambda r: sum(term(r) for term in terms) + constant
 
 
+@pytest.mark.slow
 def test_no_round_off_refutes_a_true_declaration():
     draw = random.Random(0)
     for _ in range(400):
