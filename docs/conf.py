@@ -65,6 +65,7 @@ nitpick_ignore = [
     ("py:class", "otflow.flow.M"),
     ("py:class", "otflow.metrics.maps._Side"),
     ("py:class", "otflow.functionals.discrepancy._Discrepancy"),
+    ("py:class", "otflow.functionals.wrapped.Wrapped"),
     ("py:class", "otflow.functionals.proximal_maps.ProximalMap"),
     ("py:class", "otflow.measures.gaussian.quadrature.Nodes"),
     ("py:class", "otflow.metrics.barycenters.Kind"),

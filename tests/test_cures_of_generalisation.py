@@ -28,7 +28,7 @@ from otflow.meanfield import (
     rkhs_kernel,
     rkhs_norm,
 )
-from otflow.meanfield.norms import rays
+from otflow.meanfield.norms import extreme_rays
 from otflow.testing.clouds import normal
 from tests.cures import Case, check_cures
 
@@ -302,9 +302,9 @@ CASES: dict[str, Case] = {
     ),
     "a law without directions": (
         ValueError,
-        r"all inner weights of the law are 0.*such as norms.rays\(X\)",
+        r"all inner weights of the law are 0.*such as meanfield.extreme_rays\(X\)",
         lambda: best_law(RELU, of.Particles(torch.zeros(3, 2).double()), X[:, :1], Y),
-        [lambda: best_law(RELU, of.Particles(rays(X[:, :1])), X[:, :1], Y)],
+        [lambda: best_law(RELU, of.Particles(extreme_rays(X[:, :1])), X[:, :1], Y)],
     ),
     "a test of another network": (
         ValueError,

@@ -19,7 +19,7 @@ from otflow.meanfield import (
     reweight_to_constant,
     spectral_barron_bound,
 )
-from otflow.meanfield.norms import rays
+from otflow.meanfield.norms import extreme_rays
 from tests.cures import Case, check_cures
 
 F64 = torch.float64
@@ -48,8 +48,11 @@ CASES: dict[str, Case] = {
     "too many rays": (
         ValueError,
         r"12 data in dimension 2 have up to 210 rays, more than most=100; take fewer",
-        lambda: rays(PLANE, most=100),
-        [lambda: rays(PLANE[:5], most=100), lambda: rays(PLANE, most=210)],
+        lambda: extreme_rays(PLANE, most=100),
+        [
+            lambda: extreme_rays(PLANE[:5], most=100),
+            lambda: extreme_rays(PLANE, most=210),
+        ],
     ),
     "data outside the cube": (
         ValueError,
@@ -255,7 +258,7 @@ def test_the_cure_works(case):
         (lambda: PathNorm(3), TypeError, "network"),
         (lambda: PathNorm(RELU, "l3"), ValueError, "norm must be one of"),
         (lambda: reweight_to_constant(RELU, X), TypeError, "mu"),
-        (lambda: rays(X, most=0), ValueError, "most"),
+        (lambda: extreme_rays(X, most=0), ValueError, "most"),
     ],
 )
 def test_arguments_are_named(wrong, kind, words):

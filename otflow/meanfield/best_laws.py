@@ -56,8 +56,8 @@ class BestLaw:
     >>> import torch, otflow as of
     >>> network = of.meanfield.TwoLayer("relu")
     >>> X = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
-    >>> from otflow.meanfield.norms import rays
-    >>> best = of.meanfield.best_law(network, of.Particles(rays(X)), X, X[:, 0] ** 2)
+    >>> rho = of.Particles(of.meanfield.extreme_rays(X))
+    >>> best = of.meanfield.best_law(network, rho, X, X[:, 0] ** 2)
     >>> round(best.kernel.value, 4), best.converged
     (2.75, True)
     """
@@ -108,8 +108,8 @@ def best_law(
         A homogeneous unit, of one output, in the scaling "mean-field".
     rho : Particles
         The law at the start, of inner weights (w, b). Its directions are the given
-        ones, those with mass alone. With `norms.rays` of the data the norm "l1" is that
-        over all directions.
+        ones, those with mass alone. With `extreme_rays` of the data the norm "l1" is
+        that over all directions.
     X : Tensor or ndarray, shape (n, d)
         Inputs.
     f : Tensor or ndarray, shape (n,)
@@ -153,8 +153,7 @@ def best_law(
     >>> import torch, otflow as of
     >>> network = of.meanfield.TwoLayer("relu")
     >>> X = torch.linspace(0, 1, 41, dtype=torch.float64)[:, None]
-    >>> from otflow.meanfield.norms import rays
-    >>> rho = of.Particles(rays(X))
+    >>> rho = of.Particles(of.meanfield.extreme_rays(X))
     >>> best = of.meanfield.best_law(network, rho, X, (6 * X[:, 0]).sin())
     >>> [round(value, 3) for value in best.norms[:3]], round(best.kernel.value, 3)
     ([44.444, 36.861, 35.895], 35.71)
@@ -220,7 +219,7 @@ def _directions(rho: Particles, norm: str) -> Particles:
     if not bool(kept.any()):
         msg = (
             "all inner weights of the law are 0, and none has a direction; give inner "
-            "weights that are not 0, such as norms.rays(X)"
+            "weights that are not 0, such as meanfield.extreme_rays(X)"
         )
         raise ValueError(msg)
     v = rho.points[kept] / lengths[kept, None]

@@ -23,7 +23,7 @@ from otflow.meanfield import (
     rkhs_kernel,
     rkhs_norm,
 )
-from otflow.meanfield.norms import rays
+from otflow.meanfield.norms import extreme_rays
 from otflow.testing.clouds import normal
 
 F64 = torch.float64
@@ -37,7 +37,7 @@ CHEAPEST = of.Particles(torch.tensor([[2.0, 1.0, -0.5], [2.0, -1.0, 0.5]], dtype
 def test_every_kernel_has_at_least_the_barron_norm_and_the_best_has_it():
     """The norm of a mixture with the share s of the best law is at most 3/sqrt(s)."""
     best = feature_law(RELU, CHEAPEST)
-    uniform = of.Particles(rays(LINE))
+    uniform = of.Particles(extreme_rays(LINE))
     least = rkhs_norm(RELU, best, LINE, KINK).value
     flat = rkhs_norm(RELU, uniform, LINE, KINK).value
     half, tenth = (
@@ -56,7 +56,7 @@ def test_every_kernel_has_at_least_the_barron_norm_and_the_best_has_it():
 
 
 def test_the_norm_is_that_of_a_network_which_interpolates():
-    rho = of.Particles(rays(LINE))
+    rho = of.Particles(extreme_rays(LINE))
     found = rkhs_norm(RELU, rho, LINE, KINK)
     a = found.measure.points[:, 0]
     assert found.value == pytest.approx(float((rho.weights @ a.square()).sqrt()))
@@ -109,7 +109,7 @@ def test_the_least_norm_over_all_kernels_is_that_of_a_linear_program(name):
     """|f|_B is the infimum over the laws, and the law of the program attains it."""
     x = LINE[:, 0]
     f = {"sine": (6 * x).sin(), "kink": KINK, "square": x.square()}[name]
-    v = rays(LINE)
+    v = extreme_rays(LINE)
     exact, network = program(f, v)
     law = feature_law(RELU, network)
     attained = rkhs_norm(RELU, law, LINE, f).value
@@ -137,8 +137,8 @@ def test_the_coefficients_of_the_kernel_give_the_network_and_the_norm():
 
 def test_too_few_laws_leave_a_wide_bracket_that_is_told():
     f = (6 * LINE[:, 0]).sin()
-    exact, _ = program(f, rays(LINE))
-    short = best_law(RELU, of.Particles(rays(LINE)), LINE, f, steps=1)
+    exact, _ = program(f, extreme_rays(LINE))
+    short = best_law(RELU, of.Particles(extreme_rays(LINE)), LINE, f, steps=1)
     assert not short.converged
     assert "stopped after 1 laws" in repr(short)
     assert short.bracket.lower <= exact <= short.bracket.upper
@@ -285,7 +285,7 @@ def test_the_dual_bound_is_true_of_data_that_nearly_coincide(gap):
     """Its coefficients are huge and cancel: it is checked in rational numbers."""
     X = torch.cat([normal(5, 1, seed=4).tanh(), normal(1, 1, seed=4).tanh() + gap])
     f = (4 * X[:, 0]).sin()
-    rho = of.Particles(rays(X))
+    rho = of.Particles(extreme_rays(X))
     first = best_law(RELU, rho, X, f, steps=1)
     rational = [[Fraction(float(t)) for t in row] for row in torch.cat([X, X**0], 1)]
     dual = [Fraction(float(t)) for t in first.kernel.dual]

@@ -10,7 +10,7 @@ import otflow as of
 from otflow.analysis import observed_order
 from otflow.errors import NonFinite
 from otflow.meanfield import TwoLayer, barron_sample, path_norm
-from otflow.meanfield.norms import rays
+from otflow.meanfield.norms import extreme_rays
 from otflow.testing.clouds import normal
 
 F64 = torch.float64
@@ -196,7 +196,7 @@ def test_a_unit_of_another_slope_and_no_bias():
 
 def least_norm(f):
     """Return the least path norm with values f on a line, a linear program."""
-    v = rays(LINE)
+    v = extreme_rays(LINE)
     features = (LINE @ v[:, :-1].T + v[:, -1]).relu()
     signed = torch.cat([features, -features], 1).numpy()
     return linprog(torch.ones(2 * len(v)).numpy(), A_eq=signed, b_eq=f.numpy()).fun

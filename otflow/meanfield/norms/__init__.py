@@ -4,7 +4,7 @@ from otflow.meanfield.norms.barron import BarronNorm, barron_norm
 from otflow.meanfield.norms.dictionary import NormTable, norm_table
 from otflow.meanfield.norms.growth import NormGrowth, norm_growth
 from otflow.meanfield.norms.path_norms import PathNorm, reweight_to_constant
-from otflow.meanfield.norms.rays import rays
+from otflow.meanfield.norms.rays import extreme_rays
 from otflow.meanfield.norms.spectral import spectral_barron_bound
 
 __all__ = [
@@ -13,9 +13,9 @@ __all__ = [
     "NormTable",
     "PathNorm",
     "barron_norm",
+    "extreme_rays",
     "norm_growth",
     "norm_table",
-    "rays",
     "reweight_to_constant",
     "spectral_barron_bound",
 ]

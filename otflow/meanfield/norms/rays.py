@@ -18,10 +18,10 @@ __all__ = [
     "MOST_RAYS",
     "distinct",
     "drawn_rays",
+    "extreme_rays",
     "half_rays",
     "hyperplanes",
     "ray_count",
-    "rays",
 ]
 
 # Most rays by default: in dimension 3 their rows take 50 MB.
@@ -44,7 +44,7 @@ def ray_count(n: int, d: int) -> int:
     return 2 * math.comb(n + d + 1, d)
 
 
-def rays(X: ArrayLike, *, most: int = MOST_RAYS) -> Tensor:
+def extreme_rays(X: ArrayLike, *, most: int = MOST_RAYS) -> Tensor:
     r"""Return the extreme rays of the cones on which all ReLU neurons are linear.
 
     The hyperplanes :math:`w\cdot x_i + b = 0` of the data, and those of the
@@ -79,6 +79,7 @@ def rays(X: ArrayLike, *, most: int = MOST_RAYS) -> Tensor:
     See Also
     --------
     barron_norm : The linear program over these rays.
+    best_law : The law over them whose kernel has the least norm.
 
     Notes
     -----
@@ -88,9 +89,8 @@ def rays(X: ArrayLike, *, most: int = MOST_RAYS) -> Tensor:
 
     Examples
     --------
-    >>> import torch
-    >>> from otflow.meanfield.norms import rays
-    >>> rays(torch.tensor([[0.0], [1.0]], dtype=torch.float64))
+    >>> import torch, otflow as of
+    >>> of.meanfield.extreme_rays(torch.tensor([[0.0], [1.0]], dtype=torch.float64))
     tensor([[-1.0000,  0.0000],
             [-0.5000,  0.5000],
             [ 0.0000, -1.0000],
@@ -105,7 +105,7 @@ def rays(X: ArrayLike, *, most: int = MOST_RAYS) -> Tensor:
     if count > most:
         msg = (
             f"{n} data in dimension {d} have up to {count} rays, more than "
-            f"most={most}; take fewer data, or rays(X, most={count})"
+            f"most={most}; take fewer data, or extreme_rays(X, most={count})"
         )
         raise ValueError(msg)
     v, _, _ = half_rays(hyperplanes(X.double()))

@@ -20,7 +20,7 @@ from otflow.analysis import (
 )
 from otflow.errors import NonFinite
 from otflow.meanfield import PathPenalty, Risk, TwoLayer, barron_sample, path_norm
-from otflow.meanfield.norms import rays
+from otflow.meanfield.norms import extreme_rays
 from otflow.testing.clouds import normal
 
 F64 = torch.float64
@@ -38,7 +38,7 @@ def line(n):
 
 def by_rays(X, signs):
     """Return the mean over signs of the maximum over all extreme rays."""
-    v = rays(X, most=10**6)
+    v = extreme_rays(X, most=10**6)
     features = (v[:, :-1] @ X.T + v[:, -1:]).relu()
     return float((signs @ features.T / len(X)).abs().max(1).values.mean())
 

@@ -12,7 +12,7 @@ import torch
 import otflow as of
 from otflow.analysis import f1_margin, f2_margin, soft_margin
 from otflow.meanfield import Risk, TwoLayer, path_norm
-from otflow.meanfield.norms import rays
+from otflow.meanfield.norms import extreme_rays
 from otflow.testing.clouds import normal
 
 F64 = torch.float64
@@ -60,7 +60,7 @@ def test_the_largest_margin_is_that_of_a_linear_program():
 
     X = torch.linspace(0, 1, 9, dtype=F64)[:, None]
     y = torch.tensor([1.0, 1, -1, -1, 1, 1, -1, 1, 1], dtype=F64)
-    v = rays(X)
+    v = extreme_rays(X)
     signed = y[:, None] * (X @ v[:, :-1].T + v[:, -1]).relu()
     A = torch.cat([signed, -signed], 1).numpy()
     n, K = A.shape

@@ -10,7 +10,7 @@ import torch
 
 import otflow as of
 from otflow.meanfield import TwoLayer, barron_norm, path_norm
-from otflow.meanfield.norms import linear_programs, rays
+from otflow.meanfield.norms import extreme_rays, linear_programs
 from tests.marks import slow
 
 F64 = torch.float64
@@ -51,7 +51,7 @@ def dual_violation(X, lam, norm):
     else:
         generator = torch.Generator().manual_seed(3)
         v = torch.randn(20_000, X.shape[1] + 1, generator=generator, dtype=F64)
-        v = torch.cat([v, rays(X)]) if X.shape[1] < 4 else v
+        v = torch.cat([v, extreme_rays(X)]) if X.shape[1] < 4 else v
     order = 1 if norm == "l1" else 2
     v = v / torch.linalg.vector_norm(v, order, dim=1, keepdim=True)
     return max(float((lam @ features(X, part)).abs().max()) for part in v.split(4000))
@@ -118,7 +118,7 @@ def test_no_other_interpolation_is_cheaper(d):
 
     X = uniform(12, d, seed=d)
     f = torch.sin(3 * X[:, 0]) * X[:, -1]
-    A = features(X, rays(X)).numpy()
+    A = features(X, extreme_rays(X)).numpy()
     both = linprog(
         [1.0] * (2 * A.shape[1]),
         A_eq=torch.cat([torch.as_tensor(A), -torch.as_tensor(A)], dim=1).numpy(),
@@ -378,7 +378,7 @@ def test_a_hundred_data_in_two_dimensions():
 
     X = uniform(100, 2)
     f = torch.sin(3 * X[:, 0]) * X[:, 1]
-    assert len(rays(X)) == 10_506
+    assert len(extreme_rays(X)) == 10_506
     least = barron_norm(X, f)
     assert least.how == "exact"
     assert least.bracket.relative < 1e-8

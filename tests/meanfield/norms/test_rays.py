@@ -9,7 +9,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from otflow.meanfield.norms import rays
+from otflow.meanfield.norms import extreme_rays
 from otflow.meanfield.norms.neurons import Pool
 
 F64 = torch.float64
@@ -28,12 +28,12 @@ def test_the_rays_of_two_data_are_known():
     X = torch.tensor([[0.0], [1.0]], dtype=F64)
     half = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, -0.5]], dtype=F64)
     expected = {tuple(row) for row in torch.cat([half, -half]).tolist()}
-    assert {tuple(row) for row in rays(X).tolist()} == expected
+    assert {tuple(row) for row in extreme_rays(X).tolist()} == expected
 
 
 @pytest.mark.parametrize(("n", "d", "count"), [(100, 2, 10506), (30, 3, 11968)])
 def test_generic_data_have_all_rays(n, d, count):
-    v = rays(uniform(n, d))
+    v = extreme_rays(uniform(n, d))
     assert len(v) == count
     # A ray has the norm 1 and lies on d of the hyperplanes.
     torch.testing.assert_close(v.abs().sum(1), torch.ones(count, dtype=F64))
@@ -49,7 +49,7 @@ def test_no_neuron_is_above_the_best_ray(d):
     generator = torch.Generator().manual_seed(1)
     for _ in range(5):
         lam = torch.randn(len(X), generator=generator, dtype=F64)
-        best = sums(X, lam, rays(X)).abs().max()
+        best = sums(X, lam, extreme_rays(X)).abs().max()
         v = torch.randn(20_000, d + 1, generator=generator, dtype=F64)
         others = sums(X, lam, v / v.abs().sum(1, keepdim=True)).abs().max()
         assert others <= best * (1 + 1e-12)
@@ -60,22 +60,22 @@ def test_no_neuron_is_above_the_best_ray(d):
 def test_repeated_rays_are_given_once():
     grid = torch.linspace(0, 1, 5, dtype=F64)
     X = torch.cartesian_prod(grid, grid)
-    v = rays(X)
+    v = extreme_rays(X)
     assert float(torch.pdist(v).min()) > 1e-6
     torch.testing.assert_close(v.sum(0), torch.zeros(3, dtype=F64))
 
 
 def test_the_dtype_is_kept():
     X = uniform(10, 2).float()
-    assert rays(X).dtype == torch.float32
-    torch.testing.assert_close(rays(X), rays(X.double()).float())
+    assert extreme_rays(X).dtype == torch.float32
+    torch.testing.assert_close(extreme_rays(X), extreme_rays(X.double()).float())
 
 
 @pytest.mark.parametrize(("n", "d"), [(1, 12), (3, 12), (2, 20)])
 def test_few_data_in_many_dimensions_have_few_rays(n, d):
     """All choices of hyperplanes are listed, not the n^d tuples of them."""
     X = uniform(n, d)
-    v = rays(X)
+    v = extreme_rays(X)
     # n + d + 1 hyperplanes, and on generic ones no ray is on d + 1 of them but those of
     # the coordinates, which are no further rays.
     assert 2 * (d + 1) <= len(v) <= 2 * math.comb(n + d + 1, d)
