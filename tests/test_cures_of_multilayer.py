@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import otflow as of
 from otflow.functionals import InPart
@@ -48,6 +49,66 @@ def weights():
 def unequal():
     masses = torch.tensor([0.5, 0.3, 0.2], dtype=F64)
     return MU.replace(outer=of.Particles(MU["outer"].points, masses))
+
+
+ATOMS = of.Particles(normal(3, 2))
+
+
+class Sums(of.meanfield.Model):
+    """x -> x.m of the mean m, in a shape of the user's choice."""
+
+    def __init__(self, change, outputs=None):
+        super().__init__(outputs)
+        self.change = change
+
+    def check_measure(self, mu, d):
+        pass
+
+    def respond(self, inputs, mu):
+        return self.change(inputs @ mu.expectation(lambda x: x))
+
+
+class Right(of.meanfield.Unit):
+    name = "square"
+
+    def __call__(self, z):
+        return z.square()
+
+    def slope(self, z, value, out):
+        return torch.mul(z, 2, out=out)
+
+
+class Wrong(Right):
+    slope_from_value = True
+
+
+class Negated(nn.Sequential):
+    def forward(self, x):
+        return -super().forward(x)
+
+
+def deep():
+    return [nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)]
+
+
+def hooked():
+    module = nn.Sequential(*deep())
+    return module, module[2].register_forward_hook(lambda *_: None)
+
+
+def removed():
+    module, handle = hooked()
+    handle.remove()
+    from_sequential(module)
+
+
+def unpruned():
+    module = nn.Sequential(*deep())
+    prune.random_unstructured(module[2], "weight", amount=0.5)
+    with pytest.raises(Unsupported, match=r"prune\.remove\(module\[2\], 'weight'\)"):
+        from_sequential(module)
+    prune.remove(module[2], "weight")
+    from_sequential(module)
 
 
 class Doubled(MultiLayer):
@@ -400,6 +461,54 @@ CASES: dict[str, Case] = {
             lambda: RISK.value(MU.replace(inner=of.Particles(normal(4, 3)))),
             lambda: InPart(RISK, MU, "inner").first_variation(MU["inner"]),
         ],
+    ),
+    "outputs with an axis too many": (
+        of.errors.InvalidFunctional,
+        (
+            r"respond must return outputs of shape \(n,\).*return f\[:, 0\] for one "
+            r"output, and call super\(\).__init__\(outputs=m\)"
+        ),
+        lambda: Sums(lambda f: f[:, None])(ATOMS, X),
+        [
+            lambda: Sums(lambda f: f[:, None][:, 0])(ATOMS, X),
+            lambda: Sums(lambda f: f[:, None], outputs=1)(ATOMS, X),
+        ],
+    ),
+    "offsets of one output": (
+        TypeError,
+        "offset must be one number for one output.*; give outputs=2, or a number",
+        lambda: of.meanfield.TwoLayer("tanh", offset=[1.0, 2.0]),
+        [
+            lambda: of.meanfield.TwoLayer("tanh", outputs=2, offset=[1.0, 2.0]),
+            lambda: of.meanfield.TwoLayer("tanh", offset=1.0),
+        ],
+    ),
+    "one offset of two outputs": (
+        ValueError,
+        r"offset must hold 2 numbers, .*; e\.g\. offset=\[0\.0, 0\.0\]",
+        lambda: of.meanfield.TwoLayer("tanh", outputs=2, offset=3.0),
+        [lambda: of.meanfield.TwoLayer("tanh", outputs=2, offset=[0.0, 0.0])],
+    ),
+    "a slope that reads the argument": (
+        of.errors.InvalidFunctional,
+        "declares slope_from_value, .*; leave slope_from_value = False",
+        lambda: of.meanfield.TwoLayer(Wrong()),
+        [lambda: of.meanfield.TwoLayer(Right())],
+    ),
+    "a module with a forward of its own": (
+        Unsupported,
+        r"Negated\.forward is not known; .* give torch\.nn\.Sequential\(\*module\)",
+        lambda: from_sequential(Negated(*deep())),
+        [lambda: from_sequential(nn.Sequential(*Negated(*deep())))],
+    ),
+    "a module with hooks": (
+        Unsupported,
+        (
+            r"module\[2\] has forward hooks, .*; remove them, by handle\.remove\(\), or "
+            r"torch\.nn\.utils\.prune\.remove\(module\[2\], 'weight'\)"
+        ),
+        lambda: from_sequential(hooked()[0]),
+        [removed, unpruned],
     ),
     "a module of another network": (
         TypeError,

@@ -15,6 +15,7 @@ from tests.measures.intervals import Intervals
 
 F64 = torch.float64
 CLOUD = of.Particles(normal(6, 2))
+AWAY = of.Particles(normal(6, 2, seed=2))
 OTHER = of.Particles(normal(4, 1, seed=1))
 BELL = of.Gaussian(normal(2), torch.eye(2, dtype=F64))
 LINE = of.Quantiles(torch.linspace(-1, 1, 5, dtype=F64))
@@ -92,6 +93,7 @@ class Stating(ByIndex):
     exchangeable = False
 
 
+KINKED = OfPart("outer", of.functionals.l1_norm()) + OfPart("inner", SPRING)
 # Walls around one part, and a network of which one part is seen.
 WALLS = of.functionals.box(-1.0, 1.0)
 PULL = of.Potential(lambda x: -3 * x.sum(-1))
@@ -105,6 +107,7 @@ SPLIT = PartByPart({"outer": of.schemes.ForwardBackward(), "inner": of.JKO()})
 RELABELS, KEEPS = of.proximal.ParticleProximal(), of.proximal.TangentProximal()
 NETWORK = of.meanfield.networks.MultiLayer((6, 5), "tanh")
 DEEP = NETWORK.draw(1, torch.Generator().manual_seed(0), dtype=F64)
+DEEPER = NETWORK.draw(1, torch.Generator().manual_seed(1), dtype=F64)
 RISK = of.meanfield.Risk(NETWORK, normal(8, 1), normal(8))
 
 CASES: dict[str, Case] = {
@@ -482,6 +485,34 @@ CASES: dict[str, Case] = {
             lambda: go(RISK, DEEP, PartByPart({"inner": of.JKO(KEEPS)})),
             lambda: go(RISK, DEEP, PartByPart({"inner": of.JKO()})),
         ],
+    ),
+    "a kink in one part, all at once": (
+        of.errors.NotConvergedWarning,
+        r"take schemes\.PartByPart\(JKO\(\)\), where the solver of each part knows",
+        lambda: of.flow(KINKED, BOTH, of.JKO(), dt=0.5, steps=3),
+        [lambda: of.flow(KINKED, BOTH, PartByPart(of.JKO()), dt=0.5, steps=3)],
+    ),
+    "a geodesic of atoms that are read by their index": (
+        of.errors.Unsupported,
+        r"look along parts, OfPart\(0, F\) from Parts\(\[a\]\) to Parts\(\[b\]\)",
+        lambda: of.analysis.displacement_convexity(Stating(), CLOUD, AWAY),
+        [
+            lambda: of.analysis.displacement_convexity(
+                OfPart(0, Stating()), Parts([CLOUD]), Parts([AWAY])
+            )
+        ],
+    ),
+    "a mixture of parts that are read by their index": (
+        of.errors.Unsupported,
+        "use displacement_convexity",
+        lambda: of.analysis.mixture_convexity(RISK, DEEP, DEEPER),
+        [lambda: of.analysis.displacement_convexity(RISK, DEEP, DEEPER)],
+    ),
+    "a landscape of parts that are read by their index": (
+        of.errors.Unsupported,
+        "use displacement_convexity",
+        lambda: of.analysis.landscape(RISK, DEEP, DEEPER),
+        [lambda: of.analysis.displacement_convexity(RISK, DEEP, DEEPER)],
     ),
     "a functional that does not say that it reads indices": (
         of.errors.InvalidFunctional,
