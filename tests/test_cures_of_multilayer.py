@@ -504,8 +504,8 @@ CASES: dict[str, Case] = {
     "a module with hooks": (
         Unsupported,
         (
-            r"module\[2\] has forward hooks, .*; remove them, by handle\.remove\(\), or "
-            r"torch\.nn\.utils\.prune\.remove\(module\[2\], 'weight'\)"
+            r"module\[2\] has forward hooks, .*; remove them, by handle\.remove\(\), "
+            r"or torch\.nn\.utils\.prune\.remove\(module\[2\], 'weight'\)"
         ),
         lambda: from_sequential(hooked()[0]),
         [removed, unpruned],
