@@ -14,7 +14,7 @@ from otflow.errors import NonFinite, Unsupported
 from otflow.functionals.base import Functional
 from otflow.measures import Measure
 from otflow.proximal import Guarantee
-from otflow.schemes.reports import of_all_parts, parts_of
+from otflow.schemes.reports import parts_of
 from otflow.trajectory import Trajectory
 
 __all__ = ["doubt_of_modulus", "modulus_of"]
@@ -112,7 +112,7 @@ def doubt_of_modulus(run: Trajectory[Any], F: Functional, dim: int) -> str | Non
     """Return why the steps used a modulus that F does not state, None if none did."""
     own = F.modulus(dim)
     for k, report in enumerate(run.info):
-        for leaf in of_all_parts(report):
+        for leaf in parts_of(report, of_all=True):
             used = leaf.modulus
             if used is None or leaf.guarantee is None:
                 continue
@@ -133,7 +133,7 @@ def _loss_of_steps(run: Trajectory[Any]) -> tuple[int, str | None]:
     count = 0
     for k, report in enumerate(run.info):
         tried = False
-        own = list(of_all_parts(report))
+        own = list(parts_of(report, of_all=True))
         for leaf in parts_of(report):
             before, after, d = leaf.energy_before, leaf.energy_after, leaf.w2
             tau, b, modulus = leaf.dt, leaf.bound, leaf.modulus

@@ -20,7 +20,6 @@ __all__ = [
     "failed",
     "levels_of",
     "may_rise",
-    "of_all_parts",
     "parts_of",
     "prescribed",
     "rose",
@@ -208,7 +207,7 @@ def rose(report: Certificate, noise: float) -> bool | None:
     return b - a > max(noise * max(abs(a), abs(b)), known)
 
 
-def parts_of(report: Certificate) -> Iterator[Certificate]:
+def parts_of(report: Certificate, *, of_all: bool = False) -> Iterator[Certificate]:
     """Yield the reports of the parts of a step that have no parts themselves.
 
     The stages of a step of higher order are no steps: it is one part.
@@ -217,42 +216,22 @@ def parts_of(report: Certificate) -> Iterator[Certificate]:
     ----------
     report : Certificate
         The ``info`` of a step.
+    of_all : bool
+        Whether to leave out the steps of one part of a measure. Each of these lowers
+        another functional than F, in which the other parts are frozen.
 
     Yields
     ------
     Certificate
         A report without parts.
     """
-    inner = _inner(report)
-    if not inner:
-        yield report
-    for part in inner:
-        yield from parts_of(part)
-
-
-def of_all_parts(report: Certificate) -> Iterator[Certificate]:
-    """Yield the reports of `parts_of` that are about F itself.
-
-    The step of one part of a measure lowers another functional, in which the other
-    parts are frozen.
-
-    Parameters
-    ----------
-    report : Certificate
-        The ``info`` of a step.
-
-    Yields
-    ------
-    Certificate
-        A report without parts.
-    """
-    if "part" in report.entries:
+    if of_all and "part" in report.entries:
         return
     inner = _inner(report)
     if not inner:
         yield report
     for part in inner:
-        yield from of_all_parts(part)
+        yield from parts_of(part, of_all=of_all)
 
 
 def levels_of(report: Certificate) -> Iterator[Certificate]:
