@@ -186,15 +186,10 @@ class Pool:
         prices = self._prices(v, dual)[0]
         step = torch.ones_like(prices)
         for _ in range(ASCENTS):
-            active = (v @ self.z.T > 0).to(v)
-            sums = active * (v @ self.z.T)
-            sign = (sums @ dual).sign()[:, None]
-            slope = sign * ((active * dual) @ self.z)
-            length = slope.norm(dim=1, keepdim=True)
-            goal = torch.where(length > 0, slope / length.clamp_min(1e-300), v)
+            slope = self._slopes(v @ self.z.T, dual)
+            goal = _over(slope, slope.norm(dim=1, keepdim=True), v)
             mixed = (1 - step)[:, None] * v + step[:, None] * goal
-            length = self._length(mixed)
-            new = torch.where(length > 0, mixed / length.clamp_min(1e-300), v)
+            new = _over(mixed, self._length(mixed), v)
             found = self._prices(new, dual)[0]
             rise = found > prices
             v = torch.where(rise[:, None], new, v)
@@ -213,20 +208,23 @@ class Pool:
         most = min(RIDGES, self.X.shape[1] - 1, len(self.X))
         for k in [*range(1, most + 1)] * SETTLES:
             t = v @ self.z.T
-            active = (t > 0).to(v)
-            sign = ((active * t) @ dual).sign()[:, None]
-            slope = sign * ((active * dual) @ self.z)
+            slope = self._slopes(t, dual)
             near = (t.abs() / lengths).topk(k, dim=1, largest=False).indices
             axes = torch.linalg.qr(self.z[near].mT).Q  # (B, q, k)
             part = axes.mT @ slope[:, :, None]
             goal = slope - (axes @ part)[:, :, 0]
-            length = self._length(goal)
-            goal = torch.where(length > 0, goal / length.clamp_min(1e-300), v)
+            goal = _over(goal, self._length(goal), v)
             found = self._prices(goal, dual)[0]
             rise = found > prices
             v = torch.where(rise[:, None], goal, v)
             prices = torch.where(rise, found, prices)
         return v
+
+    def _slopes(self, t: Tensor, dual: Tensor) -> Tensor:
+        """Return the slopes of the prices of neurons of arguments t at the data."""
+        active = (t > 0).to(t)
+        sign = ((active * t) @ dual).sign()[:, None]
+        return sign * ((active * dual) @ self.z)
 
     def _unit(self, v: Tensor) -> Tensor:
         length = self._length(v)
@@ -237,3 +235,8 @@ class Pool:
         order = 1 if self.norm == "l1" else 2
         length: Tensor = torch.linalg.vector_norm(v, order, dim=1, keepdim=True)
         return length
+
+
+def _over(v: Tensor, length: Tensor, other: Tensor) -> Tensor:
+    """Return rows over their lengths, and those of another tensor where these are 0."""
+    return torch.where(length > 0, v / length.clamp_min(1e-300), other)
