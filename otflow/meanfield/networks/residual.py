@@ -115,7 +115,7 @@ class Residual(Model):
     The outputs are not linear in the measure, and a risk is not convex along mixtures.
 
     With a built-in unit value and velocity of a risk take one pass over blocks of data,
-    of time O(n N D), twice that with free times. Memory: O(N D), and 12 MB on a CPU for
+    of time O(n N D), twice that with free times. Memory: O(N D), and 18 MB on a CPU for
     what a block of rows keeps of all layers. If 64 rows need more than that, some of
     the layers are computed again on the way back, and O(sqrt L) of them are kept. Other
     activations use automatic differentiation, of memory O(n (L D + N)).

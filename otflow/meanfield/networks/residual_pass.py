@@ -18,8 +18,10 @@ from otflow.meanfield.units import Elementwise, Unit, applied
 
 __all__ = ["Blocks", "Ends", "sizes", "value_and_gradients"]
 
-# Size of what a block of rows keeps on its way through the layers.
-CPU_STORE_BYTES: Final = 3 * 2**22
+# Size of what a block of rows keeps on its way through the layers. 512 rows of 64
+# layers of 64 neurons fit: with fewer rows torch uses one thread, and small products
+# wait for each other.
+CPU_STORE_BYTES: Final = 9 * 2**21
 DEVICE_STORE_BYTES: Final = 2**29
 LEAST_ROWS: Final = 64
 
@@ -209,110 +211,130 @@ class _Sweep:
     def __init__(self, blocks: Blocks, n: int, inner: bool) -> None:
         assert isinstance(blocks.unit, Unit)
         self.unit, self.wants_inner = blocks.unit, inner
-        self.most = blocks.layers.most
         self.parts, self.tableau = blocks.layers.parts, blocks.tableau
-        masses = blocks.masses[:, None]
+        self.masses = blocks.masses[:, None]
         self.outer, self.inner = blocks.outer, blocks.inner
-        self.pushes, self.pulls = masses * self.outer, masses * self.inner
         self.outer_gradient = torch.zeros_like(self.outer)
         self.inner_gradient = torch.zeros_like(self.inner)
-        self._set_memory_aside(n)
+        self._set_memory_aside(n, blocks.layers.most)
+        self.layers, self.count = [_Layer(self, k) for k in range(len(self.parts))], 0
 
-    def _set_memory_aside(self, n: int) -> None:
+    def _set_memory_aside(self, n: int, most: int) -> None:
         """Take the memory that one block of rows after another uses."""
         like, q = self.outer, self.outer.shape[1]
         stages, depth = len(self.tableau.weights), len(self.parts)
         on_cpu = like.device.type == "cpu"
         store = CPU_STORE_BYTES if on_cpu else DEVICE_STORE_BYTES
         room = store // like.element_size()
-        layer = stages * (q + 2 * self.most)  # states, arguments and values
-        self.rows, self.length = sizes(room, n, depth, layer, q)
+        # A value takes the place of its argument if the slope is read off the value.
+        hidden = 1 if self.unit.slope_from_value else 2
+        layer = stages * (q + hidden * most)
+        rows, self.length = sizes(room, n, depth, layer, q)
+        self.rows = math.ceil(n / math.ceil(n / rows))  # blocks of one size, nearly
         segments = math.ceil(depth / self.length)
         self.starts = like.new_empty(segments, self.rows, q)
         self.states = like.new_empty(self.length + 1, stages, self.rows, q)
-        self.arguments = like.new_empty(self.length, stages, self.rows * self.most)
-        self.values = torch.empty_like(self.arguments)
-        self.products = like.new_empty(self.rows * self.most)
+        self.hidden = like.new_empty(self.length, stages, hidden, self.rows * most)
+        self.products = like.new_empty(self.rows * most)
+        self.scaled = like.new_empty(most, q)
 
     def forward(self, z: Tensor) -> Tensor:
         """Return the last states; keep those of the last segment, and each first."""
-        self.count = len(z)
-        segments = range(0, len(self.parts), self.length)
-        for k, first in enumerate(segments):
+        if len(z) != self.count:
+            self.count = len(z)
+            for layer in self.layers:
+                layer.view_rows(self)
+        for k, first in enumerate(self._segments()):
             self.starts[k, : self.count].copy_(z)
             z = self._run(first)
         return z
 
     def backward(self, p: Tensor) -> None:
         """Add the gradients for the slopes (k, q) of the loss in the last states."""
-        segments = range(0, len(self.parts), self.length)
+        segments = self._segments()
         for first in reversed(segments):
             if first != segments[-1]:
                 self._run(first)
-            for layer in reversed(range(first, self._stop(first))):
-                self._back(layer, layer - first, p)
+            for layer in reversed(self.layers[first : first + self.length]):
+                self._back(layer, p)
 
-    def _stop(self, first: int) -> int:
-        return min(first + self.length, len(self.parts))
+    def _segments(self) -> range:
+        """Return the first layer of each segment."""
+        return range(0, len(self.layers), self.length)
 
     def _run(self, first: int) -> Tensor:
         """Run the layers of a segment from its start, and keep what they compute."""
         z = self.starts[first // self.length, : self.count]
-        for layer in range(first, self._stop(first)):
-            z = self._step(layer, layer - first, z)
+        for layer in self.layers[first : first + self.length]:
+            z = self._step(layer, z)
         return z
 
-    def _step(self, layer: int, place: int, z: Tensor) -> Tensor:
-        part = self.parts[layer]
-        inner, pushes = self.inner[part], self.pushes[part]
+    def _step(self, layer: _Layer, z: Tensor) -> Tensor:
         slopes: list[Tensor] = []
-        for s, row in enumerate(self.tableau.stages):
-            at = self.states[place, s, : self.count]
+        pushes = torch.mul(layer.masses, layer.outer, out=layer.scaled)
+        for row, kept in zip(self.tableau.stages, layer.kept, strict=True):
+            at, argument, value = kept
             # The layer before may have written its end there.
             if at.data_ptr() != z.data_ptr():
                 at.copy_(z)
             for a, k in zip(row, slopes, strict=True):
                 if a:
                     at.add_(k, alpha=a)
-            argument, value = self._kept(place, s, len(inner))
-            torch.mm(at, inner.T, out=argument)
+            torch.mm(at, layer.inner.T, out=argument)
             self.unit.evaluate(argument, value)
             if len(self.tableau.stages) == 1:
-                end = self.states[place + 1, 0, : self.count]
-                return torch.addmm(at, value, pushes, out=end)
+                return torch.addmm(at, value, pushes, out=layer.end)
             slopes.append(value @ pushes)
         z = z.clone()
         for b, k in zip(self.tableau.weights, slopes, strict=True):
             z.add_(k, alpha=b)
         return z
 
-    def _kept(self, place: int, stage: int, width: int) -> tuple[Tensor, Tensor]:
-        """Return the arguments and values of a stage, (k, width) each, to write."""
-        size = self.count * width
-        argument = self.arguments[place, stage, :size].view(self.count, width)
-        return argument, self.values[place, stage, :size].view(self.count, width)
-
-    def _back(self, layer: int, place: int, p: Tensor) -> None:
+    def _back(self, layer: _Layer, p: Tensor) -> None:
         """Carry the slopes p through a layer in place, and add its gradients."""
-        part, tableau = self.parts[layer], self.tableau
-        outer, pulls = self.outer[part], self.pulls[part]
-        width, pulled = len(outer), list[Tensor]()  # from the last stage to the first
+        pulls = torch.mul(layer.masses, layer.inner, out=layer.scaled)
+        tableau = self.tableau
+        pulled: list[Tensor] = []  # from the last stage to the first
         for s in reversed(range(len(tableau.weights))):
             g = p if tableau.weights[s] == 1.0 else tableau.weights[s] * p
             after = reversed(tableau.stages[s + 1 :])
             for row, q in zip(after, pulled, strict=True):
                 g = g + row[s] * q if row[s] else g
-            argument, value = self._kept(place, s, width)
-            product = self.products[: self.count * width].view(self.count, width)
-            torch.mm(g, outer.T, out=product)
-            self.outer_gradient[part].addmm_(value.T, g)
+            at, argument, value = layer.kept[s]
+            product = torch.mm(g, layer.outer.T, out=layer.product)
+            layer.outer_gradient.addmm_(value.T, g)
             bent = self.unit.slope(argument, value, argument).mul_(product)
             if self.wants_inner:
-                at = self.states[place, s, : self.count]
-                self.inner_gradient[part].addmm_(bent.T, at)
+                layer.inner_gradient.addmm_(bent.T, at)
             if len(tableau.weights) == 1:
                 p.addmm_(bent, pulls)
                 return
             pulled.append(bent @ pulls)
         for q in pulled:
             p.add_(q)
+
+
+class _Layer:
+    """What a layer reads and writes: views, made once for all blocks of one size."""
+
+    kept: list[tuple[Tensor, Tensor, Tensor]]
+    end: Tensor
+    product: Tensor
+
+    def __init__(self, sweep: _Sweep, number: int) -> None:
+        part = sweep.parts[number]
+        self.width, self.place = part.stop - part.start, number % sweep.length
+        self.outer, self.inner = sweep.outer[part], sweep.inner[part]
+        self.masses, self.scaled = sweep.masses[part], sweep.scaled[: self.width]
+        self.outer_gradient = sweep.outer_gradient[part]
+        self.inner_gradient = sweep.inner_gradient[part]
+
+    def view_rows(self, sweep: _Sweep) -> None:
+        """Take state, arguments and values of each stage, for a block of rows."""
+        shape = sweep.count, self.width
+        size, states = math.prod(shape), sweep.states[:, :, : sweep.count]
+        hidden = sweep.hidden[self.place, :, :, :size]
+        arguments, values = (hidden[:, k].view(-1, *shape) for k in (0, -1))
+        self.kept = list(zip(states[self.place], arguments, values, strict=True))
+        self.end = states[self.place + 1, 0]
+        self.product = sweep.products[:size].view(shape)
