@@ -94,7 +94,39 @@ def neurons(n, generator):
     return torch.randn(n, 4, dtype=F64, generator=generator)
 
 
+BROAD = normal(6, 4, dtype=torch.float32) * 1e14
+WIDE = normal(3, 2, dtype=torch.float32) * 1e14
+RELU = of.meanfield.TwoLayer("relu")
+STEEP = of.meanfield.networks.Residual("relu", layers=30, bias=False)
+
+
+def deep_states(factor):
+    mu = STEEP.draw(2, torch.Generator().manual_seed(0), neurons=9, outer=(0.0, factor))
+    return STEEP.states(mu.to(torch.float32), WIDE)
+
+
 CASES: dict[str, Case] = {
+    "outputs that overflow": (
+        of.errors.NonFinite,
+        r"outputs of TwoLayer are not finite, .*float32, .*take smaller weights or inp",
+        lambda: RELU(of.Particles(BROAD), WIDE),
+        [
+            lambda: RELU(of.Particles(BROAD / 1e9), WIDE),
+            lambda: RELU(of.Particles(BROAD), WIDE / 1e9),
+        ],
+    ),
+    "features that overflow": (
+        of.errors.NonFinite,
+        r"features of TwoLayer are not finite, .*take smaller weights",
+        lambda: RELU.features(BROAD, WIDE),
+        [lambda: RELU.features(BROAD / 1e9, WIDE)],
+    ),
+    "states that overflow": (
+        of.errors.NonFinite,
+        r"states of Residual are not finite, .*take smaller weights",
+        lambda: deep_states(1e4),
+        [lambda: deep_states(1.0)],
+    ),
     "data in the place of a draw": (
         TypeError,
         r"draw must be a function of a generator",

@@ -398,7 +398,7 @@ CASES: dict[str, Case] = {
     ),
     "a distance of wholes": (
         TypeError,
-        r"which has no distance as one law; go part by part, or along mu\.push",
+        r"no distance as one law; take those of its parts, or mu\.norm\(mu\.displ",
         lambda: of.metrics.wasserstein2(BOTH, MOVED),
         [
             lambda: of.metrics.wasserstein2(BOTH["outer"], MOVED["outer"]),
@@ -421,6 +421,16 @@ CASES: dict[str, Case] = {
         r"take its own, mu\.norm\(mu\.displacement_to\(nu\)\)",
         lambda: of.metrics.wasserstein2(TENSOR, Euclidean(TENSOR.values + 1)),
         [lambda: TENSOR.norm(TENSOR.displacement_to(Euclidean(TENSOR.values + 1)))],
+    ),
+    "a geodesic of parameters": (
+        TypeError,
+        r"go along a straight line, mu\.push\(mu\.displacement_to\(nu\), t\)",
+        lambda: of.metrics.geodesic(TENSOR, Euclidean(TENSOR.values + 1), 0.5),
+        [
+            lambda: TENSOR.push(
+                TENSOR.displacement_to(Euclidean(TENSOR.values + 1)), 0.5
+            )
+        ],
     ),
     "a mobility of all parts": (
         of.errors.Unsupported,

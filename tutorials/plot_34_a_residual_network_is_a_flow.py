@@ -31,9 +31,7 @@ radius = 0.8 + 0.45 * label + 0.12 * torch.randn(120, dtype=F64, generator=gener
 X = radius[:, None] * torch.stack([angles.cos(), angles.sin()], 1)
 
 network = Residual("tanh", layers=12)
-outer = torch.randn(12, 10, 3, dtype=F64, generator=generator)
-inner = torch.randn(12, 10, 4, dtype=F64, generator=generator)
-start = network.from_blocks(outer, inner)  # 12 layers of 10 neurons
+start = network.draw(2, generator, neurons=10, dtype=F64)  # 12 layers of 10 neurons
 risk = of.meanfield.Risk(network, X, label, loss="logistic")
 run = of.flow(risk, start, Adam(), dt=0.02, steps=300)
 states = network.states(run.final, X)  # (13, 120, 3), before each layer and after
@@ -102,9 +100,7 @@ for times, found in errors.items():
     scheme = Mobility(Adam(), net.mobility(64, time=0.1))
     for seed in range(3):
         own = torch.Generator().manual_seed(seed)
-        mu = net.from_blocks(
-            torch.randn(16, 1, 74, generator=own), torch.randn(16, 1, 75, generator=own)
-        )
+        mu = net.draw(64, own, neurons=1)
         deep = of.flow(F, mu, scheme, dt=0.03, steps=120, every=5, snapshots=5)
         wrong = net(deep.final, pixels[test]).argmax(1) != kinds[test]
         found.append(float(wrong.float().mean()))

@@ -207,7 +207,8 @@ class InPart(Wrapped):
         return f"as {self.functional!r} bends where the other parts do not change"
 
     def __repr__(self) -> str:
-        return f"InPart({self.functional!r}, {self.part!r})"
+        name = self.measure.names[self.measure.index(self.part)]
+        return f"InPart({self.functional!r}, {name!r})"
 
 
 def in_part(F: Functional, mu: Parts, part: str | int) -> Functional:

@@ -81,7 +81,7 @@ def why_not_quadratic(network: Model, loss: Loss, changed: str | None) -> str | 
     if not isinstance(network, Network):
         return (
             f"the outputs of {type(network).__name__} are not known to be linear in "
-            f"the measure, and F to be quadratic; use F.first_variation and F.velocity"
+            f"the measure, and F to be quadratic; use F.value and F.velocity"
         )
     if changed is None and (name := redefined(network)) is not None:
         changed = f"{type(network).__name__}.{name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -20,11 +21,11 @@ from otflow._validation import (
     non_negative_int,
     real,
 )
-from otflow.errors import InvalidFunctional
+from otflow.errors import InvalidFunctional, NonFinite
 from otflow.meanfield.losses import Loss
 from otflow.measures import Measure
 
-__all__ = ["PASSES", "Model", "evaluated", "redefined"]
+__all__ = ["PASSES", "Model", "evaluated", "finite", "redefined"]
 
 
 PASSES = (
@@ -122,12 +123,14 @@ class Model(ABC):
             If the inputs or the measure are wrong for the model.
         InvalidFunctional
             If `respond` returns outputs of another shape or dtype.
+        NonFinite
+            If an output is infinite or NaN.
         """
         check_kind(mu, Measure, "mu")
         X = as_points(X, "X")
         check_like(X, mu, "X", "the measure")
         self.check_measure(mu, X.shape[1])
-        return evaluated(self, self.encode(X), mu)
+        return finite(evaluated(self, self.encode(X), mu), self)
         return evaluated(self, self.encode(X), mu)
 
     def __repr__(self) -> str:
@@ -273,6 +276,20 @@ def evaluated(model: Model, inputs: Tensor, mu: Measure) -> Tensor:
         )
         raise InvalidFunctional(msg)
     check_dtype(values, inputs, name, "inputs X")
+    return values
+
+
+def finite(values: Tensor, model: Model, what: str = "outputs") -> Tensor:
+    """Return what a model computed; raise `NonFinite` if it is not finite."""
+    seen = values.detach()
+    if not math.isfinite(seen.sum().item()) and not bool(seen.isfinite().all()):
+        index = tuple(int(k) for k in (~seen.isfinite()).nonzero()[0])
+        msg = (
+            f"the {what} of {type(model).__name__} are not finite, first at index "
+            f"{index}: {seen[index].item()}; a number is too large for {seen.dtype}, "
+            f"or a function of yours has no value there; take smaller weights or inputs"
+        )
+        raise NonFinite(msg)
     return values
 
 

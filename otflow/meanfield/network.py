@@ -15,7 +15,7 @@ from otflow._pairs import tiles
 from otflow._typing import ArrayLike
 from otflow._validation import check_like, check_option
 from otflow.meanfield.losses import Loss
-from otflow.meanfield.model import PASSES, Model
+from otflow.meanfield.model import PASSES, Model, finite
 from otflow.measures import Measure, Particles
 
 __all__ = ["Network", "block_rows"]
@@ -102,11 +102,18 @@ class Network(Model):
         -------
         Tensor, shape (n, N) or (n, N, m)
             Differentiable, to any order, in `theta` and in `X`.
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit each other.
+        NonFinite
+            If a feature is infinite or NaN.
         """
         theta, X = as_points(theta, "theta"), as_points(X, "X")
         check_like(X, theta, "X", "theta")
         self.check_neurons(theta, X.shape[1])
-        return self.sigma(self.encode(X), theta)
+        return finite(self.sigma(self.encode(X), theta), self, "features")
 
     # What a subclass states ----------------------------------------------------------
 

@@ -25,7 +25,7 @@ from otflow.meanfield.linearity import (
     why_not_quadratic,
 )
 from otflow.meanfield.losses import CustomLoss, Loss, PerSample, as_loss
-from otflow.meanfield.model import Model, evaluated, redefined
+from otflow.meanfield.model import Model, evaluated, finite, redefined
 from otflow.measures import Measure, Particles
 from otflow.numerics.enclosed_sums import Enclosed
 from otflow.numerics.enclosures import NotEnclosed
@@ -162,9 +162,14 @@ class Risk(Functional):
         -------
         Tensor, shape (n,) or (n, m)
             Differentiable in the measure's points and weights.
+
+        Raises
+        ------
+        NonFinite
+            If an output is infinite or NaN.
         """
         self._check(mu)
-        return evaluated(self.network, self._inputs, mu)
+        return finite(evaluated(self.network, self._inputs, mu), self.network)
 
     def value(self, mu: Measure) -> Tensor:
         return self._loss.values(self.outputs(mu), self.y).mean()

@@ -104,6 +104,7 @@ class Euclidean(Measure):
         "mix": "it is one point; use mu.push(mu.displacement_to(nu), share)",
         "array": "take its parameters, mu.values.numpy()",
         "distance": "take its own, mu.norm(mu.displacement_to(nu))",
+        "geodesic": "go along a straight line, mu.push(mu.displacement_to(nu), t)",
     }
     as_particles: ClassVar[str] = "Particles, for a law of many points"
     _tangent_layout: ClassVar[str] = ", that of the values"

@@ -103,7 +103,8 @@ class Parts(Measure):
         "density": ASK_A_PART,
         "sample": "draw from a part, as mu['outer'].sample(n, generator)",
         "array": "take the arrays of a part, as mu['outer'].points.numpy()",
-        "distance": "go part by part, or along mu.push(mu.displacement_to(nu), t)",
+        "distance": "take those of its parts, or mu.norm(mu.displacement_to(nu))",
+        "geodesic": "go part by part, or along mu.push(mu.displacement_to(nu), t)",
     }
     as_particles: ClassVar[str] = "each part by a scheme of its own, schemes.PartByPart"
     _tangent_layout: ClassVar[str] = ": the tangents of all parts in turn, see `joined`"

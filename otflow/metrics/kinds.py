@@ -85,10 +85,10 @@ def refuse_kind(name: str, measure: Any, wanted: str = "Particles") -> NoReturn:
             f"Particles({name}.points, {name}.weights), up to a cell"
         )
         raise TypeError(msg)
-    if isinstance(measure, Measure) and "distance" in measure.cures:
+    if isinstance(measure, Measure) and "geodesic" in measure.cures:
         msg = (
             f"{name} must be {wanted}, got {type(measure).__name__}, which has no "
-            f"geodesics of one law; {measure.cures['distance']}"
+            f"geodesics of one law; {measure.cures['geodesic']}"
         )
         raise TypeError(msg)
     atoms = f"{name}.points, {name}.weights" if isinstance(measure, Measure) else name

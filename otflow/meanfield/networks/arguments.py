@@ -27,6 +27,8 @@ __all__ = [
     "as_weights",
     "as_widths",
     "check_orders",
+    "check_readout",
+    "draw_normal",
     "kind_of",
 ]
 
@@ -201,3 +203,26 @@ def check_permutation(order: Tensor, N: int, name: str, device: torch.device) ->
             f"{order.dtype} of shape {tuple(order.shape)}; torch.randperm({N}) is one"
         )
         raise ValueError(msg)
+
+
+def check_readout(readout: Tensor | None, outputs: int | None, width: int) -> None:
+    """Raise unless states of dimension `width` have that many outputs."""
+    m = outputs or 1
+    if readout is None and width < m:
+        msg = (
+            f"the last {m} of the {width} coordinates of a state cannot be the "
+            f"outputs; give an embedding with more rows, or a readout"
+        )
+        raise ValueError(msg)
+    if readout is not None and readout.shape[1] != width:
+        msg = (
+            f"readout must have shape ({m}, {width}) for states of dimension "
+            f"{width}, got {tuple(readout.shape)}"
+        )
+        raise ValueError(msg)
+
+
+def draw_normal(x: Tensor, law: Law, name: str, generator: torch.Generator) -> None:
+    """Fill a tensor with independent normal numbers."""
+    mean, deviation = as_law(law, name)
+    x.normal_(mean, deviation, generator=generator)

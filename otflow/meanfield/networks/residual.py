@@ -12,6 +12,7 @@ from otflow._graphs import records
 from otflow._pairs import tiles
 from otflow._typing import ArrayLike
 from otflow._validation import (
+    check_generator,
     check_kind,
     check_like,
     check_option,
@@ -20,13 +21,16 @@ from otflow._validation import (
 )
 from otflow.meanfield.layers import mobilities, shown
 from otflow.meanfield.losses import Loss
-from otflow.meanfield.model import Model
+from otflow.meanfield.model import Model, finite
 from otflow.meanfield.network import block_rows
-from otflow.meanfield.networks.arguments import as_matrix
-from otflow.meanfield.networks.residual_layers import (
-    TIMES,
-    share_out,
+from otflow.meanfield.networks.arguments import (
+    Law,
+    as_dtype,
+    as_matrix,
+    check_readout,
+    draw_normal,
 )
+from otflow.meanfield.networks.residual_layers import TIMES, check_times, share_out
 from otflow.meanfield.networks.residual_pass import Blocks, Ends, value_and_gradients
 from otflow.meanfield.networks.residual_steps import SOLVERS
 from otflow.meanfield.units import Elementwise, Unit, as_activation
@@ -110,7 +114,7 @@ class Residual(Model):
     Notes
     -----
     Any particles with layer times in [0, 1] are a start, of random times or of the
-    same number in each layer, as `from_blocks` of random weights makes them.
+    same number in each layer, as `draw` makes them.
 
     The outputs are not linear in the measure, and a risk is not convex along mixtures.
 
@@ -168,7 +172,7 @@ class Residual(Model):
                 )
                 raise ValueError(msg)
         if self.readout is not None and self.embedding is not None:
-            self._check_readout(len(self.embedding))
+            check_readout(self.readout, outputs, len(self.embedding))
 
     # Shapes ---------------------------------------------------------------------------
 
@@ -201,7 +205,7 @@ class Residual(Model):
                     f"a matrix of shape (D, {d})"
                 )
                 raise ValueError(msg)
-        self._check_readout(width)
+        check_readout(self.readout, self.outputs, width)
         return width
 
     def dim(self, inputs: int) -> int:
@@ -298,6 +302,64 @@ class Residual(Model):
             raise ValueError(msg)
         t = self.layer_times(u)[:, None, None].expand(-1, u.shape[1], 1)
         return Particles(torch.cat([t, u, w], dim=2).flatten(0, 1))
+
+    def draw(
+        self,
+        d: int,
+        generator: torch.Generator,
+        *,
+        neurons: int,
+        outer: Law = (0.0, 1.0),
+        inner: Law = (0.0, 1.0),
+        dtype: torch.dtype | None = None,
+    ) -> Particles:
+        r"""Return layers of equally many neurons of independent normal weights.
+
+        Parameters
+        ----------
+        d : int
+            Dimension of the inputs.
+        generator : torch.Generator
+            Source of randomness; the particles lie on its device.
+        neurons : int
+            Number M of neurons of each layer.
+        outer, inner : tuple of two float
+            Mean and standard deviation of the weights u, and of the weights w and the
+            bias b.
+        dtype : torch.dtype, optional
+            float32 or float64; the default of torch if it is not given.
+
+        Returns
+        -------
+        Particles
+            L M equal atoms, layer by layer, at the `layer_times`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a law is no pair of finite numbers, or a deviation is negative.
+
+        Notes
+        -----
+        With mean 0 of the weights u the field of a layer is 0 but for a deviation of
+        order :math:`M^{-1/2}`. So wide networks start close to the identity.
+
+        Examples
+        --------
+        >>> import torch, otflow as of
+        >>> network = of.meanfield.networks.Residual("tanh", layers=5)
+        >>> mu = network.draw(2, torch.Generator().manual_seed(0), neurons=4)
+        >>> mu.n, mu.dim
+        (20, 8)
+        """
+        check_generator(generator)
+        like = torch.empty(0, dtype=as_dtype(dtype), device=generator.device)
+        M, width = non_negative_int(neurons, "neurons", minimum=1), self.width(d)
+        u = like.new_empty(self.layers, M, width)
+        w = like.new_empty(self.layers, M, width + int(self.bias))
+        draw_normal(u, outer, "outer", generator)
+        draw_normal(w, inner, "inner", generator)
+        return self.from_blocks(u, w)
 
     def mobility(
         self, inputs: int, *, time: float = 1.0, outer: float = 1.0, inner: float = 1.0
@@ -412,6 +474,13 @@ class Residual(Model):
         Tensor, shape (L + 1, n, D)
             Differentiable in the measure and in X. A layer without particles leaves
             the states as they are.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the inputs or the measure are wrong for the network.
+        NonFinite
+            If a state is infinite or NaN.
         """
         check_kind(mu, Measure, "mu")
         X = as_points(X, "X")
@@ -423,7 +492,7 @@ class Residual(Model):
         for cell in blocks.layers.cells:
             z = blocks.advance(cell, z)
             states.append(z)
-        return torch.stack(states)[..., :-1]
+        return finite(torch.stack(states)[..., :-1], self, "states")
 
     # Helpers --------------------------------------------------------------------------
 
@@ -471,34 +540,8 @@ class Residual(Model):
                 f"have dimension {points.shape[1]}"
             )
             raise ValueError(msg)
-        self._check_times(points[:, 0])
-
-    def _check_times(self, t: Tensor) -> None:
-        wrong = ~((t >= 0) & (t <= 1))
-        if self.times == "fixed" and bool(wrong.any()):
-            k = int(wrong.nonzero()[0])
-            msg = (
-                f"fixed layer times, the first coordinates, lie in [0, 1], got "
-                f"{float(t.detach()[k]):g} at atom {k}; take them of layer_times(), "
-                f"fix them with schemes.Mobility(scheme, network.mobility(inputs, "
-                f"time=0.0)) under noise, or use times='free'"
-            )
-            raise ValueError(msg)
-
-    def _check_readout(self, width: int) -> None:
-        m = self.outputs or 1
-        if self.readout is None and width < m:
-            msg = (
-                f"the last {m} of the {width} coordinates of a state cannot be the "
-                f"outputs; give an embedding with more rows, or a readout"
-            )
-            raise ValueError(msg)
-        if self.readout is not None and self.readout.shape[1] != width:
-            msg = (
-                f"readout must have shape ({m}, {width}) for states of dimension "
-                f"{width}, got {tuple(self.readout.shape)}"
-            )
-            raise ValueError(msg)
+        if self.times == "fixed":
+            check_times(points[:, 0])
 
     def __repr__(self) -> str:
         bias = "" if self.bias else ", bias=False"

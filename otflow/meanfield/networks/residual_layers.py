@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-__all__ = ["TIMES", "Layers", "cells_of", "reflected", "share_out"]
+__all__ = ["TIMES", "Layers", "cells_of", "check_times", "reflected", "share_out"]
 
 TIMES: Final = ("fixed", "free")
 
@@ -48,6 +48,20 @@ class Layers:
 def cells_of(t: Tensor, layers: int) -> Tensor:
     """Return the cell of each layer time in [0, 1]; that of 1 is the last one."""
     return (t.detach() * layers).floor().long().clamp(0, layers - 1)
+
+
+def check_times(t: Tensor) -> None:
+    """Raise ValueError unless fixed layer times lie in [0, 1]."""
+    wrong = ~((t >= 0) & (t <= 1))
+    if bool(wrong.any()):
+        k = int(wrong.nonzero()[0])
+        msg = (
+            f"fixed layer times, the first coordinates, lie in [0, 1], got "
+            f"{float(t.detach()[k]):g} at atom {k}; take them of layer_times(), "
+            f"fix them with schemes.Mobility(scheme, network.mobility(inputs, "
+            f"time=0.0)) under noise, or use times='free'"
+        )
+        raise ValueError(msg)
 
 
 def reflected(coordinates: Tensor) -> Tensor:

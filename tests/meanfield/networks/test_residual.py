@@ -263,6 +263,23 @@ def test_the_pass_in_blocks_and_segments_is_that_of_autodiff(monkeypatch, unit, 
         )
 
 
+def test_a_draw_has_the_laws_that_are_asked_for():
+    network = Residual("tanh", layers=5, outputs=2)
+    stream = torch.Generator().manual_seed(1)
+    mu = network.draw(
+        3, stream, neurons=400, outer=(1.0, 2.0), inner=(-1.0, 0.5), dtype=torch.float64
+    )
+    t, u, w = network.split(mu.points)
+    assert (mu.n, mu.dim, u.shape[1], w.shape[1]) == (2000, network.dim(3), 5, 6)
+    assert torch.equal(t, network.layer_times(t).repeat_interleave(400))
+    for x, mean, deviation in ((u, 1, 2), (w, -1, 0.5)):
+        assert abs(float(x.mean()) - mean) < 4 * deviation / x.numel() ** 0.5
+        assert abs(float(x.std()) / deviation - 1) < 4 / (2 * x.numel()) ** 0.5
+    assert network.draw(3, stream, neurons=1).dtype == torch.get_default_dtype()
+    with pytest.raises(ValueError, match="neurons"):
+        network.draw(3, stream, neurons=0)
+
+
 def test_very_deep_networks_keep_the_root_of_their_layers():
     rows, kept = residual_pass.sizes(1, n=1000, depth=400, layer=4, state=4)
     assert (rows, kept) == (64, 20)
