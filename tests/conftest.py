@@ -65,7 +65,7 @@ def pytest_pyfunc_call(pyfuncitem):
 @pytest.fixture(autouse=True)
 def _reproducible():
     """Start each test from one global seed; check that it restores the dtype."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     dtype = torch.get_default_dtype()
     yield
     assert torch.get_default_dtype() == dtype, "the test changed the default dtype"

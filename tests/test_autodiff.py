@@ -155,6 +155,7 @@ def test_it_passes_gradcheck_and_gradgradcheck():
         assert torch.autograd.gradgradcheck(f, (x, w))
 
 
+@pytest.mark.slow
 def test_any_number_of_tensors_can_share_the_rows():
     x, a, b = normal(9, 2), normal(9, seed=1), normal(9, 3, seed=2)
     rows = tuple(t.requires_grad_() for t in (x, a, b))

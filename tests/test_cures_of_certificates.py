@@ -419,6 +419,7 @@ def test_a_pole_is_told_with_its_place():
     assert optimality_gap(pole, atoms, BoxDomain(0.3, 1)).kind == "proved"
 
 
+@pytest.mark.slow
 def test_what_the_line_has_is_not_said_of_other_spaces():
     mu = of.Particles(POINTS)
     F = of.SquaredDistanceTo(mu)

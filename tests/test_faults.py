@@ -239,6 +239,7 @@ def stop_never(function):
     return stop
 
 
+@pytest.mark.slow
 def test_a_real_signal_keeps_the_trajectory():
     code = """
         import signal, torch, otflow as of
@@ -386,6 +387,7 @@ def test_a_thousand_steps_leave_no_tensor_behind():
     assert tensors_alive() == before
 
 
+@pytest.mark.slow
 def test_tensors_left_behind_are_seen():
     before = tensors_alive()
     kept = torch.zeros(3, dtype=torch.float64)

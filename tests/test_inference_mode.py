@@ -40,6 +40,7 @@ for F in parts:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["particles", *slow("quantiles", "grid", "gaussian")])
 def test_what_inference_mode_asked_first_can_be_differentiated(kind):
     script = SCRIPT.replace("KIND", kind)

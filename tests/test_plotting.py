@@ -295,6 +295,7 @@ def frames_of(animation):
     return seen
 
 
+@pytest.mark.slow
 def test_an_animation_shows_the_snapshots_with_time_and_energy():
     run = run_in(2, of.chain(of.ExplicitEuler(), of.BirthDeath(rate=3.0)))
     seen = frames_of(plotting.animate(run))
@@ -314,6 +315,7 @@ def test_frames_are_thinned_and_the_end_is_shown(frames, times):
     ]
 
 
+@pytest.mark.slow
 def test_the_limits_hold_every_snapshot_and_do_not_move():
     run = run_in(2)
     animation = plotting.animate(run)
@@ -375,6 +377,7 @@ def test_points_that_never_move_have_a_window():
     frames_of(animation)
 
 
+@pytest.mark.slow
 def test_a_path_of_measures_is_animated_with_its_times():
     ends = of.Particles(normal(5, 2)), of.Particles(normal(7, 2, seed=1))
     path = of.metrics.geodesic(*ends, torch.linspace(0, 1, 5))
@@ -454,6 +457,7 @@ def test_a_flow_that_recorded_nothing_says_why():
         plotting.energy(caught.value.trajectory)
 
 
+@pytest.mark.slow
 def test_importing_it_does_not_import_matplotlib():
     code = "import sys, otflow.plotting; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -220,6 +220,7 @@ def test_schemes_pickle(case):
     assert repr(pickle.loads(pickle.dumps(scheme))) == repr(scheme)
 
 
+@pytest.mark.slow
 def test_a_spawned_process_goes_on_with_a_run(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

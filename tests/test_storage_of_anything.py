@@ -421,6 +421,7 @@ def small():
     return {"mu": of.Particles(torch.rand(2, 1)), "n": 3, "x": torch.arange(3)}
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_and_every_cut_is_seen(tmp_path):
     path = tmp_path / "x"
     thing = small()

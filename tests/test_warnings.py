@@ -189,6 +189,7 @@ def test_a_warning_points_at_the_users_code(kind, cause):
     assert places <= {__file__, conftest.__file__}
 
 
+@pytest.mark.slow
 def test_each_old_name_warns_here_and_stands_in_the_changelog(monkeypatch):
     old = {name: cause for name, (kind, cause) in CASES.items() if kind in OLD}
     found = set()
@@ -220,6 +221,7 @@ def test_each_old_name_warns_here_and_stands_in_the_changelog(monkeypatch):
             assert word in deprecated, word
 
 
+@pytest.mark.slow
 def test_a_script_sees_that_a_word_is_old():
     script = (
         "import torch, otflow as of\n"

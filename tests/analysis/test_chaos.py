@@ -37,6 +37,7 @@ def test_the_velocity_of_the_attraction_is_the_one_assumed():
     torch.testing.assert_close(ATTRACTION.velocity(mu), mean(mu) - mu.points)
 
 
+@pytest.mark.slow
 def test_the_errors_of_attraction_are_those_solved_by_hand():
     """X - Xbar = c (m_N - m) with c = 1 - (1 - dt)^K, and m_N has the variance 1/N."""
     sizes, runs, R, steps = [4, 16, 64], 250, 2048, 4
@@ -99,6 +100,7 @@ def test_the_noise_is_shared_with_the_limit():
     assert float(report.function_error.min()) > 1e-3
 
 
+@pytest.mark.slow
 def test_with_noise_the_rate_is_one_half():
     F = ATTRACTION + of.Potential(pull) + 0.5 * of.Entropy()
     report = chaos(F, standard(2), [4, 16, 64], 1.0, steps=10, observable=mean, runs=60)

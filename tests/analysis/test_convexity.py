@@ -172,6 +172,7 @@ def true_moduli(seeds, dtype, offset):
         yield seed, report, (lam, centre, a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [1e6, *slow(0.0, 1e3, 1e8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_true_modulus_is_refuted(dtype, offset):
@@ -203,6 +204,7 @@ def test_no_true_modulus_of_two_thousand_is_refuted(dtype, offset):
     assert not wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0.0, *slow(1e3, 1e6, 1e8)])
 @pytest.mark.parametrize("dtype", [torch.float32, *slow(torch.float64)])
 def test_a_modulus_ten_percent_too_high_is_refuted(dtype, offset):
@@ -218,6 +220,7 @@ def test_a_modulus_ten_percent_too_high_is_refuted(dtype, offset):
     assert tried > (6 if dtype == torch.float32 and offset > 1e3 else 14)
 
 
+@pytest.mark.slow
 def test_a_kink_is_seen_between_times():
     x = torch.ones(1, 1, dtype=torch.float64)
     a, b = of.Particles(-x), of.Particles(x)
@@ -253,6 +256,7 @@ def test_half_the_squared_distance_is_convex_along_its_generalised_geodesics():
     assert min(slack) < 0  # but not along geodesics
 
 
+@pytest.mark.slow
 def test_gaussians_along_both_kinds_of_geodesics():
     def gaussian(*deviations, turn=0.0):
         c, s = math.cos(turn), math.sin(turn)
@@ -456,6 +460,7 @@ def line(name, dtype):
     }[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["grids", "a grid and quantiles", "quantiles"])
 def test_densities_on_the_line_follow_their_geodesic(name, dtype):

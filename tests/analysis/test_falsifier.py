@@ -103,6 +103,7 @@ def test_no_violation_is_found_in_a_minute(name):
     assert not found.refuted
 
 
+@pytest.mark.slow
 def test_the_least_curvature_of_a_cosine():
     found = falsify(cosine(-8.9), line(), evaluations=1500)
     assert seen(found).curvature == pytest.approx(-9, abs=1e-6)
@@ -111,6 +112,7 @@ def test_the_least_curvature_of_a_cosine():
         found.raise_if_refuted()
 
 
+@pytest.mark.slow
 def test_a_repulsion_on_the_line_is_convex_only_where_atoms_do_not_cross():
     F = of.Interaction(lambda z: -z.norm(dim=-1))
     found = falsify(F, line(), evaluations=200)
@@ -126,6 +128,7 @@ def test_a_repulsion_on_the_line_is_convex_only_where_atoms_do_not_cross():
     assert not report.minimum + report.roundoff < 0
 
 
+@pytest.mark.slow
 def test_the_least_curvature_of_an_attraction_is_known():
     # For two atoms at z with velocities +-v the quotient is -z'' of W, largest at
     # |z|^2 = 3 sigma^2 along z: -2 exp(-3/2) / sigma^2.
@@ -137,6 +140,7 @@ def test_the_least_curvature_of_an_attraction_is_known():
     assert found.refuted_on_geodesics
 
 
+@pytest.mark.slow
 def test_a_pair_is_matched_by_an_exact_solver():
     """Half of W2 squared bends down along geodesics in the plane, not on the line."""
     F, like = falsifier.NOT_CONVEX["half of W2 squared in the plane"]()
@@ -149,6 +153,7 @@ def test_a_pair_is_matched_by_an_exact_solver():
     assert of.metrics.assignment(a, b).tolist() == list(range(len(a)))
 
 
+@pytest.mark.slow
 def test_the_answer_depends_on_the_seed_alone():
     F, like = falsifier.NOT_CONVEX["an attraction of short range"]()
 
@@ -184,6 +189,7 @@ class Slow(of.Functional):
         return mu.expectation(lambda x: (3 * x).cos().sum(-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modulus", [0.0, -20.0])
 @pytest.mark.parametrize(("pause", "limit"), [(0.001, 4.0), (0.05, 1.5)])
 def test_the_time_of_a_search_holds_its_confirmation(pause, limit, modulus):

@@ -90,6 +90,7 @@ def ends(seed):
     return (of.Particles(clouds.normal(2, 2, seed=s)) for s in (seed, seed + 50))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROUNDED)
 def test_round_off_inside_refutes_no_true_modulus(name):
     make, modulus = ROUNDED[name]
@@ -103,6 +104,7 @@ def test_round_off_inside_refutes_no_true_modulus(name):
     assert not falsify(make(modulus), a, evaluations=60).refuted
 
 
+@pytest.mark.slow
 def test_a_smooth_maximum_in_single_precision_stays_convex():
     F = of.Potential(lambda x: (3 * x.float()).logsumexp(-1).double(), modulus=0.0)
     for seed in range(8):

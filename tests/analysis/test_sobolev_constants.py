@@ -114,6 +114,7 @@ def test_a_linear_quadratic_network_falls_faster_than_its_rate():
     assert ratio < math.exp(-rate_of(found) * t)
 
 
+@pytest.mark.slow
 def test_the_free_energy_of_a_network_falls_at_least_at_the_rate():
     # f = E tanh(w x), so that |f - y| <= 1 + |y| and the first variation of the risk
     # oscillates by at most twice its mean.

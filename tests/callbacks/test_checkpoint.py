@@ -143,6 +143,7 @@ def gone_on():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_process_and_loses_nothing(number, tmp_path):
     folder, script = tmp_path / "run", tmp_path / "script.py"

@@ -94,6 +94,7 @@ def failure_of(call):
     return None
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("once", [True, False], ids=["once", "from then on"])
 @pytest.mark.parametrize("begun", [0, 3])
@@ -365,6 +366,7 @@ def test_a_reader_looks_again_for_a_state_that_was_replaced(tmp_path, monkeypatc
         of.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_many_read_while_one_writes(tmp_path):
     faults: list[BaseException] = []
     expected, seen = whole(60), set()
@@ -418,6 +420,7 @@ def test_a_file_system_without_locks_says_so_itself(tmp_path, monkeypatch):
     assert not isinstance(caught.value, DirectoryInUse)
 
 
+@pytest.mark.slow
 @posix
 def test_a_process_that_was_forked_neither_holds_the_directory_nor_writes(tmp_path):
     done = script(
@@ -472,6 +475,7 @@ def test_a_checkpoint_in_a_forked_process_is_refused(tmp_path):
         flown("langevin", 1, on_step=lambda event: callback(event))
 
 
+@pytest.mark.slow
 @posix
 def test_a_directory_of_another_user_can_be_read_and_not_written(tmp_path):
     """As root, the process becomes another user; else the permissions are taken."""

@@ -52,6 +52,7 @@ def place_of(density: Tensor, level: float, h: float) -> float:
     return h * (above + 0.5 + (a - level) / (a - b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", RESOLUTIONS)
 def test_both_fronts_of_a_column_are_right_to_one_cell(n):
     run = column(n)
@@ -150,6 +151,7 @@ def evacuation(n: int, steps: int) -> of.Trajectory:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "steps"), [(32, 20), pytest.param(96, 30, marks=pytest.mark.slow)]
 )

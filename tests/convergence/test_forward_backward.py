@@ -37,6 +37,7 @@ def exact_step(dt):
     return float(end.mean), float(end.covariance)
 
 
+@pytest.mark.slow
 def test_order_one_in_time():
     steps = (0.2, 0.1, 0.05)
     mean = MEAN * math.exp(-TIME)

@@ -108,6 +108,7 @@ def test_orders_on_fokker_planck(d, scheme):
     assert order(F, mu, scheme, law(*expected), steps) == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", DIMENSIONS)
 @pytest.mark.parametrize("stated", [2, 3])
 def test_higher_orders_where_covariance_and_hessian_do_not_commute(d, stated):
@@ -221,6 +222,7 @@ def test_the_rates_are_sharp_along_the_flattest_axis():
 # 11: an interaction and entropy -------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", DIMENSIONS)
 @pytest.mark.parametrize("scheme", [of.ExplicitEuler(), of.Langevin(), of.JKO()])
 def test_the_variance_of_an_attraction_with_noise(d, scheme):
@@ -243,6 +245,7 @@ def test_the_variance_of_an_attraction_with_noise(d, scheme):
 # 15: the flow of a distance is a geodesic ---------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [1, *slow(*DIMENSIONS[1:])])
 def test_the_flow_to_a_target_is_the_geodesic(d):
     mu, target = gaussian(d, 1), gaussian(d, 2)
@@ -265,6 +268,7 @@ def test_the_flow_to_a_target_is_the_geodesic(d):
 # 18: Fisher information ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fisher_information_on_the_line():
     # s^4 = s0^4 + 8 t; the JKO step is (s+ - s)/tau = 2 / s+^3.
     one = torch.ones(1, 1, dtype=torch.float64)

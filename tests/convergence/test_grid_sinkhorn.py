@@ -57,6 +57,7 @@ def spread(m, d, n, steps, *, start, end, half, **options):
     return distance(mu, jko), distance(mu, cells(end)), iterations, reports
 
 
+@pytest.mark.slow
 def test_the_porous_medium_in_the_plane():
     error, time_error, iterations, reports = spread(
         2.0, 2, 128, 10, start=0.15, end=0.30, half=0.5

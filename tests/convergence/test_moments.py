@@ -80,6 +80,7 @@ def test_the_second_moment_on_the_line_is_that_of_the_virial(chi):
     assert abs(line_error(60, chi)) < 1e-10
 
 
+@pytest.mark.slow
 def test_quantiles_know_the_critical_strength():
     """At chi = 1 the flow keeps the moment; JKO steps lose W2^2 each, O(tau) in all."""
     mu = of.Quantiles.from_quantile(torch.special.ndtri, 40, **F64)

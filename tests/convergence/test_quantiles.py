@@ -138,6 +138,7 @@ def test_the_step_converges_at_first_order_to_the_exact_flow(case):
     assert observed == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
@@ -161,6 +162,7 @@ def test_runge_kutta_steps_are_of_order_two_and_three(case):
         assert observed_order(steps, errors) == pytest.approx(order, abs=0.1)
 
 
+@pytest.mark.slow
 def test_heat_between_walls():
     """The density 1 + a cos(pi x) on [0, 1] decays like exp(-pi^2 t)."""
     solver, F, time = QuantileProximal(lower=0.0, upper=1.0), of.Entropy(), 0.1
@@ -211,6 +213,7 @@ class TestLogGas:
     def start(self, n):
         return cells_of(exact.semicircle(self.radius), n, 2.0)
 
+    @pytest.mark.slow
     def test_the_cells_converge_to_the_exact_jko_sequence(self):
         dt, k, sizes = 0.1, 4, (15, 30, 60)
         errors = []
@@ -272,6 +275,7 @@ def test_the_second_moment_of_keller_segel(chi):
         mu = nu
 
 
+@pytest.mark.slow
 def test_keller_segel_blows_up_above_the_critical_strength():
     """At chi = 3/2 the moment falls by dt a step, and cannot go below 0."""
     chi, dt = 1.5, 0.02

@@ -65,6 +65,7 @@ def test_the_porous_medium_with_its_moving_front(d, n):
     assert float((ends[-1] - end.weights).abs().sum()) < 4e-3
 
 
+@pytest.mark.slow
 def test_fokker_planck_on_the_line():
     t, one = 0.4, torch.ones(1, dtype=torch.float64)
     mean, covariance = fokker_planck(

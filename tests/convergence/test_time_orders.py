@@ -93,6 +93,7 @@ def grid_errors(F, mu, expected, steps, order, time):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "n"), [(1, 200), (2, 300)])
 def test_a_grid_under_fokker_planck(order, n):
     def density(x, m, v):
@@ -111,6 +112,7 @@ def test_a_grid_under_fokker_planck(order, n):
         assert errors[-1] < 3e-4
 
 
+@pytest.mark.slow
 def test_a_grid_under_the_porous_medium_equation():
     # Barenblatt's profile, m = 2: a parabola on [-r, r], with r^2 r' = 3. It has a
     # free boundary, and the trapezoidal rule keeps its order.
@@ -129,6 +131,7 @@ def test_a_grid_under_the_porous_medium_equation():
     assert errors[-1] < 4e-4
 
 
+@pytest.mark.slow
 def test_a_grid_in_the_plane():
     def density(x, m, v):
         return torch.exp(-((x - m).square() / (2 * v)).sum(-1))

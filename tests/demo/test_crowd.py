@@ -17,6 +17,7 @@ def found() -> crowd.Crowd:
     return crowd.leave_room(STEPS)
 
 
+@pytest.mark.slow
 def test_whoever_is_outside_came_through_the_door(found):
     assert found.outside > 0.01
     assert abs(found.outside - found.through_door) < 1e-12

@@ -57,6 +57,7 @@ def heat() -> front.Spread:
     return front.spread("heat", 96, 8)
 
 
+@pytest.mark.slow
 def test_the_radius_of_the_exact_profile_is_found(medium):
     assert front.radius_of(medium.exact) == pytest.approx(front.END, abs=1e-4)
 
@@ -87,6 +88,7 @@ def test_the_energies_fall_and_the_steps_are_certified(medium, heat):
         assert spread.row.certificate == "8/8 steps certified"
 
 
+@pytest.mark.slow
 def test_the_figure_says_which_share_is_outside(medium, heat, tmp_path):
     share = float(front.share_outside(heat).removesuffix(" % outside"))
     assert share == pytest.approx(100 * math.exp(-3), abs=0.1)

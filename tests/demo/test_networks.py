@@ -45,6 +45,7 @@ def test_a_shuffled_and_scaled_copy_has_no_barrier_once_aligned(digits):
     assert (apart.losses - apart.losses[0]).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_alignment_lowers_the_barrier_between_trained_networks(
     digits, trained, tmp_path
 ):
@@ -56,6 +57,7 @@ def test_alignment_lowers_the_barrier_between_trained_networks(
     assert (tmp_path / "networks.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_no_training_overspends_its_gradients(digits, trained, tmp_path):
     prox = of.proximal.ParticleProximal(tolerance=0.2, max_gradients=12)
     jko = train_by_flow(digits, "JKO", of.JKO(prox), 10.0, BUDGET, 13)

@@ -58,6 +58,7 @@ def test_a_false_estimator_fails_the_checks():
     assert failures(Forgetful(n_neurons=8, max_iter=2))[1].keys() - {ELSEWHERE}
 
 
+@pytest.mark.slow
 def test_without_scikit_learn_the_import_names_the_extra():
     program = (
         "import sys; sys.modules['sklearn'] = None\n"

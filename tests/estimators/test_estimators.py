@@ -271,6 +271,7 @@ def test_names_of_features_are_kept():
         model.predict(X[X.columns[::-1]])
 
 
+@pytest.mark.slow
 def test_tools_of_scikit_learn_take_the_estimators():
     X, y = make_moons(120, noise=0.2, random_state=0)
     chain = make_pipeline(MinMaxScaler(), classifier(max_iter=150))
@@ -283,6 +284,7 @@ def test_tools_of_scikit_learn_take_the_estimators():
         copy.predict(X)
 
 
+@pytest.mark.slow
 def test_a_column_of_targets_is_fitted_as_its_numbers():
     X, y = waves(30)
     flat, column = regressor(scheme="jko"), regressor(scheme="jko")

@@ -92,6 +92,7 @@ class Heun(of.schemes.Scheme):
         return of.schemes.Step(mu.push(F.velocity(middle), dt), state)
 
 
+@pytest.mark.slow
 def test_a_porous_medium_converges_to_barenblatt():
     errors = [barenblatt_error(n) for n in (16, 32, 64)]
     orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]

@@ -47,6 +47,7 @@ def test_between_pictures_the_first_variation_is_the_slope():
     torch.testing.assert_close(F.first_variation(mu) @ along, slope, rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_a_step_of_pictures_goes_along_the_geodesic_to_the_size_of_a_cell():
     """The step would multiply the distance by 1/(1 + dt) if cells had no size."""
     mu, nu, dt = picture(1, 12), picture(2, 12), 1.0

@@ -62,6 +62,7 @@ def test_each_part_is_the_decay_of_one_layer():
         torch.testing.assert_close(rate, -part, rtol=1e-8, atol=0)
 
 
+@pytest.mark.slow
 def test_a_stationary_outer_layer_is_no_minimiser_without_support():
     """One neuron stops with both parts at 0, and the residual meets others."""
     fixed = of.Particles(
@@ -99,6 +100,7 @@ def test_the_balance_of_layers_drifts_like_dt():
     assert drifts[0] < 0.05
 
 
+@pytest.mark.slow
 def test_outer_weights_of_one_sign_keep_it_and_get_stuck():
     """The start has no neuron of the sign -1; |a| > |w| keeps all signs for ever."""
     F = PopulationRisk(SIGNED, "relu", "gaussian")

@@ -49,6 +49,7 @@ def test_a_negative_temperature_or_ridge_raises(name, value):
 # The Gibbs law ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_particles_under_noise_come_to_the_gibbs_law_of_the_network():
     # Theorem 3.7 by particles: their distance is that of so many draws.
     F, n = free_energy(network(), 0.05, 0.05), 1000
@@ -68,6 +69,7 @@ def test_particles_under_noise_come_to_the_gibbs_law_of_the_network():
     assert float((found - places).abs().mean()) < 0.12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheme", [of.Langevin(), UnderdampedLangevin(1.0)], ids=["overdamped", "kinetic"]
 )
@@ -124,6 +126,7 @@ def squared_error(N, *, h, steps, replicas, scheme):
     return N * float(run.records["error"][late].mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("N", [10, 40, 160])
 def test_the_error_of_the_mean_is_one_over_n_at_all_times(N):
     # N E (mean - m*)^2 = T / (k + lam), and Euler's step divides by 1 - h (k + lam)/2.

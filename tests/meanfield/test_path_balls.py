@@ -145,6 +145,7 @@ def test_in_many_dimensions_the_bound_is_true_and_finite():
         assert "relaxation" in found.advice
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_the_relaxation_bounds_what_the_cones_find(norm, outputs):

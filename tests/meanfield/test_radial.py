@@ -88,6 +88,7 @@ def test_lengths_are_those_of_gaussian_inputs(dim):
         np.testing.assert_allclose(masses @ squares**k, moment, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [20, *slow(40)])
 def test_it_is_the_risk_of_many_neurons_in_all_directions(dim):
     """Networks whose neurons fill the directions, on sampled inputs."""

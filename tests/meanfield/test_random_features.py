@@ -111,6 +111,7 @@ def test_the_limit_is_the_minimiser_nearest_to_the_start():
     torch.testing.assert_close(late, best, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("realizable", CASES)
 def test_gradient_descent_of_the_longest_step_keeps_the_bound(realizable):
     risk, mu = problem(realizable=realizable)

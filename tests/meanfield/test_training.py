@@ -151,6 +151,7 @@ def test_birth_death_adds_the_variance_of_the_first_variation(loss):
 # Noise --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("h", [0.02, 0.4])
 def test_langevin_on_a_linear_quadratic_model(h):
     # Neurons theta on the line, f = their mean, k/2 (f - m)^2 + lam/2 E theta^2

@@ -74,6 +74,7 @@ def test_powers_scale_as_powers(mu, power, factor):
     close(F.value(stretched), factor**degree * F.value(mu), 100)
 
 
+@pytest.mark.slow
 @given(particles(), KERNELS, st.randoms(use_true_random=False))
 def test_atoms_have_no_order(mu, kernel, random):
     order = list(range(mu.n))
@@ -91,6 +92,7 @@ def test_momentum_is_conserved(mu, kernel):
     close(mu.weights @ velocity, torch.zeros(mu.dim, dtype=torch.float64), 100)
 
 
+@pytest.mark.slow
 @given(particles(), KERNELS)
 def test_splitting_an_atom_changes_nothing(mu, kernel):
     x = torch.cat([mu.points, mu.points[:1]])
@@ -102,6 +104,7 @@ def test_splitting_an_atom_changes_nothing(mu, kernel):
     close(F.velocity(split)[-1], F.velocity(mu)[0], 10)
 
 
+@pytest.mark.slow
 @given(particles(), KERNELS)
 def test_atoms_without_mass_feel_forces_and_exert_none(mu, kernel):
     probe = torch.full((1, mu.dim), 0.37, dtype=torch.float64)
@@ -142,6 +145,7 @@ def test_moving_mass_downhill_lowers_a_linear_functional(mu, seed, dt):
 
 
 # Some of the measures have one atom of mass.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::otflow.errors.CollapseWarning")
 @given(particles(), st.data())
 def test_a_flow_commutes_with_rigid_motions(mu, data):

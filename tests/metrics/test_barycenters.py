@@ -309,6 +309,7 @@ def test_gaussians_are_differentiable_in_means_covariances_and_weights(d):
     assert torch.autograd.gradcheck(of_moments, live, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_gaussians_are_right():
     arguments = [torch.tensor(SHARES, dtype=F64).log(), *3 * [torch.zeros(2).double()]]
     live = [t.clone().requires_grad_() for t in (*arguments, *covariances(2))]

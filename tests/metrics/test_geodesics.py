@@ -117,6 +117,7 @@ def on_the_line(generator, dtype):
     return of.Quantiles(edges.to(dtype), weights, normalize=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_random_densities_on_the_line(dtype):
     """Geodesics keep their speed and barycentres meet their bound, also in float32."""
@@ -361,6 +362,7 @@ def test_on_a_grid_translates_and_dilations_of_the_box_are_exact():
             assert found == pytest.approx(exact.tolist())
 
 
+@pytest.mark.slow
 def test_on_a_grid_gaussians_follow_the_bures_geodesic():
     """The distance to the exact law falls with the cells; masses reach 1e-60."""
     t = torch.tensor
@@ -405,6 +407,7 @@ def test_on_a_grid_single_precision_stays_and_is_close():
     torch.testing.assert_close(found.weights.double(), exact.weights, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_on_a_grid_a_tolerance_bounds_the_excess():
     mu, nu = cells((48, 48), 1), cells((48, 48), 2)
     whole = float(wasserstein2(mu, nu))

@@ -125,6 +125,7 @@ def test_a_tolerance_in_reach_is_kept(shape, tolerance):
         assert exact.lower <= found.bracket.upper
 
 
+@pytest.mark.slow
 def test_the_default_chooses_by_size_and_reach(monkeypatch):
     bounds = importlib.import_module("otflow.metrics.bounds")
     mu, nu = (grid(((40, 33), 0.0, 1.0), k, smooth=True) for k in (0, 1))

@@ -201,6 +201,7 @@ def test_high_powers_against_all_permutations(p):
         assert float(wasserstein(x, y, p)) == pytest.approx(float(best), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_costs_of_any_contrast_are_right_or_raise():
     raised = 0
     for seed in range(30):

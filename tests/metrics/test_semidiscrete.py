@@ -178,6 +178,7 @@ def test_atoms_in_ever_finer_cells_approach_it(shape, n, kind):
     assert errors[-1] < 0.5 * errors[0]
 
 
+@pytest.mark.slow
 def test_the_potential_is_that_of_the_averaged_gradient_of_pot():
     rho = grid((1, 1))
     y, b = draw(8, 2, seed=3), torch.full((8,), 1 / 8, dtype=F64)
@@ -217,6 +218,7 @@ def test_two_ways_to_integrate_agree(d):
 # The bracket --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [2, 3])
 @pytest.mark.parametrize("kind", ["plain", "holes", "islands"])
 def test_a_loose_tolerance_gives_a_true_bracket(d, kind):
@@ -270,6 +272,7 @@ def test_barycentres_of_the_lightest_cells_lie_in_the_box(seed, decades):
     assert torch.equal(plan.barycentres[~full], y[~full])
 
 
+@pytest.mark.slow
 def test_an_unfinished_plan_says_so(monkeypatch):
     solver = importlib.import_module("otflow.metrics.cell_heights")
     rho, mu = grid((16, 16), kind="islands"), atoms(30, 2)

@@ -182,6 +182,7 @@ def test_ranges_at_one_number_contain_the_exact_one(name):
                 assert low <= exact[order] <= high, (place, order)
 
 
+@pytest.mark.slow
 def test_the_library_below_torch_is_as_exact_as_proofs_assume():
     worst = {}
     for name in ("exp", "log", "sin", "cos", "tanh", "erf", "atan", "expm1", "log1p"):

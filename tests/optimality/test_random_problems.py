@@ -13,6 +13,7 @@ def judged(seeds):
     return found
 
 
+@pytest.mark.slow
 def test_ten_random_problems():
     found = judged(range(10))
     assert found["within 2 % of the known gap"] >= 0.85 * found["problems"]

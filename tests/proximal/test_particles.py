@@ -76,6 +76,7 @@ class TestExactSequences:
         gap = of.metrics.wasserstein2(run.snapshots[1], first)
         assert float(gap) < 1e-8
 
+    @pytest.mark.slow
     def test_power_law_4_2_splits_into_two_atoms(self):
         """Half the mass at -1/2, half at 1/2, energy -1/16."""
         mu = of.Particles(torch.linspace(-1, 1, 40, dtype=torch.float64)[:, None])
@@ -580,6 +581,7 @@ class TestScheme:
 
 
 class TestDiskEquilibrium:
+    @pytest.mark.slow
     def test_particles_relax_to_the_uniform_unit_disk(self):
         """Under |z|^2/2 - log|z| in the plane, by certified steps."""
         n = 300

@@ -149,6 +149,7 @@ def test_the_logarithmic_schedule():
         Logarithmic(0.0)
 
 
+@pytest.mark.slow
 def test_cooling_reaches_the_lower_well_and_a_cold_run_stays_in_the_upper():
     # V has wells at +-1, that at 1 lower by 0.4; all particles start in the upper one.
     F = (

@@ -73,6 +73,7 @@ class TestOnQuantiles(SchemeContract):
 # The exact law ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dt", [0.1, 0.3])
 def test_a_gaussian_rests_at_the_exact_law(dt):
     F = exact.quadratic_form(A, B) + of.Entropy()

@@ -124,6 +124,7 @@ def test_f_falls_like_two_c_over_k_plus_two(descend):
     assert {info["gap_kind"] for info in run.info} == {GapKind.SEARCHED}
 
 
+@pytest.mark.slow
 def test_it_is_no_faster_than_its_rate_and_the_measured_order_is_near_one():
     run = run_of(FrankWolfe(box(), 16), 240, every=20)
     values = run.records["energy"][3:]
@@ -169,6 +170,7 @@ def test_the_share_of_a_quadratic_is_that_of_the_formula():
     assert short.info[0]["dt"] == 0.5 * share
 
 
+@pytest.mark.slow
 def test_f_never_rises_and_keeps_its_bound():
     F, steps = Spikes(PLACES, MASSES), 100
     candidates = torch.linspace(0, 1, 201, dtype=F64)[:, None]
@@ -257,6 +259,7 @@ def test_a_minimum_at_a_corner_of_the_box_is_found():
         assert run.info[1]["gap"] == pytest.approx(0.0, abs=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 def test_atoms_reach_the_corners_to_the_last_place_and_do_not_leave_the_box(dtype):
     # In 1 of 5 boxes of one decimal lower + (upper - lower) is not upper.
@@ -436,6 +439,7 @@ def test_sliding_lowers_an_f_that_is_not_convex_along_mixtures():
     assert {info["gap_kind"] for info in run.info} == {GapKind.NONE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("height", [1e2, *slow(1e6, 1e9, 1e12)])
 @pytest.mark.parametrize("dim", [1, 2])
 def test_steep_walls_far_away_do_not_loosen_a_slide(height, dim):
@@ -460,6 +464,7 @@ def test_steep_walls_far_away_do_not_loosen_a_slide(height, dim):
     assert mean - float(rates.min()) <= 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, *slow(1, 2, 3)])
 def test_at_a_minimum_with_kinks_a_step_costs_one_search(seed):
     """The energy distance has a kink at each atom, where no gradient vanishes."""
@@ -548,6 +553,7 @@ def test_no_step_keeps_a_rise_beyond_the_round_off_at_its_measure(seed, dtype):
         mu, state = step.measure, step.state
 
 
+@pytest.mark.slow
 def test_neurons_of_a_network_are_inserted_until_it_fits():
     X = torch.linspace(-2, 2, 40, dtype=F64)[:, None]
     network = of.meanfield.TwoLayer("tanh")
@@ -682,6 +688,7 @@ def test_the_best_masses_leave_no_gap_over_the_atoms(n):
         assert best.n < n  # few bumps suffice, and the others vanish
 
 
+@pytest.mark.slow
 def test_mixtures_of_bumps_of_greatest_likelihood_have_few_atoms():
     # The nonparametric estimate of a mixing law has at most as many atoms as draws.
     generator = torch.Generator().manual_seed(1)

@@ -101,6 +101,7 @@ def test_a_short_dt_is_the_fisher_rao_flow():
     assert float((one.weights - two.weights).abs().max()) < 1e-3 * float(moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "dt", "steps"),
     [

@@ -425,6 +425,7 @@ def test_minibatches_inside_and_outside_draw_the_same(make):
     torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_adaptive_steps_and_adaptive_inner_steps():
     F, mu = exact.quadratic(), of.Particles(normal(6, 2))
     rates = torch.tensor(RATES, dtype=F64)

@@ -105,6 +105,7 @@ def test_nesterovs_linear_bound_at_every_step():
     assert bool((run.records["energy"] <= bound).all())
 
 
+@pytest.mark.slow
 def test_the_sum_of_both_energies_falls_without_the_friction_of_a_step():
     F, mu = super(OfAnOscillator, TestHeavyBall()).problem()
     run = of.flow(F, mu, Momentum(0.5, nesterov=False), dt=1e-3, steps=3000)

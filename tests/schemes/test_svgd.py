@@ -89,6 +89,7 @@ def test_a_linear_kernel_moves_a_gaussian_target_s_cloud_by_an_affine_map():
     torch.testing.assert_close(step.measure.points, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_linear_kernel_reaches_the_moments_exactly():
     A = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=F64)
     m = torch.tensor([1.0, -2.0], dtype=F64)

@@ -51,6 +51,7 @@ def test_it_dominates_the_error_of_a_quadratic_potential(lam, stated, factor):
         assert bound[-1] <= factor * error[-1]
 
 
+@pytest.mark.slow
 def test_it_is_of_order_one():
     steps = (0.1, 0.05, 0.025)
     for lam, stated in [(1.0, 1.0), (1.0, 0.0), (-1.0, -1.0)]:
@@ -79,6 +80,7 @@ def test_it_dominates_the_error_of_an_ornstein_uhlenbeck_flow():
         assert bound[k] <= 6 * error
 
 
+@pytest.mark.slow
 def test_it_dominates_the_error_on_quantiles():
     # Against the flow of as many quantiles, solved finely by the method of order three.
     mu = of.Quantiles.from_quantile(
@@ -110,6 +112,7 @@ def test_it_dominates_the_error_of_the_dyson_gas():
         assert bound[-1] <= 4 * error
 
 
+@pytest.mark.slow
 def test_it_dominates_the_error_in_a_double_well():
     # W = (x^2 - 1)^2/4 is -1-convex; the reference is of order three.
     F = of.Potential(lambda x: (x.square() - 1).square().sum(-1) / 4, modulus=-1.0)
@@ -181,6 +184,7 @@ def integrated(D, lam, step, young):
     return float(found.y[0, -1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lam", "tau"), [(1.0, 0.3), (4.0, 0.5), (-1.0, 0.3)])
 def test_it_is_the_integral_of_the_inequality(lam, tau):
     x, reports, D = 1.0, [], 0.0

@@ -52,6 +52,7 @@ def failures(distance, **options):
     return dict(line.strip().split(": ", 1) for line in lines[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reach", [None, 1.0])
 @pytest.mark.parametrize("blur", [0.7, *slow(0.3)])
 def test_own_entropic_distances_pass(blur, reach):
@@ -66,6 +67,7 @@ def test_own_entropic_distances_pass(blur, reach):
     check_distance(value, of="entropic", **options)
 
 
+@pytest.mark.slow
 def test_own_exact_distances_pass():
     square = of.metrics.wasserstein2_squared
     check_distance(particles(square), large=1200)
@@ -101,6 +103,7 @@ def test_the_new_functions_of_geomloss_double_the_gradient():
     assert factor(found["points"]) == pytest.approx(2, abs=0.02)
 
 
+@pytest.mark.slow
 def test_pot_hands_the_doubled_gradient_on():
     def entropic(x, a, y, b):
         found = ot.solve_sample(x, y, a, b, reg=REG, method="geomloss", max_iter=200)

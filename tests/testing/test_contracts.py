@@ -488,6 +488,7 @@ def run(program):
     )
 
 
+@pytest.mark.slow
 def test_the_library_is_imported_without_pytest():
     program = (
         "import sys, torch, numpy, scipy\n"

@@ -41,6 +41,7 @@ def test_a_shuffled_copy_is_found_and_is_at_distance_zero(bias):
         assert torch.equal(order[back], torch.arange(len(order)))
 
 
+@pytest.mark.slow
 def test_the_end_is_the_best_of_all_orders_of_a_small_network():
     """Every order of both layers, one by one; the bracket holds the least distance."""
     network = MultiLayer((4, 3), "tanh")

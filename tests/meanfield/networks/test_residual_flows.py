@@ -100,6 +100,7 @@ def test_layers_are_samples_of_a_law(shift):
     assert ratio == pytest.approx(math.sqrt(8), rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shift", "order", "tolerance"), [(0.0, -1.0, 0.12), (3.0, -0.5, 0.12)]
 )
@@ -232,6 +233,7 @@ def test_no_output_is_larger_than_the_norm(activation, solver):
     assert 0.1 < largest <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1.0, 3.0])
 def test_norms_of_independent_layers_tend_to_an_exponential(factor):
     """N' = c E|U||W| N: the norm of the limit bounds those of deep samples of it."""

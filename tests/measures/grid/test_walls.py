@@ -89,6 +89,7 @@ def round_off_of_heat(box, time):
     return 8 * torch.finfo(F64).eps * (1 + most)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(room=rooms(), variance=st.sampled_from([1e-4, 0.1, 10.0, 1e3]))
 def test_heat_keeps_every_room(room, variance):

@@ -226,6 +226,7 @@ def power_law(seed, dtype):
     return lambda x: (x[:, 0] - m).abs() ** p + b, m, p, share
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("dtype", [F64, F32])
 def test_masses_about_a_singularity_are_right_or_refused(dtype, named):
@@ -286,6 +287,7 @@ def test_a_singularity_that_places_do_not_resolve_is_refused(m, p, dtype, named)
     assert torch.equal(back.edges, mu.push(torch.ones_like(mu.edges)[:, None], m).edges)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [-0.5, -0.8, -0.947])
 def test_quantiles_far_from_a_steep_end_are_settled(p):
     # The highest value is 1e306: a share of it must not bound the slopes elsewhere.

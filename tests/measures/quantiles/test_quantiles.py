@@ -335,6 +335,7 @@ def test_energies_move_and_scale_as_they_must(n, scale, shift):
 # Explicit Euler -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_explicit_euler_is_of_first_order_on_the_breathing_gaussian():
     # Against the same cells with a step 16 times finer: the error of the step alone.
     F = exact.quadratic() + 0.5 * of.Entropy()

@@ -206,6 +206,7 @@ def test_a_kink_between_the_nodes_is_told_and_met_by_finer_rules():
     assert fine.certificate["quadrature_error"] < 1e-8
 
 
+@pytest.mark.slow
 def test_a_finer_rule_stays_for_the_next_steps():
     V, _, _ = ON_THE_LINE["kink"]
     F = of.Potential(V, modulus=0.0) + 0.5 * of.Entropy()
@@ -485,6 +486,7 @@ def certified_step_of_the_integrals(d, seed):
 CERTIFIED = {1: (range(12), 10), 2: (range(12), 4), 3: (range(24), 3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", CERTIFIED)
 def test_a_certified_step_is_that_of_the_integrals_whatever_the_nodes_see(d):
     seeds, least = CERTIFIED[d]

@@ -528,6 +528,7 @@ def test_a_long_axis_is_the_dense_one(deviation):
     assert all(tensor.numel() < n * n / 2 for tensor in held)
 
 
+@pytest.mark.slow
 def test_a_peak_on_a_long_axis_in_the_log_domain_is_in_closed_form():
     n, h = 10_000, 5e-4
     axis = LongAxis(n, h, (25 * h) ** 2, torch.empty(0, dtype=F64))
@@ -542,6 +543,7 @@ def test_a_peak_on_a_long_axis_in_the_log_domain_is_in_closed_form():
         torch.testing.assert_close(found[inner], wanted[inner], rtol=1e-9, atol=0)
 
 
+@pytest.mark.slow
 def test_a_step_on_a_long_axis_is_that_on_a_short_one():
     ends = []
     for n in (1000, 1200):
@@ -649,6 +651,7 @@ def test_a_long_axis_in_logarithms_is_the_dense_one_for_any_source(deviation, dt
         assert float(off) < (1e-12 if dtype == F64 else 2e-5)
 
 
+@pytest.mark.slow
 def test_ten_thousand_cells_in_the_log_domain_are_stepped_without_large_arrays():
     n, lam, dt, narrow = 10_000, 40.0, 0.1, 2.5e-7
     mu = bell(0.15, 1.5, 3.0, n)

@@ -370,6 +370,7 @@ def test_a_kernel_that_changed_in_place_is_not_taken_for_the_one_before():
     assert float((after.measure.weights - cold.measure.weights).abs().sum()) < 1e-5
 
 
+@pytest.mark.slow
 def test_rooms_between_those_of_all_modes_and_of_few_are_solved_by_newton():
     F = 3.0 * of.Interaction(of.kernels.Energy()) + of.Potential(
         lambda x: x.square().sum(-1)

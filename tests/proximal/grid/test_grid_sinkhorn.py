@@ -332,6 +332,7 @@ def test_the_warm_start_of_another_grid_is_not_used():
     assert torch.equal(a.measure.weights, b.measure.weights)
 
 
+@pytest.mark.slow
 def test_acceleration_and_its_safeguard():
     F, mu = of.PowerEntropy(2.0), bell(60, width=0.3)
     plain = GridSinkhorn(memory=0, max_iterations=5000).solve(F, mu, 0.05)
@@ -618,6 +619,7 @@ def test_a_blur_not_small_beside_a_short_step_warns_once_for_every_energy(name):
     assert all(info["certified"] for info in run.info)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [200, 400])
 def test_heavy_tails_of_fast_diffusion_are_stepped(n):
     profile = exact.barenblatt(0.8, 1, 0.4)

@@ -379,6 +379,7 @@ def test_at_rest_it_stays():
     assert result.certificate["w2"] < 1e-10
 
 
+@pytest.mark.slow
 @given(st.integers(1, 20), st.integers(0, 99), st.floats(1e-3, 1e3))
 def test_a_step_exists_for_any_cells_and_any_dt(n, seed, dt):
     F = exact.quadratic() + 0.3 * of.Entropy() + 0.1 * of.PowerEntropy(2.0)
@@ -555,6 +556,7 @@ def test_derivatives_of_an_attraction_of_any_range(sigma, dense, monkeypatch):
         torch.testing.assert_close(found, bend, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.floats(-1.5, 1.5))
 def test_the_modulus_of_a_kernel_holds_for_cells_of_any_width(seed, log_sigma):
     # Of the density, in the exact product, so in the lumped one, which is more.
