@@ -227,10 +227,10 @@ CASES: dict[str, Case] = {
     ),
     "a residual network in place of a two-layer one": (
         of.errors.Unsupported,
-        r"use F\.first_variation and F\.velocity",
+        r"use F\.value and F\.velocity",
         lambda: Risk(NETWORK, X, Y).decompose(),
         [
-            lambda: Risk(NETWORK, X, Y).first_variation(MU),
+            lambda: Risk(NETWORK, X, Y).value(MU),
             lambda: Risk(NETWORK, X, Y).velocity(MU),
         ],
     ),

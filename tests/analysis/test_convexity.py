@@ -66,6 +66,7 @@ LAMBDA_CONVEX = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAMBDA_CONVEX)
 @pytest.mark.parametrize("kind", ENDS)
 @pytest.mark.parametrize("times", [5, 21, torch.tensor([0.0, 0.1, 0.5, 0.55, 1.0])])

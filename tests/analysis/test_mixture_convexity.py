@@ -125,6 +125,7 @@ def no_number_refutes(F, word, a, b):
         assert not report.violates_declared, (report.minimum, report.roundoff)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "F", "word", "make"), TRUE)
 def test_no_true_word_is_refuted(name, F, word, make):
     mixture = make(5)

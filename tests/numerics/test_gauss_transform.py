@@ -30,6 +30,7 @@ def direct(x, y, masses, sigma):
     return k @ masses, slopes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [1, 2, 3])
 @pytest.mark.parametrize("sigma", [0.11, 0.7, 30.0])
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-5, 1e-9, 1e-12])

@@ -137,6 +137,7 @@ SMOOTH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("power", [0, 2, 4, 6])
 @pytest.mark.parametrize("name", SMOOTH)

@@ -140,6 +140,7 @@ def spread(kind, shape, generator):
     return rho if kind == "even" else torch.exp(-40 * rho)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.05, 0.9])
 @pytest.mark.parametrize("kind", ["even", "bell", "steep", "holes"])
 @pytest.mark.parametrize("shape", [(30,), (300,), (1, 30), (5, 5), (8, 9), (3, 20)])

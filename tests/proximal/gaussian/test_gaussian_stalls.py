@@ -100,6 +100,7 @@ SMOOTH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heat", [0.0, 0.1])
 @pytest.mark.parametrize("power", [-1, 0, 1, 2])
 @pytest.mark.parametrize("name", SMOOTH)

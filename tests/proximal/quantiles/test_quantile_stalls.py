@@ -72,6 +72,7 @@ SMOOTH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [9, 40])
 @pytest.mark.parametrize("power", [-1, 0, 1, 2])
 @pytest.mark.parametrize("name", SMOOTH)
