@@ -220,6 +220,7 @@ def test_a_long_flow_keeps_no_measure_but_the_last():
     assert alive in ([19], []), run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["euler", "JKO", "langevin", "gaussian"])
 def test_a_row_of_a_long_flow_holds_no_tensor_of_its_own(case):
     """A small tensor kept for each row would pin the memory between large ones."""

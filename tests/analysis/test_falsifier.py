@@ -82,6 +82,7 @@ def test_a_violation_is_found(name):
     verify(F, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", falsifier.CONVEX)
 def test_no_violation_is_found_where_there_is_none(name):
     F, like = falsifier.CONVEX[name]()

@@ -41,6 +41,7 @@ def potential(V, modulus):
     return of.Potential(lambda x: V(x).sum(-1), modulus=modulus)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISLEADING)
 def test_values_refute_a_modulus_that_slopes_hide(name):
     F = potential(*MISLEADING[name])
@@ -48,6 +49,7 @@ def test_values_refute_a_modulus_that_slopes_hide(name):
     assert any(report.violates_declared for report in reports)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HONEST)
 def test_values_refute_no_true_modulus(name):
     V, modulus = HONEST[name]

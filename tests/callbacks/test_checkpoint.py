@@ -34,6 +34,7 @@ def test_a_directory_holds_the_run(case, tmp_path):
     assert_same(of.load(tmp_path, types=TYPES.get(case, ())), run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["langevin", "JKO", "user", "grid sinkhorn"])
 @pytest.mark.parametrize("snapshots", [None, "last", 2, [0.1, 0.21]])
 def test_a_run_in_parts_in_one_directory_equals_the_whole(case, snapshots, tmp_path):

@@ -39,6 +39,7 @@ ENERGIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENERGIES)
 def test_the_excess_falls_at_least_at_the_rate_of_the_modulus(name):
     """On quantiles, whose metric is flat; the minimiser is that of the same cells."""

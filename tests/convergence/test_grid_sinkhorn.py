@@ -68,6 +68,7 @@ def test_the_porous_medium_in_the_plane():
     assert all(report["certified"] for report in reports)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("m", "d", "n", "start", "end", "half", "limit"),
     [

@@ -131,6 +131,7 @@ def test_the_cells_converge_at_second_order_to_the_exact_jko_sequence(case):
     assert errors[-1] < 2e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_step_converges_at_first_order_to_the_exact_flow(case):
     n = 800

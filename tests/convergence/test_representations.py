@@ -168,6 +168,7 @@ def test_attraction_against_diffusion():
 # Porous medium and fast diffusion -----------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lam", [0.0, 1.0])
 @pytest.mark.parametrize("m", [0.8, 1.5, 2.0, 3.0])
 def test_quantiles_and_a_grid_follow_barenblatt(m, lam):

@@ -43,6 +43,7 @@ def searched(psi, x, rounds=3000):
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READY)
 def test_no_search_finds_a_lower_objective_than_the_map(name):
     V, dim, steps = READY[name]

@@ -39,6 +39,7 @@ def exact_energy(dim, sigma, s=S):
     return 0.5 * (sigma**2 / (sigma**2 + 2 * s * s)) ** (dim / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize(("dim", "n"), [(1, 80), (2, 40), (3, 24)])
 @pytest.mark.parametrize("width", WIDTHS)

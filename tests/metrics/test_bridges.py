@@ -81,6 +81,7 @@ def two(n):
     return [of.GridDensity(r, 0.0, 1.0, walls=True, normalize=True) for r in rho]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", [0.003, 0.03, 0.2, 0.5, 0.8, 0.99])
 def test_at_all_times_the_answer_is_near_the_exact_geodesic(time):
     """Near the ends the law is found otherwise; all are within a cell."""

@@ -343,6 +343,7 @@ def test_potentials_prove_the_bound_and_cells_are_theirs():
     assert torch.equal(planes.argmax(1), table.argmin(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "holes"])
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_gradients_in_points_weights_and_masses(d, kind):

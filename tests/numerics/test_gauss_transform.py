@@ -105,6 +105,7 @@ SHARED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 @pytest.mark.parametrize("name", SHARED)
 def test_functionals_share_the_method_of_the_kernel(name, dtype, monkeypatch):

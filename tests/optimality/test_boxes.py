@@ -73,6 +73,7 @@ PROBLEMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_proved_gap_is_the_true_one_and_never_below(name, d):

@@ -611,6 +611,7 @@ def tied(name, dim):
 
 
 # In float32 a slide of many atoms may end short of its tolerance.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*did not become stationary")
 @pytest.mark.parametrize("name", ["walls", "nowhere", "two wells", "two atoms"])
 @pytest.mark.parametrize(

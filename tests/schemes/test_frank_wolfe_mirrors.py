@@ -28,6 +28,7 @@ PROBLEMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize(("d", "start"), [(1, 1.0), (1, -0.5), (2, -1.0)])
 @pytest.mark.parametrize("kind", [torch.float32, F64])

@@ -243,6 +243,7 @@ def test_one_datum():
 # Brackets ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_brackets_are_true_for_data_of_all_kinds(seed):
     """Random sizes, dimensions, scales and degeneracies, after few or many rounds."""
@@ -306,6 +307,7 @@ def test_data_that_nearly_coincide_do_not_widen_a_bracket(apart):
     assert least.bracket.relative < 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(60, 1), (25, 2), *slow((60, 2), (40, 3))])
 @pytest.mark.parametrize("values", ["smooth", "random"])
 def test_brackets_of_the_norm_l2_close(size, values):

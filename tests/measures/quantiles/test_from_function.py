@@ -263,6 +263,7 @@ def test_masses_about_a_singularity_are_right_or_refused(dtype, named):
         assert "singular" in words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("m", "p", "dtype"),
     [(0.1037, -0.8, F64), (0.1037, -0.5, F64), (0.3, -0.9, F64), (0.567, -0.75, F32)],

@@ -38,6 +38,7 @@ def unit(dim):
     return of.Gaussian(torch.ones(dim, dtype=F64), torch.eye(dim, dtype=F64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [1, 2])
 @pytest.mark.parametrize("name", KINKED)
 def test_a_step_among_kinks_ends_soon(name, dim, monkeypatch):

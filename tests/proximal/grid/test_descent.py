@@ -508,6 +508,7 @@ def test_the_default_eps_is_legal_for_every_box_and_step(upper, shape, dt):
         assert again.certificate["converged"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deviation", [0.8, 10.0, 200.0])
 def test_a_long_axis_is_the_dense_one(deviation):
     n, h = 1100, 0.01
@@ -635,6 +636,7 @@ def test_the_pairs_that_count_carry_derivatives_and_no_source_is_none():
     assert bool((log_convolve(nothing, places, 20, 0.4, 99) == -math.inf).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deviation", [0.8, 3.0, 40.0])
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 def test_a_long_axis_in_logarithms_is_the_dense_one_for_any_source(deviation, dtype):

@@ -406,6 +406,7 @@ def tilted(axis):
     return of.Potential(lambda x: (axis + 1) * (x[..., axis] + 0.2).square())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "dt", "dtype"),
     [
