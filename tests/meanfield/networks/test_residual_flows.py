@@ -349,17 +349,19 @@ def test_wide_networks_reach_every_target(seed):
 
 @pytest.mark.slow
 def test_training_of_layer_times_on_digits():
-    """One neuron in each of 16 layers, 10 starts and splits of the data.
+    """One neuron in each of 16 layers, 20 starts and splits of the data.
 
-    Times move at a tenth of the mobility of weights. At the same mobility a step of
-    Adam is half a layer long, and nothing is gained; nor is with 8 layers of four.
+    Times move at a tenth of the mobility of weights: at the same mobility a step of
+    Adam is half a layer long. The steps fall to 0. Those of equal length end at a peak
+    of the loss now and then, and round-off says for which starts.
     """
     datasets = pytest.importorskip("sklearn.datasets")
     inputs, labels = datasets.load_digits(return_X_y=True)
     inputs = torch.tensor(inputs, dtype=torch.float32) / 16 - 0.5
     labels = torch.tensor(labels)
     errors: dict[str, list[float]] = {"fixed": [], "free": []}
-    for seed in range(10):
+    losses: dict[str, list[float]] = {"fixed": [], "free": []}
+    for seed in range(20):
         for times, found in errors.items():
             generator = source(seed)
             order = torch.randperm(len(inputs), generator=generator)
@@ -368,16 +370,20 @@ def test_training_of_layer_times_on_digits():
             F = of.meanfield.Risk(
                 network, inputs[train], labels[train], loss="cross-entropy"
             )
-            mu = network.from_blocks(
-                *(torch.randn(16, 1, k, generator=generator) for k in (74, 75))
-            )
+            mu = network.draw(64, generator, neurons=1, dtype=torch.float32)
             scheme = of.schemes.Mobility(
                 of.schemes.Adam(), network.mobility(64, time=0.1)
             )
-            end = of.flow(F, mu, scheme, dt=0.03, steps=200).final
+            end = of.flow(
+                F, mu, scheme, dt=lambda k: 0.03 * (1 - k / 200), steps=200, every=200
+            ).final
             wrong = network(end, inputs[test]).argmax(1) != labels[test]
             found.append(float(wrong.float().mean()))
-    fixed, free = (sum(found) / 10 for found in errors.values())
-    wins = sum(a > b for a, b in zip(*errors.values(), strict=True))
-    assert wins >= 6
-    assert max(fixed, free) < 0.15
+            losses[times].append(float(F(end)))
+    fixed, free = (sum(found) / 20 for found in errors.values())
+    fixed_loss, free_loss = (sum(found) / 20 for found in losses.values())
+    lower = sum(a > b for a, b in zip(*losses.values(), strict=True))
+    assert lower >= 14
+    assert free_loss < 0.9 * fixed_loss
+    # Of the test errors only the mean is a little lower.
+    assert free < fixed < 0.1
