@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from otflow.proximal import Certificate, ProxResult
-from tests.measured import compared
+from tests.measured import ROWS, compared, named
 from tests.names import unsettled
 from tests.watched import inside_a_flow, watch
 
@@ -33,8 +33,15 @@ pytest.register_assert_rewrite(
 torch.set_num_threads(int(os.environ.get("OTFLOW_TEST_THREADS", "1")))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Refuse tests whose names are not the same in every process."""
+    """Mark what measures; refuse tests of other names in every process."""
+    measuring = {
+        named(number["by"]) for row in ROWS for number in row.get("measured", ())
+    }
+    for item in items:
+        if item.nodeid in measuring:
+            item.add_marker("measured")
     found = unsettled(item.nodeid for item in items)
     if found:
         msg = f"names of tests hold addresses; give ids: {found[:3]}"
