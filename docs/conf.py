@@ -143,6 +143,8 @@ sphinx_gallery_conf = {
     "inspect_global_variables": True,
     "image_scrapers": ("gallery_alt.scraper",),
     "image_srcset": ["2x"],
+    # Where a cell ends with a legend, the page does not print its address.
+    "ignore_repr_types": r"matplotlib\.(axes|legend|lines|text)",
     "abort_on_example_error": True,
     "matplotlib_animations": (True, "html5"),
     "reset_modules": ("gallery_reset.reset",),
