@@ -33,15 +33,21 @@ pytest.register_assert_rewrite(
 torch.set_num_threads(int(os.environ.get("OTFLOW_TEST_THREADS", "1")))
 
 
+# Seconds of a slow test at most, with plain instructions on a machine that is shared.
+LONGEST = 1200
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark what measures; refuse tests of other names in every process."""
+    """Mark what measures, and slow tests; refuse names that differ by process."""
     measuring = {
         named(number["by"]) for row in ROWS for number in row.get("measured", ())
     }
     for item in items:
         if item.nodeid in measuring:
             item.add_marker("measured")
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(LONGEST))
     found = unsettled(item.nodeid for item in items)
     if found:
         msg = f"names of tests hold addresses; give ids: {found[:3]}"
