@@ -425,7 +425,7 @@ CASES: dict[str, Case] = {
     "a geodesic of parameters": (
         TypeError,
         r"go along a straight line, mu\.push\(mu\.displacement_to\(nu\), t\)",
-        lambda: of.metrics.geodesic(TENSOR, Euclidean(TENSOR.values + 1), 0.5),
+        lambda: of.metrics.geodesic(TENSOR, Euclidean(TENSOR.values + 1), 0.5),  # type: ignore[call-overload]
         [
             lambda: TENSOR.push(
                 TENSOR.displacement_to(Euclidean(TENSOR.values + 1)), 0.5
