@@ -28,8 +28,8 @@ __all__ = [
     "as_widths",
     "check_orders",
     "check_readout",
-    "draw_normal",
     "kind_of",
+    "normal_weights",
 ]
 
 Law = tuple[float, float]
@@ -222,7 +222,9 @@ def check_readout(readout: Tensor | None, outputs: int | None, width: int) -> No
         raise ValueError(msg)
 
 
-def draw_normal(x: Tensor, law: Law, name: str, generator: torch.Generator) -> None:
-    """Fill a tensor with independent normal numbers."""
-    mean, deviation = as_law(law, name)
-    x.normal_(mean, deviation, generator=generator)
+def normal_weights(
+    shape: tuple[int, ...], law: Law, generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    """Return independent normal numbers of a law that `as_law` has checked."""
+    numbers = torch.empty(shape, dtype=dtype, device=generator.device)
+    return numbers.normal_(*law, generator=generator)

@@ -29,6 +29,7 @@ from otflow.meanfield.networks.arguments import (
     as_widths,
     check_orders,
     kind_of,
+    normal_weights,
 )
 from otflow.meanfield.networks.dense import Weights, outputs_of, value_and_gradients
 from otflow.meanfield.units import Elementwise
@@ -250,9 +251,8 @@ class MultiLayer(Model):
         laws = {name: as_law(law, name) for name, law in laws.items()}
         drawn = []
         for name, shape in self.shapes(d).items():
-            mean, deviation = laws[name.rstrip("0123456789")]
-            numbers = torch.empty(shape, dtype=dtype, device=generator.device)
-            drawn.append(numbers.normal_(mean, deviation, generator=generator))
+            law = laws[name.rstrip("0123456789")]
+            drawn.append(normal_weights(shape, law, generator, dtype))
         return self.measure(drawn)
 
     def measure(self, weights: Sequence[ArrayLike]) -> Parts:

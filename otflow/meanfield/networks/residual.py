@@ -26,9 +26,10 @@ from otflow.meanfield.network import block_rows
 from otflow.meanfield.networks.arguments import (
     Law,
     as_dtype,
+    as_law,
     as_matrix,
     check_readout,
-    draw_normal,
+    normal_weights,
 )
 from otflow.meanfield.networks.residual_layers import TIMES, check_times, share_out
 from otflow.meanfield.networks.residual_pass import Blocks, Ends, value_and_gradients
@@ -353,13 +354,14 @@ class Residual(Model):
         (20, 8)
         """
         check_generator(generator)
-        like = torch.empty(0, dtype=as_dtype(dtype), device=generator.device)
-        M, width = non_negative_int(neurons, "neurons", minimum=1), self.width(d)
-        u = like.new_empty(self.layers, M, width)
-        w = like.new_empty(self.layers, M, width + int(self.bias))
-        draw_normal(u, outer, "outer", generator)
-        draw_normal(w, inner, "inner", generator)
-        return self.from_blocks(u, w)
+        dtype, width = as_dtype(dtype), self.width(d)
+        shape = self.layers, non_negative_int(neurons, "neurons", minimum=1)
+        laws = as_law(outer, "outer"), as_law(inner, "inner")
+        blocks = (
+            normal_weights((*shape, size), law, generator, dtype)
+            for size, law in zip((width, width + int(self.bias)), laws, strict=True)
+        )
+        return self.from_blocks(*blocks)
 
     def mobility(
         self, inputs: int, *, time: float = 1.0, outer: float = 1.0, inner: float = 1.0
