@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from otflow.proximal import Certificate, ProxResult
-from tests.measured import ROWS, compared, named
+from tests.measured import compared, of_test
 from tests.names import unsettled
 from tests.watched import inside_a_flow, watch
 
@@ -40,11 +40,8 @@ LONGEST = 1200
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Mark what measures, and slow tests; refuse names that differ by process."""
-    measuring = {
-        named(number["by"]) for row in ROWS for number in row.get("measured", ())
-    }
     for item in items:
-        if item.nodeid in measuring:
+        if of_test(item.nodeid):
             item.add_marker("measured")
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(LONGEST))
@@ -77,7 +74,7 @@ def pytest_pyfunc_call(pyfuncitem):
 
 @pytest.fixture(autouse=True)
 def _reproducible():
-    """Start each test from one global seed; check that it restores the dtype."""
+    """Start each test from one seed of the CPU; check that it restores the dtype."""
     torch.default_generator.manual_seed(0)
     dtype = torch.get_default_dtype()
     yield

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -36,12 +37,17 @@ def named(test: str) -> str:
 
 def of_test(nodeid: str) -> list[Number]:
     """Return the numbers that a test measures."""
-    return [
-        number
-        for row in ROWS
-        for number in row.get("measured", ())
-        if named(number["by"]) == nodeid
-    ]
+    return _by_test().get(nodeid, [])
+
+
+@cache
+def _by_test() -> dict[str, list[Number]]:
+    """Return the numbers of each test that measures some, by its id."""
+    found: dict[str, list[Number]] = {}
+    for row in ROWS:
+        for number in row.get("measured", ()):
+            found.setdefault(named(number["by"]), []).append(number)
+    return found
 
 
 def agrees(number: Number, value: float) -> bool:
