@@ -204,24 +204,28 @@ def check_generator(generator: Any) -> None:
         raise TypeError(msg)
 
 
-def check_finite(x: Tensor, what: str) -> None:
-    """Raise `NonFinite`, naming `what`, if an entry of `x` is NaN or infinite."""
+def first_not_finite(x: Tensor) -> tuple[int, ...] | None:
+    """Return the index of the first entry that is NaN or infinite, if there is one."""
     if x.requires_grad:
         x = x.detach()
     # One reduction on the good path: a sum is finite only if its terms are. A sum of
     # finite terms may overflow; then the entries are checked one by one.
-    if math.isfinite((x.sum() if x.ndim else x).item()):
+    total = (x.sum() if x.ndim else x).item()
+    if math.isfinite(total) or bool(torch.isfinite(x).all()):
+        return None
+    return tuple(int(i) for i in (~torch.isfinite(x)).nonzero()[0])
+
+
+def check_finite(x: Tensor, what: str) -> None:
+    """Raise `NonFinite`, naming `what`, if an entry of `x` is NaN or infinite."""
+    if (index := first_not_finite(x)) is None:
         return
-    if bool(torch.isfinite(x).all()):
-        return
-    bad = (~torch.isfinite(x)).nonzero()
-    where = f", first at index {tuple(int(i) for i in bad[0])}" if x.ndim else ""
-    first = (x[tuple(bad[0])] if x.ndim else x).item()
+    where = f", first at index {index}" if x.ndim else ""
     msg = (
-        f"{what} is {first}{where}: the functional is not finite at this measure; "
-        f"look for log(0), division by 0 or an overflow; if a kernel has no value at "
-        f"0, kernels.Function(W, singular=True) leaves each atom's own pair out; move "
-        f"atoms apart that coincide"
+        f"{what} is {x[index].item()}{where}: the functional is not finite at this "
+        f"measure; look for log(0), division by 0 or an overflow; if a kernel has no "
+        f"value at 0, kernels.Function(W, singular=True) leaves each atom's own pair "
+        f"out; move atoms apart that coincide"
     )
     raise NonFinite(msg)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from otflow._validation import (
     check_kind,
     check_like,
     check_tensor,
+    first_not_finite,
     non_negative_int,
     real,
 )
@@ -131,7 +131,6 @@ class Model(ABC):
         check_like(X, mu, "X", "the measure")
         self.check_measure(mu, X.shape[1])
         return finite(evaluated(self, self.encode(X), mu), self)
-        return evaluated(self, self.encode(X), mu)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -281,13 +280,13 @@ def evaluated(model: Model, inputs: Tensor, mu: Measure) -> Tensor:
 
 def finite(values: Tensor, model: Model, what: str = "outputs") -> Tensor:
     """Return what a model computed; raise `NonFinite` if it is not finite."""
-    seen = values.detach()
-    if not math.isfinite(seen.sum().item()) and not bool(seen.isfinite().all()):
-        index = tuple(int(k) for k in (~seen.isfinite()).nonzero()[0])
+    index = first_not_finite(values)
+    if index is not None:
         msg = (
             f"the {what} of {type(model).__name__} are not finite, first at index "
-            f"{index}: {seen[index].item()}; a number is too large for {seen.dtype}, "
-            f"or a function of yours has no value there; take smaller weights or inputs"
+            f"{index}: {values[index].item()}; a number is too large for "
+            f"{values.dtype}, or a function of yours has no value there; take smaller "
+            f"weights or inputs"
         )
         raise NonFinite(msg)
     return values
